@@ -1,0 +1,1 @@
+"""The CRI's messages, compiled from `protos/` when the package is built."""

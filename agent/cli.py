@@ -1,0 +1,227 @@
+"""The command line.
+
+Invariant: the only module that imports click. Data goes to stdout, everything else to stderr; an
+error is one line that starts with "cannot", with the exit code of its class.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agent import __version__
+from agent.errors import AgentError
+from agent.options import OPTIONS, Option
+from agent.settings import Entry, Settings, resolve
+
+if TYPE_CHECKING:
+    from agent.engine.context import Context
+
+_EPILOG = """\b
+Exit codes: 0 done or nothing to do; 1 plan found changes, status or wait: not ready;
+2 usage; 3 refused, nothing touched; 4 runtime unreachable; 5 failed and rolled back;
+6 rollback failed; 7 another instance holds the lock."""
+
+_HELP = """Make this node's container runtime right for NVIDIA GPUs and CDI, and never break it.
+
+It asks the runtime itself whether it injects CDI devices, registers the nvidia handlers in its
+configuration, restarts it, proves the result and publishes the decision in `toolkit-ready`. What
+cannot be proven is undone.
+
+\b
+  toolkit-agent plan     what would be done, and why; changes nothing
+  toolkit-agent apply    do it
+  toolkit-agent status   what is
+  toolkit-agent revert   back to the files of before
+"""
+
+
+def _flag(option: Option) -> Callable[[Any], Any]:
+    """A click option for an entry of the table; booleans are written --x, --x=true, --x=false."""
+    env = f" [{', '.join(option.env)}]" if option.env else ""
+    default = f" Default: {option.default}." if option.default else ""
+    extra: dict[str, Any] = {"metavar": option.kind.upper()}
+    if option.kind == "bool":
+        extra = {"is_flag": False, "flag_value": "true", "metavar": "BOOL"}
+    elif option.kind == "choice":
+        extra = {"metavar": "|".join(option.choices)}
+    return click.option(
+        *option.all_flags, option.name, default=None, help=f"{option.help}{default}{env}",
+        hidden=not option.acted, **extra,
+    )  # fmt: skip
+
+
+def _with_options(function: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(OPTIONS):
+        function = _flag(option)(function)
+    return function
+
+
+_output = click.option(
+    "-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True,
+    help="How to show the result.",
+)  # fmt: skip
+
+
+@click.group(help=_HELP, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="toolkit-agent")
+def cli() -> None:
+    """The group; commands are below."""
+
+
+@cli.command(epilog=_EPILOG)
+@_with_options
+@_output
+def plan(output: str, **given: str | None) -> None:
+    """Show the decision with its evidence, the diff of every file, and restarts. Writes nothing."""
+    from agent import render
+    from agent.engine.converge import propose
+
+    ctx = _context(given)
+    proposal = propose(ctx, ctx.store.memory())
+    _emit(output, lambda: render.plan_text(proposal), "Plan", lambda: render.plan_data(proposal))
+    if not proposal.right:
+        raise SystemExit(1)
+
+
+@cli.command(epilog=_EPILOG)
+@_with_options
+@_output
+def apply(output: str, **given: str | None) -> None:
+    """Make the node right, once; on a node that is right it writes and restarts nothing."""
+    from agent import render
+    from agent.engine.converge import converge
+
+    outcome = converge(_context(given))
+    _emit(
+        output, lambda: render.outcome_text(outcome), "Outcome",
+        lambda: render.outcome_data(outcome),
+    )  # fmt: skip
+
+
+@cli.command(epilog=_EPILOG)
+@_with_options
+@_output
+def status(output: str, **given: str | None) -> None:
+    """Show runtime, CDI, handlers, files, status file, drift and the last transaction."""
+    from agent import render
+    from agent.engine.report import report
+
+    found = report(_context(given))
+    _emit(output, lambda: render.report_text(found), "Status", found.data)
+    if not found.ready:
+        raise SystemExit(1)
+
+
+@cli.command(epilog=_EPILOG)
+@_with_options
+@click.option("--keep-edits", is_flag=True, help="Take our keys out of files edited since.")
+@_output
+def revert(output: str, *, keep_edits: bool, **given: str | None) -> None:
+    """Put the original files back, restart the runtime on them and prove it."""
+    from agent import render
+    from agent.engine.revert import revert as undo
+
+    done = undo(_context(given), keep_edits=keep_edits)
+    _emit(
+        output, lambda: render.reverted_text(done), "Reverted", lambda: render.reverted_data(done)
+    )
+
+
+@cli.command(epilog=_EPILOG)
+@_with_options
+@click.option("--timeout", type=click.FloatRange(min=0), help="Seconds; default: for ever.")
+def wait(timeout: float | None, **given: str | None) -> None:
+    """Block until the decision is published, then print its lines. For init containers."""
+    import time
+
+    from agent import status as contract
+    from agent.host.paths import open_host_root
+    from agent.observe.process import boot_id
+
+    settings = _settings(given)
+    directory = open_host_root(settings.host_root).locate(settings.status_dir).agent
+    try:
+        values = contract.wait(directory, boot_id(), timeout, time.monotonic, time.sleep)
+    except AgentError as error:
+        click.echo(error.message, err=True)
+        raise SystemExit(1) from error
+    click.echo("".join(f"{key}={value}\n" for key, value in values.items()), nl=False)
+
+
+def _settings(given: dict[str, str | None], entry: Entry = "toolkit-agent") -> Settings:
+    return resolve(given, os.environ, entry)
+
+
+def _context(given: dict[str, str | None], entry: Entry = "toolkit-agent") -> Context:
+    from agent.engine.context import open_context
+    from agent.log import logger
+
+    settings = _settings(given, entry)
+    log = logger(debug=settings.debug)
+    for name in settings.ignored:
+        log("warning", text=f"{name} is accepted and not acted on by this version")
+    return open_context(settings, log)
+
+
+def _emit(
+    output: str, text: Callable[[], str], kind: str, data: Callable[[], dict[str, Any]]
+) -> None:
+    if output == "json":
+        from agent.render import document
+
+        click.echo(document(kind, data()))
+    else:
+        click.echo(text())
+
+
+@click.command(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@_with_options
+def toolkit(**given: str | None) -> None:
+    """Entry point for gpu-operator: apply with upstream's defaults, then wait to be stopped.
+
+    With --no-daemon it ends after the convergence. Stopping it leaves the node as it is.
+    """
+    import signal
+
+    from agent.engine.converge import converge
+
+    ctx = _context(given, "nvidia-toolkit")
+    ending = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ending)
+    converge(ctx)
+    if not ctx.settings.no_daemon:
+        signal.sigwait(ending)
+
+
+def _run(command: click.Command, name: str) -> None:
+    """Run a command; every failure becomes one line and an exit code."""
+    try:
+        command.main(prog_name=name, standalone_mode=False)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except AgentError as error:
+        click.echo(error.message, err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def main() -> None:
+    """`toolkit-agent`."""
+    _run(cli, "toolkit-agent")
+
+
+def nvidia_toolkit() -> None:
+    """`nvidia-toolkit`."""
+    _run(toolkit, "nvidia-toolkit")

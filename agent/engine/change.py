@@ -1,0 +1,192 @@
+"""Carrying out one change: journal, write, restart, prove, commit; or undo and prove that.
+
+Invariant: whoever returns from here leaves files and runtime in agreement, new or old; where that
+could not be reached, the journal stays and RollbackFailed says what is in the way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agent.engine import transaction
+from agent.engine.context import Context
+from agent.engine.node import Endpoint, Runtime
+from agent.engine.plan import Change
+from agent.engine.proof import Identity, NotProven, prove
+from agent.engine.restart import Restart, RestartFailed
+from agent.engine.state import (
+    Journal,
+    Memory,
+    decode,
+    encode,
+    memory_from_json,
+    memory_to_json,
+)
+from agent.engine.wanted import Wanted, unproven
+from agent.errors import AgentError, Refused, RollbackFailed, RolledBack, Unreachable
+from agent.host.paths import HostPath
+from agent.observe.cri import Answer
+from agent.status import Saved
+
+
+class NotAccepted(RolledBack):
+    """The runtime did not prove the change; everything is as it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A change to carry out. `restart` None: the running runtime is right already, only files are
+    written. `before` proves an undo, `memory` is remembered after success (files are added)."""
+
+    purpose: str
+    runtime: Runtime
+    changes: tuple[Change, ...]
+    restart: Restart | None
+    wanted: Wanted
+    before: Wanted
+    memory: Memory
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A change that holds. `answer` is the last one of the proof."""
+
+    answer: Answer | None
+    restarted: bool
+    pending: bool
+
+
+def carry_out(ctx: Context, request: Request) -> Done:
+    """Make the change and prove it. Raises Refused where nothing was touched, RolledBack where it
+    was undone, RollbackFailed where that failed too."""
+    journal = _prepare(ctx, request)
+    restart = request.restart
+    try:
+        transaction.write(request.changes, journal)
+        journal = ctx.store.advance(journal, "written")
+        ctx.log("files written", files=[entry.host for entry in journal.entries])
+        if restart is None:
+            commit(ctx, journal)
+            return Done(None, restarted=False, pending=False)
+        if restart.kind == "none":
+            ctx.store.advance(journal, "awaiting-restart")
+            return Done(None, restarted=False, pending=True)
+        journal = ctx.store.advance(journal, "restarted")
+    except Refused:
+        _undo_files(ctx, journal)
+        raise
+    try:
+        restart.act(request.runtime.process)
+        ctx.log("runtime restarted", kind=restart.kind, target=restart.target)
+        answer = prove_change(ctx, journal)
+        commit(ctx, journal)
+    except (RestartFailed, NotProven, Refused) as error:
+        ctx.log("change not proven", reason=str(error))
+        undo_and_prove(ctx, journal, restart)
+        raise NotAccepted(
+            f"cannot apply: {error}; the old configuration is back and proven; look in the "
+            "runtime's log for the cause"
+        ) from error
+    return Done(answer, restarted=True, pending=False)
+
+
+def _prepare(ctx: Context, request: Request) -> Journal:
+    """Everything that can fail without harm: originals, journal, reserved space; then the
+    readiness goes."""
+    saved = ctx.publisher.save()
+    entries = transaction.entries(ctx.store, request.changes, request.memory)
+    runtime, restart = request.runtime, request.restart
+    journal = Journal(
+        purpose=request.purpose,
+        boot_id=ctx.boot_id,
+        stage="prepared",
+        entries=entries,
+        wanted=request.wanted.to_json(),
+        before=request.before.to_json(),
+        process=runtime.process.identity if runtime.process else None,
+        kind=runtime.kind,
+        socket=(runtime.socket.agent, runtime.socket.host),
+        restart=(restart.kind, restart.target) if restart else None,
+        memory=memory_to_json(transaction.remembered(request.memory, entries)),
+        fingerprint=request.fingerprint,
+        twin=encode(saved.twin),
+        barrier=encode(saved.barrier),
+    )
+    ctx.store.write_journal(journal)
+    try:
+        transaction.reserve(request.changes, journal)
+        if request.restart is not None:
+            ctx.publisher.withdraw()
+    except AgentError:
+        _undo_files(ctx, journal)
+        raise
+    return journal
+
+
+def _undo_files(ctx: Context, journal: Journal) -> None:
+    """Undo a change that no runtime has seen."""
+    transaction.undo(ctx.store, journal)
+    restore_status(ctx, journal)
+    close(ctx, journal)
+
+
+def endpoint(journal: Journal) -> Endpoint:
+    """Where the journal's runtime listens."""
+    return Endpoint(journal.kind, HostPath(*journal.socket))
+
+
+def prove_change(ctx: Context, journal: Journal) -> Answer:
+    """The proof of a change after its restart. Raises NotProven."""
+    wanted = Wanted.from_json(dict(journal.wanted))
+    # After a reboot the numbers of a process say nothing, and any process is another one.
+    old = journal.process if journal.boot_id == ctx.boot_id else None
+    return _prove(ctx, journal, old, wanted)
+
+
+def _prove(ctx: Context, journal: Journal, old: Identity, wanted: Wanted) -> Answer:
+    probe, timeout = ctx.probe(endpoint(journal)), ctx.settings.proof_timeout
+    return prove(probe, old, lambda answer: unproven(wanted, answer), timeout)
+
+
+def undo_and_prove(ctx: Context, journal: Journal, restart: Restart | None) -> None:
+    """Old files, a restart on them, and the proof of the old state; then readiness is back.
+
+    `restart` None where whoever runs the runtime has to restart it. Raises RollbackFailed.
+    """
+    transaction.undo(ctx.store, journal)
+    if restart is not None and restart.kind != "none":
+        try:
+            running = ctx.running(endpoint(journal))
+        except Unreachable:
+            running = None  # it died of the new configuration
+        try:
+            restart.act(running)
+            seen = running.identity if running else None
+            _prove(ctx, journal, seen, Wanted.from_json(dict(journal.before)))
+        except (RestartFailed, NotProven) as error:
+            raise RollbackFailed(
+                f"cannot bring the runtime back: {error}; its files are as they were before; start "
+                "it by hand and look in its log"
+            ) from error
+    restore_status(ctx, journal)
+    close(ctx, journal)
+
+
+def restore_status(ctx: Context, journal: Journal) -> None:
+    """Publish again what was published before, after the old state is proven."""
+    ctx.publisher.restore(Saved(decode(journal.twin), decode(journal.barrier)))
+
+
+def commit(ctx: Context, journal: Journal) -> None:
+    """The change is here to stay: remember it, then forget the journal."""
+    memory = memory_from_json(journal.memory, "the journal")
+    ctx.store.remember(memory)
+    close(ctx, journal)
+    ctx.store.prune(memory)
+
+
+def close(ctx: Context, journal: Journal) -> None:
+    """Nothing is in progress any more."""
+    transaction.tidy(journal)
+    ctx.store.close_journal()

@@ -1,0 +1,120 @@
+"""What every operation on a node needs: settings, the host, the state, the seams.
+
+Invariant: time, sleep, restarts and questions to the runtime come from here, so that a test can
+put its own in their place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent.engine import restart
+from agent.engine.node import Endpoint
+from agent.engine.proof import Identity, Probe
+from agent.engine.restart import Restart
+from agent.engine.state import Store
+from agent.errors import Refused
+from agent.host import lock
+from agent.host.paths import HostRoot, open_host_root
+from agent.observe import cri, process
+from agent.observe.process import Process
+from agent.settings import Settings
+from agent.status import Publisher
+
+
+def _silent(event: str, **_: Any) -> None:
+    """No log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Settings and seams of one run. `log` takes an event and key-value pairs."""
+
+    settings: Settings
+    host: HostRoot
+    store: Store
+    publisher: Publisher
+    log: Callable[..., None] = _silent
+    wall: Callable[[], float] = time.time
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    choose_restart: Callable[[str, Process | None, HostRoot, str], Restart] = field(
+        default=restart.choose
+    )
+
+    @property
+    def boot_id(self) -> str:
+        """The kernel's id of this boot."""
+        return process.boot_id()
+
+    def probe(self, endpoint: Endpoint) -> Probe:
+        """Questions to a runtime, each on a fresh connection."""
+        path, name = endpoint.socket.agent, endpoint.socket.host
+        return Probe(
+            identity=lambda: self.identity(endpoint),
+            ask=lambda: cri.ask(path, name, timeout=5.0),
+            clock=self.clock,
+            sleep=self.sleep,
+        )
+
+    def running(self, endpoint: Endpoint) -> Process | None:
+        """The process behind a socket. Raises Unreachable."""
+        socket = endpoint.socket
+        return process.find(socket.agent, socket.host, self.host, endpoint.kind)
+
+    def identity(self, endpoint: Endpoint) -> Identity:
+        """Pid and start time of the process behind a socket. Raises Unreachable."""
+        found = self.running(endpoint)
+        return found.identity if found else None
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """The state directory made, the lock in it held, and signals that would end us kept
+        waiting: a change in progress is finished or undone first. Raises Locked or Refused."""
+        self.store.create()
+        with lock.held(self.store.path("lock")):
+            ending = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+            old = signal.pthread_sigmask(signal.SIG_BLOCK, ending)
+            try:
+                yield
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, old)
+
+
+def open_context(settings: Settings, log: Callable[..., None] = _silent) -> Context:
+    """The context of a real run. Raises UsageError or Refused."""
+    host = open_host_root(settings.host_root)
+    status = host.locate(settings.status_dir)
+    return Context(
+        settings=settings,
+        host=host,
+        store=Store(_state_directory(settings, host)),
+        publisher=Publisher(status.agent, foreign_barrier=settings.entry == "nvidia-toolkit"),
+        log=log,
+    )
+
+
+def _state_directory(settings: Settings, host: HostRoot) -> str:
+    """Where the journal lies: on the host, for a container's own file system goes with it."""
+    asked = host.locate(settings.state_dir)
+    if host.is_host or (host.on_mount(asked) and _writable(asked.agent)):
+        return asked.agent
+    beside = host.locate(settings.toolkit_install_dir).child(".toolkit-agent")
+    if host.on_mount(beside) and _writable(beside.agent):
+        return beside.agent
+    raise Refused(
+        f"cannot keep a journal in {settings.state_dir}: it is not on a writable mount of the "
+        "host; mount it, or give another directory with --state-dir"
+    )
+
+
+def _writable(path: str) -> bool:
+    while not os.path.isdir(path) and path != "/":
+        path = os.path.dirname(path)
+    return os.access(path, os.W_OK)

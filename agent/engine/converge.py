@@ -1,0 +1,269 @@
+"""One convergence: observe, decide, plan, apply, verify, publish.
+
+Invariant: the order of steps is that of DESIGN section 5. Readiness is withdrawn before the first
+change and published after the proof; a node that is right already is not written to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+
+from agent.decide import Decision
+from agent.engine import change, plan, preflight, recover
+from agent.engine import node as nodes
+from agent.engine import wanted as wishes
+from agent.engine.change import NotAccepted
+from agent.engine.context import Context
+from agent.engine.node import Node, Runtime
+from agent.engine.plan import Edits, Scene
+from agent.engine.preflight import Preflight
+from agent.engine.restart import Restart
+from agent.engine.state import Memory
+from agent.engine.wanted import Wanted
+from agent.errors import AgentError, CandidateFailed, Refused, Unreachable
+from agent.runtimes.containerd import Cri, effective
+from agent.status import Facts, lines
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What a plan shows. `edits` is None where the configuration is not ours to change; `gaps` is
+    what the running runtime lacks, `restart` how it would be restarted if it has to be."""
+
+    runtime: Runtime
+    decision: Decision
+    node: Node | None
+    edits: Edits | None
+    gaps: tuple[str, ...]
+    restart: Restart | None
+    preflight: Preflight | None
+    warnings: tuple[str, ...]
+
+    @property
+    def right(self) -> bool:
+        """Nothing to write and nothing to restart."""
+        return not (self.edits and self.edits.changes) and self.restart is None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a convergence ended. `pending`: files are written, the restart is somebody else's."""
+
+    proposal: Proposal
+    changed: tuple[str, ...] = ()
+    restarted: bool = False
+    pending: bool = False
+    recovered: str | None = None
+
+
+def propose(ctx: Context, memory: Memory, *, may_enable: bool | None = None) -> Proposal:
+    """What would be done, without doing it. Raises Unreachable or Refused."""
+    settings = ctx.settings
+    allowed = settings.may_enable_cdi if may_enable is None else may_enable
+    runtime = nodes.find_runtime(settings, ctx.host)
+
+    def judge(node: Node | None, may: bool) -> Decision:
+        seen = nodes.evidence(node, runtime, ctx.host)
+        return nodes.judge(
+            settings, runtime, seen, enabled_by_agent=memory.enabled_cdi, may_enable=may
+        )
+
+    if settings.no_runtime_config:
+        decision = judge(None, False)
+        return Proposal(runtime, decision, None, None, (), None, None, decision.warnings)
+    node = nodes.with_config(settings, ctx.host, runtime)
+    available, left_out = nodes.binaries(settings, ctx.host)
+    decision = judge(node, allowed)
+    try:
+        edits = _edits(ctx, node, decision, memory, available)
+    except Refused:
+        if decision.row != 4 or memory.enabled_cdi:
+            raise
+        # The switch cannot be set where it would count: the node is as row 5 says.
+        decision = judge(node, False)
+        edits = _edits(ctx, node, decision, memory, available)
+    gaps = tuple(wishes.unproven(edits.wanted, runtime.answer))
+    warnings = (*decision.warnings, *left_out)
+    restart = None
+    if gaps:
+        mode, process = settings.restart_mode, runtime.process
+        restart = ctx.choose_restart(mode, process, ctx.host, runtime.kind)
+    checked = preflight.check(ctx.host, node, edits) if edits.changes or restart else None
+    if checked is not None and not checked.done:
+        warnings = (*warnings, f"not pre-flighted: {checked.note}")
+    return Proposal(runtime, decision, node, edits, gaps, restart, checked, warnings)
+
+
+def _edits(
+    ctx: Context, node: Node, decision: Decision, memory: Memory,
+    available: tuple[wishes.Binary, ...],
+) -> Edits:  # fmt: skip
+    settings = ctx.settings
+
+    def wish(cri: Cri) -> Wanted:
+        return wishes.want(
+            cri, decision, available, settings.runtime_name, memory.default, settings.runtime_type
+        )
+
+    return plan.edits(Scene(ctx.host, node.gen, node.files, node.drop_in, memory, wish))
+
+
+def converge(ctx: Context) -> Outcome:
+    """Make the node right and publish, or leave it as it was and say why.
+
+    Raises AgentError; the failure is also told beside the status file.
+    """
+    with ctx.locked():
+        try:
+            recovered = recover.recover(ctx)
+            proposal = propose(ctx, ctx.store.memory())
+            if recovered == "awaiting-restart":
+                if _still_waits(proposal):
+                    return publish(ctx, Outcome(proposal, pending=True))
+                recovered = recover.give_up_waiting(ctx)
+                proposal = propose(ctx, ctx.store.memory())
+            outcome = _converge(ctx, proposal, ctx.store.memory())
+            return replace(outcome, recovered=recovered)
+        except Unreachable as error:
+            ctx.publisher.withdraw()
+            _tell(ctx, error)
+            raise
+        except AgentError as error:
+            _tell(ctx, error)
+            raise
+
+
+def _still_waits(proposal: Proposal) -> bool:
+    """Is the written change still the right one, and its restart still not ours to do?"""
+    changes = proposal.edits.changes if proposal.edits else ()
+    return not changes and proposal.restart is not None and proposal.restart.kind == "none"
+
+
+def _tell(ctx: Context, error: AgentError) -> None:
+    """A failure to tell a failure must not hide it."""
+    try:
+        ctx.publisher.fail(error)
+    except Refused as second:
+        ctx.log("failure not told", reason=second.message)
+
+
+def _converge(ctx: Context, proposal: Proposal, memory: Memory) -> Outcome:
+    for warning in proposal.warnings:
+        ctx.log("warning", text=warning)
+    if proposal.right:
+        return publish(ctx, Outcome(proposal))
+    assert proposal.node is not None
+    assert proposal.edits is not None
+    mark = fingerprint(proposal)
+    failed = ctx.store.failed()
+    if failed is not None and failed[0] == mark and proposal.restart is not None:
+        raise CandidateFailed(
+            f"cannot apply: the same change failed before ({failed[1]}) and nothing has changed "
+            f"since; correct the cause, or remove {ctx.store.path('failed.json')} to try again"
+        )
+    request = change.Request(
+        purpose="apply",
+        runtime=proposal.runtime,
+        changes=proposal.edits.changes,
+        restart=proposal.restart,
+        wanted=proposal.edits.wanted,
+        before=state_of(proposal.node),
+        memory=_after(memory, proposal),
+        fingerprint=mark,
+    )
+    try:
+        return publish(ctx, _outcome(proposal, change.carry_out(ctx, request)))
+    except NotAccepted as error:
+        ctx.store.remember_failure(mark, error.message)
+        if proposal.decision.row != 4 or memory.enabled_cdi:
+            raise
+        ctx.log("native CDI could not be switched on", reason=error.message)
+        second = propose(ctx, memory, may_enable=False)
+        return _converge(ctx, second, memory)
+
+
+def _outcome(proposal: Proposal, done: change.Done) -> Outcome:
+    assert proposal.edits is not None
+    runtime = replace(proposal.runtime, answer=done.answer) if done.answer else proposal.runtime
+    return Outcome(
+        replace(proposal, runtime=runtime),
+        tuple(item.path.host for item in proposal.edits.changes),
+        restarted=done.restarted,
+        pending=done.pending,
+    )
+
+
+def _after(memory: Memory, proposal: Proposal) -> Memory:
+    """What is to be remembered beside files: the default of before, and who switched CDI on."""
+    assert proposal.edits is not None
+    assert proposal.node is not None
+    current = effective(proposal.node.gen, proposal.node.files)
+    default = memory.default
+    if default is None and not wishes.is_ours(current.default, current.table(current.default)):
+        default = current.default
+    return replace(
+        memory, default=default, enabled_cdi=memory.enabled_cdi or proposal.edits.wanted.enable_cdi
+    )
+
+
+def state_of(node: Node) -> Wanted:
+    """What proves that a runtime runs on these files again: its default, and which of our names
+    are handlers. More than that is not asked for, so that an undo is not doubted for a detail."""
+    cri = effective(node.gen, node.files)
+    absent = tuple(name for name in wishes.OUR_NAMES if name not in cri.runtimes)
+    return Wanted({}, cri.default, False, absent)
+
+
+def fingerprint(proposal: Proposal) -> str:
+    """A hash of everything that a candidate's success depends on."""
+    assert proposal.edits is not None
+    files = [
+        (item.path.host, item.before and item.before.digest, item.after and item.after.digest)
+        for item in proposal.edits.changes
+    ]
+    loaded = [
+        (file.name, file.state.digest if file.state else None) for file in proposal.edits.files
+    ]
+    parts = (files, loaded, proposal.runtime.version, proposal.edits.wanted.to_json())
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def publish(ctx: Context, outcome: Outcome) -> Outcome:
+    """Tell the device plugin, unless the restart is still to come."""
+    if outcome.pending:
+        ctx.publisher.withdraw()
+        ctx.publisher.fail(Refused(
+            "the configuration is written and waits for a restart of the runtime",
+            code="RESTART_PENDING",
+        ))  # fmt: skip
+        return outcome
+    barrier = ctx.publisher.save().barrier is not None
+    content = lines(facts(ctx, outcome.proposal), ctx.boot_id, ctx.wall())
+    ctx.publisher.publish(content, barrier_was_there=barrier)
+    if outcome.changed or outcome.restarted:
+        ctx.store.forget_failure()
+    return outcome
+
+
+def facts(ctx: Context, proposal: Proposal) -> Facts:
+    """The published facts of a proven proposal."""
+    decision, settings = proposal.decision, ctx.settings
+    return Facts(
+        runtime=proposal.runtime.answer.name,
+        runtime_version=proposal.runtime.version,
+        socket=proposal.runtime.socket.host,
+        cdi_enabled=settings.cdi_enabled,
+        native=bool(decision.native),
+        source=decision.source,
+        reason=decision.reason,
+        spec_dirs=decision.spec_dirs,
+        cri_field=decision.cri_field,
+        runtime_name="" if decision.hook else settings.runtime_name,
+        mode=decision.mode,
+        is_default=decision.is_default,
+        strategy=decision.strategy,
+        annotation_prefix=decision.annotation_prefix,
+        hook_path=nodes.host_binary(settings, ctx.host, "nvidia-cdi-hook"),
+    )

@@ -1,0 +1,314 @@
+"""One look at the node: what runs, what it says, and which files it loads.
+
+Invariant: reads only. Everything later works on this one object, so that a decision and the edit
+that follows from it speak of the same moment.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from agent.decide import Decision, Evidence, Question, Switch, Unseen, decide
+from agent.engine.wanted import Binary
+from agent.errors import Refused, Unreachable
+from agent.host.paths import HostPath, HostRoot
+from agent.observe import command, config, cri, process
+from agent.observe.cri import Answer, Unimplemented
+from agent.observe.process import Process
+from agent.runtimes.containerd import ConfigFile, Generation, generation
+from agent.runtimes.versions import parse_version
+from agent.settings import Settings
+from agent.tomledit import Data
+
+SOCKETS = {
+    "containerd": ("/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock"),
+    "crio": ("/run/crio/crio.sock",),
+}
+_KINDS = {"containerd": "containerd", "cri-o": "crio"}
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a runtime listens; there also while it is down. `kind` is containerd or crio."""
+
+    kind: str
+    socket: HostPath
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """A runtime that answers: its process (None where it cannot be seen) and its words."""
+
+    endpoint: Endpoint
+    process: Process | None
+    answer: Answer
+
+    @property
+    def kind(self) -> str:
+        """containerd or crio."""
+        return self.endpoint.kind
+
+    @property
+    def socket(self) -> HostPath:
+        """Its CRI socket."""
+        return self.endpoint.socket
+
+    @property
+    def version(self) -> str:
+        """As the runtime spells it."""
+        return self.answer.version
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A runtime with its configuration. `files` starts with the root file, there or not."""
+
+    runtime: Runtime
+    gen: Generation
+    files: tuple[ConfigFile, ...]
+    executable: str | None
+    drop_in: HostPath
+
+    @property
+    def root(self) -> ConfigFile:
+        """The root file."""
+        return self.files[0]
+
+
+def find_runtime(settings: Settings, host: HostRoot) -> Runtime:
+    """The runtime of this node. Raises Unreachable where none answers, Refused where what answers
+    is not what was asked for."""
+    if settings.socket:
+        return _runtime(settings, host, host.locate(settings.socket))
+    kinds = SOCKETS if settings.runtime == "auto" else {settings.runtime: SOCKETS[settings.runtime]}
+    tried, failure = [], None
+    for path in (path for paths in kinds.values() for path in paths):
+        socket = host.locate(path)
+        tried.append(path)
+        if not os.path.lexists(socket.agent):
+            continue
+        try:
+            return _runtime(settings, host, socket)
+        except Unreachable as error:
+            failure = failure or error
+    raise failure or Unreachable(
+        f"cannot find a runtime: there is no socket at {', '.join(tried)}; start the runtime or "
+        "give --socket"
+    )
+
+
+def _runtime(settings: Settings, host: HostRoot, socket: HostPath) -> Runtime:
+    name = socket.host
+    process.peer(socket.agent, name)  # a plain file or a dead socket is told apart before gRPC
+    try:
+        answer = cri.ask(socket.agent, name)
+    except Unimplemented as error:
+        raise _explained(error, settings, host, socket) from error
+    kind = _KINDS.get(answer.name)
+    if kind is None:
+        raise Unreachable(
+            f"cannot work with {answer.name!r} behind {name}: it is neither containerd nor CRI-O"
+        )
+    if settings.runtime not in ("auto", kind):
+        raise Refused(
+            f"cannot use {name} for {settings.runtime}: {answer.name} answers there; give its own "
+            "socket or --runtime=auto"
+        )
+    running = process.find(socket.agent, name, host, kind)
+    return Runtime(Endpoint(kind, socket), running, answer)
+
+
+def _explained(
+    error: Unimplemented, settings: Settings, host: HostRoot, socket: HostPath
+) -> Unimplemented:
+    """A containerd that does not serve the CRI often says why in its own configuration."""
+    try:
+        running = process.find(socket.agent, socket.host, host, "containerd")
+        file = config.load_file(host, root_name(settings, host, running))
+    except (Refused, Unreachable):
+        return error
+    entry = config.disabled_cri(file)
+    if entry is None:
+        return error
+    return Unimplemented(
+        f"{error.message.partition(';')[0]}: disabled_plugins in {file.path} names {entry!r}; take "
+        "it out and restart containerd"
+    )
+
+
+def look(settings: Settings, host: HostRoot) -> Node:
+    """Runtime, configuration and executable of a containerd node.
+
+    Raises Unreachable, or Refused where the configuration cannot be worked with.
+    """
+    return with_config(settings, host, find_runtime(settings, host))
+
+
+def with_config(settings: Settings, host: HostRoot, runtime: Runtime) -> Node:
+    """The node of a runtime that was found. Raises Refused."""
+    if runtime.kind != "containerd":
+        raise Refused(
+            "cannot configure CRI-O: this version edits containerd's configuration only; "
+            "give NO_RUNTIME_CONFIG=true to publish the decision alone"
+        )
+    version = parse_version(runtime.version)
+    if version is None:
+        raise Refused(f"cannot work with containerd {runtime.version!r}: it is no version number")
+    gen = generation(version)
+    root = root_name(settings, host, runtime.process)
+    files = config.load(host, gen, root)
+    return Node(
+        runtime=runtime,
+        gen=gen,
+        files=files,
+        executable=executable(settings, host, runtime.process),
+        drop_in=drop_in(settings, host, root),
+    )
+
+
+def root_name(settings: Settings, host: HostRoot, running: Process | None) -> str:
+    """Host name of the root file: what the process was started with, or the option.
+
+    Raises Refused where the two disagree: the running containerd would never read our edit.
+    """
+    loaded = None
+    if running is not None:
+        loaded = host.name(running.config or config.DEFAULT_ROOT).host
+    if not settings.config:
+        return loaded or config.DEFAULT_ROOT
+    asked = host.name(settings.config).host
+    if loaded and host.resolve(asked) != host.resolve(loaded):
+        raise Refused(
+            f"cannot use {asked}: the running containerd loads {loaded}; leave --config out or "
+            "give that file"
+        )
+    return asked
+
+
+def drop_in(settings: Settings, host: HostRoot, root: str) -> HostPath:
+    """Our drop-in: as asked for, else conf.d/99-nvidia.toml beside the root file."""
+    given, named = settings.drop_in_config, settings.drop_in_config_host_path
+    if given and named:
+        host.add_view(os.path.dirname(given), os.path.dirname(named))
+        return HostPath(given, named) if not host.is_host else host.locate(given)
+    if given or named:
+        return host.locate(given or named or "")
+    return host.resolve(os.path.join(os.path.dirname(root), "conf.d", "99-nvidia.toml"))
+
+
+def executable(settings: Settings, host: HostRoot, running: Process | None) -> str | None:
+    """Host path of the executable that a restart will run; None where it cannot be told."""
+    if settings.executable_path:
+        return host.name(settings.executable_path).host
+    return running.executable if running else None
+
+
+def evidence(node: Node | None, runtime: Runtime, host: HostRoot) -> tuple[Evidence, ...]:
+    """What is seen of CDI, best source first; the dump only where Status shows nothing."""
+    found = _evidence("cri-status", runtime.answer.config, "enableCDI", "cdiSpecDirs")
+    if found.seen or node is None or node.executable is None:
+        return (found,)
+    path = node.root.name if node.root.state is not None else None
+    dump = command.config_dump(host, node.executable, path)
+    return found, _dump_evidence(dump.data)
+
+
+def _dump_evidence(data: Data | None) -> Evidence:
+    plugins = (data or {}).get("plugins", {})
+    for name in ("io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri", "cri"):
+        if isinstance(section := plugins.get(name), dict) and "containerd" in section:
+            return _evidence("config-dump", section, "enable_cdi", "cdi_spec_dirs")
+    return Evidence("config-dump")
+
+
+def _evidence(source: str, data: object, switch: str, dirs: str) -> Evidence:
+    if not isinstance(data, dict):
+        return Evidence(source)
+    crio = data.get("crio")
+    if isinstance(crio, dict):
+        found = crio.get("CDISpecDirs")
+        return Evidence(source, Switch.UNSEEN, _strings(found) or Unseen.UNSEEN)
+    if "containerd" not in data:
+        return Evidence(source)  # CRI-O before 1.33 shows its sandbox image and nothing else
+    return Evidence(source, _switch(data, switch), _strings(data.get(dirs)))
+
+
+def _switch(data: Mapping[str, object], key: str) -> Switch:
+    if key not in data:
+        return Switch.ABSENT
+    for value, switch in ((True, Switch.TRUE), (False, Switch.FALSE), (None, Switch.NULL)):
+        if data[key] is value:
+            return switch
+    return Switch.UNSEEN
+
+
+def _strings(value: object) -> tuple[str, ...] | None:
+    return tuple(map(str, value)) if isinstance(value, list) else None
+
+
+def judge(
+    settings: Settings, runtime: Runtime, seen: tuple[Evidence, ...], *,
+    enabled_by_agent: bool, may_enable: bool,
+) -> Decision:  # fmt: skip
+    """The decision for this runtime under these settings."""
+    return decide(
+        Question(
+            cdi=settings.cdi_enabled,
+            runtime=runtime.answer.name,
+            version=runtime.version,
+            evidence=seen,
+            may_enable=may_enable,
+            enabled_by_agent=enabled_by_agent,
+            forced={"true": True, "false": False}.get(settings.native_cdi),
+            set_as_default=settings.set_as_default,
+            default_negotiable=settings.default_is_negotiable,
+            mode=settings.mode,
+            strategy=settings.device_list_strategy,
+            prefixes=settings.annotation_prefixes,
+            kubelet=settings.kubelet_version,
+            crio_mode=settings.crio_config_mode,
+        )
+    )
+
+
+def binaries(settings: Settings, host: HostRoot) -> tuple[tuple[Binary, ...], tuple[str, ...]]:
+    """Handlers whose binary is on the host, and warnings for those left out.
+
+    Raises Refused where the main one is missing: containerd lists a handler without binary, and
+    every pod that uses it fails.
+    """
+    name = settings.runtime_name
+    main = "nvidia" if name in ("nvidia-cdi", "nvidia-legacy") else name
+    table = {main: "", "nvidia-cdi": ".cdi", "nvidia-legacy": ".legacy"}
+    found, warnings = [], []
+    for handler, suffix in table.items():
+        base = "nvidia-container-runtime" + suffix
+        path = host_binary(settings, host, base)
+        if path:
+            found.append(Binary(handler, path))
+        elif handler in (main, name):
+            raise Refused(
+                f"cannot register handler {handler}: {base} is neither in "
+                f"{settings.toolkit_install_dir}/toolkit nor in /usr/bin of the host; install the "
+                "toolkit or give --toolkit-install-dir"
+            )
+        else:
+            warnings.append(f"handler {handler} is left out: there is no {base} on the host")
+    return tuple(found), tuple(warnings)
+
+
+def host_binary(settings: Settings, host: HostRoot, base: str) -> str | None:
+    """Host path of a toolkit binary: in the install directory, else the host's own."""
+    installed = host.name(settings.toolkit_install_dir).child("toolkit")
+    for directory in (installed, host.name("/usr/bin")):
+        candidate = directory.child(base)
+        try:
+            found = os.stat(host.resolve(candidate.host).agent)
+        except (OSError, Refused):
+            continue
+        if stat.S_ISREG(found.st_mode) and found.st_mode & 0o111:
+            return candidate.host
+    return None

@@ -1,0 +1,142 @@
+"""Asking the runtime's own executable, before anything is changed, what it makes of the candidate.
+
+Invariant: nothing is written. The staged files live in memory and are handed to the executable as
+`/proc/self/fd/N`, with their imports rewritten to one another, so that not even a full or read-only
+disk is in the way and no reader ever finds a stage.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from agent import tomledit
+from agent.engine.node import Node
+from agent.engine.plan import Edits, first_difference
+from agent.engine.wanted import Wanted
+from agent.errors import Refused
+from agent.host.paths import HostRoot
+from agent.observe import command
+from agent.runtimes.containerd import CRI_V2, CRI_V3, ConfigFile
+from agent.tomledit import Data, Op, Path, Set, Unset, get
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """The outcome: `done` false means that it was not possible, and `note` says why."""
+
+    done: bool
+    note: str
+
+
+def check(host: HostRoot, node: Node, edits: Edits) -> Preflight:
+    """Compare the executable's dump of the files as they are and as they will be.
+
+    Raises Refused where it turns the candidate down, or where more would change than our keys.
+    rc 0 alone proves little: a default without a table and a missing import pass it.
+    """
+    if node.executable is None:
+        return Preflight(False, "the runtime's executable cannot be told; give --executable-path")
+    before = _before(host, node)
+    if before.data is None and not before.rejected:
+        return Preflight(False, f"the runtime's executable cannot be asked: {before.error}")
+    after = _staged_dump(host, node.executable, edits.files)
+    if after.data is None and before.data is None:
+        raise Refused(
+            f"cannot use {node.root.path}: {node.executable} rejects it as it is "
+            f"({before.error[:300]}); repair it first"
+        )
+    if after.data is None:
+        raise Refused(
+            f"cannot apply: {node.executable} rejects the new configuration "
+            f"({after.error[:300]}); nothing was changed"
+        )
+    _compare(before.data or {}, after.data, edits.wanted)
+    return Preflight(True, f"{node.executable} accepts the new configuration")
+
+
+def _before(host: HostRoot, node: Node) -> command.Dump:
+    if node.root.state is None:
+        # 1.x cannot dump without a file; its defaults are what runs then.
+        return command.config_dump(host, node.executable or "", None)
+    return _staged_dump(host, node.executable or "", node.files)
+
+
+def _staged_dump(host: HostRoot, executable: str, files: tuple[ConfigFile, ...]) -> command.Dump:
+    with _stage(files) as (path, descriptors):
+        return command.config_dump(host, executable, path, descriptors)
+
+
+@contextmanager
+def _stage(files: tuple[ConfigFile, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The files in memory; the root imports all others, literally and in their order."""
+    with ExitStack() as stack:
+
+        def keep(text: bytes) -> int:
+            fd = _memory_file(text)
+            stack.callback(os.close, fd)
+            return fd
+
+        imported = [keep(_text(file, Unset(("imports",)))) for file in files[1:]]
+        names = [f"/proc/self/fd/{fd}" for fd in imported]
+        first: Op = Set(("imports",), names) if names else Unset(("imports",))
+        root = keep(_text(files[0], first))
+        yield f"/proc/self/fd/{root}", (root, *imported)
+
+
+def _text(file: ConfigFile, op: Op) -> bytes:
+    """The file's own text with other imports: its spelling is part of what has to be accepted.
+
+    Where imports cannot be changed in it, a rendering with the same meaning stands in.
+    """
+    text = file.state.data.decode() if file.state else ""
+    try:
+        return tomledit.edit(text, [op], file.path.host).encode()
+    except Refused:
+        return tomledit.render(tomledit.apply(file.data, [op])).encode()
+
+
+def _memory_file(data: bytes) -> int:
+    fd = os.memfd_create("toolkit-agent-stage")
+    with os.fdopen(os.dup(fd), "wb") as file:
+        file.write(data)
+    return fd
+
+
+def _compare(before: Data, after: Data, wanted: Wanted) -> None:
+    section = _section(after)
+    runtimes = get(after, (*section, "containerd", "runtimes"), {})
+    default = get(after, (*section, "containerd", "default_runtime_name"))
+    for name in [*wanted.handlers, *([default] if default else [])]:
+        if name not in runtimes:
+            raise Refused(
+                f"cannot apply: the runtime would not have the handler {name}; nothing was changed"
+            )
+    difference = first_difference(_strip(before, wanted), _strip(after, wanted))
+    if difference is not None:
+        raise Refused(
+            f"cannot apply: {tomledit.dotted(difference)} would change too, says the runtime's own "
+            "dump; nothing was changed; please report this with the output of `plan`"
+        )
+
+
+def _strip(dump: Data, wanted: Wanted) -> Data:
+    section = _section(dump)
+    runtimes = (*section, "containerd", "runtimes")
+    ops: list[Op] = [Unset((*runtimes, name)) for name in wanted.handlers]
+    ops += [
+        Unset((*section, "containerd", "default_runtime_name")),
+        Unset((*section, "containerd", "default_runtime")),
+        Unset((*section, "enable_cdi")),
+        Unset(("imports",)),
+        Unset(("version",)),
+    ]
+    return tomledit.apply(dump, ops)
+
+
+def _section(dump: Data) -> Path:
+    """Where a dump has the CRI: dumps are always rewritten to the executable's own version."""
+    found = get(dump, ("plugins", CRI_V3))
+    return ("plugins", CRI_V3 if isinstance(found, dict) else CRI_V2)

@@ -1,0 +1,112 @@
+"""What is: the runtime, the decision, the files, the published status, and where they drift apart.
+
+Invariant: reads only, needs no lock, and says what it could see also where other parts fail.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from agent import status
+from agent.engine import converge, transaction
+from agent.engine.context import Context
+from agent.engine.converge import Proposal
+from agent.engine.state import Memory, Original
+from agent.errors import AgentError, Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One look. `problem` is why the rest of it is missing; `ready`: the published decision can be
+    believed and is that of this moment."""
+
+    ready: bool
+    proposal: Proposal | None
+    problem: AgentError | None
+    published: dict[str, str]
+    not_published: str | None
+    memory: Memory
+    unfinished: str | None
+    failed: str | None
+    drift: tuple[str, ...]
+
+    def data(self) -> dict[str, Any]:
+        """Plain data, for JSON and for the table."""
+        proposal = self.proposal
+        answer = proposal.runtime.answer if proposal else None
+        config = (answer.config if answer else None) or {}
+        runtimes = (config.get("containerd") or {}).get("runtimes") or {}
+        return {
+            "ready": self.ready,
+            "problem": self.problem.message if self.problem else None,
+            "runtime": {
+                "name": answer.name if answer else None,
+                "version": answer.version if answer else None,
+                "socket": proposal.runtime.socket.host if proposal else None,
+                "ready": answer.ready if answer else None,
+            },
+            "cdi": {
+                "row": proposal.decision.row if proposal else None,
+                "native": proposal.decision.native if proposal else None,
+                "source": proposal.decision.source if proposal else None,
+                "specDirs": list(proposal.decision.spec_dirs) if proposal else [],
+            },
+            "handlers": sorted(runtimes) or sorted(filter(None, answer.handlers if answer else ())),
+            "default": (config.get("containerd") or {}).get("defaultRuntimeName"),
+            "files": [
+                {"path": host, "existedBefore": item.digest is not None, "now": _now(host, item)}
+                for host, item in sorted(self.memory.files.items())
+            ],
+            "drift": list(self.drift),
+            "transaction": {"unfinished": self.unfinished, "failed": self.failed},
+            "published": dict(self.published),
+            "notPublished": self.not_published,
+        }
+
+
+def report(ctx: Context) -> Report:
+    """Look at everything; never raises for a broken node, that is what it reports."""
+    proposal, problem = None, None
+    memory, unfinished, failed = Memory(), None, None
+    try:
+        memory = ctx.store.memory()
+        journal = ctx.store.journal()
+        unfinished = f"{journal.purpose} ({journal.stage})" if journal else None
+        last = ctx.store.failed()
+        failed = last[1] if last else None
+        proposal = converge.propose(ctx, memory)
+    except AgentError as error:
+        problem = error
+    drift: list[str] = []
+    if proposal is not None:
+        changes = proposal.edits.changes if proposal.edits else ()
+        drift += [f"{change.path.host} is not as it should be" for change in changes]
+        drift += [f"running runtime: {gap}" for gap in proposal.gaps]
+    published, missing = _published(ctx)
+    if proposal is not None and published:
+        now = dict(status.lines(converge.facts(ctx, proposal), ctx.boot_id, ctx.wall()))
+        if now["TOOLKIT_CONFIG_HASH"] != published.get("TOOLKIT_CONFIG_HASH"):
+            drift.append("the published decision is not today's")
+    ready = bool(published) and problem is None and not drift and unfinished is None
+    return Report(
+        ready, proposal, problem, published, missing, memory, unfinished, failed, tuple(drift)
+    )
+
+
+def _now(host: str, original: Original) -> str:
+    """How a file that we wrote is today. An edit of somebody else's is no fault by itself."""
+    try:
+        digest = transaction.digest_of(original.agent, host)
+    except Refused as error:
+        return error.message
+    if digest is None:
+        return "gone"
+    return "as written" if digest == original.written else "edited since"
+
+
+def _published(ctx: Context) -> tuple[dict[str, str], str | None]:
+    try:
+        return status.read_valid(ctx.publisher.directory, ctx.boot_id), None
+    except Refused as error:
+        return {}, error.message

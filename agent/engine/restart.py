@@ -1,0 +1,112 @@
+"""Ways to restart a runtime, chosen before anything is touched.
+
+Invariant: a restart names exactly what it acts on, a unit that was checked or a process that is
+still the one that was checked; where neither can be had, the change is refused beforehand.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from agent.errors import Refused
+from agent.host.paths import HostRoot
+from agent.observe import command
+from agent.observe.process import Process, is_kind, is_unit, start_time
+
+Kind = Literal["systemd", "signal", "none"]
+
+_SYSTEMCTL_TIMEOUT = 120.0  # seconds; systemd's own stop timeout is 90
+
+
+class RestartFailed(Exception):
+    """The restart could not be carried out; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """How this node's runtime is restarted: `target` is a unit or a pid, for people."""
+
+    kind: Kind
+    target: str
+    act: Callable[[Process | None], None]
+
+
+def choose(mode: str, process: Process | None, host: HostRoot, kind: str) -> Restart:
+    """The way to restart for --restart-mode. Raises Refused where it cannot work.
+
+    auto: the systemd unit that owns the process behind the CRI socket.
+    """
+    if mode == "none":
+        return Restart("none", "nobody", lambda _: None)
+    if process is None:
+        raise Refused(
+            f"cannot restart {kind}: the process behind its socket cannot be seen from here; run "
+            "with hostPID, or give --restart-mode=none and restart it yourself"
+        )
+    if not is_kind(process, kind):
+        raise Refused(
+            f"cannot restart {kind}: process {process.pid} behind its socket is "
+            f"{process.executable or 'unknown'}; give the CRI socket of {kind}"
+        )
+    if mode == "signal":
+        if kind != "containerd":
+            raise Refused(
+                f"cannot restart {kind} by a signal: it ends cleanly and systemd leaves it dead; "
+                "give --restart-mode=systemd"
+            )
+        if process.pid <= 1:
+            raise Refused(f"cannot signal {kind}: its pid is {process.pid} here; run with hostPID")
+        return Restart("signal", f"pid {process.pid}", _terminate)
+    if process.unit is None:
+        raise Refused(
+            f"cannot restart {kind}: no systemd unit owns process {process.pid}; give "
+            "--restart-mode=signal if something starts it again, or none to restart it yourself"
+        )
+    unit = process.unit
+    return Restart("systemd", unit, lambda running: _systemctl(host, unit, running))
+
+
+def resume(kind: str, target: str, host: HostRoot) -> Restart | None:
+    """The way that a journal names, for a runtime that may be down; None for nobody's business."""
+    if kind == "systemd" and is_unit(target):
+        return Restart("systemd", target, lambda running: _systemctl(host, target, running))
+    return Restart("signal", target, _terminate) if kind == "signal" else None
+
+
+def _terminate(process: Process | None) -> None:
+    """SIGTERM to the very process that was looked at; a pid that was reused gets none.
+
+    SIGHUP would kill containerd just the same, and leave its socket behind.
+    """
+    if process is None:
+        return  # it is dead, and whatever supervises it is starting it again
+    try:
+        fd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return
+    except OSError as error:
+        raise RestartFailed(f"process {process.pid}: {os.strerror(error.errno or 0)}") from error
+    try:
+        # From here on the descriptor is this process, whoever gets its pid later.
+        if start_time(process.pid, process.proc) == process.start:
+            signal.pidfd_send_signal(fd, signal.SIGTERM)
+    except ProcessLookupError:
+        return
+    except PermissionError as error:
+        raise RestartFailed(f"process {process.pid}: not permitted to signal it") from error
+    finally:
+        os.close(fd)
+
+
+def _systemctl(host: HostRoot, unit: str, running: Process | None) -> None:
+    if running is None:
+        # A start limit that was hit on the broken configuration must not stop the cure.
+        command.run(host, ["systemctl", "reset-failed", unit], _SYSTEMCTL_TIMEOUT)
+    done = command.run(host, ["systemctl", "restart", unit], _SYSTEMCTL_TIMEOUT)
+    if done.code != 0:
+        lines = done.error.strip().splitlines()
+        raise RestartFailed(f"systemctl restart {unit}: {lines[0] if lines else done.code}")

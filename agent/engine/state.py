@@ -1,0 +1,277 @@
+"""What the agent remembers on the host: originals, the journal of a change, and what failed.
+
+Invariant: the state directory can always undo. Originals are bytes under their own hash, durable
+before anything refers to them; the journal is durable before the first change and is removed last.
+
+    memory.json     files that we changed, each with its original and what we last wrote
+    journal.json    the change in progress, if any
+    failed.json     the candidate that failed last
+    originals/HASH  bytes
+    lock
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from agent.errors import Refused, reason
+from agent.host import files
+from agent.host.files import FileState
+from agent.host.paths import HostPath
+
+_FORMAT = 1
+_LIMIT = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """A file as it was before we first changed it, and our last word on it.
+
+    `digest` is None where there was no file. `written` is the digest of what we wrote last;
+    `edited`: somebody changed the file between two of our changes. `made`: directories that we
+    made for it, outermost first (host paths).
+    """
+
+    agent: str
+    digest: str | None
+    mode: int
+    uid: int
+    gid: int
+    written: str | None
+    edited: bool = False
+    made: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Everything needed for `revert`, by host path; the default runtime of before our first
+    change; and whether `enable_cdi = true` is our doing."""
+
+    files: Mapping[str, Original] = field(default_factory=dict)
+    default: str | None = None
+    enabled_cdi: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file of a change: digests before and after, None for "no file"."""
+
+    host: str
+    agent: str
+    before: str | None
+    after: str | None
+    mode: int
+    uid: int
+    gid: int
+    made: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> HostPath:
+        """Both names of the file."""
+        return HostPath(self.agent, self.host)
+
+    @property
+    def undo(self) -> str:
+        """Where the original waits beside the file, so that a full disk cannot stop an undo."""
+        directory, name = os.path.split(self.agent)
+        return os.path.join(directory, f".{name}.toolkit-agent-undo~")
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """A change in progress. `stage` is prepared, written, restarted or awaiting-restart.
+
+    `wanted` and `before` are `Wanted` as JSON: what proves the change and what proves the undo;
+    `process` is (pid, start time) of the runtime that ran on the old files, `kind` and `socket`
+    (both names) where it listens, `restart` (kind, target) how it is restarted, None where nothing
+    has to be. `twin` and `barrier` are the status files of before (base64), `memory` is what to
+    remember after success.
+    """
+
+    purpose: str
+    boot_id: str
+    stage: str
+    entries: tuple[Entry, ...]
+    wanted: Mapping[str, Any]
+    before: Mapping[str, Any]
+    process: tuple[int, int] | None
+    kind: str
+    socket: tuple[str, str]
+    restart: tuple[str, str] | None
+    memory: Mapping[str, Any]
+    fingerprint: str
+    twin: str | None = None
+    barrier: str | None = None
+
+
+class Store:
+    """The state directory. Every method raises Refused where the disk does not play along."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+
+    def path(self, name: str) -> str:
+        """The agent path of a name in the directory."""
+        return os.path.join(self.directory, name)
+
+    def create(self) -> None:
+        """Make the directory (0700) with its parents."""
+        try:
+            files.make_directories(os.path.dirname(self.directory))
+            files.make_directories(self.directory, 0o700)
+            files.make_directories(self.path("originals"), 0o700)
+        except OSError as error:
+            raise Refused(
+                f"cannot use the state directory {self.directory}: {reason(error)}; "
+                "give another one with --state-dir"
+            ) from error
+
+    def memory(self) -> Memory:
+        """What is remembered; nothing where there is no file yet."""
+        data = self._load("memory.json")
+        return Memory() if data is None else memory_from_json(data, self.path("memory.json"))
+
+    def remember(self, memory: Memory) -> None:
+        """Replace what is remembered."""
+        if memory == Memory():
+            self._remove("memory.json")
+        else:
+            self._save("memory.json", memory_to_json(memory))
+
+    def journal(self) -> Journal | None:
+        """The unfinished change, if any."""
+        data = self._load("journal.json")
+        if data is None:
+            return None
+        try:
+            entries = tuple(
+                Entry(**{**entry, "made": tuple(entry["made"])}) for entry in data.pop("entries")
+            )
+            pairs: dict[str, Any] = {
+                key: tuple(value) if (value := data.pop(key)) else None
+                for key in ("process", "socket", "restart")
+            }
+            return Journal(entries=entries, **pairs, **data)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise self._broken("journal.json") from error
+
+    def write_journal(self, journal: Journal) -> None:
+        """Make the journal durable."""
+        self._save("journal.json", asdict(journal))
+
+    def advance(self, journal: Journal, stage: str) -> Journal:
+        """The journal at its next stage, durable."""
+        journal = replace(journal, stage=stage)
+        self.write_journal(journal)
+        return journal
+
+    def close_journal(self) -> None:
+        """The change is over, one way or the other."""
+        self._remove("journal.json")
+
+    def failed(self) -> tuple[str, str] | None:
+        """(fingerprint, reason) of the candidate that failed last."""
+        data = self._load("failed.json")
+        if data is None:
+            return None
+        return str(data.get("fingerprint")), str(data.get("reason"))
+
+    def remember_failure(self, fingerprint: str, why: str) -> None:
+        """Keep a candidate from being tried again as it is."""
+        self._save("failed.json", {"fingerprint": fingerprint, "reason": why[:1000]})
+
+    def forget_failure(self) -> None:
+        """Any candidate may be tried."""
+        self._remove("failed.json")
+
+    def keep(self, data: bytes) -> str:
+        """Store bytes durably under their digest."""
+        name = files.digest(data)
+        path = self.path(f"originals/{name}")
+        if not os.path.exists(path):
+            self._write(path, data)
+        return name
+
+    def bytes_of(self, digest: str) -> bytes:
+        """Stored bytes. Raises Refused where they are gone or are not what they were."""
+        path = self.path(f"originals/{digest}")
+        found = files.read(path, limit=_LIMIT)
+        if found is None or found.digest != digest:
+            raise Refused(f"cannot restore: {path} is missing or damaged; restore the file by hand")
+        return found.data
+
+    def prune(self, memory: Memory) -> None:
+        """Drop stored bytes that nothing refers to."""
+        kept = {original.digest for original in memory.files.values()}
+        try:
+            for name in os.listdir(self.path("originals")):
+                if name not in kept:
+                    files.discard(self.path(f"originals/{name}"))
+        except OSError as error:
+            raise Refused(f"cannot tidy {self.directory}: {reason(error)}") from error
+
+    def _load(self, name: str) -> dict[str, Any] | None:
+        found = files.read(self.path(name), limit=_LIMIT)
+        if found is None:
+            return None
+        try:
+            data = json.loads(found.data)
+        except ValueError as error:
+            raise self._broken(name) from error
+        if not isinstance(data, dict) or data.pop("format", None) != _FORMAT:
+            raise self._broken(name)
+        return data
+
+    def _broken(self, name: str) -> Refused:
+        return Refused(
+            f"cannot read {self.path(name)}: it is damaged or of another version; look at the "
+            "runtime's configuration, then move the file away"
+        )
+
+    def _save(self, name: str, data: Mapping[str, Any]) -> None:
+        text = json.dumps({"format": _FORMAT, **data}, indent=1, sort_keys=True) + "\n"
+        self._write(self.path(name), text.encode())
+
+    def _write(self, path: str, data: bytes) -> None:
+        try:
+            files.write(path, FileState(data, 0o600, os.geteuid(), os.getegid()))
+        except OSError as error:
+            raise Refused(f"cannot write {path}: {reason(error)}") from error
+
+    def _remove(self, name: str) -> None:
+        try:
+            files.remove(self.path(name))
+        except OSError as error:
+            raise Refused(f"cannot remove {self.path(name)}: {reason(error)}") from error
+
+
+def memory_to_json(memory: Memory) -> dict[str, Any]:
+    """Plain data of a memory."""
+    return asdict(replace(memory, files=dict(memory.files)))
+
+
+def memory_from_json(data: Mapping[str, Any], name: str) -> Memory:
+    """The memory of plain data. Raises Refused, naming the file, where it is none."""
+    try:
+        originals = {
+            host: Original(**{**item, "made": tuple(item["made"])})
+            for host, item in data["files"].items()
+        }
+        return Memory(originals, data["default"], data["enabled_cdi"])
+    except (TypeError, KeyError, AttributeError) as error:
+        raise Refused(f"cannot read {name}: it is damaged; move it away") from error
+
+
+def encode(data: bytes | None) -> str | None:
+    """Bytes for the journal."""
+    return None if data is None else base64.b64encode(data).decode("ascii")
+
+
+def decode(text: str | None) -> bytes | None:
+    """Bytes from the journal."""
+    return None if text is None else base64.b64decode(text)

@@ -1,0 +1,170 @@
+"""A change of files that can be undone at every moment.
+
+Invariant: at any instant each file is as before or as after, the journal says which files are
+meant, and the original of each lies beside it under a name that no reader takes; undoing is a
+rename. A file that somebody else changed in the meantime is left alone and reported.
+
+    prepare ─► write ─► (restart, proof) ─► commit
+                 └──────────────┴─────────► undo
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+
+from agent.engine.plan import Change
+from agent.engine.state import Entry, Journal, Memory, Original, Store
+from agent.errors import Refused, RollbackFailed, reason
+from agent.host import files
+from agent.host.files import FileState
+
+
+def entries(store: Store, changes: tuple[Change, ...], memory: Memory) -> tuple[Entry, ...]:
+    """The ledger of a change; originals are durable in the store when this returns.
+
+    A file that goes takes along the directories that were made for it.
+    """
+    made: set[str] = set()
+    result = []
+    for change in changes:
+        state = change.before or change.after or FileState(b"")
+        if change.before:
+            store.keep(change.before.data)
+        missing = [
+            directory
+            for directory in files.missing_directories(os.path.dirname(change.path.agent))
+            if directory not in made
+        ]
+        made.update(missing)
+        if change.after is None and change.path.host in memory.files:
+            missing = list(memory.files[change.path.host].made)
+        result.append(
+            Entry(
+                host=change.path.host,
+                agent=change.path.agent,
+                before=change.before.digest if change.before else None,
+                after=change.after.digest if change.after else None,
+                mode=state.mode,
+                uid=state.uid,
+                gid=state.gid,
+                made=tuple(missing),
+            )
+        )
+    return tuple(result)
+
+
+def reserve(changes: tuple[Change, ...], journal: Journal) -> None:
+    """Put the originals beside their files, with everything that a rename needs. Raises Refused."""
+    for change, entry in zip(changes, journal.entries, strict=True):
+        if change.before is not None:
+            try:
+                files.discard(entry.undo)
+                files.stage(entry.agent, change.before, os.path.basename(entry.undo))
+                files.sync_directory(os.path.dirname(entry.undo))
+            except OSError as error:
+                raise _cannot_write(entry, error) from error
+
+
+def write(changes: tuple[Change, ...], journal: Journal) -> None:
+    """Make the change. Raises Refused where a file is no longer what the plan saw, or cannot be
+    written; what was written until then is for `undo`."""
+    for change, entry in zip(changes, journal.entries, strict=True):
+        if digest_of(entry.agent, entry.host) != entry.before:
+            raise Refused(
+                f"cannot write {entry.host}: somebody changed it in the meantime; try again"
+            )
+        try:
+            if change.after is None:
+                files.remove(entry.agent)
+            else:
+                files.make_directories(os.path.dirname(entry.agent))
+                files.write(entry.agent, change.after)
+        except OSError as error:
+            raise _cannot_write(entry, error) from error
+
+
+def _cannot_write(entry: Entry, error: OSError) -> Refused:
+    return Refused(f"cannot write {entry.host}: {reason(error)}")
+
+
+def undo(store: Store, journal: Journal) -> None:
+    """Bring every file back to what it was. Raises RollbackFailed where that cannot be done, after
+    having brought back all the others."""
+    failures = []
+    for entry in reversed(journal.entries):
+        try:
+            _undo_one(store, entry)
+        except (OSError, Refused) as error:
+            text = reason(error) if isinstance(error, OSError) else error.message
+            failures.append(f"{entry.host}: {text}")
+    if failures:
+        raise RollbackFailed(
+            "cannot undo the change: " + "; ".join(failures) + f"; the originals are in "
+            f"{store.path('originals')}"
+        )
+
+
+def _undo_one(store: Store, entry: Entry) -> None:
+    now = digest_of(entry.agent, entry.host)
+    if now == entry.before:
+        files.discard(entry.undo)
+    elif now != entry.after:
+        raise Refused("somebody else changed it since; it was left as it is")
+    elif entry.before is None:
+        files.remove(entry.agent)
+    elif os.path.lexists(entry.undo):
+        os.rename(entry.undo, entry.agent)
+        files.sync_directory(os.path.dirname(entry.agent))
+    else:
+        files.make_directories(os.path.dirname(entry.agent))
+        data = store.bytes_of(entry.before)
+        files.write(entry.agent, FileState(data, entry.mode, entry.uid, entry.gid))
+    if entry.before is None:
+        files.remove_directories(entry.made)
+
+
+def tidy(journal: Journal) -> None:
+    """Remove the originals beside their files, and directories that nothing is in any more."""
+    for entry in journal.entries:
+        with contextlib.suppress(OSError):  # a leftover has no effect, and the next change goes on
+            if os.path.lexists(entry.undo):
+                files.remove(entry.undo)
+            if entry.after is None:
+                files.remove_directories(entry.made)
+
+
+def is_written(journal: Journal) -> bool:
+    """Are all files as the change wanted them?"""
+    return all(digest_of(entry.agent, entry.host) == entry.after for entry in journal.entries)
+
+
+def digest_of(agent: str, host: str) -> str | None:
+    """Digest of a file that is there, None for none. Raises Refused."""
+    found = files.read(agent, host)
+    return found.digest if found else None
+
+
+def remembered(memory: Memory, journal_entries: tuple[Entry, ...]) -> Memory:
+    """What to remember once these entries are in force: the first original stays for ever."""
+    known: dict[str, Original] = dict(memory.files)
+    for entry in journal_entries:
+        old = known.get(entry.host)
+        if old is None:
+            known[entry.host] = Original(
+                entry.agent, entry.before, entry.mode, entry.uid, entry.gid, entry.after,
+                made=entry.made,
+            )  # fmt: skip
+            continue
+        edited = old.edited or entry.before not in (old.written, old.digest)
+        known[entry.host] = replace(
+            old, agent=entry.agent, written=entry.after, edited=edited, made=old.made or entry.made
+        )
+    return replace(memory, files=_without_restored(known))
+
+
+def _without_restored(known: Mapping[str, Original]) -> dict[str, Original]:
+    """Files that are back at their original are nothing to remember."""
+    return {host: item for host, item in known.items() if item.written != item.digest}

@@ -1,0 +1,221 @@
+"""What the runtime has to end up with, and how far it is from that.
+
+Invariant: pure. The same wish is held against files (before) and against the runtime's own Status
+(proof), and a value that is missing counts as the zero value, as in the runtime itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from agent.decide import Decision
+from agent.errors import Refused
+from agent.observe.cri import Answer
+from agent.runtimes.containerd import Cri
+from agent.tomledit import Data, Path, get
+
+OUR_NAMES = ("nvidia", "nvidia-cdi", "nvidia-legacy")
+_BINARY = "nvidia-container-runtime"
+_RUNTIMES: Path = ("containerd", "runtimes")
+_DEFAULT: Path = ("containerd", "default_runtime_name")
+
+# Names in Status where they are not those of the file (containerd's JSON tags).
+_STATUS_KEYS = {
+    "runtime_type": "runtimeType", "runtime_path": "runtimePath", "runtime_root": "runtimeRoot",
+    "runtime_engine": "runtimeEngine", "pod_annotations": "PodAnnotations",
+    "container_annotations": "ContainerAnnotations", "base_runtime_spec": "baseRuntimeSpec",
+    "cni_conf_dir": "cniConfDir", "cni_max_conf_num": "cniMaxConfNum",
+    "cgroup_writable": "cgroupWritable", "sandbox_mode": "sandboxMode",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    """A handler's name and its binary on the host."""
+
+    handler: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The wish: whole handler tables, the default (None: leave it), `enable_cdi` set to true,
+    and names that must not be handlers (after a revert)."""
+
+    handlers: Mapping[str, Data]
+    default: str | None = None
+    enable_cdi: bool = False
+    absent: tuple[str, ...] = ()
+
+    def to_json(self) -> Data:
+        """For the journal."""
+        return {
+            "handlers": dict(self.handlers),
+            "default": self.default,
+            "enable_cdi": self.enable_cdi,
+            "absent": list(self.absent),
+        }
+
+    @classmethod
+    def from_json(cls, data: Data) -> Wanted:
+        """From the journal."""
+        return cls(data["handlers"], data["default"], data["enable_cdi"], tuple(data["absent"]))
+
+
+def is_ours(name: str, table: Data, names: tuple[str, ...] = OUR_NAMES) -> bool:
+    """A handler with one of our names, or one that runs an nvidia-container-runtime."""
+    return name in names or any(
+        os.path.basename(value).startswith(_BINARY) for _, value in binaries(table)
+    )
+
+
+def binaries(table: Data) -> Iterator[tuple[str, str]]:
+    """Every spelling of the binary in a handler's options.
+
+    containerd passes options on by name regardless of case: with `binaryName` in one file and
+    `BinaryName` in another, Status shows the one and pods run the other (observed on 2.1.9).
+    `Runtime` is what the peer writes beside it in version 1 files.
+    """
+    options = table.get("options") or {}
+    for key, value in options.items():
+        if not isinstance(value, str):
+            continue
+        lower = key.lower()
+        nvidia = lower == "runtime" and os.path.basename(value).startswith(_BINARY)
+        if lower == "binaryname" or nvidia:
+            yield key, value
+
+
+def want(
+    cri: Cri, decision: Decision, available: tuple[Binary, ...], name: str,
+    remembered: str | None, runtime_type: str,
+) -> Wanted:  # fmt: skip
+    """The wish that follows from a decision on a node with these effective settings.
+
+    `name` is the handler that becomes the default where the decision says so, `remembered` the
+    default of before our first change. Raises Refused where no default could be gone back to.
+    """
+    names = tuple(binary.handler for binary in available)
+    ours = (*OUR_NAMES, *names)
+    base = _base(cri, ours, remembered)
+    handlers = {
+        binary.handler: _handler(cri.table(base) if base else {}, binary.path, decision,
+                                 runtime_type, cri.table(binary.handler))
+        for binary in available
+    }  # fmt: skip
+    default: str | None = None
+    if decision.is_default:
+        default = name
+    elif is_ours(cri.default, cri.table(cri.default), ours):
+        if base is None:
+            raise Refused(
+                f"cannot take {cri.default} back as default runtime: there is no handler runc or "
+                "crun to go back to; add one to the configuration"
+            )
+        default = base
+    elif cri.default not in cri.runtimes:
+        raise Refused(
+            f"cannot use the configuration: default_runtime_name is {cri.default}, and there is no "
+            "such handler; add it or correct the name"
+        )
+    return Wanted(handlers, default, decision.enable_cdi)
+
+
+def _base(cri: Cri, ours: tuple[str, ...], remembered: str | None) -> str | None:
+    """The handler to inherit from: the default unless ours, the remembered one, runc, crun."""
+    for name in (cri.default, remembered, "runc", "crun"):
+        if name and name in cri.runtimes and not is_ours(name, cri.table(name), ours):
+            return name
+    return None
+
+
+def _handler(base: Data, binary: str, decision: Decision, runtime_type: str, current: Data) -> Data:
+    """The base's table with our binary, under every spelling that the current table has."""
+    table = copy.deepcopy(base)
+    inherited = table.pop("options", {})
+    foreign = {key for key, _ in binaries(base)}
+    options = {"BinaryName": binary, **dict.fromkeys((key for key, _ in binaries(current)), binary)}
+    options |= {key: value for key, value in inherited.items() if key not in foreign}
+    table["runtime_type"] = table.get("runtime_type") or runtime_type
+    annotations = [prefix + "*" for prefix in decision.pass_prefixes]
+    annotations += [
+        item for item in table.pop("container_annotations", []) if item not in annotations
+    ]
+    if annotations or current.get("container_annotations"):
+        table["container_annotations"] = annotations
+    return {**table, "options": options}
+
+
+def gaps(wanted: Wanted, cri: Cri) -> dict[Path, Any]:
+    """Keys below the CRI section that are not as wanted, with what they have to be."""
+    found: dict[Path, Any] = {}
+    for name, table in wanted.handlers.items():
+        current = cri.runtimes.get(name)
+        for path, value in _leaves(table):
+            if current is None or not same(value, get(current, path)):
+                found[(*_RUNTIMES, name, *path)] = value
+    if wanted.default is not None and cri.default != wanted.default:
+        found[_DEFAULT] = wanted.default
+    if wanted.enable_cdi and cri.enable_cdi is not True:
+        found[("enable_cdi",)] = True
+    return found
+
+
+def _leaves(table: Data, above: Path = ()) -> Iterator[tuple[Path, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, (*above, key))
+        else:
+            yield (*above, key), value
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal, where a missing value is the zero value of its kind."""
+    if isinstance(one, bool) or isinstance(other, bool):
+        return bool(one) is bool(other)
+    return bool(one == other) or (not one and not other)
+
+
+def unproven(wanted: Wanted, answer: Answer) -> list[str]:
+    """What the running runtime lacks, in words; empty where it is as wanted."""
+    shown = get(answer.config, _RUNTIMES)
+    if not isinstance(shown, Mapping):
+        # No verbose information: all that can be had is the list of handlers.
+        missing = [name for name in wanted.handlers if name not in answer.handlers]
+        wrong = [name for name in wanted.absent if name in answer.handlers]
+        return [f"handler {n} is not listed" for n in missing] + [
+            f"handler {n} is still there" for n in wrong
+        ]
+    problems = [f"handler {name} is still there" for name in wanted.absent if name in shown]
+    for name, table in wanted.handlers.items():
+        running = shown.get(name)
+        if not isinstance(running, Mapping):
+            problems.append(f"handler {name} is missing")
+        elif answer.handlers and name not in answer.handlers:
+            problems.append(f"handler {name} is not listed")
+        else:
+            problems += [f"handler {name}: {text}" for text in _unlike(table, running)]
+    default = get(answer.config, ("containerd", "defaultRuntimeName"))
+    if wanted.default is not None and default != wanted.default:
+        problems.append(f"the default runtime is {default}, not {wanted.default}")
+    if wanted.enable_cdi and get(answer.config, ("enableCDI",), False) not in (True, None):
+        problems.append("enableCDI is not on")
+    return problems
+
+
+def _unlike(table: Data, running: Mapping[str, Any]) -> Iterator[str]:
+    options = running.get("options") or {}
+    for key, value in table["options"].items():
+        if not same(value, options.get(key)):
+            yield f"option {key} is not as wanted"
+    for key, value in binaries({"options": options}):
+        if value != table["options"]["BinaryName"]:
+            yield f"option {key} names another binary"
+    for key, value in table.items():
+        shown = _STATUS_KEYS.get(key, key)
+        if key != "options" and shown in running and not same(value, running[shown]):
+            yield f"{key} is not as wanted"

@@ -1,0 +1,82 @@
+"""Every way in which the program ends badly, with its exit code.
+
+    AgentError
+    ├── UsageError         2  options or environment that make no sense
+    ├── Refused            3  nothing was touched
+    │   └── CandidateFailed   the same change failed before
+    ├── Unreachable        4  the runtime does not answer the CRI
+    ├── RolledBack         5  a change was made, failed, and was undone
+    ├── RollbackFailed     6  a change was made, failed, and could not be undone
+    └── Locked             7  another instance is at work
+
+A message starts with "cannot", names the path and the cause, and says what to do.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import ClassVar
+
+
+class AgentError(Exception):
+    """Base of all errors that a person sees; `code` goes into the status file."""
+
+    exit_code: ClassVar[int] = 3
+    code: ClassVar[str] = "FAILED"
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status_code = code or self.code
+
+
+class UsageError(AgentError):
+    exit_code = 2
+    code = "USAGE"
+
+
+class Refused(AgentError):
+    exit_code = 3
+    code = "REFUSED"
+
+
+class CandidateFailed(Refused):
+    code = "CANDIDATE_FAILED"
+
+
+class Unreachable(AgentError):
+    exit_code = 4
+    code = "RUNTIME_UNREACHABLE"
+
+
+class RolledBack(AgentError):
+    exit_code = 5
+    code = "ROLLED_BACK"
+
+
+class RollbackFailed(AgentError):
+    exit_code = 6
+    code = "ROLLBACK_FAILED"
+
+
+class Locked(AgentError):
+    exit_code = 7
+    code = "LOCKED"
+
+
+def reason(error: OSError) -> str:
+    """The cause of an OSError in words, without the path (messages name it themselves)."""
+    if error.errno is None:
+        return str(error)
+    hints = {
+        errno.EROFS: "make the file system writable or mount the directory read-write",
+        errno.ENOSPC: "free some space",
+        errno.EDQUOT: "free some space or raise the quota",
+        errno.EPERM: "run as root, and look for an immutable file (lsattr)",
+        errno.EACCES: "run as root",
+        errno.EBUSY: "mount the directory into the container, not the single file",
+    }
+    text = os.strerror(error.errno).lower()
+    hint = hints.get(error.errno)
+    return f"{text}; {hint}" if hint else text

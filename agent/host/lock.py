@@ -1,0 +1,36 @@
+"""One agent at a time per node.
+
+Invariant: the lock belongs to an open file that lives as long as the holder; the file is never
+truncated and never removed, so that nobody locks a name that another one no longer sees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+
+from agent.errors import Locked, Refused, reason
+
+
+@contextlib.contextmanager
+def held(path: str) -> Iterator[None]:
+    """Hold the lock at an agent path. Raises Locked where another process has it."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise Refused(f"cannot open the lock {path}: {reason(error)}") from error
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise Refused(f"cannot lock {path}: {reason(error)}") from error
+            raise Locked(
+                f"cannot start: another toolkit-agent holds {path}; wait for it or stop it"
+            ) from error
+        yield
+    finally:
+        os.close(fd)

@@ -1,0 +1,255 @@
+"""Where a path lies: as the agent sees it, and what it is called on the host.
+
+Three names for one thing (DESIGN section 4):
+
+- host root: the directory in which the agent sees the host's `/`; `/` itself outside a container.
+- host path: the name on the host; goes into imports, the status file and everything we write.
+- agent path: the name under which the agent opens it; below the host root, or on a mount of its
+  own, such as gpu-operator's `/runtime/config-dir`.
+
+Invariant: links are followed inside the host root only, as the host itself would follow them;
+a path that leads out of it is refused before it is opened.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from agent.errors import Refused, UsageError, reason
+
+_MAX_LINKS = 40  # as the kernel
+
+# Mounts that a container or a machine has for itself. A path below one of these says nothing about
+# the host unless the very same directory is seen below the host root.
+_STANDARD = frozenset(
+    "/bin /boot /dev /dev/shm /etc /home /lib /media /mnt /opt /proc /root /run /run/lock /sbin "
+    "/srv /sys /tmp /usr /usr/local /var /var/lib /var/log /var/run /var/tmp".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HostPath:
+    """One place, under both of its names. `agent` is what is opened, `host` what is written."""
+
+    agent: str
+    host: str
+
+    def __str__(self) -> str:
+        return self.host
+
+    @property
+    def name(self) -> str:
+        return os.path.basename(self.host)
+
+    @property
+    def parent(self) -> HostPath:
+        return HostPath(os.path.dirname(self.agent), os.path.dirname(self.host))
+
+    def child(self, name: str) -> HostPath:
+        return HostPath(os.path.join(self.agent, name), os.path.join(self.host, name))
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A line of mountinfo: where `root` of device `device` is mounted."""
+
+    point: str
+    device: str
+    root: str
+
+
+def parse_mountinfo(text: str) -> tuple[Mount, ...]:
+    """Mounts in the order of /proc/self/mountinfo (later ones hide earlier ones; proc(5))."""
+    mounts = []
+    for line in text.splitlines():
+        fields = line.split(" ")
+        if len(fields) > 5:
+            mounts.append(Mount(_unescape(fields[4]), fields[2], _unescape(fields[3])))
+    return tuple(mounts)
+
+
+def _unescape(text: str) -> str:
+    for code, char in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        text = text.replace(code, char)
+    return text
+
+
+def is_below(path: str, directory: str) -> bool:
+    """Is a path the directory itself or something in it, by name?"""
+    return path == directory or path.startswith(directory.rstrip("/") + "/")
+
+
+def _rebase(path: str, old: str, new: str) -> str:
+    rest = path[len(old.rstrip("/")) :].lstrip("/")
+    return os.path.join(new, rest) if rest else new
+
+
+class HostRoot:
+    """The host as the agent sees it: its root, and directories that are mounted elsewhere too.
+
+    `views` are (agent directory, host directory) pairs; they win over the host root, because a
+    container may have the root read-only and the one directory writable.
+    """
+
+    def __init__(self, root: str, mounts: Iterable[Mount] = ()) -> None:
+        self.root = os.path.abspath(root)
+        if not os.path.isdir(self.root):
+            raise UsageError(f"cannot use host root {root}: it is not a directory")
+        self._mounts = tuple(mounts)
+        self._views: list[tuple[str, str]] = []
+
+    @property
+    def is_host(self) -> bool:
+        """True where the agent runs on the host itself, not in a container."""
+        return self.root == "/"
+
+    @property
+    def proc(self) -> str:
+        """The host's /proc; a hostPath mount of `/` brings it along, also without hostPID."""
+        candidate = os.path.join(self.root, "proc")
+        return candidate if os.path.exists(os.path.join(candidate, "self")) else "/proc"
+
+    def locate(self, given: str) -> HostPath:
+        """The place that an option names. Links in it are resolved; it need not exist.
+
+        Raises Refused where it leads out of the host root.
+        """
+        named = self.name(given)
+        return named if named.agent == given and not self.is_host else self.resolve(named.host)
+
+    def name(self, given: str) -> HostPath:
+        """The host's name of what an option names; links below it stay as they are.
+
+        The agent path differs from what the host path stands for only where the place lies on a
+        mount that cannot be found below the host root: then it is used exactly as given.
+        """
+        path = os.path.normpath(given) if ".." not in given.split("/") else given
+        if self.is_host:
+            return HostPath(path, path)
+        if is_below(path, self.root):
+            inside = _rebase(path, self.root, "/")
+            return HostPath(self.agent_path(inside), inside)
+        mount = self._own(path)
+        host = self._name_on_host(mount) if mount else None
+        if mount is None or (host is None and mount.point in _STANDARD):
+            return HostPath(self.agent_path(path), path)
+        if host is None:
+            return HostPath(given, path)
+        self.add_view(mount.point, host)
+        inside = _rebase(os.path.realpath(path), mount.point, host)
+        return HostPath(self.agent_path(inside), inside)
+
+    def add_view(self, agent: str, host: str) -> None:
+        """Remember that the host's directory `host` is `agent` to us."""
+        if not self.is_host and (agent, host) not in self._views:
+            self._views.append((agent, host))
+
+    def on_mount(self, path: HostPath) -> bool:
+        """Does this place lie on the host rather than in the container's own file system?"""
+        return self.is_host or is_below(path.agent, self.root) or self._own(path.agent) is not None
+
+    def agent_path(self, host: str) -> str:
+        """The name under which we open a host path; links are not looked at."""
+        for agent, directory in sorted(self._views, key=lambda view: -len(view[1])):
+            if is_below(host, directory):
+                return _rebase(host, directory, agent)
+        return host if self.is_host else self.root + host
+
+    def resolve(self, host: str) -> HostPath:
+        """Follow every link of a host path, inside the host root.
+
+        The last part may be missing, but not behind a link: a dangling link is refused.
+        """
+        done: list[str] = []
+        todo = [part for part in reversed(host.split("/")) if part not in ("", ".")]
+        links = 0
+        dangling: str | None = None
+        while todo:
+            part = todo.pop()
+            if part == "..":
+                if not done and not self.is_host:
+                    raise Refused(
+                        f"cannot follow {host}: it leads out of the host root; name it without '..'"
+                    )
+                done = done[:-1]
+                continue
+            here = "/" + "/".join([*done, part])
+            target = self._readlink(here, host)
+            if target is None:
+                done.append(part)
+                continue
+            links += 1
+            if links > _MAX_LINKS:
+                raise Refused(f"cannot follow {host}: too many links; look at {here}")
+            dangling = here if not todo else dangling
+            done = [] if target.startswith("/") else done
+            todo += [part for part in reversed(target.split("/")) if part not in ("", ".")]
+        found = "/" + "/".join(done)
+        agent = self.agent_path(found)
+        if dangling and not os.path.lexists(agent):
+            raise Refused(f"cannot follow {dangling}: the link is dangling ({found} is missing)")
+        return HostPath(agent, found)
+
+    def _readlink(self, here: str, host: str) -> str | None:
+        try:
+            return os.readlink(self.agent_path(here))
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOENT):
+                return None
+            if error.errno == errno.ENOTDIR:
+                above = os.path.dirname(here)
+                raise Refused(f"cannot follow {host}: {above} is not a directory") from error
+            raise Refused(f"cannot follow {host}: {here}: {reason(error)}") from error
+
+    def _own(self, path: str) -> Mount | None:
+        """The mount that holds a path, unless that is the root or one that holds the host root."""
+        real = os.path.realpath(path)
+        best: Mount | None = None
+        for mount in self._mounts:
+            if is_below(real, mount.point) and (
+                best is None or len(mount.point) >= len(best.point)
+            ):
+                best = mount
+        if best is None or best.point == "/" or is_below(self.root, best.point):
+            return None
+        return best
+
+    def _name_on_host(self, mount: Mount) -> str | None:
+        """The host's name of a mounted directory: equal device and inode below the host root.
+
+        Candidates come from mounts of the same device below the host root, and from the same
+        name there; what counts is the comparison.
+        """
+        candidates = [mount.point]
+        for other in self._mounts:
+            if other.device == mount.device and is_below(other.point, self.root):
+                inside = _rebase(other.point, self.root, "/")
+                if is_below(mount.root, other.root):
+                    candidates.append(_rebase(mount.root, other.root, inside))
+        for candidate in candidates:
+            if _same(mount.point, self.root + candidate):
+                return candidate
+        return None
+
+
+def _same(one: str, other: str) -> bool:
+    try:
+        first, second = os.stat(one), os.stat(other, follow_symlinks=False)
+    except OSError:
+        return False
+    return stat.S_ISDIR(second.st_mode) and os.path.samestat(first, second)
+
+
+def open_host_root(given: str | None) -> HostRoot:
+    """The host root as asked for, else `/host` where something is mounted there, else `/`."""
+    root = given or ("/host" if os.path.ismount("/host") else "/")
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            mounts = parse_mountinfo(file.read())
+    except OSError:
+        mounts = ()
+    return HostRoot(root, mounts)

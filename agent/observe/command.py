@@ -1,0 +1,85 @@
+"""Running the runtime's own executable, in the host root, to hear what it makes of a file.
+
+Invariant: an argument list, never a shell; a deadline; output limited and never logged, because a
+configuration may hold credentials.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agent import tomledit
+from agent.errors import Refused
+from agent.host.paths import HostRoot
+from agent.tomledit import Data
+
+_ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a command ended with. `code` is None where it could not be run, `error` says why."""
+
+    code: int | None
+    out: bytes = b""
+    error: str = ""
+
+
+def run(
+    host: HostRoot, argv: Sequence[str], timeout: float = 30.0, descriptors: Sequence[int] = ()
+) -> Output:
+    """Run a program of the host, by its host path, with the host root as its root directory.
+
+    `timeout` in seconds; `descriptors` stay open in it under the same numbers.
+    """
+    command = list(argv) if host.is_host else ["chroot", host.root, *argv]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout,
+            env={**_ENV, "PATH": os.environ.get("PATH", _ENV["PATH"])} if host.is_host else _ENV,
+            check=False,
+            pass_fds=descriptors,
+        )
+    except subprocess.TimeoutExpired:
+        return Output(None, error=f"no answer in {timeout:g} s")
+    except OSError as error:
+        return Output(None, error=os.strerror(error.errno or 0).lower())
+    return Output(done.returncode, done.stdout, done.stderr.decode("utf-8", "replace"))
+
+
+@dataclass(frozen=True, slots=True)
+class Dump:
+    """A parsed `config dump`, or None and why there is none. `rejected` means that the executable
+    ran and turned the configuration down, as opposed to not having been runnable."""
+
+    data: Data | None
+    error: str = ""
+    rejected: bool = False
+
+
+def config_dump(
+    host: HostRoot, executable: str, config: str | None, descriptors: Sequence[int] = ()
+) -> Dump:
+    """`containerd -c FILE config dump`; without a file `config default`.
+
+    `-c` has to come before the sub-command.
+    """
+    words = ["-c", config, "config", "dump"] if config else ["config", "default"]
+    done = run(host, [executable, *words], descriptors=descriptors)
+    if done.code is None:
+        return Dump(None, f"{executable}: {done.error}")
+    if done.code != 0:
+        lines = [line for line in done.error.splitlines() if line.strip()]
+        # chroot(1) itself ends with 125 to 127: the executable was not run at all.
+        error = lines[-1] if lines else f"exit {done.code}"
+        return Dump(None, error, rejected=done.code not in range(125, 128))
+    try:
+        return Dump(tomledit.parse(done.out, f"the output of {executable}"))
+    except Refused as error:
+        return Dump(None, error.message)

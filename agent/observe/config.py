@@ -1,0 +1,120 @@
+"""The configuration files that containerd loads, in its order.
+
+Invariant: what is read is what lies on disk; a config dump is evidence about a running daemon,
+never the source of an edit. Everything that would keep containerd from starting is refused here.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TypeAlias
+
+from agent import tomledit
+from agent.errors import Refused, reason
+from agent.host import files
+from agent.host.files import FileState
+from agent.host.paths import HostRoot
+from agent.runtimes.containerd import ConfigFile, Generation, check_shape, import_pattern
+
+DEFAULT_ROOT = "/etc/containerd/config.toml"
+
+Overlay: TypeAlias = Mapping[str, FileState | None]
+_NO_OVERLAY: Overlay = MappingProxyType({})
+_MAX_FILES = 500
+
+
+def load(
+    host: HostRoot, gen: Generation, root: str, overlay: Overlay = _NO_OVERLAY
+) -> tuple[ConfigFile, ...]:
+    """The root file and all that it imports, breadth first, as this generation loads them.
+
+    `root` is its name on the host. `overlay` maps host paths to states that they are going to
+    have. The root file comes first even where it is missing. Raises Refused for a file that cannot
+    be read or parsed, a wrong type, and a literal import that does not exist.
+    """
+    pending = [root]
+    loaded: dict[str, ConfigFile] = {}
+    while pending:
+        name = pending.pop(0)
+        if name in loaded:
+            continue
+        file = load_file(host, name, overlay)
+        if file.state is None and name != root:
+            raise Refused(
+                f"cannot use {_importer(loaded, name)}: it imports {name}, which does not exist, "
+                "and containerd does not start so; remove the import or restore the file"
+            )
+        loaded[name] = file
+        if len(loaded) > _MAX_FILES:
+            raise Refused(f"cannot use {root}: it imports more than {_MAX_FILES} files")
+        for pattern in file.data.get("imports", []):
+            pending += _expand(host, gen, (name, pattern), overlay)
+    return tuple(loaded.values())
+
+
+def _importer(loaded: dict[str, ConfigFile], name: str) -> str:
+    base = os.path.basename(name)
+    for file in loaded.values():
+        if any(os.path.basename(item) == base for item in file.data.get("imports", [])):
+            return file.name
+    return next(iter(loaded))
+
+
+def load_file(host: HostRoot, name: str, overlay: Overlay = _NO_OVERLAY) -> ConfigFile:
+    """One file by its name on the host; missing is not an error here."""
+    path = host.resolve(name)
+    state = overlay[path.host] if path.host in overlay else files.read(path.agent, path.host)
+    data = {} if state is None else tomledit.parse(state.data, path.host)
+    file = ConfigFile(name, path, state, data)
+    check_shape(file)
+    return file
+
+
+def _expand(host: HostRoot, gen: Generation, where: tuple[str, str], overlay: Overlay) -> list[str]:
+    """Host names of the files that one import (file, pattern) stands for, in the order of Go's
+    filepath.Glob."""
+    absolute = import_pattern(gen, *where)
+    if absolute is None:
+        return []
+    if "*" not in where[1]:
+        return [absolute]
+    found = ["/"]
+    for part in absolute.split("/")[1:]:
+        found = [
+            os.path.join(above, name)
+            for above in found
+            for name in _names(host, above, part, overlay)
+        ]
+    return found
+
+
+def literal(gen: Generation, importing: str, name: str) -> str:
+    """Host name of a file that is imported by name (no glob)."""
+    return import_pattern(gen, importing, name) or name
+
+
+def _names(host: HostRoot, directory: str, part: str, overlay: Overlay) -> list[str]:
+    path = host.resolve(directory)
+    if not any(char in part for char in "*?["):
+        return [part]  # a missing directory shows at the next step, a missing file matches nothing
+    try:
+        names = set(os.listdir(path.agent))
+    except (FileNotFoundError, NotADirectoryError):
+        names = set()
+    except OSError as error:
+        raise Refused(f"cannot read the directory {directory}: {reason(error)}") from error
+    for name, state in overlay.items():
+        if os.path.dirname(name) == path.host:
+            (names.discard if state is None else names.add)(os.path.basename(name))
+    return [name for name in sorted(names) if fnmatch.fnmatchcase(name, part.replace("[^", "[!"))]
+
+
+def disabled_cri(file: ConfigFile) -> str | None:
+    """The entry of `disabled_plugins` that switches the CRI off: the usual reason why a containerd
+    does not serve it (Docker's package ships such a file)."""
+    names = {"cri", "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"}
+    entries = file.data.get("disabled_plugins")
+    return next((e for e in entries if e in names), None) if isinstance(entries, list) else None

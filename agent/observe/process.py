@@ -1,0 +1,162 @@
+"""The process behind a socket: who it is, what it runs and which configuration it was given.
+
+Invariant: a process is known by pid and start time together, never by pid alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import stat
+import struct
+from dataclasses import dataclass
+
+from agent.errors import Unreachable, reason
+from agent.host.paths import HostRoot
+
+_UNIT = re.compile(r"[A-Za-z0-9@_.:\\-]+\.service")
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A running runtime. `start` is its start time in clock ticks since boot (proc(5), field 22);
+    `executable` and `config` are paths as the process itself sees them; `unit` owns its cgroup."""
+
+    pid: int
+    start: int
+    executable: str | None
+    config: str | None
+    unit: str | None
+    command: tuple[str, ...]
+    proc: str
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        return self.pid, self.start
+
+
+def peer(path: str, name: str, timeout: float = 5.0) -> int:
+    """The pid behind a unix socket, 0 where it lies in a pid namespace that we do not see.
+
+    SO_PEERCRED is right every time (observed on containerd 1.6 to 2.4 and CRI-O), other than the
+    credentials of a message. Raises Unreachable where nothing listens; `name` is for its message.
+    """
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise Unreachable(f"cannot reach {name}: {reason(error)}; is the runtime up?") from error
+    if not stat.S_ISSOCK(found.st_mode):
+        raise Unreachable(f"cannot reach {name}: it is not a socket; give the CRI socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(timeout)
+        try:
+            client.connect(path)
+            raw = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        except OSError as error:
+            text = "no answer" if isinstance(error, TimeoutError) else reason(error)
+            raise Unreachable(f"cannot reach {name}: {text}; is the runtime up?") from error
+    pid: int = struct.unpack("3i", raw)[0]
+    return pid
+
+
+def find(socket_path: str, name: str, host: HostRoot, kind: str) -> Process | None:
+    """The process behind the CRI socket, or None where it cannot be told.
+
+    Where its pid is hidden from us (another pid namespace), the host's /proc is searched for the
+    one process of this kind that systemd runs.
+    """
+    pid = peer(socket_path, name)
+    if pid > 1:
+        return inspect(pid, "/proc")
+    fits = [
+        process
+        for entry in _pids(host.proc)
+        if (process := inspect(entry, host.proc)) and process.unit and is_kind(process, kind)
+    ]
+    return fits[0] if len(fits) == 1 else None
+
+
+def _pids(proc: str) -> list[int]:
+    try:
+        return [int(entry) for entry in os.listdir(proc) if entry.isdigit()]
+    except OSError:
+        return []
+
+
+def inspect(pid: int, proc: str) -> Process | None:
+    """What /proc says of a process, or None where it is gone."""
+    base = f"{proc}/{pid}"
+    start = start_time(pid, proc)
+    if start is None:
+        return None
+    try:
+        executable: str | None = os.readlink(f"{base}/exe").removesuffix(" (deleted)")
+    except OSError:
+        executable = None
+    words = tuple(os.fsdecode(word) for word in _read(f"{base}/cmdline").split(b"\0")[:-1])
+    config = config_argument(words)
+    if config is not None and not config.startswith("/"):
+        try:
+            config = os.path.normpath(os.path.join(os.readlink(f"{base}/cwd"), config))
+        except OSError:
+            config = None
+    unit = unit_of(os.fsdecode(_read(f"{base}/cgroup")))
+    return Process(pid, start, executable, config, unit, words, proc)
+
+
+def start_time(pid: int, proc: str = "/proc") -> int | None:
+    """Start time of a living process, in clock ticks since boot; None for one that is gone."""
+    text = _read(f"{proc}/{pid}/stat")
+    fields = text[text.rfind(b")") + 2 :].split()
+    if len(fields) < 20 or fields[0] in (b"Z", b"X"):
+        return None
+    return int(fields[19])
+
+
+def is_kind(process: Process, kind: str) -> bool:
+    """Is this process a containerd (or crio), by its executable or by what it was called as?"""
+    comm = os.fsdecode(_read(f"{process.proc}/{process.pid}/comm")).strip()
+    names = [process.executable or "", comm, *process.command[:1]]
+    return any(os.path.basename(name).startswith(kind) for name in names)
+
+
+def config_argument(words: tuple[str, ...]) -> str | None:
+    """The value of -c or --config on a runtime's command line."""
+    for index, word in enumerate(words[1:], start=1):
+        for flag in ("-c", "--config", "-config"):
+            if word == flag and index + 1 < len(words):
+                return words[index + 1]
+            if word.startswith(flag + "="):
+                return word.removeprefix(flag + "=")
+    return None
+
+
+def unit_of(cgroup: str) -> str | None:
+    """The systemd service that owns a process, from /proc/PID/cgroup (v1 and v2)."""
+    for line in cgroup.splitlines():
+        number, _, path = line.partition(":")
+        controllers, _, path = path.partition(":")
+        if number == "0" or controllers == "name=systemd":
+            parts = [part for part in path.split("/") if is_unit(part)]
+            if parts:
+                return parts[-1]
+    return None
+
+
+def is_unit(text: str) -> bool:
+    """A name that may go onto systemctl's command line."""
+    return _UNIT.fullmatch(text) is not None and not text.startswith("-")
+
+
+def boot_id(proc: str = "/proc") -> str:
+    """The kernel's id of this boot; empty where it cannot be read."""
+    return _read(f"{proc}/sys/kernel/random/boot_id").decode("ascii", "replace").strip()
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""

@@ -1,0 +1,289 @@
+"""The table of every option: its flags, its environment names in order, its kind and default.
+
+Invariant: an option is described here and nowhere else; the command line, the environment and the
+help text are all read from this table. Names and order are those of nvidia-container-toolkit's
+installer (v1.20) where it has the option, so that gpu-operator can steer us unchanged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["text", "path", "bool", "list", "choice", "seconds", "version"]
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option. `acted` is false while the program accepts it and does nothing with it;
+    `keep_empty` marks those where an empty value has a meaning of its own."""
+
+    name: str
+    kind: Kind
+    env: tuple[str, ...]
+    help: str
+    default: str | None = None
+    flags: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    acted: bool = True
+    keep_empty: bool = False
+
+    @property
+    def all_flags(self) -> tuple[str, ...]:
+        return self.flags or ("--" + self.name.replace("_", "-"),)
+
+
+def _later(name: str, flag: str, env: tuple[str, ...], kind: Kind = "text") -> Option:
+    return Option(
+        name,
+        kind,
+        env,
+        "Accepted for compatibility; not acted on.",
+        flags=(flag,),
+        acted=False,
+        keep_empty=True,
+    )
+
+
+_RUNTIME = (
+    Option(
+        "runtime",
+        "choice",
+        ("RUNTIME",),
+        "Container runtime of this node; auto finds it by its socket.",
+        "auto",
+        ("--runtime", "-r"),
+        ("auto", "containerd", "crio", "docker"),
+    ),
+    Option(
+        "socket",
+        "path",
+        ("RUNTIME_SOCKET", "CONTAINERD_SOCKET", "DOCKER_SOCKET"),
+        "CRI socket of the runtime.",
+    ),
+    Option(
+        "config",
+        "path",
+        ("RUNTIME_CONFIG", "CONTAINERD_CONFIG", "CRIO_CONFIG", "DOCKER_CONFIG"),
+        "Root configuration file; default: the one that the running process loads.",
+    ),
+    Option(
+        "drop_in_config",
+        "path",
+        ("RUNTIME_DROP_IN_CONFIG",),
+        "Our drop-in; default: conf.d/99-nvidia.toml beside the root file.",
+    ),
+    Option(
+        "drop_in_config_host_path",
+        "path",
+        ("RUNTIME_DROP_IN_CONFIG_HOST_PATH",),
+        "Name of the drop-in on the host, where it differs from what we see.",
+    ),
+    Option(
+        "executable_path",
+        "path",
+        ("RUNTIME_EXECUTABLE_PATH",),
+        "Executable that checks a configuration; default: that of the running process.",
+    ),
+    Option(
+        "config_source",
+        "list",
+        ("RUNTIME_CONFIG_SOURCES", "RUNTIME_CONFIG_SOURCE"),
+        "Where settings are read from: file, file=/path, command. Files always decide here.",
+        flags=("--config-source", "--config-sources"),
+        acted=False,
+    ),
+    Option(
+        "restart_mode",
+        "choice",
+        ("RUNTIME_RESTART_MODE", "CONTAINERD_RESTART_MODE"),
+        "How to restart the runtime: auto (its systemd unit), systemd, signal (SIGTERM to a "
+        "checked process that something starts again), none (write files, somebody else restarts).",
+        "auto",
+        choices=("auto", "systemd", "signal", "none"),
+    ),
+    Option(
+        "host_root",
+        "path",
+        ("HOST_ROOT_MOUNT",),
+        "Where the host's root directory is mounted; default /host where that is a mount, else /.",
+    ),
+    Option(
+        "runtime_name",
+        "text",
+        ("NVIDIA_RUNTIME_NAME", "CONTAINERD_RUNTIME_CLASS", "DOCKER_RUNTIME_NAME"),
+        "Name of the handler.",
+        "nvidia",
+        ("--runtime-name", "--nvidia-runtime-name", "--runtime-class"),
+    ),
+    Option(
+        "set_as_default",
+        "bool",
+        ("NVIDIA_RUNTIME_SET_AS_DEFAULT", "CONTAINERD_SET_AS_DEFAULT", "DOCKER_SET_AS_DEFAULT"),
+        "Make the handler the default runtime or not; default: what the decision says.",
+    ),
+    Option(
+        "runtime_type",
+        "text",
+        ("CONTAINERD_RUNTIME_TYPE",),
+        "runtime_type of a handler that has none to inherit.",
+        "io.containerd.runc.v2",
+    ),
+)
+
+_CDI = (
+    Option(
+        "cdi_enabled",
+        "bool",
+        ("CDI_ENABLED", "ENABLE_CDI"),
+        "Use CDI; default true (nvidia-toolkit: false).",
+        flags=("--cdi-enabled", "--enable-cdi"),
+    ),
+    Option(
+        "enable_cdi_in_runtime",
+        "bool",
+        ("RUNTIME_ENABLE_CDI",),
+        "May the runtime's own enable_cdi be switched on; default: as --cdi-enabled.",
+    ),
+    Option(
+        "native_cdi",
+        "choice",
+        ("AGENT_NATIVE_CDI",),
+        "Override what the runtime says about native CDI.",
+        "auto",
+        choices=("auto", "true", "false"),
+    ),
+    Option(
+        "mode",
+        "choice",
+        ("NVIDIA_CONTAINER_RUNTIME_MODE",),
+        "Mode of nvidia-container-runtime; default: what the decision says.",
+        flags=("--nvidia-container-runtime.mode",),
+        choices=("auto", "cdi", "legacy", "csv", "jit-cdi"),
+    ),
+    Option(
+        "annotation_prefixes",
+        "list",
+        ("NVIDIA_CONTAINER_RUNTIME_MODES_CDI_ANNOTATION_PREFIXES",),
+        "Annotation prefixes that the handler answers; default: what the decision says.",
+        flags=("--nvidia-container-runtime.modes.cdi.annotation-prefixes",),
+    ),
+    Option(
+        "device_list_strategy",
+        "list",
+        ("AGENT_DEVICE_LIST_STRATEGY",),
+        "Override the device plugin's strategy in the status file.",
+    ),
+    Option(
+        "kubelet_version",
+        "version",
+        ("KUBELET_VERSION",),
+        "Version of the kubelet (older than 1.28 knows no CDI field).",
+    ),
+    Option(
+        "cdi_output_dir",
+        "path",
+        ("CDI_OUTPUT_DIR",),
+        'Directory for CDI specs; "" means none.',
+        "/var/run/cdi",
+        keep_empty=True,
+    ),
+    Option(
+        "crio_config_mode",
+        "choice",
+        ("CRIO_CONFIG_MODE",),
+        "With CDI off on CRI-O: an OCI hook, or handlers as in containerd.",
+        flags=("--config-mode",),
+        choices=("hook", "config"),
+    ),
+)
+
+_AGENT = (
+    Option(
+        "toolkit_install_dir",
+        "path",
+        ("TOOLKIT_INSTALL_DIR", "ROOT"),
+        "The toolkit is in the directory `toolkit` below this one.",
+        "/usr/local/nvidia",
+        ("--toolkit-install-dir", "--root"),
+    ),
+    Option(
+        "status_dir",
+        "path",
+        ("OUTPUT_DIR",),
+        "Directory of toolkit-ready.",
+        "/run/nvidia/validations",
+    ),
+    Option(
+        "state_dir",
+        "path",
+        ("AGENT_STATE_DIR",),
+        "Directory of the journal and of saved originals; must lie on the host.",
+        "/var/lib/toolkit-agent",
+    ),
+    Option(
+        "proof_timeout",
+        "seconds",
+        ("AGENT_PROOF_TIMEOUT",),
+        "Seconds that a restarted runtime has to prove itself.",
+        "60",
+    ),
+    Option(
+        "no_runtime_config",
+        "bool",
+        ("NO_RUNTIME_CONFIG",),
+        "Leave the runtime's configuration alone: no edits, no restart.",
+        "false",
+    ),
+    Option(
+        "no_daemon",
+        "bool",
+        ("NO_DAEMON",),
+        "nvidia-toolkit: end after the first convergence instead of waiting for a signal.",
+        "false",
+        ("--no-daemon", "-n"),
+    ),
+    Option("debug", "bool", ("TOOLKIT_DEBUG",), "Log more.", "false"),
+)
+
+_CRT = "--nvidia-container-runtime"
+_LATER = (
+    _later("cdi_default_kind", _CRT + ".modes.cdi.default-kind",
+           ("NVIDIA_CONTAINER_RUNTIME_MODES_CDI_DEFAULT_KIND",)),
+    _later("low_level_runtimes", _CRT + ".runtimes",
+           ("NVIDIA_CONTAINER_RUNTIME_RUNTIMES",), "list"),
+    _later("runtime_debug", _CRT + ".debug", ("NVIDIA_CONTAINER_RUNTIME_DEBUG",)),
+    _later("runtime_log_level", _CRT + ".log-level", ("NVIDIA_CONTAINER_RUNTIME_LOG_LEVEL",)),
+    _later("cli_debug", "--nvidia-container-cli.debug", ("NVIDIA_CONTAINER_CLI_DEBUG",)),
+    _later("hook_skip_mode_detection", _CRT + "-hook.skip-mode-detection",
+           ("NVIDIA_CONTAINER_RUNTIME_HOOK_SKIP_MODE_DETECTION",), "bool"),
+    _later("accept_envvar", "--accept-nvidia-visible-devices-envvar-when-unprivileged",
+           ("ACCEPT_NVIDIA_VISIBLE_DEVICES_ENVVAR_WHEN_UNPRIVILEGED",), "bool"),
+    _later("accept_mounts", "--accept-nvidia-visible-devices-as-volume-mounts",
+           ("ACCEPT_NVIDIA_VISIBLE_DEVICES_AS_VOLUME_MOUNTS",), "bool"),
+    _later("driver_root", "--driver-root", ("NVIDIA_DRIVER_ROOT", "DRIVER_ROOT")),
+    _later("driver_root_ctr_path", "--driver-root-ctr-path", ("DRIVER_ROOT_CTR_PATH",)),
+    _later("dev_root", "--dev-root", ("NVIDIA_DEV_ROOT", "DEV_ROOT")),
+    _later("dev_root_ctr_path", "--dev-root-ctr-path", ("DEV_ROOT_CTR_PATH",)),
+    _later("is_host_driver", "--is-host-driver", ("IS_HOST_DRIVER",), "bool"),
+    _later("pid_file", "--pid-file", ("TOOLKIT_PID_FILE", "PID_FILE")),
+    _later("cdi_kind", "--cdi-kind", ("CDI_KIND",)),
+    _later("create_device_nodes", "--create-device-nodes", ("CREATE_DEVICE_NODES",), "list"),
+    _later("crio_hooks_dir", "--hooks-dir", ("CRIO_HOOKS_DIR",)),
+    _later("crio_hook_filename", "--hook-filename", ("CRIO_HOOK_FILENAME",)),
+    _later("use_legacy_config", "--use-legacy-config", ("CONTAINERD_USE_LEGACY_CONFIG",), "bool"),
+    _later("runtime_config_override", "--runtime-config-override",
+           ("RUNTIME_CONFIG_OVERRIDE", "CONTAINERD_RUNTIME_CONFIG_OVERRIDE")),
+    _later("enable_nri_plugin", "--enable-nri-plugin", ("ENABLE_NRI_PLUGIN",), "bool"),
+    _later("nri_plugin_index", "--nri-plugin-index", ("NRI_PLUGIN_INDEX",)),
+    _later("nri_socket", "--nri-socket", ("NRI_SOCKET",)),
+    _later("nri_namespace", "--nri-namespace", ("NRI_NAMESPACE",)),
+    _later("nri_management_namespaces", "--nri-management-cdi-device-namespaces",
+           ("NRI_MANAGEMENT_CDI_DEVICE_NAMESPACES",), "list"),
+    _later("opt_in_features", "--opt-in-features",
+           ("NVIDIA_CONTAINER_TOOLKIT_OPT_IN_FEATURES",), "list"),
+    _later("toolkit_source_root", "--toolkit-source-root", ("TOOLKIT_SOURCE_ROOT",)),
+    _later("toolkit_package_type", "--toolkit-package-type", ("TOOLKIT_PACKAGE_TYPE",)),
+)  # fmt: skip
+
+OPTIONS: tuple[Option, ...] = (*_RUNTIME, *_CDI, *_AGENT, *_LATER)

@@ -1,0 +1,222 @@
+"""What a person or a program gets to see on stdout.
+
+Invariant: one stable JSON document per command (`apiVersion`, `kind`), and no secret in any diff.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agent.decide import Decision
+    from agent.engine.converge import Outcome, Proposal
+    from agent.engine.plan import Change
+    from agent.engine.report import Report
+    from agent.engine.revert import Reverted
+
+API = "toolkit-agent/v1"
+
+_SECRET = re.compile(
+    r"""(?ix) ^ (?P<key> [-+\ ]? \s* (?: ["']? [\w.-]* ["']? \s* = \s* \{ .*? )?
+        ["']? [\w.-]* (?: auth | passw | token | secret | credential | api_?key | key_data )
+        [\w.-]* ["']? \s* = \s* ) (?P<value> .+ ) $"""
+)
+_USERINFO = re.compile(r"(?i)(://)[^/@\s\"']+@")
+
+
+def redact(line: str) -> str:
+    """A line of a configuration file without the secret that it may hold."""
+    line = _USERINFO.sub(r"\1<redacted>@", line)
+    found = _SECRET.match(line)
+    return f"{found['key']}<redacted>" if found else line
+
+
+def diff(change: Change) -> str:
+    """Unified diff of one file, redacted."""
+    before = change.before.data.decode("utf-8", "replace") if change.before else ""
+    after = change.after.data.decode("utf-8", "replace") if change.after else ""
+    lines = difflib.unified_diff(
+        [redact(line) for line in before.splitlines()],
+        [redact(line) for line in after.splitlines()],
+        change.path.host if change.before else "/dev/null",
+        change.path.host if change.after else "/dev/null",
+        lineterm="",
+    )
+    return "\n".join(lines)
+
+
+def document(kind: str, body: Mapping[str, Any]) -> str:
+    """A JSON document of the program's own schema."""
+    import json
+
+    return json.dumps({"apiVersion": API, "kind": kind, **body}, indent=2, ensure_ascii=False)
+
+
+def decision_data(decision: Decision) -> dict[str, Any]:
+    """The decision for JSON."""
+    return {
+        "row": decision.row,
+        "rule": decision.rule,
+        "native": decision.native,
+        "source": decision.source,
+        "reason": decision.reason,
+        "mode": decision.mode,
+        "isDefault": decision.is_default,
+        "enableCDI": decision.enable_cdi,
+        "criCDIField": decision.cri_field,
+        "deviceListStrategy": list(decision.strategy),
+        "cdiAnnotationPrefix": decision.annotation_prefix,
+        "annotationPrefixes": list(decision.prefixes),
+        "specDirs": list(decision.spec_dirs),
+        "evidence": list(decision.evidence),
+        "warnings": list(decision.warnings),
+    }
+
+
+def plan_data(proposal: Proposal) -> dict[str, Any]:
+    """A plan for JSON."""
+    node, edits, restart = proposal.node, proposal.edits, proposal.restart
+    return {
+        "runtime": {
+            "name": proposal.runtime.answer.name,
+            "version": proposal.runtime.version,
+            "socket": proposal.runtime.socket.host,
+            "pid": proposal.runtime.process.pid if proposal.runtime.process else None,
+            "executable": node.executable if node else None,
+            "config": node.root.name if node else None,
+        },
+        "decision": decision_data(proposal.decision),
+        "changes": [
+            {
+                "path": change.path.host,
+                "action": _action(change),
+                "diff": diff(change),
+            }
+            for change in (edits.changes if edits else ())
+        ],
+        "restart": {
+            "needed": restart is not None,
+            "kind": restart.kind if restart else None,
+            "target": restart.target if restart else None,
+            "because": list(proposal.gaps),
+        },
+        "preflight": {"done": proposal.preflight.done, "note": proposal.preflight.note}
+        if proposal.preflight
+        else None,
+        "warnings": list(proposal.warnings),
+    }
+
+
+def _action(change: Change) -> str:
+    return "create" if change.before is None else "remove" if change.after is None else "edit"
+
+
+def plan_text(proposal: Proposal) -> str:
+    """A plan for a person."""
+    lines = [*_head(proposal), ""]
+    changes = proposal.edits.changes if proposal.edits else ()
+    for change in changes:
+        lines += [f"{_action(change)} {change.path.host}", diff(change), ""]
+    if not changes:
+        lines.append("Files: nothing to change.")
+    if proposal.restart is None:
+        lines.append("Restart: none; the running runtime is as it should be.")
+    else:
+        kind, target = proposal.restart.kind, proposal.restart.target
+        how = {"systemd": f"systemctl restart {target}", "signal": f"SIGTERM to {target}",
+               "none": "yours to do (--restart-mode=none)"}[kind]  # fmt: skip
+        lines.append(f"Restart: {how}, because {'; '.join(proposal.gaps)}.")
+    if proposal.preflight:
+        lines.append(f"Pre-flight: {proposal.preflight.note}.")
+    return "\n".join([*lines, *(f"Warning: {text}" for text in proposal.warnings)])
+
+
+def _head(proposal: Proposal) -> list[str]:
+    decision, runtime = proposal.decision, proposal.runtime
+    default = "the default runtime" if decision.is_default else "not the default runtime"
+    prefix = decision.annotation_prefix
+    by = f"{decision.reason}, by {decision.source}"
+    return [
+        f"Runtime:  {runtime.answer.name} {runtime.version} at {runtime.socket.host}",
+        f"Decision: row {decision.row}, native CDI {_word(decision.native)} ({by})",
+        f"Why:      {decision.rule}",
+        *(f"Seen:     {text}" for text in decision.evidence),
+        f"So:       nvidia runtime in {decision.mode} mode, {default}; "
+        f"DEVICE_LIST_STRATEGY={','.join(decision.strategy)}"
+        + (f", CDI_ANNOTATION_PREFIX={prefix}" if prefix else ""),
+    ]
+
+
+def _word(value: bool | None) -> str:
+    return {True: "yes", False: "no", None: "unknown"}[value]
+
+
+def outcome_data(outcome: Outcome) -> dict[str, Any]:
+    """The end of an apply for JSON."""
+    return {
+        "decision": decision_data(outcome.proposal.decision),
+        "changed": list(outcome.changed),
+        "restarted": outcome.restarted,
+        "pending": outcome.pending,
+        "recovered": outcome.recovered,
+        "warnings": list(outcome.proposal.warnings),
+    }
+
+
+def outcome_text(outcome: Outcome) -> str:
+    """The end of an apply for a person."""
+    lines = _head(outcome.proposal)
+    lines += [f"Changed:  {path}" for path in outcome.changed]
+    if outcome.recovered:
+        lines.append(f"Earlier:  an unfinished change was {outcome.recovered}")
+    if outcome.pending:
+        lines.append("Pending:  files are written; restart the runtime, then run apply again")
+    elif outcome.restarted:
+        lines.append("Proven:   the runtime was restarted and answers as wanted")
+    elif not outcome.changed:
+        lines.append("Nothing to do: the node is right")
+    return "\n".join([*lines, *(f"Warning:  {text}" for text in outcome.proposal.warnings)])
+
+
+def reverted_data(done: Reverted) -> dict[str, Any]:
+    """The end of a revert for JSON."""
+    return {"changed": list(done.changed), "restarted": done.restarted, "pending": done.pending}
+
+
+def reverted_text(done: Reverted) -> str:
+    """The end of a revert for a person."""
+    lines = [f"Restored: {path}" for path in done.changed]
+    if done.pending:
+        lines.append("Pending:  files are restored; restart the runtime")
+    elif done.restarted:
+        lines.append("Proven:   the runtime was restarted on its old configuration")
+    return "\n".join(lines or ["Nothing to do: nothing was ever applied, or all is reverted"])
+
+
+def report_text(report: Report) -> str:
+    """A status report for a person."""
+    rows = list(_rows(report.data()))
+    width = max(len(key) for key, _ in rows)
+    return "\n".join(f"{key:<{width}}  {value}" for key, value in rows)
+
+
+def _rows(data: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, str]]:
+    for key, value in data.items():
+        name = f"{above}{key}"
+        if isinstance(value, Mapping):
+            yield from _rows(value, f"{name}.")
+        elif isinstance(value, list):
+            yield from ((name, _cell(item)) for item in value)
+        else:
+            yield name, _cell(value)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{key}={_cell(item)}" for key, item in value.items())
+    return {True: "yes", False: "no", None: "-"}.get(value, str(value)) if (
+        value is None or isinstance(value, bool)
+    ) else str(value)  # fmt: skip

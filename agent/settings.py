@@ -1,0 +1,196 @@
+"""Effective settings: command line first, then the environment, then defaults.
+
+Invariant: a `Settings` object is complete and valid; nothing below this module reads the
+environment or parses an option again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from agent.errors import UsageError
+from agent.options import OPTIONS, Option
+
+Entry = Literal["toolkit-agent", "nvidia-toolkit"]
+
+# Go's strconv.ParseBool, which upstream's options go through (MicroK8s passes 1 and 0).
+_TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
+_FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
+
+_HANDLER_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
+_STRATEGIES = ("envvar", "volume-mounts", "cdi-annotations", "cdi-cri")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the program was asked to do. Paths are as given; `host.paths` finds where they lie.
+
+    `set_as_default` and `enable_cdi_in_runtime` are None where nobody said; `origins` maps an
+    option's name to "default", "command line" or the environment variable that set it;
+    `ignored` names the given options that nothing acts on.
+    """
+
+    entry: Entry
+    runtime: str
+    socket: str | None
+    config: str | None
+    drop_in_config: str | None
+    drop_in_config_host_path: str | None
+    executable_path: str | None
+    restart_mode: str
+    host_root: str | None
+    runtime_name: str
+    set_as_default: bool | None
+    runtime_type: str
+    cdi_enabled: bool
+    enable_cdi_in_runtime: bool | None
+    native_cdi: str
+    mode: str | None
+    annotation_prefixes: tuple[str, ...] | None
+    device_list_strategy: tuple[str, ...] | None
+    kubelet_version: tuple[int, int] | None
+    cdi_output_dir: str | None
+    crio_config_mode: str | None
+    toolkit_install_dir: str
+    status_dir: str
+    state_dir: str
+    proof_timeout: float
+    no_runtime_config: bool
+    no_daemon: bool
+    debug: bool
+    origins: Mapping[str, str]
+    ignored: tuple[str, ...]
+
+    @property
+    def may_enable_cdi(self) -> bool:
+        """May `enable_cdi` be written: as asked, else exactly when CDI is wanted."""
+        asked = self.enable_cdi_in_runtime
+        return self.cdi_enabled if asked is None else asked
+
+    @property
+    def default_is_negotiable(self) -> bool:
+        """gpu-operator always sends NVIDIA_RUNTIME_SET_AS_DEFAULT=false along; under its entry
+        point that is a preference, not an order (DESIGN section 3)."""
+        return self.entry == "nvidia-toolkit" and self.origins["set_as_default"] != "command line"
+
+
+def resolve(given: Mapping[str, str | None], env: Mapping[str, str], entry: Entry) -> Settings:
+    """Settings from raw command line values (by option name) and an environment.
+
+    Raises UsageError for a value that cannot be used, naming the option or variable.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    ignored: list[str] = []
+    for option in OPTIONS:
+        raw, origin = _raw(option, given, env)
+        origins[option.name] = origin
+        value = None if raw is None else parse(option, raw, _where(option, origin))
+        if option.acted:
+            values[option.name] = value
+        elif origin != "default":
+            ignored.append(_where(option, origin))
+    if values["cdi_enabled"] is None:
+        values["cdi_enabled"] = entry == "toolkit-agent"
+    if not values["cdi_output_dir"]:
+        values["cdi_output_dir"] = None
+    _check(values)
+    return Settings(entry=entry, origins=origins, ignored=tuple(ignored), **values)
+
+
+def _raw(
+    option: Option, given: Mapping[str, str | None], env: Mapping[str, str]
+) -> tuple[str | None, str]:
+    value = given.get(option.name)
+    if value is not None:
+        return value, "command line"
+    for name in option.env:
+        found = env.get(name)
+        if found is not None and (found.strip() or option.keep_empty):
+            return found, name
+    return option.default, "default"
+
+
+def _where(option: Option, origin: str) -> str:
+    return option.all_flags[0] if origin in ("command line", "default") else origin
+
+
+def parse(option: Option, raw: str, where: str) -> Any:
+    """The typed value of one raw string; UsageError names `where` it came from."""
+    text = raw.strip()
+    if "\0" in text or "\n" in text:
+        raise UsageError(f"cannot use {where}: it contains a line break or NUL; remove it")
+    match option.kind:
+        case "bool":
+            return parse_bool(text, where)
+        case "list":
+            return tuple(part for item in text.split(",") if (part := item.strip()))
+        case "path":
+            return _path(text, where, empty=option.keep_empty)
+        case "choice":
+            if text not in option.choices:
+                allowed = ", ".join(option.choices)
+                raise UsageError(f"cannot use {where}={text}: give one of {allowed}")
+            return text
+        case "seconds":
+            return _seconds(text, where)
+        case "version":
+            found = re.match(r"v?(\d{1,4})\.(\d{1,4})", text)
+            if not found:
+                raise UsageError(f"cannot use {where}={text}: give a version such as 1.31")
+            return int(found[1]), int(found[2])
+    return text
+
+
+def parse_bool(text: str, where: str) -> bool:
+    """A boolean in any spelling that Go's strconv.ParseBool takes."""
+    if text in _TRUE:
+        return True
+    if text in _FALSE:
+        return False
+    raise UsageError(f"cannot use {where}={text}: give true or false")
+
+
+def _path(text: str, where: str, *, empty: bool) -> str:
+    if not text and empty:
+        return ""
+    path = text.removeprefix("unix://")
+    if not path.startswith("/"):
+        raise UsageError(f"cannot use {where}={text}: give an absolute path")
+    return path
+
+
+def _seconds(text: str, where: str) -> float:
+    try:
+        value = float(text.removesuffix("s"))
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 86400:
+        raise UsageError(f"cannot use {where}={text}: give seconds between 0 and 86400")
+    return value
+
+
+def _check(values: Mapping[str, Any]) -> None:
+    if values["runtime"] == "docker":
+        raise UsageError(
+            "cannot work with docker: Docker reads CDI specs by itself and is not a CRI runtime; "
+            "give --runtime=containerd or crio, or leave it out"
+        )
+    if not _HANDLER_NAME.fullmatch(values["runtime_name"]):
+        raise UsageError(
+            f"cannot use {values['runtime_name']!r} as a handler name: "
+            "Kubernetes wants letters, digits, dots and dashes"
+        )
+    for strategy in values["device_list_strategy"] or ():
+        if strategy not in _STRATEGIES:
+            raise UsageError(
+                f"cannot use device list strategy {strategy!r}: give {', '.join(_STRATEGIES)}"
+            )
+    for prefix in values["annotation_prefixes"] or ():
+        if not re.fullmatch(r"[A-Za-z0-9.-]+/", prefix):
+            raise UsageError(
+                f"cannot use annotation prefix {prefix!r}: give a DNS name that ends in '/'"
+            )

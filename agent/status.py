@@ -1,0 +1,267 @@
+"""The status file: how the decision reaches the device plugin.
+
+Invariant: a file is either whole or absent, `toolkit-ready` never exists without its twin having
+been written for the same proof, and equal content is never rewritten (DESIGN section 7).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
+
+from agent.errors import AgentError, Refused, reason
+from agent.host import files
+from agent.host.files import FileState
+
+VERSION = 1
+READY = "toolkit-ready"
+TWIN = ".toolkit-ctr-ready"
+ERROR = ".toolkit-ctr-error"
+
+_LINE = re.compile(r"[A-Z_][A-Z0-9_]*=[A-Za-z0-9_./:,@%+=-]*")
+_MOMENT = frozenset({"TOOLKIT_BOOT_ID", "TOOLKIT_TIMESTAMP"})  # not part of the decision
+
+_LIMIT = 1 << 16  # bytes; a status file is a few hundred
+_T = TypeVar("_T")
+
+Lines: TypeAlias = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is published, in the words of the contract. `hook_path` is None where there is none;
+    `annotation_prefix` is None where CDI is off."""
+
+    runtime: str
+    runtime_version: str
+    socket: str
+    cdi_enabled: bool
+    native: bool
+    source: str
+    reason: str
+    spec_dirs: Sequence[str]
+    cri_field: bool
+    runtime_name: str
+    mode: str
+    is_default: bool
+    strategy: Sequence[str]
+    annotation_prefix: str | None
+    hook_path: str | None
+
+
+def lines(facts: Facts, boot_id: str, now: float) -> Lines:
+    """The file's keys and values in their order; `now` in seconds since the epoch."""
+    decided: list[tuple[str, str]] = [
+        ("TOOLKIT_CONTAINER_RUNTIME", facts.runtime),
+        ("TOOLKIT_CONTAINER_RUNTIME_VERSION", facts.runtime_version),
+        ("TOOLKIT_CRI_SOCKET", facts.socket),
+        ("TOOLKIT_CDI_ENABLED", _bool(facts.cdi_enabled)),
+        ("TOOLKIT_NATIVE_CDI", _bool(facts.native)),
+        ("TOOLKIT_NATIVE_CDI_SOURCE", facts.source),
+        ("TOOLKIT_NATIVE_CDI_REASON", facts.reason),
+        ("TOOLKIT_CDI_SPEC_DIRS", ",".join(facts.spec_dirs)),
+        ("TOOLKIT_CRI_CDI_FIELD", _bool(facts.cri_field)),
+        ("TOOLKIT_RUNTIME_NAME", facts.runtime_name),
+        ("TOOLKIT_RUNTIME_MODE", facts.mode),
+        ("TOOLKIT_RUNTIME_IS_DEFAULT", _bool(facts.is_default)),
+    ]
+    plugin = [("DEVICE_LIST_STRATEGY", ",".join(facts.strategy))]
+    if facts.annotation_prefix is not None:
+        plugin.append(("CDI_ANNOTATION_PREFIX", facts.annotation_prefix))
+    if facts.hook_path is not None:
+        plugin.append(("NVIDIA_CDI_HOOK_PATH", facts.hook_path))
+    version = ("TOOLKIT_STATUS_VERSION", str(VERSION))
+    hashed = _clean([version, *decided, *plugin])
+    checksum = hashlib.sha256(_text(hashed)).hexdigest()
+    moment = [("TOOLKIT_BOOT_ID", boot_id), ("TOOLKIT_TIMESTAMP", str(int(now)))]
+    summary = ("TOOLKIT_CONFIG_HASH", f"sha256:{checksum}")
+    return _clean([version, *moment, *decided, summary, *plugin])
+
+
+def _bool(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _clean(pairs: Sequence[tuple[str, str]]) -> Lines:
+    return tuple((key, re.sub(r"[^A-Za-z0-9_./:,@%+=-]", "_", value)) for key, value in pairs)
+
+
+def _text(pairs: Lines) -> bytes:
+    return "".join(f"{key}={value}\n" for key, value in pairs).encode("ascii")
+
+
+def parse(data: bytes) -> dict[str, str]:
+    """Keys and values of a status file's bytes. Raises Refused for a line that is none."""
+    values = {}
+    for line in data.decode("ascii", "replace").splitlines():
+        if not _LINE.fullmatch(line):
+            raise Refused("cannot use the status file: it has a line that is not KEY=value")
+        key, _, value = line.partition("=")
+        values[key] = value
+    return values
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """Bytes of the twin and of the barrier as they were; None where there was no file."""
+
+    twin: bytes | None = None
+    barrier: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Publisher:
+    """Writes the contract's files into `directory` (an agent path).
+
+    `foreign_barrier`: gpu-operator's validator owns `toolkit-ready`; we fill it when it is there
+    and never create it.
+    """
+
+    directory: str
+    foreign_barrier: bool = False
+
+    def path(self, name: str) -> str:
+        return os.path.join(self.directory, name)
+
+    def publish(self, content: Lines, *, barrier_was_there: bool = False) -> bool:
+        """Tell success; returns whether anything was written. Raises Refused."""
+        return self._guard(lambda: self._publish(content, barrier_was_there))
+
+    def _publish(self, content: Lines, barrier_was_there: bool) -> bool:
+        files.make_directories(self.directory)
+        twin = self._read(TWIN)
+        changed = twin is None or not _same(twin, content)
+        if changed:
+            twin = _text(content)
+            self._write(TWIN, twin)
+        ours = not self.foreign_barrier or barrier_was_there or self._there(READY)
+        if ours and self._read(READY) != twin:
+            self._write(READY, twin or b"")
+            changed = True
+        if self._there(ERROR):
+            files.remove(self.path(ERROR))
+            changed = True
+        return changed
+
+    def save(self) -> Saved:
+        """What is published now, to be brought back if a change has to be undone."""
+        return Saved(self._read(TWIN), self._read(READY))
+
+    def withdraw(self) -> None:
+        """Take readiness back, the barrier first. Raises Refused."""
+
+        def remove() -> None:
+            for name in (READY, TWIN):
+                if self._there(name):
+                    files.remove(self.path(name))
+
+        self._guard(remove)
+
+    def retire(self) -> None:
+        """Nothing is configured any more: no readiness, and no failure either. Raises Refused."""
+        self.withdraw()
+        self._guard(lambda: files.remove(self.path(ERROR)))
+
+    def restore(self, saved: Saved) -> None:
+        """Bring back what was published before, the barrier last. Raises Refused."""
+
+        def write() -> None:
+            for name, data in ((TWIN, saved.twin), (READY, saved.barrier)):
+                if data is not None and self._read(name) != data:
+                    files.make_directories(self.directory)
+                    self._write(name, data)
+
+        self._guard(write)
+
+    def fail(self, error: AgentError) -> None:
+        """Tell a failure beside the status file, which stays as it is. Raises Refused."""
+        content = _clean([
+            ("TOOLKIT_ERROR_CODE", error.status_code),
+            ("TOOLKIT_ERROR_EXIT", str(error.exit_code)),
+            ("TOOLKIT_ERROR_REASON", error.message[:1000]),
+        ])  # fmt: skip
+
+        def write() -> None:
+            files.make_directories(self.directory)
+            if self._read(ERROR) != _text(content):
+                self._write(ERROR, _text(content))
+
+        self._guard(write)
+
+    def _write(self, name: str, data: bytes) -> None:
+        files.write(self.path(name), FileState(data, 0o644, os.geteuid(), os.getegid()))
+
+    def _there(self, name: str) -> bool:
+        return os.path.lexists(self.path(name))
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            found = files.read(self.path(name), limit=_LIMIT)
+        except Refused:
+            return None  # whatever has our name there is replaced
+        return found.data if found else None
+
+    def _guard(self, action: Callable[[], _T]) -> _T:
+        try:
+            return action()
+        except OSError as error:
+            raise Refused(
+                f"cannot write the status file in {self.directory}: {reason(error)}"
+            ) from error
+
+
+def _same(old: bytes, new: Lines) -> bool:
+    """Equal but for the timestamp."""
+    try:
+        before = parse(old)
+    except Refused:
+        return False
+    return list(before.items()) == [
+        (key, before.get(key, "") if key == "TOOLKIT_TIMESTAMP" else value) for key, value in new
+    ]
+
+
+def read_valid(directory: str, boot_id: str) -> dict[str, str]:
+    """The decision, as a reader may believe it. Raises Refused with what is wrong with it.
+
+    Rejected: a missing or empty file, one that is not root's or that others can write, a higher
+    version, one written before this boot.
+    """
+    path = os.path.join(directory, TWIN)
+    found = files.read(path, limit=_LIMIT)
+    if found is None:
+        raise Refused(f"cannot read {path}: it is not there (yet)")
+    if found.uid not in (0, os.geteuid()) or found.mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise Refused(f"cannot trust {path}: it is not root's, or others can write it")
+    values = parse(found.data)
+    version = values.get("TOOLKIT_STATUS_VERSION", "")
+    if not version.isdigit() or int(version) > VERSION:
+        raise Refused(f"cannot read {path}: version {version or 'missing'} is not {VERSION}")
+    if values.get("TOOLKIT_BOOT_ID") != boot_id:
+        raise Refused(f"cannot trust {path}: it was written before this boot")
+    return values
+
+
+def wait(
+    directory: str,
+    boot_id: str,
+    timeout: float | None,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+) -> dict[str, str]:
+    """Block until the decision can be believed; seconds, None for ever. Raises Refused with the
+    last reason when the time is up."""
+    end = None if timeout is None else clock() + timeout
+    while True:
+        try:
+            return read_valid(directory, boot_id)
+        except Refused:
+            if end is not None and clock() >= end:
+                raise
+        left = 0.5 if end is None else min(0.5, max(0.0, end - clock()))
+        sleep(left)

@@ -1,0 +1,137 @@
+"""What must hold of a node before, when it is right, and when it was put back."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tests.conformance import effective, statusfile
+from tests.conformance.cri import Answer
+from tests.conformance.node import PrivateNode
+from tests.conformance.shapes import BINARIES, HOOK, OURS, Row
+from tests.conformance.trees import Tree, contents
+
+
+@dataclass(frozen=True)
+class Before:
+    """A node as it was when its runtime first ran."""
+
+    answer: Answer
+    dump: Mapping[str, Any]
+    etc: Tree
+    whole: Tree
+
+
+def observe(node: PrivateNode) -> Before:
+    """Take everything down that is compared later."""
+    return Before(node.status(), node.dump(), node.tree(), node.whole())
+
+
+def shape_is_as_described(node: PrivateNode, row: Row, before: Before) -> None:
+    """The files do to the real runtime what the table of shapes says of them."""
+    shape, answer = node.shape, before.answer
+    assert answer.ready
+    assert tuple(sorted(answer.runtimes)) == tuple(sorted(shape.handlers))
+    assert answer.default == shape.default
+    assert answer.cdi == row.cdi_before
+    for name in set(OURS) & set(shape.handlers):
+        wanted = str(node.toolkit / BINARIES[name])
+        assert wanted not in effective.binaries(answer.runtimes[name]), "already right"
+
+
+def node_is_right(node: PrivateNode, row: Row, before: Before) -> None:
+    """The runtime runs what the row says, everything else is what it was, and it is published."""
+    answer = node.status()
+    assert answer.ready
+    _handlers_are_right(node, row, before, answer)
+    assert answer.default == node.shape.default_after(row), "default runtime"
+    assert answer.default in answer.runtimes
+    assert answer.cdi == row.cdi_after, "enableCDI"
+    assert answer.spec_dirs == before.answer.spec_dirs
+    was, now = before.answer.config, answer.config
+    assert effective.others_in_status(now) == effective.others_in_status(was), "other settings"
+    was, now = before.dump, node.dump()
+    assert effective.others_in_dump(now) == effective.others_in_dump(was), "other settings"
+    _admins_text_is_kept(before.etc, node.tree())
+    published(node, row, answer)
+
+
+def _handlers_are_right(node: PrivateNode, row: Row, before: Before, answer: Answer) -> None:
+    base = before.answer.runtimes[node.shape.base]
+    present = set(answer.runtimes) & set(OURS)
+    assert present >= set(node.shape.handlers_after)
+    for name in node.shape.handlers_after:
+        handler = answer.runtimes[name]
+        wanted = {str(node.toolkit / BINARIES[name])}
+        assert effective.binaries(handler) == wanted, f"binary of {name}"
+        assert effective.inherited(handler) == effective.inherited(base), f"inherited by {name}"
+        passed, was = effective.passed_on(handler), effective.passed_on(base)
+        if row.native:
+            # Where the runtime injects by itself, passing its own annotations on injects twice.
+            assert was <= passed <= was | {"nvidia.cdi.k8s.io/*"}, f"annotations of {name}"
+        else:
+            assert passed == was | set(row.annotations), f"annotations of {name}"
+
+
+def _admins_text_is_kept(before: Tree, after: Tree) -> None:
+    for path, entry in before.items():
+        assert path in after, f"{path} is gone"
+        assert after[path].mode == entry.mode, f"mode of {path}"
+        assert after[path].owner == entry.owner, f"owner of {path}"
+        was, now = entry.content.decode(), after[path].content.decode()
+        assert _within(effective.comments(was), effective.comments(now)), f"comments of {path}"
+        assert _within(effective.foreign_lines(was), now.splitlines()), f"lines of {path}"
+
+
+def _within(some: Iterable[str], others: Iterable[str]) -> bool:
+    """Whether all of `some` are among `others`, in the same order."""
+    rest = iter(others)
+    return all(item in rest for item in some)
+
+
+def published(node: PrivateNode, row: Row, answer: Answer) -> None:
+    """Both status files are there, equal, and say what the row says."""
+    ready, twin = (node.validations / name for name in (statusfile.READY, statusfile.TWIN))
+    assert ready.read_bytes() == twin.read_bytes()
+    assert not (node.validations / statusfile.ERROR).exists()
+    for path in (ready, twin):
+        assert path.stat().st_mode & 0o7777 == 0o644
+    values = statusfile.parse(ready.read_text("ascii"))
+    hook = node.toolkit / HOOK if HOOK in node.shape.binaries else None
+    wanted = statusfile.expected(row, answer, node.socket, hook)
+    assert {key: values.get(key) for key in wanted} == wanted
+    assert statusfile.in_order(values)
+    assert abs(time.time() - int(values["TOOLKIT_TIMESTAMP"])) < 600
+    assert re.fullmatch(r"sha256:[0-9a-f]{8,64}", values["TOOLKIT_CONFIG_HASH"])
+
+
+def not_published(node: PrivateNode) -> None:
+    """Nobody who waits for the node is told that it is ready."""
+    for name in (statusfile.READY, statusfile.TWIN):
+        assert not (node.validations / name).exists()
+
+
+def node_is_as_before(node: PrivateNode, before: Before) -> None:
+    """Every byte, mode and directory of the configuration is back, and the runtime runs on it."""
+    assert contents(node.tree()) == contents(before.etc)
+    assert node.status() == before.answer
+
+
+def refused(result: subprocess.CompletedProcess[str], code: int, names: str) -> None:
+    """It ended with that exit code and said why, in a line that starts with "cannot"."""
+    assert result.returncode == code, said(result)
+    assert re.search(rf"(?m)\bcannot\b.*{re.escape(names)}", result.stderr), said(result)
+
+
+def done(result: subprocess.CompletedProcess[str], code: int = 0) -> None:
+    """It ended with that exit code."""
+    assert result.returncode == code, said(result)
+
+
+def said(result: subprocess.CompletedProcess[str]) -> str:
+    """What a program printed, for a failed assertion."""
+    return f"exit {result.returncode}\n{result.stdout}\n{result.stderr}"

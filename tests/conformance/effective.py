@@ -1,0 +1,93 @@
+"""What a runtime's configuration amounts to, and which part of it is the agent's to change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tests.conformance.shapes import OURS
+
+# containerd matches keys of TOML without regard to case when a pod runs, so every spelling counts.
+_BINARY = "binaryname"
+_ANNOTATIONS = "containerannotations"
+_OUR_KEYS = ("default_runtime_name", "enable_cdi")
+_CRI_SECTIONS = ("io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime")
+
+
+def pruned(value: Any) -> Any:
+    """The value without everything that equals its zero value: Go does not tell them apart."""
+    if isinstance(value, Mapping):
+        kept = {key: pruned(item) for key, item in value.items()}
+        return {key: item for key, item in kept.items() if item not in (None, "", 0, [], {})}
+    if isinstance(value, list):
+        return [pruned(item) for item in value]
+    return value
+
+
+def binaries(runtime: Mapping[str, Any]) -> set[str]:
+    """The binaries that a handler's options name, under every spelling of the key."""
+    options = runtime.get("options") or {}
+    return {value for key, value in options.items() if key.casefold() == _BINARY}
+
+
+def inherited(runtime: Mapping[str, Any]) -> Any:
+    """What a handler has besides its binary and the annotations that it passes on.
+
+    `runtime` is a handler as Status shows it.
+    """
+    kept = {key: value for key, value in runtime.items() if key.casefold() != _ANNOTATIONS}
+    options = runtime.get("options") or {}
+    kept["options"] = {k: v for k, v in options.items() if k.casefold() != _BINARY}
+    return pruned(kept)
+
+
+def passed_on(runtime: Mapping[str, Any]) -> set[str]:
+    """The container annotations that a handler passes on, as Status shows it."""
+    found = (value for key, value in runtime.items() if key.casefold() == _ANNOTATIONS)
+    return {pattern for patterns in found for pattern in patterns or ()}
+
+
+def others_in_status(config: Mapping[str, Any]) -> Any:
+    """The configuration that Status shows, without what is the agent's to change."""
+    containerd = dict(config["containerd"])
+    containerd.pop("defaultRuntimeName", None)
+    containerd["runtimes"] = _foreign(containerd.get("runtimes") or {})
+    kept = {key: value for key, value in config.items() if key != "enableCDI"}
+    return pruned({**kept, "containerd": containerd})
+
+
+def others_in_dump(dump: Mapping[str, Any]) -> Any:
+    """The configuration that `config dump` prints, without what is the agent's to change."""
+    plugins = dict(dump["plugins"])
+    for name in _CRI_SECTIONS:
+        section = dict(plugins.get(name, {}))
+        containerd = dict(section.get("containerd", {}))
+        containerd.pop("default_runtime_name", None)
+        containerd["runtimes"] = _foreign(containerd.get("runtimes", {}))
+        section.pop("enable_cdi", None)
+        plugins[name] = {**section, "containerd": containerd}
+    kept = {key: value for key, value in dump.items() if key not in ("imports", "version")}
+    return pruned({**kept, "plugins": plugins})
+
+
+def _foreign(runtimes: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: runtime for name, runtime in runtimes.items() if name not in OURS}
+
+
+def comments(text: str) -> list[str]:
+    """Every comment of a file, in order. The shapes have no '#' in a string."""
+    return [line.partition("#")[2] for line in text.splitlines() if "#" in line]
+
+
+def foreign_lines(text: str) -> Iterator[str]:
+    """The lines of a file that the agent has no business with, in order."""
+    ours = in_imports = False
+    for line in text.splitlines():
+        code = line.partition("#")[0].strip()
+        key = code.partition("=")[0].strip()
+        if code.startswith("["):
+            ours = any(f".{name}." in code.strip("[]") + "." for name in OURS)
+        in_imports = in_imports or key == "imports"
+        if code and not ours and not in_imports and key not in _OUR_KEYS:
+            yield line
+        in_imports = in_imports and not code.endswith("]")

@@ -1,0 +1,95 @@
+"""A mount namespace in which the paths that a runtime uses by itself are private.
+
+Without it a containerd that is tested would write to /opt/containerd, listen on /run/nri, and,
+where a shape names no paths, take the machine's /etc/containerd, /run/containerd and
+/var/lib/containerd.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+
+# Covered by a layer that takes the writes: new directories can be made there, the rest stays seen.
+_LAYERED = ("/etc", "/opt", "/var/lib")
+
+
+class PrivateMounts:
+    """A namespace from entering to leaving. `node` is a directory with `etc/containerd`, `run` and
+    `var/lib`.
+
+    Inside, /run is the node's, and with `default_config` /etc/containerd is too;
+    /var/lib/containerd and the node's `var/lib` are memory.
+    """
+
+    def __init__(self, node: Path, *, default_config: bool) -> None:
+        self.node = node
+        self.default_config = default_config
+        self._holder: subprocess.Popen[bytes] | None = None
+
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """Words that, before an argument list, run it inside; the pid is that of the program."""
+        if self._holder is None:
+            raise RuntimeError("the namespace is not open")
+        return ("nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt", "--")
+
+    def __enter__(self) -> PrivateMounts:
+        self._holder = subprocess.Popen(
+            [
+                *("setpriv", "--pdeathsig", "KILL", "--"),
+                *("unshare", "--mount", "--propagation", "private", "--", "sleep", "infinity"),
+            ]
+        )
+        try:
+            self._wait_until_separate()
+            self._mount()
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._holder is not None:
+            self._holder.kill()
+            self._holder.wait()
+            self._holder = None
+
+    def _wait_until_separate(self) -> None:
+        assert self._holder is not None
+        own = Path("/proc/self/ns/mnt").readlink()
+        theirs = Path(f"/proc/{self._holder.pid}/ns/mnt")
+        while theirs.readlink() == own:
+            if self._holder.poll() is not None:
+                raise PermissionError("unshare: no mount namespace can be made on this machine")
+            time.sleep(0.002)
+
+    def _mount(self) -> None:
+        layers = self.node / "layers"
+        layers.mkdir()
+        self._run("mount", "-t", "tmpfs", "layers", str(layers))
+        for path in _LAYERED:
+            new, work = (layers / path.strip("/") / name for name in ("new", "work"))
+            self._run("mkdir", "-p", str(new), str(work))
+            options = f"lowerdir={path},upperdir={new},workdir={work}"
+            self._run("mount", "-t", "overlay", "overlay", "-o", options, path)
+        self._run("mkdir", "-p", "/etc/containerd", "/var/lib/containerd")
+        if self.default_config:
+            self._run("mount", "--bind", str(self.node / "etc/containerd"), "/etc/containerd")
+        # overlayfs cannot sit on the layers above; on memory it can, and nothing waits for a disk.
+        self._run("mount", "-t", "tmpfs", "root", "/var/lib/containerd")
+        self._run("mount", "-t", "tmpfs", "root", str(self.node / "var/lib"))
+        self._run("mount", "--bind", str(self.node / "run"), "/run")
+
+    def _run(self, *argv: str) -> None:
+        subprocess.run([*self.prefix, *argv], check=True, capture_output=True, timeout=10)

@@ -1,0 +1,163 @@
+"""What nodes look like before, and what the agent must make of them.
+
+A shape is a directory of files below tests/data/shapes and a few facts; `SHAPES` is the table.
+Which row of the decision applies follows from what containerd says of CDI: 1.6 knows no such
+setting (row 6), 1.7 has it and it is off (row 4), 2.x has it and it is on (row 3), unless the files
+say else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.tools.runtimes import ROOT
+
+_DATA = ROOT / "tests" / "data" / "shapes"
+
+OURS = ("nvidia", "nvidia-cdi", "nvidia-legacy")
+BINARIES = {
+    "nvidia": "nvidia-container-runtime",
+    "nvidia-cdi": "nvidia-container-runtime.cdi",
+    "nvidia-legacy": "nvidia-container-runtime.legacy",
+}
+HOOK = "nvidia-cdi-hook"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the decision: what the runtime says before, what it and the status file say after.
+
+    `cdi_before` and `cdi_after` are `enableCDI`; None means that there is no such setting.
+    """
+
+    number: int
+    cdi_before: bool | None
+    cdi_after: bool | None
+    native: bool
+    reason: str
+    strategy: str
+    prefix: str
+    is_default: bool
+    annotations: tuple[str, ...] = ()
+
+
+ROW3 = Row(3, True, True, True, "enabled", "cdi-cri", "cdi.k8s.io/", False)
+ROW4 = Row(4, False, True, True, "enabled-by-agent", "cdi-cri", "cdi.k8s.io/", False)
+_WRAPPED = ("nvidia.cdi.k8s.io/*", "cdi.k8s.io/*")
+ROW5 = Row(
+    5, False, False, False, "disabled", "cdi-annotations", "nvidia.cdi.k8s.io/", True, _WRAPPED
+)
+ROW6 = Row(
+    6, None, None, False, "unsupported", "cdi-annotations", "nvidia.cdi.k8s.io/", True, _WRAPPED
+)
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The agent must end with `code`, say a line that starts with "cannot" and contains `names`,
+    and touch nothing. `answers` tells whether the runtime has a CRI to begin with."""
+
+    code: int
+    names: str
+    answers: bool = True
+
+
+Expected = Row | Refused
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One shape of a node; its files are in the directory `files`, by default that of its name.
+
+    `cells` maps a containerd generation to what must come of it; a missing one does not apply.
+    `explicit`: containerd runs with `-c` and private paths, else with its default ones.
+    `handlers` and `default` are what the runtime says before; `base` is the handler whose options
+    ours inherit. `options` go to the agent; `binaries` are the handler binaries that the node has.
+    """
+
+    name: str
+    cells: Mapping[str, Expected]
+    explicit: bool = True
+    files: str = ""
+    handlers: tuple[str, ...] = ("runc",)
+    default: str = "runc"
+    base: str = "runc"
+    options: tuple[str, ...] = ()
+    binaries: tuple[str, ...] = (*BINARIES.values(), HOOK)
+    modes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def directory(self) -> Path:
+        """Where its files are; there is none where a node has no files."""
+        return _DATA / (self.files or self.name)
+
+    @property
+    def handlers_after(self) -> tuple[str, ...]:
+        """Handlers of ours that a right node has: those whose binary is there."""
+        return tuple(name for name, binary in BINARIES.items() if binary in self.binaries)
+
+    def default_after(self, row: Row) -> str:
+        """The default runtime of a right node: ours in rows 5 and 6, else what was, if not ours."""
+        if row.is_default:
+            return "nvidia"
+        return self.base if self.default in OURS else self.default
+
+
+_ALL = {"1.6": ROW6, "1.7": ROW4, "2.1": ROW3}
+_OLD = {"1.6": ROW6, "1.7": ROW4}
+_NEW = {"2.1": ROW3}
+_SWITCHED_OFF = {"1.6": ROW6, "1.7": ROW4, "2.1": ROW4}
+_LOCKED = {"1.6": ROW6, "1.7": ROW5, "2.1": ROW5}
+_NO_BINARY = Refused(3, "nvidia-container-runtime")
+_NO_CRI = Refused(4, "disabled_plugins", answers=False)
+_KEEP_CDI = ("--enable-cdi-in-runtime=false",)
+
+_WITH_NVIDIA = ("nvidia", "runc")
+_VENDORS = ("crun", "kata", "runc", "runsc")
+
+
+SHAPES = (
+    Shape("no-root-file", _ALL, explicit=False),
+    Shape("version-2-only", _ALL, explicit=False),
+    Shape("version-3-only", _NEW, explicit=False),
+    Shape("stock", _ALL, explicit=False, modes={"config.toml": 0o600}),
+    Shape("debian", _ALL, explicit=False),
+    Shape("disabled-cri", {"1.6": _NO_CRI, "1.7": _NO_CRI, "2.1": _NO_CRI}, explicit=False),
+    Shape("kubeadm-v2", _ALL, modes={"config.toml": 0o640}),
+    Shape("kubeadm-v3", _NEW, modes={"config.toml": 0o640}),
+    Shape("imports-v2", _ALL, handlers=("plain", "runc"), modes={"conf.d/50-runtime.toml": 0o600}),
+    Shape("imports-v3", _NEW, handlers=("plain", "runc")),
+    Shape("late-default-v2", _ALL, handlers=("runc", "site"), default="site", base="site"),
+    Shape("late-default-v3", _NEW, handlers=_WITH_NVIDIA, default="nvidia"),
+    Shape("late-cdi-v2", _SWITCHED_OFF),
+    Shape("late-cdi-v3", {"2.1": ROW4}),
+    Shape("late-handler-v2", _ALL, handlers=_WITH_NVIDIA),
+    Shape("late-handler-v3", _NEW, handlers=_WITH_NVIDIA),
+    Shape("custom-default-v2", _ALL, handlers=("runc", "site"), default="site", base="site"),
+    Shape("custom-default-v3", _NEW, handlers=("runc", "site"), default="site", base="site"),
+    Shape("other-vendors-v2", _ALL, handlers=_VENDORS),
+    Shape("other-vendors-v3", _NEW, handlers=_VENDORS),
+    Shape("stale-upper-v2", _ALL, handlers=_WITH_NVIDIA, default="nvidia"),
+    Shape("stale-upper-v3", _NEW, handlers=_WITH_NVIDIA, default="nvidia"),
+    Shape("stale-lower-v2", _ALL, handlers=_WITH_NVIDIA, default="nvidia"),
+    Shape("stale-lower-v3", _NEW, handlers=_WITH_NVIDIA, default="nvidia"),
+    Shape("frozen-v2", _SWITCHED_OFF, handlers=(*OURS, "runc"), default="nvidia"),
+    Shape("frozen-v3", _NEW, handlers=(*OURS, "runc"), default="nvidia"),
+    Shape("cdi-off-v2", _SWITCHED_OFF),
+    Shape("cdi-off-v3", {"2.1": ROW4}),
+    Shape("cdi-locked-v2", _LOCKED, files="cdi-off-v2", options=_KEEP_CDI),
+    Shape("cdi-locked-v3", {"2.1": ROW5}, files="cdi-off-v3", options=_KEEP_CDI),
+    Shape("v1", {**_OLD, "2.1": Refused(3, "config.toml")}),
+    Shape("v1-implicit", {**_OLD, "2.1": Refused(3, "config.toml")}),
+    Shape(
+        "no-binary",
+        {"1.6": _NO_BINARY, "1.7": _NO_BINARY, "2.1": _NO_BINARY},
+        files="kubeadm-v2",
+        binaries=(),
+    ),
+    Shape("one-binary", _ALL, files="kubeadm-v2", binaries=(BINARIES["nvidia"],)),
+)
+
+BY_NAME = {shape.name: shape for shape in SHAPES}

@@ -1,0 +1,209 @@
+"""Real runtimes that fail, and an agent that is killed: the node is never left worse."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conformance import brittle, checks, statusfile, steps
+from tests.conformance.node import PrivateNode
+from tests.conformance.shapes import BY_NAME, Row, Shape
+from tests.conformance.trees import Contents, contents, touched
+from tests.tools.runtimes import Runtime
+
+pytestmark = pytest.mark.real
+
+# A drop-in and an import; an edit in place; a root file that is made.
+_KINDS = [
+    pytest.param(BY_NAME[name], generation, id=f"{name}-{generation}")
+    for name, generation in (("kubeadm-v3", "2.1"), ("kubeadm-v2", "1.7"), ("no-root-file", "2.1"))
+]
+_SHORT = "--proof-timeout=4"
+# Only every so many steps where all of them would take minutes.
+_STRIDE = 17
+_LAST_STEP = 1000
+
+kinds = pytest.mark.parametrize(("shape", "generation"), _KINDS)
+
+
+def row_of(node: PrivateNode) -> Row:
+    """The row of the decision that the node's shape is in."""
+    row = node.shape.cells[node.runtime.generation]
+    assert isinstance(row, Row)
+    return row
+
+
+def dying_if(node: PrivateNode, pattern: str) -> list[str]:
+    """Make the runtime die at its next starts where its files match; the words to undo it with."""
+    whole = list(node.supervisor.argv)
+    at = whole.index(str(node.runtime.executable))
+    words = [sys.executable, brittle.__file__, pattern, str(node.config_directory)]
+    node.supervisor.argv = [*whole[:at], *words, *whole[at:]]
+    return whole
+
+
+def error_code(node: PrivateNode) -> str:
+    """The error that is told beside `toolkit-ready`."""
+    text = (node.validations / statusfile.ERROR).read_text("ascii")
+    return statusfile.parse(text)["TOOLKIT_ERROR_CODE"]
+
+
+@kinds
+def test_runtime_that_dies_on_the_new_configuration(
+    shape: Shape, generation: str, runtime: Runtime
+) -> None:
+    """The old bytes come back, the runtime runs on them, and the same is not tried again."""
+    with PrivateNode(runtime, shape) as node:
+        before = checks.observe(node)
+        dying_if(node, "nvidia-container-runtime")
+        checks.refused(node.agent("apply", _SHORT), 5, "")
+        node.wait()
+        checks.node_is_as_before(node, before)
+        checks.not_published(node)
+        assert error_code(node) == "ROLLED_BACK"
+
+        starts = node.supervisor.starts
+        checks.refused(node.agent("apply", _SHORT), 3, "")
+        assert node.supervisor.starts == starts
+        checks.node_is_as_before(node, before)
+
+
+@pytest.mark.parametrize("generation", ["2.1"])
+def test_failed_change_of_a_right_node(generation: str, runtime: Runtime) -> None:
+    """What was proven before is proven and published again after the rollback."""
+    with PrivateNode(runtime, BY_NAME["kubeadm-v3"]) as node:
+        before = checks.observe(node)
+        checks.done(node.agent("apply"))
+        right, ready = contents(node.tree()), (node.validations / statusfile.READY).read_bytes()
+        dying_if(node, r"default_runtime_name\s*=\s*['\"]nvidia")
+        checks.refused(node.agent("apply", "--set-as-default=true", _SHORT), 5, "")
+        node.wait()
+        assert contents(node.tree()) == right
+        assert (node.validations / statusfile.READY).read_bytes() == ready
+        checks.done(node.agent("revert"))
+        checks.node_is_as_before(node, before)
+
+
+@kinds
+def test_restart_that_never_comes_back(shape: Shape, generation: str, runtime: Runtime) -> None:
+    """The old bytes are there for when the runtime is; then the node can be made right."""
+    with PrivateNode(runtime, shape) as node:
+        before = checks.observe(node)
+        node.supervisor.delay = None
+        checks.refused(node.agent("apply", "--proof-timeout=2"), 6, "")
+        assert contents(node.tree()) == contents(before.etc)
+        checks.not_published(node)
+        assert error_code(node) == "ROLLBACK_FAILED"
+
+        node.supervisor.delay = 0.05
+        node.wait()
+        checks.done(node.agent("revert"))
+        checks.node_is_as_before(node, before)
+
+
+@kinds
+def test_restart_left_to_others(shape: Shape, generation: str, runtime: Runtime) -> None:
+    """With `none` the files wait for a restart; whoever comes after it proves and publishes."""
+    with PrivateNode(runtime, shape) as node:
+        before = checks.observe(node)
+        checks.done(node.agent("apply", "--restart-mode=none"))
+        assert touched(before.etc, node.tree())
+        checks.not_published(node)
+        assert error_code(node) == "RESTART_PENDING"
+
+        node.restart()
+        checks.done(node.agent("apply", "--restart-mode=none"))
+        checks.node_is_right(node, row_of(node), before)
+        assert node.supervisor.starts == 2
+
+
+@kinds
+def test_killed_at_some_steps(
+    shape: Shape, generation: str, runtime: Runtime, tmp_path: Path
+) -> None:
+    """As below, at a few steps."""
+    with PrivateNode(runtime, shape) as node:
+        assert survive_kills_of_apply(node, tmp_path / "steps", _STRIDE) > 1
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@kinds
+def test_killed_at_every_step(
+    shape: Shape, generation: str, runtime: Runtime, tmp_path: Path
+) -> None:
+    """Killed before any step, `apply` again makes the node right, `revert` restores the bytes."""
+    with PrivateNode(runtime, shape) as node:
+        assert survive_kills_of_apply(node, tmp_path / "steps", 1) > 10
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@kinds
+def test_revert_killed_at_every_step(
+    shape: Shape, generation: str, runtime: Runtime, tmp_path: Path
+) -> None:
+    """Killed before any of its steps, `revert` again restores the bytes."""
+    log = tmp_path / "steps"
+    with PrivateNode(runtime, shape) as node:
+        before = checks.observe(node)
+        for step in range(1, _LAST_STEP):
+            checks.done(node.agent("apply"))
+            right = contents(node.tree())
+            killed = node.agent_in_steps("revert", log=log, kill_at=step).returncode
+            node.settle()
+            if killed != -signal.SIGKILL:
+                break
+            is_old_or_new(node, contents(before.etc), right, last(log))
+            if step % 2:
+                survives_restart(node, last(log))
+            checks.done(node.agent("revert"))
+            checks.node_is_as_before(node, before)
+            checks.not_published(node)
+        assert step > 10
+
+
+def survive_kills_of_apply(node: PrivateNode, log: Path, stride: int) -> int:
+    """Kill `apply` before every `stride`-th step and check what is left; how many kills it took."""
+    before = checks.observe(node)
+    checks.done(node.agent("apply"))
+    right = contents(node.tree())
+    checks.done(node.agent("revert"))
+    for kills, step in enumerate(range(1, _LAST_STEP, stride)):
+        killed = node.agent_in_steps("apply", log=log, kill_at=step).returncode
+        node.settle()
+        if killed != -signal.SIGKILL:
+            assert killed == 0, last(log)
+            return kills
+        is_old_or_new(node, contents(before.etc), right, last(log))
+        if kills % 2:
+            survives_restart(node, last(log))
+        checks.done(node.agent("apply"))
+        checks.node_is_right(node, row_of(node), before)
+        assert contents(node.tree()) == right, last(log)
+        checks.done(node.agent("revert"))
+        checks.node_is_as_before(node, before)
+    raise AssertionError("it never ends")
+
+
+def is_old_or_new(node: PrivateNode, old: Contents, new: Contents, step: str) -> None:
+    """Each file is the old or the new one, and readiness was not told too early."""
+    found = contents(node.tree())
+    for path in old.keys() | new.keys():
+        assert found.get(path) in (old.get(path), new.get(path)), f"{path} before {step}"
+    if (node.validations / statusfile.READY).exists():
+        assert found == new, f"ready before {step}"
+
+
+def survives_restart(node: PrivateNode, step: str) -> None:
+    """The runtime starts on what a killed agent left."""
+    node.restart()
+    assert node.status().ready, f"after a restart before {step}"
+
+
+def last(log: Path) -> str:
+    """The step that did not happen, for a failed assertion."""
+    return (steps.read(log) or ["nothing"])[-1]

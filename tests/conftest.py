@@ -1,0 +1,87 @@
+"""What all tests share: which of them run here, and one line about the real runtimes they used."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import settings
+
+from tests.tools.runtimes import WANTED, Inventory, load
+
+# Without --long the same examples each time: a failure is the change's, not the day's.
+settings.register_profile("short", deadline=None, derandomize=True, database=None)
+settings.register_profile("long", deadline=None, max_examples=2000)
+
+USED = pytest.StashKey[set[str]]()
+INVENTORY = pytest.StashKey[Inventory]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--long`; TOOLKIT_AGENT_LONG=1 means the same."""
+    default = os.environ.get("TOOLKIT_AGENT_LONG") == "1"
+    parser.addoption("--long", action="store_true", default=default, help="run long tests too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Read once what is there."""
+    settings.load_profile("long" if config.getoption("--long") else "short")
+    config.stash[INVENTORY] = load()
+    config.stash[USED] = set()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what cannot run here, saying how it can."""
+    for item in items:
+        if item.get_closest_marker("long") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(900))  # the default is for tests of seconds
+        reason = _reason_to_skip(item, config)
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _reason_to_skip(item: pytest.Item, config: pytest.Config) -> str | None:
+    if item.get_closest_marker("long") and not config.getoption("--long"):
+        return "long: run tests/run --long"
+    if not item.get_closest_marker("real"):
+        return None
+    if os.geteuid() != 0:
+        return "a real runtime needs root: run tests/run as root"
+    inventory = config.stash[INVENTORY]
+    missing = [g for g in _generations(item, inventory) or WANTED if not inventory.find(g)]
+    return inventory.reason(missing[0]) if missing else None
+
+
+def _generations(item: pytest.Item, inventory: Inventory) -> list[str]:
+    """Return what a `real` test needs: its marker's arguments and its parameter `generation`.
+
+    A test that names none takes whatever there is.
+    """
+    named = [str(g) for marker in item.iter_markers("real") for g in marker.args]
+    callspec = getattr(item, "callspec", None)
+    if callspec is not None and "generation" in callspec.params:
+        named.append(str(callspec.params["generation"]))
+    return named or [r.generation for r in inventory.runtimes]
+
+
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """Note the runtimes of a test that really runs."""
+    if item.get_closest_marker("real"):
+        item.config.stash[USED].update(_generations(item, item.config.stash[INVENTORY]))
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say which real runtimes took part, so that a run without any cannot pass for one with."""
+    inventory = config.stash[INVENTORY]
+    used = [r for r in inventory.runtimes if r.generation in config.stash[USED]]
+    if used:
+        answer = ", ".join(f"{r.name} {r.version}" for r in used)
+    elif os.geteuid() != 0:
+        answer = "none (not root)"
+    elif not inventory.runtimes:
+        answer = f"none ({inventory.reason(WANTED[-1])})"
+    else:
+        answer = "none (no test that needs one ran)"
+    terminalreporter.write_line(f"real runtimes used: {answer}")

@@ -1,0 +1,102 @@
+"""The faults that a test asks for, read from a JSON file again at each start and each call.
+
+For example `{"delay_start_s": 1.5, "die_when": {"handler": "nvidia"}}`. No file, no faults; an
+unknown key is an error, so that a misspelt fault cannot pass for a runtime that is well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.double.generation import Generation, Table
+
+# Names the file with the faults.
+VARIABLE = "DOUBLE_SCRIPT"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a loaded configuration may look like; holds if everything that is set is so."""
+
+    handler: str | None = None
+    default: str | None = None
+    enable_cdi: bool | None = None
+
+    def holds(self, generation: Generation, document: Table) -> bool:
+        """Whether the effective configuration is so."""
+        section = document["plugins"].get(generation.cri, {})
+        containerd = section.get("containerd", {})
+        return (
+            self.handler in {None, *containerd.get("runtimes", {})}
+            and self.default in {None, containerd.get("default_runtime_name")}
+            and self.enable_cdi in {None, section.get("enable_cdi")}
+        )
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod that the runtime lists; an empty handler is the default."""
+
+    name: str
+    namespace: str = "default"
+    handler: str = ""
+    ready: bool = True
+
+
+@dataclass(frozen=True)
+class Script:
+    """How the runtime misbehaves.
+
+    At start: `die_when` exits with 2 if the configuration is so, `delay_start_s` waits before the
+    socket is there, `crash_after_s` exits with 2 that long after.
+    At each call: `silent` never answers, `unimplemented` has no CRI, the first `fail_first` calls
+    of a process end with `fail_code`; else the answers deviate: `drop_handler` shows no nvidia
+    handler whatever the files say, `enable_cdi` and `default` show these values, `no_verbose` gives
+    no `info`, `runtime_ready`, `runtime_name` and `version_name` are reported, `pods` are listed.
+    """
+
+    die_when: Condition | None = None
+    delay_start_s: float = 0.0
+    crash_after_s: float | None = None
+    silent: bool = False
+    unimplemented: bool = False
+    fail_first: int = 0
+    fail_code: str = "UNKNOWN"
+    drop_handler: bool = False
+    enable_cdi: bool | None = None
+    default: str | None = None
+    no_verbose: bool = False
+    runtime_ready: bool = True
+    runtime_name: str = "containerd"
+    version_name: str | None = None
+    pods: tuple[Pod, ...] = field(default=())
+
+    def disguise(self, config: Table) -> Table:
+        """Give `info["config"]` as it is to be shown."""
+        containerd = dict(config["containerd"])
+        if self.drop_handler:
+            containerd["runtimes"] = {
+                name: handler
+                for name, handler in containerd["runtimes"].items()
+                if name != "nvidia"
+            }
+        if self.default is not None:
+            containerd["defaultRuntimeName"] = self.default
+        shown = {**config, "containerd": containerd}
+        return shown if self.enable_cdi is None else {**shown, "enableCDI": self.enable_cdi}
+
+
+def read_script() -> Script:
+    """Read the file that the environment names; TypeError for a key that is no fault."""
+    name = os.environ.get(VARIABLE)
+    if not name or not Path(name).exists():
+        return Script()
+    given: dict[str, Any] = json.loads(Path(name).read_text(encoding="utf-8"))
+    if "die_when" in given:
+        given["die_when"] = Condition(**given["die_when"])
+    given["pods"] = tuple(Pod(**pod) for pod in given.get("pods", ()))
+    return Script(**given)

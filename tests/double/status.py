@@ -1,0 +1,100 @@
+"""The CRI's view of an effective configuration: `Status(verbose=true)`'s `info`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from tests.double.generation import CRI_IMAGES, CRI_RUNTIME, GRPC_CRI, Generation, Table
+
+# JSON names that differ from the TOML key in more than underscores and capitals.
+_RENAMED = {"maxcontainerlogsize": "maxcontainerloglinesize"}
+
+_NO_NETWORK = (
+    "cni config load failed: no network config found in /etc/cni/net.d: "
+    "cni plugin not initialized: failed to load cni config"
+)
+
+
+def why_dead(generation: Generation, document: Table) -> str | None:
+    """Say why the CRI plugin of this configuration does not load, if so."""
+    needed = (GRPC_CRI, CRI_RUNTIME, CRI_IMAGES) if generation.deep else (GRPC_CRI,)
+    if any(name not in document["plugins"] for name in needed):
+        return "disabled, or one that it needs"
+    containerd = document["plugins"][generation.cri]["containerd"]
+    name = containerd["default_runtime_name"]
+    if not name:
+        return "invalid plugin config: `default_runtime_name` is empty"
+    if name not in containerd["runtimes"]:
+        return (
+            "invalid plugin config: no corresponding runtime configured in `containerd.runtimes` "
+            f'for `containerd` `default_runtime_name = "{name}"'
+        )
+    return None
+
+
+def address_of(document: Table) -> str:
+    """Give the path of the socket to listen on."""
+    server: Table = document["plugins"].get("io.containerd.server.v1.grpc", document["grpc"])
+    return str(server["address"])
+
+
+def config_info(generation: Generation, document: Table) -> Table:
+    """Give `info["config"]` of an effective configuration: the captured answer with its values.
+
+    One thing is simplified: an empty list or table that a file spells out is null here, too.
+    """
+    template = generation.status_config()
+    section = document["plugins"][generation.cri]
+    # 2.x kept the directories' names.
+    config = _project(template, section) | {
+        "containerdRootDir": document["root"],
+        "containerdEndpoint": address_of(document),
+        "rootDir": f"{document['root']}/{GRPC_CRI}",
+        "stateDir": f"{document['state']}/{GRPC_CRI}",
+    }
+    shape = template["containerd"]["runtimes"]["runc"]
+    config["containerd"]["runtimes"] = {
+        name: _handler(shape, table) for name, table in section["containerd"]["runtimes"].items()
+    }
+    return config
+
+
+def info(config: Table, golang: str) -> Mapping[str, str]:
+    """Give all of `info`; the load status of the network is plain text, the rest JSON."""
+    cni = config["cni"]
+    network = {
+        "PluginDirs": cni.get("binDirs") or [cni["binDir"]],
+        "PluginConfDir": cni["confDir"],
+        "PluginMaxConfNum": cni["maxConfNum"],
+        "Prefix": "eth",
+        "Networks": [],
+    }
+    return {
+        "config": json.dumps(config, separators=(",", ":")),
+        "cniconfig": json.dumps(network, separators=(",", ":")),
+        "golang": json.dumps(golang),
+        "lastCNILoadStatus": _NO_NETWORK,
+        "lastCNILoadStatus.default": _NO_NETWORK,
+    }
+
+
+def _project(template: Table, table: Table) -> Table:
+    """Give the template's keys the values of the same settings in `table`."""
+    values = {key.replace("_", ""): value for key, value in table.items()}
+    result = {}
+    for name, sample in template.items():
+        plain = name.lower().replace("_", "")
+        value = values.get(plain, values.get(_RENAMED.get(plain, ""), sample))
+        if isinstance(sample, dict) and isinstance(value, dict):
+            value = _project(sample, value)
+        result[name] = None if sample is None and not value else value
+    return result
+
+
+def _handler(shape: Table, table: Table) -> Table:
+    handler = _project({**shape, "options": None}, {"options": None, **table})
+    for key in ("sandboxMode", "sandboxer"):
+        if handler.get(key) == "":
+            handler[key] = "podsandbox"
+    return handler
