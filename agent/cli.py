@@ -205,7 +205,8 @@ def _run(command: click.Command, name: str) -> None:
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        error.show()
+        text = error.format_message().rstrip(".")
+        click.echo(f"cannot use the command line: {text}; see {name} --help", err=True)
         sys.exit(error.exit_code)
     except click.Abort:
         sys.exit(130)

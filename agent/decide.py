@@ -140,7 +140,7 @@ def _row(q: Question, version: Version | None, seen: Evidence) -> tuple[int, str
     if q.runtime == "cri-o":
         if isinstance(seen.spec_dirs, tuple):
             return 8, seen.source
-        return (8 if version is None or version >= (1, 24, 0) else 6), "version"
+        return (8 if version is not None and version >= (1, 24, 0) else 6), "version"
     return _containerd_row(q, version, seen)
 
 
@@ -186,7 +186,10 @@ def _fill(q: Question, version: Version | None, seen: Evidence, row: int, source
     prefixes: tuple[str, ...] = ()
     if q.cdi and row != 9:
         prefixes = (NVIDIA_PREFIX,) if native else (NVIDIA_PREFIX, CDI_PREFIX)
-    prefixes = q.prefixes if q.prefixes is not None else prefixes
+    if row == 5 and seen.switch in (Switch.TRUE, Switch.NULL):
+        prefixes = (NVIDIA_PREFIX,)  # forced: containerd goes on answering cdi.k8s.io/ itself
+    if q.prefixes is not None and row != 9:
+        prefixes = q.prefixes
     modes = {1: "auto", 2: "hook", 9: ""}
     reasons = {1: "not-requested", 2: "not-requested", 4: "enabled-by-agent", 5: "disabled",
                6: "unsupported", 9: "unknown"}  # fmt: skip
@@ -205,7 +208,7 @@ def _fill(q: Question, version: Version | None, seen: Evidence, row: int, source
         else None,
         cri_field=field,
         prefixes=prefixes,
-        pass_prefixes=prefixes if row in (5, 6) or q.prefixes is not None else (),
+        pass_prefixes=prefixes if row in (5, 6) or q.prefixes else (),
         spec_dirs=() if row == 9 else dirs,
         evidence=_words(q, seen),
         warnings=(),
@@ -251,7 +254,11 @@ def _override(q: Question, decision: Decision) -> Decision:
                 f"set-as-default={asked} from the environment is overruled: without native CDI "
                 "only the default runtime brings GPUs to pods without a runtime class"
             )
-        elif not decision.hook:
+        elif decision.hook:
+            warnings.append(
+                f"set-as-default={asked} means nothing with an OCI hook; give --config-mode=config"
+            )
+        else:
             warnings.append(
                 f"set-as-default={asked} was asked for, where this node wants "
                 f"{str(decision.is_default).lower()}"
@@ -264,8 +271,9 @@ def _override(q: Question, decision: Decision) -> Decision:
         if not decision.native and "cdi-cri" in q.strategy:
             warnings.append("device list strategy cdi-cri cannot work without native CDI")
         decision = replace(decision, strategy=q.strategy)
-    if q.forced is True and decision.native and any(
-        e.switch in (Switch.FALSE, Switch.ABSENT) for e in q.evidence if e.seen
-    ) and decision.row != 4:  # fmt: skip
+    reported = {e.switch for e in q.evidence if e.seen}
+    if q.forced is True and decision.row == 3 and reported & {Switch.FALSE, Switch.ABSENT}:
         warnings.append("native CDI was forced, but the runtime does not report it as enabled")
+    if q.forced is False and reported & {Switch.TRUE, Switch.NULL}:
+        warnings.append("native CDI was denied, but the runtime reports it as enabled")
     return replace(decision, warnings=tuple(warnings))

@@ -7,7 +7,8 @@
     ├── Unreachable        4  the runtime does not answer the CRI
     ├── RolledBack         5  a change was made, failed, and was undone
     ├── RollbackFailed     6  a change was made, failed, and could not be undone
-    └── Locked             7  another instance is at work
+    ├── Locked             7  another instance is at work
+    └── Pending            0  written, and waiting for a restart (told in the status directory only)
 
 A message starts with "cannot", names the path and the cause, and says what to do.
 """
@@ -58,6 +59,13 @@ class RolledBack(AgentError):
 class RollbackFailed(AgentError):
     exit_code = 6
     code = "ROLLBACK_FAILED"
+
+
+class Pending(AgentError):
+    """No failure: a restart is somebody else's to do, and is not done yet."""
+
+    exit_code = 0
+    code = "RESTART_PENDING"
 
 
 class Locked(AgentError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,19 +19,45 @@ if TYPE_CHECKING:
 
 API = "toolkit-agent/v1"
 
+# A key that names a secret, also commented out, dotted, quoted, or in an inline table.
 _SECRET = re.compile(
-    r"""(?ix) ^ (?P<key> [-+\ ]? \s* (?: ["']? [\w.-]* ["']? \s* = \s* \{ .*? )?
-        ["']? [\w.-]* (?: auth | passw | token | secret | credential | api_?key | key_data )
-        [\w.-]* ["']? \s* = \s* ) (?P<value> .+ ) $"""
+    r"""(?ix) ^ (?P<key> \s* (?: \# \s* )? (?: ["'\w.\-\ ]+ = \s* \{ .*? )?
+        ["'\w.\- ]* (?: auth | passw | token | secret | credential | api_?key | key_data )
+        ["'\w.\-\ ]* = \s* ) (?P<value> .+ ) $"""
 )
 _USERINFO = re.compile(r"(?i)(://)[^/@\s\"']+@")
+_HIDDEN = "<redacted>"
 
 
-def redact(line: str) -> str:
-    """A line of a configuration file without the secret that it may hold."""
-    line = _USERINFO.sub(r"\1<redacted>@", line)
-    found = _SECRET.match(line)
-    return f"{found['key']}<redacted>" if found else line
+def redact(text: str) -> str:
+    """A configuration file without the secrets that it may hold, values over several
+    lines included."""
+    lines: list[str] = []
+    end: Callable[[str], bool] | None = None
+    for line in text.splitlines():
+        if end is not None:
+            lines.append(_HIDDEN)
+            end = None if end(line) else end
+            continue
+        line = _USERINFO.sub(rf"\1{_HIDDEN}@", line)
+        found = _SECRET.match(line)
+        if found is None:
+            lines.append(line)
+            continue
+        lines.append(found["key"] + _HIDDEN)
+        end = _open_end(found["value"])
+    return "\n".join(lines)
+
+
+def _open_end(value: str) -> Callable[[str], bool] | None:
+    """What ends a value that goes on below its line; None where it does not."""
+    for quotes in ('"""', "'''"):
+        if value.count(quotes) % 2:
+            return lambda line: quotes in line
+    depth = value.count("[") - value.count("]")
+    if depth <= 0:
+        return None
+    return lambda line: line.strip().startswith("]") or line.count("]") > line.count("[")
 
 
 def diff(change: Change) -> str:
@@ -39,8 +65,8 @@ def diff(change: Change) -> str:
     before = change.before.data.decode("utf-8", "replace") if change.before else ""
     after = change.after.data.decode("utf-8", "replace") if change.after else ""
     lines = difflib.unified_diff(
-        [redact(line) for line in before.splitlines()],
-        [redact(line) for line in after.splitlines()],
+        redact(before).splitlines(),
+        redact(after).splitlines(),
         change.path.host if change.before else "/dev/null",
         change.path.host if change.after else "/dev/null",
         lineterm="",

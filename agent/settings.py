@@ -109,7 +109,8 @@ def _raw(
         return value, "command line"
     for name in option.env:
         found = env.get(name)
-        if found is not None and (found.strip() or option.keep_empty):
+        empty_counts = option.keep_empty and option.kind != "bool"
+        if found is not None and (found.strip() or empty_counts):
             return found, name
     return option.default, "default"
 
@@ -184,6 +185,8 @@ def _check(values: Mapping[str, Any]) -> None:
             f"cannot use {values['runtime_name']!r} as a handler name: "
             "Kubernetes wants letters, digits, dots and dashes"
         )
+    if values["device_list_strategy"] == ():
+        raise UsageError("cannot use an empty device list strategy: name one or leave it out")
     for strategy in values["device_list_strategy"] or ():
         if strategy not in _STRATEGIES:
             raise UsageError(

@@ -11,7 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias, TypeVar
 
 from agent.errors import AgentError, Refused, reason
@@ -98,7 +98,7 @@ def _text(pairs: Lines) -> bytes:
 def parse(data: bytes) -> dict[str, str]:
     """Keys and values of a status file's bytes. Raises Refused for a line that is none."""
     values = {}
-    for line in data.decode("ascii", "replace").splitlines():
+    for line in data.decode("ascii", "replace").removesuffix("\n").split("\n"):
         if not _LINE.fullmatch(line):
             raise Refused("cannot use the status file: it has a line that is not KEY=value")
         key, _, value = line.partition("=")
@@ -134,23 +134,31 @@ class Publisher:
 
     def _publish(self, content: Lines, barrier_was_there: bool) -> bool:
         files.make_directories(self.directory)
-        twin = self._read(TWIN)
-        changed = twin is None or not _same(twin, content)
-        if changed:
-            twin = _text(content)
-            self._write(TWIN, twin)
-        ours = not self.foreign_barrier or barrier_was_there or self._there(READY)
-        if ours and self._read(READY) != twin:
-            self._write(READY, twin or b"")
-            changed = True
+        old = self._look(TWIN)
+        keep = old is not None and _same(old.data, content)
+        twin = old.data if old is not None and keep else _text(content)
+        changed = self._put(TWIN, twin)
+        if not self.foreign_barrier or barrier_was_there or self._there(READY):
+            changed |= self._put(READY, twin)
         if self._there(ERROR):
             files.remove(self.path(ERROR))
             changed = True
         return changed
 
+    def check(self) -> None:
+        """See that there is room to publish, before anything is changed. Raises Refused."""
+
+        def probe() -> None:
+            files.make_directories(self.directory)
+            state = FileState(b"\n", 0o600, os.geteuid(), os.getegid())
+            files.discard(files.stage(self.path(TWIN), state))
+
+        self._guard(probe)
+
     def save(self) -> Saved:
         """What is published now, to be brought back if a change has to be undone."""
-        return Saved(self._read(TWIN), self._read(READY))
+        twin, barrier = self._look(TWIN), self._look(READY)
+        return Saved(twin.data if twin else None, barrier.data if barrier else None)
 
     def withdraw(self) -> None:
         """Take readiness back, the barrier first. Raises Refused."""
@@ -172,9 +180,9 @@ class Publisher:
 
         def write() -> None:
             for name, data in ((TWIN, saved.twin), (READY, saved.barrier)):
-                if data is not None and self._read(name) != data:
+                if data is not None:
                     files.make_directories(self.directory)
-                    self._write(name, data)
+                    self._put(name, data)
 
         self._guard(write)
 
@@ -188,23 +196,27 @@ class Publisher:
 
         def write() -> None:
             files.make_directories(self.directory)
-            if self._read(ERROR) != _text(content):
-                self._write(ERROR, _text(content))
+            self._put(ERROR, _text(content))
 
         self._guard(write)
 
-    def _write(self, name: str, data: bytes) -> None:
-        files.write(self.path(name), FileState(data, 0o644, os.geteuid(), os.getegid()))
+    def _put(self, name: str, data: bytes) -> bool:
+        """Write a file unless it is as it should be, in mode and owner too."""
+        wanted = FileState(data, 0o644, os.geteuid(), os.getegid())
+        old = self._look(name)
+        if old is not None and replace(old, gid=wanted.gid, label=None) == wanted:
+            return False
+        files.write(self.path(name), wanted)
+        return True
 
     def _there(self, name: str) -> bool:
         return os.path.lexists(self.path(name))
 
-    def _read(self, name: str) -> bytes | None:
+    def _look(self, name: str) -> FileState | None:
         try:
-            found = files.read(self.path(name), limit=_LIMIT)
+            return files.read(self.path(name), limit=_LIMIT)
         except Refused:
             return None  # whatever has our name there is replaced
-        return found.data if found else None
 
     def _guard(self, action: Callable[[], _T]) -> _T:
         try:

@@ -32,7 +32,8 @@ class Set:
 
 @dataclass(frozen=True, slots=True)
 class Unset:
-    """Remove the key at `path`, and tables above it that this leaves empty; absent is fine."""
+    """Remove the key at `path`; absent is fine. Whether a table that this leaves empty stays in the
+    text depends on its spelling; to every reader of these files it is the same."""
 
     path: Path
 
@@ -100,9 +101,11 @@ def _unset(data: Any, path: Path) -> None:
     if len(path) == 1:
         del data[path[0]]
         return
-    _unset(data[path[0]], path[1:])
-    if data[path[0]] == {}:
-        del data[path[0]]
+    below = data[path[0]]
+    if below:
+        _unset(below, path[1:])
+        if below == {}:
+            del data[path[0]]
 
 
 def edit(text: str, ops: Iterable[Op], name: str) -> str:
@@ -110,28 +113,30 @@ def edit(text: str, ops: Iterable[Op], name: str) -> str:
 
     Raises Refused, naming the file, where the result cannot be written faithfully.
     """
-    newline = "\r\n" if "\r\n" in text else "\n"
     current = parse(text.encode(), name)
     for op in ops:
         wanted = apply(current, [op])
         if wanted != current:
-            text = _propose(text, op, current, wanted, newline, name)
-            current = wanted
+            text = _propose(text, op, current, wanted, name)
+            current = tomllib.loads(text)
     return text
 
 
-def _propose(text: str, op: Op, data: Data, wanted: Data, newline: str, name: str) -> str:
+def _propose(text: str, op: Op, data: Data, wanted: Data, name: str) -> str:
+    crlf = "\r\n" in text
     comments = _comments(text)
-    for way in (_append_table, _insert_root_key, _with_tomlkit):
+    for way in (_append_table, _insert_root_key, _cut_table, _with_tomlkit):
         proposal = way(text, op, data)
         if proposal is None:
             continue
-        if newline == "\r\n":
+        if crlf:
             proposal = re.sub(r"(?<!\r)\n", "\r\n", proposal)
         try:
             found = tomllib.loads(proposal)
         except (tomllib.TOMLDecodeError, RecursionError):
             continue
+        if isinstance(op, Unset):
+            found, wanted = without_empty(found), without_empty(wanted)
         if _identical(found, wanted) and all(
             _comments(proposal).get(line, 0) >= count for line, count in comments.items()
         ):
@@ -145,6 +150,12 @@ def _propose(text: str, op: Op, data: Data, wanted: Data, newline: str, name: st
 def _identical(one: Any, other: Any) -> bool:
     """Equal, and of equal types all the way down (True == 1 in Python, not in TOML)."""
     return bool(one == other) and repr(one) == repr(_reorder(other, one))
+
+
+def without_empty(data: Data) -> Data:
+    """Data without empty tables, however deep; to containerd they are as good as absent."""
+    pruned = {k: without_empty(v) if isinstance(v, dict) else v for k, v in data.items()}
+    return {key: value for key, value in pruned.items() if value != {}}
 
 
 def _reorder(value: Any, like: Any) -> Any:
@@ -195,6 +206,37 @@ def _insert_root_key(text: str, op: Op, data: Data) -> str | None:
     return "".join([*lines[:at], line, *lines[at:]])
 
 
+def _cut_table(text: str, op: Op, _: Data) -> str | None:
+    """A table with [headers] of its own taken out by its lines; comments in and below it stay."""
+    if not isinstance(op, Unset):
+        return None
+    kept, inside, found = [], False, False
+    for line in text.splitlines(keepends=True):
+        path = _header_path(line)
+        if path is not None:
+            inside = path[: len(op.path)] == op.path
+            found = found or inside
+        if not inside or (path is None and (not line.strip() or line.lstrip().startswith("#"))):
+            kept.append(line)
+    return "".join(kept) if found else None
+
+
+def _header_path(line: str) -> Path | None:
+    """The path of a line that is a [header]; None for any other line."""
+    if not line.lstrip().startswith("[") or line.lstrip().startswith("[["):
+        return None
+    try:
+        data: Any = tomllib.loads(line)
+    except tomllib.TOMLDecodeError:
+        return None
+    path: list[str] = []
+    while isinstance(data, dict) and data:
+        (key,) = data
+        path.append(key)
+        data = data[key]
+    return tuple(path)
+
+
 def _with_tomlkit(text: str, op: Op, _: Data) -> str | None:
     """tomlkit's own idea of the edit; whatever it raises means that it has none."""
     import tomlkit  # 35 ms, and needed only where a file changes
@@ -213,7 +255,6 @@ def _with_tomlkit(text: str, op: Op, _: Data) -> str | None:
                 table[op.path[-1]] = op.value
             case Unset():
                 del table[op.path[-1]]
-                _prune(document, op.path[:-1])
             case Append() if op.path[-1] in table:
                 table[op.path[-1]].append(op.value)
             case Append():
@@ -222,15 +263,6 @@ def _with_tomlkit(text: str, op: Op, _: Data) -> str | None:
     except (tomlkit.exceptions.TOMLKitError, ValueError, TypeError, KeyError, IndexError,
             AttributeError, AssertionError, RecursionError):  # fmt: skip
         return None
-
-
-def _prune(document: Any, path: Path) -> None:
-    for length in range(len(path), 0, -1):
-        above = document
-        for part in path[: length - 1]:
-            above = above[part]
-        if len(above[path[length - 1]]) == 0:
-            del above[path[length - 1]]
 
 
 def render(table: Mapping[str, Any], path: Path = ()) -> str:

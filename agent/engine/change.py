@@ -55,23 +55,24 @@ class Done:
     answer: Answer | None
     restarted: bool
     pending: bool
+    barrier: bool  # was `toolkit-ready` there before?
 
 
 def carry_out(ctx: Context, request: Request) -> Done:
     """Make the change and prove it. Raises Refused where nothing was touched, RolledBack where it
     was undone, RollbackFailed where that failed too."""
     journal = _prepare(ctx, request)
-    restart = request.restart
+    restart, barrier = request.restart, journal.barrier is not None
     try:
         transaction.write(request.changes, journal)
         journal = ctx.store.advance(journal, "written")
         ctx.log("files written", files=[entry.host for entry in journal.entries])
         if restart is None:
             commit(ctx, journal)
-            return Done(None, restarted=False, pending=False)
+            return Done(None, restarted=False, pending=False, barrier=barrier)
         if restart.kind == "none":
             ctx.store.advance(journal, "awaiting-restart")
-            return Done(None, restarted=False, pending=True)
+            return Done(None, restarted=False, pending=True, barrier=barrier)
         journal = ctx.store.advance(journal, "restarted")
     except Refused:
         _undo_files(ctx, journal)
@@ -88,12 +89,13 @@ def carry_out(ctx: Context, request: Request) -> Done:
             f"cannot apply: {error}; the old configuration is back and proven; look in the "
             "runtime's log for the cause"
         ) from error
-    return Done(answer, restarted=True, pending=False)
+    return Done(answer, restarted=True, pending=False, barrier=barrier)
 
 
 def _prepare(ctx: Context, request: Request) -> Journal:
     """Everything that can fail without harm: originals, journal, reserved space; then the
     readiness goes."""
+    ctx.publisher.check()
     saved = ctx.publisher.save()
     entries = transaction.entries(ctx.store, request.changes, request.memory)
     runtime, restart = request.runtime, request.restart
@@ -106,7 +108,7 @@ def _prepare(ctx: Context, request: Request) -> Journal:
         before=request.before.to_json(),
         process=runtime.process.identity if runtime.process else None,
         kind=runtime.kind,
-        socket=(runtime.socket.agent, runtime.socket.host),
+        socket=runtime.socket.host,
         restart=(restart.kind, restart.target) if restart else None,
         memory=memory_to_json(transaction.remembered(request.memory, entries)),
         fingerprint=request.fingerprint,
@@ -125,15 +127,26 @@ def _prepare(ctx: Context, request: Request) -> Journal:
 
 
 def _undo_files(ctx: Context, journal: Journal) -> None:
-    """Undo a change that no runtime has seen."""
-    transaction.undo(ctx.store, journal)
-    restore_status(ctx, journal)
+    """Undo a change that no runtime has seen. Raises RollbackFailed."""
+    failure = transaction.undo(ctx.store, journal)
+    _end_undo(ctx, journal)
+    if failure:
+        raise RollbackFailed(failure)
+
+
+def _end_undo(ctx: Context, journal: Journal) -> None:
+    """The old state is back: so is what was published of it, if the disk lets us."""
+    try:
+        ctx.publisher.restore(Saved(decode(journal.twin), decode(journal.barrier)))
+    except Refused as error:
+        ctx.log("status not restored", reason=error.message)
     close(ctx, journal)
 
 
-def endpoint(journal: Journal) -> Endpoint:
+def endpoint(ctx: Context, journal: Journal) -> Endpoint:
     """Where the journal's runtime listens."""
-    return Endpoint(journal.kind, HostPath(*journal.socket))
+    socket = HostPath(ctx.host.agent_path(journal.socket), journal.socket)
+    return Endpoint(journal.kind, socket)
 
 
 def prove_change(ctx: Context, journal: Journal) -> Answer:
@@ -145,19 +158,20 @@ def prove_change(ctx: Context, journal: Journal) -> Answer:
 
 
 def _prove(ctx: Context, journal: Journal, old: Identity, wanted: Wanted) -> Answer:
-    probe, timeout = ctx.probe(endpoint(journal)), ctx.settings.proof_timeout
+    probe, timeout = ctx.probe(endpoint(ctx, journal)), ctx.settings.proof_timeout
     return prove(probe, old, lambda answer: unproven(wanted, answer), timeout)
 
 
 def undo_and_prove(ctx: Context, journal: Journal, restart: Restart | None) -> None:
     """Old files, a restart on them, and the proof of the old state; then readiness is back.
 
-    `restart` None where whoever runs the runtime has to restart it. Raises RollbackFailed.
+    `restart` None where whoever runs the runtime has to restart it. Raises RollbackFailed: where
+    the runtime does not come back (the journal stays), or a file was somebody else's by then.
     """
-    transaction.undo(ctx.store, journal)
+    failure = transaction.undo(ctx.store, journal)
     if restart is not None and restart.kind != "none":
         try:
-            running = ctx.running(endpoint(journal))
+            running = ctx.running(endpoint(ctx, journal))
         except Unreachable:
             running = None  # it died of the new configuration
         try:
@@ -166,24 +180,23 @@ def undo_and_prove(ctx: Context, journal: Journal, restart: Restart | None) -> N
             _prove(ctx, journal, seen, Wanted.from_json(dict(journal.before)))
         except (RestartFailed, NotProven) as error:
             raise RollbackFailed(
-                f"cannot bring the runtime back: {error}; its files are as they were before; start "
-                "it by hand and look in its log"
+                f"cannot bring the runtime back: {error}; {failure or 'its files are as before'}; "
+                "start it by hand and look in its log"
             ) from error
-    restore_status(ctx, journal)
-    close(ctx, journal)
-
-
-def restore_status(ctx: Context, journal: Journal) -> None:
-    """Publish again what was published before, after the old state is proven."""
-    ctx.publisher.restore(Saved(decode(journal.twin), decode(journal.barrier)))
+    _end_undo(ctx, journal)
+    if failure:
+        raise RollbackFailed(failure)
 
 
 def commit(ctx: Context, journal: Journal) -> None:
-    """The change is here to stay: remember it, then forget the journal."""
+    """The change is here to stay: remember it, then forget the journal. Raises Refused."""
     memory = memory_from_json(journal.memory, "the journal")
     ctx.store.remember(memory)
     close(ctx, journal)
-    ctx.store.prune(memory)
+    try:
+        ctx.store.prune(memory)
+    except Refused as error:  # nothing but space is lost
+        ctx.log("state not tidied", reason=error.message)
 
 
 def close(ctx: Context, journal: Journal) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from agent.engine import node as nodes
 from agent.engine import restart
 from agent.engine.node import Endpoint
 from agent.engine.proof import Identity, Probe
@@ -90,11 +91,12 @@ class Context:
 def open_context(settings: Settings, log: Callable[..., None] = _silent) -> Context:
     """The context of a real run. Raises UsageError or Refused."""
     host = open_host_root(settings.host_root)
+    nodes.register(settings, host)
     status = host.locate(settings.status_dir)
     return Context(
         settings=settings,
         host=host,
-        store=Store(_state_directory(settings, host)),
+        store=Store(_state_directory(settings, host), host.agent_path),
         publisher=Publisher(status.agent, foreign_barrier=settings.entry == "nvidia-toolkit"),
         log=log,
     )

@@ -22,8 +22,8 @@ from agent.engine.preflight import Preflight
 from agent.engine.restart import Restart
 from agent.engine.state import Memory
 from agent.engine.wanted import Wanted
-from agent.errors import AgentError, CandidateFailed, Refused, Unreachable
-from agent.runtimes.containerd import Cri, effective
+from agent.errors import AgentError, CandidateFailed, Locked, Pending, Refused, Unreachable
+from agent.runtimes.containerd import ConfigFile, Cri, effective
 from agent.status import Facts, lines
 
 
@@ -74,6 +74,7 @@ def propose(ctx: Context, memory: Memory, *, may_enable: bool | None = None) -> 
         decision = judge(None, False)
         return Proposal(runtime, decision, None, None, (), None, None, decision.warnings)
     node = nodes.with_config(settings, ctx.host, runtime)
+    allowed = allowed and memory.cdi_refused != loaded(runtime, node.files)
     available, left_out = nodes.binaries(settings, ctx.host)
     decision = judge(node, allowed)
     try:
@@ -115,24 +116,26 @@ def converge(ctx: Context) -> Outcome:
 
     Raises AgentError; the failure is also told beside the status file.
     """
-    with ctx.locked():
-        try:
-            recovered = recover.recover(ctx)
-            proposal = propose(ctx, ctx.store.memory())
-            if recovered == "awaiting-restart":
-                if _still_waits(proposal):
-                    return publish(ctx, Outcome(proposal, pending=True))
-                recovered = recover.give_up_waiting(ctx)
-                proposal = propose(ctx, ctx.store.memory())
-            outcome = _converge(ctx, proposal, ctx.store.memory())
-            return replace(outcome, recovered=recovered)
-        except Unreachable as error:
-            ctx.publisher.withdraw()
-            _tell(ctx, error)
-            raise
-        except AgentError as error:
-            _tell(ctx, error)
-            raise
+    try:
+        with ctx.locked():
+            return _recover_and_converge(ctx)
+    except Locked:
+        raise  # the one who holds the lock tells how it goes
+    except AgentError as error:
+        tell(ctx, error)
+        raise
+
+
+def _recover_and_converge(ctx: Context) -> Outcome:
+    found = recover.recover(ctx)
+    proposal = propose(ctx, ctx.store.memory())
+    if found.waiting:
+        if _still_waits(proposal):
+            return publish(ctx, Outcome(proposal, pending=True), barrier=False)
+        found = recover.give_up_waiting(ctx)
+        proposal = propose(ctx, ctx.store.memory())
+    outcome = _converge(ctx, proposal, ctx.store.memory(), barrier=found.barrier)
+    return replace(outcome, recovered=found.outcome)
 
 
 def _still_waits(proposal: Proposal) -> bool:
@@ -141,28 +144,33 @@ def _still_waits(proposal: Proposal) -> bool:
     return not changes and proposal.restart is not None and proposal.restart.kind == "none"
 
 
-def _tell(ctx: Context, error: AgentError) -> None:
-    """A failure to tell a failure must not hide it."""
+def tell(ctx: Context, error: AgentError) -> None:
+    """Beside the status file, which goes where nothing answers any more (row 9). A failure to tell
+    a failure must not hide it."""
     try:
+        if isinstance(error, Unreachable):
+            ctx.publisher.withdraw()
         ctx.publisher.fail(error)
     except Refused as second:
         ctx.log("failure not told", reason=second.message)
 
 
-def _converge(ctx: Context, proposal: Proposal, memory: Memory) -> Outcome:
+def _converge(
+    ctx: Context, proposal: Proposal, memory: Memory, *, barrier: bool, refused_cdi: bool = False
+) -> Outcome:
     for warning in proposal.warnings:
         ctx.log("warning", text=warning)
     if proposal.right:
-        return publish(ctx, Outcome(proposal))
+        return publish(ctx, Outcome(proposal), barrier=barrier)
     assert proposal.node is not None
     assert proposal.edits is not None
     mark = fingerprint(proposal)
-    failed = ctx.store.failed()
-    if failed is not None and failed[0] == mark and proposal.restart is not None:
-        raise CandidateFailed(
-            f"cannot apply: the same change failed before ({failed[1]}) and nothing has changed "
+    failure = ctx.store.failed().get(mark) if proposal.restart else None
+    if failure is not None:
+        return _after_failure(ctx, proposal, memory, CandidateFailed(
+            f"cannot apply: the same change failed before ({failure}) and nothing has changed "
             f"since; correct the cause, or remove {ctx.store.path('failed.json')} to try again"
-        )
+        ), barrier=barrier)  # fmt: skip
     request = change.Request(
         purpose="apply",
         runtime=proposal.runtime,
@@ -170,18 +178,26 @@ def _converge(ctx: Context, proposal: Proposal, memory: Memory) -> Outcome:
         restart=proposal.restart,
         wanted=proposal.edits.wanted,
         before=state_of(proposal.node),
-        memory=_after(memory, proposal),
+        memory=_after(memory, proposal, refused_cdi=refused_cdi),
         fingerprint=mark,
     )
     try:
-        return publish(ctx, _outcome(proposal, change.carry_out(ctx, request)))
+        done = change.carry_out(ctx, request)
     except NotAccepted as error:
         ctx.store.remember_failure(mark, error.message)
-        if proposal.decision.row != 4 or memory.enabled_cdi:
-            raise
-        ctx.log("native CDI could not be switched on", reason=error.message)
-        second = propose(ctx, memory, may_enable=False)
-        return _converge(ctx, second, memory)
+        return _after_failure(ctx, proposal, memory, error, barrier=barrier)
+    return publish(ctx, _outcome(proposal, done), barrier=barrier or done.barrier)
+
+
+def _after_failure(
+    ctx: Context, proposal: Proposal, memory: Memory, error: AgentError, *, barrier: bool
+) -> Outcome:
+    """Where native CDI could not be switched on, the node is as row 5 says (DESIGN section 3)."""
+    if proposal.decision.row != 4 or memory.enabled_cdi:
+        raise error
+    ctx.log("native CDI could not be switched on", reason=error.message)
+    second = propose(ctx, memory, may_enable=False)
+    return _converge(ctx, second, memory, barrier=barrier, refused_cdi=True)
 
 
 def _outcome(proposal: Proposal, done: change.Done) -> Outcome:
@@ -195,17 +211,24 @@ def _outcome(proposal: Proposal, done: change.Done) -> Outcome:
     )
 
 
-def _after(memory: Memory, proposal: Proposal) -> Memory:
-    """What is to be remembered beside files: the default of before, and who switched CDI on."""
+def _after(memory: Memory, proposal: Proposal, *, refused_cdi: bool) -> Memory:
+    """What is to be remembered beside files: the default of before, who switched CDI on, and that
+    it could not be switched on."""
     assert proposal.edits is not None
     assert proposal.node is not None
     current = effective(proposal.node.gen, proposal.node.files)
     default = memory.default
     if default is None and not wishes.is_ours(current.default, current.table(current.default)):
         default = current.default
-    return replace(
-        memory, default=default, enabled_cdi=memory.enabled_cdi or proposal.edits.wanted.enable_cdi
-    )
+    refused = loaded(proposal.runtime, proposal.edits.files) if refused_cdi else None
+    enabled = memory.enabled_cdi or proposal.edits.wanted.enable_cdi
+    return replace(memory, default=default, enabled_cdi=enabled, cdi_refused=refused)
+
+
+def loaded(runtime: Runtime, files: tuple[ConfigFile, ...]) -> str:
+    """A hash of what a runtime runs on: its version and its files."""
+    parts = [(file.name, file.state.digest if file.state else None) for file in files]
+    return hashlib.sha256(json.dumps([runtime.version, parts]).encode()).hexdigest()
 
 
 def state_of(node: Node) -> Wanted:
@@ -223,23 +246,22 @@ def fingerprint(proposal: Proposal) -> str:
         (item.path.host, item.before and item.before.digest, item.after and item.after.digest)
         for item in proposal.edits.changes
     ]
-    loaded = [
-        (file.name, file.state.digest if file.state else None) for file in proposal.edits.files
-    ]
-    parts = (files, loaded, proposal.runtime.version, proposal.edits.wanted.to_json())
+    base = loaded(proposal.runtime, proposal.edits.files)
+    parts = (files, base, proposal.edits.wanted.to_json())
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def publish(ctx: Context, outcome: Outcome) -> Outcome:
-    """Tell the device plugin, unless the restart is still to come."""
+def publish(ctx: Context, outcome: Outcome, *, barrier: bool) -> Outcome:
+    """Tell the device plugin, unless the restart is still to come.
+
+    `barrier`: `toolkit-ready` was there before the change, whoever owns it.
+    """
     if outcome.pending:
         ctx.publisher.withdraw()
-        ctx.publisher.fail(Refused(
-            "the configuration is written and waits for a restart of the runtime",
-            code="RESTART_PENDING",
-        ))  # fmt: skip
+        ctx.publisher.fail(
+            Pending("cannot publish yet: the configuration is written; restart the runtime")
+        )
         return outcome
-    barrier = ctx.publisher.save().barrier is not None
     content = lines(facts(ctx, outcome.proposal), ctx.boot_id, ctx.wall())
     ctx.publisher.publish(content, barrier_was_there=barrier)
     if outcome.changed or outcome.restarted:

@@ -176,10 +176,10 @@ def root_name(settings: Settings, host: HostRoot, running: Process | None) -> st
     """
     loaded = None
     if running is not None:
-        loaded = host.name(running.config or config.DEFAULT_ROOT).host
+        loaded = host.name(running.config or config.DEFAULT_ROOT)
     if not settings.config:
         return loaded or config.DEFAULT_ROOT
-    asked = host.name(settings.config).host
+    asked = host.name(settings.config)
     if loaded and host.resolve(asked) != host.resolve(loaded):
         raise Refused(
             f"cannot use {asked}: the running containerd loads {loaded}; leave --config out or "
@@ -188,12 +188,21 @@ def root_name(settings: Settings, host: HostRoot, running: Process | None) -> st
     return asked
 
 
+def register(settings: Settings, host: HostRoot) -> None:
+    """Learn from the options what is mounted where; a journal or a memory is read only after."""
+    for path in (settings.config, settings.drop_in_config, settings.socket):
+        if path:
+            host.name(path)
+    given, named = settings.drop_in_config, settings.drop_in_config_host_path
+    if given and named:
+        host.add_view(os.path.dirname(given), os.path.dirname(named))
+
+
 def drop_in(settings: Settings, host: HostRoot, root: str) -> HostPath:
     """Our drop-in: as asked for, else conf.d/99-nvidia.toml beside the root file."""
     given, named = settings.drop_in_config, settings.drop_in_config_host_path
     if given and named:
-        host.add_view(os.path.dirname(given), os.path.dirname(named))
-        return HostPath(given, named) if not host.is_host else host.locate(given)
+        return host.resolve(given if host.is_host else named)
     if given or named:
         return host.locate(given or named or "")
     return host.resolve(os.path.join(os.path.dirname(root), "conf.d", "99-nvidia.toml"))
@@ -202,7 +211,7 @@ def drop_in(settings: Settings, host: HostRoot, root: str) -> HostPath:
 def executable(settings: Settings, host: HostRoot, running: Process | None) -> str | None:
     """Host path of the executable that a restart will run; None where it cannot be told."""
     if settings.executable_path:
-        return host.name(settings.executable_path).host
+        return host.name(settings.executable_path)
     return running.executable if running else None
 
 
@@ -302,13 +311,13 @@ def binaries(settings: Settings, host: HostRoot) -> tuple[tuple[Binary, ...], tu
 
 def host_binary(settings: Settings, host: HostRoot, base: str) -> str | None:
     """Host path of a toolkit binary: in the install directory, else the host's own."""
-    installed = host.name(settings.toolkit_install_dir).child("toolkit")
-    for directory in (installed, host.name("/usr/bin")):
-        candidate = directory.child(base)
+    installed = os.path.join(host.name(settings.toolkit_install_dir), "toolkit")
+    for directory in (installed, "/usr/bin"):
+        candidate = os.path.join(directory, base)
         try:
-            found = os.stat(host.resolve(candidate.host).agent)
+            found = os.stat(host.resolve(candidate).agent)
         except (OSError, Refused):
             continue
         if stat.S_ISREG(found.st_mode) and found.st_mode & 0o111:
-            return candidate.host
+            return candidate
     return None

@@ -78,7 +78,8 @@ def edits(scene: Scene) -> Edits:
     ours = _our_drop_in(scene)
     basis = tuple(file for file in scene.files if file is not ours)
     wanted = scene.wish(containerd.effective(scene.gen, basis))
-    if not wishes.gaps(wanted, containerd.effective(scene.gen, scene.files)):
+    right = not wishes.gaps(wanted, containerd.effective(scene.gen, scene.files))
+    if right and not (ours and _speaks_otherwise(scene, ours, basis)):
         return Edits((), wanted, scene.files)
     if scene.gen.merge == "deep":
         overlay = _override_later_files(scene, _drop_in_overlay(scene, basis, wanted), wanted)
@@ -93,6 +94,15 @@ def _our_drop_in(scene: Scene) -> ConfigFile | None:
         if file.path.host == scene.drop_in.host and _is_untouched(scene.memory, file):
             return file
     return None
+
+
+def _speaks_otherwise(scene: Scene, ours: ConfigFile, basis: tuple[ConfigFile, ...]) -> bool:
+    """Does our drop-in use a plugin name that the other files no longer allow?"""
+    if scene.gen.merge == "replace" or scene.gen.per_file:
+        return False
+    version = _drop_in_version(scene, basis)
+    name = containerd.drop_in_section(scene.gen, basis, version)
+    return name not in ours.data.get("plugins", {})
 
 
 def _is_untouched(memory: Memory, file: ConfigFile) -> bool:
@@ -113,7 +123,12 @@ def _drop_in_overlay(
     text = f"{_HEADER}version = {version}\n" if fresh else state.data.decode()
     data = {} if fresh else existing.data
     number = version if fresh else (existing.version or version)
-    section = ("plugins", containerd.section_name(number if scene.gen.per_file else version))
+    speaks = (
+        containerd.section_name(number)
+        if scene.gen.per_file
+        else containerd.drop_in_section(scene.gen, basis, version)
+    )
+    section = ("plugins", speaks)
     text = tomledit.edit(text, _ops(section, data, gaps, wanted), scene.drop_in.host)
     overlay: dict[str, FileState | None] = {scene.drop_in.host: _with(state, text)}
     if not any(_imports(scene, file) for file in basis):
@@ -143,14 +158,19 @@ def _imports(scene: Scene, file: ConfigFile) -> bool:
 def _root_with_import(scene: Scene, version: int) -> FileState:
     """The root file with one more import: a glob, so that a deleted drop-in does not keep
     containerd from starting, and a narrow one, so that it wakes no forgotten files."""
-    stem, suffix = os.path.splitext(scene.drop_in.host)
-    glob = f"{stem}*{suffix}"
+    glob = import_glob(scene.drop_in)
     root = scene.root
     if root.state is None:
         text = f'{_HEADER}version = {version}\nimports = ["{glob}"]\n'
         return FileState(text.encode())
     text = tomledit.edit(root.state.data.decode(), [Append(("imports",), glob)], root.path.host)
     return _with(root.state, text)
+
+
+def import_glob(drop_in: HostPath) -> str:
+    """The import that we write for a drop-in."""
+    stem, suffix = os.path.splitext(drop_in.host)
+    return f"{stem}*{suffix}"
 
 
 def _with(state: FileState, text: str) -> FileState:
@@ -277,10 +297,7 @@ def strip(settings: Data, gen: Generation, wanted: Wanted) -> Data:
     ops.append(Unset((*section, "containerd", "default_runtime")))
     if get(settings, (*section, *_RUNTIMES, "runc")) == gen.runc:
         ops.append(Unset((*section, *_RUNTIMES, "runc")))
-    result = tomledit.apply(settings, ops)
-    if not result.get("plugins"):
-        result.pop("plugins", None)
-    return result
+    return tomledit.without_empty(tomledit.apply(settings, ops))
 
 
 def first_difference(one: Any, other: Any, above: Path = ()) -> Path | None:

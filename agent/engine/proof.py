@@ -59,12 +59,14 @@ def prove(
                 if found != who:
                     who, good, bad = found, 0, 0
                 wrong = problems(answer) if answer.ready else ["RuntimeReady is false"]
-                good, bad = (0, bad + 1) if wrong else (good + 1, 0)
+                # Not ready yet is no verdict; ready and wrong is one.
+                bad = bad + 1 if wrong and answer.ready else 0
+                good = 0 if wrong else good + 1
                 if good >= _ANSWERS:
                     return answer
                 if wrong:
                     last = "; ".join(wrong)
-                    if answer.ready and bad >= _ANSWERS:
+                    if bad >= _ANSWERS:
                         raise NotProven(last)
         if probe.clock() >= end:
             raise NotProven(f"{last} (after {timeout:g} s)")

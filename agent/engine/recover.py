@@ -6,30 +6,44 @@ change that the runtime proves is committed, every other one is undone (DESIGN s
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from agent.engine import change, restart, transaction
 from agent.engine.context import Context
-from agent.engine.proof import Identity, NotProven
+from agent.engine.proof import NotProven
 from agent.engine.state import Journal
 from agent.errors import Unreachable
 
 _PAUSE = 0.1  # seconds between two looks at a socket
 
 
-def recover(ctx: Context) -> str | None:
-    """Deal with an unfinished change; returns what became of it: committed, undone or
-    awaiting-restart; None where there was none.
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What became of an unfinished change: committed, undone or awaiting-restart; None where there
+    was none. `barrier`: `toolkit-ready` was there before it."""
 
-    Raises RollbackFailed where it can be neither finished nor undone.
-    """
+    outcome: str | None = None
+    barrier: bool = False
+
+    @property
+    def waiting(self) -> bool:
+        """Files are written, the restart is still to come."""
+        return self.outcome == "awaiting-restart"
+
+
+def recover(ctx: Context) -> Recovered:
+    """Deal with an unfinished change. Raises RollbackFailed where it can be neither finished nor
+    undone."""
     journal = ctx.store.journal()
     if journal is None:
-        return None
+        return Recovered()
     ctx.log("unfinished change found", purpose=journal.purpose, stage=journal.stage)
-    restarted = _has_restarted(ctx, journal)
-    if not restarted:
+    barrier = journal.barrier is not None
+    if not _has_restarted(ctx, journal):
         if journal.stage == "awaiting-restart" and transaction.is_written(journal):
-            return "awaiting-restart"
-        return _undo(ctx, journal)
+            return Recovered("awaiting-restart", barrier)
+        change.undo_and_prove(ctx, journal, None)
+        return Recovered("undone", barrier)
     if transaction.is_written(journal):
         try:
             change.prove_change(ctx, journal)
@@ -38,27 +52,26 @@ def recover(ctx: Context) -> str | None:
             ctx.store.remember_failure(journal.fingerprint, str(error))
         else:
             change.commit(ctx, journal)
-            return "committed"
+            return Recovered("committed", barrier)
     way = restart.resume(*journal.restart, ctx.host) if journal.restart else None
     change.undo_and_prove(ctx, journal, way)
-    return "undone"
+    return Recovered("undone", barrier)
 
 
-def give_up_waiting(ctx: Context) -> str:
+def give_up_waiting(ctx: Context) -> Recovered:
     """Undo a change whose restart never came; no runtime has seen it. Raises RollbackFailed."""
     journal = ctx.store.journal()
-    return _undo(ctx, journal) if journal else "undone"
-
-
-def _undo(ctx: Context, journal: Journal) -> str:
+    if journal is None:
+        return Recovered()
     change.undo_and_prove(ctx, journal, None)
-    return "undone"
+    return Recovered("undone", journal.barrier is not None)
 
 
 def _has_restarted(ctx: Context, journal: Journal) -> bool:
     """Can the runtime have seen the new files: is it another process than before, or down?
 
-    Where a restart was under way, the new process is waited for.
+    Where a restart was under way, the new process is waited for. A process that cannot be seen,
+    then and now, is taken for the old one: nobody but us would have restarted it on our files.
     """
     if journal.boot_id != ctx.boot_id:
         return True
@@ -66,12 +79,11 @@ def _has_restarted(ctx: Context, journal: Journal) -> bool:
         return False
     end = ctx.clock() + ctx.settings.proof_timeout
     while True:
-        found: Identity = None
         try:
-            found = ctx.identity(change.endpoint(journal))
+            return ctx.identity(change.endpoint(ctx, journal)) != journal.process
         except Unreachable:
-            if journal.stage in ("prepared", "written") or ctx.clock() >= end:
-                return journal.stage != "prepared"
-        if found is not None:
-            return found != journal.process
+            if journal.stage == "prepared":
+                return False  # it went down by itself
+            if journal.stage == "written" or ctx.clock() >= end:
+                return True
         ctx.sleep(_PAUSE)

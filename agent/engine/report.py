@@ -26,7 +26,7 @@ class Report:
     problem: AgentError | None
     published: dict[str, str]
     not_published: str | None
-    memory: Memory
+    files: tuple[tuple[str, bool, str], ...]
     unfinished: str | None
     failed: str | None
     drift: tuple[str, ...]
@@ -55,8 +55,8 @@ class Report:
             "handlers": sorted(runtimes) or sorted(filter(None, answer.handlers if answer else ())),
             "default": (config.get("containerd") or {}).get("defaultRuntimeName"),
             "files": [
-                {"path": host, "existedBefore": item.digest is not None, "now": _now(host, item)}
-                for host, item in sorted(self.memory.files.items())
+                {"path": host, "existedBefore": existed, "now": now}
+                for host, existed, now in self.files
             ],
             "drift": list(self.drift),
             "transaction": {"unfinished": self.unfinished, "failed": self.failed},
@@ -73,8 +73,7 @@ def report(ctx: Context) -> Report:
         memory = ctx.store.memory()
         journal = ctx.store.journal()
         unfinished = f"{journal.purpose} ({journal.stage})" if journal else None
-        last = ctx.store.failed()
-        failed = last[1] if last else None
+        failed = next(reversed(ctx.store.failed().values()), None)
         proposal = converge.propose(ctx, memory)
     except AgentError as error:
         problem = error
@@ -88,16 +87,20 @@ def report(ctx: Context) -> Report:
         now = dict(status.lines(converge.facts(ctx, proposal), ctx.boot_id, ctx.wall()))
         if now["TOOLKIT_CONFIG_HASH"] != published.get("TOOLKIT_CONFIG_HASH"):
             drift.append("the published decision is not today's")
+    touched = tuple(
+        (host, item.digest is not None, _now(ctx.host.agent_path(host), host, item))
+        for host, item in sorted(memory.files.items())
+    )
     ready = bool(published) and problem is None and not drift and unfinished is None
     return Report(
-        ready, proposal, problem, published, missing, memory, unfinished, failed, tuple(drift)
+        ready, proposal, problem, published, missing, touched, unfinished, failed, tuple(drift)
     )
 
 
-def _now(host: str, original: Original) -> str:
+def _now(agent: str, host: str, original: Original) -> str:
     """How a file that we wrote is today. An edit of somebody else's is no fault by itself."""
     try:
-        digest = transaction.digest_of(original.agent, host)
+        digest = transaction.digest_of(agent, host)
     except Refused as error:
         return error.message
     if digest is None:

@@ -58,8 +58,10 @@ def choose(mode: str, process: Process | None, host: HostRoot, kind: str) -> Res
                 f"cannot restart {kind} by a signal: it ends cleanly and systemd leaves it dead; "
                 "give --restart-mode=systemd"
             )
-        if process.pid <= 1:
-            raise Refused(f"cannot signal {kind}: its pid is {process.pid} here; run with hostPID")
+        if process.pid <= 1 or process.proc != "/proc":
+            raise Refused(
+                f"cannot signal {kind}: its process has no pid of its own here; run with hostPID"
+            )
         return Restart("signal", f"pid {process.pid}", _terminate)
     if process.unit is None:
         raise Refused(
@@ -92,7 +94,7 @@ def _terminate(process: Process | None) -> None:
         raise RestartFailed(f"process {process.pid}: {os.strerror(error.errno or 0)}") from error
     try:
         # From here on the descriptor is this process, whoever gets its pid later.
-        if start_time(process.pid, process.proc) == process.start:
+        if start_time(process.pid) == process.start:
             signal.pidfd_send_signal(fd, signal.SIGTERM)
     except ProcessLookupError:
         return

@@ -6,6 +6,7 @@ imports by name is never deleted, and a handler is never taken from under a runn
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -13,12 +14,12 @@ from agent import tomledit
 from agent.engine import change, recover
 from agent.engine import node as nodes
 from agent.engine.context import Context
-from agent.engine.converge import state_of
+from agent.engine.converge import state_of, tell
 from agent.engine.node import Node
-from agent.engine.plan import Change
-from agent.engine.state import Memory, Original, Store
+from agent.engine.plan import Change, import_glob
+from agent.engine.state import Memory, Original, parents
 from agent.engine.wanted import OUR_NAMES, Wanted, is_ours
-from agent.errors import AgentError, Refused
+from agent.errors import AgentError, Locked, Refused
 from agent.host import files
 from agent.host.files import FileState
 from agent.host.paths import HostPath
@@ -44,30 +45,38 @@ def revert(ctx: Context, *, keep_edits: bool = False) -> Reverted:
     Raises Refused where a file was edited since (`keep_edits` then takes our keys out of it) or a
     pod still uses a handler that would go.
     """
-    with ctx.locked():
-        try:
-            if recover.recover(ctx) == "awaiting-restart":
+    try:
+        with ctx.locked():
+            if recover.recover(ctx).waiting:
                 recover.give_up_waiting(ctx)
             memory = ctx.store.memory()
             done = _revert(ctx, memory, keep_edits) if memory.files else Reverted()
             if not done.pending:
-                ctx.store.remember(Memory())
-                ctx.store.forget_failure()
-                ctx.store.prune(Memory())
+                _forget(ctx, memory)
             ctx.publisher.retire()
             return done
-        except AgentError as error:
-            ctx.log("not reverted", code=error.status_code)
-            raise
+    except Locked:
+        raise
+    except AgentError as error:
+        tell(ctx, error)
+        raise
+
+
+def _forget(ctx: Context, memory: Memory) -> None:
+    """Nothing is remembered any more, and directories that we made are gone as far as empty."""
+    for host, original in memory.files.items():
+        if original.digest is None:
+            above = parents(ctx.host.agent_path(host), original.made)
+            with contextlib.suppress(OSError):  # an empty directory does no harm
+                files.remove_directories(above)
+    ctx.store.remember(Memory())
+    ctx.store.forget_failure()
+    ctx.store.prune(Memory())
 
 
 def _revert(ctx: Context, memory: Memory, keep_edits: bool) -> Reverted:
     node = nodes.look(ctx.settings, ctx.host)
-    changes = tuple(
-        item
-        for host, original in memory.files.items()
-        if (item := _change(ctx.store, host, original, keep_edits)) is not None
-    )
+    changes = _changes(ctx, node, memory, keep_edits)
     changes = _keep_imported(ctx, node, changes)
     # The root file first: once it no longer imports them, the others can go.
     changes = tuple(sorted(changes, key=lambda item: item.path.host != node.root.path.host))
@@ -95,20 +104,44 @@ def _revert(ctx: Context, memory: Memory, keep_edits: bool) -> Reverted:
     return Reverted(tuple(item.path.host for item in changes), done.restarted, pending=done.pending)
 
 
-def _change(store: Store, host: str, original: Original, keep_edits: bool) -> Change | None:
-    """What has to happen to one file; None where it is at its original already."""
-    path = HostPath(original.agent, host)
-    now = files.read(original.agent, host)
+def _changes(ctx: Context, node: Node, memory: Memory, keep_edits: bool) -> tuple[Change, ...]:
+    """What has to happen to each file; the drop-in first, for the root file's import depends on
+    what is left of it."""
+    found = []
+    ours: str | None = import_glob(node.drop_in)
+    for host in sorted(memory.files, key=lambda host: host != node.drop_in.host):
+        original = memory.files[host]
+        item = _change(ctx, (host, original), keep_edits, ours)
+        if item is None:
+            continue
+        found.append(item)
+        if host == node.drop_in.host and item.after is not None and original.digest is None:
+            if tomledit.parse(item.after.data, host).keys() - {"version"}:
+                ours = None
+    return tuple(found)
+
+
+def _change(
+    ctx: Context, remembered: tuple[str, Original], keep_edits: bool, ours: str | None
+) -> Change | None:
+    """What has to happen to one file; None where it is at its original already.
+
+    `ours` is our import; None where somebody's own settings stay in our drop-in, which therefore
+    has to stay imported.
+    """
+    host, original = remembered
+    path = HostPath(ctx.host.agent_path(host), host)
+    now = files.read(path.agent, host)
     digest = now.digest if now else None
     if digest == original.digest:
         return None
-    data = store.bytes_of(original.digest) if original.digest else None
-    if digest == original.written and not original.edited:
+    data = ctx.store.bytes_of(original.digest) if original.digest else None
+    untouched = digest == original.written and not original.edited
+    if untouched and ours is not None:
         if data is None:
             return Change(path, now, None)
         label = now.label if now else None
-        state = FileState(data, original.mode, original.uid, original.gid, label)
-        return Change(path, now, state)
+        return Change(path, now, FileState(data, original.mode, original.uid, original.gid, label))
     if now is None:
         raise Refused(
             f"cannot revert {host}: somebody removed it since; restore it, or run "
@@ -119,18 +152,25 @@ def _change(store: Store, host: str, original: Original, keep_edits: bool) -> Ch
             f"cannot revert {host}: somebody edited it since; --keep-edits takes our keys out and "
             "leaves the rest as it is"
         )
-    text = tomledit.edit(now.data.decode(), _inverse(host, now, data), host)
+    ops = _inverse(host, now, data, ours)
+    text = tomledit.edit(now.data.decode(), ops, host)
+    if text.encode() == now.data:
+        return None
     return Change(path, now, FileState(text.encode(), now.mode, now.uid, now.gid, now.label))
 
 
-def _inverse(host: str, now: FileState, original: bytes | None) -> list[Op]:
-    """Our keys back to what the original has, or out."""
+def _inverse(host: str, now: FileState, original: bytes | None, ours: str | None) -> list[Op]:
+    """Our keys back to what the original has, or out; `ours` is an import of ours that goes."""
     before = tomledit.parse(original or b"", host)
     current = tomledit.parse(now.data, host)
     ops: list[Op] = []
     for path in _our_keys(current):
         old = tomledit.get(before, path)
         ops.append(Unset(path) if old is None else Set(path, old))
+    old_imports = before.get("imports", [])
+    imports = [item for item in current.get("imports", []) if item in old_imports or item != ours]
+    if imports != current.get("imports", []):
+        ops.append(Set(("imports",), imports) if imports else Unset(("imports",)))
     return ops
 
 

@@ -5,7 +5,7 @@ before anything refers to them; the journal is durable before the first change a
 
     memory.json     files that we changed, each with its original and what we last wrote
     journal.json    the change in progress, if any
-    failed.json     the candidate that failed last
+    failed.json     candidates that failed
     originals/HASH  bytes
     lock
 """
@@ -15,17 +15,17 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from agent.errors import Refused, reason
 from agent.host import files
 from agent.host.files import FileState
-from agent.host.paths import HostPath
 
 _FORMAT = 1
-_LIMIT = 1 << 24
+_LIMIT = 1 << 24  # bytes of a file of ours
+_FAILURES = 16  # candidates; more are made by more changes, after which old ones say little
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,33 +33,37 @@ class Original:
     """A file as it was before we first changed it, and our last word on it.
 
     `digest` is None where there was no file. `written` is the digest of what we wrote last;
-    `edited`: somebody changed the file between two of our changes. `made`: directories that we
-    made for it, outermost first (host paths).
+    `edited`: somebody changed the file between two of our changes. `made`: how many of the
+    directories above it, innermost first, we made for it.
     """
 
-    agent: str
     digest: str | None
     mode: int
     uid: int
     gid: int
     written: str | None
     edited: bool = False
-    made: tuple[str, ...] = ()
+    made: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
     """Everything needed for `revert`, by host path; the default runtime of before our first
-    change; and whether `enable_cdi = true` is our doing."""
+    change; whether `enable_cdi = true` is our doing; and a hash of the runtime and the files on
+    which that could not be had."""
 
     files: Mapping[str, Original] = field(default_factory=dict)
     default: str | None = None
     enabled_cdi: bool = False
+    cdi_refused: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file of a change: digests before and after, None for "no file"."""
+    """One file of a change: digests before and after, None for "no file"; `made` as above.
+
+    `agent` is not stored: a container and the host see the same file under different names.
+    """
 
     host: str
     agent: str
@@ -68,12 +72,12 @@ class Entry:
     mode: int
     uid: int
     gid: int
-    made: tuple[str, ...] = ()
+    made: int = 0
 
     @property
-    def path(self) -> HostPath:
-        """Both names of the file."""
-        return HostPath(self.agent, self.host)
+    def made_directories(self) -> tuple[str, ...]:
+        """Agent paths of the directories that we made for it."""
+        return parents(self.agent, self.made)
 
     @property
     def undo(self) -> str:
@@ -88,7 +92,7 @@ class Journal:
 
     `wanted` and `before` are `Wanted` as JSON: what proves the change and what proves the undo;
     `process` is (pid, start time) of the runtime that ran on the old files, `kind` and `socket`
-    (both names) where it listens, `restart` (kind, target) how it is restarted, None where nothing
+    (host path) where it listens, `restart` (kind, target) how it is restarted, None where nothing
     has to be. `twin` and `barrier` are the status files of before (base64), `memory` is what to
     remember after success.
     """
@@ -101,7 +105,7 @@ class Journal:
     before: Mapping[str, Any]
     process: tuple[int, int] | None
     kind: str
-    socket: tuple[str, str]
+    socket: str
     restart: tuple[str, str] | None
     memory: Mapping[str, Any]
     fingerprint: str
@@ -112,8 +116,10 @@ class Journal:
 class Store:
     """The state directory. Every method raises Refused where the disk does not play along."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, agent_path: Callable[[str], str] = str) -> None:
+        """`agent_path` gives the name under which we open a host path."""
         self.directory = directory
+        self._agent_path = agent_path
 
     def path(self, name: str) -> str:
         """The agent path of a name in the directory."""
@@ -150,11 +156,12 @@ class Store:
             return None
         try:
             entries = tuple(
-                Entry(**{**entry, "made": tuple(entry["made"])}) for entry in data.pop("entries")
+                Entry(agent=self._agent_path(entry["host"]), **entry)
+                for entry in data.pop("entries")
             )
             pairs: dict[str, Any] = {
                 key: tuple(value) if (value := data.pop(key)) else None
-                for key in ("process", "socket", "restart")
+                for key in ("process", "restart")
             }
             return Journal(entries=entries, **pairs, **data)
         except (TypeError, KeyError, AttributeError) as error:
@@ -162,7 +169,10 @@ class Store:
 
     def write_journal(self, journal: Journal) -> None:
         """Make the journal durable."""
-        self._save("journal.json", asdict(journal))
+        data = asdict(journal)
+        for entry in data["entries"]:
+            del entry["agent"]
+        self._save("journal.json", data)
 
     def advance(self, journal: Journal, stage: str) -> Journal:
         """The journal at its next stage, durable."""
@@ -174,16 +184,18 @@ class Store:
         """The change is over, one way or the other."""
         self._remove("journal.json")
 
-    def failed(self) -> tuple[str, str] | None:
-        """(fingerprint, reason) of the candidate that failed last."""
-        data = self._load("failed.json")
-        if data is None:
-            return None
-        return str(data.get("fingerprint")), str(data.get("reason"))
+    def failed(self) -> dict[str, str]:
+        """Reasons by fingerprint of the candidates that failed, the last one last."""
+        candidates = (self._load("failed.json") or {}).get("candidates")
+        if not isinstance(candidates, dict | None):
+            raise self._broken("failed.json")
+        return {str(mark): str(why) for mark, why in (candidates or {}).items()}
 
     def remember_failure(self, fingerprint: str, why: str) -> None:
         """Keep a candidate from being tried again as it is."""
-        self._save("failed.json", {"fingerprint": fingerprint, "reason": why[:1000]})
+        known = {mark: old for mark, old in self.failed().items() if mark != fingerprint}
+        latest = [*known.items(), (fingerprint, why[:1000])][-_FAILURES:]
+        self._save("failed.json", {"candidates": dict(latest)})
 
     def forget_failure(self) -> None:
         """Any candidate may be tried."""
@@ -234,7 +246,7 @@ class Store:
         )
 
     def _save(self, name: str, data: Mapping[str, Any]) -> None:
-        text = json.dumps({"format": _FORMAT, **data}, indent=1, sort_keys=True) + "\n"
+        text = json.dumps({"format": _FORMAT, **data}, indent=1) + "\n"
         self._write(self.path(name), text.encode())
 
     def _write(self, path: str, data: bytes) -> None:
@@ -258,13 +270,19 @@ def memory_to_json(memory: Memory) -> dict[str, Any]:
 def memory_from_json(data: Mapping[str, Any], name: str) -> Memory:
     """The memory of plain data. Raises Refused, naming the file, where it is none."""
     try:
-        originals = {
-            host: Original(**{**item, "made": tuple(item["made"])})
-            for host, item in data["files"].items()
-        }
-        return Memory(originals, data["default"], data["enabled_cdi"])
+        originals = {host: Original(**item) for host, item in data["files"].items()}
+        return Memory(originals, data["default"], data["enabled_cdi"], data["cdi_refused"])
     except (TypeError, KeyError, AttributeError) as error:
         raise Refused(f"cannot read {name}: it is damaged; move it away") from error
+
+
+def parents(path: str, count: int) -> tuple[str, ...]:
+    """The `count` innermost directories above a path, innermost first."""
+    found = []
+    for _ in range(count):
+        path = os.path.dirname(path)
+        found.append(path)
+    return tuple(found)
 
 
 def encode(data: bytes | None) -> str | None:

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from agent.engine.plan import Change
 from agent.engine.state import Entry, Journal, Memory, Original, Store
-from agent.errors import Refused, RollbackFailed, reason
+from agent.errors import Refused, reason
 from agent.host import files
 from agent.host.files import FileState
 
@@ -27,20 +27,17 @@ def entries(store: Store, changes: tuple[Change, ...], memory: Memory) -> tuple[
 
     A file that goes takes along the directories that were made for it.
     """
-    made: set[str] = set()
+    seen: set[str] = set()
     result = []
     for change in changes:
         state = change.before or change.after or FileState(b"")
         if change.before:
             store.keep(change.before.data)
-        missing = [
-            directory
-            for directory in files.missing_directories(os.path.dirname(change.path.agent))
-            if directory not in made
-        ]
-        made.update(missing)
+        missing = set(files.missing_directories(os.path.dirname(change.path.agent)))
+        made = len(missing - seen)
+        seen |= missing
         if change.after is None and change.path.host in memory.files:
-            missing = list(memory.files[change.path.host].made)
+            made = memory.files[change.path.host].made
         result.append(
             Entry(
                 host=change.path.host,
@@ -50,7 +47,7 @@ def entries(store: Store, changes: tuple[Change, ...], memory: Memory) -> tuple[
                 mode=state.mode,
                 uid=state.uid,
                 gid=state.gid,
-                made=tuple(missing),
+                made=made,
             )
         )
     return tuple(result)
@@ -90,9 +87,11 @@ def _cannot_write(entry: Entry, error: OSError) -> Refused:
     return Refused(f"cannot write {entry.host}: {reason(error)}")
 
 
-def undo(store: Store, journal: Journal) -> None:
-    """Bring every file back to what it was. Raises RollbackFailed where that cannot be done, after
-    having brought back all the others."""
+def undo(store: Store, journal: Journal) -> str | None:
+    """Bring every file back to what it was; returns what could not be, in words.
+
+    A file that somebody else changed in the meantime stays as they left it.
+    """
     failures = []
     for entry in reversed(journal.entries):
         try:
@@ -100,17 +99,17 @@ def undo(store: Store, journal: Journal) -> None:
         except (OSError, Refused) as error:
             text = reason(error) if isinstance(error, OSError) else error.message
             failures.append(f"{entry.host}: {text}")
-    if failures:
-        raise RollbackFailed(
-            "cannot undo the change: " + "; ".join(failures) + f"; the originals are in "
-            f"{store.path('originals')}"
-        )
+    if not failures:
+        return None
+    where = store.path("originals")
+    return f"cannot undo the change of {'; '.join(failures)}; the originals are in {where}"
 
 
 def _undo_one(store: Store, entry: Entry) -> None:
     now = digest_of(entry.agent, entry.host)
     if now == entry.before:
-        files.discard(entry.undo)
+        if os.path.lexists(entry.undo):  # looked at first: unlink fails on a read-only disk
+            files.discard(entry.undo)
     elif now != entry.after:
         raise Refused("somebody else changed it since; it was left as it is")
     elif entry.before is None:
@@ -123,7 +122,7 @@ def _undo_one(store: Store, entry: Entry) -> None:
         data = store.bytes_of(entry.before)
         files.write(entry.agent, FileState(data, entry.mode, entry.uid, entry.gid))
     if entry.before is None:
-        files.remove_directories(entry.made)
+        files.remove_directories(entry.made_directories)
 
 
 def tidy(journal: Journal) -> None:
@@ -133,7 +132,7 @@ def tidy(journal: Journal) -> None:
             if os.path.lexists(entry.undo):
                 files.remove(entry.undo)
             if entry.after is None:
-                files.remove_directories(entry.made)
+                files.remove_directories(entry.made_directories)
 
 
 def is_written(journal: Journal) -> bool:
@@ -154,13 +153,13 @@ def remembered(memory: Memory, journal_entries: tuple[Entry, ...]) -> Memory:
         old = known.get(entry.host)
         if old is None:
             known[entry.host] = Original(
-                entry.agent, entry.before, entry.mode, entry.uid, entry.gid, entry.after,
+                entry.before, entry.mode, entry.uid, entry.gid, entry.after,
                 made=entry.made,
             )  # fmt: skip
             continue
         edited = old.edited or entry.before not in (old.written, old.digest)
         known[entry.host] = replace(
-            old, agent=entry.agent, written=entry.after, edited=edited, made=old.made or entry.made
+            old, written=entry.after, edited=edited, made=old.made or entry.made
         )
     return replace(memory, files=_without_restored(known))
 

@@ -118,30 +118,27 @@ class HostRoot:
 
         Raises Refused where it leads out of the host root.
         """
-        named = self.name(given)
-        return named if named.agent == given and not self.is_host else self.resolve(named.host)
+        return self.resolve(self.name(given))
 
-    def name(self, given: str) -> HostPath:
-        """The host's name of what an option names; links below it stay as they are.
+    def name(self, given: str) -> str:
+        """The host's name of what an option names; links in it stay as they are.
 
-        The agent path differs from what the host path stands for only where the place lies on a
-        mount that cannot be found below the host root: then it is used exactly as given.
+        A place on a mount that cannot be found below the host root keeps the name that we see.
         """
         path = os.path.normpath(given) if ".." not in given.split("/") else given
         if self.is_host:
-            return HostPath(path, path)
+            return path
         if is_below(path, self.root):
-            inside = _rebase(path, self.root, "/")
-            return HostPath(self.agent_path(inside), inside)
-        mount = self._own(path)
-        host = self._name_on_host(mount) if mount else None
-        if mount is None or (host is None and mount.point in _STANDARD):
-            return HostPath(self.agent_path(path), path)
-        if host is None:
-            return HostPath(given, path)
-        self.add_view(mount.point, host)
-        inside = _rebase(os.path.realpath(path), mount.point, host)
-        return HostPath(self.agent_path(inside), inside)
+            return _rebase(path, self.root, "/")
+        found = self._own_mount(path)
+        if found is None:
+            return path
+        mount, rest = found
+        host = self._name_on_host(mount)
+        if host is None and mount.point in _STANDARD:
+            return path
+        self.add_view(mount.point, host or mount.point)
+        return os.path.join(host or mount.point, rest) if rest else host or mount.point
 
     def add_view(self, agent: str, host: str) -> None:
         """Remember that the host's directory `host` is `agent` to us."""
@@ -150,7 +147,11 @@ class HostRoot:
 
     def on_mount(self, path: HostPath) -> bool:
         """Does this place lie on the host rather than in the container's own file system?"""
-        return self.is_host or is_below(path.agent, self.root) or self._own(path.agent) is not None
+        return (
+            self.is_host
+            or is_below(path.agent, self.root)
+            or self._own_mount(path.agent) is not None
+        )
 
     def agent_path(self, host: str) -> str:
         """The name under which we open a host path; links are not looked at."""
@@ -162,39 +163,41 @@ class HostRoot:
     def resolve(self, host: str) -> HostPath:
         """Follow every link of a host path, inside the host root.
 
-        The last part may be missing, but not behind a link: a dangling link is refused.
+        The last parts may be missing, but not behind a link: a dangling link is refused.
         """
-        done: list[str] = []
-        todo = [part for part in reversed(host.split("/")) if part not in ("", ".")]
-        links = 0
-        dangling: str | None = None
-        while todo:
-            part = todo.pop()
-            if part == "..":
-                if not done and not self.is_host:
-                    raise Refused(
-                        f"cannot follow {host}: it leads out of the host root; name it without '..'"
-                    )
-                done = done[:-1]
-                continue
-            here = "/" + "/".join([*done, part])
-            target = self._readlink(here, host)
-            if target is None:
-                done.append(part)
-                continue
-            links += 1
-            if links > _MAX_LINKS:
-                raise Refused(f"cannot follow {host}: too many links; look at {here}")
-            dangling = here if not todo else dangling
-            done = [] if target.startswith("/") else done
-            todo += [part for part in reversed(target.split("/")) if part not in ("", ".")]
-        found = "/" + "/".join(done)
-        agent = self.agent_path(found)
-        if dangling and not os.path.lexists(agent):
-            raise Refused(f"cannot follow {dangling}: the link is dangling ({found} is missing)")
-        return HostPath(agent, found)
+        found = self._follow(host, host, [])
+        return HostPath(self.agent_path(found), found)
 
-    def _readlink(self, here: str, host: str) -> str | None:
+    def _follow(self, path: str, asked: str, links: list[str]) -> str:
+        done = "/"
+        for part in path.split("/"):
+            if part in ("", "."):
+                continue
+            if part == "..":
+                if done == "/" and not self.is_host:
+                    raise Refused(
+                        f"cannot follow {asked}: it leads out of the host root; name it without "
+                        "'..'"
+                    )
+                done = os.path.dirname(done)
+                continue
+            here = os.path.join(done, part)
+            target = self._readlink(here, asked)
+            if target is None:
+                done = here
+                continue
+            links.append(here)
+            if len(links) > _MAX_LINKS:
+                raise Refused(f"cannot follow {asked}: too many links; look at {here}")
+            done = self._follow(os.path.join(done, target), asked, links)
+            if not os.path.lexists(self.agent_path(done)):
+                raise Refused(
+                    f"cannot follow {asked}: the link {here} is dangling, {done} is missing; "
+                    "restore it or remove the link"
+                )
+        return done
+
+    def _readlink(self, here: str, asked: str) -> str | None:
         try:
             return os.readlink(self.agent_path(here))
         except OSError as error:
@@ -202,21 +205,25 @@ class HostRoot:
                 return None
             if error.errno == errno.ENOTDIR:
                 above = os.path.dirname(here)
-                raise Refused(f"cannot follow {host}: {above} is not a directory") from error
-            raise Refused(f"cannot follow {host}: {here}: {reason(error)}") from error
+                raise Refused(f"cannot follow {asked}: {above} is not a directory") from error
+            raise Refused(f"cannot follow {asked}: {here}: {reason(error)}") from error
 
-    def _own(self, path: str) -> Mount | None:
-        """The mount that holds a path, unless that is the root or one that holds the host root."""
-        real = os.path.realpath(path)
-        best: Mount | None = None
-        for mount in self._mounts:
-            if is_below(real, mount.point) and (
-                best is None or len(mount.point) >= len(best.point)
-            ):
-                best = mount
-        if best is None or best.point == "/" or is_below(self.root, best.point):
-            return None
-        return best
+    def _own_mount(self, path: str) -> tuple[Mount, str] | None:
+        """The mount that holds a path, and the rest of the path below it; None for the root and
+        for a mount that holds the host root itself.
+
+        Looked for by names from the inside out: a link below the mount is the host's business.
+        """
+        points = {mount.point: mount for mount in self._mounts if mount.point != "/"}
+        above, rest = path, ""
+        while above != "/":
+            mount = points.get(os.path.realpath(above))
+            if mount is not None and not is_below(self.root, mount.point):
+                return mount, rest
+            above, _, name = above.rpartition("/")
+            rest = os.path.join(name, rest) if rest else name
+            above = above or "/"
+        return None
 
     def _name_on_host(self, mount: Mount) -> str | None:
         """The host's name of a mounted directory: equal device and inode below the host root.

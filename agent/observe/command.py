@@ -1,6 +1,6 @@
 """Running the runtime's own executable, in the host root, to hear what it makes of a file.
 
-Invariant: an argument list, never a shell; a deadline; output limited and never logged, because a
+Invariant: an argument list, never a shell; a deadline; output is never logged, because a
 configuration may hold credentials.
 """
 

@@ -122,14 +122,13 @@ def is_kind(process: Process, kind: str) -> bool:
 
 
 def config_argument(words: tuple[str, ...]) -> str | None:
-    """The value of -c or --config on a runtime's command line."""
-    for index, word in enumerate(words[1:], start=1):
-        for flag in ("-c", "--config", "-config"):
-            if word == flag and index + 1 < len(words):
-                return words[index + 1]
-            if word.startswith(flag + "="):
-                return word.removeprefix(flag + "=")
-    return None
+    """The value of -c or --config on a runtime's command line; the last one wins (observed)."""
+    found = None
+    for word, following in zip(words[1:], (*words[2:], None), strict=False):
+        flag, equals, value = word.partition("=")
+        if flag in ("-c", "--c", "-config", "--config"):
+            found = value if equals else following or found
+    return found
 
 
 def unit_of(cgroup: str) -> str | None:

@@ -30,6 +30,8 @@ _STREAMING = frozenset({
     "stream_server_port", "x509_key_pair_streaming",
 })  # fmt: skip
 
+_SNAPSHOTS = frozenset({"snapshotter", "disable_snapshot_annotations", "discard_unpacked_layers"})
+
 # The `runc` handler that containerd has when no file defines any (`containerd config default`).
 _RUNC_1X: Data = {
     "runtime_type": "io.containerd.runc.v2",
@@ -181,7 +183,46 @@ def merged_section(gen: Generation, files: tuple[ConfigFile, ...]) -> Data:
         if section is None:
             continue
         result = copy.deepcopy(section) if gen.merge == "replace" else deep_merge(result, section)
+    return _with_new_name(result, _new_name(files)) if _migrates(gen, files) else result
+
+
+def _migrates(gen: Generation, files: tuple[ConfigFile, ...]) -> bool:
+    """Does this daemon move the merged version 2 section to the version 3 name as a whole?"""
+    return gen.merge == "deep" and not gen.per_file and effective_version(gen, files) == 2
+
+
+def _new_name(files: tuple[ConfigFile, ...]) -> Data:
+    """What version 2 files say under the version 3 name, which containerd 2.0 to 2.2 honour."""
+    result: Data = {}
+    for file in files:
+        section = get(file.data, ("plugins", CRI_V3))
+        result = deep_merge(result, section) if isinstance(section, dict) else result
     return result
+
+
+def _with_new_name(old: Data, new: Data) -> Data:
+    """The migration: the new name's own keys win, whole `containerd.runtimes` included."""
+    if not new:
+        return old
+    below = {**old.get("containerd", {}), **new.get("containerd", {})}
+    return {**old, **new, **({"containerd": below} if below else {})}
+
+
+def drop_in_section(gen: Generation, files: tuple[ConfigFile, ...], version: int) -> str:
+    """The plugin name under which a new drop-in beside these files has to speak.
+
+    Observed on 2.1.9: a version 2 section without `runtimes` loses `containerd.snapshotter` and
+    its siblings in the migration, and a drop-in that adds `runtimes` under the old name brings
+    them back, which changes the node's snapshotter. Under the new name it does not.
+    """
+    if _migrates(gen, files):
+        section: Data = {}
+        for file in files:
+            section = deep_merge(section, load_section(gen, files, file) or {})
+        below = section.get("containerd", {})
+        if "runtimes" not in below and below.keys() & _SNAPSHOTS:
+            return CRI_V3
+    return section_name(version)
 
 
 def deep_merge(below: Data, above: Mapping[str, Any]) -> Data:
@@ -228,6 +269,8 @@ def settings_apart_from(gen: Generation, files: tuple[ConfigFile, ...]) -> Data:
     plugins = dict(whole.get("plugins", {}))
     for file in files:
         plugins.pop(section_path(gen, files, file)[1], None)
+    if _migrates(gen, files):
+        plugins.pop(CRI_V3, None)
     plugins["cri"] = merged_section(gen, files)
     whole["plugins"] = plugins
     return whole

@@ -127,6 +127,7 @@ SHAPES = (
     Shape("disabled-cri", {"1.6": _NO_CRI, "1.7": _NO_CRI, "2.1": _NO_CRI}, explicit=False),
     Shape("kubeadm-v2", _ALL, modes={"config.toml": 0o640}),
     Shape("kubeadm-v3", _NEW, modes={"config.toml": 0o640}),
+    Shape("snapshotter-v2", _ALL),
     Shape("imports-v2", _ALL, handlers=("plain", "runc"), modes={"conf.d/50-runtime.toml": 0o600}),
     Shape("imports-v3", _NEW, handlers=("plain", "runc")),
     Shape("late-default-v2", _ALL, handlers=("runc", "site"), default="site", base="site"),

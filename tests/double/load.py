@@ -131,17 +131,15 @@ def _bring_up(generation: Generation, table: Table, document: Table) -> None:
     version = table.get("version", 0)
     if not generation.deep:
         return  # 1.x looks sections up by the names of the version that is effective in the end
-    if generation.per_file:
-        migrate_names(table, version, generation.config_version)
-        if version < generation.config_version:
-            _migrate(table.setdefault("plugins", {}))
-            _move_servers(table)
-            table["version"] = generation.config_version
-    elif version < 2:
-        # Raised to what is effective so far: 3 at first, so the root file of version 1 skips the
-        # step from 2 to 3 that would move its CRI section.
-        migrate_names(table, version, 3)
+    if version < 2:
+        migrate_names(table)
+        # Raised to what is effective so far. 2.0 to 2.2 do no more: that is 3 for a root file, so
+        # it skips the step from 2 to 3 that would move its CRI section.
         table["version"] = document["version"]
+    if generation.per_file and version < generation.config_version:
+        _migrate(table.setdefault("plugins", {}))
+        _move_servers(table)
+        table["version"] = generation.config_version
 
 
 def _migrate(plugins: Table) -> None:

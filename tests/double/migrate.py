@@ -38,10 +38,8 @@ _STREAMING = (
 _SNAPSHOTS = ("snapshotter", "disable_snapshot_annotations", "discard_unpacked_layers")
 
 
-def migrate_names(table: Table, version: int, target: int) -> None:
-    """Give a file of version 1 (or none) that is raised to `target` the full names of plugins."""
-    if not version <= 1 < target:
-        return
+def migrate_names(table: Table) -> None:
+    """Give plugins the full names, in a file of version 1 or without one."""
     if "plugins" in table:
         plugins = table["plugins"]
         table["plugins"] = {_SHORT.get(name, name): plugins[name] for name in plugins}

@@ -1,0 +1,199 @@
+"""A disk that does not play along, and a state directory that is not as it was left."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.node import CliNode, Refusal, fails, refuses, tells
+from tests.conformance import checks, statusfile
+from tests.conformance.trees import touched
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root: run tests/run as root")
+
+
+class Namespace:
+    """A mount namespace for the agent alone, in which directories can be made read-only."""
+
+    def __init__(self) -> None:
+        argv = ["setpriv", "--pdeathsig", "KILL", "--", "unshare", "--mount"]
+        argv += ["--propagation", "private", "--", "sh", "-c", "echo; exec sleep infinity"]
+        self._holder = subprocess.Popen(argv, stdout=subprocess.PIPE)
+        assert self._holder.stdout is not None
+        self._holder.stdout.readline()  # it is inside
+        self.prefix = ("nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt", "--")
+
+    def mount(self, *words: str) -> None:
+        """Mount something inside."""
+        subprocess.run([*self.prefix, "mount", *words], check=True, capture_output=True)
+
+    def read_only(self, directory: Path) -> None:
+        """Make a directory read-only inside."""
+        self.mount("--bind", str(directory), str(directory))
+        self.mount("-o", "remount,bind,ro", str(directory))
+
+    def close(self) -> None:
+        """End it."""
+        self._holder.kill()
+        self._holder.communicate()
+
+
+@pytest.fixture
+def namespace() -> Iterator[Namespace]:
+    """A namespace of its own for the test."""
+    found = Namespace()
+    yield found
+    found.close()
+
+
+@as_root
+def test_read_only_configuration(node: CliNode, namespace: Namespace) -> None:
+    """Exit 3 with what to do; nothing of the journal is left over either."""
+    namespace.read_only(node.etc)
+    refuses(
+        node,
+        Refusal(3, "read-only file system"),
+        prefix=namespace.prefix,
+        commands=("apply", "apply"),
+    )
+    assert not (node.state / "journal.json").exists()
+    checks.done(node.agent("apply"))
+    assert node.ready()
+
+
+@as_root
+def test_read_only_state(node: CliNode, namespace: Namespace) -> None:
+    """Without a journal nothing is changed."""
+    node.state.mkdir()
+    namespace.read_only(node.state)
+    refuses(
+        node,
+        Refusal(3, str(node.state)),
+        prefix=namespace.prefix,
+        commands=("apply", "apply"),
+    )
+
+
+def test_state_directory_is_a_file(node: CliNode) -> None:
+    """Without a journal nothing is changed."""
+    node.state.touch()
+    refuses(node, Refusal(3, str(node.state)), commands=("apply", "apply", "plan"))
+
+
+@as_root
+def test_read_only_status_directory(node: CliNode, namespace: Namespace) -> None:
+    """A node whose readiness cannot be told is not touched: exit 3 means that nothing was."""
+    namespace.read_only(node.validations)
+    refuses(
+        node,
+        Refusal(3, str(node.validations), told=None),
+        prefix=namespace.prefix,
+        commands=("apply", "apply"),
+    )
+
+
+def test_status_directory_is_a_file(node: CliNode) -> None:
+    """A node whose readiness cannot be told is not touched: exit 3 means that nothing was."""
+    node.validations.rmdir()
+    node.validations.touch()
+    refuses(node, Refusal(3, str(node.validations), told=None), commands=("apply", "apply"))
+
+
+@as_root
+def test_full_disk(node: CliNode, namespace: Namespace) -> None:
+    """No space for the new files: exit 3, and nothing half-written stays."""
+    namespace.mount("-t", "tmpfs", "-o", "size=64k", "etc", str(node.etc))
+    copy = Path(f"/proc/{namespace.prefix[1].split('/')[2]}/root{node.etc}")
+    shutil.copy(node.config, copy / "config.toml")
+    with pytest.raises(OSError, match="No space"):
+        (copy / "filler").write_bytes(bytes(1 << 17))
+    was = sorted(path.name for path in copy.iterdir())
+    text = (copy / "config.toml").read_bytes()
+    refuses(
+        node,
+        Refusal(3, "no space left on device"),
+        prefix=namespace.prefix,
+        commands=("apply", "apply"),
+    )
+    assert sorted(path.name for path in copy.iterdir()) == was
+    assert (copy / "config.toml").read_bytes() == text
+
+
+@as_root
+def test_immutable_file(node: CliNode) -> None:
+    """The drop-in that was written before it goes again."""
+    if subprocess.run(["chattr", "+i", node.config], capture_output=True, check=False).returncode:
+        pytest.skip("this file system knows no immutable files")
+    try:
+        before = node.tree()
+        for _ in range(2):
+            fails(node.agent("apply"), 3, "config.toml", "immutable")
+            after = node.tree()
+            assert set(touched(before, after)) <= {"."}  # a drop-in came and went
+            assert before.keys() == after.keys()
+        tells(node, 3, "REFUSED", "config.toml")
+        assert node.supervisor.starts == 1
+    finally:
+        subprocess.run(["chattr", "-i", node.config], check=True)
+
+
+def test_lock_is_held(node: CliNode) -> None:
+    """Exit 7 for whoever would write, while looking is free."""
+    checks.done(node.agent("apply"))
+    with (node.state / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refuses(node, Refusal(7, "lock", None), commands=("apply", "revert", "apply"))
+        checks.done(node.agent("plan"))
+        checks.done(node.agent("status"))
+    checks.done(node.agent("apply"))
+
+
+@pytest.mark.parametrize("name", ["journal.json", "memory.json", "failed.json"])
+@pytest.mark.parametrize("text", ["", "[]", '{"format": 2}', "\udcff"])
+def test_damaged_state(same_node: CliNode, name: str, text: str) -> None:
+    """Whatever is in it, it is refused by its name rather than believed or thrown away."""
+    same_node.state.mkdir()
+    path = same_node.state / name
+    path.write_text(text, "utf-8", "surrogateescape")
+    refuses(same_node, Refusal(3, str(path)), commands=("apply",))
+    assert path.read_text("utf-8", "surrogateescape") == text
+
+
+@pytest.mark.parametrize("name", ["journal.json", "memory.json"])
+def test_incomplete_state(same_node: CliNode, name: str) -> None:
+    """Neither is a file that lacks what it has to say."""
+    same_node.state.mkdir()
+    (same_node.state / name).write_text('{"format": 1}')
+    refuses(same_node, Refusal(3, name), commands=("apply",))
+
+
+def test_damaged_original(node: CliNode) -> None:
+    """A revert that cannot restore the bytes refuses before it touches anything."""
+    checks.done(node.agent("apply"))
+    (saved,) = (node.state / "originals").iterdir()
+    saved.write_bytes(saved.read_bytes()[:-1])
+    refuses(node, Refusal(3, saved.name), commands=("revert", "revert"))
+
+
+def test_status_of_somebody_else(node: CliNode) -> None:
+    """`wait` believes no file that others can write, and no other one than today's."""
+    fails(node.agent("wait", "--timeout=0.1"), 1, "not there")
+    checks.done(node.agent("apply"))
+    checks.done(node.agent("wait", "--timeout=0.1"))
+    twin = node.validations / statusfile.TWIN
+    twin.chmod(0o666)
+    fails(node.agent("wait", "--timeout=0.1"), 1, "others can write")
+    twin.chmod(0o644)
+    text = twin.read_text()
+    twin.write_text(text.replace("BOOT_ID=", "BOOT_ID=x"))
+    fails(node.agent("wait", "--timeout=0.1"), 1, "before this boot")
+    twin.write_text(text.replace("VERSION=1", "VERSION=2", 1))
+    fails(node.agent("wait", "--timeout=0.1"), 1, "version 2")
+    twin.write_text("export A='b c'\n")
+    fails(node.agent("wait", "--timeout=0.1"), 1, "KEY=value")

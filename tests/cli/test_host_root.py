@@ -1,0 +1,98 @@
+"""A host whose root is a directory: what is written stays inside, under its names there."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.node import CliNode, Refusal, refuses, shows
+from tests.conformance import checks, statusfile
+from tests.double.install import make_fake_containerd
+
+
+class HostedNode(CliNode):
+    """A node whose whole machine is a directory: `--host-root` points to it."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.host = directory / "host"
+        make_fake_containerd(directory / "bin", self.version, sys.executable, node=self.host)
+        self.etc = self.host / "etc/containerd"
+        self.etc.mkdir(parents=True)
+        self.config = self.etc / "config.toml"
+        self.config.write_text("version = 3\n")
+        self.drop_in = self.etc / "conf.d/99-nvidia.toml"
+        self.socket = self.host / "run/containerd/containerd.sock"
+        self.validations = self.host / "run/nvidia/validations"
+        self.state = self.host / "var/lib/toolkit-agent"
+        toolkit = self.host / "usr/local/nvidia/toolkit"
+        shutil.copytree(self.toolkit, toolkit)
+        self.argv = [str(self.program)]
+        self.supervisor = self.run()
+
+    def options(self) -> list[str]:
+        """No path but the host root: all others have their usual names inside it."""
+        return [f"--host-root={self.host}", "--restart-mode=signal", "--proof-timeout=5"]
+
+
+@pytest.fixture
+def hosted(tmp_path: Path) -> Iterator[HostedNode]:
+    """A node in a directory."""
+    with HostedNode(tmp_path) as node:
+        yield node
+
+
+def test_a_directory_as_host(hosted: HostedNode) -> None:
+    """Everything that is written lies inside it, and is named as the host names it."""
+    outside = {path.name for path in hosted.directory.iterdir()}
+    checks.done(hosted.agent("apply"))
+    assert "nvidia" in hosted.answer().runtimes
+    assert 'imports = ["/etc/containerd/conf.d/99-nvidia*.toml"]' in hosted.config.read_text()
+    assert '"/usr/local/nvidia/toolkit/nvidia-container-runtime"' in hosted.drop_in.read_text()
+    values = statusfile.parse((hosted.ready() or b"").decode())
+    assert values["TOOLKIT_CRI_SOCKET"] == "/run/containerd/containerd.sock"
+    assert values["NVIDIA_CDI_HOOK_PATH"] == "/usr/local/nvidia/toolkit/nvidia-cdi-hook"
+    assert {path.name for path in hosted.directory.iterdir()} == outside
+
+
+@pytest.mark.parametrize("option", ["drop-in-config", "state-dir", "status-dir", "socket"])
+def test_option_that_leads_out_of_the_host_root(hosted: HostedNode, option: str) -> None:
+    """Exit 3, and what lies outside is neither read nor written."""
+    outside = hosted.directory / "outside"
+    outside.mkdir()
+    name = f"/etc/{'../' * 9}{str(outside)[1:]}/x"
+    told = "REFUSED" if option in ("drop-in-config", "socket") else None
+    refuses(hosted, Refusal(3, "leads out of the host root", told), f"--{option}={name}")
+    assert list(outside.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["config.toml", "conf.d", "conf.d/99-nvidia.toml"])
+def test_link_that_leads_out_of_the_host_root(hosted: HostedNode, where: str) -> None:
+    """A relative link over the edge is refused, and its target stays as it is."""
+    outside = hosted.directory / "outside.toml"
+    outside.write_text("version = 3\n")
+    link = hosted.etc / where
+    link.unlink(missing_ok=True)
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(f"{'../' * 9}{str(outside)[1:]}")
+    refuses(hosted, Refusal(3, "leads out of the host root"))
+    assert outside.read_text() == "version = 3\n"
+
+
+def test_absolute_link_stays_inside_the_host_root(hosted: HostedNode) -> None:
+    """It means what it means to the host; the file that is edited is its target."""
+    target = hosted.host / "srv/containerd.toml"
+    target.parent.mkdir()
+    target.write_text("version = 3\n")
+    hosted.config.unlink()
+    hosted.config.symlink_to("/srv/containerd.toml")
+    found = shows(hosted.agent("plan", "-o", "json"), "Plan", 1)
+    changes = {change["path"]: change["action"] for change in found["changes"]}
+    assert changes == {
+        "/etc/containerd/conf.d/99-nvidia.toml": "create",
+        "/srv/containerd.toml": "edit",
+    }

@@ -1,0 +1,204 @@
+"""Runtimes that do not come back as wanted, and restarts that are somebody else's."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.node import CliNode, fails, shows, tells
+from tests.conformance import checks, statusfile
+from tests.conformance.trees import contents, touched
+
+versions = pytest.mark.parametrize("version", ["1.7.24", "2.1.9"])
+
+
+@versions
+def test_runtime_that_dies_on_the_new_configuration(version: str, tmp_path: Path) -> None:
+    """Exit 5, the old bytes and a runtime on them; the same is refused until something changes."""
+    with CliNode(tmp_path, version) as node:
+        before, answer = node.tree(), node.answer()
+        node.script(die_when={"handler": "nvidia"})
+        fails(node.agent("apply"), 5, "the old configuration is back and proven")
+        assert contents(node.tree()) == contents(before)
+        assert node.answer() == answer
+        assert node.ready() is None
+        tells(node, 5, "ROLLED_BACK")
+
+        starts, before = node.supervisor.starts, node.tree()
+        fails(node.agent("apply"), 3, "failed before", str(node.state / "failed.json"))
+        assert touched(before, node.tree()) == []
+        assert node.supervisor.starts == starts
+        tells(node, 3, "CANDIDATE_FAILED")
+        found = shows(node.agent("status", "-o", "json"), "Status", 1)
+        assert found["transaction"]["failed"]
+
+        node.script()
+        (node.state / "failed.json").unlink()  # as the message says
+        checks.done(node.agent("apply"))
+        assert node.ready()
+        assert node.error() == {}
+
+
+@contextmanager
+def bad_after_restart(node: CliNode, **faults: Any) -> Iterator[None]:
+    """The first new process of the runtime misbehaves, the one after it does not."""
+
+    def watch() -> None:
+        runtime = node.supervisor
+        if runtime.wait_until(lambda s: s.starts >= 2):
+            node.script(**faults)
+        if runtime.wait_until(lambda s: s.starts >= 3):
+            node.script()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    yield
+    thread.join()
+
+
+BAD = {
+    "handler is missing": ({"drop_handler": True}, "handler nvidia is missing"),
+    "not ready": ({"runtime_ready": False}, "RuntimeReady is false"),
+    "no CRI": ({"unimplemented": True}, "does not serve CRI"),
+    "silent": ({"silent": True}, "no answer in time"),
+    "another default": ({"default": "nvidia-cdi"}, "the default runtime is nvidia-cdi"),
+}
+
+
+@pytest.mark.parametrize(("fault", "names"), BAD.values(), ids=BAD)
+def test_runtime_that_comes_back_otherwise(
+    node: CliNode, fault: dict[str, Any], names: str
+) -> None:
+    """Not as wanted after the restart: exit 5, old bytes, and the runtime proven on them."""
+    before, answer = node.tree(), node.answer()
+    with bad_after_restart(node, **fault):
+        fails(node.agent("apply", "--set-as-default=true", "--proof-timeout=2"), 5, names)
+    assert contents(node.tree()) == contents(before)
+    assert node.answer() == answer
+    assert node.ready() is None
+    assert node.supervisor.starts == 3
+    tells(node, 5, "ROLLED_BACK", names)
+
+
+def test_native_cdi_that_cannot_be_switched_on(tmp_path: Path) -> None:
+    """containerd 1.7 that dies of enable_cdi: rolled back, then decided again without it."""
+    with CliNode(tmp_path, "1.7.24") as node:
+        node.script(die_when={"enable_cdi": True})
+        checks.done(node.agent("apply"))
+        answer = node.answer()
+        assert (answer.cdi, answer.default) == (False, "nvidia")
+        values = statusfile.parse((node.ready() or b"").decode())
+        assert values["TOOLKIT_NATIVE_CDI"] == "false"
+        assert values["TOOLKIT_NATIVE_CDI_REASON"] == "disabled"
+        assert values["DEVICE_LIST_STRATEGY"] == "cdi-annotations"
+        assert node.error() == {}
+
+        before, starts = node.tree(), node.supervisor.starts
+        checks.done(node.agent("apply"))
+        assert touched(before, node.tree()) == [], "it is not tried again on a node that works"
+        assert node.supervisor.starts == starts
+
+
+def test_restart_that_never_comes(node: CliNode) -> None:
+    """Nothing starts the runtime again: exit 6, old bytes on disk for when something does."""
+    before = node.tree()
+    node.supervisor.delay = None
+    fails(node.agent("apply", "--proof-timeout=1"), 6, "cannot bring the runtime back")
+    assert contents(node.tree()) == contents(before)
+    assert node.ready() is None
+    tells(node, 6, "ROLLBACK_FAILED")
+    fails(node.agent("apply", "--proof-timeout=1"), 6)
+
+    node.supervisor.delay = 0.05
+    node.answer()
+    result = node.agent("revert")
+    checks.done(result)
+    assert contents(node.tree()) == contents(before)
+
+
+@versions
+def test_restart_is_somebody_elses(version: str, tmp_path: Path) -> None:
+    """With `none`: written and not ready, exit 0; after the restart the next apply commits."""
+    none = "--restart-mode=none"
+    with CliNode(tmp_path, version) as node:
+        before = node.tree()
+        found = shows(node.agent("apply", none, "-o", "json"), "Outcome")
+        assert found["pending"]
+        assert found["changed"]
+        written = node.tree()
+        for _ in range(2):
+            assert node.ready() is None
+            assert node.error()["TOOLKIT_ERROR_CODE"] == "RESTART_PENDING"
+            assert node.error()["TOOLKIT_ERROR_EXIT"] == "0"
+            checks.done(node.agent("apply", none))
+            assert touched(written, node.tree()) == []
+        status = shows(node.agent("status", none, "-o", "json"), "Status", 1)
+        assert status["transaction"]["unfinished"] == "apply (awaiting-restart)"
+
+        node.restart()
+        found = shows(node.agent("apply", none, "-o", "json"), "Outcome")
+        assert (found["pending"], found["recovered"]) == (False, "committed")
+        assert node.ready()
+        assert node.error() == {}
+        assert contents(node.tree()) == contents(written)
+
+        checks.done(node.agent("revert", none))
+        assert contents(node.tree()) == contents(before)
+        node.restart()
+        checks.done(node.agent("revert", none))
+        assert not list((node.state / "originals").iterdir())
+        assert node.ready() is None
+        assert node.supervisor.starts == 3
+
+
+def test_waiting_is_given_up_for_another_wish(node: CliNode) -> None:
+    """Other options while a restart is awaited: undone, then done as asked now."""
+    checks.done(node.agent("apply", "--restart-mode=none"))
+    checks.done(node.agent("apply", "--set-as-default=true"))
+    assert node.settled().default == "nvidia"
+    assert node.ready()
+
+
+def test_revert_before_the_restart(node: CliNode) -> None:
+    """What no runtime has seen is undone without a restart."""
+    before = node.tree()
+    checks.done(node.agent("apply", "--restart-mode=none"))
+    checks.done(node.agent("revert", "--restart-mode=none"))
+    assert contents(node.tree()) == contents(before)
+    assert node.supervisor.starts == 1
+    assert node.error() == {}
+
+
+def test_explicit_signal_needs_a_containerd(node: CliNode) -> None:
+    """`auto` without a systemd unit is refused before anything is touched, saying what to give."""
+    before = node.tree()
+    fails(node.agent("apply", "--restart-mode=auto"), 3, "--restart-mode=signal")
+    assert touched(before, node.tree()) == []
+    assert node.supervisor.starts == 1
+    tells(node, 3, "REFUSED")
+
+
+def test_right_runtime_with_a_wrong_file(node: CliNode) -> None:
+    """The runtime is right and only a file is gone: it is written, and nothing is restarted."""
+    checks.done(node.agent("apply"))
+    right, ready = contents(node.tree()), node.ready()
+    node.drop_in.unlink()
+    checks.done(node.agent("plan"), 1)
+    checks.done(node.agent("apply"))
+    assert contents(node.tree()) == right
+    assert node.ready() == ready
+    assert node.supervisor.starts == 2
+
+
+def test_no_runtime_config(node: CliNode) -> None:
+    """The decision is published; no file is written and nothing is restarted."""
+    before = node.tree()
+    checks.done(node.agent("apply", env={"NO_RUNTIME_CONFIG": "true"}))
+    assert touched(before, node.tree()) == []
+    assert node.ready()
+    assert node.supervisor.starts == 1

@@ -1,0 +1,164 @@
+"""`revert`: back byte for byte, or refused with what to do; what is not ours stays."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.cli.node import CliNode, Refusal, fails, refuses, shows
+from tests.conformance import checks
+from tests.conformance.trees import contents, touched
+
+versions = pytest.mark.parametrize("version", ["1.7.24", "2.1.9"])
+_EDIT = '\n# by the admin\n[debug]\n  level = "info" # for the ticket\n'
+
+
+def append(path: Path, text: str) -> None:
+    """Edit a file as an admin would."""
+    path.write_text(path.read_text() + text)
+
+
+@versions
+def test_revert_twice(version: str, tmp_path: Path) -> None:
+    """The second one finds nothing to do, and says so."""
+    with CliNode(tmp_path, version) as node:
+        before = node.tree()
+        checks.done(node.agent("apply"))
+        assert contents(node.tree()) != contents(before)
+        checks.done(node.agent("revert"))
+        assert contents(node.tree()) == contents(before)
+        assert node.ready() is None
+        was, starts = node.tree(), node.supervisor.starts
+        found = shows(node.agent("revert", "-o", "json"), "Reverted")
+        assert (found["changed"], found["restarted"]) == ([], False)
+        assert touched(was, node.tree()) == []
+        assert node.supervisor.starts == starts == 3
+
+
+@versions
+def test_foreign_edit_between_two_applies(version: str, tmp_path: Path) -> None:
+    """Refused, naming --keep-edits; with it our keys go, and the edit stays with its comments."""
+    with CliNode(tmp_path, version) as node:
+        original = node.config.read_text()
+        checks.done(node.agent("apply"))
+        append(node.config, _EDIT)
+        checks.done(node.agent("apply", "--set-as-default=true"))
+        assert node.settled().default == "nvidia"
+        refuses(node, Refusal(3, "--keep-edits"), commands=("revert", "revert"))
+
+        checks.done(node.agent("revert", "--keep-edits"))
+        found = node.config.read_text()
+        assert tomllib.loads(found) == tomllib.loads(original + _EDIT)
+        assert _EDIT in found
+        assert not node.drop_in.exists()
+        answer = node.settled()
+        assert (answer.default, set(answer.runtimes)) == ("runc", {"runc"})
+        assert answer.cdi is (version != "1.7.24")
+        assert node.ready() is None
+        assert list((node.state / "originals").iterdir()) == []
+
+
+@versions
+def test_foreign_edit_after_apply(version: str, tmp_path: Path) -> None:
+    """The same where nothing of ours was written after the edit."""
+    with CliNode(tmp_path, version) as node:
+        original = node.config.read_text()
+        checks.done(node.agent("apply"))
+        append(node.config, _EDIT)
+        refuses(node, Refusal(3, str(node.config)), commands=("revert",))
+        checks.done(node.agent("revert", "--keep-edits"))
+        assert tomllib.loads(node.config.read_text()) == tomllib.loads(original + _EDIT)
+        assert set(node.settled().runtimes) == {"runc"}
+
+
+def test_edit_that_was_taken_back(node: CliNode) -> None:
+    """Bytes as we wrote them are nobody's edit."""
+    before = contents(node.tree())
+    checks.done(node.agent("apply"))
+    text = node.config.read_text()
+    append(node.config, _EDIT)
+    node.config.write_text(text)
+    checks.done(node.agent("revert"))
+    assert contents(node.tree()) == before
+
+
+def test_edited_drop_in(node: CliNode) -> None:
+    """A key that the admin put into our drop-in stays there; without --keep-edits it is refused."""
+    checks.done(node.agent("apply"))
+    append(node.drop_in, f"\n[{node.section}.cni]\nconf_dir = '/srv/cni' # ours\n")
+    refuses(node, Refusal(3, str(node.drop_in)), commands=("revert",))
+    checks.done(node.agent("revert", "--keep-edits"))
+    text = node.drop_in.read_text()
+    assert "conf_dir = '/srv/cni' # ours" in text
+    assert "nvidia-container-runtime" not in text
+    answer = node.settled()
+    assert set(answer.runtimes) == {"runc"}
+    assert answer.config["cni"]["confDir"] == "/srv/cni", "it was in force, and it stays so"
+
+
+def test_file_that_was_removed_since(node: CliNode) -> None:
+    """A drop-in that somebody removed already does not stand in the way."""
+    before = contents(node.tree())
+    checks.done(node.agent("apply"))
+    node.drop_in.unlink()
+    checks.done(node.agent("revert"))
+    assert contents(node.tree()) == before
+
+
+def test_literal_import_of_our_drop_in(tmp_path: Path) -> None:
+    """A file that is imported by name stays, emptied: without it containerd does not start."""
+    with CliNode(tmp_path) as node:
+        site = node.etc / "site.toml"
+        site.write_text("version = 3\n")
+        node.config.write_text(f"imports = [{json.dumps(str(site))}]\n{node.config.read_text()}")
+        original = node.config.read_bytes()
+        checks.done(node.agent("apply"))
+        site.write_text(f"version = 3\nimports = [{json.dumps(str(node.drop_in))}]\n")
+        checks.done(node.agent("revert"))
+        assert node.config.read_bytes() == original
+        assert tomllib.loads(node.drop_in.read_text()) == {}
+        assert set(node.settled().runtimes) == {"runc"}
+        node.restart()
+        assert node.answer().ready
+
+
+def test_pods_that_use_a_handler(node: CliNode) -> None:
+    """Refused while there are any, listing them; others do not matter."""
+    checks.done(node.agent("apply"))
+    others = [{"name": "web", "namespace": "shop"}, {"name": "dns", "handler": "runc"}]
+    train = {"name": "train-0", "namespace": "ml", "handler": "nvidia"}
+    done = {"name": "job-1", "namespace": "ml", "handler": "nvidia-cdi", "ready": False}
+    node.script(pods=[*others, train, done])
+    refuses(node, Refusal(3, "ml/train-0 (nvidia)"), commands=("revert", "revert"))
+    result = node.agent("revert")
+    fails(result, 3, "ml/job-1 (nvidia-cdi)")
+    assert "web" not in result.stderr
+    node.script(pods=others)
+    checks.done(node.agent("revert"))
+    assert set(node.settled().runtimes) == {"runc"}
+
+
+def test_runtime_that_dies_on_the_old_configuration(node: CliNode) -> None:
+    """A revert that cannot be proven is undone: exit 5, and the node works and is ready again."""
+    checks.done(node.agent("apply", "--set-as-default=true"))
+    right, ready = contents(node.tree()), node.ready()
+    node.script(die_when={"default": "runc"})
+    fails(node.agent("revert", "--proof-timeout=2"), 5)
+    assert contents(node.tree()) == right
+    assert node.answer().default == "nvidia"
+    assert node.ready() == ready
+    node.script()
+    checks.done(node.agent("revert"))
+    assert set(node.settled().runtimes) == {"runc"}
+
+
+def test_revert_of_an_unreachable_runtime(node: CliNode) -> None:
+    """Exit 4, and the files stay: what cannot be proven is not undone."""
+    checks.done(node.agent("apply"))
+    before = node.tree()
+    node.script(unimplemented=True)
+    fails(node.agent("revert"), 4, str(node.socket))
+    assert touched(before, node.tree()) == []

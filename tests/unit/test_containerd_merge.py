@@ -1,0 +1,444 @@
+"""How containerd makes one configuration of many files, held against what real ones did.
+
+Each case of `MERGES` was observed on private daemons of 1.6.20, 1.7.24, 2.0.11, 2.1.9, 2.2.7 and
+2.3.4: which handlers the CRI showed after a start on these files.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.errors import Refused
+from agent.host.files import FileState
+from agent.host.paths import HostPath, HostRoot
+from agent.observe import config
+from agent.runtimes import containerd
+from agent.runtimes.containerd import ConfigFile, Generation
+from agent.runtimes.versions import parse_version
+from agent.tomledit import get
+
+CAPTURES = Path(__file__).resolve().parents[1] / "data" / "captures"
+V1, V2, V3 = '"cri"', '"io.containerd.grpc.v1.cri"', '"io.containerd.cri.v1.runtime"'
+
+
+def generation(text: str) -> Generation:
+    """Return the rules of a version."""
+    version = parse_version(text)
+    assert version is not None
+    return containerd.generation(version)
+
+
+def file(text: str, name: str = "/etc/containerd/config.toml") -> ConfigFile:
+    """Return a loaded file."""
+    return ConfigFile(name, HostPath(name, name), FileState(text.encode()), tomllib.loads(text))
+
+
+def handlers(section: str, *names: str, default: str = "", extra: str = "") -> str:
+    """Return a CRI section with these handlers."""
+    lines = [f"[plugins.{section}]", extra, f"[plugins.{section}.containerd]"]
+    lines += [f'default_runtime_name = "{default}"'] if default else []
+    for name in names:
+        lines += [
+            f"[plugins.{section}.containerd.runtimes.{name}]",
+            'runtime_type = "io.containerd.runc.v2"',
+            f"[plugins.{section}.containerd.runtimes.{name}.options]",
+            f'BinaryName = "/{name}"',
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def version(number: int | None, body: str) -> str:
+    """Return a file with that version, or with none."""
+    return body if number is None else f"version = {number}\n{body}"
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Files of handlers, the root file first, and the handlers and default that come of them."""
+
+    versions: str
+    files: tuple[str, ...]
+    handlers: set[str]
+    default: str = "runc"
+
+
+OLD, NEW, NEWEST = "1.6.20 1.7.24", "2.0.11 2.1.9 2.2.7", "2.3.4"
+_MAIN2 = version(2, handlers(V2, "main", "runc", default="main"))
+_MAIN3 = version(3, handlers(V3, "main", default="main"))
+
+MERGES = {
+    "no file": Merge(f"{OLD} {NEW} {NEWEST}", (), {"runc"}),
+    "empty file": Merge(f"{OLD} {NEW} {NEWEST}", ("",), {"runc"}),
+    "version only": Merge(f"{OLD} {NEW} {NEWEST}", ("version = 2",), {"runc"}),
+    # 3.1: `runtimes` in a file.
+    "runtimes without runc, 1.x": Merge(OLD, (version(2, handlers(V2, "nv")),), {"nv"}),
+    "runtimes without runc, 2.x": Merge(
+        f"{NEW} {NEWEST}", (version(2, handlers(V2, "nv")),), {"nv", "runc"}
+    ),
+    # 3.2: a drop-in of the root file's version.
+    "same version, 1.x": Merge(OLD, (_MAIN2, version(2, handlers(V2, "nv"))), {"nv"}),
+    "same version, 2.x": Merge(
+        f"{NEW} {NEWEST}", (_MAIN2, version(2, handlers(V2, "nv"))), {"main", "nv", "runc"}, "main"
+    ),
+    "same version 3": Merge(
+        f"{NEW} {NEWEST}", (_MAIN3, version(3, handlers(V3, "nv"))), {"main", "nv", "runc"}, "main"
+    ),
+    "two drop-ins, 1.x": Merge(
+        OLD, (_MAIN2, version(2, handlers(V2, "a")), version(2, handlers(V2, "b"))), {"b"}
+    ),
+    "two drop-ins, 2.x": Merge(
+        f"{NEW} {NEWEST}",
+        (_MAIN3, version(3, handlers(V3, "a", default="a")), version(3, handlers(V3, "b"))),
+        {"main", "a", "b", "runc"},
+        "a",
+    ),
+    "drop-in without the section": Merge(
+        f"{OLD} {NEW} {NEWEST}", (_MAIN2, "version = 2\noom_score = 1"), {"main", "runc"}, "main"
+    ),
+    "empty drop-in": Merge(f"{OLD} {NEW} {NEWEST}", (_MAIN2, ""), {"main", "runc"}, "main"),
+    # 3.3: versions that differ.
+    "2 and 3 on 1.6": Merge(
+        "1.6.20", (_MAIN2, version(3, handlers(V3, "nv"))), {"main", "runc"}, "main"
+    ),
+    "2 and 3 on 2.0 to 2.2": Merge(
+        NEW, (_MAIN2, version(3, handlers(V3, "nv"))), {"nv", "runc"}
+    ),
+    "2 and none, names of 2": Merge(
+        NEW, (_MAIN2, handlers(V2, "nv")), {"main", "nv", "runc"}, "main"
+    ),
+    "2 and none, names of 2, 1.x": Merge(OLD, (_MAIN2, handlers(V2, "nv")), {"nv"}),
+    "3 and 2 on 2.0 to 2.2": Merge(
+        NEW, (_MAIN3, version(2, handlers(V2, "nv"))), {"main", "runc"}, "main"
+    ),
+    "3 and 2 on 2.3": Merge(
+        NEWEST, (_MAIN3, version(2, handlers(V2, "nv"))), {"main", "nv", "runc"}, "main"
+    ),
+    "3 and none, names of 2": Merge(
+        NEW, (_MAIN3, handlers(V2, "nv")), {"main", "runc"}, "main"
+    ),
+    "3 and none, names of 3": Merge(
+        f"{NEW} {NEWEST}", (_MAIN3, handlers(V3, "nv")), {"main", "nv", "runc"}, "main"
+    ),
+    "4 and 3 on 2.3": Merge(
+        NEWEST,
+        (version(4, handlers(V3, "main", default="main")), version(3, handlers(V3, "nv"))),
+        {"main", "nv", "runc"},
+        "main",
+    ),
+    "4 and 2 on 2.3": Merge(
+        NEWEST,
+        (version(4, handlers(V3, "main", default="main")), version(2, handlers(V2, "nv"))),
+        {"main", "nv", "runc"},
+        "main",
+    ),
+    # 3.4: version 1 and none.
+    "1, names of 1, 1.x": Merge(
+        OLD, (version(1, handlers(V1, "nv", "runc", default="nv")),), {"nv", "runc"}, "nv"
+    ),
+    "none, names of 1, 1.x": Merge(
+        OLD, (handlers(V1, "nv", "runc", default="nv"),), {"nv", "runc"}, "nv"
+    ),
+    "none, names of 2, 1.x": Merge(OLD, (handlers(V2, "nv", "runc", default="nv"),), {"runc"}),
+    "1, names of 1, 2.0 to 2.2": Merge(
+        NEW, (version(1, handlers(V1, "nv", "runc", default="nv")),), {"runc"}
+    ),
+    "none, names of 2, 2.0 to 2.2": Merge(NEW, (handlers(V2, "nv", default="nv"),), {"runc"}),
+    "none, names of 3": Merge(
+        f"{NEW} {NEWEST}", (handlers(V3, "nv", default="nv"),), {"nv", "runc"}, "nv"
+    ),
+    "1, names of 1, 2.3": Merge(
+        NEWEST, (version(1, handlers(V1, "nv", default="nv")),), {"nv", "runc"}, "nv"
+    ),
+    "none, names of 2, 2.3": Merge(
+        NEWEST, (handlers(V2, "nv", default="nv"),), {"nv", "runc"}, "nv"
+    ),
+    # A default without a table is kept: the caller refuses it, containerd's CRI does not load.
+    "default without table": Merge(
+        f"{OLD} {NEW} {NEWEST}", (version(2, handlers(V2, "runc", default="no")),), {"runc"}, "no"
+    ),
+}  # fmt: skip
+
+OBSERVED = [(name, number) for name, case in MERGES.items() for number in case.versions.split()]
+
+
+@pytest.mark.parametrize(("name", "number"), OBSERVED)
+def test_files_make_the_handlers_that_were_observed(name: str, number: str) -> None:
+    """The model of the merge is what plans are made with; it has to be the daemon's."""
+    case = MERGES[name]
+    files = tuple(file(text, f"/etc/containerd/{i}.toml") for i, text in enumerate(case.files))
+    cri = containerd.effective(generation(number), files)
+    assert (set(cri.runtimes), cri.default) == (case.handlers, case.default)
+
+
+SWITCH = [
+    ("1.6.20", "version = 2", None),
+    ("1.6.20", f"version = 2\n[plugins.{V2}]\nenable_cdi = true", None),
+    ("1.7.24", "version = 2", False),
+    ("1.7.24", f"version = 2\n[plugins.{V2}]\nenable_cdi = true", True),
+    ("1.7.24", f"version = 2\n[plugins.{V3}]\nenable_cdi = true", False),
+    ("1.7.24", "version = 1\n[plugins.cri]\nenable_cdi = true", True),
+    ("1.7.24", f"version = 1\n[plugins.{V2}]\nenable_cdi = true", False),
+    ("2.1.9", "version = 3", True),
+    ("2.1.9", "", True),
+    ("2.1.9", f"version = 3\n[plugins.{V3}]\nenable_cdi = false", False),
+    ("2.1.9", f"version = 2\n[plugins.{V2}]\nenable_cdi = false", False),
+    ("2.1.9", f"version = 3\n[plugins.{V2}]\nenable_cdi = false", True),
+    ("2.3.4", f"version = 2\n[plugins.{V2}]\nenable_cdi = false", False),
+    ("2.3.4", "version = 1\n[plugins.cri]\nenable_cdi = false", False),
+]
+
+
+@pytest.mark.parametrize(("number", "text", "value"), SWITCH)
+def test_switch_follows_the_file(number: str, text: str, value: bool | None) -> None:
+    """1.6 has none, 1.7's is off and 2.x's on unless its own section says else."""
+    assert containerd.effective(generation(number), (file(text),)).enable_cdi is value
+
+
+def test_drop_in_replaces_or_merges_a_handler_s_keys() -> None:
+    """1.x takes the section of the last file, 2.x puts keys together, lists replaced."""
+    cri = {"1.7.24": V2, "2.1.9": V2}
+    for number, section in cri.items():
+        extra = 'cdi_spec_dirs = ["/a"]\nenable_selinux = true'
+        main = version(2, handlers(section, "runc", extra=extra))
+        other = (
+            f'version = 2\n[plugins.{section}]\ncdi_spec_dirs = ["/b"]\n'
+            f"[plugins.{section}.containerd.runtimes.runc.options]\nSystemdCgroup = true\n"
+        )
+        found = containerd.effective(generation(number), (file(main), file(other, "/o.toml")))
+        runc = found.runtimes["runc"]
+        assert found.section["cdi_spec_dirs"] == ["/b"]
+        assert runc["options"]["SystemdCgroup"] is True
+        assert (runc["options"].get("BinaryName") == "/runc") == (number == "2.1.9")
+        assert found.section.get("enable_selinux", False) == (number == "2.1.9")
+
+
+LEGACY = f"""
+version = 2
+[plugins.{V2}.containerd]
+default_runtime_name = "runc"
+[plugins.{V2}.containerd.default_runtime]
+runtime_type = "io.containerd.runc.v2"
+[plugins.{V2}.containerd.default_runtime.options]
+BinaryName = "/old"
+[plugins.{V2}.containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+"""
+
+
+def test_deprecated_default_table_wins_on_1x_only() -> None:
+    """1.x makes a handler "default" of it; 2.x no longer knows it."""
+    old = containerd.effective(generation("1.7.24"), (file(LEGACY),))
+    new = containerd.effective(generation("2.1.9"), (file(LEGACY),))
+    assert (old.default, set(old.runtimes)) == ("default", {"default", "runc"})
+    assert old.runtimes["default"]["options"]["BinaryName"] == "/old"
+    assert (new.default, set(new.runtimes)) == ("runc", {"runc"})
+
+
+def test_deprecated_default_table_without_type_counts_for_nothing() -> None:
+    """`containerd config default` prints such an empty one."""
+    text = LEGACY.replace('runtime_type = "io.containerd.runc.v2"', 'runtime_type = ""', 1)
+    assert containerd.effective(generation("1.7.24"), (file(text),)).default == "runc"
+
+
+@pytest.mark.parametrize(
+    ("number", "section"),
+    [
+        ("1.6.20", "io.containerd.grpc.v1.cri"),
+        ("1.7.24", "io.containerd.grpc.v1.cri"),
+        ("2.1.9", "io.containerd.cri.v1.runtime"),
+    ],
+)
+def test_built_in_handler_is_that_of_the_real_one(number: str, section: str) -> None:
+    """On 1.x we have to write it out: `runtimes` in a file replaces the built-in table."""
+    text = (CAPTURES / f"containerd-{number}" / "config-default.toml").read_text(encoding="utf-8")
+    data = tomllib.loads(text)
+    gen = generation(number)
+    real: Mapping[str, Any] = data["plugins"][section]["containerd"]["runtimes"]
+    assert set(real) == {"runc"}
+    said = {key: value for key, value in real["runc"].items() if value or key == "options"}
+    said.pop("sandboxer", None)  # 2.x gives it to every handler that names none
+    if gen.merge == "deep":  # and zero values for options that are not there
+        assert not any(said.pop("options").values())
+    assert gen.runc == said
+    built_in = containerd.effective(gen, ())
+    real_default = containerd.effective(gen, (file(text),))
+    assert built_in.default == real_default.default == "runc"
+    assert built_in.enable_cdi == real_default.enable_cdi
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [("0.9.0", "1.6"), ("1.5.18", "1.6"), ("1.6.20~ds1", "1.6"), ("1.7.0", "1.7"),
+     ("1.7.30", "1.7"), ("2.0.0", "2.0"), ("2.2.7", "2.0"), ("2.3.0", "2.3"),
+     ("2.4.0-beta.0", "2.3"), ("3.0.0", "2.3")],
+)  # fmt: skip
+def test_version_has_the_rules_of_its_generation(number: str, name: str) -> None:
+    """What is newer than all that was seen is taken for the newest."""
+    assert generation(number).name == name
+
+
+@pytest.mark.parametrize(
+    ("number", "text", "lost"),
+    [
+        ("2.1.9", version(1, handlers(V1, "nv")), 'plugins."cri"'),
+        ("2.1.9", handlers(V1, "nv"), 'plugins."cri"'),
+        ("2.1.9", handlers(V2, "nv"), 'plugins."io.containerd.grpc.v1.cri"'),
+        ("2.1.9", handlers(V3, "nv"), None),
+        ("2.1.9", version(2, handlers(V2, "nv")), None),
+        ("2.1.9", 'disabled_plugins = []\n[grpc]\naddress = "/a"', None),
+        ("2.1.9", f'[plugins.{V2}]\nstream_server_port = "0"', None),
+        ("2.3.4", version(1, handlers(V1, "nv")), None),
+        ("1.7.24", handlers(V1, "nv"), None),
+        ("1.7.24", handlers(V2, "nv"), None),
+    ],
+)
+def test_settings_that_this_containerd_ignores_are_found(
+    number: str, text: str, lost: str | None
+) -> None:
+    """2.0 to 2.2 read files without a version by names of version 3 only."""
+    found = containerd.lost_sections(generation(number), (file(text),))
+    assert found == (None if lost is None else ("/etc/containerd/config.toml", lost))
+
+
+@pytest.mark.parametrize(
+    ("number", "pattern", "absolute"),
+    [
+        ("1.6.20", "/etc/containerd/conf.d/*.toml", "/etc/containerd/conf.d/*.toml"),
+        ("1.6.20", "conf.d/*.toml", None),
+        ("1.6.20", "conf.d/a.toml", "/etc/containerd/conf.d/a.toml"),
+        ("1.7.24", "conf.d/*.toml", "/etc/containerd/conf.d/*.toml"),
+        ("2.1.9", "conf.d/*.toml", "/etc/containerd/conf.d/*.toml"),
+        ("2.1.9", "../site/*.toml", "/etc/site/*.toml"),
+        ("2.1.9", "./a.toml", "/etc/containerd/a.toml"),
+        ("2.1.9", "/opt//x/../a.toml", "/opt/a.toml"),
+    ],
+)
+def test_import_is_taken_from_the_importing_file(
+    number: str, pattern: str, absolute: str | None
+) -> None:
+    """1.6 takes relative globs from the daemon's working directory, which is nothing to rely on."""
+    gen = generation(number)
+    assert containerd.import_pattern(gen, "/etc/containerd/config.toml", pattern) == absolute
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "matches"),
+    [
+        ("/c/*.toml", "/c/99-nvidia.toml", True),
+        ("/c/*.toml", "/c/.hidden.toml", True),
+        ("/c/*.toml", "/c/d/a.toml", False),
+        ("/c/*.toml", "/c/a.toml.bak", False),
+        ("/c/*", "/c/a", True),
+        ("/*/a.toml", "/c/a.toml", True),
+        ("/c/9?-n.toml", "/c/99-n.toml", True),
+        ("/c/9?.toml", "/c/9/.toml", False),
+        ("/c/[0-9]*.toml", "/c/9a.toml", True),
+        ("/c/[^0-9]*.toml", "/c/9a.toml", False),
+        ("/c/[^0-9]*.toml", "/c/a.toml", True),
+        ("/c/[!a]*.toml", "/c/a.toml", True),
+        ("/c/[!a]*.toml", "/c/b.toml", False),
+        (r"/c/\*.toml", "/c/*.toml", True),
+        (r"/c/\*.toml", "/c/a.toml", False),
+        ("/c/A.toml", "/c/a.toml", False),
+        ("/c/a.toml", "/c/a.toml", True),
+        ("/c/*.toml", "/c/a\nb.toml", True),
+    ],
+)
+def test_glob_is_go_s(pattern: str, path: str, matches: bool) -> None:
+    """filepath.Match: `[^` negates and `[!` does not, a backslash takes the next as it is."""
+    assert containerd.matches(pattern, path) is matches
+
+
+WRONG = {
+    "version": "version = '2'",
+    "imports": "imports = '/a.toml'",
+    "imports of numbers": "imports = [1]",
+    "plugins": "plugins = 1",
+    "section": f"[plugins]\n{V2} = 1",
+    "enable_cdi": f"[plugins.{V2}]\nenable_cdi = 'yes'",
+    "containerd": f"[plugins.{V3}]\ncontainerd = []",
+    "runtimes": f"[plugins.{V3}.containerd]\nruntimes = 'runc'",
+    "default_runtime_name": f"[plugins.{V1}.containerd]\ndefault_runtime_name = 1",
+    "handler": f"[plugins.{V1}.containerd.runtimes]\nnvidia = 'x'",
+    "options": f"[plugins.{V1}.containerd.runtimes.nvidia]\noptions = 'x'",
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_type_is_refused_by_name(name: str) -> None:
+    """containerd would not start on it, or not as anybody thinks."""
+    with pytest.raises(Refused, match=r"^cannot use /etc/containerd/config.toml: "):
+        containerd.check_shape(file(WRONG[name]))
+
+
+def loaded(root: Path, number: str = "2.1.9") -> list[str]:
+    """Return the names of the files that a containerd loads below a host root."""
+    found = config.load(HostRoot(str(root)), generation(number), "/etc/containerd/config.toml")
+    return [item.name for item in found]
+
+
+def write(root: Path, files: Mapping[str, str]) -> None:
+    """Write files below a host root."""
+    for name, text in files.items():
+        path = root / name.lstrip("/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def test_imports_are_loaded_breadth_first_and_once(tmp_path: Path) -> None:
+    """The order decides who has the last word; a circle ends."""
+    write(
+        tmp_path,
+        {
+            "/etc/containerd/config.toml": 'imports = ["conf.d/*.toml", "/opt/last.toml"]',
+            "/etc/containerd/conf.d/b.toml": 'imports = ["/etc/containerd/config.toml"]',
+            "/etc/containerd/conf.d/a.toml": 'imports = ["deep.toml"]',
+            "/etc/containerd/conf.d/deep.toml": "",
+            "/etc/containerd/conf.d/c.bak": "broken",
+            "/opt/last.toml": "",
+        },
+    )
+    names = ["config.toml", "conf.d/a.toml", "conf.d/b.toml", "conf.d/deep.toml"]
+    expected = [f"/etc/containerd/{name}" for name in names]
+    assert loaded(tmp_path) == [*expected, "/opt/last.toml"]
+
+
+def test_glob_without_a_match_is_fine_and_a_missing_file_is_not(tmp_path: Path) -> None:
+    """containerd starts with the one and exits with the other."""
+    write(tmp_path, {"/etc/containerd/config.toml": 'imports = ["/no/such/*.toml"]'})
+    assert loaded(tmp_path) == ["/etc/containerd/config.toml"]
+    write(tmp_path, {"/etc/containerd/config.toml": 'imports = ["/no/such.toml"]'})
+    with pytest.raises(Refused, match=r"^cannot use /etc/containerd/config.toml: .*such.toml"):
+        loaded(tmp_path)
+
+
+def test_conf_d_is_not_loaded_unless_the_file_imports_it(tmp_path: Path) -> None:
+    """2.2 and later print it in their dump all the same."""
+    write(
+        tmp_path,
+        {"/etc/containerd/config.toml": "version = 3", "/etc/containerd/conf.d/a.toml": ""},
+    )
+    assert loaded(tmp_path, "2.2.7") == ["/etc/containerd/config.toml"]
+
+
+def test_missing_root_file_is_a_file_without_content(tmp_path: Path) -> None:
+    """containerd runs without one, on its defaults."""
+    found = config.load(HostRoot(str(tmp_path)), generation("2.1.9"), "/etc/containerd/config.toml")
+    assert [(item.state, item.data) for item in found] == [(None, {})]
+
+
+def test_settings_apart_from_shows_a_change_of_others() -> None:
+    """It is what tells that an edit changed more than ours."""
+    gen = generation("2.1.9")
+    before = (file("version = 3\n[plugins.'io.containerd.cri.v1.images']\nsnapshotter = 'native'"),)
+    after = (*before, file("version = 3\n[grpc]\nuid = 5", "/o.toml"))
+    images = ("plugins", "io.containerd.cri.v1.images", "snapshotter")
+    assert get(containerd.settings_apart_from(gen, after), images) == "native"
+    assert get(containerd.settings_apart_from(gen, after), ("grpc", "uid")) == 5
+    assert "version" not in containerd.settings_apart_from(gen, after)

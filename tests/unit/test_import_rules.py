@@ -1,0 +1,159 @@
+"""The shape of the program: who may import whom, which library is where, how big a part may be."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "agent"
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if not path.name.startswith("api_pb2")
+}
+
+# From the outside in. A module imports from its own line or from lines below it, wherever in its
+# text the import stands. A name stands for the package and all that is in it; the longest counts.
+LAYERS = (
+    ("agent.__main__",),
+    ("agent.cli",),
+    ("agent.engine",),
+    ("agent.render", "agent.log"),
+    ("agent.observe", "agent.status"),
+    ("agent.decide", "agent.runtimes"),
+    ("agent.host", "agent.tomledit", "agent._cri"),
+    ("agent.settings",),
+    ("agent.options",),
+    ("agent.errors", "agent"),
+)
+LEVEL = {name: len(LAYERS) - number for number, names in enumerate(LAYERS) for name in names}
+
+# A library that is slow, big or hard is known to one module only.
+ONLY = {
+    "click": {"agent.cli"},
+    "grpc": {"agent.observe.cri"},
+    "tomlkit": {"agent.tomledit"},
+    "structlog": {"agent.log"},
+}
+ALLOWED = set(ONLY) | {"google"}
+
+MODULE_LINES, FUNCTION_LINES = 350, 50
+
+
+def level(module: str) -> int:
+    """Return how far out a module is, by the longest name of the table that covers it."""
+    name = module
+    while name not in LEVEL or (name == "agent" and module != "agent"):
+        if "." not in name:
+            raise AssertionError(f"{module} is in no layer")
+        name = name.rpartition(".")[0]
+    return LEVEL[name]
+
+
+def tree(module: str) -> ast.Module:
+    """Return a module's syntax tree."""
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+def _runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """Give all nodes but those of `if TYPE_CHECKING`, which nothing ever runs."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+            continue
+        yield child
+        yield from _runtime_nodes(child)
+
+
+def imports(module: str) -> set[str]:
+    """Return every module that one imports when it runs, sooner or later."""
+    found: set[str] = set()
+    for node in _runtime_nodes(tree(module)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            base = node.module or ""
+            for alias in node.names:
+                whole = f"{base}.{alias.name}"
+                found.add(whole if whole in MODULES else base)
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_one_way(module: str) -> None:
+    """From the command line inwards; what is inside does not know what is around it."""
+    wrong = {
+        name
+        for name in imports(module)
+        if name.partition(".")[0] == "agent" and level(name) > level(module)
+    }
+    assert wrong == set()
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """A circle works until somebody moves a line."""
+    edges = {module: imports(module) & MODULES.keys() for module in MODULES}
+    while leaves := {module for module, names in edges.items() if not names}:
+        edges = {m: names - leaves for m, names in edges.items() if m not in leaves}
+    assert sorted(edges) == []
+
+
+@pytest.mark.parametrize("library", ONLY)
+def test_library_is_imported_in_one_module(library: str) -> None:
+    """Changing it, or doing without it, is one module's matter."""
+    users = {m for m in MODULES if any(name.split(".")[0] == library for name in imports(m))}
+    assert users == ONLY[library]
+
+
+def test_no_other_library_is_imported() -> None:
+    """A dependency is a decision; the rest comes with Python."""
+    names = {name.split(".")[0] for module in MODULES for name in imports(module)}
+    foreign = names - set(sys.stdlib_module_names) - {"agent"}
+    assert foreign <= ALLOWED
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_is_of_a_size_that_can_be_read(module: str) -> None:
+    """And so is each of its functions; the module says what it is for."""
+    lines = MODULES[module].read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= MODULE_LINES
+    long = [
+        f"{node.name}: {node.end_lineno - node.lineno + 1}"
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno is not None
+        and node.end_lineno - node.lineno >= FUNCTION_LINES
+    ]
+    assert long == []
+    assert not lines or ast.get_docstring(tree(module))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["apply", "--help"]])
+def test_help_loads_no_library_that_it_does_not_need(arguments: list[str]) -> None:
+    """Someone who reads the help, and an idle supervisor, pay for neither gRPC nor tomlkit."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "agent", *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "|" in line}
+    assert "click" in loaded
+    assert loaded & {"grpc", "google.protobuf", "tomlkit", "structlog", "asyncio"} == set()
+
+
+def test_no_shell_and_no_fork() -> None:
+    """A shell is an injection in waiting, and a forked gRPC hangs."""
+    for module in MODULES:
+        for node in ast.walk(tree(module)):
+            if isinstance(node, ast.keyword):
+                assert node.arg != "shell", module
+            if isinstance(node, ast.Attribute):
+                assert ast.unparse(node) not in {"os.fork", "os.system", "os.popen"}, module

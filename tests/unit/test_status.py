@@ -1,0 +1,498 @@
+"""The status files, to the letter of their contract: a reader in another language relies on it."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent import status
+from agent.errors import Refused, RolledBack
+from agent.status import ERROR, READY, TWIN, Facts, Lines, Publisher, Saved
+from tests.unit.faults import CODES, Faults, Killed, count
+
+BOOT = "0f0e0d0c-1111-2222-3333-444455556666"
+FACTS = Facts(
+    runtime="containerd",
+    runtime_version="1.7.24~ds1",
+    socket="/run/containerd/containerd.sock",
+    cdi_enabled=True,
+    native=True,
+    source="cri-status",
+    reason="enabled",
+    spec_dirs=("/etc/cdi", "/var/run/cdi"),
+    cri_field=True,
+    runtime_name="nvidia",
+    mode="cdi",
+    is_default=False,
+    strategy=("cdi-cri",),
+    annotation_prefix="cdi.k8s.io/",
+    hook_path="/usr/local/nvidia/toolkit/nvidia-cdi-hook",
+)
+TEXT = f"""\
+TOOLKIT_STATUS_VERSION=1
+TOOLKIT_BOOT_ID={BOOT}
+TOOLKIT_TIMESTAMP=1700000000
+TOOLKIT_CONTAINER_RUNTIME=containerd
+TOOLKIT_CONTAINER_RUNTIME_VERSION=1.7.24_ds1
+TOOLKIT_CRI_SOCKET=/run/containerd/containerd.sock
+TOOLKIT_CDI_ENABLED=true
+TOOLKIT_NATIVE_CDI=true
+TOOLKIT_NATIVE_CDI_SOURCE=cri-status
+TOOLKIT_NATIVE_CDI_REASON=enabled
+TOOLKIT_CDI_SPEC_DIRS=/etc/cdi,/var/run/cdi
+TOOLKIT_CRI_CDI_FIELD=true
+TOOLKIT_RUNTIME_NAME=nvidia
+TOOLKIT_RUNTIME_MODE=cdi
+TOOLKIT_RUNTIME_IS_DEFAULT=false
+TOOLKIT_CONFIG_HASH=sha256:@
+DEVICE_LIST_STRATEGY=cdi-cri
+CDI_ANNOTATION_PREFIX=cdi.k8s.io/
+NVIDIA_CDI_HOOK_PATH=/usr/local/nvidia/toolkit/nvidia-cdi-hook
+"""
+LINE = re.compile(rb"[A-Z_][A-Z0-9_]*=[A-Za-z0-9_./:,@%+=-]*")
+
+
+def lines(facts: Facts = FACTS, now: float = 1.7e9, boot: str = BOOT) -> Lines:
+    """The contract's lines of these facts."""
+    return status.lines(facts, boot, now)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "nvidia/validations"
+
+
+@pytest.fixture
+def ours(directory: Path) -> Publisher:
+    """A publisher that owns both files."""
+    return Publisher(str(directory))
+
+
+@pytest.fixture
+def foreign(directory: Path) -> Publisher:
+    """A publisher beside gpu-operator's validator, which owns `toolkit-ready`."""
+    directory.mkdir(parents=True)
+    return Publisher(str(directory), foreign_barrier=True)
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    """Every file there."""
+    return {p.name: p.read_bytes() for p in directory.iterdir()}
+
+
+# --- what is in it -----------------------------------------------------------------------------
+
+
+def test_file_is_the_contracts(ours: Publisher, directory: Path) -> None:
+    """Keys, order, spelling, and the hash of all other lines but those of the moment."""
+    ours.publish(lines())
+    hashed = "".join(
+        line + "\n"
+        for line in TEXT.splitlines()
+        if not line.startswith(("TOOLKIT_BOOT_ID", "TOOLKIT_TIMESTAMP", "TOOLKIT_CONFIG_HASH"))
+    )
+    expected = TEXT.replace("@", hashlib.sha256(hashed.encode()).hexdigest()).encode()
+    assert content(directory) == {READY: expected, TWIN: expected}
+    for name in (READY, TWIN):
+        assert stat.S_IMODE((directory / name).stat().st_mode) == 0o644
+
+
+def test_lines_without_cdi_and_without_a_hook() -> None:
+    """No prefix where CDI is off, no hook where there is none, an empty name in hook mode."""
+    facts = replace(FACTS, annotation_prefix=None, hook_path=None, runtime_name="")
+    keys = dict(lines(facts))
+    assert "CDI_ANNOTATION_PREFIX" not in keys
+    assert "NVIDIA_CDI_HOOK_PATH" not in keys
+    assert keys["TOOLKIT_RUNTIME_NAME"] == ""
+    assert list(keys)[-1] == "DEVICE_LIST_STRATEGY"
+
+
+def test_hash_is_of_the_decision_only() -> None:
+    """Another moment and another boot leave it, any other fact changes it."""
+    known = dict(lines())["TOOLKIT_CONFIG_HASH"]
+    assert dict(lines(now=5, boot="x"))["TOOLKIT_CONFIG_HASH"] == known
+    for change in ({"native": False}, {"strategy": ("envvar",)}, {"hook_path": None}):
+        assert dict(lines(replace(FACTS, **change)))["TOOLKIT_CONFIG_HASH"] != known
+
+
+@given(text=st.text(max_size=30))
+def test_no_value_can_break_a_line(text: str) -> None:
+    """Spaces, quotes, line ends, `$()` and letters of other scripts become `_`."""
+    facts = replace(FACTS, runtime_version=text, socket=text, spec_dirs=(text,), hook_path=text)
+    for key, value in lines(facts, boot=text):
+        assert LINE.fullmatch(f"{key}={value}".encode("ascii"))
+
+
+def test_shell_can_source_it(ours: Publisher, directory: Path) -> None:
+    """`. toolkit-ready` sets the variables and runs nothing, whatever a version string holds."""
+    ours.publish(lines(replace(FACTS, runtime_version="1;touch x $(touch y) `touch z`&'\"")))
+    done = subprocess.run(
+        ["sh", "-euc", '. "$0"; echo "$TOOLKIT_CDI_SPEC_DIRS|$DEVICE_LIST_STRATEGY"',
+         str(directory / READY)],
+        capture_output=True, text=True, check=True, cwd=directory,
+    )  # fmt: skip
+    assert done.stdout == "/etc/cdi,/var/run/cdi|cdi-cri\n"
+    assert done.stderr == ""
+    assert sorted(content(directory)) == [TWIN, READY]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"export A=1\n", b"A='1'\n", b"# comment\n", b"A=1 2\n", b"a=1\n", b"1A=1\n", b"A\n", b"\n",
+     b"A=\xc3\xa4\n", b"A=1\r\n", b"A=1\x0bB=2\n", b" A=1\n"],
+)  # fmt: skip
+def test_any_other_line_is_rejected(text: bytes) -> None:
+    """A file with one line that is not KEY=value is no status file."""
+    with pytest.raises(Refused, match=r"^cannot use the status file"):
+        status.parse(b"TOOLKIT_STATUS_VERSION=1\n" + text)
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+def test_equal_but_for_the_timestamp_is_not_rewritten(ours: Publisher, directory: Path) -> None:
+    """The device plugin watches these files: no new inode, no new mtime."""
+    assert ours.publish(lines())
+    before = [(directory / name).stat() for name in (READY, TWIN)]
+    assert not ours.publish(lines(now=1.8e9))
+    after = [(directory / name).stat() for name in (READY, TWIN)]
+    assert [(s.st_ino, s.st_mtime_ns) for s in after] == [(s.st_ino, s.st_mtime_ns) for s in before]
+
+
+@pytest.mark.parametrize(
+    "other", [lines(boot="another"), lines(replace(FACTS, native=False)), lines()[:-1]]
+)
+def test_anything_else_is_rewritten(other: Lines, ours: Publisher, directory: Path) -> None:
+    """Another boot, another decision, one line less."""
+    ours.publish(lines())
+    assert ours.publish(other)
+    assert (directory / READY).read_bytes() == (directory / TWIN).read_bytes()
+    assert len((directory / READY).read_bytes().splitlines()) == len(other)
+
+
+@pytest.mark.parametrize("damage", [b"", b"TOOLKIT_STATUS", b"\xff\xfe"])
+@pytest.mark.parametrize("name", [READY, TWIN])
+def test_damaged_file_is_replaced(
+    name: str, damage: bytes, ours: Publisher, directory: Path
+) -> None:
+    """Empty, cut off, garbage: the next publication repairs it."""
+    ours.publish(lines())
+    whole = content(directory)
+    (directory / name).write_bytes(damage)
+    assert ours.publish(lines())
+    assert content(directory) == whole
+
+
+def test_mode_that_others_could_write_is_repaired(ours: Publisher, directory: Path) -> None:
+    """Readers reject such a file, so it cannot count as published."""
+    ours.publish(lines())
+    (directory / TWIN).chmod(0o666)
+    (directory / READY).chmod(0o666)
+    ours.publish(lines())
+    modes = [stat.S_IMODE((directory / name).stat().st_mode) for name in (READY, TWIN)]
+    assert modes == [0o644, 0o644]
+
+
+def test_link_of_that_name_is_replaced_not_followed(
+    ours: Publisher, directory: Path, tmp_path: Path
+) -> None:
+    """Nothing is ever written where somebody's link leads."""
+    directory.mkdir(parents=True)
+    (tmp_path / "target").write_text("untouched")
+    (directory / READY).symlink_to(tmp_path / "target")
+    ours.publish(lines())
+    assert (tmp_path / "target").read_text() == "untouched"
+    assert not (directory / READY).is_symlink()
+
+
+def test_published_twin_first_withdrawn_barrier_first(ours: Publisher, directory: Path) -> None:
+    """`toolkit-ready` is the last to come and the first to go."""
+    faults = Faults.none()
+    with faults.installed():
+        ours.publish(lines())
+    assert faults.called("rename") == [("rename", TWIN), ("rename", READY)]
+
+    faults = Faults.none()
+    with faults.installed():
+        ours.withdraw()
+    assert faults.called("unlink") == [("unlink", READY), ("unlink", TWIN)]
+    assert content(directory) == {}
+
+
+def test_restored_barrier_last(ours: Publisher, directory: Path) -> None:
+    """A rollback brings back the old bytes in the order of a publication."""
+    ours.publish(lines())
+    saved, whole = ours.save(), content(directory)
+    ours.withdraw()
+    faults = Faults.none()
+    with faults.installed():
+        ours.restore(saved)
+    assert faults.called("rename") == [("rename", TWIN), ("rename", READY)]
+    assert content(directory) == whole
+
+
+def test_nothing_saved_nothing_restored(ours: Publisher, directory: Path) -> None:
+    """Where there was no readiness, a rollback makes none."""
+    assert ours.save() == Saved()
+    ours.restore(Saved())
+    assert not directory.exists()
+
+
+@pytest.mark.parametrize("code", CODES, ids=lambda code: str(errno.errorcode[code]))
+def test_failure_while_publishing(code: int, ours: Publisher, directory: Path) -> None:
+    """Whichever call fails: refused by name, files whole, and never a barrier without its twin."""
+    ours.publish(lines())
+    ours.withdraw()
+    calls = count(lambda: ours.publish(lines()))
+    ours.withdraw()
+    expected = lines()
+    told = []
+    for k in range(1, calls + 1):
+        try:
+            with Faults.failing(k, code).installed():
+                ours.publish(expected)
+        except Refused as error:
+            told.append(error.message)
+        _whole_and_in_order(directory, expected)
+        ours.publish(expected)
+        assert set(content(directory)) == {TWIN, READY}
+        ours.withdraw()
+    assert len(told) > calls // 2
+    assert all(text.startswith(f"cannot write the status file in {directory}") for text in told)
+
+
+def test_killed_while_publishing_or_withdrawing(ours: Publisher, directory: Path) -> None:
+    """At no instant is there a barrier without its twin, or half a file."""
+    expected = lines()
+    ours.publish(expected)
+    ours.withdraw()
+    calls = count(lambda: ours.publish(expected))
+    ours.withdraw()
+    for k in range(1, calls + 1):
+        with pytest.raises(Killed), Faults.killed(k).installed():
+            ours.publish(expected)
+        _whole_and_in_order(directory, expected)
+        ours.publish(expected)
+        with pytest.raises(Killed), Faults.killed(min(k, 4)).installed():
+            ours.withdraw()
+        _whole_and_in_order(directory, expected)
+        ours.withdraw()
+
+
+def _whole_and_in_order(directory: Path, expected: Lines) -> None:
+    text = "".join(f"{key}={value}\n" for key, value in expected).encode()
+    found = {name: data for name, data in content(directory).items() if not name.endswith("~")}
+    assert set(found.values()) <= {text}
+    assert READY not in found or TWIN in found
+
+
+# --- failures beside it ------------------------------------------------------------------------
+
+
+def test_failure_is_told_beside_and_goes_with_success(ours: Publisher, directory: Path) -> None:
+    """Three lines of the same format; readiness stays as it is."""
+    ours.publish(lines())
+    ready = content(directory)
+    ours.fail(RolledBack("cannot apply: it died\nof 'this'"))
+    told = content(directory).pop(ERROR).decode()
+    assert told == (
+        "TOOLKIT_ERROR_CODE=ROLLED_BACK\nTOOLKIT_ERROR_EXIT=5\n"
+        "TOOLKIT_ERROR_REASON=cannot_apply:_it_died_of__this_\n"
+    )
+    assert {k: v for k, v in content(directory).items() if k != ERROR} == ready
+    assert ours.publish(lines(now=1.9e9))
+    assert content(directory) == ready
+
+
+def test_same_failure_is_not_rewritten(ours: Publisher, directory: Path) -> None:
+    """Telling it again each minute touches nothing."""
+    ours.fail(RolledBack("cannot apply"))
+    before = (directory / ERROR).stat()
+    ours.fail(RolledBack("cannot apply"))
+    after = (directory / ERROR).stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+def test_retired_leaves_nothing(ours: Publisher, directory: Path) -> None:
+    """After a revert there is neither readiness nor failure."""
+    ours.publish(lines())
+    ours.fail(RolledBack("cannot apply"))
+    ours.retire()
+    assert content(directory) == {}
+    ours.retire()
+
+
+def test_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    """By name."""
+    (tmp_path / "validations").touch()
+    with pytest.raises(Refused, match=r"^cannot write the status file in .*/validations: "):
+        Publisher(str(tmp_path / "validations")).publish(lines())
+
+
+# --- beside gpu-operator's validator -----------------------------------------------------------
+
+
+def test_foreign_barrier_is_never_created(foreign: Publisher, directory: Path) -> None:
+    """The validator decides when its init containers may go on; the twin is always ours."""
+    foreign.publish(lines())
+    assert set(content(directory)) == {TWIN}
+
+
+@pytest.mark.parametrize("before", [b"", b"IS_HOST_DRIVER=true\n"])
+def test_foreign_barrier_is_filled_where_it_is(
+    before: bytes, foreign: Publisher, directory: Path
+) -> None:
+    """The validator touches it empty; our lines go into it, once."""
+    (directory / READY).write_bytes(before)
+    foreign.publish(lines())
+    assert content(directory)[READY] == content(directory)[TWIN]
+    assert not foreign.publish(lines())
+
+
+def test_foreign_barrier_emptied_again_is_refilled(foreign: Publisher, directory: Path) -> None:
+    """The validator runs again at each start of its pod."""
+    (directory / READY).touch()
+    foreign.publish(lines())
+    (directory / READY).write_bytes(b"")
+    assert foreign.publish(lines())
+    assert content(directory)[READY] == content(directory)[TWIN]
+
+
+def test_foreign_barrier_comes_back_after_a_proof(foreign: Publisher, directory: Path) -> None:
+    """Withdrawn for a change, it is put back if it was there."""
+    (directory / READY).touch()
+    there = foreign.save().barrier is not None
+    foreign.withdraw()
+    assert content(directory) == {}
+    foreign.publish(lines(), barrier_was_there=there)
+    assert content(directory)[READY] == content(directory)[TWIN]
+
+
+def test_foreign_empty_barrier_comes_back_empty_after_a_rollback(
+    foreign: Publisher, directory: Path
+) -> None:
+    """The old content is brought back, whatever it was."""
+    (directory / READY).touch()
+    saved = foreign.save()
+    foreign.withdraw()
+    foreign.restore(saved)
+    assert content(directory) == {READY: b""}
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def test_reader_gets_what_was_published(ours: Publisher, directory: Path) -> None:
+    """The same pairs in the same order."""
+    ours.publish(lines())
+    assert tuple(status.read_valid(str(directory), BOOT).items()) == lines()
+
+
+def _edit(old: bytes, new: bytes) -> Callable[[Path], None]:
+    def edit(path: Path) -> None:
+        text = path.read_bytes()
+        assert old in text
+        path.write_bytes(text.replace(old, new))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("spoil", "cause"),
+    [
+        (Path.unlink, "it is not there"),
+        (_edit(BOOT.encode(), b"another"), "before this boot"),
+        (_edit(b"VERSION=1\n", b"VERSION=2\n"), "version 2"),
+        (_edit(b"VERSION=1\n", b"VERSION=x\n"), "version x"),
+        (_edit(b"TOOLKIT_STATUS_VERSION=1\n", b""), "version missing"),
+        (lambda path: path.chmod(0o664), "others can write"),
+        (lambda path: path.chmod(0o646), "others can write"),
+        (lambda path: path.write_bytes(b""), "^cannot (read|use)"),
+        (lambda path: path.write_bytes(b"\x00\xff garbage"), "not KEY=value"),
+        (lambda path: path.write_bytes(b"A=1\n" * 70000), "larger"),
+    ],
+)
+def test_reader_rejects(
+    spoil: Callable[[Path], None], cause: str, ours: Publisher, directory: Path
+) -> None:
+    """What may not be believed is refused with its reason."""
+    ours.publish(lines())
+    spoil(directory / TWIN)
+    with pytest.raises(Refused, match=cause):
+        status.read_valid(str(directory), BOOT)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file away: run tests/run as root")
+def test_reader_rejects_a_file_that_is_not_roots(ours: Publisher, directory: Path) -> None:
+    """Else any user could send the device plugin anywhere."""
+    ours.publish(lines())
+    os.chown(directory / TWIN, 65534, 65534)
+    with pytest.raises(Refused, match="not root's"):
+        status.read_valid(str(directory), BOOT)
+
+
+def test_reader_does_not_follow_a_link(ours: Publisher, directory: Path) -> None:
+    """A link to a trusted file elsewhere is not that file."""
+    ours.publish(lines())
+    (directory / TWIN).rename(directory / "real")
+    (directory / TWIN).symlink_to("real")
+    with pytest.raises(Refused, match=r"^cannot read"):
+        status.read_valid(str(directory), BOOT)
+
+
+class Clock:
+    """Time that passes only while somebody sleeps; `events` happen at their second."""
+
+    def __init__(self, **events: Callable[[], object]) -> None:
+        self.now = 0.0
+        self._events: Iterator[tuple[float, Callable[[], object]]] = iter(
+            sorted((float(name.removeprefix("at_")), event) for name, event in events.items())
+        )
+        self._next = next(self._events, None)
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        """Pass time."""
+        assert 0 <= seconds <= 1
+        self.now += max(seconds, 1e-6)
+        while self._next and self._next[0] <= self.now:
+            self._next[1]()
+            self._next = next(self._events, None)
+
+
+def test_wait_returns_as_soon_as_it_is_ready(ours: Publisher, directory: Path) -> None:
+    """Half a second late at most; `None` waits for ever."""
+    clock = Clock(at_30=lambda: ours.publish(lines()))
+    found = status.wait(str(directory), BOOT, None, clock, clock.sleep)
+    assert found["TOOLKIT_CDI_ENABLED"] == "true"
+    assert 30 <= clock.now <= 30.5
+
+
+def test_wait_skips_what_may_not_be_believed(ours: Publisher, directory: Path) -> None:
+    """The file of the boot before is not an answer."""
+    ours.publish(lines(boot="old"))
+    clock = Clock(at_3=lambda: ours.publish(lines()))
+    status.wait(str(directory), BOOT, 10, clock, clock.sleep)
+    assert clock.now >= 3
+
+
+@pytest.mark.parametrize("timeout", [0.0, 0.2, 7.3])
+def test_wait_gives_up_in_time_with_the_last_reason(timeout: float, directory: Path) -> None:
+    """Neither early nor late."""
+    clock = Clock()
+    with pytest.raises(Refused, match=r"^cannot read .*not there"):
+        status.wait(str(directory), BOOT, timeout, clock, clock.sleep)
+    assert timeout <= clock.now <= timeout + 0.01
