@@ -256,7 +256,7 @@ def _override(q: Question, decision: Decision) -> Decision:
             )
         elif decision.hook:
             warnings.append(
-                f"set-as-default={asked} means nothing with an OCI hook; give --config-mode=config"
+                f"set-as-default={asked} has no meaning with an OCI hook; give --config-mode=config"
             )
         else:
             warnings.append(

@@ -150,7 +150,7 @@ class Publisher:
 
         def probe() -> None:
             files.make_directories(self.directory)
-            state = FileState(b"\n", 0o600, os.geteuid(), os.getegid())
+            state = files.new_state(b"\n", 0o600)
             files.discard(files.stage(self.path(TWIN), state))
 
         self._guard(probe)
@@ -202,7 +202,7 @@ class Publisher:
 
     def _put(self, name: str, data: bytes) -> bool:
         """Write a file unless it is as it should be, in mode and owner too."""
-        wanted = FileState(data, 0o644, os.geteuid(), os.getegid())
+        wanted = files.new_state(data)
         old = self._look(name)
         if old is not None and replace(old, gid=wanted.gid, label=None) == wanted:
             return False

@@ -116,7 +116,7 @@ def edit(text: str, ops: Iterable[Op], name: str) -> str:
     current = parse(text.encode(), name)
     for op in ops:
         wanted = apply(current, [op])
-        if wanted != current:
+        if not _identical(wanted, current):
             text = _propose(text, op, current, wanted, name)
             current = tomllib.loads(text)
     return text
@@ -125,7 +125,7 @@ def edit(text: str, ops: Iterable[Op], name: str) -> str:
 def _propose(text: str, op: Op, data: Data, wanted: Data, name: str) -> str:
     crlf = "\r\n" in text
     comments = _comments(text)
-    for way in (_append_table, _insert_root_key, _cut_table, _with_tomlkit):
+    for way in (_append_table, _insert_root_key, _cut_table, _cut_line, _with_tomlkit):
         proposal = way(text, op, data)
         if proposal is None:
             continue
@@ -219,6 +219,20 @@ def _cut_table(text: str, op: Op, _: Data) -> str | None:
         if not inside or (path is None and (not line.strip() or line.lstrip().startswith("#"))):
             kept.append(line)
     return "".join(kept) if found else None
+
+
+def _cut_line(text: str, op: Op, _: Data) -> str | None:
+    """A key on a line of its own taken out with that line."""
+    if not isinstance(op, Unset):
+        return None
+    lines = text.splitlines(keepends=True)
+    table: Path | None = ()
+    for index, line in enumerate(lines):
+        if line.lstrip().startswith("["):
+            table = _header_path(line)
+        elif table == op.path[:-1] and re.match(rf"\s*{re.escape(op.path[-1])}\s*=", line):
+            return "".join(lines[:index] + lines[index + 1 :])
+    return None
 
 
 def _header_path(line: str) -> Path | None:

@@ -22,6 +22,7 @@ from agent.engine.state import (
     memory_from_json,
     memory_to_json,
 )
+from agent.engine.transaction import Undone
 from agent.engine.wanted import Wanted, unproven
 from agent.errors import AgentError, Refused, RollbackFailed, RolledBack, Unreachable
 from agent.host.paths import HostPath
@@ -128,19 +129,31 @@ def _prepare(ctx: Context, request: Request) -> Journal:
 
 def _undo_files(ctx: Context, journal: Journal) -> None:
     """Undo a change that no runtime has seen. Raises RollbackFailed."""
-    failure = transaction.undo(ctx.store, journal)
-    _end_undo(ctx, journal)
-    if failure:
-        raise RollbackFailed(failure)
+    _finish_undo(ctx, journal, transaction.undo(ctx.store, journal))
+
+
+def _finish_undo(ctx: Context, journal: Journal, undone: Undone) -> None:
+    """The end of an undo. The journal stays where files are half-way; the next start tries again.
+
+    Raises RollbackFailed where anything could not be undone.
+    """
+    if not undone.failed:
+        _end_undo(ctx, journal)
+    if undone.failed or undone.foreign:
+        where = ctx.store.path("originals")
+        raise RollbackFailed(f"cannot undo the change of {undone}; the originals are in {where}")
 
 
 def _end_undo(ctx: Context, journal: Journal) -> None:
     """The old state is back: so is what was published of it, if the disk lets us."""
-    try:
-        ctx.publisher.restore(Saved(decode(journal.twin), decode(journal.barrier)))
-    except Refused as error:
-        ctx.log("status not restored", reason=error.message)
-    close(ctx, journal)
+    for action in (
+        lambda: ctx.publisher.restore(Saved(decode(journal.twin), decode(journal.barrier))),
+        lambda: close(ctx, journal),  # a journal that stays is undone once more, to no effect
+    ):
+        try:
+            action()
+        except Refused as error:
+            ctx.log("undo not tidied", reason=error.message)
 
 
 def endpoint(ctx: Context, journal: Journal) -> Endpoint:
@@ -168,8 +181,9 @@ def undo_and_prove(ctx: Context, journal: Journal, restart: Restart | None) -> N
     `restart` None where whoever runs the runtime has to restart it. Raises RollbackFailed: where
     the runtime does not come back (the journal stays), or a file was somebody else's by then.
     """
-    failure = transaction.undo(ctx.store, journal)
-    if restart is not None and restart.kind != "none":
+    undone = transaction.undo(ctx.store, journal)
+    # Files that are half-way are no configuration to start a runtime on.
+    if restart is not None and restart.kind != "none" and not undone.failed:
         try:
             running = ctx.running(endpoint(ctx, journal))
         except Unreachable:
@@ -180,12 +194,10 @@ def undo_and_prove(ctx: Context, journal: Journal, restart: Restart | None) -> N
             _prove(ctx, journal, seen, Wanted.from_json(dict(journal.before)))
         except (RestartFailed, NotProven) as error:
             raise RollbackFailed(
-                f"cannot bring the runtime back: {error}; {failure or 'its files are as before'}; "
-                "start it by hand and look in its log"
+                f"cannot bring the runtime back: {error}; "
+                f"{str(undone) or 'its files are as before'}; start it by hand and look in its log"
             ) from error
-    _end_undo(ctx, journal)
-    if failure:
-        raise RollbackFailed(failure)
+    _finish_undo(ctx, journal, undone)
 
 
 def commit(ctx: Context, journal: Journal) -> None:

@@ -17,7 +17,7 @@ from agent.engine import wanted as wishes
 from agent.engine.state import Memory
 from agent.engine.wanted import Wanted
 from agent.errors import Refused
-from agent.host.files import FileState
+from agent.host.files import FileState, new_state
 from agent.host.paths import HostPath, HostRoot
 from agent.observe import config
 from agent.observe.config import Overlay
@@ -70,10 +70,10 @@ class Scene:
 
 def edits(scene: Scene) -> Edits:
     """The changes that make the files right; none where they already are. Raises Refused."""
-    if lost := containerd.lost_sections(scene.gen, scene.files):
+    if lost := containerd.misnamed_section(scene.gen, scene.files):
         raise Refused(
-            f"cannot add to {lost[0]}: this containerd ignores {lost[1]} in a file of that "
-            "version; run `containerd config migrate` on it, look at the result and put it in place"
+            f"cannot add to {lost[0]}: {lost[1]} and the version of the files do not go together "
+            "in this containerd; run `containerd config migrate` and put the result in place"
         )
     ours = _our_drop_in(scene)
     basis = tuple(file for file in scene.files if file is not ours)
@@ -119,7 +119,7 @@ def _drop_in_overlay(
     existing = config.load_file(scene.host, scene.drop_in.host)
     fresh = existing.state is None or _is_untouched(scene.memory, existing)
     version = _drop_in_version(scene, basis)
-    state = existing.state or FileState(b"")
+    state = existing.state or new_state()
     text = f"{_HEADER}version = {version}\n" if fresh else state.data.decode()
     data = {} if fresh else existing.data
     number = version if fresh else (existing.version or version)
@@ -162,7 +162,7 @@ def _root_with_import(scene: Scene, version: int) -> FileState:
     root = scene.root
     if root.state is None:
         text = f'{_HEADER}version = {version}\nimports = ["{glob}"]\n'
-        return FileState(text.encode())
+        return new_state(text.encode())
     text = tomledit.edit(root.state.data.decode(), [Append(("imports",), glob)], root.path.host)
     return _with(root.state, text)
 
@@ -248,7 +248,7 @@ def _owner_overlay(scene: Scene, wanted: Wanted) -> dict[str, FileState | None]:
     if wanted.default is not None and get(data, (*legacy, "runtime_type")):
         ops.append(Unset(legacy))  # it would win over default_runtime_name
     ops += _ops(section, data, gaps, wanted)
-    state = owner.state or FileState(b"")
+    state = owner.state or new_state()
     return {owner.path.host: _with(state, tomledit.edit(text, ops, owner.path.host))}
 
 
@@ -300,12 +300,20 @@ def strip(settings: Data, gen: Generation, wanted: Wanted) -> Data:
     return tomledit.without_empty(tomledit.apply(settings, ops))
 
 
+def _first_leaf(value: Any) -> Path:
+    """The path of the first value in a table, so that a message can name a setting."""
+    if isinstance(value, dict) and value:
+        key, below = next(iter(value.items()))
+        return (key, *_first_leaf(below))
+    return ()
+
+
 def first_difference(one: Any, other: Any, above: Path = ()) -> Path | None:
     """The path of the first key in which two sets of data differ; None where they are equal."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in [*one, *(key for key in other if key not in one)]:
             if key not in one or key not in other:
-                return (*above, key)
+                return (*above, key, *_first_leaf(one.get(key, other.get(key))))
             found = first_difference(one[key], other[key], (*above, key))
             if found is not None:
                 return found

@@ -115,10 +115,14 @@ def _changes(ctx: Context, node: Node, memory: Memory, keep_edits: bool) -> tupl
         if item is None:
             continue
         found.append(item)
-        if host == node.drop_in.host and item.after is not None and original.digest is None:
-            if tomledit.parse(item.after.data, host).keys() - {"version"}:
-                ours = None
+        if host == node.drop_in.host and original.digest is None and _has_content(item):
+            ours = None
     return tuple(found)
+
+
+def _has_content(change: Change) -> bool:
+    state = change.after
+    return bool(state and tomledit.parse(state.data, change.path.host).keys() - {"version"})
 
 
 def _change(

@@ -21,7 +21,6 @@ from typing import Any
 
 from agent.errors import Refused, reason
 from agent.host import files
-from agent.host.files import FileState
 
 _FORMAT = 1
 _LIMIT = 1 << 24  # bytes of a file of ours
@@ -82,8 +81,16 @@ class Entry:
     @property
     def undo(self) -> str:
         """Where the original waits beside the file, so that a full disk cannot stop an undo."""
+        return self._beside("undo")
+
+    @property
+    def new(self) -> str:
+        """Where the new content is before it gets its name."""
+        return self._beside("new")
+
+    def _beside(self, what: str) -> str:
         directory, name = os.path.split(self.agent)
-        return os.path.join(directory, f".{name}.toolkit-agent-undo~")
+        return os.path.join(directory, f".{name}.toolkit-agent-{what}~")
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +212,8 @@ class Store:
         """Store bytes durably under their digest."""
         name = files.digest(data)
         path = self.path(f"originals/{name}")
-        if not os.path.exists(path):
+        found = files.read(path, limit=_LIMIT)
+        if found is None or found.digest != name:
             self._write(path, data)
         return name
 
@@ -251,7 +259,7 @@ class Store:
 
     def _write(self, path: str, data: bytes) -> None:
         try:
-            files.write(path, FileState(data, 0o600, os.geteuid(), os.getegid()))
+            files.write(path, files.new_state(data, 0o600))
         except OSError as error:
             raise Refused(f"cannot write {path}: {reason(error)}") from error
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from agent.engine.plan import Change
 from agent.engine.state import Entry, Journal, Memory, Original, Store
@@ -78,7 +78,8 @@ def write(changes: tuple[Change, ...], journal: Journal) -> None:
                 files.remove(entry.agent)
             else:
                 files.make_directories(os.path.dirname(entry.agent))
-                files.write(entry.agent, change.after)
+                _discard(entry.new)
+                files.write(entry.agent, change.after, os.path.basename(entry.new))
         except OSError as error:
             raise _cannot_write(entry, error) from error
 
@@ -87,31 +88,50 @@ def _cannot_write(entry: Entry, error: OSError) -> Refused:
     return Refused(f"cannot write {entry.host}: {reason(error)}")
 
 
-def undo(store: Store, journal: Journal) -> str | None:
-    """Bring every file back to what it was; returns what could not be, in words.
+@dataclass(frozen=True, slots=True)
+class Undone:
+    """What could not be undone, in words: files that were `foreign` by then and stay as somebody
+    left them, and files on which it `failed`, to be tried again."""
 
-    A file that somebody else changed in the meantime stays as they left it.
-    """
-    failures = []
+    foreign: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """For a message."""
+        return "; ".join((*self.foreign, *self.failed))
+
+
+def undo(store: Store, journal: Journal) -> Undone:
+    """Bring every file back to what it was, as far as that goes; what fails is tried twice."""
+    undone = _undo(store, journal)
+    return _undo(store, journal) if undone.failed else undone
+
+
+def _undo(store: Store, journal: Journal) -> Undone:
+    foreign, failed = [], []
     for entry in reversed(journal.entries):
         try:
-            _undo_one(store, entry)
+            if not _undo_one(store, entry):
+                foreign.append(f"{entry.host}: somebody else changed it since; it was left alone")
         except (OSError, Refused) as error:
             text = reason(error) if isinstance(error, OSError) else error.message
-            failures.append(f"{entry.host}: {text}")
-    if not failures:
-        return None
-    where = store.path("originals")
-    return f"cannot undo the change of {'; '.join(failures)}; the originals are in {where}"
+            failed.append(f"{entry.host}: {text}")
+    return Undone(tuple(foreign), tuple(failed))
 
 
-def _undo_one(store: Store, entry: Entry) -> None:
+def _discard(path: str) -> None:
+    if os.path.lexists(path):  # looked at first: unlink fails on a read-only disk
+        files.discard(path)
+
+
+def _undo_one(store: Store, entry: Entry) -> bool:
+    """False where the file is somebody else's by now."""
     now = digest_of(entry.agent, entry.host)
+    _discard(entry.new)
     if now == entry.before:
-        if os.path.lexists(entry.undo):  # looked at first: unlink fails on a read-only disk
-            files.discard(entry.undo)
+        _discard(entry.undo)
     elif now != entry.after:
-        raise Refused("somebody else changed it since; it was left as it is")
+        return False
     elif entry.before is None:
         files.remove(entry.agent)
     elif os.path.lexists(entry.undo):
@@ -123,14 +143,15 @@ def _undo_one(store: Store, entry: Entry) -> None:
         files.write(entry.agent, FileState(data, entry.mode, entry.uid, entry.gid))
     if entry.before is None:
         files.remove_directories(entry.made_directories)
+    return True
 
 
 def tidy(journal: Journal) -> None:
     """Remove the originals beside their files, and directories that nothing is in any more."""
     for entry in journal.entries:
         with contextlib.suppress(OSError):  # a leftover has no effect, and the next change goes on
-            if os.path.lexists(entry.undo):
-                files.remove(entry.undo)
+            for path in (entry.undo, entry.new):
+                _discard(path)
             if entry.after is None:
                 files.remove_directories(entry.made_directories)
 

@@ -37,6 +37,11 @@ class FileState:
         return digest(self.data)
 
 
+def new_state(data: bytes = b"", mode: int = 0o644) -> FileState:
+    """A file that was not there before: ours, like any file that we would make."""
+    return FileState(data, mode, os.geteuid(), os.getegid())
+
+
 def digest(data: bytes) -> str:
     """SHA-256 in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
@@ -51,24 +56,26 @@ def read(path: str, name: str | None = None, limit: int = LIMIT) -> FileState | 
     name = name or path
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        if error.errno == errno.ENOENT:
-            return None
-        raise Refused(f"cannot read {name}: {reason(error)}") from error
-    try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            kind = "a directory" if stat.S_ISDIR(found.st_mode) else "not a regular file"
-            raise Refused(f"cannot read {name}: it is {kind}; move it away")
-        data = _read_all(fd, limit + 1)
-        if len(data) > limit:
-            raise Refused(f"cannot read {name}: it is larger than {limit} bytes; make it smaller")
-        mode = stat.S_IMODE(found.st_mode)
-        return FileState(data, mode, found.st_uid, found.st_gid, _label(fd))
+        try:
+            return _read_open(fd, name, limit)
+        finally:
+            os.close(fd)
+    except FileNotFoundError:
+        return None
     except OSError as error:
         raise Refused(f"cannot read {name}: {reason(error)}") from error
-    finally:
-        os.close(fd)
+
+
+def _read_open(fd: int, name: str, limit: int) -> FileState:
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
+        kind = "a directory" if stat.S_ISDIR(found.st_mode) else "not a regular file"
+        raise Refused(f"cannot read {name}: it is {kind}; move it away")
+    data = _read_all(fd, limit + 1)
+    if len(data) > limit:
+        raise Refused(f"cannot read {name}: it is larger than {limit} bytes; make it smaller")
+    mode = stat.S_IMODE(found.st_mode)
+    return FileState(data, mode, found.st_uid, found.st_gid, _label(fd))
 
 
 def _read_all(fd: int, limit: int) -> bytes:
@@ -86,9 +93,13 @@ def _label(fd: int) -> bytes | None:
         return None
 
 
-def write(path: str, state: FileState) -> None:
-    """Put `state` at `path`, atomically and durably. Raises OSError; nothing is left behind."""
-    temporary = stage(path, state)
+def write(path: str, state: FileState, temporary: str | None = None) -> None:
+    """Put `state` at `path`, atomically and durably. Raises OSError; nothing is left behind.
+
+    `temporary` names the file that it is first, beside `path`, for who has to find it again after
+    having been killed.
+    """
+    temporary = stage(path, state, temporary)
     try:
         os.rename(temporary, path)
     except BaseException:

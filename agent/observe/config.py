@@ -6,7 +6,6 @@ never the source of an edit. Everything that would keep containerd from starting
 
 from __future__ import annotations
 
-import fnmatch
 import os
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -17,7 +16,7 @@ from agent.errors import Refused, reason
 from agent.host import files
 from agent.host.files import FileState
 from agent.host.paths import HostRoot
-from agent.runtimes.containerd import ConfigFile, Generation, check_shape, import_pattern
+from agent.runtimes.containerd import ConfigFile, Generation, check_shape, import_pattern, matches
 
 DEFAULT_ROOT = "/etc/containerd/config.toml"
 
@@ -88,7 +87,14 @@ def _expand(host: HostRoot, gen: Generation, where: tuple[str, str], overlay: Ov
             for above in found
             for name in _names(host, above, part, overlay)
         ]
-    return found
+    return [name for name in found if _is_there(host, name, overlay)]
+
+
+def _is_there(host: HostRoot, name: str, overlay: Overlay) -> bool:
+    path = host.resolve(name)
+    if path.host in overlay:
+        return overlay[path.host] is not None
+    return os.path.lexists(path.agent)
 
 
 def literal(gen: Generation, importing: str, name: str) -> str:
@@ -109,7 +115,7 @@ def _names(host: HostRoot, directory: str, part: str, overlay: Overlay) -> list[
     for name, state in overlay.items():
         if os.path.dirname(name) == path.host:
             (names.discard if state is None else names.add)(os.path.basename(name))
-    return [name for name in sorted(names) if fnmatch.fnmatchcase(name, part.replace("[^", "[!"))]
+    return [name for name in sorted(names) if matches(part, name)]
 
 
 def disabled_cri(file: ConfigFile) -> str | None:

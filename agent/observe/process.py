@@ -118,7 +118,9 @@ def is_kind(process: Process, kind: str) -> bool:
     """Is this process a containerd (or crio), by its executable or by what it was called as?"""
     comm = os.fsdecode(_read(f"{process.proc}/{process.pid}/comm")).strip()
     names = [process.executable or "", comm, *process.command[:1]]
-    return any(os.path.basename(name).startswith(kind) for name in names)
+    bases = [os.path.basename(name) for name in names]
+    # Shims stay in the service's cgroup, and are called containerd-shim-runc-v2.
+    return any(base.startswith(kind) and not base.startswith(f"{kind}-shim") for base in bases)
 
 
 def config_argument(words: tuple[str, ...]) -> str | None:

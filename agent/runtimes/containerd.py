@@ -7,7 +7,6 @@ version numbers in them. The rules were observed on 1.6.20, 1.7.24, 2.0.11, 2.1.
 from __future__ import annotations
 
 import copy
-import fnmatch
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -130,8 +129,10 @@ def check_shape(file: ConfigFile) -> None:
             if value is not None and not isinstance(value, kind):
                 raise _wrong(file, ".".join(("plugins", name, *path)), kind.__name__)
         for handler, table in (get(section, ("containerd", "runtimes")) or {}).items():
-            if not isinstance(table, dict) or not isinstance(table.get("options", {}), dict):
-                raise _wrong(file, f"runtimes.{handler}", "table")
+            if not isinstance(table, dict):
+                raise _wrong(file, f"runtimes.{handler}", "dict")
+            if not isinstance(table.get("options", {}), dict):
+                raise _wrong(file, f"runtimes.{handler}.options", "dict")
 
 
 _SHAPE: tuple[tuple[Path, type], ...] = (
@@ -152,9 +153,11 @@ def effective_version(gen: Generation, files: Iterable[ConfigFile]) -> int:
     """The version by which all files are read: the highest that one of them names.
 
     Observed: a version 3 drop-in makes containerd 2.0 to 2.2 drop a version 2 root file's CRI
-    section, and the other way round the drop-in.
+    section, and the other way round the drop-in; version 1 they read as none at all. 1.6 takes a
+    higher number than it knows for its own highest.
     """
-    return max((f.version for f in files if f.version), default=gen.unversioned)
+    found = max((f.version for f in files if f.version), default=0)
+    return gen.unversioned if found <= 1 else min(found, gen.highest)
 
 
 def section_name(version: int) -> str:
@@ -164,9 +167,15 @@ def section_name(version: int) -> str:
 
 def section_path(gen: Generation, files: Iterable[ConfigFile], file: ConfigFile) -> Path:
     """Where in `file` the CRI section is, as this daemon reads the whole set of files."""
-    if gen.per_file:
-        return ("plugins", section_name(file.version or gen.unversioned))
-    return ("plugins", section_name(effective_version(gen, files)))
+    if not gen.per_file:
+        return ("plugins", section_name(effective_version(gen, files)))
+    if file.version is None:  # every generation of names is honoured then (observed on 2.3.4)
+        plugins = file.data.get("plugins", {})
+        return (
+            "plugins",
+            next((name for name in (CRI_V3, CRI_V2, CRI_V1) if name in plugins), CRI_V3),
+        )
+    return ("plugins", section_name(file.version))
 
 
 def load_section(gen: Generation, files: tuple[ConfigFile, ...], file: ConfigFile) -> Data | None:
@@ -276,17 +285,18 @@ def settings_apart_from(gen: Generation, files: tuple[ConfigFile, ...]) -> Data:
     return whole
 
 
-def lost_sections(gen: Generation, files: tuple[ConfigFile, ...]) -> tuple[str, str] | None:
-    """(file, section) of CRI settings that this daemon ignores because of its file's version.
+def misnamed_section(gen: Generation, files: tuple[ConfigFile, ...]) -> tuple[str, str] | None:
+    """(file, section) of CRI settings whose name and version do not go together.
 
-    containerd 2.0 to 2.2 read version-less and version 1 files by version 3 names only.
+    containerd 2.0 to 2.2 ignore them in version-less and version 1 files; version 1 names beside a
+    version 2 file make 1.x refuse to start or win over everything, by where they stand (observed).
     """
-    if gen.merge == "replace" or gen.per_file:
+    if gen.per_file:
         return None
+    version = effective_version(gen, files)
     for file in files:
-        if file.version is not None and file.version > 1:
-            continue
-        for name in (CRI_V1, CRI_V2):
+        names = (CRI_V1, CRI_V2) if version > 2 and (file.version or 1) == 1 else (CRI_V1,)
+        for name in names if version > 1 else ():
             section = get(file.data, ("plugins", name))
             if isinstance(section, dict) and not section.keys() <= _STREAMING:
                 return str(file.path), f'plugins."{name}"'
@@ -304,8 +314,22 @@ def import_pattern(gen: Generation, importing: str, pattern: str) -> str | None:
 
 def matches(pattern: str, path: str) -> bool:
     """Go's filepath.Match for absolute patterns: `*` stops at a slash and takes dot files."""
-    wanted, given = pattern.split("/"), path.split("/")
-    return len(wanted) == len(given) and all(
-        fnmatch.fnmatchcase(part, re.sub(r"\[\^", "[!", piece))
-        for piece, part in zip(wanted, given, strict=True)
-    )
+    return re.fullmatch(_expression(pattern), path, re.DOTALL) is not None
+
+
+def _expression(pattern: str) -> str:
+    """The regular expression of a pattern: `*`, `?`, `[set]`, `[^set]` and backslash."""
+    result, rest = "", pattern
+    while rest:
+        found = re.match(r"\\(.)|(\*)|(\?)|\[(\^?)((?:\\.|[^\]\\])+)\]|(.)", rest, re.DOTALL)
+        if found is None:
+            return "(?!)"  # malformed: Go matches nothing
+        escaped, star, mark, negated, members, plain = found.groups()
+        if star or mark:
+            result += "[^/]*" if star else "[^/]"
+        elif members:
+            result += f"(?!/)[{negated}{members.replace('[', chr(92) + '[')}]"
+        else:
+            result += re.escape(escaped or plain)
+        rest = rest[found.end() :]
+    return result

@@ -83,7 +83,7 @@ class CliNode(DoubleNode):
             "state-dir": self.state,
             "status-dir": self.validations,
             "restart-mode": "signal",
-            "proof-timeout": "5",
+            "proof-timeout": "3",
         }
         return [f"--{name}={value}" for name, value in given.items()]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -162,3 +163,25 @@ def test_revert_of_an_unreachable_runtime(node: CliNode) -> None:
     node.script(unimplemented=True)
     fails(node.agent("revert"), 4, str(node.socket))
     assert touched(before, node.tree()) == []
+
+
+def test_undo_by_hand(node: CliNode) -> None:
+    """What README.md says: originals lie under the digests that memory.json names."""
+    before = contents(node.tree())
+    checks.done(node.agent("apply"))
+    files = json.loads((node.state / "memory.json").read_text())["files"]
+    assert set(files) == {str(node.config), str(node.drop_in)}
+    for name, known in files.items():
+        if known["digest"] is None:
+            Path(name).unlink()
+        else:
+            Path(name).write_bytes((node.state / "originals" / known["digest"]).read_bytes())
+    node.drop_in.parent.rmdir()
+    assert contents(node.tree()) == before
+    node.restart()
+    shutil.rmtree(node.state)
+    for path in node.validations.iterdir():
+        path.unlink()
+    checks.done(node.agent("plan"), 1)
+    checks.done(node.agent("apply"))
+    assert node.ready()

@@ -113,6 +113,9 @@ MERGES = {
         NEW, (_MAIN2, handlers(V2, "nv")), {"main", "nv", "runc"}, "main"
     ),
     "2 and none, names of 2, 1.x": Merge(OLD, (_MAIN2, handlers(V2, "nv")), {"nv"}),
+    "2 and 1, 1.x": Merge(
+        OLD, (_MAIN2, version(1, handlers(V1, "nv", default="nv"))), {"nv"}, "nv"
+    ),
     "3 and 2 on 2.0 to 2.2": Merge(
         NEW, (_MAIN3, version(2, handlers(V2, "nv"))), {"main", "runc"}, "main"
     ),

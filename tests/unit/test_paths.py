@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.errors import Refused, UsageError
-from agent.host.paths import HostPath, HostRoot, Mount, parse_mountinfo
+from agent.host.paths import HostPath, HostRoot
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -155,143 +155,9 @@ def test_dots_behind_the_host_root_are_refused(root: Path) -> None:
         HostRoot(str(root)).locate(f"{root}/../outside/secret")
 
 
-# --- mounts of our own -------------------------------------------------------------------------
-
-
-def daemonset(root: Path, name: str = "/runtime/config-dir") -> tuple[HostRoot, Path]:
-    """gpu-operator's mount of /etc/containerd: the directory, and the line in the table."""
-    own = root.parent / name.lstrip("/")
-    own.parent.mkdir(parents=True, exist_ok=True)
-    mounts = (
-        Mount("/", "0:30", "/"),
-        Mount(str(root), "8:1", "/"),
-        Mount(str(own), "8:1", "/etc/containerd"),
-    )
-    own.mkdir()
-    return HostRoot(str(root), mounts), own
-
-
-def alias(monkeypatch: pytest.MonkeyPatch, one: Path, other: Path) -> None:
-    """Make two directories the same by device and inode, as a bind mount does."""
-    real = os.path.samestat
-    ids = {one.stat().st_ino, other.stat().st_ino}
-
-    def samestat(a: os.stat_result, b: os.stat_result) -> bool:
-        return real(a, b) or {a.st_ino, b.st_ino} == ids
-
-    monkeypatch.setattr(os.path, "samestat", samestat)
-
-
-def test_own_mount_has_its_name_on_the_host(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """/runtime/config-dir is /etc/containerd: found by device and inode, opened by its own name."""
-    host, own = daemonset(root)
-    alias(monkeypatch, own, root / "etc/containerd")
-    place = host.locate(f"{own}/conf.d/99-nvidia.toml")
-    assert place.host == "/etc/containerd/conf.d/99-nvidia.toml"
-    assert place.agent == f"{own}/conf.d/99-nvidia.toml"
-    assert host.on_mount(place)
-    # From now on the host's name leads there too: the root may be mounted read-only.
-    assert host.resolve("/etc/containerd/conf.d").agent == f"{own}/conf.d"
-
-
-def test_own_mount_that_is_another_directory_is_used_as_given(root: Path) -> None:
-    """Equal names prove nothing: the inode is another one."""
-    host, own = daemonset(root)
-    place = host.locate(f"{own}/x.toml")
-    assert place == HostPath(f"{own}/x.toml", f"{own}/x.toml")
-
-
-def test_standard_mount_of_a_container_is_not_the_hosts(root: Path) -> None:
-    """The container's own tmpfs on /run: what the option names is the host's /run."""
-    mounts = (Mount("/", "0:30", "/"), Mount("/run", "0:31", "/"), Mount(str(root), "8:1", "/"))
-    place = HostRoot(str(root), mounts).locate("/run/nvidia/validations")
-    assert place == HostPath(f"{root}/run/nvidia/validations", "/run/nvidia/validations")
-
-
-def test_path_without_a_mount_is_the_hosts(root: Path) -> None:
-    """An option that names a host path works as it is written."""
-    host = HostRoot(str(root), (Mount("/", "0:30", "/"), Mount(str(root), "8:1", "/")))
-    place = host.locate("/etc/containerd/config.toml")
-    assert place.agent == f"{root}/etc/containerd/config.toml"
-
-
-IN_NAMESPACE = """
-import os, sys
-from agent.host.paths import open_host_root
-base = sys.argv[1]
-host = open_host_root(base + "/host")
-for given in sys.argv[2:]:
-    place = host.locate(given)
-    print(place.agent, place.host, host.on_mount(place))
-"""
-
-
-def in_namespace(base: Path, binds: list[tuple[str, str]], *given: str) -> list[list[str]]:
-    """Locate paths in a mount namespace of its own, with these directories bound below `base`."""
-    lines = ["set -e", "mount --make-rprivate /", f"mount --bind {base}/host {base}/host"]
-    for source, target in binds:
-        (base / target).mkdir(parents=True, exist_ok=True)
-        lines.append(f"mount --bind {base}/{source} {base}/{target}")
-    lines.append('exec "$@"')
-    script = "\n".join(lines)
-    program = [sys.executable, "-c", IN_NAMESPACE, str(base)]
-    argv = ["unshare", "-m", "sh", "-c", script, "sh", *program, *given]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=PROJECT)
-    if done.returncode and "unshare" in done.stderr:
-        pytest.skip(f"cannot have mounts of its own: {done.stderr.strip()}")
-    assert done.returncode == 0, done.stderr
-    return [line.split() for line in done.stdout.splitlines()]
-
-
-real_mounts = pytest.mark.skipif(os.geteuid() != 0, reason="mounts: run tests/run as root")
-
-
-@real_mounts
-def test_real_bind_mount_is_found_on_the_host(root: Path) -> None:
-    """The kernel's own table: a directory of the host, mounted at another place."""
-    base = root.parent
-    own = f"{base}/runtime/config-dir"
-    binds = [("host/etc/containerd", "runtime/config-dir")]
-    (found,) = in_namespace(base, binds, f"{own}/config.toml")
-    assert found == [f"{own}/config.toml", "/etc/containerd/config.toml", "True"]
-
-
-@real_mounts
-def test_real_mount_from_elsewhere_is_used_as_given(root: Path) -> None:
-    """A directory that does not lie below the host root has no name there."""
-    base = root.parent
-    own = f"{base}/runtime/config-dir"
-    (found,) = in_namespace(
-        base, [("outside/etc/containerd", "runtime/config-dir")], f"{own}/config.toml"
-    )
-    assert found == [f"{own}/config.toml", f"{own}/config.toml", "True"]
-
-
-@real_mounts
-def test_absolute_link_on_an_own_mount_is_the_hosts(root: Path) -> None:
-    """/runtime/config-dir/config.toml → /data/config.toml leads to the host's /data."""
-    base = root.parent
-    (root / "data/config.toml").write_text("the host's")
-    (root / "etc/containerd/config.toml").unlink()
-    (root / "etc/containerd/config.toml").symlink_to("/data/config.toml")
-    binds = [("host/etc/containerd", "runtime/config-dir")]
-    (found,) = in_namespace(base, binds, f"{base}/runtime/config-dir/config.toml")
-    assert found == [f"{root}/data/config.toml", "/data/config.toml", "True"]
-
-
-def test_mountinfo_is_read_with_its_escapes() -> None:
-    """Fields of proc(5); octal escapes in names."""
-    text = (
-        "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue\n"
-        "37 35 0:5 /a\\040b /c\\011\\134040 rw - tmpfs tmpfs rw\n\nshort line\n"
-    )
-    assert parse_mountinfo(text) == (
-        Mount("/mnt2", "98:0", "/mnt1"),
-        Mount("/c\t\\040", "0:5", "/a b"),
-    )
-
-
 # --- any tree, any path ------------------------------------------------------------------------
+
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="chroot: run tests/run as root")
 
 NAMES = st.sampled_from("abc")
 STEPS = st.one_of(NAMES, st.just(".."), st.just("."))
@@ -393,7 +259,7 @@ def kernel() -> Iterator[Callable[[Path, list[str]], list[list[int] | None]]]:
         asked.close()
 
 
-@real_mounts
+@root_only
 @given(tree=TREES, wanted=st.lists(ANY_PATH, min_size=1, max_size=4))
 def test_same_place_as_the_host_finds(
     kernel: Callable[[Path, list[str]], list[list[int] | None]],

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import re
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,27 +16,10 @@ from hypothesis import strategies as st
 
 from agent import status
 from agent.errors import Refused, RolledBack
-from agent.status import ERROR, READY, TWIN, Facts, Lines, Publisher, Saved
+from agent.status import ERROR, READY, TWIN, Lines, Publisher, Saved
 from tests.unit.faults import CODES, Faults, Killed, count
+from tests.unit.published import BOOT, FACTS, content, lines
 
-BOOT = "0f0e0d0c-1111-2222-3333-444455556666"
-FACTS = Facts(
-    runtime="containerd",
-    runtime_version="1.7.24~ds1",
-    socket="/run/containerd/containerd.sock",
-    cdi_enabled=True,
-    native=True,
-    source="cri-status",
-    reason="enabled",
-    spec_dirs=("/etc/cdi", "/var/run/cdi"),
-    cri_field=True,
-    runtime_name="nvidia",
-    mode="cdi",
-    is_default=False,
-    strategy=("cdi-cri",),
-    annotation_prefix="cdi.k8s.io/",
-    hook_path="/usr/local/nvidia/toolkit/nvidia-cdi-hook",
-)
 TEXT = f"""\
 TOOLKIT_STATUS_VERSION=1
 TOOLKIT_BOOT_ID={BOOT}
@@ -63,11 +44,6 @@ NVIDIA_CDI_HOOK_PATH=/usr/local/nvidia/toolkit/nvidia-cdi-hook
 LINE = re.compile(rb"[A-Z_][A-Z0-9_]*=[A-Za-z0-9_./:,@%+=-]*")
 
 
-def lines(facts: Facts = FACTS, now: float = 1.7e9, boot: str = BOOT) -> Lines:
-    """The contract's lines of these facts."""
-    return status.lines(facts, boot, now)
-
-
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     return tmp_path / "nvidia/validations"
@@ -77,18 +53,6 @@ def directory(tmp_path: Path) -> Path:
 def ours(directory: Path) -> Publisher:
     """A publisher that owns both files."""
     return Publisher(str(directory))
-
-
-@pytest.fixture
-def foreign(directory: Path) -> Publisher:
-    """A publisher beside gpu-operator's validator, which owns `toolkit-ready`."""
-    directory.mkdir(parents=True)
-    return Publisher(str(directory), foreign_barrier=True)
-
-
-def content(directory: Path) -> dict[str, bytes]:
-    """Every file there."""
-    return {p.name: p.read_bytes() for p in directory.iterdir()}
 
 
 # --- what is in it -----------------------------------------------------------------------------
@@ -338,161 +302,3 @@ def test_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "validations").touch()
     with pytest.raises(Refused, match=r"^cannot write the status file in .*/validations: "):
         Publisher(str(tmp_path / "validations")).publish(lines())
-
-
-# --- beside gpu-operator's validator -----------------------------------------------------------
-
-
-def test_foreign_barrier_is_never_created(foreign: Publisher, directory: Path) -> None:
-    """The validator decides when its init containers may go on; the twin is always ours."""
-    foreign.publish(lines())
-    assert set(content(directory)) == {TWIN}
-
-
-@pytest.mark.parametrize("before", [b"", b"IS_HOST_DRIVER=true\n"])
-def test_foreign_barrier_is_filled_where_it_is(
-    before: bytes, foreign: Publisher, directory: Path
-) -> None:
-    """The validator touches it empty; our lines go into it, once."""
-    (directory / READY).write_bytes(before)
-    foreign.publish(lines())
-    assert content(directory)[READY] == content(directory)[TWIN]
-    assert not foreign.publish(lines())
-
-
-def test_foreign_barrier_emptied_again_is_refilled(foreign: Publisher, directory: Path) -> None:
-    """The validator runs again at each start of its pod."""
-    (directory / READY).touch()
-    foreign.publish(lines())
-    (directory / READY).write_bytes(b"")
-    assert foreign.publish(lines())
-    assert content(directory)[READY] == content(directory)[TWIN]
-
-
-def test_foreign_barrier_comes_back_after_a_proof(foreign: Publisher, directory: Path) -> None:
-    """Withdrawn for a change, it is put back if it was there."""
-    (directory / READY).touch()
-    there = foreign.save().barrier is not None
-    foreign.withdraw()
-    assert content(directory) == {}
-    foreign.publish(lines(), barrier_was_there=there)
-    assert content(directory)[READY] == content(directory)[TWIN]
-
-
-def test_foreign_empty_barrier_comes_back_empty_after_a_rollback(
-    foreign: Publisher, directory: Path
-) -> None:
-    """The old content is brought back, whatever it was."""
-    (directory / READY).touch()
-    saved = foreign.save()
-    foreign.withdraw()
-    foreign.restore(saved)
-    assert content(directory) == {READY: b""}
-
-
-# --- reading -----------------------------------------------------------------------------------
-
-
-def test_reader_gets_what_was_published(ours: Publisher, directory: Path) -> None:
-    """The same pairs in the same order."""
-    ours.publish(lines())
-    assert tuple(status.read_valid(str(directory), BOOT).items()) == lines()
-
-
-def _edit(old: bytes, new: bytes) -> Callable[[Path], None]:
-    def edit(path: Path) -> None:
-        text = path.read_bytes()
-        assert old in text
-        path.write_bytes(text.replace(old, new))
-
-    return edit
-
-
-@pytest.mark.parametrize(
-    ("spoil", "cause"),
-    [
-        (Path.unlink, "it is not there"),
-        (_edit(BOOT.encode(), b"another"), "before this boot"),
-        (_edit(b"VERSION=1\n", b"VERSION=2\n"), "version 2"),
-        (_edit(b"VERSION=1\n", b"VERSION=x\n"), "version x"),
-        (_edit(b"TOOLKIT_STATUS_VERSION=1\n", b""), "version missing"),
-        (lambda path: path.chmod(0o664), "others can write"),
-        (lambda path: path.chmod(0o646), "others can write"),
-        (lambda path: path.write_bytes(b""), "^cannot (read|use)"),
-        (lambda path: path.write_bytes(b"\x00\xff garbage"), "not KEY=value"),
-        (lambda path: path.write_bytes(b"A=1\n" * 70000), "larger"),
-    ],
-)
-def test_reader_rejects(
-    spoil: Callable[[Path], None], cause: str, ours: Publisher, directory: Path
-) -> None:
-    """What may not be believed is refused with its reason."""
-    ours.publish(lines())
-    spoil(directory / TWIN)
-    with pytest.raises(Refused, match=cause):
-        status.read_valid(str(directory), BOOT)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file away: run tests/run as root")
-def test_reader_rejects_a_file_that_is_not_roots(ours: Publisher, directory: Path) -> None:
-    """Else any user could send the device plugin anywhere."""
-    ours.publish(lines())
-    os.chown(directory / TWIN, 65534, 65534)
-    with pytest.raises(Refused, match="not root's"):
-        status.read_valid(str(directory), BOOT)
-
-
-def test_reader_does_not_follow_a_link(ours: Publisher, directory: Path) -> None:
-    """A link to a trusted file elsewhere is not that file."""
-    ours.publish(lines())
-    (directory / TWIN).rename(directory / "real")
-    (directory / TWIN).symlink_to("real")
-    with pytest.raises(Refused, match=r"^cannot read"):
-        status.read_valid(str(directory), BOOT)
-
-
-class Clock:
-    """Time that passes only while somebody sleeps; `events` happen at their second."""
-
-    def __init__(self, **events: Callable[[], object]) -> None:
-        self.now = 0.0
-        self._events: Iterator[tuple[float, Callable[[], object]]] = iter(
-            sorted((float(name.removeprefix("at_")), event) for name, event in events.items())
-        )
-        self._next = next(self._events, None)
-
-    def __call__(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        """Pass time."""
-        assert 0 <= seconds <= 1
-        self.now += max(seconds, 1e-6)
-        while self._next and self._next[0] <= self.now:
-            self._next[1]()
-            self._next = next(self._events, None)
-
-
-def test_wait_returns_as_soon_as_it_is_ready(ours: Publisher, directory: Path) -> None:
-    """Half a second late at most; `None` waits for ever."""
-    clock = Clock(at_30=lambda: ours.publish(lines()))
-    found = status.wait(str(directory), BOOT, None, clock, clock.sleep)
-    assert found["TOOLKIT_CDI_ENABLED"] == "true"
-    assert 30 <= clock.now <= 30.5
-
-
-def test_wait_skips_what_may_not_be_believed(ours: Publisher, directory: Path) -> None:
-    """The file of the boot before is not an answer."""
-    ours.publish(lines(boot="old"))
-    clock = Clock(at_3=lambda: ours.publish(lines()))
-    status.wait(str(directory), BOOT, 10, clock, clock.sleep)
-    assert clock.now >= 3
-
-
-@pytest.mark.parametrize("timeout", [0.0, 0.2, 7.3])
-def test_wait_gives_up_in_time_with_the_last_reason(timeout: float, directory: Path) -> None:
-    """Neither early nor late."""
-    clock = Clock()
-    with pytest.raises(Refused, match=r"^cannot read .*not there"):
-        status.wait(str(directory), BOOT, timeout, clock, clock.sleep)
-    assert timeout <= clock.now <= timeout + 0.01

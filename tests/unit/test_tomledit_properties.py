@@ -47,7 +47,10 @@ def check(before: Document, op: Op, after: str) -> None:
     """Check all that an edit promises."""
     wanted = tomledit.apply(before.data, [op])
     found = tomllib.loads(after)
-    assert typed(found) == typed(wanted)
+    if isinstance(op, Unset):  # whether a table that it empties stays is the spelling's matter
+        assert leaves(found) == leaves(wanted)
+    else:
+        assert typed(found) == typed(wanted)
     if wanted == before.data:
         assert after == before.text
         return
@@ -99,7 +102,7 @@ def test_edits_together_are_one_after_the_other(random: randoms.Random) -> None:
         after = tomledit.edit(found.text, ops, "f")
     except Refused:
         return
-    assert typed(tomllib.loads(after)) == typed(tomledit.apply(found.data, ops))
+    assert leaves(tomllib.loads(after)) == leaves(tomledit.apply(found.data, ops))
 
 
 def plain(found: Document) -> bool:

@@ -35,20 +35,7 @@ class Document:
 
 def data(random: Random) -> Data:
     """Return a configuration's data, with more or less of everything."""
-    cri: Data = {}
-    if random.random() < 0.3:
-        cri["enable_cdi"] = random.random() < 0.5
-    if random.random() < 0.3:
-        cri["cdi_spec_dirs"] = ["/etc/cdi", "/var/run/cdi"]
-    if random.random() < 0.3:
-        cri["sandbox_image"] = "registry.example/pause:3.9"
-    if random.random() < 0.8:
-        cri["containerd"] = _containerd(random)
-    if random.random() < 0.3:
-        cri["registry"] = {"config_path": "/etc/containerd/certs.d"}
-    if random.random() < 0.2:
-        cri["cni"] = {"bin_dir": "/opt/cni/bin", "max_conf_num": 1}
-    plugins: Data = {random.choice(CRI): cri}
+    plugins: Data = {random.choice(CRI): _cri(random)}
     if random.random() < 0.4:
         plugins["io.containerd.internal.v1.opt"] = {"path": "/opt/containerd"}
     whole: Data = {}
@@ -63,6 +50,23 @@ def data(random: Random) -> Data:
     if random.random() < 0.9:
         whole["plugins"] = plugins
     return whole
+
+
+def _cri(random: Random) -> Data:
+    cri: Data = {}
+    if random.random() < 0.3:
+        cri["enable_cdi"] = random.random() < 0.5
+    if random.random() < 0.3:
+        cri["cdi_spec_dirs"] = ["/etc/cdi", "/var/run/cdi"]
+    if random.random() < 0.3:
+        cri["sandbox_image"] = "registry.example/pause:3.9"
+    if random.random() < 0.8:
+        cri["containerd"] = _containerd(random)
+    if random.random() < 0.3:
+        cri["registry"] = {"config_path": "/etc/containerd/certs.d"}
+    if random.random() < 0.2:
+        cri["cni"] = {"bin_dir": "/opt/cni/bin", "max_conf_num": 1}
+    return cri
 
 
 def _containerd(random: Random) -> Data:

@@ -1,0 +1,144 @@
+"""Questions to a runtime: what it answers, and every way of not answering."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.errors import Unreachable
+from agent.observe import cri
+from agent.observe.cri import Sandbox, Unimplemented
+from tests.double.node import DoubleNode
+from tests.double.sample import SECTIONS, handler
+
+NAME = "/run/name.sock"
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DoubleNode]:
+    """One scripted containerd 2.1 for all; each test scripts it anew."""
+    node = DoubleNode(tmp_path_factory.mktemp("n"), "2.1.9")
+    node.write(handler("nvidia", SECTIONS[3]))
+    with node.run():
+        node.wait()
+        yield node
+
+
+def ask(node: DoubleNode, timeout: float = 5.0) -> cri.Answer:
+    """Ask it."""
+    return cri.ask(str(node.socket), NAME, timeout)
+
+
+def test_answer_of_a_healthy_runtime(node: DoubleNode) -> None:
+    """Name, version with its suffix, readiness, the parsed configuration, handlers in order."""
+    node.script()
+    answer = ask(node)
+    assert (answer.name, answer.version) == ("containerd", "2.1.9+unknown")
+    assert answer.ready
+    assert answer.config is not None
+    assert answer.config["enableCDI"] is True
+    assert answer.handlers == ("", "nvidia", "runc")
+
+
+def test_network_that_is_not_ready_is_not_ours(node: DoubleNode) -> None:
+    """The double's network never is; only RuntimeReady counts."""
+    node.script(runtime_ready=False)
+    assert not ask(node).ready
+    node.script()
+    assert ask(node).ready
+
+
+def test_no_verbose_information(node: DoubleNode) -> None:
+    """A runtime that sends no `info` has no configuration, but still lists its handlers."""
+    node.script(no_verbose=True)
+    answer = ask(node)
+    assert answer.config is None
+    assert answer.handlers == ("", "nvidia", "runc")
+
+
+def test_cri_that_is_not_served(node: DoubleNode) -> None:
+    """Told apart, with the place to look for the cause; the exit code is that of unreachable."""
+    node.script(unimplemented=True)
+    with pytest.raises(Unimplemented, match=rf"^cannot use {NAME}: it does not serve CRI v1") as t:
+        ask(node)
+    assert t.value.exit_code == 4
+    with pytest.raises(Unimplemented):
+        cri.sandboxes(str(node.socket), NAME)
+
+
+def test_silent_runtime_ends_in_time(node: DoubleNode) -> None:
+    """The deadline is the call's own."""
+    node.script(silent=True)
+    began = time.monotonic()
+    with pytest.raises(Unreachable, match=rf"^cannot reach {NAME}: no answer in time"):
+        ask(node, 0.3)
+    assert time.monotonic() - began < 2
+
+
+def test_socket_that_never_accepts_ends_in_time(tmp_path: Path) -> None:
+    """No handshake either."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "s"))
+        server.listen()
+        began = time.monotonic()
+        with pytest.raises(Unreachable, match=rf"^cannot reach {NAME}: "):
+            cri.ask(str(tmp_path / "s"), NAME, 0.3)
+        assert time.monotonic() - began < 2
+
+
+def test_error_of_a_starting_runtime_is_unreachable(node: DoubleNode) -> None:
+    """containerd 1.6 says UNKNOWN until its server is there: not the same as having no CRI."""
+    node.script(fail_first=1000000, fail_code="UNKNOWN")
+    with pytest.raises(Unreachable, match="server is not initialized yet") as told:
+        ask(node)
+    assert not isinstance(told.value, Unimplemented)
+
+
+@pytest.mark.parametrize("make", [Path.touch, lambda _: None])
+def test_nothing_that_listens(make: object, tmp_path: Path) -> None:
+    """At once, not after the deadline."""
+    assert callable(make)
+    make(tmp_path / "s")
+    began = time.monotonic()
+    with pytest.raises(Unreachable, match=rf"^cannot reach {NAME}: "):
+        cri.ask(str(tmp_path / "s"), NAME, 10)
+    assert time.monotonic() - began < 3
+
+
+def test_pods_with_their_handlers(node: DoubleNode) -> None:
+    """An empty handler is the default."""
+    node.script(pods=[{"name": "a", "namespace": "n", "handler": "nvidia"},
+                      {"name": "b", "ready": False}])  # fmt: skip
+    found = cri.sandboxes(str(node.socket), NAME)
+    assert [(p.namespace, p.name, p.handler, p.ready) for p in found] == [
+        ("n", "a", "nvidia", True),
+        ("default", "b", "", False),
+    ]
+    assert isinstance(found[0], Sandbox)
+
+
+def test_each_question_has_a_channel_of_its_own(tmp_path: Path) -> None:
+    """A channel that has seen a restart stays blind for more than a second."""
+    node = DoubleNode(tmp_path, "1.7.24")
+    with node.run() as supervisor:
+        node.wait()
+        ask(node)
+        supervisor.send(signal.SIGTERM)
+        assert supervisor.wait_until(lambda s: s.starts == 2)
+        node.wait()
+        began = time.monotonic()
+        answer = ask(node)
+    assert time.monotonic() - began < 0.9
+    assert answer.version == "1.7.24~ds1"
+    assert answer.handlers == ()  # 1.x lists none
+
+
+@pytest.mark.parametrize("text", [None, "", "plain text", "[1]", "3", "{", '{"a": NaN', "\0"])
+def test_configuration_that_is_no_json_object(text: str | None) -> None:
+    """`info` holds plain text as well (lastCNILoadStatus is none)."""
+    assert cri._json(text) is None

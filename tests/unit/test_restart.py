@@ -1,0 +1,221 @@
+"""A restart acts on what was checked, or on nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agent.engine import restart
+from agent.engine.restart import RestartFailed
+from agent.errors import Refused
+from agent.host.paths import HostRoot
+from agent.observe.process import Process, is_unit, start_time
+
+HOST = HostRoot("/")
+PROCESS = Process(
+    4000000, 1, "/usr/bin/containerd", None, "containerd.service", ("containerd",), "/proc"
+)
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    """A real process that does nothing."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process
+        process.kill()
+
+
+def as_process(child: subprocess.Popen[bytes], proc: str = "/proc") -> Process:
+    """What is known of a child."""
+    start = start_time(child.pid)
+    assert start is not None
+    return replace(PROCESS, pid=child.pid, start=start, proc=proc)
+
+
+@pytest.mark.parametrize("process", [None, PROCESS])
+def test_none_acts_on_nothing(process: Process | None) -> None:
+    """It needs to see no process either."""
+    way = restart.choose("none", process, HOST, "containerd")
+    assert way.kind == "none"
+    way.act(process)
+
+
+@pytest.mark.parametrize("mode", ["auto", "systemd"])
+def test_unit_of_the_process_is_restarted(mode: str) -> None:
+    """auto and systemd name the unit that owns the process behind the socket."""
+    way = restart.choose(mode, PROCESS, HOST, "containerd")
+    assert (way.kind, way.target) == ("systemd", "containerd.service")
+
+
+@pytest.mark.parametrize("mode", ["auto", "systemd"])
+def test_process_without_a_unit_is_refused(mode: str) -> None:
+    """With what can be given instead."""
+    with pytest.raises(Refused, match=r"^cannot restart containerd: no systemd unit.*signal"):
+        restart.choose(mode, replace(PROCESS, unit=None), HOST, "containerd")
+
+
+@pytest.mark.parametrize("mode", ["auto", "systemd", "signal"])
+def test_process_that_cannot_be_seen_is_refused(mode: str) -> None:
+    """A pid namespace hides it: hostPID, or somebody else restarts."""
+    with pytest.raises(Refused, match=r"^cannot restart containerd: .*hostPID.*=none"):
+        restart.choose(mode, None, HOST, "containerd")
+
+
+@pytest.mark.parametrize("mode", ["auto", "systemd", "signal"])
+def test_process_of_another_kind_is_refused(mode: str) -> None:
+    """A proxy behind the socket is not the runtime."""
+    other = replace(PROCESS, executable="/usr/bin/socat", command=("socat",))
+    with pytest.raises(Refused, match=r"^cannot restart containerd: .*/usr/bin/socat"):
+        restart.choose(mode, other, HOST, "containerd")
+
+
+def test_signal_to_crio_is_refused() -> None:
+    """It ends cleanly, and systemd leaves it dead."""
+    crio = replace(PROCESS, executable="/usr/bin/crio", command=("crio",))
+    with pytest.raises(Refused, match=r"^cannot restart crio by a signal"):
+        restart.choose("signal", crio, HOST, "crio")
+    assert restart.choose("auto", crio, HOST, "crio").kind == "systemd"
+
+
+@pytest.mark.parametrize("pid", [0, 1])
+def test_signal_to_no_pid_is_refused(pid: int) -> None:
+    """0 is our own group, 1 is the machine."""
+    with pytest.raises(Refused, match="run with hostPID"):
+        restart.choose("signal", replace(PROCESS, pid=pid), HOST, "containerd")
+
+
+def test_signal_to_a_pid_of_another_namespace_is_refused() -> None:
+    """A number from the host's /proc is somebody else's here."""
+    with pytest.raises(Refused, match="run with hostPID"):
+        restart.choose("signal", replace(PROCESS, proc="/host/proc"), HOST, "containerd")
+
+
+def test_signal_ends_the_process(child: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, to the pid that was checked."""
+    process = as_process(child)
+    way = restart.choose("signal", process, HOST, "containerd")
+    assert (way.kind, way.target) == ("signal", f"pid {child.pid}")
+    way.act(process)
+    assert child.wait(5) == -signal.SIGTERM
+
+
+def test_reused_pid_gets_no_signal(child: subprocess.Popen[bytes]) -> None:
+    """Another start time is another process."""
+    process = replace(as_process(child), start=1)
+    restart.choose("signal", process, HOST, "containerd").act(process)
+    with pytest.raises(subprocess.TimeoutExpired):
+        child.wait(0.1)
+
+
+def test_pid_that_another_proc_vouches_for_gets_no_signal(
+    child: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    """The host's /proc speaks of the host's numbers: our process of that number is a stranger."""
+    (tmp_path / str(child.pid)).mkdir()
+    stat = Path(f"/proc/{child.pid}/stat").read_text().split()
+    stat[21] = "7"
+    (tmp_path / str(child.pid) / "stat").write_text(" ".join(stat))
+    process = replace(as_process(child), start=7, proc=str(tmp_path))
+    way = restart.resume("signal", f"pid {child.pid}", HOST)
+    assert way is not None
+    way.act(process)
+    with pytest.raises(subprocess.TimeoutExpired):
+        child.wait(0.1)
+
+
+def test_signal_to_the_dead_is_no_failure(child: subprocess.Popen[bytes]) -> None:
+    """Whatever supervises it is starting it again."""
+    process = as_process(child)
+    child.kill()
+    child.wait()
+    restart.choose("signal", process, HOST, "containerd").act(process)
+    restart.choose("signal", process, HOST, "containerd").act(None)
+
+
+@pytest.mark.parametrize(
+    ("name", "valid"),
+    [
+        ("containerd.service", True),
+        ("k3s-agent.service", True),
+        ("snap.microk8s.daemon-containerd.service", True),
+        ("containerd@1.service", True),
+        (r"a\x2db.service", True),
+        ("-H.service", False),
+        ("--force.service", False),
+        ("a b.service", False),
+        ("a/b.service", False),
+        ("a.service\n", False),
+        ("a;b.service", False),
+        ("*.service", False),
+        ("a.scope", False),
+        ("init.scope", False),
+        (".service", False),
+        ("", False),
+    ],
+)
+def test_unit_names(name: str, valid: bool) -> None:
+    """Only a service's name may go onto systemctl's command line: no option, no glob, no path."""
+    assert is_unit(name) is valid
+
+
+def test_journal_with_an_odd_target_is_nobodys_business() -> None:
+    """What was stored is checked again before anything is run."""
+    assert restart.resume("systemd", "--force", HOST) is None
+    assert restart.resume("none", "nobody", HOST) is None
+    assert restart.resume("systemd", "containerd.service", HOST) is not None
+
+
+FAKE = """#!/bin/sh
+echo "$@" >> "{log}"
+[ "$1" != restart ] || {{ echo "{message}" >&2; exit {code}; }}
+"""
+
+
+def systemctl(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int = 0, message: str = ""
+) -> Path:
+    """Put a `systemctl` first on PATH that notes how it was called."""
+    program, log = tmp_path / "bin/systemctl", tmp_path / "calls"
+    program.parent.mkdir()
+    program.write_text(FAKE.format(log=log, code=code, message=message))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return log
+
+
+def test_running_unit_is_restarted_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No daemon-reload, no start limit touched."""
+    log = systemctl(tmp_path, monkeypatch)
+    restart.choose("systemd", PROCESS, HOST, "containerd").act(PROCESS)
+    assert log.read_text() == "restart containerd.service\n"
+
+
+def test_dead_unit_gets_its_start_limit_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been hit on the broken configuration."""
+    log = systemctl(tmp_path, monkeypatch)
+    restart.choose("systemd", PROCESS, HOST, "containerd").act(None)
+    assert log.read_text() == "reset-failed containerd.service\nrestart containerd.service\n"
+
+
+def test_refusal_of_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its own first words."""
+    systemctl(tmp_path, monkeypatch, 1, "Failed to restart: Unit is masked.\nSee status.")
+    with pytest.raises(RestartFailed, match=r"restart containerd\.service: Failed .* masked\.$"):
+        restart.choose("systemd", PROCESS, HOST, "containerd").act(PROCESS)
+
+
+def test_host_without_systemctl_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a crash."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RestartFailed, match="no such file"):
+        restart.choose("systemd", PROCESS, HOST, "containerd").act(PROCESS)
