@@ -6,6 +6,7 @@ could not be reached, the journal stays and RollbackFailed says what is in the w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from agent.engine import transaction
@@ -146,10 +147,13 @@ def _finish_undo(ctx: Context, journal: Journal, undone: Undone) -> None:
 
 def _end_undo(ctx: Context, journal: Journal) -> None:
     """The old state is back: so is what was published of it, if the disk lets us."""
-    for action in (
-        lambda: ctx.publisher.restore(Saved(decode(journal.twin), decode(journal.barrier))),
-        lambda: close(ctx, journal),  # a journal that stays is undone once more, to no effect
-    ):
+    saved = Saved(decode(journal.twin), decode(journal.barrier))
+    # A journal that stays is undone once more, to no effect.
+    actions: tuple[Callable[[], None], ...] = (
+        lambda: ctx.publisher.restore(saved),
+        lambda: close(ctx, journal),
+    )
+    for action in actions:
         try:
             action()
         except Refused as error:

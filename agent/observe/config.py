@@ -7,6 +7,7 @@ never the source of an edit. Everything that would keep containerd from starting
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TypeAlias
@@ -85,9 +86,18 @@ def _expand(host: HostRoot, gen: Generation, where: tuple[str, str], overlay: Ov
         found = [
             os.path.join(above, name)
             for above in found
+            if not _is_file(host, above)
             for name in _names(host, above, part, overlay)
         ]
     return [name for name in found if _is_there(host, name, overlay)]
+
+
+def _is_file(host: HostRoot, name: str) -> bool:
+    """A glob in the middle of a pattern matches files too; nothing is below them."""
+    try:
+        return stat.S_ISREG(os.lstat(host.agent_path(name)).st_mode)
+    except OSError:
+        return False
 
 
 def _is_there(host: HostRoot, name: str, overlay: Overlay) -> bool:

@@ -113,9 +113,6 @@ MERGES = {
         NEW, (_MAIN2, handlers(V2, "nv")), {"main", "nv", "runc"}, "main"
     ),
     "2 and none, names of 2, 1.x": Merge(OLD, (_MAIN2, handlers(V2, "nv")), {"nv"}),
-    "2 and 1, 1.x": Merge(
-        OLD, (_MAIN2, version(1, handlers(V1, "nv", default="nv"))), {"nv"}, "nv"
-    ),
     "3 and 2 on 2.0 to 2.2": Merge(
         NEW, (_MAIN3, version(2, handlers(V2, "nv"))), {"main", "runc"}, "main"
     ),
@@ -305,8 +302,16 @@ def test_settings_that_this_containerd_ignores_are_found(
     number: str, text: str, lost: str | None
 ) -> None:
     """2.0 to 2.2 read files without a version by names of version 3 only."""
-    found = containerd.lost_sections(generation(number), (file(text),))
+    found = containerd.misnamed_section(generation(number), (file(text),))
     assert found == (None if lost is None else ("/etc/containerd/config.toml", lost))
+
+
+@pytest.mark.parametrize("number", ["1.6.20", "1.7.24", "2.1.9"])
+def test_version_1_names_below_a_version_2_file_are_found(number: str) -> None:
+    """Where such a file stands, it wins over everything or stops the daemon (observed)."""
+    files = (file(_MAIN2), file(version(1, handlers(V1, "nv")), "/etc/containerd/conf.d/a.toml"))
+    found = containerd.misnamed_section(generation(number), files)
+    assert found == ("/etc/containerd/conf.d/a.toml", 'plugins."cri"')
 
 
 @pytest.mark.parametrize(
