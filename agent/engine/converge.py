@@ -269,6 +269,13 @@ def publish(ctx: Context, outcome: Outcome, *, barrier: bool) -> Outcome:
     return outcome
 
 
+def _is_default(proposal: Proposal) -> bool:
+    """Where the configuration is not ours to change, the default is what the runtime shows."""
+    containerd = (proposal.runtime.answer.config or {}).get("containerd")
+    shown = containerd.get("defaultRuntimeName") if isinstance(containerd, dict) else None
+    return shown in wishes.OUR_NAMES
+
+
 def facts(ctx: Context, proposal: Proposal) -> Facts:
     """The published facts of a proven proposal."""
     decision, settings = proposal.decision, ctx.settings
@@ -284,7 +291,7 @@ def facts(ctx: Context, proposal: Proposal) -> Facts:
         cri_field=decision.cri_field,
         runtime_name="" if decision.hook else settings.runtime_name,
         mode=decision.mode,
-        is_default=decision.is_default,
+        is_default=decision.is_default if proposal.edits else _is_default(proposal),
         strategy=decision.strategy,
         annotation_prefix=decision.annotation_prefix,
         hook_path=nodes.host_binary(settings, ctx.host, "nvidia-cdi-hook"),

@@ -176,7 +176,7 @@ def root_name(settings: Settings, host: HostRoot, running: Process | None) -> st
     """
     loaded = None
     if running is not None:
-        loaded = host.name(running.config or config.DEFAULT_ROOT)
+        loaded = host.seen_by_host(running.config or config.DEFAULT_ROOT)
     if not settings.config:
         return loaded or config.DEFAULT_ROOT
     asked = host.name(settings.config)
@@ -212,7 +212,9 @@ def executable(settings: Settings, host: HostRoot, running: Process | None) -> s
     """Host path of the executable that a restart will run; None where it cannot be told."""
     if settings.executable_path:
         return host.name(settings.executable_path)
-    return running.executable if running else None
+    if running is None or running.executable is None:
+        return None
+    return host.seen_by_host(running.executable)
 
 
 def evidence(node: Node | None, runtime: Runtime, host: HostRoot) -> tuple[Evidence, ...]:

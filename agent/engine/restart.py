@@ -38,7 +38,8 @@ class Restart:
 def choose(mode: str, process: Process | None, host: HostRoot, kind: str) -> Restart:
     """The way to restart for --restart-mode. Raises Refused where it cannot work.
 
-    auto: the systemd unit that owns the process behind the CRI socket.
+    auto: the systemd unit that owns the process behind the CRI socket; systemd: the same, else the
+    unit that has the runtime's name.
     """
     if mode == "none":
         return Restart("none", "nobody", lambda _: None)
@@ -63,12 +64,12 @@ def choose(mode: str, process: Process | None, host: HostRoot, kind: str) -> Res
                 f"cannot signal {kind}: its process has no pid of its own here; run with hostPID"
             )
         return Restart("signal", f"pid {process.pid}", _terminate)
-    if process.unit is None:
+    unit = process.unit or (f"{kind}.service" if mode == "systemd" else None)
+    if unit is None:
         raise Refused(
             f"cannot restart {kind}: no systemd unit owns process {process.pid}; give "
             "--restart-mode=signal if something starts it again, or none to restart it yourself"
         )
-    unit = process.unit
     return Restart("systemd", unit, lambda running: _systemctl(host, unit, running))
 
 

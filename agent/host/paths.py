@@ -140,6 +140,11 @@ class HostRoot:
         self.add_view(mount.point, host or mount.point)
         return os.path.join(host or mount.point, rest) if rest else host or mount.point
 
+    def seen_by_host(self, path: str) -> str:
+        """The host's name of a path in /proc, which shows a chrooted process as we see it."""
+        inside = not self.is_host and is_below(path, self.root)
+        return _rebase(path, self.root, "/") if inside else path
+
     def add_view(self, agent: str, host: str) -> None:
         """Remember that the host's directory `host` is `agent` to us."""
         if not self.is_host and (agent, host) not in self._views:

@@ -33,6 +33,7 @@ NEW = {"config.toml": "new", "conf.d/99-nvidia.toml": "comes"}
 NAMES = ("conf.d/99-nvidia.toml", "goes.toml", "config.toml")  # the root file last
 WANTED = Wanted({"nvidia": {"options": {"BinaryName": "/n"}}})
 BEFORE = Wanted({}, "runc", False, ("nvidia",))
+SETTINGS = replace(resolve({}, {}, "toolkit-agent"), proof_timeout=5.0)
 STATUS = {READY: "before", TWIN: "before"}
 
 
@@ -63,7 +64,8 @@ class Node:
         for name, text in STATUS.items():
             (self.directory / "status" / name).write_text(text)
             (self.directory / "status" / name).chmod(0o644)
-        self.context().store.create()
+        with Faults.none().installed():  # without waiting for the disk
+            self.context().store.create()
         self.loaded, self.pid, self.restarts = OLD, 100, 0
 
     def tree(self) -> dict[str, str]:
@@ -89,10 +91,9 @@ class Node:
 
     def context(self) -> Context:
         """A fresh process: nothing is known but what is on the disk."""
-        settings = replace(resolve({}, {}, "toolkit-agent"), proof_timeout=5.0)
         host = HostRoot("/")
         return Context(
-            settings=settings,
+            settings=SETTINGS,
             host=host,
             store=Store(str(self.directory / "state"), host.agent_path),
             publisher=Publisher(str(self.directory / "status")),
@@ -186,7 +187,8 @@ class Node:
 
     def check_recovery(self) -> None:
         """The next start ends in old or new, with files, runtime and status agreeing."""
-        outcome = recover.recover(self.context()).outcome
+        with Faults.none().installed():  # without waiting for the disk
+            outcome = recover.recover(self.context()).outcome
         assert self.context().store.journal() is None
         assert outcome in (None, "committed", "undone")
         assert self.tree() in (OLD, NEW)

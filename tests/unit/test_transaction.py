@@ -22,6 +22,12 @@ from tests.unit.made_node import BEFORE, NAMES, NEW, OLD, STATUS, WANTED, Node
 
 
 @pytest.fixture
+def stride(request: pytest.FixtureRequest) -> int:
+    """Every how many calls one fails: all of them in a long run."""
+    return 1 if request.config.getoption("--long") else len(CODES)
+
+
+@pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     return Node(tmp_path, monkeypatch)
 
@@ -100,12 +106,11 @@ def test_restart_that_fails_is_undone(node: Node) -> None:
 
 @pytest.mark.parametrize("verdict", ["good", "bad"])
 @pytest.mark.parametrize("code", CODES, ids=lambda code: str(errno.errorcode[code]))
-def test_one_failing_call(code: int, verdict: str, node: Node) -> None:
+def test_one_failing_call(code: int, verdict: str, node: Node, stride: int) -> None:
     """Whichever it is: refused with nothing touched, or undone and proven, or done."""
     node.verdict = verdict
-    # Every second one, to be quick; neighbouring codes take the others.
-    shift = CODES.index(code)
-    for k in range(1 + shift % 2, node.calls() + 1, 2):
+    # In a short run the codes take turns.
+    for k in range(1 + CODES.index(code) % stride, node.calls() + 1, stride):
         node.reset()
         outcome = node.outcome(Faults.failing(k, code))
         if outcome == "Done":
@@ -126,10 +131,10 @@ def test_one_failing_call(code: int, verdict: str, node: Node) -> None:
 
 
 @pytest.mark.parametrize("verdict", ["good", "bad"])
-def test_disk_that_is_full_from_some_moment_on(verdict: str, node: Node) -> None:
+def test_disk_that_is_full_from_some_moment_on(verdict: str, node: Node, stride: int) -> None:
     """An undo needs no room: whenever it fills up, the files are whole and the runtime on them."""
     node.verdict = verdict
-    for k in range(1, node.calls() + 1):
+    for k in range(1, node.calls() + 1, 1 if verdict == "good" else stride):
         node.reset()
         outcome = node.outcome(Faults.full_disk(k))
         assert node.tree() == (NEW if outcome == "Done" else OLD)
@@ -154,10 +159,10 @@ def test_disk_that_becomes_read_only_at_some_moment(node: Node) -> None:
 
 
 @pytest.mark.parametrize("verdict", ["good", "bad", "dead"])
-def test_killed_before_any_call(verdict: str, node: Node) -> None:
+def test_killed_before_any_call(verdict: str, node: Node, stride: int) -> None:
     """The next start finishes or undoes, and then the whole change can be made as ever."""
     node.verdict = verdict
-    for k in range(1, node.calls() + 1):
+    for k in range(1, node.calls() + 1, 1 if verdict == "good" else stride):
         node.reset()
         assert node.outcome(Faults.killed(k)) == "Killed"
         if node.tree() != OLD:
