@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from tests.conformance import cri
-from tests.conformance.mounts import PrivateMounts
 from tests.double.install import make_fake_containerd
 from tests.double.supervisor import Supervisor
 from tests.tools import runtimes
+from tests.tools.mounts import PrivateMounts
 from tests.tools.runtimes import Runtime
 
 _SCRIPTED_VERSION = "2.1.9"

@@ -25,10 +25,10 @@ from types import TracebackType
 from typing import Any
 
 from tests.conformance import cri, steps
-from tests.conformance.mounts import PrivateMounts
 from tests.conformance.shapes import Shape
 from tests.conformance.trees import Tree, snapshot
 from tests.double.supervisor import Supervisor
+from tests.tools.mounts import PrivateMounts
 from tests.tools.runtimes import Runtime
 
 _DEFAULT_CONFIG = Path("/etc/containerd")

@@ -20,6 +20,7 @@ from tests.double.generation import CAPTURES, CRI_RUNTIME, generation_of
 from tests.double.node import DoubleNode
 from tests.double.sample import SECTIONS, handler
 from tests.double.supervisor import Supervisor
+from tests.tools.mounts import private_mounts
 from tests.tools.runtimes import load as real_runtimes
 
 V3 = SECTIONS[3]
@@ -269,10 +270,12 @@ def test_same_as_the_real_one(generation: str, text: str, tmp_path: Path) -> Non
     for program in (runtime.executable, None):
         node = DoubleNode(tmp_path, runtime.version, program)
         node.write(text)
-        with node.run():
-            code = node.wait()
-            shown = _decisive(node.shown()) if code is grpc.StatusCode.OK else None
-        dumped = node.dump()["plugins"][generation_of(runtime.version).cri]["containerd"]
+        with private_mounts(tmp_path / ("real" if program else "double")) as mounts:
+            node.argv = [*mounts.prefix, *node.argv]
+            with node.run():
+                code = node.wait()
+                shown = _decisive(node.shown()) if code is grpc.StatusCode.OK else None
+            dumped = node.dump()["plugins"][generation_of(runtime.version).cri]["containerd"]
         found.append((code, shown, dumped["default_runtime_name"], dumped["runtimes"]["runc"]))
 
     assert found[0] == found[1]

@@ -93,3 +93,10 @@ class PrivateMounts:
 
     def _run(self, *argv: str) -> None:
         subprocess.run([*self.prefix, *argv], check=True, capture_output=True, timeout=10)
+
+
+def private_mounts(directory: Path) -> PrivateMounts:
+    """A namespace for a daemon whose configuration names private paths; `directory` is made."""
+    for name in ("etc/containerd", "run", "var/lib"):
+        (directory / name).mkdir(parents=True)
+    return PrivateMounts(directory, default_config=False)
