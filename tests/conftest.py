@@ -13,7 +13,8 @@ from tests.tools.runtimes import WANTED, Inventory, load
 settings.register_profile("short", deadline=None, derandomize=True, database=None)
 settings.register_profile("long", deadline=None, max_examples=2000)
 
-USED = pytest.StashKey[set[str]]()
+# A property of a test's report: where tests run in several processes, reports are all that arrives.
+_USED = "real runtime"
 INVENTORY = pytest.StashKey[Inventory]()
 
 
@@ -27,7 +28,6 @@ def pytest_configure(config: pytest.Config) -> None:
     """Read once what is there."""
     settings.load_profile("long" if config.getoption("--long") else "short")
     config.stash[INVENTORY] = load()
-    config.stash[USED] = set()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -67,7 +67,8 @@ def _generations(item: pytest.Item, inventory: Inventory) -> list[str]:
 def pytest_runtest_call(item: pytest.Item) -> None:
     """Note the runtimes of a test that really runs."""
     if item.get_closest_marker("real"):
-        item.config.stash[USED].update(_generations(item, item.config.stash[INVENTORY]))
+        found = _generations(item, item.config.stash[INVENTORY])
+        item.user_properties += [(_USED, generation) for generation in found]
 
 
 def pytest_terminal_summary(
@@ -75,7 +76,9 @@ def pytest_terminal_summary(
 ) -> None:
     """Say which real runtimes took part, so that a run without any cannot pass for one with."""
     inventory = config.stash[INVENTORY]
-    used = [r for r in inventory.runtimes if r.generation in config.stash[USED]]
+    reports = [r for outcome in ("passed", "failed") for r in terminalreporter.getreports(outcome)]
+    named = {value for report in reports for key, value in report.user_properties if key == _USED}
+    used = [r for r in inventory.runtimes if r.generation in named]
     if used:
         answer = ", ".join(f"{r.name} {r.version}" for r in used)
     elif os.geteuid() != 0:

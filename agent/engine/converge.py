@@ -18,7 +18,7 @@ from agent.engine.change import NotAccepted
 from agent.engine.context import Context
 from agent.engine.node import Node, Runtime
 from agent.engine.plan import Edits, Scene
-from agent.engine.preflight import Preflight
+from agent.engine.preflight import Candidate, Preflight
 from agent.engine.restart import Restart
 from agent.engine.state import Memory
 from agent.engine.wanted import Wanted
@@ -91,7 +91,10 @@ def propose(ctx: Context, memory: Memory, *, may_enable: bool | None = None) -> 
     if gaps:
         mode, process = settings.restart_mode, runtime.process
         restart = ctx.choose_restart(mode, process, ctx.host, runtime.kind)
-    checked = preflight.check(ctx.host, node, edits) if edits.changes or restart else None
+    checked = None
+    if edits.changes or restart:
+        names = tuple(edits.wanted.handlers)
+        checked = preflight.check(ctx.host, node, Candidate(edits.files, names, names))
     if checked is not None and not checked.done:
         warnings = (*warnings, f"not pre-flighted: {checked.note}")
     return Proposal(runtime, decision, node, edits, gaps, restart, checked, warnings)

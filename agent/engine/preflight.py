@@ -14,8 +14,7 @@ from dataclasses import dataclass
 
 from agent import tomledit
 from agent.engine.node import Node
-from agent.engine.plan import Edits, first_difference
-from agent.engine.wanted import Wanted
+from agent.engine.plan import first_difference
 from agent.errors import Refused
 from agent.host.paths import HostRoot
 from agent.observe import command
@@ -31,7 +30,17 @@ class Preflight:
     note: str
 
 
-def check(host: HostRoot, node: Node, edits: Edits) -> Preflight:
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Files as they will be, the handlers that they have to define, and the names of handlers
+    that may differ from today's."""
+
+    files: tuple[ConfigFile, ...]
+    present: tuple[str, ...]
+    ours: tuple[str, ...]
+
+
+def check(host: HostRoot, node: Node, candidate: Candidate) -> Preflight:
     """Compare the executable's dump of the files as they are and as they will be.
 
     Raises Refused where it turns the candidate down, or where more would change than our keys.
@@ -39,10 +48,10 @@ def check(host: HostRoot, node: Node, edits: Edits) -> Preflight:
     """
     if node.executable is None:
         return Preflight(False, "the runtime's executable cannot be told; give --executable-path")
-    before = _before(host, node)
+    before = _dump(host, node.executable, node.files)
     if before.data is None and not before.rejected:
         return Preflight(False, f"the runtime's executable cannot be asked: {before.error}")
-    after = _staged_dump(host, node.executable, edits.files)
+    after = _dump(host, node.executable, candidate.files)
     if after.data is None and before.data is None:
         raise Refused(
             f"cannot use {node.root.path}: {node.executable} rejects it as it is "
@@ -53,18 +62,14 @@ def check(host: HostRoot, node: Node, edits: Edits) -> Preflight:
             f"cannot apply: {node.executable} rejects the new configuration "
             f"({after.error[:300]}); nothing was changed"
         )
-    _compare(before.data or {}, after.data, edits.wanted)
+    _compare(before.data or {}, after.data, candidate)
     return Preflight(True, f"{node.executable} accepts the new configuration")
 
 
-def _before(host: HostRoot, node: Node) -> command.Dump:
-    if node.root.state is None:
+def _dump(host: HostRoot, executable: str, files: tuple[ConfigFile, ...]) -> command.Dump:
+    if files[0].state is None:
         # 1.x cannot dump without a file; its defaults are what runs then.
-        return command.config_dump(host, node.executable or "", None)
-    return _staged_dump(host, node.executable or "", node.files)
-
-
-def _staged_dump(host: HostRoot, executable: str, files: tuple[ConfigFile, ...]) -> command.Dump:
+        return command.config_dump(host, executable, None)
     with _stage(files) as (path, descriptors):
         return command.config_dump(host, executable, path, descriptors)
 
@@ -105,16 +110,16 @@ def _memory_file(data: bytes) -> int:
     return fd
 
 
-def _compare(before: Data, after: Data, wanted: Wanted) -> None:
+def _compare(before: Data, after: Data, candidate: Candidate) -> None:
     section = _section(after)
     runtimes = get(after, (*section, "containerd", "runtimes"), {})
     default = get(after, (*section, "containerd", "default_runtime_name"))
-    for name in [*wanted.handlers, *([default] if default else [])]:
+    for name in (*candidate.present, *([default] if default else [])):
         if name not in runtimes:
             raise Refused(
                 f"cannot apply: the runtime would not have the handler {name}; nothing was changed"
             )
-    difference = first_difference(_strip(before, wanted), _strip(after, wanted))
+    difference = first_difference(_strip(before, candidate), _strip(after, candidate))
     if difference is not None:
         raise Refused(
             f"cannot apply: {tomledit.dotted(difference)} would change too, says the runtime's own "
@@ -122,10 +127,10 @@ def _compare(before: Data, after: Data, wanted: Wanted) -> None:
         )
 
 
-def _strip(dump: Data, wanted: Wanted) -> Data:
+def _strip(dump: Data, candidate: Candidate) -> Data:
     section = _section(dump)
     runtimes = (*section, "containerd", "runtimes")
-    ops: list[Op] = [Unset((*runtimes, name)) for name in wanted.handlers]
+    ops: list[Op] = [Unset((*runtimes, name)) for name in candidate.ours]
     ops += [
         Unset((*section, "containerd", "default_runtime_name")),
         Unset((*section, "containerd", "default_runtime")),

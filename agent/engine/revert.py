@@ -11,13 +11,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from agent import tomledit
-from agent.engine import change, recover
+from agent.engine import change, preflight, recover
 from agent.engine import node as nodes
 from agent.engine.context import Context
 from agent.engine.converge import state_of, tell
 from agent.engine.node import Node
 from agent.engine.plan import Change, import_glob
-from agent.engine.state import Memory, Original, parents
+from agent.engine.preflight import Candidate
+from agent.engine.state import Memory, parents
 from agent.engine.wanted import OUR_NAMES, Wanted, is_ours
 from agent.errors import AgentError, Locked, Refused
 from agent.host import files
@@ -85,16 +86,21 @@ def _revert(ctx: Context, memory: Memory, keep_edits: bool) -> Reverted:
     cri_after = effective(node.gen, after)
     going = _going(effective(node.gen, node.files), cri_after)
     _refuse_while_used(node, going)
+    if not changes:
+        return Reverted()
     wanted = Wanted({}, cri_after.default, False, going)
     settings, runtime = ctx.settings, node.runtime
     way = ctx.choose_restart(settings.restart_mode, runtime.process, ctx.host, runtime.kind)
+    checked = preflight.check(ctx.host, node, Candidate(after, (), (*OUR_NAMES, *going)))
+    if not checked.done:
+        ctx.log("warning", text=f"not pre-flighted: {checked.note}")
     done = change.carry_out(
         ctx,
         change.Request(
             purpose="revert",
             runtime=runtime,
             changes=changes,
-            restart=way if changes else None,
+            restart=way,
             wanted=wanted,
             before=state_of(node),
             memory=memory,
@@ -110,12 +116,11 @@ def _changes(ctx: Context, node: Node, memory: Memory, keep_edits: bool) -> tupl
     found = []
     ours: str | None = import_glob(node.drop_in)
     for host in sorted(memory.files, key=lambda host: host != node.drop_in.host):
-        original = memory.files[host]
-        item = _change(ctx, (host, original), keep_edits, ours)
+        item = _change(ctx, memory, host, keep_edits, ours)
         if item is None:
             continue
         found.append(item)
-        if host == node.drop_in.host and original.digest is None and _has_content(item):
+        if host == node.drop_in.host and _has_content(item):
             ours = None
     return tuple(found)
 
@@ -126,14 +131,14 @@ def _has_content(change: Change) -> bool:
 
 
 def _change(
-    ctx: Context, remembered: tuple[str, Original], keep_edits: bool, ours: str | None
+    ctx: Context, memory: Memory, host: str, keep_edits: bool, ours: str | None
 ) -> Change | None:
     """What has to happen to one file; None where it is at its original already.
 
     `ours` is our import; None where somebody's own settings stay in our drop-in, which therefore
     has to stay imported.
     """
-    host, original = remembered
+    original = memory.files[host]
     path = HostPath(ctx.host.agent_path(host), host)
     now = files.read(path.agent, host)
     digest = now.digest if now else None
@@ -157,6 +162,8 @@ def _change(
             "leaves the rest as it is"
         )
     ops = _inverse(host, now, data, ours)
+    if not memory.enabled_cdi:
+        ops = [op for op in ops if op.path[-1] != "enable_cdi"]  # somebody else's doing
     text = tomledit.edit(now.data.decode(), ops, host)
     if text.encode() == now.data:
         return None

@@ -28,12 +28,12 @@ def runtime(request: pytest.FixtureRequest, generation: str) -> Runtime:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the matrix: shapes by generations."""
-    results: dict[tuple[str, str], str] = {}
+    results: dict[tuple[str, ...], str] = {}
     for outcome, word in _WORDS.items():
         for report in terminalreporter.getreports(outcome):
             for key, cell in report.user_properties:
                 if key == _CELL:
-                    results[cell] = word
+                    results[tuple(cell)] = word
     if not results:
         return
     terminalreporter.section("conformance: shapes on real containerd")

@@ -9,8 +9,6 @@ import pytest
 
 from agent.engine import preflight
 from agent.engine.node import Endpoint, Node, Runtime
-from agent.engine.plan import Change, Edits
-from agent.engine.wanted import Wanted
 from agent.errors import Refused
 from agent.host.files import FileState
 from agent.host.paths import HostPath, HostRoot
@@ -72,7 +70,9 @@ class Scene:
         path = self.directory / "calls"
         return path.read_text().splitlines() if path.exists() else []
 
-    def check(self, executable: bool = True, wanted: Wanted | None = None) -> preflight.Preflight:
+    def check(
+        self, executable: bool = True, names: tuple[str, ...] = ("nvidia",)
+    ) -> preflight.Preflight:
         """Pre-flight the drop-in."""
         gen = generation((2, 1, 0))
         answer = Answer("containerd", "2.1.9", True, {}, ())
@@ -86,9 +86,7 @@ class Scene:
         )
         state = FileState(b"version = 3\n")
         after = config.load(HOST, gen, str(self.root), {str(self.drop_in): state})
-        changes = (Change(node.drop_in, None, state),)
-        wish = wanted or Wanted({"nvidia": HANDLER}, enable_cdi=True)
-        return preflight.check(HOST, node, Edits(changes, wish, after))
+        return preflight.check(HOST, node, preflight.Candidate(after, names, names))
 
 
 @pytest.fixture
@@ -229,6 +227,6 @@ def check_real(real: Real, directory: Path, before: str, after: str) -> None:
     answer = Answer("containerd", real.version, True, {}, ())
     runtime = Runtime(Endpoint("containerd", path), None, answer)
     node = Node(runtime, gen, files, str(real.executable), path)
-    change = Change(path, files[0].state, state)
-    done = preflight.check(HOST, node, Edits((change,), Wanted({"nvidia": HANDLER}), candidate))
+    names = ("nvidia",)
+    done = preflight.check(HOST, node, preflight.Candidate(candidate, names, names))
     assert done.done, done.note
