@@ -120,7 +120,8 @@ def _changes(ctx: Context, node: Node, memory: Memory, keep_edits: bool) -> tupl
         if item is None:
             continue
         found.append(item)
-        if host == node.drop_in.host and _has_content(item):
+        made_by_us = memory.files[host].digest is None
+        if host == node.drop_in.host and made_by_us and _has_content(item):
             ours = None
     return tuple(found)
 
