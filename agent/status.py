@@ -173,7 +173,12 @@ class Publisher:
     def retire(self) -> None:
         """Nothing is configured any more: no readiness, and no failure either. Raises Refused."""
         self.withdraw()
-        self._guard(lambda: files.remove(self.path(ERROR)))
+        self.forgive()
+
+    def forgive(self) -> None:
+        """No failure any more. Raises Refused."""
+        if self._there(ERROR):
+            self._guard(lambda: files.remove(self.path(ERROR)))
 
     def restore(self, saved: Saved) -> None:
         """Bring back what was published before, the barrier last. Raises Refused."""

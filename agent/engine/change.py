@@ -88,8 +88,8 @@ def carry_out(ctx: Context, request: Request) -> Done:
         ctx.log("change not proven", reason=str(error))
         undo_and_prove(ctx, journal, restart)
         raise NotAccepted(
-            f"cannot apply: {error}; the old configuration is back and proven; look in the "
-            "runtime's log for the cause"
+            f"cannot {request.purpose}: {error}; the old configuration is back and "
+            "proven; look in the runtime's log for the cause"
         ) from error
     return Done(answer, restarted=True, pending=False, barrier=barrier)
 
@@ -189,19 +189,29 @@ def undo_and_prove(ctx: Context, journal: Journal, restart: Restart | None) -> N
     # Files that are half-way are no configuration to start a runtime on.
     if restart is not None and restart.kind != "none" and not undone.failed:
         try:
-            running = ctx.running(endpoint(ctx, journal))
-        except Unreachable:
-            running = None  # it died of the new configuration
-        try:
-            restart.act(running)
-            seen = running.identity if running else None
-            _prove(ctx, journal, seen, Wanted.from_json(dict(journal.before)))
+            _return(ctx, journal, restart)
         except (RestartFailed, NotProven) as error:
             raise RollbackFailed(
                 f"cannot bring the runtime back: {error}; "
                 f"{str(undone) or 'its files are as before'}; start it by hand and look in its log"
             ) from error
     _finish_undo(ctx, journal, undone)
+
+
+def _return(ctx: Context, journal: Journal, restart: Restart) -> None:
+    """The runtime on its old files, proven. One that never left them is let alone.
+
+    Raises RestartFailed or NotProven.
+    """
+    try:
+        running = ctx.running(endpoint(ctx, journal))
+    except Unreachable:
+        running = None  # it died of the new configuration
+    seen = running.identity if running else None
+    if seen is not None and seen == journal.process and journal.boot_id == ctx.boot_id:
+        return
+    restart.act(running)
+    _prove(ctx, journal, seen, Wanted.from_json(dict(journal.before)))
 
 
 def commit(ctx: Context, journal: Journal) -> None:

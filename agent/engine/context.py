@@ -103,17 +103,32 @@ def open_context(settings: Settings, log: Callable[..., None] = _silent) -> Cont
 
 
 def _state_directory(settings: Settings, host: HostRoot) -> str:
-    """Where the journal lies: on the host, for a container's own file system goes with it."""
+    """Where the journal lies: on the host, for a container's own file system goes with it.
+
+    Unless it was asked for, it is where state is already: a pod that sees the host read-only keeps
+    it beside the toolkit, and a person on the node has to find it there.
+    """
     asked = host.locate(settings.state_dir)
-    if host.is_host or (host.on_mount(asked) and _writable(asked.agent)):
-        return asked.agent
-    beside = host.locate(settings.toolkit_install_dir).child(".toolkit-agent")
-    if host.on_mount(beside) and _writable(beside.agent):
-        return beside.agent
+    beside = host.locate(os.path.join(settings.toolkit_install_dir, ".toolkit-agent"))
+    places = [asked, beside] if settings.origins["state_dir"] == "default" else [asked]
+    used = [place for place in places if _has_state(place.agent)]
+    if len(used) > 1:
+        raise Refused(
+            f"cannot tell which state holds: there is one in {asked} and one in {beside}; look at "
+            "memory.json in both, and give the right one with --state-dir"
+        )
+    for place in used or (asked, beside):
+        if host.is_host or (host.on_mount(place) and _writable(place.agent)):
+            return place.agent
     raise Refused(
-        f"cannot keep a journal in {settings.state_dir}: it is not on a writable mount of the "
-        "host; mount it, or give another directory with --state-dir"
+        f"cannot keep a journal in {used[0] if used else asked}: it is not on a writable mount of "
+        "the host; mount it, or give another directory with --state-dir"
     )
+
+
+def _has_state(directory: str) -> bool:
+    names = ("memory.json", "journal.json")
+    return any(os.path.lexists(os.path.join(directory, name)) for name in names)
 
 
 def _writable(path: str) -> bool:

@@ -6,9 +6,10 @@ still the one that was checked; where neither can be had, the change is refused 
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,8 @@ from agent.observe.process import Process, is_kind, is_unit, start_time
 
 Kind = Literal["systemd", "signal", "none"]
 
+_NOT_RUN = range(125, 128)  # what chroot(1) ends with where it could not run the program
+_SYSTEMCTL_ENV: tuple[Mapping[str, str], ...] = ({}, {"SYSTEMCTL_FORCE_BUS": "1"})
 _SYSTEMCTL_TIMEOUT = 120.0  # seconds; systemd's own stop timeout is 90
 
 
@@ -70,14 +73,38 @@ def choose(mode: str, process: Process | None, host: HostRoot, kind: str) -> Res
             f"cannot restart {kind}: no systemd unit owns process {process.pid}; give "
             "--restart-mode=signal if something starts it again, or none to restart it yourself"
         )
-    return Restart("systemd", unit, lambda running: _systemctl(host, unit, running))
+    return _by_systemd(unit, host)
 
 
 def resume(kind: str, target: str, host: HostRoot) -> Restart | None:
     """The way that a journal names, for a runtime that may be down; None for nobody's business."""
     if kind == "systemd" and is_unit(target):
-        return Restart("systemd", target, lambda running: _systemctl(host, target, running))
+        return Restart("systemd", target, lambda _: _restart_unit(target, host))
     return Restart("signal", target, _terminate) if kind == "signal" else None
+
+
+def _restart_unit(unit: str, host: HostRoot) -> None:
+    try:
+        way = _by_systemd(unit, host)
+    except Refused as error:
+        raise RestartFailed(error.message) from error
+    way.act(None)
+
+
+def _by_systemd(unit: str, host: HostRoot) -> Restart:
+    """systemctl in the host root, tried out first: without hostPID its private socket hangs up on
+    us, and the system bus does not (observed on systemd 257). Raises Refused."""
+    failure = ""
+    for env in _SYSTEMCTL_ENV:
+        words = ["systemctl", "show", "--property=MainPID", unit]
+        done = command.run(host, words, _SYSTEMCTL_TIMEOUT, env=env)
+        if done.code is not None and done.code not in _NOT_RUN and "connect to" not in done.error:
+            return Restart("systemd", unit, functools.partial(_systemctl, host, unit, env))
+        failure = failure or (done.error.strip().splitlines() or ["no answer"])[0]
+    raise Refused(
+        f"cannot restart {unit}: systemctl does not reach systemd: {failure}; run with hostPID or "
+        "mount the host's /run, or give --restart-mode=none and restart it yourself"
+    )
 
 
 def _terminate(process: Process | None) -> None:
@@ -105,11 +132,10 @@ def _terminate(process: Process | None) -> None:
         os.close(fd)
 
 
-def _systemctl(host: HostRoot, unit: str, running: Process | None) -> None:
-    if running is None:
-        # A start limit that was hit on the broken configuration must not stop the cure.
-        command.run(host, ["systemctl", "reset-failed", unit], _SYSTEMCTL_TIMEOUT)
-    done = command.run(host, ["systemctl", "restart", unit], _SYSTEMCTL_TIMEOUT)
+def _systemctl(host: HostRoot, unit: str, env: Mapping[str, str], _: Process | None) -> None:
+    # A start limit that is used up makes systemd stop a healthy service and not start it again.
+    command.run(host, ["systemctl", "reset-failed", unit], _SYSTEMCTL_TIMEOUT, env=env)
+    done = command.run(host, ["systemctl", "restart", unit], _SYSTEMCTL_TIMEOUT, env=env)
     if done.code != 0:
         lines = done.error.strip().splitlines()
         raise RestartFailed(f"systemctl restart {unit}: {lines[0] if lines else done.code}")

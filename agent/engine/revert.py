@@ -51,7 +51,10 @@ def revert(ctx: Context, *, keep_edits: bool = False) -> Reverted:
             if recover.recover(ctx).waiting:
                 recover.give_up_waiting(ctx)
             memory = ctx.store.memory()
-            done = _revert(ctx, memory, keep_edits) if memory.files else Reverted()
+            if not memory.files:
+                ctx.publisher.forgive()
+                return Reverted()
+            done = _revert(ctx, memory, keep_edits)
             if not done.pending:
                 _forget(ctx, memory)
             ctx.publisher.retire()

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from agent import tomledit
 from agent.errors import Refused
 from agent.host.paths import HostRoot
 from agent.tomledit import Data
 
+_NO_ENV: Mapping[str, str] = MappingProxyType({})
 _ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 
 
@@ -29,20 +31,23 @@ class Output:
 
 
 def run(
-    host: HostRoot, argv: Sequence[str], timeout: float = 30.0, descriptors: Sequence[int] = ()
-) -> Output:
+    host: HostRoot, argv: Sequence[str], timeout: float = 30.0, *,
+    descriptors: Sequence[int] = (), env: Mapping[str, str] = _NO_ENV,
+) -> Output:  # fmt: skip
     """Run a program of the host, by its host path, with the host root as its root directory.
 
-    `timeout` in seconds; `descriptors` stay open in it under the same numbers.
+    `timeout` in seconds; `descriptors` stay open in it under the same numbers; `env` is added to
+    an environment of our own.
     """
     command = list(argv) if host.is_host else ["chroot", host.root, *argv]
+    path = os.environ.get("PATH", _ENV["PATH"]) if host.is_host else _ENV["PATH"]
     try:
         done = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=timeout,
-            env={**_ENV, "PATH": os.environ.get("PATH", _ENV["PATH"])} if host.is_host else _ENV,
+            env={**_ENV, "PATH": path, **env},
             check=False,
             pass_fds=descriptors,
         )

@@ -38,6 +38,42 @@ def as_process(child: subprocess.Popen[bytes], proc: str = "/proc") -> Process:
     return replace(PROCESS, pid=child.pid, start=start, proc=proc)
 
 
+FAKE = """#!/bin/sh
+echo "$SYSTEMCTL_FORCE_BUS $@" >> {directory}/calls
+[ ! -f {directory}/$1 ] || . {directory}/$1
+"""
+
+
+class Systemctl:
+    """A `systemctl` first on PATH that notes how it was called, after the forced bus if any."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        program = directory / "bin/systemctl"
+        program.parent.mkdir()
+        program.write_text(FAKE.format(directory=directory))
+        program.chmod(0o755)
+
+    def answers(self, verb: str, code: int, message: str, unless: str = "none") -> None:
+        """Let a verb end so, except with this value of SYSTEMCTL_FORCE_BUS."""
+        text = (
+            f"[ \"$SYSTEMCTL_FORCE_BUS\" = {unless} ] || {{ echo '{message}' >&2; exit {code}; }}\n"
+        )
+        (self.directory / verb).write_text(text)
+
+    def calls(self) -> list[str]:
+        """Each call's words."""
+        return (self.directory / "calls").read_text().splitlines()
+
+
+@pytest.fixture(autouse=True)
+def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Systemctl:
+    """No test reaches this machine's systemd."""
+    fake = Systemctl(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    return fake
+
+
 @pytest.mark.parametrize("process", [None, PROCESS])
 def test_none_acts_on_nothing(process: Process | None) -> None:
     """It needs to see no process either."""
@@ -176,51 +212,52 @@ def test_journal_with_an_odd_target_is_nobodys_business() -> None:
     assert restart.resume("systemd", "containerd.service", HOST) is not None
 
 
-FAKE = """#!/bin/sh
-echo "$@" >> "{log}"
-[ "$1" != restart ] || {{ echo "{message}" >&2; exit {code}; }}
-"""
-
-
-def systemctl(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int = 0, message: str = ""
-) -> Path:
-    """Put a `systemctl` first on PATH that notes how it was called."""
-    program, log = tmp_path / "bin/systemctl", tmp_path / "calls"
-    program.parent.mkdir()
-    program.write_text(FAKE.format(log=log, code=code, message=message))
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    return log
-
-
-def test_running_unit_is_restarted_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No daemon-reload, no start limit touched."""
-    log = systemctl(tmp_path, monkeypatch)
+def test_running_unit_is_restarted_with_a_fresh_start_limit(systemctl: Systemctl) -> None:
+    """One that is used up makes systemd stop a healthy service and not start it again. No
+    daemon-reload: that would apply somebody's half-done edit."""
     restart.choose("systemd", PROCESS, HOST, "containerd").act(PROCESS)
-    assert log.read_text() == "restart containerd.service\n"
+    assert systemctl.calls() == [
+        " show --property=MainPID containerd.service",
+        " reset-failed containerd.service",
+        " restart containerd.service",
+    ]
 
 
-def test_dead_unit_gets_its_start_limit_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It may have been hit on the broken configuration."""
-    log = systemctl(tmp_path, monkeypatch)
-    restart.choose("systemd", PROCESS, HOST, "containerd").act(None)
-    assert log.read_text() == "reset-failed containerd.service\nrestart containerd.service\n"
-
-
-def test_refusal_of_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusal_of_systemd_is_told(systemctl: Systemctl) -> None:
     """In its own first words."""
-    systemctl(tmp_path, monkeypatch, 1, "Failed to restart: Unit is masked.\nSee status.")
+    systemctl.answers("restart", 1, "Failed to restart: Unit is masked.\nSee status.")
     with pytest.raises(RestartFailed, match=r"restart containerd\.service: Failed .* masked\.$"):
         restart.choose("systemd", PROCESS, HOST, "containerd").act(PROCESS)
 
 
-def test_host_without_systemctl_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not a crash."""
+def test_systemd_that_hangs_up_is_reached_over_the_bus(systemctl: Systemctl) -> None:
+    """From another pid namespace its private socket ends with ENODATA (observed)."""
+    systemctl.answers("show", 1, "Failed to connect to system scope bus", unless="1")
+    restart.choose("systemd", PROCESS, HOST, "containerd").act(PROCESS)
+    assert systemctl.calls()[-1] == "1 restart containerd.service"
+
+
+def test_systemd_that_cannot_be_reached_is_refused_beforehand(systemctl: Systemctl) -> None:
+    """With the first reason, and with what can be given instead."""
+    systemctl.answers("show", 1, "Failed to connect to bus: Host is down")
+    with pytest.raises(
+        Refused, match=r"^cannot restart containerd\.service: .*Host is down.*=none"
+    ):
+        restart.choose("auto", PROCESS, HOST, "containerd")
+    assert not any("restart" in call for call in systemctl.calls())
+
+
+def test_host_without_systemctl_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a crash, and nothing written yet."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(RestartFailed, match="no such file"):
-        restart.choose("systemd", PROCESS, HOST, "containerd").act(PROCESS)
+    with pytest.raises(Refused, match="no such file"):
+        restart.choose("systemd", PROCESS, HOST, "containerd")
+
+
+def test_journal_s_unit_that_cannot_be_reached_fails_when_acted_on(systemctl: Systemctl) -> None:
+    """The files are undone first, whatever systemd says."""
+    systemctl.answers("show", 1, "Failed to connect to bus: Host is down")
+    way = restart.resume("systemd", "containerd.service", HOST)
+    assert way is not None
+    with pytest.raises(RestartFailed, match="Host is down"):
+        way.act(None)
