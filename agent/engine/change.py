@@ -86,7 +86,12 @@ def carry_out(ctx: Context, request: Request) -> Done:
         commit(ctx, journal)
     except (RestartFailed, NotProven, Refused) as error:
         ctx.log("change not proven", reason=str(error))
-        undo_and_prove(ctx, journal, restart)
+        left = undo_and_prove(ctx, journal, restart)
+        if not left:
+            # No runtime has seen the candidate, so nothing is known against it.
+            raise RolledBack(
+                f"cannot {request.purpose}: {error}; the old configuration is back"
+            ) from error
         raise NotAccepted(
             f"cannot {request.purpose}: {error}; the old configuration is back and "
             "proven; look in the runtime's log for the cause"
@@ -179,27 +184,30 @@ def _prove(ctx: Context, journal: Journal, old: Identity, wanted: Wanted) -> Ans
     return prove(probe, old, lambda answer: unproven(wanted, answer), timeout)
 
 
-def undo_and_prove(ctx: Context, journal: Journal, restart: Restart | None) -> None:
+def undo_and_prove(ctx: Context, journal: Journal, restart: Restart | None) -> bool:
     """Old files, a restart on them, and the proof of the old state; then readiness is back.
 
-    `restart` None where whoever runs the runtime has to restart it. Raises RollbackFailed: where
-    the runtime does not come back (the journal stays), or a file was somebody else's by then.
+    Returns whether the runtime had left its old files at all. `restart` None where whoever runs
+    the runtime has to restart it. Raises RollbackFailed: where the runtime does not come back (the
+    journal stays), or a file was somebody else's by then.
     """
     undone = transaction.undo(ctx.store, journal)
+    left = False
     # Files that are half-way are no configuration to start a runtime on.
     if restart is not None and restart.kind != "none" and not undone.failed:
         try:
-            _return(ctx, journal, restart)
+            left = _return(ctx, journal, restart)
         except (RestartFailed, NotProven) as error:
             raise RollbackFailed(
                 f"cannot bring the runtime back: {error}; "
                 f"{str(undone) or 'its files are as before'}; start it by hand and look in its log"
             ) from error
     _finish_undo(ctx, journal, undone)
+    return left
 
 
-def _return(ctx: Context, journal: Journal, restart: Restart) -> None:
-    """The runtime on its old files, proven. One that never left them is let alone.
+def _return(ctx: Context, journal: Journal, restart: Restart) -> bool:
+    """The runtime on its old files, proven. One that never left them is let alone (False).
 
     Raises RestartFailed or NotProven.
     """
@@ -209,9 +217,10 @@ def _return(ctx: Context, journal: Journal, restart: Restart) -> None:
         running = None  # it died of the new configuration
     seen = running.identity if running else None
     if seen is not None and seen == journal.process and journal.boot_id == ctx.boot_id:
-        return
+        return False
     restart.act(running)
     _prove(ctx, journal, seen, Wanted.from_json(dict(journal.before)))
+    return True
 
 
 def commit(ctx: Context, journal: Journal) -> None:

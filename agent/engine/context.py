@@ -120,8 +120,13 @@ def _state_directory(settings: Settings, host: HostRoot) -> str:
     for place in used or (asked, beside):
         if host.is_host or (host.on_mount(place) and _writable(place.agent)):
             return place.agent
+    if used:
+        raise Refused(
+            f"cannot write to {used[0]}, where this node's state is: mount it writable, or run "
+            "`toolkit-agent revert` on the node first"
+        )
     raise Refused(
-        f"cannot keep a journal in {used[0] if used else asked}: it is not on a writable mount of "
+        f"cannot keep a journal in {asked}: it is not on a writable mount of "
         "the host; mount it, or give another directory with --state-dir"
     )
 

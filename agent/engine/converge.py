@@ -97,7 +97,15 @@ def propose(ctx: Context, memory: Memory, *, may_enable: bool | None = None) -> 
         checked = preflight.check(ctx.host, node, Candidate(edits.files, names, names))
     if checked is not None and not checked.done:
         warnings = (*warnings, f"not pre-flighted: {checked.note}")
-    return Proposal(runtime, decision, node, edits, gaps, restart, checked, warnings)
+    proposal = Proposal(runtime, decision, node, edits, gaps, restart, checked, warnings)
+    failure = _failure(ctx, proposal)
+    return replace(proposal, warnings=(*warnings, failure)) if failure else proposal
+
+
+def _failure(ctx: Context, proposal: Proposal) -> str | None:
+    """Why this very change is not tried again."""
+    why = ctx.store.failed().get(fingerprint(proposal)) if proposal.restart else None
+    return f"the same change failed before ({why}) and nothing has changed since" if why else None
 
 
 def _edits(
@@ -167,13 +175,13 @@ def _converge(
         return publish(ctx, Outcome(proposal), barrier=barrier)
     assert proposal.node is not None
     assert proposal.edits is not None
-    mark = fingerprint(proposal)
-    failure = ctx.store.failed().get(mark) if proposal.restart else None
+    failure = _failure(ctx, proposal)
     if failure is not None:
-        return _after_failure(ctx, proposal, memory, CandidateFailed(
-            f"cannot apply: the same change failed before ({failure}) and nothing has changed "
-            f"since; correct the cause, or remove {ctx.store.path('failed.json')} to try again"
-        ), barrier=barrier)  # fmt: skip
+        where = ctx.store.path("failed.json")
+        error = CandidateFailed(
+            f"cannot apply: {failure}; correct the cause, or remove {where} to try again"
+        )
+        return _after_failure(ctx, proposal, memory, error, barrier=barrier)
     request = change.Request(
         purpose="apply",
         runtime=proposal.runtime,
@@ -182,12 +190,12 @@ def _converge(
         wanted=proposal.edits.wanted,
         before=state_of(proposal.node),
         memory=_after(memory, proposal, refused_cdi=refused_cdi),
-        fingerprint=mark,
+        fingerprint=fingerprint(proposal),
     )
     try:
         done = change.carry_out(ctx, request)
     except NotAccepted as error:
-        ctx.store.remember_failure(mark, error.message)
+        ctx.store.remember_failure(request.fingerprint, error.message)
         return _after_failure(ctx, proposal, memory, error, barrier=barrier)
     return publish(ctx, _outcome(proposal, done), barrier=barrier or done.barrier)
 

@@ -73,7 +73,7 @@ def choose(mode: str, process: Process | None, host: HostRoot, kind: str) -> Res
             f"cannot restart {kind}: no systemd unit owns process {process.pid}; give "
             "--restart-mode=signal if something starts it again, or none to restart it yourself"
         )
-    return _by_systemd(unit, host)
+    return _by_systemd(unit, host, ours=process.unit is not None)
 
 
 def resume(kind: str, target: str, host: HostRoot) -> Restart | None:
@@ -85,26 +85,42 @@ def resume(kind: str, target: str, host: HostRoot) -> Restart | None:
 
 def _restart_unit(unit: str, host: HostRoot) -> None:
     try:
-        way = _by_systemd(unit, host)
+        way = _by_systemd(unit, host, ours=True)
     except Refused as error:
         raise RestartFailed(error.message) from error
     way.act(None)
 
 
-def _by_systemd(unit: str, host: HostRoot) -> Restart:
+def _by_systemd(unit: str, host: HostRoot, *, ours: bool) -> Restart:
     """systemctl in the host root, tried out first: without hostPID its private socket hangs up on
-    us, and the system bus does not (observed on systemd 257). Raises Refused."""
+    us, and the system bus does not (observed on systemd 257).
+
+    `ours`: the unit is known to run the runtime; one that is only supposed to has to be active, or
+    a second runtime would be started. Raises Refused.
+    """
     failure = ""
     for env in _SYSTEMCTL_ENV:
-        words = ["systemctl", "show", "--property=MainPID", unit]
+        words = ["systemctl", "show", "--property=LoadState,ActiveState", unit]
         done = command.run(host, words, _SYSTEMCTL_TIMEOUT, env=env)
         if done.code is not None and done.code not in _NOT_RUN and "connect to" not in done.error:
+            _check_unit(unit, done.out.decode("utf-8", "replace"), ours=ours)
             return Restart("systemd", unit, functools.partial(_systemctl, host, unit, env))
         failure = failure or (done.error.strip().splitlines() or ["no answer"])[0]
     raise Refused(
         f"cannot restart {unit}: systemctl does not reach systemd: {failure}; run with hostPID or "
         "mount the host's /run, or give --restart-mode=none and restart it yourself"
     )
+
+
+def _check_unit(unit: str, properties: str, *, ours: bool) -> None:
+    """Refuse a unit that systemd would not restart, by what `systemctl show` says of it."""
+    shown = dict(line.split("=", 1) for line in properties.splitlines() if "=" in line)
+    for key, wanted in (("LoadState", "loaded"), *(() if ours else (("ActiveState", "active"),))):
+        if shown.get(key, wanted) != wanted:
+            raise Refused(
+                f"cannot restart {unit}: its {key} is {shown[key]}; repair the unit, or give "
+                "--restart-mode=signal or none"
+            )
 
 
 def _terminate(process: Process | None) -> None:

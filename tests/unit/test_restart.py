@@ -217,7 +217,7 @@ def test_running_unit_is_restarted_with_a_fresh_start_limit(systemctl: Systemctl
     daemon-reload: that would apply somebody's half-done edit."""
     restart.choose("systemd", PROCESS, HOST, "containerd").act(PROCESS)
     assert systemctl.calls() == [
-        " show --property=MainPID containerd.service",
+        " show --property=LoadState,ActiveState containerd.service",
         " reset-failed containerd.service",
         " restart containerd.service",
     ]
@@ -261,3 +261,26 @@ def test_journal_s_unit_that_cannot_be_reached_fails_when_acted_on(systemctl: Sy
     assert way is not None
     with pytest.raises(RestartFailed, match="Host is down"):
         way.act(None)
+
+
+@pytest.mark.parametrize(
+    ("unit", "shown", "refused"),
+    [
+        (None, "LoadState=loaded\nActiveState=active", None),
+        (None, "LoadState=not-found\nActiveState=inactive", "LoadState is not-found"),
+        (None, "LoadState=loaded\nActiveState=inactive", "ActiveState is inactive"),
+        ("containerd.service", "LoadState=loaded\nActiveState=reloading", None),
+        ("containerd.service", "LoadState=masked\nActiveState=active", "LoadState is masked"),
+    ],
+)
+def test_unit_that_systemd_would_not_restart_is_refused(
+    unit: str | None, shown: str, refused: str | None, systemctl: Systemctl
+) -> None:
+    """Nor one that would start a second runtime beside the one that answers."""
+    (systemctl.directory / "show").write_text(f"echo '{shown}'\n")
+    process = replace(PROCESS, unit=unit)
+    if refused is None:
+        assert restart.choose("systemd", process, HOST, "containerd").kind == "systemd"
+    else:
+        with pytest.raises(Refused, match=rf"^cannot restart containerd\.service: .*{refused}"):
+            restart.choose("systemd", process, HOST, "containerd")

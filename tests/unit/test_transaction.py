@@ -13,7 +13,7 @@ from agent.engine.change import NotAccepted, Request
 from agent.engine.node import Endpoint, Runtime
 from agent.engine.restart import Restart, RestartFailed
 from agent.engine.state import Memory
-from agent.errors import Refused, RollbackFailed, Unreachable
+from agent.errors import Refused, RollbackFailed, RolledBack, Unreachable
 from agent.observe import process
 from agent.observe.process import Process
 from agent.status import READY
@@ -86,22 +86,30 @@ def test_readiness_goes_after_the_journal_and_before_the_first_change(node: Node
     assert written == ["99-nvidia.toml", "config.toml"]
 
 
-def test_restart_that_fails_is_undone(node: Node) -> None:
-    """systemctl said no: the old files come back and are started again."""
+@pytest.mark.parametrize("dies", [False, True])
+def test_restart_that_fails_is_undone(dies: bool, node: Node) -> None:
+    """systemctl said no. A runtime that never stopped is let alone, and nothing is held against
+    the candidate; one that died of it is started again on the old files."""
+    node.verdict = "dead"
     first = [RestartFailed("systemctl restart c.service: no")]
 
     def act(running: Process | None) -> None:
-        if first:
-            raise first.pop()
-        node.act(running)
+        if not first:
+            node.act(running)
+            return
+        if dies:
+            node.act(running)
+        raise first.pop()
 
     ctx = node.context()
     runtime = Runtime(Endpoint("containerd", node.path("s")), node.find(), node.ask())
     way = Restart("systemd", "c.service", act)
     request = Request("apply", runtime, node.changes(), way, WANTED, BEFORE, Memory(), "f")
-    with pytest.raises(NotAccepted, match="systemctl restart"):
+    with pytest.raises(RolledBack, match="systemctl restart") as told:
         change.carry_out(ctx, request)
+    assert isinstance(told.value, NotAccepted) is dies
     assert node.tree() == node.loaded == OLD
+    assert node.restarts == (2 if dies else 0)
 
 
 @pytest.mark.parametrize("verdict", ["good", "bad"])
