@@ -17,7 +17,7 @@ from agent.engine import wanted as wishes
 from agent.engine.change import NotAccepted
 from agent.engine.context import Context
 from agent.engine.node import Node, Runtime
-from agent.engine.plan import Edits, Scene
+from agent.engine.plan import CannotSwitch, Edits, Scene
 from agent.engine.preflight import Candidate, Preflight
 from agent.engine.restart import Restart
 from agent.engine.state import Memory
@@ -79,8 +79,8 @@ def propose(ctx: Context, memory: Memory, *, may_enable: bool | None = None) -> 
     decision = judge(node, allowed)
     try:
         edits = _edits(ctx, node, decision, memory, available)
-    except Refused:
-        if decision.row != 4 or memory.enabled_cdi:
+    except CannotSwitch:
+        if memory.enabled_cdi:
             raise
         # The switch cannot be set where it would count: the node is as row 5 says.
         decision = judge(node, False)

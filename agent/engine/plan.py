@@ -30,7 +30,12 @@ _HEADER = (
     "# `toolkit-agent plan` shows what is in force and why; `toolkit-agent revert` undoes it.\n"
 )
 _SECTION_DEFAULT: Path = ("containerd", "default_runtime_name")
+_SWITCH: Path = ("enable_cdi",)
 _RUNTIMES: Path = ("containerd", "runtimes")
+
+
+class CannotSwitch(Refused):
+    """`enable_cdi` cannot be set where it would count; everything else may still be possible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +124,13 @@ def _drop_in_overlay(
     existing = config.load_file(scene.host, scene.drop_in.host)
     fresh = existing.state is None or _is_untouched(scene.memory, existing)
     version = _drop_in_version(scene, basis)
+    asleep = existing.state is not None and all(f.path != existing.path for f in scene.files)
+    if asleep and existing.version not in (None, version):
+        raise Refused(
+            f"cannot add {scene.drop_in}: it says version {existing.version}, and "
+            f"{scene.root.path} version {version}; remove that file, which nothing loads, or give "
+            "another one with --drop-in-config"
+        )
     state = existing.state or new_state()
     text = f"{_HEADER}version = {version}\n" if fresh else state.data.decode()
     data = {} if fresh else existing.data
@@ -207,9 +219,12 @@ def _override_later_files(
         if owner is None or owner.state is None:
             return overlay  # `_checked` refuses, naming the key
         section = containerd.section_path(scene.gen, files, owner)
-        text = tomledit.edit(
-            owner.state.data.decode(), [Set((*section, *path), value)], owner.path.host
-        )
+        try:
+            text = tomledit.edit(
+                owner.state.data.decode(), [Set((*section, *path), value)], owner.path.host
+            )
+        except Refused as error:
+            raise (CannotSwitch(error.message) if path == _SWITCH else error) from error
         overlay[owner.path.host] = _with(owner.state, text)
     return overlay
 
@@ -259,7 +274,7 @@ def _checked(scene: Scene, overlay: Overlay, wanted: Wanted) -> Edits:
     if gaps := wishes.gaps(wanted, cri):
         path = next(iter(gaps))
         owner = _last_with(scene, after, path)
-        raise Refused(
+        raise (CannotSwitch if path == _SWITCH else Refused)(
             f"cannot set {tomledit.dotted(path)}: {owner.path if owner else scene.root.path} has "
             "the last word on it; remove the key there"
         )

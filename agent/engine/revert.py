@@ -87,14 +87,16 @@ def _revert(ctx: Context, memory: Memory, keep_edits: bool) -> Reverted:
     overlay = {item.path.host: item.after for item in changes}
     after = config.load(ctx.host, node.gen, node.root.name, overlay)
     cri_after = effective(node.gen, after)
-    going = _going(effective(node.gen, node.files), cri_after)
+    cri_now = effective(node.gen, node.files)
+    going = _going(cri_now, cri_after)
     _refuse_while_used(node, going)
     if not changes:
         return Reverted()
     wanted = Wanted({}, cri_after.default, False, going)
     settings, runtime = ctx.settings, node.runtime
     way = ctx.choose_restart(settings.restart_mode, runtime.process, ctx.host, runtime.kind)
-    checked = preflight.check(ctx.host, node, Candidate(after, (), (*OUR_NAMES, *going)))
+    changed = tuple(n for n in cri_now.runtimes if cri_now.table(n) != cri_after.table(n))
+    checked = preflight.check(ctx.host, node, Candidate(after, (), (*OUR_NAMES, *going, *changed)))
     if not checked.done:
         ctx.log("warning", text=f"not pre-flighted: {checked.note}")
     done = change.carry_out(

@@ -16,9 +16,11 @@ from agent.decide import Decision
 from agent.errors import Refused
 from agent.observe.cri import Answer
 from agent.runtimes.containerd import Cri
-from agent.tomledit import Data, Path, get
+from agent.tomledit import Data, Path, Set, apply, get
 
 OUR_NAMES = ("nvidia", "nvidia-cdi", "nvidia-legacy")
+_RUNC = "io.containerd.runc."
+_FILLED = ("sandboxer", "sandbox_mode")  # containerd puts its own value where there is none
 _BINARY = "nvidia-container-runtime"
 _RUNTIMES: Path = ("containerd", "runtimes")
 _DEFAULT: Path = ("containerd", "default_runtime_name")
@@ -101,22 +103,25 @@ def want(
     """
     names = tuple(binary.handler for binary in available)
     ours = (*OUR_NAMES, *names)
-    base = _base(cri, ours, remembered)
+    carried = _carried(cri, ours, remembered)
+    base = carried or cri.table(_base(cri, ours, remembered))
     handlers = {
-        binary.handler: _handler(cri.table(base) if base else {}, binary.path, decision,
-                                 runtime_type, cri.table(binary.handler))
+        binary.handler: _handler(base, binary.path, decision, runtime_type,
+                                 cri.table(binary.handler))
         for binary in available
     }  # fmt: skip
     default: str | None = None
     if decision.is_default:
         default = name
     elif is_ours(cri.default, cri.table(cri.default), ours):
-        if base is None:
+        default = _first_foreign(cri, ours, (remembered, "runc", "crun"))
+        if default is None:
             raise Refused(
                 f"cannot take {cri.default} back as default runtime: there is no handler runc or "
                 "crun to go back to; add one to the configuration"
             )
-        default = base
+        if carried:
+            handlers["runc"] = carried
     elif cri.default not in cri.runtimes:
         raise Refused(
             f"cannot use the configuration: default_runtime_name is {cri.default}, and there is no "
@@ -125,12 +130,44 @@ def want(
     return Wanted(handlers, default, decision.enable_cdi)
 
 
-def _base(cri: Cri, ours: tuple[str, ...], remembered: str | None) -> str | None:
-    """The handler to inherit from: the default unless ours, the remembered one, runc, crun."""
-    for name in (cri.default, remembered, "runc", "crun"):
+def _first_foreign(cri: Cri, ours: tuple[str, ...], names: tuple[str | None, ...]) -> str | None:
+    """The first of these that is a handler, and not one of ours."""
+    for name in names:
         if name and name in cri.runtimes and not is_ours(name, cri.table(name), ours):
             return name
     return None
+
+
+def _carried(cri: Cri, ours: tuple[str, ...], remembered: str | None) -> Data | None:
+    """The table of `runc` where only containerd itself defines it and the node's default is ours.
+
+    Such a node (cloud images ship them) has its cgroup driver in our handler alone; pods of the
+    built-in runc would run with another one than the kubelet's.
+    """
+    defined = get(cri.section, ("containerd", "runtimes"), {})
+    stale = cri.table(cri.default)
+    if not is_ours(cri.default, stale, ours) or "runc" not in cri.runtimes or "runc" in defined:
+        return None
+    if _first_foreign(cri, ours, (remembered, "runc")) != "runc":
+        return None
+    binary = {key for key, _ in binaries(stale)}
+    options = stale.get("options") or {}
+    kept = {key: value for key, value in options.items() if key not in binary and value}
+    return {"runtime_type": cri.table("runc")["runtime_type"], "options": kept} if kept else None
+
+
+def _base(cri: Cri, ours: tuple[str, ...], remembered: str | None) -> str:
+    """The handler to inherit from: the default unless ours, the remembered one, runc, crun; where
+    there is no other handler at all, the default as it is.
+
+    Only a runc shim knows BinaryName: below a kata or gVisor default our binary would never run.
+    """
+    names = [
+        name
+        for name in (cri.default, remembered, "runc", "crun")
+        if name and str(cri.table(name).get("runtime_type") or _RUNC).startswith(_RUNC)
+    ]
+    return _first_foreign(cri, ours, tuple(names)) or cri.default
 
 
 def _handler(base: Data, binary: str, decision: Decision, runtime_type: str, current: Data) -> Data:
@@ -147,7 +184,20 @@ def _handler(base: Data, binary: str, decision: Decision, runtime_type: str, cur
     ]
     if annotations or current.get("container_annotations"):
         table["container_annotations"] = annotations
-    return {**table, "options": options}
+    table = {**table, "options": options}
+    return _without_stale(table, current, binary)
+
+
+def _without_stale(table: Data, current: Data, binary: str) -> Data:
+    """What an earlier tool's handler of this name has besides is set to nothing: a drop-in cannot
+    delete. A handler that runs our binary already may have been given more by the admin."""
+    if all(value == binary for _, value in binaries(current)):
+        return table
+    for path, value in _leaves(current):
+        known = isinstance(value, bool | int | float | str | list)
+        if known and value and path[-1] not in _FILLED and get(table, path, table) is table:
+            table = apply(table, [Set(path, type(value)())])
+    return table
 
 
 def gaps(wanted: Wanted, cri: Cri) -> dict[Path, Any]:
@@ -213,7 +263,7 @@ def _unlike(table: Data, running: Mapping[str, Any]) -> Iterator[str]:
         if not same(value, options.get(key)):
             yield f"option {key} is not as wanted"
     for key, value in binaries({"options": options}):
-        if value != table["options"]["BinaryName"]:
+        if value != table["options"].get("BinaryName", ""):
             yield f"option {key} names another binary"
     for key, value in table.items():
         shown = _STATUS_KEYS.get(key, key)

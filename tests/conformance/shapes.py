@@ -74,7 +74,8 @@ class Shape:
     `cells` maps a containerd generation to what must come of it; a missing one does not apply.
     `explicit`: containerd runs with `-c` and private paths, else with its default ones.
     `handlers` and `default` are what the runtime says before; `base` is the handler whose options
-    ours inherit. `options` go to the agent; `binaries` are the handler binaries that the node has.
+    ours inherit. `stale` are handlers that run an nvidia-container-runtime under other names than
+    ours. `options` go to the agent; `binaries` are the handler binaries that the node has.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Shape:
     handlers: tuple[str, ...] = ("runc",)
     default: str = "runc"
     base: str = "runc"
+    stale: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     binaries: tuple[str, ...] = (*BINARIES.values(), HOOK)
     modes: Mapping[str, int] = field(default_factory=dict)
@@ -102,7 +104,7 @@ class Shape:
         """The default runtime of a right node: ours in rows 5 and 6, else what was, if not ours."""
         if row.is_default:
             return "nvidia"
-        return self.base if self.default in OURS else self.default
+        return self.base if self.default in (*OURS, *self.stale) else self.default
 
 
 _ALL = {"1.6": ROW6, "1.7": ROW4, "2.1": ROW3}
@@ -115,6 +117,7 @@ _NO_CRI = Refused(4, "disabled_plugins", answers=False)
 _KEEP_CDI = ("--enable-cdi-in-runtime=false",)
 
 _WITH_NVIDIA = ("nvidia", "runc")
+_EXP = "nvidia-experimental"
 _VENDORS = ("crun", "kata", "runc", "runsc")
 
 
@@ -158,6 +161,29 @@ SHAPES = (
         files="kubeadm-v2",
         binaries=(),
     ),
+    Shape("comments-only", {"1.7": ROW4, "2.1": ROW3}, explicit=False),
+    Shape("printed-default-1.6", {"1.6": ROW6}, explicit=False),
+    Shape("printed-default-1.7", {"1.7": ROW4, "2.1": ROW4}, explicit=False),
+    Shape("printed-default-2.1", _NEW, explicit=False),
+    Shape("tabs-v2", _OLD),
+    Shape("cdi-on-v2", {"1.6": ROW6, "1.7": ROW3}),
+    Shape("nested-imports-v2", _OLD),
+    Shape("nested-imports-v3", _NEW),
+    Shape("empty-drop-in-v2", {"1.7": ROW4}),
+    Shape("empty-drop-in-v3", _NEW),
+    Shape("frozen-v3-below-v2", _NEW, handlers=(*OURS, "runc"), default="nvidia"),
+    Shape("crun-default-v2", _OLD, handlers=("crun", "runc", "spin"), default="crun", base="crun"),
+    Shape("crun-default-v3", _NEW, handlers=("crun", "runc", "spin"), default="crun", base="crun"),
+    # A machine's shim does not know our binary's option, so its options are not inherited.
+    Shape("vm-default-v2", {"1.7": ROW4}, handlers=("kata", "runc"), default="kata"),
+    Shape("vm-default-v3", _NEW, handlers=("kata", "runc"), default="kata"),
+    Shape(
+        "stale-other-name-v2", {"1.7": ROW4}, handlers=(_EXP, "runc"), default=_EXP, stale=(_EXP,)
+    ),
+    Shape("stale-other-name-v3", _NEW, handlers=(_EXP, "runc"), default=_EXP, stale=(_EXP,)),
+    Shape("stale-options-v2", {"1.7": ROW4}, handlers=_WITH_NVIDIA),
+    Shape("stale-options-v3", _NEW, handlers=_WITH_NVIDIA),
+    Shape("sole-nvidia-v2", {"1.6": ROW6}, handlers=("nvidia",), default="nvidia", base="nvidia"),
     Shape("one-binary", _ALL, files="kubeadm-v2", binaries=(BINARIES["nvidia"],)),
 )
 

@@ -167,7 +167,7 @@ def leaves(value: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
 
 def is_ours(path: tuple[str, ...]) -> bool:
     """Tell whether a key is one that the agent may write."""
-    if path[0] in ("imports", "version"):
+    if path[:1] in {(), ("imports",), ("version",)}:  # () is all there is of an empty file
         return True
     inner = path[2:]
     if inner in {("enable_cdi",), ("containerd", "default_runtime_name")}:

@@ -62,7 +62,7 @@ def test_every_binary_gets_its_handler_with_the_options_of_the_default() -> None
 def test_all_keys_of_the_base_are_inherited() -> None:
     """Whatever an admin set for pods holds for GPU pods."""
     base: Data = {
-        "runtime_type": "io.containerd.kata.v2", "snapshotter": "devmapper",
+        "runtime_type": "io.containerd.runc.v1", "snapshotter": "devmapper",
         "privileged_without_host_devices": True, "pod_annotations": ["a/*"],
         "options": {"Root": "/run/x", "BinaryName": "/usr/bin/site-runc"},
     }  # fmt: skip
