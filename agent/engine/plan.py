@@ -30,6 +30,7 @@ _HEADER = (
     "# `toolkit-agent plan` shows what is in force and why; `toolkit-agent revert` undoes it.\n"
 )
 _SECTION_DEFAULT: Path = ("containerd", "default_runtime_name")
+_LEGACY: Path = ("containerd", "default_runtime")
 _SWITCH: Path = ("enable_cdi",)
 _RUNTIMES: Path = ("containerd", "runtimes")
 
@@ -259,12 +260,24 @@ def _owner_overlay(scene: Scene, wanted: Wanted) -> dict[str, FileState | None]:
         # `runtimes` in a file replaces the built-in table, and the CRI plugin does not load
         # without the default runtime's (observed on 1.6 and 1.7).
         ops.append(Set((*section, *_RUNTIMES, "runc"), gen.runc))
-    legacy = (*section, "containerd", "default_runtime")
-    if wanted.default is not None and get(data, (*legacy, "runtime_type")):
-        ops.append(Unset(legacy))  # it would win over default_runtime_name
+    ops += _without_legacy_default(section, data) if wanted.default is not None else []
     ops += _ops(section, data, gaps, wanted)
     state = owner.state or new_state()
     return {owner.path.host: _with(state, tomledit.edit(text, ops, owner.path.host))}
+
+
+def _without_legacy_default(section: Path, data: Data) -> list[Op]:
+    """The deprecated `default_runtime` table taken out, for it would win over the name that we set.
+
+    containerd shows it as a handler called "default"; somebody else's goes on as just that.
+    """
+    legacy = (*section, *_LEGACY)
+    table = get(data, legacy) or {}
+    if not table.get("runtime_type"):
+        return []
+    named = (*section, *_RUNTIMES, "default")
+    keep = not wishes.is_ours("default", table) and get(data, named) is None
+    return [*([Set(named, table)] if keep else []), Unset(legacy)]
 
 
 def _checked(scene: Scene, overlay: Overlay, wanted: Wanted) -> Edits:
@@ -309,7 +322,8 @@ def strip(settings: Data, gen: Generation, wanted: Wanted) -> Data:
     section: Path = ("plugins", "cri")
     ops: list[Op] = [Unset((*section, *_RUNTIMES, name)) for name in wanted.handlers]
     ops += [Unset((*section, *_SECTION_DEFAULT)), Unset((*section, "enable_cdi"))]
-    ops.append(Unset((*section, "containerd", "default_runtime")))
+    # containerd 1.x's deprecated table, and what it is called once it is a handler
+    ops += [Unset((*section, *path)) for path in (_LEGACY, (*_RUNTIMES, "default"))]
     if get(settings, (*section, *_RUNTIMES, "runc")) == gen.runc:
         ops.append(Unset((*section, *_RUNTIMES, "runc")))
     return tomledit.without_empty(tomledit.apply(settings, ops))

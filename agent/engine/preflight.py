@@ -133,7 +133,9 @@ def _strip(dump: Data, candidate: Candidate) -> Data:
     ops: list[Op] = [Unset((*runtimes, name)) for name in candidate.ours]
     ops += [
         Unset((*section, "containerd", "default_runtime_name")),
+        # containerd 1.x's deprecated table, and what it is called once it is a handler
         Unset((*section, "containerd", "default_runtime")),
+        Unset((*runtimes, "default")),
         Unset((*section, "enable_cdi")),
         Unset(("imports",)),
         Unset(("version",)),

@@ -51,6 +51,7 @@ def others_in_status(config: Mapping[str, Any]) -> Any:
     """The configuration that Status shows, without what is the agent's to change."""
     containerd = dict(config["containerd"])
     containerd.pop("defaultRuntimeName", None)
+    containerd.pop("defaultRuntime", None)  # deprecated: 1.x shows it as the handler "default" too
     containerd["runtimes"] = _foreign(containerd.get("runtimes") or {})
     kept = {key: value for key, value in config.items() if key != "enableCDI"}
     return pruned({**kept, "containerd": containerd})
@@ -63,6 +64,9 @@ def others_in_dump(dump: Mapping[str, Any]) -> Any:
         section = dict(plugins.get(name, {}))
         containerd = dict(section.get("containerd", {}))
         containerd.pop("default_runtime_name", None)
+        legacy = containerd.pop("default_runtime", None) or {}
+        if legacy.get("runtime_type"):
+            containerd.setdefault("runtimes", {}).setdefault("default", legacy)
         containerd["runtimes"] = _foreign(containerd.get("runtimes", {}))
         section.pop("enable_cdi", None)
         plugins[name] = {**section, "containerd": containerd}

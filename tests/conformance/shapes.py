@@ -184,6 +184,20 @@ SHAPES = (
     Shape("stale-options-v2", {"1.7": ROW4}, handlers=_WITH_NVIDIA),
     Shape("stale-options-v3", _NEW, handlers=_WITH_NVIDIA),
     Shape("sole-nvidia-v2", {"1.6": ROW6}, handlers=("nvidia",), default="nvidia", base="nvidia"),
+    Shape(
+        "legacy-default-v1",
+        {"1.7": ROW4},
+        handlers=("default", "runc"),
+        default="default",
+        base="default",
+    ),
+    Shape(
+        "legacy-default-v2",
+        {"1.7": ROW4},
+        handlers=("default", "runc"),
+        default="default",
+        base="default",
+    ),
     Shape("one-binary", _ALL, files="kubeadm-v2", binaries=(BINARIES["nvidia"],)),
 )
 

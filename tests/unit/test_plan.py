@@ -551,6 +551,16 @@ def test_deprecated_default_table_does_not_win_over_ours(tmp_path: Path) -> None
     assert cri.table("nvidia")["options"]["Root"] == "/run/x"
 
 
+def test_deprecated_default_table_goes_on_as_the_handler_that_it_was(tmp_path: Path) -> None:
+    """Nothing of it is lost: pods ask for it by that name, and ours go on inheriting from it."""
+    tree = Tree(tmp_path, "1.6.20")
+    tree.write({"config.toml": LEGACY.replace("BinaryName", "Root").replace("@BINARY@", "/run/x")})
+    before = tree.cri().table("default")
+    tree.apply(tree.plan())
+    assert tree.cri().table("default") == before
+    assert tree.plan().changes == ()
+
+
 def test_deprecated_default_table_of_an_earlier_tool_goes(tmp_path: Path) -> None:
     """1.7 with native CDI: ours must not be the default under that name either."""
     tree = Tree(tmp_path, "1.7.24")
