@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agent.errors import Unreachable
+from agent.observe.process import reachable
 
 if TYPE_CHECKING:
     from agent._cri.api_pb2_grpc import RuntimeServiceStub
@@ -104,7 +105,10 @@ def _stub(path: str) -> Iterator[RuntimeServiceStub]:
         ("grpc.enable_http_proxy", 0),
         ("grpc.use_local_subchannel_pool", 1),
     )
-    with grpc.insecure_channel(f"unix:{path}", options=options) as channel:
+    with (
+        reachable(path) as short,
+        grpc.insecure_channel(f"unix:{short}", options=options) as channel,
+    ):
         yield RuntimeServiceStub(channel)
 
 

@@ -5,11 +5,13 @@ Invariant: a process is known by pid and start time together, never by pid alone
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
 import stat
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from agent.errors import Unreachable, reason
@@ -51,13 +53,28 @@ def peer(path: str, name: str, timeout: float = 5.0) -> int:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(timeout)
         try:
-            client.connect(path)
+            with reachable(path) as short:
+                client.connect(short)
             raw = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         except OSError as error:
             text = "no answer" if isinstance(error, TimeoutError) else reason(error)
             raise Unreachable(f"cannot reach {name}: {text}; is the runtime up?") from error
     pid: int = struct.unpack("3i", raw)[0]
     return pid
+
+
+@contextlib.contextmanager
+def reachable(path: str) -> Iterator[str]:
+    """A name for a socket that fits into an address (107 bytes), also where a host root makes the
+    path longer than what the runtime itself listens on."""
+    if len(os.fsencode(path)) < 108:
+        yield path
+        return
+    fd = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}/{os.path.basename(path)}"
+    finally:
+        os.close(fd)
 
 
 def find(socket_path: str, name: str, host: HostRoot, kind: str) -> Process | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,13 @@ import pytest
 pytest.register_assert_rewrite("tests.cli.node", "tests.conformance.checks")
 
 from tests.cli.node import CliNode  # noqa: E402 - after the line above
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory with a short name: the address of a socket in it has 107 bytes at most."""
+    with tempfile.TemporaryDirectory(prefix="node-") as name:
+        yield Path(name)
 
 
 @pytest.fixture

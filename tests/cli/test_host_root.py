@@ -40,9 +40,9 @@ class HostedNode(CliNode):
 
 
 @pytest.fixture
-def hosted(tmp_path: Path) -> Iterator[HostedNode]:
+def hosted(place: Path) -> Iterator[HostedNode]:
     """A node in a directory."""
-    with HostedNode(tmp_path) as node:
+    with HostedNode(place) as node:
         yield node
 
 

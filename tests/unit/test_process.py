@@ -272,3 +272,15 @@ def test_shims_are_not_taken_for_the_runtime(proc: Proc, monkeypatch: pytest.Mon
     found = hidden(proc, monkeypatch)
     assert found is not None
     assert found.pid == 7
+
+
+def test_socket_with_a_long_name_is_reached(tmp_path: Path) -> None:
+    """A host root can make a path longer than an address may be."""
+    directory = tmp_path / ("d" * 60) / ("e" * 60)
+    directory.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as server:
+        fd = os.open(directory, os.O_PATH)
+        server.bind(f"/proc/self/fd/{fd}/s")
+        os.close(fd)
+        server.listen()
+        assert process.peer(str(directory / "s"), "s") == os.getpid()
