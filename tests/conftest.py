@@ -7,6 +7,7 @@ import os
 import pytest
 from hypothesis import settings
 
+from tests.conformance import table
 from tests.tools.runtimes import WANTED, Inventory, load
 
 # Without --long the same examples each time: a failure is the change's, not the day's.
@@ -75,6 +76,7 @@ def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     """Say which real runtimes took part, so that a run without any cannot pass for one with."""
+    table.show(terminalreporter)
     inventory = config.stash[INVENTORY]
     reports = [r for outcome in ("passed", "failed") for r in terminalreporter.getreports(outcome)]
     named = {value for report in reports for key, value in report.user_properties if key == _USED}
