@@ -45,13 +45,6 @@ class HostPath:
     def name(self) -> str:
         return os.path.basename(self.host)
 
-    @property
-    def parent(self) -> HostPath:
-        return HostPath(os.path.dirname(self.agent), os.path.dirname(self.host))
-
-    def child(self, name: str) -> HostPath:
-        return HostPath(os.path.join(self.agent, name), os.path.join(self.host, name))
-
 
 @dataclass(frozen=True, slots=True)
 class Mount:
