@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agent import __version__
-from agent.errors import AgentError
+from agent.errors import AgentError, Locked
 from agent.options import OPTIONS, Option
 from agent.settings import Entry, Settings, resolve
 
@@ -37,6 +37,7 @@ cannot be proven is undone.
   toolkit-agent apply    do it
   toolkit-agent status   what is
   toolkit-agent revert   back to the files of before
+  toolkit-agent run      do it, and keep the node right until stopped
 """
 
 
@@ -101,6 +102,34 @@ def apply(output: str, **given: str | None) -> None:
         output, lambda: render.outcome_text(outcome), "Outcome",
         lambda: render.outcome_data(outcome),
     )  # fmt: skip
+
+
+@cli.command(epilog=_EPILOG)
+@_with_options
+def run(**given: str | None) -> None:
+    """Make the node right, publish, and keep it right until stopped; SIGHUP: look now.
+
+    Stopping it leaves the node as it is.
+    """
+    _keep(given, "toolkit-agent")
+
+
+@cli.command("converge-child", hidden=True)
+@_with_options
+@click.option("--lock-fd", type=int, required=True)
+@click.option("--watch-fd", type=int, required=True)
+@click.option("--since", type=float, required=True)
+@click.option("--told", type=int, default=0)
+@click.option("--entry", type=click.Choice(["toolkit-agent", "nvidia-toolkit"]), required=True)
+def converge_child(
+    lock_fd: int, watch_fd: int, since: float, told: int, entry: Entry, **given: str | None
+) -> None:
+    """One convergence of run; started by it, and of no use to anybody else."""
+    from agent.daemon import child
+
+    inherited = child.Inherited(lock_fd, watch_fd, since, told)
+    code = child.work(_context(given, entry), inherited, lambda text: click.echo(text, err=True))
+    raise SystemExit(code)
 
 
 @cli.command(epilog=_EPILOG)
@@ -182,20 +211,36 @@ def _emit(
 @click.command(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @_with_options
 def toolkit(**given: str | None) -> None:
-    """Entry point for gpu-operator: apply with upstream's defaults, then wait to be stopped.
+    """Entry point for gpu-operator: run with upstream's names and defaults.
 
     With --no-daemon it ends after the convergence. Stopping it leaves the node as it is.
     """
-    import signal
+    _keep(given, "nvidia-toolkit")
 
-    from agent.engine.converge import converge
 
-    ctx = _context(given, "nvidia-toolkit")
-    ending = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, ending)
-    converge(ctx)
-    if not ctx.settings.no_daemon:
-        signal.sigwait(ending)
+def _keep(given: dict[str, str | None], entry: Entry) -> None:
+    """What `run` does. It does not return: this process becomes the waiting one."""
+    from agent.engine.converge import converge, tell
+
+    ctx = _context(given, entry)
+    if ctx.settings.no_daemon:
+        converge(ctx)
+        return
+    from agent.daemon.start import become_supervisor
+
+    try:
+        become_supervisor(ctx, _again(given))
+    except Locked:
+        raise
+    except AgentError as error:
+        tell(ctx, error)
+        raise
+
+
+def _again(given: dict[str, str | None]) -> list[str]:
+    """The options as they were given, for a child's command line."""
+    values = ((option, given.get(option.name)) for option in OPTIONS)
+    return [f"{option.all_flags[0]}={value}" for option, value in values if value is not None]
 
 
 def _run(command: click.Command, name: str) -> None:

@@ -229,6 +229,13 @@ _AGENT = (
         "60",
     ),
     Option(
+        "interval",
+        "seconds",
+        ("AGENT_INTERVAL",),
+        "run: seconds between two looks at the whole node, besides those when something changed.",
+        "600",
+    ),
+    Option(
         "no_runtime_config",
         "bool",
         ("NO_RUNTIME_CONFIG",),
@@ -239,7 +246,7 @@ _AGENT = (
         "no_daemon",
         "bool",
         ("NO_DAEMON",),
-        "nvidia-toolkit: end after the first convergence instead of waiting for a signal.",
+        "run, nvidia-toolkit: end after the first convergence instead of staying.",
         "false",
         ("--no-daemon", "-n"),
     ),

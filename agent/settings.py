@@ -58,6 +58,7 @@ class Settings:
     status_dir: str
     state_dir: str
     proof_timeout: float
+    interval: float
     no_runtime_config: bool
     no_daemon: bool
     debug: bool

@@ -80,6 +80,7 @@ def carry_out(ctx: Context, request: Request) -> Done:
         _undo_files(ctx, journal)
         raise
     try:
+        ctx.settle()
         restart.act(request.runtime.process)
         ctx.log("runtime restarted", kind=restart.kind, target=restart.target)
         answer = prove_change(ctx, journal)

@@ -33,9 +33,15 @@ def _silent(event: str, **_: Any) -> None:
     """No log."""
 
 
+def _at_once() -> None:
+    """Nothing to wait for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Settings and seams of one run. `log` takes an event and key-value pairs."""
+    """Settings and seams of one run. `log` takes an event and key-value pairs; `lock_fd` is the
+    descriptor of a parent that holds the lock for us; `settle` waits until the runtime may be
+    restarted without harm to ourselves."""
 
     settings: Settings
     host: HostRoot
@@ -48,6 +54,8 @@ class Context:
     choose_restart: Callable[[str, Process | None, HostRoot, str], Restart] = field(
         default=restart.choose
     )
+    lock_fd: int | None = None
+    settle: Callable[[], None] = _at_once
 
     @property
     def boot_id(self) -> str:
@@ -79,7 +87,7 @@ class Context:
         """The state directory made, the lock in it held, and signals that would end us kept
         waiting: a change in progress is finished or undone first. Raises Locked or Refused."""
         self.store.create()
-        with lock.held(self.store.path("lock")):
+        with lock.held(self.store.path("lock"), self.lock_fd):
             ending = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
             old = signal.pthread_sigmask(signal.SIG_BLOCK, ending)
             try:

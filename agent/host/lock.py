@@ -15,22 +15,46 @@ from collections.abc import Iterator
 from agent.errors import Locked, Refused, reason
 
 
-@contextlib.contextmanager
-def held(path: str) -> Iterator[None]:
-    """Hold the lock at an agent path. Raises Locked where another process has it."""
+def take(path: str) -> int:
+    """The descriptor that holds the lock at an agent path until it is closed.
+
+    Raises Locked where another process has it, Refused.
+    """
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise Refused(f"cannot open the lock {path}: {reason(error)}") from error
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise Refused(f"cannot lock {path}: {reason(error)}") from error
-            raise Locked(
-                f"cannot start: another toolkit-agent holds {path}; wait for it or stop it"
-            ) from error
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise Refused(f"cannot lock {path}: {reason(error)}") from error
+        raise Locked(
+            f"cannot start: another toolkit-agent holds {path}; wait for it or stop it"
+        ) from error
+    return fd
+
+
+@contextlib.contextmanager
+def held(path: str, inherited: int | None = None) -> Iterator[None]:
+    """Hold the lock at an agent path. Raises Locked where another process has it, Refused.
+
+    `inherited`: the descriptor of a parent that holds it for us. It is of no use where somebody
+    removed the file since: another one would lock the new file beside us.
+    """
+    if inherited is not None and _is(path, inherited):
+        yield
+        return
+    fd = take(path)
+    try:
         yield
     finally:
         os.close(fd)
+
+
+def _is(path: str, fd: int) -> bool:
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(fd))
+    except OSError:
+        return False

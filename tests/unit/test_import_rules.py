@@ -23,6 +23,7 @@ MODULES = {
 LAYERS = (
     ("agent.__main__",),
     ("agent.cli",),
+    ("agent.daemon",),
     ("agent.engine",),
     ("agent.render", "agent.log"),
     ("agent.observe", "agent.status"),

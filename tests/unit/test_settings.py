@@ -72,6 +72,7 @@ TABLE = f"""
 --status-dir OUTPUT_DIR
 --state-dir AGENT_STATE_DIR
 --proof-timeout AGENT_PROOF_TIMEOUT
+--interval AGENT_INTERVAL
 --native-cdi AGENT_NATIVE_CDI
 --device-list-strategy AGENT_DEVICE_LIST_STRATEGY
 --kubelet-version KUBELET_VERSION

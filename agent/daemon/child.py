@@ -1,0 +1,72 @@
+"""One convergence of `run`, in a process of its own.
+
+Invariant: whatever comes of it, the watch list is written before it ends, so that the supervisor
+waits for the right things; and a failure that was told before is not told again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from agent.engine.context import Context
+from agent.engine.converge import converge
+from agent.engine.node import Node
+from agent.engine.watch import watched
+from agent.errors import AgentError
+from agent.status import ERROR
+
+SETTLE = 5.0  # seconds from our start in which our own sandbox comes up (gpu-operator#456)
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """What the supervisor hands down: descriptors of the lock and of the watch list's pipe, the
+    monotonic time of its start, and the last exit code."""
+
+    lock: int
+    pipe: int
+    since: float
+    told: int
+
+
+def work(ctx: Context, inherited: Inherited, say: Callable[[str], None]) -> int:
+    """Converge once; gives the exit code. `say` takes the line of a failure that is new."""
+    for fd in (inherited.lock, inherited.pipe):
+        os.set_inheritable(fd, False)
+    ctx = replace(ctx, lock_fd=inherited.lock, settle=lambda: _settle(ctx, inherited.since))
+    before, node, code = _told(ctx), None, 0
+    try:
+        outcome = converge(ctx)
+        node = outcome.proposal.node
+    except AgentError as error:
+        code = error.exit_code
+        if code != inherited.told or _told(ctx) != before:
+            say(error.message)
+    finally:
+        _report(ctx, node, inherited.pipe)
+    return code
+
+
+def _settle(ctx: Context, since: float) -> None:
+    """A container that dies with a runtime restarted too early is started over and over."""
+    if not ctx.host.is_host:
+        ctx.sleep(max(0.0, since + SETTLE - ctx.clock()))
+
+
+def _told(ctx: Context) -> bytes | None:
+    try:
+        with open(ctx.publisher.path(ERROR), "rb") as file:
+            return file.read(1 << 16)
+    except OSError:
+        return None
+
+
+def _report(ctx: Context, node: Node | None, pipe: int) -> None:
+    data = b"\0".join(os.fsencode(entry) for entry in watched(ctx, node))
+    try:
+        with open(pipe, "wb") as file:
+            file.write(data)
+    except BrokenPipeError:
+        return  # the supervisor was killed; the work is done all the same

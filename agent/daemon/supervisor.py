@@ -1,0 +1,278 @@
+"""The waiting process of `run`: watches paths, and has the node made right in a child.
+
+Invariant: it imports nothing but os, sys, signal, time and errno, so that waiting costs next to
+nothing; and a convergence counts only where nothing that is watched moved while it ran, so that no
+change is lost. Run by its path, after `start.py` has taken the lock and blocked the signals:
+
+    supervisor.py INTERVAL DEADLINE ARGV...
+
+ARGV is the child's command line, to which `--watch-fd` and `--told` are added.
+"""
+
+import errno
+import os
+import signal
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+POLL = 0.5  # seconds between two looks
+IN_A_ROW = 3  # convergences during which something moved, before there is a pause
+LONGEST = 60.0  # seconds of back-off
+USAGE = 2  # exit code of a child that will never succeed
+_NOT_STARTED = 127
+
+_TYPE, _LINK, _SOCKET = 0o170000, 0o120000, 0o140000
+
+
+def signature(entry: bytes) -> object:
+    """What changes when a watched entry changes; None where it is not there.
+
+    An entry is a path, or `PREFIX*DIRECTORY`: the names in a directory that start so.
+    """
+    if not entry.startswith(b"/"):
+        prefix, _, directory = entry.partition(b"*")
+        return _names(prefix, directory)
+    try:
+        own = os.lstat(entry)
+        if own.st_mode & _TYPE != _LINK:
+            return _facts(own)
+        return _facts(own), _facts(os.stat(entry))
+    except OSError as error:
+        return None if error.errno in (errno.ENOENT, errno.ENOTDIR) else error.errno
+
+
+def _facts(found: os.stat_result) -> object:
+    if found.st_mode & _TYPE == _SOCKET:
+        return found.st_ino, found.st_dev, found.st_mode, found.st_ctime_ns
+    return (
+        found.st_mode, found.st_ino, found.st_dev, found.st_size, found.st_mtime_ns,
+        found.st_ctime_ns, found.st_rdev, found.st_uid, found.st_gid,
+    )  # fmt: skip
+
+
+def _names(prefix: bytes, directory: bytes) -> object:
+    """For /dev, whose own time changes with every terminal."""
+    found = []
+    try:
+        for name in os.listdir(directory):
+            if name.startswith(prefix):
+                item = os.lstat(os.path.join(directory, name))
+                found.append((name, item.st_rdev, item.st_mode))
+    except OSError as error:
+        return error.errno
+    return sorted(found)
+
+
+def signatures(entries: "Iterable[bytes]") -> dict[bytes, object]:
+    """The signature of every entry."""
+    return {entry: signature(entry) for entry in entries}
+
+
+def backoff(times: int) -> float:
+    """Seconds to wait after so many in a row: 1, 2, 4, … 60."""
+    return min(LONGEST, 2.0 ** min(times - 1, 10))
+
+
+def jittered(interval: float) -> float:
+    """An interval, 10 % more or less: the nodes of a cluster started together."""
+    return interval * (0.9 + 0.2 * os.urandom(1)[0] / 255)
+
+
+class Wishes:
+    """What signals have asked for: to stop, or to converge now."""
+
+    def __init__(self) -> None:
+        self.stop = False
+        self.now = False
+
+
+class Keeper:
+    """Converge, wait, and converge again.
+
+    `converge` takes the last exit code and gives the new one with the watch list (None where the
+    child gave none); `wait` waits that many seconds or until a signal, and notes it in `wishes`.
+    """
+
+    def __init__(
+        self,
+        converge: "Callable[[int], tuple[int, tuple[bytes, ...] | None]]",
+        wait: "Callable[[float], None]",
+        wishes: Wishes,
+        clock: "Callable[[], float]" = time.monotonic,
+        look: "Callable[[Iterable[bytes]], dict[bytes, object]]" = signatures,
+    ) -> None:
+        self.converge = converge
+        self.wait = wait
+        self.wishes = wishes
+        self.clock = clock
+        self.look = look
+        self.code = 0
+        self.seen: dict[bytes, object] = {}  # signatures after the last convergence
+        self.moved = 0  # convergences in a row during which something moved
+        self.failed = 0  # and those that failed
+
+    def keep(self, interval: float) -> int:
+        """Until told to stop; gives the exit code."""
+        while True:
+            self.once()
+            if self.code == USAGE:
+                return USAGE
+            if not 0 < self.moved < IN_A_ROW:
+                self.idle(self.pause(interval))
+            if self.wishes.stop:
+                return 0
+
+    def once(self) -> None:
+        """One convergence. What is watched newly counts as moved: nobody saw it before."""
+        self.wishes.now = False
+        before = self.look(self.seen)
+        code, listed = self.converge(self.code)
+        if listed is None:
+            listed = tuple(before)
+        elif code != 0:  # a node that cannot be read says less than it did
+            listed = tuple(dict.fromkeys((*listed, *before)))
+        self.seen = self.look(listed)
+        self.moved = self.moved + 1 if self.seen != before else 0
+        self.failed = self.failed + 1 if code else 0
+        if code != self.code:
+            log("waiting" if code else "right", "code", code)
+        self.code = code
+
+    def pause(self, interval: float) -> float:
+        """Seconds until the next convergence, if nothing happens."""
+        if self.moved:
+            return backoff(self.moved - IN_A_ROW + 1)
+        return backoff(self.failed) if self.failed else jittered(interval)
+
+    def idle(self, seconds: float) -> None:
+        """Wait for a signal, for a change, or for the time to be up.
+
+        Where something moves all the time, the time alone counts; then it is looked at anyway.
+        """
+        end = self.clock() + seconds
+        while not (self.wishes.stop or self.wishes.now):
+            left = end - self.clock()
+            if left <= 0:
+                return
+            self.wait(min(left, POLL))
+            if not self.moved and self.look(self.seen) != self.seen:
+                self.failed = 0
+                return
+
+
+class Children:
+    """Starts convergences, takes signals, and buries whoever dies: we may be pid 1."""
+
+    def __init__(self, argv: list[str], deadline: float, wishes: Wishes) -> None:
+        self.argv = argv
+        self.deadline = deadline
+        self.wishes = wishes
+        self.pid = 0
+        self.ends: list[int] = []  # wait statuses of the one that is waited for
+
+    def wait(self, seconds: float) -> None:
+        """Wait for a signal. They are blocked, so none comes at a bad moment or is lost."""
+        found = signal.sigtimedwait(SIGNALS, seconds)
+        if found is None:
+            return
+        if found.si_signo in (signal.SIGTERM, signal.SIGINT):
+            self.wishes.stop = True
+        elif found.si_signo == signal.SIGHUP:
+            self.wishes.now = True
+        self.reap()
+
+    def reap(self) -> None:
+        """Bury every child that has ended."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self.pid:
+                self.ends.append(status)
+
+    def converge(self, told: int) -> tuple[int, tuple[bytes, ...] | None]:
+        """Run one child to its end. Gives its exit code and what it wants to be watched."""
+        reader, writer = os.pipe()
+        os.set_inheritable(writer, True)
+        os.set_blocking(reader, False)
+        argv = [*self.argv, f"--watch-fd={writer}", f"--told={told}"]
+        self.ends.clear()
+        try:
+            self.pid = os.posix_spawn(
+                argv[0], argv, os.environ, setpgroup=0, setsigmask=[],
+                setsigdef=[*SIGNALS, signal.SIGPIPE],
+            )  # fmt: skip
+        except OSError as error:
+            log("child not started", "errno", error.errno or 0)
+            os.close(reader)
+            return _NOT_STARTED, None
+        finally:
+            os.close(writer)
+        data = self._follow(reader)
+        os.close(reader)
+        code = os.waitstatus_to_exitcode(self.ends[0])
+        listed = tuple(entry for entry in data.split(b"\0") if entry)
+        return code if code >= 0 else 128 - code, listed or None
+
+    def _follow(self, reader: int) -> bytes:
+        """Read what the child writes until it has ended; past its deadline it is killed, which
+        its journal makes safe."""
+        end, data, asked = time.monotonic() + self.deadline, b"", False
+        while not self.ends:
+            if self.wishes.stop and not asked:
+                # Under the lock it blocks the signal and ends after its step; else at once.
+                os.kill(self.pid, signal.SIGTERM)
+                asked = True
+            if time.monotonic() > end:
+                log("child killed", "pid", self.pid)
+                os.killpg(self.pid, signal.SIGKILL)
+                end += LONGEST
+            self.wait(POLL)
+            self.reap()
+            data += _drain(reader)
+        return data + _drain(reader)
+
+
+def _drain(reader: int) -> bytes:
+    data = b""
+    try:
+        while part := os.read(reader, 1 << 16):
+            data += part
+    except BlockingIOError:
+        pass
+    return data
+
+
+def log(event: str, key: str, number: int) -> None:
+    """A line as the rest of the program writes them. A log that is gone stops nobody."""
+    moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    line = f'{{"{key}": {number}, "event": "{event}", "level": "info", "ts": "{moment}"}}\n'
+    try:
+        os.write(2, line.encode())
+    except OSError:
+        return
+
+
+def main() -> int:
+    """The arguments are those of the docstring."""
+    for number in SIGNALS:  # an ignored SIGCHLD would take our children's ends away
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    interval, deadline, argv = float(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]
+    wishes = Wishes()
+    children = Children(argv, deadline, wishes)
+    code = Keeper(children.converge, children.wait, wishes).keep(interval)
+    log("stopped", "code", code)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

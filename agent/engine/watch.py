@@ -1,0 +1,121 @@
+"""What has to be looked at while waiting: every path whose change can make this node wrong.
+
+Invariant: reads only, never raises, and names paths as we open them. A path too many costs a
+convergence that does nothing; one that is missing is a node that stays wrong until the interval.
+
+An entry is a path, or `PREFIX*DIRECTORY` for the names in a directory that start so.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+
+from agent import status
+from agent.engine import node as nodes
+from agent.engine.context import Context
+from agent.engine.node import Node
+from agent.errors import AgentError
+from agent.host.paths import HostPath, HostRoot
+from agent.observe import config, process
+from agent.observe.process import Process
+from agent.runtimes.containerd import import_pattern
+
+_PROGRAMS = (
+    "nvidia-container-runtime",
+    "nvidia-container-runtime.cdi",
+    "nvidia-container-runtime.legacy",
+    "nvidia-cdi-hook",
+)
+
+
+def watched(ctx: Context, node: Node | None) -> tuple[str, ...]:
+    """The watch list; `node` None where none could be read."""
+    files = _of_node(ctx, node) if node is not None else _of_settings(ctx)
+    return tuple(dict.fromkeys((*files, *_published(ctx), *_programs(ctx), *_driver(ctx))))
+
+
+def _of_node(ctx: Context, node: Node) -> Iterator[str]:
+    yield from _path(ctx.host, node.runtime.socket.host)
+    yield from _drop_in(node.drop_in)
+    for file in node.files:
+        yield from _path(ctx.host, file.name)
+        for pattern in file.data.get("imports", []):
+            absolute = import_pattern(node.gen, file.name, pattern)
+            if absolute is not None and "*" in absolute:
+                yield from _path(ctx.host, _fixed_part(absolute))
+
+
+def _fixed_part(pattern: str) -> str:
+    """The directory above the first part with a wildcard: its time changes with its entries."""
+    while any(char in pattern for char in "*?["):
+        pattern = os.path.dirname(pattern)
+    return pattern
+
+
+def _of_settings(ctx: Context) -> Iterator[str]:
+    """A runtime that is down or cannot be worked with: where it would be, and its files."""
+    settings, host = ctx.settings, ctx.host
+    kinds = tuple(nodes.SOCKETS) if settings.runtime == "auto" else (settings.runtime,)
+    sockets = [(kind, path) for kind in kinds for path in nodes.SOCKETS[kind]]
+    for kind, path in [(kinds[0], settings.socket)] if settings.socket else sockets:
+        try:
+            socket = host.locate(path)
+        except AgentError:
+            yield host.agent_path(host.name(path))
+            continue
+        yield socket.agent
+        yield from _of_process(ctx, _running(host, socket, kind))
+
+
+def _running(host: HostRoot, socket: HostPath, kind: str) -> Process | None:
+    try:
+        return process.find(socket.agent, socket.host, host, kind)
+    except AgentError:
+        return None
+
+
+def _of_process(ctx: Context, running: Process | None) -> Iterator[str]:
+    """The files of a runtime whose configuration may be the trouble."""
+    try:
+        root = nodes.root_name(ctx.settings, ctx.host, running)
+        yield from _path(ctx.host, root)
+        yield from _drop_in(nodes.drop_in(ctx.settings, ctx.host, root))
+        for pattern in config.load_file(ctx.host, root).data.get("imports", []):
+            absolute = os.path.normpath(os.path.join(os.path.dirname(root), pattern))
+            yield from _path(ctx.host, _fixed_part(absolute))
+    except AgentError:
+        return
+
+
+def _drop_in(path: HostPath) -> Iterator[str]:
+    yield path.agent
+    yield os.path.dirname(path.agent)
+
+
+def _path(host: HostRoot, name: str) -> Iterator[str]:
+    """A host path by its name and by where its links lead: both can be exchanged."""
+    yield host.agent_path(name)
+    try:
+        yield host.resolve(name).agent
+    except AgentError:
+        return
+
+
+def _published(ctx: Context) -> Iterator[str]:
+    """Not their directory, nor the error file: others write there, and so do failures of ours."""
+    for name in (status.READY, status.TWIN):
+        yield ctx.publisher.path(name)
+
+
+def _programs(ctx: Context) -> Iterator[str]:
+    host = ctx.host
+    installed = os.path.join(host.name(ctx.settings.toolkit_install_dir), "toolkit")
+    for directory in (installed, "/usr/bin"):
+        for name in _PROGRAMS:
+            yield from _path(host, os.path.join(directory, name))
+
+
+def _driver(ctx: Context) -> Iterable[str]:
+    """The driver, and the CDI spec that is made from it."""
+    return (f"nvidia*{ctx.host.agent_path('/dev')}",)
