@@ -35,8 +35,7 @@ def signature(entry: bytes) -> object:
     An entry is a path, or `PREFIX*DIRECTORY`: the names in a directory that start so.
     """
     if not entry.startswith(b"/"):
-        prefix, _, directory = entry.partition(b"*")
-        return _names(prefix, directory)
+        return _names(entry)
     try:
         own = os.lstat(entry)
         if own.st_mode & _TYPE != _LINK:
@@ -55,17 +54,26 @@ def _facts(found: os.stat_result) -> object:
     )  # fmt: skip
 
 
-def _names(prefix: bytes, directory: bytes) -> object:
-    """For /dev, whose own time changes with every terminal."""
-    found = []
+# Names by entry, with the time of the directory that they are of.
+_listed: dict[bytes, tuple[int, list[bytes]]] = {}
+
+
+def _names(entry: bytes) -> object:
+    """For /dev, whose own time changes with what is nobody's business here."""
+    prefix, _, directory = entry.partition(b"*")
     try:
-        for name in os.listdir(directory):
-            if name.startswith(prefix):
-                item = os.lstat(os.path.join(directory, name))
-                found.append((name, item.st_rdev, item.st_mode))
+        moment = os.stat(directory).st_mtime_ns
+        known = _listed.get(entry)
+        if known is None or known[0] != moment:
+            names = sorted(name for name in os.listdir(directory) if name.startswith(prefix))
+            known = moment, names
+            # A change within the same tick of the clock would not show in the time.
+            if time.time_ns() - moment > 10**9:
+                _listed[entry] = known
+        found = ((name, os.lstat(directory + b"/" + name)) for name in known[1])
+        return [(name, item.st_rdev, item.st_mode) for name, item in found]
     except OSError as error:
         return error.errno
-    return sorted(found)
 
 
 def signatures(entries: "Iterable[bytes]") -> dict[bytes, object]:

@@ -87,6 +87,29 @@ def test_child_does_not_inherit_the_lock(path: Path) -> None:
         child.wait()
 
 
+def test_lock_of_a_parent_is_held_already(path: Path) -> None:
+    """And stays when the child's work is done."""
+    fd = lock.take(str(path))
+    try:
+        with lock.held(str(path), fd):
+            pass
+        with pytest.raises(Locked, match=r"^cannot start"), lock.held(str(path)):
+            pass
+    finally:
+        os.close(fd)
+
+
+def test_lock_of_a_file_that_is_gone_is_none(path: Path) -> None:
+    """Somebody removed it: whoever comes next locks another file, and so do we."""
+    fd = lock.take(str(path))
+    try:
+        path.unlink()
+        with lock.held(str(path), fd), pytest.raises(Locked, match=r"^cannot start"):
+            lock.take(str(path))
+    finally:
+        os.close(fd)
+
+
 @pytest.mark.parametrize("make", [Path.mkdir, lambda p: p.symlink_to("/dev/null")])
 def test_what_is_no_file_is_refused(make: object, path: Path) -> None:
     """A directory or a link of that name is named, not used."""

@@ -1,0 +1,297 @@
+"""`run`: what it notices, what it never says, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.cli.node import CliNode, fails, tells
+from tests.conformance import checks, cri, statusfile
+
+SOON = 5.0  # seconds within which a node is right again
+
+
+class Daemon:
+    """A running `run` on a node; what it says is in `log`."""
+
+    def __init__(self, node: CliNode, *options: str) -> None:
+        self.node = node
+        self.log = node.directory / "run.log"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "agent", "run", *node.options(), *options],
+                env={"PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1"},
+                cwd=node.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def said(self) -> str:
+        """What it said so far."""
+        return self.log.read_text()
+
+    def until(self, holds: Callable[[], bool], seconds: float = SOON) -> None:
+        """Wait until it holds; an assertion fails otherwise, or when the process ends."""
+        end = time.monotonic() + seconds
+        while not holds():
+            assert self.process.poll() is None, self.said()
+            assert time.monotonic() < end, self.said()
+            time.sleep(0.02)
+
+    def idle(self) -> bool:
+        """No child runs."""
+        pid = self.process.pid
+        return not Path(f"/proc/{pid}/task/{pid}/children").read_text().strip()
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> float:
+        """Stop it; gives the seconds that it took."""
+        began = time.monotonic()
+        self.process.send_signal(number)
+        assert self.process.wait(30) == 0, self.said()
+        return time.monotonic() - began
+
+
+@contextmanager
+def running(node: CliNode, *options: str) -> Iterator[Daemon]:
+    """`run` on a node, stopped in the end."""
+    daemon = Daemon(node, *options)
+    try:
+        yield daemon
+    finally:
+        daemon.process.kill()
+        daemon.process.wait()
+
+
+def read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def has_handler(node: CliNode) -> bool:
+    """The runtime answers, and with our handler."""
+    try:
+        return "nvidia" in cri.ask(node.socket, 2.0).runtimes
+    except grpc.RpcError:
+        return False
+
+
+def published(node: CliNode) -> bytes | None:
+    """What both files say, without the time of it; None where they do not agree."""
+    ready, twin = (read(node.validations / n) for n in (statusfile.READY, statusfile.TWIN))
+    return re.sub(rb"TIMESTAMP=\d+", b"", ready) if ready and ready == twin else None
+
+
+def files(node: CliNode) -> tuple[bytes | None, bytes | None]:
+    return read(node.config), read(node.drop_in)
+
+
+def settle(daemon: Daemon) -> None:
+    """Right, and nothing more to do."""
+    daemon.until(lambda: published(daemon.node) is not None and has_handler(daemon.node), 20)
+    calm = [0.0]
+
+    def rests() -> bool:
+        calm[0] = calm[0] + 1 if daemon.idle() else 0
+        return calm[0] > 40
+
+    daemon.until(rests, 20)
+
+
+class Watcher:
+    """Sees to it that `toolkit-ready` never appears while the runtime has not our handler."""
+
+    def __init__(self, node: CliNode) -> None:
+        self.node = node
+        self.lies: list[str] = []
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> Watcher:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        ready, there = self.node.validations / statusfile.READY, False
+        while not self._ending.wait(0.005):
+            before, there = there, ready.exists()
+            if there and not before and not has_handler(self.node):
+                self.lies.append(f"toolkit-ready without the handler at {time.time()}")
+
+
+def _without_import(node: CliNode) -> None:
+    lines = node.config.read_text().splitlines(keepends=True)
+    node.config.write_text("".join(line for line in lines if not line.startswith("imports")))
+
+
+def _without_handler(node: CliNode) -> None:
+    text = node.drop_in.read_text()
+    head, section = text.split("\n[", 1)
+    assert "nvidia" in section
+    node.drop_in.write_text(head)
+
+
+def _restart(node: CliNode) -> None:
+    starts = node.supervisor.starts
+    node.supervisor.send(signal.SIGTERM)
+    assert node.supervisor.wait_until(lambda s: s.starts > starts)
+
+
+def _replace_socket(node: CliNode) -> None:
+    other = node.socket.with_suffix(".new")
+    node.socket.rename(other)
+    time.sleep(0.6)
+    other.rename(node.socket)
+
+
+DISTURBANCES: dict[str, Callable[[CliNode], object]] = {
+    "drop-in removed": lambda node: node.drop_in.unlink(),
+    "drop-in without a handler": _without_handler,
+    "root file without our import": _without_import,
+    "root file touched": lambda node: os.utime(node.config),
+    "runtime restarted": _restart,
+    "socket replaced": _replace_socket,
+    "status file emptied": lambda node: (node.validations / statusfile.READY).write_bytes(b""),
+    "status file removed": lambda node: (node.validations / statusfile.READY).unlink(),
+    "twin removed": lambda node: (node.validations / statusfile.TWIN).unlink(),
+    "toolkit changed": lambda node: (node.toolkit / "nvidia-cdi-hook").write_bytes(b"#!"),
+}
+
+
+def test_node_is_kept_right(node: CliNode) -> None:
+    """Ten disturbances: right again within 5 s each, and ready is never said before it is true."""
+    with Watcher(node) as watcher, running(node) as daemon:
+        settle(daemon)
+        wanted, said = files(node), published(node)
+        for name, disturb in DISTURBANCES.items():
+            disturb(node)
+            daemon.until(
+                lambda: files(node) == wanted and published(node) == said and has_handler(node)
+            )
+            settle(daemon)
+            assert files(node) == wanted, name
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.until(lambda: not daemon.idle())
+        settle(daemon)
+        assert node.error() == {}
+        assert node.supervisor.starts == 3, "the first restart, and the one that was not ours"
+        assert daemon.end() < 1.0
+        assert published(node) == said
+    assert watcher.lies == []
+
+
+def test_nothing_is_touched_while_nothing_happens(node: CliNode) -> None:
+    """A short interval: convergences come and go, and leave no trace."""
+    with running(node, "--interval=1") as daemon:
+        settle(daemon)
+        ready = node.validations / statusfile.READY
+        before = node.tree(), ready.stat().st_ctime_ns, ready.read_bytes()
+        for _ in range(2):
+            daemon.until(lambda: not daemon.idle())
+            daemon.until(daemon.idle)
+        assert (node.tree(), ready.stat().st_ctime_ns, ready.read_bytes()) == before
+
+
+def test_not_ready_while_the_runtime_is_down(node: CliNode) -> None:
+    """Withdrawn while it is down, told why, and back when it is."""
+    with Watcher(node) as watcher, running(node) as daemon:
+        settle(daemon)
+        node.supervisor.delay = None
+        node.supervisor.send(signal.SIGTERM)
+        daemon.until(lambda: not (node.validations / statusfile.READY).exists())
+        daemon.until(lambda: bool(node.error()))
+        tells(node, 4, "RUNTIME_UNREACHABLE")
+        daemon.until(lambda: '"waiting"' in daemon.said())
+        node.supervisor.delay = 0.05
+        daemon.until(lambda: published(node) is not None and has_handler(node))
+        assert node.error() == {}
+    assert watcher.lies == []
+
+
+def test_first_failure_is_no_end(node: CliNode) -> None:
+    """A file that cannot be used is told once and waited for; repaired, the node is made right."""
+    good = node.config.read_bytes()
+    node.config.write_bytes(good + b"[broken")
+    with running(node) as daemon:
+        daemon.until(lambda: '"waiting"' in daemon.said(), 20)
+        tells(node, 3, "REFUSED")
+        time.sleep(2.5)  # it has tried again by now
+        assert daemon.said().count("cannot read") == 1
+        assert node.ready() is None
+        node.config.write_bytes(good)
+        daemon.until(lambda: published(node) is not None)
+
+
+def test_stop_during_a_change(node: CliNode) -> None:
+    """The change is finished first, and the node is right."""
+    node.supervisor.delay = 0.5
+    with running(node) as daemon:
+        daemon.until((node.state / "journal.json").exists, 20)
+        daemon.end()
+        assert not (node.state / "journal.json").exists()
+        assert published(node) is not None
+        assert "nvidia" in node.answer().runtimes
+        assert node.supervisor.starts == 2
+
+
+def test_killed_during_a_change(node: CliNode) -> None:
+    """Its child finishes under the lock that it inherited; nobody can come between."""
+    node.supervisor.delay = 0.5
+    with running(node) as daemon:
+        daemon.until((node.state / "journal.json").exists, 20)
+        daemon.process.kill()
+        daemon.process.wait()
+        fails(node.agent("apply"), 7, "another toolkit-agent")
+        end = time.monotonic() + SOON
+        while published(node) is None:
+            assert time.monotonic() < end, daemon.said()
+            time.sleep(0.05)
+    assert node.supervisor.starts == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stop_while_waiting(number: signal.Signals, node: CliNode) -> None:
+    """At once, and the node stays as it is; meanwhile nobody else may change it."""
+    with running(node) as daemon:
+        settle(daemon)
+        fails(node.agent("run"), 7, "another toolkit-agent")
+        fails(node.agent("apply"), 7, "another toolkit-agent")
+        before, said = files(node), published(node)
+        assert daemon.end(number) < 1.0
+        assert (files(node), published(node)) == (before, said)
+    checks.done(node.agent("apply"))
+
+
+def test_usage_error_ends_it(node: CliNode) -> None:
+    fails(node.agent("run", "--proof-timeout=never"), 2, "--proof-timeout")
+    fails(node.agent("run", "--interval=0"), 2, "--interval")
+
+
+def test_once(node: CliNode) -> None:
+    """With --no-daemon it is `apply` without a report."""
+    checks.done(node.agent("run", "--no-daemon"))
+    assert node.ready()
+
+
+def test_options_reach_the_child(node: CliNode) -> None:
+    """Those of the command line; the environment is inherited."""
+    with running(node, "--set-as-default", "--runtime-name=gpu") as daemon:
+        daemon.until(lambda: published(node) is not None, 20)
+        assert node.answer().default == "gpu"

@@ -1,0 +1,274 @@
+"""The waiting process: what it notices, when it tries again, and what it loads."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+from agent.daemon import supervisor
+from agent.daemon.supervisor import Keeper, Wishes, backoff, jittered, signature
+
+
+class Stop(Exception):
+    """Ends an endless loop."""
+
+
+class World:
+    """Time, files and children of a keeper. `ends` is what each child does: it returns an exit
+    code and a watch list; after the last one the keeper is told to stop."""
+
+    def __init__(self, *ends: Callable[[World], tuple[int, tuple[bytes, ...] | None]]) -> None:
+        self.ends = list(ends)
+        self.now = 0.0
+        self.files: dict[bytes, int] = {}
+        self.events: dict[float, Callable[[World], None]] = {}  # by time
+        self.runs: list[float] = []
+        self.told: list[int] = []
+        self.wishes = Wishes()
+
+    def keep(self) -> int:
+        """Run to the end; gives the exit code."""
+        return Keeper(self.converge, self.wait, self.wishes, lambda: self.now, self.look).keep(600)
+
+    def converge(self, told: int) -> tuple[int, tuple[bytes, ...] | None]:
+        self.runs.append(self.now)
+        self.told.append(told)
+        result = self.ends.pop(0)(self)
+        if not self.ends:
+            self.wishes.stop = True
+        return result
+
+    def wait(self, seconds: float) -> None:
+        assert seconds <= supervisor.POLL
+        self.now += seconds
+        for at in [at for at in self.events if at <= self.now]:
+            self.events.pop(at)(self)
+
+    def look(self, entries: Iterable[bytes]) -> dict[bytes, object]:
+        return {entry: self.files.get(entry) for entry in entries}
+
+    def touch(self, name: bytes = b"/a") -> None:
+        self.files[name] = self.files.get(name, 0) + 1
+
+
+def right(world: World) -> tuple[int, tuple[bytes, ...]]:
+    return 0, (b"/a",)
+
+
+def restless(world: World) -> tuple[int, tuple[bytes, ...]]:
+    """Something moved while it ran."""
+    world.touch()
+    return right(world)
+
+
+def fails(code: int) -> Callable[[World], tuple[int, None]]:
+    return lambda _: (code, None)
+
+
+def test_newly_watched_paths_are_looked_at_once_more() -> None:
+    """Nobody saw what they were before the first convergence."""
+    world = World(right, right, right)
+    assert world.keep() == 0
+    assert world.runs[:2] == [0, 0]
+    assert 540 <= world.runs[2] <= 661
+
+
+def test_change_is_noticed_within_a_poll() -> None:
+    world = World(right, right, right)
+    world.events[7.0] = World.touch
+    world.keep()
+    assert world.runs == [0, 0, 7.0]
+
+
+def test_change_during_a_convergence_is_not_lost() -> None:
+    world = World(right, right, restless, right)
+    world.events[7.0] = World.touch
+    world.keep()
+    assert world.runs == [0, 0, 7.0, 7.0]
+
+
+def test_what_never_rests_is_tried_less_and_less() -> None:
+    """Three at once, then a pause that changes do not shorten."""
+    world = World(*[restless] * 6)
+    for tenth in range(1, 200):
+        world.events[tenth / 10] = World.touch
+    world.keep()
+    assert world.runs == [0, 0, 0, 1, 3, 7]
+
+
+def test_rest_forgives() -> None:
+    world = World(*[restless] * 3, right, right)
+    world.events[100] = World.touch
+    world.keep()
+    assert world.runs == [0, 0, 0, 1, 100]
+
+
+def test_failure_is_tried_again_later_and_later() -> None:
+    world = World(*[fails(4)] * 9)
+    world.keep()
+    assert world.runs == [0, 1, 3, 7, 15, 31, 63, 123, 183]
+    assert world.told == [0, *[4] * 8]
+
+
+def test_failure_is_tried_again_at_once_after_a_change() -> None:
+    """And the waiting starts over."""
+    world = World(right, *[fails(3)] * 5, right)
+    world.events[4.0] = World.touch
+    world.keep()
+    assert world.runs == [0, 0, 1, 3, 4, 5, 7]
+
+
+def test_failure_takes_nothing_off_the_list() -> None:
+    """A node that cannot be read says less of itself than it did."""
+    world = World(right, right, lambda _: (3, (b"/b",)), lambda _: (3, (b"/b",)), right, right)
+    world.events[7.0] = lambda w: w.touch(b"/a")
+    world.events[7.5] = lambda w: w.touch(b"/a")
+    world.keep()
+    assert world.runs[2:5] == [7.0, 7.0, 7.5]
+
+
+def test_lines_are_told_when_the_code_changes(capfd: pytest.CaptureFixture[str]) -> None:
+    World(right, fails(4), fails(4), fails(3), right, right).keep()
+    events = [line.split('"')[5] for line in capfd.readouterr().err.splitlines()]
+    assert events == ["waiting", "waiting", "right"]
+
+
+def test_usage_error_ends_it() -> None:
+    assert World(fails(2), right).keep() == 2
+
+
+def test_wish_to_look_now() -> None:
+    """Also one that comes while a convergence runs."""
+
+    def asked(world: World) -> tuple[int, tuple[bytes, ...]]:
+        world.wishes.now = True
+        return right(world)
+
+    world = World(right, right, asked, right)
+    world.events[9.0] = lambda w: setattr(w.wishes, "now", True)
+    world.keep()
+    assert world.runs == [0, 0, 9.0, 9.0]
+
+
+def test_stop_while_waiting() -> None:
+    world = World(right, right, right)
+    world.events[3.0] = lambda w: setattr(w.wishes, "stop", True)
+    assert world.keep() == 0
+    assert (world.now, world.runs) == (3.0, [0, 0])
+
+
+def test_backoff_and_jitter_have_bounds() -> None:
+    assert [backoff(n) for n in (1, 2, 3, 7, 5000)] == [1, 2, 4, 60, 60]
+    assert {90 <= jittered(100) <= 110 for _ in range(200)} == {True}
+    assert len({jittered(100) for _ in range(200)}) > 20
+
+
+def _write(path: Path) -> None:
+    path.write_text("other")
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "content": _write,
+    "mode": lambda path: path.chmod(0o600),
+    "time": lambda path: os.utime(path, (1, 1)),
+    "gone": Path.unlink,
+    "another": lambda path: (path.rename(f"{path}.old"), path.write_text("text")),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("linked", [False, True])
+def test_signature_changes_with_a_file(
+    change: Callable[[Path], object], linked: bool, tmp_path: Path
+) -> None:
+    """And with the one that a link leads to; reading changes nothing."""
+    path, link = tmp_path / "file", tmp_path / "link"
+    path.write_text("text")
+    link.symlink_to(path)
+    watched = os.fsencode(link if linked else path)
+    before = signature(watched)
+    assert path.read_text() == "text"
+    assert signature(watched) == before
+    change(path)
+    assert signature(watched) != before
+
+
+def test_signature_of_what_is_not_there() -> None:
+    assert signature(b"/none/at/all") is None
+
+
+def test_signature_of_a_directory_changes_with_its_entries(tmp_path: Path) -> None:
+    before = signature(os.fsencode(tmp_path))
+    (tmp_path / "new").touch()
+    assert signature(os.fsencode(tmp_path)) != before
+
+
+def test_signature_of_a_socket_that_was_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    seen = set()
+    for _ in range(2):
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+            seen.add(signature(os.fsencode(path)))
+            path.unlink()
+    assert len(seen) == 2
+
+
+def test_signature_of_names(tmp_path: Path) -> None:
+    """Other names in the directory do not count."""
+    entry = b"nvidia*" + os.fsencode(tmp_path)
+    before = signature(entry)
+    (tmp_path / "tty9").touch()
+    assert signature(entry) == before
+    (tmp_path / "nvidia0").touch()
+    after = signature(entry)
+    assert after != before
+    (tmp_path / "nvidia0").unlink()
+    assert signature(entry) == before != after
+
+
+def _child(deadline: float, script: str) -> subprocess.CompletedProcess[str]:
+    """Run the waiting process with a shell as its child."""
+    return subprocess.run(
+        [sys.executable, "-I", "-S", "-X", "importtime", supervisor.__file__, "600", str(deadline),
+         "/bin/sh", "-c", script],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_waiting_process_loads_next_to_nothing() -> None:
+    """What it loads is what it weighs while it waits."""
+    done = _child(60, "exit 2")
+    assert done.returncode == 2
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "|" in line}
+    assert {"signal", "os"} <= loaded
+    heavy = {"re", "json", "typing", "dataclasses", "subprocess", "threading", "random", "site"}
+    assert {name.partition(".")[0] for name in loaded} & (
+        heavy | {"agent", "click", "grpc", "structlog", "tomlkit"}
+    ) == set()
+
+
+def test_child_that_hangs_is_killed(tmp_path: Path) -> None:
+    """With all that it started; the next one goes on."""
+    mark = tmp_path / "mark"
+    done = _child(1, f"if [ -e {mark} ]; then exit 2; fi; touch {mark}; sleep 50; exit 0")
+    assert done.returncode == 2
+    assert '"child killed"' in done.stderr
+    assert '"code": 137' in done.stderr
+
+
+def test_child_has_its_signals() -> None:
+    """None is blocked, and none of ours is ignored."""
+    done = _child(60, "grep -E '^Sig(Blk|Ign)' /proc/self/status >&2; exit 2")
+    masks = dict(re.findall(r"(Sig\w+):\s*(\w+)", done.stderr))
+    ours = sum(1 << (number - 1) for number in (*supervisor.SIGNALS, signal.SIGPIPE))
+    assert int(masks["SigBlk"], 16) == 0
+    assert int(masks["SigIgn"], 16) & ours == 0
