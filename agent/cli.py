@@ -182,6 +182,42 @@ def wait(timeout: float | None, **given: str | None) -> None:
     click.echo("".join(f"{key}={value}\n" for key, value in values.items()), nl=False)
 
 
+@cli.group()
+def cdi() -> None:
+    """Container Device Interface specs."""
+
+
+@cdi.command(epilog=_EPILOG)
+@_with_options
+@click.option(
+    "--mode",
+    "spec_mode",
+    type=click.Choice(["management"]),
+    default="management",
+    show_default=True,
+    help="Which spec: management has the one device `all`.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["yaml", "json"]),
+    default="yaml",
+    show_default=True,
+    help="How to write it.",
+)
+def generate(spec_mode: str, form: str, **given: str | None) -> None:
+    """Print the spec that `apply` writes. Needs no runtime and no NVML."""
+    from agent.cdi.generate import management
+    from agent.host.paths import open_host_root
+
+    assert spec_mode == "management"
+    settings = _settings(given)
+    text, warnings = management(settings, open_host_root(settings.host_root), form)
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
+    click.echo(text, nl=False)
+
+
 def _settings(given: dict[str, str | None], entry: Entry = "toolkit-agent") -> Settings:
     return resolve(given, os.environ, entry)
 

@@ -117,7 +117,7 @@ _RULES = {
     9: "the runtime does not answer, or is neither containerd nor CRI-O",
 }
 
-_DEFAULT_DIRS = ("/etc/cdi", "/var/run/cdi")
+DEFAULT_DIRS = ("/etc/cdi", "/var/run/cdi")
 
 
 def decide(question: Question) -> Decision:
@@ -193,7 +193,7 @@ def _fill(q: Question, version: Version | None, seen: Evidence, row: int, source
     modes = {1: "auto", 2: "hook", 9: ""}
     reasons = {1: "not-requested", 2: "not-requested", 4: "enabled-by-agent", 5: "disabled",
                6: "unsupported", 9: "unknown"}  # fmt: skip
-    dirs = seen.spec_dirs if isinstance(seen.spec_dirs, tuple) else _DEFAULT_DIRS
+    dirs = seen.spec_dirs if isinstance(seen.spec_dirs, tuple) else DEFAULT_DIRS
     return Decision(
         row=row,
         rule=_RULES[row],

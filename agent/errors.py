@@ -3,7 +3,8 @@
     AgentError
     ├── UsageError         2  options or environment that make no sense
     ├── Refused            3  nothing was touched
-    │   └── CandidateFailed   the same change failed before
+    │   ├── CandidateFailed   the same change failed before
+    │   └── NoDriver          there is no NVIDIA driver (yet)
     ├── Unreachable        4  the runtime does not answer the CRI
     ├── RolledBack         5  a change was made, failed, and was undone
     ├── RollbackFailed     6  a change was made, failed, and could not be undone
@@ -44,6 +45,10 @@ class Refused(AgentError):
 
 class CandidateFailed(Refused):
     code = "CANDIDATE_FAILED"
+
+
+class NoDriver(Refused):
+    code = "NO_DRIVER"
 
 
 class Unreachable(AgentError):

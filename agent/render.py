@@ -104,7 +104,7 @@ def decision_data(decision: Decision) -> dict[str, Any]:
 
 def plan_data(proposal: Proposal) -> dict[str, Any]:
     """A plan for JSON."""
-    node, edits, restart = proposal.node, proposal.edits, proposal.restart
+    node, restart = proposal.node, proposal.restart
     return {
         "runtime": {
             "name": proposal.runtime.answer.name,
@@ -121,7 +121,7 @@ def plan_data(proposal: Proposal) -> dict[str, Any]:
                 "action": _action(change),
                 "diff": diff(change),
             }
-            for change in (edits.changes if edits else ())
+            for change in proposal.changes
         ],
         "restart": {
             "needed": restart is not None,
@@ -143,10 +143,9 @@ def _action(change: Change) -> str:
 def plan_text(proposal: Proposal) -> str:
     """A plan for a person."""
     lines = [*_head(proposal), ""]
-    changes = proposal.edits.changes if proposal.edits else ()
-    for change in changes:
+    for change in proposal.changes:
         lines += [f"{_action(change)} {change.path.host}", diff(change), ""]
-    if not changes:
+    if not proposal.changes:
         lines.append("Files: nothing to change.")
     if proposal.restart is None:
         lines.append("Restart: none; the running runtime is as it should be.")

@@ -20,6 +20,7 @@ Entry = Literal["toolkit-agent", "nvidia-toolkit"]
 _TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 
+_KIND = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9]/[A-Za-z][A-Za-z0-9_-]*[A-Za-z0-9]")
 _HANDLER_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
 _STRATEGIES = ("envvar", "volume-mounts", "cdi-annotations", "cdi-cri")
 
@@ -53,6 +54,11 @@ class Settings:
     device_list_strategy: tuple[str, ...] | None
     kubelet_version: tuple[int, int] | None
     cdi_output_dir: str | None
+    cdi_kind: str
+    driver_root: str | None
+    driver_root_ctr_path: str | None
+    dev_root: str | None
+    dev_root_ctr_path: str | None
     crio_config_mode: str | None
     toolkit_install_dir: str
     status_dir: str
@@ -185,6 +191,11 @@ def _check(values: Mapping[str, Any]) -> None:
         raise UsageError(
             f"cannot use {values['runtime_name']!r} as a handler name: "
             "Kubernetes wants letters, digits, dots and dashes"
+        )
+    if not _KIND.fullmatch(values["cdi_kind"]):
+        raise UsageError(
+            f"cannot use CDI kind {values['cdi_kind']!r}: give VENDOR/CLASS, two or more "
+            "characters each"
         )
     if values["device_list_strategy"] == ():
         raise UsageError("cannot use an empty device list strategy: name one or leave it out")

@@ -10,19 +10,27 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 
+from agent import toolkit
 from agent.decide import Decision
-from agent.engine import change, plan, preflight, recover
+from agent.engine import change, plan, preflight, recover, specs
 from agent.engine import node as nodes
 from agent.engine import wanted as wishes
 from agent.engine.change import NotAccepted
 from agent.engine.context import Context
 from agent.engine.node import Node, Runtime
-from agent.engine.plan import CannotSwitch, Edits, Scene
+from agent.engine.plan import CannotSwitch, Change, Edits, Scene
 from agent.engine.preflight import Candidate, Preflight
 from agent.engine.restart import Restart
 from agent.engine.state import Memory
 from agent.engine.wanted import Wanted
-from agent.errors import AgentError, CandidateFailed, Locked, Pending, Refused, Unreachable
+from agent.errors import (
+    AgentError,
+    CandidateFailed,
+    Locked,
+    Pending,
+    Refused,
+    Unreachable,
+)
 from agent.runtimes.containerd import ConfigFile, Cri, effective
 from agent.status import Facts, lines
 
@@ -30,7 +38,8 @@ from agent.status import Facts, lines
 @dataclass(frozen=True, slots=True)
 class Proposal:
     """What a plan shows. `edits` is None where the configuration is not ours to change; `gaps` is
-    what the running runtime lacks, `restart` how it would be restarted if it has to be."""
+    what the running runtime lacks, `restart` how it would be restarted if it has to be; `spec` is
+    None where no CDI spec is wanted."""
 
     runtime: Runtime
     decision: Decision
@@ -40,11 +49,24 @@ class Proposal:
     restart: Restart | None
     preflight: Preflight | None
     warnings: tuple[str, ...]
+    spec: specs.Proposed | None = None
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """Every file that would be written."""
+        spec = (self.spec.change,) if self.spec and self.spec.change else ()
+        return (*spec, *(self.edits.changes if self.edits else ()))
+
+    @property
+    def configured(self) -> bool:
+        """The runtime and its files are as they should be."""
+        return not (self.edits and self.edits.changes) and self.restart is None
 
     @property
     def right(self) -> bool:
-        """Nothing to write and nothing to restart."""
-        return not (self.edits and self.edits.changes) and self.restart is None
+        """Nothing to write, nothing to restart, nothing in the way."""
+        possible = self.spec is None or self.spec.problem is None
+        return possible and not self.changes and self.restart is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +82,13 @@ class Outcome:
 
 def propose(ctx: Context, memory: Memory, *, may_enable: bool | None = None) -> Proposal:
     """What would be done, without doing it. Raises Unreachable or Refused."""
+    proposal = _propose(ctx, memory, may_enable)
+    spec = specs.propose(ctx, proposal.decision.spec_dirs)
+    warnings = (*proposal.warnings, *(spec.warnings if spec else ()))
+    return replace(proposal, spec=spec, warnings=warnings)
+
+
+def _propose(ctx: Context, memory: Memory, may_enable: bool | None) -> Proposal:
     settings = ctx.settings
     allowed = settings.may_enable_cdi if may_enable is None else may_enable
     runtime = nodes.find_runtime(settings, ctx.host)
@@ -142,7 +171,8 @@ def _recover_and_converge(ctx: Context) -> Outcome:
     proposal = propose(ctx, ctx.store.memory())
     if found.waiting:
         if _still_waits(proposal):
-            return publish(ctx, Outcome(proposal, pending=True), barrier=False)
+            written = specs.write(ctx, proposal.spec)
+            return publish(ctx, Outcome(proposal, written, pending=True), barrier=False)
         found = recover.give_up_waiting(ctx)
         proposal = propose(ctx, ctx.store.memory())
     outcome = _converge(ctx, proposal, ctx.store.memory(), barrier=found.barrier)
@@ -171,8 +201,10 @@ def _converge(
 ) -> Outcome:
     for warning in proposal.warnings:
         ctx.log("warning", text=warning)
-    if proposal.right:
-        return publish(ctx, Outcome(proposal), barrier=barrier)
+    # Before the restart: what is proven after it has to find the devices.
+    written = specs.write(ctx, proposal.spec)
+    if proposal.configured:
+        return publish(ctx, Outcome(proposal, written), barrier=barrier)
     assert proposal.node is not None
     assert proposal.edits is not None
     failure = _failure(ctx, proposal)
@@ -197,7 +229,7 @@ def _converge(
     except NotAccepted as error:
         ctx.store.remember_failure(request.fingerprint, error.message)
         return _after_failure(ctx, proposal, memory, error, barrier=barrier)
-    return publish(ctx, _outcome(proposal, done), barrier=barrier or done.barrier)
+    return publish(ctx, _outcome(proposal, done, written), barrier=barrier or done.barrier)
 
 
 def _after_failure(
@@ -211,12 +243,12 @@ def _after_failure(
     return _converge(ctx, second, memory, barrier=barrier, refused_cdi=True)
 
 
-def _outcome(proposal: Proposal, done: change.Done) -> Outcome:
+def _outcome(proposal: Proposal, done: change.Done, written: tuple[str, ...]) -> Outcome:
     assert proposal.edits is not None
     runtime = replace(proposal.runtime, answer=done.answer) if done.answer else proposal.runtime
     return Outcome(
         replace(proposal, runtime=runtime),
-        tuple(item.path.host for item in proposal.edits.changes),
+        (*written, *(item.path.host for item in proposal.edits.changes)),
         restarted=done.restarted,
         pending=done.pending,
     )
@@ -305,5 +337,5 @@ def facts(ctx: Context, proposal: Proposal) -> Facts:
         is_default=decision.is_default if proposal.edits else _is_default(proposal),
         strategy=decision.strategy,
         annotation_prefix=decision.annotation_prefix,
-        hook_path=nodes.host_binary(settings, ctx.host, "nvidia-cdi-hook"),
+        hook_path=toolkit.find(settings, ctx.host, "nvidia-cdi-hook"),
     )

@@ -7,10 +7,10 @@ that follows from it speak of the same moment.
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from agent import toolkit
 from agent.decide import Decision, Evidence, Question, Switch, Unseen, decide
 from agent.engine.wanted import Binary
 from agent.errors import Refused, Unreachable
@@ -297,7 +297,7 @@ def binaries(settings: Settings, host: HostRoot) -> tuple[tuple[Binary, ...], tu
     found, warnings = [], []
     for handler, suffix in table.items():
         base = "nvidia-container-runtime" + suffix
-        path = host_binary(settings, host, base)
+        path = toolkit.find(settings, host, base)
         if path:
             found.append(Binary(handler, path))
         elif handler in (main, name):
@@ -309,17 +309,3 @@ def binaries(settings: Settings, host: HostRoot) -> tuple[tuple[Binary, ...], tu
         else:
             warnings.append(f"handler {handler} is left out: there is no {base} on the host")
     return tuple(found), tuple(warnings)
-
-
-def host_binary(settings: Settings, host: HostRoot, base: str) -> str | None:
-    """Host path of a toolkit binary: in the install directory, else the host's own."""
-    installed = os.path.join(host.name(settings.toolkit_install_dir), "toolkit")
-    for directory in (installed, "/usr/bin"):
-        candidate = os.path.join(directory, base)
-        try:
-            found = os.stat(host.resolve(candidate).agent)
-        except (OSError, Refused):
-            continue
-        if stat.S_ISREG(found.st_mode) and found.st_mode & 0o111:
-            return candidate
-    return None

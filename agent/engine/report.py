@@ -35,6 +35,7 @@ class Report:
         """Plain data, for JSON and for the table."""
         proposal = self.proposal
         answer = proposal.runtime.answer if proposal else None
+        spec = proposal.spec if proposal else None
         config = (answer.config if answer else None) or {}
         runtimes = (config.get("containerd") or {}).get("runtimes") or {}
         return {
@@ -58,6 +59,7 @@ class Report:
                 {"path": host, "existedBefore": existed, "now": now}
                 for host, existed, now in self.files
             ],
+            "spec": str(spec.path) if spec and spec.path else None,
             "drift": list(self.drift),
             "transaction": {"unfinished": self.unfinished, "failed": self.failed},
             "published": dict(self.published),
@@ -75,12 +77,12 @@ def report(ctx: Context) -> Report:
         unfinished = f"{journal.purpose} ({journal.stage})" if journal else None
         failed = next(reversed(ctx.store.failed().values()), None)
         proposal = converge.propose(ctx, memory)
+        problem = proposal.spec.problem if proposal.spec else None
     except AgentError as error:
         problem = error
     drift: list[str] = []
     if proposal is not None:
-        changes = proposal.edits.changes if proposal.edits else ()
-        drift += [f"{change.path.host} is not as it should be" for change in changes]
+        drift += [f"{change.path.host} is not as it should be" for change in proposal.changes]
         drift += [f"running runtime: {gap}" for gap in proposal.gaps]
     published, missing = _published(ctx)
     if proposal is not None and published:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agent import tomledit
-from agent.engine import change, preflight, recover
+from agent.decide import DEFAULT_DIRS
+from agent.engine import change, preflight, recover, specs
 from agent.engine import node as nodes
 from agent.engine.context import Context
 from agent.engine.converge import state_of, tell
@@ -20,7 +21,7 @@ from agent.engine.plan import Change, import_glob
 from agent.engine.preflight import Candidate
 from agent.engine.state import Memory, parents
 from agent.engine.wanted import OUR_NAMES, Wanted, is_ours
-from agent.errors import AgentError, Locked, Refused
+from agent.errors import AgentError, Locked, Refused, Unreachable
 from agent.host import files
 from agent.host.files import FileState
 from agent.host.paths import HostPath
@@ -52,18 +53,30 @@ def revert(ctx: Context, *, keep_edits: bool = False) -> Reverted:
                 recover.give_up_waiting(ctx)
             memory = ctx.store.memory()
             if not memory.files:
-                ctx.publisher.forgive()
-                return Reverted()
+                gone = specs.remove(ctx, _spec_dirs(ctx))
+                ctx.publisher.retire() if gone else ctx.publisher.forgive()
+                return Reverted(gone)
             done = _revert(ctx, memory, keep_edits)
             if not done.pending:
                 _forget(ctx, memory)
+            gone = specs.remove(ctx, _spec_dirs(ctx))
             ctx.publisher.retire()
-            return done
+            return replace(done, changed=(*done.changed, *gone))
     except Locked:
         raise
     except AgentError as error:
         tell(ctx, error)
         raise
+
+
+def _spec_dirs(ctx: Context) -> tuple[str, ...]:
+    """Where a spec of ours may lie: where the runtime looks, if it says so, or would by default."""
+    try:
+        runtime = nodes.find_runtime(ctx.settings, ctx.host)
+    except (Refused, Unreachable):
+        return DEFAULT_DIRS
+    seen = nodes.evidence(None, runtime, ctx.host)[0].spec_dirs
+    return (*(seen if isinstance(seen, tuple) else ()), *DEFAULT_DIRS)
 
 
 def _forget(ctx: Context, memory: Memory) -> None:

@@ -23,6 +23,7 @@ from tests.conformance import cri
 from tests.double.install import make_fake_containerd
 from tests.double.supervisor import Supervisor
 from tests.tools import runtimes
+from tests.tools.driver import make_driver
 from tests.tools.mounts import PrivateMounts
 from tests.tools.runtimes import Runtime
 
@@ -135,6 +136,7 @@ def _real_node(stack: ExitStack, directory: Path, prefix: Sequence[str], runtime
     section = "io.containerd.grpc.v1.cri" if old else "io.containerd.cri.v1.runtime"
     text = _CONFIG.format(version=2 if old else 3, section=section, addresses="")
     (directory / "etc/containerd/config.toml").write_text(text, encoding="utf-8")
+    make_driver(directory / "run/nvidia/driver")
     for name in _TOOLKIT:
         install = ["install", "-D", "-m", "755", "/bin/true", f"/opt/nvidia/toolkit/{name}"]
         subprocess.run([*prefix, *install], check=True)
@@ -175,6 +177,7 @@ def _scripted_node(stack: ExitStack, directory: Path) -> Node:
         "RUNTIME_EXECUTABLE_PATH": str(program),
         "OUTPUT_DIR": f"{directory}/run/nvidia/validations",
         "AGENT_STATE_DIR": f"{directory}/var/lib/toolkit-agent",
+        "CDI_OUTPUT_DIR": "",  # without a driver there is nothing to describe
     }
     supervisor = Supervisor([str(program), "-c", str(config)], env, directory)
     return Node(str(directory), (), env, options, socket, stack.enter_context(supervisor))
@@ -207,7 +210,7 @@ def times(node: Node) -> str:
 def show(node: Node) -> None:
     """The steps, on a node whose runtime has been started."""
     check(cri.wait(node.socket) is not None, "the runtime does not serve the CRI")
-    print("Its configuration and the toolkit are made up. It is started again when it ends, as")
+    print("Its configuration, toolkit and driver are made up. It is started again when it ends, as")
     print("systemd would do. The agent's settings, for all commands below:\n")
     for key, value in node.options.items():
         print(f"    {key}={value}")
@@ -226,6 +229,11 @@ def show(node: Node) -> None:
     heading("the decision, for the device plugin: toolkit-ready")
     ready = node.run("cat", f"{node.root}/run/nvidia/validations/toolkit-ready")
     check("\nTOOLKIT_NATIVE_CDI=" in ready, "the decision is not in toolkit-ready")
+
+    if "CDI_OUTPUT_DIR" not in node.options:
+        heading("the CDI spec for tools of the node itself, as containerd reads it")
+        spec = node.run("cat", "/var/run/cdi/management.nvidia.com-gpu.yaml")
+        check('path: "/dev/nvidiactl"' in spec, "the spec has no device nodes")
 
     heading("apply again: the node is right, so no file is written and nothing is restarted")
     first = times(node)

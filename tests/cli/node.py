@@ -84,6 +84,7 @@ class CliNode(DoubleNode):
             "status-dir": self.validations,
             "restart-mode": "signal",
             "proof-timeout": "3",
+            "cdi-output-dir": "",  # device nodes need root; what needs them says so
         }
         return [f"--{name}={value}" for name, value in given.items()]
 

@@ -198,7 +198,7 @@ def test_part_of_the_toolkit(node: CliNode) -> None:
 
 BAD_ENVIRONMENT = {
     "CDI_ENABLED": "perhaps",
-    "CDI_OUTPUT_DIR": "specs",
+    "CDI_KIND": "gpu",
     "NO_RUNTIME_CONFIG": "10",
     "KUBELET_VERSION": "new",
     "RUNTIME_CONFIG": "etc/config.toml",

@@ -36,7 +36,10 @@ class HostedNode(CliNode):
 
     def options(self) -> list[str]:
         """No path but the host root: all others have their usual names inside it."""
-        return [f"--host-root={self.host}", "--restart-mode=signal", "--proof-timeout=5"]
+        return [
+            *(f"--host-root={self.host}", "--restart-mode=signal", "--proof-timeout=5"),
+            "--cdi-output-dir=",
+        ]
 
 
 @pytest.fixture

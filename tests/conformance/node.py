@@ -28,6 +28,7 @@ from tests.conformance import cri, steps
 from tests.conformance.shapes import Shape
 from tests.conformance.trees import Tree, snapshot
 from tests.double.supervisor import Supervisor
+from tests.tools.driver import make_driver
 from tests.tools.mounts import PrivateMounts
 from tests.tools.runtimes import Runtime
 
@@ -198,8 +199,9 @@ class PrivateNode:
         )
 
     def _make_files(self) -> None:
-        for name in ("etc/containerd", "run", "var/lib", "driver", "validations"):
+        for name in ("etc/containerd", "run", "var/lib", "validations"):
             (self.directory / name).mkdir(parents=True)
+        make_driver(self.directory / "driver")
         self.toolkit.mkdir(parents=True)
         for name in self.shape.binaries:
             (self.toolkit / name).write_text(_SCRIPT, encoding="ascii")

@@ -96,6 +96,8 @@ def good(flag: str) -> str:
     option = KNOWN[flag]
     if flag.endswith("annotation-prefixes"):
         return "example.com/"
+    if flag == "--cdi-kind":
+        return "example.com/gpu"
     return option.choices[0] if option.choices else GOOD[option.kind]
 
 

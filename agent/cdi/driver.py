@@ -1,0 +1,209 @@
+"""The NVIDIA driver of a node, as files: its version, libraries, programs and device nodes.
+
+Invariant: nothing of the driver is loaded or run, so a broken libnvidia-ml is only a file here.
+What is looked for, and in which order, is what NVIDIA's generator v1.20 does for its management
+spec (pkg/nvcdi), because the order decides the arguments of hooks.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import stat
+from dataclasses import dataclass
+
+from agent.cdi import ldcache
+from agent.cdi.root import DriverRoot
+from agent.errors import NoDriver, Refused
+from agent.host import files
+from agent.host.paths import HostRoot
+
+HOST_DRIVER, DRIVER_CONTAINER = "/", "/run/nvidia/driver"
+
+_MACHINES = ("x86_64-linux-gnu", "aarch64-linux-gnu")
+_LIBRARY_DIRECTORIES = (
+    "/",
+    "/usr/lib64",
+    *(f"/usr/lib/{machine}" for machine in _MACHINES),
+    *(f"/usr/lib/{machine}/nvidia/current" for machine in _MACHINES),
+    "/lib64",
+    *(f"/lib/{machine}" for machine in _MACHINES),
+    *(f"/lib/{machine}/nvidia/current" for machine in _MACHINES),
+)
+_PROGRAM_DIRECTORIES = (
+    "/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin",
+)  # fmt: skip
+_VERSION = re.compile(r"\d+(\.\d+){1,3}")
+_CACHE_LIMIT = 1 << 24  # bytes
+
+_NODES = (
+    ("/dev", "nvidia*"),
+    ("/dev/nvidia-caps", "nvidia-cap*"),
+    ("/dev/nvidia-caps-imex-channels", "channel*"),
+)
+# These have specs of their own.
+_OTHER_NODES = ("nvidia-fs", "nvidia-nvswitch", "nvidia-nvlink")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A character device of the driver: `inside` its device root, with what the kernel says."""
+
+    inside: str
+    host_path: str
+    major: int
+    minor: int
+    mode: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """A driver that is there. Paths are those inside `root`; `directories` are the ones that hold
+    libraries of this version."""
+
+    root: DriverRoot
+    version: str
+    directories: tuple[str, ...]
+    nodes: tuple[Node, ...]
+
+    def libraries(self) -> tuple[str, ...]:
+        """Libraries of the driver's version, and the NVVM compiler that carries its own."""
+        places = (*self.directories, *(f"{path}/vdpau" for path in self.directories))
+        versioned = self.root.real_files(places, f"*.so.{self.version}")
+        nvvm = self.root.real_files(self.directories, "libnvidia-nvvm70.so.*")
+        return tuple(dict.fromkeys((*versioned, *nvvm)))
+
+    def program(self, name: str) -> str | None:
+        """A program by its name, spelled as it is found on the usual path."""
+        for directory in _PROGRAM_DIRECTORIES:
+            path = os.path.join(directory, name)
+            found = self.root.stat(path)
+            if found and stat.S_ISREG(found.st_mode) and found.st_mode & 0o111:
+                return path
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where to look: host names and agent paths as options gave them, None where nobody said."""
+
+    driver_root: str | None = None
+    driver_root_seen: str | None = None
+    dev_root: str | None = None
+    dev_root_seen: str | None = None
+
+
+def roots(host: HostRoot, places: Places) -> tuple[DriverRoot, ...]:
+    """The driver roots to try: the one asked for, else a driver container's, then the host's."""
+    asked = _asked(host, places.driver_root, places.driver_root_seen)
+    names = (asked,) if asked else (DRIVER_CONTAINER, HOST_DRIVER)
+    found = (_open(host, name, places.driver_root_seen) for name in names)
+    return tuple(root for root in found if root)
+
+
+def _asked(host: HostRoot, name: str | None, seen: str | None) -> str | None:
+    """The host's name of a directory of which an option gives one name or both."""
+    return name or (host.name(seen) if seen else None)
+
+
+def _open(host: HostRoot, name: str, seen: str | None) -> DriverRoot | None:
+    try:
+        agent = seen if seen and os.path.isdir(seen) else host.locate(name).agent
+    except Refused:
+        return None
+    return DriverRoot(agent, host.name(name), host) if os.path.isdir(agent) else None
+
+
+def dev_roots(host: HostRoot, places: Places, root: DriverRoot) -> tuple[DriverRoot, ...]:
+    """Where device nodes may be: as asked for, else below the driver root, then the host's."""
+    asked = _asked(host, places.dev_root, places.dev_root_seen)
+    if asked:
+        found = _open(host, asked, places.dev_root_seen)
+        return (found,) if found else ()
+    own = _open(host, HOST_DRIVER, None)
+    return (root, own) if own else (root,)
+
+
+def find(host: HostRoot, places: Places) -> Driver:
+    """The driver. Raises NoDriver, saying what is missing and where it was looked for."""
+    tried = roots(host, places)
+    for root in tried:
+        version = _version(root)
+        if version is None:
+            continue
+        for dev in dev_roots(host, places, root):
+            if nodes := device_nodes(dev):
+                return Driver(root, version, _directories(root, version), nodes)
+        raise NoDriver(
+            f"cannot make a CDI spec: driver {version} is in {root.host_path}, but there are no "
+            "NVIDIA device nodes; load its kernel module"
+        )
+    names = " or ".join(root.host_path for root in tried) or places.driver_root or HOST_DRIVER
+    raise NoDriver(
+        f"cannot make a CDI spec: there is no NVIDIA driver (libcuda or libnvidia-ml) in {names}; "
+        "install one, or give --driver-root"
+    )
+
+
+def _version(root: DriverRoot) -> str | None:
+    for library in ("libcuda.so.", "libnvidia-ml.so."):
+        for path in _libraries(root, f"{library}*.*"):
+            rest = os.path.basename(path).removeprefix(library)
+            if _VERSION.fullmatch(rest):
+                return rest
+    return None
+
+
+def _directories(root: DriverRoot, version: str) -> tuple[str, ...]:
+    found = _libraries(root, f"lib*.so.{version}")
+    return tuple(dict.fromkeys(os.path.dirname(path) for path in found))
+
+
+def _libraries(root: DriverRoot, pattern: str) -> tuple[str, ...]:
+    """Libraries in the usual directories, else those that the loader's cache knows."""
+    found = root.real_files(_LIBRARY_DIRECTORIES, pattern)
+    return found or _cached(root, pattern)
+
+
+def _cached(root: DriverRoot, pattern: str) -> tuple[str, ...]:
+    cache = root.resolve("/etc/ld.so.cache")
+    try:
+        state = files.read(root.agent_path(cache), limit=_CACHE_LIMIT) if cache else None
+    except Refused:
+        return ()
+    real = (root.resolve(path) for path in (ldcache.paths(state.data) if state else ()))
+    return tuple(dict.fromkeys(
+        path for path in real
+        if path and root.stat(path) and fnmatch.fnmatchcase(os.path.basename(path), pattern)
+    ))  # fmt: skip
+
+
+def device_nodes(dev: DriverRoot) -> tuple[Node, ...]:
+    """The driver's character devices below a device root; links are none."""
+    found = []
+    for directory, pattern in _NODES:
+        for path in dev.glob(directory, pattern):
+            real = os.path.join(dev.resolve(directory) or directory, os.path.basename(path))
+            node = _node(dev, path, dev.agent_path(real))
+            if node and not node.inside.removeprefix("/dev/").startswith(_OTHER_NODES):
+                found.append(node)
+    return tuple(found)
+
+
+def _node(dev: DriverRoot, inside: str, agent: str) -> Node | None:
+    try:
+        seen = os.lstat(agent)
+    except OSError:
+        return None
+    if not stat.S_ISCHR(seen.st_mode):
+        return None
+    return Node(
+        inside=inside,
+        host_path=dev.host_path.rstrip("/") + inside,
+        major=os.major(seen.st_rdev),
+        minor=os.minor(seen.st_rdev),
+        mode=stat.S_IMODE(seen.st_mode),
+        gid=seen.st_gid,
+    )

@@ -1,0 +1,161 @@
+"""The CDI spec that the agent itself writes, as one file of the node.
+
+Invariant: a spec is derived from the driver and never an original of anybody's: it is written
+whole or not at all, only where its bytes differ, and is in no journal. A spec that should be there
+and cannot be made takes readiness with it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+from agent.cdi import emit, generate
+from agent.engine.context import Context
+from agent.engine.plan import Change
+from agent.errors import AgentError, Refused, reason
+from agent.host import files
+from agent.host.paths import HostPath, HostRoot
+from agent.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Proposed:
+    """The management spec as it should be. `change` is None where the file is so already;
+    `problem` is why there can be none, and then there is no `path` either."""
+
+    path: HostPath | None = None
+    change: Change | None = None
+    warnings: tuple[str, ...] = ()
+    problem: AgentError | None = None
+
+
+def propose(ctx: Context, spec_dirs: tuple[str, ...]) -> Proposed | None:
+    """The management spec for a runtime that reads `spec_dirs`; None where none is wanted.
+
+    Never raises: a person who looks at a node without a driver wants to see the rest as well.
+    """
+    if not ctx.settings.cdi_enabled or ctx.settings.cdi_output_dir is None:
+        return None
+    try:
+        return _propose(ctx, spec_dirs)
+    except AgentError as error:
+        return Proposed(warnings=(f"apply refuses: {error.message}",), problem=error)
+
+
+def _propose(ctx: Context, spec_dirs: tuple[str, ...]) -> Proposed:
+    settings, host = ctx.settings, ctx.host
+    directory = _directory(settings, host, spec_dirs)
+    text, warnings = generate.management(settings, host)
+    path = _join(host, directory, file_name(settings.cdi_kind))
+    _refuse_twins(directory, path, settings.cdi_kind)
+    before = files.read(path.agent, path.host)
+    after = files.new_state(text.encode())
+    same = before is not None and (before.data, before.mode) == (after.data, after.mode)
+    return Proposed(path, None if same else Change(path, before, after), warnings)
+
+
+def file_name(kind: str) -> str:
+    """`management.nvidia.com-gpu.yaml`: NVIDIA's installer has the same name, so that one file
+    takes the place of the other; two with one device would cancel each other."""
+    return kind.replace("/", "-") + ".yaml"
+
+
+def _directory(settings: Settings, host: HostRoot, spec_dirs: tuple[str, ...]) -> HostPath:
+    """A directory that the runtime reads: as asked for, else the one that wins over the others."""
+    assert settings.cdi_output_dir is not None
+    wanted = _locate(host, settings.cdi_output_dir)
+    read = [_locate(host, path) for path in spec_dirs]
+    if wanted.host in [path.host for path in read]:
+        return wanted
+    if not read or settings.origins["cdi_output_dir"] != "default":
+        raise Refused(
+            f"cannot write CDI specs to {settings.cdi_output_dir}: the runtime reads "
+            f"{', '.join(spec_dirs) or 'none'}; give one of these with --cdi-output-dir"
+        )
+    return read[-1]
+
+
+def _locate(host: HostRoot, given: str) -> HostPath:
+    """A directory under both names. One that is mounted for us is opened there, also where the
+    host knows it by a link, as `/var/run`."""
+    name = host.name(given)
+    real, mounted = host.resolve(name), host.agent_path(name)
+    return HostPath(mounted, real.host) if host.is_viewed(name) else real
+
+
+def _join(host: HostRoot, directory: HostPath, name: str) -> HostPath:
+    if os.path.islink(os.path.join(directory.agent, name)):
+        return host.resolve(os.path.join(directory.host, name))
+    return HostPath(os.path.join(directory.agent, name), os.path.join(directory.host, name))
+
+
+def _refuse_twins(directory: HostPath, ours: HostPath, kind: str) -> None:
+    """Two files of one directory with one device make it unresolvable (CDI pkg/cdi/cache.go)."""
+    line = re.compile(rb"""(?m)^[\s{,]*["']?kind["']?\s*:\s*["']?""" + re.escape(kind.encode())
+                      + rb"""["']?\s*,?\s*(#.*)?$""")  # fmt: skip
+    try:
+        names = sorted(os.listdir(directory.agent))
+    except OSError:
+        return
+    for name in names:
+        path = os.path.join(directory.agent, name)
+        if name == ours.name or not name.endswith((".json", ".yaml")) or os.path.islink(path):
+            continue
+        try:
+            found = files.read(path)
+        except Refused:
+            continue  # what we cannot read is not ours to judge
+        if found and line.search(found.data):
+            raise Refused(
+                f"cannot write {ours}: {os.path.join(directory.host, name)} defines {kind} too, "
+                "and two files with one device cancel each other; remove it, or give another "
+                "--cdi-kind"
+            )
+
+
+def write(ctx: Context, proposed: Proposed | None) -> tuple[str, ...]:
+    """Put the spec in its place if it is not there; returns host paths of what was written.
+
+    Raises NoDriver, or Refused where no runtime would read it or the disk does not play along;
+    then nothing is ready any more.
+    """
+    if proposed is not None and proposed.problem is not None:
+        ctx.publisher.withdraw()
+        raise proposed.problem
+    if proposed is None or proposed.change is None:
+        return ()
+    change = proposed.change
+    assert change.after is not None
+    try:
+        files.make_directories(os.path.dirname(change.path.agent))
+        files.write(change.path.agent, change.after)
+    except OSError as error:
+        ctx.publisher.withdraw()
+        raise Refused(f"cannot write {change.path}: {reason(error)}") from error
+    ctx.log("spec written", path=change.path.host)
+    return (change.path.host,)
+
+
+def remove(ctx: Context, spec_dirs: tuple[str, ...]) -> tuple[str, ...]:
+    """Take our spec away, wherever it may be; one that somebody else wrote stays.
+
+    Returns host paths. Raises Refused.
+    """
+    gone = []
+    name = file_name(ctx.settings.cdi_kind)
+    given = (*spec_dirs, *((ctx.settings.cdi_output_dir,) if ctx.settings.cdi_output_dir else ()))
+    for path in dict.fromkeys(_locate(ctx.host, directory) for directory in given):
+        agent = os.path.join(path.agent, name)
+        try:
+            found = files.read(agent)
+            if found is None or not emit.is_ours(found.data):
+                continue
+            files.remove(agent)
+        except AgentError:
+            continue  # a link or a directory is nobody's spec
+        except OSError as error:
+            raise Refused(f"cannot remove {path}/{name}: {reason(error)}") from error
+        gone.append(os.path.join(path.host, name))
+    return tuple(gone)
