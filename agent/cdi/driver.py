@@ -11,6 +11,7 @@ import fnmatch
 import os
 import re
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from agent.cdi import ldcache
@@ -145,6 +146,24 @@ def find(host: HostRoot, places: Places) -> Driver:
         f"cannot make a CDI spec: there is no NVIDIA driver (libcuda or libnvidia-ml) in {names}; "
         "install one, or give --driver-root"
     )
+
+
+def watched(host: HostRoot, places: Places) -> Iterator[str]:
+    """Agent paths that change when the driver comes, goes or is exchanged; `PREFIX*DIRECTORY` for
+    names in a directory that start so. Directories of libraries change with their entries."""
+    yield "/proc/driver/nvidia/version"
+    yield "/sys/module/nvidia"
+    name = _asked(host, places.driver_root, places.driver_root_seen)
+    yield places.driver_root_seen or host.agent_path(host.name(name or DRIVER_CONTAINER))
+    for root in roots(host, places):
+        yield root.agent_path("/")
+        for path in dict.fromkeys(root.resolve(name) for name in _LIBRARY_DIRECTORIES[1:]):
+            if path is not None:
+                yield root.agent_path(path)
+        for dev in dev_roots(host, places, root):
+            yield f"nvidia*{dev.agent_path('/dev')}"
+            for directory, _ in _NODES[1:]:
+                yield dev.agent_path(directory)
 
 
 def _version(root: DriverRoot) -> str | None:

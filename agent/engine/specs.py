@@ -7,6 +7,7 @@ and cannot be made takes readiness with it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from dataclasses import dataclass
@@ -138,6 +139,22 @@ def write(ctx: Context, proposed: Proposed | None) -> tuple[str, ...]:
     return (change.path.host,)
 
 
+def paths(ctx: Context, spec_dirs: tuple[str, ...]) -> tuple[str, ...]:
+    """Agent paths under which our spec may lie, for a runtime that reads `spec_dirs`."""
+    name = file_name(ctx.settings.cdi_kind)
+    found = _directories(ctx, spec_dirs)
+    return tuple(os.path.join(directory.agent, name) for directory in found)
+
+
+def _directories(ctx: Context, spec_dirs: tuple[str, ...]) -> tuple[HostPath, ...]:
+    asked = ctx.settings.cdi_output_dir
+    found = []
+    for name in (*spec_dirs, *((asked,) if asked else ())):
+        with contextlib.suppress(AgentError):  # what leads nowhere holds nothing
+            found.append(_locate(ctx.host, name))
+    return tuple(dict.fromkeys(found))
+
+
 def remove(ctx: Context, spec_dirs: tuple[str, ...]) -> tuple[str, ...]:
     """Take our spec away, wherever it may be; one that somebody else wrote stays.
 
@@ -145,8 +162,7 @@ def remove(ctx: Context, spec_dirs: tuple[str, ...]) -> tuple[str, ...]:
     """
     gone = []
     name = file_name(ctx.settings.cdi_kind)
-    given = (*spec_dirs, *((ctx.settings.cdi_output_dir,) if ctx.settings.cdi_output_dir else ()))
-    for path in dict.fromkeys(_locate(ctx.host, directory) for directory in given):
+    for path in _directories(ctx, spec_dirs):
         agent = os.path.join(path.agent, name)
         try:
             found = files.read(agent)

@@ -9,10 +9,12 @@ An entry is a path, or `PREFIX*DIRECTORY` for the names in a directory that star
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from agent import status
+from agent.cdi import driver, generate
 from agent.engine import node as nodes
+from agent.engine import specs
 from agent.engine.context import Context
 from agent.engine.node import Node
 from agent.errors import AgentError
@@ -32,7 +34,7 @@ _PROGRAMS = (
 def watched(ctx: Context, node: Node | None) -> tuple[str, ...]:
     """The watch list; `node` None where none could be read."""
     files = _of_node(ctx, node) if node is not None else _of_settings(ctx)
-    return tuple(dict.fromkeys((*files, *_published(ctx), *_programs(ctx), *_driver(ctx))))
+    return tuple(dict.fromkeys((*files, *_published(ctx), *_programs(ctx), *_cdi(ctx, node))))
 
 
 def _of_node(ctx: Context, node: Node) -> Iterator[str]:
@@ -116,6 +118,11 @@ def _programs(ctx: Context) -> Iterator[str]:
             yield from _path(host, os.path.join(directory, name))
 
 
-def _driver(ctx: Context) -> Iterable[str]:
+def _cdi(ctx: Context, node: Node | None) -> Iterator[str]:
     """The driver, and the CDI spec that is made from it."""
-    return (f"nvidia*{ctx.host.agent_path('/dev')}",)
+    settings = ctx.settings
+    if not settings.cdi_enabled or settings.cdi_output_dir is None:
+        return
+    yield from driver.watched(ctx.host, generate.places(settings))
+    seen = nodes.evidence(None, node.runtime, ctx.host)[0].spec_dirs if node else ()
+    yield from specs.paths(ctx, seen if isinstance(seen, tuple) else ())
