@@ -79,7 +79,12 @@ def pytest_terminal_summary(
     table.show(terminalreporter)
     inventory = config.stash[INVENTORY]
     reports = [r for outcome in ("passed", "failed") for r in terminalreporter.getreports(outcome)]
-    named = {value for report in reports for key, value in report.user_properties if key == _USED}
+    named = {
+        value
+        for report in reports
+        for key, value in getattr(report, "user_properties", ())
+        if key == _USED
+    }
     used = [r for r in inventory.runtimes if r.generation in named]
     if used:
         answer = ", ".join(f"{r.name} {r.version}" for r in used)
