@@ -1,0 +1,131 @@
+"""The project's image: what is in it, and that it does its work as a pod on a node.
+
+The pod is as the DaemonSet makes it: privileged, in the network and among the processes of the
+node, with the node's root directory at /host. The node is private; what it shares with this machine
+is read-only in the pod.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from agent import __version__
+from tests.conformance import statusfile
+from tests.conformance.shapes import OURS
+from tests.image import build
+from tests.image.build import Image
+from tests.tools.driver import make_driver
+from tests.tools.image_tools import Unavailable, image_tools
+from tests.tools.pods import Container, Mount, PodNode, Pods
+from tests.tools.runtimes import Runtime
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(600), pytest.mark.xdist_group("image")]
+
+# Runs in the image, by its own Python.
+_LOOK = """
+import importlib.util, json, os, sys
+import agent.cli, agent.engine.converge, agent.observe.cri
+cached = {name: getattr(module, "__cached__", None) for name, module in sys.modules.items()}
+settings = "/etc/pip.conf"
+print(json.dumps({
+    "pip": importlib.util.find_spec("pip") is not None,
+    "uncompiled": sorted(n for n, path in cached.items() if path and not os.path.exists(path)),
+    "settings": os.path.exists(settings) and open(settings).read(),
+}))
+"""
+
+
+@pytest.fixture(scope="session")
+def image() -> Image:
+    """The image, built where the cache does not have it."""
+    if not build.CONTAINERFILE.exists():
+        pytest.skip("there is no Containerfile")
+    try:
+        tools = image_tools()
+    except Unavailable as error:
+        pytest.skip(str(error))
+    return build.build(tools)
+
+
+@contextmanager
+def node_with(image: Image, runtime: Runtime) -> Iterator[PodNode]:
+    """A node that has the image, the toolkit's programs and a driver, and may be written to."""
+    with PodNode(runtime) as node:
+        # /usr/local is the machine's: what is written to it must not get there.
+        layer = node.directory / "layers/local"
+        options = f"lowerdir=/usr/local,upperdir={layer}/new,workdir={layer}/work"
+        for words in (
+            ["mkdir", "-p", f"{layer}/new", f"{layer}/work"],
+            ["mount", "-t", "overlay", "overlay", "-o", options, "/usr/local"],
+            ["cp", "-r", str(node.directory / "usr/local/nvidia"), "/usr/local/nvidia"],
+        ):
+            done = node.inside(words)
+            assert done.returncode == 0, done.stderr
+        make_driver(node.directory / "run/nvidia/driver")
+        node.import_image(image.path)
+        yield node
+
+
+def run_once(pods: Pods, *command: str) -> Container:
+    """Run a command in a container of the image, to its end."""
+    container = pods.create(build.NAME, command=command)
+    container.start()
+    container.wait(lambda c: c.status().state == "EXITED", 30)
+    return container
+
+
+@pytest.mark.parametrize("generation", ["2.1"])
+def test_what_is_in_it(generation: str, runtime: Runtime, image: Image) -> None:
+    """Both programs answer, modules are compiled, and nothing is left of the build."""
+    print(f"the image has {image.size / 1e6:.0f} MB")
+    with node_with(image, runtime) as node, Pods(node) as pods:
+        for program in ("toolkit-agent", "nvidia-toolkit"):
+            assert program in run_once(pods, program, "--help").log()
+        version = run_once(pods, "toolkit-agent", "--version").log()
+        assert __version__ in version
+        found = json.loads(run_once(pods, "python3", "-c", _LOOK).log())
+        assert not found["pip"]
+        assert found["uncompiled"] == []
+        assert not found["settings"]  # where something was mounted there is an empty file
+    assert image.environment["NVIDIA_VISIBLE_DEVICES"] == "void"
+    labels = image.config["Labels"]
+    assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
+    assert labels["org.opencontainers.image.version"] == __version__
+
+
+@pytest.mark.parametrize("generation", ["1.7", "2.1"])
+def test_pod(generation: str, runtime: Runtime, image: Image) -> None:
+    """It makes its node right, outlives the restart that this takes, and leaves the node so."""
+    with node_with(image, runtime) as node, Pods(node) as pods:
+        ready = node.directory / "run/nvidia/validations" / statusfile.READY
+        starts = node.supervisor.starts
+        container = pods.create(
+            build.NAME,
+            args=["run"],
+            env={"RUNTIME_RESTART_MODE": "signal"},
+            mounts=[Mount("/", "/host", readonly=True)],
+            privileged=True,
+            host_pid=True,
+        )
+        container.start()
+        started = container.status()
+        container.wait(lambda _: ready.exists(), 60)
+        node.wait()
+        assert node.supervisor.starts == starts + 1
+        assert container.status() == started
+        answer = node.status()
+        assert set(OURS) <= set(answer.runtimes)
+        assert answer.cdi
+        values = statusfile.parse(ready.read_text("ascii"))
+        assert values["TOOLKIT_NATIVE_CDI"] == "true"
+
+        before = node.tree()
+        container.stop()
+        ended = container.status()
+        assert (ended.state, ended.exit_code) == ("EXITED", 0), container.log()
+        assert node.tree() == before
+        assert node.supervisor.starts == starts + 1

@@ -1,0 +1,145 @@
+"""What builds container images, unpacked from the distribution's packages; nothing is installed.
+
+An installed buildah would bring a container runtime into the system. Unpacked it needs only its
+libraries, and with chroot isolation it runs no container.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.tools.fetch_runtimes import NotHere, archive_and_suites
+from tests.tools.private_apt import AptError, Offer, PrivateApt, run_command
+from tests.tools.runtimes import cache_directory
+
+_PACKAGES = ("buildah", "mmdebstrap")
+# What each program of the system uses already; two versions of these must not be mixed.
+_SYSTEM = frozenset({"libc6", "libgcc-s1"})
+# Subcommands of buildah that read images want to know whom to trust.
+_TRUSTING = frozenset({"build", "from", "pull", "push"})
+
+
+class Unavailable(Exception):
+    """Images cannot be built here; the message says why."""
+
+
+@dataclass(frozen=True)
+class ImageTools:
+    """The unpacked programs; `cache` is where they are and where their results may be kept."""
+
+    cache: Path
+
+    def buildah(self, *arguments: str | os.PathLike[str], timeout: float = 900) -> str:
+        """Run buildah on storage of its own, with the network of this machine; what it prints."""
+        own = self.cache / "buildah"
+        own.mkdir(exist_ok=True)
+        policy, registries = own / "policy.json", own / "registries.conf"
+        policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}\n', encoding="ascii")
+        registries.write_text("unqualified-search-registries = []\n", encoding="ascii")
+        # vfs copies where others mount, and so works on every file system.
+        store = ("--root", own / "root", "--runroot", own / "run", "--storage-driver", "vfs")
+        command, *rest = arguments
+        trust = ("--signature-policy", policy) if command in _TRUSTING else ()
+        environment = {
+            "LD_LIBRARY_PATH": os.pathsep.join(map(str, _libraries(self.cache / "tools"))),
+            "CONTAINERS_REGISTRIES_CONF": str(registries),
+            "CONTAINERS_CONF": os.devnull,
+            "CONTAINERS_STORAGE_CONF": os.devnull,
+            "TMPDIR": str(own),
+        }
+        program = self.cache / "tools/buildah/usr/bin/buildah"
+        return _run([program, *store, command, *trust, *rest], environment, timeout)
+
+    def bootstrap(self, target: Path, packages: Sequence[str]) -> None:
+        """Write the distribution's smallest system, and some packages, to the tar `target`."""
+        archive, suites = archive_and_suites()
+        unread = [f"--dpkgopt=path-exclude=/usr/share/{n}/*" for n in ("doc", "locale", "man")]
+        options = ["--mode=root", "--variant=minbase", "--format=tar", *unread]
+        options.append('--aptopt=Acquire::Check-Valid-Until "false"')
+        program = self.cache / "tools/mmdebstrap/usr/bin/mmdebstrap"
+        include = f"--include={','.join(packages)}"
+        with tempfile.TemporaryDirectory(dir=self.cache, prefix=".apt-") as folder:
+            sources = PrivateApt(Path(folder), archive, suites[:1]).folder / "sources.list"
+            _run([program, *options, include, suites[0], target, sources], {}, 900)
+
+
+def image_tools() -> ImageTools:
+    """Unpack what is not there yet; Unavailable where that cannot be done."""
+    if os.geteuid() != 0:
+        raise Unavailable("images are built as root only")
+    if shutil.which("perl") is None:
+        raise Unavailable("mmdebstrap needs perl: apt-get install perl")
+    cache = cache_directory().parent / "image"
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be at it
+        if not (cache / "tools").exists():
+            try:
+                _unpack(cache)
+            except (AptError, NotHere) as error:
+                raise Unavailable(f"cannot unpack {' and '.join(_PACKAGES)}: {error}") from error
+    return ImageTools(cache)
+
+
+def _unpack(cache: Path) -> None:
+    """Fill `cache`/tools, one folder a package, which appears complete or not at all."""
+    archive, suites = archive_and_suites()
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".apt-") as folder:
+        # This machine's own suite alone: the libraries go with its C library.
+        apt = PrivateApt(Path(folder), archive, suites[:1])
+        apt.catalogue(_PACKAGES)
+        names = [*_PACKAGES, *_needed_libraries(apt, _PACKAGES[0])]
+        offers: dict[str, Offer] = {}
+        for offer in apt.catalogue(names).offers:
+            offers.setdefault(offer.package, offer)
+        target = Path(folder) / "tools"
+        target.mkdir(mode=0o755)
+        for name in names:
+            if name not in offers:
+                raise AptError(f"{suites[0]} does not have {name}")
+            apt.unpack(offers[name], target / name)
+        target.rename(cache / "tools")
+
+
+def _needed_libraries(apt: PrivateApt, package: str) -> list[str]:
+    """The packages of libraries that `package` and these libraries depend on."""
+    found: set[str] = set()
+    asked = {package}
+    while asked:
+        words = ["apt-cache", "-c", str(apt.configuration), "depends", "--important", *asked]
+        lines = run_command(words).stdout.splitlines()
+        names = {line.rpartition("Depends: ")[2] for line in lines if "Depends: " in line}
+        asked = {n for n in names if n.startswith("lib")} - _SYSTEM - found
+        found |= asked
+    return sorted(found)
+
+
+def _libraries(tools: Path) -> list[Path]:
+    folders = [*tools.glob("*/usr/lib/*-linux-gnu*"), *tools.glob("*/lib/*-linux-gnu*")]
+    return sorted(folders)
+
+
+def _run(
+    argv: Sequence[str | os.PathLike[str]], environment: Mapping[str, str], timeout: float
+) -> str:
+    result = subprocess.run(
+        argv,
+        env={**os.environ, "LC_ALL": "C.UTF-8", **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=timeout,
+        check=False,
+    )
+    if result.returncode != 0:
+        said = "\n".join((result.stdout + result.stderr).strip().splitlines()[-30:])
+        raise AssertionError(f"{Path(argv[0]).name} ended with {result.returncode}:\n{said}")
+    return result.stdout.strip()
