@@ -81,6 +81,7 @@ TOP = {
     ".ci",
     ".git",
     ".gitignore",
+    ".containerignore",
     ".dockerignore",
     "Containerfile",
     "LICENSE",
