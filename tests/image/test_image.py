@@ -1,13 +1,14 @@
 """The project's image: what is in it, and that it does its work as a pod on a node.
 
-The pod is as the DaemonSet makes it: privileged, in the network and among the processes of the
-node, with the node's root directory at /host. The node is private; what it shares with this machine
-is read-only in the pod.
+The pod is as the DaemonSet makes it: privileged, among the processes of the node, with the node's
+root directory at /host, read-only but for what the manifests name. The node is private; where it
+shows this machine's files it takes the writes away from them.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,9 +22,9 @@ from tests.image.build import Image
 from tests.tools.driver import make_driver
 from tests.tools.image_tools import Unavailable, image_tools
 from tests.tools.pods import Container, Mount, PodNode, Pods
-from tests.tools.runtimes import Runtime
+from tests.tools.runtimes import ROOT, Runtime
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(600), pytest.mark.xdist_group("image")]
+pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
 
 # Runs in the image, by its own Python.
 _LOOK = """
@@ -51,17 +52,39 @@ def image() -> Image:
     return build.build(tools)
 
 
+def daemonset_mounts() -> list[Mount]:
+    """What the DaemonSet mounts, each from the place on the host that its name below /host says."""
+    files = ("base", "overlays/containerd")
+    text = "".join((ROOT / f"deploy/{name}/daemonset.yaml").read_text("utf-8") for name in files)
+    # A path, and the words about it up to the next item or the end of the list.
+    found = re.findall(r"mountPath: (\S+)\n((?:\s+(?:readOnly|mountPropagation): \S+\n)*)", text)
+    mounts = [
+        Mount(
+            host=path.removeprefix("/host") or "/",
+            container=path,
+            readonly="readOnly: true" in words,
+            shared="HostToContainer" in words,
+        )
+        for path, words in found
+    ]
+    hosts = re.findall(r"hostPath:\n\s+path: (\S+)", text)
+    assert mounts
+    assert sorted(hosts) == sorted(str(mount.host) for mount in mounts)
+    return mounts
+
+
 @contextmanager
 def node_with(image: Image, runtime: Runtime) -> Iterator[PodNode]:
-    """A node that has the image, the toolkit's programs and a driver, and may be written to."""
+    """A node that has the image, the toolkit's programs and a driver."""
     with PodNode(runtime) as node:
-        # /usr/local is the machine's: what is written to it must not get there.
         layer = node.directory / "layers/local"
         options = f"lowerdir=/usr/local,upperdir={layer}/new,workdir={layer}/work"
         for words in (
             ["mkdir", "-p", f"{layer}/new", f"{layer}/work"],
             ["mount", "-t", "overlay", "overlay", "-o", options, "/usr/local"],
             ["cp", "-r", str(node.directory / "usr/local/nvidia"), "/usr/local/nvidia"],
+            # As systemd does on a node: a pod can be told of mounts that come later.
+            ["mount", "--make-rshared", "/"],
         ):
             done = node.inside(words)
             assert done.returncode == 0, done.stderr
@@ -103,12 +126,17 @@ def test_pod(generation: str, runtime: Runtime, image: Image) -> None:
     with node_with(image, runtime) as node, Pods(node) as pods:
         ready = node.directory / "run/nvidia/validations" / statusfile.READY
         starts = node.supervisor.starts
+        mounts = daemonset_mounts()
+        node.inside(["mkdir", "-p", *(str(mount.host) for mount in mounts)])
+        # Here /etc and /var/lib are mounts of their own, which a read-only / does not cover.
+        covered = [Mount(path, f"/host{path}", readonly=True) for path in ("/etc", "/var/lib")]
         container = pods.create(
             build.NAME,
             args=["run"],
-            env={"RUNTIME_RESTART_MODE": "signal"},
-            mounts=[Mount("/", "/host", readonly=True)],
+            env={"RUNTIME": "containerd", "RUNTIME_RESTART_MODE": "signal"},
+            mounts=[*mounts, *covered],
             privileged=True,
+            readonly_root=True,
             host_pid=True,
         )
         container.start()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.tools.fetch_runtimes import NotHere, archive_and_suites
-from tests.tools.private_apt import AptError, Offer, PrivateApt, run_command
+from tests.tools.private_apt import AptError, PrivateApt, Source, run_command
 from tests.tools.runtimes import cache_directory
 
 _PACKAGES = ("buildah", "mmdebstrap")
@@ -32,8 +32,9 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class ImageTools:
-    """The unpacked programs; `cache` is where they are and where their results may be kept."""
+    """The programs, unpacked in `tools`; `cache` is where what they make may be kept."""
 
+    tools: Path
     cache: Path
 
     def buildah(self, *arguments: str | os.PathLike[str], timeout: float = 900) -> str:
@@ -48,13 +49,13 @@ class ImageTools:
         command, *rest = arguments
         trust = ("--signature-policy", policy) if command in _TRUSTING else ()
         environment = {
-            "LD_LIBRARY_PATH": os.pathsep.join(map(str, _libraries(self.cache / "tools"))),
+            "LD_LIBRARY_PATH": os.pathsep.join(map(str, _libraries(self.tools))),
             "CONTAINERS_REGISTRIES_CONF": str(registries),
             "CONTAINERS_CONF": os.devnull,
             "CONTAINERS_STORAGE_CONF": os.devnull,
             "TMPDIR": str(own),
         }
-        program = self.cache / "tools/buildah/usr/bin/buildah"
+        program = self.tools / "buildah/usr/bin/buildah"
         return _run([program, *store, command, *trust, *rest], environment, timeout)
 
     def bootstrap(self, target: Path, packages: Sequence[str]) -> None:
@@ -63,7 +64,7 @@ class ImageTools:
         unread = [f"--dpkgopt=path-exclude=/usr/share/{n}/*" for n in ("doc", "locale", "man")]
         options = ["--mode=root", "--variant=minbase", "--format=tar", *unread]
         options.append('--aptopt=Acquire::Check-Valid-Until "false"')
-        program = self.cache / "tools/mmdebstrap/usr/bin/mmdebstrap"
+        program = self.tools / "mmdebstrap/usr/bin/mmdebstrap"
         include = f"--include={','.join(packages)}"
         with tempfile.TemporaryDirectory(dir=self.cache, prefix=".apt-") as folder:
             sources = PrivateApt(Path(folder), archive, suites[:1]).folder / "sources.list"
@@ -76,36 +77,35 @@ def image_tools() -> ImageTools:
         raise Unavailable("images are built as root only")
     if shutil.which("perl") is None:
         raise Unavailable("mmdebstrap needs perl: apt-get install perl")
-    cache = cache_directory().parent / "image"
+    cache = cache_directory() / "image"
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be at it
-        if not (cache / "tools").exists():
-            try:
-                _unpack(cache)
-            except (AptError, NotHere) as error:
-                raise Unavailable(f"cannot unpack {' and '.join(_PACKAGES)}: {error}") from error
-    return ImageTools(cache)
+        try:
+            archive, suites = archive_and_suites()
+            tools = cache / f"tools-{suites[0]}"
+            if not tools.exists():
+                _unpack(archive, suites[0], tools)
+        except (AptError, NotHere) as error:
+            raise Unavailable(f"cannot unpack {' and '.join(_PACKAGES)}: {error}") from error
+    return ImageTools(tools, cache)
 
 
-def _unpack(cache: Path) -> None:
-    """Fill `cache`/tools, one folder a package, which appears complete or not at all."""
-    archive, suites = archive_and_suites()
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".apt-") as folder:
+def _unpack(archive: Source, suite: str, target: Path) -> None:
+    """Fill `target` with one folder a package; it appears complete or not at all."""
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".apt-") as folder:
         # This machine's own suite alone: the libraries go with its C library.
-        apt = PrivateApt(Path(folder), archive, suites[:1])
-        apt.catalogue(_PACKAGES)
+        apt = PrivateApt(Path(folder), archive, [suite])
+        problem = next(iter(apt.catalogue(_PACKAGES).problems), "")
         names = [*_PACKAGES, *_needed_libraries(apt, _PACKAGES[0])]
-        offers: dict[str, Offer] = {}
-        for offer in apt.catalogue(names).offers:
-            offers.setdefault(offer.package, offer)
-        target = Path(folder) / "tools"
-        target.mkdir(mode=0o755)
+        offers = {offer.package: offer for offer in reversed(apt.catalogue(names).offers)}
+        draft = Path(folder) / target.name
+        draft.mkdir(mode=0o755)
         for name in names:
             if name not in offers:
-                raise AptError(f"{suites[0]} does not have {name}")
-            apt.unpack(offers[name], target / name)
-        target.rename(cache / "tools")
+                raise AptError(problem or f"{suite} does not have {name}")
+            apt.unpack(offers[name], draft / name)
+        draft.rename(target)
 
 
 def _needed_libraries(apt: PrivateApt, package: str) -> list[str]:

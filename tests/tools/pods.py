@@ -144,7 +144,7 @@ def _processes() -> Iterator[_Process]:
 
 @dataclass(frozen=True)
 class Mount:
-    """A directory of the node in a container; one that is shared passes on later mounts."""
+    """A directory of the node in a container; where it is shared, later mounts in it follow."""
 
     host: Path | str
     container: str
@@ -261,6 +261,7 @@ class Pods:
         annotations: Mapping[str, str] | None = None,
         handler: str = "",
         privileged: bool = False,
+        readonly_root: bool = False,
         host_pid: bool = False,
     ) -> Container:
         """Run a pod in the node's network and create, but do not start, one container in it."""
@@ -285,7 +286,7 @@ class Pods:
             "mounts": [_mount(mount) for mount in mounts],
             "annotations": dict(annotations or {}),
             "log_path": "log",
-            "linux": {"security_context": security},
+            "linux": {"security_context": security | {"readonly_rootfs": readonly_root}},
             "CDI_devices": [{"name": device} for device in cdi_devices],
         }
         request = {"pod_sandbox_id": sandbox, "config": config, "sandbox_config": pod}
