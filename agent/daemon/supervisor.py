@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 POLL = 0.5  # seconds between two looks
-IN_A_ROW = 3  # convergences during which something moved, before there is a pause
+IN_A_ROW = 10  # several changes that follow each other are no fight yet
 LONGEST = 60.0  # seconds of back-off
 USAGE = 2  # exit code of a child that will never succeed
 _NOT_STARTED = 127

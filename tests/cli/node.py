@@ -97,7 +97,7 @@ class CliNode(DoubleNode):
     ) -> subprocess.CompletedProcess[str]:
         """Run the program under test to its end; `prefix` is put before it."""
         return subprocess.run(
-            [*prefix, *_PROGRAM, command, *self.options(), *options],
+            [*prefix, *_PROGRAM, *command.split(), *self.options(), *options],
             env={"PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1", **(env or {})},
             cwd=self.directory,
             stdin=subprocess.DEVNULL,

@@ -96,19 +96,19 @@ def test_change_during_a_convergence_is_not_lost() -> None:
 
 
 def test_what_never_rests_is_tried_less_and_less() -> None:
-    """Three at once, then a pause that changes do not shorten."""
-    world = World(*[restless] * 6)
+    """Ten at once, then a pause that changes do not shorten."""
+    world = World(*[restless] * 13)
     for tenth in range(1, 200):
         world.events[tenth / 10] = World.touch
     world.keep()
-    assert world.runs == [0, 0, 0, 1, 3, 7]
+    assert world.runs == [*[0] * supervisor.IN_A_ROW, 1, 3, 7]
 
 
 def test_rest_forgives() -> None:
-    world = World(*[restless] * 3, right, right)
+    world = World(*[restless] * supervisor.IN_A_ROW, right, right)
     world.events[100] = World.touch
     world.keep()
-    assert world.runs == [0, 0, 0, 1, 100]
+    assert world.runs == [*[0] * supervisor.IN_A_ROW, 1, 100]
 
 
 def test_failure_is_tried_again_later_and_later() -> None:
