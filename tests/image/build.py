@@ -119,7 +119,7 @@ def _build(tools: ImageTools, base: Path, target: Path) -> None:
 
 _MATERIAL = {
     "base": 'FROM scratch\nADD base.tar /\nCMD ["/bin/sh"]\n',
-    "toolkit": "FROM scratch\nCOPY toolkit /artifacts/deb/\n",
+    "toolkit": "FROM scratch\nCOPY toolkit /\n",
 }
 _ARGUMENTS = {"BASE_IMAGE": "localhost/base", "TOOLKIT_IMAGE": "localhost/toolkit"}
 

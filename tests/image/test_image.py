@@ -35,6 +35,8 @@ settings = "/etc/pip.conf"
 print(json.dumps({
     "pip": importlib.util.find_spec("pip") is not None,
     "uncompiled": sorted(n for n, path in cached.items() if path and not os.path.exists(path)),
+    "toolkit": [os.access(f"/artifacts/{p}/usr/bin/nvidia-container-runtime", os.X_OK)
+                for p in ("deb", "rpm")],
     "settings": os.path.exists(settings) and open(settings).read(),
 }))
 """
@@ -113,6 +115,7 @@ def test_what_is_in_it(generation: str, runtime: Runtime, image: Image) -> None:
         found = json.loads(run_once(pods, "python3", "-c", _LOOK).log())
         assert not found["pip"]
         assert found["uncompiled"] == []
+        assert found["toolkit"] == [True, True]
         assert not found["settings"]  # where something was mounted there is an empty file
     assert image.environment["NVIDIA_VISIBLE_DEVICES"] == "void"
     labels = image.config["Labels"]
@@ -128,8 +131,9 @@ def test_pod(generation: str, runtime: Runtime, image: Image) -> None:
         starts = node.supervisor.starts
         mounts = daemonset_mounts()
         node.inside(["mkdir", "-p", *(str(mount.host) for mount in mounts)])
-        # Here /etc and /var/lib are mounts of their own, which a read-only / does not cover.
-        covered = [Mount(path, f"/host{path}", readonly=True) for path in ("/etc", "/var/lib")]
+        # Here these are mounts of their own, which a read-only / does not cover.
+        layers = ("/etc", "/opt", "/usr/local", "/var/lib")
+        covered = [Mount(path, f"/host{path}", readonly=True) for path in layers]
         container = pods.create(
             build.NAME,
             args=["run"],
