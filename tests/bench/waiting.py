@@ -33,11 +33,16 @@ def children(pid: int) -> list[str]:
 
 
 def main() -> None:
-    """Start a node and `run` on it, let it come to rest, and measure."""
+    """Start a node and `run` on it, let it come to rest, and measure. As root it has a driver."""
     from tests.cli.node import CliNode
+    from tests.cli.test_spec import DriverNode
+    from tests.tools.driver import make_driver
 
     seconds = float(sys.argv[1]) if sys.argv[1:] else 20.0
-    with tempfile.TemporaryDirectory(prefix="node-") as place, CliNode(Path(place)) as node:
+    kind = CliNode if os.geteuid() else DriverNode
+    with tempfile.TemporaryDirectory(prefix="node-") as place, kind(Path(place)) as node:
+        if isinstance(node, DriverNode):
+            make_driver(node.driver)
         process = subprocess.Popen(
             [sys.executable, "-m", "agent", "run", *node.options()],
             env={"PATH": os.defpath}, cwd=place, stdin=subprocess.DEVNULL,
