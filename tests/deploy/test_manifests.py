@@ -25,7 +25,7 @@ TARGETS = {
 BIN = Path(sys.executable).parent
 
 needs_kubectl = pytest.mark.skipif(
-    shutil.which("kubectl") is None, reason="no kubectl: get Debian's package kubernetes-client"
+    shutil.which("kubectl") is None, reason="no kubectl: get Debian's package of that name"
 )
 
 
