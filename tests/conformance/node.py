@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from tests.conformance import cri, steps
 from tests.conformance.shapes import Shape
@@ -52,7 +52,7 @@ class PrivateNode:
         self._mounts = PrivateMounts(self.directory, default_config=not shape.explicit)
         self._supervisor: Supervisor | None = None
 
-    def __enter__(self) -> PrivateNode:
+    def __enter__(self) -> Self:
         with self._stack:
             self._stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
             self._make_files()
@@ -136,6 +136,18 @@ class PrivateNode:
     ) -> subprocess.CompletedProcess[str]:
         """Run the program under test inside the node, to its end."""
         return self._run([sys.executable, "-m", "agent"], command, options, timeout)
+
+    def start_agent(self, command: str, log: Path) -> subprocess.Popen[bytes]:
+        """Start the program under test inside the node; what it says goes to `log`."""
+        words = [sys.executable, "-m", "agent", command, *self._options()]
+        with log.open("ab") as file:
+            return subprocess.Popen(
+                [*self._mounts.prefix, *words],
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
 
     def agent_in_steps(
         self, command: str, *options: str, log: Path, kill_at: int = 0

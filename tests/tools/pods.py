@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
@@ -52,7 +52,7 @@ class PodNode(PrivateNode):
         shape = Shape(f"pods-{name}", {}, explicit=False, files=f"../pods/{name}")
         super().__init__(runtime, shape)
 
-    def __enter__(self) -> PodNode:
+    def __enter__(self) -> Self:
         super().__enter__()
         try:
             tar = self.directory / "run/pause.tar"
