@@ -93,6 +93,11 @@ def _originals_back(node: KeptNode) -> None:
         (node.etc / "containerd" / template.relative_to(source)).write_text(text)
 
 
+def _overwritten_and_restarted(node: KeptNode) -> None:
+    _originals_back(node)
+    node.restart()
+
+
 def _upgrade(node: KeptNode) -> None:
     remove_driver(node.directory / "driver")
     make_driver(node.directory / "driver", NEW)
@@ -101,7 +106,7 @@ def _upgrade(node: KeptNode) -> None:
 DISTURBANCES: dict[str, Callable[[KeptNode], object]] = {
     "configuration overwritten": _originals_back,
     "runtime restarted": lambda node: node.restart(),
-    "overwritten and restarted": lambda node: (_originals_back(node), node.restart()),
+    "overwritten and restarted": _overwritten_and_restarted,
     "spec removed": lambda node: node.spec.unlink(),
     "spec emptied": lambda node: node.spec.write_bytes(b""),
     "status emptied": lambda node: node.ready.write_bytes(b""),
