@@ -199,10 +199,10 @@ def tell(ctx: Context, error: AgentError) -> None:
 def _converge(
     ctx: Context, proposal: Proposal, memory: Memory, *, barrier: bool, refused_cdi: bool = False
 ) -> Outcome:
-    for warning in proposal.warnings:
-        ctx.log("warning", text=warning)
     # Before the restart: what is proven after it has to find the devices.
     written = specs.write(ctx, proposal.spec)
+    for warning in proposal.warnings:
+        ctx.log("warning", text=warning)
     if proposal.configured:
         return publish(ctx, Outcome(proposal, written), barrier=barrier)
     assert proposal.node is not None
