@@ -4,7 +4,8 @@
     ├── UsageError         2  options or environment that make no sense
     ├── Refused            3  nothing was touched
     │   ├── CandidateFailed   the same change failed before
-    │   └── NoDriver          there is no NVIDIA driver (yet)
+    │   ├── NoDriver          there is no NVIDIA driver (yet)
+    │   └── NoToolkit         the handlers' binary is not on the host (yet)
     ├── Unreachable        4  the runtime does not answer the CRI
     ├── RolledBack         5  a change was made, failed, and was undone
     ├── RollbackFailed     6  a change was made, failed, and could not be undone
@@ -49,6 +50,10 @@ class CandidateFailed(Refused):
 
 class NoDriver(Refused):
     code = "NO_DRIVER"
+
+
+class NoToolkit(Refused):
+    code = "NO_TOOLKIT"
 
 
 class Unreachable(AgentError):

@@ -27,6 +27,7 @@ from agent.errors import (
     AgentError,
     CandidateFailed,
     Locked,
+    NoToolkit,
     Pending,
     Refused,
     Unreachable,
@@ -186,10 +187,10 @@ def _still_waits(proposal: Proposal) -> bool:
 
 
 def tell(ctx: Context, error: AgentError) -> None:
-    """Beside the status file, which goes where nothing answers any more (row 9). A failure to tell
-    a failure must not hide it."""
+    """Beside the status file, which goes where nothing answers any more (row 9) and where the
+    handlers lead nowhere. A failure to tell a failure must not hide it."""
     try:
-        if isinstance(error, Unreachable):
+        if isinstance(error, Unreachable | NoToolkit):
             ctx.publisher.withdraw()
         ctx.publisher.fail(error)
     except Refused as second:

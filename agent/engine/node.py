@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from agent import toolkit
 from agent.decide import Decision, Evidence, Question, Switch, Unseen, decide
 from agent.engine.wanted import Binary
-from agent.errors import Refused, Unreachable
+from agent.errors import NoToolkit, Refused, Unreachable
 from agent.host.paths import HostPath, HostRoot
 from agent.observe import command, config, cri, process
 from agent.observe.cri import Answer, Unimplemented
@@ -288,7 +288,7 @@ def judge(
 def binaries(settings: Settings, host: HostRoot) -> tuple[tuple[Binary, ...], tuple[str, ...]]:
     """Handlers whose binary is on the host, and warnings for those left out.
 
-    Raises Refused where the main one is missing: containerd lists a handler without binary, and
+    Raises NoToolkit where the main one is missing: containerd lists a handler without binary, and
     every pod that uses it fails.
     """
     name = settings.runtime_name
@@ -301,7 +301,7 @@ def binaries(settings: Settings, host: HostRoot) -> tuple[tuple[Binary, ...], tu
         if path:
             found.append(Binary(handler, path))
         elif handler in (main, name):
-            raise Refused(
+            raise NoToolkit(
                 f"cannot register handler {handler}: {base} is neither in "
                 f"{settings.toolkit_install_dir}/toolkit nor in /usr/bin of the host; install the "
                 "toolkit or give --toolkit-install-dir"

@@ -178,7 +178,7 @@ def test_a_refusal_leaves_readiness(node: CliNode) -> None:
 def test_missing_toolkit(node: CliNode) -> None:
     """No file, a directory, or no right to execute it: exit 3, the binary is named."""
     binary = node.toolkit / "nvidia-container-runtime"
-    refusal = Refusal(3, "nvidia-container-runtime is neither in")
+    refusal = Refusal(3, "nvidia-container-runtime is neither in", "NO_TOOLKIT")
     binary.chmod(0o644)
     refuses(node, refusal)
     binary.unlink()

@@ -225,6 +225,21 @@ def test_not_ready_while_the_runtime_is_down(node: CliNode) -> None:
     assert watcher.lies == []
 
 
+def test_not_ready_while_the_toolkit_is_gone(node: CliNode) -> None:
+    """Handlers that lead nowhere fail every pod; nothing is changed meanwhile."""
+    binary = node.toolkit / "nvidia-container-runtime"
+    with running(node) as daemon:
+        settle(daemon)
+        before, starts = files(node), node.supervisor.starts
+        binary.rename(binary.with_suffix(".away"))
+        daemon.until(lambda: not (node.validations / statusfile.READY).exists(), 3)
+        daemon.until(lambda: bool(node.error()))
+        tells(node, 3, "NO_TOOLKIT")
+        binary.with_suffix(".away").rename(binary)
+        daemon.until(lambda: published(node) is not None)
+        assert (files(node), node.supervisor.starts) == (before, starts)
+
+
 def test_first_failure_is_no_end(node: CliNode) -> None:
     """A file that cannot be used is told once and waited for; repaired, the node is made right."""
     good = node.config.read_bytes()
