@@ -74,6 +74,7 @@ while :; do
     say "DEVICE_LIST_STRATEGY=$DEVICE_LIST_STRATEGY CDI_ANNOTATION_PREFIX=${CDI_ANNOTATION_PREFIX:-}"
     "$@" &
     child=$!
+    [ "$stopped" = 0 ] || pass TERM # asked for before there was anybody to tell
     changed=0
     while kill -0 "$child" 2>/dev/null; do
         pause
