@@ -80,7 +80,7 @@ def cli() -> None:
 def plan(output: str, **given: str | None) -> None:
     """Show the decision with its evidence, the diff of every file, and restarts. Writes nothing."""
     from agent import render
-    from agent.engine.converge import propose
+    from agent.engine.propose import propose
 
     ctx = _context(given)
     proposal = propose(ctx, ctx.store.memory())

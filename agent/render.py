@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agent.decide import Decision
-    from agent.engine.converge import Outcome, Proposal
+    from agent.engine.converge import Outcome
     from agent.engine.plan import Change
+    from agent.engine.propose import Proposal
     from agent.engine.report import Report
     from agent.engine.revert import Reverted
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from agent.engine.context import Context
 from agent.engine.converge import converge
-from agent.engine.node import Node
+from agent.engine.guard import Deadly
 from agent.engine.watch import watched
 from agent.errors import AgentError
 from agent.status import ERROR
@@ -37,15 +37,17 @@ def work(ctx: Context, inherited: Inherited, say: Callable[[str], None]) -> int:
         os.set_inheritable(fd, False)
     ctx = replace(ctx, lock_fd=inherited.lock, settle=lambda: _settle(ctx, inherited.since))
     before, node, code = _told(ctx), None, 0
+    blamed: tuple[str, ...] = ()
     try:
         outcome = converge(ctx)
         node = outcome.proposal.node
     except AgentError as error:
         code = error.exit_code
+        blamed = (error.path.agent,) if isinstance(error, Deadly) else ()
         if code != inherited.told or _told(ctx) != before:
             say(error.message)
     finally:
-        _report(ctx, node, inherited.pipe)
+        _report((*watched(ctx, node), *blamed), inherited.pipe)
     return code
 
 
@@ -63,8 +65,8 @@ def _told(ctx: Context) -> bytes | None:
         return None
 
 
-def _report(ctx: Context, node: Node | None, pipe: int) -> None:
-    data = b"\0".join(os.fsencode(entry) for entry in watched(ctx, node))
+def _report(entries: tuple[str, ...], pipe: int) -> None:
+    data = b"\0".join(map(os.fsencode, entries))
     try:
         with open(pipe, "wb") as file:
             file.write(data)

@@ -11,7 +11,7 @@ from typing import Any
 from agent import status
 from agent.engine import converge, transaction
 from agent.engine.context import Context
-from agent.engine.converge import Proposal
+from agent.engine.propose import Proposal, propose
 from agent.engine.state import Memory, Original
 from agent.errors import AgentError, Refused
 
@@ -61,6 +61,7 @@ class Report:
             ],
             "spec": str(spec.path) if spec and spec.path else None,
             "drift": list(self.drift),
+            "warnings": list(proposal.warnings) if proposal else [],
             "transaction": {"unfinished": self.unfinished, "failed": self.failed},
             "published": dict(self.published),
             "notPublished": self.not_published,
@@ -76,8 +77,8 @@ def report(ctx: Context) -> Report:
         journal = ctx.store.journal()
         unfinished = f"{journal.purpose} ({journal.stage})" if journal else None
         failed = next(reversed(ctx.store.failed().values()), None)
-        proposal = converge.propose(ctx, memory)
-        problem = proposal.spec.problem if proposal.spec else None
+        proposal = propose(ctx, memory)
+        problem = proposal.blocked or (proposal.spec.problem if proposal.spec else None)
     except AgentError as error:
         problem = error
     drift: list[str] = []

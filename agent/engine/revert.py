@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from agent import tomledit
 from agent.decide import DEFAULT_DIRS
-from agent.engine import change, preflight, recover, specs
+from agent.engine import change, guard, preflight, recover, specs
 from agent.engine import node as nodes
 from agent.engine.context import Context
 from agent.engine.converge import state_of, tell
@@ -108,6 +108,8 @@ def _revert(ctx: Context, memory: Memory, keep_edits: bool) -> Reverted:
     wanted = Wanted({}, cri_after.default, False, going)
     settings, runtime = ctx.settings, node.runtime
     way = ctx.choose_restart(settings.restart_mode, runtime.process, ctx.host, runtime.kind)
+    if blocked := guard.deadly(ctx.host, node.gen, after):
+        raise blocked
     changed = tuple(n for n in cri_now.runtimes if cri_now.table(n) != cri_after.table(n))
     checked = preflight.check(ctx.host, node, Candidate(after, (), (*OUR_NAMES, *going, *changed)))
     if not checked.done:

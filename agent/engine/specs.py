@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from dataclasses import dataclass
 
-from agent.cdi import emit, generate
+from agent.cdi import emit, foreign, generate
 from agent.engine.context import Context
 from agent.engine.plan import Change
 from agent.errors import AgentError, Refused, reason
@@ -50,7 +49,7 @@ def _propose(ctx: Context, spec_dirs: tuple[str, ...]) -> Proposed:
     directory = _directory(settings, host, spec_dirs)
     text, warnings = generate.management(settings, host)
     path = _join(host, directory, file_name(settings.cdi_kind))
-    _refuse_twins(directory, path, settings.cdi_kind)
+    _refuse_twins(host, directory, path, settings.cdi_kind)
     before = files.read(path.agent, path.host)
     after = files.new_state(text.encode())
     same = before is not None and (before.data, before.mode) == (after.data, after.mode)
@@ -92,27 +91,13 @@ def _join(host: HostRoot, directory: HostPath, name: str) -> HostPath:
     return HostPath(os.path.join(directory.agent, name), os.path.join(directory.host, name))
 
 
-def _refuse_twins(directory: HostPath, ours: HostPath, kind: str) -> None:
+def _refuse_twins(host: HostRoot, directory: HostPath, ours: HostPath, kind: str) -> None:
     """Two files of one directory with one device make it unresolvable (CDI pkg/cdi/cache.go)."""
-    line = re.compile(rb"""(?m)^[\s{,]*["']?kind["']?\s*:\s*["']?""" + re.escape(kind.encode())
-                      + rb"""["']?\s*,?\s*(#.*)?$""")  # fmt: skip
-    try:
-        names = sorted(os.listdir(directory.agent))
-    except OSError:
-        return
-    for name in names:
-        path = os.path.join(directory.agent, name)
-        if name == ours.name or not name.endswith((".json", ".yaml")) or os.path.islink(path):
-            continue
-        try:
-            found = files.read(path)
-        except Refused:
-            continue  # what we cannot read is not ours to judge
-        if found and line.search(found.data):
+    for path, data in foreign.entries(host, directory):
+        if path.name != ours.name and foreign.has_kind(data, kind):
             raise Refused(
-                f"cannot write {ours}: {os.path.join(directory.host, name)} defines {kind} too, "
-                "and two files with one device cancel each other; remove it, or give another "
-                "--cdi-kind"
+                f"cannot write {ours}: {path} defines {kind} too, and two files with one device "
+                "cancel each other; remove it, or give another --cdi-kind"
             )
 
 

@@ -52,7 +52,8 @@ class Generation:
     `unversioned`: the version that files without one are read as. `per_file`: each file is read by
     its own version, rather than all by the highest. `relative_globs`: globs are taken relative to
     the importing file, not to the daemon's working directory. `root_version`: of a file we create.
-    `enable_cdi`: the default of the key, None where there is no such key.
+    `enable_cdi`: the default of the key, None where there is no such key. `brittle_cdi`: a spec
+    whose vendor or class is one letter makes it panic.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Generation:
     root_version: int
     enable_cdi: bool | None
     runc: Data
+    brittle_cdi: bool = True
 
 
 GENERATIONS = (
@@ -72,6 +74,7 @@ GENERATIONS = (
     Generation("1.7", (1, 7, 0), "replace", 1, False, True, 2, 2, False, _RUNC_17),
     Generation("2.0", (2, 0, 0), "deep", 3, False, True, 3, 3, True, _RUNC_2X),
     Generation("2.3", (2, 3, 0), "deep", 3, True, True, 4, 3, True, _RUNC_2X),
+    Generation("2.4", (2, 4, 0), "deep", 3, True, True, 4, 3, True, _RUNC_2X, brittle_cdi=False),
 )
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from tests.conformance.table import CELL
@@ -21,3 +25,10 @@ def runtime(request: pytest.FixtureRequest, generation: str) -> Runtime:
     found = runtimes.load().find(generation)
     assert found is not None, runtimes.load().reason(generation)
     return found
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory with a short name: the address of a socket in it has 107 bytes at most."""
+    with tempfile.TemporaryDirectory(prefix="node-") as name:
+        yield Path(name)

@@ -16,6 +16,7 @@ from tests.double.generation import GRPC_CRI, Generation, Table, generation_of, 
 from tests.double.load import Loaded, Node, RefusedError, built_in, load
 from tests.double.populate import effective
 from tests.double.script import read_script
+from tests.double.specs import deadly
 from tests.double.status import address_of, config_info, why_dead
 
 _USUAL_CONFIG = "/etc/containerd/config.toml"
@@ -77,6 +78,8 @@ def _daemon(version: str, config: str | None, address: str | None, node: Node) -
         print(f'level=warning msg="failed to load {text}"', file=sys.stderr, flush=True)
     if script.die_when and script.die_when.holds(generation, document):
         _die("scripted: dies with this configuration")
+    if not dead and (panic := deadly(generation, document, node)):
+        _die(panic)
     ended.wait(script.delay_start_s)
     socket = Path(node.real(address or address_of(document)))
     _serve(version, None if dead else document, socket, script.crash_after_s, ended)

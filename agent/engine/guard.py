@@ -1,0 +1,54 @@
+"""What would keep the runtime from coming back, although its configuration is right.
+
+Invariant: reads only. No restart is asked for on files with which this containerd would read a CDI
+spec that it dies of: it would die at every start from then on, on the old files as well.
+"""
+
+from __future__ import annotations
+
+import os
+
+from agent.cdi import foreign
+from agent.decide import DEFAULT_DIRS
+from agent.errors import AgentError, Refused
+from agent.host.paths import HostPath, HostRoot
+from agent.runtimes.containerd import ConfigFile, Generation, effective
+
+
+class Deadly(Refused):
+    """A restart would kill the runtime for good; `later` is the warning where none is due, `path`
+    the file to blame."""
+
+    def __init__(self, path: HostPath, kind: str) -> None:
+        cause = (
+            f"{path} has kind {kind}, and containerd before 2.4 dies of a vendor or class of one "
+            "letter"
+        )
+        super().__init__(f"cannot restart containerd: {cause}; rename the kind or remove the file")
+        self.path = path
+        self.later = f"{cause}: it would not come back from a restart; remove the file"
+
+
+def deadly(host: HostRoot, gen: Generation, files: tuple[ConfigFile, ...]) -> Deadly | None:
+    """The first CDI spec of which a containerd that starts on these files would die."""
+    cri = effective(gen, files)
+    if not gen.brittle_cdi or cri.enable_cdi is not True:
+        return None
+    dirs = cri.section.get("cdi_spec_dirs")
+    for name in dirs if isinstance(dirs, list) else DEFAULT_DIRS:
+        directory = _directory(host, os.path.normpath(str(name)))
+        for path, data in foreign.entries(host, directory) if directory else ():
+            if kind := foreign.crashing_kind(data):
+                return Deadly(path, kind)
+    return None
+
+
+def _directory(host: HostRoot, name: str) -> HostPath | None:
+    """A spec directory, under its own name. One that is a link itself is not read (observed),
+    links above it are followed."""
+    try:
+        above = host.resolve(os.path.dirname(name))
+    except AgentError:
+        return None
+    agent = host.agent_path(os.path.join(above.host, os.path.basename(name)))
+    return None if os.path.islink(agent) else HostPath(agent, name)

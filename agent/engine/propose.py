@@ -1,0 +1,154 @@
+"""What would be done to make the node right: observe, decide, plan, look at what is in the way.
+
+Invariant: reads only; a plan that is shown and a change that is made are one and the same proposal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+
+from agent.decide import Decision
+from agent.engine import guard, plan, preflight, specs
+from agent.engine import node as nodes
+from agent.engine import wanted as wishes
+from agent.engine.context import Context
+from agent.engine.node import Node, Runtime
+from agent.engine.plan import CannotSwitch, Change, Edits, Scene
+from agent.engine.preflight import Candidate, Preflight
+from agent.engine.restart import Restart
+from agent.engine.state import Memory
+from agent.engine.wanted import Wanted
+from agent.errors import AgentError
+from agent.runtimes.containerd import ConfigFile, Cri
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What a plan shows. `edits` is None where the configuration is not ours to change; `gaps` is
+    what the running runtime lacks, `restart` how it would be restarted if it has to be; `spec` is
+    None where no CDI spec is wanted; `blocked` is why no restart may be asked for."""
+
+    runtime: Runtime
+    decision: Decision
+    node: Node | None
+    edits: Edits | None
+    gaps: tuple[str, ...]
+    restart: Restart | None
+    preflight: Preflight | None
+    warnings: tuple[str, ...]
+    spec: specs.Proposed | None = None
+    blocked: AgentError | None = None
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """Every file that would be written."""
+        spec = (self.spec.change,) if self.spec and self.spec.change else ()
+        return (*spec, *(self.edits.changes if self.edits else ()))
+
+    @property
+    def configured(self) -> bool:
+        """The runtime and its files are as they should be."""
+        return not (self.edits and self.edits.changes) and self.restart is None
+
+    @property
+    def right(self) -> bool:
+        """Nothing to write, nothing to restart, nothing in the way."""
+        possible = self.spec is None or self.spec.problem is None
+        return possible and not self.changes and self.restart is None
+
+
+def propose(ctx: Context, memory: Memory, *, may_enable: bool | None = None) -> Proposal:
+    """What would be done, without doing it. Raises Unreachable or Refused."""
+    proposal = _propose(ctx, memory, may_enable)
+    spec = specs.propose(ctx, proposal.decision.spec_dirs)
+    warnings = (*proposal.warnings, *(spec.warnings if spec else ()))
+    return replace(proposal, spec=spec, warnings=warnings)
+
+
+def _propose(ctx: Context, memory: Memory, may_enable: bool | None) -> Proposal:
+    settings = ctx.settings
+    allowed = settings.may_enable_cdi if may_enable is None else may_enable
+    runtime = nodes.find_runtime(settings, ctx.host)
+
+    def judge(node: Node | None, may: bool) -> Decision:
+        seen = nodes.evidence(node, runtime, ctx.host)
+        return nodes.judge(
+            settings, runtime, seen, enabled_by_agent=memory.enabled_cdi, may_enable=may
+        )
+
+    if settings.no_runtime_config:
+        decision = judge(None, False)
+        return Proposal(runtime, decision, None, None, (), None, None, decision.warnings)
+    node = nodes.with_config(settings, ctx.host, runtime)
+    allowed = allowed and memory.cdi_refused != loaded(runtime, node.files)
+    available, left_out = nodes.binaries(settings, ctx.host)
+    decision = judge(node, allowed)
+    try:
+        edits = _edits(ctx, node, decision, memory, available)
+    except CannotSwitch:
+        if memory.enabled_cdi:
+            raise
+        # The switch cannot be set where it would count: the node is as row 5 says.
+        decision = judge(node, False)
+        edits = _edits(ctx, node, decision, memory, available)
+    gaps = tuple(wishes.unproven(edits.wanted, runtime.answer))
+    warnings = (*decision.warnings, *left_out)
+    restart = None
+    if gaps:
+        mode, process = settings.restart_mode, runtime.process
+        restart = ctx.choose_restart(mode, process, ctx.host, runtime.kind)
+    blocked = guard.deadly(ctx.host, node.gen, edits.files)
+    if blocked is not None:
+        warnings = (*warnings, f"apply refuses: {blocked.message}" if restart else blocked.later)
+    checked = None
+    if edits.changes or restart:
+        names = tuple(edits.wanted.handlers)
+        checked = preflight.check(ctx.host, node, Candidate(edits.files, names, names))
+    if checked is not None and not checked.done:
+        warnings = (*warnings, f"not pre-flighted: {checked.note}")
+    proposal = Proposal(
+        runtime, decision, node, edits, gaps, restart, checked, warnings,
+        blocked=blocked if restart else None,
+    )  # fmt: skip
+    failure = known_failure(ctx, proposal)
+    return replace(proposal, warnings=(*warnings, failure)) if failure else proposal
+
+
+def known_failure(ctx: Context, proposal: Proposal) -> str | None:
+    """Why this very change is not tried again."""
+    why = ctx.store.failed().get(fingerprint(proposal)) if proposal.restart else None
+    return f"the same change failed before ({why}) and nothing has changed since" if why else None
+
+
+def _edits(
+    ctx: Context, node: Node, decision: Decision, memory: Memory,
+    available: tuple[wishes.Binary, ...],
+) -> Edits:  # fmt: skip
+    settings = ctx.settings
+
+    def wish(cri: Cri) -> Wanted:
+        return wishes.want(
+            cri, decision, available, settings.runtime_name, memory.default, settings.runtime_type
+        )
+
+    return plan.edits(Scene(ctx.host, node.gen, node.files, node.drop_in, memory, wish))
+
+
+def loaded(runtime: Runtime, files: tuple[ConfigFile, ...]) -> str:
+    """A hash of what a runtime runs on: its version and its files."""
+    parts = [(file.name, file.state.digest if file.state else None) for file in files]
+    return hashlib.sha256(json.dumps([runtime.version, parts]).encode()).hexdigest()
+
+
+def fingerprint(proposal: Proposal) -> str:
+    """A hash of everything that a candidate's success depends on."""
+    assert proposal.edits is not None
+    files = [
+        (item.path.host, item.before and item.before.digest, item.after and item.after.digest)
+        for item in proposal.edits.changes
+    ]
+    base = loaded(proposal.runtime, proposal.edits.files)
+    parts = (files, base, proposal.edits.wanted.to_json())
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
