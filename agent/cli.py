@@ -26,6 +26,8 @@ Exit codes: 0 done or nothing to do; 1 plan found changes, status or wait: not r
 2 usage; 3 refused, nothing touched; 4 runtime unreachable; 5 failed and rolled back;
 6 rollback failed; 7 another instance holds the lock."""
 
+_NOT_ACTED = "{} is accepted and not acted on by this version"
+
 _HELP = """Make this node's container runtime right for NVIDIA GPUs and CDI, and never break it.
 
 It asks the runtime itself whether it injects CDI devices, registers the nvidia handlers in its
@@ -36,6 +38,7 @@ cannot be proven is undone.
   toolkit-agent plan     what would be done, and why; changes nothing
   toolkit-agent apply    do it
   toolkit-agent status   what is
+  toolkit-agent config   every option, and where its value comes from
   toolkit-agent revert   back to the files of before
   toolkit-agent run      do it, and keep the node right until stopped
 """
@@ -63,8 +66,8 @@ def _with_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 _output = click.option(
-    "-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True,
-    help="How to show the result.",
+    "-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table",
+    show_default=True, help="How to show the result.",
 )  # fmt: skip
 
 
@@ -182,6 +185,24 @@ def wait(timeout: float | None, **given: str | None) -> None:
     click.echo("".join(f"{key}={value}\n" for key, value in values.items()), nl=False)
 
 
+@cli.command(epilog=_EPILOG)
+@_with_options
+@_output
+def config(output: str, **given: str | None) -> None:
+    """Show every option with its value and where that came from; `-`: found on the node.
+
+    Needs neither a runtime nor root.
+    """
+    from agent import render
+    from agent.settings import effective
+
+    settings = _settings(given)
+    values = effective(settings)
+    for name in settings.ignored:
+        click.echo(f"warning: {_NOT_ACTED.format(name)}", err=True)
+    _emit(output, lambda: render.config_text(values), "Config", lambda: render.config_data(values))
+
+
 @cli.group()
 def cdi() -> None:
     """Container Device Interface specs."""
@@ -229,19 +250,19 @@ def _context(given: dict[str, str | None], entry: Entry = "toolkit-agent") -> Co
     settings = _settings(given, entry)
     log = logger(debug=settings.debug)
     for name in settings.ignored:
-        log("warning", text=f"{name} is accepted and not acted on by this version")
+        log("warning", text=_NOT_ACTED.format(name))
     return open_context(settings, log)
 
 
 def _emit(
     output: str, text: Callable[[], str], kind: str, data: Callable[[], dict[str, Any]]
 ) -> None:
-    if output == "json":
+    if output == "table":
+        click.echo(text())
+    else:
         from agent.render import document
 
-        click.echo(document(kind, data()))
-    else:
-        click.echo(text())
+        click.echo(document(kind, data(), output))
 
 
 @click.command(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})

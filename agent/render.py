@@ -1,6 +1,7 @@
 """What a person or a program gets to see on stdout.
 
-Invariant: one stable JSON document per command (`apiVersion`, `kind`), and no secret in any diff.
+Invariant: one stable document per command (`apiVersion`, `kind`), the same in JSON and in YAML, and
+no secret in any diff.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from agent import yamltext
+
 if TYPE_CHECKING:
     from agent.decide import Decision
     from agent.engine.converge import Outcome
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from agent.engine.propose import Proposal
     from agent.engine.report import Report
     from agent.engine.revert import Reverted
+    from agent.settings import Effective
 
 API = "toolkit-agent/v1"
 
@@ -75,11 +79,14 @@ def diff(change: Change) -> str:
     return "\n".join(lines)
 
 
-def document(kind: str, body: Mapping[str, Any]) -> str:
-    """A JSON document of the program's own schema."""
+def document(kind: str, body: Mapping[str, Any], form: str = "json") -> str:
+    """A document of the program's own schema; `form` is json or yaml, the data are the same."""
+    data = {"apiVersion": API, "kind": kind, **body}
+    if form == "yaml":
+        return "\n".join(yamltext.lines(data))
     import json
 
-    return json.dumps({"apiVersion": API, "kind": kind, **body}, indent=2, ensure_ascii=False)
+    return json.dumps(data, indent=2, ensure_ascii=False)
 
 
 def decision_data(decision: Decision) -> dict[str, Any]:
@@ -220,6 +227,40 @@ def reverted_text(done: Reverted) -> str:
     elif done.restarted:
         lines.append("Proven:   the runtime was restarted on its old configuration")
     return "\n".join(lines or ["Nothing to do: nothing was ever applied, or all is reverted"])
+
+
+def config_data(values: Iterable[Effective]) -> dict[str, Any]:
+    """Every option with its origin."""
+    return {
+        "options": [
+            {
+                "option": item.option.all_flags[0],
+                "value": item.value,
+                "origin": item.origin,
+                "environment": list(item.option.env),
+            }
+            for item in values
+        ]
+    }
+
+
+def config_text(values: Iterable[Effective]) -> str:
+    """The same for a person."""
+    rows = [("OPTION", "VALUE", "ORIGIN")]
+    rows += [(item.option.all_flags[0], _setting(item.value), item.origin) for item in values]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return "\n".join(f"{one:<{widths[0]}}  {two:<{widths[1]}}  {last}" for one, two, last in rows)
+
+
+def _setting(value: object) -> str:
+    """As it could be given."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return ",".join(value) or '""'
+    return (
+        "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value) or '""'
+    )
 
 
 def report_text(report: Report) -> str:

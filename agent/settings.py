@@ -108,6 +108,34 @@ def resolve(given: Mapping[str, str | None], env: Mapping[str, str], entry: Entr
     return Settings(entry=entry, origins=origins, ignored=tuple(ignored), **values)
 
 
+@dataclass(frozen=True, slots=True)
+class Effective:
+    """An option, what is in force and where that came from. `value` is plain data; None: found on
+    the node, or left to the decision."""
+
+    option: Option
+    value: bool | float | str | list[str] | None
+    origin: str
+
+
+def effective(settings: Settings) -> tuple[Effective, ...]:
+    """Every option that is acted on, in the order of the table."""
+    found = []
+    for option in OPTIONS:
+        if not option.acted:
+            continue
+        value = getattr(settings, option.name)
+        if isinstance(value, tuple):
+            version = option.kind == "version"
+            value = ".".join(map(str, value)) if version else list(value)
+        elif option.name == "enable_cdi_in_runtime" and value is None:
+            value = settings.may_enable_cdi
+        elif option.name == "cdi_output_dir" and value is None:
+            value = ""
+        found.append(Effective(option, value, settings.origins[option.name]))
+    return tuple(found)
+
+
 def _raw(
     option: Option, given: Mapping[str, str | None], env: Mapping[str, str]
 ) -> tuple[str | None, str]:

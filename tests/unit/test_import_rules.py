@@ -29,7 +29,7 @@ LAYERS = (
     ("agent.observe", "agent.status", "agent.cdi"),
     ("agent.toolkit",),
     ("agent.decide", "agent.runtimes"),
-    ("agent.host", "agent.tomledit", "agent._cri"),
+    ("agent.host", "agent.tomledit", "agent.yamltext", "agent._cri"),
     ("agent.settings",),
     ("agent.options",),
     ("agent.errors", "agent"),
@@ -137,7 +137,10 @@ def test_module_is_of_a_size_that_can_be_read(module: str) -> None:
     assert not lines or ast.get_docstring(tree(module))
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["apply", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["apply", "--help"], ["config"], ["config", "-o", "yaml"]],
+)
 def test_help_loads_no_library_that_it_does_not_need(arguments: list[str]) -> None:
     """Someone who reads the help, and an idle supervisor, pay for neither gRPC nor tomlkit."""
     done = subprocess.run(

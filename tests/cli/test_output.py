@@ -1,0 +1,101 @@
+"""What commands print for programs: JSON and YAML with the same data; and `config`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.cli.node import CliNode, shows
+from tests.conformance import checks
+
+
+def both(node: CliNode, command: str, kind: str, code: int = 0) -> Any:
+    """The data of a command that changes nothing, the same in both forms."""
+    data = shows(node.agent(command, "-o", "json"), kind, code)
+    result = node.agent(command, "-o", "yaml")
+    assert result.returncode == code, checks.said(result)
+    assert yaml.safe_load(result.stdout) == data
+    assert list(yaml.safe_load(result.stdout)) == list(data)
+    return data
+
+
+def test_every_command_speaks_yaml(node: CliNode) -> None:
+    """Before, during and after."""
+    assert both(node, "plan", "Plan", 1)["changes"]
+    assert both(node, "status", "Status", 1)["ready"] is False
+    done = yaml.safe_load(node.agent("apply", "-o", "yaml").stdout)
+    assert (done["apiVersion"], done["kind"]) == ("toolkit-agent/v1", "Outcome")
+    assert (done["restarted"], str(node.drop_in) in done["changed"]) == (True, True)
+    assert both(node, "apply", "Outcome")["changed"] == []
+    assert both(node, "status", "Status")["ready"] is True
+    assert both(node, "plan", "Plan")["changes"] == []
+    undone = yaml.safe_load(node.agent("revert", "--output=yaml").stdout)
+    assert (undone["kind"], undone["restarted"]) == ("Reverted", True)
+    assert both(node, "revert", "Reverted")["changed"] == []
+    assert both(node, "config", "Config")["options"]
+
+
+def config(*options: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `config` where there is no runtime."""
+    return subprocess.run(
+        [sys.executable, "-m", "agent", "config", *options],
+        env={"PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1", **(env or {})},
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["json", "yaml"])
+def test_config_names_every_origin(form: str) -> None:
+    """Default, command line, or the variable that won; values are those in force, typed."""
+    result = config(
+        "--proof-timeout=5s", "--socket=unix:///x.sock", "-o", form,
+        env={"ROOT": "/r", "DRIVER_ROOT": "/d", "NVIDIA_DRIVER_ROOT": "/n", "NO_DAEMON": "1",
+             "AGENT_PROOF_TIMEOUT": "7", "KUBELET_VERSION": "v1.30.2",
+             "AGENT_DEVICE_LIST_STRATEGY": "envvar, cdi-cri"},
+    )  # fmt: skip
+    checks.done(result)
+    found = yaml.safe_load(result.stdout)
+    assert (found["apiVersion"], found["kind"]) == ("toolkit-agent/v1", "Config")
+    options = {item["option"]: (item["value"], item["origin"]) for item in found["options"]}
+    assert options["--proof-timeout"] == (5.0, "command line")
+    assert options["--socket"] == ("/x.sock", "command line")
+    assert options["--toolkit-install-dir"] == ("/r", "ROOT")
+    assert options["--driver-root"] == ("/n", "NVIDIA_DRIVER_ROOT")
+    assert options["--no-daemon"] == (True, "NO_DAEMON")
+    assert options["--kubelet-version"] == ("1.30", "KUBELET_VERSION")
+    assert options["--device-list-strategy"] == (
+        ["envvar", "cdi-cri"],
+        "AGENT_DEVICE_LIST_STRATEGY",
+    )
+    assert options["--cdi-enabled"] == (True, "default")
+    assert options["--config"] == (None, "default")
+    variables = {item["option"]: item["environment"] for item in found["options"]}
+    assert variables["--toolkit-install-dir"] == ["TOOLKIT_INSTALL_DIR", "ROOT"]
+
+
+def test_config_for_a_person() -> None:
+    """One line per option; what is accepted and not acted on is a warning."""
+    result = config("--cdi-output-dir=", "--pid-file=/x", env={"CDI_ENABLED": "false"})
+    checks.done(result)
+    rows = {line.split()[0]: line.split(maxsplit=2)[1:] for line in result.stdout.splitlines()}
+    assert rows["OPTION"] == ["VALUE", "ORIGIN"]
+    assert rows["--cdi-output-dir"] == ['""', "command line"]
+    assert rows["--cdi-enabled"] == ["false", "CDI_ENABLED"]
+    assert rows["--enable-cdi-in-runtime"] == ["false", "default"]
+    assert rows["--socket"] == ["-", "default"]
+    assert "--pid-file" not in rows
+    assert "--pid-file is accepted and not acted on" in result.stderr
+
+
+def test_config_refuses_what_makes_no_sense() -> None:
+    """As every command does, naming the variable."""
+    result = config(env={"CDI_ENABLED": "perhaps"})
+    checks.refused(result, 2, "CDI_ENABLED=perhaps")
+    assert "cannot use the command line" in config("-o", "xml").stderr
+    assert json.loads(config("-o", "json").stdout)["kind"] == "Config"
