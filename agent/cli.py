@@ -6,26 +6,28 @@ error is one line that starts with "cannot", with the exit code of its class.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from agent import __version__
 from agent.errors import AgentError, Locked
-from agent.options import OPTIONS, Option
-from agent.settings import Entry, Settings, resolve
 
 if TYPE_CHECKING:
     from agent.engine.context import Context
+    from agent.options import Option
+    from agent.settings import Entry, Settings
 
 _EPILOG = """\b
 Exit codes: 0 done or nothing to do; 1 plan found changes, status or wait: not ready;
 2 usage; 3 refused, nothing touched; 4 runtime unreachable; 5 failed and rolled back;
 6 rollback failed; 7 another instance holds the lock."""
 
+_BROKEN_PIPE = 141  # as a shell says it
 _NOT_ACTED = "{} is accepted and not acted on by this version"
 
 _HELP = """Make this node's container runtime right for NVIDIA GPUs and CDI, and never break it.
@@ -44,7 +46,7 @@ cannot be proven is undone.
 """
 
 
-def _flag(option: Option) -> Callable[[Any], Any]:
+def _flag(option: Option) -> click.Option:
     """A click option for an entry of the table; booleans are written --x, --x=true, --x=false."""
     env = f" [{', '.join(option.env)}]" if option.env else ""
     default = f" Default: {option.default}." if option.default else ""
@@ -53,16 +55,28 @@ def _flag(option: Option) -> Callable[[Any], Any]:
         extra = {"is_flag": False, "flag_value": "true", "metavar": "BOOL"}
     elif option.kind == "choice":
         extra = {"metavar": "|".join(option.choices)}
-    return click.option(
-        *option.all_flags, option.name, default=None, help=f"{option.help}{default}{env}",
+    return click.Option(
+        [*option.all_flags, option.name], default=None, help=f"{option.help}{default}{env}",
         hidden=not option.acted, **extra,
     )  # fmt: skip
 
 
-def _with_options(function: Callable[..., None]) -> Callable[..., None]:
-    for option in reversed(OPTIONS):
-        function = _flag(option)(function)
-    return function
+class _Command(click.Command):
+    """A command with every option of the table, before its own. They are made when it is called:
+    for all commands that takes as long as the rest of --help."""
+
+    def __init__(self, name: str | None, **given: Any) -> None:
+        super().__init__(name, epilog=_EPILOG, **given)
+        self._complete = False
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The options, as click asks for them."""
+        if not self._complete:
+            from agent.options import OPTIONS
+
+            self._complete = True
+            self.params = [*map(_flag, OPTIONS), *self.params]
+        return super().get_params(ctx)
 
 
 _output = click.option(
@@ -77,8 +91,7 @@ def cli() -> None:
     """The group; commands are below."""
 
 
-@cli.command(epilog=_EPILOG)
-@_with_options
+@cli.command(cls=_Command)
 @_output
 def plan(output: str, **given: str | None) -> None:
     """Show the decision with its evidence, the diff of every file, and restarts. Writes nothing."""
@@ -92,8 +105,7 @@ def plan(output: str, **given: str | None) -> None:
         raise SystemExit(1)
 
 
-@cli.command(epilog=_EPILOG)
-@_with_options
+@cli.command(cls=_Command)
 @_output
 def apply(output: str, **given: str | None) -> None:
     """Make the node right, once; on a node that is right it writes and restarts nothing."""
@@ -107,8 +119,7 @@ def apply(output: str, **given: str | None) -> None:
     )  # fmt: skip
 
 
-@cli.command(epilog=_EPILOG)
-@_with_options
+@cli.command(cls=_Command)
 def run(**given: str | None) -> None:
     """Make the node right, publish, and keep it right until stopped; SIGHUP: look now.
 
@@ -117,8 +128,7 @@ def run(**given: str | None) -> None:
     _keep(given, "toolkit-agent")
 
 
-@cli.command("converge-child", hidden=True)
-@_with_options
+@cli.command("converge-child", cls=_Command, hidden=True)
 @click.option("--lock-fd", type=int, required=True)
 @click.option("--watch-fd", type=int, required=True)
 @click.option("--since", type=float, required=True)
@@ -135,8 +145,7 @@ def converge_child(
     raise SystemExit(code)
 
 
-@cli.command(epilog=_EPILOG)
-@_with_options
+@cli.command(cls=_Command)
 @_output
 def status(output: str, **given: str | None) -> None:
     """Show runtime, CDI, handlers, files, status file, drift and the last transaction."""
@@ -149,8 +158,7 @@ def status(output: str, **given: str | None) -> None:
         raise SystemExit(1)
 
 
-@cli.command(epilog=_EPILOG)
-@_with_options
+@cli.command(cls=_Command)
 @click.option("--keep-edits", is_flag=True, help="Take our keys out of files edited since.")
 @_output
 def revert(output: str, *, keep_edits: bool, **given: str | None) -> None:
@@ -164,8 +172,7 @@ def revert(output: str, *, keep_edits: bool, **given: str | None) -> None:
     )
 
 
-@cli.command(epilog=_EPILOG)
-@_with_options
+@cli.command(cls=_Command)
 @click.option("--timeout", type=click.FloatRange(min=0), help="Seconds; default: for ever.")
 def wait(timeout: float | None, **given: str | None) -> None:
     """Block until the decision is published, then print its lines. For init containers."""
@@ -185,8 +192,7 @@ def wait(timeout: float | None, **given: str | None) -> None:
     click.echo("".join(f"{key}={value}\n" for key, value in values.items()), nl=False)
 
 
-@cli.command(epilog=_EPILOG)
-@_with_options
+@cli.command(cls=_Command)
 @_output
 def config(output: str, **given: str | None) -> None:
     """Show every option with its value and where that came from; `-`: found on the node.
@@ -208,8 +214,7 @@ def cdi() -> None:
     """Container Device Interface specs."""
 
 
-@cdi.command(epilog=_EPILOG)
-@_with_options
+@cdi.command(cls=_Command)
 @click.option(
     "--mode",
     "spec_mode",
@@ -219,13 +224,9 @@ def cdi() -> None:
     help="Which spec: management has the one device `all`.",
 )
 @click.option(
-    "--format",
-    "form",
-    type=click.Choice(["yaml", "json"]),
-    default="yaml",
-    show_default=True,
+    "--format", "form", type=click.Choice(["yaml", "json"]), default="yaml", show_default=True,
     help="How to write it.",
-)
+)  # fmt: skip
 def generate(spec_mode: str, form: str, **given: str | None) -> None:
     """Print the spec that `apply` writes. Needs no runtime and no NVML."""
     from agent.cdi.generate import management
@@ -240,6 +241,8 @@ def generate(spec_mode: str, form: str, **given: str | None) -> None:
 
 
 def _settings(given: dict[str, str | None], entry: Entry = "toolkit-agent") -> Settings:
+    from agent.settings import resolve
+
     return resolve(given, os.environ, entry)
 
 
@@ -265,8 +268,7 @@ def _emit(
         click.echo(document(kind, data(), output))
 
 
-@click.command(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-@_with_options
+@click.command(cls=_Command, context_settings={"help_option_names": ["-h", "--help"]})
 def toolkit(**given: str | None) -> None:
     """Entry point for gpu-operator: run with upstream's names and defaults.
 
@@ -296,35 +298,52 @@ def _keep(given: dict[str, str | None], entry: Entry) -> None:
 
 def _again(given: dict[str, str | None]) -> list[str]:
     """The options as they were given, for a child's command line."""
+    from agent.options import OPTIONS
+
     values = ((option, given.get(option.name)) for option in OPTIONS)
     return [f"{option.all_flags[0]}={value}" for option, value in values if value is not None]
 
 
-def _run(command: click.Command, name: str) -> None:
+def _run(command: click.Command, name: str) -> int:
     """Run a command; every failure becomes one line and an exit code."""
     try:
         command.main(prog_name=name, standalone_mode=False)
     except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
+        return error.exit_code
+    except SystemExit as error:
+        return int(error.code or 0)
     except click.ClickException as error:
         text = error.format_message().rstrip(".")
         click.echo(f"cannot use the command line: {text}; see {name} --help", err=True)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except click.Abort:
-        sys.exit(130)
+        return 130
     except AgentError as error:
         click.echo(error.message, err=True)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        return _BROKEN_PIPE
+    return 0
 
 
-def main() -> None:
+def _start(command: click.Command, name: str) -> NoReturn:
+    """Run a command and end, without what only costs time in a process that is about to end:
+    looking for garbage, and taking an interpreter with gRPC in it apart."""
+    gc.set_threshold(100_000)
+    code = _run(command, name)
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    except BrokenPipeError:
+        code = _BROKEN_PIPE
+    os._exit(code)
+
+
+def main() -> NoReturn:
     """`toolkit-agent`."""
-    _run(cli, "toolkit-agent")
+    _start(cli, "toolkit-agent")
 
 
-def nvidia_toolkit() -> None:
+def nvidia_toolkit() -> NoReturn:
     """`nvidia-toolkit`."""
-    _run(toolkit, "nvidia-toolkit")
+    _start(toolkit, "nvidia-toolkit")

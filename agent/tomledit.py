@@ -13,9 +13,9 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from agent.data import dataclass
 from agent.errors import Refused
 
 Path: TypeAlias = tuple[str, ...]

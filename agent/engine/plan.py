@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from agent import tomledit
+from agent.data import dataclass
 from agent.engine import wanted as wishes
 from agent.engine.state import Memory
 from agent.engine.wanted import Wanted

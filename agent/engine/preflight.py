@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 from agent import tomledit
+from agent.data import dataclass
 from agent.engine.node import Node
 from agent.engine.plan import first_difference
 from agent.errors import Refused

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
 
 from agent.cdi import emit, foreign, generate
+from agent.data import dataclass
 from agent.engine.context import Context
 from agent.engine.plan import Change
 from agent.errors import AgentError, Refused, reason

@@ -14,8 +14,8 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from agent.data import dataclass
 from agent.errors import Refused, reason
 
 LIMIT = 1 << 20  # bytes; a configuration file larger than this is refused

@@ -10,9 +10,9 @@ import copy
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
+from agent.data import dataclass
 from agent.errors import Refused
 from agent.host.files import FileState
 from agent.host.paths import HostPath

@@ -32,7 +32,7 @@ LAYERS = (
     ("agent.host", "agent.tomledit", "agent.yamltext", "agent._cri"),
     ("agent.settings",),
     ("agent.options",),
-    ("agent.errors", "agent"),
+    ("agent.errors", "agent.data", "agent"),
 )
 LEVEL = {name: len(LAYERS) - number for number, names in enumerate(LAYERS) for name in names}
 
