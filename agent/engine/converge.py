@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from agent import toolkit
 from agent.data import dataclass, replace
-from agent.engine import change, recover, specs
+from agent.engine import change, parsed, recover, specs
 from agent.engine import wanted as wishes
 from agent.engine.change import NotAccepted
 from agent.engine.context import Context
@@ -182,6 +182,7 @@ def publish(ctx: Context, outcome: Outcome, *, barrier: bool) -> Outcome:
     ctx.publisher.publish(content, barrier_was_there=barrier)
     if outcome.changed or outcome.restarted:
         ctx.store.forget_failure()
+        parsed.keep(ctx.store, outcome.proposal.edits.files if outcome.proposal.edits else ())
     return outcome
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from agent import toolkit
+from agent import tomledit, toolkit
 from agent.data import dataclass
 from agent.decide import Decision, Evidence, Question, Switch, Unseen, decide
 from agent.engine.wanted import Binary
@@ -147,7 +147,9 @@ def look(settings: Settings, host: HostRoot) -> Node:
     return with_config(settings, host, find_runtime(settings, host))
 
 
-def with_config(settings: Settings, host: HostRoot, runtime: Runtime) -> Node:
+def with_config(
+    settings: Settings, host: HostRoot, runtime: Runtime, parse: config.Parse = tomledit.parse
+) -> Node:
     """The node of a runtime that was found. Raises Refused."""
     if runtime.kind != "containerd":
         raise Refused(
@@ -159,7 +161,7 @@ def with_config(settings: Settings, host: HostRoot, runtime: Runtime) -> Node:
         raise Refused(f"cannot work with containerd {runtime.version!r}: it is no version number")
     gen = generation(version)
     root = root_name(settings, host, runtime.process)
-    files = config.load(host, gen, root)
+    files = config.load(host, gen, root, parse=parse)
     return Node(
         runtime=runtime,
         gen=gen,

@@ -10,7 +10,7 @@ import json
 
 from agent.data import dataclass, replace
 from agent.decide import Decision
-from agent.engine import guard, plan, preflight, specs
+from agent.engine import guard, parsed, plan, preflight, specs
 from agent.engine import node as nodes
 from agent.engine import wanted as wishes
 from agent.engine.context import Context
@@ -81,7 +81,7 @@ def _propose(ctx: Context, memory: Memory, may_enable: bool | None) -> Proposal:
     if settings.no_runtime_config:
         decision = judge(None, False)
         return Proposal(runtime, decision, None, None, (), None, None, decision.warnings)
-    node = nodes.with_config(settings, ctx.host, runtime)
+    node = nodes.with_config(settings, ctx.host, runtime, parsed.parser(ctx.store))
     allowed = allowed and memory.cdi_refused != loaded(runtime, node.files)
     available, left_out = nodes.binaries(settings, ctx.host)
     decision = judge(node, allowed)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from agent import tomledit
 from agent.data import dataclass, replace
 from agent.decide import DEFAULT_DIRS
-from agent.engine import change, guard, preflight, recover, specs
+from agent.engine import change, guard, parsed, preflight, recover, specs
 from agent.engine import node as nodes
 from agent.engine.context import Context
 from agent.engine.converge import state_of, tell
@@ -87,6 +87,8 @@ def _forget(ctx: Context, memory: Memory) -> None:
             with contextlib.suppress(OSError):  # an empty directory does no harm
                 files.remove_directories(above)
     ctx.store.remember(Memory())
+    with contextlib.suppress(OSError):
+        parsed.forget(ctx.store)
     ctx.store.forget_failure()
     ctx.store.prune(Memory())
 

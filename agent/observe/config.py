@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -22,13 +22,15 @@ from agent.runtimes.containerd import ConfigFile, Generation, check_shape, impor
 DEFAULT_ROOT = "/etc/containerd/config.toml"
 
 Overlay: TypeAlias = Mapping[str, FileState | None]
+Parse: TypeAlias = Callable[[bytes, str], tomledit.Data]
 _NO_OVERLAY: Overlay = MappingProxyType({})
 _MAX_FILES = 500
 
 
 def load(
-    host: HostRoot, gen: Generation, root: str, overlay: Overlay = _NO_OVERLAY
-) -> tuple[ConfigFile, ...]:
+    host: HostRoot, gen: Generation, root: str, overlay: Overlay = _NO_OVERLAY,
+    parse: Parse = tomledit.parse,
+) -> tuple[ConfigFile, ...]:  # fmt: skip
     """The root file and all that it imports, breadth first, as this generation loads them.
 
     `root` is its name on the host. `overlay` maps host paths to states that they are going to
@@ -41,7 +43,7 @@ def load(
         name = pending.pop(0)
         if name in loaded:
             continue
-        file = load_file(host, name, overlay)
+        file = load_file(host, name, overlay, parse)
         if file.state is None and name != root:
             raise Refused(
                 f"cannot use {_importer(loaded, name)}: it imports {name}, which does not exist, "
@@ -63,11 +65,13 @@ def _importer(loaded: dict[str, ConfigFile], name: str) -> str:
     return next(iter(loaded))
 
 
-def load_file(host: HostRoot, name: str, overlay: Overlay = _NO_OVERLAY) -> ConfigFile:
+def load_file(
+    host: HostRoot, name: str, overlay: Overlay = _NO_OVERLAY, parse: Parse = tomledit.parse
+) -> ConfigFile:
     """One file by its name on the host; missing is not an error here."""
     path = host.resolve(name)
     state = overlay[path.host] if path.host in overlay else files.read(path.agent, path.host)
-    data = {} if state is None else tomledit.parse(state.data, path.host)
+    data = {} if state is None else parse(state.data, path.host)
     file = ConfigFile(name, path, state, data)
     check_shape(file)
     return file
