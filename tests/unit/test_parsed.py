@@ -56,17 +56,15 @@ def test_large_file_is_known_again(store: Store, parses: list[str]) -> None:
     assert Path(store.path("parsed.json")).stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("data", [b"a = 1\n", LARGE + b"d = 2026-01-01\n", LARGE + b"n = nan\n"])
-def test_what_is_small_or_no_json_is_parsed(
-    store: Store, parses: list[str], data: bytes
-) -> None:
+@pytest.mark.parametrize("data", [b"a = 1\n", LARGE + b"d = 2026-01-01\n"])
+def test_what_is_small_or_no_json_is_parsed(store: Store, parses: list[str], data: bytes) -> None:
     """There is nothing to gain, or something to lose; and what was kept before goes."""
     parsed.keep(store, (file(LARGE),))
     parsed.keep(store, (file(data),))
     parses.clear()
     parsed.parser(store)(data, "c")
-    assert parses == ["c"] or b"nan" in data
-    assert b"nan" in data or not Path(store.path("parsed.json")).exists()
+    assert parses == ["c"]
+    assert not Path(store.path("parsed.json")).exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"{}", b"\xff", b"[" * 100_000])
