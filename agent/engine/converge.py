@@ -25,7 +25,7 @@ from agent.errors import (
     Refused,
     Unreachable,
 )
-from agent.runtimes.containerd import effective
+from agent.runtimes.merge import effective
 from agent.status import Facts, lines
 
 

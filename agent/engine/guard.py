@@ -12,7 +12,9 @@ from agent.cdi import foreign
 from agent.decide import DEFAULT_DIRS
 from agent.errors import AgentError, Refused
 from agent.host.paths import HostPath, HostRoot
-from agent.runtimes.containerd import ConfigFile, Generation, effective
+from agent.runtimes.containerd import ConfigFile
+from agent.runtimes.generations import Generation
+from agent.runtimes.merge import effective
 
 
 class Deadly(Refused):

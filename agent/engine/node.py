@@ -18,7 +18,8 @@ from agent.host.paths import HostPath, HostRoot
 from agent.observe import command, config, cri, process
 from agent.observe.cri import Answer, Unimplemented
 from agent.observe.process import Process
-from agent.runtimes.containerd import ConfigFile, Generation, generation
+from agent.runtimes.containerd import ConfigFile
+from agent.runtimes.generations import Generation, generation
 from agent.runtimes.versions import parse_version
 from agent.settings import Settings
 from agent.tomledit import Data

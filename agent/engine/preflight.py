@@ -19,7 +19,8 @@ from agent.engine.plan import first_difference
 from agent.errors import Refused
 from agent.host.paths import HostRoot
 from agent.observe import command
-from agent.runtimes.containerd import CRI_V2, CRI_V3, ConfigFile
+from agent.runtimes.containerd import ConfigFile
+from agent.runtimes.generations import CRI_V2, CRI_V3
 from agent.tomledit import Data, Op, Path, Set, Unset, get
 
 

@@ -15,13 +15,15 @@ from agent.engine import node as nodes
 from agent.engine import wanted as wishes
 from agent.engine.context import Context
 from agent.engine.node import Node, Runtime
-from agent.engine.plan import CannotSwitch, Change, Edits, Scene
+from agent.engine.overlay import Scene
+from agent.engine.plan import CannotSwitch, Change, Edits
 from agent.engine.preflight import Candidate, Preflight
 from agent.engine.restart import Restart
 from agent.engine.state import Memory
 from agent.engine.wanted import Wanted
 from agent.errors import AgentError
-from agent.runtimes.containerd import ConfigFile, Cri
+from agent.runtimes.containerd import ConfigFile
+from agent.runtimes.merge import Cri
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from agent.engine import node as nodes
 from agent.engine.context import Context
 from agent.engine.converge import state_of, tell
 from agent.engine.node import Node
-from agent.engine.plan import Change, import_glob
+from agent.engine.overlay import import_glob
+from agent.engine.plan import Change
 from agent.engine.preflight import Candidate
 from agent.engine.state import Memory, parents
 from agent.engine.wanted import OUR_NAMES, Wanted, is_ours
@@ -26,7 +27,7 @@ from agent.host import files
 from agent.host.files import FileState
 from agent.host.paths import HostPath
 from agent.observe import config, cri
-from agent.runtimes.containerd import Cri, effective
+from agent.runtimes.merge import Cri, effective
 from agent.tomledit import Data, Op, Path, Set, Unset
 
 _STUB = b"# Emptied by toolkit-agent: another file imports this one by name.\n"

@@ -15,7 +15,7 @@ from agent.data import dataclass
 from agent.decide import Decision
 from agent.errors import Refused
 from agent.observe.cri import Answer
-from agent.runtimes.containerd import Cri
+from agent.runtimes.merge import Cri
 from agent.tomledit import Data, Path, Set, apply, get
 
 OUR_NAMES = ("nvidia", "nvidia-cdi", "nvidia-legacy")

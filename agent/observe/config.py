@@ -17,7 +17,8 @@ from agent.errors import Refused, reason
 from agent.host import files
 from agent.host.files import FileState
 from agent.host.paths import HostRoot
-from agent.runtimes.containerd import ConfigFile, Generation, check_shape, import_pattern, matches
+from agent.runtimes.containerd import ConfigFile, check_shape, import_pattern, matches
+from agent.runtimes.generations import Generation
 
 DEFAULT_ROOT = "/etc/containerd/config.toml"
 

@@ -19,7 +19,8 @@ from agent.cdi import foreign
 from agent.engine import guard
 from agent.host.files import new_state
 from agent.host.paths import HostPath, HostRoot
-from agent.runtimes.containerd import CRI_V2, CRI_V3, ConfigFile, generation
+from agent.runtimes.containerd import ConfigFile
+from agent.runtimes.generations import CRI_V2, CRI_V3, generation
 from agent.runtimes.versions import parse_version
 from tests.conformance.foreign_specs import CASES, Case
 

@@ -12,7 +12,8 @@ from agent.errors import Refused
 from agent.host.files import FileState
 from agent.host.paths import HostRoot
 from agent.observe import config
-from agent.runtimes.containerd import GENERATIONS, ConfigFile, Generation
+from agent.runtimes.containerd import ConfigFile
+from agent.runtimes.generations import GENERATIONS, Generation
 
 BY_NAME = {gen.name: gen for gen in GENERATIONS}
 LATEST = BY_NAME["2.0"]

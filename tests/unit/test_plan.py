@@ -18,14 +18,16 @@ from hypothesis import strategies as st
 from agent.decide import Decision, Evidence, Question, Switch, decide
 from agent.engine import plan
 from agent.engine import wanted as wishes
-from agent.engine.plan import Edits, Scene
+from agent.engine.overlay import Scene
+from agent.engine.plan import Edits
 from agent.engine.state import Memory, Original
 from agent.engine.wanted import Binary, Wanted
 from agent.errors import Refused
 from agent.host.paths import HostRoot
 from agent.observe import config
-from agent.runtimes import containerd
-from agent.runtimes.containerd import ConfigFile, Cri
+from agent.runtimes import generations, merge
+from agent.runtimes.containerd import ConfigFile
+from agent.runtimes.merge import Cri
 from agent.runtimes.versions import parse_version
 from agent.tomledit import get
 from tests.conformance import shapes
@@ -67,11 +69,11 @@ class Tree:
         return HostRoot("/" if self.on_host else str(self.folder))
 
     @property
-    def generation(self) -> containerd.Generation:
+    def generation(self) -> generations.Generation:
         """The rules of its containerd."""
         version = parse_version(self.number)
         assert version is not None
-        return containerd.generation(version)
+        return generations.generation(version)
 
     def write(self, files: Mapping[str, str]) -> None:
         """Put files there, by their names in /etc/containerd."""
@@ -94,7 +96,7 @@ class Tree:
 
     def cri(self) -> Cri:
         """Return what containerd makes of it."""
-        return containerd.effective(self.generation, self.files())
+        return merge.effective(self.generation, self.files())
 
     def decision(self) -> Decision:
         """Return the decision that this runtime's Status would lead to."""

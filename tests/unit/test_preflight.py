@@ -14,7 +14,7 @@ from agent.host.files import FileState
 from agent.host.paths import HostPath, HostRoot
 from agent.observe import config
 from agent.observe.cri import Answer
-from agent.runtimes.containerd import CRI_V2, CRI_V3, generation, section_name
+from agent.runtimes.generations import CRI_V2, CRI_V3, generation, section_name
 from tests.tools import runtimes
 from tests.tools.runtimes import Runtime as Real
 

@@ -14,7 +14,7 @@ from agent.engine import wanted as wishes
 from agent.engine.wanted import Binary, Wanted
 from agent.errors import Refused
 from agent.observe.cri import Answer
-from agent.runtimes.containerd import Cri
+from agent.runtimes.merge import Cri
 from agent.tomledit import Data
 
 TOOLKIT = "/usr/local/nvidia/toolkit"

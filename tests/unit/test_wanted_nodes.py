@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent.runtimes.containerd import Cri
+from agent.runtimes.merge import Cri
 from agent.tomledit import Data
 from tests.unit.test_wanted import BINARIES, ROW6, RUNC, RUNTIME, TYPE, cri, handler, want
 

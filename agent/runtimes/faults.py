@@ -1,0 +1,89 @@
+"""What keeps a containerd from starting on its files, or from serving the CRI, or is lost on it.
+
+Invariant: pure; each finding names the file, so that an error can say what to repair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from agent.runtimes.containerd import ConfigFile
+from agent.runtimes.generations import CRI_V1, CRI_V2, CRI_V3, IMAGES, STREAMING, Generation
+from agent.runtimes.merge import Files, names, version_of
+from agent.tomledit import get
+
+_LISTS = ("disabled_plugins", "required_plugins")
+
+
+def ignored(gen: Generation, files: Files) -> tuple[ConfigFile, str] | None:
+    """CRI settings of a version 1 or version-less file that this containerd does not read.
+
+    2.0 to 2.2 do not, unless a later file is of version 2. 1.x never read names of version 2 in
+    such a file, so nobody can have meant them there.
+    """
+    if gen.merge == "replace":
+        return None
+    for file in files:
+        order = names(gen, files, file)
+        for name in (CRI_V1, CRI_V2) if (file.version or 1) == 1 else ():
+            section = get(file.data, ("plugins", name))
+            if name not in order and isinstance(section, dict) and not section.keys() <= STREAMING:
+                return file, f'plugins."{name}"'
+    return None
+
+
+def disabled(gen: Generation, files: Files) -> tuple[ConfigFile, str] | None:
+    """The entry of `disabled_plugins` with which the CRI does not load."""
+    needed = {CRI_V2, CRI_V3, IMAGES}
+    if gen.merge == "replace":
+        needed = set(gen.names[version_of(gen, files)])
+    for file in files:
+        for entry in _entries(file, "disabled_plugins"):
+            if _uri(gen, file, entry) in needed:
+                return file, entry
+    return None
+
+
+def fatal(gen: Generation, files: Files) -> str | None:
+    """Why this containerd does not start on these files, in words; None where nothing is known."""
+    numbered = [file for file in files if file.version]
+    last = numbered[-1:] if gen.reads == "set" else numbered
+    for file in last if gen.strict else ():
+        if (file.version or 0) > gen.highest:
+            return (
+                f"{file.path} says version {file.version}, and this containerd reads files up to "
+                f"version {gen.highest}"
+            )
+    for file in numbered if not gen.higher_drop_in else ():
+        if (file.version or 0) > (numbered[0].version or 0):
+            return (
+                f"{file.path} says version {file.version}, which is higher than version "
+                f"{numbered[0].version} of {numbered[0].path}"
+            )
+    return next(_short_names(gen, files), None)
+
+
+def _short_names(gen: Generation, files: Files) -> Iterator[str]:
+    """Plugins without a full name, which only configurations of version 1 may have."""
+    if gen.reads == "set" and version_of(gen, files) < 2:
+        return
+    for file in files:
+        lists = [(key, entry) for key in _LISTS for entry in _entries(file, key)]
+        if gen.merge == "replace":
+            lists += [("plugins", name) for name in file.data.get("plugins", {})]
+        for key, entry in lists:
+            if "." not in _uri(gen, file, entry):
+                yield f"{file.path} has {entry!r} in {key}, which is no full name of a plugin"
+
+
+def _entries(file: ConfigFile, key: str) -> list[str]:
+    found = file.data.get(key)
+    return [item for item in found if isinstance(item, str)] if isinstance(found, list) else []
+
+
+def _uri(gen: Generation, file: ConfigFile, entry: str) -> str:
+    """containerd 2.x brings the short names of files of version 1 or none to full ones."""
+    old = gen.merge == "deep" and (file.version or 0) < 2
+    if "." in entry or not old:
+        return entry
+    return CRI_V2 if entry == CRI_V1 else f"io.containerd.{entry}"
