@@ -8,6 +8,7 @@ import pytest
 from hypothesis import settings
 
 from tests.conformance import table
+from tests.generations import table as model_table
 from tests.tools.runtimes import WANTED, Inventory, load
 
 # Without --long the same examples each time: a failure is the change's, not the day's.
@@ -77,6 +78,7 @@ def pytest_terminal_summary(
 ) -> None:
     """Say which real runtimes took part, so that a run without any cannot pass for one with."""
     table.show(terminalreporter)
+    model_table.show(terminalreporter)
     inventory = config.stash[INVENTORY]
     reports = [r for outcome in ("passed", "failed") for r in terminalreporter.getreports(outcome)]
     named = {

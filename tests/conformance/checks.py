@@ -7,13 +7,37 @@ import subprocess
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from tests.conformance import effective, statusfile
 from tests.conformance.cri import Answer
-from tests.conformance.node import PrivateNode
-from tests.conformance.shapes import BINARIES, HOOK, OURS, Row
+from tests.conformance.shapes import BINARIES, HOOK, OURS, Row, Shape
 from tests.conformance.trees import Tree, contents
+
+
+class Node(Protocol):
+    """What is looked at: a node with a real runtime, or with rules of one."""
+
+    shape: Shape
+    toolkit: Path
+    validations: Path
+
+    @property
+    def socket(self) -> Path:
+        """The CRI socket."""
+
+    def status(self) -> Answer:
+        """What the runtime answers now."""
+
+    def dump(self) -> Mapping[str, Any]:
+        """The effective configuration."""
+
+    def tree(self) -> Tree:
+        """Every file of the configuration."""
+
+    def whole(self) -> Tree:
+        """Every file that the program under test could write."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +50,12 @@ class Before:
     whole: Tree
 
 
-def observe(node: PrivateNode) -> Before:
+def observe(node: Node) -> Before:
     """Take everything down that is compared later."""
     return Before(node.status(), node.dump(), node.tree(), node.whole())
 
 
-def shape_is_as_described(node: PrivateNode, row: Row, before: Before) -> None:
+def shape_is_as_described(node: Node, row: Row, before: Before) -> None:
     """The files do to the real runtime what the table of shapes says of them."""
     shape, answer = node.shape, before.answer
     assert answer.ready
@@ -43,7 +67,7 @@ def shape_is_as_described(node: PrivateNode, row: Row, before: Before) -> None:
         assert wanted not in effective.binaries(answer.runtimes[name]), "already right"
 
 
-def node_is_right(node: PrivateNode, row: Row, before: Before) -> None:
+def node_is_right(node: Node, row: Row, before: Before) -> None:
     """The runtime runs what the row says, everything else is what it was, and it is published."""
     answer = node.status()
     assert answer.ready
@@ -60,7 +84,7 @@ def node_is_right(node: PrivateNode, row: Row, before: Before) -> None:
     published(node, row, answer)
 
 
-def _handlers_are_right(node: PrivateNode, row: Row, before: Before, answer: Answer) -> None:
+def _handlers_are_right(node: Node, row: Row, before: Before, answer: Answer) -> None:
     base = before.answer.runtimes[node.shape.base]
     present = set(answer.runtimes) & set(OURS)
     assert present >= set(node.shape.handlers_after)
@@ -93,7 +117,7 @@ def _within(some: Iterable[str], others: Iterable[str]) -> bool:
     return all(item in rest for item in some)
 
 
-def published(node: PrivateNode, row: Row, answer: Answer) -> None:
+def published(node: Node, row: Row, answer: Answer) -> None:
     """Both status files are there, equal, and say what the row says."""
     ready, twin = (node.validations / name for name in (statusfile.READY, statusfile.TWIN))
     assert ready.read_bytes() == twin.read_bytes()
@@ -109,13 +133,13 @@ def published(node: PrivateNode, row: Row, answer: Answer) -> None:
     assert re.fullmatch(r"sha256:[0-9a-f]{8,64}", values["TOOLKIT_CONFIG_HASH"])
 
 
-def not_published(node: PrivateNode) -> None:
+def not_published(node: Node) -> None:
     """Nobody who waits for the node is told that it is ready."""
     for name in (statusfile.READY, statusfile.TWIN):
         assert not (node.validations / name).exists()
 
 
-def node_is_as_before(node: PrivateNode, before: Before) -> None:
+def node_is_as_before(node: Node, before: Before) -> None:
     """Every byte, mode and directory of the configuration is back, and the runtime runs on it."""
     assert contents(node.tree()) == contents(before.etc)
     assert node.status() == before.answer

@@ -1,7 +1,8 @@
 """What differs between the generations of containerd, as seen by running them.
 
 The defaults of each are the ones that a real daemon printed (`tests/data/captures`). A generation
-stands for all its patch releases: 2.1.9 for 2.0 to 2.2, and 2.3.4 for 2.3 and later.
+stands for all its patch releases. There is no capture of 2.0, 2.2 and 2.4: their rules were
+observed on 2.0.11, 2.2.7 and 2.4.0-beta.0, their defaults are those of 2.1.9 and 2.3.4.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Generation:
     `config_version` is the version of its own configuration, and of what `config dump` prints;
     `highest` is the highest that it accepts (None: any number). `deep` says whether a later file's
     plugin section is merged into an earlier one's or takes its place, `per_file` whether each file
-    is brought to the newest version before it is merged.
+    is brought to the newest version before it is merged. `imports` is what it prints as imports
+    without reading them.
     """
 
     since: tuple[int, int]
@@ -46,6 +48,7 @@ class Generation:
     deep: bool
     per_file: bool = False
     relative_globs: bool = True
+    imports: tuple[str, ...] = ()
 
     @property
     def cri(self) -> str:
@@ -54,7 +57,9 @@ class Generation:
 
     def default_text(self) -> str:
         """What `config default` prints."""
-        return (CAPTURES / self.capture / "config-default.toml").read_text(encoding="utf-8")
+        text = (CAPTURES / self.capture / "config-default.toml").read_text(encoding="utf-8")
+        shown = ", ".join(f"'{name}'" for name in self.imports)
+        return text.replace("imports = []", f"imports = [{shown}]") if shown else text
 
     def defaults(self) -> Table:
         """The built-in configuration."""
@@ -77,10 +82,15 @@ def _parsed(text: str) -> Table:
     return tomllib.loads(text)
 
 
+_CONF_D = ("/etc/containerd/conf.d/*.toml",)
+_NEW, _NEWEST = "containerd-2.1.9", "containerd-2.3.4"
+
 # Newest first.
 GENERATIONS = (
-    Generation((2, 3), "containerd-2.3.4", "v2.3.4", "go1.27.1", 4, 4, deep=True, per_file=True),
-    Generation((2, 0), "containerd-2.1.9", "2.1.9+unknown", "go1.27.1", 3, 3, deep=True),
+    Generation((2, 4), _NEWEST, "v2.3.4", "go1.27.1", 4, 4, True, True, imports=_CONF_D),
+    Generation((2, 3), _NEWEST, "v2.3.4", "go1.27.1", 4, 4, True, True, imports=_CONF_D),
+    Generation((2, 2), _NEW, "2.1.9+unknown", "go1.27.1", 3, 3, deep=True, imports=_CONF_D),
+    Generation((2, 0), _NEW, "2.1.9+unknown", "go1.27.1", 3, 3, deep=True),
     Generation((1, 7), "containerd-1.7.24", "1.7.24~ds1", "go1.24.4", 2, 2, deep=False),
     Generation(
         (1, 6),
@@ -110,4 +120,7 @@ def generation_of(version: str) -> Generation:
 def reported_version(version: str) -> str:
     """Give the version the spelling that real daemons report, where that was seen."""
     generation = generation_of(version)
-    return generation.reported if generation.capture.endswith(f"-{version}") else version
+    if generation.capture.endswith(f"-{version}"):
+        return generation.reported
+    built_from_source = generation.deep and version[0].isdigit()
+    return f"v{version}" if built_from_source else version

@@ -109,7 +109,8 @@ def test_versions_are_reported_as_real_ones_do() -> None:
         "1.6.20": "1.6.20~ds1",
         "2.1.9": "2.1.9+unknown",
         "2.3.4": "v2.3.4",
-        "2.0.11": "2.0.11",
+        "2.0.11": "v2.0.11",
+        "2.4.0-beta.0": "v2.4.0-beta.0",
     }
 
     assert expected == {version: reported_version(version) for version in expected}

@@ -1,0 +1,235 @@
+"""A node whose containerd is the scripted one's rules, in this process: no daemon, no socket.
+
+    with ModelNode(directory, "2.2.7", shape) as node:
+        node.agent.apply()
+        node.status()
+
+The program under test runs here, too, from its first look to what it publishes; replaced are only
+the places where it would meet another process. What stands in for the runtime is the test double,
+which shares no code with the program. Rules of 2.0.11, 2.2.7, 2.3.4 and 2.4.0-beta.0 were observed
+on real ones, which cannot be had here; 2.1.9 is also tried for real (tests/conformance).
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from unittest import mock
+
+from agent.engine import converge, revert
+from agent.engine.context import Context
+from agent.engine.converge import Outcome, Proposal
+from agent.engine.restart import Restart
+from agent.engine.state import Store
+from agent.errors import Unreachable
+from agent.host.paths import HostRoot
+from agent.observe import command, cri, process
+from agent.observe.process import Process
+from agent.settings import resolve
+from agent.status import Publisher
+from tests.conformance.cri import Answer
+from tests.conformance.shapes import Shape
+from tests.conformance.trees import Tree, snapshot
+from tests.double.generation import Table, generation_of, reported_version
+from tests.double.load import Loaded, Node, RefusedError, built_in, load
+from tests.double.populate import effective
+from tests.double.status import config_info, why_dead
+
+
+@dataclass(frozen=True)
+class Texts(Shape):
+    """A shape whose files are given here, by their names in the directory of the root file."""
+
+    texts: Mapping[str, str] | None = None
+
+
+class ModelNode:
+    """The node; its runtime runs on the files as they were when it was last started."""
+
+    def __init__(self, directory: Path, version: str, shape: Shape) -> None:
+        self.directory = directory
+        self.version = version
+        self.shape = shape
+        self.etc = directory / "etc"
+        self.root = self.etc / "containerd/config.toml"
+        self.toolkit = directory / "usr/local/nvidia/toolkit"
+        self.validations = directory / "validations"
+        self.socket = directory / "run/containerd.sock"
+        self.starts = 0
+        self.problem = ""  # why the daemon does not run
+        self.dead = ""  # why its CRI is not served
+        self.config: Table = {}
+        self._generation = generation_of(version)
+        self._patches: list[Any] = []
+
+    def __enter__(self) -> Self:
+        self._make_files()
+        replaced = {
+            (process, "find"): lambda *_: self._process(),
+            (process, "peer"): lambda *_: self._process().pid,
+            (cri, "ask"): lambda *_, **__: self._answer(),
+            (cri, "sandboxes"): lambda *_, **__: (),
+            (command, "config_dump"): lambda _host, _program, file, _=(): self._dump(file),
+            (os, "fsync"): lambda _: None,
+        }
+        for (module, name), function in replaced.items():
+            patch = mock.patch.object(module, name, function)
+            patch.start()
+            self._patches.append(patch)
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for patch in reversed(self._patches):
+            patch.stop()
+
+    def start(self) -> None:
+        """Start the daemon on the files as they are now."""
+        self.starts += 1
+        self.problem = self.dead = ""
+        try:
+            loaded = self._load(str(self.root))
+            document = effective(self._generation, loaded)
+        except RefusedError as error:
+            self.problem = str(error)
+            return
+        if loaded.missing:
+            self.problem = loaded.missing
+            return
+        self.dead = why_dead(self._generation, document) or ""
+        self.config = {} if self.dead else config_info(self._generation, document)
+
+    @property
+    def runs(self) -> bool:
+        """Whether the CRI is served."""
+        return not self.problem and not self.dead
+
+    def status(self) -> Answer:
+        """What the runtime answers now."""
+        assert self.runs, self.problem or self.dead
+        return Answer(reported_version(self.version), True, copy.deepcopy(self.config))
+
+    def dump(self) -> Mapping[str, Any]:
+        """The effective configuration, as the runtime's own binary would print it."""
+        found = self._dump(str(self.root) if self.root.exists() else None)
+        assert found.data is not None, found.error
+        return found.data
+
+    def tree(self) -> Tree:
+        """Every file of the node's configuration."""
+        return snapshot(self.etc)
+
+    def whole(self) -> Tree:
+        """Every file that the program under test could write."""
+        return {path: entry for path, entry in snapshot(self.directory).items() if path != "."}
+
+    def propose(self) -> Proposal:
+        """`plan`."""
+        ctx = self._context()
+        return converge.propose(ctx, ctx.store.memory())
+
+    def apply(self) -> Outcome:
+        """`apply`."""
+        return converge.converge(self._context())
+
+    def revert(self) -> None:
+        """`revert`."""
+        revert.revert(self._context())
+
+    def _context(self) -> Context:
+        given = {
+            "host_root": "/",
+            "runtime": "containerd",
+            "socket": str(self.socket),
+            "drop_in_config": str(self.root.parent / "conf.d/99-nvidia.toml"),
+            "state_dir": str(self.directory / "state"),
+            "status_dir": str(self.validations),
+            "toolkit_install_dir": str(self.toolkit.parent),
+            "executable_path": "/usr/bin/containerd",
+            "cdi_output_dir": "",
+        }
+        for option in self.shape.options:
+            name, _, value = option.removeprefix("--").partition("=")
+            given[name.replace("-", "_")] = value
+        host, clock = HostRoot("/"), _Clock()
+        return Context(
+            settings=resolve(given, {}, "toolkit-agent"),
+            host=host,
+            store=Store(given["state_dir"], host.agent_path),
+            publisher=Publisher(given["status_dir"]),
+            wall=time.time,
+            clock=clock.now,
+            sleep=clock.sleep,
+            choose_restart=lambda *_: Restart("signal", "it", lambda _: self.start()),
+        )
+
+    def _process(self) -> Process:
+        if self.problem:
+            raise Unreachable(f"cannot reach {self.socket}: {self.problem}")
+        pid = 1000 + self.starts
+        return Process(pid, pid, "/usr/bin/containerd", str(self.root), None, (), "/proc")
+
+    def _answer(self) -> cri.Answer:
+        self._process()
+        if self.dead:
+            raise cri.Unimplemented(f"cannot use {self.socket}: it does not serve CRI v1; look")
+        names = ("", *self.config["containerd"]["runtimes"])
+        shown = copy.deepcopy(self.config)
+        return cri.Answer("containerd", reported_version(self.version), True, shown, names)
+
+    def _load(self, file: str) -> Loaded:
+        if file == str(self.root) and not self.root.exists():
+            return Loaded(built_in(self._generation), ())
+        return load(self._generation, file, Node())
+
+    def _dump(self, file: str | None) -> command.Dump:
+        try:
+            loaded = Loaded(built_in(self._generation), ()) if file is None else self._load(file)
+            return command.Dump(copy.deepcopy(effective(self._generation, loaded)))
+        except RefusedError as error:
+            return command.Dump(None, str(error), rejected=True)
+
+    def _make_files(self) -> None:
+        for name in ("etc/containerd", "run", "validations"):
+            (self.directory / name).mkdir(parents=True)
+        self.toolkit.mkdir(parents=True)
+        for name in self.shape.binaries:
+            (self.toolkit / name).touch(0o755)
+        for name, text in self._texts().items():
+            path = self.root.parent / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text.replace("@NODE@", str(self.directory)), encoding="utf-8")
+            path.chmod(self.shape.modes.get(name, 0o644))
+
+    def _texts(self) -> Mapping[str, str]:
+        if isinstance(self.shape, Texts):
+            return self.shape.texts or {}
+        source = self.shape.directory
+        files = (path for path in source.rglob("*") if path.is_file())
+        return {str(path.relative_to(source)): path.read_text("utf-8") for path in files}
+
+
+class _Clock:
+    """Time that passes only where somebody waits."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def now(self) -> float:
+        """Seconds since some moment."""
+        return self._seconds
+
+    def sleep(self, seconds: float) -> None:
+        """Let them pass."""
+        self._seconds += seconds
