@@ -6,6 +6,7 @@ that follows from it speak of the same moment.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 
@@ -19,7 +20,7 @@ from agent.observe import command, config, cri, process
 from agent.observe.cri import Answer, Unimplemented
 from agent.observe.process import Process
 from agent.runtimes.containerd import ConfigFile
-from agent.runtimes.generations import Generation, generation
+from agent.runtimes.generations import GENERATIONS, Generation, generation
 from agent.runtimes.versions import parse_version
 from agent.settings import Settings
 from agent.tomledit import Data
@@ -128,16 +129,20 @@ def _explained(
     """A containerd that does not serve the CRI often says why in its own configuration."""
     try:
         running = process.find(socket.agent, socket.host, host, "containerd")
-        file = config.load_file(host, root_name(settings, host, running))
+        name = root_name(settings, host, running)
+        files = (config.load_file(host, name),)
+        with contextlib.suppress(Refused):  # its version is not known, and imports hardly differ
+            files = config.load(host, GENERATIONS[-1], name)
     except (Refused, Unreachable):
         return error
-    entry = config.disabled_cri(file)
-    if entry is None:
-        return error
-    return Unimplemented(
-        f"{error.message.partition(';')[0]}: disabled_plugins in {file.path} names {entry!r}; take "
-        "it out and restart containerd"
-    )
+    for file in files:
+        entry = config.disabled_cri(file)
+        if entry is not None:
+            return Unimplemented(
+                f"{error.message.partition(';')[0]}: disabled_plugins in {file.path} names "
+                f"{entry!r}; take it out and restart containerd"
+            )
+    return error
 
 
 def look(settings: Settings, host: HostRoot) -> Node:

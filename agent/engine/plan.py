@@ -147,6 +147,12 @@ def _override_later_files(
 def _checked(scene: Scene, overlay: Overlay, wanted: Wanted) -> Edits:
     """The edits, after their effect was computed and found to be ours alone."""
     after = config.load(scene.host, scene.gen, scene.root.name, overlay)
+    fault = faults.fatal(scene.gen, after)
+    if fault and not faults.fatal(scene.gen, scene.files):
+        raise Refused(
+            f"cannot add {scene.drop_in} to what containerd loads: {fault}; bring the files to one "
+            "version with `containerd config migrate`"
+        )
     cri = merge.effective(scene.gen, after)
     if gaps := wishes.gaps(wanted, cri):
         path = next(iter(gaps))

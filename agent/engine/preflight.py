@@ -19,6 +19,7 @@ from agent.engine.plan import first_difference
 from agent.errors import Refused
 from agent.host.paths import HostRoot
 from agent.observe import command
+from agent.runtimes import faults
 from agent.runtimes.containerd import ConfigFile
 from agent.runtimes.generations import CRI_V2, CRI_V3
 from agent.tomledit import Data, Op, Path, Set, Unset, get
@@ -49,10 +50,12 @@ def check(host: HostRoot, node: Node, candidate: Candidate) -> Preflight:
     rc 0 alone proves little: a default without a table and a missing import pass it.
     """
     if node.executable is None:
-        return Preflight(False, "the runtime's executable cannot be told; give --executable-path")
+        note = "the runtime's executable cannot be told; give --executable-path"
+        return _without_executable(node, candidate, note)
     before, after = _dumps(host, node.executable, node.files, candidate.files)
     if before.data is None and not before.rejected:
-        return Preflight(False, f"the runtime's executable cannot be asked: {before.error}")
+        note = f"the runtime's executable cannot be asked: {before.error}"
+        return _without_executable(node, candidate, note)
     if after.data is None and before.data is None:
         raise Refused(
             f"cannot use {node.root.path}: {node.executable} rejects it as it is "
@@ -65,6 +68,14 @@ def check(host: HostRoot, node: Node, candidate: Candidate) -> Preflight:
         )
     _compare(before.data or {}, after.data, candidate)
     return Preflight(True, f"{node.executable} accepts the new configuration")
+
+
+def _without_executable(node: Node, candidate: Candidate, note: str) -> Preflight:
+    """What is known of this generation has to do; where it can be asked, its own word counts."""
+    fault = faults.fatal(node.gen, candidate.files)
+    if fault is not None:
+        raise Refused(f"cannot use {node.root.path}: containerd does not start so: {fault}")
+    return Preflight(False, note)
 
 
 def _dumps(

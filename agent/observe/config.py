@@ -18,7 +18,7 @@ from agent.host import files
 from agent.host.files import FileState
 from agent.host.paths import HostRoot
 from agent.runtimes.containerd import ConfigFile, check_shape, import_pattern, matches
-from agent.runtimes.generations import Generation
+from agent.runtimes.generations import CRI_V1, CRI_V2, CRI_V3, IMAGES, Generation
 
 DEFAULT_ROOT = "/etc/containerd/config.toml"
 
@@ -136,6 +136,6 @@ def _names(host: HostRoot, directory: str, part: str, overlay: Overlay) -> list[
 def disabled_cri(file: ConfigFile) -> str | None:
     """The entry of `disabled_plugins` that switches the CRI off: the usual reason why a containerd
     does not serve it (Docker's package ships such a file)."""
-    names = {"cri", "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"}
+    names = {CRI_V1, CRI_V2, CRI_V3, IMAGES}
     entries = file.data.get("disabled_plugins")
     return next((e for e in entries if e in names), None) if isinstance(entries, list) else None

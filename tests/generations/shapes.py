@@ -15,6 +15,7 @@ from tests.generations.mixes import (
     switch_mixes,
     version_mixes,
 )
+from tests.generations.singles import SINGLES
 
 
 @dataclass(frozen=True)
@@ -42,5 +43,5 @@ def _real() -> Iterator[Shape]:
             yield Shape(**{**vars(shape), "cells": cells})
 
 
-SHAPES = (*_real(), *version_mixes(), *switch_mixes(), *frozen_mixes())
+SHAPES = (*_real(), *SINGLES, *version_mixes(), *switch_mixes(), *frozen_mixes())
 CELLS = [Cell(shape, version) for shape in SHAPES for version in VERSIONS if version in shape.cells]
