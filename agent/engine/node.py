@@ -130,7 +130,7 @@ def _explained(
     try:
         running = process.find(socket.agent, socket.host, host, "containerd")
         name = root_name(settings, host, running)
-        files = (config.load_file(host, name),)
+        files: tuple[ConfigFile, ...] = (config.load_file(host, name),)
         with contextlib.suppress(Refused):  # its version is not known, and imports hardly differ
             files = config.load(host, GENERATIONS[-1], name)
     except (Refused, Unreachable):

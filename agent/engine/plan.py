@@ -81,6 +81,11 @@ def _refuse_hopeless(scene: Scene) -> None:
             "together in this containerd; run `containerd config migrate` and put the result in "
             "place"
         )
+    if file := faults.ambiguous(scene.gen, scene.files):
+        raise Refused(
+            f"cannot add to {file.path}: it has both plugins.cri and its long name, and which of "
+            "them counts is chance; leave one of them"
+        )
     if found := faults.disabled(scene.gen, scene.files):
         raise Refused(
             f"cannot use {found[0].path}: disabled_plugins names {found[1]!r}, and containerd "

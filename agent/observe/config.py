@@ -128,8 +128,13 @@ def _names(host: HostRoot, directory: str, part: str, overlay: Overlay) -> list[
     except OSError as error:
         raise Refused(f"cannot read the directory {directory}: {reason(error)}") from error
     for name, state in overlay.items():
-        if os.path.dirname(name) == path.host:
-            (names.discard if state is None else names.add)(os.path.basename(name))
+        inside, found, below = name.rpartition(path.host.rstrip("/") + "/")
+        if inside or not found:
+            continue
+        if state is not None:
+            names.add(below.partition("/")[0])  # the file, or a directory that comes with it
+        elif "/" not in below:
+            names.discard(below)
     return [name for name in sorted(names) if matches(part, name)]
 
 

@@ -32,6 +32,16 @@ def ignored(gen: Generation, files: Files) -> tuple[ConfigFile, str] | None:
     return None
 
 
+def ambiguous(gen: Generation, files: Files) -> ConfigFile | None:
+    """A file that says `cri` and the long name, where containerd makes one of both, by chance."""
+    for file in files if gen.merge == "deep" else ():
+        renamed = gen.renames or file.version is not None
+        given = file.data.get("plugins", {})
+        if renamed and (file.version or 0) < 2 and CRI_V1 in given and CRI_V2 in given:
+            return file
+    return None
+
+
 def disabled(gen: Generation, files: Files) -> tuple[ConfigFile, str] | None:
     """The entry of `disabled_plugins` with which the CRI does not load."""
     needed = {CRI_V2, CRI_V3, IMAGES}

@@ -14,7 +14,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.double.generation import Generation, Table
+from tests.double.generation import GRPC_CRI, Generation, Table
 from tests.double.migrate import migrate_names, migrate_sections
 
 _LISTS = ("imports", "disabled_plugins", "required_plugins")
@@ -131,6 +131,10 @@ def _bring_up(generation: Generation, table: Table, document: Table) -> None:
     version = table.get("version", 0)
     if not generation.deep:
         return  # 1.x looks sections up by the names of the version that is effective in the end
+    if version == 0 and generation.per_file and "cri" in table.get("plugins", {}):
+        # The step from 0 to 1 moves the long name away before that from 1 to 2 makes it anew.
+        _migrate(table["plugins"])
+        table["plugins"].pop(GRPC_CRI, None)
     if version < 2:
         migrate_names(table)
         # Raised to what is effective so far. 2.0 to 2.2 do no more: that is 3 for a root file, so

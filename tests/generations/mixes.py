@@ -108,11 +108,10 @@ def version_mixes() -> Iterator[Texts]:
                 f"conf.d/{place}.toml": drop_in.text(handlers(drop_in.names, "site")),
             }
             for versions, seen in ((OLD, old), (NEW, _new(root, drop_in))):
-                refused = isinstance(seen, Refused)
                 yield Texts(
                     f"{root}+{drop_in}-{place[:2]}",
                     dict.fromkeys(versions, seen if isinstance(seen, Refused) else ROW3),
-                    handlers=("runc",) if refused else seen,
+                    handlers=() if isinstance(seen, Refused) else seen,
                     texts=files,
                 )
 

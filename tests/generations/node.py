@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -70,15 +70,15 @@ class ModelNode:
 
     def __enter__(self) -> Self:
         self._make_files()
-        replaced = {
-            (process, "find"): lambda *_: self._process(),
-            (process, "peer"): lambda *_: self._process().pid,
-            (cri, "ask"): lambda *_, **__: self._answer(),
-            (cri, "sandboxes"): lambda *_, **__: (),
-            (command, "config_dump"): lambda _host, _program, file, _=(): self._dump(file),
-            (os, "fsync"): lambda _: None,
-        }
-        for (module, name), function in replaced.items():
+        replaced: tuple[tuple[object, str, Callable[..., object]], ...] = (
+            (process, "find", lambda *_: self._process()),
+            (process, "peer", lambda *_: self._process().pid),
+            (cri, "ask", lambda *_, **__: self._answer()),
+            (cri, "sandboxes", lambda *_, **__: ()),
+            (command, "config_dump", lambda _host, _program, file, _=(): self._dump(file)),
+            (os, "fsync", lambda _: None),
+        )
+        for module, name, function in replaced:
             patch = mock.patch.object(module, name, function)
             patch.start()
             self._patches.append(patch)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from tests.conformance import shapes
-from tests.conformance.shapes import ROW3, Shape
+from tests.conformance.shapes import ROW3, Expected, Shape
 from tests.generations.mixes import (
     DOWN,
     VERSIONS,
@@ -31,7 +31,7 @@ class Cell:
 
 
 # Where 2.3 and later differ from 2.1: they read version 1, and a drop-in must not be newer.
-_SINCE_23 = {"v1": ROW3, "v1-implicit": ROW3, "frozen-v3-below-v2": DOWN}
+_SINCE_23: Mapping[str, Expected] = {"v1": ROW3, "v1-implicit": ROW3, "frozen-v3-below-v2": DOWN}
 
 
 def _real() -> Iterator[Shape]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from tests.conformance.shapes import OURS, ROW3, ROW4, Expected, Refused
 from tests.generations.mixes import DOWN, IMAGES, LOST, NEW, OLD, SECTIONS, handlers, spread
@@ -16,16 +17,16 @@ _NEW3, _NEW4 = dict.fromkeys(NEW, ROW3), dict.fromkeys(NEW, ROW4)
 _OLD3, _OLD4 = dict.fromkeys(OLD, ROW3), dict.fromkeys(OLD, ROW4)
 _GLOB = "imports = ['@NODE@/etc/containerd/conf.d/*.toml']\n"
 
+_NO_FILES: Mapping[str, str] = MappingProxyType({})
+
 
 def one(
     name: str, text: str | None, cells: Mapping[str, Expected], seen: tuple[str, ...] = _RUNC,
-    *, default: str = "runc", base: str = "runc", **others: str,
+    *, default: str = "runc", base: str = "runc", files: Mapping[str, str] = _NO_FILES,
 ) -> Texts:  # fmt: skip
-    """A shape of a root file (None: there is none) and others; `_` in their names is a slash."""
-    files = {key.replace("__", "/") + ".toml": value for key, value in others.items()}
-    if text is not None:
-        files["config.toml"] = text
-    return Texts(name, cells, handlers=seen, default=default, base=base, texts=files)
+    """A shape of a root file (None: there is none) and other files."""
+    texts = dict(files) if text is None else {"config.toml": text, **files}
+    return Texts(name, cells, handlers=seen, default=default, base=base, texts=texts)
 
 
 _SERVERS = """\
@@ -92,11 +93,12 @@ NAMES = (
     one("v1-no-cri", "version = 1\n[grpc]\naddress = '@NODE@/c.sock'\n", _ALL3),
     one("v1-streaming", f"version = 1\n[{V1}]\nstream_server_port = '10010'\n", _ALL3),
     one("v1-drop-in", f"version = 1\n{_GLOB}" + handlers(1, "runc"), _NEW3, ("runc", "site"),
-        **{"conf.d__50-site": "version = 1\n" + handlers(1, "site")}),
+        files={"conf.d/50-site.toml": "version = 1\n" + handlers(1, "site")}),
     one("empty", "", _ALL3),
     one("blank", "\n \n\t\n", _ALL3),
     one("only-a-table", "[plugins]\n", _ALL3),
-    one("no-root-forgotten", None, _ALL3, **{"conf.d__50-x": f"version = 2\n[{V2}]\n{_OFF}"}),
+    one("no-root-forgotten", None, _ALL3,
+        files={"conf.d/50-x.toml": f"version = 2\n[{V2}]\n{_OFF}"}),
 )  # fmt: skip
 
 IMAGE_SETTINGS = (
@@ -108,49 +110,49 @@ IMAGE_SETTINGS = (
         + f"[{IMAGES}]\nsnapshotter = 'overlayfs'\nmax_concurrent_downloads = 9\n"
         f"[{IMAGES}.pinned_images]\nother = 'x'\n", _ALL3),
     one("v2-images-in-drop-in", f"version = 2\n{_GLOB}{_HANDLER}", _ALL3,
-        **{"conf.d__10-images": _V2_IMAGES + _SNAPSHOTTER}),
+        files={"conf.d/10-images.toml": _V2_IMAGES + _SNAPSHOTTER}),
     one("v2-images-after-ours", f"version = 2\n{_GLOB}", _ALL3,
-        **{"conf.d__zz-images": _V2_IMAGES + _SNAPSHOTTER}),
+        files={"conf.d/zz-images.toml": _V2_IMAGES + _SNAPSHOTTER}),
     one("v3-images-v2-drop-in", f"version = 3\n{_GLOB}[{IMAGES}]\nsnapshotter = 'native'\n", _ALL3,
-        **{"conf.d__10-images": _V2_IMAGES}),
+        files={"conf.d/10-images.toml": _V2_IMAGES}),
     one("v2-handler-sandbox-mode", "version = 2\n" + _HANDLER + "sandbox_mode = 'podsandbox'\n"
         "snapshotter = 'native'\n", _ALL3),
 )  # fmt: skip
 
 IMPORTS = (
     one("import-relative", "version = 2\nimports = ['conf.d/*.toml']\n", _ALL3, ("runc", "site"),
-        **{"conf.d__50-site": "version = 2\n" + handlers(2, "site")}),
+        files={"conf.d/50-site.toml": "version = 2\n" + handlers(2, "site")}),
     one("import-dotted", "version = 3\nimports = ['./conf.d/../site/*.toml']\n", _ALL3,
-        ("runc", "site"), site__a="version = 3\n" + handlers(3, "site")),
+        ("runc", "site"), files={"site/a.toml": "version = 3\n" + handlers(3, "site")}),
     one("import-literal", "version = 3\nimports = ['@NODE@/etc/containerd/site.toml']\n", _ALL3,
-        ("runc", "site"), site="version = 3\n" + handlers(3, "site")),
+        ("runc", "site"), files={"site.toml": "version = 3\n" + handlers(3, "site")}),
     one("import-ours", "version = 3\nimports = ['conf.d/99-nvidia.toml']\n", _ALL3,
-        **{"conf.d__99-nvidia": "# reserved\n"}),
+        files={"conf.d/99-nvidia.toml": "# reserved\n"}),
     one("import-missing", "version = 3\nimports = ['site.toml']\n", spread(DOWN, DOWN)),
     one("import-no-directory", "version = 2\nimports = ['/no/such/*.toml']\n", _ALL3),
     one("import-twice", "version = 3\nimports = ['a.toml', '@NODE@/etc/containerd/*a.toml']\n",
-        _ALL3, ("runc", "site"), a="version = 3\n" + handlers(3, "site")),
+        _ALL3, ("runc", "site"), files={"a.toml": "version = 3\n" + handlers(3, "site")}),
     one("import-itself", "version = 3\nimports = ['config.toml', '*.toml']\n", _ALL3),
     one("import-nested", "version = 3\nimports = ['a.toml']\n", _ALL4, ("runc", "site"),
-        a="version = 3\nimports = ['deep/*.toml']\n" + handlers(3, "site"),
-        deep__b=f"version = 3\n[{V3}]\n{_OFF}"),
+        files={"a.toml": "version = 3\nimports = ['deep/*.toml']\n" + handlers(3, "site"),
+               "deep/b.toml": f"version = 3\n[{V3}]\n{_OFF}"}),
     one("import-nested-v2", "version = 2\nimports = ['a.toml']\n", _ALL4, ("runc", "site"),
-        a="imports = ['deep/*.toml']\n" + handlers(2, "site"),
-        deep__b=f"version = 2\n[{V2}]\n{_OFF}"),
+        files={"a.toml": "imports = ['deep/*.toml']\n" + handlers(2, "site"),
+               "deep/b.toml": f"version = 2\n[{V2}]\n{_OFF}"}),
     one("import-no-star", "version = 3\nimports = ['@NODE@/etc/containerd/con?.toml']\n",
         spread(DOWN, DOWN)),
     one("import-middle", "version = 3\nimports = ['@NODE@/etc/containerd/*/99-nvidia.toml']\n",
         _ALL3),
     one("forgotten", f"version = 3\n[{V3}]\nenable_selinux = true\n", _ALL3,
-        **{"conf.d__50-x": f"version = 3\n[{V3}]\n{_OFF}"}),
+        files={"conf.d/50-x.toml": f"version = 3\n[{V3}]\n{_OFF}"}),
     one("forgotten-v2", f"version = 2\n{_HANDLER}", _ALL3,
-        **{"conf.d__50-x": "version = 4\nbroken = [\n"}),
+        files={"conf.d/50-x.toml": "version = 4\nbroken = [\n"}),
     one("forgotten-at-our-path", "version = 3\n", spread(
         Refused(3, "99-nvidia.toml"), Refused(3, "99-nvidia.toml")),
-        **{"conf.d__99-nvidia": f"version = 3\n[{V3}]\nenable_selinux = true\n"}),
+        files={"conf.d/99-nvidia.toml": f"version = 3\n[{V3}]\nenable_selinux = true\n"}),
     one("frozen-asleep-v4", "version = 2\n", spread(
         Refused(3, "99-nvidia.toml"), Refused(3, "99-nvidia.toml")),
-        **{"conf.d__99-nvidia": "version = 4\n" + handlers(3, *OURS)}),
+        files={"conf.d/99-nvidia.toml": "version = 4\n" + handlers(3, *OURS)}),
 )  # fmt: skip
 
 DISABLED = (
@@ -164,7 +166,7 @@ DISABLED = (
     one("disabled-v1", "version = 1\ndisabled_plugins = ['cri']\n", spread(_DISABLED, _DISABLED)),
     one("disabled-short-v2", "version = 2\ndisabled_plugins = ['cri']\n", spread(DOWN, DOWN)),
     one("disabled-in-drop-in", f"version = 3\n{_GLOB}", spread(_DISABLED, _DISABLED),
-        **{"conf.d__a": "version = 3\ndisabled_plugins = ['io.containerd.grpc.v1.cri']\n"}),
+        files={"conf.d/a.toml": "version = 3\ndisabled_plugins = ['io.containerd.grpc.v1.cri']\n"}),
     one("disabled-other", "version = 3\ndisabled_plugins = ['io.containerd.snapshotter.v1.zfs']\n",
         _ALL3),
 )  # fmt: skip
@@ -172,17 +174,17 @@ DISABLED = (
 LATE = (
     # After ours, and in a spelling that only some versions read.
     one("late-off-old-name", f"version = 3\n{_GLOB}", spread(ROW3, ROW4),
-        **{"conf.d__zz": f"version = 3\n[{V2}]\n  {_OFF}"}),
+        files={"conf.d/zz.toml": f"version = 3\n[{V2}]\n  {_OFF}"}),
     one("late-stale-none", f"version = 3\n{_GLOB}", _ALL3, ("nvidia", "runc"),
-        **{"conf.d__zz": handlers(3, "nvidia", binary="/old/nvidia-container-runtime")}),
+        files={"conf.d/zz.toml": handlers(3, "nvidia", binary="/old/nvidia-container-runtime")}),
     one("late-stale-v2", f"version = 2\n{_GLOB}{_HANDLER}", _ALL3, ("nvidia", "runc"),
-        default="nvidia", **{"conf.d__zz": "version = 2\n" + handlers(
+        default="nvidia", files={"conf.d/zz.toml": "version = 2\n" + handlers(
             2, "nvidia", default="nvidia", binary="/old/nvidia-container-runtime")}),
     one("late-v2-below-v4", _SERVERS.replace("4\n", "4\n" + _GLOB, 1), _NEW4, ("nvidia", "runc"),
-        **{"conf.d__zz": f"version = 2\n[{V2}]\n{_OFF}" + handlers(
+        files={"conf.d/zz.toml": f"version = 2\n[{V2}]\n{_OFF}" + handlers(
             2, "nvidia", binary="/old/nvidia-container-runtime")}),
     one("late-v1-below-v3", f"version = 3\n{_GLOB}", _NEW4, ("nvidia", "runc"),
-        **{"conf.d__zz": f"version = 1\n[{V1}]\n{_OFF}" + handlers(
+        files={"conf.d/zz.toml": f"version = 1\n[{V1}]\n{_OFF}" + handlers(
             1, "nvidia", binary="/old/nvidia-container-runtime")}),
 )  # fmt: skip
 
