@@ -57,8 +57,8 @@ def disabled(gen: Generation, files: Files) -> tuple[ConfigFile, str] | None:
 def fatal(gen: Generation, files: Files) -> str | None:
     """Why this containerd does not start on these files, in words; None where nothing is known."""
     numbered = [file for file in files if file.version]
-    last = numbered[-1:] if gen.reads == "set" else numbered
-    for file in last if gen.strict else ():
+    counted = [file for file in numbered if (file.version or 0) >= gen.lowest]
+    for file in (counted[-1:] if gen.reads == "set" else counted) if gen.strict else ():
         if (file.version or 0) > gen.highest:
             return (
                 f"{file.path} says version {file.version}, and this containerd reads files up to "

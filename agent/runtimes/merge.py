@@ -1,13 +1,12 @@
 """What a containerd makes of its configuration files together.
 
-Invariant: pure; one model for reading (what is in force), for judging an edit (what else would
-change), and for placing it (where a key has to be written so that it counts). Every rule that
-differs between versions is looked up in `Generation`.
+Invariant: pure, and nothing that is given is changed. One model serves for reading (what is in
+force), for judging an edit (what else would change) and for placing it (where a key has to be
+written so that it counts). Every rule that differs between versions is looked up in `Generation`.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -109,7 +108,7 @@ def _renamed(gen: Generation, file: ConfigFile) -> Data:
     """A file's plugins, short names made long where the daemon does so at once."""
     given = file.data.get("plugins", {})
     if not gen.renames or (file.version or 0) >= gen.lowest or CRI_V1 not in given:
-        return copy.deepcopy(given)
+        return dict(given)
     rest = {key: value for key, value in given.items() if key != CRI_V1}
     return deep_merge({CRI_V2: given[CRI_V1]}, rest)
 
@@ -175,7 +174,7 @@ def deep_merge(below: Data, above: Mapping[str, Any]) -> Data:
         if isinstance(old, dict) and isinstance(value, dict):
             result[key] = deep_merge(old, value)
         else:
-            result[key] = copy.deepcopy(value)
+            result[key] = value
     return result
 
 

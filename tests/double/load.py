@@ -97,7 +97,7 @@ def load(generation: Generation, path: str, node: Node) -> Loaded:
 
 def built_in(generation: Generation) -> Table:
     """Give the configuration of a daemon without any file."""
-    document = {**copy.deepcopy(generation.defaults()), "plugins": {}}
+    document = copy.deepcopy({**generation.defaults(), "plugins": {}})
     if not generation.deep:
         document["version"] = 1  # what a file without a version counts as
     return document

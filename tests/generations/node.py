@@ -12,8 +12,8 @@ on real ones, which cannot be had here; 2.1.9 is also tried for real (tests/conf
 
 from __future__ import annotations
 
-import copy
 import os
+import pickle
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -118,7 +118,7 @@ class ModelNode:
     def status(self) -> Answer:
         """What the runtime answers now."""
         assert self.runs, self.problem or self.dead
-        return Answer(reported_version(self.version), True, copy.deepcopy(self.config))
+        return Answer(reported_version(self.version), True, _copy(self.config))
 
     def dump(self) -> Mapping[str, Any]:
         """The effective configuration, as the runtime's own binary would print it."""
@@ -185,7 +185,7 @@ class ModelNode:
         if self.dead:
             raise cri.Unimplemented(f"cannot use {self.socket}: it does not serve CRI v1; look")
         names = ("", *self.config["containerd"]["runtimes"])
-        shown = copy.deepcopy(self.config)
+        shown = _copy(self.config)
         return cri.Answer("containerd", reported_version(self.version), True, shown, names)
 
     def _load(self, file: str) -> Loaded:
@@ -196,28 +196,42 @@ class ModelNode:
     def _dump(self, file: str | None) -> command.Dump:
         try:
             loaded = Loaded(built_in(self._generation), ()) if file is None else self._load(file)
-            return command.Dump(copy.deepcopy(effective(self._generation, loaded)))
+            return command.Dump(_copy(effective(self._generation, loaded)))
         except RefusedError as error:
             return command.Dump(None, str(error), rejected=True)
 
     def _make_files(self) -> None:
-        for name in ("etc/containerd", "run", "validations"):
+        for name in ("run", "validations"):
             (self.directory / name).mkdir(parents=True)
         self.toolkit.mkdir(parents=True)
         for name in self.shape.binaries:
             (self.toolkit / name).touch(0o755)
-        for name, text in self._texts().items():
-            path = self.root.parent / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text.replace("@NODE@", str(self.directory)), encoding="utf-8")
-            path.chmod(self.shape.modes.get(name, 0o644))
+        write_files(self.directory, self.shape)
 
-    def _texts(self) -> Mapping[str, str]:
-        if isinstance(self.shape, Texts):
-            return self.shape.texts or {}
-        source = self.shape.directory
-        files = (path for path in source.rglob("*") if path.is_file())
-        return {str(path.relative_to(source)): path.read_text("utf-8") for path in files}
+
+def write_files(directory: Path, shape: Shape) -> None:
+    """Write the configuration of a shape below a node's directory."""
+    root = directory / "etc/containerd"
+    root.mkdir(parents=True)
+    for name, text in _texts(shape).items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.replace("@NODE@", str(directory)), encoding="utf-8")
+        path.chmod(shape.modes.get(name, 0o644))
+
+
+def _texts(shape: Shape) -> Mapping[str, str]:
+    if isinstance(shape, Texts):
+        return shape.texts or {}
+    source = shape.directory
+    files = (path for path in source.rglob("*") if path.is_file())
+    return {str(path.relative_to(source)): path.read_text("utf-8") for path in files}
+
+
+def _copy(data: Table) -> Table:
+    """A deep copy of plain data, several times as fast as copy.deepcopy."""
+    found: Table = pickle.loads(pickle.dumps(data))  # noqa: S301 - our own bytes
+    return found
 
 
 class _Clock:
