@@ -66,6 +66,14 @@ def check(host: HostRoot, node: Node, candidate: Candidate) -> Preflight:
             f"cannot apply: {node.executable} rejects the new configuration "
             f"({after.error[:300]}); nothing was changed"
         )
+    missing = _missing(after.data, candidate)
+    if missing and _hides_migrated(host, node.executable, candidate.files):
+        note = f"{node.executable} does not show what it makes of files below version 3"
+        return _without_executable(node, candidate, note)
+    if missing:
+        raise Refused(
+            f"cannot apply: the runtime would not have the handler {missing}; nothing was changed"
+        )
     _compare(before.data or {}, after.data, candidate)
     return Preflight(True, f"{node.executable} accepts the new configuration")
 
@@ -132,15 +140,36 @@ def _memory_file(data: bytes) -> int:
     return fd
 
 
-def _compare(before: Data, after: Data, candidate: Candidate) -> None:
+def _missing(after: Data, candidate: Candidate) -> str | None:
+    """A handler that there would have to be, the default's included, and would not."""
     section = _section(after)
     runtimes = get(after, (*section, "containerd", "runtimes"), {})
     default = get(after, (*section, "containerd", "default_runtime_name"))
-    for name in (*candidate.present, *([default] if default else [])):
-        if name not in runtimes:
-            raise Refused(
-                f"cannot apply: the runtime would not have the handler {name}; nothing was changed"
-            )
+    needed = (*candidate.present, *([default] if default else []))
+    return next((name for name in needed if name not in runtimes), None)
+
+
+def _hides_migrated(host: HostRoot, executable: str, files: tuple[ConfigFile, ...]) -> bool:
+    """Does this executable print files of older versions without their CRI settings?
+
+    The first releases of 2.0 do, while the daemon reads them (containerd#11747; read, not run).
+    """
+    if all(file.state is None or (file.version or 0) > 2 for file in files):
+        return False
+    fd = _memory_file(_PROBE.encode())
+    try:
+        dump = command.config_dump(host, executable, f"/proc/self/fd/{fd}", (fd,))
+    finally:
+        os.close(fd)
+    plugins = (dump.data or {}).get("plugins", {})
+    return not any(get(plugins, (name, _PROBED)) == _PROBE_VALUE for name in (CRI_V2, CRI_V3))
+
+
+_PROBED, _PROBE_VALUE = "max_container_log_line_size", 12345
+_PROBE = f'version = 2\n[plugins."{CRI_V2}"]\n{_PROBED} = {_PROBE_VALUE}\n'
+
+
+def _compare(before: Data, after: Data, candidate: Candidate) -> None:
     difference = first_difference(_strip(before, candidate), _strip(after, candidate))
     if difference is not None:
         raise Refused(

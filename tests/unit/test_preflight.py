@@ -191,6 +191,34 @@ def test_handler_that_gets_lost_is_refused(scene: Scene) -> None:
         scene.check()
 
 
+def test_executable_that_hides_what_it_migrates_is_no_judge(scene: Scene) -> None:
+    """The first releases of 2.0 (read in containerd#11747, not run): no dump shows the handlers of
+    version 2 files, though the daemon has them."""
+    scene.root.write_text(scene.root.read_text().replace("version = 3", "version = 2"))
+    (scene.directory / "after").write_text(BEFORE)
+    result = scene.check()
+    assert not result.done
+    assert "does not show" in result.note
+    assert len(scene.calls()) == 3
+
+
+def test_executable_that_shows_what_it_migrates_is_believed(scene: Scene) -> None:
+    """It prints the setting of the probe, so the handler is lost indeed."""
+    scene.root.write_text(scene.root.read_text().replace("version = 3", "version = 2"))
+    shown = BEFORE.replace("enable_cdi", "max_container_log_line_size = 12345\nenable_cdi")
+    for name in ("before", "after"):
+        (scene.directory / name).write_text(shown)
+    with pytest.raises(Refused, match="would not have the handler nvidia"):
+        scene.check()
+
+
+def test_fault_that_is_known_is_refused_without_an_executable(scene: Scene) -> None:
+    """What the table of generations says has to do then."""
+    scene.root.write_text("disabled_plugins = ['cri']\n" + scene.root.read_text())
+    with pytest.raises(Refused, match=r"^cannot use .*config.toml has 'cri' in disabled_plugins"):
+        scene.check(executable=False)
+
+
 @pytest.mark.real
 @pytest.mark.parametrize("generation", ["1.6", "1.7", "2.1"])
 def test_real_executable(generation: str, tmp_path: Path) -> None:
