@@ -1,0 +1,96 @@
+"""The commands themselves, against the scripted containerd of each version as a process."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.node import CliNode, fails
+from tests.conformance import checks
+from tests.conformance.shapes import OURS, Refused, Row
+from tests.conformance.trees import contents, touched
+from tests.generations.node import Texts
+from tests.generations.shapes import CELLS, Cell
+
+# One root file of each kind, and a mix that each pair of versions reads in its own way.
+_FEW = {
+    "v2-images-all-2.0.11",
+    "v3+v2-50-2.2.7",
+    "v2+v3-zz-2.2.7",
+    "v4-2.3.4",
+    "v1-drop-in-2.3.4",
+    "none3+v2-zz-2.4.0-beta.0",
+    "none-old-name-2.0.11",
+}
+_RUNNING = [
+    cell
+    for cell in CELLS
+    if isinstance(cell.shape, Texts)
+    and not (isinstance(given := cell.shape.cells[cell.version], Refused) and not given.answers)
+]
+_LONG = [
+    pytest.param(cell, marks=() if str(cell) in _FEW else pytest.mark.long, id=str(cell))
+    for cell in _RUNNING
+    if str(cell) in _FEW or "+" not in cell.shape.name
+]
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory with a short name: the address of a socket in it has 107 bytes at most."""
+    with tempfile.TemporaryDirectory(prefix="node-") as name:
+        yield Path(name)
+
+
+def prepared(place: Path, cell: Cell) -> CliNode:
+    """A node with the files of a cell's shape, whose socket is given on the command line."""
+    node = CliNode(place, cell.version)
+    shutil.rmtree(node.etc)
+    node.etc.mkdir()
+    assert isinstance(cell.shape, Texts)
+    for name, text in (cell.shape.texts or {}).items():
+        path = node.etc / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = text.replace("@NODE@/etc/containerd", str(node.etc)).replace("@NODE@", str(place))
+        path.write_text(text, encoding="utf-8")
+    node.argv[:] = [str(node.program), "-a", str(node.socket), "-c", str(node.config)]
+    if not node.config.exists():
+        node.config.write_text("# nothing\n", encoding="utf-8")
+    node.supervisor.argv[:] = node.argv
+    return node
+
+
+@pytest.mark.parametrize("cell", _LONG)
+def test_commands(cell: Cell, place: Path) -> None:
+    """`plan`, `apply`, `apply`, `revert`: right, free, and back byte for byte; or refused."""
+    expected = cell.shape.cells[cell.version]
+    with prepared(place, cell) as node:
+        before, shown = node.tree(), node.answer()
+        if isinstance(expected, Refused):
+            for command in ("plan", "apply"):
+                fails(node.agent(command), expected.code, expected.names)
+            assert touched(before, node.tree()) == []
+            return
+        checks.done(node.agent("plan"), 1)
+        checks.done(node.agent("apply"))
+        is_right(node, cell, expected, set(shown.runtimes))
+        right = node.tree()
+        checks.done(node.agent("apply"))
+        assert touched(right, node.tree()) == []
+        assert node.supervisor.starts == 2
+        checks.done(node.agent("revert"))
+        assert contents(node.tree()) == contents(before)
+        assert node.answer() == shown
+
+
+def is_right(node: CliNode, cell: Cell, row: Row, there: set[str]) -> None:
+    """Handlers, default and switch are as they have to be, and it is published."""
+    answer = node.answer()
+    assert set(answer.runtimes) == there | set(OURS)
+    assert answer.default == cell.shape.default_after(row)
+    assert answer.cdi == row.cdi_after
+    assert node.ready() is not None
