@@ -138,6 +138,36 @@ MERGES = {
         {"main", "nv", "runc"},
         "main",
     ),
+    # The last file that names a version decides for all (run on 1.6.20, 1.7.24 and 2.1.9).
+    "2 and an empty 1, 1.x": Merge(OLD, (_MAIN2, "version = 1"), {"runc"}),
+    "2 and 1, names of 1, 1.x": Merge(OLD, (_MAIN2, version(1, handlers(V1, "nv"))), {"nv"}),
+    "none and 2, names of 2, 1.x": Merge(OLD, (handlers(V2, "nv"), "version = 2"), {"nv"}),
+    "2, 3 and 2": Merge(
+        NEW,
+        (_MAIN2, version(3, handlers(V3, "nv")), "version = 2"),
+        {"nv", "runc"},
+        "main",
+    ),
+    "2 and 1, names of 1, 2.x": Merge(
+        f"{NEW} {NEWEST}", (_MAIN2, version(1, handlers(V1, "nv"))), {"main", "nv", "runc"}, "main"
+    ),
+    "none and 2, names of 1": Merge(
+        NEW, (handlers(V1, "nv"), "version = 2"), {"nv", "runc"}
+    ),
+    "bare 3 and 2": Merge(
+        f"{NEW} {NEWEST}", ("version = 3", version(2, handlers(V2, "nv"))), {"nv", "runc"}
+    ),
+    # Under the new name a handler of its own hides the whole table of the old one.
+    "2, both names": Merge(
+        f"{NEW} {NEWEST}",
+        (version(2, handlers(V2, "old", default="new") + handlers(V3, "new")),),
+        {"new", "runc"},
+        "new",
+    ),
+    # Read in 2.3's source: the step from 3 to 4 migrates once more. 2.1.9 was run.
+    "3, names of 2": Merge(NEW, (version(3, handlers(V2, "nv")),), {"runc"}),
+    "3, names of 2, 2.3": Merge(NEWEST, (version(3, handlers(V2, "nv")),), {"nv", "runc"}),
+    "4, names of 2": Merge(NEWEST, (version(4, handlers(V2, "nv")),), {"runc"}),
     # 3.4: version 1 and none.
     "1, names of 1, 1.x": Merge(
         OLD, (version(1, handlers(V1, "nv", "runc", default="nv")),), {"nv", "runc"}, "nv"
@@ -271,6 +301,52 @@ def test_built_in_handler_is_that_of_the_real_one(number: str, section: str) -> 
     real_default = merge.effective(gen, (file(text),))
     assert built_in.default == real_default.default == "runc"
     assert built_in.enable_cdi == real_default.enable_cdi
+
+
+@pytest.mark.parametrize("number", ["1.6.20", "1.7.24", "2.1.9", "2.3.4"])
+def test_new_root_file_is_of_the_version_that_the_real_one_prints(number: str) -> None:
+    """And so are the imports that it shows and does not load."""
+    text = (CAPTURES / f"containerd-{number}" / "config-default.toml").read_text(encoding="utf-8")
+    data, gen = tomllib.loads(text), generation(number)
+    assert (gen.root_version, list(gen.shown_imports)) == (data["version"], data["imports"])
+    assert gen.root_version <= gen.highest
+
+
+FAULTS = {
+    "too high, 1.7": ("1.7.24", ("version = 3",), "reads files up to version 2"),
+    "too high, 1.6": ("1.6.20", ("version = 3",), None),
+    "too high, 2.1": ("2.1.9", ("version = 4",), "reads files up to version 3"),
+    "taken back, 2.1": ("2.1.9", ("version = 4", "version = 3"), None),
+    "taken back by nothing, 2.1": ("2.1.9", ("version = 4", "version = 1"), "up to version 3"),
+    "drop-in, 2.1": ("2.1.9", ("version = 2", "version = 3"), None),
+    "drop-in, 2.3": ("2.3.4", ("version = 2", "version = 3"), "higher than version 2"),
+    "drop-in of none, 2.3": ("2.3.4", ("", "version = 3"), None),
+    "second drop-in of none, 2.3": ("2.3.4", ("", "version = 2", "version = 3"), "higher than"),
+    "short name, 1.7": ("1.7.24", ("version = 2\n[plugins.cri]",), "'cri' in plugins"),
+    "short name, 2.1": ("2.1.9", ("version = 2\n[plugins.cri]",), None),
+    "short entry": ("2.1.9", ("version = 2\ndisabled_plugins = ['cri']",), "disabled_plugins"),
+    "short entry of version 1": ("2.1.9", ("disabled_plugins = ['cri']",), None),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault_is_known(name: str) -> None:
+    """What keeps a containerd from starting (run on 1.6.20, 1.7.24, 2.1.9; tables for 2.3.4)."""
+    number, texts, words = FAULTS[name]
+    files = tuple(file(text, f"/etc/containerd/{i}.toml") for i, text in enumerate(texts))
+    found = faults.fatal(generation(number), files)
+    assert (found is None) == (words is None)
+    assert words is None or words in (found or "")
+
+
+@pytest.mark.parametrize("number", ["2.1.9", "2.3.4"])
+def test_file_with_both_spellings_is_ambiguous(number: str) -> None:
+    """Which of them containerd takes is chance, but for a version-less one on 2.3."""
+    both = handlers(V1, "a") + handlers(V2, "b")
+    gen, one = generation(number), file(version(1, both))
+    assert faults.ambiguous(gen, (one,)) is one
+    assert (faults.ambiguous(gen, (file(both),)) is None) == (number == "2.3.4")
+    assert faults.ambiguous(gen, (file(version(2, both)),)) is None
 
 
 @pytest.mark.parametrize(
