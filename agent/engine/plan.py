@@ -35,6 +35,7 @@ from agent.tomledit import Data, Op, Path, Set, Unset, get
 
 _SECTION_DEFAULT: Path = ("containerd", "default_runtime_name")
 _SWITCH: Path = ("enable_cdi",)
+_ROUNDS = 5  # closing one gap can show another, below a table that hid it
 
 
 class CannotSwitch(Refused):
@@ -129,24 +130,31 @@ def _our_drop_in(scene: Scene) -> ConfigFile | None:
 def _override_later_files(
     scene: Scene, overlay: dict[str, FileState | None], wanted: Wanted
 ) -> dict[str, FileState | None]:
-    """A file that is loaded after ours and says otherwise is changed in that key."""
-    for _ in range(len(scene.files) + 1):
+    """A file that is loaded after ours and says otherwise is changed in these keys."""
+    for _ in range(_ROUNDS):
         files = config.load(scene.host, scene.gen, scene.root.name, overlay)
         gaps = wishes.gaps(wanted, merge.effective(scene.gen, files))
-        if not gaps:
-            return overlay
-        path, value = next(iter(gaps.items()))
-        owner = merge.owner(scene.gen, files, path)
-        if owner is None or owner[0].state is None:
-            return overlay  # `_checked` refuses, naming the key
-        file, section = owner
-        op = Set((*section, *path), value)
-        try:
-            text = tomledit.edit(owner[0].state.data.decode(), [op], file.path.host)
-        except Refused as error:
-            raise (CannotSwitch(error.message) if path == _SWITCH else error) from error
-        overlay[file.path.host] = with_text(owner[0].state, text)
+        said: dict[str, FileState | None] = {}
+        for path, value in gaps.items():
+            owner = merge.owner(scene.gen, files, path)
+            if owner is None or owner[0].state is None:
+                continue  # `_checked` refuses, naming the key
+            file, section = owner
+            state = said.get(file.path.host) or owner[0].state
+            said[file.path.host] = _saying(state, file, (*section, *path), value)
+        if not said:
+            break
+        overlay = {**overlay, **said}
     return overlay
+
+
+def _saying(state: FileState, file: ConfigFile, key: Path, value: Any) -> FileState:
+    """The file with that value. Raises CannotSwitch where the key is the switch."""
+    try:
+        text = tomledit.edit(state.data.decode(), [Set(key, value)], file.path.host)
+    except Refused as error:
+        raise (CannotSwitch(error.message) if key[2:] == _SWITCH else error) from error
+    return with_text(state, text)
 
 
 def _checked(scene: Scene, overlay: Overlay, wanted: Wanted) -> Edits:

@@ -142,32 +142,31 @@ def switch_mixes() -> Iterator[Texts]:
 
 
 def frozen_mixes() -> Iterator[Texts]:
-    """A whole copy of the section that NVIDIA's installer wrote at our path, of any version."""
-    whole = ("runc", *OURS)
+    """A whole copy of the section that NVIDIA's installer wrote, of any version: at our path, or
+    at one that is loaded before or after it."""
     for root in (V2, V3, V4, NONE3):
         for drop_in in (V2, V3, V4):
-            files = {
-                "config.toml": root.text(
-                    f"[{SECTIONS[root.names]}]\ncdi_spec_dirs = ['/etc/cdi', '/run/cdi']\n",
-                    "@NODE@/etc/containerd/conf.d/*.toml",
-                ),
-                "conf.d/99-nvidia.toml": drop_in.text(
-                    handlers(drop_in.names, "runc")
-                    + handlers(
-                        drop_in.names, *OURS, binary="/old/nvidia-container-runtime"
-                    ).replace(f"[{SECTIONS[drop_in.names]}.containerd]\n", "")
-                    + f"[{SECTIONS[drop_in.names]}.cni]\nmax_conf_num = 2\n"
-                ).replace(
-                    f"[{SECTIONS[drop_in.names]}.containerd]\n",
-                    f'[{SECTIONS[drop_in.names]}.containerd]\ndefault_runtime_name = "nvidia"\n',
-                ),
-            }
-            dead_old = drop_in == V4
-            dead_new = isinstance(_new(root, drop_in), Refused)
-            yield Texts(
-                f"{root}+frozen-{drop_in}",
-                spread(DOWN if dead_old else ROW3, DOWN if dead_new else ROW3),
-                handlers=whole,
-                default="nvidia",
-                texts=files,
-            )
+            for place in ("99-nvidia", "50-nvidia", "zz-nvidia"):
+                files = {
+                    "config.toml": root.text(
+                        f"[{SECTIONS[root.names]}]\ncdi_spec_dirs = ['/etc/cdi', '/run/cdi']\n",
+                        "@NODE@/etc/containerd/conf.d/*.toml",
+                    ),
+                    f"conf.d/{place}.toml": drop_in.text(_frozen(drop_in.names)),
+                }
+                down = isinstance(_new(root, drop_in), Refused)
+                yield Texts(
+                    f"{root}+{drop_in}-frozen-{place[:2]}",
+                    spread(DOWN if drop_in == V4 else ROW3, DOWN if down else ROW3),
+                    handlers=("runc", *OURS),
+                    default="nvidia",
+                    texts=files,
+                )
+
+
+def _frozen(names: int) -> str:
+    section = SECTIONS[names]
+    stale = handlers(names, *OURS, binary="/old/nvidia-container-runtime")
+    whole = handlers(names, "runc", default="nvidia")
+    rest = stale.replace(f"[{section}.containerd]\n", "")
+    return f"{whole}{rest}[{section}.cni]\nmax_conf_num = 2\n"

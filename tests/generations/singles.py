@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
-from tests.conformance.shapes import OURS, ROW3, ROW4, Expected, Refused
+from tests.conformance.shapes import OURS, ROW3, ROW4, ROW5, Expected, Refused
 from tests.generations.mixes import DOWN, IMAGES, LOST, NEW, OLD, SECTIONS, handlers, spread
 from tests.generations.node import Texts
 
@@ -188,4 +189,25 @@ LATE = (
             1, "nvidia", binary="/old/nvidia-container-runtime")}),
 )  # fmt: skip
 
-SINGLES = (*NAMES, *IMAGE_SETTINGS, *IMPORTS, *DISABLED, *LATE)
+_KEEP = ("--enable-cdi-in-runtime=false",)
+_ALL5, _NEW5 = spread(ROW5, ROW5), dict.fromkeys(NEW, ROW5)
+# CDI is off and has to stay so: ours becomes the default, wherever the default is said.
+LOCKED = tuple(
+    replace(shape, options=_KEEP)
+    for shape in (
+        one("locked-v4", _V4 + f"[{V3}]\n{_OFF}", _NEW5),
+        one("locked-v2-new-name", f"version = 2\n{_HANDLER}[{V3}]\n{_OFF}", _ALL5),
+        one("locked-v2-default-new-name", f"version = 2\n[{V2}]\n{_OFF}"
+            + handlers(2, "site", "runc") + f"[{V3}.containerd]\ndefault_runtime_name = 'site'\n",
+            _ALL5, ("runc", "site"), default="site", base="site"),
+        one("locked-v3-old-name", f"version = 3\n[{V2}]\n{_OFF}"
+            + handlers(2, "site", default="site"), _NEW5, ("runc", "site"), default="site",
+            base="site"),
+        one("locked-v3-late-v2", f"version = 3\n{_GLOB}", _ALL5, ("runc", "site"), default="site",
+            base="site", files={"conf.d/zz.toml": f"version = 2\n[{V2}]\n{_OFF}"
+                                + handlers(2, "site", default="site")}),
+        one("locked-v1", f"version = 1\n[{V1}]\n{_OFF}", _NEW5),
+    )
+)  # fmt: skip
+
+SINGLES = (*LOCKED, *NAMES, *IMAGE_SETTINGS, *IMPORTS, *DISABLED, *LATE)

@@ -94,6 +94,18 @@ def test_glob_in_the_middle(tree: Tree) -> None:
     assert tree.names() == ["config.toml", "a/x.toml", "b/x.toml"]
 
 
+def test_glob_through_a_directory_that_is_still_to_be_made(tree: Tree) -> None:
+    """A file that an edit brings is matched like one that is there, and one that goes is not."""
+    tree.write("config.toml", "/etc/containerd/*/x.toml")
+    tree.write("a/x.toml")
+    etc = "/etc/containerd"
+    overlay: dict[str, FileState | None] = {
+        f"{etc}/n/x.toml": FileState(b""),
+        f"{etc}/a/x.toml": None,
+    }
+    assert tree.names(overlay=overlay) == ["config.toml", "n/x.toml"]
+
+
 @pytest.mark.parametrize("pattern", ["/no/where/*.toml", "/etc/containerd/conf.d/*.toml"])
 def test_glob_that_matches_nothing(pattern: str, tree: Tree) -> None:
     """Neither a missing directory nor an empty one is an error."""

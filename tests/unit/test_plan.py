@@ -327,6 +327,26 @@ def test_later_file_is_changed_in_the_one_key(tmp_path: Path) -> None:
     settled(tree)
 
 
+def test_later_file_with_everything_of_another_tool_is_changed_in_many_keys(tmp_path: Path) -> None:
+    """NVIDIA's frozen copy where it is loaded last: each of its handlers runs our binary."""
+    tree = Tree(tmp_path)
+    late = f"version = 3\n[{V3}.containerd]\ndefault_runtime_name = 'nvidia' # old\n"
+    for name in OURS:
+        late += (
+            f"[{V3}.containerd.runtimes.{name}]\nruntime_type = 'io.containerd.runc.v2'\n"
+            "privileged_without_host_devices = true\n"
+            f"[{V3}.containerd.runtimes.{name}.options]\nNoNewKeyring = true\n"
+            "BinaryName = '/old/nvidia-container-runtime'\n"
+        )
+    tree.write({"config.toml": LATE, "conf.d/zz.toml": late})
+    edits = tree.plan()
+    assert names(edits) == [DROP_IN, f"{ETC}/conf.d/zz.toml"]
+    tree.apply(edits)
+    assert tree.cri().default == "runc"
+    assert "# old\n" in tree.text(f"{ETC}/conf.d/zz.toml")
+    settled(tree)
+
+
 @pytest.mark.parametrize("key", ["BinaryName", "binaryName", "BINARYNAME"])
 def test_stale_handler_of_a_later_file_runs_our_binary(key: str, tmp_path: Path) -> None:
     """In that file and in its own spelling: a pod runs any of them."""
