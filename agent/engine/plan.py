@@ -95,11 +95,18 @@ def _refuse_hopeless(scene: Scene) -> None:
 
 
 def _disturbs(scene: Scene, basis: tuple[ConfigFile, ...], wanted: Wanted) -> bool:
-    """Does our own drop-in, as it is, change what is not ours in files that changed since?"""
-    one, other = (
+    """Does our own drop-in, as it is, hide or change what the other files say by now?"""
+    said, found = (
         strip(merge.settings(scene.gen, files), scene.gen, wanted) for files in (basis, scene.files)
     )
-    return first_difference(one, other) is not None
+    return not _within(said, found)
+
+
+def _within(some: Any, whole: Any) -> bool:
+    """Is everything in there, whatever else is?"""
+    if isinstance(some, dict) and isinstance(whole, dict):
+        return all(key in whole and _within(value, whole[key]) for key, value in some.items())
+    return bool(some == whole)
 
 
 def _first_possible(scene: Scene, basis: tuple[ConfigFile, ...], wanted: Wanted) -> Edits:

@@ -22,9 +22,10 @@ from types import TracebackType
 from typing import Any, Self
 from unittest import mock
 
-from agent.engine import converge, revert
+from agent.engine import converge, guard, propose, revert
 from agent.engine.context import Context
-from agent.engine.converge import Outcome, Proposal
+from agent.engine.converge import Outcome
+from agent.engine.propose import Proposal
 from agent.engine.restart import Restart
 from agent.engine.state import Store
 from agent.errors import Unreachable
@@ -75,6 +76,11 @@ class ModelNode:
             (process, "peer", lambda *_: self._process().pid),
             (cri, "ask", lambda *_, **__: self._answer()),
             (cri, "sandboxes", lambda *_, **__: ()),
+            (
+                guard,
+                "deadly",
+                lambda *_: None,
+            ),  # it would look into this machine's spec directories
             (command, "config_dump", lambda _host, _program, file, _=(): self._dump(file)),
             (os, "fsync", lambda _: None),
         )
@@ -137,7 +143,7 @@ class ModelNode:
     def propose(self) -> Proposal:
         """`plan`."""
         ctx = self._context()
-        return converge.propose(ctx, ctx.store.memory())
+        return propose.propose(ctx, ctx.store.memory())
 
     def apply(self) -> Outcome:
         """`apply`."""
