@@ -88,7 +88,8 @@ def decisive(document: Mapping[str, Any] | None) -> tuple[set[str], str, bool | 
     """The same of a printed configuration; a disabled plugin is not printed, or has no settings."""
     plugins = (document or {}).get("plugins", {})
     section = plugins.get(CRI_RUNTIME) or plugins.get(GRPC_CRI) or {}
-    off = {GRPC_CRI, CRI_RUNTIME, CRI_IMAGES} & set((document or {}).get("disabled_plugins", ()))
+    needed = {GRPC_CRI, CRI_RUNTIME, CRI_IMAGES} if CRI_RUNTIME in plugins else {GRPC_CRI}
+    off = needed & set((document or {}).get("disabled_plugins", ()))
     if off or "containerd" not in section:
         return None
     below = section["containerd"]
