@@ -8,17 +8,24 @@ document in five (facts measured on 0.15.2), so it is only ever one of several p
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import json
-import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
+from agent import tomlscan, tomlspell
 from agent.data import dataclass
 from agent.errors import Refused
+from agent.tomlscan import Path
+from agent.tomlwrite import dotted, render, scalar
 
-Path: TypeAlias = tuple[str, ...]
+__all__ = [
+    "Append", "Data", "Op", "Path", "Set", "Unset", "apply", "dotted", "edit", "get", "parse",
+    "render", "scalar", "without_empty",
+]  # fmt: skip
+
 Data: TypeAlias = dict[str, Any]
 
 
@@ -123,28 +130,54 @@ def edit(text: str, ops: Iterable[Op], name: str) -> str:
 
 
 def _propose(text: str, op: Op, data: Data, wanted: Data, name: str) -> str:
-    crlf = "\r\n" in text
-    comments = _comments(text)
-    for way in (_append_table, _insert_root_key, _cut_table, _cut_line, _with_tomlkit):
-        proposal = way(text, op, data)
-        if proposal is None:
-            continue
-        if crlf:
-            proposal = re.sub(r"(?<!\r)\n", "\r\n", proposal)
+    before = _comments(text)
+    for proposal in _proposals(text, op, data, wanted):
         try:
             found = tomllib.loads(proposal)
         except (tomllib.TOMLDecodeError, RecursionError):
             continue
-        if isinstance(op, Unset):
-            found, wanted = without_empty(found), without_empty(wanted)
-        if _identical(found, wanted) and all(
-            _comments(proposal).get(line, 0) >= count for line, count in comments.items()
-        ):
+        right = (
+            _identical(without_empty(found), without_empty(wanted))
+            if isinstance(op, Unset)
+            else _identical(found, wanted)
+        )
+        if right and not before - _comments(proposal) - _comments_behind(text, op, data):
             return proposal
     raise Refused(
         f"cannot edit {name}: no safe way to set {dotted(op.path)} in its spelling was found; "
         "write that table with plain [headers] and try again"
     )
+
+
+def _proposals(text: str, op: Op, data: Data, wanted: Data) -> Iterator[str]:
+    with contextlib.suppress(tomlscan.Unreadable):
+        if isinstance(op, Unset):
+            gone = (n for n in range(len(op.path)) if get(wanted, op.path[:n]) is None)
+            yield from tomlspell.removing(text, op.path, next(gone, len(op.path)))
+        else:
+            old, new = get(data, op.path), get(wanted, op.path)
+            yield from tomlspell.setting(text, op.path, old, new)
+            if isinstance(old, dict) and isinstance(new, dict):
+                with contextlib.suppress(Refused):
+                    yield edit(text, _parts(op.path, old, new), "")
+    proposal = _with_tomlkit(text, op)
+    if proposal is not None:
+        yield proposal
+
+
+def _parts(path: Path, old: Data, new: Data) -> Iterator[Op]:
+    """The single edits that make one table into another."""
+    for key, value in new.items():
+        below = (*path, key)
+        if isinstance(old.get(key), dict) and isinstance(value, dict):
+            yield from _parts(below, old[key], value)
+        else:
+            yield Set(below, value)
+    for key in old:
+        if key not in new:
+            yield Unset((*path, key))
+    if not new:
+        yield Set(path, {})
 
 
 def _identical(one: Any, other: Any) -> bool:
@@ -164,95 +197,29 @@ def _reorder(value: Any, like: Any) -> Any:
     return value
 
 
-def _comments(text: str) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for line in text.splitlines():
-        line = line.strip()
-        if line.startswith("#"):
-            found[line] = found.get(line, 0) + 1
-    return found
-
-
-def _append_table(text: str, op: Op, data: Data) -> str | None:
-    """A new table, or a key in a table that no header names yet: written at the end of the file,
-    where it cannot come between a comment and what the comment is about."""
-    if not isinstance(op, Set) or get(data, op.path) is not None or len(op.path) < 2:
-        return None
-    block = (
-        render(op.value, op.path)
-        if isinstance(op.value, dict)
-        else f"{header(op.path[:-1])}\n{quote(op.path[-1])} = {scalar(op.value)}\n"
-    )
-    gap = "" if not text else "\n" if text.endswith("\n") else "\n\n"
-    return f"{text}{gap}{block}"
-
-
-def _insert_root_key(text: str, op: Op, data: Data) -> str | None:
-    """A new key at the top level: after `version` where that is, else before the first table."""
-    if isinstance(op, Unset) or len(op.path) != 1 or op.path[0] in data:
-        return None
-    value = [op.value] if isinstance(op, Append) else op.value
-    if isinstance(value, dict):
-        return None
-    line = f"{quote(op.path[0])} = {scalar(value)}\n"
-    lines = text.splitlines(keepends=True)
-    at = next((i + 1 for i, old in enumerate(lines) if re.match(r"\s*version\s*=", old)), None)
-    if at is None:
-        at = next((i for i, old in enumerate(lines) if re.match(r"\s*\[", old)), len(lines))
-        while 0 < at < len(lines) and lines[at - 1].lstrip().startswith("#"):
-            at -= 1  # the comment belongs to the table below it
-    if at and not lines[at - 1].endswith("\n"):
-        lines[at - 1] += "\n"
-    return "".join([*lines[:at], line, *lines[at:]])
-
-
-def _cut_table(text: str, op: Op, _: Data) -> str | None:
-    """A table with [headers] of its own taken out by its lines; comments in and below it stay."""
-    if not isinstance(op, Unset):
-        return None
-    kept, inside, found = [], False, False
-    for line in text.splitlines(keepends=True):
-        path = _header_path(line)
-        if path is not None:
-            inside = path[: len(op.path)] == op.path
-            found = found or inside
-        if not inside or (path is None and (not line.strip() or line.lstrip().startswith("#"))):
-            kept.append(line)
-    return "".join(kept) if found else None
-
-
-def _cut_line(text: str, op: Op, _: Data) -> str | None:
-    """A key on a line of its own taken out with that line."""
-    if not isinstance(op, Unset):
-        return None
-    lines = text.splitlines(keepends=True)
-    table: Path | None = ()
-    for index, line in enumerate(lines):
-        if line.lstrip().startswith("["):
-            table = _header_path(line)
-        elif table == op.path[:-1] and re.match(rf"\s*{re.escape(op.path[-1])}\s*=", line):
-            return "".join(lines[:index] + lines[index + 1 :])
-    return None
-
-
-def _header_path(line: str) -> Path | None:
-    """The path of a line that is a [header]; None for any other line."""
-    if not line.lstrip().startswith("[") or line.lstrip().startswith("[["):
-        return None
+def _comments(text: str) -> Counter[str]:
     try:
-        data: Any = tomllib.loads(line)
-    except tomllib.TOMLDecodeError:
-        return None
-    path: list[str] = []
-    while isinstance(data, dict) and data:
-        (key,) = data
-        path.append(key)
-        data = data[key]
-    return tuple(path)
+        return tomlscan.comments(text)
+    except tomlscan.Unreadable:
+        lines = (line.strip() for line in text.splitlines())
+        return Counter(line for line in lines if line.startswith("#"))
 
 
-def _with_tomlkit(text: str, op: Op, _: Data) -> str | None:
-    """tomlkit's own idea of the edit; whatever it raises means that it has none."""
+def _comments_behind(text: str, op: Op, data: Data) -> Counter[str]:
+    """Comments that may go: those behind a key or a header that an operation takes out."""
+    if not isinstance(op, Unset) and not isinstance(get(data, op.path), dict):
+        return Counter()
+    try:
+        return tomlscan.comments_behind(text, op.path)
+    except tomlscan.Unreadable:
+        return Counter()
+
+
+def _with_tomlkit(text: str, op: Op) -> str | None:
+    """tomlkit's own idea of the edit; whatever it raises means that it has none.
+
+    It is asked last: it writes wrong data for one valid document in five.
+    """
     import tomlkit  # 35 ms, and needed only where a file changes
 
     try:
@@ -277,49 +244,3 @@ def _with_tomlkit(text: str, op: Op, _: Data) -> str | None:
     except (tomlkit.exceptions.TOMLKitError, ValueError, TypeError, KeyError, IndexError,
             AttributeError, AssertionError, RecursionError):  # fmt: skip
         return None
-
-
-def render(table: Mapping[str, Any], path: Path = ()) -> str:
-    """A table as TOML text with plain headers, keys before sub-tables, in the order given."""
-    plain = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
-    tables = {key: value for key, value in table.items() if isinstance(value, Mapping)}
-    blocks = []
-    if path and (plain or not tables):
-        blocks.append(header(path) + "\n")
-    blocks += [f"{quote(key)} = {scalar(value)}\n" for key, value in plain.items()]
-    text = "".join(blocks)
-    for key, value in tables.items():
-        text += ("\n" if text else "") + render(value, (*path, key))
-    return text
-
-
-def header(path: Path) -> str:
-    """The line that opens a table."""
-    return f"[{'.'.join(map(quote, path))}]"
-
-
-def dotted(path: Path) -> str:
-    """A path as it is written in TOML, for messages."""
-    return ".".join(map(quote, path))
-
-
-def quote(key: str) -> str:
-    """A key, bare where TOML allows it."""
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
-
-
-def scalar(value: Any) -> str:
-    """A value as TOML; tables become inline ones. JSON strings are basic strings of TOML."""
-    match value:
-        case bool():
-            return "true" if value else "false"
-        case str():
-            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-        case int() | float():
-            return repr(value)
-        case list():
-            return f"[{', '.join(map(scalar, value))}]"
-        case dict():
-            pairs = ", ".join(f"{quote(key)} = {scalar(item)}" for key, item in value.items())
-            return f"{{ {pairs} }}" if pairs else "{}"
-    return str(value.isoformat())

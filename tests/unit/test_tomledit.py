@@ -128,10 +128,16 @@ def test_scalar_is_changed_in_its_line_only() -> None:
 
 
 def test_new_table_leaves_every_line_as_it_is() -> None:
-    """A handler is added with a header of its own."""
+    """A handler is added with headers of its own, indented and quoted like the others."""
     after = edited(PLAIN, Set(NVIDIA, HANDLER))
-    assert after.startswith(PLAIN)
-    assert "[plugins.x.containerd.runtimes.nvidia.options]" in after
+    assert after.removeprefix(PLAIN).splitlines() == [
+        "",
+        '    [plugins."x".containerd.runtimes.nvidia]',
+        '      runtime_type = "io.containerd.runc.v2"',
+        "",
+        '      [plugins."x".containerd.runtimes.nvidia.options]',
+        '        BinaryName = "/opt/nvidia"',
+    ]
 
 
 def test_new_root_key_comes_before_the_first_table() -> None:
