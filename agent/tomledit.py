@@ -15,11 +15,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
-from agent import tomlscan, tomlspell
 from agent.data import dataclass
 from agent.errors import Refused
-from agent.tomlscan import Path
-from agent.tomlwrite import dotted, render, scalar
+from agent.tomlwrite import Path, dotted, render, scalar
 
 __all__ = [
     "Append", "Data", "Op", "Path", "Set", "Unset", "apply", "dotted", "edit", "get", "parse",
@@ -150,6 +148,8 @@ def _propose(text: str, op: Op, data: Data, wanted: Data, name: str) -> str:
 
 
 def _proposals(text: str, op: Op, data: Data, wanted: Data) -> Iterator[str]:
+    from agent import tomlscan, tomlspell  # needed only where a file changes
+
     with contextlib.suppress(tomlscan.Unreadable):
         if isinstance(op, Unset):
             gone = (n for n in range(len(op.path)) if get(wanted, op.path[:n]) is None)
@@ -198,6 +198,8 @@ def _reorder(value: Any, like: Any) -> Any:
 
 
 def _comments(text: str) -> Counter[str]:
+    from agent import tomlscan
+
     try:
         return tomlscan.comments(text)
     except tomlscan.Unreadable:
@@ -207,6 +209,8 @@ def _comments(text: str) -> Counter[str]:
 
 def _comments_behind(text: str, op: Op, data: Data) -> Counter[str]:
     """Comments that may go: those behind a key or a header that an operation takes out."""
+    from agent import tomlscan
+
     if not isinstance(op, Unset) and not isinstance(get(data, op.path), dict):
         return Counter()
     try:

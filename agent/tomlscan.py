@@ -11,9 +11,9 @@ import re
 import tomllib
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal
 
-Path: TypeAlias = tuple[str, ...]
+from agent.tomlwrite import Path
 
 _STRING = (
     r'"""(?:\\.|[^\\])*?"""{1,3}|'

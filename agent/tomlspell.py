@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent import tomlscan, tomlvalue
-from agent.tomlscan import Path, Span, Statement
-from agent.tomlwrite import Style, render, scalar
+from agent.tomlscan import Span, Statement
+from agent.tomlwrite import Path, Style, render, scalar
 
 
 @dataclass(frozen=True, slots=True)

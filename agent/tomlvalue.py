@@ -10,8 +10,8 @@ import re
 from typing import Any
 
 from agent import tomlscan
-from agent.tomlscan import Entry, Path, Span
-from agent.tomlwrite import PLAIN, scalar
+from agent.tomlscan import Entry, Span
+from agent.tomlwrite import PLAIN, Path, scalar
 
 
 def holds(text: str, above: Path, value: Span, path: Path) -> bool:

@@ -205,7 +205,8 @@ def _inverse(host: str, now: FileState, original: bytes | None, ours: str | None
     old_imports = before.get("imports", [])
     imports = [item for item in current.get("imports", []) if item in old_imports or item != ours]
     if imports != current.get("imports", []):
-        ops.append(Set(("imports",), imports) if imports else Unset(("imports",)))
+        keep = imports or "imports" in before  # an empty list of the admin's comes back
+        ops.append(Set(("imports",), imports) if keep else Unset(("imports",)))
     return ops
 
 
