@@ -76,16 +76,23 @@ def node_is_right(node: Node, row: Row, before: Before) -> None:
     assert answer.default in answer.runtimes
     assert answer.cdi == row.cdi_after, "enableCDI"
     assert answer.spec_dirs == before.answer.spec_dirs
+    ours = node.shape.ours
     was, now = before.answer.config, answer.config
-    assert effective.others_in_status(now) == effective.others_in_status(was), "other settings"
+    same = effective.others_in_status(now, ours) == effective.others_in_status(was, ours)
+    assert same, "other settings"
     was, now = before.dump, node.dump()
-    assert effective.others_in_dump(now) == effective.others_in_dump(was), "other settings"
+    same = effective.others_in_dump(now, ours) == effective.others_in_dump(was, ours)
+    assert same, "other settings"
     _admins_text_is_kept(before.etc, node.tree())
     published(node, row, answer)
 
 
 def _handlers_are_right(node: Node, row: Row, before: Before, answer: Answer) -> None:
     base = before.answer.runtimes[node.shape.base]
+    if node.shape.carried:
+        runc = answer.runtimes["runc"]
+        assert not effective.binaries(runc) - {""}, "binary of runc"
+        assert effective.inherited(runc)["options"] == effective.inherited(base)["options"]
     present = set(answer.runtimes) & set(OURS)
     assert present >= set(node.shape.handlers_after)
     for name in node.shape.handlers_after:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tests.conformance.shapes import OURS
@@ -11,6 +12,7 @@ from tests.conformance.shapes import OURS
 _BINARY = "binaryname"
 _ANNOTATIONS = "containerannotations"
 _OUR_KEYS = ("default_runtime_name", "enable_cdi")
+_INLINE = re.compile(r"\bcontainerd = \{")
 _CRI_SECTIONS = ("io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime")
 
 
@@ -47,17 +49,17 @@ def passed_on(runtime: Mapping[str, Any]) -> set[str]:
     return {pattern for patterns in found for pattern in patterns or ()}
 
 
-def others_in_status(config: Mapping[str, Any]) -> Any:
+def others_in_status(config: Mapping[str, Any], ours: Sequence[str] = OURS) -> Any:
     """The configuration that Status shows, without what is the agent's to change."""
     containerd = dict(config["containerd"])
     containerd.pop("defaultRuntimeName", None)
     containerd.pop("defaultRuntime", None)  # deprecated: 1.x shows it as the handler "default" too
-    containerd["runtimes"] = _foreign(containerd.get("runtimes") or {})
+    containerd["runtimes"] = _foreign(containerd.get("runtimes") or {}, ours)
     kept = {key: value for key, value in config.items() if key != "enableCDI"}
     return pruned({**kept, "containerd": containerd})
 
 
-def others_in_dump(dump: Mapping[str, Any]) -> Any:
+def others_in_dump(dump: Mapping[str, Any], ours: Sequence[str] = OURS) -> Any:
     """The configuration that `config dump` prints, without what is the agent's to change."""
     plugins = dict(dump["plugins"])
     for name in _CRI_SECTIONS:
@@ -67,15 +69,15 @@ def others_in_dump(dump: Mapping[str, Any]) -> Any:
         legacy = containerd.pop("default_runtime", None) or {}
         if legacy.get("runtime_type"):
             containerd.setdefault("runtimes", {}).setdefault("default", legacy)
-        containerd["runtimes"] = _foreign(containerd.get("runtimes", {}))
+        containerd["runtimes"] = _foreign(containerd.get("runtimes", {}), ours)
         section.pop("enable_cdi", None)
         plugins[name] = {**section, "containerd": containerd}
     kept = {key: value for key, value in dump.items() if key not in ("imports", "version")}
     return pruned({**kept, "plugins": plugins})
 
 
-def _foreign(runtimes: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: runtime for name, runtime in runtimes.items() if name not in OURS}
+def _foreign(runtimes: Mapping[str, Any], ours: Sequence[str]) -> dict[str, Any]:
+    return {name: runtime for name, runtime in runtimes.items() if name not in ours}
 
 
 def comments(text: str) -> list[str]:
@@ -84,7 +86,11 @@ def comments(text: str) -> list[str]:
 
 
 def foreign_lines(text: str) -> Iterator[str]:
-    """The lines of a file that the agent has no business with, in order."""
+    """The lines of a file that the agent has no business with, in order.
+
+    Keys of handlers count by their last part where they are dotted. A section that is one inline
+    table has one line for everything; what it amounts to is compared, not how it is written.
+    """
     ours = in_imports = False
     for line in text.splitlines():
         code = line.partition("#")[0].strip()
@@ -92,6 +98,7 @@ def foreign_lines(text: str) -> Iterator[str]:
         if code.startswith("["):
             ours = any(f".{name}." in code.strip("[]") + "." for name in OURS)
         in_imports = in_imports or key == "imports"
-        if code and not ours and not in_imports and key not in _OUR_KEYS:
+        mine = key.rpartition(".")[2] in _OUR_KEYS or _INLINE.search(code)
+        if code and not ours and not in_imports and not mine:
             yield line
         in_imports = in_imports and not code.endswith("]")

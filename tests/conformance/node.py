@@ -223,6 +223,6 @@ class PrivateNode:
             name = str(template.relative_to(source))
             target = self.etc / "containerd" / name
             target.parent.mkdir(exist_ok=True)
-            text = template.read_text(encoding="utf-8")
-            target.write_text(text.replace("@NODE@", str(self.directory)), encoding="utf-8")
+            data = template.read_bytes()  # line ends are part of a shape
+            target.write_bytes(data.replace(b"@NODE@", str(self.directory).encode()))
             target.chmod(self.shape.modes.get(name, 0o644))

@@ -75,7 +75,8 @@ class Shape:
     `explicit`: containerd runs with `-c` and private paths, else with its default ones.
     `handlers` and `default` are what the runtime says before; `base` is the handler whose options
     ours inherit. `stale` are handlers that run an nvidia-container-runtime under other names than
-    ours. `options` go to the agent; `binaries` are the handler binaries that the node has.
+    ours. `carried`: only NVIDIA's handler has options, and runc, back as default, takes them over.
+    `options` go to the agent; `binaries` are the handler binaries that the node has.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Shape:
     default: str = "runc"
     base: str = "runc"
     stale: tuple[str, ...] = ()
+    carried: bool = False
     options: tuple[str, ...] = ()
     binaries: tuple[str, ...] = (*BINARIES.values(), HOOK)
     modes: Mapping[str, int] = field(default_factory=dict)
@@ -100,10 +102,17 @@ class Shape:
         """Handlers of ours that a right node has: those whose binary is there."""
         return tuple(name for name, binary in BINARIES.items() if binary in self.binaries)
 
+    @property
+    def ours(self) -> tuple[str, ...]:
+        """Handlers that are the agent's to change."""
+        return (*OURS, "runc") if self.carried else OURS
+
     def default_after(self, row: Row) -> str:
         """The default runtime of a right node: ours in rows 5 and 6, else what was, if not ours."""
         if row.is_default:
             return "nvidia"
+        if self.carried:
+            return "runc"
         return self.base if self.default in (*OURS, *self.stale) else self.default
 
 
@@ -118,6 +127,7 @@ _KEEP_CDI = ("--enable-cdi-in-runtime=false",)
 
 _WITH_NVIDIA = ("nvidia", "runc")
 _EXP = "nvidia-experimental"
+_AKS = "nvidia-container-runtime"
 _VENDORS = ("crun", "kata", "runc", "runsc")
 
 
@@ -199,6 +209,30 @@ SHAPES = (
         base="default",
     ),
     Shape("one-binary", _ALL, files="kubeadm-v2", binaries=(BINARIES["nvidia"],)),
+    # As installers, clouds and packages write them.
+    Shape("kubespray-v2", _OLD),
+    Shape("kubespray-v3", _NEW),
+    Shape("eks-v2", {"1.7": ROW4, "2.1": ROW3}),
+    Shape("eks-v3", _NEW, handlers=_WITH_NVIDIA, default="nvidia", base="nvidia", carried=True),
+    Shape("gke-v2", _ALL, handlers=("gvisor", "runc")),
+    Shape(
+        "aks-v2",
+        {"1.6": ROW6, "1.7": Refused(3, "no handler runc")},
+        handlers=(_AKS, "untrusted"),
+        default=_AKS,
+        base=_AKS,
+        stale=(_AKS, "untrusted"),
+    ),
+    Shape("kind-v2", _ALL, handlers=("runc", "test-handler")),
+    Shape("bottlerocket-v2", _OLD, handlers=("shimpei",), default="shimpei", base="shimpei"),
+    Shape("bottlerocket-v3", _NEW, handlers=("runc", "shimpei"), default="shimpei", base="shimpei"),
+    Shape("rke2-v3", _NEW, handlers=("runc", "runhcs-wcow-process")),
+    Shape("fedora", {"1.7": ROW4, "2.1": ROW3}, explicit=False),
+    # Spellings that people use by hand.
+    Shape("inline-v2", _ALL),
+    Shape("inline-v3", _NEW, handlers=_WITH_NVIDIA, default="nvidia"),
+    Shape("dotted-v2", _ALL),
+    Shape("crlf-v2", _OLD),
 )
 
 BY_NAME = {shape.name: shape for shape in SHAPES}
