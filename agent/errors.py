@@ -94,6 +94,9 @@ def reason(error: OSError) -> str:
         errno.EPERM: "run as root, and look for an immutable file (lsattr)",
         errno.EACCES: "run as root",
         errno.EBUSY: "mount the directory into the container, not the single file",
+        errno.ELOOP: "it changed while we looked, and leads through a link now; try again, or put "
+        "back what was there",
+        errno.EXDEV: "name it without '..'",
     }
     text = os.strerror(error.errno).lower()
     hint = hints.get(error.errno)

@@ -28,6 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Read once what is there."""
+    os.umask(0o022)  # files that others can write are refused
     settings.load_profile("long" if config.getoption("--long") else "short")
     config.stash[INVENTORY] = load()
 

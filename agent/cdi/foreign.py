@@ -41,7 +41,7 @@ def entries(host: HostRoot, directory: HostPath) -> Iterator[tuple[HostPath, byt
     is not ours to judge.
     """
     try:
-        names = sorted(os.listdir(directory.agent))
+        names = sorted(files.names(directory.agent))
     except OSError:
         return
     for name in names:

@@ -10,7 +10,7 @@ import json
 
 from agent.data import dataclass, replace
 from agent.decide import Decision
-from agent.engine import guard, parsed, plan, preflight, specs
+from agent.engine import guard, parsed, plan, preflight, specs, transaction
 from agent.engine import node as nodes
 from agent.engine import wanted as wishes
 from agent.engine.context import Context
@@ -96,7 +96,7 @@ def _propose(ctx: Context, memory: Memory, may_enable: bool | None) -> Proposal:
         decision = judge(node, False)
         edits = _edits(ctx, node, decision, memory, available)
     gaps = tuple(wishes.unproven(edits.wanted, runtime.answer))
-    warnings = (*decision.warnings, *left_out)
+    warnings = (*decision.warnings, *left_out, *transaction.warnings(edits.changes))
     restart = None
     if gaps:
         mode, process = settings.restart_mode, runtime.process

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 
 from agent.cdi import emit, foreign, generate
 from agent.data import dataclass
@@ -47,6 +48,7 @@ def propose(ctx: Context, spec_dirs: tuple[str, ...]) -> Proposed | None:
 def _propose(ctx: Context, spec_dirs: tuple[str, ...]) -> Proposed:
     settings, host = ctx.settings, ctx.host
     directory = _directory(settings, host, spec_dirs)
+    _refuse_writable([directory, *_directories(ctx, spec_dirs)])
     text, warnings = generate.management(settings, host)
     path = _join(host, directory, file_name(settings.cdi_kind))
     _refuse_twins(host, directory, path, settings.cdi_kind)
@@ -82,13 +84,25 @@ def _locate(host: HostRoot, given: str) -> HostPath:
     host knows it by a link, as `/var/run`."""
     name = host.name(given)
     real, mounted = host.resolve(name), host.agent_path(name)
-    return HostPath(mounted, real.host) if host.is_viewed(name) else real
+    direct = host.is_viewed(name) and os.path.realpath(mounted) == mounted
+    return HostPath(mounted, real.host) if direct else real
 
 
 def _join(host: HostRoot, directory: HostPath, name: str) -> HostPath:
     if os.path.islink(os.path.join(directory.agent, name)):
         return host.resolve(os.path.join(directory.host, name))
     return HostPath(os.path.join(directory.agent, name), os.path.join(directory.host, name))
+
+
+def _refuse_writable(directories: Iterable[HostPath]) -> None:
+    """Whoever can write where the runtime looks for specs can have any program run as root."""
+    for directory in dict.fromkeys(directories):
+        try:
+            why = files.distrust_directory(directory.agent)
+        except OSError as error:
+            raise Refused(f"cannot read {directory}: {reason(error)}") from error
+        if why:
+            raise Refused(f"cannot use the CDI directory {directory}: it {why}")
 
 
 def _refuse_twins(host: HostRoot, directory: HostPath, ours: HostPath, kind: str) -> None:

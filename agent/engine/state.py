@@ -139,11 +139,14 @@ class Store:
             files.make_directories(os.path.dirname(self.directory))
             files.make_directories(self.directory, 0o700)
             files.make_directories(self.path("originals"), 0o700)
+            why = files.distrust_directory(self.directory)
         except OSError as error:
             raise Refused(
                 f"cannot use the state directory {self.directory}: {reason(error)}; "
                 "give another one with --state-dir"
             ) from error
+        if why:
+            raise Refused(f"cannot use the state directory {self.directory}: it {why}")
 
     def memory(self) -> Memory:
         """What is remembered; nothing where there is no file yet."""
@@ -230,7 +233,7 @@ class Store:
         """Drop stored bytes that nothing refers to."""
         kept = {original.digest for original in memory.files.values()}
         try:
-            for name in os.listdir(self.path("originals")):
+            for name in files.names(self.path("originals")):
                 if name not in kept:
                     files.discard(self.path(f"originals/{name}"))
         except OSError as error:

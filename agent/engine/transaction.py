@@ -22,6 +22,15 @@ from agent.host import files
 from agent.host.files import FileState
 
 
+def warnings(changes: tuple[Change, ...]) -> tuple[str, ...]:
+    """What a person should know of files that are going to be replaced."""
+    return tuple(
+        f"{item.path} has {item.before.links} names (hard links): the others keep the old content"
+        for item in changes
+        if item.before is not None and item.before.links > 1
+    )
+
+
 def entries(store: Store, changes: tuple[Change, ...], memory: Memory) -> tuple[Entry, ...]:
     """The ledger of a change; originals are durable in the store when this returns.
 
@@ -135,8 +144,7 @@ def _undo_one(store: Store, entry: Entry) -> bool:
     elif entry.before is None:
         files.remove(entry.agent)
     elif os.path.lexists(entry.undo):
-        os.rename(entry.undo, entry.agent)
-        files.sync_directory(os.path.dirname(entry.agent))
+        files.move(entry.undo, entry.agent)
     else:
         files.make_directories(os.path.dirname(entry.agent))
         data = store.bytes_of(entry.before)

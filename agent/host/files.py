@@ -3,6 +3,11 @@
 Invariant: a name never shows partial bytes. New content is written beside the file under a name
 that no reader takes (it ends in `~`), forced to disk, given the old file's owner, mode and SELinux
 label, and renamed over it; then the directory is forced to disk.
+
+Every path here is an agent path whose links were followed before (`HostRoot.resolve`). Its
+directory is opened first, without following any link, and all the rest happens relative to that
+descriptor: where somebody puts a link in the place of a directory meanwhile, there is an error, and
+no file anywhere else.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ from collections.abc import Iterator
 
 from agent.data import dataclass
 from agent.errors import Refused, reason
+from agent.host import safe
 
 LIMIT = 1 << 20  # bytes; a configuration file larger than this is refused
 _LABEL = "security.selinux"
@@ -24,13 +30,17 @@ _LABEL = "security.selinux"
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """A regular file as read: its bytes, and what has to stay as it is when it is rewritten."""
+    """A regular file as read: its bytes, and what has to stay as it is when it is rewritten.
+
+    `links` is how many names it has; a rewrite changes the one that was asked for.
+    """
 
     data: bytes
     mode: int = 0o644
     uid: int = 0
     gid: int = 0
     label: bytes | None = None
+    links: int = 1
 
     @property
     def digest(self) -> str:
@@ -51,15 +61,18 @@ def read(path: str, name: str | None = None, limit: int = LIMIT) -> FileState | 
     """The file at an agent path, or None where there is none.
 
     Raises Refused for anything but a readable regular file of at most `limit` bytes; `name` is
-    what the message calls it. The path's last part must not be a link (resolve it before).
+    what the message calls it. No part of the path may be a link (resolve it before).
     """
     name = name or path
+    above, base = os.path.split(path)
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        try:
-            return _read_open(fd, name, limit)
-        finally:
-            os.close(fd)
+        with safe.directory(above) as directory:
+            fd = os.open(base, flags, dir_fd=directory)
+            try:
+                return _read_open(fd, name, limit)
+            finally:
+                os.close(fd)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -75,7 +88,35 @@ def _read_open(fd: int, name: str, limit: int) -> FileState:
     if len(data) > limit:
         raise Refused(f"cannot read {name}: it is larger than {limit} bytes; make it smaller")
     mode = stat.S_IMODE(found.st_mode)
-    return FileState(data, mode, found.st_uid, found.st_gid, _label(fd))
+    return FileState(data, mode, found.st_uid, found.st_gid, _label(fd), found.st_nlink)
+
+
+def distrust(found: FileState | os.stat_result) -> str | None:
+    """Why somebody else than root could decide what is in a file or directory, and what to do."""
+    if isinstance(found, FileState):
+        uid, mode = found.uid, found.mode
+    else:
+        uid, mode = found.st_uid, stat.S_IMODE(found.st_mode)
+    if uid not in (0, os.geteuid()):
+        return f"belongs to user {uid}, who could become root with it; chown it to root"
+    if mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"can be written by others (mode {mode:04o}), who could become root; chmod go-w it"
+    return None
+
+
+def distrust_directory(path: str, *, sticky_is_fine: bool = False) -> str | None:
+    """The same for the directory at an agent path; one that is not there is nobody's.
+
+    In a sticky one others can make files, which are theirs then, but cannot touch ours.
+    Raises OSError.
+    """
+    try:
+        with safe.directory(path) as directory:
+            found = os.fstat(directory)
+    except FileNotFoundError:
+        return None
+    sticky = sticky_is_fine and found.st_mode & stat.S_ISVTX and found.st_uid in (0, os.geteuid())
+    return None if sticky else distrust(found)
 
 
 def _read_all(fd: int, limit: int) -> bytes:
@@ -99,30 +140,42 @@ def write(path: str, state: FileState, temporary: str | None = None) -> None:
     `temporary` names the file that it is first, beside `path`, for who has to find it again after
     having been killed.
     """
-    temporary = stage(path, state, temporary)
-    try:
-        os.rename(temporary, path)
-    except BaseException:
-        discard(temporary)
-        raise
-    sync_directory(os.path.dirname(path))
+    above, base = os.path.split(path)
+    temporary = temporary or _temporary(base)
+    with safe.directory(above, os.O_RDONLY) as directory:
+        _stage(directory, temporary, state)
+        try:
+            os.rename(temporary, base, src_dir_fd=directory, dst_dir_fd=directory)
+        except BaseException:
+            _unlink(directory, temporary)
+            raise
+        os.fsync(directory)
 
 
 def stage(path: str, state: FileState, name: str | None = None) -> str:
     """Write `state` durably beside `path` without giving it that name; returns where it is."""
-    directory, base = os.path.split(path)
-    temporary = os.path.join(directory, name or f".{base}.{secrets.token_hex(6)}~")
+    above, base = os.path.split(path)
+    name = name or _temporary(base)
+    with safe.directory(above) as directory:
+        _stage(directory, name, state)
+    return os.path.join(above, name)
+
+
+def _temporary(base: str) -> str:
+    return f".{base}.{secrets.token_hex(6)}~"
+
+
+def _stage(directory: int, name: str, state: FileState) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(temporary, flags, 0o600)
+    fd = os.open(name, flags, 0o600, dir_fd=directory)
     try:
         try:
             _fill(fd, state)
         finally:
             os.close(fd)
     except BaseException:
-        discard(temporary)
+        _unlink(directory, name)
         raise
-    return temporary
 
 
 def _fill(fd: int, state: FileState) -> None:
@@ -141,24 +194,42 @@ def _fill(fd: int, state: FileState) -> None:
 
 def discard(path: str) -> None:
     """Remove a file of ours that may or may not be there."""
+    above, base = os.path.split(path)
+    with contextlib.suppress(FileNotFoundError), safe.directory(above) as directory:
+        _unlink(directory, base)
+
+
+def _unlink(directory: int, name: str) -> None:
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+        os.unlink(name, dir_fd=directory)
 
 
 def remove(path: str) -> None:
     """Remove a file, durably; one that is gone already is fine. Raises OSError."""
-    discard(path)
-    with contextlib.suppress(FileNotFoundError):
-        sync_directory(os.path.dirname(path))
+    above, base = os.path.split(path)
+    with contextlib.suppress(FileNotFoundError), safe.directory(above, os.O_RDONLY) as directory:
+        _unlink(directory, base)
+        os.fsync(directory)
+
+
+def move(old: str, new: str) -> None:
+    """Give a file another name in its directory, durably. Raises OSError."""
+    above, base = os.path.split(old)
+    with safe.directory(above, os.O_RDONLY) as directory:
+        os.rename(base, os.path.basename(new), src_dir_fd=directory, dst_dir_fd=directory)
+        os.fsync(directory)
+
+
+def names(path: str) -> list[str]:
+    """What is in a directory. Raises OSError."""
+    with safe.directory(path, os.O_RDONLY) as directory:
+        return os.listdir(directory)
 
 
 def sync_directory(path: str) -> None:
     """Make names in a directory durable. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    with safe.directory(path, os.O_RDONLY) as directory:
+        os.fsync(directory)
 
 
 def missing_directories(path: str) -> tuple[str, ...]:
@@ -172,10 +243,12 @@ def missing_directories(path: str) -> tuple[str, ...]:
 
 def make_directories(path: str, mode: int = 0o755) -> None:
     """Make a directory and those above it, each durably. Raises OSError."""
-    for directory in missing_directories(path):
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(directory, mode)
-        sync_directory(os.path.dirname(directory))
+    for missing in missing_directories(path):
+        above, name = os.path.split(missing)
+        with safe.directory(above, os.O_RDONLY) as directory:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, mode, dir_fd=directory)
+            os.fsync(directory)
 
 
 def remove_directories(paths: Iterator[str] | tuple[str, ...]) -> None:
@@ -183,9 +256,11 @@ def remove_directories(paths: Iterator[str] | tuple[str, ...]) -> None:
     for path in sorted(paths, key=len, reverse=True):
         if not os.path.isdir(path):  # looked at first: rmdir fails on a read-only disk
             continue
+        above, name = os.path.split(path)
         try:
-            os.rmdir(path)
-            sync_directory(os.path.dirname(path))
+            with safe.directory(above, os.O_RDONLY) as directory:
+                os.rmdir(name, dir_fd=directory)
+                os.fsync(directory)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
                 raise

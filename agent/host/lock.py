@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 
 from agent.errors import Locked, Refused, reason
+from agent.host import safe
 
 
 def take(path: str) -> int:
@@ -20,8 +21,11 @@ def take(path: str) -> int:
 
     Raises Locked where another process has it, Refused.
     """
+    above, name = os.path.split(path)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with safe.directory(above) as directory:
+            fd = os.open(name, flags, 0o600, dir_fd=directory)
     except OSError as error:
         raise Refused(f"cannot open the lock {path}: {reason(error)}") from error
     try:

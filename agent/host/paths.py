@@ -8,13 +8,15 @@ Three names for one thing (DESIGN section 4):
   own, such as gpu-operator's `/runtime/config-dir`.
 
 Invariant: links are followed inside the host root only, as the host itself would follow them;
-a path that leads out of it is refused before it is opened.
+a path that leads out of it is refused before it is opened. What comes out has no link in it, and
+whoever opens it follows none (`agent.host.safe`): one that appears later leads nowhere.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterable
 
@@ -22,6 +24,10 @@ from agent.data import dataclass
 from agent.errors import Refused, UsageError, reason
 
 _MAX_LINKS = 40  # as the kernel
+
+# What these lead to depends on a process, and may have no name at all.
+_MAGIC = re.compile(r"/proc/[0-9]+/.")
+_CONTROL = re.compile("[\x00-\x1f\x7f]")
 
 # Mounts that a container or a machine has for itself. A path below one of these says nothing about
 # the host unless the very same directory is seen below the host root.
@@ -89,9 +95,15 @@ class HostRoot:
     """
 
     def __init__(self, root: str, mounts: Iterable[Mount] = ()) -> None:
-        self.root = os.path.abspath(root)
+        self._spelled = os.path.abspath(root)
+        self.root = os.path.realpath(root)
         if not os.path.isdir(self.root):
             raise UsageError(f"cannot use host root {root}: it is not a directory")
+        if not _same(root, self.root):  # by its name one gets elsewhere, as from /proc/1/root
+            raise UsageError(
+                f"cannot use host root {root}: it leads into a process; mount the host's / and "
+                "give that"
+            )
         self._mounts = tuple(mounts)
         self._views: list[tuple[str, str]] = []
 
@@ -121,8 +133,9 @@ class HostRoot:
         path = os.path.normpath(given) if ".." not in given.split("/") else given
         if self.is_host:
             return path
-        if is_below(path, self.root):
-            return _rebase(path, self.root, "/")
+        for root in (self.root, self._spelled):
+            if is_below(path, root):
+                return _rebase(path, root, "/")
         found = self._own_mount(path)
         if found is None:
             return path
@@ -140,8 +153,9 @@ class HostRoot:
 
     def add_view(self, agent: str, host: str) -> None:
         """Remember that the host's directory `host` is `agent` to us."""
-        if not self.is_host and (agent, host) not in self._views:
-            self._views.append((agent, host))
+        view = (os.path.realpath(agent), host)
+        if not self.is_host and view not in self._views:
+            self._views.append(view)
 
     def is_viewed(self, host: str) -> bool:
         """Is a host path on a mount of its own for us?"""
@@ -165,8 +179,14 @@ class HostRoot:
     def resolve(self, host: str) -> HostPath:
         """Follow every link of a host path, inside the host root.
 
-        The last parts may be missing, but not behind a link: a dangling link is refused.
+        The last parts may be missing, but not behind a link: a dangling link is refused, and so
+        are the links of /proc that lead into a process.
         """
+        if _CONTROL.search(host):
+            raise Refused(
+                f"cannot use the path {host!r}: it has a line break or another control character "
+                "in it; give the file another name"
+            )
         found = self._follow(host, host, [])
         return HostPath(self.agent_path(found), found)
 
@@ -188,6 +208,10 @@ class HostRoot:
             if target is None:
                 done = here
                 continue
+            if _MAGIC.match(here):
+                raise Refused(
+                    f"cannot follow {asked}: {here} leads into a process; name the file itself"
+                )
             links.append(here)
             if len(links) > _MAX_LINKS:
                 raise Refused(f"cannot follow {asked}: too many links; look at {here}")

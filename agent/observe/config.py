@@ -1,7 +1,8 @@
 """The configuration files that containerd loads, in its order.
 
 Invariant: what is read is what lies on disk; a config dump is evidence about a running daemon,
-never the source of an edit. Everything that would keep containerd from starting is refused here.
+never the source of an edit. Everything that would keep containerd from starting is refused here,
+and so is a file that others than root can change: it says which programs root runs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from agent import tomledit
 from agent.errors import Refused, reason
 from agent.host import files
 from agent.host.files import FileState
-from agent.host.paths import HostRoot
+from agent.host.paths import HostPath, HostRoot
 from agent.runtimes.containerd import ConfigFile, check_shape, import_pattern, matches
 from agent.runtimes.generations import CRI_V1, CRI_V2, CRI_V3, IMAGES, Generation
 
@@ -71,11 +72,24 @@ def load_file(
 ) -> ConfigFile:
     """One file by its name on the host; missing is not an error here."""
     path = host.resolve(name)
+    _refuse_writable(path)
     state = overlay[path.host] if path.host in overlay else files.read(path.agent, path.host)
+    if state is not None and (why := files.distrust(state)):
+        raise Refused(f"cannot use {path}: it {why}")
     data = {} if state is None else parse(state.data, path.host)
     file = ConfigFile(name, path, state, data)
     check_shape(file)
     return file
+
+
+def _refuse_writable(path: HostPath) -> None:
+    """Who can write the directory can put another file in the place of this one."""
+    try:
+        why = files.distrust_directory(os.path.dirname(path.agent), sticky_is_fine=True)
+    except OSError as error:
+        raise Refused(f"cannot read {path}: {reason(error)}") from error
+    if why:
+        raise Refused(f"cannot use {path}: its directory {os.path.dirname(path.host)} {why}")
 
 
 def _expand(host: HostRoot, gen: Generation, where: tuple[str, str], overlay: Overlay) -> list[str]:
@@ -122,7 +136,7 @@ def _names(host: HostRoot, directory: str, part: str, overlay: Overlay) -> list[
     if not any(char in part for char in "*?["):
         return [part]  # a missing directory shows at the next step, a missing file matches nothing
     try:
-        names = set(os.listdir(path.agent))
+        names = set(files.names(path.agent))
     except (FileNotFoundError, NotADirectoryError):
         names = set()
     except OSError as error:

@@ -21,7 +21,7 @@ from unittest import mock
 
 from agent import status
 from agent.engine import state, transaction
-from agent.host import files
+from agent.host import files, safe
 
 # What a kernel can refuse. `path.exists` and its like answer False for an error: no failure.
 CALLS = (
@@ -31,7 +31,7 @@ CALLS = (
 # What needs room on the disk.
 _ALLOCATING = frozenset({"write", "mkdir"})
 _CHANGING = frozenset({"write", "rename", "unlink", "mkdir", "rmdir", "fchmod", "fchown"})
-_MODULES = (files, state, transaction, status)
+_MODULES = (files, safe, state, transaction, status)
 
 CODES = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EPERM)
 
@@ -99,6 +99,9 @@ class Faults:
         with ExitStack() as stack:
             for module in _MODULES:
                 stack.enter_context(mock.patch.object(module, "os", _Os(self)))
+            # Python has no os.openat2; it counts as what it is.
+            call = _Os(self).wrapped("openat2", safe.openat2)
+            stack.enter_context(mock.patch.object(safe, "openat2", call))
             yield
 
     def enter(self, name: str, args: tuple[Any, ...]) -> BaseException | None:
@@ -115,8 +118,10 @@ class _Os:
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(os, name)
-        if name not in CALLS:
-            return real
+        return self.wrapped(name, real) if name in CALLS else real
+
+    def wrapped(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        """A call that may fail before it does anything."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
             error = self._faults.enter(name, args)

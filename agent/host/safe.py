@@ -1,0 +1,122 @@
+"""Opening a directory so that nobody can turn the way to it.
+
+Links are followed once, by `HostRoot.resolve`, inside the host root. Between that and the moment at
+which a file is opened somebody could put a link in the place of a directory.
+
+Invariant: on the way to a directory that is opened here no link is followed, not even a last or a
+magic one, and nothing leads up. What is then done relative to the descriptor happens in that very
+directory, whatever becomes of its name.
+
+The kernel does it in one call (openat2); where it does not, because it is old or a seccomp filter
+says no, the way is walked directory by directory, with the same results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import stat
+import struct
+from collections.abc import Callable, Iterator
+
+_MACHINES = frozenset({"x86_64", "aarch64"})
+_SYS_OPENAT2 = 437
+_AT_FDCWD = -100
+_RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS = 0x02, 0x04
+_NO_LINKS = _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_SYMLINKS
+_PATH_MAX = 4096  # bytes, with the final zero
+_UNAVAILABLE = (errno.ENOSYS, errno.EPERM)  # too old a kernel; a filter
+_AGAIN = (errno.EINTR, errno.EAGAIN)
+
+
+@contextlib.contextmanager
+def directory(path: str, flags: int = os.O_PATH) -> Iterator[int]:
+    """A descriptor of the directory at an agent path that was resolved before.
+
+    Raises OSError: ELOOP where a part of the path is a link, EXDEV where it leads up. With
+    os.O_RDONLY for `flags` the directory can be listed and forced to disk.
+    """
+    fd = _open(path, flags | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _open(path: str, flags: int) -> int:
+    raw = os.fsencode(path)
+    if b"\0" in raw:
+        raise _error(errno.EINVAL, path)
+    if len(raw) >= _PATH_MAX:
+        raise _error(errno.ENAMETOOLONG, path)
+    if ".." in path.split("/"):
+        raise _error(errno.EXDEV, path)
+    try:
+        return openat2(path, flags)
+    except OSError as error:
+        if error.errno not in _UNAVAILABLE:
+            raise
+    return _walk(path, flags)
+
+
+def openat2(path: str, flags: int) -> int:
+    """The system call, following no link at all. Raises OSError, ENOSYS where there is none."""
+    call = _syscall()
+    how = struct.pack("QQQ", flags, 0, _NO_LINKS)
+    while True:
+        fd, code = call(os.fsencode(path) or b".", how)
+        if fd >= 0:
+            return fd
+        if code not in _AGAIN:
+            raise _error(code, path)
+
+
+@functools.cache
+def _syscall() -> Callable[[bytes, bytes], tuple[int, int]]:
+    """What makes the call; gives a descriptor, or -1 and the error."""
+    if os.uname().machine not in _MACHINES:
+        return lambda _path, _how: (-1, errno.ENOSYS)
+    import ctypes  # here, so that `--help` does without
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall.restype = ctypes.c_long
+    number, here = ctypes.c_long(_SYS_OPENAT2), ctypes.c_long(_AT_FDCWD)
+
+    def call(path: bytes, how: bytes) -> tuple[int, int]:
+        fd = libc.syscall(number, here, path, how, ctypes.c_size_t(len(how)))
+        return fd, ctypes.get_errno()
+
+    return call
+
+
+def _walk(path: str, flags: int) -> int:
+    """The same with a descriptor for every directory on the way."""
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    first = "/" if path.startswith("/") else "."
+    if not parts:
+        return os.open(first, flags)
+    here = os.open(first, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in parts[:-1]:
+            below = _step(here, part, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            here, old = below, here
+            os.close(old)
+        return _step(here, parts[-1], flags)
+    finally:
+        os.close(here)
+
+
+def _step(above: int, name: str, flags: int) -> int:
+    try:
+        return os.open(name, flags | os.O_NOFOLLOW, dir_fd=above)
+    except NotADirectoryError:
+        found = os.stat(name, dir_fd=above, follow_symlinks=False)
+        if stat.S_ISLNK(found.st_mode):
+            raise _error(errno.ELOOP, name) from None
+        raise
+
+
+def _error(code: int, path: str) -> OSError:
+    return OSError(code, os.strerror(code), path)
