@@ -24,6 +24,7 @@ from agent.data import dataclass
 from agent.errors import Refused, UsageError, reason
 
 _MAX_LINKS = 40  # as the kernel
+_PATH_MAX = 4096  # as the kernel
 
 # What these lead to depends on a process, and may have no name at all.
 _MAGIC = re.compile(r"/proc/[0-9]+/.")
@@ -182,11 +183,7 @@ class HostRoot:
         The last parts may be missing, but not behind a link: a dangling link is refused, and so
         are the links of /proc that lead into a process.
         """
-        if _CONTROL.search(host):
-            raise Refused(
-                f"cannot use the path {host!r}: it has a line break or another control character "
-                "in it; give the file another name"
-            )
+        _refuse_odd(host)
         found = self._follow(host, host, [])
         return HostPath(self.agent_path(found), found)
 
@@ -267,6 +264,19 @@ class HostRoot:
             if _same(mount.point, self.root + candidate):
                 return candidate
         return None
+
+
+def _refuse_odd(path: str) -> None:
+    if _CONTROL.search(path):
+        raise Refused(
+            f"cannot use the path {path!r}: it has a line break or another control character in "
+            "it; give the file another name"
+        )
+    if len(os.fsencode(path)) >= _PATH_MAX:
+        raise Refused(
+            f"cannot use the path {path[:100]}...: file name too long ({len(path)} characters); "
+            "name it in a shorter way"
+        )
 
 
 def _same(one: str, other: str) -> bool:

@@ -45,6 +45,11 @@ def imported(name: str, make: Callable[[Path], object]) -> Break:
     return broken
 
 
+def importing(name: str) -> Break:
+    """Import what cannot be a file of a configuration; `name` as TOML spells it."""
+    return lambda node: node.config.write_text(f'imports = ["{name}"]\n{node.config.read_text()}')
+
+
 def at_drop_in(make: Callable[[Path], object]) -> Break:
     """Put something where our drop-in has to be."""
 
@@ -53,6 +58,16 @@ def at_drop_in(make: Callable[[Path], object]) -> Break:
         make(node.drop_in)
 
     return broken
+
+
+def with_mode(make: Callable[[Path], object], mode: int) -> Callable[[Path], object]:
+    """Make something with that mode, whatever the umask."""
+
+    def made(path: Path) -> None:
+        make(path)
+        path.chmod(mode)
+
+    return made
 
 
 def large(path: Path) -> None:
@@ -139,6 +154,27 @@ BROKEN: dict[str, tuple[Break, str]] = {
         at_drop_in(lambda path: path.symlink_to("nowhere.toml")),
         "99-nvidia.toml is dangling",
     ),
+    "root file can be written by others": (
+        lambda node: node.config.chmod(0o666),
+        "config.toml: it can be written by others",
+    ),
+    "import can be written by others": (
+        imported("a.toml", with_mode(Path.touch, 0o664)),
+        "a.toml: it can be written by others",
+    ),
+    "root file's directory can be written by others": (
+        lambda node: node.etc.chmod(0o777),
+        "can be written by others",
+    ),
+    "drop-in's directory can be written by others": (
+        lambda node: with_mode(Path.mkdir, 0o777)(node.drop_in.parent),
+        "conf.d can be written by others",
+    ),
+    "import leads into a process": (importing("/proc/self/root/x.toml"), "leads into a process"),
+    "import has a line break": (importing("/etc/a\\nb.toml"), "control character"),
+    "import has a NUL": (importing("/etc/a\\u0000b.toml"), "control character"),
+    "import has 300 letters": (importing(f"/etc/{'a' * 300}"), "file name too long"),
+    "import has 5000 letters": (importing("/etc" + "/a" * 2500), "file name too long"),
     "drop-in's directory is a file": (lambda node: (node.etc / "conf.d").touch(), "conf.d"),
 }
 

@@ -281,3 +281,62 @@ def test_cri_that_is_switched_off(text: str, entry: str | None, tree: Tree) -> N
     """Docker's package ships such a file."""
     tree.write("config.toml", text=text)
     assert config.disabled_cri(config.load_file(tree.host, ROOT)) == entry
+
+
+# --- whose the files are -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [0o664, 0o646, 0o666, 0o777])
+@pytest.mark.parametrize("name", ["config.toml", "a.toml", "conf.d/b.toml"])
+def test_file_that_others_can_write_is_refused(name: str, mode: int, tree: Tree) -> None:
+    """Root file, import by name and by glob: it says what root runs."""
+    tree.write("config.toml", "/etc/containerd/a.toml", "/etc/containerd/conf.d/*.toml")
+    tree.write("a.toml")
+    tree.write("conf.d/b.toml")
+    (tree.etc / name).chmod(mode)
+    with pytest.raises(Refused, match=rf"^cannot use /etc/containerd/{name}: .*{mode:04o}.*go-w"):
+        tree.load()
+
+
+@pytest.mark.parametrize("name", ["config.toml", "conf.d/b.toml"])
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files away: run tests/run as root")
+def test_file_of_somebody_else_is_refused(name: str, tree: Tree) -> None:
+    """A mode of 0600 says nothing where its owner is not root."""
+    tree.write("config.toml", "/etc/containerd/conf.d/*.toml")
+    tree.write("conf.d/b.toml")
+    (tree.etc / name).chmod(0o600)
+    os.chown(tree.etc / name, 12345, 0)
+    with pytest.raises(Refused, match=rf"^cannot use /etc/containerd/{name}: .*user 12345.*chown"):
+        tree.load()
+
+
+def test_directory_that_others_can_write_is_refused(tree: Tree) -> None:
+    """They could put another file in the place of this one; unless it is sticky."""
+    tree.write("config.toml", "/etc/containerd/conf.d/*.toml")
+    tree.write("conf.d/b.toml")
+    (tree.etc / "conf.d").chmod(0o775)
+    with pytest.raises(
+        Refused, match=r"^cannot use .*b\.toml: its directory /etc/containerd/conf.d"
+    ):
+        tree.load()
+    (tree.etc / "conf.d").chmod(0o1777)
+    assert len(tree.load()) == 2
+
+
+def test_place_of_a_file_to_come_is_looked_at(tree: Tree) -> None:
+    """Nothing is written where others could replace it."""
+    (tree.etc / "conf.d").chmod(0o777)
+    place = "/etc/containerd/conf.d/99-nvidia.toml"
+    with pytest.raises(Refused, match=r"^cannot use .*99-nvidia.toml: its directory"):
+        config.load_file(tree.host, place, {place: FileState(b"")})
+
+
+def test_file_behind_a_link_is_the_one_that_counts(tree: Tree) -> None:
+    """A link's mode is always 0777 and says nothing; its target's does."""
+    (tree.root / "data").mkdir()
+    (tree.root / "data/real.toml").write_text("")
+    (tree.etc / "config.toml").symlink_to("/data/real.toml")
+    assert len(tree.load()) == 1
+    (tree.root / "data/real.toml").chmod(0o666)
+    with pytest.raises(Refused, match=r"^cannot use /data/real.toml"):
+        tree.load()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -112,6 +114,87 @@ def test_write_keeps_the_owner(path: Path) -> None:
     files.write(str(path), FileState(NEW, 0o600, 12, 34))
     found = path.stat()
     assert (found.st_uid, found.st_gid) == (12, 34)
+
+
+@pytest.mark.parametrize("label", [b"system_u:object_r:container_config_t:s0\0", None])
+def test_write_keeps_the_label(
+    label: bytes | None, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SELinux's label of the old file, where it has one; an attribute of users stands in for it
+    where the tests may not set the real one."""
+    if os.geteuid() != 0:
+        monkeypatch.setattr(files, "_LABEL", "user.toolkit-agent-test")
+    attribute = files._LABEL
+    if label is not None:
+        try:
+            os.setxattr(path, attribute, label)
+        except OSError as error:
+            pytest.skip(f"no attributes here: {error}")
+    old = files.read(str(path))
+    assert old is not None
+    assert old.label == label
+    inode = path.stat().st_ino
+    files.write(str(path), FileState(NEW, old.mode, old.uid, old.gid, old.label))
+    assert path.stat().st_ino != inode
+    assert (attribute in os.listxattr(path)) == (label is not None)
+    assert label is None or os.getxattr(path, attribute) == label
+
+
+def test_label_that_cannot_be_kept_is_let_go(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file without it is better than no file: the policy gives one by the directory."""
+    refused = OSError(errno.EOPNOTSUPP, "no attributes")
+    monkeypatch.setattr(os, "setxattr", mock.Mock(side_effect=refused))
+    files.write(str(path), FileState(NEW, 0o600, os.geteuid(), os.getegid(), b"x\0"))
+    assert path.read_bytes() == NEW
+
+
+def test_names_of_a_file_are_counted(path: Path) -> None:
+    """Hard links: a rewrite leaves the other names with the old content."""
+    os.link(path, path.parent / "other")
+    found = files.read(str(path))
+    assert found is not None
+    assert found.links == 2
+    files.write(str(path), own(NEW))
+    assert (path.parent / "other").read_bytes() == OLD
+
+
+@pytest.mark.parametrize(
+    ("uid", "mode", "why"),
+    [
+        (None, 0o600, None),
+        (None, 0o755, None),
+        (0, 0o644, None),
+        (None, 0o664, "written by others .mode 0664.*chmod go-w"),
+        (None, 0o646, "written by others .mode 0646.*chmod go-w"),
+        (0, 0o1777, "written by others .mode 1777.*chmod go-w"),
+        (12345, 0o600, "belongs to user 12345.*chown"),
+    ],
+)
+def test_distrust(uid: int | None, mode: int, why: str | None) -> None:
+    """Root's, or of whoever runs this, and nobody else's to write."""
+    owner = os.geteuid() if uid is None else uid
+    found = files.distrust(FileState(b"", mode, owner))
+    assert (found is None) == (why is None)
+    assert why is None or re.search(why, found or "")
+
+
+def test_sticky_directory(tmp_path: Path) -> None:
+    """Others can make files there, which are theirs, and leave ours alone; where that is not
+    enough it is like any other that they can write."""
+    tmp_path.chmod(0o1777)
+    assert files.distrust_directory(str(tmp_path), sticky_is_fine=True) is None
+    assert files.distrust_directory(str(tmp_path))
+    tmp_path.chmod(0o777)
+    assert files.distrust_directory(str(tmp_path), sticky_is_fine=True)
+    assert files.distrust_directory(str(tmp_path / "none")) is None
+
+
+@root_only
+def test_sticky_directory_of_somebody_else(tmp_path: Path) -> None:
+    """Its owner can remove any file in it."""
+    os.chown(tmp_path, 12345, 0)
+    tmp_path.chmod(0o1755)
+    assert "12345" in (files.distrust_directory(str(tmp_path), sticky_is_fine=True) or "")
 
 
 def test_write_is_durable_before_the_name_shows(path: Path) -> None:

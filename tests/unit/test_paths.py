@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -153,6 +154,66 @@ def test_dots_behind_the_host_root_are_refused(root: Path) -> None:
     """Its name in front is no permit to leave it."""
     with pytest.raises(Refused, match="leads out of the host root"):
         HostRoot(str(root)).locate(f"{root}/../outside/secret")
+
+
+def test_links_above_the_host_root_are_followed_once(root: Path, tmp_path: Path) -> None:
+    """What is opened has no link in it, whatever the host root was called."""
+    (tmp_path / "called").symlink_to("host")
+    host = HostRoot(str(tmp_path / "called"))
+    for called in ("/etc/containerd", f"{root}/etc/containerd", f"{host.root}/etc/containerd"):
+        assert host.locate(called) == HostPath(f"{root}/etc/containerd", "/etc/containerd")
+    assert host.locate(f"{tmp_path}/called/etc").host == "/etc"
+
+
+def test_host_root_behind_a_process_is_refused() -> None:
+    """`/proc/1/root` reads as a link to `/`, which is another directory in a container."""
+    with (
+        mock.patch("agent.host.paths.os.path.realpath", return_value="/usr"),
+        pytest.raises(UsageError, match=r"^cannot use host root /proc/1/root: .*process"),
+    ):
+        HostRoot("/proc/1/root")
+
+
+@pytest.mark.parametrize("name", ["root", "cwd", "fd/0", "task/1/root", "ns/net"])
+@pytest.mark.parametrize("process", ["self", "1"])
+def test_magic_link_is_refused(process: str, name: str, root: Path) -> None:
+    """Links into a process in the host's /proc."""
+    link = root / "proc/1" / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to("/etc")
+    (root / "proc/self").symlink_to("1")
+    with pytest.raises(Refused, match=r"^cannot follow /proc/.* leads into a process; name"):
+        HostRoot(str(root)).resolve(f"/proc/{process}/{name}/containerd")
+
+
+@pytest.mark.parametrize("path", ["/proc/self/root/etc", "/proc/thread-self/cwd"])
+def test_magic_link_of_a_real_process_is_refused(path: str) -> None:
+    """As the kernel has them."""
+    with pytest.raises(Refused, match="leads into a process"):
+        HostRoot("/").resolve(path)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\rb", "\x1b[2J", "a\0b", "\x7f"])
+def test_control_characters_are_refused(name: str, root: Path) -> None:
+    """They would break lines of the log and of the status file; the message shows them harmless."""
+    with pytest.raises(Refused, match=r"^cannot use the path .*control character") as caught:
+        HostRoot(str(root)).resolve(f"/etc/{name}")
+    assert name not in caught.value.message
+
+
+@pytest.mark.parametrize("path", ["/etc/" + "x" * 256, "/etc" + "/x" * 2048])
+def test_too_long_a_path_is_refused(path: str, root: Path) -> None:
+    """A name of 256 bytes, and a path of 4096."""
+    (root / "etc/x").mkdir()
+    with pytest.raises(Refused, match=r"^cannot .*file name too long"):
+        HostRoot(str(root)).resolve(path)
+
+
+def test_too_long_a_path_is_not_told_whole(root: Path) -> None:
+    """The cause stands behind it, and the status file takes a thousand characters."""
+    with pytest.raises(Refused) as caught:
+        HostRoot(str(root)).resolve("/x" * 3000)
+    assert len(caught.value.message) < 300
 
 
 # --- any tree, any path ------------------------------------------------------------------------

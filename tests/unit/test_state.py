@@ -276,3 +276,14 @@ def test_parents_are_told_innermost_first() -> None:
     """As they are removed."""
     assert parents("/a/b/c/f", 2) == ("/a/b/c", "/a/b")
     assert parents("/a/f", 0) == ()
+
+
+def test_state_that_others_could_write_is_refused(tmp_path: Path) -> None:
+    """It says which bytes go where when something is undone."""
+    directory = tmp_path / "state"
+    directory.mkdir()
+    directory.chmod(0o1777)
+    with pytest.raises(Refused, match=r"^cannot use the state directory .*chmod go-w"):
+        Store(str(directory)).create()
+    directory.chmod(0o755)
+    Store(str(directory)).create()
