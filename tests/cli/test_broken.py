@@ -232,6 +232,16 @@ def test_part_of_the_toolkit(node: CliNode) -> None:
     assert set(node.answer().runtimes) == {"runc", "nvidia", "nvidia-legacy"}
 
 
+def test_hard_links_get_a_warning(node: CliNode) -> None:
+    """The other name keeps the old content; told, and done all the same."""
+    other, old = node.directory / "other.toml", node.config.read_text()
+    os.link(node.config, other)
+    result = node.agent("apply")
+    checks.done(result)
+    assert f"{node.config} has 2 names (hard links)" in result.stdout
+    assert node.config.read_text() != old == other.read_text()
+
+
 BAD_ENVIRONMENT = {
     "CDI_ENABLED": "perhaps",
     "CDI_KIND": "gpu",

@@ -160,3 +160,22 @@ def test_generate_prints_what_apply_writes(node: DriverNode) -> None:
     assert node.agent("cdi generate").stdout == node.spec.read_text("utf-8")
     text = node.agent("cdi generate", "--mode=management", "--format=json").stdout
     assert json.loads(text)["kind"] == "management.nvidia.com/gpu"
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o1777])
+@pytest.mark.parametrize("name", ["cdi", "other"])
+def test_directory_that_others_can_write_is_refused(name: str, mode: int, node: DriverNode) -> None:
+    """Whoever puts a spec where the runtime looks is root; a sticky bit does not keep them."""
+    make_driver(node.driver)
+    directory = node.directory / name
+    directory.mkdir()
+    directory.chmod(mode)
+    before = node.tree()
+    result = node.agent("apply")
+    fails(result, 3, f"cannot use the CDI directory {directory}", "chmod go-w")
+    assert node.tree() == before
+    assert node.supervisor.starts == 1
+    assert list(directory.iterdir()) == []
+    directory.chmod(0o755)
+    checks.done(node.agent("apply"))
+    assert node.spec.exists()
