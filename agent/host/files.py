@@ -142,7 +142,7 @@ def write(path: str, state: FileState, temporary: str | None = None) -> None:
     """
     above, base = os.path.split(path)
     temporary = temporary or _temporary(base)
-    with safe.directory(above, os.O_RDONLY) as directory:
+    with safe.directory_to_change(above) as directory:
         _stage(directory, temporary, state)
         try:
             os.rename(temporary, base, src_dir_fd=directory, dst_dir_fd=directory)
@@ -156,7 +156,7 @@ def stage(path: str, state: FileState, name: str | None = None) -> str:
     """Write `state` durably beside `path` without giving it that name; returns where it is."""
     above, base = os.path.split(path)
     name = name or _temporary(base)
-    with safe.directory(above) as directory:
+    with safe.directory_to_change(above) as directory:
         _stage(directory, name, state)
     return os.path.join(above, name)
 
@@ -195,7 +195,7 @@ def _fill(fd: int, state: FileState) -> None:
 def discard(path: str) -> None:
     """Remove a file of ours that may or may not be there."""
     above, base = os.path.split(path)
-    with contextlib.suppress(FileNotFoundError), safe.directory(above) as directory:
+    with contextlib.suppress(FileNotFoundError), safe.directory_to_change(above) as directory:
         _unlink(directory, base)
 
 
@@ -207,7 +207,7 @@ def _unlink(directory: int, name: str) -> None:
 def remove(path: str) -> None:
     """Remove a file, durably; one that is gone already is fine. Raises OSError."""
     above, base = os.path.split(path)
-    with contextlib.suppress(FileNotFoundError), safe.directory(above, os.O_RDONLY) as directory:
+    with contextlib.suppress(FileNotFoundError), safe.directory_to_change(above) as directory:
         _unlink(directory, base)
         os.fsync(directory)
 
@@ -215,7 +215,7 @@ def remove(path: str) -> None:
 def move(old: str, new: str) -> None:
     """Give a file another name in its directory, durably. Raises OSError."""
     above, base = os.path.split(old)
-    with safe.directory(above, os.O_RDONLY) as directory:
+    with safe.directory_to_change(above) as directory:
         os.rename(base, os.path.basename(new), src_dir_fd=directory, dst_dir_fd=directory)
         os.fsync(directory)
 
@@ -228,7 +228,7 @@ def names(path: str) -> list[str]:
 
 def sync_directory(path: str) -> None:
     """Make names in a directory durable. Raises OSError."""
-    with safe.directory(path, os.O_RDONLY) as directory:
+    with safe.directory_to_change(path) as directory:
         os.fsync(directory)
 
 
@@ -245,7 +245,7 @@ def make_directories(path: str, mode: int = 0o755) -> None:
     """Make a directory and those above it, each durably. Raises OSError."""
     for missing in missing_directories(path):
         above, name = os.path.split(missing)
-        with safe.directory(above, os.O_RDONLY) as directory:
+        with safe.directory_to_change(above) as directory:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, mode, dir_fd=directory)
             os.fsync(directory)
@@ -258,7 +258,7 @@ def remove_directories(paths: Iterator[str] | tuple[str, ...]) -> None:
             continue
         above, name = os.path.split(path)
         try:
-            with safe.directory(above, os.O_RDONLY) as directory:
+            with safe.directory_to_change(above) as directory:
                 os.rmdir(name, dir_fd=directory)
                 os.fsync(directory)
         except OSError as error:

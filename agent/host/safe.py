@@ -8,7 +8,8 @@ magic one, and nothing leads up. What is then done relative to the descriptor ha
 directory, whatever becomes of its name.
 
 The kernel does it in one call (openat2); where it does not, because it is old or a seccomp filter
-says no, the way is walked directory by directory, with the same results.
+says no, the way is walked directory by directory, with the same results. Who only reads walks at
+once: to load what makes the call takes longer than all the walks of a command that changes nothing.
 """
 
 from __future__ import annotations
@@ -33,19 +34,31 @@ _AGAIN = (errno.EINTR, errno.EAGAIN)
 
 @contextlib.contextmanager
 def directory(path: str, flags: int = os.O_PATH) -> Iterator[int]:
-    """A descriptor of the directory at an agent path that was resolved before.
+    """A descriptor of the directory at an agent path that was resolved before, to look into it.
 
     Raises OSError: ELOOP where a part of the path is a link, EXDEV where it leads up. With
-    os.O_RDONLY for `flags` the directory can be listed and forced to disk.
+    os.O_RDONLY for `flags` the directory can be listed.
     """
-    fd = _open(path, flags | os.O_DIRECTORY | os.O_CLOEXEC)
+    _check(path)
+    fd = walk(path, flags | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield fd
     finally:
         os.close(fd)
 
 
-def _open(path: str, flags: int) -> int:
+@contextlib.contextmanager
+def directory_to_change(path: str) -> Iterator[int]:
+    """The same to change what is in it; it can be forced to disk."""
+    _check(path)
+    fd = _open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _check(path: str) -> None:
     raw = os.fsencode(path)
     if b"\0" in raw:
         raise _error(errno.EINVAL, path)
@@ -53,12 +66,15 @@ def _open(path: str, flags: int) -> int:
         raise _error(errno.ENAMETOOLONG, path)
     if ".." in path.split("/"):
         raise _error(errno.EXDEV, path)
+
+
+def _open(path: str, flags: int) -> int:
     try:
         return openat2(path, flags)
     except OSError as error:
         if error.errno not in _UNAVAILABLE:
             raise
-    return _walk(path, flags)
+    return walk(path, flags)
 
 
 def openat2(path: str, flags: int) -> int:
@@ -78,7 +94,7 @@ def _syscall() -> Callable[[bytes, bytes], tuple[int, int]]:
     """What makes the call; gives a descriptor, or -1 and the error."""
     if os.uname().machine not in _MACHINES:
         return lambda _path, _how: (-1, errno.ENOSYS)
-    import ctypes  # here, so that `--help` does without
+    import ctypes  # here, for it is slow
 
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall.restype = ctypes.c_long
@@ -91,8 +107,8 @@ def _syscall() -> Callable[[bytes, bytes], tuple[int, int]]:
     return call
 
 
-def _walk(path: str, flags: int) -> int:
-    """The same with a descriptor for every directory on the way."""
+def walk(path: str, flags: int) -> int:
+    """The same with a descriptor for every directory on the way. Raises OSError."""
     parts = [part for part in path.split("/") if part not in ("", ".")]
     first = "/" if path.startswith("/") else "."
     if not parts:

@@ -6,6 +6,8 @@ import contextlib
 import ctypes
 import errno
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from agent.errors import Refused
 from agent.host import files, lock, safe
 from agent.host.paths import HostRoot
 
+PROJECT = Path(__file__).resolve().parents[2]
 STATE = files.new_state(b"new = 1\n")
 
 
@@ -78,21 +81,29 @@ CASES: dict[str, int] = {
 }
 
 
-def opened(path: str, flags: int = os.O_PATH) -> os.stat_result | int:
+Opener = Callable[[str], contextlib.AbstractContextManager[int]]
+OPENERS: dict[str, Opener] = {
+    "look": safe.directory,
+    "list": lambda path: safe.directory(path, os.O_RDONLY),
+    "change": safe.directory_to_change,
+}
+
+
+def opened(path: str, opener: Opener) -> os.stat_result | int:
     """What a path leads to, or the error."""
     try:
-        with safe.directory(path, flags) as fd:
+        with opener(path) as fd:
             assert not os.get_inheritable(fd)
             return os.fstat(fd)
     except OSError as error:
         return error.errno or -1
 
 
-@pytest.mark.parametrize("flags", [os.O_PATH, os.O_RDONLY], ids=["path", "read"])
+@pytest.mark.parametrize("opener", OPENERS.values(), ids=OPENERS.keys())
 @pytest.mark.parametrize(("path", "code"), CASES.items(), ids=range(len(CASES)))
-def test_directory(path: str, code: int, flags: int, tree: Path) -> None:
+def test_directory(path: str, code: int, opener: Opener, tree: Path) -> None:
     """The very directory, or an error that says what is in the way."""
-    found = opened(f"{tree}/{path}", flags)
+    found = opened(f"{tree}/{path}", opener)
     if code:
         assert found == code
     else:
@@ -100,34 +111,49 @@ def test_directory(path: str, code: int, flags: int, tree: Path) -> None:
         assert os.path.samestat(found, os.stat(f"{tree}/{path}"))
 
 
+@pytest.mark.parametrize("opener", OPENERS.values(), ids=OPENERS.keys())
 @pytest.mark.parametrize(("path", "code"), CASES.items(), ids=range(len(CASES)))
-def test_relative(path: str, code: int, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative(
+    path: str, code: int, opener: Opener, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From where the process is, it is the same."""
     monkeypatch.chdir(tree)
-    found = opened(path)
+    found = opened(path, opener)
     assert (0 if isinstance(found, os.stat_result) else found) == code
 
 
+@pytest.mark.parametrize("opener", OPENERS.values(), ids=OPENERS.keys())
 @pytest.mark.parametrize("path", ["/proc/self/root", "/proc/self/cwd/x", "/proc/self/fd/0"])
-def test_magic_links_lead_nowhere(path: str) -> None:
+def test_magic_links_lead_nowhere(path: str, opener: Opener) -> None:
     """They have no name to be checked by."""
-    assert opened(path) == errno.ELOOP  # `self` is a link already
-    assert opened(path.replace("self", str(os.getpid()))) == errno.ELOOP
+    assert opened(path, opener) == errno.ELOOP  # `self` is a link already
+    assert opened(path.replace("self", str(os.getpid())), opener) == errno.ELOOP
 
 
-def test_the_root() -> None:
+@pytest.mark.parametrize("opener", OPENERS.values(), ids=OPENERS.keys())
+def test_the_root(opener: Opener) -> None:
     """It has no directory above."""
-    found = opened("/")
+    found = opened("/", opener)
     assert isinstance(found, os.stat_result)
     assert os.path.samestat(found, os.stat("/"))
 
 
-def test_nothing_stays_open(tree: Path) -> None:
+@pytest.mark.parametrize("opener", OPENERS.values(), ids=OPENERS.keys())
+def test_nothing_stays_open(opener: Opener, tree: Path) -> None:
     """Neither what was found nor what was on the way."""
     before = os.listdir("/proc/self/fd")
     for path in CASES:
-        opened(f"{tree}/{path}")
+        opened(f"{tree}/{path}", opener)
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_reading_does_without_the_system_call(tmp_path: Path) -> None:
+    """What makes it takes long to load; a command that finds nothing to do must not."""
+    code = (
+        "import sys; from agent.host import files; files.read(sys.argv[1] + '/x');"
+        "files.names(sys.argv[1]); sys.exit('ctypes' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=PROJECT)
 
 
 # --- every operation on files ------------------------------------------------------------------
