@@ -7,8 +7,8 @@ could not be reached, the journal stays and RollbackFailed says what is in the w
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from agent.data import dataclass
 from agent.engine import transaction
 from agent.engine.context import Context
 from agent.engine.node import Endpoint, Runtime

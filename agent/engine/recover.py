@@ -6,7 +6,8 @@ change that the runtime proves is committed, every other one is undone (DESIGN s
 
 from __future__ import annotations
 
-from agent.data import dataclass
+from dataclasses import dataclass
+
 from agent.engine import change, restart, transaction
 from agent.engine.context import Context
 from agent.engine.proof import NotProven

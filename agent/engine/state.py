@@ -16,10 +16,9 @@ import base64
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from agent.data import dataclass, field, replace
 from agent.errors import Refused, reason
 from agent.host import files
 
