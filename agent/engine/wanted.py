@@ -21,6 +21,9 @@ from agent.tomledit import Data, Path, Set, apply, get
 OUR_NAMES = ("nvidia", "nvidia-cdi", "nvidia-legacy")
 _RUNC = "io.containerd.runc."
 _FILLED = ("sandboxer", "sandbox_mode")  # containerd puts its own value where there is none
+# Of our handler's own kind, not of the node's: which program runs, and what it is told.
+_OWN = ("runtime_type", "runtime_path", "runtime_engine", "runtime_root", "options",
+        "container_annotations")  # fmt: skip
 _BINARY = "nvidia-container-runtime"
 _RUNTIMES: Path = ("containerd", "runtimes")
 _DEFAULT: Path = ("containerd", "default_runtime_name")
@@ -141,8 +144,8 @@ def _first_foreign(cri: Cri, ours: tuple[str, ...], names: tuple[str | None, ...
 def _carried(cri: Cri, ours: tuple[str, ...], remembered: str | None) -> Data | None:
     """The table of `runc` where only containerd itself defines it and the node's default is ours.
 
-    Such a node (cloud images ship them) has its cgroup driver in our handler alone; pods of the
-    built-in runc would run with another one than the kubelet's.
+    Such a node (cloud images ship them) has its cgroup driver and its base spec (with the limits of
+    every container) in our handler alone; pods of the built-in runc would run without them.
     """
     defined = get(cri.section, ("containerd", "runtimes"), {})
     stale = cri.table(cri.default)
@@ -153,7 +156,10 @@ def _carried(cri: Cri, ours: tuple[str, ...], remembered: str | None) -> Data | 
     binary = {key for key, _ in binaries(stale)}
     options = stale.get("options") or {}
     kept = {key: value for key, value in options.items() if key not in binary and value}
-    return {"runtime_type": cri.table("runc")["runtime_type"], "options": kept} if kept else None
+    rest = {key: value for key, value in stale.items() if key not in _OWN and value}
+    if not kept and not rest:
+        return None
+    return {"runtime_type": cri.table("runc")["runtime_type"], **rest, "options": kept}
 
 
 def _base(cri: Cri, ours: tuple[str, ...], remembered: str | None) -> str:

@@ -69,3 +69,19 @@ def test_default_goes_back_with_the_options_of_the_node() -> None:
         options = found.handlers[item.handler]["options"]
         assert options == {"BinaryName": item.path, "SystemdCgroup": True}
     assert "runc" not in want(settings, ROW6).handlers
+
+
+def test_default_goes_back_with_the_base_spec_of_the_node() -> None:
+    """The limits of all containers are in it, and our own handlers keep it too."""
+    only: Data = {
+        "runtime_type": TYPE, "base_runtime_spec": "/spec.json", "snapshotter": "",
+        "container_annotations": ["cdi.k8s.io/*"], "options": {"BinaryName": "/old"},
+    }  # fmt: skip
+    section: Data = {"containerd": {"runtimes": {"nvidia": only}}}
+    settings = Cri("nvidia", {"nvidia": only, "runc": {"runtime_type": TYPE}}, True, section)
+    found = want(settings)
+    assert found.handlers["runc"] == {
+        "runtime_type": TYPE, "base_runtime_spec": "/spec.json", "options": {},
+    }  # fmt: skip
+    for item in BINARIES:
+        assert found.handlers[item.handler]["base_runtime_spec"] == "/spec.json"
