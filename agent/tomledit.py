@@ -122,12 +122,12 @@ def edit(text: str, ops: Iterable[Op], name: str) -> str:
     for op in ops:
         wanted = apply(current, [op])
         if not _identical(wanted, current):
-            text = _propose(text, op, current, wanted, name)
-            current = tomllib.loads(text)
+            text, current = _propose(text, op, current, wanted, name)
     return text
 
 
-def _propose(text: str, op: Op, data: Data, wanted: Data, name: str) -> str:
+def _propose(text: str, op: Op, data: Data, wanted: Data, name: str) -> tuple[str, Data]:
+    """The first proposal that passes the guard, with its data."""
     before = _comments(text)
     for proposal in _proposals(text, op, data, wanted):
         try:
@@ -140,7 +140,7 @@ def _propose(text: str, op: Op, data: Data, wanted: Data, name: str) -> str:
             else _identical(found, wanted)
         )
         if right and not before - _comments(proposal) - _comments_behind(text, op, data):
-            return proposal
+            return proposal, found
     raise Refused(
         f"cannot edit {name}: no safe way to set {dotted(op.path)} in its spelling was found; "
         "write that table with plain [headers] and try again"

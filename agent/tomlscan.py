@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 import tomllib
 from collections import Counter
-from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
+from agent.data import dataclass
 from agent.tomlwrite import Path
 
 _STRING = (
@@ -77,7 +78,8 @@ class Group:
     close: int
 
 
-def statements(text: str) -> list[Statement]:
+@lru_cache(maxsize=2)  # a text before and after an edit, each looked at several times
+def statements(text: str) -> tuple[Statement, ...]:
     """All statements in their order."""
     found: list[Statement] = []
     base: Path = ()
@@ -88,30 +90,27 @@ def statements(text: str) -> list[Statement]:
             at = blank.end()
             continue
         start, at = at, _skip(text, at)
+        kind: Literal["table", "array", "key"]
         if text[at] != "[":
             entry = _entry(text, at)
-            path, raw, value = (*base, *entry.path), entry.raw, entry.value
-            found.append(Statement("key", path, raw, base, start, at, value, at))
+            kind, path, raw, value = "key", (*base, *entry.path), entry.raw, entry.value
         else:
-            width = 2 if text.startswith("[[", at) else 1
-            base, raw, after = _key(text, at + width)
-            if text[after : after + width] != "]" * width:
-                raise Unreadable
-            value = Span(after + width, after + width)
-            kind: Literal["table", "array"] = "array" if width == 2 else "table"
-            found.append(Statement(kind, base, raw, base, start, at, value, at))
+            kind = "array" if text.startswith("[[", at) else "table"
+            base, raw, value = _header(text, at, 2 if kind == "array" else 1)
+            path = base
         rest = _NO_CODE.match(text, value.end)
         if rest is None:
             raise Unreadable
+        found.append(Statement(kind, path, raw, base, start, at, value, rest.end()))
         at = rest.end()
-        found[-1] = _ending(found[-1], at)
-    return found
+    return tuple(found)
 
 
-def _ending(one: Statement, end: int) -> Statement:
-    return Statement(
-        one.kind, one.path, one.raw, one.base, one.start, one.code, one.value, end
-    )  # fmt: skip
+def _header(text: str, at: int, width: int) -> tuple[Path, Path, Span]:
+    path, raw, after = _key(text, at + width)
+    if text[after : after + width] != "]" * width:
+        raise Unreadable
+    return path, raw, Span(after + width, after + width)
 
 
 def _skip(text: str, at: int) -> int:

@@ -174,6 +174,8 @@ def is_ours(path: tuple[str, ...]) -> bool:
     inner = path[2:]
     if inner in {("enable_cdi",), ("containerd", "default_runtime_name")}:
         return True
+    if inner[:2] == ("containerd", "default_runtime"):
+        return True  # deprecated: it becomes a handler where the default is ours
     return inner[:2] == ("containerd", "runtimes") and len(inner) > 2 and inner[2] in OURS
 
 
@@ -194,11 +196,13 @@ def check_changes(edits: Edits, tree: Tree) -> None:
         others = {p: v for p, v in others.items() if v != (dict, {})}
         assert others.items() <= after.items()
         added = {path for path in after.keys() - before.keys() if not is_ours(path)}
-        # 1.x: where there were no runtimes, runc's own has to be written out with ours.
-        assert {path[4] for path in added} <= {"runc"}
+        # 1.x: where there were no runtimes, runc's own has to be written out with ours, and what
+        # the deprecated table is called as a handler.
+        assert {path[4] for path in added} <= {"runc", "default"}
         assert not added or tree.generation.merge == "replace"
-        comments = [line for line in old.splitlines() if line.strip().startswith("#")]
-        assert [line for line in comments if line not in new.splitlines()] == []
+        comments = [line.strip() for line in old.splitlines() if line.strip().startswith("#")]
+        lines = [line.strip() for line in new.splitlines()]
+        assert [line for line in comments if line not in lines] == []
 
 
 def settled(tree: Tree) -> None:
