@@ -68,7 +68,7 @@ def removing(text: str, path: Path, empty: int) -> Iterator[str]:
         return
     for one in sheet.statements:
         if tomlvalue.holds(text, one.path, one.value, path):
-            for length in {max(empty, len(one.path) + 1), size}:
+            for length in sorted({max(empty, len(one.path) + 1), size}):
                 yield tomlvalue.without_entry(text, one.value, path[len(one.path) : length])
 
 
@@ -208,7 +208,8 @@ def _style(sheet: _Sheet) -> Style:
     for one in sheet.statements:
         names = one.path if one.kind != "key" else one.path[len(one.base) :]
         for part, raw in zip(names, one.raw, strict=True):
-            spelling.setdefault(part, raw)
+            if "\\" not in raw:  # containerd 1.x takes an escape in a key as it stands (observed)
+                spelling.setdefault(part, raw)
         indent = sheet.indent(one)
         if one.kind == "key":
             _count(inside, tables.get(one.base), indent)
