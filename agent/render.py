@@ -135,6 +135,7 @@ def plan_data(proposal: Proposal) -> dict[str, Any]:
             "needed": restart is not None,
             "kind": restart.kind if restart else None,
             "target": restart.target if restart else None,
+            "along": list(restart.along) if restart else [],
             "because": list(proposal.gaps),
         },
         "preflight": {"done": proposal.preflight.done, "note": proposal.preflight.note}
@@ -159,9 +160,11 @@ def plan_text(proposal: Proposal) -> str:
         lines.append("Restart: none; the running runtime is as it should be.")
     else:
         kind, target = proposal.restart.kind, proposal.restart.target
-        how = {"systemd": f"systemctl restart {target}", "signal": f"SIGTERM to {target}",
+        how = {"systemd": f"{target}, by systemd", "signal": f"SIGTERM to {target}",
                "none": "yours to do (--restart-mode=none)"}[kind]  # fmt: skip
         lines.append(f"Restart: {how}, because {'; '.join(proposal.gaps)}.")
+        if proposal.restart.along:
+            lines.append(f"With it: {', '.join(proposal.restart.along)}, by systemd.")
     if proposal.preflight:
         lines.append(f"Pre-flight: {proposal.preflight.note}.")
     return "\n".join([*lines, *(f"Warning: {text}" for text in proposal.warnings)])

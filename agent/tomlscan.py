@@ -13,7 +13,7 @@ from collections import Counter
 from functools import lru_cache
 from typing import Literal
 
-from agent.data import dataclass
+from dataclasses import dataclass
 from agent.tomlwrite import Path
 
 _STRING = (

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from agent import tomlscan, tomlvalue
-from agent.data import dataclass
+from dataclasses import dataclass
 from agent.tomlscan import Span, Statement
 from agent.tomlwrite import Path, Style, render, scalar
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from agent.data import dataclass, field
+from dataclasses import dataclass, field
 
 Path: TypeAlias = tuple[str, ...]
 

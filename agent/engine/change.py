@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from agent.engine import transaction
+from agent.engine import deadman, transaction
 from agent.engine.context import Context
 from agent.engine.node import Endpoint, Runtime
 from agent.engine.plan import Change
@@ -81,9 +81,11 @@ def carry_out(ctx: Context, request: Request) -> Done:
         raise
     try:
         ctx.settle()
+        deadman.arm(ctx, journal)
         restart.act(request.runtime.process)
         ctx.log("runtime restarted", kind=restart.kind, target=restart.target)
         answer = prove_change(ctx, journal)
+        deadman.claim(ctx, journal)
         commit(ctx, journal)
     except (RestartFailed, NotProven, Refused) as error:
         ctx.log("change not proven", reason=str(error))
@@ -114,7 +116,7 @@ def _prepare(ctx: Context, request: Request) -> Journal:
         entries=entries,
         wanted=request.wanted.to_json(),
         before=request.before.to_json(),
-        process=runtime.process.identity if runtime.process else None,
+        process=_running(ctx, request),
         kind=runtime.kind,
         socket=runtime.socket.host,
         restart=(restart.kind, restart.target) if restart else None,
@@ -122,6 +124,7 @@ def _prepare(ctx: Context, request: Request) -> Journal:
         fingerprint=request.fingerprint,
         twin=encode(saved.twin),
         barrier=encode(saved.barrier),
+        switch=deadman.choose(ctx, restart),
     )
     ctx.store.write_journal(journal)
     try:
@@ -132,6 +135,15 @@ def _prepare(ctx: Context, request: Request) -> Journal:
         _undo_files(ctx, journal)
         raise
     return journal
+
+
+def _running(ctx: Context, request: Request) -> Identity:
+    """Who runs on the old files."""
+    process, restart = request.runtime.process, request.restart
+    if process is not None:
+        return process.identity
+    by_systemd = restart is not None and restart.kind == "systemd"
+    return ctx.invocation(restart.target) if restart is not None and by_systemd else None
 
 
 def _undo_files(ctx: Context, journal: Journal) -> None:
@@ -169,7 +181,8 @@ def _end_undo(ctx: Context, journal: Journal) -> None:
 def endpoint(ctx: Context, journal: Journal) -> Endpoint:
     """Where the journal's runtime listens."""
     socket = HostPath(ctx.host.agent_path(journal.socket), journal.socket)
-    return Endpoint(journal.kind, socket)
+    kind, target = journal.restart or ("none", "")
+    return Endpoint(journal.kind, socket, target if kind == "systemd" else None)
 
 
 def prove_change(ctx: Context, journal: Journal) -> Answer:
@@ -185,19 +198,22 @@ def _prove(ctx: Context, journal: Journal, old: Identity, wanted: Wanted) -> Ans
     return prove(probe, old, lambda answer: unproven(wanted, answer), timeout)
 
 
-def undo_and_prove(ctx: Context, journal: Journal, restart: Restart | None) -> bool:
+def undo_and_prove(
+    ctx: Context, journal: Journal, restart: Restart | None, *, restarted: bool = False
+) -> bool:
     """Old files, a restart on them, and the proof of the old state; then readiness is back.
 
     Returns whether the runtime had left its old files at all. `restart` None where whoever runs
-    the runtime has to restart it. Raises RollbackFailed: where the runtime does not come back (the
-    journal stays), or a file was somebody else's by then.
+    the runtime has to restart it; `restarted`: it may be on the old files already. Raises
+    RollbackFailed: where the runtime does not come back (the journal stays), or a file was somebody
+    else's by then.
     """
     undone = transaction.undo(ctx.store, journal)
     left = False
     # Files that are half-way are no configuration to start a runtime on.
     if restart is not None and restart.kind != "none" and not undone.failed:
         try:
-            left = _return(ctx, journal, restart)
+            left = (restarted and _is_back(ctx, journal)) or _return(ctx, journal, restart)
         except (RestartFailed, NotProven) as error:
             raise RollbackFailed(
                 f"cannot bring the runtime back: {error}; "
@@ -207,16 +223,27 @@ def undo_and_prove(ctx: Context, journal: Journal, restart: Restart | None) -> b
     return left
 
 
+def _is_back(ctx: Context, journal: Journal) -> bool:
+    """Has somebody restarted the runtime on its old files already?"""
+    try:
+        old = journal.process if journal.boot_id == ctx.boot_id else None
+        _prove(ctx, journal, old, Wanted.from_json(dict(journal.before)))
+    except NotProven:
+        return False
+    return True
+
+
 def _return(ctx: Context, journal: Journal, restart: Restart) -> bool:
     """The runtime on its old files, proven. One that never left them is let alone (False).
 
     Raises RestartFailed or NotProven.
     """
+    where = endpoint(ctx, journal)
     try:
-        running = ctx.running(endpoint(ctx, journal))
+        running = ctx.running(where)
+        seen = running.identity if running else ctx.invocation(where.unit)
     except Unreachable:
-        running = None  # it died of the new configuration
-    seen = running.identity if running else None
+        running, seen = None, None  # it died of the new configuration
     if seen is not None and seen == journal.process and journal.boot_id == ctx.boot_id:
         return False
     restart.act(running)
@@ -237,5 +264,6 @@ def commit(ctx: Context, journal: Journal) -> None:
 
 def close(ctx: Context, journal: Journal) -> None:
     """Nothing is in progress any more."""
+    deadman.disarm(ctx, journal)  # first: what it would move is removed next
     transaction.tidy(journal)
     ctx.store.close_journal()

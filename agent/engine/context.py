@@ -23,8 +23,9 @@ from agent.engine.state import Store
 from agent.errors import Refused
 from agent.host import lock
 from agent.host.paths import HostRoot, open_host_root
-from agent.observe import cri, process
+from agent.observe import cri, process, systemd
 from agent.observe.process import Process
+from agent.observe.units import Systemd, SystemdError, Unit
 from agent.settings import Settings
 from agent.status import Publisher
 
@@ -54,6 +55,7 @@ class Context:
     choose_restart: Callable[[str, Process | None, HostRoot, str], Restart] = field(
         default=restart.choose
     )
+    reach: Callable[[HostRoot, str], tuple[Systemd, Unit]] = field(default=systemd.reach)
     lock_fd: int | None = None
     settle: Callable[[], None] = _at_once
 
@@ -70,6 +72,7 @@ class Context:
             ask=lambda: cri.ask(path, name, timeout=5.0),
             clock=self.clock,
             sleep=self.sleep,
+            hopeless=lambda: self.hopeless(endpoint),
         )
 
     def running(self, endpoint: Endpoint) -> Process | None:
@@ -78,9 +81,25 @@ class Context:
         return process.find(socket.agent, socket.host, self.host, endpoint.kind)
 
     def identity(self, endpoint: Endpoint) -> Identity:
-        """Pid and start time of the process behind a socket. Raises Unreachable."""
+        """Who is behind a socket. Raises Unreachable."""
         found = self.running(endpoint)
-        return found.identity if found else None
+        return found.identity if found else self.invocation(endpoint.unit)
+
+    def invocation(self, unit: str | None) -> Identity:
+        """Who runs, by what systemd says of its unit: evidence where no process can be seen."""
+        found = self._unit(unit)
+        return (0, found.invocation) if found and found.invocation else None
+
+    def hopeless(self, endpoint: Endpoint) -> str | None:
+        """Why nothing will answer any more, where systemd has given its unit up."""
+        found = self._unit(endpoint.unit)
+        return f"systemd has given up: {found}" if found and found.given_up else None
+
+    def _unit(self, name: str | None) -> Unit | None:
+        try:
+            return self.reach(self.host, name)[1] if name else None
+        except SystemdError:
+            return None
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -34,10 +34,12 @@ _KINDS = {"containerd": "containerd", "cri-o": "crio"}
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a runtime listens; there also while it is down. `kind` is containerd or crio."""
+    """Where a runtime listens; there also while it is down. `kind` is containerd or crio, `unit`
+    the systemd unit that runs it, where we have to do with that."""
 
     kind: str
     socket: HostPath
+    unit: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

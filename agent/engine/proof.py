@@ -11,11 +11,16 @@ from dataclasses import dataclass
 from agent.errors import Unreachable
 from agent.observe.cri import Answer, Unimplemented
 
+# Pid and start time; pid 0 and systemd's InvocationID as a number where the process cannot be seen.
 Identity = tuple[int, int] | None
 
 _ANSWERS = 3
 _APART = 0.2  # seconds between two answers
 _PAUSE = 0.05  # seconds between two tries while nothing answers
+
+
+def _never() -> None:
+    """It may answer at any time."""
 
 
 class NotProven(Exception):
@@ -24,12 +29,14 @@ class NotProven(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """The seams: who is behind the socket, what it answers, and time."""
+    """The seams: who is behind the socket, what it answers, and time. `hopeless` says why nothing
+    will answer any more, if that is known."""
 
     identity: Callable[[], Identity]
     ask: Callable[[], Answer]
     clock: Callable[[], float]
     sleep: Callable[[float], None]
+    hopeless: Callable[[], str | None] = _never
 
 
 def prove(
@@ -38,11 +45,12 @@ def prove(
     """Wait until another process than `old` answers as wanted, three times, 0.2 s apart.
 
     `old` None accepts any process. `timeout` in seconds. Raises NotProven: at once where the CRI
-    is not served, after three answers that are not as wanted, or when the time is up.
+    is not served, after three answers that are not as wanted, when nothing answers and nothing ever
+    will, or when the time is up.
     """
     end = probe.clock() + timeout
     last = "nothing answered"
-    good = bad = 0
+    good = bad = lost = 0
     who: Identity = None
     while True:
         try:
@@ -52,6 +60,9 @@ def prove(
         except Unreachable as error:
             last, good, bad = str(error), 0, 0
             found = answer = None
+            lost = lost + 1 if (why := probe.hopeless()) else 0
+            if why and lost > 1:  # seen twice, so that no moment between two states counts
+                raise NotProven(why) from error
         if answer is not None:
             if found is None or found == old:
                 last, good, bad = "the old process still answers", 0, 0

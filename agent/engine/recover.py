@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agent.engine import change, restart, transaction
+from agent.engine import change, deadman, restart, transaction
 from agent.engine.context import Context
 from agent.engine.proof import NotProven
 from agent.engine.state import Journal
@@ -39,6 +39,12 @@ def recover(ctx: Context) -> Recovered:
         return Recovered()
     ctx.log("unfinished change found", purpose=journal.purpose, stage=journal.stage)
     barrier = journal.barrier is not None
+    way = restart.resume(*journal.restart, ctx.host) if journal.restart else None
+    if deadman.has_fired(ctx, journal):
+        ctx.log("the switch on the host has fired")
+        ctx.store.remember_failure(journal.fingerprint, deadman.FIRED)
+        change.undo_and_prove(ctx, journal, way, restarted=True)
+        return Recovered("undone", barrier)
     if not _has_restarted(ctx, journal):
         if journal.stage == "awaiting-restart" and transaction.is_written(journal):
             return Recovered("awaiting-restart", barrier)
@@ -47,13 +53,13 @@ def recover(ctx: Context) -> Recovered:
     if transaction.is_written(journal):
         try:
             change.prove_change(ctx, journal)
+            deadman.claim(ctx, journal)
         except NotProven as error:
             ctx.log("change not proven", reason=str(error))
             ctx.store.remember_failure(journal.fingerprint, str(error))
         else:
             change.commit(ctx, journal)
             return Recovered("committed", barrier)
-    way = restart.resume(*journal.restart, ctx.host) if journal.restart else None
     change.undo_and_prove(ctx, journal, way)
     return Recovered("undone", barrier)
 
@@ -77,13 +83,13 @@ def _has_restarted(ctx: Context, journal: Journal) -> bool:
         return True
     if journal.restart is None:
         return False
-    end = ctx.clock() + ctx.settings.proof_timeout
+    where, end = change.endpoint(ctx, journal), ctx.clock() + ctx.settings.proof_timeout
     while True:
         try:
-            return ctx.identity(change.endpoint(ctx, journal)) != journal.process
+            return ctx.identity(where) != journal.process
         except Unreachable:
             if journal.stage == "prepared":
                 return False  # it went down by itself
-            if journal.stage == "written" or ctx.clock() >= end:
+            if journal.stage == "written" or ctx.clock() >= end or ctx.hopeless(where):
                 return True
         ctx.sleep(_PAUSE)

@@ -9,20 +9,17 @@ from __future__ import annotations
 import functools
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from agent.errors import Refused
 from agent.host.paths import HostRoot
-from agent.observe import command
+from agent.observe import systemd, units
 from agent.observe.process import Process, is_kind, is_unit, start_time
+from agent.observe.units import Systemd, SystemdError, Unit
 
 Kind = Literal["systemd", "signal", "none"]
-
-_NOT_RUN = range(125, 128)  # what chroot(1) ends with where it could not run the program
-_SYSTEMCTL_ENV: tuple[Mapping[str, str], ...] = ({}, {"SYSTEMCTL_FORCE_BUS": "1"})
-_SYSTEMCTL_TIMEOUT = 120.0  # seconds; systemd's own stop timeout is 90
 
 
 class RestartFailed(Exception):
@@ -31,25 +28,30 @@ class RestartFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """How this node's runtime is restarted: `target` is a unit or a pid, for people."""
+    """How this node's runtime is restarted: `target` is a unit or a pid, for people; `along` are
+    the running units that systemd restarts with it."""
 
     kind: Kind
     target: str
     act: Callable[[Process | None], None]
+    along: tuple[str, ...] = ()
 
 
 def choose(mode: str, process: Process | None, host: HostRoot, kind: str) -> Restart:
     """The way to restart for --restart-mode. Raises Refused where it cannot work.
 
-    auto: the systemd unit that owns the process behind the CRI socket; systemd: the same, else the
-    unit that has the runtime's name.
+    auto: the systemd unit that owns the process behind the CRI socket; systemd: the same, else,
+    also where no process can be seen, the unit that has the runtime's name.
     """
     if mode == "none":
         return Restart("none", "nobody", lambda _: None)
+    if process is None and mode == "systemd":
+        return _by_systemd(f"{kind}.service", host, ours=False)
     if process is None:
         raise Refused(
             f"cannot restart {kind}: the process behind its socket cannot be seen from here; run "
-            "with hostPID, or give --restart-mode=none and restart it yourself"
+            "with hostPID, give --restart-mode=systemd if its unit has its name, or none and "
+            "restart it yourself"
         )
     if not is_kind(process, kind):
         raise Refused(
@@ -92,35 +94,45 @@ def _restart_unit(unit: str, host: HostRoot) -> None:
 
 
 def _by_systemd(unit: str, host: HostRoot, *, ours: bool) -> Restart:
-    """systemctl in the host root, tried out first: without hostPID its private socket hangs up on
-    us, and the system bus does not (observed on systemd 257).
+    """By a way to systemd that was tried out first.
 
     `ours`: the unit is known to run the runtime; one that is only supposed to has to be active, or
     a second runtime would be started. Raises Refused.
     """
-    failure = ""
-    for env in _SYSTEMCTL_ENV:
-        words = ["systemctl", "show", "--property=LoadState,ActiveState", unit]
-        done = command.run(host, words, _SYSTEMCTL_TIMEOUT, env=env)
-        if done.code is not None and done.code not in _NOT_RUN and "connect to" not in done.error:
-            _check_unit(unit, done.out.decode("utf-8", "replace"), ours=ours)
-            return Restart("systemd", unit, functools.partial(_systemctl, host, unit, env))
-        failure = failure or (done.error.strip().splitlines() or ["no answer"])[0]
-    raise Refused(
-        f"cannot restart {unit}: systemctl does not reach systemd: {failure}; run with hostPID or "
-        "mount the host's /run, or give --restart-mode=none and restart it yourself"
-    )
+    try:
+        way, found = systemd.reach(host, unit)
+    except SystemdError as error:
+        raise Refused(
+            f"cannot restart {unit}: systemd cannot be reached: {error}; mount the host's /run "
+            "below the host root, or give --restart-mode=none and restart it yourself"
+        ) from error
+    _check_unit(found, ours=ours)
+    try:
+        along = units.along(way, found)
+    except SystemdError:
+        along = ()  # worth a line in a plan, and no more
+    return Restart("systemd", unit, functools.partial(_restart_by, way, unit), along)
 
 
-def _check_unit(unit: str, properties: str, *, ours: bool) -> None:
-    """Refuse a unit that systemd would not restart, by what `systemctl show` says of it."""
-    shown = dict(line.split("=", 1) for line in properties.splitlines() if "=" in line)
-    for key, wanted in (("LoadState", "loaded"), *(() if ours else (("ActiveState", "active"),))):
-        if shown.get(key, wanted) != wanted:
-            raise Refused(
-                f"cannot restart {unit}: its {key} is {shown[key]}; repair the unit, or give "
-                "--restart-mode=signal or none"
-            )
+def _check_unit(unit: Unit, *, ours: bool) -> None:
+    """Refuse a unit that systemd would not restart."""
+    wrong = None
+    if unit.load != "loaded":
+        wrong = f"its LoadState is {unit.load}"
+    elif not ours and unit.active != "active":
+        wrong = f"its ActiveState is {unit.active}"
+    if wrong:
+        raise Refused(
+            f"cannot restart {unit.name}: {wrong}; repair the unit, or give "
+            "--restart-mode=signal or none"
+        )
+
+
+def _restart_by(way: Systemd, unit: str, _: Process | None) -> None:
+    try:
+        way.restart(unit)
+    except SystemdError as error:
+        raise RestartFailed(str(error)) from error
 
 
 def _terminate(process: Process | None) -> None:
@@ -146,12 +158,3 @@ def _terminate(process: Process | None) -> None:
         raise RestartFailed(f"process {process.pid}: not permitted to signal it") from error
     finally:
         os.close(fd)
-
-
-def _systemctl(host: HostRoot, unit: str, env: Mapping[str, str], _: Process | None) -> None:
-    # A start limit that is used up makes systemd stop a healthy service and not start it again.
-    command.run(host, ["systemctl", "reset-failed", unit], _SYSTEMCTL_TIMEOUT, env=env)
-    done = command.run(host, ["systemctl", "restart", unit], _SYSTEMCTL_TIMEOUT, env=env)
-    if done.code != 0:
-        lines = done.error.strip().splitlines()
-        raise RestartFailed(f"systemctl restart {unit}: {lines[0] if lines else done.code}")

@@ -98,10 +98,10 @@ class Journal:
     """A change in progress. `stage` is prepared, written, restarted or awaiting-restart.
 
     `wanted` and `before` are `Wanted` as JSON: what proves the change and what proves the undo;
-    `process` is (pid, start time) of the runtime that ran on the old files, `kind` and `socket`
-    (host path) where it listens, `restart` (kind, target) how it is restarted, None where nothing
-    has to be. `twin` and `barrier` are the status files of before (base64), `memory` is what to
-    remember after success.
+    `process` is the Identity of the runtime that ran on the old files, `kind` and `socket` (host
+    path) where it listens, `restart` (kind, target) how it is restarted, None where nothing has to
+    be. `twin` and `barrier` are the status files of before (base64), `memory` is what to
+    remember after success. `switch` marks the dead man's switch on the host, if there is one.
     """
 
     purpose: str
@@ -118,6 +118,7 @@ class Journal:
     fingerprint: str
     twin: str | None = None
     barrier: str | None = None
+    switch: str | None = None
 
 
 class Store:

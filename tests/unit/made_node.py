@@ -24,6 +24,7 @@ from agent.host.paths import HostPath, HostRoot
 from agent.observe import cri, process
 from agent.observe.cri import Answer
 from agent.observe.process import Process
+from agent.observe.units import Systemd, SystemdError, Unit
 from agent.settings import resolve
 from agent.status import READY, TWIN, Publisher
 from tests.unit.faults import Faults, Killed
@@ -99,7 +100,12 @@ class Node:
             publisher=Publisher(str(self.directory / "status")),
             clock=lambda: self.clock,
             sleep=self.sleep,
+            reach=self.reach,
         )
+
+    def reach(self, host: HostRoot, unit: str) -> tuple[Systemd, Unit]:
+        """This machine's systemd is none of a test's business."""
+        raise SystemdError("there is none")
 
     def sleep(self, seconds: float) -> None:
         """Pass time."""

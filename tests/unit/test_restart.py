@@ -15,6 +15,7 @@ from agent.engine import restart
 from agent.engine.restart import RestartFailed
 from agent.errors import Refused
 from agent.host.paths import HostRoot
+from agent.observe import bus
 from agent.observe.process import Process, is_unit, start_time
 
 HOST = HostRoot("/")
@@ -38,6 +39,10 @@ def as_process(child: subprocess.Popen[bytes], proc: str = "/proc") -> Process:
     return replace(PROCESS, pid=child.pid, start=start, proc=proc)
 
 
+SHOW = (
+    "show --property=LoadState,ActiveState,SubState,Result,InvocationID,Job,"
+    "RequiredBy,BoundBy,ConsistsOf"
+)
 FAKE = """#!/bin/sh
 echo "$SYSTEMCTL_FORCE_BUS $@" >> {directory}/calls
 [ ! -f {directory}/$1 ] || . {directory}/$1
@@ -70,6 +75,8 @@ class Systemctl:
 def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Systemctl:
     """No test reaches this machine's systemd."""
     fake = Systemctl(tmp_path)
+    for name in ("SYSTEM_BUS", "PRIVATE"):
+        monkeypatch.setattr(bus, name, str(tmp_path / name))
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     return fake
 
@@ -101,10 +108,10 @@ def test_systemd_that_was_asked_for_has_a_unit() -> None:
     assert (way.kind, way.target) == ("systemd", "containerd.service")
 
 
-@pytest.mark.parametrize("mode", ["auto", "systemd", "signal"])
+@pytest.mark.parametrize("mode", ["auto", "signal"])
 def test_process_that_cannot_be_seen_is_refused(mode: str) -> None:
-    """A pid namespace hides it: hostPID, or somebody else restarts."""
-    with pytest.raises(Refused, match=r"^cannot restart containerd: .*hostPID.*=none"):
+    """A pid namespace hides it: hostPID, its unit by name, or somebody else restarts."""
+    with pytest.raises(Refused, match=r"^cannot restart containerd: .*hostPID.*=systemd .*none"):
         restart.choose(mode, None, HOST, "containerd")
 
 
@@ -217,7 +224,7 @@ def test_running_unit_is_restarted_with_a_fresh_start_limit(systemctl: Systemctl
     daemon-reload: that would apply somebody's half-done edit."""
     restart.choose("systemd", PROCESS, HOST, "containerd").act(PROCESS)
     assert systemctl.calls() == [
-        " show --property=LoadState,ActiveState containerd.service",
+        f" {SHOW} containerd.service",
         " reset-failed containerd.service",
         " restart containerd.service",
     ]
@@ -284,3 +291,11 @@ def test_unit_that_systemd_would_not_restart_is_refused(
     else:
         with pytest.raises(Refused, match=rf"^cannot restart containerd\.service: .*{refused}"):
             restart.choose("systemd", process, HOST, "containerd")
+
+
+def test_unit_by_name_where_no_process_can_be_seen(systemctl: Systemctl) -> None:
+    """Only when asked for, and only one that runs."""
+    assert restart.choose("systemd", None, HOST, "containerd").target == "containerd.service"
+    (systemctl.directory / "show").write_text("echo 'ActiveState=inactive'\n")
+    with pytest.raises(Refused, match="ActiveState is inactive"):
+        restart.choose("systemd", None, HOST, "containerd")

@@ -1,0 +1,137 @@
+"""Calls to the host's systemd over D-Bus.
+
+Invariant: the only module that imports jeepney. A call has a deadline and ends in an answer, in
+systemd's own error, or in NoBus; no bus is ever started for it.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from agent.errors import Refused, reason
+from agent.host.paths import HostRoot
+from agent.observe.process import reachable
+
+# The second is systemd's own: no bus daemon is needed for it, and it is root's alone.
+SYSTEM_BUS, PRIVATE = "/run/dbus/system_bus_socket", "/run/systemd/private"
+_SYSTEMD = "org.freedesktop.systemd1"
+_TIMEOUT = 10.0  # seconds for one answer; systemd answers in milliseconds
+
+
+class NoBus(Exception):
+    """Nothing answers there (any more); the message says why."""
+
+
+class BusError(Exception):
+    """systemd's answer is an error; `name` is its D-Bus name, the message its text."""
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(text)
+        self.name = name
+
+
+class Bus:
+    """One connection. On systemd's private socket there is nobody to greet and to address."""
+
+    def __init__(self, sock: socket.socket, *, private: bool, timeout: float = _TIMEOUT) -> None:
+        from jeepney.low_level import Parser
+
+        self._socket = sock
+        self._private = private
+        self._timeout = timeout
+        self._parser = Parser()
+        self._serial = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._socket.close()
+
+    def hello(self) -> None:
+        """Be known to the bus. Raises NoBus or BusError."""
+        if not self._private:
+            self._call("/org/freedesktop/DBus", "org.freedesktop.DBus", "Hello", peer=None)
+
+    def call(
+        self, path: str, interface: str, member: str, signature: str = "", *body: Any
+    ) -> tuple[Any, ...]:
+        """A method of systemd. Raises NoBus or BusError."""
+        return self._call(path, interface, member, signature, body)
+
+    def _call(
+        self, path: str, interface: str, member: str, signature: str = "",
+        body: tuple[Any, ...] = (), peer: str | None = _SYSTEMD,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        from jeepney.wrappers import DBusAddress, new_method_call
+
+        name = None if self._private else peer or interface
+        address = DBusAddress(path, bus_name=name, interface=interface)
+        self._serial += 1
+        message = new_method_call(address, member, signature or None, body)
+        end = time.monotonic() + self._timeout
+        try:
+            self._socket.settimeout(self._timeout)
+            self._socket.sendall(message.serialise(serial=self._serial))
+            return self._answer(end)
+        except TimeoutError as error:
+            raise NoBus(f"no answer in {self._timeout:g} s") from error
+        except OSError as error:
+            raise NoBus(reason(error)) from error
+
+    def _answer(self, end: float) -> tuple[Any, ...]:
+        """The answer to the last call; signals in between are none of our business."""
+        from jeepney.low_level import HeaderFields, MessageType
+
+        while True:
+            message = self._parser.get_next_message()
+            if message is None:
+                self._socket.settimeout(max(end - time.monotonic(), 0.001))
+                data = self._socket.recv(1 << 16)
+                if not data:
+                    raise NoBus("it hung up")
+                self._parser.add_data(data)
+                continue
+            fields = message.header.fields
+            if fields.get(HeaderFields.reply_serial) != self._serial:
+                continue
+            if message.header.message_type is MessageType.error:
+                text = message.body[0] if message.body else ""
+                raise BusError(str(fields.get(HeaderFields.error_name, "")), str(text))
+            return tuple(message.body)
+
+
+def opener(host: HostRoot, path: str) -> Callable[[], Bus]:
+    """How to connect to a socket of the host, again and again."""
+    return lambda: _open(host, path)
+
+
+def _open(host: HostRoot, path: str) -> Bus:
+    """Raises NoBus."""
+    from jeepney.auth import AuthenticationError
+    from jeepney.io.blocking import prep_socket
+
+    try:
+        with reachable(host.resolve(path).agent) as address:
+            bus = Bus(prep_socket(address), private=path == PRIVATE)
+    except Refused as error:
+        raise NoBus(error.message) from error
+    except AuthenticationError as error:
+        raise NoBus("it does not take us for root") from error
+    except OSError as error:
+        raise NoBus(str(error) if error.errno is None else reason(error)) from error
+    try:
+        bus.hello()
+    except (NoBus, BusError) as error:
+        with bus:
+            raise NoBus(str(error)) from error
+    return bus
