@@ -20,10 +20,15 @@ from agent.observe.process import reachable
 SYSTEM_BUS, PRIVATE = "/run/dbus/system_bus_socket", "/run/systemd/private"
 _SYSTEMD = "org.freedesktop.systemd1"
 _TIMEOUT = 10.0  # seconds for one answer; systemd answers in milliseconds
+_NUDGE = 0.1  # seconds until it is asked again whether it is there
 
 
 class NoBus(Exception):
     """Nothing answers there (any more); the message says why."""
+
+
+class _Silent(NoBus):
+    """There was no answer in time."""
 
 
 class BusError(Exception):
@@ -61,6 +66,17 @@ class Bus:
         """Be known to the bus. Raises NoBus or BusError."""
         if not self._private:
             self._call("/org/freedesktop/DBus", "org.freedesktop.DBus", "Hello", peer=None)
+            return
+        # What arrives together with the end of the authentication is read, and answered only after
+        # something more has come (observed on systemd 257).
+        end = time.monotonic() + self._timeout
+        while True:
+            try:
+                self._call("/", "org.freedesktop.DBus.Peer", "Ping", timeout=_NUDGE)
+                return
+            except _Silent:
+                if time.monotonic() >= end:
+                    raise
 
     def call(
         self, path: str, interface: str, member: str, signature: str = "", *body: Any
@@ -70,21 +86,24 @@ class Bus:
 
     def _call(
         self, path: str, interface: str, member: str, signature: str = "",
-        body: tuple[Any, ...] = (), peer: str | None = _SYSTEMD,
+        body: tuple[Any, ...] = (), peer: str | None = _SYSTEMD, timeout: float | None = None,
     ) -> tuple[Any, ...]:  # fmt: skip
+        from jeepney.low_level import HeaderFields
         from jeepney.wrappers import DBusAddress, new_method_call
 
-        name = None if self._private else peer or interface
-        address = DBusAddress(path, bus_name=name, interface=interface)
+        address = DBusAddress(path, bus_name=peer or interface, interface=interface)
         self._serial += 1
         message = new_method_call(address, member, signature or None, body)
-        end = time.monotonic() + self._timeout
+        if self._private:
+            del message.header.fields[HeaderFields.destination]
+        limit = self._timeout if timeout is None else timeout
+        end = time.monotonic() + limit
         try:
-            self._socket.settimeout(self._timeout)
+            self._socket.settimeout(limit)
             self._socket.sendall(message.serialise(serial=self._serial))
             return self._answer(end)
         except TimeoutError as error:
-            raise NoBus(f"no answer in {self._timeout:g} s") from error
+            raise _Silent(f"no answer in {limit:g} s") from error
         except OSError as error:
             raise NoBus(reason(error)) from error
 

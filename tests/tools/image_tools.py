@@ -49,7 +49,7 @@ class ImageTools:
         command, *rest = arguments
         trust = ("--signature-policy", policy) if command in _TRUSTING else ()
         environment = {
-            "LD_LIBRARY_PATH": os.pathsep.join(map(str, _libraries(self.tools))),
+            "LD_LIBRARY_PATH": os.pathsep.join(map(str, libraries(self.tools))),
             "CONTAINERS_REGISTRIES_CONF": str(registries),
             "CONTAINERS_CONF": os.devnull,
             "CONTAINERS_STORAGE_CONF": os.devnull,
@@ -58,17 +58,19 @@ class ImageTools:
         program = self.tools / "buildah/usr/bin/buildah"
         return _run([program, *store, command, *trust, *rest], environment, timeout)
 
-    def bootstrap(self, target: Path, packages: Sequence[str]) -> None:
-        """Write the distribution's smallest system, and some packages, to the tar `target`."""
+    def bootstrap(self, target: Path, packages: Sequence[str], suite: str = "") -> None:
+        """Write the distribution's smallest system, and some packages, to the tar `target`; it is
+        of this machine's own suite, or of another one."""
         archive, suites = archive_and_suites()
+        suite = suite or suites[0]
         unread = [f"--dpkgopt=path-exclude=/usr/share/{n}/*" for n in ("doc", "locale", "man")]
         options = ["--mode=root", "--variant=minbase", "--format=tar", *unread]
         options.append('--aptopt=Acquire::Check-Valid-Until "false"')
         program = self.tools / "mmdebstrap/usr/bin/mmdebstrap"
         include = f"--include={','.join(packages)}"
         with tempfile.TemporaryDirectory(dir=self.cache, prefix=".apt-") as folder:
-            sources = PrivateApt(Path(folder), archive, suites[:1]).folder / "sources.list"
-            _run([program, *options, include, suites[0], target, sources], {}, 900)
+            sources = PrivateApt(Path(folder), archive, [suite]).folder / "sources.list"
+            _run([program, *options, include, suite, target, sources], {}, 900)
 
 
 def image_tools() -> ImageTools:
@@ -85,19 +87,22 @@ def image_tools() -> ImageTools:
             archive, suites = archive_and_suites()
             tools = cache / f"tools-{suites[0]}"
             if not tools.exists():
-                _unpack(archive, suites[0], tools)
+                unpack(archive, suites[0], tools, _PACKAGES, _PACKAGES[:1])
         except (AptError, NotHere) as error:
             raise Unavailable(f"cannot unpack {' and '.join(_PACKAGES)}: {error}") from error
     return ImageTools(tools, cache)
 
 
-def _unpack(archive: Source, suite: str, target: Path) -> None:
-    """Fill `target` with one folder a package; it appears complete or not at all."""
+def unpack(
+    archive: Source, suite: str, target: Path, packages: Sequence[str], linked: Sequence[str]
+) -> None:
+    """Fill `target` with one folder a package, and the libraries of those that are `linked`; it
+    appears complete or not at all."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".apt-") as folder:
         # This machine's own suite alone: the libraries go with its C library.
         apt = PrivateApt(Path(folder), archive, [suite])
-        problem = next(iter(apt.catalogue(_PACKAGES).problems), "")
-        names = [*_PACKAGES, *_needed_libraries(apt, _PACKAGES[0])]
+        problem = next(iter(apt.catalogue(packages).problems), "")
+        names = list(dict.fromkeys([*packages, *_needed_libraries(apt, linked)]))
         offers = {offer.package: offer for offer in reversed(apt.catalogue(names).offers)}
         draft = Path(folder) / target.name
         draft.mkdir(mode=0o755)
@@ -108,10 +113,10 @@ def _unpack(archive: Source, suite: str, target: Path) -> None:
         draft.rename(target)
 
 
-def _needed_libraries(apt: PrivateApt, package: str) -> list[str]:
-    """The packages of libraries that `package` and these libraries depend on."""
+def _needed_libraries(apt: PrivateApt, packages: Sequence[str]) -> list[str]:
+    """The packages of libraries that `packages` and these libraries depend on."""
     found: set[str] = set()
-    asked = {package}
+    asked = set(packages)
     while asked:
         words = ["apt-cache", "-c", str(apt.configuration), "depends", "--important", *asked]
         lines = run_command(words).stdout.splitlines()
@@ -121,7 +126,8 @@ def _needed_libraries(apt: PrivateApt, package: str) -> list[str]:
     return sorted(found)
 
 
-def _libraries(tools: Path) -> list[Path]:
+def libraries(tools: Path) -> list[Path]:
+    """Where the libraries of unpacked packages are."""
     folders = [*tools.glob("*/usr/lib/*-linux-gnu*"), *tools.glob("*/lib/*-linux-gnu*")]
     return sorted(folders)
 

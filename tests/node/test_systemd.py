@@ -1,0 +1,197 @@
+"""Restarts by a real systemd, as an agent in a container of the node asks for them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.conformance import checks
+from tests.node.conftest import Boot
+from tests.node.node import SERVICE, SystemdNode, when_candidate
+
+pytestmark = pytest.mark.timeout(400)  # the first test makes the system, once
+
+PARTS = {
+    "along-a.service": "[Unit]\nBindsTo=containerd.service\n",
+    "along-b.service": "[Unit]\nPartOf=along-a.service\n",
+    "aside.service": "[Unit]\nWants=containerd.service\n",
+}
+SLEEPS = "[Service]\nExecStart=/bin/sleep infinity\n"
+
+
+def failed(result: object, code: int, *words: str) -> None:
+    """Check how the program ended and that it says these words on stderr."""
+    assert getattr(result, "returncode", None) == code, result
+    assert not [word for word in words if word not in getattr(result, "stderr", "")], result
+
+
+@pytest.mark.parametrize("host_pid", [True, False])
+def test_restart_and_back(boot: Boot, host_pid: bool) -> None:
+    """Applied, proven and reverted, also where the pod has a pid namespace of its own."""
+    node = boot()
+    before, first = node.config, node.show(SERVICE)["InvocationID"]
+    for name, text in PARTS.items():
+        node.add_unit(name, text + SLEEPS)
+    plan = node.agent("plan", "-o", "json", host_pid=host_pid)
+    assert plan.returncode == 1, plan
+    assert json.loads(plan.stdout)["restart"] | {"because": []} == {
+        "needed": True,
+        "kind": "systemd",
+        "target": SERVICE,
+        "along": ["along-a.service", "along-b.service"],
+        "because": [],
+    }
+    asides = [node.show(name)["InvocationID"] for name in PARTS]
+    result = node.agent("apply", host_pid=host_pid)
+    checks.done(result)
+    assert "switch on the host set" in result.stderr
+    assert "nvidia" in node.answer().runtimes
+    second = node.show(SERVICE)["InvocationID"]
+    assert second != first
+    now = [node.show(name)["InvocationID"] for name in PARTS]
+    assert [a != b for a, b in zip(asides, now, strict=True)] == [True, True, False]
+    assert node.strays() == []
+
+    checks.done(node.agent("apply", host_pid=host_pid))
+    assert node.show(SERVICE)["InvocationID"] == second, "a node that is right is let alone"
+    checks.done(node.agent("revert", host_pid=host_pid))
+    assert node.config == before
+    assert "nvidia" not in node.answer().runtimes
+    assert node.strays() == []
+
+
+def test_process_that_cannot_be_seen(boot: Boot) -> None:
+    """No hostPID and no /proc of the host: the unit by its name, and its InvocationID as proof."""
+    node = boot()
+    failed(node.agent("apply", host_pid=False, hidden=True), 3, "--restart-mode=systemd")
+    result = node.agent("apply", "--restart-mode=systemd", host_pid=False, hidden=True)
+    checks.done(result)
+    assert "nvidia" in node.answer().runtimes
+    assert node.strays() == []
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "Restart=on-failure",
+        "[Unit]\nStartLimitBurst=2\nStartLimitIntervalSec=1h",
+    ],
+    ids=["on-failure", "start-limit"],
+)
+def test_unit_of_another_kind(boot: Boot, lines: str) -> None:
+    """A clean stop that nothing follows by itself; a start limit that is used up."""
+    node = boot(lines)
+    node.run("systemctl", "restart", SERVICE)
+    checks.done(node.agent("apply"))
+    assert "nvidia" in node.answer().runtimes
+    checks.done(node.agent("revert"))
+    assert "nvidia" not in node.answer().runtimes
+
+
+LATE = (
+    "Type=exec\nRestart=no\nExecStart=\nExecStart=/bin/sh -c 'if grep -q nvidia-container-runtime "
+    "/etc/containerd/config.toml; then sleep 0.5; exit 1; fi; exec /usr/bin/containerd'"
+)
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (when_candidate("exit 1"), f"{SERVICE} is activating, auto-restart, exit-code"),
+        (LATE, f"systemd has given up: {SERVICE} is failed, failed, exit-code"),
+    ],
+    ids=["at once", "late"],
+)
+def test_runtime_that_dies_on_the_new_configuration(boot: Boot, lines: str, told: str) -> None:
+    """Exit 5, the old bytes, and the unit active on them; nobody waits for a unit given up."""
+    node = boot(lines)
+    before = node.config
+    result = node.agent("apply", "--enable-cdi-in-runtime=false", "--proof-timeout=100")
+    failed(result, 5, told, "the old configuration is back and proven")
+    assert node.config == before
+    assert node.show(SERVICE)["ActiveState"] == "active"
+    assert "nvidia" not in node.answer().runtimes
+    assert node.strays() == []
+
+
+def _lose_the_agent(node: SystemdNode) -> None:
+    """The candidate stops the runtime, and the agent with it; the node comes back by itself."""
+    before = node.config
+    result = node.agent("apply", "--enable-cdi-in-runtime=false", "--proof-timeout=1")
+    assert result.returncode == -9, result
+    assert node.config != before
+    assert node.show(SERVICE)["ActiveState"] != "active"
+    (timer,) = (line.split()[0] for line in node.strays() if ".timer" in line)
+
+    node.until(lambda: node.show(SERVICE)["ActiveState"] == "active")
+    node.until(lambda: node.show(timer)["LoadState"] == "not-found")
+    assert node.config == before
+    assert "nvidia" not in node.answer().runtimes
+    started = node.show(SERVICE)["InvocationID"]
+
+    result = node.agent("apply", "--enable-cdi-in-runtime=false", "--proof-timeout=1")
+    failed(result, 3, "failed before", "the switch on the host")
+    assert node.config == before
+    assert node.strays() == []
+    assert node.show(SERVICE)["InvocationID"] == started, "it is on its old files already"
+
+
+KILLS = when_candidate("kill -9 $(cat /run/agent.pid); exit 1")
+
+
+def test_agent_that_is_gone_for_good(boot: Boot) -> None:
+    """The timer on the host undoes for it."""
+    _lose_the_agent(boot(KILLS))
+
+
+WAYS = """
+import sys
+from agent.host.paths import HostRoot
+from agent.observe import systemd
+from agent.observe.units import Command, Timer
+way = list(systemd.ways(HostRoot("/mnt")))[int(sys.argv[1])][1]
+first = way.unit("containerd.service")
+way.restart("containerd.service")
+second = way.unit("containerd.service")
+assert (first.load, first.active, first.busy) == ("loaded", "active", False), first
+assert None is not first.invocation != second.invocation
+assert way.unit("not-there.service").load == "not-found"
+touch = lambda name: Command(("/usr/bin/touch", name))
+lost = Command(("/usr/bin/mv", "-T", "/run/no", "/run/none"))
+way.start_timer(Timer("t-one", 1, (Command(lost.argv, True), touch("/run/one")), "text"))
+way.start_timer(Timer("t-two", 1, (lost, touch("/run/two")), "text"))
+way.start_timer(Timer("t-three", 1, (touch("/run/three"),), "text"))
+for name in ("t-three.timer", "t-three.service", "not-there.timer"):
+    way.stop(name)
+"""
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_ways_to_systemd_behave_alike(boot: Boot, number: int) -> None:
+    """The system bus, systemd's own socket, and its programs, with and without a forced bus."""
+    node = boot()
+    result = node.python("-c", WAYS, str(number))
+    checks.done(result)
+    node.until(lambda: node.path("run/one").exists())
+    node.until(lambda: "t-two" not in node.run("systemctl", "list-timers", "--all"))
+    assert not node.path("run/two").exists(), "nothing follows a command that must not fail"
+    assert not node.path("run/three").exists(), "what was stopped does not run"
+
+
+@pytest.mark.long
+def test_newer_containerd(boot: Boot, new_tools: object) -> None:
+    """containerd 2.1 under a newer systemd."""
+    node = boot("", new_tools)
+    before = node.config if node.path("etc/containerd/config.toml").exists() else b""
+    checks.done(node.agent("apply"))
+    assert "nvidia" in node.answer().runtimes
+    checks.done(node.agent("revert"))
+    assert "nvidia" not in node.answer().runtimes
+    assert not before or node.config == before
+
+
+@pytest.mark.long
+def test_newer_containerd_without_agent(boot: Boot, new_tools: object) -> None:
+    """The switch there too."""
+    _lose_the_agent(boot(KILLS, new_tools))
