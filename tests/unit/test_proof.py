@@ -199,3 +199,20 @@ def test_unreachable_in_between_starts_the_count_again() -> None:
     runtime = Runtime([(0, NEW, GOOD), (0.3, NEW, DOWN), (0.5, NEW, GOOD)])
     runtime.prove()
     assert len([a for a in runtime.asked if a[0] >= 0.5]) == 3
+
+
+@pytest.mark.parametrize(("sightings", "ends"), [([True, True], True), ([True, False], False)])
+def test_nobody_waits_for_what_systemd_has_given_up(sightings: list[bool], ends: bool) -> None:
+    """Seen twice in a row, so that a moment between two states does not count."""
+    runtime = Runtime([(0, NOBODY, GOOD), (2, NEW, GOOD)])
+    looks = iter(sightings)
+    probe = Probe(
+        runtime.identity, runtime.ask, lambda: runtime.now, runtime.sleep,
+        lambda: "given up" if next(looks, False) else None,
+    )  # fmt: skip
+    if ends:
+        with pytest.raises(NotProven, match="given up"):
+            prove(probe, OLD, lambda _: [], 60.0)
+        assert runtime.now < 2
+    else:
+        assert prove(probe, OLD, lambda _: [], 60.0) is GOOD
