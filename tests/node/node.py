@@ -31,7 +31,6 @@ from tests.tools.node_tools import NodeTools
 from tests.tools.runtimes import ROOT
 
 CGROUPS = Path("/sys/fs/cgroup")
-CONFIG = "etc/containerd/config.toml"
 STATE = "var/lib/toolkit-agent"
 SERVICE = "containerd.service"
 
@@ -117,7 +116,7 @@ class SystemdNode:
             "CGROUPS": " ".join(map(str, self._make_cgroups())),
             **self.tools.environment,
         }
-        if self._cgroups_are_unified():
+        if self.tools.unified or self._cgroups_are_unified():
             environment["SYSTEMD_NSPAWN_UNIFIED_HIERARCHY"] = "1"
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -202,9 +201,11 @@ class SystemdNode:
         return self.path("run/containerd/containerd.sock")
 
     @property
-    def config(self) -> bytes:
-        """The root file's bytes."""
-        return self.path(CONFIG).read_bytes()
+    def config(self) -> dict[str, bytes | None]:
+        """The bytes of every file of the configuration; None for a directory."""
+        etc = self.path("etc/containerd")
+        found = sorted(etc.rglob("*"))
+        return {str(p.relative_to(etc)): p.read_bytes() if p.is_file() else None for p in found}
 
     def strays(self) -> list[str]:
         """What only a change in progress needs: copies beside files, guards, units."""
@@ -279,5 +280,6 @@ def _remove_cgroup(path: Path, timeout: float = 5.0) -> None:
 
 def when_candidate(commands: str) -> str:
     """Lines of a unit: what happens before a start on a configuration with our handlers."""
-    test = f"if grep -qs nvidia-container-runtime /{CONFIG}; then {commands}; fi"
+    grep = "grep -rqs --include=*.toml nvidia-container-runtime /etc/containerd"
+    test = f"if {grep}; then {commands}; fi"
     return f"ExecStartPre=/bin/sh -c {shlex.quote(test)}".replace("$", "$$")

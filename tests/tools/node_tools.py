@@ -28,11 +28,13 @@ _UNREAD = "it is made with mmdebstrap from the distribution's packages; run test
 
 @dataclass(frozen=True)
 class NodeTools:
-    """`nspawn` with the environment that it needs, and the read-only system `tree` for it."""
+    """`nspawn` with the environment that it needs, and the read-only system `tree` for it.
+    `unified`: its systemd knows the second version of cgroups only."""
 
     nspawn: Path
     environment: dict[str, str]
     tree: Path
+    unified: bool
 
 
 def node_tools(generation: str) -> NodeTools:
@@ -53,7 +55,7 @@ def node_tools(generation: str) -> NodeTools:
                 _make(tree, suite)
         except (AptError, NotHere, AssertionError) as error:
             raise Unavailable(f"no system of {suite}: {error}; {_UNREAD}") from error
-    return NodeTools(nspawn, environment, tree)
+    return NodeTools(nspawn, environment, tree, unified=generation != "1.7")
 
 
 def _try_namespace() -> None:
