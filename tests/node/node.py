@@ -45,12 +45,18 @@ mount -t tmpfs tmpfs /run
 shift 2
 exec setsid "$@"
 """
-# As a pod with the host's root at /mnt: its own mounts, its own /proc, the machine's programs.
+# As a pod with the host's root at /mnt, read-only but for what our DaemonSet mounts writable: its
+# own mounts, its own /proc, the machine's programs.
 _POD = """
 set -e
 umount -l /outer/run
 mount --rbind / /outer/mnt
 umount -l /outer/mnt/outer
+mount -o remount,bind,ro /outer/mnt
+for folder in /etc/containerd /var/lib/toolkit-agent; do
+    mkdir -p "$folder"
+    mount --bind "$folder" "/outer/mnt$folder"
+done
 {hidden}
 mount -t proc proc /outer/proc
 echo $$ >/run/agent.pid

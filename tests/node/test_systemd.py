@@ -10,7 +10,7 @@ from tests.conformance import checks
 from tests.node.conftest import Boot
 from tests.node.node import SERVICE, SystemdNode, when_candidate
 
-pytestmark = pytest.mark.timeout(400)  # the first test makes the system, once
+pytestmark = pytest.mark.timeout(600)  # the first test makes the system, once
 
 PARTS = {
     "along-a.service": "[Unit]\nBindsTo=containerd.service\n",
