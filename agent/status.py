@@ -128,6 +128,10 @@ class Publisher:
     def path(self, name: str) -> str:
         return os.path.join(self.directory, name)
 
+    def sweep(self) -> None:
+        """Remove what killed processes left; for the holder of the lock."""
+        files.sweep(self.directory, (TWIN, READY, ERROR))
+
     def publish(self, content: Lines, *, barrier_was_there: bool = False) -> bool:
         """Tell success; returns whether anything was written. Raises Refused."""
         return self._guard(lambda: self._publish(content, barrier_was_there))
@@ -169,11 +173,6 @@ class Publisher:
                     files.remove(self.path(name))
 
         self._guard(remove)
-
-    def retire(self) -> None:
-        """Nothing is configured any more: no readiness, and no failure either. Raises Refused."""
-        self.withdraw()
-        self.forgive()
 
     def forgive(self) -> None:
         """No failure any more. Raises Refused."""

@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, TypeAlias
-
 from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 Path: TypeAlias = tuple[str, ...]
 

@@ -6,8 +6,8 @@ could not be reached, the journal stays and RollbackFailed says what is in the w
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 
 from agent.engine import deadman, transaction
 from agent.engine.context import Context
@@ -38,7 +38,8 @@ class NotAccepted(RolledBack):
 @dataclass(frozen=True, slots=True)
 class Request:
     """A change to carry out. `restart` None: the running runtime is right already, only files are
-    written. `before` proves an undo, `memory` is remembered after success (files are added)."""
+    written. `before` proves an undo, `memory` is remembered after success (files are added).
+    `check` raises Refused where the node is no longer what the change was planned for."""
 
     purpose: str
     runtime: Runtime
@@ -48,6 +49,7 @@ class Request:
     before: Wanted
     memory: Memory
     fingerprint: str
+    check: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +65,13 @@ class Done:
 def carry_out(ctx: Context, request: Request) -> Done:
     """Make the change and prove it. Raises Refused where nothing was touched, RolledBack where it
     was undone, RollbackFailed where that failed too."""
+    request.check()
     journal = _prepare(ctx, request)
     restart, barrier = request.restart, journal.barrier is not None
+    begun: set[str] = set()
     try:
-        transaction.write(request.changes, journal)
+        request.check()
+        transaction.write(request.changes, journal, begun)
         journal = ctx.store.advance(journal, "written")
         ctx.log("files written", files=[entry.host for entry in journal.entries])
         if restart is None:
@@ -77,7 +82,7 @@ def carry_out(ctx: Context, request: Request) -> Done:
             return Done(None, restarted=False, pending=True, barrier=barrier)
         journal = ctx.store.advance(journal, "restarted")
     except Refused:
-        _undo_files(ctx, journal)
+        _undo_files(ctx, journal, begun)
         raise
     try:
         ctx.settle()
@@ -90,10 +95,12 @@ def carry_out(ctx: Context, request: Request) -> Done:
     except (RestartFailed, NotProven, Refused) as error:
         ctx.log("change not proven", reason=str(error))
         left = undo_and_prove(ctx, journal, restart)
-        if not left:
-            # No runtime has seen the candidate, so nothing is known against it.
+        if not left or isinstance(error, Refused):
+            # No runtime has seen the candidate, or a disk was in its way: nothing is known
+            # against it.
+            back = "back and proven" if left else "back"
             raise RolledBack(
-                f"cannot {request.purpose}: {error}; the old configuration is back"
+                f"cannot {request.purpose}: {error}; the old configuration is {back}"
             ) from error
         raise NotAccepted(
             f"cannot {request.purpose}: {error}; the old configuration is back and "
@@ -132,7 +139,7 @@ def _prepare(ctx: Context, request: Request) -> Journal:
         if request.restart is not None:
             ctx.publisher.withdraw()
     except AgentError:
-        _undo_files(ctx, journal)
+        _undo_files(ctx, journal, ())
         raise
     return journal
 
@@ -146,9 +153,9 @@ def _running(ctx: Context, request: Request) -> Identity:
     return ctx.invocation(restart.target) if restart is not None and by_systemd else None
 
 
-def _undo_files(ctx: Context, journal: Journal) -> None:
+def _undo_files(ctx: Context, journal: Journal, begun: Collection[str]) -> None:
     """Undo a change that no runtime has seen. Raises RollbackFailed."""
-    _finish_undo(ctx, journal, transaction.undo(ctx.store, journal))
+    _finish_undo(ctx, journal, transaction.undo(ctx.store, journal, begun))
 
 
 def _finish_undo(ctx: Context, journal: Journal, undone: Undone) -> None:
@@ -156,6 +163,8 @@ def _finish_undo(ctx: Context, journal: Journal, undone: Undone) -> None:
 
     Raises RollbackFailed where anything could not be undone.
     """
+    if undone.foreign:
+        tidy(ctx, lambda: _remember_foreign(ctx, journal, undone.foreign))
     if not undone.failed:
         _end_undo(ctx, journal)
     if undone.failed or undone.foreign:
@@ -163,19 +172,32 @@ def _finish_undo(ctx: Context, journal: Journal, undone: Undone) -> None:
         raise RollbackFailed(f"cannot undo the change of {undone}; the originals are in {where}")
 
 
+def _remember_foreign(ctx: Context, journal: Journal, foreign: tuple[str, ...]) -> None:
+    """Keep the originals of files that somebody edited on top of our change: `revert` has to take
+    our keys out of them."""
+    memory = ctx.store.memory()
+    left = tuple(entry for entry in journal.entries if entry.host in foreign)
+    known = transaction.remembered(memory, left).files
+    edited = {host: replace(known[host], edited=True) for host in foreign if host in known}
+    ctx.store.remember(replace(memory, files={**memory.files, **edited}))
+
+
 def _end_undo(ctx: Context, journal: Journal) -> None:
     """The old state is back: so is what was published of it, if the disk lets us."""
+    # What was ready before a reboot is not known to be so now.
     saved = Saved(decode(journal.twin), decode(journal.barrier))
+    saved = saved if journal.boot_id == ctx.boot_id else Saved()
     # A journal that stays is undone once more, to no effect.
-    actions: tuple[Callable[[], None], ...] = (
-        lambda: ctx.publisher.restore(saved),
-        lambda: close(ctx, journal),
-    )
+    tidy(ctx, lambda: ctx.publisher.restore(saved), lambda: close(ctx, journal))
+
+
+def tidy(ctx: Context, *actions: Callable[[], None]) -> None:
+    """Do what is good to have and must be in nobody's way, as far as the disk lets us."""
     for action in actions:
         try:
             action()
         except Refused as error:
-            ctx.log("undo not tidied", reason=error.message)
+            ctx.log("not tidied", reason=error.message)
 
 
 def endpoint(ctx: Context, journal: Journal) -> Endpoint:
@@ -199,21 +221,29 @@ def _prove(ctx: Context, journal: Journal, old: Identity, wanted: Wanted) -> Ans
 
 
 def undo_and_prove(
-    ctx: Context, journal: Journal, restart: Restart | None, *, restarted: bool = False
+    ctx: Context,
+    journal: Journal,
+    restart: Restart | None,
+    *,
+    told: bool = False,
+    restarted: bool = False,
 ) -> bool:
     """Old files, a restart on them, and the proof of the old state; then readiness is back.
 
     Returns whether the runtime had left its old files at all. `restart` None where whoever runs
-    the runtime has to restart it; `restarted`: it may be on the old files already. Raises
-    RollbackFailed: where the runtime does not come back (the journal stays), or a file was somebody
-    else's by then.
+    the runtime has to restart it; `told`: it may have been told to end already, though it is still
+    there; `restarted`: it may be on the old files already. Raises RollbackFailed: where the runtime
+    does not come back (the journal stays), or a file was somebody else's by then.
     """
     undone = transaction.undo(ctx.store, journal)
     left = False
     # Files that are half-way are no configuration to start a runtime on.
     if restart is not None and restart.kind != "none" and not undone.failed:
         try:
-            left = (restarted and _is_back(ctx, journal)) or _return(ctx, journal, restart)
+            # A file that somebody else has edited by then may well keep what is ours in it.
+            before = Wanted.from_json(dict(journal.before)) if not undone.foreign else Wanted({})
+            back = restarted and _is_back(ctx, journal, before)
+            left = back or _return(ctx, journal, restart, before, told=told)
         except (RestartFailed, NotProven) as error:
             raise RollbackFailed(
                 f"cannot bring the runtime back: {error}; "
@@ -223,18 +253,21 @@ def undo_and_prove(
     return left
 
 
-def _is_back(ctx: Context, journal: Journal) -> bool:
+def _is_back(ctx: Context, journal: Journal, before: Wanted) -> bool:
     """Has somebody restarted the runtime on its old files already?"""
     try:
         old = journal.process if journal.boot_id == ctx.boot_id else None
-        _prove(ctx, journal, old, Wanted.from_json(dict(journal.before)))
+        _prove(ctx, journal, old, before)
     except NotProven:
         return False
     return True
 
 
-def _return(ctx: Context, journal: Journal, restart: Restart) -> bool:
-    """The runtime on its old files, proven. One that never left them is let alone (False).
+def _return(
+    ctx: Context, journal: Journal, restart: Restart, before: Wanted, *, told: bool
+) -> bool:
+    """The runtime on its old files, proven to be as `before`. One that never left them is let
+    alone (False).
 
     Raises RestartFailed or NotProven.
     """
@@ -244,22 +277,28 @@ def _return(ctx: Context, journal: Journal, restart: Restart) -> bool:
         seen = running.identity if running else ctx.invocation(where.unit)
     except Unreachable:
         running, seen = None, None  # it died of the new configuration
-    if seen is not None and seen == journal.process and journal.boot_id == ctx.boot_id:
+    same = seen is not None and seen == journal.process and journal.boot_id == ctx.boot_id
+    if same and not told:
         return False
     restart.act(running)
-    _prove(ctx, journal, seen, Wanted.from_json(dict(journal.before)))
+    _prove(ctx, journal, seen, before)
     return True
 
 
 def commit(ctx: Context, journal: Journal) -> None:
     """The change is here to stay: remember it, then forget the journal. Raises Refused."""
     memory = memory_from_json(journal.memory, "the journal")
+    tidy(ctx, lambda: _tell_edits(ctx, journal))
     ctx.store.remember(memory)
     close(ctx, journal)
-    try:
-        ctx.store.prune(memory)
-    except Refused as error:  # nothing but space is lost
-        ctx.log("state not tidied", reason=error.message)
+    tidy(ctx, lambda: ctx.store.prune(memory))
+
+
+def _tell_edits(ctx: Context, journal: Journal) -> None:
+    for entry in journal.entries:
+        if transaction.digest_of(entry.agent, entry.host) != entry.after:
+            text = f"somebody else changed {entry.host} since it was written; it stays so"
+            ctx.log("warning", text=text)
 
 
 def close(ctx: Context, journal: Journal) -> None:

@@ -104,12 +104,15 @@ class Context:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """The state directory made, the lock in it held, and signals that would end us kept
-        waiting: a change in progress is finished or undone first. Raises Locked or Refused."""
+        waiting: a change in progress is finished or undone first. What killed processes left half
+        written is gone then. Raises Locked or Refused."""
         self.store.create()
         with lock.held(self.store.path("lock"), self.lock_fd):
             ending = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
             old = signal.pthread_sigmask(signal.SIG_BLOCK, ending)
             try:
+                self.store.sweep()
+                self.publisher.sweep()
                 yield
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, old)

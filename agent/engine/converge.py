@@ -6,10 +6,12 @@ change and published after the proof; a node that is right already is not writte
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 from agent import toolkit
 from agent.engine import change, parsed, recover, specs
+from agent.engine import node as nodes
 from agent.engine import wanted as wishes
 from agent.engine.change import NotAccepted
 from agent.engine.context import Context
@@ -115,11 +117,13 @@ def _converge(
         before=state_of(proposal.node),
         memory=_after(memory, proposal, refused_cdi=refused_cdi),
         fingerprint=fingerprint(proposal),
+        check=functools.partial(nodes.refuse_changed, proposal.node, ctx.host),
     )
     try:
         done = change.carry_out(ctx, request)
     except NotAccepted as error:
-        ctx.store.remember_failure(request.fingerprint, error.message)
+        failed = error.message
+        change.tidy(ctx, lambda: ctx.store.remember_failure(request.fingerprint, failed))
         return _after_failure(ctx, proposal, memory, error, barrier=barrier)
     return publish(ctx, _outcome(proposal, done, written), barrier=barrier or done.barrier)
 
@@ -182,7 +186,7 @@ def publish(ctx: Context, outcome: Outcome, *, barrier: bool) -> Outcome:
     content = lines(facts(ctx, outcome.proposal), ctx.boot_id, ctx.wall())
     ctx.publisher.publish(content, barrier_was_there=barrier)
     if outcome.changed or outcome.restarted:
-        ctx.store.forget_failure()
+        change.tidy(ctx, ctx.store.forget_failure)
         parsed.keep(ctx.store, outcome.proposal.edits.files if outcome.proposal.edits else ())
     return outcome
 

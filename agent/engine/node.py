@@ -179,6 +179,20 @@ def with_config(
     )
 
 
+def refuse_changed(node: Node, host: HostRoot) -> None:
+    """See that the runtime's files are still those that were looked at, one that came or went
+    included: what was planned and checked was the whole. Raises Refused."""
+    was = {file.name: file.state and file.state.digest for file in node.files}
+    found = config.load(host, node.gen, node.root.name)
+    now = {file.name: file.state and file.state.digest for file in found}
+    for name in (*was, *now):
+        if name not in was or name not in now or was[name] != now[name]:
+            raise Refused(
+                f"cannot write: somebody changed {name} in the meantime; nothing was changed; "
+                "try again"
+            )
+
+
 def root_name(settings: Settings, host: HostRoot, running: Process | None) -> str:
     """Host name of the root file: what the process was started with, or the option.
 

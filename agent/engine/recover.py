@@ -15,6 +15,7 @@ from agent.engine.state import Journal
 from agent.errors import Unreachable
 
 _PAUSE = 0.1  # seconds between two looks at a socket
+_DYING = 3.0  # seconds that a runtime which was told to end may still answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +39,18 @@ def recover(ctx: Context) -> Recovered:
     if journal is None:
         return Recovered()
     ctx.log("unfinished change found", purpose=journal.purpose, stage=journal.stage)
-    barrier = journal.barrier is not None
+    barrier = journal.barrier is not None and journal.boot_id == ctx.boot_id
     way = restart.resume(*journal.restart, ctx.host) if journal.restart else None
     if deadman.has_fired(ctx, journal):
         ctx.log("the switch on the host has fired")
-        ctx.store.remember_failure(journal.fingerprint, deadman.FIRED)
+        _remember(ctx, journal, deadman.FIRED)
         change.undo_and_prove(ctx, journal, way, restarted=True)
         return Recovered("undone", barrier)
     if not _has_restarted(ctx, journal):
         if journal.stage == "awaiting-restart" and transaction.is_written(journal):
             return Recovered("awaiting-restart", barrier)
-        change.undo_and_prove(ctx, journal, None)
+        told = journal.stage == "restarted"  # it is still there, and may be about to end
+        change.undo_and_prove(ctx, journal, way if told else None, told=told)
         return Recovered("undone", barrier)
     if transaction.is_written(journal):
         try:
@@ -56,12 +58,16 @@ def recover(ctx: Context) -> Recovered:
             deadman.claim(ctx, journal)
         except NotProven as error:
             ctx.log("change not proven", reason=str(error))
-            ctx.store.remember_failure(journal.fingerprint, str(error))
+            _remember(ctx, journal, str(error))
         else:
             change.commit(ctx, journal)
             return Recovered("committed", barrier)
     change.undo_and_prove(ctx, journal, way)
     return Recovered("undone", barrier)
+
+
+def _remember(ctx: Context, journal: Journal, why: str) -> None:
+    change.tidy(ctx, lambda: ctx.store.remember_failure(journal.fingerprint, why))
 
 
 def give_up_waiting(ctx: Context) -> Recovered:
@@ -76,17 +82,22 @@ def give_up_waiting(ctx: Context) -> Recovered:
 def _has_restarted(ctx: Context, journal: Journal) -> bool:
     """Can the runtime have seen the new files: is it another process than before, or down?
 
-    Where a restart was under way, the new process is waited for. A process that cannot be seen,
+    Where a restart was under way, the new process is waited for, and so is the end of the old one,
+    for a while: it answers until it has tidied up. A process that cannot be seen,
     then and now, is taken for the old one: nobody but us would have restarted it on our files.
     """
     if journal.boot_id != ctx.boot_id:
         return True
     if journal.restart is None:
         return False
-    where, end = change.endpoint(ctx, journal), ctx.clock() + ctx.settings.proof_timeout
+    where, began = change.endpoint(ctx, journal), ctx.clock()
+    end = began + ctx.settings.proof_timeout
     while True:
         try:
-            return ctx.identity(where) != journal.process
+            if ctx.identity(where) != journal.process:
+                return True
+            if journal.stage != "restarted" or ctx.clock() >= min(end, began + _DYING):
+                return False
         except Unreachable:
             if journal.stage == "prepared":
                 return False  # it went down by itself

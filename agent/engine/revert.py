@@ -7,6 +7,7 @@ imports by name is never deleted, and a handler is never taken from under a runn
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -53,15 +54,14 @@ def revert(ctx: Context, *, keep_edits: bool = False) -> Reverted:
             if recover.recover(ctx).waiting:
                 recover.give_up_waiting(ctx)
             memory = ctx.store.memory()
-            if not memory.files:
-                gone = specs.remove(ctx, _spec_dirs(ctx))
-                ctx.publisher.retire() if gone else ctx.publisher.forgive()
-                return Reverted(gone)
-            done = _revert(ctx, memory, keep_edits)
+            done = _revert(ctx, memory, keep_edits) if memory.files else Reverted()
+            dirs = _spec_dirs(ctx)
+            if memory.files or specs.present(ctx, dirs):
+                ctx.publisher.withdraw()  # first: whatever becomes of the rest, nothing is ready
             if not done.pending:
                 _forget(ctx, memory)
-            gone = specs.remove(ctx, _spec_dirs(ctx))
-            ctx.publisher.retire()
+            gone = specs.remove(ctx, dirs)
+            ctx.publisher.forgive()
             return replace(done, changed=(*done.changed, *gone))
     except Locked:
         raise
@@ -128,6 +128,7 @@ def _revert(ctx: Context, memory: Memory, keep_edits: bool) -> Reverted:
             before=state_of(node),
             memory=memory,
             fingerprint="revert",
+            check=functools.partial(nodes.refuse_changed, node, ctx.host),
         ),
     )
     return Reverted(tuple(item.path.host for item in changes), done.restarted, pending=done.pending)

@@ -124,6 +124,8 @@ def write(ctx: Context, proposed: Proposed | None) -> tuple[str, ...]:
     if proposed is not None and proposed.problem is not None:
         ctx.publisher.withdraw()
         raise proposed.problem
+    if proposed is not None and proposed.path is not None:
+        files.sweep(os.path.dirname(proposed.path.agent), (os.path.basename(proposed.path.agent),))
     if proposed is None or proposed.change is None:
         return ()
     change = proposed.change
@@ -154,6 +156,19 @@ def _directories(ctx: Context, spec_dirs: tuple[str, ...]) -> tuple[HostPath, ..
     return tuple(dict.fromkeys(found))
 
 
+def present(ctx: Context, spec_dirs: tuple[str, ...]) -> bool:
+    """Is a spec that we wrote there?"""
+    return any(_is_ours(path) for path in paths(ctx, spec_dirs))
+
+
+def _is_ours(agent: str) -> bool:
+    try:
+        found = files.read(agent)
+    except Refused:
+        return False  # a link or a directory is nobody's spec
+    return found is not None and emit.is_ours(found.data)
+
+
 def remove(ctx: Context, spec_dirs: tuple[str, ...]) -> tuple[str, ...]:
     """Take our spec away, wherever it may be; one that somebody else wrote stays.
 
@@ -163,13 +178,11 @@ def remove(ctx: Context, spec_dirs: tuple[str, ...]) -> tuple[str, ...]:
     name = file_name(ctx.settings.cdi_kind)
     for path in _directories(ctx, spec_dirs):
         agent = os.path.join(path.agent, name)
+        files.sweep(path.agent, (name,))
+        if not _is_ours(agent):
+            continue
         try:
-            found = files.read(agent)
-            if found is None or not emit.is_ours(found.data):
-                continue
             files.remove(agent)
-        except AgentError:
-            continue  # a link or a directory is nobody's spec
         except OSError as error:
             raise Refused(f"cannot remove {path}/{name}: {reason(error)}") from error
         gone.append(os.path.join(path.host, name))

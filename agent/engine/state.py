@@ -148,6 +148,11 @@ class Store:
         if why:
             raise Refused(f"cannot use the state directory {self.directory}: it {why}")
 
+    def sweep(self) -> None:
+        """Remove what killed processes left; for the holder of the lock."""
+        for directory in (self.directory, self.path("originals")):
+            files.sweep(directory)
+
     def memory(self) -> Memory:
         """What is remembered; nothing where there is no file yet."""
         data = self._load("memory.json")
@@ -268,6 +273,8 @@ class Store:
             raise Refused(f"cannot write {path}: {reason(error)}") from error
 
     def _remove(self, name: str) -> None:
+        if not os.path.lexists(self.path(name)):  # looked at first, for a read-only disk
+            return
         try:
             files.remove(self.path(name))
         except OSError as error:

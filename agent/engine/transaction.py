@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from agent.engine.plan import Change
@@ -74,14 +74,15 @@ def reserve(changes: tuple[Change, ...], journal: Journal) -> None:
                 raise _cannot_write(entry, error) from error
 
 
-def write(changes: tuple[Change, ...], journal: Journal) -> None:
+def write(changes: tuple[Change, ...], journal: Journal, begun: set[str]) -> None:
     """Make the change. Raises Refused where a file is no longer what the plan saw, or cannot be
-    written; what was written until then is for `undo`."""
+    written; what was written until then is for `undo`, and is in `begun` (host paths)."""
     for change, entry in zip(changes, journal.entries, strict=True):
         if digest_of(entry.agent, entry.host) != entry.before:
             raise Refused(
                 f"cannot write {entry.host}: somebody changed it in the meantime; try again"
             )
+        begun.add(entry.host)
         try:
             if change.after is None:
                 files.remove(entry.agent)
@@ -99,29 +100,36 @@ def _cannot_write(entry: Entry, error: OSError) -> Refused:
 
 @dataclass(frozen=True, slots=True)
 class Undone:
-    """What could not be undone, in words: files that were `foreign` by then and stay as somebody
-    left them, and files on which it `failed`, to be tried again."""
+    """What could not be undone: files that were `foreign` by then and stay as somebody left them
+    (host paths), and, in words, files on which it `failed`, to be tried again."""
 
     foreign: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """For a message."""
-        return "; ".join((*self.foreign, *self.failed))
+        left = (
+            f"{host}: somebody else changed it since; it was left alone" for host in self.foreign
+        )
+        return "; ".join((*left, *self.failed))
 
 
-def undo(store: Store, journal: Journal) -> Undone:
-    """Bring every file back to what it was, as far as that goes; what fails is tried twice."""
-    undone = _undo(store, journal)
-    return _undo(store, journal) if undone.failed else undone
+def undo(store: Store, journal: Journal, begun: Collection[str] | None = None) -> Undone:
+    """Bring every file back to what it was, as far as that goes; what fails is tried twice.
+
+    `begun`: files that can have been written (host paths), None where that is not known. Another
+    one that is not as it was is no failure: it was somebody else's change, and we did not touch it.
+    """
+    undone = _undo(store, journal, begun)
+    return _undo(store, journal, begun) if undone.failed else undone
 
 
-def _undo(store: Store, journal: Journal) -> Undone:
+def _undo(store: Store, journal: Journal, begun: Collection[str] | None) -> Undone:
     foreign, failed = [], []
     for entry in reversed(journal.entries):
         try:
-            if not _undo_one(store, entry):
-                foreign.append(f"{entry.host}: somebody else changed it since; it was left alone")
+            if not _undo_one(store, entry) and (begun is None or entry.host in begun):
+                foreign.append(entry.host)
         except (OSError, Refused) as error:
             text = reason(error) if isinstance(error, OSError) else error.message
             failed.append(f"{entry.host}: {text}")
@@ -148,7 +156,8 @@ def _undo_one(store: Store, entry: Entry) -> bool:
     else:
         files.make_directories(os.path.dirname(entry.agent))
         data = store.bytes_of(entry.before)
-        files.write(entry.agent, FileState(data, entry.mode, entry.uid, entry.gid))
+        state = FileState(data, entry.mode, entry.uid, entry.gid)
+        files.write(entry.agent, state, os.path.basename(entry.new))
     if entry.before is None:
         files.remove_directories(entry.made_directories)
     return True

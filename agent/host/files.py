@@ -16,9 +16,10 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from agent.errors import Refused, reason
@@ -26,6 +27,7 @@ from agent.host import safe
 
 LIMIT = 1 << 20  # bytes; a configuration file larger than this is refused
 _LABEL = "security.selinux"
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}~")  # what `stage` calls it
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +192,19 @@ def _fill(fd: int, state: FileState) -> None:
         with contextlib.suppress(OSError):  # a label of another policy cannot be kept
             os.setxattr(fd, _LABEL, state.label)
     os.fsync(fd)
+
+
+def sweep(directory: str, names: Collection[str] | None = None) -> None:
+    """Remove what killed processes left in a directory: files that did not get their name yet.
+
+    `names`: only those that were to be called so. As good as it goes: a leftover does no harm. A
+    living process that loses one in this way gets an error from its rename.
+    """
+    with contextlib.suppress(OSError):
+        for entry in os.listdir(directory):
+            found = _TEMPORARY.fullmatch(entry)
+            if found and (names is None or found[1] in names):
+                discard(os.path.join(directory, entry))
 
 
 def discard(path: str) -> None:

@@ -292,9 +292,11 @@ def test_retired_leaves_nothing(ours: Publisher, directory: Path) -> None:
     """After a revert there is neither readiness nor failure."""
     ours.publish(lines())
     ours.fail(RolledBack("cannot apply"))
-    ours.retire()
+    ours.withdraw()
+    ours.forgive()
     assert content(directory) == {}
-    ours.retire()
+    ours.withdraw()
+    ours.forgive()
 
 
 def test_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:

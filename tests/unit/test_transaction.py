@@ -126,12 +126,12 @@ def test_one_failing_call(code: int, verdict: str, node: Node, stride: int) -> N
         elif outcome == "Refused":
             assert node.tree() == OLD
             assert node.restarts == 0
-        elif outcome == "NotAccepted":
+        elif outcome in ("NotAccepted", "RolledBack"):
             assert node.tree() == node.loaded == OLD
             assert node.restarts == 2
         else:
             assert outcome == "RollbackFailed"
-        if outcome in ("Refused", "NotAccepted"):
+        if outcome in ("Refused", "NotAccepted", "RolledBack"):
             assert not (node.etc / "conf.d").exists()
             assert node.modes() == {0o640}
         assert len(node.strays()) <= 1, node.strays()
@@ -146,7 +146,8 @@ def test_disk_that_is_full_from_some_moment_on(verdict: str, node: Node, stride:
         node.reset()
         outcome = node.outcome(Faults.full_disk(k))
         assert node.tree() == (NEW if outcome == "Done" else OLD)
-        assert outcome in ("Done", "Refused" if node.restarts == 0 else "NotAccepted")
+        undone = ("Refused",) if node.restarts == 0 else ("NotAccepted", "RolledBack")
+        assert outcome in ("Done", *undone)
         assert node.restarts == 0 or node.loaded == node.tree()
         node.check_recovery()
 
@@ -162,7 +163,7 @@ def test_disk_that_becomes_read_only_at_some_moment(node: Node) -> None:
         elif outcome == "Done":
             assert node.tree() == NEW
         else:
-            assert outcome in ("NotAccepted", "RollbackFailed")
+            assert outcome in ("NotAccepted", "RolledBack", "RollbackFailed")
         node.check_recovery()
 
 
@@ -316,3 +317,56 @@ def test_file_that_came_since_the_plan_is_not_written(node: Node) -> None:
     with pytest.raises((Refused, RollbackFailed), match=r"99-nvidia\.toml.*somebody"):
         change.carry_out(ctx, request)
     assert node.tree() == {**OLD, "conf.d/99-nvidia.toml": "the admin's"}
+
+
+def test_readiness_of_before_a_reboot_does_not_come_back(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The change is undone as ever, and nobody knows whether the node is ready now."""
+    node.verdict = "bad"
+    node.outcome(Faults.killed(node.calls() * 2 // 3))
+    assert node.context().store.journal() is not None
+    monkeypatch.setattr(process, "boot_id", lambda *_: "another boot")
+    recovered = recover.recover(node.context())
+    assert (recovered.outcome, recovered.barrier) == ("undone", False)
+    assert node.tree() == OLD
+    assert node.status() == {}
+
+
+def test_runtime_that_is_about_to_end_is_restarted_on_the_old_files(node: Node) -> None:
+    """Killed right before the restart, or right after: the one that answers still tells nothing."""
+    faults = Faults.none()
+    node.outcome(faults)
+    written = faults.called("rename")
+    stages = [n for n, call in enumerate(faults.calls) if call[0] == "rename"]
+    # The third time that the journal is written it says that the restart is under way.
+    third = [n for n, (_, name) in zip(stages, written, strict=True) if name == "journal.json"][2]
+    node.reset()
+    assert node.outcome(Faults.killed(third + 3)) == "Killed"
+    before = node.restarts
+    node.check_recovery()
+    assert node.tree() == node.loaded == OLD
+    assert node.restarts == before + 1
+
+
+def test_full_disk_is_not_held_against_a_candidate(node: Node) -> None:
+    """What cannot be remembered is undone; the very same change may be tried again."""
+    faults = Faults.none()
+    node.outcome(faults)
+    first = next(
+        n for n, (name, args) in enumerate(faults.calls, 1)
+        if name == "open" and ".memory.json" in str(args[0])
+    )  # fmt: skip
+    node.reset()
+    assert node.outcome(Faults.failing(first, errno.ENOSPC)) == "RolledBack"
+    assert node.tree() == node.loaded == OLD
+    assert node.status() == STATUS
+
+
+def test_full_disk_does_not_stop_a_recovery(node: Node) -> None:
+    """A candidate that failed is undone also where that cannot be remembered."""
+    node.verdict = "bad"
+    node.outcome(Faults.killed(node.calls() // 2))
+    with Faults.full_disk().installed():
+        assert recover.recover(node.context()).outcome == "undone"
+    assert node.tree() == OLD

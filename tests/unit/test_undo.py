@@ -37,7 +37,7 @@ def test_undo_brings_back_bytes_mode_and_owner(node: Node) -> None:
     for lost in (False, True):
         journal = journal_of(node, transaction.entries(store, changes, Memory()))
         transaction.reserve(changes, journal)
-        transaction.write(changes, journal)
+        transaction.write(changes, journal, set())
         assert transaction.is_written(journal)
         if lost:
             for entry in journal.entries:
@@ -56,7 +56,7 @@ def test_undo_brings_back_the_owner(lost: bool, node: Node) -> None:
     store, changes = node.context().store, node.changes()
     journal = journal_of(node, transaction.entries(store, changes, Memory()))
     transaction.reserve(changes, journal)
-    transaction.write(changes, journal)
+    transaction.write(changes, journal, set())
     if lost:
         files.discard(journal.entries[-1].undo)
     transaction.undo(store, journal)
@@ -69,7 +69,7 @@ def test_undo_on_a_full_disk(node: Node) -> None:
     store, changes = node.context().store, node.changes()
     journal = journal_of(node, transaction.entries(store, changes, Memory()))
     transaction.reserve(changes, journal)
-    transaction.write(changes, journal)
+    transaction.write(changes, journal, set())
     with Faults.full_disk().installed():
         assert transaction.undo(store, journal) == Undone()
     assert node.tree() == OLD
@@ -80,7 +80,7 @@ def test_undo_twice_is_undo_once(node: Node) -> None:
     store, changes = node.context().store, node.changes()
     journal = journal_of(node, transaction.entries(store, changes, Memory()))
     transaction.reserve(changes, journal)
-    transaction.write(changes, journal)
+    transaction.write(changes, journal, set())
     assert transaction.undo(store, journal) == Undone()
     assert transaction.undo(store, journal) == Undone()
     assert node.tree() == OLD
@@ -104,7 +104,7 @@ def test_directories_of_somebody_else_stay(node: Node) -> None:
     store, changes = node.context().store, node.changes()
     journal = journal_of(node, transaction.entries(store, changes, Memory()))
     transaction.reserve(changes, journal)
-    transaction.write(changes, journal)
+    transaction.write(changes, journal, set())
     (node.etc / "conf.d/admin.toml").write_text("theirs")
     assert transaction.undo(store, journal) == Undone()
     assert node.tree() == {**OLD, "conf.d/admin.toml": "theirs"}

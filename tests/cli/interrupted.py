@@ -1,0 +1,231 @@
+"""What is done to a node while its agent is interrupted, and what must hold afterwards.
+
+    with SpecNode(place) as node:         # or another of the four nodes
+        case = Case(node)
+        case.prepare("apply")
+        node.in_steps("apply", "fail:17:EIO")
+        case.is_old_or_new()
+        case.recover()
+
+Invariant: each case ends with the node as it began, byte for byte, so that one node serves for all
+steps of a command; whatever is left over then is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from tests.cli.node import CliNode
+from tests.conformance import checks, statusfile, steps
+from tests.conformance.trees import contents
+from tests.double.sample import SECTIONS, handler
+from tests.tools.driver import make_driver
+
+SPEC = "management.nvidia.com-gpu.yaml"
+_PUBLISHED = {statusfile.READY, statusfile.TWIN}
+_IDLE_STATE = {"lock", "originals"}
+
+
+class PlainNode(CliNode):
+    """A node without CDI specs: any user can have one. `DYING` tells its runtime on which
+    configuration it ends at once."""
+
+    VERSION = "2.1.9"
+    dying: Mapping[str, object] | None = None
+
+    def __init__(self, directory: Path) -> None:
+        self.cdi = directory / "cdi"
+        super().__init__(directory, self.VERSION, self.text(directory))
+
+    def text(self, directory: Path) -> str | None:
+        """What the root file has besides the usual."""
+        return None
+
+    def in_steps(
+        self, command: str, fault: str = "0", *options: str, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the agent to its end with that fault; its steps are in `log`."""
+        return self.finish(self.start_in_steps(command, fault, *options, env=env))
+
+    def start_in_steps(
+        self, command: str, fault: str, *options: str, env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start it; it ends with the node at the latest."""
+        for path in (self.log, self.waiting, self.go):
+            path.unlink(missing_ok=True)
+        with self.said[0].open("wb") as out, self.said[1].open("wb") as error:
+            process = subprocess.Popen(
+                [sys.executable, steps.__file__, self.log, fault, command, *self.options(),
+                 *options],
+                env={"PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1", **(env or {})},
+                cwd=self.directory, stdin=subprocess.DEVNULL, stdout=out, stderr=error,
+            )  # fmt: skip
+        self._stack.callback(process.wait)
+        self._stack.callback(process.kill)
+        self._stack.callback(self.go.touch)
+        return process
+
+    def finish(self, process: subprocess.Popen[bytes]) -> subprocess.CompletedProcess[str]:
+        """Wait for the end of what was started, which may be waiting itself."""
+        self.go.touch()
+        code = process.wait(60)
+        out, error = (path.read_text() for path in self.said)
+        return subprocess.CompletedProcess(process.args, code, out, error)
+
+    def stopped(self, process: subprocess.Popen[bytes]) -> int:
+        """Wait until it, or its child, waits at its step; gives the pid."""
+        eventually(lambda: self.waiting.exists() or process.poll() is not None)
+        return int(self.waiting.read_text("ascii"))
+
+    @property
+    def waiting(self) -> Path:
+        """Has the pid of who waits."""
+        return self.log.with_suffix(".waiting")
+
+    @property
+    def go(self) -> Path:
+        """Lets it go on."""
+        return self.log.with_suffix(".go")
+
+    @property
+    def said(self) -> tuple[Path, Path]:
+        """Where the last run wrote its output and its errors to."""
+        return self.directory / "out", self.directory / "error"
+
+    @property
+    def log(self) -> Path:
+        """The steps of the last run."""
+        return self.directory / "steps"
+
+    def rest(self) -> dict[str, list[str]]:
+        """The names in every directory that the agent writes to, the configuration's aside."""
+        places = {"state": self.state, "status": self.validations, "cdi": self.cdi}
+        return {
+            word: sorted(str(p.relative_to(place)) for p in place.rglob("*"))
+            for word, place in places.items()
+        }
+
+
+class OldNode(PlainNode):
+    """A containerd that is edited in place."""
+
+    VERSION = "1.7.24"
+
+
+class SpecNode(PlainNode):
+    """A node with a driver, whose runtime reads the management spec from a private directory."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.driver = directory / "driver"
+        make_driver(self.driver)
+
+    def text(self, directory: Path) -> str | None:
+        section = SECTIONS[3]
+        return f'[{section}]\ncdi_spec_dirs = ["{directory}/cdi"]\n{handler("runc", section)}'
+
+    def options(self) -> list[str]:
+        kept = [word for word in super().options() if not word.startswith("--cdi-output-dir")]
+        return [*kept, f"--driver-root={self.driver}", f"--dev-root={self.driver}"]
+
+
+class DyingNode(PlainNode):
+    """A node whose runtime dies of the new configuration: what is interrupted is also the undo."""
+
+    dying = {"die_when": {"handler": "nvidia"}}  # noqa: RUF012 - nobody changes it
+
+
+class Case:
+    """A running node with what is known of it: its old and its new files."""
+
+    def __init__(self, node: PlainNode) -> None:
+        self.node = node
+        self.old = contents(node.tree())
+        self.answer = node.answer()
+        self.nothing = node.rest()
+        checks.done(node.agent("apply"))
+        self.new = contents(node.tree())
+        self.is_right()
+        checks.done(node.agent("revert"))
+        self.is_as_before()
+
+    def count(self, command: str) -> list[str]:
+        """The steps of a command that nothing interrupts; afterwards the node is as before."""
+        self.prepare(command)
+        self.node.in_steps(command)
+        found = steps.read(self.node.log)
+        self.recover()
+        return found
+
+    def prepare(self, command: str) -> None:
+        """What has to be before the command has something to do."""
+        if command == "revert":
+            checks.done(self.node.agent("apply"))
+        self.node.script(**(self.node.dying or {}))
+
+    def recover(self) -> None:
+        """`apply` and `revert` on a node that nothing ails any more: right, then as before."""
+        node = self.node
+        node.script()
+        node.settled()
+        (node.state / "failed.json").unlink(missing_ok=True)  # what ailed it is gone
+        checks.done(node.agent("apply"))
+        self.is_right()
+        checks.done(node.agent("revert"))
+        self.is_as_before()
+
+    def give_up(self) -> None:
+        """`revert` alone."""
+        self.node.script()
+        self.node.settled()
+        checks.done(self.node.agent("revert"))
+        self.is_as_before()
+
+    def is_old_or_new(self) -> None:
+        """Each file is whole, and readiness is not told too early."""
+        found = {p: e for p, e in contents(self.node.tree()).items() if not p.endswith("~")}
+        for path in self.old.keys() | self.new.keys():
+            assert found.get(path) in (self.old.get(path), self.new.get(path)), path
+        if (self.node.validations / statusfile.READY).exists():
+            assert found == self.new
+
+    def is_right(self) -> None:
+        """New files, a runtime on them, published, and nothing else."""
+        node = self.node
+        assert contents(node.tree()) == self.new
+        assert "nvidia" in node.answer().runtimes
+        assert node.ready()
+        found = node.rest()
+        assert set(found["status"]) == _PUBLISHED
+        assert set(found["cdi"]) <= {SPEC}
+        assert bool(found["cdi"]) == isinstance(node, SpecNode)
+        kept = [name for name in found["state"] if not name.startswith("originals/")]
+        assert set(kept) == {*_IDLE_STATE, "memory.json"}
+        assert not [name for name in found["state"] if name.endswith("~")]
+
+    def is_as_before(self) -> None:
+        """Old bytes, the runtime on them, and nothing of ours anywhere."""
+        node = self.node
+        assert contents(node.tree()) == self.old
+        assert node.settled() == self.answer
+        found = node.rest()
+        assert found == {**self.nothing, "state": sorted(_IDLE_STATE)}
+
+    def runs_on_its_files(self) -> bool:
+        """The runtime shows what its files say."""
+        return ("nvidia" in self.node.settled().runtimes) == (
+            contents(self.node.tree()) == self.new
+        )
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Wait until it holds."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)

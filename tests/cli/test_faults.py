@@ -1,0 +1,105 @@
+"""A disk on which the k-th step fails, or everything from it on: `apply`, `revert` and an undo."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cli.interrupted import Case, DyingNode, OldNode, PlainNode, SpecNode
+from tests.conformance import checks, steps
+from tests.conformance.trees import contents
+
+_PARTS = 4  # the steps of a command are shared out among so many tests
+_SOME = 3  # of them without --long
+_CODES = ("ENOSPC", "EDQUOT", "EIO", "EROFS", "EPERM")
+_NO_ROOM = ("ENOSPC", "EDQUOT")
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root: run as root")
+CASES = [
+    pytest.param(SpecNode, "apply", id="apply", marks=as_root),
+    pytest.param(SpecNode, "revert", id="revert", marks=as_root),
+    pytest.param(OldNode, "apply", id="apply-in-place"),
+    pytest.param(DyingNode, "apply", id="undo"),
+]
+parts = pytest.mark.parametrize(
+    "part", ["some", *(pytest.param(number, marks=pytest.mark.long) for number in range(_PARTS))]
+)
+
+
+@parts
+@pytest.mark.parametrize(("kind", "command"), CASES)
+def test_one_step_fails(kind: type[PlainNode], command: str, part: int | str, place: Path) -> None:
+    """Done, refused with nothing touched, or undone and proven; once it is over, all is as ever."""
+    with kind(place) as node:
+        case = Case(node)
+        for k in points(case, command, part):
+            fault = f"fail:{k}:{_CODES[k % len(_CODES)]}"
+            case.prepare(command)
+            result = node.in_steps(command, fault)
+            try:
+                ends_well(case, command, result)
+                case.recover()
+            except AssertionError as error:
+                error.add_note(f"{fault}: {steps.read(node.log)[k - 1]}\n{checks.said(result)}")
+                raise
+
+
+@parts
+@pytest.mark.parametrize("where", ["everywhere", "configuration"])
+@pytest.mark.parametrize(("kind", "command"), CASES)
+def test_all_steps_fail_from_one_on(
+    kind: type[PlainNode], command: str, where: str, part: int | str, place: Path
+) -> None:
+    """What cannot be undone is told (6), and undone or finished when the disk is well again. A full
+    disk is in no undo's way."""
+    with kind(place) as node:
+        case = Case(node)
+        disk = {"STEPS_DISK": str(node.etc)} if where == "configuration" else {}
+        found = points(case, command, part)
+        if disk:
+            log = steps.read(node.log)
+            found = [k for k in found if any(str(node.etc) in step for step in log[k - 1 : k + 9])]
+        for k in found:
+            code = _CODES[k % len(_CODES)]
+            case.prepare(command)
+            result = node.in_steps(command, f"since:{k}:{code}", env=disk)
+            try:
+                ends_well(case, command, result)
+                assert result.returncode != 6 or code not in _NO_ROOM
+                case.give_up() if k % 3 == 0 else case.recover()
+            except AssertionError as error:
+                step = f"since:{k}:{code} ({where}): {steps.read(node.log)[k - 1]}"
+                error.add_note(f"{step}\n{checks.said(result)}")
+                raise
+
+
+def points(case: Case, command: str, part: int | str) -> list[int]:
+    """The steps of one part."""
+    found = list(range(1, len(case.count(command)) + 1))
+    assert len(found) > 50
+    return found[1 :: len(found) // _SOME] if isinstance(part, str) else found[part::_PARTS]
+
+
+def ends_well(case: Case, command: str, result: subprocess.CompletedProcess[str]) -> None:
+    """The exit code is the truth."""
+    node, code = case.node, result.returncode
+    assert "Traceback" not in result.stderr
+    case.is_old_or_new()
+    now = contents(node.tree())
+    start, end = (case.old, case.new) if command == "apply" else (case.new, case.old)
+    if code == 0:
+        assert now == end
+        assert case.runs_on_its_files()
+        return
+    assert [line for line in result.stderr.splitlines() if line.startswith("cannot ")]
+    assert code in (3, 5, 6)
+    if code == 3:
+        # Nothing was touched; or all is done but for telling so, or for tidying up.
+        assert now == start or (now == end and case.runs_on_its_files())
+        assert now == start or "status file" in result.stderr or "remove" in result.stderr
+    elif code == 5:
+        assert now == start
+        assert case.runs_on_its_files()
