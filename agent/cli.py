@@ -6,9 +6,8 @@ error is one line that starts with "cannot", with the exit code of its class.
 
 from __future__ import annotations
 
-import gc
+import contextlib
 import os
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -16,6 +15,7 @@ import click
 
 from agent import __version__
 from agent.errors import AgentError, Locked
+from agent.start import run_and_end
 
 if TYPE_CHECKING:
     from agent.engine.context import Context
@@ -27,7 +27,6 @@ Exit codes: 0 done or nothing to do; 1 plan found changes, status or wait: not r
 2 usage; 3 refused, nothing touched; 4 runtime unreachable; 5 failed and rolled back;
 6 rollback failed; 7 another instance holds the lock."""
 
-_BROKEN_PIPE = 141  # as a shell says it
 _NOT_ACTED = "{} is accepted and not acted on by this version"
 
 _HELP = """Make this node's container runtime right for NVIDIA GPUs and CDI, and never break it.
@@ -141,7 +140,7 @@ def converge_child(
     from agent.daemon import child
 
     inherited = child.Inherited(lock_fd, watch_fd, since, told)
-    code = child.work(_context(given, entry), inherited, lambda text: click.echo(text, err=True))
+    code = child.work(_context(given, entry), inherited, _say)
     raise SystemExit(code)
 
 
@@ -314,36 +313,26 @@ def _run(command: click.Command, name: str) -> int:
         return int(error.code or 0)
     except click.ClickException as error:
         text = error.format_message().rstrip(".")
-        click.echo(f"cannot use the command line: {text}; see {name} --help", err=True)
+        _say(f"cannot use the command line: {text}; see {name} --help")
         return error.exit_code
     except click.Abort:
         return 130
     except AgentError as error:
-        click.echo(error.message, err=True)
+        _say(error.message)
         return error.exit_code
-    except BrokenPipeError:
-        return _BROKEN_PIPE
     return 0
 
 
-def _start(command: click.Command, name: str) -> NoReturn:
-    """Run a command and end, without what only costs time in a process that is about to end:
-    looking for garbage, and taking an interpreter with gRPC in it apart."""
-    gc.set_threshold(100_000)
-    code = _run(command, name)
-    try:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-    except BrokenPipeError:
-        code = _BROKEN_PIPE
-    os._exit(code)
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # the exit code tells it too
+        click.echo(text, err=True)
 
 
 def main() -> NoReturn:
     """`toolkit-agent`."""
-    _start(cli, "toolkit-agent")
+    run_and_end(lambda: _run(cli, "toolkit-agent"))
 
 
 def nvidia_toolkit() -> NoReturn:
     """`nvidia-toolkit`."""
-    _start(toolkit, "nvidia-toolkit")
+    run_and_end(lambda: _run(toolkit, "nvidia-toolkit"))

@@ -6,6 +6,7 @@ content of a configuration file.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 
@@ -18,7 +19,8 @@ def logger(*, debug: bool) -> Callable[..., None]:
     def log(event: str, **data: object) -> None:
         if not state:
             state.append(_structlog(debug=debug))
-        state[0](event, **data)
+        with contextlib.suppress(OSError):  # a log that cannot be written is in no change's way
+            state[0](event, **data)
 
     return log
 

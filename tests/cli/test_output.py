@@ -99,3 +99,48 @@ def test_config_refuses_what_makes_no_sense() -> None:
     checks.refused(result, 2, "CDI_ENABLED=perhaps")
     assert "cannot use the command line" in config("-o", "xml").stderr
     assert json.loads(config("-o", "json").stdout)["kind"] == "Config"
+
+
+STREAMS = {
+    "full output": (">/dev/full", 1),
+    "closed output": (">&-", 0),
+    "full log": ("2>/dev/full", 0),
+    "closed log": ("2>&-", 0),
+    "all closed": ("<&- >&- 2>&-", 0),
+}
+
+
+@pytest.mark.parametrize(("streams", "code"), STREAMS.values(), ids=STREAMS.keys())
+def test_streams_are_in_no_change_s_way(node: CliNode, streams: str, code: int) -> None:
+    """What cannot be told is done all the same, and no file of the node takes a stream's place."""
+    shell = ("/bin/sh", "-c", f'exec "$@" {streams}', "sh")
+    for command in ("apply", "apply", "revert"):
+        result = node.agent(command, prefix=shell)
+        assert result.returncode == code, checks.said(result)
+        assert "Traceback" not in result.stderr
+        if code:
+            assert "cannot write the output: no space left on device" in result.stderr
+        assert bool(node.ready()) == (command == "apply")
+    assert b"Runtime" not in b"".join(p.read_bytes() for p in node.etc.rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize("command", ["--help", "--version", "config", "config -o yaml"])
+def test_help_on_a_full_disk(command: str) -> None:
+    """One line, whoever writes."""
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$@" >/dev/full', "sh", sys.executable, "-m", "agent",
+         *command.split()],
+        env={"PATH": os.defpath}, stderr=subprocess.PIPE, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("cannot write the output: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_exit_code_of_an_error_that_cannot_be_told() -> None:
+    """It is what is left."""
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$@" 2>/dev/full', "sh", sys.executable, "-m", "agent", "nope"],
+        env={"PATH": os.defpath}, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2

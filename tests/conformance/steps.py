@@ -54,6 +54,8 @@ _EVENTS = frozenset(
         "subprocess.Popen",
     }
 )
+# Which argument of an event is the descriptor of the directory that the first one is below of.
+_ABOVE = {"os.rename": 2, "os.remove": 1, "os.rmdir": 1, "os.mkdir": 2}
 _NOT_ON_DISK = frozenset({"os.kill", "os.posix_spawn", "subprocess.Popen", "pidfd_send_signal"})
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -104,14 +106,24 @@ class Steps:
         self.fault = fault
         self.count = 0
         self._write = os.write
+        self._open = os.open
+        self._above = -1
         self._inside = False
 
     def audit(self, event: str, args: tuple[Any, ...]) -> None:
         """For sys.addaudithook."""
         if event in _EVENTS:
-            self.take(event, args)
+            self.take(event, args, args[_ABOVE[event]] if event in _ABOVE else -1)
         elif event == "open" and isinstance(args[2], int) and args[2] & _WRITING:
-            self.take("creating" if args[2] & os.O_CREAT else "open", args)
+            self.take("creating" if args[2] & os.O_CREAT else "open", args, self._above)
+
+    def open(self, *args: Any, dir_fd: int | None = None, **keywords: Any) -> int:
+        """For os.open, whose event does not tell the directory."""
+        self._above = -1 if dir_fd is None else dir_fd
+        try:
+            return self._open(*args, dir_fd=dir_fd, **keywords)
+        finally:
+            self._above = -1
 
     def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, as a step, except for the standard streams."""
@@ -123,13 +135,13 @@ class Steps:
 
         return stepping
 
-    def take(self, name: str, args: tuple[Any, ...]) -> None:
-        """Count one step that is about to happen."""
+    def take(self, name: str, args: tuple[Any, ...], above: int = -1) -> None:
+        """Count one step that is about to happen; its path may be below a directory descriptor."""
         if self._inside:
             return
         self._inside = True
         try:
-            path = "" if name in _NOT_ON_DISK else _path(args[0])
+            path = "" if name in _NOT_ON_DISK else _path(args[0], above)
             if name in _NOT_ON_DISK or _is_seen(path):
                 self._take(name, path, args)
         finally:
@@ -145,7 +157,7 @@ class Steps:
 
     def _take(self, name: str, path: str, args: tuple[Any, ...]) -> None:
         self.count += 1
-        target = f" -> {args[1]}" if name == "os.rename" else ""
+        target = f" -> {_path(args[1], args[3])}" if name == "os.rename" else ""
         line = f"{name} {path or args!r}{target}\n"
         self._write(self.log, line.encode())
         if self.fault.word and not self.fault.at and self.fault.word in line:
@@ -162,14 +174,15 @@ class Steps:
             self._wait()
 
 
-def _path(target: object) -> str:
+def _path(target: object, above: int) -> str:
     """What a path or a descriptor leads to."""
     if isinstance(target, int):
         try:
             return os.readlink(f"/proc/self/fd/{target}")
         except OSError:
             return ""
-    return os.path.abspath(os.fsdecode(target))  # type: ignore[arg-type]
+    below = _path(above, -1) if above >= 0 else os.getcwd()
+    return os.path.normpath(os.path.join(below, os.fsdecode(target)))  # type: ignore[arg-type]
 
 
 def _is_seen(path: str) -> bool:
@@ -191,6 +204,7 @@ def _count(log: str, fault: Fault) -> None:
         return  # a later child
     for name in ("write", "fsync", "fdatasync"):
         setattr(os, name, steps.wrap(f"os.{name}", getattr(os, name)))
+    os.open = steps.open
     signal.pidfd_send_signal = steps.wrap("pidfd_send_signal", signal.pidfd_send_signal)
     sys.addaudithook(steps.audit)
 

@@ -35,7 +35,7 @@ LAYERS = (
     ("agent.tomlscan",),
     ("agent.tomlwrite",),
     ("agent.settings",),
-    ("agent.options",),
+    ("agent.options", "agent.start"),
     ("agent.errors", "agent"),
 )
 LEVEL = {name: len(LAYERS) - number for number, names in enumerate(LAYERS) for name in names}
