@@ -31,6 +31,7 @@ import os
 import runpy
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -107,23 +108,25 @@ class Steps:
         self.count = 0
         self._write = os.write
         self._open = os.open
-        self._above = -1
-        self._inside = False
+        # The two dumps of a check are asked for at once, each in a thread of its own.
+        self._thread = threading.local()
+        self._turn = threading.Lock()
 
     def audit(self, event: str, args: tuple[Any, ...]) -> None:
         """For sys.addaudithook."""
         if event in _EVENTS:
             self.take(event, args, args[_ABOVE[event]] if event in _ABOVE else -1)
         elif event == "open" and isinstance(args[2], int) and args[2] & _WRITING:
-            self.take("creating" if args[2] & os.O_CREAT else "open", args, self._above)
+            name = "creating" if args[2] & os.O_CREAT else "open"
+            self.take(name, args, getattr(self._thread, "above", -1))
 
     def open(self, *args: Any, dir_fd: int | None = None, **keywords: Any) -> int:
         """For os.open, whose event does not tell the directory."""
-        self._above = -1 if dir_fd is None else dir_fd
+        self._thread.above = -1 if dir_fd is None else dir_fd
         try:
             return self._open(*args, dir_fd=dir_fd, **keywords)
         finally:
-            self._above = -1
+            self._thread.above = -1
 
     def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, as a step, except for the standard streams."""
@@ -137,15 +140,16 @@ class Steps:
 
     def take(self, name: str, args: tuple[Any, ...], above: int = -1) -> None:
         """Count one step that is about to happen; its path may be below a directory descriptor."""
-        if self._inside:
+        if getattr(self._thread, "inside", False):
             return
-        self._inside = True
+        self._thread.inside = True
         try:
             path = "" if name in _NOT_ON_DISK else _path(args[0], above)
             if name in _NOT_ON_DISK or _is_seen(path):
-                self._take(name, path, args)
+                with self._turn:
+                    self._take(name, path, args)
         finally:
-            self._inside = False
+            self._thread.inside = False
 
     def _wait(self) -> None:
         """Not SIGSTOP: the kernel continues a stopped process whose parent has died."""
