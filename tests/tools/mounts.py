@@ -10,7 +10,6 @@ from __future__ import annotations
 import subprocess
 import time
 from pathlib import Path
-from types import TracebackType
 
 # Covered by a layer that takes the writes: new directories can be made there, the rest stays seen.
 _LAYERED = ("/etc", "/opt", "/var/lib")
@@ -51,12 +50,7 @@ class PrivateMounts:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._close()
 
     def _close(self) -> None:

@@ -20,7 +20,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import grpc
@@ -64,16 +63,11 @@ class PodNode(PrivateNode):
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         try:
             self._kill_pods()
         finally:
-            super().__exit__(kind, error, trace)
+            super().__exit__(*error)
 
     @property
     def cdi_directory(self) -> Path:
@@ -237,12 +231,7 @@ class Pods:
     def __enter__(self) -> Pods:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for sandbox in self._sandboxes:
             # What cannot be removed, perhaps because of what the test found, the node kills.
             with suppress(grpc.RpcError):
