@@ -16,6 +16,7 @@ from agent.engine.plan import Change
 from agent.engine.proof import Identity, NotProven, prove
 from agent.engine.restart import Restart, RestartFailed
 from agent.engine.state import (
+    TIDYING,
     Journal,
     Memory,
     decode,
@@ -304,5 +305,9 @@ def _tell_edits(ctx: Context, journal: Journal) -> None:
 def close(ctx: Context, journal: Journal) -> None:
     """Nothing is in progress any more."""
     deadman.disarm(ctx, journal)  # first: what it would move is removed next
-    transaction.tidy(journal)
-    ctx.store.close_journal()
+    if left := transaction.tidy(journal):
+        ctx.log("not tidied", files=list(left))
+        if journal.stage != TIDYING:
+            ctx.store.advance(journal, TIDYING)
+    else:
+        ctx.store.close_journal()

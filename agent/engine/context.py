@@ -67,9 +67,11 @@ class Context:
     def probe(self, endpoint: Endpoint) -> Probe:
         """Questions to a runtime, each on a fresh connection."""
         path, name = endpoint.socket.agent, endpoint.socket.host
+        # One answer that gets lost, with a process that is about to end, is not the verdict.
+        patience = min(5.0, self.settings.proof_timeout / 4)
         return Probe(
             identity=lambda: self.identity(endpoint),
-            ask=lambda: cri.ask(path, name, timeout=5.0),
+            ask=lambda: cri.ask(path, name, timeout=patience),
             clock=self.clock,
             sleep=self.sleep,
             hopeless=lambda: self.hopeless(endpoint),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from agent.engine import change, deadman, restart, transaction
 from agent.engine.context import Context
 from agent.engine.proof import NotProven
-from agent.engine.state import Journal
+from agent.engine.state import TIDYING, Journal
 from agent.errors import Unreachable
 
 _PAUSE = 0.1  # seconds between two looks at a socket
@@ -37,6 +37,9 @@ def recover(ctx: Context) -> Recovered:
     undone."""
     journal = ctx.store.journal()
     if journal is None:
+        return Recovered()
+    if journal.stage == TIDYING:
+        change.tidy(ctx, lambda: change.close(ctx, journal))
         return Recovered()
     ctx.log("unfinished change found", purpose=journal.purpose, stage=journal.stage)
     barrier = journal.barrier is not None and journal.boot_id == ctx.boot_id

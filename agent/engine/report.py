@@ -12,7 +12,7 @@ from agent import status
 from agent.engine import converge, transaction
 from agent.engine.context import Context
 from agent.engine.propose import Proposal, propose
-from agent.engine.state import Memory, Original
+from agent.engine.state import TIDYING, Memory, Original
 from agent.errors import AgentError, Refused
 
 
@@ -75,7 +75,8 @@ def report(ctx: Context) -> Report:
     try:
         memory = ctx.store.memory()
         journal = ctx.store.journal()
-        unfinished = f"{journal.purpose} ({journal.stage})" if journal else None
+        if journal is not None and journal.stage != TIDYING:
+            unfinished = f"{journal.purpose} ({journal.stage})"
         failed = next(reversed(ctx.store.failed().values()), None)
         proposal = propose(ctx, memory)
         problem = proposal.blocked or (proposal.spec.problem if proposal.spec else None)

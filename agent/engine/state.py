@@ -93,9 +93,13 @@ class Entry:
         return os.path.join(directory, f".{name}.toolkit-agent-{what}~")
 
 
+TIDYING = "tidying"
+
+
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """A change in progress. `stage` is prepared, written, restarted or awaiting-restart.
+    """A change in progress. `stage` is prepared, written, restarted or awaiting-restart; tidying
+    where all is done but for files of ours that could not be removed yet.
 
     `wanted` and `before` are `Wanted` as JSON: what proves the change and what proves the undo;
     `process` is the Identity of the runtime that ran on the old files, `kind` and `socket` (host

@@ -10,7 +10,6 @@ rename. A file that somebody else changed in the meantime is left alone and repo
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -163,14 +162,24 @@ def _undo_one(store: Store, entry: Entry) -> bool:
     return True
 
 
-def tidy(journal: Journal) -> None:
-    """Remove the originals beside their files, and directories that nothing is in any more."""
+def tidy(journal: Journal) -> tuple[str, ...]:
+    """Remove the originals beside their files, and directories that nothing is in any more.
+
+    Returns what could not be removed (agent paths). It has no effect on anybody.
+    """
+    left = []
     for entry in journal.entries:
-        with contextlib.suppress(OSError):  # a leftover has no effect, and the next change goes on
-            for path in (entry.undo, entry.new):
+        for path in (entry.undo, entry.new):
+            try:
                 _discard(path)
-            if entry.after is None:
+            except OSError:
+                left.append(path)
+        if entry.after is None:
+            try:
                 files.remove_directories(entry.made_directories)
+            except OSError:
+                left.extend(entry.made_directories)
+    return tuple(left)
 
 
 def is_written(journal: Journal) -> bool:

@@ -269,7 +269,7 @@ def make_directories(path: str, mode: int = 0o755) -> None:
 def remove_directories(paths: Iterator[str] | tuple[str, ...]) -> None:
     """Remove directories that we made, innermost first, as far as they are empty."""
     for path in sorted(paths, key=len, reverse=True):
-        if not os.path.isdir(path):  # looked at first: rmdir fails on a read-only disk
+        if not os.path.isdir(path) or names(path):  # looked at first, for a read-only disk
             continue
         above, name = os.path.split(path)
         try:

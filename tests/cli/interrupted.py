@@ -14,6 +14,7 @@ steps of a command; whatever is left over then is a failure.
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from tests.cli.node import CliNode
 from tests.conformance import checks, statusfile, steps
-from tests.conformance.trees import contents
+from tests.conformance.trees import Contents, contents
 from tests.double.sample import SECTIONS, handler
 from tests.tools.driver import make_driver
 
@@ -188,11 +189,11 @@ class Case:
 
     def is_old_or_new(self) -> None:
         """Each file is whole, and readiness is not told too early."""
-        found = {p: e for p, e in contents(self.node.tree()).items() if not p.endswith("~")}
-        for path in self.old.keys() | self.new.keys():
-            assert found.get(path) in (self.old.get(path), self.new.get(path)), path
+        found, old, new = map(readable, (contents(self.node.tree()), self.old, self.new))
+        for path in old.keys() | new.keys():
+            assert found.get(path) in (old.get(path), new.get(path)), path
         if (self.node.validations / statusfile.READY).exists():
-            assert found == self.new
+            assert found == new
 
     def is_right(self) -> None:
         """New files, a runtime on them, published, and nothing else."""
@@ -218,9 +219,18 @@ class Case:
 
     def runs_on_its_files(self) -> bool:
         """The runtime shows what its files say."""
-        return ("nvidia" in self.node.settled().runtimes) == (
-            contents(self.node.tree()) == self.new
-        )
+        now = readable(contents(self.node.tree()))
+        return ("nvidia" in self.node.settled().runtimes) == (now == readable(self.new))
+
+
+def readable(tree: Contents) -> Contents:
+    """The files that somebody reads: without directories, and without what could not be removed
+    yet."""
+    return {
+        path: entry
+        for path, entry in tree.items()
+        if not path.endswith("~") and not stat.S_ISDIR(entry[0])
+    }
 
 
 def eventually(holds: Callable[[], bool], seconds: float = 30.0) -> None:

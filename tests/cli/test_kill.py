@@ -14,6 +14,8 @@ from tests.conformance import checks, steps
 _PARTS = 4  # the steps of a command are shared out among so many tests
 _SOME = 3  # of them without --long
 
+pytestmark = pytest.mark.timeout(600)
+
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root: run as root")
 CASES = [
     pytest.param(SpecNode, "apply", id="apply", marks=as_root),
