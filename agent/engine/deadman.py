@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 
 from agent.engine.context import Context
 from agent.engine.proof import NotProven
@@ -39,7 +38,7 @@ def choose(ctx: Context, restart: Restart | None) -> str | None:
     """The mark of the switch of a change; None where it needs none: outside a container nothing
     that the runtime does ends us."""
     needed = restart is not None and restart.kind == "systemd" and not ctx.host.is_host
-    return secrets.token_hex(4) if needed else None
+    return os.urandom(4).hex() if needed else None
 
 
 def arm(ctx: Context, journal: Journal) -> None:

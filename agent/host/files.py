@@ -17,7 +17,6 @@ import errno
 import hashlib
 import os
 import re
-import secrets
 import stat
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -164,7 +163,7 @@ def stage(path: str, state: FileState, name: str | None = None) -> str:
 
 
 def _temporary(base: str) -> str:
-    return f".{base}.{secrets.token_hex(6)}~"
+    return f".{base}.{os.urandom(6).hex()}~"
 
 
 def _stage(directory: int, name: str, state: FileState) -> None:
