@@ -129,6 +129,7 @@ def _prepare(ctx: Context, request: Request) -> Journal:
         socket=runtime.socket.host,
         restart=(restart.kind, restart.target) if restart else None,
         memory=memory_to_json(transaction.remembered(request.memory, entries)),
+        old_memory=memory_to_json(request.memory),
         fingerprint=request.fingerprint,
         twin=encode(saved.twin),
         barrier=encode(saved.barrier),
@@ -164,32 +165,38 @@ def _finish_undo(ctx: Context, journal: Journal, undone: Undone) -> None:
 
     Raises RollbackFailed where anything could not be undone.
     """
-    if undone.foreign:
-        tidy(ctx, lambda: _remember_foreign(ctx, journal, undone.foreign))
     if not undone.failed:
-        _end_undo(ctx, journal)
+        _end_undo(ctx, journal, undone.foreign)
     if undone.failed or undone.foreign:
         where = ctx.store.path("originals")
         raise RollbackFailed(f"cannot undo the change of {undone}; the originals are in {where}")
 
 
-def _remember_foreign(ctx: Context, journal: Journal, foreign: tuple[str, ...]) -> None:
-    """Keep the originals of files that somebody edited on top of our change: `revert` has to take
-    our keys out of them."""
-    memory = ctx.store.memory()
+def _recall(ctx: Context, journal: Journal, foreign: tuple[str, ...]) -> None:
+    """Remember what was remembered before: a commit can have got that far. The originals of files
+    that somebody edited on top of our change are kept: `revert` has to take our keys out of them.
+    """
+    memory = memory_from_json(journal.old_memory, "the journal")
     left = tuple(entry for entry in journal.entries if entry.host in foreign)
     known = transaction.remembered(memory, left).files
     edited = {host: replace(known[host], edited=True) for host in foreign if host in known}
-    ctx.store.remember(replace(memory, files={**memory.files, **edited}))
+    memory = replace(memory, files={**memory.files, **edited})
+    if memory != ctx.store.memory():
+        ctx.store.remember(memory)
 
 
-def _end_undo(ctx: Context, journal: Journal) -> None:
+def _end_undo(ctx: Context, journal: Journal, foreign: tuple[str, ...]) -> None:
     """The old state is back: so is what was published of it, if the disk lets us."""
     # What was ready before a reboot is not known to be so now.
     saved = Saved(decode(journal.twin), decode(journal.barrier))
     saved = saved if journal.boot_id == ctx.boot_id else Saved()
+
+    def end() -> None:
+        _recall(ctx, journal, foreign)
+        close(ctx, journal)
+
     # A journal that stays is undone once more, to no effect.
-    tidy(ctx, lambda: ctx.publisher.restore(saved), lambda: close(ctx, journal))
+    tidy(ctx, lambda: ctx.publisher.restore(saved), end)
 
 
 def tidy(ctx: Context, *actions: Callable[[], None]) -> None:

@@ -105,7 +105,8 @@ class Journal:
     `process` is the Identity of the runtime that ran on the old files, `kind` and `socket` (host
     path) where it listens, `restart` (kind, target) how it is restarted, None where nothing has to
     be. `twin` and `barrier` are the status files of before (base64), `memory` is what to
-    remember after success. `switch` marks the dead man's switch on the host, if there is one.
+    remember after success, `old_memory` what was remembered before. `switch` marks the dead man's
+    switch on the host, if there is one.
     """
 
     purpose: str
@@ -119,6 +120,7 @@ class Journal:
     socket: str
     restart: tuple[str, str] | None
     memory: Mapping[str, Any]
+    old_memory: Mapping[str, Any]
     fingerprint: str
     twin: str | None = None
     barrier: str | None = None

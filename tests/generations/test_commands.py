@@ -69,17 +69,17 @@ def test_commands(cell: Cell, place: Path) -> None:
     """`plan`, `apply`, `apply`, `revert`: right, free, and back byte for byte; or refused."""
     expected = cell.shape.cells[cell.version]
     with prepared(place, cell) as node:
-        before, shown = node.tree(), node.answer()
+        before, shown, options = node.tree(), node.answer(), cell.shape.options
         if isinstance(expected, Refused):
             for command in ("plan", "apply"):
-                fails(node.agent(command), expected.code, expected.names)
+                fails(node.agent(command, *options), expected.code, expected.names)
             assert touched(before, node.tree()) == []
             return
-        checks.done(node.agent("plan"), 1)
-        checks.done(node.agent("apply"))
+        checks.done(node.agent("plan", *options), 1)
+        checks.done(node.agent("apply", *options))
         is_right(node, cell, expected, set(shown.runtimes))
         right = node.tree()
-        checks.done(node.agent("apply"))
+        checks.done(node.agent("apply", *options))
         assert touched(right, node.tree()) == []
         assert node.supervisor.starts == 2
         checks.done(node.agent("revert"))

@@ -95,7 +95,8 @@ def test_no_spelling_is_missed(kind: str, spelling: str) -> None:
     }[spelling]()
     encoded = text.encode("utf-16" if spelling == "utf-16" else "utf-8")
     assert foreign.kinds(encoded) == (kind,)
-    assert foreign.has_kind(encoded, kind) or any(char.isspace() for char in kind)
+    # No kind that is asked for has what YAML writes in another way.
+    assert foreign.has_kind(encoded, kind) or any(char.isspace() or char == "'" for char in kind)
     vendor, _, name = kind.partition("/")
     short = [part for part in (vendor, name) if part in ("a", "b")]
     deadly = foreign.crashing_kind(encoded)

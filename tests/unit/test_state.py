@@ -48,6 +48,7 @@ JOURNAL = Journal(
     socket="/run/c.sock",
     restart=("systemd", "c.service"),
     memory=memory_to_json(MEMORY),
+    old_memory=memory_to_json(Memory()),
     fingerprint="f",
     twin=encode(b"\x00\xff"),
     barrier=encode(b""),

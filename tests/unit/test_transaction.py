@@ -363,6 +363,20 @@ def test_full_disk_is_not_held_against_a_candidate(node: Node) -> None:
     assert node.status() == STATUS
 
 
+def test_memory_goes_back_with_the_files(node: Node) -> None:
+    """It has its name already when forcing that to disk fails, and the change is undone."""
+    faults = Faults.none()
+    node.outcome(faults)
+    named = next(
+        n for n, (name, args) in enumerate(faults.calls, 1)
+        if name == "rename" and args[1] == "memory.json"
+    )  # fmt: skip
+    node.reset()
+    assert node.outcome(Faults.failing(named + 1, errno.EIO)) == "RolledBack"
+    assert node.tree() == OLD
+    assert node.context().store.memory() == Memory()
+
+
 def test_full_disk_does_not_stop_a_recovery(node: Node) -> None:
     """A candidate that failed is undone also where that cannot be remembered."""
     node.verdict = "bad"

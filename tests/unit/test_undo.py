@@ -27,8 +27,9 @@ def journal_of(node: Node, entries: tuple[Entry, ...]) -> Journal:
     """A journal with these entries and nothing else of interest."""
     memory = memory_to_json(Memory())
     return Journal(
-        "apply", "b", "prepared", entries, {}, {}, None, "containerd", "/s", None, memory, "f"
-    )
+        "apply", "b", "prepared", entries, {}, {}, None, "containerd", "/s", None, memory,
+        memory, "f",
+    )  # fmt: skip
 
 
 def test_undo_brings_back_bytes_mode_and_owner(node: Node) -> None:
