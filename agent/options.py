@@ -7,8 +7,9 @@ installer (v1.20) where it has the option, so that gpu-operator can steer us unc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+from agent.data import dataclass
 
 Kind = Literal["text", "path", "bool", "list", "choice", "seconds", "version"]
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
+from agent.data import dataclass
 from agent.errors import UsageError
 from agent.options import OPTIONS, Option
 

@@ -11,9 +11,9 @@ import os
 import re
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import TypeAlias, TypeVar
 
+from agent.data import dataclass, replace
 from agent.errors import AgentError, Refused, reason
 from agent.host import files
 from agent.host.files import FileState

@@ -13,9 +13,9 @@ import copy
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from agent.data import dataclass
 from agent.errors import Refused
 from agent.tomlwrite import Path, dotted, render, scalar
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 import tomllib
 from collections import Counter
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from agent.data import dataclass
 from agent.tomlwrite import Path
 
 _STRING = (

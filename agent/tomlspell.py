@@ -14,10 +14,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from agent import tomlscan, tomlvalue
+from agent.data import dataclass
 from agent.tomlscan import Span, Statement
 from agent.tomlwrite import Path, Style, render, scalar
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias
+
+from agent.data import dataclass, field
 
 Path: TypeAlias = tuple[str, ...]
 

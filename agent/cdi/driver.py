@@ -12,10 +12,10 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from agent.cdi import ldcache
 from agent.cdi.root import DriverRoot
+from agent.data import dataclass
 from agent.errors import NoDriver, Refused
 from agent.host import files
 from agent.host.paths import HostRoot

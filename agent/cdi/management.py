@@ -9,12 +9,12 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from agent.cdi import elf
 from agent.cdi.driver import Driver, Node
 from agent.cdi.model import ContainerEdits, Device, DeviceNode, Hook, Mount, Spec
 from agent.cdi.root import DriverRoot
+from agent.data import dataclass
 
 KIND = "management.nvidia.com/gpu"
 

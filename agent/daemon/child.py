@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
+from agent.data import dataclass, replace
 from agent.engine.context import Context
 from agent.engine.converge import converge
 from agent.engine.guard import Deadly

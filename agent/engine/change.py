@@ -7,8 +7,8 @@ could not be reached, the journal stays and RollbackFailed says what is in the w
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
 
+from agent.data import dataclass, replace
 from agent.engine import deadman, transaction
 from agent.engine.context import Context
 from agent.engine.node import Endpoint, Runtime

@@ -11,9 +11,9 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
+from agent.data import dataclass, field
 from agent.engine import node as nodes
 from agent.engine import restart
 from agent.engine.node import Endpoint

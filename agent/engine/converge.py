@@ -7,9 +7,9 @@ change and published after the proof; a node that is right already is not writte
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
 
 from agent import toolkit
+from agent.data import dataclass, replace
 from agent.engine import change, parsed, recover, specs
 from agent.engine import node as nodes
 from agent.engine import wanted as wishes

@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from agent import tomledit, toolkit
+from agent.data import dataclass
 from agent.decide import Decision, Evidence, Question, Switch, Unseen, decide
 from agent.engine.wanted import Binary
 from agent.errors import NoToolkit, Refused, Unreachable

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 from agent import tomledit
+from agent.data import dataclass, replace
 from agent.engine import wanted as wishes
 from agent.engine.state import Memory
 from agent.engine.wanted import Wanted

@@ -7,10 +7,10 @@ and is refused where the two differ in anything that is not ours (DESIGN section
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from agent import tomledit
+from agent.data import dataclass
 from agent.engine import wanted as wishes
 from agent.engine.overlay import (
     LEGACY,

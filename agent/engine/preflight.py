@@ -11,9 +11,9 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 from agent import tomledit
+from agent.data import dataclass
 from agent.engine.node import Node
 from agent.engine.plan import first_difference
 from agent.errors import Refused

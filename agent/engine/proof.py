@@ -6,8 +6,8 @@ Invariant: nothing is proven by a single answer, nor by the process that was the
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from agent.data import dataclass
 from agent.errors import Unreachable
 from agent.observe.cri import Answer, Unimplemented
 

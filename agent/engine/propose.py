@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
 
+from agent.data import dataclass, replace
 from agent.decide import Decision
 from agent.engine import guard, parsed, plan, preflight, specs, transaction
 from agent.engine import node as nodes

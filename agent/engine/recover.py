@@ -6,8 +6,7 @@ change that the runtime proves is committed, every other one is undone (DESIGN s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from agent.data import dataclass
 from agent.engine import change, deadman, restart, transaction
 from agent.engine.context import Context
 from agent.engine.proof import NotProven

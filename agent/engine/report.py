@@ -5,10 +5,10 @@ Invariant: reads only, needs no lock, and says what it could see also where othe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from agent import status
+from agent.data import dataclass
 from agent.engine import converge, transaction
 from agent.engine.context import Context
 from agent.engine.propose import Proposal, propose

@@ -10,9 +10,9 @@ import functools
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
+from agent.data import dataclass
 from agent.errors import Refused
 from agent.host.paths import HostRoot
 from agent.observe import systemd, units

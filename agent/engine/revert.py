@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 
 from agent import tomledit
+from agent.data import dataclass, replace
 from agent.decide import DEFAULT_DIRS
 from agent.engine import change, guard, parsed, preflight, recover, specs
 from agent.engine import node as nodes

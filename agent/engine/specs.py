@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from agent.cdi import emit, foreign, generate
+from agent.data import dataclass
 from agent.engine.context import Context
 from agent.engine.plan import Change
 from agent.errors import AgentError, Refused, reason

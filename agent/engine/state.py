@@ -16,9 +16,10 @@ import base64
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from typing import Any
 
+from agent.data import dataclass, field, replace
 from agent.errors import Refused, reason
 from agent.host import files
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
 
+from agent.data import dataclass, replace
 from agent.engine.plan import Change
 from agent.engine.state import Entry, Journal, Memory, Original, Store
 from agent.errors import Refused, reason

@@ -9,9 +9,9 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from agent.data import dataclass
 from agent.decide import Decision
 from agent.errors import Refused
 from agent.observe.cri import Answer

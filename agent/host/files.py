@@ -19,8 +19,8 @@ import os
 import re
 import stat
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 
+from agent.data import dataclass
 from agent.errors import Refused, reason
 from agent.host import safe
 

@@ -19,8 +19,8 @@ import os
 import re
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from agent.data import dataclass
 from agent.errors import Refused, UsageError, reason
 
 _MAX_LINKS = 40  # as the kernel

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 
 from agent import tomledit
+from agent.data import dataclass
 from agent.errors import Refused
 from agent.host.paths import HostRoot
 from agent.tomledit import Data

@@ -10,9 +10,9 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from agent.data import dataclass
 from agent.errors import Unreachable
 from agent.observe.process import reachable
 

@@ -12,8 +12,8 @@ import socket
 import stat
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from agent.data import dataclass
 from agent.errors import Unreachable, reason
 from agent.host.paths import HostRoot
 

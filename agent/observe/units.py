@@ -6,8 +6,9 @@ limit and is over when its job is, whichever way systemd is reached.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
+
+from agent.data import dataclass
 
 RESTART_TIMEOUT = 120.0  # seconds; systemd's own stop timeout is 90
 # systemd carries a restart of a unit on to units that have it in these properties.

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 
+from agent.data import dataclass
 from agent.errors import Refused
 from agent.host.files import FileState
 from agent.host.paths import HostPath

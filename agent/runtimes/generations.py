@@ -8,9 +8,9 @@ with it have no version numbers in them. The rules were observed on 1.6.20, 1.7.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
+from agent.data import dataclass
 from agent.runtimes.versions import Version
 from agent.tomledit import Data
 

@@ -8,9 +8,9 @@ written so that it counts). Every rule that differs between versions is looked u
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from agent.data import dataclass
 from agent.runtimes.containerd import ConfigFile
 from agent.runtimes.generations import (
     CRI_V1,

@@ -36,7 +36,7 @@ LAYERS = (
     ("agent.tomlwrite",),
     ("agent.settings",),
     ("agent.options", "agent.start"),
-    ("agent.errors", "agent"),
+    ("agent.errors", "agent.data", "agent"),
 )
 LEVEL = {name: len(LAYERS) - number for number, names in enumerate(LAYERS) for name in names}
 
