@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tests.double.generation import Generation, Table
 
@@ -27,13 +28,23 @@ class Condition:
     enable_cdi: bool | None = None
 
     def holds(self, generation: Generation, document: Table) -> bool:
-        """Whether the effective configuration is so."""
+        """Whether the effective configuration of containerd is so."""
         section = document["plugins"].get(generation.cri, {})
         containerd = section.get("containerd", {})
+        return self.matches(
+            containerd.get("runtimes", {}),
+            containerd.get("default_runtime_name"),
+            section.get("enable_cdi"),
+        )
+
+    def matches(
+        self, handlers: Iterable[str], default: str | None, enable_cdi: bool | None = None
+    ) -> bool:
+        """Whether a configuration of any runtime is so."""
         return (
-            self.handler in {None, *containerd.get("runtimes", {})}
-            and self.default in {None, containerd.get("default_runtime_name")}
-            and self.enable_cdi in {None, section.get("enable_cdi")}
+            self.handler in {None, *handlers}
+            and self.default in {None, default}
+            and self.enable_cdi in {None, enable_cdi}
         )
 
 
@@ -90,13 +101,21 @@ class Script:
         return shown if self.enable_cdi is None else {**shown, "enableCDI": self.enable_cdi}
 
 
+Kind = TypeVar("Kind", bound=Script)
+
+
 def read_script() -> Script:
+    """Read the faults of a containerd."""
+    return read_faults(Script)
+
+
+def read_faults(kind: type[Kind]) -> Kind:
     """Read the file that the environment names; TypeError for a key that is no fault."""
     name = os.environ.get(VARIABLE)
     if not name or not Path(name).exists():
-        return Script()
+        return kind()
     given: dict[str, Any] = json.loads(Path(name).read_text(encoding="utf-8"))
     if "die_when" in given:
         given["die_when"] = Condition(**given["die_when"])
     given["pods"] = tuple(Pod(**pod) for pod in given.get("pods", ()))
-    return Script(**given)
+    return kind(**given)

@@ -1,0 +1,105 @@
+"""The effective configuration as the daemon shows it: Status, `GET /config`, `crio config`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from tests.crio.generation import ALWAYS, UNSET, Generation, Table, captured_status
+from tests.crio.validate import known_annotations
+from tests.double import toml
+
+# Names in Status that differ from the setting in more than underscores and capitals.
+_RENAMED = {"cgroupmanagername": "cgroupmanager"}
+
+
+def info(generation: Generation, document: Table) -> Mapping[str, str]:
+    """Give all of `info` of Status."""
+    if not generation.shows_image:
+        return {}
+    shown: Table = {"sandboxImage": document["image"]["pause_image"]}
+    if generation.shows_config:
+        shown = {"crio": _runtime(document["runtime"]), **shown}
+    return {"config": json.dumps(shown, separators=(",", ":"))}
+
+
+def _runtime(runtime: Table) -> Table:
+    template = captured_status()["crio"]
+    shown = _project(template, runtime)
+    shown["Runtimes"] = {
+        name: _handler(template["Runtimes"]["crun"], table)
+        for name, table in runtime["runtimes"].items()
+    }
+    return shown
+
+
+def _handler(template: Table, handler: Table) -> Table:
+    shown = _project(template, handler)
+    for name in list(shown):
+        if not shown[name] and isinstance(shown[name], list | dict):
+            shown[name] = None
+    allowed = set(handler["allowed_annotations"])
+    shown["DisallowedAnnotations"] = sorted(known_annotations() - allowed)
+    return shown
+
+
+def _project(template: Table, table: Table) -> Table:
+    """Give the template's names the values of the same settings."""
+    values = {key.replace("_", ""): value for key, value in table.items()}
+    shown: Table = {}
+    for name, sample in template.items():
+        plain = name.lower()
+        value = values.get(_RENAMED.get(plain, plain))
+        shown[name] = None if value in ([], {}) and sample is None else value
+    return shown
+
+
+def printable(document: Table) -> Table:
+    """Give what is printed: no list that nobody has set, no setting of a handler that is empty."""
+    shown: Table = {}
+    for name, table in document.items():
+        if not isinstance(table, dict):
+            shown[name] = table
+            continue
+        shown[name] = {
+            key: value
+            for key, value in table.items()
+            if key != "runtimes" and (value not in ([], "") or key not in UNSET.get(name, ()))
+        }
+        if "runtimes" in table:
+            shown[name]["runtimes"] = {
+                label: {key: value for key, value in handler.items() if value or key in ALWAYS}
+                for label, handler in sorted(table["runtimes"].items())
+            }
+    if not shown.get("storage_option", True):
+        del shown["storage_option"]
+    return {"crio": shown}
+
+
+def effective_text(document: Table) -> str:
+    """What `GET /config` answers."""
+    return toml.dumps(printable(document))
+
+
+def template_text(generation: Generation, document: Table) -> str:
+    """What `crio config` prints: everything, what is built in as comments."""
+    built_in = printable(generation.defaults())["crio"]
+    lines: list[str] = []
+    table: Table = built_in
+    for line in effective_text(document).splitlines():
+        text = line.strip()
+        if text.startswith("["):
+            table = built_in
+            for part in text.strip("[]").split(".")[1:]:
+                found = table.get(part)
+                table = found if isinstance(found, dict) else {}
+            lines.append(text)
+        elif text:
+            key = text.partition(" = ")[0]
+            same = (
+                key in table and f"{key} = {toml.dumps({key: table[key]})}" == f"{key} = {text}\n"
+            )
+            lines += [f"# {text}" if same else text, ""]
+        else:
+            lines.append("")
+    return "# The CRI-O configuration file.\n\n" + "\n".join(lines) + "\n"
