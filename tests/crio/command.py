@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import queue
 import signal
 import socket as sockets
 import sys
@@ -21,6 +20,7 @@ from tests.crio.script import read_script
 from tests.crio.status import template_text
 from tests.crio.validate import validate
 
+_SIGNALS = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGTERM})
 _BUILD = "GitCommit:      unknown\nGoVersion:      go1.27.1\nPlatform:       linux/amd64\n"
 
 
@@ -79,28 +79,21 @@ def _config(generation: Generation, options: argparse.Namespace, *, default: boo
 def _daemon(generation: Generation, number: str, options: argparse.Namespace) -> None:
     """Load, listen and answer until SIGTERM; SIGHUP loads again."""
     Path("/proc/self/comm").write_text("crio", encoding="ascii")
-    ended = threading.Event()
-    asked: queue.SimpleQueue[int] = queue.SimpleQueue()
-
-    def end(number: int, _: object) -> None:
-        ended.set()
-        asked.put(number)
-
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, end)
-    signal.signal(signal.SIGHUP, lambda number, _: asked.put(number))
     log("info", f"Starting CRI-O, version: {number}")
     document = _read(generation, options)
     validate(generation, document, log, execution=True)
     script, runtime = read_script(), document["runtime"]
     if script.die_when and script.die_when.matches(runtime["runtimes"], runtime["default_runtime"]):
         _die("scripted: dies with this configuration")
-    ended.wait(script.delay_start_s)
+    # Waited for, not handled: a handler runs late where another thread gets the signal.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    if signal.sigtimedwait(_SIGNALS - {signal.SIGHUP}, script.delay_start_s):
+        return
     if script.crash_after_s is not None:
         crash = threading.Timer(script.crash_after_s, _die, ["scripted: crashes now"])
         crash.daemon = True
         crash.start()
-    _serve(generation, number, options, document, ended, asked)
+    _serve(generation, number, options, document)
 
 
 def _serve(
@@ -108,8 +101,6 @@ def _serve(
     number: str,
     options: argparse.Namespace,
     document: Table,
-    ended: threading.Event,
-    asked: queue.SimpleQueue[int],
 ) -> None:
     # Late, because `crio config` needs no gRPC and is called often.
     from tests.crio.front import Front
@@ -119,20 +110,21 @@ def _serve(
 
     socket = Path(document["api"]["listen"])
     _remove_unused(socket)
-    daemon = Daemon(generation, document)
+    daemon, ended = Daemon(generation, document), threading.Event()
     inner = f"crio-{os.getpid()}"
     service = Service(number, daemon, read_script, ended)
     server = start(service, f"unix-abstract:{inner}", service.pod_calls())
     front = Front(socket, inner, lambda path: page(daemon, read_script, path), ended)
     front.open()
-    while not ended.is_set():
-        if asked.get() != signal.SIGHUP or read_script().no_reload:
+    while signal.sigwait(_SIGNALS) == signal.SIGHUP:
+        if read_script().no_reload:
             continue
         log("info", "Reloading configuration")
         try:
             daemon.reload(_read(generation, options), log)
         except RefusedError as error:
             log("error", f"Unable to reload configuration: {error}")
+    ended.set()
     front.close()
     server.stop(grace=None).wait()
 
