@@ -83,6 +83,8 @@ def _decode(into: Table, given: Table, path: str, handler: Table, by_key: bool) 
         if not name:
             continue
         place = f"{path}.{name}".lstrip(".")
+        if (name == "runtimes" or _is_free(name)) and not isinstance(value, dict):
+            continue  # the decoder lets pass whatever is no map where it expects one
         _check(value, into[name], name, place)
         if place == "crio.runtime.runtimes":
             for label, table in value.items():

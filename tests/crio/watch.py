@@ -41,6 +41,7 @@ class DirectoryWatch:
         self.directories: set[str] = set()
         self.written: set[str] = set()
         self.contents: dict[str, set[bytes]] = {}
+        self._files: dict[str, str] = {}
         self._stop = threading.Event()
         self._failed: str | None = None
         self._thread = threading.Thread(target=self._loop, daemon=True)
@@ -52,6 +53,8 @@ class DirectoryWatch:
         if self._fd < 0 or _libc.inotify_add_watch(self._fd, bytes(self.directory), mask) < 0:
             raise OSError(ctypes.get_errno(), f"cannot watch {self.directory}")
         self._list()
+        for name in self.names:
+            self._note_file(name)
         self._thread.start()
         return self
 
@@ -90,11 +93,25 @@ class DirectoryWatch:
                 self._failed = "more happened than could be told"
             elif mask & _ISDIR:
                 self.directories.add(name)
+            elif mask & _MODIFY:
+                self._note_write(name)
             else:
                 self.names.add(name)
-                if mask & _MODIFY:
-                    self.written.add(name)
                 self._look(name)
+                if mask & (_CREATE | _MOVED_TO):
+                    self._note_file(name)
+
+    def _note_file(self, name: str) -> None:
+        with suppress(OSError):
+            self._files[f"#{Path(self.directory, name).lstat().st_ino}"] = name
+
+    def _note_write(self, name: str) -> None:
+        """Through a descriptor that never had a name the kernel calls the file `#` and its number,
+        also after it got one; before that nobody can see what is written."""
+        name = self._files.get(name, name)
+        if name in self.names:
+            self.written.add(name)
+            self._look(name)
 
     def _list(self) -> None:
         for entry in os.scandir(self.directory):

@@ -169,9 +169,12 @@ def test_arrays_are_replaced_and_unknown_keys_ignored(node: Node) -> None:
         }
     )
 
+    node.write({"crio.conf.d/30": RUNTIME + "runtimes = 3\n"})  # what is no map is let pass
+
     document, _ = node.effective()
 
     assert document["runtime"]["cdi_spec_dirs"] == ["/d"]
+    assert set(document["runtime"]["runtimes"]) == {"crun"}
     assert "enable_cdi" not in document["runtime"]
     # The decoder takes a name in any case where the exact one is unknown.
     assert document["runtime"]["log_level"] == "warn"
@@ -188,6 +191,8 @@ BROKEN = [
     (RUNTIME + "selinux = 'no'", "destination has type boolean"),
     (RUNTIME + "pids_limit = 1.0", "destination has type integer"),
     ("[crio.runtime.runtimes]\nrunc = 'x'", "destination has type map"),
+    ("[[crio.runtime.runtimes.runc]]\nruntime_path = 'x'", "destination has type map"),
+    ("[[crio]]\n", "destination has type map"),
     (NVIDIA + "runtime_path = true", "destination has type string"),
     (NVIDIA + "allowed_annotations = 'x'", "destination has type slice"),
 ]

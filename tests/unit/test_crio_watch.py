@@ -15,9 +15,17 @@ DATA = b"[crio.runtime]\n" * 1000
 
 def link(folder: Path) -> None:
     """Whole before it has a name."""
-    fd = os.open(folder.parent, os.O_TMPFILE | os.O_WRONLY)
+    fd = os.open(folder, os.O_TMPFILE | os.O_WRONLY)
     os.write(fd, DATA)
     os.link(f"/proc/self/fd/{fd}", folder / "a", src_dir_fd=0, follow_symlinks=True)
+    os.close(fd)
+
+
+def link_too_early(folder: Path) -> None:
+    fd = os.open(folder, os.O_TMPFILE | os.O_WRONLY)
+    os.write(fd, DATA[:100])
+    os.link(f"/proc/self/fd/{fd}", folder / "a", src_dir_fd=0, follow_symlinks=True)
+    os.write(fd, DATA[100:])
     os.close(fd)
 
 
@@ -51,6 +59,7 @@ def directory(folder: Path) -> None:
 CASES: list[tuple[Callable[[Path], None], list[str]]] = [
     (link, []),
     (rename, []),
+    (link_too_early, ["a: written under its name"]),
     (in_place, ["a: written under its name"]),
     (backup, ["a.bak: b'old'"]),
     (directory, ["sub: a directory"]),
