@@ -66,13 +66,15 @@ _RUNTIME = (
         "config",
         "path",
         ("RUNTIME_CONFIG", "CONTAINERD_CONFIG", "CRIO_CONFIG", "DOCKER_CONFIG"),
-        "Root configuration file; default: the one that the running process loads.",
+        "Root configuration file; default: the one that the running process loads. CRI-O's is "
+        "never written; it counts only where no process can be seen.",
     ),
     Option(
         "drop_in_config",
         "path",
         ("RUNTIME_DROP_IN_CONFIG",),
-        "Our drop-in; default: conf.d/99-nvidia.toml beside the root file.",
+        "Our drop-in; default: conf.d/99-nvidia.toml beside the root file, 99-nvidia.conf in the "
+        "directory from which CRI-O takes drop-ins.",
     ),
     Option(
         "drop_in_config_host_path",
@@ -229,6 +231,22 @@ _CDI = (
         flags=("--config-mode",),
         choices=("hook", "config"),
     ),
+    Option(
+        "crio_hooks_dir",
+        "path",
+        ("CRIO_HOOKS_DIR",),
+        "Directory for the OCI hook; CRI-O has to read it (hooks_dir).",
+        "/usr/share/containers/oci/hooks.d",
+        ("--hooks-dir",),
+    ),
+    Option(
+        "crio_hook_filename",
+        "text",
+        ("CRIO_HOOK_FILENAME",),
+        "Name of the OCI hook's file.",
+        "oci-nvidia-hook.json",
+        ("--hook-filename",),
+    ),
 )
 
 _AGENT = (
@@ -304,8 +322,6 @@ _LATER = (
     _later("is_host_driver", "--is-host-driver", ("IS_HOST_DRIVER",), "bool"),
     _later("pid_file", "--pid-file", ("TOOLKIT_PID_FILE", "PID_FILE")),
     _later("create_device_nodes", "--create-device-nodes", ("CREATE_DEVICE_NODES",), "list"),
-    _later("crio_hooks_dir", "--hooks-dir", ("CRIO_HOOKS_DIR",)),
-    _later("crio_hook_filename", "--hook-filename", ("CRIO_HOOK_FILENAME",)),
     _later("use_legacy_config", "--use-legacy-config", ("CONTAINERD_USE_LEGACY_CONFIG",), "bool"),
     _later("runtime_config_override", "--runtime-config-override",
            ("RUNTIME_CONFIG_OVERRIDE", "CONTAINERD_RUNTIME_CONFIG_OVERRIDE")),

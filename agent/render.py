@@ -175,13 +175,14 @@ def _head(proposal: Proposal) -> list[str]:
     default = "the default runtime" if decision.is_default else "not the default runtime"
     prefix = decision.annotation_prefix
     by = f"{decision.reason}, by {decision.source}"
+    how = "an OCI hook, no handlers" if decision.hook else f"nvidia runtime in {decision.mode} mode"
+    how = how if decision.hook else f"{how}, {default}"
     return [
         f"Runtime:  {runtime.answer.name} {runtime.version} at {runtime.socket.host}",
         f"Decision: row {decision.row}, native CDI {_word(decision.native)} ({by})",
         f"Why:      {decision.rule}",
         *(f"Seen:     {text}" for text in decision.evidence),
-        f"So:       nvidia runtime in {decision.mode} mode, {default}; "
-        f"DEVICE_LIST_STRATEGY={','.join(decision.strategy)}"
+        f"So:       {how}; DEVICE_LIST_STRATEGY={','.join(decision.strategy)}"
         + (f", CDI_ANNOTATION_PREFIX={prefix}" if prefix else ""),
     ]
 

@@ -22,6 +22,7 @@ _FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 
 _KIND = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9]/[A-Za-z][A-Za-z0-9_-]*[A-Za-z0-9]")
 _HANDLER_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
+_HOOK_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.json")
 _STRATEGIES = ("envvar", "volume-mounts", "cdi-annotations", "cdi-cri")
 
 
@@ -60,6 +61,8 @@ class Settings:
     dev_root: str | None
     dev_root_ctr_path: str | None
     crio_config_mode: str | None
+    crio_hooks_dir: str
+    crio_hook_filename: str
     toolkit_install_dir: str
     status_dir: str
     state_dir: str
@@ -224,6 +227,11 @@ def _check(values: Mapping[str, Any]) -> None:
         raise UsageError(
             f"cannot use CDI kind {values['cdi_kind']!r}: give VENDOR/CLASS, two or more "
             "characters each"
+        )
+    if not _HOOK_FILE.fullmatch(values["crio_hook_filename"]):
+        raise UsageError(
+            f"cannot use hook file name {values['crio_hook_filename']!r}: CRI-O reads NAME.json, "
+            "without a slash"
         )
     if values["device_list_strategy"] == ():
         raise UsageError("cannot use an empty device list strategy: name one or leave it out")

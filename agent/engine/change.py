@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from agent.data import dataclass, replace
-from agent.engine import deadman, transaction
+from agent.engine import deadman, kinds, transaction
 from agent.engine.context import Context
 from agent.engine.node import Endpoint, Runtime
 from agent.engine.plan import Change
@@ -25,7 +25,7 @@ from agent.engine.state import (
     memory_to_json,
 )
 from agent.engine.transaction import Undone
-from agent.engine.wanted import Wanted, unproven
+from agent.engine.wanted import Wanted
 from agent.errors import AgentError, Refused, RollbackFailed, RolledBack, Unreachable
 from agent.host.paths import HostPath
 from agent.observe.cri import Answer
@@ -225,7 +225,7 @@ def prove_change(ctx: Context, journal: Journal) -> Answer:
 
 def _prove(ctx: Context, journal: Journal, old: Identity, wanted: Wanted) -> Answer:
     probe, timeout = ctx.probe(endpoint(ctx, journal)), ctx.settings.proof_timeout
-    return prove(probe, old, lambda answer: unproven(wanted, answer), timeout)
+    return prove(probe, old, lambda answer: kinds.unproven(wanted, answer), timeout)
 
 
 def undo_and_prove(

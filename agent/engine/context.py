@@ -23,7 +23,7 @@ from agent.engine.state import Store
 from agent.errors import Refused
 from agent.host import lock
 from agent.host.paths import HostRoot, open_host_root
-from agent.observe import cri, process, systemd
+from agent.observe import crio, process, systemd
 from agent.observe.process import Process
 from agent.observe.units import Systemd, SystemdError, Unit
 from agent.settings import Settings
@@ -71,7 +71,7 @@ class Context:
         patience = min(5.0, self.settings.proof_timeout / 4)
         return Probe(
             identity=lambda: self.identity(endpoint),
-            ask=lambda: cri.ask(path, name, timeout=patience),
+            ask=lambda: crio.ask(path, name, timeout=patience),
             clock=self.clock,
             sleep=self.sleep,
             hopeless=lambda: self.hopeless(endpoint),

@@ -10,12 +10,11 @@ import functools
 
 from agent import toolkit
 from agent.data import dataclass, replace
-from agent.engine import change, parsed, recover, specs
-from agent.engine import node as nodes
+from agent.engine import change, kinds, parsed, recover, reloaded, specs
 from agent.engine import wanted as wishes
 from agent.engine.change import NotAccepted
 from agent.engine.context import Context
-from agent.engine.node import Node
+from agent.engine.kinds import AnyNode
 from agent.engine.propose import Proposal, fingerprint, known_failure, loaded, propose
 from agent.engine.state import Memory
 from agent.engine.wanted import Wanted
@@ -28,7 +27,6 @@ from agent.errors import (
     Refused,
     Unreachable,
 )
-from agent.runtimes.merge import effective
 from agent.status import Facts, lines
 
 
@@ -117,7 +115,7 @@ def _converge(
         before=state_of(proposal.node),
         memory=_after(memory, proposal, refused_cdi=refused_cdi),
         fingerprint=fingerprint(proposal),
-        check=functools.partial(nodes.refuse_changed, proposal.node, ctx.host),
+        check=functools.partial(kinds.refuse_changed, proposal.node, ctx.host),
     )
     try:
         done = change.carry_out(ctx, request)
@@ -125,6 +123,8 @@ def _converge(
         failed = error.message
         change.tidy(ctx, lambda: ctx.store.remember_failure(request.fingerprint, failed))
         return _after_failure(ctx, proposal, memory, error, barrier=barrier)
+    if done.restarted:
+        reloaded.remember(ctx, proposal.runtime.endpoint)
     return publish(ctx, _outcome(proposal, done, written), barrier=barrier or done.barrier)
 
 
@@ -155,7 +155,7 @@ def _after(memory: Memory, proposal: Proposal, *, refused_cdi: bool) -> Memory:
     it could not be switched on."""
     assert proposal.edits is not None
     assert proposal.node is not None
-    current = effective(proposal.node.gen, proposal.node.files)
+    current = kinds.effective(proposal.node, proposal.node.files)
     default = memory.default
     if default is None and not wishes.is_ours(current.default, current.table(current.default)):
         default = current.default
@@ -164,10 +164,10 @@ def _after(memory: Memory, proposal: Proposal, *, refused_cdi: bool) -> Memory:
     return replace(memory, default=default, enabled_cdi=enabled, cdi_refused=refused)
 
 
-def state_of(node: Node) -> Wanted:
+def state_of(node: AnyNode) -> Wanted:
     """What proves that a runtime runs on these files again: its default, and which of our names
     are handlers. More than that is not asked for, so that an undo is not doubted for a detail."""
-    cri = effective(node.gen, node.files)
+    cri = kinds.effective(node, node.files)
     absent = tuple(name for name in wishes.OUR_NAMES if name not in cri.runtimes)
     return Wanted({}, cri.default, False, absent)
 
@@ -193,9 +193,7 @@ def publish(ctx: Context, outcome: Outcome, *, barrier: bool) -> Outcome:
 
 def _is_default(proposal: Proposal) -> bool:
     """Where the configuration is not ours to change, the default is what the runtime shows."""
-    containerd = (proposal.runtime.answer.config or {}).get("containerd")
-    shown = containerd.get("defaultRuntimeName") if isinstance(containerd, dict) else None
-    return shown in wishes.OUR_NAMES
+    return kinds.shown(proposal.runtime.answer)[0] in wishes.OUR_NAMES
 
 
 def facts(ctx: Context, proposal: Proposal) -> Facts:

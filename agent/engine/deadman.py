@@ -130,8 +130,7 @@ def _commands(ctx: Context, journal: Journal, unit: str) -> tuple[Command, ...]:
         directory = os.path.dirname(entry.host)
         _same_on_host(ctx, directory, os.path.dirname(entry.agent))
         if entry.before is not None:
-            words = (move, "-f", "-T", _plain(_undo(entry)), _plain(entry.host))
-            commands.append(Command(words, may_fail=True))
+            commands += _bring_back(ctx, entry, move, state)
             continue
         commands.append(Command((remove, "-f", _plain(entry.host)), may_fail=True))
         made = parents(entry.host, entry.made)
@@ -140,8 +139,18 @@ def _commands(ctx: Context, journal: Journal, unit: str) -> tuple[Command, ...]:
     return (*commands, Command((systemctl, "restart", unit)))
 
 
-def _undo(entry: Entry) -> str:
-    return os.path.join(os.path.dirname(entry.host), os.path.basename(entry.undo))
+def _bring_back(ctx: Context, entry: Entry, move: str, state: str) -> tuple[Command, ...]:
+    """The original moved over the file in one step, from where it waits; where it could not wait
+    there (the directory outside is not ours to write), it is made ready there first."""
+    waiting = os.path.join(entry.outside or os.path.dirname(entry.host),
+                           os.path.basename(entry.undo))  # fmt: skip
+    back = Command((move, "-f", "-T", _plain(waiting), _plain(entry.host)), may_fail=True)
+    if entry.outside is None or os.path.lexists(entry.undo):
+        return (back,)
+    saved = os.path.join(state, "originals", entry.before or "")
+    owner = ("-o", str(entry.uid), "-g", str(entry.gid), "-m", f"{entry.mode:04o}")
+    words = (_program(ctx, "install"), "-T", *owner, _plain(saved), _plain(waiting))
+    return Command(words, may_fail=True), back
 
 
 def _plain(path: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from agent import tomledit, toolkit
 from agent.data import dataclass
@@ -16,9 +16,10 @@ from agent.decide import Decision, Evidence, Question, Switch, Unseen, decide
 from agent.engine.wanted import Binary
 from agent.errors import NoToolkit, Refused, Unreachable
 from agent.host.paths import HostPath, HostRoot
-from agent.observe import command, config, cri, process
+from agent.observe import command, config, crio, process
 from agent.observe.cri import Answer, Unimplemented
 from agent.observe.process import Process
+from agent.runtimes import crio as crio_rules
 from agent.runtimes.containerd import ConfigFile
 from agent.runtimes.generations import GENERATIONS, Generation, generation
 from agent.runtimes.versions import parse_version
@@ -68,7 +69,7 @@ class Runtime:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A runtime with its configuration. `files` starts with the root file, there or not."""
+    """A containerd with its configuration. `files` starts with the root file, there or not."""
 
     runtime: Runtime
     gen: Generation
@@ -108,7 +109,7 @@ def _runtime(settings: Settings, host: HostRoot, socket: HostPath) -> Runtime:
     name = socket.host
     process.peer(socket.agent, name)  # a plain file or a dead socket is told apart before gRPC
     try:
-        answer = cri.ask(socket.agent, name)
+        answer = crio.ask(socket.agent, name)
     except Unimplemented as error:
         raise _explained(error, settings, host, socket) from error
     kind = _KINDS.get(answer.name)
@@ -147,23 +148,10 @@ def _explained(
     return error
 
 
-def look(settings: Settings, host: HostRoot) -> Node:
-    """Runtime, configuration and executable of a containerd node.
-
-    Raises Unreachable, or Refused where the configuration cannot be worked with.
-    """
-    return with_config(settings, host, find_runtime(settings, host))
-
-
 def with_config(
     settings: Settings, host: HostRoot, runtime: Runtime, parse: config.Parse = tomledit.parse
 ) -> Node:
-    """The node of a runtime that was found. Raises Refused."""
-    if runtime.kind != "containerd":
-        raise Refused(
-            "cannot configure CRI-O: this version edits containerd's configuration only; "
-            "give NO_RUNTIME_CONFIG=true to publish the decision alone"
-        )
+    """The node of a containerd that was found. Raises Refused."""
     version = parse_version(runtime.version)
     if version is None:
         raise Refused(f"cannot work with containerd {runtime.version!r}: it is no version number")
@@ -177,20 +165,6 @@ def with_config(
         executable=executable(settings, host, runtime.process),
         drop_in=drop_in(settings, host, root),
     )
-
-
-def refuse_changed(node: Node, host: HostRoot) -> None:
-    """See that the runtime's files are still those that were looked at, one that came or went
-    included: what was planned and checked was the whole. Raises Refused."""
-    was = {file.name: file.state and file.state.digest for file in node.files}
-    found = config.load(host, node.gen, node.root.name)
-    now = {file.name: file.state and file.state.digest for file in found}
-    for name in (*was, *now):
-        if name not in was or name not in now or was[name] != now[name]:
-            raise Refused(
-                f"cannot write: somebody changed {name} in the meantime; nothing was changed; "
-                "try again"
-            )
 
 
 def root_name(settings: Settings, host: HostRoot, running: Process | None) -> str:
@@ -224,12 +198,17 @@ def register(settings: Settings, host: HostRoot) -> None:
 
 def drop_in(settings: Settings, host: HostRoot, root: str) -> HostPath:
     """Our drop-in: as asked for, else conf.d/99-nvidia.toml beside the root file."""
+    if settings.drop_in_config or settings.drop_in_config_host_path:
+        return given_drop_in(settings, host)
+    return host.resolve(os.path.join(os.path.dirname(root), "conf.d", "99-nvidia.toml"))
+
+
+def given_drop_in(settings: Settings, host: HostRoot) -> HostPath:
+    """The drop-in that the options name."""
     given, named = settings.drop_in_config, settings.drop_in_config_host_path
     if given and named:
         return host.resolve(given if host.is_host else named)
-    if given or named:
-        return host.locate(given or named or "")
-    return host.resolve(os.path.join(os.path.dirname(root), "conf.d", "99-nvidia.toml"))
+    return host.locate(given or named or "")
 
 
 def executable(settings: Settings, host: HostRoot, running: Process | None) -> str | None:
@@ -243,12 +222,25 @@ def executable(settings: Settings, host: HostRoot, running: Process | None) -> s
 
 def evidence(node: Node | None, runtime: Runtime, host: HostRoot) -> tuple[Evidence, ...]:
     """What is seen of CDI, best source first; the dump only where Status shows nothing."""
+    if runtime.kind == "crio":
+        return tuple(_crio_evidence(runtime.answer))
     found = _evidence("cri-status", runtime.answer.config, "enableCDI", "cdiSpecDirs")
     if found.seen or node is None or node.executable is None:
         return (found,)
     path = node.root.name if node.root.state is not None else None
     dump = command.config_dump(host, node.executable, path)
     return found, _dump_evidence(dump.data)
+
+
+def _crio_evidence(answer: Answer) -> Iterator[Evidence]:
+    """CRI-O has no switch. Its Status shows its settings from 1.33 on, its effective configuration
+    those of every version: without spec directories where it knows no CDI."""
+    sources = [("cri-status", crio_rules.shown(answer.config, None))]
+    if answer.dump is not None:
+        sources.append(("config-dump", crio_rules.shown(None, answer.dump)))
+    for source, said in sources:
+        dirs = _strings((said or {}).get("cdi_spec_dirs"))
+        yield Evidence(source, Switch.UNSEEN, Unseen.UNSEEN if dirs is None else dirs)
 
 
 def _dump_evidence(data: Data | None) -> Evidence:
@@ -260,14 +252,8 @@ def _dump_evidence(data: Data | None) -> Evidence:
 
 
 def _evidence(source: str, data: object, switch: str, dirs: str) -> Evidence:
-    if not isinstance(data, dict):
+    if not isinstance(data, dict) or "containerd" not in data:
         return Evidence(source)
-    crio = data.get("crio")
-    if isinstance(crio, dict):
-        found = crio.get("CDISpecDirs")
-        return Evidence(source, Switch.UNSEEN, _strings(found) or Unseen.UNSEEN)
-    if "containerd" not in data:
-        return Evidence(source)  # CRI-O before 1.33 shows its sandbox image and nothing else
     return Evidence(source, _switch(data, switch), _strings(data.get(dirs)))
 
 

@@ -25,7 +25,7 @@ from agent.runtimes.generations import CRI_V3, Generation, section_name
 from agent.runtimes.merge import Cri
 from agent.tomledit import Append, Data, Op, Path, Set, Unset, get
 
-_HEADER = (
+HEADER = (
     "# Written by toolkit-agent: the NVIDIA container runtime for this node.\n"
     "# `toolkit-agent plan` shows what is in force and why; `toolkit-agent revert` undoes it.\n"
 )
@@ -102,7 +102,7 @@ def drop_in_overlay(
     text, data = state.data.decode(), existing.data
     if fresh:
         data = {"version": way.version} if way.version else {}
-        text = _HEADER + tomledit.render(data)
+        text = HEADER + tomledit.render(data)
     file = replace(existing, state=state, data=data)
     others = tuple(item for item in basis if item.path != file.path)
 
@@ -130,7 +130,7 @@ def _root_with_import(scene: Scene) -> FileState:
     glob = import_glob(scene.drop_in)
     root = scene.root
     if root.state is None:
-        text = f'{_HEADER}version = {scene.gen.root_version}\nimports = ["{glob}"]\n'
+        text = f'{HEADER}version = {scene.gen.root_version}\nimports = ["{glob}"]\n'
         return new_state(text.encode())
     text = tomledit.edit(root.state.data.decode(), [Append(("imports",), glob)], root.path.host)
     return with_text(root.state, text)
@@ -172,7 +172,7 @@ def owner_overlay(scene: Scene, wanted: Wanted) -> dict[str, FileState | None]:
     owner = next((f for f in reversed(files) if merge.has_section(gen, files, f)), scene.root)
     gaps = wishes.gaps(wanted, merge.effective(gen, files))
     if owner.state is None:
-        text, data = f"{_HEADER}version = {gen.root_version}\n", {}
+        text, data = f"{HEADER}version = {gen.root_version}\n", {}
         section: Path = ("plugins", section_name(gen.root_version))
     else:
         text, data = owner.state.data.decode(), owner.data

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from agent import tomledit
-from agent.data import dataclass
+from agent.data import dataclass, replace
 from agent.engine import wanted as wishes
 from agent.engine.overlay import (
     LEGACY,
@@ -44,11 +44,13 @@ class CannotSwitch(Refused):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One file: what it is and what it becomes, None where it is not there."""
+    """One file: what it is and what it becomes, None where it is not there. `outside`: a directory
+    for what may not lie beside it, where its own is read whole, whatever the names in it."""
 
     path: HostPath
     before: FileState | None
     after: FileState | None
+    outside: HostPath | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +67,43 @@ def edits(scene: Scene) -> Edits:
     _refuse_hopeless(scene)
     ours = _our_drop_in(scene)
     basis = tuple(file for file in scene.files if file is not ours)
-    wanted = scene.wish(merge.effective(scene.gen, basis))
-    right = not wishes.gaps(wanted, merge.effective(scene.gen, scene.files))
+    wanted = _carried_on(scene, basis, scene.wish(merge.effective(scene.gen, basis)))
+    strict = _without_stale(scene, basis, wanted)
+    right = not wishes.gaps(strict, merge.effective(scene.gen, scene.files))
     if right and not (ours and _disturbs(scene, basis, wanted)):
-        return Edits((), wanted, scene.files)
+        return Edits((), strict, scene.files)
     if scene.gen.merge == "replace":
         return _checked(scene, owner_overlay(scene, wanted), wanted)
-    return _first_possible(scene, basis, wanted)
+    return replace(_first_possible(scene, basis, wanted), wanted=strict)
+
+
+def _carried_on(scene: Scene, basis: tuple[ConfigFile, ...], wanted: Wanted) -> Wanted:
+    """The wish, where our own drop-in still says what another row wanted: a default of ours goes
+    with that row; a switch that is on is left on, as it would be in anybody else's file."""
+    now, before = (merge.effective(scene.gen, files) for files in (scene.files, basis))
+    if wanted.default is None and wishes.is_ours(now.default, now.table(now.default)):
+        wanted = replace(wanted, default=before.default)
+    on = now.enable_cdi is True and before.enable_cdi is False
+    return replace(wanted, enable_cdi=wanted.enable_cdi or on)
+
+
+def _without_stale(scene: Scene, basis: tuple[ConfigFile, ...], wanted: Wanted) -> Wanted:
+    """The wish for the running containerd, which may have what our drop-in will say no more."""
+    now, before = (merge.effective(scene.gen, files) for files in (scene.files, basis))
+    handlers = {
+        name: {**table, **_stale(table, now.table(name), before.table(name))}
+        for name, table in wanted.handlers.items()
+    }
+    return replace(wanted, handlers=handlers)
+
+
+def _stale(table: Data, now: Data, before: Data) -> Data:
+    """Keys of a handler that only our own drop-in has and nobody wants any more, set to nothing."""
+    return {
+        key: type(value)()
+        for key, value in now.items()
+        if value and key not in wishes.FILLED and key not in table and before.get(key) != value
+    }
 
 
 def _refuse_hopeless(scene: Scene) -> None:

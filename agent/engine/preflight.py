@@ -110,7 +110,7 @@ def _stage(files: tuple[ConfigFile, ...]) -> Iterator[tuple[str, tuple[int, ...]
     with ExitStack() as stack:
 
         def keep(text: bytes) -> int:
-            fd = _memory_file(text)
+            fd = memory_file(text)
             stack.callback(os.close, fd)
             return fd
 
@@ -133,7 +133,8 @@ def _text(file: ConfigFile, op: Op) -> bytes:
         return tomledit.render(tomledit.apply(file.data, [op])).encode()
 
 
-def _memory_file(data: bytes) -> int:
+def memory_file(data: bytes) -> int:
+    """A descriptor of a file that only we, and whom we hand it to, can see."""
     fd = os.memfd_create("toolkit-agent-stage")
     with os.fdopen(os.dup(fd), "wb") as file:
         file.write(data)
@@ -156,7 +157,7 @@ def _hides_migrated(host: HostRoot, executable: str, files: tuple[ConfigFile, ..
     """
     if all(file.state is None or (file.version or 0) > 2 for file in files):
         return False
-    fd = _memory_file(_PROBE.encode())
+    fd = memory_file(_PROBE.encode())
     try:
         dump = command.config_dump(host, executable, f"/proc/self/fd/{fd}", (fd,))
     finally:

@@ -10,20 +10,17 @@ import json
 
 from agent.data import dataclass, replace
 from agent.decide import Decision
-from agent.engine import guard, parsed, plan, preflight, specs, transaction
+from agent.engine import in_use, kinds, parsed, reloaded, specs, transaction
 from agent.engine import node as nodes
-from agent.engine import wanted as wishes
 from agent.engine.context import Context
+from agent.engine.kinds import AnyNode
 from agent.engine.node import Node, Runtime
-from agent.engine.overlay import Scene
 from agent.engine.plan import CannotSwitch, Change, Edits
 from agent.engine.preflight import Candidate, Preflight
 from agent.engine.restart import Restart
 from agent.engine.state import Memory
-from agent.engine.wanted import Wanted
 from agent.errors import AgentError
 from agent.runtimes.containerd import ConfigFile
-from agent.runtimes.merge import Cri
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +31,7 @@ class Proposal:
 
     runtime: Runtime
     decision: Decision
-    node: Node | None
+    node: AnyNode | None
     edits: Edits | None
     gaps: tuple[str, ...]
     restart: Restart | None
@@ -74,8 +71,8 @@ def _propose(ctx: Context, memory: Memory, may_enable: bool | None) -> Proposal:
     allowed = settings.may_enable_cdi if may_enable is None else may_enable
     runtime = nodes.find_runtime(settings, ctx.host)
 
-    def judge(node: Node | None, may: bool) -> Decision:
-        seen = nodes.evidence(node, runtime, ctx.host)
+    def judge(node: AnyNode | None, may: bool) -> Decision:
+        seen = nodes.evidence(node if isinstance(node, Node) else None, runtime, ctx.host)
         return nodes.judge(
             settings, runtime, seen, enabled_by_agent=memory.enabled_cdi, may_enable=may
         )
@@ -83,37 +80,49 @@ def _propose(ctx: Context, memory: Memory, may_enable: bool | None) -> Proposal:
     if settings.no_runtime_config:
         decision = judge(None, False)
         return Proposal(runtime, decision, None, None, (), None, None, decision.warnings)
-    node = nodes.with_config(settings, ctx.host, runtime, parsed.parser(ctx.store))
+    node = kinds.look(settings, ctx.host, runtime, parsed.parser(ctx.store))
     allowed = allowed and memory.cdi_refused != loaded(runtime, node.files)
-    available, left_out = nodes.binaries(settings, ctx.host)
     decision = judge(node, allowed)
+    available, left_out = ((), ()) if decision.hook else nodes.binaries(settings, ctx.host)
+    wish = kinds.Wish(settings, ctx.store, memory, decision, available)
     try:
-        edits = _edits(ctx, node, decision, memory, available)
+        edits, told = kinds.edits(node, ctx.host, wish)
     except CannotSwitch:
         if memory.enabled_cdi:
             raise
         # The switch cannot be set where it would count: the node is as row 5 says.
         decision = judge(node, False)
-        edits = _edits(ctx, node, decision, memory, available)
-    gaps = tuple(wishes.unproven(edits.wanted, runtime.answer))
-    warnings = (*decision.warnings, *left_out, *transaction.warnings(edits.changes))
+        edits, told = kinds.edits(node, ctx.host, replace(wish, decision=decision))
+    gaps = tuple(kinds.unproven(edits.wanted, runtime.answer))
+    gaps = gaps or reloaded.gaps(ctx, node, edits, memory)
     restart = None
     if gaps:
         mode, process = settings.restart_mode, runtime.process
         restart = ctx.choose_restart(mode, process, ctx.host, runtime.kind)
-    blocked = guard.deadly(ctx.host, node.gen, edits.files)
-    if blocked is not None:
-        warnings = (*warnings, f"apply refuses: {blocked.message}" if restart else blocked.later)
+    warnings = (*decision.warnings, *left_out, *told, *transaction.warnings(edits.changes))
+    proposal = Proposal(runtime, decision, node, edits, gaps, restart, None, warnings)
+    return _examined(ctx, node, edits, proposal)
+
+
+def _examined(ctx: Context, node: AnyNode, edits: Edits, proposal: Proposal) -> Proposal:
+    """The proposal with what is in its way: a restart that the runtime or its pods would not
+    survive, its own executable's word, and that it failed before."""
+    warnings, restart = proposal.warnings, proposal.restart
+    deadly = kinds.deadly(node, ctx.host, edits.files)
+    if deadly is not None:
+        warnings = (*warnings, f"apply refuses: {deadly.message}" if restart else deadly.later)
+    used = in_use.refusal(node.runtime, edits.wanted.absent, "apply") if restart else None
+    if used is not None:
+        warnings = (*warnings, f"apply refuses: {used.message}")
     checked = None
     if edits.changes or restart:
         names = tuple(edits.wanted.handlers)
-        checked = preflight.check(ctx.host, node, Candidate(edits.files, names, names))
+        ours = (*names, *edits.wanted.absent)
+        checked = kinds.check(ctx.host, node, Candidate(edits.files, names, ours))
     if checked is not None and not checked.done:
         warnings = (*warnings, f"not pre-flighted: {checked.note}")
-    proposal = Proposal(
-        runtime, decision, node, edits, gaps, restart, checked, warnings,
-        blocked=blocked if restart else None,
-    )  # fmt: skip
+    blocked = (deadly if restart else None) or used
+    proposal = replace(proposal, preflight=checked, warnings=warnings, blocked=blocked)
     failure = known_failure(ctx, proposal)
     return replace(proposal, warnings=(*warnings, failure)) if failure else proposal
 
@@ -122,20 +131,6 @@ def known_failure(ctx: Context, proposal: Proposal) -> str | None:
     """Why this very change is not tried again."""
     why = ctx.store.failed().get(fingerprint(proposal)) if proposal.restart else None
     return f"the same change failed before ({why}) and nothing has changed since" if why else None
-
-
-def _edits(
-    ctx: Context, node: Node, decision: Decision, memory: Memory,
-    available: tuple[wishes.Binary, ...],
-) -> Edits:  # fmt: skip
-    settings = ctx.settings
-
-    def wish(cri: Cri) -> Wanted:
-        return wishes.want(
-            cri, decision, available, settings.runtime_name, memory.default, settings.runtime_type
-        )
-
-    return plan.edits(Scene(ctx.host, node.gen, node.files, node.drop_in, memory, wish))
 
 
 def loaded(runtime: Runtime, files: tuple[ConfigFile, ...]) -> str:

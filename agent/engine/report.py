@@ -9,7 +9,7 @@ from typing import Any
 
 from agent import status
 from agent.data import dataclass
-from agent.engine import converge, transaction
+from agent.engine import converge, kinds, transaction
 from agent.engine.context import Context
 from agent.engine.propose import Proposal, propose
 from agent.engine.state import TIDYING, Memory, Original
@@ -36,8 +36,7 @@ class Report:
         proposal = self.proposal
         answer = proposal.runtime.answer if proposal else None
         spec = proposal.spec if proposal else None
-        config = (answer.config if answer else None) or {}
-        runtimes = (config.get("containerd") or {}).get("runtimes") or {}
+        default, handlers = kinds.shown(answer) if answer else (None, ())
         return {
             "ready": self.ready,
             "problem": self.problem.message if self.problem else None,
@@ -53,8 +52,8 @@ class Report:
                 "source": proposal.decision.source if proposal else None,
                 "specDirs": list(proposal.decision.spec_dirs) if proposal else [],
             },
-            "handlers": sorted(runtimes) or sorted(filter(None, answer.handlers if answer else ())),
-            "default": (config.get("containerd") or {}).get("defaultRuntimeName"),
+            "handlers": sorted(handlers),
+            "default": default,
             "files": [
                 {"path": host, "existedBefore": existed, "now": now}
                 for host, existed, now in self.files

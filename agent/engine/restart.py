@@ -45,6 +45,11 @@ def choose(mode: str, process: Process | None, host: HostRoot, kind: str) -> Res
     """
     if mode == "none":
         return Restart("none", "nobody", lambda _: None)
+    if mode == "signal" and kind != "containerd":
+        raise Refused(
+            f"cannot restart {kind} by a signal: it ends cleanly and systemd leaves it dead; "
+            "give --restart-mode=systemd"
+        )
     if process is None and mode == "systemd":
         return _by_systemd(f"{kind}.service", host, ours=False)
     if process is None:
@@ -59,11 +64,6 @@ def choose(mode: str, process: Process | None, host: HostRoot, kind: str) -> Res
             f"{process.executable or 'unknown'}; give the CRI socket of {kind}"
         )
     if mode == "signal":
-        if kind != "containerd":
-            raise Refused(
-                f"cannot restart {kind} by a signal: it ends cleanly and systemd leaves it dead; "
-                "give --restart-mode=systemd"
-            )
         if process.pid <= 1 or process.proc != "/proc":
             raise Refused(
                 f"cannot signal {kind}: its process has no pid of its own here; run with hostPID"
@@ -71,9 +71,10 @@ def choose(mode: str, process: Process | None, host: HostRoot, kind: str) -> Res
         return Restart("signal", f"pid {process.pid}", _terminate)
     unit = process.unit or (f"{kind}.service" if mode == "systemd" else None)
     if unit is None:
+        other = "=signal if something starts it again, or none" if kind == "containerd" else "=none"
         raise Refused(
             f"cannot restart {kind}: no systemd unit owns process {process.pid}; give "
-            "--restart-mode=signal if something starts it again, or none to restart it yourself"
+            f"--restart-mode{other} to restart it yourself"
         )
     return _by_systemd(unit, host, ours=process.unit is not None)
 

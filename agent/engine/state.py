@@ -49,20 +49,23 @@ class Original:
 @dataclass(frozen=True, slots=True)
 class Memory:
     """Everything needed for `revert`, by host path; the default runtime of before our first
-    change; whether `enable_cdi = true` is our doing; and a hash of the runtime and the files on
-    which that could not be had."""
+    change; whether `enable_cdi = true` is our doing; a hash of the runtime and the files on
+    which that could not be had; and the process that was proven last (boot id, pid, start)."""
 
     files: Mapping[str, Original] = field(default_factory=dict)
     default: str | None = None
     enabled_cdi: bool = False
     cdi_refused: str | None = None
+    proven: tuple[str, int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file of a change: digests before and after, None for "no file"; `made` as above.
+    """One file of a change: digests before and after, None for "no file"; `made` as above;
+    `outside` the directory (host path) for what may not lie beside it, if that is so.
 
-    `agent` is not stored: a container and the host see the same file under different names.
+    `agent` and `outside_agent` are not stored: a container and the host see the same file under
+    different names.
     """
 
     host: str
@@ -73,6 +76,8 @@ class Entry:
     uid: int
     gid: int
     made: int = 0
+    outside: str | None = None
+    outside_agent: str | None = None
 
     @property
     def made_directories(self) -> tuple[str, ...]:
@@ -81,17 +86,23 @@ class Entry:
 
     @property
     def undo(self) -> str:
-        """Where the original waits beside the file, so that a full disk cannot stop an undo."""
-        return self._beside("undo")
+        """Where the original waits beside the file, or outside, so that a full disk cannot stop an
+        undo."""
+        return self._near("undo", self.outside_agent)
 
     @property
     def new(self) -> str:
         """Where the new content is before it gets its name."""
-        return self._beside("new")
+        return self._near("new")
 
-    def _beside(self, what: str) -> str:
-        directory, name = os.path.split(self.agent)
-        return os.path.join(directory, f".{name}.toolkit-agent-{what}~")
+    @property
+    def unfinished(self) -> str:
+        """Where it is while it is written; the same, but for what is read under any name."""
+        return self._near("new", self.outside_agent)
+
+    def _near(self, what: str, directory: str | None = None) -> str:
+        beside, name = os.path.split(self.agent)
+        return os.path.join(directory or beside, f".{name}.toolkit-agent-{what}~")
 
 
 TIDYING = "tidying"
@@ -178,10 +189,7 @@ class Store:
         if data is None:
             return None
         try:
-            entries = tuple(
-                Entry(agent=self._agent_path(entry["host"]), **entry)
-                for entry in data.pop("entries")
-            )
+            entries = tuple(self._entry(entry) for entry in data.pop("entries"))
             pairs: dict[str, Any] = {
                 key: tuple(value) if (value := data.pop(key)) else None
                 for key in ("process", "restart")
@@ -190,11 +198,16 @@ class Store:
         except (TypeError, KeyError, AttributeError) as error:
             raise self._broken("journal.json") from error
 
+    def _entry(self, data: Mapping[str, Any]) -> Entry:
+        outside = data.get("outside")
+        where = self._agent_path(outside) if outside else None
+        return Entry(agent=self._agent_path(data["host"]), outside_agent=where, **data)
+
     def write_journal(self, journal: Journal) -> None:
         """Make the journal durable."""
         data = asdict(journal)
         for entry in data["entries"]:
-            del entry["agent"]
+            del entry["agent"], entry["outside_agent"]
         self._save("journal.json", data)
 
     def advance(self, journal: Journal, stage: str) -> Journal:
@@ -297,8 +310,12 @@ def memory_from_json(data: Mapping[str, Any], name: str) -> Memory:
     """The memory of plain data. Raises Refused, naming the file, where it is none."""
     try:
         originals = {host: Original(**item) for host, item in data["files"].items()}
-        return Memory(originals, data["default"], data["enabled_cdi"], data["cdi_refused"])
-    except (TypeError, KeyError, AttributeError) as error:
+        proven = data.get("proven")
+        return Memory(
+            originals, data["default"], data["enabled_cdi"], data["cdi_refused"],
+            (str(proven[0]), int(proven[1]), int(proven[2])) if proven else None,
+        )  # fmt: skip
+    except (TypeError, KeyError, AttributeError, IndexError, ValueError) as error:
         raise Refused(f"cannot read {name}: it is damaged; move it away") from error
 
 

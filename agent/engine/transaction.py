@@ -10,6 +10,7 @@ rename. A file that somebody else changed in the meantime is left alone and repo
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Collection, Mapping
 
@@ -19,6 +20,8 @@ from agent.engine.state import Entry, Journal, Memory, Original, Store
 from agent.errors import Refused, reason
 from agent.host import files
 from agent.host.files import FileState
+
+_NOT_OURS = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)
 
 
 def warnings(changes: tuple[Change, ...]) -> tuple[str, ...]:
@@ -56,21 +59,27 @@ def entries(store: Store, changes: tuple[Change, ...], memory: Memory) -> tuple[
                 uid=state.uid,
                 gid=state.gid,
                 made=made,
+                outside=change.outside.host if change.outside else None,
+                outside_agent=change.outside.agent if change.outside else None,
             )
         )
     return tuple(result)
 
 
 def reserve(changes: tuple[Change, ...], journal: Journal) -> None:
-    """Put the originals beside their files, with everything that a rename needs. Raises Refused."""
+    """Put the originals beside their files, with everything that a rename needs. Raises Refused.
+
+    Those that must not lie there wait outside. Where that is not ours to write, the store has them.
+    """
     for change, entry in zip(changes, journal.entries, strict=True):
         if change.before is not None:
             try:
                 files.discard(entry.undo)
-                files.stage(entry.agent, change.before, os.path.basename(entry.undo))
+                files.stage(entry.undo, change.before, os.path.basename(entry.undo))
                 files.sync_directory(os.path.dirname(entry.undo))
             except OSError as error:
-                raise _cannot_write(entry, error) from error
+                if entry.outside is None or error.errno not in _NOT_OURS:
+                    raise _cannot_write(entry, error) from error
 
 
 def write(changes: tuple[Change, ...], journal: Journal, begun: set[str]) -> None:
@@ -87,10 +96,19 @@ def write(changes: tuple[Change, ...], journal: Journal, begun: set[str]) -> Non
                 files.remove(entry.agent)
             else:
                 files.make_directories(os.path.dirname(entry.agent))
-                _discard(entry.new)
-                files.write(entry.agent, change.after, os.path.basename(entry.new))
+                _put(entry, change.after, fresh=entry.before is None)
         except OSError as error:
             raise _cannot_write(entry, error) from error
+
+
+def _put(entry: Entry, state: FileState, *, fresh: bool) -> None:
+    """The file as it should be, whole at every moment. Raises OSError or Refused."""
+    _discard(entry.new)
+    new = os.path.basename(entry.new)
+    if entry.outside is None:
+        files.write(entry.agent, state, new)
+    else:
+        files.place(entry.agent, state, fresh=fresh, transient=new, outside=entry.unfinished)
 
 
 def _cannot_write(entry: Entry, error: OSError) -> Refused:
@@ -144,21 +162,34 @@ def _undo_one(store: Store, entry: Entry) -> bool:
     """False where the file is somebody else's by now."""
     now = digest_of(entry.agent, entry.host)
     _discard(entry.new)
+    if entry.unfinished != entry.new:
+        _discard(entry.unfinished)
     if now == entry.before:
         _discard(entry.undo)
     elif now != entry.after:
         return False
     elif entry.before is None:
         files.remove(entry.agent)
-    elif os.path.lexists(entry.undo):
-        files.move(entry.undo, entry.agent)
-    else:
+    elif not _move_back(entry):
         files.make_directories(os.path.dirname(entry.agent))
         data = store.bytes_of(entry.before)
         state = FileState(data, entry.mode, entry.uid, entry.gid)
-        files.write(entry.agent, state, os.path.basename(entry.new))
+        _put(entry, state, fresh=entry.after is None)
     if entry.before is None:
         files.remove_directories(entry.made_directories)
+    return True
+
+
+def _move_back(entry: Entry) -> bool:
+    """The original that waits in its place again; False where none does, or on another mount."""
+    if not os.path.lexists(entry.undo):
+        return False
+    try:
+        files.move(entry.undo, entry.agent)
+    except OSError as error:
+        if entry.outside is None or error.errno != errno.EXDEV:
+            raise
+        return False
     return True
 
 
@@ -169,7 +200,7 @@ def tidy(journal: Journal) -> tuple[str, ...]:
     """
     left = []
     for entry in journal.entries:
-        for path in (entry.undo, entry.new):
+        for path in dict.fromkeys((entry.undo, entry.new, entry.unfinished)):
             try:
                 _discard(path)
             except OSError:

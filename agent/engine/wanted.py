@@ -20,7 +20,7 @@ from agent.tomledit import Data, Path, Set, apply, get
 
 OUR_NAMES = ("nvidia", "nvidia-cdi", "nvidia-legacy")
 _RUNC = "io.containerd.runc."
-_FILLED = ("sandboxer", "sandbox_mode")  # containerd puts its own value where there is none
+FILLED = ("sandboxer", "sandbox_mode")  # containerd puts its own value where there is none
 # Of our handler's own kind, not of the node's: which program runs, and what it is told.
 _OWN = ("runtime_type", "runtime_path", "runtime_engine", "runtime_root", "options",
         "container_annotations")  # fmt: skip
@@ -73,9 +73,10 @@ class Wanted:
 
 def is_ours(name: str, table: Data, names: tuple[str, ...] = OUR_NAMES) -> bool:
     """A handler with one of our names, or one that runs an nvidia-container-runtime."""
-    return name in names or any(
-        os.path.basename(value).startswith(_BINARY) for _, value in binaries(table)
-    )
+    paths = [value for _, value in binaries(table)]
+    if isinstance(path := table.get("runtime_path"), str):  # CRI-O's key
+        paths.append(path)
+    return name in names or any(os.path.basename(p).startswith(_BINARY) for p in paths)
 
 
 def binaries(table: Data) -> Iterator[tuple[str, str]]:
@@ -117,7 +118,7 @@ def want(
     if decision.is_default:
         default = name
     elif is_ours(cri.default, cri.table(cri.default), ours):
-        default = _first_foreign(cri, ours, (remembered, "runc", "crun"))
+        default = first_foreign(cri, ours, (remembered, "runc", "crun"))
         if default is None:
             raise Refused(
                 f"cannot take {cri.default} back as default runtime: there is no handler runc or "
@@ -133,7 +134,7 @@ def want(
     return Wanted(handlers, default, decision.enable_cdi)
 
 
-def _first_foreign(cri: Cri, ours: tuple[str, ...], names: tuple[str | None, ...]) -> str | None:
+def first_foreign(cri: Cri, ours: tuple[str, ...], names: tuple[str | None, ...]) -> str | None:
     """The first of these that is a handler, and not one of ours."""
     for name in names:
         if name and name in cri.runtimes and not is_ours(name, cri.table(name), ours):
@@ -151,7 +152,7 @@ def _carried(cri: Cri, ours: tuple[str, ...], remembered: str | None) -> Data | 
     stale = cri.table(cri.default)
     if not is_ours(cri.default, stale, ours) or "runc" not in cri.runtimes or "runc" in defined:
         return None
-    if _first_foreign(cri, ours, (remembered, "runc")) != "runc":
+    if first_foreign(cri, ours, (remembered, "runc")) != "runc":
         return None
     binary = {key for key, _ in binaries(stale)}
     options = stale.get("options") or {}
@@ -173,7 +174,7 @@ def _base(cri: Cri, ours: tuple[str, ...], remembered: str | None) -> str:
         for name in (cri.default, remembered, "runc", "crun")
         if name and str(cri.table(name).get("runtime_type") or _RUNC).startswith(_RUNC)
     ]
-    return _first_foreign(cri, ours, tuple(names)) or cri.default
+    return first_foreign(cri, ours, tuple(names)) or cri.default
 
 
 def _handler(base: Data, binary: str, decision: Decision, runtime_type: str, current: Data) -> Data:
@@ -191,17 +192,22 @@ def _handler(base: Data, binary: str, decision: Decision, runtime_type: str, cur
     if annotations or current.get("container_annotations"):
         table["container_annotations"] = annotations
     table = {**table, "options": options}
-    return _without_stale(table, current, binary)
+    return without_stale(table, current, binary)
 
 
-def _without_stale(table: Data, current: Data, binary: str) -> Data:
+def without_stale(table: Data, current: Data, binary: str) -> Data:
     """What an earlier tool's handler of this name has besides is set to nothing: a drop-in cannot
     delete. A handler that runs our binary already may have been given more by the admin."""
     if all(value == binary for _, value in binaries(current)):
         return table
-    for path, value in _leaves(current):
+    return emptied(table, current)
+
+
+def emptied(table: Data, current: Data) -> Data:
+    """The table, and everything that the current one has besides set to nothing."""
+    for path, value in leaves(current):
         known = isinstance(value, bool | int | float | str | list)
-        if known and value and path[-1] not in _FILLED and get(table, path, table) is table:
+        if known and value and path[-1] not in FILLED and get(table, path, table) is table:
             table = apply(table, [Set(path, type(value)())])
     return table
 
@@ -211,7 +217,7 @@ def gaps(wanted: Wanted, cri: Cri) -> dict[Path, Any]:
     found: dict[Path, Any] = {}
     for name, table in wanted.handlers.items():
         current = cri.runtimes.get(name)
-        for path, value in _leaves(table):
+        for path, value in leaves(table):
             if current is None or not same(value, get(current, path)):
                 found[(*_RUNTIMES, name, *path)] = value
     if wanted.default is not None and cri.default != wanted.default:
@@ -221,10 +227,11 @@ def gaps(wanted: Wanted, cri: Cri) -> dict[Path, Any]:
     return found
 
 
-def _leaves(table: Data, above: Path = ()) -> Iterator[tuple[Path, Any]]:
+def leaves(table: Data, above: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Every value in a table and in those below it, with its path."""
     for key, value in table.items():
         if isinstance(value, dict) and value:
-            yield from _leaves(value, (*above, key))
+            yield from leaves(value, (*above, key))
         else:
             yield (*above, key), value
 

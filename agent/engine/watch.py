@@ -16,9 +16,12 @@ from agent.cdi import driver, generate
 from agent.engine import node as nodes
 from agent.engine import specs
 from agent.engine.context import Context
-from agent.engine.node import Node
+from agent.engine.crio import node as crio_nodes
+from agent.engine.crio.node import CrioNode
+from agent.engine.kinds import AnyNode
 from agent.errors import AgentError
-from agent.host.paths import HostPath, HostRoot
+from agent.host import files
+from agent.host.paths import HostPath, HostRoot, is_below
 from agent.observe import config, process
 from agent.observe.process import Process
 from agent.runtimes.containerd import import_pattern
@@ -31,21 +34,34 @@ _PROGRAMS = (
 )
 
 
-def watched(ctx: Context, node: Node | None) -> tuple[str, ...]:
+def watched(ctx: Context, node: AnyNode | None) -> tuple[str, ...]:
     """The watch list; `node` None where none could be read."""
     files = _of_node(ctx, node) if node is not None else _of_settings(ctx)
     return tuple(dict.fromkeys((*files, *_published(ctx), *_programs(ctx), *_cdi(ctx, node))))
 
 
-def _of_node(ctx: Context, node: Node) -> Iterator[str]:
+def _of_node(ctx: Context, node: AnyNode) -> Iterator[str]:
     yield from _path(ctx.host, node.runtime.socket.host)
     yield from _drop_in(node.drop_in)
+    if isinstance(node, CrioNode):
+        yield from _of_crio(ctx.host, node)
+        return
     for file in node.files:
         yield from _path(ctx.host, file.name)
         for pattern in file.data.get("imports", []):
             absolute = import_pattern(node.gen, file.name, pattern)
             if absolute is not None and "*" in absolute:
                 yield from _path(ctx.host, _fixed_part(absolute))
+
+
+def _of_crio(host: HostRoot, node: CrioNode) -> Iterator[str]:
+    """Every directory with drop-ins is one whose time counts: any name in it does."""
+    yield node.hook.agent
+    yield from _path(host, node.directory)
+    for file in node.files:
+        yield from _path(host, file.name)
+        if is_below(file.name, node.directory):
+            yield from _path(host, os.path.dirname(file.name))
 
 
 def _fixed_part(pattern: str) -> str:
@@ -67,7 +83,7 @@ def _of_settings(ctx: Context) -> Iterator[str]:
             yield host.agent_path(host.name(path))
             continue
         yield socket.agent
-        yield from _of_process(ctx, _running(host, socket, kind))
+        yield from _of_process(ctx, _running(host, socket, kind), kind)
 
 
 def _running(host: HostRoot, socket: HostPath, kind: str) -> Process | None:
@@ -77,16 +93,23 @@ def _running(host: HostRoot, socket: HostPath, kind: str) -> Process | None:
         return None
 
 
-def _of_process(ctx: Context, running: Process | None) -> Iterator[str]:
+def _of_process(ctx: Context, running: Process | None, kind: str) -> Iterator[str]:
     """The files of a runtime whose configuration may be the trouble."""
     try:
+        if kind == "crio":
+            root, directory = crio_nodes.places(ctx.settings, ctx.host, running)
+            yield from _path(ctx.host, root)
+            yield from _path(ctx.host, directory)
+            for file in files.names(ctx.host.resolve(directory).agent):
+                yield from _path(ctx.host, os.path.join(directory, file))
+            return
         root = nodes.root_name(ctx.settings, ctx.host, running)
         yield from _path(ctx.host, root)
         yield from _drop_in(nodes.drop_in(ctx.settings, ctx.host, root))
         for pattern in config.load_file(ctx.host, root).data.get("imports", []):
             absolute = os.path.normpath(os.path.join(os.path.dirname(root), pattern))
             yield from _path(ctx.host, _fixed_part(absolute))
-    except AgentError:
+    except (AgentError, OSError):
         return
 
 
@@ -118,7 +141,7 @@ def _programs(ctx: Context) -> Iterator[str]:
             yield from _path(host, os.path.join(directory, name))
 
 
-def _cdi(ctx: Context, node: Node | None) -> Iterator[str]:
+def _cdi(ctx: Context, node: AnyNode | None) -> Iterator[str]:
     """The driver, and the CDI spec that is made from it."""
     settings = ctx.settings
     if not settings.cdi_enabled or settings.cdi_output_dir is None:

@@ -153,6 +153,67 @@ def write(path: str, state: FileState, temporary: str | None = None) -> None:
         os.fsync(directory)
 
 
+def place(path: str, state: FileState, *, fresh: bool, transient: str, outside: str) -> None:
+    """The same in a directory whose reader takes every name in it: no name there ever shows
+    anything but whole, final bytes. Raises OSError, or Refused where there is no way.
+
+    `fresh`: there must be no such file yet. One that is replaced has its new bytes under the name
+    `transient` for a moment. `outside`: a path on the same file system for what is not finished,
+    used where the file system knows no files without a name.
+    """
+    above, base = os.path.split(path)
+    with safe.directory_to_change(above) as directory:
+        fd = _nameless(directory)
+        if fd is None:
+            _bring_in(directory, base, state, fresh=fresh, outside=outside)
+        else:
+            try:
+                _fill(fd, state)
+                _name(fd, directory, base, None if fresh else transient)
+            finally:
+                os.close(fd)
+        os.fsync(directory)
+
+
+def _nameless(directory: int) -> int | None:
+    try:
+        return os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
+            raise
+        return None
+
+
+def _name(fd: int, directory: int, base: str, transient: str | None) -> None:
+    source = f"/proc/self/fd/{fd}"
+    os.link(source, transient or base, dst_dir_fd=directory, follow_symlinks=True)
+    if transient is not None:
+        try:
+            os.rename(transient, base, src_dir_fd=directory, dst_dir_fd=directory)
+        except BaseException:
+            _unlink(directory, transient)
+            raise
+
+
+def _bring_in(directory: int, base: str, state: FileState, *, fresh: bool, outside: str) -> None:
+    above, name = os.path.split(outside)
+    with safe.directory_to_change(above) as other:
+        _unlink(other, name)
+        _stage(other, name, state)
+        try:
+            move = os.link if fresh else os.rename  # a link takes nobody's place
+            move(name, base, src_dir_fd=other, dst_dir_fd=directory)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            raise Refused(
+                f"cannot write {base} in one step: its file system has no files without a name, "
+                f"and {above} is on another mount; mount {above} as a whole"
+            ) from error
+        finally:
+            _unlink(other, name)
+
+
 def stage(path: str, state: FileState, name: str | None = None) -> str:
     """Write `state` durably beside `path` without giving it that name; returns where it is."""
     above, base = os.path.split(path)
@@ -227,10 +288,10 @@ def remove(path: str) -> None:
 
 
 def move(old: str, new: str) -> None:
-    """Give a file another name in its directory, durably. Raises OSError."""
-    above, base = os.path.split(old)
-    with safe.directory_to_change(above) as directory:
-        os.rename(base, os.path.basename(new), src_dir_fd=directory, dst_dir_fd=directory)
+    """Give a file another name on its file system, durably. Raises OSError."""
+    (above, base), (below, name) = os.path.split(old), os.path.split(new)
+    with safe.directory_to_change(above) as source, safe.directory_to_change(below) as directory:
+        os.rename(base, name, src_dir_fd=source, dst_dir_fd=directory)
         os.fsync(directory)
 
 

@@ -76,7 +76,22 @@ def config_dump(
     `-c` has to come before the sub-command.
     """
     words = ["-c", config, "config", "dump"] if config else ["config", "default"]
-    done = run(host, [executable, *words], descriptors=descriptors)
+    return _dump(host, [executable, *words], descriptors)
+
+
+def crio_config(
+    host: HostRoot, executable: str, config: str | None, directory: str,
+    descriptors: Sequence[int] = (),
+) -> Dump:  # fmt: skip
+    """`crio -c FILE -d DIRECTORY config`: all that is not as by default. Without a root file an
+    empty one stands in: one that is named has to exist."""
+    words = ["-c", config or os.devnull, "-d", directory, "config"]
+    return _dump(host, [executable, *words], descriptors)
+
+
+def _dump(host: HostRoot, argv: Sequence[str], descriptors: Sequence[int]) -> Dump:
+    executable = argv[0]
+    done = run(host, argv, descriptors=descriptors)
     if done.code is None:
         return Dump(None, f"{executable}: {done.error}")
     if done.code != 0:

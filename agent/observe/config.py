@@ -71,15 +71,20 @@ def load_file(
     host: HostRoot, name: str, overlay: Overlay = _NO_OVERLAY, parse: Parse = tomledit.parse
 ) -> ConfigFile:
     """One file by its name on the host; missing is not an error here."""
+    file = checked_file(host, name, overlay, parse)
+    check_shape(file)
+    return file
+
+
+def checked_file(host: HostRoot, name: str, overlay: Overlay, parse: Parse) -> ConfigFile:
+    """A file of any runtime, parsed, and nobody's but root's. Raises Refused."""
     path = host.resolve(name)
     _refuse_writable(path)
     state = overlay[path.host] if path.host in overlay else files.read(path.agent, path.host)
     if state is not None and (why := files.distrust(state)):
         raise Refused(f"cannot use {path}: it {why}")
     data = {} if state is None else parse(state.data, path.host)
-    file = ConfigFile(name, path, state, data)
-    check_shape(file)
-    return file
+    return ConfigFile(name, path, state, data)
 
 
 def _refuse_writable(path: HostPath) -> None:

@@ -32,13 +32,15 @@ class Unimplemented(Unreachable):
 @dataclass(frozen=True, slots=True)
 class Answer:
     """Version and Status of one moment. `config` is the parsed `info["config"]`, None where the
-    runtime did not send it; `handlers` is empty where the runtime does not list them (1.x)."""
+    runtime did not send it; `handlers` is empty where the runtime does not list them (1.x).
+    `dump` is CRI-O's effective configuration, where it was asked for."""
 
     name: str
     version: str
     ready: bool
     config: Mapping[str, Any] | None
     handlers: tuple[str, ...]
+    dump: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ import re
 import socket
 import stat
 import struct
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 from agent.data import dataclass
 from agent.errors import Unreachable, reason
@@ -142,12 +143,32 @@ def is_kind(process: Process, kind: str) -> bool:
 
 def config_argument(words: tuple[str, ...]) -> str | None:
     """The value of -c or --config on a runtime's command line; the last one wins (observed)."""
+    return _value(words, ("-c", "--c", "-config", "--config"))
+
+
+def drop_in_directory(process: Process) -> str | None:
+    """The value of -d or --config-dir on a CRI-O's command line, absolute where it can be told."""
+    found = _value(process.command, ("-d", "--d", "-config-dir", "--config-dir"))
+    if found is None or found.startswith("/"):
+        return found
+    with contextlib.suppress(OSError):
+        found = os.path.join(os.readlink(f"{process.proc}/{process.pid}/cwd"), found)
+    return os.path.normpath(found)
+
+
+def _value(words: tuple[str, ...], flags: tuple[str, ...]) -> str | None:
     found = None
     for word, following in zip(words[1:], (*words[2:], None), strict=False):
         flag, equals, value = word.partition("=")
-        if flag in ("-c", "--c", "-config", "--config"):
+        if flag in flags:
             found = value if equals else following or found
     return found
+
+
+def started(process: Process, clock: Callable[[], float] = time.time) -> float:
+    """When it started, in seconds since the epoch, as far as the clock has not been set since."""
+    running = time.clock_gettime(time.CLOCK_BOOTTIME) - process.start / os.sysconf("SC_CLK_TCK")
+    return clock() - running
 
 
 def unit_of(cgroup: str) -> str | None:

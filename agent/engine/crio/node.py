@@ -1,0 +1,133 @@
+"""A CRI-O node: what the running process loads, and where what we write has to go.
+
+Invariant: reads only. The process behind the socket says which files count; an option that
+disagrees with it is refused where we would write by it, and otherwise has no say.
+"""
+
+from __future__ import annotations
+
+import os
+
+from agent import tomledit
+from agent.data import dataclass
+from agent.engine import node as nodes
+from agent.engine.node import Runtime
+from agent.errors import Refused
+from agent.host.paths import HostPath, HostRoot, is_below
+from agent.observe import crio_files, process
+from agent.observe.config import Overlay, Parse
+from agent.observe.process import Process
+from agent.runtimes import crio
+from agent.runtimes.containerd import ConfigFile
+from agent.runtimes.crio import Rules
+from agent.runtimes.merge import Cri
+from agent.runtimes.versions import parse_version
+from agent.settings import Settings
+from agent.tomledit import Data
+
+_OURS = "99-nvidia.conf"
+
+
+@dataclass(frozen=True, slots=True)
+class CrioNode:
+    """A CRI-O with its configuration. `files` starts with the root file, there or not; `directory`
+    is the name of that with the drop-ins; `hook` is the file of the OCI hook, `hooks_read` where
+    the running process looks for hooks and `hooks_later` where the next one will."""
+
+    runtime: Runtime
+    rules: Rules
+    files: tuple[ConfigFile, ...]
+    executable: str | None
+    directory: str
+    drop_in: HostPath
+    hook: HostPath
+    hooks_read: tuple[str, ...]
+    hooks_later: tuple[str, ...]
+
+    @property
+    def root(self) -> ConfigFile:
+        """The root file."""
+        return self.files[0]
+
+    def load(self, host: HostRoot, overlay: Overlay | None = None) -> tuple[ConfigFile, ...]:
+        """The files as they are by now, or will be. Raises Refused."""
+        return crio_files.load(host, self.root.name, self.directory, overlay)
+
+    def effective(self, files: tuple[ConfigFile, ...]) -> Cri:
+        """What CRI-O makes of these files at its next start."""
+        return crio.effective(self.rules, files)
+
+
+def shown(runtime: Runtime) -> Data | None:
+    """What the running CRI-O says of its own settings."""
+    return crio.shown(runtime.answer.config, runtime.answer.dump)
+
+
+def look(
+    settings: Settings, host: HostRoot, runtime: Runtime, parse: Parse = tomledit.parse
+) -> CrioNode:
+    """The node of a CRI-O that was found. Raises Refused."""
+    version = parse_version(runtime.version)
+    if version is None:
+        raise Refused(f"cannot work with CRI-O {runtime.version!r}: it is no version number")
+    root, directory = places(settings, host, runtime.process)
+    files = crio_files.load(host, root, directory, parse=parse)
+    said = shown(runtime)
+    later = crio.hooks_dirs(files)
+    read = (said or {}).get("hooks_dir")
+    return CrioNode(
+        runtime=runtime,
+        rules=crio.rules(version, files, said),
+        files=files,
+        executable=nodes.executable(settings, host, runtime.process),
+        directory=directory,
+        drop_in=drop_in(settings, host, directory),
+        hook=hook_file(settings, host, (*(read or ()), *later)),
+        hooks_read=tuple(map(str, read)) if isinstance(read, list) else later,
+        hooks_later=later,
+    )
+
+
+def places(settings: Settings, host: HostRoot, running: Process | None) -> tuple[str, str]:
+    """Host names of the root file and of the drop-in directory: as the process was started.
+
+    `--config` counts only where no process can be seen and there is such a file: gpu-operator names
+    one that CRI-O never reads, and we do not write to it.
+    """
+    if running is not None:
+        directory = process.drop_in_directory(running) or crio_files.DIRECTORY
+        return (
+            host.seen_by_host(running.config or crio_files.ROOT),
+            host.seen_by_host(directory),
+        )
+    asked = host.name(settings.config) if settings.config else None
+    there = asked is not None and os.path.isfile(host.agent_path(asked))
+    return (asked if asked and there else crio_files.ROOT), crio_files.DIRECTORY
+
+
+def drop_in(settings: Settings, host: HostRoot, directory: str) -> HostPath:
+    """Our drop-in: as asked for, else 99-nvidia.conf. Raises Refused where CRI-O sees no such."""
+    if not settings.drop_in_config and not settings.drop_in_config_host_path:
+        return host.resolve(os.path.join(directory, _OURS))
+    found = nodes.given_drop_in(settings, host)
+    real = host.resolve(directory)
+    if found.host == real.host or not is_below(found.host, real.host):
+        raise Refused(
+            f"cannot use {found} as drop-in: the running CRI-O takes drop-ins from {directory}; "
+            "give a file in there, or leave --drop-in-config out"
+        )
+    return found
+
+
+def hook_file(settings: Settings, host: HostRoot, read: tuple[str, ...]) -> HostPath:
+    """The file of the OCI hook: in the directory that was asked for, or where CRI-O looks if it
+    does not look in the usual one."""
+    name = host.name(settings.crio_hooks_dir)
+    if settings.origins["crio_hooks_dir"] == "default" and read:
+        wanted = host.resolve(name).host
+        if wanted not in [host.resolve(os.path.normpath(item)).host for item in read]:
+            name = os.path.normpath(read[-1])
+    above = host.resolve(name)
+    join = os.path.join
+    file = settings.crio_hook_filename
+    return HostPath(join(above.agent, file), join(above.host, file))

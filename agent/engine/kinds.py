@@ -1,0 +1,144 @@
+"""What differs between containerd and CRI-O, behind one function each.
+
+Invariant: the engine (propose, converge, change, recover, revert) knows no runtime by name;
+whatever depends on the kind of runtime is decided here, by the node that it is given.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from agent import tomledit
+from agent.data import dataclass
+from agent.decide import Decision
+from agent.engine import guard, plan, preflight
+from agent.engine import node as nodes
+from agent.engine import wanted as wishes
+from agent.engine.crio import check as crio_check
+from agent.engine.crio import node as crio_nodes
+from agent.engine.crio import plan as crio_plan
+from agent.engine.crio import wanted as crio_wishes
+from agent.engine.crio.node import CrioNode
+from agent.engine.node import Node, Runtime
+from agent.engine.overlay import Scene
+from agent.engine.plan import Edits
+from agent.engine.preflight import Candidate, Preflight
+from agent.engine.state import Memory, Store
+from agent.engine.wanted import Binary, Wanted
+from agent.errors import Refused
+from agent.host.paths import HostRoot
+from agent.observe import config, crio
+from agent.observe.config import Overlay, Parse
+from agent.observe.cri import Answer
+from agent.runtimes import crio as crio_rules
+from agent.runtimes import merge
+from agent.runtimes.containerd import ConfigFile
+from agent.runtimes.merge import Cri
+from agent.settings import Settings
+
+AnyNode: TypeAlias = Node | CrioNode
+Files = tuple[ConfigFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What edits are made from, besides the node."""
+
+    settings: Settings
+    store: Store
+    memory: Memory
+    decision: Decision
+    available: tuple[Binary, ...]
+
+
+def look(
+    settings: Settings, host: HostRoot, runtime: Runtime, parse: Parse = tomledit.parse
+) -> AnyNode:
+    """Configuration and executable of a runtime that was found. Raises Refused."""
+    if runtime.kind == "crio":
+        return crio_nodes.look(settings, host, runtime, parse)
+    return nodes.with_config(settings, host, runtime, parse)
+
+
+def load(node: AnyNode, host: HostRoot, overlay: Overlay | None = None) -> Files:
+    """The node's files as they are by now; `overlay` as in `config.load`. Raises Refused."""
+    if isinstance(node, CrioNode):
+        return node.load(host, overlay)
+    return config.load(host, node.gen, node.root.name, overlay or {})
+
+
+def refuse_changed(node: AnyNode, host: HostRoot) -> None:
+    """See that the runtime's files are still those that were looked at, one that came or went
+    included: what was planned and checked was the whole. Raises Refused."""
+    was = {file.name: file.state and file.state.digest for file in node.files}
+    now = {file.name: file.state and file.state.digest for file in load(node, host)}
+    for name in (*was, *now):
+        if name not in was or name not in now or was[name] != now[name]:
+            raise Refused(
+                f"cannot write: somebody changed {name} in the meantime; nothing was changed; "
+                "try again"
+            )
+
+
+def effective(node: AnyNode, files: Files) -> Cri:
+    """What the runtime makes of these files at its next start."""
+    if isinstance(node, CrioNode):
+        return node.effective(files)
+    return merge.effective(node.gen, files)
+
+
+def edits(node: AnyNode, host: HostRoot, wish: Wish) -> tuple[Edits, tuple[str, ...]]:
+    """What has to be written, and warnings. Raises Refused."""
+    settings, memory, available = wish.settings, wish.memory, wish.available
+    if isinstance(node, CrioNode):
+        scene = crio_plan.Scene(host, settings, wish.store, node, memory, wish.decision, available)
+        found = crio_plan.edits(scene)
+        return found, crio_plan.warnings(scene, found)
+
+    def want(cri: Cri) -> Wanted:
+        return wishes.want(
+            cri, wish.decision, available, settings.runtime_name, memory.default,
+            settings.runtime_type,
+        )  # fmt: skip
+
+    return plan.edits(Scene(host, node.gen, node.files, node.drop_in, memory, want)), ()
+
+
+def unproven(wanted: Wanted, answer: Answer) -> list[str]:
+    """What the running runtime lacks, in words; empty where it is as wanted."""
+    if answer.name == crio.NAME:
+        return crio_wishes.unproven(wanted, answer)
+    return wishes.unproven(wanted, answer)
+
+
+def check(host: HostRoot, node: AnyNode, candidate: Candidate) -> Preflight:
+    """What the runtime's own executable makes of the files as they will be. Raises Refused."""
+    if isinstance(node, CrioNode):
+        return crio_check.check(host, node, candidate)
+    return preflight.check(host, node, candidate)
+
+
+def deadly(node: AnyNode, host: HostRoot, files: Files) -> guard.Deadly | None:
+    """What the runtime would die of at a start on these files."""
+    return None if isinstance(node, CrioNode) else guard.deadly(host, node.gen, files)
+
+
+def shown(answer: Answer) -> tuple[str | None, tuple[str, ...]]:
+    """The default runtime and the handlers that the runtime shows; None and none where it does
+    not say."""
+    if answer.name == crio.NAME:
+        said = crio_rules.shown(answer.config, answer.dump) or {}
+        default, tables = said.get("default_runtime"), said.get("runtimes")
+    else:
+        containerd = (answer.config or {}).get("containerd")
+        below = containerd if isinstance(containerd, dict) else {}
+        default, tables = below.get("defaultRuntimeName"), below.get("runtimes")
+    listed = tuple(name for name in answer.handlers if name)
+    names = tuple(sorted(tables)) if isinstance(tables, dict) and tables else listed
+    return (default if isinstance(default, str) else None), names
+
+
+def needs_restart(node: AnyNode, changed: tuple[str, ...]) -> bool:
+    """Does the runtime see a change of these files (host paths) only at its next start? CRI-O
+    looks at its hooks all the time."""
+    return not isinstance(node, CrioNode) or any(name != node.hook.host for name in changed)

@@ -1,0 +1,79 @@
+"""A CRI-O that shows what it has only reloaded.
+
+On SIGHUP CRI-O shows new handlers at once, in its Status and in its configuration, and pods still
+get the old ones, in every version (observed on 1.37, read in 1.24 to 1.36). What it shows counts
+for nothing where the file that says it may be younger than the process.
+
+Invariant: reads only, but for `remember`. A process that we have seen proven, or that was started
+after our last word on the file, is believed; so is one where nothing can be told. No doubt comes
+back after a restart of ours, whatever the clocks say.
+"""
+
+from __future__ import annotations
+
+import os
+
+from agent.data import replace
+from agent.engine import change
+from agent.engine.context import Context
+from agent.engine.crio.node import CrioNode
+from agent.engine.kinds import AnyNode
+from agent.engine.node import Endpoint
+from agent.engine.plan import Edits
+from agent.engine.state import Memory
+from agent.errors import Unreachable
+from agent.observe import process
+from agent.runtimes import crio
+from agent.runtimes.containerd import ConfigFile
+
+_SLACK = 0.1  # seconds; both clocks are coarse, and a process does not read its files at once
+
+
+def gaps(ctx: Context, node: AnyNode, edits: Edits, memory: Memory) -> tuple[str, ...]:
+    """What makes a restart necessary although all that is shown is right."""
+    running = node.runtime.process
+    if not isinstance(node, CrioNode) or running is None:
+        return ()
+    if memory.proven == (ctx.boot_id, *running.identity):
+        return ()
+    wanted = edits.wanted
+    keys = [(*crio.RUNTIMES, name, "runtime_path") for name in wanted.handlers]
+    keys += [crio.DEFAULT] if wanted.default is not None else []
+    began = process.started(running, ctx.wall)
+    for key in keys:
+        now, then = crio.owner(node.files, key), crio.owner(edits.files, key)
+        if then is None or _is_proven(memory, then):
+            continue
+        if now is None:
+            return ("CRI-O shows what no file says, and may only have reloaded it",)
+        if _changed(now) > began + _SLACK:
+            return (
+                f"{now.path} was changed after CRI-O was started: it may only have reloaded it",
+            )
+    return ()
+
+
+def _is_proven(memory: Memory, file: ConfigFile) -> bool:
+    """Is this what we wrote last? It was committed with a proof, whatever became of it since."""
+    known = memory.files.get(file.path.host)
+    return bool(known and file.state and known.written == file.state.digest)
+
+
+def _changed(file: ConfigFile) -> float:
+    try:
+        return os.lstat(file.path.agent).st_ctime
+    except OSError:
+        return 0.0
+
+
+def remember(ctx: Context, endpoint: Endpoint) -> None:
+    """The process that was proven just now is believed from here on."""
+    if endpoint.kind != "crio":
+        return
+    try:
+        identity = ctx.identity(endpoint)
+    except Unreachable:
+        return
+    if identity is not None:
+        proven = (ctx.boot_id, *identity)
+        change.tidy(ctx, lambda: ctx.store.remember(replace(ctx.store.memory(), proven=proven)))

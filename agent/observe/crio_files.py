@@ -1,0 +1,87 @@
+"""The configuration files that CRI-O loads, in its order.
+
+Invariant: what is read is what lies on disk. The root file comes first, then every file in the
+drop-in directory and in those below it, whatever its name, in the order of Go's filepath.Walk.
+Everything that would keep CRI-O from starting is refused here, and so is a file that others than
+root can change.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from agent import tomledit
+from agent.errors import Refused, reason
+from agent.host import files
+from agent.host.paths import HostRoot
+from agent.observe.config import Overlay, Parse, checked_file
+from agent.runtimes.containerd import ConfigFile
+from agent.runtimes.crio import check_shape
+
+ROOT = "/etc/crio/crio.conf"
+DIRECTORY = "/etc/crio/crio.conf.d"
+_MAX_FILES = 500
+
+
+def load(
+    host: HostRoot, root: str, directory: str, overlay: Overlay | None = None,
+    parse: Parse = tomledit.parse,
+) -> tuple[ConfigFile, ...]:  # fmt: skip
+    """The root file, there or not, and all drop-ins.
+
+    `root` and `directory` are names on the host, `overlay` maps host paths to states that they are
+    going to have. Raises Refused for what cannot be read, parsed or trusted.
+    """
+    overlay = overlay or {}
+    loaded = [load_file(host, root, overlay, parse)]
+    for name in _walk(host, directory, overlay):
+        file = load_file(host, name, overlay, parse)
+        if file.state is not None:
+            loaded.append(file)
+        if len(loaded) > _MAX_FILES:
+            raise Refused(f"cannot use {directory}: it has more than {_MAX_FILES} files")
+    return tuple(loaded)
+
+
+def load_file(
+    host: HostRoot, name: str, overlay: Overlay, parse: Parse = tomledit.parse
+) -> ConfigFile:
+    """One file by its name on the host; missing is not an error here."""
+    file = checked_file(host, name, overlay, parse)
+    check_shape(file)
+    return file
+
+
+def _walk(host: HostRoot, directory: str, overlay: Overlay) -> list[str]:
+    """Names of all files below a directory. A link to a directory is not followed: CRI-O would
+    take it for a file and not start."""
+    path = host.resolve(directory)
+    try:
+        entries = set(files.names(path.agent))
+    except (FileNotFoundError, NotADirectoryError):
+        entries = set()
+    except OSError as error:
+        raise Refused(f"cannot read the directory {directory}: {reason(error)}") from error
+    inside = path.host.rstrip("/") + "/"
+    for name, state in overlay.items():
+        first, slash, _ = name.removeprefix(inside).partition("/")
+        if name.startswith(inside) and state is not None:
+            entries.add(first)
+        elif name.startswith(inside) and not slash:
+            entries.discard(first)
+    found: list[str] = []
+    for entry in sorted(entries, key=os.fsencode):
+        below = os.path.join(directory, entry)
+        if _is_directory(os.path.join(path.agent, entry), inside + entry, overlay):
+            found += _walk(host, below, overlay)
+        else:
+            found.append(below)
+    return found
+
+
+def _is_directory(agent: str, host: str, overlay: Overlay) -> bool:
+    try:
+        return stat.S_ISDIR(os.lstat(agent).st_mode)
+    except OSError:
+        return any(name.startswith(host + "/") for name in overlay)
