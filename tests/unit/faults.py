@@ -26,11 +26,11 @@ from agent.host import files, safe
 # What a kernel can refuse. `path.exists` and its like answer False for an error: no failure.
 CALLS = (
     "open read write fsync fstat fchmod fchown close rename unlink mkdir rmdir listdir "
-    "getxattr setxattr"
+    "getxattr setxattr link"
 ).split()
 # What needs room on the disk.
 _ALLOCATING = frozenset({"write", "mkdir"})
-_CHANGING = frozenset({"write", "rename", "unlink", "mkdir", "rmdir", "fchmod", "fchown"})
+_CHANGING = frozenset({"link", "write", "rename", "unlink", "mkdir", "rmdir", "fchmod", "fchown"})
 _MODULES = (files, state, transaction, status)
 
 CODES = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EPERM)

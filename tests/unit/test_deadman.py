@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +20,9 @@ from agent.engine.node import Endpoint, Runtime
 from agent.engine.restart import Restart
 from agent.engine.state import Memory
 from agent.errors import RolledBack
-from agent.host.paths import HostRoot
+from agent.host import files
+from agent.host.files import FileState
+from agent.host.paths import HostPath, HostRoot
 from agent.observe import units
 from agent.observe.process import Process
 from agent.observe.units import RESTART_TIMEOUT, SystemdError, Timer, Unit
@@ -258,3 +262,34 @@ def test_restart_that_fails_keeps_it_until_all_is_back(node: ContainedNode) -> N
         node.carry_out(act)
     assert armed == [1, 1]
     assert node.systemd.timers == {}
+
+
+@pytest.mark.parametrize("reserved", [True, False])
+def test_fires_where_originals_wait_outside(
+    reserved: bool, node: ContainedNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside CRI-O's drop-ins nothing may lie: each is brought back in one step from outside, also
+    where only the host may write there."""
+    above, stage = str(node.etc.parent), files.stage
+    plain = node.changes
+    outside = HostPath(above, above)
+    monkeypatch.setattr(
+        node, "changes", lambda: tuple(replace(c, outside=outside) for c in plain())
+    )
+
+    def elsewhere(path: str, state: FileState, name: str | None = None) -> str:
+        if not reserved and os.path.dirname(path) == above:
+            raise OSError(errno.EROFS, "read-only")
+        return stage(path, state, name)
+
+    monkeypatch.setattr(files, "stage", elsewhere)
+    node.verdict = "dead"
+    timer = node.lost()
+    moves = [c.argv for c in timer.commands if c.argv[0].endswith("/mv")]
+    assert all(os.path.dirname(words[-2]) == above for words in moves[1:])
+    assert len(moves) > 1
+    node.systemd.run(timer)
+    assert node.tree() == node.loaded == OLD
+    assert node.modes() == {0o640}
+    assert recover.recover(node.context()).outcome == "undone"
+    assert node.strays() == []

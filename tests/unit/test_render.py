@@ -18,8 +18,8 @@ PATH = HostPath("/host/etc/containerd/config.toml", "/etc/containerd/config.toml
 
 def shown(before: str | None, after: str | None) -> str:
     """Return the diff of a file."""
-    states = [None if text is None else FileState(text.encode()) for text in (before, after)]
-    return render.diff(Change(PATH, *states))
+    old, new = (None if text is None else FileState(text.encode()) for text in (before, after))
+    return render.diff(Change(PATH, old, new))
 
 
 # Each holds SECRET, in a place where containerd takes one, in a spelling that TOML allows.

@@ -98,6 +98,8 @@ def good(flag: str) -> str:
         return "example.com/"
     if flag == "--cdi-kind":
         return "example.com/gpu"
+    if flag == "--hook-filename":
+        return "hook.json"
     return option.choices[0] if option.choices else GOOD[option.kind]
 
 
@@ -279,6 +281,8 @@ DEFAULTS = {
     "runtime_type": "io.containerd.runc.v2", "enable_cdi_in_runtime": None, "native_cdi": "auto",
     "mode": None, "annotation_prefixes": None, "device_list_strategy": None,
     "kubelet_version": None, "cdi_output_dir": "/var/run/cdi", "crio_config_mode": None,
+    "crio_hooks_dir": "/usr/share/containers/oci/hooks.d",
+    "crio_hook_filename": "oci-nvidia-hook.json",
     "toolkit_install_dir": "/usr/local/nvidia", "status_dir": "/run/nvidia/validations",
     "state_dir": "/var/lib/toolkit-agent", "proof_timeout": 60.0, "no_runtime_config": False,
     "no_daemon": False, "debug": False, "ignored": (),

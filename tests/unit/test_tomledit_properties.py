@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import tomledit
-from agent.engine.revert import _inverse
+from agent.engine.undoing import _inverse
 from agent.errors import Refused
 from agent.host.files import FileState
 from agent.tomledit import Append, Op, Path, Set, Unset

@@ -1,0 +1,259 @@
+"""What CRI-O makes of its files, and what it shows of itself: pure, by tables."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.decide import Question, decide
+from agent.engine.crio import wanted as wishes
+from agent.engine.node import _crio_evidence
+from agent.engine.wanted import Binary, Wanted
+from agent.errors import Refused
+from agent.host.files import FileState
+from agent.host.paths import HostPath
+from agent.observe.cri import Answer
+from agent.runtimes import crio
+from agent.runtimes.containerd import ConfigFile
+from agent.runtimes.crio import check_shape, effective, merged, owner, rules, shown
+from agent.runtimes.merge import Cri
+
+CAPTURE = Path(__file__).resolve().parents[1] / "data/captures/cri-o-1.37"
+STATUS = json.loads((CAPTURE / "status-info-config.json").read_text())
+DUMP = tomllib.loads((CAPTURE / "http-config.toml").read_text().partition("---stderr")[0])
+TODAY = rules((1, 37, 0))
+NATIVE = decide(Question(runtime="cri-o", version="1.37.0"))
+OFF = decide(Question(cdi=False, runtime="cri-o", version="1.37.0", crio_mode="config"))
+HOOK = decide(Question(cdi=False, runtime="cri-o", version="1.37.0"))
+BINARIES = (Binary("nvidia", "/t/nvidia-container-runtime"),)
+
+
+def file(text: str, name: str = "/etc/crio/crio.conf") -> ConfigFile:
+    """Return a file as it is read."""
+    return ConfigFile(name, HostPath(name, name), FileState(text.encode()), tomllib.loads(text))
+
+
+def files(*texts: str) -> tuple[ConfigFile, ...]:
+    """Return the root file and drop-ins."""
+    names = ["/etc/crio/crio.conf", *(f"/etc/crio/crio.conf.d/{n}" for n in range(1, len(texts)))]
+    return tuple(file(text, name) for text, name in zip(texts, names, strict=True))
+
+
+def cri(*texts: str) -> Cri:
+    """Return what is in force."""
+    return effective(TODAY, files(*texts))
+
+
+RUNC = '[crio.runtime.runtimes.runc]\nruntime_path = "/usr/bin/runc"\nruntime_root = "/run/runc"\n'
+DEFAULT = '[crio.runtime]\ndefault_runtime = "{}"\n'
+
+
+@pytest.mark.parametrize(
+    ("texts", "default"),
+    [
+        (("",), "crun"),
+        ((DEFAULT.format("runc") + RUNC,), "runc"),
+        ((DEFAULT.format("a"), DEFAULT.format("b")), "b"),
+        ((DEFAULT.format("a"), "", "[crio.image]\n"), "a"),
+        ((DEFAULT.format("a"), DEFAULT.format("")), "crun"),
+    ],
+)
+def test_default(texts: tuple[str, ...], default: str) -> None:
+    """The last file that says one; none is the built-in."""
+    assert cri(*texts).default == default
+
+
+@pytest.mark.parametrize(
+    ("version", "default"),
+    [("1.23.5", "runc"), ("1.30.14", "runc"), ("1.31.0", "crun"), ("1.37.0", "crun")],
+)
+def test_built_in_default(version: str, default: str) -> None:
+    """CRI-O changed it in 1.31."""
+    numbers = tuple(int(n) for n in version.split("."))
+    found = rules((numbers[0], numbers[1], numbers[2]))
+    assert found.default == default
+    assert effective(found, files("")).table(default)["runtime_root"] == f"/run/{default}"
+
+
+def test_handlers_of_all_files_are_there() -> None:
+    """A map is merged by its keys, an array is replaced."""
+    one = RUNC + 'allowed_annotations = ["a", "b"]\n'
+    two = '[crio.runtime.runtimes.runc]\nallowed_annotations = ["c"]\n'
+    other = '[crio.runtime.runtimes.kata]\nruntime_type = "vm"\n'
+    for by_key in (False, True):
+        found = effective(replace(TODAY, by_key=by_key), files(one, other, two))
+        assert set(found.runtimes) == {"runc", "kata", "crun"}
+        assert found.table("runc")["allowed_annotations"] == ["c"]
+        assert ("runtime_path" in found.table("runc")) is by_key
+
+
+def test_running_daemon_shows_whether_keys_are_kept() -> None:
+    """Which of the two its decoder does cannot be read anywhere."""
+    texts = files(RUNC, '[crio.runtime.runtimes.runc]\nmonitor_env = ["A=b"]\n')
+    kept = {"runtimes": {"runc": {"runtime_root": "/run/runc", "monitor_env": ["A=b"]}}}
+    lost = {"runtimes": {"runc": {"runtime_root": "", "monitor_env": ["A=b"]}}}
+    assert rules((1, 37, 0), texts, kept).by_key
+    assert not rules((1, 37, 0), texts, lost).by_key
+    assert not rules((1, 37, 0), texts, None).by_key
+    assert not rules((1, 37, 0), files(RUNC), kept).by_key
+
+
+def test_built_in_handler_is_the_daemons_own_word() -> None:
+    """What it fills in by itself is not copied: a copy would only go stale."""
+    found = rules((1, 37, 0), files(RUNC), shown(STATUS, None))
+    assert found.handler == {
+        "runtime_type": "oci",
+        "runtime_root": "/run/crun",
+        "allowed_annotations": ["io.containers.trace-syscall", "devices.crio.io"],
+        "monitor_env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+        "container_min_memory": "500KiB",
+    }
+
+
+def test_both_ways_of_asking_tell_the_same() -> None:
+    """Status (1.33 and later) and `GET /config`, both captured."""
+    status, dump = shown(STATUS, None), shown(None, DUMP)
+    assert status is not None
+    assert dump is not None
+    for key in ("default_runtime", "cdi_spec_dirs", "hooks_dir"):
+        assert status[key] == dump[key]
+    for name, table in dump["runtimes"].items():
+        for key, value in table.items():
+            assert status["runtimes"][name][key] == value
+    assert shown({"sandboxImage": "p"}, None) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "dump", "sources"),
+    [
+        (STATUS, None, [("cri-status", True)]),
+        ({"sandboxImage": "p"}, DUMP, [("cri-status", False), ("config-dump", True)]),
+        ({"sandboxImage": "p"}, {"crio": {"runtime": {}}}, [("cri-status", False),
+                                                            ("config-dump", False)]),
+        (None, None, [("cri-status", False)]),
+    ],
+)  # fmt: skip
+def test_evidence(config: Any, dump: Any, sources: list[tuple[str, bool]]) -> None:
+    """Best first; an effective configuration without directories knows no CDI."""
+    found = list(_crio_evidence(Answer("cri-o", "1.37.0", True, config, (), dump)))
+    assert [(item.source, item.seen) for item in found] == sources
+
+
+def test_owner_is_the_last_file_with_the_key() -> None:
+    """It is the one to be named."""
+    found = files(RUNC, DEFAULT.format("a"), RUNC)
+    assert owner(found, crio.DEFAULT) is found[1]
+    assert owner(found, (*crio.RUNTIMES, "runc")) is found[2]
+    assert owner(found, ("crio", "image")) is None
+    assert merged(found, by_key=False)["crio"]["runtime"]["default_runtime"] == "a"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "crio = 1",
+        "[crio]\nruntime = []",
+        "[crio.runtime]\nruntimes = 3",
+        "[crio.runtime]\ndefault_runtime = true",
+        "[crio.runtime]\nhooks_dir = [1]",
+        "[crio.runtime]\ncdi_spec_dirs = '/etc/cdi'",
+        "[crio.runtime.runtimes]\nrunc = 'runc'",
+        "[crio.runtime.runtimes.runc]\nruntime_path = []",
+    ],
+)
+def test_wrong_types_are_refused(text: str) -> None:
+    """CRI-O would not start on them."""
+    with pytest.raises(Refused, match=r"^cannot use /etc/crio/crio\.conf: crio.* is not a"):
+        check_shape(file(text))
+
+
+def want(decision: Any, *texts: str, remembered: str | None = None) -> Wanted:
+    """Return the wish on a node with these files."""
+    return wishes.want(cri(*texts), decision, BINARIES, "nvidia", remembered)
+
+
+def test_wish_inherits_all_but_what_is_the_handlers_own() -> None:
+    """From the default; a VM's runtime is no base."""
+    text = DEFAULT.format("site") + (
+        '[crio.runtime.runtimes.site]\nruntime_path = "/s"\nruntime_type = "pod"\n'
+        'inherit_default_runtime = true\nmonitor_path = "/m"\nruntime_config_path = "/c"\n'
+        'default_annotations = {a = "b"}\n'
+    )
+    assert want(NATIVE, text).handlers["nvidia"] == {
+        "runtime_path": "/t/nvidia-container-runtime",
+        "runtime_type": "oci",
+        "monitor_path": "/m",
+        "default_annotations": {"a": "b"},
+    }
+    kata = DEFAULT.format("kata") + '[crio.runtime.runtimes.kata]\nruntime_type = "vm"\n' + RUNC
+    assert want(NATIVE, kata).handlers["nvidia"]["runtime_root"] == "/run/runc"
+    assert want(NATIVE, kata).default is None
+
+
+def test_wish_for_the_default() -> None:
+    """Ours where the row says so; somebody's ours is taken back; a hook has no handlers."""
+    theirs = DEFAULT.format("nvidia") + (
+        '[crio.runtime.runtimes.nvidia]\nruntime_path = "/usr/bin/nvidia-container-runtime"\n'
+        "privileged_without_host_devices = true\n"
+    )
+    assert want(OFF, RUNC).default == "nvidia"
+    assert want(NATIVE, RUNC).default is None
+    assert want(NATIVE, theirs).default == "crun"
+    assert want(NATIVE, theirs + RUNC).default == "runc"
+    assert want(NATIVE, theirs + RUNC, remembered="crun").default == "crun"
+    assert want(NATIVE, theirs).handlers["nvidia"]["privileged_without_host_devices"] is False
+    assert want(HOOK, RUNC) == Wanted({})
+    with pytest.raises(Refused, match="default_runtime is none"):
+        want(NATIVE, DEFAULT.format("none"))
+
+
+def answer(handlers: tuple[str, ...] = (), **tables: Any) -> Answer:
+    """Return what a running CRI-O says, with the default `crun`."""
+    config = {"crio": {"DefaultRuntime": "crun", "Runtimes": {"crun": {}, **tables}}}
+    return Answer("cri-o", "1.37.0", True, config, handlers)
+
+
+TABLE = {"runtime_path": "/n", "runtime_type": "oci", "allowed_annotations": ["a", "b"],
+         "monitor_env": ["A=b"]}  # fmt: skip
+RUNNING = {"RuntimePath": "/n", "RuntimeType": "", "AllowedAnnotations": ["b", "a"],
+           "MonitorEnv": None}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said", "problems"),
+    [
+        (Wanted({"nvidia": TABLE}), answer(nvidia=RUNNING), []),
+        (Wanted({"nvidia": TABLE}), answer(), ["handler nvidia is missing"]),
+        (
+            Wanted({"nvidia": TABLE}),
+            answer(("", "crun"), nvidia=RUNNING),
+            ["handler nvidia is not listed"],
+        ),
+        (
+            Wanted({"nvidia": TABLE}),
+            answer(nvidia={**RUNNING, "RuntimePath": "/o"}),
+            ["handler nvidia: runtime_path is not as wanted"],
+        ),
+        (Wanted({}, "nvidia"), answer(), ["the default runtime is crun, not nvidia"]),
+        (Wanted({}, "crun"), answer(), []),
+        (
+            Wanted({}, absent=("nvidia",)),
+            answer(nvidia=RUNNING),
+            ["handler nvidia is still there"],
+        ),
+        (Wanted({}, absent=("nvidia",)), answer(("", "crun")), []),
+        (
+            Wanted({}),
+            Answer("cri-o", "1.30.0", True, {"sandboxImage": "p"}, ("crun",)),
+            ["it does not show its handlers"],
+        ),
+    ],
+)
+def test_unproven(wanted: Wanted, said: Answer, problems: list[str]) -> None:
+    """What is lacking, in words; what CRI-O rewrites by itself is not held against it."""
+    assert wishes.unproven(wanted, said) == problems
