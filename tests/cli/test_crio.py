@@ -366,3 +366,17 @@ def test_changing_ones_mind(node: CrioNode) -> None:
     shows(node.agent("revert", "-o", "json"), "Reverted")
     assert [*node.hooks.iterdir(), *node.drop_ins.iterdir()] == []
     assert node.answer().default == "crun"
+
+
+def test_setting_that_the_template_has_after_the_handlers(place: Path) -> None:
+    """Once handlers are shown, such a setting looks like one of the last handler's."""
+    with make(place) as node:
+        (node.drop_ins / "10-site.conf").write_text('[crio.runtime]\ntimezone = "Local"\n')
+        node.restart()
+        data = shows(node.agent("apply", "-o", "json"), "Outcome")
+        assert data["restarted"] is True
+        shown = tomllib.loads(node.crio("config").stdout)["crio"]["runtime"]
+        assert "timezone" not in shown
+        assert shown["runtimes"].keys() >= NAMES
+        assert node.agent("revert").returncode == 0
+        assert not NAMES & node.answer().runtimes.keys()

@@ -81,25 +81,47 @@ def effective_text(document: Table) -> str:
     return toml.dumps(printable(document))
 
 
+# What the template has after its table of handlers: printed, it lands in the last handler.
+_AFTER_HANDLERS = ("hostnetwork_disable_selinux", "disable_hostport_mapping", "timezone")
+
+
 def template_text(generation: Generation, document: Table) -> str:
-    """What `crio config` prints: everything, what is built in as comments."""
+    """What `crio config` prints: everything, what is built in as comments.
+
+    Handlers are one setting: all of them are comments where they are those that are built in, and
+    none otherwise (template.go of 1.24 to 1.36).
+    """
     built_in = printable(generation.defaults())["crio"]
+    shown = printable(document)["crio"]
+    handlers = shown["runtime"].pop("runtimes", {})
+    late = {k: shown["runtime"].pop(k) for k in _AFTER_HANDLERS if k in shown["runtime"]}
+    lines = ["# The CRI-O configuration file.", ""]
+    for name, table in shown.items():
+        known = built_in.get(name)
+        if not isinstance(table, dict):
+            continue
+        lines += [f"[crio.{name}]", *_settings(table, known if isinstance(known, dict) else {})]
+        if name != "runtime":
+            continue
+        same = handlers == built_in["runtime"].get("runtimes", {})
+        for label, handler in handlers.items():
+            whole = toml.dumps({"crio": {"runtime": {"runtimes": {label: handler}}}}).splitlines()
+            kept = [line for line in map(str.strip, whole) if line and not _is_above(line)]
+            lines += [f"# {line}" if same else line for line in kept]
+        lines += _settings(late, built_in["runtime"])
+    top = {key: value for key, value in shown.items() if not isinstance(value, dict)}
+    return "\n".join(["[crio]", *_settings(top, built_in), *lines]) + "\n"
+
+
+def _settings(table: Table, known: Table) -> list[str]:
+    """Lines of settings, as comments where they are built in."""
     lines: list[str] = []
-    table: Table = built_in
-    for line in effective_text(document).splitlines():
-        text = line.strip()
-        if text.startswith("["):
-            table = built_in
-            for part in text.strip("[]").split(".")[1:]:
-                found = table.get(part)
-                table = found if isinstance(found, dict) else {}
-            lines.append(text)
-        elif text:
-            key = text.partition(" = ")[0]
-            same = (
-                key in table and f"{key} = {toml.dumps({key: table[key]})}" == f"{key} = {text}\n"
-            )
-            lines += [f"# {text}" if same else text, ""]
-        else:
-            lines.append("")
-    return "# The CRI-O configuration file.\n\n" + "\n".join(lines) + "\n"
+    for key, value in table.items():
+        text = toml.dumps({key: value}).strip()
+        same = key in known and known[key] == value
+        lines += [*(f"# {line}" if same else line for line in text.splitlines()), ""]
+    return lines
+
+
+def _is_above(line: str) -> bool:
+    return line in ("[crio]", "[crio.runtime]", "[crio.runtime.runtimes]")

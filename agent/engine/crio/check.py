@@ -8,6 +8,7 @@ so that a difference in anything but our keys shows where our idea of its mergin
 from __future__ import annotations
 
 import os
+from collections.abc import Set
 from concurrent.futures import ThreadPoolExecutor
 
 from agent import tomledit
@@ -21,6 +22,9 @@ from agent.observe.command import Dump
 from agent.runtimes import crio
 from agent.runtimes.containerd import ConfigFile
 from agent.tomledit import Data, Op, Unset, get
+from agent.tomledit import Set as SetKey
+
+_AFTER_HANDLERS = frozenset({"hostnetwork_disable_selinux", "disable_hostport_mapping", "timezone"})
 
 
 def check(host: HostRoot, node: CrioNode, candidate: Candidate) -> Preflight:
@@ -52,7 +56,8 @@ def check(host: HostRoot, node: CrioNode, candidate: Candidate) -> Preflight:
         raise Refused(
             f"cannot apply: the runtime would not have the handler {missing}; nothing was changed"
         )
-    difference = first_difference(_strip(before.data, candidate), _strip(after.data, candidate))
+    both = {*(get(before.data, crio.RUNTIMES) or {})} & runtimes.keys() - {*candidate.ours}
+    difference = first_difference(_strip(before.data, both), _strip(after.data, both))
     if difference is not None:
         raise Refused(
             f"cannot apply: {tomledit.dotted(difference)} would change too, says the runtime's own "
@@ -80,6 +85,25 @@ def _as_it_will_be(
             os.close(fd)
 
 
-def _strip(data: Data, candidate: Candidate) -> Data:
-    ops: list[Op] = [Unset((*crio.RUNTIMES, name)) for name in candidate.ours]
-    return tomledit.without_empty(tomledit.apply(data, [*ops, Unset(crio.DEFAULT)]))
+def _strip(data: Data, handlers: Set[str]) -> Data:
+    """What must not differ: all settings, and those handlers.
+
+    What CRI-O shows is a template (template.go of 1.24 to 1.36). It leaves handlers out where they
+    are those that are built in, all or none; and settings of `crio.runtime` that it has after them
+    end up in the last one.
+    """
+    section = get(data, crio.RUNTIME) or {}
+    tables = get(data, crio.RUNTIMES) or {}
+    moved = {
+        key: value
+        for table in tables.values()
+        for key, value in table.items()
+        if key in _AFTER_HANDLERS
+    }
+    kept = {
+        name: {key: value for key, value in tables[name].items() if key not in _AFTER_HANDLERS}
+        for name in handlers
+    }
+    whole = {**section, **moved, "runtimes": kept}
+    ops: list[Op] = [SetKey(crio.RUNTIME, whole), Unset(crio.DEFAULT)]
+    return tomledit.without_empty(tomledit.apply(data, ops))
