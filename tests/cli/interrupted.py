@@ -38,6 +38,7 @@ class PlainNode(CliNode):
 
     VERSION = "2.1.9"
     dying: Mapping[str, object] | None = None
+    patience = 15  # seconds for a proof; a busy machine must not turn a verdict
 
     def __init__(self, directory: Path) -> None:
         self.cdi = directory / "cdi"
@@ -46,6 +47,9 @@ class PlainNode(CliNode):
     def text(self, directory: Path) -> str | None:
         """What the root file has besides the usual."""
         return None
+
+    def options(self) -> list[str]:
+        return [*super().options(), f"--proof-timeout={self.patience}"]
 
     def in_steps(
         self, command: str, fault: str = "0", *options: str, env: Mapping[str, str] | None = None
@@ -139,6 +143,7 @@ class DyingNode(PlainNode):
     """A node whose runtime dies of the new configuration: what is interrupted is also the undo."""
 
     dying = {"die_when": {"handler": "nvidia"}}  # noqa: RUF012 - nobody changes it
+    patience = 4  # it is waited for in vain
 
 
 class Case:
