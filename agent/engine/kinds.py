@@ -42,13 +42,15 @@ Files = tuple[ConfigFile, ...]
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What edits are made from, besides the node."""
+    """What edits are made from, besides the node. `hook_program`: the host path of the program
+    that an OCI hook would run, None where there is none."""
 
     settings: Settings
     store: Store
     memory: Memory
     decision: Decision
     available: tuple[Binary, ...]
+    hook_program: str | None = None
 
 
 def look(
@@ -91,7 +93,9 @@ def edits(node: AnyNode, host: HostRoot, wish: Wish) -> tuple[Edits, tuple[str, 
     """What has to be written, and warnings. Raises Refused."""
     settings, memory, available = wish.settings, wish.memory, wish.available
     if isinstance(node, CrioNode):
-        scene = crio_plan.Scene(host, settings, wish.store, node, memory, wish.decision, available)
+        scene = crio_plan.Scene(
+            host, settings, wish.store, node, memory, wish.decision, available, wish.hook_program
+        )
         found = crio_plan.edits(scene)
         return found, crio_plan.warnings(scene, found)
 
