@@ -220,7 +220,7 @@ def _is_suse(host: HostRoot) -> bool:
 
 
 def write(ctx: Context, proposed: Proposed | None) -> tuple[str, ...]:
-    """Bring the directory to what was proposed; gives host paths of what was written.
+    """Bring the directory to what was proposed; gives its host path if it was not.
 
     Raises the proposal's problem, or Refused where the disk does not play along; the directory is
     what it was then.
@@ -238,7 +238,7 @@ def write(ctx: Context, proposed: Proposed | None) -> tuple[str, ...]:
     except OSError as error:
         raise Refused(f"cannot install the toolkit in {directory}: {reason(error)}") from error
     ctx.log("toolkit installed", directory=directory.host, source=proposed.found.origin.place)
-    return tuple(f"{directory.host}/{name}" for name in (*different.write, *different.remove))
+    return (directory.host,)
 
 
 def installed(ctx: Context) -> str | None:

@@ -77,6 +77,11 @@ def _refuse_needed(ctx: Context, memory: Memory, keep_edits: bool) -> None:
     if used := in_use.toolkit_refusal(ctx.host, node.runtime, directory):
         raise used
     _, after = _files_after(ctx, node, memory, keep_edits) if memory.files else ((), node.files)
+    if (spec := specs.naming(ctx, _spec_dirs(ctx), directory)) is not None:
+        raise Refused(
+            f"cannot remove the toolkit: {spec} has hooks in {directory}, without which no "
+            "container with its devices would start; remove that file first"
+        )
     left = install.left(ctx)
     cri = kinds.effective(node, after)
     for name in cri.runtimes:

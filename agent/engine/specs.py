@@ -170,6 +170,16 @@ def _is_ours(agent: str) -> bool:
     return found is not None and emit.is_ours(found.data)
 
 
+def naming(ctx: Context, spec_dirs: tuple[str, ...], directory: str) -> HostPath | None:
+    """A spec of somebody else's that names anything in a directory (a host path)."""
+    word = f"{directory}/".encode()
+    for found in _directories(ctx, spec_dirs):
+        for path, data in foreign.entries(ctx.host, found):
+            if word in data and not emit.is_ours(data):
+                return path
+    return None
+
+
 def remove(ctx: Context, spec_dirs: tuple[str, ...]) -> tuple[str, ...]:
     """Take our spec away, wherever it may be; one that somebody else wrote stays.
 

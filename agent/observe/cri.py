@@ -108,7 +108,7 @@ def sandbox_info(path: str, name: str, pod: str, timeout: float = 10.0) -> str:
             answer = _call(name, lambda: stub.PodSandboxStatus(request, timeout=timeout))
         except _NotFound:
             return ""
-    return dict(answer.info).get("info", "")
+    return str(dict(answer.info).get("info", ""))
 
 
 @contextmanager

@@ -36,6 +36,8 @@ LAYERS = (
     ("agent.tomlwrite",),
     ("agent.settings",),
     ("agent.options", "agent.start"),
+    ("agent.toolkit_options",),
+    ("agent.option",),
     ("agent.errors", "agent.data", "agent"),
 )
 LEVEL = {name: len(LAYERS) - number for number, names in enumerate(LAYERS) for name in names}

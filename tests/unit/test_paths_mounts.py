@@ -152,6 +152,6 @@ def test_mountinfo_is_read_with_its_escapes() -> None:
         "37 35 0:5 /a\\040b /c\\011\\134040 rw - tmpfs tmpfs rw\n\nshort line\n"
     )
     assert parse_mountinfo(text) == (
-        Mount("/mnt2", "98:0", "/mnt1"),
-        Mount("/c\t\\040", "0:5", "/a b"),
+        Mount("/mnt2", "98:0", "/mnt1", "rw,noatime", "ext3"),
+        Mount("/c\t\\040", "0:5", "/a b", "rw", "tmpfs"),
     )
