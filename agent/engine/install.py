@@ -269,8 +269,8 @@ def watched(ctx: Context) -> tuple[str, ...]:
     """Agent paths of what is installed; without them the node is not as it should be."""
     try:
         live = programs.directory(ctx.settings, ctx.host).agent
+        known = tree.listed(live)
     except Refused:
         return ()
-    known = tree.listed(live)
     names = (*known.names, tree.LIST) if known else ()
     return (live, *(f"{live}/{name}" for name in names))

@@ -3,15 +3,18 @@
 Invariant: the directory is whole at any moment, old or new: a new one is built beside it and takes
 its place in one step. What an interrupted run leaves is removed, or put where it belongs, by the
 next one. A directory of somebody else's is kept beside it until `remove` puts it back. All paths
-are agent paths that were resolved; every function raises OSError.
+are agent paths that were resolved; every function raises OSError, or Refused for a list of ours
+that cannot be read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterator
 
+from agent.errors import Refused
 from agent.host import files, trees
 from agent.toolkit import tree
 from agent.toolkit.tree import LIST, Copy, Kept, Link, Listed, Text, Tree
@@ -31,8 +34,9 @@ def put(live: str, wanted: Tree) -> None:
         _build(new, live, wanted, kept)
         _take_place(new, live, kept, wanted)
     except Exception:
-        if os.path.isdir(new) and tree.listed(new) is not None:
-            _discard(new)
+        with contextlib.suppress(OSError, Refused):
+            if os.path.isdir(new) and tree.listed(new) is not None:
+                _discard(new, live)
         raise
 
 
@@ -41,7 +45,7 @@ def _build(new: str, live: str, wanted: Tree, kept: Listed) -> None:
     trees.make(new)
     _write_list(new, Listed())
     for name in files.names(live) if os.path.isdir(live) else ():
-        if tree.is_foreign(name, kept):
+        if tree.is_foreign(name, (*kept.names, *wanted)):
             trees.share_tree(f"{live}/{name}", f"{new}/{name}")
     copies: dict[str, Kept] = {}
     for name, entry in wanted.items():
@@ -100,13 +104,13 @@ def _one_by_one(new: str, live: str, kept: Listed, wanted: Tree) -> None:
         trees.share_tree(live, copy)
         _keep(copy, live)
     names = sorted(wanted, key=lambda name: _rank(name, wanted))
-    for name in (*names, LIST):
+    for name in names:
         files.make_directories(os.path.dirname(f"{live}/{name}"))
         files.move(f"{new}/{name}", f"{live}/{name}")
     for name in kept.names:
         if name not in wanted:
             files.remove(f"{live}/{name}")
-    _write_list(new, Listed())  # what is left of it is ours, and goes
+    _write_list(live, tree.listed(new) or Listed())
 
 
 def _rank(name: str, wanted: Tree) -> tuple[bool, bool, str]:
@@ -115,22 +119,28 @@ def _rank(name: str, wanted: Tree) -> tuple[bool, bool, str]:
 
 def _retire(old: str, live: str) -> None:
     """A directory that is in use no more: ours goes, another one is kept."""
+    files.sweep(old, (LIST,))  # of one that was hardly begun
     if tree.listed(old) is None and files.names(old):
         _keep(old, live)
     else:
-        _discard(old)
+        _discard(old, live)
 
 
 def _keep(old: str, live: str) -> None:
     before = os.path.join(os.path.dirname(live), BEFORE)
     if os.path.isdir(before):
-        _discard(before)
+        _discard(before, live)
     files.move(old, before)
 
 
-def _discard(path: str) -> None:
+def _discard(path: str, live: str) -> None:
+    """Remove a directory. If we are killed it is known for what it is: by our list, and by its name
+    when that has gone too."""
     if tree.listed(path) is None:
-        _write_list(path, Listed())  # so that it is known for what it is, if we are killed
+        _write_list(path, Listed())
+    if os.path.basename(path) == BEFORE:
+        old, path = path, trees.building(live)
+        files.move(old, path)
     trees.remove(path, LIST)
 
 
@@ -138,6 +148,9 @@ def tidy(live: str) -> None:
     """The end of what was interrupted."""
     for path in trees.unfinished(live):
         _retire(path, live)
+    before = os.path.join(os.path.dirname(live), BEFORE)
+    if os.path.isdir(before) and tree.listed(before) is not None:
+        _discard(before, live)  # it has been brought back
 
 
 def left(live: str) -> list[str]:
@@ -147,7 +160,7 @@ def left(live: str) -> list[str]:
         return files.names(before)
     if kept is None or not os.path.isdir(live):
         return []
-    return [name for name in files.names(live) if tree.is_foreign(name, kept)]
+    return [name for name in files.names(live) if tree.is_foreign(name, kept.names)]
 
 
 def remove(live: str) -> bool:
@@ -159,12 +172,12 @@ def remove(live: str) -> bool:
     before = os.path.join(os.path.dirname(live), BEFORE)
     if os.path.isdir(before):
         _bring_back(before, live)
-    elif any(tree.is_foreign(name, kept) for name in files.names(live)):
+    elif any(tree.is_foreign(name, kept.names) for name in files.names(live)):
         _remove_ours(live, kept)
     else:
         old = trees.building(live)
         files.move(live, old)
-        _discard(old)
+        _discard(old, live)
     files.remove_directories(tuple(_made(live, kept)))
     return True
 
@@ -172,14 +185,14 @@ def remove(live: str) -> bool:
 def _bring_back(before: str, live: str) -> None:
     try:
         trees.exchange(before, live)
-        _discard(before)
+        _discard(before, live)
     except OSError as error:
         if error.errno not in _NO_EXCHANGE:
             raise
         old = trees.building(live)
         files.move(live, old)
         files.move(before, live)
-        _discard(old)
+        _discard(old, live)
 
 
 def _remove_ours(live: str, kept: Listed) -> None:

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeAlias
 
 from agent.data import dataclass, field
@@ -144,13 +144,14 @@ def paths(origin: Origin, directory: str) -> Mapping[str, str]:
 
 
 def listed(directory: str) -> Listed | None:
-    """Our list in a directory (an agent path); None where it is not ours. One that cannot be read
-    names nothing."""
+    """Our list in a directory (an agent path); None where it is not ours. One that makes no sense
+    names nothing. Raises Refused."""
+    found = files.read(os.path.join(directory, LIST))
+    if found is None:
+        return None
     try:
-        found = files.read(os.path.join(directory, LIST))
-        data = json.loads(found.data) if found else None
-        return None if data is None else _listed(data)
-    except (Refused, ValueError, TypeError, KeyError, AttributeError):
+        return _listed(json.loads(found.data))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return Listed()
 
 
@@ -239,7 +240,8 @@ def digest(path: str) -> str:
         raise Refused(f"cannot read {path}: {reason(error)}") from error
 
 
-def is_foreign(name: str, kept: Listed) -> bool:
-    """Is what has this name at the top of the directory nobody's that we know of?"""
-    ours = {item.partition("/")[0] for item in kept.names}
-    return name != LIST and name not in ours and not _PEERS.fullmatch(name)
+def is_foreign(name: str, ours: Collection[str]) -> bool:
+    """Is what has this name at the top of the directory somebody's that we do not know? `ours` are
+    names of our own, in whatever depth."""
+    tops = {item.partition("/")[0] for item in ours}
+    return name != LIST and name not in tops and not _PEERS.fullmatch(name)

@@ -13,10 +13,14 @@ from agent.data import dataclass
 HEAD = b"#!/bin/sh\n# Written by toolkit-agent, which overwrites it.\n"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-# A line of /proc/modules starts with the module's name. Only what makes a container says something:
-# containerd reads the output of other calls.
+# The kernel's directory is there at once; only without it the list is read, in which a line starts
+# with the module's name (a shell reads byte by byte: 15 ms). Only what makes a container says
+# something: containerd reads the output of other calls.
 _FALL_BACK = """\
 driver_is_loaded() {{
+    if [ -d /sys/module/nvidia ]; then
+        return 0
+    fi
     while read -r module _; do
         if [ "$module" = nvidia ]; then
             return 0
