@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -85,20 +84,6 @@ class PodNode(PrivateNode):
         words = [str(ctr), "-a", str(self.socket), "-n", "k8s.io", "images", "import", str(tar)]
         result = self.inside(words, timeout=120)
         assert result.returncode == 0, result.stderr
-
-    def inside(
-        self, argv: Sequence[str], timeout: float = 20.0
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a program among the node's mounts."""
-        return subprocess.run(
-            [*self._mounts.prefix, *argv],
-            env=self._environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
 
     def _kill_pods(self) -> None:
         """Kill each shim that is left, after its children: without it they would live on."""
