@@ -12,9 +12,11 @@ import subprocess
 from pathlib import Path
 
 PROC = Path("/proc/modules")
-LOADED = "nvidia_uvm 4943872 0 - Live 0x0 (POE)\nnvidia 56848384 2 nvidia_uvm, Live 0x0 (POE)\n"
+FILE = "modules"
+_LIBRARY = "modules.so"
+_LOADED = "nvidia_uvm 4943872 0 - Live 0x0 (POE)\nnvidia 56848384 2 nvidia_uvm, Live 0x0 (POE)\n"
 # Not the driver: names that begin or end as its name does.
-UNLOADED = (
+_UNLOADED = (
     "nvidiafb 61440 0 - Live 0x0\ni2c_nvidia_gpu 16384 0 - Live 0x0\nloop 40960 0 - Live 0x0\n"
 )
 
@@ -63,12 +65,21 @@ def reason_against() -> str:
     return "this kernel has no /proc/modules, and there is no C compiler: apt-get install gcc"
 
 
-def variables(file: Path, folder: Path) -> dict[str, str]:
-    """What the environment of the node's programs must have so that they see `file`; `folder` is
-    where the library may lie."""
+def make(folder: Path) -> None:
+    """Make what programs need, in an empty folder; the driver is loaded."""
+    load(folder, loaded=True)
+    if not PROC.exists():
+        words = ["cc", "-shared", "-fPIC", "-O1", "-w", "-xc", "-", "-o", str(folder / _LIBRARY)]
+        subprocess.run(words, input=_SOURCE.encode(), capture_output=True, check=True)
+
+
+def load(folder: Path, *, loaded: bool) -> None:
+    """Have the driver loaded, or not."""
+    (folder / FILE).write_text(_LOADED if loaded else _UNLOADED, encoding="ascii")
+
+
+def variables(folder: Path) -> dict[str, str]:
+    """What the environment of the programs must have so that they see the file in `folder`."""
     if PROC.exists():
         return {}
-    library = folder / "modules.so"
-    words = ["cc", "-shared", "-fPIC", "-O1", "-w", "-xc", "-", "-o", str(library)]
-    subprocess.run(words, input=_SOURCE.encode(), capture_output=True, check=True)
-    return {"LD_PRELOAD": str(library), "SCRIPTED_MODULES": str(file)}
+    return {"LD_PRELOAD": str(folder / _LIBRARY), "SCRIPTED_MODULES": str(folder / FILE)}

@@ -68,8 +68,8 @@ class ToolkitNode(PodNode):
         super().__enter__()
         if modules.PROC.exists():
             try:
-                mounted = self.inside(["mount", "--bind", str(self._modules), str(modules.PROC)])
-                mounted.check_returncode()
+                seen = str(self._modules / modules.FILE)
+                self.inside(["mount", "--bind", seen, str(modules.PROC)]).check_returncode()
             except BaseException:
                 self.__exit__()
                 raise
@@ -77,7 +77,7 @@ class ToolkitNode(PodNode):
 
     def load_driver(self, *, loaded: bool = True) -> None:
         """Make the kernel say so, or the opposite."""
-        self._modules.write_text(modules.LOADED if loaded else modules.UNLOADED, encoding="ascii")
+        modules.load(self._modules, loaded=loaded)
 
     def calls(self) -> list[dict[str, Any]]:
         """What the toolkit's programs noted, oldest first."""
@@ -109,12 +109,13 @@ class ToolkitNode(PodNode):
     def _make_files(self) -> None:
         super()._make_files()
         make_sources(self.source)
-        self.load_driver()
+        self._modules.mkdir()
+        modules.make(self._modules)
 
     def _options(self) -> list[str]:
         kind = f"--nvidia-container-runtime.modes.cdi.default-kind={_DEFAULT_KIND}"
         return [*super()._options(), f"--toolkit-source-root={self.source}", kind]
 
     def _environment(self) -> dict[str, str]:
-        seen = modules.variables(self._modules, self.directory)
+        seen = modules.variables(self._modules)
         return {**super()._environment(), **seen, LOG: str(self._log), **self.variables}
