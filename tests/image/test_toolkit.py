@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self
@@ -94,38 +95,36 @@ def test_annotations_without_native_cdi(generation: str, runtime: Runtime) -> No
 
 
 @pytest.mark.parametrize("generation", ["1.6"])
-@pytest.mark.parametrize("handler", ["", "nvidia", "nvidia-cdi"])
-def test_device_plugin_without_native_cdi(generation: str, handler: str, runtime: Runtime) -> None:
+def test_device_plugin_without_native_cdi(generation: str, runtime: Runtime) -> None:
     """A plugin that was set up for all nodes of a cluster works here too."""
     with ToolkitNode(runtime) as node, Pods(node) as pods:
         checks.done(node.agent("apply"))
         node.describe("k8s.device-plugin.nvidia.com-gpu.json", _plugins_spec(node))
-        asked = pods.create(annotations=_ANNOTATION, cdi_devices=[_GPU], handler=handler)
-        made = node.start(asked)
-        _has_one_gpu(made)
-        assert made.chosen == [_GPU]
+        for handler in ("", "nvidia", "nvidia-cdi"):
+            asked = pods.create(annotations=_ANNOTATION, cdi_devices=[_GPU], handler=handler)
+            made = node.start(asked)
+            _has_one_gpu(made)
+            assert made.chosen == [_GPU]
 
 
 @pytest.mark.parametrize("generation", ["1.7", "2.1"])
-@pytest.mark.parametrize("handler", ["nvidia", "nvidia-cdi"])
-def test_device_plugin_with_native_cdi(generation: str, handler: str, runtime: Runtime) -> None:
+def test_device_plugin_with_native_cdi(generation: str, runtime: Runtime) -> None:
     """The runtime puts the devices in, and the handler's program does not do it again."""
     with ToolkitNode(runtime) as node, Pods(node) as pods:
         checks.done(node.agent("apply"))
         assert node.status().default == "runc"
         node.describe("k8s.device-plugin.nvidia.com-gpu.json", _plugins_spec(node))
-        for asked in (
-            {"annotations": _ANNOTATION, "cdi_devices": [_GPU]},
-            {"annotations": _ANNOTATION},
-            {"cdi_devices": [_GPU]},
+        for handler, annotations, field in (
+            ("nvidia", _ANNOTATION, [_GPU]),
+            ("nvidia", _ANNOTATION, []),
+            ("nvidia", {}, [_GPU]),
+            ("nvidia-cdi", _ANNOTATION, [_GPU]),
+            ("", _ANNOTATION, [_GPU]),
         ):
-            made = node.start(pods.create(handler=handler, **asked))
+            asked = pods.create(annotations=annotations, cdi_devices=field, handler=handler)
+            made = node.start(asked)
             _has_one_gpu(made)
-            assert made.chosen == []
-        # Without the class, the runtime alone.
-        made = node.start(pods.create(annotations=_ANNOTATION, cdi_devices=[_GPU]))
-        _has_one_gpu(made)
-        assert made.chosen is None
+            assert made.chosen == ([] if handler else None)
 
 
 @pytest.mark.parametrize("generation", ["1.6", "1.7", "2.1"])
@@ -147,6 +146,48 @@ def test_device_by_variable(generation: str, runtime: Runtime) -> None:
         made = node.start(pods.create(env=_VISIBLE, handler="nvidia"))
         _has_all(made)
         assert made.chosen == [_ALL]
+
+
+@pytest.mark.parametrize("generation", ["1.6", "2.1"])
+def test_legacy_handler(generation: str, runtime: Runtime) -> None:
+    """It is in its own mode whatever the row is, and the hook that it puts in is there."""
+    with ToolkitNode(runtime) as node, Pods(node) as pods:
+        checks.done(node.agent("apply"))
+        made = node.start(pods.create(env=_VISIBLE, handler="nvidia-legacy", privileged=True))
+        assert made.mode == "legacy"
+        (hook,) = made.spec["hooks"]["prestart"]
+        assert Path(hook["path"]) == node.toolkit / "nvidia-container-runtime-hook"
+        assert "nvidia-container-runtime-hook" in [call["program"] for call in node.calls()]
+
+
+@pytest.mark.parametrize("generation", ["2.1"])
+def test_programs(generation: str, runtime: Runtime) -> None:
+    """Those that a person or another program calls find what they need."""
+    with ToolkitNode(runtime) as node:
+        checks.done(node.agent("apply"))
+        cli = node.inside([str(node.toolkit / "nvidia-container-cli"), "--version"])
+        assert cli.stdout == "cli-version: 1.18.0\n", cli.stderr
+        file = node.toolkit / ".config/nvidia-container-runtime/config.toml"
+        ctk = node.inside([str(node.toolkit / "nvidia-ctk"), "config", f"--config-file={file}"])
+        assert tomllib.loads(ctk.stdout)["nvidia-container-runtime"]["mode"] == "cdi"
+        for name in ("nvidia-container-toolkit", "nvidia-container-runtime-hook"):
+            assert node.inside([str(node.toolkit / name), "prestart"]).returncode == 0
+        assert {call["config"] for call in node.calls() if "config" in call} <= {str(file)}
+
+
+@pytest.mark.parametrize("generation", ["1.6", "2.1"])
+def test_toolkit_of_the_host(generation: str, runtime: Runtime) -> None:
+    """Packages that are installed on the node are used as they are, with our own configuration."""
+    with ToolkitNode(runtime, on_host=True) as node, Pods(node) as pods:
+        own = node.inside(["sha256sum", "/usr/bin/nvidia-container-runtime"])
+        checks.done(node.agent("apply"))
+        made = node.start(pods.create(env=_VISIBLE, handler="nvidia", privileged=True))
+        assert (made.mode, made.chosen) == ("cdi", [_ALL])
+        call = next(call for call in node.calls() if "mode" in call)
+        assert Path(call["config"]).is_relative_to(node.toolkit)
+        _has_nothing(node.start(pods.create(env=_VISIBLE, handler="nvidia")))
+        assert node.inside(["ls", "/etc/nvidia-container-runtime"]).returncode != 0
+        assert node.inside(["sha256sum", "/usr/bin/nvidia-container-runtime"]).stdout == own.stdout
 
 
 @pytest.mark.parametrize("generation", ["1.6", "2.1"])
@@ -209,7 +250,7 @@ class _Loops:
         self.started += 1
 
     def _programs(self) -> None:
-        for name in ("nvidia-container-runtime", "nvidia-container-runtime.cdi", "nvidia-ctk"):
+        for name in ("nvidia-container-runtime", "nvidia-ctk", "nvidia-container-cli"):
             self._node.inside([str(self._node.toolkit / name), "--version"]).check_returncode()
 
 
@@ -225,6 +266,8 @@ def _upgrade(runtime: Runtime, times: int) -> None:
                 loops.wait()
         last = f"1.19.{times - 1}"
         assert {call["version"] for call in node.calls()} >= {"1.18.0", last}
+        low = {call["low_level"] for call in node.calls() if "low_level" in call}
+        assert low == {str(runtime.runc)}, "never one of ours, whoever is the default"
         assert node.calls()[-1]["version"] == last
         assert node.supervisor.starts == starts, "nothing of the runtime's was changed"
         assert sorted(path.name for path in node.toolkit.parent.iterdir()) == ["toolkit"]

@@ -27,13 +27,15 @@ _DEFAULT_KIND = "management.nvidia.com/gpu"  # as gpu-operator has it
 class Made:
     """A running container: what its OCI runtime was told, and what its process has.
 
-    `chosen` are the devices that an nvidia-container-runtime put in; None where none was at work.
+    `chosen` are the devices that an nvidia-container-runtime put in, in that `mode`; both are None
+    where none was at work.
     """
 
     spec: Mapping[str, Any]
     environment: list[str]
     dev: Path
     chosen: list[str] | None
+    mode: str | None
 
     @property
     def devices(self) -> list[str]:
@@ -54,25 +56,31 @@ class Made:
 
 
 class ToolkitNode(PodNode):
-    """Such a node; `variables` are for the program under test."""
+    """Such a node; `variables` are for the program under test.
 
-    def __init__(self, runtime: Runtime, variables: Mapping[str, str] | None = None) -> None:
+    `on_host`: the packages are installed in /usr/bin of the node instead.
+    """
+
+    def __init__(self, runtime: Runtime, *, on_host: bool = False) -> None:
         super().__init__(runtime)
         self.shape = replace(self.shape, binaries=())
         self.source = self.directory / "source"
-        self.variables = dict(variables or {})
+        self.on_host = on_host
+        self.variables: dict[str, str] = {}
         self._log = self.directory / "run/toolkit.log"
         self._modules = self.directory / "modules"
 
     def __enter__(self) -> ToolkitNode:
         super().__enter__()
-        if modules.PROC.exists():
-            try:
-                seen = str(self._modules / modules.FILE)
-                self.inside(["mount", "--bind", seen, str(modules.PROC)]).check_returncode()
-            except BaseException:
-                self.__exit__()
-                raise
+        try:
+            if modules.PROC.exists():
+                self._mount("--bind", str(self._modules / modules.FILE), str(modules.PROC))
+            if self.on_host:
+                both = f"lowerdir={self.source}/deb/usr/bin:/usr/bin"
+                self._mount("-t", "overlay", "-o", both, "overlay", "/usr/bin")
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def load_driver(self, *, loaded: bool = True) -> None:
@@ -90,13 +98,19 @@ class ToolkitNode(PodNode):
         """Start it, and look at what was made of it."""
         container.start()
         state = self.directory / "run/containerd/io.containerd.runtime.v2.task/k8s.io"
+        spec = json.loads((state / container.id / "config.json").read_bytes())
         process = Path("/proc") / str(container.status().pid)
-        mine = (call for call in self.calls() if container.id in call["argv"] and "mode" in call)
+        command = "".join(f"{word}\0" for word in spec["process"]["args"])
+        # It is started when the runtime has said so to runc's process, which is then replaced.
+        container.wait(lambda _: (process / "cmdline").read_text("utf-8") == command, 10)
+        calls = (c for c in self.calls() if container.id in c["argv"] and "mode" in c)
+        mine = next(calls, {})
         return Made(
-            spec=json.loads((state / container.id / "config.json").read_bytes()),
+            spec=spec,
             environment=(process / "environ").read_text("utf-8").split("\0"),
             dev=process / "root/dev",
-            chosen=next((call["devices"] for call in mine), None),
+            chosen=mine.get("devices"),
+            mode=mine.get("mode"),
         )
 
     def describe(self, name: str, spec: object) -> None:
@@ -106,6 +120,10 @@ class ToolkitNode(PodNode):
         draft.write_text(json.dumps(spec), encoding="utf-8")
         os.replace(draft, self.cdi_directory / name)
 
+    def _mount(self, *words: str) -> None:
+        result = self.inside(["mount", *words])
+        assert result.returncode == 0, result.stderr
+
     def _make_files(self) -> None:
         super()._make_files()
         make_sources(self.source)
@@ -114,7 +132,8 @@ class ToolkitNode(PodNode):
 
     def _options(self) -> list[str]:
         kind = f"--nvidia-container-runtime.modes.cdi.default-kind={_DEFAULT_KIND}"
-        return [*super()._options(), f"--toolkit-source-root={self.source}", kind]
+        source = [] if self.on_host else [f"--toolkit-source-root={self.source}"]
+        return [*super()._options(), *source, kind]
 
     def _environment(self) -> dict[str, str]:
         seen = modules.variables(self._modules)
