@@ -248,9 +248,8 @@ def test_failing_anywhere_it_is_old_or_new(
     for at in range(1, number + 1, stride):
         made = Place(tmp_path_factory.mktemp("place"))
         made.put("one")
-        with Faults.failing(at, code).installed():
-            with suppress(OSError, Refused):
-                made.put("two")
+        with Faults.failing(at, code).installed(), suppress(OSError, Refused):
+            made.put("two")
         if exchange:
             assert made.found() in (made.wanted("one"), made.wanted("two")), at
         made.put("two")
