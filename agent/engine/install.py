@@ -128,7 +128,9 @@ def propose(ctx: Context, found: Found, decision: Decision, runtimes: tuple[str,
     try:
         _refuse(ctx.host, found.directory, decision)
         different = tree.difference(found.directory.agent, wanted)
-        return Proposed(found, wanted, different, _change(found.directory, text), _warnings(found))
+        return Proposed(
+            found, wanted, different, _change(found.directory, text), _warnings(found, decision)
+        )
     except AgentError as error:
         refused = (f"apply refuses: {error.message}",)
         return Proposed(found, wanted, Difference(), None, refused, error)
@@ -142,11 +144,16 @@ def _change(directory: HostPath, text: bytes) -> Change | None:
     return None if same else Change(path, before, after)
 
 
-def _warnings(found: Found) -> tuple[str, ...]:
-    missing = [name for name in (programs.CDI_HOOK, programs.RUNTIME_HOOK, programs.CLI)
-               if name not in found.origin.programs]  # fmt: skip
-    names = ", ".join(missing)
-    return (f"the toolkit in {found.origin.place} has no {names}",) if missing else ()
+def _warnings(found: Found, decision: Decision) -> tuple[str, ...]:
+    """What containers would miss that are not made by CDI."""
+    needed = (programs.RUNTIME_HOOK, programs.CLI)
+    missing = [name for name in needed if name not in found.origin.programs]
+    if decision.mode not in ("auto", "legacy", "hook") or not missing:
+        return ()
+    return (
+        f"the toolkit in {found.origin.place} has no {', '.join(missing)}; "
+        "without CDI no container gets a GPU",
+    )
 
 
 def _refuse(host: HostRoot, directory: HostPath, decision: Decision) -> None:

@@ -48,11 +48,13 @@ class Proposal:
     @property
     def changes(self) -> tuple[Change, ...]:
         """Every file that would be written, but for the toolkit's programs."""
-        own = (
-            self.toolkit.config if self.toolkit else None,
-            self.spec.change if self.spec else None,
+        spec, toolkit = self.spec, self.toolkit
+        found = (
+            spec.change if spec else None,
+            *(self.edits.changes if self.edits else ()),
+            toolkit.config if toolkit else None,
         )
-        return (*(change for change in own if change), *(self.edits.changes if self.edits else ()))
+        return tuple(change for change in found if change is not None)
 
     @property
     def configured(self) -> bool:

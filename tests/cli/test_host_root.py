@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.toolkit.tree import CONFIG
 from tests.cli.node import CliNode, Refusal, refuses, shows
 from tests.conformance import checks, statusfile
 from tests.double.install import make_fake_containerd
@@ -98,4 +99,5 @@ def test_absolute_link_stays_inside_the_host_root(hosted: HostedNode) -> None:
     assert changes == {
         "/etc/containerd/conf.d/99-nvidia.toml": "create",
         "/srv/containerd.toml": "edit",
+        f"/usr/local/nvidia/toolkit/{CONFIG}": "create",
     }

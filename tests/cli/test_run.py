@@ -227,15 +227,15 @@ def test_not_ready_while_the_runtime_is_down(node: CliNode) -> None:
 
 def test_not_ready_while_the_toolkit_is_gone(node: CliNode) -> None:
     """Handlers that lead nowhere fail every pod; nothing is changed meanwhile."""
-    binary = node.toolkit / "nvidia-container-runtime"
+    away = node.toolkit.with_name("away")
     with running(node) as daemon:
         settle(daemon)
         before, starts = files(node), node.supervisor.starts
-        binary.rename(binary.with_suffix(".away"))
+        node.toolkit.rename(away)
         daemon.until(lambda: not (node.validations / statusfile.READY).exists(), 3)
         daemon.until(lambda: bool(node.error()))
         tells(node, 3, "NO_TOOLKIT")
-        binary.with_suffix(".away").rename(binary)
+        away.rename(node.toolkit)
         daemon.until(lambda: published(node) is not None)
         assert (files(node), node.supervisor.starts) == (before, starts)
 
