@@ -150,10 +150,8 @@ def _warnings(found: Found, decision: Decision) -> tuple[str, ...]:
     missing = [name for name in needed if name not in found.origin.programs]
     if decision.mode not in ("auto", "legacy", "hook") or not missing:
         return ()
-    return (
-        f"the toolkit in {found.origin.place} has no {', '.join(missing)}; "
-        "without CDI no container gets a GPU",
-    )
+    names = ", ".join(missing)
+    return (f"{found.origin.place} has no {names}: without CDI no container gets a GPU",)
 
 
 def _refuse(host: HostRoot, directory: HostPath, decision: Decision) -> None:
