@@ -1,37 +1,15 @@
 """The table of every option: its flags, its environment names in order, its kind and default.
 
-Invariant: an option is described here and nowhere else; the command line, the environment and the
-help text are all read from this table. Names and order are those of nvidia-container-toolkit's
-installer (v1.20) where it has the option, so that gpu-operator can steer us unchanged.
+Invariant: an option is described here (those of CDI specs in `agent.cdi_options`) and nowhere else;
+the command line, the environment and the help text are all read from this table. Names and order
+are those of nvidia-container-toolkit's installer (v1.20) where it has the option, so that
+gpu-operator can steer us unchanged.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
-from agent.data import dataclass
-
-Kind = Literal["text", "path", "bool", "list", "choice", "seconds", "version"]
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One option. `acted` is false while the program accepts it and does nothing with it;
-    `keep_empty` marks those where an empty value has a meaning of its own."""
-
-    name: str
-    kind: Kind
-    env: tuple[str, ...]
-    help: str
-    default: str | None = None
-    flags: tuple[str, ...] = ()
-    choices: tuple[str, ...] = ()
-    acted: bool = True
-    keep_empty: bool = False
-
-    @property
-    def all_flags(self) -> tuple[str, ...]:
-        return self.flags or ("--" + self.name.replace("_", "-"),)
+from agent.cdi_options import SPECS
+from agent.option import Kind, Option
 
 
 def _later(name: str, flag: str, env: tuple[str, ...], kind: Kind = "text") -> Option:
@@ -337,4 +315,4 @@ _LATER = (
     _later("toolkit_package_type", "--toolkit-package-type", ("TOOLKIT_PACKAGE_TYPE",)),
 )  # fmt: skip
 
-OPTIONS: tuple[Option, ...] = (*_RUNTIME, *_CDI, *_AGENT, *_LATER)
+OPTIONS: tuple[Option, ...] = (*_RUNTIME, *_CDI, *SPECS, *_AGENT, *_LATER)

@@ -10,9 +10,11 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from agent.cdi_options import HOOKS, NAME_STRATEGIES
 from agent.data import dataclass
 from agent.errors import UsageError
-from agent.options import OPTIONS, Option
+from agent.option import Option
+from agent.options import OPTIONS
 
 Entry = Literal["toolkit-agent", "nvidia-toolkit"]
 
@@ -60,6 +62,8 @@ class Settings:
     driver_root_ctr_path: str | None
     dev_root: str | None
     dev_root_ctr_path: str | None
+    device_name_strategies: tuple[str, ...]
+    disabled_hooks: tuple[str, ...]
     crio_config_mode: str | None
     crio_hooks_dir: str
     crio_hook_filename: str
@@ -240,8 +244,22 @@ def _check(values: Mapping[str, Any]) -> None:
             raise UsageError(
                 f"cannot use device list strategy {strategy!r}: give {', '.join(_STRATEGIES)}"
             )
+    _check_specs(values)
     for prefix in values["annotation_prefixes"] or ():
         if not re.fullmatch(r"[A-Za-z0-9.-]+/", prefix):
             raise UsageError(
                 f"cannot use annotation prefix {prefix!r}: give a DNS name that ends in '/'"
             )
+
+
+def _check_specs(values: Mapping[str, Any]) -> None:
+    """What decides the content of CDI specs."""
+    if not values["device_name_strategies"]:
+        raise UsageError("cannot use an empty device name strategy: name one or leave it out")
+    for name, allowed, what in (
+        ("device_name_strategies", NAME_STRATEGIES, "device name strategy"),
+        ("disabled_hooks", HOOKS, "hook"),
+    ):
+        for word in values[name]:
+            if word not in allowed:
+                raise UsageError(f"cannot use {what} {word!r}: give {', '.join(allowed)}")

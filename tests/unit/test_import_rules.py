@@ -36,6 +36,8 @@ LAYERS = (
     ("agent.tomlwrite",),
     ("agent.settings",),
     ("agent.options", "agent.start"),
+    ("agent.cdi_options",),
+    ("agent.option",),
     ("agent.errors", "agent.data", "agent"),
 )
 LEVEL = {name: len(LAYERS) - number for number, names in enumerate(LAYERS) for name in names}
@@ -48,6 +50,7 @@ ONLY = {
     "tomlkit": {"agent.tomledit"},
     "structlog": {"agent.log"},
     "yaml": {"agent.cdi.foreign"},
+    "pynvml": {"agent.cdi.nvml"},
 }
 ALLOWED = set(ONLY) | {"google"}
 
