@@ -8,6 +8,7 @@ The library is compiled once for each variant; see nvml.c for the lines that ste
 
 from __future__ import annotations
 
+import atexit
 import shutil
 import subprocess
 import tempfile
@@ -93,8 +94,17 @@ def compiled(variant: str) -> Path:
     """The library; `variant` is OLD or BARE for one that lacks functions."""
     assert COMPILER is not None
     folder = Path(tempfile.mkdtemp(prefix="nvml-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     output = folder / "libnvidia-ml.so"
     defines = [f"-D{variant}"] if variant else []
-    words = ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-Wl,-soname,libnvidia-ml.so.1"]
+    words = [
+        "-shared",
+        "-fPIC",
+        "-O1",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wl,-soname,libnvidia-ml.so.1",
+    ]
     subprocess.run([COMPILER, *words, *defines, "-o", output, SOURCE], check=True)
     return output

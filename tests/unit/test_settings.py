@@ -16,7 +16,7 @@ _CRT = "--nvidia-container-runtime"
 _ENV = "NVIDIA_CONTAINER_RUNTIME_"
 
 # One line per option: its flag and its variables, the first one that is set wins. As in
-# nvidia-container-toolkit's installer v1.20; ours are those with AGENT_, and --status-dir.
+# nvidia-container-toolkit's installer v1.20, and `nvidia-ctk cdi generate`; ours are those with AGENT_, and --status-dir.
 TABLE = f"""
 --cdi-enabled CDI_ENABLED ENABLE_CDI
 --enable-cdi-in-runtime RUNTIME_ENABLE_CDI
@@ -52,6 +52,8 @@ TABLE = f"""
 --cdi-output-dir CDI_OUTPUT_DIR
 --cdi-kind CDI_KIND
 --create-device-nodes CREATE_DEVICE_NODES
+--device-name-strategy NVIDIA_CTK_CDI_GENERATE_DEVICE_NAME_STRATEGIES
+--disable-hook NVIDIA_CTK_CDI_GENERATE_DISABLED_HOOKS
 --config-mode CRIO_CONFIG_MODE
 --hooks-dir CRIO_HOOKS_DIR
 --hook-filename CRIO_HOOK_FILENAME
@@ -100,6 +102,10 @@ def good(flag: str) -> str:
         return "example.com/gpu"
     if flag == "--hook-filename":
         return "hook.json"
+    if flag == "--device-name-strategy":
+        return "uuid"
+    if flag == "--disable-hook":
+        return "update-ldcache"
     return option.choices[0] if option.choices else GOOD[option.kind]
 
 
