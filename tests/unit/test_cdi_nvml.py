@@ -13,7 +13,14 @@ from agent.cdi.inventory import Answer, Gpu, Mig
 from agent.errors import DriverFailed
 from tests.tools.driver import LIBRARIES
 from tests.tools.nvml import (
-    COMPILER, LOST, MISMATCH, NOT_LOADED, NOT_SUPPORTED, FakeGpu, FakePart, place,
+    COMPILER,
+    LOST,
+    MISMATCH,
+    NOT_LOADED,
+    NOT_SUPPORTED,
+    FakeGpu,
+    FakePart,
+    place,
 )  # fmt: skip
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="a C compiler makes the library: gcc")

@@ -16,7 +16,8 @@ _CRT = "--nvidia-container-runtime"
 _ENV = "NVIDIA_CONTAINER_RUNTIME_"
 
 # One line per option: its flag and its variables, the first one that is set wins. As in
-# nvidia-container-toolkit's installer v1.20, and `nvidia-ctk cdi generate`; ours are those with AGENT_, and --status-dir.
+# nvidia-container-toolkit's installer v1.20, and in `nvidia-ctk cdi generate` what is about specs;
+# ours are those with AGENT_, and --status-dir.
 TABLE = f"""
 --cdi-enabled CDI_ENABLED ENABLE_CDI
 --enable-cdi-in-runtime RUNTIME_ENABLE_CDI
