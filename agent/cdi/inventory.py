@@ -83,6 +83,8 @@ def ask(
         os.close(writer)
     try:
         data = _read(reader, clock() + timeout, clock)
+        if data is None:
+            child.kill()
     finally:
         os.close(reader)
         code = _end(child)

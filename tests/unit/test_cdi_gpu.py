@@ -13,8 +13,14 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from agent.cdi import generate
+from agent.cdi import driver, emit, generate, gpu, pipeline, rules
+from agent.cdi.driver import Driver
+from agent.cdi.hooks import Hooks
+from agent.cdi.inventory import Gpu, Mig
+from agent.cdi.recipe import Surroundings
 from agent.errors import DriverFailed, NoDevices, NoDriver
 from agent.host.paths import HostRoot
 from agent.settings import resolve
@@ -59,8 +65,8 @@ class Node:
 
     def text(self, mode: str, form: str, **options: str) -> tuple[str, tuple[str, ...]]:
         """What is written."""
-        settings = resolve(options, {}, "toolkit-agent")
-        return generate.text(mode, settings, HostRoot(str(self.host)), form)
+        asked = resolve(options, {}, "toolkit-agent")
+        return generate.text(mode, asked, HostRoot(str(self.host)), form)
 
 
 @pytest.fixture
@@ -210,10 +216,10 @@ def test_eight_gpus(node: Node) -> None:
     data, warnings = node.set(*gpus).generate()
     assert warnings == []
     assert len(names(data)) == 17
-    for gpu in gpus:
-        expected = [f"/dev/nvidia{gpu.number}", f"/dev/dri/card{gpu.index + 1}",
-                    f"/dev/dri/renderD{gpu.index + 128}"]  # fmt: skip
-        assert paths(data, str(gpu.index)) == paths(data, gpu.name) == expected
+    for one in gpus:
+        expected = [f"/dev/nvidia{one.number}", f"/dev/dri/card{one.index + 1}",
+                    f"/dev/dri/renderD{one.index + 128}"]  # fmt: skip
+        assert paths(data, str(one.index)) == paths(data, one.name) == expected
     assert len(paths(data, "all")) == 24
     assert len(edits(data, "all")["hooks"]) == 8
 
@@ -232,23 +238,23 @@ def test_control_nodes_are_for_everybody(node: Node) -> None:
 def test_links_by_address(node: Node) -> None:
     """Named as a container has them. NVIDIA's generator puts the device root before the link's
     name, where nobody in the container looks for it."""
-    gpu = FakeGpu(0)
-    data, _ = node.set(gpu).generate()
+    one = FakeGpu(0)
+    data, _ = node.set(one).generate()
     assert edits(data, "0")["hooks"] == [
         hook(
             "create-symlinks",
-            "--link", f"../card1::/dev/dri/by-path/pci-{gpu.bus}-card",
-            "--link", f"../renderD128::/dev/dri/by-path/pci-{gpu.bus}-render",
+            "--link", f"../card1::/dev/dri/by-path/pci-{one.bus}-card",
+            "--link", f"../renderD128::/dev/dri/by-path/pci-{one.bus}-render",
         )
     ]  # fmt: skip
 
 
 def test_links_to_what_is_not_there(node: Node) -> None:
     """Or to a card of another GPU, are none."""
-    gpu = FakeGpu(0)
-    node.set(gpu)
+    one = FakeGpu(0)
+    node.set(one)
     (node.root / "dev/dri/card1").unlink()
-    link = node.root / f"dev/dri/by-path/pci-{gpu.bus}-render"
+    link = node.root / f"dev/dri/by-path/pci-{one.bus}-render"
     link.unlink()
     link.symlink_to("../renderD129")
     data, _ = node.generate()
@@ -416,14 +422,14 @@ def test_crash_and_hang_are_errors(node: Node) -> None:
     with pytest.raises(DriverFailed, match=r"^cannot ask the NVIDIA driver: .* crashed") as found:
         node.generate()
     assert f"{LIB}/libnvidia-ml.so.{VERSION}" in found.value.message
-    settings = resolve({}, {}, "toolkit-agent")
-    management, gpu = generate.wanted(settings, HostRoot(str(node.host)))
+    asked = resolve({}, {}, "toolkit-agent")
+    management, broken = generate.wanted(asked, HostRoot(str(node.host)))
     assert (management.kind, management.problem) == ("management.nvidia.com/gpu", None)
-    assert (gpu.kind, gpu.text) == ("nvidia.com/gpu", None)
-    assert isinstance(gpu.problem, DriverFailed)
+    assert (broken.kind, broken.text) == ("nvidia.com/gpu", None)
+    assert isinstance(broken.problem, DriverFailed)
     node.set(FakeGpu(0), extra=("hang nvmlInitWithFlags",))
     with pytest.raises(DriverFailed, match=r"no answer in 0\.5 s"):
-        generate.gpu(settings, HostRoot(str(node.host)), timeout=0.5)
+        generate.gpu(asked, HostRoot(str(node.host)), timeout=0.5)
 
 
 def test_nobody_tells_the_gpus(node: Node) -> None:
@@ -435,10 +441,10 @@ def test_nobody_tells_the_gpus(node: Node) -> None:
 
 def test_no_driver(tmp_path: Path) -> None:
     """As for the management spec; `wanted` says so for both."""
-    settings = resolve({}, {}, "toolkit-agent")
+    asked = resolve({}, {}, "toolkit-agent")
     with pytest.raises(NoDriver):
-        generate.gpu(settings, HostRoot(str(tmp_path)))
-    found = generate.wanted(settings, HostRoot(str(tmp_path)))
+        generate.gpu(asked, HostRoot(str(tmp_path)))
+    found = generate.wanted(asked, HostRoot(str(tmp_path)))
     assert [type(one.problem) for one in found] == [NoDriver, NoDriver]
 
 
@@ -550,6 +556,69 @@ def test_icd_of_this_machine(node: Node) -> None:
     assert graphics(node) == ([], [mounted(f"/etc/{own}", f"/usr/share/{own}")])
 
 
+# Any number of GPUs.
+
+_parts = st.lists(
+    st.builds(Mig, st.integers(0, 6), st.uuids().map(lambda u: f"MIG-{u}"), st.integers(0, 13),
+              st.integers(0, 7), st.booleans()),
+    max_size=3, unique_by=(lambda p: p.index, lambda p: p.uuid),
+)  # fmt: skip
+_gpus = st.lists(
+    st.builds(
+        Gpu, st.integers(0, 15), st.just("") | st.uuids().map(lambda u: f"GPU-{u}"),
+        st.integers(0, 9), st.sampled_from(["0000:1a:00.0", "0000:2a:00.0", "0000:3a:00.0"]),
+        st.booleans(), _parts.map(tuple),
+    ),
+    min_size=1, max_size=4, unique_by=lambda gpu: gpu.index,
+)  # fmt: skip
+_chosen = st.lists(st.sampled_from(["index", "uuid", "type-index"]), min_size=1, unique=True)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Driver:
+    """A driver with ten GPUs' nodes, and some capabilities."""
+    host = tmp_path_factory.mktemp("tree")
+    gpus = [FakeGpu(n, mig=1, parts=(FakePart(0, n % 3),)) for n in range(10)]
+    make_driver(host)
+    make_kernel(host, host, gpus)
+    return driver.find(HostRoot(str(host)), driver.Places())
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(_gpus, _chosen, st.booleans(), st.dictionaries(st.integers(0, 13), st.integers(0, 22)))
+def test_any_gpus_make_a_valid_spec(
+    tree: Driver, gpus: list[Gpu], chosen: list[str], hooks: bool, minors: dict[int, int]
+) -> None:
+    """It survives a round trip; nothing in it is without a node, and nothing goes without a word.
+    Where nothing is left, there is none."""
+    around = Surroundings(Hooks(HOOK if hooks else None), "6.1.0")
+    known = gpu.Kernel(
+        {one.bus: ("card1", "renderD128") for one in gpus},
+        {
+            name: minor
+            for one in gpus
+            for gi, minor in minors.items()
+            for name in (
+                f"gpu{one.minor}/gi{gi}/access",
+                *(f"gpu{one.minor}/gi{gi}/ci{ci}/access" for ci in range(8)),
+            )
+        },
+    )
+    try:
+        made, missing = gpu.spec(tree, around, gpus, known, chosen)
+    except NoDevices:
+        return
+    assert rules.problems(made) == []
+    assert pipeline.finish(made) == made
+    assert yaml.safe_load(emit.text(made)) == json.loads(emit.text(made, "json"))
+    for device in made.devices:
+        first = device.container_edits.device_nodes[0].path
+        assert first in {f"/dev/nvidia{one.minor}" for one in gpus}
+    wanted = sum(len(one.instances) if one.mig else 1 for one in gpus)
+    if len(chosen) == 1:
+        assert len(made.devices) - 1 + len(missing) == wanted
+
+
 # Where things are.
 
 
@@ -558,8 +627,8 @@ def test_driver_of_the_host_itself(tmp_path: Path) -> None:
     make_driver(tmp_path)
     place(tmp_path, [FakeGpu(0)])
     make_kernel(tmp_path, tmp_path, [FakeGpu(0)])
-    settings = resolve({}, {}, "toolkit-agent")
-    text, _ = generate.gpu(settings, HostRoot(str(tmp_path)))
+    asked = resolve({}, {}, "toolkit-agent")
+    text, _ = generate.gpu(asked, HostRoot(str(tmp_path)))
     data = yaml.safe_load(text)
     assert paths(data, "0") == ["/dev/nvidia0", "/dev/dri/card1", "/dev/dri/renderD128"]
     assert "hostPath" not in edits(data, "0")["deviceNodes"][0]
