@@ -14,12 +14,10 @@ import pytest
 from tests.cli.node import fails
 from tests.tools.driver import make_driver
 from tests.tools.kernel import make_kernel, make_node
-from tests.tools.nvml import COMPILER, FakeGpu, FakePart, place
+from tests.tools.nvml import FakeGpu, FakePart, place
+from tests.unit.gpu_node import MARKS
 
-pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root: run as root"),
-    pytest.mark.skipif(COMPILER is None, reason="a C compiler makes the library: gcc"),
-]
+pytestmark = MARKS
 
 GPUS = (FakeGpu(0), FakeGpu(1, mig=1, parts=(FakePart(0, 1),)))
 

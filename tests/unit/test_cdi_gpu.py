@@ -1,4 +1,4 @@
-"""The spec `nvidia.com/gpu`: of GPUs that a scripted NVML tells of, and of the kernel's list.
+"""The spec `nvidia.com/gpu`: of GPUs that a scripted NVML tells of.
 
 Figures are those of NVIDIA's own tests (v1.20) where they have some. Differences are said where
 they are. One is everywhere: device nodes here are real ones, so they have their numbers.
@@ -7,97 +7,26 @@ they are. One is everywhere: device nodes here are real ones, so they have their
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from agent.cdi import driver, emit, generate, gpu, pipeline, rules
-from agent.cdi.driver import Driver
-from agent.cdi.hooks import Hooks
-from agent.cdi.inventory import Gpu, Mig
-from agent.cdi.recipe import Surroundings
-from agent.errors import DriverFailed, NoDevices, NoDriver
+from agent.cdi import generate
+from agent.errors import NoDevices
 from agent.host.paths import HostRoot
 from agent.settings import resolve
-from tests.tools.driver import LIBRARIES, VERSION, elf, make_driver, make_nodes
+from tests.tools.driver import make_driver, make_nodes
 from tests.tools.kernel import information, make_kernel, make_node
-from tests.tools.nvml import COMPILER, LOST, NOT_LOADED, FakeGpu, FakePart, place
+from tests.tools.nvml import LOST, FakeGpu, FakePart, place
+from tests.unit.gpu_node import HOOK, LIB, MARKS, OPTIONS, ROOT, Node, edits, hook, names, paths
 
-pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root: run as root"),
-    pytest.mark.skipif(COMPILER is None, reason="a C compiler makes the library: gcc"),
-]
-
-LIB = f"/{LIBRARIES}"
-ROOT = "/run/nvidia/driver"
-HOOK = "/usr/bin/nvidia-cdi-hook"
-OPTIONS = ["ro", "nosuid", "nodev", "rbind", "rprivate"]
-
-
-class Node:
-    """A made-up host with a driver container, its GPUs, and NVIDIA's hook."""
-
-    def __init__(self, host: Path) -> None:
-        self.host, self.root = host, host / ROOT[1:]
-        hook = host / HOOK[1:]
-        hook.parent.mkdir(parents=True)
-        hook.write_text("#!/bin/sh\n", encoding="ascii")
-        hook.chmod(0o755)
-        make_driver(self.root)
-        (self.root / "dev/nvidia0").unlink()
-
-    def set(self, *gpus: FakeGpu, extra: tuple[str, ...] = (), variant: str = "") -> Node:
-        """Let these be its GPUs."""
-        place(self.root, gpus, extra, variant)
-        make_kernel(self.host, self.root, gpus)
-        return self
-
-    def generate(self, mode: str = "gpu", **options: str) -> tuple[dict[str, Any], list[str]]:
-        """The spec as data, and warnings."""
-        text, warnings = self.text(mode, "json", **options)
-        data: dict[str, Any] = json.loads(text)
-        return data, list(warnings)
-
-    def text(self, mode: str, form: str, **options: str) -> tuple[str, tuple[str, ...]]:
-        """What is written."""
-        asked = resolve(options, {}, "toolkit-agent")
-        return generate.text(mode, asked, HostRoot(str(self.host)), form)
+pytestmark = MARKS
 
 
 @pytest.fixture
 def node(tmp_path: Path) -> Node:
     return Node(tmp_path)
-
-
-def names(data: dict[str, Any]) -> list[str]:
-    return [device["name"] for device in data["devices"]]
-
-
-def edits(data: dict[str, Any], name: str) -> dict[str, Any]:
-    (found,) = [d["containerEdits"] for d in data["devices"] if d["name"] == name]
-    return dict(found)
-
-
-def paths(data: dict[str, Any], name: str) -> list[str]:
-    return [one["path"] for one in edits(data, name)["deviceNodes"]]
-
-
-def hook(name: str, *args: str) -> dict[str, Any]:
-    return {
-        "hookName": "createContainer", "path": HOOK, "args": ["nvidia-cdi-hook", name, *args],
-        "env": ["NVIDIA_CTK_DEBUG=false"],
-    }  # fmt: skip
-
-
-def mounted(inside: str, found: str = "") -> dict[str, Any]:
-    return {
-        "hostPath": f"{ROOT}{found or inside}", "containerPath": inside, "options": OPTIONS,
-    }  # fmt: skip
 
 
 # NVIDIA's generate_test.go: one GPU, and a driver of two files that are no libraries, so that only
@@ -351,272 +280,6 @@ def test_gpu_without_a_uuid(node: Node) -> None:
     data, (warning,) = node.generate(device_name_strategies="uuid")
     assert names(data) == [FakeGpu(1).name, "all"]
     assert warning == "GPU 0 is not in the CDI spec: it has no UUID"
-
-
-# Without NVML.
-
-
-def test_kernel_s_list_where_nvml_does_not_answer(node: Node) -> None:
-    """The same spec, with a warning that says why."""
-    gpus = [FakeGpu(index, minor=7 - index) for index in range(8)]
-    best, _ = node.set(*gpus).generate()
-    node.set(*gpus, extra=(f"fail nvmlInitWithFlags {NOT_LOADED}",))
-    data, (warning,) = node.generate()
-    assert data == best
-    assert warning.endswith("NVML does not tell them: Driver Not Loaded")
-
-
-@pytest.mark.parametrize(
-    ("changed", "why"),
-    [
-        ({"GPU_Excluded": "Yes"}, None),
-        ({"Model": "DGX Display"}, None),
-        ({"Device_Minor": "none"}, "does not describe it"),
-        ({"Bus_Location": "???"}, "does not describe it"),
-        ({"Bus_Location": "0000:ff:00.0"}, "is not on the PCI bus"),
-    ],
-)
-def test_entries_of_the_kernel_s_list(node: Node, changed: dict[str, str], why: str | None) -> None:
-    """What is no GPU for us, and what makes no sense."""
-    node.set(FakeGpu(0), FakeGpu(1), extra=(f"fail nvmlInitWithFlags {NOT_LOADED}",))
-    information(node.host, FakeGpu(1), **changed)
-    data, warnings = node.generate(device_name_strategies="index")
-    assert names(data)[0] in ("0", "1")
-    assert len(names(data)) == 2
-    assert [why in text for text in warnings[1:] if why] == ([True] if why else [])
-
-
-def test_numbers_of_the_kernel_s_list_are_nvml_s(node: Node) -> None:
-    """In the order of addresses, without what was excluded at boot."""
-    gpus = [FakeGpu(index, minor=index) for index in range(3)]
-    node.set(*gpus, extra=(f"fail nvmlInitWithFlags {NOT_LOADED}",))
-    information(node.host, gpus[0], GPU_Excluded="Yes")
-    data, _ = node.generate(device_name_strategies="index")
-    assert (paths(data, "0")[0], paths(data, "1")[0]) == ("/dev/nvidia1", "/dev/nvidia2")
-
-
-def test_uuid_that_the_kernel_does_not_know(node: Node) -> None:
-    """A GPU that nobody has used yet."""
-    node.set(FakeGpu(0), extra=(f"fail nvmlInitWithFlags {NOT_LOADED}",))
-    information(node.host, FakeGpu(0), GPU_UUID="GPU-????????-????-????-????-????????????")
-    assert names(node.generate()[0]) == ["0", "all"]
-
-
-def test_mig_needs_nvml(node: Node) -> None:
-    """A GPU that is split is left out: it is no device itself, and its parts have no names."""
-    node.set(FakeGpu(0), FakeGpu(1), extra=(f"fail nvmlInitWithFlags {NOT_LOADED}",))
-    caps = node.host / "proc/driver/nvidia/capabilities"
-    (caps / "gpu0/mig").mkdir(parents=True)
-    (caps / "gpu1/mig/gi1/ci0").mkdir(parents=True)
-    data, (_, warning) = node.generate(device_name_strategies="index")
-    assert names(data) == ["0", "all"]
-    assert warning.startswith("GPU 1 is not in the CDI spec: it is split")
-
-
-# Failures.
-
-
-def test_crash_and_hang_are_errors(node: Node) -> None:
-    """Of another kind than a driver that is not there; and no other spec suffers."""
-    node.set(FakeGpu(0), extra=("abort nvmlDeviceGetUUID",))
-    with pytest.raises(DriverFailed, match=r"^cannot ask the NVIDIA driver: .* crashed") as found:
-        node.generate()
-    assert f"{LIB}/libnvidia-ml.so.{VERSION}" in found.value.message
-    asked = resolve({}, {}, "toolkit-agent")
-    management, broken = generate.wanted(asked, HostRoot(str(node.host)))
-    assert (management.kind, management.problem) == ("management.nvidia.com/gpu", None)
-    assert (broken.kind, broken.text) == ("nvidia.com/gpu", None)
-    assert isinstance(broken.problem, DriverFailed)
-    node.set(FakeGpu(0), extra=("hang nvmlInitWithFlags",))
-    with pytest.raises(DriverFailed, match=r"no answer in 0\.5 s"):
-        generate.gpu(asked, HostRoot(str(node.host)), timeout=0.5)
-
-
-def test_nobody_tells_the_gpus(node: Node) -> None:
-    """Both reasons are said."""
-    node.set(extra=(f"fail nvmlInitWithFlags {NOT_LOADED}",))
-    with pytest.raises(NoDevices, match=r"Driver Not Loaded; and .*lists no GPU"):
-        node.generate()
-
-
-def test_no_driver(tmp_path: Path) -> None:
-    """As for the management spec; `wanted` says so for both."""
-    asked = resolve({}, {}, "toolkit-agent")
-    with pytest.raises(NoDriver):
-        generate.gpu(asked, HostRoot(str(tmp_path)))
-    found = generate.wanted(asked, HostRoot(str(tmp_path)))
-    assert [type(one.problem) for one in found] == [NoDriver, NoDriver]
-
-
-# Graphics.
-
-
-def library(node: Node, name: str) -> str:
-    path = f"{LIB}/{name}"
-    (node.root / path[1:]).write_bytes(elf(name.partition(".so")[0] + ".so.1"))
-    return path
-
-
-def graphics(node: Node) -> tuple[list[str], list[dict[str, Any]]]:
-    """Links of the hook for graphics, and what is mounted beside what every driver has."""
-    data, _ = node.set(FakeGpu(0)).generate()
-    common = data["containerEdits"]
-    plain, _ = node.generate("management")
-    known = plain["containerEdits"]["mounts"]
-    links = [one["args"][3::2] for one in common["hooks"] if one["args"][1] == "create-symlinks"]
-    return links[0] if len(links) > 1 else [], [m for m in common["mounts"] if m not in known]
-
-
-def test_none(node: Node) -> None:
-    """A driver for computing only."""
-    assert graphics(node) == ([], [])
-
-
-@pytest.mark.parametrize("found", [("gbm",), ("gbm", "wayland", "wayland2", "xcb", "xlib")])
-def test_platforms_of_egl(node: Node, found: tuple[str, ...]) -> None:
-    """They have versions of their own."""
-    made = [library(node, f"libnvidia-egl-{name}.so.1.1.{n}") for n, name in enumerate(found)]
-    links, mounts = graphics(node)
-    assert links == []
-    assert mounts == [mounted(path) for path in sorted(made)]
-
-
-def test_links_for_graphics(node: Node) -> None:
-    """In the peer's order; the allocator and the producer are mounted with the driver's libraries
-    once, so nothing comes on top."""
-    library(node, f"libnvidia-vulkan-producer.so.{VERSION}")
-    assert graphics(node)[0] == [
-        f"libnvidia-vulkan-producer.so.{VERSION}::{LIB}/libnvidia-vulkan-producer.so"
-    ]
-    library(node, f"libnvidia-allocator.so.{VERSION}")
-    links, mounts = graphics(node)
-    assert links == [
-        f"../libnvidia-allocator.so.1::{LIB}/gbm/nvidia-drm_gbm.so",
-        f"libnvidia-vulkan-producer.so.{VERSION}::{LIB}/libnvidia-vulkan-producer.so",
-    ]
-    assert mounts == []
-
-
-@pytest.mark.parametrize(
-    "directory",
-    [f"{LIB}/nvidia/xorg", f"{LIB}/xorg/modules/updates/extensions",
-     "/usr/lib/xorg/modules/drivers",
-     "/usr/lib64/xorg/modules/extensions", "/usr/X11R6/lib64/modules/drivers"],
-)  # fmt: skip
-def test_modules_of_the_x_server(node: Node, directory: str) -> None:
-    """The first place that has them."""
-    for place_ in (directory, "/usr/X11R6/lib64/modules/updates/extensions"):
-        (node.root / place_[1:]).mkdir(parents=True)
-        for name in ("nvidia_drv.so", f"libglxserver_nvidia.so.{VERSION}"):
-            (node.root / place_[1:] / name).touch()
-    links, mounts = graphics(node)
-    server = f"libglxserver_nvidia.so.{VERSION}"
-    assert links == [f"{server}::{directory}/libglxserver_nvidia.so"]
-    assert mounts == [mounted(f"{directory}/{n}") for n in sorted((server, "nvidia_drv.so"))]
-
-
-@pytest.mark.parametrize(
-    ("there", "in_container"),
-    [
-        ("/etc/glvnd/egl_vendor.d/10_nvidia.json", "/usr/share/glvnd/egl_vendor.d/10_nvidia.json"),
-        ("/usr/local/share/nvidia/nvoptix.bin", "/usr/share/nvidia/nvoptix.bin"),
-        ("/usr/share/X11/xorg.conf.d/10-nvidia.conf", "/usr/share/X11/xorg.conf.d/10-nvidia.conf"),
-        ("/usr/share/OpenCL/vendors/nvidia.icd", "/etc/OpenCL/vendors/nvidia.icd"),
-        ("/usr/share/vulkan/icd.d/nvidia_icd.json", "/etc/vulkan/icd.d/nvidia_icd.json"),
-        ("/vulkan/implicit_layer.d/nvidia_layers.json",
-         "/etc/vulkan/implicit_layer.d/nvidia_layers.json"),
-    ],
-)  # fmt: skip
-def test_configuration_for_graphics(node: Node, there: str, in_container: str) -> None:
-    """A container has it where programs look for it, wherever it is here."""
-    path = node.root / there[1:]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    assert graphics(node) == ([], [mounted(in_container, there)])
-
-
-def test_second_place_of_a_file_does_not_count(node: Node) -> None:
-    """One file for one name."""
-    for above in ("etc", "usr/share"):
-        path = node.root / above / "vulkan/icd.d/nvidia_icd.json"
-        path.parent.mkdir(parents=True)
-        path.touch()
-    name = "/etc/vulkan/icd.d/nvidia_icd.json"
-    assert graphics(node) == ([], [mounted(name)])
-
-
-def test_icd_of_this_machine(node: Node) -> None:
-    """Some packages name the machine in it."""
-    machine = os.uname().machine
-    for name in (machine, "riscv64"):
-        path = node.root / f"usr/share/vulkan/icd.d/nvidia_icd.{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    own = f"vulkan/icd.d/nvidia_icd.{machine}.json"
-    assert graphics(node) == ([], [mounted(f"/etc/{own}", f"/usr/share/{own}")])
-
-
-# Any number of GPUs.
-
-_parts = st.lists(
-    st.builds(Mig, st.integers(0, 6), st.uuids().map(lambda u: f"MIG-{u}"), st.integers(0, 13),
-              st.integers(0, 7), st.booleans()),
-    max_size=3, unique_by=(lambda p: p.index, lambda p: p.uuid),
-)  # fmt: skip
-_gpus = st.lists(
-    st.builds(
-        Gpu, st.integers(0, 15), st.just("") | st.uuids().map(lambda u: f"GPU-{u}"),
-        st.integers(0, 9), st.sampled_from(["0000:1a:00.0", "0000:2a:00.0", "0000:3a:00.0"]),
-        st.booleans(), _parts.map(tuple),
-    ),
-    min_size=1, max_size=4, unique_by=lambda gpu: gpu.index,
-)  # fmt: skip
-_chosen = st.lists(st.sampled_from(["index", "uuid", "type-index"]), min_size=1, unique=True)
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Driver:
-    """A driver with ten GPUs' nodes, and some capabilities."""
-    host = tmp_path_factory.mktemp("tree")
-    gpus = [FakeGpu(n, mig=1, parts=(FakePart(0, n % 3),)) for n in range(10)]
-    make_driver(host)
-    make_kernel(host, host, gpus)
-    return driver.find(HostRoot(str(host)), driver.Places())
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(_gpus, _chosen, st.booleans(), st.dictionaries(st.integers(0, 13), st.integers(0, 22)))
-def test_any_gpus_make_a_valid_spec(
-    tree: Driver, gpus: list[Gpu], chosen: list[str], hooks: bool, minors: dict[int, int]
-) -> None:
-    """It survives a round trip; nothing in it is without a node, and nothing goes without a word.
-    Where nothing is left, there is none."""
-    around = Surroundings(Hooks(HOOK if hooks else None), "6.1.0")
-    known = gpu.Kernel(
-        {one.bus: ("card1", "renderD128") for one in gpus},
-        {
-            name: minor
-            for one in gpus
-            for gi, minor in minors.items()
-            for name in (
-                f"gpu{one.minor}/gi{gi}/access",
-                *(f"gpu{one.minor}/gi{gi}/ci{ci}/access" for ci in range(8)),
-            )
-        },
-    )
-    try:
-        made, missing = gpu.spec(tree, around, gpus, known, chosen)
-    except NoDevices:
-        return
-    assert rules.problems(made) == []
-    assert pipeline.finish(made) == made
-    assert yaml.safe_load(emit.text(made)) == json.loads(emit.text(made, "json"))
-    for device in made.devices:
-        first = device.container_edits.device_nodes[0].path
-        assert first in {f"/dev/nvidia{one.minor}" for one in gpus}
-    wanted = sum(len(one.instances) if one.mig else 1 for one in gpus)
-    if len(chosen) == 1:
-        assert len(made.devices) - 1 + len(missing) == wanted
 
 
 # Where things are.
