@@ -93,7 +93,13 @@ def ask(
             f"cannot ask the NVIDIA driver: {library} gave no answer in {timeout:g} s; look at the "
             "kernel's log for Xid or NVRM, and restart the node if the driver hangs"
         )
-    return _parsed(data) or Answer(error=_crashed(library, code))
+    answer = _parsed(data)
+    if answer is None and code is not None and code < 0:
+        raise DriverFailed(
+            f"cannot ask the NVIDIA driver: {library} crashed ({_signal(-code)}); reinstall the "
+            "driver, and look at the kernel's log"
+        )
+    return answer or Answer(error=f"the process that asks it ended with {code}")
 
 
 def _read(reader: int, deadline: float, clock: Callable[[], float]) -> bytes | None:
@@ -122,15 +128,11 @@ def _end(child: subprocess.Popen[bytes]) -> int | None:
     return None
 
 
-def _crashed(library: str, code: int | None) -> str:
-    """Never returns where the child was killed."""
-    if code is not None and code < 0:
-        name = signal.Signals(-code).name
-        raise DriverFailed(
-            f"cannot ask the NVIDIA driver: {library} crashed ({name}); reinstall the driver, and "
-            "look at the kernel's log"
-        )
-    return f"the process that asks it ended with {code}"
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # one of the nameless ones
+        return f"signal {number}"
 
 
 def _parsed(data: bytes) -> Answer | None:
