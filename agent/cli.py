@@ -54,10 +54,17 @@ def _flag(option: Option) -> click.Option:
         extra = {"is_flag": False, "flag_value": "true", "metavar": "BOOL"}
     elif option.kind == "choice":
         extra = {"metavar": "|".join(option.choices)}
+    elif option.kind == "list":
+        extra |= {"multiple": True, "callback": _joined}
     return click.Option(
         [*option.all_flags, option.name], default=None, help=f"{option.help}{default}{env}",
         hidden=not option.acted, **extra,
     )  # fmt: skip
+
+
+def _joined(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> str | None:
+    """A list may be given at once or item by item."""
+    return ",".join(given) if given else None
 
 
 class _Command(click.Command):
@@ -216,31 +223,27 @@ def cdi() -> None:
 
 @cdi.command(cls=_Command)
 @click.option(
-    "--mode",
-    "spec_mode",
-    type=click.Choice(["management"]),
-    default="management",
-    show_default=True,
-    help="Which spec: management has the one device `all`.",
-)
+    "--mode", "spec_mode", default="management", show_default=True,
+    type=click.Choice("management nvml gpu gdrcopy gds mofed nvswitch imex".split()),
+    help="Which spec: nvml or gpu is nvidia.com/gpu, each GPU and MIG device.",
+)  # fmt: skip
 @click.option(
     "--format", "form", type=click.Choice(["yaml", "json"]), default="yaml", show_default=True,
     help="How to write it.",
 )  # fmt: skip
 def generate(spec_mode: str, form: str, **given: str | None) -> None:
-    """Print the spec that `apply` writes. Needs no runtime and no NVML."""
-    from agent.cdi.generate import management
+    """Print a CDI spec. Needs no runtime; nvidia.com/gpu loads the driver's NVML."""
+    from agent.cdi.generate import text
     from agent.host.paths import open_host_root
     from agent.toolkit import programs
 
-    assert spec_mode == "management"
     settings = _settings(given)
     host = open_host_root(settings.host_root)
     hook = programs.find(settings, host, programs.CDI_HOOK)
-    text, warnings = management(settings, host, form, hook=hook)
+    found, warnings = text(spec_mode, settings, host, form, hook=hook)
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
-    click.echo(text, nl=False)
+    click.echo(found, nl=False)
 
 
 def _settings(given: dict[str, str | None], entry: Entry = "toolkit-agent") -> Settings:

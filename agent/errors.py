@@ -5,6 +5,8 @@
     ├── Refused            3  nothing was touched
     │   ├── CandidateFailed   the same change failed before
     │   ├── NoDriver          there is no NVIDIA driver (yet)
+    │   ├── NoDevices         the devices that a CDI spec is about are not there (yet)
+    │   ├── DriverFailed      the driver's own library crashed, or does not answer
     │   └── NoToolkit         the handlers' binary is not on the host (yet)
     ├── Unreachable        4  the runtime does not answer the CRI
     ├── RolledBack         5  a change was made, failed, and was undone
@@ -50,6 +52,14 @@ class CandidateFailed(Refused):
 
 class NoDriver(Refused):
     code = "NO_DRIVER"
+
+
+class NoDevices(Refused):
+    code = "NO_DEVICES"
+
+
+class DriverFailed(Refused):
+    code = "DRIVER_FAILED"
 
 
 class NoToolkit(Refused):

@@ -1,13 +1,14 @@
 """The table of every option: its flags, its environment names in order, its kind and default.
 
-Invariant: an option is described here (those of NVIDIA's toolkit in `agent.toolkit_options`) and
-nowhere else; the command line, the environment and the help text are all read from this table.
-Names and order are those of nvidia-container-toolkit's installer (v1.20) where it has the option,
-so that gpu-operator can steer us unchanged.
+Invariant: an option is described here (those of NVIDIA's toolkit in `agent.toolkit_options`, those
+of CDI specs in `agent.cdi_options`) and nowhere else; the command line, the environment and the
+help text are all read from this table. Names and order are those of nvidia-container-toolkit's
+installer (v1.20) where it has the option, so that gpu-operator can steer us unchanged.
 """
 
 from __future__ import annotations
 
+from agent.cdi_options import SPECS
 from agent.option import Kind, Option
 from agent.toolkit_options import TOOLKIT
 
@@ -288,4 +289,4 @@ _LATER = (
            ("NRI_MANAGEMENT_CDI_DEVICE_NAMESPACES",), "list"),
 )  # fmt: skip
 
-OPTIONS: tuple[Option, ...] = (*_RUNTIME, *_CDI, *TOOLKIT, *_AGENT, *_LATER)
+OPTIONS: tuple[Option, ...] = (*_RUNTIME, *_CDI, *SPECS, *TOOLKIT, *_AGENT, *_LATER)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from agent.cdi_options import HOOKS, NAME_STRATEGIES
 from agent.data import dataclass
 from agent.errors import UsageError
 from agent.option import Option
@@ -64,6 +65,8 @@ class Settings:
     driver_root_ctr_path: str | None
     dev_root: str | None
     dev_root_ctr_path: str | None
+    device_name_strategies: tuple[str, ...]
+    disabled_hooks: tuple[str, ...]
     crio_config_mode: str | None
     crio_hooks_dir: str
     crio_hook_filename: str
@@ -257,6 +260,7 @@ def _check(values: Mapping[str, Any]) -> None:
             raise UsageError(
                 f"cannot use device list strategy {strategy!r}: give {', '.join(_STRATEGIES)}"
             )
+    _check_specs(values)
     for prefix in values["annotation_prefixes"] or ():
         if not re.fullmatch(r"[A-Za-z0-9.-]+/", prefix):
             raise UsageError(
@@ -291,3 +295,16 @@ def _check_toolkit(values: Mapping[str, Any]) -> None:
     for name in values["opt_in_features"] or ():
         if not _FEATURE.fullmatch(name):
             raise UsageError(f"cannot use {name!r} as a feature: give letters, digits and dashes")
+
+
+def _check_specs(values: Mapping[str, Any]) -> None:
+    """What decides the content of CDI specs."""
+    if not values["device_name_strategies"]:
+        raise UsageError("cannot use an empty device name strategy: name one or leave it out")
+    for name, allowed, what in (
+        ("device_name_strategies", NAME_STRATEGIES, "device name strategy"),
+        ("disabled_hooks", HOOKS, "hook"),
+    ):
+        for word in values[name]:
+            if word not in allowed:
+                raise UsageError(f"cannot use {what} {word!r}: give {', '.join(allowed)}")

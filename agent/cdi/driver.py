@@ -11,7 +11,7 @@ import fnmatch
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from agent.cdi import ldcache
 from agent.cdi.root import DriverRoot
@@ -62,12 +62,13 @@ class Node:
 @dataclass(frozen=True, slots=True)
 class Driver:
     """A driver that is there. Paths are those inside `root`; `directories` are the ones that hold
-    libraries of this version."""
+    libraries of this version; `nodes` are its device nodes, which are in `dev`."""
 
     root: DriverRoot
     version: str
     directories: tuple[str, ...]
     nodes: tuple[Node, ...]
+    dev: DriverRoot
 
     def libraries(self) -> tuple[str, ...]:
         """Libraries of the driver's version, and the NVVM compiler that carries its own."""
@@ -75,6 +76,14 @@ class Driver:
         versioned = self.root.real_files(places, f"*.so.{self.version}")
         nvvm = self.root.real_files(self.directories, "libnvidia-nvvm70.so.*")
         return tuple(dict.fromkeys((*versioned, *nvvm)))
+
+    def find_libraries(self, pattern: str) -> tuple[str, ...]:
+        """Libraries by their names, of whatever version, wherever the loader would find them."""
+        return _libraries(self.root, pattern)
+
+    def node(self, path: str) -> Node | None:
+        """The character device at a path, if there is one."""
+        return next(iter(nodes_at(self.dev, [os.path.split(path)])), None)
 
     def program(self, name: str) -> str | None:
         """A program by its name, spelled as it is found on the usual path."""
@@ -136,7 +145,7 @@ def find(host: HostRoot, places: Places) -> Driver:
             continue
         for dev in dev_roots(host, places, root):
             if nodes := device_nodes(dev):
-                return Driver(root, version, _directories(root, version), nodes)
+                return Driver(root, version, _directories(root, version), nodes, dev)
         raise NoDriver(
             f"cannot make a CDI spec: driver {version} is in {root.host_path}, but there are no "
             "NVIDIA device nodes; load its kernel module"
@@ -207,12 +216,20 @@ def _cached(root: DriverRoot, pattern: str) -> tuple[str, ...]:
 
 def device_nodes(dev: DriverRoot) -> tuple[Node, ...]:
     """The driver's character devices below a device root; links are none."""
+    return tuple(
+        node for node in nodes_at(dev, _NODES)
+        if not node.inside.removeprefix("/dev/").startswith(_OTHER_NODES)
+    )  # fmt: skip
+
+
+def nodes_at(dev: DriverRoot, places: Iterable[tuple[str, str]]) -> tuple[Node, ...]:
+    """Character devices by (directory, pattern)."""
     found = []
-    for directory, pattern in _NODES:
+    for directory, pattern in places:
         for path in dev.glob(directory, pattern):
             real = os.path.join(dev.resolve(directory) or directory, os.path.basename(path))
             node = _node(dev, path, dev.agent_path(real))
-            if node and not node.inside.removeprefix("/dev/").startswith(_OTHER_NODES):
+            if node:
                 found.append(node)
     return tuple(found)
 

@@ -1,21 +1,40 @@
 """Specs as text, for what the options say and what the node has.
 
-Invariant: needs no runtime, no NVML and none of the large libraries, so that it is quick by hand.
+Invariant: the management spec needs no runtime, no NVML and none of the large libraries, so that it
+is quick by hand; what the others need is imported where they are made.
 """
 
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from agent.cdi import driver, emit
 from agent.cdi import management as recipe
 from agent.cdi.driver import Driver, Places
-from agent.cdi.management import Surroundings
-from agent.cdi.model import Spec
+from agent.cdi.hooks import Hooks
+from agent.cdi.recipe import Surroundings
+from agent.data import dataclass
+from agent.errors import AgentError, NoDevices
 from agent.host.paths import HostRoot
 from agent.settings import Settings
 
+if TYPE_CHECKING:
+    from agent.cdi.inventory import Answer
+
 _FIRMWARE = "/sys/module/firmware_class/parameters/path"
+
+Text = tuple[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A spec that a node is to have: its text, or why there is none, and warnings."""
+
+    kind: str
+    text: str | None
+    problem: AgentError | None
+    warnings: tuple[str, ...]
 
 
 def places(settings: Settings) -> Places:
@@ -28,26 +47,127 @@ def places(settings: Settings) -> Places:
     )
 
 
-def management(
-    settings: Settings, host: HostRoot, form: str = "yaml", *, hook: str | None
-) -> tuple[str, tuple[str, ...]]:
+def wanted(settings: Settings, host: HostRoot, hook: str | None) -> tuple[Wanted, ...]:
+    """Every spec that this node should have: of the driver always, of others where their devices
+    are there, with hooks by the program at the host path `hook`. Never raises an AgentError: one
+    that cannot be made keeps no other away."""
+    from agent.cdi import gpu as gpus
+    from agent.cdi import others
+
+    kinds = {"management": settings.cdi_kind, "gpu": gpus.KIND}
+    found = [_wanted(mode, kind, settings, host, hook) for mode, kind in kinds.items()]
+    for mode, which in others.CLASSES.items():
+        one = _wanted(mode, which.kind, settings, host, hook)
+        found += () if isinstance(one.problem, NoDevices) else (one,)
+    return tuple(found)
+
+
+def _wanted(mode: str, kind: str, settings: Settings, host: HostRoot, hook: str | None) -> Wanted:
+    try:
+        found, warnings = text(mode, settings, host, hook=hook)
+    except AgentError as error:
+        return Wanted(kind, None, error, ())
+    return Wanted(kind, found, None, warnings)
+
+
+def text(
+    mode: str, settings: Settings, host: HostRoot, form: str = "yaml", *, hook: str | None
+) -> Text:
+    """The text of a mode's spec, and warnings. Raises NoDriver, NoDevices or DriverFailed."""
+    if mode == "management":
+        return management(settings, host, form, hook=hook)
+    if mode in ("nvml", "gpu"):
+        return gpu(settings, host, form, hook=hook)
+    return other(mode, settings, host, form)
+
+
+def management(settings: Settings, host: HostRoot, form: str = "yaml", *, hook: str | None) -> Text:
     """The management spec's text, and warnings; hooks are done by the program at the host path
     `hook`. Raises NoDriver."""
+    hooks = Hooks(hook, settings.disabled_hooks)
     found = driver.find(host, places(settings))
-    return emit.text(_spec(settings, host, found, hook), form), _warnings(hook)
+    spec = recipe.spec(found, _surroundings(host, hooks), settings.cdi_kind)
+    return emit.text(spec, form), _warnings(hooks)
 
 
-def _spec(settings: Settings, host: HostRoot, found: Driver, hook: str | None) -> Spec:
-    around = Surroundings(hook, os.uname().release, _firmware(host))
-    return recipe.spec(found, around, settings.cdi_kind)
+def gpu(
+    settings: Settings, host: HostRoot, form: str = "yaml", timeout: float | None = None, *,
+    hook: str | None,
+) -> Text:  # fmt: skip
+    """The text of `nvidia.com/gpu`, and warnings; the driver's library has `timeout` seconds.
+
+    Raises NoDriver, NoDevices, or DriverFailed where that library crashes or hangs.
+    """
+    from agent.cdi import gpu as gpus
+    from agent.cdi import kernel
+
+    hooks = Hooks(hook, settings.disabled_hooks)
+    found = driver.find(host, places(settings))
+    answer = _ask(found, host, timeout)
+    known = gpus.Kernel(
+        {one.bus: kernel.drm_names(host, one.bus) for one in answer.gpus},
+        kernel.mig_minors(host) if any(one.mig for one in answer.gpus) else {},
+    )
+    spec, missing = gpus.spec(
+        found, _surroundings(host, hooks), answer.gpus, known, settings.device_name_strategies
+    )
+    return emit.text(spec, form), (*answer.warnings, *missing, *_warnings(hooks))
 
 
-def _warnings(hook: str | None) -> tuple[str, ...]:
+def _ask(found: Driver, host: HostRoot, timeout: float | None) -> Answer:
+    """The GPUs from NVML, else from the kernel's list."""
+    from agent.cdi import inventory, kernel
+
+    name = f"libnvidia-ml.so.{found.version}"
+    library = next(iter(found.find_libraries(name)), None)
+    if library is None:
+        why = f"there is no {name}"
+    else:
+        path = found.root.agent_path(library)
+        answer = inventory.ask(path, timeout or inventory.TIMEOUT)
+        if not answer.error:
+            return answer
+        why = answer.error
+    listed = kernel.gpus(host)
+    if listed.error:
+        raise NoDevices(
+            f"cannot make a CDI spec for nvidia.com/gpu: NVML does not tell the GPUs: {why}; and "
+            f"{listed.error}; load the driver's kernel module"
+        )
+    warning = f"GPUs are those of the kernel's list, for NVML does not tell them: {why}"
+    return inventory.Answer(listed.gpus, (warning, *listed.warnings))
+
+
+def other(mode: str, settings: Settings, host: HostRoot, form: str = "yaml") -> Text:
+    """The text of the spec of another class of devices. Raises NoDevices."""
+    from agent.cdi import others
+
+    which = others.CLASSES[mode]
+    given = places(settings)
+    roots = driver.roots(host, given)
+    own = driver.roots(host, Places(driver_root=driver.HOST_DRIVER))
+    for root in roots:
+        for dev in driver.dev_roots(host, given, root):
+            nodes = driver.nodes_at(dev, which.nodes)
+            if spec := others.spec(mode, nodes, (root, *own)):
+                return emit.text(spec, form), ()
+    names = ", ".join("/".join(place) for place in which.nodes)
+    raise NoDevices(
+        f"cannot make a CDI spec for {which.kind}: there is no {names}; load its kernel module"
+    )
+
+
+def _surroundings(host: HostRoot, hooks: Hooks) -> Surroundings:
+    machine = os.uname()
+    return Surroundings(hooks, machine.release, _firmware(host), machine.machine)
+
+
+def _warnings(hooks: Hooks) -> tuple[str, ...]:
     text = (
         "the CDI spec has no hooks: there is no nvidia-cdi-hook on the host; programs in "
         "containers find the driver's libraries by LD_LIBRARY_PATH only"
     )
-    return () if hook else (text,)
+    return () if hooks.path or not hooks.wanted else (text,)
 
 
 def _firmware(host: HostRoot) -> str:

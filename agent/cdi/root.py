@@ -94,6 +94,13 @@ class DriverRoot:
 
     def is_link(self, inside: str) -> bool:
         """Is a path itself a link? Its directory is followed."""
+        return self.read_link(inside) is not None
+
+    def read_link(self, inside: str) -> str | None:
+        """Where a path's own link points, as it is written; None where it is no link."""
         directory, name = os.path.split(inside)
         real = self.resolve(directory)
-        return real is not None and os.path.islink(self.agent_path(os.path.join(real, name)))
+        try:
+            return os.readlink(self.agent_path(os.path.join(real, name))) if real else None
+        except OSError:
+            return None

@@ -92,7 +92,10 @@ def _library(directory: Path, name: str, version: str, number: str | None, *, pl
 
 
 def elf(soname: str, *, wide: bool = True, order: str = "<") -> bytes:
-    """The smallest ELF library with a dynamic section and, unless it is empty, that soname."""
+    """The smallest ELF library with a dynamic section and, unless it is empty, that soname.
+
+    It is of no machine, so that a loader turns it down: in a real one it would crash.
+    """
     strings = b"\0" + soname.encode() + b"\0"
     head, entry, word = (64, 56, "QQ") if wide else (52, 32, "II")
     at = head + 2 * entry
@@ -108,7 +111,7 @@ def elf(soname: str, *, wide: bool = True, order: str = "<") -> bytes:
     size = end + len(dynamic)
     ident = b"\x7fELF" + bytes([2 if wide else 1, 1 if order == "<" else 2, 1]) + bytes(9)
     pointers = struct.pack(order + ("QQQ" if wide else "III"), 0, head, 0)
-    header = ident + struct.pack(order + "HHI", 3, 62, 1) + pointers
+    header = ident + struct.pack(order + "HHI", 3, 0, 1) + pointers
     header += struct.pack(order + "IHHHHHH", 0, head, entry, 2, 0, 0, 0)
     load = segment(1, 0, 0x1000, size)
     return header + load + segment(2, end, 0x1000 + end, len(dynamic)) + strings + dynamic

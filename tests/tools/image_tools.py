@@ -58,7 +58,9 @@ class ImageTools:
         program = self.tools / "buildah/usr/bin/buildah"
         return _run([program, *store, command, *trust, *rest], environment, timeout)
 
-    def bootstrap(self, target: Path, packages: Sequence[str], suite: str = "") -> None:
+    def bootstrap(
+        self, target: Path, packages: Sequence[str], suite: str = "", components: str = "main"
+    ) -> None:
         """Write the distribution's smallest system, and some packages, to the tar `target`; it is
         of this machine's own suite, or of another one."""
         archive, suites = archive_and_suites()
@@ -69,8 +71,20 @@ class ImageTools:
         program = self.tools / "mmdebstrap/usr/bin/mmdebstrap"
         include = f"--include={','.join(packages)}"
         with tempfile.TemporaryDirectory(dir=self.cache, prefix=".apt-") as folder:
-            sources = PrivateApt(Path(folder), archive, [suite]).folder / "sources.list"
+            sources = PrivateApt(Path(folder), archive, [suite], components).folder
+            sources /= "sources.list"
             _run([program, *options, include, suite, target, sources], {}, 900)
+
+    def tree(
+        self, target: Path, packages: Sequence[str], suite: str, components: str = "main"
+    ) -> None:
+        """Such a system in a folder, which appears complete or not at all."""
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tree-") as folder:
+            archive, draft = Path(folder) / "root.tar", Path(folder) / "root"
+            self.bootstrap(archive, packages, suite, components)
+            draft.mkdir(mode=0o755)
+            _run(["tar", "-C", draft, "--numeric-owner", "-xpf", archive], {}, 600)
+            draft.rename(target)
 
 
 def image_tools() -> ImageTools:

@@ -11,7 +11,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +51,7 @@ def node_tools(generation: str) -> NodeTools:
             mark = hashlib.sha256(" ".join(_PACKAGES).encode()).hexdigest()[:8]
             tree = cache / f"{suite}-{mark}"
             if not tree.exists():
-                _make(tree, suite)
+                image_tools().tree(tree, _PACKAGES, suite)
         except (AptError, NotHere, AssertionError) as error:
             raise Unavailable(f"no system of {suite}: {error}; {_UNREAD}") from error
     return NodeTools(nspawn, environment, tree, unified=generation != "1.7")
@@ -92,16 +91,3 @@ def _nspawn(cache: Path) -> tuple[Path, dict[str, str]]:
 def _runs(program: Path, environment: dict[str, str]) -> bool:
     done = subprocess.run([program, "--version"], env=environment, capture_output=True, check=False)
     return done.returncode == 0
-
-
-def _make(tree: Path, suite: str) -> None:
-    """The system in a folder, which appears complete or not at all."""
-    with tempfile.TemporaryDirectory(dir=tree.parent, prefix=".tree-") as folder:
-        archive, draft = Path(folder) / "root.tar", Path(folder) / "root"
-        image_tools().bootstrap(archive, _PACKAGES, suite)
-        draft.mkdir(mode=0o755)
-        words = ["tar", "-C", str(draft), "--numeric-owner", "-xpf", str(archive)]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise AssertionError(f"tar ended with {done.returncode}: {done.stderr[-500:]}")
-        draft.rename(tree)

@@ -153,7 +153,9 @@ class PrivateApt:
     `folder` has to be on the file system that packages are unpacked to.
     """
 
-    def __init__(self, folder: Path, archive: Source, suites: Sequence[str]) -> None:
+    def __init__(
+        self, folder: Path, archive: Source, suites: Sequence[str], components: str = "main"
+    ) -> None:
         self.folder = folder
         self.configuration = folder / "apt.conf"
         for name in ("state/lists/partial", "cache/archives/partial"):
@@ -165,7 +167,7 @@ class PrivateApt:
         if archive.signed_by:
             options.append(f"signed-by={_keyring(archive.signed_by, folder)}")
         where = f"deb [{' '.join(options)}] {archive.uri}"
-        (folder / "sources.list").write_text("".join(f"{where} {s} main\n" for s in suites))
+        (folder / "sources.list").write_text("".join(f"{where} {s} {components}\n" for s in suites))
         self.configuration.write_text(CONFIGURATION.format(folder=folder))
 
     def _run(

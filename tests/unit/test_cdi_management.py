@@ -11,8 +11,9 @@ import pytest
 
 from agent.cdi import driver, emit, ldcache, management, rules
 from agent.cdi.driver import Places
-from agent.cdi.management import Surroundings
+from agent.cdi.hooks import Hooks
 from agent.cdi.model import Spec
+from agent.cdi.recipe import Surroundings
 from agent.cdi.root import DriverRoot
 from agent.errors import NoDriver
 from agent.host.paths import HostRoot
@@ -38,7 +39,7 @@ def found(root: Path, host: Path | None = None) -> driver.Driver:
 
 
 def spec(root: Path, hook: str | None = HOOK, host: Path | None = None) -> Spec:
-    return management.spec(found(root, host), Surroundings(hook, "6.1.0"))
+    return management.spec(found(root, host), Surroundings(Hooks(hook), "6.1.0"))
 
 
 def test_device_all_has_every_node_with_its_numbers(root: Path) -> None:
@@ -119,7 +120,8 @@ def test_no_hook_binary_no_hooks(root: Path) -> None:
 def test_driver_of_the_host_itself(tmp_path: Path) -> None:
     """Seen below a host root, named as the host names it; then host and container path are one."""
     make_driver(tmp_path)
-    made = management.spec(driver.find(HostRoot(str(tmp_path)), Places()), Surroundings(None, "6"))
+    there = driver.find(HostRoot(str(tmp_path)), Places())
+    made = management.spec(there, Surroundings(Hooks(None), "6"))
     assert made.devices[0].container_edits.device_nodes[0].host_path == ""
     assert {m.host_path == m.container_path for m in made.container_edits.mounts} == {True}
 

@@ -36,7 +36,7 @@ LAYERS = (
     ("agent.tomlwrite",),
     ("agent.settings",),
     ("agent.options", "agent.start"),
-    ("agent.toolkit_options",),
+    ("agent.cdi_options", "agent.toolkit_options"),
     ("agent.option",),
     ("agent.errors", "agent.data", "agent"),
 )
@@ -50,6 +50,7 @@ ONLY = {
     "tomlkit": {"agent.tomledit"},
     "structlog": {"agent.log"},
     "yaml": {"agent.cdi.foreign"},
+    "pynvml": {"agent.cdi.nvml"},
 }
 ALLOWED = set(ONLY) | {"google"}
 
@@ -164,7 +165,9 @@ def test_help_loads_no_library_that_it_does_not_need(arguments: list[str]) -> No
     """Someone who reads the help, and an idle supervisor, pay for neither gRPC nor tomlkit."""
     loaded = loads("-m", "agent", *arguments)
     assert "click" in loaded
-    heavy = {"grpc", "google.protobuf", "tomlkit", "structlog", "asyncio", "yaml", "jeepney"}
+    heavy = {
+        "grpc", "google.protobuf", "tomlkit", "structlog", "asyncio", "yaml", "jeepney", "pynvml",
+    }  # fmt: skip
     assert loaded & heavy == set()
 
 

@@ -17,7 +17,8 @@ _CRT = "--nvidia-container-runtime"
 _ENV = "NVIDIA_CONTAINER_RUNTIME_"
 
 # One line per option: its flag and its variables, the first one that is set wins. As in
-# nvidia-container-toolkit's installer v1.20; ours are those with AGENT_, and --status-dir.
+# nvidia-container-toolkit's installer v1.20, and in `nvidia-ctk cdi generate` what is about specs;
+# ours are those with AGENT_, and --status-dir.
 TABLE = f"""
 --cdi-enabled CDI_ENABLED ENABLE_CDI
 --enable-cdi-in-runtime RUNTIME_ENABLE_CDI
@@ -53,6 +54,8 @@ TABLE = f"""
 --cdi-output-dir CDI_OUTPUT_DIR
 --cdi-kind CDI_KIND
 --create-device-nodes CREATE_DEVICE_NODES
+--device-name-strategy NVIDIA_CTK_CDI_GENERATE_DEVICE_NAME_STRATEGIES
+--disable-hook NVIDIA_CTK_CDI_GENERATE_DISABLED_HOOKS
 --config-mode CRIO_CONFIG_MODE
 --hooks-dir CRIO_HOOKS_DIR
 --hook-filename CRIO_HOOK_FILENAME
@@ -97,6 +100,7 @@ PARTICULAR = {
     "annotation_prefixes": "example.com/", "cdi_kind": "example.com/gpu",
     "cdi_default_kind": "example.com/gpu", "crio_hook_filename": "hook.json",
     "runtime_log_level": "debug", "create_device_nodes": "control",
+    "device_name_strategies": "uuid", "disabled_hooks": "update-ldcache",
 }  # fmt: skip
 
 

@@ -1,0 +1,130 @@
+"""The spec `nvidia.com/gpu`: every GPU and every MIG device under all of its names, and `all`.
+
+Invariant: pure in what was found. A device is in it only with all of the nodes without which it is
+of no use; what is left out is told. Entries and their order are those of NVIDIA's generator
+(pkg/nvcdi v1.20, mode nvml).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+
+from agent.cdi import graphics, pipeline, recipe
+from agent.cdi.driver import Driver, Node
+from agent.cdi.inventory import Gpu, Mig
+from agent.cdi.model import ContainerEdits, Device, Hook, Spec
+from agent.cdi.recipe import Surroundings
+from agent.data import dataclass
+from agent.errors import NoDevices
+
+KIND = "nvidia.com/gpu"
+
+_CONTROL = ("/dev/nvidia-modeset", "/dev/nvidia-uvm-tools", "/dev/nvidia-uvm", "/dev/nvidiactl")
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """What the kernel says about GPUs: names of DRM nodes by PCI address, and the minor numbers of
+    MIG capabilities by their names (`gpu0/gi1/access`)."""
+
+    drm: Mapping[str, tuple[str, ...]]
+    capabilities: Mapping[str, int]
+
+
+def spec(
+    driver: Driver, around: Surroundings, gpus: Sequence[Gpu], kernel: Kernel,
+    strategies: Sequence[str],
+) -> tuple[Spec, tuple[str, ...]]:  # fmt: skip
+    """The spec, and what is not in it and why. Raises NoDevices where nothing is left."""
+    devices: list[Device] = []
+    missing: list[str] = []
+    for gpu in gpus:
+        maker = _Maker(driver, around, gpu, kernel)
+        for part in gpu.instances if gpu.mig else (None,):
+            found, names = maker.make(part), _names(gpu, part, strategies)
+            if isinstance(found, str):
+                missing.append(f"{_title(gpu, part)} is not in the CDI spec: {found}")
+            elif not names:
+                missing.append(f"{_title(gpu, part)} is not in the CDI spec: it has no UUID")
+            else:
+                devices += (Device(name, found) for name in names)
+    if not devices:
+        why = missing[0] if missing else "there is no GPU, nor a MIG device"
+        raise NoDevices(f"cannot make a CDI spec for {KIND}: {why}")
+    return pipeline.finish(Spec(KIND, tuple(devices), _common(driver, around))), tuple(missing)
+
+
+def _common(driver: Driver, around: Surroundings) -> ContainerEdits:
+    hooks = around.hooks
+    return pipeline.joined(
+        recipe.node_edits(node for path in _CONTROL if (node := driver.node(path))),
+        graphics.edits(driver, hooks, around.machine),
+        recipe.driver_edits(driver, around),
+        ContainerEdits(
+            env=(recipe.VOID,),
+            hooks=(
+                *hooks.make("disable-device-node-modification"),
+                *hooks.make("update-application-profile"),
+            ),
+        ),
+    )
+
+
+def _title(gpu: Gpu, part: Mig | None) -> str:
+    return f"MIG device {gpu.index}:{part.index}" if part else f"GPU {gpu.index}"
+
+
+def _names(gpu: Gpu, part: Mig | None, strategies: Sequence[str]) -> tuple[str, ...]:
+    number = f"{gpu.index}:{part.index}" if part else str(gpu.index)
+    names = {
+        "index": number,
+        "type-index": ("mig" if part else "gpu") + number,
+        "uuid": (part or gpu).uuid,
+    }
+    return tuple(dict.fromkeys(names[name] for name in strategies if names[name]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Maker:
+    """What makes the edits of one GPU and of its parts; a string says why there are none."""
+
+    driver: Driver
+    around: Surroundings
+    gpu: Gpu
+    kernel: Kernel
+
+    def make(self, part: Mig | None) -> ContainerEdits | str:
+        paths = [f"/dev/nvidia{self.gpu.minor}"]
+        if part:
+            above = f"gpu{self.gpu.minor}/gi{part.gpu_instance}"
+            for name in (f"{above}/access", f"{above}/ci{part.compute_instance}/access"):
+                number = self.kernel.capabilities.get(name)
+                if number is None:
+                    return f"the kernel does not list its capability {name}"
+                paths.append(f"/dev/nvidia-caps/nvidia-cap{number}")
+        nodes = []
+        for path in paths:
+            node = self.driver.node(path)
+            if node is None:
+                return f"there is no device node {path}; run nvidia-modprobe"
+            nodes.append(node)
+        drm = self._drm() if part is None or part.graphics else ()
+        edits = recipe.node_edits((*nodes, *drm))
+        return pipeline.joined(edits, ContainerEdits(hooks=self._by_path(drm)))
+
+    def _drm(self) -> tuple[Node, ...]:
+        names = self.kernel.drm.get(self.gpu.bus, ())
+        return tuple(node for name in names if (node := self.driver.node(f"/dev/dri/{name}")))
+
+    def _by_path(self, nodes: Sequence[Node]) -> tuple[Hook, ...]:
+        return self.around.hooks.symlinks(tuple(self._links({node.inside for node in nodes})))
+
+    def _links(self, paths: set[str]) -> Iterator[str]:
+        """Links by PCI address that lead to these nodes. They are named as a container has them;
+        NVIDIA's generator puts the device root before them."""
+        for what in ("card", "render"):
+            link = f"/dev/dri/by-path/pci-{self.gpu.bus}-{what}"
+            target = self.driver.dev.read_link(link)
+            if target and os.path.normpath(os.path.join(os.path.dirname(link), target)) in paths:
+                yield f"{target}::{link}"

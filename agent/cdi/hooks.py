@@ -1,0 +1,99 @@
+"""Hooks: NVIDIA's own program on the host, which finishes a container before it starts.
+
+Invariant: none where the program is not on the host, for then no container would start, and none
+that somebody switched off. Names, arguments and their order are those of nvidia-cdi-hook (v1.20).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Sequence
+
+from agent.cdi import elf
+from agent.cdi.model import Hook
+from agent.cdi.root import DriverRoot
+from agent.data import dataclass
+
+# Links that no soname gives: (library, link's target or None for the file itself, link's name).
+_LINKS = (
+    ("libcuda.so.*.*", "libcuda.so.1", "libcuda.so"),
+    ("libGLX_nvidia.so.*.*", None, "libGLX_indirect.so.0"),
+    ("libnvidia-opticalflow.so.*.*", "libnvidia-opticalflow.so.1", "libnvidia-opticalflow.so"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What hooks may be made: `path` is the program on the host, None where there is none."""
+
+    path: str | None
+    disabled: tuple[str, ...] = ()
+
+    @property
+    def wanted(self) -> bool:
+        """Would there be any hook, were the program there?"""
+        return "all" not in self.disabled
+
+    def make(self, name: str, *args: str) -> tuple[Hook, ...]:
+        """The hook of that name, if there is to be one."""
+        if self.path is None or not self.wanted or name in self.disabled:
+            return ()
+        words = (os.path.basename(self.path), name, *args)
+        return (Hook("createContainer", self.path, words, ("NVIDIA_CTK_DEBUG=false",)),)
+
+    def symlinks(self, links: Sequence[str]) -> tuple[Hook, ...]:
+        """One that makes links, given as `TARGET::LINK`."""
+        words = (word for link in links for word in ("--link", link))
+        return self.make("create-symlinks", *words) if links else ()
+
+    def libraries(
+        self, root: DriverRoot, version: str, libraries: Sequence[str]
+    ) -> tuple[Hook, ...]:
+        """Those that make libraries found in a container, in the order in which they have to run:
+        links, then a newer compat library of the image, then the loader's cache."""
+        folders = tuple(word for folder in _folders(libraries) for word in ("--folder", folder))
+        return (
+            *self.symlinks(_links(root, libraries)),
+            *self.make("enable-cuda-compat", f"--host-driver-version={version}"),
+            *(self.make("update-ldcache", *folders) if folders else ()),
+        )
+
+
+def _folders(libraries: Sequence[str]) -> tuple[str, ...]:
+    found = (
+        os.path.dirname(path) for path in libraries
+        if fnmatch.fnmatchcase(os.path.basename(path), "lib?*.so*")
+    )  # fmt: skip
+    return tuple(dict.fromkeys(found))
+
+
+def _links(root: DriverRoot, libraries: Sequence[str]) -> tuple[str, ...]:
+    """`TARGET::LINK` for every link that programs expect and that mounts do not bring along."""
+    found: list[str] = []
+    for path in libraries:
+        directory, name = os.path.split(path)
+        found += (
+            f"{target or name}::{directory}/{link}"
+            for pattern, target, link in _LINKS
+            if fnmatch.fnmatchcase(name, pattern)
+        )
+        if fnmatch.fnmatchcase(name, "*.*.*"):
+            found += _soname_links(root, directory, name)
+    return tuple(dict.fromkeys(found))
+
+
+def _soname_links(root: DriverRoot, directory: str, name: str) -> list[str]:
+    """Links by soname and by plain name, as far as the driver has them too."""
+    soname = elf.soname(root.agent_path(f"{directory}/{name}"))
+    if soname is None:
+        return []
+    soname = soname or name
+    found = []
+    if soname != name and root.is_link(f"{directory}/{soname}"):
+        found.append(f"{name}::{directory}/{soname}")
+    stem, version, _ = soname.rpartition(".so.")
+    plain = f"{stem}.so"
+    if version and root.is_link(f"{directory}/{plain}"):
+        found.append(f"{soname}::{directory}/{plain}")
+    return found

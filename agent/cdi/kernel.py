@@ -1,0 +1,96 @@
+"""What the kernel tells about GPUs, in the host's /proc and /sys.
+
+Invariant: reads only, and through the host root: a container's own /proc may be another one. Any
+text may come; what makes no sense is no GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+from agent.cdi.inventory import NO_GPUS, Answer, Gpu
+from agent.host.paths import HostRoot
+
+_PCI = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f]")
+_UUID = re.compile(r"GPU-[0-9A-Fa-f-]+[0-9A-Fa-f]")
+_CAPABILITY = re.compile(r"(\S+) (\d{1,7})")
+_LIMIT = 1 << 20  # bytes
+
+
+def gpus(host: HostRoot) -> Answer:
+    """GPUs of the driver's own list, for where NVML does not answer. MIG devices are not in it:
+    their names are known to NVML only."""
+    directory = _driver(host, "nvidia/gpus")
+    infos = [_information(f"{directory}/{name}/information") for name in _names(directory)]
+    if not infos:
+        return Answer(error=f"{directory} lists no GPU")
+    found, warnings = [], []
+    # NVML counts in the order of PCI addresses, and leaves out what was excluded at boot.
+    there = [info for info in infos if info.get("GPU Excluded", "No") != "Yes"]
+    for index, info in enumerate(sorted(there, key=lambda info: info.get("Bus Location", ""))):
+        bus, minor = info.get("Bus Location", "").lower(), info.get("Device Minor", "")
+        if info.get("Model") in NO_GPUS:
+            continue
+        if not (_PCI.fullmatch(bus) and minor.isascii() and minor.isdigit()):
+            warnings.append(f"GPU {index} is not in the CDI spec: {directory} does not describe it")
+        elif _is_split(host, minor):
+            warnings.append(
+                f"GPU {index} is not in the CDI spec: it is split into MIG devices, whose names "
+                "only NVML knows"
+            )
+        elif _is_gone(host, bus):
+            warnings.append(f"GPU {index} is not in the CDI spec: {bus} is not on the PCI bus")
+        else:
+            uuid = info.get("GPU UUID", "")
+            found.append(Gpu(index, uuid if _UUID.fullmatch(uuid) else "", int(minor), bus))
+    return Answer(tuple(found), tuple(warnings))
+
+
+def drm_names(host: HostRoot, bus: str) -> tuple[str, ...]:
+    """Names in /dev/dri of the GPU at a PCI address."""
+    return tuple(_names(host.agent_path(f"/sys/bus/pci/devices/{bus}/drm")))
+
+
+def mig_minors(host: HostRoot) -> Mapping[str, int]:
+    """Minor numbers of MIG capabilities by their names, as `gpu0/gi1/ci0/access`."""
+    text = _read(_driver(host, "nvidia-caps/mig-minors"))
+    found = (_CAPABILITY.fullmatch(line.strip()) for line in text.splitlines())
+    return {match[1]: int(match[2]) for match in found if match}
+
+
+def _driver(host: HostRoot, name: str) -> str:
+    """The agent path of a part of /proc/driver."""
+    below = host.agent_path(f"/proc/driver/{name}")
+    return below if os.path.exists(below) else f"{host.proc}/driver/{name}"
+
+
+def _information(path: str) -> dict[str, str]:
+    lines = (line.partition(":") for line in _read(path).splitlines())
+    return {key.strip(): value.strip() for key, _, value in lines}
+
+
+def _is_split(host: HostRoot, minor: str) -> bool:
+    directory = _driver(host, f"nvidia/capabilities/gpu{minor}/mig")
+    return any(name.startswith("gi") for name in _names(directory))
+
+
+def _is_gone(host: HostRoot, bus: str) -> bool:
+    devices = host.agent_path("/sys/bus/pci/devices")
+    return os.path.isdir(devices) and not os.path.exists(f"{devices}/{bus}")
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except OSError:
+        return []
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read(_LIMIT)
+    except OSError:
+        return ""

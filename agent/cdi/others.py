@@ -1,0 +1,83 @@
+"""Specs of what comes with GPUs: GPUDirect (gdrcopy, gds, mofed), NVSwitch and IMEX channels.
+
+Invariant: pure in what was found, and none where its devices are not there. Entries are those of
+NVIDIA's generator (pkg/nvcdi v1.20, modes of these names).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Mapping, Sequence
+
+from agent.cdi import pipeline, recipe
+from agent.cdi.driver import Node
+from agent.cdi.model import ContainerEdits, Device, DeviceNode, Mount, Spec
+from agent.cdi.root import DriverRoot
+from agent.data import dataclass
+
+_CHANNEL = re.compile(r"/dev/nvidia-caps-imex-channels/channel(0|[1-9][0-9]{0,6})")
+_CHANNELS = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Class:
+    """A class of devices: its kind, where its nodes are, as (directory, pattern), and what else a
+    container needs with them."""
+
+    kind: str
+    nodes: tuple[tuple[str, str], ...]
+    mounts: tuple[str, ...] = ()
+
+
+# By the mode of `cdi generate` that makes the spec.
+CLASSES: Mapping[str, Class] = {
+    "gdrcopy": Class("nvidia.com/gdrcopy", (("/dev", "gdrdrv"),)),
+    "gds": Class("nvidia.com/gds", (("/dev", "nvidia-fs*"),), ("/run/udev", "/etc/cufile.json")),
+    "mofed": Class(
+        "nvidia.com/mofed", (("/dev/infiniband", "uverbs*"), ("/dev/infiniband", "rdma_cm"))
+    ),
+    "nvswitch": Class("nvidia.com/nvswitch", (("/dev", "nvidia-nvswitch*"),)),
+    "imex": Class("nvidia.com/imex-channel", (("/dev/nvidia-caps-imex-channels", "channel*"),)),
+}
+
+
+def spec(mode: str, nodes: Sequence[Node], roots: Sequence[DriverRoot]) -> Spec | None:
+    """The spec of a class that has these nodes, None for none; what else it needs is looked for in
+    `roots`, in this order."""
+    which = CLASSES[mode]
+    devices = _channels(nodes) if mode == "imex" else _one(which, nodes, roots)
+    if not nodes or not devices:
+        return None
+    return pipeline.finish(Spec(which.kind, devices, ContainerEdits(env=(recipe.VOID,))))
+
+
+def _one(which: Class, nodes: Sequence[Node], roots: Sequence[DriverRoot]) -> tuple[Device, ...]:
+    mounts = tuple(mount for path in which.mounts for mount in _mounts(path, roots)[:1])
+    edits = pipeline.joined(recipe.node_edits(nodes), ContainerEdits(mounts=mounts))
+    return (Device(pipeline.ALL, edits),)
+
+
+def _mounts(path: str, roots: Sequence[DriverRoot]) -> tuple[Mount, ...]:
+    """A file, or the directory of udev's data, from the first root that has it."""
+    directory = not os.path.splitext(path)[1]
+    return tuple(
+        recipe.mount(root, path)
+        for root in roots
+        if (found := root.stat(path)) and stat.S_ISDIR(found.st_mode) == directory
+    )
+
+
+def _channels(nodes: Sequence[Node]) -> tuple[Device, ...]:
+    """A device for each channel, by its number. They come and go, with numbers of their own, so
+    the runtime looks at the node itself."""
+    return tuple(
+        Device(match[1], ContainerEdits(device_nodes=(_plain(node),)))
+        for node in nodes
+        if (match := _CHANNEL.fullmatch(node.inside)) and int(match[1]) < _CHANNELS
+    )
+
+
+def _plain(node: Node) -> DeviceNode:
+    return DeviceNode(node.inside, "" if node.host_path == node.inside else node.host_path)

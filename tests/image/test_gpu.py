@@ -1,0 +1,107 @@
+"""GPUs on real runtimes: what a pod finds that asks for one by its number, its UUID, or for all.
+
+The spec is printed by `cdi generate` on a made-up node with a scripted NVML, and put where the
+runtime looks for it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+import pytest
+
+from tests.tools.driver import LIBRARIES, VERSION
+from tests.tools.kernel import make_kernel
+from tests.tools.nvml import COMPILER, FakeGpu, FakePart, place
+from tests.tools.pods import Container, PodNode, Pods
+from tests.tools.runtimes import Runtime
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(COMPILER is None, reason="a C compiler makes the library: gcc"),
+]
+
+KIND = "nvidia.com/gpu"
+PLAIN = FakeGpu(0, minor=1)
+SPLIT = FakeGpu(1, minor=0, mig=1, parts=(FakePart(0, 1), FakePart(3, 2)))
+CONTROL = {"/dev/nvidiactl", "/dev/nvidia-modeset", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"}
+WHOLE = {"/dev/nvidia1", "/dev/dri/card1", "/dev/dri/renderD128"}
+PARTS = {
+    f"1:{part.index}": {
+        "/dev/nvidia0",
+        *(f"/dev/nvidia-caps/nvidia-cap{10 * part.gi + ci}" for ci in (0, 1)),
+    }
+    for part in SPLIT.parts
+}
+
+
+@contextmanager
+def gpu_node(runtime: Runtime) -> Iterator[tuple[PodNode, Pods]]:
+    """A node whose runtime knows its GPUs."""
+    with PodNode(runtime, cdi=True) as node, Pods(node) as pods:
+        root, kernel = node.directory / "driver", node.directory / "kernel"
+        place(root, [PLAIN, SPLIT])
+        make_kernel(kernel, root, [PLAIN, SPLIT])
+        for path in ("proc/driver", "sys/bus/pci/devices"):
+            bound = node.inside(["mount", "--bind", str(kernel / path), f"/{path}"])
+            assert bound.returncode == 0, bound.stderr
+        made = node.inside(
+            [sys.executable, "-m", "agent", "cdi", "generate", "--mode=nvml", *node._options()]
+        )
+        assert (made.returncode, made.stderr) == (0, "")
+        node.cdi_directory.mkdir(exist_ok=True)
+        (node.cdi_directory / "nvidia.com-gpu.yaml").write_text(made.stdout, "utf-8")
+        yield node, pods
+
+
+def nodes(container: Container) -> set[str]:
+    """Nodes of the driver and for graphics, each there once."""
+    found = [d for d in container.devices if "nvidia" in d or "/dri/" in d]
+    assert len(found) == len(set(found))
+    return set(found)
+
+
+@pytest.mark.parametrize("generation", ["1.7", "2.1"])
+def test_by_number_by_uuid_and_all(generation: str, runtime: Runtime) -> None:
+    """A GPU, MIG devices, everything: each with its own nodes and the driver's files once."""
+    with gpu_node(runtime) as (_, pods):
+        wanted = {
+            "0": WHOLE,
+            PLAIN.name: WHOLE,
+            "all": set().union(WHOLE, *PARTS.values()),
+        }
+        for part in SPLIT.parts:
+            wanted[part.name(1)] = wanted[f"1:{part.index}"] = PARTS[f"1:{part.index}"]
+        for name, expected in wanted.items():
+            container = pods.create(cdi_devices=[f"{KIND}={name}"])
+            assert nodes(container) == expected | CONTROL, name
+            assert container.mounts.count(f"/{LIBRARIES}/libcuda.so.{VERSION}") == 1
+            assert container.environment.count("NVIDIA_VISIBLE_DEVICES=void") == 1
+            hooks = [h["args"][1] for h in container.spec["hooks"]["createContainer"]]
+            own = ["create-symlinks"] if expected >= WHOLE else []
+            assert hooks == [
+                "create-symlinks", "enable-cuda-compat", "update-ldcache",
+                "disable-device-node-modification", "update-application-profile", *own,
+            ]  # fmt: skip
+            assert 44 in container.spec["process"]["user"]["additionalGids"]
+
+
+@pytest.mark.parametrize("generation", ["1.7", "2.1"])
+def test_two_devices_in_one_container(generation: str, runtime: Runtime) -> None:
+    """What both bring is there once."""
+    with gpu_node(runtime) as (_, pods):
+        container = pods.create(cdi_devices=[f"{KIND}=0", f"{KIND}={SPLIT.parts[1].name(1)}"])
+        assert nodes(container) == WHOLE | PARTS["1:3"] | CONTROL
+        assert container.mounts.count(f"/{LIBRARIES}/libcuda.so.{VERSION}") == 1
+
+
+@pytest.mark.parametrize("generation", ["1.7", "2.1"])
+def test_gpu_that_is_split_cannot_be_had(generation: str, runtime: Runtime) -> None:
+    """Nor one that is not there: the runtime refuses the container."""
+    with gpu_node(runtime) as (_, pods):
+        for name in ("1", SPLIT.name, "2"):
+            with pytest.raises(grpc.RpcError, match="unresolvable CDI devices"):
+                pods.create(cdi_devices=[f"{KIND}={name}"])
