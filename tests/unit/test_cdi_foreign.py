@@ -124,8 +124,11 @@ def test_nothing_is_too_deep(depth: int) -> None:
 
 
 def test_merges_that_lead_back_to_themselves() -> None:
-    """A circle ends, and brothers may be merged twice."""
-    assert foreign.kinds(b"a: &a {<<: *a, kind: v/x}\n<<: [*a, *a]\n") == ("v/x", "v/x")
+    """A circle ends, brothers may be merged twice, and so may theirs, as often as they like."""
+    assert foreign.kinds(b"a: &a {<<: *a, kind: v/x}\n<<: [*a, *a]\n") == ("v/x",)
+    lines = [f"{n}: &b{n} {{<<: [*b{n - 1}, *b{n - 1}]}}" for n in range(1, 60)]
+    document = "\n".join(["0: &b0 {kind: v/x}", *lines, "<<: *b59"])
+    assert foreign.kinds(document.encode()) == ("v/x",)
 
 
 def test_reader_without_libyaml(monkeypatch: pytest.MonkeyPatch) -> None:

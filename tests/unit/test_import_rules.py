@@ -47,7 +47,7 @@ ONLY = {
     "jeepney": {"agent.observe.bus"},
     "tomlkit": {"agent.tomledit"},
     "structlog": {"agent.log"},
-    "yaml": {"agent.cdi.foreign"},
+    "yaml": {"agent.cdi.read"},
 }
 ALLOWED = set(ONLY) | {"google"}
 
