@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from agent.cdi.scalar import Plain, resolved, shown, spelled
 from agent.data import dataclass
 
 if TYPE_CHECKING:
@@ -28,18 +28,6 @@ _MERGE = "tag:yaml.org,2002:merge"
 _TAG = "tag:yaml.org,2002:"
 _BINARY = f"{_TAG}binary"
 
-_WORDS: dict[str, bool | float | None] = {
-    **dict.fromkeys("y Y yes Yes YES true True TRUE on On ON".split(), True),
-    **dict.fromkeys("n N no No NO false False FALSE off Off OFF".split(), False),
-    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
-    **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
-    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf", "+.Inf", "+.INF"), float("inf")),
-    **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), float("-inf")),
-}
-_INTEGER = re.compile(r"[-+]?(0[xX][0-9a-fA-F]+|0[bB][01]+|0[oO]?[0-7]+|0|[1-9][0-9]*)")
-_FLOAT = re.compile(r"[-+]?[0-9]*\.?[0-9]+([eE][-+][0-9]+)?|\.[0-9]+([eE][-+]?[0-9]+)?")
-_DATE = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt \t].*)?")
-
 
 class Broken(Exception):
     """The bytes are no data; `text` says why, as a part of a sentence."""
@@ -47,14 +35,6 @@ class Broken(Exception):
     def __init__(self, text: str, line: int | None = None) -> None:
         super().__init__(text)
         self.text = text if line is None else f"{text} (line {line})"
-
-
-@dataclass(frozen=True, slots=True)
-class Plain:
-    """A boolean, a number or nothing, and how it is written."""
-
-    value: bool | int | float | None
-    text: str
 
 
 Value: TypeAlias = "str | Plain | list[Any] | dict[str, Any]"
@@ -233,11 +213,6 @@ def _set(found: dict[str, Any], key: str, value: Any) -> None:
     found[key] = "<<" if isinstance(value, _Merge) else value
 
 
-def shown(text: str) -> str:
-    """A piece of a file in a message: in quotes, short, and in one line."""
-    return repr(text if len(text) <= 60 else text[:57] + "...")
-
-
 def _key(key: Any) -> str:
     if isinstance(key, Plain) and key.value is not None:
         return spelled(key.value)
@@ -259,7 +234,7 @@ def _scalar(event: yaml.ScalarEvent) -> Any:
             raise Broken("a value with the tag !!binary is not base64") from error
     if tag not in (None, *(f"{_TAG}{name}" for name in ("bool", "int", "float", "null"))):
         return text
-    return _converted(_resolved(text), tag)
+    return _converted(resolved(text), tag)
 
 
 def _converted(found: Any, tag: str | None) -> Any:
@@ -274,49 +249,6 @@ def _converted(found: Any, tag: str | None) -> Any:
     if type(value) is not types[name]:
         raise Broken(f"a value with the tag !!{name} is none")
     return found
-
-
-def _resolved(text: str) -> str | Plain:
-    """What a word without quotes is."""
-    if text in _WORDS:
-        return Plain(_WORDS[text], text)
-    if text[0] not in "+-.0123456789" or _DATE.fullmatch(text):
-        return text
-    digits = text.replace("_", "") if text[0] != "." else text
-    if _INTEGER.fullmatch(digits):
-        number = _number(digits)
-        if -(1 << 63) <= number < 1 << 64:
-            return Plain(number, text)
-    return Plain(float(digits), text) if _FLOAT.fullmatch(digits) else text
-
-
-def _number(digits: str) -> int:
-    """As Go reads it with base 0: a leading zero means octal."""
-    old_octal = re.fullmatch(r"([-+]?)0([0-7]+)", digits)
-    if old_octal:
-        return int(old_octal[1] + old_octal[2], 8)
-    return int(digits, 0) if len(digits) < 100 else 1 << 64
-
-
-def spelled(value: bool | int | float) -> str:
-    """A boolean or a number as a string, the way Go writes it."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int):
-        return str(value)
-    if not math.isfinite(value):
-        return {"inf": "+Inf", "-inf": "-Inf"}.get(repr(value), "NaN")
-    sign = "-" if repr(value).startswith("-") else ""
-    mantissa, exponent = f"{abs(value):.16e}".split("e")
-    for places in range(17):
-        short = f"{abs(value):.{places}e}"
-        if float(short) == abs(value):
-            mantissa, exponent = short.split("e")
-            break
-    if -4 <= int(exponent) < 6:
-        fixed = f"{abs(value):.{max(len(mantissa.replace('.', '')) - 1 - int(exponent), 0)}f}"
-        return sign + fixed
-    return f"{sign}{mantissa}e{exponent[0]}{exponent[1:].zfill(2)}"
 
 
 def kinds(data: bytes) -> tuple[str, ...]:

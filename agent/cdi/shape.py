@@ -9,22 +9,35 @@ names of fields in any case, numbers for strings, null for "not there".
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from agent.cdi.read import Plain, Value, shown, spelled
+from agent.cdi.scalar import Plain, shown, spelled
 from agent.data import dataclass
 
-Severity = Literal["error", "warning"]
+if TYPE_CHECKING:
+    from agent.cdi.read import Value
+
+Spoils = Literal["file", "use", "nothing"]
+
+REFUSES = "a runtime refuses the whole file"
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that is wrong in a spec: where, what, and what to do about it."""
+    """Something that is wrong in a spec: where, what, and what to do about it.
 
-    severity: Severity
+    `spoils`: "file" where a runtime reads nothing of the file, "use" where containers with that
+    part of it are not created or not started, "nothing" where it only looks like a mistake.
+    """
+
+    spoils: Spoils
     where: str
     what: str
     remedy: str
+
+    @property
+    def severity(self) -> Literal["error", "warning"]:
+        return "warning" if self.spoils == "nothing" else "error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +105,7 @@ def shaped(value: Value) -> tuple[dict[str, Any], list[Problem]]:
 
 
 def _error(where: str, what: str, remedy: str) -> Problem:
-    return Problem("error", where, what, remedy)
+    return Problem("file", where, what, remedy)
 
 
 def fold(name: str) -> str:
@@ -118,8 +131,7 @@ class _Shaper:
     def wrong(self, where: str, value: Value, wanted: str) -> None:
         """The type is another one."""
         self.problems.append(
-            _error(where, f"it is {_kind(value)}, not {wanted}", "correct it: a runtime refuses "
-                   "the whole file")
+            _error(where, f"it is {_kind(value)}, not {wanted}", f"correct it: {REFUSES}")
         )  # fmt: skip
 
     def struct(
@@ -136,7 +148,7 @@ class _Shaper:
                 continue
             if name != key:
                 self.problems.append(
-                    Problem("warning", where, f"the field is called {name}", "spell it so")
+                    Problem("nothing", where, f"the field is called {name}", "spell it so")
                 )
             item = value[key]
             if not (isinstance(item, Plain) and item.value is None):
@@ -145,7 +157,7 @@ class _Shaper:
 
     def _unknown(self, at: str, key: str, fields: Mapping[str, Type]) -> Problem:
         known = ", ".join(fields)
-        remedy = f"remove it, or spell it as one of {known}: a runtime refuses the whole file"
+        remedy = f"remove it, or spell it as one of {known}: {REFUSES}"
         return _error(at, f"there is no field {shown(key)} here", remedy)
 
     def field(self, name: str, value: Value, kind: Type, where: str) -> dict[str, Any]:
@@ -198,9 +210,7 @@ class _Shaper:
             return None
         if not kind.low <= number <= kind.high:
             text = f"{number} is not {kind.name}"
-            self.problems.append(
-                _error(where, text, "correct it: a runtime refuses the whole file")
-            )
+            self.problems.append(_error(where, text, f"correct it: {REFUSES}"))
             return None
         return number
 
@@ -213,7 +223,7 @@ class _Shaper:
         text = spelled(value.value)
         if text != value.text:
             self.problems.append(
-                Problem("warning", where, f"without quotes it is {_kind(value)}, which the runtime "
+                Problem("nothing", where, f"without quotes it is {_kind(value)}, which the runtime "
                         f"writes as {text}", "put it in quotes")
             )  # fmt: skip
         return text
