@@ -44,7 +44,7 @@ NOBODY = Reader()
 
 
 def reader(name: str, version: str, *, enabled: bool | None = None) -> Reader:
-    """What is known of a runtime; `enabled` is its CDI switch, None where it has none."""
+    """What is known of a runtime; `enabled` is False where its CDI is switched off."""
     label = f"{name} {version}"
     parsed = parse_version(version)
     if parsed is None:

@@ -16,7 +16,7 @@ from agent.cdi import readers
 from agent.cdi.model import Spec, to_data
 from agent.cdi.readers import NOBODY, VERSIONS, Reader
 from agent.cdi.scalar import shown
-from agent.cdi.shape import REFUSES, Problem, edits
+from agent.cdi.shape import Problem, edits
 
 _WORD = re.compile(r"[A-Za-z]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
 _DEVICE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.:-]*[A-Za-z0-9])?")
@@ -79,7 +79,7 @@ def check(spec: Data, reader: Reader = NOBODY) -> Iterator[Problem]:
 
 
 def _refused(where: str, what: str, remedy: str) -> Problem:
-    return Problem("file", where, what, f"{remedy}: {REFUSES}")
+    return Problem("file", where, what, remedy)
 
 
 def _is_empty(part: Data) -> bool:

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 Spoils = Literal["file", "use", "nothing"]
 
-REFUSES = "a runtime refuses the whole file"
-
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -34,6 +32,13 @@ class Problem:
     where: str
     what: str
     remedy: str
+
+    @property
+    def effect(self) -> str | None:
+        """What becomes of it at a runtime."""
+        effects = {"file": "the runtime takes nothing from the file",
+                   "use": "containers with it are not created or not started"}  # fmt: skip
+        return effects.get(self.spoils)
 
     @property
     def severity(self) -> Literal["error", "warning"]:
@@ -131,7 +136,7 @@ class _Shaper:
     def wrong(self, where: str, value: Value, wanted: str) -> None:
         """The type is another one."""
         self.problems.append(
-            _error(where, f"it is {_kind(value)}, not {wanted}", f"correct it: {REFUSES}")
+            _error(where, f"it is {_kind(value)}, not {wanted}", "correct it")
         )  # fmt: skip
 
     def struct(
@@ -157,7 +162,7 @@ class _Shaper:
 
     def _unknown(self, at: str, key: str, fields: Mapping[str, Type]) -> Problem:
         known = ", ".join(fields)
-        remedy = f"remove it, or spell it as one of {known}: {REFUSES}"
+        remedy = f"remove it, or spell it as one of {known}"
         return _error(at, f"there is no field {shown(key)} here", remedy)
 
     def field(self, name: str, value: Value, kind: Type, where: str) -> dict[str, Any]:
@@ -210,7 +215,7 @@ class _Shaper:
             return None
         if not kind.low <= number <= kind.high:
             text = f"{number} is not {kind.name}"
-            self.problems.append(_error(where, text, f"correct it: {REFUSES}"))
+            self.problems.append(_error(where, text, "correct it"))
             return None
         return number
 
