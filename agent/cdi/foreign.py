@@ -11,7 +11,8 @@ import os
 import re
 from collections.abc import Iterator
 
-from agent.cdi.read import kinds
+from agent.cdi.read import Broken, document, kinds
+from agent.cdi.shape import edits, shaped
 from agent.errors import AgentError
 from agent.host import files
 from agent.host.paths import HostPath, HostRoot
@@ -25,6 +26,9 @@ _CRASHES = re.compile(r"(?s)[A-Za-z]/.+|[A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9]/[A-Za
 # Bytes without which no file has such a kind: plainly, or spelt so that only a reader can tell.
 _SPELT = rb"[\\!\0]"
 _SUSPICIOUS = re.compile(rb"(?<![A-Za-z0-9_.-])[A-Za-z]/|/[A-Za-z](?![A-Za-z0-9_.-])|" + _SPELT)
+
+# And without which no list has an empty item.
+_EMPTY = re.compile(rb"~|[nN][uU][lL][lL]|(?<!-)-[ \t]*(#[^\n]*)?[\r\n]|-[ \t]*\Z|[&*]|" + _SPELT)
 
 
 def entries(host: HostRoot, directory: HostPath) -> Iterator[tuple[HostPath, bytes]]:
@@ -56,6 +60,30 @@ def crashing_kind(data: bytes) -> str | None:
     if not _SUSPICIOUS.search(data):
         return None
     return next((kind for kind in kinds(data) if _CRASHES.fullmatch(kind)), None)
+
+
+def crash(data: bytes) -> str | None:
+    """What in a spec makes containerd before 2.4 panic as soon as it reads it."""
+    kind = crashing_kind(data)
+    return f"kind {kind}" if kind else crashing_item(data)
+
+
+def crashing_item(data: bytes) -> str | None:
+    """An empty item in a list of device nodes, mounts or hooks: nothing is looked for in it, and
+    the library looks (observed on 1.7.24 and 2.1.9)."""
+    if not _EMPTY.search(data):
+        return None
+    try:
+        spec, problems = shaped(document(data).data)
+    except Broken:
+        return None
+    if any(problem.spoils == "file" for problem in problems):
+        return None
+    for where, part in edits(spec):
+        for field in ("deviceNodes", "mounts", "hooks"):
+            if None in part.get(field, ()):
+                return f"an empty item in {where}.{field}"
+    return None
 
 
 def has_kind(data: bytes, kind: str) -> bool:
