@@ -154,7 +154,7 @@ class PrivateNode:
         self, program: Sequence[str], command: str, options: Sequence[str], timeout: float
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*self._mounts.prefix, *program, command, *self._options(), *options],
+            [*self._mounts.prefix, *program, *command.split(), *self._options(), *options],
             env=self._environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
