@@ -229,8 +229,10 @@ def _scalar(event: yaml.ScalarEvent) -> Any:
         return text
     if tag == _BINARY:
         try:
-            return base64.b64decode(text).decode("utf-8", "replace")
-        except binascii.Error as error:
+            return base64.b64decode(re.sub(r"[\r\n]", "", text), validate=True).decode(
+                "utf-8", "replace"
+            )
+        except ValueError as error:
             raise Broken("a value with the tag !!binary is not base64") from error
     if tag not in (None, *(f"{_TAG}{name}" for name in ("bool", "int", "float", "null"))):
         return text
