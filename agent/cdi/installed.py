@@ -221,19 +221,24 @@ def devices(found: Sequence[SpecFile], dirs: Sequence[Directory]) -> list[Device
         for number, name in file.devices():
             state, why = _state(file, dirs[file.place])
             if not state and name in conflicts:
-                others = [other for other in conflicts[name] if other != file.name]
-                state, why = (
-                    "conflicting",
-                    f"{' and '.join(others or conflicts[name])} define it too",
-                )
-                if file.name not in conflicts[name]:
-                    why = f"{' and '.join(conflicts[name])} cancel each other, and this one too"
+                state, why = "conflicting", _against(file.name, conflicts[name])
             elif not state and winners[name].name != file.name:
                 state, why = "shadowed", f"{winners[name].name} defines it too, and wins"
             elif not state:
                 state, why = _complete(file, number)
             listed.append(Device(name, file.name, file.writer, state, why))
     return listed
+
+
+def _against(file: str, names: Sequence[str]) -> str:
+    """Why a file's device is taken from none of the files with these names."""
+    if file not in names:
+        return f"{' and '.join(names)} cancel each other, and this one too"
+    return f"{_define([name for name in names if name != file])} it too"
+
+
+def _define(names: Sequence[str]) -> str:
+    return f"{' and '.join(names)} {'defines' if len(names) == 1 else 'define'}"
 
 
 def _state(file: SpecFile, directory: Directory) -> tuple[State | None, str]:
@@ -281,9 +286,7 @@ def conflicts(found: Sequence[SpecFile], dirs: Sequence[Directory]) -> list[tupl
             others = [other for other in names.get(name, ()) if other != file.name]
             if file.broken or len(others) == len(names.get(name, ())):
                 continue
-            text = (
-                f"{' and '.join(others)} defines {shown(name)} too, and the runtime takes neither"
-            )
+            text = f"{_define(others)} {shown(name)} too, and the runtime takes it from none"
             problem = Problem("use", f"devices[{number}].name", text, "remove one of the files")
             problems.append((file.name, problem))
     return problems

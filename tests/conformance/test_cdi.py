@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from tests.conformance.spec_cases import CASES, REFUSED, SpecCase, spec
-from tests.tools.pods import PodNode, Pods
+from tests.tools.pods import Container, PodNode, Pods
 from tests.tools.runtimes import Runtime
 
 pytestmark = pytest.mark.real
@@ -20,10 +20,10 @@ generations = pytest.mark.parametrize("generation", ["1.7", "2.1"])
 _LATE = {"hook of the container"}
 
 
-def gets(pods: Pods, device: str) -> str:
+def gets(pods: Pods, device: str, beside: Container) -> str:
     """Ask for a device in a container that is started; what went wrong, empty where nothing did."""
     try:
-        pods.create(cdi_devices=[device]).start()
+        pods.create(cdi_devices=[device], beside=beside).start()
     except grpc.RpcError as error:
         return str(error)
     return ""
@@ -49,10 +49,10 @@ def test_every_case(generation: str, runtime: Runtime) -> None:
             (node.cdi_directory / path.rpartition("/")[2]).write_text(case.text, "utf-8")
         said = listed(node)
         assert sum(device["resolvable"] for device in said.values()) > 30
-        wrong = {}
+        wrong, first = {}, pods.create()
         for path, case in cases.items():
             device = said.get(f"{path} {case.qualified}", {"resolvable": False})
-            failure = gets(pods, case.qualified)
+            failure = gets(pods, case.qualified, first)
             if device["resolvable"] is bool(failure) and case.name not in _LATE:
                 wrong[case.name] = failure or device
         assert wrong == {}
@@ -81,8 +81,9 @@ def test_which_file_wins(generation: str, runtime: Runtime) -> None:
         states: dict[str, set[str]] = {}
         for device in listed(node).values():
             states.setdefault(device["name"], set()).add(device["state"])
+        first = pods.create()
         for name, found in states.items():
-            assert ("resolvable" in found) is not bool(gets(pods, name)), (name, found)
+            assert ("resolvable" in found) is not bool(gets(pods, name, first)), (name, found)
         container = pods.create(cdi_devices=["vendor.example/both=a"])
         assert "FROM=run" in container.environment
         assert states == {

@@ -161,7 +161,8 @@ class Status:
 class Container:
     """A container in a pod of its own; `spec` is what its OCI runtime gets to see."""
 
-    def __init__(self, pods: Pods, sandbox: str, container: str, log: Path) -> None:
+    def __init__(self, pods: Pods, pod: str, sandbox: str, container: str, log: Path) -> None:
+        self.pod = pod
         self.sandbox = sandbox
         self.id = container
         self._pods = pods
@@ -227,6 +228,7 @@ class Pods:
     def __init__(self, node: PodNode) -> None:
         self.node = node
         self._sandboxes: list[str] = []
+        self._created = 0
 
     def __enter__(self) -> Pods:
         return self
@@ -252,9 +254,12 @@ class Pods:
         privileged: bool = False,
         readonly_root: bool = False,
         host_pid: bool = False,
+        beside: Container | None = None,
     ) -> Container:
-        """Run a pod in the node's network and create, but do not start, one container in it."""
-        name = f"pod-{len(self._sandboxes)}"
+        """Run a pod in the node's network and create, but do not start, one container in it;
+        `beside` another that was created in the same way, in its pod."""
+        self._created += 1
+        name = f"pod-{len(self._sandboxes)}" if beside is None else beside.pod
         logs = self.node.directory / "run/logs" / name
         namespaces = {"network": "NODE", "ipc": "NODE", "pid": "NODE" if host_pid else "CONTAINER"}
         security = {"namespace_options": namespaces, "privileged": privileged}
@@ -263,24 +268,30 @@ class Pods:
             "log_directory": str(logs),
             "linux": {"security_context": security},
         }
-        answer = self.call("RunPodSandbox", config=pod, runtime_handler=handler)
-        sandbox = answer["pod_sandbox_id"]
-        self._sandboxes.append(sandbox)
+        if beside is None:
+            answer = self.call("RunPodSandbox", config=pod, runtime_handler=handler)
+            self._sandboxes.append(answer["pod_sandbox_id"])
+        sandbox = self._sandboxes[-1] if beside is None else beside.sandbox
         config = {
-            "metadata": {"name": "container"},
+            "metadata": {"name": f"container-{self._created}"},
             "image": {"image": image, "user_specified_image": image},
             "command": list(command),
             "args": list(args),
             "envs": [{"key": key, "value": value} for key, value in (env or {}).items()],
             "mounts": [_mount(mount) for mount in mounts],
             "annotations": dict(annotations or {}),
-            "log_path": "log",
+            "log_path": f"log-{self._created}",
             "linux": {"security_context": security | {"readonly_rootfs": readonly_root}},
             "CDI_devices": [{"name": device} for device in cdi_devices],
         }
-        request = {"pod_sandbox_id": sandbox, "config": config, "sandbox_config": pod}
+        request: dict[str, Any] = {
+            "pod_sandbox_id": sandbox,
+            "config": config,
+            "sandbox_config": pod,
+        }
         answer = self.call("CreateContainer", **request)
-        return Container(self, sandbox, answer["container_id"], logs / "log")
+        log = logs / f"log-{self._created}"
+        return Container(self, name, sandbox, answer["container_id"], log)
 
     def call(self, method: str, limit: float = 30.0, **fields: object) -> dict[str, Any]:
         """Call one method of the interface; a grpc.RpcError where the runtime refuses."""
