@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from agent.settings import Entry, Settings
 
 EPILOG = """\b
-Exit codes: 0 done or nothing to do; 1 plan found changes, status or wait: not ready;
+Exit codes: 0 done or nothing to do; 1 plan found changes, status or wait: not ready,
+cdi validate found something;
 2 usage; 3 refused, nothing touched; 4 runtime unreachable; 5 failed and rolled back;
 6 rollback failed; 7 another instance holds the lock."""
 
