@@ -44,7 +44,12 @@ def _key(key: str) -> str:
 def _scalar(value: Any) -> str:
     if isinstance(value, float):
         return _number(value)
-    text = json.dumps(value, ensure_ascii=False)
+    return printable(json.dumps(value, ensure_ascii=False))
+
+
+def printable(text: str) -> str:
+    """JSON as YAML can take it too: no character that it does not, and none above 0xffff in the two
+    halves that JSON has for it."""
     return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 

@@ -22,7 +22,7 @@ def text(spec: Spec, form: str = "yaml") -> str:
         raise Refused(f"cannot write a CDI spec for {spec.kind}: {'; '.join(wrong)}; report this")
     data = to_data(spec, rules.minimum_version(spec))
     if form == "json":
-        return json.dumps(data, indent=2) + "\n"
+        return yamltext.printable(json.dumps(data, indent=2, ensure_ascii=False)) + "\n"
     return "\n".join(["---", MARK, *yamltext.lines(data)]) + "\n"
 
 

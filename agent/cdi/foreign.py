@@ -2,28 +2,22 @@
 
 Invariant: reads as containerd does, which takes JSON and YAML alike, in any spelling (escapes,
 merge keys, anchors, UTF-16; names of keys regardless of case): a spelling that we did not know
-would cost a node. The only module that imports yaml, and only for a file that looks suspicious.
+would cost a node. A file is parsed only where it looks suspicious.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+from agent.cdi.read import Broken, document, kinds
+from agent.cdi.shape import edits, shaped
 from agent.errors import AgentError
 from agent.host import files
 from agent.host.paths import HostPath, HostRoot
 
-if TYPE_CHECKING:
-    import yaml
-
 _LIMIT = 32 << 20  # bytes; the runtime has none
-_MERGE = "tag:yaml.org,2002:merge"
-_BINARY = "tag:yaml.org,2002:binary"
 
 # pkg/parser of the CDI library before 1.1 slices name[1:len-1] once the first letter is right; the
 # class is looked at only where the vendor is valid.
@@ -32,6 +26,9 @@ _CRASHES = re.compile(r"(?s)[A-Za-z]/.+|[A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9]/[A-Za
 # Bytes without which no file has such a kind: plainly, or spelt so that only a reader can tell.
 _SPELT = rb"[\\!\0]"
 _SUSPICIOUS = re.compile(rb"(?<![A-Za-z0-9_.-])[A-Za-z]/|/[A-Za-z](?![A-Za-z0-9_.-])|" + _SPELT)
+
+# And without which no list has an empty item.
+_EMPTY = re.compile(rb"~|[nN][uU][lL][lL]|(?<!-)-[ \t]*(#[^\n]*)?[\r\n]|-[ \t]*\Z|[&*]|" + _SPELT)
 
 
 def entries(host: HostRoot, directory: HostPath) -> Iterator[tuple[HostPath, bytes]]:
@@ -65,52 +62,31 @@ def crashing_kind(data: bytes) -> str | None:
     return next((kind for kind in kinds(data) if _CRASHES.fullmatch(kind)), None)
 
 
+def crash(data: bytes) -> str | None:
+    """What in a spec makes containerd before 2.4 panic as soon as it reads it."""
+    kind = crashing_kind(data)
+    return f"kind {kind}" if kind else crashing_item(data)
+
+
+def crashing_item(data: bytes) -> str | None:
+    """An empty item in a list of device nodes, mounts or hooks: nothing is looked for in it, and
+    the library looks (observed on 1.7.24 and 2.1.9)."""
+    if not _EMPTY.search(data):
+        return None
+    try:
+        spec, problems = shaped(document(data).data)
+    except Broken:
+        return None
+    if any(problem.spoils == "file" for problem in problems):
+        return None
+    for where, part in edits(spec):
+        for field in ("deviceNodes", "mounts", "hooks"):
+            if None in part.get(field, ()):
+                return f"an empty item in {where}.{field}"
+    return None
+
+
 def has_kind(data: bytes, kind: str) -> bool:
     """Is this a spec of that kind?"""
     may = kind.encode() in data or re.search(_SPELT, data) is not None
     return may and kind in kinds(data)
-
-
-def kinds(data: bytes) -> tuple[str, ...]:
-    """What a spec calls its kind: one, unless it says so several times; none where it is no spec.
-
-    Of several documents the first counts.
-    """
-    import yaml
-
-    # libyaml, of which Go's reader is a translation; in plain Python it is slower and stricter.
-    reader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        loader = reader(data)
-        root = loader.get_node() if loader.check_node() else None
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return ()
-    return tuple(_kinds(root, ())) if isinstance(root, yaml.MappingNode) else ()
-
-
-def _kinds(node: yaml.Node, above: tuple[yaml.Node, ...]) -> list[str]:
-    """Values of `kind` in a mapping, else in those that are merged into it."""
-    own: list[str] = []
-    merged: list[str] = []
-    if isinstance(node.value, str) or node in above:
-        return []
-    for item in node.value:
-        if not isinstance(item, tuple):  # a list of mappings that are merged
-            merged += _kinds(item, (*above, node))
-            continue
-        key, value = item
-        if key.tag == _MERGE:
-            merged += _kinds(value, (*above, node))
-        elif isinstance(value.value, str) and _text(key).casefold() == "kind":
-            own.append(_text(value))
-    return own or merged
-
-
-def _text(node: yaml.Node) -> str:
-    text = str(node.value)
-    if node.tag != _BINARY:
-        return text
-    try:
-        return base64.b64decode(text).decode("utf-8", "replace")
-    except binascii.Error:
-        return text

@@ -21,12 +21,12 @@ class Deadly(Refused):
     """A restart would kill the runtime for good; `later` is the warning where none is due, `path`
     the file to blame."""
 
-    def __init__(self, path: HostPath, kind: str) -> None:
-        cause = (
-            f"{path} has kind {kind}, and containerd before 2.4 dies of a vendor or class of one "
-            "letter"
-        )
-        super().__init__(f"cannot restart containerd: {cause}; rename the kind or remove the file")
+    def __init__(self, path: HostPath, what: str) -> None:
+        kind = what.startswith("kind ")
+        rule = "a vendor or class of one letter" if kind else "it"
+        remedy = "rename the kind" if kind else "repair"
+        cause = f"{path} has {what}, and containerd before 2.4 dies of {rule}"
+        super().__init__(f"cannot restart containerd: {cause}; {remedy} or remove the file")
         self.path = path
         self.later = f"{cause}: it would not come back from a restart; remove the file"
 
@@ -40,8 +40,8 @@ def deadly(host: HostRoot, gen: Generation, files: tuple[ConfigFile, ...]) -> De
     for name in dirs if isinstance(dirs, list) else DEFAULT_DIRS:
         directory = _directory(host, os.path.normpath(str(name)))
         for path, data in foreign.entries(host, directory) if directory else ():
-            if kind := foreign.crashing_kind(data):
-                return Deadly(path, kind)
+            if what := foreign.crash(data):
+                return Deadly(path, what)
     return None
 
 

@@ -137,4 +137,23 @@ _OTHER_FAULTS = (
     Case("kind twice", False, with_line("kind: ab/cd\nkind: v/gpu"), lenient=True),
 )
 
-CASES = (*_KINDS, *_SPELLINGS, *_FILES, *_OTHER_FAULTS)
+_ITEM = spec("ab/cd").replace("[A=1]}", "[A=1], mounts: %s}")
+
+_EMPTY_ITEMS = (
+    Case("empty item", True, _ITEM % "[~]"),
+    Case("empty item below", True, spec("ab/cd") + "containerEdits:\n  hooks:\n  -\n"),
+    Case("empty item at the end", True, spec("ab/cd") + "containerEdits:\n  hooks:\n  -"),
+    Case("empty item with a comment", True,
+         spec("ab/cd") + "containerEdits:\n  deviceNodes:\n  - # none\n"),
+    Case("empty item in json", True, in_json('"kind": "ab/cd"').replace(
+        '["A=1"]', '["A=1"], "deviceNodes": [null]'), "site.json"),
+    Case("empty item by a tag", True, _ITEM % '[!!null ""]'),
+    Case("empty item by an alias", True,
+         _ITEM.replace("cd\n", "cd\nannotations: &a\n", 1) % "[*a]"),
+    Case("empty list", False, _ITEM % "[]"),
+    Case("no list", False, _ITEM % "~"),
+    Case("empty variable", False, spec("ab/cd").replace("[A=1]", "[~]")),
+    Case("empty item and unknown field", False, _ITEM % "[~]" + "foo: 1\n"),
+)  # fmt: skip
+
+CASES = (*_KINDS, *_SPELLINGS, *_FILES, *_OTHER_FAULTS, *_EMPTY_ITEMS)

@@ -147,7 +147,8 @@ class Status:
 class Container:
     """A container in a pod of its own; `spec` is what its OCI runtime gets to see."""
 
-    def __init__(self, pods: Pods, sandbox: str, container: str, log: Path) -> None:
+    def __init__(self, pods: Pods, pod: str, sandbox: str, container: str, log: Path) -> None:
+        self.pod = pod
         self.sandbox = sandbox
         self.id = container
         self._pods = pods
@@ -242,9 +243,12 @@ class Pods:
         privileged: bool = False,
         readonly_root: bool = False,
         host_pid: bool = False,
+        beside: Container | None = None,
     ) -> Container:
-        """Run a pod in the node's network and create, but do not start, one container in it."""
-        name = f"pod-{next(self._numbers)}"
+        """Run a pod in the node's network and create, but do not start, one container in it;
+        `beside` another that was created in the same way, in its pod."""
+        number = next(self._numbers)
+        name = f"pod-{number}" if beside is None else beside.pod
         logs = self.node.directory / "run/logs" / name
         namespaces = {"network": "NODE", "ipc": "NODE", "pid": "NODE" if host_pid else "CONTAINER"}
         security = {"namespace_options": namespaces, "privileged": privileged}
@@ -253,24 +257,30 @@ class Pods:
             "log_directory": str(logs),
             "linux": {"security_context": security},
         }
-        answer = self.call("RunPodSandbox", config=pod, runtime_handler=handler)
-        sandbox = answer["pod_sandbox_id"]
-        self._sandboxes.append(sandbox)
+        if beside is None:
+            answer = self.call("RunPodSandbox", config=pod, runtime_handler=handler)
+            self._sandboxes.append(answer["pod_sandbox_id"])
+        sandbox = self._sandboxes[-1] if beside is None else beside.sandbox
         config = {
-            "metadata": {"name": "container"},
+            "metadata": {"name": f"container-{number}"},
             "image": {"image": image, "user_specified_image": image},
             "command": list(command),
             "args": list(args),
             "envs": [{"key": key, "value": value} for key, value in (env or {}).items()],
             "mounts": [_mount(mount) for mount in mounts],
             "annotations": dict(annotations or {}),
-            "log_path": "log",
+            "log_path": f"log-{number}",
             "linux": {"security_context": security | {"readonly_rootfs": readonly_root}},
             "CDI_devices": [{"name": device} for device in cdi_devices],
         }
-        request = {"pod_sandbox_id": sandbox, "config": config, "sandbox_config": pod}
+        request: dict[str, Any] = {
+            "pod_sandbox_id": sandbox,
+            "config": config,
+            "sandbox_config": pod,
+        }
         answer = self.call("CreateContainer", **request)
-        return Container(self, sandbox, answer["container_id"], logs / "log")
+        log = logs / f"log-{number}"
+        return Container(self, name, sandbox, answer["container_id"], log)
 
     def remove(self, sandbox: str) -> None:
         """Remove a pod with its containers; a grpc.RpcError where the runtime cannot."""

@@ -75,9 +75,10 @@ def describe(host: Path) -> Tree:
     hook.write_text("#!/bin/sh\n", encoding="ascii")
     hook.chmod(0o755)
     settings, seen = resolve({}, {}, "toolkit-agent"), HostRoot(str(host))
-    hook = programs.find(settings, seen, programs.CDI_HOOK)
+    program = programs.find(settings, seen, programs.CDI_HOOK)
     texts = [
-        generate.text(mode, settings, seen, "json", hook=hook)[0] for mode in ("management", "gpu")
+        generate.text(mode, settings, seen, "json", hook=program)[0]
+        for mode in ("management", "gpu")
     ]
     return Tree(host, json.loads(texts[0]), json.loads(texts[1]))
 

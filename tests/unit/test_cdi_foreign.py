@@ -15,7 +15,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.cdi import foreign
+from agent.cdi import foreign, read
 from agent.engine import guard
 from agent.host.files import new_state
 from agent.host.paths import HostPath, HostRoot
@@ -94,7 +94,7 @@ def test_no_spelling_is_missed(kind: str, spelling: str) -> None:
         "utf-16": lambda: yaml.safe_dump(data, explicit_start=True),
     }[spelling]()
     encoded = text.encode("utf-16" if spelling == "utf-16" else "utf-8")
-    assert foreign.kinds(encoded) == (kind,)
+    assert read.kinds(encoded) == (kind,)
     # No kind that is asked for has what YAML writes in another way.
     assert foreign.has_kind(encoded, kind) or any(char.isspace() or char == "'" for char in kind)
     vendor, _, name = kind.partition("/")
@@ -112,7 +112,7 @@ def test_garbage_is_no_spec(data: bytes, text: str) -> None:
     """Whatever lies there, it is read or it is not; nothing is raised."""
     for document in (data, text.encode(), b"kind: v/x\n" + data):
         foreign.crashing_kind(document)
-        assert all(isinstance(kind, str) for kind in foreign.kinds(document))
+        assert all(isinstance(kind, str) for kind in read.kinds(document))
 
 
 @pytest.mark.parametrize("depth", [500, 20_000])
@@ -120,19 +120,22 @@ def test_nothing_is_too_deep(depth: int) -> None:
     """A file made to exhaust the reader is read or refused."""
     for opening, closing in (("[", "]"), ("{a: ", "}")):
         document = "a: !x " + opening * depth + closing * depth + "\nkind: v/x\n"
-        assert foreign.kinds(document.encode()) in ((), ("v/x",))
+        assert read.kinds(document.encode()) in ((), ("v/x",))
 
 
 def test_merges_that_lead_back_to_themselves() -> None:
-    """A circle ends, and brothers may be merged twice."""
-    assert foreign.kinds(b"a: &a {<<: *a, kind: v/x}\n<<: [*a, *a]\n") == ("v/x", "v/x")
+    """A circle ends, brothers may be merged twice, and so may theirs, as often as they like."""
+    assert read.kinds(b"a: &a {<<: *a, kind: v/x}\n<<: [*a, *a]\n") == ("v/x",)
+    lines = [f"{n}: &b{n} {{<<: [*b{n - 1}, *b{n - 1}]}}" for n in range(1, 60)]
+    document = "\n".join(["0: &b0 {kind: v/x}", *lines, "<<: *b59"])
+    assert read.kinds(document.encode()) == ("v/x",)
 
 
 def test_reader_without_libyaml(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyYAML built without it reads the same, if slower."""
     monkeypatch.delattr(yaml, "CSafeLoader", raising=False)
     assert foreign.crashing_kind(b"kind: v/gpu\n") == "v/gpu"
-    assert foreign.kinds(b"a: " + b"[" * 5000) == ()
+    assert read.kinds(b"a: " + b"[" * 5000) == ()
 
 
 def test_what_cannot_be_read_is_left_out(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from agent.cdi import emit, rules
 from agent.cdi.model import ContainerEdits, Device, DeviceNode, Hook, Mount, Spec, to_data
+from agent.cdi.read import document
+from agent.cdi.shape import shaped
 from agent.errors import Refused
 from tests.tools.runtimes import ROOT
 
@@ -28,7 +30,7 @@ def with_edits(**values: object) -> Spec:
     [
         (PLAIN, "0.3.0"),
         (with_edits(mounts=(Mount("/a", "/b", type="bind"),)), "0.4.0"),
-        (with_edits(mounts=(Mount("/a", "/b"),)), "0.3.0"),
+        (with_edits(mounts=(Mount("/a", "/b", ("rbind",)),)), "0.3.0"),
         (with_edits(device_nodes=(DeviceNode("/dev/a", "/host/a"),)), "0.5.0"),
         (replace(PLAIN, devices=(Device("0", NODE),)), "0.5.0"),
         (replace(PLAIN, kind="vendor.example/gpu.x"), "0.6.0"),
@@ -106,11 +108,16 @@ _VALUES = st.builds(lambda text: f"A={text}", _TEXT)
 
 @given(st.lists(_VALUES, max_size=4), st.lists(_TEXT, max_size=4))
 def test_any_text_survives(env: list[str], args: list[str]) -> None:
-    """JSON is read back by the standard library; every YAML scalar is a JSON string."""
+    """JSON is read back by the standard library; every YAML scalar is a JSON string. What judges
+    the files of others reads both as the same spec, and finds nothing wrong with it."""
     spec = with_edits(env=tuple(env), hooks=(Hook("poststop", "/x", tuple(args)),))
     if rules.problems(spec):
         return
     assert json.loads(emit.text(spec, "json")) == to_data(spec, "0.3.0")
+    for form in ("yaml", "json"):
+        found, problems = shaped(document(emit.text(spec, form).encode()).data)
+        assert (found, problems) == (to_data(spec, "0.3.0"), [])
+        assert list(rules.check(found)) == []
     for line in emit.text(spec).splitlines()[2:]:
         value = line.removeprefix("- ").strip().removeprefix("- ")
         scalar = value.partition(": ")[2] if not value.startswith('"') else value

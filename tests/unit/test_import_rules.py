@@ -25,7 +25,7 @@ LAYERS = (
     ("agent.cli",),
     ("agent.daemon",),
     ("agent.engine",),
-    ("agent.render", "agent.log"),
+    ("agent.render", "agent.render_cdi", "agent.log"),
     ("agent.observe", "agent.status", "agent.cdi"),
     ("agent.toolkit",),
     ("agent.decide", "agent.runtimes"),
@@ -44,12 +44,12 @@ LEVEL = {name: len(LAYERS) - number for number, names in enumerate(LAYERS) for n
 
 # A library that is slow, big or hard is known to one module only.
 ONLY = {
-    "click": {"agent.cli"},
+    "click": {"agent.cli", "agent.cli.base", "agent.cli.cdi"},
     "grpc": {"agent.observe.cri"},
     "jeepney": {"agent.observe.bus"},
     "tomlkit": {"agent.tomledit"},
     "structlog": {"agent.log"},
-    "yaml": {"agent.cdi.foreign"},
+    "yaml": {"agent.cdi.read"},
     "pynvml": {"agent.cdi.nvml"},
 }
 ALLOWED = set(ONLY) | {"google"}

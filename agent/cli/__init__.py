@@ -1,33 +1,25 @@
 """The command line.
 
-Invariant: the only module that imports click. Data goes to stdout, everything else to stderr; an
-error is one line that starts with "cannot", with the exit code of its class.
+Invariant: click is imported in this package only. Data goes to stdout, everything else to stderr;
+an error is one line that starts with "cannot", with the exit code of its class.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from agent import __version__
+from agent.cli.base import EPILOG, NOT_ACTED, Command, emit, output_option, settings_of
+from agent.cli.cdi import cdi
 from agent.errors import AgentError, Locked
 from agent.start import run_and_end
 
 if TYPE_CHECKING:
     from agent.engine.context import Context
-    from agent.option import Option
-    from agent.settings import Entry, Settings
-
-_EPILOG = """\b
-Exit codes: 0 done or nothing to do; 1 plan found changes, status or wait: not ready;
-2 usage; 3 refused, nothing touched; 4 runtime unreachable; 5 failed and rolled back;
-6 rollback failed; 7 another instance holds the lock."""
-
-_NOT_ACTED = "{} is accepted and not acted on by this version"
+    from agent.settings import Entry
 
 _HELP = """Make this node's container runtime right for NVIDIA GPUs and CDI, and never break it.
 
@@ -45,60 +37,17 @@ cannot be proven is undone.
 """
 
 
-def _flag(option: Option) -> click.Option:
-    """A click option for an entry of the table; booleans are written --x, --x=true, --x=false."""
-    env = f" [{', '.join(option.env)}]" if option.env else ""
-    default = f" Default: {option.default}." if option.default else ""
-    extra: dict[str, Any] = {"metavar": option.kind.upper()}
-    if option.kind == "bool":
-        extra = {"is_flag": False, "flag_value": "true", "metavar": "BOOL"}
-    elif option.kind == "choice":
-        extra = {"metavar": "|".join(option.choices)}
-    elif option.kind == "list":
-        extra |= {"multiple": True, "callback": _joined}
-    return click.Option(
-        [*option.all_flags, option.name], default=None, help=f"{option.help}{default}{env}",
-        hidden=not option.acted, **extra,
-    )  # fmt: skip
-
-
-def _joined(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> str | None:
-    """A list may be given at once or item by item."""
-    return ",".join(given) if given else None
-
-
-class _Command(click.Command):
-    """A command with every option of the table, before its own. They are made when it is called:
-    for all commands that takes as long as the rest of --help."""
-
-    def __init__(self, name: str | None, **given: Any) -> None:
-        super().__init__(name, epilog=_EPILOG, **given)
-        self._complete = False
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """The options, as click asks for them."""
-        if not self._complete:
-            from agent.options import OPTIONS
-
-            self._complete = True
-            self.params = [*map(_flag, OPTIONS), *self.params]
-        return super().get_params(ctx)
-
-
-_output = click.option(
-    "-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table",
-    show_default=True, help="How to show the result.",
-)  # fmt: skip
-
-
-@click.group(help=_HELP, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(help=_HELP, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="toolkit-agent")
 def cli() -> None:
     """The group; commands are below."""
 
 
-@cli.command(cls=_Command)
-@_output
+cli.add_command(cdi)
+
+
+@cli.command(cls=Command)
+@output_option
 def plan(output: str, **given: str | None) -> None:
     """Show the decision with its evidence, the diff of every file, and restarts. Writes nothing."""
     from agent import render
@@ -106,26 +55,26 @@ def plan(output: str, **given: str | None) -> None:
 
     ctx = _context(given)
     proposal = propose(ctx, ctx.store.memory())
-    _emit(output, lambda: render.plan_text(proposal), "Plan", lambda: render.plan_data(proposal))
+    emit(output, lambda: render.plan_text(proposal), "Plan", lambda: render.plan_data(proposal))
     if not proposal.right:
         raise SystemExit(1)
 
 
-@cli.command(cls=_Command)
-@_output
+@cli.command(cls=Command)
+@output_option
 def apply(output: str, **given: str | None) -> None:
     """Make the node right, once; on a node that is right it writes and restarts nothing."""
     from agent import render
     from agent.engine.converge import converge
 
     outcome = converge(_context(given))
-    _emit(
+    emit(
         output, lambda: render.outcome_text(outcome), "Outcome",
         lambda: render.outcome_data(outcome),
     )  # fmt: skip
 
 
-@cli.command(cls=_Command)
+@cli.command(cls=Command)
 def run(**given: str | None) -> None:
     """Make the node right, publish, and keep it right until stopped; SIGHUP: look now.
 
@@ -134,7 +83,7 @@ def run(**given: str | None) -> None:
     _keep(given, "toolkit-agent")
 
 
-@cli.command("converge-child", cls=_Command, hidden=True)
+@cli.command("converge-child", cls=Command, hidden=True)
 @click.option("--lock-fd", type=int, required=True)
 @click.option("--watch-fd", type=int, required=True)
 @click.option("--since", type=float, required=True)
@@ -151,35 +100,33 @@ def converge_child(
     raise SystemExit(code)
 
 
-@cli.command(cls=_Command)
-@_output
+@cli.command(cls=Command)
+@output_option
 def status(output: str, **given: str | None) -> None:
     """Show runtime, CDI, handlers, files, status file, drift and the last transaction."""
     from agent import render
     from agent.engine.report import report
 
     found = report(_context(given))
-    _emit(output, lambda: render.report_text(found), "Status", found.data)
+    emit(output, lambda: render.report_text(found), "Status", found.data)
     if not found.ready:
         raise SystemExit(1)
 
 
-@cli.command(cls=_Command)
+@cli.command(cls=Command)
 @click.option("--keep-edits", is_flag=True, help="Take our keys out of files edited since.")
 @click.option("--toolkit", "and_toolkit", is_flag=True, help="Remove the installed toolkit too.")
-@_output
+@output_option
 def revert(output: str, *, keep_edits: bool, and_toolkit: bool, **given: str | None) -> None:
     """Put the original files back, restart the runtime on them and prove it."""
     from agent import render
     from agent.engine.revert import revert as undo
 
     done = undo(_context(given), keep_edits=keep_edits, toolkit=and_toolkit)
-    _emit(
-        output, lambda: render.reverted_text(done), "Reverted", lambda: render.reverted_data(done)
-    )
+    emit(output, lambda: render.reverted_text(done), "Reverted", lambda: render.reverted_data(done))
 
 
-@cli.command(cls=_Command)
+@cli.command(cls=Command)
 @click.option("--timeout", type=click.FloatRange(min=0), help="Seconds; default: for ever.")
 def wait(timeout: float | None, **given: str | None) -> None:
     """Block until the decision is published, then print its lines. For init containers."""
@@ -189,7 +136,7 @@ def wait(timeout: float | None, **given: str | None) -> None:
     from agent.host.paths import open_host_root
     from agent.observe.process import boot_id
 
-    settings = _settings(given)
+    settings = settings_of(given)
     directory = open_host_root(settings.host_root).locate(settings.status_dir).agent
     try:
         values = contract.wait(directory, boot_id(), timeout, time.monotonic, time.sleep)
@@ -199,8 +146,8 @@ def wait(timeout: float | None, **given: str | None) -> None:
     click.echo("".join(f"{key}={value}\n" for key, value in values.items()), nl=False)
 
 
-@cli.command(cls=_Command)
-@_output
+@cli.command(cls=Command)
+@output_option
 def config(output: str, **given: str | None) -> None:
     """Show every option with its value and where that came from; `-`: found on the node.
 
@@ -209,72 +156,25 @@ def config(output: str, **given: str | None) -> None:
     from agent import render
     from agent.settings import effective
 
-    settings = _settings(given)
+    settings = settings_of(given)
     values = effective(settings)
     for name in settings.ignored:
-        click.echo(f"warning: {_NOT_ACTED.format(name)}", err=True)
-    _emit(output, lambda: render.config_text(values), "Config", lambda: render.config_data(values))
-
-
-@cli.group()
-def cdi() -> None:
-    """Container Device Interface specs."""
-
-
-@cdi.command(cls=_Command)
-@click.option(
-    "--mode", "spec_mode", default="management", show_default=True,
-    type=click.Choice("management nvml gpu gdrcopy gds mofed nvswitch imex".split()),
-    help="Which spec: nvml or gpu is nvidia.com/gpu, each GPU and MIG device.",
-)  # fmt: skip
-@click.option(
-    "--format", "form", type=click.Choice(["yaml", "json"]), default="yaml", show_default=True,
-    help="How to write it.",
-)  # fmt: skip
-def generate(spec_mode: str, form: str, **given: str | None) -> None:
-    """Print a CDI spec. Needs no runtime; nvidia.com/gpu loads the driver's NVML."""
-    from agent.cdi.generate import text
-    from agent.host.paths import open_host_root
-    from agent.toolkit import programs
-
-    settings = _settings(given)
-    host = open_host_root(settings.host_root)
-    hook = programs.find(settings, host, programs.CDI_HOOK)
-    found, warnings = text(spec_mode, settings, host, form, hook=hook)
-    for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
-    click.echo(found, nl=False)
-
-
-def _settings(given: dict[str, str | None], entry: Entry = "toolkit-agent") -> Settings:
-    from agent.settings import resolve
-
-    return resolve(given, os.environ, entry)
+        click.echo(f"warning: {NOT_ACTED.format(name)}", err=True)
+    emit(output, lambda: render.config_text(values), "Config", lambda: render.config_data(values))
 
 
 def _context(given: dict[str, str | None], entry: Entry = "toolkit-agent") -> Context:
     from agent.engine.context import open_context
     from agent.log import logger
 
-    settings = _settings(given, entry)
+    settings = settings_of(given, entry)
     log = logger(debug=settings.debug)
     for name in settings.ignored:
-        log("warning", text=_NOT_ACTED.format(name))
+        log("warning", text=NOT_ACTED.format(name))
     return open_context(settings, log)
 
 
-def _emit(
-    output: str, text: Callable[[], str], kind: str, data: Callable[[], dict[str, Any]]
-) -> None:
-    if output == "table":
-        click.echo(text())
-    else:
-        from agent.render import document
-
-        click.echo(document(kind, data(), output))
-
-
-@click.command(cls=_Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 def toolkit(**given: str | None) -> None:
     """Entry point for gpu-operator: run with upstream's names and defaults.
 

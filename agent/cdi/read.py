@@ -1,0 +1,301 @@
+"""The bytes of a spec as data, read as the runtimes read them.
+
+Invariant: what comes out is what Go's YAML 1.1 reader (yaml.v2, strict) makes of the same bytes,
+JSON being YAML to it: the first document only, `1:0` a string, `y` a boolean, a key that is merged
+and set an error. Whatever the bytes, there is data or Broken, in bounded time and depth. The only
+module that imports yaml.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from agent.cdi.scalar import Plain, resolved, shown, spelled
+from agent.data import dataclass
+
+if TYPE_CHECKING:
+    import yaml
+
+_DEPTH = 100  # a spec has six levels
+_VALUES = 1_000_000  # a spec of eight GPUs has a thousand
+_EXPANDED = 4_000_000  # with every alias written out
+_FEW_ALIASED = 100  # yaml.v2 does not mind
+_MERGE = "tag:yaml.org,2002:merge"
+_TAG = "tag:yaml.org,2002:"
+_BINARY = f"{_TAG}binary"
+
+
+class Broken(Exception):
+    """The bytes are no data; `text` says why, as a part of a sentence."""
+
+    def __init__(self, text: str, line: int | None = None) -> None:
+        super().__init__(text)
+        self.text = text if line is None else f"{text} (line {line})"
+
+
+Value: TypeAlias = "str | Plain | list[Any] | dict[str, Any]"
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """What a runtime reads; `more` is true where documents follow that it does not."""
+
+    data: Value
+    more: bool = False
+
+
+def document(data: bytes) -> Document:
+    """The data of a file. Raises Broken."""
+    import yaml
+
+    try:
+        return _Builder(_events(_loader(), data)).document()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        raise Broken(_problem(error), mark.line + 1 if mark else None) from error
+    except yaml.YAMLError as error:
+        raise Broken(_problem(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise Broken("it is neither YAML nor JSON") from error
+
+
+def _loader() -> Any:
+    """libyaml, of which Go's reader is a translation; in plain Python it is slower and stricter."""
+    import yaml
+
+    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    """Without what was found there: the content is nobody's business."""
+    said = getattr(error, "problem", None) or getattr(error, "reason", None)
+    return f"it is neither YAML nor JSON: {re.sub(r'[^ -~]', '?', str(said))}"
+
+
+def _events(loader: Any, data: bytes) -> Iterator[yaml.Event]:
+    reader = loader(data)
+    try:
+        while reader.check_event():
+            yield reader.get_event()
+    finally:
+        reader.dispose()
+
+
+class _Open:
+    """A list or a mapping that is not read to its end; `size` counts values, `aliased` those of
+    them that an alias stands for."""
+
+    def __init__(self, *, is_list: bool, anchor: str | None, merges: bool = False) -> None:
+        self.is_list = is_list
+        self.anchor = anchor
+        self.items: list[Any] = []
+        self.merges = merges
+        self.size, self.aliased = 1, 0
+
+
+class _Merge:
+    """The key `<<`."""
+
+
+class _Builder:
+    """Data from events, without recursion: no nesting can exhaust a stack."""
+
+    def __init__(self, events: Iterator[yaml.Event]) -> None:
+        self._events = events
+        self._open: list[_Open] = []
+        self._anchors: dict[str, tuple[Any, int] | None] = {}
+        self._read = 0
+
+    def document(self) -> Document:
+        """The first document. What follows is looked at only for whether it is there."""
+        import yaml
+
+        for event in self._events:
+            if isinstance(event, yaml.DocumentEndEvent):
+                break
+            if isinstance(event, yaml.StreamEndEvent):
+                return Document(Plain(None, ""))
+            self._take(event)
+        return Document(self._result, self._follows())
+
+    def _follows(self) -> bool:
+        import yaml
+
+        try:
+            return isinstance(next(self._events, None), yaml.DocumentStartEvent)
+        except yaml.YAMLError:
+            return True
+
+    def _take(self, event: yaml.Event) -> None:
+        import yaml
+
+        if isinstance(event, yaml.ScalarEvent):
+            self._count()
+            self._add(_scalar(event), event.anchor)
+        elif isinstance(event, yaml.AliasEvent):
+            self._count()
+            self._alias(event)
+        elif isinstance(event, yaml.SequenceStartEvent | yaml.MappingStartEvent):
+            self._count()
+            if len(self._open) >= _DEPTH:
+                raise Broken(f"it is nested more than {_DEPTH} levels deep")
+            is_list = isinstance(event, yaml.SequenceStartEvent)
+            if event.anchor:
+                self._anchors[event.anchor] = None
+            self._open.append(_Open(is_list=is_list, anchor=event.anchor))
+        elif isinstance(event, yaml.SequenceEndEvent | yaml.MappingEndEvent):
+            done = self._open.pop()
+            value = done.items if done.is_list else _mapping(done.items)
+            self._add(value, done.anchor, done.size, done.aliased)
+
+    def _count(self) -> None:
+        self._read += 1
+        if self._read > _VALUES:
+            raise Broken(f"it has more than {_VALUES} values, as no spec has")
+
+    def _alias(self, event: yaml.AliasEvent) -> None:
+        if event.anchor not in self._anchors:
+            raise Broken(f"the alias *{event.anchor} stands for nothing")
+        found = self._anchors[event.anchor]
+        if found is None:
+            raise Broken(f"the anchor &{event.anchor} contains itself")
+        value, size = found
+        self._add(value, None, size + 1, size)
+
+    def _add(self, value: Any, anchor: str | None, size: int = 1, aliased: int = 0) -> None:
+        """A value is complete: it goes into what is open, or is the whole."""
+        if anchor:
+            self._anchors[anchor] = (value, size)
+        if self._open:
+            above = self._open[-1]
+            above.items.append(value)
+            above.size += size
+            above.aliased += aliased
+            return
+        if size > _EXPANDED or (
+            aliased > _FEW_ALIASED and size > 1000 and aliased / size > _allowed(size)
+        ):
+            raise Broken("its aliases stand for far more than is written")
+        if isinstance(value, _Merge):
+            value = "<<"
+        self._result = value
+
+
+def _allowed(size: int) -> float:
+    """Which part of the values may be behind aliases (yaml.v2)."""
+    low, high = 400_000, 4_000_000
+    return 0.99 - 0.89 * min(max((size - low) / (high - low), 0.0), 1.0)
+
+
+def _mapping(items: list[Any]) -> dict[str, Any]:
+    """Pairs as a mapping: a key comes once, also counting what is merged."""
+    found: dict[str, Any] = {}
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        if not isinstance(key, _Merge):
+            _set(found, _key(key), value)
+            continue
+        parts = reversed(value) if isinstance(value, list) else [value]
+        for part in parts:
+            if not isinstance(part, Mapping):
+                raise Broken("what << merges is no mapping")
+            for name, item in part.items():
+                _set(found, name, item)
+    return found
+
+
+def _set(found: dict[str, Any], key: str, value: Any) -> None:
+    if key in found:
+        raise Broken(f"the key {shown(key)} is there twice")
+    found[key] = "<<" if isinstance(value, _Merge) else value
+
+
+def _key(key: Any) -> str:
+    if isinstance(key, Plain) and key.value is not None:
+        return spelled(key.value)
+    if not isinstance(key, str):
+        raise Broken("a list, a mapping or nothing is used as a key")
+    return key
+
+
+def _scalar(event: yaml.ScalarEvent) -> Any:
+    tag, text = event.tag, str(event.value)
+    if text == "<<" and (event.implicit[0] or tag == _MERGE):
+        return _Merge()
+    if tag is None and not event.implicit[0]:
+        return text
+    if tag == _BINARY:
+        try:
+            return base64.b64decode(re.sub(r"[\r\n]", "", text), validate=True).decode(
+                "utf-8", "replace"
+            )
+        except ValueError as error:
+            raise Broken("a value with the tag !!binary is not base64") from error
+    if tag not in (None, *(f"{_TAG}{name}" for name in ("bool", "int", "float", "null"))):
+        return text
+    return _converted(resolved(text), tag)
+
+
+def _converted(found: Any, tag: str | None) -> Any:
+    """A value of the type that its tag asks for."""
+    if tag is None:
+        return found
+    value = found.value if isinstance(found, Plain) else found
+    name = tag.removeprefix(_TAG)
+    if name == "float" and type(value) is int:
+        return Plain(float(value), found.text)
+    types = {"bool": bool, "int": int, "float": float, "null": type(None)}
+    if type(value) is not types[name]:
+        raise Broken(f"a value with the tag !!{name} is none")
+    return found
+
+
+def kinds(data: bytes) -> tuple[str, ...]:
+    """What a spec calls its kind: one, unless it says so several times; none where it is no spec.
+
+    Of several documents the first counts.
+    """
+    import yaml
+
+    try:
+        loader = _loader()(data)
+        root = loader.get_node() if loader.check_node() else None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return ()
+    return tuple(_kinds(root, {})) if isinstance(root, yaml.MappingNode) else ()
+
+
+def _kinds(node: yaml.Node, known: dict[int, dict[str, None]]) -> dict[str, None]:
+    """Values of `kind` in a mapping, else in those that are merged into it. `known` has those of
+    mappings that were looked at; nothing, of those that are being looked at."""
+    own: dict[str, None] = {}
+    merged: dict[str, None] = {}
+    if isinstance(node.value, str):
+        return {}
+    if id(node) in known:
+        return known[id(node)]
+    known[id(node)] = {}
+    for item in node.value:
+        if not isinstance(item, tuple):  # a list of mappings that are merged
+            merged |= _kinds(item, known)
+            continue
+        key, value = item
+        if key.tag == _MERGE:
+            merged |= _kinds(value, known)
+        elif isinstance(value.value, str) and _text(key).casefold() == "kind":
+            own[_text(value)] = None
+    known[id(node)] = own or merged
+    return known[id(node)]
+
+
+def _text(node: yaml.Node) -> str:
+    text = str(node.value)
+    if node.tag != _BINARY:
+        return text
+    try:
+        return base64.b64decode(text).decode("utf-8", "replace")
+    except binascii.Error:
+        return text
