@@ -27,6 +27,7 @@ _HOOK_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.json")
 _FEATURE = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _LEVELS = ("panic", "fatal", "error", "warn", "warning", "info", "debug", "trace")
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _STRATEGIES = ("envvar", "volume-mounts", "cdi-annotations", "cdi-cri")
 
 
@@ -178,6 +179,8 @@ def parse(option: Option, raw: str, where: str) -> Any:
     text = raw.strip()
     if "\0" in text or "\n" in text:
         raise UsageError(f"cannot use {where}: it contains a line break or NUL; remove it")
+    if _SURROGATE.search(text):  # how Python shows a byte that is not UTF-8; TOML knows none
+        raise UsageError(f"cannot use {where}: it is not UTF-8; give another name")
     match option.kind:
         case "bool":
             return parse_bool(text, where)
@@ -267,6 +270,11 @@ def _check(values: Mapping[str, Any]) -> None:
 
 def _check_toolkit(values: Mapping[str, Any]) -> None:
     """What goes into config.toml and into the wrappers."""
+    if ":" in values["toolkit_install_dir"]:
+        raise UsageError(
+            f"cannot use the toolkit directory {values['toolkit_install_dir']}: it is to be in "
+            "PATH, where a colon ends a name; give another one"
+        )
     for name in values["create_device_nodes"]:
         if name not in ("none", "control"):
             raise UsageError(f"cannot create device nodes {name!r}: give control or none")

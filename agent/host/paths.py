@@ -178,11 +178,8 @@ class HostRoot:
     def mount(self, path: HostPath) -> Mount | None:
         """The mount on which a place lies, there or not; None where that is not known."""
         found = [mount for mount in self._mounts if is_below(path.agent, mount.point)]
-        return (
-            max(enumerate(found), key=lambda item: (len(item[1].point), item[0]))[1]
-            if (found)
-            else None
-        )
+        # Of equal points the last one counts, which hides the others: max takes the first it meets.
+        return max(reversed(found), key=lambda mount: len(mount.point), default=None)
 
     def agent_path(self, host: str) -> str:
         """The name under which we open a host path; links are not looked at."""
