@@ -96,6 +96,8 @@ def good(flag: str) -> str:
     option = KNOWN[flag]
     if flag.endswith("annotation-prefixes"):
         return "example.com/"
+    if flag == "--pid-file":
+        return "/some/toolkit.pid"
     if flag == "--cdi-kind":
         return "example.com/gpu"
     if flag == "--hook-filename":
@@ -134,7 +136,7 @@ def test_option_takes_a_value_from_each_of_its_variables(flag: str) -> None:
     """And says which of them it was; one that nothing acts on yet is listed as such."""
     option = KNOWN[flag]
     for name in EXPECTED[flag]:
-        settings = with_env({name: good(flag)})
+        settings = with_env({"ENABLE_NRI_PLUGIN": "true", name: good(flag)})
         assert settings.origins[option.name] == name
         assert (name in settings.ignored) == (not option.acted)
         if option.acted:
@@ -255,6 +257,9 @@ BAD = [
     ("OUTPUT_DIR", "/run/a\nb"),
     ("ROOT", "/opt/a\0b"),
     ("IS_HOST_DRIVER", "maybe"),
+    ("TOOLKIT_PID_FILE", "toolkit.pid"),
+    ("TOOLKIT_PID_FILE", "/run/other.pid"),
+    ("PID_FILE", "/run/toolkit.pid/"),
 ]
 
 
