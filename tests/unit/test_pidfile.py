@@ -90,7 +90,7 @@ FOREIGN: dict[str, Callable[[Path], object]] = {
     "dangling link": lambda path: path.symlink_to("nowhere"),
     "hard link": _hard_link,
     "directory": Path.mkdir,
-    "pipe": lambda path: os.mkfifo(path),
+    "pipe": os.mkfifo,
     "socket": _socket,
     "text": lambda path: path.write_text("[settings]\n"),
     "long number": lambda path: path.write_text("1" * 99),
