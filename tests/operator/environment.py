@@ -87,6 +87,11 @@ CONTAINERD_MOUNTS = (
     Bind("/etc/containerd/conf.d", "/runtime/config-dir.d"),
     Bind("/run/containerd", "/runtime/sock-dir"),
 )
+K3S_MOUNTS = (
+    Bind("/var/lib/rancher/k3s/agent/etc/containerd", "/runtime/config-dir"),
+    Bind("/etc/containerd/conf.d", "/runtime/config-dir.d"),
+    Bind("/run/k3s/containerd", "/runtime/sock-dir"),
+)
 CRIO_MOUNTS = (
     Bind("/etc/crio", "/runtime/config-dir"),
     Bind("/etc/crio/crio.conf.d", "/runtime/config-dir.d"),

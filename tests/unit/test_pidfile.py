@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import subprocess
@@ -124,15 +125,14 @@ def test_name_that_went_between_opening_and_locking(
     """The owner ended then: its file is nobody's any more, and we make our own."""
     path.parent.mkdir(parents=True)
     path.write_text("1\n")
-    flock, gone = pidfile.fcntl.flock, []
+    flock = fcntl.flock
 
     def late(fd: int, how: int) -> None:
-        if not gone:
-            gone.append(path.stat().st_ino)
-            path.unlink()
+        monkeypatch.setattr(fcntl, "flock", flock)
+        path.unlink()
         flock(fd, how)
 
-    monkeypatch.setattr(pidfile.fcntl, "flock", late)
+    monkeypatch.setattr(fcntl, "flock", late)
     fd = pidfile.take(str(path))
     assert os.path.samestat(os.fstat(fd), path.stat())
     os.close(fd)
