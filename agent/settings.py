@@ -7,9 +7,10 @@ environment or parses an option again.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
+from agent import operator
 from agent.data import dataclass
 from agent.errors import UsageError
 from agent.options import OPTIONS, Option
@@ -23,11 +24,6 @@ _FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 _KIND = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9]/[A-Za-z][A-Za-z0-9_-]*[A-Za-z0-9]")
 _HANDLER_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
 _HOOK_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.json")
-_NOT_ACTED = "{} is accepted and not acted on by this version"
-_PID_FILE = "/run/nvidia/toolkit/toolkit.pid"
-_NRI = frozenset({
-    "nri_plugin_index", "nri_socket", "nri_namespace", "nri_management_namespaces",
-})  # fmt: skip
 _STRATEGIES = ("envvar", "volume-mounts", "cdi-annotations", "cdi-cri")
 
 
@@ -111,81 +107,24 @@ def resolve(given: Mapping[str, str | None], env: Mapping[str, str], entry: Entr
         value = None if raw is None else parse(option, raw, _where(option, origin))
         if option.acted:
             values[option.name] = value
-        elif origin != "default" and (option.name not in _NRI or values["enable_nri_plugin"]):
+        elif origin != "default" and operator.counts(option.name, values):
             ignored.append(_where(option, origin))
     if values["cdi_enabled"] is None:
         values["cdi_enabled"] = entry == "toolkit-agent"
     if not values["cdi_output_dir"]:
         values["cdi_output_dir"] = None
-    warnings = (*_conflicts(env, origins), *_nri(values, origins), *map(_NOT_ACTED.format, ignored))
-    _pid_file(values, entry)
-    _host_driver(values, origins)
+    warnings = (*operator.silenced(env, origins, parse), *operator.fit(values, origins, entry))
     _check(values)
     return Settings(
-        entry=entry, origins=origins, ignored=tuple(ignored), warnings=warnings, **values
+        entry=entry,
+        origins=origins,
+        ignored=tuple(ignored),
+        warnings=(
+            *warnings,
+            *map("{} is accepted and not acted on by this version".format, ignored),
+        ),
+        **values,
     )
-
-
-def _conflicts(env: Mapping[str, str], origins: Mapping[str, str]) -> Iterator[str]:
-    """Variables that have no say beside another one with another value. gpu-operator always sends
-    NVIDIA_RUNTIME_SET_AS_DEFAULT=false; whoever adds CONTAINERD_SET_AS_DEFAULT=true means it."""
-    for option in OPTIONS:
-        origin = origins[option.name]
-        if not option.acted or origin not in option.env:
-            continue
-        value = _comparable(option, env[origin])
-        for name in option.env[option.env.index(origin) + 1 :]:
-            text = env.get(name, "").strip()
-            if text and _comparable(option, text) != value:
-                yield (
-                    f"{name}={text} has no say: {origin}={env[origin].strip()} is set too and "
-                    f"counts first; set {origin} instead"
-                )
-
-
-def _comparable(option: Option, text: str) -> object:
-    """A value, whatever its spelling; one that counts for nothing need not make sense."""
-    try:
-        return parse(option, text, option.name)
-    except UsageError:
-        return text
-
-
-def _nri(values: dict[str, Any], origins: dict[str, str]) -> Iterator[str]:
-    """The NRI mode of upstream's installer is its mode without runtime configuration and a plugin
-    beside it; gpu-operator mounts neither configuration nor socket then."""
-    if not values["enable_nri_plugin"]:
-        return
-    origin = origins["enable_nri_plugin"]
-    if values["no_daemon"]:
-        yield f"{origin} is ignored with --no-daemon, as by NVIDIA's installer"
-        return
-    if not values["no_runtime_config"]:
-        values["no_runtime_config"] = True
-        origins["no_runtime_config"] = origin
-    yield (
-        f"{origin}: the runtime's configuration is left alone, as in NVIDIA's NRI mode, but the "
-        "NRI plugin itself is not served: nobody answers nvidia.cdi.k8s.io/ annotations of pods, "
-        "unless the runtime or another plugin does"
-    )
-
-
-def _pid_file(values: dict[str, Any], entry: Entry) -> None:
-    if values["pid_file"] is None and entry == "nvidia-toolkit":
-        values["pid_file"] = _PID_FILE
-    name = values["pid_file"] = values["pid_file"] or None
-    if name is not None and not name.endswith("/toolkit.pid"):
-        raise UsageError(
-            f"cannot use {name} as pid file: its name has to be toolkit.pid, as for NVIDIA's "
-            "installer"
-        )
-
-
-def _host_driver(values: dict[str, Any], origins: dict[str, str]) -> None:
-    """What gpu-operator's validator says of the driver, where it does not say where it is."""
-    if values["is_host_driver"] and values["driver_root"] is None:
-        values["driver_root"] = "/"
-        origins["driver_root"] = origins["is_host_driver"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +251,11 @@ def _check(values: Mapping[str, Any]) -> None:
         )
     if values["device_list_strategy"] == ():
         raise UsageError("cannot use an empty device list strategy: name one or leave it out")
+    if (values["pid_file"] or operator.PID_FILE).rpartition("/")[2] != "toolkit.pid":
+        raise UsageError(
+            f"cannot use {values['pid_file']} as pid file: its name has to be toolkit.pid, as for "
+            "NVIDIA's installer"
+        )
     for strategy in values["device_list_strategy"] or ():
         if strategy not in _STRATEGIES:
             raise UsageError(
