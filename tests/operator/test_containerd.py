@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tests.conformance.trees import touched
 from tests.operator import environment as operator
 from tests.operator.node import PROGRAMS, K3sNode, OperatorNode
 from tests.operator.pod import Pod
-from tests.tools.runtimes import Runtime
+from tests.tools.runtimes import ROOT, Runtime
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
@@ -124,6 +125,13 @@ def test_validator_and_restarts(generation: str, runtime: Runtime) -> None:
         assert not places.ready.exists()
         assert node.supervisor.starts == starts
         assert pod.stop() == 0, pod.said()
+
+        # By hand on the node, which has none of the pod's names and finds the state all the same.
+        python = (sys.executable, "-m", "agent", "revert", "--restart-mode=signal")
+        node.inside("env", f"--chdir={ROOT}", *python)
+        assert (node.etc / "containerd/config.toml").read_bytes() == original
+        assert not set(OURS) & set(node.answer().runtimes)
+        assert not places.spec.exists()
 
 
 @pytest.mark.parametrize("generation", ["2.1"])
