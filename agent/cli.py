@@ -19,7 +19,7 @@ from agent.start import run_and_end
 
 if TYPE_CHECKING:
     from agent.engine.context import Context
-    from agent.options import Option
+    from agent.option import Option
     from agent.settings import Entry, Settings
 
 _EPILOG = """\b
@@ -158,13 +158,14 @@ def status(output: str, **given: str | None) -> None:
 
 @cli.command(cls=_Command)
 @click.option("--keep-edits", is_flag=True, help="Take our keys out of files edited since.")
+@click.option("--toolkit", "and_toolkit", is_flag=True, help="Remove the installed toolkit too.")
 @_output
-def revert(output: str, *, keep_edits: bool, **given: str | None) -> None:
+def revert(output: str, *, keep_edits: bool, and_toolkit: bool, **given: str | None) -> None:
     """Put the original files back, restart the runtime on them and prove it."""
     from agent import render
     from agent.engine.revert import revert as undo
 
-    done = undo(_context(given), keep_edits=keep_edits)
+    done = undo(_context(given), keep_edits=keep_edits, toolkit=and_toolkit)
     _emit(
         output, lambda: render.reverted_text(done), "Reverted", lambda: render.reverted_data(done)
     )
@@ -229,10 +230,13 @@ def generate(spec_mode: str, form: str, **given: str | None) -> None:
     """Print the spec that `apply` writes. Needs no runtime and no NVML."""
     from agent.cdi.generate import management
     from agent.host.paths import open_host_root
+    from agent.toolkit import programs
 
     assert spec_mode == "management"
     settings = _settings(given)
-    text, warnings = management(settings, open_host_root(settings.host_root), form)
+    host = open_host_root(settings.host_root)
+    hook = programs.find(settings, host, programs.CDI_HOOK)
+    text, warnings = management(settings, host, form, hook=hook)
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
     click.echo(text, nl=False)

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from agent.errors import UsageError
-from agent.options import OPTIONS, Option
+from agent.option import Option
+from agent.options import OPTIONS
 
 PID_FILE = "/run/nvidia/toolkit/toolkit.pid"
 _NRI = "nri_"

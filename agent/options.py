@@ -1,37 +1,15 @@
 """The table of every option: its flags, its environment names in order, its kind and default.
 
-Invariant: an option is described here and nowhere else; the command line, the environment and the
-help text are all read from this table. Names and order are those of nvidia-container-toolkit's
-installer (v1.20) where it has the option, so that gpu-operator can steer us unchanged.
+Invariant: an option is described here (those of NVIDIA's toolkit in `agent.toolkit_options`) and
+nowhere else; the command line, the environment and the help text are all read from this table.
+Names and order are those of nvidia-container-toolkit's installer (v1.20) where it has the option,
+so that gpu-operator can steer us unchanged.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
-from agent.data import dataclass
-
-Kind = Literal["text", "path", "bool", "list", "choice", "seconds", "version"]
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One option. `acted` is false while the program accepts it and does nothing with it;
-    `keep_empty` marks those where an empty value has a meaning of its own."""
-
-    name: str
-    kind: Kind
-    env: tuple[str, ...]
-    help: str
-    default: str | None = None
-    flags: tuple[str, ...] = ()
-    choices: tuple[str, ...] = ()
-    acted: bool = True
-    keep_empty: bool = False
-
-    @property
-    def all_flags(self) -> tuple[str, ...]:
-        return self.flags or ("--" + self.name.replace("_", "-"),)
+from agent.option import Kind, Option
+from agent.toolkit_options import TOOLKIT
 
 
 def _later(name: str, flag: str, env: tuple[str, ...], kind: Kind = "text") -> Option:
@@ -251,14 +229,6 @@ _CDI = (
 
 _AGENT = (
     Option(
-        "toolkit_install_dir",
-        "path",
-        ("TOOLKIT_INSTALL_DIR", "ROOT"),
-        "The toolkit is in the directory `toolkit` below this one.",
-        "/usr/local/nvidia",
-        ("--toolkit-install-dir", "--root"),
-    ),
-    Option(
         "status_dir",
         "path",
         ("OUTPUT_DIR",),
@@ -304,22 +274,7 @@ _AGENT = (
     Option("debug", "bool", ("TOOLKIT_DEBUG",), "Log more.", "false"),
 )
 
-_CRT = "--nvidia-container-runtime"
 _LATER = (
-    _later("cdi_default_kind", _CRT + ".modes.cdi.default-kind",
-           ("NVIDIA_CONTAINER_RUNTIME_MODES_CDI_DEFAULT_KIND",)),
-    _later("low_level_runtimes", _CRT + ".runtimes",
-           ("NVIDIA_CONTAINER_RUNTIME_RUNTIMES",), "list"),
-    _later("runtime_debug", _CRT + ".debug", ("NVIDIA_CONTAINER_RUNTIME_DEBUG",)),
-    _later("runtime_log_level", _CRT + ".log-level", ("NVIDIA_CONTAINER_RUNTIME_LOG_LEVEL",)),
-    _later("cli_debug", "--nvidia-container-cli.debug", ("NVIDIA_CONTAINER_CLI_DEBUG",)),
-    _later("hook_skip_mode_detection", _CRT + "-hook.skip-mode-detection",
-           ("NVIDIA_CONTAINER_RUNTIME_HOOK_SKIP_MODE_DETECTION",), "bool"),
-    _later("accept_envvar", "--accept-nvidia-visible-devices-envvar-when-unprivileged",
-           ("ACCEPT_NVIDIA_VISIBLE_DEVICES_ENVVAR_WHEN_UNPRIVILEGED",), "bool"),
-    _later("accept_mounts", "--accept-nvidia-visible-devices-as-volume-mounts",
-           ("ACCEPT_NVIDIA_VISIBLE_DEVICES_AS_VOLUME_MOUNTS",), "bool"),
-    _later("create_device_nodes", "--create-device-nodes", ("CREATE_DEVICE_NODES",), "list"),
     _later("use_legacy_config", "--use-legacy-config", ("CONTAINERD_USE_LEGACY_CONFIG",), "bool"),
     _later("runtime_config_override", "--runtime-config-override",
            ("RUNTIME_CONFIG_OVERRIDE", "CONTAINERD_RUNTIME_CONFIG_OVERRIDE")),
@@ -328,10 +283,6 @@ _LATER = (
     _later("nri_namespace", "--nri-namespace", ("NRI_NAMESPACE",)),
     _later("nri_management_namespaces", "--nri-management-cdi-device-namespaces",
            ("NRI_MANAGEMENT_CDI_DEVICE_NAMESPACES",), "list"),
-    _later("opt_in_features", "--opt-in-features",
-           ("NVIDIA_CONTAINER_TOOLKIT_OPT_IN_FEATURES",), "list"),
-    _later("toolkit_source_root", "--toolkit-source-root", ("TOOLKIT_SOURCE_ROOT",)),
-    _later("toolkit_package_type", "--toolkit-package-type", ("TOOLKIT_PACKAGE_TYPE",)),
 )  # fmt: skip
 
 _OPERATOR = (
@@ -344,4 +295,6 @@ _OPERATOR = (
            "with --no-daemon; the NRI plugin itself is not served.", "false"),
 )  # fmt: skip
 
-OPTIONS: tuple[Option, ...] = (*_RUNTIME, *_CDI, *_AGENT, *_OPERATOR, *_LATER)
+OPTIONS: tuple[Option, ...] = (
+    *_RUNTIME, *_CDI, *TOOLKIT, *_AGENT, *_OPERATOR, *_LATER,
+)  # fmt: skip

@@ -16,6 +16,7 @@ from agent import yamltext
 if TYPE_CHECKING:
     from agent.decide import Decision
     from agent.engine.converge import Outcome
+    from agent.engine.install import Proposed as Toolkit
     from agent.engine.plan import Change
     from agent.engine.propose import Proposal
     from agent.engine.report import Report
@@ -131,6 +132,8 @@ def plan_data(proposal: Proposal) -> dict[str, Any]:
             }
             for change in proposal.changes
         ],
+        "toolkit": _toolkit_data(proposal.toolkit),
+        "deviceNodes": [str(node) for node in proposal.nodes],
         "restart": {
             "needed": restart is not None,
             "kind": restart.kind if restart else None,
@@ -145,16 +148,36 @@ def plan_data(proposal: Proposal) -> dict[str, Any]:
     }
 
 
+def _toolkit_data(toolkit: Toolkit | None) -> dict[str, Any] | None:
+    if toolkit is None:
+        return None
+    return {
+        "directory": toolkit.found.directory.host,
+        "source": toolkit.found.origin.place,
+        "write": list(toolkit.difference.write),
+        "remove": list(toolkit.difference.remove),
+    }
+
+
+def _toolkit_lines(toolkit: Toolkit | None) -> list[str]:
+    if toolkit is None or not toolkit.difference:
+        return []
+    found, different = toolkit.found, toolkit.difference
+    names = (*different.write, *(f"{name} (goes)" for name in different.remove))
+    return [f"install {found.directory} from {found.origin.place}: {', '.join(names)}", ""]
+
+
 def _action(change: Change) -> str:
     return "create" if change.before is None else "remove" if change.after is None else "edit"
 
 
 def plan_text(proposal: Proposal) -> str:
     """A plan for a person."""
-    lines = [*_head(proposal), ""]
+    lines = [*_head(proposal), "", *_toolkit_lines(proposal.toolkit)]
+    lines += [f"make device node {node}" for node in proposal.nodes]
     for change in proposal.changes:
         lines += [f"{_action(change)} {change.path.host}", diff(change), ""]
-    if not proposal.changes:
+    if not proposal.changes and not lines[-2].startswith("install "):
         lines.append("Files: nothing to change.")
     if proposal.restart is None:
         lines.append("Restart: none; the running runtime is as it should be.")

@@ -13,7 +13,8 @@ from typing import Any, Literal
 from agent import operator
 from agent.data import dataclass
 from agent.errors import UsageError
-from agent.options import OPTIONS, Option
+from agent.option import Option
+from agent.options import OPTIONS
 
 Entry = Literal["toolkit-agent", "nvidia-toolkit"]
 
@@ -24,6 +25,9 @@ _FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 _KIND = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9]/[A-Za-z][A-Za-z0-9_-]*[A-Za-z0-9]")
 _HANDLER_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
 _HOOK_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.json")
+_FEATURE = re.compile(r"[A-Za-z0-9_-]{1,100}")
+_LEVELS = ("panic", "fatal", "error", "warn", "warning", "info", "debug", "trace")
+_CONTROL = re.compile("[\x00-\x1f\x7f]")
 _STRATEGIES = ("envvar", "volume-mounts", "cdi-annotations", "cdi-cri")
 
 
@@ -66,6 +70,18 @@ class Settings:
     crio_hooks_dir: str
     crio_hook_filename: str
     toolkit_install_dir: str
+    toolkit_source_root: str | None
+    toolkit_package_type: str
+    create_device_nodes: tuple[str, ...]
+    cdi_default_kind: str
+    low_level_runtimes: tuple[str, ...] | None
+    runtime_debug: str
+    runtime_log_level: str
+    cli_debug: str
+    hook_skip_mode_detection: bool
+    accept_envvar: bool | None
+    accept_mounts: bool
+    opt_in_features: tuple[str, ...] | None
     status_dir: str
     state_dir: str
     proof_timeout: float
@@ -239,11 +255,12 @@ def _check(values: Mapping[str, Any]) -> None:
             f"cannot use {values['runtime_name']!r} as a handler name: "
             "Kubernetes wants letters, digits, dots and dashes"
         )
-    if not _KIND.fullmatch(values["cdi_kind"]):
-        raise UsageError(
-            f"cannot use CDI kind {values['cdi_kind']!r}: give VENDOR/CLASS, two or more "
-            "characters each"
-        )
+    for name in ("cdi_kind", "cdi_default_kind"):
+        if not _KIND.fullmatch(values[name]):
+            raise UsageError(
+                f"cannot use CDI kind {values[name]!r}: give VENDOR/CLASS, two or more "
+                "characters each"
+            )
     if not _HOOK_FILE.fullmatch(values["crio_hook_filename"]):
         raise UsageError(
             f"cannot use hook file name {values['crio_hook_filename']!r}: CRI-O reads NAME.json, "
@@ -266,3 +283,32 @@ def _check(values: Mapping[str, Any]) -> None:
             raise UsageError(
                 f"cannot use annotation prefix {prefix!r}: give a DNS name that ends in '/'"
             )
+    _check_toolkit(values)
+
+
+def _check_toolkit(values: Mapping[str, Any]) -> None:
+    """What goes into config.toml and into the wrappers."""
+    for name in values["create_device_nodes"]:
+        if name not in ("none", "control"):
+            raise UsageError(f"cannot create device nodes {name!r}: give control or none")
+    for name in values["low_level_runtimes"] or ():
+        if _CONTROL.search(name) or ("/" in name and not name.startswith("/")):
+            raise UsageError(
+                f"cannot use low-level runtime {name!r}: give a name or an absolute path"
+            )
+        if name.rpartition("/")[2].startswith("nvidia-container-runtime"):
+            raise UsageError(
+                f"cannot use low-level runtime {name!r}: nvidia-container-runtime would call "
+                "itself for ever; give the one that it is to call, such as runc"
+            )
+    if values["runtime_log_level"] not in _LEVELS:
+        raise UsageError(
+            f"cannot use log level {values['runtime_log_level']!r}: give one of "
+            f"{', '.join(_LEVELS)}"
+        )
+    for text in (values["runtime_debug"], values["cli_debug"]):
+        if _CONTROL.search(text):
+            raise UsageError(f"cannot use {text!r} as a log file: give a plain path")
+    for name in values["opt_in_features"] or ():
+        if not _FEATURE.fullmatch(name):
+            raise UsageError(f"cannot use {name!r} as a feature: give letters, digits and dashes")

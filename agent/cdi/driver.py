@@ -148,6 +148,12 @@ def find(host: HostRoot, places: Places) -> Driver:
     )
 
 
+def root_of(host: HostRoot, places: Places) -> DriverRoot | None:
+    """Where the driver is, or would be looked for first; None where there is no such place."""
+    tried = roots(host, places)
+    return next((root for root in tried if _version(root)), tried[0] if tried else None)
+
+
 def watched(host: HostRoot, places: Places) -> Iterator[str]:
     """Agent paths that change when the driver comes, goes or is exchanged; `PREFIX*DIRECTORY` for
     names in a directory that start so. Directories of libraries change with their entries."""

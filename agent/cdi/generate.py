@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 
-from agent import toolkit
 from agent.cdi import driver, emit
 from agent.cdi import management as recipe
 from agent.cdi.driver import Driver, Places
@@ -30,10 +29,10 @@ def places(settings: Settings) -> Places:
 
 
 def management(
-    settings: Settings, host: HostRoot, form: str = "yaml"
+    settings: Settings, host: HostRoot, form: str = "yaml", *, hook: str | None
 ) -> tuple[str, tuple[str, ...]]:
-    """The management spec's text, and warnings. Raises NoDriver."""
-    hook = toolkit.find(settings, host, "nvidia-cdi-hook")
+    """The management spec's text, and warnings; hooks are done by the program at the host path
+    `hook`. Raises NoDriver."""
     found = driver.find(host, places(settings))
     return emit.text(_spec(settings, host, found, hook), form), _warnings(hook)
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import functools
 
-from agent import toolkit
 from agent.data import dataclass, replace
-from agent.engine import change, kinds, parsed, recover, reloaded, specs
+from agent.engine import change, device_nodes, install, kinds, parsed, recover, reloaded, specs
 from agent.engine import wanted as wishes
 from agent.engine.change import NotAccepted
 from agent.engine.context import Context
@@ -61,7 +60,7 @@ def _recover_and_converge(ctx: Context) -> Outcome:
     proposal = propose(ctx, ctx.store.memory())
     if found.waiting:
         if _still_waits(proposal):
-            written = specs.write(ctx, proposal.spec)
+            written = _install(ctx, proposal)
             return publish(ctx, Outcome(proposal, written, pending=True), barrier=False)
         found = recover.give_up_waiting(ctx)
         proposal = propose(ctx, ctx.store.memory())
@@ -91,8 +90,10 @@ def _converge(
 ) -> Outcome:
     if proposal.blocked is not None:
         raise proposal.blocked
-    # Before the restart: what is proven after it has to find the devices.
-    written = specs.write(ctx, proposal.spec)
+    nodes = device_nodes.create(ctx, proposal.nodes)
+    if nodes:  # they belong into the spec
+        proposal = propose(ctx, memory)
+    written = (*nodes, *_install(ctx, proposal))
     for warning in proposal.warnings:
         ctx.log("warning", text=warning)
     if proposal.configured:
@@ -126,6 +127,14 @@ def _converge(
     if done.restarted:
         reloaded.remember(ctx, proposal.runtime.endpoint)
     return publish(ctx, _outcome(proposal, done, written), barrier=barrier or done.barrier)
+
+
+def _install(ctx: Context, proposal: Proposal) -> tuple[str, ...]:
+    """What a runtime has to find when it starts: the handlers' programs (it asks them for their
+    features), and the devices. Gives what was written."""
+    if proposal.spec is not None and proposal.spec.problem is not None:
+        specs.write(ctx, proposal.spec)  # refuses, before anything is written
+    return *install.write(ctx, proposal.toolkit), *specs.write(ctx, proposal.spec)
 
 
 def _after_failure(
@@ -214,5 +223,5 @@ def facts(ctx: Context, proposal: Proposal) -> Facts:
         is_default=decision.is_default if proposal.edits else _is_default(proposal),
         strategy=decision.strategy,
         annotation_prefix=decision.annotation_prefix,
-        hook_path=toolkit.find(settings, ctx.host, "nvidia-cdi-hook"),
+        hook_path=install.cdi_hook(ctx, proposal.toolkit.found if proposal.toolkit else None),
     )

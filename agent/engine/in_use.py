@@ -1,14 +1,20 @@
-"""Pods that would lose their handler.
+"""Pods that would lose their handler, or its program.
 
 Invariant: reads only. A handler that a pod was made with is not taken away: the pod could neither
-be stopped nor removed any more.
+be stopped nor removed any more. The same holds for the program that runs its containers.
 """
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Iterable, Iterator
+
 from agent.engine.node import Runtime
 from agent.errors import Refused
-from agent.observe import cri
+from agent.host.paths import HostRoot
+from agent.observe import cri, process
+from agent.observe.cri import Sandbox
 
 
 def refusal(runtime: Runtime, going: tuple[str, ...], purpose: str) -> Refused | None:
@@ -16,15 +22,41 @@ def refusal(runtime: Runtime, going: tuple[str, ...], purpose: str) -> Refused |
     if not going:
         return None
     socket = runtime.socket
+    pods = cri.sandboxes(socket.agent, socket.host)
+    users = [_name(pod) for pod in pods if pod.handler in going]
+    return _refusal(users, purpose, "pods use handlers that would go") if users else None
+
+
+def toolkit_refusal(host: HostRoot, runtime: Runtime, directory: str) -> Refused | None:
+    """Why the programs in a directory (a host path) may not go now. Raises Unreachable.
+
+    Whatever is the default now: containerd keeps for each pod which program runs its containers,
+    and CRI-O's monitors have it on their command lines.
+    """
+    socket, word = runtime.socket, json.dumps(f"{directory}/")[1:-1]
     users = [
-        f"{pod.namespace}/{pod.name} ({pod.handler})"
+        _name(pod)
         for pod in cri.sandboxes(socket.agent, socket.host)
-        if pod.handler in going
+        if word in cri.sandbox_info(socket.agent, socket.host, pod.id)
     ]
-    if not users:
-        return None
-    shown = ", ".join(sorted(users)[:20]) + (" and others" if len(users) > 20 else "")
+    users += _monitors(host, directory)
+    return _refusal(users, "revert", f"pods use programs in {directory}") if users else None
+
+
+def _monitors(host: HostRoot, directory: str) -> Iterator[str]:
+    for pid, words in process.commands(host):
+        is_monitor = os.path.basename(words[0]).startswith("conmon")
+        if is_monitor and any(word.startswith(f"{directory}/") for word in words[1:]):
+            yield f"the container of {words[0]} with pid {pid}"
+
+
+def _name(pod: Sandbox) -> str:
+    return f"{pod.namespace}/{pod.name} ({pod.handler or 'default'})"
+
+
+def _refusal(users: Iterable[str], purpose: str, why: str) -> Refused:
+    names = sorted(users)
+    shown = ", ".join(names[:20]) + (" and others" if len(names) > 20 else "")
     return Refused(
-        f"cannot {purpose}: pods use handlers that would go: {shown}; they could no longer be "
-        "stopped; delete them first"
+        f"cannot {purpose}: {why}: {shown}; they could no longer be stopped; delete them first"
     )

@@ -1,12 +1,13 @@
 """What differs between containerd and CRI-O, behind one function each.
 
 Invariant: the engine (propose, converge, change, recover, revert) knows no runtime by name;
-whatever depends on the kind of runtime is decided here, by the node that it is given.
+whatever depends on the kind of runtime is decided here, by the node that it is given. What is
+CRI-O's alone is loaded where there is one, inside the functions: the others need not wait for it.
 """
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from agent import tomledit
 from agent.data import dataclass
@@ -14,11 +15,6 @@ from agent.decide import Decision
 from agent.engine import guard, plan, preflight
 from agent.engine import node as nodes
 from agent.engine import wanted as wishes
-from agent.engine.crio import check as crio_check
-from agent.engine.crio import node as crio_nodes
-from agent.engine.crio import plan as crio_plan
-from agent.engine.crio import wanted as crio_wishes
-from agent.engine.crio.node import CrioNode
 from agent.engine.node import Node, Runtime
 from agent.engine.overlay import Scene
 from agent.engine.plan import Edits
@@ -30,25 +26,29 @@ from agent.host.paths import HostRoot
 from agent.observe import config, crio
 from agent.observe.config import Overlay, Parse
 from agent.observe.cri import Answer
-from agent.runtimes import crio as crio_rules
 from agent.runtimes import merge
 from agent.runtimes.containerd import ConfigFile
 from agent.runtimes.merge import Cri
 from agent.settings import Settings
 
-AnyNode: TypeAlias = Node | CrioNode
+if TYPE_CHECKING:
+    from agent.engine.crio.node import CrioNode
+
+AnyNode: TypeAlias = "Node | CrioNode"
 Files = tuple[ConfigFile, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What edits are made from, besides the node."""
+    """What edits are made from, besides the node. `hook_program`: the host path of the program
+    that an OCI hook would run, None where there is none."""
 
     settings: Settings
     store: Store
     memory: Memory
     decision: Decision
     available: tuple[Binary, ...]
+    hook_program: str | None = None
 
 
 def look(
@@ -56,15 +56,17 @@ def look(
 ) -> AnyNode:
     """Configuration and executable of a runtime that was found. Raises Refused."""
     if runtime.kind == "crio":
+        from agent.engine.crio import node as crio_nodes
+
         return crio_nodes.look(settings, host, runtime, parse)
     return nodes.with_config(settings, host, runtime, parse)
 
 
 def load(node: AnyNode, host: HostRoot, overlay: Overlay | None = None) -> Files:
     """The node's files as they are by now; `overlay` as in `config.load`. Raises Refused."""
-    if isinstance(node, CrioNode):
-        return node.load(host, overlay)
-    return config.load(host, node.gen, node.root.name, overlay or {})
+    if isinstance(node, Node):
+        return config.load(host, node.gen, node.root.name, overlay or {})
+    return node.load(host, overlay)
 
 
 def refuse_changed(node: AnyNode, host: HostRoot) -> None:
@@ -82,16 +84,20 @@ def refuse_changed(node: AnyNode, host: HostRoot) -> None:
 
 def effective(node: AnyNode, files: Files) -> Cri:
     """What the runtime makes of these files at its next start."""
-    if isinstance(node, CrioNode):
-        return node.effective(files)
-    return merge.effective(node.gen, files)
+    if isinstance(node, Node):
+        return merge.effective(node.gen, files)
+    return node.effective(files)
 
 
 def edits(node: AnyNode, host: HostRoot, wish: Wish) -> tuple[Edits, tuple[str, ...]]:
     """What has to be written, and warnings. Raises Refused."""
     settings, memory, available = wish.settings, wish.memory, wish.available
-    if isinstance(node, CrioNode):
-        scene = crio_plan.Scene(host, settings, wish.store, node, memory, wish.decision, available)
+    if not isinstance(node, Node):
+        from agent.engine.crio import plan as crio_plan
+
+        scene = crio_plan.Scene(
+            host, settings, wish.store, node, memory, wish.decision, available, wish.hook_program
+        )
         found = crio_plan.edits(scene)
         return found, crio_plan.warnings(scene, found)
 
@@ -107,26 +113,32 @@ def edits(node: AnyNode, host: HostRoot, wish: Wish) -> tuple[Edits, tuple[str, 
 def unproven(wanted: Wanted, answer: Answer) -> list[str]:
     """What the running runtime lacks, in words; empty where it is as wanted."""
     if answer.name == crio.NAME:
+        from agent.engine.crio import wanted as crio_wishes
+
         return crio_wishes.unproven(wanted, answer)
     return wishes.unproven(wanted, answer)
 
 
 def check(host: HostRoot, node: AnyNode, candidate: Candidate) -> Preflight:
     """What the runtime's own executable makes of the files as they will be. Raises Refused."""
-    if isinstance(node, CrioNode):
-        return crio_check.check(host, node, candidate)
-    return preflight.check(host, node, candidate)
+    if isinstance(node, Node):
+        return preflight.check(host, node, candidate)
+    from agent.engine.crio import check as crio_check
+
+    return crio_check.check(host, node, candidate)
 
 
 def deadly(node: AnyNode, host: HostRoot, files: Files) -> guard.Deadly | None:
     """What the runtime would die of at a start on these files."""
-    return None if isinstance(node, CrioNode) else guard.deadly(host, node.gen, files)
+    return guard.deadly(host, node.gen, files) if isinstance(node, Node) else None
 
 
 def shown(answer: Answer) -> tuple[str | None, tuple[str, ...]]:
     """The default runtime and the handlers that the runtime shows; None and none where it does
     not say."""
     if answer.name == crio.NAME:
+        from agent.runtimes import crio as crio_rules
+
         said = crio_rules.shown(answer.config, answer.dump) or {}
         default, tables = said.get("default_runtime"), said.get("runtimes")
     else:
@@ -141,4 +153,4 @@ def shown(answer: Answer) -> tuple[str | None, tuple[str, ...]]:
 def needs_restart(node: AnyNode, changed: tuple[str, ...]) -> bool:
     """Does the runtime see a change of these files (host paths) only at its next start? CRI-O
     looks at its hooks all the time."""
-    return not isinstance(node, CrioNode) or any(name != node.hook.host for name in changed)
+    return isinstance(node, Node) or any(name != node.hook.host for name in changed)

@@ -10,11 +10,10 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 
-from agent import tomledit, toolkit
+from agent import tomledit
 from agent.data import dataclass
 from agent.decide import Decision, Evidence, Question, Switch, Unseen, decide
-from agent.engine.wanted import Binary
-from agent.errors import NoToolkit, Refused, Unreachable
+from agent.errors import Refused, Unreachable
 from agent.host.paths import HostPath, HostRoot
 from agent.observe import command, config, crio, process
 from agent.observe.cri import Answer, Unimplemented
@@ -293,29 +292,3 @@ def judge(
             crio_mode=settings.crio_config_mode,
         )
     )
-
-
-def binaries(settings: Settings, host: HostRoot) -> tuple[tuple[Binary, ...], tuple[str, ...]]:
-    """Handlers whose binary is on the host, and warnings for those left out.
-
-    Raises NoToolkit where the main one is missing: containerd lists a handler without binary, and
-    every pod that uses it fails.
-    """
-    name = settings.runtime_name
-    main = "nvidia" if name in ("nvidia-cdi", "nvidia-legacy") else name
-    table = {main: "", "nvidia-cdi": ".cdi", "nvidia-legacy": ".legacy"}
-    found, warnings = [], []
-    for handler, suffix in table.items():
-        base = "nvidia-container-runtime" + suffix
-        path = toolkit.find(settings, host, base)
-        if path:
-            found.append(Binary(handler, path))
-        elif handler in (main, name):
-            raise NoToolkit(
-                f"cannot register handler {handler}: {base} is neither in "
-                f"{settings.toolkit_install_dir}/toolkit nor in /usr/bin of the host; install the "
-                "toolkit or give --toolkit-install-dir"
-            )
-        else:
-            warnings.append(f"handler {handler} is left out: there is no {base} on the host")
-    return tuple(found), tuple(warnings)

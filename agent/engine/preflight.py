@@ -7,8 +7,9 @@ disk is in the way and no reader ever finds a stage.
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
@@ -17,12 +18,15 @@ from agent.data import dataclass
 from agent.engine.node import Node
 from agent.engine.plan import first_difference
 from agent.errors import Refused
-from agent.host.paths import HostRoot
+from agent.host.paths import HostPath, HostRoot
 from agent.observe import command
+from agent.observe.command import Dump
 from agent.runtimes import faults
 from agent.runtimes.containerd import ConfigFile
 from agent.runtimes.generations import CRI_V2, CRI_V3
 from agent.tomledit import Data, Op, Path, Set, Unset, get
+
+UNKNOWN = "the runtime's executable cannot be told; give --executable-path"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,32 +54,78 @@ def check(host: HostRoot, node: Node, candidate: Candidate) -> Preflight:
     rc 0 alone proves little: a default without a table and a missing import pass it.
     """
     if node.executable is None:
-        note = "the runtime's executable cannot be told; give --executable-path"
-        return _without_executable(node, candidate, note)
-    before, after = _dumps(host, node.executable, node.files, candidate.files)
-    if before.data is None and not before.rejected:
-        note = f"the runtime's executable cannot be asked: {before.error}"
-        return _without_executable(node, candidate, note)
-    if after.data is None and before.data is None:
-        raise Refused(
-            f"cannot use {node.root.path}: {node.executable} rejects it as it is "
-            f"({before.error[:300]}); repair it first"
-        )
-    if after.data is None:
-        raise Refused(
-            f"cannot apply: {node.executable} rejects the new configuration "
-            f"({after.error[:300]}); nothing was changed"
-        )
-    missing = _missing(after.data, candidate)
+        return _without_executable(node, candidate, UNKNOWN)
+    asked = ask(
+        node.executable,
+        node.root.path,
+        functools.partial(_dump, host, node.executable, node.files),
+        functools.partial(_dump, host, node.executable, candidate.files),
+    )
+    if isinstance(asked, str):
+        return _without_executable(node, candidate, asked)
+    before, after = asked
+    missing = _missing(after, candidate)
     if missing and _hides_migrated(host, node.executable, candidate.files):
         note = f"{node.executable} does not show what it makes of files below version 3"
         return _without_executable(node, candidate, note)
-    if missing:
+    refuse_missing(missing)
+    was, will_be = _strip(before.data or {}, candidate), _strip(after, candidate)
+    refuse_difference(was, will_be, "dump")
+    return accepted(node.executable)
+
+
+def ask(
+    executable: str, root: HostPath, before: Callable[[], Dump], after: Callable[[], Dump]
+) -> tuple[Dump, Data] | str:
+    """What the executable of a runtime of any kind shows of the files as they are and as they will
+    be, or why it cannot be asked. Raises Refused where it turns the candidate down.
+
+    Both at once: they are most of what a plan takes.
+    """
+    with ThreadPoolExecutor(1) as other:
+        first = other.submit(before)
+        new = after()
+        old = first.result()
+    if old.data is None and not old.rejected:
+        return f"the runtime's executable cannot be asked: {old.error}"
+    if new.data is not None:
+        return old, new.data
+    if old.data is None:
+        raise rejected_already(executable, root, old)
+    raise Refused(
+        f"cannot apply: {executable} rejects the new configuration "
+        f"({new.error[:300]}); nothing was changed"
+    )
+
+
+def rejected_already(executable: str, root: HostPath, dump: Dump) -> Refused:
+    """The files were turned down before anything of ours was in them."""
+    return Refused(
+        f"cannot use {root}: {executable} rejects it as it is ({dump.error[:300]}); repair it first"
+    )
+
+
+def refuse_missing(handler: str | None) -> None:
+    """Raises Refused for a handler, if any, that there has to be and would not."""
+    if handler:
         raise Refused(
-            f"cannot apply: the runtime would not have the handler {missing}; nothing was changed"
+            f"cannot apply: the runtime would not have the handler {handler}; nothing was changed"
         )
-    _compare(before.data or {}, after.data, candidate)
-    return Preflight(True, f"{node.executable} accepts the new configuration")
+
+
+def refuse_difference(before: Data, after: Data, view: str) -> None:
+    """Raises Refused where they differ: they are what is shown, without what may change."""
+    difference = first_difference(before, after)
+    if difference is not None:
+        raise Refused(
+            f"cannot apply: {tomledit.dotted(difference)} would change too, says the runtime's own "
+            f"{view}; nothing was changed; please report this with the output of `plan`"
+        )
+
+
+def accepted(executable: str) -> Preflight:
+    """Nothing speaks against the candidate."""
+    return Preflight(True, f"{executable} accepts the new configuration")
 
 
 def _without_executable(node: Node, candidate: Candidate, note: str) -> Preflight:
@@ -86,17 +136,7 @@ def _without_executable(node: Node, candidate: Candidate, note: str) -> Prefligh
     return Preflight(False, note)
 
 
-def _dumps(
-    host: HostRoot, executable: str, before: tuple[ConfigFile, ...], after: tuple[ConfigFile, ...]
-) -> tuple[command.Dump, command.Dump]:
-    """Both at once: they are most of what a plan takes."""
-    with ThreadPoolExecutor(1) as other:
-        first = other.submit(_dump, host, executable, before)
-        second = _dump(host, executable, after)
-        return first.result(), second
-
-
-def _dump(host: HostRoot, executable: str, files: tuple[ConfigFile, ...]) -> command.Dump:
+def _dump(host: HostRoot, executable: str, files: tuple[ConfigFile, ...]) -> Dump:
     if files[0].state is None:
         # 1.x cannot dump without a file; its defaults are what runs then.
         return command.config_dump(host, executable, None)
@@ -168,15 +208,6 @@ def _hides_migrated(host: HostRoot, executable: str, files: tuple[ConfigFile, ..
 
 _PROBED, _PROBE_VALUE = "max_container_log_line_size", 12345
 _PROBE = f'version = 2\n[plugins."{CRI_V2}"]\n{_PROBED} = {_PROBE_VALUE}\n'
-
-
-def _compare(before: Data, after: Data, candidate: Candidate) -> None:
-    difference = first_difference(_strip(before, candidate), _strip(after, candidate))
-    if difference is not None:
-        raise Refused(
-            f"cannot apply: {tomledit.dotted(difference)} would change too, says the runtime's own "
-            "dump; nothing was changed; please report this with the output of `plan`"
-        )
 
 
 def _strip(dump: Data, candidate: Candidate) -> Data:

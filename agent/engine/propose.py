@@ -10,24 +10,27 @@ import json
 
 from agent.data import dataclass, replace
 from agent.decide import Decision
-from agent.engine import in_use, kinds, parsed, reloaded, specs, transaction
+from agent.engine import device_nodes, in_use, install, kinds, parsed, reloaded, specs, transaction
 from agent.engine import node as nodes
 from agent.engine.context import Context
+from agent.engine.device_nodes import Missing
 from agent.engine.kinds import AnyNode
 from agent.engine.node import Node, Runtime
 from agent.engine.plan import CannotSwitch, Change, Edits
 from agent.engine.preflight import Candidate, Preflight
 from agent.engine.restart import Restart
 from agent.engine.state import Memory
-from agent.errors import AgentError
+from agent.errors import AgentError, NoToolkit
 from agent.runtimes.containerd import ConfigFile
+from agent.toolkit import programs
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
     """What a plan shows. `edits` is None where the configuration is not ours to change; `gaps` is
     what the running runtime lacks, `restart` how it would be restarted if it has to be; `spec` is
-    None where no CDI spec is wanted; `blocked` is why no restart may be asked for."""
+    None where no CDI spec is wanted, `toolkit` where there is none and none is needed; `nodes`
+    are device nodes to be made; `blocked` is why no restart may be asked for."""
 
     runtime: Runtime
     decision: Decision
@@ -38,13 +41,18 @@ class Proposal:
     preflight: Preflight | None
     warnings: tuple[str, ...]
     spec: specs.Proposed | None = None
+    toolkit: install.Proposed | None = None
+    nodes: tuple[Missing, ...] = ()
     blocked: AgentError | None = None
 
     @property
     def changes(self) -> tuple[Change, ...]:
-        """Every file that would be written."""
-        spec = (self.spec.change,) if self.spec and self.spec.change else ()
-        return (*spec, *(self.edits.changes if self.edits else ()))
+        """Every file that would be written, but for the toolkit's programs."""
+        own = (
+            self.toolkit.config if self.toolkit else None,
+            self.spec.change if self.spec else None,
+        )
+        return (*(change for change in own if change), *(self.edits.changes if self.edits else ()))
 
     @property
     def configured(self) -> bool:
@@ -55,18 +63,46 @@ class Proposal:
     def right(self) -> bool:
         """Nothing to write, nothing to restart, nothing in the way."""
         possible = self.spec is None or self.spec.problem is None
-        return possible and not self.changes and self.restart is None
+        installed = self.toolkit is None or self.toolkit.right
+        return (
+            possible
+            and installed
+            and not self.nodes
+            and not self.changes
+            and (self.restart is None)
+        )
 
 
 def propose(ctx: Context, memory: Memory, *, may_enable: bool | None = None) -> Proposal:
     """What would be done, without doing it. Raises Unreachable or Refused."""
-    proposal = _propose(ctx, memory, may_enable)
-    spec = specs.propose(ctx, proposal.decision.spec_dirs)
-    warnings = (*proposal.warnings, *(spec.warnings if spec else ()))
-    return replace(proposal, spec=spec, warnings=warnings)
+    found, missing = _toolkit(ctx)
+    proposal = _propose(ctx, memory, may_enable, found)
+    decision, toolkit = proposal.decision, None
+    if found is not None:
+        cri = kinds.effective(proposal.node, proposal.node.files) if proposal.node else None
+        kind = proposal.runtime.kind
+        runtimes = install.low_level(ctx, kind, cri, memory.default)
+        toolkit = install.propose(ctx, found, decision, runtimes)
+    spec = specs.propose(ctx, decision.spec_dirs, install.cdi_hook(ctx, found))
+    told = (missing, *(toolkit.warnings if toolkit else ()), *(spec.warnings if spec else ()))
+    warnings = (*proposal.warnings, *(text for text in told if text))
+    nodes = device_nodes.missing(ctx)
+    return replace(proposal, spec=spec, toolkit=toolkit, nodes=nodes, warnings=warnings)
 
 
-def _propose(ctx: Context, memory: Memory, may_enable: bool | None) -> Proposal:
+def _toolkit(ctx: Context) -> tuple[install.Found | None, str | None]:
+    """The toolkit; where no handler is to be registered, its lack is only a warning."""
+    try:
+        return install.look(ctx), None
+    except NoToolkit as error:
+        if not ctx.settings.no_runtime_config:
+            raise
+        return None, error.message
+
+
+def _propose(
+    ctx: Context, memory: Memory, may_enable: bool | None, found: install.Found | None
+) -> Proposal:
     settings = ctx.settings
     allowed = settings.may_enable_cdi if may_enable is None else may_enable
     runtime = nodes.find_runtime(settings, ctx.host)
@@ -83,8 +119,10 @@ def _propose(ctx: Context, memory: Memory, may_enable: bool | None) -> Proposal:
     node = kinds.look(settings, ctx.host, runtime, parsed.parser(ctx.store))
     allowed = allowed and memory.cdi_refused != loaded(runtime, node.files)
     decision = judge(node, allowed)
-    available, left_out = ((), ()) if decision.hook else nodes.binaries(settings, ctx.host)
-    wish = kinds.Wish(settings, ctx.store, memory, decision, available)
+    assert found is not None
+    available, left_out = ((), ()) if decision.hook else install.binaries(settings, found)
+    hook = found.path(programs.RUNTIME_HOOK)
+    wish = kinds.Wish(settings, ctx.store, memory, decision, available, hook)
     try:
         edits, told = kinds.edits(node, ctx.host, wish)
     except CannotSwitch:

@@ -16,9 +16,8 @@ import os
 from agent.data import replace
 from agent.engine import change
 from agent.engine.context import Context
-from agent.engine.crio.node import CrioNode
 from agent.engine.kinds import AnyNode
-from agent.engine.node import Endpoint
+from agent.engine.node import Endpoint, Node
 from agent.engine.plan import Edits
 from agent.engine.state import Memory
 from agent.errors import Unreachable
@@ -32,7 +31,7 @@ _SLACK = 0.1  # seconds; both clocks are coarse, and a process does not read its
 def gaps(ctx: Context, node: AnyNode, edits: Edits, memory: Memory) -> tuple[str, ...]:
     """What makes a restart necessary although all that is shown is right."""
     running = node.runtime.process
-    if not isinstance(node, CrioNode) or running is None:
+    if isinstance(node, Node) or running is None:
         return ()
     if memory.proven == (ctx.boot_id, *running.identity):
         return ()

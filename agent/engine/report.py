@@ -14,6 +14,7 @@ from agent.engine.context import Context
 from agent.engine.propose import Proposal, propose
 from agent.engine.state import TIDYING, Memory, Original
 from agent.errors import AgentError, Refused
+from agent.toolkit.tree import CONFIG
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class Report:
         proposal = self.proposal
         answer = proposal.runtime.answer if proposal else None
         spec = proposal.spec if proposal else None
+        toolkit = proposal.toolkit if proposal else None
         default, handlers = kinds.shown(answer) if answer else (None, ())
         return {
             "ready": self.ready,
@@ -58,6 +60,10 @@ class Report:
                 {"path": host, "existedBefore": existed, "now": now}
                 for host, existed, now in self.files
             ],
+            "toolkit": {
+                "directory": str(toolkit.found.directory) if toolkit else None,
+                "source": toolkit.found.origin.place if toolkit else None,
+            },
             "spec": str(spec.path) if spec and spec.path else None,
             "drift": list(self.drift),
             "warnings": list(proposal.warnings) if proposal else [],
@@ -78,12 +84,16 @@ def report(ctx: Context) -> Report:
             unfinished = f"{journal.purpose} ({journal.stage})"
         failed = next(reversed(ctx.store.failed().values()), None)
         proposal = propose(ctx, memory)
-        problem = proposal.blocked or (proposal.spec.problem if proposal.spec else None)
+        parts = (proposal.toolkit, proposal.spec)
+        problem = proposal.blocked or next(
+            (part.problem for part in parts if part and part.problem), None
+        )
     except AgentError as error:
         problem = error
     drift: list[str] = []
     if proposal is not None:
         drift += [f"{change.path.host} is not as it should be" for change in proposal.changes]
+        drift += _toolkit_drift(proposal)
         drift += [f"running runtime: {gap}" for gap in proposal.gaps]
     published, missing = _published(ctx)
     if proposal is not None and published:
@@ -98,6 +108,18 @@ def report(ctx: Context) -> Report:
     return Report(
         ready, proposal, problem, published, missing, touched, unfinished, failed, tuple(drift)
     )
+
+
+def _toolkit_drift(proposal: Proposal) -> list[str]:
+    """The toolkit's programs, by name; config.toml is among the changes."""
+    if proposal.toolkit is None:
+        return []
+    directory, different = proposal.toolkit.found.directory, proposal.toolkit.difference
+    names = [name for name in different.write if name != CONFIG]
+    return [
+        *(f"{directory}/{name} is not as it should be" for name in names),
+        *(f"{directory}/{name} should be gone" for name in different.remove),
+    ]
 
 
 def _now(agent: str, host: str, original: Original) -> str:

@@ -11,15 +11,18 @@ import functools
 
 from agent.data import dataclass, replace
 from agent.decide import DEFAULT_DIRS
-from agent.engine import change, in_use, kinds, parsed, recover, specs, undoing
+from agent.engine import change, in_use, install, kinds, parsed, recover, specs, undoing
 from agent.engine import node as nodes
 from agent.engine.context import Context
 from agent.engine.converge import state_of, tell
+from agent.engine.kinds import AnyNode, Files
+from agent.engine.plan import Change
 from agent.engine.preflight import Candidate
 from agent.engine.state import Memory, parents
 from agent.engine.wanted import OUR_NAMES, Wanted, is_ours
 from agent.errors import AgentError, Locked, Refused, Unreachable
 from agent.host import files
+from agent.host.paths import is_below
 from agent.runtimes.merge import Cri
 
 
@@ -32,17 +35,20 @@ class Reverted:
     pending: bool = False
 
 
-def revert(ctx: Context, *, keep_edits: bool = False) -> Reverted:
+def revert(ctx: Context, *, keep_edits: bool = False, toolkit: bool = False) -> Reverted:
     """Undo everything that was ever applied, prove it, and withdraw readiness.
 
-    Raises Refused where a file was edited since (`keep_edits` then takes our keys out of it) or a
-    pod still uses a handler that would go.
+    `toolkit`: what was installed goes too. Raises Refused where a file was edited since
+    (`keep_edits` then takes our keys out of it), or a pod still uses a handler that would go, or
+    anything still needs a program that would go.
     """
     try:
         with ctx.locked():
             if recover.recover(ctx).waiting:
                 recover.give_up_waiting(ctx)
             memory = ctx.store.memory()
+            if toolkit:
+                _refuse_needed(ctx, memory, keep_edits)
             done = _revert(ctx, memory, keep_edits) if memory.files else Reverted()
             dirs = _spec_dirs(ctx)
             if memory.files or specs.present(ctx, dirs):
@@ -50,6 +56,8 @@ def revert(ctx: Context, *, keep_edits: bool = False) -> Reverted:
             if not done.pending:
                 _forget(ctx, memory)
             gone = specs.remove(ctx, dirs)
+            if toolkit and not done.pending:
+                gone = (*gone, *install.remove(ctx))
             ctx.publisher.forgive()
             return replace(done, changed=(*done.changed, *gone))
     except Locked:
@@ -57,6 +65,42 @@ def revert(ctx: Context, *, keep_edits: bool = False) -> Reverted:
     except AgentError as error:
         tell(ctx, error)
         raise
+
+
+def _refuse_needed(ctx: Context, memory: Memory, keep_edits: bool) -> None:
+    """The toolkit stays as long as a pod runs by it, or a file names a program of it that will
+    not be there. Raises Refused."""
+    directory = install.installed(ctx)
+    if directory is None:
+        return
+    node = kinds.look(ctx.settings, ctx.host, nodes.find_runtime(ctx.settings, ctx.host))
+    if used := in_use.toolkit_refusal(ctx.host, node.runtime, directory):
+        raise used
+    _, after = _files_after(ctx, node, memory, keep_edits) if memory.files else ((), node.files)
+    if (spec := specs.naming(ctx, _spec_dirs(ctx), directory)) is not None:
+        raise Refused(
+            f"cannot remove the toolkit: {spec} has hooks in {directory}, without which no "
+            "container with its devices would start; remove that file first"
+        )
+    left = install.left(ctx)
+    cri = kinds.effective(node, after)
+    for name in cri.runtimes:
+        path = install.program(cri.table(name))
+        if path and is_below(path, directory) and path not in left:
+            raise Refused(
+                f"cannot remove the toolkit: handler {name} of the restored configuration runs "
+                f"{path}; take it out, or leave the toolkit where it is"
+            )
+
+
+def _files_after(
+    ctx: Context, node: AnyNode, memory: Memory, keep_edits: bool
+) -> tuple[tuple[Change, ...], Files]:
+    """What a revert changes, and the files as they will be."""
+    changes = undoing.changes(ctx, node, memory, keep_edits=keep_edits)
+    # The root file first: once it no longer imports them, the others can go.
+    changes = tuple(sorted(changes, key=lambda item: item.path.host != node.root.path.host))
+    return changes, kinds.load(node, ctx.host, {item.path.host: item.after for item in changes})
 
 
 def _spec_dirs(ctx: Context) -> tuple[str, ...]:
@@ -85,11 +129,7 @@ def _forget(ctx: Context, memory: Memory) -> None:
 
 def _revert(ctx: Context, memory: Memory, keep_edits: bool) -> Reverted:
     node = kinds.look(ctx.settings, ctx.host, nodes.find_runtime(ctx.settings, ctx.host))
-    changes = undoing.changes(ctx, node, memory, keep_edits=keep_edits)
-    # The root file first: once it no longer imports them, the others can go.
-    changes = tuple(sorted(changes, key=lambda item: item.path.host != node.root.path.host))
-    overlay = {item.path.host: item.after for item in changes}
-    after = kinds.load(node, ctx.host, overlay)
+    changes, after = _files_after(ctx, node, memory, keep_edits)
     cri_after, cri_now = kinds.effective(node, after), kinds.effective(node, node.files)
     going = _going(cri_now, cri_after)
     if used := in_use.refusal(node.runtime, going, "revert"):
@@ -100,7 +140,7 @@ def _revert(ctx: Context, memory: Memory, keep_edits: bool) -> Reverted:
     settings, runtime = ctx.settings, node.runtime
     changed = tuple(n for n in cri_now.runtimes if cri_now.table(n) != cri_after.table(n))
     way = None
-    if kinds.needs_restart(node, tuple(overlay)):
+    if kinds.needs_restart(node, tuple(item.path.host for item in changes)):
         mode = settings.restart_mode
         way = ctx.choose_restart(mode, runtime.process, ctx.host, runtime.kind)
     if blocked := kinds.deadly(node, ctx.host, after):

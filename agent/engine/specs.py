@@ -32,24 +32,25 @@ class Proposed:
     problem: AgentError | None = None
 
 
-def propose(ctx: Context, spec_dirs: tuple[str, ...]) -> Proposed | None:
-    """The management spec for a runtime that reads `spec_dirs`; None where none is wanted.
+def propose(ctx: Context, spec_dirs: tuple[str, ...], hook: str | None) -> Proposed | None:
+    """The management spec for a runtime that reads `spec_dirs`, with hooks by the program at the
+    host path `hook`; None where none is wanted.
 
     Never raises: a person who looks at a node without a driver wants to see the rest as well.
     """
     if not ctx.settings.cdi_enabled or ctx.settings.cdi_output_dir is None:
         return None
     try:
-        return _propose(ctx, spec_dirs)
+        return _propose(ctx, spec_dirs, hook)
     except AgentError as error:
         return Proposed(warnings=(f"apply refuses: {error.message}",), problem=error)
 
 
-def _propose(ctx: Context, spec_dirs: tuple[str, ...]) -> Proposed:
+def _propose(ctx: Context, spec_dirs: tuple[str, ...], hook: str | None) -> Proposed:
     settings, host = ctx.settings, ctx.host
     directory = _directory(settings, host, spec_dirs)
     _refuse_writable([directory, *_directories(ctx, spec_dirs)])
-    text, warnings = generate.management(settings, host)
+    text, warnings = generate.management(settings, host, hook=hook)
     path = _join(host, directory, file_name(settings.cdi_kind))
     _refuse_twins(host, directory, path, settings.cdi_kind)
     before = files.read(path.agent, path.host)
@@ -167,6 +168,16 @@ def _is_ours(agent: str) -> bool:
     except Refused:
         return False  # a link or a directory is nobody's spec
     return found is not None and emit.is_ours(found.data)
+
+
+def naming(ctx: Context, spec_dirs: tuple[str, ...], directory: str) -> HostPath | None:
+    """A spec of somebody else's that names anything in a directory (a host path)."""
+    word = f"{directory}/".encode()
+    for found in _directories(ctx, spec_dirs):
+        for path, data in foreign.entries(ctx.host, found):
+            if word in data and not emit.is_ours(data):
+                return path
+    return None
 
 
 def remove(ctx: Context, spec_dirs: tuple[str, ...]) -> tuple[str, ...]:

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 
 from agent import tomledit
 from agent.engine.context import Context
-from agent.engine.crio import plan as crio_plan
 from agent.engine.kinds import AnyNode
 from agent.engine.node import Node
 from agent.engine.overlay import import_glob
@@ -43,6 +42,8 @@ def changes(ctx: Context, node: AnyNode, memory: Memory, *, keep_edits: bool) ->
             ours = None if _has_content(item) else ours
     if isinstance(node, Node):
         return _keep_imported(ctx, node, tuple(found))
+    from agent.engine.crio import plan as crio_plan  # see kinds
+
     return tuple(crio_plan.guarded(ctx.host, node, item) for item in found)
 
 

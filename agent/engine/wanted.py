@@ -114,24 +114,35 @@ def want(
                                  cri.table(binary.handler))
         for binary in available
     }  # fmt: skip
-    default: str | None = None
-    if decision.is_default:
-        default = name
-    elif is_ours(cri.default, cri.table(cri.default), ours):
-        default = first_foreign(cri, ours, (remembered, "runc", "crun"))
-        if default is None:
+    default = default_for(
+        cri, name if decision.is_default else None, ours, remembered, _DEFAULT[-1]
+    )
+    if carried and not decision.is_default:
+        handlers["runc"] = carried
+    return Wanted(handlers, default, decision.enable_cdi)
+
+
+def default_for(
+    cri: Cri, wanted: str | None, ours: tuple[str, ...], remembered: str | None, key: str
+) -> str | None:
+    """The default that has to be written; None leaves what there is. `wanted` is one of ours or
+    None, `key` what a file calls it. Raises Refused where no default could be gone back to."""
+    if wanted is not None:
+        return wanted
+    if is_ours(cri.default, cri.table(cri.default), ours):
+        found = first_foreign(cri, ours, (remembered, "runc", "crun"))
+        if found is None:
             raise Refused(
                 f"cannot take {cri.default} back as default runtime: there is no handler runc or "
                 "crun to go back to; add one to the configuration"
             )
-        if carried:
-            handlers["runc"] = carried
-    elif cri.default not in cri.runtimes:
+        return found
+    if cri.default not in cri.runtimes:
         raise Refused(
-            f"cannot use the configuration: default_runtime_name is {cri.default}, and there is no "
-            "such handler; add it or correct the name"
+            f"cannot use the configuration: {key} is {cri.default}, and there is no such handler; "
+            "add it or correct the name"
         )
-    return Wanted(handlers, default, decision.enable_cdi)
+    return None
 
 
 def first_foreign(cri: Cri, ours: tuple[str, ...], names: tuple[str | None, ...]) -> str | None:

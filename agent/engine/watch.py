@@ -13,8 +13,8 @@ from collections.abc import Iterator
 
 from agent import status
 from agent.cdi import driver, generate
+from agent.engine import install, specs
 from agent.engine import node as nodes
-from agent.engine import specs
 from agent.engine.context import Context
 from agent.engine.crio import node as crio_nodes
 from agent.engine.crio.node import CrioNode
@@ -25,13 +25,7 @@ from agent.host.paths import HostPath, HostRoot, is_below
 from agent.observe import config, process
 from agent.observe.process import Process
 from agent.runtimes.containerd import import_pattern
-
-_PROGRAMS = (
-    "nvidia-container-runtime",
-    "nvidia-container-runtime.cdi",
-    "nvidia-container-runtime.legacy",
-    "nvidia-cdi-hook",
-)
+from agent.toolkit import programs
 
 
 def watched(ctx: Context, node: AnyNode | None) -> tuple[str, ...]:
@@ -135,9 +129,10 @@ def _published(ctx: Context) -> Iterator[str]:
 
 def _programs(ctx: Context) -> Iterator[str]:
     host = ctx.host
+    yield from install.watched(ctx)
     installed = os.path.join(host.name(ctx.settings.toolkit_install_dir), "toolkit")
     for directory in (installed, "/usr/bin"):
-        for name in _PROGRAMS:
+        for name in (*programs.RUNTIMES, programs.CDI_HOOK):
             yield from _path(host, os.path.join(directory, name))
 
 

@@ -55,11 +55,14 @@ class HostPath:
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A line of mountinfo: where `root` of device `device` is mounted."""
+    """A line of mountinfo: where `root` of device `device` is mounted, which options the mount has,
+    and what kind of file system it is."""
 
     point: str
     device: str
     root: str
+    options: str = ""
+    kind: str = ""
 
 
 def parse_mountinfo(text: str) -> tuple[Mount, ...]:
@@ -68,7 +71,9 @@ def parse_mountinfo(text: str) -> tuple[Mount, ...]:
     for line in text.splitlines():
         fields = line.split(" ")
         if len(fields) > 5:
-            mounts.append(Mount(_unescape(fields[4]), fields[2], _unescape(fields[3])))
+            kind = line.partition(" - ")[2].partition(" ")[0]
+            point, root = _unescape(fields[4]), _unescape(fields[3])
+            mounts.append(Mount(point, fields[2], root, fields[5], kind))
     return tuple(mounts)
 
 
@@ -168,6 +173,15 @@ class HostRoot:
             self.is_host
             or is_below(path.agent, self.root)
             or self._own_mount(path.agent) is not None
+        )
+
+    def mount(self, path: HostPath) -> Mount | None:
+        """The mount on which a place lies, there or not; None where that is not known."""
+        found = [mount for mount in self._mounts if is_below(path.agent, mount.point)]
+        return (
+            max(enumerate(found), key=lambda item: (len(item[1].point), item[0]))[1]
+            if (found)
+            else None
         )
 
     def agent_path(self, host: str) -> str:

@@ -137,24 +137,28 @@ def literal(gen: Generation, importing: str, name: str) -> str:
 
 
 def _names(host: HostRoot, directory: str, part: str, overlay: Overlay) -> list[str]:
-    path = host.resolve(directory)
     if not any(char in part for char in "*?["):
         return [part]  # a missing directory shows at the next step, a missing file matches nothing
+    return [name for name in sorted(names(host, directory, overlay)) if matches(part, name)]
+
+
+def names(host: HostRoot, directory: str, overlay: Overlay) -> set[str]:
+    """What a directory has, or is going to have; nothing where there is none. Raises Refused."""
+    path = host.resolve(directory)
     try:
-        names = set(files.names(path.agent))
+        found = set(files.names(path.agent))
     except (FileNotFoundError, NotADirectoryError):
-        names = set()
+        found = set()
     except OSError as error:
         raise Refused(f"cannot read the directory {directory}: {reason(error)}") from error
+    above = path.host.rstrip("/") + "/"
     for name, state in overlay.items():
-        inside, found, below = name.rpartition(path.host.rstrip("/") + "/")
-        if inside or not found:
-            continue
-        if state is not None:
-            names.add(below.partition("/")[0])  # the file, or a directory that comes with it
-        elif "/" not in below:
-            names.discard(below)
-    return [name for name in sorted(names) if matches(part, name)]
+        first, slash, _ = name.removeprefix(above).partition("/")
+        if name.startswith(above) and state is not None:
+            found.add(first)  # the file, or a directory that comes with it
+        elif name.startswith(above) and not slash:
+            found.discard(first)
+    return found
 
 
 def disabled_cri(file: ConfigFile) -> str | None:

@@ -23,6 +23,10 @@ _LIMIT = 16 << 20  # bytes of one answer, as the kubelet's; the default of 4 MiB
 _Answer = TypeVar("_Answer")
 
 
+class _NotFound(Unreachable):
+    """What was asked for is there no more."""
+
+
 class Unimplemented(Unreachable):
     """The socket answers gRPC, but not the CRI: its plugin is disabled or failed to load."""
 
@@ -93,6 +97,20 @@ def sandboxes(path: str, name: str, timeout: float = 10.0) -> tuple[Sandbox, ...
     )
 
 
+def sandbox_info(path: str, name: str, pod: str, timeout: float = 10.0) -> str:
+    """What the runtime knows of one pod, in words of its own; "" where there is no such pod any
+    more. Raises Unreachable."""
+    from agent._cri import api_pb2
+
+    request = api_pb2.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True)
+    with _stub(path) as stub:
+        try:
+            answer = _call(name, lambda: stub.PodSandboxStatus(request, timeout=timeout))
+        except _NotFound:
+            return ""
+    return str(dict(answer.info).get("info", ""))
+
+
 @contextmanager
 def _stub(path: str) -> Iterator[RuntimeServiceStub]:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
@@ -126,6 +144,8 @@ def _call(name: str, call: Callable[[], _Answer]) -> _Answer:
                 f"cannot use {name}: it does not serve CRI v1 ({details}); look in the runtime's "
                 "log for why its CRI plugin did not load"
             ) from error
+        if code is grpc.StatusCode.NOT_FOUND:
+            raise _NotFound(f"cannot find it behind {name}: {details}") from error
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             details = "no answer in time"
         raise Unreachable(

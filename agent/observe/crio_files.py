@@ -12,10 +12,9 @@ import os
 import stat
 
 from agent import tomledit
-from agent.errors import Refused, reason
-from agent.host import files
+from agent.errors import Refused
 from agent.host.paths import HostRoot
-from agent.observe.config import Overlay, Parse, checked_file
+from agent.observe.config import Overlay, Parse, checked_file, names
 from agent.runtimes.containerd import ConfigFile
 from agent.runtimes.crio import check_shape
 
@@ -57,23 +56,11 @@ def _walk(host: HostRoot, directory: str, overlay: Overlay) -> list[str]:
     """Names of all files below a directory. A link to a directory is not followed: CRI-O would
     take it for a file and not start."""
     path = host.resolve(directory)
-    try:
-        entries = set(files.names(path.agent))
-    except (FileNotFoundError, NotADirectoryError):
-        entries = set()
-    except OSError as error:
-        raise Refused(f"cannot read the directory {directory}: {reason(error)}") from error
-    inside = path.host.rstrip("/") + "/"
-    for name, state in overlay.items():
-        first, slash, _ = name.removeprefix(inside).partition("/")
-        if name.startswith(inside) and state is not None:
-            entries.add(first)
-        elif name.startswith(inside) and not slash:
-            entries.discard(first)
     found: list[str] = []
-    for entry in sorted(entries, key=os.fsencode):
+    for entry in sorted(names(host, directory, overlay), key=os.fsencode):
         below = os.path.join(directory, entry)
-        if _is_directory(os.path.join(path.agent, entry), inside + entry, overlay):
+        inside = os.path.join(path.agent, entry), os.path.join(path.host, entry)
+        if _is_directory(*inside, overlay):
             found += _walk(host, below, overlay)
         else:
             found.append(below)

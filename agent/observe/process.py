@@ -112,7 +112,7 @@ def inspect(pid: int, proc: str) -> Process | None:
         executable: str | None = os.readlink(f"{base}/exe").removesuffix(" (deleted)")
     except OSError:
         executable = None
-    words = tuple(os.fsdecode(word) for word in _read(f"{base}/cmdline").split(b"\0")[:-1])
+    words = _words(pid, proc)
     config = config_argument(words)
     if config is not None and not config.startswith("/"):
         try:
@@ -121,6 +121,19 @@ def inspect(pid: int, proc: str) -> Process | None:
             config = None
     unit = unit_of(os.fsdecode(_read(f"{base}/cgroup")))
     return Process(pid, start, executable, config, unit, words, proc)
+
+
+def commands(host: HostRoot) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """The command lines of all processes that can be seen, with their pids."""
+    for pid in _pids(host.proc):
+        words = _words(pid, host.proc)
+        if words:
+            yield pid, words
+
+
+def _words(pid: int, proc: str) -> tuple[str, ...]:
+    line = _read(f"{proc}/{pid}/cmdline")
+    return tuple(os.fsdecode(word) for word in line.split(b"\0")[:-1])
 
 
 def start_time(pid: int, proc: str = "/proc") -> int | None:

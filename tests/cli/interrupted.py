@@ -18,8 +18,10 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+import pytest
 
 from tests.cli.node import CliNode
 from tests.conformance import checks, statusfile, steps
@@ -37,6 +39,7 @@ class PlainNode(CliNode):
     configuration it ends at once."""
 
     VERSION = "2.1.9"
+    needs_root = False
     dying: Mapping[str, object] | None = None
     patience = 15  # seconds for a proof; a busy machine must not turn a verdict
 
@@ -125,6 +128,8 @@ class OldNode(PlainNode):
 class SpecNode(PlainNode):
     """A node with a driver, whose runtime reads the management spec from a private directory."""
 
+    needs_root = True  # for device nodes
+
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         self.driver = directory / "driver"
@@ -144,6 +149,41 @@ class DyingNode(PlainNode):
 
     dying = {"die_when": {"handler": "nvidia"}}  # noqa: RUF012 - nobody changes it
     patience = 4  # it is waited for in vain
+
+
+# What is interrupted: a kind of node and a command. A line here is a case of every test of that.
+CASES: Mapping[str, tuple[type[PlainNode], str]] = {
+    "apply": (SpecNode, "apply"),
+    "revert": (SpecNode, "revert"),
+    "apply-in-place": (OldNode, "apply"),
+    "revert-in-place": (OldNode, "revert"),
+    "undo": (DyingNode, "apply"),
+}
+_PARTS = 4  # the steps of a command are shared out among so many tests
+_SOME = 3  # of them without --long
+_as_root = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root: run as root")
+
+parts = pytest.mark.parametrize(
+    "part", ["some", *(pytest.param(number, marks=pytest.mark.long) for number in range(_PARTS))]
+)
+
+
+def cases(*without: str) -> pytest.MarkDecorator:
+    """Every case but these, as `kind` and `command`."""
+    found = [
+        pytest.param(kind, command, id=name, marks=[_as_root] if kind.needs_root else [])
+        for name, (kind, command) in CASES.items()
+        if name not in without
+    ]
+    return pytest.mark.parametrize(("kind", "command"), found)
+
+
+def of_part(found: Sequence[int], part: int | str, first: int = 0) -> list[int]:
+    """The steps of one part; `first` is where `some` begins."""
+    assert len(found) > 40
+    if isinstance(part, str):
+        return list(found[first :: len(found) // _SOME])
+    return list(found[part::_PARTS])
 
 
 class Case:

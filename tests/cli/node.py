@@ -10,11 +10,9 @@ theirs is below `tmp_path`.
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -23,15 +21,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.conformance import checks, cri, statusfile
+from tests.conformance.agent import AgentNode
 from tests.conformance.shapes import BINARIES, HOOK
-from tests.conformance.trees import Tree, snapshot, touched
+from tests.conformance.trees import touched
 from tests.double.node import DoubleNode
 from tests.double.sample import SECTIONS, handler
 
-_PROGRAM = (sys.executable, "-m", "agent")
 
-
-class CliNode(DoubleNode):
+class CliNode(AgentNode, DoubleNode):
     """A node on which a scripted containerd of that version runs, from entering to leaving.
 
     The root file is `etc/config.toml`; `text` is what it has besides the daemon's private places.
@@ -67,43 +64,9 @@ class CliNode(DoubleNode):
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def options(self) -> list[str]:
-        """What every command is told."""
-        given = {
-            "host-root": "/",
-            "socket": self.socket,
-            "executable-path": self.program,
-            "toolkit-install-dir": self.toolkit.parent,
-            "state-dir": self.state,
-            "status-dir": self.validations,
-            "restart-mode": "signal",
-            "proof-timeout": "3",
-            "cdi-output-dir": "",  # device nodes need root; what needs them says so
-        }
-        return [f"--{name}={value}" for name, value in given.items()]
-
-    def agent(
-        self,
-        command: str,
-        *options: str,
-        env: Mapping[str, str] | None = None,
-        prefix: Sequence[str] = (),
-    ) -> subprocess.CompletedProcess[str]:
-        """Run the program under test to its end; `prefix` is put before it."""
-        return subprocess.run(
-            [*prefix, *_PROGRAM, *command.split(), *self.options(), *options],
-            env={"PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1", **(env or {})},
-            cwd=self.directory,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    def tree(self) -> Tree:
-        """Every file of the runtime's configuration, with traces of any touch."""
-        return snapshot(self.etc)
+    def own_options(self) -> Mapping[str, object]:
+        """Options that every command is told on this kind of node, by name."""
+        return {"restart-mode": "signal"}
 
     def answer(self) -> cri.Answer:
         """What the runtime answers once it does."""
@@ -122,11 +85,6 @@ class CliNode(DoubleNode):
         """The answer of a runtime that may just have been told to end."""
         time.sleep(0.2)
         return self.answer()
-
-    def error(self) -> Mapping[str, str]:
-        """What is told beside `toolkit-ready`; empty where nothing is."""
-        path = self.validations / statusfile.ERROR
-        return statusfile.parse(path.read_text("ascii")) if path.exists() else {}
 
     def ready(self) -> bytes | None:
         """The bytes of `toolkit-ready`, None where it is not there."""

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.cli.interrupted import Case, DyingNode, OldNode, PlainNode, SpecNode, readable
+from tests.cli.interrupted import Case, PlainNode, cases, of_part, parts, readable
 from tests.conformance import checks, steps
 from tests.conformance.trees import contents
 
-_PARTS = 4  # the steps of a command are shared out among so many tests
-_SOME = 3  # of them without --long
 _RARELY = 3  # so often as the single step, where everything fails from it on
 _CODES = ("ENOSPC", "EDQUOT", "EIO", "EROFS", "EPERM")
 _NO_ROOM = ("ENOSPC", "EDQUOT")
 
 pytestmark = pytest.mark.timeout(600)
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root: run as root")
-CASES = [
-    pytest.param(SpecNode, "apply", id="apply", marks=as_root),
-    pytest.param(SpecNode, "revert", id="revert", marks=as_root),
-    pytest.param(OldNode, "apply", id="apply-in-place"),
-    pytest.param(DyingNode, "apply", id="undo"),
-]
-parts = pytest.mark.parametrize(
-    "part", ["some", *(pytest.param(number, marks=pytest.mark.long) for number in range(_PARTS))]
-)
+# Of the reverts, one kind does.
+most = cases("revert-in-place")
 
 
 @parts
-@pytest.mark.parametrize(("kind", "command"), CASES)
+@most
 def test_one_step_fails(kind: type[PlainNode], command: str, part: int | str, place: Path) -> None:
     """Done, refused with nothing touched, or undone and proven; once it is over, all is as ever."""
     with kind(place) as node:
@@ -52,7 +41,7 @@ def test_one_step_fails(kind: type[PlainNode], command: str, part: int | str, pl
 
 @parts
 @pytest.mark.parametrize("where", ["everywhere", "configuration"])
-@pytest.mark.parametrize(("kind", "command"), CASES)
+@most
 def test_all_steps_fail_from_one_on(
     kind: type[PlainNode], command: str, where: str, part: int | str, place: Path
 ) -> None:
@@ -100,9 +89,7 @@ def test_what_cannot_be_removed_is_removed_later(place: Path) -> None:
 
 def points(case: Case, command: str, part: int | str) -> list[int]:
     """The steps of one part."""
-    found = list(range(1, len(case.count(command)) + 1))
-    assert len(found) > 50
-    return found[1 :: len(found) // _SOME] if isinstance(part, str) else found[part::_PARTS]
+    return of_part(range(1, len(case.count(command)) + 1), part, first=1)
 
 
 def ends_well(case: Case, command: str, result: subprocess.CompletedProcess[str]) -> None:

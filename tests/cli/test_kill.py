@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 
 import pytest
 
-from tests.cli.interrupted import Case, DyingNode, OldNode, PlainNode, SpecNode
+from tests.cli.interrupted import Case, PlainNode, cases, of_part, parts
 from tests.conformance import checks, steps
-
-_PARTS = 4  # the steps of a command are shared out among so many tests
-_SOME = 3  # of them without --long
 
 pytestmark = pytest.mark.timeout(600)
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root: run as root")
-CASES = [
-    pytest.param(SpecNode, "apply", id="apply", marks=as_root),
-    pytest.param(SpecNode, "revert", id="revert", marks=as_root),
-    pytest.param(OldNode, "apply", id="apply-in-place"),
-    pytest.param(OldNode, "revert", id="revert-in-place"),
-    pytest.param(DyingNode, "apply", id="undo"),
-]
 
-
-@pytest.mark.parametrize(
-    "part", ["some", *(pytest.param(number, marks=pytest.mark.long) for number in range(_PARTS))]
-)
-@pytest.mark.parametrize(("kind", "command"), CASES)
+@parts
+@cases()
 def test_killed(kind: type[PlainNode], command: str, part: int | str, place: Path) -> None:
     """The next `apply` makes the node right, `revert` then puts it back, and nothing is left."""
     with kind(place) as node:
@@ -55,5 +40,4 @@ def points(case: Case, command: str, part: int | str) -> list[int]:
         for number, step in enumerate(case.count(command), 1)
         if not step.startswith("os.fsync")
     ]
-    assert len(found) > 40
-    return found[:: len(found) // _SOME] if isinstance(part, str) else found[part::_PARTS]
+    return of_part(found, part)

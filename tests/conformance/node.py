@@ -153,8 +153,14 @@ class PrivateNode:
     def _run(
         self, program: Sequence[str], command: str, options: Sequence[str], timeout: float
     ) -> subprocess.CompletedProcess[str]:
+        return self.inside([*program, command, *self._options(), *options], timeout)
+
+    def inside(
+        self, argv: Sequence[str], timeout: float = 20.0
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program among the node's mounts."""
         return subprocess.run(
-            [*self._mounts.prefix, *program, command, *self._options(), *options],
+            [*self._mounts.prefix, *argv],
             env=self._environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -188,14 +194,7 @@ class PrivateNode:
         return [str(self.runtime.executable), *root]
 
     def _config_command(self, word: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*self._mounts.prefix, *self._containerd(), "config", word],
-            env=self._environment(),
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=False,
-        )
+        return self.inside([*self._containerd(), "config", word])
 
     def _reachable_socket(self) -> Path:
         return (

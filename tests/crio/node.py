@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,14 +30,13 @@ import pytest
 
 from agent._cri import api_pb2, api_pb2_grpc
 from tests.conformance import statusfile
+from tests.conformance.agent import AgentNode
 from tests.conformance.shapes import BINARIES, HOOK
-from tests.conformance.trees import Tree, snapshot
 from tests.crio import pods
 from tests.crio.generation import generation_of
 from tests.double.install import make_program
 from tests.double.supervisor import Supervisor
 
-_PROGRAM = (sys.executable, "-m", "agent")
 _OPTIONS = (("grpc.default_authority", "localhost"),)
 _BUSES = ("/run/dbus/system_bus_socket", "/run/systemd/private")
 _CALL = "from tests.crio.command import crio\n\nsys.exit(crio({version!r}, sys.argv[1:]))"
@@ -79,7 +78,7 @@ class Answer:
         return str(self.config["runtime"]["default_runtime"])
 
 
-class CrioNode:
+class CrioNode(AgentNode):
     """A node on which a scripted CRI-O of that version runs, from entering to leaving.
 
     The main file is `etc/crio/crio.conf`, the drop-ins are in `etc/crio/crio.conf.d`, where
@@ -187,53 +186,22 @@ class CrioNode:
             check=False,
         )
 
-    def options(self) -> list[str]:
-        """What every command is told."""
-        given = {
-            "host-root": "/",
+    def own_options(self) -> Mapping[str, object]:
+        """Options that every command is told on this kind of node, by name."""
+        return {
             "runtime": "crio",
-            "socket": self.socket,
             "config": self.config,
             "drop-in-config": self.drop_in,
-            "executable-path": self.program,
-            "toolkit-install-dir": self.toolkit.parent,
-            "state-dir": self.state,
-            "status-dir": self.validations,
             "restart-mode": "systemd",
-            "proof-timeout": "3",
-            "cdi-output-dir": "",  # device nodes need root; what needs them says so
         }
-        return [f"--{name}={value}" for name, value in given.items()]
 
-    def agent(
-        self,
-        command: str,
-        *options: str,
-        env: Mapping[str, str] | None = None,
-        prefix: Sequence[str] = (),
-    ) -> subprocess.CompletedProcess[str]:
-        """Run the program under test to its end; `prefix` is put before it.
-
-        It restarts the runtime by a `systemctl` of the node's own.
-        """
-        return subprocess.run(
-            [*_hide_systemd(), *prefix, *_PROGRAM, *command.split(), *self.options(), *options],
-            env={**self.agent_environment(), **(env or {})},
-            cwd=self.directory,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+    def agent_prefix(self) -> list[str]:
+        """What is put before it: it restarts the runtime by a `systemctl` of the node's own."""
+        return _hide_systemd()
 
     def agent_environment(self) -> dict[str, str]:
         """All that the program under test gets."""
-        return {"PATH": f"{self.host_bin}:{os.defpath}", "PYTHONDONTWRITEBYTECODE": "1"}
-
-    def tree(self) -> Tree:
-        """Every file of the runtime's configuration, with traces of any touch."""
-        return snapshot(self.etc)
+        return {**super().agent_environment(), "PATH": f"{self.host_bin}:{os.defpath}"}
 
     def channel(self) -> grpc.Channel:
         """Give a fresh channel, to be entered."""
@@ -300,11 +268,6 @@ class CrioNode:
         with self.channel() as channel:
             request = pods.MESSAGES["Pod"](pod_sandbox_id=number)
             pods.call(channel, "RemovePodSandbox", request)
-
-    def error(self) -> Mapping[str, str]:
-        """What is told beside `toolkit-ready`; empty where nothing is."""
-        path = self.validations / statusfile.ERROR
-        return statusfile.parse(path.read_text("ascii")) if path.exists() else {}
 
     def ready(self) -> bytes | None:
         """The bytes of `toolkit-ready`, None where it is not there."""

@@ -9,10 +9,10 @@ default one has the program's messages, some of which have the same names.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -85,20 +85,6 @@ class PodNode(PrivateNode):
         words = [str(ctr), "-a", str(self.socket), "-n", "k8s.io", "images", "import", str(tar)]
         result = self.inside(words, timeout=120)
         assert result.returncode == 0, result.stderr
-
-    def inside(
-        self, argv: Sequence[str], timeout: float = 20.0
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a program among the node's mounts."""
-        return subprocess.run(
-            [*self._mounts.prefix, *argv],
-            env=self._environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
 
     def _kill_pods(self) -> None:
         """Kill each shim that is left, after its children: without it they would live on."""
@@ -192,6 +178,10 @@ class Container:
         request = {"container_id": self.id, "timeout": grace}
         self._pods.call("StopContainer", limit=grace + 10.0, **request)
 
+    def remove(self) -> None:
+        """Remove it with its pod, whatever runs in there."""
+        self._pods.remove(self.sandbox)
+
     def status(self) -> Status:
         """What the runtime says now."""
         answer = self._pods.call("ContainerStatus", container_id=self.id, verbose=True)
@@ -227,16 +217,16 @@ class Pods:
     def __init__(self, node: PodNode) -> None:
         self.node = node
         self._sandboxes: list[str] = []
+        self._numbers = itertools.count()
 
     def __enter__(self) -> Pods:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for sandbox in self._sandboxes:
+        for sandbox in list(self._sandboxes):
             # What cannot be removed, perhaps because of what the test found, the node kills.
             with suppress(grpc.RpcError):
-                self.call("StopPodSandbox", pod_sandbox_id=sandbox)
-                self.call("RemovePodSandbox", pod_sandbox_id=sandbox)
+                self.remove(sandbox)
 
     def create(
         self,
@@ -254,7 +244,7 @@ class Pods:
         host_pid: bool = False,
     ) -> Container:
         """Run a pod in the node's network and create, but do not start, one container in it."""
-        name = f"pod-{len(self._sandboxes)}"
+        name = f"pod-{next(self._numbers)}"
         logs = self.node.directory / "run/logs" / name
         namespaces = {"network": "NODE", "ipc": "NODE", "pid": "NODE" if host_pid else "CONTAINER"}
         security = {"namespace_options": namespaces, "privileged": privileged}
@@ -281,6 +271,12 @@ class Pods:
         request = {"pod_sandbox_id": sandbox, "config": config, "sandbox_config": pod}
         answer = self.call("CreateContainer", **request)
         return Container(self, sandbox, answer["container_id"], logs / "log")
+
+    def remove(self, sandbox: str) -> None:
+        """Remove a pod with its containers; a grpc.RpcError where the runtime cannot."""
+        self.call("StopPodSandbox", pod_sandbox_id=sandbox)
+        self.call("RemovePodSandbox", pod_sandbox_id=sandbox)
+        self._sandboxes.remove(sandbox)
 
     def call(self, method: str, limit: float = 30.0, **fields: object) -> dict[str, Any]:
         """Call one method of the interface; a grpc.RpcError where the runtime refuses."""

@@ -16,22 +16,24 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from unittest import mock
 
 from agent import status
 from agent.engine import state, transaction
-from agent.host import files, safe
+from agent.host import files, nodes, safe, trees
 
 # What a kernel can refuse. `path.exists` and its like answer False for an error: no failure.
 CALLS = (
     "open read write fsync fstat fchmod fchown close rename unlink mkdir rmdir listdir "
-    "getxattr setxattr link"
+    "getxattr setxattr link symlink chmod mknod"
 ).split()
 # What needs room on the disk.
 _ALLOCATING = frozenset({"write", "mkdir"})
-_CHANGING = frozenset({"link", "write", "rename", "unlink", "mkdir", "rmdir", "fchmod", "fchown"})
-_MODULES = (files, state, transaction, status)
+_CHANGING = frozenset(
+    "link symlink write rename exchange unlink mkdir rmdir chmod fchmod fchown mknod".split()
+)
+_MODULES = (files, nodes, trees, state, transaction, status)
 
 CODES = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EPERM)
 
@@ -48,19 +50,19 @@ class Faults:
     calls: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
 
     @classmethod
-    def none(cls) -> Faults:
+    def none(cls) -> Self:
         """Nothing fails; calls are recorded."""
         return cls(lambda _number, _name, _args: None)
 
     @classmethod
-    def failing(cls, at: int, code: int) -> Faults:
+    def failing(cls, at: int, code: int) -> Self:
         """Call number `at` fails, and no other."""
         return cls(
             lambda number, _name, _args: OSError(code, os.strerror(code)) if number == at else None
         )
 
     @classmethod
-    def read_only_disk(cls, since: int) -> Faults:
+    def read_only_disk(cls, since: int) -> Self:
         """From call number `since` on, nothing can be changed: the kernel met an error."""
 
         def decide(number: int, name: str, args: tuple[Any, ...]) -> BaseException | None:
@@ -72,7 +74,7 @@ class Faults:
         return cls(decide)
 
     @classmethod
-    def full_disk(cls, since: int = 1) -> Faults:
+    def full_disk(cls, since: int = 1) -> Self:
         """From call number `since` on, nothing that needs room succeeds."""
 
         def decide(number: int, name: str, args: tuple[Any, ...]) -> BaseException | None:
@@ -84,7 +86,7 @@ class Faults:
         return cls(decide)
 
     @classmethod
-    def killed(cls, at: int) -> Faults:
+    def killed(cls, at: int) -> Self:
         """The process ends before call number `at`."""
         return cls(lambda number, _name, _args: Killed() if number >= at else None)
 
@@ -103,6 +105,8 @@ class Faults:
             for name in ("openat2", "walk"):
                 call = _Os(self).wrapped(name, getattr(safe, name))
                 stack.enter_context(mock.patch.object(safe, name, call))
+            exchange = _Os(self).wrapped("exchange", trees.exchange)
+            stack.enter_context(mock.patch.object(trees, "exchange", exchange))
             yield
 
     def enter(self, name: str, args: tuple[Any, ...]) -> BaseException | None:

@@ -12,7 +12,7 @@ import pytest
 from agent.errors import Refused
 from agent.host import files
 from agent.host.paths import HostRoot
-from agent.observe import crio, crio_files
+from agent.observe import crio_files, crio_http
 
 ROOT, DIRECTORY = crio_files.ROOT, crio_files.DIRECTORY
 
@@ -148,7 +148,7 @@ def test_effective_configuration(
     """What is no configuration is silence."""
     path, parts = served
     parts += answer
-    assert crio.effective_config(path, timeout=5.0) == data
+    assert crio_http.effective_config(path, timeout=5.0) == data
 
 
 def test_slow_answer_is_given_up(served: tuple[str, list[bytes]]) -> None:
@@ -156,9 +156,9 @@ def test_slow_answer_is_given_up(served: tuple[str, list[bytes]]) -> None:
     path, parts = served
     parts += [HEAD, b"[crio]\n"]
     times = iter([0.0, 6.0, 6.0])
-    assert crio.effective_config(path, timeout=5.0, clock=lambda: next(times)) is None
+    assert crio_http.effective_config(path, timeout=5.0, clock=lambda: next(times)) is None
 
 
 def test_nobody_answers(tmp_path: Path) -> None:
     """Nor does a file that is none."""
-    assert crio.effective_config(str(tmp_path / "none")) is None
+    assert crio_http.effective_config(str(tmp_path / "none")) is None

@@ -37,6 +37,8 @@ LAYERS = (
     ("agent.settings",),
     ("agent.operator",),
     ("agent.options", "agent.start"),
+    ("agent.toolkit_options",),
+    ("agent.option",),
     ("agent.errors", "agent.data", "agent"),
 )
 LEVEL = {name: len(LAYERS) - number for number, names in enumerate(LAYERS) for name in names}
@@ -143,23 +145,36 @@ def test_module_is_of_a_size_that_can_be_read(module: str) -> None:
     assert not lines or ast.get_docstring(tree(module))
 
 
+def loads(*arguments: str) -> set[str]:
+    """Return all modules that a run of Python with these arguments loads."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    return {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "|" in line}
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["--version"], ["apply", "--help"], ["config"], ["config", "-o", "yaml"]],
 )
 def test_help_loads_no_library_that_it_does_not_need(arguments: list[str]) -> None:
     """Someone who reads the help, and an idle supervisor, pay for neither gRPC nor tomlkit."""
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "agent", *arguments],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
-    )
-    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "|" in line}
+    loaded = loads("-m", "agent", *arguments)
     assert "click" in loaded
     heavy = {"grpc", "google.protobuf", "tomlkit", "structlog", "asyncio", "yaml", "jeepney"}
     assert loaded & heavy == set()
+
+
+def test_what_is_crios_alone_is_loaded_where_there_is_one() -> None:
+    """Its HTTP client takes longest of all to load."""
+    commands = "import agent.engine.propose, agent.engine.converge, agent.engine.revert"
+    loaded = loads("-c", f"{commands}, agent.engine.report")
+    assert "agent.engine.kinds" in loaded
+    assert not [name for name in loaded if name.startswith(("agent.engine.crio", "http"))]
 
 
 def test_no_shell_and_no_fork() -> None:

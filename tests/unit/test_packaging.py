@@ -64,11 +64,14 @@ FIELDS = {
         "3 string namespace",
         "4 uint32 attempt",
     ],
+    "PodSandboxStatusRequest": ["1 string pod_sandbox_id", "2 bool verbose"],
+    "PodSandboxStatusResponse": ["2 map<string, string> info"],
 }
 METHODS = {
     "Version": ("VersionRequest", "VersionResponse"),
     "Status": ("StatusRequest", "StatusResponse"),
     "ListPodSandbox": ("ListPodSandboxRequest", "ListPodSandboxResponse"),
+    "PodSandboxStatus": ("PodSandboxStatusRequest", "PodSandboxStatusResponse"),
 }
 SCALARS = {
     FieldDescriptor.TYPE_STRING: "string",

@@ -18,18 +18,14 @@ from hypothesis import strategies as st
 
 from agent.errors import Refused, UsageError
 from agent.host.paths import HostPath, HostRoot
+from tests.unit.made_host import make_host
 
 PROJECT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A made-up host root, with a place outside it that no path may lead to."""
-    for name in ("host/etc/containerd/conf.d", "host/data", "host/run", "outside/etc/containerd"):
-        (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "host/etc/containerd/config.toml").write_text("inside")
-    (tmp_path / "outside/secret").write_text("outside")
-    return tmp_path / "host"
+    return make_host(tmp_path)
 
 
 def resolve(root: Path, host: str) -> str:

@@ -10,18 +10,14 @@ from pathlib import Path
 import pytest
 
 from agent.host.paths import HostPath, HostRoot, Mount, parse_mountinfo
+from tests.unit.made_host import make_host
 
 PROJECT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A made-up host root, with a place outside it that no path may lead to."""
-    for name in ("host/etc/containerd/conf.d", "host/data", "host/run", "outside/etc/containerd"):
-        (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "host/etc/containerd/config.toml").write_text("inside")
-    (tmp_path / "outside/secret").write_text("outside")
-    return tmp_path / "host"
+    return make_host(tmp_path)
 
 
 def daemonset(root: Path, name: str = "/runtime/config-dir") -> tuple[HostRoot, Path]:
@@ -152,6 +148,6 @@ def test_mountinfo_is_read_with_its_escapes() -> None:
         "37 35 0:5 /a\\040b /c\\011\\134040 rw - tmpfs tmpfs rw\n\nshort line\n"
     )
     assert parse_mountinfo(text) == (
-        Mount("/mnt2", "98:0", "/mnt1"),
-        Mount("/c\t\\040", "0:5", "/a b"),
+        Mount("/mnt2", "98:0", "/mnt1", "rw,noatime", "ext3"),
+        Mount("/c\t\\040", "0:5", "/a b", "rw", "tmpfs"),
     )

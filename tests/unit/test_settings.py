@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -91,17 +92,20 @@ GOOD = {
 }  # fmt: skip
 
 
+# Those that take less than any of their kind.
+PARTICULAR = {
+    "pid_file": "/some/toolkit.pid",
+    "annotation_prefixes": "example.com/", "cdi_kind": "example.com/gpu",
+    "cdi_default_kind": "example.com/gpu", "crio_hook_filename": "hook.json",
+    "runtime_log_level": "debug", "create_device_nodes": "control",
+}  # fmt: skip
+
+
 def good(flag: str) -> str:
     """Return a value that this option takes."""
     option = KNOWN[flag]
-    if flag.endswith("annotation-prefixes"):
-        return "example.com/"
-    if flag == "--pid-file":
-        return "/some/toolkit.pid"
-    if flag == "--cdi-kind":
-        return "example.com/gpu"
-    if flag == "--hook-filename":
-        return "hook.json"
+    if option.name in PARTICULAR:
+        return PARTICULAR[option.name]
     return option.choices[0] if option.choices else GOOD[option.kind]
 
 
@@ -290,7 +294,12 @@ DEFAULTS = {
     "crio_hook_filename": "oci-nvidia-hook.json",
     "toolkit_install_dir": "/usr/local/nvidia", "status_dir": "/run/nvidia/validations",
     "state_dir": "/var/lib/toolkit-agent", "proof_timeout": 60.0, "no_runtime_config": False,
-    "no_daemon": False, "debug": False, "ignored": (),
+    "no_daemon": False, "debug": False, "ignored": (), "toolkit_source_root": None,
+    "toolkit_package_type": "auto", "create_device_nodes": ("control",),
+    "cdi_default_kind": "nvidia.com/gpu", "low_level_runtimes": None,
+    "runtime_debug": "/dev/null", "runtime_log_level": "info", "cli_debug": "",
+    "hook_skip_mode_detection": True, "accept_envvar": None, "accept_mounts": False,
+    "opt_in_features": None,
 }  # fmt: skip
 
 
@@ -374,3 +383,35 @@ def test_origins_can_be_shown() -> None:
     """They are strings by the option's name, for a person who asks why."""
     origins = with_env({"ROOT": "/opt/nvidia"}).origins
     assert json.loads(json.dumps(dict(origins)))["toolkit_install_dir"] == "ROOT"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("CREATE_DEVICE_NODES", "all", "cannot create device nodes 'all'"),
+        (
+            "NVIDIA_CONTAINER_RUNTIME_RUNTIMES",
+            "bin/runc",
+            "cannot use low-level runtime 'bin/runc'",
+        ),
+        ("NVIDIA_CONTAINER_RUNTIME_RUNTIMES", "runc,a\x1bb", "cannot use low-level runtime"),
+        ("NVIDIA_CONTAINER_RUNTIME_RUNTIMES", "/opt/nvidia-container-runtime", "itself for ever"),
+        ("NVIDIA_CONTAINER_RUNTIME_LOG_LEVEL", "loud", "cannot use log level 'loud'"),
+        ("NVIDIA_CONTAINER_RUNTIME_DEBUG", "/a\x1b/b", "as a log file"),
+        ("NVIDIA_CONTAINER_RUNTIME_MODES_CDI_DEFAULT_KIND", "gpu", "cannot use CDI kind 'gpu'"),
+        ("NVIDIA_CONTAINER_TOOLKIT_OPT_IN_FEATURES", "a b", "cannot use 'a b' as a feature"),
+    ],
+)
+def test_nothing_odd_gets_into_the_toolkit_s_files(name: str, value: str, words: str) -> None:
+    """They are read by programs of root's, one of them a shell."""
+    with pytest.raises(UsageError, match=re.escape(words)):
+        with_env({name: value})
+
+
+@pytest.mark.parametrize(
+    ("value", "nodes"),
+    [("", ()), ("none", ("none",)), ("control", ("control",)), (None, ("control",))],
+)
+def test_device_nodes_can_be_left_to_others(value: str | None, nodes: tuple[str, ...]) -> None:
+    env = {} if value is None else {"CREATE_DEVICE_NODES": value}
+    assert with_env(env).create_device_nodes == nodes

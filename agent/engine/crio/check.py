@@ -7,15 +7,14 @@ so that a difference in anything but our keys shows where our idea of its mergin
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Set
-from concurrent.futures import ThreadPoolExecutor
 
 from agent import tomledit
+from agent.engine import preflight
 from agent.engine.crio.node import CrioNode
-from agent.engine.plan import first_difference
 from agent.engine.preflight import Candidate, Preflight, memory_file
-from agent.errors import Refused
 from agent.host.paths import HostRoot
 from agent.observe import command
 from agent.observe.command import Dump
@@ -33,37 +32,23 @@ def check(host: HostRoot, node: CrioNode, candidate: Candidate) -> Preflight:
     Raises Refused where it turns the candidate down, or where more would change than our keys.
     """
     if node.executable is None:
-        return Preflight(False, "the runtime's executable cannot be told; give --executable-path")
-    with ThreadPoolExecutor(1) as other:
-        first = other.submit(_as_it_is, host, node, node.executable)
-        after = _as_it_will_be(host, node, node.executable, candidate.files)
-        before = first.result()
-    if before.data is None and not before.rejected:
-        return Preflight(False, f"the runtime's executable cannot be asked: {before.error}")
+        return Preflight(False, preflight.UNKNOWN)
+    asked = preflight.ask(
+        node.executable,
+        node.root.path,
+        functools.partial(_as_it_is, host, node, node.executable),
+        functools.partial(_as_it_will_be, host, node, node.executable, candidate.files),
+    )
+    if isinstance(asked, str):
+        return Preflight(False, asked)
+    before, after = asked
     if before.data is None:
-        raise Refused(
-            f"cannot use {node.root.path}: {node.executable} rejects it as it is "
-            f"({before.error[:300]}); repair it first"
-        )
-    if after.data is None:
-        raise Refused(
-            f"cannot apply: {node.executable} rejects the new configuration "
-            f"({after.error[:300]}); nothing was changed"
-        )
-    runtimes = get(after.data, crio.RUNTIMES) or {}
-    missing = next((name for name in candidate.present if name not in runtimes), None)
-    if missing:
-        raise Refused(
-            f"cannot apply: the runtime would not have the handler {missing}; nothing was changed"
-        )
+        raise preflight.rejected_already(node.executable, node.root.path, before)
+    runtimes = get(after, crio.RUNTIMES) or {}
+    preflight.refuse_missing(next((n for n in candidate.present if n not in runtimes), None))
     both = {*(get(before.data, crio.RUNTIMES) or {})} & runtimes.keys() - {*candidate.ours}
-    difference = first_difference(_strip(before.data, both), _strip(after.data, both))
-    if difference is not None:
-        raise Refused(
-            f"cannot apply: {tomledit.dotted(difference)} would change too, says the runtime's own "
-            "view of it; nothing was changed; please report this with the output of `plan`"
-        )
-    return Preflight(True, f"{node.executable} accepts the new configuration")
+    preflight.refuse_difference(_strip(before.data, both), _strip(after, both), "view of it")
+    return preflight.accepted(node.executable)
 
 
 def _as_it_is(host: HostRoot, node: CrioNode, executable: str) -> Dump:

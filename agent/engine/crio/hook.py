@@ -9,24 +9,20 @@ from __future__ import annotations
 import json
 import os
 
-from agent import toolkit
 from agent.engine.crio.node import CrioNode
 from agent.errors import NoToolkit, Refused
 from agent.host.paths import HostRoot
-from agent.settings import Settings
 
 _BINARY = "nvidia-container-runtime-hook"
 _PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 
 
-def content(settings: Settings, host: HostRoot) -> bytes:
-    """The hook's file. Raises NoToolkit where its program is not on the host."""
-    path = toolkit.find(settings, host, _BINARY)
+def content(path: str | None) -> bytes:
+    """The hook's file, for its program's host path. Raises NoToolkit where there is none."""
     if path is None:
         raise NoToolkit(
-            f"cannot write the OCI hook: {_BINARY} is neither in "
-            f"{settings.toolkit_install_dir}/toolkit nor in /usr/bin of the host; install the "
-            "toolkit or give --toolkit-install-dir"
+            f"cannot write the OCI hook: there is no {_BINARY} in the toolkit; install the whole "
+            "of it, or give --toolkit-source-root or --toolkit-install-dir"
         )
     directory = os.path.dirname(path)
     search = _PATH if directory in _PATH else (*_PATH, directory)

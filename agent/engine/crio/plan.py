@@ -43,6 +43,7 @@ class Scene:
     memory: Memory
     decision: Decision
     available: tuple[Binary, ...]
+    hook_program: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -207,7 +208,7 @@ def _hook(scene: Scene) -> Iterator[Change]:
         return
     path = scene.node.hook
     now = files.read(path.agent, path.host)
-    data = hook.content(scene.settings, scene.host)
+    data = hook.content(scene.hook_program)
     if now is None or now.data != data:
         state = new_state(data) if now is None else replace(now, data=data, links=1)
         yield Change(path, now, state)

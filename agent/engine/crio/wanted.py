@@ -15,13 +15,12 @@ from agent.engine.wanted import (
     OUR_NAMES,
     Binary,
     Wanted,
+    default_for,
     emptied,
     first_foreign,
-    is_ours,
     leaves,
     same,
 )
-from agent.errors import Refused
 from agent.observe.cri import Answer
 from agent.runtimes import crio
 from agent.runtimes.merge import Cri
@@ -52,22 +51,8 @@ def want(
         binary.handler: _handler(base, binary.path, cri.table(binary.handler))
         for binary in (() if decision.hook else available)
     }
-    default: str | None = None
-    if decision.is_default and not decision.hook:
-        default = name
-    elif is_ours(cri.default, cri.table(cri.default), ours):
-        default = first_foreign(cri, ours, (remembered, "runc", "crun"))
-        if default is None:
-            raise Refused(
-                f"cannot take {cri.default} back as default runtime: there is no handler runc or "
-                "crun to go back to; add one to the configuration"
-            )
-    elif cri.default not in cri.runtimes:
-        raise Refused(
-            f"cannot use the configuration: default_runtime is {cri.default}, and there is no such "
-            "handler; add it or correct the name"
-        )
-    return Wanted(handlers, default)
+    wanted = name if decision.is_default and not decision.hook else None
+    return Wanted(handlers, default_for(cri, wanted, ours, remembered, crio.DEFAULT[-1]))
 
 
 def _base(cri: Cri, ours: tuple[str, ...], remembered: str | None) -> str:

@@ -1,0 +1,94 @@
+"""Control nodes of the driver that are missing below /dev.
+
+Invariant: a node that is right is not touched, and the lack of a right to make one is a warning:
+where the driver's own tools make the nodes, nobody needs ours.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from agent.cdi import driver, generate
+from agent.cdi.root import DriverRoot
+from agent.data import dataclass
+from agent.engine.context import Context
+from agent.errors import reason
+from agent.host import nodes
+from agent.toolkit import devices
+from agent.toolkit.devices import ControlNode
+
+_LIMIT = 1 << 16  # bytes of /proc/devices
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A node that is not there, or has other numbers than the driver; both of its paths."""
+
+    node: ControlNode
+    agent: str
+    host: str
+
+    def __str__(self) -> str:
+        return f"{self.host} ({self.node.major}:{self.node.minor})"
+
+
+def missing(ctx: Context) -> tuple[Missing, ...]:
+    """What --create-device-nodes asks for and is not there. With CDI only, as in NVIDIA's
+    installer."""
+    asked = ctx.settings.create_device_nodes
+    if not ctx.settings.cdi_enabled or "control" not in asked or "none" in asked:
+        return ()
+    wanted = devices.control_nodes(_proc_devices(ctx))
+    root = _dev_root(ctx) if wanted else None
+    if root is None:
+        return ()
+    directory = root.resolve("/dev")
+    if directory is None:
+        return ()
+    agent, host = root.agent_path(directory), root.host_path.rstrip("/") + "/dev"
+    found = (Missing(node, f"{agent}/{node.name}", f"{host}/{node.name}") for node in wanted)
+    return tuple(item for item in found if not _is_there(item))
+
+
+def _proc_devices(ctx: Context) -> str:
+    try:
+        with open(
+            os.path.join(ctx.host.proc, "devices"), encoding="ascii", errors="replace"
+        ) as file:
+            return file.read(_LIMIT)
+    except OSError:
+        return ""
+
+
+def _dev_root(ctx: Context) -> DriverRoot | None:
+    """Where the driver's nodes are already, else where they are looked for first."""
+    places = generate.places(ctx.settings)
+    root = driver.root_of(ctx.host, places)
+    tried = driver.dev_roots(ctx.host, places, root) if root else ()
+    used = (dev for dev in tried if driver.device_nodes(dev))
+    return next(used, tried[0] if tried else None)
+
+
+def _is_there(item: Missing) -> bool:
+    try:
+        found = os.stat(item.agent, follow_symlinks=False)
+    except OSError:
+        return False
+    numbers = os.makedev(item.node.major, item.node.minor)
+    return stat.S_ISCHR(found.st_mode) and found.st_rdev == numbers
+
+
+def create(ctx: Context, wanted: tuple[Missing, ...]) -> tuple[str, ...]:
+    """Make what is missing, as far as we may. Gives host paths of what was made."""
+    made = []
+    for item in wanted:
+        try:
+            nodes.make(item.agent, item.node.major, item.node.minor, devices.MODE)
+        except OSError as error:
+            ctx.log("warning", text=f"cannot make the device node {item}: {reason(error)}")
+            continue
+        made.append(item.host)
+    if made:
+        ctx.log("device nodes made", paths=made)
+    return tuple(made)

@@ -1,0 +1,276 @@
+"""The toolkit's directory on the host, as the decision wants it.
+
+Invariant: like a spec it is derived and in no journal; how it gets there, whole at any moment, is
+`toolkit.place`'s business. It is there before a runtime is told of it.
+"""
+
+from __future__ import annotations
+
+import os
+
+from agent.cdi import driver, generate
+from agent.data import dataclass
+from agent.decide import DEFAULT_DIRS, Decision
+from agent.engine.context import Context
+from agent.engine.plan import Change
+from agent.engine.wanted import Binary, is_ours
+from agent.engine.wanted import binaries as binaries_of
+from agent.errors import AgentError, NoToolkit, Refused, reason
+from agent.host import files
+from agent.host.paths import HostPath, HostRoot
+from agent.runtimes.merge import Cri
+from agent.settings import Settings
+from agent.tomledit import Data
+from agent.toolkit import config, origin, place, programs, tree
+from agent.toolkit.origin import Origin
+from agent.toolkit.tree import Difference, Tree
+
+_VOLATILE = ("tmpfs", "ramfs")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Where the toolkit is to be, and what it is taken from."""
+
+    directory: HostPath
+    origin: Origin
+
+    def path(self, name: str) -> str | None:
+        """Host path of a program, as it will be; None where there will be none."""
+        return tree.paths(self.origin, self.directory.host).get(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Proposed:
+    """The directory as it should be. `config` is the change of config.toml, None where it is so
+    already; `problem` is why nothing can be installed."""
+
+    found: Found
+    tree: Tree
+    difference: Difference
+    config: Change | None = None
+    warnings: tuple[str, ...] = ()
+    problem: AgentError | None = None
+
+    @property
+    def right(self) -> bool:
+        """Nothing to write, and nothing in the way."""
+        return self.problem is None and not self.difference
+
+
+def look(ctx: Context) -> Found:
+    """The toolkit that is to be used. Raises NoToolkit or Refused."""
+    directory = programs.directory(ctx.settings, ctx.host)
+    return Found(directory, origin.find(ctx.settings, ctx.host, directory))
+
+
+def binaries(settings: Settings, found: Found) -> tuple[tuple[Binary, ...], tuple[str, ...]]:
+    """Handlers whose binary there is, and warnings for those left out. Raises NoToolkit."""
+    name = settings.runtime_name
+    main = "nvidia" if name in ("nvidia-cdi", "nvidia-legacy") else name
+    available, warnings = [], []
+    for handler, base in zip((main, "nvidia-cdi", "nvidia-legacy"), programs.RUNTIMES, strict=True):
+        path = found.path(base)
+        if path:
+            available.append(Binary(handler, path))
+        elif handler in (main, name):
+            raise NoToolkit(
+                f"cannot register handler {handler}: there is no {base} in {found.origin.place}"
+            )
+        else:
+            warnings.append(f"handler {handler} is left out: there is no {base} on the host")
+    return tuple(available), tuple(warnings)
+
+
+def cdi_hook(ctx: Context, found: Found | None) -> str | None:
+    """Host path of nvidia-cdi-hook, as it will be."""
+    own = found.path(programs.CDI_HOOK) if found else None
+    return own or programs.find(ctx.settings, ctx.host, programs.CDI_HOOK)
+
+
+def low_level(ctx: Context, kind: str, cri: Cri | None, remembered: str | None) -> tuple[str, ...]:
+    """What nvidia-container-runtime calls in turn: what runs containers on this node without it
+    (the default runtime of before first), then what its PATH has. Never itself."""
+    asked = ctx.settings.low_level_runtimes
+    if asked:
+        return asked
+    usual = ("crun", "runc") if kind == "crio" else ("runc", "crun")
+    names = (remembered, cri.default, *usual) if cri else ()
+    found = [_binary(cri.table(name)) for name in names if name] if cri else []
+    paths = (path for path in found if path and path.startswith("/"))
+    there = [path for path in paths if programs.runs(ctx.host, path)]
+    candidates = dict.fromkeys((*there, *usual))
+    return tuple(path for path in candidates if not _is_itself(ctx.host, path))
+
+
+def _binary(table: Data) -> str | None:
+    """The program of a handler that is none of ours."""
+    return None if is_ours("", table) else program(table)
+
+
+def program(table: Data) -> str | None:
+    """The program of a handler; None for what the runtime would take by itself."""
+    path = table.get("runtime_path") or next((path for _, path in binaries_of(table)), None)
+    return path if isinstance(path, str) else None
+
+
+def _is_itself(host: HostRoot, path: str) -> bool:
+    """Is this NVIDIA's runtime, under whatever name?"""
+    places = [path] if path.startswith("/") else [f"{d}/{path}" for d in programs.DIRECTORIES]
+    real = next((found for name in places if (found := programs.runs(host, name))), path)
+    return programs.is_nvidia(path) or programs.is_nvidia(real)
+
+
+def propose(ctx: Context, found: Found, decision: Decision, runtimes: tuple[str, ...]) -> Proposed:
+    """The directory for a decision; `runtimes` are what the toolkit calls in turn."""
+    text = config.render(_config(ctx, found, decision, runtimes))
+    wanted = tree.wanted(found.origin, found.directory.host, runtimes, text)
+    try:
+        _refuse(ctx.host, found.directory, decision)
+        different = tree.difference(found.directory.agent, wanted)
+        return Proposed(found, wanted, different, _change(found.directory, text), _warnings(found))
+    except AgentError as error:
+        refused = (f"apply refuses: {error.message}",)
+        return Proposed(found, wanted, Difference(), None, refused, error)
+
+
+def _change(directory: HostPath, text: bytes) -> Change | None:
+    path = HostPath(f"{directory.agent}/{tree.CONFIG}", f"{directory.host}/{tree.CONFIG}")
+    before = files.read(path.agent, path.host)
+    after = files.new_state(text)
+    same = before is not None and before.data == after.data
+    return None if same else Change(path, before, after)
+
+
+def _warnings(found: Found) -> tuple[str, ...]:
+    missing = [name for name in (programs.CDI_HOOK, programs.RUNTIME_HOOK, programs.CLI)
+               if name not in found.origin.programs]  # fmt: skip
+    names = ", ".join(missing)
+    return (f"the toolkit in {found.origin.place} has no {names}",) if missing else ()
+
+
+def _refuse(host: HostRoot, directory: HostPath, decision: Decision) -> None:
+    """What makes a directory unfit for programs of root's, which the node may depend on."""
+    if not host.is_host and not host.on_mount(directory):
+        raise Refused(
+            f"cannot install the toolkit in {directory}: it is not on a mount of the host; mount "
+            "it, or give another directory with --toolkit-install-dir"
+        )
+    for path in (directory, HostPath(*map(os.path.dirname, (directory.agent, directory.host)))):
+        try:
+            why = files.distrust_directory(path.agent)
+        except OSError as error:
+            raise Refused(f"cannot use {path}: {reason(error)}") from error
+        if why:
+            raise Refused(f"cannot install the toolkit in {directory}: {path} {why}")
+    mount = host.mount(directory)
+    if mount is None or not decision.is_default:
+        return
+    what = None
+    if mount.kind in _VOLATILE:
+        what = f"it is on {mount.kind}, and empty after a reboot"
+    elif "noexec" in mount.options.split(","):
+        what = "no program can be run there (noexec)"
+    if what:
+        raise Refused(
+            f"cannot install the toolkit in {directory}: {what}, but every container of this node "
+            "would need it (nvidia is the default runtime); give another directory with "
+            "--toolkit-install-dir"
+        )
+
+
+def _config(
+    ctx: Context, found: Found, decision: Decision, runtimes: tuple[str, ...]
+) -> config.Config:
+    settings, host = ctx.settings, ctx.host
+    root = driver.root_of(host, generate.places(settings))
+    driver_root = root.host_path if root else settings.driver_root or driver.HOST_DRIVER
+    real = root is not None and root.stat("/sbin/ldconfig.real") is not None
+    ldconfig = os.path.join(driver_root, "sbin/ldconfig" + (".real" if real else ""))
+    names = (programs.CLI, programs.CTK, programs.RUNTIME_HOOK)
+    accepts = settings.accept_envvar
+    return config.Config(
+        mode="auto" if decision.hook else decision.mode,
+        prefixes=decision.prefixes or ("cdi.k8s.io/",),
+        default_kind=settings.cdi_default_kind,
+        spec_dirs=decision.spec_dirs or DEFAULT_DIRS,
+        runtimes=runtimes,
+        driver_root=driver_root,
+        ldconfig=ldconfig,
+        programs={name: found.path(name) or name for name in names},
+        accept_envvar=not settings.cdi_enabled if accepts is None else accepts,
+        accept_mounts=settings.accept_mounts,
+        skip_mode_detection=settings.hook_skip_mode_detection,
+        debug=settings.runtime_debug,
+        log_level=settings.runtime_log_level,
+        cli_debug=settings.cli_debug,
+        user="root:video" if _is_suse(host) else "",
+        features=settings.opt_in_features or (),
+    )
+
+
+def _is_suse(host: HostRoot) -> bool:
+    """There the device nodes are of group video."""
+    try:
+        found = files.read(host.resolve("/etc/os-release").agent)
+    except Refused:
+        return False
+    lines = found.data.decode("utf-8", "replace").splitlines() if found else []
+    return any(line.startswith(("ID=", "ID_LIKE=")) and "suse" in line for line in lines)
+
+
+def write(ctx: Context, proposed: Proposed | None) -> tuple[str, ...]:
+    """Bring the directory to what was proposed; gives its host path if it was not.
+
+    Raises the proposal's problem, or Refused where the disk does not play along; the directory is
+    what it was then.
+    """
+    if proposed is None:
+        return ()
+    if proposed.problem is not None:
+        raise proposed.problem
+    directory, different = proposed.found.directory, proposed.difference
+    try:
+        place.tidy(directory.agent)
+        if not different:
+            return ()
+        place.put(directory.agent, proposed.tree)
+    except OSError as error:
+        raise Refused(f"cannot install the toolkit in {directory}: {reason(error)}") from error
+    ctx.log("toolkit installed", directory=directory.host, source=proposed.found.origin.place)
+    return (directory.host,)
+
+
+def installed(ctx: Context) -> str | None:
+    """Host path of the toolkit's directory, where it is of our making. Raises Refused."""
+    directory = programs.directory(ctx.settings, ctx.host)
+    return None if tree.listed(directory.agent) is None else directory.host
+
+
+def left(ctx: Context) -> tuple[str, ...]:
+    """Host paths of programs that will be there after `remove`. Raises Refused."""
+    directory = programs.directory(ctx.settings, ctx.host)
+    return tuple(f"{directory.host}/{name}" for name in place.left(directory.agent))
+
+
+def remove(ctx: Context) -> tuple[str, ...]:
+    """Take away what we installed; what was there before comes back. Gives host paths.
+
+    Raises Refused.
+    """
+    directory = programs.directory(ctx.settings, ctx.host)
+    try:
+        return (directory.host,) if place.remove(directory.agent) else ()
+    except OSError as error:
+        raise Refused(f"cannot remove {directory}: {reason(error)}") from error
+
+
+def watched(ctx: Context) -> tuple[str, ...]:
+    """Agent paths of what is installed; without them the node is not as it should be."""
+    try:
+        live = programs.directory(ctx.settings, ctx.host).agent
+        known = tree.listed(live)
+    except Refused:
+        return ()
+    names = (*known.names, tree.LIST) if known else ()
+    return (live, *(f"{live}/{name}" for name in names))

@@ -1,0 +1,157 @@
+"""Whole directories that take each other's place, so that whoever looks finds one of the two.
+
+Invariant: nothing is written below a name that is in use. A tree is built below a name of its own
+and gets the other one's in one step (renameat2); paths are agent paths, their links followed
+before, and no link is followed from there on (`agent.host.safe`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import os
+import re
+import stat
+
+from agent.host import files, safe
+
+_BLOCK = 1 << 20
+_RENAMEAT2 = {"x86_64": 316, "aarch64": 276}
+_EXCHANGE = 2
+_BUILDING = re.compile(r"\.(.+)\.[0-9a-f]{12}~")
+
+
+def building(path: str) -> str:
+    """A name beside `path` for what is to take its place."""
+    above, base = os.path.split(path)
+    return os.path.join(above, f".{base}.{os.urandom(6).hex()}~")
+
+
+def unfinished(path: str) -> list[str]:
+    """What is below such names. Raises OSError."""
+    above, base = os.path.split(path)
+    if not os.path.isdir(above):
+        return []
+    found = ((name, _BUILDING.fullmatch(name)) for name in files.names(above))
+    return [os.path.join(above, name) for name, item in found if item and item[1] == base]
+
+
+def make(path: str, mode: int = 0o755) -> None:
+    """Make a directory that is not there. Raises OSError."""
+    above, base = os.path.split(path)
+    with safe.directory_to_change(above) as directory:
+        os.mkdir(base, mode, dir_fd=directory)
+        os.chmod(base, mode, dir_fd=directory)
+
+
+def copy(source: str, path: str, mode: int) -> tuple[str, os.stat_result]:
+    """Copy a file durably to a new name; gives its SHA-256 and what it is. Raises OSError."""
+    above, base = os.path.split(path)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    hashed = hashlib.sha256()
+    with open(source, "rb") as file, safe.directory_to_change(above) as directory:
+        fd = os.open(base, flags, 0o600, dir_fd=directory)
+        try:
+            while part := file.read(_BLOCK):
+                hashed.update(part)
+                view = memoryview(part)
+                while view:
+                    view = view[os.write(fd, view) :]
+            os.fchmod(fd, mode)
+            os.fsync(fd)
+            return hashed.hexdigest(), os.fstat(fd)
+        finally:
+            os.close(fd)
+
+
+def share(source: str, path: str) -> os.stat_result:
+    """Give a file a second name; where its file system knows none, a copy. Raises OSError."""
+    (below, name), (above, base) = os.path.split(source), os.path.split(path)
+    with safe.directory(below) as old, safe.directory_to_change(above) as new:
+        try:
+            os.link(name, base, src_dir_fd=old, dst_dir_fd=new, follow_symlinks=False)
+            return os.stat(base, dir_fd=new, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP):
+                raise
+        mode = stat.S_IMODE(os.stat(name, dir_fd=old, follow_symlinks=False).st_mode)
+    return copy(source, path, mode)[1]
+
+
+def share_tree(source: str, path: str) -> None:
+    """The same for whatever is at an agent path: directories and links are made anew."""
+    found = os.lstat(source)
+    if stat.S_ISLNK(found.st_mode):
+        link(os.readlink(source), path)
+    elif stat.S_ISDIR(found.st_mode):
+        make(path, stat.S_IMODE(found.st_mode))
+        for name in files.names(source):
+            share_tree(os.path.join(source, name), os.path.join(path, name))
+        files.sync_directory(path)
+    elif stat.S_ISREG(found.st_mode):
+        share(source, path)
+
+
+def link(target: str, path: str) -> None:
+    """Make a symbolic link. Raises OSError."""
+    above, base = os.path.split(path)
+    with safe.directory_to_change(above) as directory:
+        os.symlink(target, base, dir_fd=directory)
+
+
+def exchange(one: str, other: str) -> None:
+    """Two directories beside each other take each other's name, in one step, durably.
+
+    Raises OSError: EINVAL or ENOSYS where file system or kernel cannot.
+    """
+    above, first = os.path.split(one)
+    number = _RENAMEAT2.get(os.uname().machine)
+    if number is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), one)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall.restype = ctypes.c_long
+    with safe.directory_to_change(above) as directory:
+        fd = ctypes.c_int(directory)
+        names = os.fsencode(first), os.fsencode(os.path.basename(other))
+        done = libc.syscall(
+            ctypes.c_long(number), fd, names[0], fd, names[1], ctypes.c_uint(_EXCHANGE)
+        )
+        if done != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), one)
+        os.fsync(directory)
+
+
+def remove(path: str, last: str) -> None:
+    """Remove a directory with all that is in it; one that is gone is fine. Raises OSError.
+
+    `last` is the file that goes last: while anything is left, it tells what this is.
+    """
+    above, base = os.path.split(path)
+    try:
+        with safe.directory_to_change(above) as parent:
+            with safe.directory_to_change(path) as directory:
+                for name in sorted(os.listdir(directory), key=lambda name: name == last):
+                    _remove(directory, name)
+            os.rmdir(base, dir_fd=parent)
+            os.fsync(parent)
+    except FileNotFoundError:
+        return
+
+
+def _remove(above: int, name: str) -> None:
+    found = os.stat(name, dir_fd=above, follow_symlinks=False)
+    if not stat.S_ISDIR(found.st_mode):
+        os.unlink(name, dir_fd=above)
+        return
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(name, flags, dir_fd=above)
+    try:
+        for inner in os.listdir(fd):
+            _remove(fd, inner)
+    finally:
+        os.close(fd)
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(name, dir_fd=above)

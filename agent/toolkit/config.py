@@ -1,0 +1,90 @@
+"""config.toml of NVIDIA's container runtime, for what was decided.
+
+Invariant: pure; every key of NVIDIA's own defaults (nvidia-container-toolkit 1.20,
+api/config/v1/config.go) is written out, so that the file says all that holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from agent import tomlwrite
+from agent.data import dataclass
+
+_HEAD = "# Written by toolkit-agent, which overwrites it.\n"
+_CAPABILITIES = "compat32,compute,display,graphics,ngx,utility,video"
+_CSV = "/etc/nvidia-container-runtime/host-files-for-container.d"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What differs from node to node. All paths are the host's; `programs` are those of
+    nvidia-container-cli, nvidia-ctk and nvidia-container-runtime-hook by name; `runtimes` what is
+    called in turn; `features` names that are to be true."""
+
+    mode: str
+    prefixes: tuple[str, ...]
+    default_kind: str
+    spec_dirs: tuple[str, ...]
+    runtimes: tuple[str, ...]
+    driver_root: str
+    ldconfig: str
+    programs: Mapping[str, str]
+    accept_envvar: bool
+    accept_mounts: bool
+    skip_mode_detection: bool = True
+    debug: str = "/dev/null"
+    log_level: str = "info"
+    cli_debug: str = ""
+    user: str = ""
+    features: tuple[str, ...] = ()
+
+
+def render(config: Config) -> bytes:
+    """The file."""
+    return (_HEAD + tomlwrite.render(data(config))).encode()
+
+
+def data(config: Config) -> dict[str, Any]:
+    """The same as data. `@` before ldconfig's path means the host's own."""
+    features = {"features": dict.fromkeys(config.features, True)} if config.features else {}
+    return {
+        "accept-nvidia-visible-devices-as-volume-mounts": config.accept_mounts,
+        "accept-nvidia-visible-devices-envvar-when-unprivileged": config.accept_envvar,
+        "disable-require": False,
+        "supported-driver-capabilities": _CAPABILITIES,
+        "swarm-resource": "",
+        **features,
+        "nvidia-container-cli": {
+            "debug": config.cli_debug,
+            "environment": [],
+            "ldcache": "",
+            "ldconfig": f"@{config.ldconfig}",
+            "load-kmods": True,
+            "no-cgroups": False,
+            "path": config.programs["nvidia-container-cli"],
+            "root": config.driver_root,
+            "user": config.user,
+        },
+        "nvidia-container-runtime": {
+            "debug": config.debug,
+            "log-level": config.log_level,
+            "mode": config.mode,
+            "runtimes": list(config.runtimes),
+            "modes": {
+                "cdi": {
+                    "annotation-prefixes": list(config.prefixes),
+                    "default-kind": config.default_kind,
+                    "spec-dirs": list(config.spec_dirs),
+                },
+                "csv": {"mount-spec-path": _CSV},
+                "legacy": {"cuda-compat-mode": "ldconfig"},
+            },
+        },
+        "nvidia-container-runtime-hook": {
+            "path": config.programs["nvidia-container-runtime-hook"],
+            "skip-mode-detection": config.skip_mode_detection,
+        },
+        "nvidia-ctk": {"path": config.programs["nvidia-ctk"]},
+    }

@@ -1,0 +1,210 @@
+"""Putting the toolkit's directory in its place, and taking it away.
+
+Invariant: the directory is whole at any moment, old or new: a new one is built beside it and takes
+its place in one step. What an interrupted run leaves is removed, or put where it belongs, by the
+next one. A directory of somebody else's is kept beside it until `remove` puts it back. All paths
+are agent paths that were resolved; every function raises OSError, or Refused for a list of ours
+that cannot be read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+
+from agent.errors import Refused
+from agent.host import files, trees
+from agent.toolkit import tree
+from agent.toolkit.tree import LIST, Copy, Kept, Link, Listed, Text, Tree
+
+BEFORE = ".toolkit.before"  # a directory that was there before ours
+_NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EBUSY, errno.EOPNOTSUPP)
+
+
+def put(live: str, wanted: Tree) -> None:
+    """Have the directory `live` be as wanted. What did not change is not written again."""
+    above = os.path.dirname(live)
+    missing = files.missing_directories(above)
+    files.make_directories(above)
+    kept = tree.listed(live) or Listed(made=len(missing))
+    new = trees.building(live)
+    try:
+        _build(new, live, wanted, kept)
+        _take_place(new, live, kept, wanted)
+    except Exception:
+        with contextlib.suppress(OSError, Refused):
+            if os.path.isdir(new) and tree.listed(new) is not None:
+                _discard(new, live)
+        raise
+
+
+def _build(new: str, live: str, wanted: Tree, kept: Listed) -> None:
+    """The whole new tree. Our list is in it first, so that it is known to be ours, and last."""
+    trees.make(new)
+    _write_list(new, Listed())
+    for name in files.names(live) if os.path.isdir(live) else ():
+        if tree.is_foreign(name, (*kept.names, *wanted)):
+            trees.share_tree(f"{live}/{name}", f"{new}/{name}")
+    copies: dict[str, Kept] = {}
+    for name, entry in wanted.items():
+        path = f"{new}/{name}"
+        files.make_directories(os.path.dirname(path))
+        if isinstance(entry, Link):
+            trees.link(entry.target, path)
+        elif isinstance(entry, Text):
+            _put_text(f"{live}/{name}", path, entry)
+        else:
+            copies[name] = _put_copy(f"{live}/{name}", path, entry, kept.copies.get(name))
+    for directory in sorted({os.path.dirname(f"{new}/{name}") for name in wanted}, reverse=True):
+        files.sync_directory(directory)
+    others = tuple(name for name in wanted if name not in copies)
+    _write_list(new, Listed(copies, others, kept.made))
+
+
+def _write_list(directory: str, found: Listed) -> None:
+    files.write(f"{directory}/{LIST}", files.new_state(tree.to_bytes(found)))
+
+
+def _put_text(old: str, path: str, entry: Text) -> None:
+    if tree.is_text(old, entry):
+        trees.share(old, path)
+    else:
+        files.write(path, files.new_state(entry.data, entry.mode))
+
+
+def _put_copy(old: str, path: str, entry: Copy, kept: Kept | None) -> Kept:
+    source = os.stat(entry.source, follow_symlinks=False)
+    if kept is not None and tree.unchanged(old, entry, kept):
+        digest, here = kept.digest, trees.share(old, path)
+    else:
+        digest, here = trees.copy(entry.source, path, entry.mode)
+    return Kept(digest, here.st_size, here.st_mtime_ns, tree.signature(source))
+
+
+def _take_place(new: str, live: str, kept: Listed, wanted: Tree) -> None:
+    if not os.path.lexists(live):
+        files.move(new, live)
+        return
+    try:
+        trees.exchange(new, live)
+    except OSError as error:
+        if error.errno not in _NO_EXCHANGE:
+            raise
+        _one_by_one(new, live, kept, wanted)
+    _retire(new, live)
+
+
+def _one_by_one(new: str, live: str, kept: Listed, wanted: Tree) -> None:
+    """Where two directories cannot change places in one step, each file takes its own place: what
+    is called before what calls it. What was there is kept, if it is not ours."""
+    if tree.listed(live) is None:
+        copy = trees.building(live)
+        trees.share_tree(live, copy)
+        _keep(copy, live)
+    names = sorted(wanted, key=lambda name: _rank(name, wanted))
+    for name in names:
+        files.make_directories(os.path.dirname(f"{live}/{name}"))
+        files.move(f"{new}/{name}", f"{live}/{name}")
+    for name in kept.names:
+        if name not in wanted:
+            files.remove(f"{live}/{name}")
+    _write_list(live, tree.listed(new) or Listed())
+
+
+def _rank(name: str, wanted: Tree) -> tuple[bool, bool, str]:
+    return isinstance(wanted[name], Text), isinstance(wanted[name], Link), name
+
+
+def _retire(old: str, live: str) -> None:
+    """A directory that is in use no more: ours goes, another one is kept."""
+    files.sweep(old, (LIST,))  # of one that was hardly begun
+    if tree.listed(old) is None and files.names(old):
+        _keep(old, live)
+    else:
+        _discard(old, live)
+
+
+def _keep(old: str, live: str) -> None:
+    before = os.path.join(os.path.dirname(live), BEFORE)
+    if os.path.isdir(before):
+        _discard(before, live)
+    files.move(old, before)
+
+
+def _discard(path: str, live: str) -> None:
+    """Remove a directory. If we are killed it is known for what it is: by our list, and by its name
+    when that has gone too."""
+    if tree.listed(path) is None:
+        _write_list(path, Listed())
+    if os.path.basename(path) == BEFORE:
+        old, path = path, trees.building(live)
+        files.move(old, path)
+    trees.remove(path, LIST)
+
+
+def tidy(live: str) -> None:
+    """The end of what was interrupted."""
+    for path in trees.unfinished(live):
+        _retire(path, live)
+    before = os.path.join(os.path.dirname(live), BEFORE)
+    if os.path.isdir(before) and tree.listed(before) is not None:
+        _discard(before, live)  # it has been brought back
+
+
+def left(live: str) -> list[str]:
+    """Names at the top of the directory that will be there after `remove`."""
+    before, kept = os.path.join(os.path.dirname(live), BEFORE), tree.listed(live)
+    if os.path.isdir(before):
+        return files.names(before)
+    if kept is None or not os.path.isdir(live):
+        return []
+    return [name for name in files.names(live) if tree.is_foreign(name, kept.names)]
+
+
+def remove(live: str) -> bool:
+    """Take away what was put there; what was there before comes back. Was there anything?"""
+    tidy(live)
+    kept = tree.listed(live)
+    if kept is None:
+        return False
+    before = os.path.join(os.path.dirname(live), BEFORE)
+    if os.path.isdir(before):
+        _bring_back(before, live)
+    elif any(tree.is_foreign(name, kept.names) for name in files.names(live)):
+        _remove_ours(live, kept)
+    else:
+        old = trees.building(live)
+        files.move(live, old)
+        _discard(old, live)
+    files.remove_directories(tuple(_made(live, kept)))
+    return True
+
+
+def _bring_back(before: str, live: str) -> None:
+    try:
+        trees.exchange(before, live)
+        _discard(before, live)
+    except OSError as error:
+        if error.errno not in _NO_EXCHANGE:
+            raise
+        old = trees.building(live)
+        files.move(live, old)
+        files.move(before, live)
+        _discard(old, live)
+
+
+def _remove_ours(live: str, kept: Listed) -> None:
+    for name in (*kept.names, LIST):
+        files.remove(f"{live}/{name}")
+    inside = [os.path.dirname(name) for name in kept.names if "/" in name]
+    above = {f"{live}/{path}" for name in inside for path in (name, os.path.dirname(name)) if path}
+    files.remove_directories(tuple(above))
+
+
+def _made(live: str, kept: Listed) -> Iterator[str]:
+    above = live
+    for _ in range(kept.made):
+        above = os.path.dirname(above)
+        yield above
