@@ -18,7 +18,6 @@ def settings(*parts: Mapping[str, str], entry: Entry = "nvidia-toolkit") -> Sett
     env: dict[str, str] = {}
     for part in (operator.ALWAYS, *parts):
         env |= part
-    del env["NVIDIA_CONTAINER_RUNTIME_MODES_CDI_DEFAULT_KIND"]  # not acted on yet
     return resolve({}, env, entry)
 
 
