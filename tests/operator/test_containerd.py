@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import statusfile
-from tests.conformance.effective import binaries
+from tests.conformance.effective import binaries, passed_on
 from tests.conformance.shapes import BINARIES, OURS
 from tests.conformance.trees import touched
 from tests.operator import environment as operator
@@ -177,6 +177,21 @@ def test_cdi_off_and_one_run(generation: str, runtime: Runtime) -> None:
         assert node.places.twin()["DEVICE_LIST_STRATEGY"] == "envvar"
         assert not node.places.spec.exists()
         assert not node.places.pid_file.exists()
+
+
+@pytest.mark.parametrize("generation", ["1.6"])
+def test_runtime_without_cdi(generation: str, runtime: Runtime) -> None:
+    """nvidia is the default, although the operator sends that it is not to be, and answers the
+    annotations that the operator's device plugin sends to all nodes alike."""
+    with OperatorNode(runtime) as node, Pod(node, ON, operator.CONTAINERD_MOUNTS) as pod:
+        node.places.validated(operator.DRIVER_CONTAINER)
+        values = right(node, pod, 2)
+        assert values["TOOLKIT_NATIVE_CDI"] == "false"
+        answer = node.answer()
+        assert answer.default == "nvidia"
+        for name in OURS:
+            assert "cdi.k8s.io/*" in passed_on(answer.runtimes[name])
+        assert "set-as-default=false from the environment is overruled" in pod.said()
 
 
 @pytest.mark.parametrize("generation", ["2.1"])
