@@ -76,6 +76,8 @@ class OperatorNode(PrivateNode):
     """A node with a containerd of the default places, a driver container's driver and, in
     /usr/local/nvidia, the toolkit."""
 
+    TOOLKIT = True
+
     def __init__(self, runtime: Runtime) -> None:
         version = 2 if runtime.generation.startswith("1.") else 3
         super().__init__(runtime, Shape(f"operator-v{version}", {}, False, f"../pods/v{version}"))
@@ -106,7 +108,7 @@ class OperatorNode(PrivateNode):
         return found
 
     def _prepare(self) -> None:
-        make_local(self.prefix, self.directory)
+        make_local(self.prefix, self.directory, toolkit=self.TOOLKIT)
         make_driver(self.directory / "run/nvidia/driver")
 
 
@@ -248,18 +250,20 @@ def wait_until(holds: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.05)
 
 
-def make_local(prefix: Sequence[str], directory: Path) -> None:
+def make_local(prefix: Sequence[str], directory: Path, *, toolkit: bool = True) -> None:
     """Cover the node's /usr/local by a layer, with the toolkit in it."""
     layer = directory / "layers/local"
     options = f"lowerdir=/usr/local,upperdir={layer}/new,workdir={layer}/work"
     for words in (
         ("mkdir", "-p", f"{layer}/new", f"{layer}/work"),
         ("mount", "-t", "overlay", "overlay", "-o", options, "/usr/local"),
-        ("mkdir", "-p", PROGRAMS),
-        ("touch", *(f"{PROGRAMS}/{name}" for name in _NAMES)),
-        ("chmod", "0755", *(f"{PROGRAMS}/{name}" for name in _NAMES)),
     ):
         inside(prefix, *words)
+    if toolkit:
+        files = [f"{PROGRAMS}/{name}" for name in _NAMES]
+        inside(prefix, "mkdir", "-p", PROGRAMS)
+        inside(prefix, "touch", *files)
+        inside(prefix, "chmod", "0755", *files)
 
 
 def inside(prefix: Sequence[str], *argv: str) -> str:
