@@ -97,8 +97,8 @@ class OperatorNode(PrivateNode):
         """Words that, before an argument list, run it inside."""
         return self._mounts.prefix
 
-    def inside(self, *argv: str) -> str:
-        """Run a program among the node's mounts; gives what it prints."""
+    def output(self, *argv: str) -> str:
+        """What a program prints that runs among the node's mounts."""
         return inside(self.prefix, *argv)
 
     def answer(self) -> cri.Answer:

@@ -47,8 +47,8 @@ def written(node: OperatorNode) -> dict[str, str]:
     """Every file that the host reads of what we wrote, by its name on the host."""
     places = "/etc/containerd /run/cdi /run/nvidia/validations /var/lib/rancher"
     look = f"find $(ls -d {places} 2>&-) -type f ! -name driver-ready"
-    names = node.inside("sh", "-c", look).splitlines()
-    return {name: node.inside("cat", name) for name in names}
+    names = node.output("sh", "-c", look).splitlines()
+    return {name: node.output("cat", name) for name in names}
 
 
 @pytest.mark.parametrize("generation", ["1.7", "2.1"])
@@ -78,9 +78,9 @@ def test_life_of_a_pod(generation: str, runtime: Runtime) -> None:
         assert node.answer().cdi is True
         spec = places.spec.read_text("utf-8")
         assert 'hostPath: "/run/nvidia/driver/dev/nvidiactl"' in spec
-        state = node.inside("ls", "-A", "/usr/local/nvidia", "/usr/local/nvidia/.toolkit-agent")
+        state = node.output("ls", "-A", "/usr/local/nvidia", "/usr/local/nvidia/.toolkit-agent")
         assert {".toolkit-agent", "memory.json", "originals"} <= set(state.split())
-        assert "toolkit-agent" not in node.inside("ls", "/var/lib")
+        assert "toolkit-agent" not in node.output("ls", "/var/lib")
 
 
 @pytest.mark.parametrize("generation", ["1.7", "2.1"])
@@ -114,7 +114,7 @@ def test_validator_and_restarts(generation: str, runtime: Runtime) -> None:
         assert touched(tree, node.tree()) == []
         assert places.twin_path.stat() == twin
         # What the validator does when it ends; a shell's star stands for no leading dot.
-        node.inside("sh", "-c", "rm -f /run/nvidia/validations/*-ready")
+        node.output("sh", "-c", "rm -f /run/nvidia/validations/*-ready")
 
         pod.start()
         places.validated(operator.DRIVER_CONTAINER)
@@ -128,7 +128,7 @@ def test_validator_and_restarts(generation: str, runtime: Runtime) -> None:
 
         # By hand on the node, which has none of the pod's names and finds the state all the same.
         python = (sys.executable, "-m", "agent", "revert", "--restart-mode=signal")
-        node.inside("env", f"--chdir={ROOT}", *python)
+        node.output("env", f"--chdir={ROOT}", *python)
         assert (node.etc / "containerd/config.toml").read_bytes() == original
         assert not set(OURS) & set(node.answer().runtimes)
         assert not places.spec.exists()
