@@ -11,8 +11,8 @@ from tests.operator.environment import Bind
 from tests.operator.node import PROGRAMS, OperatorNode
 from tests.operator.pod import Pod
 from tests.operator.test_containerd import ON, POD_NAMES, right
-from tests.tools.runtimes import Runtime
 from tests.toolkit.source import make_sources
+from tests.tools.runtimes import Runtime
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
@@ -37,7 +37,7 @@ def test_toolkit_of_the_image(generation: str, runtime: Runtime) -> None:
         with Pod(node, ON, (*operator.CONTAINERD_MOUNTS, node.artifacts)) as pod:
             node.places.validated(operator.DRIVER_CONTAINER)
             right(node, pod, 2)
-            text = node.inside("cat", f"{PROGRAMS}/.config/nvidia-container-runtime/config.toml")
+            text = node.output("cat", f"{PROGRAMS}/.config/nvidia-container-runtime/config.toml")
             config = tomllib.loads(text)
             runtime_of = config["nvidia-container-runtime"]
             assert runtime_of["mode"] == "cdi"
@@ -47,10 +47,10 @@ def test_toolkit_of_the_image(generation: str, runtime: Runtime) -> None:
             assert config["nvidia-container-cli"]["root"] == "/run/nvidia/driver"
             assert not POD_NAMES.search(text.replace(str(runtime.runc.parent), ""))
             listing = f"{PROGRAMS} -printf '%P %i %m %T@\\n'"
-            tree = node.inside("sh", "-c", f"find {listing} | sort")
+            tree = node.output("sh", "-c", f"find {listing} | sort")
             assert "nvidia-container-runtime.real" in tree
             assert pod.stop() == 0, pod.said()
             pod.start()
             pod.rest()
-            assert node.inside("sh", "-c", f"find {listing} | sort") == tree
+            assert node.output("sh", "-c", f"find {listing} | sort") == tree
             assert pod.stop() == 0, pod.said()
