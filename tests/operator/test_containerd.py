@@ -98,13 +98,13 @@ def test_validator_and_restarts(generation: str, runtime: Runtime) -> None:
         # the proof. Meanwhile we are stopped, so that it is never right before.
         pod.rest()
         original = (node.shape.directory / "config.toml").read_bytes()
-        starts, moment = node.supervisor.starts, places.ready.stat().st_ino
+        starts, moment = node.supervisor.starts, places.ready.stat().st_mtime_ns
         pod.process.send_signal(signal.SIGSTOP)
         (node.etc / "containerd/config.toml").write_bytes(original)
         node.restart()
         pod.process.send_signal(signal.SIGCONT)
         pod.until(lambda: node.supervisor.starts == starts + 2)
-        pod.until(lambda: places.refilled() and places.ready.stat().st_ino != moment)
+        pod.until(lambda: places.refilled() and places.ready.stat().st_mtime_ns > moment)
         right(node, pod)
         pod.rest()
 
