@@ -27,8 +27,6 @@ Exit codes: 0 done or nothing to do; 1 plan found changes, status or wait: not r
 2 usage; 3 refused, nothing touched; 4 runtime unreachable; 5 failed and rolled back;
 6 rollback failed; 7 another instance holds the lock."""
 
-_NOT_ACTED = "{} is accepted and not acted on by this version"
-
 _HELP = """Make this node's container runtime right for NVIDIA GPUs and CDI, and never break it.
 
 It asks the runtime itself whether it injects CDI devices, registers the nvidia handlers in its
@@ -140,7 +138,8 @@ def converge_child(
     from agent.daemon import child
 
     inherited = child.Inherited(lock_fd, watch_fd, since, told)
-    code = child.work(_context(given, entry), inherited, _say)
+    ctx = _context(given, entry, tell=False)  # its parent has told
+    code = child.work(ctx, inherited, _say)
     raise SystemExit(code)
 
 
@@ -204,8 +203,8 @@ def config(output: str, **given: str | None) -> None:
 
     settings = _settings(given)
     values = effective(settings)
-    for name in settings.ignored:
-        click.echo(f"warning: {_NOT_ACTED.format(name)}", err=True)
+    for text in settings.warnings:
+        click.echo(f"warning: {text}", err=True)
     _emit(output, lambda: render.config_text(values), "Config", lambda: render.config_data(values))
 
 
@@ -249,14 +248,16 @@ def _settings(given: dict[str, str | None], entry: Entry = "toolkit-agent") -> S
     return resolve(given, os.environ, entry)
 
 
-def _context(given: dict[str, str | None], entry: Entry = "toolkit-agent") -> Context:
+def _context(
+    given: dict[str, str | None], entry: Entry = "toolkit-agent", *, tell: bool = True
+) -> Context:
     from agent.engine.context import open_context
     from agent.log import logger
 
     settings = _settings(given, entry)
     log = logger(debug=settings.debug)
-    for name in settings.ignored:
-        log("warning", text=_NOT_ACTED.format(name))
+    for text in settings.warnings if tell else ():
+        log("warning", text=text)
     return open_context(settings, log)
 
 
@@ -285,12 +286,13 @@ def _keep(given: dict[str, str | None], entry: Entry) -> None:
     from agent.engine.converge import converge, tell
 
     ctx = _context(given, entry)
-    if ctx.settings.no_daemon:
-        converge(ctx)
-        return
-    from agent.daemon.start import become_supervisor
+    from agent.daemon.start import become_supervisor, pid_file
 
     try:
+        if ctx.settings.no_daemon:
+            with pid_file(ctx):
+                converge(ctx)
+            return
         become_supervisor(ctx, _again(given))
     except Locked:
         raise

@@ -263,10 +263,11 @@ class HostRoot:
         """The host's name of a mounted directory: equal device and inode below the host root.
 
         Candidates come from mounts of the same device below the host root, and from the same
-        name there; what counts is the comparison.
+        name there; what counts is the comparison. Where the host itself has the directory under two
+        names, that of its own mount comes before the one that leads through the whole disk.
         """
         candidates = [mount.point]
-        for other in self._mounts:
+        for other in sorted(self._mounts, key=lambda other: -len(other.root)):
             if other.device == mount.device and is_below(other.point, self.root):
                 inside = _rebase(other.point, self.root, "/")
                 if is_below(mount.root, other.root):

@@ -94,6 +94,7 @@ GOOD = {
 
 # Those that take less than any of their kind.
 PARTICULAR = {
+    "pid_file": "/some/toolkit.pid",
     "annotation_prefixes": "example.com/", "cdi_kind": "example.com/gpu",
     "cdi_default_kind": "example.com/gpu", "crio_hook_filename": "hook.json",
     "runtime_log_level": "debug", "create_device_nodes": "control",
@@ -139,7 +140,7 @@ def test_option_takes_a_value_from_each_of_its_variables(flag: str) -> None:
     """And says which of them it was; one that nothing acts on yet is listed as such."""
     option = KNOWN[flag]
     for name in EXPECTED[flag]:
-        settings = with_env({name: good(flag)})
+        settings = with_env({"ENABLE_NRI_PLUGIN": "true", name: good(flag)})
         assert settings.origins[option.name] == name
         assert (name in settings.ignored) == (not option.acted)
         if option.acted:
@@ -260,6 +261,9 @@ BAD = [
     ("OUTPUT_DIR", "/run/a\nb"),
     ("ROOT", "/opt/a\0b"),
     ("IS_HOST_DRIVER", "maybe"),
+    ("TOOLKIT_PID_FILE", "toolkit.pid"),
+    ("TOOLKIT_PID_FILE", "/run/other.pid"),
+    ("PID_FILE", "/run/toolkit.pid/"),
 ]
 
 
