@@ -159,6 +159,8 @@ def _warnings(found: Found, decision: Decision) -> tuple[str, ...]:
     """What containers would miss that are not made by CDI."""
     needed = (programs.RUNTIME_HOOK, programs.CLI)
     missing = [name for name in needed if name not in found.origin.programs]
+    if found.origin.kind == "packages":  # those of the host are wherever its loader looks
+        missing += [name for name in origin.LIBRARIES if name not in found.origin.libraries]
     if decision.mode not in ("auto", "legacy", "hook") or not missing:
         return ()
     names = ", ".join(missing)

@@ -415,3 +415,16 @@ def test_nothing_odd_gets_into_the_toolkit_s_files(name: str, value: str, words:
 def test_device_nodes_can_be_left_to_others(value: str | None, nodes: tuple[str, ...]) -> None:
     env = {} if value is None else {"CREATE_DEVICE_NODES": value}
     assert with_env(env).create_device_nodes == nodes
+
+
+@pytest.mark.parametrize("name", ["TOOLKIT_INSTALL_DIR", "RUNTIME_CONFIG", "CDI_OUTPUT_DIR"])
+def test_byte_that_is_no_text(name: str) -> None:
+    """It could not be written into a file that a runtime reads."""
+    with pytest.raises(UsageError, match=f"cannot use {name}: it is not UTF-8"):
+        resolve({}, {name: "/opt/\udcff"}, "toolkit-agent")
+
+
+def test_colon_in_the_toolkit_directory() -> None:
+    """The wrappers put it into PATH."""
+    with pytest.raises(UsageError, match="cannot use the toolkit directory /a:b: "):
+        resolve({}, {"TOOLKIT_INSTALL_DIR": "/a:b"}, "toolkit-agent")
