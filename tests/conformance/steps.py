@@ -58,7 +58,7 @@ _EVENTS = frozenset(
         "subprocess.Popen",
     }
 )
-# Where an event has the path that changes, and the descriptor of the directory that this is below of.
+# Where an event has the path that changes, and the directory (a descriptor) that this is below of.
 _PLACES = {
     "os.rename": (0, 2),
     "os.link": (1, 3),
