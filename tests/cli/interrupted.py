@@ -24,21 +24,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.installing import beside, installed, put_foreign, release
 from tests.cli.node import CliNode
 from tests.conformance import checks, statusfile, steps
-from tests.conformance.trees import Contents, contents, snapshot
+from tests.conformance.trees import Contents, contents
 from tests.double.sample import SECTIONS, handler
-from tests.toolkit.source import make_tree
 from tests.tools.driver import make_driver
 
 SPEC = "management.nvidia.com-gpu.yaml"
-LIST = ".toolkit-agent.json"  # what the program under test notes of the toolkit
-FOREIGN = {
-    "nvidia-container-runtime": "theirs",
-    "nvidia-container-runtime.real": "their program",
-    "nvidia-container-runtime-hook": "their hook",
-    "notes/a.txt": "a note",
-}
 _PUBLISHED = {statusfile.READY, statusfile.TWIN}
 _IDLE_STATE = {"lock", "originals"}
 
@@ -176,34 +169,16 @@ class InstallNode(PlainNode):
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         shutil.rmtree(self.toolkit.parent)
-        self.source = self.release("1.19.0")
-
-    def release(self, version: str) -> Path:
-        """A tree of that version; some files are the same in all of them."""
-        source = self.directory / f"source-{version}"
-        if not source.exists():
-            make_tree(source, version)
-            for name in ("nvidia-ctk", "nvidia-cdi-hook"):
-                path = source / "usr/bin" / name
-                path.write_text(f"#!/bin/sh\n# {name}\n", encoding="ascii")
-        return source
+        self.source = release(directory, "1.19.0")
 
     def options(self) -> list[str]:
         return [*super().options(), f"--toolkit-source-root={self.source}"]
 
     def installed(self) -> Contents:
-        """What is in there but for our list, which has times in it."""
-        if not self.toolkit.exists():
-            return {}
-        found = contents(snapshot(self.toolkit))
-        return {
-            path: (*entry[:3], b"" if path == LIST else entry[3]) for path, entry in found.items()
-        }
+        return installed(self.toolkit)
 
     def rest(self) -> dict[str, list[str]]:
-        above = self.toolkit.parent
-        beside = sorted(os.listdir(above)) if above.exists() else []
-        return {**super().rest(), "beside": beside}
+        return {**super().rest(), "beside": beside(self.toolkit)}
 
 
 class UpgradeNode(InstallNode):
@@ -211,7 +186,7 @@ class UpgradeNode(InstallNode):
 
     def before_apply(self) -> None:
         new = self.source
-        self.source = self.release("1.18.0")
+        self.source = release(self.directory, "1.18.0")
         checks.done(self.agent("apply"))
         self.source = new
 
@@ -221,12 +196,7 @@ class TakeOverNode(InstallNode):
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
-        for name, text in FOREIGN.items():
-            path = self.toolkit / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="ascii")
-            path.chmod(0o750)
-        (self.toolkit / "nvidia-container-toolkit").symlink_to("nvidia-container-runtime-hook")
+        put_foreign(self.toolkit)
 
 
 # What is interrupted: a kind of node and a command. A line here is a case of every test of that.

@@ -234,7 +234,7 @@ def _count(log: str, fault: Fault) -> None:
     for name in ("write", "fsync", "fdatasync"):
         setattr(os, name, steps.wrap(f"os.{name}", getattr(os, name)))
     os.open = steps.open
-    os.mknod = steps.mknod
+    os.mknod = steps.mknod  # type: ignore[assignment]
     trees.exchange = steps.exchange
     signal.pidfd_send_signal = steps.wrap("pidfd_send_signal", signal.pidfd_send_signal)
     sys.addaudithook(steps.audit)
