@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Literal
 
 from agent.data import dataclass
-from agent.errors import NoToolkit, Refused, UsageError
+from agent.errors import NoToolkit, Refused, UsageError, reason
+from agent.host import files
 from agent.host.paths import HostPath, HostRoot
 from agent.settings import Settings
 from agent.toolkit import programs, wrapper
@@ -41,8 +42,21 @@ class Origin:
 def find(settings: Settings, host: HostRoot, installed: HostPath) -> Origin:
     """The toolkit: from the source tree; else what is installed; else the host's own packages.
 
-    Raises Refused for a source tree that was asked for and is none, NoToolkit where there is none.
+    Raises Refused for a source tree that was asked for and is none, and for a program that somebody
+    else could exchange; NoToolkit where there is none.
     """
+    found = _find(settings, host, installed)
+    for path in (*found.programs.values(), *found.libraries.values()):
+        try:
+            why = files.distrust(os.stat(path, follow_symlinks=False))
+        except OSError as error:
+            raise Refused(f"cannot use {path}: {reason(error)}") from error
+        if why:
+            raise Refused(f"cannot use {path}: it {why}")
+    return found
+
+
+def _find(settings: Settings, host: HostRoot, installed: HostPath) -> Origin:
     root = _source_root(settings, host)
     if root is not None:
         return _packages(root)

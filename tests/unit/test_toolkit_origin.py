@@ -224,3 +224,13 @@ def test_link_to_a_wrapper_of_ours(host: Host) -> None:
     host.make({f"/usr/bin/{RUNTIME}": f"-> {TOOLKIT}/{RUNTIME}"})
     with pytest.raises(NoToolkit):
         find(host)
+
+
+@pytest.mark.parametrize("place", ["/source/usr/bin", TOOLKIT, "/usr/bin"])
+def test_program_that_somebody_else_could_exchange(host: Host, place: str) -> None:
+    """Root would run it."""
+    host.make({f"{place}/{RUNTIME}": "x", f"{place}/{CTK}": "x"})
+    host.at(f"{place}/{CTK}").chmod(0o775)
+    env = {"TOOLKIT_SOURCE_ROOT": str(host.at("/source"))} if "source" in place else {}
+    with pytest.raises(Refused, match=rf"^cannot use .*/{CTK}: it can be written by others"):
+        find(host, **env)
