@@ -149,7 +149,10 @@ def propose(ctx: Context, found: Found, decision: Decision, runtimes: tuple[str,
 
 def _change(directory: HostPath, text: bytes) -> Change | None:
     path = HostPath(f"{directory.agent}/{tree.CONFIG}", f"{directory.host}/{tree.CONFIG}")
-    before = files.read(path.agent, path.host)
+    try:
+        before = files.read(path.agent, path.host)
+    except Refused:
+        before = None  # a link or a directory: it is replaced
     after = files.new_state(text)
     same = before is not None and before.data == after.data
     return None if same else Change(path, before, after)
@@ -182,6 +185,11 @@ def _refuse(host: HostRoot, directory: HostPath, decision: Decision) -> None:
         if why:
             raise Refused(f"cannot install the toolkit in {directory}: {path} {why}")
     mount = host.mount(directory)
+    if mount is not None and mount.point == directory.agent:
+        raise Refused(
+            f"cannot install the toolkit in {directory}: it is a mount point, which a new directory "
+            "cannot take the place of; mount the directory above it"
+        )
     if mount is None or not decision.is_default:
         return
     what = None
@@ -254,9 +262,18 @@ def write(ctx: Context, proposed: Proposed | None) -> tuple[str, ...]:
             return ()
         place.put(directory.agent, proposed.tree)
     except OSError as error:
-        raise Refused(f"cannot install the toolkit in {directory}: {reason(error)}") from error
+        # What is read has its whole name in the error, what is written only its last part.
+        named = str(error.filename)
+        where = f"{named}: " if named in _sources(proposed.tree) else ""
+        raise Refused(
+            f"cannot install the toolkit in {directory}: {where}{reason(error)}"
+        ) from error
     ctx.log("toolkit installed", directory=directory.host, source=proposed.found.origin.place)
     return (directory.host,)
+
+
+def _sources(wanted: Tree) -> tuple[str, ...]:
+    return tuple(entry.source for entry in wanted.values() if isinstance(entry, tree.Copy))
 
 
 def installed(ctx: Context) -> str | None:

@@ -33,13 +33,6 @@ from tests.toolkit.source import make_tree
 REVERT = "revert --toolkit"
 
 
-@pytest.fixture
-def node(place: Path) -> Iterator[SourceNode]:
-    """A node without a toolkit, on which nothing was applied yet."""
-    with SourceNode(place) as node:
-        yield node
-
-
 def reverted(node: SourceNode, *options: str) -> list[str]:
     """What a revert with the toolkit changed."""
     found = shows(node.agent(REVERT, *options, "-o", "json"), "Reverted")
@@ -47,80 +40,80 @@ def reverted(node: SourceNode, *options: str) -> list[str]:
     return changed
 
 
-def test_nothing_is_left(node: SourceNode) -> None:
+def test_nothing_is_left(sourced: SourceNode) -> None:
     """Also the directory above, which was made for it; a second time there is nothing to do."""
-    before = contents(node.tree())
-    checks.done(node.agent("apply"))
-    assert beside(node.toolkit) == ["toolkit"]
-    assert str(node.toolkit) in reverted(node)
-    assert not node.toolkit.parent.exists()
-    assert contents(node.tree()) == before
-    assert node.ready() is None
-    assert reverted(node) == []
-    shows(node.agent("plan", "-o", "json"), "Plan", 1)
-    checks.done(node.agent("status"), 1)
+    before = contents(sourced.tree())
+    checks.done(sourced.agent("apply"))
+    assert beside(sourced.toolkit) == ["toolkit"]
+    assert str(sourced.toolkit) in reverted(sourced)
+    assert not sourced.toolkit.parent.exists()
+    assert contents(sourced.tree()) == before
+    assert sourced.ready() is None
+    assert reverted(sourced) == []
+    shows(sourced.agent("plan", "-o", "json"), "Plan", 1)
+    checks.done(sourced.agent("status"), 1)
 
 
-def test_without_the_option_it_stays(node: SourceNode) -> None:
+def test_without_the_option_it_stays(sourced: SourceNode) -> None:
     """The toolkit does no harm, and the next apply finds it."""
-    checks.done(node.agent("apply"))
-    before = snapshot(node.toolkit)
-    found = shows(node.agent("revert", "-o", "json"), "Reverted")
-    assert str(node.toolkit) not in found["changed"]
-    assert touched(before, snapshot(node.toolkit)) == []
-    checks.done(node.agent("apply"))
-    assert touched(before, snapshot(node.toolkit)) == []
-    node.source = None
-    checks.done(node.agent("revert"))
-    assert reverted(node) == [str(node.toolkit)]
-    assert not node.toolkit.parent.exists()
-    fails(node.agent("plan"), 3, "cannot find the NVIDIA container toolkit")
+    checks.done(sourced.agent("apply"))
+    before = snapshot(sourced.toolkit)
+    found = shows(sourced.agent("revert", "-o", "json"), "Reverted")
+    assert str(sourced.toolkit) not in found["changed"]
+    assert touched(before, snapshot(sourced.toolkit)) == []
+    checks.done(sourced.agent("apply"))
+    assert touched(before, snapshot(sourced.toolkit)) == []
+    sourced.source = None
+    checks.done(sourced.agent("revert"))
+    assert reverted(sourced) == [str(sourced.toolkit)]
+    assert not sourced.toolkit.parent.exists()
+    fails(sourced.agent("plan"), 3, "cannot find the NVIDIA container toolkit")
 
 
-def test_somebody_else_s_directory_comes_back(node: SourceNode) -> None:
+def test_somebody_else_s_directory_comes_back(sourced: SourceNode) -> None:
     """As it was, also after an upgrade of ours."""
-    put_foreign(node.toolkit)
-    theirs, traces = installed(node.toolkit), snapshot(node.toolkit)
-    checks.done(node.agent("apply"))
-    assert beside(node.toolkit) == [BEFORE, "toolkit"]
-    assert (node.toolkit / "notes/a.txt").read_text() == FOREIGN["notes/a.txt"]
-    assert node.source
-    make_tree(node.source, "1.20.0")
-    checks.done(node.agent("apply"))
-    assert beside(node.toolkit) == [BEFORE, "toolkit"]
-    assert contents(snapshot(node.toolkit.parent / BEFORE)) == theirs
-    reverted(node)
-    assert installed(node.toolkit) == theirs
-    assert snapshot(node.toolkit)[RUNTIME].traces[:2] == traces[RUNTIME].traces[:2]
-    assert beside(node.toolkit) == ["toolkit"]
+    put_foreign(sourced.toolkit)
+    theirs, traces = installed(sourced.toolkit), snapshot(sourced.toolkit)
+    checks.done(sourced.agent("apply"))
+    assert beside(sourced.toolkit) == [BEFORE, "toolkit"]
+    assert (sourced.toolkit / "notes/a.txt").read_text() == FOREIGN["notes/a.txt"]
+    assert sourced.source
+    make_tree(sourced.source, "1.20.0")
+    checks.done(sourced.agent("apply"))
+    assert beside(sourced.toolkit) == [BEFORE, "toolkit"]
+    assert contents(snapshot(sourced.toolkit.parent / BEFORE)) == theirs
+    reverted(sourced)
+    assert installed(sourced.toolkit) == theirs
+    assert snapshot(sourced.toolkit)[RUNTIME].traces[:2] == traces[RUNTIME].traces[:2]
+    assert beside(sourced.toolkit) == ["toolkit"]
 
 
-def test_what_others_did_since_stays(node: SourceNode) -> None:
+def test_what_others_did_since_stays(sourced: SourceNode) -> None:
     """A file that they put there, and one of theirs that they changed."""
-    put_foreign(node.toolkit)
-    checks.done(node.agent("apply"))
-    (node.toolkit / "mine").write_text("mine")
-    (node.toolkit / "notes/b.txt").write_text("another note")
-    note = node.toolkit / "notes/a.txt"
+    put_foreign(sourced.toolkit)
+    checks.done(sourced.agent("apply"))
+    (sourced.toolkit / "mine").write_text("mine")
+    (sourced.toolkit / "notes/b.txt").write_text("another note")
+    note = sourced.toolkit / "notes/a.txt"
     note.with_name("new").write_text("changed")
     note.with_name("new").replace(note)
-    assert node.source
-    make_tree(node.source, "1.20.0")
-    checks.done(node.agent("apply"))
-    assert (node.toolkit / "mine").read_text() == "mine"
-    reverted(node)
-    found = {name: (node.toolkit / name).read_text() for name in ("mine", *FOREIGN)}
+    assert sourced.source
+    make_tree(sourced.source, "1.20.0")
+    checks.done(sourced.agent("apply"))
+    assert (sourced.toolkit / "mine").read_text() == "mine"
+    reverted(sourced)
+    found = {name: (sourced.toolkit / name).read_text() for name in ("mine", *FOREIGN)}
     assert found == {**FOREIGN, "notes/a.txt": "changed", "mine": "mine"}
-    assert (node.toolkit / "notes/b.txt").read_text() == "another note"
-    assert beside(node.toolkit) == ["toolkit"]
+    assert (sourced.toolkit / "notes/b.txt").read_text() == "another note"
+    assert beside(sourced.toolkit) == ["toolkit"]
 
 
-def test_files_among_ours_stay(node: SourceNode) -> None:
+def test_files_among_ours_stay(sourced: SourceNode) -> None:
     """Then the directory stays with them, and no other."""
-    checks.done(node.agent("apply"))
-    (node.toolkit / "mine").write_text("mine")
-    reverted(node)
-    assert [path.name for path in node.toolkit.iterdir()] == ["mine"]
+    checks.done(sourced.agent("apply"))
+    (sourced.toolkit / "mine").write_text("mine")
+    reverted(sourced)
+    assert [path.name for path in sourced.toolkit.iterdir()] == ["mine"]
 
 
 @pytest.mark.parametrize("version", ["1.7.24", "2.1.9"])
@@ -175,33 +168,33 @@ def test_spec_that_names_a_hook(place: Path, suffix: str) -> None:
         assert not node.toolkit.exists()
 
 
-def test_pods_that_run_by_it(node: SourceNode) -> None:
+def test_pods_that_run_by_it(sourced: SourceNode) -> None:
     """Whatever their handler is called now; what a pod only talks about does not matter."""
-    checks.done(node.agent("apply"))
-    program = str(node.toolkit / RUNTIME)
+    checks.done(sourced.agent("apply"))
+    program = str(sourced.toolkit / RUNTIME)
     pods = [
         {"name": "web", "namespace": "shop", "annotations": {"note": f"see {program}"}},
-        {"name": "old", "handler": "runc", "binary": f"{node.toolkit}-old/{RUNTIME}"},
+        {"name": "old", "handler": "runc", "binary": f"{sourced.toolkit}-old/{RUNTIME}"},
         {"name": "train-0", "namespace": "ml", "binary": program},
     ]
-    node.script(pods=pods)
-    before = snapshot(node.toolkit)
-    refuses(node, Refusal(3, "ml/train-0 (default)"), commands=(REVERT, REVERT))
-    assert "shop/web" not in node.agent(REVERT).stderr
-    assert touched(before, snapshot(node.toolkit)) == []
-    checks.done(node.agent("revert"))
-    refuses(node, Refusal(3, "ml/train-0 (default)"), commands=(REVERT,))
-    node.script(pods=pods[:2])
-    assert reverted(node) == [str(node.toolkit)]
+    sourced.script(pods=pods)
+    before = snapshot(sourced.toolkit)
+    refuses(sourced, Refusal(3, "ml/train-0 (default)"), commands=(REVERT, REVERT))
+    assert "shop/web" not in sourced.agent(REVERT).stderr
+    assert touched(before, snapshot(sourced.toolkit)) == []
+    checks.done(sourced.agent("revert"))
+    refuses(sourced, Refusal(3, "ml/train-0 (default)"), commands=(REVERT,))
+    sourced.script(pods=pods[:2])
+    assert reverted(sourced) == [str(sourced.toolkit)]
 
 
-def test_runtime_that_does_not_answer(node: SourceNode) -> None:
+def test_runtime_that_does_not_answer(sourced: SourceNode) -> None:
     """Nobody knows then who runs by it."""
-    checks.done(node.agent("apply"))
-    before = snapshot(node.toolkit)
-    node.script(unimplemented=True)
-    fails(node.agent(REVERT), 4, str(node.socket))
-    assert touched(before, snapshot(node.toolkit)) == []
+    checks.done(sourced.agent("apply"))
+    before = snapshot(sourced.toolkit)
+    sourced.script(unimplemented=True)
+    fails(sourced.agent(REVERT), 4, str(sourced.socket))
+    assert touched(before, snapshot(sourced.toolkit)) == []
 
 
 @contextmanager
