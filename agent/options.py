@@ -276,12 +276,9 @@ _AGENT = (
 )
 
 _LATER = (
-    _later("is_host_driver", "--is-host-driver", ("IS_HOST_DRIVER",), "bool"),
-    _later("pid_file", "--pid-file", ("TOOLKIT_PID_FILE", "PID_FILE")),
     _later("use_legacy_config", "--use-legacy-config", ("CONTAINERD_USE_LEGACY_CONFIG",), "bool"),
     _later("runtime_config_override", "--runtime-config-override",
            ("RUNTIME_CONFIG_OVERRIDE", "CONTAINERD_RUNTIME_CONFIG_OVERRIDE")),
-    _later("enable_nri_plugin", "--enable-nri-plugin", ("ENABLE_NRI_PLUGIN",), "bool"),
     _later("nri_plugin_index", "--nri-plugin-index", ("NRI_PLUGIN_INDEX",)),
     _later("nri_socket", "--nri-socket", ("NRI_SOCKET",)),
     _later("nri_namespace", "--nri-namespace", ("NRI_NAMESPACE",)),
@@ -289,4 +286,16 @@ _LATER = (
            ("NRI_MANAGEMENT_CDI_DEVICE_NAMESPACES",), "list"),
 )  # fmt: skip
 
-OPTIONS: tuple[Option, ...] = (*_RUNTIME, *_CDI, *SPECS, *TOOLKIT, *_AGENT, *_LATER)
+_OPERATOR = (
+    Option("pid_file", "path", ("TOOLKIT_PID_FILE", "PID_FILE"), "run: has our pid, and our lock, "
+           'while we run; "" means none. Default: none; nvidia-toolkit: '
+           "/run/nvidia/toolkit/toolkit.pid.", keep_empty=True),
+    Option("is_host_driver", "bool", ("IS_HOST_DRIVER",),
+           "True: the driver root is /, where no option names another."),
+    Option("enable_nri_plugin", "bool", ("ENABLE_NRI_PLUGIN",), "As --no-runtime-config, except "
+           "with --no-daemon; the NRI plugin itself is not served.", "false"),
+)  # fmt: skip
+
+OPTIONS: tuple[Option, ...] = (
+    *_RUNTIME, *_CDI, *SPECS, *TOOLKIT, *_AGENT, *_OPERATOR, *_LATER,
+)  # fmt: skip

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from agent import operator
 from agent.cdi_options import HOOKS, NAME_STRATEGIES
 from agent.data import dataclass
 from agent.errors import UsageError
@@ -28,6 +29,7 @@ _HOOK_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.json")
 _FEATURE = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _LEVELS = ("panic", "fatal", "error", "warn", "warning", "info", "debug", "trace")
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _STRATEGIES = ("envvar", "volume-mounts", "cdi-annotations", "cdi-cri")
 
 
@@ -37,7 +39,8 @@ class Settings:
 
     `set_as_default` and `enable_cdi_in_runtime` are None where nobody said; `origins` maps an
     option's name to "default", "command line" or the environment variable that set it;
-    `ignored` names the given options that nothing acts on.
+    `ignored` names the given options that nothing acts on, `warnings` says what of all that was
+    given does not do what it says.
     """
 
     entry: Entry
@@ -90,8 +93,12 @@ class Settings:
     no_runtime_config: bool
     no_daemon: bool
     debug: bool
+    pid_file: str | None
+    is_host_driver: bool | None
+    enable_nri_plugin: bool
     origins: Mapping[str, str]
     ignored: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     @property
     def may_enable_cdi(self) -> bool:
@@ -120,14 +127,24 @@ def resolve(given: Mapping[str, str | None], env: Mapping[str, str], entry: Entr
         value = None if raw is None else parse(option, raw, _where(option, origin))
         if option.acted:
             values[option.name] = value
-        elif origin != "default":
+        elif origin != "default" and operator.counts(option.name, values):
             ignored.append(_where(option, origin))
     if values["cdi_enabled"] is None:
         values["cdi_enabled"] = entry == "toolkit-agent"
     if not values["cdi_output_dir"]:
         values["cdi_output_dir"] = None
+    warnings = (*operator.silenced(env, origins, parse), *operator.fit(values, origins, entry))
     _check(values)
-    return Settings(entry=entry, origins=origins, ignored=tuple(ignored), **values)
+    return Settings(
+        entry=entry,
+        origins=origins,
+        ignored=tuple(ignored),
+        warnings=(
+            *warnings,
+            *map("{} is accepted and not acted on by this version".format, ignored),
+        ),
+        **values,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +198,8 @@ def parse(option: Option, raw: str, where: str) -> Any:
     text = raw.strip()
     if "\0" in text or "\n" in text:
         raise UsageError(f"cannot use {where}: it contains a line break or NUL; remove it")
+    if _SURROGATE.search(text):  # how Python shows a byte that is not UTF-8; TOML knows none
+        raise UsageError(f"cannot use {where}: it is not UTF-8; give another name")
     match option.kind:
         case "bool":
             return parse_bool(text, where)
@@ -255,6 +274,11 @@ def _check(values: Mapping[str, Any]) -> None:
         )
     if values["device_list_strategy"] == ():
         raise UsageError("cannot use an empty device list strategy: name one or leave it out")
+    if (values["pid_file"] or operator.PID_FILE).rpartition("/")[2] != "toolkit.pid":
+        raise UsageError(
+            f"cannot use {values['pid_file']} as pid file: its name has to be toolkit.pid, as for "
+            "NVIDIA's installer"
+        )
     for strategy in values["device_list_strategy"] or ():
         if strategy not in _STRATEGIES:
             raise UsageError(
@@ -271,6 +295,11 @@ def _check(values: Mapping[str, Any]) -> None:
 
 def _check_toolkit(values: Mapping[str, Any]) -> None:
     """What goes into config.toml and into the wrappers."""
+    if ":" in values["toolkit_install_dir"]:
+        raise UsageError(
+            f"cannot use the toolkit directory {values['toolkit_install_dir']}: it is to be in "
+            "PATH, where a colon ends a name; give another one"
+        )
     for name in values["create_device_nodes"]:
         if name not in ("none", "control"):
             raise UsageError(f"cannot create device nodes {name!r}: give control or none")

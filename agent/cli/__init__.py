@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from agent import __version__
-from agent.cli.base import EPILOG, NOT_ACTED, Command, emit, output_option, settings_of
+from agent.cli.base import EPILOG, Command, emit, output_option, settings_of
 from agent.cli.cdi import cdi
 from agent.errors import AgentError, Locked
 from agent.start import run_and_end
@@ -96,7 +96,8 @@ def converge_child(
     from agent.daemon import child
 
     inherited = child.Inherited(lock_fd, watch_fd, since, told)
-    code = child.work(_context(given, entry), inherited, _say)
+    ctx = _context(given, entry, tell=False)  # its parent has told
+    code = child.work(ctx, inherited, _say)
     raise SystemExit(code)
 
 
@@ -158,19 +159,21 @@ def config(output: str, **given: str | None) -> None:
 
     settings = settings_of(given)
     values = effective(settings)
-    for name in settings.ignored:
-        click.echo(f"warning: {NOT_ACTED.format(name)}", err=True)
+    for text in settings.warnings:
+        click.echo(f"warning: {text}", err=True)
     emit(output, lambda: render.config_text(values), "Config", lambda: render.config_data(values))
 
 
-def _context(given: dict[str, str | None], entry: Entry = "toolkit-agent") -> Context:
+def _context(
+    given: dict[str, str | None], entry: Entry = "toolkit-agent", *, tell: bool = True
+) -> Context:
     from agent.engine.context import open_context
     from agent.log import logger
 
     settings = settings_of(given, entry)
     log = logger(debug=settings.debug)
-    for name in settings.ignored:
-        log("warning", text=NOT_ACTED.format(name))
+    for text in settings.warnings if tell else ():
+        log("warning", text=text)
     return open_context(settings, log)
 
 
@@ -188,12 +191,13 @@ def _keep(given: dict[str, str | None], entry: Entry) -> None:
     from agent.engine.converge import converge, tell
 
     ctx = _context(given, entry)
-    if ctx.settings.no_daemon:
-        converge(ctx)
-        return
-    from agent.daemon.start import become_supervisor
+    from agent.daemon.start import become_supervisor, pid_file
 
     try:
+        if ctx.settings.no_daemon:
+            with pid_file(ctx):
+                converge(ctx)
+            return
         become_supervisor(ctx, _again(given))
     except Locked:
         raise

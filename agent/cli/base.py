@@ -21,8 +21,6 @@ cdi validate found something;
 2 usage; 3 refused, nothing touched; 4 runtime unreachable; 5 failed and rolled back;
 6 rollback failed; 7 another instance holds the lock."""
 
-NOT_ACTED = "{} is accepted and not acted on by this version"
-
 
 def _flag(option: Option) -> click.Option:
     """A click option for an entry of the table; booleans are written --x, --x=true, --x=false."""

@@ -1,20 +1,22 @@
-"""From the command line to the waiting process.
+"""From the command line to the waiting process, and the pid file on the way.
 
-Invariant: when this process becomes the supervisor it holds the lock and has its signals blocked
-already, so there is no moment at which a second instance or a signal could come between.
+Invariant: when this process becomes the supervisor it holds the lock and the pid file and has its
+signals blocked already, so there is no moment at which a second instance or a signal could come
+between. The pid in the file stays right: it is one process from here to its end.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from agent.daemon import supervisor
 from agent.engine.context import Context
-from agent.host import lock
+from agent.host import lock, pidfile
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -25,14 +27,19 @@ COMMAND = "converge-child"
 
 
 def become_supervisor(ctx: Context, options: Sequence[str]) -> NoReturn:
-    """Take the lock and turn into the waiting process; `options` go to every child.
-
-    Raises Locked or Refused.
+    """Take the lock and the pid file, and turn into the waiting process; `options` go to every
+    child. Raises Locked or Refused.
     """
     since = ctx.clock()
     ctx.store.create()
     fd = lock.take(ctx.store.path("lock"))
     os.set_inheritable(fd, True)
+    signal.pthread_sigmask(signal.SIG_BLOCK, supervisor.SIGNALS)
+    path, held = _pid_path(ctx), ""
+    if path is not None:
+        number = pidfile.take(path)
+        os.set_inheritable(number, True)
+        held = f"{number}:{path}"
     child = [
         sys.executable, "-P", "-c", _CHILD, _ROOT, COMMAND, f"--lock-fd={fd}", f"--since={since}",
         f"--entry={ctx.settings.entry}", *options,
@@ -40,7 +47,37 @@ def become_supervisor(ctx: Context, options: Sequence[str]) -> NoReturn:
     deadline = 2 * ctx.settings.proof_timeout + 300
     # Without site and the environment's wishes: it imports nothing from there.
     program = [sys.executable, "-I", "-S", supervisor.__file__]
-    signal.pthread_sigmask(signal.SIG_BLOCK, supervisor.SIGNALS)
+    words = [str(ctx.settings.interval), str(deadline), held]
     os.execve(  # noqa: S606 - there is no shell in it
-        sys.executable, [*program, str(ctx.settings.interval), str(deadline), *child], os.environ
+        sys.executable, [*program, *words, *child], os.environ
     )
+
+
+@contextlib.contextmanager
+def pid_file(ctx: Context) -> Iterator[None]:
+    """Hold the pid file, if there is to be one, for as long as one convergence takes. Signals that
+    would end us wait until it is gone. Raises Locked or Refused."""
+    path = _pid_path(ctx)
+    if path is None:
+        yield
+        return
+    ending = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, ending)
+    try:
+        fd = pidfile.take(path)
+        try:
+            yield
+        finally:
+            supervisor.drop(fd, path)
+            os.close(fd)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
+
+
+def _pid_path(ctx: Context) -> str | None:
+    """The agent path of the pid file. What its own name is, a link or not, is not looked at."""
+    given = ctx.settings.pid_file
+    if not given:
+        return None
+    above, name = os.path.split(given)
+    return os.path.join(ctx.host.locate(above).agent, name)

@@ -4,9 +4,10 @@ Invariant: it imports nothing but os, sys, signal, time and errno, so that waiti
 nothing; and a convergence counts only where nothing that is watched moved while it ran, so that no
 change is lost. Run by its path, after `start.py` has taken the lock and blocked the signals:
 
-    supervisor.py INTERVAL DEADLINE ARGV...
+    supervisor.py INTERVAL DEADLINE PIDFILE ARGV...
 
-ARGV is the child's command line, to which `--watch-fd` and `--told` are added.
+PIDFILE is `DESCRIPTOR:PATH` of a pid file that goes with this process, or empty. ARGV is the
+child's command line, to which `--watch-fd` and `--told` are added.
 """
 
 import errno
@@ -269,16 +270,32 @@ def log(event: str, key: str, number: int) -> None:
         return
 
 
+def drop(fd: int, path: str) -> None:
+    """Take a pid file away, if it is still the one that we hold, while we do."""
+    try:
+        if os.path.samestat(os.lstat(path), os.fstat(fd)):
+            os.unlink(path)
+    except OSError:
+        return  # whoever comes next takes it over
+
+
 def main() -> int:
     """The arguments are those of the docstring."""
     for number in SIGNALS:  # an ignored SIGCHLD would take our children's ends away
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    interval, deadline, argv = float(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]
+    interval, deadline, argv = float(sys.argv[1]), float(sys.argv[2]), sys.argv[4:]
+    number_of, _, pid_file = sys.argv[3].partition(":")
+    if pid_file:  # a child that outlives us must not hold it
+        os.set_inheritable(int(number_of), False)
     wishes = Wishes()
     children = Children(argv, deadline, wishes)
-    code = Keeper(children.converge, children.wait, wishes).keep(interval)
-    log("stopped", "code", code)
+    try:
+        code = Keeper(children.converge, children.wait, wishes).keep(interval)
+        log("stopped", "code", code)
+    finally:
+        if pid_file:
+            drop(int(number_of), pid_file)
     return code
 
 

@@ -14,7 +14,7 @@ from agent.cdi.root import DriverRoot
 from agent.data import dataclass
 from agent.engine.context import Context
 from agent.errors import reason
-from agent.host import nodes
+from agent.host import files, nodes
 from agent.toolkit import devices
 from agent.toolkit.devices import ControlNode
 
@@ -82,6 +82,8 @@ def _is_there(item: Missing) -> bool:
 def create(ctx: Context, wanted: tuple[Missing, ...]) -> tuple[str, ...]:
     """Make what is missing, as far as we may. Gives host paths of what was made."""
     made = []
+    for above in {os.path.dirname(item.agent) for item in wanted}:
+        files.sweep(above, [item.node.name for item in wanted])  # of one that was killed
     for item in wanted:
         try:
             nodes.make(item.agent, item.node.major, item.node.minor, devices.MODE)

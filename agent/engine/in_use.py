@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 from agent.engine.node import Runtime
 from agent.errors import Refused
-from agent.host.paths import HostRoot
+from agent.host.paths import HostRoot, is_below
 from agent.observe import cri, process
 from agent.observe.cri import Sandbox
 
@@ -33,14 +33,26 @@ def toolkit_refusal(host: HostRoot, runtime: Runtime, directory: str) -> Refused
     Whatever is the default now: containerd keeps for each pod which program runs its containers,
     and CRI-O's monitors have it on their command lines.
     """
-    socket, word = runtime.socket, json.dumps(f"{directory}/")[1:-1]
+    socket = runtime.socket
     users = [
         _name(pod)
         for pod in cri.sandboxes(socket.agent, socket.host)
-        if word in cri.sandbox_info(socket.agent, socket.host, pod.id)
+        if _is_run_by(cri.sandbox_info(socket.agent, socket.host, pod.id), directory)
     ]
     users += _monitors(host, directory)
     return _refusal(users, "revert", f"pods use programs in {directory}") if users else None
+
+
+def _is_run_by(info: str, directory: str) -> bool:
+    """Does containerd (1.6 to 2.4) run a pod by a program in there? Its annotations, for example,
+    may name any path."""
+    try:
+        found = json.loads(info or "{}")
+        options = found.get("runtimeOptions")
+    except (ValueError, AttributeError, RecursionError):
+        return f"{directory}/" in info
+    values = options.values() if isinstance(options, dict) else ()
+    return any(isinstance(value, str) and is_below(value, directory) for value in values)
 
 
 def _monitors(host: HostRoot, directory: str) -> Iterator[str]:

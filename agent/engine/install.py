@@ -13,7 +13,7 @@ from agent.data import dataclass
 from agent.decide import DEFAULT_DIRS, Decision
 from agent.engine.context import Context
 from agent.engine.plan import Change
-from agent.engine.wanted import Binary, is_ours
+from agent.engine.wanted import Binary, is_ours, is_runc
 from agent.engine.wanted import binaries as binaries_of
 from agent.errors import AgentError, NoToolkit, Refused, reason
 from agent.host import files
@@ -96,29 +96,40 @@ def low_level(ctx: Context, kind: str, cri: Cri | None, remembered: str | None) 
         return asked
     usual = ("crun", "runc") if kind == "crio" else ("runc", "crun")
     names = (remembered, cri.default, *usual) if cri else ()
-    found = [_binary(cri.table(name)) for name in names if name] if cri else []
-    paths = (path for path in found if path and path.startswith("/"))
-    there = [path for path in paths if programs.runs(ctx.host, path)]
+    found = [_binary(kind, cri.table(name)) for name in names if name] if cri else []
+    there = [path for path in found if path and _real(ctx.host, path)]
     candidates = dict.fromkeys((*there, *usual))
     return tuple(path for path in candidates if not _is_itself(ctx.host, path))
 
 
-def _binary(table: Data) -> str | None:
-    """The program of a handler that is none of ours."""
-    return None if is_ours("", table) else program(table)
+def _binary(kind: str, table: Data) -> str | None:
+    """The OCI runtime of a handler that is none of ours; None for what the node would take by
+    itself. What runs virtual machines is no such thing; containerd's `runtime_path` is a shim."""
+    if is_ours("", table):
+        return None
+    if kind == "crio":
+        path = table.get("runtime_path") if table.get("runtime_type") != "vm" else None
+        return path if isinstance(path, str) else None
+    named = dict(sorted(binaries_of(table))) if is_runc(table) else {}
+    return list(named.values())[-1] if named else None  # so does containerd choose
 
 
-def program(table: Data) -> str | None:
-    """The program of a handler; None for what the runtime would take by itself."""
-    path = table.get("runtime_path") or next((path for _, path in binaries_of(table)), None)
-    return path if isinstance(path, str) else None
+def executables(table: Data) -> tuple[str, ...]:
+    """Every program that a handler names."""
+    path = table.get("runtime_path")
+    named = [path] if isinstance(path, str) and path else []
+    return (*named, *(path for _, path in binaries_of(table)))
 
 
 def _is_itself(host: HostRoot, path: str) -> bool:
     """Is this NVIDIA's runtime, under whatever name?"""
-    places = [path] if path.startswith("/") else [f"{d}/{path}" for d in programs.DIRECTORIES]
-    real = next((found for name in places if (found := programs.runs(host, name))), path)
-    return programs.is_nvidia(path) or programs.is_nvidia(real)
+    return programs.is_nvidia(path) or programs.is_nvidia(_real(host, path) or path)
+
+
+def _real(host: HostRoot, path: str) -> str | None:
+    """Agent path of a program that is named by its path, or alone; None where there is none."""
+    places = [path] if "/" in path else [f"{above}/{path}" for above in programs.DIRECTORIES]
+    return next((found for name in places if (found := programs.runs(host, name))), None)
 
 
 def propose(ctx: Context, found: Found, decision: Decision, runtimes: tuple[str, ...]) -> Proposed:
@@ -138,7 +149,10 @@ def propose(ctx: Context, found: Found, decision: Decision, runtimes: tuple[str,
 
 def _change(directory: HostPath, text: bytes) -> Change | None:
     path = HostPath(f"{directory.agent}/{tree.CONFIG}", f"{directory.host}/{tree.CONFIG}")
-    before = files.read(path.agent, path.host)
+    try:
+        before = files.read(path.agent, path.host)
+    except Refused:
+        before = None  # a link or a directory: it is replaced
     after = files.new_state(text)
     same = before is not None and before.data == after.data
     return None if same else Change(path, before, after)
@@ -148,6 +162,8 @@ def _warnings(found: Found, decision: Decision) -> tuple[str, ...]:
     """What containers would miss that are not made by CDI."""
     needed = (programs.RUNTIME_HOOK, programs.CLI)
     missing = [name for name in needed if name not in found.origin.programs]
+    if found.origin.kind == "packages":  # those of the host are wherever its loader looks
+        missing += [name for name in origin.LIBRARIES if name not in found.origin.libraries]
     if decision.mode not in ("auto", "legacy", "hook") or not missing:
         return ()
     names = ", ".join(missing)
@@ -169,6 +185,11 @@ def _refuse(host: HostRoot, directory: HostPath, decision: Decision) -> None:
         if why:
             raise Refused(f"cannot install the toolkit in {directory}: {path} {why}")
     mount = host.mount(directory)
+    if mount is not None and mount.point == directory.agent:
+        raise Refused(
+            f"cannot install the toolkit in {directory}: it is a mount point, whose place no new "
+            "directory can take; mount the directory above it"
+        )
     if mount is None or not decision.is_default:
         return
     what = None
@@ -241,9 +262,18 @@ def write(ctx: Context, proposed: Proposed | None) -> tuple[str, ...]:
             return ()
         place.put(directory.agent, proposed.tree)
     except OSError as error:
-        raise Refused(f"cannot install the toolkit in {directory}: {reason(error)}") from error
+        # What is read has its whole name in the error, what is written only its last part.
+        named = str(error.filename)
+        where = f"{named}: " if named in _sources(proposed.tree) else ""
+        raise Refused(
+            f"cannot install the toolkit in {directory}: {where}{reason(error)}"
+        ) from error
     ctx.log("toolkit installed", directory=directory.host, source=proposed.found.origin.place)
     return (directory.host,)
+
+
+def _sources(wanted: Tree) -> tuple[str, ...]:
+    return tuple(entry.source for entry in wanted.values() if isinstance(entry, tree.Copy))
 
 
 def installed(ctx: Context) -> str | None:

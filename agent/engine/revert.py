@@ -85,12 +85,12 @@ def _refuse_needed(ctx: Context, memory: Memory, keep_edits: bool) -> None:
     left = install.left(ctx)
     cri = kinds.effective(node, after)
     for name in cri.runtimes:
-        path = install.program(cri.table(name))
-        if path and is_below(path, directory) and path not in left:
-            raise Refused(
-                f"cannot remove the toolkit: handler {name} of the restored configuration runs "
-                f"{path}; take it out, or leave the toolkit where it is"
-            )
+        for path in install.executables(cri.table(name)):
+            if is_below(path, directory) and path not in left:
+                raise Refused(
+                    f"cannot remove the toolkit: handler {name} of the restored configuration "
+                    f"runs {path}; take it out, or leave the toolkit where it is"
+                )
 
 
 def _files_after(

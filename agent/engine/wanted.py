@@ -79,6 +79,11 @@ def is_ours(name: str, table: Data, names: tuple[str, ...] = OUR_NAMES) -> bool:
     return name in names or any(os.path.basename(p).startswith(_BINARY) for p in paths)
 
 
+def is_runc(table: Data) -> bool:
+    """Does containerd run this handler by runc's shim, the only one that knows BinaryName?"""
+    return str(table.get("runtime_type") or _RUNC).startswith(_RUNC)
+
+
 def binaries(table: Data) -> Iterator[tuple[str, str]]:
     """Every spelling of the binary in a handler's options.
 
@@ -183,7 +188,7 @@ def _base(cri: Cri, ours: tuple[str, ...], remembered: str | None) -> str:
     names = [
         name
         for name in (cri.default, remembered, "runc", "crun")
-        if name and str(cri.table(name).get("runtime_type") or _RUNC).startswith(_RUNC)
+        if name and is_runc(cri.table(name))
     ]
     return first_foreign(cri, ours, tuple(names)) or cri.default
 

@@ -178,11 +178,8 @@ class HostRoot:
     def mount(self, path: HostPath) -> Mount | None:
         """The mount on which a place lies, there or not; None where that is not known."""
         found = [mount for mount in self._mounts if is_below(path.agent, mount.point)]
-        return (
-            max(enumerate(found), key=lambda item: (len(item[1].point), item[0]))[1]
-            if (found)
-            else None
-        )
+        # Of equal points the last one counts, which hides the others: max takes the first it meets.
+        return max(reversed(found), key=lambda mount: len(mount.point), default=None)
 
     def agent_path(self, host: str) -> str:
         """The name under which we open a host path; links are not looked at."""
@@ -266,10 +263,11 @@ class HostRoot:
         """The host's name of a mounted directory: equal device and inode below the host root.
 
         Candidates come from mounts of the same device below the host root, and from the same
-        name there; what counts is the comparison.
+        name there; what counts is the comparison. Where the host itself has the directory under two
+        names, that of its own mount comes before the one that leads through the whole disk.
         """
         candidates = [mount.point]
-        for other in self._mounts:
+        for other in sorted(self._mounts, key=lambda other: -len(other.root)):
             if other.device == mount.device and is_below(other.point, self.root):
                 inside = _rebase(other.point, self.root, "/")
                 if is_below(mount.root, other.root):

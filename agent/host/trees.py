@@ -8,7 +8,6 @@ before, and no link is followed from there on (`agent.host.safe`).
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import hashlib
 import os
@@ -39,11 +38,18 @@ def unfinished(path: str) -> list[str]:
 
 
 def make(path: str, mode: int = 0o755) -> None:
-    """Make a directory that is not there. Raises OSError."""
+    """Make a directory that is not there, whatever the umask. Raises OSError."""
     above, base = os.path.split(path)
     with safe.directory_to_change(above) as directory:
         os.mkdir(base, mode, dir_fd=directory)
         os.chmod(base, mode, dir_fd=directory)
+
+
+def make_missing(path: str) -> None:
+    """Make a directory and those above it that are not there. Raises OSError."""
+    for missing in files.missing_directories(path):
+        make(missing)
+        files.sync_directory(os.path.dirname(missing))
 
 
 def copy(source: str, path: str, mode: int) -> tuple[str, os.stat_result]:
@@ -102,14 +108,17 @@ def link(target: str, path: str) -> None:
 
 
 def exchange(one: str, other: str) -> None:
-    """Two directories beside each other take each other's name, in one step, durably.
+    """Two directories beside each other take each other's name, in one step.
 
-    Raises OSError: EINVAL or ENOSYS where file system or kernel cannot.
+    Raises OSError, with nothing done: EINVAL or ENOSYS where file system or kernel cannot. That is
+    why making it durable is somebody else's: its failure must not be taken for one of this.
     """
     above, first = os.path.split(one)
     number = _RENAMEAT2.get(os.uname().machine)
     if number is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), one)
+    import ctypes  # here, for it is slow
+
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall.restype = ctypes.c_long
     with safe.directory_to_change(above) as directory:
@@ -121,10 +130,25 @@ def exchange(one: str, other: str) -> None:
         if done != 0:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code), one)
-        os.fsync(directory)
 
 
-def remove(path: str, last: str) -> None:
+def are_same(one: str, other: str) -> bool:
+    """Is what is at two agent paths one file under two names, or directories of such? Raises
+    OSError."""
+    first, second = os.lstat(one), os.lstat(other)
+    if (first.st_mode, first.st_uid) != (second.st_mode, second.st_uid):
+        return False
+    if stat.S_ISLNK(first.st_mode):
+        return os.readlink(one) == os.readlink(other)
+    if not stat.S_ISDIR(first.st_mode):
+        return os.path.samestat(first, second)
+    found = sorted(files.names(one))
+    return found == sorted(files.names(other)) and all(
+        are_same(os.path.join(one, name), os.path.join(other, name)) for name in found
+    )
+
+
+def remove(path: str, last: str = "") -> None:
     """Remove a directory with all that is in it; one that is gone is fine. Raises OSError.
 
     `last` is the file that goes last: while anything is left, it tells what this is.

@@ -5,9 +5,12 @@ Invariant: pure; numbers are those that the kernel gave the loaded modules (/pro
 
 from __future__ import annotations
 
+import re
+
 from agent.data import dataclass
 
 MODE = 0o666
+_LINE = re.compile(r" *([0-9]{1,4}) +(\S+) *")  # the kernel has 12 bits for such a number
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,5 +46,5 @@ def control_nodes(proc_devices: str) -> tuple[ControlNode, ...]:
 def _majors(text: str) -> dict[str, int]:
     """Major numbers of character devices by name; the block devices come after."""
     characters, _, _ = text.partition("Block devices:")
-    pairs = (line.split() for line in characters.splitlines())
-    return {pair[1]: int(pair[0]) for pair in pairs if len(pair) == 2 and pair[0].isdigit()}
+    found = (_LINE.fullmatch(line) for line in characters.splitlines())
+    return {match[2]: int(match[1]) for match in found if match}

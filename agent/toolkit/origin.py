@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Literal
 
 from agent.data import dataclass
-from agent.errors import NoToolkit, Refused, UsageError
+from agent.errors import NoToolkit, Refused, UsageError, reason
+from agent.host import files
 from agent.host.paths import HostPath, HostRoot
 from agent.settings import Settings
 from agent.toolkit import programs, wrapper
@@ -22,6 +23,7 @@ _LIBRARY_DIRECTORIES = (
     "/usr/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu",
 )  # fmt: skip
 _NAMES = (*programs.WRAPPED, programs.CDI_HOOK)
+_SCRIPT = 1 << 13  # bytes in which a wrapper says what it is
 
 Kind = Literal["packages", "installed", "host"]
 
@@ -40,19 +42,32 @@ class Origin:
 def find(settings: Settings, host: HostRoot, installed: HostPath) -> Origin:
     """The toolkit: from the source tree; else what is installed; else the host's own packages.
 
-    Raises Refused for a source tree that was asked for and is none, NoToolkit where there is none.
+    Raises Refused for a source tree that was asked for and is none, and for a program that somebody
+    else could exchange; NoToolkit where there is none.
     """
+    found = _find(settings, host, installed)
+    for path in (*found.programs.values(), *found.libraries.values()):
+        try:
+            why = files.distrust(os.stat(path, follow_symlinks=False))
+        except OSError as error:
+            raise Refused(f"cannot use {path}: {reason(error)}") from error
+        if why:
+            raise Refused(f"cannot use {path}: it {why}")
+    return found
+
+
+def _find(settings: Settings, host: HostRoot, installed: HostPath) -> Origin:
     root = _source_root(settings, host)
     if root is not None:
         return _packages(root)
-    found = _installed(installed) or _host(host)
-    if found is None:
+    found = [origin for origin in (_installed(installed), _host(host)) if origin]
+    if not found:
         raise NoToolkit(
             f"cannot find the NVIDIA container toolkit: {programs.RUNTIME} is neither in "
             f"{settings.toolkit_install_dir}/toolkit nor in /usr/bin of the host; install the "
             "toolkit, or give --toolkit-source-root or --toolkit-install-dir"
         )
-    return found
+    return next((origin for origin in found if programs.RUNTIME in origin.programs), found[0])
 
 
 def _source_root(settings: Settings, host: HostRoot) -> str | None:
@@ -109,38 +124,49 @@ def _library(root: HostRoot, name: str) -> str | None:
 
 def _installed(directory: HostPath) -> Origin | None:
     """What we, or NVIDIA's installer, put there: a program of which there is a wrapper has its
-    own name with `.real`."""
+    own name with `.real`. Without it the wrapper is none: a copy of it would call itself."""
     if not os.path.isdir(directory.agent):
         return None
     root = _open(directory.agent)
 
     def program(name: str) -> str | None:
-        return programs.runs(root, f"/{name}.real") or programs.runs(root, f"/{name}")
+        real = f"{name}.real"
+        path = programs.runs(root, f"/{real}")
+        if path is None and (plain := programs.runs(root, f"/{name}")):
+            path = None if _is_ours(plain) or _mentions(plain, real) else plain
+        return path
 
     found = {name: path for name in _NAMES if (path := program(name))}
     libraries = {name: path for name in LIBRARIES if (path := _library(root, f"/{name}"))}
-    main = _main(found)
-    if main is None or _is_our_wrapper(main):
-        return None
-    return Origin("installed", directory.host, found, libraries)
-
-
-def _main(found: Mapping[str, str]) -> str | None:
-    """Without one of these there is nothing to work with."""
-    return found.get(programs.RUNTIME) or found.get(programs.RUNTIME_HOOK)
-
-
-def _is_our_wrapper(path: str) -> bool:
-    """A wrapper of ours without a `.real` beside it stands before the host's own program."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(len(wrapper.HEAD)) == wrapper.HEAD
-    except OSError:
-        return False
+    return Origin("installed", directory.host, found, libraries) if _is_of_use(found) else None
 
 
 def _host(host: HostRoot) -> Origin | None:
-    found = {name: path for name in _NAMES if (path := programs.runs(host, f"/usr/bin/{name}"))}
-    if _main(found) is None:
-        return None
-    return Origin("host", "/usr/bin", found, {})
+    """What a package put there; a link to our own wrapper would lead it to itself."""
+    runs = ((name, programs.runs(host, f"/usr/bin/{name}")) for name in _NAMES)
+    found = {name: path for name, path in runs if path and not _is_ours(path)}
+    return Origin("host", "/usr/bin", found, {}) if _is_of_use(found) else None
+
+
+def _is_of_use(found: Mapping[str, str]) -> bool:
+    """Without one of these there is nothing to work with."""
+    return programs.RUNTIME in found or programs.RUNTIME_HOOK in found
+
+
+def _is_ours(path: str) -> bool:
+    """Is this a wrapper of our own?"""
+    return _beginning(path).startswith(wrapper.HEAD)
+
+
+def _mentions(path: str, name: str) -> bool:
+    """Is this a script that calls a program of this name?"""
+    text = _beginning(path)
+    return text.startswith(b"#!") and name.encode() in text
+
+
+def _beginning(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(_SCRIPT)
+    except OSError:
+        return b""

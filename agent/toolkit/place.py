@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
 
 from agent.errors import Refused
 from agent.host import files, trees
@@ -25,10 +24,11 @@ _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EBUSY, errno.EOPN
 
 def put(live: str, wanted: Tree) -> None:
     """Have the directory `live` be as wanted. What did not change is not written again."""
-    above = os.path.dirname(live)
-    missing = files.missing_directories(above)
-    files.make_directories(above)
+    missing = files.missing_directories(os.path.dirname(live))
     kept = tree.listed(live) or Listed(made=len(missing))
+    if missing:
+        _put_first(missing[0], live, wanted, kept)
+        return
     new = trees.building(live)
     try:
         _build(new, live, wanted, kept)
@@ -37,6 +37,21 @@ def put(live: str, wanted: Tree) -> None:
         with contextlib.suppress(OSError, Refused):
             if os.path.isdir(new) and tree.listed(new) is not None:
                 _discard(new, live)
+        raise
+
+
+def _put_first(top: str, live: str, wanted: Tree, kept: Listed) -> None:
+    """The same where directories above are missing, `top` the first of them: they come along with
+    it, so that none is left of an install that was interrupted."""
+    draft = trees.building(top)
+    new = draft + live[len(top) :]
+    try:
+        trees.make_missing(os.path.dirname(new))
+        _build(new, live, wanted, kept)
+        files.move(draft, top)
+    except Exception:
+        with contextlib.suppress(OSError):
+            trees.remove(draft)
         raise
 
 
@@ -50,7 +65,7 @@ def _build(new: str, live: str, wanted: Tree, kept: Listed) -> None:
     copies: dict[str, Kept] = {}
     for name, entry in wanted.items():
         path = f"{new}/{name}"
-        files.make_directories(os.path.dirname(path))
+        trees.make_missing(os.path.dirname(path))
         if isinstance(entry, Link):
             trees.link(entry.target, path)
         elif isinstance(entry, Text):
@@ -93,6 +108,7 @@ def _take_place(new: str, live: str, kept: Listed, wanted: Tree) -> None:
         if error.errno not in _NO_EXCHANGE:
             raise
         _one_by_one(new, live, kept, wanted)
+    files.sync_directory(os.path.dirname(live))
     _retire(new, live)
 
 
@@ -105,7 +121,7 @@ def _one_by_one(new: str, live: str, kept: Listed, wanted: Tree) -> None:
         _keep(copy, live)
     names = sorted(wanted, key=lambda name: _rank(name, wanted))
     for name in names:
-        files.make_directories(os.path.dirname(f"{live}/{name}"))
+        trees.make_missing(os.path.dirname(f"{live}/{name}"))
         files.move(f"{new}/{name}", f"{live}/{name}")
     for name in kept.names:
         if name not in wanted:
@@ -151,15 +167,20 @@ def tidy(live: str) -> None:
     before = os.path.join(os.path.dirname(live), BEFORE)
     if os.path.isdir(before) and tree.listed(before) is not None:
         _discard(before, live)  # it has been brought back
+    for top in files.missing_directories(os.path.dirname(live))[:1]:
+        for path in trees.unfinished(top):
+            trees.remove(path)
 
 
 def left(live: str) -> list[str]:
     """Names at the top of the directory that will be there after `remove`."""
     before, kept = os.path.join(os.path.dirname(live), BEFORE), tree.listed(live)
-    if os.path.isdir(before):
-        return files.names(before)
     if kept is None or not os.path.isdir(live):
         return []
+    return [*_foreign(live, kept), *(files.names(before) if os.path.isdir(before) else ())]
+
+
+def _foreign(live: str, kept: Listed) -> list[str]:
     return [name for name in files.names(live) if tree.is_foreign(name, kept.names)]
 
 
@@ -171,21 +192,25 @@ def remove(live: str) -> bool:
         return False
     before = os.path.join(os.path.dirname(live), BEFORE)
     if os.path.isdir(before):
-        _bring_back(before, live)
-    elif any(tree.is_foreign(name, kept.names) for name in files.names(live)):
+        _bring_back(before, live, kept)
+    elif _foreign(live, kept):
         _remove_ours(live, kept)
+    elif (top := _made(live, kept)) != live:
+        old = trees.building(top)
+        files.move(top, old)
+        trees.remove(old)
     else:
         old = trees.building(live)
         files.move(live, old)
         _discard(old, live)
-    files.remove_directories(tuple(_made(live, kept)))
     return True
 
 
-def _bring_back(before: str, live: str) -> None:
+def _bring_back(before: str, live: str, kept: Listed) -> None:
+    for name in _foreign(live, kept):
+        _carry(f"{live}/{name}", f"{before}/{name}")
     try:
         trees.exchange(before, live)
-        _discard(before, live)
     except OSError as error:
         if error.errno not in _NO_EXCHANGE:
             raise
@@ -193,6 +218,19 @@ def _bring_back(before: str, live: str) -> None:
         files.move(live, old)
         files.move(before, live)
         _discard(old, live)
+    else:
+        files.sync_directory(os.path.dirname(live))
+        _discard(before, live)
+
+
+def _carry(path: str, there: str) -> None:
+    """What somebody else has put, or changed, among our files since is not lost with these."""
+    if os.path.lexists(there):
+        if trees.are_same(path, there):
+            return
+        is_directory = os.path.isdir(there) and not os.path.islink(there)
+        trees.remove(there) if is_directory else files.remove(there)
+    trees.share_tree(path, there)
 
 
 def _remove_ours(live: str, kept: Listed) -> None:
@@ -203,8 +241,12 @@ def _remove_ours(live: str, kept: Listed) -> None:
     files.remove_directories(tuple(above))
 
 
-def _made(live: str, kept: Listed) -> Iterator[str]:
-    above = live
+def _made(live: str, kept: Listed) -> str:
+    """The outermost directory that we made, as far as there is nothing else in it."""
+    top = live
     for _ in range(kept.made):
-        above = os.path.dirname(above)
-        yield above
+        above = os.path.dirname(top)
+        if files.names(above) != [os.path.basename(top)]:
+            break
+        top = above
+    return top

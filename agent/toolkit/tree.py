@@ -188,6 +188,8 @@ def difference(directory: str, tree: Tree) -> Difference:
 
 def _is_right(directory: str, name: str, entry: Entry, kept: Listed) -> bool:
     path = os.path.join(directory, name)
+    if not _are_ours(directory, os.path.dirname(name)):
+        return False
     if isinstance(entry, Link):
         try:
             return os.readlink(path) == entry.target
@@ -198,13 +200,28 @@ def _is_right(directory: str, name: str, entry: Entry, kept: Listed) -> bool:
     return unchanged(path, entry, kept.copies.get(name))
 
 
+def _are_ours(directory: str, below: str) -> bool:
+    """Can nobody else change what is in a directory below, or in those above it?"""
+    while below:
+        try:
+            found = os.lstat(os.path.join(directory, below))
+        except OSError:
+            return False
+        if not stat.S_ISDIR(found.st_mode) or files.distrust(found):
+            return False
+        below = os.path.dirname(below)
+    return True
+
+
 def is_text(path: str, entry: Text) -> bool:
     """Is the file at this agent path what is wanted?"""
     try:
         found = files.read(path)
     except Refused:
         return False  # a link or a directory: it is replaced
-    return found is not None and (found.data, found.mode) == (entry.data, entry.mode)
+    if found is None or found.uid != os.geteuid():
+        return False
+    return (found.data, found.mode) == (entry.data, entry.mode)
 
 
 def unchanged(path: str, entry: Copy, kept: Kept | None) -> bool:

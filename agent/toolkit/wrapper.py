@@ -29,8 +29,10 @@ driver_is_loaded() {{
     return 1
 }}
 if ! driver_is_loaded 2>/dev/null; then
+    # shellcheck disable=SC2043 # there may be one
     for runtime in {runtimes}; do
-        if command -v "$runtime" >/dev/null 2>&1; then
+        runtime=$(command -v "$runtime" 2>/dev/null) || continue
+        if [ -f "$runtime" ] && [ -x "$runtime" ]; then
             case " $* " in
             *" create "* | *" run "*)
                 echo "toolkit-agent: the NVIDIA driver is not loaded: $runtime goes on alone" >&2

@@ -22,18 +22,13 @@ from typing import NoReturn
 from tests.conformance import cri
 from tests.double.install import make_fake_containerd
 from tests.double.supervisor import Supervisor
+from tests.toolkit.source import make_sources
 from tests.tools import runtimes
 from tests.tools.driver import make_driver
 from tests.tools.mounts import PrivateMounts
 from tests.tools.runtimes import Runtime
 
 _SCRIPTED_VERSION = "2.1.9"
-_TOOLKIT = (
-    "nvidia-container-runtime",
-    "nvidia-container-runtime.cdi",
-    "nvidia-container-runtime.legacy",
-    "nvidia-cdi-hook",
-)
 _CONFIG = """\
 # This file belongs to the administrator of the node.
 version = {version}
@@ -137,13 +132,11 @@ def _real_node(stack: ExitStack, directory: Path, prefix: Sequence[str], runtime
     text = _CONFIG.format(version=2 if old else 3, section=section, addresses="")
     (directory / "etc/containerd/config.toml").write_text(text, encoding="utf-8")
     make_driver(directory / "run/nvidia/driver")
-    for name in _TOOLKIT:
-        install = ["install", "-D", "-m", "755", "/bin/true", f"/opt/nvidia/toolkit/{name}"]
-        subprocess.run([*prefix, *install], check=True)
     path = f"{Path(sys.executable).parent}:{runtime.runc.parent}:{os.defpath}"
     env = {"PATH": path, "LC_ALL": "C.UTF-8"}
     options = {
         "HOST_ROOT_MOUNT": "/",
+        "TOOLKIT_SOURCE_ROOT": str(make_sources(directory / "packages")),
         "TOOLKIT_INSTALL_DIR": "/opt/nvidia",
         "RUNTIME_RESTART_MODE": "signal",
     }
@@ -162,16 +155,13 @@ def _scripted_node(stack: ExitStack, directory: Path) -> Node:
     )
     config = directory / "etc/containerd/config.toml"
     config.write_text(text, encoding="utf-8")
-    toolkit = directory / "opt/nvidia/toolkit"
-    toolkit.mkdir(parents=True)
-    for name in _TOOLKIT:
-        shutil.copy("/bin/true", toolkit / name)
     program = make_fake_containerd(directory / "bin", _SCRIPTED_VERSION, sys.executable)
     socket = directory / "run/containerd/containerd.sock"
     env = {"PATH": f"{Path(sys.executable).parent}:{os.defpath}", "LC_ALL": "C.UTF-8"}
     options = {
         "HOST_ROOT_MOUNT": "/",
-        "TOOLKIT_INSTALL_DIR": str(toolkit.parent),
+        "TOOLKIT_SOURCE_ROOT": str(make_sources(directory / "packages")),
+        "TOOLKIT_INSTALL_DIR": f"{directory}/opt/nvidia",
         "RUNTIME_RESTART_MODE": "signal",
         "RUNTIME_SOCKET": str(socket),
         "RUNTIME_EXECUTABLE_PATH": str(program),
@@ -221,8 +211,10 @@ def show(node: Node) -> None:
     heading("plan: what would be done, and why. It changes nothing; exit 1 says: changes")
     node.agent("plan", code=1)
 
-    heading("apply: check, write, restart, prove, publish")
+    heading("apply: install the toolkit, check, write, restart, prove, publish")
     node.agent("apply")
+    toolkit = f"{node.options['TOOLKIT_INSTALL_DIR']}/toolkit"
+    node.run("ls", "-l", toolkit)
     handlers = cri.wait(node.socket)
     check(handlers is not None and "nvidia" in handlers.runtimes, "there is no handler nvidia")
 
@@ -250,6 +242,10 @@ def show(node: Node) -> None:
     gone = cri.wait(node.socket)
     check(gone is not None and "nvidia" not in gone.runtimes, "the handler nvidia is still there")
     print("\nThe same files, byte for byte, with the modes and owners of before.")
+
+    heading("revert --toolkit: nothing needs the toolkit any more, so that it can go too")
+    node.agent("revert", "--toolkit")
+    node.run("ls", toolkit, code=2)
 
 
 def _end(number: int, _: object) -> NoReturn:

@@ -12,7 +12,10 @@ import pytest
 # A failed check in there shows its values, as one in a test does.
 pytest.register_assert_rewrite("tests.cli.node", "tests.conformance.checks")
 
-from tests.cli.node import CliNode  # noqa: E402 - after the line above
+from tests.cli.hosted import HostedNode  # noqa: E402 - after the line above
+from tests.cli.installing import SourceNode  # noqa: E402
+from tests.cli.namespace import Namespace  # noqa: E402
+from tests.cli.node import CliNode  # noqa: E402
 
 
 @pytest.fixture
@@ -45,3 +48,26 @@ def same_node(shared: CliNode) -> Iterator[CliNode]:
     shared.etc.mkdir()
     shared.config.write_bytes(text)
     shutil.rmtree(shared.state, ignore_errors=True)
+
+
+@pytest.fixture
+def sourced(place: Path) -> Iterator[SourceNode]:
+    """A node without a toolkit, for which there is a tree of packages."""
+    with SourceNode(place) as node:
+        yield node
+
+
+@pytest.fixture
+def empty_host(place: Path) -> Iterator[HostedNode]:
+    """A node in a directory, without a toolkit."""
+    with HostedNode(place) as node:
+        shutil.rmtree(node.toolkit.parent)
+        yield node
+
+
+@pytest.fixture
+def namespace() -> Iterator[Namespace]:
+    """A mount namespace of its own for the test."""
+    found = Namespace()
+    yield found
+    found.close()

@@ -1,6 +1,6 @@
 """What is done to a node while its agent is interrupted, and what must hold afterwards.
 
-    with SpecNode(place) as node:         # or another of the four nodes
+    with SpecNode(place) as node:         # or another node
         case = Case(node)
         case.prepare("apply")
         node.in_steps("apply", "fail:17:EIO")
@@ -14,6 +14,7 @@ steps of a command; whatever is left over then is a failure.
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.installing import beside, installed, put_foreign, release
 from tests.cli.node import CliNode
 from tests.conformance import checks, statusfile, steps
 from tests.conformance.trees import Contents, contents
@@ -42,6 +44,8 @@ class PlainNode(CliNode):
     needs_root = False
     dying: Mapping[str, object] | None = None
     patience = 15  # seconds for a proof; a busy machine must not turn a verdict
+    every = 1  # of its steps, so many are one that fails
+    undo = "revert"  # the command that puts all back that these tests look at
 
     def __init__(self, directory: Path) -> None:
         self.cdi = directory / "cdi"
@@ -68,8 +72,8 @@ class PlainNode(CliNode):
             path.unlink(missing_ok=True)
         with self.said[0].open("wb") as out, self.said[1].open("wb") as error:
             process = subprocess.Popen(
-                [sys.executable, steps.__file__, self.log, fault, command, *self.options(),
-                 *options],
+                [sys.executable, steps.__file__, self.log, fault, *command.split(),
+                 *self.options(), *options],
                 env={"PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1", **(env or {})},
                 cwd=self.directory, stdin=subprocess.DEVNULL, stdout=out, stderr=error,
             )  # fmt: skip
@@ -109,6 +113,13 @@ class PlainNode(CliNode):
     def log(self) -> Path:
         """The steps of the last run."""
         return self.directory / "steps"
+
+    def before_apply(self) -> None:
+        """What has to be before `apply` has something to do."""
+
+    def installed(self) -> Contents:
+        """The toolkit's directory; empty where it is none of these tests' business."""
+        return {}
 
     def rest(self) -> dict[str, list[str]]:
         """The names in every directory that the agent writes to, the configuration's aside."""
@@ -151,6 +162,45 @@ class DyingNode(PlainNode):
     patience = 4  # it is waited for in vain
 
 
+class InstallNode(PlainNode):
+    """A node to which the toolkit comes from a tree of packages."""
+
+    undo = "revert --toolkit"
+    every = 3  # the directory's own steps fail one by one in tests of units
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        shutil.rmtree(self.toolkit.parent)
+        self.source = release(directory, "1.19.0")
+
+    def options(self) -> list[str]:
+        return [*super().options(), f"--toolkit-source-root={self.source}"]
+
+    def installed(self) -> Contents:
+        return installed(self.toolkit)
+
+    def rest(self) -> dict[str, list[str]]:
+        return {**super().rest(), "beside": beside(self.toolkit)}
+
+
+class UpgradeNode(InstallNode):
+    """The same where another version of it is installed already."""
+
+    def before_apply(self) -> None:
+        new = self.source
+        self.source = release(self.directory, "1.18.0")
+        checks.done(self.agent("apply"))
+        self.source = new
+
+
+class TakeOverNode(InstallNode):
+    """The same where somebody else has put a toolkit there, and something else."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        put_foreign(self.toolkit)
+
+
 # What is interrupted: a kind of node and a command. A line here is a case of every test of that.
 CASES: Mapping[str, tuple[type[PlainNode], str]] = {
     "apply": (SpecNode, "apply"),
@@ -158,6 +208,10 @@ CASES: Mapping[str, tuple[type[PlainNode], str]] = {
     "apply-in-place": (OldNode, "apply"),
     "revert-in-place": (OldNode, "revert"),
     "undo": (DyingNode, "apply"),
+    "install": (InstallNode, "apply"),
+    "upgrade": (UpgradeNode, "apply"),
+    "take-over": (TakeOverNode, "apply"),
+    "revert-toolkit": (TakeOverNode, "revert --toolkit"),
 }
 _PARTS = 4  # the steps of a command are shared out among so many tests
 _SOME = 3  # of them without --long
@@ -180,7 +234,7 @@ def cases(*without: str) -> pytest.MarkDecorator:
 
 def of_part(found: Sequence[int], part: int | str, first: int = 0) -> list[int]:
     """The steps of one part; `first` is where `some` begins."""
-    assert len(found) > 40
+    assert len(found) > 20
     if isinstance(part, str):
         return list(found[first :: len(found) // _SOME])
     return list(found[part::_PARTS])
@@ -191,13 +245,15 @@ class Case:
 
     def __init__(self, node: PlainNode) -> None:
         self.node = node
-        self.old = contents(node.tree())
+        self.old, self.old_toolkit = contents(node.tree()), node.installed()
         self.answer = node.answer()
         self.nothing = node.rest()
         checks.done(node.agent("apply"))
-        self.new = contents(node.tree())
+        self.new, self.new_toolkit = contents(node.tree()), node.installed()
+        self.beside = node.rest().get("beside")
+        self.start, self.start_toolkit = self.old, self.old_toolkit
         self.is_right()
-        checks.done(node.agent("revert"))
+        checks.done(node.agent(node.undo))
         self.is_as_before()
 
     def count(self, command: str) -> list[str]:
@@ -210,9 +266,10 @@ class Case:
 
     def prepare(self, command: str) -> None:
         """What has to be before the command has something to do."""
-        if command == "revert":
-            checks.done(self.node.agent("apply"))
-        self.node.script(**(self.node.dying or {}))
+        node = self.node
+        node.before_apply() if command == "apply" else checks.done(node.agent("apply"))
+        self.start, self.start_toolkit = contents(node.tree()), node.installed()
+        node.script(**(node.dying or {}))
 
     def recover(self) -> None:
         """`apply` and `revert` on a node that nothing ails any more: right, then as before."""
@@ -222,23 +279,26 @@ class Case:
         (node.state / "failed.json").unlink(missing_ok=True)  # what ailed it is gone
         checks.done(node.agent("apply"))
         self.is_right()
-        checks.done(node.agent("revert"))
+        checks.done(node.agent(node.undo))
         self.is_as_before()
 
     def give_up(self) -> None:
         """`revert` alone."""
         self.node.script()
         self.node.settled()
-        checks.done(self.node.agent("revert"))
+        checks.done(self.node.agent(self.node.undo))
         self.is_as_before()
 
     def is_old_or_new(self) -> None:
-        """Each file is whole, and readiness is not told too early."""
+        """Each file is whole, the toolkit is too, and readiness is not told too early."""
         found, old, new = map(readable, (contents(self.node.tree()), self.old, self.new))
         for path in old.keys() | new.keys():
             assert found.get(path) in (old.get(path), new.get(path)), path
+        toolkit = self.node.installed()
+        assert toolkit in (self.start_toolkit, self.old_toolkit, self.new_toolkit)
         if (self.node.validations / statusfile.READY).exists():
             assert found == new
+            assert toolkit in (self.start_toolkit, self.new_toolkit)
 
     def is_right(self) -> None:
         """New files, a runtime on them, published, and nothing else."""
@@ -253,11 +313,14 @@ class Case:
         kept = [name for name in found["state"] if not name.startswith("originals/")]
         assert set(kept) == {*_IDLE_STATE, "memory.json"}
         assert not [name for name in found["state"] if name.endswith("~")]
+        assert node.installed() == self.new_toolkit
+        assert found.get("beside") == self.beside
 
     def is_as_before(self) -> None:
         """Old bytes, the runtime on them, and nothing of ours anywhere."""
         node = self.node
         assert contents(node.tree()) == self.old
+        assert node.installed() == self.old_toolkit
         assert node.settled() == self.answer
         found = node.rest()
         assert found == {**self.nothing, "state": sorted(_IDLE_STATE)}

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.conformance import checks, cri, statusfile
-from tests.conformance.agent import AgentNode
+from tests.conformance.program import AgentNode
 from tests.conformance.shapes import BINARIES, HOOK
 from tests.conformance.trees import touched
 from tests.double.node import DoubleNode

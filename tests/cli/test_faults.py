@@ -89,7 +89,7 @@ def test_what_cannot_be_removed_is_removed_later(place: Path) -> None:
 
 def points(case: Case, command: str, part: int | str) -> list[int]:
     """The steps of one part."""
-    return of_part(range(1, len(case.count(command)) + 1), part, first=1)
+    return of_part(range(1, len(case.count(command)) + 1, case.node.every), part, first=1)
 
 
 def ends_well(case: Case, command: str, result: subprocess.CompletedProcess[str]) -> None:
@@ -97,10 +97,12 @@ def ends_well(case: Case, command: str, result: subprocess.CompletedProcess[str]
     code = result.returncode
     assert "Traceback" not in result.stderr
     case.is_old_or_new()
-    now, old, new = map(readable, (contents(case.node.tree()), case.old, case.new))
-    start, end = (old, new) if command == "apply" else (new, old)
+    wanted = case.new if command == "apply" else case.old
+    now, start, end = map(readable, (contents(case.node.tree()), case.start, wanted))
     if code == 0:
         assert now == end
+        toolkit = case.new_toolkit if command == "apply" else case.old_toolkit
+        assert case.node.installed() == toolkit
         assert case.runs_on_its_files()
         return
     assert [line for line in result.stderr.splitlines() if line.startswith("cannot ")]

@@ -81,7 +81,7 @@ def test_config_names_every_origin(form: str) -> None:
 
 def test_config_for_a_person() -> None:
     """One line per option; what is accepted and not acted on is a warning."""
-    result = config("--cdi-output-dir=", "--pid-file=/x", env={"CDI_ENABLED": "false"})
+    result = config("--cdi-output-dir=", "--use-legacy-config", env={"CDI_ENABLED": "false"})
     checks.done(result)
     rows = {line.split()[0]: line.split(maxsplit=2)[1:] for line in result.stdout.splitlines()}
     assert rows["OPTION"] == ["VALUE", "ORIGIN"]
@@ -89,8 +89,8 @@ def test_config_for_a_person() -> None:
     assert rows["--cdi-enabled"] == ["false", "CDI_ENABLED"]
     assert rows["--enable-cdi-in-runtime"] == ["false", "default"]
     assert rows["--socket"] == ["-", "default"]
-    assert "--pid-file" not in rows
-    assert "--pid-file is accepted and not acted on" in result.stderr
+    assert "--use-legacy-config" not in rows
+    assert "--use-legacy-config is accepted and not acted on" in result.stderr
 
 
 def test_config_refuses_what_makes_no_sense() -> None:

@@ -6,7 +6,8 @@ A step is an operation that others can see: opening a file for writing, writing,
 linking, removing, making a directory, setting a mode or an owner, starting a program, sending a
 signal. What only this process sees (memory files, `/dev/null`) is none. LOG gets one line per step.
 No hook in the agent is needed: Python reports these operations itself (sys.addaudithook), and the
-few that it does not are wrapped. FAULT is one of
+few that it does not are wrapped (a rename of two directories in one step is the agent's own call of
+the kernel). FAULT is one of
 
     0                nothing happens
     K                SIGKILL just before step K; where that writes, half of it is written
@@ -38,6 +39,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from agent.host import trees
+
 _EVENTS = frozenset(
     {
         "os.rename",  # os.replace too
@@ -55,12 +58,21 @@ _EVENTS = frozenset(
         "subprocess.Popen",
     }
 )
-# Which argument of an event is the descriptor of the directory that the first one is below of.
-_ABOVE = {"os.rename": 2, "os.remove": 1, "os.rmdir": 1, "os.mkdir": 2}
+# Where an event has the path that changes, and the directory (a descriptor) that this is below of.
+_PLACES = {
+    "os.rename": (0, 2),
+    "os.link": (1, 3),
+    "os.symlink": (1, 2),
+    "os.remove": (0, 1),
+    "os.rmdir": (0, 1),
+    "os.mkdir": (0, 2),
+    "os.chmod": (0, 2),
+    "os.chown": (0, 3),
+}
 _NOT_ON_DISK = frozenset({"os.kill", "os.posix_spawn", "subprocess.Popen", "pidfd_send_signal"})
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
-_NEEDS_ROOM = frozenset({"os.write", "os.mkdir", "creating"})
+_NEEDS_ROOM = frozenset({"os.write", "os.mkdir", "os.symlink", "os.mknod", "creating"})
 _SYNCING = frozenset({"os.fsync", "os.fdatasync"})
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _TEN_YEARS = 315_360_000
@@ -108,6 +120,8 @@ class Steps:
         self.count = 0
         self._write = os.write
         self._open = os.open
+        self._mknod = os.mknod
+        self._exchange = trees.exchange
         # The two dumps of a check are asked for at once, each in a thread of its own.
         self._thread = threading.local()
         self._turn = threading.Lock()
@@ -115,7 +129,7 @@ class Steps:
     def audit(self, event: str, args: tuple[Any, ...]) -> None:
         """For sys.addaudithook."""
         if event in _EVENTS:
-            self.take(event, args, args[_ABOVE[event]] if event in _ABOVE else -1)
+            self.take(event, args, args[_PLACES[event][1]] if event in _PLACES else -1)
         elif event == "open" and isinstance(args[2], int) and args[2] & _WRITING:
             name = "creating" if args[2] & os.O_CREAT else "open"
             self.take(name, args, getattr(self._thread, "above", -1))
@@ -138,13 +152,24 @@ class Steps:
 
         return stepping
 
+    def mknod(self, path: str, *args: Any, dir_fd: int | None = None, **keywords: Any) -> None:
+        """For os.mknod, which has no event."""
+        self.take("os.mknod", (path,), -1 if dir_fd is None else dir_fd)
+        self._mknod(path, *args, dir_fd=dir_fd, **keywords)
+
+    def exchange(self, one: str, other: str) -> None:
+        """For the agent's own call of the kernel."""
+        self.take("exchange", (one, other))
+        self._exchange(one, other)
+
     def take(self, name: str, args: tuple[Any, ...], above: int = -1) -> None:
         """Count one step that is about to happen; its path may be below a directory descriptor."""
         if getattr(self._thread, "inside", False):
             return
         self._thread.inside = True
         try:
-            path = "" if name in _NOT_ON_DISK else _path(args[0], above)
+            at = _PLACES[name][0] if name in _PLACES else 0
+            path = "" if name in _NOT_ON_DISK else _path(args[at], above)
             if name in _NOT_ON_DISK or _is_seen(path):
                 with self._turn:
                     self._take(name, path, args)
@@ -209,6 +234,8 @@ def _count(log: str, fault: Fault) -> None:
     for name in ("write", "fsync", "fdatasync"):
         setattr(os, name, steps.wrap(f"os.{name}", getattr(os, name)))
     os.open = steps.open
+    os.mknod = steps.mknod  # type: ignore[assignment]
+    trees.exchange = steps.exchange
     signal.pidfd_send_signal = steps.wrap("pidfd_send_signal", signal.pidfd_send_signal)
     sys.addaudithook(steps.audit)
 

@@ -30,7 +30,7 @@ import pytest
 
 from agent._cri import api_pb2, api_pb2_grpc
 from tests.conformance import statusfile
-from tests.conformance.agent import AgentNode
+from tests.conformance.program import AgentNode
 from tests.conformance.shapes import BINARIES, HOOK
 from tests.crio import pods
 from tests.crio.generation import generation_of

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent import futures
 from pathlib import Path
 from typing import NoReturn
@@ -64,6 +65,22 @@ class BaseService(api_pb2_grpc.RuntimeServiceServicer):
                 runtime_handler=pod.handler,
             )
         return answer
+
+    def PodSandboxStatus(  # noqa: N802 - the interface's name
+        self, request: api_pb2.PodSandboxStatusRequest, context: grpc.ServicerContext
+    ) -> api_pb2.PodSandboxStatusResponse:
+        """Say what is known of one pod, as far as anybody here asks for it."""
+        script = self.enter(context)
+        pods = {number_of(pod): pod for pod in (*script.pods, *self.more_pods())}
+        pod = pods.get(request.pod_sandbox_id)
+        if pod is None:
+            abort(context, "NOT_FOUND", "an error occurred when try to find sandbox: not found")
+        info = {"info": json.dumps(self.pod_info(pod))} if request.verbose else None
+        return api_pb2.PodSandboxStatusResponse(info=info)
+
+    def pod_info(self, pod: Pod) -> Mapping[str, object]:
+        """What is told of a pod in words of the runtime's own."""
+        return {"runtimeSpec": {"annotations": pod.annotations}}
 
     def more_pods(self) -> Iterable[Pod]:
         """Pods that the script does not know."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,12 +50,15 @@ class Condition:
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod that the runtime lists; an empty handler is the default."""
+    """A pod that the runtime lists; an empty handler is the default. `binary` is what containerd
+    runs its containers by, where that is not its own choice."""
 
     name: str
     namespace: str = "default"
     handler: str = ""
     ready: bool = True
+    binary: str = ""
+    annotations: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

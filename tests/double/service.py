@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import grpc
 from agent._cri import api_pb2
 from tests.double import base
 from tests.double.generation import Generation, Table
-from tests.double.script import Script
+from tests.double.script import Pod, Script
 from tests.double.status import info
 
 
@@ -54,6 +54,15 @@ class Service(base.BaseService):
             answer.features.supplemental_groups_policy = True
             answer.features.user_namespaces_host_network = generation.since >= (2, 3)
         return answer
+
+    def pod_info(self, pod: Pod) -> Mapping[str, object]:
+        """What is told of a pod (observed on 1.6 to 2.1)."""
+        return {
+            "runtimeType": "io.containerd.runc.v2",
+            "runtimeOptions": {"binary_name": pod.binary} if pod.binary else {},
+            "config": {"annotations": pod.annotations},
+            "runtimeSpec": {"annotations": pod.annotations},
+        }
 
 
 def serve(runtime: Runtime, socket: Path, ended: threading.Event) -> None:

@@ -19,6 +19,7 @@ from tests.conformance import statusfile
 from tests.conformance.shapes import OURS
 from tests.image import build
 from tests.image.build import Image
+from tests.operator import environment as operator
 from tests.tools.driver import make_driver
 from tests.tools.image_tools import Unavailable, image_tools
 from tests.tools.pods import Container, Mount, PodNode, Pods
@@ -161,3 +162,57 @@ def test_pod(generation: str, runtime: Runtime, image: Image) -> None:
         assert (ended.state, ended.exit_code) == ("EXITED", 0), container.log()
         assert node.tree() == before
         assert node.supervisor.starts == starts + 1
+
+
+# On this node nothing but a signal restarts the runtime; the rest is what the operator sends.
+_OPERATOR = {
+    **operator.ALWAYS,
+    **operator.CDI,
+    **operator.CONTAINERD,
+    "RUNTIME_RESTART_MODE": "signal",
+}
+
+
+@pytest.mark.parametrize("generation", ["1.7", "2.1"])
+def test_pod_of_gpu_operator(generation: str, runtime: Runtime, image: Image) -> None:
+    """Its script, its mounts and its variables; the signal that ends the pod reaches us."""
+    with node_with(image, runtime) as node, Pods(node) as pods:
+        run = node.directory / "run"
+        (run / "nvidia/validations").mkdir(parents=True)
+        ready = run / "nvidia/validations/driver-ready"
+        ready.write_text(operator.driver_ready(operator.DRIVER_CONTAINER), encoding="ascii")
+        script = run / "entrypoint.sh"
+        script.write_text(operator.SCRIPT, encoding="ascii")
+        script.chmod(0o700)
+        binds = (*operator.MOUNTS, *operator.CONTAINERD_MOUNTS)
+        node.inside(["mkdir", "-p", *(bind.host for bind in binds)])
+        container = pods.create(
+            build.NAME,
+            command=["/bin/sh", "-c"],
+            args=["/bin/entrypoint.sh"],
+            env=_OPERATOR,
+            mounts=[
+                Mount("/", "/host", readonly=True, shared=True),
+                *(Mount(bind.host, bind.pod) for bind in binds),
+                Mount("/run/entrypoint.sh", "/bin/entrypoint.sh", readonly=True),
+            ],
+            privileged=True,
+            host_pid=True,
+        )
+        starts = node.supervisor.starts
+        container.start()
+        twin = ready.with_name(statusfile.TWIN)
+        container.wait(lambda _: twin.exists(), 60)
+        node.wait()
+        assert node.supervisor.starts == starts + 1
+        assert set(OURS) <= set(node.status().runtimes)
+        pid = run / "nvidia/toolkit/toolkit.pid"
+        assert pid.read_text("ascii") == f"{container.status().pid}\n"
+        before = node.tree()
+        container.stop()
+        ended = container.status()
+        assert (ended.state, ended.exit_code) == ("EXITED", 0), container.log()
+        assert not pid.exists()
+        assert node.tree() == before
+        assert twin.exists()
+        assert not ready.with_name(statusfile.READY).exists()

@@ -35,6 +35,7 @@ LAYERS = (
     ("agent.tomlscan",),
     ("agent.tomlwrite",),
     ("agent.settings",),
+    ("agent.operator",),
     ("agent.options", "agent.start"),
     ("agent.cdi_options", "agent.toolkit_options"),
     ("agent.option",),

@@ -151,3 +151,33 @@ def test_mountinfo_is_read_with_its_escapes() -> None:
         Mount("/mnt2", "98:0", "/mnt1", "rw,noatime", "ext3"),
         Mount("/c\t\\040", "0:5", "/a b", "rw", "tmpfs"),
     )
+
+
+_ROOT, _USR, _LOCAL = (
+    Mount("/", "8:1", "/"),
+    Mount("/usr", "8:2", "/"),
+    Mount("/usr/local", "8:3", "/"),
+)
+
+
+@pytest.mark.parametrize(
+    ("mounts", "path", "expected"),
+    [
+        ((), "/usr/local", None),
+        ((_ROOT,), "/usr/local/x", _ROOT),
+        ((_USR,), "/opt", None),
+        ((_ROOT, _USR, _LOCAL), "/usr/local/not/there", _LOCAL),
+        ((_ROOT, _USR, _LOCAL), "/usr/local", _LOCAL),
+        ((_ROOT, _USR, _LOCAL), "/usr/locale", _USR),
+        ((_ROOT, _USR, _LOCAL), "/usrlocal", _ROOT),
+        # The root is not the first where an initial RAM disk moved the others there.
+        ((_LOCAL, _USR, _ROOT), "/usr/local/x", _LOCAL),
+        # The last of those at one place hides the others.
+        ((_ROOT, Mount("/usr", "0:1", "/"), _USR), "/usr/x", _USR),
+    ],
+)  # fmt: skip
+def test_mount_of_a_path(
+    root: Path, mounts: tuple[Mount, ...], path: str, expected: Mount | None
+) -> None:
+    """The innermost."""
+    assert HostRoot(str(root), mounts).mount(HostPath(path, "/elsewhere")) == expected

@@ -97,6 +97,7 @@ GOOD = {
 
 # Those that take less than any of their kind.
 PARTICULAR = {
+    "pid_file": "/some/toolkit.pid",
     "annotation_prefixes": "example.com/", "cdi_kind": "example.com/gpu",
     "cdi_default_kind": "example.com/gpu", "crio_hook_filename": "hook.json",
     "runtime_log_level": "debug", "create_device_nodes": "control",
@@ -143,7 +144,7 @@ def test_option_takes_a_value_from_each_of_its_variables(flag: str) -> None:
     """And says which of them it was; one that nothing acts on yet is listed as such."""
     option = KNOWN[flag]
     for name in EXPECTED[flag]:
-        settings = with_env({name: good(flag)})
+        settings = with_env({"ENABLE_NRI_PLUGIN": "true", name: good(flag)})
         assert settings.origins[option.name] == name
         assert (name in settings.ignored) == (not option.acted)
         if option.acted:
@@ -264,6 +265,9 @@ BAD = [
     ("OUTPUT_DIR", "/run/a\nb"),
     ("ROOT", "/opt/a\0b"),
     ("IS_HOST_DRIVER", "maybe"),
+    ("TOOLKIT_PID_FILE", "toolkit.pid"),
+    ("TOOLKIT_PID_FILE", "/run/other.pid"),
+    ("PID_FILE", "/run/toolkit.pid/"),
 ]
 
 
@@ -415,3 +419,16 @@ def test_nothing_odd_gets_into_the_toolkit_s_files(name: str, value: str, words:
 def test_device_nodes_can_be_left_to_others(value: str | None, nodes: tuple[str, ...]) -> None:
     env = {} if value is None else {"CREATE_DEVICE_NODES": value}
     assert with_env(env).create_device_nodes == nodes
+
+
+@pytest.mark.parametrize("name", ["TOOLKIT_INSTALL_DIR", "RUNTIME_CONFIG", "CDI_OUTPUT_DIR"])
+def test_byte_that_is_no_text(name: str) -> None:
+    """It could not be written into a file that a runtime reads."""
+    with pytest.raises(UsageError, match=f"cannot use {name}: it is not UTF-8"):
+        resolve({}, {name: "/opt/\udcff"}, "toolkit-agent")
+
+
+def test_colon_in_the_toolkit_directory() -> None:
+    """The wrappers put it into PATH."""
+    with pytest.raises(UsageError, match="cannot use the toolkit directory /a:b: "):
+        resolve({}, {"TOOLKIT_INSTALL_DIR": "/a:b"}, "toolkit-agent")

@@ -1,0 +1,80 @@
+"""The pid file of `run`: there with its pid as long as it runs, also once it is the waiting one."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+from tests.cli.node import CliNode, fails
+from tests.cli.test_run import Daemon, published, running
+
+
+def _option(node: CliNode) -> tuple[Path, str]:
+    path = node.directory / "run/toolkit.pid"
+    return path, f"--pid-file={path}"
+
+
+def _waiting(daemon: Daemon) -> bool:
+    line = Path(f"/proc/{daemon.process.pid}/cmdline").read_bytes()
+    return b"supervisor.py" in line and published(daemon.node) is not None
+
+
+def _open_files(pid: int) -> set[Path]:
+    return {link.resolve() for link in Path(f"/proc/{pid}/fd").iterdir()}
+
+
+def test_held_to_the_end(node: CliNode) -> None:
+    """A second one ends with 7, whatever state directory it has; SIGTERM takes the file away."""
+    path, option = _option(node)
+    with running(node, option) as daemon:
+        daemon.until(lambda: _waiting(daemon), 20)
+        assert path.read_text() == f"{daemon.process.pid}\n"
+        before = path.stat()
+        other = f"--state-dir={node.directory}/other"
+        for words in ((option, other), (option, other, "--no-daemon")):
+            fails(node.agent("run", *words), 7, "another toolkit holds", str(path))
+        assert (path.read_text(), path.stat()) == (f"{daemon.process.pid}\n", before)
+        daemon.end()
+        assert not path.exists()
+
+
+def test_killed_one_s_is_taken_over(node: CliNode) -> None:
+    """By one that comes and goes."""
+    path, option = _option(node)
+    with running(node, option) as daemon:
+        daemon.until(lambda: _waiting(daemon) and daemon.idle(), 20)
+        daemon.process.send_signal(signal.SIGKILL)
+        daemon.process.wait()
+        assert path.read_text() == f"{daemon.process.pid}\n"
+    done = node.agent("run", option, "--no-daemon")
+    assert done.returncode == 0, done.stderr
+    assert not path.exists()
+
+
+def test_child_does_not_hold_it(node: CliNode) -> None:
+    """A convergence that outlives a killed daemon must not be in the way of the next."""
+    path, option = _option(node)
+    with running(node, option) as daemon:
+        pid = daemon.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children")
+        daemon.until(lambda: bool(children.read_text().strip()), 20)
+        child = int(children.read_text().split()[0])
+        os.kill(child, signal.SIGSTOP)  # until it was looked at
+        try:
+            assert path in _open_files(pid)
+            assert path not in _open_files(child)
+        finally:
+            os.kill(child, signal.SIGCONT)
+
+
+def test_none_unless_asked_for(node: CliNode) -> None:
+    """Under our own name there is none by default; what is in the way of one is told."""
+    with running(node) as daemon:
+        daemon.until(lambda: _waiting(daemon), 20)
+        assert list(node.directory.rglob("toolkit.pid")) == []
+        daemon.end()
+    path, option = _option(node)
+    path.mkdir(parents=True)
+    fails(node.agent("run", option), 3, "cannot use the pid file", str(path))
+    assert node.error()["TOOLKIT_ERROR_CODE"] == "REFUSED"

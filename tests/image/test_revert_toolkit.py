@@ -1,0 +1,57 @@
+"""`revert --toolkit` on real containerd, while pods run by the toolkit's programs."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.conformance import checks
+from tests.conformance.trees import snapshot, touched
+from tests.toolkit import modules
+from tests.toolkit.node import ToolkitNode
+from tests.tools.pods import Pods
+from tests.tools.runtimes import Runtime
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(bool(modules.reason_against()), reason=modules.reason_against()),
+]
+
+
+@pytest.mark.parametrize("generation", ["1.6", "1.7", "2.1"])
+def test_pods_that_run_by_it(generation: str, runtime: Runtime) -> None:
+    """Also those of the default runtime, when nvidia was that and is it no more."""
+    with ToolkitNode(runtime) as node, Pods(node) as pods:
+        other = pods.create(annotations={"note": str(node.toolkit / "nvidia-container-runtime")})
+        checks.done(node.agent("apply", "--set-as-default=true"))
+        made = pods.create()
+        made.start()
+        before = snapshot(node.toolkit)
+        checks.refused(node.agent("revert", "--toolkit"), 3, "tests/pod-1 (default)")
+
+        checks.done(node.agent("revert"))
+        assert node.status().default == "runc"
+        refused = node.agent("revert", "--toolkit")
+        checks.refused(refused, 3, "pods use programs in")
+        assert "pod-1 (default)" in refused.stderr
+        assert "pod-0" not in refused.stderr
+        assert touched(before, snapshot(node.toolkit)) == []
+        made.stop()
+        made.remove()
+        checks.done(node.agent("revert", "--toolkit"))
+        assert not node.toolkit.exists()
+        other.start()
+
+
+@pytest.mark.parametrize("generation", ["2.1"])
+def test_pods_that_ended(generation: str, runtime: Runtime) -> None:
+    """They, too, are removed by the program that made them."""
+    with ToolkitNode(runtime) as node, Pods(node) as pods:
+        checks.done(node.agent("apply"))
+        made = pods.create(handler="nvidia-cdi")
+        made.start()
+        made.stop(grace=0)
+        pods.call("StopPodSandbox", pod_sandbox_id=made.sandbox)
+        checks.refused(node.agent("revert", "--toolkit"), 3, "tests/pod-0 (nvidia-cdi)")
+        made.remove()
+        checks.done(node.agent("revert", "--toolkit"))
+        assert not node.toolkit.exists()
