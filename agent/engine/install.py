@@ -187,8 +187,8 @@ def _refuse(host: HostRoot, directory: HostPath, decision: Decision) -> None:
     mount = host.mount(directory)
     if mount is not None and mount.point == directory.agent:
         raise Refused(
-            f"cannot install the toolkit in {directory}: it is a mount point, which a new directory "
-            "cannot take the place of; mount the directory above it"
+            f"cannot install the toolkit in {directory}: it is a mount point, whose place no new "
+            "directory can take; mount the directory above it"
         )
     if mount is None or not decision.is_default:
         return
