@@ -24,7 +24,7 @@ def make(path: str, major: int, minor: int, mode: int) -> None:
         except FileNotFoundError:
             found = None
         if found is not None and not stat.S_ISCHR(found.st_mode):
-            raise FileExistsError(17, "it is no device node; move it away", path)
+            raise OSError("it is no device node; move it away")
         kind = stat.S_IFCHR | 0o600
         os.mknod(temporary, kind, os.makedev(major, minor), dir_fd=directory)
         try:

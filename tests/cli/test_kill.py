@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.interrupted import Case, PlainNode, cases, of_part, parts
+from tests.cli.interrupted import CASES, Case, PlainNode, cases, of_part, parts
 from tests.conformance import checks, steps
 
 pytestmark = pytest.mark.timeout(600)
@@ -30,6 +30,24 @@ def test_killed(kind: type[PlainNode], command: str, part: int | str, place: Pat
             except AssertionError as error:
                 error.add_note(f"killed before step {k}: {steps.read(node.log)[-1]}")
                 raise
+
+
+@pytest.mark.parametrize("name", ["upgrade", "take-over", "revert-toolkit"])
+def test_killed_around_the_exchange(name: str, place: Path) -> None:
+    """Before it the toolkit is the old one, right after it the new one."""
+    kind, command = CASES[name]
+    with kind(place) as node:
+        case = Case(node)
+        log = case.count(command)
+        at = next(k for k, step in enumerate(log, 1) if step.startswith("exchange "))
+        end = case.new_toolkit if command == "apply" else case.old_toolkit
+        for k, wanted in ((at, None), (at + 1, end)):
+            case.prepare(command)
+            killed = node.in_steps(command, str(k))
+            assert killed.returncode == -signal.SIGKILL, checks.said(killed)
+            assert node.installed() == (case.start_toolkit if wanted is None else wanted)
+            case.is_old_or_new()
+            case.give_up() if k == at else case.recover()
 
 
 def points(case: Case, command: str, part: int | str) -> list[int]:

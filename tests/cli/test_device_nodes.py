@@ -1,0 +1,181 @@
+"""Control nodes of the driver: made where they are missing, with the kernel's own numbers."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.hosted import HostedNode
+from tests.cli.node import shows
+from tests.conformance import checks
+from tests.conformance.trees import snapshot, touched
+from tests.tools.driver import make_driver
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="nodes need root: run tests/run as root")
+
+_DEVICES = """\
+Character devices:
+  1 mem
+195 nvidia{frontend}
+{uvm} nvidia-uvm
+
+Block devices:
+259 blkext
+510 nvidia-uvm
+"""
+_CONTROL = {
+    "nvidiactl": (195, 255),
+    "nvidia-modeset": (195, 254),
+    "nvidia-uvm": (511, 0),
+    "nvidia-uvm-tools": (511, 1),
+}
+
+
+@pytest.fixture
+def driven(place: Path) -> Iterator[HostedNode]:
+    """A node in a directory whose driver is loaded; of its nodes only the GPU's is there."""
+    with HostedNode(place) as node:
+        make_driver(node.host)
+        for name in _CONTROL:
+            (node.host / "dev" / name).unlink()
+        say(node)
+        yield node
+
+
+def say(node: HostedNode, frontend: str = "", uvm: int = 511) -> None:
+    """What the node's kernel says of itself."""
+    proc = node.host / "proc"
+    (proc / "self").mkdir(parents=True, exist_ok=True)
+    (proc / "devices").write_text(_DEVICES.format(frontend=frontend, uvm=uvm))
+
+
+def nodes(node: HostedNode) -> dict[str, tuple[int, int]]:
+    """The control nodes that are there, with their numbers."""
+    found = {}
+    for path in (node.host / "dev").iterdir():
+        info = path.lstat()
+        if path.name in _CONTROL and stat.S_ISCHR(info.st_mode):
+            found[path.name] = (os.major(info.st_rdev), os.minor(info.st_rdev))
+    return found
+
+
+def test_what_is_missing_is_made(driven: HostedNode) -> None:
+    """Once, for everybody, and shown beforehand."""
+    plan = shows(driven.agent("plan", "-o", "json"), "Plan", 1)
+    assert nodes(driven) == {}
+    assert all(
+        any(f"/dev/{name}" in str(item) for item in plan["deviceNodes"]) for name in _CONTROL
+    )
+    found = shows(driven.agent("apply", "-o", "json"), "Outcome")
+    assert {path for path in found["changed"] if path.startswith("/dev/")} == {
+        f"/dev/{name}" for name in _CONTROL
+    }
+    assert nodes(driven) == _CONTROL
+    for name in _CONTROL:
+        assert stat.S_IMODE((driven.host / "dev" / name).stat().st_mode) == 0o666
+    before = snapshot(driven.host / "dev")
+    assert shows(driven.agent("apply", "-o", "json"), "Outcome")["changed"] == []
+    assert touched(before, snapshot(driven.host / "dev")) == []
+
+
+def test_older_driver(driven: HostedNode) -> None:
+    """Before 550 it had another name."""
+    say(driven, frontend="-frontend")
+    checks.done(driven.agent("apply"))
+    assert nodes(driven) == _CONTROL
+
+
+def test_wrong_numbers(driven: HostedNode) -> None:
+    """The kernel gives the number of uvm anew at each load; other nodes stay as they are."""
+    checks.done(driven.agent("apply"))
+    before = snapshot(driven.host / "dev")
+    say(driven, uvm=507)
+    checks.done(driven.agent("apply"))
+    assert nodes(driven) == {**_CONTROL, "nvidia-uvm": (507, 0), "nvidia-uvm-tools": (507, 1)}
+    after = snapshot(driven.host / "dev")
+    changed = [path for path in touched(before, after) if path != "."]
+    assert changed == ["nvidia-uvm", "nvidia-uvm-tools"]
+
+
+def test_a_module_that_is_not_loaded(driven: HostedNode) -> None:
+    """No node without a number."""
+    (driven.host / "proc/devices").write_text("Character devices:\n195 nvidia\n")
+    checks.done(driven.agent("apply"))
+    assert nodes(driven) == {name: _CONTROL[name] for name in ("nvidiactl", "nvidia-modeset")}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--create-device-nodes=none",),
+        ("--create-device-nodes=",),
+        ("--cdi-enabled=false",),
+    ],
+)
+def test_not_asked_for(driven: HostedNode, options: tuple[str, ...]) -> None:
+    """Nothing is made, nor said."""
+    result = driven.agent("apply", *options)
+    checks.done(result)
+    assert nodes(driven) == {}
+    assert "device node" not in result.stderr
+    checks.done(driven.agent("plan", *options))
+
+
+@pytest.mark.parametrize("value", ["none", ""])
+def test_not_asked_for_in_the_environment(driven: HostedNode, value: str) -> None:
+    """The same."""
+    checks.done(driven.agent("apply", env={"CREATE_DEVICE_NODES": value}))
+    assert nodes(driven) == {}
+
+
+def test_no_right_to(driven: HostedNode) -> None:
+    """A warning each, and everything else is done."""
+    prefix = ("setpriv", "--bounding-set=-mknod", "--inh-caps=-mknod")
+    for _ in range(2):
+        result = driven.agent("apply", prefix=prefix)
+        checks.done(result)
+        assert all(f"/dev/{name}" in result.stderr for name in _CONTROL)
+        assert nodes(driven) == {}
+        assert driven.ready()
+    assert not [path for path in (driven.host / "dev").iterdir() if path.name.endswith("~")]
+
+
+@pytest.mark.parametrize("what", ["file", "link", "directory"])
+def test_something_else_in_its_place(driven: HostedNode, what: str) -> None:
+    """It stays, with a warning; the others are made."""
+    path = driven.host / "dev/nvidiactl"
+    match what:
+        case "file":
+            path.write_text("mine")
+        case "link":
+            path.symlink_to("/dev/null")
+        case "directory":
+            path.mkdir()
+    before = path.lstat()
+    result = driven.agent("apply")
+    checks.done(result)
+    assert "/dev/nvidiactl" in result.stderr
+    assert "it is no device node" in result.stderr
+    assert path.lstat() == before
+    assert nodes(driven).keys() == _CONTROL.keys() - {"nvidiactl"}
+
+
+@pytest.mark.parametrize("text", ["", "nonsense\n\n  195\n", "Block devices:\n195 nvidia\n"])
+def test_a_kernel_that_says_nothing_of_it(driven: HostedNode, text: str) -> None:
+    """Nothing is made of it."""
+    (driven.host / "proc/devices").write_text(text)
+    checks.done(driven.agent("apply"))
+    assert nodes(driven) == {}
+
+
+def test_nodes_are_in_the_spec(driven: HostedNode) -> None:
+    """Those that were just made, too."""
+    options = [word for word in driven.options() if not word.startswith("--cdi-output-dir")]
+    driven.options = lambda: options  # type: ignore[method-assign]
+    checks.done(driven.agent("apply"))
+    spec = (driven.host / "var/run/cdi/management.nvidia.com-gpu.yaml").read_text()
+    assert all(f"/dev/{name}" in spec for name in _CONTROL)

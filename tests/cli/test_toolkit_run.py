@@ -1,0 +1,85 @@
+"""`run`, and what becomes of the toolkit meanwhile."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.cli.installing import CONFIG, RUNTIME, SourceNode, beside, installed, release
+from tests.cli.test_run import published, running, settle
+from tests.conformance.trees import snapshot
+
+
+def remove(path: Path) -> None:
+    """It is gone."""
+    path.unlink()
+
+
+def damage(path: Path) -> None:
+    """It is another one."""
+    path.write_bytes(b"damaged")
+
+
+def close(path: Path) -> None:
+    """Nobody can run it."""
+    path.chmod(0)
+
+
+@pytest.mark.parametrize("harm", [remove, damage, close])
+def test_file_of_the_toolkit(sourced: SourceNode, harm: object) -> None:
+    """It is put back at once, and the runtime goes on."""
+    assert callable(harm)
+    with running(sourced) as daemon:
+        settle(daemon)
+        right, starts = installed(sourced.toolkit), sourced.supervisor.starts
+        for name in (RUNTIME, f"{RUNTIME}.real", "libnvidia-container.so.1.19.0", CONFIG):
+            harm(sourced.toolkit / name)
+            daemon.until(lambda: installed(sourced.toolkit) == right)
+        daemon.until(lambda: published(sourced) is not None)
+        daemon.until(lambda: beside(sourced.toolkit) == ["toolkit"])
+        assert sourced.supervisor.starts == starts
+        daemon.end()
+
+
+def test_the_whole_directory(sourced: SourceNode) -> None:
+    """The same, with the directory above."""
+    with running(sourced) as daemon:
+        settle(daemon)
+        right = installed(sourced.toolkit)
+        shutil.rmtree(sourced.toolkit)
+        daemon.until(lambda: installed(sourced.toolkit) == right)
+        settle(daemon)
+        shutil.rmtree(sourced.toolkit.parent)
+        daemon.until(lambda: installed(sourced.toolkit) == right)
+        daemon.end()
+
+
+def test_a_node_that_is_right(sourced: SourceNode) -> None:
+    """Nothing is touched, whatever is looked at."""
+    with running(sourced, "--interval=1") as daemon:
+        settle(daemon)
+        before = snapshot(sourced.toolkit.parent)
+        said = daemon.said()
+        (sourced.directory / "state-of-others").touch()
+        threading.Event().wait(2.5)
+        assert snapshot(sourced.toolkit.parent) == before
+        assert daemon.said() == said
+        daemon.end()
+
+
+def test_another_version_of_the_source(sourced: SourceNode) -> None:
+    """Found with the next look at the whole node, and installed without a restart."""
+    new = release(sourced.directory, "1.20.0")
+    assert sourced.source
+    with running(sourced, "--interval=1") as daemon:
+        settle(daemon)
+        starts = sourced.supervisor.starts
+        sourced.source.rename(sourced.directory / "old")
+        new.rename(sourced.source)
+        library = sourced.toolkit / "libnvidia-container.so.1.20.0"
+        daemon.until(lambda: library.exists() and beside(sourced.toolkit) == ["toolkit"], 20)
+        assert sourced.supervisor.starts == starts
+        daemon.end()
