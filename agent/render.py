@@ -134,6 +134,10 @@ def plan_data(proposal: Proposal) -> dict[str, Any]:
         ],
         "toolkit": _toolkit_data(proposal.toolkit),
         "deviceNodes": [str(node) for node in proposal.nodes],
+        "specs": [
+            {"kind": spec.kind, "file": spec.file or None, "writer": spec.writer or None}
+            for spec in (proposal.spec.specs if proposal.spec else ())
+        ],
         "restart": {
             "needed": restart is not None,
             "kind": restart.kind if restart else None,
@@ -179,6 +183,9 @@ def plan_text(proposal: Proposal) -> str:
         lines += [f"{_action(change)} {change.path.host}", diff(change), ""]
     if not proposal.changes and not lines[-2].startswith("install "):
         lines.append("Files: nothing to change.")
+    for spec in proposal.spec.specs if proposal.spec else ():
+        if spec.foreign:
+            lines.append(f"Left alone: {spec.kind} is in {spec.file}, by {spec.writer}.")
     if proposal.restart is None:
         lines.append("Restart: none; the running runtime is as it should be.")
     else:

@@ -7,7 +7,7 @@ change is lost. Run by its path, after `start.py` has taken the lock and blocked
     supervisor.py INTERVAL DEADLINE PIDFILE ARGV...
 
 PIDFILE is `DESCRIPTOR:PATH` of a pid file that goes with this process, or empty. ARGV is the
-child's command line, to which `--watch-fd` and `--told` are added.
+child's command line, to which `--watch-fd`, `--told` and `--afresh` are added.
 """
 
 import errno
@@ -33,10 +33,18 @@ _TYPE, _LINK, _SOCKET = 0o170000, 0o120000, 0o140000
 def signature(entry: bytes) -> object:
     """What changes when a watched entry changes; None where it is not there.
 
-    An entry is a path, or `PREFIX*DIRECTORY`: the names in a directory that start so.
+    An entry is a path; `PREFIX*DIRECTORY`: the names in a directory that start so;
+    `!PREFIX*DIRECTORY`: the files in it whose names do not.
     """
+    if entry.startswith(b"!"):
+        prefix, _, directory = entry[1:].partition(b"*")
+        names = _names(directory, entry, lambda name: not name.startswith(prefix))
+        if isinstance(names, int):
+            return names
+        return [(name, signature(directory + b"/" + name)) for name in names]
     if not entry.startswith(b"/"):
-        return _names(entry)
+        prefix, _, directory = entry.partition(b"*")
+        return _nodes(directory, _names(directory, entry, lambda name: name.startswith(prefix)))
     try:
         own = os.lstat(entry)
         if own.st_mode & _TYPE != _LINK:
@@ -59,22 +67,39 @@ def _facts(found: os.stat_result) -> object:
 _listed: dict[bytes, tuple[int, list[bytes]]] = {}
 
 
-def _names(entry: bytes) -> object:
-    """For /dev, whose own time changes with what is nobody's business here."""
-    prefix, _, directory = entry.partition(b"*")
+def _names(
+    directory: bytes, entry: bytes, counts: "Callable[[bytes], bool]"
+) -> "list[bytes] | int":
+    """Names in a directory, or why there are none. For /dev, whose own time changes with what is
+    nobody's business here; in /proc and /sys, whose directories have no size, it never does."""
     try:
-        moment = os.stat(directory).st_mtime_ns
+        found = os.stat(directory)
+        moment = found.st_mtime_ns
         known = _listed.get(entry)
-        if known is None or known[0] != moment:
-            names = sorted(name for name in os.listdir(directory) if name.startswith(prefix))
-            known = moment, names
+        if known is None or known[0] != moment or not found.st_size:
+            known = moment, sorted(filter(counts, os.listdir(directory)))
             # A change within the same tick of the clock would not show in the time.
             if time.time_ns() - moment > 10**9:
                 _listed[entry] = known
-        found = ((name, os.lstat(directory + b"/" + name)) for name in known[1])
-        return [(name, item.st_rdev, item.st_mode) for name, item in found]
+        return known[1]
+    except OSError as error:
+        return error.errno or -1
+
+
+def _nodes(directory: bytes, names: "list[bytes] | int") -> object:
+    """What counts of device nodes; what is made anew in /proc under its old name has another
+    time."""
+    if isinstance(names, int):
+        return names
+    try:
+        found = [(name, os.lstat(directory + b"/" + name)) for name in names]
     except OSError as error:
         return error.errno
+    return [
+        (name, item.st_rdev, item.st_mode, item.st_uid, item.st_gid,
+         0 if item.st_rdev else item.st_ctime_ns)
+        for name, item in found
+    ]  # fmt: skip
 
 
 def signatures(entries: "Iterable[bytes]") -> dict[bytes, object]:
@@ -93,11 +118,13 @@ def jittered(interval: float) -> float:
 
 
 class Wishes:
-    """What signals have asked for: to stop, or to converge now."""
+    """What signals have asked for: to stop, or to converge now. `afresh`: what is known without a
+    trace in any file, such as NVML's word, is not to be trusted any more."""
 
     def __init__(self) -> None:
         self.stop = False
         self.now = False
+        self.afresh = True
 
 
 class Keeper:
@@ -167,6 +194,7 @@ class Keeper:
         while not (self.wishes.stop or self.wishes.now):
             left = end - self.clock()
             if left <= 0:
+                self.wishes.afresh |= not (self.moved or self.failed)
                 return
             self.wait(min(left, POLL))
             if not self.moved and self.look(self.seen) != self.seen:
@@ -192,7 +220,7 @@ class Children:
         if found.si_signo in (signal.SIGTERM, signal.SIGINT):
             self.wishes.stop = True
         elif found.si_signo == signal.SIGHUP:
-            self.wishes.now = True
+            self.wishes.now = self.wishes.afresh = True
         self.reap()
 
     def reap(self) -> None:
@@ -213,6 +241,8 @@ class Children:
         os.set_inheritable(writer, True)
         os.set_blocking(reader, False)
         argv = [*self.argv, f"--watch-fd={writer}", f"--told={told}"]
+        argv += ["--afresh"] if self.wishes.afresh else []
+        self.wishes.afresh = False
         self.ends.clear()
         try:
             self.pid = os.posix_spawn(
