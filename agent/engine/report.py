@@ -64,15 +64,7 @@ class Report:
                 "directory": str(toolkit.found.directory) if toolkit else None,
                 "source": toolkit.found.origin.place if toolkit else None,
             },
-            "specs": [
-                {
-                    "kind": item.kind,
-                    "file": item.file or None,
-                    "writer": item.writer or None,
-                    "problem": item.problem or None,
-                }
-                for item in (spec.specs if spec else ())
-            ],
+            "specs": [item.data() for item in (spec.specs if spec else ())],
             "drift": list(self.drift),
             "warnings": list(proposal.warnings) if proposal else [],
             "transaction": {"unfinished": self.unfinished, "failed": self.failed},

@@ -18,7 +18,7 @@ from agent.engine.context import Context
 from agent.engine.gpus import Gpus
 from agent.engine.plan import Change
 from agent.engine.whose import Site, Spec, file_name
-from agent.errors import AgentError, Refused, reason
+from agent.errors import AgentError, NoDevices, Refused, reason
 from agent.host import files
 from agent.host.paths import HostPath, HostRoot
 from agent.settings import Settings
@@ -63,7 +63,7 @@ def _propose(ctx: Context, spec_dirs: tuple[str, ...], hook: str | None) -> Prop
     places = tuple(dict.fromkeys((directory, *directories(ctx, spec_dirs))))
     _refuse_writable(places)
     there = [entry for place in places for entry in foreign.entries(host, place)]
-    site, gpus, kinds = Site(host, directory, there), Gpus(ctx), _kinds(settings)
+    site, gpus, kinds = Site(host, directory, _names(ctx), there), Gpus(ctx), _kinds(settings)
     # NVML is not asked where the answer is of no use.
     theirs = frozenset(kind for kind in kinds if site.provider(kind) is not None)
     management, *rest = generate.wanted(settings, host, hook, gpus.ask, theirs)
@@ -72,7 +72,7 @@ def _propose(ctx: Context, spec_dirs: tuple[str, ...], hook: str | None) -> Prop
     shown = tuple(spec for spec, _ in found if spec.writer or spec.problem)
     changes = [change for _, change in found if change is not None]
     stale = (
-        *site.leftovers((settings.cdi_kind, *kinds)),
+        *site.leftovers(),
         *(change for change in changes if change.after is None),
     )
     try:
@@ -84,7 +84,7 @@ def _propose(ctx: Context, spec_dirs: tuple[str, ...], hook: str | None) -> Prop
     return Proposed(
         (own, *shown),
         (*stale, *(change for change in new if change is not None)),
-        _warnings((management, *rest), shown),
+        _warnings((management, *rest)),
         directory=directory,
         gpus=gpus,
     )
@@ -96,9 +96,14 @@ def _kinds(settings: Settings) -> tuple[str, ...]:
     return tuple(kind for kind in known if kind != settings.cdi_kind)
 
 
-def _warnings(made: Iterable[Wanted], shown: Iterable[Spec]) -> tuple[str, ...]:
-    problems = (f"{spec.problem}" for spec in shown if spec.problem)
-    return tuple(dict.fromkeys((*(text for one in made for text in one.warnings), *problems)))
+def _warnings(made: Iterable[Wanted]) -> tuple[str, ...]:
+    """That there is no GPU is no fault, and shown with the specs only."""
+    told: list[str] = []
+    for one in made:
+        told += one.warnings
+        if one.problem is not None and not isinstance(one.problem, NoDevices):
+            told.append(one.problem.message)
+    return tuple(dict.fromkeys(told))
 
 
 def _directory(settings: Settings, host: HostRoot, spec_dirs: tuple[str, ...]) -> HostPath:

@@ -37,6 +37,15 @@ class Spec:
         """Does somebody else describe these devices?"""
         return self.writer not in ("", OURS)
 
+    def data(self) -> dict[str, str | None]:
+        """For JSON."""
+        return {
+            "kind": self.kind,
+            "file": self.file or None,
+            "writer": self.writer or None,
+            "problem": self.problem or None,
+        }
+
 
 def file_name(kind: str) -> str:
     """`management.nvidia.com-gpu.yaml`: NVIDIA's installer has the same name, so that one file
@@ -46,18 +55,18 @@ def file_name(kind: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where our specs go, and every file that is in a directory of specs."""
+    """Where our specs go, what they are called, and every file in a directory of specs."""
 
     host: HostRoot
     directory: HostPath
+    names: Sequence[str]
     there: Sequence[tuple[HostPath, bytes]]
 
     def provider(self, kind: str) -> Spec | None:
         """Somebody else who has a kind of GPUs, or of what comes with them; a file under our name
         that we did not write is somebody else's too."""
-        name = file_name(kind)
         for path, data in self.there:
-            mine = path.name == name and emit.is_ours(data)
+            mine = path.name in self.names and emit.is_ours(data)
             if not mine and foreign.has_kind(data, kind):
                 return Spec(kind, path.host, installed.writer(path.host, data, kind))
         return None
@@ -106,14 +115,13 @@ class Site:
             return Spec(kind, problem=why), removal
         return Spec(kind, path.host, OURS, why), None
 
-    def leftovers(self, kinds: Sequence[str]) -> list[Change]:
+    def leftovers(self) -> list[Change]:
         """Specs of ours in directories where they do not go any more: there they would win over
         the new ones, or be taken where those are gone."""
-        names = [file_name(kind) for kind in kinds]
         return [
             Change(path, files.new_state(data), None)
             for path, data in self.there
-            if path.name in names
+            if path.name in self.names
             and os.path.dirname(path.host) != self.directory.host
             and emit.is_ours(data)
         ]
