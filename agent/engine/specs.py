@@ -84,7 +84,7 @@ def _propose(ctx: Context, spec_dirs: tuple[str, ...], hook: str | None) -> Prop
     return Proposed(
         (own, *shown),
         (*stale, *(change for change in new if change is not None)),
-        _warnings((management, *rest)),
+        _warnings((management, *rest), shown),
         directory=directory,
         gpus=gpus,
     )
@@ -96,14 +96,12 @@ def _kinds(settings: Settings) -> tuple[str, ...]:
     return tuple(kind for kind in known if kind != settings.cdi_kind)
 
 
-def _warnings(made: Iterable[Wanted]) -> tuple[str, ...]:
+def _warnings(made: Iterable[Wanted], shown: Iterable[Spec]) -> tuple[str, ...]:
     """That there is no GPU is no fault, and shown with the specs only."""
-    told: list[str] = []
-    for one in made:
-        told += one.warnings
-        if one.problem is not None and not isinstance(one.problem, NoDevices):
-            told.append(one.problem.message)
-    return tuple(dict.fromkeys(told))
+    made = tuple(made)
+    none = {one.problem.message for one in made if isinstance(one.problem, NoDevices)}
+    problems = (spec.problem for spec in shown if spec.problem and spec.problem not in none)
+    return tuple(dict.fromkeys((*(text for one in made for text in one.warnings), *problems)))
 
 
 def _directory(settings: Settings, host: HostRoot, spec_dirs: tuple[str, ...]) -> HostPath:
