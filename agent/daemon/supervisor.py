@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 POLL = 0.5  # seconds between two looks
 IN_A_ROW = 10  # several changes that follow each other are no fight yet
+DEVICE = 0.1  # nobody fights about devices; splitting eight GPUs anew takes a minute
 LONGEST = 60.0  # seconds of back-off
 USAGE = 2  # exit code of a child that will never succeed
 _NOT_STARTED = 127
@@ -107,9 +108,14 @@ def signatures(entries: "Iterable[bytes]") -> dict[bytes, object]:
     return {entry: signature(entry) for entry in entries}
 
 
-def backoff(times: int) -> float:
+def _devices(seen: "dict[bytes, object]") -> "dict[bytes, object]":
+    """Of these what is known by names in a directory: devices and their parts."""
+    return {entry: value for entry, value in seen.items() if entry[:1] not in b"/!"}
+
+
+def backoff(times: float) -> float:
     """Seconds to wait after so many in a row: 1, 2, 4, … 60."""
-    return min(LONGEST, 2.0 ** min(times - 1, 10))
+    return min(LONGEST, float(2.0 ** min(times - 1, 10)))
 
 
 def jittered(interval: float) -> float:
@@ -149,7 +155,7 @@ class Keeper:
         self.look = look
         self.code = 0
         self.seen: dict[bytes, object] = {}  # signatures after the last convergence
-        self.moved = 0  # convergences in a row during which something moved
+        self.moved = 0.0  # convergences in a row during which something moved
         self.failed = 0  # and those that failed
 
     def keep(self, interval: float) -> int:
@@ -173,7 +179,10 @@ class Keeper:
         elif code != 0:  # a node that cannot be read says less than it did
             listed = tuple(dict.fromkeys((*listed, *before)))
         self.seen = self.look(listed)
-        self.moved = self.moved + 1 if self.seen != before else 0
+        if self.seen == before:
+            self.moved = 0.0
+        else:
+            self.moved += DEVICE if _devices(self.seen) != _devices(before) else 1
         self.failed = self.failed + 1 if code else 0
         if code != self.code:
             log("waiting" if code else "right", "code", code)
@@ -188,7 +197,8 @@ class Keeper:
     def idle(self, seconds: float) -> None:
         """Wait for a signal, for a change, or for the time to be up.
 
-        Where something moves all the time, the time alone counts; then it is looked at anyway.
+        Where something moves all the time, only time and devices count; all else is looked at
+        when the time is up.
         """
         end = self.clock() + seconds
         while not (self.wishes.stop or self.wishes.now):
@@ -197,7 +207,10 @@ class Keeper:
                 self.wishes.afresh |= not (self.moved or self.failed)
                 return
             self.wait(min(left, POLL))
-            if not self.moved and self.look(self.seen) != self.seen:
+            seen = self.seen
+            if self.moved:
+                seen = _devices(seen) if self.moved < 2 * IN_A_ROW else {}
+            if self.look(seen) != seen:
                 self.failed = 0
                 return
 

@@ -47,11 +47,17 @@ class GpuHost(HostedNode):
         """Names of all files of specs."""
         return sorted(path.name for path in (*self.cdi.iterdir(), *self.cdi_etc.iterdir()))
 
+    def text(self, name: str = GPU) -> str:
+        """The bytes of a spec of ours, which may come and go."""
+        try:
+            return (self.cdi / name).read_text("utf-8")
+        except FileNotFoundError:
+            return ""
+
     def spec(self, name: str = GPU) -> Mapping[str, Any]:
         """What a spec of ours says; nothing where there is none."""
-        path = self.cdi / name
-        found: Mapping[str, Any] = yaml.safe_load(path.read_text("utf-8")) if path.exists() else {}
-        return found
+        found: Mapping[str, Any] | None = yaml.safe_load(self.text(name))
+        return found or {}
 
     def names(self, name: str = GPU) -> list[str]:
         """The devices of a spec."""
