@@ -86,7 +86,7 @@ STEPS: dict[str, Step] = {
     "split anew": (lambda node: split(node, AFTER), has("0:0", "MIG-after")),
     "GPU whole": (whole, has("0", ONE.name)),
     "group of a node": (
-        lambda node: (node.host / "dev/nvidia0").chmod(0o660), says("fileMode: 432\n"),
+        lambda node: (node.host / "dev/nvidia0").chmod(0o640), says("fileMode: 416\n"),
     ),
     "spec gone": (lambda node: (node.cdi / GPU).unlink(), has("0", ONE.name)),
     "spec spoilt": (lambda node: (node.cdi / GPU).write_bytes(b""), has("0", ONE.name)),
