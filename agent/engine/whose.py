@@ -68,7 +68,8 @@ class Site:
         for path, data in self.there:
             mine = path.name in self.names and emit.is_ours(data)
             if not mine and foreign.has_kind(data, kind):
-                return Spec(kind, path.host, installed.writer(path.host, data, kind))
+                writer = installed.writer(path.host, data, kind)
+                return Spec(kind, path.host, "a copy of ours" if writer == OURS else writer)
         return None
 
     def management(self, wanted: Wanted) -> tuple[Spec, Change | None]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from tests.cli.test_host_root import HostedNode
+from tests.cli.hosted import HostedNode
 from tests.tools.driver import make_driver
 from tests.tools.kernel import make_kernel
 from tests.tools.nvml import FakeGpu, place

@@ -68,6 +68,7 @@ def test_every_spec_is_written_once(node: GpuHost) -> None:
     before = snapshot(node.cdi), snapshot(node.state)
     assert "Nothing to do" in node.agent("apply").stdout
     assert (snapshot(node.cdi), snapshot(node.state)) == before
+    (node.state / "gpus.json").write_text('{"trace": 1, "answer": 2}')
     (node.host / "dev/gdrdrv").unlink()
     checks.done(node.agent("apply"))
     assert "nvidia.com-gdrcopy.yaml" not in node.specs()
