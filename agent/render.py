@@ -134,6 +134,7 @@ def plan_data(proposal: Proposal) -> dict[str, Any]:
         ],
         "toolkit": _toolkit_data(proposal.toolkit),
         "deviceNodes": [str(node) for node in proposal.nodes],
+        "specs": [spec.data() for spec in (proposal.spec.specs if proposal.spec else ())],
         "restart": {
             "needed": restart is not None,
             "kind": restart.kind if restart else None,
@@ -167,6 +168,18 @@ def _toolkit_lines(toolkit: Toolkit | None) -> list[str]:
     return [f"install {found.directory} from {found.origin.place}: {', '.join(names)}", ""]
 
 
+def _spec_lines(proposal: Proposal) -> list[str]:
+    """Kinds that are somebody else's, or nobody's for a reason that no warning tells."""
+    specs = proposal.spec.specs if proposal.spec else ()
+    theirs = [
+        f"Not ours: {spec.kind} is in {spec.file}, by {spec.writer}" for spec in specs
+        if spec.foreign
+    ]  # fmt: skip
+    told = " ".join(proposal.warnings)
+    nobodys = [spec.problem for spec in specs if spec.problem and spec.problem not in told]
+    return [*theirs, *(f"Not there: {problem}" for problem in nobodys)]
+
+
 def _action(change: Change) -> str:
     return "create" if change.before is None else "remove" if change.after is None else "edit"
 
@@ -179,6 +192,7 @@ def plan_text(proposal: Proposal) -> str:
         lines += [f"{_action(change)} {change.path.host}", diff(change), ""]
     if not proposal.changes and not lines[-2].startswith("install "):
         lines.append("Files: nothing to change.")
+    lines += _spec_lines(proposal)
     if proposal.restart is None:
         lines.append("Restart: none; the running runtime is as it should be.")
     else:
@@ -230,6 +244,7 @@ def outcome_text(outcome: Outcome) -> str:
     """The end of an apply for a person."""
     lines = _head(outcome.proposal)
     lines += [f"Changed:  {path}" for path in outcome.changed]
+    lines += _spec_lines(outcome.proposal)
     if outcome.recovered:
         lines.append(f"Earlier:  an unfinished change was {outcome.recovered}")
     if outcome.pending:

@@ -166,8 +166,6 @@ def root_of(host: HostRoot, places: Places) -> DriverRoot | None:
 def watched(host: HostRoot, places: Places) -> Iterator[str]:
     """Agent paths that change when the driver comes, goes or is exchanged; `PREFIX*DIRECTORY` for
     names in a directory that start so. Directories of libraries change with their entries."""
-    yield "/proc/driver/nvidia/version"
-    yield "/sys/module/nvidia"
     name = _asked(host, places.driver_root, places.driver_root_seen)
     yield places.driver_root_seen or host.agent_path(host.name(name or DRIVER_CONTAINER))
     for root in roots(host, places):
@@ -177,8 +175,10 @@ def watched(host: HostRoot, places: Places) -> Iterator[str]:
                 yield root.agent_path(path)
         for dev in dev_roots(host, places, root):
             yield f"nvidia*{dev.agent_path('/dev')}"
-            for directory, _ in _NODES[1:]:
+            for directory, _ in _NODES[1:]:  # a directory's time changes with its names
                 yield dev.agent_path(directory)
+            for directory in ("/dev/dri", "/dev/dri/by-path"):
+                yield f"*{dev.agent_path(directory)}"
 
 
 def _version(root: DriverRoot) -> str | None:

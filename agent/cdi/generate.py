@@ -6,8 +6,10 @@ is quick by hand; what the others need is imported where they are made.
 
 from __future__ import annotations
 
+import functools
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING, TypeAlias
 
 from agent.cdi import driver, emit
 from agent.cdi import management as recipe
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 _FIRMWARE = "/sys/module/firmware_class/parameters/path"
 
 Text = tuple[str, tuple[str, ...]]
+# What tells the GPUs, given the agent path of the driver's NVML. May raise DriverFailed.
+Ask: TypeAlias = "Callable[[str], Answer]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,24 +51,46 @@ def places(settings: Settings) -> Places:
     )
 
 
-def wanted(settings: Settings, host: HostRoot, hook: str | None) -> tuple[Wanted, ...]:
-    """Every spec that this node should have: of the driver always, of others where their devices
-    are there, with hooks by the program at the host path `hook`. Never raises an AgentError: one
-    that cannot be made keeps no other away."""
+def watched(settings: Settings, host: HostRoot) -> Iterator[str]:
+    """Agent paths that change when any of the specs would be another one; `PREFIX*DIRECTORY` for
+    names in a directory that start so."""
+    from agent.cdi import kernel, others, recipe
+
+    given = places(settings)
+    yield from kernel.watched(host)
+    yield from driver.watched(host, given)
+    yield host.agent_path("/etc/cufile.json")
+    for root in driver.roots(host, given):
+        yield from recipe.watched(root)
+        for dev in driver.dev_roots(host, given, root):
+            yield from others.watched(dev)
+
+
+def wanted(
+    settings: Settings, host: HostRoot, hook: str | None, ask: Ask | None = None,
+    without: Collection[str] = (),
+) -> tuple[Wanted, ...]:  # fmt: skip
+    """Every spec that this node should have, but for those of the kinds in `without`: the
+    management spec first, that of GPUs, those of others where their devices are there; with hooks
+    by the program at the host path `hook`. Never raises an AgentError: one that cannot be made
+    keeps no other away."""
     from agent.cdi import gpu as gpus
     from agent.cdi import others
 
-    kinds = {"management": settings.cdi_kind, "gpu": gpus.KIND}
-    found = [_wanted(mode, kind, settings, host, hook) for mode, kind in kinds.items()]
+    found = [_wanted(settings.cdi_kind, lambda: management(settings, host, hook=hook))]
+    without = {settings.cdi_kind, *without}
+    if gpus.KIND not in without:
+        found.append(_wanted(gpus.KIND, lambda: gpu(settings, host, hook=hook, ask=ask)))
     for mode, which in others.CLASSES.items():
-        one = _wanted(mode, which.kind, settings, host, hook)
-        found += () if isinstance(one.problem, NoDevices) else (one,)
+        if which.kind not in without:
+            one = _wanted(which.kind, functools.partial(other, mode, settings, host))
+            found += () if isinstance(one.problem, NoDevices) else (one,)
     return tuple(found)
 
 
-def _wanted(mode: str, kind: str, settings: Settings, host: HostRoot, hook: str | None) -> Wanted:
+def _wanted(kind: str, make: Callable[[], Text]) -> Wanted:
     try:
-        found, warnings = text(mode, settings, host, hook=hook)
+        found, warnings = make()
     except AgentError as error:
         return Wanted(kind, None, error, ())
     return Wanted(kind, found, None, warnings)
@@ -91,10 +117,10 @@ def management(settings: Settings, host: HostRoot, form: str = "yaml", *, hook: 
 
 
 def gpu(
-    settings: Settings, host: HostRoot, form: str = "yaml", timeout: float | None = None, *,
-    hook: str | None,
+    settings: Settings, host: HostRoot, form: str = "yaml", *, hook: str | None,
+    ask: Ask | None = None,
 ) -> Text:  # fmt: skip
-    """The text of `nvidia.com/gpu`, and warnings; the driver's library has `timeout` seconds.
+    """The text of `nvidia.com/gpu`, and warnings.
 
     Raises NoDriver, NoDevices, or DriverFailed where that library crashes or hangs.
     """
@@ -103,7 +129,7 @@ def gpu(
 
     hooks = Hooks(hook, settings.disabled_hooks)
     found = driver.find(host, places(settings))
-    answer = _ask(found, host, timeout)
+    answer = _answer(found, host, ask)
     known = gpus.Kernel(
         {one.bus: kernel.drm_names(host, one.bus) for one in answer.gpus},
         kernel.mig_minors(host) if any(one.mig for one in answer.gpus) else {},
@@ -114,7 +140,7 @@ def gpu(
     return emit.text(spec, form), (*answer.warnings, *missing, *_warnings(hooks))
 
 
-def _ask(found: Driver, host: HostRoot, timeout: float | None) -> Answer:
+def _answer(found: Driver, host: HostRoot, ask: Ask | None) -> Answer:
     """The GPUs from NVML, else from the kernel's list."""
     from agent.cdi import inventory, kernel
 
@@ -122,9 +148,10 @@ def _ask(found: Driver, host: HostRoot, timeout: float | None) -> Answer:
     library = next(iter(found.find_libraries(name)), None)
     if library is None:
         why = f"there is no {name}"
+    elif not kernel.is_loaded(host):
+        why = "its kernel module is not loaded"
     else:
-        path = found.root.agent_path(library)
-        answer = inventory.ask(path, timeout or inventory.TIMEOUT)
+        answer = (ask or inventory.ask)(found.root.agent_path(library))
         if not answer.error:
             return answer
         why = answer.error

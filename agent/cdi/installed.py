@@ -186,17 +186,17 @@ def examine(
         document = read.document(data)
     except read.Broken as error:
         problem = Problem("file", "", error.text, "repair the file, or remove it")
-        return SpecFile(name, _writer(name, data, ""), place, {}, (problem,))
+        return SpecFile(name, writer(name, data, ""), place, {}, (problem,))
     spec, problems = shaped(document.data)
     if document.more:
         text = "there is more than one document, and runtimes read the first only"
         problems.append(Problem("nothing", "", text, "give each a file of its own"))
     if spec:
         problems += [*rules.check(spec, reader), *on_host.check(spec, host)]
-    return SpecFile(name, _writer(name, data, spec.get("kind", "")), place, spec, tuple(problems))
+    return SpecFile(name, writer(name, data, spec.get("kind", "")), place, spec, tuple(problems))
 
 
-def _writer(name: str, data: bytes, kind: str) -> str:
+def writer(name: str, data: bytes, kind: str) -> str:
     """Who wrote a file, by what each writer is known for; else whose devices they are."""
     vendor, _, _ = kind.partition("/")
     if emit.is_ours(data):

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from agent.data import dataclass
@@ -146,13 +146,20 @@ def _parsed(data: bytes) -> Answer | None:
 def _answer(found: dict[str, Any]) -> Answer:
     if "error" in found:
         return Answer(error=str(found["error"]))
+    return parsed(
+        found["gpus"], [f"{name} is not in the CDI spec: {why}" for name, why in found["lost"]]
+    )
+
+
+def parsed(gpus: Sequence[dict[str, Any]], warnings: Sequence[str]) -> Answer:
+    """An answer from plain data. Raises KeyError or TypeError where it is none."""
     return Answer(
         tuple(
             Gpu(
                 gpu["index"], gpu["uuid"], gpu["minor"], gpu["bus"], gpu["mig"],
                 tuple(Mig(**part) for part in gpu["instances"]),
             )
-            for gpu in found["gpus"]
+            for gpu in gpus
         ),
-        tuple(f"{name} is not in the CDI spec: {why}" for name, why in found["lost"]),
+        tuple(map(str, warnings)),
     )  # fmt: skip

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterator, Mapping
 
 from agent.cdi.inventory import NO_GPUS, Answer, Gpu
 from agent.host.paths import HostRoot
@@ -60,10 +61,67 @@ def mig_minors(host: HostRoot) -> Mapping[str, int]:
     return {match[1]: int(match[2]) for match in found if match}
 
 
+def is_loaded(host: HostRoot) -> bool:
+    """Is the driver's kernel module there? Without it there is nothing to ask NVML; and being
+    asked it would load the module, and make device nodes in whatever /dev it sees."""
+    return os.path.isdir(_driver(host, "nvidia"))
+
+
+def trace(host: HostRoot) -> tuple[str, ...]:
+    """What the kernel shows of GPUs and of their instances: as long as it stays the same, NVML has
+    no other GPUs to tell of. (It may have lost one: a GPU that fell off the bus stays in the list.)
+
+    UUIDs are no part of it: the kernel knows one only after somebody has used the GPU. What was
+    made anew under its old name has a time of its own.
+    """
+    found = [_read(_driver(host, "nvidia/version"))]
+    listed = _driver(host, "nvidia/gpus")
+    for name in _names(listed):
+        info = _information(f"{listed}/{name}/information")
+        facts = (info.get("Device Minor"), info.get("GPU Excluded"), _is_gone(host, name))
+        found.append(f"{name} {facts} {_when(f'{listed}/{name}')}")
+    for directory, start in _capabilities(host):
+        names = (name for name in _names(directory) if name.startswith(start))
+        found += (f"{directory}/{name} {_when(f'{directory}/{name}')}" for name in names)
+    return (*found, *(f"{name} {minor}" for name, minor in mig_minors(host).items()))
+
+
+def watched(host: HostRoot) -> Iterator[str]:
+    """Agent paths that show a module that was loaded, a GPU that came or went, and MIG devices
+    made anew: there the device nodes may stay as they are, and the list of minor numbers as well,
+    which has every instance that there could be. An entry `PREFIX*DIRECTORY` stands for the names
+    in a directory that start so."""
+    yield _driver(host, "nvidia/version")
+    yield host.agent_path("/sys/module/nvidia")
+    yield _driver(host, "nvidia-caps/mig-minors")
+    yield f"*{_driver(host, 'nvidia/gpus')}"
+    yield from (f"{start}*{directory}" for directory, start in _capabilities(host))
+
+
+def _capabilities(host: HostRoot) -> Iterator[tuple[str, str]]:
+    """Directories with GPU and compute instances, and how names start that count there."""
+    top = _driver(host, "nvidia/capabilities")
+    yield top, "gpu"
+    for gpu in _names(top):
+        if gpu.startswith("gpu"):
+            above = f"{top}/{gpu}/mig"
+            yield above, "gi"
+            yield from ((f"{above}/{name}", "ci") for name in _names(above) if name[:2] == "gi")
+
+
+def _when(path: str) -> str:
+    """Tells a directory from one of the same name that was there before it."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return ""
+    return f"{found.st_ino} {found.st_ctime_ns}" if stat.S_ISDIR(found.st_mode) else ""
+
+
 def _driver(host: HostRoot, name: str) -> str:
     """The agent path of a part of /proc/driver."""
-    below = host.agent_path(f"/proc/driver/{name}")
-    return below if os.path.exists(below) else f"{host.proc}/driver/{name}"
+    below = host.agent_path("/proc/driver")
+    return f"{below if os.path.isdir(below) else f'{host.proc}/driver'}/{name}"
 
 
 def _information(path: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from agent.cdi import pipeline, recipe
 from agent.cdi.driver import Node
@@ -41,6 +41,15 @@ CLASSES: Mapping[str, Class] = {
     "nvswitch": Class("nvidia.com/nvswitch", (("/dev", "nvidia-nvswitch*"),)),
     "imex": Class("nvidia.com/imex-channel", (("/dev/nvidia-caps-imex-channels", "channel*"),)),
 }
+
+
+def watched(dev: DriverRoot) -> Iterator[str]:
+    """Agent paths of all nodes below a device root, as entries `PREFIX*DIRECTORY`. Of channels,
+    of which there can be thousands, the directory: its time changes with its names."""
+    for which in CLASSES.values():
+        for directory, pattern in which.nodes:
+            path = dev.agent_path(directory)
+            yield path if pattern == "channel*" else f"{pattern.removesuffix('*')}*{path}"
 
 
 def spec(mode: str, nodes: Sequence[Node], roots: Sequence[DriverRoot]) -> Spec | None:

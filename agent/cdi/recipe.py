@@ -6,7 +6,7 @@ v1.20), and so is the order of libraries, because it decides the arguments of ho
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from agent.cdi.driver import Driver, Node
 from agent.cdi.hooks import Hooks
@@ -22,6 +22,7 @@ _PROGRAMS = (
     "nvidia-smi", "nvidia-debugdump", "nvidia-persistenced", "nvidia-cuda-mps-control",
     "nvidia-cuda-mps-server", "nvidia-imex", "nvidia-imex-ctl",
 )  # fmt: skip
+_RUN = ("/run", "/var/run")
 _SOCKETS = ("nvidia-persistenced/socket", "nvidia-fabricmanager/socket")
 
 
@@ -83,8 +84,15 @@ def mount(
 def _sockets(root: DriverRoot) -> tuple[str, ...]:
     found: list[str] = []
     for name in _SOCKETS:
-        found += root.files(("/run", "/var/run"), name)[:1]
+        found += root.files(_RUN, name)[:1]
     return (*found, *root.files(("/tmp",), "nvidia-mps"))  # noqa: S108 - the driver's own place
+
+
+def watched(root: DriverRoot) -> Iterator[str]:
+    """Agent paths of what comes and goes beside the libraries, with entries `PREFIX*DIRECTORY`. A
+    socket that is gone keeps every container of the spec from starting."""
+    yield from (root.agent_path(f"{place}/{name}") for place in _RUN for name in _SOCKETS)
+    yield f"nvidia-*{root.agent_path('/usr/bin')}"
 
 
 def _firmware(driver: Driver, around: Surroundings) -> tuple[str, ...]:

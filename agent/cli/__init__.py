@@ -65,9 +65,10 @@ def plan(output: str, **given: str | None) -> None:
 def apply(output: str, **given: str | None) -> None:
     """Make the node right, once; on a node that is right it writes and restarts nothing."""
     from agent import render
+    from agent.data import replace
     from agent.engine.converge import converge
 
-    outcome = converge(_context(given))
+    outcome = converge(replace(_context(given), ask_again=True))
     emit(
         output, lambda: render.outcome_text(outcome), "Outcome",
         lambda: render.outcome_data(outcome),
@@ -88,14 +89,16 @@ def run(**given: str | None) -> None:
 @click.option("--watch-fd", type=int, required=True)
 @click.option("--since", type=float, required=True)
 @click.option("--told", type=int, default=0)
+@click.option("--afresh", is_flag=True)
 @click.option("--entry", type=click.Choice(["toolkit-agent", "nvidia-toolkit"]), required=True)
 def converge_child(
-    lock_fd: int, watch_fd: int, since: float, told: int, entry: Entry, **given: str | None
-) -> None:
+    *, lock_fd: int, watch_fd: int, since: float, told: int, afresh: bool, entry: Entry,
+    **given: str | None,
+) -> None:  # fmt: skip
     """One convergence of run; started by it, and of no use to anybody else."""
     from agent.daemon import child
 
-    inherited = child.Inherited(lock_fd, watch_fd, since, told)
+    inherited = child.Inherited(lock_fd, watch_fd, since, told, afresh)
     ctx = _context(given, entry, tell=False)  # its parent has told
     code = child.work(ctx, inherited, _say)
     raise SystemExit(code)
@@ -188,6 +191,7 @@ def toolkit(**given: str | None) -> None:
 
 def _keep(given: dict[str, str | None], entry: Entry) -> None:
     """What `run` does. It does not return: this process becomes the waiting one."""
+    from agent.data import replace
     from agent.engine.converge import converge, tell
 
     ctx = _context(given, entry)
@@ -196,7 +200,7 @@ def _keep(given: dict[str, str | None], entry: Entry) -> None:
     try:
         if ctx.settings.no_daemon:
             with pid_file(ctx):
-                converge(ctx)
+                converge(replace(ctx, ask_again=True))
             return
         become_supervisor(ctx, _again(given))
     except Locked:

@@ -23,19 +23,23 @@ SETTLE = 5.0  # seconds from our start in which our own sandbox comes up (gpu-op
 @dataclass(frozen=True, slots=True)
 class Inherited:
     """What the supervisor hands down: descriptors of the lock and of the watch list's pipe, the
-    monotonic time of its start, and the last exit code."""
+    monotonic time of its start, the last exit code, and whether to look at everything afresh."""
 
     lock: int
     pipe: int
     since: float
     told: int
+    afresh: bool
 
 
 def work(ctx: Context, inherited: Inherited, say: Callable[[str], None]) -> int:
     """Converge once; gives the exit code. `say` takes the line of a failure that is new."""
     for fd in (inherited.lock, inherited.pipe):
         os.set_inheritable(fd, False)
-    ctx = replace(ctx, lock_fd=inherited.lock, settle=lambda: _settle(ctx, inherited.since))
+    ctx = replace(
+        ctx, lock_fd=inherited.lock, settle=lambda: _settle(ctx, inherited.since),
+        ask_again=inherited.afresh,
+    )  # fmt: skip
     before, node, code = _told(ctx), None, 0
     blamed: tuple[str, ...] = ()
     try:

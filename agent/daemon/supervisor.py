@@ -7,7 +7,7 @@ change is lost. Run by its path, after `start.py` has taken the lock and blocked
     supervisor.py INTERVAL DEADLINE PIDFILE ARGV...
 
 PIDFILE is `DESCRIPTOR:PATH` of a pid file that goes with this process, or empty. ARGV is the
-child's command line, to which `--watch-fd` and `--told` are added.
+child's command line, to which `--watch-fd`, `--told` and `--afresh` are added.
 """
 
 import errno
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 POLL = 0.5  # seconds between two looks
 IN_A_ROW = 10  # several changes that follow each other are no fight yet
+DEVICE = 0.1  # nobody fights about devices; splitting eight GPUs anew takes a minute
 LONGEST = 60.0  # seconds of back-off
 USAGE = 2  # exit code of a child that will never succeed
 _NOT_STARTED = 127
@@ -33,10 +34,18 @@ _TYPE, _LINK, _SOCKET = 0o170000, 0o120000, 0o140000
 def signature(entry: bytes) -> object:
     """What changes when a watched entry changes; None where it is not there.
 
-    An entry is a path, or `PREFIX*DIRECTORY`: the names in a directory that start so.
+    An entry is a path; `PREFIX*DIRECTORY`: the names in a directory that start so;
+    `!PREFIX*DIRECTORY`: the files in it whose names do not.
     """
+    if entry.startswith(b"!"):
+        prefix, _, directory = entry[1:].partition(b"*")
+        names = _names(directory, entry, lambda name: not name.startswith(prefix))
+        if isinstance(names, int):
+            return names
+        return [(name, signature(directory + b"/" + name)) for name in names]
     if not entry.startswith(b"/"):
-        return _names(entry)
+        prefix, _, directory = entry.partition(b"*")
+        return _nodes(directory, _names(directory, entry, lambda name: name.startswith(prefix)))
     try:
         own = os.lstat(entry)
         if own.st_mode & _TYPE != _LINK:
@@ -59,22 +68,39 @@ def _facts(found: os.stat_result) -> object:
 _listed: dict[bytes, tuple[int, list[bytes]]] = {}
 
 
-def _names(entry: bytes) -> object:
-    """For /dev, whose own time changes with what is nobody's business here."""
-    prefix, _, directory = entry.partition(b"*")
+def _names(
+    directory: bytes, entry: bytes, counts: "Callable[[bytes], bool]"
+) -> "list[bytes] | int":
+    """Names in a directory, or why there are none. For /dev, whose own time changes with what is
+    nobody's business here; in /proc and /sys, whose directories have no size, it never does."""
     try:
-        moment = os.stat(directory).st_mtime_ns
+        found = os.stat(directory)
+        moment = found.st_mtime_ns
         known = _listed.get(entry)
-        if known is None or known[0] != moment:
-            names = sorted(name for name in os.listdir(directory) if name.startswith(prefix))
-            known = moment, names
+        if known is None or known[0] != moment or not found.st_size:
+            known = moment, sorted(filter(counts, os.listdir(directory)))
             # A change within the same tick of the clock would not show in the time.
             if time.time_ns() - moment > 10**9:
                 _listed[entry] = known
-        found = ((name, os.lstat(directory + b"/" + name)) for name in known[1])
-        return [(name, item.st_rdev, item.st_mode) for name, item in found]
+        return known[1]
+    except OSError as error:
+        return error.errno or -1
+
+
+def _nodes(directory: bytes, names: "list[bytes] | int") -> object:
+    """What counts of device nodes; what is made anew in /proc under its old name has another
+    time."""
+    if isinstance(names, int):
+        return names
+    try:
+        found = [(name, os.lstat(directory + b"/" + name)) for name in names]
     except OSError as error:
         return error.errno
+    return [
+        (name, item.st_rdev, item.st_mode, item.st_uid, item.st_gid,
+         0 if item.st_rdev else item.st_ctime_ns)
+        for name, item in found
+    ]  # fmt: skip
 
 
 def signatures(entries: "Iterable[bytes]") -> dict[bytes, object]:
@@ -82,9 +108,14 @@ def signatures(entries: "Iterable[bytes]") -> dict[bytes, object]:
     return {entry: signature(entry) for entry in entries}
 
 
-def backoff(times: int) -> float:
+def _devices(seen: "dict[bytes, object]") -> "dict[bytes, object]":
+    """Of these what is known by names in a directory: devices and their parts."""
+    return {entry: value for entry, value in seen.items() if entry[:1] not in b"/!"}
+
+
+def backoff(times: float) -> float:
     """Seconds to wait after so many in a row: 1, 2, 4, … 60."""
-    return min(LONGEST, 2.0 ** min(times - 1, 10))
+    return min(LONGEST, float(2.0 ** min(times - 1, 10)))
 
 
 def jittered(interval: float) -> float:
@@ -93,11 +124,13 @@ def jittered(interval: float) -> float:
 
 
 class Wishes:
-    """What signals have asked for: to stop, or to converge now."""
+    """What signals have asked for: to stop, or to converge now. `afresh`: what is known without a
+    trace in any file, such as NVML's word, is not to be trusted any more."""
 
     def __init__(self) -> None:
         self.stop = False
         self.now = False
+        self.afresh = True
 
 
 class Keeper:
@@ -122,7 +155,7 @@ class Keeper:
         self.look = look
         self.code = 0
         self.seen: dict[bytes, object] = {}  # signatures after the last convergence
-        self.moved = 0  # convergences in a row during which something moved
+        self.moved = 0.0  # convergences in a row during which something moved
         self.failed = 0  # and those that failed
 
     def keep(self, interval: float) -> int:
@@ -146,7 +179,10 @@ class Keeper:
         elif code != 0:  # a node that cannot be read says less than it did
             listed = tuple(dict.fromkeys((*listed, *before)))
         self.seen = self.look(listed)
-        self.moved = self.moved + 1 if self.seen != before else 0
+        if self.seen == before:
+            self.moved = 0.0
+        else:
+            self.moved += DEVICE if _devices(self.seen) != _devices(before) else 1
         self.failed = self.failed + 1 if code else 0
         if code != self.code:
             log("waiting" if code else "right", "code", code)
@@ -161,15 +197,20 @@ class Keeper:
     def idle(self, seconds: float) -> None:
         """Wait for a signal, for a change, or for the time to be up.
 
-        Where something moves all the time, the time alone counts; then it is looked at anyway.
+        Where something moves all the time, only time and devices count; all else is looked at
+        when the time is up.
         """
         end = self.clock() + seconds
         while not (self.wishes.stop or self.wishes.now):
             left = end - self.clock()
             if left <= 0:
+                self.wishes.afresh |= not (self.moved or self.failed)
                 return
             self.wait(min(left, POLL))
-            if not self.moved and self.look(self.seen) != self.seen:
+            seen = self.seen
+            if self.moved:
+                seen = _devices(seen) if self.moved < 2 * IN_A_ROW else {}
+            if self.look(seen) != seen:
                 self.failed = 0
                 return
 
@@ -192,7 +233,7 @@ class Children:
         if found.si_signo in (signal.SIGTERM, signal.SIGINT):
             self.wishes.stop = True
         elif found.si_signo == signal.SIGHUP:
-            self.wishes.now = True
+            self.wishes.now = self.wishes.afresh = True
         self.reap()
 
     def reap(self) -> None:
@@ -213,6 +254,8 @@ class Children:
         os.set_inheritable(writer, True)
         os.set_blocking(reader, False)
         argv = [*self.argv, f"--watch-fd={writer}", f"--told={told}"]
+        argv += ["--afresh"] if self.wishes.afresh else []
+        self.wishes.afresh = False
         self.ends.clear()
         try:
             self.pid = os.posix_spawn(

@@ -42,7 +42,7 @@ def _at_once() -> None:
 class Context:
     """Settings and seams of one run. `log` takes an event and key-value pairs; `lock_fd` is the
     descriptor of a parent that holds the lock for us; `settle` waits until the runtime may be
-    restarted without harm to ourselves."""
+    restarted without harm to ourselves; `ask_again`: NVML is to be asked, whatever is known."""
 
     settings: Settings
     host: HostRoot
@@ -58,6 +58,7 @@ class Context:
     reach: Callable[[HostRoot, str], tuple[Systemd, Unit]] = field(default=systemd.reach)
     lock_fd: int | None = None
     settle: Callable[[], None] = _at_once
+    ask_again: bool = False
 
     @property
     def boot_id(self) -> str:

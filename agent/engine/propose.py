@@ -29,7 +29,7 @@ from agent.toolkit import programs
 class Proposal:
     """What a plan shows. `edits` is None where the configuration is not ours to change; `gaps` is
     what the running runtime lacks, `restart` how it would be restarted if it has to be; `spec` is
-    None where no CDI spec is wanted, `toolkit` where there is none and none is needed; `nodes`
+    None where no CDI specs are wanted, `toolkit` where there is none and none is needed; `nodes`
     are device nodes to be made; `blocked` is why no restart may be asked for."""
 
     runtime: Runtime
@@ -50,7 +50,7 @@ class Proposal:
         """Every file that would be written, but for the toolkit's programs."""
         spec, toolkit = self.spec, self.toolkit
         found = (
-            spec.change if spec else None,
+            *(spec.changes if spec else ()),
             *(self.edits.changes if self.edits else ()),
             toolkit.config if toolkit else None,
         )

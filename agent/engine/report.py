@@ -64,7 +64,7 @@ class Report:
                 "directory": str(toolkit.found.directory) if toolkit else None,
                 "source": toolkit.found.origin.place if toolkit else None,
             },
-            "spec": str(spec.path) if spec and spec.path else None,
+            "specs": [item.data() for item in (spec.specs if spec else ())],
             "drift": list(self.drift),
             "warnings": list(proposal.warnings) if proposal else [],
             "transaction": {"unfinished": self.unfinished, "failed": self.failed},

@@ -11,7 +11,7 @@ import functools
 
 from agent.data import dataclass, replace
 from agent.decide import DEFAULT_DIRS
-from agent.engine import change, in_use, install, kinds, parsed, recover, specs, undoing
+from agent.engine import change, gpus, in_use, install, kinds, parsed, recover, specs, undoing
 from agent.engine import node as nodes
 from agent.engine.context import Context
 from agent.engine.converge import state_of, tell
@@ -123,6 +123,7 @@ def _forget(ctx: Context, memory: Memory) -> None:
     ctx.store.remember(Memory())
     with contextlib.suppress(OSError):
         parsed.forget(ctx.store)
+        gpus.forget(ctx.store)
     ctx.store.forget_failure()
     ctx.store.prune(Memory())
 

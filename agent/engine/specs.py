@@ -1,8 +1,8 @@
-"""The CDI spec that the agent itself writes, as one file of the node.
+"""The CDI specs that the agent itself writes, as files of the node.
 
 Invariant: a spec is derived from the driver and never an original of anybody's: it is written
-whole or not at all, only where its bytes differ, and is in no journal. A spec that should be there
-and cannot be made takes readiness with it.
+whole or not at all, only where its bytes differ, and is in no journal. A management spec that
+should be there and cannot be made takes readiness with it; another one is a warning.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ import contextlib
 import os
 from collections.abc import Iterable
 
-from agent.cdi import emit, foreign, generate
+from agent.cdi import emit, foreign, generate, gpu, others
+from agent.cdi.generate import Wanted
 from agent.data import dataclass
 from agent.engine.context import Context
+from agent.engine.gpus import Gpus
 from agent.engine.plan import Change
-from agent.errors import AgentError, Refused, reason
+from agent.engine.whose import Site, Spec, file_name
+from agent.errors import AgentError, NoDevices, Refused, reason
 from agent.host import files
 from agent.host.paths import HostPath, HostRoot
 from agent.settings import Settings
@@ -23,18 +26,21 @@ from agent.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Proposed:
-    """The management spec as it should be. `change` is None where the file is so already;
-    `problem` is why there can be none, and then there is no `path` either."""
+    """Specs as they should be, and the changes that make them so. `problem` is why there can be no
+    management spec: then changes only take away what describes nothing any more. `directory` is
+    where ours go."""
 
-    path: HostPath | None = None
-    change: Change | None = None
+    specs: tuple[Spec, ...]
+    changes: tuple[Change, ...] = ()
     warnings: tuple[str, ...] = ()
     problem: AgentError | None = None
+    directory: HostPath | None = None
+    gpus: Gpus | None = None
 
 
 def propose(ctx: Context, spec_dirs: tuple[str, ...], hook: str | None) -> Proposed | None:
-    """The management spec for a runtime that reads `spec_dirs`, with hooks by the program at the
-    host path `hook`; None where none is wanted.
+    """The specs for a runtime that reads `spec_dirs`, with hooks by the program at the host path
+    `hook`; None where none are wanted.
 
     Never raises: a person who looks at a node without a driver wants to see the rest as well.
     """
@@ -43,26 +49,59 @@ def propose(ctx: Context, spec_dirs: tuple[str, ...], hook: str | None) -> Propo
     try:
         return _propose(ctx, spec_dirs, hook)
     except AgentError as error:
-        return Proposed(warnings=(f"apply refuses: {error.message}",), problem=error)
+        return _impossible(ctx, error)
+
+
+def _impossible(ctx: Context, error: AgentError) -> Proposed:
+    refused = (f"apply refuses: {error.message}",)
+    return Proposed((Spec(ctx.settings.cdi_kind, problem=error.message),), (), refused, error)
 
 
 def _propose(ctx: Context, spec_dirs: tuple[str, ...], hook: str | None) -> Proposed:
     settings, host = ctx.settings, ctx.host
     directory = _directory(settings, host, spec_dirs)
-    _refuse_writable([directory, *_directories(ctx, spec_dirs)])
-    text, warnings = generate.management(settings, host, hook=hook)
-    path = _join(host, directory, file_name(settings.cdi_kind))
-    _refuse_twins(host, directory, path, settings.cdi_kind)
-    before = files.read(path.agent, path.host)
-    after = files.new_state(text.encode())
-    same = before is not None and (before.data, before.mode) == (after.data, after.mode)
-    return Proposed(path, None if same else Change(path, before, after), warnings)
+    places = tuple(dict.fromkeys((directory, *directories(ctx, spec_dirs))))
+    _refuse_writable(places)
+    there = [entry for place in places for entry in foreign.entries(host, place)]
+    site, gpus, kinds = Site(host, directory, _names(ctx), there), Gpus(ctx), _kinds(settings)
+    # NVML is not asked where the answer is of no use.
+    theirs = frozenset(kind for kind in kinds if site.provider(kind) is not None)
+    management, *rest = generate.wanted(settings, host, hook, gpus.ask, theirs)
+    by_kind = {wanted.kind: wanted for wanted in rest}
+    found = [site.other(kind, by_kind.get(kind)) for kind in kinds]
+    shown = tuple(spec for spec, _ in found if spec.writer or spec.problem)
+    changes = [change for _, change in found if change is not None]
+    stale = (
+        *site.leftovers(),
+        *(change for change in changes if change.after is None),
+    )
+    try:
+        own, change = site.management(management)
+    except AgentError as error:
+        none = _impossible(ctx, error)
+        return Proposed((*none.specs, *shown), stale, none.warnings, error, directory)
+    new = (change, *(change for change in changes if change.after is not None))
+    return Proposed(
+        (own, *shown),
+        (*stale, *(change for change in new if change is not None)),
+        _warnings((management, *rest), shown),
+        directory=directory,
+        gpus=gpus,
+    )
 
 
-def file_name(kind: str) -> str:
-    """`management.nvidia.com-gpu.yaml`: NVIDIA's installer has the same name, so that one file
-    takes the place of the other; two with one device would cancel each other."""
-    return kind.replace("/", "-") + ".yaml"
+def _kinds(settings: Settings) -> tuple[str, ...]:
+    """What may be ours besides the management spec."""
+    known = (gpu.KIND, *(which.kind for which in others.CLASSES.values()))
+    return tuple(kind for kind in known if kind != settings.cdi_kind)
+
+
+def _warnings(made: Iterable[Wanted], shown: Iterable[Spec]) -> tuple[str, ...]:
+    """That there is no GPU is no fault, and shown with the specs only."""
+    made = tuple(made)
+    none = {one.problem.message for one in made if isinstance(one.problem, NoDevices)}
+    problems = (spec.problem for spec in shown if spec.problem and spec.problem not in none)
+    return tuple(dict.fromkeys((*(text for one in made for text in one.warnings), *problems)))
 
 
 def _directory(settings: Settings, host: HostRoot, spec_dirs: tuple[str, ...]) -> HostPath:
@@ -89,15 +128,9 @@ def _locate(host: HostRoot, given: str) -> HostPath:
     return HostPath(mounted, real.host) if direct else real
 
 
-def _join(host: HostRoot, directory: HostPath, name: str) -> HostPath:
-    if os.path.islink(os.path.join(directory.agent, name)):
-        return host.resolve(os.path.join(directory.host, name))
-    return HostPath(os.path.join(directory.agent, name), os.path.join(directory.host, name))
-
-
-def _refuse_writable(directories: Iterable[HostPath]) -> None:
+def _refuse_writable(places: Iterable[HostPath]) -> None:
     """Whoever can write where the runtime looks for specs can have any program run as root."""
-    for directory in dict.fromkeys(directories):
+    for directory in places:
         try:
             why = files.distrust_directory(directory.agent)
         except OSError as error:
@@ -106,49 +139,53 @@ def _refuse_writable(directories: Iterable[HostPath]) -> None:
             raise Refused(f"cannot use the CDI directory {directory}: it {why}")
 
 
-def _refuse_twins(host: HostRoot, directory: HostPath, ours: HostPath, kind: str) -> None:
-    """Two files of one directory with one device make it unresolvable (CDI pkg/cdi/cache.go)."""
-    for path, data in foreign.entries(host, directory):
-        if path.name != ours.name and foreign.has_kind(data, kind):
-            raise Refused(
-                f"cannot write {ours}: {path} defines {kind} too, and two files with one device "
-                "cancel each other; remove it, or give another --cdi-kind"
-            )
-
-
 def write(ctx: Context, proposed: Proposed | None) -> tuple[str, ...]:
-    """Put the spec in its place if it is not there; returns host paths of what was written.
+    """Make the changes; returns host paths of what was written or removed.
 
-    Raises NoDriver, or Refused where no runtime would read it or the disk does not play along;
-    then nothing is ready any more.
+    Raises NoDriver, or Refused where no runtime would read the management spec or the disk does
+    not play along; then nothing is ready any more.
     """
-    if proposed is not None and proposed.problem is not None:
-        ctx.publisher.withdraw()
-        raise proposed.problem
-    if proposed is not None and proposed.path is not None:
-        files.sweep(os.path.dirname(proposed.path.agent), (os.path.basename(proposed.path.agent),))
-    if proposed is None or proposed.change is None:
+    if proposed is None:
         return ()
-    change = proposed.change
-    assert change.after is not None
-    try:
-        files.make_directories(os.path.dirname(change.path.agent))
-        files.write(change.path.agent, change.after)
-    except OSError as error:
+    if proposed.problem is not None:
         ctx.publisher.withdraw()
-        raise Refused(f"cannot write {change.path}: {reason(error)}") from error
-    ctx.log("spec written", path=change.path.host)
-    return (change.path.host,)
+    if proposed.directory is not None:
+        files.sweep(proposed.directory.agent, _names(ctx))
+    done = [path for change in proposed.changes for path in _make(ctx, change)]
+    if proposed.problem is not None:
+        raise proposed.problem
+    if proposed.gpus is not None:
+        proposed.gpus.keep()
+    return tuple(done)
 
 
-def paths(ctx: Context, spec_dirs: tuple[str, ...]) -> tuple[str, ...]:
-    """Agent paths under which our spec may lie, for a runtime that reads `spec_dirs`."""
-    name = file_name(ctx.settings.cdi_kind)
-    found = _directories(ctx, spec_dirs)
-    return tuple(os.path.join(directory.agent, name) for directory in found)
+def _make(ctx: Context, change: Change) -> tuple[str, ...]:
+    """One change. Raises Refused where it is the management spec that cannot be written."""
+    path = change.path
+    try:
+        if change.after is None:
+            files.remove(path.agent)
+        else:
+            files.make_directories(os.path.dirname(path.agent))
+            files.write(path.agent, change.after)
+    except OSError as error:
+        what = "write" if change.after else "remove"
+        refused = Refused(f"cannot {what} {path}: {reason(error)}")
+        if change.after is None or path.name != file_name(ctx.settings.cdi_kind):
+            ctx.log("warning", text=refused.message)
+            return ()
+        ctx.publisher.withdraw()
+        raise refused from error
+    ctx.log("spec written" if change.after else "spec removed", path=path.host)
+    return (path.host,)
 
 
-def _directories(ctx: Context, spec_dirs: tuple[str, ...]) -> tuple[HostPath, ...]:
+def _names(ctx: Context) -> tuple[str, ...]:
+    return tuple(map(file_name, (ctx.settings.cdi_kind, *_kinds(ctx.settings))))
+
+
+def directories(ctx: Context, spec_dirs: tuple[str, ...]) -> tuple[HostPath, ...]:
+    """Where a runtime that reads `spec_dirs` looks for specs, and where ours may lie."""
     asked = ctx.settings.cdi_output_dir
     found = []
     for name in (*spec_dirs, *((asked,) if asked else ())):
@@ -159,7 +196,11 @@ def _directories(ctx: Context, spec_dirs: tuple[str, ...]) -> tuple[HostPath, ..
 
 def present(ctx: Context, spec_dirs: tuple[str, ...]) -> bool:
     """Is a spec that we wrote there?"""
-    return any(_is_ours(path) for path in paths(ctx, spec_dirs))
+    return any(
+        _is_ours(os.path.join(place.agent, name))
+        for place in directories(ctx, spec_dirs)
+        for name in _names(ctx)
+    )
 
 
 def _is_ours(agent: str) -> bool:
@@ -173,7 +214,7 @@ def _is_ours(agent: str) -> bool:
 def naming(ctx: Context, spec_dirs: tuple[str, ...], directory: str) -> HostPath | None:
     """A spec of somebody else's that names anything in a directory (a host path)."""
     word = f"{directory}/".encode()
-    for found in _directories(ctx, spec_dirs):
+    for found in directories(ctx, spec_dirs):
         for path, data in foreign.entries(ctx.host, found):
             if word in data and not emit.is_ours(data):
                 return path
@@ -181,20 +222,20 @@ def naming(ctx: Context, spec_dirs: tuple[str, ...], directory: str) -> HostPath
 
 
 def remove(ctx: Context, spec_dirs: tuple[str, ...]) -> tuple[str, ...]:
-    """Take our spec away, wherever it may be; one that somebody else wrote stays.
+    """Take our specs away, wherever they may be; those that somebody else wrote stay.
 
     Returns host paths. Raises Refused.
     """
     gone = []
-    name = file_name(ctx.settings.cdi_kind)
-    for path in _directories(ctx, spec_dirs):
-        agent = os.path.join(path.agent, name)
-        files.sweep(path.agent, (name,))
-        if not _is_ours(agent):
-            continue
-        try:
-            files.remove(agent)
-        except OSError as error:
-            raise Refused(f"cannot remove {path}/{name}: {reason(error)}") from error
-        gone.append(os.path.join(path.host, name))
+    for place in directories(ctx, spec_dirs):
+        files.sweep(place.agent, _names(ctx))
+        for name in _names(ctx):
+            agent = os.path.join(place.agent, name)
+            if not _is_ours(agent):
+                continue
+            try:
+                files.remove(agent)
+            except OSError as error:
+                raise Refused(f"cannot remove {place}/{name}: {reason(error)}") from error
+            gone.append(os.path.join(place.host, name))
     return tuple(gone)

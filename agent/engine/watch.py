@@ -3,7 +3,8 @@
 Invariant: reads only, never raises, and names paths as we open them. A path too many costs a
 convergence that does nothing; one that is missing is a node that stays wrong until the interval.
 
-An entry is a path, or `PREFIX*DIRECTORY` for the names in a directory that start so.
+An entry is a path, `PREFIX*DIRECTORY` for the names in a directory that start so, or
+`!PREFIX*DIRECTORY` for all other files in it, with their content.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 from collections.abc import Iterator
 
 from agent import status
-from agent.cdi import driver, generate
+from agent.cdi import generate
 from agent.engine import install, specs
 from agent.engine import node as nodes
 from agent.engine.context import Context
@@ -137,10 +138,12 @@ def _programs(ctx: Context) -> Iterator[str]:
 
 
 def _cdi(ctx: Context, node: AnyNode | None) -> Iterator[str]:
-    """The driver, and the CDI spec that is made from it."""
+    """Driver and devices, and the specs: ours, and those beside which ours would be one too many.
+    Files that start with `k8s.` come with every pod of a DRA driver, and are none of these."""
     settings = ctx.settings
     if not settings.cdi_enabled or settings.cdi_output_dir is None:
         return
-    yield from driver.watched(ctx.host, generate.places(settings))
+    yield from generate.watched(settings, ctx.host)
     seen = nodes.evidence(None, node.runtime, ctx.host)[0].spec_dirs if node else ()
-    yield from specs.paths(ctx, seen if isinstance(seen, tuple) else ())
+    for directory in specs.directories(ctx, seen if isinstance(seen, tuple) else ()):
+        yield f"!k8s.*{directory.agent}"

@@ -153,7 +153,7 @@ class PrivateNode:
     def _run(
         self, program: Sequence[str], command: str, options: Sequence[str], timeout: float
     ) -> subprocess.CompletedProcess[str]:
-        return self.inside([*program, command, *self._options(), *options], timeout)
+        return self.inside([*program, *command.split(), *self._options(), *options], timeout)
 
     def inside(
         self, argv: Sequence[str], timeout: float = 20.0

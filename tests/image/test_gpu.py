@@ -1,18 +1,17 @@
 """GPUs on real runtimes: what a pod finds that asks for one by its number, its UUID, or for all.
 
-The spec is printed by `cdi generate` on a made-up node with a scripted NVML, and put where the
-runtime looks for it.
+`apply` makes the node right, which has a made-up driver and kernel and a scripted NVML.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
 import pytest
 
+from tests.conformance import checks
 from tests.tools.driver import LIBRARIES, VERSION
 from tests.tools.kernel import make_kernel
 from tests.tools.nvml import COMPILER, FakeGpu, FakePart, place
@@ -48,12 +47,7 @@ def gpu_node(runtime: Runtime) -> Iterator[tuple[PodNode, Pods]]:
         for path in ("proc/driver", "sys/bus/pci/devices"):
             bound = node.inside(["mount", "--bind", str(kernel / path), f"/{path}"])
             assert bound.returncode == 0, bound.stderr
-        made = node.inside(
-            [sys.executable, "-m", "agent", "cdi", "generate", "--mode=nvml", *node._options()]
-        )
-        assert (made.returncode, made.stderr) == (0, "")
-        node.cdi_directory.mkdir(exist_ok=True)
-        (node.cdi_directory / "nvidia.com-gpu.yaml").write_text(made.stdout, "utf-8")
+        checks.done(node.agent("apply"))
         yield node, pods
 
 
@@ -105,3 +99,22 @@ def test_gpu_that_is_split_cannot_be_had(generation: str, runtime: Runtime) -> N
         for name in ("1", SPLIT.name, "2"):
             with pytest.raises(grpc.RpcError, match="unresolvable CDI devices"):
                 pods.create(cdi_devices=[f"{KIND}={name}"])
+
+
+@pytest.mark.parametrize("generation", ["1.7", "2.1"])
+def test_somebody_else_s_file_is_no_conflict(generation: str, runtime: Runtime) -> None:
+    """Ours gives way, and what the other one describes can be had; when it goes, ours is back. The
+    runtime is not restarted for any of it."""
+    with gpu_node(runtime) as (node, pods):
+        first, starts = pods.create(), node.supervisor.starts
+        other = node.cdi_directory / "nvidia.yaml"
+        other.write_text((node.cdi_directory / "nvidia.com-gpu.yaml").read_text("utf-8"), "utf-8")
+        with pytest.raises(grpc.RpcError, match="unresolvable CDI devices"):
+            pods.create(cdi_devices=[f"{KIND}=0"], beside=first)
+        checks.done(node.agent("apply"))
+        assert nodes(pods.create(cdi_devices=[f"{KIND}=0"], beside=first)) == WHOLE | CONTROL
+        other.unlink()
+        checks.done(node.agent("apply"))
+        assert nodes(pods.create(cdi_devices=[f"{KIND}=0"], beside=first)) == WHOLE | CONTROL
+        checks.done(node.agent("cdi validate"))
+        assert node.supervisor.starts == starts

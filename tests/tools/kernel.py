@@ -26,6 +26,7 @@ def make_kernel(host: Path, dev: Path, gpus: Sequence[FakeGpu]) -> None:
                         (f"{above}/ci{part.ci}/access", instance + 1 + part.ci)]  # fmt: skip
     for _, minor in entries:
         make_node(dev / f"dev/nvidia-caps/nvidia-cap{minor}", CAPABILITIES, minor, 0o444)
+    (host / "proc/driver/nvidia").mkdir(parents=True, exist_ok=True)  # the module is loaded
     caps = host / "proc/driver/nvidia-caps"
     caps.mkdir(parents=True, exist_ok=True)
     lines = ["config 1", "monitor 2", *(f"{name} {minor}" for name, minor in entries)]

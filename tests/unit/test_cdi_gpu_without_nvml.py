@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
 
-from agent.cdi import generate
+from agent.cdi import generate, inventory
 from agent.errors import DriverFailed, NoDevices, NoDriver
 from agent.host.paths import HostRoot
 from agent.settings import resolve
@@ -95,8 +96,9 @@ def test_crash_and_hang_are_errors(node: Node) -> None:
     assert (broken.kind, broken.text) == ("nvidia.com/gpu", None)
     assert isinstance(broken.problem, DriverFailed)
     node.set(FakeGpu(0), extra=("hang nvmlInitWithFlags",))
+    ask = functools.partial(inventory.ask, timeout=0.5)
     with pytest.raises(DriverFailed, match=r"no answer in 0\.5 s"):
-        generate.gpu(asked, HostRoot(str(node.host)), timeout=0.5, hook=None)
+        generate.gpu(asked, HostRoot(str(node.host)), hook=None, ask=ask)
 
 
 def test_nobody_tells_the_gpus(node: Node) -> None:

@@ -131,7 +131,9 @@ _hooks = st.builds(
     Hook, st.just("createContainer"), _paths, st.lists(_texts, max_size=3).map(tuple),
     st.just(("NVIDIA_CTK_DEBUG=false",)), st.none() | st.integers(1, 60),
 )  # fmt: skip
-_mounts = st.builds(Mount, _paths, _paths, st.lists(_words, max_size=3).map(tuple))
+_mounts = st.builds(  # without "rbind" or a type no container would start
+    Mount, _paths, _paths, st.lists(_words, max_size=3).map(lambda words: ("rbind", *words))
+)
 _edits = st.builds(
     Edits,
     st.lists(_texts.map(lambda text: f"NAME={text}"), max_size=3).map(tuple),

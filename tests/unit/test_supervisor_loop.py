@@ -104,6 +104,49 @@ def test_what_never_rests_is_tried_less_and_less() -> None:
     assert world.runs == [*[0] * supervisor.IN_A_ROW, 1, 3, 7]
 
 
+def devices(world: World) -> tuple[int, tuple[bytes, ...]]:
+    """A device came while it ran."""
+    world.touch(b"nvidia*/dev")
+    return 0, (b"/a", b"nvidia*/dev")
+
+
+def test_devices_are_no_fight() -> None:
+    """They may come and go one after the other for a while; not for ever."""
+    world = World(*[devices] * 105)
+    world.keep()
+    assert world.runs[:99] == [0] * 99
+    assert world.runs[-1] > 0
+
+
+def test_device_ends_a_pause() -> None:
+    """Where something else moves all the time."""
+    both = [devices, *[restless] * 14, right]
+    world = World(*(lambda w, end=end: (0, (*end(w)[1], b"nvidia*/dev")) for end in both))
+    world.events[9] = lambda w: w.touch(b"nvidia*/dev")
+    for tenth in range(1, 200):
+        world.events[tenth / 10 + 0.01] = World.touch
+    world.keep()
+    assert [at for at in world.runs if 9 <= at < 9.5]
+
+
+def test_when_to_look_afresh() -> None:
+    """At the start, when the time is up, and when somebody asks; not for a change or a failure."""
+    asked = []
+
+    def noted(code: int) -> Callable[[World], tuple[int, tuple[bytes, ...]]]:
+        def end(world: World) -> tuple[int, tuple[bytes, ...]]:
+            asked.append(world.wishes.afresh)
+            world.wishes.afresh = False
+            return code, (b"/a",)
+
+        return end
+
+    world = World(noted(0), noted(0), noted(3), noted(3), noted(0), noted(0))
+    world.events[7] = World.touch
+    world.keep()
+    assert asked == [True, False, False, False, False, True]
+
+
 def test_rest_forgives() -> None:
     world = World(*[restless] * supervisor.IN_A_ROW, right, right)
     world.events[100] = World.touch
@@ -233,6 +276,38 @@ def test_signature_of_names(tmp_path: Path) -> None:
     assert after != before
     (tmp_path / "nvidia0").unlink()
     assert signature(entry) == before != after
+
+
+def test_signature_of_a_device_changes_with_its_group(tmp_path: Path) -> None:
+    """A spec names it."""
+    (tmp_path / "nvidia0").touch()
+    entry = b"nvidia*" + os.fsencode(tmp_path)
+    before = signature(entry)
+    os.chmod(tmp_path / "nvidia0", 0o600)
+    assert signature(entry) != before
+
+
+def test_signature_of_names_where_times_say_nothing() -> None:
+    """In /proc a directory's time does not change with what is in it."""
+    entry = b"*/proc/self/fd"
+    before = signature(entry)
+    with open(os.devnull, encoding="ascii"):
+        assert signature(entry) != before
+
+
+def test_signature_of_files_but_for_some(tmp_path: Path) -> None:
+    """Their content counts, and that of one that is written in place too."""
+    (tmp_path / "a.yaml").write_text("one")
+    entry = b"!k8s.*" + os.fsencode(tmp_path)
+    before = signature(entry)
+    (tmp_path / "k8s.claim.yaml").touch()
+    assert signature(entry) == before
+    (tmp_path / "a.yaml").write_text("another")
+    after = signature(entry)
+    assert after != before
+    (tmp_path / "b.yaml").touch()
+    assert signature(entry) not in (before, after)
+    assert signature(b"!k8s.*/none/at/all") == signature(b"!k8s.*/none/either")
 
 
 def _child(deadline: float, script: str) -> subprocess.CompletedProcess[str]:

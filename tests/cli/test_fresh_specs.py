@@ -1,0 +1,179 @@
+"""`run` and its specs: what comes, goes or changes on a node with GPUs is in them soon."""
+
+from __future__ import annotations
+
+import functools
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.gpu_host import GPU, MANAGEMENT, GpuHost
+from tests.cli.test_run import Daemon, running
+from tests.conformance.foreign_specs import spec
+from tests.tools.driver import VERSION, make_driver, remove_driver
+from tests.tools.kernel import make_node
+from tests.tools.nvml import FakeGpu, FakePart
+from tests.unit.gpu_node import MARKS
+
+pytestmark = MARKS
+
+ONE, TWO = FakeGpu(0), FakeGpu(1)
+BEFORE, AFTER = FakePart(0, 1), FakePart(0, 1, uuid="MIG-after")
+NEWER = "560.28.03"
+
+
+@pytest.fixture
+def node(place: Path) -> Iterator[GpuHost]:
+    with GpuHost(place, ONE) as found:
+        yield found
+
+
+def split(node: GpuHost, part: FakePart) -> None:
+    """Make one MIG device, as the kernel shows it: anew, also where there is one of its number
+    with the same device nodes."""
+    top = node.host / "proc/driver/nvidia/capabilities/gpu0/mig"
+    shutil.rmtree(top, ignore_errors=True)
+    node.set(FakeGpu(0, mig=1, parts=(part,)))
+    (top / f"gi{part.gi}/ci{part.ci}").mkdir(parents=True)
+
+
+def whole(node: GpuHost) -> None:
+    """Put it together again."""
+    node.set(ONE)
+    shutil.rmtree(node.host / "proc/driver/nvidia/capabilities/gpu0/mig/gi1")
+
+
+def gone(node: GpuHost) -> None:
+    """The second GPU is pulled."""
+    (node.host / "dev/nvidia1").unlink()
+    shutil.rmtree(node.host / f"proc/driver/nvidia/gpus/{TWO.bus}")
+    node.say(ONE)
+
+
+def upgraded(node: GpuHost, version: str, old: str) -> None:
+    """Another version of the driver, whose NVML cannot be loaded here."""
+    make_driver(node.host, version)
+    remove_driver(node.host, old)
+    node.say(ONE)
+
+
+def has(*names: str) -> Callable[[GpuHost], bool]:
+    return lambda node: node.names() == sorted([*names, "all"])
+
+
+def there(name: str, *, yes: bool = True) -> Callable[[GpuHost], bool]:
+    return lambda node: (name in node.specs()) is yes
+
+
+def says(pattern: str, name: str = GPU) -> Callable[[GpuHost], bool]:
+    """A word of a spec."""
+    return lambda node: re.search(pattern, node.text(name)) is not None
+
+
+def device(name: str, minor: int) -> Callable[[GpuHost], object]:
+    return lambda node: make_node(node.host / "dev" / name, 240, minor)
+
+
+Step = tuple[Callable[[GpuHost], object], Callable[[GpuHost], bool]]
+
+STEPS: dict[str, Step] = {
+    "GPU added": (lambda node: node.set(ONE, TWO), has("0", "1", ONE.name, TWO.name)),
+    "GPU gone": (gone, has("0", ONE.name)),
+    "GPU split": (lambda node: split(node, BEFORE), has("0:0", BEFORE.name(0))),
+    "split anew": (lambda node: split(node, AFTER), has("0:0", "MIG-after")),
+    "GPU whole": (whole, has("0", ONE.name)),
+    "group of a node": (
+        lambda node: (node.host / "dev/nvidia0").chmod(0o640), says("fileMode: 416\n"),
+    ),
+    "spec gone": (lambda node: (node.cdi / GPU).unlink(), has("0", ONE.name)),
+    "spec spoilt": (lambda node: (node.cdi / GPU).write_bytes(b""), has("0", ONE.name)),
+    "somebody else's": (
+        lambda node: (node.cdi / "nvidia.yaml").write_text(spec("nvidia.com/gpu")),
+        there(GPU, yes=False),
+    ),
+    "somebody else's gone": (
+        lambda node: (node.cdi / "nvidia.yaml").unlink(), has("0", ONE.name),
+    ),
+    "somebody else's, elsewhere": (
+        lambda node: (node.cdi_etc / "gpus.json").write_text('{"kind": "nvidia.com/gpu"}'),
+        there(GPU, yes=False),
+    ),
+    "another kind's by now": (
+        lambda node: (node.cdi_etc / "gpus.json").write_text('{"kind": "vendor.example/gp"}'),
+        has("0", ONE.name),
+    ),
+    "socket": (
+        lambda node: make_node(node.host / "run/nvidia-persistenced/socket", 240, 5),
+        says("nvidia-persistenced/socket"),
+    ),
+    "socket gone": (
+        lambda node: (node.host / "run/nvidia-persistenced/socket").unlink(),
+        lambda node: not says("nvidia-persistenced/socket")(node),
+    ),
+    "card": (
+        lambda node: make_node(node.host / "dev/dri/card1", 226, 7, 0o660, 45), says("minor: 7\n"),
+    ),
+    "gdrcopy": (device("gdrdrv", 0), there("nvidia.com-gdrcopy.yaml")),
+    "gdrcopy gone": (
+        lambda node: (node.host / "dev/gdrdrv").unlink(),
+        there("nvidia.com-gdrcopy.yaml", yes=False),
+    ),
+    "gds": (device("nvidia-fs0", 2), there("nvidia.com-gds.yaml")),
+    "mofed": (device("infiniband/uverbs0", 1), there("nvidia.com-mofed.yaml")),
+    "nvswitch": (device("nvidia-nvswitch0", 3), there("nvidia.com-nvswitch.yaml")),
+    "channel": (
+        device("nvidia-caps-imex-channels/channel0", 4), there("nvidia.com-imex-channel.yaml"),
+    ),
+    "driver upgraded": (
+        lambda node: upgraded(node, NEWER, VERSION), says(rf"libcuda\.so\.{NEWER}"),
+    ),
+    "and back": (
+        lambda node: upgraded(node, VERSION, NEWER), says(rf"libcuda\.so\.{VERSION}"),
+    ),
+}  # fmt: skip
+
+
+def rest(daemon: Daemon) -> None:
+    """Nothing more to do: one thing after the other without a pause would look like a fight."""
+    calm = [0]
+
+    def rests() -> bool:
+        calm[0] = calm[0] + 1 if daemon.idle() else 0
+        return calm[0] > 5
+
+    daemon.until(rests)
+
+
+def test_specs_are_kept_fresh(node: GpuHost) -> None:
+    """Each of these, while readiness stays and nothing is restarted."""
+    ready = node.validations / "toolkit-ready"
+    with running(node) as daemon:
+        daemon.until(ready.exists, 20)
+        starts = node.supervisor.starts
+        for name, (disturb, holds) in STEPS.items():
+            disturb(node)
+            try:
+                daemon.until(functools.partial(holds, node))
+            except AssertionError as error:
+                raise AssertionError(f"{name}: {node.names()}") from error
+            rest(daemon)
+        assert (node.supervisor.starts, node.error()) == (starts, {})
+        assert ready.exists()
+
+
+def test_module_loaded_late(place: Path) -> None:
+    """Without it there are no nodes: not ready. Then everything is there."""
+    with GpuHost(place) as node:
+        shutil.rmtree(node.host / "dev")
+        shutil.rmtree(node.host / "proc/driver/nvidia")
+        with running(node) as daemon:
+            daemon.until(lambda: node.error().get("TOOLKIT_ERROR_CODE") == "NO_DRIVER", 20)
+            assert node.specs() == []
+            make_driver(node.host)
+            node.set(ONE)
+            daemon.until(lambda: has("0", ONE.name)(node), 10)
+            daemon.until((node.validations / "toolkit-ready").exists, 20)
+            assert node.specs() == sorted([MANAGEMENT, GPU])
