@@ -252,10 +252,10 @@ def test_what_is_damaged_is_mended(sourced: SourceNode) -> None:
             continue
         for name in (RUNTIME, f"{RUNTIME}.real", "libnvidia-container.so.1.19.0", CONFIG):
             damage(sourced.toolkit / name)
-            assert sourced.agent("plan").returncode == 1, (damage, name)
-            checks.done(sourced.agent("apply"))
-            assert installed(sourced.toolkit) == right, (damage, name)
-            assert beside(sourced.toolkit) == ["toolkit"]
+        assert sourced.agent("plan").returncode == 1, damage
+        checks.done(sourced.agent("apply"))
+        assert installed(sourced.toolkit) == right, damage
+        assert beside(sourced.toolkit) == ["toolkit"]
     for name in (".config", ".config/nvidia-container-runtime"):
         (sourced.toolkit / name).chmod(0o777)
         assert sourced.agent("plan").returncode == 1, name
