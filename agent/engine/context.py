@@ -21,7 +21,7 @@ from agent.engine.proof import Identity, Probe
 from agent.engine.restart import Restart
 from agent.engine.state import Store
 from agent.errors import Refused
-from agent.host import lock
+from agent.host import lock, trees
 from agent.host.paths import HostRoot, open_host_root
 from agent.observe import crio, process, systemd
 from agent.observe.process import Process
@@ -151,7 +151,7 @@ def _state_directory(settings: Settings, host: HostRoot) -> str:
             "memory.json in both, and give the right one with --state-dir"
         )
     for place in used or (asked, beside):
-        if host.is_host or (host.on_mount(place) and _writable(place.agent)):
+        if host.is_host or (host.on_mount(place) and trees.writable(place.agent)):
             return place.agent
     if used:
         raise Refused(
@@ -167,9 +167,3 @@ def _state_directory(settings: Settings, host: HostRoot) -> str:
 def _has_state(directory: str) -> bool:
     names = ("memory.json", "journal.json")
     return any(os.path.lexists(os.path.join(directory, name)) for name in names)
-
-
-def _writable(path: str) -> bool:
-    while not os.path.isdir(path) and path != "/":
-        path = os.path.dirname(path)
-    return os.access(path, os.W_OK)

@@ -16,7 +16,7 @@ from agent.engine.plan import Change
 from agent.engine.wanted import Binary, is_ours, is_runc
 from agent.engine.wanted import binaries as binaries_of
 from agent.errors import AgentError, NoToolkit, Refused, reason
-from agent.host import files
+from agent.host import files, trees
 from agent.host.paths import HostPath, HostRoot
 from agent.runtimes.merge import Cri
 from agent.settings import Settings
@@ -30,13 +30,17 @@ _VOLATILE = ("tmpfs", "ramfs")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Where the toolkit is to be, and what it is taken from."""
+    """Where the toolkit is to be, and what it is taken from. Where nothing can be written, it is
+    what is there already."""
 
     directory: HostPath
     origin: Origin
+    writable: bool = True
 
     def path(self, name: str) -> str | None:
         """Host path of a program, as it will be; None where there will be none."""
+        if not self.writable and self.origin.kind == "host":
+            return f"{self.origin.place}/{name}" if name in self.origin.programs else None
         return tree.paths(self.origin, self.directory.host).get(name)
 
 
@@ -61,7 +65,8 @@ class Proposed:
 def look(ctx: Context) -> Found:
     """The toolkit that is to be used. Raises NoToolkit or Refused."""
     directory = programs.directory(ctx.settings, ctx.host)
-    return Found(directory, origin.find(ctx.settings, ctx.host, directory))
+    found = origin.find(ctx.settings, ctx.host, directory)
+    return Found(directory, found, trees.writable(os.path.dirname(directory.agent)))
 
 
 def binaries(settings: Settings, found: Found) -> tuple[tuple[Binary, ...], tuple[str, ...]]:
@@ -139,12 +144,28 @@ def propose(ctx: Context, found: Found, decision: Decision, runtimes: tuple[str,
     try:
         _refuse(ctx.host, found.directory, decision)
         different = tree.difference(found.directory.agent, wanted)
-        return Proposed(
-            found, wanted, different, _change(found.directory, text), _warnings(found, decision)
-        )
+        told = _warnings(found, decision)
+        if different and not found.writable:
+            return Proposed(found, wanted, Difference(), None, (*told, _as_it_is(found, decision)))
+        return Proposed(found, wanted, different, _change(found.directory, text), told)
     except AgentError as error:
         refused = (f"apply refuses: {error.message}",)
         return Proposed(found, wanted, Difference(), None, refused, error)
+
+
+def _as_it_is(found: Found, decision: Decision) -> str:
+    """What it means that nothing can be written. Raises Refused where it would not do: where the
+    toolkit is to come from packages, and where containers get devices by its config.toml only."""
+    by_config = decision.native is False and decision.annotation_prefix is not None
+    if found.origin.kind == "packages" or by_config:
+        raise Refused(
+            f"cannot install the toolkit in {found.directory}: it cannot be written; mount it "
+            "writable, or give another directory with --toolkit-install-dir"
+        )
+    return (
+        f"the toolkit in {found.origin.place} is used as it is, with a config.toml that is not "
+        f"ours: {found.directory} cannot be written"
+    )
 
 
 def _change(directory: HostPath, text: bytes) -> Change | None:

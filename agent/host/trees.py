@@ -37,6 +37,13 @@ def unfinished(path: str) -> list[str]:
     return [os.path.join(above, name) for name, item in found if item and item[1] == base]
 
 
+def writable(path: str) -> bool:
+    """Can anything be made in a directory, or where it would have to be made first?"""
+    while not os.path.isdir(path) and path != "/":
+        path = os.path.dirname(path)
+    return os.access(path, os.W_OK)
+
+
 def make(path: str, mode: int = 0o755) -> None:
     """Make a directory that is not there, whatever the umask. Raises OSError."""
     above, base = os.path.split(path)

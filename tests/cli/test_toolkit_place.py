@@ -10,7 +10,7 @@ import pytest
 from tests.cli.hosted import HostedNode
 from tests.cli.installing import CONFIG, RUNTIME, SourceNode, beside, installed
 from tests.cli.namespace import Namespace
-from tests.cli.node import Refusal, fails, refuses, shows
+from tests.cli.node import CliNode, Refusal, fails, refuses, shows
 from tests.conformance import checks
 from tests.conformance.trees import snapshot, touched
 
@@ -41,7 +41,7 @@ def cover(node: SourceNode, namespace: Namespace, kind: str) -> str:
 def test_read_only(sourced: SourceNode, namespace: Namespace) -> None:
     """Nothing else is changed either."""
     namespace.read_only(in_place(sourced))
-    refusal = Refusal(3, f"cannot install the toolkit in {sourced.toolkit}: read-only file system")
+    refusal = Refusal(3, f"cannot install the toolkit in {sourced.toolkit}: it cannot be written")
     refuses(sourced, refusal, prefix=namespace.prefix, commands=("apply", "apply"))
     assert list(sourced.toolkit.parent.iterdir()) == []
 
@@ -53,11 +53,40 @@ def test_read_only_upgrade(sourced: SourceNode, namespace: Namespace) -> None:
     namespace.read_only(sourced.toolkit.parent)
     checks.done(sourced.agent("apply", prefix=namespace.prefix))
     before = snapshot(sourced.toolkit.parent)
-    refusal = Refusal(3, "read-only file system")
+    refusal = Refusal(3, "it cannot be written")
     option = "--nvidia-container-runtime.log-level=debug"
     refuses(sourced, refusal, option, prefix=namespace.prefix, commands=("apply", "apply"))
     assert touched(before, snapshot(sourced.toolkit.parent)) == []
     fails(sourced.agent("revert --toolkit", prefix=namespace.prefix), 3, "cannot remove")
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("version", "options", "row"),
+    [("2.1.9", (), 3), ("2.1.9", (_OFF,), 1), ("1.6.20", (), 6)],
+    ids=["row-3", "row-1", "row-6"],
+)
+def test_toolkit_that_is_there_and_cannot_be_changed(
+    version: str, options: tuple[str, ...], row: int, place: Path, namespace: Namespace
+) -> None:
+    """It is used as it is, but for rows in which containers get devices by its config.toml."""
+    with CliNode(place, version) as node:
+        before = snapshot(node.toolkit)
+        namespace.read_only(node.toolkit.parent)
+        if row == 6:
+            refusal = Refusal(3, f"cannot install the toolkit in {node.toolkit}: it cannot be")
+            refuses(node, refusal, prefix=namespace.prefix, commands=("apply", "apply"))
+        else:
+            plan = node.agent("plan", *options, "-o", "json", prefix=namespace.prefix)
+            data = shows(plan, "Plan", 1)
+            assert data["decision"]["row"] == row
+            assert any("is used as it is" in text for text in data["warnings"])
+            checks.done(node.agent("apply", *options, prefix=namespace.prefix))
+            answer = node.answer()
+            options_of = answer.runtimes["nvidia"]["options"]
+            assert options_of["BinaryName"] == str(node.toolkit / RUNTIME)
+            assert node.agent("plan", *options, prefix=namespace.prefix).returncode == 0
+        assert touched(before, snapshot(node.toolkit)) == []
 
 
 @as_root
