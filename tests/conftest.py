@@ -12,7 +12,7 @@ from tests.generations import table as model_table
 from tests.tools.runtimes import WANTED, Inventory, load
 
 # Without --long the same examples each time: a failure is the change's, not the day's.
-settings.register_profile("short", deadline=None, derandomize=True, database=None)
+settings.register_profile("short", deadline=None, derandomize=True, database=None, max_examples=40)
 settings.register_profile("long", deadline=None, max_examples=2000)
 
 # A property of a test's report: where tests run in several processes, reports are all that arrives.

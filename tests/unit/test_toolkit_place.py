@@ -99,7 +99,7 @@ def contents(directory: Path) -> dict[str, str]:
 @pytest.fixture
 def stride(request: pytest.FixtureRequest) -> int:
     """Every how many calls one fails: all of them in a long run."""
-    return 1 if request.config.getoption("--long") else 11
+    return 1 if request.config.getoption("--long") else 17
 
 
 @pytest.fixture
@@ -223,7 +223,7 @@ def test_killed_anywhere_it_is_old_or_new(
     number = count(lambda: first.put("two"))
     goal, left = first.found(), first.strays()
     assert number > 30
-    for at in range(1, number + 1, min(stride, 3)):
+    for at in range(1, number + 1, min(stride, 7)):
         made = fresh()
         faults = Watched.killed(at)
         assert isinstance(faults, Watched)
