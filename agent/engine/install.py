@@ -154,17 +154,22 @@ def propose(ctx: Context, found: Found, decision: Decision, runtimes: tuple[str,
 
 
 def _as_it_is(found: Found, decision: Decision) -> str:
-    """What it means that nothing can be written. Raises Refused where it would not do: where the
-    toolkit is to come from packages, and where containers get devices by its config.toml only."""
-    by_config = decision.native is False and decision.annotation_prefix is not None
-    if found.origin.kind == "packages" or by_config:
+    """What it means that nothing can be written. Raises Refused where the toolkit is to come from
+    packages; one that is there already may do as it is."""
+    if found.origin.kind == "packages":
         raise Refused(
             f"cannot install the toolkit in {found.directory}: it cannot be written; mount it "
             "writable, or give another directory with --toolkit-install-dir"
         )
-    return (
+    text = (
         f"the toolkit in {found.origin.place} is used as it is, with a config.toml that is not "
         f"ours: {found.directory} cannot be written"
+    )
+    if decision.native or decision.annotation_prefix is None:
+        return text
+    return (
+        f"{text}; containers get devices only if that one has mode {decision.mode} and answers "
+        f"{decision.annotation_prefix}"
     )
 
 

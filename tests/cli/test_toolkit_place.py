@@ -69,23 +69,21 @@ def test_read_only_upgrade(sourced: SourceNode, namespace: Namespace) -> None:
 def test_toolkit_that_is_there_and_cannot_be_changed(
     version: str, options: tuple[str, ...], row: int, place: Path, namespace: Namespace
 ) -> None:
-    """It is used as it is, but for rows in which containers get devices by its config.toml."""
+    """It is used as it is, and what that means is said."""
     with CliNode(place, version) as node:
         before = snapshot(node.toolkit)
         namespace.read_only(node.toolkit.parent)
-        if row == 6:
-            refusal = Refusal(3, f"cannot install the toolkit in {node.toolkit}: it cannot be")
-            refuses(node, refusal, prefix=namespace.prefix, commands=("apply", "apply"))
-        else:
-            plan = node.agent("plan", *options, "-o", "json", prefix=namespace.prefix)
-            data = shows(plan, "Plan", 1)
-            assert data["decision"]["row"] == row
-            assert any("is used as it is" in text for text in data["warnings"])
-            checks.done(node.agent("apply", *options, prefix=namespace.prefix))
-            answer = node.answer()
-            options_of = answer.runtimes["nvidia"]["options"]
-            assert options_of["BinaryName"] == str(node.toolkit / RUNTIME)
-            assert node.agent("plan", *options, prefix=namespace.prefix).returncode == 0
+        plan = node.agent("plan", *options, "-o", "json", prefix=namespace.prefix)
+        data = shows(plan, "Plan", 1)
+        assert data["decision"]["row"] == row
+        told = [text for text in data["warnings"] if "is used as it is" in text]
+        assert len(told) == 1
+        assert ("answers nvidia.cdi.k8s.io/" in told[0]) == (row == 6)
+        checks.done(node.agent("apply", *options, prefix=namespace.prefix))
+        answer = node.answer()
+        options_of = answer.runtimes["nvidia"]["options"]
+        assert options_of["BinaryName"] == str(node.toolkit / RUNTIME)
+        assert node.agent("plan", *options, prefix=namespace.prefix).returncode == 0
         assert touched(before, snapshot(node.toolkit)) == []
 
 
