@@ -60,7 +60,11 @@ def handlers(node: CrioNode) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    "version",
+    [pytest.param(name, marks=pytest.mark.long if turn % 3 else ())
+     for turn, name in enumerate(VERSIONS)],
+)  # fmt: skip
 def test_apply_and_revert(place: Path, version: str) -> None:
     """Handlers come with a restart and go with one; the directory is whole at every moment."""
     with make(place, version) as node:

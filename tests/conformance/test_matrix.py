@@ -14,11 +14,15 @@ from tests.tools.runtimes import Runtime
 
 pytestmark = pytest.mark.real
 
+# Each shape on one containerd, in turn; on all of them in a long run.
 CELLS = [
-    pytest.param(shape, generation, id=f"{shape.name}-{generation}")
-    for shape in SHAPES
-    for generation in shape.cells
-]
+    pytest.param(
+        shape, generation, id=f"{shape.name}-{generation}",
+        marks=pytest.mark.long if (number + turn) % len(shape.cells) else (),
+    )
+    for number, shape in enumerate(SHAPES)
+    for turn, generation in enumerate(shape.cells)
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("shape", "generation"), CELLS)

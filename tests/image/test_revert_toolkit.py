@@ -17,7 +17,9 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("generation", ["1.6", "1.7", "2.1"])
+@pytest.mark.parametrize(
+    "generation", ["1.6", *(pytest.param(name, marks=pytest.mark.long) for name in ("1.7", "2.1"))]
+)
 def test_pods_that_run_by_it(generation: str, runtime: Runtime) -> None:
     """Also those of the default runtime, when nvidia was that and is it no more."""
     with ToolkitNode(runtime) as node, Pods(node) as pods:
