@@ -214,7 +214,7 @@ CASES: Mapping[str, tuple[type[PlainNode], str]] = {
     "revert-toolkit": (TakeOverNode, "revert --toolkit"),
 }
 _PARTS = 4  # the steps of a command are shared out among so many tests
-_SOME = 3  # of them without --long
+_SOME = 2  # of them without --long
 _as_root = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root: run as root")
 
 parts = pytest.mark.parametrize(
