@@ -21,7 +21,7 @@ from tests.tools.kernel import make_kernel
 from tests.tools.nvml import FakeGpu, FakePart
 from tests.unit.gpu_node import HOOK, MARKS
 
-pytestmark = MARKS
+pytestmark = [*MARKS, pytest.mark.timeout(600)]  # thousands of examples in a long run
 
 
 _parts = st.lists(

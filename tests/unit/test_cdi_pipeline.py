@@ -16,6 +16,8 @@ from agent.cdi.model import ContainerEdits, Device, DeviceNode, Hook, Mount, Spe
 from agent.cdi.pipeline import finish, joined
 from agent.data import replace
 
+pytestmark = pytest.mark.timeout(600)  # thousands of examples in a long run
+
 CHMOD = Hook(
     "createContainer",
     "/usr/bin/nvidia-cdi-hook",
