@@ -92,7 +92,7 @@ def _converge(
         raise proposal.blocked
     nodes = device_nodes.create(ctx, proposal.nodes)
     if nodes:  # they belong into the spec
-        proposal = propose(ctx, memory)
+        proposal = propose(ctx, memory, may_enable=False if refused_cdi else None)
     written = (*nodes, *_install(ctx, proposal))
     for warning in proposal.warnings:
         ctx.log("warning", text=warning)
