@@ -16,17 +16,16 @@ import contextlib
 import errno
 import hashlib
 import os
-import re
 import stat
 from collections.abc import Collection, Iterator
 
 from agent.data import dataclass
 from agent.errors import Refused, reason
 from agent.host import safe
+from agent.host.temporary import base_of, name_for
 
 LIMIT = 1 << 20  # bytes; a configuration file larger than this is refused
 _LABEL = "security.selinux"
-_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}~")  # what `stage` calls it
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +141,7 @@ def write(path: str, state: FileState, temporary: str | None = None) -> None:
     having been killed.
     """
     above, base = os.path.split(path)
-    temporary = temporary or _temporary(base)
+    temporary = temporary or name_for(base)
     with safe.directory_to_change(above) as directory:
         _stage(directory, temporary, state)
         try:
@@ -217,14 +216,10 @@ def _bring_in(directory: int, base: str, state: FileState, *, fresh: bool, outsi
 def stage(path: str, state: FileState, name: str | None = None) -> str:
     """Write `state` durably beside `path` without giving it that name; returns where it is."""
     above, base = os.path.split(path)
-    name = name or _temporary(base)
+    name = name or name_for(base)
     with safe.directory_to_change(above) as directory:
         _stage(directory, name, state)
     return os.path.join(above, name)
-
-
-def _temporary(base: str) -> str:
-    return f".{base}.{os.urandom(6).hex()}~"
 
 
 def _stage(directory: int, name: str, state: FileState) -> None:
@@ -240,10 +235,15 @@ def _stage(directory: int, name: str, state: FileState) -> None:
         raise
 
 
-def _fill(fd: int, state: FileState) -> None:
-    view = memoryview(state.data)
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of it, in however many pieces. Raises OSError."""
+    view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
+
+
+def _fill(fd: int, state: FileState) -> None:
+    write_all(fd, state.data)
     found = os.fstat(fd)
     if (found.st_uid, found.st_gid) != (state.uid, state.gid):
         os.fchown(fd, state.uid, state.gid)
@@ -262,8 +262,8 @@ def sweep(directory: str, names: Collection[str] | None = None) -> None:
     """
     with contextlib.suppress(OSError):
         for entry in os.listdir(directory):
-            found = _TEMPORARY.fullmatch(entry)
-            if found and (names is None or found[1] in names):
+            base = base_of(entry)
+            if base is not None and (names is None or base in names):
                 discard(os.path.join(directory, entry))
 
 

@@ -9,6 +9,7 @@ import os
 import stat
 
 from agent.host import safe
+from agent.host.temporary import name_for
 
 
 def make(path: str, major: int, minor: int, mode: int) -> None:
@@ -17,7 +18,7 @@ def make(path: str, major: int, minor: int, mode: int) -> None:
     Only another node is replaced, never a file, a link or a directory.
     """
     above, base = os.path.split(path)
-    temporary = f".{base}.{os.urandom(6).hex()}~"
+    temporary = name_for(base)
     with safe.directory_to_change(above) as directory:
         try:
             found = os.stat(base, dir_fd=directory, follow_symlinks=False)

@@ -11,21 +11,19 @@ import contextlib
 import errno
 import hashlib
 import os
-import re
 import stat
 
-from agent.host import files, safe
+from agent.host import files, safe, temporary
 
 _BLOCK = 1 << 20
 _RENAMEAT2 = {"x86_64": 316, "aarch64": 276}
 _EXCHANGE = 2
-_BUILDING = re.compile(r"\.(.+)\.[0-9a-f]{12}~")
 
 
 def building(path: str) -> str:
     """A name beside `path` for what is to take its place."""
     above, base = os.path.split(path)
-    return os.path.join(above, f".{base}.{os.urandom(6).hex()}~")
+    return os.path.join(above, temporary.name_for(base))
 
 
 def unfinished(path: str) -> list[str]:
@@ -33,8 +31,8 @@ def unfinished(path: str) -> list[str]:
     above, base = os.path.split(path)
     if not os.path.isdir(above):
         return []
-    found = ((name, _BUILDING.fullmatch(name)) for name in files.names(above))
-    return [os.path.join(above, name) for name, item in found if item and item[1] == base]
+    found = (name for name in files.names(above) if temporary.base_of(name) == base)
+    return [os.path.join(above, name) for name in found]
 
 
 def writable(path: str) -> bool:
@@ -69,9 +67,7 @@ def copy(source: str, path: str, mode: int) -> tuple[str, os.stat_result]:
         try:
             while part := file.read(_BLOCK):
                 hashed.update(part)
-                view = memoryview(part)
-                while view:
-                    view = view[os.write(fd, view) :]
+                files.write_all(fd, part)
             os.fchmod(fd, mode)
             os.fsync(fd)
             return hashed.hexdigest(), os.fstat(fd)

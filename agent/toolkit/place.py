@@ -143,10 +143,14 @@ def _retire(old: str, live: str) -> None:
 
 
 def _keep(old: str, live: str) -> None:
-    before = os.path.join(os.path.dirname(live), BEFORE)
+    before = _before(live)
     if os.path.isdir(before):
         _discard(before, live)
     files.move(old, before)
+
+
+def _before(live: str) -> str:
+    return os.path.join(os.path.dirname(live), BEFORE)
 
 
 def _discard(path: str, live: str) -> None:
@@ -164,7 +168,7 @@ def tidy(live: str) -> None:
     """The end of what was interrupted."""
     for path in trees.unfinished(live):
         _retire(path, live)
-    before = os.path.join(os.path.dirname(live), BEFORE)
+    before = _before(live)
     if os.path.isdir(before) and tree.listed(before) is not None:
         _discard(before, live)  # it has been brought back
     for top in files.missing_directories(os.path.dirname(live))[:1]:
@@ -174,7 +178,7 @@ def tidy(live: str) -> None:
 
 def left(live: str) -> list[str]:
     """Names at the top of the directory that will be there after `remove`."""
-    before, kept = os.path.join(os.path.dirname(live), BEFORE), tree.listed(live)
+    before, kept = _before(live), tree.listed(live)
     if kept is None or not os.path.isdir(live):
         return []
     return [*_foreign(live, kept), *(files.names(before) if os.path.isdir(before) else ())]
@@ -190,7 +194,7 @@ def remove(live: str) -> bool:
     kept = tree.listed(live)
     if kept is None:
         return False
-    before = os.path.join(os.path.dirname(live), BEFORE)
+    before = _before(live)
     if os.path.isdir(before):
         _bring_back(before, live, kept)
     elif _foreign(live, kept):
