@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tests.cli.node import CliNode, fails, shows
-from tests.conformance.foreign_specs import spec
+from tests.conformance.foreign_specs import make_root, spec
 from tests.double.sample import SECTIONS, handler
 from tests.tools.runtimes import ROOT
 
@@ -44,10 +44,7 @@ def data(result: subprocess.CompletedProcess[str], code: int = 0) -> Mapping[str
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    for name in ("etc/cdi", "run/cdi", "var"):
-        (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "var/run").symlink_to("/run")
-    return tmp_path
+    return make_root(tmp_path)
 
 
 def test_nothing_there(root: Path) -> None:

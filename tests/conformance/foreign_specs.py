@@ -15,6 +15,14 @@ _DEVICES = "devices: [{name: gpu0, containerEdits: {env: [A=1]}}]\n"
 _JSON_DEVICES = '"devices": [{"name": "gpu0", "containerEdits": {"env": ["A=1"]}}]'
 
 
+def make_root(directory: Path) -> Path:
+    """A host's root with the usual directories of specs; returns `directory`."""
+    for name in ("etc/cdi", "run/cdi", "var"):
+        (directory / name).mkdir(parents=True)
+    (directory / "var/run").symlink_to("/run")
+    return directory
+
+
 def spec(kind: str, version: str = _VERSION) -> str:
     """A spec of this kind, as it is usually written."""
     return f"{version}kind: {kind}\n{_DEVICES}"

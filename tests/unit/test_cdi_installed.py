@@ -12,17 +12,14 @@ from agent.cdi import installed
 from agent.cdi.emit import MARK
 from agent.cdi.readers import NOBODY, Reader, reader
 from agent.host.paths import HostRoot
-from tests.conformance.foreign_specs import spec
+from tests.conformance.foreign_specs import make_root, spec
 
 DIRS = ("/etc/cdi", "/var/run/cdi")
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    for name in ("etc/cdi", "run/cdi", "var"):
-        (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "var/run").symlink_to("/run")
-    return tmp_path
+    return make_root(tmp_path)
 
 
 def look(
