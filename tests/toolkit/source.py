@@ -3,21 +3,19 @@
     make_sources(tmp_path / "source")                        # with deb and rpm
     make_tree(tmp_path / "next", version="1.19.0")           # one tree, another version
 
-A program is one file: Python code in an archive that a plain interpreter, without any third-party
-module, executes.
+A program is one file that a plain interpreter, without any third-party module, opens once: an
+archive is opened again for each module, and another one may have taken its name by then.
 """
 
 from __future__ import annotations
 
-import io
+import marshal
 import os
 import platform
-import py_compile
 import sys
-import tempfile
-import zipfile
 from functools import cache
 from pathlib import Path
+from types import CodeType
 
 from tests.toolkit.programs import NAMES
 from tests.tools.driver import elf
@@ -27,7 +25,18 @@ LIBRARIES = ("libnvidia-container.so.1", "libnvidia-container-go.so.1")
 
 _FOLDERS = {"deb": f"usr/lib/{platform.machine()}-linux-gnu", "rpm": "usr/lib64"}
 _HERE = Path(__file__).parent
-_MODULES = ("blocks", "cdi", "config", "programs", "runtime")
+_MODULES = ("blocks", "cdi", "config", "runtime", "programs")  # what is imported comes first
+_PROGRAM = """\
+#!{0} -IS
+import marshal, sys, types
+
+for name in ("tests", "tests.toolkit"):
+    sys.modules[name] = types.ModuleType(name)
+for name, code in marshal.loads({1!r}):
+    module = sys.modules[name] = types.ModuleType(name)
+    exec(code, module.__dict__)
+sys.exit(module.main({2!r}))
+"""
 
 
 def make_sources(directory: Path, version: str = VERSION) -> Path:
@@ -60,25 +69,14 @@ def program(version: str) -> bytes:
     """The bytes that all programs of one version have."""
     # Not the virtual environment's link: it would bring everything in there along.
     interpreter = Path(sys.executable).resolve()
-    main = "import sys\nfrom tests.toolkit import programs\n"
-    main += f"sys.exit(programs.main({version!r}))\n"
-    buffer = io.BytesIO(b"")
-    with zipfile.ZipFile(buffer, "w") as archive, tempfile.TemporaryDirectory() as folder:
-        for name in ("tests/__init__", "tests/toolkit/__init__"):
-            _add(archive, f"{name}.py", b"")
-        _add(archive, "__main__.py", main.encode())
-        for name in _MODULES:
-            # Compiled: it is started several times for each container.
-            code = Path(folder) / f"{name}.pyc"
-            mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
-            text = str(_HERE / f"{name}.py")
-            py_compile.compile(text, str(code), f"{name}.py", doraise=True, invalidation_mode=mode)
-            _add(archive, f"tests/toolkit/{name}.pyc", code.read_bytes())
-    return f"#!{interpreter} -IS\n".encode() + buffer.getvalue()
+    # Compiled: it is started several times for each container.
+    codes = [_code(name) for name in _MODULES]
+    return _PROGRAM.format(interpreter, marshal.dumps(codes), version).encode("ascii")
 
 
-def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
-    archive.writestr(zipfile.ZipInfo(name), data)  # without a time: equal input, equal bytes
+def _code(name: str) -> tuple[str, CodeType]:
+    text = (_HERE / f"{name}.py").read_text(encoding="utf-8")
+    return f"tests.toolkit.{name}", compile(text, f"{name}.py", "exec", dont_inherit=True)
 
 
 def _replace(path: Path, data: bytes, mode: int) -> None:
