@@ -33,20 +33,18 @@ class Missing:
         return f"{self.host} ({self.node.major}:{self.node.minor})"
 
 
-def missing(ctx: Context) -> tuple[Missing, ...]:
-    """What --create-device-nodes asks for and is not there. With CDI only, as in NVIDIA's
-    installer."""
+def missing(ctx: Context, root: DriverRoot | None) -> tuple[Missing, ...]:
+    """What --create-device-nodes asks for and is not there, of a driver in `root`. With CDI only,
+    as in NVIDIA's installer."""
     asked = ctx.settings.create_device_nodes
     if not ctx.settings.cdi_enabled or "control" not in asked or "none" in asked:
         return ()
     wanted = devices.control_nodes(_proc_devices(ctx))
-    root = _dev_root(ctx) if wanted else None
-    if root is None:
+    dev = _dev_root(ctx, root) if root and wanted else None
+    directory = dev.resolve("/dev") if dev else None
+    if dev is None or directory is None:
         return ()
-    directory = root.resolve("/dev")
-    if directory is None:
-        return ()
-    agent, host = root.agent_path(directory), root.host_path.rstrip("/") + "/dev"
+    agent, host = dev.agent_path(directory), dev.host_path.rstrip("/") + "/dev"
     found = (Missing(node, f"{agent}/{node.name}", f"{host}/{node.name}") for node in wanted)
     return tuple(item for item in found if not _is_there(item))
 
@@ -61,11 +59,9 @@ def _proc_devices(ctx: Context) -> str:
         return ""
 
 
-def _dev_root(ctx: Context) -> DriverRoot | None:
+def _dev_root(ctx: Context, root: DriverRoot) -> DriverRoot | None:
     """Where the driver's nodes are already, else where they are looked for first."""
-    places = generate.places(ctx.settings)
-    root = driver.root_of(ctx.host, places)
-    tried = driver.dev_roots(ctx.host, places, root) if root else ()
+    tried = driver.dev_roots(ctx.host, generate.places(ctx.settings), root)
     used = (dev for dev in tried if driver.device_nodes(dev))
     return next(used, tried[0] if tried else None)
 

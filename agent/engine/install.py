@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 
-from agent.cdi import driver, generate
+from agent.cdi import driver
+from agent.cdi.root import DriverRoot
 from agent.data import dataclass
 from agent.decide import DEFAULT_DIRS, Decision
 from agent.engine.context import Context
@@ -16,7 +17,7 @@ from agent.engine.plan import Change
 from agent.engine.wanted import Binary, is_ours, is_runc
 from agent.engine.wanted import binaries as binaries_of
 from agent.errors import AgentError, NoToolkit, Refused, reason
-from agent.host import files, trees
+from agent.host import files, trees, trust
 from agent.host.paths import HostPath, HostRoot
 from agent.runtimes.merge import Cri
 from agent.settings import Settings
@@ -137,9 +138,13 @@ def _real(host: HostRoot, path: str) -> str | None:
     return next((found for name in places if (found := programs.runs(host, name))), None)
 
 
-def propose(ctx: Context, found: Found, decision: Decision, runtimes: tuple[str, ...]) -> Proposed:
-    """The directory for a decision; `runtimes` are what the toolkit calls in turn."""
-    text = config.render(_config(ctx, found, decision, runtimes))
+def propose(
+    ctx: Context, found: Found, decision: Decision, runtimes: tuple[str, ...],
+    root: DriverRoot | None,
+) -> Proposed:  # fmt: skip
+    """The directory for a decision; `runtimes` are what the toolkit calls in turn, `root` is where
+    the driver is."""
+    text = config.render(_config(ctx, found, decision, runtimes, root))
     wanted = tree.wanted(found.origin, found.directory.host, runtimes, text)
     try:
         _refuse(ctx.host, found.directory, decision)
@@ -203,13 +208,9 @@ def _refuse(host: HostRoot, directory: HostPath, decision: Decision) -> None:
             f"cannot install the toolkit in {directory}: it is not on a mount of the host; mount "
             "it, or give another directory with --toolkit-install-dir"
         )
+    purpose = f"install the toolkit in {directory}"
     for path in (directory, HostPath(*map(os.path.dirname, (directory.agent, directory.host)))):
-        try:
-            why = files.distrust_directory(path.agent)
-        except OSError as error:
-            raise Refused(f"cannot use {path}: {reason(error)}") from error
-        if why:
-            raise Refused(f"cannot install the toolkit in {directory}: {path} {why}")
+        trust.require(path.agent, purpose, str(path))
     mount = host.mount(directory)
     if mount is not None and mount.point == directory.agent:
         raise Refused(
@@ -232,10 +233,10 @@ def _refuse(host: HostRoot, directory: HostPath, decision: Decision) -> None:
 
 
 def _config(
-    ctx: Context, found: Found, decision: Decision, runtimes: tuple[str, ...]
-) -> config.Config:
-    settings, host = ctx.settings, ctx.host
-    root = driver.root_of(host, generate.places(settings))
+    ctx: Context, found: Found, decision: Decision, runtimes: tuple[str, ...],
+    root: DriverRoot | None,
+) -> config.Config:  # fmt: skip
+    settings = ctx.settings
     driver_root = root.host_path if root else settings.driver_root or driver.HOST_DRIVER
     real = root is not None and root.stat("/sbin/ldconfig.real") is not None
     ldconfig = os.path.join(driver_root, "sbin/ldconfig" + (".real" if real else ""))
@@ -256,7 +257,7 @@ def _config(
         debug=settings.runtime_debug,
         log_level=settings.runtime_log_level,
         cli_debug=settings.cli_debug,
-        user="root:video" if _is_suse(host) else "",
+        user="root:video" if _is_suse(ctx.host) else "",
         features=settings.opt_in_features or (),
     )
 

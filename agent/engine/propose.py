@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 
+from agent.cdi import driver, generate
 from agent.data import dataclass, replace
 from agent.decide import Decision
 from agent.engine import device_nodes, in_use, install, kinds, parsed, reloaded, specs, transaction
@@ -79,16 +80,17 @@ def propose(ctx: Context, memory: Memory, *, may_enable: bool | None = None) -> 
     """What would be done, without doing it. Raises Unreachable or Refused."""
     found, missing = _toolkit(ctx)
     proposal = _propose(ctx, memory, may_enable, found)
+    root = driver.root_of(ctx.host, generate.places(ctx.settings))
     decision, toolkit = proposal.decision, None
     if found is not None:
         cri = kinds.effective(proposal.node, proposal.node.files) if proposal.node else None
         kind = proposal.runtime.kind
         runtimes = install.low_level(ctx, kind, cri, memory.default)
-        toolkit = install.propose(ctx, found, decision, runtimes)
+        toolkit = install.propose(ctx, found, decision, runtimes, root)
     spec = specs.propose(ctx, decision.spec_dirs, install.cdi_hook(ctx, found))
     told = (missing, *(toolkit.warnings if toolkit else ()), *(spec.warnings if spec else ()))
     warnings = (*proposal.warnings, *(text for text in told if text))
-    nodes = device_nodes.missing(ctx)
+    nodes = device_nodes.missing(ctx, root)
     return replace(proposal, spec=spec, toolkit=toolkit, nodes=nodes, warnings=warnings)
 
 

@@ -19,7 +19,7 @@ from agent.engine.gpus import Gpus
 from agent.engine.plan import Change
 from agent.engine.whose import Site, Spec, file_name
 from agent.errors import AgentError, NoDevices, Refused, reason
-from agent.host import files
+from agent.host import files, trust
 from agent.host.paths import HostPath, HostRoot
 from agent.settings import Settings
 
@@ -131,12 +131,7 @@ def _locate(host: HostRoot, given: str) -> HostPath:
 def _refuse_writable(places: Iterable[HostPath]) -> None:
     """Whoever can write where the runtime looks for specs can have any program run as root."""
     for directory in places:
-        try:
-            why = files.distrust_directory(directory.agent)
-        except OSError as error:
-            raise Refused(f"cannot read {directory}: {reason(error)}") from error
-        if why:
-            raise Refused(f"cannot use the CDI directory {directory}: it {why}")
+        trust.require(directory.agent, f"use the CDI directory {directory}")
 
 
 def write(ctx: Context, proposed: Proposed | None) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from agent.data import dataclass, field, replace
 from agent.errors import Refused, reason
-from agent.host import files
+from agent.host import files, trust
 
 _FORMAT = 1
 _LIMIT = 1 << 24  # bytes of a file of ours
@@ -157,14 +157,12 @@ class Store:
             files.make_directories(os.path.dirname(self.directory))
             files.make_directories(self.directory, 0o700)
             files.make_directories(self.path("originals"), 0o700)
-            why = files.distrust_directory(self.directory)
         except OSError as error:
             raise Refused(
                 f"cannot use the state directory {self.directory}: {reason(error)}; "
                 "give another one with --state-dir"
             ) from error
-        if why:
-            raise Refused(f"cannot use the state directory {self.directory}: it {why}")
+        trust.require(self.directory, f"use the state directory {self.directory}")
 
     def sweep(self) -> None:
         """Remove what killed processes left; for the holder of the lock."""

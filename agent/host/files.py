@@ -91,34 +91,6 @@ def _read_open(fd: int, name: str, limit: int) -> FileState:
     return FileState(data, mode, found.st_uid, found.st_gid, _label(fd), found.st_nlink)
 
 
-def distrust(found: FileState | os.stat_result) -> str | None:
-    """Why somebody else than root could decide what is in a file or directory, and what to do."""
-    if isinstance(found, FileState):
-        uid, mode = found.uid, found.mode
-    else:
-        uid, mode = found.st_uid, stat.S_IMODE(found.st_mode)
-    if uid not in (0, os.geteuid()):
-        return f"belongs to user {uid}, who could become root with it; chown it to root"
-    if mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return f"can be written by others (mode {mode:04o}), who could become root; chmod go-w it"
-    return None
-
-
-def distrust_directory(path: str, *, sticky_is_fine: bool = False) -> str | None:
-    """The same for the directory at an agent path; one that is not there is nobody's.
-
-    In a sticky one others can make files, which are theirs then, but cannot touch ours.
-    Raises OSError.
-    """
-    try:
-        with safe.directory(path) as directory:
-            found = os.fstat(directory)
-    except FileNotFoundError:
-        return None
-    sticky = sticky_is_fine and found.st_mode & stat.S_ISVTX and found.st_uid in (0, os.geteuid())
-    return None if sticky else distrust(found)
-
-
 def _read_all(fd: int, limit: int) -> bytes:
     parts = []
     while limit > 0 and (part := os.read(fd, min(limit, 1 << 16))):
@@ -316,14 +288,20 @@ def missing_directories(path: str) -> tuple[str, ...]:
     return tuple(reversed(missing))
 
 
+def make_directory(path: str, mode: int = 0o755) -> None:
+    """Make a directory that is not there, durably, whatever the umask. Raises OSError."""
+    above, name = os.path.split(path)
+    with safe.directory_to_change(above) as directory:
+        os.mkdir(name, mode, dir_fd=directory)
+        os.chmod(name, mode, dir_fd=directory)
+        os.fsync(directory)
+
+
 def make_directories(path: str, mode: int = 0o755) -> None:
-    """Make a directory and those above it, each durably. Raises OSError."""
+    """The same with those above it, as far as they are not there. Raises OSError."""
     for missing in missing_directories(path):
-        above, name = os.path.split(missing)
-        with safe.directory_to_change(above) as directory:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(name, mode, dir_fd=directory)
-            os.fsync(directory)
+        with contextlib.suppress(FileExistsError):
+            make_directory(missing, mode)
 
 
 def remove_directories(paths: Iterator[str] | tuple[str, ...]) -> None:

@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-_MACHINES = frozenset({"x86_64", "aarch64"})
-_SYS_OPENAT2 = 437
+from agent.host import syscalls
+
 _AT_FDCWD = -100
 _RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS = 0x02, 0x04
 _NO_LINKS = _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_SYMLINKS
@@ -79,32 +78,13 @@ def _open(path: str, flags: int) -> int:
 
 def openat2(path: str, flags: int) -> int:
     """The system call, following no link at all. Raises OSError, ENOSYS where there is none."""
-    call = _syscall()
-    how = struct.pack("QQQ", flags, 0, _NO_LINKS)
+    name, how = os.fsencode(path) or b".", struct.pack("QQQ", flags, 0, _NO_LINKS)
     while True:
-        fd, code = call(os.fsencode(path) or b".", how)
-        if fd >= 0:
-            return fd
-        if code not in _AGAIN:
-            raise _error(code, path)
-
-
-@functools.cache
-def _syscall() -> Callable[[bytes, bytes], tuple[int, int]]:
-    """What makes the call; gives a descriptor, or -1 and the error."""
-    if os.uname().machine not in _MACHINES:
-        return lambda _path, _how: (-1, errno.ENOSYS)
-    import ctypes  # here, for it is slow
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.syscall.restype = ctypes.c_long
-    number, here = ctypes.c_long(_SYS_OPENAT2), ctypes.c_long(_AT_FDCWD)
-
-    def call(path: bytes, how: bytes) -> tuple[int, int]:
-        fd = libc.syscall(number, here, path, how, ctypes.c_size_t(len(how)))
-        return fd, ctypes.get_errno()
-
-    return call
+        try:
+            return syscalls.call(syscalls.OPENAT2, _AT_FDCWD, name, how, len(how))
+        except OSError as error:
+            if error.errno not in _AGAIN:
+                raise _error(error.errno or 0, path) from None
 
 
 def walk(path: str, flags: int) -> int:

@@ -13,10 +13,9 @@ import hashlib
 import os
 import stat
 
-from agent.host import files, safe, temporary
+from agent.host import files, safe, syscalls, temporary
 
 _BLOCK = 1 << 20
-_RENAMEAT2 = {"x86_64": 316, "aarch64": 276}
 _EXCHANGE = 2
 
 
@@ -40,21 +39,6 @@ def writable(path: str) -> bool:
     while not os.path.isdir(path) and path != "/":
         path = os.path.dirname(path)
     return os.access(path, os.W_OK)
-
-
-def make(path: str, mode: int = 0o755) -> None:
-    """Make a directory that is not there, whatever the umask. Raises OSError."""
-    above, base = os.path.split(path)
-    with safe.directory_to_change(above) as directory:
-        os.mkdir(base, mode, dir_fd=directory)
-        os.chmod(base, mode, dir_fd=directory)
-
-
-def make_missing(path: str) -> None:
-    """Make a directory and those above it that are not there. Raises OSError."""
-    for missing in files.missing_directories(path):
-        make(missing)
-        files.sync_directory(os.path.dirname(missing))
 
 
 def copy(source: str, path: str, mode: int) -> tuple[str, os.stat_result]:
@@ -95,7 +79,7 @@ def share_tree(source: str, path: str) -> None:
     if stat.S_ISLNK(found.st_mode):
         link(os.readlink(source), path)
     elif stat.S_ISDIR(found.st_mode):
-        make(path, stat.S_IMODE(found.st_mode))
+        files.make_directory(path, stat.S_IMODE(found.st_mode))
         for name in files.names(source):
             share_tree(os.path.join(source, name), os.path.join(path, name))
         files.sync_directory(path)
@@ -117,22 +101,9 @@ def exchange(one: str, other: str) -> None:
     why making it durable is somebody else's: its failure must not be taken for one of this.
     """
     above, first = os.path.split(one)
-    number = _RENAMEAT2.get(os.uname().machine)
-    if number is None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), one)
-    import ctypes  # here, for it is slow
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.syscall.restype = ctypes.c_long
-    with safe.directory_to_change(above) as directory:
-        fd = ctypes.c_int(directory)
-        names = os.fsencode(first), os.fsencode(os.path.basename(other))
-        done = libc.syscall(
-            ctypes.c_long(number), fd, names[0], fd, names[1], ctypes.c_uint(_EXCHANGE)
-        )
-        if done != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), one)
+    names = os.fsencode(first), os.fsencode(os.path.basename(other))
+    with safe.directory_to_change(above) as fd:
+        syscalls.call(syscalls.RENAMEAT2, fd, names[0], fd, names[1], _EXCHANGE)
 
 
 def are_same(one: str, other: str) -> bool:

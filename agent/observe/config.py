@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from agent import tomledit
 from agent.errors import Refused, reason
-from agent.host import files
+from agent.host import files, trust
 from agent.host.files import FileState
 from agent.host.paths import HostPath, HostRoot
 from agent.runtimes.containerd import ConfigFile, check_shape, import_pattern, matches
@@ -81,7 +81,7 @@ def checked_file(host: HostRoot, name: str, overlay: Overlay, parse: Parse) -> C
     path = host.resolve(name)
     _refuse_writable(path)
     state = overlay[path.host] if path.host in overlay else files.read(path.agent, path.host)
-    if state is not None and (why := files.distrust(state)):
+    if state is not None and (why := trust.distrust(state)):
         raise Refused(f"cannot use {path}: it {why}")
     data = {} if state is None else parse(state.data, path.host)
     return ConfigFile(name, path, state, data)
@@ -89,12 +89,8 @@ def checked_file(host: HostRoot, name: str, overlay: Overlay, parse: Parse) -> C
 
 def _refuse_writable(path: HostPath) -> None:
     """Who can write the directory can put another file in the place of this one."""
-    try:
-        why = files.distrust_directory(os.path.dirname(path.agent), sticky_is_fine=True)
-    except OSError as error:
-        raise Refused(f"cannot read {path}: {reason(error)}") from error
-    if why:
-        raise Refused(f"cannot use {path}: its directory {os.path.dirname(path.host)} {why}")
+    above = f"its directory {os.path.dirname(path.host)}"
+    trust.require(os.path.dirname(path.agent), f"use {path}", above, sticky_is_fine=True)
 
 
 def _expand(host: HostRoot, gen: Generation, where: tuple[str, str], overlay: Overlay) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from agent.data import dataclass
 from agent.errors import NoToolkit, Refused, UsageError, reason
-from agent.host import files
+from agent.host import trust
 from agent.host.paths import HostPath, HostRoot
 from agent.settings import Settings
 from agent.toolkit import programs, wrapper
@@ -48,7 +48,7 @@ def find(settings: Settings, host: HostRoot, installed: HostPath) -> Origin:
     found = _find(settings, host, installed)
     for path in (*found.programs.values(), *found.libraries.values()):
         try:
-            why = files.distrust(os.stat(path, follow_symlinks=False))
+            why = trust.distrust(os.stat(path, follow_symlinks=False))
         except OSError as error:
             raise Refused(f"cannot use {path}: {reason(error)}") from error
         if why:

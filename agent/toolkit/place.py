@@ -46,7 +46,7 @@ def _put_first(top: str, live: str, wanted: Tree, kept: Listed) -> None:
     draft = trees.building(top)
     new = draft + live[len(top) :]
     try:
-        trees.make_missing(os.path.dirname(new))
+        files.make_directories(os.path.dirname(new))
         _build(new, live, wanted, kept)
         files.move(draft, top)
     except Exception:
@@ -57,7 +57,7 @@ def _put_first(top: str, live: str, wanted: Tree, kept: Listed) -> None:
 
 def _build(new: str, live: str, wanted: Tree, kept: Listed) -> None:
     """The whole new tree. Our list is in it first, so that it is known to be ours, and last."""
-    trees.make(new)
+    files.make_directory(new)
     _write_list(new, Listed())
     for name in files.names(live) if os.path.isdir(live) else ():
         if tree.is_foreign(name, (*kept.names, *wanted)):
@@ -65,7 +65,7 @@ def _build(new: str, live: str, wanted: Tree, kept: Listed) -> None:
     copies: dict[str, Kept] = {}
     for name, entry in wanted.items():
         path = f"{new}/{name}"
-        trees.make_missing(os.path.dirname(path))
+        files.make_directories(os.path.dirname(path))
         if isinstance(entry, Link):
             trees.link(entry.target, path)
         elif isinstance(entry, Text):
@@ -121,7 +121,7 @@ def _one_by_one(new: str, live: str, kept: Listed, wanted: Tree) -> None:
         _keep(copy, live)
     names = sorted(wanted, key=lambda name: _rank(name, wanted))
     for name in names:
-        trees.make_missing(os.path.dirname(f"{live}/{name}"))
+        files.make_directories(os.path.dirname(f"{live}/{name}"))
         files.move(f"{new}/{name}", f"{live}/{name}")
     for name in kept.names:
         if name not in wanted:

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 from agent.data import dataclass, field
 from agent.errors import Refused, reason
-from agent.host import files
+from agent.host import files, trust
 from agent.toolkit import programs, wrapper
 from agent.toolkit.origin import Origin
 from agent.toolkit.wrapper import Wrapper
@@ -207,7 +207,7 @@ def _are_ours(directory: str, below: str) -> bool:
             found = os.lstat(os.path.join(directory, below))
         except OSError:
             return False
-        if not stat.S_ISDIR(found.st_mode) or files.distrust(found):
+        if not stat.S_ISDIR(found.st_mode) or trust.distrust(found):
             return False
         below = os.path.dirname(below)
     return True

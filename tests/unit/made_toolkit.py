@@ -6,8 +6,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from agent.cdi import driver, generate
+from agent.cdi.root import DriverRoot
 from agent.decide import Decision, Evidence, Question, Switch, decide
+from agent.engine import install
 from agent.engine.context import Context
+from agent.engine.install import Proposed
 from agent.engine.state import Store
 from agent.host.paths import HostRoot, Mount
 from agent.settings import Entry, resolve
@@ -92,3 +96,13 @@ def packages(directory: str = "/usr/lib64") -> dict[str, str]:
         files[f"{directory}/{name}.17.0"] = "text"
         files[f"{directory}/{name}"] = f"-> {name}.17.0"
     return files
+
+
+def driver_root(ctx: Context) -> DriverRoot | None:
+    """Where the driver is, as a run finds it."""
+    return driver.root_of(ctx.host, generate.places(ctx.settings))
+
+
+def proposed(ctx: Context, wanted: Decision, runtimes: tuple[str, ...] = ("runc",)) -> Proposed:
+    """The toolkit's directory for a decision."""
+    return install.propose(ctx, install.look(ctx), wanted, runtimes, driver_root(ctx))

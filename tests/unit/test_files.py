@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -156,45 +155,6 @@ def test_names_of_a_file_are_counted(path: Path) -> None:
     assert found.links == 2
     files.write(str(path), own(NEW))
     assert (path.parent / "other").read_bytes() == OLD
-
-
-@pytest.mark.parametrize(
-    ("uid", "mode", "why"),
-    [
-        (None, 0o600, None),
-        (None, 0o755, None),
-        (0, 0o644, None),
-        (None, 0o664, "written by others .mode 0664.*chmod go-w"),
-        (None, 0o646, "written by others .mode 0646.*chmod go-w"),
-        (0, 0o1777, "written by others .mode 1777.*chmod go-w"),
-        (12345, 0o600, "belongs to user 12345.*chown"),
-    ],
-)
-def test_distrust(uid: int | None, mode: int, why: str | None) -> None:
-    """Root's, or of whoever runs this, and nobody else's to write."""
-    owner = os.geteuid() if uid is None else uid
-    found = files.distrust(FileState(b"", mode, owner))
-    assert (found is None) == (why is None)
-    assert why is None or re.search(why, found or "")
-
-
-def test_sticky_directory(tmp_path: Path) -> None:
-    """Others can make files there, which are theirs, and leave ours alone; where that is not
-    enough it is like any other that they can write."""
-    tmp_path.chmod(0o1777)
-    assert files.distrust_directory(str(tmp_path), sticky_is_fine=True) is None
-    assert files.distrust_directory(str(tmp_path))
-    tmp_path.chmod(0o777)
-    assert files.distrust_directory(str(tmp_path), sticky_is_fine=True)
-    assert files.distrust_directory(str(tmp_path / "none")) is None
-
-
-@root_only
-def test_sticky_directory_of_somebody_else(tmp_path: Path) -> None:
-    """Its owner can remove any file in it."""
-    os.chown(tmp_path, 12345, 0)
-    tmp_path.chmod(0o1755)
-    assert "12345" in (files.distrust_directory(str(tmp_path), sticky_is_fine=True) or "")
 
 
 def test_write_is_durable_before_the_name_shows(path: Path) -> None:

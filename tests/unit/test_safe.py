@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import Refused
-from agent.host import files, lock, safe
+from agent.host import files, lock, safe, syscalls, trust
 from agent.host.paths import HostRoot
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -28,9 +28,12 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     name: str = request.param
     codes = {"old kernel": errno.ENOSYS, "filter": errno.EPERM}
     if name in codes:
-        monkeypatch.setattr(safe, "_syscall", lambda: lambda _path, _how: (-1, codes[name]))
-    elif safe._syscall()(b"/", b"\0" * 24)[1] == errno.ENOSYS:
-        pytest.skip("this kernel has no openat2")
+        monkeypatch.setattr(syscalls, "_libc", lambda: lambda *_: (-1, codes[name]))
+    else:
+        try:
+            os.close(safe.openat2("/", os.O_PATH))
+        except OSError as error:
+            pytest.skip(f"this kernel has no openat2: {error}")
     return name
 
 
@@ -170,7 +173,7 @@ OPERATIONS: dict[str, Callable[[str], object]] = {
     "make": lambda path: files.make_directories(path + ".d"),
     "unmake": lambda path: files.remove_directories((os.path.dirname(path) + "/empty",)),
     "lock": lambda path: os.close(lock.take(path)),
-    "distrust": lambda path: files.distrust_directory(os.path.dirname(path)),
+    "trust": lambda path: trust.require(os.path.dirname(path), "use it"),
 }
 
 

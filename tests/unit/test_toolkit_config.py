@@ -20,7 +20,7 @@ from agent.runtimes.merge import Cri
 from agent.toolkit import config, tree
 from agent.toolkit.config import Config
 from agent.toolkit.tree import Text
-from tests.unit.made_toolkit import DRIVER, ROWS, TOOLKIT, Host, packages
+from tests.unit.made_toolkit import DRIVER, ROWS, TOOLKIT, Host, packages, proposed
 
 _ACCEPT = "accept-nvidia-visible-devices-envvar-when-unprivileged"
 _MOUNTS = "accept-nvidia-visible-devices-as-volume-mounts"
@@ -137,11 +137,11 @@ def written(ctx: Context, row: int, cri: Cri | None = None) -> dict[str, Any]:
     mode, prefixes = ctx.settings.mode, ctx.settings.annotation_prefixes
     asked = replace(ROWS[row], mode=mode, prefixes=prefixes)
     runtimes = install.low_level(ctx, "containerd", cri, None)
-    proposed = install.propose(ctx, install.look(ctx), decide(asked), runtimes)
-    assert proposed.problem is None
-    entry = proposed.tree[tree.CONFIG]
+    found = proposed(ctx, decide(asked), runtimes)
+    assert found.problem is None
+    entry = found.tree[tree.CONFIG]
     assert isinstance(entry, Text)
-    assert (entry.mode, proposed.config is not None) == (0o644, True)
+    assert (entry.mode, found.config is not None) == (0o644, True)
     return flat(tomllib.loads(entry.data.decode()))
 
 

@@ -13,7 +13,7 @@ from agent.engine import device_nodes
 from agent.host import nodes
 from agent.toolkit.devices import ControlNode, control_nodes
 from tests.unit.faults import CODES, Faults, Killed, count
-from tests.unit.made_toolkit import Host
+from tests.unit.made_toolkit import Host, driver_root
 
 _NVIDIA = (ControlNode("nvidiactl", 195, 255), ControlNode("nvidia-modeset", 195, 254))
 _UVM = (ControlNode("nvidia-uvm", 234, 0), ControlNode("nvidia-uvm-tools", 234, 1))
@@ -157,11 +157,11 @@ _MADE = {name: (stat.S_IFCHR | 0o666, *numbers) for name, numbers in _ALL.items(
 def test_missing_nodes_are_made(node: Host) -> None:
     """Once."""
     ctx = node.context()
-    wanted = device_nodes.missing(ctx)
+    wanted = device_nodes.missing(ctx, driver_root(ctx))
     assert str(wanted[0]) == "/dev/nvidiactl (195:255)"
     assert device_nodes.create(ctx, wanted) == tuple(f"/dev/{name}" for name in _ALL)
     assert looks(node.at("/dev")) == _MADE
-    assert device_nodes.missing(ctx) == ()
+    assert device_nodes.missing(ctx, driver_root(ctx)) == ()
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_missing_nodes_are_made(node: Host) -> None:
     ],
 )
 def test_only_where_they_are_asked_for(node: Host, env: dict[str, str], asked: bool) -> None:
-    assert (device_nodes.missing(node.context(env)) != ()) == asked
+    assert (device_nodes.missing(node.context(env), driver_root(node.context(env))) != ()) == asked
 
 
 def test_only_what_is_wrong_is_touched(node: Host) -> None:
@@ -184,7 +184,7 @@ def test_only_what_is_wrong_is_touched(node: Host) -> None:
     os.mknod(node.at("/dev/nvidiactl"), stat.S_IFCHR | 0o640, os.makedev(195, 255))
     os.mknod(node.at("/dev/nvidia-uvm"), stat.S_IFCHR | 0o666, os.makedev(511, 0))
     ctx = node.context()
-    made = device_nodes.create(ctx, device_nodes.missing(ctx))
+    made = device_nodes.create(ctx, device_nodes.missing(ctx, driver_root(ctx)))
     assert made == ("/dev/nvidia-modeset", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
     assert looks(node.at("/dev")) == {**_MADE, "nvidiactl": (stat.S_IFCHR | 0o640, 195, 255)}
 
@@ -200,7 +200,7 @@ def test_what_cannot_be_made_is_a_warning(node: Host) -> None:
 
     faults = Faults(refuse)
     with faults.installed():
-        made = device_nodes.create(ctx, device_nodes.missing(ctx))
+        made = device_nodes.create(ctx, device_nodes.missing(ctx, driver_root(ctx)))
     assert made == ("/dev/nvidia-modeset", "/dev/nvidia-uvm")
     texts = [more["text"] for event, more in node.said if event == "warning"]
     assert [text.rpartition(": ")[0] for text in texts] == [
@@ -212,12 +212,12 @@ def test_what_cannot_be_made_is_a_warning(node: Host) -> None:
 def test_killed_anywhere(node: Host) -> None:
     """The next run makes the rest, and nothing is left over."""
     ctx = node.context()
-    wanted = device_nodes.missing(ctx)
+    wanted = device_nodes.missing(ctx, driver_root(ctx))
     number = count(lambda: device_nodes.create(ctx, wanted))
     for at in range(1, number + 1):
         for path in node.at("/dev").iterdir():
             path.unlink()
         with Faults.killed(at).installed(), pytest.raises(Killed):
-            device_nodes.create(ctx, device_nodes.missing(ctx))
-        device_nodes.create(ctx, device_nodes.missing(ctx))
+            device_nodes.create(ctx, device_nodes.missing(ctx, driver_root(ctx)))
+        device_nodes.create(ctx, device_nodes.missing(ctx, driver_root(ctx)))
         assert looks(node.at("/dev")) == _MADE, at

@@ -15,7 +15,7 @@ from agent.runtimes.merge import Cri
 from agent.tomledit import Data
 from agent.toolkit import tree
 from agent.toolkit.tree import Text
-from tests.unit.made_toolkit import LIBRARIES, TOOLKIT, Host, decision, packages, programs
+from tests.unit.made_toolkit import LIBRARIES, TOOLKIT, Host, decision, packages, programs, proposed
 
 RUNTIME = "nvidia-container-runtime"
 OUR_HANDLER: Data = {"options": {"BinaryName": f"{TOOLKIT}/{RUNTIME}"}}
@@ -139,7 +139,7 @@ def propose(host: Host, row: int, *mounts: Mount, **env: str) -> Proposed:
     """What would be installed from packages."""
     source = {"TOOLKIT_SOURCE_ROOT": str(host.at("/packages"))}
     ctx = host.context({**source, **env}, mounts)
-    return install.propose(ctx, install.look(ctx), decision(row), ("runc",))
+    return proposed(ctx, decision(row))
 
 
 def test_wrappers_and_settings(host: Host) -> None:
@@ -193,7 +193,7 @@ def test_place_in_a_container(host: Host) -> None:
     source = {"TOOLKIT_SOURCE_ROOT": str(host.at("/packages"))}
     ctx = host.context(source, mounts[:1])
     ctx.host.add_view(str(own), "/usr/local/nvidia")
-    problem = install.propose(ctx, install.look(ctx), decision(3), ("runc",)).problem
+    problem = proposed(ctx, decision(3)).problem
     assert isinstance(problem, Refused)
     assert f"cannot install the toolkit in {TOOLKIT}: it is not on a mount of the" in str(problem)
 
