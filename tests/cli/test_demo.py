@@ -32,8 +32,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def environment(place: Path, **more: str) -> dict[str, str]:
-    """The only environment that the demo gets."""
-    return {"PATH": os.defpath, "TMPDIR": str(place), "PYTHONDONTWRITEBYTECODE": "1", **more}
+    """The only environment that the demo gets; the runtimes are where the tests have theirs."""
+    own = {"PATH": os.defpath, "TMPDIR": str(place), "PYTHONDONTWRITEBYTECODE": "1"}
+    cache = os.environ.get(CACHE_VARIABLE)
+    return own | ({CACHE_VARIABLE: cache} if cache else {}) | more
 
 
 def processes_of(place: Path) -> list[str]:
