@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
 
 from agent.cdi import driver, generate
 from agent.cdi.root import DriverRoot
@@ -66,6 +67,19 @@ def _dev_root(ctx: Context, root: DriverRoot) -> DriverRoot | None:
     return next(used, tried[0] if tried else None)
 
 
+def possible(wanted: Iterable[Missing]) -> tuple[tuple[Missing, ...], tuple[str, ...]]:
+    """Those that can be made, and a warning for each of the others."""
+    found = [(item, nodes.obstacle(item.agent)) for item in wanted]
+    return (
+        tuple(item for item, why in found if why is None),
+        tuple(_cannot(item, why) for item, why in found if why is not None),
+    )
+
+
+def _cannot(item: Missing, why: str) -> str:
+    return f"cannot make the device node {item}: {why}"
+
+
 def _is_there(item: Missing) -> bool:
     try:
         found = os.stat(item.agent, follow_symlinks=False)
@@ -84,7 +98,7 @@ def create(ctx: Context, wanted: tuple[Missing, ...]) -> tuple[str, ...]:
         try:
             nodes.make(item.agent, item.node.major, item.node.minor, devices.MODE)
         except OSError as error:
-            ctx.log("warning", text=f"cannot make the device node {item}: {reason(error)}")
+            ctx.log("warning", text=_cannot(item, reason(error)))
             continue
         made.append(item.host)
     if made:

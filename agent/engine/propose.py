@@ -89,8 +89,8 @@ def propose(ctx: Context, memory: Memory, *, may_enable: bool | None = None) -> 
         toolkit = install.propose(ctx, found, decision, runtimes, root)
     spec = specs.propose(ctx, decision.spec_dirs, install.cdi_hook(ctx, found))
     told = (missing, *(toolkit.warnings if toolkit else ()), *(spec.warnings if spec else ()))
-    warnings = (*proposal.warnings, *(text for text in told if text))
-    nodes = device_nodes.missing(ctx, root)
+    nodes, refused = device_nodes.possible(device_nodes.missing(ctx, root))
+    warnings = (*proposal.warnings, *(text for text in told if text), *refused)
     return replace(proposal, spec=spec, toolkit=toolkit, nodes=nodes, warnings=warnings)
 
 

@@ -8,8 +8,35 @@ from __future__ import annotations
 import os
 import stat
 
+from agent.errors import reason
 from agent.host import safe
 from agent.host.temporary import name_for
+
+_MKNOD = 27  # CAP_MKNOD, capabilities(7)
+_NOT_ONE = "it is no device node; move it away"
+
+
+def obstacle(path: str) -> str | None:
+    """Why no node can be made at an agent path, as far as that can be told without trying."""
+    try:
+        if not stat.S_ISCHR(os.stat(path, follow_symlinks=False).st_mode):
+            return _NOT_ONE
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        return reason(error)
+    if not os.access(os.path.dirname(path), os.W_OK):
+        return "its directory cannot be written"
+    return None if _may_make() else "there is no right to (CAP_MKNOD)"
+
+
+def _may_make() -> bool:
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            rights = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return True  # the attempt will tell
+    return bool(rights >> _MKNOD & 1)
 
 
 def make(path: str, major: int, minor: int, mode: int) -> None:
@@ -25,7 +52,7 @@ def make(path: str, major: int, minor: int, mode: int) -> None:
         except FileNotFoundError:
             found = None
         if found is not None and not stat.S_ISCHR(found.st_mode):
-            raise OSError("it is no device node; move it away")
+            raise OSError(_NOT_ONE)
         kind = stat.S_IFCHR | 0o600
         os.mknod(temporary, kind, os.makedev(major, minor), dir_fd=directory)
         try:

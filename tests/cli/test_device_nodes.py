@@ -133,7 +133,7 @@ def test_not_asked_for_in_the_environment(driven: HostedNode, value: str) -> Non
 
 
 def test_no_right_to(driven: HostedNode) -> None:
-    """A warning each, and everything else is done."""
+    """A warning each, and everything else is done; a plan shows no more than that."""
     prefix = ("setpriv", "--bounding-set=-mknod", "--inh-caps=-mknod")
     for _ in range(2):
         result = driven.agent("apply", prefix=prefix)
@@ -142,6 +142,9 @@ def test_no_right_to(driven: HostedNode) -> None:
         assert nodes(driven) == {}
         assert driven.ready()
     assert not [path for path in (driven.host / "dev").iterdir() if path.name.endswith("~")]
+    plan = shows(driven.agent("plan", "-o", "json", prefix=prefix), "Plan")
+    assert plan["deviceNodes"] == []
+    assert all(any(f"/dev/{name}" in text for text in plan["warnings"]) for name in _CONTROL)
 
 
 @pytest.mark.parametrize("what", ["file", "link", "directory"])
@@ -162,6 +165,7 @@ def test_something_else_in_its_place(driven: HostedNode, what: str) -> None:
     assert "it is no device node" in result.stderr
     assert path.lstat() == before
     assert nodes(driven).keys() == _CONTROL.keys() - {"nvidiactl"}
+    checks.done(driven.agent("plan"))  # nothing is left that could be done
 
 
 @pytest.mark.parametrize("text", ["", "nonsense\n\n  195\n", "Block devices:\n195 nvidia\n"])

@@ -209,6 +209,21 @@ def test_what_cannot_be_made_is_a_warning(node: Host) -> None:
     ]
 
 
+def test_what_is_known_to_be_impossible(node: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told without trying."""
+    node.make({"/dev/nvidiactl": "text"})
+    ctx = node.context()
+    wanted = device_nodes.missing(ctx, driver_root(ctx))
+    those, told = device_nodes.possible(wanted)
+    assert [item.node.name for item in those] == [name for name in _ALL if name != "nvidiactl"]
+    (text,) = told
+    assert text.startswith("cannot make the device node /dev/nvidiactl (195:255): it is no device")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    those, told = device_nodes.possible(wanted[1:])
+    assert (those, len(told)) == ((), 3)
+    assert all(text.endswith(": its directory cannot be written") for text in told)
+
+
 def test_killed_anywhere(node: Host) -> None:
     """The next run makes the rest, and nothing is left over."""
     ctx = node.context()
