@@ -140,7 +140,7 @@ def find(host: HostRoot, places: Places) -> Driver:
     """The driver. Raises NoDriver, saying what is missing and where it was looked for."""
     tried = roots(host, places)
     for root in tried:
-        version = _version(root)
+        version = _version(host, root)
         if version is None:
             continue
         for dev in dev_roots(host, places, root):
@@ -160,7 +160,7 @@ def find(host: HostRoot, places: Places) -> Driver:
 def root_of(host: HostRoot, places: Places) -> DriverRoot | None:
     """Where the driver is, or would be looked for first; None where there is no such place."""
     tried = roots(host, places)
-    return next((root for root in tried if _version(root)), tried[0] if tried else None)
+    return next((root for root in tried if _versions(root)), tried[0] if tried else None)
 
 
 def watched(host: HostRoot, places: Places) -> Iterator[str]:
@@ -181,13 +181,25 @@ def watched(host: HostRoot, places: Places) -> Iterator[str]:
                 yield f"*{dev.agent_path(directory)}"
 
 
-def _version(root: DriverRoot) -> str | None:
-    for library in ("libcuda.so.", "libnvidia-ml.so."):
-        for path in _libraries(root, f"{library}*.*"):
-            rest = os.path.basename(path).removeprefix(library)
-            if _VERSION.fullmatch(rest):
-                return rest
-    return None
+def _version(host: HostRoot, root: DriverRoot) -> str | None:
+    """The driver's version. Of several, as an upgrade may leave them, the one of the module that
+    is loaded, for no other one works with it: NVIDIA's generator asks NVML for it."""
+    found = _versions(root)
+    if len(found) > 1:
+        from agent.cdi import kernel  # which hardly any node needs for this
+
+        loaded = kernel.version(host)
+        return loaded if loaded in found else found[0]
+    return found[0] if found else None
+
+
+def _versions(root: DriverRoot) -> tuple[str, ...]:
+    found = (
+        os.path.basename(path).removeprefix(library)
+        for library in ("libcuda.so.", "libnvidia-ml.so.")
+        for path in _libraries(root, f"{library}*.*")
+    )
+    return tuple(dict.fromkeys(version for version in found if _VERSION.fullmatch(version)))
 
 
 def _directories(root: DriverRoot, version: str) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from agent.host.paths import HostRoot
 
 _PCI = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f]")
 _UUID = re.compile(r"GPU-[0-9A-Fa-f-]+[0-9A-Fa-f]")
+_VERSION = re.compile(r"NVRM version:.*?\s(\d+(?:\.\d+){1,3})\s")
 _CAPABILITY = re.compile(r"(\S+) (\d{1,7})")
 _LIMIT = 1 << 20  # bytes
 
@@ -59,6 +60,12 @@ def mig_minors(host: HostRoot) -> Mapping[str, int]:
     text = _read(_driver(host, "nvidia-caps/mig-minors"))
     found = (_CAPABILITY.fullmatch(line.strip()) for line in text.splitlines())
     return {match[1]: int(match[2]) for match in found if match}
+
+
+def version(host: HostRoot) -> str | None:
+    """The version of the driver's module that is loaded, as far as it says so."""
+    found = _VERSION.search(_read(_driver(host, "nvidia/version")))
+    return found[1] if found else None
 
 
 def is_loaded(host: HostRoot) -> bool:

@@ -145,6 +145,25 @@ def test_driver_container_without_nodes_takes_those_of_the_host(tmp_path: Path) 
     )
 
 
+@pytest.mark.parametrize("line", [
+    "NVIDIA UNIX x86_64 Kernel Module  {}  Tue Oct 31 19:23:25 UTC 2023",
+    "NVIDIA UNIX Open Kernel Module for x86_64  {}  Release Build  (builder@host)  Tue Oct 31",
+])  # fmt: skip
+def test_of_two_versions_the_one_that_is_loaded(tmp_path: Path, line: str) -> None:
+    """An upgrade may leave the libraries of before, and with these nothing would work: NVIDIA's
+    generator takes the version that NVML tells."""
+    root = make_driver(tmp_path / "run/nvidia/driver", "535.183.01")
+    make_driver(root)
+    assert found(root, tmp_path).version == "535.183.01"
+    shown = tmp_path / "proc/driver/nvidia/version"
+    shown.parent.mkdir(parents=True)
+    for version, expected in ((VERSION, VERSION), ("570.86", "535.183.01")):
+        shown.write_text(f"NVRM version: {line.format(version)}\nGCC version: 12\n", "ascii")
+        there = found(root, tmp_path)
+        assert there.version == expected
+        assert f"{LIB}/libcuda.so.{expected}" in there.libraries()
+
+
 def test_absolute_links_are_followed_inside_the_root(root: Path) -> None:
     """Debian's alternatives: a program and a library behind five hops, all absolute."""
     current = root / "usr/lib/nvidia/current"
