@@ -51,7 +51,7 @@ def _node(node: Data, where: str, host: HostRoot) -> Iterator[Problem]:
         return
     try:
         above, name = os.path.split(path.rstrip("/"))
-        found = _lstat(host, above, name)
+        found = _kept(path, _lstat(host, above, name))
     except _Missing as error:
         yield _problem(where, f"device node {shown(path)}", error, _NOT_CREATED)
         return
@@ -105,7 +105,14 @@ def _problem(where: str, what: str, error: _Missing, so: str) -> Problem:
 def _stat(host: HostRoot, path: str) -> os.stat_result:
     """What is at a path, links followed inside the host root. Raises _Missing."""
     above, name = os.path.split(_resolved(host, path))
-    return _lstat(host, above, name)
+    return _kept(path, _lstat(host, above, name))
+
+
+def _kept(path: str, found: os.stat_result) -> os.stat_result:
+    """What was found, unless a slash behind the path wants a directory. Raises _Missing."""
+    if path.endswith("/") and not stat.S_ISDIR(found.st_mode):
+        raise _Missing("is not there (it is not a directory, as the slash behind it says)")
+    return found
 
 
 def _lstat(host: HostRoot, above: str, name: str) -> os.stat_result:

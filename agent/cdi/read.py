@@ -28,6 +28,10 @@ _MERGE = "tag:yaml.org,2002:merge"
 _TAG = "tag:yaml.org,2002:"
 _BINARY = f"{_TAG}binary"
 
+# Escapes that JSON has, libyaml too, and Go's reader not: it refuses the file.
+_SLASHES = rb"\\\0?/"
+_SLASH = re.compile(r"(?<!\\)(?:\\\\)*\\/")
+
 
 class Broken(Exception):
     """The bytes are no data; `text` says why, as a part of a sentence."""
@@ -77,12 +81,33 @@ def _problem(error: yaml.YAMLError) -> str:
 
 
 def _events(loader: Any, data: bytes) -> Iterator[yaml.Event]:
+    import yaml
+
     reader = loader(data)
+    text = _text_of(data) if re.search(_SLASHES, data) else ""
     try:
         while reader.check_event():
-            yield reader.get_event()
+            event = reader.get_event()
+            if isinstance(event, yaml.DocumentStartEvent) and event.version not in (None, (1, 1)):
+                raise Broken("it is neither YAML nor JSON: %YAML is not 1.1", 1)
+            if text and isinstance(event, yaml.ScalarEvent) and event.style == '"':
+                _refuse_slash(text, event)
+            yield event
     finally:
         reader.dispose()
+
+
+def _refuse_slash(text: str, event: yaml.Event) -> None:
+    start, end = event.start_mark, event.end_mark
+    if start and end and _SLASH.search(text[start.index : end.index]):
+        said = "it is neither YAML nor JSON: runtimes do not know the escape \\/"
+        raise Broken(said, start.line + 1)
+
+
+def _text_of(data: bytes) -> str:
+    """The characters that marks count."""
+    wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+    return data.decode("utf-16" if wide else "utf-8-sig", "replace")
 
 
 class _Open:

@@ -30,6 +30,7 @@ _HOOKS = (
 )  # fmt: skip
 _TYPES = ("b", "c", "u", "p")
 _CRASH = "containerd up to 2.3 dies as soon as it reads the file"
+_UNFOUND = "it is not found, and the container not started"
 _NEWEST = VERSIONS[-1]
 _NEW_RDT = ("schemata", "enableMonitoring")
 
@@ -229,18 +230,22 @@ def _node(node: Data, where: str) -> Iterator[Problem]:
 
 
 def _mount(mount: Data, where: str) -> Iterator[Problem]:
-    options, kind = mount.get("options", ()), mount.get("type", "").replace("none", "")
-    binds = kind == "bind" or "bind" in options or "rbind" in options
+    options = mount.get("options", ())
+    kind = mount.get("type", "") if mount.get("type") not in ("none", "bind") else ""
+    binds = "bind" in options or "rbind" in options
     for key in ("hostPath", "containerPath"):
         path = mount.get(key, "")
         if not path:
             yield _refused(f"{where}.{key}", "there is no path", "write one")
-        elif not path.startswith("/") and (key == "containerPath" or binds or not kind):
+        elif not path.startswith("/") and key == "hostPath" and binds:
+            text = f"mount {shown(path)} has no absolute path: {_UNFOUND}"
+            yield Problem("use", f"{where}.{key}", text, "start it with /")
+        elif not path.startswith("/") and (key == "containerPath" or not kind):
             yield Problem("nothing", f"{where}.{key}", f"mount {shown(path)} has no absolute path",
                           "start it with /")  # fmt: skip
     if not binds and not kind:
-        yield Problem("use", f"{where}.options", "there is neither bind nor rbind, nor a type: the "
-                      "container is not started", "add rbind")  # fmt: skip
+        yield Problem("use", f"{where}.options", "there is neither bind nor rbind, nor the type of "
+                      "a file system: the container is not started", "add rbind")  # fmt: skip
 
 
 def _hook(hook: Data, where: str) -> Iterator[Problem]:
@@ -251,8 +256,8 @@ def _hook(hook: Data, where: str) -> Iterator[Problem]:
     if not path:
         yield _refused(f"{where}.path", "there is no path", "write one")
     elif not path.startswith("/"):
-        yield Problem("use", f"{where}.path", f"hook {shown(path)} has no absolute path: it is not "
-                      "found, and the container not started", "start it with /")  # fmt: skip
+        text = f"hook {shown(path)} has no absolute path: {_UNFOUND}"
+        yield Problem("use", f"{where}.path", text, "start it with /")
     if hook.get("timeout", 1) <= 0:
         yield Problem("use", f"{where}.timeout", f"{hook['timeout']} seconds are over before the "
                       "hook starts", "write more than 0, or nothing")  # fmt: skip

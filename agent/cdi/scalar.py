@@ -20,7 +20,7 @@ _WORDS: dict[str, bool | float | None] = {
     **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), float("-inf")),
 }
 _INTEGER = re.compile(r"[-+]?(0[xX][0-9a-fA-F]+|0[bB][01]+|0[oO]?[0-7]+|0|[1-9][0-9]*)")
-_FLOAT = re.compile(r"[-+]?[0-9]*\.?[0-9]+([eE][-+][0-9]+)?|\.[0-9]+([eE][-+]?[0-9]+)?")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt \t].*)?")
 
 
@@ -43,7 +43,10 @@ def resolved(text: str) -> str | Plain:
         number = _number(digits)
         if -(1 << 63) <= number < 1 << 64:
             return Plain(number, text)
-    return Plain(float(digits), text) if _FLOAT.fullmatch(digits) else text
+    # One that is too large is no number to Go, but text.
+    if _FLOAT.fullmatch(digits) and math.isfinite(float(digits)):
+        return Plain(float(digits), text)
+    return text
 
 
 def _number(digits: str) -> int:

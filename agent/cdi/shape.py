@@ -236,7 +236,8 @@ class _Shaper:
     def _texts(self, value: Mapping[str, Any], where: str) -> dict[str, str]:
         found = {}
         for key, item in value.items():
-            text = self._string(item, f"{where}.{key}")
+            nothing = isinstance(item, Plain) and item.value is None
+            text = "" if nothing else self._string(item, f"{where}.{key}")
             if text is not None:
                 found[key] = text
         return found
