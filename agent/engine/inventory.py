@@ -7,6 +7,7 @@ and nothing is said of versions. No library of the CRI is loaded unless there is
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Sequence
 
@@ -89,10 +90,16 @@ def _given(name: str, host: HostRoot, reader: Reader) -> SpecFile:
         return installed.examine(name, sys.stdin.buffer.read(installed.LIMIT), host, reader)
     try:
         path = os.path.realpath(name)
-        taken = installed.content(HostPath(path, name), os.lstat(path))
+        found = os.lstat(path)
     except (OSError, ValueError) as error:
         text = getattr(error, "strerror", None) or "no file can have that name"
         raise Refused(f"cannot read {name}: {text.lower()}; give a CDI spec") from error
+    if stat.S_ISDIR(found.st_mode):
+        raise Refused(
+            f"cannot read {name or repr(name)}: it is a directory; give the files in it, or none "
+            "for all that the node has"
+        )
+    taken = installed.content(HostPath(path, name), found)
     if isinstance(taken, Problem):
         return SpecFile(name, problems=(taken,))
     return installed.examine(name, taken or b"", host, reader)

@@ -123,7 +123,7 @@ def test_given_files(root: Path) -> None:
     assert "is a pipe" in run(root, "validate", "pipe").stdout
     fails(run(root, "validate", "none"), 3, "none", "no such file")
     fails(run(root, "validate", "--what"), 2, "--what")
-    assert run(root, "validate", ".").returncode == 1
+    fails(run(root, "validate", "."), 3, "cannot read .", "directory", "give the files in it")
 
 
 def test_what_others_write_does_not_reach_the_terminal(root: Path) -> None:
