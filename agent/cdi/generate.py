@@ -11,10 +11,12 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, TypeAlias
 
-from agent.cdi import driver, emit
+from agent.cdi import driver, emit, pipeline, readers, rules
 from agent.cdi import management as recipe
 from agent.cdi.driver import Driver, Places
 from agent.cdi.hooks import Hooks
+from agent.cdi.model import Spec
+from agent.cdi.readers import NOBODY, Reader
 from agent.cdi.recipe import Surroundings
 from agent.data import dataclass
 from agent.errors import AgentError, NoDevices
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 _FIRMWARE = "/sys/module/firmware_class/parameters/path"
 
 Text = tuple[str, tuple[str, ...]]
+Made = tuple[Spec, tuple[str, ...]]
 # What tells the GPUs, given the agent path of the driver's NVML. May raise DriverFailed.
 Ask: TypeAlias = "Callable[[str], Answer]"
 
@@ -68,32 +71,47 @@ def watched(settings: Settings, host: HostRoot) -> Iterator[str]:
 
 def wanted(
     settings: Settings, host: HostRoot, hook: str | None, ask: Ask | None = None,
-    without: Collection[str] = (),
+    without: Collection[str] = (), reader: Reader = NOBODY,
 ) -> tuple[Wanted, ...]:  # fmt: skip
     """Every spec that this node should have, but for those of the kinds in `without`: the
     management spec first, that of GPUs, those of others where their devices are there; with hooks
-    by the program at the host path `hook`. Never raises an AgentError: one that cannot be made
-    keeps no other away."""
+    by the program at the host path `hook`, and with nothing for which `reader` would refuse all of
+    it. Never raises an AgentError: one that cannot be made keeps no other away."""
     from agent.cdi import gpu as gpus
     from agent.cdi import others
 
-    found = [_wanted(settings.cdi_kind, lambda: management(settings, host, hook=hook))]
+    found = [_wanted(settings.cdi_kind, lambda: management(settings, host, hook=hook), reader)]
     without = {settings.cdi_kind, *without}
     if gpus.KIND not in without:
-        found.append(_wanted(gpus.KIND, lambda: gpu(settings, host, hook=hook, ask=ask)))
+        found.append(_wanted(gpus.KIND, lambda: gpu(settings, host, hook=hook, ask=ask), reader))
     for mode, which in others.CLASSES.items():
         if which.kind not in without:
-            one = _wanted(which.kind, functools.partial(other, mode, settings, host))
+            one = _wanted(which.kind, functools.partial(other, mode, settings, host), reader)
             found += () if isinstance(one.problem, NoDevices) else (one,)
     return tuple(found)
 
 
-def _wanted(kind: str, make: Callable[[], Text]) -> Wanted:
+def _wanted(kind: str, make: Callable[[], Made], reader: Reader) -> Wanted:
     try:
-        found, warnings = make()
+        spec, warnings = make()
+        if not readers.takes(reader, rules.minimum_version(spec)):
+            spec, more = _without_groups(spec, reader)
+            warnings = (*warnings, *more)
+        return Wanted(kind, emit.text(spec), None, warnings)
     except AgentError as error:
         return Wanted(kind, None, error, ())
-    return Wanted(kind, found, None, warnings)
+
+
+def _without_groups(spec: Spec, reader: Reader) -> Made:
+    """Without what came last of all that a spec of ours can have. NVIDIA's generator writes it
+    (v1.19 and later), and such a runtime takes nothing from the file."""
+    less = pipeline.without_groups(spec)
+    text = (
+        "CDI specs are without the groups of device nodes, so that only root in a container can "
+        f"open those that are not for everybody: {reader.name} may read no more than CDI "
+        f"{reader.newest}; update it"
+    )
+    return less, (text,) if less != spec else ()
 
 
 def text(
@@ -101,26 +119,25 @@ def text(
 ) -> Text:
     """The text of a mode's spec, and warnings. Raises NoDriver, NoDevices or DriverFailed."""
     if mode == "management":
-        return management(settings, host, form, hook=hook)
-    if mode in ("nvml", "gpu"):
-        return gpu(settings, host, form, hook=hook)
-    return other(mode, settings, host, form)
+        spec, warnings = management(settings, host, hook=hook)
+    elif mode in ("nvml", "gpu"):
+        spec, warnings = gpu(settings, host, hook=hook)
+    else:
+        spec, warnings = other(mode, settings, host)
+    return emit.text(spec, form), warnings
 
 
-def management(settings: Settings, host: HostRoot, form: str = "yaml", *, hook: str | None) -> Text:
-    """The management spec's text, and warnings; hooks are done by the program at the host path
-    `hook`. Raises NoDriver."""
+def management(settings: Settings, host: HostRoot, *, hook: str | None) -> Made:
+    """The management spec, and warnings; hooks are done by the program at the host path `hook`.
+    Raises NoDriver."""
     hooks = Hooks(hook, settings.disabled_hooks)
     found = driver.find(host, places(settings))
     spec = recipe.spec(found, _surroundings(host, hooks), settings.cdi_kind)
-    return emit.text(spec, form), _warnings(hooks)
+    return spec, _warnings(hooks)
 
 
-def gpu(
-    settings: Settings, host: HostRoot, form: str = "yaml", *, hook: str | None,
-    ask: Ask | None = None,
-) -> Text:  # fmt: skip
-    """The text of `nvidia.com/gpu`, and warnings.
+def gpu(settings: Settings, host: HostRoot, *, hook: str | None, ask: Ask | None = None) -> Made:
+    """The spec `nvidia.com/gpu`, and warnings.
 
     Raises NoDriver, NoDevices, or DriverFailed where that library crashes or hangs.
     """
@@ -137,7 +154,7 @@ def gpu(
     spec, missing = gpus.spec(
         found, _surroundings(host, hooks), answer.gpus, known, settings.device_name_strategies
     )
-    return emit.text(spec, form), (*answer.warnings, *missing, *_warnings(hooks))
+    return spec, (*answer.warnings, *missing, *_warnings(hooks))
 
 
 def _answer(found: Driver, host: HostRoot, ask: Ask | None) -> Answer:
@@ -165,8 +182,8 @@ def _answer(found: Driver, host: HostRoot, ask: Ask | None) -> Answer:
     return inventory.Answer(listed.gpus, (warning, *listed.warnings))
 
 
-def other(mode: str, settings: Settings, host: HostRoot, form: str = "yaml") -> Text:
-    """The text of the spec of another class of devices. Raises NoDevices."""
+def other(mode: str, settings: Settings, host: HostRoot) -> Made:
+    """The spec of another class of devices. Raises NoDevices."""
     from agent.cdi import others
 
     which = others.CLASSES[mode]
@@ -177,7 +194,7 @@ def other(mode: str, settings: Settings, host: HostRoot, form: str = "yaml") -> 
         for dev in driver.dev_roots(host, given, root):
             nodes = driver.nodes_at(dev, which.nodes)
             if spec := others.spec(mode, nodes, (root, *own)):
-                return emit.text(spec, form), ()
+                return spec, ()
     names = ", ".join("/".join(place) for place in which.nodes)
     raise NoDevices(
         f"cannot make a CDI spec for {which.kind}: there is no {names}; load its kernel module"

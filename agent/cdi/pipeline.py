@@ -28,6 +28,16 @@ def finish(spec: Spec, *, merged: bool = True) -> Spec:
     return finish(replace(done, devices=(*done.devices, Device(ALL, every))), merged=False)
 
 
+def without_groups(spec: Spec) -> Spec:
+    """The spec for a runtime that refuses a file with groups in it."""
+    devices = (
+        replace(device, container_edits=replace(device.container_edits, additional_gids=()))
+        for device in spec.devices
+    )
+    common = replace(spec.container_edits, additional_gids=())
+    return replace(spec, devices=tuple(devices), container_edits=common)
+
+
 def joined(*parts: ContainerEdits) -> ContainerEdits:
     """One set of edits out of several, each thing once."""
     return ContainerEdits(

@@ -1,13 +1,16 @@
 """What each runtime makes of specs: which versions it reads, and whether it can die of one.
 
 Invariant: only what was seen of a version of a runtime; between two that were seen it is one or the
-other, and of what is older than the first nothing is said.
+other, and of what is older than the first nothing is said. Within 1.7 the library grew too: 1.7.13
+went from CDI 0.5 to 0.6 (containerd #9685), and what a distribution links may be newer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from agent.data import dataclass
-from agent.runtimes.versions import parse_version
+from agent.runtimes.versions import Version, parse_version
 
 # Every version that there is. An older library refuses a whole file for a number that it does not
 # know; the first two it knows, and everything in them is older than what it can read.
@@ -16,12 +19,17 @@ VERSIONS = (
 )  # fmt: skip
 EARLIEST = "0.3.0"
 
-# The highest version that a runtime reads, from that version on (1.7.24, 2.1.9, 2.4.0-beta.0 and
-# CRI-O 1.37.0 were seen).
-_NEWEST = {
-    "containerd": (((1, 7), "0.8.0"), ((2, 1), "1.0.0"), ((2, 4), "1.1.0")),
-    "cri-o": (((1, 37), "1.1.0"),),
-}
+# From which version of a runtime on which version of CDI is read for sure, and which one is the
+# highest possible (1.7.24, 2.1.9, 2.4.0-beta.0 and CRI-O 1.37.0 were seen).
+_READ: Mapping[str, Sequence[tuple[Version, str, str | None]]] = {
+    "containerd": (
+        ((1, 7, 0), "0.5.0", "0.8.0"), ((1, 7, 13), "0.6.0", "0.8.0"),
+        ((1, 7, 24), "0.8.0", "0.8.0"), ((2, 0, 0), "0.8.0", "1.0.0"),
+        ((2, 1, 0), "1.0.0", "1.0.0"), ((2, 2, 0), "1.0.0", "1.1.0"),
+        ((2, 4, 0), "1.1.0", "1.1.0"), ((2, 5, 0), "1.1.0", None),
+    ),
+    "cri-o": (((1, 37, 0), "1.1.0", "1.1.0"), ((1, 38, 0), "1.1.0", None)),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +59,7 @@ def reader(name: str, version: str, *, enabled: bool | None = None) -> Reader:
         return Reader(label)
     from agent.runtimes.generations import generation  # which who only writes specs has no use for
 
-    newest, limit = _limits(name, (parsed[0], parsed[1]))
+    newest, limit = _limits(name, parsed)
     off = ""
     if name == "containerd" and parsed < (1, 7, 0):
         off = f"{label} knows no CDI"
@@ -61,15 +69,14 @@ def reader(name: str, version: str, *, enabled: bool | None = None) -> Reader:
     return Reader(label, newest, limit, brittle, off)
 
 
-def _limits(name: str, version: tuple[int, int]) -> tuple[str | None, str | None]:
-    newest: str | None = None
-    for since, read in _NEWEST.get(name, ()):
-        if version == since:
-            return read, read
-        if version < since:
-            return newest, read if newest else None
-        newest = read
-    return newest, None
+def _limits(name: str, version: Version) -> tuple[str | None, str | None]:
+    known = [(newest, limit) for since, newest, limit in _READ.get(name, ()) if version >= since]
+    return known[-1] if known else (None, None)
+
+
+def takes(who: Reader, version: str) -> bool:
+    """Does it read that version of CDI for sure, or is nothing known of it?"""
+    return who.newest is None or index(version) <= index(who.newest)
 
 
 def index(version: str) -> int:

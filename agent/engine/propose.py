@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 
-from agent.cdi import driver, generate
+from agent.cdi import driver, generate, readers
+from agent.cdi.readers import Reader
 from agent.data import dataclass, replace
 from agent.decide import Decision
 from agent.engine import device_nodes, in_use, install, kinds, parsed, reloaded, specs, transaction
@@ -87,11 +88,18 @@ def propose(ctx: Context, memory: Memory, *, may_enable: bool | None = None) -> 
         kind = proposal.runtime.kind
         runtimes = install.low_level(ctx, kind, cri, memory.default)
         toolkit = install.propose(ctx, found, decision, runtimes, root)
-    spec = specs.propose(ctx, decision.spec_dirs, install.cdi_hook(ctx, found))
+    spec = specs.propose(ctx, decision.spec_dirs, install.cdi_hook(ctx, found), _reader(proposal))
     told = (missing, *(toolkit.warnings if toolkit else ()), *(spec.warnings if spec else ()))
     nodes, refused = device_nodes.possible(device_nodes.missing(ctx, root))
     warnings = (*proposal.warnings, *(text for text in told if text), *refused)
     return replace(proposal, spec=spec, toolkit=toolkit, nodes=nodes, warnings=warnings)
+
+
+def _reader(proposal: Proposal) -> Reader:
+    """Who reads the specs. Where that is not the runtime, it is NVIDIA's: it reads all of ours."""
+    if not proposal.decision.native:
+        return readers.NOBODY
+    return readers.reader(proposal.runtime.answer.name, proposal.runtime.version)
 
 
 def _toolkit(ctx: Context) -> tuple[install.Found | None, str | None]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 from agent.cdi import emit, foreign, generate, gpu, others
 from agent.cdi.generate import Wanted
+from agent.cdi.readers import Reader
 from agent.data import dataclass
 from agent.engine.context import Context
 from agent.engine.gpus import Gpus
@@ -38,16 +39,18 @@ class Proposed:
     gpus: Gpus | None = None
 
 
-def propose(ctx: Context, spec_dirs: tuple[str, ...], hook: str | None) -> Proposed | None:
-    """The specs for a runtime that reads `spec_dirs`, with hooks by the program at the host path
-    `hook`; None where none are wanted.
+def propose(
+    ctx: Context, spec_dirs: tuple[str, ...], hook: str | None, reader: Reader
+) -> Proposed | None:
+    """The specs for a runtime that reads `spec_dirs` as `reader`, with hooks by the program at the
+    host path `hook`; None where none are wanted.
 
     Never raises: a person who looks at a node without a driver wants to see the rest as well.
     """
     if not ctx.settings.cdi_enabled or ctx.settings.cdi_output_dir is None:
         return None
     try:
-        return _propose(ctx, spec_dirs, hook)
+        return _propose(ctx, spec_dirs, hook, reader)
     except AgentError as error:
         return _impossible(ctx, error)
 
@@ -57,7 +60,9 @@ def _impossible(ctx: Context, error: AgentError) -> Proposed:
     return Proposed((Spec(ctx.settings.cdi_kind, problem=error.message),), (), refused, error)
 
 
-def _propose(ctx: Context, spec_dirs: tuple[str, ...], hook: str | None) -> Proposed:
+def _propose(
+    ctx: Context, spec_dirs: tuple[str, ...], hook: str | None, reader: Reader
+) -> Proposed:
     settings, host = ctx.settings, ctx.host
     directory = _directory(settings, host, spec_dirs)
     places = tuple(dict.fromkeys((directory, *directories(ctx, spec_dirs))))
@@ -66,7 +71,7 @@ def _propose(ctx: Context, spec_dirs: tuple[str, ...], hook: str | None) -> Prop
     site, gpus, kinds = Site(host, directory, _names(ctx), there), Gpus(ctx), _kinds(settings)
     # NVML is not asked where the answer is of no use.
     theirs = frozenset(kind for kind in kinds if site.provider(kind) is not None)
-    management, *rest = generate.wanted(settings, host, hook, gpus.ask, theirs)
+    management, *rest = generate.wanted(settings, host, hook, gpus.ask, theirs, reader)
     by_kind = {wanted.kind: wanted for wanted in rest}
     found = [site.other(kind, by_kind.get(kind)) for kind in kinds]
     shown = tuple(spec for spec, _ in found if spec.writer or spec.problem)

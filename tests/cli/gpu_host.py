@@ -20,8 +20,8 @@ BROKEN = "abort nvmlInitWithFlags"
 class GpuHost(HostedNode):
     """Its runtime reads `etc` (/etc/cdi) and `run` (/var/run/cdi); the driver is the host's own."""
 
-    def __init__(self, directory: Path, *gpus: FakeGpu) -> None:
-        super().__init__(directory)
+    def __init__(self, directory: Path, *gpus: FakeGpu, version: str = "2.1.9") -> None:
+        super().__init__(directory, version)
         self.cdi_etc, self.cdi = self.host / "etc/cdi", self.host / "run/cdi"
         for path in (self.cdi_etc, self.cdi):
             path.mkdir(parents=True)

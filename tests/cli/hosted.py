@@ -16,14 +16,14 @@ from tests.double.install import make_fake_containerd
 class HostedNode(CliNode):
     """A node whose whole machine is a directory: `--host-root` points to it."""
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
+    def __init__(self, directory: Path, version: str = "2.1.9") -> None:
+        super().__init__(directory, version)
         self.host = directory / "host"
         make_fake_containerd(directory / "bin", self.version, sys.executable, node=self.host)
         self.etc = self.host / "etc/containerd"
         self.etc.mkdir(parents=True)
         self.config = self.etc / "config.toml"
-        self.config.write_text("version = 3\n")
+        self.config.write_text(f"version = {2 if version.startswith('1.') else 3}\n")
         self.drop_in = self.etc / "conf.d/99-nvidia.toml"
         self.socket = self.host / "run/containerd/containerd.sock"
         self.validations = self.host / "run/nvidia/validations"

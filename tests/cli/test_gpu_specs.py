@@ -77,6 +77,22 @@ def test_every_spec_is_written_once(node: GpuHost) -> None:
     assert not (node.state / "gpus.json").exists()
 
 
+def test_runtime_that_reads_no_groups(place: Path) -> None:
+    """It gets specs without them: of others it would take nothing. NVIDIA's generator writes them
+    all the same. With NVIDIA's runtime as the reader they are there."""
+    with GpuHost(place, ONE, version="1.7.12") as node:
+        [warning] = [line for line in said(node.agent("apply")) if "CDI" in line]
+        assert "containerd 1.7.12 may read no more than CDI 0.5.0" in warning
+        for name in (GPU, MANAGEMENT):
+            assert node.spec(name)["cdiVersion"] in ("0.3.0", "0.5.0")
+            assert "additionalGids" not in node.text(name)
+        assert node.spec()["devices"][0]["containerEdits"]["deviceNodes"][1]["gid"] == 44
+        found = shows(node.agent("cdi list", "-o", "json"), "CDIDevices")["devices"]
+        assert {device["resolvable"] for device in found} == {True}
+        checks.done(node.agent("apply --native-cdi=false"))
+        assert node.spec()["cdiVersion"] == "0.7.0"
+
+
 @pytest.mark.parametrize("directory", ["run/cdi", "etc/cdi"])
 def test_who_has_it_already_keeps_it(directory: str, node: GpuHost) -> None:
     """NVIDIA's refresh service, say: ours goes, the file is named, and NVML is not asked for what

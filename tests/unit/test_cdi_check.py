@@ -47,6 +47,8 @@ def test_versions_of_a_runtime(case: SpecCase) -> None:
 @pytest.mark.parametrize(
     ("name", "version", "newest", "limit"),
     [("containerd", "1.6.20~ds1", None, None), ("containerd", "1.7.24", "0.8.0", "0.8.0"),
+     ("containerd", "1.7.2", "0.5.0", "0.8.0"), ("containerd", "1.7.12", "0.5.0", "0.8.0"),
+     ("containerd", "1.7.13", "0.6.0", "0.8.0"), ("containerd", "1.7.30", "0.8.0", "0.8.0"),
      ("containerd", "2.0.11", "0.8.0", "1.0.0"), ("containerd", "2.1.9", "1.0.0", "1.0.0"),
      ("containerd", "2.2.7", "1.0.0", "1.1.0"), ("containerd", "2.4.0", "1.1.0", "1.1.0"),
      ("containerd", "3.0.0", "1.1.0", None), ("cri-o", "1.30.1", None, None),

@@ -291,7 +291,7 @@ def test_driver_of_the_host_itself(tmp_path: Path) -> None:
     place(tmp_path, [FakeGpu(0)])
     make_kernel(tmp_path, tmp_path, [FakeGpu(0)])
     asked = resolve({}, {}, "toolkit-agent")
-    text, _ = generate.gpu(asked, HostRoot(str(tmp_path)), hook=None)
+    text, _ = generate.text("gpu", asked, HostRoot(str(tmp_path)), hook=None)
     data = yaml.safe_load(text)
     assert paths(data, "0") == ["/dev/nvidia0", "/dev/dri/card1", "/dev/dri/renderD128"]
     assert "hostPath" not in edits(data, "0")["deviceNodes"][0]
