@@ -29,7 +29,7 @@ def with_edits(**values: object) -> Spec:
     ("spec", "version"),
     [
         (PLAIN, "0.3.0"),
-        (with_edits(mounts=(Mount("/a", "/b", type="bind"),)), "0.4.0"),
+        (with_edits(mounts=(Mount("/a", "/b", ("rbind",), "bind"),)), "0.4.0"),
         (with_edits(mounts=(Mount("/a", "/b", ("rbind",)),)), "0.3.0"),
         (with_edits(device_nodes=(DeviceNode("/dev/a", "/host/a"),)), "0.5.0"),
         (replace(PLAIN, devices=(Device("0", NODE),)), "0.5.0"),
