@@ -47,10 +47,11 @@ def check(spec: Data, host: HostRoot) -> Iterator[Problem]:
 def _node(node: Data, where: str, host: HostRoot) -> Iterator[Problem]:
     """The runtime looks at the node where the spec does not say all of it (fillMissingInfo)."""
     path, kind = node.get("hostPath") or node.get("path", ""), node.get("type", "")
-    if not path.startswith("/") or (kind and (node.get("major") or kind == "p")):
+    if not path or (kind and (node.get("major") or kind == "p")):
         return
     try:
-        above, name = os.path.split(path.rstrip("/"))
+        # Runtimes work in /, where a path without it is looked for.
+        above, name = os.path.split(os.path.join("/", path).rstrip("/"))
         found = _kept(path, _lstat(host, above, name))
     except _Missing as error:
         yield _problem(where, f"device node {shown(path)}", error, _NOT_CREATED)

@@ -181,6 +181,7 @@ _EDITS = (
     SpecCase("node without path", node("hostPath: /dev/null"), "there is no path"),
     SpecCase("node is relative", node("path: dev/x, hostPath: /dev/null"), "absolute path"),
     SpecCase("node is missing", node("path: /dev/none"), "is missing on the host"),
+    SpecCase("node is relative and missing", node("path: dev/none"), "is missing on the host"),
     SpecCase("node with all of it", node("path: /dev/none, type: c, major: 1, minor: 3")),
     SpecCase("node with half of it", node("path: /dev/none, major: 1, minor: 3"), "is missing"),
     SpecCase("node with a slash", node("path: /dev/a, hostPath: /dev/null/"), "the slash"),
