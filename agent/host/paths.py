@@ -14,6 +14,7 @@ whoever opens it follows none (`agent.host.safe`): one that appears later leads 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -149,7 +150,10 @@ class HostRoot:
         host = self._name_on_host(mount)
         if host is None and mount.point in _STANDARD:
             return path
-        self.add_view(mount.point, host or mount.point)
+        if host is None:
+            self._remember(mount.point, mount.point)
+        else:
+            self.add_view(mount.point, host)
         return os.path.join(host or mount.point, rest) if rest else host or mount.point
 
     def seen_by_host(self, path: str) -> str:
@@ -158,7 +162,14 @@ class HostRoot:
         return _rebase(path, self.root, "/") if inside else path
 
     def add_view(self, agent: str, host: str) -> None:
-        """Remember that the host's directory `host` is `agent` to us."""
+        """Remember that the host's directory `host` is `agent` to us; so it is by the name that it
+        has without links (/usr/local/nvidia is /var/usrlocal/nvidia where /usr is read-only)."""
+        self._remember(agent, host)
+        if not self.is_host:
+            with contextlib.suppress(Refused):
+                self._remember(agent, self.resolve(host).host)
+
+    def _remember(self, agent: str, host: str) -> None:
         view = (os.path.realpath(agent), host)
         if not self.is_host and view not in self._views:
             self._views.append(view)

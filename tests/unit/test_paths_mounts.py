@@ -56,6 +56,24 @@ def test_own_mount_has_its_name_on_the_host(root: Path, monkeypatch: pytest.Monk
     assert host.resolve("/etc/containerd/conf.d").agent == f"{own}/conf.d"
 
 
+def test_own_mount_whose_name_leads_through_a_link(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/usr/local/nvidia of a host whose /usr/local is a link to /var/usrlocal: what is written goes
+    through the mount, for below the host root all may be read-only."""
+    own = root.parent / "local/nvidia"
+    own.mkdir(parents=True)
+    above = root / str(root.parent).lstrip("/")
+    (above / "usrlocal/nvidia").mkdir(parents=True)
+    (above / "local").symlink_to("usrlocal")
+    alias(monkeypatch, own, above / "usrlocal/nvidia")
+    mounts = (Mount("/", "0:30", "/"), Mount(str(root), "8:1", "/"), Mount(str(own), "8:1", "/x"))
+    host = HostRoot(str(root), mounts)
+    place = host.locate(f"{own}/toolkit")
+    assert place == HostPath(f"{own}/toolkit", f"{root.parent}/usrlocal/nvidia/toolkit")
+    assert host.agent_path(f"{own}/toolkit") == f"{own}/toolkit"
+
+
 def test_own_mount_that_is_another_directory_is_used_as_given(root: Path) -> None:
     """Equal names prove nothing: the inode is another one."""
     host, own = daemonset(root)
