@@ -96,13 +96,17 @@ def cdi_hook(ctx: Context, found: Found | None) -> str | None:
 
 def low_level(ctx: Context, kind: str, cri: Cri | None, remembered: str | None) -> tuple[str, ...]:
     """What nvidia-container-runtime calls in turn: what runs containers on this node without it
-    (the default runtime of before first), then what its PATH has. Never itself."""
+    (the default runtime of before first; what config.toml says already, where the node's own
+    configuration is not looked at), then what its PATH has. Never itself."""
     asked = ctx.settings.low_level_runtimes
     if asked:
         return asked
     usual = ("crun", "runc") if kind == "crio" else ("runc", "crun")
-    names = (remembered, cri.default, *usual) if cri else ()
-    found = [_binary(kind, cri.table(name)) for name in names if name] if cri else []
+    if cri is None:
+        found: list[str | None] = [*tree.runtimes(programs.directory(ctx.settings, ctx.host).agent)]
+    else:
+        names = (remembered, cri.default, *usual)
+        found = [_binary(kind, cri.table(name)) for name in names if name]
     there = [path for path in found if path and _real(ctx.host, path)]
     candidates = dict.fromkeys((*there, *usual))
     return tuple(path for path in candidates if not _is_itself(ctx.host, path))

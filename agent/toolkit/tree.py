@@ -11,6 +11,7 @@ import json
 import os
 import re
 import stat
+import tomllib
 from collections.abc import Collection, Mapping
 from typing import Any, TypeAlias
 
@@ -162,6 +163,18 @@ def _listed(data: Any) -> Listed:
         for name, item in data.get("copies", {}).items()
     }  # fmt: skip
     return Listed(copies, tuple(map(str, data.get("others", ()))), int(data.get("made", 0)))
+
+
+def runtimes(directory: str) -> tuple[str, ...]:
+    """What config.toml in a directory (an agent path), whoever wrote it, says is called in turn:
+    handlers that were registered before depend on it."""
+    try:
+        found = files.read(os.path.join(directory, CONFIG))
+        data: Any = tomllib.loads(found.data.decode()) if found else {}
+        named = data["nvidia-container-runtime"]["runtimes"]
+    except (Refused, ValueError, KeyError, TypeError, RecursionError):
+        return ()
+    return tuple(item for item in named if isinstance(item, str)) if isinstance(named, list) else ()
 
 
 def to_bytes(found: Listed) -> bytes:

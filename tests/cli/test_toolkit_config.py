@@ -223,6 +223,21 @@ def test_low_level_runtimes(place: Path, version: str) -> None:
         assert read(node.toolkit)[RUNTIME]["runtimes"] == [str(own), "runc", "crun"]
 
 
+def test_low_level_runtimes_where_configuration_is_not_ours(place: Path) -> None:
+    """gpu-operator switched to NRI: the handlers of before are still there, and what they call."""
+    section, own = SECTIONS[3], place / "opt/my-crun"
+    own.parent.mkdir()
+    own.touch(0o755)
+    text = f'[{section}.containerd]\ndefault_runtime_name = "site"\n'
+    text += handler("site", section).replace("/opt/site", str(own))
+    with SourceNode(place, "2.1.9", text) as node:
+        checks.done(node.agent("apply"))
+        before = read(node.toolkit)
+        assert before[RUNTIME]["runtimes"] == [str(own), "runc", "crun"]
+        checks.done(node.agent("apply", env={"NO_RUNTIME_CONFIG": "true"}))
+        assert read(node.toolkit) == before
+
+
 def test_default_of_an_earlier_tool(place: Path) -> None:
     """Called by itself, NVIDIA's runtime would go on for ever."""
     section = SECTIONS[2]

@@ -115,6 +115,25 @@ def test_low_level_runtime_that_was_asked_for(host: Host) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('[nvidia-container-runtime]\nruntimes = ["/opt/bin/custom", "crun", "runc"]',
+         ["/opt/bin/custom", "runc", "crun"]),
+        ('[nvidia-container-runtime]\nruntimes = ["/opt/bin/gone", 7]', ["runc", "crun"]),
+        (f'[nvidia-container-runtime]\nruntimes = ["/opt/bin/{RUNTIME}"]', ["runc", "crun"]),
+        ('[nvidia-container-runtime]\nruntimes = "runc"', ["runc", "crun"]),
+        ("nvidia-container-runtime = 1", ["runc", "crun"]),
+        ("= nothing", ["runc", "crun"]),
+    ],
+)  # fmt: skip
+def test_low_level_runtimes_of_before(host: Host, text: str, expected: list[str]) -> None:
+    """Where the runtime's configuration is not ours: what config.toml says, never NVIDIA's."""
+    host.make(programs("/opt/bin", ("custom", RUNTIME)))
+    host.make({f"{TOOLKIT}/.config/nvidia-container-runtime/config.toml": text})
+    assert install.low_level(host.context(), "containerd", None, "x") == tuple(expected)
+
+
+@pytest.mark.parametrize(
     ("link", "table"),
     [
         ("/usr/bin/runc", {}),
