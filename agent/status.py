@@ -23,6 +23,7 @@ READY = "toolkit-ready"
 TWIN = ".toolkit-ctr-ready"
 ERROR = ".toolkit-ctr-error"
 
+_OTHER = re.compile(r"[^A-Za-z0-9_./:,@%+=-]")
 _LINE = re.compile(r"[A-Z_][A-Z0-9_]*=[A-Za-z0-9_./:,@%+=-]*")
 _MOMENT = frozenset({"TOOLKIT_BOOT_ID", "TOOLKIT_TIMESTAMP"})  # not part of the decision
 
@@ -73,7 +74,7 @@ def lines(facts: Facts, boot_id: str, now: float) -> Lines:
     plugin = [("DEVICE_LIST_STRATEGY", ",".join(facts.strategy))]
     if facts.annotation_prefix is not None:
         plugin.append(("CDI_ANNOTATION_PREFIX", facts.annotation_prefix))
-    if facts.hook_path is not None:
+    if facts.hook_path is not None and can_say(facts.hook_path):
         plugin.append(("NVIDIA_CDI_HOOK_PATH", facts.hook_path))
     version = ("TOOLKIT_STATUS_VERSION", str(VERSION))
     hashed = _clean([version, *decided, *plugin])
@@ -83,12 +84,18 @@ def lines(facts: Facts, boot_id: str, now: float) -> Lines:
     return _clean([version, *moment, *decided, summary, *plugin])
 
 
+def can_say(path: str) -> bool:
+    """Can a path stand in a status file as it is? With another character in it, it would be that of
+    another file there."""
+    return not _OTHER.search(path)
+
+
 def _bool(value: bool) -> str:
     return "true" if value else "false"
 
 
 def _clean(pairs: Sequence[tuple[str, str]]) -> Lines:
-    return tuple((key, re.sub(r"[^A-Za-z0-9_./:,@%+=-]", "_", value)) for key, value in pairs)
+    return tuple((key, _OTHER.sub("_", value)) for key, value in pairs)
 
 
 def _text(pairs: Lines) -> bytes:

@@ -24,6 +24,7 @@ from agent.engine.restart import Restart
 from agent.engine.state import Memory
 from agent.errors import AgentError, NoToolkit
 from agent.runtimes.containerd import ConfigFile
+from agent.status import can_say
 from agent.toolkit import programs
 
 
@@ -88,8 +89,14 @@ def propose(ctx: Context, memory: Memory, *, may_enable: bool | None = None) -> 
         kind = proposal.runtime.kind
         runtimes = install.low_level(ctx, kind, cri, memory.default)
         toolkit = install.propose(ctx, found, decision, runtimes, root)
-    spec = specs.propose(ctx, decision.spec_dirs, install.cdi_hook(ctx, found), _reader(proposal))
-    told = (missing, *(toolkit.warnings if toolkit else ()), *(spec.warnings if spec else ()))
+    hook = install.cdi_hook(ctx, found)
+    spec = specs.propose(ctx, decision.spec_dirs, hook, _reader(proposal))
+    told = (
+        missing,
+        _unsaid(hook),
+        *(toolkit.warnings if toolkit else ()),
+        *(spec.warnings if spec else ()),
+    )
     nodes, refused = device_nodes.possible(device_nodes.missing(ctx, root))
     warnings = (*proposal.warnings, *(text for text in told if text), *refused)
     return replace(proposal, spec=spec, toolkit=toolkit, nodes=nodes, warnings=warnings)
@@ -100,6 +107,16 @@ def _reader(proposal: Proposal) -> Reader:
     if not proposal.decision.native:
         return readers.NOBODY
     return readers.reader(proposal.runtime.answer.name, proposal.runtime.version)
+
+
+def _unsaid(hook: str | None) -> str | None:
+    """A path that the status file cannot tell is not told there at all."""
+    if hook is None or can_say(hook):
+        return None
+    return (
+        f"NVIDIA_CDI_HOOK_PATH is not published, for {hook} has a character that the status file "
+        "has not: tell the device plugin yourself, or give another --toolkit-install-dir"
+    )
 
 
 def _toolkit(ctx: Context) -> tuple[install.Found | None, str | None]:

@@ -222,7 +222,11 @@ def test_another_directory(sourced: SourceNode) -> None:
     checks.done(sourced.agent("apply"))
     old = installed(sourced.toolkit)
     other = sourced.directory / "a b/nvidia's"
-    checks.done(sourced.agent("apply", f"--toolkit-install-dir={other}"))
+    done = sourced.agent("apply", f"--toolkit-install-dir={other}")
+    checks.done(done)
+    # The status file has no such characters, and another path would lead nowhere.
+    assert "NVIDIA_CDI_HOOK_PATH is not published" in done.stderr
+    assert b"NVIDIA_CDI_HOOK_PATH" not in (sourced.ready() or b"")
     assert str(other / "toolkit" / RUNTIME) in sourced.drop_in.read_text()
     assert installed(sourced.toolkit) == old
     assert str(other) in (other / "toolkit" / CONFIG).read_text()
