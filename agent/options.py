@@ -140,7 +140,7 @@ _CDI = (
         "choice",
         ("NVIDIA_CONTAINER_RUNTIME_MODE",),
         "Mode of nvidia-container-runtime; default: what the decision says.",
-        flags=("--nvidia-container-runtime.mode",),
+        flags=("--nvidia-container-runtime.mode", "--nvidia-container-runtime-mode"),
         choices=("auto", "cdi", "legacy", "csv", "jit-cdi"),
     ),
     Option(
@@ -183,6 +183,7 @@ _CDI = (
         ("NVIDIA_DRIVER_ROOT", "DRIVER_ROOT"),
         "Root directory of the driver on the host; default /run/nvidia/driver where a driver "
         "container has put one there, else /.",
+        flags=("--driver-root", "--nvidia-driver-root"),
     ),
     Option(
         "driver_root_ctr_path",
@@ -284,6 +285,7 @@ _LATER = (
     _later("nri_namespace", "--nri-namespace", ("NRI_NAMESPACE",)),
     _later("nri_management_namespaces", "--nri-management-cdi-device-namespaces",
            ("NRI_MANAGEMENT_CDI_DEVICE_NAMESPACES",), "list"),
+    _later("ignore_errors", "--ignore-errors", (), "bool"),
 )  # fmt: skip
 
 _OPERATOR = (
@@ -293,7 +295,8 @@ _OPERATOR = (
     Option("is_host_driver", "bool", ("IS_HOST_DRIVER",),
            "True: the driver root is /, where no option names another."),
     Option("enable_nri_plugin", "bool", ("ENABLE_NRI_PLUGIN",), "As --no-runtime-config, except "
-           "with --no-daemon; the NRI plugin itself is not served.", "false"),
+           "with --no-daemon; the NRI plugin itself is not served.", "false",
+           ("--enable-nri-plugin", "-p")),
 )  # fmt: skip
 
 OPTIONS: tuple[Option, ...] = (

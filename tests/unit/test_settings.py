@@ -80,6 +80,7 @@ TABLE = f"""
 --native-cdi AGENT_NATIVE_CDI
 --device-list-strategy AGENT_DEVICE_LIST_STRATEGY
 --kubelet-version KUBELET_VERSION
+--ignore-errors
 """
 EXPECTED = {
     words[0]: tuple(words[1:])
@@ -132,8 +133,10 @@ def test_there_are_no_other_variables() -> None:
 
 
 @pytest.mark.parametrize(
-    "alias", ["--enable-cdi", "--root", "--nvidia-runtime-name", "--runtime-class", "-n", "-r"]
-)
+    "alias",
+    ["--enable-cdi", "--root", "--nvidia-runtime-name", "--runtime-class", "--nvidia-driver-root",
+     "--nvidia-container-runtime-mode", "-n", "-p", "-r"],
+)  # fmt: skip
 def test_older_names_of_flags_are_taken(alias: str) -> None:
     """Upstream's aliases are in people's manifests."""
     assert alias in KNOWN
