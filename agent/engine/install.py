@@ -221,7 +221,7 @@ def _refuse(host: HostRoot, directory: HostPath, decision: Decision) -> None:
             f"cannot install the toolkit in {directory}: it is a mount point, whose place no new "
             "directory can take; mount the directory above it"
         )
-    if mount is None or not decision.is_default:
+    if mount is None or not (decision.is_default or decision.hook):
         return
     what = None
     if mount.kind in _VOLATILE:
@@ -229,10 +229,11 @@ def _refuse(host: HostRoot, directory: HostPath, decision: Decision) -> None:
     elif "noexec" in mount.options.split(","):
         what = "no program can be run there (noexec)"
     if what:
+        # CRI-O does not even start with a hook whose program is missing.
+        why = "its OCI hook is for all" if decision.hook else "nvidia is the default runtime"
         raise Refused(
             f"cannot install the toolkit in {directory}: {what}, but every container of this node "
-            "would need it (nvidia is the default runtime); give another directory with "
-            "--toolkit-install-dir"
+            f"would need it ({why}); give another directory with --toolkit-install-dir"
         )
 
 

@@ -173,7 +173,7 @@ def test_wrappers_and_settings(host: Host) -> None:
     assert f"={TOOLKIT}/{tree.CONFIG}\n" in entry.data.decode()
 
 
-@pytest.mark.parametrize("row", [1, 3, 6])
+@pytest.mark.parametrize("row", [1, 2, 3, 6])
 @pytest.mark.parametrize(
     ("point", "options", "kind", "why"),
     [
@@ -188,8 +188,8 @@ def test_wrappers_and_settings(host: Host) -> None:
 def test_place_that_is_not_there_after_a_reboot(
     host: Host, row: int, point: str, options: str, kind: str, why: str | None
 ) -> None:
-    """Where nvidia is the default runtime nothing would start then; where it is not, pods of its
-    own wait for the agent."""
+    """Where nvidia is the default runtime, or an OCI hook of ours is for all containers, nothing
+    would start then; elsewhere pods of its own wait for the agent."""
     root = Mount(str(host.root), "8:1", "/", "rw", "ext4")
     proposed = propose(host, row, root, Mount(f"{host.root}{point}", "8:2", "/", options, kind))
     if why is None or row == 3:
