@@ -27,8 +27,8 @@ def refusal(runtime: Runtime, going: tuple[str, ...], purpose: str) -> Refused |
     return _refusal(users, purpose, "pods use handlers that would go") if users else None
 
 
-def toolkit_refusal(host: HostRoot, runtime: Runtime, directory: str) -> Refused | None:
-    """Why the programs in a directory (a host path) may not go now. Raises Unreachable.
+def toolkit_refusal(host: HostRoot, runtime: Runtime, names: tuple[str, ...]) -> Refused | None:
+    """Why the programs in a directory (its host paths) may not go now. Raises Unreachable.
 
     Whatever is the default now: containerd keeps for each pod which program runs its containers,
     and CRI-O's monitors have it on their command lines.
@@ -37,28 +37,32 @@ def toolkit_refusal(host: HostRoot, runtime: Runtime, directory: str) -> Refused
     users = [
         _name(pod)
         for pod in cri.sandboxes(socket.agent, socket.host)
-        if _is_run_by(cri.sandbox_info(socket.agent, socket.host, pod.id), directory)
+        if _is_run_by(cri.sandbox_info(socket.agent, socket.host, pod.id), names)
     ]
-    users += _monitors(host, directory)
-    return _refusal(users, "revert", f"pods use programs in {directory}") if users else None
+    users += _monitors(host, names)
+    return _refusal(users, "revert", f"pods use programs in {names[0]}") if users else None
 
 
-def _is_run_by(info: str, directory: str) -> bool:
+def _is_run_by(info: str, names: tuple[str, ...]) -> bool:
     """Does containerd (1.6 to 2.4) run a pod by a program in there? Its annotations, for example,
     may name any path."""
     try:
         found = json.loads(info or "{}")
         options = found.get("runtimeOptions")
     except (ValueError, AttributeError, RecursionError):
-        return f"{directory}/" in info
+        return any(f"{name}/" in info for name in names)
     values = options.values() if isinstance(options, dict) else ()
-    return any(isinstance(value, str) and is_below(value, directory) for value in values)
+    return any(isinstance(value, str) and _is_in(value, names) for value in values)
 
 
-def _monitors(host: HostRoot, directory: str) -> Iterator[str]:
+def _is_in(path: str, names: tuple[str, ...]) -> bool:
+    return any(is_below(path, name) for name in names)
+
+
+def _monitors(host: HostRoot, names: tuple[str, ...]) -> Iterator[str]:
     for pid, words in process.commands(host):
         is_monitor = os.path.basename(words[0]).startswith("conmon")
-        if is_monitor and any(word.startswith(f"{directory}/") for word in words[1:]):
+        if is_monitor and any(_is_in(word, names) for word in words[1:]):
             yield f"the container of {words[0]} with pid {pid}"
 
 

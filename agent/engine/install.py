@@ -308,16 +308,20 @@ def _sources(wanted: Tree) -> tuple[str, ...]:
     return tuple(entry.source for entry in wanted.values() if isinstance(entry, tree.Copy))
 
 
-def installed(ctx: Context) -> str | None:
-    """Host path of the toolkit's directory, where it is of our making. Raises Refused."""
+def installed(ctx: Context) -> tuple[str, ...]:
+    """Host paths of the toolkit's directory, without links and as it was given; none where it is
+    not of our making. Raises Refused."""
     directory = programs.directory(ctx.settings, ctx.host)
-    return None if tree.listed(directory.agent) is None else directory.host
+    if tree.listed(directory.agent) is None:
+        return ()
+    return tuple(dict.fromkeys((directory.host, programs.spelled(ctx.settings, ctx.host))))
 
 
 def left(ctx: Context) -> tuple[str, ...]:
     """Host paths of programs that will be there after `remove`. Raises Refused."""
     directory = programs.directory(ctx.settings, ctx.host)
-    return tuple(f"{directory.host}/{name}" for name in place.left(directory.agent))
+    names = place.left(directory.agent)
+    return tuple(f"{above}/{name}" for above in installed(ctx) for name in names)
 
 
 def remove(ctx: Context) -> tuple[str, ...]:

@@ -70,25 +70,25 @@ def revert(ctx: Context, *, keep_edits: bool = False, toolkit: bool = False) -> 
 def _refuse_needed(ctx: Context, memory: Memory, keep_edits: bool) -> None:
     """The toolkit stays as long as a pod runs by it, or a file names a program of it that will
     not be there. Raises Refused."""
-    directory = install.installed(ctx)
-    if directory is None:
+    names = install.installed(ctx)
+    if not names:
         return
     node = kinds.look(ctx.settings, ctx.host, nodes.find_runtime(ctx.settings, ctx.host))
-    if used := in_use.toolkit_refusal(ctx.host, node.runtime, directory):
+    if used := in_use.toolkit_refusal(ctx.host, node.runtime, names):
         raise used
     _, after = _files_after(ctx, node, memory, keep_edits) if memory.files else ((), node.files)
-    if (spec := specs.naming(ctx, _spec_dirs(ctx), directory)) is not None:
+    if (spec := specs.naming(ctx, _spec_dirs(ctx), names)) is not None:
         raise Refused(
-            f"cannot remove the toolkit: {spec} has hooks in {directory}, without which no "
+            f"cannot remove the toolkit: {spec} has hooks in {names[0]}, without which no "
             "container with its devices would start; remove that file first"
         )
     left = install.left(ctx)
     cri = kinds.effective(node, after)
-    for name in cri.runtimes:
-        for path in install.executables(cri.table(name)):
-            if is_below(path, directory) and path not in left:
+    for handler in cri.runtimes:
+        for path in install.executables(cri.table(handler)):
+            if any(is_below(path, name) for name in names) and path not in left:
                 raise Refused(
-                    f"cannot remove the toolkit: handler {name} of the restored configuration "
+                    f"cannot remove the toolkit: handler {handler} of the restored configuration "
                     f"runs {path}; take it out, or leave the toolkit where it is"
                 )
 

@@ -211,12 +211,12 @@ def _is_ours(agent: str) -> bool:
     return found is not None and emit.is_ours(found.data)
 
 
-def naming(ctx: Context, spec_dirs: tuple[str, ...], directory: str) -> HostPath | None:
-    """A spec of somebody else's that names anything in a directory (a host path)."""
-    word = f"{directory}/".encode()
+def naming(ctx: Context, spec_dirs: tuple[str, ...], names: tuple[str, ...]) -> HostPath | None:
+    """A spec of somebody else's that names anything in a directory (its host paths)."""
+    words = tuple(f"{name}/".encode() for name in names)
     for found in directories(ctx, spec_dirs):
         for path, data in foreign.entries(ctx.host, found):
-            if word in data and not emit.is_ours(data):
+            if any(word in data for word in words) and not emit.is_ours(data):
                 return path
     return None
 

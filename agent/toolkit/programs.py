@@ -26,13 +26,17 @@ DIRECTORIES = (
 
 def directory(settings: Settings, host: HostRoot) -> HostPath:
     """The directory of an installed toolkit, there or not. Raises Refused."""
-    return host.locate(os.path.join(host.name(settings.toolkit_install_dir), "toolkit"))
+    return host.locate(spelled(settings, host))
+
+
+def spelled(settings: Settings, host: HostRoot) -> str:
+    """Its name on the host with links in it as they were given."""
+    return os.path.join(host.name(settings.toolkit_install_dir), "toolkit")
 
 
 def find(settings: Settings, host: HostRoot, base: str) -> str | None:
     """Host path of a toolkit binary: in the install directory, else the host's own."""
-    installed = os.path.join(host.name(settings.toolkit_install_dir), "toolkit")
-    for above in (installed, "/usr/bin"):
+    for above in (spelled(settings, host), "/usr/bin"):
         candidate = os.path.join(above, base)
         if runs(host, candidate):
             return candidate

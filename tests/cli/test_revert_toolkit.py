@@ -168,6 +168,32 @@ def test_spec_that_names_a_hook(place: Path, suffix: str) -> None:
         assert not node.toolkit.exists()
 
 
+@pytest.mark.parametrize("kind", ["pod", "spec", "handler"])
+def test_who_knows_it_by_a_link(kind: str, place: Path) -> None:
+    """The operator's device plugin, or a pod of before, calls it as the option does."""
+    section = SECTIONS[3]
+    cdi, link = place / "cdi", place / "nvidia"
+    cdi.mkdir()
+    text = f'[{section}]\ncdi_spec_dirs = ["{cdi}"]\n{handler("runc", section)}'
+    if kind == "handler":
+        text += handler("site", section).replace("/opt/site", f"{link}/toolkit/{RUNTIME}")
+    with SourceNode(place, "2.1.9", text) as node:
+        (place / "disk").mkdir()
+        link.symlink_to(place / "disk")
+        checks.done(node.agent("apply"))
+        if kind == "pod":
+            program = str(link / "toolkit" / RUNTIME)
+            node.script(pods=[{"name": "train-0", "namespace": "ml", "binary": program}])
+        if kind == "spec":
+            hook = {"hookName": "createContainer", "path": f"{link}/toolkit/nvidia-cdi-hook"}
+            devices = [{"name": "0", "containerEdits": {"hooks": [hook]}}]
+            data = {"cdiVersion": "0.5.0", "kind": "vendor.example/gpu", "devices": devices}
+            (cdi / "vendor.json").write_text(json.dumps(data))
+        names = {"pod": "ml/train-0", "spec": "vendor.json", "handler": "handler site"}
+        refuses(node, Refusal(3, names[kind]), commands=(REVERT, REVERT))
+        assert (link / "toolkit" / RUNTIME).exists()
+
+
 def test_pods_that_run_by_it(sourced: SourceNode) -> None:
     """Whatever their handler is called now; what a pod only talks about does not matter."""
     checks.done(sourced.agent("apply"))
