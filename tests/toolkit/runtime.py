@@ -113,12 +113,12 @@ def modify(directory: str, config: Config) -> Change:
 
 def wanted(spec: Spec, config: Config) -> Change:
     """The mode, where it depends on the container, and the devices."""
-    names = requested(spec, replace(config, prefixes=()))
+    names = requested(spec, config)
     mode = config.mode
     if mode == "auto":
         mode = "cdi" if names and all(map(cdi.is_qualified, names)) else "jit-cdi"
-    if mode == "cdi":
-        names = requested(spec, config)  # only this one looks at annotations
+    if mode != "cdi":  # no other one looks at annotations
+        names = requested(spec, replace(config, prefixes=()))
     kind = {"cdi": config.default_kind, "jit-cdi": _JIT_KIND}.get(mode)
     if kind:
         names = [name if cdi.is_qualified(name) else f"{kind}={name}" for name in names]

@@ -158,8 +158,9 @@ _VOLUME = "/var/run/nvidia-container-devices/"
         (container(mounts=[_VOLUME + "0"]), {}, "cdi", []),
         (container(mounts=[_VOLUME + "0"]), {"mounts": "true"}, "cdi", _ONE),
         (container(mounts=[_VOLUME + "cdi/vendor.example/gpu/0"]), {"mounts": "true"}, "cdi", _ONE),
-        # Any but CDI's mode looks at no annotation.
-        (container(annotations=_ANNOTATED), {"mode": "auto"}, "jit-cdi", []),
+        # Any but CDI's mode looks at no annotation; what the mode is, they decide too.
+        (container(annotations=_ANNOTATED), {"mode": "auto"}, "cdi", _ONE),
+        (container(annotations=_ANNOTATED), {"mode": "jit-cdi"}, "jit-cdi", []),
         (container(annotations=_ANNOTATED), {"mode": "legacy"}, "legacy", []),
         (container(annotations=_ANNOTATED), {"mode": "csv"}, "csv", []),
         (
