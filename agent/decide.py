@@ -265,6 +265,11 @@ def _override(q: Question, decision: Decision) -> Decision:
                 + ("" if q.set_as_default else ": GPU pods without a runtime class get no GPU")
             )
             decision = replace(decision, is_default=q.set_as_default)
+    if q.mode in ("legacy", "csv", "jit-cdi") and decision.row in (5, 6):
+        warnings.append(
+            f"mode {q.mode} was asked for, where this node wants cdi: nvidia-container-runtime "
+            "looks at no annotation in it, so that the device plugin's pods get no GPU"
+        )
     if q.mode is not None and not decision.hook:
         decision = replace(decision, mode=q.mode)
     if q.strategy is not None:
