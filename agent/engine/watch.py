@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 
 from agent import status
-from agent.cdi import generate
+from agent.cdi import driver, generate
 from agent.engine import install, specs
 from agent.engine import node as nodes
 from agent.engine.context import Context
@@ -142,6 +142,8 @@ def _cdi(ctx: Context, node: AnyNode | None) -> Iterator[str]:
     Files that start with `k8s.` come with every pod of a DRA driver, and are none of these."""
     settings = ctx.settings
     if not settings.cdi_enabled or settings.cdi_output_dir is None:
+        # The toolkit's config.toml names the driver's root all the same.
+        yield from driver.watched(ctx.host, generate.places(settings))
         return
     yield from generate.watched(settings, ctx.host)
     seen = nodes.evidence(None, node.runtime, ctx.host)[0].spec_dirs if node else ()

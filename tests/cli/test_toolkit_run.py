@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shutil
 import threading
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from tests.cli.hosted import HostedNode
 from tests.cli.installing import CONFIG, RUNTIME, SourceNode, beside, installed, release
 from tests.cli.test_run import published, running, settle
 from tests.conformance.trees import snapshot
+from tests.tools.driver import make_driver
 
 
 def remove(path: Path) -> None:
@@ -67,6 +70,23 @@ def test_a_node_that_is_right(sourced: SourceNode) -> None:
         threading.Event().wait(2.5)
         assert snapshot(sourced.toolkit.parent) == before
         assert daemon.said() == said
+        daemon.end()
+
+
+@pytest.mark.parametrize("option", ["--cdi-output-dir=", "--cdi-enabled=false"])
+def test_driver_that_comes_later(empty_host: HostedNode, option: str) -> None:
+    """config.toml names its root, also where no spec does."""
+    source = release(empty_host.directory, "1.19.0")
+
+    def root() -> object:
+        text = (empty_host.toolkit / CONFIG).read_text("utf-8")
+        return tomllib.loads(text)["nvidia-container-cli"]["root"]
+
+    with running(empty_host, f"--toolkit-source-root={source}", option) as daemon:
+        settle(daemon)
+        assert root() == "/"
+        make_driver(empty_host.host / "run/nvidia/driver", nodes=False)
+        daemon.until(lambda: root() == "/run/nvidia/driver")
         daemon.end()
 
 
