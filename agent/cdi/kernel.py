@@ -99,7 +99,8 @@ def watched(host: HostRoot) -> Iterator[str]:
     which has every instance that there could be. An entry `PREFIX*DIRECTORY` stands for the names
     in a directory that start so."""
     yield _driver(host, "nvidia/version")
-    yield host.agent_path("/sys/module/nvidia")
+    for module in ("nvidia", "nvidia_uvm"):  # this one may come later, and has nodes of its own
+        yield host.agent_path(f"/sys/module/{module}")
     yield _driver(host, "nvidia-caps/mig-minors")
     yield f"*{_driver(host, 'nvidia/gpus')}"
     yield from (f"{start}*{directory}" for directory, start in _capabilities(host))

@@ -11,6 +11,7 @@ import pytest
 
 from tests.cli.hosted import HostedNode
 from tests.cli.node import shows
+from tests.cli.test_run import running, settle
 from tests.conformance import checks
 from tests.conformance.trees import snapshot, touched
 from tests.tools.driver import make_driver
@@ -174,6 +175,24 @@ def test_a_kernel_that_says_nothing_of_it(driven: HostedNode, text: str) -> None
     (driven.host / "proc/devices").write_text(text)
     checks.done(driven.agent("apply"))
     assert nodes(driven) == {}
+
+
+def test_module_that_is_loaded_later(driven: HostedNode) -> None:
+    """nvidia-uvm is one of its own: `run` makes its nodes when it comes."""
+    options = [word for word in driven.options() if not word.startswith("--cdi-output-dir")]
+    driven.options = lambda: options  # type: ignore[method-assign]
+    (driven.host / "proc/devices").write_text("Character devices:\n195 nvidia\n")
+    modules = driven.host / "sys/module"
+    (modules / "nvidia").mkdir(parents=True)
+    spec = driven.host / "var/run/cdi/management.nvidia.com-gpu.yaml"
+    with running(driven) as daemon:
+        settle(daemon)
+        assert "nvidia-uvm" not in nodes(driven)
+        say(driven)
+        (modules / "nvidia_uvm").mkdir()
+        daemon.until(lambda: nodes(driven) == _CONTROL)
+        daemon.until(lambda: "/dev/nvidia-uvm-tools" in spec.read_text())
+        daemon.end()
 
 
 def test_nodes_are_in_the_spec(driven: HostedNode) -> None:
