@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Iterable, Iterator
 
 from agent.errors import Refused
 from agent.host import files, trees
@@ -19,7 +20,10 @@ from agent.toolkit import tree
 from agent.toolkit.tree import LIST, Copy, Kept, Link, Listed, Text, Tree
 
 BEFORE = ".toolkit.before"  # a directory that was there before ours
-_NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EBUSY, errno.EOPNOTSUPP)
+# EXDEV: an overlay has the directory, or part of it, from a layer below (an image of the node).
+_NO_EXCHANGE = (
+    errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EBUSY, errno.EOPNOTSUPP, errno.EXDEV,
+)  # fmt: skip
 
 
 def put(live: str, wanted: Tree) -> None:
@@ -199,15 +203,27 @@ def remove(live: str) -> bool:
         _bring_back(before, live, kept)
     elif _foreign(live, kept):
         _remove_ours(live, kept)
-    elif (top := _made(live, kept)) != live:
-        old = trees.building(top)
-        files.move(top, old)
-        trees.remove(old)
     else:
-        old = trees.building(live)
-        files.move(live, old)
-        _discard(old, live)
+        _take_away(live, kept)
     return True
+
+
+def _take_away(live: str, kept: Listed) -> None:
+    """All of it is ours."""
+    top = _made(live, kept)
+    old = trees.building(top)
+    try:
+        files.move(top, old)
+    except OSError as error:
+        if error.errno not in _NO_EXCHANGE:
+            raise
+        _remove_ours(live, kept)
+        files.remove_directories((live,))
+        return
+    if top == live:
+        _discard(old, live)
+    else:
+        trees.remove(old)
 
 
 def _bring_back(before: str, live: str, kept: Listed) -> None:
@@ -218,13 +234,40 @@ def _bring_back(before: str, live: str, kept: Listed) -> None:
     except OSError as error:
         if error.errno not in _NO_EXCHANGE:
             raise
-        old = trees.building(live)
-        files.move(live, old)
-        files.move(before, live)
-        _discard(old, live)
+        _bring_back_one_by_one(before, live, kept)
     else:
         files.sync_directory(os.path.dirname(live))
-        _discard(before, live)
+    _discard(before, live)
+
+
+def _bring_back_one_by_one(before: str, live: str, kept: Listed) -> None:
+    """Each file gets its own place again, and then the list is the other directory's in one step:
+    that one is to go from there on."""
+    copy = trees.building(live)
+    files.make_directory(copy)
+    _write_list(copy, Listed())
+    there = _foreign(live, kept)
+    for name in files.names(before):
+        if name not in there:
+            trees.share_tree(f"{before}/{name}", f"{copy}/{name}")
+    theirs = [name for name in _files(copy) if name != LIST]
+    for name in theirs:
+        files.make_directories(os.path.dirname(f"{live}/{name}"))
+        files.move(f"{copy}/{name}", f"{live}/{name}")
+    _remove_names(live, [name for name in kept.names if name not in theirs])
+    files.move(f"{live}/{LIST}", f"{before}/{LIST}")
+    _discard(copy, live)
+
+
+def _files(directory: str, below: str = "") -> Iterator[str]:
+    """Paths of all that is no directory."""
+    for name in files.names(f"{directory}/{below}"):
+        path = os.path.join(below, name)
+        whole = f"{directory}/{path}"
+        if os.path.isdir(whole) and not os.path.islink(whole):
+            yield from _files(directory, path)
+        else:
+            yield path
 
 
 def _carry(path: str, there: str) -> None:
@@ -238,9 +281,15 @@ def _carry(path: str, there: str) -> None:
 
 
 def _remove_ours(live: str, kept: Listed) -> None:
-    for name in (*kept.names, LIST):
+    _remove_names(live, (*kept.names, LIST))
+
+
+def _remove_names(live: str, names: Iterable[str]) -> None:
+    """Files of ours, and the directories that they were in."""
+    names = tuple(names)
+    for name in names:
         files.remove(f"{live}/{name}")
-    inside = [os.path.dirname(name) for name in kept.names if "/" in name]
+    inside = [os.path.dirname(name) for name in names if "/" in name]
     above = {f"{live}/{path}" for name in inside for path in (name, os.path.dirname(name)) if path}
     files.remove_directories(tuple(above))
 

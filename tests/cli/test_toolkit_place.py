@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.cli.hosted import HostedNode
-from tests.cli.installing import CONFIG, RUNTIME, SourceNode, beside, installed
+from tests.cli.installing import CONFIG, RUNTIME, SourceNode, beside, installed, put_foreign
 from tests.cli.namespace import Namespace
 from tests.cli.node import CliNode, Refusal, fails, refuses, shows
 from tests.conformance import checks
@@ -126,6 +127,38 @@ def test_default_by_option_on_tmpfs(sourced: SourceNode, namespace: Namespace) -
     option, prefix = "--set-as-default=true", namespace.prefix
     refuses(sourced, Refusal(3, says), option, prefix=prefix, commands=("apply",))
     checks.done(sourced.agent("apply", prefix=prefix))
+
+
+@as_root
+def test_overlay(sourced: SourceNode, namespace: Namespace) -> None:
+    """A directory from a layer below cannot change places with another one: a node's image has a
+    toolkit. Each file takes its own place, and gets it back."""
+    lower, upper, place = (sourced.directory / name for name in ("lower", "upper", "nvidia"))
+    put_foreign(lower / "toolkit")
+    upper.mkdir()
+    place.mkdir()
+    namespace.mount(*_TMPFS, str(upper))
+    prefix = namespace.prefix
+    subprocess.run([*prefix, "mkdir", upper / "new", upper / "work"], check=True)
+    layers = f"lowerdir={lower},upperdir={upper}/new,workdir={upper}/work"
+    namespace.mount("-t", "overlay", "overlay", "-o", layers, str(place))
+
+    def look(*words: str) -> list[str]:
+        script = f'cd {place} && exec find . "$@"'  # the directory is another one out here
+        argv = [*prefix, "sh", "-c", script, "sh", *words]
+        done = subprocess.run(argv, capture_output=True, text=True, check=True)
+        return sorted(done.stdout.splitlines())
+
+    before = look("-printf", "%p %m %l\n"), look("-type", "f", "-exec", "md5sum", "{}", ";")
+    checks.done(sourced.agent("apply", prefix=prefix))
+    assert f"./toolkit/{RUNTIME}-hook.real" in look()
+    assert not [name for name in look("-maxdepth", "1") if name.endswith("~")]
+    assert sourced.agent("plan", prefix=prefix).returncode == 0
+    checks.done(sourced.agent("revert --toolkit", prefix=prefix))
+    assert (
+        look("-printf", "%p %m %l\n"),
+        look("-type", "f", "-exec", "md5sum", "{}", ";"),
+    ) == before
 
 
 @as_root
