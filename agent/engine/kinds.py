@@ -7,6 +7,7 @@ CRI-O's alone is loaded where there is one, inside the functions: the others nee
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
 from agent import tomledit
@@ -22,7 +23,7 @@ from agent.engine.preflight import Candidate, Preflight
 from agent.engine.state import Memory, Store
 from agent.engine.wanted import Binary, Wanted
 from agent.errors import Refused
-from agent.host.paths import HostRoot
+from agent.host.paths import HostPath, HostRoot
 from agent.observe import config, crio
 from agent.observe.config import Overlay, Parse
 from agent.observe.cri import Answer
@@ -148,6 +149,17 @@ def shown(answer: Answer) -> tuple[str | None, tuple[str, ...]]:
     listed = tuple(name for name in answer.handlers if name)
     names = tuple(sorted(tables)) if isinstance(tables, dict) and tables else listed
     return (default if isinstance(default, str) else None), names
+
+
+def hook_programs(
+    node: AnyNode, host: HostRoot, overlay: Overlay
+) -> Iterable[tuple[HostPath, str]]:
+    """Files with OCI hooks that the runtime will read, each with the program that it names."""
+    if isinstance(node, Node):
+        return ()
+    from agent.engine.crio import hook  # see above
+
+    return hook.programs(node, host, overlay)
 
 
 def needs_restart(node: AnyNode, changed: tuple[str, ...]) -> bool:

@@ -76,17 +76,30 @@ def _refuse_needed(ctx: Context, memory: Memory, keep_edits: bool) -> None:
     node = kinds.look(ctx.settings, ctx.host, nodes.find_runtime(ctx.settings, ctx.host))
     if used := in_use.toolkit_refusal(ctx.host, node.runtime, names):
         raise used
-    _, after = _files_after(ctx, node, memory, keep_edits) if memory.files else ((), node.files)
+    changes, after = (
+        _files_after(ctx, node, memory, keep_edits) if memory.files else ((), node.files)
+    )
     if (spec := specs.naming(ctx, _spec_dirs(ctx), names)) is not None:
         raise Refused(
             f"cannot remove the toolkit: {spec} has hooks in {names[0]}, without which no "
             "container with its devices would start; remove that file first"
         )
     left = install.left(ctx)
+
+    def goes(path: str) -> bool:
+        return any(is_below(path, name) for name in names) and path not in left
+
+    overlay = {item.path.host: item.after for item in changes}
+    for file, path in kinds.hook_programs(node, ctx.host, overlay):
+        if goes(path):
+            raise Refused(
+                f"cannot remove the toolkit: the OCI hook {file} runs {path}, without which no "
+                "container would start; remove that file first"
+            )
     cri = kinds.effective(node, after)
     for handler in cri.runtimes:
         for path in install.executables(cri.table(handler)):
-            if any(is_below(path, name) for name in names) and path not in left:
+            if goes(path):
                 raise Refused(
                     f"cannot remove the toolkit: handler {handler} of the restored configuration "
                     f"runs {path}; take it out, or leave the toolkit where it is"

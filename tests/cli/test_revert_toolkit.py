@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -232,6 +233,29 @@ def monitor(*words: str) -> Iterator[subprocess.Popen[bytes]]:
             yield process
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize("kind", ["admin", "before"])
+def test_hook_of_crio_that_runs_it(kind: str, place: Path) -> None:
+    """One that was there before, or an admin's: it is for containers that would not start."""
+    with CrioNode(place) as node:
+        shutil.rmtree(node.toolkit)
+        source = f"--toolkit-source-root={make_tree(place / 'source')}"
+        ours = node.hooks / "oci-nvidia-hook.json"
+        theirs = ours if kind == "before" else node.hooks / "10-site.json"
+        hook = {"path": str(node.toolkit / f"{RUNTIME}-hook")}
+        theirs.write_text(json.dumps({"version": "1.0.0", "hook": hook, "stages": ["prestart"]}))
+        checks.done(node.agent("apply", "--cdi-enabled=false", source))
+        (node.hooks / "20-broken.json").write_text("[]")
+        before = snapshot(node.toolkit)
+        fails(node.agent(REVERT), 3, str(theirs), str(node.toolkit))
+        assert touched(before, snapshot(node.toolkit)) == []
+        assert ours.exists()
+        checks.done(node.agent("revert"))
+        assert ours.exists() == (kind == "before")
+        theirs.unlink()
+        found = shows(node.agent(REVERT, "-o", "json"), "Reverted")
+        assert found["changed"] == [str(node.toolkit)]
 
 
 def test_containers_of_crio(place: Path) -> None:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 
+from agent.cdi import foreign
 from agent.engine.crio.node import CrioNode
 from agent.errors import NoToolkit, Refused
-from agent.host.paths import HostRoot
+from agent.host.paths import HostPath, HostRoot
+from agent.observe.config import Overlay
 
 _BINARY = "nvidia-container-runtime-hook"
 _PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
@@ -37,6 +40,26 @@ def content(path: str | None) -> bytes:
         "stages": ["prestart"],
     }
     return (json.dumps(data, indent=2) + "\n").encode()
+
+
+def programs(node: CrioNode, host: HostRoot, overlay: Overlay) -> Iterator[tuple[HostPath, str]]:
+    """Files in which CRI-O will find OCI hooks, whoever wrote them, each with the program that it
+    names; `overlay` are files as they will be."""
+    for name in dict.fromkeys((*node.hooks_read, *node.hooks_later)):
+        try:
+            directory = host.resolve(os.path.normpath(name))
+        except Refused:
+            continue
+        for path, data in foreign.entries(host, directory):
+            if path.host in overlay:
+                state = overlay[path.host]
+                data = state.data if state else b""
+            try:
+                found = json.loads(data)["hook"]["path"]
+            except (ValueError, KeyError, TypeError, RecursionError):
+                continue  # CRI-O takes none from it either
+            if path.host.endswith(".json") and isinstance(found, str):
+                yield path, found
 
 
 def warning(node: CrioNode, host: HostRoot) -> str | None:
