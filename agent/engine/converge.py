@@ -200,11 +200,6 @@ def publish(ctx: Context, outcome: Outcome, *, barrier: bool) -> Outcome:
     return outcome
 
 
-def _is_default(proposal: Proposal) -> bool:
-    """Where the configuration is not ours to change, the default is what the runtime shows."""
-    return kinds.shown(proposal.runtime.answer)[0] in wishes.OUR_NAMES
-
-
 def facts(ctx: Context, proposal: Proposal) -> Facts:
     """The published facts of a proven proposal."""
     decision, settings = proposal.decision, ctx.settings
@@ -220,7 +215,7 @@ def facts(ctx: Context, proposal: Proposal) -> Facts:
         cri_field=decision.cri_field,
         runtime_name="" if decision.hook else settings.runtime_name,
         mode=decision.mode,
-        is_default=decision.is_default if proposal.edits else _is_default(proposal),
+        is_default=proposal.is_default,
         strategy=decision.strategy,
         annotation_prefix=decision.annotation_prefix,
         hook_path=install.cdi_hook(ctx, proposal.toolkit.found if proposal.toolkit else None),

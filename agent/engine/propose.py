@@ -22,6 +22,7 @@ from agent.engine.plan import CannotSwitch, Change, Edits
 from agent.engine.preflight import Candidate, Preflight
 from agent.engine.restart import Restart
 from agent.engine.state import Memory
+from agent.engine.wanted import OUR_NAMES
 from agent.errors import AgentError, NoToolkit
 from agent.runtimes.containerd import ConfigFile
 from agent.status import can_say
@@ -60,6 +61,14 @@ class Proposal:
         return tuple(change for change in found if change is not None)
 
     @property
+    def is_default(self) -> bool:
+        """Will a handler of ours be the default runtime? Where the configuration is not ours to
+        change, that is what the runtime shows."""
+        if self.edits is not None:
+            return self.decision.is_default
+        return kinds.shown(self.runtime.answer)[0] in OUR_NAMES
+
+    @property
     def configured(self) -> bool:
         """The runtime and its files are as they should be."""
         return not (self.edits and self.edits.changes) and self.restart is None
@@ -88,7 +97,8 @@ def propose(ctx: Context, memory: Memory, *, may_enable: bool | None = None) -> 
         cri = kinds.effective(proposal.node, proposal.node.files) if proposal.node else None
         kind = proposal.runtime.kind
         runtimes = install.low_level(ctx, kind, cri, memory.default)
-        toolkit = install.propose(ctx, found, decision, runtimes, root)
+        wanted = replace(decision, is_default=proposal.is_default)
+        toolkit = install.propose(ctx, found, wanted, runtimes, root)
     hook = install.cdi_hook(ctx, found)
     spec = specs.propose(ctx, decision.spec_dirs, hook, _reader(proposal))
     told = (

@@ -130,6 +130,16 @@ def test_default_by_option_on_tmpfs(sourced: SourceNode, namespace: Namespace) -
 
 
 @as_root
+def test_configuration_that_is_not_ours_on_tmpfs(place: Path, namespace: Namespace) -> None:
+    """The row would have nvidia as default; nobody makes it that, so that nothing depends on it."""
+    with SourceNode(place, "1.6.20") as node:
+        cover(node, namespace, "tmpfs")
+        env = {"NO_RUNTIME_CONFIG": "true"}
+        checks.done(node.agent("apply", env=env, prefix=namespace.prefix))
+        assert node.answer().default == "runc"
+
+
+@as_root
 def test_overlay(sourced: SourceNode, namespace: Namespace) -> None:
     """A directory from a layer below cannot change places with another one: a node's image has a
     toolkit. Each file takes its own place, and gets it back."""
