@@ -7,8 +7,10 @@ would cost a node. A file is parsed only where it looks suspicious.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import stat
 from collections.abc import Iterator
 
 from agent.cdi.read import Broken, document, kinds
@@ -37,21 +39,35 @@ def entries(host: HostRoot, directory: HostPath) -> Iterator[tuple[HostPath, byt
     By their ending alone: dot files and links to files too, directories not. What we cannot read
     is not ours to judge.
     """
-    try:
-        names = sorted(files.names(directory.agent))
-    except OSError:
-        return
-    for name in names:
-        if not name.endswith((".json", ".yaml")):
-            continue
-        path = HostPath(os.path.join(directory.agent, name), os.path.join(directory.host, name))
+    for path, real in _loaded(host, directory):
         try:
-            real = host.resolve(path.host) if os.path.islink(path.agent) else path
             found = files.read(real.agent, path.host, _LIMIT)
         except AgentError:
             continue
         if found is not None:
             yield path, found.data
+
+
+def pipes(host: HostRoot, directory: HostPath) -> Iterator[HostPath]:
+    """What a runtime would read as a spec and wait for, for ever: 1.7.24 and 2.1.9 do so at their
+    start."""
+    for path, real in _loaded(host, directory):
+        with contextlib.suppress(OSError):
+            if stat.S_ISFIFO(os.lstat(real.agent).st_mode):
+                yield path
+
+
+def _loaded(host: HostRoot, directory: HostPath) -> Iterator[tuple[HostPath, HostPath]]:
+    """Names that are taken for specs, and where their links lead."""
+    try:
+        names = sorted(files.names(directory.agent))
+    except OSError:
+        return
+    for name in names:
+        if name.endswith((".json", ".yaml")):
+            path = HostPath(os.path.join(directory.agent, name), os.path.join(directory.host, name))
+            with contextlib.suppress(AgentError):
+                yield path, host.resolve(path.host) if os.path.islink(path.agent) else path
 
 
 def crashing_kind(data: bytes) -> str | None:

@@ -21,27 +21,35 @@ class Deadly(Refused):
     """A restart would kill the runtime for good; `later` is the warning where none is due, `path`
     the file to blame."""
 
-    def __init__(self, path: HostPath, what: str) -> None:
-        kind = what.startswith("kind ")
-        rule = "a vendor or class of one letter" if kind else "it"
-        remedy = "rename the kind" if kind else "repair"
-        cause = f"{path} has {what}, and containerd before 2.4 dies of {rule}"
-        super().__init__(f"cannot restart containerd: {cause}; {remedy} or remove the file")
+    def __init__(self, path: HostPath, why: str, remedy: str) -> None:
+        super().__init__(f"cannot restart containerd: {path} {why}; {remedy}")
         self.path = path
-        self.later = f"{cause}: it would not come back from a restart; remove the file"
+        self.later = f"{path} {why}: it would not come back from a restart; remove the file"
+
+
+def _crash(path: HostPath, what: str) -> Deadly:
+    kind = what.startswith("kind ")
+    rule = "a vendor or class of one letter" if kind else "it"
+    remedy = "rename the kind or remove the file" if kind else "repair or remove the file"
+    return Deadly(path, f"has {what}, and containerd before 2.4 dies of {rule}", remedy)
 
 
 def deadly(host: HostRoot, gen: Generation, files: tuple[ConfigFile, ...]) -> Deadly | None:
-    """The first CDI spec of which a containerd that starts on these files would die."""
+    """The first CDI spec of which a containerd that starts on these files would die, or for which
+    it would wait for ever."""
     cri = effective(gen, files)
-    if not gen.brittle_cdi or cri.enable_cdi is not True:
+    if cri.enable_cdi is not True:
         return None
     dirs = cri.section.get("cdi_spec_dirs")
     for name in dirs if isinstance(dirs, list) else DEFAULT_DIRS:
         directory = _directory(host, os.path.normpath(str(name)))
-        for path, data in foreign.entries(host, directory) if directory else ():
+        if directory is None:
+            continue
+        for path in foreign.pipes(host, directory):
+            return Deadly(path, "is a pipe, and containerd waits for what is in it", "remove it")
+        for path, data in foreign.entries(host, directory) if gen.brittle_cdi else ():
             if what := foreign.crash(data):
-                return Deadly(path, what)
+                return _crash(path, what)
     return None
 
 

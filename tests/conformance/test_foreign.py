@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -84,18 +85,28 @@ def ends_before_it_answers(process: subprocess.Popen[bytes], socket: Path) -> bo
     return True
 
 
+def letter(path: Path) -> None:
+    """A spec of which the runtime dies."""
+    path.write_text(spec("v/gpu"))
+
+
 @pytest.mark.parametrize(
-    ("shape", "generation"), [(BY_NAME["kubeadm-v2"], "1.7"), (BY_NAME["cdi-off-v3"], "2.1")],
-    ids=["1.7", "2.1"],
+    ("shape", "generation", "make"),
+    [(BY_NAME["kubeadm-v2"], "1.7", letter), (BY_NAME["cdi-off-v3"], "2.1", letter),
+     (BY_NAME["cdi-off-v3"], "2.1", os.mkfifo)],
+    ids=["1.7", "2.1", "pipe"],
 )  # fmt: skip
-def test_it_is_not_restarted(shape: Shape, generation: str, runtime: Runtime) -> None:
-    """CDI would come on, and the runtime would be dead: apply refuses, naming the file."""
+def test_it_is_not_restarted(
+    shape: Shape, generation: str, make: Callable[[Path], None], runtime: Runtime
+) -> None:
+    """CDI would come on, and the runtime would be dead, or wait for ever: apply refuses, naming
+    the file."""
     with PrivateNode(runtime, shape) as node:
         before = checks.observe(node)
         directory = node.directory / "run/cdi"  # /run is the node's own
         directory.mkdir()
         foreign = directory / "site.yaml"
-        foreign.write_text(spec("v/gpu"))
+        make(foreign)
         plan = node.agent("plan")
         checks.done(plan, 1)
         assert "apply refuses: cannot restart containerd: /var/run/cdi/site.yaml" in plan.stdout

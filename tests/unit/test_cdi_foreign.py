@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from agent.cdi import foreign, read
 from agent.engine import guard
+from agent.engine.guard import Deadly
 from agent.host.files import new_state
 from agent.host.paths import HostPath, HostRoot
 from agent.runtimes.containerd import ConfigFile
@@ -40,6 +41,11 @@ def test_more_is_found_where_something_else_is_wrong(case: Case, tmp_path: Path)
 
 def found(directory: Path, version: str = "2.1.9", **section: object) -> bool:
     """Is one of the directory's files deadly for that containerd, as far as files can tell?"""
+    return in_the_way(directory, version, **section) is not None
+
+
+def in_the_way(directory: Path, version: str, **section: object) -> Deadly | None:
+    """What it says of the first one."""
     parsed = parse_version(version)
     assert parsed is not None
     number, name = (3, CRI_V3) if parsed >= (2, 0, 0) else (2, CRI_V2)
@@ -47,8 +53,7 @@ def found(directory: Path, version: str = "2.1.9", **section: object) -> bool:
     path = HostPath("/c.toml", "/c.toml")
     data = {"version": number, "plugins": {name: settings}}
     file = ConfigFile("/c.toml", path, new_state(), data)
-    blocked = guard.deadly(HostRoot("/"), generation(parsed), (file,))
-    return blocked is not None
+    return guard.deadly(HostRoot("/"), generation(parsed), (file,))
 
 
 @pytest.mark.parametrize(
@@ -148,3 +153,16 @@ def test_what_cannot_be_read_is_left_out(tmp_path: Path) -> None:
     found = foreign.entries(host, HostPath(str(tmp_path), "/cdi"))
     assert [(path.host, data) for path, data in found] == [("/cdi/a.yaml", b"kind: ab/cd")]
     assert list(foreign.entries(host, HostPath(f"{tmp_path}/none", "/cdi"))) == []
+
+
+@pytest.mark.parametrize("version", ["1.7.24", "2.1.9", "2.4.0"])
+@pytest.mark.parametrize("link", [False, True])
+def test_pipe_in_the_way_of_a_restart(tmp_path: Path, version: str, link: bool) -> None:
+    """Whoever reads specs at its start would never get to its end; one by another name is nobody's
+    spec."""
+    os.mkfifo(tmp_path / "pipe")
+    assert in_the_way(tmp_path, version, enable_cdi=True) is None
+    (tmp_path / "p.yaml").symlink_to("pipe") if link else os.mkfifo(tmp_path / "p.yaml")
+    blocked = in_the_way(tmp_path, version, enable_cdi=True)
+    assert isinstance(blocked, Deadly)
+    assert f"cannot restart containerd: {tmp_path}/p.yaml is a pipe" in str(blocked)
