@@ -11,9 +11,11 @@ from tests.conformance import table
 from tests.generations import table as model_table
 from tests.tools.runtimes import WANTED, Inventory, load
 
-# Without --long the same examples each time: a failure is the change's, not the day's.
+# The same examples each time: a failure is the change's, not the day's. `search` looks for others
+# (tests/run --hypothesis-profile=search tests/unit).
 settings.register_profile("short", deadline=None, derandomize=True, database=None, max_examples=40)
-settings.register_profile("long", deadline=None, max_examples=2000)
+settings.register_profile("long", settings.get_profile("short"), max_examples=1000)
+settings.register_profile("search", deadline=None, max_examples=10_000)
 
 # A property of a test's report: where tests run in several processes, reports are all that arrives.
 _USED = "real runtime"
@@ -29,7 +31,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Read once what is there."""
     os.umask(0o022)  # files that others can write are refused
-    settings.load_profile("long" if config.getoption("--long") else "short")
+    if not config.getoption("--hypothesis-profile"):
+        settings.load_profile("long" if config.getoption("--long") else "short")
     config.stash[INVENTORY] = load()
 
 

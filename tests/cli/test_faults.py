@@ -11,7 +11,7 @@ from tests.cli.interrupted import Case, PlainNode, cases, of_part, parts, readab
 from tests.conformance import checks, steps
 from tests.conformance.trees import contents
 
-_RARELY = 3  # so often as the single step, where everything fails from it on
+_RARELY = 5  # so often as the single step, where everything fails from it on
 _CODES = ("ENOSPC", "EDQUOT", "EIO", "EROFS", "EPERM")
 _NO_ROOM = ("ENOSPC", "EDQUOT")
 

@@ -51,11 +51,6 @@ def test_killed_around_the_exchange(name: str, place: Path) -> None:
 
 
 def points(case: Case, command: str, part: int | str) -> list[int]:
-    """The steps of one part. Between a write and the next step that others see nothing happens
-    that outlives the process, so that syncing is no step here."""
-    found = [
-        number
-        for number, step in enumerate(case.count(command), 1)
-        if not step.startswith("os.fsync")
-    ]
-    return of_part(found, part)
+    """The steps of one part."""
+    case.count(command)
+    return of_part(steps.seen(case.node.log), part)

@@ -224,6 +224,12 @@ def read(log: Path) -> list[str]:
     return log.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
+def seen(log: Path) -> list[int]:
+    """The numbers of the steps in a log, but for syncing: between a write and the next step that
+    others see nothing happens that outlives the process."""
+    return [k for k, step in enumerate(read(log), 1) if not step.startswith("os.fsync")]
+
+
 def _count(log: str, fault: Fault) -> None:
     command = sys.argv[3]
     mode = os.O_EXCL if command == CHILD else os.O_TRUNC

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,6 @@ _KINDS = [
 _SHORT = "--proof-timeout=8"
 # Only every so many steps where all of them would take minutes.
 _STRIDE = 17
-_LAST_STEP = 1000
 
 kinds = pytest.mark.parametrize(("shape", "generation"), _KINDS)
 
@@ -126,7 +126,7 @@ def test_killed_at_some_steps(
 ) -> None:
     """As below, at a few steps."""
     with PrivateNode(runtime, shape) as node:
-        assert survive_kills_of_apply(node, tmp_path / "steps", _STRIDE) > 1
+        survives_kills(node, tmp_path / "steps", _STRIDE)
 
 
 @pytest.mark.long
@@ -135,58 +135,44 @@ def test_killed_at_some_steps(
 def test_killed_at_every_step(
     shape: Shape, generation: str, runtime: Runtime, tmp_path: Path
 ) -> None:
-    """Killed before any step, `apply` again makes the node right, `revert` restores the bytes."""
+    """Killed before any step, `apply` again makes the node right, and `revert`, killed before any
+    of its steps and run again, restores the bytes."""
     with PrivateNode(runtime, shape) as node:
-        assert survive_kills_of_apply(node, tmp_path / "steps", 1) > 10
+        survives_kills(node, tmp_path / "steps", 1)
 
 
-@pytest.mark.long
-@pytest.mark.timeout(1800)
-@kinds
-def test_revert_killed_at_every_step(
-    shape: Shape, generation: str, runtime: Runtime, tmp_path: Path
-) -> None:
-    """Killed before any of its steps, `revert` again restores the bytes."""
-    log = tmp_path / "steps"
-    with PrivateNode(runtime, shape) as node:
-        before = checks.observe(node)
-        for step in range(1, _LAST_STEP):
-            checks.done(node.agent("apply"))
-            right = contents(node.tree())
-            killed = node.agent_in_steps("revert", log=log, kill_at=step).returncode
-            node.settle()
-            if killed != -signal.SIGKILL:
-                break
-            is_old_or_new(node, contents(before.etc), right, last(log))
-            if step % 2:
-                survives_restart(node, last(log))
-            checks.done(node.agent("revert"))
-            checks.node_is_as_before(node, before)
-            checks.not_published(node)
-        assert step > 10
-
-
-def survive_kills_of_apply(node: PrivateNode, log: Path, stride: int) -> int:
-    """Kill `apply` before every `stride`-th step and check what is left; how many kills it took."""
+def survives_kills(node: PrivateNode, log: Path, stride: int) -> None:
+    """Kill `apply` and `revert` in turn, each before every `stride`-th step, and check what is
+    left."""
     before = checks.observe(node)
-    checks.done(node.agent("apply"))
+    applying = counted(node, "apply", log)[::stride]
     right = contents(node.tree())
-    checks.done(node.agent("revert"))
-    for kills, step in enumerate(range(1, _LAST_STEP, stride)):
-        killed = node.agent_in_steps("apply", log=log, kill_at=step).returncode
-        node.settle()
-        if killed != -signal.SIGKILL:
-            assert killed == 0, last(log)
-            return kills
-        is_old_or_new(node, contents(before.etc), right, last(log))
-        if kills % 2:
-            survives_restart(node, last(log))
-        checks.done(node.agent("apply"))
-        checks.node_is_right(node, row_of(node), before)
-        assert contents(node.tree()) == right, last(log)
-        checks.done(node.agent("revert"))
-        checks.node_is_as_before(node, before)
-    raise AssertionError("it never ends")
+    reverting = counted(node, "revert", log)[::stride]
+    for number, (forth, back) in enumerate(zip_longest(applying, reverting)):
+        for command, step in (("apply", forth), ("revert", back)):
+            if step is not None:
+                killed = node.agent_in_steps(command, log=log, kill_at=step).returncode
+                # The first time of all takes some steps more.
+                assert killed == -signal.SIGKILL or step > len(steps.read(log)), last(log)
+                node.settle()
+                is_old_or_new(node, contents(before.etc), right, last(log))
+                if (number % 2 == 0) == (command == "revert"):
+                    survives_restart(node, last(log))
+            checks.done(node.agent(command))
+            if command == "apply":
+                checks.node_is_right(node, row_of(node), before)
+                assert contents(node.tree()) == right, last(log)
+            else:
+                checks.node_is_as_before(node, before)
+                checks.not_published(node)
+
+
+def counted(node: PrivateNode, command: str, log: Path) -> list[int]:
+    """The steps of a command that nothing interrupts."""
+    checks.done(node.agent_in_steps(command, log=log))
+    found = steps.seen(log)
+    assert len(found) > 10
+    return found
 
 
 def is_old_or_new(node: PrivateNode, old: Contents, new: Contents, step: str) -> None:

@@ -32,10 +32,11 @@ _RUNNING = [
     if isinstance(cell.shape, Texts)
     and not (isinstance(given := cell.shape.cells[cell.version], Refused) and not given.answers)
 ]
+_EVERY = 2  # what the files do is tried for all of them in one process (test_matrix.py)
+_ALONE = [cell for cell in _RUNNING if str(cell) not in _FEW and "+" not in cell.shape.name]
 _LONG = [
-    pytest.param(cell, marks=() if str(cell) in _FEW else pytest.mark.long, id=str(cell))
-    for cell in _RUNNING
-    if str(cell) in _FEW or "+" not in cell.shape.name
+    *(pytest.param(cell, id=str(cell)) for cell in _RUNNING if str(cell) in _FEW),
+    *(pytest.param(cell, id=str(cell), marks=pytest.mark.long) for cell in _ALONE[::_EVERY]),
 ]
 
 

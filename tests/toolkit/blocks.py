@@ -8,7 +8,7 @@ import json
 import re
 from typing import Any
 
-_KEY = re.compile(r"""("(?:[^"\\]|\\.)*"|'[^']*'|[^\s"'#:][^:]*?):(?:\s+(.*))?$""")
+_KEY = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^\s"'#:][^:]*?):(?:\s+(.*))?$""")
 
 Line = tuple[int, str]
 
