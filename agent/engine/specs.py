@@ -112,8 +112,8 @@ def _warnings(made: Iterable[Wanted], shown: Iterable[Spec]) -> tuple[str, ...]:
 def _directory(settings: Settings, host: HostRoot, spec_dirs: tuple[str, ...]) -> HostPath:
     """A directory that the runtime reads: as asked for, else the one that wins over the others."""
     assert settings.cdi_output_dir is not None
-    wanted = _locate(host, settings.cdi_output_dir)
-    read = [_locate(host, path) for path in spec_dirs]
+    wanted = host.locate(settings.cdi_output_dir)
+    read = [host.locate(path) for path in spec_dirs]
     if wanted.host in [path.host for path in read]:
         return wanted
     if not read or settings.origins["cdi_output_dir"] != "default":
@@ -122,15 +122,6 @@ def _directory(settings: Settings, host: HostRoot, spec_dirs: tuple[str, ...]) -
             f"{', '.join(spec_dirs) or 'none'}; give one of these with --cdi-output-dir"
         )
     return read[-1]
-
-
-def _locate(host: HostRoot, given: str) -> HostPath:
-    """A directory under both names. One that is mounted for us is opened there, also where the
-    host knows it by a link, as `/var/run`."""
-    name = host.name(given)
-    real, mounted = host.resolve(name), host.agent_path(name)
-    direct = host.is_viewed(name) and os.path.realpath(mounted) == mounted
-    return HostPath(mounted, real.host) if direct else real
 
 
 def _refuse_writable(places: Iterable[HostPath]) -> None:
@@ -190,7 +181,7 @@ def directories(ctx: Context, spec_dirs: tuple[str, ...]) -> tuple[HostPath, ...
     found = []
     for name in (*spec_dirs, *((asked,) if asked else ())):
         with contextlib.suppress(AgentError):  # what leads nowhere holds nothing
-            found.append(_locate(ctx.host, name))
+            found.append(ctx.host.locate(name))
     return tuple(dict.fromkeys(found))
 
 

@@ -174,10 +174,6 @@ class HostRoot:
         if not self.is_host and view not in self._views:
             self._views.append(view)
 
-    def is_viewed(self, host: str) -> bool:
-        """Is a host path on a mount of its own for us?"""
-        return any(is_below(host, directory) for _, directory in self._views)
-
     def on_mount(self, path: HostPath) -> bool:
         """Does this place lie on the host rather than in the container's own file system?"""
         return (
