@@ -14,14 +14,11 @@ from agent.data import dataclass
 from agent.decide import DEFAULT_DIRS, Decision
 from agent.engine.context import Context
 from agent.engine.plan import Change
-from agent.engine.wanted import Binary, is_ours, is_runc
-from agent.engine.wanted import binaries as binaries_of
+from agent.engine.wanted import Binary
 from agent.errors import AgentError, NoToolkit, Refused, reason
 from agent.host import files, trees, trust
 from agent.host.paths import HostPath, HostRoot
-from agent.runtimes.merge import Cri
 from agent.settings import Settings
-from agent.tomledit import Data
 from agent.toolkit import config, origin, place, programs, tree
 from agent.toolkit.origin import Origin
 from agent.toolkit.tree import Difference, Tree
@@ -92,54 +89,6 @@ def cdi_hook(ctx: Context, found: Found | None) -> str | None:
     """Host path of nvidia-cdi-hook, as it will be."""
     own = found.path(programs.CDI_HOOK) if found else None
     return own or programs.find(ctx.settings, ctx.host, programs.CDI_HOOK)
-
-
-def low_level(ctx: Context, kind: str, cri: Cri | None, remembered: str | None) -> tuple[str, ...]:
-    """What nvidia-container-runtime calls in turn: what runs containers on this node without it
-    (the default runtime of before first; what config.toml says already, where the node's own
-    configuration is not looked at), then what its PATH has. Never itself."""
-    asked = ctx.settings.low_level_runtimes
-    if asked:
-        return asked
-    usual = ("crun", "runc") if kind == "crio" else ("runc", "crun")
-    if cri is None:
-        found: list[str | None] = [*tree.runtimes(programs.directory(ctx.settings, ctx.host).agent)]
-    else:
-        names = (remembered, cri.default, *usual)
-        found = [_binary(kind, cri.table(name)) for name in names if name]
-    there = [path for path in found if path and _real(ctx.host, path)]
-    candidates = dict.fromkeys((*there, *usual))
-    return tuple(path for path in candidates if not _is_itself(ctx.host, path))
-
-
-def _binary(kind: str, table: Data) -> str | None:
-    """The OCI runtime of a handler that is none of ours; None for what the node would take by
-    itself. What runs virtual machines is no such thing; containerd's `runtime_path` is a shim."""
-    if is_ours("", table):
-        return None
-    if kind == "crio":
-        path = table.get("runtime_path") if table.get("runtime_type") != "vm" else None
-        return path if isinstance(path, str) else None
-    named = dict(sorted(binaries_of(table))) if is_runc(table) else {}
-    return list(named.values())[-1] if named else None  # so does containerd choose
-
-
-def executables(table: Data) -> tuple[str, ...]:
-    """Every program that a handler names."""
-    path = table.get("runtime_path")
-    named = [path] if isinstance(path, str) and path else []
-    return (*named, *(path for _, path in binaries_of(table)))
-
-
-def _is_itself(host: HostRoot, path: str) -> bool:
-    """Is this NVIDIA's runtime, under whatever name?"""
-    return programs.is_nvidia(path) or programs.is_nvidia(_real(host, path) or path)
-
-
-def _real(host: HostRoot, path: str) -> str | None:
-    """Agent path of a program that is named by its path, or alone; None where there is none."""
-    places = [path] if "/" in path else [f"{above}/{path}" for above in programs.DIRECTORIES]
-    return next((found for name in places if (found := programs.runs(host, name))), None)
 
 
 def propose(

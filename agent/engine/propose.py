@@ -12,7 +12,17 @@ from agent.cdi import driver, generate, readers
 from agent.cdi.readers import Reader
 from agent.data import dataclass, replace
 from agent.decide import Decision
-from agent.engine import device_nodes, in_use, install, kinds, parsed, reloaded, specs, transaction
+from agent.engine import (
+    device_nodes,
+    in_use,
+    install,
+    kinds,
+    low_level,
+    parsed,
+    reloaded,
+    specs,
+    transaction,
+)
 from agent.engine import node as nodes
 from agent.engine.context import Context
 from agent.engine.device_nodes import Missing
@@ -96,7 +106,7 @@ def propose(ctx: Context, memory: Memory, *, may_enable: bool | None = None) -> 
     if found is not None:
         cri = kinds.effective(proposal.node, proposal.node.files) if proposal.node else None
         kind = proposal.runtime.kind
-        runtimes = install.low_level(ctx, kind, cri, memory.default)
+        runtimes = low_level.runtimes(ctx, kind, cri, memory.default)
         wanted = replace(decision, is_default=proposal.is_default)
         toolkit = install.propose(ctx, found, wanted, runtimes, root)
     hook = install.cdi_hook(ctx, found)

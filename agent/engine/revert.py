@@ -11,7 +11,18 @@ import functools
 
 from agent.data import dataclass, replace
 from agent.decide import DEFAULT_DIRS
-from agent.engine import change, gpus, in_use, install, kinds, parsed, recover, specs, undoing
+from agent.engine import (
+    change,
+    gpus,
+    in_use,
+    install,
+    kinds,
+    low_level,
+    parsed,
+    recover,
+    specs,
+    undoing,
+)
 from agent.engine import node as nodes
 from agent.engine.context import Context
 from agent.engine.converge import state_of, tell
@@ -98,7 +109,7 @@ def _refuse_needed(ctx: Context, memory: Memory, keep_edits: bool) -> None:
             )
     cri = kinds.effective(node, after)
     for handler in cri.runtimes:
-        for path in install.executables(cri.table(handler)):
+        for path in low_level.executables(cri.table(handler)):
             if goes(path):
                 raise Refused(
                     f"cannot remove the toolkit: handler {handler} of the restored configuration "

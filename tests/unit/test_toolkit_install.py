@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.engine import install
+from agent.engine import install, low_level
 from agent.engine.install import Proposed
 from agent.errors import NoToolkit, Refused
 from agent.host.paths import Mount
@@ -78,7 +78,7 @@ def test_low_level_runtimes_of_containerd(
 ) -> None:
     """What runs containers there without us, then what PATH has."""
     host.make(programs("/usr/bin", (f"{RUNTIME}.cdi", "crun")))
-    found = install.low_level(host.context(), "containerd", Cri(default, handlers, None, {}),
+    found = low_level.runtimes(host.context(), "containerd", Cri(default, handlers, None, {}),
                               remembered)  # fmt: skip
     assert found == tuple(dict.fromkeys([*expected, "runc", "crun"]))
 
@@ -102,16 +102,16 @@ def test_low_level_runtimes_of_crio(
     host: Host, default: str, handlers: dict[str, Data], expected: list[str]
 ) -> None:
     """It has crun by default, at a place of its own."""
-    found = install.low_level(host.context(), "crio", Cri(default, handlers, None, {}), None)
+    found = low_level.runtimes(host.context(), "crio", Cri(default, handlers, None, {}), None)
     assert found == (*expected, "crun", "runc")
 
 
 def test_low_level_runtime_that_was_asked_for(host: Host) -> None:
     """It is nobody's business but the asker's."""
     ctx = host.context({"NVIDIA_CONTAINER_RUNTIME_RUNTIMES": "crun,/not/there"})
-    found = install.low_level(ctx, "containerd", Cri("custom", {"custom": CUSTOM}, None, {}), None)
+    found = low_level.runtimes(ctx, "containerd", Cri("custom", {"custom": CUSTOM}, None, {}), None)
     assert found == ("crun", "/not/there")
-    assert install.low_level(host.context(), "containerd", None, "custom") == ("runc", "crun")
+    assert low_level.runtimes(host.context(), "containerd", None, "custom") == ("runc", "crun")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_low_level_runtimes_of_before(host: Host, text: str, expected: list[str]
     """Where the runtime's configuration is not ours: what config.toml says, never NVIDIA's."""
     host.make(programs("/opt/bin", ("custom", RUNTIME)))
     host.make({f"{TOOLKIT}/.config/nvidia-container-runtime/config.toml": text})
-    assert install.low_level(host.context(), "containerd", None, "x") == tuple(expected)
+    assert low_level.runtimes(host.context(), "containerd", None, "x") == tuple(expected)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_low_level_runtime_is_never_nvidias(host: Host, link: str, table: Data) 
     """A runc that is a link to it would call itself for ever."""
     host.make(programs("/usr/bin", (RUNTIME,)))
     host.make({link: f"-> /usr/bin/{RUNTIME}"})
-    found = install.low_level(host.context(), "containerd", Cri("runc", {"runc": table}, None, {}),
+    found = low_level.runtimes(host.context(), "containerd", Cri("runc", {"runc": table}, None, {}),
                               None)  # fmt: skip
     assert found == (("crun",) if link.endswith("bin/runc") else ("runc", "crun"))
 

@@ -1,0 +1,61 @@
+"""The OCI runtimes below NVIDIA's: what runs containers on this node without it.
+
+Invariant: never NVIDIA's runtime itself, under whatever name: it would call itself for ever.
+"""
+
+from __future__ import annotations
+
+from agent.engine.context import Context
+from agent.engine.wanted import binaries, is_ours, is_runc
+from agent.host.paths import HostRoot
+from agent.runtimes.merge import Cri
+from agent.tomledit import Data
+from agent.toolkit import programs, tree
+
+
+def runtimes(ctx: Context, kind: str, cri: Cri | None, remembered: str | None) -> tuple[str, ...]:
+    """What nvidia-container-runtime calls in turn: what runs containers on this node without it
+    (the default runtime of before first; what config.toml says already, where the node's own
+    configuration is not looked at), then what its PATH has. Never itself."""
+    asked = ctx.settings.low_level_runtimes
+    if asked:
+        return asked
+    usual = ("crun", "runc") if kind == "crio" else ("runc", "crun")
+    if cri is None:
+        found: list[str | None] = [*tree.runtimes(programs.directory(ctx.settings, ctx.host).agent)]
+    else:
+        names = (remembered, cri.default, *usual)
+        found = [_binary(kind, cri.table(name)) for name in names if name]
+    there = [path for path in found if path and _real(ctx.host, path)]
+    candidates = dict.fromkeys((*there, *usual))
+    return tuple(path for path in candidates if not _is_itself(ctx.host, path))
+
+
+def _binary(kind: str, table: Data) -> str | None:
+    """The OCI runtime of a handler that is none of ours; None for what the node would take by
+    itself. What runs virtual machines is no such thing; containerd's `runtime_path` is a shim."""
+    if is_ours("", table):
+        return None
+    if kind == "crio":
+        path = table.get("runtime_path") if table.get("runtime_type") != "vm" else None
+        return path if isinstance(path, str) else None
+    named = dict(sorted(binaries(table))) if is_runc(table) else {}
+    return list(named.values())[-1] if named else None  # so does containerd choose
+
+
+def executables(table: Data) -> tuple[str, ...]:
+    """Every program that a handler names."""
+    path = table.get("runtime_path")
+    named = [path] if isinstance(path, str) and path else []
+    return (*named, *(path for _, path in binaries(table)))
+
+
+def _is_itself(host: HostRoot, path: str) -> bool:
+    """Is this NVIDIA's runtime, under whatever name?"""
+    return programs.is_nvidia(path) or programs.is_nvidia(_real(host, path) or path)
+
+
+def _real(host: HostRoot, path: str) -> str | None:
+    """Agent path of a program that is named by its path, or alone; None where there is none."""
+    places = [path] if "/" in path else [f"{above}/{path}" for above in programs.DIRECTORIES]
+    return next((found for name in places if (found := programs.runs(host, name))), None)
