@@ -65,13 +65,18 @@ class Daemon:
 
 @contextmanager
 def running(node: CliNode, *options: str) -> Iterator[Daemon]:
-    """`run` on a node, stopped in the end."""
+    """`run` on a node, stopped in the end, after its child: that one writes below directories that
+    are about to go."""
     daemon = Daemon(node, *options)
     try:
         yield daemon
     finally:
-        daemon.process.kill()
-        daemon.process.wait()
+        daemon.process.terminate()
+        try:
+            daemon.process.wait(30)
+        except subprocess.TimeoutExpired:
+            daemon.process.kill()
+            daemon.process.wait()
 
 
 def read(path: Path) -> bytes | None:
