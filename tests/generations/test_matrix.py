@@ -20,7 +20,7 @@ from tests.generations.table import CELL
 
 _LIKE_OTHERS = ("2.2.7", "2.4.0-beta.0")
 
-_EVERY = 6
+_EVERY = 11
 
 
 def _is_long(cell: Cell, number: int) -> bool:
