@@ -52,17 +52,13 @@ def _is_run_by(info: str, names: tuple[str, ...]) -> bool:
     except (ValueError, AttributeError, RecursionError):
         return any(f"{name}/" in info for name in names)
     values = options.values() if isinstance(options, dict) else ()
-    return any(isinstance(value, str) and _is_in(value, names) for value in values)
-
-
-def _is_in(path: str, names: tuple[str, ...]) -> bool:
-    return any(is_below(path, name) for name in names)
+    return any(isinstance(value, str) and is_below(value, *names) for value in values)
 
 
 def _monitors(host: HostRoot, names: tuple[str, ...]) -> Iterator[str]:
     for pid, words in process.commands(host):
         is_monitor = os.path.basename(words[0]).startswith("conmon")
-        if is_monitor and any(_is_in(word, names) for word in words[1:]):
+        if is_monitor and any(is_below(word, *names) for word in words[1:]):
             yield f"the container of {words[0]} with pid {pid}"
 
 

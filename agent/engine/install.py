@@ -266,11 +266,11 @@ def installed(ctx: Context) -> tuple[str, ...]:
     return tuple(dict.fromkeys((directory.host, programs.spelled(ctx.settings, ctx.host))))
 
 
-def left(ctx: Context) -> tuple[str, ...]:
-    """Host paths of programs that will be there after `remove`. Raises Refused."""
-    directory = programs.directory(ctx.settings, ctx.host)
-    names = place.left(directory.agent)
-    return tuple(f"{above}/{name}" for above in installed(ctx) for name in names)
+def left(ctx: Context, directories: tuple[str, ...]) -> tuple[str, ...]:
+    """Host paths of programs that will be there after `remove`, below each of what `installed`
+    gave. Raises Refused."""
+    names = place.left(programs.directory(ctx.settings, ctx.host).agent)
+    return tuple(f"{above}/{name}" for above in directories for name in names)
 
 
 def remove(ctx: Context) -> tuple[str, ...]:

@@ -95,10 +95,10 @@ def _refuse_needed(ctx: Context, memory: Memory, keep_edits: bool) -> None:
             f"cannot remove the toolkit: {spec} has hooks in {names[0]}, without which no "
             "container with its devices would start; remove that file first"
         )
-    left = install.left(ctx)
+    left = install.left(ctx, names)
 
     def goes(path: str) -> bool:
-        return any(is_below(path, name) for name in names) and path not in left
+        return is_below(path, *names) and path not in left
 
     overlay = {item.path.host: item.after for item in changes}
     for file, path in kinds.hook_programs(node, ctx.host, overlay):

@@ -84,9 +84,9 @@ def _unescape(text: str) -> str:
     return text
 
 
-def is_below(path: str, directory: str) -> bool:
-    """Is a path the directory itself or something in it, by name?"""
-    return path == directory or path.startswith(directory.rstrip("/") + "/")
+def is_below(path: str, *directories: str) -> bool:
+    """Is a path one of the directories itself or something in one, by name?"""
+    return any(path == one or path.startswith(one.rstrip("/") + "/") for one in directories)
 
 
 def _rebase(path: str, old: str, new: str) -> str:

@@ -54,6 +54,12 @@ def say(node: HostedNode, frontend: str = "", uvm: int = 511) -> None:
     (proc / "devices").write_text(_DEVICES.format(frontend=frontend, uvm=uvm))
 
 
+def specs_as_usual(node: HostedNode) -> None:
+    """Let specs be written where the runtime reads them."""
+    options = [word for word in node.options() if not word.startswith("--cdi-output-dir")]
+    node.options = lambda: options  # type: ignore[method-assign]
+
+
 def nodes(node: HostedNode) -> dict[str, tuple[int, int]]:
     """The control nodes that are there, with their numbers."""
     found = {}
@@ -179,8 +185,7 @@ def test_a_kernel_that_says_nothing_of_it(driven: HostedNode, text: str) -> None
 
 def test_module_that_is_loaded_later(driven: HostedNode) -> None:
     """nvidia-uvm is one of its own: `run` makes its nodes when it comes."""
-    options = [word for word in driven.options() if not word.startswith("--cdi-output-dir")]
-    driven.options = lambda: options  # type: ignore[method-assign]
+    specs_as_usual(driven)
     (driven.host / "proc/devices").write_text("Character devices:\n195 nvidia\n")
     modules = driven.host / "sys/module"
     (modules / "nvidia").mkdir(parents=True)
@@ -197,8 +202,7 @@ def test_module_that_is_loaded_later(driven: HostedNode) -> None:
 
 def test_nodes_are_in_the_spec(driven: HostedNode) -> None:
     """Those that were just made, too."""
-    options = [word for word in driven.options() if not word.startswith("--cdi-output-dir")]
-    driven.options = lambda: options  # type: ignore[method-assign]
+    specs_as_usual(driven)
     checks.done(driven.agent("apply"))
     spec = (driven.host / "var/run/cdi/management.nvidia.com-gpu.yaml").read_text()
     assert all(f"/dev/{name}" in spec for name in _CONTROL)
