@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.cli.node import CliNode
 from tests.double.install import make_fake_containerd
+from tests.tools import forked
 
 
 class HostedNode(CliNode):
@@ -19,7 +20,9 @@ class HostedNode(CliNode):
     def __init__(self, directory: Path, version: str = "2.1.9") -> None:
         super().__init__(directory, version)
         self.host = directory / "host"
-        make_fake_containerd(directory / "bin", self.version, sys.executable, node=self.host)
+        make_fake_containerd(
+            directory / "bin", self.version, sys.executable, node=self.host, server=forked.address()
+        )
         self.etc = self.host / "etc/containerd"
         self.etc.mkdir(parents=True)
         self.config = self.etc / "config.toml"

@@ -17,7 +17,6 @@ import os
 import shutil
 import stat
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from tests.cli.node import CliNode
 from tests.conformance import checks, statusfile, steps
 from tests.conformance.trees import Contents, contents
 from tests.double.sample import SECTIONS, handler
+from tests.tools import forked
 from tests.tools.driver import make_driver
 
 SPEC = "management.nvidia.com-gpu.yaml"
@@ -66,30 +66,31 @@ class PlainNode(CliNode):
 
     def start_in_steps(
         self, command: str, fault: str, *options: str, env: Mapping[str, str] | None = None
-    ) -> subprocess.Popen[bytes]:
+    ) -> forked.Started:
         """Start it; it ends with the node at the latest."""
         for path in (self.log, self.waiting, self.go):
             path.unlink(missing_ok=True)
         with self.said[0].open("wb") as out, self.said[1].open("wb") as error:
-            process = subprocess.Popen(
-                [sys.executable, steps.__file__, self.log, fault, *command.split(),
-                 *self.options(), *options],
-                env={"PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1", **(env or {})},
-                cwd=self.directory, stdin=subprocess.DEVNULL, stdout=out, stderr=error,
-            )  # fmt: skip
+            process = forked.start(
+                steps.PROGRAM,
+                [self.log, fault, *command.split(), *self.options(), *options],
+                {**self.agent_environment(), **(env or {})},
+                self.directory,
+                (out.fileno(), error.fileno()),
+            )
         self._stack.callback(process.wait)
         self._stack.callback(process.kill)
         self._stack.callback(self.go.touch)
         return process
 
-    def finish(self, process: subprocess.Popen[bytes]) -> subprocess.CompletedProcess[str]:
+    def finish(self, process: forked.Started) -> subprocess.CompletedProcess[str]:
         """Wait for the end of what was started, which may be waiting itself."""
         self.go.touch()
         code = process.wait(60)
         out, error = (path.read_text() for path in self.said)
         return subprocess.CompletedProcess(process.args, code, out, error)
 
-    def stopped(self, process: subprocess.Popen[bytes]) -> int:
+    def stopped(self, process: forked.Started) -> int:
         """Wait until it, or its child, waits at its step; gives the pid."""
         eventually(lambda: self.waiting.exists() or process.poll() is not None)
         return int(self.waiting.read_text("ascii"))

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import pytest
 
 from tests.cli.node import CliNode, fails, tells
 from tests.conformance import checks, cri, statusfile
+from tests.tools import forked
 
 SOON = 5.0  # seconds within which a node is right again
 
@@ -29,13 +29,12 @@ class Daemon:
         self.node = node
         self.log = node.directory / "run.log"
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "agent", "run", *node.options(), *options],
-                env={"PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1"},
-                cwd=node.directory,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
+            self.process = forked.start(
+                forked.AGENT,
+                ["run", *node.options(), *options],
+                node.agent_environment(),
+                node.directory,
+                (log.fileno(), log.fileno()),
             )
 
     def said(self) -> str:

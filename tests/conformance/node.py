@@ -14,7 +14,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import tomllib
@@ -27,9 +26,10 @@ from tests.conformance import cri, steps
 from tests.conformance.shapes import Shape
 from tests.conformance.trees import Tree, snapshot
 from tests.double.supervisor import Supervisor
+from tests.tools import forked
 from tests.tools.driver import make_driver
 from tests.tools.mounts import PrivateMounts
-from tests.tools.runtimes import Runtime
+from tests.tools.runtimes import ROOT, Runtime
 
 _DEFAULT_CONFIG = Path("/etc/containerd")
 _SCRIPT = "#!/bin/sh\nexit 0\n"
@@ -129,31 +129,41 @@ class PrivateNode:
         self, command: str, *options: str, timeout: float = 60.0
     ) -> subprocess.CompletedProcess[str]:
         """Run the program under test inside the node, to its end."""
-        return self._run([sys.executable, "-m", "agent"], command, options, timeout)
+        return self._run(forked.AGENT, command.split(), options, timeout)
 
-    def start_agent(self, command: str, log: Path) -> subprocess.Popen[bytes]:
+    def start_agent(self, command: str, log: Path) -> forked.Started:
         """Start the program under test inside the node; what it says goes to `log`."""
-        words = [sys.executable, "-m", "agent", command, *self._options()]
         with log.open("ab") as file:
-            return subprocess.Popen(
-                [*self._mounts.prefix, *words],
-                env=self._environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
+            return forked.start(
+                forked.AGENT,
+                [command, *self._options()],
+                self._environment(),
+                ROOT,
+                (file.fileno(), file.fileno()),
+                prefix=self._mounts.prefix,
             )
 
     def agent_in_steps(
         self, command: str, *options: str, log: Path, kill_at: int = 0
     ) -> subprocess.CompletedProcess[str]:
         """The same, with each of its steps written to `log`; killed before step `kill_at`."""
-        script = [sys.executable, steps.__file__, str(log), str(kill_at)]
-        return self._run(script, command, options, 60.0)
+        return self._run(steps.PROGRAM, [str(log), str(kill_at), *command.split()], options, 60.0)
 
     def _run(
-        self, program: Sequence[str], command: str, options: Sequence[str], timeout: float
+        self,
+        program: forked.Program,
+        words: Sequence[str],
+        options: Sequence[str],
+        timeout: float,
     ) -> subprocess.CompletedProcess[str]:
-        return self.inside([*program, *command.split(), *self._options(), *options], timeout)
+        return forked.run(
+            program,
+            [*words, *self._options(), *options],
+            self._environment(),
+            ROOT,
+            prefix=self._mounts.prefix,
+            timeout=timeout,
+        )
 
     def inside(
         self, argv: Sequence[str], timeout: float = 20.0

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.conformance import statusfile
 from tests.conformance.trees import Tree, snapshot
-
-_PROGRAM = (sys.executable, "-m", "agent")
+from tests.tools import forked
 
 
 class AgentNode:
@@ -44,6 +42,7 @@ class AgentNode:
             "status-dir": self.validations,
             "proof-timeout": "3",
             "cdi-output-dir": "",  # device nodes need root; what needs them says so
+            "driver-root": self.directory / "no-driver",  # and not one that the machine has
             **self.own_options(),
         }
         return [f"--{name}={value}" for name, value in given.items()]
@@ -64,15 +63,12 @@ class AgentNode:
         prefix: Sequence[str] = (),
     ) -> subprocess.CompletedProcess[str]:
         """Run the program under test to its end; `prefix` is put before it, too."""
-        return subprocess.run(
-            [*self.agent_prefix(), *prefix, *_PROGRAM, *command.split(), *self.options(), *options],
-            env={**self.agent_environment(), **(env or {})},
-            cwd=self.directory,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
+        return forked.run(
+            forked.AGENT,
+            [*command.split(), *self.options(), *options],
+            {**self.agent_environment(), **(env or {})},
+            self.directory,
+            prefix=(*self.agent_prefix(), *prefix),
         )
 
     def tree(self) -> Tree:

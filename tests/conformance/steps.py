@@ -40,6 +40,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.host import trees
+from tests.tools.forked import Program
 
 _EVENTS = frozenset(
     {
@@ -77,6 +78,7 @@ _SYNCING = frozenset({"os.fsync", "os.fdatasync"})
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _TEN_YEARS = 315_360_000
 CHILD = "converge-child"
+PROGRAM = Program((sys.executable, __file__), "from tests.conformance.steps import main; main()")
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,9 @@ from tests.conformance.program import AgentNode
 from tests.conformance.shapes import BINARIES, HOOK
 from tests.crio import pods
 from tests.crio.generation import generation_of
-from tests.double.install import make_program
+from tests.double.install import make_program, start_program
 from tests.double.supervisor import Supervisor
+from tests.tools import forked
 
 _OPTIONS = (("grpc.default_authority", "localhost"),)
 _BUSES = ("/run/dbus/system_bus_socket", "/run/systemd/private")
@@ -109,9 +110,13 @@ class CrioNode(AgentNode):
         self.host_bin = directory / "host-bin"
         self.host_bin.mkdir()
         self.systemctl_log = directory / "systemctl.log"
-        make_program(self.host_bin / "systemctl", sys.executable, self._systemctl())
+        make_program(
+            self.host_bin / "systemctl", sys.executable, self._systemctl(), server=forked.address()
+        )
         call = _CALL.format(version=version)
-        self.program = make_program(directory / "bin/crio", sys.executable, call)
+        self.program = make_program(
+            directory / "bin/crio", sys.executable, call, server=forked.address()
+        )
         self.argv = [str(self.program), "-c", str(self.config), "-d", str(self.drop_ins)]
         self.write(text)
         self.supervisor = self.run()
@@ -173,7 +178,7 @@ class CrioNode(AgentNode):
 
     def run(self, delay: float | None = 0.05) -> Supervisor:
         """Give the supervisor of the daemon, to be entered."""
-        return Supervisor(self.argv, self.environment(), self.directory, delay)
+        return Supervisor(self.argv, self.environment(), self.directory, delay, start_program)
 
     def crio(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a command of the daemon's own executable, as in `crio -c ... -d ... config`."""

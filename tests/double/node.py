@@ -23,8 +23,9 @@ from typing import Any
 import grpc
 
 from agent._cri import api_pb2, api_pb2_grpc
-from tests.double.install import make_fake_containerd
+from tests.double.install import make_fake_containerd, start_program
 from tests.double.supervisor import Supervisor
+from tests.tools import forked
 
 # UNKNOWN is what containerd 1.6 answers to a call that comes before its CRI is initialized.
 _NOT_YET = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN)
@@ -38,7 +39,9 @@ class DoubleNode:
         self.version = version
         self.config = directory / "config.toml"
         self.socket = directory / "c.sock"
-        self.program = program or make_fake_containerd(directory / "bin", version, sys.executable)
+        self.program = program or make_fake_containerd(
+            directory / "bin", version, sys.executable, server=forked.address()
+        )
         self.argv = [str(self.program), "-c", str(self.config)]
         self.write("")
 
@@ -58,7 +61,7 @@ class DoubleNode:
 
     def run(self, delay: float | None = 0.05) -> Supervisor:
         """Give the supervisor of the daemon, to be entered."""
-        return Supervisor(self.argv, {"PATH": os.defpath}, self.directory, delay)
+        return Supervisor(self.argv, {"PATH": os.defpath}, self.directory, delay, start_program)
 
     def dump(self) -> dict[str, Any]:
         """Give what `config dump` prints."""

@@ -17,11 +17,46 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 # From util-linux, which every Debian and Ubuntu has; it executes the program in its own place, so
 # the pid is the program's. The kernel's "parent" is the thread that started the child: the one
 # that entered the context, later the supervising one. Both outlive it.
 _DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
+
+
+class Child(Protocol):
+    """A running process, as subprocess.Popen has it."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """Its exit code, None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end. Raises subprocess.TimeoutExpired."""
+
+    def send_signal(self, number: int, /) -> None:
+        """Send it, unless it has ended."""
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+
+    def kill(self) -> None:
+        """End it at once."""
+
+
+def execute(argv: Sequence[str], env: Mapping[str, str] | None, directory: Path, log: int) -> Child:
+    """Execute a program that dies with this thread; what it says goes to the descriptor `log`."""
+    return subprocess.Popen(
+        [*_DIE_WITH_PARENT, *argv],
+        env=None if env is None else dict(env),
+        cwd=directory,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # a Ctrl-C is for the tests, not for the runtime
+    )
 
 
 @dataclass(frozen=True)
@@ -38,6 +73,7 @@ class Supervisor:
     `argv`, `env` and `delay` are looked at anew for each start, so a test can change what comes
     next; `delay` None means that it never comes back. Standard output and error are appended to
     `log`, which lies in `directory`. Without `env` the child gets this process's environment.
+    `start` starts the child.
     """
 
     def __init__(
@@ -46,13 +82,15 @@ class Supervisor:
         env: Mapping[str, str] | None = None,
         directory: Path | str = ".",
         delay: float | None = 0.05,
+        start: Callable[[Sequence[str], Mapping[str, str] | None, Path, int], Child] = execute,
     ) -> None:
         self.argv = [os.fspath(word) for word in argv]
         self.env = env
         self.delay = delay
         self.log = Path(directory) / f"{Path(self.argv[0]).name}.log"
         self.history: list[Start] = []
-        self._child: subprocess.Popen[bytes] | None = None
+        self._start = start
+        self._child: Child | None = None
         self._stopping = threading.Event()
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._loop, name="supervisor", daemon=True)
@@ -126,14 +164,7 @@ class Supervisor:
             if self._stopping.is_set():
                 return
             with self.log.open("ab") as log:
-                self._child = subprocess.Popen(
-                    [*_DIE_WITH_PARENT, *self.argv],
-                    env=None if self.env is None else dict(self.env),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,  # a Ctrl-C is for the tests, not for the runtime
-                )
+                self._child = self._start(self.argv, self.env, Path.cwd(), log.fileno())
             self.history.append(Start(self._child.pid, time.time()))
             self._note(f"{self._child.pid} started")
             self._changed.notify_all()
