@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 
 import pytest
 from hypothesis import settings
 
+from tests import sampling
 from tests.conformance import table
 from tests.generations import table as model_table
 from tests.tools.runtimes import WANTED, Inventory, load
@@ -34,6 +36,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("--hypothesis-profile"):
         settings.load_profile("long" if config.getoption("--long") else "short")
     config.stash[INVENTORY] = load()
+
+
+def pytest_report_header() -> str:
+    """Say which cases of many are taken."""
+    return f"sample of the commit: {sampling.seed()} (another one: {sampling.VARIABLE}=WORD)"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -101,3 +108,22 @@ def pytest_terminal_summary(
     else:
         answer = "none (no test that needs one ran)"
     terminalreporter.write_line(f"real runtimes used: {answer}")
+    _show_times(terminalreporter)
+
+
+def _show_times(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say where the time went, in seconds of all processes together."""
+    folders: dict[str, float] = defaultdict(float)
+    modules: dict[str, float] = defaultdict(float)
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                path = report.nodeid.partition("::")[0]
+                modules[path] += report.duration
+                folders[path.rpartition("/")[0]] += report.duration
+    for word, times in (("folder", folders), ("module", modules)):
+        slowest = sorted(times.items(), key=lambda item: -item[1])[:12]
+        shown = ", ".join(f"{name} {seconds:.0f}" for name, seconds in slowest if seconds >= 1)
+        if shown:
+            terminalreporter.write_line(f"seconds by {word}: {shown}")
+    terminalreporter.write_line(f"sample of the commit: {sampling.seed()}")

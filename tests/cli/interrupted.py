@@ -28,6 +28,7 @@ from tests.cli.node import CliNode
 from tests.conformance import checks, statusfile, steps
 from tests.conformance.trees import Contents, contents
 from tests.double.sample import SECTIONS, handler
+from tests.sampling import sample
 from tests.tools import forked
 from tests.tools.driver import make_driver
 
@@ -70,13 +71,17 @@ class PlainNode(CliNode):
         """Start it; it ends with the node at the latest."""
         for path in (self.log, self.waiting, self.go):
             path.unlink(missing_ok=True)
-        with self.said[0].open("wb") as out, self.said[1].open("wb") as error:
+        with (
+            open(os.devnull, "rb") as nothing,
+            self.said[0].open("wb") as out,
+            self.said[1].open("wb") as error,
+        ):
             process = forked.start(
                 steps.PROGRAM,
                 [self.log, fault, *command.split(), *self.options(), *options],
                 {**self.agent_environment(), **(env or {})},
                 self.directory,
-                (out.fileno(), error.fileno()),
+                (nothing.fileno(), out.fileno(), error.fileno()),
             )
         self._stack.callback(process.wait)
         self._stack.callback(process.kill)
@@ -233,11 +238,11 @@ def cases(*without: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("kind", "command"), found)
 
 
-def of_part(found: Sequence[int], part: int | str, first: int = 0) -> list[int]:
-    """The steps of one part; `first` is where `some` begins."""
+def of_part(found: Sequence[int], part: int | str, name: str) -> list[int]:
+    """The steps of one part; `name` tells samples apart."""
     assert len(found) > 10
     if isinstance(part, str):
-        return list(found[first :: len(found) // _SOME])
+        return sample(found, _SOME, name)
     return list(found[part::_PARTS])
 
 

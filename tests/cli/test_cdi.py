@@ -16,6 +16,7 @@ import yaml
 from tests.cli.node import CliNode, fails, shows
 from tests.conformance.foreign_specs import make_root, spec
 from tests.double.sample import SECTIONS, handler
+from tests.tools import forked
 from tests.tools.runtimes import ROOT
 
 GOOD = spec("vendor.example/gpu")
@@ -23,14 +24,8 @@ GOOD = spec("vendor.example/gpu")
 
 def run(root: Path, *words: str, data: bytes = b"") -> subprocess.CompletedProcess[str]:
     """Run the program on a host root, as somebody who has only files."""
-    result = subprocess.run(
-        [sys.executable, "-m", "agent", "cdi", *words, f"--host-root={root}"],
-        env={"PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(ROOT)},
-        cwd=root, input=data, capture_output=True, timeout=60, check=False,
-    )  # fmt: skip
-    done = subprocess.CompletedProcess(
-        result.args, result.returncode, result.stdout.decode(), result.stderr.decode()
-    )
+    env = {"PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1"}
+    done = forked.run(forked.AGENT, ["cdi", *words, f"--host-root={root}"], env, root, data=data)
     assert "Traceback" not in done.stderr
     return done
 

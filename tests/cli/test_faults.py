@@ -91,7 +91,8 @@ def test_what_cannot_be_removed_is_removed_later(place: Path) -> None:
 
 def points(case: Case, command: str, part: int | str) -> list[int]:
     """The steps of one part."""
-    return of_part(range(1, len(case.count(command)) + 1, case.node.every), part, first=1)
+    found = range(1, len(case.count(command)) + 1, case.node.every)
+    return of_part(found, part, f"fault {type(case.node).__name__} {command}")
 
 
 def ends_well(case: Case, command: str, result: subprocess.CompletedProcess[str]) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cli.node import fails
+from tests.tools import forked
 from tests.tools.driver import make_driver
 from tests.tools.kernel import make_kernel, make_node
 from tests.tools.nvml import FakeGpu, FakePart, place
@@ -36,11 +36,8 @@ def host(tmp_path: Path) -> Path:
 
 def run(host: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
     """`cdi generate` as a user calls it."""
-    return subprocess.run(
-        [sys.executable, "-m", "agent", "cdi", "generate", f"--host-root={host}", *words],
-        env={"PATH": os.defpath, **env}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=60, check=False,
-    )  # fmt: skip
+    words = ("cdi", "generate", f"--host-root={host}", *words)
+    return forked.run(forked.AGENT, words, {"PATH": os.defpath, **env}, Path.cwd())
 
 
 def spec(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:

@@ -53,4 +53,4 @@ def test_killed_around_the_exchange(name: str, place: Path) -> None:
 def points(case: Case, command: str, part: int | str) -> list[int]:
     """The steps of one part."""
     case.count(command)
-    return of_part(steps.seen(case.node.log), part)
+    return of_part(steps.seen(case.node.log), part, f"kill {type(case.node).__name__} {command}")

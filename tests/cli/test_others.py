@@ -13,6 +13,7 @@ from tests.cli.node import fails
 from tests.conformance import checks, statusfile
 from tests.conformance.trees import contents, touched
 from tests.double.sample import SECTIONS, handler
+from tests.sampling import sampled
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root: run as root")
 
@@ -21,8 +22,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root: 
 _EARLY, _LATE = "..toolkit-ctr-ready", "agent-state/journal.json"
 
 
-_RARER = ("/cdi/", "journal.json", "memory.json")
-_MOMENTS = ["/.99-nvidia", "pidfd", *(pytest.param(w, marks=pytest.mark.long) for w in _RARER)]
+_MOMENTS = sampled(["/.99-nvidia", "pidfd", "/cdi/", "journal.json", "memory.json"], 2, "moments")
 
 
 class ImportingNode(PlainNode):

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import yaml
 
 from tests.cli.node import CliNode, shows
 from tests.conformance import checks
+from tests.tools import forked
 
 
 def both(node: CliNode, command: str, kind: str, code: int = 0) -> Any:
@@ -43,11 +45,8 @@ def test_every_command_speaks_yaml(node: CliNode) -> None:
 
 def config(*options: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run `config` where there is no runtime."""
-    return subprocess.run(
-        [sys.executable, "-m", "agent", "config", *options],
-        env={"PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1", **(env or {})},
-        capture_output=True, text=True, timeout=30, check=False,
-    )  # fmt: skip
+    variables = {"PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1", **(env or {})}
+    return forked.run(forked.AGENT, ["config", *options], variables, Path.cwd())
 
 
 @pytest.mark.parametrize("form", ["json", "yaml"])

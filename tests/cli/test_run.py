@@ -28,14 +28,13 @@ class Daemon:
     def __init__(self, node: CliNode, *options: str) -> None:
         self.node = node
         self.log = node.directory / "run.log"
-        with self.log.open("ab") as log:
-            self.process = forked.start(
-                forked.AGENT,
-                ["run", *node.options(), *options],
-                node.agent_environment(),
-                node.directory,
-                (log.fileno(), log.fileno()),
-            )
+        self.process = forked.start_logged(
+            forked.AGENT,
+            ["run", *node.options(), *options],
+            node.agent_environment(),
+            node.directory,
+            self.log,
+        )
 
     def said(self) -> str:
         """What it said so far."""

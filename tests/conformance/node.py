@@ -133,15 +133,14 @@ class PrivateNode:
 
     def start_agent(self, command: str, log: Path) -> forked.Started:
         """Start the program under test inside the node; what it says goes to `log`."""
-        with log.open("ab") as file:
-            return forked.start(
-                forked.AGENT,
-                [command, *self._options()],
-                self._environment(),
-                ROOT,
-                (file.fileno(), file.fileno()),
-                prefix=self._mounts.prefix,
-            )
+        return forked.start_logged(
+            forked.AGENT,
+            [command, *self._options()],
+            self._environment(),
+            ROOT,
+            log,
+            prefix=self._mounts.prefix,
+        )
 
     def agent_in_steps(
         self, command: str, *options: str, log: Path, kill_at: int = 0

@@ -15,32 +15,20 @@ from tests.conformance.foreign_specs import CASES, Case, spec
 from tests.conformance.node import PrivateNode
 from tests.conformance.shapes import BY_NAME, Shape
 from tests.conformance.trees import contents, touched
+from tests.sampling import sampled
 from tests.tools.mounts import private_mounts
 from tests.tools.runtimes import Runtime
 
 pytestmark = pytest.mark.real
 
 generations = pytest.mark.parametrize("generation", ["1.7", "2.1"])
-_TYPICAL = [
-    case for case in CASES if case.name in {"kind v/gpu", "nested", "empty item", "empty list"}
-]
 _SECTION = {"1": "io.containerd.grpc.v1.cri", "2": "io.containerd.cri.v1.runtime"}
 
 
 @generations
-@pytest.mark.parametrize("case", _TYPICAL, ids=str)
+@pytest.mark.parametrize("case", sampled(CASES, 5, "foreign specs"))
 def test_containerd_dies_of_it(case: Case, generation: str, runtime: Runtime, place: Path) -> None:
     """A fact about containerd, which the program relies on."""
-    assert dies(case, runtime, place) is case.deadly
-
-
-@pytest.mark.long
-@generations
-@pytest.mark.parametrize("case", [case for case in CASES if case not in _TYPICAL], ids=str)
-def test_containerd_dies_of_every_one(
-    case: Case, generation: str, runtime: Runtime, place: Path
-) -> None:
-    """The whole table."""
     assert dies(case, runtime, place) is case.deadly
 
 

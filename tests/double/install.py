@@ -101,7 +101,9 @@ def start_program(
     if not code or env is None:
         return execute(argv, env, directory, log)
     program = forked.Program((sys.executable, argv[0]), code)
-    return forked.start(program, argv[1:], env, directory, (log, log), session=True)
+    with open(os.devnull, "rb") as nothing:
+        streams = nothing.fileno(), log, log
+        return forked.start(program, argv[1:], env, directory, streams, session=True)
 
 
 def _code_of(program: Path) -> str:

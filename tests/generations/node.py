@@ -158,6 +158,7 @@ class ModelNode:
             "toolkit_install_dir": str(self.toolkit.parent),
             "executable_path": "/usr/bin/containerd",
             "cdi_output_dir": "",
+            "driver_root": str(self.directory / "no-driver"),  # and not one that the machine has
         }
         for option in self.shape.options:
             name, _, value = option.removeprefix("--").partition("=")

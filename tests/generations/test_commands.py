@@ -15,6 +15,7 @@ from tests.conformance.shapes import OURS, Refused, Row
 from tests.conformance.trees import contents, touched
 from tests.generations.node import Texts
 from tests.generations.shapes import CELLS, Cell
+from tests.sampling import sampled
 
 # One root file of each kind, and a mix that each pair of versions reads in its own way.
 _FEW = {
@@ -32,11 +33,11 @@ _RUNNING = [
     if isinstance(cell.shape, Texts)
     and not (isinstance(given := cell.shape.cells[cell.version], Refused) and not given.answers)
 ]
-_EVERY = 2  # what the files do is tried for all of them in one process (test_matrix.py)
+# What the files do is tried for all cells in one process (test_matrix.py).
 _ALONE = [cell for cell in _RUNNING if str(cell) not in _FEW and "+" not in cell.shape.name]
-_LONG = [
-    *(pytest.param(cell, id=str(cell)) for cell in _RUNNING if str(cell) in _FEW),
-    *(pytest.param(cell, id=str(cell), marks=pytest.mark.long) for cell in _ALONE[::_EVERY]),
+_CELLS = [
+    *(cell for cell in _RUNNING if str(cell) in _FEW),
+    *sampled(_ALONE, 5, "commands"),
 ]
 
 
@@ -65,7 +66,7 @@ def prepared(place: Path, cell: Cell) -> CliNode:
     return node
 
 
-@pytest.mark.parametrize("cell", _LONG)
+@pytest.mark.parametrize("cell", _CELLS, ids=str)
 def test_commands(cell: Cell, place: Path) -> None:
     """`plan`, `apply`, `apply`, `revert`: right, free, and back byte for byte; or refused."""
     expected = cell.shape.cells[cell.version]

@@ -34,8 +34,8 @@ def connect(
     descriptors: all that it has open, by the numbers that they have there; 0 to 2 are its streams.
     mounts: a descriptor of the mount namespace that it is to enter.
     session: whether it leads a session of its own.
-    Gives a descriptor, the connection on which the pid and, later, the exit code arrive; the process is killed
-    when the connection is closed. Raises OSError where there is no server.
+    Gives the descriptor of a connection, on which the pid and, later, the exit code arrive; the
+    process is killed when it is closed. Raises OSError where there is no server.
     """
     request = {
         "code": code,

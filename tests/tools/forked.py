@@ -23,6 +23,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,14 +111,14 @@ def start(
     words: Sequence[str | os.PathLike[str]],
     env: Mapping[str, str],
     directory: Path,
-    output: tuple[int, int],
+    streams: tuple[int, int, int],
     *,
     prefix: Sequence[str | os.PathLike[str]] = (),
     session: bool = False,
 ) -> Started:
-    """Start it with `words` for arguments; its standard input is empty.
+    """Start it with `words` for arguments.
 
-    output: the descriptors that its standard output and its errors go to.
+    streams: the descriptors that are its standard streams.
     prefix: what is put before the command line, such as `nsenter`.
     session: whether it leads a session of its own.
     """
@@ -128,31 +129,44 @@ def start(
             [*before, *argv],
             env=dict(env),
             cwd=directory,
-            stdin=subprocess.DEVNULL,
-            stdout=output[0],
-            stderr=output[1],
+            stdin=streams[0],
+            stdout=streams[1],
+            stderr=streams[2],
             start_new_session=session,
         )
-    opened = [os.open(os.devnull, os.O_RDONLY)]
+    mounts = _NSENTER.fullmatch(before[1]) if before else None
+    opened = os.open(mounts[1], os.O_RDONLY) if mounts else None
     try:
-        mounts = _NSENTER.fullmatch(before[1]) if before else None
-        if mounts:
-            opened.append(os.open(mounts[1], os.O_RDONLY))
         connection = fork_client.connect(
             address(),
             program.code,
             argv,
             dict(env),
             os.fspath(directory),
-            {0: opened[0], 1: output[0], 2: output[1]},
+            dict(enumerate(streams)),
             interpreter=len(program.words) - 1,
-            mounts=opened[1] if mounts else None,
+            mounts=opened,
             session=session,
         )
     finally:
-        for number in opened:
-            os.close(number)
+        if opened is not None:
+            os.close(opened)
     return Process([*before, *argv], connection)
+
+
+def start_logged(
+    program: Program,
+    words: Sequence[str | os.PathLike[str]],
+    env: Mapping[str, str],
+    directory: Path,
+    log: Path,
+    *,
+    prefix: Sequence[str | os.PathLike[str]] = (),
+) -> Started:
+    """Start it without input; what it says is appended to `log`."""
+    with open(os.devnull, "rb") as nothing, log.open("ab") as file:
+        streams = nothing.fileno(), file.fileno(), file.fileno()
+        return start(program, words, env, directory, streams, prefix=prefix)
 
 
 def run(
@@ -162,11 +176,18 @@ def run(
     directory: Path,
     *,
     prefix: Sequence[str | os.PathLike[str]] = (),
+    data: bytes = b"",
     timeout: float = 60.0,
 ) -> subprocess.CompletedProcess[str]:
-    """Run it to its end; gives what it printed. Raises subprocess.TimeoutExpired."""
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as error:
-        numbers = output.fileno(), error.fileno()
+    """Run it to its end with `data` for its input; gives what it printed.
+
+    Raises subprocess.TimeoutExpired.
+    """
+    with ExitStack() as stack:
+        streams = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
+        streams[0].write(data)
+        streams[0].seek(0)
+        numbers = streams[0].fileno(), streams[1].fileno(), streams[2].fileno()
         process = start(program, words, env, directory, numbers, prefix=prefix)
         try:
             code = process.wait(timeout)
@@ -174,11 +195,10 @@ def run(
             process.kill()
             process.wait()
             raise
-        texts = []
-        for file in (output, error):
+        for file in streams:
             file.seek(0)
-            texts.append(file.read().decode())
-    return subprocess.CompletedProcess(process.args, code, *texts)
+        _, output, error = (file.read().decode() for file in streams)
+    return subprocess.CompletedProcess(process.args, code, output, error)
 
 
 def _can_fork(prefix: Sequence[str], env: Mapping[str, str]) -> bool:

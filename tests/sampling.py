@@ -1,0 +1,57 @@
+"""Which of many like cases a run without `--long` tries: other ones for each commit.
+
+A test that has hundreds of cases of one kind takes some of them by default and all of them with
+`--long`. The choice follows from the commit alone, so that a failure comes back until its cause is
+gone, and over time every case is tried. TOOLKIT_AGENT_TEST_SEED chooses another one.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+VARIABLE = "TOOLKIT_AGENT_TEST_SEED"
+
+T = TypeVar("T")
+
+
+@functools.cache
+def seed() -> str:
+    """What the choice follows from: the environment's word, else the commit, else nothing."""
+    chosen = os.environ.get(VARIABLE, "")
+    if chosen:
+        return chosen
+    words = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
+    try:
+        found = subprocess.run(words, capture_output=True, text=True, check=False)
+    except OSError:
+        return "none"
+    return found.stdout.strip() or "none"
+
+
+def sample(cases: Sequence[T], count: int, name: str) -> list[T]:
+    """At most `count` of the cases, in their order; `name` keeps two samples apart."""
+    ranked = sorted(range(len(cases)), key=lambda number: _rank(f"{name}:{number}"))
+    return [cases[number] for number in sorted(ranked[:count])]
+
+
+def sampled(
+    cases: Sequence[T], count: int, name: str, identify: Callable[[T], str] = str
+) -> list[T | object]:
+    """All cases as parameters of a test: a sample of them, and the others for the long run."""
+    chosen = set(sample(range(len(cases)), count, name))
+    return [
+        pytest.param(case, id=identify(case), marks=() if number in chosen else pytest.mark.long)
+        for number, case in enumerate(cases)
+    ]
+
+
+def _rank(text: str) -> bytes:
+    return hashlib.sha256(f"{seed()}:{text}".encode()).digest()
