@@ -162,6 +162,8 @@ def _prepare(request: Mapping[str, Any], descriptors: list[int]) -> None:
     environment = request["env"]
     os.environ.clear()
     os.environ.update(environment)
+    if not environment.keys() & {"LC_ALL", "LC_CTYPE", "LANG"}:
+        os.environ["LC_CTYPE"] = "C.UTF-8"  # as an interpreter does (PEP 538)
     sys.dont_write_bytecode = bool(environment.get("PYTHONDONTWRITEBYTECODE"))
     argv = request["argv"]
     sys.orig_argv[:] = argv
