@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -15,6 +14,7 @@ import pytest
 import yaml
 
 from agent.options import OPTIONS
+from tests.tools.host_tools import reason, tool
 from tests.tools.runtimes import ROOT
 
 OVERLAYS = ("containerd", "crio")
@@ -24,15 +24,15 @@ TARGETS = {
 }
 BIN = Path(sys.executable).parent
 
-needs_kubectl = pytest.mark.skipif(
-    shutil.which("kubectl") is None, reason="no kubectl: get Debian's package of that name"
-)
+KUBECTL = tool("kubectl")
+
+needs_kubectl = pytest.mark.skipif(KUBECTL is None, reason=reason("kubectl"))
 
 
 @cache
 def rendered(name: str) -> str:
     """What is applied."""
-    words = ["kubectl", "kustomize", str(TARGETS[name])]
+    words = [str(KUBECTL), "kustomize", str(TARGETS[name])]
     return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
 
 

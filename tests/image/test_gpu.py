@@ -14,13 +14,13 @@ import pytest
 from tests.conformance import checks
 from tests.tools.driver import LIBRARIES, VERSION
 from tests.tools.kernel import make_kernel
-from tests.tools.nvml import COMPILER, FakeGpu, FakePart, place
+from tests.tools.nvml import COMPILER, NO_COMPILER, FakeGpu, FakePart, place
 from tests.tools.pods import Container, PodNode, Pods
 from tests.tools.runtimes import Runtime
 
 pytestmark = [
     pytest.mark.real,
-    pytest.mark.skipif(COMPILER is None, reason="a C compiler makes the library: gcc"),
+    pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER),
 ]
 
 KIND = "nvidia.com/gpu"

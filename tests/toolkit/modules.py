@@ -7,9 +7,10 @@ library open the test's file, which needs a C compiler.
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
+
+from tests.tools.compiler import make_library
+from tests.tools.host_tools import reason, tool
 
 PROC = Path("/proc/modules")
 FILE = "modules"
@@ -60,17 +61,17 @@ int faccessat(int at, const char *path, int how, int flags) {
 
 def reason_against() -> str:
     """Why there can be none on this machine; empty where there can."""
-    if PROC.exists() or shutil.which("cc"):
-        return ""
-    return "this kernel has no /proc/modules, and there is no C compiler: apt-get install gcc"
+    return "" if PROC.exists() or tool("cc") else f"no /proc/modules, and {reason('cc')}"
 
 
 def make(folder: Path) -> None:
     """Make what programs need, in an empty folder; the driver is loaded."""
     load(folder, loaded=True)
     if not PROC.exists():
-        words = ["cc", "-shared", "-fPIC", "-O1", "-w", "-xc", "-", "-o", str(folder / _LIBRARY)]
-        subprocess.run(words, input=_SOURCE.encode(), capture_output=True, check=True)
+        source = folder / "modules.c"
+        source.write_text(_SOURCE, encoding="ascii")
+        make_library(source, folder / _LIBRARY, ["-w"])
+        source.unlink()
 
 
 def load(folder: Path, *, loaded: bool) -> None:

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import atexit
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from tests.tools.compiler import make_library
 from tests.tools.driver import LIBRARIES, VERSION
+from tests.tools.host_tools import reason, tool
 
 SOURCE = Path(__file__).with_name("nvml.c")
-COMPILER = shutil.which("cc") or shutil.which("gcc")
+COMPILER = tool("cc")
+NO_COMPILER = reason("cc")
 
 NOT_SUPPORTED, NOT_LOADED, LOST, MISMATCH = 3, 9, 15, 18  # NVML's codes
 
@@ -92,19 +94,10 @@ def place(
 @cache
 def compiled(variant: str) -> Path:
     """The library; `variant` is OLD or BARE for one that lacks functions."""
-    assert COMPILER is not None
     folder = Path(tempfile.mkdtemp(prefix="nvml-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     output = folder / "libnvidia-ml.so"
     defines = [f"-D{variant}"] if variant else []
-    words = [
-        "-shared",
-        "-fPIC",
-        "-O1",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-Wl,-soname,libnvidia-ml.so.1",
-    ]
-    subprocess.run([COMPILER, *words, *defines, "-o", output, SOURCE], check=True)
+    warnings = ["-Wall", "-Wextra", "-Werror"]
+    make_library(SOURCE, output, [*warnings, "-Wl,-soname,libnvidia-ml.so.1", *defines])
     return output

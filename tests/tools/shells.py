@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.tools.host_tools import reason, tool
+
 SHELLS = (("dash",), ("bash", "--posix"), ("busybox", "sh"))
 
 
 def start(shell: tuple[str, ...]) -> list[str]:
     """The command of one of them; skips the test where it is not there."""
-    path = shutil.which(shell[0])
+    path = tool(shell[0])
     if path is None:
-        pytest.skip(f"no {shell[0]}: get Debian's package of that name")
-    return [path, *shell[1:]]
+        pytest.skip(reason(shell[0]))
+    return [str(path), *shell[1:]]
 
 
 def shellcheck(*paths: Path) -> str:

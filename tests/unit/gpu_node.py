@@ -15,12 +15,12 @@ from agent.settings import resolve
 from agent.toolkit import programs
 from tests.tools.driver import LIBRARIES, make_driver
 from tests.tools.kernel import make_kernel
-from tests.tools.nvml import COMPILER, FakeGpu, place
+from tests.tools.nvml import COMPILER, NO_COMPILER, FakeGpu, place
 
 # For tests that need such a host.
 MARKS = [
     pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root: run as root"),
-    pytest.mark.skipif(COMPILER is None, reason="a C compiler makes the library: gcc"),
+    pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER),
 ]
 
 LIB = f"/{LIBRARIES}"

@@ -16,6 +16,7 @@ from tests.tools.nvml import (
     COMPILER,
     LOST,
     MISMATCH,
+    NO_COMPILER,
     NOT_LOADED,
     NOT_SUPPORTED,
     FakeGpu,
@@ -23,7 +24,7 @@ from tests.tools.nvml import (
     place,
 )  # fmt: skip
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="a C compiler makes the library: gcc")
+pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 
 # H100: 1g.10gb is profile 19 and 3g.40gb profile 9; the one with graphics is of an RTX PRO 6000.
 SPLIT = FakeGpu(1, mig=1, parts=(FakePart(0, 1, 0), FakePart(1, 1, 1), FakePart(4, 9, 0)))
