@@ -29,6 +29,8 @@ _PROGRAM = '#!/bin/sh\nexec {python} -c "{code}" "$@"\n'
 _CODE = "import sys; sys.path.insert(0, '{root}'); from agent.cli import nvidia_toolkit as m; m()"
 
 # Arguments: the pod's directory, the directories that Python needs, and `HOST POD` of each mount.
+# Of the first, those are bound that lie on another mount than the root: the layer does not show
+# these, and what it holds itself, in /usr perhaps, would be hidden by a bind.
 # What a pod sees of the host is read-only where the operator does not mount it again, also below
 # the mounts in there. Its links are those of an image, where /var/run is one to /run.
 _MAKE = """
@@ -38,8 +40,12 @@ mount -t overlay overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" "$1/r
 root=$1/root; shift
 mount -t tmpfs tmpfs "$root/run"
 for folder in /proc /sys /dev $1; do
-    mkdir -p "$root$folder"
-    mount --rbind "$folder" "$root$folder"
+    above=$folder
+    until [ -z "$above" ] || mountpoint -q "$above"; do above=${above%/*}; done
+    if [ -n "$above" ]; then
+        mkdir -p "$root$folder"
+        mount --rbind "$folder" "$root$folder"
+    fi
 done
 shift
 mkdir -p "$root/host"

@@ -63,10 +63,9 @@ _TOOLS = (
     # Old ones know no components.
     Tool(("kubectl",), "kubectl", "the manifests", "usr/bin/kubectl",
          trial=("kustomize", str(ROOT / "tests/deploy/plugin")), suites=("trixie", "resolute")),
-    Tool(("busybox",), "busybox", "scripts in its shell",
-         "**/bin/busybox", ("busybox-static",), ("sh", "-c", ":")),
-    Tool(("dash",), "dash", "scripts in this shell", "**/bin/dash", trial=("-c", ":")),
-    Tool(("bash",), "bash", "scripts in this shell", "**/bin/bash", trial=("-c", ":")),
+    Tool(("busybox",), "busybox", "its shell", "**/bin/busybox", trial=("sh", "-c", ":")),
+    Tool(("dash",), "dash", "this shell", "**/bin/dash", trial=("-c", ":")),
+    Tool(("bash",), "bash", "this shell", "**/bin/bash", trial=("-c", ":")),
     Tool(("perl",), "perl", "images, and systems that are booted"),
     Tool(("tar",), "tar", "images, and systems that are booted"),
     Tool(("mount",), "mount", "nodes with mounts of their own"),

@@ -73,7 +73,9 @@ class ImageTools:
         with tempfile.TemporaryDirectory(dir=self.cache, prefix=".apt-") as folder:
             sources = PrivateApt(Path(folder), archive, [suite], components).folder
             sources /= "sources.list"
-            _run([program, *options, include, suite, target, sources], {}, 900)
+            # Its helpers lie beside it.
+            path = {"PATH": f"{program.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
+            _run([program, *options, include, suite, target, sources], path, 900)
 
     def tree(
         self, target: Path, packages: Sequence[str], suite: str, components: str = "main"

@@ -312,6 +312,5 @@ def test_setup_without_a_fitting_python_says_what_to_install(tmp_path: Path) -> 
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr == (
-        "setup: cannot find Python 3.11 or newer; "
-        "on Debian and Ubuntu: apt-get install python3 python3-venv\n"
+        "setup: cannot find Python 3.11 or newer; on Debian and Ubuntu: apt-get install python3\n"
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from agent.engine import change, recover
+from agent.engine import change, deadman, recover
 from agent.engine.change import NotAccepted, Request
 from agent.engine.context import Context
 from agent.engine.deadman import FIRED, MARGIN
@@ -87,6 +87,9 @@ class ContainedNode(Node):
         self.systemd = Systemd(self)
         self.log: list[str] = []
         super().__init__(directory, monkeypatch)
+        # Not each machine has one; it is found and never run, see `Systemd.run`.
+        (directory / "systemctl").touch(0o755)
+        monkeypatch.setattr(deadman, "_FOLDERS", (str(directory), *deadman._FOLDERS))
 
     def context(self) -> Context:
         return replace(
