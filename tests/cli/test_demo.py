@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tools.nobody import as_nobody
 from tests.tools.runtimes import CACHE_VARIABLE, ROOT
 
 DEMO = [sys.executable, str(ROOT / "deploy/demo.d/demo.py")]
@@ -86,12 +87,8 @@ def test_demo_without_a_containerd(place: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else: run tests/run")
 def test_demo_without_root(place: Path) -> None:
     """Without root it is the scripted one, too."""
-    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
-    # By way of another program: root's rights still count for what setpriv itself starts.
-    seen = subprocess.run([*nobody, "env", *DEMO[:1], "-c", "import agent"], check=False)
-    if seen.returncode:
-        pytest.skip("this Python or this checkout is for root's eyes only")
-    assert "NOTE: no real containerd (not root)" in runs([*nobody, *DEMO], environment(place))
+    text = runs([*as_nobody(place), *DEMO], environment(place))
+    assert "NOTE: no real containerd (not root)" in text
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
