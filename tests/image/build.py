@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import tarfile
@@ -28,6 +29,8 @@ CONTAINERFILE = ROOT / "Containerfile"
 NAME = "localhost/toolkit-agent:test"
 
 _BASE_PACKAGES = ("python3", "python3-venv", "python3-pip", "ca-certificates")
+# Half of the bytes, and nothing that runs in the image needs them: Debian's scripts have perl-base.
+_UNREAD = ("/usr/lib/*/perl", "/usr/share/perl", "/usr/lib/*/gconv")
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 _PROGRAMS = (
     *("nvidia-container-runtime", "nvidia-container-runtime.cdi"),
@@ -65,63 +68,91 @@ class Image:
 
 
 def build(tools: ImageTools) -> Image:
-    """Build the image, unless the cache has it as it would become."""
+    """Build the image, unless the cache has it as it would become; of what changed only the layers
+    that it is in, and those on top of them."""
     with (tools.cache / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another test may be at it
-        base = _base(tools)
         own = Path(__file__).read_text(encoding="utf-8")
-        key = _key(own, base.name, *_contents(ROOT))
+        key = _key(own, _suite(), *_BASE_PACKAGES, *_contents(ROOT))
         target = tools.cache / f"image-{key}.tar"
         if not target.exists():
             _remove(tools.cache.glob("image-*.tar"))
-            _build(tools, base, target)
+            _build(tools, target)
     return Image(target)
 
 
-def _base(tools: ImageTools) -> Path:
-    suite = archive_and_suites()[1][0]
-    target = tools.cache / f"base-{_key(suite, *_BASE_PACKAGES)}.tar"
-    if not target.exists():
-        _remove(tools.cache.glob("base-*.tar"))
-        draft = target.with_name("draft-base.tar")
-        tools.bootstrap(draft, _BASE_PACKAGES)
-        draft.rename(target)
-    return target
+def _suite() -> str:
+    return archive_and_suites()[1][0]
 
 
-def _build(tools: ImageTools, base: Path, target: Path) -> None:
+def _base(tools: ImageTools, work: Path) -> str:
+    """The name of the image of the distribution's packages, made where the storage lacks it."""
+    name = f"localhost/base:{_key(_suite(), *_BASE_PACKAGES, *_UNREAD, _BASE)}"
+    if not _is_there(tools, name):
+        tools.bootstrap(work / "base.tar", _BASE_PACKAGES, unread=_UNREAD)
+        _make(tools, name, _BASE, work)
+        (work / "base.tar").unlink()
+    return name
+
+
+def _toolkit(tools: ImageTools, work: Path) -> str:
+    """The name of the stand-in for NVIDIA's image."""
+    name = f"localhost/toolkit:{_key(*_PROGRAMS, _TOOLKIT)}"
+    if not _is_there(tools, name):
+        _make_toolkit(work / "toolkit")
+        _make(tools, name, _TOOLKIT, work)
+    return name
+
+
+def _is_there(tools: ImageTools, name: str) -> bool:
+    return tools.buildah("images", "--quiet", "--filter", f"reference={name}") != ""
+
+
+def _make(tools: ImageTools, name: str, lines: str, work: Path) -> None:
+    path = work / "Containerfile"
+    path.write_text(lines, encoding="ascii")
+    tools.buildah("build", "--tag", name, "--file", path, work)
+
+
+def _build(tools: ImageTools, target: Path) -> None:
     draft = target.with_name("draft-image.tar")
     draft.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=tools.cache, prefix=".build-") as folder:
         work = Path(folder)
-        _make_toolkit(work / "toolkit")
-        os.link(base, work / "base.tar")
-        for name, lines in _MATERIAL.items():
-            path = work / f"{name}.Containerfile"
-            path.write_text(lines, encoding="ascii")
-            tools.buildah("build", "--tag", f"localhost/{name}", "--file", path, work)
+        arguments = {"BASE_IMAGE": _base(tools, work), "TOOLKIT_IMAGE": _toolkit(tools, work)}
         pip = work / "pip.conf"
         pip.write_text(_pip_configuration(), encoding="utf-8")
         pip.chmod(0o644)
         # What a build here needs and an image must not have.
         mounts = {pip: Path("/etc/pip.conf"), _CERTIFICATES: _CERTIFICATES}
-        tools.buildah(
-            "build",
-            "--isolation=chroot",
+        words: list[str | Path] = [
+            *("build", "--isolation=chroot", "--network=host"),
+            f"--layers={str(tools.layered).lower()}",
+            # Newer versions set limits of their own, which may be above what this machine allows.
+            *(f"--ulimit={name}={_limits(kind)}" for name, kind in _LIMITED.items()),
             *(f"--volume={here}:{there}:ro" for here, there in mounts.items()),
-            *(f"--build-arg={name}={value}" for name, value in _ARGUMENTS.items()),
-            *("--tag", NAME, "--file", CONTAINERFILE, ROOT),
-        )
+            *(f"--build-arg={name}={value}" for name, value in arguments.items()),
+            *("--file", CONTAINERFILE),
+        ]
+        tools.buildah(*words, "--tag", NAME, ROOT)
+        if tools.layered:
+            # The stage that installs packages is no ancestor of the image: what has no name goes.
+            tools.buildah(*words, "--target", "build", "--tag", "localhost/build", ROOT)
     tools.buildah("push", NAME, f"docker-archive:{draft}:{NAME}")
-    tools.buildah("rmi", "--all", "--force")
+    tools.buildah("rmi", "--prune", "--force")
     draft.rename(target)
 
 
-_MATERIAL = {
-    "base": 'FROM scratch\nADD base.tar /\nCMD ["/bin/sh"]\n',
-    "toolkit": "FROM scratch\nCOPY toolkit /\n",
-}
-_ARGUMENTS = {"BASE_IMAGE": "localhost/base", "TOOLKIT_IMAGE": "localhost/toolkit"}
+_LIMITED = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC}
+
+
+def _limits(kind: int) -> str:
+    """What holds for this process, -1 for no limit."""
+    return ":".join(map(str, resource.getrlimit(kind)))
+
+
+_BASE = 'FROM scratch\nADD base.tar /\nCMD ["/bin/sh"]\n'
+_TOOLKIT = "FROM scratch\nCOPY toolkit /\n"
 
 
 def _make_toolkit(root: Path) -> None:

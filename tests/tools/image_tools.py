@@ -1,7 +1,9 @@
 """What builds container images, unpacked from the distribution's packages; nothing is installed.
 
 An installed buildah would bring a container runtime into the system. Unpacked it needs only its
-libraries, and with chroot isolation it runs no container.
+libraries, and with chroot isolation it runs no container. It starts itself anew with an empty
+environment, so that LD_LIBRARY_PATH does not last: it runs among mounts of its own, where the
+loader's cache knows the unpacked libraries too.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from tests.tools.fetch_runtimes import NotHere, archive_and_suites
@@ -24,6 +27,12 @@ _PACKAGES = ("buildah", "mmdebstrap")
 _SYSTEM = frozenset({"libc6", "libgcc-s1"})
 # Subcommands of buildah that read images want to know whom to trust.
 _TRUSTING = frozenset({"build", "from", "pull", "push"})
+_LOADER_CACHE = Path("/etc/ld.so.cache")
+# Among mounts of its own: a file over another one, then the program.
+_COVERED = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
+# Whether a directory can be the upper one of an overlay.
+_LAYERS = 'mount -t overlay overlay -o "lowerdir=$1/low,upperdir=$1/up,workdir=$1/work" "$1/all"'
+_PRIVATELY = ("unshare", "--mount", "--propagation", "private", "--")
 
 
 class Unavailable(Exception):
@@ -44,37 +53,70 @@ class ImageTools:
         policy, registries = own / "policy.json", own / "registries.conf"
         policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}\n', encoding="ascii")
         registries.write_text("unqualified-search-registries = []\n", encoding="ascii")
-        # vfs copies where others mount, and so works on every file system.
-        store = ("--root", own / "root", "--runroot", own / "run", "--storage-driver", "vfs")
+        containers = own / "containers.conf"
+        containers.write_text(f'[engine]\nhelper_binaries_dir = ["{own}"]\n', encoding="utf-8")
+        # Newer versions look for it, and call it for networks: what is built here uses this
+        # machine's own, and none is made.
+        (own / "netavark").write_text("#!/bin/sh\nexit 1\n", encoding="ascii")
+        (own / "netavark").chmod(0o755)
+        driver = "overlay" if self.layered else "vfs"
+        store = ("--root", own / driver, "--runroot", own / "run", "--storage-driver", driver)
         command, *rest = arguments
         trust = ("--signature-policy", policy) if command in _TRUSTING else ()
         environment = {
-            "LD_LIBRARY_PATH": os.pathsep.join(map(str, libraries(self.tools))),
             "CONTAINERS_REGISTRIES_CONF": str(registries),
-            "CONTAINERS_CONF": os.devnull,
+            "CONTAINERS_CONF": str(containers),
             "CONTAINERS_STORAGE_CONF": os.devnull,
             "TMPDIR": str(own),
         }
-        program = self.tools / "buildah/usr/bin/buildah"
-        return _run([program, *store, command, *trust, *rest], environment, timeout)
+        words: list[str | os.PathLike[str]] = [
+            *_PRIVATELY,
+            *("sh", "-c", _COVERED, "sh", self._loader_cache(), _LOADER_CACHE),
+            *(self.tools / "buildah/usr/bin/buildah", *store, command, *trust, *rest),
+        ]
+        return _run(words, environment, timeout, "buildah")
+
+    @property
+    def layered(self) -> bool:
+        """Whether the storage mounts layers over each other, which makes them cheap to keep. No
+        file system of a container can hold such: there each layer is a copy of all below it."""
+        return _holds_overlays(self.cache)
+
+    def _loader_cache(self) -> Path:
+        """The loader's cache of this machine, with the unpacked libraries."""
+        target = self.cache / "ld.so.cache"
+        folders = [*map(str, libraries(self.tools)), "include /etc/ld.so.conf"]
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=self.cache) as file:
+            file.write("".join(f"{line}\n" for line in folders))
+            file.flush()
+            _run(["ldconfig", "-X", "-C", target, "-f", file.name], {"PATH": _path()}, 60)
+        return target
 
     def bootstrap(
-        self, target: Path, packages: Sequence[str], suite: str = "", components: str = "main"
+        self,
+        target: Path,
+        packages: Sequence[str],
+        suite: str = "",
+        components: str = "main",
+        unread: Sequence[str] = (),
     ) -> None:
         """Write the distribution's smallest system, and some packages, to the tar `target`; it is
-        of this machine's own suite, or of another one."""
+        of this machine's own suite, or of another one. What the patterns `unread` match goes
+        once all is set up."""
         archive, suites = archive_and_suites()
         suite = suite or suites[0]
-        unread = [f"--dpkgopt=path-exclude=/usr/share/{n}/*" for n in ("doc", "locale", "man")]
-        options = ["--mode=root", "--variant=minbase", "--format=tar", *unread]
+        excluded = [f"--dpkgopt=path-exclude=/usr/share/{n}/*" for n in ("doc", "locale", "man")]
+        options = ["--mode=root", "--variant=minbase", "--format=tar", *excluded]
+        # The word of a hook is a script of the shell's, with the new root as its first argument.
+        options += [f'--customize-hook=rm -rf "$1"{pattern}' for pattern in unread]
         options.append('--aptopt=Acquire::Check-Valid-Until "false"')
         program = self.tools / "mmdebstrap/usr/bin/mmdebstrap"
         include = f"--include={','.join(packages)}"
         with tempfile.TemporaryDirectory(dir=self.cache, prefix=".apt-") as folder:
             sources = PrivateApt(Path(folder), archive, [suite], components).folder
             sources /= "sources.list"
-            # Its helpers lie beside it.
-            path = {"PATH": f"{program.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
+            # It calls programs of its own package by their names.
+            path = {"PATH": _path(program.parent)}
             _run([program, *options, include, suite, target, sources], path, 900)
 
     def tree(
@@ -142,6 +184,21 @@ def _needed_libraries(apt: PrivateApt, packages: Sequence[str]) -> list[str]:
     return sorted(found)
 
 
+@cache
+def _holds_overlays(folder: Path) -> bool:
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        for name in ("low", "up", "work", "all"):
+            (Path(place) / name).mkdir()
+        words = [*_PRIVATELY, "sh", "-c", _LAYERS, "sh", place]
+        tried = subprocess.run(words, capture_output=True, check=False, timeout=60)
+    return tried.returncode == 0
+
+
+def _path(*first: Path) -> str:
+    """Where programs are looked for; those of the system's own folders may not be on PATH."""
+    return os.pathsep.join([*map(str, first), os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+
+
 def libraries(tools: Path) -> list[Path]:
     """Where the libraries of unpacked packages are."""
     folders = [*tools.glob("*/usr/lib/*-linux-gnu*"), *tools.glob("*/lib/*-linux-gnu*")]
@@ -149,7 +206,10 @@ def libraries(tools: Path) -> list[Path]:
 
 
 def _run(
-    argv: Sequence[str | os.PathLike[str]], environment: Mapping[str, str], timeout: float
+    argv: Sequence[str | os.PathLike[str]],
+    environment: Mapping[str, str],
+    timeout: float,
+    name: str = "",
 ) -> str:
     result = subprocess.run(
         argv,
@@ -163,5 +223,7 @@ def _run(
     )
     if result.returncode != 0:
         said = "\n".join((result.stdout + result.stderr).strip().splitlines()[-30:])
-        raise AssertionError(f"{Path(argv[0]).name} ended with {result.returncode}:\n{said}")
+        raise AssertionError(
+            f"{name or Path(argv[0]).name} ended with {result.returncode}:\n{said}"
+        )
     return result.stdout.strip()
