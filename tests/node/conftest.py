@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -36,8 +37,38 @@ def new_tools() -> NodeTools:
 Boot = Callable[..., SystemdNode]
 
 
+@pytest.fixture(scope="module")
+def booted() -> Iterator[dict[Path, SystemdNode]]:
+    """The nodes that tests share, by the system that they boot."""
+    nodes: dict[Path, SystemdNode] = {}
+    yield nodes
+    for node in nodes.values():
+        node.stop()
+
+
 @pytest.fixture
-def boot(tools: NodeTools) -> Iterator[Boot]:
-    """Boots a node with some lines in containerd's unit."""
+def boot(tools: NodeTools, booted: dict[Path, SystemdNode]) -> Iterator[Boot]:
+    """Gives a node with some lines in containerd's unit; one that could not be put back is given to
+    no other test."""
+    used: set[Path] = set()
     with ExitStack() as stack:
-        yield lambda dropin="", tools=tools: stack.enter_context(SystemdNode(tools, dropin))
+
+        def lend(lines: str = "", tools: NodeTools = tools) -> SystemdNode:
+            if tools.tree not in booted:
+                booted[tools.tree] = SystemdNode(tools).start()
+            node = booted[tools.tree]
+            try:
+                stack.enter_context(node.lent(lines))
+            except BaseException:
+                booted.pop(tools.tree).stop()
+                raise
+            used.add(tools.tree)
+            return node
+
+        yield lend
+        try:
+            stack.close()
+        except BaseException:
+            for tree in used:
+                booted.pop(tree).stop()
+            raise

@@ -1,12 +1,16 @@
-"""A machine of its own for each test: systemd as PID 1, containerd as its service, an agent in a
-container of it.
+"""A machine of its own: systemd as PID 1, containerd as its service, an agent in a container of it.
 
-    with SystemdNode(tools) as node:
+    node = SystemdNode(tools).start()
+    with node.lent("Restart=no"):
         node.agent("apply")
         node.show("containerd.service")["ActiveState"]
+    node.stop()
+
+It boots once for many tests: each has it with its own lines in containerd's unit, and what a test
+changes is put back when it ends.
 
 Invariant: all that it writes is in a folder of its own, its mounts are in namespaces of their own,
-and when it is left it is gone with every process of it.
+and when it is stopped it is gone with every process of it.
 """
 
 from __future__ import annotations
@@ -20,8 +24,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -64,10 +69,25 @@ exec chroot /outer env -i -C "$@"
 _HIDDEN = "mount -t tmpfs tmpfs /outer/mnt/proc"
 
 
-class SystemdNode:
-    """One booted system; `dropin` is added to containerd's unit before that."""
+# What is in these directories is as it was when the node booted, once a test has ended: what the
+# agent and the tests write, and the units that systemd was told of.
+_RESTORED = ("etc/containerd", "etc/systemd/system", "usr/local", STATE)
+_UNITS = ("run/systemd/transient", "run/systemd/system")
+_PUBLISHED = ("nvidia", "cdi")  # in /run
 
-    def __init__(self, tools: NodeTools, dropin: str = "") -> None:
+
+@dataclass(frozen=True)
+class _Booted:
+    """A node as it booted: the files in those directories, and the names in /run."""
+
+    files: dict[str, dict[str, bytes | None]]
+    run: frozenset[str]
+
+
+class SystemdNode:
+    """One system, booted from `start` to `stop`."""
+
+    def __init__(self, tools: NodeTools) -> None:
         self.tools = tools
         self.directory = Path(tempfile.mkdtemp(prefix="node-"))
         self.name = f"node-{secrets.token_hex(4)}"  # a name of a machine has no underscore
@@ -76,21 +96,20 @@ class SystemdNode:
         self._process: subprocess.Popen[bytes] | None = None
         for name in ("upper", "work", "root"):
             (self.directory / name).mkdir(mode=0o755)
-        self._prepare(self.directory / "upper", dropin)
+        self._prepare(self.directory / "upper")
+        self._booted: _Booted | None = None
 
-    def __enter__(self) -> Self:
+    def start(self) -> Self:
+        """Boot it, until its runtime answers."""
         try:
             self._boot()
         except BaseException:
-            self._stop()
+            self.stop()
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._stop()
-
     @staticmethod
-    def _prepare(upper: Path, dropin: str) -> None:
+    def _prepare(upper: Path) -> None:
         toolkit = upper / "usr/local/nvidia/toolkit"
         toolkit.mkdir(parents=True)
         for name in _PROGRAMS:
@@ -98,9 +117,7 @@ class SystemdNode:
             (toolkit / name).chmod(0o755)
         units = upper / "etc/systemd/system"
         (units / f"{SERVICE}.d").mkdir(parents=True)
-        # What it would do cannot be done here, and a line for it in the log helps nobody.
-        text = f"[Service]\nExecStartPre=\n{dropin}\n"
-        (units / f"{SERVICE}.d/test.conf").write_text(text)
+        (units / f"{SERVICE}.d/test.conf").write_text(_dropin(""))
 
     def _boot(self) -> None:
         words = [
@@ -129,6 +146,83 @@ class SystemdNode:
         self._until(self._find_init, "no PID 1")
         self._until(lambda: self.show(SERVICE)["ActiveState"] == "active", "no containerd")
         assert cri.wait(self.socket, 20.0) is not None
+        self.run("systemctl", "is-system-running", "--wait")  # what else starts writes to /run
+        self._booted = self._look()
+
+    @contextmanager
+    def lent(self, lines: str = "") -> Iterator[None]:
+        """For one test: containerd starts for the first time, as far as its unit knows, with
+        `lines` in that. An AssertionError at the end where the node is not as it booted."""
+        if lines:
+            self.path(f"etc/systemd/system/{SERVICE}.d/test.conf").write_text(_dropin(lines))
+            self.run("systemctl", "daemon-reload")
+        self.run("systemctl", "reset-failed", SERVICE)
+        self.run("systemctl", "restart", SERVICE)
+        self._until(lambda: self.show(SERVICE)["ActiveState"] == "active", "no containerd")
+        assert "nvidia" not in self.answer().runtimes
+        try:
+            yield
+        finally:
+            self._put_back()
+
+    def _put_back(self) -> None:
+        """Undo what a test did, and check that nothing is left of it."""
+        assert self._booted is not None
+        units = set(self._files("etc/systemd/system")) - set(
+            self._booted.files["etc/systemd/system"]
+        )
+        if units:
+            self.run("systemctl", "stop", *units)
+        self.run("systemctl", "stop", SERVICE)
+        for name in _RESTORED:
+            self._restore(name)
+        for path in self.path("run").iterdir():
+            if path.name in self._booted.run:
+                continue
+            if path.is_file():
+                path.unlink()
+            elif path.name in _PUBLISHED:
+                shutil.rmtree(path)
+        self.run("systemctl", "daemon-reload")
+        self.run("systemctl", "reset-failed")
+        assert self._left() == [], self.told()
+        listed = self.run("systemctl", "list-units", "--all", "--plain", "--no-legend")
+        assert [line for line in listed.splitlines() if "toolkit-agent" in line] == []
+
+    def _restore(self, name: str) -> None:
+        """Bring one directory back to what was in it."""
+        assert self._booted is not None
+        before, folder = self._booted.files[name], self.path(name)
+        now = self._files(name)
+        for path, data in before.items():
+            if now.get(path) != data and data is not None:
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                (folder / path).write_bytes(data)
+        for path in sorted(set(now) - set(before), reverse=True):
+            if now[path] is None:
+                (folder / path).rmdir()
+            else:
+                (folder / path).unlink()
+
+    def _left(self) -> list[str]:
+        """What is not as it booted."""
+        assert self._booted is not None
+        now = self._look()
+        changed = [f"/run/{name}" for name in sorted(now.run ^ self._booted.run)]
+        for name, files in now.files.items():
+            pairs = files.items() ^ self._booted.files[name].items()
+            changed += sorted({f"/{name}/{path}" for path, _ in pairs})
+        return changed
+
+    def _look(self) -> _Booted:
+        files = {name: self._files(name) for name in (*_RESTORED, *_UNITS)}
+        return _Booted(files, frozenset(path.name for path in self.path("run").iterdir()))
+
+    def _files(self, name: str) -> dict[str, bytes | None]:
+        """What is in a directory, by its path in there; None for a directory."""
+        folder = self.path(name)
+        found = sorted(folder.rglob("*"))
+        return {str(p.relative_to(folder)): _bytes(p) for p in found}
 
     def _cgroups_are_unified(self) -> bool:
         return (CGROUPS / "cgroup.controllers").exists()
@@ -169,7 +263,7 @@ class SystemdNode:
         self._until(true, "it never held")
 
     def _until(self, true: Callable[[], bool], otherwise: str, timeout: float = 60.0) -> None:
-        end = time.monotonic() + timeout
+        end, pause = time.monotonic() + timeout, 0.05
         while time.monotonic() < end:
             with suppress(OSError, KeyError):
                 if true():
@@ -177,10 +271,12 @@ class SystemdNode:
             assert self._process is not None
             if self._process.poll() is not None:
                 break
-            time.sleep(0.05)
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.5)  # to ask is work too, and some waits take 20 seconds
         raise AssertionError(f"{otherwise}: {self.log.read_text(errors='replace')[-3000:]}")
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """End it, with all that it wrote."""
         if self._process is not None:
             if self.pid:
                 with suppress(ProcessLookupError):
@@ -203,9 +299,7 @@ class SystemdNode:
     @property
     def config(self) -> dict[str, bytes | None]:
         """The bytes of every file of the configuration; None for a directory."""
-        etc = self.path("etc/containerd")
-        found = sorted(etc.rglob("*"))
-        return {str(p.relative_to(etc)): p.read_bytes() if p.is_file() else None for p in found}
+        return self._files("etc/containerd")
 
     def strays(self) -> list[str]:
         """What only a change in progress needs: copies beside files, guards, units."""
@@ -266,6 +360,17 @@ class SystemdNode:
     def told(self) -> str:
         """For a failed check: the node's own log."""
         return self.run("journalctl", "--no-pager", "-n", "40")
+
+
+def _dropin(lines: str) -> str:
+    # What the first would do cannot be done here, and a line for it in the log helps nobody.
+    return f"[Service]\nExecStartPre=\n{lines}\n"
+
+
+def _bytes(path: Path) -> bytes | None:
+    if path.is_symlink():
+        return os.fsencode(path.readlink())
+    return path.read_bytes() if path.is_file() else None
 
 
 def _remove_cgroup(path: Path, timeout: float = 5.0) -> None:
