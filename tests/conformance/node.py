@@ -220,6 +220,15 @@ class PrivateNode:
         for name in self.shape.binaries:
             (self.toolkit / name).write_text(_SCRIPT, encoding="ascii")
             (self.toolkit / name).chmod(0o755)
+        self.write_config()
+
+    def write_config(self) -> None:
+        """Write the runtime's configuration as the shape has it, and nothing beside it."""
+        for path in (self.etc / "containerd").iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
         source = self.shape.directory
         for template in sorted(p for p in source.rglob("*") if p.is_file()):
             name = str(template.relative_to(source))

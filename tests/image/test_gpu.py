@@ -12,9 +12,11 @@ import grpc
 import pytest
 
 from tests.conformance import checks
+from tests.conformance.trees import contents, snapshot
 from tests.tools.driver import LIBRARIES, VERSION
 from tests.tools.kernel import make_kernel
 from tests.tools.nvml import COMPILER, NO_COMPILER, FakeGpu, FakePart, place
+from tests.tools.lending import Lending
 from tests.tools.pods import Container, PodNode, Pods
 from tests.tools.runtimes import Runtime
 
@@ -38,9 +40,9 @@ PARTS = {
 
 
 @contextmanager
-def gpu_node(runtime: Runtime) -> Iterator[tuple[PodNode, Pods]]:
+def gpu_node(runtime: Runtime) -> Iterator[PodNode]:
     """A node whose runtime knows its GPUs."""
-    with PodNode(runtime, cdi=True) as node, Pods(node) as pods:
+    with PodNode(runtime, cdi=True) as node:
         root, kernel = node.directory / "driver", node.directory / "kernel"
         place(root, [PLAIN, SPLIT])
         make_kernel(kernel, root, [PLAIN, SPLIT])
@@ -48,7 +50,27 @@ def gpu_node(runtime: Runtime) -> Iterator[tuple[PodNode, Pods]]:
             bound = node.inside(["mount", "--bind", str(kernel / path), f"/{path}"])
             assert bound.returncode == 0, bound.stderr
         checks.done(node.agent("apply"))
-        yield node, pods
+        yield node
+
+
+def look(node: PodNode) -> object:
+    """What a test puts back."""
+    return [contents(snapshot(place)) for place in (node.etc, node.cdi_directory)]
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Lending[PodNode]]:
+    """The nodes of this module: most tests only read."""
+    lending = Lending[PodNode]()
+    yield lending
+    lending.close()
+
+
+@pytest.fixture
+def node(generation: str, runtime: Runtime, shared: Lending[PodNode]) -> Iterator[PodNode]:
+    """The one of the test's generation."""
+    with shared.lend(generation, lambda: gpu_node(runtime), look) as found:
+        yield found
 
 
 def nodes(container: Container) -> set[str]:
@@ -59,9 +81,9 @@ def nodes(container: Container) -> set[str]:
 
 
 @pytest.mark.parametrize("generation", ["1.7", "2.1"])
-def test_by_number_by_uuid_and_all(generation: str, runtime: Runtime) -> None:
+def test_by_number_by_uuid_and_all(generation: str, node: PodNode) -> None:
     """A GPU, MIG devices, everything: each with its own nodes and the driver's files once."""
-    with gpu_node(runtime) as (_, pods):
+    with Pods(node) as pods:
         wanted = {
             "0": WHOLE,
             PLAIN.name: WHOLE,
@@ -84,28 +106,28 @@ def test_by_number_by_uuid_and_all(generation: str, runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize("generation", ["1.7", "2.1"])
-def test_two_devices_in_one_container(generation: str, runtime: Runtime) -> None:
+def test_two_devices_in_one_container(generation: str, node: PodNode) -> None:
     """What both bring is there once."""
-    with gpu_node(runtime) as (_, pods):
+    with Pods(node) as pods:
         container = pods.create(cdi_devices=[f"{KIND}=0", f"{KIND}={SPLIT.parts[1].name(1)}"])
         assert nodes(container) == WHOLE | PARTS["1:3"] | CONTROL
         assert container.mounts.count(f"/{LIBRARIES}/libcuda.so.{VERSION}") == 1
 
 
 @pytest.mark.parametrize("generation", ["1.7", "2.1"])
-def test_gpu_that_is_split_cannot_be_had(generation: str, runtime: Runtime) -> None:
+def test_gpu_that_is_split_cannot_be_had(generation: str, node: PodNode) -> None:
     """Nor one that is not there: the runtime refuses the container."""
-    with gpu_node(runtime) as (_, pods):
+    with Pods(node) as pods:
         for name in ("1", SPLIT.name, "2"):
             with pytest.raises(grpc.RpcError, match="unresolvable CDI devices"):
                 pods.create(cdi_devices=[f"{KIND}={name}"])
 
 
 @pytest.mark.parametrize("generation", ["1.7", "2.1"])
-def test_somebody_else_s_file_is_no_conflict(generation: str, runtime: Runtime) -> None:
+def test_somebody_else_s_file_is_no_conflict(generation: str, node: PodNode) -> None:
     """Ours gives way, and what the other one describes can be had; when it goes, ours is back. The
     runtime is not restarted for any of it."""
-    with gpu_node(runtime) as (node, pods):
+    with Pods(node) as pods:
         first, starts = pods.create(), node.supervisor.starts
         other = node.cdi_directory / "nvidia.yaml"
         other.write_text((node.cdi_directory / "nvidia.com-gpu.yaml").read_text("utf-8"), "utf-8")

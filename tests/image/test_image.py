@@ -17,11 +17,13 @@ import pytest
 from agent import __version__
 from tests.conformance import statusfile
 from tests.conformance.shapes import OURS
+from tests.conformance.trees import contents
 from tests.image import build
 from tests.image.build import Image
 from tests.operator import environment as operator
 from tests.tools.driver import make_driver
 from tests.tools.image_tools import Unavailable, image_tools
+from tests.tools.lending import Lending
 from tests.tools.pods import Container, Mount, PodNode, Pods
 from tests.tools.runtimes import ROOT, Runtime
 
@@ -96,6 +98,49 @@ def node_with(image: Image, runtime: Runtime) -> Iterator[PodNode]:
         yield node
 
 
+# What a pod writes on its node, beside the runtime's configuration.
+_WRITTEN = (
+    *("/usr/local/nvidia", "/var/lib/toolkit-agent", "/run/cdi", "/run/entrypoint.sh"),
+    *("/run/nvidia/toolkit", "/run/nvidia/validations"),
+)
+
+
+def look(node: PodNode) -> object:
+    """What a test puts back."""
+    script = 'find "$@" ! -type d -printf "%p %m %s %l\\n" 2>&- | sort'
+    written = node.inside(["sh", "-c", script, "sh", *_WRITTEN]).stdout
+    return contents(node.tree()), written, set(node.status().runtimes)
+
+
+def put_back(node: PodNode) -> None:
+    """Undo what a pod did, without its help."""
+    node.write_config()
+    for words in (
+        ["rm", "-rf", *_WRITTEN],
+        ["cp", "-r", str(node.directory / "usr/local/nvidia"), "/usr/local/nvidia"],
+    ):
+        done = node.inside(words)
+        assert done.returncode == 0, done.stderr
+    node.restart()
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Lending[PodNode]]:
+    """The nodes of this module: to give one the image takes longer than all else."""
+    lending = Lending[PodNode]()
+    yield lending
+    lending.close()
+
+
+@pytest.fixture
+def node(
+    generation: str, runtime: Runtime, image: Image, shared: Lending[PodNode]
+) -> Iterator[PodNode]:
+    """The one of the test's generation."""
+    with shared.lend(generation, lambda: node_with(image, runtime), look) as found:
+        yield found
+
+
 def run_once(pods: Pods, *command: str) -> Container:
     """Run a command in a container of the image, to its end."""
     container = pods.create(build.NAME, command=command)
@@ -105,10 +150,10 @@ def run_once(pods: Pods, *command: str) -> Container:
 
 
 @pytest.mark.parametrize("generation", ["2.1"])
-def test_what_is_in_it(generation: str, runtime: Runtime, image: Image) -> None:
+def test_what_is_in_it(generation: str, node: PodNode, image: Image) -> None:
     """Both programs answer, modules are compiled, and nothing is left of the build."""
     print(f"the image has {image.size / 1e6:.0f} MB")
-    with node_with(image, runtime) as node, Pods(node) as pods:
+    with Pods(node) as pods:
         for program in ("toolkit-agent", "nvidia-toolkit"):
             assert program in run_once(pods, program, "--help").log()
         version = run_once(pods, "toolkit-agent", "--version").log()
@@ -125,9 +170,9 @@ def test_what_is_in_it(generation: str, runtime: Runtime, image: Image) -> None:
 
 
 @pytest.mark.parametrize("generation", ["1.7", "2.1"])
-def test_pod(generation: str, runtime: Runtime, image: Image) -> None:
+def test_pod(generation: str, node: PodNode) -> None:
     """It makes its node right, outlives the restart that this takes, and leaves the node so."""
-    with node_with(image, runtime) as node, Pods(node) as pods:
+    with Pods(node) as pods:
         ready = node.directory / "run/nvidia/validations" / statusfile.READY
         starts = node.supervisor.starts
         mounts = daemonset_mounts()
@@ -162,6 +207,7 @@ def test_pod(generation: str, runtime: Runtime, image: Image) -> None:
         assert (ended.state, ended.exit_code) == ("EXITED", 0), container.log()
         assert node.tree() == before
         assert node.supervisor.starts == starts + 1
+    put_back(node)
 
 
 # On this node nothing but a signal restarts the runtime; the rest is what the operator sends.
@@ -174,9 +220,9 @@ _OPERATOR = {
 
 
 @pytest.mark.parametrize("generation", ["1.7", "2.1"])
-def test_pod_of_gpu_operator(generation: str, runtime: Runtime, image: Image) -> None:
+def test_pod_of_gpu_operator(generation: str, node: PodNode) -> None:
     """Its script, its mounts and its variables; the signal that ends the pod reaches us."""
-    with node_with(image, runtime) as node, Pods(node) as pods:
+    with Pods(node) as pods:
         run = node.directory / "run"
         (run / "nvidia/validations").mkdir(parents=True)
         ready = run / "nvidia/validations/driver-ready"
@@ -216,3 +262,4 @@ def test_pod_of_gpu_operator(generation: str, runtime: Runtime, image: Image) ->
         assert node.tree() == before
         assert twin.exists()
         assert not ready.with_name(statusfile.READY).exists()
+    put_back(node)

@@ -18,13 +18,14 @@ _LIB = f"/{LIBRARIES}"
 
 
 @pytest.mark.parametrize("generation", ["1.7", "2.1"])
-def test_everything_is_there_once(generation: str, runtime: Runtime) -> None:
+def test_everything_is_there_once_and_goes(generation: str, runtime: Runtime) -> None:
     """Nodes with their numbers, mounts, environment and hooks, whether it is asked for by the
-    field, by an annotation, or by both."""
+    field, by an annotation, or by both; `revert` takes it away with everything that was ours."""
     annotation = {"cdi.k8s.io/test": _NAME}
     with PodNode(runtime) as node, Pods(node) as pods:
         checks.done(node.agent("apply"))
-        spec = (node.cdi_directory / "management.nvidia.com-gpu.yaml").read_text("utf-8")
+        path = node.cdi_directory / "management.nvidia.com-gpu.yaml"
+        spec = path.read_text("utf-8")
         assert f'kind: "{_NAME.partition("=")[0]}"' in spec
         for asked in (
             {"cdi_devices": [_NAME]},
@@ -50,15 +51,6 @@ def test_everything_is_there_once(generation: str, runtime: Runtime) -> None:
             ]  # fmt: skip
             assert container.spec["process"]["user"].get("additionalGids", []).count(44) == 1
         container = pods.create()
-        assert not [path for path in container.devices if "nvidia" in path]
-
-
-@pytest.mark.parametrize("generation", ["1.7", "2.1"])
-def test_revert_takes_it_away(generation: str, runtime: Runtime) -> None:
-    """The device goes with everything else that was ours."""
-    with PodNode(runtime) as node:
-        checks.done(node.agent("apply"))
-        path = node.cdi_directory / "management.nvidia.com-gpu.yaml"
-        assert path.exists()
+        assert not [name for name in container.devices if "nvidia" in name]
         checks.done(node.agent("revert"))
         assert not path.exists()

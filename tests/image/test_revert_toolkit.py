@@ -37,7 +37,7 @@ def test_pods_that_run_by_it(generation: str, runtime: Runtime) -> None:
         assert "pod-1 (default)" in refused.stderr
         assert "pod-0" not in refused.stderr
         assert touched(before, snapshot(node.toolkit)) == []
-        made.stop()
+        made.stop(grace=0)  # nothing in it minds SIGTERM
         made.remove()
         checks.done(node.agent("revert", "--toolkit"))
         assert not node.toolkit.exists()

@@ -6,7 +6,8 @@ from __future__ import annotations
 import threading
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -14,10 +15,12 @@ import grpc
 import pytest
 
 from tests.conformance import checks
+from tests.conformance.trees import contents, snapshot
 from tests.toolkit import modules
 from tests.toolkit.node import Made, ToolkitNode
 from tests.toolkit.source import make_sources
 from tests.tools.driver import NODES
+from tests.tools.lending import Lending
 from tests.tools.pods import Pods
 from tests.tools.runtimes import Runtime
 
@@ -72,11 +75,40 @@ def _has_nothing(made: Made) -> None:
     assert not made.has_device("nvidia0")
 
 
-@pytest.mark.parametrize("generation", ["1.6"])
-def test_annotations_without_native_cdi(generation: str, runtime: Runtime) -> None:
-    """With nvidia as default, both prefixes are answered; who asks for nothing gets nothing."""
-    with ToolkitNode(runtime) as node, Pods(node) as pods:
+@contextmanager
+def applied(runtime: Runtime) -> Iterator[ToolkitNode]:
+    """A node that was made right."""
+    with ToolkitNode(runtime) as node:
         checks.done(node.agent("apply"))
+        yield node
+
+
+def look(node: ToolkitNode) -> object:
+    """What a test puts back."""
+    places = (node.etc, node.cdi_directory, node.toolkit, node.modules)
+    return [contents(snapshot(place)) for place in places], dict(node.variables)
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Lending[ToolkitNode]]:
+    """The nodes of this module: most tests only read."""
+    lending = Lending[ToolkitNode]()
+    yield lending
+    lending.close()
+
+
+@pytest.fixture
+def node(generation: str, runtime: Runtime, shared: Lending[ToolkitNode]) -> Iterator[ToolkitNode]:
+    """The one of the test's generation; its toolkit has noted nothing yet."""
+    with shared.lend(generation, lambda: applied(runtime), look) as found:
+        found.forget_calls()
+        yield found
+
+
+@pytest.mark.parametrize("generation", ["1.6"])
+def test_annotations_without_native_cdi(generation: str, node: ToolkitNode) -> None:
+    """With nvidia as default, both prefixes are answered; who asks for nothing gets nothing."""
+    with Pods(node) as pods:
         assert node.status().default == "nvidia"
         for prefix in ("nvidia.cdi.k8s.io", "cdi.k8s.io"):
             made = node.start(pods.create(annotations={f"{prefix}/x": _ALL}))
@@ -86,7 +118,7 @@ def test_annotations_without_native_cdi(generation: str, runtime: Runtime) -> No
         _has_nothing(made)
         assert made.chosen == []
         call = node.calls()[-1]
-        assert call["low_level"] == str(runtime.runc)
+        assert call["low_level"] == str(node.runtime.runc)
         own = node.toolkit / ".config/nvidia-container-runtime/config.toml"
         assert Path(call["config"]) == own
         unknown = pods.create(annotations={"cdi.k8s.io/x": "management.nvidia.com/gpu=77"})
@@ -95,25 +127,24 @@ def test_annotations_without_native_cdi(generation: str, runtime: Runtime) -> No
 
 
 @pytest.mark.parametrize("generation", ["1.6"])
-def test_device_plugin_without_native_cdi(generation: str, runtime: Runtime) -> None:
+def test_device_plugin_without_native_cdi(generation: str, node: ToolkitNode) -> None:
     """A plugin that was set up for all nodes of a cluster works here too."""
-    with ToolkitNode(runtime) as node, Pods(node) as pods:
-        checks.done(node.agent("apply"))
-        node.describe("k8s.device-plugin.nvidia.com-gpu.json", _plugins_spec(node))
+    with Pods(node) as pods:
+        file = node.describe("k8s.device-plugin.nvidia.com-gpu.json", _plugins_spec(node))
         for handler in ("", "nvidia", "nvidia-cdi"):
             asked = pods.create(annotations=_ANNOTATION, cdi_devices=[_GPU], handler=handler)
             made = node.start(asked)
             _has_one_gpu(made)
             assert made.chosen == [_GPU]
+        file.unlink()
 
 
 @pytest.mark.parametrize("generation", ["1.7", "2.1"])
-def test_device_plugin_with_native_cdi(generation: str, runtime: Runtime) -> None:
+def test_device_plugin_with_native_cdi(generation: str, node: ToolkitNode) -> None:
     """The runtime puts the devices in, and the handler's program does not do it again."""
-    with ToolkitNode(runtime) as node, Pods(node) as pods:
-        checks.done(node.agent("apply"))
+    with Pods(node) as pods:
         assert node.status().default == "runc"
-        node.describe("k8s.device-plugin.nvidia.com-gpu.json", _plugins_spec(node))
+        file = node.describe("k8s.device-plugin.nvidia.com-gpu.json", _plugins_spec(node))
         for handler, annotations, field in (
             ("nvidia", _ANNOTATION, [_GPU]),
             ("nvidia", _ANNOTATION, []),
@@ -125,14 +156,14 @@ def test_device_plugin_with_native_cdi(generation: str, runtime: Runtime) -> Non
             made = node.start(asked)
             _has_one_gpu(made)
             assert made.chosen == ([] if handler else None)
+        file.unlink()
 
 
 @pytest.mark.parametrize("generation", ["1.6", "1.7", "2.1"])
-def test_device_by_variable(generation: str, runtime: Runtime) -> None:
+def test_device_by_variable(generation: str, node: ToolkitNode) -> None:
     """Only a privileged container gets devices past the scheduler, unless it was asked for."""
     accept = {"ACCEPT_NVIDIA_VISIBLE_DEVICES_ENVVAR_WHEN_UNPRIVILEGED": "true"}
-    with ToolkitNode(runtime) as node, Pods(node) as pods:
-        checks.done(node.agent("apply"))
+    with Pods(node) as pods:
         made = node.start(pods.create(env=_VISIBLE, handler="nvidia"))
         _has_nothing(made)
         assert made.chosen == []
@@ -146,13 +177,14 @@ def test_device_by_variable(generation: str, runtime: Runtime) -> None:
         made = node.start(pods.create(env=_VISIBLE, handler="nvidia"))
         _has_all(made)
         assert made.chosen == [_ALL]
+        node.variables.clear()
+        checks.done(node.agent("apply"))
 
 
 @pytest.mark.parametrize("generation", ["1.6", "2.1"])
-def test_legacy_handler(generation: str, runtime: Runtime) -> None:
+def test_legacy_handler(generation: str, node: ToolkitNode) -> None:
     """It is in its own mode whatever the row is, and the hook that it puts in is there."""
-    with ToolkitNode(runtime) as node, Pods(node) as pods:
-        checks.done(node.agent("apply"))
+    with Pods(node) as pods:
         made = node.start(pods.create(env=_VISIBLE, handler="nvidia-legacy", privileged=True))
         assert made.mode == "legacy"
         (hook,) = made.spec["hooks"]["prestart"]
@@ -161,18 +193,16 @@ def test_legacy_handler(generation: str, runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize("generation", ["2.1"])
-def test_programs(generation: str, runtime: Runtime) -> None:
+def test_programs(generation: str, node: ToolkitNode) -> None:
     """Those that a person or another program calls find what they need."""
-    with ToolkitNode(runtime) as node:
-        checks.done(node.agent("apply"))
-        cli = node.inside([str(node.toolkit / "nvidia-container-cli"), "--version"])
-        assert cli.stdout == "cli-version: 1.18.0\n", cli.stderr
-        file = node.toolkit / ".config/nvidia-container-runtime/config.toml"
-        ctk = node.inside([str(node.toolkit / "nvidia-ctk"), "config", f"--config-file={file}"])
-        assert tomllib.loads(ctk.stdout)["nvidia-container-runtime"]["mode"] == "cdi"
-        for name in ("nvidia-container-toolkit", "nvidia-container-runtime-hook"):
-            assert node.inside([str(node.toolkit / name), "prestart"]).returncode == 0
-        assert {call["config"] for call in node.calls() if "config" in call} <= {str(file)}
+    cli = node.inside([str(node.toolkit / "nvidia-container-cli"), "--version"])
+    assert cli.stdout == "cli-version: 1.18.0\n", cli.stderr
+    file = node.toolkit / ".config/nvidia-container-runtime/config.toml"
+    ctk = node.inside([str(node.toolkit / "nvidia-ctk"), "config", f"--config-file={file}"])
+    assert tomllib.loads(ctk.stdout)["nvidia-container-runtime"]["mode"] == "cdi"
+    for name in ("nvidia-container-toolkit", "nvidia-container-runtime-hook"):
+        assert node.inside([str(node.toolkit / name), "prestart"]).returncode == 0
+    assert {call["config"] for call in node.calls() if "config" in call} <= {str(file)}
 
 
 @pytest.mark.parametrize("generation", ["1.6", "2.1"])
@@ -191,11 +221,10 @@ def test_toolkit_of_the_host(generation: str, runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize("generation", ["1.6", "2.1"])
-def test_driver_that_is_not_loaded(generation: str, runtime: Runtime) -> None:
+def test_driver_that_is_not_loaded(generation: str, node: ToolkitNode) -> None:
     """Pods start all the same, through the low-level runtime, until it is there."""
     asked = {"handler": "nvidia", "annotations": {"nvidia.cdi.k8s.io/x": _ALL}}
-    with ToolkitNode(runtime) as node, Pods(node) as pods:
-        checks.done(node.agent("apply"))
+    with Pods(node) as pods:
         node.load_driver(loaded=False)
         before = len(node.calls())
         made = node.start(pods.create(**asked))  # type: ignore[arg-type]
@@ -252,11 +281,11 @@ class _Loops:
     def _programs(self) -> None:
         for name in ("nvidia-container-runtime", "nvidia-ctk", "nvidia-container-cli"):
             self._node.inside([str(self._node.toolkit / name), "--version"]).check_returncode()
+        self._ending.wait(0.05)  # else this alone keeps a processor busy
 
 
 def _upgrade(runtime: Runtime, times: int) -> None:
-    with ToolkitNode(runtime) as node, Pods(node) as pods:
-        checks.done(node.agent("apply"))
+    with applied(runtime) as node, Pods(node) as pods:
         kept = node.start(pods.create(annotations={"cdi.k8s.io/x": _ALL}))
         starts = node.supervisor.starts
         with _Loops(node, pods) as loops:

@@ -8,7 +8,6 @@ with ToolkitNode(runtime) as node, Pods(node) as pods:
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,13 +67,13 @@ class ToolkitNode(PodNode):
         self.on_host = on_host
         self.variables: dict[str, str] = {}
         self._log = self.directory / "run/toolkit.log"
-        self._modules = self.directory / "modules"
+        self.modules = self.directory / "modules"
 
     def __enter__(self) -> ToolkitNode:
         super().__enter__()
         try:
             if modules.PROC.exists():
-                self._mount("--bind", str(self._modules / modules.FILE), str(modules.PROC))
+                self._mount("--bind", str(self.modules / modules.FILE), str(modules.PROC))
             if self.on_host:
                 both = f"lowerdir={self.source}/deb/usr/bin:/usr/bin"
                 self._mount("-t", "overlay", "-o", both, "overlay", "/usr/bin")
@@ -85,7 +84,7 @@ class ToolkitNode(PodNode):
 
     def load_driver(self, *, loaded: bool = True) -> None:
         """Make the kernel say so, or the opposite."""
-        modules.load(self._modules, loaded=loaded)
+        modules.load(self.modules, loaded=loaded)
 
     def calls(self) -> list[dict[str, Any]]:
         """What the toolkit's programs noted, oldest first."""
@@ -113,12 +112,16 @@ class ToolkitNode(PodNode):
             mode=mine.get("mode"),
         )
 
-    def describe(self, name: str, spec: object) -> None:
-        """Put a CDI spec of somebody else's where the runtime looks."""
+    def forget_calls(self) -> None:
+        """Have noted nothing."""
+        self._log.unlink(missing_ok=True)
+
+    def describe(self, name: str, spec: object) -> Path:
+        """Put a CDI spec of somebody else's where the runtime looks; gives its file."""
         self.cdi_directory.mkdir(exist_ok=True)
         draft = self.cdi_directory / f"{name}.new"
         draft.write_text(json.dumps(spec), encoding="utf-8")
-        os.replace(draft, self.cdi_directory / name)
+        return draft.rename(self.cdi_directory / name)
 
     def _mount(self, *words: str) -> None:
         result = self.inside(["mount", *words])
@@ -127,8 +130,8 @@ class ToolkitNode(PodNode):
     def _make_files(self) -> None:
         super()._make_files()
         make_sources(self.source)
-        self._modules.mkdir()
-        modules.make(self._modules)
+        self.modules.mkdir()
+        modules.make(self.modules)
 
     def _options(self) -> list[str]:
         kind = f"--nvidia-container-runtime.modes.cdi.default-kind={_DEFAULT_KIND}"
@@ -136,5 +139,5 @@ class ToolkitNode(PodNode):
         return [*super()._options(), *source, kind]
 
     def _environment(self) -> dict[str, str]:
-        seen = modules.variables(self._modules)
+        seen = modules.variables(self.modules)
         return {**super()._environment(), **seen, LOG: str(self._log), **self.variables}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import tempfile
 import time
@@ -218,6 +219,7 @@ class Pods:
     def __init__(self, node: PodNode) -> None:
         self.node = node
         self._sandboxes: list[str] = []
+        self._logs = node.directory / "run/logs"
         self._numbers = itertools.count()
 
     def __enter__(self) -> Pods:
@@ -228,6 +230,7 @@ class Pods:
             # What cannot be removed, perhaps because of what the test found, the node kills.
             with suppress(grpc.RpcError):
                 self.remove(sandbox)
+        shutil.rmtree(self._logs, ignore_errors=True)  # the next pods have the same names
 
     def create(
         self,
@@ -249,7 +252,7 @@ class Pods:
         `beside` another that was created in the same way, in its pod."""
         number = next(self._numbers)
         name = f"pod-{number}" if beside is None else beside.pod
-        logs = self.node.directory / "run/logs" / name
+        logs = self._logs / name
         namespaces = {"network": "NODE", "ipc": "NODE", "pid": "NODE" if host_pid else "CONTAINER"}
         security = {"namespace_options": namespaces, "privileged": privileged}
         pod = {
