@@ -8,7 +8,7 @@ import json
 import re
 from typing import Any
 
-_KEY = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^\s"'#:][^:]*?):(?:\s+(.*))?$""")
+_KEY = r"""("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^\s"'#:][^:]*?):(?:\s+(.*))?$"""
 
 Line = tuple[int, str]
 
@@ -33,7 +33,7 @@ def _block(lines: list[Line]) -> Any:
     indent, first = lines[-1]
     if first == "-" or first.startswith("- "):
         return _sequence(lines, indent)
-    if _KEY.match(first):
+    if re.match(_KEY, first):
         return _mapping(lines, indent)
     return _scalar(lines.pop()[1])
 
@@ -51,7 +51,7 @@ def _sequence(lines: list[Line], indent: int) -> list[Any]:
 
 def _mapping(lines: list[Line], indent: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    while lines and lines[-1][0] == indent and (match := _KEY.match(lines[-1][1])):
+    while lines and lines[-1][0] == indent and (match := re.match(_KEY, lines[-1][1])):
         lines.pop()
         key, value = _scalar(match[1]), match[2]
         if str(key) in found:

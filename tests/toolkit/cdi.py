@@ -8,12 +8,11 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.toolkit import blocks
 
-_QUALIFIED = re.compile(
+_QUALIFIED = (
     r"[A-Za-z]([\w.-]*[A-Za-z0-9])?/[A-Za-z]([\w-]*[A-Za-z0-9])?=[A-Za-z0-9]([\w.:-]*[A-Za-z0-9])?"
 )
 _EDITS = {"env", "deviceNodes", "hooks", "mounts", "additionalGids", "intelRdt", "netDevices"}
@@ -22,8 +21,7 @@ _HOOKS = ("prestart", "createRuntime", "createContainer", "startContainer", "pos
 Edits = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Device:
+class Device(NamedTuple):
     """One device; `file` is where it was found, `common` what each device of that file does."""
 
     file: str
@@ -37,7 +35,7 @@ class Unresolvable(Exception):
 
 def is_qualified(name: str) -> bool:
     """Whether it is vendor/class=name."""
-    return _QUALIFIED.fullmatch(name) is not None
+    return re.fullmatch(_QUALIFIED, name) is not None
 
 
 def devices(directories: Iterable[str]) -> dict[str, Device]:

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from tests.toolkit import cdi
 from tests.toolkit.config import Config, load
@@ -35,8 +33,7 @@ class Failed(Exception):
     """No container can be made; the message is what the real one says."""
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """What `create` does: in which mode, with which devices."""
 
     mode: str
@@ -52,7 +49,7 @@ def main(name: str, version: str, argv: Sequence[str], environment: Mapping[str,
             raise Failed(f"the low-level runtime of {name} is an nvidia-container-runtime itself")
         config = load(environment)
         forced = next((m for end, m in _FORCED.items() if name.endswith(end)), "")
-        config = replace(config, mode=forced or config.mode)
+        config = config._replace(mode=forced or config.mode)
         program = low_level(config.runtimes, environment.get("PATH", ""))
         call |= {"config": config.path, "low_level": program}
         if is_create(argv):
@@ -86,10 +83,16 @@ def bundle(argv: Sequence[str]) -> str:
 def low_level(candidates: Sequence[str], path: str) -> str:
     """The first of them that is there: by itself where it is a path, else in PATH."""
     for candidate in candidates:
-        found = shutil.which(candidate, path=f"{path}:{_USUAL_PATH}")
+        found = _which(candidate, f"{path}:{_USUAL_PATH}")
         if found:
             return found
     raise Failed(f"no runtime binary found from candidate list: [{' '.join(candidates)}]")
+
+
+def _which(name: str, path: str) -> str:
+    """As `shutil.which`, whose module is slow to import; empty where there is none."""
+    places = [name] if "/" in name else [f"{folder}/{name}" for folder in path.split(":") if folder]
+    return next((p for p in places if os.path.isfile(p) and os.access(p, os.X_OK)), "")
 
 
 def modify(directory: str, config: Config) -> Change:
@@ -118,7 +121,7 @@ def wanted(spec: Spec, config: Config) -> Change:
     if mode == "auto":
         mode = "cdi" if names and all(map(cdi.is_qualified, names)) else "jit-cdi"
     if mode != "cdi":  # no other one looks at annotations
-        names = requested(spec, replace(config, prefixes=()))
+        names = requested(spec, config._replace(prefixes=()))
     kind = {"cdi": config.default_kind, "jit-cdi": _JIT_KIND}.get(mode)
     if kind:
         names = [name if cdi.is_qualified(name) else f"{kind}={name}" for name in names]
@@ -156,7 +159,7 @@ def apply(spec: Spec, change: Change, config: Config) -> None:
         cdi.edit(spec, {"env": ["NVIDIA_VISIBLE_DEVICES=void"]})
     elif change.mode == "legacy":
         args = ["nvidia-container-runtime-hook", "prestart"]
-        path = shutil.which(config.hook) or config.hook
+        path = _which(config.hook, os.environ.get("PATH", os.defpath)) or config.hook
         cdi.edit(spec, {"hooks": [{"hookName": "prestart", "path": path, "args": args}]})
 
 
