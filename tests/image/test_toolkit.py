@@ -281,7 +281,7 @@ class _Loops:
     def _programs(self) -> None:
         for name in ("nvidia-container-runtime", "nvidia-ctk", "nvidia-container-cli"):
             self._node.inside([str(self._node.toolkit / name), "--version"]).check_returncode()
-        self._ending.wait(0.05)  # else this alone keeps a processor busy
+        self._ending.wait(0.1)  # else this alone keeps a processor busy
 
 
 def _upgrade(runtime: Runtime, times: int) -> None:

@@ -11,7 +11,7 @@ from tests.tools.lending import Lending
 
 
 def test_one_for_all_until_somebody_leaves_something() -> None:
-    """Made once, ended at the end; one that was not put back fails its test and is not lent again."""
+    """Made once, ended at the end; one that is not put back fails its test, and is lent no more."""
     made: list[list[str]] = []
     ended: list[list[str]] = []
 
