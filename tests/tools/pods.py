@@ -38,6 +38,10 @@ _PROTO = Path(__file__).with_name("cri_pod.proto")
 _OPTIONS = (("grpc.default_authority", "localhost"),)
 
 
+# What runtimes copy into each pod; the smallest systems lack it. The node's /etc takes the writes.
+_MAKE_FILES = 'for name in hosts hostname; do [ -e "/etc/$name" ] || : >"/etc/$name"; done'
+
+
 class PodNode(PrivateNode):
     """A private node, with the default paths inside, whose runtime can run pods on this machine.
 
@@ -55,6 +59,8 @@ class PodNode(PrivateNode):
     def __enter__(self) -> Self:
         super().__enter__()
         try:
+            done = self.inside(["sh", "-c", _MAKE_FILES])
+            assert done.returncode == 0, done.stderr
             tar = self.directory / "run/pause.tar"
             pause_image.write_pause_image(tar)
             self.import_image(tar)
