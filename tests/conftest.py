@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import defaultdict
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
+# PYTHONPATH may lead to another checkout.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from tests import sampling
 from tests.conformance import table
 from tests.generations import table as model_table
+from tests.tools import surroundings
 from tests.tools.runtimes import WANTED, Inventory, load
 
 # The same examples each time: a failure is the change's, not the day's. `search` looks for others
@@ -22,6 +29,7 @@ settings.register_profile("search", deadline=None, max_examples=10_000)
 # A property of a test's report: where tests run in several processes, reports are all that arrives.
 _USED = "real runtime"
 INVENTORY = pytest.StashKey[Inventory]()
+_IGNORED = pytest.StashKey[list[int]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,7 +40,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Read once what is there."""
-    os.umask(0o022)  # files that others can write are refused
     if not config.getoption("--hypothesis-profile"):
         settings.load_profile("long" if config.getoption("--long") else "short")
     config.stash[INVENTORY] = load()
@@ -41,6 +48,21 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header() -> str:
     """Say which cases of many are taken."""
     return f"sample of the commit: {sampling.seed()} (another one: {sampling.VARIABLE}=WORD)"
+
+
+@pytest.hookimpl(tryfirst=True)  # before there are other processes
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Make what the tests were started with the same everywhere."""
+    given = getattr(session.config, "workerinput", {})
+    try:
+        session.config.stash[_IGNORED] = surroundings.settle(given.get("ignored", ()))
+    except RuntimeError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def pytest_configure_node(node: Any) -> None:
+    """Tell another process of these tests what it has to ignore, too."""
+    node.workerinput["ignored"] = node.config.stash[_IGNORED]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

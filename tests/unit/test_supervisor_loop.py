@@ -8,6 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -287,12 +289,21 @@ def test_signature_of_a_device_changes_with_its_group(tmp_path: Path) -> None:
     assert signature(entry) != before
 
 
-def test_signature_of_names_where_times_say_nothing() -> None:
-    """In /proc a directory's time does not change with what is in it."""
-    entry = b"*/proc/self/fd"
+def test_signature_of_names_where_times_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In /proc a directory's time does not change with what is in it, however long ago it was."""
+    later = time.time_ns() + 10**10
+    monkeypatch.setattr("agent.daemon.supervisor.time.time_ns", lambda: later)
+    entry = b"*/proc/self/task"  # a thread is a name
     before = signature(entry)
-    with open(os.devnull, encoding="ascii"):
+    assert isinstance(before, list)
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
+    thread.start()
+    try:
         assert signature(entry) != before
+    finally:
+        end.set()
+        thread.join()
 
 
 def test_signature_of_files_but_for_some(tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+"""What the tests were started with, made the same everywhere, once for each process of them.
+
+    left = surroundings.settle()
+
+Whoever starts them has an umask, ignores signals (`nohup`, `&`), has variables that Python, git,
+shells and the program under test read, a language, and a directory for temporary files. What the
+tests start inherits all of that.
+"""
+
+from __future__ import annotations
+
+import locale
+import os
+import re
+import signal
+import tempfile
+from collections.abc import Iterable, MutableMapping
+from contextlib import suppress
+from pathlib import Path
+
+# What finds programs, packages and their certificates on this machine, and what pytest says to its
+# own processes.
+_KEPT = re.compile(
+    r"PATH|HOME|LD_LIBRARY_PATH|TMPDIR|XDG_C(ACHE|ONFIG)_HOME|APT_CONFIG"
+    r"|(HTTPS?|FTP|ALL|NO)_PROXY|SSL_CERT_(FILE|DIR)|(REQUESTS|CURL)_CA_BUNDLE"
+    r"|(PIP|PYTEST|HYPOTHESIS|TOOLKIT_AGENT)_\w+"
+)
+_FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+# Under these a node of the tests has its own; and the name of a socket has 107 bytes at most.
+_COVERED = ("/run", "/etc", "/opt", "/var/lib", "/usr/local", "/proc", "/sys", "/dev")
+_LONGEST = 16
+
+
+def settle(ignored: Iterable[int] = ()) -> list[int]:
+    """Make them the same. `ignored` are the signals that the process that started this one ignores;
+    gives the signals that this process ignores from now on, while what it starts does not.
+
+    Raises RuntimeError where tests cannot run, with what to do.
+    """
+    if not __debug__:
+        raise RuntimeError("cannot test without assertions: unset PYTHONOPTIMIZE")
+    os.umask(0o022)  # files that others can write are refused
+    _settle_environment(os.environ)
+    _settle_directory()
+    with suppress(locale.Error):  # of files that are read without naming an encoding
+        locale.setlocale(locale.LC_ALL, "C.UTF-8")
+    return _settle_signals(ignored)
+
+
+def _settle_environment(environment: MutableMapping[str, str]) -> None:
+    for name in list(environment):
+        if not _KEPT.fullmatch(name.upper()):
+            del environment[name]
+    environment["LC_ALL"] = "C.UTF-8"
+    folders = environment.get("PATH", os.defpath).split(":")
+    # For root, too, some shells leave out those of the administrator.
+    environment["PATH"] = ":".join([*folders, *(f for f in _FOLDERS if f not in folders)])
+
+
+def _settle_directory() -> None:
+    """Choose a directory for temporary files that all tests can use."""
+    for name in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
+        path = os.path.realpath(name)
+        covered = any(Path(path).is_relative_to(folder) for folder in _COVERED)
+        if (
+            len(os.fsencode(path)) <= _LONGEST
+            and not covered
+            and os.access(path, os.W_OK | os.X_OK)
+        ):
+            os.environ["TMPDIR"] = tempfile.tempdir = path
+            return
+    raise RuntimeError("cannot find a directory for temporary files: make /tmp writable")
+
+
+def _settle_signals(ignored: Iterable[int]) -> list[int]:
+    """A handler that does nothing ignores a signal here, and a program that is started has the
+    default again. Python itself ignores two, and takes that back for what it starts."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    own = {signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD}
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or no exit code could be told
+    found = {n for n in signal.valid_signals() - own if signal.getsignal(n) is signal.SIG_IGN}
+    for number in found | set(ignored):
+        signal.signal(number, lambda *_: None)
+    return sorted(int(number) for number in found | set(ignored))
