@@ -38,6 +38,7 @@ _SPECS = {
     "vendor.yaml": _SPEC.format(kind="vendor.example/both"),
     "same.yaml": _SPEC.format(kind="vendor.example/both"),
     "broken.yaml": "{",
+    "deadly.yaml": _SPEC.format(kind="v/gpu"),  # containerd before 2.4 ends when it reads it
     "wrong.json": '{"cdiVersion": "99.0.0", "kind": "nvidia.com/gpu", "devices": []}',
 }
 # What a program of the tests would read if it were told no other place.
@@ -89,6 +90,7 @@ def files(place: Place) -> None:
     for directory in ("/etc/cdi", "/run/cdi"):
         for name, text in _SPECS.items():
             _write(f"{directory}/{name}", text)
+        os.mkfifo(f"{directory}/pipe.json")  # whoever reads it waits for ever
     for path, text in _FILES.items():
         _write(path, text)
     for name in _BROKEN:

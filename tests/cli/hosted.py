@@ -34,6 +34,7 @@ class HostedNode(CliNode):
         toolkit = self.host / "usr/local/nvidia/toolkit"
         shutil.copytree(self.toolkit, toolkit)
         self.toolkit = toolkit
+        (self.host / "proc/self").mkdir(parents=True)  # this machine's processes are not its own
         self.argv = [str(self.program)]
         self.supervisor = self.run()
 

@@ -256,6 +256,7 @@ def make_local(prefix: Sequence[str], directory: Path, *, toolkit: bool = True) 
     options = f"lowerdir=/usr/local,upperdir={layer}/new,workdir={layer}/work"
     for words in (
         ("mkdir", "-p", f"{layer}/new", f"{layer}/work"),
+        ("mknod", f"{layer}/new/nvidia", "c", "0", "0"),  # what this machine has is not the node's
         ("mount", "-t", "overlay", "overlay", "-o", options, "/usr/local"),
     ):
         inside(prefix, *words)

@@ -9,10 +9,12 @@ tests start inherits all of that.
 
 from __future__ import annotations
 
+import ctypes
 import locale
 import os
 import re
 import signal
+import subprocess
 import tempfile
 from collections.abc import Iterable, MutableMapping
 from contextlib import suppress
@@ -29,6 +31,9 @@ _FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin
 # Under these a node of the tests has its own; and the name of a socket has 107 bytes at most.
 _COVERED = ("/run", "/etc", "/opt", "/var/lib", "/usr/local", "/proc", "/sys", "/dev")
 _LONGEST = 16
+# A scripted runtime reads these, too, and ends where a real one would end.
+_SPECS = ("/etc/cdi", "/run/cdi")
+_NEW_MOUNTS = 0x00020000  # CLONE_NEWNS
 
 
 def settle(ignored: Iterable[int] = ()) -> list[int]:
@@ -42,6 +47,7 @@ def settle(ignored: Iterable[int] = ()) -> list[int]:
     os.umask(0o022)  # files that others can write are refused
     _settle_environment(os.environ)
     _settle_directory()
+    _hide_specs()
     with suppress(locale.Error):  # of files that are read without naming an encoding
         locale.setlocale(locale.LC_ALL, "C.UTF-8")
     return _settle_signals(ignored)
@@ -70,6 +76,17 @@ def _settle_directory() -> None:
             os.environ["TMPDIR"] = tempfile.tempdir = path
             return
     raise RuntimeError("cannot find a directory for temporary files: make /tmp writable")
+
+
+def _hide_specs() -> None:
+    """Give these tests mounts of their own, in which this machine has no CDI specs. Where that is
+    not allowed, and where it has none, all stays as it is."""
+    found = [path for path in _SPECS if os.path.isdir(path) and os.listdir(path)]
+    if not found or os.geteuid() != 0 or ctypes.CDLL(None).unshare(_NEW_MOUNTS) != 0:
+        return
+    mounts = [["--make-rprivate", "/"], *(["-t", "tmpfs", "none", path] for path in found)]
+    for words in mounts:
+        subprocess.run(["mount", "-n", *words], check=True)
 
 
 def _settle_signals(ignored: Iterable[int]) -> list[int]:
