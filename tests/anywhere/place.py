@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import resource
-import shutil
 import signal
 import socket
 import stat
@@ -22,6 +21,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.tools.mounts import cover, mount, show
 
 _OWN = (sys.executable, "-m", "tests.anywhere.place")
 _NAMESPACES = ("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child")
@@ -62,6 +63,7 @@ _BROKEN = (
     *("nvidia-container-runtime", "nvidia-container-runtime-hook", "nvidia-ctk", "nvidia-cdi-hook"),
     *("nvidia-container-cli", "containerd", "crio", "runc", "crun", "conmon", "nvidia-smi"),
 )
+_OTHERS = ("containerd", "crio", "nvidia", "nvidia-container-runtime", "containers", "systemd")
 _SOCKETS = ("/run/containerd/containerd.sock", "/run/crio/crio.sock", "/run/nvidia/toolkit.sock")
 _SERVERS: list[socket.socket] = []
 _PROCESSES = (
@@ -84,9 +86,9 @@ class Place:
 
 def files(place: Place) -> None:
     """Somebody's specs, broken ones too, and configuration where programs look for it."""
-    _cover(place, "/etc")
-    _cover(place, "/usr/local")
-    _cover(place, "/run")
+    cover("/etc", {"cdi", *_OTHERS}, copy=True)
+    cover("/usr/local", {"nvidia"})
+    cover("/run", {"cdi", *_OTHERS})
     for directory in ("/etc/cdi", "/run/cdi"):
         for name, text in _SPECS.items():
             _write(f"{directory}/{name}", text)
@@ -118,14 +120,14 @@ def gpu(place: Place) -> None:
     """The kernel has NVIDIA's driver."""
     old = place.folder / "dev"
     old.mkdir()
-    _mount("--rbind", "/dev", str(old))
-    _mount("-t", "tmpfs", "-o", "mode=755", "dev", "/dev")
+    mount("--rbind", "/dev", str(old))
+    mount("-t", "tmpfs", "-o", "mode=755", "dev", "/dev")
     for entry in old.iterdir():
-        _show(entry, Path("/dev", entry.name))
+        show(entry, Path("/dev", entry.name))
     for name, minor in (("nvidia0", 0), ("nvidia1", 1), ("nvidiactl", 255)):
         os.mknod(f"/dev/{name}", 0o666 | stat.S_IFCHR, os.makedev(195, minor))
     if os.path.isdir("/proc/driver"):
-        _mount("-t", "tmpfs", "-o", "mode=755", "driver", "/proc/driver")
+        mount("-t", "tmpfs", "-o", "mode=755", "driver", "/proc/driver")
         _write("/proc/driver/nvidia/version", "NVRM version: somebody's 999.99\n")
         _write("/proc/driver/nvidia/params", "DeviceFileMode: 438\n")
         _write("/proc/driver/nvidia/gpus/0000:01:00.0/information", "Device Minor: 0\n")
@@ -145,6 +147,7 @@ def environment(place: Place) -> None:
             "PYTHONWARNINGS": "error",
             "PYTHONDONTWRITEBYTECODE": "",
             "PYTHONUNBUFFERED": "1",
+            "PYTEST_ADDOPTS": "--tb=short",
             "PYTHONHASHSEED": "7",
             "COLUMNS": "20",
             "LINES": "5",
@@ -196,7 +199,7 @@ def tmpdir(place: Place) -> None:
     folder.mkdir(mode=0o777)
     folder.chmod(0o1777)
     if os.geteuid() == 0:
-        _mount("-t", "tmpfs", "-o", "mode=1777", "tmp", str(folder))
+        mount("-t", "tmpfs", "-o", "mode=1777", "tmp", str(folder))
     place.environment["TMPDIR"] = str(folder)
 
 
@@ -229,41 +232,6 @@ PARTS: tuple[Callable[[Place], None], ...] = (
     *(signals, limits, umask, stdin),
 )
 PARTS_OF_ROOT: tuple[Callable[[Place], None], ...] = (files, processes, gpu)
-
-
-def _mount(*words: str) -> None:
-    subprocess.run(["mount", "-n", *words], check=True)
-
-
-def _cover(place: Place, path: str) -> None:
-    """Put memory over a directory in which what was there is seen, but NVIDIA's and runtimes'."""
-    new = place.folder / "new"
-    new.mkdir()
-    _mount("-t", "tmpfs", "-o", "mode=755", "new", str(new))
-    if path == "/etc":
-        subprocess.run(["cp", "-a", "/etc/.", str(new)], check=True)
-        resolved = Path("/etc/resolv.conf").resolve()  # a link into /run, perhaps
-        if resolved.exists():
-            (new / "resolv.conf").unlink()
-            shutil.copy(resolved, new / "resolv.conf")
-    elif path != "/run":
-        for entry in set(os.listdir(path)) - {"nvidia"}:
-            _show(Path(path, entry), new / entry)
-    _mount("--move", str(new), path)
-    new.rmdir()
-
-
-def _show(old: Path, new: Path) -> None:
-    """Make an entry of a directory seen in another one; devices are made anew."""
-    found = old.lstat()
-    if stat.S_ISLNK(found.st_mode):
-        new.symlink_to(old.readlink())
-    elif stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode):
-        os.mknod(new, found.st_mode, found.st_rdev)
-        new.chmod(stat.S_IMODE(found.st_mode))
-    else:
-        new.mkdir() if stat.S_ISDIR(found.st_mode) else new.touch()
-        _mount("--rbind", str(old), str(new))
 
 
 def _write(path: str, text: str, mode: int = 0o644) -> None:
@@ -309,7 +277,7 @@ def main(words: list[str]) -> int:
         without, words = set(words[1].split(",")), words[2:]
     parts = [part for part in (*PARTS, *PARTS_OF_ROOT) if part.__name__ not in without]
     if words[0] == _INSIDE:
-        _mount("-t", "proc", "proc", "/proc")
+        mount("-t", "proc", "proc", "/proc")
         return _run(words[2:], parts, Path(words[1]))
     with tempfile.TemporaryDirectory(prefix="place-") as name:
         Path(name).chmod(0o711)

@@ -8,8 +8,12 @@ where a shape names no paths, take the machine's /etc/containerd, /run/container
 from __future__ import annotations
 
 import os
+import shutil
+import stat
 import subprocess
+import tempfile
 import time
+from collections.abc import Container
 from pathlib import Path
 
 # Covered by a layer that takes the writes: new directories can be made there, the rest stays seen.
@@ -102,3 +106,41 @@ def private_mounts(directory: Path) -> PrivateMounts:
     for name in ("etc/containerd", "run", "var/lib"):
         (directory / name).mkdir(parents=True)
     return PrivateMounts(directory, default_config=False)
+
+
+def mount(*words: str) -> None:
+    """Mount something in the namespace of this process, and write that down nowhere."""
+    subprocess.run(["mount", "-n", *words], check=True)
+
+
+def cover(path: str, without: Container[str], *, copy: bool = False) -> None:
+    """Put memory over a directory in the namespace of this process, in which all of it is seen but
+    these names. With `copy` it is no mounts but copies that are seen."""
+    new = Path(tempfile.mkdtemp(prefix="cover-"))
+    mount("-t", "tmpfs", "-o", "mode=755", "cover", str(new))
+    for entry in Path(path).iterdir():
+        if entry.name in without:
+            continue
+        if copy:
+            subprocess.run(["cp", "-a", str(entry), str(new)], check=True)
+        else:
+            show(entry, new / entry.name)
+    resolved = Path("/etc/resolv.conf").resolve()
+    if path == "/etc" and resolved.is_file() and not resolved.is_relative_to("/etc"):
+        (new / "resolv.conf").unlink()
+        shutil.copy(resolved, new / "resolv.conf")
+    mount("--move", str(new), path)
+    new.rmdir()
+
+
+def show(old: Path, new: Path) -> None:
+    """Make an entry of a directory seen in another one; links and devices are made anew."""
+    found = old.lstat()
+    if stat.S_ISLNK(found.st_mode):
+        new.symlink_to(old.readlink())
+    elif stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode):
+        os.mknod(new, found.st_mode, found.st_rdev)
+        new.chmod(stat.S_IMODE(found.st_mode))
+    else:
+        new.mkdir() if stat.S_ISDIR(found.st_mode) else new.touch()
+        mount("--rbind", str(old), str(new))

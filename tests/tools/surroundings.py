@@ -14,18 +14,19 @@ import locale
 import os
 import re
 import signal
-import subprocess
 import tempfile
 from collections.abc import Iterable, MutableMapping
 from contextlib import suppress
 from pathlib import Path
+
+from tests.tools.mounts import cover, mount
 
 # What finds programs, packages and their certificates on this machine, and what pytest says to its
 # own processes.
 _KEPT = re.compile(
     r"PATH|HOME|LD_LIBRARY_PATH|TMPDIR|XDG_C(ACHE|ONFIG)_HOME|APT_CONFIG"
     r"|(HTTPS?|FTP|ALL|NO)_PROXY|SSL_CERT_(FILE|DIR)|(REQUESTS|CURL)_CA_BUNDLE"
-    r"|(PIP|PYTEST|HYPOTHESIS|TOOLKIT_AGENT)_\w+"
+    r"|(PIP|PYTEST_XDIST|HYPOTHESIS|TOOLKIT_AGENT)_\w+|PYTEST_(CURRENT_TEST|VERSION)"
 )
 _FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 # Under these a node of the tests has its own; and the name of a socket has 107 bytes at most.
@@ -80,13 +81,14 @@ def _settle_directory() -> None:
 
 def _hide_specs() -> None:
     """Give these tests mounts of their own, in which this machine has no CDI specs. Where that is
-    not allowed, and where it has none, all stays as it is."""
+    not allowed, and where it has none, all stays as it is. No directory of specs becomes a mount:
+    the program under test takes such a one for the host's."""
     found = [path for path in _SPECS if os.path.isdir(path) and os.listdir(path)]
     if not found or os.geteuid() != 0 or ctypes.CDLL(None).unshare(_NEW_MOUNTS) != 0:
         return
-    mounts = [["--make-rprivate", "/"], *(["-t", "tmpfs", "none", path] for path in found)]
-    for words in mounts:
-        subprocess.run(["mount", "-n", *words], check=True)
+    mount("--make-rprivate", "/")
+    for above in {os.path.dirname(path) for path in found}:
+        cover(above, {"cdi", "nvidia"}, copy=above == "/etc")
 
 
 def _settle_signals(ignored: Iterable[int]) -> list[int]:
