@@ -63,7 +63,7 @@ _BROKEN = (
     *("nvidia-container-runtime", "nvidia-container-runtime-hook", "nvidia-ctk", "nvidia-cdi-hook"),
     *("nvidia-container-cli", "containerd", "crio", "runc", "crun", "conmon", "nvidia-smi"),
 )
-_OTHERS = ("containerd", "crio", "nvidia", "nvidia-container-runtime", "containers", "systemd")
+_OTHERS = {"cdi", "containerd", "crio", "nvidia", "nvidia-container-runtime", "containers"}
 _SOCKETS = ("/run/containerd/containerd.sock", "/run/crio/crio.sock", "/run/nvidia/toolkit.sock")
 _SERVERS: list[socket.socket] = []
 _PROCESSES = (
@@ -86,9 +86,9 @@ class Place:
 
 def files(place: Place) -> None:
     """Somebody's specs, broken ones too, and configuration where programs look for it."""
-    cover("/etc", {"cdi", *_OTHERS}, copy=True)
-    cover("/usr/local", {"nvidia"})
-    cover("/run", {"cdi", *_OTHERS})
+    cover("/etc", set(os.listdir("/etc")) - _OTHERS, copy=True)
+    cover("/usr/local", set(os.listdir("/usr/local")) - _OTHERS)
+    cover("/run", ())
     for directory in ("/etc/cdi", "/run/cdi"):
         for name, text in _SPECS.items():
             _write(f"{directory}/{name}", text)
@@ -99,6 +99,12 @@ def files(place: Place) -> None:
         _write(f"{_TOOLKIT}/{name}", "#!/bin/sh\nexit 99\n", 0o755)
     for path in _SOCKETS:
         _listen(path)
+
+
+def mounts(place: Place) -> None:
+    """A container's mounts, with places that the program takes for the host's."""
+    for path in ("/run/containerd", "/run/cdi", "/run/nvidia", "/usr/local/nvidia"):
+        mount("--bind", path, path)
 
 
 def programs(place: Place) -> None:
@@ -231,7 +237,7 @@ PARTS: tuple[Callable[[Place], None], ...] = (
     *(programs, environment, locale, home, tmpdir),
     *(signals, limits, umask, stdin),
 )
-PARTS_OF_ROOT: tuple[Callable[[Place], None], ...] = (files, processes, gpu)
+PARTS_OF_ROOT: tuple[Callable[[Place], None], ...] = (files, mounts, processes, gpu)
 
 
 def _write(path: str, text: str, mode: int = 0o644) -> None:

@@ -13,7 +13,7 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Container
+from collections.abc import Iterable
 from pathlib import Path
 
 # Covered by a layer that takes the writes: new directories can be made there, the rest stays seen.
@@ -113,22 +113,28 @@ def mount(*words: str) -> None:
     subprocess.run(["mount", "-n", *words], check=True)
 
 
-def cover(path: str, without: Container[str], *, copy: bool = False) -> None:
-    """Put memory over a directory in the namespace of this process, in which all of it is seen but
-    these names. With `copy` it is no mounts but copies that are seen."""
+def mount_points() -> list[str]:
+    """Where something is mounted, in the order of mounting."""
+    lines = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines()
+    return [line.split(" ")[4].replace("\\040", " ") for line in lines]
+
+
+def cover(path: str, names: Iterable[str], *, copy: bool = False) -> None:
+    """Put memory over a directory in the namespace of this process, in which these of its names are
+    seen; with `copy` they are copies, and no mounts. Names are resolved as before."""
     new = Path(tempfile.mkdtemp(prefix="cover-"))
     mount("-t", "tmpfs", "-o", "mode=755", "cover", str(new))
-    for entry in Path(path).iterdir():
-        if entry.name in without:
-            continue
-        if copy:
-            subprocess.run(["cp", "-a", str(entry), str(new)], check=True)
-        else:
-            show(entry, new / entry.name)
-    resolved = Path("/etc/resolv.conf").resolve()
-    if path == "/etc" and resolved.is_file() and not resolved.is_relative_to("/etc"):
-        (new / "resolv.conf").unlink()
-        shutil.copy(resolved, new / "resolv.conf")
+    if copy:
+        subprocess.run(["cp", "-a", "--", *(f"{path}/{n}" for n in names), str(new)], check=True)
+    else:
+        for name in names:
+            show(Path(path, name), new / name)
+    resolver = Path("/etc/resolv.conf").resolve()
+    if resolver.is_file() and resolver.is_relative_to(path):
+        target = new / resolver.relative_to(path)
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(resolver, target)
     mount("--move", str(new), path)
     new.rmdir()
 

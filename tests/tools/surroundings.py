@@ -14,12 +14,13 @@ import locale
 import os
 import re
 import signal
+import subprocess
 import tempfile
 from collections.abc import Iterable, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 
-from tests.tools.mounts import cover, mount
+from tests.tools.mounts import cover, mount, mount_points
 
 # What finds programs, packages and their certificates on this machine, and what pytest says to its
 # own processes.
@@ -34,6 +35,12 @@ _COVERED = ("/run", "/etc", "/opt", "/var/lib", "/usr/local", "/proc", "/sys", "
 _LONGEST = 16
 # A scripted runtime reads these, too, and ends where a real one would end.
 _SPECS = ("/etc/cdi", "/run/cdi")
+# What nodes of the tests have below their own root.
+_PLACES = (
+    *("/etc/cdi", "/etc/containerd", "/etc/crio", "/etc/nvidia-container-runtime"),
+    *("/run/cdi", "/run/containerd", "/run/crio", "/run/k3s", "/run/nvidia", "/run/dbus"),
+    *("/run/systemd", "/usr/local/nvidia", "/var/lib/toolkit-agent"),
+)
 _NEW_MOUNTS = 0x00020000  # CLONE_NEWNS
 
 
@@ -48,7 +55,7 @@ def settle(ignored: Iterable[int] = ()) -> list[int]:
     os.umask(0o022)  # files that others can write are refused
     _settle_environment(os.environ)
     _settle_directory()
-    _hide_specs()
+    _hide()
     with suppress(locale.Error):  # of files that are read without naming an encoding
         locale.setlocale(locale.LC_ALL, "C.UTF-8")
     return _settle_signals(ignored)
@@ -79,16 +86,25 @@ def _settle_directory() -> None:
     raise RuntimeError("cannot find a directory for temporary files: make /tmp writable")
 
 
-def _hide_specs() -> None:
-    """Give these tests mounts of their own, in which this machine has no CDI specs. Where that is
-    not allowed, and where it has none, all stays as it is. No directory of specs becomes a mount:
-    the program under test takes such a one for the host's."""
-    found = [path for path in _SPECS if os.path.isdir(path) and os.listdir(path)]
-    if not found or os.geteuid() != 0 or ctypes.CDLL(None).unshare(_NEW_MOUNTS) != 0:
+def _hide() -> None:
+    """Give these tests mounts of their own, in which this machine has no CDI specs, and no mount
+    where the program under test would take it for the host's. Where that is not allowed, and where
+    there is nothing to hide, all stays as it is."""
+    specs = any(os.path.isdir(path) and os.listdir(path) for path in _SPECS)
+    mounted = [
+        point
+        for point in mount_points()
+        if any(Path(point).is_relative_to(place) for place in _PLACES)
+    ]
+    if not (specs or mounted) or os.geteuid() != 0:
+        return
+    if ctypes.CDLL(None).unshare(_NEW_MOUNTS) != 0:
         return
     mount("--make-rprivate", "/")
-    for above in {os.path.dirname(path) for path in found}:
-        cover(above, {"cdi", "nvidia"}, copy=above == "/etc")
+    for point in reversed(mounted):  # a mount that is hidden by a later one counts, too
+        subprocess.run(["umount", "-n", "-l", point], check=True)
+    cover("/etc", set(os.listdir("/etc")) - {"cdi"}, copy=True)
+    cover("/run", ())
 
 
 def _settle_signals(ignored: Iterable[int]) -> list[int]:
