@@ -24,7 +24,7 @@ from pathlib import Path
 
 from tests.tools.mounts import cover, mount, show
 
-_OWN = (sys.executable, "-m", "tests.anywhere.place")
+COMMAND = (sys.executable, "-m", "tests.anywhere.place")
 _NAMESPACES = ("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child")
 _INSIDE = "--inside"
 _TOOLKIT = "/usr/local/nvidia/toolkit"
@@ -289,7 +289,7 @@ def main(words: list[str]) -> int:
         Path(name).chmod(0o711)
         if os.geteuid() != 0:
             return _run(words, [part for part in parts if part in PARTS], Path(name))
-        own = [*_OWN, "--without", ",".join(without), _INSIDE, name]
+        own = [*COMMAND, "--without", ",".join(without), _INSIDE, name]
         return subprocess.run([*_NAMESPACES, "--", *own, *words], check=False).returncode
 
 

@@ -1,0 +1,91 @@
+"""A part of the suite passes on a machine that has everything in its way, and beside another suite.
+
+What is in the way is in `tests/anywhere/place.py`: CDI specs, runtimes' files, mounts, devices and
+processes of the machine (as root), variables, signals that are ignored or blocked, a closed
+standard input, few descriptors, umask, language, home directory, and TMPDIR. The tests that run
+there were each seen to fail for one of these. With --long whole folders run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.anywhere import place
+from tests.tools.runtimes import CACHE_VARIABLE, ROOT
+
+_TESTS = (
+    "tests/unit/test_supervisor.py",  # ended by a signal
+    "tests/unit/test_settings.py",  # variables
+    "tests/unit/test_command.py",
+    "tests/cli/test_cdi.py::test_nothing_there",  # specs and mounts
+    "tests/cli/test_host_root.py::test_a_directory_as_host",  # long names of sockets
+    "tests/cli/test_toolkit.py::test_packages",  # modes
+    "tests/cli/test_toolkit.py::test_the_host_s_own_that_is_removed",  # processes
+    "tests/cli/test_run.py::test_stop_while_waiting",
+    "tests/conformance/test_cdi.py::test_which_file_wins[2.1]",  # a real runtime's own directories
+)
+_LONG = (
+    *("tests/unit", "tests/operator", "tests/conformance/test_cdi.py"),
+    *("tests/cli/test_cdi.py", "tests/cli/test_foreign.py", "tests/cli/test_host_root.py"),
+    *("tests/cli/test_run.py", "tests/cli/test_toolkit.py", "tests/cli/test_device_nodes.py"),
+)
+# What a second suite, which shares files, processes and mounts with others, is started with.
+_BESIDE = ("tmpdir", "umask", "home", *(part.__name__ for part in place.PARTS_OF_ROOT))
+
+
+def start(
+    log: Path, without: Sequence[str], tests: Sequence[str], env: Mapping[str, str], umask: int
+) -> subprocess.Popen[bytes]:
+    """Start these tests in such a place; what they say goes to `log`."""
+    pytest_words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            [*place.COMMAND, "--without", ",".join(without), *pytest_words, *tests],
+            cwd=ROOT, env=env, umask=umask, stdout=file, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+
+
+def passes(process: subprocess.Popen[bytes], log: Path) -> int:
+    """All that ran has passed; gives how many that were."""
+    code = process.wait(600)
+    said = log.read_text("utf-8", "replace")
+    assert code == 0, said[-6000:]
+    found = re.search(r"(\d+) passed", said)
+    assert found, said
+    return int(found[1])
+
+
+def both(directory: Path, tests: Sequence[str]) -> int:
+    """Run these tests in two places at the same time; gives how many have passed in the worse."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    bare = {name: env[name] for name in env if name in ("PATH", CACHE_VARIABLE)}
+    logs = directory / "whole.log", directory / "beside.log"
+    whole = start(logs[0], (), tests, env, 0o022)
+    beside = start(logs[1], _BESIDE, tests, bare, 0)
+    try:
+        return min(passes(whole, logs[0]), passes(beside, logs[1]))
+    finally:
+        for process in (whole, beside):
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)  # it, and all that it has started
+                process.wait()
+
+
+def test_what_is_sensitive(tmp_path: Path) -> None:
+    """Each of these tests depended on one of these things once."""
+    assert both(tmp_path, _TESTS) > 300
+
+
+@pytest.mark.long
+def test_whole_folders(tmp_path: Path) -> None:
+    """What depends on something new is found here."""
+    assert both(tmp_path, _LONG) > 4000
