@@ -18,19 +18,14 @@ from pathlib import Path
 
 # Covered by a layer that takes the writes: new directories can be made there, the rest stays seen.
 _LAYERED = ("/etc", "/opt", "/var/lib")
-# What this machine has of it is not the node's.
-_HIDDEN = (
-    *("/etc/cdi", "/etc/containerd", "/etc/crio", "/etc/cni", "/etc/nvidia-container-runtime"),
-    *("/opt/containerd", "/opt/cni", "/var/lib/containerd", "/var/lib/toolkit-agent"),
-)
 
 
 class PrivateMounts:
     """A namespace from entering to leaving. `node` is a directory with `etc/containerd`, `run` and
     `var/lib`.
 
-    Inside, /run is the node's, and with `default_config` /etc/containerd is too; other files of
-    runtimes are not there; /var/lib/containerd and the node's `var/lib` are memory.
+    Inside, /run is the node's, and with `default_config` /etc/containerd is too;
+    /var/lib/containerd and the node's `var/lib` are memory.
     """
 
     def __init__(self, node: Path, *, default_config: bool) -> None:
@@ -85,8 +80,6 @@ class PrivateMounts:
         for path in _LAYERED:
             new, work = (layers / path.strip("/") / name for name in ("new", "work"))
             self._run("mkdir", "-p", str(new), str(work))
-            for hidden in (p for p in _HIDDEN if os.path.dirname(p) == path):
-                self._run("mknod", str(new / os.path.basename(hidden)), "c", "0", "0")
             options = f"lowerdir={path},upperdir={new},workdir={work}"
             self._run("mount", "-t", "overlay", "overlay", "-o", options, path)
         self._run("mkdir", "-p", "/etc/containerd", "/var/lib/containerd")
