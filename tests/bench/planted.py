@@ -1,0 +1,436 @@
+"""The faults that `mutants.py` plants: what each changes, and which tests should catch it.
+
+Each is one that a careless programmer could make: a step left out, a wrong order, a case forgotten,
+a comparison the wrong way round. None breaks an import, and none breaks every test.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault: in `file` the text `old`, which has to be there exactly once, becomes `new`.
+
+    `likely` are the tests that should catch it: files, folders or single tests. Where none of them
+    is below tests/unit, only tests that start the program catch it.
+    """
+
+    name: str
+    area: str
+    file: str
+    old: str
+    new: str
+    likely: tuple[str, ...]
+
+    @property
+    def black_box(self) -> bool:
+        """Is it for tests that start the program to find?"""
+        return not any(path.startswith("tests/unit") for path in self.likely)
+
+
+_DECISION = (
+    Mutant(
+        "null-switch-forgotten", "decide", "agent/decide.py",
+        "        case Switch.TRUE | Switch.NULL:\n            return (4",
+        "        case Switch.TRUE:\n            return (4",
+        ("tests/unit/test_decide.py",),
+    ),
+    Mutant(
+        "cri-field-too-early", "decide", "agent/decide.py",
+        "since = (1, 7, 2) if q.runtime",
+        "since = (1, 7, 0) if q.runtime",
+        ("tests/unit/test_decide.py",),
+    ),
+    Mutant(
+        "own-switch-taken-for-theirs", "decide", "agent/decide.py",
+        "return switch is Switch.FALSE or (switch is Switch.TRUE and q.enabled_by_agent)",
+        "return switch is Switch.FALSE",
+        ("tests/unit/test_decide.py", "tests/cli/test_rows.py"),
+    ),
+    Mutant(
+        "refused-cdi-tried-again", "decide", "agent/engine/propose.py",
+        "allowed = allowed and memory.cdi_refused != loaded(runtime, node.files)",
+        "allowed = bool(allowed)",
+        ("tests/cli/test_restart.py",),
+    ),
+)  # fmt: skip
+
+_EDITS = (
+    Mutant(
+        "comments-lost", "edits", "agent/tomledit.py",
+        "if right and not before - _comments(proposal) - _comments_behind(text, op, data):",
+        "if right:",
+        ("tests/unit/test_tomledit.py",),
+    ),
+    Mutant(
+        "true-is-one", "edits", "agent/tomledit.py",
+        "return bool(one == other) and repr(one) == repr(_reorder(other, one))",
+        "return bool(one == other)",
+        ("tests/unit/test_tomledit.py",),
+    ),
+    Mutant(
+        "line-ends-mixed", "edits", "agent/tomlspell.py",
+        'newline = "\\r\\n" if near > 0 and text[near - 1] == "\\r" else "\\n"\n    block',
+        'newline = "\\n"\n    block',
+        ("tests/unit/test_tomledit.py",),
+    ),
+    Mutant(
+        "commas-of-inner-lists", "edits", "agent/tomlscan.py",
+        'if word == "," and depth == 1:',
+        'if word == ",":',
+        ("tests/unit/test_tomlscan.py", "tests/unit/test_tomledit.py"),
+    ),
+)  # fmt: skip
+
+_MERGE = (
+    Mutant(
+        "first-version-counts", "merge", "agent/runtimes/merge.py",
+        "return min(named[-1], gen.highest)",
+        "return min(named[0], gen.highest)",
+        ("tests/unit/test_containerd_merge.py",),
+    ),
+    Mutant(
+        "old-name-wins", "merge", "agent/runtimes/merge.py",
+        "result = {**old, **new}",
+        "result = {**new, **old}",
+        ("tests/unit/test_containerd_merge.py",),
+    ),
+    Mutant(
+        "built-in-runc-forgotten", "merge", "agent/engine/overlay.py",
+        'ops.append(Set((*section, *RUNTIMES, "runc"), gen.runc))',
+        "pass",
+        ("tests/unit/test_plan.py",),
+    ),
+    Mutant(
+        "import-without-wildcard", "merge", "agent/engine/overlay.py",
+        'return f"{stem}*{suffix}"',
+        'return f"{stem}{suffix}"',
+        ("tests/unit/test_plan.py", "tests/cli/test_revert.py"),
+    ),
+)  # fmt: skip
+
+_TRANSACTION = (
+    Mutant(
+        "content-not-forced-to-disk", "transaction", "agent/host/files.py",
+        "            os.setxattr(fd, _LABEL, state.label)\n    os.fsync(fd)\n",
+        "            os.setxattr(fd, _LABEL, state.label)\n",
+        ("tests/unit/test_files.py",),
+    ),
+    Mutant(
+        "name-not-forced-to-disk", "transaction", "agent/host/files.py",
+        "_unlink(directory, temporary)\n            raise\n        os.fsync(directory)\n",
+        "_unlink(directory, temporary)\n            raise\n",
+        ("tests/unit/test_files.py",),
+    ),
+    Mutant(
+        "mode-not-kept", "transaction", "agent/host/files.py",
+        "    os.fchmod(fd, state.mode)\n",
+        "",
+        ("tests/unit/test_files.py",),
+    ),
+    Mutant(
+        "temporary-name-is-read", "transaction", "agent/engine/state.py",
+        'f".{name}.toolkit-agent-{what}~"',
+        'f"{what}-{name}"',
+        ("tests/unit/test_transaction.py",),
+    ),
+    Mutant(
+        "edit-meanwhile-overwritten", "transaction", "agent/engine/transaction.py",
+        "if digest_of(entry.agent, entry.host) != entry.before:",
+        "if digest_of(entry.agent, entry.host) is None and entry.before is not None:",
+        ("tests/unit/test_transaction.py", "tests/cli/test_others.py"),
+    ),
+    Mutant(
+        "journal-after-the-space", "transaction", "agent/engine/change.py",
+        "    ctx.store.write_journal(journal)\n    try:\n"
+        "        transaction.reserve(request.changes, journal)\n",
+        "    try:\n        transaction.reserve(request.changes, journal)\n"
+        "        ctx.store.write_journal(journal)\n",
+        ("tests/cli/test_kill.py",),
+    ),
+    Mutant(
+        "journal-closed-too-early", "transaction", "agent/engine/change.py",
+        "    ctx.store.remember(memory)\n    close(ctx, journal)\n",
+        "    close(ctx, journal)\n    ctx.store.remember(memory)\n",
+        ("tests/cli/test_kill.py",),
+    ),
+    Mutant(
+        "stage-not-told", "transaction", "agent/engine/change.py",
+        '        journal = ctx.store.advance(journal, "restarted")\n',
+        "",
+        ("tests/cli/test_kill.py",),
+    ),
+    Mutant(
+        "failure-not-remembered", "transaction", "agent/engine/converge.py",
+        "change.tidy(ctx, lambda: ctx.store.remember_failure(request.fingerprint, failed))",
+        'ctx.log("failed", reason=failed)',
+        ("tests/cli/test_restart.py",),
+    ),
+)  # fmt: skip
+
+_PROOF = (
+    Mutant(
+        "one-answer-is-enough", "proof", "agent/engine/proof.py",
+        "_ANSWERS = 3",
+        "_ANSWERS = 1",
+        ("tests/unit/test_proof.py",),
+    ),
+    Mutant(
+        "answer-of-another-process", "proof", "agent/engine/proof.py",
+        "return (before, answer) if probe.identity() == before else (None, None)",
+        "return before, answer",
+        ("tests/unit/test_proof.py",),
+    ),
+    Mutant(
+        "old-process-proves-itself", "proof", "agent/engine/change.py",
+        "    old = journal.process if journal.boot_id == ctx.boot_id else None\n"
+        "    return _prove(ctx, journal, old, wanted)",
+        "    return _prove(ctx, journal, None, wanted)",
+        ("tests/cli/test_restart.py",),
+    ),
+)  # fmt: skip
+
+_UNDO = (
+    Mutant(
+        "foreign-edit-undone", "undo", "agent/engine/transaction.py",
+        "    elif now != entry.after:\n        return False\n",
+        "",
+        ("tests/unit/test_transaction.py",),
+    ),
+    Mutant(
+        "import-of-the-old-files", "undo", "agent/engine/undoing.py",
+        "state = overlay.get(file.path.host, file.state)",
+        "state = file.state",
+        ("tests/unit/test_undo.py",),
+    ),
+    Mutant(
+        "stopped-pods-do-not-count", "revert", "agent/engine/in_use.py",
+        "users = [_name(pod) for pod in pods if pod.handler in going]",
+        "users = [_name(pod) for pod in pods if pod.ready and pod.handler in going]",
+        ("tests/cli/test_revert.py",),
+    ),
+    Mutant(
+        "ready-after-revert", "revert", "agent/engine/revert.py",
+        "ctx.publisher.withdraw()  # first: whatever becomes of the rest, nothing is ready",
+        "pass",
+        ("tests/cli/test_revert.py",),
+    ),
+    Mutant(
+        "reverted-in-the-wrong-order", "revert", "agent/engine/revert.py",
+        "key=lambda item: item.path.host != node.root.path.host",
+        "key=lambda item: item.path.host == node.root.path.host",
+        ("tests/cli/test_kill.py",),
+    ),
+    Mutant(
+        "reboot-not-noticed", "recover", "agent/engine/recover.py",
+        "    if journal.boot_id != ctx.boot_id:\n        return True\n",
+        "",
+        ("tests/cli/test_others.py",),
+    ),
+    Mutant(
+        "dying-runtime-let-alone", "recover", "agent/engine/recover.py",
+        'told = journal.stage == "restarted"  # it',
+        "told = False  # it",
+        ("tests/cli/test_kill.py",),
+    ),
+    Mutant(
+        "ready-after-a-reboot", "recover", "agent/engine/change.py",
+        "    saved = saved if journal.boot_id == ctx.boot_id else Saved()\n",
+        "",
+        ("tests/cli/test_others.py",),
+    ),
+    Mutant(
+        "switch-that-fired-is-passed-over", "deadman", "agent/engine/deadman.py",
+        "    if has_fired(ctx, journal):\n        raise NotProven(FIRED)\n",
+        "",
+        ("tests/unit/test_deadman.py",),
+    ),
+    Mutant(
+        "switch-before-its-guard", "deadman", "agent/engine/deadman.py",
+        "        files.write(_guard(ctx, journal), files.new_state(b\"\", 0o600))\n"
+        "        ctx.reach(ctx.host, unit)[0].start_timer(timer)\n",
+        "        ctx.reach(ctx.host, unit)[0].start_timer(timer)\n"
+        "        files.write(_guard(ctx, journal), files.new_state(b\"\", 0o600))\n",
+        ("tests/unit/test_deadman.py",),
+    ),
+)  # fmt: skip
+
+_SPECS = (
+    Mutant(
+        "version-too-low", "specs", "agent/cdi/rules.py",
+        'if device.get("name", "")[:1].isdigit():',
+        'if device.get("name", "").isdigit():',
+        ("tests/unit/test_cdi_specs.py", "tests/unit/test_cdi_check.py"),
+    ),
+    Mutant(
+        "link-of-the-driver-as-spelled", "specs", "agent/cdi/root.py",
+        "return spelled if there else real",
+        "return spelled",
+        ("tests/unit/test_cdi_management.py", "tests/unit/test_cdi_debian.py"),
+    ),
+    Mutant(
+        "gpus-in-any-order", "specs", "agent/cdi/kernel.py",
+        'enumerate(sorted(there, key=lambda info: info.get("Bus Location", "")))',
+        "enumerate(there)",
+        ("tests/unit/test_cdi_gpu_without_nvml.py",),
+    ),
+    Mutant(
+        "ready-without-a-driver", "specs", "agent/engine/specs.py",
+        "        return ()\n    if proposed.problem is not None:\n"
+        "        ctx.publisher.withdraw()\n",
+        "        return ()\n",
+        ("tests/cli/test_spec.py",),
+    ),
+    Mutant(
+        "new-nodes-not-in-the-spec", "specs", "agent/engine/converge.py",
+        "if nodes:  # they belong into the spec",
+        "if nodes and refused_cdi:",
+        ("tests/cli/test_device_nodes.py",),
+    ),
+    Mutant(
+        "deadly-spec-passed-over", "specs", "agent/engine/propose.py",
+        "blocked = (deadly if restart else None) or used",
+        "blocked = used",
+        ("tests/cli/test_foreign.py",),
+    ),
+)  # fmt: skip
+
+_TOOLKIT = (
+    Mutant(
+        "ldconfig-of-the-container", "toolkit", "agent/toolkit/config.py",
+        '"ldconfig": f"@{config.ldconfig}",',
+        '"ldconfig": config.ldconfig,',
+        ("tests/unit/test_toolkit_config.py",),
+    ),
+    Mutant(
+        "mode-of-a-copy-not-looked-at", "toolkit", "agent/toolkit/tree.py",
+        "not stat.S_ISREG(here.st_mode) or stat.S_IMODE(here.st_mode) != entry.mode:",
+        "not stat.S_ISREG(here.st_mode):",
+        ("tests/unit/test_toolkit_place.py", "tests/cli/test_toolkit.py"),
+    ),
+    Mutant(
+        "their-directory-removed", "toolkit", "agent/toolkit/place.py",
+        "    if tree.listed(old) is None and files.names(old):\n        _keep(old, live)\n"
+        "    else:\n        _discard(old, live)\n",
+        "    _discard(old, live)\n",
+        ("tests/cli/test_revert_toolkit.py",),
+    ),
+    Mutant(
+        "interrupted-install-left", "toolkit", "agent/engine/install.py",
+        "        place.tidy(directory.agent)\n",
+        "",
+        ("tests/cli/test_kill.py",),
+    ),
+    Mutant(
+        "installed-files-not-watched", "toolkit", "agent/engine/install.py",
+        "names = (*known.names, tree.LIST) if known else ()",
+        "names = (tree.LIST,) if known else ()",
+        ("tests/cli/test_toolkit_run.py",),
+    ),
+)  # fmt: skip
+
+_STATUS = (
+    Mutant(
+        "barrier-withdrawn-last", "status", "agent/status.py",
+        "for name in (READY, TWIN):",
+        "for name in (TWIN, READY):",
+        ("tests/unit/test_status.py",),
+    ),
+    Mutant(
+        "barrier-of-the-validator-made", "status", "agent/status.py",
+        "if not self.foreign_barrier or barrier_was_there or self._there(READY):",
+        "if not self.foreign_barrier or barrier_was_there or not self._there(READY):",
+        ("tests/unit/test_status_foreign.py",),
+    ),
+    Mutant(
+        "old-boot-believed", "status", "agent/status.py",
+        'if values.get("TOOLKIT_BOOT_ID") != boot_id:',
+        'if not values.get("TOOLKIT_BOOT_ID"):',
+        ("tests/unit/test_status_reader.py",),
+    ),
+    Mutant(
+        "ready-during-the-change", "status", "agent/engine/change.py",
+        "        if request.restart is not None:\n            ctx.publisher.withdraw()\n",
+        "",
+        ("tests/cli/test_kill.py",),
+    ),
+    Mutant(
+        "ready-before-the-restart", "status", "agent/engine/converge.py",
+        "    if outcome.pending:\n        ctx.publisher.withdraw()\n",
+        "    if outcome.pending:\n",
+        ("tests/cli/test_restart.py",),
+    ),
+    Mutant(
+        "ready-without-a-toolkit", "status", "agent/engine/converge.py",
+        "if isinstance(error, Unreachable | NoToolkit):",
+        "if isinstance(error, Unreachable):",
+        ("tests/cli/test_run.py",),
+    ),
+)  # fmt: skip
+
+_SUPERVISOR = (
+    Mutant(
+        "failed-child-shortens-the-list", "supervisor", "agent/daemon/supervisor.py",
+        "listed = tuple(dict.fromkeys((*listed, *before)))",
+        "listed = tuple(listed)",
+        ("tests/unit/test_supervisor_loop.py",),
+    ),
+    Mutant(
+        "success-without-a-list-only", "supervisor", "agent/daemon/child.py",
+        "    finally:\n        _report((*watched(ctx, node), *blamed), inherited.pipe)\n",
+        "    else:\n        _report((*watched(ctx, node), *blamed), inherited.pipe)\n",
+        ("tests/cli/test_run.py",),
+    ),
+    Mutant(
+        "barrier-not-watched", "supervisor", "agent/engine/watch.py",
+        "for name in (status.READY, status.TWIN):",
+        "for name in (status.TWIN,):",
+        ("tests/cli/test_run.py",),
+    ),
+    Mutant(
+        "options-not-handed-down", "supervisor", "agent/daemon/start.py",
+        'f"--entry={ctx.settings.entry}", *options,',
+        'f"--entry={ctx.settings.entry}", *options[:1],',
+        ("tests/cli/test_run.py",),
+    ),
+)  # fmt: skip
+
+_RUNTIME = (
+    Mutant(
+        "reused-pid-gets-the-signal", "restart", "agent/engine/restart.py",
+        "if start_time(process.pid) == process.start:",
+        "if start_time(process.pid) is not None:",
+        ("tests/unit/test_restart.py",),
+    ),
+    Mutant(
+        "second-runtime-started", "restart", "agent/engine/restart.py",
+        'elif not ours and unit.active != "active":',
+        'elif ours and unit.active != "active":',
+        ("tests/unit/test_restart.py",),
+    ),
+    Mutant(
+        "lock-of-a-removed-file", "lock", "agent/host/lock.py",
+        "if inherited is not None and _is(path, inherited):",
+        "if inherited is not None:",
+        ("tests/unit/test_lock.py",),
+    ),
+    Mutant(
+        "cri-not-served-is-waited-for", "cri", "agent/observe/cri.py",
+        "if code is grpc.StatusCode.UNIMPLEMENTED:",
+        "if code is grpc.StatusCode.UNKNOWN:",
+        ("tests/unit/test_cri.py",),
+    ),
+    Mutant(
+        "large-answer-refused", "cri", "agent/observe/cri.py",
+        '        ("grpc.max_receive_message_length", _LIMIT),\n',
+        "",
+        ("tests/unit/test_cri.py",),
+    ),
+)  # fmt: skip
+
+MUTANTS = (
+    *_DECISION, *_EDITS, *_MERGE, *_TRANSACTION, *_PROOF, *_UNDO, *_SPECS, *_TOOLKIT, *_STATUS,
+    *_SUPERVISOR, *_RUNTIME,
+)  # fmt: skip
