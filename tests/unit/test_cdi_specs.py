@@ -33,6 +33,7 @@ def with_edits(**values: object) -> Spec:
         (with_edits(mounts=(Mount("/a", "/b", ("rbind",)),)), "0.3.0"),
         (with_edits(device_nodes=(DeviceNode("/dev/a", "/host/a"),)), "0.5.0"),
         (replace(PLAIN, devices=(Device("0", NODE),)), "0.5.0"),
+        (replace(PLAIN, devices=(Device("1:0", NODE),)), "0.5.0"),
         (replace(PLAIN, kind="vendor.example/gpu.x"), "0.6.0"),
         (replace(PLAIN, annotations={"a": "b"}), "0.6.0"),
         (replace(PLAIN, devices=(Device("a", NODE, {"a": "b"}),)), "0.6.0"),
