@@ -80,7 +80,7 @@ _EDITS = (
         "commas-of-inner-lists", "edits", "agent/tomlscan.py",
         'if word == "," and depth == 1:',
         'if word == ",":',
-        ("tests/unit/test_tomlscan.py", "tests/unit/test_tomledit.py"),
+        ("tests/unit/test_tomledit_properties.py",),
     ),
 )  # fmt: skip
 
@@ -95,7 +95,7 @@ _MERGE = (
         "old-name-wins", "merge", "agent/runtimes/merge.py",
         "result = {**old, **new}",
         "result = {**new, **old}",
-        ("tests/unit/test_containerd_merge.py",),
+        ("tests/generations/test_matrix.py",),
     ),
     Mutant(
         "built-in-runc-forgotten", "merge", "agent/engine/overlay.py",
@@ -200,10 +200,16 @@ _UNDO = (
         ("tests/unit/test_transaction.py",),
     ),
     Mutant(
-        "import-of-the-old-files", "undo", "agent/engine/undoing.py",
-        "state = overlay.get(file.path.host, file.state)",
-        "state = file.state",
-        ("tests/unit/test_undo.py",),
+        "edit-between-two-changes-forgotten", "undo", "agent/engine/undoing.py",
+        "untouched = digest == original.written and not original.edited",
+        "untouched = digest == original.written",
+        ("tests/unit/test_undo.py", "tests/cli/test_revert.py"),
+    ),
+    Mutant(
+        "file-imported-by-name-removed", "undo", "agent/engine/undoing.py",
+        "if item.after is None and _imported_by_name(ctx, node, item.path, overlay):",
+        "if item.before is None and _imported_by_name(ctx, node, item.path, overlay):",
+        ("tests/cli/test_revert.py",),
     ),
     Mutant(
         "stopped-pods-do-not-count", "revert", "agent/engine/in_use.py",
@@ -248,11 +254,9 @@ _UNDO = (
         ("tests/unit/test_deadman.py",),
     ),
     Mutant(
-        "switch-before-its-guard", "deadman", "agent/engine/deadman.py",
-        "        files.write(_guard(ctx, journal), files.new_state(b\"\", 0o600))\n"
-        "        ctx.reach(ctx.host, unit)[0].start_timer(timer)\n",
-        "        ctx.reach(ctx.host, unit)[0].start_timer(timer)\n"
-        "        files.write(_guard(ctx, journal), files.new_state(b\"\", 0o600))\n",
+        "switch-stays-armed", "deadman", "agent/engine/deadman.py",
+        "for path in (_guard(ctx, journal), _fired(ctx, journal)):",
+        "for path in (_fired(ctx, journal),):",
         ("tests/unit/test_deadman.py",),
     ),
 )  # fmt: skip
@@ -271,9 +275,9 @@ _SPECS = (
         ("tests/unit/test_cdi_management.py", "tests/unit/test_cdi_debian.py"),
     ),
     Mutant(
-        "gpus-in-any-order", "specs", "agent/cdi/kernel.py",
-        'enumerate(sorted(there, key=lambda info: info.get("Bus Location", "")))',
-        "enumerate(there)",
+        "excluded-gpus-counted", "specs", "agent/cdi/kernel.py",
+        'there = [info for info in infos if info.get("GPU Excluded", "No") != "Yes"]',
+        "there = infos",
         ("tests/unit/test_cdi_gpu_without_nvml.py",),
     ),
     Mutant(
