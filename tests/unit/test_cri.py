@@ -122,6 +122,14 @@ def test_pods_with_their_handlers(node: DoubleNode) -> None:
     assert isinstance(found[0], Sandbox)
 
 
+def test_answer_larger_than_usual(node: DoubleNode) -> None:
+    """gRPC itself takes no more than 4 MiB; the kubelet takes 16."""
+    name = "p" * 100_000
+    node.script(pods=[{"name": f"{name}{number}"} for number in range(60)])
+    found = cri.sandboxes(str(node.socket), NAME)
+    assert [pod.name for pod in found] == [f"{name}{number}" for number in range(60)]
+
+
 def test_each_question_has_a_channel_of_its_own(tmp_path: Path) -> None:
     """A channel that has seen a restart stays blind for more than a second."""
     node = DoubleNode(tmp_path, "1.7.24")
