@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,25 @@ def test_readiness_goes_after_the_journal_and_before_the_first_change(node: Node
     assert order.index(("unlink", READY)) < order.index(("rename", "99-nvidia.toml"))
     written = [name for call, name in order if name in ("99-nvidia.toml", "config.toml")]
     assert written == ["99-nvidia.toml", "config.toml"]
+
+
+def test_old_process_that_still_answers_is_waited_for(node: Node) -> None:
+    """One that was told to end goes on for a while, on its old files: that is no verdict."""
+    told: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        node.sleep(seconds)
+        if told and node.clock > told[0] + 2:
+            told.clear()
+            node.act()
+
+    ctx = replace(node.context(), sleep=sleep)
+    runtime = Runtime(Endpoint("containerd", node.path("s")), node.find(), node.ask())
+    way = Restart("signal", "pid 100", lambda _: told.append(node.clock))
+    request = Request("apply", runtime, node.changes(), way, WANTED, BEFORE, Memory(), "f")
+    assert change.carry_out(ctx, request).restarted
+    assert node.tree() == node.loaded == NEW
+    assert node.restarts == 1
 
 
 @pytest.mark.parametrize("dies", [False, True])
