@@ -47,13 +47,13 @@ _DECISION = (
         "own-switch-taken-for-theirs", "decide", "agent/decide.py",
         "return switch is Switch.FALSE or (switch is Switch.TRUE and q.enabled_by_agent)",
         "return switch is Switch.FALSE",
-        ("tests/unit/test_decide.py", "tests/cli/test_rows.py"),
+        ("tests/unit/test_decide.py",),
     ),
     Mutant(
         "refused-cdi-tried-again", "decide", "agent/engine/propose.py",
         "allowed = allowed and memory.cdi_refused != loaded(runtime, node.files)",
         "allowed = bool(allowed)",
-        ("tests/cli/test_restart.py",),
+        ("tests/cli/test_restart.py::test_native_cdi_that_cannot_be_switched_on",),
     ),
 )  # fmt: skip
 
@@ -110,7 +110,7 @@ _MERGE = (
         "import-without-wildcard", "merge", "agent/engine/overlay.py",
         'return f"{stem}*{suffix}"',
         'return f"{stem}{suffix}"',
-        ("tests/unit/test_plan.py", "tests/cli/test_revert.py"),
+        ("tests/unit/test_plan.py",),
     ),
 )  # fmt: skip
 
@@ -143,13 +143,33 @@ _TRANSACTION = (
         "edit-meanwhile-overwritten", "transaction", "agent/engine/transaction.py",
         "if digest_of(entry.agent, entry.host) != entry.before:",
         "if digest_of(entry.agent, entry.host) is None and entry.before is not None:",
-        ("tests/unit/test_transaction.py", "tests/cli/test_others.py"),
+        ("tests/unit/test_transaction.py",),
+    ),
+    Mutant(
+        "journal-after-the-space", "transaction", "agent/engine/change.py",
+        "    ctx.store.write_journal(journal)\n    try:\n"
+        "        transaction.reserve(request.changes, journal)\n",
+        "    try:\n        transaction.reserve(request.changes, journal)\n"
+        "        ctx.store.write_journal(journal)\n",
+        ("tests/unit/test_transaction.py",),
+    ),
+    Mutant(
+        "journal-closed-too-early", "transaction", "agent/engine/change.py",
+        "    ctx.store.remember(memory)\n    close(ctx, journal)\n",
+        "    close(ctx, journal)\n    ctx.store.remember(memory)\n",
+        ("tests/unit/test_transaction.py",),
+    ),
+    Mutant(
+        "stage-not-told", "transaction", "agent/engine/change.py",
+        '        journal = ctx.store.advance(journal, "restarted")\n',
+        "",
+        ("tests/unit/test_transaction.py",),
     ),
     Mutant(
         "failure-not-remembered", "transaction", "agent/engine/converge.py",
         "change.tidy(ctx, lambda: ctx.store.remember_failure(request.fingerprint, failed))",
         'ctx.log("failed", reason=failed)',
-        ("tests/cli/test_restart.py",),
+        ("tests/cli/test_restart.py::test_runtime_that_dies_on_the_new_configuration",),
     ),
 )  # fmt: skip
 
@@ -171,7 +191,7 @@ _PROOF = (
         "    old = journal.process if journal.boot_id == ctx.boot_id else None\n"
         "    return _prove(ctx, journal, old, wanted)",
         "    return _prove(ctx, journal, None, wanted)",
-        ("tests/cli/test_restart.py",),
+        ("tests/unit/test_transaction.py",),
     ),
 )  # fmt: skip
 
@@ -216,7 +236,7 @@ _UNDO = (
         "ready-after-a-reboot", "recover", "agent/engine/change.py",
         "    saved = saved if journal.boot_id == ctx.boot_id else Saved()\n",
         "",
-        ("tests/cli/test_others.py",),
+        ("tests/unit/test_transaction.py",),
     ),
     Mutant(
         "switch-that-fired-is-passed-over", "deadman", "agent/engine/deadman.py",
@@ -286,7 +306,7 @@ _TOOLKIT = (
         "mode-of-a-copy-not-looked-at", "toolkit", "agent/toolkit/tree.py",
         "not stat.S_ISREG(here.st_mode) or stat.S_IMODE(here.st_mode) != entry.mode:",
         "not stat.S_ISREG(here.st_mode):",
-        ("tests/unit/test_toolkit_place.py", "tests/cli/test_toolkit.py"),
+        ("tests/unit/test_toolkit_place.py",),
     ),
     Mutant(
         "their-directory-removed", "toolkit", "agent/toolkit/place.py",
@@ -332,7 +352,7 @@ _STATUS = (
         "ready-during-the-change", "status", "agent/engine/change.py",
         "        if request.restart is not None:\n            ctx.publisher.withdraw()\n",
         "",
-        ("tests/cli/test_others.py::test_edit_during_a_restart_that_fails",),
+        ("tests/unit/test_transaction.py",),
     ),
     Mutant(
         "barrier-of-the-validator-lost", "status", "agent/engine/converge.py",
@@ -344,7 +364,7 @@ _STATUS = (
         "ready-before-the-restart", "status", "agent/engine/converge.py",
         "    if outcome.pending:\n        ctx.publisher.withdraw()\n",
         "    if outcome.pending:\n",
-        ("tests/cli/test_restart.py",),
+        ("tests/cli/test_restart.py::test_restart_is_somebody_elses",),
     ),
     Mutant(
         "ready-without-a-toolkit", "status", "agent/engine/converge.py",
