@@ -230,7 +230,7 @@ _UNDO = (
         "reboot-not-noticed", "recover", "agent/engine/recover.py",
         "    if journal.boot_id != ctx.boot_id:\n        return True\n",
         "",
-        ("tests/cli/test_others.py",),
+        ("tests/cli/test_others.py::test_reboot_between_two_steps",),
     ),
     Mutant(
         "ready-after-a-reboot", "recover", "agent/engine/change.py",
