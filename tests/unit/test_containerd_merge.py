@@ -220,9 +220,13 @@ SWITCH = [
     ("2.1.9", f"version = 3\n[plugins.{V3}]\nenable_cdi = false", False),
     ("2.1.9", f"version = 2\n[plugins.{V2}]\nenable_cdi = false", False),
     ("2.1.9", f"version = 3\n[plugins.{V2}]\nenable_cdi = false", True),
+    ("2.1.9", f"version = 2\n[plugins.{V2}]\nenable_cdi = false\n[plugins.{V3}]\nenable_cdi = true",
+     True),
+    ("2.3.4", f"version = 2\n[plugins.{V3}]\nenable_cdi = false\n[plugins.{V2}]\nenable_cdi = true",
+     False),
     ("2.3.4", f"version = 2\n[plugins.{V2}]\nenable_cdi = false", False),
     ("2.3.4", "version = 1\n[plugins.cri]\nenable_cdi = false", False),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("number", "text", "value"), SWITCH)
