@@ -41,6 +41,7 @@ def test_file_of_the_toolkit(sourced: SourceNode, harm: object) -> None:
         for name in (RUNTIME, f"{RUNTIME}.real", "libnvidia-container.so.1.19.0", CONFIG):
             harm(sourced.toolkit / name)
             daemon.until(lambda: installed(sourced.toolkit) == right)
+            settle(daemon)  # who is still at it would find the next one without being woken
         daemon.until(lambda: published(sourced) is not None)
         daemon.until(lambda: beside(sourced.toolkit) == ["toolkit"])
         assert sourced.supervisor.starts == starts
