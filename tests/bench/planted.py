@@ -95,10 +95,7 @@ _MERGE = (
         "old-name-wins", "merge", "agent/runtimes/merge.py",
         "result = {**old, **new}",
         "result = {**new, **old}",
-        (
-            "tests/generations/test_matrix.py::test_cell[v2-off-both-2.0.11]",
-            "tests/generations/test_matrix.py::test_cell[v2-off-both-2.3.4]",
-        ),
+        ("tests/unit/test_containerd_merge.py",),
     ),
     Mutant(
         "built-in-runc-forgotten", "merge", "agent/engine/overlay.py",
@@ -143,14 +140,6 @@ _TRANSACTION = (
         "edit-meanwhile-overwritten", "transaction", "agent/engine/transaction.py",
         "if digest_of(entry.agent, entry.host) != entry.before:",
         "if digest_of(entry.agent, entry.host) is None and entry.before is not None:",
-        ("tests/unit/test_transaction.py",),
-    ),
-    Mutant(
-        "journal-after-the-space", "transaction", "agent/engine/change.py",
-        "    ctx.store.write_journal(journal)\n    try:\n"
-        "        transaction.reserve(request.changes, journal)\n",
-        "    try:\n        transaction.reserve(request.changes, journal)\n"
-        "        ctx.store.write_journal(journal)\n",
         ("tests/unit/test_transaction.py",),
     ),
     Mutant(
@@ -385,10 +374,7 @@ _SUPERVISOR = (
         "success-without-a-list-only", "supervisor", "agent/daemon/child.py",
         "    finally:\n        _report((*watched(ctx, node), *blamed), inherited.pipe)\n",
         "    else:\n        _report((*watched(ctx, node), *blamed), inherited.pipe)\n",
-        (
-            "tests/cli/test_run.py::test_first_failure_is_no_end",
-            "tests/cli/test_run.py::test_not_ready_while_the_runtime_is_down",
-        ),
+        ("tests/cli/test_run.py::test_not_ready_while_the_runtime_is_down",),
     ),
     Mutant(
         "barrier-not-watched", "supervisor", "agent/engine/watch.py",
