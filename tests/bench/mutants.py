@@ -326,8 +326,9 @@ def main() -> int:
         mutants = choose(options)
         check_table(mutants if options.tests else MUTANTS)
         if options.list:
-            for mutant in mutants:
-                print(f"{mutant.name} | {mutant.area} | {mutant.file} | {' '.join(mutant.likely)}")
+            for one in mutants:
+                kind = "black box" if one.black_box else "-"
+                print(f"{one.name} | {one.area} | {kind} | {one.file} | {' '.join(one.likely)}")
             return 0
         results = plant_all(mutants, options)
     except CannotRun as error:
