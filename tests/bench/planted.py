@@ -213,13 +213,13 @@ _UNDO = (
         "ready-after-revert", "revert", "agent/engine/revert.py",
         "ctx.publisher.withdraw()  # first: whatever becomes of the rest, nothing is ready",
         "pass",
-        ("tests/cli/test_revert.py::test_revert_twice",),
+        ("tests/cli/test_revert.py::test_files_that_somebody_put_back",),
     ),
     Mutant(
         "reboot-not-noticed", "recover", "agent/engine/recover.py",
         "    if journal.boot_id != ctx.boot_id:\n        return True\n",
         "",
-        ("tests/cli/test_others.py::test_reboot_between_two_steps",),
+        ("tests/unit/test_transaction.py",),
     ),
     Mutant(
         "ready-after-a-reboot", "recover", "agent/engine/change.py",
@@ -380,7 +380,7 @@ _SUPERVISOR = (
         "barrier-not-watched", "supervisor", "agent/engine/watch.py",
         "for name in (status.READY, status.TWIN):",
         "for name in (status.TWIN,):",
-        ("tests/cli/test_run.py::test_node_is_kept_right",),
+        ("tests/operator/test_containerd.py::test_validator_and_restarts",),
     ),
     Mutant(
         "options-not-handed-down", "supervisor", "agent/daemon/start.py",

@@ -86,6 +86,21 @@ def test_edit_that_was_taken_back(node: CliNode) -> None:
     assert contents(node.tree()) == before
 
 
+def test_files_that_somebody_put_back(node: CliNode) -> None:
+    """There is nothing left to change, but the node is no longer ready, and all is forgotten."""
+    before, original = contents(node.tree()), node.config.read_bytes()
+    checks.done(node.agent("apply"))
+    node.config.write_bytes(original)
+    node.drop_in.unlink()
+    node.restart()
+    starts = node.supervisor.starts
+    checks.done(node.agent("revert"))
+    assert node.ready() is None
+    assert contents(node.tree()) == before
+    assert not (node.state / "memory.json").exists()
+    assert node.supervisor.starts == starts
+
+
 def test_edited_drop_in(node: CliNode) -> None:
     """A key that the admin put into our drop-in stays there; without --keep-edits it is refused."""
     checks.done(node.agent("apply"))
