@@ -93,6 +93,7 @@ def test_validator_and_restarts(generation: str, runtime: Runtime) -> None:
         places = node.places
         places.validated(operator.DRIVER_CONTAINER)
         right(node, pod, 2)
+        pod.rest()  # who is still at it would find the barrier without being woken
         places.validate_toolkit()
         pod.until(places.refilled, 5)
         assert places.twin_path.read_bytes() == places.ready.read_bytes()
