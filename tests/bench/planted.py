@@ -371,10 +371,10 @@ _SUPERVISOR = (
         ("tests/unit/test_supervisor_loop.py",),
     ),
     Mutant(
-        "success-without-a-list-only", "supervisor", "agent/daemon/child.py",
+        "failure-without-a-list", "supervisor", "agent/daemon/child.py",
         "    finally:\n        _report((*watched(ctx, node), *blamed), inherited.pipe)\n",
         "    else:\n        _report((*watched(ctx, node), *blamed), inherited.pipe)\n",
-        ("tests/cli/test_run.py::test_not_ready_while_the_runtime_is_down",),
+        ("tests/unit/test_child.py",),
     ),
     Mutant(
         "barrier-not-watched", "supervisor", "agent/engine/watch.py",
