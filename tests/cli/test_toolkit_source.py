@@ -144,10 +144,11 @@ def test_kind_of_packages(empty_host: HostedNode, rpm: bool, asked: str | None, 
     if rpm:
         (programs / "rpm").touch(0o755)
     options = [f"--toolkit-package-type={asked}"] if asked else []
+    before = {path.name for path in empty_host.host.iterdir()}
     checks.done(empty_host.agent("apply", f"--toolkit-source-root={source}", *options))
     library = empty_host.toolkit / "libnvidia-container.so.1"
     assert os.readlink(library) == f"libnvidia-container.so.{versions[taken]}"
-    assert {path.name for path in empty_host.host.iterdir()} == {"etc", "run", "usr", "var"}
+    assert {path.name for path in empty_host.host.iterdir()} == before | {"var"}
 
 
 def test_a_kind_of_packages_that_is_not_there(empty_host: HostedNode) -> None:

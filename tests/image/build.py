@@ -129,7 +129,7 @@ def _build(tools: ImageTools, target: Path) -> None:
             *("build", "--isolation=chroot", "--network=host"),
             f"--layers={str(tools.layered).lower()}",
             # Newer versions set limits of their own, which may be above what this machine allows.
-            *(f"--ulimit={name}={_limits(kind)}" for name, kind in _LIMITED.items()),
+            *(f"--ulimit={name}={_limits(name)}" for name in _LIMITED),
             *(f"--volume={here}:{there}:ro" for here, there in mounts.items()),
             *(f"--build-arg={name}={value}" for name, value in arguments.items()),
             *("--file", CONTAINERFILE),
@@ -144,11 +144,17 @@ def _build(tools: ImageTools, target: Path) -> None:
 
 
 _LIMITED = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC}
+_PID_MAX = Path("/proc/sys/kernel/pid_max")
 
 
-def _limits(kind: int) -> str:
-    """What holds for this process, -1 for no limit."""
-    return ":".join(map(str, resource.getrlimit(kind)))
+def _limits(name: str) -> str:
+    """What holds for this process; -1 is no limit. buildah lowers that of processes to the kernel's
+    own first, and what is above that is refused then (observed on 1.28 with a pid_max of 32768)."""
+    limits = list(resource.getrlimit(_LIMITED[name]))
+    if name == "nproc":
+        most = int(_PID_MAX.read_text("ascii"))
+        limits = [most if limit == -1 else min(limit, most) for limit in limits]
+    return ":".join(map(str, limits))
 
 
 _BASE = 'FROM scratch\nADD base.tar /\nCMD ["/bin/sh"]\n'
