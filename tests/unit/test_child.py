@@ -33,6 +33,7 @@ def test_failure_tells_what_to_watch_too(
     monkeypatch.setattr(child, "watched", lambda *_: ("/a", "/b"))
     said: list[str] = []
     reader, writer = os.pipe()
+    os.set_blocking(reader, False)
     lock = os.open(os.devnull, os.O_RDONLY)
     inherited = Inherited(lock, writer, 0.0, 0, afresh=False)
     try:
