@@ -94,7 +94,7 @@ def node_with(image: Image, runtime: Runtime) -> Iterator[PodNode]:
             done = node.inside(words)
             assert done.returncode == 0, done.stderr
         make_driver(node.directory / "run/nvidia/driver")
-        node.import_image(image.path)
+        node.import_image(image.path, build.NAME)
         yield node
 
 

@@ -63,7 +63,7 @@ class PodNode(PrivateNode):
             assert done.returncode == 0, done.stderr
             tar = self.directory / "run/pause.tar"
             pause_image.write_pause_image(tar)
-            self.import_image(tar)
+            self.import_image(tar, pause_image.NAME)
             tar.unlink()
         except BaseException:
             self._stack.close()
@@ -86,12 +86,19 @@ class PodNode(PrivateNode):
         """The CRI socket, as it is seen from here."""
         return self._reachable_socket()
 
-    def import_image(self, tar: Path) -> None:
-        """Give the runtime the image in `tar`, an OCI or a docker archive."""
+    def import_image(self, tar: Path, name: str) -> None:
+        """Give the runtime the image `name` in `tar`, an OCI or a docker archive.
+
+        Its CRI hears of it a moment later, and until then looks for it in a registry.
+        """
         ctr = self.runtime.executable.with_name("ctr")
         words = [str(ctr), "-a", str(self.socket), "-n", "k8s.io", "images", "import", str(tar)]
         result = self.inside(words, timeout=120)
         assert result.returncode == 0, result.stderr
+        end = time.monotonic() + 30
+        while "image" not in call(self.reachable_socket, "ImageStatus", image={"image": name}):
+            assert time.monotonic() < end, f"the CRI does not have {name}"
+            time.sleep(0.02)
 
     def _kill_pods(self) -> None:
         """Kill each shim that is left, after its children: without it they would live on."""
@@ -299,18 +306,23 @@ class Pods:
 
     def call(self, method: str, limit: float = 30.0, **fields: object) -> dict[str, Any]:
         """Call one method of the interface; a grpc.RpcError where the runtime refuses."""
-        request = json_format.ParseDict(fields, _message(f"{method}Request")())
-        # A channel of its own for each call: one that lives on is blind after a restart.
-        socket = f"unix:{self.node.reachable_socket}"
-        with grpc.insecure_channel(socket, options=_OPTIONS) as channel:
-            invoke = channel.unary_unary(
-                f"/runtime.v1.RuntimeService/{method}",
-                request_serializer=type(request).SerializeToString,
-                response_deserializer=_message(f"{method}Response").FromString,
-            )
-            answer = invoke(request, timeout=limit)
-        found: dict[str, Any] = json_format.MessageToDict(answer, preserving_proto_field_name=True)
-        return found
+        return call(self.node.reachable_socket, method, limit, **fields)
+
+
+def call(socket: Path, method: str, limit: float = 30.0, **fields: object) -> dict[str, Any]:
+    """Call one method of the CRI behind a socket; a grpc.RpcError where the runtime refuses."""
+    request = json_format.ParseDict(fields, _message(f"{method}Request")())
+    service = "ImageService" if method.startswith("Image") else "RuntimeService"
+    # A channel of its own for each call: one that lives on is blind after a restart.
+    with grpc.insecure_channel(f"unix:{socket}", options=_OPTIONS) as channel:
+        invoke = channel.unary_unary(
+            f"/runtime.v1.{service}/{method}",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=_message(f"{method}Response").FromString,
+        )
+        answer = invoke(request, timeout=limit)
+    found: dict[str, Any] = json_format.MessageToDict(answer, preserving_proto_field_name=True)
+    return found
 
 
 def _mount(mount: Mount) -> dict[str, object]:
