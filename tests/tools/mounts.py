@@ -16,8 +16,23 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-# Covered by a layer that takes the writes: new directories can be made there, the rest stays seen.
-_LAYERED = ("/etc", "/opt", "/var/lib")
+# Arguments: the node, and `default` where /etc/containerd is the node's.
+_MOUNT = """
+set -e
+mount -t tmpfs layers "$1/layers"
+# A layer takes the writes: new directories can be made there, the rest stays seen.
+for path in /etc /opt /var/lib; do
+    layer=$1/layers$path
+    mkdir -p "$layer/new" "$layer/work"
+    mount -t overlay overlay -o "lowerdir=$path,upperdir=$layer/new,workdir=$layer/work" "$path"
+done
+mkdir -p /etc/containerd /var/lib/containerd
+if [ "$2" = default ]; then mount --bind "$1/etc/containerd" /etc/containerd; fi
+# overlayfs cannot sit on the layers above; on memory it can, and nothing waits for a disk.
+mount -t tmpfs root /var/lib/containerd
+mount -t tmpfs root "$1/var/lib"
+mount --bind "$1/run" /run
+"""
 
 
 class PrivateMounts:
@@ -74,24 +89,9 @@ class PrivateMounts:
             time.sleep(0.002)
 
     def _mount(self) -> None:
-        layers = self.node / "layers"
-        layers.mkdir()
-        self._run("mount", "-t", "tmpfs", "layers", str(layers))
-        for path in _LAYERED:
-            new, work = (layers / path.strip("/") / name for name in ("new", "work"))
-            self._run("mkdir", "-p", str(new), str(work))
-            options = f"lowerdir={path},upperdir={new},workdir={work}"
-            self._run("mount", "-t", "overlay", "overlay", "-o", options, path)
-        self._run("mkdir", "-p", "/etc/containerd", "/var/lib/containerd")
-        if self.default_config:
-            self._run("mount", "--bind", str(self.node / "etc/containerd"), "/etc/containerd")
-        # overlayfs cannot sit on the layers above; on memory it can, and nothing waits for a disk.
-        self._run("mount", "-t", "tmpfs", "root", "/var/lib/containerd")
-        self._run("mount", "-t", "tmpfs", "root", str(self.node / "var/lib"))
-        self._run("mount", "--bind", str(self.node / "run"), "/run")
-
-    def _run(self, *argv: str) -> None:
-        subprocess.run([*self.prefix, *argv], check=True, capture_output=True, timeout=10)
+        (self.node / "layers").mkdir()
+        words = ["sh", "-c", _MOUNT, "sh", self.node, "default" if self.default_config else "own"]
+        subprocess.run([*self.prefix, *words], check=True, capture_output=True, timeout=20)
 
 
 def private_mounts(directory: Path) -> PrivateMounts:
