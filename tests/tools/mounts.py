@@ -90,8 +90,9 @@ class PrivateMounts:
 
     def _mount(self) -> None:
         (self.node / "layers").mkdir()
-        words = ["sh", "-c", _MOUNT, "sh", self.node, "default" if self.default_config else "own"]
-        subprocess.run([*self.prefix, *words], check=True, capture_output=True, timeout=20)
+        kind = "default" if self.default_config else "own"
+        words = [*self.prefix, "sh", "-c", _MOUNT, "sh", str(self.node), kind]
+        subprocess.run(words, check=True, capture_output=True, timeout=20)
 
 
 def private_mounts(directory: Path) -> PrivateMounts:
