@@ -1,8 +1,9 @@
-"""Which of many like cases a run without `--long` tries: other ones for each commit.
+"""The sample of cases that a run without `--long` tries: another one for each commit.
 
 A test that has hundreds of cases of one kind takes some of them by default and all of them with
-`--long`. The choice follows from the commit alone, so that a failure comes back until its cause is
-gone, and over time every case is tried. TOOLKIT_AGENT_TEST_SEED chooses another one.
+`--long`. The commit decides the sample, so that a failure
+repeats on the same commit, and later commits try other cases. TOOLKIT_AGENT_TEST_SEED=WORD overrides
+the commit.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def sample(cases: Sequence[T], count: int, name: str) -> list[T]:
     return [cases[number] for number in sorted(ranked[:count])]
 
 
-def sampled(
+def sampled_params(
     cases: Sequence[T], count: int, name: str, identify: Callable[[T], str] = str
 ) -> list[T | object]:
     """All cases as parameters of a test: a sample of them, and the others for the long run."""

@@ -217,18 +217,18 @@ def signals(place: Place) -> None:
 
 
 def limits(place: Place) -> None:
-    """Few files, and none readable by default."""
+    """At most 1024 open files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1024), min(hard, 1024)))
 
 
 def umask(place: Place) -> None:
-    """New files are nobody else's business."""
+    """New files are private to their owner."""
     os.umask(0o077)
 
 
 def stdin(place: Place) -> None:
-    """None at all."""
+    """Standard input is closed."""
     with suppress(OSError):
         os.close(0)
 

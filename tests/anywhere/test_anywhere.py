@@ -37,8 +37,8 @@ _LONG = (
     *("tests/cli/test_cdi.py", "tests/cli/test_foreign.py", "tests/cli/test_host_root.py"),
     *("tests/cli/test_run.py", "tests/cli/test_toolkit.py", "tests/cli/test_device_nodes.py"),
 )
-# What a second suite, which shares files, processes and mounts with others, is started with.
-_BESIDE = ("tmpdir", "umask", "home", *(part.__name__ for part in place.PARTS_OF_ROOT))
+# Parts that the second suite runs without.
+_LEFT_OUT = ("tmpdir", "umask", "home", *(part.__name__ for part in place.PARTS_OF_ROOT))
 
 
 def start(
@@ -70,7 +70,7 @@ def both(directory: Path, tests: Sequence[str]) -> int:
     bare = {name: env[name] for name in env if name in ("PATH", CACHE_VARIABLE)}
     logs = directory / "whole.log", directory / "beside.log"
     whole = start(logs[0], (), tests, env, 0o022)
-    beside = start(logs[1], _BESIDE, tests, bare, 0)
+    beside = start(logs[1], _LEFT_OUT, tests, bare, 0)
     try:
         return min(passes(whole, logs[0]), passes(beside, logs[1]))
     finally:

@@ -1,22 +1,23 @@
-"""Plants faults in the product, one at a time, and shows which tests catch each: that the suite
-became faster must not mean that it became weaker. Run by hand, for it takes long:
+"""Plant faults in the product, one at a time, and show which tests catch each.
+
+It checks that a faster suite is no weaker. Run it by hand, because it takes long:
 
     tests/tools/setup
     .venv/bin/python tests/bench/mutants.py [OPTIONS] [MUTANT...]
 
     --list           the mutants, and the tests that are likely to catch each
     --all-catchers   run the likely tests to their end, and note every one that fails
-    --tests PATH     these tests in place of the likely ones (more than once)
+    --tests PATH     tests to run instead of the likely ones; repeatable
     --no-whole       do not run the whole suite where the likely tests catch nothing
-    --json FILE      the same as data, written after each mutant
+    --json FILE      write the results as JSON after each mutant
     -n NUMBER        processes that run tests (2)
 
 The faults are in `planted.py`. It works on a copy of the checkout with a copy of .venv, so that the
 checkout stays as it is; what is not committed yet is copied too. Tests run as they do by default,
-without --long. First all likely tests run without any fault: where one fails, or where all of a
-mutant's are skipped, nothing that follows would mean anything, and it stops there.
+without --long. First all likely tests run without any fault. If one fails, or all of a mutant's are
+skipped, the script stops.
 
-Exit code 1: a mutant was caught by nothing. 2: it could not be found out.
+Exit code 1: a mutant was caught by nothing. 2: the script could not run.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from tests.bench.planted import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# What would make another Python, another suite or another repository of it.
+# Variables that would select another Python, other pytest options or another repository.
 _FOREIGN = re.compile(r"PYTHON.*|PYTEST_.*|VIRTUAL_ENV|TOOLKIT_AGENT_.*|GIT_.*")
 _LINE = re.compile(r"(FAILED|ERROR|PASSED) (\S+?\.py(?:::\w+)*(?:\[.*?\](?= - |$))?)", re.MULTILINE)
 _CAUSE = re.compile(r"^E +(.+)$", re.MULTILINE)
@@ -319,7 +320,7 @@ def choose(options: argparse.Namespace) -> list[Mutant]:
 
 
 def main() -> int:
-    """The exit code is that of the docstring."""
+    """Run the script; returns the exit code that is described above."""
     options = arguments()
     os.umask(0o022)
     try:

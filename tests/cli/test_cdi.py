@@ -133,7 +133,7 @@ def test_what_others_write_does_not_reach_the_terminal(root: Path) -> None:
         assert r"\x1b[31m\n.yaml" in text
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file away")
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file away: run tests/run as root")
 def test_without_root(place: Path) -> None:
     """What can be read is judged; what cannot is a warning."""
     root = place

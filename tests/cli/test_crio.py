@@ -18,7 +18,7 @@ from tests.conformance.trees import touched
 from tests.crio.generation import VERSIONS
 from tests.crio.node import CrioNode
 from tests.crio.watch import DirectoryWatch
-from tests.sampling import sampled
+from tests.sampling import sampled_params
 
 NAMES = {"nvidia", "nvidia-cdi", "nvidia-legacy"}
 HOOK_BINARY = "nvidia-container-runtime-hook"
@@ -61,7 +61,7 @@ def handlers(node: CrioNode) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("version", sampled(VERSIONS, 2, "CRI-O"))
+@pytest.mark.parametrize("version", sampled_params(VERSIONS, 2, "CRI-O"))
 def test_apply_and_revert(place: Path, version: str) -> None:
     """Handlers come with a restart and go with one; the directory is whole at every moment."""
     with make(place, version) as node:

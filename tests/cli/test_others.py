@@ -13,7 +13,7 @@ from tests.cli.node import fails
 from tests.conformance import checks, statusfile
 from tests.conformance.trees import contents, touched
 from tests.double.sample import SECTIONS, handler
-from tests.sampling import sampled
+from tests.sampling import sampled_params
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root: run as root")
 
@@ -22,7 +22,9 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root: 
 _EARLY, _LATE = "..toolkit-ctr-ready", "agent-state/journal.json"
 
 
-_MOMENTS = sampled(["/.99-nvidia", "pidfd", "/cdi/", "journal.json", "memory.json"], 2, "moments")
+_MOMENTS = sampled_params(
+    ["/.99-nvidia", "pidfd", "/cdi/", "journal.json", "memory.json"], 2, "moments"
+)
 
 
 class ImportingNode(PlainNode):

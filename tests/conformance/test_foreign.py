@@ -15,7 +15,7 @@ from tests.conformance.foreign_specs import CASES, Case, spec
 from tests.conformance.node import PrivateNode
 from tests.conformance.shapes import BY_NAME, Shape
 from tests.conformance.trees import contents, touched
-from tests.sampling import sampled
+from tests.sampling import sampled_params
 from tests.tools.mounts import private_mounts
 from tests.tools.runtimes import Runtime
 
@@ -26,7 +26,7 @@ _SECTION = {"1": "io.containerd.grpc.v1.cri", "2": "io.containerd.cri.v1.runtime
 
 
 @generations
-@pytest.mark.parametrize("case", sampled(CASES, 5, "foreign specs"))
+@pytest.mark.parametrize("case", sampled_params(CASES, 5, "foreign specs"))
 def test_containerd_dies_of_it(case: Case, generation: str, runtime: Runtime, place: Path) -> None:
     """A fact about containerd, which the program relies on."""
     assert dies(case, runtime, place) is case.deadly

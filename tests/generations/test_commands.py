@@ -15,7 +15,7 @@ from tests.conformance.shapes import OURS, Refused, Row
 from tests.conformance.trees import contents, touched
 from tests.generations.node import Texts
 from tests.generations.shapes import CELLS, Cell
-from tests.sampling import sampled
+from tests.sampling import sampled_params
 
 # One root file of each kind, and a mix that each pair of versions reads in its own way.
 _FEW = {
@@ -37,7 +37,7 @@ _RUNNING = [
 _ALONE = [cell for cell in _RUNNING if str(cell) not in _FEW and "+" not in cell.shape.name]
 _CELLS = [
     *(cell for cell in _RUNNING if str(cell) in _FEW),
-    *sampled(_ALONE, 5, "commands"),
+    *sampled_params(_ALONE, 5, "commands"),
 ]
 
 

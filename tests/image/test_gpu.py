@@ -13,7 +13,7 @@ import pytest
 
 from tests.conformance import checks
 from tests.conformance.trees import contents, snapshot
-from tests.sampling import sampled
+from tests.sampling import sampled_params
 from tests.tools.driver import LIBRARIES, VERSION
 from tests.tools.kernel import make_kernel
 from tests.tools.lending import Lending
@@ -81,7 +81,7 @@ def nodes(container: Container) -> set[str]:
     return set(found)
 
 
-@pytest.mark.parametrize("generation", sampled(["1.7", "2.1"], 1, __name__))
+@pytest.mark.parametrize("generation", sampled_params(["1.7", "2.1"], 1, __name__))
 def test_by_number_by_uuid_and_all(generation: str, node: PodNode) -> None:
     """A GPU, MIG devices, everything: each with its own nodes and the driver's files once."""
     with Pods(node) as pods:
@@ -106,7 +106,7 @@ def test_by_number_by_uuid_and_all(generation: str, node: PodNode) -> None:
             assert 44 in container.spec["process"]["user"]["additionalGids"]
 
 
-@pytest.mark.parametrize("generation", sampled(["1.7", "2.1"], 1, __name__))
+@pytest.mark.parametrize("generation", sampled_params(["1.7", "2.1"], 1, __name__))
 def test_two_devices_in_one_container(generation: str, node: PodNode) -> None:
     """What both bring is there once."""
     with Pods(node) as pods:
@@ -115,7 +115,7 @@ def test_two_devices_in_one_container(generation: str, node: PodNode) -> None:
         assert container.mounts.count(f"/{LIBRARIES}/libcuda.so.{VERSION}") == 1
 
 
-@pytest.mark.parametrize("generation", sampled(["1.7", "2.1"], 1, __name__))
+@pytest.mark.parametrize("generation", sampled_params(["1.7", "2.1"], 1, __name__))
 def test_gpu_that_is_split_cannot_be_had(generation: str, node: PodNode) -> None:
     """Nor one that is not there: the runtime refuses the container."""
     with Pods(node) as pods:
@@ -124,7 +124,7 @@ def test_gpu_that_is_split_cannot_be_had(generation: str, node: PodNode) -> None
                 pods.create(cdi_devices=[f"{KIND}={name}"])
 
 
-@pytest.mark.parametrize("generation", sampled(["1.7", "2.1"], 1, __name__))
+@pytest.mark.parametrize("generation", sampled_params(["1.7", "2.1"], 1, __name__))
 def test_somebody_else_s_file_is_no_conflict(generation: str, node: PodNode) -> None:
     """Ours gives way, and what the other one describes can be had; when it goes, ours is back. The
     runtime is not restarted for any of it."""

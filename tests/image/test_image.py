@@ -21,7 +21,7 @@ from tests.conformance.trees import contents
 from tests.image import build
 from tests.image.build import Image
 from tests.operator import environment as operator
-from tests.sampling import sampled
+from tests.sampling import sampled_params
 from tests.tools.driver import make_driver
 from tests.tools.image_tools import Unavailable, image_tools
 from tests.tools.lending import Lending
@@ -50,7 +50,7 @@ print(json.dumps({
 def image() -> Image:
     """The image, built where the cache does not have it."""
     if not build.CONTAINERFILE.exists():
-        pytest.skip("there is no Containerfile")
+        pytest.skip("there is no Containerfile: run this in a whole checkout")
     try:
         tools = image_tools()
     except Unavailable as error:
@@ -170,7 +170,7 @@ def test_what_is_in_it(generation: str, node: PodNode, image: Image) -> None:
     assert labels["org.opencontainers.image.version"] == __version__
 
 
-@pytest.mark.parametrize("generation", sampled(["1.7", "2.1"], 1, __name__))
+@pytest.mark.parametrize("generation", sampled_params(["1.7", "2.1"], 1, __name__))
 def test_pod(generation: str, node: PodNode) -> None:
     """It makes its node right, outlives the restart that this takes, and leaves the node so."""
     with Pods(node) as pods:
@@ -220,7 +220,7 @@ _OPERATOR = {
 }
 
 
-@pytest.mark.parametrize("generation", sampled(["1.7", "2.1"], 1, __name__))
+@pytest.mark.parametrize("generation", sampled_params(["1.7", "2.1"], 1, __name__))
 def test_pod_of_gpu_operator(generation: str, node: PodNode) -> None:
     """Its script, its mounts and its variables; the signal that ends the pod reaches us."""
     with Pods(node) as pods:

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from tests.conformance import checks
-from tests.sampling import sampled
+from tests.sampling import sampled_params
 from tests.tools.driver import LIBRARIES, NODES, VERSION
 from tests.tools.pods import PodNode, Pods
 from tests.tools.runtimes import Runtime
@@ -18,7 +18,7 @@ _NAME = "management.nvidia.com/gpu=all"
 _LIB = f"/{LIBRARIES}"
 
 
-@pytest.mark.parametrize("generation", sampled(["1.7", "2.1"], 1, __name__))
+@pytest.mark.parametrize("generation", sampled_params(["1.7", "2.1"], 1, __name__))
 def test_everything_is_there_once_and_goes(generation: str, runtime: Runtime) -> None:
     """Nodes with their numbers, mounts, environment and hooks, whether it is asked for by the
     field, by an annotation, or by both; `revert` takes it away with everything that was ours."""

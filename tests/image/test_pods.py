@@ -7,7 +7,7 @@ import json
 import grpc
 import pytest
 
-from tests.sampling import sampled
+from tests.sampling import sampled_params
 from tests.tools.pods import Container, PodNode, Pods
 from tests.tools.runtimes import Runtime
 
@@ -43,7 +43,7 @@ def injected(container: Container) -> list[str]:
     return [word for word in found if word.startswith("CDI_") or "made-up" in word]
 
 
-@pytest.mark.parametrize("generation", sampled(["1.7", "2.1"], 1, __name__))
+@pytest.mark.parametrize("generation", sampled_params(["1.7", "2.1"], 1, __name__))
 def test_device_by_its_name(generation: str, runtime: Runtime) -> None:
     """Asked for by the field, by an annotation or by both, it is there exactly once."""
     expected = ["CDI_COMMON=1", "CDI_DEVICE=gpu0", "/dev/made-up", "/made-up"]
@@ -58,7 +58,7 @@ def test_device_by_its_name(generation: str, runtime: Runtime) -> None:
             pods.create(cdi_devices=["vendor.example/gpu=77"])
 
 
-@pytest.mark.parametrize("generation", sampled(["1.6", "1.7"], 1, __name__))
+@pytest.mark.parametrize("generation", sampled_params(["1.6", "1.7"], 1, __name__))
 def test_device_without_cdi(generation: str, runtime: Runtime) -> None:
     """A runtime without CDI passes over it in silence, also where it is asked for nonsense."""
     with PodNode(runtime) as node, Pods(node) as pods:
@@ -67,7 +67,7 @@ def test_device_without_cdi(generation: str, runtime: Runtime) -> None:
         assert injected(pods.create(cdi_devices=["vendor.example/gpu=77"])) == []
 
 
-@pytest.mark.parametrize("generation", sampled(["1.6", "1.7", "2.1"], 1, __name__))
+@pytest.mark.parametrize("generation", sampled_params(["1.6", "1.7", "2.1"], 1, __name__))
 def test_running_container(generation: str, runtime: Runtime) -> None:
     """It runs, outlives a restart of its runtime, and ends when it is told to."""
     with PodNode(runtime) as node, Pods(node) as pods:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.conformance import checks
 from tests.conformance.trees import snapshot, touched
-from tests.sampling import sampled
+from tests.sampling import sampled_params
 from tests.toolkit import modules
 from tests.toolkit.node import ToolkitNode
 from tests.tools.pods import Pods
@@ -18,7 +18,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("generation", sampled(["1.6", "1.7", "2.1"], 1, __name__))
+@pytest.mark.parametrize("generation", sampled_params(["1.6", "1.7", "2.1"], 1, __name__))
 def test_pods_that_run_by_it(generation: str, runtime: Runtime) -> None:
     """Also those of the default runtime, when nvidia was that and is it no more."""
     with ToolkitNode(runtime) as node, Pods(node) as pods:

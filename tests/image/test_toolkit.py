@@ -16,7 +16,7 @@ import pytest
 
 from tests.conformance import checks
 from tests.conformance.trees import contents, snapshot
-from tests.sampling import sampled
+from tests.sampling import sampled_params
 from tests.toolkit import modules
 from tests.toolkit.node import Made, ToolkitNode
 from tests.toolkit.source import make_sources
@@ -140,7 +140,7 @@ def test_device_plugin_without_native_cdi(generation: str, node: ToolkitNode) ->
         file.unlink()
 
 
-@pytest.mark.parametrize("generation", sampled(["1.7", "2.1"], 1, __name__))
+@pytest.mark.parametrize("generation", sampled_params(["1.7", "2.1"], 1, __name__))
 def test_device_plugin_with_native_cdi(generation: str, node: ToolkitNode) -> None:
     """The runtime puts the devices in, and the handler's program does not do it again."""
     with Pods(node) as pods:
@@ -160,7 +160,7 @@ def test_device_plugin_with_native_cdi(generation: str, node: ToolkitNode) -> No
         file.unlink()
 
 
-@pytest.mark.parametrize("generation", sampled(["1.6", "1.7", "2.1"], 1, __name__))
+@pytest.mark.parametrize("generation", sampled_params(["1.6", "1.7", "2.1"], 1, __name__))
 def test_device_by_variable(generation: str, node: ToolkitNode) -> None:
     """Only a privileged container gets devices past the scheduler, unless it was asked for."""
     accept = {"ACCEPT_NVIDIA_VISIBLE_DEVICES_ENVVAR_WHEN_UNPRIVILEGED": "true"}
@@ -182,7 +182,7 @@ def test_device_by_variable(generation: str, node: ToolkitNode) -> None:
         checks.done(node.agent("apply"))
 
 
-@pytest.mark.parametrize("generation", sampled(["1.6", "2.1"], 1, __name__))
+@pytest.mark.parametrize("generation", sampled_params(["1.6", "2.1"], 1, __name__))
 def test_legacy_handler(generation: str, node: ToolkitNode) -> None:
     """It is in its own mode whatever the row is, and the hook that it puts in is there."""
     with Pods(node) as pods:
@@ -206,7 +206,7 @@ def test_programs(generation: str, node: ToolkitNode) -> None:
     assert {call["config"] for call in node.calls() if "config" in call} <= {str(file)}
 
 
-@pytest.mark.parametrize("generation", sampled(["1.6", "2.1"], 1, __name__))
+@pytest.mark.parametrize("generation", sampled_params(["1.6", "2.1"], 1, __name__))
 def test_toolkit_of_the_host(generation: str, runtime: Runtime) -> None:
     """Packages that are installed on the node are used as they are, with our own configuration."""
     with ToolkitNode(runtime, on_host=True) as node, Pods(node) as pods:
@@ -221,7 +221,7 @@ def test_toolkit_of_the_host(generation: str, runtime: Runtime) -> None:
         assert node.inside(["sha256sum", "/usr/bin/nvidia-container-runtime"]).stdout == own.stdout
 
 
-@pytest.mark.parametrize("generation", sampled(["1.6", "2.1"], 1, __name__))
+@pytest.mark.parametrize("generation", sampled_params(["1.6", "2.1"], 1, __name__))
 def test_driver_that_is_not_loaded(generation: str, node: ToolkitNode) -> None:
     """Pods start all the same, through the low-level runtime, until it is there."""
     asked = {"handler": "nvidia", "annotations": {"nvidia.cdi.k8s.io/x": _ALL}}

@@ -18,7 +18,7 @@ from tests.conformance.trees import touched
 from tests.operator import environment as operator
 from tests.operator.node import PROGRAMS, K3sNode, OperatorNode
 from tests.operator.pod import Pod
-from tests.sampling import sampled
+from tests.sampling import sampled_params
 from tests.tools.runtimes import ROOT, Runtime
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
@@ -52,7 +52,7 @@ def written(node: OperatorNode) -> dict[str, str]:
     return {name: node.output("cat", name) for name in names}
 
 
-@pytest.mark.parametrize("generation", sampled(["1.7", "2.1"], 1, __name__))
+@pytest.mark.parametrize("generation", sampled_params(["1.7", "2.1"], 1, __name__))
 def test_life_of_a_pod(generation: str, runtime: Runtime) -> None:
     """It waits for the driver, makes the node right under the host's own names, and stays."""
     with OperatorNode(runtime) as node, Pod(node, ON, operator.CONTAINERD_MOUNTS) as pod:
@@ -87,7 +87,7 @@ def test_life_of_a_pod(generation: str, runtime: Runtime) -> None:
         assert node.output("sh", "-c", f"{usual} 2>&1") == library
 
 
-@pytest.mark.parametrize("generation", sampled(["1.7", "2.1"], 1, __name__))
+@pytest.mark.parametrize("generation", sampled_params(["1.7", "2.1"], 1, __name__))
 def test_validator_and_restarts(generation: str, runtime: Runtime) -> None:
     """The barrier is refilled and put back, never made; a pod that comes again changes nothing."""
     with OperatorNode(runtime) as node, Pod(node, ON, operator.CONTAINERD_MOUNTS) as pod:

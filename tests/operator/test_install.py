@@ -11,7 +11,7 @@ from tests.operator.environment import Bind
 from tests.operator.node import PROGRAMS, OperatorNode
 from tests.operator.pod import Pod
 from tests.operator.test_containerd import ON, POD_NAMES, right
-from tests.sampling import sampled
+from tests.sampling import sampled_params
 from tests.toolkit.source import make_sources
 from tests.tools.runtimes import Runtime
 
@@ -29,7 +29,7 @@ class BareNode(OperatorNode):
         return Bind(str(self.directory / "artifacts"), "/artifacts")
 
 
-@pytest.mark.parametrize("generation", sampled(["1.6", "2.1"], 1, __name__))
+@pytest.mark.parametrize("generation", sampled_params(["1.6", "2.1"], 1, __name__))
 def test_toolkit_of_the_image(generation: str, runtime: Runtime) -> None:
     """It is installed where the handlers look for it, with a config.toml for this row and this
     driver, under the host's names; a second pod installs nothing."""

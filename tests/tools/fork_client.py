@@ -1,7 +1,7 @@
 """Ask the fork server for a process; see `fork_server.py`.
 
-Programs of the tests' own (`tests/double/install.py`) import this file in an interpreter without
-site packages, and are started thousands of times: it needs built-in modules only.
+The scripted programs (`tests/double/install.py`) import this file before site packages, thousands
+of times. So it imports only a few cheap modules of the standard library.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import signal
 import sys
 from _socket import AF_UNIX, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET, socket
 
-_MOST = 64  # bytes of an answer, which is a pid, or an exit code as Popen says it
+_ANSWER_SIZE = 64  # bytes; an answer is a pid, or an exit code as Popen says it
 
 
-def connect(
+def request_process(
     address: str,
     code: str,
     argv: list[str],
@@ -63,7 +63,7 @@ def connect(
 
 def receive(connection: int) -> int:
     """The next number that the server says: first the pid, then the exit code."""
-    answer = os.read(connection, _MOST)
+    answer = os.read(connection, _ANSWER_SIZE)
     if not answer:
         raise ConnectionResetError("cannot go on: the fork server has ended")
     return int(answer)
@@ -77,7 +77,7 @@ def become(address: str, code: str) -> None:
     argv, env = [sys.executable, *sys.argv], dict(os.environ)
     opened = {number: number for number in _descriptors()}
     try:
-        connection = connect(address, code, argv, env, os.getcwd(), opened)
+        connection = request_process(address, code, argv, env, os.getcwd(), opened)
     except OSError:
         return
     receive(connection)

@@ -2,16 +2,16 @@
 
 The tests start the program under test, and scripted runtimes, thousands of times; most of such a
 run is Python importing gRPC. A forked process is like an executed one in all that tests look at: it
-has the given command line (also in /proc), environment, directory, standard streams and mount
-namespace, no other descriptors, default signals, and ends with an exit code or by a signal. It
-differs in two ways: its modules are imported already, and its parent is the server. What is about
-imports, interpreters or the environment of an interpreter needs the real executable.
+has the given command line (also in /proc), environment, directory, descriptors and mount namespace,
+default signals, and ends with an exit code or by a signal. It differs in two ways: its modules are
+already imported, and its parent is the server. Tests of imports or of the interpreter need the real
+executable.
 
     python -m tests.tools.fork_server LISTENER LIFELINE
 
-Both are descriptors: a listening socket, and a pipe that ends when whoever started it ends.
-Invariant: the server has one thread, or a forked process could wait for a lock for ever; a client
-that is gone takes its process along.
+LISTENER is the descriptor of a listening socket, LIFELINE that of a pipe; the server exits when the
+pipe is closed. When a client disconnects, its process is killed.
+Invariant: the server has one thread, so that no forked process inherits a lock that is held.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from typing import Any, NoReturn, TextIO
 
 _PACKAGES = ("agent", "tests.double", "tests.crio")
 _MODULES = ("tests.conformance.steps", "yaml", "tomlkit", "structlog", "jeepney.io.blocking")
-# They do something when they are imported, or belong to another Python.
-_PROGRAMS = frozenset({"agent.__main__"})
-_MOST = 1 << 20  # bytes of a request
-_MOST_DESCRIPTORS = 64
+# Modules that run a program when they are imported.
+_NOT_IMPORTED = frozenset({"agent.__main__"})
+_MAX_REQUEST = 1 << 20  # bytes of a request
+_MAX_DESCRIPTORS = 64
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG, _PR_SET_MM, _PR_SET_MM_MAP = 1, 35, 14
@@ -69,7 +69,7 @@ class Server:
         self._children: dict[int, _Child] = {}  # by the descriptor of the client
 
     def serve(self) -> NoReturn:
-        """Do so."""
+        """Serve until the lifeline is closed."""
         while True:
             for key, _ in self._selector.select():
                 key.data(key.fd)
@@ -114,7 +114,7 @@ class Server:
         self._selector.unregister(child.client)
 
     def _forget(self) -> None:
-        """In a child: the server's sockets are not closed behind our back later."""
+        """In a child: drop the server's sockets without closing them."""
         self._selector.close()
         self._listener.detach()
         for child in self._children.values():
@@ -123,8 +123,8 @@ class Server:
 
 def _receive(client: socket.socket) -> tuple[bytes, list[int]]:
     """A request and its descriptors, which no program inherits."""
-    space = socket.CMSG_SPACE(_MOST_DESCRIPTORS * array.array("i").itemsize)
-    data, messages, _, _ = client.recvmsg(_MOST, space, socket.MSG_CMSG_CLOEXEC)
+    space = socket.CMSG_SPACE(_MAX_DESCRIPTORS * array.array("i").itemsize)
+    data, messages, _, _ = client.recvmsg(_MAX_REQUEST, space, socket.MSG_CMSG_CLOEXEC)
     numbers = array.array("i")
     for _, _, rights in messages:
         numbers.frombytes(rights)
@@ -145,6 +145,11 @@ def _run(request: Mapping[str, Any], descriptors: list[int]) -> NoReturn:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
+    except KeyboardInterrupt:
+        traceback.print_exc()
+        sys.stderr.flush()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)  # as an interpreter ends
     except BaseException:  # noqa: BLE001 - as an interpreter does with what nobody caught
         traceback.print_exc()
     finally:
@@ -238,7 +243,7 @@ def _import_all() -> None:
     for name in _PACKAGES:
         package = importlib.import_module(name)
         for module in pkgutil.walk_packages(package.__path__, f"{name}."):
-            if module.name not in _PROGRAMS:
+            if module.name not in _NOT_IMPORTED:
                 importlib.import_module(module.name)
     gc.collect()
     gc.freeze()  # no collection writes to pages that are shared

@@ -1,11 +1,11 @@
 """Start the program under test, or a scripted runtime, by fork instead of exec.
 
-    done = forked.run(forked.AGENT, [sys.executable, "-m", "agent", "plan"], env, directory)
+    done = forked.run(forked.AGENT, ["plan"], env, directory)
 
-Each test process has one server (`fork_server.py`), from the first use to its own end. What the
-server cannot do (a command before the program, an interpreter with an environment of its own) is
-executed; with TOOLKIT_AGENT_EXEC=1 in the environment everything is, to see whether a failure is
-the server's.
+Each test process has one server (`fork_server.py`), from the first use to the end of the process.
+What the server cannot do is executed: a command before the program, an interpreter with an
+environment of its own. TOOLKIT_AGENT_EXEC=1 executes everything, which shows whether the server
+causes a failure.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _NSENTER = re.compile(r"--mount=(/proc/\d+/ns/mnt)")
 # What an interpreter reads at its start; the server was started with these.
 _INTERPRETERS = ("PYTHON", "LC_", "LANG")
 _SERVER = (sys.executable, "-m", "tests.tools.fork_server")
-_SERVERS = {"LC_ALL": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
+_SERVER_ENVIRONMENT = {"LC_ALL": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 @dataclass(frozen=True)
@@ -67,16 +67,16 @@ class Process:
 
     def poll(self) -> int | None:
         """The exit code, None while it runs."""
-        return self._ended(0)
+        return self._poll_exit_code(0)
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for its end. Raises subprocess.TimeoutExpired."""
-        code = self._ended(None if timeout is None else timeout * 1000)
+        code = self._poll_exit_code(None if timeout is None else timeout * 1000)
         if code is None:
             raise subprocess.TimeoutExpired(self.args, timeout or 0)
         return code
 
-    def _ended(self, milliseconds: float | None) -> int | None:
+    def _poll_exit_code(self, milliseconds: float | None) -> int | None:
         if self.returncode is None:
             waiting = select.poll()
             waiting.register(self._connection, select.POLLIN)
@@ -116,7 +116,7 @@ def start(
     prefix: Sequence[str | os.PathLike[str]] = (),
     session: bool = False,
 ) -> Started:
-    """Start it with `words` for arguments.
+    """Start `program` with the arguments `words`.
 
     streams: the descriptors that are its standard streams.
     prefix: what is put before the command line, such as `nsenter`.
@@ -137,7 +137,7 @@ def start(
     mounts = _NSENTER.fullmatch(before[1]) if before else None
     opened = os.open(mounts[1], os.O_RDONLY) if mounts else None
     try:
-        connection = fork_client.connect(
+        connection = fork_client.request_process(
             address(),
             program.code,
             argv,
@@ -163,7 +163,7 @@ def start_logged(
     *,
     prefix: Sequence[str | os.PathLike[str]] = (),
 ) -> Started:
-    """Start it without input; what it says is appended to `log`."""
+    """Start `program` without input; its output and errors are appended to `log`."""
     with open(os.devnull, "rb") as nothing, log.open("ab") as file:
         streams = nothing.fileno(), file.fileno(), file.fileno()
         return start(program, words, env, directory, streams, prefix=prefix)
@@ -179,7 +179,7 @@ def run(
     data: bytes = b"",
     timeout: float = 60.0,
 ) -> subprocess.CompletedProcess[str]:
-    """Run it to its end with `data` for its input; gives what it printed.
+    """Run `program` with `data` for its input; returns what it printed.
 
     Raises subprocess.TimeoutExpired.
     """
@@ -212,7 +212,7 @@ def _can_fork(prefix: Sequence[str], env: Mapping[str, str]) -> bool:
     ):
         return False
     special = {name: value for name, value in env.items() if name.startswith(_INTERPRETERS)}
-    return special.items() <= _SERVERS.items()
+    return special.items() <= _SERVER_ENVIRONMENT.items()
 
 
 def address() -> str:
@@ -238,7 +238,7 @@ def _start_server(owner: int) -> str:
                     str(listener.fileno()),
                     str(reading),
                 ],
-                env={"PATH": os.defpath, **_SERVERS},
+                env={"PATH": os.defpath, **_SERVER_ENVIRONMENT},
                 cwd=_ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -4,9 +4,9 @@
     python3 -m tests.tools.fresh_root trixie ./tests/run
 
 The clone is of what is committed here. The system is SUITE's with ca-certificates, git and python3,
-in private mount and process namespaces, and goes with the command; `-u` runs it as an ordinary
-user. It has this machine's network, and its settings for apt and pip, which may name a mirror: they
-are in that system only. It needs root, and any Python from 3.11 on without other packages.
+in private mount and process namespaces. It uses this machine's network and settings of apt and pip,
+including a mirror, and is removed after the command. `-u` runs the command as an ordinary user. This
+tool itself needs root, and Python 3.11 or newer without other packages.
 Exits as the command does, and with 3 where there can be no such system.
 """
 
@@ -69,8 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Make the system, run the command in it, and remove it."""
     parser = argparse.ArgumentParser(description="Run a command in a fresh clone on a bare Debian.")
     parser.add_argument("-u", dest="user", action="store_true", help="as an ordinary user")
-    parser.add_argument("suite", help="of Debian, as trixie")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="and its arguments")
+    parser.add_argument("suite", help="Debian suite, such as trixie")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="command to run (default: bash)")
     options = parser.parse_args(arguments)
     os.umask(0o022)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # by way of `finally`

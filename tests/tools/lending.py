@@ -3,8 +3,8 @@
     with nodes.lend("1.7", lambda: gpu_node(runtime), look) as node:
         ...
 
-Invariant: a test finds a node as the one before it did. One that was not put back fails the test
-that had it, and is given to no other.
+Invariant: each test finds the node in the same state. A test that changes that state fails, and its
+node is not lent again.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Lending(Generic[T]):
     def lend(
         self, key: str, make: Callable[[], AbstractContextManager[T]], look: Callable[[T], object]
     ) -> Iterator[T]:
-        """For one test. An AssertionError where `look` does not see at the end what it saw at the
-        beginning."""
+        """Lend the node of `key` to one test. Raises AssertionError where `look` returns something
+        else afterwards."""
         if key not in self._open:
             stack = ExitStack()
             self._open[key] = (stack.enter_context(make()), stack)

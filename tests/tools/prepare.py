@@ -1,9 +1,9 @@
-"""Make once what the heaviest tests take from the cache: the project's image, systems with systemd.
+"""Fill the cache with what the heaviest tests need: the project's image, systems with systemd.
 
     python -m tests.tools.prepare [--long]
 
-Each is kept by the content of what it is made of: a second call takes a moment, and one after a
-change in `agent/` makes only those layers of the image anew that have it. Where nothing can be made
+Each is cached under a hash of its inputs. After a change in `agent/` only the image layers that
+contain it are rebuilt. Where nothing can be made
 (no root, no apt) it says so at once; that is no error, because tests say what they skip.
 """
 
@@ -32,8 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def prepare(*, long: bool = False) -> int:
-    """Fill the cache; 0 whatever could be made, for a test that needs the rest says why it fails or
-    is skipped."""
+    """Fill the cache. Returns 0 also where something failed: the tests that need it say so."""
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         print("prepare: no image and no system: that takes root and apt", file=sys.stderr)
         return 0

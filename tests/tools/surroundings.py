@@ -1,4 +1,4 @@
-"""What the tests were started with, made the same everywhere, once for each process of them.
+"""Make each test process independent of how it was started.
 
     left = surroundings.settle()
 
@@ -33,7 +33,7 @@ _FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin
 # Under these a node of the tests has its own; and the name of a socket has 107 bytes at most.
 _COVERED = ("/run", "/etc", "/opt", "/var/lib", "/usr/local", "/proc", "/sys", "/dev")
 _LONGEST = 16
-# A scripted runtime reads these, too, and ends where a real one would end.
+# A bad spec here kills a scripted runtime as it kills a real one.
 _SPECS = ("/etc/cdi", "/run/cdi")
 # What nodes of the tests have below their own root.
 _PLACES = (
@@ -45,8 +45,8 @@ _NEW_MOUNTS = 0x00020000  # CLONE_NEWNS
 
 
 def settle(ignored: Iterable[int] = ()) -> list[int]:
-    """Make them the same. `ignored` are the signals that the process that started this one ignores;
-    gives the signals that this process ignores from now on, while what it starts does not.
+    """Make this process independent of how it was started. `ignored`: signals that its parent
+    ignores. Returns the signals that this process now ignores; its children have their defaults.
 
     Raises RuntimeError where tests cannot run, with what to do.
     """
@@ -56,7 +56,7 @@ def settle(ignored: Iterable[int] = ()) -> list[int]:
     _settle_environment(os.environ)
     _settle_directory()
     _hide()
-    with suppress(locale.Error):  # of files that are read without naming an encoding
+    with suppress(locale.Error):  # files opened without an encoding are UTF-8
         locale.setlocale(locale.LC_ALL, "C.UTF-8")
     return _settle_signals(ignored)
 
@@ -108,8 +108,8 @@ def _hide() -> None:
 
 
 def _settle_signals(ignored: Iterable[int]) -> list[int]:
-    """A handler that does nothing ignores a signal here, and a program that is started has the
-    default again. Python itself ignores two, and takes that back for what it starts."""
+    """Give each ignored signal an empty handler, which exec resets to the default. Python ignores
+    SIGPIPE and SIGXFSZ itself, and subprocess restores them."""
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     own = {signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD}
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or no exit code could be told

@@ -109,7 +109,7 @@ def test_links_stay_in_the_host_root(tmp_path: Path) -> None:
         assert wrong in said(found), path
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="makes device nodes")
+@pytest.mark.skipif(os.geteuid() != 0, reason="device nodes: run tests/run as root")
 def test_device_nodes_of_the_host(tmp_path: Path) -> None:
     """In directories that are links; themselves they must not be."""
     (tmp_path / "real").mkdir()
