@@ -1,9 +1,8 @@
 """The sample of cases that a run without `--long` tries: another one for each commit.
 
 A test that has hundreds of cases of one kind takes some of them by default and all of them with
-`--long`. The commit decides the sample, so that a failure
-repeats on the same commit, and later commits try other cases. TOOLKIT_AGENT_TEST_SEED=WORD overrides
-the commit.
+`--long`. The commit decides the sample, so that a failure repeats on the same commit, and later
+commits try other cases. TOOLKIT_AGENT_TEST_SEED=WORD overrides the commit.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 
 The clone is of what is committed here. The system is SUITE's with ca-certificates, git and python3,
 in private mount and process namespaces. It uses this machine's network and settings of apt and pip,
-including a mirror, and is removed after the command. `-u` runs the command as an ordinary user. This
-tool itself needs root, and Python 3.11 or newer without other packages.
+including a mirror, and is removed after the command. `-u` runs the command as an ordinary user.
+This tool itself needs root, and Python 3.11 or newer without other packages.
 Exits as the command does, and with 3 where there can be no such system.
 """
 
