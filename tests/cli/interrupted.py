@@ -327,7 +327,7 @@ class Case:
         node = self.node
         assert contents(node.tree()) == self.old
         assert node.installed() == self.old_toolkit
-        assert node.settled() == self.answer
+        assert node.answer() == self.answer
         found = node.rest()
         assert found == {**self.nothing, "state": sorted(_IDLE_STATE)}
 
