@@ -6,6 +6,7 @@ the real tree it misses the libraries behind them, and nvidia-smi.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import hashlib
 import json
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from tests.tools.debian_driver import BEHIND_LINKS, CURRENT, LIB, PLAIN, make_de
 from tests.tools.driver import make_nodes
 from tests.tools.image_tools import Unavailable, image_tools
 from tests.tools.kernel import make_kernel
+from tests.tools.mounts import cover, mount
 from tests.tools.nvml import FakeGpu
 from tests.tools.private_apt import AptError
 from tests.tools.runtimes import cache_directory
@@ -39,6 +42,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need roo
 
 V = debian_driver.VERSION
 ROOT = "/run/nvidia/driver"
+_NEW_MOUNTS = 0x00020000  # CLONE_NEWNS
 _SUITE, _COMPONENTS = "trixie", "main contrib non-free non-free-firmware"
 _PACKAGES = (
     "libcuda1", "libnvidia-ml1", "nvidia-smi", "nvidia-persistenced", "nvidia-modprobe",
@@ -113,7 +117,17 @@ def real() -> Iterator[Tree]:
         root = Path(folder) / ROOT[1:]
         root.parent.mkdir(parents=True)
         shutil.copytree(kept, root, symlinks=True, copy_function=os.link, ignore=_nodes)
-        yield describe(Path(folder))
+        # The driver's own NVML makes /dev/nvidiactl where that is missing (550.163.01).
+        with ThreadPoolExecutor(1) as thread:
+            yield thread.submit(_describe_apart, Path(folder)).result()
+
+
+def _describe_apart(host: Path) -> Tree:
+    """Describe it in a thread with mounts of its own, in which /dev is another one."""
+    assert ctypes.CDLL(None).unshare(_NEW_MOUNTS) == 0
+    mount("--make-rprivate", "/")
+    cover("/dev", ("null", "zero", "random", "urandom"))
+    return describe(host)
 
 
 def _nodes(folder: str, names: list[str]) -> list[str]:
