@@ -91,6 +91,7 @@ class Supervisor:
         self.history: list[Start] = []
         self._start = start
         self._child: Child | None = None
+        self._running = False
         self._stopping = threading.Event()
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._loop, name="supervisor", daemon=True)
@@ -115,8 +116,8 @@ class Supervisor:
 
     @property
     def running(self) -> bool:
-        """Whether the child runs at this moment."""
-        return self._child is not None and self._child.poll() is None
+        """Whether the child runs. When it does no more, `log` says so already."""
+        return self._running
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to the child, if it still runs."""
@@ -151,6 +152,7 @@ class Supervisor:
             code = self._child.wait()
             self._note(f"{self._child.pid} ended with {code}")
             with self._changed:
+                self._running = False
                 self._changed.notify_all()
             # `delay` may be set while we wait for it, so None is no endless wait.
             while self.delay is None and not self._stopping.wait(0.05):
@@ -165,6 +167,7 @@ class Supervisor:
                 return
             with self.log.open("ab") as log:
                 self._child = self._start(self.argv, self.env, Path.cwd(), log.fileno())
+            self._running = True
             self.history.append(Start(self._child.pid, time.time()))
             self._note(f"{self._child.pid} started")
             self._changed.notify_all()
