@@ -31,6 +31,7 @@ from tests.double.sample import SECTIONS, handler
 from tests.sampling import sample
 from tests.tools import forked
 from tests.tools.driver import make_driver
+from tests.tools.waiting import holds_now
 
 SPEC = "management.nvidia.com-gpu.yaml"
 _PUBLISHED = {statusfile.READY, statusfile.TWIN}
@@ -350,6 +351,6 @@ def readable(tree: Contents) -> Contents:
 def eventually(holds: Callable[[], bool], seconds: float = 30.0) -> None:
     """Wait until it holds."""
     end = time.monotonic() + seconds
-    while not holds():
+    while not holds_now(holds):
         assert time.monotonic() < end
         time.sleep(0.05)

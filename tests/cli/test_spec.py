@@ -149,7 +149,7 @@ def test_run_waits_for_the_driver_and_follows_it(node: DriverNode) -> None:
         assert "560.28.03" in node.spec.read_text("utf-8")
         make_driver(node.driver)
         daemon.until(ready.exists)
-        assert daemon.end() < 2
+        daemon.end()
 
 
 def test_generate_prints_what_apply_writes(node: DriverNode) -> None:

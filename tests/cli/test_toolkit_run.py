@@ -12,7 +12,7 @@ import pytest
 from tests.cli.hosted import HostedNode
 from tests.cli.installing import CONFIG, RUNTIME, SourceNode, beside, installed, release
 from tests.cli.test_run import published, running, settle
-from tests.conformance.trees import Contents, snapshot
+from tests.conformance.trees import snapshot
 from tests.tools.driver import make_driver
 
 
@@ -31,14 +31,6 @@ def close(path: Path) -> None:
     path.chmod(0)
 
 
-def is_installed(node: SourceNode, right: Contents) -> bool:
-    """The toolkit is so; what cannot be read at this moment is not."""
-    try:
-        return installed(node.toolkit) == right
-    except OSError:
-        return False
-
-
 @pytest.mark.parametrize("harm", [remove, damage, close])
 def test_file_of_the_toolkit(sourced: SourceNode, harm: object) -> None:
     """It is put back at once, and the runtime goes on."""
@@ -48,7 +40,7 @@ def test_file_of_the_toolkit(sourced: SourceNode, harm: object) -> None:
         right, starts = installed(sourced.toolkit), sourced.supervisor.starts
         for name in (RUNTIME, f"{RUNTIME}.real", "libnvidia-container.so.1.19.0", CONFIG):
             harm(sourced.toolkit / name)
-            daemon.until(lambda: is_installed(sourced, right))
+            daemon.until(lambda: installed(sourced.toolkit) == right)
             settle(daemon)  # who is still at it would find the next one without being woken
         daemon.until(lambda: published(sourced) is not None)
         daemon.until(lambda: beside(sourced.toolkit) == ["toolkit"])
@@ -62,10 +54,10 @@ def test_the_whole_directory(sourced: SourceNode) -> None:
         settle(daemon)
         right = installed(sourced.toolkit)
         shutil.rmtree(sourced.toolkit)
-        daemon.until(lambda: is_installed(sourced, right))
+        daemon.until(lambda: installed(sourced.toolkit) == right)
         settle(daemon)
         shutil.rmtree(sourced.toolkit.parent)
-        daemon.until(lambda: is_installed(sourced, right))
+        daemon.until(lambda: installed(sourced.toolkit) == right)
         daemon.end()
 
 

@@ -18,10 +18,10 @@ from tests.conformance.node import PrivateNode
 from tests.conformance.shapes import BY_NAME, OURS, Shape
 from tests.tools.driver import make_driver, remove_driver
 from tests.tools.runtimes import Runtime
+from tests.tools.waiting import SOON, holds_now
 
 pytestmark = pytest.mark.real
 
-SOON = 5.0  # seconds within which a node is right again
 NEW = "560.28.03"
 
 
@@ -127,7 +127,7 @@ def test_ten_disturbances(name: str, generation: str, runtime: Runtime) -> None:
 
         def until(holds: Callable[[], bool], what: str, seconds: float = SOON) -> None:
             end = time.monotonic() + seconds
-            while not holds():
+            while not holds_now(holds):
                 assert process.poll() is None, log.read_text("utf-8")
                 assert time.monotonic() < end, f"{what}: {log.read_text('utf-8')}"
                 time.sleep(0.02)

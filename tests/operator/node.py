@@ -23,6 +23,7 @@ from tests.operator.environment import Env, driver_ready
 from tests.tools.driver import make_driver
 from tests.tools.mounts import PrivateMounts
 from tests.tools.runtimes import Runtime
+from tests.tools.waiting import holds_now
 
 SPEC = "management.nvidia.com-gpu.yaml"
 PROGRAMS = "/usr/local/nvidia/toolkit"
@@ -244,7 +245,7 @@ def get_config(socket: Path) -> dict[str, Any]:
 def wait_until(holds: Callable[[], bool], seconds: float) -> None:
     """Wait until it holds; a TimeoutError where it does not."""
     end = time.monotonic() + seconds
-    while not holds():
+    while not holds_now(holds):
         if time.monotonic() > end:
             raise TimeoutError
         time.sleep(0.05)

@@ -21,6 +21,7 @@ from typing import Protocol, Self
 
 from tests.operator.environment import MOUNTS, SCRIPT, Bind
 from tests.tools.runtimes import ROOT
+from tests.tools.waiting import holds_now
 
 _BIN = "opt/pod/bin"
 # Everything that the script calls. Its two waits of five seconds are short ones here.
@@ -149,7 +150,7 @@ class Pod:
     def until(self, holds: Callable[[], bool], seconds: float = 30.0) -> None:
         """Wait until it holds; an assertion fails where it does not, or where the pod ends."""
         end = time.monotonic() + seconds
-        while not holds():
+        while not holds_now(holds):
             assert self.process.poll() is None, self.said()
             assert time.monotonic() < end, self.said()
             time.sleep(0.05)

@@ -7,7 +7,9 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
 from agent.errors import Unreachable
@@ -77,7 +79,7 @@ def test_silent_runtime_ends_in_time(node: DoubleNode) -> None:
     began = time.monotonic()
     with pytest.raises(Unreachable, match=rf"^cannot reach {NAME}: no answer in time"):
         ask(node, 0.3)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 4  # the usual deadline is 5 s
 
 
 def test_socket_that_never_accepts_ends_in_time(tmp_path: Path) -> None:
@@ -88,7 +90,7 @@ def test_socket_that_never_accepts_ends_in_time(tmp_path: Path) -> None:
         began = time.monotonic()
         with pytest.raises(Unreachable, match=rf"^cannot reach {NAME}: "):
             cri.ask(str(tmp_path / "s"), NAME, 0.3)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 4  # the usual deadline is 5 s
 
 
 def test_error_of_a_starting_runtime_is_unreachable(node: DoubleNode) -> None:
@@ -106,8 +108,8 @@ def test_nothing_that_listens(make: object, tmp_path: Path) -> None:
     make(tmp_path / "s")
     began = time.monotonic()
     with pytest.raises(Unreachable, match=rf"^cannot reach {NAME}: "):
-        cri.ask(str(tmp_path / "s"), NAME, 10)
-    assert time.monotonic() - began < 3
+        cri.ask(str(tmp_path / "s"), NAME, 60)
+    assert time.monotonic() - began < 20
 
 
 def test_pods_with_their_handlers(node: DoubleNode) -> None:
@@ -130,8 +132,17 @@ def test_answer_larger_than_usual(node: DoubleNode) -> None:
     assert [pod.name for pod in found] == [f"{name}{number}" for number in range(60)]
 
 
-def test_each_question_has_a_channel_of_its_own(tmp_path: Path) -> None:
+def test_each_question_has_a_channel_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A channel that has seen a restart stays blind for more than a second."""
+    opened, make = [], grpc.insecure_channel
+
+    def opening(target: str, **keywords: Any) -> grpc.Channel:
+        opened.append(target)
+        return make(target, **keywords)
+
+    monkeypatch.setattr(grpc, "insecure_channel", opening)
     node = DoubleNode(tmp_path, "1.7.24")
     with node.run() as supervisor:
         node.wait()
@@ -139,9 +150,9 @@ def test_each_question_has_a_channel_of_its_own(tmp_path: Path) -> None:
         supervisor.send(signal.SIGTERM)
         assert supervisor.wait_until(lambda s: s.starts == 2)
         node.wait()
-        began = time.monotonic()
+        opened.clear()
         answer = ask(node)
-    assert time.monotonic() - began < 0.9
+        assert len(opened) == 1
     assert answer.version == "1.7.24~ds1"
     assert answer.handlers == ()  # 1.x lists none
 
