@@ -88,6 +88,7 @@ def node_with(image: Image, runtime: Runtime) -> Iterator[PodNode]:
         for words in (
             ["mkdir", "-p", f"{layer}/new", f"{layer}/work"],
             ["mount", "-t", "overlay", "overlay", "-o", options, "/usr/local"],
+            ["rm", "-rf", "/usr/local/nvidia"],  # what this machine has is not the node's
             ["cp", "-r", str(node.directory / "usr/local/nvidia"), "/usr/local/nvidia"],
             # As systemd does on a node: a pod can be told of mounts that come later.
             ["mount", "--make-rshared", "/"],

@@ -26,6 +26,7 @@ for path in /etc /opt /var/lib; do
     mkdir -p "$layer/new" "$layer/work"
     mount -t overlay overlay -o "lowerdir=$path,upperdir=$layer/new,workdir=$layer/work" "$path"
 done
+rm -rf /var/lib/toolkit-agent # what this machine has is not the node's
 mkdir -p /etc/containerd /var/lib/containerd
 if [ "$2" = default ]; then mount --bind "$1/etc/containerd" /etc/containerd; fi
 # overlayfs cannot sit on the layers above; on memory it can, and nothing waits for a disk.
