@@ -1,8 +1,8 @@
 """Write an executable `containerd`, or another runtime, that is the scripted one.
 
-Such a program lets the tests' fork server do its work, where it was told of one and that is there:
-a test starts dozens, and most of a start is imports. It then is not the process that works, so that
-a daemon is better started by `start_program`.
+Such a program asks the tests' fork server to do its work, where it was given the address of one: a
+test starts dozens of programs, and most of a start is imports. The work then runs in a process of
+the server, with another pid, so a daemon is started by `start_program`.
 """
 
 from __future__ import annotations

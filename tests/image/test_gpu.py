@@ -59,14 +59,6 @@ def look(node: PodNode) -> object:
     return [contents(snapshot(place)) for place in (node.etc, node.cdi_directory)]
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Lending[PodNode]]:
-    """The nodes of this module: most tests only read."""
-    lending = Lending[PodNode]()
-    yield lending
-    lending.close()
-
-
 @pytest.fixture
 def node(generation: str, runtime: Runtime, shared: Lending[PodNode]) -> Iterator[PodNode]:
     """The one of the test's generation."""

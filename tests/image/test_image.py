@@ -126,14 +126,6 @@ def put_back(node: PodNode) -> None:
     node.restart()
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Lending[PodNode]]:
-    """The nodes of this module: to give one the image takes longer than all else."""
-    lending = Lending[PodNode]()
-    yield lending
-    lending.close()
-
-
 @pytest.fixture
 def node(
     generation: str, runtime: Runtime, image: Image, shared: Lending[PodNode]

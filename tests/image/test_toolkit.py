@@ -90,14 +90,6 @@ def look(node: ToolkitNode) -> object:
     return [contents(snapshot(place)) for place in places], dict(node.variables)
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Lending[ToolkitNode]]:
-    """The nodes of this module: most tests only read."""
-    lending = Lending[ToolkitNode]()
-    yield lending
-    lending.close()
-
-
 @pytest.fixture
 def node(generation: str, runtime: Runtime, shared: Lending[ToolkitNode]) -> Iterator[ToolkitNode]:
     """The one of the test's generation; its toolkit has noted nothing yet."""

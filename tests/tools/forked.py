@@ -231,13 +231,7 @@ def _start_server(owner: int) -> str:
         reading, lifeline = os.pipe()  # the end that stays open here ends with this process
         with (Path(folder) / "log").open("wb") as log:
             server = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "tests.tools.fork_server",
-                    str(listener.fileno()),
-                    str(reading),
-                ],
+                [*_SERVER, str(listener.fileno()), str(reading)],
                 env={"PATH": os.defpath, **_SERVER_ENVIRONMENT},
                 cwd=_ROOT,
                 stdin=subprocess.DEVNULL,

@@ -7,6 +7,7 @@ where a shape names no paths, take the machine's /etc/containerd, /run/container
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import stat
@@ -15,6 +16,8 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
+
+_NEW_MOUNTS = 0x00020000  # CLONE_NEWNS
 
 # Arguments: the node, and `default` where /etc/containerd is the node's.
 _MOUNT = """
@@ -101,6 +104,14 @@ def private_mounts(directory: Path) -> PrivateMounts:
     for name in ("etc/containerd", "run", "var/lib"):
         (directory / name).mkdir(parents=True)
     return PrivateMounts(directory, default_config=False)
+
+
+def separate() -> bool:
+    """Give this thread, and what it starts, mounts of its own; False where that is not allowed."""
+    if ctypes.CDLL(None).unshare(_NEW_MOUNTS) != 0:
+        return False
+    mount("--make-rprivate", "/")
+    return True
 
 
 def mount(*words: str) -> None:

@@ -3,8 +3,8 @@
     python -m tests.tools.prepare [--long]
 
 Each is cached under a hash of its inputs. After a change in `agent/` only the image layers that
-contain it are rebuilt. Where nothing can be made
-(no root, no apt) it says so at once; that is no error, because tests say what they skip.
+contain it are rebuilt. Where nothing can be made (no root, no apt) it says so at once; that is no
+error, because tests say what they skip.
 """
 
 from __future__ import annotations

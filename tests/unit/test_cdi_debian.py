@@ -6,7 +6,6 @@ the real tree it misses the libraries behind them, and nvidia-smi.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import hashlib
 import json
@@ -33,7 +32,7 @@ from tests.tools.debian_driver import BEHIND_LINKS, CURRENT, LIB, PLAIN, make_de
 from tests.tools.driver import make_nodes
 from tests.tools.image_tools import Unavailable, image_tools
 from tests.tools.kernel import make_kernel
-from tests.tools.mounts import cover, mount
+from tests.tools.mounts import cover, separate
 from tests.tools.nvml import FakeGpu
 from tests.tools.private_apt import AptError
 from tests.tools.runtimes import cache_directory
@@ -42,7 +41,6 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need roo
 
 V = debian_driver.VERSION
 ROOT = "/run/nvidia/driver"
-_NEW_MOUNTS = 0x00020000  # CLONE_NEWNS
 _SUITE, _COMPONENTS = "trixie", "main contrib non-free non-free-firmware"
 _PACKAGES = (
     "libcuda1", "libnvidia-ml1", "nvidia-smi", "nvidia-persistenced", "nvidia-modprobe",
@@ -124,8 +122,7 @@ def real() -> Iterator[Tree]:
 
 def _describe_apart(host: Path) -> Tree:
     """Describe it in a thread with mounts of its own, in which /dev is another one."""
-    assert ctypes.CDLL(None).unshare(_NEW_MOUNTS) == 0
-    mount("--make-rprivate", "/")
+    assert separate()
     cover("/dev", ("null", "zero", "random", "urandom"))
     return describe(host)
 
