@@ -145,6 +145,9 @@ def plan_data(proposal: Proposal) -> dict[str, Any]:
         "preflight": {"done": proposal.preflight.done, "note": proposal.preflight.note}
         if proposal.preflight
         else None,
+        "trial": {"done": proposal.trial.done, "note": proposal.trial.note}
+        if proposal.trial
+        else None,
         "warnings": list(proposal.warnings),
     }
 
@@ -204,6 +207,8 @@ def plan_text(proposal: Proposal) -> str:
             lines.append(f"With it: {', '.join(proposal.restart.along)}, by systemd.")
     if proposal.preflight:
         lines.append(f"Pre-flight: {proposal.preflight.note}.")
+    if proposal.trial and proposal.trial.done:
+        lines.append(f"Trial start: {proposal.trial.note}.")
     return "\n".join([*lines, *(f"Warning: {text}" for text in proposal.warnings)])
 
 

@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent.data import dataclass, field
 from agent.engine import node as nodes
@@ -24,10 +24,14 @@ from agent.errors import Refused
 from agent.host import lock, trees
 from agent.host.paths import HostRoot, open_host_root
 from agent.observe import crio, process, systemd
+from agent.observe.cri import Answer
 from agent.observe.process import Process
 from agent.observe.units import Systemd, SystemdError, Unit
 from agent.settings import Settings
 from agent.status import Publisher
+
+if TYPE_CHECKING:
+    from agent.engine.trial import Launch, Result
 
 
 def _silent(event: str, **_: Any) -> None:
@@ -36,6 +40,13 @@ def _silent(event: str, **_: Any) -> None:
 
 def _at_once() -> None:
     """Nothing to wait for."""
+
+
+def _start_once(host: HostRoot, launch: Launch, problems: Callable[[Answer], list[str]]) -> Result:
+    """`trial.start_once`, loaded where a restart is due only."""
+    from agent.engine import trial
+
+    return trial.start_once(host, launch, problems)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +67,9 @@ class Context:
         default=restart.choose
     )
     reach: Callable[[HostRoot, str], tuple[Systemd, Unit]] = field(default=systemd.reach)
+    start_trial: Callable[[HostRoot, Launch, Callable[[Answer], list[str]]], Result] = field(
+        default=_start_once
+    )
     lock_fd: int | None = None
     settle: Callable[[], None] = _at_once
     ask_again: bool = False

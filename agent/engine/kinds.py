@@ -7,6 +7,7 @@ CRI-O's alone is loaded where there is one, inside the functions: the others nee
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -34,6 +35,7 @@ from agent.settings import Settings
 
 if TYPE_CHECKING:
     from agent.engine.crio.node import CrioNode
+    from agent.engine.trial import Subject
 
 AnyNode: TypeAlias = "Node | CrioNode"
 Files = tuple[ConfigFile, ...]
@@ -127,6 +129,22 @@ def check(host: HostRoot, node: AnyNode, candidate: Candidate) -> Preflight:
     from agent.engine.crio import check as crio_check
 
     return crio_check.check(host, node, candidate)
+
+
+def trial_subject(host: HostRoot, node: AnyNode, wanted: Wanted) -> Subject | str:
+    """What a trial start of this runtime is made with, or why there can be none."""
+    from agent.engine import trial, trial_containerd  # loaded where a restart is due only
+
+    if node.executable is None:
+        return preflight.UNKNOWN
+    problems = functools.partial(unproven, wanted)
+    if isinstance(node, Node):
+        launch = functools.partial(trial_containerd.launch, host, node, node.executable, wanted)
+        return trial.Subject("containerd", node.executable, launch, problems)
+    from agent.engine.crio import trial as crio_trial
+
+    launch = functools.partial(crio_trial.launch, host, node, node.executable, wanted)
+    return trial.Subject("CRI-O", node.executable, launch, problems)
 
 
 def deadly(node: AnyNode, host: HostRoot, files: Files) -> guard.Deadly | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import TYPE_CHECKING
 
 from agent.cdi import driver, generate, readers
 from agent.cdi.readers import Reader
@@ -32,11 +33,14 @@ from agent.engine.plan import CannotSwitch, Change, Edits
 from agent.engine.preflight import Candidate, Preflight
 from agent.engine.restart import Restart
 from agent.engine.state import Memory
-from agent.engine.wanted import OUR_NAMES
+from agent.engine.wanted import OUR_NAMES, Wanted
 from agent.errors import AgentError, NoToolkit
 from agent.runtimes.containerd import ConfigFile
 from agent.status import can_say
 from agent.toolkit import programs
+
+if TYPE_CHECKING:
+    from agent.engine.trial import Trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,8 @@ class Proposal:
     """What a plan shows. `edits` is None where the configuration is not ours to change; `gaps` is
     what the running runtime lacks, `restart` how it would be restarted if it has to be; `spec` is
     None where no CDI specs are wanted, `toolkit` where there is none and none is needed; `nodes`
-    are device nodes to be made; `blocked` is why no restart may be asked for."""
+    are device nodes to be made; `blocked` is why no restart may be asked for; `trial` is the
+    verdict of a trial start, where a restart is due."""
 
     runtime: Runtime
     decision: Decision
@@ -58,6 +63,7 @@ class Proposal:
     toolkit: install.Proposed | None = None
     nodes: tuple[Missing, ...] = ()
     blocked: AgentError | None = None
+    trial: Trial | None = None
 
     @property
     def changes(self) -> tuple[Change, ...]:
@@ -209,9 +215,34 @@ def _examined(ctx: Context, node: AnyNode, edits: Edits, proposal: Proposal) -> 
     if checked is not None and not checked.done:
         warnings = (*warnings, f"not pre-flighted: {checked.note}")
     blocked = (deadly if restart else None) or used
-    proposal = replace(proposal, preflight=checked, warnings=warnings, blocked=blocked)
+    tried = None
+    if restart and blocked is None:
+        tried = tried_out(ctx, node, edits.changes, edits.wanted, "apply")
+        blocked = tried.refusal
+        if blocked is not None:
+            warnings = (*warnings, f"apply refuses: {blocked.message}")
+        elif not tried.done:
+            warnings = (*warnings, f"not tried: {tried.note}")
+    proposal = replace(proposal, preflight=checked, warnings=warnings, blocked=blocked, trial=tried)
     failure = known_failure(ctx, proposal)
     return replace(proposal, warnings=(*warnings, failure)) if failure else proposal
+
+
+def tried_out(
+    ctx: Context, node: AnyNode, changes: tuple[Change, ...], wanted: Wanted, purpose: str
+) -> Trial:
+    """The verdict of a trial start on the files after these changes. Where none can be made, no
+    restart may activate what others changed and nobody has seen run."""
+    from agent.engine import trial, unloaded  # a restart takes longer than to load them
+
+    subject = kinds.trial_subject(ctx.host, node, wanted)
+    if isinstance(subject, str):
+        verdict = trial.Trial(False, subject)
+    else:
+        verdict = trial.judge(ctx.host, subject, changes, purpose, ctx.start_trial)
+    if verdict.done:
+        return verdict
+    return replace(verdict, refusal=unloaded.refusal(ctx, node, purpose, verdict.note))
 
 
 def known_failure(ctx: Context, proposal: Proposal) -> str | None:

@@ -29,6 +29,7 @@ from agent.engine.converge import state_of, tell
 from agent.engine.kinds import AnyNode, Files
 from agent.engine.plan import Change
 from agent.engine.preflight import Candidate
+from agent.engine.propose import tried_out
 from agent.engine.state import Memory, parents
 from agent.engine.wanted import OUR_NAMES, Wanted, is_ours
 from agent.errors import AgentError, Locked, Refused, Unreachable
@@ -173,6 +174,12 @@ def _revert(ctx: Context, memory: Memory, keep_edits: bool) -> Reverted:
     checked = kinds.check(ctx.host, node, Candidate(after, (), (*OUR_NAMES, *going, *changed)))
     if not checked.done:
         ctx.log("warning", text=f"not pre-flighted: {checked.note}")
+    if way is not None:
+        tried = tried_out(ctx, node, changes, wanted, "revert")
+        if tried.refusal is not None:
+            raise tried.refusal
+        if not tried.done:
+            ctx.log("warning", text=f"not tried: {tried.note}")
     done = change.carry_out(
         ctx,
         change.Request(

@@ -18,7 +18,8 @@ from agent.host.paths import HostRoot
 from agent.tomledit import Data
 
 _NO_ENV: Mapping[str, str] = MappingProxyType({})
-_ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_ENV = {"PATH": PATH, "LC_ALL": "C"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,6 +159,15 @@ def config_argument(words: tuple[str, ...]) -> str | None:
     return _value(words, ("-c", "--c", "-config", "--config"))
 
 
+def environment(process: Process | None) -> dict[str, str]:
+    """The environment that a process was started with; empty where it cannot be read. It may hold
+    secrets: it is handed on, and never shown."""
+    if process is None:
+        return {}
+    found = os.fsdecode(_read(f"{process.proc}/{process.pid}/environ"))
+    return dict(pair.split("=", 1) for pair in found.split("\0") if "=" in pair)
+
+
 def drop_in_directory(process: Process) -> str | None:
     """The value of -d or --config-dir on a CRI-O's command line, absolute where it can be told."""
     found = _value(process.command, ("-d", "--d", "-config-dir", "--config-dir"))

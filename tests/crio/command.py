@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -19,7 +20,13 @@ from tests.crio.load import RefusedError, load
 from tests.crio.script import read_script
 from tests.crio.status import template_text
 from tests.crio.validate import validate
+from tests.double.script import TRIAL_VARIABLE
 
+_OWN_PLACES = (
+    "root", "runroot", "log-dir", "version-file", "version-file-persist", "clean-shutdown-file",
+    "container-exits-dir", "container-attach-socket-dir", "namespaces-dir",
+    "irqbalance-config-restore-file",
+)  # fmt: skip
 _SIGNALS = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGTERM})
 _BUILD = "GitCommit:      unknown\nGoVersion:      go1.27.1\nPlatform:       linux/amd64\n"
 
@@ -31,9 +38,13 @@ def crio(version: str, arguments: Sequence[str]) -> int:
     parser.add_argument("-d", "--config-dir", help="the directory of drop-ins")
     parser.add_argument("-l", "--log-level", help="is ignored")
     parser.add_argument("--listen", help="the socket, instead of the configured one")
+    for name in _OWN_PLACES:
+        parser.add_argument(f"--{name}", help="is ignored; given for a trial start")
     parser.add_argument("-v", "--version", action="store_true", help="print the version")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args(arguments)
+    if options.runroot:
+        os.environ[TRIAL_VARIABLE] = "1"
     generation = generation_of(version)
     number = version.removeprefix("v")
     try:
@@ -78,7 +89,8 @@ def _config(generation: Generation, options: argparse.Namespace, *, default: boo
 
 def _daemon(generation: Generation, number: str, options: argparse.Namespace) -> None:
     """Load, listen and answer until SIGTERM; SIGHUP loads again."""
-    Path("/proc/self/comm").write_text("crio", encoding="ascii")
+    with contextlib.suppress(OSError):  # a trial start has a /proc of its own
+        Path("/proc/self/comm").write_text("crio", encoding="ascii")
     log("info", f"Starting CRI-O, version: {number}")
     document = _read(generation, options)
     validate(generation, document, log, execution=True)

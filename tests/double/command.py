@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import os
 import signal
 import sys
@@ -12,10 +14,17 @@ from pathlib import Path
 from typing import NoReturn
 
 from tests.double import toml
-from tests.double.generation import GRPC_CRI, Generation, Table, generation_of, reported_version
+from tests.double.generation import (
+    CRI_RUNTIME,
+    GRPC_CRI,
+    Generation,
+    Table,
+    generation_of,
+    reported_version,
+)
 from tests.double.load import Loaded, Node, RefusedError, built_in, load
 from tests.double.populate import effective
-from tests.double.script import read_script
+from tests.double.script import TRIAL_VARIABLE, read_script
 from tests.double.specs import deadly
 from tests.double.status import address_of, config_info, why_dead
 
@@ -27,11 +36,15 @@ def containerd(version: str, node: str, arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="containerd", allow_abbrev=False)
     parser.add_argument("-c", "--config", help="the configuration file")
     parser.add_argument("-a", "--address", help="the socket, instead of the configured one")
+    parser.add_argument("--root", help="is ignored: there are no containers")
+    parser.add_argument("--state", help="likewise; given for a trial start")
     parser.add_argument("-l", "--log-level", help="is ignored")
     parser.add_argument("-v", "--version", action="store_true", help="print the version")
     # What follows the command belongs to it: like the real one, `config dump -c FILE` is an error.
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args(arguments)
+    if options.state:
+        os.environ[TRIAL_VARIABLE] = "1"
     generation, place = generation_of(version), Node(node)
     try:
         if options.version:
@@ -63,7 +76,8 @@ def _dump(generation: Generation, path: str, node: Node) -> str:
 
 def _daemon(version: str, config: str | None, address: str | None, node: Node) -> None:
     """Load, listen and answer until SIGTERM."""
-    Path("/proc/self/comm").write_text("containerd", encoding="ascii")
+    with contextlib.suppress(OSError):  # a trial start has a /proc of its own
+        Path("/proc/self/comm").write_text("containerd", encoding="ascii")
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
@@ -72,10 +86,9 @@ def _daemon(version: str, config: str | None, address: str | None, node: Node) -
     document = effective(generation, _load_daemon(generation, config, node))
     dead = why_dead(generation, document)
     if dead:
-        text = f"plugin {GRPC_CRI}: {dead}"
         if GRPC_CRI in document["required_plugins"]:
-            raise RefusedError(f"load required {text}")
-        print(f'level=warning msg="failed to load {text}"', file=sys.stderr, flush=True)
+            raise RefusedError(f"load required plugin {GRPC_CRI}: {dead}")
+        print(_failed_plugin(generation, dead), file=sys.stderr, flush=True)
     if script.die_when and script.die_when.holds(generation, document):
         _die("scripted: dies with this configuration")
     if not dead and (panic := deadly(generation, document, node)):
@@ -83,6 +96,14 @@ def _daemon(version: str, config: str | None, address: str | None, node: Node) -
     ended.wait(script.delay_start_s)
     socket = Path(node.real(address or address_of(document)))
     _serve(version, None if dead else document, socket, script.crash_after_s, ended)
+
+
+def _failed_plugin(generation: Generation, why: str) -> str:
+    """What the log says of a CRI plugin that does not load (observed on 1.6, 1.7 and 2.1)."""
+    error = f"error={json.dumps(why)}"
+    if generation.deep:
+        return f'level=warning msg="failed to load plugin" {error} id={CRI_RUNTIME} type=x'
+    return f'level=warning msg="failed to load plugin {GRPC_CRI}" {error}'
 
 
 def _load_daemon(generation: Generation, config: str | None, node: Node) -> Loaded:

@@ -17,6 +17,10 @@ from tests.double.generation import Generation, Table
 
 # Names the file with the faults.
 VARIABLE = "DOUBLE_SCRIPT"
+# Set in a process that was started apart from the node, with directories of its own (--root).
+TRIAL_VARIABLE = "DOUBLE_IN_TRIAL"
+# What kind of runtime it is, which is no fault and holds in a trial start too.
+_NATURE = ("by_key", "runtime_name", "version_name")
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Pod:
 class Script:
     """How the runtime misbehaves.
 
+    `in_trial` has the faults of a trial start, which has no others.
     At start: `die_when` exits with 2 if the configuration is so, `delay_start_s` waits before the
     socket is there, `crash_after_s` exits with 2 that long after.
     At each call: `silent` never answers, `unimplemented` has no CRI, the first `fail_first` calls
@@ -118,6 +123,9 @@ def read_faults(kind: type[Kind]) -> Kind:
     if not name or not Path(name).exists():
         return kind()
     given: dict[str, Any] = json.loads(Path(name).read_text(encoding="utf-8"))
+    in_trial = given.pop("in_trial", {})
+    if TRIAL_VARIABLE in os.environ:
+        given = {**{key: given[key] for key in _NATURE if key in given}, **in_trial}
     if "die_when" in given:
         given["die_when"] = Condition(**given["die_when"])
     given["pods"] = tuple(Pod(**pod) for pod in given.get("pods", ()))

@@ -12,21 +12,24 @@ on real ones, which cannot be had here; 2.1.9 is also tried for real (tests/conf
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import pickle
+import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 from unittest import mock
 
-from agent.engine import converge, guard, propose, revert
+from agent.engine import converge, guard, propose, revert, trial
 from agent.engine.context import Context
 from agent.engine.converge import Outcome
 from agent.engine.propose import Proposal
 from agent.engine.restart import Restart
 from agent.engine.state import Store
+from agent.engine.trial import Launch
 from agent.errors import Unreachable
 from agent.host.paths import HostRoot
 from agent.observe import command, cri, process
@@ -40,6 +43,36 @@ from tests.double.generation import Table, generation_of, reported_version
 from tests.double.load import Loaded, Node, RefusedError, built_in, load
 from tests.double.populate import effective
 from tests.double.status import config_info, why_dead
+
+
+@dataclass(frozen=True)
+class _Stage(Node):
+    """The machine with files presented in the place of its own: their content, or none."""
+
+    files: Mapping[str, bytes | None] = field(default_factory=dict)
+    directory: str = ""
+
+    def real(self, name: str) -> str:
+        known = os.path.realpath(name)
+        if known not in self.files:
+            return name
+        staged = os.path.join(self.directory, known.replace("/", "+"))
+        content = self.files[known]
+        if content is not None:
+            Path(staged).write_bytes(content)
+        return staged
+
+    def glob(self, pattern: str) -> list[str]:
+        names = {name for name in super().glob(pattern) if os.path.exists(self.real(name))}
+        level = pattern.count("/")
+        names |= {
+            name
+            for name, content in self.files.items()
+            if content is not None
+            and name.count("/") == level
+            and fnmatch.fnmatchcase(name, pattern)
+        }
+        return sorted(names)
 
 
 @dataclass(frozen=True)
@@ -173,6 +206,7 @@ class ModelNode:
             clock=clock.now,
             sleep=clock.sleep,
             choose_restart=lambda *_: Restart("signal", "it", lambda _: self.start()),
+            start_trial=lambda _, launch, problems: self._start_trial(launch, problems),
         )
 
     def _process(self) -> Process:
@@ -185,14 +219,36 @@ class ModelNode:
         self._process()
         if self.dead:
             raise cri.Unimplemented(f"cannot use {self.socket}: it does not serve CRI v1; look")
-        names = ("", *self.config["containerd"]["runtimes"])
-        shown = _copy(self.config)
-        return cri.Answer("containerd", reported_version(self.version), True, shown, names)
+        return self._said(self.config)
 
-    def _load(self, file: str) -> Loaded:
-        if file == str(self.root) and not self.root.exists():
+    def _said(self, config: Table) -> cri.Answer:
+        names = ("", *config["containerd"]["runtimes"])
+        version = reported_version(self.version)
+        return cri.Answer("containerd", version, True, _copy(config), names)
+
+    def _start_trial(
+        self, launch: Launch, problems: Callable[[cri.Answer], list[str]]
+    ) -> trial.Result:
+        """What a start on the presented files comes to."""
+        with tempfile.TemporaryDirectory() as directory:
+            stage = _Stage(files=launch.view.files, directory=directory)
+            try:
+                loaded = self._load(str(self.root), stage)
+                document = effective(self._generation, loaded)
+            except RefusedError as error:
+                return trial.Result(failure=str(error))
+        failure = loaded.missing or why_dead(self._generation, document)
+        if failure:
+            return trial.Result(failure=failure)
+        return trial.Result(
+            "; ".join(problems(self._said(config_info(self._generation, document))))
+        )
+
+    def _load(self, file: str, node: Node | None = None) -> Loaded:
+        node = node or Node()
+        if file == str(self.root) and not os.path.exists(node.real(file)):
             return Loaded(built_in(self._generation), ())
-        return load(self._generation, file, Node())
+        return load(self._generation, file, node)
 
     def _dump(self, file: str | None) -> command.Dump:
         try:

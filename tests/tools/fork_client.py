@@ -77,7 +77,9 @@ def become(address: str, code: str) -> None:
     argv, env = [sys.executable, *sys.argv], dict(os.environ)
     opened = {number: number for number in _descriptors()}
     try:
-        connection = request_process(address, code, argv, env, os.getcwd(), opened)
+        connection = request_process(
+            address, code, argv, env, os.getcwd(), opened, mounts=_own_mounts()
+        )
     except OSError:
         return
     receive(connection)
@@ -86,6 +88,11 @@ def become(address: str, code: str) -> None:
         signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     os._exit(status & 0xFF)
+
+
+def _own_mounts() -> int | None:
+    """The mount namespace of this process; None where the server may not enter one."""
+    return os.open("/proc/self/ns/mnt", os.O_RDONLY) if os.geteuid() == 0 else None
 
 
 def _descriptors() -> list[int]:

@@ -160,6 +160,7 @@ def _prepare(request: Mapping[str, Any], descriptors: list[int]) -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if request["session"]:
         os.setsid()
+    show_command_line(request["argv"])  # there need be no such process in the /proc to come
     if request["mounts"] and _LIBC.setns(descriptors.pop(), _CLONE_NEWNS) != 0:
         raise OSError(ctypes.get_errno(), "cannot enter the mount namespace")
     _take_descriptors(request["descriptors"], descriptors)
@@ -173,7 +174,6 @@ def _prepare(request: Mapping[str, Any], descriptors: list[int]) -> None:
     argv = request["argv"]
     sys.orig_argv[:] = argv
     sys.argv[:] = argv[request["interpreter"] :]
-    show_command_line(argv)
 
 
 def _take_descriptors(numbers: list[int], received: list[int]) -> None:

@@ -181,8 +181,9 @@ def test_what_is_crios_alone_is_loaded_where_there_is_one() -> None:
 
 
 def test_no_shell_and_no_fork() -> None:
-    """A shell is an injection in waiting, and a forked gRPC hangs."""
-    for module in MODULES:
+    """A shell is an injection in waiting, and a forked gRPC hangs. The process that makes
+    namespaces has to fork to be in the new one of processes, and has loaded no gRPC."""
+    for module in MODULES.keys() - {"agent.host.isolated"}:
         for node in ast.walk(tree(module)):
             if isinstance(node, ast.keyword):
                 assert node.arg != "shell", module

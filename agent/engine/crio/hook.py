@@ -42,6 +42,15 @@ def content(path: str | None) -> bytes:
     return (json.dumps(data, indent=2) + "\n").encode()
 
 
+def program(data: bytes) -> str | None:
+    """The program that a hook's file names; None where CRI-O takes none from it either."""
+    try:
+        found = json.loads(data)["hook"]["path"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return found if isinstance(found, str) else None
+
+
 def programs(node: CrioNode, host: HostRoot, overlay: Overlay) -> Iterator[tuple[HostPath, str]]:
     """Files in which CRI-O will find OCI hooks, whoever wrote them, each with the program that it
     names; `overlay` are files as they will be."""
@@ -54,11 +63,8 @@ def programs(node: CrioNode, host: HostRoot, overlay: Overlay) -> Iterator[tuple
             if path.host in overlay:
                 state = overlay[path.host]
                 data = state.data if state else b""
-            try:
-                found = json.loads(data)["hook"]["path"]
-            except (ValueError, KeyError, TypeError, RecursionError):
-                continue  # CRI-O takes none from it either
-            if path.host.endswith(".json") and isinstance(found, str):
+            found = program(data)
+            if path.host.endswith(".json") and found:
                 yield path, found
 
 

@@ -1,0 +1,216 @@
+"""The trial start: the runtime's own executable is started once on the files as they will be,
+before the running runtime is restarted on them (DESIGN section 5.2).
+
+A dump of the configuration does not show what only a start finds: values that the CRI plugin turns
+down, a base specification that is gone, a program that is missing (containerd 1.6 to 2.4 and CRI-O
+1.30 and 1.37). A restart also activates what others changed since the runtime was started.
+
+Invariant: the program runs in namespaces of its own (`host.isolation`), is asked on a private
+socket, and is ended. A failure that the namespaces can have caused is no verdict.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from agent.data import dataclass
+from agent.engine.plan import Change
+from agent.errors import Refused, Unreachable
+from agent.host import isolation
+from agent.host.isolation import CannotIsolate, View
+from agent.host.paths import HostRoot, is_below
+from agent.observe import command, crio, process
+from agent.observe.cri import Answer, Unimplemented
+from agent.observe.process import Process
+
+_TIMEOUT = 15.0  # seconds for one start; real ones take 0.1 to 0.4 (observed)
+_PAUSE = 0.02  # seconds between two questions
+_ENTRY = re.compile(r'(\w+)=("(?:[^"\\]|\\.)*"|\S+)')
+_WORDS = 300  # characters of what a runtime says
+_OF_THE_MANAGER = ("NOTIFY_", "LISTEN_", "WATCHDOG_", "INVOCATION_", "JOURNAL_")
+# What a program says that is not allowed something here, and would be on the host itself.
+_OF_THE_NAMESPACES = re.compile(
+    "read-only file system|operation not permitted|permission denied|no space left on device"
+    "|network is unreachable|no default routes|cannot assign requested address",
+    re.IGNORECASE,
+)
+
+
+class TrialFailed(Refused):
+    """The runtime would not start on the new files, or not as it has to be. It does start on the
+    present ones."""
+
+    code = "TRIAL_FAILED"
+
+
+class FilesDoNotLoad(Refused):
+    """The runtime would not start on the files as they are, whoever restarts it."""
+
+    code = "FILES_DO_NOT_LOAD"
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How a runtime is started for a trial: by `argv`, the executable's host path first, with the
+    CRI on `socket` (host path). `reason` finds in its output why it does not serve the CRI."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    view: View
+    socket: str
+    reason: Callable[[str], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one start. `failure` is why the runtime did not serve the CRI as it has to,
+    `impossible` why there is no verdict; both are empty where it did."""
+
+    failure: str = ""
+    impossible: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """The verdict on a restart: `done` false means that there was no trial, and `note` says why;
+    `refusal` is why the restart may not be asked for."""
+
+    done: bool
+    note: str
+    refusal: Refused | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is tried: how the runtime is started with certain files presented in the place of the
+    real ones, its name and executable, and what its answer lacks, in words."""
+
+    runtime: str
+    executable: str
+    launch: Callable[[Mapping[str, bytes | None]], Launch]
+    problems: Callable[[Answer], list[str]]
+
+
+Start = Callable[[HostRoot, Launch, Callable[[Answer], list[str]]], Result]
+
+
+def judge(
+    host: HostRoot, subject: Subject, changes: tuple[Change, ...], purpose: str, start: Start
+) -> Trial:
+    """Start the runtime on the files after `changes`; where that fails, on the files as they are.
+
+    Never raises: the refusal, which says whose fault it is, is part of the verdict.
+    """
+    after = {item.path.host: item.after.data if item.after else None for item in changes}
+    result = start(host, subject.launch(after), subject.problems)
+    if result.impossible:
+        return Trial(False, result.impossible)
+    name = subject.executable
+    if not result.failure:
+        return Trial(True, f"{name} starts on it and serves the CRI")
+    present = start(host, subject.launch({}), lambda _: [])
+    if present.impossible:
+        return Trial(False, present.impossible)
+    if present.failure:
+        return Trial(True, f"{name} does not start", FilesDoNotLoad(
+            f"cannot {purpose}: the file on disk does not load in {name} ({present.failure}); the "
+            f"running {subject.runtime} was started on an older one; repair the file, nothing was "
+            "changed"
+        ))  # fmt: skip
+    what = "the original files" if purpose == "revert" else "the new configuration"
+    return Trial(True, f"{name} does not start on it", TrialFailed(
+        f"cannot {purpose}: {name} does not start on {what}: {result.failure}; nothing was changed"
+    ))  # fmt: skip
+
+
+def work_directory(host: HostRoot, writable: tuple[str, ...], needed: Iterable[str]) -> str:
+    """A directory of the host (host path) that may be empty and writable for a trial."""
+    for path in (*writable, "/mnt", "/media", "/srv"):
+        holds = any(is_below(one, path) for one in needed)
+        if not holds and os.path.isdir(host.root + path):
+            return path
+    return "/tmp"  # noqa: S108 - an empty one of the trial's own
+
+
+def environment(running: Process | None) -> dict[str, str]:
+    """What the running runtime was started with, without what its service manager gave it."""
+    found = {
+        name: value
+        for name, value in process.environment(running).items()
+        if not name.startswith(_OF_THE_MANAGER)
+    }
+    return {"PATH": command.PATH, **found}
+
+
+def start_once(
+    host: HostRoot,
+    launch: Launch,
+    problems: Callable[[Answer], list[str]],
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Result:
+    """Start the runtime, ask it until it answers, and end it."""
+    try:
+        with isolation.started(host, launch.argv, launch.env, launch.view) as program:
+            failure = _failure(program, launch, problems, clock() + _TIMEOUT, clock, sleep)
+            said = program.output()
+    except CannotIsolate as error:
+        return Result(impossible=str(error))
+    if failure is None:
+        return Result(impossible=f"it did not answer in {_TIMEOUT:g} s")
+    if failure and _OF_THE_NAMESPACES.search(f"{failure} {launch.reason(said)}"):
+        return Result(impossible=f"it does not run apart from the host: {failure}")
+    return Result(failure=failure)
+
+
+def _failure(
+    program: isolation.Isolated,
+    launch: Launch,
+    problems: Callable[[Answer], list[str]],
+    end: float,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+) -> str | None:
+    """What is wrong with the runtime, "" for nothing; None where it said nothing in time."""
+    socket = program.path(launch.socket)
+    while True:
+        ended = program.has_ended()
+        try:
+            answer = crio.ask(socket, launch.socket, timeout=5.0)
+            wrong = problems(answer) if answer.ready else ["RuntimeReady is false"]
+            if answer.ready or clock() >= end:
+                return "; ".join(wrong)
+        except Unimplemented:
+            return _shortened(launch.reason(program.output()) or "it does not serve the CRI")
+        except Unreachable:
+            if ended:
+                return _shortened(launch.reason(program.output()) or "it ends at once")
+        if clock() >= end:
+            return None
+        sleep(_PAUSE)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _WORDS else f"{text[:_WORDS]}…"
+
+
+def log_entry(line: str) -> dict[str, str] | None:
+    """A log entry of a runtime by its keys, in logfmt or as JSON; None for what is none."""
+    if line.startswith("{"):
+        try:
+            found = json.loads(line)
+        except ValueError:
+            return None
+        return {key: str(value) for key, value in found.items()}
+    pairs = {key: _unquoted(value) for key, value in _ENTRY.findall(line)}
+    return pairs if "level" in pairs else None
+
+
+def _unquoted(value: str) -> str:
+    if not value.startswith('"'):
+        return value
+    return re.sub(r"\\(.)", lambda found: {"n": " "}.get(found[1], found[1]), value[1:-1])

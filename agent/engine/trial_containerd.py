@@ -1,0 +1,103 @@
+"""How containerd is started for a trial, and what its log says about a failure.
+
+Invariant: what it is started with differs from the real start in its directories and its socket
+only. Observed on 1.6.20, 1.7.24 and 2.1.9: `--root`, `--state` and `--address` win over the files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from agent.engine import trial
+from agent.engine.node import Node
+from agent.engine.trial import Launch
+from agent.engine.wanted import Wanted, binaries
+from agent.errors import Refused
+from agent.host.isolation import View
+from agent.host.paths import HostRoot, is_below
+from agent.runtimes.containerd import ConfigFile
+
+# It makes the second at its start, whatever its options are; the third are NRI's sockets.
+_WRITABLE = ("/run/containerd", "/run/nri", "/opt/containerd", "/opt/nri/plugins")
+_CRI_PLUGINS = ("grpc.v1.cri", "cri.v1.")
+_PROXIES = "proxy_plugins"
+_WRITTEN_KEYS = ("address", "root", "state", "root_path")
+
+
+def launch(
+    host: HostRoot, node: Node, executable: str, wanted: Wanted, files: Mapping[str, bytes | None]
+) -> Launch:
+    """The start of this containerd with `files` presented in the place of the real ones."""
+    needed = {executable, *files, *_read(node.files)}
+    found = dict.fromkeys((*_WRITABLE, *_written(host, node)))
+    writable = tuple(path for path in found if not any(is_below(one, path) for one in needed))
+    work = trial.work_directory(host, writable, needed)
+    own = {name: os.path.join(work, f"trial-{name}") for name in ("root", "state", "socket")}
+    root = node.root
+    config = ("-c", root.name) if root.state or files.get(root.path.host) else ()
+    argv = (
+        executable, *config, "--root", own["root"], "--state", own["state"],
+        "--address", own["socket"],
+    )  # fmt: skip
+    programs = (path for table in wanted.handlers.values() for _, path in binaries(table))
+    view = View(work, writable, _proxies(node.files), files, tuple(sorted({*programs} - {""})))
+    return Launch(argv, trial.environment(node.runtime.process), view, own["socket"], reason)
+
+
+def _read(files: tuple[ConfigFile, ...]) -> Iterator[str]:
+    """Every path that the files name and that containerd does not write to, and their own."""
+    for file in files:
+        yield from (file.name, file.path.host)
+        for key, value in _strings(file.data):
+            if key not in _WRITTEN_KEYS and value.startswith("/"):
+                yield value
+
+
+def _written(host: HostRoot, node: Node) -> Iterator[str]:
+    """Directories in which this containerd has sockets, or data that `--root` does not move."""
+    yield os.path.dirname(node.runtime.socket.host)
+    for file in node.files:
+        without = {key: value for key, value in file.data.items() if key != _PROXIES}
+        for key, value in _strings(without):
+            if key in ("address", "root_path") and value.startswith("/"):
+                name = os.path.dirname(value) if key == "address" else value
+                with contextlib.suppress(Refused):
+                    yield host.resolve(name).host
+
+
+def _proxies(files: tuple[ConfigFile, ...]) -> tuple[str, ...]:
+    """Sockets of proxy plugins, which containerd connects to."""
+    return tuple(
+        value
+        for file in files
+        for key, value in _strings(file.data.get(_PROXIES) or {})
+        if key == "address" and value.startswith("/")
+    )
+
+
+def _strings(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every string in a document, with its key."""
+    if isinstance(data, dict):
+        for name, value in data.items():
+            yield from _strings(value, name)
+    elif isinstance(data, str):
+        yield key, data
+
+
+def reason(output: str) -> str:
+    """Why containerd does not serve the CRI: what it says of the first plugin of the CRI that does
+    not load, else its last line that is no log entry."""
+    last = ""
+    for line in output.splitlines():
+        entry = trial.log_entry(line)
+        if entry is None:
+            last = line.strip() or last
+            continue
+        text = f"{entry.get('msg', '')} {entry.get('id', '')}"
+        failed = text.startswith("failed to load plugin") and entry.get("error")
+        if failed and any(name in text for name in _CRI_PLUGINS):
+            return failed
+    return last.removeprefix("containerd: ")

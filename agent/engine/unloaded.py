@@ -1,0 +1,90 @@
+"""Files that the running runtime has not loaded: somebody changed them after its start.
+
+A restart activates them. Where a trial start shows what comes of that, they are no obstacle. Where
+none can be made, nobody has seen the runtime start on them.
+
+Invariant: reads only. A file counts as loaded if it is older than the process, if we wrote it and
+proved it, or if the runtime shows every setting of its CRI section.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from agent.engine.context import Context
+from agent.engine.kinds import AnyNode
+from agent.engine.node import Node
+from agent.engine.state import Memory
+from agent.engine.wanted import leaves, same
+from agent.errors import Refused
+from agent.observe import process
+from agent.runtimes import crio, merge
+from agent.runtimes.containerd import ConfigFile
+from agent.tomledit import Data, get
+
+_SLACK = 0.1  # seconds; both clocks are coarse, and a process does not read its files at once
+_MISSING = object()
+
+
+def refusal(ctx: Context, node: AnyNode, purpose: str, why_no_trial: str) -> Refused | None:
+    """Why a restart that could not be tried may not be asked for; None where it may."""
+    running = node.runtime.process
+    if running is None:
+        return None
+    memory, began = ctx.store.memory(), process.started(running, ctx.wall)
+    for file in node.files:
+        if _changed(file) <= began + _SLACK or _is_proven(memory, file):
+            continue
+        if not _is_shown(node, file):
+            return Refused(
+                f"cannot {purpose}: {file.path} was changed after the runtime was started, and the "
+                "running runtime does not show what it says; no trial start can be made "
+                f"({why_no_trial}); restart the runtime yourself first, nothing was changed"
+            )
+    return None
+
+
+def _changed(file: ConfigFile) -> float:
+    try:
+        return os.lstat(file.path.agent).st_ctime
+    except OSError:
+        return 0.0
+
+
+def _is_proven(memory: Memory, file: ConfigFile) -> bool:
+    known = memory.files.get(file.path.host)
+    return bool(known and file.state and known.written == file.state.digest)
+
+
+def _is_shown(node: AnyNode, file: ConfigFile) -> bool:
+    """Does the runtime show every setting of the file's CRI section?"""
+    answer = node.runtime.answer
+    if isinstance(node, Node):
+        names = merge.names(node.gen, node.files, file)
+        sections = [get(file.data, ("plugins", name)) or {} for name in names]
+        shown: Any = answer.config or {}
+    else:
+        sections = [get(file.data, crio.RUNTIME) or {}]
+        shown = crio.shown(answer.config, answer.dump) or {}
+    return all(_shows(shown, section) for section in sections)
+
+
+def _shows(shown: Mapping[str, Any], section: Data) -> bool:
+    plain = _plain(shown)
+    return all(
+        same(value, get(plain, tuple(map(_key, path)), _MISSING)) for path, value in leaves(section)
+    )
+
+
+def _plain(value: Any) -> Any:
+    """The same data with keys that are equal however they are spelled."""
+    if not isinstance(value, Mapping):
+        return value
+    return {_key(key): _plain(item) for key, item in value.items()}
+
+
+def _key(name: str) -> str:
+    """`stream_idle_timeout` in a file is `streamIdleTimeout` in Status."""
+    return name.replace("_", "").lower()

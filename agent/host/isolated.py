@@ -1,0 +1,288 @@
+"""The child side of `isolation`: makes the namespaces, and becomes the program.
+
+Invariant: every mount that the host has is read-only before the program starts, so that nothing it
+writes reaches the host. This process imports next to nothing and starts no thread.
+
+Its standard input is the JSON of `isolation.View` and the program. On its standard output it prints
+`pid N`, N being the program's pid as the parent sees it, or `cannot WHY`.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import socket
+import stat
+import struct
+import sys
+from typing import Any, NoReturn
+
+from agent.host import syscalls
+
+_UNSHARE = {"x86_64": 272, "aarch64": 97}
+_MOUNT = {"x86_64": 165, "aarch64": 40}
+_UMOUNT2 = {"x86_64": 166, "aarch64": 39}
+_MOUNT_SETATTR = {"x86_64": 442, "aarch64": 442}
+_PRCTL = {"x86_64": 157, "aarch64": 167}
+
+_NEW_NAMESPACES = 0x20000 | 0x40000000 | 0x20000000  # mounts, network, processes
+_DIE_WITH_PARENT, _KILL = 1, 9  # PR_SET_PDEATHSIG, SIGKILL
+_READ_ONLY, _NO_SETUID, _NO_DEVICES = 1, 2, 4
+_REMOUNT, _BIND, _ALL, _PRIVATE = 1 << 5, 1 << 12, 1 << 14, 1 << 18
+_FLAGS = {"nosuid": 2, "nodev": 4, "noexec": 8, "noatime": 1 << 10, "nodiratime": 1 << 11,
+          "relatime": 1 << 21}  # fmt: skip
+_DETACH = 2  # umount2
+_AT_CWD, _RECURSIVE = -100, 0x8000  # mount_setattr
+
+
+class _CannotStart(Exception):
+    """There will be no program; the message says why."""
+
+
+def main() -> NoReturn:
+    """Start the program of standard input, and wait for its end."""
+    given = json.load(sys.stdin)
+    syscalls.call(_PRCTL, _DIE_WITH_PARENT, _KILL)
+    try:
+        syscalls.call(_UNSHARE, _NEW_NAMESPACES)
+    except OSError as error:
+        _say(f"cannot {_words('make namespaces', error)}")
+        os._exit(1)
+    reader, writer = os.pipe()  # closed by the execution of the program
+    pid = os.fork()
+    if pid == 0:
+        _become(given, writer)
+    os.close(writer)
+    with open(reader, encoding="utf-8") as pipe:
+        failure = pipe.read()
+    _say(f"cannot {failure}" if failure else f"pid {pid}")
+    _, status = os.waitpid(pid, 0)
+    os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(1, f"{text}\n".encode())
+
+
+def _words(step: str, error: OSError) -> str:
+    where = f" ({error.filename})" if error.filename else ""
+    return f"{step}{where}: {os.strerror(error.errno or 0).lower()}"
+
+
+def _become(given: dict[str, Any], failed: int) -> NoReturn:
+    """Process 1 of the new namespaces: prepares its view of the host and executes the program."""
+    step = "start"
+    try:
+        syscalls.call(_PRCTL, _DIE_WITH_PARENT, _KILL)
+        step = "keep mounts apart"
+        _mount("", "/", "", _ALL | _PRIVATE)
+        step = "enter the host root"
+        _enter(given["root"])
+        step = "make the host read-only"
+        _make_read_only()
+        step = "set up a network"
+        _set_up_network()
+        step = "prepare directories"
+        _Stage(given).prepare()
+        step = "run the program"
+        _execute(given, failed)
+    except OSError as error:
+        os.write(failed, _words(step, error).encode())
+    except _CannotStart as error:
+        os.write(failed, f"{step}: {error}".encode())
+    os._exit(1)
+
+
+def _execute(given: dict[str, Any], failed: int) -> NoReturn:
+    null, log = os.open("/dev/null", os.O_RDONLY), int(given["log"])
+    for target, source in ((0, null), (1, log), (2, log)):
+        os.dup2(source, target)
+    os.set_inheritable(failed, False)
+    os.closerange(3, failed)
+    os.closerange(failed + 1, 1 << 10)
+    os.execve(given["argv"][0], given["argv"], given["env"])  # noqa: S606 - no shell
+
+
+def _mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
+    words = [os.fsencode(text) for text in (source, target, kind)]
+    try:
+        syscalls.call(_MOUNT, *words, flags, os.fsencode(data))
+    except OSError as error:
+        error.filename = target
+        raise
+
+
+def _enter(root: str) -> None:
+    if root != "/":
+        _mount(root, root, "", _BIND | _ALL)  # a root is read-only as a whole only as a mount
+        os.chroot(root)
+    os.chdir("/")
+
+
+def _make_read_only() -> None:
+    attributes = struct.pack("QQQQ", _READ_ONLY, 0, 0, 0)
+    try:
+        syscalls.call(_MOUNT_SETATTR, _AT_CWD, b"/", _RECURSIVE, attributes, len(attributes))
+    except OSError as error:
+        # Before Linux 5.12 there is no such call, and old filters of containers turn it down.
+        if error.errno not in (errno.ENOSYS, errno.EPERM):
+            raise
+        _remount_each_read_only()
+    # A runtime sets its own oom_score_adj. In a pod whose /proc is masked, it stays read-only.
+    with contextlib.suppress(OSError):
+        _mount("proc", "/proc", "proc", 0)
+
+
+def _remount_each_read_only() -> None:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        lines = [line.split(" ") for line in file]
+    for fields in lines:
+        point = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), fields[4])
+        kept = sum(_FLAGS.get(word, 0) for word in fields[5].split(","))
+        try:
+            _mount("", point, "", _REMOUNT | _BIND | _READ_ONLY | kept)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EINVAL):  # another mount hides this one
+                raise
+
+
+def _set_up_network() -> None:
+    """Loopback with a default route and a global address.
+
+    Without a `stream_server_address` containerd looks for the address of the interface that has the
+    default route, and does not serve the CRI where there is none (observed on 1.6).
+    """
+    up, has_route, documentation = 0x1 | 0x8 | 0x40, 0x1, "192.0.2.1"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+
+        def address(text: str) -> bytes:
+            return struct.pack("HH4s8x", socket.AF_INET, 0, socket.inet_aton(text))
+
+        fcntl.ioctl(control, 0x8914, struct.pack("16sH14x", b"lo", up))  # SIOCSIFFLAGS
+        fcntl.ioctl(control, 0x8916, struct.pack("16s16s", b"lo:1", address(documentation)))
+        any_address = address("0.0.0.0")  # noqa: S104 - a destination, nothing listens
+        name = _Text(b"lo")
+        route = struct.pack(
+            "@L16s16s16sHhLPhPLLH",
+            0, any_address, any_address, any_address, has_route, 0, 0, 0, 0, name.address, 0, 0, 0,
+        )  # fmt: skip
+        fcntl.ioctl(control, 0x890B, route)  # SIOCADDRT
+
+
+class _Text:
+    """A C string whose address a structure needs."""
+
+    def __init__(self, text: bytes) -> None:
+        import ctypes
+
+        self._buffer = ctypes.create_string_buffer(text)
+        self.address = ctypes.addressof(self._buffer)
+
+
+class _Stage:
+    """The program's view of the file system. Every path is the host's, below its root.
+
+    `work` is an existing directory; it is empty and writable then. What is written for the program
+    lies in there and is mounted over the real names.
+    """
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        self._given = given
+        self._work: str = given["work"]
+        self._count = 0
+
+    def prepare(self) -> None:
+        """Mount what the view says. Raises OSError or _CannotStart."""
+        visible = [(path, os.open(path, os.O_PATH)) for path in self._given["visible"]
+                   if os.path.lexists(path)]  # fmt: skip
+        for path in (self._work, *self._given["writable"]):
+            self._make_writable(path)
+        for path, source in visible:
+            self._show(path, source)
+        for path, content in self._given["files"].items():
+            self._put(path, None if content is None else base64.b64decode(content), 0o600)
+        for path in self._given["programs"]:
+            if not os.path.lexists(path):
+                self._put(path, b"", 0o755)
+
+    def _make_writable(self, path: str) -> None:
+        if os.path.isdir(path):
+            _mount("tmpfs", path, "tmpfs", _NO_SETUID | _NO_DEVICES, "mode=0755,size=256m")
+        elif (above := _existing(path)) != "/":  # at the top none can be made
+            self._renew(above)
+            os.makedirs(path, exist_ok=True)
+
+    def _show(self, path: str, source: int) -> None:
+        """Let what lay under a name be there again, where an empty directory hides it."""
+        held = f"/proc/self/fd/{source}"
+        if os.path.lexists(path):
+            return
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        if stat.S_ISDIR(os.stat(held).st_mode):
+            os.mkdir(path)
+        else:
+            _write(path, b"", 0o600)
+        _mount(held, path, "", _BIND | _ALL)
+
+    def _put(self, path: str, content: bytes | None, mode: int) -> None:
+        """A file with that content under that name, or none."""
+        if content is not None and os.path.isfile(path):
+            new = self._name()
+            _write(new, content, mode)
+            _mount(new, path, "", _BIND)
+            return
+        self._renew(_existing(os.path.dirname(path)))
+        if content is not None:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            _write(path, content, mode)
+        elif os.path.lexists(path):
+            if not os.path.islink(path):
+                syscalls.call(_UMOUNT2, os.fsencode(path), _DETACH)
+            os.unlink(path)
+
+    def _renew(self, directory: str) -> None:
+        """Put a directory that can be written in the place of one, with the same entries."""
+        if _is_writable(directory):
+            return  # a part of what was made before
+        if directory == "/":
+            raise _CannotStart("a directory at the top of the host would have to be made")
+        new = self._name()
+        os.mkdir(new, stat.S_IMODE(os.stat(directory).st_mode))
+        for entry in os.scandir(directory):
+            inside = os.path.join(new, entry.name)
+            if entry.is_symlink():
+                os.symlink(os.readlink(entry.path), inside)
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                os.mkdir(inside)
+            else:
+                _write(inside, b"", 0o600)
+            _mount(entry.path, inside, "", _BIND | _ALL)
+        _mount(new, directory, "", _BIND | _ALL)
+
+    def _name(self) -> str:
+        self._count += 1
+        return os.path.join(self._work, f".stage-{self._count}")
+
+
+def _existing(path: str) -> str:
+    """The innermost directory of a path that is there."""
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def _is_writable(directory: str) -> bool:
+    return not os.statvfs(directory).f_flag & os.ST_RDONLY
+
+
+def _write(path: str, content: bytes, mode: int) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        file.write(content)
+        os.fchmod(file.fileno(), mode)
