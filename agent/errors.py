@@ -4,6 +4,8 @@
     ├── UsageError         2  options or environment that make no sense
     ├── Refused            3  nothing was touched
     │   ├── CandidateFailed   the same change failed before
+    │   ├── TrialFailed       the runtime would not start on the new files
+    │   ├── FilesDoNotLoad    the runtime would not start on the files as they are
     │   ├── NoDriver          there is no NVIDIA driver (yet)
     │   ├── NoDevices         the devices that a CDI spec is about are not there (yet)
     │   ├── DriverFailed      the driver's own library crashed, or does not answer
@@ -48,6 +50,14 @@ class Refused(AgentError):
 
 class CandidateFailed(Refused):
     code = "CANDIDATE_FAILED"
+
+
+class TrialFailed(Refused):
+    code = "TRIAL_FAILED"
+
+
+class FilesDoNotLoad(Refused):
+    code = "FILES_DO_NOT_LOAD"
 
 
 class NoDriver(Refused):

@@ -61,14 +61,15 @@ def plan(output: str, **given: str | None) -> None:
 
 
 @cli.command(cls=Command)
+@click.option("--retry", is_flag=True, help="Try a change that failed before once more.")
 @output_option
-def apply(output: str, **given: str | None) -> None:
+def apply(output: str, *, retry: bool, **given: str | None) -> None:
     """Make the node right, once; on a node that is right it writes and restarts nothing."""
     from agent import render
     from agent.data import replace
     from agent.engine.converge import converge
 
-    outcome = converge(replace(_context(given), ask_again=True))
+    outcome = converge(replace(_context(given), ask_again=True, retry=retry))
     emit(
         output, lambda: render.outcome_text(outcome), "Outcome",
         lambda: render.outcome_data(outcome),

@@ -6,6 +6,9 @@ could not be reached, the journal stays and RollbackFailed says what is in the w
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections.abc import Callable, Collection
 
 from agent.data import dataclass, replace
@@ -17,6 +20,7 @@ from agent.engine.proof import Identity, NotProven, prove
 from agent.engine.restart import Restart, RestartFailed
 from agent.engine.state import (
     TIDYING,
+    Failure,
     Journal,
     Memory,
     decode,
@@ -39,18 +43,21 @@ class NotAccepted(RolledBack):
 @dataclass(frozen=True, slots=True)
 class Request:
     """A change to carry out. `restart` None: the running runtime is right already, only files are
-    written. `before` proves an undo, `memory` is remembered after success (files are added).
-    `check` raises Refused where the node is no longer what the change was planned for."""
+    written. One of `before` proves an undo, `memory` is remembered after success (files are added).
+    `check` raises Refused where the node is no longer what the change was planned for. `why_not`
+    says why the runtime does not start on the files as they are, "" where it does or nobody knows.
+    """
 
     purpose: str
     runtime: Runtime
     changes: tuple[Change, ...]
     restart: Restart | None
     wanted: Wanted
-    before: Wanted
+    before: tuple[Wanted, ...]
     memory: Memory
     fingerprint: str
     check: Callable[[], None] = lambda: None
+    why_not: Callable[[], str] = str
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,17 +102,17 @@ def carry_out(ctx: Context, request: Request) -> Done:
         commit(ctx, journal)
     except (RestartFailed, NotProven, Refused) as error:
         ctx.log("change not proven", reason=str(error))
-        left = undo_and_prove(ctx, journal, restart)
-        if not left or isinstance(error, Refused):
-            # No runtime has seen the candidate, or a disk was in its way: nothing is known
-            # against it.
-            back = "back and proven" if left else "back"
-            raise RolledBack(
-                f"cannot {request.purpose}: {error}; the old configuration is {back}"
-            ) from error
+        left = undo_and_prove(ctx, journal, restart, why_not=request.why_not)
+        failed = f"cannot {request.purpose}: {error}; the old configuration is back"
+        if not left:  # no runtime has seen the candidate: nothing is known against it
+            raise RolledBack(failed) from error
+        # Whatever the cause is: the same restarts are not gone through again.
+        why = str(error)
+        tidy(ctx, lambda: remember_failure(ctx, journal.fingerprint, why))
+        if isinstance(error, Refused):
+            raise RolledBack(f"{failed} and proven") from error
         raise NotAccepted(
-            f"cannot {request.purpose}: {error}; the old configuration is back and "
-            "proven; look in the runtime's log for the cause"
+            f"{failed} and proven; look in the runtime's log for the cause"
         ) from error
     return Done(answer, restarted=True, pending=False, barrier=barrier)
 
@@ -123,7 +130,7 @@ def _prepare(ctx: Context, request: Request) -> Journal:
         stage="prepared",
         entries=entries,
         wanted=request.wanted.to_json(),
-        before=request.before.to_json(),
+        before=tuple(state.to_json() for state in request.before),
         process=_running(ctx, request),
         kind=runtime.kind,
         socket=runtime.socket.host,
@@ -134,6 +141,7 @@ def _prepare(ctx: Context, request: Request) -> Journal:
         twin=encode(saved.twin),
         barrier=encode(saved.barrier),
         switch=deadman.choose(ctx, restart),
+        executable=runtime.process.executable if runtime.process else None,
     )
     ctx.store.write_journal(journal)
     try:
@@ -157,17 +165,25 @@ def _running(ctx: Context, request: Request) -> Identity:
 
 def _undo_files(ctx: Context, journal: Journal, begun: Collection[str]) -> None:
     """Undo a change that no runtime has seen. Raises RollbackFailed."""
-    _finish_undo(ctx, journal, transaction.undo(ctx.store, journal, begun))
+    undone = transaction.undo(ctx.store, journal, begun)
+    finish_undo(ctx, journal, undone)
+    refuse_foreign(ctx, undone)
 
 
-def _finish_undo(ctx: Context, journal: Journal, undone: Undone) -> None:
+def finish_undo(ctx: Context, journal: Journal, undone: Undone) -> None:
     """The end of an undo. The journal stays where files are half-way; the next start tries again.
 
-    Raises RollbackFailed where anything could not be undone.
+    Raises RollbackFailed where a file could not be put back.
     """
-    if not undone.failed:
-        _end_undo(ctx, journal, undone.foreign)
-    if undone.failed or undone.foreign:
+    if undone.failed:
+        where = ctx.store.path("originals")
+        raise RollbackFailed(f"cannot undo the change of {undone}; the originals are in {where}")
+    _end_undo(ctx, journal, undone.foreign)
+
+
+def refuse_foreign(ctx: Context, undone: Undone) -> None:
+    """Raises RollbackFailed for files that somebody changed while we did: they were left alone."""
+    if undone.foreign:
         where = ctx.store.path("originals")
         raise RollbackFailed(f"cannot undo the change of {undone}; the originals are in {where}")
 
@@ -223,9 +239,16 @@ def prove_change(ctx: Context, journal: Journal) -> Answer:
     return _prove(ctx, journal, old, wanted)
 
 
-def _prove(ctx: Context, journal: Journal, old: Identity, wanted: Wanted) -> Answer:
-    probe, timeout = ctx.probe(endpoint(ctx, journal)), ctx.settings.proof_timeout
-    return prove(probe, old, lambda answer: kinds.unproven(wanted, answer), timeout)
+def _prove(
+    ctx: Context, journal: Journal, old: Identity, *states: Wanted, timeout: float | None = None
+) -> Answer:
+    """The proof that another process than `old` is as one of these states. Raises NotProven."""
+
+    def problems(answer: Answer) -> list[str]:
+        return min((kinds.unproven(state, answer) for state in states), key=len)
+
+    probe, limit = ctx.probe(endpoint(ctx, journal)), ctx.settings.proof_timeout
+    return prove(probe, old, problems, limit if timeout is None else min(timeout, limit))
 
 
 def undo_and_prove(
@@ -235,47 +258,90 @@ def undo_and_prove(
     *,
     told: bool = False,
     restarted: bool = False,
+    recovering: bool = False,
+    why_not: Callable[[], str] = str,
 ) -> bool:
     """Old files, a restart on them, and the proof of the old state; then readiness is back.
 
     Returns whether the runtime had left its old files at all. `restart` None where whoever runs
     the runtime has to restart it; `told`: it may have been told to end already, though it is still
-    there; `restarted`: it may be on the old files already. Raises RollbackFailed: where the runtime
-    does not come back (the journal stays), or a file was somebody else's by then.
+    there; `restarted`: it may be on the old files already; `recovering`: a file that somebody
+    changed meanwhile is only logged; `why_not` as in Request. Raises RollbackFailed: where the
+    runtime does not come back (the journal stays), or a file was somebody else's by then.
     """
     undone = transaction.undo(ctx.store, journal)
     left = False
     # Files that are half-way are no configuration to start a runtime on.
     if restart is not None and restart.kind != "none" and not undone.failed:
+        # A file that somebody else has edited by then may well keep what is ours in it.
+        before = () if undone.foreign else states_before(journal)
         try:
-            # A file that somebody else has edited by then may well keep what is ours in it.
-            before = Wanted.from_json(dict(journal.before)) if not undone.foreign else Wanted({})
-            back = restarted and _is_back(ctx, journal, before)
+            back = restarted and is_back(ctx, journal, before, ctx.settings.proof_timeout)
             left = back or _return(ctx, journal, restart, before, told=told)
         except (RestartFailed, NotProven) as error:
-            raise RollbackFailed(
-                f"cannot bring the runtime back: {error}; "
-                f"{str(undone) or 'its files are as before'}; start it by hand and look in its log"
-            ) from error
-    _finish_undo(ctx, journal, undone)
+            raise _stuck(ctx, journal, undone, str(error), why_not()) from error
+    finish_undo(ctx, journal, undone)
+    if not recovering:
+        refuse_foreign(ctx, undone)
+    elif undone.foreign:
+        ctx.log("warning", text=f"not undone: {undone}")
     return left
 
 
-def _is_back(ctx: Context, journal: Journal, before: Wanted) -> bool:
-    """Has somebody restarted the runtime on its old files already?"""
+def states_before(journal: Journal) -> tuple[Wanted, ...]:
+    """What proves an undo; one of them has to hold."""
+    return tuple(Wanted.from_json(dict(state)) for state in journal.before)
+
+
+def _stuck(
+    ctx: Context, journal: Journal, undone: Undone, error: str, why_not: str
+) -> RollbackFailed:
+    """The runtime did not come back. It is not restarted again before a file or its executable is
+    another one; somebody may bring it back meanwhile."""
+    state = str(undone) or "its files are as before"
+    if why_not:
+        state = f"the original files do not load ({why_not}): repair them; {state}"
+    text = f"cannot bring the runtime back: {error}; {state}; start it by hand and look in its log"
+    mark = resting_mark(ctx, journal)
+    tidy(ctx, lambda: ctx.store.write_journal(replace(journal, stuck=(mark, text))))
+    return RollbackFailed(text)
+
+
+def resting_mark(ctx: Context, journal: Journal) -> str:
+    """A hash of what a new try to bring the runtime back depends on: the changed files, whatever
+    is in their directories, and the executable."""
+    facts: list[object] = []
+    for entry in journal.entries:
+        facts.append(transaction.digest_of(entry.agent, entry.host))
+        facts.append(_moment(os.path.dirname(entry.agent)))
+    if journal.executable:
+        facts.append(_moment(ctx.host.agent_path(journal.executable)))
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _moment(path: str) -> list[int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return [found.st_ino, found.st_mtime_ns]
+
+
+def is_back(ctx: Context, journal: Journal, before: tuple[Wanted, ...], timeout: float) -> bool:
+    """Does another process than that of before the change answer, as one of these states?"""
     try:
         old = journal.process if journal.boot_id == ctx.boot_id else None
-        _prove(ctx, journal, old, before)
+        _prove(ctx, journal, old, *(before or (Wanted({}),)), timeout=timeout)
     except NotProven:
         return False
     return True
 
 
 def _return(
-    ctx: Context, journal: Journal, restart: Restart, before: Wanted, *, told: bool
+    ctx: Context, journal: Journal, restart: Restart, before: tuple[Wanted, ...], *, told: bool
 ) -> bool:
-    """The runtime on its old files, proven to be as `before`. One that never left them is let
-    alone (False).
+    """The runtime on its old files, proven to be as one of `before`. One that never left them is
+    let alone (False).
 
     Raises RestartFailed or NotProven.
     """
@@ -289,8 +355,13 @@ def _return(
     if same and not told:
         return False
     restart.act(running)
-    _prove(ctx, journal, seen, before)
+    _prove(ctx, journal, seen, *(before or (Wanted({}),)))
     return True
+
+
+def remember_failure(ctx: Context, fingerprint: str, why: str) -> None:
+    """Keep a candidate from being tried again as it is. Raises Refused."""
+    ctx.store.remember_failure(fingerprint, Failure(why, ctx.wall()))
 
 
 def commit(ctx: Context, journal: Journal) -> None:

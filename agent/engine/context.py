@@ -53,7 +53,8 @@ def _start_once(host: HostRoot, launch: Launch, problems: Callable[[Answer], lis
 class Context:
     """Settings and seams of one run. `log` takes an event and key-value pairs; `lock_fd` is the
     descriptor of a parent that holds the lock for us; `settle` waits until the runtime may be
-    restarted without harm to ourselves; `ask_again`: NVML is to be asked, whatever is known."""
+    restarted without harm to ourselves; `ask_again`: NVML is to be asked, whatever is known;
+    `retry`: a candidate that failed before is tried again."""
 
     settings: Settings
     host: HostRoot
@@ -71,6 +72,7 @@ class Context:
         default=_start_once
     )
     lock_fd: int | None = None
+    retry: bool = False
     settle: Callable[[], None] = _at_once
     ask_again: bool = False
 

@@ -9,17 +9,27 @@ from __future__ import annotations
 import functools
 
 from agent.data import dataclass, replace
-from agent.engine import change, device_nodes, install, kinds, parsed, recover, reloaded, specs
+from agent.engine import (
+    candidate,
+    change,
+    device_nodes,
+    install,
+    kinds,
+    parsed,
+    recover,
+    reloaded,
+    specs,
+)
 from agent.engine import wanted as wishes
+from agent.engine.candidate import loaded
 from agent.engine.change import NotAccepted
 from agent.engine.context import Context
 from agent.engine.kinds import AnyNode
-from agent.engine.propose import Proposal, fingerprint, known_failure, loaded, propose
+from agent.engine.propose import Proposal, propose, why_not
 from agent.engine.state import Memory
 from agent.engine.wanted import Wanted
 from agent.errors import (
     AgentError,
-    CandidateFailed,
     Locked,
     NoToolkit,
     Pending,
@@ -100,29 +110,22 @@ def _converge(
         return publish(ctx, Outcome(proposal, written), barrier=barrier)
     assert proposal.node is not None
     assert proposal.edits is not None
-    failure = known_failure(ctx, proposal)
-    if failure is not None:
-        where = ctx.store.path("failed.json")
-        error = CandidateFailed(
-            f"cannot apply: {failure}; correct the cause, or remove {where} to try again"
-        )
-        return _after_failure(ctx, proposal, memory, error, barrier=barrier)
+    refused_cdi = refused_cdi or proposal.cdi_refused
     request = change.Request(
         purpose="apply",
         runtime=proposal.runtime,
         changes=proposal.edits.changes,
         restart=proposal.restart,
         wanted=proposal.edits.wanted,
-        before=state_of(proposal.node),
+        before=states_of(proposal.node),
         memory=_after(memory, proposal, refused_cdi=refused_cdi),
-        fingerprint=fingerprint(proposal),
+        fingerprint=candidate.mark(ctx.host, proposal.node, proposal.edits),
         check=functools.partial(kinds.refuse_changed, proposal.node, ctx.host),
+        why_not=functools.partial(why_not, ctx, proposal.node),
     )
     try:
         done = change.carry_out(ctx, request)
     except NotAccepted as error:
-        failed = error.message
-        change.tidy(ctx, lambda: ctx.store.remember_failure(request.fingerprint, failed))
         return _after_failure(ctx, proposal, memory, error, barrier=barrier)
     if done.restarted:
         reloaded.remember(ctx, proposal.runtime.endpoint)
@@ -173,12 +176,21 @@ def _after(memory: Memory, proposal: Proposal, *, refused_cdi: bool) -> Memory:
     return replace(memory, default=default, enabled_cdi=enabled, cdi_refused=refused)
 
 
-def state_of(node: AnyNode) -> Wanted:
-    """What proves that a runtime runs on these files again: its default, and which of our names
-    are handlers. More than that is not asked for, so that an undo is not doubted for a detail."""
+def states_of(node: AnyNode) -> tuple[Wanted, ...]:
+    """What proves that a runtime is again as before a change; one of these has to hold.
+
+    It shows the default and those handlers of our names that it showed before. Where somebody
+    changed the files after its start, it shows what they say. More than that is not asked for, so
+    that an undo is not doubted for a detail.
+    """
+    default, handlers = kinds.shown(node.runtime.answer)
     cri = kinds.effective(node, node.files)
-    absent = tuple(name for name in wishes.OUR_NAMES if name not in cri.runtimes)
-    return Wanted({}, cri.default, False, absent)
+    states = ((default, handlers), (cri.default, tuple(cri.runtimes)))
+    shown, computed = (
+        Wanted({}, name, False, tuple(ours for ours in wishes.OUR_NAMES if ours not in there))
+        for name, there in states
+    )
+    return (shown,) if shown == computed else (shown, computed)
 
 
 def publish(ctx: Context, outcome: Outcome, *, barrier: bool) -> Outcome:

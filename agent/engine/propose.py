@@ -5,8 +5,6 @@ Invariant: reads only; a plan that is shown and a change that is made are one an
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import TYPE_CHECKING
 
 from agent.cdi import driver, generate, readers
@@ -25,6 +23,7 @@ from agent.engine import (
     transaction,
 )
 from agent.engine import node as nodes
+from agent.engine.candidate import known_failure, loaded
 from agent.engine.context import Context
 from agent.engine.device_nodes import Missing
 from agent.engine.kinds import AnyNode
@@ -34,8 +33,7 @@ from agent.engine.preflight import Candidate, Preflight
 from agent.engine.restart import Restart
 from agent.engine.state import Memory
 from agent.engine.wanted import OUR_NAMES, Wanted
-from agent.errors import AgentError, NoToolkit
-from agent.runtimes.containerd import ConfigFile
+from agent.errors import AgentError, CandidateFailed, NoToolkit, TrialFailed
 from agent.status import can_say
 from agent.toolkit import programs
 
@@ -49,7 +47,8 @@ class Proposal:
     what the running runtime lacks, `restart` how it would be restarted if it has to be; `spec` is
     None where no CDI specs are wanted, `toolkit` where there is none and none is needed; `nodes`
     are device nodes to be made; `blocked` is why no restart may be asked for; `trial` is the
-    verdict of a trial start, where a restart is due."""
+    verdict of a trial start, where a restart is due; `cdi_refused`: the runtime does not start with
+    native CDI switched on."""
 
     runtime: Runtime
     decision: Decision
@@ -64,6 +63,7 @@ class Proposal:
     nodes: tuple[Missing, ...] = ()
     blocked: AgentError | None = None
     trial: Trial | None = None
+    cdi_refused: bool = False
 
     @property
     def changes(self) -> tuple[Change, ...]:
@@ -194,7 +194,14 @@ def _propose(
         restart = ctx.choose_restart(mode, process, ctx.host, runtime.kind)
     warnings = (*decision.warnings, *left_out, *told, *transaction.warnings(edits.changes))
     proposal = Proposal(runtime, decision, node, edits, gaps, restart, None, warnings)
-    return _examined(ctx, node, edits, proposal)
+    proposal = _examined(ctx, node, edits, proposal)
+    failed = isinstance(proposal.blocked, TrialFailed | CandidateFailed)
+    if not failed or decision.row != 4 or memory.enabled_cdi:
+        return proposal
+    # Where native CDI cannot be switched on, the node is as row 5 says (DESIGN section 3).
+    without = _propose(ctx, memory, False, found)
+    text = f"native CDI cannot be switched on: {proposal.blocked}"
+    return replace(without, cdi_refused=True, warnings=(*without.warnings, text))
 
 
 def _examined(ctx: Context, node: AnyNode, edits: Edits, proposal: Proposal) -> Proposal:
@@ -217,15 +224,15 @@ def _examined(ctx: Context, node: AnyNode, edits: Edits, proposal: Proposal) -> 
     blocked = (deadly if restart else None) or used
     tried = None
     if restart and blocked is None:
-        tried = tried_out(ctx, node, edits.changes, edits.wanted, "apply")
-        blocked = tried.refusal
+        blocked = known_failure(ctx, node, edits)
+        if blocked is None:
+            tried = tried_out(ctx, node, edits.changes, edits.wanted, "apply")
+            blocked = tried.refusal
         if blocked is not None:
             warnings = (*warnings, f"apply refuses: {blocked.message}")
-        elif not tried.done:
+        elif tried is not None and not tried.done:
             warnings = (*warnings, f"not tried: {tried.note}")
-    proposal = replace(proposal, preflight=checked, warnings=warnings, blocked=blocked, trial=tried)
-    failure = known_failure(ctx, proposal)
-    return replace(proposal, warnings=(*warnings, failure)) if failure else proposal
+    return replace(proposal, preflight=checked, warnings=warnings, blocked=blocked, trial=tried)
 
 
 def tried_out(
@@ -245,25 +252,9 @@ def tried_out(
     return replace(verdict, refusal=unloaded.refusal(ctx, node, purpose, verdict.note))
 
 
-def known_failure(ctx: Context, proposal: Proposal) -> str | None:
-    """Why this very change is not tried again."""
-    why = ctx.store.failed().get(fingerprint(proposal)) if proposal.restart else None
-    return f"the same change failed before ({why}) and nothing has changed since" if why else None
-
-
-def loaded(runtime: Runtime, files: tuple[ConfigFile, ...]) -> str:
-    """A hash of what a runtime runs on: its version and its files."""
-    parts = [(file.name, file.state.digest if file.state else None) for file in files]
-    return hashlib.sha256(json.dumps([runtime.version, parts]).encode()).hexdigest()
-
-
-def fingerprint(proposal: Proposal) -> str:
-    """A hash of everything that a candidate's success depends on."""
-    assert proposal.edits is not None
-    files = [
-        (item.path.host, item.before and item.before.digest, item.after and item.after.digest)
-        for item in proposal.edits.changes
-    ]
-    base = loaded(proposal.runtime, proposal.edits.files)
-    parts = (files, base, proposal.edits.wanted.to_json())
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+def why_not(ctx: Context, node: AnyNode) -> str:
+    """Why the runtime does not start on the files as they are; "" where it does or nobody knows."""
+    subject = kinds.trial_subject(ctx.host, node, Wanted({}))
+    if isinstance(subject, str):
+        return ""
+    return ctx.start_trial(ctx.host, subject.launch({}), lambda _: []).failure

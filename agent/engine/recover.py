@@ -6,14 +6,20 @@ change that the runtime proves is committed, every other one is undone (DESIGN s
 
 from __future__ import annotations
 
+import os
+
 from agent.data import dataclass
 from agent.engine import change, deadman, restart, transaction
 from agent.engine.context import Context
 from agent.engine.proof import NotProven
-from agent.engine.state import TIDYING, Journal
-from agent.errors import Unreachable
+from agent.engine.restart import Restart
+from agent.engine.state import TIDYING, Entry, Journal
+from agent.errors import RollbackFailed, Unreachable
+from agent.observe import process
 
 _PAUSE = 0.1  # seconds between two looks at a socket
+_COARSE = 0.05  # seconds; neither start times nor times of files are exact
+_PATIENCE = 3.0  # seconds for the answers of a runtime that may be well
 _DYING = 3.0  # seconds that a runtime which was told to end may still answer
 
 
@@ -43,17 +49,17 @@ def recover(ctx: Context) -> Recovered:
     ctx.log("unfinished change found", purpose=journal.purpose, stage=journal.stage)
     barrier = journal.barrier is not None and journal.boot_id == ctx.boot_id
     way = restart.resume(*journal.restart, ctx.host) if journal.restart else None
+    if journal.stuck is not None:
+        _wait_for_a_cause(ctx, journal)
     if deadman.has_fired(ctx, journal):
         ctx.log("the switch on the host has fired")
         _remember(ctx, journal, deadman.FIRED)
-        change.undo_and_prove(ctx, journal, way, restarted=True)
-        return Recovered("undone", barrier)
+        return _undo(ctx, journal, way, barrier=barrier, by_switch=True)
     if not _has_restarted(ctx, journal):
         if journal.stage == "awaiting-restart" and transaction.is_written(journal):
             return Recovered("awaiting-restart", barrier)
         told = journal.stage == "restarted"  # it is still there, and may be about to end
-        change.undo_and_prove(ctx, journal, way if told else None, told=told)
-        return Recovered("undone", barrier)
+        return _undo(ctx, journal, way if told else None, barrier=barrier, told=told)
     if transaction.is_written(journal):
         try:
             change.prove_change(ctx, journal)
@@ -64,12 +70,79 @@ def recover(ctx: Context) -> Recovered:
         else:
             change.commit(ctx, journal)
             return Recovered("committed", barrier)
-    change.undo_and_prove(ctx, journal, way)
+    return _undo(ctx, journal, way, barrier=barrier)
+
+
+def _undo(
+    ctx: Context, journal: Journal, way: Restart | None, *,
+    barrier: bool, told: bool = False, by_switch: bool = False,
+) -> Recovered:  # fmt: skip
+    """Undo the change. A runtime that is well on the files as they are by then is not restarted.
+
+    Raises RollbackFailed. A file that somebody else changed meanwhile is left alone and no failure:
+    what follows works on it as it is.
+    """
+    healthy = not told and _is_healthy(ctx, journal)
+    if healthy or way is None:
+        undone = transaction.undo(ctx.store, journal)
+        change.finish_undo(ctx, journal, undone)
+        if undone.foreign:
+            ctx.log("warning", text=f"not undone: {undone}")
+        return Recovered("undone", barrier)
+    change.undo_and_prove(ctx, journal, way, told=told, restarted=by_switch, recovering=True)
     return Recovered("undone", barrier)
 
 
+def _is_healthy(ctx: Context, journal: Journal) -> bool:
+    """Does the runtime run, as before the change, on the files as an undo would leave them?
+
+    So it is where somebody repaired a file or restarted the runtime since the change failed.
+    """
+    try:
+        running = ctx.running(change.endpoint(ctx, journal))
+    except Unreachable:
+        return False
+    if running is None:
+        return False
+    began = process.started(running, ctx.wall)
+    foreign = False
+    for entry in journal.entries:
+        now = transaction.digest_of(entry.agent, entry.host)
+        if now == entry.after and now != entry.before:
+            return False  # the undo is still to come, and the runtime may be on the candidate
+        foreign = foreign or now != entry.before
+        if _changed(entry) >= began - _COARSE:
+            return False
+    states = () if foreign else change.states_before(journal)
+    return change.is_back(ctx, journal, states, _PATIENCE)
+
+
+def _changed(entry: Entry) -> float:
+    """When a file was changed last, or went."""
+    try:
+        return os.lstat(entry.agent).st_ctime
+    except OSError:
+        return _moment_of(os.path.dirname(entry.agent))
+
+
+def _moment_of(directory: str) -> float:
+    try:
+        return os.stat(directory).st_mtime
+    except OSError:
+        return 0.0
+
+
+def _wait_for_a_cause(ctx: Context, journal: Journal) -> None:
+    """A runtime that could not be brought back is not restarted for the same cause again. Raises
+    RollbackFailed where nothing has changed since."""
+    assert journal.stuck is not None
+    mark, text = journal.stuck
+    if mark == change.resting_mark(ctx, journal) and not _is_healthy(ctx, journal):
+        raise RollbackFailed(text)
+
+
 def _remember(ctx: Context, journal: Journal, why: str) -> None:
-    change.tidy(ctx, lambda: ctx.store.remember_failure(journal.fingerprint, why))
+    change.tidy(ctx, lambda: change.remember_failure(ctx, journal.fingerprint, why))
 
 
 def give_up_waiting(ctx: Context) -> Recovered:
@@ -77,7 +150,10 @@ def give_up_waiting(ctx: Context) -> Recovered:
     journal = ctx.store.journal()
     if journal is None:
         return Recovered()
-    change.undo_and_prove(ctx, journal, None)
+    undone = transaction.undo(ctx.store, journal)
+    change.finish_undo(ctx, journal, undone)
+    if undone.foreign:
+        ctx.log("warning", text=f"not undone: {undone}")
     return Recovered("undone", journal.barrier is not None)
 
 

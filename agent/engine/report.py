@@ -82,7 +82,7 @@ def report(ctx: Context) -> Report:
         journal = ctx.store.journal()
         if journal is not None and journal.stage != TIDYING:
             unfinished = f"{journal.purpose} ({journal.stage})"
-        failed = next(reversed(ctx.store.failed().values()), None)
+        failed = next((item.why for item in reversed(ctx.store.failed().values())), None)
         proposal = propose(ctx, memory)
         parts = (proposal.toolkit, proposal.spec)
         problem = proposal.blocked or next(

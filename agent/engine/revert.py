@@ -25,11 +25,11 @@ from agent.engine import (
 )
 from agent.engine import node as nodes
 from agent.engine.context import Context
-from agent.engine.converge import state_of, tell
+from agent.engine.converge import states_of, tell
 from agent.engine.kinds import AnyNode, Files
 from agent.engine.plan import Change
 from agent.engine.preflight import Candidate
-from agent.engine.propose import tried_out
+from agent.engine.propose import tried_out, why_not
 from agent.engine.state import Memory, parents
 from agent.engine.wanted import OUR_NAMES, Wanted, is_ours
 from agent.errors import AgentError, Locked, Refused, Unreachable
@@ -188,7 +188,8 @@ def _revert(ctx: Context, memory: Memory, keep_edits: bool) -> Reverted:
             changes=changes,
             restart=way,
             wanted=wanted,
-            before=state_of(node),
+            before=states_of(node),
+            why_not=functools.partial(why_not, ctx, node),
             memory=memory,
             fingerprint="revert",
             check=functools.partial(kinds.refuse_changed, node, ctx.host),

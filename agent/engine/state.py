@@ -105,6 +105,14 @@ class Entry:
         return os.path.join(directory or beside, f".{name}.toolkit-agent-{what}~")
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a candidate failed, and when, in seconds since the epoch."""
+
+    why: str
+    at: float
+
+
 TIDYING = "tidying"
 
 
@@ -113,12 +121,15 @@ class Journal:
     """A change in progress. `stage` is prepared, written, restarted or awaiting-restart; tidying
     where all is done but for files of ours that could not be removed yet.
 
-    `wanted` and `before` are `Wanted` as JSON: what proves the change and what proves the undo;
+    `wanted` and `before` are `Wanted` as JSON: what proves the change, and what proves the undo, of
+    which one has to hold;
     `process` is the Identity of the runtime that ran on the old files, `kind` and `socket` (host
     path) where it listens, `restart` (kind, target) how it is restarted, None where nothing has to
     be. `twin` and `barrier` are the status files of before (base64), `memory` is what to
     remember after success, `old_memory` what was remembered before. `switch` marks the dead man's
-    switch on the host, if there is one.
+    switch on the host, if there is one. `executable` is the runtime's (host path). `stuck` is set
+    where the runtime could not be brought back: a hash of files and executable at that time, and
+    what was said.
     """
 
     purpose: str
@@ -126,7 +137,7 @@ class Journal:
     stage: str
     entries: tuple[Entry, ...]
     wanted: Mapping[str, Any]
-    before: Mapping[str, Any]
+    before: tuple[Mapping[str, Any], ...]
     process: tuple[int, int] | None
     kind: str
     socket: str
@@ -137,6 +148,8 @@ class Journal:
     twin: str | None = None
     barrier: str | None = None
     switch: str | None = None
+    executable: str | None = None
+    stuck: tuple[str, str] | None = None
 
 
 class Store:
@@ -192,7 +205,11 @@ class Store:
                 key: tuple(value) if (value := data.pop(key)) else None
                 for key in ("process", "restart")
             }
-            return Journal(entries=entries, **pairs, **data)
+            stuck = data.pop("stuck", None)  # earlier versions had none
+            pairs["stuck"] = tuple(stuck) if stuck else None
+            before = data.pop("before")  # earlier versions had one state
+            states = (before,) if isinstance(before, dict) else tuple(before)
+            return Journal(entries=entries, before=states, **pairs, **data)
         except (TypeError, KeyError, AttributeError) as error:
             raise self._broken("journal.json") from error
 
@@ -218,18 +235,26 @@ class Store:
         """The change is over, one way or the other."""
         self._remove("journal.json")
 
-    def failed(self) -> dict[str, str]:
-        """Reasons by fingerprint of the candidates that failed, the last one last."""
+    def failed(self) -> dict[str, Failure]:
+        """The candidates that failed, by their marks, the last one last."""
         candidates = (self._load("failed.json") or {}).get("candidates")
-        if not isinstance(candidates, dict | None):
-            raise self._broken("failed.json")
-        return {str(mark): str(why) for mark, why in (candidates or {}).items()}
+        try:
+            return {
+                # Earlier versions had the reason alone: it is too old to count.
+                str(mark): Failure(item, 0.0)
+                if isinstance(item, str)
+                else Failure(str(item["why"]), float(item["at"]))
+                for mark, item in (candidates or {}).items()
+            }
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise self._broken("failed.json") from error
 
-    def remember_failure(self, fingerprint: str, why: str) -> None:
+    def remember_failure(self, fingerprint: str, failure: Failure) -> None:
         """Keep a candidate from being tried again as it is."""
         known = {mark: old for mark, old in self.failed().items() if mark != fingerprint}
-        latest = [*known.items(), (fingerprint, why[:1000])][-_FAILURES:]
-        self._save("failed.json", {"candidates": dict(latest)})
+        latest = [*known.items(), (fingerprint, failure)][-_FAILURES:]
+        data = {mark: {"why": item.why[:1000], "at": item.at} for mark, item in latest}
+        self._save("failed.json", {"candidates": data})
 
     def forget_failure(self) -> None:
         """Any candidate may be tried."""

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from agent.data import dataclass
 from agent.engine.plan import Change
-from agent.errors import Refused, Unreachable
+from agent.errors import FilesDoNotLoad, Refused, TrialFailed, Unreachable
 from agent.host import isolation
 from agent.host.isolation import CannotIsolate, View
 from agent.host.paths import HostRoot, is_below
@@ -38,19 +38,6 @@ _OF_THE_NAMESPACES = re.compile(
     "|network is unreachable|no default routes|cannot assign requested address",
     re.IGNORECASE,
 )
-
-
-class TrialFailed(Refused):
-    """The runtime would not start on the new files, or not as it has to be. It does start on the
-    present ones."""
-
-    code = "TRIAL_FAILED"
-
-
-class FilesDoNotLoad(Refused):
-    """The runtime would not start on the files as they are, whoever restarts it."""
-
-    code = "FILES_DO_NOT_LOAD"
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ def test_runtime_that_dies_on_the_new_configuration(version: str, tmp_path: Path
         tells(node, 5, "ROLLED_BACK")
 
         starts, before = node.supervisor.starts, node.tree()
-        fails(node.agent("apply"), 3, "failed before", str(node.state / "failed.json"))
+        fails(node.agent("apply"), 3, "failed before", "apply --retry")
         assert touched(before, node.tree()) == []
         assert node.supervisor.starts == starts
         tells(node, 3, "CANDIDATE_FAILED")
@@ -38,8 +38,7 @@ def test_runtime_that_dies_on_the_new_configuration(version: str, tmp_path: Path
         assert found["transaction"]["failed"]
 
         node.script()
-        (node.state / "failed.json").unlink()  # as the message says
-        checks.done(node.agent("apply"))
+        checks.done(node.agent("apply", "--retry"))  # as the message says
         assert node.ready()
         assert node.error() == {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,6 +69,7 @@ class Node:
         with Faults.none().installed():  # without waiting for the disk
             self.context().store.create()
         self.loaded, self.pid, self.restarts = OLD, 100, 0
+        self.started = ticks(-100)  # seconds before now
 
     def tree(self) -> dict[str, str]:
         """Files of the configuration, without what an interrupted change may leave."""
@@ -115,7 +117,7 @@ class Node:
         """The process behind the socket."""
         if self._dead():
             raise Unreachable("cannot reach it")
-        found = Process(self.pid, self.pid * 2, "/c", None, "c.service", ("c",), "/proc")
+        found = Process(self.pid, self.started, "/c", None, "c.service", ("c",), "/proc")
         return found if self.seen else None
 
     def _dead(self) -> bool:
@@ -136,6 +138,7 @@ class Node:
         self.loaded = self.tree()
         assert self.loaded in (OLD, NEW), "the runtime was started on half a change"
         self.pid += 1
+        self.started = ticks(0)
         self.restarts += 1
 
     def way(self, kind: Kind = "systemd") -> Restart:
@@ -169,7 +172,7 @@ class Node:
             changes=self.changes(),
             restart=self.way(kind) if kind else None,
             wanted=WANTED,
-            before=BEFORE,
+            before=(BEFORE,),
             memory=ctx.store.memory(),
             fingerprint="f",
         )
@@ -208,3 +211,8 @@ class Node:
         if self.tree() == OLD:
             assert not (self.etc / "conf.d").exists()
         assert self.loaded == self.tree() or self.restarts == 0
+
+
+def ticks(seconds: float) -> int:
+    """The moment so many seconds from now, in the clock ticks since boot of /proc."""
+    return int((time.clock_gettime(time.CLOCK_BOOTTIME) + seconds) * os.sysconf("SC_CLK_TCK"))

@@ -109,7 +109,7 @@ class ContainedNode(Node):
         """The change, with a restart of the test's."""
         runtime = Runtime(Endpoint("containerd", self.path("s")), self.find(), self.ask())
         way = Restart(kind, "c.service", act)
-        request = Request("apply", runtime, self.changes(), way, WANTED, BEFORE, Memory(), "f")
+        request = Request("apply", runtime, self.changes(), way, WANTED, (BEFORE,), Memory(), "f")
         change.carry_out(self.context(), request)
 
     def lost(self) -> Timer:
@@ -170,7 +170,7 @@ def test_fires_for_an_agent_that_is_gone(node: ContainedNode) -> None:
         assert node.restarts == 2
     assert recover.recover(node.context()).outcome == "undone"
     assert node.restarts == 2, "it runs on its old files already"
-    assert node.context().store.failed() == {"f": FIRED}
+    assert [item.why for item in node.context().store.failed().values()] == [FIRED]
     assert (node.guards(), node.strays(), node.status()) == ([], [], STATUS)
     assert node.systemd.timers == {}
 

@@ -13,6 +13,7 @@ import pytest
 
 from agent.engine.state import (
     Entry,
+    Failure,
     Journal,
     Memory,
     Original,
@@ -42,7 +43,7 @@ JOURNAL = Journal(
         Entry("/etc/d/g", "/host/etc/d/g", None, "b" * 64, 0o644, 0, 0, made=1),
     ),
     wanted={"handlers": {"nvidia": {"options": {"BinaryName": "/ü"}}}},
-    before={"handlers": {}},
+    before=({"handlers": {}}, {"handlers": {"crun": {}}}),
     process=(10, 20),
     kind="containerd",
     socket="/run/c.sock",
@@ -52,6 +53,7 @@ JOURNAL = Journal(
     fingerprint="f",
     twin=encode(b"\x00\xff"),
     barrier=encode(b""),
+    stuck=("mark", "cannot bring the runtime back"),
 )
 
 
@@ -128,11 +130,11 @@ def test_bytes_of_the_status_come_back() -> None:
 
 def test_failure_is_remembered_until_it_is_forgotten(store: Store) -> None:
     """With its reason, cut where it is endless."""
-    store.remember_failure("f", "it died " * 1000)
-    store.remember_failure("g", "it hung")
+    store.remember_failure("f", Failure("it died " * 1000, 1.0))
+    store.remember_failure("g", Failure("it hung", 2.0))
     assert set(store.failed()) == {"f", "g"}
-    assert store.failed()["f"].startswith("it died")
-    assert len(store.failed()["f"]) <= 1000
+    assert store.failed()["f"].why.startswith("it died")
+    assert len(store.failed()["f"].why) <= 1000
     store.forget_failure()
     store.forget_failure()
     assert store.failed() == {}
@@ -142,7 +144,7 @@ def test_oldest_failures_are_forgotten_first(store: Store) -> None:
     """Whatever their hashes are: the last one is the one that must not be tried again."""
     marks = [chr(ord("z") - n) for n in range(20)]
     for mark in marks:
-        store.remember_failure(mark, "it died")
+        store.remember_failure(mark, Failure("it died", 1.0))
     kept = list(store.failed())
     assert kept == marks[-len(kept) :]
     assert 2 <= len(kept) < 20

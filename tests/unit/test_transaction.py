@@ -6,10 +6,11 @@ import errno
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
-from agent.engine import change, recover
+from agent.engine import change, recover, restart
 from agent.engine.change import NotAccepted, Request
 from agent.engine.node import Endpoint, Runtime
 from agent.engine.restart import Restart, RestartFailed
@@ -19,7 +20,7 @@ from agent.observe import process
 from agent.observe.process import Process
 from agent.status import READY
 from tests.unit.faults import CODES, Faults, Killed
-from tests.unit.made_node import BEFORE, NAMES, NEW, OLD, STATUS, WANTED, Node
+from tests.unit.made_node import BEFORE, NAMES, NEW, OLD, STATUS, WANTED, Node, ticks
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def test_old_process_that_still_answers_is_waited_for(node: Node) -> None:
     ctx = replace(node.context(), sleep=sleep)
     runtime = Runtime(Endpoint("containerd", node.path("s")), node.find(), node.ask())
     way = Restart("signal", "pid 100", lambda _: told.append(node.clock))
-    request = Request("apply", runtime, node.changes(), way, WANTED, BEFORE, Memory(), "f")
+    request = Request("apply", runtime, node.changes(), way, WANTED, (BEFORE,), Memory(), "f")
     assert change.carry_out(ctx, request).restarted
     assert node.tree() == node.loaded == NEW
     assert node.restarts == 1
@@ -124,7 +125,7 @@ def test_restart_that_fails_is_undone(dies: bool, node: Node) -> None:
     ctx = node.context()
     runtime = Runtime(Endpoint("containerd", node.path("s")), node.find(), node.ask())
     way = Restart("systemd", "c.service", act)
-    request = Request("apply", runtime, node.changes(), way, WANTED, BEFORE, Memory(), "f")
+    request = Request("apply", runtime, node.changes(), way, WANTED, (BEFORE,), Memory(), "f")
     with pytest.raises(RolledBack, match="systemctl restart") as told:
         change.carry_out(ctx, request)
     assert isinstance(told.value, NotAccepted) is dies
@@ -263,7 +264,8 @@ def test_change_of_another_boot_is_proven_by_any_process(
 
 
 def test_runtime_that_stays_down_is_told_and_tried_again(node: Node) -> None:
-    """Exit 6, old files, the journal stays; when the runtime is back the next start ends it."""
+    """Exit 6, old files, the journal stays. It is not restarted for the same cause again; when it
+    is back the next start ends it, without a restart."""
     down = [True]
 
     def find() -> Process | None:
@@ -275,9 +277,43 @@ def test_runtime_that_stays_down_is_told_and_tried_again(node: Node) -> None:
         node.apply()
     assert node.tree() == OLD
     assert READY not in node.status()
+    restarts = node.restarts
+    for _ in range(3):
+        with pytest.raises(RollbackFailed, match=r"^cannot bring the runtime back"):
+            recover.recover(node.context())
+    assert node.restarts == restarts
     down[0] = False
+    node.started = ticks(1)  # somebody started it
     node.check_recovery()
     assert node.status() == STATUS
+    assert node.restarts == restarts
+
+
+def test_runtime_that_stays_down_gets_a_new_try_for_a_new_cause(node: Node) -> None:
+    """Somebody repairs a file that we had changed: the runtime is started on it, once."""
+    seen, alive = node.find, [False]
+
+    def find() -> Process | None:
+        if node.restarts and not alive[0]:
+            raise Unreachable("cannot reach it")
+        return seen()
+
+    node.find = find  # type: ignore[method-assign]
+    with pytest.raises(RollbackFailed):
+        node.apply()
+    (node.etc / "config.toml").write_text("the admin's")
+
+    def act_and_live(running: Process | None = None) -> None:
+        alive[0] = True
+        node.loaded, node.pid, node.restarts = OLD, node.pid + 1, node.restarts + 1
+
+    way = Restart("systemd", "c", act_and_live)
+    with mock.patch.object(restart, "resume", return_value=way):
+        restarts = node.restarts
+        assert recover.recover(node.context()).outcome == "undone"
+    assert node.restarts == restarts + 1
+    assert node.tree()["config.toml"] == "the admin's"
+    assert node.context().store.journal() is None
 
 
 # --- edits by others ---------------------------------------------------------------------------
@@ -303,7 +339,7 @@ def test_edit_of_somebody_else_is_left_alone_and_told(node: Node) -> None:
     act = edited_after_writing(node, "config.toml", "the admin's")
     runtime = Runtime(Endpoint("containerd", node.path("s")), node.find(), node.ask())
     way = Restart("systemd", "c", act)
-    request = Request("apply", runtime, node.changes(), way, WANTED, BEFORE, Memory(), "f")
+    request = Request("apply", runtime, node.changes(), way, WANTED, (BEFORE,), Memory(), "f")
     with pytest.raises(RollbackFailed, match=r"^cannot undo .*config\.toml.*somebody else"):
         change.carry_out(ctx, request)
     assert node.tree() == {**OLD, "config.toml": "the admin's"}
@@ -318,7 +354,7 @@ def test_file_that_changed_since_the_plan_is_not_written(node: Node) -> None:
     runtime = Runtime(Endpoint("containerd", node.path("s")), node.find(), node.ask())
     changes = node.changes()
     (node.etc / "config.toml").write_text("the admin's")
-    request = Request("apply", runtime, changes, node.way(), WANTED, BEFORE, Memory(), "f")
+    request = Request("apply", runtime, changes, node.way(), WANTED, (BEFORE,), Memory(), "f")
     with pytest.raises((Refused, RollbackFailed), match=r"config\.toml.*somebody"):
         change.carry_out(ctx, request)
     assert node.tree() == {**OLD, "config.toml": "the admin's"}
@@ -333,7 +369,7 @@ def test_file_that_came_since_the_plan_is_not_written(node: Node) -> None:
     (node.etc / "conf.d/99-nvidia.toml").write_text("the admin's")
     ctx = node.context()
     runtime = Runtime(Endpoint("containerd", node.path("s")), node.find(), node.ask())
-    request = Request("apply", runtime, changes, node.way(), WANTED, BEFORE, Memory(), "f")
+    request = Request("apply", runtime, changes, node.way(), WANTED, (BEFORE,), Memory(), "f")
     with pytest.raises((Refused, RollbackFailed), match=r"99-nvidia\.toml.*somebody"):
         change.carry_out(ctx, request)
     assert node.tree() == {**OLD, "conf.d/99-nvidia.toml": "the admin's"}
