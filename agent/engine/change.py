@@ -102,19 +102,25 @@ def carry_out(ctx: Context, request: Request) -> Done:
         commit(ctx, journal)
     except (RestartFailed, NotProven, Refused) as error:
         ctx.log("change not proven", reason=str(error))
-        left = undo_and_prove(ctx, journal, restart, why_not=request.why_not)
-        failed = f"cannot {request.purpose}: {error}; the old configuration is back"
-        if not left:  # no runtime has seen the candidate: nothing is known against it
-            raise RolledBack(failed) from error
-        # Whatever the cause is: the same restarts are not gone through again.
-        why = str(error)
-        tidy(ctx, lambda: remember_failure(ctx, journal.fingerprint, why))
-        if isinstance(error, Refused):
-            raise RolledBack(f"{failed} and proven") from error
-        raise NotAccepted(
-            f"{failed} and proven; look in the runtime's log for the cause"
-        ) from error
+        raise _undone(ctx, journal, request, error) from error
     return Done(answer, restarted=True, pending=False, barrier=barrier)
+
+
+def _undone(ctx: Context, journal: Journal, request: Request, error: Exception) -> RolledBack:
+    """Undo a change after its restart; what to tell of it. Raises RollbackFailed."""
+    why = str(error)
+    left = True
+    try:
+        left = undo_and_prove(ctx, journal, request.restart, why_not=request.why_not)
+    finally:
+        if left:  # whatever the cause is: the same restarts are not gone through again
+            tidy(ctx, lambda: remember_failure(ctx, journal.fingerprint, why))
+    failed = f"cannot {request.purpose}: {why}; the old configuration is back"
+    if not left:  # no runtime has seen the candidate: nothing is known against it
+        return RolledBack(failed)
+    if isinstance(error, Refused):
+        return RolledBack(f"{failed} and proven")
+    return NotAccepted(f"{failed} and proven; look in the runtime's log for the cause")
 
 
 def _prepare(ctx: Context, request: Request) -> Journal:

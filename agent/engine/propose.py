@@ -232,6 +232,8 @@ def _examined(ctx: Context, node: AnyNode, edits: Edits, proposal: Proposal) -> 
             warnings = (*warnings, f"apply refuses: {blocked.message}")
         elif tried is not None and not tried.done:
             warnings = (*warnings, f"not tried: {tried.note}")
+        elif tried is not None and tried.warning:
+            warnings = (*warnings, tried.warning)
     return replace(proposal, preflight=checked, warnings=warnings, blocked=blocked, trial=tried)
 
 
@@ -247,9 +249,11 @@ def tried_out(
         verdict = trial.Trial(False, subject)
     else:
         verdict = trial.judge(ctx.host, subject, changes, purpose, ctx.start_trial)
-    if verdict.done:
+    if verdict.refusal is not None or (unseen := unloaded.first(ctx, node)) is None:
         return verdict
-    return replace(verdict, refusal=unloaded.refusal(ctx, node, purpose, verdict.note))
+    if isinstance(subject, str) or not verdict.done:
+        return replace(verdict, refusal=unloaded.refusal(unseen, purpose, verdict.note))
+    return trial.warn_of_present(ctx.host, subject, verdict, ctx.start_trial)
 
 
 def why_not(ctx: Context, node: AnyNode) -> str:

@@ -178,8 +178,8 @@ def _revert(ctx: Context, memory: Memory, keep_edits: bool) -> Reverted:
         tried = tried_out(ctx, node, changes, wanted, "revert")
         if tried.refusal is not None:
             raise tried.refusal
-        if not tried.done:
-            ctx.log("warning", text=f"not tried: {tried.note}")
+        if not tried.done or tried.warning:
+            ctx.log("warning", text=tried.warning or f"not tried: {tried.note}")
     done = change.carry_out(
         ctx,
         change.Request(

@@ -11,13 +11,12 @@ socket, and is ended. A failure that the namespaces can have caused is no verdic
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from agent.data import dataclass
+from agent.data import dataclass, replace
 from agent.engine.plan import Change
 from agent.errors import FilesDoNotLoad, Refused, TrialFailed, Unreachable
 from agent.host import isolation
@@ -29,7 +28,6 @@ from agent.observe.process import Process
 
 _TIMEOUT = 15.0  # seconds for one start; real ones take 0.1 to 0.4 (observed)
 _PAUSE = 0.02  # seconds between two questions
-_ENTRY = re.compile(r'(\w+)=("(?:[^"\\]|\\.)*"|\S+)')
 _WORDS = 300  # characters of what a runtime says
 _OF_THE_MANAGER = ("NOTIFY_", "LISTEN_", "WATCHDOG_", "INVOCATION_", "JOURNAL_")
 # What a program says that is not allowed something here, and would be on the host itself.
@@ -64,11 +62,12 @@ class Result:
 @dataclass(frozen=True, slots=True)
 class Trial:
     """The verdict on a restart: `done` false means that there was no trial, and `note` says why;
-    `refusal` is why the restart may not be asked for."""
+    `refusal` is why the restart may not be asked for, `warning` what is wrong all the same."""
 
     done: bool
     note: str
     refusal: Refused | None = None
+    warning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +111,18 @@ def judge(
     return Trial(True, f"{name} does not start on it", TrialFailed(
         f"cannot {purpose}: {name} does not start on {what}: {result.failure}; nothing was changed"
     ))  # fmt: skip
+
+
+def warn_of_present(host: HostRoot, subject: Subject, verdict: Trial, start: Start) -> Trial:
+    """The verdict, with a warning where the runtime would not start on the files as they are."""
+    present = start(host, subject.launch({}), lambda _: [])
+    if not present.failure:
+        return verdict
+    return replace(
+        verdict,
+        warning=f"the files as they are do not load ({present.failure}): {subject.runtime} would "
+        "not come back from a restart on them, nor could this change be undone",
+    )
 
 
 def work_directory(host: HostRoot, writable: tuple[str, ...], needed: Iterable[str]) -> str:
@@ -183,21 +194,3 @@ def _failure(
 
 def _shortened(text: str) -> str:
     return text if len(text) <= _WORDS else f"{text[:_WORDS]}…"
-
-
-def log_entry(line: str) -> dict[str, str] | None:
-    """A log entry of a runtime by its keys, in logfmt or as JSON; None for what is none."""
-    if line.startswith("{"):
-        try:
-            found = json.loads(line)
-        except ValueError:
-            return None
-        return {key: str(value) for key, value in found.items()}
-    pairs = {key: _unquoted(value) for key, value in _ENTRY.findall(line)}
-    return pairs if "level" in pairs else None
-
-
-def _unquoted(value: str) -> str:
-    if not value.startswith('"'):
-        return value
-    return re.sub(r"\\(.)", lambda found: {"n": " "}.get(found[1], found[1]), value[1:-1])

@@ -18,6 +18,7 @@ from agent.engine.wanted import Wanted, binaries
 from agent.errors import Refused
 from agent.host.isolation import View
 from agent.host.paths import HostRoot, is_below
+from agent.observe import program_log
 from agent.runtimes.containerd import ConfigFile
 
 # It makes the second at its start, whatever its options are; the third are NRI's sockets.
@@ -92,7 +93,7 @@ def reason(output: str) -> str:
     not load, else its last line that is no log entry."""
     last = ""
     for line in output.splitlines():
-        entry = trial.log_entry(line)
+        entry = program_log.entry(line)
         if entry is None:
             last = line.strip() or last
             continue

@@ -28,22 +28,25 @@ _SLACK = 0.1  # seconds; both clocks are coarse, and a process does not read its
 _MISSING = object()
 
 
-def refusal(ctx: Context, node: AnyNode, purpose: str, why_no_trial: str) -> Refused | None:
-    """Why a restart that could not be tried may not be asked for; None where it may."""
+def first(ctx: Context, node: AnyNode) -> ConfigFile | None:
+    """The first file that the running runtime has not loaded as it is; None where there is none, or
+    where it cannot be told."""
     running = node.runtime.process
     if running is None:
         return None
     memory, began = ctx.store.memory(), process.started(running, ctx.wall)
-    for file in node.files:
-        if _changed(file) <= began + _SLACK or _is_proven(memory, file):
-            continue
-        if not _is_shown(node, file):
-            return Refused(
-                f"cannot {purpose}: {file.path} was changed after the runtime was started, and the "
-                "running runtime does not show what it says; no trial start can be made "
-                f"({why_no_trial}); restart the runtime yourself first, nothing was changed"
-            )
-    return None
+    changed = (file for file in node.files if _changed(file) > began + _SLACK)
+    unproven = (file for file in changed if not _is_proven(memory, file))
+    return next((file for file in unproven if not _is_shown(node, file)), None)
+
+
+def refusal(file: ConfigFile, purpose: str, why_no_trial: str) -> Refused:
+    """Why a restart that could not be tried may not be asked for."""
+    return Refused(
+        f"cannot {purpose}: {file.path} was changed after the runtime was started, and the running "
+        f"runtime does not show what it says; no trial start can be made ({why_no_trial}); restart "
+        "the runtime yourself first, nothing was changed"
+    )
 
 
 def _changed(file: ConfigFile) -> float:

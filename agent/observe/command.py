@@ -15,6 +15,7 @@ from agent import tomledit
 from agent.data import dataclass
 from agent.errors import Refused
 from agent.host.paths import HostRoot
+from agent.observe import program_log
 from agent.tomledit import Data
 
 _NO_ENV: Mapping[str, str] = MappingProxyType({})
@@ -98,7 +99,8 @@ def _dump(host: HostRoot, argv: Sequence[str], descriptors: Sequence[int]) -> Du
     if done.code != 0:
         lines = [line for line in done.error.splitlines() if line.strip()]
         # chroot(1) itself ends with 125 to 127: the executable was not run at all.
-        error = lines[-1] if lines else f"exit {done.code}"
+        last = program_log.entry(lines[-1]) if lines else None
+        error = last.get("msg", "") if last else lines[-1] if lines else f"exit {done.code}"
         return Dump(None, error, rejected=done.code not in range(125, 128))
     try:
         return Dump(tomledit.parse(done.out, f"the output of {executable}"))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.node import CliNode, fails, shows, tells
+from tests.cli.node import CliNode, Refusal, fails, refuses, shows, tells
 from tests.conformance import checks, statusfile
 from tests.conformance.trees import contents, touched
 
@@ -101,6 +101,38 @@ def test_native_cdi_that_cannot_be_switched_on(tmp_path: Path) -> None:
         checks.done(node.agent("apply"))
         assert touched(before, node.tree()) == [], "it is not tried again on a node that works"
         assert node.supervisor.starts == starts
+
+
+def test_native_cdi_that_the_runtime_does_not_start_with(tmp_path: Path) -> None:
+    """The same, found by the trial start: the runtime is restarted once, for what works."""
+    with CliNode(tmp_path, "1.7.24") as node:
+        node.script(die_when={"enable_cdi": True}, in_trial={"die_when": {"enable_cdi": True}})
+        found = shows(node.agent("plan", "-o", "json"), "Plan", 1)
+        assert found["decision"]["row"] == 5
+        checks.done(node.agent("apply"))
+        answer = node.answer()
+        assert (answer.cdi, answer.default) == (False, "nvidia")
+        assert node.supervisor.starts == 2
+        checks.done(node.agent("apply"))
+        assert node.supervisor.starts == 2
+
+
+def test_runtime_that_would_not_start(node: CliNode) -> None:
+    """A trial start shows it: exit 3, nothing is touched, and what is wrong is not remembered."""
+    node.script(in_trial={"die_when": {"handler": "nvidia"}})
+    refuses(node, Refusal(3, "does not start on the new configuration", "TRIAL_FAILED"),
+            commands=("apply", "apply"))  # fmt: skip
+    found = shows(node.agent("plan", "-o", "json"), "Plan", 1)
+    assert not found["trial"]["note"].endswith("serves the CRI")
+    assert any("apply refuses" in text for text in found["warnings"])
+    node.script()
+    checks.done(node.agent("apply"))
+
+
+def test_handler_that_would_be_missing(node: CliNode) -> None:
+    """The runtime would start, and not be as it has to be."""
+    node.script(in_trial={"drop_handler": True})
+    refuses(node, Refusal(3, "handler nvidia is missing", "TRIAL_FAILED"), commands=("apply",))
 
 
 def test_restart_that_never_comes(node: CliNode) -> None:

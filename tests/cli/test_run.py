@@ -310,3 +310,27 @@ def test_options_reach_the_child(node: CliNode) -> None:
     with running(node, "--set-as-default", "--runtime-name=gpu") as daemon:
         daemon.until(lambda: published(node) is not None, 20)
         assert node.answer().default == "gpu"
+
+
+def test_runtime_that_cannot_be_brought_back_is_left_alone(node: CliNode) -> None:
+    """Neither on the new files nor on the old ones does it serve the CRI: exit 6, and it is not
+    restarted for that again. Whoever brings it back ends the matter, without another restart."""
+    runtime = node.supervisor
+
+    def fail_from_the_first_restart_on() -> None:
+        if runtime.wait_until(lambda s: s.starts >= 2):
+            node.script(unimplemented=True)
+
+    thread = threading.Thread(target=fail_from_the_first_restart_on)
+    thread.start()
+    with running(node) as daemon:
+        daemon.until(lambda: node.error().get("TOOLKIT_ERROR_EXIT") == "6")
+        thread.join()
+        assert runtime.starts == 3
+        convergences = daemon.said().count("unfinished change found")
+        daemon.until(lambda: daemon.said().count("unfinished change found") >= convergences + 2)
+        assert runtime.starts == 3, daemon.said()
+        node.script()
+        node.restart()
+        daemon.until(lambda: node.error().get("TOOLKIT_ERROR_CODE") == "CANDIDATE_FAILED")
+        assert runtime.starts == 4, daemon.said()

@@ -17,6 +17,7 @@ from agent.engine.trial import Launch
 from agent.engine.wanted import Wanted
 from agent.host.isolation import View
 from agent.host.paths import HostRoot
+from agent.observe import program_log
 from agent.observe.process import Process
 from agent.runtimes.versions import parse_version
 
@@ -68,6 +69,6 @@ def _programs(wanted: Wanted, files: Mapping[str, bytes | None]) -> Iterator[str
 def reason(output: str) -> str:
     """Why CRI-O ended: its last log entry of the level fatal, else its last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    entries = (entry for line in reversed(lines) if (entry := trial.log_entry(line)))
+    entries = (entry for line in reversed(lines) if (entry := program_log.entry(line)))
     fatal = next((entry for entry in entries if entry.get("level") == "fatal"), None)
     return fatal.get("msg", "") if fatal else lines[-1] if lines else ""
