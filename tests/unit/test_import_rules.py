@@ -55,7 +55,7 @@ ONLY = {
 }
 ALLOWED = set(ONLY) | {"google"}
 
-MODULE_LINES, FUNCTION_LINES = 350, 50
+MODULE_LINES, FUNCTION_LINES = 420, 50
 
 
 def level(module: str) -> int:
