@@ -33,7 +33,7 @@ _PRCTL = {"x86_64": 157, "aarch64": 167}
 _NEW_NAMESPACES = 0x20000 | 0x40000000 | 0x20000000  # mounts, network, processes
 _DIE_WITH_PARENT, _KILL = 1, 9  # PR_SET_PDEATHSIG, SIGKILL
 _READ_ONLY, _NO_SETUID, _NO_DEVICES = 1, 2, 4
-_REMOUNT, _BIND, _ALL, _PRIVATE = 1 << 5, 1 << 12, 1 << 14, 1 << 18
+_REMOUNT, _BIND, _MOVE, _ALL, _PRIVATE = 1 << 5, 1 << 12, 1 << 13, 1 << 14, 1 << 18
 _FLAGS = {"nosuid": 2, "nodev": 4, "noexec": 8, "noatime": 1 << 10, "nodiratime": 1 << 11,
           "relatime": 1 << 21}  # fmt: skip
 _DETACH = 2  # umount2
@@ -254,6 +254,7 @@ class _Stage:
             raise _CannotStart("a directory at the top of the host would have to be made")
         new = self._name()
         os.mkdir(new, stat.S_IMODE(os.stat(directory).st_mode))
+        _mount(new, new, "", _BIND)
         for entry in os.scandir(directory):
             inside = os.path.join(new, entry.name)
             if entry.is_symlink():
@@ -264,7 +265,7 @@ class _Stage:
             else:
                 _write(inside, b"", 0o600)
             _mount(entry.path, inside, "", _BIND | _ALL)
-        _mount(new, directory, "", _BIND | _ALL)
+        _mount(new, directory, "", _MOVE)  # with all that is mounted in it
 
     def _name(self) -> str:
         self._count += 1
