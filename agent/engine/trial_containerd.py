@@ -25,7 +25,10 @@ from agent.runtimes.containerd import ConfigFile
 _WRITABLE = ("/run/containerd", "/run/nri", "/opt/containerd", "/opt/nri/plugins")
 _CRI_PLUGINS = ("grpc.v1.cri", "cri.v1.")
 _PROXIES = "proxy_plugins"
-_WRITTEN_KEYS = ("address", "root", "state", "root_path")
+# Keys whose value is a socket, and those of a directory that has to be empty or is written to.
+_SOCKETS = ("address", "socket_path")
+_DIRECTORIES = ("root_path", "plugin_path")
+_WRITTEN_KEYS = (*_SOCKETS, *_DIRECTORIES, "root", "state")
 
 
 def launch(
@@ -53,7 +56,7 @@ def _read(files: tuple[ConfigFile, ...]) -> Iterator[str]:
     for file in files:
         yield from (file.name, file.path.host)
         for key, value in _strings(file.data):
-            if key not in _WRITTEN_KEYS and value.startswith("/"):
+            if key not in _WRITTEN_KEYS and value.startswith("/") and value not in _WRITABLE:
                 yield value
 
 
@@ -63,8 +66,8 @@ def _written(host: HostRoot, node: Node) -> Iterator[str]:
     for file in node.files:
         without = {key: value for key, value in file.data.items() if key != _PROXIES}
         for key, value in _strings(without):
-            if key in ("address", "root_path") and value.startswith("/"):
-                name = os.path.dirname(value) if key == "address" else value
+            if key in (*_SOCKETS, *_DIRECTORIES) and value.startswith("/"):
+                name = os.path.dirname(value) if key in _SOCKETS else value
                 with contextlib.suppress(Refused):
                     yield host.resolve(name).host
 

@@ -1,0 +1,191 @@
+"""The trial start: how a runtime is started for it, and whose fault a failure is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from agent.engine import trial, trial_containerd
+from agent.engine.crio import trial as crio_trial
+from agent.engine.node import Endpoint, Node, Runtime
+from agent.engine.plan import Change
+from agent.engine.trial import Launch, Result, Subject, Trial
+from agent.engine.wanted import Wanted
+from agent.errors import FilesDoNotLoad, TrialFailed
+from agent.host.files import FileState
+from agent.host.isolation import View
+from agent.host.paths import HostPath, HostRoot
+from agent.observe import config
+from agent.observe.cri import Answer
+from agent.observe.process import Process
+from agent.runtimes.generations import generation
+
+HOST = HostRoot("/")
+CANDIDATE = (Change(HostPath("/c", "/c"), FileState(b"old"), FileState(b"new")),)
+
+
+def judged(new: Result, old: Result = Result(), purpose: str = "apply") -> tuple[Trial, int]:  # noqa: B008
+    """The verdict where a start on the candidate, and one on the files as they are, come to that;
+    how often the runtime was started."""
+    starts = []
+
+    def launch(files: Mapping[str, bytes | None]) -> Launch:
+        assert files in ({"/c": b"new"}, {})
+        return Launch(("/bin/r",), {}, View("/mnt", files=files), "/mnt/s", str)
+
+    def start(_: HostRoot, given: Launch, __: Callable[[Answer], list[str]]) -> Result:
+        starts.append(given)
+        return new if given.view.files else old
+
+    subject = Subject("containerd", "/bin/r", launch, lambda _: [])
+    return trial.judge(HOST, subject, CANDIDATE, purpose, start), len(starts)
+
+
+def test_candidate_that_starts() -> None:
+    """One start is enough."""
+    verdict, starts = judged(Result())
+    assert (verdict.done, verdict.refusal, starts) == (True, None, 1)
+
+
+def test_candidate_alone_does_not_start() -> None:
+    """It is the new configuration's fault; for a revert that of the original files."""
+    verdict, starts = judged(Result(failure="no such thing"))
+    assert isinstance(verdict.refusal, TrialFailed)
+    assert starts == 2
+    assert "does not start on the new configuration: no such thing" in verdict.refusal.message
+    verdict, _ = judged(Result(failure="no such thing"), purpose="revert")
+    assert verdict.refusal is not None
+    assert verdict.refusal.message.startswith("cannot revert: /bin/r does not start on the orig")
+
+
+def test_neither_starts() -> None:
+    """It is the fault of what is on the disk, in the words that the runtime has for that."""
+    verdict, _ = judged(Result(failure="x"), Result(failure="mirrors"))
+    assert isinstance(verdict.refusal, FilesDoNotLoad)
+    assert "the file on disk does not load in /bin/r (mirrors)" in verdict.refusal.message
+    assert "the running containerd was started on an older one" in verdict.refusal.message
+
+
+@pytest.mark.parametrize(
+    ("new", "old"),
+    [(Result(impossible="why"), Result()), (Result(failure="x"), Result(impossible="why"))],
+)
+def test_no_verdict(new: Result, old: Result) -> None:
+    """What cannot be tried is neither good nor bad."""
+    verdict, _ = judged(new, old)
+    assert (verdict.done, verdict.note, verdict.refusal) == (False, "why", None)
+
+
+SAYS = {
+    "1.7": (
+        ('time="x" level=info msg="loading plugin"\n'
+        'time="x" level=warning msg="failed to load plugin io.containerd.snapshotter.v1.zfs" '
+        'error="path is no zfs: skip plugin"\n'
+        'time="x" level=warning msg="failed to load plugin io.containerd.grpc.v1.cri" '
+        'error="invalid plugin config: `mirrors` and \\"x\\""\n'),
+        'invalid plugin config: `mirrors` and "x"',
+    ),
+    "2.1": (
+        ('time="x" level=warning msg="failed to load plugin" error="bad timeout" '
+        "id=io.containerd.cri.v1.runtime type=io.containerd.cri.v1\n"
+        'time="x" level=warning msg="failed to load plugin" error="a plugin that it needs" '
+        "id=io.containerd.grpc.v1.cri type=io.containerd.grpc.v1\n"),
+        "bad timeout",
+    ),
+    "json": (
+        ('{"level": "warning", "msg": "failed to load plugin io.containerd.grpc.v1.cri", '
+        '"error": "bad timeout"}\n{"level": "info", "msg": "serving"}\n{broken\n'),
+        "bad timeout",
+    ),
+    "ended": ("level=info msg=x\ncontainerd: cannot load TOML\n", "cannot load TOML"),
+    "nothing": ("", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("output", "reason"), SAYS.values(), ids=SAYS)
+def test_reason_of_containerd(output: str, reason: str) -> None:
+    """The first plugin of the CRI that failed, or the last words."""
+    assert trial_containerd.reason(output) == reason
+
+
+def test_reason_of_crio() -> None:
+    """The entry of the level fatal, which need not be the last."""
+    said = (
+        'time="x" level=warning msg="well"\ntime="x" level=fatal msg="validating: \\"x\\" is not"\n'
+        'time="x" level=info msg="bye"\n'
+    )
+    assert crio_trial.reason(said) == 'validating: "x" is not'
+    assert crio_trial.reason("panic: oh\n") == "panic: oh"
+    assert crio_trial.reason("") == ""
+
+
+def node_with(directory: Path, text: str) -> Node:
+    """A containerd with this root file, whose CRI socket is in `directory`/run."""
+    root = directory / "config.toml"
+    root.write_text(text)
+    (directory / "run").mkdir(exist_ok=True)
+    gen = generation((2, 1, 0))
+    answer = Answer("containerd", "2.1.9", True, {}, ())
+    socket = HostPath(str(directory / "run/c.sock"), str(directory / "run/c.sock"))
+    process = Process(os.getpid(), 1, "/bin/c", str(root), None, ("c",), "/proc")
+    runtime = Runtime(Endpoint("containerd", socket), process, answer)
+    drop_in = HostPath("/d", "/d")
+    return Node(runtime, gen, config.load(HOST, gen, str(root)), "/usr/bin/containerd", drop_in)
+
+
+def test_how_containerd_is_started(tmp_path: Path) -> None:
+    """By its own file, with directories and a socket of its own; what it writes to is hidden, but
+    for the sockets that it connects to. NRI's plugins are not started."""
+    for name in ("run", "data", "proxy", "nri"):
+        (tmp_path / name).mkdir()
+    node = node_with(
+        tmp_path,
+        f"""
+        version = 3
+        [grpc]
+        address = "{tmp_path}/run/c.sock"
+        [proxy_plugins.nydus]
+        type = "snapshot"
+        address = "{tmp_path}/run/nydus.sock"
+        [plugins."io.containerd.snapshotter.v1.overlayfs"]
+        root_path = "{tmp_path}/data"
+        [plugins."io.containerd.nri.v1.nri"]
+        plugin_path = "{tmp_path}/nri"
+        socket_path = "/run/nri/nri.sock"
+        [plugins."io.containerd.internal.v1.opt"]
+        path = "/opt/containerd"
+        """,
+    )
+    wanted = Wanted({"nvidia": {"options": {"BinaryName": "/n/nvidia-container-runtime"}}})
+    files = {str(tmp_path / "conf.d/99-nvidia.toml"): b"x"}
+    launch = trial_containerd.launch(HOST, node, "/usr/bin/containerd", wanted, files)
+    assert launch.argv[:3] == ("/usr/bin/containerd", "-c", str(tmp_path / "config.toml"))
+    view = launch.view
+    own = dict(zip(launch.argv[3::2], launch.argv[4::2], strict=True))
+    assert own.keys() == {"--root", "--state", "--address"}
+    assert all(Path(path).parent == Path(view.work) for path in own.values())
+    assert own["--address"] == launch.socket
+    for name in ("run", "data", "nri"):
+        assert str(tmp_path / name) in view.writable
+    assert {"/run/containerd", "/run/nri", "/opt/containerd"} <= {*view.writable}
+    assert view.visible == (f"{tmp_path}/run/nydus.sock",)
+    assert view.programs == ("/n/nvidia-container-runtime",)
+    assert view.files == files
+
+
+def test_directory_with_what_the_runtime_reads_is_not_hidden(tmp_path: Path) -> None:
+    """A socket beside the configuration does not make it go away."""
+    text = f'version = 3\n[grpc]\naddress = "{tmp_path}/c.sock"\n'
+    node = node_with(tmp_path, text)
+    view = trial_containerd.launch(HOST, node, "/usr/bin/containerd", Wanted({}), {}).view
+    assert str(tmp_path) not in (*view.writable, view.work)
+
+
+def test_environment_is_that_of_the_running_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what its service manager gave to it alone."""
+    found = {"HTTP_PROXY": "p", "NOTIFY_SOCKET": "/run/systemd/notify", "LISTEN_FDS": "1"}
+    monkeypatch.setattr("agent.observe.process.environment", lambda _: found)
+    assert trial.environment(None).keys() == {"PATH", "HTTP_PROXY"}
