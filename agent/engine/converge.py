@@ -7,6 +7,7 @@ change and published after the proof; a node that is right already is not writte
 from __future__ import annotations
 
 import functools
+import os
 
 from agent.data import dataclass, replace
 from agent.engine import (
@@ -15,6 +16,7 @@ from agent.engine import (
     device_nodes,
     install,
     kinds,
+    obstacles,
     parsed,
     recover,
     reloaded,
@@ -30,10 +32,14 @@ from agent.engine.state import Memory
 from agent.engine.wanted import Wanted
 from agent.errors import (
     AgentError,
+    DriverFailed,
     Locked,
+    NoDevices,
+    NoDriver,
     NoToolkit,
     Pending,
     Refused,
+    RolledBack,
     Unreachable,
 )
 from agent.status import Facts, lines
@@ -56,6 +62,7 @@ def converge(ctx: Context) -> Outcome:
     Raises AgentError; the failure is also told beside the status file.
     """
     try:
+        _refuse_first(ctx)
         with ctx.locked():
             return _recover_and_converge(ctx)
     except Locked:
@@ -63,6 +70,30 @@ def converge(ctx: Context) -> Outcome:
     except AgentError as error:
         tell(ctx, error)
         raise
+
+
+def _refuse_first(ctx: Context) -> None:
+    """A refusal touches nothing: where we were never at work, not even a state directory is made
+    for it. Raises AgentError."""
+    if not os.path.lexists(ctx.store.directory):
+        _refuse(ctx, propose(ctx, Memory()))
+
+
+def _refuse(ctx: Context, proposal: Proposal) -> None:
+    """Raises what is in the way of a proposal, before anything is written."""
+    error = proposal.refusal
+    if error is None or (proposal.nodes and error == _spec_problem(proposal)):
+        return  # the driver may be found once its device nodes are there
+    if proposal.spec is not None and isinstance(error, NoDriver | NoDevices | DriverFailed):
+        specs.write(ctx, proposal.spec)  # what it describes is gone: so are specs and readiness
+    about_spec = error == _spec_problem(proposal) or isinstance(error, obstacles.SpecUnwritable)
+    if about_spec and not specs.has_management(ctx, proposal.decision.spec_dirs):
+        ctx.publisher.withdraw()  # a node without its devices is not ready
+    raise error
+
+
+def _spec_problem(proposal: Proposal) -> AgentError | None:
+    return proposal.spec.problem if proposal.spec else None
 
 
 def _recover_and_converge(ctx: Context) -> Outcome:
@@ -98,11 +129,11 @@ def tell(ctx: Context, error: AgentError) -> None:
 def _converge(
     ctx: Context, proposal: Proposal, memory: Memory, *, barrier: bool, refused_cdi: bool = False
 ) -> Outcome:
-    if proposal.blocked is not None:
-        raise proposal.blocked
+    _refuse(ctx, proposal)
     nodes = device_nodes.create(ctx, proposal.nodes)
     if nodes:  # they belong into the spec
         proposal = propose(ctx, memory, may_enable=False if refused_cdi else None)
+        _refuse(ctx, proposal)
     written = (*nodes, *_install(ctx, proposal))
     for warning in proposal.warnings:
         ctx.log("warning", text=warning)
@@ -135,8 +166,6 @@ def _converge(
 def _install(ctx: Context, proposal: Proposal) -> tuple[str, ...]:
     """What a runtime has to find when it starts: the handlers' programs (it asks them for their
     features), and the devices. Gives what was written."""
-    if proposal.spec is not None and proposal.spec.problem is not None:
-        specs.write(ctx, proposal.spec)  # refuses, before anything is written
     return *install.write(ctx, proposal.toolkit), *specs.write(ctx, proposal.spec)
 
 
@@ -147,8 +176,13 @@ def _after_failure(
     if proposal.decision.row != 4 or memory.enabled_cdi:
         raise error
     ctx.log("native CDI could not be switched on", reason=error.message)
-    second = propose(ctx, memory, may_enable=False)
-    return _converge(ctx, second, memory, barrier=barrier, refused_cdi=True)
+    try:
+        second = propose(ctx, memory, may_enable=False)
+        return _converge(ctx, second, memory, barrier=barrier, refused_cdi=True)
+    except Refused as other:
+        if isinstance(error, RolledBack):  # the runtime was restarted: that is no refusal
+            raise RolledBack(f"{error.message}; then: {other.message}") from other
+        raise
 
 
 def _outcome(proposal: Proposal, done: change.Done, written: tuple[str, ...]) -> Outcome:

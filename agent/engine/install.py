@@ -6,6 +6,7 @@ Invariant: like a spec it is derived and in no journal; how it gets there, whole
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from agent.cdi import driver
@@ -224,6 +225,19 @@ def _is_suse(host: HostRoot) -> bool:
         return False
     lines = found.data.decode("utf-8", "replace").splitlines() if found else []
     return any(line.startswith(("ID=", "ID_LIKE=")) and "suse" in line for line in lines)
+
+
+def sizes(proposed: Proposed) -> tuple[int, ...]:
+    """Bytes of the files that `write` makes; copies that stay are not made again."""
+    made = []
+    for name in proposed.difference.write:
+        entry = proposed.tree.get(name)
+        if isinstance(entry, tree.Copy):
+            with contextlib.suppress(OSError):
+                made.append(os.stat(entry.source, follow_symlinks=False).st_size)
+        elif isinstance(entry, tree.Text):
+            made.append(len(entry.data))
+    return tuple(made)
 
 
 def write(ctx: Context, proposed: Proposed | None) -> tuple[str, ...]:

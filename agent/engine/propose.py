@@ -17,6 +17,7 @@ from agent.engine import (
     install,
     kinds,
     low_level,
+    obstacles,
     parsed,
     reloaded,
     specs,
@@ -90,6 +91,13 @@ class Proposal:
         return not (self.edits and self.edits.changes) and self.restart is None
 
     @property
+    def refusal(self) -> AgentError | None:
+        """Why an apply refuses."""
+        parts = (self.toolkit, self.spec)
+        problems = (part.problem for part in parts if part is not None)
+        return self.blocked or next((found for found in problems if found is not None), None)
+
+    @property
     def right(self) -> bool:
         """Nothing to write, nothing to restart, nothing in the way."""
         possible = self.spec is None or self.spec.problem is None
@@ -125,7 +133,24 @@ def propose(ctx: Context, memory: Memory, *, may_enable: bool | None = None) -> 
     )
     nodes, refused = device_nodes.possible(device_nodes.missing(ctx, root))
     warnings = (*proposal.warnings, *(text for text in told if text), *refused)
-    return replace(proposal, spec=spec, toolkit=toolkit, nodes=nodes, warnings=warnings)
+    return _writable(
+        ctx, replace(proposal, spec=spec, toolkit=toolkit, nodes=nodes, warnings=warnings)
+    )
+
+
+def _writable(ctx: Context, proposal: Proposal) -> Proposal:
+    """The proposal with what cannot be written of it."""
+    if proposal.right or proposal.refusal is not None:
+        return proposal
+    changes = proposal.edits.changes if proposal.edits else ()
+    blocked = obstacles.of_changes(
+        ctx, changes, transaction=not proposal.configured, spec=proposal.spec,
+        toolkit=proposal.toolkit,
+    )  # fmt: skip
+    if blocked is None:
+        return proposal
+    warnings = (*proposal.warnings, f"apply refuses: {blocked.message}")
+    return replace(proposal, blocked=blocked, warnings=warnings)
 
 
 def _reader(proposal: Proposal) -> Reader:

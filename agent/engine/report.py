@@ -84,10 +84,7 @@ def report(ctx: Context) -> Report:
             unfinished = f"{journal.purpose} ({journal.stage})"
         failed = next((item.why for item in reversed(ctx.store.failed().values())), None)
         proposal = propose(ctx, memory)
-        parts = (proposal.toolkit, proposal.spec)
-        problem = proposal.blocked or next(
-            (part.problem for part in parts if part and part.problem), None
-        )
+        problem = proposal.refusal
     except AgentError as error:
         problem = error
     drift: list[str] = []

@@ -194,6 +194,13 @@ def present(ctx: Context, spec_dirs: tuple[str, ...]) -> bool:
     )
 
 
+def has_management(ctx: Context, spec_dirs: tuple[str, ...]) -> bool:
+    """Is a management spec of ours where a runtime that reads `spec_dirs` looks?"""
+    name = file_name(ctx.settings.cdi_kind)
+    places = directories(ctx, spec_dirs)
+    return any(_is_ours(os.path.join(place.agent, name)) for place in places)
+
+
 def _is_ours(agent: str) -> bool:
     try:
         found = files.read(agent)

@@ -155,6 +155,19 @@ def _nameless(directory: int) -> int | None:
         return None
 
 
+def has_nameless(path: str) -> bool:
+    """Has the file system of a directory files without a name? None of the names in it changes."""
+    try:
+        with safe.directory_to_change(path) as directory:
+            fd = _nameless(directory)
+    except OSError:
+        return True  # another cause; the write will tell
+    if fd is None:
+        return False
+    os.close(fd)
+    return True
+
+
 def _name(fd: int, directory: int, base: str, transient: str | None) -> None:
     source = f"/proc/self/fd/{fd}"
     os.link(source, transient or base, dst_dir_fd=directory, follow_symlinks=True)

@@ -182,6 +182,11 @@ class HostRoot:
             or self._own_mount(path.agent) is not None
         )
 
+    @property
+    def mount_points(self) -> frozenset[str]:
+        """Agent paths on which something is mounted."""
+        return frozenset(mount.point for mount in self._mounts)
+
     def mount(self, path: HostPath) -> Mount | None:
         """The mount on which a place lies, there or not; None where that is not known."""
         found = [mount for mount in self._mounts if is_below(path.agent, mount.point)]
