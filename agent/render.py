@@ -263,7 +263,12 @@ def outcome_text(outcome: Outcome) -> str:
 
 def reverted_data(done: Reverted) -> dict[str, Any]:
     """The end of a revert for JSON."""
-    return {"changed": list(done.changed), "restarted": done.restarted, "pending": done.pending}
+    return {
+        "changed": list(done.changed),
+        "restarted": done.restarted,
+        "pending": done.pending,
+        "warnings": list(done.notes),
+    }
 
 
 def reverted_text(done: Reverted) -> str:
@@ -273,7 +278,8 @@ def reverted_text(done: Reverted) -> str:
         lines.append("Pending:  files are restored; restart the runtime")
     elif done.restarted:
         lines.append("Proven:   the runtime was restarted on its old configuration")
-    return "\n".join(lines or ["Nothing to do: nothing was ever applied, or all is reverted"])
+    lines = lines or ["Nothing to do: nothing was ever applied, or all is reverted"]
+    return "\n".join([*lines, *(f"Warning:  {text}" for text in done.notes)])
 
 
 def config_data(values: Iterable[Effective]) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from agent.errors import Refused
 from agent.tomlwrite import Path, dotted, render, scalar
 
 __all__ = [
-    "Append", "Data", "Op", "Path", "Set", "Unset", "apply", "dotted", "edit", "get", "parse",
-    "render", "scalar", "without_empty",
+    "Append", "Data", "Op", "Path", "Set", "Unset", "apply", "dotted", "edit", "get",
+    "has_comments", "parse", "render", "scalar", "without_empty",
 ]  # fmt: skip
 
 Data: TypeAlias = dict[str, Any]
@@ -195,6 +195,11 @@ def _reorder(value: Any, like: Any) -> Any:
     if isinstance(value, dict) and isinstance(like, dict):
         return {key: _reorder(value[key], like[key]) for key in like}
     return value
+
+
+def has_comments(text: str) -> bool:
+    """Is there any comment in a text?"""
+    return bool(_comments(text))
 
 
 def _comments(text: str) -> Counter[str]:

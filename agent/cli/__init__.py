@@ -52,9 +52,10 @@ def plan(output: str, **given: str | None) -> None:
     """Show the decision with its evidence, the diff of every file, and restarts. Writes nothing."""
     from agent import render
     from agent.engine.propose import propose
+    from agent.engine.transaction import current_memory
 
     ctx = _context(given)
-    proposal = propose(ctx, ctx.store.memory())
+    proposal = propose(ctx, current_memory(ctx.store))
     emit(output, lambda: render.plan_text(proposal), "Plan", lambda: render.plan_data(proposal))
     if not proposal.right:
         raise SystemExit(1)

@@ -17,10 +17,12 @@ from agent.engine import (
     install,
     kinds,
     obstacles,
+    own_files,
     parsed,
     recover,
     reloaded,
     specs,
+    transaction,
 )
 from agent.engine import wanted as wishes
 from agent.engine.candidate import loaded
@@ -98,15 +100,24 @@ def _spec_problem(proposal: Proposal) -> AgentError | None:
 
 def _recover_and_converge(ctx: Context) -> Outcome:
     found = recover.recover(ctx)
-    proposal = propose(ctx, ctx.store.memory())
+    memory = transaction.current_memory(ctx.store)
+    repaired = own_files.repair(ctx, memory)
+    try:
+        proposal = propose(ctx, memory)
+    except Unreachable as error:
+        if not repaired:
+            raise
+        own_files.revive(ctx, error)
+        proposal = propose(ctx, memory)
     if found.waiting:
         if _still_waits(proposal):
             written = _install(ctx, proposal)
             return publish(ctx, Outcome(proposal, written, pending=True), barrier=False)
+        _refuse(ctx, proposal)
         found = recover.give_up_waiting(ctx)
         proposal = propose(ctx, ctx.store.memory())
     outcome = _converge(ctx, proposal, ctx.store.memory(), barrier=found.barrier)
-    return replace(outcome, recovered=found.outcome)
+    return replace(outcome, recovered=found.outcome, changed=(*repaired, *outcome.changed))
 
 
 def _still_waits(proposal: Proposal) -> bool:

@@ -55,14 +55,16 @@ class Wish:
 
 
 def look(
-    settings: Settings, host: HostRoot, runtime: Runtime, parse: Parse = tomledit.parse
-) -> AnyNode:
-    """Configuration and executable of a runtime that was found. Raises Refused."""
+    settings: Settings, host: HostRoot, runtime: Runtime, parse: Parse = tomledit.parse,
+    overlay: Overlay | None = None,
+) -> AnyNode:  # fmt: skip
+    """Configuration and executable of a runtime that was found; `overlay` as in `config.load`.
+    Raises Refused."""
     if runtime.kind == "crio":
         from agent.engine.crio import node as crio_nodes
 
-        return crio_nodes.look(settings, host, runtime, parse)
-    return nodes.with_config(settings, host, runtime, parse)
+        return crio_nodes.look(settings, host, runtime, parse, overlay)
+    return nodes.with_config(settings, host, runtime, parse, overlay)
 
 
 def load(node: AnyNode, host: HostRoot, overlay: Overlay | None = None) -> Files:

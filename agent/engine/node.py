@@ -148,15 +148,16 @@ def _explained(
 
 
 def with_config(
-    settings: Settings, host: HostRoot, runtime: Runtime, parse: config.Parse = tomledit.parse
-) -> Node:
+    settings: Settings, host: HostRoot, runtime: Runtime, parse: config.Parse = tomledit.parse,
+    overlay: config.Overlay | None = None,
+) -> Node:  # fmt: skip
     """The node of a containerd that was found. Raises Refused."""
     version = parse_version(runtime.version)
     if version is None:
         raise Refused(f"cannot work with containerd {runtime.version!r}: it is no version number")
     gen = generation(version)
     root = root_name(settings, host, runtime.process)
-    files = config.load(host, gen, root, parse=parse)
+    files = config.load(host, gen, root, overlay or {}, parse)
     return Node(
         runtime=runtime,
         gen=gen,

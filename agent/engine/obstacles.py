@@ -21,6 +21,7 @@ from agent.errors import AgentError, Refused, reason
 from agent.host import files, writable
 from agent.host.paths import HostPath
 from agent.host.writable import Need
+from agent.toolkit import programs
 
 _RECORDS = 1 << 14  # bytes; a journal or a memory without the originals
 _READ_ONLY = os.strerror(errno.EROFS).lower()
@@ -64,6 +65,19 @@ def of_changes(
 def of_removal(ctx: Context, paths: Iterable[HostPath]) -> AgentError | None:
     """Why one of these files cannot be removed."""
     return _first(ctx, [_demand(path, (), "remove") for path in paths])
+
+
+def of_toolkit_removal(ctx: Context) -> AgentError | None:
+    """Why the toolkit that we installed cannot be removed."""
+    if not install.installed(ctx):
+        return None
+    directory = programs.directory(ctx.settings, ctx.host)
+
+    def refused(why: str) -> AgentError:
+        return Refused(f"cannot remove {directory}: {why}")
+
+    places = (directory.agent, os.path.dirname(directory.agent))
+    return _first(ctx, [_Demand(Need(os.path.join(place, "old")), refused) for place in places])
 
 
 def _first(ctx: Context, demands: list[_Demand]) -> AgentError | None:

@@ -13,6 +13,7 @@ from typing import Any
 from agent import tomledit
 from agent.data import dataclass, replace
 from agent.engine import wanted as wishes
+from agent.engine.ownership import HEADER, condition
 from agent.engine.state import Memory
 from agent.engine.wanted import Wanted
 from agent.errors import Refused
@@ -25,10 +26,6 @@ from agent.runtimes.generations import CRI_V3, Generation, section_name
 from agent.runtimes.merge import Cri
 from agent.tomledit import Append, Data, Op, Path, Set, Unset, get
 
-HEADER = (
-    "# Written by toolkit-agent: the NVIDIA container runtime for this node.\n"
-    "# `toolkit-agent plan` shows what is in force and why; `toolkit-agent revert` undoes it.\n"
-)
 LEGACY: Path = ("containerd", "default_runtime")
 RUNTIMES: Path = ("containerd", "runtimes")
 
@@ -80,8 +77,9 @@ def _least(gen: Generation, basis: tuple[ConfigFile, ...]) -> int:
 def is_untouched(memory: Memory, file: ConfigFile) -> bool:
     """Was this file made by us, and not edited since?"""
     known = memory.files.get(file.path.host)
-    digest = file.state.digest if file.state else None
-    return bool(known and known.digest is None and known.written == digest and not known.edited)
+    if known is None or known.digest is not None:
+        return False
+    return condition(known, file.state) == "as written"
 
 
 def drop_in_overlay(
@@ -89,7 +87,8 @@ def drop_in_overlay(
 ) -> dict[str, FileState | None]:
     """containerd 2.x: a minimal drop-in and, where nothing imports it yet, a narrow import."""
     gaps = wishes.gaps(wanted, merge.effective(scene.gen, basis))
-    existing = config.load_file(scene.host, scene.drop_in.host)
+    known = (file for file in scene.files if file.path.host == scene.drop_in.host)
+    existing = next(known, None) or config.load_file(scene.host, scene.drop_in.host)
     fresh = existing.state is None or is_untouched(scene.memory, existing)
     asleep = existing.state is not None and all(f.path != existing.path for f in scene.files)
     if asleep and existing.version not in (None, way.version):

@@ -18,6 +18,7 @@ from agent.engine import (
     kinds,
     low_level,
     obstacles,
+    own_files,
     parsed,
     reloaded,
     specs,
@@ -47,9 +48,10 @@ class Proposal:
     """What a plan shows. `edits` is None where the configuration is not ours to change; `gaps` is
     what the running runtime lacks, `restart` how it would be restarted if it has to be; `spec` is
     None where no CDI specs are wanted, `toolkit` where there is none and none is needed; `nodes`
-    are device nodes to be made; `blocked` is why no restart may be asked for; `trial` is the
-    verdict of a trial start, where a restart is due; `cdi_refused`: the runtime does not start with
-    native CDI switched on."""
+    are device nodes to be made; `blocked` is why an apply refuses; `trial` is the verdict of a
+    trial start, where a restart is due; `cdi_refused`: the runtime does not start with native CDI
+    switched on; `repairs` are files of ours that somebody garbled, as they are written anew before
+    anything else."""
 
     runtime: Runtime
     decision: Decision
@@ -65,12 +67,14 @@ class Proposal:
     blocked: AgentError | None = None
     trial: Trial | None = None
     cdi_refused: bool = False
+    repairs: tuple[Change, ...] = ()
 
     @property
     def changes(self) -> tuple[Change, ...]:
         """Every file that would be written, but for the toolkit's programs."""
         spec, toolkit = self.spec, self.toolkit
         found = (
+            *self.repairs,
             *(spec.changes if spec else ()),
             *(self.edits.changes if self.edits else ()),
             toolkit.config if toolkit else None,
@@ -196,7 +200,9 @@ def _propose(
     if settings.no_runtime_config:
         decision = judge(None, False)
         return Proposal(runtime, decision, None, None, (), None, None, decision.warnings)
-    node = kinds.look(settings, ctx.host, runtime, parsed.parser(ctx.store))
+    repairs = own_files.garbled(ctx, memory)
+    overlay = {item.path.host: item.state for item in repairs}
+    node = kinds.look(settings, ctx.host, runtime, parsed.parser(ctx.store), overlay)
     allowed = allowed and memory.cdi_refused != loaded(runtime, node.files)
     decision = judge(node, allowed)
     assert found is not None
@@ -219,6 +225,7 @@ def _propose(
         restart = ctx.choose_restart(mode, process, ctx.host, runtime.kind)
     warnings = (*decision.warnings, *left_out, *told, *transaction.warnings(edits.changes))
     proposal = Proposal(runtime, decision, node, edits, gaps, restart, None, warnings)
+    proposal = replace(proposal, repairs=tuple(item.change for item in repairs))
     proposal = _examined(ctx, node, edits, proposal)
     failed = isinstance(proposal.blocked, TrialFailed | CandidateFailed)
     if not failed or decision.row != 4 or memory.enabled_cdi:

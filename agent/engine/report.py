@@ -8,12 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 from agent import status
-from agent.data import dataclass
-from agent.engine import converge, kinds, transaction
+from agent.data import dataclass, replace
+from agent.engine import converge, kinds, specs, transaction
 from agent.engine.context import Context
+from agent.engine.ownership import condition
 from agent.engine.propose import Proposal, propose
 from agent.engine.state import TIDYING, Memory, Original
+from agent.engine.whose import OURS, Spec
 from agent.errors import AgentError, Refused
+from agent.host import files
 from agent.toolkit.tree import CONFIG
 
 
@@ -64,7 +67,7 @@ class Report:
                 "directory": str(toolkit.found.directory) if toolkit else None,
                 "source": toolkit.found.origin.place if toolkit else None,
             },
-            "specs": [item.data() for item in (spec.specs if spec else ())],
+            "specs": [_on_disk(item, spec).data() for item in (spec.specs if spec else ())],
             "drift": list(self.drift),
             "warnings": list(proposal.warnings) if proposal else [],
             "transaction": {"unfinished": self.unfinished, "failed": self.failed},
@@ -78,7 +81,7 @@ def report(ctx: Context) -> Report:
     proposal, problem = None, None
     memory, unfinished, failed = Memory(), None, None
     try:
-        memory = ctx.store.memory()
+        memory = transaction.current_memory(ctx.store)
         journal = ctx.store.journal()
         if journal is not None and journal.stage != TIDYING:
             unfinished = f"{journal.purpose} ({journal.stage})"
@@ -107,6 +110,15 @@ def report(ctx: Context) -> Report:
     )
 
 
+def _on_disk(item: Spec, proposed: specs.Proposed | None) -> Spec:
+    """A spec as it is: one of ours that was not written yet is nobody's."""
+    changes = proposed.changes if proposed else ()
+    fresh = [change.path.host for change in changes if change.before is None]
+    if item.writer != OURS or item.file not in fresh:
+        return item
+    return replace(item, file="", writer="", problem=item.problem or "it is not written yet")
+
+
 def _toolkit_drift(proposal: Proposal) -> list[str]:
     """The toolkit's programs, by name; config.toml is among the changes."""
     if proposal.toolkit is None:
@@ -122,12 +134,9 @@ def _toolkit_drift(proposal: Proposal) -> list[str]:
 def _now(agent: str, host: str, original: Original) -> str:
     """How a file that we wrote is today. An edit of somebody else's is no fault by itself."""
     try:
-        digest = transaction.digest_of(agent, host)
+        return condition(original, files.read(agent, host))
     except Refused as error:
         return error.message
-    if digest is None:
-        return "gone"
-    return "as written" if digest == original.written else "edited since"
 
 
 def _published(ctx: Context) -> tuple[dict[str, str], str | None]:

@@ -18,9 +18,12 @@ from agent.engine import (
     install,
     kinds,
     low_level,
+    obstacles,
+    own_files,
     parsed,
     recover,
     specs,
+    transaction,
     undoing,
 )
 from agent.engine import node as nodes
@@ -30,6 +33,7 @@ from agent.engine.kinds import AnyNode, Files
 from agent.engine.plan import Change
 from agent.engine.preflight import Candidate
 from agent.engine.propose import tried_out, why_not
+from agent.engine.restart import Restart
 from agent.engine.state import Memory, parents
 from agent.engine.wanted import OUR_NAMES, Wanted, is_ours
 from agent.errors import AgentError, Locked, Refused, Unreachable
@@ -40,43 +44,84 @@ from agent.runtimes.merge import Cri
 
 @dataclass(frozen=True, slots=True)
 class Reverted:
-    """What was put back, and whether the runtime was restarted for it (or still has to be)."""
+    """What was put back, and whether the runtime was restarted for it (or still has to be); `notes`
+    are what a person has to know besides."""
 
     changed: tuple[str, ...] = ()
     restarted: bool = False
     pending: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A revert that nothing speaks against. `request` None: no file and no runtime has to change;
+    `dirs` are where specs of ours may lie."""
+
+    request: change.Request | None
+    dirs: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def revert(ctx: Context, *, keep_edits: bool = False, toolkit: bool = False) -> Reverted:
     """Undo everything that was ever applied, prove it, and withdraw readiness.
 
-    `toolkit`: what was installed goes too. Raises Refused where a file was edited since
-    (`keep_edits` then takes our keys out of it), or a pod still uses a handler that would go, or
-    anything still needs a program that would go.
+    `toolkit`: what was installed goes too. Raises Refused, with nothing touched, where a file was
+    edited since (`keep_edits` then takes our keys out of it), where a pod still uses a handler that
+    would go, where anything still needs a program that would go, and where a file cannot be
+    written.
     """
     try:
         with ctx.locked():
-            if recover.recover(ctx).waiting:
+            waiting = recover.recover(ctx).waiting
+            memory = transaction.current_memory(ctx.store)
+            own_files.repair(ctx, memory)
+            plan = _plan(ctx, memory, keep_edits=keep_edits, toolkit=toolkit)
+            if waiting:  # no runtime has seen what we wrote last: that goes first
                 recover.give_up_waiting(ctx)
-            memory = ctx.store.memory()
-            if toolkit:
-                _refuse_needed(ctx, memory, keep_edits)
-            done = _revert(ctx, memory, keep_edits) if memory.files else Reverted()
-            dirs = _spec_dirs(ctx)
-            if memory.files or specs.present(ctx, dirs):
-                ctx.publisher.withdraw()  # first: whatever becomes of the rest, nothing is ready
-            if not done.pending:
-                _forget(ctx, memory)
-            gone = specs.remove(ctx, dirs)
-            if toolkit and not done.pending:
-                gone = (*gone, *install.remove(ctx))
-            ctx.publisher.forgive()
-            return replace(done, changed=(*done.changed, *gone))
+                memory = ctx.store.memory()
+                plan = _plan(ctx, memory, keep_edits=keep_edits, toolkit=toolkit)
+            return _carry_out(ctx, memory, plan, toolkit=toolkit)
     except Locked:
         raise
     except AgentError as error:
         tell(ctx, error)
         raise
+
+
+def _carry_out(ctx: Context, memory: Memory, plan: _Plan, *, toolkit: bool) -> Reverted:
+    request, done = plan.request, Reverted()
+    for note in plan.notes:
+        ctx.log("warning", text=note)
+    if request is not None:
+        end = change.carry_out(ctx, request)
+        changed = tuple(item.path.host for item in request.changes)
+        done = Reverted(changed, end.restarted, pending=end.pending)
+    if memory.files or specs.present(ctx, plan.dirs):
+        ctx.publisher.withdraw()  # first: whatever becomes of the rest, nothing is ready
+    if not done.pending:
+        _forget(ctx, memory)
+    gone = specs.remove(ctx, plan.dirs)
+    if toolkit and not done.pending:
+        gone = (*gone, *install.remove(ctx))
+    ctx.publisher.forgive()
+    return replace(done, changed=(*done.changed, *gone), notes=plan.notes)
+
+
+def _plan(ctx: Context, memory: Memory, *, keep_edits: bool, toolkit: bool) -> _Plan:
+    """All that can refuse is asked here, and nothing is written. Raises AgentError."""
+    if toolkit:
+        _refuse_needed(ctx, memory, keep_edits)
+    request, notes = _request(ctx, memory, keep_edits) if memory.files else (None, ())
+    dirs = _spec_dirs(ctx)
+    blocked = obstacles.of_removal(ctx, specs.ours(ctx, dirs))
+    if request is not None and blocked is None:
+        blocked = obstacles.of_changes(ctx, request.changes, transaction=True)
+    if toolkit and blocked is None:
+        blocked = obstacles.of_toolkit_removal(ctx)
+    if blocked is not None:
+        raise blocked
+    return _Plan(request, dirs, notes)
 
 
 def _refuse_needed(ctx: Context, memory: Memory, keep_edits: bool) -> None:
@@ -85,7 +130,7 @@ def _refuse_needed(ctx: Context, memory: Memory, keep_edits: bool) -> None:
     names = install.installed(ctx)
     if not names:
         return
-    node = kinds.look(ctx.settings, ctx.host, nodes.find_runtime(ctx.settings, ctx.host))
+    node = _look(ctx, memory)
     if used := in_use.toolkit_refusal(ctx.host, node.runtime, names):
         raise used
     changes, after = (
@@ -153,54 +198,108 @@ def _forget(ctx: Context, memory: Memory) -> None:
     ctx.store.prune(Memory())
 
 
-def _revert(ctx: Context, memory: Memory, keep_edits: bool) -> Reverted:
-    node = kinds.look(ctx.settings, ctx.host, nodes.find_runtime(ctx.settings, ctx.host))
+def _request(
+    ctx: Context, memory: Memory, keep_edits: bool
+) -> tuple[change.Request | None, tuple[str, ...]]:
+    """What has to happen to files and runtime, None where nothing has to; and notes."""
+    node = _look(ctx, memory)
     changes, after = _files_after(ctx, node, memory, keep_edits)
     cri_after, cri_now = kinds.effective(node, after), kinds.effective(node, node.files)
-    going = _going(cri_now, cri_after)
+    default, running = kinds.shown(node.runtime.answer)
+    going = _going(cri_now, cri_after, running)
     if used := in_use.refusal(node.runtime, going, "revert"):
         raise used
-    if not changes:
-        return Reverted()
     wanted = Wanted({}, cri_after.default, False, going)
-    settings, runtime = ctx.settings, node.runtime
-    changed = tuple(n for n in cri_now.runtimes if cri_now.table(n) != cri_after.table(n))
-    way = None
-    if kinds.needs_restart(node, tuple(item.path.host for item in changes)):
-        mode = settings.restart_mode
-        way = ctx.choose_restart(mode, runtime.process, ctx.host, runtime.kind)
-    if blocked := kinds.deadly(node, ctx.host, after):
+    lost, notes = _lost(ctx, node, memory)
+    ours = default in (*OUR_NAMES, *going)
+    stays = kinds.unproven(
+        replace(wanted, default=wanted.default if ours else None), node.runtime.answer
+    )
+    if not changes and (lost or not stays):
+        return None, notes
+    way = None if lost else _way(ctx, node, changes, stays)
+    if way is not None and (blocked := kinds.deadly(node, ctx.host, after)):
         raise blocked
+    changed = tuple(n for n in cri_now.runtimes if cri_now.table(n) != cri_after.table(n))
     checked = kinds.check(ctx.host, node, Candidate(after, (), (*OUR_NAMES, *going, *changed)))
     if not checked.done:
-        ctx.log("warning", text=f"not pre-flighted: {checked.note}")
+        notes = (*notes, f"not pre-flighted: {checked.note}")
     if way is not None:
-        tried = tried_out(ctx, node, changes, wanted, "revert")
-        if tried.refusal is not None:
-            raise tried.refusal
-        if not tried.done or tried.warning:
-            ctx.log("warning", text=tried.warning or f"not tried: {tried.note}")
-    done = change.carry_out(
-        ctx,
-        change.Request(
-            purpose="revert",
-            runtime=runtime,
-            changes=changes,
-            restart=way,
-            wanted=wanted,
-            before=states_of(node),
-            why_not=functools.partial(why_not, ctx, node),
-            memory=memory,
-            fingerprint="revert",
-            check=functools.partial(kinds.refuse_changed, node, ctx.host),
-        ),
+        notes = (*notes, *_tried(ctx, node, changes, wanted))
+    request = change.Request(
+        purpose="revert",
+        runtime=node.runtime,
+        changes=changes,
+        restart=way,
+        wanted=wanted,
+        before=states_of(node),
+        why_not=functools.partial(why_not, ctx, node),
+        memory=memory,
+        fingerprint="revert",
+        check=(lambda: None)
+        if any(item.before is None for item in changes)  # it was looked at as it will be
+        else functools.partial(kinds.refuse_changed, node, ctx.host),
     )
-    return Reverted(tuple(item.path.host for item in changes), done.restarted, pending=done.pending)
+    return request, notes
 
 
-def _going(now: Cri, after: Cri) -> tuple[str, ...]:
-    """Handlers of ours that there will be no more."""
-    return tuple(
-        name for name, table in now.runtimes.items()
-        if is_ours(name, table) and name not in after.runtimes
-    )  # fmt: skip
+def _tried(
+    ctx: Context, node: AnyNode, changes: tuple[Change, ...], wanted: Wanted
+) -> tuple[str, ...]:
+    """What a trial start has to say. Raises Refused where the runtime would not come back."""
+    tried = tried_out(ctx, node, changes, wanted, "revert")
+    if tried.refusal is not None:
+        raise tried.refusal
+    if tried.done and not tried.warning:
+        return ()
+    return (tried.warning or f"not tried: {tried.note}",)
+
+
+def _look(ctx: Context, memory: Memory) -> AnyNode:
+    """The node. A file that somebody removed although another one imports it by name comes back
+    with its original: no runtime starts without it. Raises Refused or Unreachable."""
+    runtime = nodes.find_runtime(ctx.settings, ctx.host)
+    try:
+        return kinds.look(ctx.settings, ctx.host, runtime)
+    except Refused:
+        overlay = undoing.originals(ctx, memory, undoing.removed(ctx, memory))
+        if not overlay:
+            raise
+        return kinds.look(ctx.settings, ctx.host, runtime, overlay=overlay)
+
+
+def _lost(ctx: Context, node: AnyNode, memory: Memory) -> tuple[bool, tuple[str, ...]]:
+    """Whether somebody removed the root file, and what to say of files that were removed.
+
+    A restart without the root file would take its settings along (where the runtime listens, where
+    its containers are), so that we ask for none.
+    """
+    gone = undoing.removed(ctx, memory)
+    notes = [f"{host} was removed since it was written: nothing is restored there" for host in gone]
+    lost = node.root.state is None and node.root.path.host in gone
+    if lost:
+        notes.append(
+            "the runtime is not restarted, for it would start without that file; it has our "
+            "handlers until its next restart"
+        )
+    return lost, tuple(notes)
+
+
+def _way(
+    ctx: Context, node: AnyNode, changes: tuple[Change, ...], stays: list[str]
+) -> Restart | None:
+    """How the runtime is restarted; None where it need not be. Raises Refused."""
+    changed = tuple(item.path.host for item in changes)
+    if changed and not kinds.needs_restart(node, changed):
+        return None
+    if not changed and not stays:
+        return None
+    runtime = node.runtime
+    return ctx.choose_restart(ctx.settings.restart_mode, runtime.process, ctx.host, runtime.kind)
+
+
+def _going(now: Cri, after: Cri, running: tuple[str, ...]) -> tuple[str, ...]:
+    """Handlers of ours, of the files or of the running runtime, that there will be no more."""
+    ours = [name for name, table in now.runtimes.items() if is_ours(name, table)]
+    ours += [name for name in running if name in OUR_NAMES]
+    return tuple(dict.fromkeys(name for name in ours if name not in after.runtimes))

@@ -187,11 +187,18 @@ def directories(ctx: Context, spec_dirs: tuple[str, ...]) -> tuple[HostPath, ...
 
 def present(ctx: Context, spec_dirs: tuple[str, ...]) -> bool:
     """Is a spec that we wrote there?"""
-    return any(
-        _is_ours(os.path.join(place.agent, name))
-        for place in directories(ctx, spec_dirs)
-        for name in _names(ctx)
-    )
+    return bool(ours(ctx, spec_dirs))
+
+
+def ours(ctx: Context, spec_dirs: tuple[str, ...]) -> tuple[HostPath, ...]:
+    """Every spec that we wrote."""
+    found = []
+    for place in directories(ctx, spec_dirs):
+        for name in _names(ctx):
+            path = HostPath(os.path.join(place.agent, name), os.path.join(place.host, name))
+            if _is_ours(path.agent):
+                found.append(path)
+    return tuple(found)
 
 
 def has_management(ctx: Context, spec_dirs: tuple[str, ...]) -> bool:
@@ -224,16 +231,12 @@ def remove(ctx: Context, spec_dirs: tuple[str, ...]) -> tuple[str, ...]:
 
     Returns host paths. Raises Refused.
     """
-    gone = []
     for place in directories(ctx, spec_dirs):
         files.sweep(place.agent, _names(ctx))
-        for name in _names(ctx):
-            agent = os.path.join(place.agent, name)
-            if not _is_ours(agent):
-                continue
-            try:
-                files.remove(agent)
-            except OSError as error:
-                raise Refused(f"cannot remove {place}/{name}: {reason(error)}") from error
-            gone.append(os.path.join(place.host, name))
-    return tuple(gone)
+    gone = ours(ctx, spec_dirs)
+    for path in gone:
+        try:
+            files.remove(path.agent)
+        except OSError as error:
+            raise Refused(f"cannot remove {path}: {reason(error)}") from error
+    return tuple(path.host for path in gone)

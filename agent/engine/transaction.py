@@ -15,8 +15,9 @@ import os
 from collections.abc import Collection, Mapping
 
 from agent.data import dataclass, replace
+from agent.engine import ownership
 from agent.engine.plan import Change
-from agent.engine.state import Entry, Journal, Memory, Original, Store
+from agent.engine.state import AWAITING, Entry, Journal, Memory, Original, Store, memory_from_json
 from agent.errors import Refused, reason
 from agent.host import files
 from agent.host.files import FileState
@@ -44,6 +45,9 @@ def entries(store: Store, changes: tuple[Change, ...], memory: Memory) -> tuple[
         state = change.before or change.after or FileState(b"")
         if change.before:
             store.keep(change.before.data)
+        old = memory.files.get(change.path.host)
+        if change.after and (old.digest is None if old else change.before is None):
+            store.keep_written(change.after.data)
         missing = set(files.missing_directories(os.path.dirname(change.path.agent)))
         made = len(missing - seen)
         seen |= missing
@@ -61,6 +65,11 @@ def entries(store: Store, changes: tuple[Change, ...], memory: Memory) -> tuple[
                 made=made,
                 outside=change.outside.host if change.outside else None,
                 outside_agent=change.outside.agent if change.outside else None,
+                keys=ownership.changed(
+                    change.before.data if change.before else None,
+                    change.after.data if change.after else None,
+                    change.path.host,
+                ),
             )
         )
     return tuple(result)
@@ -215,7 +224,19 @@ def tidy(journal: Journal) -> tuple[str, ...]:
 
 def is_written(journal: Journal) -> bool:
     """Are all files as the change wanted them?"""
-    return all(digest_of(entry.agent, entry.host) == entry.after for entry in journal.entries)
+    try:
+        return all(digest_of(entry.agent, entry.host) == entry.after for entry in journal.entries)
+    except Refused:
+        return False  # a link or a directory by now
+
+
+def current_memory(store: Store) -> Memory:
+    """What is remembered; where a written change waits for its restart, that change included: its
+    files are as we wrote them. Raises Refused."""
+    journal = store.journal()
+    if journal is not None and journal.stage == AWAITING and is_written(journal):
+        return memory_from_json(journal.memory, "the journal")
+    return store.memory()
 
 
 def digest_of(agent: str, host: str) -> str | None:
@@ -232,13 +253,14 @@ def remembered(memory: Memory, journal_entries: tuple[Entry, ...]) -> Memory:
         if old is None:
             known[entry.host] = Original(
                 entry.before, entry.mode, entry.uid, entry.gid, entry.after,
-                made=entry.made,
+                made=entry.made, keys=entry.keys,
             )  # fmt: skip
             continue
         edited = old.edited or entry.before not in (old.written, old.digest)
         known[entry.host] = replace(
-            old, written=entry.after, edited=edited, made=old.made or entry.made
-        )
+            old, written=entry.after, edited=edited, made=old.made or entry.made,
+            keys=ownership.merged(old.keys, entry.keys),
+        )  # fmt: skip
     return replace(memory, files=_without_restored(known))
 
 

@@ -6,22 +6,27 @@ somebody imports by name is never deleted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import functools
+from collections.abc import Callable, Iterable
 
 from agent import tomledit
 from agent.engine.context import Context
 from agent.engine.kinds import AnyNode
 from agent.engine.node import Node
 from agent.engine.overlay import import_glob
+from agent.engine.ownership import HEADER, condition, imported, still_ours
 from agent.engine.plan import Change
-from agent.engine.state import Memory
-from agent.engine.wanted import OUR_NAMES, is_ours
+from agent.engine.state import Memory, Original
+from agent.engine.wanted import is_ours
 from agent.errors import Refused
 from agent.host import files
 from agent.host.files import FileState
 from agent.host.paths import HostPath
 from agent.observe import config
 from agent.runtimes import crio
+from agent.runtimes.containerd import import_pattern
+from agent.runtimes.generations import Generation
 from agent.tomledit import Data, Op, Path, Set, Unset
 
 _STUB = b"# Emptied by toolkit-agent: another file imports this one by name.\n"
@@ -33,7 +38,7 @@ def changes(ctx: Context, node: AnyNode, memory: Memory, *, keep_edits: bool) ->
     found = []
     ours: str | None = import_glob(node.drop_in)
     for host in sorted(memory.files, key=lambda host: host != node.drop_in.host):
-        item = _change(ctx, memory, host, keep_edits, ours)
+        item = _change(ctx, node, memory, host, keep_edits, ours)
         if item is None:
             continue
         found.append(item)
@@ -47,15 +52,36 @@ def changes(ctx: Context, node: AnyNode, memory: Memory, *, keep_edits: bool) ->
     return tuple(crio_plan.guarded(ctx.host, node, item) for item in found)
 
 
+def removed(ctx: Context, memory: Memory) -> tuple[str, ...]:
+    """Files that were there before us and that somebody removed since: there is nothing to restore.
+    Raises Refused."""
+    return tuple(
+        host
+        for host, original in sorted(memory.files.items())
+        if original.digest is not None and files.read(ctx.host.agent_path(host), host) is None
+    )
+
+
+def originals(ctx: Context, memory: Memory, hosts: tuple[str, ...]) -> dict[str, FileState | None]:
+    """Files as they were before us. Raises Refused."""
+    found: dict[str, FileState | None] = {}
+    for host in hosts:
+        known = memory.files[host]
+        if known.digest is not None:
+            data = ctx.store.bytes_of(known.digest)
+            found[host] = FileState(data, known.mode, known.uid, known.gid)
+    return found
+
+
 def _has_content(change: Change) -> bool:
     state = change.after
     return bool(state and tomledit.parse(state.data, change.path.host).keys() - {"version"})
 
 
 def _change(
-    ctx: Context, memory: Memory, host: str, keep_edits: bool, ours: str | None
+    ctx: Context, node: AnyNode, memory: Memory, host: str, keep_edits: bool, ours: str | None
 ) -> Change | None:
-    """What has to happen to one file; None where it is at its original already.
+    """What has to happen to one file; None where it is at its original already, or gone.
 
     `ours` is our import; None where somebody's own settings stay in our drop-in, which therefore
     has to stay imported.
@@ -63,55 +89,130 @@ def _change(
     original = memory.files[host]
     path = HostPath(ctx.host.agent_path(host), host)
     now = files.read(path.agent, host)
-    digest = now.digest if now else None
-    if digest == original.digest:
+    found = condition(original, now)
+    if now is None:
+        loaded = next((file for file in node.files if file.path.host == host), None)
+        return Change(path, None, loaded.state) if loaded and loaded.state else None
+    if found == "as before":
         return None
     data = ctx.store.bytes_of(original.digest) if original.digest else None
-    untouched = digest == original.written and not original.edited
-    if untouched and ours is not None:
+    if found == "as written" and ours is not None:
         if data is None:
             return Change(path, now, None)
-        label = now.label if now else None
-        return Change(path, now, FileState(data, original.mode, original.uid, original.gid, label))
-    if now is None:
-        raise Refused(
-            f"cannot revert {host}: somebody removed it since; restore it, or run "
-            "`toolkit-agent apply` first"
-        )
-    if not keep_edits:
+        state = FileState(data, original.mode, original.uid, original.gid, now.label)
+        return Change(path, now, state)
+    if found == "edited since" and not keep_edits:
         raise Refused(
             f"cannot revert {host}: somebody edited it since; --keep-edits takes our keys out and "
             "leaves the rest as it is"
         )
     if host.endswith(".json"):
         return None  # all of a hook is our key, and all of it is somebody else's by now
-    ops = _inverse(host, now, data, ours)
-    if not memory.enabled_cdi:
-        ops = [op for op in ops if op.path[-1] != "enable_cdi"]  # somebody else's doing
-    text = tomledit.edit(now.data.decode(), ops, host)
+    ops = _inverse(
+        host, now, data, ours, known=original, switch=memory.enabled_cdi,
+        gen=node.gen if isinstance(node, Node) else None,
+    )  # fmt: skip
+    text = tomledit.edit(now.data.decode().removeprefix(HEADER), ops, host)
+    text = _without_emptied(text, tomledit.parse(data or b"", host), ops, host)
+    if data is None and _is_empty(text, host):
+        return Change(path, now, None)
     if text.encode() == now.data:
         return None
     return Change(path, now, FileState(text.encode(), now.mode, now.uid, now.gid, now.label))
 
 
-def _inverse(host: str, now: FileState, original: bytes | None, ours: str | None) -> list[Op]:
-    """Our keys back to what the original has, or out; `ours` is an import of ours that goes."""
+def _is_empty(text: str, host: str) -> bool:
+    """Is nothing left in a file but its version?"""
+    data = tomledit.without_empty(tomledit.parse(text.encode(), host))
+    return not data.keys() - {"version"} and not tomledit.has_comments(text)
+
+
+def _inverse(
+    host: str, now: FileState, original: bytes | None, ours: str | None, *,
+    gen: Generation | None = None, known: Original | None = None, switch: bool = True,
+) -> list[Op]:  # fmt: skip
+    """Our keys back to what the original has, or out; `ours` is an import of ours that goes.
+
+    `known` says what we wrote, besides what anybody can see to be ours; `gen` is None where there
+    is no containerd; `switch`: it was us who switched CDI on.
+    """
     before = tomledit.parse(original or b"", host)
     current = tomledit.parse(now.data, host)
+    paths = [*_our_keys(current, switch=switch), *(still_ours(known, current) if known else ())]
     ops: list[Op] = []
-    for path in _our_keys(current):
+    for path in dict.fromkeys(paths):
+        if path == ("version",):
+            continue  # the rest of the file is written in it
         old = tomledit.get(before, path)
         ops.append(Unset(path) if old is None else Set(path, old))
-    old_imports = before.get("imports", [])
-    imports = [item for item in current.get("imports", []) if item in old_imports or item != ours]
-    if imports != current.get("imports", []):
-        keep = imports or "imports" in before  # an empty list of the admin's comes back
-        ops.append(Set(("imports",), imports) if keep else Unset(("imports",)))
+    if gen is not None and gen.merge == "replace":
+        ops = _with_default_table(current, ops)
+    if ours is not None:
+        gone = (ours, *(imported(known) if known else ()))
+        ops += _imports(functools.partial(_import, gen, host), current, before, gone)
     return ops
 
 
-def _our_keys(data: Data) -> Iterable[Path]:
-    """Paths of handlers of ours, of a default that is one, and of a CDI switch that is on."""
+def _import(gen: Generation | None, host: str, item: str) -> str:
+    """The pattern of an import, without what can be spelled in several ways."""
+    return (import_pattern(gen, host, item) if gen else None) or item
+
+
+def _with_default_table(current: Data, ops: list[Op]) -> list[Op]:
+    """containerd 1.x does not serve the CRI where a file has handlers and not the default one: its
+    table stays as long as there are others, whoever wrote it."""
+    after = tomledit.apply(current, ops)
+    for name, section in after.get("plugins", {}).items():
+        below: Path = ("plugins", name, "containerd")
+        default = tomledit.get(section, ("containerd", "default_runtime_name")) or "runc"
+        runtimes = tomledit.get(after, (*below, "runtimes")) or {}
+        table = (*below, "runtimes", default)
+        if runtimes and default not in runtimes and tomledit.get(current, table) is not None:
+            ops = [op for op in ops if op.path[: len(table)] != table]
+    return ops
+
+
+def _imports(
+    place: Callable[[str], str], current: Data, before: Data, ours: tuple[str, ...]
+) -> list[Op]:
+    """Our imports taken out, however somebody spells them by now."""
+    listed = current.get("imports", [])
+    old, gone = before.get("imports", []), {place(item) for item in ours}
+    kept = [item for item in listed if item in old or place(item) not in gone]
+    if kept == listed:
+        return []
+    keep = kept or "imports" in before  # an empty list of the admin's comes back
+    return [Set(("imports",), kept) if keep else Unset(("imports",))]
+
+
+def _without_emptied(text: str, before: Data, done: list[Op], host: str) -> str:
+    """The text without headers of tables that only our keys were in, and that the original has
+    not; `done` is what took the keys out."""
+    paths = [op.path for op in done if isinstance(op, Unset)]
+
+    def had_ours(table: Path) -> bool:
+        lengths = (min(len(table), len(path)) for path in paths)
+        return any(table[:n] == path[:n] for n, path in zip(lengths, paths, strict=True))
+
+    empty = _empty_tables(tomledit.parse(text.encode(), host))
+    ops = [Unset(path) for path in empty if tomledit.get(before, path) is None and had_ours(path)]
+    with contextlib.suppress(Refused):  # an empty table does no harm to anybody
+        return tomledit.edit(text, ops, host)
+    return text
+
+
+def _empty_tables(data: Data, above: Path = ()) -> Iterable[Path]:
+    """Paths of tables in which nothing is, the innermost first."""
+    for key, value in data.items():
+        if isinstance(value, dict):
+            yield from _empty_tables(value, (*above, key))
+            if not tomledit.without_empty(value):
+                yield (*above, key)
+
+
+def _our_keys(data: Data, *, switch: bool) -> Iterable[Path]:
+    """Paths of handlers of ours, of a default that is one, and, where that is our doing, of a CDI
+    `switch` that is on."""
     for name, section in data.get("plugins", {}).items():
         if not isinstance(section, dict):
             continue
@@ -121,14 +222,16 @@ def _our_keys(data: Data) -> Iterable[Path]:
             if is_ours(handler, table):
                 yield (*above, "containerd", "runtimes", handler)
         default = tomledit.get(section, ("containerd", "default_runtime_name"))
-        if default in OUR_NAMES:
+        if default and is_ours(default, runtimes.get(default, {})):
             yield (*above, "containerd", "default_runtime_name")
-        if section.get("enable_cdi") is True:
+        if switch and section.get("enable_cdi") is True:
             yield (*above, "enable_cdi")
-    for handler, table in (tomledit.get(data, crio.RUNTIMES) or {}).items():
+    tables = tomledit.get(data, crio.RUNTIMES) or {}
+    for handler, table in tables.items():
         if is_ours(handler, table):
             yield (*crio.RUNTIMES, handler)
-    if tomledit.get(data, crio.DEFAULT) in OUR_NAMES:
+    default = tomledit.get(data, crio.DEFAULT)
+    if default and is_ours(default, tables.get(default, {})):
         yield crio.DEFAULT
 
 

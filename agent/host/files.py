@@ -317,6 +317,14 @@ def make_directories(path: str, mode: int = 0o755) -> None:
             make_directory(missing, mode)
 
 
+def remove_empty_directory(path: str) -> None:
+    """Remove a directory in which nothing is. Raises OSError."""
+    above, name = os.path.split(path)
+    with safe.directory_to_change(above) as directory:
+        os.rmdir(name, dir_fd=directory)
+        os.fsync(directory)
+
+
 def remove_directories(paths: Iterator[str] | tuple[str, ...]) -> None:
     """Remove directories that we made, innermost first, as far as they are empty."""
     for path in sorted(paths, key=len, reverse=True):

@@ -68,6 +68,8 @@ def _walk(host: HostRoot, directory: str, overlay: Overlay) -> list[str]:
 
 
 def _is_directory(agent: str, host: str, overlay: Overlay) -> bool:
+    if overlay.get(host) is not None:
+        return False
     try:
         return stat.S_ISDIR(os.lstat(agent).st_mode)
     except OSError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from agent import tomledit
-from agent.data import dataclass
+from agent.data import dataclass, field
 from agent.engine import node as nodes
 from agent.engine.node import Runtime
 from agent.errors import Refused
@@ -32,7 +32,8 @@ _OURS = "99-nvidia.conf"
 class CrioNode:
     """A CRI-O with its configuration. `files` starts with the root file, there or not; `directory`
     is the name of that with the drop-ins; `hook` is the file of the OCI hook, `hooks_read` where
-    the running process looks for hooks and `hooks_later` where the next one will."""
+    the running process looks for hooks and `hooks_later` where the next one will; `overlay` are
+    files that it is looked at with as they will be."""
 
     runtime: Runtime
     rules: Rules
@@ -43,6 +44,7 @@ class CrioNode:
     hook: HostPath
     hooks_read: tuple[str, ...]
     hooks_later: tuple[str, ...]
+    overlay: Overlay = field(default_factory=dict)
 
     @property
     def root(self) -> ConfigFile:
@@ -51,7 +53,8 @@ class CrioNode:
 
     def load(self, host: HostRoot, overlay: Overlay | None = None) -> tuple[ConfigFile, ...]:
         """The files as they are by now, or will be. Raises Refused."""
-        return crio_files.load(host, self.root.name, self.directory, overlay)
+        known = {**self.overlay, **(overlay or {})}
+        return crio_files.load(host, self.root.name, self.directory, known)
 
     def effective(self, files: tuple[ConfigFile, ...]) -> Cri:
         """What CRI-O makes of these files at its next start."""
@@ -64,14 +67,15 @@ def shown(runtime: Runtime) -> Data | None:
 
 
 def look(
-    settings: Settings, host: HostRoot, runtime: Runtime, parse: Parse = tomledit.parse
-) -> CrioNode:
+    settings: Settings, host: HostRoot, runtime: Runtime, parse: Parse = tomledit.parse,
+    overlay: Overlay | None = None,
+) -> CrioNode:  # fmt: skip
     """The node of a CRI-O that was found. Raises Refused."""
     version = parse_version(runtime.version)
     if version is None:
         raise Refused(f"cannot work with CRI-O {runtime.version!r}: it is no version number")
     root, directory = places(settings, host, runtime.process)
-    files = crio_files.load(host, root, directory, parse=parse)
+    files = crio_files.load(host, root, directory, overlay, parse)
     said = shown(runtime)
     later = crio.hooks_dirs(files)
     read = (said or {}).get("hooks_dir")
@@ -85,6 +89,7 @@ def look(
         hook=hook_file(settings, host, (*(read or ()), *later)),
         hooks_read=tuple(map(str, read)) if isinstance(read, list) else later,
         hooks_later=later,
+        overlay=overlay or {},
     )
 
 

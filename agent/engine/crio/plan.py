@@ -17,7 +17,8 @@ from agent.decide import Decision
 from agent.engine.crio import hook
 from agent.engine.crio import wanted as wishes
 from agent.engine.crio.node import CrioNode, shown
-from agent.engine.overlay import HEADER, is_untouched, with_text
+from agent.engine.overlay import is_untouched, with_text
+from agent.engine.ownership import HEADER
 from agent.engine.plan import Change, Edits, first_difference
 from agent.engine.state import Memory, Original, Store
 from agent.engine.wanted import OUR_NAMES, Binary, Wanted, is_ours
