@@ -241,8 +241,14 @@ def outcome_data(outcome: Outcome) -> dict[str, Any]:
         "restarted": outcome.restarted,
         "pending": outcome.pending,
         "recovered": outcome.recovered,
-        "warnings": list(outcome.proposal.warnings),
+        "warnings": [*outcome.proposal.warnings, *_not_back(outcome)],
     }
+
+
+def _not_back(outcome: Outcome) -> list[str]:
+    from agent.engine.converge import not_back
+
+    return [not_back(name) for name in outcome.down]
 
 
 def outcome_text(outcome: Outcome) -> str:
@@ -254,11 +260,14 @@ def outcome_text(outcome: Outcome) -> str:
         lines.append(f"Earlier:  an unfinished change was {outcome.recovered}")
     if outcome.pending:
         lines.append("Pending:  files are written; restart the runtime, then run apply again")
+    elif outcome.restarted and outcome.down:
+        lines.append("Restarted: the runtime answers as wanted, but not all that ran is back")
     elif outcome.restarted:
         lines.append("Proven:   the runtime was restarted and answers as wanted")
     elif not outcome.changed:
         lines.append("Nothing to do: the node is right")
-    return "\n".join([*lines, *(f"Warning:  {text}" for text in outcome.proposal.warnings)])
+    warnings = (*outcome.proposal.warnings, *_not_back(outcome))
+    return "\n".join([*lines, *(f"Warning:  {text}" for text in warnings)])
 
 
 def reverted_data(done: Reverted) -> dict[str, Any]:

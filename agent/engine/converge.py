@@ -30,6 +30,7 @@ from agent.engine.change import NotAccepted
 from agent.engine.context import Context
 from agent.engine.kinds import AnyNode
 from agent.engine.propose import Proposal, propose, why_not
+from agent.engine.restart import Restart
 from agent.engine.state import Memory
 from agent.engine.wanted import Wanted
 from agent.errors import (
@@ -41,6 +42,7 @@ from agent.errors import (
     NoToolkit,
     Pending,
     Refused,
+    RollbackFailed,
     RolledBack,
     Unreachable,
 )
@@ -49,13 +51,15 @@ from agent.status import Facts, lines
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a convergence ended. `pending`: files are written, the restart is somebody else's."""
+    """How a convergence ended. `pending`: files are written, the restart is somebody else's.
+    `down` are units that the restart took along and that did not come back."""
 
     proposal: Proposal
     changed: tuple[str, ...] = ()
     restarted: bool = False
     pending: bool = False
     recovered: str | None = None
+    down: tuple[str, ...] = ()
 
 
 def converge(ctx: Context) -> Outcome:
@@ -148,6 +152,8 @@ def _converge(
     written = (*nodes, *_install(ctx, proposal))
     for warning in proposal.warnings:
         ctx.log("warning", text=warning)
+    if proposal.restart is not None and proposal.restart.along:
+        ctx.log("units are restarted along", units=list(proposal.restart.along))
     if proposal.configured:
         return publish(ctx, Outcome(proposal, written), barrier=barrier)
     assert proposal.node is not None
@@ -168,10 +174,28 @@ def _converge(
     try:
         done = change.carry_out(ctx, request)
     except NotAccepted as error:
+        down_units(ctx, proposal.restart)
         return _after_failure(ctx, proposal, memory, error, barrier=barrier)
+    except (RolledBack, RollbackFailed):
+        down_units(ctx, proposal.restart)
+        raise
     if done.restarted:
         reloaded.remember(ctx, proposal.runtime.endpoint)
-    return publish(ctx, _outcome(proposal, done, written), barrier=barrier or done.barrier)
+    outcome = replace(_outcome(proposal, done, written), down=down_units(ctx, proposal.restart))
+    return publish(ctx, outcome, barrier=barrier or done.barrier)
+
+
+def down_units(ctx: Context, way: Restart | None) -> tuple[str, ...]:
+    """Units that ran before a restart and do not run after it, each told in the log."""
+    down = way.down() if way is not None else ()
+    for name in down:
+        ctx.log("warning", text=not_back(name))
+    return down
+
+
+def not_back(unit: str) -> str:
+    """For a person."""
+    return f"{unit} ran before the restart and does not run now; look at `systemctl status {unit}`"
 
 
 def _install(ctx: Context, proposal: Proposal) -> tuple[str, ...]:

@@ -224,6 +224,7 @@ def _propose(
         mode, process = settings.restart_mode, runtime.process
         restart = ctx.choose_restart(mode, process, ctx.host, runtime.kind)
     warnings = (*decision.warnings, *left_out, *told, *transaction.warnings(edits.changes))
+    warnings += restart.warnings if restart else ()
     proposal = Proposal(runtime, decision, node, edits, gaps, restart, None, warnings)
     proposal = replace(proposal, repairs=tuple(item.change for item in repairs))
     proposal = _examined(ctx, node, edits, proposal)

@@ -6,9 +6,11 @@ still the one that was checked; where neither can be had, the change is refused 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
+import time
 from collections.abc import Callable
 from typing import Literal
 
@@ -19,6 +21,9 @@ from agent.observe import systemd, units
 from agent.observe.process import Process, is_kind, is_unit, start_time
 from agent.observe.units import Systemd, SystemdError, Unit
 
+_ALONG = 20.0  # seconds in which units that were restarted along have to be up again
+_PAUSE = 0.2
+
 Kind = Literal["systemd", "signal", "none"]
 
 
@@ -26,15 +31,23 @@ class RestartFailed(Exception):
     """The restart could not be carried out; the message says why."""
 
 
+def _nothing() -> tuple[str, ...]:
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Restart:
     """How this node's runtime is restarted: `target` is a unit or a pid, for people; `along` are
-    the running units that systemd restarts with it."""
+    the running units that systemd restarts with it. `down` waits for these after the restart,
+    starts what does not come back by itself, and gives what still does not run. `warnings` are what
+    a person has to know of it beforehand."""
 
     kind: Kind
     target: str
     act: Callable[[Process | None], None]
     along: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    down: Callable[[], tuple[str, ...]] = _nothing
 
 
 def choose(mode: str, process: Process | None, host: HostRoot, kind: str) -> Restart:
@@ -68,7 +81,7 @@ def choose(mode: str, process: Process | None, host: HostRoot, kind: str) -> Res
             raise Refused(
                 f"cannot signal {kind}: its process has no pid of its own here; run with hostPID"
             )
-        return Restart("signal", f"pid {process.pid}", _terminate)
+        return _by_signal(process, host, kind)
     unit = process.unit or (f"{kind}.service" if mode == "systemd" else None)
     if unit is None:
         other = "=signal if something starts it again, or none" if kind == "containerd" else "=none"
@@ -77,6 +90,64 @@ def choose(mode: str, process: Process | None, host: HostRoot, kind: str) -> Res
             f"--restart-mode{other} to restart it yourself"
         )
     return _by_systemd(unit, host, ours=process.unit is not None)
+
+
+def _by_signal(process: Process, host: HostRoot, kind: str) -> Restart:
+    """By SIGTERM. Where a systemd unit owns the process, systemd sees it go down by itself: units
+    that are bound to it are stopped then, and nothing starts them again. Raises Refused."""
+    target, unit = f"pid {process.pid}", process.unit
+    if unit is None:
+        return Restart("signal", target, _terminate)
+    try:
+        way, found = systemd.reach(host, unit)
+        ties = way.ties(unit)
+        if ties.main_pid != process.pid:  # the unit does not end with it
+            return Restart("signal", target, _terminate)
+        lost, along = units.lost(way, unit), units.along(way, found)
+    except SystemdError as error:
+        text = (
+            f"{unit} owns process {process.pid}, and systemd cannot be asked which units go down "
+            f"with it ({error}): those that are bound to it stay dead after a signal"
+        )
+        return Restart("signal", target, _terminate, warnings=(text,))
+    if units.leaves_dead(ties):
+        raise Refused(
+            f"cannot restart {kind} by a signal: {unit} has Restart={ties.restart}, and systemd "
+            "leaves it dead; give --restart-mode=systemd"
+        )
+    if lost:
+        raise Refused(
+            f"cannot restart {kind} by a signal: {', '.join(lost)} would be stopped with {unit}, "
+            "and nothing starts them again; give --restart-mode=systemd"
+        )
+    return Restart("signal", target, _terminate, along, down=_downs(way, along))
+
+
+def _downs(way: Systemd, names: tuple[str, ...]) -> Callable[[], tuple[str, ...]]:
+    return functools.partial(still_down, way, names)
+
+
+def still_down(
+    way: Systemd, names: tuple[str, ...], *,
+    clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep,
+) -> tuple[str, ...]:  # fmt: skip
+    """Which of these units do not run, after they had time to and were started if nothing else
+    does it. A unit of which nothing can be learnt is not counted."""
+    started: set[str] = set()
+    end = clock() + _ALONG
+    while True:
+        down = []
+        for name in names:
+            with contextlib.suppress(SystemdError):
+                unit = way.unit(name)
+                if unit.given_up and name not in started:
+                    started.add(name)
+                    way.start(name)
+                if not unit.up:
+                    down.append(name)
+        if not down or clock() >= end:
+            return tuple(down)
+        sleep(_PAUSE)
 
 
 def resume(kind: str, target: str, host: HostRoot) -> Restart | None:
@@ -110,9 +181,19 @@ def _by_systemd(unit: str, host: HostRoot, *, ours: bool) -> Restart:
     _check_unit(found, ours=ours)
     try:
         along = units.along(way, found)
+        gone = [name for name in along if _cannot_return(way.unit(name))]
     except SystemdError:
-        along = ()  # worth a line in a plan, and no more
-    return Restart("systemd", unit, functools.partial(_restart_by, way, unit), along)
+        along, gone = (), []  # worth a line in a plan, and no more
+    warnings = (
+        f"{name} is stopped with {unit}, and systemd cannot start it again" for name in gone
+    )
+    act = functools.partial(_restart_by, way, unit)
+    return Restart("systemd", unit, act, along, tuple(warnings), _downs(way, along))
+
+
+def _cannot_return(unit: Unit) -> bool:
+    """A scope is made with its processes, and a unit without its file cannot be started."""
+    return unit.name.endswith(".scope") or unit.load != "loaded"
 
 
 def _check_unit(unit: Unit, *, ours: bool) -> None:

@@ -28,7 +28,7 @@ from agent.engine import (
 )
 from agent.engine import node as nodes
 from agent.engine.context import Context
-from agent.engine.converge import states_of, tell
+from agent.engine.converge import down_units, not_back, states_of, tell
 from agent.engine.kinds import AnyNode, Files
 from agent.engine.plan import Change
 from agent.engine.preflight import Candidate
@@ -91,10 +91,16 @@ def revert(ctx: Context, *, keep_edits: bool = False, toolkit: bool = False) -> 
 
 def _carry_out(ctx: Context, memory: Memory, plan: _Plan, *, toolkit: bool) -> Reverted:
     request, done = plan.request, Reverted()
-    for note in plan.notes:
+    for note in (*plan.notes, *(request.restart.warnings if request and request.restart else ())):
         ctx.log("warning", text=note)
     if request is not None:
-        end = change.carry_out(ctx, request)
+        if request.restart is not None and request.restart.along:
+            ctx.log("units are restarted along", units=list(request.restart.along))
+        try:
+            end = change.carry_out(ctx, request)
+        finally:
+            down = down_units(ctx, request.restart)
+        plan = replace(plan, notes=(*plan.notes, *map(not_back, down)))
         changed = tuple(item.path.host for item in request.changes)
         done = Reverted(changed, end.restarted, pending=end.pending)
     if memory.files or specs.present(ctx, plan.dirs):

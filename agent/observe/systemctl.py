@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from agent.host.paths import HostRoot
 from agent.observe import command
 from agent.observe.command import Output
-from agent.observe.units import CARRIES, RESTART_TIMEOUT, SystemdError, Timer, Unit
+from agent.observe.units import CARRIES, RESTART_TIMEOUT, STOPS, SystemdError, Ties, Timer, Unit
 
 _SHOWN = ("LoadState", "ActiveState", "SubState", "Result", "InvocationID", "Job", *CARRIES)
 _NOT_RUN = range(125, 128)  # what chroot(1) ends with where it could not run the program
@@ -30,6 +30,26 @@ class OverCommand:
         if done.code is None or done.code in _NOT_RUN or "connect to" in done.error:
             raise SystemdError(_said(done))
         return _parse(name, done.out.decode("utf-8", "replace"))
+
+    def ties(self, name: str) -> Ties:
+        keys = ",".join((*STOPS, "Restart", "MainPID"))
+        done = self._run("systemctl", "show", f"--property={keys}", name)
+        if done.code is None or done.code in _NOT_RUN or "connect to" in done.error:
+            raise SystemdError(_said(done))
+        found = _values(done.out.decode("utf-8", "replace"))
+        pid = found.get("MainPID", "")
+        return Ties(
+            bound=tuple(found.get("BoundBy", "").split()),
+            stopped=tuple(other for key in STOPS for other in found.get(key, "").split()),
+            restart=found.get("Restart", ""),
+            main_pid=(int(pid) if pid.isdigit() else 0) or None,
+        )
+
+    def start(self, name: str) -> None:
+        self._run("systemctl", "reset-failed", name)
+        done = self._run("systemctl", "start", "--no-block", name)
+        if done.code != 0:
+            raise SystemdError(f"systemctl start {name}: {_said(done)}")
 
     def restart(self, name: str, timeout: float = RESTART_TIMEOUT) -> None:
         # A used-up limit makes systemd stop a healthy service and not start it again.
@@ -63,9 +83,13 @@ def _said(done: Output) -> str:
     return lines[0] if lines else "no answer" if done.code is None else f"exit {done.code}"
 
 
+def _values(text: str) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+
+
 def _parse(name: str, text: str) -> Unit:
     """A unit of what `systemctl show` prints of them."""
-    found = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    found = _values(text)
     try:
         invocation = int(found.get("InvocationID") or "0", 16) or None
     except ValueError:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from agent.observe.bus import Bus, BusError, NoBus
-from agent.observe.units import CARRIES, RESTART_TIMEOUT, UP, SystemdError, Timer, Unit
+from agent.observe.units import CARRIES, RESTART_TIMEOUT, STOPS, UP, SystemdError, Ties, Timer, Unit
 
 _MANAGER = ("/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
 _UNIT = "org.freedesktop.systemd1.Unit"
@@ -38,6 +38,22 @@ class OverBus:
                 return _unit(connection, name)
         except (NoBus, BusError) as error:
             raise SystemdError(str(error)) from error
+
+    def ties(self, name: str) -> Ties:
+        try:
+            with self._connect() as connection:
+                return _ties(connection, name)
+        except (NoBus, BusError) as error:
+            raise SystemdError(str(error)) from error
+
+    def start(self, name: str) -> None:
+        try:
+            with self._connect() as connection:
+                with suppress(BusError):
+                    connection.call(*_MANAGER, "ResetFailedUnit", "s", name)
+                connection.call(*_MANAGER, "StartUnit", "ss", name, "replace")
+        except (NoBus, BusError) as error:
+            raise SystemdError(f"systemd does not start {name}: {error}") from error
 
     def restart(self, name: str, timeout: float = RESTART_TIMEOUT) -> None:
         try:
@@ -92,6 +108,25 @@ class OverBus:
                 raise SystemdError(f"systemd does not stop {name}: {error}") from error
         except NoBus as error:
             raise SystemdError(f"systemd does not stop {name}: {error}") from error
+
+
+def _ties(connection: Bus, name: str) -> Ties:
+    (path,) = connection.call(*_MANAGER, "LoadUnit", "s", name)
+    (variants,) = connection.call(path, _PROPERTIES, "GetAll", "s", _UNIT)
+    found: dict[str, Any] = {key: value for key, (_, value) in variants.items()}
+    service: dict[str, Any] = {}
+    if name.endswith(".service"):
+        for key in ("Restart", "MainPID"):
+            with suppress(BusError):
+                ((_, service[key]),) = connection.call(
+                    path, _PROPERTIES, "Get", "ss", _SERVICE, key
+                )
+    return Ties(
+        bound=tuple(map(str, found.get("BoundBy", ()))),
+        stopped=tuple(str(other) for key in STOPS for other in found.get(key, ())),
+        restart=str(service.get("Restart", "")),
+        main_pid=int(service.get("MainPID", 0)) or None,
+    )
 
 
 def _unit(connection: Bus, name: str) -> Unit:

@@ -14,6 +14,9 @@ RESTART_TIMEOUT = 120.0  # seconds; systemd's own stop timeout is 90
 # systemd carries a restart of a unit on to units that have it in these properties.
 CARRIES = ("RequiredBy", "BoundBy", "ConsistsOf")
 
+# A stop of a unit is carried on to these.
+STOPS = (*CARRIES, "PropagatesStopTo")
+
 UP = ("active", "reloading", "refreshing")
 _MOST = 64  # units that are looked at for what goes along
 
@@ -51,6 +54,18 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True)
+class Ties:
+    """What happens with a unit's own end: `bound` units are stopped where it goes down by itself,
+    `stopped` ones where it is stopped. `restart` is its policy, `main_pid` its process; "" and None
+    where that is not known."""
+
+    bound: tuple[str, ...] = ()
+    stopped: tuple[str, ...] = ()
+    restart: str = ""
+    main_pid: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Command:
     """A program of the host with its arguments; `may_fail`: the next one runs all the same."""
 
@@ -79,8 +94,14 @@ class Systemd(Protocol):
     def unit(self, name: str) -> Unit:
         """What it says of a unit, loaded or not."""
 
+    def ties(self, name: str) -> Ties:
+        """What else goes down with a unit."""
+
     def restart(self, name: str, timeout: float = RESTART_TIMEOUT) -> None:
         """Restart a unit and wait until it is up again, with a fresh start limit."""
+
+    def start(self, name: str) -> None:
+        """Have a unit started; it need not be up yet."""
 
     def start_timer(self, timer: Timer) -> None:
         """Run something later, whatever becomes of us."""
@@ -107,3 +128,25 @@ def along(way: Systemd, unit: Unit) -> tuple[str, ...]:
             found.append(name)
             queue += other.carries
     return tuple(sorted(found))
+
+
+def lost(way: Systemd, name: str) -> tuple[str, ...]:
+    """Units that run, and that stay dead once a unit ended by itself and was started again.
+
+    systemd stops those that are bound to it, and whatever needs these; it restarts only what still
+    runs by then (observed on systemd 252 and 257). Raises SystemdError.
+    """
+    found: list[str] = []
+    queue = list(way.ties(name).bound)
+    while queue and len(found) < _MOST:
+        other = queue.pop(0)
+        if other in (name, *found) or not way.unit(other).up:
+            continue
+        found.append(other)
+        queue += way.ties(other).stopped
+    return tuple(sorted(found))
+
+
+def leaves_dead(ties: Ties) -> bool:
+    """Does systemd not start a unit again whose process ended cleanly?"""
+    return ties.restart not in ("", "always", "on-success")

@@ -61,6 +61,80 @@ def test_restart_and_back(boot: Boot, host_pid: bool) -> None:
     assert node.strays() == []
 
 
+# The units of a node with Docker beside the kubelet (docker/for-linux#678, amazon-eks-ami#1846,
+# kata-containers#12765), and one that needs Docker.
+DEPENDENT = {
+    "docker.service": "[Unit]\nBindsTo=containerd.service\nAfter=containerd.service\n"
+    f"{SLEEPS}Restart=always\n",
+    "kubelet.service": "[Unit]\nRequires=containerd.service\nAfter=containerd.service\n"
+    f"{SLEEPS}Restart=always\nRestartSec=2\n",
+    "nydus-snapshotter.service": f"[Unit]\nBefore=containerd.service\n{SLEEPS}",
+    "shipyard.service": f"[Unit]\nRequires=docker.service\nAfter=docker.service\n{SLEEPS}",
+}
+
+
+def _states(node: SystemdNode) -> dict[str, str]:
+    return {name: node.show(name)["ActiveState"] for name in (SERVICE, *DEPENDENT)}
+
+
+def test_units_that_go_down_with_it(boot: Boot) -> None:
+    """A restart takes them along and they are back; a signal would leave some of them dead, which
+    is refused beforehand, with their names."""
+    node = boot("Restart=always")
+    for name, text in DEPENDENT.items():
+        node.add_unit(name, text)
+    running = _states(node)
+    assert set(running.values()) == {"active"}
+    along = ["docker.service", "kubelet.service", "shipyard.service"]
+    plan = json.loads(node.agent("plan", "-o", "json").stdout)
+    assert plan["restart"]["along"] == along
+    assert "With it: docker.service, kubelet.service" in node.agent("plan").stdout
+    result = node.agent("apply")
+    checks.done(result)
+    assert all(name in result.stderr for name in along), "apply names them too"
+    assert _states(node) == running
+
+    before, started = node.config, node.show(SERVICE)["InvocationID"]
+    signal = ("--restart-mode=signal", "--set-as-default=true")
+    for command in ("plan", "apply"):
+        told = "docker.service, shipyard.service would be stopped with containerd.service"
+        failed(node.agent(command, *signal), 3, "by a signal", told)
+    failed(node.agent("revert", "--restart-mode=signal"), 3, "docker.service")
+    assert node.config == before
+    assert node.show(SERVICE)["InvocationID"] == started
+    assert _states(node) == running
+
+    node.run("systemctl", "stop", "docker.service", "shipyard.service")
+    result = node.agent("apply", *signal)
+    checks.done(result)
+    assert "kubelet.service" in result.stderr
+    assert node.show("kubelet.service")["ActiveState"] == "active"
+
+
+def test_signal_to_a_unit_that_stays_dead(boot: Boot) -> None:
+    """systemd does not start a unit again that ended cleanly, unless its policy says so."""
+    node = boot("Restart=on-failure")
+    started = node.show(SERVICE)["InvocationID"]
+    failed(node.agent("apply", "--restart-mode=signal"), 3, "Restart=on-failure")
+    assert node.show(SERVICE)["InvocationID"] == started
+
+
+def test_unit_that_does_not_come_back(boot: Boot) -> None:
+    """It starts once only: said in the log and in the outcome, which is not called proven."""
+    node = boot()
+    once = "/bin/sh -c 'mkdir /run/nvidia-once && exec sleep infinity'"
+    node.add_unit(
+        "docker.service",
+        f"[Unit]\nBindsTo=containerd.service\n[Service]\nExecStart={once}\n",
+    )
+    result = node.agent("apply")
+    checks.done(result)
+    assert "docker.service ran before the restart and does not run now" in result.stdout
+    assert "docker.service ran before the restart" in result.stderr
+    assert "Proven" not in result.stdout
+    node.run("rm", "-rf", "/run/nvidia-once")
+
+
 def test_process_that_cannot_be_seen(boot: Boot) -> None:
     """No hostPID and no /proc of the host: the unit by its name, and its InvocationID as proof."""
     node = boot()

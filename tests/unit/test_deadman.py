@@ -25,7 +25,7 @@ from agent.host.files import FileState
 from agent.host.paths import HostPath, HostRoot
 from agent.observe import units
 from agent.observe.process import Process
-from agent.observe.units import RESTART_TIMEOUT, SystemdError, Timer, Unit
+from agent.observe.units import RESTART_TIMEOUT, SystemdError, Ties, Timer, Unit
 from tests.unit.faults import Faults, Killed
 from tests.unit.made_node import BEFORE, NEW, OLD, SETTINGS, STATUS, WANTED, Node
 
@@ -49,6 +49,12 @@ class Systemd:
 
     def unit(self, name: str) -> Unit:
         return Unit(name, "loaded", "active")
+
+    def ties(self, name: str) -> Ties:
+        return Ties()
+
+    def start(self, name: str) -> None:
+        raise AssertionError(name)
 
     def restart(self, name: str, timeout: float = RESTART_TIMEOUT) -> None:
         self.node.act()

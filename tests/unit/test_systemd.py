@@ -9,11 +9,12 @@ from typing import Any, Self
 
 import pytest
 
+from agent.engine import restart
 from agent.host.paths import HostRoot
 from agent.observe import bus, systemd, units
 from agent.observe.bus import BusError, NoBus
 from agent.observe.systemd_bus import OverBus
-from agent.observe.units import Command, SystemdError, Timer, Unit
+from agent.observe.units import Command, SystemdError, Ties, Timer, Unit
 
 UNIT = "containerd.service"
 
@@ -174,6 +175,53 @@ def test_units_that_are_restarted_along() -> None:
 
     root = Unit("root", "loaded", "active", carries=("a", "d"))
     assert units.along(Table(Bus()), root) == ("a", "d", "e")
+
+
+def test_units_that_stay_dead_after_a_signal() -> None:
+    """Those that are bound to it and run, with what needs these; not what only needs it itself
+    (observed on systemd 252)."""
+    running = {"docker": True, "shipyard": True, "idle": False, "kubelet": True, "part": True}
+    table = {
+        "root": Ties(("docker", "idle"), ("docker", "idle", "kubelet", "part")),
+        "docker": Ties((), ("shipyard", "root")),
+        "shipyard": Ties((), ("docker",)),
+    }
+
+    class Table(OverBus):
+        def unit(self, name: str) -> Unit:
+            return Unit(name, "loaded", "active" if running[name] else "inactive")
+
+        def ties(self, name: str) -> Ties:
+            return table[name]
+
+    assert units.lost(Table(Bus()), "root") == ("docker", "shipyard")
+    assert [units.leaves_dead(Ties(restart=word)) for word in ("always", "on-success", "")] == [
+        False, False, False,
+    ]  # fmt: skip
+    assert units.leaves_dead(Ties(restart="no"))
+    assert units.leaves_dead(Ties(restart="on-failure"))
+
+
+def test_units_that_have_to_be_started() -> None:
+    """What is down for good is started once, and what does not come up is named."""
+    started: list[str] = []
+    now = [0.0]
+
+    class Slow(OverBus):
+        def unit(self, name: str) -> Unit:
+            if name == "up" or (name == "helped" and name in started):
+                return Unit(name, "loaded", "active")
+            return Unit(name, "loaded", "activating" if name == "late" else "failed")
+
+        def start(self, name: str) -> None:
+            started.append(name)
+
+    found = restart.still_down(
+        Slow(Bus()), ("up", "helped", "late", "broken"),
+        clock=lambda: now[0], sleep=lambda s: now.__setitem__(0, now[0] + s),
+    )  # fmt: skip
+    assert found == ("late", "broken")
+    assert started == ["helped", "broken"]
 
 
 def test_nothing_that_could_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
