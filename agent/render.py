@@ -246,9 +246,12 @@ def outcome_data(outcome: Outcome) -> dict[str, Any]:
 
 
 def _not_back(outcome: Outcome) -> list[str]:
-    from agent.engine.converge import not_back
-
     return [not_back(name) for name in outcome.down]
+
+
+def not_back(unit: str) -> str:
+    """A unit that a restart took along, for a person."""
+    return f"{unit} ran before the restart and does not run now; look at `systemctl status {unit}`"
 
 
 def outcome_text(outcome: Outcome) -> str:

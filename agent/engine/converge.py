@@ -46,6 +46,7 @@ from agent.errors import (
     RolledBack,
     Unreachable,
 )
+from agent.render import not_back
 from agent.status import Facts, lines
 
 
@@ -191,11 +192,6 @@ def down_units(ctx: Context, way: Restart | None) -> tuple[str, ...]:
     for name in down:
         ctx.log("warning", text=not_back(name))
     return down
-
-
-def not_back(unit: str) -> str:
-    """For a person."""
-    return f"{unit} ran before the restart and does not run now; look at `systemctl status {unit}`"
 
 
 def _install(ctx: Context, proposal: Proposal) -> tuple[str, ...]:

@@ -55,13 +55,16 @@ def garbled(ctx: Context, memory: Memory) -> tuple[Garbled, ...]:
         path = HostPath(ctx.host.agent_path(host), host)
         now, why = _fault(ctx, path)
         if why is not None:
-            found.append(Garbled(path, why, now, _written(ctx, original)))
+            found.append(Garbled(path, why, now, _written(original)))
     return tuple(found)
 
 
-def _written(ctx: Context, original: Original) -> FileState | None:
-    data = ctx.store.written_bytes(original.written) if original.written else None
-    return None if data is None else FileState(data, original.mode, original.uid, original.gid)
+def _written(original: Original) -> FileState | None:
+    """The file as we wrote it last; None where that is not known."""
+    data = (original.text or "").encode()
+    if files.digest(data) != original.written:
+        return None
+    return FileState(data, original.mode, original.uid, original.gid)
 
 
 def _fault(ctx: Context, path: HostPath) -> tuple[FileState | None, str | None]:

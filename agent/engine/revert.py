@@ -28,7 +28,7 @@ from agent.engine import (
 )
 from agent.engine import node as nodes
 from agent.engine.context import Context
-from agent.engine.converge import down_units, not_back, states_of, tell
+from agent.engine.converge import down_units, states_of, tell
 from agent.engine.kinds import AnyNode, Files
 from agent.engine.plan import Change
 from agent.engine.preflight import Candidate
@@ -39,6 +39,7 @@ from agent.engine.wanted import OUR_NAMES, Wanted, is_ours
 from agent.errors import AgentError, Locked, Refused, Unreachable
 from agent.host import files
 from agent.host.paths import is_below
+from agent.render import not_back
 from agent.runtimes.merge import Cri
 
 

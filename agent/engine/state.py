@@ -7,7 +7,6 @@ before anything refers to them; the journal is durable before the first change a
     journal.json    the change in progress, if any
     failed.json     candidates that failed
     originals/HASH  bytes
-    written/HASH    bytes that we wrote, of files that we made
     lock
 """
 
@@ -26,7 +25,6 @@ from agent.host import files, trust
 
 _FORMAT = 1
 _LIMIT = 1 << 24  # bytes of a file of ours
-_WRITTEN = "written"
 _FAILURES = 16  # candidates; more are made by more changes, after which old ones say little
 
 
@@ -37,7 +35,8 @@ class Original:
     `digest` is None where there was no file. `written` is the digest of what we wrote last;
     `edited`: somebody changed the file between two of our changes. `made`: how many of the
     directories above it, innermost first, we made for it. `keys` are the values that we gave to
-    keys of it, by path (see `ownership`); there are none of files that an older version wrote.
+    keys of it, by path (see `ownership`), and `text` is what we wrote last, of a file that we made;
+    an older version noted neither.
     """
 
     digest: str | None
@@ -48,6 +47,7 @@ class Original:
     edited: bool = False
     made: int = 0
     keys: Mapping[str, Any] = field(default_factory=dict)
+    text: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,8 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file of a change: digests before and after, None for "no file"; `made` and `keys` as
-    above;
+    """One file of a change: digests before and after, None for "no file"; `made`, `keys` and
+    `text` as above;
     `outside` the directory (host path) for what may not lie beside it, if that is so.
 
     `agent` and `outside_agent` are not stored: a container and the host see the same file under
@@ -84,6 +84,7 @@ class Entry:
     outside: str | None = None
     outside_agent: str | None = None
     keys: Mapping[str, Any] = field(default_factory=dict)
+    text: str | None = None
 
     @property
     def made_directories(self) -> tuple[str, ...]:
@@ -284,43 +285,15 @@ class Store:
             raise Refused(f"cannot restore: {path} is missing or damaged; restore the file by hand")
         return found.data
 
-    def keep_written(self, data: bytes) -> None:
-        """Store what we write into a file that we made: where somebody garbles it, and the runtime
-        cannot start on it, it is all that is known of it."""
-        name = files.digest(data)
-        try:
-            files.make_directories(self.path(_WRITTEN), 0o700)
-        except OSError as error:
-            raise Refused(f"cannot write {self.path(_WRITTEN)}: {reason(error)}") from error
-        if not os.path.lexists(self.path(f"{_WRITTEN}/{name}")):
-            self._write(self.path(f"{_WRITTEN}/{name}"), data)
-
-    def written_bytes(self, digest: str) -> bytes | None:
-        """What was stored so; None where it is gone or damaged."""
-        try:
-            found = files.read(self.path(f"{_WRITTEN}/{digest}"), limit=_LIMIT)
-        except Refused:
-            return None
-        return found.data if found is not None and found.digest == digest else None
-
     def prune(self, memory: Memory) -> None:
         """Drop stored bytes that nothing refers to."""
-        originals = {original.digest for original in memory.files.values()}
-        written = {original.written for original in memory.files.values()}
+        kept = {original.digest for original in memory.files.values()}
         try:
-            for directory, kept in (("originals", originals), (_WRITTEN, written)):
-                for name in self._names(directory):
-                    if name not in kept:
-                        files.discard(self.path(f"{directory}/{name}"))
-            files.remove_directories((self.path(_WRITTEN),))
+            for name in files.names(self.path("originals")):
+                if name not in kept:
+                    files.discard(self.path(f"originals/{name}"))
         except OSError as error:
             raise Refused(f"cannot tidy {self.directory}: {reason(error)}") from error
-
-    def _names(self, directory: str) -> list[str]:
-        try:
-            return files.names(self.path(directory))
-        except FileNotFoundError:
-            return []
 
     def _load(self, name: str) -> dict[str, Any] | None:
         found = files.read(self.path(name), limit=_LIMIT)

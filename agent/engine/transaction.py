@@ -45,9 +45,6 @@ def entries(store: Store, changes: tuple[Change, ...], memory: Memory) -> tuple[
         state = change.before or change.after or FileState(b"")
         if change.before:
             store.keep(change.before.data)
-        old = memory.files.get(change.path.host)
-        if change.after and (old.digest is None if old else change.before is None):
-            store.keep_written(change.after.data)
         missing = set(files.missing_directories(os.path.dirname(change.path.agent)))
         made = len(missing - seen)
         seen |= missing
@@ -70,9 +67,17 @@ def entries(store: Store, changes: tuple[Change, ...], memory: Memory) -> tuple[
                     change.after.data if change.after else None,
                     change.path.host,
                 ),
+                text=_text(change, memory.files.get(change.path.host)),
             )
         )
     return tuple(result)
+
+
+def _text(change: Change, known: Original | None) -> str | None:
+    """What is written, of a file that we made: where somebody garbles it, and the runtime cannot
+    start on it, this is all that is known of it."""
+    made = known.digest is None if known else change.before is None
+    return change.after.data.decode() if change.after and made else None
 
 
 def reserve(changes: tuple[Change, ...], journal: Journal) -> None:
@@ -253,13 +258,13 @@ def remembered(memory: Memory, journal_entries: tuple[Entry, ...]) -> Memory:
         if old is None:
             known[entry.host] = Original(
                 entry.before, entry.mode, entry.uid, entry.gid, entry.after,
-                made=entry.made, keys=entry.keys,
+                made=entry.made, keys=entry.keys, text=entry.text,
             )  # fmt: skip
             continue
         edited = old.edited or entry.before not in (old.written, old.digest)
         known[entry.host] = replace(
             old, written=entry.after, edited=edited, made=old.made or entry.made,
-            keys=ownership.merged(old.keys, entry.keys),
+            keys=ownership.merged(old.keys, entry.keys), text=entry.text,
         )  # fmt: skip
     return replace(memory, files=_without_restored(known))
 
