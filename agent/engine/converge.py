@@ -234,7 +234,7 @@ def _after(memory: Memory, proposal: Proposal, *, refused_cdi: bool) -> Memory:
     assert proposal.node is not None
     current = kinds.effective(proposal.node, proposal.node.files)
     default = memory.default
-    if default is None and not wishes.is_ours(current.default, current.table(current.default)):
+    if default is None and not wishes.is_nvidia(current, current.default):
         default = current.default
     refused = loaded(proposal.runtime, proposal.edits.files) if refused_cdi else None
     enabled = memory.enabled_cdi or proposal.edits.wanted.enable_cdi

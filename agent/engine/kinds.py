@@ -8,13 +8,14 @@ CRI-O's alone is loaded where there is one, inside the functions: the others nee
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
 from agent import tomledit
 from agent.data import dataclass
 from agent.decide import Decision
-from agent.engine import guard, plan, preflight
+from agent.engine import guard, handlers, plan, preflight
 from agent.engine import node as nodes
 from agent.engine import wanted as wishes
 from agent.engine.node import Node, Runtime
@@ -28,10 +29,11 @@ from agent.host.paths import HostPath, HostRoot
 from agent.observe import config, crio
 from agent.observe.config import Overlay, Parse
 from agent.observe.cri import Answer
-from agent.runtimes import merge
+from agent.runtimes import faults, merge
 from agent.runtimes.containerd import ConfigFile
 from agent.runtimes.merge import Cri
 from agent.settings import Settings
+from agent.toolkit import programs
 
 if TYPE_CHECKING:
     from agent.engine.crio.node import CrioNode
@@ -106,13 +108,32 @@ def edits(node: AnyNode, host: HostRoot, wish: Wish) -> tuple[Edits, tuple[str, 
         found = crio_plan.edits(scene)
         return found, crio_plan.warnings(scene, found)
 
+    seen = handlers.shown(node.runtime.answer.config, _lacking(node, host))
+
     def want(cri: Cri) -> Wanted:
-        return wishes.want(
+        return handlers.want(
             cri, wish.decision, available, settings.runtime_name, memory.default,
-            settings.runtime_type,
+            settings.runtime_type, seen,
         )  # fmt: skip
 
-    return plan.edits(Scene(host, node.gen, node.files, node.drop_in, memory, want)), ()
+    told = (
+        *faults.hidden(node.gen, node.files),
+        *handlers.left_out(effective(node, node.files), available, memory.default, seen),
+    )
+    return plan.edits(Scene(host, node.gen, node.files, node.drop_in, memory, want)), told
+
+
+def _lacking(node: Node, host: HostRoot) -> tuple[str, ...]:
+    """Types of handlers that this containerd has no shim for. One may be left of a containerd 1.x
+    that was there before."""
+    beside = (os.path.dirname(node.executable),) if node.executable else ()
+
+    def there(kind: str) -> bool:
+        name = "-".join(("containerd-shim", *kind.split(".")[-2:]))
+        places = (*beside, *programs.DIRECTORIES)
+        return any(programs.runs(host, f"{place}/{name}") for place in places)
+
+    return tuple(kind for kind in node.gen.lacking if not there(kind))
 
 
 def unproven(wanted: Wanted, answer: Answer) -> list[str]:
@@ -157,18 +178,36 @@ def deadly(node: AnyNode, host: HostRoot, files: Files) -> guard.Deadly | None:
 def shown(answer: Answer) -> tuple[str | None, tuple[str, ...]]:
     """The default runtime and the handlers that the runtime shows; None and none where it does
     not say."""
+    default, tables = _shown(answer)
+    listed = tuple(name for name in answer.handlers if name)
+    names = tuple(sorted(tables)) if isinstance(tables, dict) and tables else listed
+    return (default if isinstance(default, str) else None), names
+
+
+def shows_nvidia(answer: Answer) -> bool:
+    """Does the runtime show a default runtime that is NVIDIA's, whatever its name?"""
+    default, tables = _shown(answer)
+    table = tomledit.get(tables, (str(default),), {})
+    # containerd's names for keys, where CRI-O has those of its file
+    keys: dict[str, str] = {
+        "runtimeType": "runtime_type",
+        "runtimePath": "runtime_path",
+        "runtimeEngine": "runtime_engine",
+    }
+    named = {keys.get(key, key): value for key, value in table.items()}
+    return wishes.is_ours(str(default), named)
+
+
+def _shown(answer: Answer) -> tuple[object, object]:
+    """What the runtime shows as its default and its handlers' tables, as it says it."""
     if answer.name == crio.NAME:
         from agent.runtimes import crio as crio_rules
 
         said = crio_rules.shown(answer.config, answer.dump) or {}
-        default, tables = said.get("default_runtime"), said.get("runtimes")
-    else:
-        containerd = (answer.config or {}).get("containerd")
-        below = containerd if isinstance(containerd, dict) else {}
-        default, tables = below.get("defaultRuntimeName"), below.get("runtimes")
-    listed = tuple(name for name in answer.handlers if name)
-    names = tuple(sorted(tables)) if isinstance(tables, dict) and tables else listed
-    return (default if isinstance(default, str) else None), names
+        return said.get("default_runtime"), said.get("runtimes")
+    containerd = (answer.config or {}).get("containerd")
+    below = containerd if isinstance(containerd, dict) else {}
+    return below.get("defaultRuntimeName"), below.get("runtimes")
 
 
 def hook_programs(

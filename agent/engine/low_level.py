@@ -6,7 +6,7 @@ Invariant: never NVIDIA's runtime itself, under whatever name: it would call its
 from __future__ import annotations
 
 from agent.engine.context import Context
-from agent.engine.wanted import binaries, is_ours, is_runc
+from agent.engine.wanted import LINUX, binaries, is_nvidia, is_runc, programs_of
 from agent.host.paths import HostRoot
 from agent.runtimes.merge import Cri
 from agent.tomledit import Data
@@ -25,29 +25,30 @@ def runtimes(ctx: Context, kind: str, cri: Cri | None, remembered: str | None) -
         found: list[str | None] = [*tree.runtimes(programs.directory(ctx.settings, ctx.host).agent)]
     else:
         names = (remembered, cri.default, *usual)
-        found = [_binary(kind, cri.table(name)) for name in names if name]
+        found = [_binary(kind, cri, name) for name in names if name]
     there = [path for path in found if path and _real(ctx.host, path)]
     candidates = dict.fromkeys((*there, *usual))
     return tuple(path for path in candidates if not _is_itself(ctx.host, path))
 
 
-def _binary(kind: str, table: Data) -> str | None:
+def _binary(kind: str, cri: Cri, name: str) -> str | None:
     """The OCI runtime of a handler that is none of ours; None for what the node would take by
     itself. What runs virtual machines is no such thing; containerd's `runtime_path` is a shim."""
-    if is_ours("", table):
+    table = cri.table(name)
+    if is_nvidia(cri, name, ()):
         return None
     if kind == "crio":
         path = table.get("runtime_path") if table.get("runtime_type") != "vm" else None
         return path if isinstance(path, str) else None
+    if table.get("runtime_type") == LINUX:
+        return next(programs_of(table), None) or cri.linux_runtime or None
     named = dict(sorted(binaries(table))) if is_runc(table) else {}
     return list(named.values())[-1] if named else None  # so does containerd choose
 
 
 def executables(table: Data) -> tuple[str, ...]:
     """Every program that a handler names."""
-    path = table.get("runtime_path")
-    named = [path] if isinstance(path, str) and path else []
-    return (*named, *(path for _, path in binaries(table)))
+    return tuple(programs_of(table))
 
 
 def _is_itself(host: HostRoot, path: str) -> bool:

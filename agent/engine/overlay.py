@@ -169,7 +169,8 @@ def owner_overlay(scene: Scene, wanted: Wanted) -> dict[str, FileState | None]:
     """containerd 1.x: the last file that has the CRI section owns it, and is edited in place."""
     gen, files = scene.gen, scene.files
     owner = next((f for f in reversed(files) if merge.has_section(gen, files, f)), scene.root)
-    gaps = wishes.gaps(wanted, merge.effective(gen, files))
+    cri = merge.effective(gen, files)
+    gaps = wishes.gaps(wanted, cri)
     if owner.state is None:
         text, data = f"{HEADER}version = {gen.root_version}\n", {}
         section: Path = ("plugins", section_name(gen.root_version))
@@ -181,13 +182,13 @@ def owner_overlay(scene: Scene, wanted: Wanted) -> dict[str, FileState | None]:
         # `runtimes` in a file replaces the built-in table, and the CRI plugin does not load
         # without the default runtime's (observed on 1.6 and 1.7).
         ops.append(Set((*section, *RUNTIMES, "runc"), gen.runc))
-    ops += _without_legacy_default(section, data) if wanted.default is not None else []
+    ops += _without_legacy_default(section, data, cri) if wanted.default is not None else []
     ops += _ops(lambda _: section, data, gaps, wanted)
     state = owner.state or new_state()
     return {owner.path.host: with_text(state, tomledit.edit(text, ops, owner.path.host))}
 
 
-def _without_legacy_default(section: Path, data: Data) -> list[Op]:
+def _without_legacy_default(section: Path, data: Data, cri: Cri) -> list[Op]:
     """The deprecated `default_runtime` table taken out, for it would win over the name that we set.
 
     containerd shows it as a handler called "default"; somebody else's goes on as just that.
@@ -197,5 +198,5 @@ def _without_legacy_default(section: Path, data: Data) -> list[Op]:
     if not table.get("runtime_type"):
         return []
     named = (*section, *RUNTIMES, "default")
-    keep = not wishes.is_ours("default", table) and get(data, named) is None
+    keep = not wishes.is_nvidia(cri, "default") and get(data, named) is None
     return [*([Set(named, table)] if keep else []), Unset(legacy)]

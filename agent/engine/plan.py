@@ -11,6 +11,7 @@ from typing import Any
 
 from agent import tomledit
 from agent.data import dataclass, replace
+from agent.engine import handlers
 from agent.engine import wanted as wishes
 from agent.engine.overlay import (
     LEGACY,
@@ -79,10 +80,16 @@ def edits(scene: Scene) -> Edits:
 
 def _carried_on(scene: Scene, basis: tuple[ConfigFile, ...], wanted: Wanted) -> Wanted:
     """The wish, where our own drop-in still says what another row wanted: a default of ours goes
-    with that row; a switch that is on is left on, as it would be in anybody else's file."""
+    with that row; a runc that pods may run by stays, and a switch that is on is left on, as both
+    would be in anybody else's file."""
     now, before = (merge.effective(scene.gen, files) for files in (scene.files, basis))
-    if wanted.default is None and wishes.is_ours(now.default, now.table(now.default)):
+    if wanted.default is None and wishes.is_nvidia(now, now.default):
         wanted = replace(wanted, default=before.default)
+    runc = now.table("runc")
+    changed = "runc" not in wanted.handlers and runc != before.table("runc")
+    if changed and not handlers.has_ordinary_runc(before, scene.gen.lacking):
+        made = {**runc, "options": runc.get("options", {})}
+        wanted = replace(wanted, handlers={**wanted.handlers, "runc": made})
     on = now.enable_cdi is True and before.enable_cdi is False
     return replace(wanted, enable_cdi=wanted.enable_cdi or on)
 
@@ -90,11 +97,11 @@ def _carried_on(scene: Scene, basis: tuple[ConfigFile, ...], wanted: Wanted) -> 
 def _without_stale(scene: Scene, basis: tuple[ConfigFile, ...], wanted: Wanted) -> Wanted:
     """The wish for the running containerd, which may have what our drop-in will say no more."""
     now, before = (merge.effective(scene.gen, files) for files in (scene.files, basis))
-    handlers = {
+    tables = {
         name: {**table, **_stale(table, now.table(name), before.table(name))}
         for name, table in wanted.handlers.items()
     }
-    return replace(wanted, handlers=handlers)
+    return replace(wanted, handlers=tables)
 
 
 def _stale(table: Data, now: Data, before: Data) -> Data:

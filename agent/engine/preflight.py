@@ -186,6 +186,8 @@ def _missing(after: Data, candidate: Candidate) -> str | None:
     section = _section(after)
     runtimes = get(after, (*section, "containerd", "runtimes"), {})
     default = get(after, (*section, "containerd", "default_runtime_name"))
+    if get(after, (*section, "containerd", "default_runtime", "runtime_type")):
+        default = None  # containerd 1.x makes a handler of it, and that the default
     needed = (*candidate.present, *([default] if default else []))
     return next((name for name in needed if name not in runtimes), None)
 

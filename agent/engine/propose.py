@@ -34,7 +34,7 @@ from agent.engine.plan import CannotSwitch, Change, Edits
 from agent.engine.preflight import Candidate, Preflight
 from agent.engine.restart import Restart
 from agent.engine.state import Memory
-from agent.engine.wanted import OUR_NAMES, Wanted
+from agent.engine.wanted import Wanted
 from agent.errors import AgentError, CandidateFailed, NoToolkit, TrialFailed
 from agent.status import can_say
 from agent.toolkit import programs
@@ -87,7 +87,7 @@ class Proposal:
         change, that is what the runtime shows."""
         if self.edits is not None:
             return self.decision.is_default
-        return kinds.shown(self.runtime.answer)[0] in OUR_NAMES
+        return kinds.shows_nvidia(self.runtime.answer)
 
     @property
     def configured(self) -> bool:

@@ -6,24 +6,23 @@ Invariant: pure. The same wish is held against files (before) and against the ru
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from agent.data import dataclass
-from agent.decide import Decision
 from agent.errors import Refused
 from agent.observe.cri import Answer
 from agent.runtimes.merge import Cri
 from agent.tomledit import Data, Path, Set, apply, get
 
-OUR_NAMES = ("nvidia", "nvidia-cdi", "nvidia-legacy")
+# The shims of runc: v2, v1 (gone in containerd 2.0), and the one before them (likewise).
+RUNC_V2 = "io.containerd.runc.v2"
+LINUX = "io.containerd.runtime.v1.linux"
 _RUNC = "io.containerd.runc."
-FILLED = ("sandboxer", "sandbox_mode")  # containerd puts its own value where there is none
-# Of our handler's own kind, not of the node's: which program runs, and what it is told.
-_OWN = ("runtime_type", "runtime_path", "runtime_engine", "runtime_root", "options",
-        "container_annotations")  # fmt: skip
+OUR_NAMES = ("nvidia", "nvidia-cdi", "nvidia-legacy")
+FILLED = ("sandboxer", "sandbox_mode")  # containerd puts its own value where there is none:
+SANDBOXER = "podsandbox"
 _BINARY = "nvidia-container-runtime"
 _RUNTIMES: Path = ("containerd", "runtimes")
 _DEFAULT: Path = ("containerd", "default_runtime_name")
@@ -72,11 +71,23 @@ class Wanted:
 
 
 def is_ours(name: str, table: Data, names: tuple[str, ...] = OUR_NAMES) -> bool:
-    """A handler with one of our names, or one that runs an nvidia-container-runtime."""
-    paths = [value for _, value in binaries(table)]
-    if isinstance(path := table.get("runtime_path"), str):  # CRI-O's key
-        paths.append(path)
-    return name in names or any(os.path.basename(p).startswith(_BINARY) for p in paths)
+    """A handler with one of our names, or one that calls an nvidia-container-runtime.
+
+    A sandbox (gVisor, Kata) is neither, whatever its name: what it protects is not ours to give up.
+    """
+    if is_sandbox(table):
+        return False
+    return name in names or any(map(_is_binary, programs_of(table)))
+
+
+def is_nvidia(cri: Cri, name: str, names: tuple[str, ...] = OUR_NAMES) -> bool:
+    """The same of a handler of this configuration. One that is called like the program is NVIDIA's,
+    too; one of the v1.linux shim that names no program calls that of the shim's own settings."""
+    table = cri.table(name)
+    if is_ours(name, table, names) or (_is_binary(name) and not is_sandbox(table)):
+        return True
+    silent = table.get("runtime_type") == LINUX and not any(programs_of(table))
+    return silent and _is_binary(cri.linux_runtime)
 
 
 def is_runc(table: Data) -> bool:
@@ -84,47 +95,42 @@ def is_runc(table: Data) -> bool:
     return str(table.get("runtime_type") or _RUNC).startswith(_RUNC)
 
 
+def is_sandbox(table: Data) -> bool:
+    """Does a shim of somebody else run the pods of this handler of containerd (gVisor, Kata)?"""
+    kind = str(table.get("runtime_type") or _RUNC)
+    return kind.startswith("io.containerd.") and kind != LINUX and not kind.startswith(_RUNC)
+
+
+def programs_of(table: Data) -> Iterator[str]:
+    """Every program that a handler names: `runtime_path` is the OCI runtime in CRI-O and a shim in
+    containerd, `runtime_engine` the OCI runtime of the v1.linux shim."""
+    for key in ("runtime_path", "runtime_engine"):
+        if isinstance(value := table.get(key), str) and value:
+            yield value
+    options = table.get("options") or {}
+    for key, value in options.items():
+        if isinstance(value, str) and value and key.lower() in ("binaryname", "runtime"):
+            yield value
+
+
+def _is_binary(path: str) -> bool:
+    return os.path.basename(path).startswith(_BINARY)
+
+
 def binaries(table: Data) -> Iterator[tuple[str, str]]:
     """Every spelling of the binary in a handler's options.
 
     containerd passes options on by name regardless of case: with `binaryName` in one file and
     `BinaryName` in another, Status shows the one and pods run the other (observed on 2.1.9).
-    `Runtime` is what the peer writes beside it in version 1 files.
+    `Runtime` is the option of the v1.linux shim; NVIDIA's installer writes both in version 1 files.
     """
     options = table.get("options") or {}
     for key, value in options.items():
         if not isinstance(value, str):
             continue
         lower = key.lower()
-        nvidia = lower == "runtime" and os.path.basename(value).startswith(_BINARY)
-        if lower == "binaryname" or nvidia:
+        if lower == "binaryname" or (lower == "runtime" and _is_binary(value)):
             yield key, value
-
-
-def want(
-    cri: Cri, decision: Decision, available: tuple[Binary, ...], name: str,
-    remembered: str | None, runtime_type: str,
-) -> Wanted:  # fmt: skip
-    """The wish that follows from a decision on a node with these effective settings.
-
-    `name` is the handler that becomes the default where the decision says so, `remembered` the
-    default of before our first change. Raises Refused where no default could be gone back to.
-    """
-    names = tuple(binary.handler for binary in available)
-    ours = (*OUR_NAMES, *names)
-    carried = _carried(cri, ours, remembered)
-    base = carried or cri.table(_base(cri, ours, remembered))
-    handlers = {
-        binary.handler: _handler(base, binary.path, decision, runtime_type,
-                                 cri.table(binary.handler))
-        for binary in available
-    }  # fmt: skip
-    default = default_for(
-        cri, name if decision.is_default else None, ours, remembered, _DEFAULT[-1]
-    )
-    if carried and not decision.is_default:
-        handlers["runc"] = carried
-    return Wanted(handlers, default, decision.enable_cdi)
 
 
 def default_for(
@@ -134,7 +140,7 @@ def default_for(
     None, `key` what a file calls it. Raises Refused where no default could be gone back to."""
     if wanted is not None:
         return wanted
-    if is_ours(cri.default, cri.table(cri.default), ours):
+    if is_nvidia(cri, cri.default, ours):
         found = first_foreign(cri, ours, (remembered, "runc", "crun"))
         if found is None:
             raise Refused(
@@ -153,70 +159,9 @@ def default_for(
 def first_foreign(cri: Cri, ours: tuple[str, ...], names: tuple[str | None, ...]) -> str | None:
     """The first of these that is a handler, and not one of ours."""
     for name in names:
-        if name and name in cri.runtimes and not is_ours(name, cri.table(name), ours):
+        if name and name in cri.runtimes and not is_nvidia(cri, name, ours):
             return name
     return None
-
-
-def _carried(cri: Cri, ours: tuple[str, ...], remembered: str | None) -> Data | None:
-    """The table of `runc` where only containerd itself defines it and the node's default is ours.
-
-    Such a node (cloud images ship them) has its cgroup driver and its base spec (with the limits of
-    every container) in our handler alone; pods of the built-in runc would run without them.
-    """
-    defined = get(cri.section, ("containerd", "runtimes"), {})
-    stale = cri.table(cri.default)
-    if not is_ours(cri.default, stale, ours) or "runc" not in cri.runtimes or "runc" in defined:
-        return None
-    if first_foreign(cri, ours, (remembered, "runc")) != "runc":
-        return None
-    binary = {key for key, _ in binaries(stale)}
-    options = stale.get("options") or {}
-    kept = {key: value for key, value in options.items() if key not in binary and value}
-    rest = {key: value for key, value in stale.items() if key not in _OWN and value}
-    if not kept and not rest:
-        return None
-    return {"runtime_type": cri.table("runc")["runtime_type"], **rest, "options": kept}
-
-
-def _base(cri: Cri, ours: tuple[str, ...], remembered: str | None) -> str:
-    """The handler to inherit from: the default unless ours, the remembered one, runc, crun; where
-    there is no other handler at all, the default as it is.
-
-    Only a runc shim knows BinaryName: below a kata or gVisor default our binary would never run.
-    """
-    names = [
-        name
-        for name in (cri.default, remembered, "runc", "crun")
-        if name and is_runc(cri.table(name))
-    ]
-    return first_foreign(cri, ours, tuple(names)) or cri.default
-
-
-def _handler(base: Data, binary: str, decision: Decision, runtime_type: str, current: Data) -> Data:
-    """The base's table with our binary, under every spelling that the current table has."""
-    table = copy.deepcopy(base)
-    inherited = table.pop("options", {})
-    foreign = {key for key, _ in binaries(base)}
-    options = {"BinaryName": binary, **dict.fromkeys((key for key, _ in binaries(current)), binary)}
-    options |= {key: value for key, value in inherited.items() if key not in foreign}
-    table["runtime_type"] = table.get("runtime_type") or runtime_type
-    annotations = [prefix + "*" for prefix in decision.pass_prefixes]
-    annotations += [
-        item for item in table.pop("container_annotations", []) if item not in annotations
-    ]
-    if annotations or current.get("container_annotations"):
-        table["container_annotations"] = annotations
-    table = {**table, "options": options}
-    return without_stale(table, current, binary)
-
-
-def without_stale(table: Data, current: Data, binary: str) -> Data:
-    """What an earlier tool's handler of this name has besides is set to nothing: a drop-in cannot
-    delete. A handler that runs our binary already may have been given more by the admin."""
-    if all(value == binary for _, value in binaries(current)):
-        return table
-    return emptied(table, current)
 
 
 def emptied(table: Data, current: Data) -> Data:
@@ -234,7 +179,7 @@ def gaps(wanted: Wanted, cri: Cri) -> dict[Path, Any]:
     for name, table in wanted.handlers.items():
         current = cri.runtimes.get(name)
         for path, value in leaves(table):
-            if current is None or not same(value, get(current, path)):
+            if current is None or not _same(path[-1], value, get(current, path)):
                 found[(*_RUNTIMES, name, *path)] = value
     if wanted.default is not None and cri.default != wanted.default:
         found[_DEFAULT] = wanted.default
@@ -257,6 +202,13 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, bool) or isinstance(other, bool):
         return bool(one) is bool(other)
     return bool(one == other) or (not one and not other)
+
+
+def _same(key: str, one: Any, other: Any) -> bool:
+    """The same of a key of a handler: some have another value of their own than nothing."""
+    if key in FILLED:
+        one, other = one or SANDBOXER, other or SANDBOXER
+    return same(one, other)
 
 
 def unproven(wanted: Wanted, answer: Answer) -> list[str]:
@@ -296,5 +248,5 @@ def _unlike(table: Data, running: Mapping[str, Any]) -> Iterator[str]:
             yield f"option {key} names another binary"
     for key, value in table.items():
         shown = _STATUS_KEYS.get(key, key)
-        if key != "options" and shown in running and not same(value, running[shown]):
+        if key != "options" and shown in running and not _same(key, value, running[shown]):
             yield f"{key} is not as wanted"

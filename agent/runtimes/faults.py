@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from agent.runtimes.containerd import ConfigFile
 from agent.runtimes.generations import CRI_V1, CRI_V2, CRI_V3, IMAGES, STREAMING, Generation
-from agent.runtimes.merge import Files, names, version_of
-from agent.tomledit import get
+from agent.runtimes.merge import Files, has_section, names, version_of
+from agent.tomledit import Data, Path, get
 
 _LISTS = ("disabled_plugins", "required_plugins")
 
@@ -52,6 +52,33 @@ def disabled(gen: Generation, files: Files) -> tuple[ConfigFile, str] | None:
             if _uri(gen, file, entry) in needed:
                 return file, entry
     return None
+
+
+def hidden(gen: Generation, files: Files) -> tuple[str, ...]:
+    """What containerd 1.x forgets of a file because a later one has the CRI's section too, in
+    words: the later one's takes the place of the whole section (observed on 1.6 and 1.7)."""
+    owners = [file for file in files if has_section(gen, files, file)]
+    if gen.merge == "deep" or len(owners) < 2:
+        return ()
+    name = names(gen, files, owners[-1])[0]
+    said = owners[-1].data["plugins"][name]
+    return tuple(
+        f"{owners[-1].path} hides {'.'.join(path)} of {file.path}: containerd 1.x takes all of "
+        f"plugins.{name} from the last file that has it"
+        for file in owners[:-1]
+        if (path := _unsaid(file.data["plugins"][name], said))
+    )
+
+
+def _unsaid(table: Data, by: Data) -> Path:
+    """The path of the first value in a table that another one says nothing of; () for none."""
+    for key, value in table.items():
+        if isinstance(value, dict) and isinstance(other := by.get(key, {}), dict):
+            if below := _unsaid(value, other):
+                return (key, *below)
+        elif value and key not in by:
+            return (key,)
+    return ()
 
 
 def fatal(gen: Generation, files: Files) -> str | None:

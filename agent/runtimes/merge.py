@@ -28,17 +28,25 @@ from agent.runtimes.generations import (
 from agent.tomledit import Data, Path, get
 
 Files = tuple[ConfigFile, ...]
+# Deprecated tables that containerd 1.x turns into handlers of these names.
+LEGACY = {"default_runtime": "default", "untrusted_workload_runtime": "untrusted"}
+# The v1.linux shim's plugin, in files of version 2 and 1.
+LINUX_PLUGIN = ("io.containerd.runtime.v1.linux", "linux")
 _MISSING = object()
 
 
 @dataclass(frozen=True, slots=True)
 class Cri:
-    """The effective CRI section: built-in defaults and all files, as the daemon merges them."""
+    """The effective CRI section: built-in defaults and all files, as the daemon merges them.
+
+    `linux_runtime` is what the v1.linux shim of containerd 1.x runs where a handler names nothing.
+    """
 
     default: str
     runtimes: Mapping[str, Data]
     enable_cdi: bool | None
     section: Data
+    linux_runtime: str = ""
 
     def table(self, name: str) -> Data:
         return self.runtimes.get(name) or {}
@@ -46,18 +54,25 @@ class Cri:
 
 def effective(gen: Generation, files: Files) -> Cri:
     """What the daemon makes of these files at its next start."""
-    section = cri_section(gen, files)
+    sections = plugins(gen, files)
+    section = _table(sections.get(cri_name(gen, files)))
     named = get(section, ("containerd", "runtimes"))
     runtimes: dict[str, Data] = dict(named or {})
     if gen.merge == "deep" or named is None:
         runtimes["runc"] = deep_merge(gen.runc, runtimes.get("runc", {}))
     default = get(section, ("containerd", "default_runtime_name")) or "runc"
-    legacy = get(section, ("containerd", "default_runtime"))
-    if gen.merge == "replace" and isinstance(legacy, dict) and legacy.get("runtime_type"):
-        # containerd 1.x turns the deprecated table into a handler named "default".
-        runtimes["default"], default = legacy, "default"
+    for key, name in LEGACY.items() if gen.merge == "replace" else ():
+        legacy = _table(get(section, ("containerd", key)))
+        if legacy.get("runtime_type"):
+            runtimes[name] = legacy
+            default = name if name == "default" else default
     switch = section.get("enable_cdi", gen.enable_cdi) if gen.enable_cdi is not None else None
-    return Cri(default, runtimes, switch, section)
+    linux = next((_table(sections.get(name)) for name in LINUX_PLUGIN if name in sections), {})
+    return Cri(default, runtimes, switch, section, str(linux.get("runtime") or ""))
+
+
+def _table(value: Any) -> Data:
+    return value if isinstance(value, dict) else {}
 
 
 def version_of(gen: Generation, files: Iterable[ConfigFile]) -> int:
@@ -100,8 +115,7 @@ def cri_name(gen: Generation, files: Files) -> str:
 
 def cri_section(gen: Generation, files: Files) -> Data:
     """The CRI section that the files make together, without built-in defaults."""
-    found = plugins(gen, files).get(cri_name(gen, files))
-    return found if isinstance(found, dict) else {}
+    return _table(plugins(gen, files).get(cri_name(gen, files)))
 
 
 def _renamed(gen: Generation, file: ConfigFile) -> Data:
@@ -150,8 +164,19 @@ def _runtime_part(old: Data) -> Data:
     elsewhere = {*STREAMING, *IMAGE_KEYS, SANDBOX_IMAGE}
     part = {key: value for key, value in old.items() if key not in elsewhere}
     if isinstance(part.get("containerd"), dict):
-        part["containerd"] = {k: v for k, v in part["containerd"].items() if k not in SNAPSHOTS}
+        below = {k: v for k, v in part["containerd"].items() if k not in SNAPSHOTS}
+        if isinstance(below.get("runtimes"), dict):
+            below["runtimes"] = {n: _with_sandboxer(t) for n, t in below["runtimes"].items()}
+        part["containerd"] = below
     return part
+
+
+def _with_sandboxer(handler: Any) -> Any:
+    """Version 3 has another name for `sandbox_mode`; where both are there, its own wins."""
+    if not isinstance(handler, dict) or "sandbox_mode" not in handler:
+        return handler
+    rest = {key: value for key, value in handler.items() if key != "sandbox_mode"}
+    return {"sandboxer": handler["sandbox_mode"], **rest}
 
 
 def _image_part(old: Data) -> Data:

@@ -249,6 +249,9 @@ def test_installed_by_the_command_line(tmp_path: Path) -> None:
 
 
 HANDLERS = handler("runc", "SECTION") + handler("nvidia", "SECTION") + "[SECTION.containerd]\n"
+RUNC = "[SECTION.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n"
+OLD_SHIM = RUNC.replace("runc.v2", "runtime.v1.linux")
+DEPRECATED = "runtime_type = 'io.containerd.runc.v2'\n"
 REAL_TEXTS = {
     "nothing": "",
     "handlers": HANDLERS,
@@ -256,6 +259,17 @@ REAL_TEXTS = {
     "cdi off": "[SECTION]\nenable_cdi = false\ncdi_spec_dirs = ['/x']\n",
     "cdi on": "[SECTION]\nenable_cdi = true\n",
     "dead": "[SECTION.containerd]\ndefault_runtime_name = 'nvidia'\n",
+    "no type": "[SECTION.containerd.runtimes.runc]\nruntime_type = ''\n",
+    "no sandboxer": "[SECTION.containerd.runtimes.runc]\nsandboxer = ''\nsandbox_mode = ''\n",
+    "strange": f"{RUNC}typo = true\n"
+    "[SECTION.containerd.runtimes.runc.options]\nversion = 2\nTypeUrl = 'x'\n",
+    "old shim": f"{OLD_SHIM}runtime_engine = '/x'\nruntime_root = '/y'\n",
+    "old cgroup": f"[SECTION]\nsystemd_cgroup = true\n{OLD_SHIM}",
+    "engine of the old shim": f"{RUNC}runtime_engine = '/x'\n",
+    "root of the old shim": f"{RUNC}runtime_root = '/x'\n",
+    "cgroup of the old shim": "[SECTION]\nsystemd_cgroup = true\n",
+    "deprecated default": f"{HANDLERS}[SECTION.containerd.default_runtime]\n{DEPRECATED}",
+    "untrusted": f"[SECTION.containerd.untrusted_workload_runtime]\n{DEPRECATED}",
 }
 
 
@@ -284,9 +298,10 @@ def test_same_as_the_real_one(generation: str, text: str, tmp_path: Path) -> Non
 def _decisive(config: dict[str, Any]) -> Any:
     """Give what does not depend on a distribution's choices."""
     containerd = config["containerd"]
+    keys = ("runtimeType", "options", "sandboxer", "sandboxMode", "runtimeEngine", "runtimeRoot")
     handlers = containerd["runtimes"].items()
     return (
-        {name: (shown["runtimeType"], shown["options"]) for name, shown in handlers},
+        {name: [shown.get(key) for key in keys] for name, shown in handlers},
         containerd["defaultRuntimeName"],
         config.get("enableCDI"),
         config.get("cdiSpecDirs"),

@@ -15,6 +15,8 @@ from tests.conformance.cri import Answer
 from tests.conformance.shapes import BINARIES, HOOK, OURS, Row, Shape
 from tests.conformance.trees import Tree, contents
 
+RUNC = "io.containerd.runc.v2"
+
 
 class Node(Protocol):
     """What is looked at: a node with a real runtime, or with rules of one."""
@@ -89,17 +91,22 @@ def node_is_right(node: Node, row: Row, before: Before) -> None:
 
 def _handlers_are_right(node: Node, row: Row, before: Before, answer: Answer) -> None:
     base = before.answer.runtimes[node.shape.base]
-    if node.shape.carried:
+    options = effective.inherited(base, node.shape.strange)
+    if node.shape.carried and not row.is_default:
         runc = answer.runtimes["runc"]
+        assert runc["runtimeType"] == RUNC
         assert not effective.binaries(runc) - {""}, "binary of runc"
-        assert effective.inherited(runc)["options"] == effective.inherited(base)["options"]
+        assert effective.inherited(runc) == options
     present = set(answer.runtimes) & set(OURS)
     assert present >= set(node.shape.handlers_after)
     for name in node.shape.handlers_after:
         handler = answer.runtimes[name]
         wanted = {str(node.toolkit / BINARIES[name])}
         assert effective.binaries(handler) == wanted, f"binary of {name}"
-        assert effective.inherited(handler) == effective.inherited(base), f"inherited by {name}"
+        assert handler["runtimeType"] == RUNC, f"type of {name}"
+        assert not handler.get("runtimeEngine")
+        assert not handler.get("runtimeRoot")
+        assert effective.inherited(handler) == options, f"inherited by {name}"
         passed, was = effective.passed_on(handler), effective.passed_on(base)
         if row.native:
             # Where the runtime injects by itself, passing its own annotations on injects twice.

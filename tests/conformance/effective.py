@@ -9,9 +9,13 @@ from typing import Any
 from tests.conformance.shapes import OURS
 
 # containerd matches keys of TOML without regard to case when a pod runs, so every spelling counts.
-_BINARY = "binaryname"
+_BINARY = ("binaryname", "runtime")
+# Of the program that a handler calls: NVIDIA's is called by runc's shim, whatever the base's is.
+_PROGRAM = ("runtimeType", "runtimeEngine", "runtimeRoot")
 _ANNOTATIONS = "containerannotations"
 _OUR_KEYS = ("default_runtime_name", "enable_cdi")
+# The last is deprecated, and goes where it is NVIDIA's.
+_OUR_TABLES = (*OURS, "default_runtime")
 _INLINE = re.compile(r"\bcontainerd = \{")
 _CRI_SECTIONS = ("io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime")
 
@@ -29,17 +33,24 @@ def pruned(value: Any) -> Any:
 def binaries(runtime: Mapping[str, Any]) -> set[str]:
     """The binaries that a handler's options name, under every spelling of the key."""
     options = runtime.get("options") or {}
-    return {value for key, value in options.items() if key.casefold() == _BINARY}
+    return {value for key, value in options.items() if key.casefold() in _BINARY}
 
 
-def inherited(runtime: Mapping[str, Any]) -> Any:
-    """What a handler has besides its binary and the annotations that it passes on.
+def inherited(runtime: Mapping[str, Any], strange: Sequence[str] = ()) -> Any:
+    """What a handler has besides its program, the annotations that it passes on, and `strange`
+    options.
 
     `runtime` is a handler as Status shows it.
     """
-    kept = {key: value for key, value in runtime.items() if key.casefold() != _ANNOTATIONS}
+    kept = {
+        key: value
+        for key, value in runtime.items()
+        if key.casefold() != _ANNOTATIONS and key not in _PROGRAM
+    }
     options = runtime.get("options") or {}
-    kept["options"] = {k: v for k, v in options.items() if k.casefold() != _BINARY}
+    kept["options"] = {
+        k: v for k, v in options.items() if k.casefold() not in _BINARY and k not in strange
+    }
     return pruned(kept)
 
 
@@ -96,9 +107,11 @@ def foreign_lines(text: str) -> Iterator[str]:
         code = line.partition("#")[0].strip()
         key = code.partition("=")[0].strip()
         if code.startswith("["):
-            ours = any(f".{name}." in code.strip("[]") + "." for name in OURS)
+            ours = any(f".{name}." in code.strip("[]") + "." for name in _OUR_TABLES)
         in_imports = in_imports or key == "imports"
-        mine = key.rpartition(".")[2] in _OUR_KEYS or _INLINE.search(code)
+        last = key.rpartition(".")[2]
+        program = last.casefold() in _BINARY and "nvidia-container-runtime" in code
+        mine = last in _OUR_KEYS or program or _INLINE.search(code)
         if code and not ours and not in_imports and not mine:
             yield line
         in_imports = in_imports and not code.endswith("]")

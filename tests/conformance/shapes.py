@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 from tests.tools.runtimes import ROOT
 
@@ -75,7 +76,8 @@ class Shape:
     `explicit`: containerd runs with `-c` and private paths, else with its default ones.
     `handlers` and `default` are what the runtime says before; `base` is the handler whose options
     ours inherit. `stale` are handlers that run an nvidia-container-runtime under other names than
-    ours. `carried`: only NVIDIA's handler has options, and runc, back as default, takes them over.
+    ours. `carried`: runc is made or repaired, to be the default with the options of `base`.
+    `removed` are handlers that go; `strange` are options of `base` that nobody knows.
     `options` go to the agent; `binaries` are the handler binaries that the node has.
     """
 
@@ -88,6 +90,8 @@ class Shape:
     base: str = "runc"
     stale: tuple[str, ...] = ()
     carried: bool = False
+    removed: tuple[str, ...] = ()
+    strange: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     binaries: tuple[str, ...] = (*BINARIES.values(), HOOK)
     modes: Mapping[str, int] = field(default_factory=dict)
@@ -105,7 +109,7 @@ class Shape:
     @property
     def ours(self) -> tuple[str, ...]:
         """Handlers that are the agent's to change."""
-        return (*OURS, "runc") if self.carried else OURS
+        return (*OURS, *self.removed, *(("runc",) if self.carried else ()))
 
     def default_after(self, row: Row) -> str:
         """The default runtime of a right node: ours in rows 5 and 6, else what was, if not ours."""
@@ -114,6 +118,15 @@ class Shape:
         if self.carried:
             return "runc"
         return self.base if self.default in (*OURS, *self.stale) else self.default
+
+
+class Sole(TypedDict):
+    """Fields of a shape."""
+
+    handlers: tuple[str, ...]
+    default: str
+    base: str
+    carried: bool
 
 
 _ALL = {"1.6": ROW6, "1.7": ROW4, "2.1": ROW3}
@@ -128,6 +141,11 @@ _KEEP_CDI = ("--enable-cdi-in-runtime=false",)
 _WITH_NVIDIA = ("nvidia", "runc")
 _EXP = "nvidia-experimental"
 _AKS = "nvidia-container-runtime"
+# Keywords of a shape whose only handler is NVIDIA's.
+_SOLE = Sole(handlers=("nvidia",), default="nvidia", base="nvidia", carried=True)
+_NO_TYPE = Refused(3, "it has no runtime_type")
+_NO_V1 = Refused(3, "no runtime_type io.containerd.runc.v1")
+_CGROUP = Refused(3, "systemd_cgroup")
 _VENDORS = ("crun", "kata", "runc", "runsc")
 
 
@@ -193,7 +211,17 @@ SHAPES = (
     Shape("stale-other-name-v3", _NEW, handlers=(_EXP, "runc"), default=_EXP, stale=(_EXP,)),
     Shape("stale-options-v2", {"1.7": ROW4}, handlers=_WITH_NVIDIA),
     Shape("stale-options-v3", _NEW, handlers=_WITH_NVIDIA),
-    Shape("sole-nvidia-v2", {"1.6": ROW6}, handlers=("nvidia",), default="nvidia", base="nvidia"),
+    Shape("sole-nvidia-v2", _OLD, **_SOLE),
+    Shape("data-volume-v2", _OLD, **_SOLE),
+    Shape(
+        "data-volume-v2-merged",
+        {"2.1": ROW4},
+        files="data-volume-v2",
+        handlers=_WITH_NVIDIA,
+        default="nvidia",
+        base="nvidia",
+        carried=True,
+    ),
     Shape(
         "legacy-default-v1",
         {"1.7": ROW4},
@@ -217,17 +245,70 @@ SHAPES = (
     Shape("gke-v2", _ALL, handlers=("gvisor", "runc")),
     Shape(
         "aks-v2",
-        {"1.6": ROW6, "1.7": Refused(3, "no handler runc")},
+        _OLD,
         handlers=(_AKS, "untrusted"),
         default=_AKS,
         base=_AKS,
         stale=(_AKS, "untrusted"),
+        carried=True,
     ),
     Shape("kind-v2", _ALL, handlers=("runc", "test-handler")),
     Shape("bottlerocket-v2", _OLD, handlers=("shimpei",), default="shimpei", base="shimpei"),
     Shape("bottlerocket-v3", _NEW, handlers=("runc", "shimpei"), default="shimpei", base="shimpei"),
     Shape("rke2-v3", _NEW, handlers=("runc", "runhcs-wcow-process")),
     Shape("fedora", {"1.7": ROW4, "2.1": ROW3}, explicit=False),
+    # A default that cannot run pods, or one to go back to. 1.x makes all of the drop-in's section.
+    Shape(
+        "empty-runc-v2", _OLD, handlers=_WITH_NVIDIA, default="nvidia", base="nvidia", carried=True
+    ),
+    Shape(
+        "empty-runc-v2-merged", _NEW, files="empty-runc-v2", handlers=_WITH_NVIDIA, default="nvidia"
+    ),
+    Shape("untyped-v2", {"1.6": ROW6, "1.7": _NO_TYPE, "2.1": _NO_TYPE}),
+    Shape("untyped-v3", {"2.1": _NO_TYPE}),
+    Shape("runc-v1-v2", {**_OLD, "2.1": _NO_V1}),
+    Shape("runc-v1-v3", {"2.1": _NO_V1}),
+    Shape("runc-v1-nvidia-v2", _OLD, handlers=_WITH_NVIDIA, default="nvidia"),
+    Shape("runc-v1-nvidia-v3", _NEW, handlers=_WITH_NVIDIA, default="nvidia", carried=True),
+    # NVIDIA's by what it calls: runc's own name, and the shim before runc's, which names no binary.
+    Shape("runc-is-nvidia-v2", _ALL, stale=("runc",), carried=True),
+    Shape("runc-is-nvidia-v3", _NEW, stale=("runc",), carried=True),
+    Shape(
+        "linux-shim-v1",
+        _OLD,
+        handlers=(_AKS,),
+        default=_AKS,
+        base=_AKS,
+        stale=(_AKS,),
+        carried=True,
+    ),
+    Shape(
+        "linux-shim-default-v1",
+        _OLD,
+        handlers=("default", "nvidia"),
+        default="default",
+        base="default",
+        stale=("default",),
+        carried=True,
+        removed=("default",),
+    ),
+    Shape(
+        "linux-shim-plugin-v2",
+        _OLD,
+        handlers=("gpu",),
+        default="gpu",
+        base="gpu",
+        stale=("gpu",),
+        carried=True,
+    ),
+    Shape("linux-engine-v2", _OLD, **_SOLE),
+    Shape("linux-cgroup-v2", {"1.6": _CGROUP, "1.7": _CGROUP}, **_SOLE),
+    Shape("gvisor-nvidia-v2", dict.fromkeys(("1.6", "1.7", "2.1"), Refused(3, "sandbox"))),
+    # What nobody knows, and what NVIDIA's installer writes with nothing in it.
+    Shape("strange-keys-v2", _ALL, strange=("Systemd_Cgroup", "version")),
+    Shape("strange-keys-v3", _NEW, strange=("Systemd_Cgroup", "version")),
+    Shape("installer-v2", {"1.7": ROW3}, handlers=(*OURS, "runc")),
+    Shape("installer-v3", _NEW, handlers=(*OURS, "runc")),
     # Spellings that people use by hand.
     Shape("inline-v2", _ALL),
     Shape("inline-v3", _NEW, handlers=_WITH_NVIDIA, default="nvidia"),

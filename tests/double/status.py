@@ -7,6 +7,9 @@ from collections.abc import Mapping
 
 from tests.double.generation import CRI_IMAGES, CRI_RUNTIME, GRPC_CRI, Generation, Table
 
+_LINUX = "io.containerd.runtime.v1.linux"
+_DEPRECATED = {"default_runtime": "default", "untrusted_workload_runtime": "untrusted"}
+
 # JSON names that differ from the TOML key in more than underscores and capitals.
 _RENAMED = {"maxcontainerlogsize": "maxcontainerloglinesize"}
 
@@ -21,7 +24,7 @@ def why_dead(generation: Generation, document: Table) -> str | None:
     needed = (GRPC_CRI, CRI_RUNTIME, CRI_IMAGES) if generation.deep else (GRPC_CRI,)
     if any(name not in document["plugins"] for name in needed):
         return "disabled, or one that it needs"
-    containerd = document["plugins"][generation.cri]["containerd"]
+    containerd = _named(generation, document["plugins"][generation.cri]["containerd"])
     name = containerd["default_runtime_name"]
     if not name:
         return "invalid plugin config: `default_runtime_name` is empty"
@@ -30,6 +33,32 @@ def why_dead(generation: Generation, document: Table) -> str | None:
             "invalid plugin config: no corresponding runtime configured in `containerd.runtimes` "
             f'for `containerd` `default_runtime_name = "{name}"'
         )
+    switch = not generation.deep and document["plugins"][GRPC_CRI]["systemd_cgroup"]
+    return None if generation.deep else _why_dead_1x(containerd, switch)
+
+
+def _named(generation: Generation, containerd: Table) -> Table:
+    """Give the section with the handlers that 1.x makes of deprecated tables; no dump shows them
+    so."""
+    found = {**containerd, "runtimes": dict(containerd["runtimes"])}
+    for key, name in _DEPRECATED.items() if not generation.deep else ():
+        if containerd[key]["runtime_type"]:
+            found["runtimes"][name] = containerd[key]
+            found |= {"default_runtime_name": name} if name == "default" else {}
+    return found
+
+
+def _why_dead_1x(containerd: Table, systemd_cgroup: bool) -> str | None:
+    """Say what is the v1.linux shim's alone; observed on 1.6.20 and 1.7.24."""
+    runtimes = containerd["runtimes"]
+    default = runtimes[containerd["default_runtime_name"]]
+    only = f"only works for runtime {_LINUX}"
+    if systemd_cgroup and default["runtime_type"] != _LINUX:
+        return f"invalid plugin config: `systemd_cgroup` {only}"
+    for table in runtimes.values():
+        for key in ("runtime_engine", "runtime_root") if table["runtime_type"] != _LINUX else ():
+            if table[key]:
+                return f"invalid plugin config: `{key}` {only}"
     return None
 
 
@@ -54,8 +83,10 @@ def config_info(generation: Generation, document: Table) -> Table:
         "stateDir": f"{document['state']}/{GRPC_CRI}",
     }
     shape = template["containerd"]["runtimes"]["runc"]
+    named = _named(generation, section["containerd"])
+    config["containerd"]["defaultRuntimeName"] = named["default_runtime_name"]
     config["containerd"]["runtimes"] = {
-        name: _handler(shape, table) for name, table in section["containerd"]["runtimes"].items()
+        name: _handler(shape, table) for name, table in named["runtimes"].items()
     }
     return config
 

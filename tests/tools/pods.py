@@ -45,14 +45,15 @@ _MAKE_FILES = 'for name in hosts hostname; do [ -e "/etc/$name" ] || : >"/etc/$n
 class PodNode(PrivateNode):
     """A private node, with the default paths inside, whose runtime can run pods on this machine.
 
-    `cdi` is whether the runtime has CDI switched on where it is off by default. A node that is left
-    has no process any more, in whatever state its runtime is.
+    `cdi` is whether the runtime has CDI switched on where it is off by default; `files` is the
+    configuration (in data/pods), where it is not the usual one. A node that is left has no process
+    any more, in whatever state its runtime is.
     """
 
-    def __init__(self, runtime: Runtime, *, cdi: bool = False) -> None:
+    def __init__(self, runtime: Runtime, *, cdi: bool = False, files: str = "") -> None:
         # Of 2.x the newest form; 1.6 does not know CDI and reads what 1.7 does.
         version = 2 if runtime.generation.startswith("1.") else 3
-        name = f"v{version}-cdi" if cdi and version == 2 else f"v{version}"
+        name = files or (f"v{version}-cdi" if cdi and version == 2 else f"v{version}")
         shape = Shape(f"pods-{name}", {}, explicit=False, files=f"../pods/{name}")
         super().__init__(runtime, shape)
 

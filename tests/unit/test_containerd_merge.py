@@ -281,6 +281,62 @@ def test_deprecated_default_table_without_type_counts_for_nothing() -> None:
     assert merge.effective(generation("1.7.24"), (file(text),)).default == "runc"
 
 
+def test_deprecated_table_for_the_untrusted_is_a_handler_on_1x_only() -> None:
+    """For pods with an annotation that nobody uses any more; the default stays."""
+    text = LEGACY.replace("default_runtime]", "untrusted_workload_runtime]")
+    text = text.replace("default_runtime.options]", "untrusted_workload_runtime.options]")
+    old = merge.effective(generation("1.7.24"), (file(text),))
+    new = merge.effective(generation("2.1.9"), (file(text),))
+    assert (old.default, set(old.runtimes)) == ("runc", {"untrusted", "runc"})
+    assert set(new.runtimes) == {"runc"}
+
+
+@pytest.mark.parametrize(
+    ("number", "text", "program"),
+    [
+        ("1.6.20", "[plugins.linux]\nruntime = '/n'", "/n"),
+        ("1.7.24", version(2, "[plugins.'io.containerd.runtime.v1.linux']\nruntime = '/n'"), "/n"),
+        ("1.7.24", version(2, "[plugins.'io.containerd.runtime.v1.linux']"), ""),
+        ("1.7.24", "", ""),
+    ],
+)
+def test_program_of_the_old_shim(number: str, text: str, program: str) -> None:
+    """In a section of its own, under the names of version 1 and 2."""
+    assert merge.effective(generation(number), (file(text),)).linux_runtime == program
+
+
+@pytest.mark.parametrize(
+    ("keys", "sandboxer"),
+    [
+        ("sandbox_mode = 'shim'", "shim"),
+        ("sandboxer = 'x'", "x"),
+        ("sandbox_mode = 'shim'\nsandboxer = 'x'", "x"),
+    ],
+)
+def test_sandbox_mode_has_another_name_since_version_3(keys: str, sandboxer: str) -> None:
+    """Observed on 2.1.9: brought over from a version 2 file, unless the new name is there too."""
+    table = f"[plugins.{V2}.containerd.runtimes.site]\n{keys}\n"
+    found = merge.effective(generation("2.1.9"), (file(version(2, table)),))
+    assert found.runtimes["site"] == {"sandboxer": sandboxer}
+    old = merge.effective(generation("1.7.24"), (file(version(2, table)),))
+    assert "runc" not in old.runtimes
+    assert old.runtimes["site"] == tomllib.loads(keys)
+
+
+@pytest.mark.parametrize("number", ["1.6.20", "1.7.24"])
+def test_what_a_later_section_hides_is_said(number: str) -> None:
+    """1.x takes all of it from the last file; what both say, or nobody, is not worth a word."""
+    first = f"[plugins.{V2}]\nsandbox_image = 'x'\nselinux_category_range = 0\n"
+    root = file(version(2, first + handlers(V2, "runc").partition("\n")[2]))
+    later = file(handlers(V2, "runc", extra="enable_selinux = true"), "/etc/containerd/a.toml")
+    (text,) = faults.hidden(generation(number), (root, later))
+    assert text.startswith("/etc/containerd/a.toml hides sandbox_image of /etc/containerd/config")
+    same = file(version(2, later.state.data.decode() if later.state else ""))
+    assert faults.hidden(generation(number), (same, later)) == ()
+    assert faults.hidden(generation(number), (root,)) == ()
+    assert faults.hidden(generation("2.1.9"), (root, later)) == ()
+
+
 @pytest.mark.parametrize(
     ("number", "section"),
     [

@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.decide import Decision, Evidence, Question, Switch, decide
-from agent.engine import plan
+from agent.engine import handlers, plan
 from agent.engine import wanted as wishes
+from agent.engine.handlers import Shown
 from agent.engine.overlay import Scene
 from agent.engine.plan import Edits
 from agent.engine.state import Memory, Original
@@ -40,6 +41,8 @@ ETC = "/etc/containerd"
 ROOT, DROP_IN = f"{ETC}/config.toml", f"{ETC}/conf.d/99-nvidia.toml"
 NARROW = f"{ETC}/conf.d/99-nvidia*.toml"
 NUMBERS = {"1.6": "1.6.20", "1.7": "1.7.24", "2.1": "2.1.9", "2.3": "2.3.4"}
+# Of the program that a handler calls.
+PROGRAM = ("options", "runtime_type", "runtime_engine", "runtime_root")
 V2 = 'plugins."io.containerd.grpc.v1.cri"'
 V3 = 'plugins."io.containerd.cri.v1.runtime"'
 
@@ -123,9 +126,10 @@ class Tree:
         )
 
         def wish(cri: Cri) -> Wanted:
-            return wishes.want(
-                cri, decision, available, "nvidia", self.memory.default, "io.containerd.runc.v2"
-            )
+            return handlers.want(
+                cri, decision, available, "nvidia", self.memory.default, "io.containerd.runc.v2",
+                Shown(None, self.generation.lacking),
+            )  # fmt: skip
 
         host = self.host
         drop_in = host.locate(self.prefix + DROP_IN)
@@ -167,8 +171,8 @@ def leaves(value: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
         yield above, (type(value), value)
 
 
-def is_ours(path: tuple[str, ...]) -> bool:
-    """Tell whether a key is one that the agent may write."""
+def is_ours(path: tuple[str, ...], handlers: tuple[str, ...] = OURS) -> bool:
+    """Tell whether a key is one that the agent may write, if these handlers are its to change."""
     if path[:1] in {(), ("imports",), ("version",)}:  # () is all there is of an empty file
         return True
     inner = path[2:]
@@ -176,10 +180,10 @@ def is_ours(path: tuple[str, ...]) -> bool:
         return True
     if inner[:2] == ("containerd", "default_runtime"):
         return True  # deprecated: it becomes a handler where the default is ours
-    return inner[:2] == ("containerd", "runtimes") and len(inner) > 2 and inner[2] in OURS
+    return inner[:2] == ("containerd", "runtimes") and len(inner) > 2 and inner[2] in handlers
 
 
-def check_changes(edits: Edits, tree: Tree) -> None:
+def check_changes(edits: Edits, tree: Tree, ours: tuple[str, ...] = OURS) -> None:
     """Check that a plan changes our keys and nothing else, and the root file last."""
     root = tree.prefix + ROOT
     assert root not in names(edits)[:-1]
@@ -191,11 +195,11 @@ def check_changes(edits: Edits, tree: Tree) -> None:
         assert replace(change.after, data=b"") == replace(change.before, data=b"")
         old, new = change.before.data.decode(), change.after.data.decode()
         before, after = dict(leaves(tomllib.loads(old))), dict(leaves(tomllib.loads(new)))
-        others = {path: value for path, value in before.items() if not is_ours(path)}
+        others = {path: value for path, value in before.items() if not is_ours(path, ours)}
         # An empty table that got something in it is no longer a leaf.
         others = {p: v for p, v in others.items() if v != (dict, {})}
         assert others.items() <= after.items()
-        added = {path for path in after.keys() - before.keys() if not is_ours(path)}
+        added = {path for path in after.keys() - before.keys() if not is_ours(path, ours)}
         # 1.x: where there were no runtimes, runc's own has to be written out with ours, and what
         # the deprecated table is called as a handler.
         assert {path[4] for path in added} <= {"runc", "default"}
@@ -248,17 +252,23 @@ def test_shape_is_made_right_in_our_keys_only(
     assert decision.row == row.number
     edits = tree.plan()
     assert edits.changes
-    check_changes(edits, tree)
+    check_changes(edits, tree, shape.ours)
     tree.apply(edits)
     cri = tree.cri()
-    assert set(cri.runtimes) == set(before.runtimes) | set(shape.handlers_after)
+    made = {"runc"} if shape.carried and not row.is_default else set()
+    assert set(cri.runtimes) == {
+        *before.runtimes.keys() - set(shape.removed), *shape.handlers_after, *made
+    }  # fmt: skip
     assert cri.default == shape.default_after(row)
     assert cri.enable_cdi == row.cdi_after
-    inherited = {k: v for k, v in before.table(shape.base).items() if k != "options"}
+    inherited = {k: v for k, v in before.table(shape.base).items() if k not in PROGRAM}
     annotations = [*row.annotations, *inherited.pop("container_annotations", [])]
     for handler in shape.handlers_after:
         table, binary = cri.table(handler), f"{TOOLKIT}/{shapes.BINARIES[handler]}"
         assert {value for _, value in wishes.binaries(table)} == {binary}
+        assert table["runtime_type"] == "io.containerd.runc.v2"
+        assert not table.get("runtime_engine")
+        assert not table.get("runtime_root")
         assert table.get("container_annotations", []) == annotations
         assert all(wishes.same(value, table.get(key)) for key, value in inherited.items())
     settled(tree)

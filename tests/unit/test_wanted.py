@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from agent.decide import Decision, Evidence, Question, Switch, decide
+from agent.engine import handlers
 from agent.engine import wanted as wishes
 from agent.engine.wanted import Binary, Wanted
 from agent.errors import Refused
@@ -42,7 +43,7 @@ def want(
     binaries: tuple[Binary, ...] = BINARIES,
 ) -> Wanted:  # fmt: skip
     """Return the wish."""
-    return wishes.want(settings, decision, binaries, name, remembered, TYPE)
+    return handlers.want(settings, decision, binaries, name, remembered, TYPE)
 
 
 def handler(name: str, key: str = "BinaryName") -> Data:
@@ -62,7 +63,7 @@ def test_every_binary_gets_its_handler_with_the_options_of_the_default() -> None
 def test_all_keys_of_the_base_are_inherited() -> None:
     """Whatever an admin set for pods holds for GPU pods."""
     base: Data = {
-        "runtime_type": "io.containerd.runc.v1", "snapshotter": "devmapper",
+        "runtime_type": TYPE, "snapshotter": "devmapper",
         "privileged_without_host_devices": True, "pod_annotations": ["a/*"],
         "options": {"Root": "/run/x", "BinaryName": "/usr/bin/site-runc"},
     }  # fmt: skip
@@ -196,12 +197,6 @@ def test_default_has_the_name_that_was_asked_for() -> None:
     """--runtime-name=gpu makes gpu the default, where one is wanted."""
     found = want(cri({"runc": RUNC}), ROW6, "gpu", binaries=(Binary("gpu", RUNTIME),))
     assert (found.default, set(found.handlers)) == ("gpu", {"gpu"})
-
-
-def test_default_with_nothing_to_go_back_to_is_refused() -> None:
-    """A default without a table keeps the CRI from loading."""
-    with pytest.raises(Refused, match=r"^cannot take nvidia back as default"):
-        want(cri({"nvidia": handler(RUNTIME), "kata": RUNC}, "nvidia"))
 
 
 def test_default_without_a_table_is_refused() -> None:
