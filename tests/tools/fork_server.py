@@ -160,7 +160,7 @@ def _prepare(request: Mapping[str, Any], descriptors: list[int]) -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if request["session"]:
         os.setsid()
-    show_command_line(request["argv"])  # there need be no such process in the /proc to come
+    show(request["argv"], request["env"])  # there need be no such process in the /proc to come
     if request["mounts"] and _LIBC.setns(descriptors.pop(), _CLONE_NEWNS) != 0:
         raise OSError(ctypes.get_errno(), "cannot enter the mount namespace")
     _take_descriptors(request["descriptors"], descriptors)
@@ -217,20 +217,23 @@ def _exit_code(code: str) -> int:
     return 0
 
 
-def show_command_line(argv: list[str]) -> None:
-    """Make /proc/self/cmdline say `argv`. Raises OSError where the kernel does not let us."""
+def show(argv: list[str], env: Mapping[str, str]) -> None:
+    """Make /proc/self/cmdline and environ say these. Raises OSError where the kernel does not let
+    us."""
     global _shown  # noqa: PLW0603 - the kernel reads this memory as long as we live
-    data = b"".join(os.fsencode(word) + b"\0" for word in argv)
-    _shown = ctypes.create_string_buffer(data, len(data))
+    words = b"".join(os.fsencode(word) + b"\0" for word in argv)
+    data = words + b"".join(os.fsencode(f"{name}={env[name]}") + b"\0" for name in env)
+    _shown = ctypes.create_string_buffer(data, len(data) + 1)
     with open("/proc/self/stat", "rb") as file:
         fields = [b"0", b"0", *file.read().rpartition(b")")[2].split()]
     start = ctypes.addressof(_shown)
     _LIBC.sbrk.restype = ctypes.c_void_p
     values = [int(fields[number - 1]) for number in _MAP_FIELDS]
     values[5] = _LIBC.sbrk(0)
-    values[7:9] = [start, start + len(data)]
-    words = (ctypes.c_uint64 * 13)(*values, 0, 0xFFFFFFFF << 32)  # no auxv; no other executable
-    if _LIBC.prctl(_PR_SET_MM, _PR_SET_MM_MAP, ctypes.byref(words), ctypes.sizeof(words), 0) != 0:
+    middle = start + len(words)
+    values[7:11] = [start, middle, middle, start + len(data)]
+    told = (ctypes.c_uint64 * 13)(*values, 0, 0xFFFFFFFF << 32)  # no auxv; no other executable
+    if _LIBC.prctl(_PR_SET_MM, _PR_SET_MM_MAP, ctypes.byref(told), ctypes.sizeof(told), 0) != 0:
         raise OSError(ctypes.get_errno(), "cannot set the command line of a process")
 
 

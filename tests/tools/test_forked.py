@@ -28,6 +28,7 @@ print(json.dumps({
     "argv": sys.argv[1:],
     "command line": open("/proc/self/cmdline").read().split("\\0"),
     "environment": dict(os.environ),
+    "shown environment": sorted(open("/proc/self/environ").read().split("\\0")),
     "directory": os.getcwd(),
     "umask": os.umask(0),
     "descriptors": sorted(os.listdir("/proc/self/fd")),
