@@ -186,6 +186,8 @@ def _fill(q: Question, version: Version | None, seen: Evidence, row: int, source
     prefixes: tuple[str, ...] = ()
     if q.cdi and row != 9:
         prefixes = (NVIDIA_PREFIX,) if native else (NVIDIA_PREFIX, CDI_PREFIX)
+    if row == 8:
+        prefixes = ()  # CRI-O gives a pod's annotations to its containers: anybody may write them
     if row == 5 and seen.switch in (Switch.TRUE, Switch.NULL):
         prefixes = (NVIDIA_PREFIX,)  # forced: containerd goes on answering cdi.k8s.io/ itself
     if q.prefixes is not None and row != 9:
@@ -276,6 +278,12 @@ def _override(q: Question, decision: Decision) -> Decision:
         if not decision.native and "cdi-cri" in q.strategy:
             warnings.append("device list strategy cdi-cri cannot work without native CDI")
         decision = replace(decision, strategy=q.strategy)
+    if decision.row == 8 and decision.prefixes:
+        warnings.append(
+            f"annotation prefixes {', '.join(decision.prefixes)} were asked for: CRI-O gives the "
+            "annotations of a pod to its containers, so that whoever may create a pod takes any "
+            "GPU, past the scheduler"
+        )
     reported = {e.switch for e in q.evidence if e.seen}
     if q.forced is True and decision.row == 3 and reported & {Switch.FALSE, Switch.ABSENT}:
         warnings.append("native CDI was forced, but the runtime does not report it as enabled")

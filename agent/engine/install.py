@@ -199,7 +199,8 @@ def _config(
     accepts = settings.accept_envvar
     return config.Config(
         mode="auto" if decision.hook else decision.mode,
-        prefixes=decision.prefixes or ("cdi.k8s.io/",),
+        # Without CDI the runtime's own default; native CDI on CRI-O has to answer none at all.
+        prefixes=decision.prefixes if decision.native else decision.prefixes or ("cdi.k8s.io/",),
         default_kind=settings.cdi_default_kind,
         spec_dirs=decision.spec_dirs or DEFAULT_DIRS,
         runtimes=runtimes,

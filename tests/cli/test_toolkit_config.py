@@ -51,8 +51,8 @@ CRIO = (
     Row(1, "1.37.0", (_OFF, "--config-mode=config"), mode="auto", prefixes=(_ALL,), accepts=True),
     Row(2, "1.37.0", (_OFF,), mode="auto", prefixes=(_ALL,), accepts=True),
     Row(6, "1.23.5", prefixes=(_OWN, _ALL), own_dirs=False),
-    Row(8, "1.37.0"),
-    Row(8, "1.24.6"),
+    Row(8, "1.37.0", prefixes=()),
+    Row(8, "1.24.6", prefixes=()),
 )
 
 

@@ -133,6 +133,13 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "2.4, key gone, may not": (7, {"version": "2.4.0", "evidence": FUTURE, "may_enable": False}),
     # Row 8: CRI-O.
     "cri-o 1.37": (8, {"runtime": "cri-o", "version": "1.37.0", "evidence": CRIO}),
+    "cri-o 1.37, prefixes given": (
+        8,
+        {
+            "runtime": "cri-o", "version": "1.37.0", "evidence": CRIO,
+            "prefixes": ("example.com/",),
+        },
+    ),
     "cri-o 1.33": (8, {"runtime": "cri-o", "version": "1.33.0", "evidence": CRIO}),
     "cri-o 1.28, nothing seen": (
         8,
@@ -339,6 +346,9 @@ def test_nothing_is_injected_twice(question: Question) -> None:
     """Where the runtime itself answers cdi.k8s.io/, the nvidia runtime must not."""
     decision = decide(question)
     if not question.cdi or decision.row == 9:
+        assert decision.prefixes == decision.pass_prefixes == ()
+    elif decision.row == 8:
+        # CRI-O gives pods' annotations to containers: anybody could take a GPU by one.
         assert decision.prefixes == decision.pass_prefixes == ()
     elif decision.native:
         assert (decision.prefixes, decision.pass_prefixes) == ((NVIDIA,), ())

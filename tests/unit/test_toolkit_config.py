@@ -159,11 +159,11 @@ def test_beside_what_nvidias_installer_writes(host: Host, row: int) -> None:
 def test_every_row(host: Host, row: int) -> None:
     """Mode, annotations and directories are those of the decision."""
     found = written(context(host, CDI_ENABLED="true" if row > 2 else "false"), row)
-    native = row in (3, 4, 7, 8)
+    answered = {1: PEER[_PREFIXES], 2: PEER[_PREFIXES], 5: _BOTH, 6: _BOTH, 8: []}
     directories = {3: ["/etc/cdi"], 7: ["/a", "/b"]}.get(row, ["/etc/cdi", "/var/run/cdi"])
     assert found == PEER | {
         _MODE: "cdi" if row > 2 else "auto",
-        _PREFIXES: PEER[_PREFIXES] if row < 3 else _OWN if native else _BOTH,
+        _PREFIXES: answered.get(row, _OWN),
         _ACCEPT: row < 3,
         f"{_CDI}.spec-dirs": directories,
     }
