@@ -16,6 +16,7 @@ from agent.engine import (
     device_nodes,
     install,
     kinds,
+    needed,
     obstacles,
     own_files,
     parsed,
@@ -156,7 +157,8 @@ def _converge(
     if proposal.restart is not None and proposal.restart.along:
         ctx.log("units are restarted along", units=list(proposal.restart.along))
     if proposal.configured:
-        return publish(ctx, Outcome(proposal, written), barrier=barrier)
+        outcome = tidied(ctx, memory, Outcome(proposal, written))
+        return publish(ctx, outcome, barrier=barrier)
     assert proposal.node is not None
     assert proposal.edits is not None
     refused_cdi = refused_cdi or proposal.cdi_refused
@@ -183,7 +185,41 @@ def _converge(
     if done.restarted:
         reloaded.remember(ctx, proposal.runtime.endpoint)
     outcome = replace(_outcome(proposal, done, written), down=down_units(ctx, proposal.restart))
+    outcome = tidied(ctx, request.memory, outcome)
     return publish(ctx, outcome, barrier=barrier or done.barrier)
+
+
+def tidied(ctx: Context, memory: Memory, outcome: Outcome) -> Outcome:
+    """What nothing needs any more goes once the runtime is proven without it: specs of ours where
+    none are asked for, and the toolkit where it was before. `memory` is what is remembered beside
+    files."""
+    proposal = outcome.proposal
+    if outcome.pending:
+        return outcome
+    gone = specs.write(ctx, proposal.spec) if proposal.spec and proposal.spec.late else ()
+    left = []
+    for item in proposal.moved:
+        host = item.directory.host
+        try:
+            # Asked again: a pod can have come since.
+            if not _is_needed(ctx, proposal, host) and install.remove_from(ctx.host, host):
+                ctx.log("toolkit removed", directory=host)
+                gone = (*gone, host)
+                continue
+        except Refused as error:
+            ctx.log("warning", text=error.message)
+        left.append(host)
+    if tuple(left) != memory.moved:
+        now = replace(ctx.store.memory(), moved=tuple(left))
+        change.tidy(ctx, lambda: ctx.store.remember(now))
+    return replace(outcome, changed=(*outcome.changed, *gone))
+
+
+def _is_needed(ctx: Context, proposal: Proposal, host: str) -> bool:
+    if proposal.node is None or proposal.edits is None:
+        return True
+    after = needed.After(proposal.node, proposal.edits.changes, proposal.edits.files)
+    return needed.why_kept(ctx, after, host) is not None
 
 
 def down_units(ctx: Context, way: Restart | None) -> tuple[str, ...]:
@@ -197,7 +233,8 @@ def down_units(ctx: Context, way: Restart | None) -> tuple[str, ...]:
 def _install(ctx: Context, proposal: Proposal) -> tuple[str, ...]:
     """What a runtime has to find when it starts: the handlers' programs (it asks them for their
     features), and the devices. Gives what was written."""
-    return *install.write(ctx, proposal.toolkit), *specs.write(ctx, proposal.spec)
+    spec = None if proposal.spec and proposal.spec.late else proposal.spec
+    return *install.write(ctx, proposal.toolkit), *specs.write(ctx, spec)
 
 
 def _after_failure(
@@ -238,7 +275,8 @@ def _after(memory: Memory, proposal: Proposal, *, refused_cdi: bool) -> Memory:
         default = current.default
     refused = loaded(proposal.runtime, proposal.edits.files) if refused_cdi else None
     enabled = memory.enabled_cdi or proposal.edits.wanted.enable_cdi
-    return replace(memory, default=default, enabled_cdi=enabled, cdi_refused=refused)
+    moved = tuple(item.directory.host for item in proposal.moved)
+    return replace(memory, default=default, enabled_cdi=enabled, cdi_refused=refused, moved=moved)
 
 
 def states_of(node: AnyNode) -> tuple[Wanted, ...]:

@@ -300,6 +300,16 @@ def remove(ctx: Context) -> tuple[str, ...]:
         raise Refused(f"cannot remove {directory}: {reason(error)}") from error
 
 
+def remove_from(host: HostRoot, name: str) -> bool:
+    """The same for a directory (its host path) that is not the current one. Was there anything?
+    Raises Refused."""
+    directory = host.resolve(name)
+    try:
+        return place.remove(directory.agent)
+    except OSError as error:
+        raise Refused(f"cannot remove {directory}: {reason(error)}") from error
+
+
 def watched(ctx: Context) -> tuple[str, ...]:
     """Agent paths of what is installed; without them the node is not as it should be."""
     try:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 
 from agent import tomledit
 from agent.data import dataclass
-from agent.decide import Decision, Evidence, Question, Switch, Unseen, decide
+from agent.decide import DEFAULT_DIRS, Decision, Evidence, Question, Switch, Unseen, decide
 from agent.errors import Refused, Unreachable
 from agent.host.paths import HostPath, HostRoot
 from agent.observe import command, config, crio, process
@@ -230,6 +230,12 @@ def evidence(node: Node | None, runtime: Runtime, host: HostRoot) -> tuple[Evide
     path = node.root.name if node.root.state is not None else None
     dump = command.config_dump(host, node.executable, path)
     return found, _dump_evidence(dump.data)
+
+
+def spec_directories(runtime: Runtime, host: HostRoot) -> tuple[str, ...]:
+    """Where a spec of ours may lie: where the runtime looks, if it says so, or would by default."""
+    seen = evidence(None, runtime, host)[0].spec_dirs
+    return (*(seen if isinstance(seen, tuple) else ()), *DEFAULT_DIRS)
 
 
 def _crio_evidence(answer: Answer) -> Iterator[Evidence]:

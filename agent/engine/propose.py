@@ -17,6 +17,7 @@ from agent.engine import (
     install,
     kinds,
     low_level,
+    needed,
     obstacles,
     own_files,
     parsed,
@@ -29,6 +30,7 @@ from agent.engine.candidate import known_failure, loaded
 from agent.engine.context import Context
 from agent.engine.device_nodes import Missing
 from agent.engine.kinds import AnyNode
+from agent.engine.needed import Moved
 from agent.engine.node import Node, Runtime
 from agent.engine.plan import CannotSwitch, Change, Edits
 from agent.engine.preflight import Candidate, Preflight
@@ -51,7 +53,7 @@ class Proposal:
     are device nodes to be made; `blocked` is why an apply refuses; `trial` is the verdict of a
     trial start, where a restart is due; `cdi_refused`: the runtime does not start with native CDI
     switched on; `repairs` are files of ours that somebody garbled, as they are written anew before
-    anything else."""
+    anything else; `moved` are directories of a toolkit of ours that is elsewhere by now."""
 
     runtime: Runtime
     decision: Decision
@@ -68,6 +70,7 @@ class Proposal:
     trial: Trial | None = None
     cdi_refused: bool = False
     repairs: tuple[Change, ...] = ()
+    moved: tuple[Moved, ...] = ()
 
     @property
     def changes(self) -> tuple[Change, ...]:
@@ -111,6 +114,7 @@ class Proposal:
             and installed
             and not self.nodes
             and not self.changes
+            and not any(item.why is None for item in self.moved)
             and (self.restart is None)
         )
 
@@ -128,18 +132,30 @@ def propose(ctx: Context, memory: Memory, *, may_enable: bool | None = None) -> 
         wanted = replace(decision, is_default=proposal.is_default)
         toolkit = install.propose(ctx, found, wanted, runtimes, root)
     hook = install.cdi_hook(ctx, found)
-    spec = specs.propose(ctx, decision.spec_dirs, hook, _reader(proposal))
+    looked = nodes.spec_directories(proposal.runtime, ctx.host)
+    spec = specs.propose(ctx, decision.spec_dirs, hook, _reader(proposal), looked)
     told = (
         missing,
         _unsaid(hook),
         *(toolkit.warnings if toolkit else ()),
         *(spec.warnings if spec else ()),
     )
-    nodes, refused = device_nodes.possible(device_nodes.missing(ctx, root))
+    possible, refused = device_nodes.possible(device_nodes.missing(ctx, root))
     warnings = (*proposal.warnings, *(text for text in told if text), *refused)
-    return _writable(
-        ctx, replace(proposal, spec=spec, toolkit=toolkit, nodes=nodes, warnings=warnings)
-    )
+    moved = _moved(ctx, proposal, memory, found)
+    warnings = (*warnings, *(item.warning for item in moved))
+    proposal = replace(proposal, spec=spec, toolkit=toolkit, nodes=possible, moved=moved)
+    return _writable(ctx, replace(proposal, warnings=warnings))
+
+
+def _moved(
+    ctx: Context, proposal: Proposal, memory: Memory, found: install.Found | None
+) -> tuple[Moved, ...]:
+    node, edits = proposal.node, proposal.edits
+    if node is None or edits is None or found is None:
+        return ()
+    after = needed.After(node, edits.changes, edits.files)
+    return needed.moved(ctx, after, memory, found.directory)
 
 
 def _writable(ctx: Context, proposal: Proposal) -> Proposal:
@@ -219,10 +235,7 @@ def _propose(
         edits, told = kinds.edits(node, ctx.host, replace(wish, decision=decision))
     gaps = tuple(kinds.unproven(edits.wanted, runtime.answer))
     gaps = gaps or reloaded.gaps(ctx, node, edits, memory)
-    restart = None
-    if gaps:
-        mode, process = settings.restart_mode, runtime.process
-        restart = ctx.choose_restart(mode, process, ctx.host, runtime.kind)
+    restart = _way(ctx, runtime) if gaps else None
     warnings = (*decision.warnings, *left_out, *told, *transaction.warnings(edits.changes))
     warnings += restart.warnings if restart else ()
     proposal = Proposal(runtime, decision, node, edits, gaps, restart, None, warnings)
@@ -235,6 +248,11 @@ def _propose(
     without = _propose(ctx, memory, False, found)
     text = f"native CDI cannot be switched on: {proposal.blocked}"
     return replace(without, cdi_refused=True, warnings=(*without.warnings, text))
+
+
+def _way(ctx: Context, runtime: Runtime) -> Restart:
+    """How the runtime is restarted. Raises Refused."""
+    return ctx.choose_restart(ctx.settings.restart_mode, runtime.process, ctx.host, runtime.kind)
 
 
 def _examined(ctx: Context, node: AnyNode, edits: Edits, proposal: Proposal) -> Proposal:

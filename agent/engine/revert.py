@@ -17,7 +17,7 @@ from agent.engine import (
     in_use,
     install,
     kinds,
-    low_level,
+    needed,
     obstacles,
     own_files,
     parsed,
@@ -38,7 +38,6 @@ from agent.engine.state import Memory, parents
 from agent.engine.wanted import OUR_NAMES, Wanted, is_ours
 from agent.errors import AgentError, Locked, Refused, Unreachable
 from agent.host import files
-from agent.host.paths import is_below
 from agent.render import not_back
 from agent.runtimes.merge import Cri
 
@@ -111,6 +110,7 @@ def _carry_out(ctx: Context, memory: Memory, plan: _Plan, *, toolkit: bool) -> R
     gone = specs.remove(ctx, plan.dirs)
     if toolkit and not done.pending:
         gone = (*gone, *install.remove(ctx))
+        gone += tuple(host for host in memory.moved if install.remove_from(ctx.host, host))
     ctx.publisher.forgive()
     return replace(done, changed=(*done.changed, *gone), notes=plan.notes)
 
@@ -135,39 +135,19 @@ def _refuse_needed(ctx: Context, memory: Memory, keep_edits: bool) -> None:
     """The toolkit stays as long as a pod runs by it, or a file names a program of it that will
     not be there. Raises Refused."""
     names = install.installed(ctx)
-    if not names:
+    if not names and not memory.moved:
         return
     node = _look(ctx, memory)
-    if used := in_use.toolkit_refusal(ctx.host, node.runtime, names):
-        raise used
-    changes, after = (
+    changes, files_after = (
         _files_after(ctx, node, memory, keep_edits) if memory.files else ((), node.files)
     )
-    if (spec := specs.naming(ctx, _spec_dirs(ctx), names)) is not None:
-        raise Refused(
-            f"cannot remove the toolkit: {spec} has hooks in {names[0]}, without which no "
-            "container with its devices would start; remove that file first"
-        )
-    left = install.left(ctx, names)
-
-    def goes(path: str) -> bool:
-        return is_below(path, *names) and path not in left
-
-    overlay = {item.path.host: item.after for item in changes}
-    for file, path in kinds.hook_programs(node, ctx.host, overlay):
-        if goes(path):
-            raise Refused(
-                f"cannot remove the toolkit: the OCI hook {file} runs {path}, without which no "
-                "container would start; remove that file first"
-            )
-    cri = kinds.effective(node, after)
-    for handler in cri.runtimes:
-        for path in low_level.executables(cri.table(handler)):
-            if goes(path):
-                raise Refused(
-                    f"cannot remove the toolkit: handler {handler} of the restored configuration "
-                    f"runs {path}; take it out, or leave the toolkit where it is"
-                )
+    after = needed.After(node, changes, files_after)
+    left = install.left(ctx, names) if names else ()
+    where = [(names, left)] if names else []
+    where += [((host,), ()) for host in memory.moved]
+    for directory, stays in where:
+        if error := needed.refusal(ctx, after, directory, stays):
+            raise error
 
 
 def _files_after(
@@ -186,8 +166,7 @@ def _spec_dirs(ctx: Context) -> tuple[str, ...]:
         runtime = nodes.find_runtime(ctx.settings, ctx.host)
     except (Refused, Unreachable):
         return DEFAULT_DIRS
-    seen = nodes.evidence(None, runtime, ctx.host)[0].spec_dirs
-    return (*(seen if isinstance(seen, tuple) else ()), *DEFAULT_DIRS)
+    return nodes.spec_directories(runtime, ctx.host)
 
 
 def _forget(ctx: Context, memory: Memory) -> None:

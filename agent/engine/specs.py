@@ -18,7 +18,7 @@ from agent.data import dataclass
 from agent.engine.context import Context
 from agent.engine.gpus import Gpus
 from agent.engine.plan import Change
-from agent.engine.whose import Site, Spec, file_name
+from agent.engine.whose import Site, Spec, file_name, is_named_by_kind
 from agent.errors import AgentError, NoDevices, Refused, reason
 from agent.host import files, trust
 from agent.host.paths import HostPath, HostRoot
@@ -29,7 +29,7 @@ from agent.settings import Settings
 class Proposed:
     """Specs as they should be, and the changes that make them so. `problem` is why there can be no
     management spec: then changes only take away what describes nothing any more. `directory` is
-    where ours go."""
+    where ours go; `late`: changes have to wait until the runtime is proven without them."""
 
     specs: tuple[Spec, ...]
     changes: tuple[Change, ...] = ()
@@ -37,22 +37,33 @@ class Proposed:
     problem: AgentError | None = None
     directory: HostPath | None = None
     gpus: Gpus | None = None
+    late: bool = False
 
 
 def propose(
-    ctx: Context, spec_dirs: tuple[str, ...], hook: str | None, reader: Reader
-) -> Proposed | None:
+    ctx: Context, spec_dirs: tuple[str, ...], hook: str | None, reader: Reader,
+    read: tuple[str, ...] = (),
+) -> Proposed | None:  # fmt: skip
     """The specs for a runtime that reads `spec_dirs` as `reader`, with hooks by the program at the
-    host path `hook`; None where none are wanted.
+    host path `hook`; None where none are wanted and none of ours is in a directory that is `read`.
 
     Never raises: a person who looks at a node without a driver wants to see the rest as well.
     """
     if not ctx.settings.cdi_enabled or ctx.settings.cdi_output_dir is None:
-        return None
+        return _none(ctx, (*spec_dirs, *read))
     try:
         return _propose(ctx, spec_dirs, hook, reader)
     except AgentError as error:
         return _impossible(ctx, error)
+
+
+def _none(ctx: Context, spec_dirs: tuple[str, ...]) -> Proposed | None:
+    """No specs: those that we wrote under other options go."""
+    gone = []
+    for path in ours(ctx, spec_dirs):
+        with contextlib.suppress(Refused):
+            gone.append(Change(path, files.read(path.agent, path.host), None))
+    return Proposed((), tuple(gone), late=True) if gone else None
 
 
 def _impossible(ctx: Context, error: AgentError) -> Proposed:
@@ -192,13 +203,13 @@ def present(ctx: Context, spec_dirs: tuple[str, ...]) -> bool:
 
 def ours(ctx: Context, spec_dirs: tuple[str, ...]) -> tuple[HostPath, ...]:
     """Every spec that we wrote."""
-    found = []
-    for place in directories(ctx, spec_dirs):
-        for name in _names(ctx):
-            path = HostPath(os.path.join(place.agent, name), os.path.join(place.host, name))
-            if _is_ours(path.agent):
-                found.append(path)
-    return tuple(found)
+    names = _names(ctx)
+    return tuple(
+        path
+        for place in directories(ctx, spec_dirs)
+        for path, data in foreign.entries(ctx.host, place)
+        if emit.is_ours(data) and (path.name in names or is_named_by_kind(path.name, data))
+    )
 
 
 def has_management(ctx: Context, spec_dirs: tuple[str, ...]) -> bool:

@@ -54,13 +54,15 @@ class Original:
 class Memory:
     """Everything needed for `revert`, by host path; the default runtime of before our first
     change; whether `enable_cdi = true` is our doing; a hash of the runtime and the files on
-    which that could not be had; and the process that was proven last (boot id, pid, start)."""
+    which that could not be had; the process that was proven last (boot id, pid, start); and
+    directories (host paths) in which we installed a toolkit that has another one by now."""
 
     files: Mapping[str, Original] = field(default_factory=dict)
     default: str | None = None
     enabled_cdi: bool = False
     cdi_refused: str | None = None
     proven: tuple[str, int, int] | None = None
+    moved: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,6 +347,7 @@ def memory_from_json(data: Mapping[str, Any], name: str) -> Memory:
         return Memory(
             originals, data["default"], data["enabled_cdi"], data["cdi_refused"],
             (str(proven[0]), int(proven[1]), int(proven[2])) if proven else None,
+            tuple(map(str, data.get("moved", ()))),
         )  # fmt: skip
     except (TypeError, KeyError, AttributeError, IndexError, ValueError) as error:
         raise Refused(f"cannot read {name}: it is damaged; move it away") from error

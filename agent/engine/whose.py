@@ -53,6 +53,12 @@ def file_name(kind: str) -> str:
     return kind.replace("/", "-") + ".yaml"
 
 
+def is_named_by_kind(name: str, data: bytes) -> bool:
+    """Has a file the name that we give to a spec of its kind? A copy under another name is
+    somebody else's."""
+    return any(name == file_name(kind) for kind in read.kinds(data))
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """Where our specs go, what they are called, and every file in a directory of specs."""
@@ -119,12 +125,16 @@ class Site:
     def leftovers(self) -> list[Change]:
         """Specs of ours in directories where they do not go any more: there they would win over
         the new ones, or be taken where those are gone."""
+
+        def is_left(path: HostPath, data: bytes) -> bool:
+            if path.name in self.names:
+                return os.path.dirname(path.host) != self.directory.host
+            return is_named_by_kind(path.name, data)  # of a kind that is asked for no more
+
         return [
             Change(path, files.new_state(data), None)
             for path, data in self.there
-            if path.name in self.names
-            and os.path.dirname(path.host) != self.directory.host
-            and emit.is_ours(data)
+            if emit.is_ours(data) and is_left(path, data)
         ]
 
     def _path(self, kind: str) -> HostPath:

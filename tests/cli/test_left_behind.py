@@ -1,0 +1,129 @@
+"""What another set of options had us write does not stay behind: specs where no CDI is asked for,
+and a toolkit whose directory moved."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.node import shows
+from tests.cli.test_crio import make
+from tests.cli.test_refusals import WholeNode, pytestmark
+from tests.conformance import checks
+from tests.conformance.trees import contents
+
+__all__ = ["pytestmark"]
+
+MANAGEMENT = "management.nvidia.com-gpu.yaml"
+
+
+@pytest.fixture
+def node(place: Path) -> Iterator[WholeNode]:
+    with WholeNode(place) as found:
+        checks.done(found.agent("apply"))
+        assert [path.name for path in found.cdi.iterdir()] == [MANAGEMENT]
+        yield found
+
+
+@pytest.mark.parametrize("option", ["--cdi-enabled=false", "--cdi-output-dir="])
+def test_specs_go_where_none_are_asked_for(node: WholeNode, option: str) -> None:
+    """A plan shows it, an apply does it after the proof, and status lists none."""
+    theirs = node.cdi / "theirs.yaml"
+    theirs.write_bytes((node.cdi / MANAGEMENT).read_bytes())
+    plan = shows(node.agent("plan", "-o", "json", option), "Plan", 1)
+    assert (str(node.cdi / MANAGEMENT), "remove") in [
+        (item["path"], item["action"]) for item in plan["changes"]
+    ]
+    assert (node.cdi / MANAGEMENT).exists()
+    data = shows(node.agent("apply", "-o", "json", option), "Outcome")
+    assert str(node.cdi / MANAGEMENT) in data["changed"]
+    assert list(node.cdi.iterdir()) == [theirs], "a copy under another name is somebody else's"
+    assert "Nothing to do" in node.agent("apply", option).stdout
+    assert json.loads(node.agent("status", "-o", "json", option).stdout)["specs"] == []
+
+
+def test_specs_stay_while_the_change_is_not_proven(node: WholeNode) -> None:
+    """The old state needs them: it is back with all of them."""
+    before = contents(node.everything())
+    node.script(die_when={"default": "nvidia"})
+    result = node.agent("apply", "--cdi-enabled=false", "--proof-timeout=1")
+    assert result.returncode == 5, checks.said(result)
+    assert (node.cdi / MANAGEMENT).exists()
+    found = contents(node.everything())
+    assert {n: e for n, e in found.items() if "/cdi" in n} == {
+        n: e for n, e in before.items() if "/cdi" in n
+    }
+
+
+def test_spec_of_a_kind_that_is_asked_for_no_more(node: WholeNode) -> None:
+    """Another --cdi-kind: the file of the old one goes."""
+    checks.done(node.agent("apply", "--cdi-kind=management.example.com/gpu"))
+    assert [path.name for path in node.cdi.iterdir()] == ["management.example.com-gpu.yaml"]
+
+
+def test_specs_that_were_never_written(place: Path) -> None:
+    """Status lists what is, not what would be."""
+    with WholeNode(place) as node:
+        (spec,) = (
+            item
+            for item in json.loads(node.agent("status", "-o", "json").stdout)["specs"]
+            if item["kind"] == "management.nvidia.com/gpu"
+        )
+        assert spec["file"] is None
+        assert spec["writer"] is None
+        checks.done(node.agent("apply"))
+        (spec, *_) = json.loads(node.agent("status", "-o", "json").stdout)["specs"]
+        assert spec["file"] == str(node.cdi / MANAGEMENT)
+
+
+def test_toolkit_that_moved(node: WholeNode) -> None:
+    """The old directory goes with what nothing needs any more, and what was made for it."""
+    elsewhere = f"--toolkit-install-dir={node.directory}/elsewhere"
+    plan = node.agent("plan", elsewhere)
+    assert f"the toolkit in {node.toolkit} is removed" in plan.stdout
+    checks.done(node.agent("apply", elsewhere))
+    assert not node.toolkit.exists()
+    assert (node.directory / "elsewhere/toolkit/nvidia-container-runtime").exists()
+    assert "Nothing to do" in node.agent("apply", elsewhere).stdout
+    assert "moved" not in node.agent("status", elsewhere).stdout
+    checks.done(node.agent("revert --toolkit", elsewhere))
+    assert not (node.directory / "elsewhere").exists()
+
+
+def test_toolkit_that_moved_under_a_pod(node: WholeNode) -> None:
+    """It stays while a pod runs by it, status says so, and the next apply takes it away."""
+    program = str(node.toolkit / "nvidia-container-runtime")
+    pod = {
+        "name": "train-0", "namespace": "ml", "handler": "nvidia",
+        "binary": program,
+    }  # fmt: skip
+    node.script(pods=[pod])
+    elsewhere = f"--toolkit-install-dir={node.directory}/elsewhere"
+    for command in ("apply", "apply"):
+        result = node.agent(command, elsewhere)
+        checks.done(result)
+        assert f"the toolkit in {node.toolkit} is left" in result.stdout
+        assert "ml/train-0" in result.stdout
+        assert node.toolkit.exists()
+    warnings = json.loads(node.agent("status", "-o", "json", elsewhere).stdout)["warnings"]
+    assert any("ml/train-0" in text for text in warnings)
+    node.script()
+    checks.done(node.agent("apply", elsewhere))
+    assert not node.toolkit.exists()
+
+
+def test_crio_hook_that_is_wanted_no_more(place: Path) -> None:
+    """Row 2 to row 8 and back: the hook, and then the drop-in, go."""
+    with make(place) as node:
+        checks.done(node.agent("apply"))
+        drop_in = node.drop_in
+        assert drop_in.exists()
+        shutil.copy(drop_in, place / "kept")
+        checks.done(node.agent("apply", "--cdi-enabled=false"))
+        assert not drop_in.exists()
+        checks.done(node.agent("apply"))
+        assert drop_in.read_bytes() == (place / "kept").read_bytes()
