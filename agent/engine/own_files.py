@@ -69,6 +69,7 @@ def _written(original: Original) -> FileState | None:
 
 def _fault(ctx: Context, path: HostPath) -> tuple[FileState | None, str | None]:
     """What is there, and why it is no configuration file of ours."""
+    now = None
     try:
         link = os.path.islink(path.agent)
         real = ctx.host.resolve(path.host) if link else path
@@ -80,7 +81,7 @@ def _fault(ctx: Context, path: HostPath) -> tuple[FileState | None, str | None]:
         containerd.check_shape(file)
         crio.check_shape(file)
     except Refused as error:
-        return None, error.message.partition(": ")[2] or error.message
+        return now, error.message.partition(": ")[2] or error.message
     if why := trust.distrust(now):
         return now, f"it {why}"
     empty = not tomledit.without_empty(data).keys() - {"version"}

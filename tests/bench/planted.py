@@ -192,10 +192,16 @@ _UNDO = (
         ("tests/unit/test_transaction.py",),
     ),
     Mutant(
-        "edit-between-two-changes-forgotten", "undo", "agent/engine/undoing.py",
-        "untouched = digest == original.written and not original.edited",
-        "untouched = digest == original.written",
+        "edit-between-two-changes-forgotten", "undo", "agent/engine/ownership.py",
+        "alone = not original.edited or (",
+        "alone = True or (",
         ("tests/cli/test_revert.py::test_foreign_edit_between_two_applies",),
+    ),
+    Mutant(
+        "unwritable-file-found-too-late", "undo", "agent/engine/obstacles.py",
+        "demands = [*_configuration(changes)]",
+        "demands = []",
+        ("tests/cli/test_refusals.py::test_refusal_touches_nothing",),
     ),
     Mutant(
         "file-imported-by-name-removed", "undo", "agent/engine/undoing.py",

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.node import CliNode, Refusal, fails, refuses, shows
+from tests.cli.test_crio import make
 from tests.cli.test_revert import append, versions
 from tests.conformance import checks
 from tests.conformance.trees import contents, touched
@@ -210,6 +211,27 @@ def test_drop_in_with_an_edit_loses_our_header(node: CliNode) -> None:
     text = node.drop_in.read_text()
     assert tomllib.loads(text) == tomllib.loads("version = 3\n" + ADMIN)
     assert "toolkit-agent" not in text
+
+
+@pytest.mark.parametrize("command", ["apply", "apply --set-as-default=true"])
+def test_nothing_of_ours_stays_in_an_edited_drop_in_of_crio(place: Path, command: str) -> None:
+    """Handlers, a default and our header go; the admin's key stays in a table of its own."""
+    with make(place) as node:
+        before = node.answer()
+        checks.done(node.agent(command))
+        text = node.drop_in.read_text()
+        head = "[crio.runtime]\n"
+        edit = 'log_level = "info" # by the admin\n'
+        text = text.replace(head, head + edit, 1) if head in text else text + "\n" + head + edit
+        node.drop_in.write_text(text)
+        fails(node.agent("revert"), 3, "--keep-edits")
+        checks.done(node.agent("revert --keep-edits"))
+        left = node.drop_in.read_text()
+        assert tomllib.loads(left) == {"crio": {"runtime": {"log_level": "info"}}}
+        assert "# by the admin" in left
+        assert "toolkit-agent" not in left
+        after = node.answer()
+        assert (after.default, set(after.runtimes)) == (before.default, set(before.runtimes))
 
 
 def test_specs_that_were_never_written(node: CliNode) -> None:
