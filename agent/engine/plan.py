@@ -32,6 +32,7 @@ from agent.observe.config import Overlay
 from agent.runtimes import faults, merge
 from agent.runtimes.containerd import ConfigFile
 from agent.runtimes.generations import Generation
+from agent.runtimes.merge import Cri
 from agent.tomledit import Data, Op, Path, Set, Unset, get
 
 _SECTION_DEFAULT: Path = ("containerd", "default_runtime_name")
@@ -68,7 +69,7 @@ def edits(scene: Scene) -> Edits:
     _refuse_hopeless(scene)
     ours = _our_drop_in(scene)
     basis = tuple(file for file in scene.files if file is not ours)
-    wanted = _carried_on(scene, basis, scene.wish(merge.effective(scene.gen, basis)))
+    wanted = _carried_on(scene, basis, scene.wish(_with_our_runc(scene, basis)))
     strict = _without_stale(scene, basis, wanted)
     right = not wishes.gaps(strict, merge.effective(scene.gen, scene.files))
     if right and not (ours and _disturbs(scene, basis, wanted)):
@@ -85,13 +86,28 @@ def _carried_on(scene: Scene, basis: tuple[ConfigFile, ...], wanted: Wanted) -> 
     now, before = (merge.effective(scene.gen, files) for files in (scene.files, basis))
     if wanted.default is None and wishes.is_nvidia(now, now.default):
         wanted = replace(wanted, default=before.default)
-    runc = now.table("runc")
-    changed = "runc" not in wanted.handlers and runc != before.table("runc")
-    if changed and not handlers.has_ordinary_runc(before, scene.gen.lacking):
-        made = {**runc, "options": runc.get("options", {})}
-        wanted = replace(wanted, handlers={**wanted.handlers, "runc": made})
+    if "runc" not in wanted.handlers and (runc := _our_runc(scene, now, before)):
+        wanted = replace(wanted, handlers={**wanted.handlers, "runc": runc})
     on = now.enable_cdi is True and before.enable_cdi is False
     return replace(wanted, enable_cdi=wanted.enable_cdi or on)
+
+
+def _our_runc(scene: Scene, now: Cri, before: Cri) -> Data | None:
+    """The runc that only our own drop-in made an ordinary one."""
+    runc = now.table("runc")
+    if runc == before.table("runc") or handlers.has_ordinary_runc(before, scene.gen.lacking):
+        return None
+    return {**runc, "options": runc.get("options", {})}
+
+
+def _with_our_runc(scene: Scene, basis: tuple[ConfigFile, ...]) -> Cri:
+    """What the other files make, with our runc where they do not say any more what it was made
+    from: the default that was NVIDIA's is changed in a file that is loaded after ours."""
+    now, before = (merge.effective(scene.gen, files) for files in (scene.files, basis))
+    runc = _our_runc(scene, now, before)
+    if runc is None or wishes.is_nvidia(before, before.default):
+        return before
+    return replace(before, runtimes={**before.runtimes, "runc": runc})
 
 
 def _without_stale(scene: Scene, basis: tuple[ConfigFile, ...], wanted: Wanted) -> Wanted:

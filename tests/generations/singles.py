@@ -210,4 +210,35 @@ LOCKED = tuple(
     )
 )  # fmt: skip
 
-SINGLES = (*LOCKED, *NAMES, *IMAGE_SETTINGS, *IMPORTS, *DISABLED, *LATE)
+_NV = "/old/nvidia-container-runtime"
+_SOLE2, _SOLE3 = (handlers(number, "nvidia", default="nvidia", binary=_NV) for number in (2, 3))
+_TYPED = f"[{V3}.containerd.runtimes.runc]\nruntime_type = '{{}}'\n"
+_V1_TYPE = _TYPED.format("io.containerd.runc.v1")
+_UNABLE = Refused(3, "no runtime_type")
+_TWO = ("nvidia", "runc")
+
+
+def sole(name: str, text: str, cells: Mapping[str, Expected], **files: str) -> Texts:
+    """A node whose only handler besides the built-in one is NVIDIA's: runc gets its options."""
+    found = one(name, text, cells, _TWO, default="nvidia", base="nvidia",
+                files={f"conf.d/{key}.toml": value for key, value in files.items()})  # fmt: skip
+    return replace(found, carried=True)
+
+
+# The default is NVIDIA's, or cannot run pods.
+DEFAULTS = (
+    sole("sole-v2", f"version = 2\n{_SOLE2}", _ALL3),
+    sole("sole-v4", _SERVERS + _SOLE3, _NEW3),
+    sole("sole-late-default", f"version = 3\n{_GLOB}" + handlers(3, "nvidia", binary=_NV), _ALL3,
+         zz=f"version = 3\n[{V3}.containerd]\ndefault_runtime_name = 'nvidia'\n"),
+    sole("sole-runc-v1", f"version = 3\n{_GLOB}{_SOLE3}", _ALL3,
+         **{"50": f"version = 3\n{_V1_TYPE}"}),
+    sole("sole-untyped", f"version = 3\n{_GLOB}{_SOLE3}", _ALL3,
+         **{"50": "version = 3\n" + _TYPED.format("")}),
+    one("untyped-v4", _SERVERS + _TYPED.format(""), dict.fromkeys(NEW, _UNABLE)),
+    one("runc-v1-v4", _SERVERS + _V1_TYPE, dict.fromkeys(NEW, _UNABLE)),
+    one("no-sandboxer-v4", _SERVERS + handlers(3, "runc", "nvidia", binary="/old/{}").replace(
+        " # as ever", "\nsandboxer = ''"), _NEW3, _TWO),
+)  # fmt: skip
+
+SINGLES = (*DEFAULTS, *LOCKED, *NAMES, *IMAGE_SETTINGS, *IMPORTS, *DISABLED, *LATE)
