@@ -35,7 +35,7 @@ from agent.engine.preflight import Candidate
 from agent.engine.propose import tried_out, why_not
 from agent.engine.restart import Restart
 from agent.engine.state import Memory, parents
-from agent.engine.wanted import OUR_NAMES, Wanted, is_ours
+from agent.engine.wanted import OUR_NAMES, Wanted
 from agent.errors import AgentError, Locked, Refused, Unreachable
 from agent.host import files
 from agent.render import not_back
@@ -285,7 +285,7 @@ def _way(
 
 
 def _going(now: Cri, after: Cri, running: tuple[str, ...]) -> tuple[str, ...]:
-    """Handlers of ours, of the files or of the running runtime, that there will be no more."""
-    ours = [name for name, table in now.runtimes.items() if is_ours(name, table)]
-    ours += [name for name in running if name in OUR_NAMES]
-    return tuple(dict.fromkeys(name for name in ours if name not in after.runtimes))
+    """Handlers of the files (also a runc that we made), or ours of the running runtime, that there
+    will be no more."""
+    names = (*now.runtimes, *(name for name in running if name in OUR_NAMES))
+    return tuple(dict.fromkeys(name for name in names if name not in after.runtimes))
