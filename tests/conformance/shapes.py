@@ -307,6 +307,11 @@ SHAPES = (
     # What nobody knows, and what NVIDIA's installer writes with nothing in it.
     Shape("strange-keys-v2", _ALL, strange=("Systemd_Cgroup", "version")),
     Shape("strange-keys-v3", _NEW, strange=("Systemd_Cgroup", "version")),
+    Shape(
+        "version-at-the-end",
+        {**_OLD, "2.1": Refused(3, "config.toml")},
+        strange=("version",),
+    ),
     Shape("installer-v2", {"1.7": ROW3}, handlers=(*OURS, "runc")),
     Shape("installer-v3", _NEW, handlers=(*OURS, "runc")),
     # Spellings that people use by hand.

@@ -31,7 +31,12 @@ class Cell:
 
 
 # Where 2.3 and later differ from 2.1: they read version 1, and a drop-in must not be newer.
-_SINCE_23: Mapping[str, Expected] = {"v1": ROW3, "v1-implicit": ROW3, "frozen-v3-below-v2": DOWN}
+_SINCE_23: Mapping[str, Expected] = {
+    "v1": ROW3,
+    "v1-implicit": ROW3,
+    "version-at-the-end": ROW3,
+    "frozen-v3-below-v2": DOWN,
+}
 
 
 def _real() -> Iterator[Shape]:

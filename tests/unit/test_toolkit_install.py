@@ -9,6 +9,7 @@ import pytest
 
 from agent.engine import install, low_level
 from agent.engine.install import Proposed
+from agent.engine.wanted import LINUX
 from agent.errors import NoToolkit, Refused
 from agent.host.paths import Mount
 from agent.runtimes.merge import Cri
@@ -71,6 +72,17 @@ KATA: Data = {"runtime_type": "io.containerd.kata.v2", "runtime_path": "/opt/bin
         ("nvidia", {"nvidia": OUR_HANDLER}, None, []),
         ("gpu", {"gpu": named("/usr/bin/nvidia-container-runtime.cdi"), "runc": {}}, None, []),
         ("nothing", {}, None, []),
+        # The shim before runc's names its program in other places.
+        ("old", {"old": {"runtime_type": LINUX, "runtime_engine": "/opt/bin/custom"}}, None,
+         ["/opt/bin/custom"]),
+        ("old", {"old": {"runtime_type": LINUX, "options": {"Runtime": "youki"}}}, None, ["youki"]),
+        ("old", {"old": {"runtime_type": LINUX, "runtime_engine": f"/x/{RUNTIME}"}}, None, []),
+        # runc's own name, NVIDIA's program.
+        ("runc", {"runc": named(f"/usr/bin/{RUNTIME}")}, None, []),
+        ("runc", {"runc": {"runtime_type": "io.containerd.runc.v2", "runtime_path":
+                           f"/usr/bin/{RUNTIME}"}}, None, []),
+        # What a sandbox calls is its own business.
+        ("nvidia", {"nvidia": {**KATA, "options": {"BinaryName": "youki"}}}, None, []),
     ],
 )  # fmt: skip
 def test_low_level_runtimes_of_containerd(
@@ -81,6 +93,21 @@ def test_low_level_runtimes_of_containerd(
     found = low_level.runtimes(host.context(), "containerd", Cri(default, handlers, None, {}),
                               remembered)  # fmt: skip
     assert found == tuple(dict.fromkeys([*expected, "runc", "crun"]))
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"), [("/opt/bin/custom", ["/opt/bin/custom"]), (RUNTIME, []), ("", [])]
+)
+def test_low_level_runtime_of_the_shim_before_runcs(
+    program: str, expected: list[str], host: Host
+) -> None:
+    """Where its handler names none, its own settings do."""
+    handlers: dict[str, Data] = {"old": {"runtime_type": LINUX}}
+    host.make(programs("/usr/bin", ("crun",)))
+    found = low_level.runtimes(
+        host.context(), "containerd", Cri("old", handlers, None, {}, program), None
+    )
+    assert found == (*expected, "runc", "crun")
 
 
 _CRUN: Data = {"runtime_path": "/usr/libexec/crio/crun", "runtime_type": "oci"}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agent.decide import Decision, Evidence, Question, Switch, decide
-from agent.engine import handlers
+from agent.engine import handlers, kinds
 from agent.engine import wanted as wishes
 from agent.engine.wanted import Binary, Wanted
 from agent.errors import Refused
@@ -313,3 +313,30 @@ def test_list_of_handlers_is_what_is_left_without_verbose_information() -> None:
     assert wishes.unproven(WISH, bare) == []
     none = Answer("containerd", "2.1.9", True, None, ("", "runc"))
     assert wishes.unproven(WISH, none) == ["handler nvidia is not listed"]
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "nvidia"),
+    [
+        ("runc", {"runtimeType": TYPE, "options": {"binaryName": RUNTIME}}, True),
+        ("x", {"runtimeType": TYPE, "runtimePath": RUNTIME, "options": None}, True),
+        ("x", {"runtimeType": "io.containerd.runtime.v1.linux", "runtimeEngine": RUNTIME}, True),
+        ("nvidia", {"runtimeType": TYPE, "options": {}}, True),
+        ("nvidia", {"runtimeType": "io.containerd.runsc.v1"}, False),
+        ("runc", {"runtimeType": TYPE, "options": {"BinaryName": ""}}, False),
+    ],
+)
+def test_default_that_is_shown_is_nvidias_by_what_it_calls(
+    name: str, table: Data, nvidia: bool
+) -> None:
+    """Where nothing may be changed, that is what is published."""
+    config = {"containerd": {"defaultRuntimeName": name, "runtimes": {name: table}}}
+    shown = Answer("containerd", "2.1.9", True, config, ())
+    assert kinds.shows_nvidia(shown) is nvidia
+    assert kinds.shown(shown) == (name, (name,))
+
+
+@pytest.mark.parametrize("config", [None, {}, {"containerd": None}, {"containerd": {}}])
+def test_default_that_is_not_shown_is_nobodys(config: Data | None) -> None:
+    """Nor is one without a table."""
+    assert kinds.shows_nvidia(Answer("containerd", "2.1.9", True, config, ("x",))) is False
