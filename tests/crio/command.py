@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from tests.crio import flags
 from tests.crio.generation import Generation, Table, generation_of
 from tests.crio.load import RefusedError, load
 from tests.crio.script import read_script
@@ -34,8 +35,7 @@ _BUILD = "GitCommit:      unknown\nGoVersion:      go1.27.1\nPlatform:       lin
 def crio(version: str, arguments: Sequence[str]) -> int:
     """Do what the command `crio` with these arguments does; gives the exit status."""
     parser = argparse.ArgumentParser(prog="crio", allow_abbrev=False)
-    parser.add_argument("-c", "--config", help="the configuration file")
-    parser.add_argument("-d", "--config-dir", help="the directory of drop-ins")
+    flags.add_to(parser)
     parser.add_argument("-l", "--log-level", help="is ignored")
     parser.add_argument("--listen", help="the socket, instead of the configured one")
     for name in _OWN_PLACES:
@@ -43,6 +43,7 @@ def crio(version: str, arguments: Sequence[str]) -> int:
     parser.add_argument("-v", "--version", action="store_true", help="print the version")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args(arguments)
+    flags.resolve(options, os.environ)
     if options.runroot:
         os.environ[TRIAL_VARIABLE] = "1"
     generation = generation_of(version)
@@ -73,6 +74,7 @@ def log(level: str, text: str) -> None:
 
 def _read(generation: Generation, options: argparse.Namespace) -> Table:
     document = load(generation, options.config, options.config_dir, by_key=read_script().by_key)
+    flags.merge(generation, document, options)
     if options.listen:
         document["api"]["listen"] = options.listen
     return document
@@ -84,7 +86,7 @@ def _config(generation: Generation, options: argparse.Namespace, *, default: boo
     if default:
         document = generation.defaults()
     validate(generation, document, log, execution=False)
-    return template_text(generation, document)
+    return template_text(generation, document, everything=default)
 
 
 def _daemon(generation: Generation, number: str, options: argparse.Namespace) -> None:

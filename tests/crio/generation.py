@@ -34,15 +34,15 @@ HANDLER: dict[str, tuple[Any, tuple[int, int]]] = {
     "monitor_cgroup": ("", (1, 24)),
     "monitor_env": ([], (1, 24)),
     "monitor_exec_cgroup": ("", (1, 25)),
-    "platform_runtime_paths": ({}, (1, 29)),
-    "runtime_pull_image": (False, (1, 30)),
-    "container_min_memory": ("", (1, 31)),
-    "no_sync_log": (False, (1, 33)),
+    "platform_runtime_paths": ({}, (1, 28)),
+    "runtime_pull_image": (False, (1, 28)),
+    "container_min_memory": ("", (1, 30)),
+    "no_sync_log": (False, (1, 31)),
     "inherit_default_runtime": (False, (1, 32)),
     "default_annotations": ({}, (1, 32)),
-    "stream_websockets": (False, (1, 33)),
-    "exec_cpu_affinity": ("", (1, 33)),
-    "seccomp_profile": ("", (1, 33)),
+    "stream_websockets": (False, (1, 34)),
+    "exec_cpu_affinity": ("", (1, 34)),
+    "seccomp_profile": ("", (1, 34)),
     "container_create_timeout": (0, (1, 35)),
 }
 # Those that the daemon prints also while they are empty.
@@ -128,6 +128,11 @@ class Generation:
         return self.number >= (1, 33)
 
     @property
+    def prints_disallowed(self) -> bool:
+        """Whether `GET /config` has what a handler is not allowed, computed and in random order."""
+        return self.number < (1, 31)
+
+    @property
     def default_runtime(self) -> str:
         """The handler that is there, and the default, where no file says anything."""
         return "crun" if self.number >= (1, 31) else "runc"
@@ -158,6 +163,8 @@ class Generation:
         if self.number >= (1, 31):
             given["container_min_memory"] = "500KiB"
             given["container_create_timeout"] = 240
+        elif self.number >= (1, 30):
+            given["container_min_memory"] = "12MiB"
         if self.number >= (1, 35):
             given["allowed_annotations"] = ["io.containers.trace-syscall", "devices.crio.io"]
         empty = self.handler()

@@ -30,9 +30,9 @@ def load(
 ) -> Table:
     """Give the merged configuration, without the outermost table; raises RefusedError."""
     document = generation.defaults()
-    main = config or "/etc/crio/crio.conf"
-    # Only the usual file may be missing.
-    if config is not None or os.path.exists(main):
+    main = "/etc/crio/crio.conf" if config is None else config
+    # Only the usual file may be missing; an empty name is none, and none is read.
+    if main and (config is not None or os.path.exists(main)):
         try:
             _add(generation, document, main, by_key)
         except RefusedError as error:

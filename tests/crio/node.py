@@ -19,10 +19,11 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import grpc
@@ -38,6 +39,7 @@ from tests.double.install import make_program, start_program
 from tests.double.supervisor import Supervisor
 from tests.tools import forked
 
+NOTHING: Mapping[str, str] = MappingProxyType({})
 _OPTIONS = (("grpc.default_authority", "localhost"),)
 _BUSES = ("/run/dbus/system_bus_socket", "/run/systemd/private")
 _CALL = "from tests.crio.command import crio\n\nsys.exit(crio({version!r}, sys.argv[1:]))"
@@ -86,7 +88,12 @@ class CrioNode(AgentNode):
     `drop_in` is to be written. `text` is what the main file has besides the private places.
     """
 
-    def __init__(self, directory: Path, version: str = "1.37.0", text: str = "") -> None:
+    def __init__(
+        self, directory: Path, version: str = "1.37.0", text: str = "", *,
+        flags: Sequence[str] | None = None, variables: Mapping[str, str] = NOTHING,
+    ) -> None:  # fmt: skip
+        """`flags` are those of the daemon, where they are not to name the two places; `variables`
+        are more of its environment. In both `@ETC@` stands for the directory of the files."""
         self.directory = directory
         self.version = version
         self.etc = directory / "etc/crio"
@@ -117,7 +124,12 @@ class CrioNode(AgentNode):
         self.program = make_program(
             directory / "bin/crio", sys.executable, call, server=forked.address()
         )
-        self.argv = [str(self.program), "-c", str(self.config), "-d", str(self.drop_ins)]
+        places = ["-c", str(self.config), "-d", str(self.drop_ins)]
+        given = (
+            places if flags is None else [word.replace("@ETC@", str(self.etc)) for word in flags]
+        )
+        self.argv = [str(self.program), *given]
+        self.variables = {k: v.replace("@ETC@", str(self.etc)) for k, v in variables.items()}
         self.write(text)
         self.supervisor = self.run()
         self._stack = ExitStack()
@@ -174,7 +186,7 @@ class CrioNode(AgentNode):
 
     def environment(self) -> dict[str, str]:
         """All that the runtime gets: its handlers are found in the private directory first."""
-        return {"PATH": f"{self.bin}:{os.defpath}"}
+        return {"PATH": f"{self.bin}:{os.defpath}", **self.variables}
 
     def run(self, delay: float | None = 0.05) -> Supervisor:
         """Give the supervisor of the daemon, to be entered."""

@@ -95,7 +95,7 @@ def page(daemon: Daemon, script: Callable[[], CrioScript], path: str) -> tuple[i
         return faults.http_status, "text/plain; charset=utf-8", b"scripted\n"
     document = faults.disguise(daemon.shown)
     if path == "/config":
-        return 200, "application/toml", effective_text(document).encode()
+        return 200, "application/toml", effective_text(daemon.generation, document).encode()
     if path == "/info":
         shown = {
             "storage_driver": document["storage_driver"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Mapping
 
 from tests.crio.generation import ALWAYS, UNSET, Generation, Table, captured_status
@@ -76,22 +77,31 @@ def printable(document: Table) -> Table:
     return {"crio": shown}
 
 
-def effective_text(document: Table) -> str:
+def effective_text(generation: Generation, document: Table) -> str:
     """What `GET /config` answers."""
-    return toml.dumps(printable(document))
+    shown = printable(document)
+    for handler in (
+        shown["crio"]["runtime"]["runtimes"].values() if generation.prints_disallowed else ()
+    ):
+        names = sorted(known_annotations() - set(handler.get("allowed_annotations", ())))
+        handler["DisallowedAnnotations"] = random.sample(names, len(names))
+    return toml.dumps(shown)
 
 
 # What the template has after its table of handlers: printed, it lands in the last handler.
 _AFTER_HANDLERS = ("hostnetwork_disable_selinux", "disable_hostport_mapping", "timezone")
 
 
-def template_text(generation: Generation, document: Table) -> str:
-    """What `crio config` prints: everything, what is built in as comments.
+def template_text(generation: Generation, document: Table, *, everything: bool = False) -> str:
+    """What `crio config` prints: what is built in as comments, unless `everything`, as with
+    `--default` (captured on 1.30 and 1.37).
 
     Handlers are one setting: all of them are comments where they are those that are built in, and
     none otherwise (template.go of 1.24 to 1.36).
     """
-    built_in = printable(generation.defaults())["crio"]
+    built_in: Table = {"runtime": {}}
+    if not everything:
+        built_in = printable(generation.defaults())["crio"]
     shown = printable(document)["crio"]
     handlers = shown["runtime"].pop("runtimes", {})
     late = {k: shown["runtime"].pop(k) for k in _AFTER_HANDLERS if k in shown["runtime"]}

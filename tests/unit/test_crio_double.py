@@ -302,10 +302,93 @@ def test_what_is_printed_is_read_again_as_the_same(version: str, node: Node) -> 
     node.write({"crio.conf.d/10": NVIDIA + "runtime_path = '@BIN@/runc'\n"})
     document, _ = node.effective(version)
 
-    node.write({"crio.conf.d/10": effective_text(document)})
+    node.write({"crio.conf.d/10": effective_text(generation, document)})
     again, _ = node.effective(version)
 
     assert again == document
     template = template_text(generation, node.load(version))
     assert "runtimes" in tomllib.loads(template)["crio"]["runtime"]
     assert tomllib.loads(template_text(generation, generation.defaults()))["crio"]["api"] == {}
+
+
+CAPTURES = Path(__file__).resolve().parents[1] / "data/captures"
+PACKAGED = """
+[crio.runtime]
+default_runtime = "crun"
+conmon_cgroup = "pod"
+[crio.runtime.runtimes.crun]
+runtime_path = "@BIN@/crun"
+runtime_root = "/run/crun"
+monitor_path = "@BIN@/conmon"
+allowed_annotations = ["io.containers.trace-syscall"]
+[crio.runtime.runtimes.runc]
+runtime_path = "@BIN@/runc"
+runtime_root = "/run/runc"
+monitor_path = "@BIN@/conmon"
+"""
+OURS = """
+[crio.runtime.runtimes.{}]
+runtime_path = "@BIN@/kata"
+runtime_type = "oci"
+runtime_root = "/run/crun"
+monitor_path = "@BIN@/conmon"
+allowed_annotations = ["io.containers.trace-syscall"]
+"""
+PATHS = ("runtime_path", "monitor_path")  # the double's are the test's own
+
+
+def settings(table: Table) -> Table:
+    """What is compared of a handler: lists of annotations that it is denied are cut."""
+    cut = {key: value for key, value in table.items() if key not in PATHS}
+    return {key: bool(value) if key == "DisallowedAnnotations" else value
+            for key, value in cut.items()}  # fmt: skip
+
+
+@pytest.mark.parametrize(("version", "capture"), [("1.30.14", "1.30.14"), ("1.37.0", "1.37")])
+def test_packaged_node_is_as_captured(version: str, capture: str, node: Node) -> None:
+    """Handlers, key by key, as a real CRI-O shows the packaged files and a drop-in of ours."""
+    ours = "".join(map(OURS.format, ("nvidia", "nvidia-cdi", "nvidia-legacy")))
+    node.write({"crio.conf.d/10-crio.conf": PACKAGED, "crio.conf.d/99-nvidia.conf": ours})
+    document, _ = node.effective(version)
+    generation = generation_of(version)
+
+    shown = tomllib.loads(effective_text(generation, document))["crio"]["runtime"]
+    real = tomllib.loads((CAPTURES / f"cri-o-{capture}/packaged-node.toml").read_text())
+    expected = real["crio"]["runtime"]
+    assert shown["default_runtime"] == expected["default_runtime"]
+    assert list(shown["runtimes"]) == list(expected["runtimes"])
+    for name, table in expected["runtimes"].items():
+        assert settings(shown["runtimes"][name]) == settings(table), name
+
+
+@pytest.mark.parametrize(("version", "capture"), [("1.30.14", "1.30.14"), ("1.37.0", "1.37")])
+def test_status_is_as_captured(version: str, capture: str, node: Node) -> None:
+    """The same by Status: nothing but the image before 1.33."""
+    node.write({"crio.conf.d/10-crio.conf": PACKAGED})
+    shown = json.loads(info(generation_of(version), node.effective(version)[0])["config"])
+    status = json.loads((CAPTURES / f"cri-o-{capture}/status.json").read_text())
+    assert shown.keys() == status["config"].keys()
+    if "crio" in shown:
+        real, ours = status["config"]["crio"]["Runtimes"], shown["crio"]["Runtimes"]
+        for name in ("crun", "runc"):
+            assert ours[name].keys() == real[name].keys()
+            for key, value in real[name].items():
+                if key not in ("RuntimePath", "MonitorPath", "DisallowedAnnotations"):
+                    assert ours[name][key] == value, (name, key)
+
+
+@pytest.mark.parametrize(("version", "capture"), [("1.30.14", "1.30.14"), ("1.37.0", "1.37")])
+def test_default_template_is_as_captured(version: str, capture: str) -> None:
+    """`crio config --default` has a setting of the section in the table of its last handler."""
+    generation = generation_of(version)
+    text = template_text(generation, generation.defaults(), everything=True)
+    real = tomllib.loads((CAPTURES / f"cri-o-{capture}/default-handler.toml").read_text())
+    [(name, table)] = real["crio"]["runtime"]["runtimes"].items()
+    printed = tomllib.loads(text)["crio"]["runtime"]["runtimes"]
+    assert list(printed) == [name]
+    known = {key: value for key, value in table.items() if value}
+    assert known["hostnetwork_disable_selinux"] is True
+    # The double has no cgroup of systemd's; what is empty it does not print.
+    assert {key: printed[name].get(key) for key in known if key != "monitor_cgroup"} == {
+        key: value for key, value in known.items() if key != "monitor_cgroup"
+    }
