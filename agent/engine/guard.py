@@ -21,10 +21,10 @@ class Deadly(Refused):
     """A restart would kill the runtime for good; `later` is the warning where none is due, `path`
     the file to blame."""
 
-    def __init__(self, path: HostPath, why: str, remedy: str) -> None:
-        super().__init__(f"cannot restart containerd: {path} {why}; {remedy}")
+    def __init__(self, path: HostPath, why: str, remedy: str, runtime: str = "containerd") -> None:
+        super().__init__(f"cannot restart {runtime}: {path} {why}; {remedy}")
         self.path = path
-        self.later = f"{path} {why}: it would not come back from a restart; remove the file"
+        self.later = f"{path} {why}: it would not come back from a restart; {remedy}"
 
 
 def _crash(path: HostPath, what: str) -> Deadly:

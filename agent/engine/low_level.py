@@ -5,18 +5,26 @@ Invariant: never NVIDIA's runtime itself, under whatever name: it would call its
 
 from __future__ import annotations
 
+import os
+
 from agent.engine.context import Context
 from agent.engine.wanted import LINUX, binaries, is_nvidia, is_runc, programs_of
+from agent.errors import Refused
 from agent.host.paths import HostRoot
 from agent.runtimes.merge import Cri
 from agent.tomledit import Data
 from agent.toolkit import programs, tree
 
+_HOSTS_CONFIG = "/etc/nvidia-container-runtime/config.toml"
 
-def runtimes(ctx: Context, kind: str, cri: Cri | None, remembered: str | None) -> tuple[str, ...]:
+
+def runtimes(
+    ctx: Context, kind: str, cri: Cri | None, base: str | None, called: str | None = None
+) -> tuple[str, ...]:
     """What nvidia-container-runtime calls in turn: what runs containers on this node without it
-    (the default runtime of before first; what config.toml says already, where the node's own
-    configuration is not looked at), then what its PATH has. Never itself."""
+    (`called`, what it calls by now; that of the handler `base`, then of the default runtime; what
+    config.toml says already, where the node's own configuration is not looked at), then what its
+    PATH has. Never itself."""
     asked = ctx.settings.low_level_runtimes
     if asked:
         return asked
@@ -24,11 +32,30 @@ def runtimes(ctx: Context, kind: str, cri: Cri | None, remembered: str | None) -
     if cri is None:
         found: list[str | None] = [*tree.runtimes(programs.directory(ctx.settings, ctx.host).agent)]
     else:
-        names = (remembered, cri.default, *usual)
+        names = (base, cri.default, *usual)
         found = [_binary(kind, cri, name) for name in names if name]
     there = [path for path in found if path and _real(ctx.host, path)]
+    if called and _real(ctx.host, called) not in [_real(ctx.host, path) for path in there[:1]]:
+        there.insert(0, called)
     candidates = dict.fromkeys((*there, *usual))
     return tuple(path for path in candidates if not _is_itself(ctx.host, path))
+
+
+def called_by(host: HostRoot, table: Data) -> str | None:
+    """What a handler that runs NVIDIA's runtime calls by now, as its config.toml says: beside the
+    program, as NVIDIA's installer and this agent put it, else the host's own. Containers are found
+    again by that one only (observed on CRI-O 1.30 and 1.37)."""
+    path = table.get("runtime_path")
+    if not isinstance(path, str) or not programs.is_nvidia(path):
+        return None
+    for name in (os.path.join(os.path.dirname(path), tree.CONFIG), _HOSTS_CONFIG):
+        try:
+            named = tree.runtimes_of(host.resolve(name).agent)
+        except Refused:
+            continue
+        if named:
+            return next((program for program in named if _real(host, program)), None)
+    return None
 
 
 def _binary(kind: str, cri: Cri, name: str) -> str | None:

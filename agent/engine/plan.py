@@ -57,11 +57,15 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Edits:
-    """What has to be written, in that order, so that `wanted` holds at the next start."""
+    """What has to be written, in that order, so that `wanted` holds at the next start. `files` are
+    as they will be; `base` is the handler that ours inherit from, `called` the low-level program
+    that those of before call; None where that is not told."""
 
     changes: tuple[Change, ...]
     wanted: Wanted
-    files: tuple[ConfigFile, ...]  # as they will be
+    files: tuple[ConfigFile, ...]
+    base: str | None = None
+    called: str | None = None
 
 
 def edits(scene: Scene) -> Edits:

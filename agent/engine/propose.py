@@ -126,9 +126,12 @@ def propose(ctx: Context, memory: Memory, *, may_enable: bool | None = None) -> 
     root = driver.root_of(ctx.host, generate.places(ctx.settings))
     decision, toolkit = proposal.decision, None
     if found is not None:
-        cri = kinds.effective(proposal.node, proposal.node.files) if proposal.node else None
-        kind = proposal.runtime.kind
-        runtimes = low_level.runtimes(ctx, kind, cri, memory.default)
+        kind, node, edits = proposal.runtime.kind, proposal.node, proposal.edits
+        cri, base, called = None, memory.default, None
+        if node is not None and edits is not None:
+            cri = kinds.effective(node, edits.files)
+            base, called = edits.base or base, edits.called
+        runtimes = low_level.runtimes(ctx, kind, cri, base, called)
         wanted = replace(decision, is_default=proposal.is_default)
         toolkit = install.propose(ctx, found, wanted, runtimes, root)
     hook = install.cdi_hook(ctx, found)

@@ -136,10 +136,9 @@ def work_directory(host: HostRoot, writable: tuple[str, ...], needed: Iterable[s
 
 def environment(running: Process | None) -> dict[str, str]:
     """What the running runtime was started with, without what its service manager gave it."""
+    given = process.environment(running) if running else None
     found = {
-        name: value
-        for name, value in process.environment(running).items()
-        if not name.startswith(_OF_THE_MANAGER)
+        name: value for name, value in (given or {}).items() if not name.startswith(_OF_THE_MANAGER)
     }
     return {"PATH": command.PATH, **found}
 

@@ -52,10 +52,13 @@ def _of_node(ctx: Context, node: AnyNode) -> Iterator[str]:
 def _of_crio(host: HostRoot, node: CrioNode) -> Iterator[str]:
     """Every directory with drop-ins is one whose time counts: any name in it does."""
     yield node.hook.agent
-    yield from _path(host, node.directory)
+    if node.directory:
+        yield from _path(host, node.directory)
     for file in node.files:
+        if not file.name:
+            continue  # a root file that CRI-O does not read
         yield from _path(host, file.name)
-        if is_below(file.name, node.directory):
+        if node.directory and is_below(file.name, node.directory):
             yield from _path(host, os.path.dirname(file.name))
 
 
@@ -93,9 +96,9 @@ def _of_process(ctx: Context, running: Process | None, kind: str) -> Iterator[st
     try:
         if kind == "crio":
             root, directory = crio_nodes.places(ctx.settings, ctx.host, running)
-            yield from _path(ctx.host, root)
-            yield from _path(ctx.host, directory)
-            for file in files.names(ctx.host.resolve(directory).agent):
+            for name in filter(None, (root, directory)):
+                yield from _path(ctx.host, name)
+            for file in files.names(ctx.host.resolve(directory).agent) if directory else ():
                 yield from _path(ctx.host, os.path.join(directory, file))
             return
         root = nodes.root_name(ctx.settings, ctx.host, running)

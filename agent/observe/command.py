@@ -83,11 +83,11 @@ def config_dump(
 
 def crio_config(
     host: HostRoot, executable: str, config: str | None, directory: str,
-    descriptors: Sequence[int] = (),
+    descriptors: Sequence[int] = (), flags: Sequence[str] = (),
 ) -> Dump:  # fmt: skip
-    """`crio -c FILE -d DIRECTORY config`: all that is not as by default. Without a root file an
-    empty one stands in: one that is named has to exist."""
-    words = ["-c", config or os.devnull, "-d", directory, "config"]
+    """`crio -c FILE -d DIRECTORY FLAGS config`: all that is not as by default. Without a root file
+    an empty one stands in: one that is named has to exist."""
+    words = ["-c", config or os.devnull, "-d", directory, *flags, "config"]
     return _dump(host, [executable, *words], descriptors)
 
 

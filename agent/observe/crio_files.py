@@ -13,7 +13,7 @@ import stat
 
 from agent import tomledit
 from agent.errors import Refused
-from agent.host.paths import HostRoot
+from agent.host.paths import HostPath, HostRoot
 from agent.observe.config import Overlay, Parse, checked_file, names
 from agent.runtimes.containerd import ConfigFile
 from agent.runtimes.crio import check_shape
@@ -30,11 +30,13 @@ def load(
     """The root file, there or not, and all drop-ins.
 
     `root` and `directory` are names on the host, `overlay` maps host paths to states that they are
-    going to have. Raises Refused for what cannot be read, parsed or trusted.
+    going to have. An empty `root` or `directory` is not read: the root file then stands there
+    without a name and as missing. Raises Refused for what cannot be read, parsed or trusted.
     """
     overlay = overlay or {}
-    loaded = [load_file(host, root, overlay, parse)]
-    for name in _walk(host, directory, overlay):
+    unread = ConfigFile("", HostPath(host.agent_path(ROOT), ROOT), None, {})
+    loaded = [load_file(host, root, overlay, parse) if root else unread]
+    for name in _walk(host, directory, overlay) if directory else ():
         file = load_file(host, name, overlay, parse)
         if file.state is not None:
             loaded.append(file)

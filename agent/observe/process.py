@@ -123,6 +123,18 @@ def inspect(pid: int, proc: str) -> Process | None:
     return Process(pid, start, executable, config, unit, words, proc)
 
 
+def environment(process: Process) -> dict[str, str] | None:
+    """The variables that a process was started with; None where they cannot be read: that takes
+    root, or the same user. The first of two with one name counts, as for the process itself. They
+    may hold secrets: they are handed on, and never shown."""
+    try:
+        with open(f"{process.proc}/{process.pid}/environ", "rb") as file:
+            pairs = [os.fsdecode(item).partition("=") for item in file.read().split(b"\0")]
+    except OSError:
+        return None
+    return {name: value for name, equals, value in reversed(pairs) if equals}
+
+
 def commands(host: HostRoot) -> Iterator[tuple[int, tuple[str, ...]]]:
     """The command lines of all processes that can be seen, with their pids."""
     for pid in _pids(host.proc):
@@ -157,25 +169,6 @@ def is_kind(process: Process, kind: str) -> bool:
 def config_argument(words: tuple[str, ...]) -> str | None:
     """The value of -c or --config on a runtime's command line; the last one wins (observed)."""
     return _value(words, ("-c", "--c", "-config", "--config"))
-
-
-def environment(process: Process | None) -> dict[str, str]:
-    """The environment that a process was started with; empty where it cannot be read. It may hold
-    secrets: it is handed on, and never shown."""
-    if process is None:
-        return {}
-    found = os.fsdecode(_read(f"{process.proc}/{process.pid}/environ"))
-    return dict(pair.split("=", 1) for pair in found.split("\0") if "=" in pair)
-
-
-def drop_in_directory(process: Process) -> str | None:
-    """The value of -d or --config-dir on a CRI-O's command line, absolute where it can be told."""
-    found = _value(process.command, ("-d", "--d", "-config-dir", "--config-dir"))
-    if found is None or found.startswith("/"):
-        return found
-    with contextlib.suppress(OSError):
-        found = os.path.join(os.readlink(f"{process.proc}/{process.pid}/cwd"), found)
-    return os.path.normpath(found)
 
 
 def _value(words: tuple[str, ...], flags: tuple[str, ...]) -> str | None:

@@ -168,8 +168,13 @@ def _listed(data: Any) -> Listed:
 def runtimes(directory: str) -> tuple[str, ...]:
     """What config.toml in a directory (an agent path), whoever wrote it, says is called in turn:
     handlers that were registered before depend on it."""
+    return runtimes_of(os.path.join(directory, CONFIG))
+
+
+def runtimes_of(path: str) -> tuple[str, ...]:
+    """The same of a config.toml at an agent path; none where it cannot be read."""
     try:
-        found = files.read(os.path.join(directory, CONFIG))
+        found = files.read(path)
         data: Any = tomllib.loads(found.data.decode()) if found else {}
         named = data["nvidia-container-runtime"]["runtimes"]
     except (Refused, ValueError, KeyError, TypeError, RecursionError):

@@ -24,6 +24,7 @@ NAMES = {"nvidia", "nvidia-cdi", "nvidia-legacy"}
 HOOK_BINARY = "nvidia-container-runtime-hook"
 OFF = "--cdi-enabled=false"
 CONFIG_MODE = "--config-mode=config"
+HANDLER = "crio.runtime.runtimes.nvidia"
 
 
 def make(place: Path, version: str = "1.37.0", text: str = "") -> CrioNode:
@@ -113,14 +114,20 @@ def test_everything_is_inherited_from_the_default(node: CrioNode) -> None:
 
 
 @pytest.mark.parametrize("text", ['runtime_path = "/opt/other"', 'runtime_root = "/run/other"'])
-def test_a_later_file_that_undoes_it_is_named(node: CrioNode, text: str) -> None:
-    """Nothing is written, and nobody else's file is edited."""
+def test_a_later_file_that_undoes_it_is_edited(node: CrioNode, text: str) -> None:
+    """Where it stands, and in our keys alone; its bytes come back."""
     late = node.drop_ins / "99-z.bak"
-    late.write_text(f"[crio.runtime.runtimes.nvidia]\n{text}\n")
-    before = node.tree()
-    fails(node.agent("apply"), 3, str(late))
-    assert touched(before, node.tree()) == []
-    assert restarts(node) == 0
+    whole = f'# by hand\n[crio.runtime]\nlog_level = "debug" # loud\n[{HANDLER}]\n{text}\n'
+    late.write_text(whole)
+    shows(node.agent("apply", "-o", "json"), "Outcome")
+    edited = late.read_text()
+    assert edited.startswith('# by hand\n[crio.runtime]\nlog_level = "debug" # loud\n')
+    assert NAMES & handlers(node).keys() == NAMES - {"nvidia"}
+    assert node.answer().runtimes["nvidia"]["runtime_path"].startswith(str(node.toolkit))
+    assert shows(node.agent("apply", "-o", "json"), "Outcome")["changed"] == []
+    assert (late.read_text(), restarts(node)) == (edited, 1)
+    shows(node.agent("revert", "-o", "json"), "Reverted")
+    assert late.read_text() == whole
 
 
 @pytest.mark.parametrize(

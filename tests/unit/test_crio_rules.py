@@ -20,7 +20,19 @@ from agent.host.paths import HostPath
 from agent.observe.cri import Answer
 from agent.runtimes import crio
 from agent.runtimes.containerd import ConfigFile
-from agent.runtimes.crio import check_shape, effective, merged, owner, rules, shown
+from agent.runtimes.crio import (
+    Overrides,
+    Setting,
+    check_shape,
+    effective,
+    explicit_defaults,
+    hooks_dirs,
+    merged,
+    owner,
+    rules,
+    shown,
+    spec_dirs,
+)
 from agent.runtimes.merge import Cri
 
 CAPTURE = Path(__file__).resolve().parents[1] / "data/captures/cri-o-1.37"
@@ -257,3 +269,128 @@ RUNNING = {"RuntimePath": "/n", "RuntimeType": "", "AllowedAnnotations": ["b", "
 def test_unproven(wanted: Wanted, said: Answer, problems: list[str]) -> None:
     """What is lacking, in words; what CRI-O rewrites by itself is not held against it."""
     assert wishes.unproven(wanted, said) == problems
+
+
+def fixed(*values: str, source: str = "--flag") -> Setting:
+    """Return what a flag or a variable says."""
+    return Setting(values, source)
+
+
+def test_flags_and_environment_win_over_files() -> None:
+    """Default, handlers and directories; an empty default is the built-in one."""
+    found = files(DEFAULT.format("runc") + 'hooks_dir = ["/h"]\ncdi_spec_dirs = ["/s"]\n' + RUNC)
+    told = Overrides(
+        default=fixed("kata"), hooks_dirs=fixed("/a", ""), spec_dirs=fixed(""),
+        runtimes=fixed("kata:/k:/run/k:vm", "runc:/r:"),
+    )  # fmt: skip
+    used = effective(replace(TODAY, overrides=told), found)
+    assert used.default == "kata"
+    assert used.table("kata") == {
+        "runtime_path": "/k", "runtime_root": "/run/k", "runtime_type": "vm"
+    }  # fmt: skip
+    assert used.table("runc") == {"runtime_path": "/r"}
+    assert (hooks_dirs(found, told), spec_dirs(found, told)) == (("/a",), ())
+    none = Overrides()
+    assert (hooks_dirs(found, none), spec_dirs(found, none)) == (("/h",), ("/s",))
+    assert spec_dirs(files("[crio.runtime]\ncdi_spec_dirs = []\n"), none) == ()
+    assert spec_dirs(files(""), none) == ("/etc/cdi", "/var/run/cdi")
+    empty = replace(TODAY, overrides=Overrides(default=fixed("")))
+    assert effective(empty, found).default == "crun"
+
+
+def test_unknown_keys_of_a_handler_have_no_effect() -> None:
+    """Typos, keys of a newer CRI-O, and what `crio config` prints behind the last handler: CRI-O
+    takes such files and never shows them. A key that it shows is one that it knows."""
+    odd = 'hostnetwork_disable_selinux = true\nruntime_rot = "/x"\nseccomp_profile = "/p"\n'
+    texts = files(DEFAULT.format("runc") + RUNC + odd)
+    known = {"runtime_path": "/usr/bin/runc", "runtime_root": "/run/runc"}
+    old, new = rules((1, 30, 14), texts), rules((1, 37, 0), texts)
+    assert effective(old, texts).table("runc") == known
+    assert effective(new, texts).table("runc") == {**known, "seccomp_profile": "/p"}
+    running = {"runtimes": {"runc": {**known, "runtime_rot": "/x"}}}
+    assert effective(rules((1, 30, 14), texts, running), texts).table("runc")["runtime_rot"] == "/x"
+
+
+def test_computed_values_are_no_keys() -> None:
+    """1.30 shows what a handler is denied, in random order and under no name of a file's."""
+    running = {"runtimes": {"runc": {"runtime_root": "/run/runc", "DisallowedAnnotations": ["a"],
+                                     "disallowed_annotations": ["a"]}}}  # fmt: skip
+    found = rules((1, 30, 14), files(""), running)
+    assert found.handler == {"runtime_root": "/run/runc"}
+    assert not {"DisallowedAnnotations", "disallowed_annotations"} & found.keys
+
+
+def test_an_unknown_key_says_nothing_of_the_decoder() -> None:
+    """Whether keys of an earlier file are kept is seen on keys that CRI-O knows."""
+    texts = files(RUNC + "typo = 1\n", '[crio.runtime.runtimes.runc]\nruntime_path = "/r"\n')
+    kept = {"runtimes": {"runc": {"runtime_path": "/r", "runtime_root": "/run/runc"}}}
+    assert rules((1, 37, 0), texts, kept).by_key
+
+
+def test_defaults_that_files_name() -> None:
+    """That of the last file first; an empty one names none."""
+    texts = files(DEFAULT.format("a"), DEFAULT.format(""), "", DEFAULT.format("b"))
+    assert explicit_defaults(texts) == ("b", "a")
+
+
+CRUN = '[crio.runtime.runtimes.crun]\nruntime_path = "/c"\nruntime_root = "/run/crun"\n'
+NVIDIA = (
+    '[crio.runtime.runtimes.nvidia]\nruntime_path = "/n/nvidia-container-runtime"\n'
+    'runtime_root = "{}"\n'
+)
+
+
+def running(root: str, name: str = "nvidia") -> dict[str, Any]:
+    """Return a handler of NVIDIA's that the running CRI-O shows."""
+    return {name: {"runtime_path": "/n/nvidia-container-runtime", "runtime_root": root}}
+
+
+BACK = [
+    # files, what the node has before, the default to go back to, the base, its state directory
+    ((DEFAULT.format("crun") + CRUN + RUNC, DEFAULT.format("nvidia") + NVIDIA.format("/run/crun")),
+     {"handlers": running("/run/crun")}, "crun", "crun", "/run/crun"),
+    ((DEFAULT.format("runc") + CRUN + RUNC, DEFAULT.format("nvidia") + NVIDIA.format("/run/crun")),
+     {"handlers": running("/run/crun")}, "runc", "crun", "/run/crun"),
+    ((DEFAULT.format("nvidia") + CRUN + RUNC + NVIDIA.format("/run/crun"),),
+     {"handlers": running("/run/crun")}, "crun", "crun", "/run/crun"),
+    ((DEFAULT.format("nvidia") + CRUN + RUNC + NVIDIA.format("/run/runc"),),
+     {"handlers": running("/run/runc")}, "runc", "runc", "/run/runc"),
+    ((DEFAULT.format("nvidia") + CRUN + RUNC + NVIDIA.format("/srv/n"),),
+     {"handlers": running("/srv/n"), "builtin": "crun"}, "crun", "crun", "/srv/n"),
+    ((DEFAULT.format("nvidia") + CRUN + RUNC + NVIDIA.format("/srv/n"),),
+     {"handlers": running("/srv/n")}, "runc", "runc", "/srv/n"),
+    ((DEFAULT.format("gpu") + CRUN + RUNC + NVIDIA.format("/run/crun").replace("nvidia]", "gpu]"),),
+     {"handlers": running("/run/crun", "gpu")}, "crun", "crun", "/run/crun"),
+    # The admin changed the default, and pods of the handlers may be there.
+    ((DEFAULT.format("runc") + CRUN + RUNC,), {"handlers": running("/run/crun")}, None, "crun",
+     "/run/crun"),
+    ((DEFAULT.format("runc") + CRUN + RUNC,), {}, None, "runc", "/run/runc"),
+    # A handler without a state directory has the built-in one.
+    ((DEFAULT.format("runc") + CRUN + RUNC,), {"handlers": running(""), "root": "/run/crun"}, None,
+     "crun", "/run/crun"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("texts", "before", "default", "base", "root"), BACK)
+def test_what_pods_run_by_stays(
+    texts: tuple[str, ...], before: dict[str, Any], default: str | None, base: str, root: str
+) -> None:
+    """The default to go back to is that of the files without NVIDIA's; a handler keeps its state
+    directory and, with it, the handler that it inherits from."""
+    there = wishes.Before(defaults=explicit_defaults(files(*texts)), **before)
+    used = cri(*texts)
+    wanted = wishes.want(used, NATIVE, BINARIES, "nvidia", None, there)
+    assert wanted.default == default
+    assert wishes.base(used, BINARIES, "nvidia", None, there) == base
+    assert wanted.handlers["nvidia"]["runtime_root"] == root
+
+
+def test_proof_asks_for_keys_that_crio_knows() -> None:
+    """A key that it shows in no handler is none; one that another handler has is missing here."""
+    table = {**TABLE, "runtime_rot": "/x", "seccomp_profile": "/p"}
+    said = answer(nvidia=RUNNING)
+    assert wishes.unproven(Wanted({"nvidia": table}), said) == []
+    said = answer(nvidia=RUNNING, other={"SeccompProfile": "/q"})
+    assert wishes.unproven(Wanted({"nvidia": table}), said) == [
+        "handler nvidia: seccomp_profile is not as wanted"
+    ]

@@ -1,6 +1,7 @@
 """Asking CRI-O's own executable, before anything is changed, what it makes of the candidate.
 
-Invariant: nothing is written. The files as they will be are handed over in memory, the drop-ins as
+Invariant: nothing is written. The executable is given the flags that the running CRI-O has, for the
+settings of handlers. The files as they will be are handed over in memory, the drop-ins as
 one that says what all of them say together; the executable reads the files as they are by itself,
 so that a difference in anything but our keys shows where our idea of its merging is wrong.
 """
@@ -53,7 +54,7 @@ def check(host: HostRoot, node: CrioNode, candidate: Candidate) -> Preflight:
 
 def _as_it_is(host: HostRoot, node: CrioNode, executable: str) -> Dump:
     root = node.root.name if node.root.state is not None else None
-    return command.crio_config(host, executable, root, node.directory)
+    return command.crio_config(host, executable, root, node.directory, flags=node.overrides.flags)
 
 
 def _as_it_will_be(
@@ -64,7 +65,8 @@ def _as_it_will_be(
     staged = [memory_file(text) for text in texts]
     try:
         names = [f"/proc/self/fd/{fd}" for fd in staged]
-        return command.crio_config(host, executable, names[0], names[1], staged)
+        flags = node.overrides.flags
+        return command.crio_config(host, executable, names[0], names[1], staged, flags)
     finally:
         for fd in staged:
             os.close(fd)

@@ -6,17 +6,21 @@ looks for hooks.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from agent.cdi import foreign
+from agent.data import dataclass
 from agent.engine.crio.node import CrioNode
 from agent.errors import NoToolkit, Refused
 from agent.host.paths import HostPath, HostRoot
 from agent.observe.config import Overlay
 
 _BINARY = "nvidia-container-runtime-hook"
+_PROGRAMS = (_BINARY, "nvidia-container-toolkit")  # the second is an older name of the first
 _PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 
 
@@ -42,30 +46,107 @@ def content(path: str | None) -> bytes:
     return (json.dumps(data, indent=2) + "\n").encode()
 
 
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """An OCI hook that CRI-O finds: its file, the program that it names, and whether it is run for
+    every container before it starts."""
+
+    path: HostPath
+    program: str
+    for_all: bool
+
+
 def program(data: bytes) -> str | None:
     """The program that a hook's file names; None where CRI-O takes none from it either."""
-    try:
-        found = json.loads(data)["hook"]["path"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return found if isinstance(found, str) else None
+    found = _read(HostPath("", ""), data)
+    return found.program if found else None
 
 
 def programs(node: CrioNode, host: HostRoot, overlay: Overlay) -> Iterator[tuple[HostPath, str]]:
     """Files in which CRI-O will find OCI hooks, whoever wrote them, each with the program that it
     names; `overlay` are files as they will be."""
+    for found in _hooks(node, host, overlay):
+        yield found.path, found.program
+
+
+def of_nvidia(node: CrioNode, host: HostRoot) -> tuple[Hook, ...]:
+    """The hooks that CRI-O finds and that run NVIDIA's hook, whatever their files are called. Of
+    two files with one name that of the later directory counts (read in hooks.go)."""
+    by_name = {os.path.basename(found.path.host): found for found in _hooks(node, host, {})}
+    return tuple(found for found in by_name.values() if _is_nvidia(host, found.program))
+
+
+def of_others(node: CrioNode, host: HostRoot) -> tuple[Hook, ...]:
+    """The same without the file that is ours."""
+    return tuple(found for found in of_nvidia(node, host) if found.path.host != node.hook.host)
+
+
+def hidden_by(node: CrioNode, host: HostRoot) -> HostPath | None:
+    """The file of our hook's name in a later directory, which CRI-O takes in its place."""
+    directories = [path.host for path in _directories(node, host)]
+    here = os.path.dirname(node.hook.host)
+    later = directories[directories.index(here) + 1 :] if here in directories else []
+    for name in reversed(later):
+        path = os.path.join(name, os.path.basename(node.hook.host))
+        if os.path.lexists(host.agent_path(path)):
+            return HostPath(host.agent_path(path), path)
+    return None
+
+
+def _directories(node: CrioNode, host: HostRoot) -> Iterator[HostPath]:
     for name in dict.fromkeys((*node.hooks_read, *node.hooks_later)):
-        try:
-            directory = host.resolve(os.path.normpath(name))
-        except Refused:
-            continue
+        with contextlib.suppress(Refused):
+            yield host.resolve(os.path.normpath(name))
+
+
+def _hooks(node: CrioNode, host: HostRoot, overlay: Overlay) -> Iterator[Hook]:
+    for directory in _directories(node, host):
         for path, data in foreign.entries(host, directory):
             if path.host in overlay:
                 state = overlay[path.host]
                 data = state.data if state else b""
-            found = program(data)
-            if path.host.endswith(".json") and found:
-                yield path, found
+            found = _read(path, data) if path.host.endswith(".json") else None
+            if found is not None:
+                yield found
+
+
+def _read(path: HostPath, data: bytes) -> Hook | None:
+    """A hook of version 1.0.0, or of 0.1.0, which needs no version and names its program at once;
+    keys regardless of case. None where CRI-O takes none from the file either."""
+    try:
+        given = _lower(json.loads(data))
+    except (ValueError, RecursionError):
+        return None
+    hook, when = given.get("hook"), _lower(given.get("when"))
+    if isinstance(hook, str):
+        commands = given.get("cmds") or given.get("cmd")
+        stages = given.get("stages") or given.get("stage")
+        return Hook(path, hook, _all(commands) and _early(stages))
+    program = _lower(hook).get("path")
+    if not isinstance(program, str):
+        return None
+    always = when.get("always") is True or _all(when.get("commands"))
+    return Hook(path, program, always and _early(given.get("stages")))
+
+
+def _lower(value: Any) -> dict[str, Any]:
+    return {str(k).lower(): v for k, v in value.items()} if isinstance(value, dict) else {}
+
+
+def _all(commands: Any) -> bool:
+    return isinstance(commands, list) and any(item in (".*", "", "^.*$") for item in commands)
+
+
+def _early(stages: Any) -> bool:
+    return isinstance(stages, list) and bool({"prestart", "createRuntime"} & {*map(str, stages)})
+
+
+def _is_nvidia(host: HostRoot, program: str) -> bool:
+    """Is this NVIDIA's hook, under a name of its own or a link's?"""
+    names = [os.path.basename(program)]
+    with contextlib.suppress(Refused):
+        names.append(os.path.basename(host.resolve(program).host))
+    return any(name.startswith(_PROGRAMS) for name in names)
 
 
 def warning(node: CrioNode, host: HostRoot) -> str | None:

@@ -1,7 +1,8 @@
 """A CRI-O node: what the running process loads, and where what we write has to go.
 
-Invariant: reads only. The process behind the socket says which files count; an option that
-disagrees with it is refused where we would write by it, and otherwise has no say.
+Invariant: reads only. The process behind the socket says which files count, and which settings its
+flags and its environment fix; an option that disagrees with it is refused where we would write by
+it, and otherwise has no say.
 """
 
 from __future__ import annotations
@@ -9,17 +10,18 @@ from __future__ import annotations
 import os
 
 from agent import tomledit
-from agent.data import dataclass, field
+from agent.data import dataclass, field, replace
 from agent.engine import node as nodes
+from agent.engine.guard import Deadly
 from agent.engine.node import Runtime
 from agent.errors import Refused
 from agent.host.paths import HostPath, HostRoot, is_below
-from agent.observe import crio_files, process
+from agent.observe import crio_files, crio_process
 from agent.observe.config import Overlay, Parse
 from agent.observe.process import Process
 from agent.runtimes import crio
 from agent.runtimes.containerd import ConfigFile
-from agent.runtimes.crio import Rules
+from agent.runtimes.crio import Overrides, Rules, Setting
 from agent.runtimes.merge import Cri
 from agent.runtimes.versions import parse_version
 from agent.settings import Settings
@@ -31,9 +33,10 @@ _OURS = "99-nvidia.conf"
 @dataclass(frozen=True, slots=True)
 class CrioNode:
     """A CRI-O with its configuration. `files` starts with the root file, there or not; `directory`
-    is the name of that with the drop-ins; `hook` is the file of the OCI hook, `hooks_read` where
-    the running process looks for hooks and `hooks_later` where the next one will; `overlay` are
-    files that it is looked at with as they will be."""
+    is the name of that with the drop-ins, empty where it reads none; `drop_in` is our file: the
+    root file where there is no such directory. `hook` is the file of the OCI hook, `hooks_read`
+    where the running process looks for hooks and `hooks_later` where the next one will; `overlay`
+    are files that it is looked at with as they will be."""
 
     runtime: Runtime
     rules: Rules
@@ -51,6 +54,15 @@ class CrioNode:
         """The root file."""
         return self.files[0]
 
+    @property
+    def overrides(self) -> Overrides:
+        """The settings that the flags and the environment of the running process fix."""
+        return self.rules.overrides
+
+    def kept_in(self, host: HostRoot, setting: Setting) -> str:
+        """Where a flag or a variable of the running process durably stands, for messages."""
+        return crio_process.kept_in(host, self.runtime.process, setting.source)
+
     def load(self, host: HostRoot, overlay: Overlay | None = None) -> tuple[ConfigFile, ...]:
         """The files as they are by now, or will be. Raises Refused."""
         known = {**self.overlay, **(overlay or {})}
@@ -59,6 +71,21 @@ class CrioNode:
     def effective(self, files: tuple[ConfigFile, ...]) -> Cri:
         """What CRI-O makes of these files at its next start."""
         return crio.effective(self.rules, files)
+
+    def by_files(self, files: tuple[ConfigFile, ...]) -> Cri:
+        """The same if nothing fixed the default runtime: what the files say of it."""
+        free = replace(self.overrides, default=None)
+        return crio.effective(replace(self.rules, overrides=free), files)
+
+    def deadly(self, files: tuple[ConfigFile, ...]) -> Deadly | None:
+        """A default runtime of which there would be no handler."""
+        cri, fixed = self.effective(files), self.overrides.default
+        if cri.default in cri.runtimes:
+            return None
+        owner = crio.owner(files, crio.DEFAULT) or self.root
+        source = f"{fixed.source} of the running CRI-O" if fixed else "default_runtime"
+        why = f"would leave no handler {cri.default}, which {source} makes the default runtime"
+        return Deadly(owner.path, why, f"take {source} back first", "CRI-O")
 
 
 def shown(runtime: Runtime) -> Data | None:
@@ -75,17 +102,18 @@ def look(
     if version is None:
         raise Refused(f"cannot work with CRI-O {runtime.version!r}: it is no version number")
     root, directory = places(settings, host, runtime.process)
+    overrides = crio_process.overrides(runtime.process)
     files = crio_files.load(host, root, directory, overlay, parse)
     said = shown(runtime)
-    later = crio.hooks_dirs(files)
+    later = crio.hooks_dirs(files, overrides)
     read = (said or {}).get("hooks_dir")
     return CrioNode(
         runtime=runtime,
-        rules=crio.rules(version, files, said),
+        rules=crio.rules(version, files, said, overrides),
         files=files,
         executable=nodes.executable(settings, host, runtime.process),
         directory=directory,
-        drop_in=drop_in(settings, host, directory),
+        drop_in=drop_in(settings, host, directory, files[0]),
         hook=hook_file(settings, host, (*(read or ()), *later)),
         hooks_read=tuple(map(str, read)) if isinstance(read, list) else later,
         hooks_later=later,
@@ -94,24 +122,27 @@ def look(
 
 
 def places(settings: Settings, host: HostRoot, running: Process | None) -> tuple[str, str]:
-    """Host names of the root file and of the drop-in directory: as the process was started.
+    """Host names of the root file and of the drop-in directory, as the process was started; empty
+    for what it reads none of.
 
     `--config` counts only where no process can be seen and there is such a file: gpu-operator names
     one that CRI-O never reads, and we do not write to it.
     """
     if running is not None:
-        directory = process.drop_in_directory(running) or crio_files.DIRECTORY
-        return (
-            host.seen_by_host(running.config or crio_files.ROOT),
-            host.seen_by_host(directory),
-        )
+        overrides = crio_process.overrides(running)
+        root = overrides.config.value if overrides.config else crio_files.ROOT
+        directory = overrides.directory.value if overrides.directory else crio_files.DIRECTORY
+        return host.seen_by_host(root), host.seen_by_host(directory)
     asked = host.name(settings.config) if settings.config else None
     there = asked is not None and os.path.isfile(host.agent_path(asked))
     return (asked if asked and there else crio_files.ROOT), crio_files.DIRECTORY
 
 
-def drop_in(settings: Settings, host: HostRoot, directory: str) -> HostPath:
-    """Our drop-in: as asked for, else 99-nvidia.conf. Raises Refused where CRI-O sees no such."""
+def drop_in(settings: Settings, host: HostRoot, directory: str, root: ConfigFile) -> HostPath:
+    """Our drop-in: as asked for, else 99-nvidia.conf; the root file where CRI-O reads no directory,
+    whatever was asked for. Raises Refused where CRI-O sees no such file."""
+    if not directory:
+        return root.path
     if not settings.drop_in_config and not settings.drop_in_config_host_path:
         return host.resolve(os.path.join(directory, _OURS))
     found = nodes.given_drop_in(settings, host)
