@@ -70,9 +70,9 @@ def converge(ctx: Context) -> Outcome:
     Raises AgentError; the failure is also told beside the status file.
     """
     try:
-        _refuse_first(ctx)
+        first = _refuse_first(ctx)
         with ctx.locked():
-            return _recover_and_converge(ctx)
+            return _recover_and_converge(ctx, first)
     except Locked:
         raise  # the one who holds the lock tells how it goes
     except AgentError as error:
@@ -80,11 +80,14 @@ def converge(ctx: Context) -> Outcome:
         raise
 
 
-def _refuse_first(ctx: Context) -> None:
+def _refuse_first(ctx: Context) -> Proposal | None:
     """A refusal touches nothing: where we were never at work, not even a state directory is made
-    for it. Raises AgentError."""
-    if not os.path.lexists(ctx.store.directory):
-        _refuse(ctx, propose(ctx, Memory()))
+    for it. Gives the proposal then. Raises AgentError."""
+    if os.path.lexists(ctx.store.directory):
+        return None
+    proposal = propose(ctx, Memory())
+    _refuse(ctx, proposal)
+    return proposal
 
 
 def _refuse(ctx: Context, proposal: Proposal) -> None:
@@ -104,12 +107,13 @@ def _spec_problem(proposal: Proposal) -> AgentError | None:
     return proposal.spec.problem if proposal.spec else None
 
 
-def _recover_and_converge(ctx: Context) -> Outcome:
+def _recover_and_converge(ctx: Context, first: Proposal | None) -> Outcome:
     found = recover.recover(ctx)
     memory = transaction.current_memory(ctx.store)
     repaired = own_files.repair(ctx, memory)
     try:
-        proposal = propose(ctx, memory)
+        # What was proposed a moment ago is not asked for again if nobody was at work meanwhile.
+        proposal = first if first and memory == Memory() else propose(ctx, memory)
     except Unreachable as error:
         if not repaired:
             raise
