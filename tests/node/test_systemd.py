@@ -267,6 +267,24 @@ def test_newer_containerd(boot: Boot, new_tools: object) -> None:
 
 
 @pytest.mark.long
+def test_runtime_that_a_garbled_drop_in_keeps_down(boot: Boot, new_tools: object) -> None:
+    """systemd has given it up; what we wrote last is put back, and the unit is started once."""
+    node = boot("Restart=always\nRestartSec=10ms", new_tools)
+    checks.done(node.agent("apply"))
+    written = node.config
+    drop_in = node.path("etc/containerd/conf.d/99-nvidia.toml")
+    drop_in.write_bytes(drop_in.read_bytes() + b"x = [\n")
+    node.run("sh", "-c", "systemctl restart containerd; true")
+    node.until(lambda: node.show(SERVICE)["ActiveState"] == "failed")
+    result = node.agent("apply")
+    checks.done(result)
+    assert "is written anew" in result.stderr
+    assert node.config == written
+    assert node.show(SERVICE)["ActiveState"] == "active"
+    assert "nvidia" in node.answer().runtimes
+
+
+@pytest.mark.long
 def test_newer_containerd_without_agent(boot: Boot, new_tools: object) -> None:
     """The switch there too."""
     _lose_the_agent(boot(KILLS, new_tools))
