@@ -172,7 +172,9 @@ def trial_subject(host: HostRoot, node: AnyNode, wanted: Wanted) -> Subject | st
 
 def deadly(node: AnyNode, host: HostRoot, files: Files) -> guard.Deadly | None:
     """What the runtime would die of at a start on these files."""
-    return guard.deadly(host, node.gen, files) if isinstance(node, Node) else node.deadly(files)
+    return (
+        guard.deadly(host, node.gen, files) if isinstance(node, Node) else node.deadly(host, files)
+    )
 
 
 def shown(answer: Answer) -> tuple[str | None, tuple[str, ...]]:

@@ -96,7 +96,7 @@ def test_default_of_nvidias_that_is_fixed(place: Path) -> None:
         before, pid = node.tree(), node.supervisor.pid
         fails(node.agent("apply"), 3, DEFAULT, "crun the default")
         fails(node.agent("apply", OFF), 3, DEFAULT)
-        fails(node.agent("revert"), 3, DEFAULT, "no handler nvidia")
+        fails(node.agent("revert"), 3, DEFAULT, "makes nvidia the default", "no such handler")
         assert touched(before, node.tree()) == []
         data = shows(node.agent("apply", "--native-cdi=false", "-o", "json"), "Outcome")
         assert (data["changed"], data["restarted"]) == ([], False)

@@ -77,15 +77,19 @@ class CrioNode:
         free = replace(self.overrides, default=None)
         return crio.effective(replace(self.rules, overrides=free), files)
 
-    def deadly(self, files: tuple[ConfigFile, ...]) -> Deadly | None:
+    def deadly(self, host: HostRoot, files: tuple[ConfigFile, ...]) -> Deadly | None:
         """A default runtime of which there would be no handler."""
         cri, fixed = self.effective(files), self.overrides.default
         if cri.default in cri.runtimes:
             return None
-        owner = crio.owner(files, crio.DEFAULT) or self.root
-        source = f"{fixed.source} of the running CRI-O" if fixed else "default_runtime"
-        why = f"would leave no handler {cri.default}, which {source} makes the default runtime"
-        return Deadly(owner.path, why, f"take {source} back first", "CRI-O")
+        path, what = (crio.owner(files, crio.DEFAULT) or self.root).path, "default_runtime"
+        if fixed:
+            place, what = self.kept_in(host, fixed), fixed.source
+            path = HostPath(host.agent_path(place), place) if place.startswith("/") else path
+        why = (
+            f"makes {cri.default} the default runtime by {what}, and there would be no such handler"
+        )
+        return Deadly(path, why, "take that back first", "CRI-O")
 
 
 def shown(runtime: Runtime) -> Data | None:
