@@ -48,6 +48,18 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
+class PodNeeds:
+    """What running pods lose with the row that they were created under, and so keep until they are
+    gone: `default` nvidia as the default runtime, `prefixes` of their annotations, `variables`
+    that ask for GPUs. `pods` are their names."""
+
+    pods: tuple[str, ...]
+    default: bool = False
+    prefixes: tuple[str, ...] = ()
+    variables: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     """All that the decision depends on.
 
@@ -55,6 +67,7 @@ class Question:
     best first. `enabled_by_agent`: `enable_cdi = true` is there because we once wrote it.
     `set_as_default`, `mode`, `strategy`, `prefixes` are overrides, None where nobody asked;
     `default_negotiable` says that a false `set_as_default` is a wish and not an order.
+    `needs` is None where no running pod needs anything that the row would take.
     """
 
     cdi: bool = True
@@ -71,6 +84,7 @@ class Question:
     prefixes: tuple[str, ...] | None = None
     kubelet: tuple[int, int] | None = None
     crio_mode: str | None = None
+    needs: PodNeeds | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +93,9 @@ class Decision:
 
     `native` is None where it is unknown (row 9). `enable_cdi`: write `enable_cdi = true`.
     `prefixes`: what the nvidia runtime itself answers; `pass_prefixes`: those that containerd has
-    to pass on to the handlers. `evidence` is what was seen, in words.
+    to pass on to the handlers. `evidence` is what was seen, in words. `kept_for` are pods for
+    whose sake `is_default`, `prefixes` and `variables` (an unprivileged container may ask by
+    environment variable, though CDI is on) are not yet the row's own.
     """
 
     row: int
@@ -98,6 +114,8 @@ class Decision:
     spec_dirs: tuple[str, ...]
     evidence: tuple[str, ...]
     warnings: tuple[str, ...]
+    kept_for: tuple[str, ...] = ()
+    variables: bool = False
 
     @property
     def hook(self) -> bool:
@@ -126,7 +144,7 @@ def decide(question: Question) -> Decision:
     seen = next((e for e in question.evidence if e.seen), Evidence("version"))
     row, source = _row(question, version, seen)
     decision = _fill(question, version, seen, row, source)
-    return _override(question, decision)
+    return _keep(question, _override(question, decision))
 
 
 def _row(q: Question, version: Version | None, seen: Evidence) -> tuple[int, str]:
@@ -217,6 +235,39 @@ def _fill(q: Question, version: Version | None, seen: Evidence, row: int, source
     )  # fmt: skip
 
 
+def _keep(q: Question, decision: Decision) -> Decision:
+    """What running pods still need, beside what the row wants. What is published is the row's: it
+    is for pods to come. An OCI hook leaves no handler that could be kept."""
+    needs = q.needs
+    if needs is None or decision.row == 9 or decision.hook:
+        return decision
+    # What a native runtime answers itself would be injected twice.
+    kept = tuple(p for p in needs.prefixes if not (decision.native and p == CDI_PREFIX))
+    prefixes = tuple(dict.fromkeys((*decision.prefixes, *kept)))
+    passed = tuple(dict.fromkeys((*decision.pass_prefixes, *kept)))
+    keeps_default = needs.default and not decision.is_default
+    what = [
+        *(["nvidia as the default runtime"] if keeps_default else []),
+        *(f"annotations {prefix}" for prefix in kept),
+        *(["NVIDIA_VISIBLE_DEVICES in unprivileged containers"] if needs.variables else []),
+    ]
+    shown = ", ".join(needs.pods[:20]) + (" and others" if len(needs.pods) > 20 else "")
+    warning = (
+        f"kept for running pods: {', '.join(what)}; without that a container of theirs that starts "
+        f"again would have no GPU: {shown}; once they are gone, the next convergence makes this "
+        f"node as row {decision.row} says"
+    )
+    return replace(
+        decision,
+        is_default=decision.is_default or keeps_default,
+        prefixes=prefixes,
+        pass_prefixes=passed,
+        variables=needs.variables,
+        kept_for=needs.pods,
+        warnings=(*decision.warnings, warning),
+    )
+
+
 def _cri_field(q: Question, version: Version | None) -> bool:
     """Does the CRI field arrive: containerd ignores it before 1.7.2, CRI-O before 1.28, and a
     kubelet before 1.28 drops it."""
@@ -241,6 +292,8 @@ def _words(q: Question, seen: Evidence) -> tuple[str, ...]:
         words.append(f"--native-cdi={str(q.forced).lower()} was given")
     if q.enabled_by_agent:
         words.append("enable_cdi was switched on by this agent")
+    if q.needs is not None:
+        words.append(f"{len(q.needs.pods)} running pods need what another row gave them")
     return tuple(words)
 
 

@@ -100,6 +100,7 @@ def decision_data(decision: Decision) -> dict[str, Any]:
         "reason": decision.reason,
         "mode": decision.mode,
         "isDefault": decision.is_default,
+        "keptForPods": list(decision.kept_for),
         "enableCDI": decision.enable_cdi,
         "criCDIField": decision.cri_field,
         "deviceListStrategy": list(decision.strategy),

@@ -196,7 +196,6 @@ def _config(
     real = root is not None and root.stat("/sbin/ldconfig.real") is not None
     ldconfig = os.path.join(driver_root, "sbin/ldconfig" + (".real" if real else ""))
     names = (programs.CLI, programs.CTK, programs.RUNTIME_HOOK)
-    accepts = settings.accept_envvar
     return config.Config(
         mode="auto" if decision.hook else decision.mode,
         # Without CDI the runtime's own default; native CDI on CRI-O has to answer none at all.
@@ -207,7 +206,7 @@ def _config(
         driver_root=driver_root,
         ldconfig=ldconfig,
         programs={name: found.path(name) or name for name in names},
-        accept_envvar=not settings.cdi_enabled if accepts is None else accepts,
+        accept_envvar=accepts_variables(settings) or decision.variables,
         accept_mounts=settings.accept_mounts,
         skip_mode_detection=settings.hook_skip_mode_detection,
         debug=settings.runtime_debug,
@@ -216,6 +215,12 @@ def _config(
         user="root:video" if _is_suse(ctx.host) else "",
         features=settings.opt_in_features or (),
     )
+
+
+def accepts_variables(settings: Settings) -> bool:
+    """May an unprivileged container ask for GPUs by environment variable, by these options?"""
+    given = settings.accept_envvar
+    return not settings.cdi_enabled if given is None else given
 
 
 def _is_suse(host: HostRoot) -> bool:

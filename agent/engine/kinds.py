@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
 from agent import tomledit
@@ -29,10 +29,11 @@ from agent.host.paths import HostPath, HostRoot
 from agent.observe import config, crio
 from agent.observe.config import Overlay, Parse
 from agent.observe.cri import Answer
-from agent.runtimes import faults, merge
+from agent.runtimes import faults, merge, pods
 from agent.runtimes.containerd import ConfigFile
 from agent.runtimes.merge import Cri
 from agent.settings import Settings
+from agent.tomledit import Data, get
 from agent.toolkit import programs
 
 if TYPE_CHECKING:
@@ -210,6 +211,44 @@ def _shown(answer: Answer) -> tuple[object, object]:
     containerd = (answer.config or {}).get("containerd")
     below = containerd if isinstance(containerd, dict) else {}
     return below.get("defaultRuntimeName"), below.get("runtimes")
+
+
+def running(node: AnyNode) -> Cri:
+    """What the running runtime shows, over what its files say where it does not show it."""
+    cri = effective(node, node.files)
+    default, names = shown(node.runtime.answer)
+    if isinstance(node, Node):
+        tables: Mapping[str, Data] = {name: cri.table(name) for name in names}
+    else:
+        from agent.engine.crio.node import shown as crio_shown
+
+        tables = {n: t for n, t in get(crio_shown(node.runtime), ("runtimes",), {}).items() if t}
+    return Cri(default or cri.default, {**cri.runtimes, **tables}, cri.enable_cdi, cri.section)
+
+
+def pod_states(node: AnyNode, cri: Cri, below: str | None) -> Mapping[str, object]:
+    """What the pods of each handler ("" is the default) need to stay as it is. containerd keeps for
+    each pod the program that runs it: there the handler only has to be there, for a container that
+    starts again. CRI-O finds a pod again by its handler alone. `below` is the low-level program
+    that NVIDIA's runtime calls."""
+    if isinstance(node, Node):
+        return dict.fromkeys(("", *cri.runtimes))
+    found = {name: pods.crio_state(name, cri.runtimes, cri.default, below) for name in cri.runtimes}
+    return {**found, "": found.get(cri.default)}
+
+
+def pods_by_list(node: AnyNode) -> bool:
+    """Do the runtime's lists say which handler a pod was created with?"""
+    return isinstance(node, Node)
+
+
+def passed(node: AnyNode, cri: Cri) -> Callable[[str], bool]:
+    """Does a container's annotation with this prefix reach NVIDIA's runtime? CRI-O passes all."""
+    if not isinstance(node, Node):
+        return lambda _: True
+    tables = [table for name, table in cri.runtimes.items() if wishes.is_ours(name, table)]
+    known = {item for table in tables for item in table.get("container_annotations") or ()}
+    return lambda prefix: f"{prefix}*" in known
 
 
 def hook_programs(

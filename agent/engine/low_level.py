@@ -30,7 +30,8 @@ def runtimes(
         return asked
     usual = ("crun", "runc") if kind == "crio" else ("runc", "crun")
     if cri is None:
-        found: list[str | None] = [*tree.runtimes(programs.directory(ctx.settings, ctx.host).agent)]
+        said = tree.answers(programs.directory(ctx.settings, ctx.host).agent)
+        found: list[str | None] = [*(said.runtimes if said else ())]
     else:
         names = (base, cri.default, *usual)
         found = [_binary(kind, cri, name) for name in names if name]
@@ -50,11 +51,11 @@ def called_by(host: HostRoot, table: Data) -> str | None:
         return None
     for name in (os.path.join(os.path.dirname(path), tree.CONFIG), _HOSTS_CONFIG):
         try:
-            named = tree.runtimes_of(host.resolve(name).agent)
+            said = tree.answers_of(host.resolve(name).agent)
         except Refused:
             continue
-        if named:
-            return next((program for program in named if _real(host, program)), None)
+        if said and said.runtimes:
+            return first(host, said.runtimes)
     return None
 
 
@@ -71,6 +72,11 @@ def _binary(kind: str, cri: Cri, name: str) -> str | None:
         return next(programs_of(table), None) or cri.linux_runtime or None
     named = dict(sorted(binaries(table))) if is_runc(table) else {}
     return list(named.values())[-1] if named else None  # so does containerd choose
+
+
+def first(host: HostRoot, called: tuple[str, ...]) -> str | None:
+    """Of what NVIDIA's runtime calls in turn, the program that it will call."""
+    return next((path for path in called if _real(host, path)), None)
 
 
 def executables(table: Data) -> tuple[str, ...]:

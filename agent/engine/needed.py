@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 
 from agent.data import dataclass
-from agent.engine import in_use, kinds, low_level, specs
+from agent.engine import kinds, low_level, pod_guard, specs
 from agent.engine import node as nodes
 from agent.engine.context import Context
 from agent.engine.kinds import AnyNode, Files
@@ -36,7 +36,7 @@ def refusal(
     """Why a directory, by its host paths, cannot be removed; `left` are programs that will be there
     all the same. Raises Refused or Unreachable."""
     node = after.node
-    if used := in_use.toolkit_refusal(ctx.host, node.runtime, names):
+    if used := pod_guard.toolkit_refusal(ctx.host, node, names):
         return used
     looked = nodes.spec_directories(node.runtime, ctx.host)
     if (spec := specs.naming(ctx, looked, names)) is not None:

@@ -12,7 +12,16 @@ from collections.abc import Iterator, Mapping
 
 from agent import tomledit
 from agent.data import dataclass
-from agent.decide import DEFAULT_DIRS, Decision, Evidence, Question, Switch, Unseen, decide
+from agent.decide import (
+    DEFAULT_DIRS,
+    Decision,
+    Evidence,
+    PodNeeds,
+    Question,
+    Switch,
+    Unseen,
+    decide,
+)
 from agent.errors import Refused, Unreachable
 from agent.host.paths import HostPath, HostRoot
 from agent.observe import command, config, crio, process
@@ -278,9 +287,9 @@ def _strings(value: object) -> tuple[str, ...] | None:
 
 def judge(
     settings: Settings, runtime: Runtime, seen: tuple[Evidence, ...], *,
-    enabled_by_agent: bool, may_enable: bool,
+    enabled_by_agent: bool, may_enable: bool, needs: PodNeeds | None = None,
 ) -> Decision:  # fmt: skip
-    """The decision for this runtime under these settings."""
+    """The decision for this runtime under these settings; `needs` is what running pods keep."""
     return decide(
         Question(
             cdi=settings.cdi_enabled,
@@ -297,5 +306,6 @@ def judge(
             prefixes=settings.annotation_prefixes,
             kubelet=settings.kubelet_version,
             crio_mode=settings.crio_config_mode,
+            needs=needs,
         )
     )

@@ -5,6 +5,7 @@ Invariant: reads only; a plan that is shown and a change that is made are one an
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from agent.cdi import driver, generate, readers
@@ -13,7 +14,6 @@ from agent.data import dataclass, replace
 from agent.decide import Decision
 from agent.engine import (
     device_nodes,
-    in_use,
     install,
     kinds,
     low_level,
@@ -21,6 +21,7 @@ from agent.engine import (
     obstacles,
     own_files,
     parsed,
+    pod_guard,
     reloaded,
     specs,
     transaction,
@@ -131,9 +132,11 @@ def propose(ctx: Context, memory: Memory, *, may_enable: bool | None = None) -> 
         if node is not None and edits is not None:
             cri = kinds.effective(node, edits.files)
             base, called = edits.base or base, edits.called
-        runtimes = low_level.runtimes(ctx, kind, cri, base, called)
+        calls = low_level.runtimes(ctx, kind, cri, base, called)
+        calls, kept = pod_guard.low_level_kept(ctx, node, calls)
+        proposal = _guarded(ctx, proposal, calls, kept)
         wanted = replace(decision, is_default=proposal.is_default)
-        toolkit = install.propose(ctx, found, wanted, runtimes, root)
+        toolkit = install.propose(ctx, found, wanted, calls, root)
     hook = install.cdi_hook(ctx, found)
     looked = nodes.spec_directories(proposal.runtime, ctx.host)
     spec = specs.propose(ctx, decision.spec_dirs, hook, _reader(proposal), looked)
@@ -176,6 +179,20 @@ def _writable(ctx: Context, proposal: Proposal) -> Proposal:
     return replace(proposal, blocked=blocked, warnings=warnings)
 
 
+def _guarded(
+    ctx: Context, proposal: Proposal, called: tuple[str, ...], kept: str | None
+) -> Proposal:
+    """The proposal with what it means to running pods; `called` is what NVIDIA's runtime will call
+    in turn, `kept` a warning."""
+    warnings = (*proposal.warnings, *([kept] if kept else []))
+    used = None
+    if proposal.node and proposal.edits and proposal.restart:
+        used = pod_guard.apply_refusal(ctx, proposal.node, proposal.edits.files, called)
+    if used is not None:
+        warnings = (*warnings, f"apply refuses: {used.message}")
+    return replace(proposal, warnings=warnings, blocked=proposal.blocked or used)
+
+
 def _reader(proposal: Proposal) -> Reader:
     """Who reads the specs. Where that is not the runtime, it is NVIDIA's: it reads all of ours."""
     if not proposal.decision.native:
@@ -203,19 +220,28 @@ def _toolkit(ctx: Context) -> tuple[install.Found | None, str | None]:
         return None, error.message
 
 
+def _judge(
+    ctx: Context, memory: Memory, runtime: Runtime, node: AnyNode | None, may: bool
+) -> Decision:
+    """The decision, with what running pods keep; they are asked for where it would take
+    something."""
+    seen = nodes.evidence(node if isinstance(node, Node) else None, runtime, ctx.host)
+    judged = functools.partial(
+        nodes.judge,
+        ctx.settings, runtime, seen, enabled_by_agent=memory.enabled_cdi, may_enable=may,
+    )  # fmt: skip
+    decision = judged()
+    needs = pod_guard.needs(ctx, node, decision) if node else None
+    return judged(needs=needs) if needs else decision
+
+
 def _propose(
     ctx: Context, memory: Memory, may_enable: bool | None, found: install.Found | None
 ) -> Proposal:
     settings = ctx.settings
     allowed = settings.may_enable_cdi if may_enable is None else may_enable
     runtime = nodes.find_runtime(settings, ctx.host)
-
-    def judge(node: AnyNode | None, may: bool) -> Decision:
-        seen = nodes.evidence(node if isinstance(node, Node) else None, runtime, ctx.host)
-        return nodes.judge(
-            settings, runtime, seen, enabled_by_agent=memory.enabled_cdi, may_enable=may
-        )
-
+    judge = functools.partial(_judge, ctx, memory, runtime)
     if settings.no_runtime_config:
         decision = judge(None, False)
         return Proposal(runtime, decision, None, None, (), None, None, decision.warnings)
@@ -259,15 +285,12 @@ def _way(ctx: Context, runtime: Runtime) -> Restart:
 
 
 def _examined(ctx: Context, node: AnyNode, edits: Edits, proposal: Proposal) -> Proposal:
-    """The proposal with what is in its way: a restart that the runtime or its pods would not
-    survive, its own executable's word, and that it failed before."""
+    """The proposal with what is in its way: a restart that the runtime would not survive, its own
+    executable's word, and that it failed before."""
     warnings, restart = proposal.warnings, proposal.restart
     deadly = kinds.deadly(node, ctx.host, edits.files)
     if deadly is not None:
         warnings = (*warnings, f"apply refuses: {deadly.message}" if restart else deadly.later)
-    used = in_use.refusal(node.runtime, edits.wanted.absent, "apply") if restart else None
-    if used is not None:
-        warnings = (*warnings, f"apply refuses: {used.message}")
     checked = None
     if edits.changes or restart:
         names = tuple(edits.wanted.handlers)
@@ -275,7 +298,7 @@ def _examined(ctx: Context, node: AnyNode, edits: Edits, proposal: Proposal) -> 
         checked = kinds.check(ctx.host, node, Candidate(edits.files, names, ours))
     if checked is not None and not checked.done:
         warnings = (*warnings, f"not pre-flighted: {checked.note}")
-    blocked = (deadly if restart else None) or used
+    blocked: AgentError | None = deadly if restart else None
     tried = None
     if restart and blocked is None:
         blocked = known_failure(ctx, node, edits)

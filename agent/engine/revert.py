@@ -14,13 +14,13 @@ from agent.decide import DEFAULT_DIRS
 from agent.engine import (
     change,
     gpus,
-    in_use,
     install,
     kinds,
     needed,
     obstacles,
     own_files,
     parsed,
+    pod_guard,
     recover,
     specs,
     transaction,
@@ -193,7 +193,7 @@ def _request(
     cri_after, cri_now = kinds.effective(node, after), kinds.effective(node, node.files)
     default, running = kinds.shown(node.runtime.answer)
     going = _going(cri_now, cri_after, running)
-    if used := in_use.refusal(node.runtime, going, "revert"):
+    if used := pod_guard.revert_refusal(ctx, node, after):
         raise used
     wanted = Wanted({}, cri_after.default, False, going)
     lost, notes = _lost(ctx, node, memory)

@@ -1,13 +1,15 @@
 """What the runtime says of itself through the CRI.
 
-Invariant: the only module that imports grpc, and each question opens and closes a channel of its
-own: a channel that has seen a restart stays blind for more than a second.
+Invariant: the only module that imports grpc, and each question (those about pods together) opens
+and closes a channel of its own: a channel that has seen a restart stays blind for more than a
+second.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -49,13 +51,26 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """A pod that the runtime knows, and the handler that it was created with."""
+    """A pod that the runtime knows. `handler` is the handler that it was created with as the list
+    says it: "" for the default, and for every pod of CRI-O."""
 
     id: str
     name: str
     namespace: str
     handler: str
     ready: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A container that the runtime knows, in the pod with the id `sandbox`. `attempt` counts the
+    containers of this name that the pod had before."""
+
+    id: str
+    sandbox: str
+    name: str
+    attempt: int
+    annotations: Mapping[str, str]
 
 
 def ask(path: str, name: str, timeout: float = 10.0) -> Answer:
@@ -77,38 +92,80 @@ def ask(path: str, name: str, timeout: float = 10.0) -> Answer:
     )
 
 
-def sandboxes(path: str, name: str, timeout: float = 10.0) -> tuple[Sandbox, ...]:
-    """All pods that the runtime knows. Raises Unreachable."""
-    from agent._cri import api_pb2
+class PodQuestions:
+    """Questions about pods, on one channel and all together within one time."""
 
-    with _stub(path) as stub:
-        answer = _call(
-            name, lambda: stub.ListPodSandbox(api_pb2.ListPodSandboxRequest(), timeout=timeout)
+    def __init__(self, stub: RuntimeServiceStub, name: str, timeout: float) -> None:
+        self._stub = stub
+        self._name = name
+        self._end = time.monotonic() + timeout
+
+    def sandboxes(self) -> tuple[Sandbox, ...]:
+        """All pods that the runtime knows. Raises Unreachable."""
+        from agent._cri import api_pb2
+
+        answer = self._ask(self._stub.ListPodSandbox, api_pb2.ListPodSandboxRequest())
+        return tuple(
+            Sandbox(
+                id=item.id,
+                name=item.metadata.name,
+                namespace=item.metadata.namespace,
+                handler=item.runtime_handler,
+                ready=item.state == api_pb2.SANDBOX_READY,
+            )
+            for item in answer.items
         )
-    return tuple(
-        Sandbox(
-            id=item.id,
-            name=item.metadata.name,
-            namespace=item.metadata.namespace,
-            handler=item.runtime_handler,
-            ready=item.state == api_pb2.SANDBOX_READY,
+
+    def containers(self) -> tuple[Container, ...]:
+        """All containers that the runtime knows, in whatever state. Raises Unreachable."""
+        from agent._cri import api_pb2
+
+        answer = self._ask(self._stub.ListContainers, api_pb2.ListContainersRequest())
+        return tuple(
+            Container(
+                id=item.id,
+                sandbox=item.pod_sandbox_id,
+                name=item.metadata.name,
+                attempt=item.metadata.attempt,
+                annotations=dict(item.annotations),
+            )
+            for item in answer.containers
         )
-        for item in answer.items
-    )
 
+    def sandbox_info(self, sandbox: str) -> Mapping[str, Any]:
+        """What only this runtime knows of a pod; {} where there is no such pod any more, and where
+        the answer is not JSON. Raises Unreachable."""
+        from agent._cri import api_pb2
 
-def sandbox_info(path: str, name: str, pod: str, timeout: float = 10.0) -> str:
-    """What the runtime knows of one pod, in words of its own; "" where there is no such pod any
-    more. Raises Unreachable."""
-    from agent._cri import api_pb2
+        request = api_pb2.PodSandboxStatusRequest(pod_sandbox_id=sandbox, verbose=True)
+        return self._info(self._stub.PodSandboxStatus, request)
 
-    request = api_pb2.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True)
-    with _stub(path) as stub:
+    def container_info(self, container: str) -> Mapping[str, Any]:
+        """The same of a container."""
+        from agent._cri import api_pb2
+
+        request = api_pb2.ContainerStatusRequest(container_id=container, verbose=True)
+        return self._info(self._stub.ContainerStatus, request)
+
+    def _info(self, method: Callable[..., Any], request: Any) -> Mapping[str, Any]:
         try:
-            answer = _call(name, lambda: stub.PodSandboxStatus(request, timeout=timeout))
+            answer = self._ask(method, request)
         except _NotFound:
-            return ""
-    return str(dict(answer.info).get("info", ""))
+            return {}
+        return _json(dict(answer.info).get("info")) or {}
+
+    def _ask(self, method: Callable[..., Any], request: Any) -> Any:
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise Unreachable(f"cannot reach {self._name}: no answer in time; is the runtime up?")
+        return _call(self._name, lambda: method(request, timeout=left))
+
+
+@contextmanager
+def pod_questions(path: str, name: str, timeout: float = 10.0) -> Iterator[PodQuestions]:
+    """Questions about pods, `timeout` seconds for all of them. `name` is for messages."""
+    with _stub(path) as stub:
+        yield PodQuestions(stub, name, timeout)
 
 
 @contextmanager
@@ -156,6 +213,6 @@ def _call(name: str, call: Callable[[], _Answer]) -> _Answer:
 def _json(text: str | None) -> Mapping[str, Any] | None:
     try:
         found = json.loads(text) if text else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

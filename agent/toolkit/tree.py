@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 from agent.data import dataclass, field
 from agent.errors import Refused, reason
 from agent.host import files, trust
+from agent.tomledit import get
 from agent.toolkit import programs, wrapper
 from agent.toolkit.origin import Origin
 from agent.toolkit.wrapper import Wrapper
@@ -165,21 +166,44 @@ def _listed(data: Any) -> Listed:
     return Listed(copies, tuple(map(str, data.get("others", ()))), int(data.get("made", 0)))
 
 
-def runtimes(directory: str) -> tuple[str, ...]:
-    """What config.toml in a directory (an agent path), whoever wrote it, says is called in turn:
-    handlers that were registered before depend on it."""
-    return runtimes_of(os.path.join(directory, CONFIG))
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What config.toml has nvidia-container-runtime do: which low-level runtimes it calls in turn,
+    which annotation prefixes it answers, and whether an unprivileged container may ask by
+    environment variable (NVIDIA's defaults where a key is missing)."""
+
+    runtimes: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ("cdi.k8s.io/",)
+    variables: bool = True
 
 
-def runtimes_of(path: str) -> tuple[str, ...]:
-    """The same of a config.toml at an agent path; none where it cannot be read."""
+def answers(directory: str) -> Answers | None:
+    """What config.toml in a directory (an agent path), whoever wrote it, says: what runs on this
+    node depends on it. None where there is none, or none that can be read."""
+    return answers_of(os.path.join(directory, CONFIG))
+
+
+def answers_of(path: str) -> Answers | None:
+    """The same of a config.toml at an agent path."""
     try:
         found = files.read(path)
-        data: Any = tomllib.loads(found.data.decode()) if found else {}
-        named = data["nvidia-container-runtime"]["runtimes"]
-    except (Refused, ValueError, KeyError, TypeError, RecursionError):
-        return ()
-    return tuple(item for item in named if isinstance(item, str)) if isinstance(named, list) else ()
+        data: Any = tomllib.loads(found.data.decode()) if found else None
+    except (Refused, ValueError, RecursionError):
+        return None
+    if data is None:
+        return None
+    runtime, usual = ("nvidia-container-runtime",), Answers()
+    prefixes = get(data, (*runtime, "modes", "cdi", "annotation-prefixes"))
+    return Answers(
+        _strings(get(data, (*runtime, "runtimes"))),
+        usual.prefixes if prefixes is None else _strings(prefixes),
+        get(data, ("accept-nvidia-visible-devices-envvar-when-unprivileged",), True) is True,
+    )
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    items = value if isinstance(value, list) else ()
+    return tuple(item for item in items if isinstance(item, str))
 
 
 def to_bytes(found: Listed) -> bytes:

@@ -210,10 +210,29 @@ _UNDO = (
         ("tests/cli/test_revert.py::test_literal_import_of_our_drop_in",),
     ),
     Mutant(
-        "stopped-pods-do-not-count", "revert", "agent/engine/in_use.py",
-        "users = [_name(pod) for pod in pods if pod.handler in going]",
-        "users = [_name(pod) for pod in pods if pod.ready and pod.handler in going]",
+        "dead-pods-count", "revert", "agent/engine/pod_guard.py",
+        "ready = [_with_handler(node, ask, pod) for pod in ask.sandboxes() if pod.ready]\n"
+        "        return names",
+        "ready = [_with_handler(node, ask, pod) for pod in ask.sandboxes()]\n        return names",
         ("tests/cli/test_revert.py::test_pods_that_use_a_handler",),
+    ),
+    Mutant(
+        "pods-of-the-default-forgotten", "revert", "agent/engine/pod_guard.py",
+        'ours |= {""} if now.default else set()',
+        "",
+        ("tests/cli/test_running_pods.py",),
+    ),
+    Mutant(
+        "handlers-of-crio-by-its-lists", "revert", "agent/engine/pod_guard.py",
+        "handler = words.handler(ask.sandbox_info(pod.id))",
+        "handler = pod.handler",
+        ("tests/cli/test_crio.py::test_handlers_of_running_pods_stay",),
+    ),
+    Mutant(
+        "default-kept-for-ever", "revert", "agent/engine/pod_guard.py",
+        "ready = {pod.id: pod for pod in ask.sandboxes() if pod.ready}",
+        "ready = {pod.id: pod for pod in ask.sandboxes()}",
+        ("tests/cli/test_running_pods.py",),
     ),
     Mutant(
         "ready-after-revert", "revert", "agent/engine/revert.py",

@@ -280,11 +280,17 @@ class CrioNode(AgentNode):
         with self.channel() as channel:
             return str(pods.call(channel, "RunPodSandbox", request).pod_sandbox_id)
 
+    def stop_pod(self, number: str) -> None:
+        """Stop a pod; a grpc.RpcError where its handler is gone."""
+        self._end_pod("StopPodSandbox", number)
+
     def remove_pod(self, number: str) -> None:
         """Stop and remove a pod; a grpc.RpcError where its handler is gone."""
+        self._end_pod("RemovePodSandbox", number)
+
+    def _end_pod(self, call: str, number: str) -> None:
         with self.channel() as channel:
-            request = pods.MESSAGES["Pod"](pod_sandbox_id=number)
-            pods.call(channel, "RemovePodSandbox", request)
+            pods.call(channel, call, pods.MESSAGES["Pod"](pod_sandbox_id=number))
 
     def ready(self) -> bytes | None:
         """The bytes of `toolkit-ready`, None where it is not there."""

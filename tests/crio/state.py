@@ -16,7 +16,7 @@ from tests.crio.generation import Generation, Table
 from tests.crio.load import RefusedError
 from tests.crio.validate import Log, check_default, check_handlers
 from tests.double.base import number_of
-from tests.double.script import Pod
+from tests.double.script import Pod, made_pod
 
 _FILE = "sandboxes.json"
 
@@ -33,34 +33,40 @@ class Daemon:
         self._pods: dict[str, Pod] = {}
         if self._file.exists():
             saved = json.loads(self._file.read_text(encoding="utf-8"))
-            self._pods = {number: Pod(**pod) for number, pod in saved.items()}
+            self._pods = {number: made_pod(pod) for number, pod in saved.items()}
 
     def pods(self) -> tuple[Pod, ...]:
         """The pods that were run, and not removed."""
         with self._lock:
             return tuple(self._pods.values())
 
-    def run(self, name: str, namespace: str, handler: str) -> str:
+    def run(self, pod: Pod) -> str:
         """Run a pod and give its id; RefusedError where the table of the start has no handler."""
-        self._find(handler)
-        pod = Pod(name, namespace, handler)
+        self._find(pod.handler)
         with self._lock:
             self._pods[number_of(pod)] = pod
             self._save()
         return number_of(pod)
 
     def stop(self, number: str) -> None:
-        """Stop a pod; RefusedError where its handler is gone: nobody can kill it any more."""
+        """Stop a pod; RefusedError where its handler is gone: nobody can kill it any more. One that
+        is stopped already stays so whatever became of its handler."""
         with self._lock:
-            if number in self._pods:
-                self._find(self._pods[number].handler)
-                self._pods[number] = replace(self._pods[number], ready=False)
+            pod = self._pods.get(number)
+            if pod is not None and pod.ready:
+                if not pod.bare:
+                    self._find(pod.handler)
+                self._pods[number] = replace(pod, ready=False)
                 self._save()
 
     def remove(self, number: str) -> None:
-        """Stop a pod and forget it."""
+        """Stop a pod and forget it; RefusedError where its handler is gone, for its container,
+        ended or not, could not be deleted."""
         self.stop(number)
         with self._lock:
+            pod = self._pods.get(number)
+            if pod is not None and not pod.bare:
+                self._find(pod.handler)
             self._pods.pop(number, None)
             self._save()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent import futures
@@ -15,6 +16,8 @@ import grpc
 
 from agent._cri import api_pb2, api_pb2_grpc
 from tests.double.script import Pod, Script
+
+PID = 4242  # of every container: nobody looks for its process
 
 
 class BaseService(api_pb2_grpc.RuntimeServiceServicer):
@@ -62,9 +65,38 @@ class BaseService(api_pb2_grpc.RuntimeServiceServicer):
                     name=pod.name, uid=number[:32], namespace=pod.namespace
                 ),
                 state=state,
-                runtime_handler=pod.handler,
+                runtime_handler=self.listed_handler(pod),
             )
         return answer
+
+    def ListContainers(  # noqa: N802 - the interface's name
+        self, request: api_pb2.ListContainersRequest, context: grpc.ServicerContext
+    ) -> api_pb2.ListContainersResponse:
+        """List the one container of each pod that has one."""
+        script = self.enter(context)
+        answer = api_pb2.ListContainersResponse()
+        for pod in (*script.pods, *self.more_pods()):
+            if not pod.bare:
+                answer.containers.add(
+                    id=container_of(pod),
+                    pod_sandbox_id=number_of(pod),
+                    metadata=api_pb2.ContainerMetadata(name="main"),
+                    state=api_pb2.CONTAINER_RUNNING if pod.ready else api_pb2.CONTAINER_EXITED,
+                    annotations=pod.annotations,
+                )
+        return answer
+
+    def ContainerStatus(  # noqa: N802 - the interface's name
+        self, request: api_pb2.ContainerStatusRequest, context: grpc.ServicerContext
+    ) -> api_pb2.ContainerStatusResponse:
+        """Say what is known of one container, as far as anybody here asks for it."""
+        script = self.enter(context)
+        pods = {container_of(pod): pod for pod in (*script.pods, *self.more_pods())}
+        pod = pods.get(request.container_id)
+        if pod is None or pod.bare:
+            abort(context, "NOT_FOUND", "an error occurred when try to find container: not found")
+        info = {"info": json.dumps(self.container_info(pod))} if request.verbose else None
+        return api_pb2.ContainerStatusResponse(info=info)
 
     def PodSandboxStatus(  # noqa: N802 - the interface's name
         self, request: api_pb2.PodSandboxStatusRequest, context: grpc.ServicerContext
@@ -78,9 +110,19 @@ class BaseService(api_pb2_grpc.RuntimeServiceServicer):
         info = {"info": json.dumps(self.pod_info(pod))} if request.verbose else None
         return api_pb2.PodSandboxStatusResponse(info=info)
 
+    def listed_handler(self, pod: Pod) -> str:
+        """The handler of a pod as lists have it."""
+        return pod.handler
+
     def pod_info(self, pod: Pod) -> Mapping[str, object]:
         """What is told of a pod in words of the runtime's own."""
         return {"runtimeSpec": {"annotations": pod.annotations}}
+
+    def container_info(self, pod: Pod) -> Mapping[str, object]:
+        """What is told of its container."""
+        env = [f"PATH={os.defpath}", *pod.env]
+        spec = {"annotations": pod.annotations, "process": {"env": env}}
+        return {"sandboxID": number_of(pod), "pid": PID, "runtimeSpec": spec}
 
     def more_pods(self) -> Iterable[Pod]:
         """Pods that the script does not know."""
@@ -92,6 +134,9 @@ class BaseService(api_pb2_grpc.RuntimeServiceServicer):
             self._calls += 1
             call = self._calls
         script = self._script()
+        if script.log_calls:
+            with open(script.log_calls, "a", encoding="ascii") as log:
+                log.write(f"{sys._getframe(1).f_code.co_name}\n")
         while script.silent and context.is_active() and not self._ended.wait(0.05):
             script = self._script()
         if call <= script.fail_first:
@@ -104,6 +149,11 @@ class BaseService(api_pb2_grpc.RuntimeServiceServicer):
 def number_of(pod: Pod) -> str:
     """Give the id of a pod."""
     return hashlib.sha256(f"{pod.namespace}/{pod.name}".encode()).hexdigest()
+
+
+def container_of(pod: Pod) -> str:
+    """Give the id of its container."""
+    return hashlib.sha256(f"{pod.namespace}/{pod.name}/main".encode()).hexdigest()
 
 
 def abort(context: grpc.ServicerContext, code: str, details: str) -> NoReturn:

@@ -54,8 +54,9 @@ class Condition:
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod that the runtime lists; an empty handler is the default. `binary` is what containerd
-    runs its containers by, where that is not its own choice."""
+    """A pod that the runtime lists, with one container unless `bare`; an empty handler is the
+    default. `binary` is what containerd runs its containers by, where that is not its own choice.
+    `annotations` (of the pod, too) and `env` are the container's."""
 
     name: str
     namespace: str = "default"
@@ -63,6 +64,13 @@ class Pod:
     ready: bool = True
     binary: str = ""
     annotations: Mapping[str, str] = field(default_factory=dict)
+    env: tuple[str, ...] = ()
+    bare: bool = False
+
+
+def made_pod(data: Mapping[str, Any]) -> Pod:
+    """Make a pod from JSON."""
+    return Pod(**{**data, "env": tuple(data.get("env", ()))})
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,7 @@ class Script:
     of a process end with `fail_code`; else the answers deviate: `drop_handler` shows no nvidia
     handler whatever the files say, `enable_cdi` and `default` show these values, `no_verbose` gives
     no `info`, `runtime_ready`, `runtime_name` and `version_name` are reported, `pods` are listed.
+    `log_calls` is a file that gets the name of each call.
     """
 
     die_when: Condition | None = None
@@ -93,6 +102,7 @@ class Script:
     runtime_name: str = "containerd"
     version_name: str | None = None
     pods: tuple[Pod, ...] = field(default=())
+    log_calls: str | None = None
 
     def disguise(self, config: Table) -> Table:
         """Give `info["config"]` as it is to be shown."""
@@ -128,5 +138,5 @@ def read_faults(kind: type[Kind]) -> Kind:
         given = {**{key: given[key] for key in _NATURE if key in given}, **in_trial}
     if "die_when" in given:
         given["die_when"] = Condition(**given["die_when"])
-    given["pods"] = tuple(Pod(**pod) for pod in given.get("pods", ()))
+    given["pods"] = tuple(made_pod(pod) for pod in given.get("pods", ()))
     return kind(**given)

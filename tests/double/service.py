@@ -56,13 +56,28 @@ class Service(base.BaseService):
         return answer
 
     def pod_info(self, pod: Pod) -> Mapping[str, object]:
-        """What is told of a pod (observed on 1.6 to 2.1)."""
-        return {
-            "runtimeType": "io.containerd.runc.v2",
-            "runtimeOptions": {"binary_name": pod.binary} if pod.binary else {},
+        """What is told of a pod (captured on 1.6 to 2.3)."""
+        info = {
+            "pid": base.PID if pod.ready else 0,
+            "processStatus": "running" if pod.ready else "deleted",
+            **self._run_by(pod),
             "config": {"annotations": pod.annotations},
-            "runtimeSpec": {"annotations": pod.annotations},
+            "runtimeSpec": {"annotations": {}},
         }
+        if self._runtime.generation.since < (2, 0):
+            return {**info, "runtimeHandler": pod.handler}
+        metadata = {"ID": base.number_of(pod), "RuntimeHandler": pod.handler}
+        return {**info, "sandboxMetadata": {"Version": "v1", "Metadata": metadata}}
+
+    def container_info(self, pod: Pod) -> Mapping[str, object]:
+        """What is told of its container (captured on the same)."""
+        info = {**super().container_info(pod), **self._run_by(pod)}
+        return info if pod.ready else {**info, "pid": 0}
+
+    def _run_by(self, pod: Pod) -> Mapping[str, object]:
+        """The program that was its handler's when it was made."""
+        options = {"binary_name": pod.binary} if pod.binary else None
+        return {"runtimeType": "io.containerd.runc.v2", "runtimeOptions": options}
 
 
 def serve(runtime: Runtime, socket: Path, ended: threading.Event) -> None:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tests.toolkit import modules
 from tests.toolkit.runtime import LOG
@@ -69,7 +69,7 @@ class ToolkitNode(PodNode):
         self._log = self.directory / "run/toolkit.log"
         self.modules = self.directory / "modules"
 
-    def __enter__(self) -> ToolkitNode:
+    def __enter__(self) -> Self:
         super().__enter__()
         try:
             if modules.PROC.exists():

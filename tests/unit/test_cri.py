@@ -36,6 +36,12 @@ def ask(node: DoubleNode, timeout: float = 5.0) -> cri.Answer:
     return cri.ask(str(node.socket), NAME, timeout)
 
 
+def sandboxes(node: DoubleNode) -> tuple[Sandbox, ...]:
+    """Ask it for its pods."""
+    with cri.pod_questions(str(node.socket), NAME) as questions:
+        return questions.sandboxes()
+
+
 def test_answer_of_a_healthy_runtime(node: DoubleNode) -> None:
     """Name, version with its suffix, readiness, the parsed configuration, handlers in order."""
     node.script()
@@ -70,7 +76,7 @@ def test_cri_that_is_not_served(node: DoubleNode) -> None:
         ask(node)
     assert t.value.exit_code == 4
     with pytest.raises(Unimplemented):
-        cri.sandboxes(str(node.socket), NAME)
+        sandboxes(node)
 
 
 def test_silent_runtime_ends_in_time(node: DoubleNode) -> None:
@@ -116,7 +122,7 @@ def test_pods_with_their_handlers(node: DoubleNode) -> None:
     """An empty handler is the default."""
     node.script(pods=[{"name": "a", "namespace": "n", "handler": "nvidia"},
                       {"name": "b", "ready": False}])  # fmt: skip
-    found = cri.sandboxes(str(node.socket), NAME)
+    found = sandboxes(node)
     assert [(p.namespace, p.name, p.handler, p.ready) for p in found] == [
         ("n", "a", "nvidia", True),
         ("default", "b", "", False),
@@ -124,11 +130,39 @@ def test_pods_with_their_handlers(node: DoubleNode) -> None:
     assert isinstance(found[0], Sandbox)
 
 
+def test_containers_and_what_only_the_runtime_knows(node: DoubleNode) -> None:
+    """Each with its pod and its annotations; nothing of one that has gone meanwhile."""
+    pod = {"name": "a", "handler": "nvidia", "annotations": {"x/y": "z"}, "env": ["A=b"],
+           "binary": "/opt/nvidia"}  # fmt: skip
+    node.script(pods=[pod, {"name": "b", "bare": True}])
+    with cri.pod_questions(str(node.socket), NAME) as questions:
+        first, second = questions.sandboxes()
+        (found,) = questions.containers()
+        assert (found.sandbox, found.name, found.attempt) == (first.id, "main", 0)
+        assert found.annotations == {"x/y": "z"}
+        assert questions.sandbox_info(first.id)["runtimeOptions"] == {"binary_name": "/opt/nvidia"}
+        assert "A=b" in questions.container_info(found.id)["runtimeSpec"]["process"]["env"]
+        node.script()
+        assert questions.sandbox_info(second.id) == questions.container_info(found.id) == {}
+
+
+def test_all_questions_about_pods_share_one_time(node: DoubleNode) -> None:
+    """However many there are, the last one ends in time."""
+    node.script(pods=[{"name": "a"}])
+    began = time.monotonic()
+    with cri.pod_questions(str(node.socket), NAME, 1.0) as questions:
+        (pod,) = questions.sandboxes()
+        time.sleep(1.1)
+        with pytest.raises(Unreachable, match="no answer in time"):
+            questions.sandbox_info(pod.id)
+    assert time.monotonic() - began < 4
+
+
 def test_answer_larger_than_usual(node: DoubleNode) -> None:
     """gRPC itself takes no more than 4 MiB; the kubelet takes 16."""
     name = "p" * 100_000
     node.script(pods=[{"name": f"{name}{number}"} for number in range(60)])
-    found = cri.sandboxes(str(node.socket), NAME)
+    found = sandboxes(node)
     assert [pod.name for pod in found] == [f"{name}{number}" for number in range(60)]
 
 

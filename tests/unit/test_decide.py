@@ -20,7 +20,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.decide import Decision, Evidence, Question, SpecDirs, Switch, Unseen, decide
+from agent.decide import (
+    Decision,
+    Evidence,
+    PodNeeds,
+    Question,
+    SpecDirs,
+    Switch,
+    Unseen,
+    decide,
+)
 
 GOLDEN = Path(__file__).with_name("golden") / "decisions.json"
 
@@ -40,6 +49,9 @@ OFF = seen("false")
 OLD = seen("absent", None)
 FUTURE = seen("absent")
 CRIO = (Evidence("cri-status", Switch.UNSEEN, ("/etc/cdi", "/var/run/cdi")),)
+
+BY_ANNOTATION = PodNeeds(("ml/train-0 (default)",), default=True, prefixes=(NVIDIA,))
+BY_VARIABLE = PodNeeds(("ml/infer-0 (default)",), default=True, variables=True)
 
 # Name: (row, question). Defaults: containerd, CDI wanted, enable_cdi may be written, no override.
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
@@ -245,6 +257,57 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
         3,
         {"version": "2.1.9", "evidence": ON, "prefixes": ("example.com/",)},
     ),
+    # Pods of another row still run.
+    "1.7.24 after 1.6, pods by annotation": (
+        4,
+        {"version": "1.7.24", "evidence": OFF, "needs": BY_ANNOTATION},
+    ),
+    "2.1 after row 5, pods by annotation": (
+        3,
+        {"version": "2.1.9", "evidence": ON, "needs": BY_ANNOTATION},
+    ),
+    "2.1 after row 1, pods by variable": (
+        3,
+        {"version": "2.1.9", "evidence": ON, "needs": BY_VARIABLE},
+    ),
+    "1.6 after row 1, pods by variable": (
+        6,
+        {
+            "version": "1.6.20",
+            "evidence": OLD,
+            "needs": PodNeeds(("a/b (default)",), variables=True),
+        },
+    ),
+    "cdi off after row 6, pods by annotation": (
+        1,
+        {
+            "cdi": False,
+            "version": "1.6.20",
+            "evidence": OLD,
+            "needs": PodNeeds(("a/b (default)",), prefixes=(NVIDIA,)),
+        },
+    ),
+    "cri-o after row 6, pods by annotation": (
+        8,
+        {"runtime": "cri-o", "version": "1.30.14", "evidence": CRIO, "needs": BY_ANNOTATION},
+    ),
+    "default refused, pods by annotation": (
+        3,
+        {"version": "2.1.9", "evidence": ON, "set_as_default": False, "needs": BY_ANNOTATION},
+    ),
+    "hook, pods by annotation": (
+        2,
+        {"cdi": False, "runtime": "cri-o", "version": "1.33.0", "needs": BY_ANNOTATION},
+    ),
+    "nothing answers, pods by annotation": (9, {"runtime": None, "needs": BY_ANNOTATION}),
+    "2.1, a prefix that it answers itself": (
+        3,
+        {
+            "version": "2.1.9",
+            "evidence": ON,
+            "needs": PodNeeds(("a/b (default)",), default=True, prefixes=(CDI, NVIDIA)),
+        },
+    ),
 }  # fmt: skip
 
 
@@ -357,6 +420,41 @@ def test_nothing_is_injected_twice(question: Question) -> None:
         answers = decision.row == 5 and seen in (Switch.TRUE, Switch.NULL)
         wanted = (NVIDIA,) if answers else (NVIDIA, CDI)  # denied, and yet there
         assert decision.prefixes == decision.pass_prefixes == wanted
+
+
+needs = st.builds(
+    PodNeeds,
+    pods=st.lists(st.sampled_from(["ml/a (default)", "ml/b (nvidia)"]), min_size=1).map(tuple),
+    default=st.booleans(),
+    prefixes=st.lists(st.sampled_from([NVIDIA, CDI]), unique=True).map(tuple),
+    variables=st.booleans(),
+)
+
+
+@given(plain, needs)
+def test_running_pods_keep_what_they_have_and_others_get_the_row(
+    question: Question, kept: PodNeeds
+) -> None:
+    """What is published stays the row's; what NVIDIA's runtime does besides is said with names."""
+    row = decide(question)
+    decision = decide(dataclasses.replace(question, needs=kept))
+    same = {
+        name: getattr(row, name)
+        for name in ("row", "native", "source", "reason", "mode", "enable_cdi", "strategy",
+                     "annotation_prefix", "cri_field", "spec_dirs")
+    }  # fmt: skip
+    assert {name: getattr(decision, name) for name in same} == same
+    if decision.row in (2, 9):
+        assert (decision.is_default, decision.prefixes, decision.kept_for) == (
+            row.is_default, row.prefixes, ()
+        )  # fmt: skip
+        return
+    assert decision.is_default is (row.is_default or kept.default)
+    assert decision.variables is kept.variables
+    assert {*row.prefixes, *kept.prefixes} >= set(decision.prefixes) >= set(row.prefixes)
+    assert NVIDIA in decision.pass_prefixes or NVIDIA not in kept.prefixes
+    assert not (decision.native and CDI in decision.prefixes), "it would be injected twice"
+    assert all(pod in decision.warnings[-1] for pod in kept.pods)
 
 
 @given(plain)

@@ -66,12 +66,26 @@ FIELDS = {
     ],
     "PodSandboxStatusRequest": ["1 string pod_sandbox_id", "2 bool verbose"],
     "PodSandboxStatusResponse": ["2 map<string, string> info"],
+    "ListContainersRequest": [],
+    "ListContainersResponse": ["1 repeated Container containers"],
+    "Container": [
+        "1 string id",
+        "2 string pod_sandbox_id",
+        "3 ContainerMetadata metadata",
+        "6 ContainerState state",
+        "9 map<string, string> annotations",
+    ],
+    "ContainerMetadata": ["1 string name", "2 uint32 attempt"],
+    "ContainerStatusRequest": ["1 string container_id", "2 bool verbose"],
+    "ContainerStatusResponse": ["2 map<string, string> info"],
 }
 METHODS = {
     "Version": ("VersionRequest", "VersionResponse"),
     "Status": ("StatusRequest", "StatusResponse"),
     "ListPodSandbox": ("ListPodSandboxRequest", "ListPodSandboxResponse"),
     "PodSandboxStatus": ("PodSandboxStatusRequest", "PodSandboxStatusResponse"),
+    "ListContainers": ("ListContainersRequest", "ListContainersResponse"),
+    "ContainerStatus": ("ContainerStatusRequest", "ContainerStatusResponse"),
 }
 SCALARS = {
     FieldDescriptor.TYPE_STRING: "string",
@@ -137,8 +151,12 @@ def test_messages_have_the_numbers_and_types_of_the_interface() -> None:
     assert {name: shape(message) for name, message in messages.items()} == FIELDS
 
 
-def test_sandbox_states_have_the_numbers_of_the_interface() -> None:
+def test_states_have_the_numbers_of_the_interface() -> None:
     assert dict(api_pb2.PodSandboxState.items()) == {"SANDBOX_READY": 0, "SANDBOX_NOTREADY": 1}
+    names = ("CREATED", "RUNNING", "EXITED", "UNKNOWN")
+    assert dict(api_pb2.ContainerState.items()) == {
+        f"CONTAINER_{name}": number for number, name in enumerate(names)
+    }
 
 
 def test_service_is_called_by_the_name_of_the_interface() -> None:
