@@ -49,6 +49,11 @@ def _start_once(host: HostRoot, launch: Launch, problems: Callable[[Answer], lis
     return trial.start_once(host, launch, problems)
 
 
+def _uptime() -> float:
+    """Seconds since the machine was started."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """Settings and seams of one run. `log` takes an event and key-value pairs; `lock_fd` is the
@@ -64,6 +69,7 @@ class Context:
     wall: Callable[[], float] = time.time
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+    uptime: Callable[[], float] = _uptime
     choose_restart: Callable[[str, Process | None, HostRoot, str], Restart] = field(
         default=restart.choose
     )

@@ -3,13 +3,14 @@
 Invariant: reads only, and asks nothing where nothing that a pod may depend on would change. A pod
 keeps what it has until it is gone: its handler, its low-level runtime and state directory, the
 annotation prefix, and the default runtime that it was created under. A pod that is not ready does
-not count: the kubelet starts no container in it again.
+not count: the kubelet starts no container in it again. But soon after a boot no pod is ready, and
+the kubelet makes those of before anew, with their annotations of before.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 
 from agent.data import dataclass, replace
@@ -30,6 +31,7 @@ from agent.toolkit.tree import Answers
 
 _SHOWN = 20  # names in a message; a node has up to some hundred pods
 _TIMEOUT = 20.0  # seconds for all questions together
+_STARTING = 600.0  # seconds in which a kubelet has made the pods of before anew, after a boot
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +74,34 @@ def needs(ctx: Context, node: AnyNode, decision: Decision) -> PodNeeds | None:
         decision.is_default or decision.hook,
         install.accepts_variables(ctx.settings),
     )
-    found = _needs(node, now, Service(default, answered | native, variables), native)
+    counts = _or_comes_back(ctx)
+    found = _needs(node, now, Service(default, answered | native, variables), native, counts)
     if found is not None and decision.hook:
         raise _refusal("apply", found.pods, f"annotations {', '.join(found.prefixes)}")
     return found
 
 
-def _needs(node: AnyNode, now: Service, later: Service, native: frozenset[str]) -> PodNeeds | None:
+def _is_ready(pod: Sandbox) -> bool:
+    return pod.ready
+
+
+def _or_comes_back(ctx: Context) -> Callable[[Sandbox], bool]:
+    """Is a pod ready, or was it made before a boot that was a moment ago?"""
+    uptime = ctx.uptime()
+    booted = ctx.wall() - uptime if uptime < _STARTING else 0.0
+    return lambda pod: pod.ready or 0 < pod.created < booted
+
+
+def _needs(
+    node: AnyNode, now: Service, later: Service, native: frozenset[str],
+    counts: Callable[[Sandbox], bool] = _is_ready,
+) -> PodNeeds | None:  # fmt: skip
     leaves = now.default and not later.default
     prefixes = now.prefixes - (native if leaves else later.prefixes)
     variables = now.variables and (leaves or (now.known and not later.variables))
     if not prefixes and not variables:
         return None
-    found = tuple(_askers(node, now, prefixes, variables=variables))
+    found = tuple(_askers(node, now, prefixes, counts, variables=variables))
     if not found:
         return None
     used = {prefix for asker in found for prefix in asker.prefixes}
@@ -106,8 +123,9 @@ class _Asker:
 
 
 def _askers(
-    node: AnyNode, now: Service, prefixes: frozenset[str], *, variables: bool
-) -> Iterator[_Asker]:
+    node: AnyNode, now: Service, prefixes: frozenset[str], counts: Callable[[Sandbox], bool], *,
+    variables: bool,
+) -> Iterator[_Asker]:  # fmt: skip
     """Pods of our handlers, and of the default where that is ours, that ask in one of these ways.
 
     Variables are in no list: each container is asked about, until there are enough to be shown.
@@ -117,7 +135,7 @@ def _askers(
     ours |= {""} if now.default else set()
     shown = 0
     with _questions(node.runtime) as ask:
-        for pod, containers in _running(node, ask, ours):
+        for pod, containers in _with_containers(node, ask, ours, counts):
             keys = {key for item in containers for key in item.annotations}
             used = frozenset(p for p in prefixes if any(key.startswith(p) for key in keys))
             variable = variables and not used and shown <= _SHOWN
@@ -131,12 +149,12 @@ def _askers(
                     yield _Asker(pod, used, variable)
 
 
-def _running(
-    node: AnyNode, ask: PodQuestions, handlers: set[str]
+def _with_containers(
+    node: AnyNode, ask: PodQuestions, handlers: set[str], counts: Callable[[Sandbox], bool]
 ) -> Iterator[tuple[Sandbox, tuple[Container, ...]]]:
-    """Ready pods, each with the newest container of each name: a container that has ended may
+    """Pods that count, each with the newest container of each name: a container that has ended may
     start again. Where the list says handlers, only those of these handlers."""
-    ready = {pod.id: pod for pod in ask.sandboxes() if pod.ready}
+    ready = {pod.id: pod for pod in ask.sandboxes() if counts(pod)}
     if kinds.pods_by_list(node):
         ready = {key: pod for key, pod in ready.items() if pod.handler in handlers}
     newest: dict[str, dict[str, Container]] = {}
@@ -152,22 +170,25 @@ def _with_handler(node: AnyNode, ask: PodQuestions, pod: Sandbox) -> Sandbox:
     if kinds.pods_by_list(node):
         return pod
     handler = words.handler(ask.sandbox_info(pod.id))
-    return Sandbox(pod.id, pod.name, pod.namespace, handler, pod.ready)
+    return replace(pod, handler=handler)
 
 
 def handler_users(
     node: AnyNode, now: Mapping[str, object], later: Mapping[str, object]
-) -> tuple[str, ...]:
-    """Pods of handlers whose state (see `kinds.pod_states`) is another one later.
-
-    Raises Unreachable.
-    """
+) -> tuple[tuple[str, ...], str]:
+    """Pods of handlers whose state (see `kinds.pod_states`) is another one later, and what becomes
+    of these handlers. Raises Unreachable."""
     taken = {name for name, state in now.items() if name not in later or later[name] != state}
     if not taken:
-        return ()
+        return (), ""
     with _questions(node.runtime) as ask:
         ready = [_with_handler(node, ask, pod) for pod in ask.sandboxes() if pod.ready]
-        return names(pod for pod in ready if pod.handler in taken)
+    users = [pod for pod in ready if pod.handler in taken]
+    gone = any(pod.handler not in later for pod in users)
+    moved = any(pod.handler in later for pod in users)
+    what = ["handlers that would go"] if gone else []
+    what += ["handlers of which the low-level runtime or its state would move"] if moved else []
+    return names(users), ", ".join(what)
 
 
 def apply_refusal(
@@ -176,18 +197,18 @@ def apply_refusal(
     """Why pods do not survive that these files come into force; `called` is what NVIDIA's runtime
     will call in turn. Raises Unreachable."""
     now, later = _states(ctx, node, kinds.effective(node, after), called)
-    used = handler_users(node, now, later)
-    return _refusal("apply", used, "handlers that would go or run something else") if used else None
+    used, what = handler_users(node, now, later)
+    return _refusal("apply", used, what) if used else None
 
 
 def revert_refusal(ctx: Context, node: AnyNode, after: kinds.Files) -> Refused | None:
     """Why pods do not survive that these original files come into force. Raises Unreachable."""
     said, cri_after = _said(ctx), kinds.effective(node, after)
     now, later = _states(ctx, node, cri_after, said.runtimes if said else ())
-    used = handler_users(node, now, later)
+    used, moved = handler_users(node, now, later)
     before, restored = service(node, kinds.running(node), said), service(node, cri_after, said)
     lost = _needs(node, before, restored, frozenset())
-    what = ["handlers that would go or run something else"] if used else []
+    what = [moved] if used else []
     if lost is not None:
         what += ["the default runtime that would go"] if lost.default else []
         what += [f"annotations {prefix} that nothing would answer" for prefix in lost.prefixes]
@@ -244,7 +265,7 @@ def toolkit_refusal(host: HostRoot, node: AnyNode, directories: tuple[str, ...])
             info = ask.sandbox_info(pod.id)
             found = words.programs(info)
             if not kinds.pods_by_list(node):
-                pod = Sandbox(pod.id, pod.name, pod.namespace, words.handler(info), pod.ready)
+                pod = replace(pod, handler=words.handler(info))
                 found = low_level.executables(cri_now.table(pod.handler or cri_now.default))
             if any(is_below(path, *directories) for path in found):
                 used.append(pod)
@@ -277,8 +298,8 @@ def names(found: Iterable[Sandbox]) -> tuple[str, ...]:
 
 def _refusal(purpose: str, users: tuple[str, ...], what: str) -> Refused:
     return Refused(
-        f"cannot {purpose}: pods use {what}: {_listed(users)}; their containers could not start "
-        "again, lose their GPUs, or could not be stopped any more; delete these pods first"
+        f"cannot {purpose}: pods use {what}: {_listed(users)}; their containers could not be "
+        "stopped, could not start again, or would have no GPU then; delete these pods first"
     )
 
 

@@ -52,13 +52,15 @@ class Answer:
 @dataclass(frozen=True, slots=True)
 class Sandbox:
     """A pod that the runtime knows. `handler` is the handler that it was created with as the list
-    says it: "" for the default, and for every pod of CRI-O."""
+    says it: "" for the default, and for every pod of CRI-O; `created` are seconds since the epoch,
+    0 where the list does not say."""
 
     id: str
     name: str
     namespace: str
     handler: str
     ready: bool
+    created: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,7 @@ class PodQuestions:
                 namespace=item.metadata.namespace,
                 handler=item.runtime_handler,
                 ready=item.state == api_pb2.SANDBOX_READY,
+                created=item.created_at / 1e9,
             )
             for item in answer.items
         )

@@ -230,7 +230,7 @@ _UNDO = (
     ),
     Mutant(
         "default-kept-for-ever", "revert", "agent/engine/pod_guard.py",
-        "ready = {pod.id: pod for pod in ask.sandboxes() if pod.ready}",
+        "ready = {pod.id: pod for pod in ask.sandboxes() if counts(pod)}",
         "ready = {pod.id: pod for pod in ask.sandboxes()}",
         ("tests/cli/test_running_pods.py",),
     ),

@@ -265,7 +265,15 @@ def test_containers_of_crio(place: Path) -> None:
         before = snapshot(node.toolkit)
         number = node.run_pod("train-0", "nvidia")
         fails(node.agent(REVERT), 3, "default/train-0 (nvidia)")
+        main = "k8s_main_{}_default_6f1d2c9e-0d53-4d0e-9a55-2f6f6c1d0001_0"
+        runs = ("-r", str(node.toolkit / RUNTIME))
+        with monitor("-n", main.format("train-0"), *runs), monitor("-n", main.format("old"), *runs):
+            result = node.agent(REVERT)
+            fails(result, 3, "default/train-0 (nvidia)")
+            assert result.stderr.count("train-0") == 1
         node.remove_pod(number)
+        with monitor("-n", main.format("old"), *runs):
+            fails(node.agent(REVERT), 3, "programs in", "default/old")
         with (
             monitor("-r", f"{node.toolkit}-old/{RUNTIME}"),
             monitor("-b", "/run/x", "-r", str(node.toolkit / RUNTIME)) as process,

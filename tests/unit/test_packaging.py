@@ -55,6 +55,7 @@ FIELDS = {
         "1 string id",
         "2 PodSandboxMetadata metadata",
         "3 PodSandboxState state",
+        "4 int64 created_at",
         "5 map<string, string> labels",
         "7 string runtime_handler",
     ],
@@ -91,6 +92,7 @@ SCALARS = {
     FieldDescriptor.TYPE_STRING: "string",
     FieldDescriptor.TYPE_BOOL: "bool",
     FieldDescriptor.TYPE_UINT32: "uint32",
+    FieldDescriptor.TYPE_INT64: "int64",
 }
 
 # Everything that may lie at the top. A new name is a decision, not a by-product.
