@@ -12,6 +12,7 @@ import pytest
 
 from tests.cli.installing import SourceNode
 from tests.cli.node import CliNode, Refusal, fails, refuses, shows
+from tests.cli.test_run import running
 from tests.conformance import checks
 from tests.conformance.trees import touched
 from tests.crio.node import CrioNode
@@ -66,6 +67,14 @@ def published(node: CliNode) -> tuple[str, str, str, str]:
              "TOOLKIT_NATIVE_CDI")  # fmt: skip
     is_default, strategy, prefix, native = (found[name] for name in names)
     return is_default, strategy, prefix, native
+
+
+def says(path: Path, line: str) -> bool:
+    """Is this line in a file that comes and goes?"""
+    try:
+        return line in path.read_text().splitlines()
+    except FileNotFoundError:
+        return False
 
 
 def applied(node: CliNode, *options: str) -> Any:
@@ -145,6 +154,24 @@ def test_cdi_that_is_switched_on(version: str, place: Path) -> None:
             "nvidia" if version == "1.6.20" else "runc",
             False,
         )
+
+
+def test_run_finishes_the_change(place: Path) -> None:
+    """At its next look at the whole node after the last pod is gone, with one restart."""
+    with SourceNode(place, "1.6.20") as node:
+        applied(node)
+        node.script(pods=[OLD_POD])
+        upgrade(node, "1.7.24")
+        with running(node, "--interval=1") as daemon:
+            ready = node.validations / "toolkit-ready"  # the last of the two that is put there
+            daemon.until(lambda: says(ready, "TOOLKIT_NATIVE_CDI=true"))
+            assert published(node) == ("true", "cdi-cri", CDI, "true")
+            starts = node.supervisor.starts
+            node.script()
+            daemon.until(lambda: says(ready, "TOOLKIT_RUNTIME_IS_DEFAULT=false"))
+            assert node.answer().default == "runc"
+            assert node.supervisor.starts == starts + 1
+            daemon.end()
 
 
 def test_cdi_that_is_switched_off(place: Path) -> None:
