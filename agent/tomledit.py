@@ -15,16 +15,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
+from agent import tomltext
 from agent.data import dataclass
 from agent.errors import Refused
+from agent.tomltext import BOM, Data, NotText, Oddity, encoded
 from agent.tomlwrite import Path, dotted, render, scalar
 
 __all__ = [
-    "Append", "Data", "Op", "Path", "Set", "Unset", "apply", "dotted", "edit", "get",
-    "has_comments", "parse", "render", "scalar", "without_empty",
+    "Append", "Data", "Op", "Path", "Set", "Unset", "apply", "decoded", "dotted", "edit", "encoded",
+    "get", "has_comments", "parse", "render", "scalar", "without_empty",
 ]  # fmt: skip
-
-Data: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +53,28 @@ class Append:
 
 Op: TypeAlias = Set | Unset | Append
 
+# A carriage return that ends a line is none to the scanner.
+_EDITABLE = {*tomltext.GO_TOML_1, *tomltext.GO_TOML_2} - {"carriage return"}
+
 
 def parse(data: bytes, name: str) -> Data:
-    """TOML of a file's bytes. Raises Refused naming the file and the place of the error."""
+    """TOML of a file's bytes, as the runtimes read them: what some runtime takes besides TOML 1.0
+    is no error here (`tomltext.oddities` tells it). Raises Refused naming the file and the place
+    of the error."""
+    return _parse(decoded(data, name), name)
+
+
+def decoded(data: bytes, name: str) -> str:
+    """A file's bytes as text to edit; `encoded` makes the same bytes of it. Raises Refused."""
     try:
-        return tomllib.loads(data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise Refused(f"cannot read {name}: byte {error.start} is not UTF-8; repair it") from error
+        return tomltext.decoded(data)
+    except NotText as error:
+        raise Refused(f"cannot read {name}: {error}") from error
+
+
+def _parse(text: str, name: str) -> Data:
+    try:
+        return tomltext.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise Refused(f"cannot read {name}: it is not valid TOML: {error}; repair it") from error
     except RecursionError as error:
@@ -116,14 +131,25 @@ def _unset(data: Any, path: Path) -> None:
 def edit(text: str, ops: Iterable[Op], name: str) -> str:
     """The text with the operations carried out, or the same text where they change nothing.
 
-    Raises Refused, naming the file, where the result cannot be written faithfully.
+    `text` is what `decoded` gives; bytes that are no TOML 1.0 stay where they are. Raises Refused,
+    naming the file, where the result cannot be written faithfully.
     """
-    current = parse(text.encode(), name)
+    mark, text = text[: text.startswith(BOM)], text.removeprefix(BOM)
+    current = _parse(text, name)
     for op in ops:
         wanted = apply(current, [op])
         if not _identical(wanted, current):
+            _refuse_unsafe(text, name)
             text, current = _propose(text, op, current, wanted, name)
-    return text
+    return mark + text
+
+
+def _refuse_unsafe(text: str, name: str) -> None:
+    """Refuse a text in which a place cannot be told, or a value not be written as it is."""
+    line = tomltext.in_values(text)
+    odd = Oddity("encoding", line) if line else tomltext.minds(text, _EDITABLE)
+    if odd is not None:
+        raise Refused(f"cannot edit {name}: {odd.words} ({odd.readers}); {odd.remedy}")
 
 
 def _propose(text: str, op: Op, data: Data, wanted: Data, name: str) -> tuple[str, Data]:
@@ -131,7 +157,7 @@ def _propose(text: str, op: Op, data: Data, wanted: Data, name: str) -> tuple[st
     before = _comments(text)
     for proposal in _proposals(text, op, data, wanted):
         try:
-            found = tomllib.loads(proposal)
+            found = tomltext.loads(proposal)
         except (tomllib.TOMLDecodeError, RecursionError):
             continue
         right = (
@@ -141,8 +167,9 @@ def _propose(text: str, op: Op, data: Data, wanted: Data, name: str) -> tuple[st
         )
         if right and not before - _comments(proposal) - _comments_behind(text, op, data):
             return proposal, found
+    odd = next((f"; {one.words}" for one in tomltext.oddities(text) if "1.1" in one.words), "")
     raise Refused(
-        f"cannot edit {name}: no safe way to set {dotted(op.path)} in its spelling was found; "
+        f"cannot edit {name}: no safe way to set {dotted(op.path)} in its spelling was found{odd}; "
         "write that table with plain [headers] and try again"
     )
 

@@ -1,28 +1,22 @@
 """Where everything lies in a TOML text: headers, keys, values, entries, comments, as offsets.
 
-Invariant: nothing is read here but places; what a text means is `tomllib`'s to say. The text has
-to be one that `tomllib` accepts. Where a place cannot be told, `Unreadable` is raised, never a
-guess made.
+Invariant: nothing is read here but places; what a text means is `tomltext`'s to say. The text has
+to be one that `tomltext.loads` accepts. Where a place cannot be told, `Unreadable` is raised, never
+a guess made.
 """
 
 from __future__ import annotations
 
 import re
-import tomllib
 from collections import Counter
 from functools import lru_cache
 from typing import Literal
 
+from agent import tomltext
 from agent.data import dataclass
+from agent.tomltext import TOKEN
 from agent.tomlwrite import Path
 
-_STRING = (
-    r'"""(?:\\.|[^\\])*?"""{1,3}|'
-    r"'''.*?'''{1,3}|"
-    r'"(?:\\.|[^"\\\n])*"|'
-    r"'[^'\n]*'"
-)
-_TOKEN = re.compile(rf"(?:{_STRING})|#[^\n]*|[][{{}},]|\s+|[^]\s\"'#[{{}},]+", re.DOTALL)
 _PART = re.compile(r"""[ \t]*("(?:\\.|[^"\\\n])*"|'[^'\n]*'|[A-Za-z0-9_-]+)[ \t]*""")
 _NO_CODE = re.compile(r"[ \t]*(?:#[^\n]*)?(?:\r?\n|\Z)")
 _BARE = re.compile(r"[^,#\]}\r\n]+")
@@ -140,7 +134,7 @@ def _name(raw: str) -> str:
         return raw
     if "\\" not in raw or raw[0] == "'":
         return raw[1:-1]
-    return str(tomllib.loads(f"k = {raw}")["k"])
+    return str(tomltext.loads(f"k = {raw}")["k"])
 
 
 def _entry(text: str, at: int) -> Entry:
@@ -163,7 +157,7 @@ def _value_end(text: str, at: int) -> int:
 
 
 def _token(text: str, at: int) -> re.Match[str]:
-    found = _TOKEN.match(text, at)
+    found = TOKEN.match(text, at)
     if found is None:
         raise Unreadable
     return found
@@ -237,5 +231,5 @@ def within(text: str, value: Span) -> list[str]:
     """The comments inside a value: in TOML 1.0, those of a list that has several lines."""
     if text[value.start : value.start + 1] not in ("[", "{"):
         return []
-    tokens = (match[0] for match in _TOKEN.finditer(text, value.start, value.end))
+    tokens = (match[0] for match in TOKEN.finditer(text, value.start, value.end))
     return [word.rstrip() for word in tokens if word[0] == "#"]

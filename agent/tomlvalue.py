@@ -43,8 +43,7 @@ def with_entry(text: str, value: Span, rest: Path, new: Any) -> str:
     word = PLAIN.line(rest[:size], new)
     if not entries:
         return f"{text[: value.start]}{{ {word} }}{text[group.close + 1 :]}"
-    end = group.items[-1].end
-    return f"{text[:end]}, {word}{text[end:]}"
+    return _with_item(text, value.start, word)
 
 
 def _shared(entry: Entry, path: Path) -> int:
@@ -108,7 +107,8 @@ def relisted(text: str, place: Span, old: list[Any], new: list[Any]) -> str | No
 
 
 def _with_item(text: str, at: int, item: str) -> str:
-    """A list with one item more: on a line of its own where the bracket closes on one."""
+    """A list or an inline table with one item more: on a line of its own where the bracket closes
+    on one (a table does so in TOML 1.1 only)."""
     group = tomlscan.group(text, at)
     if not group.items:
         if not tomlscan.within(text, Span(at, group.close + 1)):

@@ -119,6 +119,7 @@ def edits(node: AnyNode, host: HostRoot, wish: Wish) -> tuple[Edits, tuple[str, 
 
     told = (
         *faults.hidden(node.gen, node.files),
+        *faults.doubtful(node.gen, node.files),
         *handlers.left_out(effective(node, node.files), available, memory.default, seen),
     )
     return plan.edits(Scene(host, node.gen, node.files, node.drop_in, memory, want)), told

@@ -98,7 +98,7 @@ def drop_in_overlay(
             "give another one with --drop-in-config"
         )
     state = existing.state or new_state()
-    text, data = state.data.decode(), existing.data
+    text, data = tomledit.decoded(state.data, scene.drop_in.host), existing.data
     if fresh:
         data = {"version": way.version} if way.version else {}
         text = HEADER + tomledit.render(data)
@@ -131,7 +131,9 @@ def _root_with_import(scene: Scene) -> FileState:
     if root.state is None:
         text = f'{HEADER}version = {scene.gen.root_version}\nimports = ["{glob}"]\n'
         return new_state(text.encode())
-    text = tomledit.edit(root.state.data.decode(), [Append(("imports",), glob)], root.path.host)
+    name = root.path.host
+    before = tomledit.decoded(root.state.data, name)
+    text = tomledit.edit(before, [Append(("imports",), glob)], name)
     return with_text(root.state, text)
 
 
@@ -143,7 +145,7 @@ def import_glob(drop_in: HostPath) -> str:
 
 def with_text(state: FileState, text: str) -> FileState:
     """The file with another text, and owner, mode and label as they are."""
-    return FileState(text.encode(), state.mode, state.uid, state.gid, state.label)
+    return FileState(tomledit.encoded(text), state.mode, state.uid, state.gid, state.label)
 
 
 def _ops(
@@ -175,7 +177,7 @@ def owner_overlay(scene: Scene, wanted: Wanted) -> dict[str, FileState | None]:
         text, data = f"{HEADER}version = {gen.root_version}\n", {}
         section: Path = ("plugins", section_name(gen.root_version))
     else:
-        text, data = owner.state.data.decode(), owner.data
+        text, data = tomledit.decoded(owner.state.data, owner.path.host), owner.data
         section = ("plugins", merge.cri_name(gen, files))
     ops: list[Op] = []
     if get(data, (*section, *RUNTIMES)) is None:

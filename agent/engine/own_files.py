@@ -13,9 +13,10 @@ import contextlib
 import os
 import stat
 
-from agent import tomledit
+from agent import tomledit, tomltext
 from agent.data import dataclass
 from agent.engine import node as nodes
+from agent.engine import ownership
 from agent.engine.context import Context
 from agent.engine.plan import Change
 from agent.engine.state import Memory, Original
@@ -26,6 +27,7 @@ from agent.host.paths import HostPath
 from agent.observe.units import SystemdError
 from agent.runtimes import containerd, crio
 from agent.runtimes.containerd import ConfigFile
+from agent.tomltext import GO_TOML_2
 
 _PAUSE = 0.1  # seconds between two looks for the runtime
 
@@ -53,7 +55,7 @@ def garbled(ctx: Context, memory: Memory) -> tuple[Garbled, ...]:
         if original.digest is not None or original.written is None or host.endswith(".json"):
             continue
         path = HostPath(ctx.host.agent_path(host), host)
-        now, why = _fault(ctx, path)
+        now, why = _fault(ctx, path, original)
         if why is not None:
             found.append(Garbled(path, why, now, _written(original)))
     return tuple(found)
@@ -61,13 +63,13 @@ def garbled(ctx: Context, memory: Memory) -> tuple[Garbled, ...]:
 
 def _written(original: Original) -> FileState | None:
     """The file as we wrote it last; None where that is not known."""
-    data = (original.text or "").encode()
+    data = tomledit.encoded(original.text or "")
     if files.digest(data) != original.written:
         return None
     return FileState(data, original.mode, original.uid, original.gid)
 
 
-def _fault(ctx: Context, path: HostPath) -> tuple[FileState | None, str | None]:
+def _fault(ctx: Context, path: HostPath, original: Original) -> tuple[FileState | None, str | None]:
     """What is there, and why it is no configuration file of ours."""
     now = None
     try:
@@ -77,6 +79,9 @@ def _fault(ctx: Context, path: HostPath) -> tuple[FileState | None, str | None]:
         if now is None:
             return None, "it is a link that leads nowhere" if link else None
         data = tomledit.parse(now.data, path.host)
+        odd = tomltext.minds(tomledit.decoded(now.data, path.host), GO_TOML_2)
+        if odd is not None and ownership.is_ours_alone(original, now):
+            return now, odd.words
         file = ConfigFile(path.host, path, now, data)
         containerd.check_shape(file)
         crio.check_shape(file)

@@ -15,6 +15,7 @@ from agent.engine.state import Original
 from agent.errors import Refused
 from agent.host.files import FileState
 from agent.tomledit import Data, Path, get
+from agent.tomltext import BOM
 
 HEADER = (
     "# Written by toolkit-agent: the NVIDIA container runtime for this node.\n"
@@ -46,7 +47,7 @@ def is_ours_alone(original: Original, now: FileState) -> bool:
         data = tomledit.parse(now.data, "")
     except Refused:
         return False
-    text = now.data.decode().removeprefix(HEADER)
+    text = tomledit.decoded(now.data, "").removeprefix(BOM).removeprefix(HEADER)
     ours = {_path(key): value for key, value in original.keys.items()}
     return not tomledit.has_comments(text) and all(
         ours.get(path, _MISSING) == value for path, value in _leaves(data)

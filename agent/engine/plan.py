@@ -136,10 +136,12 @@ def _stale(table: Data, now: Data, before: Data) -> Data:
 def _refuse_hopeless(scene: Scene) -> None:
     """Refuse files on which no edit of ours can come into force."""
     if found := faults.ignored(scene.gen, scene.files):
+        remedy = faults.misplaced_version(scene.files) or (
+            "run `containerd config migrate` and put the result in place"
+        )
         raise Refused(
             f"cannot add to {found[0].path}: {found[1]} and the version of the files do not go "
-            "together in this containerd; run `containerd config migrate` and put the result in "
-            "place"
+            f"together in this containerd; {remedy}"
         )
     if file := faults.ambiguous(scene.gen, scene.files):
         raise Refused(
@@ -217,7 +219,8 @@ def _override_later_files(
 def _saying(state: FileState, file: ConfigFile, key: Path, value: Any) -> FileState:
     """The file with that value. Raises CannotSwitch where the key is the switch."""
     try:
-        text = tomledit.edit(state.data.decode(), [Set(key, value)], file.path.host)
+        before = tomledit.decoded(state.data, file.path.host)
+        text = tomledit.edit(before, [Set(key, value)], file.path.host)
     except Refused as error:
         raise (CannotSwitch(error.message) if key[2:] == _SWITCH else error) from error
     return with_text(state, text)

@@ -166,9 +166,10 @@ def _text(file: ConfigFile, op: Op) -> bytes:
 
     Where imports cannot be changed in it, a rendering with the same meaning stands in.
     """
-    text = file.state.data.decode() if file.state else ""
+    name = file.path.host
     try:
-        return tomledit.edit(text, [op], file.path.host).encode()
+        text = tomledit.decoded(file.state.data, name) if file.state else ""
+        return tomledit.encoded(tomledit.edit(text, [op], name))
     except Refused:
         return tomledit.render(tomledit.apply(file.data, [op])).encode()
 

@@ -14,6 +14,7 @@ import errno
 import os
 from collections.abc import Collection, Mapping
 
+from agent import tomledit
 from agent.data import dataclass, replace
 from agent.engine import ownership
 from agent.engine.plan import Change
@@ -77,7 +78,8 @@ def _text(change: Change, known: Original | None) -> str | None:
     """What is written, of a file that we made: where somebody garbles it, and the runtime cannot
     start on it, this is all that is known of it."""
     made = known.digest is None if known else change.before is None
-    return change.after.data.decode() if change.after and made else None
+    name = change.path.host
+    return tomledit.decoded(change.after.data, name) if change.after and made else None
 
 
 def reserve(changes: tuple[Change, ...], journal: Journal) -> None:

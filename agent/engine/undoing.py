@@ -112,18 +112,19 @@ def _change(
         host, now, data, ours, known=original, switch=memory.enabled_cdi,
         gen=node.gen if isinstance(node, Node) else None,
     )  # fmt: skip
-    text = tomledit.edit(now.data.decode().removeprefix(HEADER), ops, host)
+    text = tomledit.edit(tomledit.decoded(now.data, host).removeprefix(HEADER), ops, host)
     text = _without_emptied(text, tomledit.parse(data or b"", host), ops, host)
     if data is None and _is_empty(text, host):
         return Change(path, now, None)
-    if text.encode() == now.data:
+    after = tomledit.encoded(text)
+    if after == now.data:
         return None
-    return Change(path, now, FileState(text.encode(), now.mode, now.uid, now.gid, now.label))
+    return Change(path, now, FileState(after, now.mode, now.uid, now.gid, now.label))
 
 
 def _is_empty(text: str, host: str) -> bool:
     """Is nothing left in a file but its version?"""
-    data = tomledit.without_empty(tomledit.parse(text.encode(), host))
+    data = tomledit.without_empty(tomledit.parse(tomledit.encoded(text), host))
     return not data.keys() - {"version"} and not tomledit.has_comments(text)
 
 
@@ -194,7 +195,7 @@ def _without_emptied(text: str, before: Data, done: list[Op], host: str) -> str:
         lengths = (min(len(table), len(path)) for path in paths)
         return any(table[:n] == path[:n] for n, path in zip(lengths, paths, strict=True))
 
-    empty = _empty_tables(tomledit.parse(text.encode(), host))
+    empty = _empty_tables(tomledit.parse(tomledit.encoded(text), host))
     ops = [Unset(path) for path in empty if tomledit.get(before, path) is None and had_ours(path)]
     with contextlib.suppress(Refused):  # an empty table does no harm to anybody
         return tomledit.edit(text, ops, host)

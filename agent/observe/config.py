@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import TypeAlias
 
-from agent import tomledit
+from agent import tomledit, tomltext
 from agent.errors import Refused, reason
 from agent.host import files, trust
 from agent.host.files import FileState
 from agent.host.paths import HostPath, HostRoot
 from agent.runtimes.containerd import ConfigFile, check_shape, import_pattern, matches
 from agent.runtimes.generations import CRI_V1, CRI_V2, CRI_V3, IMAGES, Generation
+from agent.tomltext import Kind
 
 DEFAULT_ROOT = "/etc/containerd/config.toml"
 
@@ -51,6 +52,7 @@ def load(
                 f"cannot use {_importer(loaded, name)}: it imports {name}, which does not exist, "
                 "and containerd does not start so; remove the import or restore the file"
             )
+        refuse_unread(file, gen.toml)
         loaded[name] = file
         if len(loaded) > _MAX_FILES:
             raise Refused(f"cannot use {root}: it imports more than {_MAX_FILES} files")
@@ -85,6 +87,19 @@ def checked_file(host: HostRoot, name: str, overlay: Overlay, parse: Parse) -> C
         raise Refused(f"cannot use {path}: it {why}")
     data = {} if state is None else parse(state.data, path.host)
     return ConfigFile(name, path, state, data)
+
+
+def refuse_unread(file: ConfigFile, reader: Collection[Kind], who: str = "") -> None:
+    """Refuse a file of which the runtime's reader of TOML takes nothing. `who` is the runtime
+    where it is not containerd."""
+    text = tomledit.decoded(file.state.data, file.path.host) if file.state else ""
+    odd = tomltext.minds(text, reader)
+    if odd is not None:
+        readers = f"{who} does not start on it" if who else odd.readers
+        raise Refused(
+            f"cannot use {file.path}: {odd.words}; {readers}, so the running one was started on "
+            f"another content; {odd.remedy}"
+        )
 
 
 def _refuse_writable(path: HostPath) -> None:

@@ -14,9 +14,10 @@ import stat
 from agent import tomledit
 from agent.errors import Refused
 from agent.host.paths import HostPath, HostRoot
-from agent.observe.config import Overlay, Parse, checked_file, names
+from agent.observe.config import Overlay, Parse, checked_file, names, refuse_unread
 from agent.runtimes.containerd import ConfigFile
 from agent.runtimes.crio import check_shape
+from agent.tomltext import BURNT_SUSHI
 
 ROOT = "/etc/crio/crio.conf"
 DIRECTORY = "/etc/crio/crio.conf.d"
@@ -50,6 +51,7 @@ def load_file(
 ) -> ConfigFile:
     """One file by its name on the host; missing is not an error here."""
     file = checked_file(host, name, overlay, parse)
+    refuse_unread(file, BURNT_SUSHI, "CRI-O")
     check_shape(file)
     return file
 

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from agent import tomledit, tomltext
 from agent.runtimes.containerd import ConfigFile
 from agent.runtimes.generations import CRI_V1, CRI_V2, CRI_V3, IMAGES, STREAMING, Generation
 from agent.runtimes.merge import Files, has_section, names, version_of
 from agent.tomledit import Data, Path, get
+from agent.tomlscan import Statement, Unreadable, statements
+from agent.tomltext import GO_TOML_1, GO_TOML_2
 
 _LISTS = ("disabled_plugins", "required_plugins")
 
@@ -30,6 +33,45 @@ def ignored(gen: Generation, files: Files) -> tuple[ConfigFile, str] | None:
             if name not in order and isinstance(section, dict) and not section.keys() <= STREAMING:
                 return file, f'plugins."{name}"'
     return None
+
+
+def misplaced_version(files: Files) -> str | None:
+    """A `version` that was meant for the file and stands in a table, in words: appended to a file,
+    it is a key of the last table, and the file's sections of version 2 are not read
+    (containerd#3843)."""
+    for file in files:
+        given = file.data.get("plugins", {})
+        if file.version is not None or file.state is None or not {CRI_V2, CRI_V3} & given.keys():
+            continue
+        text = tomledit.decoded(file.state.data, file.path.host)
+        for one in _statements(text):
+            value = get(file.data, one.path)
+            if len(one.path) > 1 and one.path[-1] == "version" and type(value) is int:
+                line = text.count("\n", 0, one.start) + 1
+                table = tomledit.dotted(one.path[:-1])
+                return (
+                    f"`version` on line {line} stands in the table [{table}], and {file.path} has "
+                    "no version of its own; move that line to the top of the file"
+                )
+    return None
+
+
+def doubtful(gen: Generation, files: Files) -> tuple[str, ...]:
+    """Warnings of files that this containerd starts on, and that are not what they seem."""
+    misplaced = misplaced_version(files)
+    found = [misplaced] if misplaced else []
+    for file in files if gen.toml == GO_TOML_1 else ():
+        text = tomledit.decoded(file.state.data, file.path.host) if file.state else ""
+        if odd := tomltext.minds(text, GO_TOML_2):
+            found.append(f"{file.path}: {odd.words}; {odd.readers}; {odd.remedy}")
+    return tuple(found)
+
+
+def _statements(text: str) -> tuple[Statement, ...]:
+    try:
+        return statements(text)
+    except Unreadable:
+        return ()
 
 
 def ambiguous(gen: Generation, files: Files) -> ConfigFile | None:

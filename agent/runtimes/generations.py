@@ -13,6 +13,7 @@ from typing import Literal
 from agent.data import dataclass
 from agent.runtimes.versions import Version
 from agent.tomledit import Data
+from agent.tomltext import GO_TOML_1, GO_TOML_2, Kind
 
 # What the plugin with handlers and CDI is called, in files of version 1, 2, and 3 or 4.
 CRI_V1 = "cri"
@@ -69,6 +70,7 @@ class Generation:
     `enable_cdi`: the default of the key, None where there is no such key.
     `runc`: the built-in handler, as far as it has to be written out.
     `lacking`: types of handlers of 1.x that it has no shim for.
+    `toml`: what its reader takes besides TOML 1.0.
     `brittle_cdi`: a CDI spec whose vendor or class is one letter makes it panic.
     """
 
@@ -89,6 +91,7 @@ class Generation:
     enable_cdi: bool | None
     runc: Data
     lacking: tuple[str, ...] = ()
+    toml: frozenset[Kind] = GO_TOML_2
     brittle_cdi: bool = True
 
 
@@ -110,11 +113,13 @@ GENERATIONS = (
         "1.6", since=(0, 0, 0), merge="replace", reads="set", lowest=1, unversioned=1,
         names=_NAMES_1X, renames=False, highest=2, strict=False, higher_drop_in=True,
         relative_globs=False, root_version=2, shown_imports=(), enable_cdi=None, runc=_RUNC_16,
+        toml=GO_TOML_1,
     ),
     Generation(
         "1.7", since=(1, 7, 0), merge="replace", reads="set", lowest=1, unversioned=1,
         names=_NAMES_1X, renames=False, highest=2, strict=True, higher_drop_in=True,
         relative_globs=True, root_version=2, shown_imports=(), enable_cdi=False, runc=_RUNC_17,
+        toml=GO_TOML_1,
     ),
     Generation(
         "2.0", since=(2, 0, 0), merge="deep", reads="set", lowest=2, unversioned=3,

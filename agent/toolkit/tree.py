@@ -11,10 +11,10 @@ import json
 import os
 import re
 import stat
-import tomllib
 from collections.abc import Collection, Mapping
 from typing import Any, TypeAlias
 
+from agent import tomledit
 from agent.data import dataclass, field
 from agent.errors import Refused, reason
 from agent.host import files, trust
@@ -187,7 +187,7 @@ def answers_of(path: str) -> Answers | None:
     """The same of a config.toml at an agent path."""
     try:
         found = files.read(path)
-        data: Any = tomllib.loads(found.data.decode()) if found else None
+        data: Any = tomledit.parse(found.data, path) if found else None
     except (Refused, ValueError, RecursionError):
         return None
     if data is None:

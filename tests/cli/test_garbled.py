@@ -30,6 +30,11 @@ def _binary(path: Path) -> None:
     path.write_bytes(bytes(range(128, 256)) * 4)
 
 
+def _marked(path: Path) -> None:
+    """containerd 2.x does not start on a byte order mark."""
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+
+
 def _wrong_types(path: Path) -> None:
     path.write_text('imports = 3\nplugins = "x"\ncrio = 1\n')
 
@@ -55,6 +60,7 @@ def _open_to_all(path: Path) -> None:
 WAYS: dict[str, Garble] = {
     "appended": _append,
     "binary": _binary,
+    "byte order mark": _marked,
     "wrong types": _wrong_types,
     "emptied": _emptied,
     "link": _link,

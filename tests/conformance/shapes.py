@@ -78,6 +78,7 @@ class Shape:
     ours inherit. `stale` are handlers that run an nvidia-container-runtime under other names than
     ours. `carried`: runc is made or repaired, to be the default with the options of `base`.
     `removed` are handlers that go; `strange` are options of `base` that nobody knows.
+    `odd`: its files are not TOML 1.0, and some containerd reads them all the same.
     `options` go to the agent; `binaries` are the handler binaries that the node has.
     """
 
@@ -95,6 +96,7 @@ class Shape:
     options: tuple[str, ...] = ()
     binaries: tuple[str, ...] = (*BINARIES.values(), HOOK)
     modes: Mapping[str, int] = field(default_factory=dict)
+    odd: bool = False
 
     @property
     def directory(self) -> Path:
@@ -181,8 +183,8 @@ SHAPES = (
     Shape("cdi-off-v3", {"2.1": ROW4}),
     Shape("cdi-locked-v2", _LOCKED, files="cdi-off-v2", options=_KEEP_CDI),
     Shape("cdi-locked-v3", {"2.1": ROW5}, files="cdi-off-v3", options=_KEEP_CDI),
-    Shape("v1", {**_OLD, "2.1": Refused(3, "config.toml")}),
-    Shape("v1-implicit", {**_OLD, "2.1": Refused(3, "config.toml")}),
+    Shape("v1", {**_OLD, "2.1": Refused(3, "stands in the table")}),
+    Shape("v1-implicit", {**_OLD, "2.1": Refused(3, "stands in the table")}),
     Shape(
         "no-binary",
         {"1.6": _NO_BINARY, "1.7": _NO_BINARY, "2.1": _NO_BINARY},
@@ -309,7 +311,7 @@ SHAPES = (
     Shape("strange-keys-v3", _NEW, strange=("Systemd_Cgroup", "version")),
     Shape(
         "version-at-the-end",
-        {**_OLD, "2.1": Refused(3, "config.toml")},
+        {**_OLD, "2.1": Refused(3, "stands in the table")},
         strange=("version",),
     ),
     Shape("installer-v2", {"1.7": ROW3}, handlers=(*OURS, "runc")),
@@ -319,6 +321,13 @@ SHAPES = (
     Shape("inline-v3", _NEW, handlers=_WITH_NVIDIA, default="nvidia"),
     Shape("dotted-v2", _ALL),
     Shape("crlf-v2", _OLD),
+    # What some containerd reads, and TOML 1.0 does not allow.
+    Shape("bom-v2", _OLD, odd=True),
+    Shape("odd-comments-v2", _OLD, odd=True),
+    Shape("cr-v2", dict.fromkeys(_OLD, Refused(3, "line 1 ends with a carriage return")), odd=True),
+    Shape("latin1-v2", dict.fromkeys(_OLD, Refused(3, "line 19 is not UTF-8")), odd=True),
+    Shape("multiline-v2", _ALL, odd=True),
+    Shape("multiline-v3", _NEW, odd=True),
 )
 
 BY_NAME = {shape.name: shape for shape in SHAPES}

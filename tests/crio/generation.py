@@ -113,6 +113,12 @@ class Generation:
         return self.number >= (1, 24)
 
     @property
+    def reads_toml_11(self) -> bool:
+        """Whether line breaks and last commas in inline tables are read: seen on 1.37; 1.30 is
+        built with a reader that refuses them."""
+        return self.number >= (1, 37)
+
+    @property
     def shows_handlers(self) -> bool:
         """Whether Status lists the handlers."""
         return self.number >= (1, 30)

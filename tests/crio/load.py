@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import copy
 import os
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 from tests.crio.generation import DURATIONS, Generation, Table
+from tests.double import toml
 
 _WORDS = {str: "string", bool: "boolean", int: "integer", list: "slice", dict: "map"}
 
@@ -59,7 +59,7 @@ def walk(path: str) -> Iterator[str]:
 def _add(generation: Generation, document: Table, name: str, by_key: bool) -> None:
     try:
         text = Path(name).read_bytes().decode()
-        table = tomllib.loads(text)
+        table = toml.loads(text.removeprefix("\ufeff"), toml_11=generation.reads_toml_11)
     except OSError as error:
         reason = (error.strerror or "").lower()
         raise RefusedError(f"open {name}: {reason}") from error

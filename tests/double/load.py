@@ -10,10 +10,10 @@ from __future__ import annotations
 import copy
 import glob
 import os
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.double import toml
 from tests.double.generation import GRPC_CRI, Generation, Table
 from tests.double.migrate import migrate_names, migrate_sections
 
@@ -109,7 +109,8 @@ def _read(generation: Generation, name: str, node: Node) -> Table:
     if generation.deep:
         place = f"failed to unmarshal TOML: {name}: toml:"
     try:
-        table = tomllib.loads(Path(node.real(name)).read_bytes().decode())
+        text = Path(node.real(name)).read_bytes().decode()
+        table = toml.loads(text, toml_11=generation.deep)
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -1,12 +1,27 @@
-"""Write TOML the way `containerd config dump` does: indented, every table with its header."""
+"""TOML as runtimes read it, and as `containerd config dump` writes it: indented, every table with
+its header."""
 
 from __future__ import annotations
 
 import json
 import re
+import tomllib
 from collections.abc import Iterator
 
+import tomlkit
+
 from tests.double.generation import Table
+
+
+def loads(text: str, *, toml_11: bool) -> Table:
+    """Read a document; raises ValueError. `toml_11`: also TOML 1.1, which tomlkit reads."""
+    try:
+        return tomllib.loads(text)
+    except ValueError:
+        if not toml_11:
+            raise
+    found: Table = tomlkit.parse(text).unwrap()
+    return found
 
 
 def dumps(document: Table, quote: str = '"') -> str:

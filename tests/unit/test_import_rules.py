@@ -33,6 +33,7 @@ LAYERS = (
     ("agent.tomlspell",),
     ("agent.tomlvalue",),
     ("agent.tomlscan",),
+    ("agent.tomltext",),
     ("agent.tomlwrite",),
     ("agent.settings",),
     ("agent.operator",),

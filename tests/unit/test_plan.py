@@ -217,8 +217,8 @@ def settled(tree: Tree) -> None:
 
 
 def cells() -> Iterator[tuple[str, str]]:
-    """Give every shape with every containerd that it applies to; 2.3 as 2.1."""
-    for shape in shapes.SHAPES:
+    """Give every shape of TOML 1.0 with every containerd that it applies to; 2.3 as 2.1."""
+    for shape in (one for one in shapes.SHAPES if not one.odd):
         for number, expected in shape.cells.items():
             if isinstance(expected, Row):
                 yield shape.name, number

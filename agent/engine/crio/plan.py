@@ -183,10 +183,10 @@ def _edited(file: ConfigFile, wanted: Wanted) -> ConfigFile:
         ops.append(Set(crio.DEFAULT, wanted.default))
     if not ops or file.state is None:
         return file
-    text = tomledit.edit(file.state.data.decode(), ops, file.path.host)
-    return replace(
-        file, state=with_text(file.state, text), data=tomledit.parse(text.encode(), file.path.host)
-    )
+    name = file.path.host
+    text = tomledit.edit(tomledit.decoded(file.state.data, name), ops, name)
+    state = with_text(file.state, text)
+    return replace(file, state=state, data=tomledit.parse(state.data, name))
 
 
 def _changes(scene: Scene, future: Mapping[str, FileState | None]) -> Iterator[Change]:
@@ -244,9 +244,10 @@ def _drop_in(
     state = existing.state
     if not fresh and state is not None:
         ops = _in_place(scene, existing.data, wishes.gaps(wanted, node.by_files(basis)), wanted)
-        text = tomledit.edit(state.data.decode(), ops, node.drop_in.host)
-        empty = not tomledit.without_empty(tomledit.parse(text.encode(), node.drop_in.host))
-        known = scene.memory.files.get(node.drop_in.host)
+        name = node.drop_in.host
+        text = tomledit.edit(tomledit.decoded(state.data, name), ops, name)
+        empty = not tomledit.without_empty(tomledit.parse(tomledit.encoded(text), name))
+        known = scene.memory.files.get(name)
         made = known is not None and known.digest is None and not known.edited
         return None if empty and made else with_text(state, text)
     gaps = wishes.gaps(wanted, node.by_files(basis))

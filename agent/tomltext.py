@@ -1,0 +1,277 @@
+"""TOML as it lies on a disk: bytes that runtimes read although TOML 1.0 does not allow them.
+
+Invariant: `encoded(decoded(data)) == data` for all bytes, so that an edit leaves every byte that it
+is not about. Values are what the runtime makes of the bytes. What a runtime does not read is named
+(`Oddity`), and its reader decides by its own rules whether it minds.
+
+Observed with `config dump` of containerd 1.6.20, 1.7.24 and 2.1.9 and with `crio config` of 1.37;
+the reader of CRI-O 1.30 (BurntSushi/toml 1.3.2) by its source.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Collection, Iterator
+from typing import Any, Literal, TypeAlias
+
+from agent.data import dataclass
+
+Data: TypeAlias = dict[str, Any]
+Kind: TypeAlias = Literal[
+    "byte order mark", "carriage return", "encoding", "control character", "line break",
+    "line break before a comma", "trailing comma", "escape", "escaped slash",
+]  # fmt: skip
+
+# What readers take besides TOML 1.0: go-toml v1 (containerd 1.x), go-toml v2 (2.x), and
+# BurntSushi/toml (CRI-O; TOML 1.1 since its version 1.6). Within 2.x and CRI-O the version of the
+# reader is the builder's choice: there the runtime's own executable has the last word.
+GO_TOML_1: frozenset[Kind] = frozenset({
+    "byte order mark", "carriage return", "encoding", "control character", "line break",
+    "escaped slash",
+})  # fmt: skip
+GO_TOML_2: frozenset[Kind] = frozenset({
+    "line break", "line break before a comma", "trailing comma", "escape",
+})  # fmt: skip
+BURNT_SUSHI: frozenset[Kind] = GO_TOML_2 | {"byte order mark"}
+
+BOM = "\ufeff"
+STRING = (
+    r'"""(?:\\.|[^\\])*?"""{1,3}|'
+    r"'''.*?'''{1,3}|"
+    r'"(?:\\.|[^"\\\n])*"|'
+    r"'[^'\n]*'"
+)
+TOKEN = re.compile(rf"(?:{STRING})|#[^\n]*|[][{{}},]|\s+|[^]\s\"'#[{{}},]+", re.DOTALL)
+
+# A byte that is not UTF-8 is U+DC80 to U+DCFF, as by "surrogateescape"; a control character in a
+# comment is U+DC00 to U+DC7F, which no bytes decode to.
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)")
+_KEPT = re.compile("[\udc00-\udc7f]")
+_BYTE = re.compile("[\udc80-\udcff]")
+_PARTS = re.compile(rf"(?:{STRING})|#[^\n]*", re.DOTALL)
+_LONE_CR = re.compile(rf"((?:{STRING})|#[^\n]*)|\r(?!\n)", re.DOTALL)
+_ESCAPE = re.compile(r"\\(?:(e)|x([0-9a-fA-F]{2})|(/)|.)", re.DOTALL)
+_LOOKS_11 = re.compile(r",[ \t]*\}|\\[xe/]")
+_SHIFT = 0xDC00
+
+
+class NotText(ValueError):
+    """Bytes that no runtime reads; the message says what they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Oddity:
+    """Something that TOML 1.0 does not allow; `words` say what it is and on which line."""
+
+    kind: Kind
+    line: int
+
+    @property
+    def words(self) -> str:
+        """What it is and where, as a part of a sentence."""
+        return _WORDS[self.kind].format(line=self.line)
+
+    @property
+    def readers(self) -> str:
+        """Which containerd reads it, in words."""
+        if self.kind in GO_TOML_1:
+            mind = "" if self.kind in GO_TOML_2 else ", 2.x does not start on it"
+            return f"containerd 1.6 and 1.7 read it{mind}"
+        return "containerd 1.6 and 1.7 do not start on it"
+
+    @property
+    def remedy(self) -> str:
+        """What to do."""
+        return _REMEDIES.get(self.kind, "save it as UTF-8 with LF as line ends")
+
+
+_INLINE = "it uses TOML 1.1 ({} in an inline table, line {{line}})"
+_WORDS: dict[Kind, str] = {
+    "byte order mark": "it begins with a byte order mark",
+    "carriage return": "line {line} ends with a carriage return alone",
+    "encoding": "line {line} is not UTF-8",
+    "control character": "line {line} has a control character in a comment",
+    "line break": _INLINE.format("line break"),
+    "line break before a comma": _INLINE.format("line break"),
+    "trailing comma": _INLINE.format("trailing comma"),
+    "escape": "it uses TOML 1.1 (escape \\x or \\e, line {line})",
+    "escaped slash": "line {line} has an escaped slash",
+}
+_REMEDIES: dict[Kind, str] = {
+    "byte order mark": "save it as UTF-8 without one",
+    "control character": "take it out",
+    "line break": "write the table on one line",
+    "line break before a comma": "write the table on one line",
+    "trailing comma": "take the comma out",
+    "escape": "write \\u and four digits",
+    "escaped slash": "write the slash alone",
+}
+
+
+def decoded(data: bytes) -> str:
+    """Bytes as text that tomllib and the scanner work on. Raises NotText for what is none."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:2]:
+        raise NotText("it is UTF-16, which no runtime reads; save it as UTF-8")
+    text = data.decode("utf-8", "surrogateescape")
+    if not _CONTROL.search(text):
+        return text
+    return _PARTS.sub(lambda part: _kept(part[0]), text)
+
+
+def _kept(part: str) -> str:
+    """A comment without control characters; a string stays as it is."""
+    if part[0] != "#":
+        return part
+    end = "\r" if part.endswith("\r") else ""  # of a line that ends with CR LF
+    return _CONTROL.sub(lambda found: chr(_SHIFT + ord(found[0])), part.removesuffix(end)) + end
+
+
+def encoded(text: str) -> bytes:
+    """The bytes of a decoded text."""
+    back = _KEPT.sub(lambda found: chr(ord(found[0]) - _SHIFT), text)
+    return back.encode("utf-8", "surrogateescape")
+
+
+def loads(text: str) -> Data:
+    """The data of a decoded text. Raises tomllib.TOMLDecodeError, RecursionError."""
+    text = _lines_ended(text.removeprefix(BOM))
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        plain, odd = _plain(text)
+        if not odd:
+            raise
+        data = tomllib.loads(plain)
+    return _shown(data) if _BYTE.search(text) else data
+
+
+def _lines_ended(text: str) -> str:
+    """With a line feed for each carriage return that ends a line by itself."""
+    return _LONE_CR.sub(lambda found: found[1] or "\n", text) if "\r" in text else text
+
+
+def _shown(value: Any) -> Any:
+    """Data as Go has it, where a byte that is not UTF-8 is U+FFFD (seen in the dump of 1.6.20 and
+    1.7.24). The bytes of the file stay as they are: they are not made from this."""
+    if isinstance(value, str):
+        return _BYTE.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [_shown(item) for item in value]
+    return {_shown(k): _shown(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def oddities(text: str) -> tuple[Oddity, ...]:
+    """What in a decoded text TOML 1.0 does not allow, the first of each kind, though some runtime
+    reads it."""
+    found = [Oddity("byte order mark", 1)] if text.startswith(BOM) else []
+    text = text.removeprefix(BOM)
+    kinds: dict[Kind, Oddity] = {}
+    for kind, pattern in (("encoding", _BYTE), ("control character", _KEPT)):
+        if place := pattern.search(text):
+            found.append(_odd(kind, text, place.start()))  # type: ignore[arg-type]
+    if "\r" in text:
+        lone = (match.start() for match in _LONE_CR.finditer(text) if match[1] is None)
+        found += [_odd("carriage return", text, at) for at in [*lone][:1]]
+        text = _lines_ended(text)
+    for one in _plain(text)[1] if _may_be_11(text) else ():
+        kinds.setdefault(one.kind, one)
+    return (*found, *kinds.values())
+
+
+def _may_be_11(text: str) -> bool:
+    """Has it what TOML 1.1 looks like? Few files have, and to be sure takes as long as reading."""
+    lines = text.split("\n") if "{" in text else ()
+    return bool(_LOOKS_11.search(text)) or any(x.count("{") != x.count("}") for x in lines)
+
+
+def minds(text: str, reader: Collection[Kind]) -> Oddity | None:
+    """The first of these that a reader does not take."""
+    return next((one for one in oddities(text) if one.kind not in reader), None)
+
+
+def in_values(text: str) -> int | None:
+    """The line of a byte outside comments that is not UTF-8: a value that only its bytes tell."""
+    for part in _PARTS.finditer(text):
+        if part[0][0] != "#" and (found := _BYTE.search(part[0])):
+            return _line(text, part.start() + found.start())
+    return None
+
+
+def _odd(kind: Kind, text: str, at: int) -> Oddity:
+    return Oddity(kind, _line(text, at))
+
+
+def _line(text: str, at: int) -> int:
+    return text.count("\n", 0, at) + 1
+
+
+def _plain(text: str) -> tuple[str, list[Oddity]]:
+    """TOML 1.1 as TOML 1.0, with what was changed. Of a text that is neither as much stays as is
+    needed for tomllib to refuse it."""
+    if "{" not in text and "\\" not in text:
+        return text, []
+    tokens = list(TOKEN.finditer(text))
+    if sum(len(token[0]) for token in tokens) != len(text):
+        return text, []
+    odd: list[Oddity] = []
+    parts = [_without_escapes(token, text, odd) for token in tokens]
+    for number in _in_braces(tokens):
+        _make_plain(tokens, parts, number, text, odd)
+    return "".join(parts), odd
+
+
+def _without_escapes(token: re.Match[str], text: str, odd: list[Oddity]) -> str:
+    """A token, without the escapes in strings that TOML 1.0 does not have."""
+    if token[0][0] != '"' or "\\" not in token[0]:
+        return token[0]
+
+    def plain(found: re.Match[str]) -> str:
+        letter, digits, slash = found.groups()
+        if not (letter or digits or slash):
+            return found[0]
+        kind: Kind = "escaped slash" if slash else "escape"
+        odd.append(_odd(kind, text, token.start() + found.start()))
+        return "/" if slash else f"\\u00{digits or '1b'}"
+
+    return _ESCAPE.sub(plain, token[0])
+
+
+def _in_braces(tokens: list[re.Match[str]]) -> Iterator[int]:
+    """Numbers of the tokens that are directly in an inline table."""
+    open_: list[str] = []
+    for number, token in enumerate(tokens):
+        word = token[0]
+        if word in ("]", "}") and open_:
+            open_.pop()
+        if open_ and open_[-1] == "{":
+            yield number
+        if word in ("[", "{"):
+            open_.append(word)
+
+
+def _make_plain(
+    tokens: list[re.Match[str]], parts: list[str], number: int, text: str, odd: list[Oddity]
+) -> None:
+    """Take out of one token in an inline table what TOML 1.0 does not allow there."""
+    word, at = tokens[number][0], tokens[number].start()
+    before, after = _code(tokens, number, -1), _code(tokens, number, 1)
+    if word == "," and after == "}" and before not in ("{", ","):
+        parts[number] = ""
+        odd.append(_odd("trailing comma", text, at))
+    elif word[0] == "#":
+        parts[number] = ""
+    elif word.isspace() and "\n" in word and (before in ("{", ",") or after in (",", "}")):
+        parts[number] = " "
+        odd.append(_odd("line break before a comma" if after == "," else "line break", text, at))
+
+
+def _code(tokens: list[re.Match[str]], number: int, step: int) -> str:
+    """The nearest token in one direction that is neither a comment nor white space."""
+    number += step
+    while 0 <= number < len(tokens):
+        word = tokens[number][0]
+        if not (word[0] == "#" or word.isspace()):
+            return word
+        number += step
+    return ""
