@@ -18,6 +18,7 @@ from agent.engine.overlay import (
     RUNTIMES,
     Scene,
     drop_in_overlay,
+    import_glob,
     is_untouched,
     owner_overlay,
     ways,
@@ -29,7 +30,7 @@ from agent.host.files import FileState
 from agent.host.paths import HostPath
 from agent.observe import config
 from agent.observe.config import Overlay
-from agent.runtimes import faults, merge
+from agent.runtimes import faults, merge, rendered
 from agent.runtimes.containerd import ConfigFile
 from agent.runtimes.generations import Generation
 from agent.runtimes.merge import Cri
@@ -264,9 +265,26 @@ def _checked(scene: Scene, overlay: Overlay, wanted: Wanted) -> Edits:
         before = config.load_file(scene.host, file.name)
         if before.state is None or state is None or before.state.data != state.data:
             changes.append(Change(file.path, before.state, state))
+    for change in changes:
+        _refuse_rendered(scene, by_host[change.path.host])
     # The root file last: until it imports them, nothing that was written before has an effect.
     changes.sort(key=lambda change: change.path.host == scene.root.path.host)
     return Edits(tuple(changes), wanted, after)
+
+
+def _refuse_rendered(scene: Scene, file: ConfigFile) -> None:
+    """Refuse to edit a file that another program writes anew, naming the place that lasts."""
+    found = rendered.renderer(file) if file.state else None
+    if found is None:
+        return
+    glob = import_glob(scene.drop_in)
+    imported = scene.gen.merge == "deep" and found.imports
+    what = f'imports = ["{glob}"]' if imported else "the NVIDIA handlers"
+    raise Refused(
+        f"cannot edit {file.path}: {found.program} writes it anew at each start, and the change "
+        f"would be lost; put {what} into {found.source} and restart {found.program}, or leave the "
+        "configuration alone with --no-runtime-config"
+    )
 
 
 def strip(settings: Data, gen: Generation, wanted: Wanted) -> Data:

@@ -233,7 +233,7 @@ class PrivateNode:
         for template in sorted(p for p in source.rglob("*") if p.is_file()):
             name = str(template.relative_to(source))
             target = self.etc / "containerd" / name
-            target.parent.mkdir(exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             data = template.read_bytes()  # line ends are part of a shape
             target.write_bytes(data.replace(b"@NODE@", str(self.directory).encode()))
             target.chmod(self.shape.modes.get(name, 0o644))

@@ -148,6 +148,7 @@ _SOLE = Sole(handlers=("nvidia",), default="nvidia", base="nvidia", carried=True
 _NO_TYPE = Refused(3, "it has no runtime_type")
 _NO_V1 = Refused(3, "no runtime_type io.containerd.runc.v1")
 _CGROUP = Refused(3, "systemd_cgroup")
+_RKE2 = ("runc", "runhcs-wcow-process")
 _VENDORS = ("crun", "kata", "runc", "runsc")
 
 
@@ -257,7 +258,8 @@ SHAPES = (
     Shape("kind-v2", _ALL, handlers=("runc", "test-handler")),
     Shape("bottlerocket-v2", _OLD, handlers=("shimpei",), default="shimpei", base="shimpei"),
     Shape("bottlerocket-v3", _NEW, handlers=("runc", "shimpei"), default="shimpei", base="shimpei"),
-    Shape("rke2-v3", _NEW, handlers=("runc", "runhcs-wcow-process")),
+    Shape("rke2-v3", {"2.1": Refused(3, "config-v3.toml.tmpl")}, handlers=_RKE2),
+    Shape("k0s-v2", dict.fromkeys(_ALL, Refused(3, "containerd.d"))),
     Shape("fedora", {"1.7": ROW4, "2.1": ROW3}, explicit=False),
     # A default that cannot run pods, or one to go back to. 1.x makes all of the drop-in's section.
     Shape(

@@ -114,14 +114,19 @@ class OperatorNode(PrivateNode):
 
 
 class K3sNode(OperatorNode):
-    """The same where k3s has its containerd's files and socket, made from those of /etc."""
+    """The same where k3s has its containerd's files and socket, made from those of /etc and, where
+    the admin's template has it, with an import of our drop-in."""
 
     _ROOT = "/var/lib/rancher/k3s/agent/etc/containerd"
-    _MADE = f'mkdir -p {_ROOT}; cp -n /etc/containerd/config.toml {_ROOT}; exec "$@"'
+    IMPORTS = 'imports = ["/etc/containerd/conf.d/99-nvidia*.toml"]'
+    _MADE = (
+        f"mkdir -p {_ROOT}; cd {_ROOT}; "
+        '{ echo "$0"; cat /etc/containerd/config.toml; } >config.toml; cd /; exec "$@"'
+    )
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, first: str = IMPORTS) -> None:
         super().__init__(runtime)
-        self.wrapper = ("sh", "-c", self._MADE, "sh")
+        self.wrapper = ("sh", "-c", self._MADE, first)
 
     @property
     def socket(self) -> Path:

@@ -220,7 +220,8 @@ def test_nri(generation: str, runtime: Runtime) -> None:
 
 @pytest.mark.parametrize("generation", ["2.1"])
 def test_k3s(generation: str, runtime: Runtime) -> None:
-    """Its own files and socket; the drop-in goes where the operator has it, and is imported."""
+    """Its own files and socket; the drop-in goes where the operator has it, which the admin's
+    template imports. What k3s renders is not edited."""
     env = {**operator.ALWAYS, **operator.CDI, **operator.K3S, **USER}
     with K3sNode(runtime) as node, Pod(node, env, operator.K3S_MOUNTS) as pod:
         node.places.validated(operator.DRIVER_CONTAINER)
@@ -228,7 +229,8 @@ def test_k3s(generation: str, runtime: Runtime) -> None:
         assert values["TOOLKIT_CRI_SOCKET"] == "/run/k3s/containerd/containerd.sock"
         files = written(node)
         root = files["/var/lib/rancher/k3s/agent/etc/containerd/config.toml"]
-        assert 'imports = ["/etc/containerd/conf.d/99-nvidia*.toml"]' in root
+        assert root.startswith(node.IMPORTS)  # as the template has it
+        assert root.count("nvidia") == 1
         assert "nvidia" not in files["/etc/containerd/config.toml"]
         assert PROGRAMS in files["/etc/containerd/conf.d/99-nvidia.toml"]
         assert {n: m[0] for n, t in files.items() if (m := POD_NAMES.search(t))} == {}
@@ -236,3 +238,23 @@ def test_k3s(generation: str, runtime: Runtime) -> None:
         assert node.answer().default == "runc"
         error = node.places.validations / statusfile.ERROR
         assert not error.exists()
+
+
+@pytest.mark.parametrize("generation", sampled_params(["1.7", "2.1"], 1, "k3s"))
+def test_k3s_without_a_template(generation: str, runtime: Runtime) -> None:
+    """What k3s writes anew is not edited: it would be gone with its next start."""
+    env = {**operator.ALWAYS, **operator.CDI, **operator.K3S, **USER}
+    with K3sNode(runtime, "# nobody's") as node, Pod(node, env, operator.K3S_MOUNTS) as pod:
+        before = written(node)
+        node.places.validated(operator.DRIVER_CONTAINER)
+        error = node.places.validations / statusfile.ERROR
+        pod.until(error.exists)
+        text = error.read_text("ascii").replace("-v3", "")
+        assert "k3s_writes_it_anew_at_each_start" in text
+        assert "/var/lib/rancher/k3s/agent/etc/containerd/config.toml.tmpl" in text
+        told = {f"/run/nvidia/validations/{statusfile.ERROR}"}
+        assert written(node).items() - before.items() == {
+            item for item in written(node).items() if item[0] in told
+        }
+        assert node.supervisor.starts == 1
+        assert node.places.twin() == {}
