@@ -11,9 +11,9 @@ import fnmatch
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
-from agent.cdi import ldcache
+from agent.cdi import ldcache, platform
 from agent.cdi.root import DriverRoot
 from agent.data import dataclass
 from agent.errors import NoDriver, Refused
@@ -62,13 +62,15 @@ class Node:
 @dataclass(frozen=True, slots=True)
 class Driver:
     """A driver that is there. Paths are those inside `root`; `directories` are the ones that hold
-    libraries of this version; `nodes` are its device nodes, which are in `dev`."""
+    libraries of this version; `nodes` are its device nodes, each from the first of the device roots
+    `devs` that has it: a driver container's dev may lack those that came later, or that are made in
+    the host's only (dra-driver-nvidia-gpu#787)."""
 
     root: DriverRoot
     version: str
     directories: tuple[str, ...]
     nodes: tuple[Node, ...]
-    dev: DriverRoot
+    devs: tuple[DriverRoot, ...]
 
     def libraries(self) -> tuple[str, ...]:
         """Libraries of the driver's version, and the NVVM compiler that carries its own."""
@@ -83,7 +85,16 @@ class Driver:
 
     def node(self, path: str) -> Node | None:
         """The character device at a path, if there is one."""
-        return next(iter(nodes_at(self.dev, [os.path.split(path)])), None)
+        return next(iter(nodes_at(self.devs, [os.path.split(path)])), None)
+
+    def read_link(self, path: str) -> str | None:
+        """Where a link in a device root points, as it is written."""
+        return next((found for dev in self.devs if (found := dev.read_link(path))), None)
+
+    def places(self, path: str) -> str:
+        """The host's directories in which a device node is looked for, in words."""
+        above = os.path.dirname(path)
+        return " or ".join(dev.host_path.rstrip("/") + above for dev in self.devs)
 
     def program(self, name: str) -> str | None:
         """A program by its name, spelled as it is found on the usual path."""
@@ -127,13 +138,18 @@ def _open(host: HostRoot, name: str, seen: str | None) -> DriverRoot | None:
 
 
 def dev_roots(host: HostRoot, places: Places, root: DriverRoot) -> tuple[DriverRoot, ...]:
-    """Where device nodes may be: as asked for, else below the driver root, then the host's."""
+    """Where device nodes may be: as asked for, else below the driver root, then the host's.
+
+    gpu-operator always asks, for the driver root where that has nvidiactl: what is not there is
+    looked for in the host's then, too.
+    """
     asked = _asked(host, places.dev_root, places.dev_root_seen)
-    if asked:
+    if asked and asked != root.host_path:
         found = _open(host, asked, places.dev_root_seen)
         return (found,) if found else ()
+    first = (asked and _open(host, asked, places.dev_root_seen)) or root
     own = _open(host, HOST_DRIVER, None)
-    return (root, own) if own else (root,)
+    return (first, own) if own and own.host_path != first.host_path else (first,)
 
 
 def find(host: HostRoot, places: Places) -> Driver:
@@ -143,13 +159,15 @@ def find(host: HostRoot, places: Places) -> Driver:
         version = _version(host, root)
         if version is None:
             continue
-        for dev in dev_roots(host, places, root):
-            if nodes := device_nodes(dev):
-                return Driver(root, version, _directories(root, version), nodes, dev)
+        devs = dev_roots(host, places, root)
+        if nodes := device_nodes(devs):
+            return Driver(root, version, _directories(root, version), nodes, devs)
+        platform.refuse_other(host)
         raise NoDriver(
             f"cannot make a CDI spec: driver {version} is in {root.host_path}, but there are no "
             "NVIDIA device nodes; load its kernel module"
         )
+    platform.refuse_other(host)
     names = " or ".join(root.host_path for root in tried) or places.driver_root or HOST_DRIVER
     raise NoDriver(
         f"cannot make a CDI spec: there is no NVIDIA driver (libcuda or libnvidia-ml) in {names}; "
@@ -226,23 +244,26 @@ def _cached(root: DriverRoot, pattern: str) -> tuple[str, ...]:
     ))  # fmt: skip
 
 
-def device_nodes(dev: DriverRoot) -> tuple[Node, ...]:
-    """The driver's character devices below a device root; links are none."""
+def device_nodes(devs: Sequence[DriverRoot]) -> tuple[Node, ...]:
+    """The driver's character devices below device roots; links are none."""
     return tuple(
-        node for node in nodes_at(dev, _NODES)
+        node for node in nodes_at(devs, _NODES)
         if not node.inside.removeprefix("/dev/").startswith(_OTHER_NODES)
     )  # fmt: skip
 
 
-def nodes_at(dev: DriverRoot, places: Iterable[tuple[str, str]]) -> tuple[Node, ...]:
-    """Character devices by (directory, pattern)."""
+def nodes_at(devs: Sequence[DriverRoot], places: Iterable[tuple[str, str]]) -> tuple[Node, ...]:
+    """Character devices by (directory, pattern), each from the first root that has it."""
     found = []
     for directory, pattern in places:
-        for path in dev.glob(directory, pattern):
-            real = os.path.join(dev.resolve(directory) or directory, os.path.basename(path))
-            node = _node(dev, path, dev.agent_path(real))
-            if node:
-                found.append(node)
+        there: dict[str, Node] = {}
+        for dev in devs:
+            for path in dev.glob(directory, pattern):
+                real = os.path.join(dev.resolve(directory) or directory, os.path.basename(path))
+                node = _node(dev, path, dev.agent_path(real))
+                if node:
+                    there.setdefault(path, node)
+        found += [there[path] for path in sorted(there)]
     return tuple(found)
 
 

@@ -191,10 +191,9 @@ def other(mode: str, settings: Settings, host: HostRoot) -> Made:
     roots = driver.roots(host, given)
     own = driver.roots(host, Places(driver_root=driver.HOST_DRIVER))
     for root in roots:
-        for dev in driver.dev_roots(host, given, root):
-            nodes = driver.nodes_at(dev, which.nodes)
-            if spec := others.spec(mode, nodes, (root, *own)):
-                return spec, ()
+        nodes = driver.nodes_at(driver.dev_roots(host, given, root), which.nodes)
+        if spec := others.spec(mode, nodes, (root, *own)):
+            return spec, ()
     names = ", ".join("/".join(place) for place in which.nodes)
     raise NoDevices(
         f"cannot make a CDI spec for {which.kind}: there is no {names}; load its kernel module"

@@ -107,7 +107,8 @@ class _Maker:
         for path in paths:
             node = self.driver.node(path)
             if node is None:
-                return f"there is no device node {path}; run nvidia-modprobe"
+                where = self.driver.places(path)
+                return f"there is no device node {path} in {where}; run nvidia-modprobe"
             nodes.append(node)
         drm = self._drm() if part is None or part.graphics else ()
         edits = recipe.node_edits((*nodes, *drm))
@@ -125,6 +126,6 @@ class _Maker:
         NVIDIA's generator puts the device root before them."""
         for what in ("card", "render"):
             link = f"/dev/dri/by-path/pci-{self.gpu.bus}-{what}"
-            target = self.driver.dev.read_link(link)
+            target = self.driver.read_link(link)
             if target and os.path.normpath(os.path.join(os.path.dirname(link), target)) in paths:
                 yield f"{target}::{link}"

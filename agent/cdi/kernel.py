@@ -18,6 +18,7 @@ _PCI = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f]")
 _UUID = re.compile(r"GPU-[0-9A-Fa-f-]+[0-9A-Fa-f]")
 _VERSION = re.compile(r"NVRM version:.*?\s(\d+(?:\.\d+){1,3})\s")
 _CAPABILITY = re.compile(r"(\S+) (\d{1,7})")
+_CAPABILITIES = "nvidia/capabilities"
 _LIMIT = 1 << 20  # bytes
 
 
@@ -56,10 +57,22 @@ def drm_names(host: HostRoot, bus: str) -> tuple[str, ...]:
 
 
 def mig_minors(host: HostRoot) -> Mapping[str, int]:
-    """Minor numbers of MIG capabilities by their names, as `gpu0/gi1/ci0/access`."""
+    """Minor numbers of MIG capabilities by their names, as `gpu0/gi1/ci0/access`: from the list of
+    all that there could be, else from the capabilities that there are."""
     text = _read(_driver(host, "nvidia-caps/mig-minors"))
     found = (_CAPABILITY.fullmatch(line.strip()) for line in text.splitlines())
-    return {match[1]: int(match[2]) for match in found if match}
+    listed = {match[1]: int(match[2]) for match in found if match}
+    return listed or dict(_shown_capabilities(host))
+
+
+def _shown_capabilities(host: HostRoot) -> Iterator[tuple[str, int]]:
+    for directory, start in _capabilities(host):
+        for name in _names(directory):
+            info = _information(f"{directory}/{name}/access")
+            minor = info.get("DeviceFileMinor", "")
+            if name.startswith(start) and start != "gpu" and minor.isascii() and minor.isdigit():
+                inside = os.path.relpath(f"{directory}/{name}", _driver(host, _CAPABILITIES))
+                yield f"{inside.replace('/mig/', '/')}/access", int(minor)
 
 
 def version(host: HostRoot) -> str | None:
@@ -108,7 +121,7 @@ def watched(host: HostRoot) -> Iterator[str]:
 
 def _capabilities(host: HostRoot) -> Iterator[tuple[str, str]]:
     """Directories with GPU and compute instances, and how names start that count there."""
-    top = _driver(host, "nvidia/capabilities")
+    top = _driver(host, _CAPABILITIES)
     yield top, "gpu"
     for gpu in _names(top):
         if gpu.startswith("gpu"):

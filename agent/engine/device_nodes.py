@@ -63,7 +63,7 @@ def _proc_devices(ctx: Context) -> str:
 def _dev_root(ctx: Context, root: DriverRoot) -> DriverRoot | None:
     """Where the driver's nodes are already, else where they are looked for first."""
     tried = driver.dev_roots(ctx.host, generate.places(ctx.settings), root)
-    used = (dev for dev in tried if driver.device_nodes(dev))
+    used = (dev for dev in tried if driver.device_nodes((dev,)))
     return next(used, tried[0] if tried else None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -98,7 +99,7 @@ STEPS: dict[str, Step] = {
         lambda node: (node.cdi / "nvidia.yaml").unlink(), has("0", ONE.name),
     ),
     "somebody else's, elsewhere": (
-        lambda node: (node.cdi_etc / "gpus.json").write_text('{"kind": "nvidia.com/gpu"}'),
+        lambda node: (node.cdi_etc / "gpus.json").write_text(spec("nvidia.com/gpu")),
         there(GPU, yes=False),
     ),
     "another kind's by now": (
@@ -177,3 +178,37 @@ def test_module_loaded_late(place: Path) -> None:
             daemon.until(lambda: has("0", ONE.name)(node), 10)
             daemon.until((node.validations / "toolkit-ready").exists, 20)
             assert node.specs() == sorted([MANAGEMENT, GPU])
+
+
+def test_node_that_comes_late(place: Path) -> None:
+    """nvidia-uvm-tools, 13 s after all others (gpu-operator#2685), in the driver container's dev or
+    in the host's: a new spec within 2 s, which says where it is."""
+    with GpuHost(place, ONE) as node:
+        root = node.host / "run/nvidia/driver"
+        root.mkdir(parents=True)
+        (node.host / "usr").rename(root / "usr")
+        shutil.copytree(root / "usr/local", node.host / "usr/local")
+        shutil.copytree(node.host / "dev", root / "dev", copy_function=copied)
+        for dev in (node.host / "dev", root / "dev"):
+            (dev / "nvidia-uvm-tools").unlink()
+        with running(node) as daemon:
+            daemon.until((node.validations / "toolkit-ready").exists, 20)
+            assert not says("nvidia-uvm-tools")(node)
+            for where, text in (
+                (node.host, "path: /dev/nvidia-uvm-tools"),
+                (root, "hostPath: /run/nvidia/driver/dev/nvidia-uvm-tools"),
+            ):
+                rest(daemon)
+                make_node(where / "dev/nvidia-uvm-tools", 508, 1)
+                daemon.until(functools.partial(both_say, node, text))
+
+
+def both_say(node: GpuHost, text: str) -> bool:
+    """Whether both specs have that, whichever path is quoted."""
+    return all(text in node.text(name).replace('"', "") for name in (GPU, MANAGEMENT))
+
+
+def copied(source: str, target: str) -> None:
+    """A device node, as it is."""
+    found = Path(source).lstat()
+    make_node(Path(target), os.major(found.st_rdev), os.minor(found.st_rdev))

@@ -1,0 +1,67 @@
+"""WSL2 and Tegra: named, and no spec of ours."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from agent.cdi import driver, platform
+from agent.cdi.driver import Places
+from agent.errors import NoDriver
+from agent.host.paths import HostRoot
+from tests.tools.driver import make_driver, make_nodes
+from tests.tools.kernel import make_node
+
+needs_nodes = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root: run as root")
+
+
+@needs_nodes
+@pytest.mark.parametrize("linux", [False, True], ids=["alone", "beside a Linux driver"])
+def test_wsl(linux: bool, tmp_path: Path) -> None:
+    """A Linux driver's package misleads nobody (nvidia-container-toolkit#1739, #452)."""
+    make_node(tmp_path / "dev/dxg", 10, 125)
+    if linux:
+        make_driver(tmp_path, nodes=False)
+    with pytest.raises(NoDriver) as caught:
+        driver.find(HostRoot(str(tmp_path)), Places())
+    said = caught.value.message
+    assert said.startswith("cannot make a CDI spec: this is WSL2 (/dev/dxg), whose specs are made")
+    assert "nvidia-ctk cdi generate --mode=wsl" in said
+    assert '--cdi-output-dir=""' in said
+    assert "kernel module" not in said
+    assert "modprobe" not in said
+
+
+@needs_nodes
+def test_gpu_that_is_handed_through(tmp_path: Path) -> None:
+    """With device nodes of the Linux driver it is a node like any other."""
+    make_node(tmp_path / "dev/dxg", 10, 125)
+    make_driver(tmp_path)
+    make_nodes(tmp_path)
+    assert driver.find(HostRoot(str(tmp_path)), Places()).nodes
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [("etc/nv_tegra_release", "# R36 (release), REVISION: 4.0"),
+     ("sys/devices/soc0/family", "Tegra\n")],
+)  # fmt: skip
+def test_tegra(path: str, text: str, tmp_path: Path) -> None:
+    """Its devices are listed in files of its own, which nvidia-ctk reads."""
+    (tmp_path / path).parent.mkdir(parents=True)
+    (tmp_path / path).write_text(text)
+    with pytest.raises(NoDriver, match=r"a Tegra system \(/.*--mode=csv`; .*--cdi-output-dir"):
+        driver.find(HostRoot(str(tmp_path)), Places())
+
+
+def test_neither(tmp_path: Path) -> None:
+    """A file is no device, and another machine has a family too."""
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/dxg").touch()
+    (tmp_path / "sys/devices/soc0").mkdir(parents=True)
+    (tmp_path / "sys/devices/soc0/family").write_text("Snapdragon")
+    platform.refuse_other(HostRoot(str(tmp_path)))
+    with pytest.raises(NoDriver, match="there is no NVIDIA driver"):
+        driver.find(HostRoot(str(tmp_path)), Places())
