@@ -196,6 +196,12 @@ def examine(
     return SpecFile(name, writer(name, data, spec.get("kind", "")), place, spec, tuple(problems))
 
 
+def doubt(file: SpecFile) -> str:
+    """Why it is not known whether the runtime reads a file, in words; "" where it is."""
+    found = (p.what for p in file.problems if p.where == "cdiVersion" and p.spoils == "nothing")
+    return next(found, "")
+
+
 def writer(name: str, data: bytes, kind: str) -> str:
     """Who wrote a file, by what each writer is known for; else whose devices they are."""
     vendor, _, _ = kind.partition("/")
@@ -222,10 +228,12 @@ def devices(found: Sequence[SpecFile], dirs: Sequence[Directory]) -> list[Device
             state, why = _state(file, dirs[file.place])
             if not state and name in conflicts:
                 state, why = "conflicting", _against(file.name, conflicts[name])
-            elif not state and winners[name].name != file.name:
-                state, why = "shadowed", f"{winners[name].name} defines it too, and wins"
             elif not state:
                 state, why = _complete(file, number)
+                if winners[name].name != file.name:
+                    other = f"{winners[name].name} defines it too, and wins"
+                    state = "shadowed" if state == "resolvable" else state
+                    why = f"{why}; {other}" if why else other
             listed.append(Device(name, file.name, file.writer, state, why))
     return listed
 

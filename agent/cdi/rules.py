@@ -129,11 +129,11 @@ def _version(spec: Data, reader: Reader) -> Iterator[Problem]:
     elif number < VERSIONS.index(lowest):
         because = f", which {what} ({where}) needs" if what else ", the first that is still read"
         yield _refused("cdiVersion", f"{given} is lower than {lowest}{because}", f"write {lowest}")
-    elif reader.newest and number > VERSIONS.index(reader.newest):
-        known = f"{reader.name} reads up to {reader.newest}"
-        if reader.limit is None or number <= VERSIONS.index(reader.limit):
-            known = f"{reader.name} may read no more than {reader.newest}"
+    elif (most := reader.newest or reader.limit) and number > VERSIONS.index(most):
         sure = reader.limit is not None and number > VERSIONS.index(reader.limit)
+        known = f"{reader.name} may read no more than {most}"
+        if sure:
+            known = f"{reader.name} reads up to {reader.limit}"
         remedy = f"write {lowest}" if lowest != given.removeprefix("v") else f"do without {what}"
         yield Problem("file" if sure else "nothing", "cdiVersion", f"it is {given}, and {known}",
                       remedy)  # fmt: skip

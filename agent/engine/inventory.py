@@ -15,7 +15,7 @@ from agent.cdi import installed, readers
 from agent.cdi.installed import Device, Directory, SpecFile
 from agent.cdi.readers import NOBODY, Reader
 from agent.cdi.shape import Problem
-from agent.data import dataclass
+from agent.data import dataclass, replace
 from agent.decide import DEFAULT_DIRS, Switch
 from agent.engine import node as nodes
 from agent.errors import AgentError, Refused
@@ -45,11 +45,12 @@ class Inventory:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """The runtime, and where it looks."""
+    """The runtime, and where it looks; `executable` is the agent path of its program."""
 
     reader: Reader
     names: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    executable: str | None = None
 
 
 def inventory(settings: Settings, host: HostRoot) -> Inventory:
@@ -57,6 +58,9 @@ def inventory(settings: Settings, host: HostRoot) -> Inventory:
     seen = _ask(settings, host)
     dirs = _directories(settings, host, seen)
     files = installed.specs(host, dirs, seen.reader)
+    if seen.executable and any(map(installed.doubt, files)):
+        seen = replace(seen, reader=readers.sharpened(seen.reader, seen.executable))
+        files = installed.specs(host, dirs, seen.reader)
     found = [(file.name, problem) for file in files for problem in file.problems]
     found += [*installed.conflicts(files, dirs), *installed.unreadable(dirs)]
     notes = (*seen.notes, *((f"{seen.reader.off}: it reads no specs",) if seen.reader.off else ()))
@@ -74,6 +78,9 @@ def given(settings: Settings, host: HostRoot, paths: Sequence[str]) -> Inventory
     """Look at these files, `-` being standard input, each by itself. Raises Refused."""
     seen = _ask(settings, host)
     files = [_given(path, host, seen.reader) for path in paths]
+    if seen.executable and any(map(installed.doubt, files)) and "-" not in paths:
+        reader = readers.sharpened(seen.reader, seen.executable)
+        files = [_given(path, host, reader) for path in paths]
     found = [(file.name, problem) for file in files for problem in file.problems]
     return Inventory(seen.reader, (), tuple(files), (), _sorted(found), seen.notes)
 
@@ -115,9 +122,11 @@ def _ask(settings: Settings, host: HostRoot) -> _Seen:
     dirs = next((item.spec_dirs for item in seen if isinstance(item.spec_dirs, tuple)), None)
     enabled = False if any(item.switch is Switch.FALSE for item in seen) else None
     reader = readers.reader(runtime.answer.name, runtime.version, enabled=enabled)
+    program = nodes.program(settings, host, runtime)
     if dirs is None:
-        return _Seen(reader, DEFAULT_DIRS, ("the runtime does not say where it reads specs",))
-    return _Seen(reader, dirs)
+        notes = ("the runtime does not say where it reads specs",)
+        return _Seen(reader, DEFAULT_DIRS, notes, program)
+    return _Seen(reader, dirs, (), program)
 
 
 def _directories(settings: Settings, host: HostRoot, seen: _Seen) -> tuple[Directory, ...]:

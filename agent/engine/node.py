@@ -229,6 +229,15 @@ def executable(settings: Settings, host: HostRoot, running: Process | None) -> s
     return host.seen_by_host(running.executable)
 
 
+def program(settings: Settings, host: HostRoot, runtime: Runtime) -> str | None:
+    """The agent path of that executable, links followed inside the host root."""
+    found = executable(settings, host, runtime.process)
+    try:
+        return host.resolve(found).agent if found else None
+    except Refused:
+        return None
+
+
 def evidence(node: Node | None, runtime: Runtime, host: HostRoot) -> tuple[Evidence, ...]:
     """What is seen of CDI, best source first; the dump only where Status shows nothing."""
     if runtime.kind == "crio":

@@ -138,8 +138,8 @@ def propose(ctx: Context, memory: Memory, *, may_enable: bool | None = None) -> 
         wanted = replace(decision, is_default=proposal.is_default)
         toolkit = install.propose(ctx, found, wanted, calls, root)
     hook = install.cdi_hook(ctx, found)
-    looked = nodes.spec_directories(proposal.runtime, ctx.host)
-    spec = specs.propose(ctx, decision.spec_dirs, hook, _reader(proposal), looked)
+    looked, program = nodes.spec_directories(proposal.runtime, ctx.host), _executable(ctx, proposal)
+    spec = specs.propose(ctx, decision.spec_dirs, hook, _reader(proposal), looked, program)
     told = (
         missing,
         _unsaid(hook),
@@ -198,6 +198,12 @@ def _reader(proposal: Proposal) -> Reader:
     if not proposal.decision.native:
         return readers.NOBODY
     return readers.reader(proposal.runtime.answer.name, proposal.runtime.version)
+
+
+def _executable(ctx: Context, proposal: Proposal) -> str | None:
+    """The agent path of the runtime's executable, where the runtime reads the specs."""
+    native = proposal.decision.native
+    return nodes.program(ctx.settings, ctx.host, proposal.runtime) if native else None
 
 
 def _unsaid(hook: str | None) -> str | None:

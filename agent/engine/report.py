@@ -13,8 +13,9 @@ from agent.engine import converge, kinds, specs, transaction
 from agent.engine.context import Context
 from agent.engine.ownership import condition
 from agent.engine.propose import Proposal, propose
+from agent.engine.provider import OURS
 from agent.engine.state import TIDYING, Memory, Original
-from agent.engine.whose import OURS, Spec
+from agent.engine.whose import Spec
 from agent.errors import AgentError, Refused
 from agent.host import files
 from agent.toolkit.tree import CONFIG

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from agent.cdi import emit, foreign, generate, gpu, others
+from agent.cdi import emit, foreign, generate, gpu, installed, others, readers
 from agent.cdi.generate import Wanted
 from agent.cdi.readers import Reader
-from agent.data import dataclass
+from agent.data import dataclass, replace
+from agent.engine import provider
 from agent.engine.context import Context
 from agent.engine.gpus import Gpus
 from agent.engine.plan import Change
+from agent.engine.provider import Readings
 from agent.engine.whose import Site, Spec, file_name, is_named_by_kind
 from agent.errors import AgentError, NoDevices, Refused, reason
 from agent.host import files, trust
@@ -42,17 +44,19 @@ class Proposed:
 
 def propose(
     ctx: Context, spec_dirs: tuple[str, ...], hook: str | None, reader: Reader,
-    read: tuple[str, ...] = (),
+    read: tuple[str, ...] = (), executable: str | None = None,
 ) -> Proposed | None:  # fmt: skip
     """The specs for a runtime that reads `spec_dirs` as `reader`, with hooks by the program at the
     host path `hook`; None where none are wanted and none of ours is in a directory that is `read`.
+    `executable` (an agent path) is the runtime's, and is asked where it depends on it who describes
+    a kind.
 
     Never raises: a person who looks at a node without a driver wants to see the rest as well.
     """
     if not ctx.settings.cdi_enabled or ctx.settings.cdi_output_dir is None:
         return _none(ctx, (*spec_dirs, *read))
     try:
-        return _propose(ctx, spec_dirs, hook, reader)
+        return _propose(ctx, spec_dirs, hook, reader, executable)
     except AgentError as error:
         return _impossible(ctx, error)
 
@@ -72,18 +76,24 @@ def _impossible(ctx: Context, error: AgentError) -> Proposed:
 
 
 def _propose(
-    ctx: Context, spec_dirs: tuple[str, ...], hook: str | None, reader: Reader
-) -> Proposed:
+    ctx: Context, spec_dirs: tuple[str, ...], hook: str | None, reader: Reader,
+    executable: str | None,
+) -> Proposed:  # fmt: skip
     settings, host = ctx.settings, ctx.host
     directory = _directory(settings, host, spec_dirs)
     places = tuple(dict.fromkeys((directory, *directories(ctx, spec_dirs))))
     _refuse_writable(places)
     there = [entry for place in places for entry in foreign.entries(host, place)]
-    site, gpus, kinds = Site(host, directory, _names(ctx), there), Gpus(ctx), _kinds(settings)
+    gpus, kinds = Gpus(ctx), _kinds(settings)
+    dirs = installed.directories(host, spec_dirs, reader)
+    readings = Readings(host, dirs, reader)
+    site, readings = _judged(Site(host, directory, _names(ctx), there), readings, kinds, executable)
     # NVML is not asked where the answer is of no use.
     theirs = frozenset(kind for kind in kinds if site.provider(kind) is not None)
+    reader = readings.reader
     management, *rest = generate.wanted(settings, host, hook, gpus.ask, theirs, reader)
     by_kind = {wanted.kind: wanted for wanted in rest}
+    site = _placed(site, readings, by_kind, fixed=settings.origins["cdi_output_dir"] != "default")
     found = [site.other(kind, by_kind.get(kind)) for kind in kinds]
     shown = tuple(spec for spec, _ in found if spec.writer or spec.problem)
     changes = [change for _, change in found if change is not None]
@@ -96,14 +106,65 @@ def _propose(
     except AgentError as error:
         none = _impossible(ctx, error)
         return Proposed((*none.specs, *shown), stale, none.warnings, error, directory)
+    told = tuple(text for kind in kinds for text in site.warnings(kind))
+    warnings = (*_warnings((management, *rest), shown), *told)
+    if (blocked := site.blocked(gpu.KIND)) is not None:
+        refused = f"apply refuses: {blocked.message}"
+        return Proposed((own, *shown), stale, (*warnings, refused), blocked, directory)
     new = (change, *(change for change in changes if change.after is not None))
     return Proposed(
         (own, *shown),
         (*stale, *(change for change in new if change is not None)),
-        _warnings((management, *rest), shown),
+        warnings,
         directory=directory,
         gpus=gpus,
     )
+
+
+def _judged(
+    site: Site, readings: Readings, kinds: tuple[str, ...], executable: str | None
+) -> tuple[Site, Readings]:
+    """The site with who describes which kind. Where that depends on what the runtime reads, and
+    nobody knows that of its version, its executable is asked."""
+
+    def look(by: Readings) -> Site:
+        there = site.foreign()
+        found = {kind: provider.providers(by, kind, there) for kind in kinds}
+        return replace(site, providers=found)
+
+    first = look(readings)
+    doubted = any(one.doubt for found in first.providers.values() for one in found)
+    if not doubted or executable is None:
+        return first, readings
+    readings = replace(readings, reader=readers.sharpened(readings.reader, executable))
+    return look(readings), readings
+
+
+def _placed(site: Site, readings: Readings, wanted: Mapping[str, Wanted], *, fixed: bool) -> Site:
+    """The site with where a kind of ours goes that nobody else provides, although files of others
+    describe it: where the runtime takes all its devices from ours. `fixed`: somebody said where."""
+    last = [one.path for one in readings.dirs if one.path is not None][-1:]
+    places = (site.directory, *(() if fixed else last))
+    placed = {}
+    for kind, found in site.providers.items():
+        one = wanted.get(kind)
+        if not found or site.provider(kind) or one is None or one.text is None:
+            continue
+        text = one.text.encode()
+        placed[kind] = next(
+            (place for place in places if _wins(site, readings, (kind, place), text)), None
+        )
+    return replace(site, placed=placed)
+
+
+def _wins(site: Site, readings: Readings, where: tuple[str, HostPath], text: bytes) -> bool:
+    """Would a spec of ours of a kind count in a directory?"""
+    kind, place = where
+    name = file_name(kind)
+    path = HostPath(os.path.join(place.agent, name), os.path.join(place.host, name))
+    there = [entry for entry in site.foreign() if foreign.has_kind(entry[1], kind)]
+    taken = any(entry[0] == path for entry in site.foreign())
+    return not taken and provider.wins(readings, there, path, text)
 
 
 def _kinds(settings: Settings) -> tuple[str, ...]:

@@ -1,25 +1,26 @@
 """Which spec file of a node has a kind: ours, or somebody else's.
 
-Invariant: reads only. A kind other than the management spec's is ours only where no other file that
-the runtime reads is of that kind, whatever else may be wrong with that file: two files with one
-device cancel each other.
+Invariant: reads only. A kind other than the management spec's is ours only where no device of it
+can be had by a file of somebody else's, and then only where ours wins over theirs: two files
+of a directory with one device cancel each other.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from agent.cdi import emit, foreign, installed, read
+from agent.cdi import emit, foreign, read
 from agent.cdi.generate import Wanted
-from agent.data import dataclass
+from agent.data import dataclass, field
 from agent.engine.plan import Change
+from agent.engine.provider import OURS, Provider
 from agent.errors import AgentError, DriverFailed, NoDevices, NoDriver, Refused
 from agent.host import files
 from agent.host.paths import HostPath, HostRoot
 
-OURS = "toolkit-agent"
 _GONE = (NoDriver, NoDevices, DriverFailed)
+_ANEW = "write that file anew, or remove it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,28 +62,60 @@ def is_named_by_kind(name: str, data: bytes) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where our specs go, what they are called, and every file in a directory of specs."""
+    """Where our specs go, what they are called, and every file in a directory of specs.
+
+    `providers` are those of each kind. `placed`: where ours goes of a kind of which no device of
+    theirs can be had, None where it would win nowhere.
+    """
 
     host: HostRoot
     directory: HostPath
     names: Sequence[str]
     there: Sequence[tuple[HostPath, bytes]]
+    providers: Mapping[str, Sequence[Provider]] = field(default_factory=dict)
+    placed: Mapping[str, HostPath | None] = field(default_factory=dict)
+
+    def foreign(self) -> list[tuple[HostPath, bytes]]:
+        """What is not ours; a file under our name that we did not write is somebody else's too."""
+        return [
+            (path, data)
+            for path, data in self.there
+            if not (path.name in self.names and emit.is_ours(data))
+        ]
 
     def provider(self, kind: str) -> Spec | None:
-        """Somebody else who has a kind of GPUs, or of what comes with them; a file under our name
-        that we did not write is somebody else's too."""
-        for path, data in self.there:
-            mine = path.name in self.names and emit.is_ours(data)
-            if not mine and foreign.has_kind(data, kind):
-                writer = installed.writer(path.host, data, kind)
-                return Spec(kind, path.host, "a copy of ours" if writer == OURS else writer)
-        return None
+        """Somebody else by whom a device of a kind can be had."""
+        usable = next((one for one in self.providers.get(kind, ()) if not one.why), None)
+        return Spec(kind, usable.file, usable.writer) if usable else None
+
+    def warnings(self, kind: str) -> tuple[str, ...]:
+        """What is wrong, or may be, with the files of others that are of a kind."""
+        found = self.providers.get(kind, ())
+        if any(not one.why for one in found):
+            return tuple(
+                f"{one} describes {kind}, and it is not sure that it is read: {one.doubt}"
+                for one in found
+                if one.doubt
+            )
+        place = self.placed.get(kind)
+        ours = f"; {place}/{file_name(kind)} takes its place" if place else ""
+        return tuple(f"{one.dead(kind)}{ours}; {_ANEW}" for one in found)
+
+    def blocked(self, kind: str) -> NoDevices | None:
+        """Why neither theirs nor ours can be had of a kind that could be described."""
+        if self.placed.get(kind, self.directory) is not None:
+            return None
+        dead = self.providers[kind][-1]  # it is read last
+        return NoDevices(
+            f"cannot provide {kind}: {dead.dead(kind)}; beside it no file of ours would count, so "
+            f"{_ANEW}"
+        )
 
     def management(self, wanted: Wanted) -> tuple[Spec, Change | None]:
         """The management spec, which takes the place of whatever has its name. Raises Refused."""
         if wanted.problem is not None:
             raise wanted.problem
-        path = self._path(wanted.kind)
+        path = self._path(wanted.kind, self.directory)
         self._refuse_twins(path, wanted.kind)
         return _written(path, files.read(path.agent, path.host), wanted)
 
@@ -104,7 +137,7 @@ class Site:
             return Spec(kind, problem=error.message), None
 
     def _other(self, kind: str, wanted: Wanted | None) -> tuple[Spec, Change | None]:
-        path = self._path(kind)
+        path = self._path(kind, self.placed.get(kind) or self.directory)
         before = files.read(path.agent, path.host)
         mine = before is not None and emit.is_ours(before.data)
         removal = Change(path, before, None) if mine else None
@@ -112,6 +145,9 @@ class Site:
             return provider, removal
         if wanted is None:
             return Spec(kind), removal
+        if (blocked := self.blocked(kind)) is not None:
+            dead = self.providers[kind][-1]
+            return Spec(kind, dead.file, dead.writer, blocked.message), removal
         if before is not None and not mine and read.kinds(before.data):
             raise Refused(f"cannot write {path}: it is a spec of another kind; move it away")
         if wanted.problem is None:
@@ -128,7 +164,7 @@ class Site:
 
         def is_left(path: HostPath, data: bytes) -> bool:
             if path.name in self.names:
-                return os.path.dirname(path.host) != self.directory.host
+                return os.path.dirname(path.host) != self._place(path.name)
             return is_named_by_kind(path.name, data)  # of a kind that is asked for no more
 
         return [
@@ -137,9 +173,14 @@ class Site:
             if emit.is_ours(data) and is_left(path, data)
         ]
 
-    def _path(self, kind: str) -> HostPath:
+    def _place(self, name: str) -> str:
+        """The directory in which a file of ours with that name belongs."""
+        found = (place for kind, place in self.placed.items() if file_name(kind) == name)
+        return (next(found, None) or self.directory).host
+
+    def _path(self, kind: str, above: HostPath) -> HostPath:
         """Where a spec of ours goes; a link there is followed."""
-        name, above = file_name(kind), self.directory
+        name = file_name(kind)
         if os.path.islink(os.path.join(above.agent, name)):
             return self.host.resolve(os.path.join(above.host, name))
         return HostPath(os.path.join(above.agent, name), os.path.join(above.host, name))

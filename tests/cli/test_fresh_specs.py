@@ -102,6 +102,10 @@ STEPS: dict[str, Step] = {
         lambda node: (node.cdi_etc / "gpus.json").write_text(spec("nvidia.com/gpu")),
         there(GPU, yes=False),
     ),
+    "somebody else's, of no use": (
+        lambda node: (node.cdi_etc / "gpus.json").write_text('{"kind": "nvidia.com/gpu"}'),
+        has("0", ONE.name),
+    ),
     "another kind's by now": (
         lambda node: (node.cdi_etc / "gpus.json").write_text('{"kind": "vendor.example/gp"}'),
         has("0", ONE.name),

@@ -9,6 +9,8 @@ from typing import Any
 import grpc
 import pytest
 
+from agent.cdi import readers
+from agent.cdi.readers import Reader
 from tests.conformance.spec_cases import CASES, REFUSED, SpecCase, spec
 from tests.tools.pods import Container, PodNode, Pods
 from tests.tools.runtimes import Runtime
@@ -56,6 +58,18 @@ def test_every_case(generation: str, runtime: Runtime) -> None:
             if device["resolvable"] is bool(failure) and case.name not in _LATE:
                 wrong[case.name] = failure or device
         assert wrong == {}
+
+
+@pytest.mark.parametrize(
+    ("generation", "found"),
+    [("1.6", ("0.5.0", "1.1.0")), ("1.7", ("0.7.0", "1.0.0")), ("2.1", ("0.7.0", "1.0.0"))],
+)
+def test_executable_tells_what_it_reads(
+    generation: str, found: tuple[str, str], runtime: Runtime
+) -> None:
+    """1.6 has no CDI and tells nothing; neither of the others has the field of CDI 1.1."""
+    who = readers.sharpened(Reader("c", "0.5.0", "1.1.0"), str(runtime.executable))
+    assert (who.newest, who.limit) == found
 
 
 @generations

@@ -1,0 +1,204 @@
+"""Specs of GPUs by others of which no device can be had: said, and ours where it counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.gpu_host import GPU, MANAGEMENT, GpuHost
+from tests.cli.node import fails, shows
+from tests.conformance import checks
+from tests.conformance.trees import contents, snapshot
+from tests.tools.driver import VERSION
+from tests.tools.nvml import FakeGpu
+from tests.unit.gpu_node import MARKS
+
+pytestmark = MARKS
+
+ONE = FakeGpu(0)
+KIND = "nvidia.com/gpu"
+OLD = "/usr/lib/x86_64-linux-gnu/libcuda.so.535.161.07"
+_SPEC = """\
+cdiVersion: {version}
+kind: nvidia.com/gpu
+devices:
+  - name: "0"
+    containerEdits:
+      deviceNodes:
+        - path: /dev/nvidia0
+{more}
+  - name: all
+    containerEdits:
+      deviceNodes:
+        - path: /dev/nvidia0
+containerEdits:
+  env: [NVIDIA_VISIBLE_DEVICES=void]
+  mounts:
+    - hostPath: {library}
+      containerPath: {library}
+      options: [ro, nosuid, nodev, bind]
+"""
+GROUPS = "      additionalGids: [44]"
+
+
+@pytest.fixture
+def node(place: Path) -> Iterator[GpuHost]:
+    with GpuHost(place, ONE) as found:
+        yield found
+
+
+def spec(node: GpuHost, version: str = "0.5.0", more: str = "", library: str = "") -> str:
+    """What `nvidia-ctk cdi generate` writes, for the driver that is there unless told otherwise."""
+    there = next(node.host.rglob(f"libcuda.so.{VERSION}"))
+    library = library or f"/{there.relative_to(node.host)}"
+    return _SPEC.format(version=version, more=more, library=library)
+
+
+def listed(node: GpuHost) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """What `cdi list` says, by device and directory."""
+    found = shows(node.agent("cdi list", "-o", "json"), "CDIDevices")["devices"]
+    return {(one["name"], one["file"]): one for one in found}
+
+
+def test_spec_of_an_older_driver(node: GpuHost) -> None:
+    """Its files are gone: every container that asked for a GPU failed at its start
+    (nvidia-container-toolkit#1246). Ours is in the directory that wins, until theirs is right."""
+    theirs = node.cdi_etc / "nvidia.yaml"
+    theirs.write_text(spec(node, library=OLD))
+    says = (
+        f"/etc/cdi/nvidia.yaml (nvidia-ctk) describes {KIND}, and no container gets a device of it:"
+    )
+    plan = node.agent("plan")
+    checks.done(plan, 1)
+    assert says in plan.stdout
+    assert OLD in plan.stdout
+    assert f"/run/cdi/{GPU} takes its place; write that file anew, or remove it" in plan.stdout
+    [before] = [one for one in listed(node).values() if one["name"] == f"{KIND}=0"]
+    assert (before["state"], OLD in before["why"]) == ("incomplete", True)
+    apply = node.agent("apply")
+    checks.done(apply)
+    assert says in apply.stdout
+    assert node.specs() == sorted([MANAGEMENT, GPU, "nvidia.yaml"])
+    assert node.names() == ["0", ONE.name, "all"]
+    status = shows(node.agent("status", "-o", "json"), "Status")
+    assert any(text.startswith(says) for text in status["warnings"])
+    states = {file: one["state"] for (name, file), one in listed(node).items() if name[-1] == "0"}
+    assert states == {"/etc/cdi/nvidia.yaml": "incomplete", f"/var/run/cdi/{GPU}": "resolvable"}
+    assert "Nothing to do" in node.agent("apply").stdout
+
+    theirs.write_text(spec(node))
+    checks.done(node.agent("apply"))
+    assert node.specs() == sorted([MANAGEMENT, "nvidia.yaml"])
+    theirs.write_text(spec(node, library=OLD))
+    checks.done(node.agent("apply"))
+    assert GPU in node.specs()
+    checks.done(node.agent("revert"))
+    assert node.specs() == ["nvidia.yaml"]
+
+
+def test_stale_spec_beside_which_none_counts(node: GpuHost) -> None:
+    """In the directory that is read last a second file would only cancel the first one: refused,
+    and nothing is called ready."""
+    checks.done(node.agent("apply"))
+    theirs = node.cdi / "nvidia.yaml"
+    theirs.write_text(spec(node, library=OLD))
+    (node.cdi / GPU).unlink()
+    files = contents(snapshot(node.host / "etc"))
+    says = f"cannot provide {KIND}: /run/cdi/nvidia.yaml (nvidia-cdi-refresh)"
+    assert f"apply refuses: {says}" in node.agent("plan").stdout
+    for _ in range(2):
+        fails(node.agent("apply"), 3, says, OLD, "write that file anew, or remove it")
+    assert node.ready() is None
+    assert node.specs() == sorted([MANAGEMENT, "nvidia.yaml"])
+    assert contents(snapshot(node.host / "etc")) == files
+    assert OLD in node.agent("status").stdout
+    theirs.write_text(spec(node))
+    checks.done(node.agent("apply"))
+    assert node.ready() is not None
+
+
+def test_spec_that_no_runtime_reads(node: GpuHost) -> None:
+    """Its version does not go with its fields (nvidia-container-toolkit#38, #1860): it takes part
+    in no conflict, in either directory."""
+    for directory in (node.cdi_etc, node.cdi):
+        (directory / "nvidia.yaml").write_text(spec(node, "0.5.0", GROUPS))
+    apply = node.agent("apply")
+    checks.done(apply)
+    assert "0.5.0 is lower than 0.7.0, which additionalGids" in apply.stdout
+    found = {file: one["state"] for (name, file), one in listed(node).items() if name[-1] == "0"}
+    assert found == {
+        "/etc/cdi/nvidia.yaml": "invalid",
+        "/var/run/cdi/nvidia.yaml": "invalid",
+        f"/var/run/cdi/{GPU}": "resolvable",
+    }
+
+
+@pytest.mark.parametrize(
+    ("version", "number", "more", "ours"),
+    [("1.7.24", "1.0.0", GROUPS, True), ("2.1.9", "1.0.0", GROUPS, False),
+     ("2.1.9", "0.7.0", GROUPS, False)],
+)  # fmt: skip
+def test_spec_for_another_runtime(
+    place: Path, version: str, number: str, more: str, ours: bool
+) -> None:
+    """What this runtime is known not to read provides nothing here."""
+    with GpuHost(place, ONE, version=version) as node:
+        for directory in (node.cdi_etc, node.cdi):
+            (directory / "nvidia.yaml").write_text(spec(node, number, more))
+        apply = node.agent("apply")
+        checks.done(apply)
+        assert (GPU in node.specs()) == ours
+        assert ("no container gets a device of it" in apply.stdout) == ours
+
+
+def test_spec_that_this_runtime_may_not_read(place: Path) -> None:
+    """Where its version does not tell, and its executable neither: theirs stays, with a warning."""
+    with GpuHost(place, ONE, version="1.7.12") as node:
+        for directory in (node.cdi_etc, node.cdi):
+            (directory / "nvidia.yaml").write_text(spec(node, "0.7.0", GROUPS))
+        for command in ("plan", "apply", "status"):
+            said = node.agent(command).stdout
+            assert f"/run/cdi/nvidia.yaml (nvidia-cdi-refresh) describes {KIND}, and it is" in said
+            assert "containerd 1.7.12 may read no more than 0.5.0" in said
+        assert GPU not in node.specs()
+
+
+def test_ours_goes_where_it_wins(place: Path) -> None:
+    """The directory that is read last, whatever it is called; and back again."""
+    node = GpuHost(place, ONE)
+    section = "[plugins.'io.containerd.cri.v1.runtime']\n"
+    order = 'cdi_spec_dirs = ["/var/run/cdi", "/etc/cdi"]\n'
+    node.config.write_text(node.config.read_text() + section + order)
+    with node:
+        theirs = node.cdi / "nvidia.yaml"
+        theirs.write_text(spec(node, library=OLD))
+        checks.done(node.agent("apply"))
+        assert (node.cdi_etc / GPU).exists()
+        assert not (node.cdi / GPU).exists()
+        assert listed(node)[f"{KIND}=0", f"/etc/cdi/{GPU}"]["state"] == "resolvable"
+        assert "Nothing to do" in node.agent("apply").stdout
+        theirs.unlink()
+        checks.done(node.agent("apply"))
+        assert not (node.cdi_etc / GPU).exists()
+        assert (node.cdi / GPU).exists()
+
+
+def test_two_files_that_cancel_each_other(node: GpuHost) -> None:
+    """They do so for later directories, too: nobody's GPUs can be had."""
+    for name in ("a.yaml", "b.yaml"):
+        (node.cdi_etc / name).write_text(spec(node))
+    fails(node.agent("apply"), 3, f"cannot provide {KIND}: /etc/cdi/b.yaml (nvidia-ctk)", "a.yaml")
+    assert node.ready() is None
+    (node.cdi_etc / "a.yaml").unlink()
+    checks.done(node.agent("apply"))
+
+
+def test_stale_file_under_our_name(node: GpuHost) -> None:
+    """It is somebody else's, and stays."""
+    theirs = node.cdi / GPU
+    theirs.write_text(spec(node, library=OLD))
+    fails(node.agent("apply"), 3, f"cannot provide {KIND}: /run/cdi/{GPU}")
+    assert theirs.read_text() == spec(node, library=OLD)
