@@ -336,7 +336,7 @@ class Store:
 
 def memory_to_json(memory: Memory) -> dict[str, Any]:
     """Plain data of a memory."""
-    return asdict(replace(memory, files=dict(memory.files)))
+    return {**asdict(replace(memory, files=dict(memory.files))), "moved": list(memory.moved)}
 
 
 def memory_from_json(data: Mapping[str, Any], name: str) -> Memory:

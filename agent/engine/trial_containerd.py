@@ -19,6 +19,7 @@ from agent.errors import Refused
 from agent.host.isolation import View
 from agent.host.paths import HostRoot, is_below
 from agent.observe import program_log
+from agent.observe.config import DEFAULT_ROOT
 from agent.runtimes.containerd import ConfigFile
 
 # It makes the second at its start, whatever its options are; the third are NRI's sockets.
@@ -40,15 +41,22 @@ def launch(
     writable = tuple(path for path in found if not any(is_below(one, path) for one in needed))
     work = trial.work_directory(host, writable, needed)
     own = {name: os.path.join(work, f"trial-{name}") for name in ("root", "state", "socket")}
-    root = node.root
-    config = ("-c", root.name) if root.state or files.get(root.path.host) else ()
     argv = (
-        executable, *config, "--root", own["root"], "--state", own["state"],
+        executable, *_config(node, files), "--root", own["root"], "--state", own["state"],
         "--address", own["socket"],
     )  # fmt: skip
     programs = (path for table in wanted.handlers.values() for _, path in binaries(table))
     view = View(work, writable, _proxies(node.files), files, tuple(sorted({*programs} - {""})))
     return Launch(argv, trial.environment(node.runtime.process), view, own["socket"], reason)
+
+
+def _config(node: Node, files: Mapping[str, bytes | None]) -> tuple[str, ...]:
+    """How containerd is told its root file. It takes the usual one by itself, there or not; one
+    that is named has to exist."""
+    root, running = node.root, node.runtime.process
+    there = files[root.path.host] is not None if root.path.host in files else root.state is not None
+    named = running.config is not None if running else there
+    return ("-c", root.name) if named or (root.name != DEFAULT_ROOT and there) else ()
 
 
 def _read(files: tuple[ConfigFile, ...]) -> Iterator[str]:

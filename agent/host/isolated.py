@@ -79,6 +79,7 @@ def _become(given: dict[str, Any], failed: int) -> NoReturn:
     """Process 1 of the new namespaces: prepares its view of the host and executes the program."""
     step = "start"
     try:
+        null = os.open(os.devnull, os.O_RDONLY)
         syscalls.call(_PRCTL, _DIE_WITH_PARENT, _KILL)
         step = "keep mounts apart"
         _mount("", "/", "", _ALL | _PRIVATE)
@@ -91,7 +92,7 @@ def _become(given: dict[str, Any], failed: int) -> NoReturn:
         step = "prepare directories"
         _Stage(given).prepare()
         step = "run the program"
-        _execute(given, failed)
+        _execute(given, null, failed)
     except OSError as error:
         os.write(failed, _words(step, error).encode())
     except _CannotStart as error:
@@ -99,8 +100,8 @@ def _become(given: dict[str, Any], failed: int) -> NoReturn:
     os._exit(1)
 
 
-def _execute(given: dict[str, Any], failed: int) -> NoReturn:
-    null, log = os.open("/dev/null", os.O_RDONLY), int(given["log"])
+def _execute(given: dict[str, Any], null: int, failed: int) -> NoReturn:
+    log = int(given["log"])
     for target, source in ((0, null), (1, log), (2, log)):
         os.dup2(source, target)
     os.set_inheritable(failed, False)

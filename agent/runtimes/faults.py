@@ -6,14 +6,17 @@ Invariant: pure; each finding names the file, so that an error can say what to r
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from agent import tomledit, tomltext
 from agent.runtimes.containerd import ConfigFile
 from agent.runtimes.generations import CRI_V1, CRI_V2, CRI_V3, IMAGES, STREAMING, Generation
 from agent.runtimes.merge import Files, has_section, names, version_of
 from agent.tomledit import Data, Path, get
-from agent.tomlscan import Statement, Unreadable, statements
 from agent.tomltext import GO_TOML_1, GO_TOML_2
+
+if TYPE_CHECKING:
+    from agent.tomlscan import Statement
 
 _LISTS = ("disabled_plugins", "required_plugins")
 
@@ -68,9 +71,11 @@ def doubtful(gen: Generation, files: Files) -> tuple[str, ...]:
 
 
 def _statements(text: str) -> tuple[Statement, ...]:
+    from agent import tomlscan  # needed only where something is amiss
+
     try:
-        return statements(text)
-    except Unreadable:
+        return tomlscan.statements(text)
+    except tomlscan.Unreadable:
         return ()
 
 

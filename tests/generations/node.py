@@ -12,6 +12,7 @@ on real ones, which cannot be had here; 2.1.9 is also tried for real (tests/conf
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import os
 import pickle
@@ -43,6 +44,16 @@ from tests.double.generation import Table, generation_of, reported_version
 from tests.double.load import Loaded, Node, RefusedError, built_in, load
 from tests.double.populate import effective
 from tests.double.status import config_info, why_dead
+
+
+class _NoPods:
+    """What a runtime without pods answers."""
+
+    def sandboxes(self) -> tuple[cri.Sandbox, ...]:
+        return ()
+
+    def containers(self) -> tuple[cri.Container, ...]:
+        return ()
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,7 @@ class ModelNode:
             (process, "find", lambda *_: self._process()),
             (process, "peer", lambda *_: self._process().pid),
             (cri, "ask", lambda *_, **__: self._answer()),
-            (cri, "sandboxes", lambda *_, **__: ()),
+            (cri, "pod_questions", lambda *_, **__: contextlib.nullcontext(_NoPods())),
             (
                 guard,
                 "deadly",

@@ -188,4 +188,6 @@ def test_environment_is_that_of_the_running_process(monkeypatch: pytest.MonkeyPa
     """Without what its service manager gave to it alone."""
     found = {"HTTP_PROXY": "p", "NOTIFY_SOCKET": "/run/systemd/notify", "LISTEN_FDS": "1"}
     monkeypatch.setattr("agent.observe.process.environment", lambda _: found)
-    assert trial.environment(None).keys() == {"PATH", "HTTP_PROXY"}
+    process = Process(7, 1, "/c", None, None, ("c",), "/proc")
+    assert trial.environment(process).keys() == {"PATH", "HTTP_PROXY"}
+    assert trial.environment(None).keys() == {"PATH"}
