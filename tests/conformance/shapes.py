@@ -184,8 +184,8 @@ SHAPES = (
     Shape("cdi-off-v3", {"2.1": ROW4}),
     Shape("cdi-locked-v2", _LOCKED, files="cdi-off-v2", options=_KEEP_CDI),
     Shape("cdi-locked-v3", {"2.1": ROW5}, files="cdi-off-v3", options=_KEEP_CDI),
-    Shape("v1", {**_OLD, "2.1": Refused(3, "stands in the table")}),
-    Shape("v1-implicit", {**_OLD, "2.1": Refused(3, "stands in the table")}),
+    Shape("v1", {**_OLD, "2.1": Refused(3, "config.toml")}),
+    Shape("v1-implicit", {**_OLD, "2.1": Refused(3, "config.toml")}),
     Shape(
         "no-binary",
         {"1.6": _NO_BINARY, "1.7": _NO_BINARY, "2.1": _NO_BINARY},
