@@ -81,7 +81,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "half a line": (append('[plugins."io.con'), "config.toml: it is not valid TOML"),
     "not UTF-8": (
         lambda node: node.config.write_bytes(b"a = '\xff'\n"),
-        "config.toml: byte 5 is not UTF-8",
+        "config.toml: line 1 is not UTF-8",
     ),
     "NUL": (lambda node: node.config.write_bytes(b"a = 1\0\n"), "config.toml"),
     "a key twice": (append("[SECTION]\nx = 1\nx = 2"), "config.toml: it is not valid TOML"),

@@ -89,7 +89,7 @@ def test_dump_is_asked_for_as_containerd_wants_it(tmp_path: Path) -> None:
         ("echo noise >&2; echo 'containerd: bad file' >&2; exit 1", True, "containerd: bad file"),
         ("exit 2", True, "exit 2"),
         ("echo '= ='", False, "not valid TOML"),
-        ("printf '\\377'", False, "not UTF-8"),
+        ("printf '\\377\\376a'", False, "UTF-16"),
     ],
 )
 def test_dump_that_does_not_come(text: str, rejected: bool, error: str, tmp_path: Path) -> None:
