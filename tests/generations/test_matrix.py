@@ -22,10 +22,10 @@ from tests.sampling import sampled_params
 # There are many hundreds of mixes of versions; 2.2 merges as 2.0 does, and 2.4 as 2.3.
 _ALONE = [cell for cell in CELLS if "+" not in cell.shape.name]
 _MIXES = [cell for cell in CELLS if "+" in cell.shape.name]
-_SOME = 30
+_CELLS = [*sampled_params(_ALONE, 120, "alone"), *sampled_params(_MIXES, 30, "mixes")]
 
 
-@pytest.mark.parametrize("cell", [*_ALONE, *sampled_params(_MIXES, _SOME, "mixes")], ids=str)
+@pytest.mark.parametrize("cell", _CELLS)
 def test_cell(cell: Cell, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """The agent makes this node right and puts it back, or refuses it and touches nothing."""
     request.node.user_properties.append((CELL, (cell.shape.name, cell.version)))
