@@ -131,7 +131,9 @@ def propose(ctx: Context, memory: Memory, *, may_enable: bool | None = None) -> 
         cri, base, called = None, memory.default, None
         if node is not None and edits is not None:
             cri = kinds.effective(node, edits.files)
-            base, called = edits.base or base, edits.called
+            # Of the files as they are: the default may become ours by these very edits.
+            base = edits.base or base or kinds.effective(node, node.files).default
+            called = edits.called
         calls = low_level.runtimes(ctx, kind, cri, base, called)
         calls, kept = pod_guard.low_level_kept(ctx, node, calls)
         proposal = _guarded(ctx, proposal, calls, kept)
