@@ -149,11 +149,11 @@ class Publisher:
         keep = old is not None and _same(old.data, content)
         twin = old.data if old is not None and keep else _text(content)
         changed = self._put(TWIN, twin)
-        if not self.foreign_barrier or barrier_was_there or self._there(READY):
-            changed |= self._put(READY, twin)
-        if self._there(ERROR):
+        if self._there(ERROR):  # before the barrier: who waits for that finds no failure beside it
             files.remove(self.path(ERROR))
             changed = True
+        if not self.foreign_barrier or barrier_was_there or self._there(READY):
+            changed |= self._put(READY, twin)
         return changed
 
     def check(self) -> None:

@@ -279,6 +279,16 @@ def test_failure_is_told_beside_and_goes_with_success(ours: Publisher, directory
     assert content(directory) == ready
 
 
+def test_failure_goes_before_the_barrier_comes(ours: Publisher, directory: Path) -> None:
+    """Who waits for readiness finds no failure beside it."""
+    ours.fail(RolledBack("cannot apply"))
+    faults = Faults.none()
+    with faults.installed():
+        ours.publish(lines())
+    calls = faults.called("rename", "unlink")
+    assert calls == [("rename", TWIN), ("unlink", ERROR), ("rename", READY)]
+
+
 def test_same_failure_is_not_rewritten(ours: Publisher, directory: Path) -> None:
     """Telling it again each minute touches nothing."""
     ours.fail(RolledBack("cannot apply"))
