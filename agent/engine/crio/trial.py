@@ -36,7 +36,7 @@ def launch(
     needed = {executable, node.directory, *(file.path.host for file in node.files), *files}
     work = trial.work_directory(host, _WRITABLE, needed)
     places = {name: os.path.join(work, f"trial-{name}") for name in _PLACES}
-    argv = [executable, *_flags(node.runtime.process)]
+    argv = [executable, *_flags(node.runtime.process, executable)]
     for name, path in places.items():
         argv += [f"--{name}", path]
     if (parse_version(node.runtime.version) or (0, 0, 0)) >= (1, 25, 0):
@@ -47,10 +47,15 @@ def launch(
     return Launch(tuple(argv), env, view, places["listen"], reason)
 
 
-def _flags(running: Process | None) -> tuple[str, ...]:
-    """What the running process was started with; an interpreter can come before its own name."""
+def _flags(running: Process | None, executable: str) -> tuple[str, ...]:
+    """What the running process was started with; an interpreter, with options of its own, can come
+    before its name."""
     words = running.command if running else ()
-    names = [number for number, word in enumerate(words[:2]) if "crio" in os.path.basename(word)]
+    names = [
+        number
+        for number, word in enumerate(words)
+        if word == executable or (number < 2 and "crio" in os.path.basename(word))
+    ]
     return words[names[0] + 1 :] if names else words[1:]
 
 
