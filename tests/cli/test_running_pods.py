@@ -12,6 +12,7 @@ import pytest
 
 from tests.cli.installing import SourceNode
 from tests.cli.node import CliNode, Refusal, fails, refuses, shows
+from tests.cli.test_crio_started import packaged
 from tests.cli.test_run import running
 from tests.conformance import checks
 from tests.conformance.trees import touched
@@ -278,7 +279,9 @@ def test_crio_handlers_are_in_no_list(command: str, place: Path) -> None:
 
 def test_crio_row_that_was_forced(place: Path) -> None:
     """CRI-O passes every annotation on: there it is the default and config.toml that are kept."""
-    with CrioNode(place) as node:
+    made = CrioNode(place)
+    packaged(made)  # with their paths: this machine may have a crun or a runc of its own, or none
+    with made as node:
         forced = "--native-cdi=false"
         shows(node.agent("apply", forced, "-o", "json"), "Outcome")
         assert node.answer().default == "nvidia"
