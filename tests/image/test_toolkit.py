@@ -171,7 +171,12 @@ def test_device_by_variable(generation: str, node: ToolkitNode) -> None:
         _has_all(made)
         assert made.chosen == [_ALL]
         node.variables.clear()
-        checks.done(node.agent("apply"))
+        kept = node.agent("apply")
+        checks.done(kept)
+        assert "kept for running pods" in kept.stdout + kept.stderr
+        made = node.start(pods.create(env=_VISIBLE, handler="nvidia"))
+        assert made.chosen == [_ALL], "the pod of before still needs it"
+    checks.done(node.agent("apply"))
 
 
 @pytest.mark.parametrize("generation", sampled_params(["1.6", "2.1"], 1, __name__))
