@@ -171,25 +171,24 @@ def _running(ctx: Context, request: Request) -> Identity:
 
 def _undo_files(ctx: Context, journal: Journal, begun: Collection[str]) -> None:
     """Undo a change that no runtime has seen. Raises RollbackFailed."""
-    undone = transaction.undo(ctx.store, journal, begun)
-    finish_undo(ctx, journal, undone)
-    refuse_foreign(ctx, undone)
+    finish_undo(ctx, journal, transaction.undo(ctx.store, journal, begun))
 
 
-def finish_undo(ctx: Context, journal: Journal, undone: Undone) -> None:
+def finish_undo(
+    ctx: Context, journal: Journal, undone: Undone, *, recovering: bool = False
+) -> None:
     """The end of an undo. The journal stays where files are half-way; the next start tries again.
 
-    Raises RollbackFailed where a file could not be put back.
+    Raises RollbackFailed where a file could not be put back, or somebody changed one meanwhile, so
+    that it was left alone. `recovering`: the latter is only logged, because what follows works on
+    the file as it is.
     """
-    if undone.failed:
-        where = ctx.store.path("originals")
-        raise RollbackFailed(f"cannot undo the change of {undone}; the originals are in {where}")
-    _end_undo(ctx, journal, undone.foreign)
-
-
-def refuse_foreign(ctx: Context, undone: Undone) -> None:
-    """Raises RollbackFailed for files that somebody changed while we did: they were left alone."""
-    if undone.foreign:
+    if not undone.failed:
+        _end_undo(ctx, journal, undone.foreign)
+        if recovering and undone.foreign:
+            ctx.log("warning", text=f"not undone: {undone}")
+            return
+    if undone.failed or undone.foreign:
         where = ctx.store.path("originals")
         raise RollbackFailed(f"cannot undo the change of {undone}; the originals are in {where}")
 
@@ -286,11 +285,7 @@ def undo_and_prove(
             left = back or _return(ctx, journal, restart, before, told=told)
         except (RestartFailed, NotProven) as error:
             raise _stuck(ctx, journal, undone, str(error), why_not()) from error
-    finish_undo(ctx, journal, undone)
-    if not recovering:
-        refuse_foreign(ctx, undone)
-    elif undone.foreign:
-        ctx.log("warning", text=f"not undone: {undone}")
+    finish_undo(ctx, journal, undone, recovering=recovering)
     return left
 
 

@@ -85,9 +85,7 @@ def _undo(
     healthy = not told and _is_healthy(ctx, journal)
     if healthy or way is None:
         undone = transaction.undo(ctx.store, journal)
-        change.finish_undo(ctx, journal, undone)
-        if undone.foreign:
-            ctx.log("warning", text=f"not undone: {undone}")
+        change.finish_undo(ctx, journal, undone, recovering=True)
         return Recovered("undone", barrier)
     change.undo_and_prove(ctx, journal, way, told=told, restarted=by_switch, recovering=True)
     return Recovered("undone", barrier)
@@ -151,9 +149,7 @@ def give_up_waiting(ctx: Context) -> Recovered:
     if journal is None:
         return Recovered()
     undone = transaction.undo(ctx.store, journal)
-    change.finish_undo(ctx, journal, undone)
-    if undone.foreign:
-        ctx.log("warning", text=f"not undone: {undone}")
+    change.finish_undo(ctx, journal, undone, recovering=True)
     return Recovered("undone", journal.barrier is not None)
 
 
