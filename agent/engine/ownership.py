@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from agent import tomledit
-from agent.engine.state import Original
+from agent.engine.state import Memory, Original
 from agent.errors import Refused
 from agent.host.files import FileState
+from agent.runtimes.containerd import ConfigFile
 from agent.tomledit import Data, Path, get
 from agent.tomltext import BOM
 
@@ -39,6 +40,12 @@ def condition(original: Original, now: FileState | None) -> Condition:
     # An edit that was repaired leaves nothing of anybody else's in a file that we made.
     alone = not original.edited or (original.digest is None and is_ours_alone(original, now))
     return "as written" if alone else "edited since"
+
+
+def is_proven(memory: Memory, file: ConfigFile) -> bool:
+    """Is this what we wrote last? It was committed with a proof, whatever became of it since."""
+    known = memory.files.get(file.path.host)
+    return bool(known and file.state and known.written == file.state.digest)
 
 
 def is_ours_alone(original: Original, now: FileState) -> bool:

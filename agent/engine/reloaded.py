@@ -11,21 +11,17 @@ back after a restart of ours, whatever the clocks say.
 
 from __future__ import annotations
 
-import os
-
 from agent.data import replace
 from agent.engine import change
 from agent.engine.context import Context
 from agent.engine.kinds import AnyNode
 from agent.engine.node import Endpoint, Node
+from agent.engine.ownership import is_proven
 from agent.engine.plan import Edits
 from agent.engine.state import Memory
 from agent.errors import Unreachable
 from agent.observe import process
 from agent.runtimes import crio
-from agent.runtimes.containerd import ConfigFile
-
-_SLACK = 0.1  # seconds; both clocks are coarse, and a process does not read its files at once
 
 
 def gaps(ctx: Context, node: AnyNode, edits: Edits, memory: Memory) -> tuple[str, ...]:
@@ -38,31 +34,17 @@ def gaps(ctx: Context, node: AnyNode, edits: Edits, memory: Memory) -> tuple[str
     wanted = edits.wanted
     keys = [(*crio.RUNTIMES, name, "runtime_path") for name in wanted.handlers]
     keys += [crio.DEFAULT] if wanted.default is not None else []
-    began = process.started(running, ctx.wall)
     for key in keys:
         now, then = crio.owner(node.files, key), crio.owner(edits.files, key)
-        if then is None or _is_proven(memory, then):
+        if then is None or is_proven(memory, then):
             continue
         if now is None:
             return ("CRI-O shows what no file says, and may only have reloaded it",)
-        if _changed(now) > began + _SLACK:
+        if process.started_before(running, now.path.agent, ctx.wall):
             return (
                 f"{now.path} was changed after CRI-O was started: it may only have reloaded it",
             )
     return ()
-
-
-def _is_proven(memory: Memory, file: ConfigFile) -> bool:
-    """Is this what we wrote last? It was committed with a proof, whatever became of it since."""
-    known = memory.files.get(file.path.host)
-    return bool(known and file.state and known.written == file.state.digest)
-
-
-def _changed(file: ConfigFile) -> float:
-    try:
-        return os.lstat(file.path.agent).st_ctime
-    except OSError:
-        return 0.0
 
 
 def remember(ctx: Context, endpoint: Endpoint) -> None:

@@ -9,14 +9,13 @@ proved it, or if the runtime shows every setting of its CRI section.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from agent.engine.context import Context
 from agent.engine.kinds import AnyNode
 from agent.engine.node import Node
-from agent.engine.state import Memory
+from agent.engine.ownership import is_proven
 from agent.engine.wanted import leaves, same
 from agent.errors import Refused
 from agent.observe import process
@@ -24,7 +23,6 @@ from agent.runtimes import crio, merge
 from agent.runtimes.containerd import ConfigFile
 from agent.tomledit import Data, get
 
-_SLACK = 0.1  # seconds; both clocks are coarse, and a process does not read its files at once
 _MISSING = object()
 
 
@@ -34,9 +32,9 @@ def first(ctx: Context, node: AnyNode) -> ConfigFile | None:
     running = node.runtime.process
     if running is None:
         return None
-    memory, began = ctx.store.memory(), process.started(running, ctx.wall)
-    changed = (file for file in node.files if _changed(file) > began + _SLACK)
-    unproven = (file for file in changed if not _is_proven(memory, file))
+    memory, files = ctx.store.memory(), node.files
+    changed = (f for f in files if process.started_before(running, f.path.agent, ctx.wall))
+    unproven = (file for file in changed if not is_proven(memory, file))
     return next((file for file in unproven if not _is_shown(node, file)), None)
 
 
@@ -47,18 +45,6 @@ def refusal(file: ConfigFile, purpose: str, why_no_trial: str) -> Refused:
         f"runtime does not show what it says; no trial start can be made ({why_no_trial}); restart "
         "the runtime yourself first, nothing was changed"
     )
-
-
-def _changed(file: ConfigFile) -> float:
-    try:
-        return os.lstat(file.path.agent).st_ctime
-    except OSError:
-        return 0.0
-
-
-def _is_proven(memory: Memory, file: ConfigFile) -> bool:
-    known = memory.files.get(file.path.host)
-    return bool(known and file.state and known.written == file.state.digest)
 
 
 def _is_shown(node: AnyNode, file: ConfigFile) -> bool:

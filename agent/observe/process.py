@@ -18,6 +18,7 @@ from agent.data import dataclass
 from agent.errors import Unreachable, reason
 from agent.host.paths import HostRoot
 
+_SLACK = 0.1  # seconds; both clocks are coarse, and a process does not read its files at once
 _UNIT = re.compile(r"[A-Za-z0-9@_.:\\-]+\.service")
 
 
@@ -184,6 +185,16 @@ def started(process: Process, clock: Callable[[], float] = time.time) -> float:
     """When it started, in seconds since the epoch, as far as the clock has not been set since."""
     running = time.clock_gettime(time.CLOCK_BOOTTIME) - process.start / os.sysconf("SC_CLK_TCK")
     return clock() - running
+
+
+def started_before(process: Process, path: str, clock: Callable[[], float] = time.time) -> bool:
+    """Was the file at `path` (agent path) changed after this process was started? A file that is
+    gone was not."""
+    try:
+        changed = os.lstat(path).st_ctime
+    except OSError:
+        return False
+    return changed > started(process, clock) + _SLACK
 
 
 def unit_of(cgroup: str) -> str | None:
