@@ -9,10 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from agent.observe.bus import Bus, BusError, NoBus
 from agent.observe.units import CARRIES, RESTART_TIMEOUT, STOPS, UP, SystemdError, Ties, Timer, Unit
+
+_Answer = TypeVar("_Answer")
 
 _MANAGER = ("/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
 _UNIT = "org.freedesktop.systemd1.Unit"
@@ -33,24 +35,22 @@ class OverBus:
         self._sleep = sleep
 
     def unit(self, name: str) -> Unit:
-        try:
-            with self._connect() as connection:
-                return _unit(connection, name)
-        except (NoBus, BusError) as error:
-            raise SystemdError(str(error)) from error
+        return self._ask(_unit, name)
 
     def ties(self, name: str) -> Ties:
+        return self._ask(_ties, name)
+
+    def _ask(self, question: Callable[[Bus, str], _Answer], name: str) -> _Answer:
         try:
             with self._connect() as connection:
-                return _ties(connection, name)
+                return question(connection, name)
         except (NoBus, BusError) as error:
             raise SystemdError(str(error)) from error
 
     def start(self, name: str) -> None:
         try:
             with self._connect() as connection:
-                with suppress(BusError):
-                    connection.call(*_MANAGER, "ResetFailedUnit", "s", name)
+                _reset_limit(connection, name)
                 connection.call(*_MANAGER, "StartUnit", "ss", name, "replace")
         except (NoBus, BusError) as error:
             raise SystemdError(f"systemd does not start {name}: {error}") from error
@@ -58,9 +58,7 @@ class OverBus:
     def restart(self, name: str, timeout: float = RESTART_TIMEOUT) -> None:
         try:
             with self._connect() as connection:
-                # A used-up limit makes systemd stop a healthy service and not start it again.
-                with suppress(BusError):
-                    connection.call(*_MANAGER, "ResetFailedUnit", "s", name)
+                _reset_limit(connection, name)
                 connection.call(*_MANAGER, "RestartUnit", "ss", name, "replace")
                 unit = self._settled(connection, name, self._clock() + timeout)
         except (NoBus, BusError) as error:
@@ -127,6 +125,12 @@ def _ties(connection: Bus, name: str) -> Ties:
         restart=str(service.get("Restart", "")),
         main_pid=int(service.get("MainPID", 0)) or None,
     )
+
+
+def _reset_limit(connection: Bus, name: str) -> None:
+    """A used-up start limit makes systemd stop a healthy service and not start it again."""
+    with suppress(BusError):
+        connection.call(*_MANAGER, "ResetFailedUnit", "s", name)
 
 
 def _unit(connection: Bus, name: str) -> Unit:
