@@ -52,8 +52,8 @@ def test_second_one_is_turned_away_until_the_first_dies(path: Path) -> None:
         with pytest.raises(Locked, match=r"^cannot start: another toolkit holds") as told:
             pidfile.take(str(path))
         assert (told.value.exit_code, str(path) in told.value.message) == (7, True)
+        assert path.stat() == before  # first: reading the file changes its atime
         assert path.read_text() == f"{other.pid}\n"
-        assert path.stat() == before
         other.kill()
         other.wait()
     assert path.read_text() == f"{other.pid}\n"
