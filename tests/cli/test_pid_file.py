@@ -15,9 +15,13 @@ def _option(node: CliNode) -> tuple[Path, str]:
     return path, f"--pid-file={path}"
 
 
+def _command_line(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
 def _waiting(daemon: Daemon) -> bool:
-    line = Path(f"/proc/{daemon.process.pid}/cmdline").read_bytes()
-    return b"supervisor.py" in line and published(daemon.node) is not None
+    waits = b"supervisor.py" in _command_line(daemon.process.pid)
+    return waits and published(daemon.node) is not None
 
 
 def _open_files(pid: int) -> set[Path]:
@@ -61,6 +65,8 @@ def test_child_does_not_hold_it(node: CliNode) -> None:
         children = Path(f"/proc/{pid}/task/{pid}/children")
         daemon.until(lambda: bool(children.read_text().strip()), 20)
         child = int(children.read_text().split()[0])
+        # Before its exec a child has all files of its parent.
+        daemon.until(lambda: _command_line(child) != _command_line(pid), 20)
         os.kill(child, signal.SIGSTOP)  # until it was looked at
         try:
             assert path in _open_files(pid)
