@@ -24,11 +24,11 @@ from collections.abc import Iterable
 from agent.data import dataclass
 from agent.errors import Refused, UsageError, reason
 
-_MAX_LINKS = 40  # as the kernel
+MAX_LINKS = 40  # as the kernel
 _PATH_MAX = 4096  # as the kernel
 
 # What these lead to depends on a process, and may have no name at all.
-_MAGIC = re.compile(r"/proc/[0-9]+/.")
+MAGIC = re.compile(r"/proc/[0-9]+/.")
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
 
 # Mounts that a container or a machine has for itself. A path below one of these says nothing about
@@ -206,7 +206,7 @@ class HostRoot:
         The last parts may be missing, but not behind a link: a dangling link is refused, and so
         are the links of /proc that lead into a process.
         """
-        _refuse_odd(host)
+        refuse_odd(host)
         found = self._follow(host, host, [])
         return HostPath(self.agent_path(found), found)
 
@@ -228,12 +228,12 @@ class HostRoot:
             if target is None:
                 done = here
                 continue
-            if _MAGIC.match(here):
+            if MAGIC.match(here):
                 raise Refused(
                     f"cannot follow {asked}: {here} leads into a process; name the file itself"
                 )
             links.append(here)
-            if len(links) > _MAX_LINKS:
+            if len(links) > MAX_LINKS:
                 raise Refused(f"cannot follow {asked}: too many links; look at {here}")
             done = self._follow(os.path.join(done, target), asked, links)
             if not os.path.lexists(self.agent_path(done)):
@@ -290,7 +290,8 @@ class HostRoot:
         return None
 
 
-def _refuse_odd(path: str) -> None:
+def refuse_odd(path: str) -> None:
+    """Refuse a path that has a control character in it, or is longer than any path can be."""
     if _CONTROL.search(path):
         raise Refused(
             f"cannot use the path {path!r}: it has a line break or another control character in "
