@@ -102,12 +102,13 @@ def _text(pairs: Lines) -> bytes:
     return "".join(f"{key}={value}\n" for key, value in pairs).encode("ascii")
 
 
-def parse(data: bytes) -> dict[str, str]:
-    """Keys and values of a status file's bytes. Raises Refused for a line that is none."""
+def parse(data: bytes, path: str) -> dict[str, str]:
+    """Keys and values of the bytes of the status file at `path`. Raises Refused for a line that is
+    none."""
     values = {}
     for line in data.decode("ascii", "replace").removesuffix("\n").split("\n"):
         if not _LINE.fullmatch(line):
-            raise Refused("cannot use the status file: it has a line that is not KEY=value")
+            raise Refused(f"cannot use {path}: it has a line that is not KEY=value")
         key, _, value = line.partition("=")
         values[key] = value
     return values
@@ -241,7 +242,7 @@ class Publisher:
 def _same(old: bytes, new: Lines) -> bool:
     """Equal but for the timestamp."""
     try:
-        before = parse(old)
+        before = parse(old, TWIN)
     except Refused:
         return False
     return list(before.items()) == [
@@ -261,7 +262,7 @@ def read_valid(directory: str, boot_id: str) -> dict[str, str]:
         raise Refused(f"cannot read {path}: it is not there (yet)")
     if found.uid not in (0, os.geteuid()) or found.mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise Refused(f"cannot trust {path}: it is not root's, or others can write it")
-    values = parse(found.data)
+    values = parse(found.data, path)
     version = values.get("TOOLKIT_STATUS_VERSION", "")
     if not version.isdigit() or int(version) > VERSION:
         raise Refused(f"cannot read {path}: version {version or 'missing'} is not {VERSION}")

@@ -7,32 +7,11 @@
 # and NVIDIA_CDI_HOOK_PATH_OVERRIDE win over it. NVIDIA's images have busybox's sh, older ones bash.
 set -u
 
-file=${TOOLKIT_DECISION_FILE:-/run/nvidia/validations/.toolkit-ctr-ready}
+# shellcheck source-path=SCRIPTDIR source=decision.sh
+. "$(dirname "$0")/decision.sh"
 every=${TOOLKIT_DECISION_INTERVAL:-2} # seconds
-boot=$(cat /proc/sys/kernel/random/boot_id)
 
 say() { echo "entrypoint: $*" >&2; }
-
-# Read the decision into variables; false where there is none, or none that can be believed. An
-# empty file, no file, or one from before this boot is no decision, and no change of one.
-load() {
-    new_hash='' new_strategy='' new_prefix='' new_hook='' version='' written=''
-    [ -r "$file" ] || return 1
-    while IFS= read -r line; do
-        value=${line#*=}
-        case $line in *=*) ;; *) return 1 ;; esac
-        case $value in *[!A-Za-z0-9_./:,@%+=-]*) return 1 ;; esac
-        case ${line%%=*} in
-            TOOLKIT_STATUS_VERSION) version=$value ;;
-            TOOLKIT_BOOT_ID) written=$value ;;
-            TOOLKIT_CONFIG_HASH) new_hash=$value ;;
-            DEVICE_LIST_STRATEGY) new_strategy=$value ;;
-            CDI_ANNOTATION_PREFIX) new_prefix=$value ;;
-            NVIDIA_CDI_HOOK_PATH) new_hook=$value ;;
-        esac
-    done <"$file"
-    [ "$version" = 1 ] && [ "$written" = "$boot" ] && [ -n "$new_hash" ] && [ -n "$new_strategy" ]
-}
 
 # Export NAME with the override if there is one, else with the decision's value; unset it where
 # neither says anything: what the manifest says is of another decision.
@@ -59,9 +38,9 @@ pause() {
     wait "$nap" 2>/dev/null || kill "$nap" 2>/dev/null
 }
 
-until load; do
+until read_decision; do
     [ "$stopped" = 0 ] || exit 0
-    say "waiting for the decision in $file"
+    say_waiting 15 # every half a minute, where a look comes every two seconds
     pause
 done
 
@@ -78,7 +57,7 @@ while :; do
     changed=0
     while kill -0 "$child" 2>/dev/null; do
         pause
-        if [ "$stopped" = 0 ] && load && [ "$new_hash" != "$hash" ]; then
+        if [ "$stopped" = 0 ] && read_decision && [ "$new_hash" != "$hash" ]; then
             say 'the decision has changed; starting the plugin anew'
             changed=1
             pass TERM

@@ -125,7 +125,7 @@ def test_device_plugin_starts_by_the_decision() -> None:
         "/bin/sh", "/toolkit-agent/entrypoint.sh", "nvidia-device-plugin",
     ]  # fmt: skip
     (scripts,) = [i for i in objects("device-plugin") if i["kind"] == "ConfigMap"]
-    assert set(scripts["data"]) == {"entrypoint.sh", "wait.sh"}
+    assert set(scripts["data"]) == {"decision.sh", "entrypoint.sh", "wait.sh"}
     volumes = {v["name"]: v for v in pod["volumes"]}
     assert volumes["toolkit-entrypoint"]["configMap"]["name"] == scripts["metadata"]["name"]
     assert "kubelet-device-plugins-dir" in volumes

@@ -23,7 +23,7 @@ def start(shell: tuple[str, ...]) -> list[str]:
 
 def shellcheck(*paths: Path) -> str:
     """What shellcheck finds, empty for nothing."""
-    words = [str(Path(sys.executable).with_name("shellcheck")), *map(str, paths)]
+    words = [str(Path(sys.executable).with_name("shellcheck")), "-x", *map(str, paths)]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode == 0) == (done.stdout == ""), done.stderr
     return done.stdout
