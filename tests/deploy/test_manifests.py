@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -106,6 +107,7 @@ def test_namespace_classes_and_nothing_else(name: str) -> None:
     assert sorted(found) == [
         ("DaemonSet", "toolkit-agent"),
         ("Namespace", "toolkit-agent"),
+        ("NetworkPolicy", "deny-all"),
         ("RuntimeClass", "nvidia"),
         ("RuntimeClass", "nvidia-cdi"),
         ("RuntimeClass", "nvidia-legacy"),
@@ -114,6 +116,15 @@ def test_namespace_classes_and_nothing_else(name: str) -> None:
     (namespace,) = [item for item in objects(name) if item["kind"] == "Namespace"]
     assert namespace["metadata"]["labels"] == label
     assert daemon_set(name)["metadata"]["namespace"] == "toolkit-agent"
+
+
+@needs_kubectl
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_no_network(name: str) -> None:
+    """No pod of the namespace may send or be sent anything."""
+    (policy,) = [item for item in objects(name) if item["kind"] == "NetworkPolicy"]
+    assert policy["metadata"]["namespace"] == "toolkit-agent"
+    assert policy["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
 
 
 @needs_kubectl
@@ -140,7 +151,32 @@ def test_containerfile() -> None:
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "requirements-build.lock"])
+def test_images_by_digest() -> None:
+    """A tag can be moved by whoever owns it."""
+    text = (ROOT / "Containerfile").read_text(encoding="ascii")
+    defaults = dict(re.findall(r"^ARG (\w+_IMAGE)=(\S+)$", text, re.MULTILINE))
+    assert set(defaults) == {"BASE_IMAGE", "TOOLKIT_IMAGE"}
+    assert all(re.search(r":[\w.-]+@sha256:[0-9a-f]{64}$", name) for name in defaults.values())
+    assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) == {
+        f"${{{name}}}" for name in defaults
+    }
+
+
+def test_installs_are_of_these_files() -> None:
+    """Nothing is installed but what a hash names, and nothing of it is built."""
+    for path in (ROOT / "Containerfile", ROOT / "deploy/lock"):
+        text = path.read_text(encoding="ascii").replace("\\\n", " ")
+        installs = re.findall(r"pip\b[^&|\n]*\binstall\b[^&|\n]*", text)
+        assert installs
+        for words in installs:
+            if "--no-index" not in words:  # the wheel of our own
+                assert "--require-hashes" in words
+                assert "--only-binary :all:" in words
+
+
+@pytest.mark.parametrize(
+    "name", ["requirements.lock", "requirements-build.lock", "requirements-lock.lock"]
+)
 def test_locks_are_of_these_dependencies(name: str) -> None:
     """Each has hashes, and no word of where it was downloaded."""
     text = (ROOT / "deploy" / name).read_text(encoding="ascii")
@@ -150,6 +186,8 @@ def test_locks_are_of_these_dependencies(name: str) -> None:
     wanted = project["project"]["dependencies"]
     if name == "requirements-build.lock":
         wanted = project["build-system"]["requires"]
+    if name == "requirements-lock.lock":
+        wanted = ["uv"]
     assert {item.split(">")[0] for item in wanted} <= pinned
     assert text.count("--hash=sha256:") >= len(pinned)
     assert "://" not in text

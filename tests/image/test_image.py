@@ -36,11 +36,18 @@ import importlib.util, json, os, sys
 import agent.cli, agent.engine.converge, agent.observe.cri
 cached = {name: getattr(module, "__cached__", None) for name, module in sys.modules.items()}
 settings = "/etc/pip.conf"
+root = os.stat("/").st_dev
+setuid = []
+for directory, below, names in os.walk("/"):
+    below[:] = [name for name in below if os.lstat(os.path.join(directory, name)).st_dev == root]
+    paths = [os.path.join(directory, name) for name in names]
+    setuid += [path for path in paths if os.lstat(path).st_mode & 0o6000]
 print(json.dumps({
     "pip": importlib.util.find_spec("pip") is not None,
     "uncompiled": sorted(n for n, path in cached.items() if path and not os.path.exists(path)),
     "toolkit": [os.access(f"/artifacts/{p}/usr/bin/nvidia-container-runtime", os.X_OK)
                 for p in ("deb", "rpm")],
+    "setuid": setuid,
     "settings": os.path.exists(settings) and open(settings).read(),
 }))
 """
@@ -156,6 +163,7 @@ def test_what_is_in_it(generation: str, node: PodNode, image: Image) -> None:
         assert not found["pip"]
         assert found["uncompiled"] == []
         assert found["toolkit"] == [True, True]
+        assert found["setuid"] == []
         assert not found["settings"]  # where something was mounted there is an empty file
     assert image.environment["NVIDIA_VISIBLE_DEVICES"] == "void"
     labels = image.config["Labels"]

@@ -118,7 +118,7 @@ def test_shell_can_source_it(ours: Publisher, directory: Path) -> None:
 )  # fmt: skip
 def test_any_other_line_is_rejected(text: bytes) -> None:
     """A file with one line that is not KEY=value is no status file."""
-    with pytest.raises(Refused, match=r"^cannot use the status file"):
+    with pytest.raises(Refused, match=r"^cannot use decision: "):
         status.parse(b"TOOLKIT_STATUS_VERSION=1\n" + text, "decision")
 
 
