@@ -30,7 +30,7 @@ _FEATURE = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _LEVELS = ("panic", "fatal", "error", "warn", "warning", "info", "debug", "trace")
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_STRATEGIES = ("envvar", "volume-mounts", "cdi-annotations", "cdi-cri")
+STRATEGIES = ("envvar", "volume-mounts", "cdi-annotations", "cdi-cri")
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,9 +280,9 @@ def _check(values: Mapping[str, Any]) -> None:
             "NVIDIA's installer"
         )
     for strategy in values["device_list_strategy"] or ():
-        if strategy not in _STRATEGIES:
+        if strategy not in STRATEGIES:
             raise UsageError(
-                f"cannot use device list strategy {strategy!r}: give {', '.join(_STRATEGIES)}"
+                f"cannot use device list strategy {strategy!r}: give {', '.join(STRATEGIES)}"
             )
     _check_specs(values)
     for prefix in values["annotation_prefixes"] or ():

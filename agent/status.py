@@ -35,8 +35,8 @@ Lines: TypeAlias = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is published, in the words of the contract. `hook_path` is None where there is none;
-    `annotation_prefix` is None where CDI is off."""
+    """What is published, in the words of the contract. `annotation_prefix` is None where CDI is
+    off; a path is None where there is no hook, no driver."""
 
     runtime: str
     runtime_version: str
@@ -53,6 +53,8 @@ class Facts:
     strategy: Sequence[str]
     annotation_prefix: str | None
     hook_path: str | None
+    driver_root: str | None = None
+    dev_root: str | None = None
 
 
 def lines(facts: Facts, boot_id: str, now: float) -> Lines:
@@ -74,14 +76,22 @@ def lines(facts: Facts, boot_id: str, now: float) -> Lines:
     plugin = [("DEVICE_LIST_STRATEGY", ",".join(facts.strategy))]
     if facts.annotation_prefix is not None:
         plugin.append(("CDI_ANNOTATION_PREFIX", facts.annotation_prefix))
-    if facts.hook_path is not None and can_say(facts.hook_path):
-        plugin.append(("NVIDIA_CDI_HOOK_PATH", facts.hook_path))
+    plugin += [(key, path) for key, path in paths(facts) if path is not None and can_say(path)]
     version = ("TOOLKIT_STATUS_VERSION", str(VERSION))
     hashed = _clean([version, *decided, *plugin])
     checksum = hashlib.sha256(_text(hashed)).hexdigest()
     moment = [("TOOLKIT_BOOT_ID", boot_id), ("TOOLKIT_TIMESTAMP", str(int(now)))]
     summary = ("TOOLKIT_CONFIG_HASH", f"sha256:{checksum}")
     return _clean([version, *moment, *decided, summary, *plugin])
+
+
+def paths(facts: Facts) -> tuple[tuple[str, str | None], ...]:
+    """Host paths that the device plugin works with, by the names of its own variables."""
+    return (
+        ("NVIDIA_CDI_HOOK_PATH", facts.hook_path),
+        ("NVIDIA_DRIVER_ROOT", facts.driver_root),
+        ("NVIDIA_DEV_ROOT", facts.dev_root),
+    )
 
 
 def can_say(path: str) -> bool:

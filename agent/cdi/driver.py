@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from agent.cdi import ldcache, platform
 from agent.cdi.root import DriverRoot
 from agent.data import dataclass
-from agent.errors import NoDriver, Refused
+from agent.errors import AgentError, NoDriver, Refused
 from agent.host import files
 from agent.host.paths import HostRoot
 
@@ -173,6 +173,21 @@ def find(host: HostRoot, places: Places) -> Driver:
         f"cannot make a CDI spec: there is no NVIDIA driver (libcuda or libnvidia-ml) in {names}; "
         "install one, or give --driver-root"
     )
+
+
+def published(host: HostRoot, places: Places) -> tuple[str, str] | None:
+    """Host paths of the driver's root and of the root of its device nodes, as a device plugin has
+    to know them; None where there is no driver.
+
+    NVIDIA's plugin (0.17 to 0.20) knows one root of device nodes: that of the first node counts,
+    which is nvidiactl's wherever all nodes are in one place.
+    """
+    try:
+        found = find(host, places)
+    except AgentError:
+        return None
+    first = found.nodes[0]
+    return found.root.host_path, first.host_path.removesuffix(first.inside) or "/"
 
 
 def root_of(host: HostRoot, places: Places) -> DriverRoot | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 
+from agent.cdi import driver, generate
 from agent.data import dataclass, replace
 from agent.engine import (
     candidate,
@@ -322,6 +323,7 @@ def publish(ctx: Context, outcome: Outcome, *, barrier: bool) -> Outcome:
 def facts(ctx: Context, proposal: Proposal) -> Facts:
     """The published facts of a proven proposal."""
     decision, settings = proposal.decision, ctx.settings
+    driver_root, dev_root = driver.published(ctx.host, generate.places(settings)) or (None, None)
     return Facts(
         runtime=proposal.runtime.answer.name,
         runtime_version=proposal.runtime.version,
@@ -338,4 +340,6 @@ def facts(ctx: Context, proposal: Proposal) -> Facts:
         strategy=decision.strategy,
         annotation_prefix=decision.annotation_prefix,
         hook_path=install.cdi_hook(ctx, proposal.toolkit.found if proposal.toolkit else None),
+        driver_root=driver_root,
+        dev_root=dev_root,
     )

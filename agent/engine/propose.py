@@ -144,7 +144,8 @@ def propose(ctx: Context, memory: Memory, *, may_enable: bool | None = None) -> 
     spec = specs.propose(ctx, decision.spec_dirs, hook, _reader(proposal), looked, program)
     told = (
         missing,
-        _unsaid(hook),
+        _unsaid("NVIDIA_CDI_HOOK_PATH", hook, "--toolkit-install-dir"),
+        _unsaid("NVIDIA_DRIVER_ROOT", root.host_path if root else None, "--driver-root"),
         *(toolkit.warnings if toolkit else ()),
         *(spec.warnings if spec else ()),
     )
@@ -208,13 +209,13 @@ def _executable(ctx: Context, proposal: Proposal) -> str | None:
     return nodes.program(ctx.settings, ctx.host, proposal.runtime) if native else None
 
 
-def _unsaid(hook: str | None) -> str | None:
-    """A path that the status file cannot tell is not told there at all."""
-    if hook is None or can_say(hook):
+def _unsaid(key: str, path: str | None, option: str) -> str | None:
+    """A warning where the status file leaves a path out because it cannot hold it."""
+    if path is None or can_say(path):
         return None
     return (
-        f"NVIDIA_CDI_HOOK_PATH is not published, for {hook} has a character that the status file "
-        "has not: tell the device plugin yourself, or give another --toolkit-install-dir"
+        f"{key} is not published because {path} has a character that the status file cannot hold: "
+        f"set the variable of the device plugin by hand, or give another {option}"
     )
 
 

@@ -4,21 +4,22 @@
 # it: a regular file of root's that nobody else can write, small, with nothing but KEY=value in it,
 # written since this boot. The directory is root's alone too, so nobody else can exchange the file.
 
-file=${TOOLKIT_DECISION_FILE:-/run/nvidia/validations/.toolkit-ctr-ready}
+file=${TOOLKIT_DECISION_FILE:-/host/run/nvidia/validations/.toolkit-ctr-ready}
+directory=$(dirname "$file")
 boot=$(cat /proc/sys/kernel/random/boot_id)
+me=$(id -u)
 limit=65536 # bytes
 LC_ALL=C    # a-z are 26 letters
 
-# Read the decision into new_hash, new_strategy, new_prefix, new_hook and new_text. False where there
-# is none, or none that can be believed: `why` says what is wrong.
+# Read the decision into variables that start with new_. False where there is none, or none that can
+# be believed: `why` says what is wrong.
 read_decision() {
-    new_hash='' new_strategy='' new_prefix='' new_hook='' new_text='' version='' written=''
+    new_hash='' new_strategy='' new_prefix='' new_hook='' new_driver_root='' new_dev_root=''
+    new_text='' version='' written=''
     why='it is not there yet'
     [ -e "$file" ] || [ -L "$file" ] || return 1
     why='it is a link, or no regular file' # opening a pipe would take for ever
     [ -f "$file" ] && [ ! -L "$file" ] || return 1
-    why='its directory is not root'\''s alone'
-    belongs_to_root "$(dirname "$file")" || return 1
     why='it cannot be opened'
     { parse_opened 3<"$file"; } 2>/dev/null || return 1
     why="it is of version ${version:-none}, not 1"
@@ -29,29 +30,42 @@ read_decision() {
     [ -n "$new_hash" ] && [ -n "$new_strategy" ]
 }
 
-# Does a file belong to root, or to whoever runs this, and can nobody else write it?
-belongs_to_root() {
-    owner=$(stat -L -c '%u' "$1") mode=$(stat -L -c '%a' "$1")
-    case 00$mode in *[2367]? | *[2367]) return 1 ;; esac
-    [ "$owner" = 0 ] || [ "$owner" = "$(id -u)" ]
+# Judge and read descriptor 3: whatever becomes of the name, it stays the same file. The judge is the
+# end of a pipe, not a command substitution: while bash waits for one of those it can lose a signal.
+parse_opened() {
+    stat -L -c '%u %a %s' "$directory" /proc/self/fd/3 | judge
+    case $? in
+        0) ;;
+        2) why='its directory is not root'\''s, or others can write it' ;;
+        3) why='it is not root'\''s, or others can write it' ;;
+        4) why="it is empty, or larger than $limit bytes" ;;
+        *) why='it has a line that is not KEY=value' ;;
+    esac
+    [ "$why" = 'it cannot be opened' ] || return 1
+    while IFS= read -r line <&4 || [ -n "$line" ]; do
+        parse_line || return 1
+    done 4</proc/self/fd/3
 }
 
-# Judge and read descriptor 3: whatever becomes of the name, it stays the same file.
-parse_opened() {
-    why='it is a link, or no regular file'
-    [ -f /proc/self/fd/3 ] || return 1
-    why='it is not root'\''s, or others can write it'
-    belongs_to_root /proc/self/fd/3 || return 1
-    size=$(stat -L -c '%s' /proc/self/fd/3) count=0
-    why="it is empty, or larger than $limit bytes"
-    [ "$size" -gt 0 ] && [ "$size" -le "$limit" ] || return 1
-    why='it has a line that is not KEY=value'
+# Judge the file by what `stat` says, and by every line of it; which rule it breaks is the status.
+judge() {
+    read -r owner mode size
+    is_root_s || return 2
+    read -r owner mode size
+    [ -f /proc/self/fd/3 ] && is_root_s || return 3
+    [ "$size" -gt 0 ] && [ "$size" -le "$limit" ] || return 4
+    count=0
     while IFS= read -r line <&3 || [ -n "$line" ]; do
-        parse_line || return 1
+        parse_line || return 5
         count=$((count + ${#line} + 1))
-        [ "$count" -le $((size + 1)) ] || return 1
+        [ "$count" -le $((size + 1)) ] || return 5
     done
-    [ "$count" -ge "$size" ] # `read` leaves out zero bytes
+    [ "$count" -ge "$size" ] || return 5 # `read` leaves out zero bytes
+}
+
+is_root_s() {
+    case 00$mode in *[2367]? | *[2367]) return 1 ;; esac
+    [ "$owner" = 0 ] || [ "$owner" = "$me" ]
 }
 
 parse_line() {
@@ -66,6 +80,8 @@ parse_line() {
         DEVICE_LIST_STRATEGY) new_strategy=$value ;;
         CDI_ANNOTATION_PREFIX) new_prefix=$value ;;
         NVIDIA_CDI_HOOK_PATH) new_hook=$value ;;
+        NVIDIA_DRIVER_ROOT) new_driver_root=$value ;;
+        NVIDIA_DEV_ROOT) new_dev_root=$value ;;
     esac
     new_text="$new_text$line
 "

@@ -3,8 +3,10 @@
 #
 #     entrypoint.sh PROGRAM [ARGUMENTS...]
 #
-# The decision is read, never executed. DEVICE_LIST_STRATEGY_OVERRIDE, CDI_ANNOTATION_PREFIX_OVERRIDE
-# and NVIDIA_CDI_HOOK_PATH_OVERRIDE win over it. NVIDIA's images have busybox's sh, older ones bash.
+# The decision is read, never executed. For each variable that it sets, one with _OVERRIDE after its
+# name wins. The host's / is mounted at HOST_ROOT_MOUNT (/host), and there the plugin finds the driver:
+# by default it would look in /driver-root, which is one place for all nodes and for the pod's life.
+# NVIDIA's images have busybox's sh, older ones bash.
 set -u
 
 # shellcheck source-path=SCRIPTDIR source=decision.sh
@@ -16,13 +18,26 @@ say() { echo "entrypoint: $*" >&2; }
 # Export NAME with the override if there is one, else with the decision's value; unset it where
 # neither says anything: what the manifest says is of another decision.
 give() {
-    if [ -n "$2" ]; then
-        export "$1=$2"
-    elif [ -n "$3" ]; then
-        export "$1=$3"
+    eval "override=\${$1_OVERRIDE:-}"
+    # shellcheck disable=SC2154 # the line above sets it
+    if [ -n "$override$2" ]; then
+        export "$1=${override:-$2}"
     else
         unset "$1"
     fi
+}
+
+# Export all that the decision says.
+give_all() {
+    give DEVICE_LIST_STRATEGY "$new_strategy"
+    give CDI_ANNOTATION_PREFIX "$new_prefix"
+    give NVIDIA_CDI_HOOK_PATH "$new_hook"
+    give NVIDIA_DRIVER_ROOT "$new_driver_root"
+    give NVIDIA_DEV_ROOT "$new_dev_root"
+    seen=''
+    [ -z "${NVIDIA_DRIVER_ROOT:-}" ] || seen=${HOST_ROOT_MOUNT:-/host}${NVIDIA_DRIVER_ROOT%/}
+    give CONTAINER_DRIVER_ROOT "$seen"
+    unset DRIVER_ROOT_CTR_PATH # the plugin's other name for it, which would win
 }
 
 child=''
@@ -46,11 +61,10 @@ done
 
 while :; do
     hash=$new_hash
-    give DEVICE_LIST_STRATEGY "${DEVICE_LIST_STRATEGY_OVERRIDE:-}" "$new_strategy"
-    give CDI_ANNOTATION_PREFIX "${CDI_ANNOTATION_PREFIX_OVERRIDE:-}" "$new_prefix"
-    give NVIDIA_CDI_HOOK_PATH "${NVIDIA_CDI_HOOK_PATH_OVERRIDE:-}" "$new_hook"
+    give_all
     [ "$stopped" = 0 ] || exit 0
-    say "DEVICE_LIST_STRATEGY=$DEVICE_LIST_STRATEGY CDI_ANNOTATION_PREFIX=${CDI_ANNOTATION_PREFIX:-}"
+    say "DEVICE_LIST_STRATEGY=$DEVICE_LIST_STRATEGY CDI_ANNOTATION_PREFIX=${CDI_ANNOTATION_PREFIX:-}" \
+        "CONTAINER_DRIVER_ROOT=${CONTAINER_DRIVER_ROOT:-}"
     "$@" &
     child=$!
     [ "$stopped" = 0 ] || pass TERM # asked for before there was anybody to tell

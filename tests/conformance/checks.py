@@ -26,6 +26,10 @@ class Node(Protocol):
     validations: Path
 
     @property
+    def driver(self) -> Path | None:
+        """The root of its driver and of its device nodes; None where it has none."""
+
+    @property
     def socket(self) -> Path:
         """The CRI socket."""
 
@@ -151,7 +155,7 @@ def published(node: Node, row: Row, answer: Answer) -> None:
         assert path.stat().st_mode & 0o7777 == 0o644
     values = statusfile.parse(ready.read_text("ascii"))
     hook = node.toolkit / HOOK if HOOK in node.shape.binaries else None
-    wanted = statusfile.expected(row, answer, node.socket, hook)
+    wanted = statusfile.expected(row, answer, node.socket, hook, node.driver)
     assert {key: values.get(key) for key in wanted} == wanted
     assert statusfile.in_order(values)
     assert abs(time.time() - int(values["TOOLKIT_TIMESTAMP"])) < 600

@@ -47,6 +47,7 @@ class PrivateNode:
         self.etc = self.directory / "etc"
         self.toolkit = self.directory / "usr/local/nvidia/toolkit"
         self.validations = self.directory / "validations"
+        self.driver = self.directory / "driver"
         self._stack = ExitStack()
         self._mounts = PrivateMounts(self.directory, default_config=not shape.explicit)
         self._supervisor: Supervisor | None = None
@@ -187,7 +188,7 @@ class PrivateNode:
             "state-dir": self.directory / "state",
             "status-dir": self.validations,
             "toolkit-install-dir": self.toolkit.parent,
-            "driver-root": self.directory / "driver",
+            "driver-root": self.driver,
             "restart-mode": "signal",
             "proof-timeout": "20",
         }
@@ -215,7 +216,7 @@ class PrivateNode:
     def _make_files(self) -> None:
         for name in ("etc/containerd", "run", "var/lib", "validations"):
             (self.directory / name).mkdir(parents=True)
-        make_driver(self.directory / "driver")
+        make_driver(self.driver)
         self.toolkit.mkdir(parents=True)
         for name in self.shape.binaries:
             (self.toolkit / name).write_text(_SCRIPT, encoding="ascii")

@@ -34,6 +34,8 @@ ORDER = (
     "DEVICE_LIST_STRATEGY",
     "CDI_ANNOTATION_PREFIX",
     "NVIDIA_CDI_HOOK_PATH",
+    "NVIDIA_DRIVER_ROOT",
+    "NVIDIA_DEV_ROOT",
 )
 
 
@@ -54,10 +56,13 @@ def parse(text: str) -> dict[str, str]:
     return values
 
 
-def expected(row: Row, answer: Answer, socket: Path, hook: Path | None) -> Mapping[str, str]:
+def expected(
+    row: Row, answer: Answer, socket: Path, hook: Path | None, driver: Path | None
+) -> Mapping[str, str]:
     """What the file of a right node says, without what differs from run to run.
 
-    `hook` is the CDI hook of the toolkit, None where there is none.
+    `hook` is the CDI hook of the toolkit, `driver` the root of the driver and of its device nodes;
+    None where there is none.
     """
     values = {
         "TOOLKIT_STATUS_VERSION": "1",
@@ -77,11 +82,16 @@ def expected(row: Row, answer: Answer, socket: Path, hook: Path | None) -> Mappi
         "DEVICE_LIST_STRATEGY": row.strategy,
         "CDI_ANNOTATION_PREFIX": row.prefix,
     }
-    return values if hook is None else {**values, "NVIDIA_CDI_HOOK_PATH": str(hook)}
+    paths = {
+        "NVIDIA_CDI_HOOK_PATH": hook,
+        "NVIDIA_DRIVER_ROOT": driver,
+        "NVIDIA_DEV_ROOT": driver,
+    }
+    return values | {key: str(path) for key, path in paths.items() if path is not None}
 
 
 def in_order(keys: Mapping[str, str]) -> bool:
-    """Whether the keys are those of the contract, in its order; only the hook may be missing."""
+    """Whether the keys are those of the contract, in its order; paths may be missing."""
     wanted = [key for key in ORDER if key in keys or not key.startswith("NVIDIA_")]
     return list(keys) == wanted
 

@@ -66,7 +66,8 @@ def make_right(node: PrivateNode, damage: Damage | None) -> None:
     (directory / _ROOT).write_text(files[_ROOT], "utf-8")
     (directory / "conf.d" / _DROP_IN).write_text(files[_DROP_IN], "utf-8")
     node.restart()
-    values = dict(statusfile.expected(ROW3, node.status(), node.socket, node.toolkit / HOOK))
+    answer, hook = node.status(), node.toolkit / HOOK
+    values = dict(statusfile.expected(ROW3, answer, node.socket, hook, node.driver))
     values |= {
         "TOOLKIT_TIMESTAMP": str(int(time.time())),
         "TOOLKIT_CONFIG_HASH": "sha256:" + "0" * 64,

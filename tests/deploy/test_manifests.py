@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from agent.options import OPTIONS
 from tests.tools.host_tools import reason, tool
 from tests.tools.runtimes import ROOT
 
-OVERLAYS = ("containerd", "crio")
+OVERLAYS = ("containerd", "crio", "mixed")
 TARGETS = {
     **{name: ROOT / "deploy/overlays" / name for name in OVERLAYS},
     "device-plugin": ROOT / "tests/deploy/plugin",
+    "runtimeclasses": ROOT / "deploy/runtimeclasses",
 }
+CHART = ROOT / "tests/deploy/plugin/chart.yaml"
 BIN = Path(sys.executable).parent
 
 KUBECTL = tool("kubectl")
@@ -65,8 +68,17 @@ def test_agent_on_each_gpu_node_and_no_other(name: str) -> None:
     spec = daemon_set(name)["spec"]
     pod = spec["template"]["spec"]
     assert spec["updateStrategy"]["rollingUpdate"]["maxSurge"] == 0
-    assert pod["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
-    assert [t["key"] for t in pod["tolerations"]] == ["nvidia.com/gpu"]
+    assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists"}]
+    required = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    labels = [term["matchExpressions"] for term in required["nodeSelectorTerms"]]
+    prefix = "feature.node.kubernetes.io/pci-"
+    assert labels == [
+        [{"key": key, "operator": "In", "values": ["true"]}]
+        for key in (
+            "nvidia.com/gpu.present", f"{prefix}10de.present",
+            f"{prefix}0302_10de.present", f"{prefix}0300_10de.present",
+        )
+    ]  # fmt: skip
     assert pod["automountServiceAccountToken"] is False
     assert "serviceAccountName" not in pod
     # Two restarts of 120 s at most and two proofs of 60 s.
@@ -91,7 +103,7 @@ def test_variables_are_ours(name: str) -> None:
 
 
 @needs_kubectl
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", [*OVERLAYS, "device-plugin"])
 def test_directories_only(name: str) -> None:
     """A file or a socket that is mounted cannot be replaced."""
     volumes = daemon_set(name)["spec"]["template"]["spec"]["volumes"]
@@ -101,21 +113,67 @@ def test_directories_only(name: str) -> None:
 
 @needs_kubectl
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_namespace_classes_and_nothing_else(name: str) -> None:
-    """No rights in the cluster at all."""
+def test_namespace_and_nothing_else(name: str) -> None:
+    """No rights in the cluster at all, and nothing that pods need once the agent is deleted."""
     found = [(item["kind"], item["metadata"]["name"]) for item in objects(name)]
     assert sorted(found) == [
         ("DaemonSet", "toolkit-agent"),
         ("Namespace", "toolkit-agent"),
         ("NetworkPolicy", "deny-all"),
-        ("RuntimeClass", "nvidia"),
-        ("RuntimeClass", "nvidia-cdi"),
-        ("RuntimeClass", "nvidia-legacy"),
+        ("ResourceQuota", "system-node-critical"),
     ]
     label = {"pod-security.kubernetes.io/enforce": "privileged"}
     (namespace,) = [item for item in objects(name) if item["kind"] == "Namespace"]
     assert namespace["metadata"]["labels"] == label
     assert daemon_set(name)["metadata"]["namespace"] == "toolkit-agent"
+
+
+@needs_kubectl
+def test_runtime_classes_apart() -> None:
+    """They stay when an overlay is deleted."""
+    found = {item["metadata"]["name"]: item["handler"] for item in objects("runtimeclasses")}
+    assert found == {name: name for name in ("nvidia", "nvidia-cdi", "nvidia-legacy")}
+    assert {item["kind"] for item in objects("runtimeclasses")} == {"RuntimeClass"}
+
+
+def containers(name: str) -> Iterator[Mapping[str, Any]]:
+    for item in objects(name):
+        pod = item.get("spec", {}).get("template", {}).get("spec", {})
+        yield from pod.get("initContainers", [])
+        yield from pod.get("containers", [])
+
+
+@needs_kubectl
+@pytest.mark.parametrize("name", [*OVERLAYS, "device-plugin"])
+def test_images_have_a_registry(name: str, tmp_path: Path) -> None:
+    """CRI-O pulls nothing by a short name; and one file says where the agent's image is."""
+    images = [container["image"] for container in containers(name)]
+    assert images
+    assert all(re.match(r"(localhost|[\w-]+\.[\w.-]+)(:\d+)?/", image) for image in images)
+
+    shutil.copytree(ROOT / "deploy", tmp_path / "deploy")
+    shutil.copytree(ROOT / "tests/deploy/plugin", tmp_path / "tests/deploy/plugin")
+    one_place = tmp_path / "deploy/image/kustomization.yaml"
+    text = one_place.read_text("utf-8")
+    assert text.count("newName: localhost/toolkit-agent") == 1
+    text = text.replace("newName: localhost/", "newName: registry.example:5000/gpu/")
+    one_place.write_text(text, "utf-8")
+    target = tmp_path / TARGETS[name].relative_to(ROOT)
+    words = [str(KUBECTL), "kustomize", str(target)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert "localhost/" not in re.sub(r"(?m)^ *#.*", "", done)
+    assert "image: registry.example:5000/gpu/toolkit-agent:" in done
+
+
+@needs_kubectl
+def test_mixed_creates_nothing() -> None:
+    """What is not there on a node of the other kind stays not there."""
+    volumes = daemon_set("mixed")["spec"]["template"]["spec"]["volumes"]
+    paths = [volume["hostPath"] for volume in volumes]
+    made = {path["path"] for path in paths if path["type"] == "DirectoryOrCreate"}
+    assert made == {"/etc/cdi", "/usr/local/nvidia", "/var/lib/toolkit-agent"}
+    (container,) = containers("mixed")
+    assert environment(container)["RUNTIME"] == "auto"
 
 
 @needs_kubectl
@@ -127,21 +185,63 @@ def test_no_network(name: str) -> None:
     assert policy["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
 
 
-@needs_kubectl
-def test_device_plugin_starts_by_the_decision() -> None:
-    """The scripts are where the command expects them; the plugin keeps its own parts."""
-    pod = daemon_set("device-plugin")["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
+def plugin(found: list[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The pod of the device plugin among what the component was added to."""
+    pods = [item["spec"]["template"]["spec"] for item in found if item["kind"] == "DaemonSet"]
+    found_pods = [pod for pod in pods if "initContainers" in pod]
+    assert len(found_pods) == 1
+    pod: Mapping[str, Any] = found_pods[0]
+    return pod
+
+
+def check_plugin(found: list[Mapping[str, Any]], namespace: str) -> Mapping[str, Any]:
+    """Its container starts by the decision, on nodes that have an agent."""
+    pod = plugin(found)
+    container: Mapping[str, Any] = next(
+        one for one in pod["containers"] if one["name"] == "nvidia-device-plugin-ctr"
+    )
     assert container["command"] == [
         "/bin/sh", "/toolkit-agent/entrypoint.sh", "nvidia-device-plugin",
     ]  # fmt: skip
-    (scripts,) = [i for i in objects("device-plugin") if i["kind"] == "ConfigMap"]
+    (scripts,) = [item for item in found if item["kind"] == "ConfigMap"]
+    assert scripts["metadata"]["namespace"] == namespace
     assert set(scripts["data"]) == {"decision.sh", "entrypoint.sh", "wait.sh"}
     volumes = {v["name"]: v for v in pod["volumes"]}
     assert volumes["toolkit-entrypoint"]["configMap"]["name"] == scripts["metadata"]["name"]
     assert "kubelet-device-plugins-dir" in volumes
+    # The decision and the driver are found below the host's /, however they come and go.
+    assert volumes["host"]["hostPath"]["path"] == "/"
+    init = pod["initContainers"][0]
+    for one in (init, container):
+        (mount,) = [m for m in one["volumeMounts"] if m["name"] == "host"]
+        assert (mount["mountPath"], mount["readOnly"]) == ("/host", True)
+        assert mount["mountPropagation"] == "HostToContainer"
+    assert init["args"] == ["wait"]
+    agent = daemon_set("containerd")["spec"]["template"]["spec"]
+    assert pod["affinity"] == agent["affinity"]
+    return container
+
+
+@needs_kubectl
+def test_device_plugin_starts_by_the_decision() -> None:
+    """The scripts are where the command expects them; the plugin keeps its own parts."""
+    container = check_plugin(objects("device-plugin"), "kube-system")
     assert environment(container)["FAIL_ON_INIT_ERROR"] == "false"
-    assert pod["initContainers"][0]["args"] == ["wait"]
+
+
+@needs_kubectl
+def test_device_plugin_of_the_chart() -> None:
+    """As Helm's post-renderer: in the release's namespace, and no pods but the plugin's."""
+    script = ROOT / "deploy/device-plugin/post-render"
+    with CHART.open("rb") as file:
+        done = subprocess.run([script], stdin=file, capture_output=True, check=True, timeout=60)
+    found = list(yaml.safe_load_all(done.stdout))
+    container = check_plugin(found, "plugins")
+    assert environment(container)["CONFIG_FILE"] == "/config/config.yaml"
+    assert len([item for item in found if item["kind"] == "DaemonSet"]) == 2
+    before = list(yaml.safe_load_all(CHART.read_text("utf-8")))
+    (kept,) = [item for item in before if item["metadata"]["name"].endswith("-control-daemon")]
+    assert kept in found
 
 
 def test_containerfile() -> None:

@@ -25,7 +25,16 @@ while :; do sleep 0.05; done
 """
 SHELL_FILES = [
     *SCRIPTS.glob("*.sh"),
-    *(ROOT / name for name in ("deploy/lock", "deploy/demo", "tests/run", ".ci/run")),
+    *(
+        ROOT / name
+        for name in (
+            "deploy/lock",
+            "deploy/device-plugin/post-render",
+            "deploy/demo",
+            "tests/run",
+            ".ci/run",
+        )
+    ),
 ]
 
 
@@ -174,6 +183,15 @@ def test_stops_while_waiting(plugin: Plugin) -> None:
     plugin.start()
     assert plugin.stays()
     assert plugin.end() == 0
+
+
+def test_no_signal_is_lost(plugin: Plugin) -> None:
+    """Whenever it comes. While bash waits for a command substitution it can lose one."""
+    plugin.write("TOOLKIT_STATUS_VERSION=1\n")  # looked at again and again
+    for number in range(15):
+        plugin.start(TOOLKIT_DECISION_INTERVAL="0.01")
+        time.sleep(0.05 + number * 0.007)
+        assert plugin.end() == 0
 
 
 def test_wait_script(tmp_path: Path) -> None:

@@ -104,6 +104,7 @@ class ModelNode:
         self.root = self.etc / "containerd/config.toml"
         self.toolkit = directory / "usr/local/nvidia/toolkit"
         self.validations = directory / "validations"
+        self.driver: Path | None = None
         self.socket = directory / "run/containerd.sock"
         self.starts = 0
         self.problem = ""  # why the daemon does not run

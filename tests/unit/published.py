@@ -24,6 +24,8 @@ FACTS = Facts(
     strategy=("cdi-cri",),
     annotation_prefix="cdi.k8s.io/",
     hook_path="/usr/local/nvidia/toolkit/nvidia-cdi-hook",
+    driver_root="/run/nvidia/driver",
+    dev_root="/",
 )
 
 

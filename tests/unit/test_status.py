@@ -40,6 +40,8 @@ TOOLKIT_CONFIG_HASH=sha256:@
 DEVICE_LIST_STRATEGY=cdi-cri
 CDI_ANNOTATION_PREFIX=cdi.k8s.io/
 NVIDIA_CDI_HOOK_PATH=/usr/local/nvidia/toolkit/nvidia-cdi-hook
+NVIDIA_DRIVER_ROOT=/run/nvidia/driver
+NVIDIA_DEV_ROOT=/
 """
 LINE = re.compile(rb"[A-Z_][A-Z0-9_]*=[A-Za-z0-9_./:,@%+=-]*")
 
@@ -72,12 +74,14 @@ def test_file_is_the_contracts(ours: Publisher, directory: Path) -> None:
         assert stat.S_IMODE((directory / name).stat().st_mode) == 0o644
 
 
-def test_lines_without_cdi_and_without_a_hook() -> None:
-    """No prefix where CDI is off, no hook where there is none, an empty name in hook mode."""
-    facts = replace(FACTS, annotation_prefix=None, hook_path=None, runtime_name="")
+def test_lines_without_cdi_hook_and_driver() -> None:
+    """No prefix where CDI is off, no path where there is nothing, an empty name in hook mode."""
+    facts = replace(
+        FACTS, annotation_prefix=None, hook_path=None, runtime_name="", driver_root=None,
+        dev_root=None,
+    )  # fmt: skip
     keys = dict(lines(facts))
     assert "CDI_ANNOTATION_PREFIX" not in keys
-    assert "NVIDIA_CDI_HOOK_PATH" not in keys
     assert keys["TOOLKIT_RUNTIME_NAME"] == ""
     assert list(keys)[-1] == "DEVICE_LIST_STRATEGY"
 
@@ -86,7 +90,12 @@ def test_hash_is_of_the_decision_only() -> None:
     """Another moment and another boot leave it, any other fact changes it."""
     known = dict(lines())["TOOLKIT_CONFIG_HASH"]
     assert dict(lines(now=5, boot="x"))["TOOLKIT_CONFIG_HASH"] == known
-    for change in ({"native": False}, {"strategy": ("envvar",)}, {"hook_path": None}):
+    for change in (
+        {"native": False},
+        {"strategy": ("envvar",)},
+        {"hook_path": None},
+        {"driver_root": "/"},
+    ):
         assert dict(lines(replace(FACTS, **change)))["TOOLKIT_CONFIG_HASH"] != known
 
 

@@ -1,0 +1,159 @@
+"""What we publish, against the rules of NVIDIA's device plugin."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agent import settings, status
+from agent.cdi import driver
+from agent.host.paths import HostRoot
+from tests.deploy.plugin_rules import STRATEGIES
+from tests.tools.driver import VERSION, make_driver, make_nodes, remove_driver
+from tests.tools.runtimes import ROOT
+from tests.tools.shells import SHELLS, start
+from tests.unit.published import FACTS
+
+_BOOT = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+_LIBRARY = f"usr/lib/x86_64-linux-gnu/libnvidia-ml.so.{VERSION}"
+_FILE = "run/nvidia/validations/.toolkit-ctr-ready"
+_CONTAINER = "run/nvidia/driver"
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes device nodes: run it as root")
+
+
+def test_strategies_are_the_plugin_s() -> None:
+    """Every word that can be published is one that the plugin knows."""
+    assert set(settings.STRATEGIES) <= STRATEGIES
+
+
+def _publish(host: Path) -> None:
+    """Write the decision of a node whose host root this is, as the agent does."""
+    root, dev = driver.published(HostRoot(str(host)), driver.Places()) or (None, None)
+    facts = replace(FACTS, strategy=("cdi-cri",), driver_root=root, dev_root=dev)
+    directory = (host / _FILE).parent
+    directory.mkdir(parents=True, exist_ok=True)
+    status.Publisher(str(directory)).publish(status.lines(facts, _BOOT, 1.7e9))
+
+
+class _Plugin:
+    """A plugin behind the component's entrypoint, in a pod that has the host's / at `host`."""
+
+    def __init__(self, said: Path) -> None:
+        self._said = said
+
+    def says(self, count: int) -> object:
+        """What the `count`-th start of the plugin came to."""
+        end = time.monotonic() + 20
+        while True:
+            lines = self._said.read_text("utf-8").splitlines() if self._said.exists() else []
+            if len(lines) >= count:
+                return json.loads(lines[count - 1])
+            assert time.monotonic() < end, lines
+            time.sleep(0.02)
+
+
+@contextmanager
+def _plugin(shell: tuple[str, ...], host: Path) -> Iterator[_Plugin]:
+    said = host.parent / "said"
+    command = [
+        *start(shell), str(ROOT / "deploy/device-plugin/entrypoint.sh"),
+        sys.executable, str(ROOT / "tests/deploy/plugin_rules.py"), str(said),
+    ]  # fmt: skip
+    env = {
+        "PATH": os.defpath, "HOST_ROOT_MOUNT": str(host), "TOOLKIT_DECISION_INTERVAL": "0.1",
+        "TOOLKIT_DECISION_FILE": str(host / _FILE),
+        # What a chart or an admin may have set for another node.
+        "NVIDIA_DRIVER_ROOT": "/elsewhere", "DRIVER_ROOT_CTR_PATH": "/driver-root",
+    }  # fmt: skip
+    process = subprocess.Popen(command, env=env)
+    try:
+        yield _Plugin(said)
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _served(root: str, dev: str) -> dict[str, object]:
+    return {
+        "strategies": ["cdi-cri"],
+        "prefix": FACTS.annotation_prefix,
+        "hook": FACTS.hook_path,
+        "library": f"{root}{_LIBRARY}",
+        "node": f"{dev}dev/nvidia0",
+    }
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Path:
+    """The host's /, as the plugin's pod sees it."""
+    path = tmp_path / "host"
+    path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=lambda words: words[0])
+def test_host_driver(shell: tuple[str, ...], host: Path) -> None:
+    """The driver in the host's own /."""
+    make_driver(host)
+    _publish(host)
+    with _plugin(shell, host) as plugin:
+        assert plugin.says(1) == _served("/", "/")
+
+
+def test_driver_container(host: Path) -> None:
+    """The driver and its nodes in the root of a driver container."""
+    make_driver(host / _CONTAINER)
+    _publish(host)
+    with _plugin(SHELLS[0], host) as plugin:
+        assert plugin.says(1) == _served("/run/nvidia/driver/", "/run/nvidia/driver/")
+
+
+def test_driver_container_without_nodes(host: Path) -> None:
+    """The nodes are made in the host's /dev only: the published root of nodes says so."""
+    make_driver(host / _CONTAINER, nodes=False)
+    make_nodes(host)
+    roots = driver.published(HostRoot(str(host)), driver.Places())
+    assert roots == ("/run/nvidia/driver", "/")
+
+
+def test_driver_that_moves(host: Path) -> None:
+    """From the host's packages to a driver container: the plugin is started anew, on that."""
+    make_driver(host)
+    _publish(host)
+    with _plugin(SHELLS[0], host) as plugin:
+        assert plugin.says(1) == _served("/", "/")
+        remove_driver(host)
+        make_driver(host / _CONTAINER)
+        _publish(host)
+        assert plugin.says(2) == _served("/run/nvidia/driver/", "/run/nvidia/driver/")
+
+
+def test_no_driver(host: Path) -> None:
+    """No root is published, and none of another node's is left to the plugin."""
+    host.joinpath("dev").mkdir()
+    _publish(host)
+    with _plugin(SHELLS[0], host) as plugin:
+        assert "only supported on NVML" in str(plugin.says(1))
+
+
+def test_directory_made_anew(host: Path) -> None:
+    """The status directory is removed and made again, as by a driver container that starts: the
+    plugin goes on, and sees the next decision."""
+    make_driver(host)
+    _publish(host)
+    with _plugin(SHELLS[0], host) as plugin:
+        plugin.says(1)
+        (host / _FILE).parent.rename(host / "old")
+        make_driver(host / _CONTAINER)
+        _publish(host)
+        assert plugin.says(2) == _served("/run/nvidia/driver/", "/run/nvidia/driver/")
