@@ -9,6 +9,12 @@
 # NVIDIA's images have busybox's sh, older ones bash.
 set -u
 
+child=''
+pass() { [ -z "$child" ] || kill -s "$1" "$child" 2>/dev/null; }
+trap 'stopped=1; pass TERM' TERM INT
+trap 'pass HUP' HUP
+stopped=0
+
 # shellcheck source-path=SCRIPTDIR source=decision.sh
 . "$(dirname "$0")/decision.sh"
 every=${TOOLKIT_DECISION_INTERVAL:-2} # seconds
@@ -39,12 +45,6 @@ give_all() {
     give CONTAINER_DRIVER_ROOT "$seen"
     unset DRIVER_ROOT_CTR_PATH # the plugin's other name for it, which would win
 }
-
-child=''
-pass() { [ -z "$child" ] || kill -s "$1" "$child" 2>/dev/null; }
-trap 'stopped=1; pass TERM' TERM INT
-trap 'pass HUP' HUP
-stopped=0
 
 # Sleep, but wake for a signal; the sleep is ended too.
 pause() {

@@ -191,7 +191,7 @@ def test_no_signal_is_lost(plugin: Plugin) -> None:
     for number in range(15):
         plugin.start(TOOLKIT_DECISION_INTERVAL="0.01")
         time.sleep(0.05 + number * 0.007)
-        assert plugin.end() == 0
+        assert plugin.end() in (0, -signal.SIGTERM)  # before it could say what it does then
 
 
 def test_wait_script(tmp_path: Path) -> None:
