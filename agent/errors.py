@@ -64,6 +64,10 @@ class NoDriver(Refused):
     code = "NO_DRIVER"
 
 
+class DriverDistrusted(NoDriver):
+    """There may be one, but somebody else than root decides what it is."""
+
+
 class NoDevices(Refused):
     code = "NO_DEVICES"
 

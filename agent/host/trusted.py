@@ -31,13 +31,15 @@ class Opened:
     `distrust` is why somebody else than root decides what is there, and what to do; None where
     nobody else does. It covers every directory and link on the way, the owner of the thing itself,
     and for a regular file who can write it. Who can write a directory, device or socket that is
-    opened is the caller's to judge (`trust.distrust(found)`).
+    opened is the caller's to judge (`trust.distrust(found)`). `way` names every part and link that
+    was met (host paths): who owns one of them, and its mode, decide about trust.
     """
 
     fd: int
     path: HostPath
     found: os.stat_result
     distrust: str | None
+    way: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
@@ -57,7 +59,7 @@ def opened(host: HostRoot, name: str, flags: int = os.O_PATH) -> Iterator[Opened
             fd = os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC | os.O_NONBLOCK)
             stack.callback(os.close, fd)
         path = HostPath(host.agent_path(walk.path), walk.path)
-        yield Opened(fd, path, found, walk.distrust)
+        yield Opened(fd, path, found, walk.distrust, tuple(dict.fromkeys(walk.way)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ class _Walk:
 
     def __init__(self, host: HostRoot, name: str, stack: contextlib.ExitStack) -> None:
         self.distrust: str | None = None
+        self.way = ["/"]
         self._host = host
         self._name = name
         self._stack = stack
@@ -95,6 +98,7 @@ class _Walk:
                 self._up()
                 continue
             part = self._open(name)
+            self.way.append(part.path)
             if stat.S_ISLNK(part.found.st_mode):
                 self._follow(part)
                 continue

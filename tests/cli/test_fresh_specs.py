@@ -14,7 +14,7 @@ import pytest
 from tests.cli.gpu_host import GPU, MANAGEMENT, GpuHost
 from tests.cli.test_run import Daemon, running
 from tests.conformance.foreign_specs import spec
-from tests.tools.driver import VERSION, make_driver, remove_driver
+from tests.tools.driver import LIBRARIES, UVM, VERSION, make_driver, remove_driver
 from tests.tools.kernel import make_node
 from tests.tools.nvml import FakeGpu, FakePart
 from tests.unit.gpu_node import MARKS
@@ -78,6 +78,26 @@ def device(name: str, minor: int) -> Callable[[GpuHost], object]:
     return lambda node: make_node(node.host / "dev" / name, 240, minor)
 
 
+def lacks(pattern: str, name: str = GPU) -> Callable[[GpuHost], bool]:
+    """There is a spec, without that."""
+    return lambda node: bool(node.text(name)) and re.search(pattern, node.text(name)) is None
+
+
+def mps(node: GpuHost) -> None:
+    """The socket of root's MPS daemon."""
+    (node.host / "tmp").mkdir(exist_ok=True)
+    (node.host / "tmp").chmod(0o1777)
+    make_node(node.host / "tmp/nvidia-mps", 240, 6)
+
+
+def given(name: str, user: int = 1234) -> Callable[[GpuHost], object]:
+    return lambda node: os.chown(node.host / name, user, user)
+
+
+def with_mode(name: str, mode: int) -> Callable[[GpuHost], object]:
+    return lambda node: (node.host / name).chmod(mode)
+
+
 Step = tuple[Callable[[GpuHost], object], Callable[[GpuHost], bool]]
 
 STEPS: dict[str, Step] = {
@@ -121,6 +141,20 @@ STEPS: dict[str, Step] = {
     "card": (
         lambda node: make_node(node.host / "dev/dri/card1", 226, 7, 0o660, 45), says("minor: 7\n"),
     ),
+    "MPS": (mps, says("nvidia-mps", MANAGEMENT)),
+    "MPS of a user's": (given("tmp/nvidia-mps"), lacks("nvidia-mps", MANAGEMENT)),
+    "MPS of root's again": (given("tmp/nvidia-mps", 0), says("nvidia-mps", MANAGEMENT)),
+    "MPS gone": (
+        lambda node: (node.host / "tmp/nvidia-mps").unlink(), lacks("nvidia-mps", MANAGEMENT),
+    ),
+    "program that others can write": (with_mode("usr/bin/nvidia-smi", 0o777), lacks("nvidia-smi")),
+    "program that is root's alone": (with_mode("usr/bin/nvidia-smi", 0o755), says("nvidia-smi")),
+    "library of a user's": (given(f"{LIBRARIES}/libnvidia-ptxjitcompiler.so.{VERSION}"),
+                            lacks("ptxjitcompiler")),
+    "library of root's": (given(f"{LIBRARIES}/libnvidia-ptxjitcompiler.so.{VERSION}", 0),
+                          says("ptxjitcompiler")),
+    "firmware of a user's": (given("lib/firmware/nvidia"), lacks("gsp_ga10x")),
+    "firmware of root's": (given("lib/firmware/nvidia", 0), says("gsp_ga10x")),
     "gdrcopy": (device("gdrdrv", 0), there("nvidia.com-gdrcopy.yaml")),
     "gdrcopy gone": (
         lambda node: (node.host / "dev/gdrdrv").unlink(),
@@ -203,7 +237,7 @@ def test_node_that_comes_late(place: Path) -> None:
                 (root, "hostPath: /run/nvidia/driver/dev/nvidia-uvm-tools"),
             ):
                 rest(daemon)
-                make_node(where / "dev/nvidia-uvm-tools", 508, 1)
+                make_node(where / "dev/nvidia-uvm-tools", UVM, 1)
                 daemon.until(functools.partial(both_say, node, text))
 
 
