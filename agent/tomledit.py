@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
-from agent import tomltext
+from agent import masking, tomltext
 from agent.data import dataclass
 from agent.errors import Refused
 from agent.tomltext import BOM, Data, NotText, Oddity, encoded
@@ -76,7 +76,8 @@ def _parse(text: str, name: str) -> Data:
     try:
         return tomltext.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise Refused(f"cannot read {name}: it is not valid TOML: {error}; repair it") from error
+        why = masking.masked(str(error))  # it can repeat what stands there
+        raise Refused(f"cannot read {name}: it is not valid TOML: {why}; repair it") from error
     except RecursionError as error:
         raise Refused(f"cannot read {name}: it is nested too deeply; repair it") from error
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from agent.cdi.scalar import Plain, resolved, shown, spelled
 from agent.data import dataclass
+from agent.masking import masked
 
 if TYPE_CHECKING:
     import yaml
@@ -77,7 +78,7 @@ def _loader() -> Any:
 def _problem(error: yaml.YAMLError) -> str:
     """Without what was found there: the content is nobody's business."""
     said = getattr(error, "problem", None) or getattr(error, "reason", None)
-    return f"it is neither YAML nor JSON: {re.sub(r'[^ -~]', '?', str(said))}"
+    return f"it is neither YAML nor JSON: {masked(str(said))}"
 
 
 def _events(loader: Any, data: bytes) -> Iterator[yaml.Event]:

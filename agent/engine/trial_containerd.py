@@ -47,7 +47,8 @@ def launch(
     )  # fmt: skip
     programs = (path for table in wanted.handlers.values() for _, path in binaries(table))
     view = View(work, writable, _proxies(node.files), files, tuple(sorted({*programs} - {""})))
-    return Launch(argv, trial.environment(node.runtime.process), view, own["socket"], reason)
+    env, sources = trial.environment(node.runtime.process), trial.sources(node.files, files)
+    return Launch(argv, env, view, own["socket"], reason, sources)
 
 
 def _config(node: Node, files: Mapping[str, bytes | None]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from agent.data import dataclass
 from agent.errors import Unreachable
+from agent.masking import masked
 from agent.observe.process import reachable
 
 if TYPE_CHECKING:
@@ -198,7 +199,8 @@ def _call(name: str, call: Callable[[], _Answer]) -> _Answer:
     try:
         return call()
     except grpc.RpcError as error:
-        code, details = error.code(), error.details() or ""
+        # A runtime repeats in it what its configuration says.
+        code, details = error.code(), masked(error.details() or "", (name,))
         if code is grpc.StatusCode.UNIMPLEMENTED:
             raise Unimplemented(
                 f"cannot use {name}: it does not serve CRI v1 ({details}); look in the runtime's "

@@ -6,9 +6,11 @@ limit and is over when its job is, whichever way systemd is reached.
 
 from __future__ import annotations
 
+import re
 from typing import Protocol
 
 from agent.data import dataclass
+from agent.masking import masked
 
 RESTART_TIMEOUT = 120.0  # seconds; systemd's own stop timeout is 90
 # systemd carries a restart of a unit on to units that have it in these properties.
@@ -19,6 +21,14 @@ STOPS = (*CARRIES, "PropagatesStopTo")
 
 UP = ("active", "reloading", "refreshing")
 _MOST = 64  # units that are looked at for what goes along
+
+
+_UNIT = re.compile(r"\b[A-Za-z0-9:_.@-]+\.(?:service|socket|target|timer|slice|scope)\b")
+
+
+def said(text: str) -> str:
+    """What systemd says, with the names of units and without what else it may repeat of them."""
+    return masked(text, _UNIT.findall(text))
 
 
 class SystemdError(Exception):
