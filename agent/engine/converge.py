@@ -20,7 +20,6 @@ from agent.engine import (
     needed,
     obstacles,
     own_files,
-    parsed,
     recover,
     reloaded,
     specs,
@@ -316,7 +315,6 @@ def publish(ctx: Context, outcome: Outcome, *, barrier: bool) -> Outcome:
     ctx.publisher.publish(content, barrier_was_there=barrier)
     if outcome.changed or outcome.restarted:
         change.tidy(ctx, ctx.store.forget_failure)
-        parsed.keep(ctx.store, outcome.proposal.edits.files if outcome.proposal.edits else ())
     return outcome
 
 

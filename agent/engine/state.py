@@ -13,6 +13,7 @@ before anything refers to them; the journal is durable before the first change a
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -191,6 +192,8 @@ class Store:
         """Remove what killed processes left; for the holder of the lock."""
         for directory in (self.directory, self.path("originals")):
             files.sweep(directory)
+        with contextlib.suppress(OSError):  # earlier versions kept parsed files, secrets included
+            files.discard(self.path("parsed.json"))
 
     def memory(self) -> Memory:
         """What is remembered; nothing where there is no file yet."""
