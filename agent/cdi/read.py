@@ -185,10 +185,10 @@ class _Builder:
 
     def _alias(self, event: yaml.AliasEvent) -> None:
         if event.anchor not in self._anchors:
-            raise Broken(f"the alias *{event.anchor} stands for nothing")
+            raise Broken("an alias stands for nothing")
         found = self._anchors[event.anchor]
         if found is None:
-            raise Broken(f"the anchor &{event.anchor} contains itself")
+            raise Broken("an anchor contains itself")
         value, size = found
         self._add(value, None, size + 1, size)
 

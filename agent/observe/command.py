@@ -101,10 +101,10 @@ def _dump(
     if done.code is None:
         return Dump(None, f"{executable}: {done.error}")
     if done.code != 0:
-        lines = [line for line in done.error.splitlines() if line.strip()]
         # chroot(1) itself ends with 125 to 127: the executable was not run at all.
-        last = program_log.entry(lines[-1]) if lines else None
-        error = last.get("msg", "") if last else lines[-1] if lines else f"exit code {done.code}"
+        *_, last = done.error.strip().splitlines() or [""]
+        message = (program_log.entry(last) or {}).get("msg", "")
+        error = message or program_log.last_words(done.error) or f"exit code {done.code}"
         error = masking.explained(error, sources, (executable,))
         return Dump(None, error, rejected=done.code not in range(125, 128))
     try:
