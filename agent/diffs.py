@@ -37,18 +37,11 @@ _OF_SECTION = frozenset({
 })  # fmt: skip
 _OF_CRIO = frozenset({"default_runtime", "hooks_dir", "cdi_spec_dirs"})
 _OF_HANDLER = frozenset({
-    "runtime_type", "runtime_path", "runtime_root", "runtime_engine", "runtime_config_path",
-    "monitor_path", "monitor_cgroup", "allowed_annotations", "pod_annotations",
-    "container_annotations", "privileged_without_host_devices",
-    "privileged_without_host_devices_all_devices_allowed", "base_runtime_spec", "cni_conf_dir",
-    "cni_max_conf_num", "snapshotter", "sandbox_mode", "sandboxer", "io_type", "cgroup_writable",
-    "container_min_memory", "container_create_timeout", "no_sync_log",
+    "runtime_type", "runtime_path", "runtime_root", "runtime_engine", "monitor_path",
+    "allowed_annotations", "pod_annotations", "container_annotations", "sandbox_mode", "sandboxer",
+    "privileged_without_host_devices", "privileged_without_host_devices_all_devices_allowed",
 })  # fmt: skip
-_OF_SHIM = frozenset({
-    "binaryname", "root", "systemdcgroup", "nopivotroot", "nonewkeyring", "shimcgroup", "iouid",
-    "iogid", "criupath", "criuimagepath", "criuworkpath", "configpath", "typeurl",
-    "taskapiaddress", "taskapiversion",
-})  # fmt: skip
+_OF_SHIM = frozenset({"binaryname", "root", "systemdcgroup"})
 
 
 def diff(change: Change) -> str:
@@ -175,7 +168,7 @@ def _entry(text: str, entry: Entry, above: Path) -> str:
 
 
 def _is_own(path: Path) -> bool:
-    """Is this one of the keys that our edits set, remove, or copy into our handlers?"""
+    """Is this a key that our edits are about? What our handlers inherit besides is none."""
     match path:
         case ("version",) | ("imports",):
             return True

@@ -189,11 +189,15 @@ class Store:
         trust.require(self.directory, f"use the state directory {self.directory}")
 
     def sweep(self) -> None:
-        """Remove what killed processes left; for the holder of the lock."""
+        """Remove what killed processes left, stored bytes that nothing refers to included; for the
+        holder of the lock."""
         for directory in (self.directory, self.path("originals")):
             files.sweep(directory)
         with contextlib.suppress(OSError):  # earlier versions kept parsed files, secrets included
             files.discard(self.path("parsed.json"))
+        with contextlib.suppress(Refused):  # what cannot be read or removed is told by others
+            if self.journal() is None:
+                self.prune(self.memory())
 
     def memory(self) -> Memory:
         """What is remembered; nothing where there is no file yet."""
