@@ -18,7 +18,6 @@ from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
-from agent import tomlscan
 from agent.data import dataclass
 from agent.tomltext import Data
 from agent.tomlwrite import Path, dotted
@@ -229,6 +228,8 @@ def _values(data: Any, above: Path = ()) -> Iterator[tuple[Path, Any]]:
 
 def _line(file: Source, path: Path) -> str:
     """`line N of ` for the statement that gives a key its value; empty where it is not found."""
+    from agent import tomlscan  # needed only where something failed
+
     try:
         found = tomlscan.statements(file.text)
     except (tomlscan.Unreadable, ValueError, RecursionError):

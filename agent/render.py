@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from agent import yamltext
-from agent.diffs import diff
 from agent.userinfo import without_userinfo
 
 if TYPE_CHECKING:
@@ -69,6 +68,8 @@ def decision_data(decision: Decision) -> dict[str, Any]:
 
 def plan_data(proposal: Proposal) -> dict[str, Any]:
     """A plan for JSON."""
+    from agent.diffs import diff  # needed only by `plan`
+
     node, restart = proposal.node, proposal.restart
     return {
         "runtime": {
@@ -145,6 +146,8 @@ def _action(change: Change) -> str:
 
 def plan_text(proposal: Proposal) -> str:
     """A plan for a person."""
+    from agent.diffs import diff
+
     lines = [*_head(proposal), "", *_toolkit_lines(proposal.toolkit)]
     lines += [f"make device node {node}" for node in proposal.nodes]
     for change in proposal.changes:

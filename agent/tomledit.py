@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
-from agent import masking, tomltext
+from agent import tomltext
 from agent.data import dataclass
 from agent.errors import Refused
 from agent.tomltext import BOM, Data, NotText, Oddity, encoded
@@ -76,7 +76,9 @@ def _parse(text: str, name: str) -> Data:
     try:
         return tomltext.loads(text)
     except tomllib.TOMLDecodeError as error:
-        why = masking.masked(str(error))  # it can repeat what stands there
+        from agent.masking import masked  # needed only where something failed
+
+        why = masked(str(error))  # it can repeat what stands there
         raise Refused(f"cannot read {name}: it is not valid TOML: {why}; repair it") from error
     except RecursionError as error:
         raise Refused(f"cannot read {name}: it is nested too deeply; repair it") from error

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from agent.cdi.scalar import Plain, resolved, shown, spelled
 from agent.data import dataclass
-from agent.masking import masked
 
 if TYPE_CHECKING:
     import yaml
@@ -77,6 +76,8 @@ def _loader() -> Any:
 
 def _problem(error: yaml.YAMLError) -> str:
     """Without what was found there: the content is nobody's business."""
+    from agent.masking import masked  # needed only where something failed
+
     said = getattr(error, "problem", None) or getattr(error, "reason", None)
     return f"it is neither YAML nor JSON: {masked(str(said))}"
 

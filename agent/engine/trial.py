@@ -17,19 +17,22 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
-from agent import masking, tomledit
+from agent import tomledit
 from agent.data import dataclass, replace
 from agent.engine.plan import Change
 from agent.errors import FilesDoNotLoad, Refused, TrialFailed, Unreachable
 from agent.host import isolation
 from agent.host.isolation import CannotIsolate, View
 from agent.host.paths import HostRoot, is_below
-from agent.masking import Source
 from agent.observe import command, crio, process
 from agent.observe.cri import Answer, Unimplemented
 from agent.observe.process import Process
 from agent.runtimes.containerd import ConfigFile
+
+if TYPE_CHECKING:
+    from agent.masking import Source
 
 _TIMEOUT = 15.0  # seconds for one start; real ones take 0.1 to 0.4 (observed)
 _PAUSE = 0.02  # seconds between two questions
@@ -57,6 +60,8 @@ class Launch:
 
     def why(self, output: str) -> str:
         """Why it does not serve the CRI, without values of its files."""
+        from agent import masking  # needed only where something failed
+
         return masking.explained(self.reason(output), self.sources, (self.argv[0], self.socket))
 
 
@@ -146,6 +151,8 @@ def work_directory(host: HostRoot, writable: tuple[str, ...], needed: Iterable[s
 
 def sources(loaded: Iterable[ConfigFile], files: Mapping[str, bytes | None]) -> tuple[Source, ...]:
     """The files that a runtime reads, with `files` (by host path) in the place of those loaded."""
+    from agent.masking import Source
+
     found = {file.path.host: file.source for file in loaded}
     for name, data in files.items():
         found.pop(name, None)

@@ -10,14 +10,17 @@ import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-from agent import masking, tomledit
+from agent import tomledit
 from agent.data import dataclass
 from agent.errors import Refused
 from agent.host.paths import HostRoot
-from agent.masking import Source
 from agent.observe import program_log
 from agent.tomledit import Data
+
+if TYPE_CHECKING:
+    from agent.masking import Source
 
 _NO_ENV: Mapping[str, str] = MappingProxyType({})
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -101,6 +104,8 @@ def _dump(
     if done.code is None:
         return Dump(None, f"{executable}: {done.error}")
     if done.code != 0:
+        from agent import masking  # needed only where something failed
+
         # chroot(1) itself ends with 125 to 127: the executable was not run at all.
         *_, last = done.error.strip().splitlines() or [""]
         message = (program_log.entry(last) or {}).get("msg", "")

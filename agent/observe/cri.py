@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from agent.data import dataclass
 from agent.errors import Unreachable
-from agent.masking import masked
 from agent.observe.process import reachable
 
 if TYPE_CHECKING:
@@ -199,6 +198,8 @@ def _call(name: str, call: Callable[[], _Answer]) -> _Answer:
     try:
         return call()
     except grpc.RpcError as error:
+        from agent.masking import masked  # needed only where something failed
+
         # A runtime repeats in it what its configuration says.
         code, details = error.code(), masked(error.details() or "", (name,))
         if code is grpc.StatusCode.UNIMPLEMENTED:

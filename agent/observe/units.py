@@ -10,7 +10,6 @@ import re
 from typing import Protocol
 
 from agent.data import dataclass
-from agent.masking import masked
 
 RESTART_TIMEOUT = 120.0  # seconds; systemd's own stop timeout is 90
 # systemd carries a restart of a unit on to units that have it in these properties.
@@ -28,6 +27,8 @@ _UNIT = re.compile(r"\b[A-Za-z0-9:_.@-]+\.(?:service|socket|target|timer|slice|s
 
 def said(text: str) -> str:
     """What systemd says, with the names of units and without what else it may repeat of them."""
+    from agent.masking import masked  # needed only where something failed
+
     return masked(text, _UNIT.findall(text))
 
 
