@@ -222,11 +222,7 @@ def test_node_that_comes_late(place: Path) -> None:
     """nvidia-uvm-tools, 13 s after all others (gpu-operator#2685), in the driver container's dev or
     in the host's: a new spec within 2 s, which says where it is."""
     with GpuHost(place, ONE) as node:
-        root = node.host / "run/nvidia/driver"
-        root.mkdir(parents=True)
-        (node.host / "usr").rename(root / "usr")
-        shutil.copytree(root / "usr/local", node.host / "usr/local")
-        shutil.copytree(node.host / "dev", root / "dev", copy_function=copied)
+        root = in_a_container(node)
         for dev in (node.host / "dev", root / "dev"):
             (dev / "nvidia-uvm-tools").unlink()
         with running(node) as daemon:
@@ -239,6 +235,35 @@ def test_node_that_comes_late(place: Path) -> None:
                 rest(daemon)
                 make_node(where / "dev/nvidia-uvm-tools", UVM, 1)
                 daemon.until(functools.partial(both_say, node, text))
+
+
+def test_driver_root_of_others(place: Path) -> None:
+    """A directory above it, or the root itself, becomes writable by others: within 2 s there is no
+    spec, and the node is not ready. It comes back with the root."""
+    with GpuHost(place, ONE) as node:
+        root = in_a_container(node)
+        ready = node.validations / "toolkit-ready"
+        with running(node) as daemon:
+            daemon.until(ready.exists, 20)
+            rest(daemon)
+            assert node.specs() == [MANAGEMENT, GPU]
+            root.chmod(0o777)
+            daemon.until(lambda: node.specs() == [])
+            daemon.until(lambda: not ready.exists())
+            daemon.until(lambda: "NO_DRIVER" in node.error().values())
+            root.chmod(0o755)
+            daemon.until(lambda: node.specs() == [MANAGEMENT, GPU])
+            daemon.until(ready.exists)
+
+
+def in_a_container(node: GpuHost) -> Path:
+    """Move the driver to a driver container's root."""
+    root = node.host / "run/nvidia/driver"
+    root.mkdir(parents=True)
+    (node.host / "usr").rename(root / "usr")
+    shutil.copytree(root / "usr/local", node.host / "usr/local")
+    shutil.copytree(node.host / "dev", root / "dev", copy_function=copied)
+    return root
 
 
 def both_say(node: GpuHost, text: str) -> bool:
