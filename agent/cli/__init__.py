@@ -16,6 +16,7 @@ from agent.cli.base import EPILOG, Command, emit, output_option, settings_of
 from agent.cli.cdi import cdi
 from agent.errors import AgentError, Locked
 from agent.start import run_and_end
+from agent.userinfo import without_userinfo
 
 if TYPE_CHECKING:
     from agent.engine.context import Context
@@ -165,7 +166,7 @@ def config(output: str, **given: str | None) -> None:
     settings = settings_of(given)
     values = effective(settings)
     for text in settings.warnings:
-        click.echo(f"warning: {text}", err=True)
+        _say(f"warning: {text}")
     emit(output, lambda: render.config_text(values), "Config", lambda: render.config_data(values))
 
 
@@ -242,7 +243,7 @@ def _run(command: click.Command, name: str) -> int:
 
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):  # the exit code tells it too
-        click.echo(text, err=True)
+        click.echo(without_userinfo(text), err=True)
 
 
 def main() -> NoReturn:

@@ -157,7 +157,10 @@ def _short_names(gen: Generation, files: Files) -> Iterator[str]:
             lists += [("plugins", name) for name in file.data.get("plugins", {})]
         for key, entry in lists:
             if "." not in _uri(gen, file, entry):
-                yield f"{file.path} has {entry!r} in {key}, which is no full name of a plugin"
+                from agent.masking import masked  # needed only where something is at fault
+
+                name = masked(repr(entry))  # anything can stand there
+                yield f"{file.path} has {name} in {key}, which is no full name of a plugin"
 
 
 def _entries(file: ConfigFile, key: str) -> list[str]:

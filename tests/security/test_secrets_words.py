@@ -9,6 +9,7 @@ says of another program's message has any piece of a value, and it still says wh
 from __future__ import annotations
 
 import json
+import os
 import random
 import tempfile
 from pathlib import Path
@@ -25,8 +26,9 @@ from agent.host.paths import HostRoot
 from agent.masking import Source, explained, masked
 from agent.observe import command
 from agent.observe.units import said
-from tests.security.planted import SEPARATORS, leaked, piece
-from tests.tools import runtimes
+from tests.security.planted import SEPARATORS, leaked, output, piece
+from tests.tools import forked, runtimes
+from tests.tools.runtimes import ROOT
 
 _CRI = "io.containerd.grpc.v1.cri"
 # Places in which some containerd expects something else than a string, a list or a number.
@@ -189,3 +191,16 @@ def test_file_that_is_no_yaml(text: str) -> None:
 def test_url_with_a_user_in_an_error() -> None:
     """Options and keys can hold one; a password can have a slash in it."""
     assert Refused("cannot use http://u:p/w@h:1/x").message == "cannot use http://…@h:1/x"
+
+
+@pytest.mark.parametrize("form", ["table", "json", "yaml"])
+def test_url_with_a_user_in_an_option(form: str) -> None:
+    """`config` shows every option: whatever was given, in the environment too."""
+    url = "/zq/http://robot:zqhunter2@mirror.example/x"
+    result = forked.run(
+        forked.AGENT, ["config", "-o", form, f"--toolkit-source-root={url}"],
+        {"PATH": os.defpath, "DRIVER_ROOT": url}, ROOT,
+    )  # fmt: skip
+    assert result.returncode == 0, output(result)
+    assert "zqhunter2" not in output(result)
+    assert "mirror.example" in output(result)
