@@ -23,6 +23,7 @@ from agent.decide import (
     decide,
 )
 from agent.errors import Refused, Unreachable
+from agent.host import trusted
 from agent.host.paths import HostPath, HostRoot
 from agent.observe import command, config, crio, process
 from agent.observe.cri import Answer, Unimplemented
@@ -115,6 +116,7 @@ def find_runtime(settings: Settings, host: HostRoot) -> Runtime:
 
 def _runtime(settings: Settings, host: HostRoot, socket: HostPath) -> Runtime:
     name = socket.host
+    trusted.require(host, name, f"use the socket {name}", sticky_is_fine=True)
     process.peer(socket.agent, name)  # a plain file or a dead socket is told apart before gRPC
     try:
         answer = crio.ask(socket.agent, name)
@@ -221,18 +223,25 @@ def given_drop_in(settings: Settings, host: HostRoot) -> HostPath:
 
 
 def executable(settings: Settings, host: HostRoot, running: Process | None) -> str | None:
-    """Host path of the executable that a restart will run; None where it cannot be told."""
+    """Host path of the executable that a restart will run; None where it cannot be told.
+
+    It is run by that path, for a dump and for a trial start. Raises Refused where somebody else
+    than root could exchange it: then only root can change what the path stands for.
+    """
     if settings.executable_path:
-        return host.name(settings.executable_path)
-    if running is None or running.executable is None:
+        found = host.name(settings.executable_path)
+    elif running is not None and running.executable is not None:
+        found = host.seen_by_host(running.executable)
+    else:
         return None
-    return host.seen_by_host(running.executable)
+    trusted.require(host, found, f"run {found}")
+    return found
 
 
 def program(settings: Settings, host: HostRoot, runtime: Runtime) -> str | None:
     """The agent path of that executable, links followed inside the host root."""
-    found = executable(settings, host, runtime.process)
     try:
+        found = executable(settings, host, runtime.process)
         return host.resolve(found).agent if found else None
     except Refused:
         return None

@@ -60,7 +60,7 @@ def forget(store: Store) -> None:
 
 def _known(store: Store) -> dict[str, Any]:
     try:
-        found = files.read(store.path(_NAME), limit=8 * files.LIMIT)
+        found = store.read(_NAME)
         known = json.loads(found.data) if found else {}
     except (AgentError, ValueError, RecursionError):
         return {}

@@ -146,6 +146,7 @@ def _refuse_needed(ctx: Context, memory: Memory, keep_edits: bool) -> None:
     where = [(names, left)] if names else []
     where += [((host,), ()) for host in memory.moved]
     for directory, stays in where:
+        install.require(ctx, directory[0], f"remove the toolkit in {directory[0]}")
         if error := needed.refusal(ctx, after, directory, stays):
             raise error
 

@@ -252,7 +252,9 @@ def test_place_in_a_container(host: Host) -> None:
         ("/usr/local/nvidia", 0o775, 0, r"can be written by others \(mode 0775\)"),
         ("/usr/local/nvidia", 0o1777, 0, r"can be written by others \(mode 1777\)"),
         ("/usr/local/nvidia", 0o755, 65534, "belongs to user 65534"),
-        ("/usr/local", 0o777, 0, None),
+        ("/usr/local", 0o777, 0, r"/usr/local can be written by others \(mode 0777\)"),
+        ("/usr", 0o755, 65534, "/usr belongs to user 65534"),
+        ("/usr/local", 0o1777, 0, None),
         (TOOLKIT, 0o700, 0, None),
     ],
 )
