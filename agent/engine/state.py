@@ -187,11 +187,9 @@ class Store:
                 trusted.directory(self._host, above, purpose, sticky_is_fine=True)
             trusted.directory(self._host, self._name, purpose, 0o700)
             files.make_directories(self.path("originals"), 0o700)
-        except OSError as error:
-            raise Refused(
-                f"cannot use the state directory {self.directory}: {reason(error)}; "
-                "give another one with --state-dir"
-            ) from error
+        except (OSError, Refused) as error:
+            why = f"cannot {purpose}: {reason(error)}" if isinstance(error, OSError) else str(error)
+            raise Refused(f"{why}; or give another one with --state-dir") from error
 
     def read(self, name: str) -> FileState | None:
         """The file of that name, None where there is none; of anybody's directory it would be

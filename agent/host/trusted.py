@@ -75,7 +75,7 @@ def require(
     except OSError as error:
         raise Refused(f"cannot {purpose}: {reason(error)}") from error
     if why := why or _linked(name, path, links=links):
-        raise Refused(f"cannot {purpose}: {why}")
+        raise Refused(_cannot(purpose, name, why))
     return path
 
 
@@ -83,6 +83,12 @@ def _linked(name: str, path: HostPath, *, links: bool) -> str | None:
     if links or path.host == name:
         return None
     return f"{name} leads through a link to {path}; remove the link, or name a place without one"
+
+
+def _cannot(purpose: str, name: str, why: str) -> str:
+    """The message; the reason need not repeat a name that the purpose ends with."""
+    named = purpose.endswith(f" {name}") and why.startswith(f"{name} ")
+    return f"cannot {purpose}: {'it' + why.removeprefix(name) if named else why}"
 
 
 def directory(
@@ -116,7 +122,7 @@ def read(
             if walk.left and why is None:
                 why = walk.writable(sticky_is_fine=sticky_is_fine)
             if why := why or _linked(name, path, links=links):
-                raise Refused(f"cannot use {name}: {why}")
+                raise Refused(_cannot(f"use {name}", name, why))
             if walk.left:
                 return host.resolve(name), None  # which refuses a link that leads to nothing
             fd = walk.open(os.O_RDONLY) if regular else walk.here[-1].fd
@@ -141,7 +147,7 @@ def names(host: HostRoot, name: str) -> tuple[HostPath, list[str]]:
     try:
         with _walked(host, name) as walk:
             if why := walk.distrust or walk.writable():
-                raise Refused(f"cannot use the directory {name}: {why}")
+                raise Refused(_cannot(f"use the directory {name}", name, why))
             if walk.left or not stat.S_ISDIR(walk.here[-1].found.st_mode):
                 return walk.whole, []
             return walk.whole, os.listdir(walk.open(os.O_RDONLY | os.O_DIRECTORY))

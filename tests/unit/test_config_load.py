@@ -330,9 +330,7 @@ def test_place_of_a_file_to_come_is_looked_at(tree: Tree) -> None:
     """Nothing is written where others could replace it."""
     (tree.etc / "conf.d").chmod(0o777)
     place = "/etc/containerd/conf.d/99-nvidia.toml"
-    with pytest.raises(
-        Refused, match=r"^cannot use .*99-nvidia.toml: /etc/containerd/conf.d can be"
-    ):
+    with pytest.raises(Refused, match=r"^cannot use .*99-nvidia.toml: /etc/.*conf.d can be"):
         config.load_file(tree.host, place, {place: FileState(b"")})
 
 
