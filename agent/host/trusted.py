@@ -134,8 +134,11 @@ def read(
 def system_name(host: HostRoot, given: str) -> str:
     """The host path of what an option names, with those links followed that the system puts: in `/`
     and directly below it (/var/run). A container that mounts a directory, such as /run/nvidia, can
-    put links further down; they belong to root too, and are left in the path."""
+    put links further down; they belong to root too, and are left in the path. Raises Refused where
+    it leads out of the host root."""
     parts = host.name(given).split("/")
+    if ".." in parts:
+        host.resolve("/".join(parts))
     return os.path.join(host.resolve("/".join(parts[:3])).host, *parts[3:])
 
 
