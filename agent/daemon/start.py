@@ -84,8 +84,8 @@ def _pid_path(ctx: Context) -> str | None:
     above, name = os.path.split(given)
     purpose, host = f"use the pid file {given}", ctx.host
     try:
-        name = trusted.system_name(host, above)
-        directory = trusted.directory(host, name, purpose, sticky_is_fine=True, links=False)
+        place = trusted.system_name(host, above)
+        directory = trusted.directory(host, place, purpose, sticky_is_fine=True, links=False)
     except OSError as error:
         raise Refused(f"cannot {purpose}: {reason(error)}") from error
     return os.path.join(directory.agent, name)

@@ -87,8 +87,12 @@ def opened(path: str) -> Iterator[FileIO]:
     OSError."""
     above, base = os.path.split(path)
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    with safe.directory(above) as directory:
-        fd = os.open(base, flags, dir_fd=directory)
+    try:
+        with safe.directory(above) as directory:
+            fd = os.open(base, flags, dir_fd=directory)
+    except OSError as error:
+        error.filename = path
+        raise
     with open(fd, "rb", buffering=0) as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError("it is not a regular file; move it away")
