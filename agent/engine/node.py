@@ -96,7 +96,7 @@ def find_runtime(settings: Settings, host: HostRoot) -> Runtime:
     """The runtime of this node. Raises Unreachable where none answers, Refused where what answers
     is not what was asked for."""
     if settings.socket:
-        return _runtime(settings, host, host.locate(settings.socket))
+        return _runtime(settings, host, host.name(settings.socket))
     kinds = SOCKETS if settings.runtime == "auto" else {settings.runtime: SOCKETS[settings.runtime]}
     tried, failure = [], None
     for path in (path for paths in kinds.values() for path in paths):
@@ -105,7 +105,7 @@ def find_runtime(settings: Settings, host: HostRoot) -> Runtime:
         if not os.path.lexists(socket.agent):
             continue
         try:
-            return _runtime(settings, host, socket)
+            return _runtime(settings, host, host.name(path))
         except Unreachable as error:
             failure = failure or error
     raise failure or Unreachable(
@@ -114,9 +114,11 @@ def find_runtime(settings: Settings, host: HostRoot) -> Runtime:
     )
 
 
-def _runtime(settings: Settings, host: HostRoot, socket: HostPath) -> Runtime:
+def _runtime(settings: Settings, host: HostRoot, given: str) -> Runtime:
+    """What answers behind the socket of that host path: it decides which files are edited, so that
+    nobody but root may decide who answers."""
+    socket = trusted.require(host, given, f"use the socket {given}", sticky_is_fine=True)
     name = socket.host
-    trusted.require(host, name, f"use the socket {name}", sticky_is_fine=True)
     process.peer(socket.agent, name)  # a plain file or a dead socket is told apart before gRPC
     try:
         answer = crio.ask(socket.agent, name)
