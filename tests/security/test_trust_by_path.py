@@ -37,6 +37,8 @@ from agent.status import Publisher
 from agent.toolkit import origin, programs
 from tests.cli.installing import SourceNode
 from tests.cli.node import CliNode, Refusal, fails, refuses
+from tests.cli.test_crio import OFF
+from tests.cli.test_crio import make as crio_node
 from tests.conformance import checks
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="gives files away: run tests/run as root")
@@ -117,6 +119,48 @@ def test_import_behind_a_link_to_them(node: CliNode, theirs: Path) -> None:
     (node.etc / "a.toml").symlink_to(theirs / "a.toml")
     _import(node, node.etc / "a.toml")
     refuses(node, Refusal(3, f"{theirs.parent} {_BELONGS}"))
+
+
+def test_drop_in(node: CliNode, theirs: Path) -> None:
+    """Ours, where it is to go: in a directory of his, or below one."""
+    place = theirs / "99-nvidia.toml"
+    refuses(node, Refusal(3, f"{theirs.parent} {_BELONGS}"), f"--drop-in-config={place}")
+    assert list(theirs.iterdir()) == []
+    (node.etc / "conf.d").mkdir()
+    os.chown(node.etc / "conf.d", _USER, _USER)
+    refuses(node, Refusal(3, f"{node.etc}/conf.d {_BELONGS}"))
+
+
+def test_drop_in_that_was_garbled(node: CliNode) -> None:
+    """It is written anew in a directory of root's only."""
+    checks.done(node.agent("apply"))
+    node.drop_in.write_text("= =")
+    os.chown(node.drop_in.parent, _USER, _USER)
+    before = node.tree()
+    fails(node.agent("apply"), 3, f"{node.drop_in.parent} {_BELONGS}")
+    assert node.tree() == before
+    os.chown(node.drop_in.parent, 0, 0)
+    checks.done(node.agent("apply"))
+
+
+def test_drop_ins_of_crio(place: Path) -> None:
+    """CRI-O reads whatever is there; a file that he adds counts like root's."""
+    with crio_node(place) as node:
+        directory = node.drop_in.parent
+        os.chown(directory, _USER, _USER)
+        for command in ("plan", "apply"):
+            fails(node.agent(command), 3, f"{directory}: it {_BELONGS}")
+        assert not node.drop_in.exists()
+
+
+def test_hooks_directory_of_crio(place: Path) -> None:
+    """The OCI hook is run for every container."""
+    with crio_node(place) as node:
+        directory = node.hooks
+        os.chown(directory, _USER, _USER)
+        result = node.agent("apply", OFF)
+        assert (result.returncode, _BELONGS in result.stderr) == (3, True), checks.said(result)
+        assert list(directory.iterdir()) == []
 
 
 def test_state_directory(node: CliNode, theirs: Path) -> None:
