@@ -112,9 +112,10 @@ def test_foreign_thing_is_refused_and_stays(kind: str, path: Path) -> None:
     }
 
 
-def test_directory_that_cannot_be_made_is_named(path: Path) -> None:
+def test_directory_that_is_none_is_named(path: Path) -> None:
     """With the cause."""
-    path.parent.parent.write_text("")
+    path.parent.rmdir()
+    path.parent.write_text("")
     with pytest.raises(Refused, match=f"^cannot use the pid file {path}: not a directory"):
         pidfile.take(str(path))
 
