@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 
 from agent.cdi import driver
 from agent.cdi.root import DriverRoot
@@ -160,6 +161,15 @@ def require(ctx: Context, name: str, purpose: str) -> None:
     is beside it takes its place. Raises Refused."""
     path = trusted.require(ctx.host, name, purpose)
     trusted.require(ctx.host, os.path.dirname(path.host), purpose)
+
+
+def require_removable(ctx: Context, moved: Iterable[str]) -> None:
+    """The same of the current directory, and of those that were `moved` (host paths), before any of
+    them is tidied and removed. Raises Refused."""
+    name = programs.spelled(ctx.settings, ctx.host)
+    there = os.path.isdir(os.path.dirname(programs.directory(ctx.settings, ctx.host).agent))
+    for directory in (*((name,) if there else ()), *moved):
+        require(ctx, directory, f"remove the toolkit in {directory}")
 
 
 def _refuse(ctx: Context, directory: HostPath, decision: Decision) -> None:

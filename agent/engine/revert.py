@@ -134,6 +134,7 @@ def _plan(ctx: Context, memory: Memory, *, keep_edits: bool, toolkit: bool) -> _
 def _refuse_needed(ctx: Context, memory: Memory, keep_edits: bool) -> None:
     """The toolkit stays as long as a pod runs by it, or a file names a program of it that will
     not be there. Raises Refused."""
+    install.require_removable(ctx, memory.moved)
     names = install.installed(ctx)
     if not names and not memory.moved:
         return
@@ -146,7 +147,6 @@ def _refuse_needed(ctx: Context, memory: Memory, keep_edits: bool) -> None:
     where = [(names, left)] if names else []
     where += [((host,), ()) for host in memory.moved]
     for directory, stays in where:
-        install.require(ctx, directory[0], f"remove the toolkit in {directory[0]}")
         if error := needed.refusal(ctx, after, directory, stays):
             raise error
 

@@ -223,6 +223,16 @@ def test_moved_toolkit(sourced: SourceNode, theirs: Path, tmp_path: Path) -> Non
     assert (sourced.toolkit / "nvidia-container-runtime").exists()
 
 
+def test_leftovers_beside_a_toolkit(sourced: SourceNode, theirs: Path) -> None:
+    """What an interrupted run would leave is tidied up in a directory of root's only."""
+    left = theirs / ".toolkit.before"
+    left.mkdir()
+    (left / "x").write_text("somebody's\n")
+    result = sourced.agent("revert", "--toolkit", f"--toolkit-install-dir={theirs}")
+    fails(result, 3, f"cannot remove the toolkit in {theirs}/toolkit: {theirs.parent} {_BELONGS}")
+    assert (left / "x").exists()
+
+
 # --- parts of it --------------------------------------------------------------------------------
 
 
