@@ -25,6 +25,8 @@ import errno
 import os
 from typing import ClassVar
 
+from agent.userinfo import without_userinfo
+
 
 class AgentError(Exception):
     """Base of all errors that a person sees; `code` goes into the status file."""
@@ -33,6 +35,7 @@ class AgentError(Exception):
     code: ClassVar[str] = "FAILED"
 
     def __init__(self, message: str, *, code: str | None = None) -> None:
+        message = without_userinfo(message)  # options and keys can hold URLs
         super().__init__(message)
         self.message = message
         self.status_code = code or self.code
@@ -62,6 +65,10 @@ class FilesDoNotLoad(Refused):
 
 class NoDriver(Refused):
     code = "NO_DRIVER"
+
+
+class DriverDistrusted(NoDriver):
+    """There may be one, but somebody else than root decides what it is."""
 
 
 class NoDevices(Refused):

@@ -1,7 +1,7 @@
 """The log: structlog lines on stderr, JSON where stderr is not a terminal.
 
 Invariant: events are constant lower-case phrases, data goes into keys, and neither ever holds the
-content of a configuration file.
+content of a configuration file, or the user and the password of a URL.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable
+
+from agent.userinfo import without_userinfo
 
 
 def logger(*, debug: bool) -> Callable[..., None]:
@@ -20,9 +22,16 @@ def logger(*, debug: bool) -> Callable[..., None]:
         if not state:
             state.append(_structlog(debug=debug))
         with contextlib.suppress(OSError):  # a log that cannot be written is in no change's way
-            state[0](event, **data)
+            state[0](event, **{key: _public(value) for key, value in data.items()})
 
     return log
+
+
+def _public(value: object) -> object:
+    """Without users and passwords in URLs."""
+    if isinstance(value, str):
+        return without_userinfo(value)
+    return [_public(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _structlog(*, debug: bool) -> Callable[..., None]:

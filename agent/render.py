@@ -1,17 +1,16 @@
 """What a person or a program gets to see on stdout.
 
 Invariant: one stable document per command (`apiVersion`, `kind`), the same in JSON and in YAML, and
-no secret in any diff.
+no secret in it: see `diffs`; URLs have no users and passwords.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from agent import yamltext
+from agent.userinfo import without_userinfo
 
 if TYPE_CHECKING:
     from agent.decide import Decision
@@ -25,69 +24,24 @@ if TYPE_CHECKING:
 
 API = "toolkit-agent/v1"
 
-# A key that names a secret, also commented out, dotted, quoted, or in an inline table.
-_SECRET = re.compile(
-    r"""(?ix) ^ (?P<key> \s* (?: \# \s* )? (?: ["'\w.\-\ ]+ = \s* \{ .*? )?
-        ["'\w.\- ]* (?: auth | passw | token | secret | credential | api_?key | key_data )
-        ["'\w.\-\ ]* = \s* ) (?P<value> .+ ) $"""
-)
-_USERINFO = re.compile(r"(?i)(://)[^/@\s\"']+@")
-_HIDDEN = "<redacted>"
-
-
-def redact(text: str) -> str:
-    """A configuration file without the secrets that it may hold, values over several
-    lines included."""
-    lines: list[str] = []
-    end: Callable[[str], bool] | None = None
-    for line in text.splitlines():
-        if end is not None:
-            lines.append(_HIDDEN)
-            end = None if end(line) else end
-            continue
-        line = _USERINFO.sub(rf"\1{_HIDDEN}@", line)
-        found = _SECRET.match(line)
-        if found is None:
-            lines.append(line)
-            continue
-        lines.append(found["key"] + _HIDDEN)
-        end = _open_end(found["value"])
-    return "\n".join(lines)
-
-
-def _open_end(value: str) -> Callable[[str], bool] | None:
-    """What ends a value that goes on below its line; None where it does not."""
-    for quotes in ('"""', "'''"):
-        if value.count(quotes) % 2:
-            return lambda line: quotes in line
-    depth = value.count("[") - value.count("]")
-    if depth <= 0:
-        return None
-    return lambda line: line.strip().startswith("]") or line.count("]") > line.count("[")
-
-
-def diff(change: Change) -> str:
-    """Unified diff of one file, redacted."""
-    before = change.before.data.decode("utf-8", "replace") if change.before else ""
-    after = change.after.data.decode("utf-8", "replace") if change.after else ""
-    lines = difflib.unified_diff(
-        redact(before).splitlines(),
-        redact(after).splitlines(),
-        change.path.host if change.before else "/dev/null",
-        change.path.host if change.after else "/dev/null",
-        lineterm="",
-    )
-    return "\n".join(lines)
-
 
 def document(kind: str, body: Mapping[str, Any], form: str = "json") -> str:
     """A document of the program's own schema; `form` is json or yaml, the data are the same."""
-    data = {"apiVersion": API, "kind": kind, **body}
+    data = {"apiVersion": API, "kind": kind, **_public(body)}
     if form == "yaml":
         return "\n".join(yamltext.lines(data))
     import json
 
     return json.dumps(data, indent=2, ensure_ascii=False)
+
+
+def _public(value: Any) -> Any:
+    """Plain data without users and passwords in URLs."""
+    if isinstance(value, str):
+        return without_userinfo(value)
+    if isinstance(value, Mapping):
+        return {key: _public(item) for key, item in value.items()}
+    return [_public(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def decision_data(decision: Decision) -> dict[str, Any]:
@@ -114,6 +68,8 @@ def decision_data(decision: Decision) -> dict[str, Any]:
 
 def plan_data(proposal: Proposal) -> dict[str, Any]:
     """A plan for JSON."""
+    from agent.diffs import diff  # needed only by `plan`
+
     node, restart = proposal.node, proposal.restart
     return {
         "runtime": {
@@ -190,6 +146,8 @@ def _action(change: Change) -> str:
 
 def plan_text(proposal: Proposal) -> str:
     """A plan for a person."""
+    from agent.diffs import diff
+
     lines = [*_head(proposal), "", *_toolkit_lines(proposal.toolkit)]
     lines += [f"make device node {node}" for node in proposal.nodes]
     for change in proposal.changes:

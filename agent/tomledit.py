@@ -76,7 +76,10 @@ def _parse(text: str, name: str) -> Data:
     try:
         return tomltext.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise Refused(f"cannot read {name}: it is not valid TOML: {error}; repair it") from error
+        from agent.masking import masked  # needed only where something failed
+
+        why = masked(str(error))  # it can repeat what stands there
+        raise Refused(f"cannot read {name}: it is not valid TOML: {why}; repair it") from error
     except RecursionError as error:
         raise Refused(f"cannot read {name}: it is nested too deeply; repair it") from error
 

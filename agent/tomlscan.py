@@ -122,14 +122,15 @@ def _key(text: str, at: int) -> tuple[Path, Path, int]:
         if part is None:
             raise Unreadable
         raw.append(part[1])
-        path.append(_name(part[1]))
+        path.append(name(part[1]))
         at = part.end()
         if text[at : at + 1] != ".":
             return tuple(path), tuple(raw), at
         at += 1
 
 
-def _name(raw: str) -> str:
+def name(raw: str) -> str:
+    """The key that a part of a written key means."""
     if raw[0] not in "\"'":
         return raw
     if "\\" not in raw or raw[0] == "'":

@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from agent.cdi import ldcache, platform
 from agent.cdi.root import DriverRoot
 from agent.data import dataclass
-from agent.errors import AgentError, NoDriver, Refused
+from agent.errors import AgentError, DriverDistrusted, NoDriver, Refused
 from agent.host import files
-from agent.host.paths import HostRoot
+from agent.host.paths import HostRoot, is_below
 
 HOST_DRIVER, DRIVER_CONTAINER = "/", "/run/nvidia/driver"
 
@@ -100,8 +100,7 @@ class Driver:
         """A program by its name, spelled as it is found on the usual path."""
         for directory in _PROGRAM_DIRECTORIES:
             path = os.path.join(directory, name)
-            found = self.root.stat(path)
-            if found and stat.S_ISREG(found.st_mode) and found.st_mode & 0o111:
+            if self.root.take(path, lambda mode: stat.S_ISREG(mode) and bool(mode & 0o111)):
                 return path
         return None
 
@@ -156,22 +155,29 @@ def find(host: HostRoot, places: Places) -> Driver:
     """The driver. Raises NoDriver, saying what is missing and where it was looked for."""
     tried = roots(host, places)
     for root in tried:
+        if root.distrust:
+            continue
         version = _version(host, root)
         if version is None:
             continue
         devs = dev_roots(host, places, root)
         if nodes := device_nodes(devs):
+            for other in tried[: tried.index(root)]:
+                if other.distrust:
+                    root.left_out[other.host_path] = other.distrust
             return Driver(root, version, _directories(root, version), nodes, devs)
+        _refuse_distrusted(devs)
         platform.refuse_other(host)
         raise NoDriver(
             f"cannot make a CDI spec: driver {version} is in {root.host_path}, but there are no "
-            "NVIDIA device nodes; load its kernel module"
+            f"NVIDIA device nodes; {left_out(devs, '/dev/') or 'load its kernel module'}"
         )
+    _refuse_distrusted(tried)
     platform.refuse_other(host)
     names = " or ".join(root.host_path for root in tried) or places.driver_root or HOST_DRIVER
     raise NoDriver(
         f"cannot make a CDI spec: there is no NVIDIA driver (libcuda or libnvidia-ml) in {names}; "
-        "install one, or give --driver-root"
+        + (left_out(tried) or "install one, or give --driver-root")
     )
 
 
@@ -187,7 +193,25 @@ def published(host: HostRoot, places: Places) -> tuple[str, str] | None:
     except AgentError:
         return None
     first = found.nodes[0]
-    return found.root.host_path, first.host_path.removesuffix(first.inside) or "/"
+    dev = next(dev for dev in found.devs if is_below(first.host_path, dev.host_path))
+    return found.root.host_path, dev.host_path
+
+
+def _refuse_distrusted(tried: Iterable[DriverRoot]) -> None:
+    """Raise DriverDistrusted where somebody else than root decides what is in a root."""
+    for root in tried:
+        if root.distrust:
+            raise DriverDistrusted(
+                f"cannot make a CDI spec: {root.host_path}, where the driver is looked for, is not "
+                f"root's alone: {root.distrust}"
+            )
+
+
+def left_out(tried: Iterable[DriverRoot], below: str = "") -> str:
+    """In words, the first of what was found and does not count; "" for nothing."""
+    found = ((path, why) for root in tried for path, why in root.left_out.items()
+             if path.startswith(root.host_path.rstrip("/") + below))  # fmt: skip
+    return next((f"{path} does not count: {why}" for path, why in found), "")
 
 
 def root_of(host: HostRoot, places: Places) -> DriverRoot | None:
@@ -198,10 +222,12 @@ def root_of(host: HostRoot, places: Places) -> DriverRoot | None:
 
 def watched(host: HostRoot, places: Places) -> Iterator[str]:
     """Agent paths that change when the driver comes, goes or is exchanged; `PREFIX*DIRECTORY` for
-    names in a directory that start so. Directories of libraries change with their entries."""
+    names in a directory that start so, `=PATH` where only counts whose it is. Directories of
+    libraries change with their entries."""
     name = _asked(host, places.driver_root, places.driver_root_seen)
     yield places.driver_root_seen or host.agent_path(host.name(name or DRIVER_CONTAINER))
     for root in roots(host, places):
+        yield from (f"={path}" for path in root.way)
         yield root.agent_path("/")
         for path in dict.fromkeys(root.resolve(name) for name in _LIBRARY_DIRECTORIES[1:]):
             if path is not None:
@@ -247,15 +273,15 @@ def _libraries(root: DriverRoot, pattern: str) -> tuple[str, ...]:
 
 
 def _cached(root: DriverRoot, pattern: str) -> tuple[str, ...]:
-    cache = root.resolve("/etc/ld.so.cache")
+    cache = root.take("/etc/ld.so.cache", stat.S_ISREG)
     try:
-        state = files.read(root.agent_path(cache), limit=_CACHE_LIMIT) if cache else None
+        state = files.read(root.agent_path(cache.path), limit=_CACHE_LIMIT) if cache else None
     except Refused:
         return ()
     real = (root.resolve(path) for path in (ldcache.paths(state.data) if state else ()))
     return tuple(dict.fromkeys(
         path for path in real
-        if path and root.stat(path) and fnmatch.fnmatchcase(os.path.basename(path), pattern)
+        if path and fnmatch.fnmatchcase(os.path.basename(path), pattern) and root.take(path)
     ))  # fmt: skip
 
 
@@ -273,27 +299,27 @@ def nodes_at(devs: Sequence[DriverRoot], places: Iterable[tuple[str, str]]) -> t
     for directory, pattern in places:
         there: dict[str, Node] = {}
         for dev in devs:
-            for path in dev.glob(directory, pattern):
-                real = os.path.join(dev.resolve(directory) or directory, os.path.basename(path))
-                node = _node(dev, path, dev.agent_path(real))
-                if node:
-                    there.setdefault(path, node)
+            for node in _nodes(dev, directory, pattern):
+                there.setdefault(node.inside, node)
         found += [there[path] for path in sorted(there)]
     return tuple(found)
 
 
-def _node(dev: DriverRoot, inside: str, agent: str) -> Node | None:
-    try:
-        seen = os.lstat(agent)
-    except OSError:
-        return None
-    if not stat.S_ISCHR(seen.st_mode):
-        return None
-    return Node(
-        inside=inside,
-        host_path=dev.host_path.rstrip("/") + inside,
-        major=os.major(seen.st_rdev),
-        minor=os.minor(seen.st_rdev),
-        mode=stat.S_IMODE(seen.st_mode),
-        gid=seen.st_gid,
-    )
+def _nodes(dev: DriverRoot, directory: str, pattern: str) -> Iterator[Node]:
+    """Those of one root, without what is a device of another driver's."""
+    found = dev.devices(directory, pattern)
+    above = dev.mount_source(directory) if found else ""
+    for name, seen in found:
+        inside = os.path.join(directory, name)
+        major, minor = os.major(seen.st_rdev), os.minor(seen.st_rdev)
+        if why := dev.majors.foreign(inside, major, minor):
+            dev.leave_out(inside, why)
+            continue
+        yield Node(
+            inside=inside,
+            host_path=os.path.join(above, name),
+            major=major,
+            minor=minor,
+            mode=stat.S_IMODE(seen.st_mode),
+            gid=seen.st_gid,
+        )

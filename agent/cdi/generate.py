@@ -6,42 +6,56 @@ is quick by hand; what the others need is imported where they are made.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeAlias
 
 from agent.cdi import driver, emit, pipeline, readers, rules
+from agent.cdi import hooks as hook_programs
 from agent.cdi import management as recipe
 from agent.cdi.driver import Driver, Places
-from agent.cdi.hooks import Hooks
+from agent.cdi.hooks import Hooks, Program
 from agent.cdi.model import Spec
 from agent.cdi.readers import NOBODY, Reader
-from agent.cdi.recipe import Surroundings
+from agent.cdi.recipe import Surroundings, remedy
+from agent.cdi.root import DriverRoot
 from agent.data import dataclass
-from agent.errors import AgentError, NoDevices
+from agent.errors import AgentError, NoDevices, NoDriver, Refused
 from agent.host.paths import HostRoot
 from agent.settings import Settings
 
 if TYPE_CHECKING:
-    from agent.cdi.inventory import Answer
+    from agent.cdi.inventory import Answer, Library
 
 _FIRMWARE = "/sys/module/firmware_class/parameters/path"
 
 Text = tuple[str, tuple[str, ...]]
-Made = tuple[Spec, tuple[str, ...]]
-# What tells the GPUs, given the agent path of the driver's NVML. May raise DriverFailed.
-Ask: TypeAlias = "Callable[[str], Answer]"
+# What tells the GPUs, given the driver's NVML. May raise DriverFailed.
+Ask: TypeAlias = "Callable[[Library], Answer]"
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A spec, warnings, and agent paths by whose owners, modes and links it was decided what may be
+    in it."""
+
+    spec: Spec
+    warnings: tuple[str, ...] = ()
+    way: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A spec that a node is to have: its text, or why there is none, and warnings."""
+    """A spec that a node is to have: its text, or why there is none, warnings, and the agent paths
+    on which depends what may be in it."""
 
     kind: str
     text: str | None
     problem: AgentError | None
     warnings: tuple[str, ...]
+    way: tuple[str, ...] = ()
 
 
 def places(settings: Settings) -> Places:
@@ -93,16 +107,17 @@ def wanted(
 
 def _wanted(kind: str, make: Callable[[], Made], reader: Reader) -> Wanted:
     try:
-        spec, warnings = make()
+        made = make()
+        spec, more = made.spec, made.warnings
         if not readers.takes(reader, rules.minimum_version(spec)):
-            spec, more = _without_groups(spec, reader)
-            warnings = (*warnings, *more)
-        return Wanted(kind, emit.text(spec), None, warnings)
+            spec, why = _without_groups(spec, reader)
+            more = (*more, *why)
+        return Wanted(kind, emit.text(spec), None, more, made.way)
     except AgentError as error:
         return Wanted(kind, None, error, ())
 
 
-def _without_groups(spec: Spec, reader: Reader) -> Made:
+def _without_groups(spec: Spec, reader: Reader) -> tuple[Spec, tuple[str, ...]]:
     """Without what came last of all that a spec of ours can have. NVIDIA's generator writes it
     (v1.19 and later), and such a runtime takes nothing from the file."""
     less = pipeline.without_groups(spec)
@@ -119,21 +134,36 @@ def text(
 ) -> Text:
     """The text of a mode's spec, and warnings. Raises NoDriver, NoDevices or DriverFailed."""
     if mode == "management":
-        spec, warnings = management(settings, host, hook=hook)
+        made = management(settings, host, hook=hook)
     elif mode in ("nvml", "gpu"):
-        spec, warnings = gpu(settings, host, hook=hook)
+        made = gpu(settings, host, hook=hook)
     else:
-        spec, warnings = other(mode, settings, host)
-    return emit.text(spec, form), warnings
+        made = other(mode, settings, host)
+    return emit.text(made.spec, form), made.warnings
 
 
 def management(settings: Settings, host: HostRoot, *, hook: str | None) -> Made:
     """The management spec, and warnings; hooks are done by the program at the host path `hook`.
     Raises NoDriver."""
-    hooks = Hooks(hook, settings.disabled_hooks)
+    program = hook_programs.program(host, hook)
+    hooks = Hooks(program.path, settings.disabled_hooks)
     found = driver.find(host, places(settings))
     spec = recipe.spec(found, _surroundings(host, hooks), settings.cdi_kind)
-    return spec, _warnings(hooks)
+    return _made(spec, (found.root, *found.devs), _warnings(hooks, program), program.way)
+
+
+def _made(
+    spec: Spec, roots: Iterable[DriverRoot], warnings: tuple[str, ...] = (),
+    way: tuple[str, ...] = (),
+) -> Made:  # fmt: skip
+    """A spec with what was left out of it, one warning for each cause."""
+    roots = tuple(dict.fromkeys(roots))
+    causes: dict[str, str] = {}
+    for path, why in ((path, why) for root in roots for path, why in root.left_out.items()):
+        causes.setdefault(why, path)
+    told = (f"CDI specs are without {path}: {why}{remedy(path)}" for why, path in causes.items())
+    ways = dict.fromkeys((*way, *(path for root in roots for path in root.way)))
+    return Made(spec, (*warnings, *told), tuple(ways))
 
 
 def gpu(settings: Settings, host: HostRoot, *, hook: str | None, ask: Ask | None = None) -> Made:
@@ -144,7 +174,8 @@ def gpu(settings: Settings, host: HostRoot, *, hook: str | None, ask: Ask | None
     from agent.cdi import gpu as gpus
     from agent.cdi import kernel
 
-    hooks = Hooks(hook, settings.disabled_hooks)
+    program = hook_programs.program(host, hook)
+    hooks = Hooks(program.path, settings.disabled_hooks)
     found = driver.find(host, places(settings))
     answer = _answer(found, host, ask)
     known = gpus.Kernel(
@@ -154,7 +185,8 @@ def gpu(settings: Settings, host: HostRoot, *, hook: str | None, ask: Ask | None
     spec, missing = gpus.spec(
         found, _surroundings(host, hooks), answer.gpus, known, settings.device_name_strategies
     )
-    return spec, (*answer.warnings, *missing, *_warnings(hooks))
+    warnings = (*answer.warnings, *missing, *_warnings(hooks, program))
+    return _made(spec, (found.root, *found.devs), warnings, program.way)
 
 
 def _answer(found: Driver, host: HostRoot, ask: Ask | None) -> Answer:
@@ -168,7 +200,7 @@ def _answer(found: Driver, host: HostRoot, ask: Ask | None) -> Answer:
     elif not kernel.is_loaded(host):
         why = "its kernel module is not loaded"
     else:
-        answer = (ask or inventory.ask)(found.root.agent_path(library))
+        answer = _told(found.root, library, ask or inventory.ask)
         if not answer.error:
             return answer
         why = answer.error
@@ -182,18 +214,37 @@ def _answer(found: Driver, host: HostRoot, ask: Ask | None) -> Answer:
     return inventory.Answer(listed.gpus, (warning, *listed.warnings))
 
 
+def _told(root: DriverRoot, library: str, ask: Ask) -> Answer:
+    """The answer of the very file that was judged."""
+    from agent.cdi.inventory import Answer, Library
+
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(root.opened(library, os.O_RDONLY))
+        except (OSError, Refused) as error:
+            return Answer(error=f"{library} cannot be opened ({error})")
+        if file.distrust:
+            return Answer(error=f"it is not root's alone: {file.distrust}")
+        return ask(Library(file.path.agent, file.fd))
+
+
 def other(mode: str, settings: Settings, host: HostRoot) -> Made:
-    """The spec of another class of devices. Raises NoDevices."""
+    """The spec of another class of devices. Raises NoDevices, or NoDriver where there are only such
+    as are not of its driver, or are not root's alone."""
     from agent.cdi import others
 
     which = others.CLASSES[mode]
     given = places(settings)
     roots = driver.roots(host, given)
     own = driver.roots(host, Places(driver_root=driver.HOST_DRIVER))
+    tried: list[DriverRoot] = []
     for root in roots:
-        nodes = driver.nodes_at(driver.dev_roots(host, given, root), which.nodes)
-        if spec := others.spec(mode, nodes, (root, *own)):
-            return spec, ()
+        devs = driver.dev_roots(host, given, root)
+        if spec := others.spec(mode, driver.nodes_at(devs, which.nodes), (root, *own)):
+            return _made(spec, (root, *own, *devs))
+        tried += devs
+    if distrusted := driver.left_out(tried):
+        raise NoDriver(f"cannot make a CDI spec for {which.kind}: {distrusted}")
     names = ", ".join("/".join(place) for place in which.nodes)
     raise NoDevices(
         f"cannot make a CDI spec for {which.kind}: there is no {names}; load its kernel module"
@@ -205,10 +256,12 @@ def _surroundings(host: HostRoot, hooks: Hooks) -> Surroundings:
     return Surroundings(hooks, machine.release, _firmware(host), machine.machine)
 
 
-def _warnings(hooks: Hooks) -> tuple[str, ...]:
+def _warnings(hooks: Hooks, program: Program) -> tuple[str, ...]:
+    """That there are no hooks, although they are wanted."""
+    why = program.distrust or "there is no nvidia-cdi-hook on the host"
     text = (
-        "the CDI spec has no hooks: there is no nvidia-cdi-hook on the host; programs in "
-        "containers find the driver's libraries by LD_LIBRARY_PATH only"
+        f"the CDI spec has no hooks: {why}; programs in containers find the driver's libraries by "
+        "LD_LIBRARY_PATH only"
     )
     return () if hooks.path or not hooks.wanted else (text,)
 

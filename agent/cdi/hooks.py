@@ -14,6 +14,9 @@ from agent.cdi import elf
 from agent.cdi.model import Hook
 from agent.cdi.root import DriverRoot
 from agent.data import dataclass
+from agent.errors import Refused
+from agent.host import trust, trusted
+from agent.host.paths import HostRoot
 
 # Links that no soname gives: (library, link's target or None for the file itself, link's name).
 _LINKS = (
@@ -21,6 +24,39 @@ _LINKS = (
     ("libGLX_nvidia.so.*.*", None, "libGLX_indirect.so.0"),
     ("libnvidia-opticalflow.so.*.*", "libnvidia-opticalflow.so.1", "libnvidia-opticalflow.so"),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """The program of hooks on the host: `path` is None where there is none, or where root runs it
+    and somebody else decides what it is, as `distrust` says. `way`: agent paths by whose owners,
+    modes and links that was decided."""
+
+    path: str | None = None
+    distrust: str | None = None
+    way: tuple[str, ...] = ()
+
+
+def program(host: HostRoot, path: str | None) -> Program:
+    """The program at a host path. One that is yet to be installed will be in the nearest directory
+    that is there."""
+    above = path
+    while above is not None:
+        try:
+            with trusted.opened(host, above) as found:
+                why = found.distrust
+                if above != path and not why and (lax := trust.distrust(found.found)):
+                    why = f"{above} {lax}"
+                way = tuple(map(host.agent_path, found.way))
+        except FileNotFoundError:
+            above = os.path.dirname(above)
+            continue
+        except (OSError, Refused) as error:
+            return Program(distrust=f"{path} cannot be opened ({error})")
+        if why:
+            return Program(distrust=f"{path} is not used, for {why}", way=way)
+        return Program(path, way=way)
+    return Program()
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,15 +63,24 @@ class Answer:
     error: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Library:
+    """The driver's NVML: its agent path, for words, and the descriptor of the file to load."""
+
+    name: str
+    fd: int
+
+
 def ask(
-    library: str, timeout: float = TIMEOUT, clock: Callable[[], float] = time.monotonic
+    library: Library, timeout: float = TIMEOUT, clock: Callable[[], float] = time.monotonic
 ) -> Answer:
-    """Ask the libnvidia-ml at an agent path. Raises DriverFailed where it crashes or hangs."""
+    """Ask a libnvidia-ml. Raises DriverFailed where it crashes or hangs."""
     reader, writer = os.pipe()
     try:
         child = subprocess.Popen(
-            [sys.executable, "-P", "-c", _CHILD, _ROOT, library, str(writer), str(timeout)],
-            pass_fds=(writer,), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            [sys.executable, "-P", "-c", _CHILD, _ROOT, library.name, str(library.fd), str(writer),
+             str(timeout)],
+            pass_fds=(library.fd, writer), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, cwd="/",
         )  # fmt: skip
     except OSError as error:
@@ -90,14 +99,14 @@ def ask(
         code = _end(child)
     if data is None:
         raise DriverFailed(
-            f"cannot ask the NVIDIA driver: {library} gave no answer in {timeout:g} s; look at the "
-            "kernel's log for Xid or NVRM, and restart the node if the driver hangs"
+            f"cannot ask the NVIDIA driver: {library.name} gave no answer in {timeout:g} s; look "
+            "at the kernel's log for Xid or NVRM, and restart the node if the driver hangs"
         )
     answer = _parsed(data)
     if answer is None and code is not None and code < 0:
         raise DriverFailed(
-            f"cannot ask the NVIDIA driver: {library} crashed ({_signal(-code)}); reinstall the "
-            "driver, and look at the kernel's log"
+            f"cannot ask the NVIDIA driver: {library.name} crashed ({_signal(-code)}); reinstall "
+            "the driver, and look at the kernel's log"
         )
     return answer or Answer(error=f"the process that asks it ended with {code}")
 

@@ -31,27 +31,29 @@ _EMPTY = (pynvml.NVML_ERROR_NOT_FOUND, pynvml.NVML_ERROR_INVALID_ARGUMENT)
 
 
 def main() -> NoReturn:
-    """Arguments: the library's path, the pipe's number, seconds. It ends without the library's own
-    clearing up, which may hang or crash as well."""
-    library, pipe, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
-    os.set_inheritable(pipe, False)  # the driver starts nvidia-modprobe
+    """Arguments: the library's path, the numbers of its descriptor and of the pipe, seconds. It
+    ends without the library's own clearing up, which may hang or crash as well."""
+    library, fd, pipe, seconds = sys.argv[1], *map(int, sys.argv[2:4]), float(sys.argv[4])
+    for number in (fd, pipe):
+        os.set_inheritable(number, False)  # the driver starts nvidia-modprobe
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(math.ceil(seconds) + 5)  # for the case that nobody is left to kill us
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    data = memoryview(json.dumps(_asked(library)).encode())
+    data = memoryview(json.dumps(_asked(library, fd)).encode())
     while data:
         data = data[os.write(pipe, data) :]
     os._exit(0)
 
 
-def _asked(library: str) -> dict[str, Any]:
+def _asked(library: str, fd: int) -> dict[str, Any]:
+    path = f"/proc/self/fd/{fd}"
     try:
-        # The one at this path, and not whichever the loader finds by its name.
-        pynvml.nvmlLib = ctypes.CDLL(library)
+        # The file that was judged, and not whichever the loader finds by its name.
+        pynvml.nvmlLib = ctypes.CDLL(path)
         pynvml.nvmlInit()
         return _found(pynvml.nvmlDeviceGetCount())
     except OSError as error:
-        return {"error": f"it cannot be loaded ({error})"}
+        return {"error": f"it cannot be loaded ({str(error).replace(path, library)})"}
     except pynvml.NVMLError as error:
         return {"error": str(error)}
 

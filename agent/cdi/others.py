@@ -74,7 +74,7 @@ def _mounts(path: str, roots: Sequence[DriverRoot]) -> tuple[Mount, ...]:
     return tuple(
         recipe.mount(root, path)
         for root in roots
-        if (found := root.stat(path)) and stat.S_ISDIR(found.st_mode) == directory
+        if root.take(path, lambda mode: stat.S_ISDIR(mode) == directory)
     )
 
 

@@ -76,8 +76,10 @@ def _loader() -> Any:
 
 def _problem(error: yaml.YAMLError) -> str:
     """Without what was found there: the content is nobody's business."""
+    from agent.masking import masked  # needed only where something failed
+
     said = getattr(error, "problem", None) or getattr(error, "reason", None)
-    return f"it is neither YAML nor JSON: {re.sub(r'[^ -~]', '?', str(said))}"
+    return f"it is neither YAML nor JSON: {masked(str(said))}"
 
 
 def _events(loader: Any, data: bytes) -> Iterator[yaml.Event]:
@@ -184,10 +186,10 @@ class _Builder:
 
     def _alias(self, event: yaml.AliasEvent) -> None:
         if event.anchor not in self._anchors:
-            raise Broken(f"the alias *{event.anchor} stands for nothing")
+            raise Broken("an alias stands for nothing")
         found = self._anchors[event.anchor]
         if found is None:
-            raise Broken(f"the anchor &{event.anchor} contains itself")
+            raise Broken("an anchor contains itself")
         value, size = found
         self._add(value, None, size + 1, size)
 

@@ -24,6 +24,7 @@ _PROGRAMS = (
 )  # fmt: skip
 _RUN = ("/run", "/var/run")
 _SOCKETS = ("nvidia-persistenced/socket", "nvidia-fabricmanager/socket")
+_TEMPORARY, _MPS = "/tmp", "nvidia-mps"  # noqa: S108 - the driver's own place
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +86,22 @@ def _sockets(root: DriverRoot) -> tuple[str, ...]:
     found: list[str] = []
     for name in _SOCKETS:
         found += root.files(_RUN, name)[:1]
-    return (*found, *root.files(("/tmp",), "nvidia-mps"))  # noqa: S108 - the driver's own place
+    return (*found, *root.files((_TEMPORARY,), _MPS))
+
+
+def remedy(path: str) -> str:
+    """What else can be done about a host path that is not root's alone: daemons of NVIDIA's make
+    their directories anew, for the user that they run as."""
+    if path.endswith(_SOCKETS[0]):
+        return ", or let nvidia-persistenced run as root (without --user)"
+    return ""
 
 
 def watched(root: DriverRoot) -> Iterator[str]:
-    """Agent paths of what comes and goes beside the libraries, with entries `PREFIX*DIRECTORY`. A
-    socket that is gone keeps every container of the spec from starting."""
+    """Agent paths of what comes and goes beside the libraries, with entries `PREFIX*DIRECTORY` and
+    `=PATH`. A socket that is gone keeps every container of the spec from starting."""
     yield from (root.agent_path(f"{place}/{name}") for place in _RUN for name in _SOCKETS)
+    yield f"={root.agent_path(f'{_TEMPORARY}/{_MPS}')}"
     yield f"nvidia-*{root.agent_path('/usr/bin')}"
 
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from agent.userinfo import without_userinfo
+
 if TYPE_CHECKING:
     from agent.option import Option
     from agent.settings import Entry, Settings
@@ -80,7 +82,7 @@ def emit(
 ) -> None:
     """Print a result as it was asked for."""
     if output == "table":
-        click.echo(text())
+        click.echo(without_userinfo(text()))
     else:
         from agent.render import document
 

@@ -39,18 +39,18 @@ def work(ctx: Context, inherited: Inherited, say: Callable[[str], None]) -> int:
         ctx, lock_fd=inherited.lock, settle=lambda: _settle(ctx, inherited.since),
         ask_again=inherited.afresh,
     )  # fmt: skip
-    before, node, code = ctx.publisher.told(), None, 0
+    before, node, spec, code = ctx.publisher.told(), None, None, 0
     blamed: tuple[str, ...] = ()
     try:
         outcome = converge(ctx)
-        node = outcome.proposal.node
+        node, spec = outcome.proposal.node, outcome.proposal.spec
     except AgentError as error:
         code = error.exit_code
         blamed = (error.path.agent,) if isinstance(error, Deadly) else ()
         if code != inherited.told or ctx.publisher.told() != before:
             say(error.message)
     finally:
-        _report((*watched(ctx, node), *blamed), inherited.pipe)
+        _report((*watched(ctx, node, spec), *blamed), inherited.pipe)
     return code
 
 

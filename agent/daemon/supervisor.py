@@ -35,8 +35,11 @@ def signature(entry: bytes) -> object:
     """What changes when a watched entry changes; None where it is not there.
 
     An entry is a path; `PREFIX*DIRECTORY`: the names in a directory that start so;
-    `!PREFIX*DIRECTORY`: the files in it whose names do not.
+    `!PREFIX*DIRECTORY`: the files in it whose names do not; `=PATH`: what a path is and whose, but
+    not what is in it, so that files that come and go in /tmp are nobody's business.
     """
+    if entry.startswith(b"="):
+        return _owner(entry[1:])
     if entry.startswith(b"!"):
         prefix, _, directory = entry[1:].partition(b"*")
         names = _names(directory, entry, lambda name: not name.startswith(prefix))
@@ -52,7 +55,21 @@ def signature(entry: bytes) -> object:
             return _facts(own)
         return _facts(own), _facts(os.stat(entry))
     except OSError as error:
-        return None if error.errno in (errno.ENOENT, errno.ENOTDIR) else error.errno
+        return _missing(error)
+
+
+def _missing(error: OSError) -> "int | None":
+    return None if error.errno in (errno.ENOENT, errno.ENOTDIR) else error.errno
+
+
+def _owner(path: bytes) -> object:
+    try:
+        found = os.lstat(path)
+    except OSError as error:
+        return _missing(error)
+    return (
+        found.st_mode, found.st_ino, found.st_dev, found.st_rdev, found.st_uid, found.st_gid,
+    )  # fmt: skip
 
 
 def _facts(found: os.stat_result) -> object:
@@ -110,7 +127,7 @@ def signatures(entries: "Iterable[bytes]") -> dict[bytes, object]:
 
 def _devices(seen: "dict[bytes, object]") -> "dict[bytes, object]":
     """Of these what is known by names in a directory: devices and their parts."""
-    return {entry: value for entry, value in seen.items() if entry[:1] not in b"/!"}
+    return {entry: value for entry, value in seen.items() if entry[:1] not in b"/!="}
 
 
 def backoff(times: float) -> float:

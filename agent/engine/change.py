@@ -215,6 +215,8 @@ def _end_undo(ctx: Context, journal: Journal, foreign: tuple[str, ...]) -> None:
     def end() -> None:
         _recall(ctx, journal, foreign)
         close(ctx, journal)
+        if not foreign:  # the message names where the originals are
+            ctx.store.prune(ctx.store.memory())
 
     # A journal that stays is undone once more, to no effect.
     tidy(ctx, lambda: ctx.publisher.restore(saved), end)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 
-from agent.cdi import driver, generate
+from agent.cdi import driver, generate, hooks
 from agent.data import dataclass, replace
 from agent.engine import (
     candidate,
@@ -20,7 +20,6 @@ from agent.engine import (
     needed,
     obstacles,
     own_files,
-    parsed,
     recover,
     reloaded,
     specs,
@@ -316,7 +315,6 @@ def publish(ctx: Context, outcome: Outcome, *, barrier: bool) -> Outcome:
     ctx.publisher.publish(content, barrier_was_there=barrier)
     if outcome.changed or outcome.restarted:
         change.tidy(ctx, ctx.store.forget_failure)
-        parsed.keep(ctx.store, outcome.proposal.edits.files if outcome.proposal.edits else ())
     return outcome
 
 
@@ -324,6 +322,7 @@ def facts(ctx: Context, proposal: Proposal) -> Facts:
     """The published facts of a proven proposal."""
     decision, settings = proposal.decision, ctx.settings
     driver_root, dev_root = driver.published(ctx.host, generate.places(settings)) or (None, None)
+    hook = install.cdi_hook(ctx, proposal.toolkit.found if proposal.toolkit else None)
     return Facts(
         runtime=proposal.runtime.answer.name,
         runtime_version=proposal.runtime.version,
@@ -339,7 +338,7 @@ def facts(ctx: Context, proposal: Proposal) -> Facts:
         is_default=proposal.is_default,
         strategy=decision.strategy,
         annotation_prefix=decision.annotation_prefix,
-        hook_path=install.cdi_hook(ctx, proposal.toolkit.found if proposal.toolkit else None),
+        hook_path=hooks.program(ctx.host, hook).path,
         driver_root=driver_root,
         dev_root=dev_root,
     )

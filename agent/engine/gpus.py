@@ -19,7 +19,7 @@ from dataclasses import asdict
 from typing import Any
 
 from agent.cdi import inventory, kernel
-from agent.cdi.inventory import Answer
+from agent.cdi.inventory import Answer, Library
 from agent.data import dataclass
 from agent.engine.context import Context
 from agent.engine.state import Store
@@ -47,7 +47,7 @@ class Gpus:
         self._ctx = ctx
         self._saved = self._known = _load(ctx.store)
 
-    def ask(self, library: str) -> Answer:
+    def ask(self, library: Library) -> Answer:
         """As `inventory.ask`. Raises DriverFailed."""
         trace = _trace(self._ctx, library)
         same = self._known if self._known and self._known.trace == trace else None
@@ -75,7 +75,7 @@ def forget(store: Store) -> None:
     files.discard(store.path(_NAME))
 
 
-def _asked(library: str, trace: str, before: Answer | None) -> _Known:
+def _asked(library: Library, trace: str, before: Answer | None) -> _Known:
     try:
         answer = inventory.ask(library)
     except DriverFailed as error:
@@ -97,14 +97,11 @@ def _answer(known: _Known) -> Answer:
     return Answer(known.answer.gpus, (warning, *known.answer.warnings))
 
 
-def _trace(ctx: Context, library: str) -> str:
+def _trace(ctx: Context, library: Library) -> str:
     """A hash of everything that has to be the same for an answer to be so."""
-    try:
-        found = os.stat(library)
-        facts = [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns]
-    except OSError:
-        facts = []
-    parts = [ctx.boot_id, library, facts, kernel.trace(ctx.host)]
+    found = os.fstat(library.fd)
+    facts = [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns]
+    parts = [ctx.boot_id, library.name, facts, kernel.trace(ctx.host)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -209,7 +209,7 @@ def _config(
 ) -> config.Config:  # fmt: skip
     settings = ctx.settings
     driver_root = root.host_path if root else settings.driver_root or driver.HOST_DRIVER
-    real = root is not None and root.stat("/sbin/ldconfig.real") is not None
+    real = root is not None and root.take("/sbin/ldconfig.real") is not None
     ldconfig = os.path.join(driver_root, "sbin/ldconfig" + (".real" if real else ""))
     names = (programs.CLI, programs.CTK, programs.RUNTIME_HOOK)
     return config.Config(

@@ -27,7 +27,7 @@ from agent.engine.wanted import Binary, Wanted
 from agent.errors import Refused
 from agent.host.paths import HostPath, HostRoot
 from agent.observe import config, crio
-from agent.observe.config import Overlay, Parse
+from agent.observe.config import Overlay
 from agent.observe.cri import Answer
 from agent.runtimes import faults, merge, pods
 from agent.runtimes.containerd import ConfigFile
@@ -58,16 +58,15 @@ class Wish:
 
 
 def look(
-    settings: Settings, host: HostRoot, runtime: Runtime, parse: Parse = tomledit.parse,
-    overlay: Overlay | None = None,
-) -> AnyNode:  # fmt: skip
+    settings: Settings, host: HostRoot, runtime: Runtime, overlay: Overlay | None = None
+) -> AnyNode:
     """Configuration and executable of a runtime that was found; `overlay` as in `config.load`.
     Raises Refused."""
     if runtime.kind == "crio":
         from agent.engine.crio import node as crio_nodes
 
-        return crio_nodes.look(settings, host, runtime, parse, overlay)
-    return nodes.with_config(settings, host, runtime, parse, overlay)
+        return crio_nodes.look(settings, host, runtime, overlay)
+    return nodes.with_config(settings, host, runtime, overlay)
 
 
 def load(node: AnyNode, host: HostRoot, overlay: Overlay | None = None) -> Files:

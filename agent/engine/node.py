@@ -10,7 +10,6 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 
-from agent import tomledit
 from agent.data import dataclass
 from agent.decide import (
     DEFAULT_DIRS,
@@ -161,16 +160,15 @@ def _explained(
 
 
 def with_config(
-    settings: Settings, host: HostRoot, runtime: Runtime, parse: config.Parse = tomledit.parse,
-    overlay: config.Overlay | None = None,
-) -> Node:  # fmt: skip
+    settings: Settings, host: HostRoot, runtime: Runtime, overlay: config.Overlay | None = None
+) -> Node:
     """The node of a containerd that was found. Raises Refused."""
     version = parse_version(runtime.version)
     if version is None:
         raise Refused(f"cannot work with containerd {runtime.version!r}: it is no version number")
     gen = generation(version)
     root = root_name(settings, host, runtime.process)
-    files = config.load(host, gen, root, overlay or {}, parse)
+    files = config.load(host, gen, root, overlay or {})
     return Node(
         runtime=runtime,
         gen=gen,

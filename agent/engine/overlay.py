@@ -7,7 +7,7 @@ whether it counts, and what else it would change, the plan computes on all files
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from agent import tomledit
@@ -97,7 +97,7 @@ def drop_in_overlay(
             f"{scene.root.path} version {way.version}; remove that file, which nothing loads, or "
             "give another one with --drop-in-config"
         )
-    state = existing.state or new_state()
+    state = existing.state or fresh_state(scene.files)
     text, data = tomledit.decoded(state.data, scene.drop_in.host), existing.data
     if fresh:
         data = {"version": way.version} if way.version else {}
@@ -143,6 +143,15 @@ def import_glob(drop_in: HostPath) -> str:
     return f"{stem}*{suffix}"
 
 
+def fresh_state(loaded: Iterable[ConfigFile]) -> FileState:
+    """A file that is not there yet. Our handlers repeat what others have in these files, an
+    environment with a password included; so nobody can read it that cannot read all of them."""
+    mode = 0o644
+    for file in loaded:
+        mode &= file.state.mode if file.state else mode
+    return new_state(mode=mode | 0o600)
+
+
 def with_text(state: FileState, text: str) -> FileState:
     """The file with another text, and owner, mode and label as they are."""
     return FileState(tomledit.encoded(text), state.mode, state.uid, state.gid, state.label)
@@ -186,7 +195,7 @@ def owner_overlay(scene: Scene, wanted: Wanted) -> dict[str, FileState | None]:
         ops.append(Set((*section, *RUNTIMES, "runc"), gen.runc))
     ops += _without_legacy_default(section, data, cri) if wanted.default is not None else []
     ops += _ops(lambda _: section, data, gaps, wanted)
-    state = owner.state or new_state()
+    state = owner.state or fresh_state(files)
     return {owner.path.host: with_text(state, tomledit.edit(text, ops, owner.path.host))}
 
 

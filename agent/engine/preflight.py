@@ -94,14 +94,14 @@ def ask(
         raise rejected_already(executable, root, old)
     raise Refused(
         f"cannot apply: {executable} rejects the new configuration "
-        f"({new.error[:300]}); nothing was changed"
+        f"({new.error}); nothing was changed"
     )
 
 
 def rejected_already(executable: str, root: HostPath, dump: Dump) -> Refused:
     """The files were turned down before anything of ours was in them."""
     return Refused(
-        f"cannot use {root}: {executable} rejects it as it is ({dump.error[:300]}); repair it first"
+        f"cannot use {root}: {executable} rejects it as it is ({dump.error}); repair it first"
     )
 
 
@@ -141,7 +141,8 @@ def _dump(host: HostRoot, executable: str, files: tuple[ConfigFile, ...]) -> Dum
         # 1.x cannot dump without a file; its defaults are what runs then.
         return command.config_dump(host, executable, None)
     with _stage(files) as (path, descriptors):
-        return command.config_dump(host, executable, path, descriptors)
+        sources = [file.source for file in files]
+        return command.config_dump(host, executable, path, descriptors, sources)
 
 
 @contextmanager

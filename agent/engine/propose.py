@@ -20,7 +20,6 @@ from agent.engine import (
     needed,
     obstacles,
     own_files,
-    parsed,
     pod_guard,
     reloaded,
     specs,
@@ -256,7 +255,7 @@ def _propose(
         return Proposal(runtime, decision, None, None, (), None, None, decision.warnings)
     repairs = own_files.garbled(ctx, memory)
     overlay = {item.path.host: item.state for item in repairs}
-    node = kinds.look(settings, ctx.host, runtime, parsed.parser(ctx.store), overlay)
+    node = kinds.look(settings, ctx.host, runtime, overlay)
     allowed = allowed and memory.cdi_refused != loaded(runtime, node.files)
     decision = judge(node, allowed)
     assert found is not None

@@ -19,7 +19,6 @@ from agent.engine import (
     needed,
     obstacles,
     own_files,
-    parsed,
     pod_guard,
     recover,
     specs,
@@ -179,7 +178,6 @@ def _forget(ctx: Context, memory: Memory) -> None:
                 files.remove_directories(above)
     ctx.store.remember(Memory())
     with contextlib.suppress(OSError):
-        parsed.forget(ctx.store)
         gpus.forget(ctx.store)
     ctx.store.forget_failure()
     ctx.store.prune(Memory())

@@ -21,7 +21,7 @@ from agent.engine.gpus import Gpus
 from agent.engine.plan import Change
 from agent.engine.provider import Readings
 from agent.engine.whose import Site, Spec, file_name, is_named_by_kind
-from agent.errors import AgentError, NoDevices, Refused, reason
+from agent.errors import AgentError, DriverDistrusted, NoDevices, Refused, reason
 from agent.host import files, trusted
 from agent.host.paths import HostPath, HostRoot
 from agent.settings import Settings
@@ -31,7 +31,8 @@ from agent.settings import Settings
 class Proposed:
     """Specs as they should be, and the changes that make them so. `problem` is why there can be no
     management spec: then changes only take away what describes nothing any more. `directory` is
-    where ours go; `late`: changes have to wait until the runtime is proven without them."""
+    where ours go; `late`: changes have to wait until the runtime is proven without them; `way`:
+    agent paths whose owners, modes and links decide what may be in the specs."""
 
     specs: tuple[Spec, ...]
     changes: tuple[Change, ...] = ()
@@ -40,6 +41,7 @@ class Proposed:
     directory: HostPath | None = None
     gpus: Gpus | None = None
     late: bool = False
+    way: tuple[str, ...] = ()
 
 
 def propose(
@@ -105,6 +107,8 @@ def _propose(
         own, change = site.management(management)
     except AgentError as error:
         none = _impossible(ctx, error)
+        if isinstance(error, DriverDistrusted) and (gone := site.removal(management.kind)):
+            stale = (*stale, gone)
         return Proposed((*none.specs, *shown), stale, none.warnings, error, directory)
     told = tuple(text for kind in kinds for text in site.warnings(kind))
     warnings = (*_warnings((management, *rest), shown), *told)
@@ -118,6 +122,7 @@ def _propose(
         warnings,
         directory=directory,
         gpus=gpus,
+        way=tuple(dict.fromkeys(path for one in (management, *rest) for path in one.way)),
     )
 
 

@@ -13,6 +13,7 @@ before anything refers to them; the journal is durable before the first change a
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -198,9 +199,15 @@ class Store:
         return trusted.read(self._host, path, _LIMIT, sticky_is_fine=True)[1]
 
     def sweep(self) -> None:
-        """Remove what killed processes left; for the holder of the lock."""
+        """Remove what killed processes left, stored bytes that nothing refers to included; for the
+        holder of the lock."""
         for directory in (self.directory, self.path("originals")):
             files.sweep(directory)
+        with contextlib.suppress(OSError):  # earlier versions kept parsed files, secrets included
+            files.discard(self.path("parsed.json"))
+        with contextlib.suppress(Refused):  # what cannot be read or removed is told by others
+            if self.journal() is None:
+                self.prune(self.memory())
 
     def memory(self) -> Memory:
         """What is remembered; nothing where there is no file yet."""

@@ -6,16 +6,20 @@ down, a base specification that is gone, a program that is missing (containerd 1
 1.30 and 1.37). A restart also activates what others changed since the runtime was started.
 
 Invariant: the program runs in namespaces of its own (`host.isolation`), is asked on a private
-socket, and is ended. A failure that the namespaces can have caused is no verdict.
+socket, and is ended. A failure that the namespaces can have caused is no verdict. What it says is
+masked, because it can repeat any value of its files.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
+from agent import tomledit
 from agent.data import dataclass, replace
 from agent.engine.plan import Change
 from agent.errors import FilesDoNotLoad, Refused, TrialFailed, Unreachable
@@ -25,10 +29,13 @@ from agent.host.paths import HostRoot, is_below
 from agent.observe import command, crio, process
 from agent.observe.cri import Answer, Unimplemented
 from agent.observe.process import Process
+from agent.runtimes.containerd import ConfigFile
+
+if TYPE_CHECKING:
+    from agent.masking import Source
 
 _TIMEOUT = 15.0  # seconds for one start; real ones take 0.1 to 0.4 (observed)
 _PAUSE = 0.02  # seconds between two questions
-_WORDS = 300  # characters of what a runtime says
 _OF_THE_MANAGER = ("NOTIFY_", "LISTEN_", "WATCHDOG_", "INVOCATION_", "JOURNAL_")
 # What a program says that is not allowed something here, and would be on the host itself.
 _OF_THE_NAMESPACES = re.compile(
@@ -41,13 +48,21 @@ _OF_THE_NAMESPACES = re.compile(
 @dataclass(frozen=True, slots=True)
 class Launch:
     """How a runtime is started for a trial: by `argv`, the executable's host path first, with the
-    CRI on `socket` (host path). `reason` finds in its output why it does not serve the CRI."""
+    CRI on `socket` (host path). `reason` finds in its output why it does not serve the CRI, in its
+    own words; `sources` are the files that it reads."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
     view: View
     socket: str
     reason: Callable[[str], str]
+    sources: tuple[Source, ...] = ()
+
+    def why(self, output: str) -> str:
+        """Why it does not serve the CRI, without values of its files."""
+        from agent import masking  # needed only where something failed
+
+        return masking.explained(self.reason(output), self.sources, (self.argv[0], self.socket))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +149,19 @@ def work_directory(host: HostRoot, writable: tuple[str, ...], needed: Iterable[s
     return "/tmp"  # noqa: S108 - an empty one of the trial's own
 
 
+def sources(loaded: Iterable[ConfigFile], files: Mapping[str, bytes | None]) -> tuple[Source, ...]:
+    """The files that a runtime reads, with `files` (by host path) in the place of those loaded."""
+    from agent.masking import Source
+
+    found = {file.path.host: file.source for file in loaded}
+    for name, data in files.items():
+        found.pop(name, None)
+        if data is not None and not name.endswith(".json"):
+            with contextlib.suppress(Refused):
+                found[name] = Source(name, tomledit.decoded(data, name), tomledit.parse(data, name))
+    return tuple(found.values())
+
+
 def environment(running: Process | None) -> dict[str, str]:
     """What the running runtime was started with, without what its service manager gave it."""
     given = process.environment(running) if running else None
@@ -182,14 +210,10 @@ def _failure(
             if answer.ready or clock() >= end:
                 return "; ".join(wrong)
         except Unimplemented:
-            return _shortened(launch.reason(program.output()) or "it does not serve the CRI")
+            return launch.why(program.output()) or "it does not serve the CRI"
         except Unreachable:
             if ended:
-                return _shortened(launch.reason(program.output()) or "it ends at once")
+                return launch.why(program.output()) or "it ends at once"
         if clock() >= end:
             return None
         sleep(_PAUSE)
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _WORDS else f"{text[:_WORDS]}…"

@@ -47,7 +47,8 @@ def launch(
     )  # fmt: skip
     programs = (path for table in wanted.handlers.values() for _, path in binaries(table))
     view = View(work, writable, _proxies(node.files), files, tuple(sorted({*programs} - {""})))
-    return Launch(argv, trial.environment(node.runtime.process), view, own["socket"], reason)
+    env, sources = trial.environment(node.runtime.process), trial.sources(node.files, files)
+    return Launch(argv, env, view, own["socket"], reason, sources)
 
 
 def _config(node: Node, files: Mapping[str, bytes | None]) -> tuple[str, ...]:
@@ -101,15 +102,13 @@ def _strings(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 def reason(output: str) -> str:
     """Why containerd does not serve the CRI: what it says of the first plugin of the CRI that does
-    not load, else its last line that is no log entry."""
-    last = ""
+    not load, else what it says last."""
     for line in output.splitlines():
         entry = program_log.entry(line)
         if entry is None:
-            last = line.strip() or last
             continue
         text = f"{entry.get('msg', '')} {entry.get('id', '')}"
         failed = text.startswith("failed to load plugin") and entry.get("error")
         if failed and any(name in text for name in _CRI_PLUGINS):
             return failed
-    return last.removeprefix("containerd: ")
+    return program_log.last_words(output).removeprefix("containerd: ")

@@ -3,8 +3,9 @@
 Invariant: reads only, never raises, and names paths as we open them. A path too many costs a
 convergence that does nothing; one that is missing is a node that stays wrong until the interval.
 
-An entry is a path, `PREFIX*DIRECTORY` for the names in a directory that start so, or
-`!PREFIX*DIRECTORY` for all other files in it, with their content.
+An entry is a path, `PREFIX*DIRECTORY` for the names in a directory that start so,
+`!PREFIX*DIRECTORY` for all other files in it, with their content, or `=PATH` for a path of which
+only counts what it is and whose, but not what is in it.
 """
 
 from __future__ import annotations
@@ -29,10 +30,13 @@ from agent.runtimes.containerd import import_pattern
 from agent.toolkit import programs
 
 
-def watched(ctx: Context, node: AnyNode | None) -> tuple[str, ...]:
-    """The watch list; `node` None where none could be read."""
+def watched(
+    ctx: Context, node: AnyNode | None, spec: specs.Proposed | None = None
+) -> tuple[str, ...]:
+    """The watch list; `node` None where none could be read, `spec` None where none was made."""
     files = _of_node(ctx, node) if node is not None else _of_settings(ctx)
-    return tuple(dict.fromkeys((*files, *_published(ctx), *_programs(ctx), *_cdi(ctx, node))))
+    way = (f"={path}" for path in (spec.way if spec else ()))
+    return tuple(dict.fromkeys((*files, *_published(ctx), *_programs(ctx), *_cdi(ctx, node), *way)))
 
 
 def _of_node(ctx: Context, node: AnyNode) -> Iterator[str]:

@@ -119,6 +119,13 @@ class Site:
         self._refuse_twins(path, wanted.kind)
         return _written(path, files.read(path.agent, path.host), wanted)
 
+    def removal(self, kind: str) -> Change | None:
+        """The management spec of ours goes: others decide what it names."""
+        path = self._path(kind, self.directory)
+        before = files.read(path.agent, path.host)
+        mine = before is not None and emit.is_ours(before.data)
+        return Change(path, before, None) if mine else None
+
     def _refuse_twins(self, ours: HostPath, kind: str) -> None:
         """Two files of one directory with one device make it unresolvable (CDI's cache.go)."""
         for path, data in self.there:

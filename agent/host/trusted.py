@@ -34,13 +34,15 @@ class Opened:
     `distrust` is why somebody else than root decides what is there, and what to do; None where
     nobody else does. It covers every directory and link on the way, the owner of the thing itself,
     and for a regular file who can write it. Who can write a directory, device or socket that is
-    opened is the caller's to judge (`trust.distrust(found)`).
+    opened is the caller's to judge (`trust.distrust(found)`). `way` names every part and link that
+    was met (host paths): who owns one of them, and its mode, decide about trust.
     """
 
     fd: int
     path: HostPath
     found: os.stat_result
     distrust: str | None
+    way: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
@@ -55,7 +57,8 @@ def opened(host: HostRoot, name: str, flags: int = os.O_PATH) -> Iterator[Opened
         if walk.left:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         fd = walk.here[-1].fd if flags == os.O_PATH else walk.open(flags)
-        yield Opened(fd, walk.whole, walk.here[-1].found, walk.distrust)
+        way = tuple(dict.fromkeys(walk.way))
+        yield Opened(fd, walk.whole, walk.here[-1].found, walk.distrust, way)
 
 
 def require(
@@ -185,6 +188,7 @@ class _Walk:
     def __init__(self, host: HostRoot, name: str, stack: contextlib.ExitStack) -> None:
         self.distrust: str | None = None
         self.left = [""]  # what is above the host root is not the end
+        self.way = ["/"]
         self._host = host
         self._name = name
         self._stack = stack
@@ -231,6 +235,7 @@ class _Walk:
             part = self._next()
             if part is None:
                 return
+            self.way.append(part.path)
             if stat.S_ISLNK(part.found.st_mode):
                 self._follow(part)
                 continue

@@ -14,6 +14,7 @@ from typing import Any, Self
 from agent.errors import Refused, reason
 from agent.host.paths import HostRoot
 from agent.observe.process import reachable
+from agent.observe.units import said
 
 # The second is systemd's own: no bus daemon is needed for it, and it is root's alone.
 SYSTEM_BUS, PRIVATE = "/run/dbus/system_bus_socket", "/run/systemd/private"
@@ -119,7 +120,7 @@ class Bus:
                 continue
             if message.header.message_type is MessageType.error:
                 text = message.body[0] if message.body else ""
-                raise BusError(str(fields.get(HeaderFields.error_name, "")), str(text))
+                raise BusError(str(fields.get(HeaderFields.error_name, "")), said(str(text)))
             return tuple(message.body)
 
 

@@ -1,7 +1,7 @@
 """Running the runtime's own executable, in the host root, to hear what it makes of a file.
 
-Invariant: an argument list, never a shell; a deadline; output is never logged, because a
-configuration may hold credentials.
+Invariant: an argument list, never a shell; a deadline; output is never repeated, because it may
+hold what the configuration does, credentials included: a `Dump` has the masked words of it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from agent import tomledit
 from agent.data import dataclass
@@ -17,6 +18,9 @@ from agent.errors import Refused
 from agent.host.paths import HostRoot
 from agent.observe import program_log
 from agent.tomledit import Data
+
+if TYPE_CHECKING:
+    from agent.masking import Source
 
 _NO_ENV: Mapping[str, str] = MappingProxyType({})
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -71,36 +75,42 @@ class Dump:
 
 
 def config_dump(
-    host: HostRoot, executable: str, config: str | None, descriptors: Sequence[int] = ()
-) -> Dump:
+    host: HostRoot, executable: str, config: str | None, descriptors: Sequence[int] = (),
+    sources: Sequence[Source] = (),
+) -> Dump:  # fmt: skip
     """`containerd -c FILE config dump`; without a file `config default`.
 
-    `-c` has to come before the sub-command.
+    `-c` has to come before the sub-command. `sources`: the files that it reads, for its errors.
     """
     words = ["-c", config, "config", "dump"] if config else ["config", "default"]
-    return _dump(host, [executable, *words], descriptors)
+    return _dump(host, [executable, *words], descriptors, sources)
 
 
 def crio_config(
     host: HostRoot, executable: str, config: str | None, directory: str,
-    descriptors: Sequence[int] = (), flags: Sequence[str] = (),
+    descriptors: Sequence[int] = (), flags: Sequence[str] = (), sources: Sequence[Source] = (),
 ) -> Dump:  # fmt: skip
     """`crio -c FILE -d DIRECTORY FLAGS config`: all that is not as by default. Without a root file
     an empty one stands in: one that is named has to exist."""
     words = ["-c", config or os.devnull, "-d", directory, *flags, "config"]
-    return _dump(host, [executable, *words], descriptors)
+    return _dump(host, [executable, *words], descriptors, sources)
 
 
-def _dump(host: HostRoot, argv: Sequence[str], descriptors: Sequence[int]) -> Dump:
+def _dump(
+    host: HostRoot, argv: Sequence[str], descriptors: Sequence[int], sources: Sequence[Source]
+) -> Dump:
     executable = argv[0]
     done = run(host, argv, descriptors=descriptors)
     if done.code is None:
         return Dump(None, f"{executable}: {done.error}")
     if done.code != 0:
-        lines = [line for line in done.error.splitlines() if line.strip()]
+        from agent import masking  # needed only where something failed
+
         # chroot(1) itself ends with 125 to 127: the executable was not run at all.
-        last = program_log.entry(lines[-1]) if lines else None
-        error = last.get("msg", "") if last else lines[-1] if lines else f"exit {done.code}"
+        *_, last = done.error.strip().splitlines() or [""]
+        message = (program_log.entry(last) or {}).get("msg", "")
+        error = message or program_log.last_words(done.error) or f"exit code {done.code}"
+        error = masking.explained(error, sources, (executable,))
         return Dump(None, error, rejected=done.code not in range(125, 128))
     try:
         return Dump(tomledit.parse(done.out, f"the output of {executable}"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -25,15 +25,13 @@ from agent.tomltext import Kind
 DEFAULT_ROOT = "/etc/containerd/config.toml"
 
 Overlay: TypeAlias = Mapping[str, FileState | None]
-Parse: TypeAlias = Callable[[bytes, str], tomledit.Data]
 _NO_OVERLAY: Overlay = MappingProxyType({})
 _MAX_FILES = 500
 
 
 def load(
-    host: HostRoot, gen: Generation, root: str, overlay: Overlay = _NO_OVERLAY,
-    parse: Parse = tomledit.parse,
-) -> tuple[ConfigFile, ...]:  # fmt: skip
+    host: HostRoot, gen: Generation, root: str, overlay: Overlay = _NO_OVERLAY
+) -> tuple[ConfigFile, ...]:
     """The root file and all that it imports, breadth first, as this generation loads them.
 
     `root` is its name on the host. `overlay` maps host paths to states that they are going to
@@ -46,7 +44,7 @@ def load(
         name = pending.pop(0)
         if name in loaded:
             continue
-        file = load_file(host, name, overlay, parse)
+        file = load_file(host, name, overlay)
         if file.state is None and name != root:
             raise Refused(
                 f"cannot use {_importer(loaded, name)}: it imports {name}, which does not exist, "
@@ -69,16 +67,14 @@ def _importer(loaded: dict[str, ConfigFile], name: str) -> str:
     return next(iter(loaded))
 
 
-def load_file(
-    host: HostRoot, name: str, overlay: Overlay = _NO_OVERLAY, parse: Parse = tomledit.parse
-) -> ConfigFile:
+def load_file(host: HostRoot, name: str, overlay: Overlay = _NO_OVERLAY) -> ConfigFile:
     """One file by its name on the host; missing is not an error here."""
-    file = checked_file(host, name, overlay, parse)
+    file = checked_file(host, name, overlay)
     check_shape(file)
     return file
 
 
-def checked_file(host: HostRoot, name: str, overlay: Overlay, parse: Parse) -> ConfigFile:
+def checked_file(host: HostRoot, name: str, overlay: Overlay) -> ConfigFile:
     """A file of any runtime, parsed, and nobody's but root's. Raises Refused."""
     path = host.resolve(name)
     if path.host in overlay:
@@ -86,7 +82,7 @@ def checked_file(host: HostRoot, name: str, overlay: Overlay, parse: Parse) -> C
         trusted.require(host, above, f"use {path}", sticky_is_fine=True)
     else:
         path, state = trusted.read(host, name)
-    data = {} if state is None else parse(state.data, path.host)
+    data = {} if state is None else tomledit.parse(state.data, path.host)
     return ConfigFile(name, path, state, data)
 
 

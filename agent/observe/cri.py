@@ -198,7 +198,10 @@ def _call(name: str, call: Callable[[], _Answer]) -> _Answer:
     try:
         return call()
     except grpc.RpcError as error:
-        code, details = error.code(), error.details() or ""
+        from agent.masking import masked  # needed only where something failed
+
+        # A runtime repeats in it what its configuration says.
+        code, details = error.code(), masked(error.details() or "", (name,))
         if code is grpc.StatusCode.UNIMPLEMENTED:
             raise Unimplemented(
                 f"cannot use {name}: it does not serve CRI v1 ({details}); look in the runtime's "

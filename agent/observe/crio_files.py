@@ -11,10 +11,9 @@ from __future__ import annotations
 import os
 import stat
 
-from agent import tomledit
 from agent.errors import Refused
 from agent.host.paths import HostPath, HostRoot
-from agent.observe.config import Overlay, Parse, checked_file, names, refuse_unread
+from agent.observe.config import Overlay, checked_file, names, refuse_unread
 from agent.runtimes.containerd import ConfigFile
 from agent.runtimes.crio import check_shape
 from agent.tomltext import BURNT_SUSHI
@@ -25,9 +24,8 @@ _MAX_FILES = 500
 
 
 def load(
-    host: HostRoot, root: str, directory: str, overlay: Overlay | None = None,
-    parse: Parse = tomledit.parse,
-) -> tuple[ConfigFile, ...]:  # fmt: skip
+    host: HostRoot, root: str, directory: str, overlay: Overlay | None = None
+) -> tuple[ConfigFile, ...]:
     """The root file, there or not, and all drop-ins.
 
     `root` and `directory` are names on the host, `overlay` maps host paths to states that they are
@@ -36,9 +34,9 @@ def load(
     """
     overlay = overlay or {}
     unread = ConfigFile("", HostPath(host.agent_path(ROOT), ROOT), None, {})
-    loaded = [load_file(host, root, overlay, parse) if root else unread]
+    loaded = [load_file(host, root, overlay) if root else unread]
     for name in _walk(host, directory, overlay) if directory else ():
-        file = load_file(host, name, overlay, parse)
+        file = load_file(host, name, overlay)
         if file.state is not None:
             loaded.append(file)
         if len(loaded) > _MAX_FILES:
@@ -46,11 +44,9 @@ def load(
     return tuple(loaded)
 
 
-def load_file(
-    host: HostRoot, name: str, overlay: Overlay, parse: Parse = tomledit.parse
-) -> ConfigFile:
+def load_file(host: HostRoot, name: str, overlay: Overlay) -> ConfigFile:
     """One file by its name on the host; missing is not an error here."""
-    file = checked_file(host, name, overlay, parse)
+    file = checked_file(host, name, overlay)
     refuse_unread(file, BURNT_SUSHI, "CRI-O")
     check_shape(file)
     return file

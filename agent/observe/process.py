@@ -20,6 +20,7 @@ from agent.host.paths import HostRoot
 
 _SLACK = 0.1  # seconds; both clocks are coarse, and a process does not read its files at once
 _UNIT = re.compile(r"[A-Za-z0-9@_.:\\-]+\.service")
+_USERS = re.compile(r"user\.slice|user-[0-9]+\.slice|user@[^/]*\.service")  # parts of a cgroup path
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,8 @@ def peer(path: str, name: str, timeout: float = 5.0) -> int:
     """The pid behind a unix socket, 0 where it lies in a pid namespace that we do not see.
 
     SO_PEERCRED is right every time (observed on containerd 1.6 to 2.4 and CRI-O), other than the
-    credentials of a message. Raises Unreachable where nothing listens; `name` is for its message.
+    credentials of a message. Raises Unreachable where nothing listens, or where it is a process of
+    another user than root that does; `name` is for its message.
     """
     try:
         found = os.stat(path)
@@ -61,8 +63,22 @@ def peer(path: str, name: str, timeout: float = 5.0) -> int:
         except OSError as error:
             text = "no answer" if isinstance(error, TimeoutError) else reason(error)
             raise Unreachable(f"cannot reach {name}: {text}; is the runtime up?") from error
-    pid: int = struct.unpack("3i", raw)[0]
-    return pid
+    pid, uid, _ = struct.unpack("3i", raw)
+    if uid not in _trusted():
+        raise _not_roots(name, uid)
+    return int(pid)
+
+
+def _trusted() -> tuple[int, int]:
+    """Users whose process may be a runtime: without root the node is one's own."""
+    return 0, os.geteuid()
+
+
+def _not_roots(name: str, uid: int) -> Unreachable:
+    return Unreachable(
+        f"cannot use {name}: the process behind it is of user {uid}, and not root's; give the CRI "
+        "socket of the node's own runtime"
+    )
 
 
 @contextlib.contextmanager
@@ -83,17 +99,31 @@ def find(socket_path: str, name: str, host: HostRoot, kind: str) -> Process | No
     """The process behind the CRI socket, or None where it cannot be told.
 
     Where its pid is hidden from us (another pid namespace), the host's /proc is searched for the
-    one process of this kind that systemd runs.
+    one process of root and of this kind that systemd runs. Raises Unreachable.
     """
     pid = peer(socket_path, name)
     if pid > 1:
-        return inspect(pid, "/proc")
+        found = inspect(pid, "/proc")
+        if found is not None and (uid := _user(found)) is not None:
+            raise _not_roots(name, uid)
+        return found
     fits = [
         process
         for entry in _pids(host.proc)
         if (process := inspect(entry, host.proc)) and process.unit and is_kind(process, kind)
-    ]
+        and _user(process) is None
+    ]  # fmt: skip
     return fits[0] if len(fits) == 1 else None
+
+
+def _user(process: Process) -> int | None:
+    """The user other than root that a process has among its ids. The owner of its directory in
+    /proc does not tell: that is root where the process cannot be dumped, which it decides itself.
+    """
+    text = _read(f"{process.proc}/{process.pid}/status")
+    line = next((line for line in text.splitlines() if line.startswith(b"Uid:")), b"")
+    uids = [int(word) for word in line.split()[1:] if word.isdigit()]
+    return next((uid for uid in uids if uid not in _trusted()), None)
 
 
 def _pids(proc: str) -> list[int]:
@@ -198,14 +228,20 @@ def started_before(process: Process, path: str, clock: Callable[[], float] = tim
 
 
 def unit_of(cgroup: str) -> str | None:
-    """The systemd service that owns a process, from /proc/PID/cgroup (v1 and v2)."""
+    """The systemd service that owns a process, from /proc/PID/cgroup (v1 and v2).
+
+    None for what a user's manager runs. The first service on the way is the one that systemd has:
+    below it names are chosen by the service, or by the user that the subtree was given to.
+    """
     for line in cgroup.splitlines():
         number, _, path = line.partition(":")
         controllers, _, path = path.partition(":")
         if number == "0" or controllers == "name=systemd":
-            parts = [part for part in path.split("/") if is_unit(part)]
-            if parts:
-                return parts[-1]
+            parts = path.split("/")
+            if any(map(_USERS.fullmatch, parts)):
+                return None
+            if found := next(filter(is_unit, parts), None):
+                return found
     return None
 
 

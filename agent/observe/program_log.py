@@ -23,6 +23,19 @@ def entry(line: str) -> dict[str, str] | None:
     return pairs if "level" in pairs else None
 
 
+def last_words(output: str) -> str:
+    """The last lines of a program's output that are no log entries; a value that it repeats can
+    have several."""
+    words: list[str] = []
+    goes_on = False
+    for line in filter(None, map(str.strip, output.splitlines())):
+        is_words = entry(line) is None
+        if is_words:
+            words = [*words, line] if goes_on else [line]
+        goes_on = is_words
+    return " ".join(words)
+
+
 def _unquoted(value: str) -> str:
     if not value.startswith('"'):
         return value

@@ -10,7 +10,16 @@ from collections.abc import Mapping
 from agent.host.paths import HostRoot
 from agent.observe import command
 from agent.observe.command import Output
-from agent.observe.units import CARRIES, RESTART_TIMEOUT, STOPS, SystemdError, Ties, Timer, Unit
+from agent.observe.units import (
+    CARRIES,
+    RESTART_TIMEOUT,
+    STOPS,
+    SystemdError,
+    Ties,
+    Timer,
+    Unit,
+    said,
+)
 
 _SHOWN = ("LoadState", "ActiveState", "SubState", "Result", "InvocationID", "Job", *CARRIES)
 _NOT_RUN = range(125, 128)  # what chroot(1) ends with where it could not run the program
@@ -79,8 +88,10 @@ class OverCommand:
 
 
 def _said(done: Output) -> str:
+    if done.code is None:
+        return done.error or "no answer"
     lines = done.error.strip().splitlines()
-    return lines[0] if lines else "no answer" if done.code is None else f"exit {done.code}"
+    return said(lines[0]) if lines else f"exit code {done.code}"
 
 
 def _values(text: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ limit and is over when its job is, whichever way systemd is reached.
 
 from __future__ import annotations
 
+import re
 from typing import Protocol
 
 from agent.data import dataclass
@@ -19,6 +20,16 @@ STOPS = (*CARRIES, "PropagatesStopTo")
 
 UP = ("active", "reloading", "refreshing")
 _MOST = 64  # units that are looked at for what goes along
+
+
+_UNIT = re.compile(r"\b[A-Za-z0-9:_.@-]+\.(?:service|socket|target|timer|slice|scope)\b")
+
+
+def said(text: str) -> str:
+    """What systemd says, with the names of units and without what else it may repeat of them."""
+    from agent.masking import masked  # needed only where something failed
+
+    return masked(text, _UNIT.findall(text))
 
 
 class SystemdError(Exception):

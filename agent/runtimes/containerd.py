@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import os
 import re
+from typing import TYPE_CHECKING
 
+from agent import tomltext
 from agent.data import dataclass
 from agent.errors import Refused
 from agent.host.files import FileState
 from agent.host.paths import HostPath
 from agent.runtimes.generations import CRI_V1, CRI_V2, CRI_V3, Generation
 from agent.tomledit import Data, Path, get
+
+if TYPE_CHECKING:
+    from agent.masking import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,14 @@ class ConfigFile:
     def version(self) -> int | None:
         found = self.data.get("version")
         return found if isinstance(found, int) else None
+
+    @property
+    def source(self) -> Source:
+        """What a message about the file is explained with."""
+        from agent.masking import Source  # needed only where something fails
+
+        text = tomltext.decoded(self.state.data) if self.state else ""
+        return Source(self.path.host, text, self.data)
 
 
 def check_shape(file: ConfigFile) -> None:

@@ -14,7 +14,7 @@ import pytest
 from tests.cli.gpu_host import GPU, MANAGEMENT, GpuHost
 from tests.cli.test_run import Daemon, running
 from tests.conformance.foreign_specs import spec
-from tests.tools.driver import VERSION, make_driver, remove_driver
+from tests.tools.driver import LIBRARIES, UVM, VERSION, make_driver, remove_driver
 from tests.tools.kernel import make_node
 from tests.tools.nvml import FakeGpu, FakePart
 from tests.unit.gpu_node import MARKS
@@ -78,6 +78,26 @@ def device(name: str, minor: int) -> Callable[[GpuHost], object]:
     return lambda node: make_node(node.host / "dev" / name, 240, minor)
 
 
+def lacks(pattern: str, name: str = GPU) -> Callable[[GpuHost], bool]:
+    """There is a spec, without that."""
+    return lambda node: bool(node.text(name)) and re.search(pattern, node.text(name)) is None
+
+
+def mps(node: GpuHost) -> None:
+    """The socket of root's MPS daemon."""
+    (node.host / "tmp").mkdir(exist_ok=True)
+    (node.host / "tmp").chmod(0o1777)
+    make_node(node.host / "tmp/nvidia-mps", 240, 6)
+
+
+def given(name: str, user: int = 1234) -> Callable[[GpuHost], object]:
+    return lambda node: os.chown(node.host / name, user, user)
+
+
+def with_mode(name: str, mode: int) -> Callable[[GpuHost], object]:
+    return lambda node: (node.host / name).chmod(mode)
+
+
 Step = tuple[Callable[[GpuHost], object], Callable[[GpuHost], bool]]
 
 STEPS: dict[str, Step] = {
@@ -121,6 +141,20 @@ STEPS: dict[str, Step] = {
     "card": (
         lambda node: make_node(node.host / "dev/dri/card1", 226, 7, 0o660, 45), says("minor: 7\n"),
     ),
+    "MPS": (mps, says("nvidia-mps", MANAGEMENT)),
+    "MPS of a user's": (given("tmp/nvidia-mps"), lacks("nvidia-mps", MANAGEMENT)),
+    "MPS of root's again": (given("tmp/nvidia-mps", 0), says("nvidia-mps", MANAGEMENT)),
+    "MPS gone": (
+        lambda node: (node.host / "tmp/nvidia-mps").unlink(), lacks("nvidia-mps", MANAGEMENT),
+    ),
+    "program that others can write": (with_mode("usr/bin/nvidia-smi", 0o777), lacks("nvidia-smi")),
+    "program that is root's alone": (with_mode("usr/bin/nvidia-smi", 0o755), says("nvidia-smi")),
+    "library of a user's": (given(f"{LIBRARIES}/libnvidia-ptxjitcompiler.so.{VERSION}"),
+                            lacks("ptxjitcompiler")),
+    "library of root's": (given(f"{LIBRARIES}/libnvidia-ptxjitcompiler.so.{VERSION}", 0),
+                          says("ptxjitcompiler")),
+    "firmware of a user's": (given("lib/firmware/nvidia"), lacks("gsp_ga10x")),
+    "firmware of root's": (given("lib/firmware/nvidia", 0), says("gsp_ga10x")),
     "gdrcopy": (device("gdrdrv", 0), there("nvidia.com-gdrcopy.yaml")),
     "gdrcopy gone": (
         lambda node: (node.host / "dev/gdrdrv").unlink(),
@@ -188,11 +222,7 @@ def test_node_that_comes_late(place: Path) -> None:
     """nvidia-uvm-tools, 13 s after all others (gpu-operator#2685), in the driver container's dev or
     in the host's: a new spec within 2 s, which says where it is."""
     with GpuHost(place, ONE) as node:
-        root = node.host / "run/nvidia/driver"
-        root.mkdir(parents=True)
-        (node.host / "usr").rename(root / "usr")
-        shutil.copytree(root / "usr/local", node.host / "usr/local")
-        shutil.copytree(node.host / "dev", root / "dev", copy_function=copied)
+        root = in_a_container(node)
         for dev in (node.host / "dev", root / "dev"):
             (dev / "nvidia-uvm-tools").unlink()
         with running(node) as daemon:
@@ -203,8 +233,37 @@ def test_node_that_comes_late(place: Path) -> None:
                 (root, "hostPath: /run/nvidia/driver/dev/nvidia-uvm-tools"),
             ):
                 rest(daemon)
-                make_node(where / "dev/nvidia-uvm-tools", 508, 1)
+                make_node(where / "dev/nvidia-uvm-tools", UVM, 1)
                 daemon.until(functools.partial(both_say, node, text))
+
+
+def test_driver_root_of_others(place: Path) -> None:
+    """A directory above it, or the root itself, becomes writable by others: within 2 s there is no
+    spec, and the node is not ready. It comes back with the root."""
+    with GpuHost(place, ONE) as node:
+        root = in_a_container(node)
+        ready = node.validations / "toolkit-ready"
+        with running(node) as daemon:
+            daemon.until(ready.exists, 20)
+            rest(daemon)
+            assert node.specs() == [MANAGEMENT, GPU]
+            root.chmod(0o777)
+            daemon.until(lambda: node.specs() == [])
+            daemon.until(lambda: not ready.exists())
+            daemon.until(lambda: "NO_DRIVER" in node.error().values())
+            root.chmod(0o755)
+            daemon.until(lambda: node.specs() == [MANAGEMENT, GPU])
+            daemon.until(ready.exists)
+
+
+def in_a_container(node: GpuHost) -> Path:
+    """Move the driver to a driver container's root."""
+    root = node.host / "run/nvidia/driver"
+    root.mkdir(parents=True)
+    (node.host / "usr").rename(root / "usr")
+    shutil.copytree(root / "usr/local", node.host / "usr/local")
+    shutil.copytree(node.host / "dev", root / "dev", copy_function=copied)
+    return root
 
 
 def both_say(node: GpuHost, text: str) -> bool:

@@ -28,8 +28,8 @@ _PATH = f'[{_SECTION}.registry]\nconfig_path = "/etc/containerd/certs.d"\n'
 
 @dataclass(frozen=True)
 class Dormant:
-    """A setting that the CRI plugin turns down at a start: the keys of its section, tables besides,
-    and what containerd says of it."""
+    """A setting that is turned down at a start: the keys of the CRI's section, tables besides, and
+    what is said of it: containerd's words, and the key whose value it repeats."""
 
     keys: str
     tables: str
@@ -40,7 +40,12 @@ class Dormant:
 DORMANT = {
     "mirrors": Dormant("", _RUNC + _PATH + _MIRRORS, "mirrors", ("1.6", "1.7", "2.1")),
     "timeout": Dormant(
-        'stream_idle_timeout = "4 hours"\n', _RUNC, "4 hours", ("1.6", "1.7", "2.1")
+        'stream_idle_timeout = "4 hours"\n', _RUNC, "stream_idle_timeout, line 9 of",
+        ("1.6", "1.7", "2.1"),
+    ),
+    "daemon's timeout": Dormant(
+        "", _RUNC + '[timeouts]\n"io.containerd.timeout.shim.cleanup" = "5 s x"\n',
+        'timeouts."io.containerd.timeout.shim.cleanup", line 12 of', ("1.6", "1.7", "2.1"),
     ),
     "systemd_cgroup": Dormant("systemd_cgroup = true\n", _RUNC, "systemd_cgroup"),
     "engine": Dormant("", _RUNC + 'runtime_engine = "/usr/sbin/runc"\n', "runtime_engine"),
@@ -90,7 +95,7 @@ def refuses(node: PrivateNode, command: str, *says: str) -> None:
 def test_restart_onto_files_that_do_not_load(
     dormant: Dormant, generation: str, runtime: Runtime
 ) -> None:
-    """Exit 3 with containerd's own words, whose fault it is, and a runtime that goes on. When the
+    """Exit 3 with containerd's words, the key, whose fault it is, and a living runtime. When the
     admin has repaired the file, `apply` does its work as ever."""
     with PrivateNode(runtime, BY_NAME["kubeadm-v2"]) as node:
         root = root_of(node)
@@ -118,7 +123,7 @@ def test_base_specification_that_is_gone(generation: str, runtime: Runtime) -> N
         node.restart()
         spec.unlink()
         for command in ("plan", "apply"):
-            refuses(node, command, "the file on disk does not load", "base.json")
+            refuses(node, command, "the file on disk does not load", "runc.base_runtime_spec, line")
 
 
 @pytest.mark.parametrize("generation", ["1.7"])

@@ -18,15 +18,29 @@ from pathlib import Path
 VERSION = "550.54.15"
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
 
+
+def _major(driver: str, usual: int) -> int:
+    """A driver's number: that of this machine's own, else the usual one, else one that nobody has.
+    A node with the number of another driver enters no spec."""
+    characters = Path("/proc/devices").read_text("ascii").partition("Block devices:")[0]
+    taken = {int(words[0]): words[1] for line in characters.splitlines()
+             if len(words := line.split()) == 2 and words[0].isdigit()}  # fmt: skip
+    own = next((number for number, name in taken.items() if name == driver), None)
+    free = (number for number in (usual, *range(511, 383, -1)) if number not in taken)
+    return own or next(free)
+
+
+UVM, CAPABILITIES = _major("nvidia-uvm", 508), _major("nvidia-caps", 234)
+
 # name in dev: (major, minor, mode)
 NODES: Mapping[str, tuple[int, int, int]] = {
     "nvidia0": (195, 0, 0o666),
     "nvidiactl": (195, 255, 0o666),
     "nvidia-modeset": (195, 254, 0o660),
-    "nvidia-uvm": (508, 0, 0o666),
-    "nvidia-uvm-tools": (508, 1, 0o666),
-    "nvidia-caps/nvidia-cap1": (234, 1, 0o400),
-    "nvidia-caps/nvidia-cap2": (234, 2, 0o444),
+    "nvidia-uvm": (UVM, 0, 0o666),
+    "nvidia-uvm-tools": (UVM, 1, 0o666),
+    "nvidia-caps/nvidia-cap1": (CAPABILITIES, 1, 0o400),
+    "nvidia-caps/nvidia-cap2": (CAPABILITIES, 2, 0o444),
 }
 # library: (version in the soname, None for none; whether the plain .so link is there)
 _SONAMES: Mapping[str, tuple[str | None, bool]] = {

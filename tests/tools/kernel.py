@@ -7,9 +7,8 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.tools.driver import CAPABILITIES
 from tests.tools.nvml import FakeGpu
-
-CAPABILITIES = 234  # the major number
 
 
 def make_kernel(host: Path, dev: Path, gpus: Sequence[FakeGpu]) -> None:
@@ -27,10 +26,20 @@ def make_kernel(host: Path, dev: Path, gpus: Sequence[FakeGpu]) -> None:
     for _, minor in entries:
         make_node(dev / f"dev/nvidia-caps/nvidia-cap{minor}", CAPABILITIES, minor, 0o444)
     (host / "proc/driver/nvidia").mkdir(parents=True, exist_ok=True)  # the module is loaded
+    list_no_driver(host)
     caps = host / "proc/driver/nvidia-caps"
     caps.mkdir(parents=True, exist_ok=True)
     lines = ["config 1", "monitor 2", *(f"{name} {minor}" for name, minor in entries)]
     (caps / "mig-minors").write_text("\n".join(lines) + "\n", encoding="ascii")
+
+
+def list_no_driver(host: Path) -> None:
+    """The kernel has given numbers to no driver of NVIDIA's, whatever this machine's has: so that
+    those of made-up nodes count."""
+    path = host / "proc/devices"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.write_text("Character devices:\n  1 mem\n\nBlock devices:\n", encoding="ascii")
 
 
 def information(host: Path, gpu: FakeGpu, **changed: str) -> None:

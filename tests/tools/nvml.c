@@ -27,9 +27,11 @@ static int count, part_count, profiles[MOST];
 
 static FILE *script(void) {
     Dl_info info;
-    char path[4096];
+    char path[4096], name[4000];
     dladdr((void *)script, &info);
-    snprintf(path, sizeof path, "%s.script", info.dli_fname);
+    ssize_t size = readlink(info.dli_fname, name, sizeof name - 1); /* it is loaded by descriptor */
+    if (size > 0) name[size] = 0;
+    snprintf(path, sizeof path, "%s.script", size > 0 ? name : info.dli_fname);
     return fopen(path, "r");
 }
 

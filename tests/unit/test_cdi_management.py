@@ -17,7 +17,15 @@ from agent.cdi.recipe import Surroundings
 from agent.cdi.root import DriverRoot
 from agent.errors import NoDriver
 from agent.host.paths import HostRoot
-from tests.tools.driver import LIBRARIES, VERSION, elf, make_driver, remove_driver
+from tests.tools.driver import (
+    CAPABILITIES,
+    LIBRARIES,
+    UVM,
+    VERSION,
+    elf,
+    make_driver,
+    remove_driver,
+)
 from tests.unit.ld_cache import make_cache
 
 needs_nodes = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root: run as root")
@@ -51,12 +59,12 @@ def test_device_all_has_every_node_with_its_numbers(root: Path) -> None:
     assert device.name == "all"
     assert nodes == [
         ("/dev/nvidia-modeset", 195, 254, 0o660, 44),
-        ("/dev/nvidia-uvm", 508, 0, 0o666, None),
-        ("/dev/nvidia-uvm-tools", 508, 1, 0o666, None),
+        ("/dev/nvidia-uvm", UVM, 0, 0o666, None),
+        ("/dev/nvidia-uvm-tools", UVM, 1, 0o666, None),
         ("/dev/nvidia0", 195, 0, 0o666, None),
         ("/dev/nvidiactl", 195, 255, 0o666, None),
-        ("/dev/nvidia-caps/nvidia-cap1", 234, 1, 0o400, None),
-        ("/dev/nvidia-caps/nvidia-cap2", 234, 2, 0o444, None),
+        ("/dev/nvidia-caps/nvidia-cap1", CAPABILITIES, 1, 0o400, None),
+        ("/dev/nvidia-caps/nvidia-cap2", CAPABILITIES, 2, 0o444, None),
     ]
     first = device.container_edits.device_nodes[0]
     assert (first.host_path, first.permissions) == (f"{root}/dev/nvidia-modeset", "rwm")

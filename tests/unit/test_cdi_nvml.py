@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent.cdi import inventory
-from agent.cdi.inventory import Answer, Gpu, Mig
+from agent.cdi.inventory import Answer, Gpu, Library, Mig
 from agent.errors import DriverFailed
 from tests.tools.driver import LIBRARIES
 from tests.tools.nvml import (
@@ -39,7 +39,13 @@ def root(tmp_path: Path) -> Path:
 
 def ask(root: Path, *gpus: FakeGpu, extra: tuple[str, ...] = (), variant: str = "") -> Answer:
     """What a library with these GPUs says."""
-    return inventory.ask(str(place(root, gpus, extra, variant)))
+    return ask_file(place(root, gpus, extra, variant))
+
+
+def ask_file(path: Path, timeout: float = inventory.TIMEOUT) -> Answer:
+    """What the library at a path says."""
+    with path.open("rb") as file:
+        return inventory.ask(Library(str(path), file.fileno()), timeout)
 
 
 def seen(gpu: FakeGpu) -> Gpu:
@@ -134,13 +140,12 @@ def test_library_without_functions(root: Path) -> None:
     assert "Function Not Found" in ask(root, FakeGpu(0), variant="BARE").error
 
 
-@pytest.mark.parametrize("content", [b"", b"text", b"\x7fELF" + bytes(60), None])
-def test_library_that_is_none(root: Path, content: bytes | None) -> None:
-    """A file of the name that cannot be loaded, or no file."""
+@pytest.mark.parametrize("content", [b"", b"text", b"\x7fELF" + bytes(60)])
+def test_library_that_is_none(root: Path, content: bytes) -> None:
+    """A file of the name that cannot be loaded; it is named, and not its descriptor."""
     path = root / "libnvidia-ml.so.1"
-    if content is not None:
-        path.write_bytes(content)
-    assert inventory.ask(str(path)).error.startswith("it cannot be loaded")
+    path.write_bytes(content)
+    assert ask_file(path).error.startswith(f"it cannot be loaded ({path}: ")
 
 
 @pytest.mark.parametrize("uuid", ["-", "GPU-?", "..", "GPU-\x01"])
@@ -155,7 +160,7 @@ def test_crash_is_an_error_message(root: Path, function: str) -> None:
     """And no core file is left; our own process goes on."""
     path = place(root, [FakeGpu(0)], (f"abort {function}",))
     with pytest.raises(DriverFailed, match=r"^cannot ask the NVIDIA driver: .*SIGABRT") as found:
-        inventory.ask(str(path))
+        ask_file(path)
     assert str(path) in found.value.message
     assert found.value.exit_code == 3
     assert [name for name in os.listdir("/") if name.startswith("core")] == []
@@ -166,7 +171,7 @@ def test_library_that_never_answers(root: Path, function: str) -> None:
     """It is killed at its deadline, and nothing of it lives on."""
     path = place(root, [FakeGpu(0)], (f"hang {function}",))
     with pytest.raises(DriverFailed, match=r"^cannot ask the NVIDIA driver: .* in 1 s"):
-        inventory.ask(str(path), timeout=1)
+        ask_file(path, timeout=1)
     assert not users(path)
 
 

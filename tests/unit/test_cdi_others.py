@@ -13,7 +13,7 @@ from agent.cdi import generate, others
 from agent.errors import NoDevices
 from agent.host.paths import HostRoot
 from agent.settings import resolve
-from tests.tools.kernel import make_node
+from tests.tools.kernel import list_no_driver, make_node
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root: run as root")
 
@@ -29,6 +29,7 @@ ODD = ("nvidia0", "infiniband/umad0", "nvidia-caps-imex-channels/channelx")
 
 
 def make(root: Path, *names: str) -> None:
+    list_no_driver(root)
     for number, name in enumerate(names):
         make_node(root / "dev" / name, 240, number)
 

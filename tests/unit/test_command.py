@@ -87,7 +87,7 @@ def test_dump_is_asked_for_as_containerd_wants_it(tmp_path: Path) -> None:
     ("text", "rejected", "error"),
     [
         ("echo noise >&2; echo 'containerd: bad file' >&2; exit 1", True, "containerd: bad file"),
-        ("exit 2", True, "exit 2"),
+        ("exit 2", True, "exit code 2"),
         ("echo '= ='", False, "not valid TOML"),
         ("printf '\\377\\376a'", False, "UTF-16"),
     ],

@@ -25,11 +25,12 @@ LAYERS = (
     ("agent.cli",),
     ("agent.daemon",),
     ("agent.engine",),
-    ("agent.render", "agent.render_cdi", "agent.log"),
+    ("agent.render", "agent.diffs", "agent.render_cdi", "agent.log"),
     ("agent.observe", "agent.status", "agent.cdi"),
     ("agent.toolkit",),
     ("agent.decide", "agent.runtimes"),
     ("agent.host", "agent.tomledit", "agent.yamltext", "agent._cri"),
+    ("agent.masking",),
     ("agent.tomlspell",),
     ("agent.tomlvalue",),
     ("agent.tomlscan",),
@@ -41,6 +42,7 @@ LAYERS = (
     ("agent.cdi_options", "agent.toolkit_options"),
     ("agent.option",),
     ("agent.errors", "agent.data", "agent"),
+    ("agent.userinfo",),
 )
 LEVEL = {name: len(LAYERS) - number for number, names in enumerate(LAYERS) for name in names}
 

@@ -7,7 +7,7 @@ import tomllib
 
 import pytest
 
-from agent import render
+from agent import diffs, render
 from agent.engine.plan import Change
 from agent.host.files import FileState
 from agent.host.paths import HostPath
@@ -19,7 +19,7 @@ PATH = HostPath("/host/etc/containerd/config.toml", "/etc/containerd/config.toml
 def shown(before: str | None, after: str | None) -> str:
     """Return the diff of a file."""
     old, new = (None if text is None else FileState(text.encode()) for text in (before, after))
-    return render.diff(Change(PATH, old, new))
+    return diffs.diff(Change(PATH, old, new))
 
 
 # Each holds SECRET, in a place where containerd takes one, in a spelling that TOML allows.
@@ -66,50 +66,88 @@ def test_secret_is_never_shown(name: str, sign: str) -> None:
     assert SECRET not in found
 
 
-def test_key_and_file_stay_readable() -> None:
+def test_key_stays_readable() -> None:
     """A person has to see which line it is."""
     found = shown(None, f'  password = "{SECRET}"\nendpoint = ["https://u:p@r.example/v2"]\n')
-    assert "+  password = <redacted>" in found.splitlines()
-    assert "r.example/v2" in found
+    assert found.splitlines()[3:] == ["+  password = …", "+endpoint = …"]
 
 
+_CRI = 'plugins."io.containerd.grpc.v1.cri"'
 PUBLIC = [
-    'version = 2',
+    "version = 2",
     'imports = ["/etc/containerd/conf.d/*.toml"]',
-    '[plugins."io.containerd.grpc.v1.cri".registry.configs."r.example".auth]',
-    '[plugins."io.containerd.grpc.v1.cri".registry.headers]',
-    '      BinaryName = "/usr/local/nvidia/toolkit/nvidia-container-runtime"',
-    '  default_runtime_name = "nvidia" # the authority on GPUs is @team',
-    'username = "robot"',
-    'endpoint = ["https://r.example:5000/v2", "http://[::1]:80"]',
-    'sandbox_image = "r.example/pause@sha256:0123"',
-    'config_path = "/etc/containerd/certs.d"',
-    'x509_key_pair_streaming = { tls_cert_file = "", tls_key_file = "/etc/k.pem" }',
-    'key_model = "node"',
-    'ca_file = "/etc/ca.pem"',
-    'enable_cdi = true',
-    'cdi_spec_dirs = ["/etc/cdi", "/var/run/cdi"]',
-    'container_annotations = ["nvidia.cdi.k8s.io/*", "cdi.k8s.io/*"]',
-    '# Ask the platform team for the password.',
-    '',
-]  # fmt: skip
+    f'[{_CRI}.registry.configs."r.example:5000".auth]',
+    f"[{_CRI}.registry.headers]",
+    f"{_CRI}.enable_cdi = true",
+    f'{_CRI}.cdi_spec_dirs = ["/etc/cdi", "/var/run/cdi"]',
+    f'{_CRI}.containerd.default_runtime_name = "nvidia"',
+    f'{_CRI}.containerd.runtimes.nvidia.runtime_type = "io.containerd.runc.v2"',
+    f'  {_CRI}.containerd.runtimes.nvidia.options.BinaryName = "/opt/nvidia-container-runtime"',
+    f'{_CRI}.containerd.runtimes.nvidia.container_annotations = ["cdi.k8s.io/*"]',
+    f"{_CRI}.containerd.runtimes.nvidia = {{ options = {{ SystemdCgroup = true }} }}",
+    'crio.runtime.default_runtime = "crun"',
+    'crio.runtime.runtimes.crun.runtime_path = "/usr/bin/crun"',
+    "# Written by toolkit-agent: the NVIDIA container runtime for this node.",
+    "",
+]
 
 
 @pytest.mark.parametrize("line", PUBLIC)
-def test_everything_else_is_shown(line: str) -> None:
-    """A plan with holes in it cannot be judged."""
-    assert render.redact(line) == line
+def test_our_keys_are_shown(line: str) -> None:
+    """Old and new values of the keys that our edits set; and all keys."""
+    assert shown(None, f"{line}\na = 1\n").splitlines()[3] == f"+{line}"
+    assert shown(f"{line}\na = 1\n", None).splitlines()[3] == f"-{line}"
+
+
+HIDDEN = {
+    'sandbox_image = "r.example/pause"': "sandbox_image = …",
+    'a = [\n  "x", # y\n  "z",\n]': "a = …\n…\n…\n…",
+    "a = 1 # to do": "a = …  # …",
+    "  # to do": "  # …",
+    '[registry."u:p@r.example"] # x': '[registry."…@r.example"]  # …',
+    '[registry."http://u:p@r.example/x"]': '[registry."http://…@r.example/x"]',
+    'r = { auth = { "a:b" = "c" }, d = [1] }': 'r = { auth = { "a:b" = … }, d = … }',
+    'imports = [ # x\n  "/a",\n]': "imports = …\n…\n…",
+    'imports = ["http://u:p@h/"]': 'imports = ["http://…@h/"]',
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), HIDDEN.items(), ids=HIDDEN)
+def test_everything_else_is_hidden(text: str, expected: str) -> None:
+    """A value of another key, a comment, a user in the name of a host."""
+    found = shown(None, f"{text}\n").splitlines()[3:]
+    assert found == [f"+{line}" for line in expected.split("\n")]
+
+
+def test_change_of_what_is_hidden_is_a_change() -> None:
+    """Two values that look alike are not the same line."""
+    assert shown("a = 1\n", "a = 2\n").splitlines()[2:] == ["@@ -1 +1 @@", "-a = …", "+a = …"]
+
+
+def test_garbled_file_is_hidden_as_a_whole() -> None:
+    """Where no place can be told, nothing is shown of what was there."""
+    assert shown('x = "p\n', "version = 2\n").splitlines()[2:] == [
+        "@@ -1 +1 @@", "-…", "+version = 2",
+    ]  # fmt: skip
+
+
+def test_file_that_is_ours_as_a_whole_is_shown() -> None:
+    """NVIDIA's config.toml as we write it, over one that somebody else wrote."""
+    ours = "# Written by toolkit-agent, which overwrites it.\ndebug = 1\nb = 1\n"
+    assert shown("debug = 1\nb = 'x'\n", ours).splitlines()[3:] == [
+        "+# Written by toolkit-agent, which overwrites it.", " debug = 1", "-b = …", "+b = 1",
+    ]  # fmt: skip
 
 
 def test_diff_is_a_unified_one_with_the_host_s_names() -> None:
     """`patch` and people read it; the agent's own name of the file would mislead them."""
-    assert shown("a = 1\nb = 2\n", "a = 1\nb = 3\n").splitlines() == [
+    assert shown("imports = []\nversion = 2\n", "imports = []\nversion = 3\n").splitlines() == [
         "--- /etc/containerd/config.toml",
         "+++ /etc/containerd/config.toml",
         "@@ -1,2 +1,2 @@",
-        " a = 1",
-        "-b = 2",
-        "+b = 3",
+        " imports = []",
+        "-version = 2",
+        "+version = 3",
     ]
 
 

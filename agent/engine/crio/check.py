@@ -54,7 +54,8 @@ def check(host: HostRoot, node: CrioNode, candidate: Candidate) -> Preflight:
 
 def _as_it_is(host: HostRoot, node: CrioNode, executable: str) -> Dump:
     root = node.root.name if node.root.state is not None else None
-    return command.crio_config(host, executable, root, node.directory, flags=node.overrides.flags)
+    flags, sources = node.overrides.flags, [file.source for file in node.files]
+    return command.crio_config(host, executable, root, node.directory, flags=flags, sources=sources)
 
 
 def _as_it_will_be(
@@ -66,7 +67,8 @@ def _as_it_will_be(
     try:
         names = [f"/proc/self/fd/{fd}" for fd in staged]
         flags = node.overrides.flags
-        return command.crio_config(host, executable, names[0], names[1], staged, flags)
+        sources = [file.source for file in files]
+        return command.crio_config(host, executable, names[0], names[1], staged, flags, sources)
     finally:
         for fd in staged:
             os.close(fd)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 
-from agent import tomledit
 from agent.data import dataclass, field, replace
 from agent.engine import node as nodes
 from agent.engine.guard import Deadly
@@ -17,7 +16,7 @@ from agent.engine.node import Runtime
 from agent.errors import Refused
 from agent.host.paths import HostPath, HostRoot, is_below
 from agent.observe import crio_files, crio_process
-from agent.observe.config import Overlay, Parse
+from agent.observe.config import Overlay
 from agent.observe.process import Process
 from agent.runtimes import crio
 from agent.runtimes.containerd import ConfigFile
@@ -98,16 +97,15 @@ def shown(runtime: Runtime) -> Data | None:
 
 
 def look(
-    settings: Settings, host: HostRoot, runtime: Runtime, parse: Parse = tomledit.parse,
-    overlay: Overlay | None = None,
-) -> CrioNode:  # fmt: skip
+    settings: Settings, host: HostRoot, runtime: Runtime, overlay: Overlay | None = None
+) -> CrioNode:
     """The node of a CRI-O that was found. Raises Refused."""
     version = parse_version(runtime.version)
     if version is None:
         raise Refused(f"cannot work with CRI-O {runtime.version!r}: it is no version number")
     root, directory = places(settings, host, runtime.process)
     overrides = crio_process.overrides(runtime.process)
-    files = crio_files.load(host, root, directory, overlay, parse)
+    files = crio_files.load(host, root, directory, overlay)
     said = shown(runtime)
     later = crio.hooks_dirs(files, overrides)
     read = (said or {}).get("hooks_dir")

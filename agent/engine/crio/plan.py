@@ -20,7 +20,7 @@ from agent.engine.crio import hook
 from agent.engine.crio import wanted as wishes
 from agent.engine.crio.node import CrioNode, shown
 from agent.engine.crio.wanted import Before
-from agent.engine.overlay import is_untouched, with_text
+from agent.engine.overlay import fresh_state, is_untouched, with_text
 from agent.engine.ownership import HEADER
 from agent.engine.plan import Change, Edits, first_difference
 from agent.engine.state import Memory, Original, Store
@@ -260,7 +260,7 @@ def _drop_in(
     data: Data = tomledit.apply({}, ops)
     if state is not None and existing.data == data:
         return state
-    return with_text(state or new_state(), HEADER + tomledit.render(data))
+    return with_text(state or fresh_state(node.files), HEADER + tomledit.render(data))
 
 
 def _in_place(

@@ -44,7 +44,8 @@ def launch(
         argv += ["--irqbalance-config-restore-file", "disable"]
     view = View(work, _WRITABLE, (), files, tuple(sorted(set(_programs(wanted, files)))))
     env = trial.environment(node.runtime.process)
-    return Launch(tuple(argv), env, view, places["listen"], reason)
+    sources = trial.sources(node.files, files)
+    return Launch(tuple(argv), env, view, places["listen"], reason, sources)
 
 
 def _flags(running: Process | None, executable: str) -> tuple[str, ...]:
