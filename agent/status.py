@@ -6,17 +6,18 @@ been written for the same proof, and equal content is never rewritten (DESIGN se
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
-import stat
 from collections.abc import Callable, Sequence
 from typing import TypeAlias, TypeVar
 
-from agent.data import dataclass, replace
+from agent.data import dataclass, field, replace
 from agent.errors import AgentError, Refused, reason
-from agent.host import files
+from agent.host import files, trusted
 from agent.host.files import FileState
+from agent.host.paths import HostRoot
 
 VERSION = 1
 READY = "toolkit-ready"
@@ -134,28 +135,50 @@ class Saved:
 
 @dataclass(frozen=True, slots=True)
 class Publisher:
-    """Writes the contract's files into `directory` (an agent path).
+    """Writes the contract's files into `directory` (a host path, see `trusted.system_name`).
 
     `foreign_barrier`: gpu-operator's validator owns `toolkit-ready`; we fill it when it is there
     and never create it.
+
+    Containers may mount the directory, or one above it, as gpu-operator's do. So no link in it or
+    on the way is followed, and a directory that is not root's alone is refused: nothing is written
+    there and nothing that is read there counts.
     """
 
     directory: str
     foreign_barrier: bool = False
+    host: HostRoot = field(default_factory=lambda: HostRoot("/"))
 
     def path(self, name: str) -> str:
-        return os.path.join(self.directory, name)
+        """The agent path of a file."""
+        return os.path.join(self.host.agent_path(self.directory), name)
+
+    def require(self) -> None:
+        """See that the directory is root's alone, or can be made so. Raises Refused."""
+        there = os.path.lexists(self.host.agent_path(self.directory))
+        trusted.require(
+            self.host, self.directory, self._purpose, sticky_is_fine=not there, links=False
+        )
+
+    @property
+    def _purpose(self) -> str:
+        return f"write the status file in {self.directory}"
+
+    def _make(self) -> None:
+        trusted.directory(self.host, self.directory, self._purpose, links=False)
 
     def sweep(self) -> None:
         """Remove what killed processes left; for the holder of the lock."""
-        files.sweep(self.directory, (TWIN, READY, ERROR))
+        with contextlib.suppress(Refused):
+            self.require()
+            files.sweep(self.host.agent_path(self.directory), (TWIN, READY, ERROR))
 
     def publish(self, content: Lines, *, barrier_was_there: bool = False) -> bool:
         """Tell success; returns whether anything was written. Raises Refused."""
         return self._guard(lambda: self._publish(content, barrier_was_there))
 
     def _publish(self, content: Lines, barrier_was_there: bool) -> bool:
-        files.make_directories(self.directory)
+        self._make()
         old = self._look(TWIN)
         keep = old is not None and _same(old.data, content)
         twin = old.data if old is not None and keep else _text(content)
@@ -171,7 +194,7 @@ class Publisher:
         """See that there is room to publish, before anything is changed. Raises Refused."""
 
         def probe() -> None:
-            files.make_directories(self.directory)
+            self._make()
             state = files.new_state(b"\n", 0o600)
             files.discard(files.stage(self.path(TWIN), state))
 
@@ -186,6 +209,7 @@ class Publisher:
         """Take readiness back, the barrier first. Raises Refused."""
 
         def remove() -> None:
+            self.require()
             for name in (READY, TWIN):
                 if self._there(name):
                     files.remove(self.path(name))
@@ -195,6 +219,7 @@ class Publisher:
     def forgive(self) -> None:
         """No failure any more. Raises Refused."""
         if self._there(ERROR):
+            self.require()
             self._guard(lambda: files.remove(self.path(ERROR)))
 
     def restore(self, saved: Saved) -> None:
@@ -203,7 +228,7 @@ class Publisher:
         def write() -> None:
             for name, data in ((TWIN, saved.twin), (READY, saved.barrier)):
                 if data is not None:
-                    files.make_directories(self.directory)
+                    self._make()
                     self._put(name, data)
 
         self._guard(write)
@@ -217,7 +242,7 @@ class Publisher:
         ])  # fmt: skip
 
         def write() -> None:
-            files.make_directories(self.directory)
+            self._make()
             self._put(ERROR, _text(content))
 
         self._guard(write)
@@ -236,9 +261,14 @@ class Publisher:
 
     def _look(self, name: str) -> FileState | None:
         try:
-            return files.read(self.path(name), limit=_LIMIT)
+            return _read(self.host, self.directory, name)
         except Refused:
             return None  # whatever has our name there is replaced
+
+    def told(self) -> bytes | None:
+        """The bytes of the error file; None where there is none that counts."""
+        found = self._look(ERROR)
+        return found.data if found else None
 
     def _guard(self, action: Callable[[], _T]) -> _T:
         try:
@@ -260,18 +290,24 @@ def _same(old: bytes, new: Lines) -> bool:
     ]
 
 
-def read_valid(directory: str, boot_id: str) -> dict[str, str]:
-    """The decision, as a reader may believe it. Raises Refused with what is wrong with it.
+def _read(host: HostRoot, directory: str, name: str) -> FileState | None:
+    """A file of the contract. Raises Refused where it is not root's alone, or has a link on its
+    way."""
+    path = os.path.join(directory, name)
+    return trusted.read(host, path, _LIMIT, sticky_is_fine=True, links=False)[1]
 
-    Rejected: a missing or empty file, one that is not root's or that others can write, a higher
-    version, one written before this boot.
+
+def read_valid(host: HostRoot, directory: str, boot_id: str) -> dict[str, str]:
+    """The decision, as a reader may believe it; `directory` as in `Publisher`. Raises Refused with
+    what is wrong with it.
+
+    Rejected: a missing or empty file, one that is not root's or that others can write, a directory
+    of that kind, a link on the way, a higher version, one written before this boot.
     """
     path = os.path.join(directory, TWIN)
-    found = files.read(path, limit=_LIMIT)
+    found = _read(host, directory, TWIN)
     if found is None:
         raise Refused(f"cannot read {path}: it is not there (yet)")
-    if found.uid not in (0, os.geteuid()) or found.mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise Refused(f"cannot trust {path}: it is not root's, or others can write it")
     values = parse(found.data, path)
     version = values.get("TOOLKIT_STATUS_VERSION", "")
     if not version.isdigit() or int(version) > VERSION:
@@ -282,6 +318,7 @@ def read_valid(directory: str, boot_id: str) -> dict[str, str]:
 
 
 def wait(
+    host: HostRoot,
     directory: str,
     boot_id: str,
     timeout: float | None,
@@ -293,7 +330,7 @@ def wait(
     end = None if timeout is None else clock() + timeout
     while True:
         try:
-            return read_valid(directory, boot_id)
+            return read_valid(host, directory, boot_id)
         except Refused:
             if end is not None and clock() >= end:
                 raise

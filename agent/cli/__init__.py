@@ -140,13 +140,15 @@ def wait(timeout: float | None, **given: str | None) -> None:
     import time
 
     from agent import status as contract
+    from agent.host import trusted
     from agent.host.paths import open_host_root
     from agent.observe.process import boot_id
 
     settings = settings_of(given)
-    directory = open_host_root(settings.host_root).locate(settings.status_dir).agent
+    host = open_host_root(settings.host_root)
+    directory = trusted.system_name(host, settings.status_dir)
     try:
-        values = contract.wait(directory, boot_id(), timeout, time.monotonic, time.sleep)
+        values = contract.wait(host, directory, boot_id(), timeout, time.monotonic, time.sleep)
     except AgentError as error:
         click.echo(error.message, err=True)
         raise SystemExit(1) from error

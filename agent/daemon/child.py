@@ -15,7 +15,6 @@ from agent.engine.converge import converge
 from agent.engine.guard import Deadly
 from agent.engine.watch import watched
 from agent.errors import AgentError
-from agent.status import ERROR
 
 SETTLE = 5.0  # seconds from our start in which our own sandbox comes up (gpu-operator#456)
 
@@ -40,7 +39,7 @@ def work(ctx: Context, inherited: Inherited, say: Callable[[str], None]) -> int:
         ctx, lock_fd=inherited.lock, settle=lambda: _settle(ctx, inherited.since),
         ask_again=inherited.afresh,
     )  # fmt: skip
-    before, node, spec, code = _told(ctx), None, None, 0
+    before, node, spec, code = ctx.publisher.told(), None, None, 0
     blamed: tuple[str, ...] = ()
     try:
         outcome = converge(ctx)
@@ -48,7 +47,7 @@ def work(ctx: Context, inherited: Inherited, say: Callable[[str], None]) -> int:
     except AgentError as error:
         code = error.exit_code
         blamed = (error.path.agent,) if isinstance(error, Deadly) else ()
-        if code != inherited.told or _told(ctx) != before:
+        if code != inherited.told or ctx.publisher.told() != before:
             say(error.message)
     finally:
         _report((*watched(ctx, node, spec), *blamed), inherited.pipe)
@@ -59,14 +58,6 @@ def _settle(ctx: Context, since: float) -> None:
     """A container that dies with a runtime restarted too early is started over and over."""
     if not ctx.host.is_host:
         ctx.sleep(max(0.0, since + SETTLE - ctx.clock()))
-
-
-def _told(ctx: Context) -> bytes | None:
-    try:
-        with open(ctx.publisher.path(ERROR), "rb") as file:
-            return file.read(1 << 16)
-    except OSError:
-        return None
 
 
 def _report(entries: tuple[str, ...], pipe: int) -> None:

@@ -16,7 +16,8 @@ from typing import NoReturn
 
 from agent.daemon import supervisor
 from agent.engine.context import Context
-from agent.host import lock, pidfile
+from agent.errors import Refused, reason
+from agent.host import lock, pidfile, trusted
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -75,9 +76,16 @@ def pid_file(ctx: Context) -> Iterator[None]:
 
 
 def _pid_path(ctx: Context) -> str | None:
-    """The agent path of the pid file. What its own name is, a link or not, is not looked at."""
+    """The agent path of the pid file, in a directory that is there and root's alone. What its own
+    name is, a link or not, is not looked at. Raises Refused."""
     given = ctx.settings.pid_file
     if not given:
         return None
     above, name = os.path.split(given)
-    return os.path.join(ctx.host.locate(above).agent, name)
+    purpose, host = f"use the pid file {given}", ctx.host
+    try:
+        place = trusted.system_name(host, above)
+        directory = trusted.directory(host, place, purpose, sticky_is_fine=True, links=False)
+    except OSError as error:
+        raise Refused(f"cannot {purpose}: {reason(error)}") from error
+    return os.path.join(directory.agent, name)

@@ -331,10 +331,17 @@ def log(event: str, key: str, number: int) -> None:
 
 
 def drop(fd: int, path: str) -> None:
-    """Take a pid file away, if it is still the one that we hold, while we do."""
+    """Take a pid file away, if it is still the one that we hold, while we do: from the directory in
+    which it is seen, whatever the directory's name leads to a moment later."""
+    above, name = os.path.split(path)
     try:
-        if os.path.samestat(os.lstat(path), os.fstat(fd)):
-            os.unlink(path)
+        directory = os.open(above, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            if os.path.samestat(found, os.fstat(fd)):
+                os.unlink(name, dir_fd=directory)
+        finally:
+            os.close(directory)
     except OSError:
         return  # whoever comes next takes it over
 

@@ -21,7 +21,7 @@ from agent.engine.proof import Identity, Probe
 from agent.engine.restart import Restart
 from agent.engine.state import Store
 from agent.errors import Refused
-from agent.host import lock, trees
+from agent.host import lock, trees, trusted
 from agent.host.paths import HostRoot, open_host_root
 from agent.observe import crio, process, systemd
 from agent.observe.cri import Answer
@@ -147,34 +147,38 @@ def open_context(settings: Settings, log: Callable[..., None] = _silent) -> Cont
     """The context of a real run. Raises UsageError or Refused."""
     host = open_host_root(settings.host_root)
     nodes.register(settings, host)
-    status = host.locate(settings.status_dir)
     return Context(
         settings=settings,
         host=host,
-        store=Store(_state_directory(settings, host), host.agent_path),
-        publisher=Publisher(status.agent, foreign_barrier=settings.entry == "nvidia-toolkit"),
+        store=Store(_state_directory(settings, host), host),
+        publisher=Publisher(
+            trusted.system_name(host, settings.status_dir), settings.entry == "nvidia-toolkit", host
+        ),
         log=log,
     )
 
 
 def _state_directory(settings: Settings, host: HostRoot) -> str:
-    """Where the journal lies: on the host, for a container's own file system goes with it.
+    """Where the journal lies (host path, links as they were given): on the host, for a container's
+    own file system goes with it.
 
     Unless it was asked for, it is where state is already: a pod that sees the host read-only keeps
     it beside the toolkit, and a person on the node has to find it there.
     """
-    asked = host.locate(settings.state_dir)
-    beside = host.locate(os.path.join(settings.toolkit_install_dir, ".toolkit-agent"))
-    places = [asked, beside] if settings.origins["state_dir"] == "default" else [asked]
-    used = [place for place in places if _has_state(place.agent)]
+    asked = host.name(settings.state_dir)
+    beside = host.name(os.path.join(settings.toolkit_install_dir, ".toolkit-agent"))
+    places = {name: host.resolve(name) for name in (asked, beside)}
+    names = places if settings.origins["state_dir"] == "default" else (asked,)
+    used = [name for name in names if _has_state(places[name].agent)]
     if len(used) > 1:
         raise Refused(
             f"cannot tell which state holds: there is one in {asked} and one in {beside}; look at "
             "memory.json in both, and give the right one with --state-dir"
         )
-    for place in used or (asked, beside):
+    for name in used or places:
+        place = places[name]
         if host.is_host or (host.on_mount(place) and trees.writable(place.agent)):
-            return place.agent
+            return name
     if used:
         raise Refused(
             f"cannot write to {used[0]}, where this node's state is: mount it writable, or run "

@@ -107,7 +107,7 @@ def _trace(ctx: Context, library: Library) -> str:
 
 def _load(store: Store) -> _Known | None:
     try:
-        found = files.read(store.path(_NAME))
+        found = store.read(_NAME)
         return _known(json.loads(found.data)) if found else None
     except (AgentError, ValueError, KeyError, TypeError):
         return None

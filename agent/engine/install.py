@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 
 from agent.cdi import driver
 from agent.cdi.root import DriverRoot
@@ -17,7 +18,7 @@ from agent.engine.context import Context
 from agent.engine.plan import Change
 from agent.engine.wanted import Binary
 from agent.errors import AgentError, NoToolkit, Refused, reason
-from agent.host import files, trees, trust
+from agent.host import files, trees, trusted
 from agent.host.paths import HostPath, HostRoot
 from agent.settings import Settings
 from agent.toolkit import config, origin, place, programs, tree
@@ -101,7 +102,7 @@ def propose(
     text = config.render(_config(ctx, found, decision, runtimes, root))
     wanted = tree.wanted(found.origin, found.directory.host, runtimes, text)
     try:
-        _refuse(ctx.host, found.directory, decision)
+        _refuse(ctx, found.directory, decision)
         different = tree.difference(found.directory.agent, wanted)
         told = _warnings(found, decision)
         if different and not found.writable:
@@ -155,16 +156,31 @@ def _warnings(found: Found, decision: Decision) -> tuple[str, ...]:
     return (f"{found.origin.place} has no {names}: without CDI no container gets a GPU",)
 
 
-def _refuse(host: HostRoot, directory: HostPath, decision: Decision) -> None:
+def require(ctx: Context, name: str, purpose: str) -> None:
+    """See that a toolkit's directory, at a host path, is root's alone, and the one above it: what
+    is beside it takes its place. Raises Refused."""
+    path = trusted.require(ctx.host, name, purpose)
+    trusted.require(ctx.host, os.path.dirname(path.host), purpose)
+
+
+def require_removable(ctx: Context, moved: Iterable[str]) -> None:
+    """The same of the current directory, and of those that were `moved` (host paths), before any of
+    them is tidied and removed. Raises Refused."""
+    name = programs.spelled(ctx.settings, ctx.host)
+    there = os.path.isdir(os.path.dirname(programs.directory(ctx.settings, ctx.host).agent))
+    for directory in (*((name,) if there else ()), *moved):
+        require(ctx, directory, f"remove the toolkit in {directory}")
+
+
+def _refuse(ctx: Context, directory: HostPath, decision: Decision) -> None:
     """What makes a directory unfit for programs of root's, which the node may depend on."""
+    host = ctx.host
     if not host.is_host and not host.on_mount(directory):
         raise Refused(
             f"cannot install the toolkit in {directory}: it is not on a mount of the host; mount "
             "it, or give another directory with --toolkit-install-dir"
         )
-    purpose = f"install the toolkit in {directory}"
-    for path in (directory, HostPath(*map(os.path.dirname, (directory.agent, directory.host)))):
-        trust.require(path.agent, purpose, str(path))
+    require(ctx, programs.spelled(ctx.settings, host), f"install the toolkit in {directory}")
     mount = host.mount(directory)
     if mount is not None and mount.point == directory.agent:
         raise Refused(

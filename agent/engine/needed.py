@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 
 from agent.data import dataclass
-from agent.engine import kinds, low_level, pod_guard, specs
+from agent.engine import install, kinds, low_level, pod_guard, specs
 from agent.engine import node as nodes
 from agent.engine.context import Context
 from agent.engine.kinds import AnyNode, Files
@@ -109,6 +109,7 @@ def _named(ctx: Context, node: AnyNode) -> Iterator[str]:
 def why_kept(ctx: Context, after: After, host: str) -> str | None:
     """Why a directory (its host path) stays; None where nothing needs it."""
     try:
+        install.require(ctx, host, f"remove the toolkit in {host}")
         error: AgentError | None = refusal(ctx, after, (host,))
     except AgentError as unknown:
         error = unknown

@@ -22,6 +22,7 @@ from agent.decide import (
     decide,
 )
 from agent.errors import Refused, Unreachable
+from agent.host import trusted
 from agent.host.paths import HostPath, HostRoot
 from agent.observe import command, config, crio, process
 from agent.observe.cri import Answer, Unimplemented
@@ -94,7 +95,7 @@ def find_runtime(settings: Settings, host: HostRoot) -> Runtime:
     """The runtime of this node. Raises Unreachable where none answers, Refused where what answers
     is not what was asked for."""
     if settings.socket:
-        return _runtime(settings, host, host.locate(settings.socket))
+        return _runtime(settings, host, host.name(settings.socket))
     kinds = SOCKETS if settings.runtime == "auto" else {settings.runtime: SOCKETS[settings.runtime]}
     tried, failure = [], None
     for path in (path for paths in kinds.values() for path in paths):
@@ -103,7 +104,7 @@ def find_runtime(settings: Settings, host: HostRoot) -> Runtime:
         if not os.path.lexists(socket.agent):
             continue
         try:
-            return _runtime(settings, host, socket)
+            return _runtime(settings, host, host.name(path))
         except Unreachable as error:
             failure = failure or error
     raise failure or Unreachable(
@@ -112,7 +113,10 @@ def find_runtime(settings: Settings, host: HostRoot) -> Runtime:
     )
 
 
-def _runtime(settings: Settings, host: HostRoot, socket: HostPath) -> Runtime:
+def _runtime(settings: Settings, host: HostRoot, given: str) -> Runtime:
+    """What answers behind the socket of that host path: it decides which files are edited, so that
+    nobody but root may decide who answers."""
+    socket = trusted.require(host, given, f"use the socket {given}", sticky_is_fine=True)
     name = socket.host
     process.peer(socket.agent, name)  # a plain file or a dead socket is told apart before gRPC
     try:
@@ -219,18 +223,25 @@ def given_drop_in(settings: Settings, host: HostRoot) -> HostPath:
 
 
 def executable(settings: Settings, host: HostRoot, running: Process | None) -> str | None:
-    """Host path of the executable that a restart will run; None where it cannot be told."""
+    """Host path of the executable that a restart will run; None where it cannot be told.
+
+    It is run by that path, for a dump and for a trial start. Raises Refused where somebody else
+    than root could exchange it: then only root can change what the path stands for.
+    """
     if settings.executable_path:
-        return host.name(settings.executable_path)
-    if running is None or running.executable is None:
+        found = host.name(settings.executable_path)
+    elif running is not None and running.executable is not None:
+        found = host.seen_by_host(running.executable)
+    else:
         return None
-    return host.seen_by_host(running.executable)
+    trusted.require(host, found, f"run {found}")
+    return found
 
 
 def program(settings: Settings, host: HostRoot, runtime: Runtime) -> str | None:
     """The agent path of that executable, links followed inside the host root."""
-    found = executable(settings, host, runtime.process)
     try:
+        found = executable(settings, host, runtime.process)
         return host.resolve(found).agent if found else None
     except Refused:
         return None

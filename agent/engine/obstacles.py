@@ -53,6 +53,10 @@ def of_changes(
 
     `transaction`: files or process of the runtime change, which needs a journal.
     """
+    try:
+        ctx.publisher.require()
+    except Refused as error:
+        return error
     demands = [*_configuration(changes)]
     if transaction:
         demands += _state(ctx, changes)

@@ -21,7 +21,7 @@ from agent.engine.context import Context
 from agent.engine.plan import Change
 from agent.engine.state import Memory, Original
 from agent.errors import AgentError, Refused, Unreachable, reason
-from agent.host import files, trust
+from agent.host import files, trust, trusted
 from agent.host.files import FileState
 from agent.host.paths import HostPath
 from agent.observe.units import SystemdError
@@ -97,6 +97,9 @@ def repair(ctx: Context, memory: Memory) -> tuple[str, ...]:
     """Write them anew; gives their host paths. Raises Refused."""
     found = garbled(ctx, memory)
     for item in found:
+        trusted.require(
+            ctx.host, os.path.dirname(item.path.host), f"write {item.path}", sticky_is_fine=True
+        )
         try:
             _put(item)
         except OSError as error:

@@ -142,6 +142,6 @@ def _now(agent: str, host: str, original: Original) -> str:
 
 def _published(ctx: Context) -> tuple[dict[str, str], str | None]:
     try:
-        return status.read_valid(ctx.publisher.directory, ctx.boot_id), None
+        return status.read_valid(ctx.host, ctx.publisher.directory, ctx.boot_id), None
     except Refused as error:
         return {}, error.message

@@ -133,6 +133,7 @@ def _plan(ctx: Context, memory: Memory, *, keep_edits: bool, toolkit: bool) -> _
 def _refuse_needed(ctx: Context, memory: Memory, keep_edits: bool) -> None:
     """The toolkit stays as long as a pod runs by it, or a file names a program of it that will
     not be there. Raises Refused."""
+    install.require_removable(ctx, memory.moved)
     names = install.installed(ctx)
     if not names and not memory.moved:
         return

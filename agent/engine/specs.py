@@ -22,7 +22,7 @@ from agent.engine.plan import Change
 from agent.engine.provider import Readings
 from agent.engine.whose import Site, Spec, file_name, is_named_by_kind
 from agent.errors import AgentError, DriverDistrusted, NoDevices, Refused, reason
-from agent.host import files, trust
+from agent.host import files, trusted
 from agent.host.paths import HostPath, HostRoot
 from agent.settings import Settings
 
@@ -84,7 +84,7 @@ def _propose(
     settings, host = ctx.settings, ctx.host
     directory = _directory(settings, host, spec_dirs)
     places = tuple(dict.fromkeys((directory, *directories(ctx, spec_dirs))))
-    _refuse_writable(places)
+    _refuse_writable(host, (settings.cdi_output_dir, *spec_dirs))
     there = [entry for place in places for entry in foreign.entries(host, place)]
     gpus, kinds = Gpus(ctx), _kinds(settings)
     dirs = installed.directories(host, spec_dirs, reader)
@@ -201,10 +201,10 @@ def _directory(settings: Settings, host: HostRoot, spec_dirs: tuple[str, ...]) -
     return read[-1]
 
 
-def _refuse_writable(places: Iterable[HostPath]) -> None:
+def _refuse_writable(host: HostRoot, given: Iterable[str | None]) -> None:
     """Whoever can write where the runtime looks for specs can have any program run as root."""
-    for directory in places:
-        trust.require(directory.agent, f"use the CDI directory {directory}")
+    for name in dict.fromkeys(host.name(one) for one in given if one):
+        trusted.require(host, name, f"use the CDI directory {name}")
 
 
 def write(ctx: Context, proposed: Proposed | None) -> tuple[str, ...]:

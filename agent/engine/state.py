@@ -16,13 +16,15 @@ import base64
 import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from agent.data import dataclass, field, replace
 from agent.errors import Refused, reason
-from agent.host import files, trust
+from agent.host import files, trusted
+from agent.host.files import FileState
+from agent.host.paths import HostRoot
 
 _FORMAT = 1
 _LIMIT = 1 << 24  # bytes of a file of ours
@@ -166,27 +168,35 @@ class Journal:
 class Store:
     """The state directory. Every method raises Refused where the disk does not play along."""
 
-    def __init__(self, directory: str, agent_path: Callable[[str], str] = str) -> None:
-        """`agent_path` gives the name under which we open a host path."""
-        self.directory = directory
-        self._agent_path = agent_path
+    def __init__(self, name: str, host: HostRoot | None = None) -> None:
+        """`name` is the directory's host path, links in it as they were given. Raises Refused
+        where they lead nowhere."""
+        self._host = host or HostRoot("/")
+        self._name = name
+        self.directory = self._host.resolve(name).agent
 
     def path(self, name: str) -> str:
         """The agent path of a name in the directory."""
         return os.path.join(self.directory, name)
 
     def create(self) -> None:
-        """Make the directory (0700) with its parents."""
+        """Make the directory (0700) with its parents. Raises Refused, with nothing made, where it
+        would not be root's alone."""
+        purpose, above = f"use the state directory {self.directory}", os.path.dirname(self._name)
         try:
-            files.make_directories(os.path.dirname(self.directory))
-            files.make_directories(self.directory, 0o700)
+            if not os.path.isdir(self.directory):
+                trusted.directory(self._host, above, purpose, sticky_is_fine=True)
+            trusted.directory(self._host, self._name, purpose, 0o700)
             files.make_directories(self.path("originals"), 0o700)
-        except OSError as error:
-            raise Refused(
-                f"cannot use the state directory {self.directory}: {reason(error)}; "
-                "give another one with --state-dir"
-            ) from error
-        trust.require(self.directory, f"use the state directory {self.directory}")
+        except (OSError, Refused) as error:
+            why = f"cannot {purpose}: {reason(error)}" if isinstance(error, OSError) else str(error)
+            raise Refused(f"{why}; or give another one with --state-dir") from error
+
+    def read(self, name: str) -> FileState | None:
+        """The file of that name, None where there is none; of anybody's directory it would be
+        anybody's word."""
+        path = os.path.join(self._name, name)
+        return trusted.read(self._host, path, _LIMIT, sticky_is_fine=True)[1]
 
     def sweep(self) -> None:
         """Remove what killed processes left, stored bytes that nothing refers to included; for the
@@ -232,8 +242,9 @@ class Store:
 
     def _entry(self, data: Mapping[str, Any]) -> Entry:
         outside = data.get("outside")
-        where = self._agent_path(outside) if outside else None
-        return Entry(agent=self._agent_path(data["host"]), outside_agent=where, **data)
+        where = self._host.agent_path(outside) if outside else None
+        agent = self._host.agent_path(data["host"])
+        return Entry(agent=agent, outside_agent=where, **data)
 
     def write_journal(self, journal: Journal) -> None:
         """Make the journal durable."""
@@ -280,16 +291,15 @@ class Store:
     def keep(self, data: bytes) -> str:
         """Store bytes durably under their digest."""
         name = files.digest(data)
-        path = self.path(f"originals/{name}")
-        found = files.read(path, limit=_LIMIT)
+        found = self.read(f"originals/{name}")
         if found is None or found.digest != name:
-            self._write(path, data)
+            self._write(self.path(f"originals/{name}"), data)
         return name
 
     def bytes_of(self, digest: str) -> bytes:
         """Stored bytes. Raises Refused where they are gone or are not what they were."""
         path = self.path(f"originals/{digest}")
-        found = files.read(path, limit=_LIMIT)
+        found = self.read(f"originals/{digest}")
         if found is None or found.digest != digest:
             raise Refused(f"cannot restore: {path} is missing or damaged; restore the file by hand")
         return found.data
@@ -305,7 +315,7 @@ class Store:
             raise Refused(f"cannot tidy {self.directory}: {reason(error)}") from error
 
     def _load(self, name: str) -> dict[str, Any] | None:
-        found = files.read(self.path(name), limit=_LIMIT)
+        found = self.read(name)
         if found is None:
             return None
         try:

@@ -18,6 +18,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Collection, Iterator
+from io import FileIO
 
 from agent.data import dataclass
 from agent.errors import Refused, reason
@@ -26,6 +27,7 @@ from agent.host.temporary import base_of, name_for
 
 LIMIT = 1 << 20  # bytes; a configuration file larger than this is refused
 _LABEL = "security.selinux"
+_PRIVATE = 0o700  # the mode of a directory until it has its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ def read(path: str, name: str | None = None, limit: int = LIMIT) -> FileState | 
         with safe.directory(above) as directory:
             fd = os.open(base, flags, dir_fd=directory)
             try:
-                return _read_open(fd, name, limit)
+                return read_open(fd, name, limit)
             finally:
                 os.close(fd)
     except FileNotFoundError:
@@ -79,7 +81,26 @@ def read(path: str, name: str | None = None, limit: int = LIMIT) -> FileState | 
         raise Refused(f"cannot read {name}: {reason(error)}") from error
 
 
-def _read_open(fd: int, name: str, limit: int) -> FileState:
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[FileIO]:
+    """The regular file at an agent path whose links were followed before, for reading. Raises
+    OSError."""
+    above, base = os.path.split(path)
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        with safe.directory(above) as directory:
+            fd = os.open(base, flags, dir_fd=directory)
+    except OSError as error:
+        error.filename = path
+        raise
+    with open(fd, "rb", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError("it is not a regular file; move it away")
+        yield file
+
+
+def read_open(fd: int, name: str, limit: int = LIMIT) -> FileState:
+    """The same of an open file; its kind is judged before it is read. Raises OSError, Refused."""
     found = os.fstat(fd)
     if not stat.S_ISREG(found.st_mode):
         kind = "a directory" if stat.S_ISDIR(found.st_mode) else "not a regular file"
@@ -246,7 +267,9 @@ def sweep(directory: str, names: Collection[str] | None = None) -> None:
     living process that loses one in this way gets an error from its rename.
     """
     with contextlib.suppress(OSError):
-        for entry in os.listdir(directory):
+        with safe.directory(directory, os.O_RDONLY) as fd:
+            found = os.listdir(fd)
+        for entry in found:
             base = base_of(entry)
             if base is not None and (names is None or base in names):
                 discard(os.path.join(directory, entry))
@@ -305,9 +328,23 @@ def make_directory(path: str, mode: int = 0o755) -> None:
     """Make a directory that is not there, durably, whatever the umask. Raises OSError."""
     above, name = os.path.split(path)
     with safe.directory_to_change(above) as directory:
-        os.mkdir(name, mode, dir_fd=directory)
-        os.chmod(name, mode, dir_fd=directory)
+        os.mkdir(name, _PRIVATE, dir_fd=directory)
+        _set_mode(directory, name, mode)
         os.fsync(directory)
+
+
+def _set_mode(above: int, name: str, mode: int) -> None:
+    """Give the directory that was just made its mode, by its descriptor. Whoever can write the one
+    above can put something else in its place: only an empty directory of ours, which is as good as
+    the one that was made, gets the mode."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(name, flags, dir_fd=above)
+    try:
+        if os.fstat(fd).st_uid != os.geteuid() or os.listdir(fd):
+            raise OSError("somebody put something else in its place; look at what is there")
+        os.fchmod(fd, mode)
+    finally:
+        os.close(fd)
 
 
 def make_directories(path: str, mode: int = 0o755) -> None:

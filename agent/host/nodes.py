@@ -5,6 +5,7 @@ Invariant: a name shows a node with its numbers and its mode, or what was there 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 
@@ -53,11 +54,25 @@ def make(path: str, major: int, minor: int, mode: int) -> None:
             found = None
         if found is not None and not stat.S_ISCHR(found.st_mode):
             raise OSError(_NOT_ONE)
-        kind = stat.S_IFCHR | 0o600
-        os.mknod(temporary, kind, os.makedev(major, minor), dir_fd=directory)
+        numbers = os.makedev(major, minor)
+        os.mknod(temporary, stat.S_IFCHR | 0o600, numbers, dir_fd=directory)
         try:
-            os.chmod(temporary, mode, dir_fd=directory)
+            _set_mode(directory, temporary, numbers, mode)
             os.rename(temporary, base, src_dir_fd=directory, dst_dir_fd=directory)
         except BaseException:
-            os.unlink(temporary, dir_fd=directory)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary, dir_fd=directory)
             raise
+
+
+def _set_mode(above: int, name: str, numbers: int, mode: int) -> None:
+    """Give the node that was just made its mode, by its descriptor: the driver's container can
+    write /dev of its root, and put a link or another file in the place of the node."""
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISCHR(found.st_mode) or found.st_rdev != numbers:
+            raise OSError("somebody put something else in its place; look at what is there")
+        os.chmod(f"/proc/self/fd/{fd}", mode)  # fchmod(2) refuses a descriptor of O_PATH
+    finally:
+        os.close(fd)

@@ -193,6 +193,10 @@ class HostRoot:
         # Of equal points the last one counts, which hides the others: max takes the first it meets.
         return max(reversed(found), key=lambda mount: len(mount.point), default=None)
 
+    def has_view_below(self, host: str) -> bool:
+        """Does a mount of our own show something below a host path?"""
+        return any(is_below(view, host) and view != host for _, view in self._views)
+
     def agent_path(self, host: str) -> str:
         """The name under which we open a host path; links are not looked at."""
         for agent, directory in sorted(self._views, key=lambda view: -len(view[1])):

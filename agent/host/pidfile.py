@@ -16,7 +16,7 @@ import re
 import stat
 
 from agent.errors import Locked, Refused, reason
-from agent.host import files, safe
+from agent.host import safe
 
 _CONTENT = re.compile(rb"[0-9]{0,10}\n?")
 _ELSE = "remove it, or give another --pid-file"
@@ -27,11 +27,11 @@ _NOT_OPENED = (errno.ELOOP, errno.EISDIR, errno.ENXIO)  # a link, a directory, a
 def take(path: str) -> int:
     """Write our pid to the file at an agent path; the descriptor holds it until it is closed.
 
-    Raises Locked where another process has it; that one's file stays as it is. Raises Refused.
+    Its directory is there (`trusted.directory`). Raises Locked where another process has it; that
+    one's file stays as it is. Raises Refused.
     """
     above, name = os.path.split(path)
     try:
-        files.make_directories(above)
         while True:
             with safe.directory_to_change(above) as directory:
                 fd = _open(directory, name, path)

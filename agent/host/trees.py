@@ -46,7 +46,7 @@ def copy(source: str, path: str, mode: int) -> tuple[str, os.stat_result]:
     above, base = os.path.split(path)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     hashed = hashlib.sha256()
-    with open(source, "rb") as file, safe.directory_to_change(above) as directory:
+    with files.opened(source) as file, safe.directory_to_change(above) as directory:
         fd = os.open(base, flags, 0o600, dir_fd=directory)
         try:
             while part := file.read(_BLOCK):

@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 import stat
 
-from agent.errors import Refused, reason
-from agent.host import safe
 from agent.host.files import FileState
 
 
@@ -35,22 +33,3 @@ def _owner(uid: int) -> str | None:
     if uid in (0, os.geteuid()):
         return None
     return f"belongs to user {uid}, who could become root with it; chown it to root"
-
-
-def require(path: str, purpose: str, subject: str = "it", *, sticky_is_fine: bool = False) -> None:
-    """The directory at an agent path is root's alone, or not there: then it is nobody's.
-
-    In a sticky one others can make files, which are theirs then, but cannot touch ours. Raises
-    Refused: cannot `purpose`, and why; the message calls the directory `subject`.
-    """
-    try:
-        with safe.directory(path) as directory:
-            found = os.fstat(directory)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise Refused(f"cannot {purpose}: {reason(error)}") from error
-    sticky = sticky_is_fine and found.st_mode & stat.S_ISVTX and found.st_uid in (0, os.geteuid())
-    why = None if sticky else distrust(found)
-    if why:
-        raise Refused(f"cannot {purpose}: {subject} {why}")

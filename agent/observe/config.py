@@ -14,10 +14,10 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from agent import tomledit, tomltext
-from agent.errors import Refused, reason
-from agent.host import files, trust
+from agent.errors import Refused
+from agent.host import trusted
 from agent.host.files import FileState
-from agent.host.paths import HostPath, HostRoot
+from agent.host.paths import HostRoot
 from agent.runtimes.containerd import ConfigFile, check_shape, import_pattern, matches
 from agent.runtimes.generations import CRI_V1, CRI_V2, CRI_V3, IMAGES, Generation
 from agent.tomltext import Kind
@@ -77,10 +77,11 @@ def load_file(host: HostRoot, name: str, overlay: Overlay = _NO_OVERLAY) -> Conf
 def checked_file(host: HostRoot, name: str, overlay: Overlay) -> ConfigFile:
     """A file of any runtime, parsed, and nobody's but root's. Raises Refused."""
     path = host.resolve(name)
-    _refuse_writable(path)
-    state = overlay[path.host] if path.host in overlay else files.read(path.agent, path.host)
-    if state is not None and (why := trust.distrust(state)):
-        raise Refused(f"cannot use {path}: it {why}")
+    if path.host in overlay:
+        above, state = os.path.dirname(path.host), overlay[path.host]
+        trusted.require(host, above, f"use {path}", sticky_is_fine=True)
+    else:
+        path, state = trusted.read(host, name)
     data = {} if state is None else tomledit.parse(state.data, path.host)
     return ConfigFile(name, path, state, data)
 
@@ -96,12 +97,6 @@ def refuse_unread(file: ConfigFile, reader: Collection[Kind], who: str = "") -> 
             f"cannot use {file.path}: {odd.words}; {readers}, so the running one was started on "
             f"another content; {odd.remedy}"
         )
-
-
-def _refuse_writable(path: HostPath) -> None:
-    """Who can write the directory can put another file in the place of this one."""
-    above = f"its directory {os.path.dirname(path.host)}"
-    trust.require(os.path.dirname(path.agent), f"use {path}", above, sticky_is_fine=True)
 
 
 def _expand(host: HostRoot, gen: Generation, where: tuple[str, str], overlay: Overlay) -> list[str]:
@@ -150,14 +145,10 @@ def _names(host: HostRoot, directory: str, part: str, overlay: Overlay) -> list[
 
 
 def names(host: HostRoot, directory: str, overlay: Overlay) -> set[str]:
-    """What a directory has, or is going to have; nothing where there is none. Raises Refused."""
-    path = host.resolve(directory)
-    try:
-        found = set(files.names(path.agent))
-    except (FileNotFoundError, NotADirectoryError):
-        found = set()
-    except OSError as error:
-        raise Refused(f"cannot read the directory {directory}: {reason(error)}") from error
+    """What a directory has, or is going to have; nothing where there is none. Raises Refused, also
+    where somebody else than root can add a file to it, which the runtime would load."""
+    path, there = trusted.names(host, directory)
+    found = set(there)
     above = path.host.rstrip("/") + "/"
     for name, state in overlay.items():
         first, slash, _ = name.removeprefix(above).partition("/")

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from agent.data import dataclass
-from agent.errors import NoToolkit, Refused, UsageError, reason
-from agent.host import trust
+from agent.errors import NoToolkit, Refused, UsageError
+from agent.host import trusted
 from agent.host.paths import HostPath, HostRoot
 from agent.settings import Settings
 from agent.toolkit import programs, wrapper
@@ -23,6 +23,7 @@ _LIBRARY_DIRECTORIES = (
     "/usr/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu",
 )  # fmt: skip
 _NAMES = (*programs.WRAPPED, programs.CDI_HOOK)
+_RUNS = 0o111
 _SCRIPT = 1 << 13  # bytes in which a wrapper says what it is
 
 Kind = Literal["packages", "installed", "host"]
@@ -45,29 +46,29 @@ def find(settings: Settings, host: HostRoot, installed: HostPath) -> Origin:
     Raises Refused for a source tree that was asked for and is none, and for a program that somebody
     else could exchange; NoToolkit where there is none.
     """
-    found = _find(settings, host, installed)
-    for path in (*found.programs.values(), *found.libraries.values()):
-        try:
-            why = trust.distrust(os.stat(path, follow_symlinks=False))
-        except OSError as error:
-            raise Refused(f"cannot use {path}: {reason(error)}") from error
-        if why:
-            raise Refused(f"cannot use {path}: it {why}")
-    return found
-
-
-def _find(settings: Settings, host: HostRoot, installed: HostPath) -> Origin:
     root = _source_root(settings, host)
     if root is not None:
         return _packages(root)
-    found = [origin for origin in (_installed(installed), _host(host)) if origin]
+    found = []
+    for origin in _on_the_host(host, installed):
+        if programs.RUNTIME in origin.programs:
+            return origin
+        found.append(origin)
     if not found:
         raise NoToolkit(
             f"cannot find the NVIDIA container toolkit: {programs.RUNTIME} is neither in "
             f"{settings.toolkit_install_dir}/toolkit nor in /usr/bin of the host; install the "
             "toolkit, or give --toolkit-source-root or --toolkit-install-dir"
         )
-    return next((origin for origin in found if programs.RUNTIME in origin.programs), found[0])
+    return found[0]
+
+
+def _on_the_host(host: HostRoot, installed: HostPath) -> Iterator[Origin]:
+    """What is there; the later one is looked at, and judged, where the earlier one is no whole."""
+    if found := _installed(installed):
+        yield found
+    if found := _host(host):
+        yield found
 
 
 def _source_root(settings: Settings, host: HostRoot) -> str | None:
@@ -98,8 +99,26 @@ def _open(root: str) -> HostRoot:
 
 
 def _program(root: HostRoot, name: str) -> str | None:
-    candidates = (programs.runs(root, f"{above}/{name}") for above in programs.DIRECTORIES)
+    candidates = (_judged(root, f"{above}/{name}", _RUNS) for above in programs.DIRECTORIES)
     return next((path for path in candidates if path), None)
+
+
+def _judged(root: HostRoot, name: str, needed: int = 0) -> str | None:
+    """Agent path of a regular file at a path of a tree, with one of the `needed` permissions; links
+    are followed inside the tree. None where there is none. It is copied, or named, by that path:
+    raises Refused where somebody else than root could exchange it, or anything on the way to it."""
+    try:
+        with trusted.opened(root, name) as file:
+            mode = file.found.st_mode
+            if not stat.S_ISREG(mode) or (needed and not mode & needed):
+                return None
+            path, why = file.path, file.distrust
+    except (OSError, Refused):
+        return None
+    if why:
+        where = "" if root.is_host else f"in {root.root}, "
+        raise Refused(f"cannot use {path.agent}: {where}{why}")
+    return path.agent
 
 
 def _packages(place: str) -> Origin:
@@ -107,19 +126,10 @@ def _packages(place: str) -> Origin:
     found = {name: path for name in _NAMES if (path := _program(root, name))}
     libraries = {}
     for name in LIBRARIES:
-        candidates = (_library(root, f"{above}/{name}") for above in _LIBRARY_DIRECTORIES)
+        candidates = (_judged(root, f"{above}/{name}") for above in _LIBRARY_DIRECTORIES)
         if path := next((path for path in candidates if path), None):
             libraries[name] = path
     return Origin("packages", place, found, libraries)
-
-
-def _library(root: HostRoot, name: str) -> str | None:
-    try:
-        agent = root.resolve(name).agent
-        found = os.stat(agent, follow_symlinks=False)
-    except (OSError, Refused):
-        return None
-    return agent if stat.S_ISREG(found.st_mode) else None
 
 
 def _installed(directory: HostPath) -> Origin | None:
@@ -131,19 +141,19 @@ def _installed(directory: HostPath) -> Origin | None:
 
     def program(name: str) -> str | None:
         real = f"{name}.real"
-        path = programs.runs(root, f"/{real}")
-        if path is None and (plain := programs.runs(root, f"/{name}")):
+        path = _judged(root, f"/{real}", _RUNS)
+        if path is None and (plain := _judged(root, f"/{name}", _RUNS)):
             path = None if _is_ours(plain) or _mentions(plain, real) else plain
         return path
 
     found = {name: path for name in _NAMES if (path := program(name))}
-    libraries = {name: path for name in LIBRARIES if (path := _library(root, f"/{name}"))}
+    libraries = {name: path for name in LIBRARIES if (path := _judged(root, f"/{name}"))}
     return Origin("installed", directory.host, found, libraries) if _is_of_use(found) else None
 
 
 def _host(host: HostRoot) -> Origin | None:
     """What a package put there; a link to our own wrapper would lead it to itself."""
-    runs = ((name, programs.runs(host, f"/usr/bin/{name}")) for name in _NAMES)
+    runs = ((name, _judged(host, f"/usr/bin/{name}", _RUNS)) for name in _NAMES)
     found = {name: path for name, path in runs if path and not _is_ours(path)}
     return Origin("host", "/usr/bin", found, {}) if _is_of_use(found) else None
 

@@ -9,6 +9,7 @@ import os
 import stat
 
 from agent.errors import Refused
+from agent.host import trusted
 from agent.host.paths import HostPath, HostRoot
 from agent.settings import Settings
 
@@ -35,10 +36,12 @@ def spelled(settings: Settings, host: HostRoot) -> str:
 
 
 def find(settings: Settings, host: HostRoot, base: str) -> str | None:
-    """Host path of a toolkit binary: in the install directory, else the host's own."""
+    """Host path of a toolkit binary: in the install directory, else the host's own. Specs name it,
+    and runtimes run it as root. Raises Refused where somebody else could exchange it."""
     for above in (spelled(settings, host), "/usr/bin"):
         candidate = os.path.join(above, base)
         if runs(host, candidate):
+            trusted.require(host, candidate, f"use {candidate}")
             return candidate
     return None
 

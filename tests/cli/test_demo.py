@@ -24,7 +24,7 @@ STEPS = ("plan", "apply", "cat", "apply", "status", "revert")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A place for the demo's directory; empty again when it is over."""
     place = tmp_path_factory.mktemp("demo")
-    place.chmod(0o777)
+    place.chmod(0o1777)
     for above in (place.parent, place.parent.parent):
         above.chmod(above.stat().st_mode | 0o011)  # for a demo that is not root's
     yield place

@@ -74,7 +74,7 @@ def test_status_directory_is_a_file(node: CliNode) -> None:
 @as_root
 def test_full_disk(node: CliNode, namespace: Namespace) -> None:
     """No space for the new files: exit 3, and nothing half-written stays."""
-    namespace.mount("-t", "tmpfs", "-o", "size=64k", "etc", str(node.etc))
+    namespace.mount("-t", "tmpfs", "-o", "size=64k,mode=755", "etc", str(node.etc))
     copy = Path(f"/proc/{namespace.prefix[1].split('/')[2]}/root{node.etc}")
     shutil.copy(node.config, copy / "config.toml")
     with pytest.raises(OSError, match="No space"):
@@ -165,7 +165,7 @@ def test_status_of_somebody_else(node: CliNode) -> None:
     checks.done(node.agent("wait", "--timeout=0.1"))
     twin = node.validations / statusfile.TWIN
     twin.chmod(0o666)
-    fails(node.agent("wait", "--timeout=0.1"), 1, "others can write")
+    fails(node.agent("wait", "--timeout=0.1"), 1, "it can be written by others")
     twin.chmod(0o644)
     text = twin.read_text()
     twin.write_text(text.replace("BOOT_ID=", "BOOT_ID=x"))

@@ -39,11 +39,11 @@ class PrivateNode:
     """One node with the files of `shape`; `wrapper` is put before the runtime's command line."""
 
     def __init__(self, runtime: Runtime, shape: Shape, wrapper: Sequence[str] = ()) -> None:
-        self.runtime = runtime
         self.shape = shape
         self.wrapper = tuple(wrapper)
         # Short, because the name of a socket has at most 107 bytes.
         self.directory = Path(tempfile.mkdtemp(prefix="node-"))
+        self.runtime = runtime.for_root(self.directory)
         self.etc = self.directory / "etc"
         self.toolkit = self.directory / "usr/local/nvidia/toolkit"
         self.validations = self.directory / "validations"

@@ -212,7 +212,7 @@ class ModelNode:
         return Context(
             settings=resolve(given, {}, "toolkit-agent"),
             host=host,
-            store=Store(given["state_dir"], host.agent_path),
+            store=Store(given["state_dir"], host),
             publisher=Publisher(given["status_dir"]),
             wall=time.time,
             clock=clock.now,

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 CACHE_VARIABLE = "TOOLKIT_AGENT_TEST_CACHE"
@@ -29,10 +31,24 @@ class Runtime:
     executable: Path
     runc: Path
 
+    def for_root(self, directory: Path) -> Runtime:
+        """The same as on a node. Root's agent does not run a program that another user could
+        exchange: of a checkout that is another user's, the programs are copied to `directory`."""
+        if os.geteuid() != 0 or all(_is_roots(path) for path in self.executable.parents):
+            return self
+        place = directory / "programs"
+        shutil.copytree(self.executable.parent, place, copy_function=shutil.copy)
+        return replace(self, executable=place / self.executable.name)
+
     @property
     def usable(self) -> bool:
         """Whether the files are still there."""
         return self.executable.is_file() and self.runc.is_file()
+
+
+def _is_roots(path: Path) -> bool:
+    found = path.stat()
+    return found.st_uid == 0 and (not found.st_mode & 0o022 or bool(found.st_mode & stat.S_ISVTX))
 
 
 @dataclass(frozen=True)

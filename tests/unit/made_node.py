@@ -98,7 +98,7 @@ class Node:
         return Context(
             settings=SETTINGS,
             host=host,
-            store=Store(str(self.directory / "state"), host.agent_path),
+            store=Store(str(self.directory / "state"), host),
             publisher=Publisher(str(self.directory / "status")),
             clock=lambda: self.clock,
             sleep=self.sleep,

@@ -75,11 +75,12 @@ class Host:
     ) -> Context:  # fmt: skip
         """A run with these variables."""
         root = HostRoot(str(self.root), mounts)
+        root.add_view(str(self.directory), str(self.directory))
         return Context(
             settings=resolve({}, env or {}, entry),
             host=root,
-            store=Store(str(self.directory / "state"), root.agent_path),
-            publisher=Publisher(str(self.directory / "status")),
+            store=Store(str(self.directory / "state"), root),
+            publisher=Publisher(str(self.directory / "status"), host=root),
             log=lambda event, **more: self.said.append((event, more)),
         )
 

@@ -42,7 +42,7 @@ def test_state_lies_on_the_host(root: Path, monkeypatch: pytest.MonkeyPatch) -> 
     seen_in_a_container(monkeypatch, root)
     ctx = open_context(settings(root))
     assert ctx.store.directory == f"{root}/var/lib/toolkit-agent"
-    assert ctx.publisher.directory == f"{root}/run/nvidia/validations"
+    assert ctx.publisher.path("x") == f"{root}/run/nvidia/validations/x"
 
 
 def test_state_directory_may_be_given(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

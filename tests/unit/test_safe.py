@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import Refused
-from agent.host import files, lock, safe, syscalls, trust
+from agent.host import files, lock, safe, syscalls
 from agent.host.paths import HostRoot
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -173,7 +173,7 @@ OPERATIONS: dict[str, Callable[[str], object]] = {
     "make": lambda path: files.make_directories(path + ".d"),
     "unmake": lambda path: files.remove_directories((os.path.dirname(path) + "/empty",)),
     "lock": lambda path: os.close(lock.take(path)),
-    "trust": lambda path: trust.require(os.path.dirname(path), "use it"),
+    "open": lambda path: files.opened(path).__enter__(),
 }
 
 

@@ -24,6 +24,7 @@ from agent.engine.state import (
     parents,
 )
 from agent.errors import Refused
+from agent.host.paths import HostRoot
 from tests.unit.faults import CODES, Faults, Killed, count
 
 MEMORY = Memory(
@@ -57,10 +58,18 @@ JOURNAL = Journal(
 )
 
 
+class Container(HostRoot):
+    """A host whose /etc is seen below /host."""
+
+    def agent_path(self, host: str) -> str:
+        """As seen there."""
+        return f"/host{host}" if host.startswith("/etc/") else host
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     """A state directory that was made, seen from a container with the host at /host."""
-    store = Store(str(tmp_path / "lib/toolkit-agent"), "/host".__add__)
+    store = Store(str(tmp_path / "lib/toolkit-agent"), Container("/"))
     store.create()
     return store
 
@@ -76,9 +85,10 @@ def test_directory_is_for_its_owner_only(store: Store) -> None:
 
 def test_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     """With the option that gives another one."""
+    store = Store(str(tmp_path / "file/state"))
     (tmp_path / "file").touch()
     with pytest.raises(Refused, match=r"^cannot use the state directory .*--state-dir"):
-        Store(str(tmp_path / "file/state")).create()
+        store.create()
 
 
 def test_nothing_yet(store: Store) -> None:
@@ -269,7 +279,7 @@ def test_killed_while_writing_leaves_old_or_new_journal(store: Store) -> None:
         store.write_journal(JOURNAL)
         with pytest.raises(Killed), Faults.killed(k).installed():
             store.advance(JOURNAL, "written")
-        found = Store(store.directory, "/host".__add__).journal()
+        found = Store(store.directory, Container("/")).journal()
         assert found is not None
         stages.add(found.stage)
     assert stages == {"prepared", "written"}

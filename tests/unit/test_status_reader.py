@@ -10,8 +10,11 @@ import pytest
 
 from agent import status
 from agent.errors import Refused
+from agent.host.paths import HostRoot
 from agent.status import TWIN, Publisher
 from tests.unit.published import BOOT, lines
+
+HOST = HostRoot("/")
 
 
 @pytest.fixture
@@ -28,7 +31,7 @@ def ours(directory: Path) -> Publisher:
 def test_reader_gets_what_was_published(ours: Publisher, directory: Path) -> None:
     """The same pairs in the same order."""
     ours.publish(lines())
-    assert tuple(status.read_valid(str(directory), BOOT).items()) == lines()
+    assert tuple(status.read_valid(HOST, str(directory), BOOT).items()) == lines()
 
 
 def _edit(old: bytes, new: bytes) -> Callable[[Path], None]:
@@ -48,8 +51,8 @@ def _edit(old: bytes, new: bytes) -> Callable[[Path], None]:
         (_edit(b"VERSION=1\n", b"VERSION=2\n"), "version 2"),
         (_edit(b"VERSION=1\n", b"VERSION=x\n"), "version x"),
         (_edit(b"TOOLKIT_STATUS_VERSION=1\n", b""), "version missing"),
-        (lambda path: path.chmod(0o664), "others can write"),
-        (lambda path: path.chmod(0o646), "others can write"),
+        (lambda path: path.chmod(0o664), "can be written by others"),
+        (lambda path: path.chmod(0o646), "can be written by others"),
         (lambda path: path.write_bytes(b""), "^cannot (read|use)"),
         (lambda path: path.write_bytes(b"\x00\xff garbage"), "not KEY=value"),
         (lambda path: path.write_bytes(b"A=1\n" * 70000), "larger"),
@@ -62,7 +65,7 @@ def test_reader_rejects(
     ours.publish(lines())
     spoil(directory / TWIN)
     with pytest.raises(Refused, match=cause):
-        status.read_valid(str(directory), BOOT)
+        status.read_valid(HOST, str(directory), BOOT)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a file away: run tests/run as root")
@@ -70,8 +73,8 @@ def test_reader_rejects_a_file_that_is_not_roots(ours: Publisher, directory: Pat
     """Else any user could send the device plugin anywhere."""
     ours.publish(lines())
     os.chown(directory / TWIN, 65534, 65534)
-    with pytest.raises(Refused, match="not root's"):
-        status.read_valid(str(directory), BOOT)
+    with pytest.raises(Refused, match="belongs to user 65534"):
+        status.read_valid(HOST, str(directory), BOOT)
 
 
 def test_reader_does_not_follow_a_link(ours: Publisher, directory: Path) -> None:
@@ -79,8 +82,8 @@ def test_reader_does_not_follow_a_link(ours: Publisher, directory: Path) -> None
     ours.publish(lines())
     (directory / TWIN).rename(directory / "real")
     (directory / TWIN).symlink_to("real")
-    with pytest.raises(Refused, match=r"^cannot read"):
-        status.read_valid(str(directory), BOOT)
+    with pytest.raises(Refused, match=r"^cannot use .* leads through a link"):
+        status.read_valid(HOST, str(directory), BOOT)
 
 
 class Clock:
@@ -108,7 +111,7 @@ class Clock:
 def test_wait_returns_as_soon_as_it_is_ready(ours: Publisher, directory: Path) -> None:
     """Half a second late at most; `None` waits for ever."""
     clock = Clock(at_30=lambda: ours.publish(lines()))
-    found = status.wait(str(directory), BOOT, None, clock, clock.sleep)
+    found = status.wait(HOST, str(directory), BOOT, None, clock, clock.sleep)
     assert found["TOOLKIT_CDI_ENABLED"] == "true"
     assert 30 <= clock.now <= 30.5
 
@@ -117,7 +120,7 @@ def test_wait_skips_what_may_not_be_believed(ours: Publisher, directory: Path) -
     """The file of the boot before is not an answer."""
     ours.publish(lines(boot="old"))
     clock = Clock(at_3=lambda: ours.publish(lines()))
-    status.wait(str(directory), BOOT, 10, clock, clock.sleep)
+    status.wait(HOST, str(directory), BOOT, 10, clock, clock.sleep)
     assert clock.now >= 3
 
 
@@ -126,5 +129,5 @@ def test_wait_gives_up_in_time_with_the_last_reason(timeout: float, directory: P
     """Neither early nor late."""
     clock = Clock()
     with pytest.raises(Refused, match=r"^cannot read .*not there"):
-        status.wait(str(directory), BOOT, timeout, clock, clock.sleep)
+        status.wait(HOST, str(directory), BOOT, timeout, clock, clock.sleep)
     assert timeout <= clock.now <= timeout + 0.01

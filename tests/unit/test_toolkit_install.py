@@ -252,7 +252,9 @@ def test_place_in_a_container(host: Host) -> None:
         ("/usr/local/nvidia", 0o775, 0, r"can be written by others \(mode 0775\)"),
         ("/usr/local/nvidia", 0o1777, 0, r"can be written by others \(mode 1777\)"),
         ("/usr/local/nvidia", 0o755, 65534, "belongs to user 65534"),
-        ("/usr/local", 0o777, 0, None),
+        ("/usr/local", 0o777, 0, r"can be written by others \(mode 0777\)"),
+        ("/usr", 0o755, 65534, "belongs to user 65534"),
+        ("/usr/local", 0o1777, 0, None),
         (TOOLKIT, 0o700, 0, None),
     ],
 )
@@ -271,7 +273,8 @@ def test_place_of_somebody_elses(
         assert problem is None
     else:
         assert isinstance(problem, Refused)
-        start = f"cannot install the toolkit in {TOOLKIT}: {victim} "
+        part = "it" if victim == TOOLKIT else victim
+        start = f"cannot install the toolkit in {TOOLKIT}: {part} "
         with pytest.raises(Refused, match=start + why):
             raise problem
 

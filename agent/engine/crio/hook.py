@@ -16,6 +16,7 @@ from agent.cdi import foreign
 from agent.data import dataclass
 from agent.engine.crio.node import CrioNode
 from agent.errors import NoToolkit, Refused
+from agent.host import trusted
 from agent.host.paths import HostPath, HostRoot
 from agent.observe.config import Overlay
 
@@ -97,6 +98,14 @@ def _directories(node: CrioNode, host: HostRoot) -> Iterator[HostPath]:
     for name in dict.fromkeys((*node.hooks_read, *node.hooks_later)):
         with contextlib.suppress(Refused):
             yield host.resolve(os.path.normpath(name))
+
+
+def require(node: CrioNode, host: HostRoot) -> None:
+    """See that every directory in which CRI-O looks for hooks is root's alone: whoever can write
+    one has any program run as root. Raises Refused."""
+    looked = (os.path.dirname(node.hook.host), *node.hooks_read, *node.hooks_later)
+    for name in dict.fromkeys(os.path.normpath(name) for name in looked):
+        trusted.require(host, name, f"use the hooks directory {name}")
 
 
 def _hooks(node: CrioNode, host: HostRoot, overlay: Overlay) -> Iterator[Hook]:

@@ -26,7 +26,7 @@ from agent.engine.plan import Change, Edits, first_difference
 from agent.engine.state import Memory, Original, Store
 from agent.engine.wanted import OUR_NAMES, Binary, Wanted, is_ours, leaves, same
 from agent.errors import Refused
-from agent.host import files
+from agent.host import files, trusted
 from agent.host.files import FileState, new_state
 from agent.host.paths import HostPath, HostRoot, is_below
 from agent.runtimes import crio
@@ -338,7 +338,8 @@ def _hook(scene: Scene) -> Iterator[Change]:
             "name in a later directory; remove that file, or give another name with "
             "--hook-filename"
         )
-    now = files.read(path.agent, path.host)
+    hook.require(scene.node, scene.host)
+    _, now = trusted.read(scene.host, path.host)
     data = hook.content(scene.hook_program)
     if now is None or now.data != data:
         state = new_state(data) if now is None else replace(now, data=data, links=1)

@@ -1,0 +1,7 @@
+"""Nodes as fixtures: those of the black box tests."""
+
+from __future__ import annotations
+
+from tests.cli.conftest import node, place, sourced
+
+__all__ = ["node", "place", "sourced"]
