@@ -99,6 +99,7 @@ SCALARS = {
 TOP = {
     ".ci",
     ".git",
+    ".github",
     ".gitignore",
     ".containerignore",
     ".dockerignore",
