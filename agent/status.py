@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TypeAlias, TypeVar
 
+from agent import budget
 from agent.data import dataclass, field, replace
 from agent.errors import AgentError, Refused, reason
 from agent.host import files, trusted
@@ -28,7 +29,7 @@ _OTHER = re.compile(r"[^A-Za-z0-9_./:,@%+=-]")
 _LINE = re.compile(r"[A-Z_][A-Z0-9_]*=[A-Za-z0-9_./:,@%+=-]*")
 _MOMENT = frozenset({"TOOLKIT_BOOT_ID", "TOOLKIT_TIMESTAMP"})  # not part of the decision
 
-_LIMIT = 1 << 16  # bytes; a status file is a few hundred
+_LIMIT = budget.STATUS_FILE.size
 _T = TypeVar("_T")
 
 Lines: TypeAlias = tuple[tuple[str, str], ...]
@@ -310,8 +311,8 @@ def read_valid(host: HostRoot, directory: str, boot_id: str) -> dict[str, str]:
         raise Refused(f"cannot read {path}: it is not there (yet)")
     values = parse(found.data, path)
     version = values.get("TOOLKIT_STATUS_VERSION", "")
-    if not version.isdigit() or int(version) > VERSION:
-        raise Refused(f"cannot read {path}: version {version or 'missing'} is not {VERSION}")
+    if not version.isdigit() or len(version) > 9 or int(version) > VERSION:
+        raise Refused(f"cannot read {path}: version {version[:9] or 'missing'} is not {VERSION}")
     if values.get("TOOLKIT_BOOT_ID") != boot_id:
         raise Refused(f"cannot trust {path}: it was written before this boot")
     return values

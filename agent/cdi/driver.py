@@ -13,6 +13,7 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 
+from agent import budget
 from agent.cdi import ldcache, platform
 from agent.cdi.root import DriverRoot
 from agent.data import dataclass
@@ -36,7 +37,6 @@ _PROGRAM_DIRECTORIES = (
     "/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin",
 )  # fmt: skip
 _VERSION = re.compile(r"\d+(\.\d+){1,3}")
-_CACHE_LIMIT = 1 << 24  # bytes
 
 _NODES = (
     ("/dev", "nvidia*"),
@@ -275,7 +275,8 @@ def _libraries(root: DriverRoot, pattern: str) -> tuple[str, ...]:
 def _cached(root: DriverRoot, pattern: str) -> tuple[str, ...]:
     cache = root.take("/etc/ld.so.cache", stat.S_ISREG)
     try:
-        state = files.read(root.agent_path(cache.path), limit=_CACHE_LIMIT) if cache else None
+        limit = budget.LD_CACHE.size
+        state = files.read(root.agent_path(cache.path), limit=limit) if cache else None
     except Refused:
         return ()
     real = (root.resolve(path) for path in (ldcache.paths(state.data) if state else ()))

@@ -9,9 +9,11 @@ import os
 import struct
 from collections.abc import Callable
 
+from agent import budget
+
 _PT_LOAD, _PT_DYNAMIC = 1, 2
 _DT_STRTAB, _DT_SONAME = 5, 14
-_MOST = 4096  # program headers or dynamic entries; real ones have some dozens
+_LARGEST_HEADER = 256  # bytes of a program header: 32 or 56
 
 
 def soname(path: str) -> str | None:
@@ -34,7 +36,9 @@ def _soname(read: Callable[[int, int], bytes]) -> str | None:
     wide, order = head[4] == 2, "<" if head[5] == 1 else ">"
     table, size, count = _headers(head, order, wide=wide)
     loads, dynamic = [], None
-    for index in range(min(count, _MOST)):
+    if size > _LARGEST_HEADER:
+        return None
+    for index in range(min(count, budget.ELF.values)):
         raw = read(size, table + index * size)
         kind, offset, address, length = _segment(raw, order, wide=wide)
         if kind == _PT_LOAD:
@@ -45,7 +49,8 @@ def _soname(read: Callable[[int, int], bytes]) -> str | None:
         return ""
     word = struct.Struct(order + ("QQ" if wide else "II"))
     found: dict[int, int] = {}
-    for tag, value in word.iter_unpack(_whole(read(min(dynamic[1], _MOST * 16), dynamic[0]), word)):
+    entries = _whole(read(min(dynamic[1], budget.ELF.size), dynamic[0]), word)
+    for tag, value in word.iter_unpack(entries):
         if tag == 0:
             break
         found.setdefault(tag, value)

@@ -11,15 +11,15 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from agent import budget
+from agent.budget import Budget
 from agent.cdi.read import Broken, document, kinds
 from agent.cdi.shape import edits, shaped
 from agent.errors import AgentError
 from agent.host import files
 from agent.host.paths import HostPath, HostRoot
-
-_LIMIT = 32 << 20  # bytes; the runtime has none
 
 # pkg/parser of the CDI library before 1.1 slices name[1:len-1] once the first letter is right; the
 # class is looked at only where the vendor is valid.
@@ -33,41 +33,73 @@ _SUSPICIOUS = re.compile(rb"(?<![A-Za-z0-9_.-])[A-Za-z]/|/[A-Za-z](?![A-Za-z0-9_
 _EMPTY = re.compile(rb"~|[nN][uU][lL][lL]|(?<!-)-[ \t]*(#[^\n]*)?[\r\n]|-[ \t]*\Z|[&*]|" + _SPELT)
 
 
-def entries(host: HostRoot, directory: HostPath) -> Iterator[tuple[HostPath, bytes]]:
+def _silent(_: str) -> None:
+    return
+
+
+def entries(
+    host: HostRoot, directory: HostPath, tell: Callable[[str], None] = _silent,
+    limits: Budget = budget.SPEC,
+) -> Iterator[tuple[HostPath, bytes]]:  # fmt: skip
     """The files that a runtime loads from a spec directory, with their content.
 
     By their ending alone: dot files and links to files too, directories not. What we cannot read
-    is not ours to judge.
+    is not ours to judge; `tell` takes a warning about what exceeds the budget.
     """
-    for path, real in _loaded(host, directory):
+    left = budget.SPECS.size
+    for path, real in _loaded(host, directory, tell):
         try:
-            found = files.read(real.agent, path.host, _LIMIT)
+            found = files.read(real.agent, path.host, min(left, limits.size))
         except AgentError:
+            if _is_larger(real.agent, min(left, limits.size)):
+                tell(
+                    f"{path} was not looked at: it is larger than {limits.size} bytes, or the "
+                    f"files of {directory} than {budget.SPECS.size}; make it smaller, or remove it"
+                )
             continue
         if found is not None:
+            left -= len(found.data)
             yield path, found.data
+
+
+def _is_larger(agent: str, size: int) -> bool:
+    try:
+        found = os.lstat(agent)
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_size > size
 
 
 def pipes(host: HostRoot, directory: HostPath) -> Iterator[HostPath]:
     """What a runtime would read as a spec and wait for, for ever: 1.7.24 and 2.1.9 do so at their
     start."""
-    for path, real in _loaded(host, directory):
+    for path, real in _loaded(host, directory, _silent):
         with contextlib.suppress(OSError):
             if stat.S_ISFIFO(os.lstat(real.agent).st_mode):
                 yield path
 
 
-def _loaded(host: HostRoot, directory: HostPath) -> Iterator[tuple[HostPath, HostPath]]:
+def _loaded(
+    host: HostRoot, directory: HostPath, tell: Callable[[str], None]
+) -> Iterator[tuple[HostPath, HostPath]]:
     """Names that are taken for specs, and where their links lead."""
     try:
-        names = sorted(files.names(directory.agent))
+        names, more = files.some_names(directory.agent, budget.DIRECTORY)
     except OSError:
         return
-    for name in names:
-        if name.endswith((".json", ".yaml")):
-            path = HostPath(os.path.join(directory.agent, name), os.path.join(directory.host, name))
-            with contextlib.suppress(AgentError):
-                yield path, host.resolve(path.host) if os.path.islink(path.agent) else path
+    found = sorted(name for name in names if name.endswith((".json", ".yaml")))
+    if more or len(found) > budget.SPEC_FILES:
+        tell(
+            f"{directory} has more than {budget.SPEC_FILES} specs or {budget.DIRECTORY.values} "
+            "names, of which not all were looked at; remove what is of no use"
+        )
+        # Those of our kinds, by whomever, have a name of NVIDIA's.
+        found.sort(key=lambda name: ("nvidia" not in name, name))
+        found = sorted(found[: budget.SPEC_FILES])
+    for name in found:
+        path = HostPath(os.path.join(directory.agent, name), os.path.join(directory.host, name))
+        with contextlib.suppress(AgentError):
+            yield path, host.resolve(path.host) if os.path.islink(path.agent) else path
 
 
 def crashing_kind(data: bytes) -> str | None:

@@ -7,11 +7,13 @@ files of one directory cancel each other, also for later directories. Reads only
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from agent import budget
 from agent.cdi import emit, on_host, read, rules
 from agent.cdi.readers import NOBODY, Reader
 from agent.cdi.scalar import shown
@@ -21,7 +23,7 @@ from agent.errors import AgentError, Refused, reason
 from agent.host import files
 from agent.host.paths import HostPath, HostRoot
 
-LIMIT = 32 << 20  # bytes; the runtime has none
+LIMIT = budget.SPEC.size  # bytes; the runtime has none
 ENDINGS = (".json", ".yaml")
 
 State = Literal["resolvable", "shadowed", "conflicting", "invalid", "incomplete", "unread"]
@@ -40,13 +42,14 @@ class Directory:
 @dataclass(frozen=True, slots=True)
 class SpecFile:
     """A file with what is wrong with it; `place` counts directories, `spec` is as far as it could
-    be made out."""
+    be made out, and was read from so many `values`."""
 
     name: str
     writer: str = ""
     place: int = 0
     spec: Mapping[str, Any] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
+    values: int = 0
 
     @property
     def broken(self) -> Problem | None:
@@ -95,14 +98,20 @@ def directories(host: HostRoot, names: Iterable[str], reader: Reader) -> tuple[D
 def specs(host: HostRoot, dirs: Sequence[Directory], reader: Reader = NOBODY) -> list[SpecFile]:
     """Every file of these directories that a runtime takes for a spec."""
     found = []
+    left = budget.SPECS.values
     for place, directory in enumerate(dirs):
         for name in _names(directory):
             assert directory.path is not None
             path = os.path.join(directory.path.host, name)
             shown_as = os.path.join(directory.name, name)
             taken = _read(host, HostPath(os.path.join(directory.path.agent, name), path))
+            if isinstance(taken, bytes) and left < 0:
+                text = f"the files before it have more than {budget.SPECS.values} values"
+                remedy = "remove what is of no use"
+                taken = Problem("nothing", "", f"it was not looked at: {text}", remedy)
             if taken is not None:
                 found.append(_file(shown_as, place, taken, host, reader))
+                left -= found[-1].values
     return found
 
 
@@ -110,10 +119,11 @@ def _names(directory: Directory) -> list[str]:
     if directory.path is None:
         return []
     try:
-        names = files.names(directory.path.agent)
+        names, _ = files.some_names(directory.path.agent, budget.DIRECTORY)
     except OSError:
         return []
-    return sorted((name for name in names if name.endswith(ENDINGS)), key=os.fsencode)
+    found = sorted((name for name in names if name.endswith(ENDINGS)), key=os.fsencode)
+    return found[: budget.SPEC_FILES]
 
 
 def unreadable(dirs: Sequence[Directory]) -> Iterator[tuple[str, Problem]]:
@@ -125,7 +135,10 @@ def unreadable(dirs: Sequence[Directory]) -> Iterator[tuple[str, Problem]]:
             text = directory.unread
             yield directory.name, Problem("use", "", text, "name the directory itself")
         try:
-            files.names(directory.path.agent)
+            names, more = files.some_names(directory.path.agent, budget.DIRECTORY)
+            if more or sum(name.endswith(ENDINGS) for name in names) > budget.SPEC_FILES:
+                text = f"it has more than {budget.SPEC_FILES} specs; not all were looked at"
+                yield directory.name, Problem("nothing", "", text, "remove what is of no use")
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -185,15 +198,22 @@ def examine(
     try:
         document = read.document(data)
     except read.Broken as error:
-        problem = Problem("file", "", error.text, "repair the file, or remove it")
+        # What is too large for us may be fine for a runtime.
+        spoils: Literal["file", "nothing"] = "file"
+        text, remedy = error.text, "repair the file, or remove it"
+        if isinstance(error, read.TooLarge):
+            spoils, text, remedy = "nothing", f"{text}, and was not looked at", "make it smaller"
+        problem = Problem(spoils, "", text, remedy)
         return SpecFile(name, writer(name, data, ""), place, {}, (problem,))
     spec, problems = shaped(document.data)
     if document.more:
         text = "there is more than one document, and runtimes read the first only"
-        problems.append(Problem("nothing", "", text, "give each a file of its own"))
+        problems.add(Problem("nothing", "", text, "give each a file of its own"))
     if spec:
-        problems += [*rules.check(spec, reader), *on_host.check(spec, host)]
-    return SpecFile(name, writer(name, data, spec.get("kind", "")), place, spec, tuple(problems))
+        for problem in itertools.chain(rules.check(spec, reader), on_host.check(spec, host)):
+            problems.add(problem)
+    made_by = writer(name, data, spec.get("kind", ""))
+    return SpecFile(name, made_by, place, spec, tuple(problems), document.values)
 
 
 def doubt(file: SpecFile) -> str:

@@ -6,7 +6,6 @@ the most that comes of it is a DriverFailed, or a reason for which others have t
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
@@ -16,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from agent import budget
 from agent.data import dataclass
 from agent.errors import DriverFailed
 
@@ -24,7 +24,6 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__
 # As in agent.daemon.start: what we are is found where it is, and the working directory is not.
 _CHILD = "import sys; sys.path.append(sys.argv.pop(1)); from agent.cdi.nvml import main; main()"
 TIMEOUT = 60.0  # seconds; eight GPUs without nvidia-persistenced have taken twenty
-_MOST = 1 << 22  # bytes
 
 # Models that drive a display, and are no GPUs to compute with.
 NO_GPUS = frozenset(("DGX Display", "NVIDIA DGX Display"))
@@ -121,7 +120,7 @@ def _read(reader: int, deadline: float, clock: Callable[[], float]) -> bytes | N
             continue
         part = os.read(reader, 65536)
         parts.append(part)
-        if not part or sum(map(len, parts)) > _MOST:
+        if not part or sum(map(len, parts)) > budget.CHILD.size:
             return b"".join(parts)
     return None
 
@@ -147,7 +146,7 @@ def _signal(number: int) -> str:
 def _parsed(data: bytes) -> Answer | None:
     """What the child wrote; None where that is not all of it."""
     try:
-        return _answer(json.loads(data))
+        return _answer(budget.json_value(data, budget.CHILD))
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import struct
 
+from agent import budget
+
 _OLD, _NEW = b"ld.so-1.7.0\0", b"glibc-ld.so.cache1.1"
 _OLD_ENTRY, _HEADER, _ENTRY = 12, 48, struct.Struct("<iIIIQ")
 # ELF libraries of glibc 2 for x86-64, AArch64 and POWER; 32-bit ones are not for the driver.
 _FLAGS = frozenset((0x0303, 0x0A03, 0x0503))
-_MOST = 1 << 16  # entries
+_LONGEST = 4096  # bytes of a path, as the kernel
 
 
 def paths(data: bytes) -> tuple[str, ...]:
@@ -34,13 +36,15 @@ def _start(data: bytes) -> int:
 def _paths(data: bytes) -> tuple[str, ...]:
     if not data.startswith(_NEW):
         return ()
-    count = min(struct.unpack_from("<I", data, 20)[0], _MOST)
-    found = []
+    count = min(struct.unpack_from("<I", data, 20)[0], budget.LD_CACHE.values)
+    found: dict[str, None] = {}
+    left = len(data)  # each path has bytes of its own: entries that share them are no cache
     for index in range(count):
         flags, _, value, _, _ = _ENTRY.unpack_from(data, _HEADER + index * _ENTRY.size)
-        end = data.find(b"\0", value)
-        if flags in _FLAGS and end > value:
+        end = data.find(b"\0", value, value + _LONGEST)
+        if flags in _FLAGS and end > value and left >= end - value:
+            left -= end - value
             path = data[value:end].decode("utf-8", "surrogateescape")
             if path.startswith("/"):
-                found.append(path)
+                found[path] = None
     return tuple(found)

@@ -12,17 +12,18 @@ import base64
 import binascii
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from agent import budget
 from agent.cdi.scalar import Plain, resolved, shown, spelled
 from agent.data import dataclass
 
 if TYPE_CHECKING:
     import yaml
 
-_DEPTH = 100  # a spec has six levels
-_VALUES = 1_000_000  # a spec of eight GPUs has a thousand
-_EXPANDED = 4_000_000  # with every alias written out
+_LIMITS = budget.SPEC
+_EXPANDED = 4 * _LIMITS.values  # with every alias written out: each is looked at
 _FEW_ALIASED = 100  # yaml.v2 does not mind
 _MERGE = "tag:yaml.org,2002:merge"
 _TAG = "tag:yaml.org,2002:"
@@ -41,15 +42,21 @@ class Broken(Exception):
         self.text = text if line is None else f"{text} (line {line})"
 
 
+class TooLarge(Broken):
+    """A runtime may read it, but here it exceeds the budget."""
+
+
 Value: TypeAlias = "str | Plain | list[Any] | dict[str, Any]"
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What a runtime reads; `more` is true where documents follow that it does not."""
+    """What a runtime reads, and how many values that are; `more` is true where documents follow
+    that it does not."""
 
     data: Value
     more: bool = False
+    values: int = 0
 
 
 def document(data: bytes) -> Document:
@@ -135,7 +142,7 @@ class _Builder:
         self._events = events
         self._open: list[_Open] = []
         self._anchors: dict[str, tuple[Any, int] | None] = {}
-        self._read = 0
+        self._read = self._expanded = 0
 
     def document(self) -> Document:
         """The first document. What follows is looked at only for whether it is there."""
@@ -147,7 +154,7 @@ class _Builder:
             if isinstance(event, yaml.StreamEndEvent):
                 return Document(Plain(None, ""))
             self._take(event)
-        return Document(self._result, self._follows())
+        return Document(self._result, self._follows(), self._expanded)
 
     def _follows(self) -> bool:
         import yaml
@@ -168,8 +175,8 @@ class _Builder:
             self._alias(event)
         elif isinstance(event, yaml.SequenceStartEvent | yaml.MappingStartEvent):
             self._count()
-            if len(self._open) >= _DEPTH:
-                raise Broken(f"it is nested more than {_DEPTH} levels deep")
+            if len(self._open) >= _LIMITS.depth:
+                raise Broken(budget.too_deep(_LIMITS))
             is_list = isinstance(event, yaml.SequenceStartEvent)
             if event.anchor:
                 self._anchors[event.anchor] = None
@@ -181,8 +188,8 @@ class _Builder:
 
     def _count(self) -> None:
         self._read += 1
-        if self._read > _VALUES:
-            raise Broken(f"it has more than {_VALUES} values, as no spec has")
+        if self._read > _LIMITS.values:
+            raise TooLarge(budget.too_many(_LIMITS))
 
     def _alias(self, event: yaml.AliasEvent) -> None:
         if event.anchor not in self._anchors:
@@ -202,14 +209,16 @@ class _Builder:
             above.items.append(value)
             above.size += size
             above.aliased += aliased
+            if above.size > _EXPANDED:  # what is merged is copied
+                raise TooLarge(
+                    f"it has more than {_EXPANDED} values, those behind aliases included"
+                )
             return
-        if size > _EXPANDED or (
-            aliased > _FEW_ALIASED and size > 1000 and aliased / size > _allowed(size)
-        ):
+        if aliased > _FEW_ALIASED and size > 1000 and aliased / size > _allowed(size):
             raise Broken("its aliases stand for far more than is written")
         if isinstance(value, _Merge):
             value = "<<"
-        self._result = value
+        self._result, self._expanded = value, size
 
 
 def _allowed(size: int) -> float:
@@ -280,47 +289,113 @@ def _converted(found: Any, tag: str | None) -> Any:
     return found
 
 
+@lru_cache(maxsize=1024)  # of one file several are asked for
 def kinds(data: bytes) -> tuple[str, ...]:
     """What a spec calls its kind: one, unless it says so several times; none where it is no spec.
 
-    Of several documents the first counts.
+    Of several documents the first counts. Of one that exceeds the budget the beginning counts.
     """
     import yaml
 
+    reader = _Kinds()
+    events = _loader()(data)
     try:
-        loader = _loader()(data)
-        root = loader.get_node() if loader.check_node() else None
+        while not reader.done and events.check_event():
+            reader.take(events.get_event())
     except (yaml.YAMLError, ValueError, RecursionError):
         return ()
-    return tuple(_kinds(root, {})) if isinstance(root, yaml.MappingNode) else ()
+    finally:
+        events.dispose()
+    return tuple(reader.result)
 
 
-def _kinds(node: yaml.Node, known: dict[int, dict[str, None]]) -> dict[str, None]:
-    """Values of `kind` in a mapping, else in those that are merged into it. `known` has those of
-    mappings that were looked at; nothing, of those that are being looked at."""
-    own: dict[str, None] = {}
-    merged: dict[str, None] = {}
-    if isinstance(node.value, str):
-        return {}
-    if id(node) in known:
-        return known[id(node)]
-    known[id(node)] = {}
-    for item in node.value:
-        if not isinstance(item, tuple):  # a list of mappings that are merged
-            merged |= _kinds(item, known)
-            continue
-        key, value = item
-        if key.tag == _MERGE:
-            merged |= _kinds(value, known)
-        elif isinstance(value.value, str) and _text(key).casefold() == "kind":
-            own[_text(value)] = None
-    known[id(node)] = own or merged
-    return known[id(node)]
+_Found: TypeAlias = "dict[str, None]"
+_NONE: _Found = {}
+_MOST_KINDS = 100
 
 
-def _text(node: yaml.Node) -> str:
-    text = str(node.value)
-    if node.tag != _BINARY:
+class _Part:
+    """A mapping or a list that is not read to its end. Of a mapping, `own` are values of its key
+    `kind`; `merged` are those of the mappings behind `<<`, and of all mappings in a list. `key` is
+    the last key that has no value yet: its text, None for a list or a mapping."""
+
+    def __init__(self, *, is_list: bool, anchor: str | None) -> None:
+        self.is_list = is_list
+        self.anchor = anchor
+        self.own: _Found = {}
+        self.merged: _Found = {}
+        self.has_key = False
+        self.key: str | None = None
+        self.merges = False
+
+    def add(self, text: str | None, tag: str | None, found: _Found) -> None:
+        """Take a value in: a text (None for a list or a mapping), or the kinds in it."""
+        if len(self.own) + len(self.merged) > _MOST_KINDS:
+            return  # what merges many of many would take for ever
+        if self.is_list:
+            self.merged |= found
+        elif not self.has_key:
+            self.has_key, self.key, self.merges = True, text, tag == _MERGE
+        else:
+            self.has_key = False
+            if self.merges:
+                self.merged |= found
+            elif text is not None and self.key is not None and self.key.casefold() == "kind":
+                self.own[text] = None
+
+
+class _Kinds:
+    """The kinds in a document, from its events. Only what is open and what has an anchor is kept,
+    so that memory does not grow with the document."""
+
+    def __init__(self) -> None:
+        self._open: list[_Part] = []
+        self._anchors: dict[str, tuple[str | None, str | None, _Found]] = {}
+        self._read = 0
+        self.result: _Found = {}
+        self.done = False
+
+    def take(self, event: yaml.Event) -> None:
+        """The next event. Raises ValueError where an alias stands for nothing."""
+        import yaml
+
+        self._read += 1
+        if isinstance(event, yaml.ScalarEvent):
+            plain = event.value == "<<" and event.tag is None and event.implicit[0]
+            self._add(_text(event), _MERGE if plain else event.tag, _NONE, event.anchor)
+        elif isinstance(event, yaml.AliasEvent):
+            if event.anchor not in self._anchors:
+                raise ValueError
+            self._add(*self._anchors[event.anchor], None)
+        elif isinstance(event, yaml.SequenceStartEvent | yaml.MappingStartEvent):
+            is_list = isinstance(event, yaml.SequenceStartEvent)
+            if event.anchor:
+                self._anchors[event.anchor] = None, None, _NONE
+            self._open.append(_Part(is_list=is_list, anchor=event.anchor))
+        elif isinstance(event, yaml.SequenceEndEvent | yaml.MappingEndEvent):
+            part = self._open.pop()
+            self._add(None, None, part.own or part.merged, part.anchor, is_list=part.is_list)
+        elif isinstance(event, yaml.StreamEndEvent):
+            self.done = True
+        if self._read > 4 * _LIMITS.values and self._open:
+            self.result, self.done = self._open[0].own, True
+
+    def _add(
+        self, text: str | None, tag: str | None, found: _Found, anchor: str | None,
+        *, is_list: bool = False,
+    ) -> None:  # fmt: skip
+        if anchor:
+            self._anchors[anchor] = text, tag, found
+        if self._open:
+            self._open[-1].add(text, tag, found)
+        else:
+            self.result = _NONE if is_list else found
+            self.done = True
+
+
+def _text(event: yaml.ScalarEvent) -> str:
+    text = str(event.value)
+    if event.tag != _BINARY:
         return text
     try:
         return base64.b64decode(text).decode("utf-8", "replace")

@@ -45,6 +45,22 @@ class Problem:
         return "warning" if self.spoils == "nothing" else "error"
 
 
+class Problems(list[Problem]):
+    """Problems of one file, as many of each kind as somebody may look at."""
+
+    MOST = 5_000
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._counts: dict[str, int] = {}
+
+    def add(self, problem: Problem) -> None:
+        """Note a problem, unless there are very many of its kind."""
+        count = self._counts[problem.spoils] = self._counts.get(problem.spoils, 0) + 1
+        if count <= self.MOST:
+            self.append(problem)
+
+
 @dataclass(frozen=True, slots=True)
 class Number:
     """An integer field and its bounds."""
@@ -98,14 +114,16 @@ _SPEC: Mapping[str, Type] = {
 }
 
 
-def shaped(value: Value) -> tuple[dict[str, Any], list[Problem]]:
+def shaped(value: Value) -> tuple[dict[str, Any], Problems]:
     """The spec in a file's data, and what did not fit."""
     shaper = _Shaper()
     if isinstance(value, Plain) and value.value is None:
-        return {}, [_error("", "the file is empty", "write a spec or remove the file")]
+        shaper.problems.add(_error("", "the file is empty", "write a spec or remove the file"))
+        return {}, shaper.problems
     if not isinstance(value, Mapping):
         text = f"it is {_kind(value)}, not a mapping with cdiVersion, kind and devices"
-        return {}, [_error("", text, "write a spec, or remove the file")]
+        shaper.problems.add(_error("", text, "write a spec, or remove the file"))
+        return {}, shaper.problems
     return shaper.struct(value, _SPEC, ""), shaper.problems
 
 
@@ -131,11 +149,11 @@ class _Shaper:
     """Walks data along the table, and collects what is wrong."""
 
     def __init__(self) -> None:
-        self.problems: list[Problem] = []
+        self.problems = Problems()
 
     def wrong(self, where: str, value: Value, wanted: str) -> None:
         """The type is another one."""
-        self.problems.append(
+        self.problems.add(
             _error(where, f"it is {_kind(value)}, not {wanted}", "correct it")
         )  # fmt: skip
 
@@ -149,10 +167,10 @@ class _Shaper:
             where = f"{at}.{key}" if at else key
             name = names.get(fold(key))
             if name is None:
-                self.problems.append(self._unknown(at, key, fields))
+                self.problems.add(self._unknown(at, key, fields))
                 continue
             if name != key:
-                self.problems.append(
+                self.problems.add(
                     Problem("nothing", where, f"the field is called {name}", "spell it so")
                 )
             item = value[key]
@@ -215,7 +233,7 @@ class _Shaper:
             return None
         if not kind.low <= number <= kind.high:
             text = f"{number} is not {kind.name}"
-            self.problems.append(_error(where, text, "correct it"))
+            self.problems.add(_error(where, text, "correct it"))
             return None
         return number
 
@@ -227,7 +245,7 @@ class _Shaper:
             return None
         text = spelled(value.value)
         if text != value.text:
-            self.problems.append(
+            self.problems.add(
                 Problem("nothing", where, f"without quotes it is {_kind(value)}, which the runtime "
                         f"writes as {text}", "put it in quotes")
             )  # fmt: skip

@@ -18,6 +18,7 @@ import os
 from dataclasses import asdict
 from typing import Any
 
+from agent import budget
 from agent.cdi import inventory, kernel
 from agent.cdi.inventory import Answer, Library
 from agent.data import dataclass
@@ -108,7 +109,7 @@ def _trace(ctx: Context, library: Library) -> str:
 def _load(store: Store) -> _Known | None:
     try:
         found = store.read(_NAME)
-        return _known(json.loads(found.data)) if found else None
+        return _known(budget.json_value(found.data, budget.CHILD)) if found else None
     except (AgentError, ValueError, KeyError, TypeError):
         return None
 

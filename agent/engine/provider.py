@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from agent import budget
 from agent.cdi import foreign, installed
 from agent.cdi.installed import Directory, SpecFile
 from agent.cdi.readers import Reader
@@ -59,7 +60,7 @@ def providers(
 ) -> tuple[Provider, ...]:
     """Who describes a kind in these files, in the order in which they are read."""
     entries = [(path, data) for path, data in there if foreign.has_kind(data, kind)]
-    files = [readings.file(path, data) for path, data in entries]
+    files = _examined(readings, entries)
     files.sort(key=lambda file: file.place)  # as stable as they were given
     devices = installed.devices(files, readings.dirs)
     found = []
@@ -74,12 +75,24 @@ def providers(
     return tuple(found)
 
 
+def _examined(readings: Readings, entries: Sequence[tuple[HostPath, bytes]]) -> list[SpecFile]:
+    """The files as far as they fit into memory together."""
+    found: list[SpecFile] = []
+    left = budget.SPECS.values
+    for path, data in entries:
+        if left < 0:
+            break
+        found.append(readings.file(path, data))
+        left -= found[-1].values
+    return found
+
+
 def wins(
     readings: Readings, there: Sequence[tuple[HostPath, bytes]], path: HostPath, text: bytes
 ) -> bool:
     """Would the runtime take every device of a spec at this path from it, beside these files?"""
     ours = readings.file(path, text)
-    files = [ours, *(readings.file(*entry) for entry in there)]
+    files = [ours, *_examined(readings, there)]
     files.sort(key=lambda file: file.place)
     taken = [d for d in installed.devices(files, readings.dirs) if d.file == ours.name]
     return bool(taken) and all(device.state in ("resolvable", "incomplete") for device in taken)

@@ -85,7 +85,8 @@ def _propose(
     directory = _directory(settings, host, spec_dirs)
     places = tuple(dict.fromkeys((directory, *directories(ctx, spec_dirs))))
     _refuse_writable(host, (settings.cdi_output_dir, *spec_dirs))
-    there = [entry for place in places for entry in foreign.entries(host, place)]
+    crowded: list[str] = []
+    there = [entry for place in places for entry in foreign.entries(host, place, crowded.append)]
     gpus, kinds = Gpus(ctx), _kinds(settings)
     dirs = installed.directories(host, spec_dirs, reader)
     readings = Readings(host, dirs, reader)
@@ -111,7 +112,7 @@ def _propose(
             stale = (*stale, gone)
         return Proposed((*none.specs, *shown), stale, none.warnings, error, directory)
     told = tuple(text for kind in kinds for text in site.warnings(kind))
-    warnings = (*_warnings((management, *rest), shown), *told)
+    warnings = (*_warnings((management, *rest), shown), *told, *crowded)
     if (blocked := site.blocked(gpu.KIND)) is not None:
         refused = f"apply refuses: {blocked.message}"
         return Proposed((own, *shown), stale, (*warnings, refused), blocked, directory)

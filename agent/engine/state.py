@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from agent import budget
 from agent.data import dataclass, field, replace
 from agent.errors import Refused, reason
 from agent.host import files, trusted
@@ -27,7 +28,6 @@ from agent.host.files import FileState
 from agent.host.paths import HostRoot
 
 _FORMAT = 1
-_LIMIT = 1 << 24  # bytes of a file of ours
 _FAILURES = 16  # candidates; more are made by more changes, after which old ones say little
 
 
@@ -196,7 +196,7 @@ class Store:
         """The file of that name, None where there is none; of anybody's directory it would be
         anybody's word."""
         path = os.path.join(self._name, name)
-        return trusted.read(self._host, path, _LIMIT, sticky_is_fine=True)[1]
+        return trusted.read(self._host, path, budget.STATE.size, sticky_is_fine=True)[1]
 
     def sweep(self) -> None:
         """Remove what killed processes left, stored bytes that nothing refers to included; for the
@@ -274,7 +274,7 @@ class Store:
                 else Failure(str(item["why"]), float(item["at"]))
                 for mark, item in (candidates or {}).items()
             }
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise self._broken("failed.json") from error
 
     def remember_failure(self, fingerprint: str, failure: Failure) -> None:
@@ -319,7 +319,7 @@ class Store:
         if found is None:
             return None
         try:
-            data = json.loads(found.data)
+            data = budget.json_value(found.data, budget.STATE)
         except ValueError as error:
             raise self._broken(name) from error
         if not isinstance(data, dict) or data.pop("format", None) != _FORMAT:
@@ -334,6 +334,11 @@ class Store:
 
     def _save(self, name: str, data: Mapping[str, Any]) -> None:
         text = json.dumps({"format": _FORMAT, **data}, indent=1) + "\n"
+        if len(text) > budget.STATE.size:
+            raise Refused(
+                f"cannot write {self.path(name)}: {budget.too_large(budget.STATE)}, and would not "
+                "be read again; make the runtime's configuration files smaller"
+            )
         self._write(self.path(name), text.encode())
 
     def _write(self, path: str, data: bytes) -> None:
@@ -366,7 +371,7 @@ def memory_from_json(data: Mapping[str, Any], name: str) -> Memory:
             (str(proven[0]), int(proven[1]), int(proven[2])) if proven else None,
             tuple(map(str, data.get("moved", ()))),
         )  # fmt: skip
-    except (TypeError, KeyError, AttributeError, IndexError, ValueError) as error:
+    except (TypeError, KeyError, AttributeError, IndexError, ValueError, OverflowError) as error:
         raise Refused(f"cannot read {name}: it is damaged; move it away") from error
 
 

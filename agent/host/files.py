@@ -20,12 +20,14 @@ import stat
 from collections.abc import Collection, Iterator
 from io import FileIO
 
+from agent import budget
+from agent.budget import Budget
 from agent.data import dataclass
 from agent.errors import Refused, reason
 from agent.host import safe
 from agent.host.temporary import base_of, name_for
 
-LIMIT = 1 << 20  # bytes; a configuration file larger than this is refused
+LIMIT = budget.TOML.size  # bytes; a configuration file larger than this is refused
 _LABEL = "security.selinux"
 _PRIVATE = 0o700  # the mode of a directory until it has its own
 
@@ -303,10 +305,20 @@ def move(old: str, new: str) -> None:
         os.fsync(directory)
 
 
-def names(path: str) -> list[str]:
-    """What is in a directory. Raises OSError."""
+def names(path: str, most: Budget = budget.DIRECTORY) -> list[str]:
+    """What is in a directory. Raises OSError, also where there are too many names."""
     with safe.directory(path, os.O_RDONLY) as directory:
-        return os.listdir(directory)
+        try:
+            return budget.names(directory, most)
+        except budget.OverBudget as error:
+            raise OSError(f"{error}; remove what is of no use") from error
+
+
+def some_names(path: str, most: Budget) -> tuple[list[str], bool]:
+    """The names in a directory, those that come first if there are more than `most`, and whether
+    there are more. Raises OSError."""
+    with safe.directory(path, os.O_RDONLY) as directory:
+        return budget.some_names(directory, most)
 
 
 def sync_directory(path: str) -> None:

@@ -21,6 +21,7 @@ import re
 import stat
 from collections.abc import Iterable
 
+from agent import budget
 from agent.data import dataclass
 from agent.errors import Refused, UsageError, reason
 
@@ -66,10 +67,10 @@ class Mount:
     kind: str = ""
 
 
-def parse_mountinfo(text: str) -> tuple[Mount, ...]:
+def parse_mountinfo(lines: Iterable[str]) -> tuple[Mount, ...]:
     """Mounts in the order of /proc/self/mountinfo (later ones hide earlier ones; proc(5))."""
     mounts = []
-    for line in text.splitlines():
+    for line in lines:
         fields = line.split(" ")
         if len(fields) > 5:
             kind = line.partition(" - ")[2].partition(" ")[0]
@@ -320,8 +321,11 @@ def open_host_root(given: str | None) -> HostRoot:
     """The host root as asked for, else `/host` where something is mounted there, else `/`."""
     root = given or ("/host" if os.path.ismount("/host") else "/")
     try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-            mounts = parse_mountinfo(file.read())
+        mounts = parse_mountinfo(budget.lines("/proc/self/mountinfo", budget.MOUNTS))
     except OSError:
         mounts = ()
+    except budget.OverBudget as error:
+        raise Refused(
+            f"cannot read /proc/self/mountinfo: {error}; unmount what is left over"
+        ) from error
     return HostRoot(root, mounts)

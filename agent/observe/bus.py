@@ -7,10 +7,12 @@ systemd's own error, or in NoBus; no bus is ever started for it.
 from __future__ import annotations
 
 import socket
+import struct
 import time
 from collections.abc import Callable
 from typing import Any, Self
 
+from agent import budget
 from agent.errors import Refused, reason
 from agent.host.paths import HostRoot
 from agent.observe.process import reachable
@@ -21,6 +23,11 @@ SYSTEM_BUS, PRIVATE = "/run/dbus/system_bus_socket", "/run/systemd/private"
 _SYSTEMD = "org.freedesktop.systemd1"
 _TIMEOUT = 10.0  # seconds for one answer; systemd answers in milliseconds
 _NUDGE = 0.1  # seconds until it is asked again whether it is there
+
+
+# What jeepney raises for bytes that are no message.
+_NO_MESSAGE = (ValueError, LookupError, TypeError, AttributeError, struct.error, RecursionError,
+               OverflowError)  # fmt: skip
 
 
 class NoBus(Exception):
@@ -106,13 +113,20 @@ class Bus:
         """The answer to the last call; signals in between are none of our business."""
         from jeepney.low_level import HeaderFields, MessageType
 
+        left = budget.BUS.size
         while True:
-            message = self._parser.get_next_message()
+            message = self._next()
             if message is None:
-                self._socket.settimeout(max(end - time.monotonic(), 0.001))
+                # Signals without end are no answer either.
+                if (time_left := end - time.monotonic()) <= 0:
+                    raise TimeoutError
+                self._socket.settimeout(time_left)
                 data = self._socket.recv(1 << 16)
+                left -= len(data)
                 if not data:
                     raise NoBus("it hung up")
+                if left < 0:
+                    raise NoBus(f"no answer in {budget.BUS.size} bytes")
                 self._parser.add_data(data)
                 continue
             fields = message.header.fields
@@ -122,6 +136,13 @@ class Bus:
                 text = message.body[0] if message.body else ""
                 raise BusError(str(fields.get(HeaderFields.error_name, "")), said(str(text)))
             return tuple(message.body)
+
+    def _next(self) -> Any:
+        """The next message; None where it has not arrived as a whole."""
+        try:
+            return self._parser.get_next_message()
+        except _NO_MESSAGE as error:
+            raise NoBus("what it says is not D-Bus") from error
 
 
 def opener(host: HostRoot, path: str) -> Callable[[], Bus]:

@@ -1,18 +1,21 @@
 """Running the runtime's own executable, in the host root, to hear what it makes of a file.
 
-Invariant: an argument list, never a shell; a deadline; output is never repeated, because it may
-hold what the configuration does, credentials included: a `Dump` has the masked words of it.
+Invariant: an argument list, never a shell; a deadline; an end to what is read of it; output is
+never repeated, because it may hold what the configuration does, credentials included: a `Dump` has
+the masked words of it.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from agent import tomledit
+from agent import budget, tomledit
 from agent.data import dataclass
 from agent.errors import Refused
 from agent.host.paths import HostRoot
@@ -48,20 +51,51 @@ def run(
     command = list(argv) if host.is_host else ["chroot", host.root, *argv]
     path = os.environ.get("PATH", _ENV["PATH"]) if host.is_host else _ENV["PATH"]
     try:
-        done = subprocess.run(
+        child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env={**_ENV, "PATH": path, **env},
-            check=False,
             pass_fds=descriptors,
         )
-    except subprocess.TimeoutExpired:
-        return Output(None, error=f"no answer in {timeout:g} s")
-    except OSError as error:
-        return Output(None, error=os.strerror(error.errno or 0).lower())
-    return Output(done.returncode, done.stdout, done.stderr.decode("utf-8", "replace"))
+    except (OSError, ValueError) as error:  # ValueError: an argument has a NUL byte in it
+        return Output(None, error=str(getattr(error, "strerror", None) or error).lower())
+    end = time.monotonic() + timeout
+    with child:
+        try:
+            out, said = _read(child, end)
+            code = child.wait(max(end - time.monotonic(), 0))
+        except (subprocess.TimeoutExpired, TimeoutError):
+            return Output(None, error=f"no answer in {timeout:g} s")
+        except budget.OverBudget as error:
+            return Output(None, error=f"its output cannot be used: {error}")
+        finally:
+            child.kill()
+    return Output(code, out, said.decode("utf-8", "replace"))
+
+
+def _read(child: subprocess.Popen[bytes], end: float) -> tuple[bytes, bytes]:
+    """What a child writes to both of its streams until it has closed them: of standard error the
+    end. Raises TimeoutError past `end`, and OverBudget."""
+    assert child.stdout is not None
+    assert child.stderr is not None
+    out, said = child.stdout.fileno(), child.stderr.fileno()
+    parts: dict[int, bytearray] = {out: bytearray(), said: bytearray()}
+    open_ = set(parts)
+    while open_:
+        left = end - time.monotonic()
+        if left <= 0 or not (ready := select.select(open_, (), (), left)[0]):
+            raise TimeoutError
+        for fd in ready:
+            part = os.read(fd, 1 << 16)
+            if not part:
+                open_.remove(fd)
+            parts[fd] += part
+            del parts[said][: -budget.SAID.size]
+            if len(parts[out]) > budget.DUMP.size:
+                raise budget.OverBudget(budget.too_large(budget.DUMP))
+    return bytes(parts[out]), bytes(parts[said])
 
 
 @dataclass(frozen=True, slots=True)

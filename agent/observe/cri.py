@@ -2,26 +2,28 @@
 
 Invariant: the only module that imports grpc, and each question (those about pods together) opens
 and closes a channel of its own: a channel that has seen a restart stays blind for more than a
-second.
+second. An answer is counted before it is parsed, because a message of a few bytes takes a hundred
+in memory.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from agent import budget
+from agent.budget import Budget
 from agent.data import dataclass
 from agent.errors import Unreachable
+from agent.observe import protobuf
 from agent.observe.process import reachable
 
 if TYPE_CHECKING:
-    from agent._cri.api_pb2_grpc import RuntimeServiceStub
+    import grpc
 
-_LIMIT = 16 << 20  # bytes of one answer, as the kubelet's; the default of 4 MiB is too small
 _Answer = TypeVar("_Answer")
 
 
@@ -79,11 +81,11 @@ def ask(path: str, name: str, timeout: float = 10.0) -> Answer:
     """Version and verbose Status. Raises Unreachable, or Unimplemented; `name` is for messages."""
     from agent._cri import api_pb2
 
-    with _stub(path) as stub:
-        version = _call(name, lambda: stub.Version(api_pb2.VersionRequest(), timeout=timeout))
-        status = _call(
-            name, lambda: stub.Status(api_pb2.StatusRequest(verbose=True), timeout=timeout)
-        )
+    question = api_pb2.StatusRequest(verbose=True)
+    with _channel(path, budget.STATUS) as channel:
+        service = _Service(channel, name, budget.STATUS)
+        version = service.ask("Version", api_pb2.VersionRequest(), timeout)
+        status = service.ask("Status", question, timeout)
     conditions = {item.type: item.status for item in status.status.conditions}
     return Answer(
         name=version.runtime_name,
@@ -97,8 +99,8 @@ def ask(path: str, name: str, timeout: float = 10.0) -> Answer:
 class PodQuestions:
     """Questions about pods, on one channel and all together within one time."""
 
-    def __init__(self, stub: RuntimeServiceStub, name: str, timeout: float) -> None:
-        self._stub = stub
+    def __init__(self, service: _Service, name: str, timeout: float) -> None:
+        self._service = service
         self._name = name
         self._end = time.monotonic() + timeout
 
@@ -106,7 +108,7 @@ class PodQuestions:
         """All pods that the runtime knows. Raises Unreachable."""
         from agent._cri import api_pb2
 
-        answer = self._ask(self._stub.ListPodSandbox, api_pb2.ListPodSandboxRequest())
+        answer = self._ask("ListPodSandbox", api_pb2.ListPodSandboxRequest())
         return tuple(
             Sandbox(
                 id=item.id,
@@ -123,7 +125,7 @@ class PodQuestions:
         """All containers that the runtime knows, in whatever state. Raises Unreachable."""
         from agent._cri import api_pb2
 
-        answer = self._ask(self._stub.ListContainers, api_pb2.ListContainersRequest())
+        answer = self._ask("ListContainers", api_pb2.ListContainersRequest())
         return tuple(
             Container(
                 id=item.id,
@@ -141,47 +143,45 @@ class PodQuestions:
         from agent._cri import api_pb2
 
         request = api_pb2.PodSandboxStatusRequest(pod_sandbox_id=sandbox, verbose=True)
-        return self._info(self._stub.PodSandboxStatus, request)
+        return self._info("PodSandboxStatus", request)
 
     def container_info(self, container: str) -> Mapping[str, Any]:
         """The same of a container."""
         from agent._cri import api_pb2
 
         request = api_pb2.ContainerStatusRequest(container_id=container, verbose=True)
-        return self._info(self._stub.ContainerStatus, request)
+        return self._info("ContainerStatus", request)
 
-    def _info(self, method: Callable[..., Any], request: Any) -> Mapping[str, Any]:
+    def _info(self, method: str, request: Any) -> Mapping[str, Any]:
         try:
             answer = self._ask(method, request)
         except _NotFound:
             return {}
         return _json(dict(answer.info).get("info")) or {}
 
-    def _ask(self, method: Callable[..., Any], request: Any) -> Any:
+    def _ask(self, method: str, request: Any) -> Any:
         left = self._end - time.monotonic()
         if left <= 0:
             raise Unreachable(f"cannot reach {self._name}: no answer in time; is the runtime up?")
-        return _call(self._name, lambda: method(request, timeout=left))
+        return self._service.ask(method, request, left)
 
 
 @contextmanager
 def pod_questions(path: str, name: str, timeout: float = 10.0) -> Iterator[PodQuestions]:
     """Questions about pods, `timeout` seconds for all of them. `name` is for messages."""
-    with _stub(path) as stub:
-        yield PodQuestions(stub, name, timeout)
+    with _channel(path, budget.PODS) as channel:
+        yield PodQuestions(_Service(channel, name, budget.PODS), name, timeout)
 
 
 @contextmanager
-def _stub(path: str) -> Iterator[RuntimeServiceStub]:
+def _channel(path: str, limits: Budget) -> Iterator[grpc.Channel]:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     import grpc
-
-    from agent._cri.api_pb2_grpc import RuntimeServiceStub
 
     options = (
         # Without it the socket's path becomes the :authority, which strict servers reset.
         ("grpc.default_authority", "localhost"),
-        ("grpc.max_receive_message_length", _LIMIT),
+        ("grpc.max_receive_message_length", limits.size),
         ("grpc.enable_http_proxy", 0),
         ("grpc.use_local_subchannel_pool", 1),
     )
@@ -189,7 +189,33 @@ def _stub(path: str) -> Iterator[RuntimeServiceStub]:
         reachable(path) as short,
         grpc.insecure_channel(f"unix:{short}", options=options) as channel,
     ):
-        yield RuntimeServiceStub(channel)
+        yield channel
+
+
+class _Service:
+    """The CRI's RuntimeService behind a channel; `name` is for messages."""
+
+    def __init__(self, channel: grpc.Channel, name: str, limits: Budget) -> None:
+        self._channel = channel
+        self._name = name
+        self._limits = limits
+
+    def ask(self, method: str, request: Any, timeout: float) -> Any:
+        """The answer within `timeout` seconds. Raises Unreachable."""
+        from agent._cri import api_pb2
+
+        call: Callable[..., bytes] = self._channel.unary_unary(
+            f"/runtime.v1.RuntimeService/{method}",
+            request_serializer=type(request).SerializeToString,
+        )
+        data = _call(self._name, lambda: call(request, timeout=timeout))
+        try:
+            return protobuf.parsed(data, getattr(api_pb2, f"{method}Response"), self._limits)
+        except ValueError as error:
+            raise Unreachable(
+                f"cannot use the answer of {self._name} to {method}: {error}; look at what listens "
+                "there"
+            ) from error
 
 
 def _call(name: str, call: Callable[[], _Answer]) -> _Answer:
@@ -211,6 +237,8 @@ def _call(name: str, call: Callable[[], _Answer]) -> _Answer:
             raise _NotFound(f"cannot find it behind {name}: {details}") from error
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             details = "no answer in time"
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            details = f"its answer is too large ({details})"
         raise Unreachable(
             f"cannot reach {name}: {details or code.name}; is the runtime up?"
         ) from error
@@ -218,7 +246,7 @@ def _call(name: str, call: Callable[[], _Answer]) -> _Answer:
 
 def _json(text: str | None) -> Mapping[str, Any] | None:
     try:
-        found = json.loads(text) if text else None
-    except (ValueError, RecursionError):
+        found = budget.json_value(text, budget.INFO) if text else None
+    except ValueError:
         return None
     return found if isinstance(found, dict) else None

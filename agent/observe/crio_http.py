@@ -1,8 +1,8 @@
 """CRI-O's effective configuration, by HTTP on the socket of its CRI.
 
-Invariant: reads only, a bounded answer in a bounded time, and whatever goes wrong is silence: there
-is weaker evidence for those who get none. Only who needs it loads this module: an HTTP client takes
-as long to load as the rest of us.
+Invariant: reads only, a bounded answer within one time for all of it, however it trickles, and
+whatever goes wrong is silence: there is weaker evidence for those who get none. Only who needs it
+loads this module: an HTTP client takes as long to load as the rest of us.
 """
 
 from __future__ import annotations
@@ -11,25 +11,51 @@ import http.client
 import socket
 import time
 from collections.abc import Callable
+from typing import Any
 
-from agent import tomledit
+from agent import budget, tomledit
 from agent.errors import Refused
 from agent.observe.process import reachable
 from agent.tomledit import Data
 
-_LIMIT = 1 << 20  # bytes of an answer; that of 1.37 has 6 KB
+
+class _Timed(socket.socket):
+    """A socket of which every step has to end before one moment. What http.client sets a timeout
+    for is a single byte."""
+
+    end = 0.0  # of the clock
+    clock: Callable[[], float]
+
+    def _hurry(self) -> None:
+        left = self.end - self.clock()
+        if left <= 0:
+            raise TimeoutError
+        self.settimeout(left)
+
+    def connect(self, address: Any) -> None:
+        self._hurry()
+        super().connect(address)
+
+    def sendall(self, *given: Any) -> None:
+        self._hurry()
+        super().sendall(*given)
+
+    def recv_into(self, *given: Any) -> int:
+        self._hurry()
+        return super().recv_into(*given)
 
 
 class _Connection(http.client.HTTPConnection):
-    """HTTP over a unix socket."""
+    """HTTP over a unix socket; `end` is the moment of `clock` at which all has to be over."""
 
-    def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
+    def __init__(self, path: str, end: float, clock: Callable[[], float]) -> None:
+        super().__init__("localhost")
         self._path = path
+        self._end, self._clock = end, clock
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
+        self.sock = _Timed(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.end, self.sock.clock = self._end, self._clock
         with reachable(self._path) as short:
             self.sock.connect(short)
 
@@ -39,17 +65,16 @@ def effective_config(
 ) -> Data | None:
     """The whole effective configuration (`GET /config`), None where there is none to be had."""
     end = clock() + timeout
-    connection = _Connection(path, timeout)
+    connection = _Connection(path, end, clock)
     try:
         connection.request("GET", "/config", headers={"Connection": "close"})
         response = connection.getresponse()
         if response.status != http.client.OK:
             return None
         data, length = b"", response.headers.get("Content-Length")
-        # In parts, so that one who sends a byte now and then cannot hold us up.
         while part := response.read1(1 << 16):
             data += part
-            if len(data) > _LIMIT or clock() > end:
+            if len(data) > budget.CRIO_CONFIG.size:
                 return None
         if length is not None and int(length) != len(data):
             return None

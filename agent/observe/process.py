@@ -14,6 +14,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 
+from agent import budget
 from agent.data import dataclass
 from agent.errors import Unreachable, reason
 from agent.host.paths import HostRoot
@@ -160,9 +161,12 @@ def environment(process: Process) -> dict[str, str] | None:
     may hold secrets: they are handed on, and never shown."""
     try:
         with open(f"{process.proc}/{process.pid}/environ", "rb") as file:
-            pairs = [os.fsdecode(item).partition("=") for item in file.read().split(b"\0")]
+            data = file.read(budget.PROC.size + 1)
     except OSError:
         return None
+    if _is_too_much(data):
+        return None
+    pairs = [os.fsdecode(item).partition("=") for item in data.split(b"\0")]
     return {name: value for name, equals, value in reversed(pairs) if equals}
 
 
@@ -176,7 +180,13 @@ def commands(host: HostRoot) -> Iterator[tuple[int, tuple[str, ...]]]:
 
 def _words(pid: int, proc: str) -> tuple[str, ...]:
     line = _read(f"{proc}/{pid}/cmdline")
+    if _is_too_much(line):
+        return ()  # anybody may start a process with words without end
     return tuple(os.fsdecode(word) for word in line.split(b"\0")[:-1])
+
+
+def _is_too_much(data: bytes) -> bool:
+    return len(data) > budget.PROC.size or data.count(b"\0") > budget.PROC.values
 
 
 def start_time(pid: int, proc: str = "/proc") -> int | None:
@@ -258,6 +268,6 @@ def boot_id(proc: str = "/proc") -> str:
 def _read(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
-            return file.read()
+            return file.read(budget.PROC.size + 1)
     except OSError:
         return b""

@@ -5,21 +5,22 @@ Invariant: pure; a line in another format is no entry, whatever is in it.
 
 from __future__ import annotations
 
-import json
 import re
 
-_PAIR = re.compile(r'(\w+)=("(?:[^"\\]|\\.)*"|\S+)')
+from agent import budget
+
+_PAIR = re.compile(r'(?<!\w)(\w+)=("(?:[^"\\]|\\.)*"|\S+)')
 
 
 def entry(line: str) -> dict[str, str] | None:
     """A log entry of a runtime by its keys, in logfmt or as JSON; None for what is none."""
     if line.startswith("{"):
         try:
-            found = json.loads(line)
+            found = budget.json_value(line, budget.LINE)
         except ValueError:
             return None
         return {key: str(value) for key, value in found.items()}
-    pairs = {key: _unquoted(value) for key, value in _PAIR.findall(line)}
+    pairs = {key: _unquoted(value) for key, value in _PAIR.findall(line[: budget.LINE.size])}
     return pairs if "level" in pairs else None
 
 

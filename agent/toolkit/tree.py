@@ -14,7 +14,7 @@ import stat
 from collections.abc import Collection, Mapping
 from typing import Any, TypeAlias
 
-from agent import tomledit
+from agent import budget, tomledit
 from agent.data import dataclass, field
 from agent.errors import Refused, reason
 from agent.host import files, trust
@@ -152,8 +152,8 @@ def listed(directory: str) -> Listed | None:
     if found is None:
         return None
     try:
-        return _listed(json.loads(found.data))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return _listed(budget.json_value(found.data, budget.STATE))
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return Listed()
 
 

@@ -135,7 +135,7 @@ def test_files_that_are_none(root: Path) -> None:
     found = {os.path.basename(f.name): f.problems[0].what for f in look(root)[0]}
     for name, text in (("pipe", "waits for ever"), ("dangling", "dangling"), ("out", "leads out"),
                        ("circle", "too many links"), ("s", "not a regular file"),
-                       ("large", "larger than 32 MiB")):  # fmt: skip
+                       ("large", "larger than 4 MiB")):  # fmt: skip
         assert text in found.pop(f"{name}.yaml")
     assert found == {}
 

@@ -41,6 +41,7 @@ LAYERS = (
     ("agent.options", "agent.start"),
     ("agent.cdi_options", "agent.toolkit_options"),
     ("agent.option",),
+    ("agent.budget",),
     ("agent.errors", "agent.data", "agent"),
     ("agent.userinfo",),
 )

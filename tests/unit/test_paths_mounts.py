@@ -165,7 +165,7 @@ def test_mountinfo_is_read_with_its_escapes() -> None:
         "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue\n"
         "37 35 0:5 /a\\040b /c\\011\\134040 rw - tmpfs tmpfs rw\n\nshort line\n"
     )
-    assert parse_mountinfo(text) == (
+    assert parse_mountinfo(text.splitlines()) == (
         Mount("/mnt2", "98:0", "/mnt1", "rw,noatime", "ext3"),
         Mount("/c\t\\040", "0:5", "/a b", "rw", "tmpfs"),
     )

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from agent import budget
 from agent.cdi import foreign
 from agent.data import dataclass
 from agent.engine.crio.node import CrioNode
@@ -123,8 +124,8 @@ def _read(path: HostPath, data: bytes) -> Hook | None:
     """A hook of version 1.0.0, or of 0.1.0, which needs no version and names its program at once;
     keys regardless of case. None where CRI-O takes none from the file either."""
     try:
-        given = _lower(json.loads(data))
-    except (ValueError, RecursionError):
+        given = _lower(budget.json_value(data, budget.HOOK))
+    except ValueError:
         return None
     hook, when = given.get("hook"), _lower(given.get("when"))
     if isinstance(hook, str):
