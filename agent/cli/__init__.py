@@ -93,15 +93,16 @@ def run(**given: str | None) -> None:
 @click.option("--since", type=float, required=True)
 @click.option("--told", type=int, default=0)
 @click.option("--afresh", is_flag=True)
+@click.option("--barrier", is_flag=True)
 @click.option("--entry", type=click.Choice(["toolkit-agent", "nvidia-toolkit"]), required=True)
 def converge_child(
-    *, lock_fd: int, watch_fd: int, since: float, told: int, afresh: bool, entry: Entry,
-    **given: str | None,
+    *, lock_fd: int, watch_fd: int, since: float, told: int, afresh: bool, barrier: bool,
+    entry: Entry, **given: str | None,
 ) -> None:  # fmt: skip
     """One convergence of run; started by it, and of no use to anybody else."""
     from agent.daemon import child
 
-    inherited = child.Inherited(lock_fd, watch_fd, since, told, afresh)
+    inherited = child.Inherited(lock_fd, watch_fd, since, told, afresh, barrier)
     ctx = _context(given, entry, tell=False)  # its parent has told
     code = child.work(ctx, inherited, _say)
     raise SystemExit(code)

@@ -22,13 +22,15 @@ SETTLE = 5.0  # seconds from our start in which our own sandbox comes up (gpu-op
 @dataclass(frozen=True, slots=True)
 class Inherited:
     """What the supervisor hands down: descriptors of the lock and of the watch list's pipe, the
-    monotonic time of its start, the last exit code, and whether to look at everything afresh."""
+    monotonic time of its start, the last exit code, whether to look at everything afresh, and
+    whether it took `toolkit-ready` away because a convergence did not finish."""
 
     lock: int
     pipe: int
     since: float
     told: int
     afresh: bool
+    barrier: bool = False
 
 
 def work(ctx: Context, inherited: Inherited, say: Callable[[str], None]) -> int:
@@ -37,7 +39,7 @@ def work(ctx: Context, inherited: Inherited, say: Callable[[str], None]) -> int:
         os.set_inheritable(fd, False)
     ctx = replace(
         ctx, lock_fd=inherited.lock, settle=lambda: _settle(ctx, inherited.since),
-        ask_again=inherited.afresh,
+        ask_again=inherited.afresh, barrier=inherited.barrier,
     )  # fmt: skip
     before, node, spec, code = ctx.publisher.told(), None, None, 0
     blamed: tuple[str, ...] = ()

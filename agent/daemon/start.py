@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
+from agent import status
 from agent.daemon import supervisor
 from agent.engine.context import Context
 from agent.errors import Refused, reason
@@ -48,7 +49,8 @@ def become_supervisor(ctx: Context, options: Sequence[str]) -> NoReturn:
     deadline = 2 * ctx.settings.proof_timeout + 300
     # Without site and the environment's wishes: it imports nothing from there.
     program = [sys.executable, "-I", "-S", supervisor.__file__]
-    words = [str(ctx.settings.interval), str(deadline), held]
+    published = [ctx.publisher.path(name) for name in (status.READY, status.TWIN)]
+    words = [str(ctx.settings.interval), str(deadline), held, *published]
     os.execve(  # noqa: S606 - there is no shell in it
         sys.executable, [*program, *words, *child], os.environ
     )

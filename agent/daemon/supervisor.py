@@ -1,13 +1,16 @@
 """The waiting process of `run`: watches paths, and has the node made right in a child.
 
 Invariant: it imports nothing but os, sys, signal, time and errno, so that waiting costs next to
-nothing; and a convergence counts only where nothing that is watched moved while it ran, so that no
-change is lost. Run by its path, after `start.py` has taken the lock and blocked the signals:
+nothing; a convergence counts only where nothing that is watched moved while it ran, so that no
+change is lost; and where one cannot finish (it is killed, or crashes), readiness is withdrawn,
+because nobody has proven the node. Run by its path, after `start.py` has taken the lock and blocked
+the signals:
 
-    supervisor.py INTERVAL DEADLINE PIDFILE ARGV...
+    supervisor.py INTERVAL DEADLINE PIDFILE READY TWIN ARGV...
 
-PIDFILE is `DESCRIPTOR:PATH` of a pid file that goes with this process, or empty. ARGV is the
-child's command line, to which `--watch-fd`, `--told` and `--afresh` are added.
+PIDFILE is `DESCRIPTOR:PATH` of a pid file that goes with this process, or empty. READY and TWIN are
+the status files, in the order in which they are withdrawn. ARGV is the child's command line, to
+which `--watch-fd`, `--told`, `--afresh` and `--barrier` are added.
 """
 
 import errno
@@ -26,7 +29,12 @@ IN_A_ROW = 10  # several changes that follow each other are no fight yet
 DEVICE = 0.1  # nobody fights about devices; splitting eight GPUs anew takes a minute
 LONGEST = 60.0  # seconds of back-off
 USAGE = 2  # exit code of a child that will never succeed
+# Those of a child that has come to its end: whatever it wanted to withdraw is withdrawn.
+FINISHED = frozenset((0, 2, 3, 4, 5, 6, 7))
 _NOT_STARTED = 127
+_MOST_COUNTED = 1_000  # names in a directory, each of which is looked at
+_MOST_NAMES = 10_000  # and names beside which they are
+_MOST_LISTED = 1 << 20  # bytes of a watch list
 
 _TYPE, _LINK, _SOCKET = 0o170000, 0o120000, 0o140000
 
@@ -82,26 +90,40 @@ def _facts(found: os.stat_result) -> object:
 
 
 # Names by entry, with the time of the directory that they are of.
-_listed: dict[bytes, tuple[int, list[bytes]]] = {}
+_listed: "dict[bytes, tuple[int, list[bytes] | None]]" = {}
 
 
 def _names(
     directory: bytes, entry: bytes, counts: "Callable[[bytes], bool]"
 ) -> "list[bytes] | int":
     """Names in a directory, or why there are none. For /dev, whose own time changes with what is
-    nobody's business here; in /proc and /sys, whose directories have no size, it never does."""
+    nobody's business here; in /proc and /sys, whose directories have no size, it never does.
+
+    Where there are too many to look at, the time of the directory stands for them all."""
     try:
         found = os.stat(directory)
         moment = found.st_mtime_ns
         known = _listed.get(entry)
         if known is None or known[0] != moment or not found.st_size:
-            known = moment, sorted(filter(counts, os.listdir(directory)))
+            known = moment, _some(directory, counts)
             # A change within the same tick of the clock would not show in the time.
             if time.time_ns() - moment > 10**9:
                 _listed[entry] = known
-        return known[1]
+        return moment if known[1] is None else known[1]
     except OSError as error:
         return error.errno or -1
+
+
+def _some(directory: bytes, counts: "Callable[[bytes], bool]") -> "list[bytes] | None":
+    """The names that count, None where there are too many. Raises OSError."""
+    found = []
+    with os.scandir(directory) as entries:
+        for number, entry in enumerate(entries):
+            if counts(entry.name):
+                found.append(entry.name)
+            if number >= _MOST_NAMES or len(found) > _MOST_COUNTED:
+                return None
+    return sorted(found)
 
 
 def _nodes(directory: bytes, names: "list[bytes] | int") -> object:
@@ -235,10 +257,14 @@ class Keeper:
 class Children:
     """Starts convergences, takes signals, and buries whoever dies: we may be pid 1."""
 
-    def __init__(self, argv: list[str], deadline: float, wishes: Wishes) -> None:
+    def __init__(
+        self, argv: list[str], deadline: float, wishes: Wishes, published: "Iterable[str]" = ()
+    ) -> None:
         self.argv = argv
         self.deadline = deadline
         self.wishes = wishes
+        self.published = tuple(published)  # the status files, the barrier first
+        self.barrier = False  # we took the barrier away, and nobody has put it back
         self.pid = 0
         self.ends: list[int] = []  # wait statuses of the one that is waited for
 
@@ -266,12 +292,25 @@ class Children:
                 self.ends.append(status)
 
     def converge(self, told: int) -> tuple[int, tuple[bytes, ...] | None]:
-        """Run one child to its end. Gives its exit code and what it wants to be watched."""
+        """Run one child to its end. Gives its exit code and what it wants to be watched.
+
+        Readiness goes with a child that does not finish; who is told to stop leaves it as it is.
+        """
+        code, listed = self._run(told)
+        if code == 0:
+            self.barrier = False
+        elif code not in FINISHED and not self.wishes.stop:
+            log("convergence not finished", "code", code)
+            self.barrier |= withdraw(self.published)
+        return code, listed
+
+    def _run(self, told: int) -> tuple[int, tuple[bytes, ...] | None]:
         reader, writer = os.pipe()
         os.set_inheritable(writer, True)
         os.set_blocking(reader, False)
         argv = [*self.argv, f"--watch-fd={writer}", f"--told={told}"]
         argv += ["--afresh"] if self.wishes.afresh else []
+        argv += ["--barrier"] if self.barrier else []
         self.wishes.afresh = False
         self.ends.clear()
         try:
@@ -306,8 +345,8 @@ class Children:
                 end += LONGEST
             self.wait(POLL)
             self.reap()
-            data += _drain(reader)
-        return data + _drain(reader)
+            data = (data + _drain(reader))[:_MOST_LISTED]
+        return (data + _drain(reader))[:_MOST_LISTED]
 
 
 def _drain(reader: int) -> bytes:
@@ -318,6 +357,41 @@ def _drain(reader: int) -> bytes:
     except BlockingIOError:
         pass
     return data
+
+
+def withdraw(paths: "Iterable[str]") -> bool:
+    """Remove status files in this order, up to the first that stays. Gives whether the first one
+    was there. No part of a path may be a link: it was followed when we were started."""
+    found = []
+    for path in paths:
+        try:
+            above, name = os.path.split(path)
+            directory = _directory(above)
+            try:
+                os.unlink(name, dir_fd=directory)
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+            found.append(path)
+        except FileNotFoundError:
+            found.append("")
+        except OSError as error:
+            log("readiness not withdrawn", "errno", error.errno or 0)
+            break
+    return bool(found and found[0])
+
+
+def _directory(path: str) -> int:
+    """A descriptor of a directory. Raises OSError, also where a part of the path is a link."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    here = os.open("/", flags)
+    for part in filter(None, path.split("/")):
+        above = here
+        try:
+            here = os.open(part, flags, dir_fd=above)
+        finally:
+            os.close(above)
+    return here
 
 
 def log(event: str, key: str, number: int) -> None:
@@ -351,12 +425,12 @@ def main() -> int:
     for number in SIGNALS:  # an ignored SIGCHLD would take our children's ends away
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    interval, deadline, argv = float(sys.argv[1]), float(sys.argv[2]), sys.argv[4:]
+    interval, deadline, argv = float(sys.argv[1]), float(sys.argv[2]), sys.argv[6:]
     number_of, _, pid_file = sys.argv[3].partition(":")
     if pid_file:  # a child that outlives us must not hold it
         os.set_inheritable(int(number_of), False)
     wishes = Wishes()
-    children = Children(argv, deadline, wishes)
+    children = Children(argv, deadline, wishes, sys.argv[4:6])
     try:
         code = Keeper(children.converge, children.wait, wishes).keep(interval)
         log("stopped", "code", code)

@@ -59,7 +59,8 @@ class Context:
     """Settings and seams of one run. `log` takes an event and key-value pairs; `lock_fd` is the
     descriptor of a parent that holds the lock for us; `settle` waits until the runtime may be
     restarted without harm to ourselves; `ask_again`: NVML is to be asked, whatever is known;
-    `retry`: a candidate that failed before is tried again."""
+    `retry`: a candidate that failed before is tried again; `barrier`: `toolkit-ready` was there
+    until a convergence did not finish, and comes back with the next that is right."""
 
     settings: Settings
     host: HostRoot
@@ -81,6 +82,7 @@ class Context:
     retry: bool = False
     settle: Callable[[], None] = _at_once
     ask_again: bool = False
+    barrier: bool = False
 
     @property
     def boot_id(self) -> str:

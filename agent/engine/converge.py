@@ -126,7 +126,8 @@ def _recover_and_converge(ctx: Context, first: Proposal | None) -> Outcome:
         _refuse(ctx, proposal)
         found = recover.give_up_waiting(ctx)
         proposal = propose(ctx, ctx.store.memory())
-    outcome = _converge(ctx, proposal, ctx.store.memory(), barrier=found.barrier)
+    barrier = found.barrier or ctx.barrier
+    outcome = _converge(ctx, proposal, ctx.store.memory(), barrier=barrier)
     return replace(outcome, recovered=found.outcome, changed=(*repaired, *outcome.changed))
 
 

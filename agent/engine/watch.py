@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from agent import status
+from agent import budget, status
 from agent.cdi import driver, generate
 from agent.engine import install, specs
 from agent.engine import node as nodes
@@ -102,13 +102,17 @@ def _of_process(ctx: Context, running: Process | None, kind: str) -> Iterator[st
             root, directory = crio_nodes.places(ctx.settings, ctx.host, running)
             for name in filter(None, (root, directory)):
                 yield from _path(ctx.host, name)
-            for file in files.names(ctx.host.resolve(directory).agent) if directory else ():
-                yield from _path(ctx.host, os.path.join(directory, file))
+            if directory:
+                here = ctx.host.resolve(directory).agent
+                yield here
+                for file in files.some_names(here, budget.CONFIG)[0]:
+                    yield from _path(ctx.host, os.path.join(directory, file))
             return
         root = nodes.root_name(ctx.settings, ctx.host, running)
         yield from _path(ctx.host, root)
         yield from _drop_in(nodes.drop_in(ctx.settings, ctx.host, root))
-        for pattern in config.load_file(ctx.host, root).data.get("imports", []):
+        imports = config.load_file(ctx.host, root).data.get("imports", [])
+        for pattern in imports[: budget.CONFIG.values]:
             absolute = os.path.normpath(os.path.join(os.path.dirname(root), pattern))
             yield from _path(ctx.host, _fixed_part(absolute))
     except (AgentError, OSError):

@@ -325,7 +325,7 @@ def _child(deadline: float, script: str) -> subprocess.CompletedProcess[str]:
     """Run the waiting process with a shell as its child."""
     return subprocess.run(
         [sys.executable, "-I", "-S", "-X", "importtime", supervisor.__file__, "600", str(deadline),
-         "", "/bin/sh", "-c", script],
+         "", "", "", "/bin/sh", "-c", script],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 
