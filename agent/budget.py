@@ -38,6 +38,7 @@ SPECS = Budget(size=8 << 20, values=150_000)
 SPEC_FILES = 2_000  # files in it: a node with DRA has one for each claim
 # A file that the runtime reads. A thousand registry mirrors: 100 KB, 16,000 tokens.
 TOML = Budget(size=1 << 20, values=100_000, depth=64)
+TOML_LINES = 15_000  # of a file that is edited
 # The files of one runtime together. A drop-in for each handler makes a dozen.
 CONFIG = Budget(size=4 << 20, values=500)
 # What a runtime's executable prints: all files merged.

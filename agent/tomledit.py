@@ -15,7 +15,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
-from agent import tomltext
+from agent import budget, tomltext
+from agent.budget import OverBudget
 from agent.data import dataclass
 from agent.errors import Refused
 from agent.tomltext import BOM, Data, NotText, Oddity, encoded
@@ -80,8 +81,8 @@ def _parse(text: str, name: str) -> Data:
 
         why = masked(str(error))  # it can repeat what stands there
         raise Refused(f"cannot read {name}: it is not valid TOML: {why}; repair it") from error
-    except RecursionError as error:
-        raise Refused(f"cannot read {name}: it is nested too deeply; repair it") from error
+    except OverBudget as error:
+        raise Refused(f"cannot read {name}: {error}; make it smaller") from error
 
 
 def get(data: Any, path: Path, default: Any = None) -> Any:
@@ -148,7 +149,12 @@ def edit(text: str, ops: Iterable[Op], name: str) -> str:
 
 
 def _refuse_unsafe(text: str, name: str) -> None:
-    """Refuse a text in which a place cannot be told, or a value not be written as it is."""
+    """Refuse a text in which a place cannot be told, or a value not be written as it is, and one
+    of which all places do not fit into memory."""
+    if text.count("\n") > budget.TOML_LINES:
+        raise Refused(
+            f"cannot edit {name}: it has more than {budget.TOML_LINES} lines; make it smaller"
+        )
     line = tomltext.in_values(text)
     odd = Oddity("encoding", line) if line else tomltext.minds(text, _EDITABLE)
     if odd is not None:
@@ -161,7 +167,7 @@ def _propose(text: str, op: Op, data: Data, wanted: Data, name: str) -> tuple[st
     for proposal in _proposals(text, op, data, wanted):
         try:
             found = tomltext.loads(proposal)
-        except (tomllib.TOMLDecodeError, RecursionError):
+        except ValueError:
             continue
         right = (
             _identical(without_empty(found), without_empty(wanted))

@@ -159,7 +159,9 @@ def _value_end(text: str, at: int) -> int:
 
 def _token(text: str, at: int) -> re.Match[str]:
     found = TOKEN.match(text, at)
-    if found is None:
+    if found is None or (
+        found[0][0] in "\"'" and (len(found[0]) == 1 or found[0][-1] != found[0][0])
+    ):
         raise Unreadable
     return found
 

@@ -15,6 +15,8 @@ import tomllib
 from collections.abc import Collection, Iterator
 from typing import Any, Literal, TypeAlias
 
+from agent import budget
+from agent.budget import OverBudget
 from agent.data import dataclass
 
 Data: TypeAlias = dict[str, Any]
@@ -36,11 +38,13 @@ GO_TOML_2: frozenset[Kind] = frozenset({
 BURNT_SUSHI: frozenset[Kind] = GO_TOML_2 | {"byte order mark"}
 
 BOM = "\ufeff"
+# A string that is not closed goes on to its end, and none is tried in two ways, so that nothing in
+# it is read again and again, or kept in memory for another try.
 STRING = (
-    r'"""(?:\\.|[^\\])*?"""{1,3}|'
-    r"'''.*?'''{1,3}|"
-    r'"(?:\\.|[^"\\\n])*"|'
-    r"'[^'\n]*'"
+    r'"""[^"\\]*+(?:(?:\\.|"{1,2}(?!"))[^"\\]*+)*+(?:"""{1,3}|\\?\Z)|'
+    r"'''.*?(?:'''{1,3}|\Z)|"
+    r'"[^"\\\n]*+(?:\\.[^"\\\n]*+)*+"?|'
+    r"'[^'\n]*+'?"
 )
 TOKEN = re.compile(rf"(?:{STRING})|#[^\n]*|[][{{}},]|\s+|[^]\s\"'#[{{}},]+", re.DOTALL)
 
@@ -54,6 +58,16 @@ _LONE_CR = re.compile(rf"((?:{STRING})|#[^\n]*)|\r(?!\n)", re.DOTALL)
 _ESCAPE = re.compile(r"\\(?:(e)|x([0-9a-fA-F]{2})|(/)|.)", re.DOTALL)
 _LOOKS_11 = re.compile(r",[ \t]*\}|\\[xe/]")
 _SHIFT = 0xDC00
+
+# A key with too many parts, wherever it stands; each run of them is looked at once.
+_LONG_KEY = re.compile(
+    r"(?<![A-Za-z0-9_.\-\"'])"
+    r"(?:(?:[A-Za-z0-9_-]++|\"(?:\\.|[^\"\\\n])*+\"|'[^'\n]*+')[ \t]*+\.[ \t]*+)"
+    rf"{{{budget.TOML.depth}}}"
+)
+_WORD = 4_096  # characters of a word without quotes
+_LONG_WORD = re.compile(rf"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{{{_WORD}}}")
+_LONG_NUMBER = re.compile(r"[0-9A-Fa-f_]{16}")  # more than 64 bits, in base 2 to 16
 
 
 class NotText(ValueError):
@@ -134,16 +148,57 @@ def encoded(text: str) -> bytes:
 
 
 def loads(text: str) -> Data:
-    """The data of a decoded text. Raises tomllib.TOMLDecodeError, RecursionError."""
+    """The data of a decoded text. Raises tomllib.TOMLDecodeError, and OverBudget for what takes
+    more memory or time than a file of that size should."""
+    _refuse_much(text)
     text = _lines_ended(text.removeprefix(BOM))
     try:
-        data = tomllib.loads(text)
+        data = _loads(text)
     except tomllib.TOMLDecodeError:
         plain, odd = _plain(text)
         if not odd:
             raise
-        data = tomllib.loads(plain)
+        data = _loads(plain)
     return _shown(data) if _BYTE.search(text) else data
+
+
+def _refuse_much(text: str) -> None:
+    """Count what a text consists of, before anything is made of it."""
+    if len(text) > budget.TOML.values:
+        parts = sum(1 for _ in TOKEN.finditer(text)) + text.count(".") + text.count("\\")
+        if parts > budget.TOML.values:
+            raise OverBudget(budget.too_many(budget.TOML))
+    if text.count(".") >= budget.TOML.depth and _LONG_KEY.search(text):
+        raise OverBudget(f"a key in it has more than {budget.TOML.depth} parts")
+    if _LONG_WORD.search(text) and any(
+        len(token[0]) > _WORD and token[0][0] not in "#\"'" and not token[0].isspace()
+        for token in TOKEN.finditer(text)
+    ):
+        raise OverBudget(f"a word in it has more than {_WORD} characters")
+
+
+def _loads(text: str) -> Data:
+    """What the standard library makes of it, as far as any runtime takes it."""
+    try:
+        data = tomllib.loads(text)
+    except RecursionError as error:
+        raise OverBudget("it is nested too deeply") from error
+    except tomllib.TOMLDecodeError:
+        raise
+    except ValueError as error:  # an integer of which Python does not even count the digits
+        raise tomllib.TOMLDecodeError("a number in it is too long") from error
+    budget.refuse_deep(data, budget.TOML.depth)
+    if _LONG_NUMBER.search(text) and not _fits(data):
+        raise tomllib.TOMLDecodeError("a number in it is too large for 64 bits")
+    return data
+
+
+def _fits(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_fits, value.values()))
+    if isinstance(value, list):
+        return all(map(_fits, value))
+    return not isinstance(value, int) or -(1 << 63) <= value < 1 << 63
 
 
 def _lines_ended(text: str) -> str:

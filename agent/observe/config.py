@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Collection, Mapping
+from itertools import islice
 from types import MappingProxyType
 from typing import TypeAlias
 
-from agent import tomledit, tomltext
+from agent import budget, tomledit, tomltext
 from agent.errors import Refused
 from agent.host import trusted
 from agent.host.files import FileState
@@ -26,7 +27,6 @@ DEFAULT_ROOT = "/etc/containerd/config.toml"
 
 Overlay: TypeAlias = Mapping[str, FileState | None]
 _NO_OVERLAY: Overlay = MappingProxyType({})
-_MAX_FILES = 500
 
 
 def load(
@@ -40,6 +40,7 @@ def load(
     """
     pending = [root]
     loaded: dict[str, ConfigFile] = {}
+    imports = size = 0
     while pending:
         name = pending.pop(0)
         if name in loaded:
@@ -52,9 +53,15 @@ def load(
             )
         refuse_unread(file, gen.toml)
         loaded[name] = file
-        if len(loaded) > _MAX_FILES:
-            raise Refused(f"cannot use {root}: it imports more than {_MAX_FILES} files")
-        for pattern in file.data.get("imports", []):
+        patterns = file.data.get("imports", [])
+        imports += len(patterns)
+        size += len(file.state.data) if file.state else 0
+        if max(len(loaded), imports) > budget.CONFIG.values or size > budget.CONFIG.size:
+            raise Refused(
+                f"cannot use {root}: it imports more than {budget.CONFIG.values} files, or more "
+                f"than {budget.CONFIG.size} bytes; remove imports that are of no use"
+            )
+        for pattern in patterns:
             pending += _expand(host, gen, (name, pattern), overlay)
     return tuple(loaded.values())
 
@@ -109,12 +116,18 @@ def _expand(host: HostRoot, gen: Generation, where: tuple[str, str], overlay: Ov
         return [absolute]
     found = ["/"]
     for part in absolute.split("/")[1:]:
-        found = [
+        below = (
             os.path.join(above, name)
             for above in found
             if not _is_file(host, above)
             for name in _names(host, above, part, overlay)
-        ]
+        )
+        found = [*islice(below, budget.DIRECTORY.values)]
+        if len(found) == budget.DIRECTORY.values:
+            raise Refused(
+                f"cannot use {where[0]}: the import {where[1]} stands for "
+                f"{budget.DIRECTORY.values} names or more; name one directory"
+            )
     return [name for name in found if _is_there(host, name, overlay)]
 
 

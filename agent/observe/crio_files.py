@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import stat
 
+from agent import budget
 from agent.errors import Refused
 from agent.host.paths import HostPath, HostRoot
 from agent.observe.config import Overlay, checked_file, names, refuse_unread
@@ -20,7 +21,6 @@ from agent.tomltext import BURNT_SUSHI
 
 ROOT = "/etc/crio/crio.conf"
 DIRECTORY = "/etc/crio/crio.conf.d"
-_MAX_FILES = 500
 
 
 def load(
@@ -35,12 +35,17 @@ def load(
     overlay = overlay or {}
     unread = ConfigFile("", HostPath(host.agent_path(ROOT), ROOT), None, {})
     loaded = [load_file(host, root, overlay) if root else unread]
+    size = 0
     for name in _walk(host, directory, overlay) if directory else ():
         file = load_file(host, name, overlay)
         if file.state is not None:
             loaded.append(file)
-        if len(loaded) > _MAX_FILES:
-            raise Refused(f"cannot use {directory}: it has more than {_MAX_FILES} files")
+            size += len(file.state.data)
+        if len(loaded) > budget.CONFIG.values or size > budget.CONFIG.size:
+            raise Refused(
+                f"cannot use {directory}: it has more than {budget.CONFIG.values} files, or more "
+                f"than {budget.CONFIG.size} bytes in them; remove what is of no use"
+            )
     return tuple(loaded)
 
 
@@ -52,16 +57,21 @@ def load_file(host: HostRoot, name: str, overlay: Overlay) -> ConfigFile:
     return file
 
 
-def _walk(host: HostRoot, directory: str, overlay: Overlay) -> list[str]:
+def _walk(host: HostRoot, directory: str, overlay: Overlay, depth: int = 0) -> list[str]:
     """Names of all files below a directory. A link to a directory is not followed: CRI-O would
     take it for a file and not start."""
+    if depth > budget.NESTED.depth:
+        raise Refused(
+            f"cannot use {directory[:200]}: directories are nested more than {budget.NESTED.depth} "
+            "levels deep; remove what is of no use"
+        )
     path = host.resolve(directory)
     found: list[str] = []
     for entry in sorted(names(host, directory, overlay), key=os.fsencode):
         below = os.path.join(directory, entry)
         inside = os.path.join(path.agent, entry), os.path.join(path.host, entry)
         if _is_directory(*inside, overlay):
-            found += _walk(host, below, overlay)
+            found += _walk(host, below, overlay, depth + 1)
         else:
             found.append(below)
     return found
