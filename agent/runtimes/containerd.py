@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from agent import tomltext
@@ -20,6 +21,8 @@ from agent.tomledit import Data, Path, get
 
 if TYPE_CHECKING:
     from agent.masking import Source
+
+_LONGEST = 4096  # characters of a path, as the kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,19 +103,31 @@ def matches(pattern: str, path: str) -> bool:
     return re.fullmatch(_expression(pattern), path, re.DOTALL) is not None
 
 
+@lru_cache
 def _expression(pattern: str) -> str:
-    """The regular expression of a pattern: `*`, `?`, `[set]`, `[^set]` and backslash."""
-    result, rest = "", pattern
+    """The regular expression of a pattern: `*`, `?`, `[set]`, `[^set]` and backslash.
+
+    What stands between two stars is taken where it comes first, and nowhere else: the second star
+    takes the rest. To try other places would take for ever with many stars.
+    """
+    if len(pattern) > _LONGEST:
+        return "(?!)"
+    parts, rest = [""], pattern
     while rest:
         found = re.match(r"\\(.)|(\*)|(\?)|\[(\^?)((?:\\.|[^\]\\])+)\]|(.)", rest, re.DOTALL)
         if found is None:
             return "(?!)"  # malformed: Go matches nothing
         escaped, star, mark, negated, members, plain = found.groups()
-        if star or mark:
-            result += "[^/]*" if star else "[^/]"
+        if star:
+            parts.append("")
+        elif mark:
+            parts[-1] += "[^/]"
         elif members:
-            result += f"(?!/)[{negated}{members.replace('[', chr(92) + '[')}]"
+            parts[-1] += f"(?!/)[{negated}{members.replace('[', chr(92) + '[')}]"
         else:
-            result += re.escape(escaped or plain)
+            parts[-1] += re.escape(escaped or plain)
         rest = rest[found.end() :]
-    return result
+    if len(parts) == 1:
+        return parts[0]
+    between = "".join(f"(?>[^/]*?{part})" for part in parts[1:-1])
+    return f"{parts[0]}{between}[^/]*{parts[-1]}"
