@@ -21,7 +21,7 @@ def soname(path: str) -> str | None:
     try:
         with open(path, "rb", opener=_open) as file:
             return _soname(lambda size, at: os.pread(file.fileno(), size, at))
-    except (OSError, struct.error, UnicodeDecodeError, ValueError, OverflowError):
+    except (OSError, struct.error, IndexError, ValueError, OverflowError):
         return None
 
 

@@ -190,7 +190,8 @@ def shown(answer: Answer) -> tuple[str | None, tuple[str, ...]]:
 def shows_nvidia(answer: Answer) -> bool:
     """Does the runtime show a default runtime that is NVIDIA's, whatever its name?"""
     default, tables = _shown(answer)
-    table = tomledit.get(tables, (str(default),), {})
+    said = tomledit.get(tables, (str(default),))
+    table: dict[str, object] = said if isinstance(said, dict) else {}
     # containerd's names for keys, where CRI-O has those of its file
     keys: dict[str, str] = {
         "runtimeType": "runtime_type",

@@ -277,7 +277,8 @@ def _crio_evidence(answer: Answer) -> Iterator[Evidence]:
 
 
 def _dump_evidence(data: Data | None) -> Evidence:
-    plugins = (data or {}).get("plugins", {})
+    said = (data or {}).get("plugins")
+    plugins = said if isinstance(said, dict) else {}
     for name in ("io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri", "cri"):
         if isinstance(section := plugins.get(name), dict) and "containerd" in section:
             return _evidence("config-dump", section, "enable_cdi", "cdi_spec_dirs")

@@ -26,8 +26,10 @@ _NUDGE = 0.1  # seconds until it is asked again whether it is there
 
 
 # What jeepney raises for bytes that are no message.
-_NO_MESSAGE = (ValueError, LookupError, TypeError, AttributeError, struct.error, RecursionError,
-               OverflowError)  # fmt: skip
+_NO_MESSAGE = (
+    ValueError, LookupError, TypeError, AttributeError, struct.error, AssertionError,
+    RecursionError, OverflowError,
+)  # fmt: skip
 
 
 class NoBus(Exception):

@@ -86,6 +86,11 @@ def ask(path: str, name: str, timeout: float = 10.0) -> Answer:
         service = _Service(channel, name, budget.STATUS)
         version = service.ask("Version", api_pb2.VersionRequest(), timeout)
         status = service.ask("Status", question, timeout)
+    return answer_of(version, status)
+
+
+def answer_of(version: Any, status: Any) -> Answer:
+    """What the two messages say."""
     conditions = {item.type: item.status for item in status.status.conditions}
     return Answer(
         name=version.runtime_name,
@@ -209,8 +214,9 @@ class _Service:
             request_serializer=type(request).SerializeToString,
         )
         data = _call(self._name, lambda: call(request, timeout=timeout))
+        kind = getattr(api_pb2, f"{method}Response")
         try:
-            return protobuf.parsed(data, getattr(api_pb2, f"{method}Response"), self._limits)
+            return protobuf.parsed(data, kind, self._limits)
         except ValueError as error:
             raise Unreachable(
                 f"cannot use the answer of {self._name} to {method}: {error}; look at what listens "

@@ -193,7 +193,7 @@ def start_time(pid: int, proc: str = "/proc") -> int | None:
     """Start time of a living process, in clock ticks since boot; None for one that is gone."""
     text = _read(f"{proc}/{pid}/stat")
     fields = text[text.rfind(b")") + 2 :].split()
-    if len(fields) < 20 or fields[0] in (b"Z", b"X"):
+    if len(fields) < 20 or fields[0] in (b"Z", b"X") or not fields[19].isdigit():
         return None
     return int(fields[19])
 

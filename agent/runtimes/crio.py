@@ -295,7 +295,12 @@ def shown(config: Mapping[str, Any] | None, dump: Mapping[str, Any] | None) -> D
             "hooks_dir": status.get("HooksDir"),
         }
     section = get(dump, RUNTIME)
-    return dict(section) if isinstance(section, Mapping) else None
+    if not isinstance(section, Mapping):
+        return None
+    runtimes = section.get("runtimes")
+    tables = runtimes if isinstance(runtimes, Mapping) else {}
+    kept = {name: table for name, table in tables.items() if isinstance(table, Mapping)}
+    return {**section, "runtimes": kept} if "runtimes" in section else dict(section)
 
 
 def _toml_name(name: str) -> str:
