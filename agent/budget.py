@@ -35,6 +35,8 @@ class Budget:
 SPEC = Budget(size=4 << 20, values=50_000, depth=100)
 # All specs of a directory together, in memory at the same time.
 SPECS = Budget(size=8 << 20, values=150_000)
+SPEC_DEVICES = 10_000  # devices of a spec, each of which is shown
+DEVICE_COST = 8  # values as which a device counts, because of what is made of it
 SPEC_FILES = 2_000  # files in it: a node with DRA has one for each claim
 # A file that the runtime reads. A thousand registry mirrors: 100 KB, 16,000 tokens.
 TOML = Budget(size=1 << 20, values=100_000, depth=64)

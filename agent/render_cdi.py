@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from agent.cdi.installed import SpecFile
     from agent.engine.inventory import Inventory
 
 
@@ -37,12 +38,19 @@ def list_data(found: Inventory) -> dict[str, Any]:
                 "path": file.name,
                 "writer": file.writer or None,
                 "devices": len(list(file.devices())),
-                "problem": file.broken.what if file.broken else None,
+                "problem": _unread(file),
             }
             for file in found.files
         ],
         "notes": list(found.notes),
     }
+
+
+def _unread(file: SpecFile) -> str | None:
+    """Why nothing of a file is shown; None where something is."""
+    if file.broken:
+        return file.broken.what
+    return file.problems[0].what if file.problems and not file.spec else None
 
 
 def list_text(found: Inventory) -> str:

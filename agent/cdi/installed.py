@@ -42,7 +42,7 @@ class Directory:
 @dataclass(frozen=True, slots=True)
 class SpecFile:
     """A file with what is wrong with it; `place` counts directories, `spec` is as far as it could
-    be made out, and was read from so many `values`."""
+    be made out, and takes as much memory as so many `values`."""
 
     name: str
     writer: str = ""
@@ -206,6 +206,10 @@ def examine(
         problem = Problem(spoils, "", text, remedy)
         return SpecFile(name, writer(name, data, ""), place, {}, (problem,))
     spec, problems = shaped(document.data)
+    if len(spec.get("devices", ())) > budget.SPEC_DEVICES:
+        text = f"it has more than {budget.SPEC_DEVICES} devices, and was not looked at"
+        problem = Problem("nothing", "", text, "make it smaller")
+        return SpecFile(name, writer(name, data, ""), place, {}, (problem,))
     if document.more:
         text = "there is more than one document, and runtimes read the first only"
         problems.add(Problem("nothing", "", text, "give each a file of its own"))
@@ -213,7 +217,8 @@ def examine(
         for problem in itertools.chain(rules.check(spec, reader), on_host.check(spec, host)):
             problems.add(problem)
     made_by = writer(name, data, spec.get("kind", ""))
-    return SpecFile(name, made_by, place, spec, tuple(problems), document.values)
+    cost = document.values + budget.DEVICE_COST * len(spec.get("devices", ()))
+    return SpecFile(name, made_by, place, spec, tuple(problems), cost)
 
 
 def doubt(file: SpecFile) -> str:

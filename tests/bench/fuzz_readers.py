@@ -150,14 +150,11 @@ def _status_changed(rng: random.Random, data: bytes) -> bytes:
     return bytes(answer.SerializeToString())
 
 
-def _read_status(data: bytes) -> object:
+def _read_status(data: bytes) -> None:
     answer = protobuf.parsed(data, api_pb2.StatusResponse, budget.STATUS)
     for name in ("containerd", "cri-o"):
         version = api_pb2.VersionResponse(runtime_name=name, runtime_version="1.7.24")
-        found = cri.answer_of(version, answer)
-        kinds.shown(found)
-        _read_answer(found)
-    return found
+        _read_answer(cri.answer_of(version, answer))
 
 
 def _read_answer(found: cri.Answer) -> None:
@@ -166,7 +163,7 @@ def _read_answer(found: cri.Answer) -> None:
     kinds.shows_nvidia(found)
     table = {"runtime_type": "io.containerd.runc.v2", "options": {"BinaryName": "/x"}}
     for default in ("nvidia", "runc"):
-        kinds.unproven(Wanted({"nvidia": table, "runc": {}}, default, True, ("old",)), found)
+        kinds.unproven(Wanted({"nvidia": table, "runc": table}, default, True, ("old",)), found)
     handlers.shown(found.config, ("io.containerd.runtime.v1.linux",))
     [*nodes._crio_evidence(found)]
     nodes._evidence("cri-status", found.config, "enableCDI", "cdiSpecDirs")

@@ -1,8 +1,8 @@
 """Sixty thousand names in a directory that is watched or read.
 
-The attacker may write one spec directory. He makes so many names that looking at each of them, twice
-a second, takes a quarter of a core. Beyond a bounded number of names the time of the directory
-stands for them all; a warning names the directory; our own spec is right all the same.
+The attacker may write one spec directory. He makes so many names that looking at each of them,
+twice a second, takes a quarter of a core. Beyond a bounded number of names the time of the
+directory stands for them all; a warning names the directory; our own spec is right all the same.
 """
 
 from __future__ import annotations
@@ -109,5 +109,5 @@ def test_no_directory_is_listed_without_end(
     for number in range(4):
         (tmp_path / str(number)).touch()
     assert len(files.names(str(tmp_path))) == 4
-    with pytest.raises(OSError, match="^it has more than 3 names"):
+    with pytest.raises(OSError, match=r"^it has more than 3 names"):
         files.names(str(tmp_path), budget.Budget(size=0, values=3))
