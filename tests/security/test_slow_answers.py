@@ -1,0 +1,191 @@
+"""Answers that trickle, never end, or have no end.
+
+The attacker is what answers: a socket that says one byte a second, so that no single read takes too
+long; a program that prints for ever, or keeps its output open; a bus that sends signals all the
+time. Each question has one time for all of its answer, and one size.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from agent.errors import Unreachable
+from agent.host.paths import HostRoot
+from agent.observe import command, cri, crio_http
+from agent.observe.bus import Bus, NoBus
+
+HOST = HostRoot("/")
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/toml\r\n"
+
+
+@contextmanager
+def trickling(parts: list[bytes], pause: float) -> Iterator[str]:
+    """A socket that says these parts, and then the last one again and again."""
+    with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as listener:
+        path = f"{directory}/s"
+        listener.bind(path)
+        listener.listen()
+        listener.settimeout(20)
+        ending = threading.Event()
+
+        def talk() -> None:
+            with suppress(OSError):
+                client = listener.accept()[0]
+                with client:
+                    client.settimeout(5)
+                    said = iter(parts)
+                    while not ending.wait(pause):
+                        client.sendall(next(said, parts[-1]))
+
+        thread = threading.Thread(target=talk)
+        thread.start()
+        try:
+            yield path
+        finally:
+            ending.set()
+            listener.close()
+            thread.join()
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """What is in it takes no longer."""
+    before = time.monotonic()
+    yield
+    assert time.monotonic() - before < seconds
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [HEAD[n : n + 1] for n in range(15)] + [b"x"],
+        [HEAD, b"X-More: a\r\n"],
+        [HEAD, b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n#\r\n"],
+        [HEAD, b"Transfer-Encoding: chunked\r\n\r\n1;", b"x"],
+        [HEAD, b"\r\n", b"#"],
+        [b"HTTP/1.1 100 Continue\r\n\r\n"],
+    ],
+    ids=["status line", "headers", "chunks", "length of a chunk", "body", "100 for ever"],
+)
+def test_configuration_that_trickles(parts: list[bytes]) -> None:
+    """Ten bytes a second, of which each comes in time."""
+    with trickling(parts, 0.1) as path, within(3):
+        assert crio_http.effective_config(path, timeout=1.0) is None
+
+
+def test_configuration_without_end() -> None:
+    """A megabyte at a time."""
+    with trickling([HEAD, b"\r\n", b"#" * (1 << 20)], 0.0) as path, within(5):
+        assert crio_http.effective_config(path, timeout=4.0) is None
+
+
+def test_configuration_of_a_socket_that_takes_nobody() -> None:
+    """Its queue is full: connecting alone would wait for ever."""
+    with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as listener:
+        path = f"{directory}/s"
+        listener.bind(path)
+        listener.listen(0)
+        waiting = [socket.socket(socket.AF_UNIX) for _ in range(3)]
+        for one in waiting:
+            one.setblocking(False)
+            with suppress(OSError):
+                one.connect(path)
+        with within(3):
+            assert crio_http.effective_config(path, timeout=1.0) is None
+        for one in waiting:
+            one.close()
+
+
+def test_cri_that_trickles() -> None:
+    """The frames of HTTP/2 come in time, the answer does not."""
+    settings, ping = b"\0\0\0\4\0\0\0\0\0", b"\0\0\x08\6\0\0\0\0\0abcdefgh"
+    told = pytest.raises(Unreachable, match=r"^cannot reach")
+    with trickling([settings, ping], 0.2) as path, within(6), told:
+        cri.ask(path, "the runtime", timeout=1.0)
+
+
+def _python(code: str, timeout: float = 10.0) -> command.Output:
+    return command.run(HOST, [sys.executable, "-c", code], timeout)
+
+
+def test_program_that_prints_without_end() -> None:
+    """It is ended as soon as it has said too much, not when its time is up."""
+    with within(9):
+        done = _python("import sys\nwhile True: sys.stdout.write('x' * 65536)", 60)
+    assert done.code is None
+    assert "larger than" in done.error
+    assert done.out == b""
+
+
+def test_program_that_complains_without_end() -> None:
+    """Of that the end is kept: there is the cause."""
+    done = _python("import sys\nfor _ in range(200): sys.stderr.write('x' * 65536)\n"
+                   "sys.stderr.write('\\nlast'); sys.exit(3)")  # fmt: skip
+    assert done.code == 3
+    assert done.error.endswith("\nlast")
+    assert len(done.error) <= 1 << 16
+
+
+def test_program_that_trickles() -> None:
+    code = "import sys, time\nwhile True: print('x', flush=True); time.sleep(0.1)"
+    with within(6):
+        done = _python(code, 1.0)
+    assert (done.code, done.error) == (None, "no answer in 1 s")
+
+
+def test_output_that_a_grandchild_keeps_open(tmp_path: Path) -> None:
+    """The program ends, what it started does not, and holds its output."""
+    code = "import subprocess; subprocess.Popen(['sleep', '30'])"
+    with within(6):
+        done = _python(code, 1.0)
+    assert (done.code, done.error) == (None, "no answer in 1 s")
+
+
+def test_program_that_closes_its_output_and_stays() -> None:
+    with within(6):
+        done = _python("import os, time; os.close(1); os.close(2); time.sleep(30)", 1.0)
+    assert (done.code, done.error) == (None, "no answer in 1 s")
+
+
+def _signal() -> bytes:
+    """A signal of D-Bus, which answers nothing."""
+    from jeepney.low_level import MessageType
+    from jeepney.wrappers import DBusAddress, new_signal
+
+    message = new_signal(DBusAddress("/a", bus_name="a.b", interface="a.b"), "Hello")
+    assert message.header.message_type is MessageType.signal
+    return bytes(message.serialise(serial=7))
+
+
+@pytest.mark.parametrize(
+    ("said", "pause"),
+    [(_signal(), 0.05), (_signal() * 500, 0.0), (b"l", 0.1), (b"l\1\0\1\xff\xff\xff\x07" * 2, 0.0)],
+    ids=["signals", "a flood of them", "bytes", "a message of 128 MiB"],
+)
+def test_bus_that_does_not_come_to_the_point(said: bytes, pause: float) -> None:
+    """Signals all the time are no answer, and a message has a size."""
+    ours, theirs = socket.socketpair()
+    ending = threading.Event()
+
+    def talk() -> None:
+        with suppress(OSError), theirs:
+            while not ending.wait(pause):
+                theirs.sendall(said)
+
+    thread = threading.Thread(target=talk)
+    thread.start()
+    try:
+        with within(4), Bus(ours, private=True, timeout=1.0) as bus, pytest.raises(NoBus):
+            bus.call("/", "org.freedesktop.DBus.Peer", "Ping")
+    finally:
+        ending.set()
+        thread.join()
