@@ -165,6 +165,12 @@ def _read(host: HostRoot, path: HostPath) -> bytes | Problem | None:
     return content(path, found)
 
 
+def too_large() -> Problem:
+    """The problem of a file that is too large to be looked at."""
+    text = f"it is larger than {LIMIT >> 20} MiB: it slows the runtime down at every container"
+    return Problem("nothing", "", f"{text}, and was not looked at", "make it smaller")
+
+
 def content(path: HostPath, found: os.stat_result) -> bytes | Problem | None:
     """The bytes of what lies at a path without links."""
     if stat.S_ISFIFO(found.st_mode):
@@ -173,8 +179,7 @@ def content(path: HostPath, found: os.stat_result) -> bytes | Problem | None:
     if not stat.S_ISREG(found.st_mode):
         return Problem("file", "", "it is not a regular file", "remove it")
     if found.st_size > LIMIT:
-        text = f"it is larger than {LIMIT >> 20} MiB: it slows the runtime down at every container"
-        return Problem("nothing", "", f"{text}, and was not looked at", "make it smaller")
+        return too_large()
     try:
         state = files.read(path.agent, path.host, LIMIT)
     except Refused as error:

@@ -94,7 +94,10 @@ def _sorted(found: Sequence[tuple[str, Problem]]) -> tuple[Finding, ...]:
 
 def _given(name: str, host: HostRoot, reader: Reader) -> SpecFile:
     if name == "-":
-        return installed.examine(name, sys.stdin.buffer.read(installed.LIMIT), host, reader)
+        data = sys.stdin.buffer.read(installed.LIMIT + 1)
+        if len(data) > installed.LIMIT:
+            return SpecFile(name, problems=(installed.too_large(),))
+        return installed.examine(name, data, host, reader)
     try:
         path = os.path.realpath(name)
         found = os.lstat(path)

@@ -22,6 +22,7 @@ from typing import Any
 
 from agent import budget
 from agent.data import dataclass, field, replace
+from agent.engine import checked
 from agent.errors import Refused, reason
 from agent.host import files, trusted
 from agent.host.files import FileState
@@ -227,6 +228,7 @@ class Store:
         if data is None:
             return None
         try:
+            checked.require(data, checked.JOURNAL)
             entries = tuple(self._entry(entry) for entry in data.pop("entries"))
             pairs: dict[str, Any] = {
                 key: tuple(value) if (value := data.pop(key)) else None
@@ -237,10 +239,11 @@ class Store:
             before = data.pop("before")  # earlier versions had one state
             states = (before,) if isinstance(before, dict) else tuple(before)
             return Journal(entries=entries, before=states, **pairs, **data)
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise self._broken("journal.json") from error
 
     def _entry(self, data: Mapping[str, Any]) -> Entry:
+        checked.require(data, checked.FILE)
         outside = data.get("outside")
         where = self._host.agent_path(outside) if outside else None
         agent = self._host.agent_path(data["host"])
@@ -364,6 +367,9 @@ def memory_to_json(memory: Memory) -> dict[str, Any]:
 def memory_from_json(data: Mapping[str, Any], name: str) -> Memory:
     """The memory of plain data. Raises Refused, naming the file, where it is none."""
     try:
+        checked.require(data, checked.MEMORY)
+        for item in data["files"].values():
+            checked.require(item, checked.FILE)
         originals = {host: Original(**item) for host, item in data["files"].items()}
         proven = data.get("proven")
         return Memory(

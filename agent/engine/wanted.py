@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from agent.data import dataclass
+from agent.engine import checked
 from agent.errors import Refused
 from agent.observe.cri import Answer
 from agent.runtimes.merge import Cri
@@ -66,8 +67,15 @@ class Wanted:
 
     @classmethod
     def from_json(cls, data: Data) -> Wanted:
-        """From the journal."""
-        return cls(data["handlers"], data["default"], data["enable_cdi"], tuple(data["absent"]))
+        """From the journal. Raises Refused."""
+        try:
+            checked.require(data, checked.WANTED)
+            return cls(data["handlers"], data["default"], data["enable_cdi"], tuple(data["absent"]))
+        except (KeyError, ValueError) as error:
+            raise Refused(
+                f"cannot read the journal: what it wants is damaged ({error}); look at the "
+                "runtime's configuration, then move journal.json away"
+            ) from error
 
 
 def is_ours(name: str, table: Data, names: tuple[str, ...] = OUR_NAMES) -> bool:

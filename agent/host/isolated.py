@@ -142,10 +142,10 @@ def _make_read_only() -> None:
 
 def _remount_each_read_only() -> None:
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        lines = [line.split(" ") for line in file]
-    for fields in lines:
-        point = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), fields[4])
-        kept = sum(_FLAGS.get(word, 0) for word in fields[5].split(","))
+        mounts = [tuple(line.split(" ", 6)[4:6]) for line in file]  # all, before any is changed
+    for name, options in mounts:
+        point = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), name)
+        kept = sum(_FLAGS.get(word, 0) for word in options.split(","))
         try:
             _mount("", point, "", _REMOUNT | _BIND | _READ_ONLY | kept)
         except OSError as error:

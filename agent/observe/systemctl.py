@@ -5,6 +5,7 @@ Invariant: they run in the host root, with arguments that were checked, and have
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from agent.host.paths import HostRoot
@@ -51,7 +52,7 @@ class OverCommand:
             bound=tuple(found.get("BoundBy", "").split()),
             stopped=tuple(other for key in STOPS for other in found.get(key, "").split()),
             restart=found.get("Restart", ""),
-            main_pid=(int(pid) if pid.isdigit() else 0) or None,
+            main_pid=(int(pid) if re.fullmatch("[0-9]{1,10}", pid) else 0) or None,
         )
 
     def start(self, name: str) -> None:

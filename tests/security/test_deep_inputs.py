@@ -145,6 +145,47 @@ def test_state(name: str, file: str, node: CliNode) -> None:
     assert node.tree() == tree
 
 
+_JOURNAL: dict[str, Any] = {
+    "format": 1, "purpose": "apply", "boot_id": "b", "stage": "written", "entries": [],
+    "wanted": {"handlers": {}, "default": None, "enable_cdi": False, "absent": []}, "before": [],
+    "process": None, "kind": "containerd", "socket": "/run/x", "restart": None,
+    "memory": {"files": {}, "default": None, "enabled_cdi": False, "cdi_refused": None},
+    "old_memory": {"files": {}, "default": None, "enabled_cdi": False, "cdi_refused": None},
+    "fingerprint": "f",
+}  # fmt: skip
+_ENTRY: dict[str, Any] = {
+    "host": "/etc/x", "before": None, "after": None, "mode": 0o644, "uid": 0, "gid": 0,
+}  # fmt: skip
+WRONG: dict[str, dict[str, Any]] = {
+    "wanted": {"wanted": {"handlers": {"x": 1}}}, "nothing wanted": {"wanted": {}},
+    "before": {"before": [None]}, "process": {"process": ["a", 1]},
+    "process of 400 digits": {"process": [10**400, 1]}, "twin": {"twin": "é"},
+    "barrier": {"barrier": "abc"}, "socket": {"socket": "/a\0b"},
+    "memory": {"memory": {"files": 1}},
+    "executable": {"executable": 1.5}, "restart": {"restart": [1]}, "stuck": {"stuck": "ab"},
+    "host with NUL": {"entries": [{**_ENTRY, "host": "/\0"}]},
+    "host that is a number": {"entries": [{**_ENTRY, "host": 7}]},
+    "mode": {"entries": [{**_ENTRY, "mode": 10**30}]},
+    "a million directories": {"entries": [{**_ENTRY, "made": 10**9}]},
+    "entries": {"entries": {"a": 1}}, "more fields": {"surprise": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_journal_of_other_types(name: str, node: CliNode) -> None:
+    """It is JSON, and what stands in it is not what should. Nothing is undone by half."""
+    path, tree = node.state / "journal.json", node.tree()
+    path.write_text(json.dumps({**_JOURNAL, "socket": str(node.socket), **WRONG[name]}))
+    try:
+        done = node.agent("apply")
+    finally:
+        path.unlink(missing_ok=True)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("cannot read ")
+    assert node.tree() == tree
+
+
 def test_what_is_written_can_be_read(tmp_path: Path) -> None:
     """State that would exceed the budget of its reader is refused before it is written."""
     from agent.engine.state import Memory, Original
