@@ -68,11 +68,17 @@ def providers(
         mine = [device for device in devices if device.file == file.name]
         usable = any(device.state == "resolvable" for device in mine)
         broken = file.broken.what if file.broken else "it has no devices"
-        why = "" if usable else next((device.why for device in mine), broken)
-        doubt = "" if why else installed.doubt(file)
+        unread = _unread(file)  # the runtime may read it: its devices are theirs
+        why = "" if usable or unread else next((device.why for device in mine), broken)
+        doubt = "" if why else unread or installed.doubt(file)
         writer = _COPY if file.writer == OURS else file.writer
         found.append(Provider(file.name, writer, why, doubt))
     return tuple(found)
+
+
+def _unread(file: SpecFile) -> str:
+    """Why we do not know what is in a file that a runtime may read; "" where we know."""
+    return file.problems[0].what if file.problems and not (file.spec or file.broken) else ""
 
 
 def _examined(readings: Readings, entries: Sequence[tuple[HostPath, bytes]]) -> list[SpecFile]:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import struct
+import tempfile
 import time
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,11 @@ import pytest
 from agent import budget
 from agent._cri import api_pb2
 from agent.cdi import ldcache, read
+from tests.cli.gpu_host import GPU, MANAGEMENT, GpuHost
+from tests.conformance import checks
 from tests.security import hostile
+from tests.tools.nvml import FakeGpu
+from tests.unit.gpu_node import MARKS
 
 MIB = 1 << 20
 _SPEC = b"cdiVersion: 0.5.0\nkind: vendor.com/device\n"
@@ -115,6 +121,43 @@ def test_spec_of_a_large_node_fits() -> None:
     for devices in (gpus, channels):
         spec = {"cdiVersion": "0.5.0", "kind": "nvidia.com/gpu", "devices": devices}
         assert read.document(json.dumps(spec).encode()).values < budget.SPEC.values / 2
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[GpuHost]:
+    """A node with a GPU, whose own specs are to be written."""
+    with tempfile.TemporaryDirectory(prefix="n") as place, GpuHost(Path(place), FakeGpu(0)) as node:
+        checks.done(node.agent("apply"))
+        for name in node.specs():
+            (node.cdi / name).unlink()
+        yield node
+
+
+@MARKS[0]
+@MARKS[1]
+def test_own_specs_beside_hostile_ones(host: GpuHost) -> None:
+    """Whatever else lies in the directories, ours are written, the rest is told."""
+    for number, data in enumerate(SPECS.values()):
+        (host.cdi_etc / f"bad{number}.yaml").write_bytes(data)
+    done = hostile.agent("apply", *host.options(), timeout=120)
+    done.fits()
+    assert done.code == 0, done.err
+    assert "bad" in done.err
+    assert {MANAGEMENT, GPU} <= set(host.specs())
+
+
+@MARKS[0]
+@MARKS[1]
+def test_spec_of_our_kind_that_is_too_large(host: GpuHost) -> None:
+    """The runtime may read it. Ours beside it would cancel it: it is told, and nothing is written
+    for that kind."""
+    theirs = host.cdi_etc / "nvidia.yaml"
+    theirs.write_bytes(SPECS["many devices"].replace(b"vendor.com/device", b"nvidia.com/gpu"))
+    done = hostile.agent("apply", *host.options(), timeout=120)
+    done.fits()
+    assert done.code == 0, done.err
+    assert "it is not sure that it is read" in done.err
+    assert set(host.specs()) == {MANAGEMENT, "nvidia.yaml"}
 
 
 def cache(entries: int, value: int, text: bytes) -> bytes:
