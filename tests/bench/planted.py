@@ -443,7 +443,7 @@ _RUNTIME = (
     ),
     Mutant(
         "large-answer-refused", "cri", "agent/observe/cri.py",
-        '        ("grpc.max_receive_message_length", _LIMIT),\n',
+        '        ("grpc.max_receive_message_length", limits.size),\n',
         "",
         ("tests/unit/test_cri.py",),
     ),

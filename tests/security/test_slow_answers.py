@@ -88,23 +88,6 @@ def test_configuration_without_end() -> None:
         assert crio_http.effective_config(path, timeout=4.0) is None
 
 
-def test_configuration_of_a_socket_that_takes_nobody() -> None:
-    """Its queue is full: connecting alone would wait for ever."""
-    with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as listener:
-        path = f"{directory}/s"
-        listener.bind(path)
-        listener.listen(0)
-        waiting = [socket.socket(socket.AF_UNIX) for _ in range(3)]
-        for one in waiting:
-            one.setblocking(False)
-            with suppress(OSError):
-                one.connect(path)
-        with within(3):
-            assert crio_http.effective_config(path, timeout=1.0) is None
-        for one in waiting:
-            one.close()
-
-
 def test_cri_that_trickles() -> None:
     """The frames of HTTP/2 come in time, the answer does not."""
     settings, ping = b"\0\0\0\4\0\0\0\0\0", b"\0\0\x08\6\0\0\0\0\0abcdefgh"
