@@ -6,6 +6,7 @@ systemd's own error, or in NoBus; no bus is ever started for it.
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
 import time
@@ -30,6 +31,19 @@ _NO_MESSAGE = (
     ValueError, LookupError, TypeError, AttributeError, struct.error, AssertionError,
     RecursionError, OverflowError,
 )  # fmt: skip
+
+
+# A signature with an empty structure, which D-Bus forbids, because jeepney reads an array of these
+# for ever. The byte before a signature is its length.
+_EMPTY = re.compile(
+    rb"(.)([ybnqiuxtdhsogva(){}]{0,253}\(\)[ybnqiuxtdhsogva(){}]{0,253})\0", re.DOTALL
+)
+
+
+def _endless(data: bytes) -> bool:
+    if b"()" not in data:
+        return False
+    return any(found[1][0] == len(found[2]) for found in _EMPTY.finditer(data))
 
 
 class NoBus(Exception):
@@ -115,7 +129,7 @@ class Bus:
         """The answer to the last call; signals in between are none of our business."""
         from jeepney.low_level import HeaderFields, MessageType
 
-        left = budget.BUS.size
+        left, received = budget.BUS.size, b""
         while True:
             message = self._next()
             if message is None:
@@ -129,6 +143,9 @@ class Bus:
                     raise NoBus("it hung up")
                 if left < 0:
                     raise NoBus(f"no answer in {budget.BUS.size} bytes")
+                received = received[-512:] + data
+                if _endless(received):
+                    raise NoBus("what it says is not D-Bus")
                 self._parser.add_data(data)
                 continue
             fields = message.header.fields

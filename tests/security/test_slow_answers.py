@@ -139,6 +139,19 @@ def test_program_that_closes_its_output_and_stays() -> None:
     assert (done.code, done.error) == (None, "no answer in 1 s")
 
 
+def test_bus_whose_message_has_empty_structures() -> None:
+    """An array of these has no end to jeepney: four bytes of nothing, read again and again."""
+    message = (
+        b"l\2\0\1\x24\0\0\0\1\0\0\0\x15\0\0\0\5\1u\0\1\0\0\0\x08\1g\0\7sa()s)u\0\0\0\0"
+        b"\4\0\0\0text\0\0\0\0\x0e\0\0\0\1\0\0\0a\0\0\0\1\0\0\0b\0\0\0\7\0\0\0"
+    )
+    ours, theirs = socket.socketpair()
+    theirs.sendall(message)
+    told = pytest.raises(NoBus)
+    with within(4), theirs, Bus(ours, private=True, timeout=1.0) as bus, told:
+        bus.call("/", "org.freedesktop.DBus.Peer", "Ping")
+
+
 def _signal() -> bytes:
     """A signal of D-Bus, which answers nothing."""
     from jeepney.low_level import MessageType
