@@ -18,6 +18,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from agent import budget
 from agent.cdi import majors
 from agent.data import dataclass
 from agent.errors import Refused
@@ -129,7 +130,9 @@ class DriverRoot:
         with contextlib.suppress(OSError, Refused), self.opened(directory, _LIST) as above:
             shared = above.found.st_mode & stat.S_ISVTX
             why = self._why(above) or (None if shared else self._say(directory, above.found))
-            for name in sorted(fnmatch.filter(os.listdir(above.fd), pattern)):
+            for name in sorted(
+                fnmatch.filter(budget.some_names(above.fd, budget.DIRECTORY)[0], pattern)
+            ):
                 path, item = os.path.join(directory, name), _entry(above.fd, name)
                 if item is None or not stat.S_ISCHR(item.st_mode):
                     continue
@@ -188,7 +191,11 @@ class DriverRoot:
     def _names(self, directory: str) -> Sequence[str]:
         real = self.resolve(directory)
         try:
-            return sorted(os.listdir(self.agent_path(real))) if real else ()
+            return (
+                sorted(budget.some_names(self.agent_path(real), budget.DIRECTORY)[0])
+                if real
+                else ()
+            )
         except OSError:
             return ()
 

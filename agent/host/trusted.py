@@ -18,6 +18,7 @@ import os
 import stat
 from collections.abc import Iterator
 
+from agent import budget
 from agent.data import dataclass
 from agent.errors import Refused, reason
 from agent.host import files, safe, trust
@@ -156,11 +157,15 @@ def names(host: HostRoot, name: str) -> tuple[HostPath, list[str]]:
                 raise Refused(_cannot(f"use the directory {name}", name, why))
             if walk.left or not stat.S_ISDIR(walk.here[-1].found.st_mode):
                 return walk.whole, []
-            return walk.whole, os.listdir(walk.open(os.O_RDONLY | os.O_DIRECTORY))
+            return walk.whole, budget.names(walk.open(os.O_RDONLY | os.O_DIRECTORY))
     except NotADirectoryError:
         return host.resolve(name), []
     except OSError as error:
         raise Refused(f"cannot read the directory {name}: {reason(error)}") from error
+    except budget.OverBudget as error:
+        raise Refused(
+            f"cannot read the directory {name}: {error}; remove what is of no use"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -315,7 +315,7 @@ _STATUS = (
 
 def _read_status_file(data: bytes) -> None:
     _file(status.TWIN, data).chmod(0o644)
-    status.read_valid(str(PLACE), "b")
+    status.read_valid(HOST, str(PLACE), "b")
 
 
 _ORIGINAL = {
