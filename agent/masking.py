@@ -66,8 +66,8 @@ found frame from fs full function gc generate generation get getting gid global 
 goroutine got group grpc gzip had handler handlers handshake has hash have header hexadecimal hook
 hooks host hostname hosts http https hugetlb id identitytoken idle if ignore ignored ignoring
 image images immutable implemented import imports in include incompatible index infinite info
-information infra init initialize initialized initializing inline input inside install int int16 int32 int64
-int8 integer integers interactive interface internal into introspection invalid invocation io ip
+information infra init initialize initialized initializing inline input inside install int int16 int32
+int64 int8 integer integers interactive interface internal into introspection invalid invocation io ip
 ipv4 ipv6 irqbalance is isn isolate it its job jobs journalctl json k8 kata kernel key keys kind
 kubelet kubernetes label labels last layer layers leading lease leases least left length less
 level lib libexec library like limit line lines link linux list listen listener literal load
