@@ -8,6 +8,7 @@ must not believe him, must say why, and must go on looking.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -122,7 +123,12 @@ def _read(reader: str, file: Path) -> tuple[int | None, str, str]:
     with (
         log.open("wb") as error,
         subprocess.Popen(
-            _command(reader, file), env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=error
+            _command(reader, file),
+            env=env,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=error,
+            start_new_session=True,
         ) as process,
     ):
         end = time.monotonic() + 30
@@ -130,7 +136,8 @@ def _read(reader: str, file: Path) -> tuple[int | None, str, str]:
             assert time.monotonic() < end, "it hangs"
             time.sleep(0.02)
         code = process.poll()
-        process.kill()
+        if code is None:
+            os.killpg(process.pid, signal.SIGKILL)  # and the sleep that it waits for
         out, _ = process.communicate()
     return code, out.decode(), log.read_text("utf-8")
 
