@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+from agent import budget
+
 Check: TypeAlias = Callable[[Any], bool]
 
 _BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
@@ -59,6 +61,18 @@ def path(value: Any) -> bool:
     return not _CONTROL.search(value)
 
 
+def _keys(value: Any) -> bool:
+    """Values by path, each path a list of names in JSON (see `ownership`)."""
+    return isinstance(value, dict) and all(map(_is_path, value))
+
+
+def _is_path(key: str) -> bool:
+    try:
+        return _all(text)(budget.json_value(key, budget.STATE))
+    except ValueError:
+        return False
+
+
 def _tables(value: Any) -> bool:
     return isinstance(value, dict) and all(map(mapping, value.values()))
 
@@ -74,7 +88,7 @@ FILE: Mapping[str, Check] = {
     "host": path, "before": _or_none(text), "after": _or_none(text), "digest": _or_none(text),
     "written": _or_none(text), "mode": _number(0o7777), "uid": _number((1 << 32) - 2),
     "gid": _number((1 << 32) - 2), "made": _number(100), "edited": flag, "outside": _or_none(path),
-    "keys": mapping, "text": _or_none(text),
+    "keys": _keys, "text": _or_none(text),
 }  # fmt: skip
 MEMORY: Mapping[str, Check] = {
     "files": lambda value: _tables(value) and all(map(path, value)), "default": _or_none(text),

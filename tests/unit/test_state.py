@@ -173,6 +173,12 @@ WHOLE: dict[str, Any] = {"format": 1, **memory_to_json(MEMORY)}
         json.dumps({**WHOLE, "files": {"/f": {"digest": "x"}}}),
         json.dumps({**WHOLE, "files": {"/f": {**asdict(Original(None, 0, 0, 0, None)), "x": 1}}}),
         json.dumps({key: value for key, value in WHOLE.items() if key != "default"}),
+        *(
+            json.dumps({**WHOLE, "files": {"/f": {
+                **asdict(Original(None, 0, 0, 0, None)), "keys": {key: 1},
+            }}})
+            for key in ("plugins.x", "{", "[1]", '"x"', "[" * 500)
+        ),
     ],
 )  # fmt: skip
 def test_damaged_memory_is_refused(text: str, store: Store) -> None:
