@@ -27,16 +27,16 @@ def _number(high: int) -> Check:
 
 
 def _each(*checks: Check) -> Check:
-    """A list with as many items."""
+    """A list with as many items; a tuple, where it was not written to a file yet."""
     return lambda value: (
-        isinstance(value, list)
+        isinstance(value, list | tuple)
         and len(value) == len(checks)
         and all(check(item) for check, item in zip(checks, value, strict=True))
     )
 
 
 def _all(check: Check) -> Check:
-    return lambda value: isinstance(value, list) and all(map(check, value))
+    return lambda value: isinstance(value, list | tuple) and all(map(check, value))
 
 
 def text(value: Any) -> bool:
