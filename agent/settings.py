@@ -70,6 +70,13 @@ class Settings:
     dev_root_ctr_path: str | None
     device_name_strategies: tuple[str, ...]
     disabled_hooks: tuple[str, ...]
+    enabled_hooks: tuple[str, ...]
+    ldconfig_path: str | None
+    library_search_paths: tuple[str, ...]
+    config_search_paths: tuple[str, ...]
+    csv_files: tuple[str, ...]
+    csv_ignore_patterns: tuple[str, ...]
+    csv_compat_container_root: str
     crio_config_mode: str | None
     crio_hooks_dir: str
     crio_hook_filename: str
@@ -122,13 +129,13 @@ def resolve(given: Mapping[str, str | None], env: Mapping[str, str], entry: Entr
     origins: dict[str, str] = {}
     ignored: list[str] = []
     for option in OPTIONS:
-        raw, origin = _raw(option, given, env)
+        text, origin = said(option, given, env)
         origins[option.name] = origin
-        value = None if raw is None else parse(option, raw, _where(option, origin))
+        value = None if text is None else parse(option, text, called(option, origin))
         if option.acted:
             values[option.name] = value
         elif origin != "default" and operator.counts(option.name, values):
-            ignored.append(_where(option, origin))
+            ignored.append(called(option, origin))
     if values["cdi_enabled"] is None:
         values["cdi_enabled"] = entry == "toolkit-agent"
     if not values["cdi_output_dir"]:
@@ -175,9 +182,11 @@ def effective(settings: Settings) -> tuple[Effective, ...]:
     return tuple(found)
 
 
-def _raw(
+def said(
     option: Option, given: Mapping[str, str | None], env: Mapping[str, str]
 ) -> tuple[str | None, str]:
+    """What is said of an option, None for nothing, and where: "command line", the environment
+    variable, or "default"."""
     value = given.get(option.name)
     if value is not None:
         return value, "command line"
@@ -189,7 +198,8 @@ def _raw(
     return option.default, "default"
 
 
-def _where(option: Option, origin: str) -> str:
+def called(option: Option, origin: str) -> str:
+    """What to call an option in a message."""
     return option.all_flags[0] if origin in ("command line", "default") else origin
 
 
@@ -333,7 +343,12 @@ def _check_specs(values: Mapping[str, Any]) -> None:
     for name, allowed, what in (
         ("device_name_strategies", NAME_STRATEGIES, "device name strategy"),
         ("disabled_hooks", HOOKS, "hook"),
+        ("enabled_hooks", HOOKS[1:], "hook"),
     ):
         for word in values[name]:
             if word not in allowed:
                 raise UsageError(f"cannot use {what} {word!r}: give {', '.join(allowed)}")
+    for name in ("library_search_paths", "config_search_paths", "csv_files"):
+        for path in values[name]:
+            if not path.startswith("/"):
+                raise UsageError(f"cannot use the path {path!r}: give an absolute path")

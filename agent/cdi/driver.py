@@ -22,6 +22,7 @@ from agent.host import files
 from agent.host.paths import HostRoot, is_below
 
 HOST_DRIVER, DRIVER_CONTAINER = "/", "/run/nvidia/driver"
+NOWHERE = "/dev/null"  # a directory in which nothing is
 
 _MACHINES = ("x86_64-linux-gnu", "aarch64-linux-gnu")
 _LIBRARY_DIRECTORIES = (
@@ -62,15 +63,18 @@ class Node:
 @dataclass(frozen=True, slots=True)
 class Driver:
     """A driver that is there. Paths are those inside `root`; `directories` are the ones that hold
-    libraries of this version; `nodes` are its device nodes, each from the first of the device roots
-    `devs` that has it: a driver container's dev may lack those that came later, or that are made in
-    the host's only (dra-driver-nvidia-gpu#787)."""
+    libraries of this version; `search` are the only ones with libraries and `configs` the only ones
+    with configuration files, () for the usual ones; `nodes` are its device nodes, each from the
+    first of the device roots `devs` that has it: a driver container's dev may lack those that came
+    later, or that are made in the host's only (dra-driver-nvidia-gpu#787)."""
 
     root: DriverRoot
     version: str
     directories: tuple[str, ...]
     nodes: tuple[Node, ...]
     devs: tuple[DriverRoot, ...]
+    search: tuple[str, ...] = ()
+    configs: tuple[str, ...] = ()
 
     def libraries(self) -> tuple[str, ...]:
         """Libraries of the driver's version, and the NVVM compiler that carries its own."""
@@ -81,7 +85,7 @@ class Driver:
 
     def find_libraries(self, pattern: str) -> tuple[str, ...]:
         """Libraries by their names, of whatever version, wherever the loader would find them."""
-        return _libraries(self.root, pattern)
+        return libraries(self.root, pattern, self.search)
 
     def node(self, path: str) -> Node | None:
         """The character device at a path, if there is one."""
@@ -107,12 +111,15 @@ class Driver:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where to look: host names and agent paths as options gave them, None where nobody said."""
+    """Where to look: host names and agent paths as options gave them, None where nobody said;
+    `libraries` and `configs` are directories on the host, below the driver root."""
 
     driver_root: str | None = None
     driver_root_seen: str | None = None
     dev_root: str | None = None
     dev_root_seen: str | None = None
+    libraries: tuple[str, ...] = ()
+    configs: tuple[str, ...] = ()
 
 
 def roots(host: HostRoot, places: Places) -> tuple[DriverRoot, ...]:
@@ -157,7 +164,8 @@ def find(host: HostRoot, places: Places) -> Driver:
     for root in tried:
         if root.distrust:
             continue
-        version = _version(host, root)
+        search = _inside(root, places.libraries)
+        version = _version(host, root, search)
         if version is None:
             continue
         devs = dev_roots(host, places, root)
@@ -165,16 +173,19 @@ def find(host: HostRoot, places: Places) -> Driver:
             for other in tried[: tried.index(root)]:
                 if other.distrust:
                     root.left_out[other.host_path] = other.distrust
-            return Driver(root, version, _directories(root, version), nodes, devs)
-        _refuse_distrusted(devs)
+            found = _directories(root, version, search)
+            configs = _inside(root, places.configs)
+            return Driver(root, version, found, nodes, devs, search, configs)
+        refuse_distrusted(devs)
         platform.refuse_other(host)
         raise NoDriver(
             f"cannot make a CDI spec: driver {version} is in {root.host_path}, but there are no "
             f"NVIDIA device nodes; {left_out(devs, '/dev/') or 'load its kernel module'}"
         )
-    _refuse_distrusted(tried)
+    refuse_distrusted(tried)
     platform.refuse_other(host)
-    names = " or ".join(root.host_path for root in tried) or places.driver_root or HOST_DRIVER
+    names = " or ".join(places.libraries or (root.host_path for root in tried))
+    names = names or places.driver_root or HOST_DRIVER
     raise NoDriver(
         f"cannot make a CDI spec: there is no NVIDIA driver (libcuda or libnvidia-ml) in {names}; "
         + (left_out(tried) or "install one, or give --driver-root")
@@ -197,7 +208,7 @@ def published(host: HostRoot, places: Places) -> tuple[str, str] | None:
     return found.root.host_path, dev.host_path
 
 
-def _refuse_distrusted(tried: Iterable[DriverRoot]) -> None:
+def refuse_distrusted(tried: Iterable[DriverRoot]) -> None:
     """Raise DriverDistrusted where somebody else than root decides what is in a root."""
     for root in tried:
         if root.distrust:
@@ -217,7 +228,16 @@ def left_out(tried: Iterable[DriverRoot], below: str = "") -> str:
 def root_of(host: HostRoot, places: Places) -> DriverRoot | None:
     """Where the driver is, or would be looked for first; None where there is no such place."""
     tried = roots(host, places)
-    return next((root for root in tried if _versions(root)), tried[0] if tried else None)
+    found = (root for root in tried if _versions(root, _inside(root, places.libraries)))
+    return next(found, tried[0] if tried else None)
+
+
+def _inside(root: DriverRoot, directories: Iterable[str]) -> tuple[str, ...]:
+    """Directories of the host by their names in a root; those that are elsewhere are not asked for
+    here, and their names lead nowhere."""
+    above = root.host_path.rstrip("/")
+    return tuple(path.removeprefix(above) if is_below(path, root.host_path) else NOWHERE
+                 for path in directories)  # fmt: skip
 
 
 def watched(host: HostRoot, places: Places) -> Iterator[str]:
@@ -229,7 +249,8 @@ def watched(host: HostRoot, places: Places) -> Iterator[str]:
     for root in roots(host, places):
         yield from (f"={path}" for path in root.way)
         yield root.agent_path("/")
-        for path in dict.fromkeys(root.resolve(name) for name in _LIBRARY_DIRECTORIES[1:]):
+        names = _inside(root, places.libraries) or _LIBRARY_DIRECTORIES[1:]
+        for path in dict.fromkeys(root.resolve(name) for name in names):
             if path is not None:
                 yield root.agent_path(path)
         for dev in dev_roots(host, places, root):
@@ -240,10 +261,10 @@ def watched(host: HostRoot, places: Places) -> Iterator[str]:
                 yield f"*{dev.agent_path(directory)}"
 
 
-def _version(host: HostRoot, root: DriverRoot) -> str | None:
+def _version(host: HostRoot, root: DriverRoot, search: Sequence[str]) -> str | None:
     """The driver's version. Of several, as an upgrade may leave them, the one of the module that
     is loaded, for no other one works with it: NVIDIA's generator asks NVML for it."""
-    found = _versions(root)
+    found = _versions(root, search)
     if len(found) > 1:
         from agent.cdi import kernel  # which hardly any node needs for this
 
@@ -252,22 +273,25 @@ def _version(host: HostRoot, root: DriverRoot) -> str | None:
     return found[0] if found else None
 
 
-def _versions(root: DriverRoot) -> tuple[str, ...]:
+def _versions(root: DriverRoot, search: Sequence[str]) -> tuple[str, ...]:
     found = (
         os.path.basename(path).removeprefix(library)
         for library in ("libcuda.so.", "libnvidia-ml.so.")
-        for path in _libraries(root, f"{library}*.*")
+        for path in libraries(root, f"{library}*.*", search)
     )
     return tuple(dict.fromkeys(version for version in found if _VERSION.fullmatch(version)))
 
 
-def _directories(root: DriverRoot, version: str) -> tuple[str, ...]:
-    found = _libraries(root, f"lib*.so.{version}")
+def _directories(root: DriverRoot, version: str, search: Sequence[str]) -> tuple[str, ...]:
+    found = libraries(root, f"lib*.so.{version}", search)
     return tuple(dict.fromkeys(os.path.dirname(path) for path in found))
 
 
-def _libraries(root: DriverRoot, pattern: str) -> tuple[str, ...]:
-    """Libraries in the usual directories, else those that the loader's cache knows."""
+def libraries(root: DriverRoot, pattern: str, search: Sequence[str] = ()) -> tuple[str, ...]:
+    """Libraries in the usual directories, else those that the loader's cache knows; with `search`
+    in those directories only."""
+    if search:
+        return root.real_files(search, pattern)
     found = root.real_files(_LIBRARY_DIRECTORIES, pattern)
     return found or _cached(root, pattern)
 

@@ -15,15 +15,17 @@ from agent.errors import Refused
 MARK = "# Written by toolkit-agent; changes are overwritten."
 
 
-def text(spec: Spec, form: str = "yaml") -> str:
-    """The file's content; `form` is yaml or json. Raises Refused for a spec that is not valid."""
+def text(spec: Spec, form: str = "yaml", *, mark: bool = True) -> str:
+    """The file's content; `form` is yaml or json, `mark` says that it is ours to write anew.
+    Raises Refused for a spec that is not valid."""
     wrong = rules.problems(spec)
     if wrong:
         raise Refused(f"cannot write a CDI spec for {spec.kind}: {'; '.join(wrong)}; report this")
     data = to_data(spec, rules.minimum_version(spec))
     if form == "json":
         return yamltext.printable(json.dumps(data, indent=2, ensure_ascii=False)) + "\n"
-    return "\n".join(["---", MARK, *yamltext.lines(data)]) + "\n"
+    head = ["---", MARK] if mark else ["---"]
+    return "\n".join([*head, *yamltext.lines(data)]) + "\n"
 
 
 def is_ours(data: bytes) -> bool:

@@ -12,17 +12,18 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeAlias
 
-from agent.cdi import driver, emit, pipeline, readers, rules
+from agent.cdi import driver, emit, pipeline, platform, readers, rules
 from agent.cdi import hooks as hook_programs
 from agent.cdi import management as recipe
+from agent.cdi.choice import EMPTY, EVERYTHING, Choice
 from agent.cdi.driver import Driver, Places
 from agent.cdi.hooks import Hooks, Program
-from agent.cdi.model import Spec
+from agent.cdi.model import ContainerEdits, Device, Spec
 from agent.cdi.readers import NOBODY, Reader
 from agent.cdi.recipe import Surroundings, remedy
 from agent.cdi.root import DriverRoot
 from agent.data import dataclass
-from agent.errors import AgentError, NoDevices, NoDriver, Refused
+from agent.errors import AgentError, DriverFailed, NoDevices, NoDriver, Refused
 from agent.host.paths import HostRoot
 from agent.settings import Settings
 
@@ -65,16 +66,19 @@ def places(settings: Settings) -> Places:
         driver_root_seen=settings.driver_root_ctr_path,
         dev_root=settings.dev_root,
         dev_root_seen=settings.dev_root_ctr_path,
+        libraries=settings.library_search_paths,
+        configs=settings.config_search_paths,
     )
 
 
 def watched(settings: Settings, host: HostRoot) -> Iterator[str]:
     """Agent paths that change when any of the specs would be another one; `PREFIX*DIRECTORY` for
     names in a directory that start so."""
-    from agent.cdi import kernel, others, recipe
+    from agent.cdi import kernel, others, platforms, recipe
 
     given = places(settings)
     yield from kernel.watched(host)
+    yield from platforms.watched(host, settings)
     yield from driver.watched(host, given)
     yield host.agent_path("/etc/cufile.json")
     for root in driver.roots(host, given):
@@ -88,16 +92,25 @@ def wanted(
     without: Collection[str] = (), reader: Reader = NOBODY,
 ) -> tuple[Wanted, ...]:  # fmt: skip
     """Every spec that this node should have, but for those of the kinds in `without`: the
-    management spec first, that of GPUs, those of others where their devices are there; with hooks
-    by the program at the host path `hook`, and with nothing for which `reader` would refuse all of
-    it. Never raises an AgentError: one that cannot be made keeps no other away."""
+    management spec first (WSL2 and a Tegra have none), that of GPUs, those of others where their
+    devices are there; with hooks by the program at the host path `hook`, and with nothing for which
+    `reader` would refuse all of it. Never raises an AgentError: one that cannot be made keeps no
+    other away."""
     from agent.cdi import gpu as gpus
     from agent.cdi import others
 
-    found = [_wanted(settings.cdi_kind, lambda: management(settings, host, hook=hook), reader)]
-    without = {settings.cdi_kind, *without}
+    mode, found = automatic(settings, host, ask), []
+    if mode == "nvml":
+        found.append(
+            _wanted(settings.cdi_kind, lambda: management(settings, host, hook=hook), reader)
+        )
+    without = {*(one.kind for one in found), *without}
     if gpus.KIND not in without:
-        found.append(_wanted(gpus.KIND, lambda: gpu(settings, host, hook=hook, ask=ask), reader))
+
+        def make() -> Made:
+            return _devices(mode, settings, host, hook=hook, ask=ask)
+
+        found.append(_wanted(gpus.KIND, make, reader))
     for mode, which in others.CLASSES.items():
         if which.kind not in without:
             one = _wanted(which.kind, functools.partial(other, mode, settings, host), reader)
@@ -130,23 +143,67 @@ def _without_groups(spec: Spec, reader: Reader) -> tuple[Spec, tuple[str, ...]]:
 
 
 def text(
-    mode: str, settings: Settings, host: HostRoot, form: str = "yaml", *, hook: str | None
-) -> Text:
+    mode: str, settings: Settings, host: HostRoot, form: str = "yaml", *, hook: str | None,
+    choice: Choice = EVERYTHING, mark: bool = True,
+) -> Text:  # fmt: skip
     """The text of a mode's spec, and warnings. Raises NoDriver, NoDevices or DriverFailed."""
+    if mode == "auto":
+        mode = automatic(settings, host)
     if mode == "management":
         made = management(settings, host, hook=hook)
-    elif mode in ("nvml", "gpu"):
-        made = gpu(settings, host, hook=hook)
+    elif mode in ("nvml", "gpu", "csv", "wsl"):
+        made = _devices(mode, settings, host, hook=hook, choice=choice)
     else:
-        made = other(mode, settings, host)
-    return emit.text(made.spec, form), made.warnings
+        made = other(mode, settings, host, choice)
+    spec = choice.named(made.spec)
+    spec = spec if choice.groups else pipeline.without_groups(spec)
+    return emit.text(spec, form, mark=mark), made.warnings
+
+
+def automatic(settings: Settings, host: HostRoot, ask: Ask | None = None) -> str:
+    """The mode of nvidia.com/gpu that fits the machine: nvml, csv or wsl."""
+    if not (platform.wsl(host) or platform.tegra(host)):
+        return "nvml"
+    from agent.cdi import platforms
+
+    with contextlib.suppress(DriverFailed):  # told where its spec is made
+        return platforms.mode(host, places(settings), _asking(ask))
+    return "nvml"
+
+
+def _asking(ask: Ask | None) -> Callable[[DriverRoot, str], Answer]:
+    from agent.cdi import inventory
+
+    return lambda root, library: _told(root, library, ask or inventory.ask)
+
+
+def _devices(
+    mode: str, settings: Settings, host: HostRoot, *, hook: str | None, ask: Ask | None = None,
+    choice: Choice = EVERYTHING,
+) -> Made:  # fmt: skip
+    """The spec `nvidia.com/gpu` of a mode, and warnings."""
+    if mode in ("nvml", "gpu"):
+        return gpu(settings, host, hook=hook, ask=ask, choice=choice)
+    from agent.cdi import platforms
+
+    program = hook_programs.program(host, hook)
+    around = _surroundings(host, _hooks(settings, program))
+    found = platforms.made(mode, settings, host, places(settings), around, _asking(ask), choice)
+    warnings = (*found.warnings, *_warnings(around.hooks, program))
+    return _made(found.spec, found.roots, warnings, program.way)
+
+
+def _hooks(settings: Settings, program: Program) -> Hooks:
+    return Hooks(
+        program.path, settings.disabled_hooks, settings.enabled_hooks, settings.ldconfig_path or ""
+    )
 
 
 def management(settings: Settings, host: HostRoot, *, hook: str | None) -> Made:
     """The management spec, and warnings; hooks are done by the program at the host path `hook`.
     Raises NoDriver."""
     program = hook_programs.program(host, hook)
-    hooks = Hooks(program.path, settings.disabled_hooks)
+    hooks = _hooks(settings, program)
     found = driver.find(host, places(settings))
     spec = recipe.spec(found, _surroundings(host, hooks), settings.cdi_kind)
     return _made(spec, (found.root, *found.devs), _warnings(hooks, program), program.way)
@@ -166,7 +223,10 @@ def _made(
     return Made(spec, (*warnings, *told), tuple(ways))
 
 
-def gpu(settings: Settings, host: HostRoot, *, hook: str | None, ask: Ask | None = None) -> Made:
+def gpu(
+    settings: Settings, host: HostRoot, *, hook: str | None, ask: Ask | None = None,
+    choice: Choice = EVERYTHING,
+) -> Made:  # fmt: skip
     """The spec `nvidia.com/gpu`, and warnings.
 
     Raises NoDriver, NoDevices, or DriverFailed where that library crashes or hangs.
@@ -175,16 +235,23 @@ def gpu(settings: Settings, host: HostRoot, *, hook: str | None, ask: Ask | None
     from agent.cdi import kernel
 
     program = hook_programs.program(host, hook)
-    hooks = Hooks(program.path, settings.disabled_hooks)
+    hooks = _hooks(settings, program)
     found = driver.find(host, places(settings))
+    if EMPTY in choice.ids:
+        nothing = Device(EMPTY, ContainerEdits(env=("NVCT_EMPTY_DEVICE=",)))
+        common = gpus.common(found, _surroundings(host, hooks))
+        spec = pipeline.finish(Spec(gpus.KIND, (nothing,), common), merged=False)
+        roots = (found.root, *found.devs)
+        return _made(spec, roots, _warnings(hooks, program), program.way)
     answer = _answer(found, host, ask)
     known = gpus.Kernel(
         {one.bus: kernel.drm_names(host, one.bus) for one in answer.gpus},
         kernel.mig_minors(host) if any(one.mig for one in answer.gpus) else {},
     )
     spec, missing = gpus.spec(
-        found, _surroundings(host, hooks), answer.gpus, known, settings.device_name_strategies
-    )
+        found, _surroundings(host, hooks), gpus.chosen(answer.gpus, choice.ids), known,
+        settings.device_name_strategies, merged=choice.merged,
+    )  # fmt: skip
     warnings = (*answer.warnings, *missing, *_warnings(hooks, program))
     return _made(spec, (found.root, *found.devs), warnings, program.way)
 
@@ -216,19 +283,19 @@ def _answer(found: Driver, host: HostRoot, ask: Ask | None) -> Answer:
 
 def _told(root: DriverRoot, library: str, ask: Ask) -> Answer:
     """The answer of the very file that was judged."""
-    from agent.cdi.inventory import Answer, Library
+    from agent.cdi.inventory import UNLOADABLE, Answer, Library
 
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(root.opened(library, os.O_RDONLY))
         except (OSError, Refused) as error:
-            return Answer(error=f"{library} cannot be opened ({error})")
+            return Answer(error=f"{UNLOADABLE}: {library} cannot be opened ({error})")
         if file.distrust:
-            return Answer(error=f"it is not root's alone: {file.distrust}")
+            return Answer(error=f"{UNLOADABLE}: it is not root's alone: {file.distrust}")
         return ask(Library(file.path.agent, file.fd))
 
 
-def other(mode: str, settings: Settings, host: HostRoot) -> Made:
+def other(mode: str, settings: Settings, host: HostRoot, choice: Choice = EVERYTHING) -> Made:
     """The spec of another class of devices. Raises NoDevices, or NoDriver where there are only such
     as are not of its driver, or are not root's alone."""
     from agent.cdi import others
@@ -240,7 +307,8 @@ def other(mode: str, settings: Settings, host: HostRoot) -> Made:
     tried: list[DriverRoot] = []
     for root in roots:
         devs = driver.dev_roots(host, given, root)
-        if spec := others.spec(mode, driver.nodes_at(devs, which.nodes), (root, *own)):
+        nodes = driver.nodes_at(devs, which.nodes)
+        if spec := others.spec(mode, nodes, (root, *own), choice):
             return _made(spec, (root, *own, *devs))
         tried += devs
     if distrusted := driver.left_out(tried):

@@ -15,12 +15,12 @@ from agent.cdi.driver import Driver, Node
 from agent.cdi.inventory import Gpu, Mig
 from agent.cdi.model import ContainerEdits, Device, Hook, Spec
 from agent.cdi.recipe import Surroundings
-from agent.data import dataclass
+from agent.data import dataclass, replace
 from agent.errors import NoDevices
 
 KIND = "nvidia.com/gpu"
 
-_CONTROL = ("/dev/nvidia-modeset", "/dev/nvidia-uvm-tools", "/dev/nvidia-uvm", "/dev/nvidiactl")
+CONTROL = ("/dev/nvidia-modeset", "/dev/nvidia-uvm-tools", "/dev/nvidia-uvm", "/dev/nvidiactl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +34,16 @@ class Kernel:
 
 def spec(
     driver: Driver, around: Surroundings, gpus: Sequence[Gpu], kernel: Kernel,
-    strategies: Sequence[str],
+    strategies: Sequence[str], *, merged: bool = True,
 ) -> tuple[Spec, tuple[str, ...]]:  # fmt: skip
-    """The spec, and what is not in it and why. Raises NoDevices where nothing is left."""
+    """The spec, and what is not in it and why; `merged`: with a device `all`. Raises NoDevices
+    where nothing is left."""
     devices: list[Device] = []
     missing: list[str] = []
     for gpu in gpus:
-        maker = _Maker(driver, around, gpu, kernel)
+        maker = Maker(driver, around, gpu, kernel)
         for part in gpu.instances if gpu.mig else (None,):
-            found, names = maker.make(part), _names(gpu, part, strategies)
+            found, names = maker.make(part), device_names(gpu, part, strategies)
             if isinstance(found, str):
                 missing.append(f"{_title(gpu, part)} is not in the CDI spec: {found}")
             elif not names:
@@ -52,13 +53,44 @@ def spec(
     if not devices:
         why = missing[0] if missing else "there is no GPU, nor a MIG device"
         raise NoDevices(f"cannot make a CDI spec for {KIND}: {why}")
-    return pipeline.finish(Spec(KIND, tuple(devices), _common(driver, around))), tuple(missing)
+    made = Spec(KIND, tuple(devices), common(driver, around))
+    return pipeline.finish(made, merged=merged), tuple(missing)
 
 
-def _common(driver: Driver, around: Surroundings) -> ContainerEdits:
+def chosen(told: Sequence[Gpu], ids: Sequence[str]) -> tuple[Gpu, ...]:
+    """The GPUs and MIG devices with these indices (`0`, `0:1`) or UUIDs. Raises NoDevices.
+
+    A GPU that is split can be asked for as a whole, as NVIDIA's generator has it.
+    """
+    if pipeline.ALL in ids:
+        return tuple(told)
+    found: dict[Gpu, None] = {}
+    for wanted in ids:
+        one = next(_matching(told, wanted), None)
+        if one is None:
+            raise NoDevices(
+                f"cannot make a CDI spec for {KIND}: there is no GPU or MIG device {wanted}; give "
+                "an index or a UUID that nvidia-smi -L shows"
+            )
+        found[one] = None
+    return tuple(found)
+
+
+def _matching(told: Sequence[Gpu], wanted: str) -> Iterator[Gpu]:
+    """GPUs of which nothing is left but what is wanted."""
+    for gpu in told:
+        if wanted in (str(gpu.index), gpu.uuid):
+            yield replace(gpu, mig=False, instances=())
+        for part in gpu.instances:
+            if wanted in (f"{gpu.index}:{part.index}", part.uuid):
+                yield replace(gpu, instances=(part,))
+
+
+def common(driver: Driver, around: Surroundings) -> ContainerEdits:
+    """What every device brings along."""
     hooks = around.hooks
     return pipeline.joined(
-        recipe.node_edits(node for path in _CONTROL if (node := driver.node(path))),
+        recipe.node_edits(node for path in CONTROL if (node := driver.node(path))),
         graphics.edits(driver, hooks, around.machine),
         recipe.driver_edits(driver, around),
         ContainerEdits(
@@ -75,7 +107,8 @@ def _title(gpu: Gpu, part: Mig | None) -> str:
     return f"MIG device {gpu.index}:{part.index}" if part else f"GPU {gpu.index}"
 
 
-def _names(gpu: Gpu, part: Mig | None, strategies: Sequence[str]) -> tuple[str, ...]:
+def device_names(gpu: Gpu, part: Mig | None, strategies: Sequence[str]) -> tuple[str, ...]:
+    """What a GPU, or a part of it, is called."""
     number = f"{gpu.index}:{part.index}" if part else str(gpu.index)
     names = {
         "index": number,
@@ -86,8 +119,8 @@ def _names(gpu: Gpu, part: Mig | None, strategies: Sequence[str]) -> tuple[str, 
 
 
 @dataclass(frozen=True, slots=True)
-class _Maker:
-    """What makes the edits of one GPU and of its parts; a string says why there are none."""
+class Maker:
+    """What makes the edits of one GPU and of its parts."""
 
     driver: Driver
     around: Surroundings
@@ -95,6 +128,7 @@ class _Maker:
     kernel: Kernel
 
     def make(self, part: Mig | None) -> ContainerEdits | str:
+        """Those of a part, None for the whole GPU; a string says why there are none."""
         paths = [f"/dev/nvidia{self.gpu.minor}"]
         if part:
             above = f"gpu{self.gpu.minor}/gi{part.gpu_instance}"
@@ -112,7 +146,9 @@ class _Maker:
             nodes.append(node)
         drm = self._drm() if part is None or part.graphics else ()
         edits = recipe.node_edits((*nodes, *drm))
-        return pipeline.joined(edits, ContainerEdits(hooks=self._by_path(drm)))
+        folders = () if part else tuple(node.inside for node in (*nodes, *drm))
+        hooks = (*self._by_path(drm), *self.around.hooks.folders(folders))
+        return pipeline.joined(edits, ContainerEdits(hooks=hooks))
 
     def _drm(self) -> tuple[Node, ...]:
         names = self.kernel.drm.get(self.gpu.bus, ())

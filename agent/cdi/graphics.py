@@ -88,13 +88,14 @@ def _modules(directory: str) -> tuple[str, ...]:
 
 
 def _configs(driver: Driver, machine: str) -> tuple[Mount, ...]:
+    directories = driver.configs or _CONFIG_DIRECTORIES
     # (what to look for, where a container has it)
     configs = ((path.removeprefix("/usr/share/").removeprefix("/etc/"), path) for path in _CONFIGS)
     # Some packages name the machine in it; some put them into the driver root itself (GKE).
     names = (*_VULKAN, f"vulkan/icd.d/nvidia_icd.{machine}.json")
     wanted = (
-        *((_CONFIG_DIRECTORIES, name, target) for name, target in configs),
-        *(((*_CONFIG_DIRECTORIES, "/"), name, f"/etc/{name}") for name in names),
+        *((directories, name, target) for name, target in configs),
+        *(((*directories, "/"), name, f"/etc/{name}") for name in names),
     )
     return tuple(
         recipe.mount(driver.root, path, target)

@@ -27,6 +27,9 @@ TIMEOUT = 60.0  # seconds; eight GPUs without nvidia-persistenced have taken twe
 
 # Models that drive a display, and are no GPUs to compute with.
 NO_GPUS = frozenset(("DGX Display", "NVIDIA DGX Display"))
+UNLOADABLE = "it cannot be loaded"  # how an error starts where the library is of no use at all
+# What is in the names of GPUs that are part of a Tegra (go-nvlib, pkg/nvlib/info).
+INTEGRATED = ("(nvgpu)", "NVIDIA Thor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +45,8 @@ class Mig:
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A GPU; `uuid` is "" where nobody knows it, `bus` its PCI address. With `mig` only its
-    `instances` can be used."""
+    """A GPU; `uuid` is "" where nobody knows it, `bus` its PCI address, "" where it is on no such
+    bus. With `mig` only its `instances` can be used. `model` is what NVML calls it."""
 
     index: int
     uuid: str
@@ -51,15 +54,18 @@ class Gpu:
     bus: str
     mig: bool = False
     instances: tuple[Mig, ...] = ()
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """GPUs, and in words what is wrong with others; with an `error` there was no answer."""
+    """GPUs, and in words what is wrong with others; with an `error` there was no answer. `cuda` is
+    the newest version of CUDA that the driver knows (13.1 is 13010), 0 where it does not say."""
 
     gpus: tuple[Gpu, ...] = ()
     warnings: tuple[str, ...] = ()
     error: str = ""
+    cuda: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,19 +161,22 @@ def _answer(found: dict[str, Any]) -> Answer:
     if "error" in found:
         return Answer(error=str(found["error"]))
     return parsed(
-        found["gpus"], [f"{name} is not in the CDI spec: {why}" for name, why in found["lost"]]
+        found["gpus"],
+        [f"{name} is not in the CDI spec: {why}" for name, why in found["lost"]],
+        found["cuda"],
     )
 
 
-def parsed(gpus: Sequence[dict[str, Any]], warnings: Sequence[str]) -> Answer:
+def parsed(gpus: Sequence[dict[str, Any]], warnings: Sequence[str], cuda: int = 0) -> Answer:
     """An answer from plain data. Raises KeyError or TypeError where it is none."""
     return Answer(
         tuple(
             Gpu(
                 gpu["index"], gpu["uuid"], gpu["minor"], gpu["bus"], gpu["mig"],
-                tuple(Mig(**part) for part in gpu["instances"]),
+                tuple(Mig(**part) for part in gpu["instances"]), gpu["model"],
             )
             for gpu in gpus
         ),
         tuple(map(str, warnings)),
+        cuda=cuda,
     )  # fmt: skip

@@ -19,5 +19,6 @@ def spec(driver: Driver, around: Surroundings, kind: str = KIND) -> Spec:
     common = pipeline.joined(
         recipe.driver_edits(driver, around), ContainerEdits(env=(recipe.VOID,))
     )
-    device = Device(pipeline.ALL, recipe.node_edits(driver.nodes))
+    edits = ContainerEdits(hooks=around.hooks.folders(node.inside for node in driver.nodes))
+    device = Device(pipeline.ALL, pipeline.joined(recipe.node_edits(driver.nodes), edits))
     return pipeline.finish(Spec(kind, (device,), common))

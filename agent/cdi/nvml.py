@@ -14,11 +14,12 @@ import re
 import resource
 import signal
 import sys
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
 
 import pynvml
 
-from agent.cdi.inventory import NO_GPUS
+from agent.cdi.inventory import INTEGRATED, NO_GPUS, UNLOADABLE
 
 _DOMAIN = re.compile(r"0000(?=[0-9a-f]{4}:)")  # NVML gives eight digits, the kernel four
 _UUID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.:-]*[A-Za-z0-9])?")
@@ -27,6 +28,7 @@ _GRAPHICS = tuple(
     if (number := getattr(pynvml, f"NVML_GPU_INSTANCE_PROFILE_{name}_SLICE_GFX", None)) is not None
 )  # fmt: skip
 _UNKNOWN = (pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+T = TypeVar("T")
 _EMPTY = (pynvml.NVML_ERROR_NOT_FOUND, pynvml.NVML_ERROR_INVALID_ARGUMENT)
 
 
@@ -53,7 +55,7 @@ def _asked(library: str, fd: int) -> dict[str, Any]:
         pynvml.nvmlInit()
         return _found(pynvml.nvmlDeviceGetCount())
     except OSError as error:
-        return {"error": f"it cannot be loaded ({str(error).replace(path, library)})"}
+        return {"error": f"{UNLOADABLE} ({str(error).replace(path, library)})"}
     except pynvml.NVMLError as error:
         return {"error": str(error)}
 
@@ -68,22 +70,47 @@ def _found(count: int) -> dict[str, Any]:
             lost.append((f"GPU {index}", str(error)))
         else:
             gpus += [gpu] if gpu else []
-    return {"gpus": gpus, "lost": lost}
+    return {"gpus": gpus, "lost": lost, "cuda": _cuda()}
+
+
+def _cuda() -> int:
+    """The newest CUDA that the driver knows; 0 where it does not say."""
+    try:
+        return int(pynvml.nvmlSystemGetCudaDriverVersion())
+    except pynvml.NVMLError:
+        return 0
 
 
 def _gpu(index: int, lost: list[tuple[str, str]]) -> dict[str, Any] | None:
     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-    if pynvml.nvmlDeviceGetName(handle) in NO_GPUS:
+    model = _text(pynvml.nvmlDeviceGetName(handle))
+    if model in NO_GPUS:
         return None
+    integrated = any(word in model for word in INTEGRATED)
     mig = _has_mig(handle)
     return {
         "index": index,
         "uuid": _uuid(handle),
-        "minor": pynvml.nvmlDeviceGetMinorNumber(handle),
-        "bus": _DOMAIN.sub("", _text(pynvml.nvmlDeviceGetPciInfo(handle).busId).lower(), count=1),
+        "minor": _told(lambda: int(pynvml.nvmlDeviceGetMinorNumber(handle)), 0, integrated),
+        "bus": _told(lambda: _bus(handle), "", integrated),
         "mig": mig,
+        "model": model,
         "instances": _instances(index, handle, lost) if mig else [],
     }
+
+
+def _bus(handle: Any) -> str:
+    return _DOMAIN.sub("", _text(pynvml.nvmlDeviceGetPciInfo(handle).busId).lower(), count=1)
+
+
+def _told(ask: Callable[[], T], otherwise: T, integrated: bool) -> T:
+    """An answer; of an integrated GPU, which is on no PCI bus and has no number, `otherwise`."""
+    try:
+        return ask()
+    except pynvml.NVMLError as error:
+        if integrated and error.value in _UNKNOWN:
+            return otherwise
+        raise
 
 
 def _text(value: bytes | str) -> str:

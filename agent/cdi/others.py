@@ -12,10 +12,12 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 
 from agent.cdi import pipeline, recipe
+from agent.cdi.choice import EVERYTHING, Choice
 from agent.cdi.driver import Node
 from agent.cdi.model import ContainerEdits, Device, DeviceNode, Mount, Spec
 from agent.cdi.root import DriverRoot
 from agent.data import dataclass
+from agent.errors import NoDevices
 
 _CHANNEL = re.compile(r"/dev/nvidia-caps-imex-channels/channel(0|[1-9][0-9]{0,6})")
 _CHANNELS = 1 << 20
@@ -52,14 +54,33 @@ def watched(dev: DriverRoot) -> Iterator[str]:
             yield path if pattern == "channel*" else f"{pattern.removesuffix('*')}*{path}"
 
 
-def spec(mode: str, nodes: Sequence[Node], roots: Sequence[DriverRoot]) -> Spec | None:
+def spec(
+    mode: str, nodes: Sequence[Node], roots: Sequence[DriverRoot], choice: Choice = EVERYTHING
+) -> Spec | None:
     """The spec of a class that has these nodes, None for none; what else it needs is looked for in
-    `roots`, in this order."""
+    `roots`, in this order. Raises NoDevices where a channel of the choice is not there."""
     which = CLASSES[mode]
     devices = _channels(nodes) if mode == "imex" else _one(which, nodes, roots)
     if not nodes or not devices:
         return None
-    return pipeline.finish(Spec(which.kind, devices, ContainerEdits(env=(recipe.VOID,))))
+    if mode == "imex":
+        devices = _chosen(devices, choice.ids)
+    common = ContainerEdits(env=(recipe.VOID,))
+    return pipeline.finish(Spec(which.kind, devices, common), merged=choice.merged)
+
+
+def _chosen(channels: tuple[Device, ...], ids: Sequence[str]) -> tuple[Device, ...]:
+    if pipeline.ALL in ids:
+        return channels
+    there = {channel.name: channel for channel in channels}
+    numbers = dict.fromkeys(wanted.removeprefix("channel") for wanted in ids)
+    for number in numbers:
+        if number not in there:
+            raise NoDevices(
+                f"cannot make a CDI spec for {CLASSES['imex'].kind}: there is no channel {number} "
+                "in /dev/nvidia-caps-imex-channels; give the number of one that is there, or all"
+            )
+    return tuple(there[number] for number in numbers)
 
 
 def _one(which: Class, nodes: Sequence[Node], roots: Sequence[DriverRoot]) -> tuple[Device, ...]:

@@ -71,12 +71,13 @@ def _simplified(spec: Spec) -> Spec:
 
 
 def _without(edits: ContainerEdits, others: ContainerEdits) -> ContainerEdits:
+    """NVIDIA's generator leaves groups where they are."""
     return ContainerEdits(
         env=_rest(edits.env, others.env),
         device_nodes=_rest(edits.device_nodes, others.device_nodes),
         hooks=_rest(edits.hooks, others.hooks),
         mounts=_rest(edits.mounts, others.mounts),
-        additional_gids=_rest(edits.additional_gids, others.additional_gids),
+        additional_gids=edits.additional_gids,
     )
 
 

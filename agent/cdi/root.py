@@ -204,6 +204,11 @@ class DriverRoot:
         found = (path for directory in directories for path in self.glob(directory, pattern))
         return tuple(path for path in found if self._is_file(path))
 
+    def directories(self, directories: Iterable[str], pattern: str) -> tuple[str, ...]:
+        """Directories that match in these."""
+        found = (path for directory in directories for path in self.glob(directory, pattern))
+        return tuple(path for path in found if self.take(path, stat.S_ISDIR))
+
     def real_files(self, directories: Iterable[str], pattern: str) -> tuple[str, ...]:
         """The same with links followed, each file once, in the order of being found."""
         found = (self.take(path) for path in self.files(directories, pattern))

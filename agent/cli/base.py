@@ -1,6 +1,6 @@
 """What commands have in common: options, output, settings.
 
-Invariant: every command has every option of the table, and prints one document.
+Invariant: every command takes every option of the table, and prints one document.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ cdi validate found something;
 6 rollback failed; 7 another instance holds the lock."""
 
 
-def _flag(option: Option) -> click.Option:
-    """A click option for an entry of the table; booleans are written --x, --x=true, --x=false."""
+def flag(option: Option, *, shown: bool = True) -> click.Option:
+    """A click option for an entry of the table; booleans are written --x, --x=true, --x=false.
+    Not `shown`: it is taken, and not in the help text."""
     env = f" [{', '.join(option.env)}]" if option.env else ""
     default = f" Default: {option.default}." if option.default else ""
     extra: dict[str, Any] = {"metavar": option.kind.upper()}
@@ -37,7 +38,7 @@ def _flag(option: Option) -> click.Option:
         extra |= {"multiple": True, "callback": _joined}
     return click.Option(
         [*option.all_flags, option.name], default=None, help=f"{option.help}{default}{env}",
-        hidden=not option.acted, **extra,
+        hidden=not (option.acted and shown), **extra,
     )  # fmt: skip
 
 
@@ -50,17 +51,21 @@ class Command(click.Command):
     """A command with every option of the table, before its own. They are made when it is called:
     for all commands that takes as long as the rest of --help."""
 
-    def __init__(self, name: str | None, **given: Any) -> None:
-        super().__init__(name, epilog=EPILOG, **given)
+    def __init__(self, name: str | None, epilog: str = EPILOG, **given: Any) -> None:
+        super().__init__(name, epilog=epilog, **given)
         self._complete = False
+
+    def options(self) -> list[click.Option]:
+        """The options of the table."""
+        from agent.options import OPTIONS
+
+        return [flag(option) for option in OPTIONS]
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """The options, as click asks for them."""
         if not self._complete:
-            from agent.options import OPTIONS
-
             self._complete = True
-            self.params = [*map(_flag, OPTIONS), *self.params]
+            self.params = [*self.options(), *self.params]
         return super().get_params(ctx)
 
 

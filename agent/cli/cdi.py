@@ -1,13 +1,16 @@
 """The commands about CDI specs.
 
-Invariant: they read only; `list` and `validate` work without a runtime, `generate` never asks one.
+Invariant: they read only, but for the file that `generate` is asked to write; `list` and `validate`
+work without a runtime, `generate` never asks one.
 """
 
 from __future__ import annotations
 
+import os
+
 import click
 
-from agent.cli.base import Command, emit, output_option, settings_of
+from agent.cli.base import Command, emit, flag, output_option, settings_of
 
 
 @click.group()
@@ -15,29 +18,47 @@ def cdi() -> None:
     """Container Device Interface specs."""
 
 
-@cdi.command(cls=Command)
-@click.option(
-    "--mode", "spec_mode", default="management", show_default=True,
-    type=click.Choice("management nvml gpu gdrcopy gds mofed nvswitch imex".split()),
-    help="Which spec: nvml or gpu is nvidia.com/gpu, each GPU and MIG device.",
-)  # fmt: skip
-@click.option(
-    "--format", "form", type=click.Choice(["yaml", "json"]), default="yaml", show_default=True,
-    help="How to write it.",
-)  # fmt: skip
-def generate(spec_mode: str, form: str, **given: str | None) -> None:
-    """Print a CDI spec. Needs no runtime; nvidia.com/gpu loads the driver's NVML."""
-    from agent.cdi.generate import text
-    from agent.host.paths import open_host_root
-    from agent.toolkit import programs
+class Generate(Command):
+    """A command whose help shows the options that decide what it writes; it takes all others too,
+    so that what is given to every command of a pod can be given to it."""
 
-    settings = settings_of(given)
+    def options(self) -> list[click.Option]:
+        """Its own, then those of all commands."""
+        from agent.cdi_options import GENERATE, GENERATE_ENV, GENERATE_SHOWN
+        from agent.data import replace
+        from agent.options import OPTIONS
+
+        own = {name: (variable,) for name, variable in GENERATE_ENV.items()}
+        every = (replace(one, env=(*own.get(one.name, ()), *one.env)) for one in OPTIONS)
+        return [
+            *map(flag, GENERATE),
+            *(flag(one, shown=one.name in GENERATE_SHOWN) for one in every),
+        ]
+
+
+@cdi.command(cls=Generate, epilog="Exit codes: 0 done; 2 usage; 3 refused, nothing written.")
+def generate(**given: str | None) -> None:
+    """Print a CDI spec, or write it to a file. Needs no runtime; nvidia.com/gpu loads the driver's
+    NVML. Options are those of `nvidia-ctk cdi generate`, with its environment."""
+    from agent.cdi import output
+    from agent.cdi.generate import text
+    from agent.cdi.request import request, with_environment
+    from agent.host.paths import open_host_root
+
+    asked = request(given, os.environ)
+    settings = settings_of(with_environment(given, os.environ))
     host = open_host_root(settings.host_root)
-    hook = programs.find(settings, host, programs.CDI_HOOK)
-    found, warnings = text(spec_mode, settings, host, form, hook=hook)
-    for warning in warnings:
+    hook = output.hook(settings, host, asked.hook_path)
+    found, warnings = text(
+        asked.mode, settings, host, asked.form, hook=hook, choice=asked.choice,
+        mark=not asked.output,
+    )  # fmt: skip
+    for warning in (*asked.warnings, *warnings):
         click.echo(f"warning: {warning}", err=True)
-    click.echo(found, nl=False)
+    if asked.output:
+        click.echo(f"written: {output.write(host, asked.output, asked.form, found)}", err=True)
+    else:
+        click.echo(found, nl=False)
 
 
 @cdi.command("list", cls=Command)

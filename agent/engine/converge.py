@@ -98,7 +98,7 @@ def _refuse(ctx: Context, proposal: Proposal) -> None:
     if proposal.spec is not None and isinstance(error, NoDriver | NoDevices | DriverFailed):
         specs.write(ctx, proposal.spec)  # what it describes is gone: so are specs and readiness
     about_spec = error == _spec_problem(proposal) or isinstance(error, obstacles.SpecUnwritable)
-    if about_spec and not specs.has_management(ctx, proposal.decision.spec_dirs):
+    if about_spec and not specs.has_needed(ctx, proposal.decision.spec_dirs):
         ctx.publisher.withdraw()  # a node without its devices is not ready
     raise error
 

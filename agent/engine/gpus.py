@@ -21,7 +21,7 @@ from typing import Any
 from agent import budget
 from agent.cdi import inventory, kernel
 from agent.cdi.inventory import Answer, Library
-from agent.data import dataclass
+from agent.data import dataclass, replace
 from agent.engine.context import Context
 from agent.engine.state import Store
 from agent.errors import AgentError, DriverFailed
@@ -95,7 +95,7 @@ def _answer(known: _Known) -> Answer:
         "GPUs are those that NVML told of before, for the kernel shows the same ones and NVML "
         f"tells none now: {known.failure}"
     )
-    return Answer(known.answer.gpus, (warning, *known.answer.warnings))
+    return replace(known.answer, warnings=(warning, *known.answer.warnings))
 
 
 def _trace(ctx: Context, library: Library) -> str:
@@ -118,7 +118,7 @@ def _known(data: dict[str, Any]) -> _Known:
     answer = data["answer"]
     return _Known(
         str(data["trace"]),
-        inventory.parsed(answer["gpus"], answer["warnings"]) if answer else None,
+        inventory.parsed(answer["gpus"], answer["warnings"], answer["cuda"]) if answer else None,
         str(data["failure"]),
         bool(data["crashed"]),
     )

@@ -16,7 +16,6 @@ from agent.data import dataclass
 from agent.engine import install, specs
 from agent.engine.context import Context
 from agent.engine.plan import Change
-from agent.engine.whose import file_name
 from agent.errors import AgentError, Refused, reason
 from agent.host import files, writable
 from agent.host.paths import HostPath
@@ -34,7 +33,7 @@ _STATE = ("journal.json", "memory.json", "failed.json")
 
 
 class SpecUnwritable(Refused):
-    """The management spec cannot be written."""
+    """The spec that a node needs cannot be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,7 @@ def of_changes(
         demands += _state(ctx, changes)
     demands += _status(ctx)
     demands += _toolkit(toolkit)
-    demands += _specs(ctx, spec)
+    demands += _specs(spec)
     return _first(ctx, demands) or _place_refusal(ctx, changes)
 
 
@@ -156,11 +155,10 @@ def _toolkit(toolkit: install.Proposed | None) -> Iterator[_Demand]:
         yield _Demand(Need(os.path.join(directory.agent, "new")), refused)
 
 
-def _specs(ctx: Context, spec: specs.Proposed | None) -> Iterator[_Demand]:
-    """The management spec; without another one a warning is enough."""
-    name = file_name(ctx.settings.cdi_kind)
+def _specs(spec: specs.Proposed | None) -> Iterator[_Demand]:
+    """The spec that the node needs; without another one a warning is enough."""
     for change in spec.changes if spec else ():
-        if change.after is None or change.path.name != name:
+        if change.after is None or spec is None or change.path.name != spec.needed:
             continue
         path = change.path
 

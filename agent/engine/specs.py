@@ -1,17 +1,19 @@
 """The CDI specs that the agent itself writes, as files of the node.
 
 Invariant: a spec is derived from the driver and never an original of anybody's: it is written
-whole or not at all, only where its bytes differ, and is in no journal. A management spec that
-should be there and cannot be made takes readiness with it; another one is a warning.
+whole or not at all, only where its bytes differ, and is in no journal. One spec is needed: that of
+management, on WSL2 and a Tegra nvidia.com/gpu. Where it should be there and cannot be made, it
+takes readiness with it; another one is a warning. Modes of nvidia-container-runtime that inject
+devices without a spec need none.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-from agent.cdi import emit, foreign, generate, gpu, installed, others, readers
+from agent.cdi import emit, foreign, generate, gpu, installed, others, platform, readers
 from agent.cdi.generate import Wanted
 from agent.cdi.readers import Reader
 from agent.data import dataclass, replace
@@ -26,12 +28,16 @@ from agent.host import files, trusted
 from agent.host.paths import HostPath, HostRoot
 from agent.settings import Settings
 
+# Modes of nvidia-container-runtime that find out by themselves what a container gets.
+_WITHOUT_SPECS = ("legacy", "csv", "jit-cdi")
+
 
 @dataclass(frozen=True, slots=True)
 class Proposed:
-    """Specs as they should be, and the changes that make them so. `problem` is why there can be no
-    management spec: then changes only take away what describes nothing any more. `directory` is
-    where ours go; `late`: changes have to wait until the runtime is proven without them; `way`:
+    """Specs as they should be, and the changes that make them so. `problem` is why there cannot be
+    the one that is needed: then changes only take away what describes nothing any more. `directory`
+    is where ours go; `needed` is the name of the file without which the node is not ready, "" where
+    there is none; `late`: changes have to wait until the runtime is proven without them; `way`:
     agent paths whose owners, modes and links decide what may be in the specs."""
 
     specs: tuple[Spec, ...]
@@ -40,6 +46,7 @@ class Proposed:
     problem: AgentError | None = None
     directory: HostPath | None = None
     gpus: Gpus | None = None
+    needed: str = ""
     late: bool = False
     way: tuple[str, ...] = ()
 
@@ -58,9 +65,20 @@ def propose(
     if not ctx.settings.cdi_enabled or ctx.settings.cdi_output_dir is None:
         return _none(ctx, (*spec_dirs, *read))
     try:
-        return _propose(ctx, spec_dirs, hook, reader, executable)
+        found = _propose(ctx, spec_dirs, hook, reader, executable)
     except AgentError as error:
-        return _impossible(ctx, error)
+        found = _impossible(ctx.settings, error)
+    return _tolerated(found) if ctx.settings.mode in _WITHOUT_SPECS else found
+
+
+def _tolerated(found: Proposed) -> Proposed:
+    """Without a spec the node can work all the same: that there is none is a warning."""
+    found = replace(found, needed="")
+    if found.problem is None:
+        return found
+    refusal = _refusal(found.problem)
+    warnings = (text for text in found.warnings if text != refusal)
+    return replace(found, problem=None, warnings=(found.problem.message, *warnings))
 
 
 def _none(ctx: Context, spec_dirs: tuple[str, ...]) -> Proposed | None:
@@ -72,9 +90,13 @@ def _none(ctx: Context, spec_dirs: tuple[str, ...]) -> Proposed | None:
     return Proposed((), tuple(gone), late=True) if gone else None
 
 
-def _impossible(ctx: Context, error: AgentError) -> Proposed:
-    refused = (f"apply refuses: {error.message}",)
-    return Proposed((Spec(ctx.settings.cdi_kind, problem=error.message),), (), refused, error)
+def _impossible(settings: Settings, error: AgentError) -> Proposed:
+    refused = (_refusal(error),)
+    return Proposed((Spec(settings.cdi_kind, problem=error.message),), (), refused, error)
+
+
+def _refusal(error: AgentError) -> str:
+    return f"apply refuses: {error.message}"
 
 
 def _propose(
@@ -94,10 +116,25 @@ def _propose(
     # NVML is not asked where the answer is of no use.
     theirs = frozenset(kind for kind in kinds if site.provider(kind) is not None)
     reader = readings.reader
-    management, *rest = generate.wanted(settings, host, hook, gpus.ask, theirs, reader)
-    by_kind = {wanted.kind: wanted for wanted in rest}
-    site = _placed(site, readings, by_kind, fixed=settings.origins["cdi_output_dir"] != "default")
+    made = generate.wanted(settings, host, hook, gpus.ask, theirs, reader)
+    site = _placed(
+        site, readings, {one.kind: one for one in made if one.kind in kinds},
+        fixed=settings.origins["cdi_output_dir"] != "default",
+    )  # fmt: skip
+    return replace(_proposed(settings, site, made, crowded), gpus=gpus)
+
+
+def _proposed(
+    settings: Settings, site: Site, made: Sequence[Wanted], crowded: Sequence[str]
+) -> Proposed:
+    """What becomes of the specs that were `made`; `crowded` are warnings of directories."""
+    kinds = _kinds(settings)
+    by_kind = {one.kind: one for one in made}
+    management = by_kind.pop(settings.cdi_kind, None)
+    needed = settings.cdi_kind if management else gpu.KIND
     found = [site.other(kind, by_kind.get(kind)) for kind in kinds]
+    if management is None:  # one from when there was a driver of that kind
+        found.append(site.other(settings.cdi_kind, None))
     shown = tuple(spec for spec, _ in found if spec.writer or spec.problem)
     changes = [change for _, change in found if change is not None]
     stale = (
@@ -105,25 +142,27 @@ def _propose(
         *(change for change in changes if change.after is None),
     )
     try:
-        own, change = site.management(management)
+        own, change = site.management(management) if management else (None, None)
     except AgentError as error:
-        none = _impossible(ctx, error)
-        if isinstance(error, DriverDistrusted) and (gone := site.removal(management.kind)):
+        none = _impossible(settings, error)
+        if isinstance(error, DriverDistrusted) and (gone := site.removal(settings.cdi_kind)):
             stale = (*stale, gone)
-        return Proposed((*none.specs, *shown), stale, none.warnings, error, directory)
+        return Proposed((*none.specs, *shown), stale, none.warnings, error, site.directory)
+    shown = (own, *shown) if own else shown
     told = tuple(text for kind in kinds for text in site.warnings(kind))
-    warnings = (*_warnings((management, *rest), shown), *told, *crowded)
-    if (blocked := site.blocked(gpu.KIND)) is not None:
-        refused = f"apply refuses: {blocked.message}"
-        return Proposed((own, *shown), stale, (*warnings, refused), blocked, directory)
+    warnings = (*_warnings(made, shown), *told, *crowded)
+    missing = by_kind[gpu.KIND].problem if needed in by_kind else None
+    if (problem := site.blocked(gpu.KIND) or missing) is not None:
+        warnings = (*(text for text in warnings if text != problem.message), _refusal(problem))
+        return Proposed(shown, stale, warnings, problem, site.directory)
     new = (change, *(change for change in changes if change.after is not None))
     return Proposed(
-        (own, *shown),
+        shown,
         (*stale, *(change for change in new if change is not None)),
         warnings,
-        directory=directory,
-        gpus=gpus,
-        way=tuple(dict.fromkeys(path for one in (management, *rest) for path in one.way)),
+        directory=site.directory,
+        needed=file_name(needed),
+        way=tuple(dict.fromkeys(path for one in made for path in one.way)),
     )
 
 
@@ -211,8 +250,8 @@ def _refuse_writable(host: HostRoot, given: Iterable[str | None]) -> None:
 def write(ctx: Context, proposed: Proposed | None) -> tuple[str, ...]:
     """Make the changes; returns host paths of what was written or removed.
 
-    Raises NoDriver, or Refused where no runtime would read the management spec or the disk does
-    not play along; then nothing is ready any more.
+    Raises NoDriver, or Refused where no runtime would read the spec that is needed or the disk
+    does not play along; then nothing is ready any more.
     """
     if proposed is None:
         return ()
@@ -220,7 +259,7 @@ def write(ctx: Context, proposed: Proposed | None) -> tuple[str, ...]:
         ctx.publisher.withdraw()
     if proposed.directory is not None:
         files.sweep(proposed.directory.agent, _names(ctx))
-    done = [path for change in proposed.changes for path in _make(ctx, change)]
+    done = [path for change in proposed.changes for path in _make(ctx, change, proposed.needed)]
     if proposed.problem is not None:
         raise proposed.problem
     if proposed.gpus is not None:
@@ -228,8 +267,8 @@ def write(ctx: Context, proposed: Proposed | None) -> tuple[str, ...]:
     return tuple(done)
 
 
-def _make(ctx: Context, change: Change) -> tuple[str, ...]:
-    """One change. Raises Refused where it is the management spec that cannot be written."""
+def _make(ctx: Context, change: Change, needed: str) -> tuple[str, ...]:
+    """One change. Raises Refused where it is the file `needed` that cannot be written."""
     path = change.path
     try:
         if change.after is None:
@@ -240,7 +279,7 @@ def _make(ctx: Context, change: Change) -> tuple[str, ...]:
     except OSError as error:
         what = "write" if change.after else "remove"
         refused = Refused(f"cannot {what} {path}: {reason(error)}")
-        if change.after is None or path.name != file_name(ctx.settings.cdi_kind):
+        if change.after is None or path.name != needed:
             ctx.log("warning", text=refused.message)
             return ()
         ctx.publisher.withdraw()
@@ -279,9 +318,10 @@ def ours(ctx: Context, spec_dirs: tuple[str, ...]) -> tuple[HostPath, ...]:
     )
 
 
-def has_management(ctx: Context, spec_dirs: tuple[str, ...]) -> bool:
-    """Is a management spec of ours where a runtime that reads `spec_dirs` looks?"""
-    name = file_name(ctx.settings.cdi_kind)
+def has_needed(ctx: Context, spec_dirs: tuple[str, ...]) -> bool:
+    """Is the spec of ours that a node needs where a runtime that reads `spec_dirs` looks?"""
+    other = platform.wsl(ctx.host) or platform.tegra(ctx.host)
+    name = file_name(gpu.KIND if other else ctx.settings.cdi_kind)
     places = directories(ctx, spec_dirs)
     return any(_is_ours(os.path.join(place.agent, name)) for place in places)
 

@@ -1,4 +1,5 @@
-"""`cdi generate` from the command line: modes, options that decide the content, and exit codes."""
+"""`cdi generate` from the command line: modes, options that decide the content, where it is
+written, and exit codes."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import pytest
 
 from tests.cli.node import fails
 from tests.tools import forked
-from tests.tools.driver import make_driver
+from tests.tools.driver import LIBRARIES, make_driver
 from tests.tools.kernel import make_kernel, make_node
 from tests.tools.nvml import FakeGpu, FakePart, place
 from tests.unit.gpu_node import MARKS
@@ -103,7 +104,7 @@ def test_hooks_can_be_switched_off(host: Path, mode: str) -> None:
         ("--device-name-strategy=name", "device name strategy 'name'"),
         ("--device-name-strategy=", "empty device name strategy"),
         ("--disable-hook=ldconfig", "hook 'ldconfig'"),
-        ("--mode=auto", "'auto' is not one of"),
+        ("--mode=tegra", "give one of management, auto, nvml, gpu, csv, wsl, "),
     ],
 )
 def test_words_that_make_no_sense(host: Path, word: str, said: str) -> None:
@@ -127,3 +128,209 @@ def test_what_is_left_out_is_told(host: Path) -> None:
     assert made.returncode == 0
     assert made.stderr == "warning: GPU 2 is not in the CDI spec: GPU is lost\n"
     assert names(json.loads(made.stdout))[-1] == "all"
+
+
+def written(host: Path, *words: str, **env: str) -> Path:
+    """Where it says that it wrote a file."""
+    made = run(host, *words, **env)
+    assert (made.returncode, made.stdout) == (0, "")
+    last = made.stderr.splitlines()[-1]
+    assert last.startswith("written: /")
+    return host / last.removeprefix("written: /")
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "start"),
+    [
+        (("--output=/etc/cdi/a.yaml",), "a.yaml", "---\ncdiVersion"),
+        (("--output=/etc/cdi/a.json",), "a.json", "{\n"),
+        (("--output=/etc/cdi/a",), "a.yaml", "---\ncdiVersion"),
+        (("--output=/etc/cdi/a", "--format=json"), "a.json", "{\n"),
+        (("--output=/etc/cdi/a.yml",), "a.yml.yaml", "---\ncdiVersion"),
+        (("--output=/etc/cdi/a.yaml", "--format=json"), "a.yaml", "---\ncdiVersion"),
+    ],
+)
+def test_output(words: tuple[str, ...], name: str, start: str, host: Path) -> None:
+    """In the host's directories, with an ending that runtimes read, as NVIDIA's tool has it. It is
+    its user's file, and not marked as one that the agent writes anew."""
+    path = written(host, "--mode=gpu", *words)
+    assert path == host / "etc/cdi" / name
+    assert [one.name for one in path.parent.iterdir()] == [name]
+    assert path.read_text().startswith(start)
+    assert "toolkit-agent" not in path.read_text()
+    assert path.stat().st_mode & 0o7777 == 0o644
+    words = ("cdi", "validate", f"--host-root={host}", str(path))
+    listed = forked.run(forked.AGENT, words, {"PATH": os.defpath}, Path.cwd())
+    assert listed.returncode == 0, listed.stdout
+
+
+def test_output_by_its_name_as_we_see_it(host: Path) -> None:
+    """A path below the host root is one of the host's."""
+    path = written(host, "--mode=gpu", f"--output={host}/opt/cdi/a.yaml")
+    assert path == host / "opt/cdi/a.yaml"
+    assert path.exists()
+
+
+def test_output_is_there_as_a_whole_or_not_at_all(host: Path) -> None:
+    """A refusal leaves the one from before, and nothing beside it."""
+    path = written(host, "--mode=gpu", "--output=/etc/cdi/a.yaml")
+    before = path.read_bytes(), path.stat().st_ino
+    place(host, GPUS, ["abort nvmlDeviceGetCount_v2"])
+    fails(run(host, "--mode=gpu", "--output=/etc/cdi/a.yaml"), 3, "crashed (SIGABRT)")
+    assert (path.read_bytes(), path.stat().st_ino) == before
+    fails(run(host, "--mode=gpu", "--output=/etc/cdi/a.yaml", "--vendor=1"), 2, "'1'")
+    fails(run(host, "--output=/etc/cdi/a.yaml/b.yaml"), 3, "/etc/cdi/a.yaml is not a directory")
+    (host / "etc/b.yaml").mkdir()
+    fails(run(host, "--output=/etc/b.yaml"), 3, "cannot write /etc/b.yaml: is a directory")
+    assert os.listdir(path.parent) == ["a.yaml"]
+    assert written(host, "--output=/etc/cdi/a.yaml").stat().st_ino != before[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--device-id=0"], ["0", GPUS[0].name, "all"]),
+        (["--device-id", "0", "--device-id=1:0"], ["0", "1:0", "all"]),
+        ([f"--devices={GPUS[0].name},0"], ["0", "all"]),
+        ([f"--device={GPUS[1].parts[0].name(1)}"], ["1:0", "all"]),
+        (["--device-ids=1"], ["1", "all"]),
+        (["--device-id=0,all"], ["0", "1:0", "all"]),
+        (["--device-id=none"], ["none"]),
+        (["--no-all-device"], ["0", "1:0"]),
+        (["--no-all-device=false"], ["0", "1:0", "all"]),
+    ],
+)
+def test_devices_that_are_wanted(words: list[str], expected: list[str], host: Path) -> None:
+    """By index or UUID; a GPU that is split can be had as a whole."""
+    made = run(host, "--mode=nvml", "--format=json", *words)
+    assert made.returncode == 0, made.stderr
+    assert set(expected) <= set(names(json.loads(made.stdout)))
+    indices = {name for name in names(json.loads(made.stdout)) if "-" not in name}
+    assert indices == {name for name in expected if "-" not in name}
+
+
+def test_device_that_is_not_there(host: Path) -> None:
+    """Said with what there may be."""
+    fails(run(host, "--mode=nvml", "--device-id=7"), 3, "no GPU or MIG device 7", "nvidia-smi -L")
+    make_node(host / "dev/nvidia-caps-imex-channels/channel3", 240, 3)
+    assert names(spec(run(host, "--mode=imex", "--format=json", "--device-id=channel3"))) == [
+        "3", "all"
+    ]  # fmt: skip
+    fails(run(host, "--mode=imex", "--device-id=4"), 3, "there is no channel 4")
+
+
+def test_kind(host: Path) -> None:
+    """Each of its parts, in every mode."""
+    for mode, kind in (("management", "management.nvidia.com/gpu"), ("nvml", "nvidia.com/gpu")):
+        assert spec(run(host, f"--mode={mode}", "--format=json"))["kind"] == kind
+        found = spec(run(host, f"--mode={mode}", "--format=json", "--vendor=acme.com"))
+        assert found["kind"] == "acme.com/gpu"
+        words = (f"--mode={mode}", "--format=json", "--cdi-vendor=acme.com", "--cdi-class=card.x")
+        assert spec(run(host, *words))["kind"] == "acme.com/card.x"
+
+
+def test_program_of_hooks(host: Path) -> None:
+    """A path as it is, there or not; a name only where it is installed."""
+
+    def first(*words: str) -> tuple[str, list[str]]:
+        data = spec(run(host, "--format=json", *words))
+        hook = data["containerEdits"]["hooks"][0]
+        return hook["path"], hook["args"]
+
+    assert first() == ("/usr/bin/nvidia-cdi-hook", first()[1])
+    path, args = first("--nvidia-cdi-hook-path=/opt/none/nvidia-cdi-hook")
+    assert (path, args[:2]) == (
+        "/opt/none/nvidia-cdi-hook", ["nvidia-cdi-hook", "create-symlinks"]
+    )  # fmt: skip
+    path, args = first("--nvidia-ctk-path=/opt/nvidia-ctk")
+    assert (path, args[:3]) == ("/opt/nvidia-ctk", ["nvidia-ctk", "hook", "create-symlinks"])
+    fails(run(host, "--nvidia-cdi-hook-path=nvidia-ctk"), 3, "there is no nvidia-ctk in")
+    fails(run(host, "--nvidia-cdi-hook-path=bin/hook"), 2, "give an absolute path, or nvidia-cdi-")
+
+
+def test_hooks_that_are_made_all_the_same(host: Path) -> None:
+    """One that is switched off, all others being off, and one that is made only so."""
+    off = ("--mode=management", "--format=json", "--disable-hook=all")
+    assert hooks(spec(run(host, *off, "--enable-hook=update-ldcache"))) == ["update-ldcache"]
+    data = spec(run(host, *off, "--enable-hook=chmod", "--ldconfig-path=/sbin/ldconfig"))
+    assert hooks(data) == []
+    (device,) = data["devices"]
+    assert [hook["args"][1:] for hook in device["containerEdits"]["hooks"]] == [
+        ["chmod", "--mode", "755", "--path", "/dev/nvidia-caps"]
+    ]
+    data = spec(run(host, "--format=json", "--ldconfig-path=/sbin/ldconfig"))
+    (cache,) = (
+        hook for hook in data["containerEdits"]["hooks"] if "update-ldcache" in hook["args"]
+    )
+    assert cache["args"][2:4] == ["--ldconfig-path", "/sbin/ldconfig"]
+
+
+def test_search_paths(host: Path) -> None:
+    """They take the place of the usual directories."""
+    (host / LIBRARIES).rename(host / "opt")
+    assert run(host).returncode == 3
+    data = spec(run(host, "--format=json", "--library-search-path=/opt"))
+    assert data["containerEdits"]["env"][0] == "NVIDIA_CTK_LIBCUDA_DIR=/opt"
+    said = run(host, "--library-search-path=/else")
+    fails(said, 3, "there is no NVIDIA driver (libcuda or libnvidia-ml) in /else")
+    for directory in ("etc", "conf"):
+        (host / directory / "vulkan/icd.d").mkdir(parents=True)
+        (host / directory / "vulkan/icd.d/nvidia_icd.json").touch()
+    words = ("--mode=nvml", "--format=json", "--library-search-path=/opt")
+    for more, source in (((), "/etc"), (("--config-search-path=/conf",), "/conf")):
+        mounts = spec(run(host, *words, *more))["containerEdits"]["mounts"]
+        found = {one["containerPath"]: one["hostPath"] for one in mounts}
+        assert (
+            found["/etc/vulkan/icd.d/nvidia_icd.json"] == f"{source}/vulkan/icd.d/nvidia_icd.json"
+        )
+
+
+def test_every_variable_of_the_peer(host: Path) -> None:
+    """As `nvidia-ctk cdi generate` has them."""
+    prefix = "NVIDIA_CTK_CDI_GENERATE_"
+    env = {
+        f"{prefix}MODE": "NVML", f"{prefix}OUTPUT_FORMAT": "JSON", f"{prefix}VENDOR": "acme.com",
+        f"{prefix}CLASS": "card", f"{prefix}DEVICE_IDS": "0", f"{prefix}NO_ALL_DEVICE": "true",
+        f"{prefix}LDCONFIG_PATH": "/sbin/ld", f"{prefix}ENABLED_HOOKS": "update-ldcache",
+        f"{prefix}DISABLED_HOOKS": "all", "NVIDIA_CTK_CDI_HOOK_PATH": "/x/nvidia-cdi-hook",
+        f"{prefix}FEATURE_FLAGS": "no-additional-gids-for-device-nodes",
+        "NVIDIA_CTK_DRIVER_ROOT": "/", "NVIDIA_CTK_DEV_ROOT": "/",
+    }  # fmt: skip
+    data = spec(run(host, **env))
+    assert (data["kind"], names(data)) == ("acme.com/card", ["0", GPUS[0].name])
+    (hook,) = data["containerEdits"]["hooks"]
+    assert hook["path"] == "/x/nvidia-cdi-hook"
+    assert hook["args"][1:4] == ["update-ldcache", "--ldconfig-path", "/sbin/ld"]
+    assert "additionalGids" not in json.dumps(data)
+    path = written(host, NVIDIA_CTK_CDI_OUTPUT_FILE_PATH="/etc/cdi/env.json", **env)
+    assert json.loads(path.read_text()) == data
+    fails(run(host, NVIDIA_CTK_DRIVER_ROOT="/none"), 3, "in /none; install one")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--enable-hook=all"], "hook 'all'"),
+        (["--vendor=a"], "'a' as the vendor of a CDI kind"),
+        (["--class=a/b"], "'a/b' as the class of a CDI kind"),
+        (["--device-id="], "empty device id"),
+        (["--feature-flag=more"], "feature flag 'more'"),
+        (["--format=toml"], "give one of yaml, json"),
+        (["--csv.file=devices.csv"], "the path 'devices.csv': give an absolute path"),
+        (["--ldconfig-path=ldconfig"], "give an absolute path"),
+    ],
+)
+def test_more_words_that_make_no_sense(host: Path, words: list[str], said: str) -> None:
+    """Said, before anything is read."""
+    fails(run(host, *words), 2, said)
+
+
+def test_help_shows_what_concerns_it(host: Path) -> None:
+    """And no option of a runtime; all of them are taken, for they are given to every command."""
+    shown = run(host, "--help").stdout
+    for flag in ("--mode", "--output", "--csv.file", "--driver-root", "NVIDIA_CTK_DRIVER_ROOT"):
+        assert flag in shown
+    for flag in ("--runtime", "--socket", "--restart-mode", "--cdi-output-dir", "--status-dir"):
+        assert f"{flag} " not in shown
+    assert len(shown.splitlines()) < 130
+    assert run(host, "--runtime=containerd", "--restart-mode=none").returncode == 0

@@ -6,6 +6,7 @@
  *     abort FUNCTION / hang FUNCTION
  *     gpu INDEX CODE MINOR BUS UUID MIG NAME...    CODE is that of getting the handle
  *     part GPU INDEX CODE GI CI PROFILE UUID       a MIG device
+ *     cuda NUMBER                    the newest CUDA, 13010 for 13.1
  *     profile NUMBER ID              the id that profiles of that number have
  *
  * With -DOLD there are no MIG functions, with -DBARE none that counts. */
@@ -23,7 +24,7 @@ struct part { int gpu, index, code, gi, ci, profile; char uuid[96]; };
 
 static struct gpu gpus[MOST];
 static struct part parts[MOST];
-static int count, part_count, profiles[MOST];
+static int count, part_count, cuda, profiles[MOST];
 
 static FILE *script(void) {
     Dl_info info;
@@ -74,6 +75,8 @@ static int load(void) {
         } else if (sscanf(line, "part %d %d %d %d %d %d %95s", &part.gpu, &part.index, &part.code,
                           &part.gi, &part.ci, &part.profile, part.uuid) == 7) {
             parts[part_count++] = part;
+        } else if (sscanf(line, "cuda %d", &number) == 1) {
+            cuda = number;
         } else if (sscanf(line, "profile %d %d", &number, &id) == 2) {
             profiles[number] = id;
         }
@@ -110,6 +113,13 @@ struct pci { char legacy[16]; unsigned numbers[5]; char bus[32]; };
 int nvmlDeviceGetPciInfo_v3(struct gpu *device, struct pci *pci) {
     BEGIN;
     snprintf(pci->bus, sizeof pci->bus, "%s", device->bus);
+    sscanf(device->bus, "%x:%x:%x", &pci->numbers[0], &pci->numbers[1], &pci->numbers[2]);
+    return 0;
+}
+
+int nvmlSystemGetCudaDriverVersion(int *found) {
+    BEGIN;
+    *found = cuda;
     return 0;
 }
 

@@ -54,6 +54,7 @@ class FakeGpu:
     code: int = 0
     uuid: str = ""
     model: str = "NVIDIA H100 80GB HBM3"
+    address: str = ""
 
     @property
     def number(self) -> int:
@@ -63,7 +64,7 @@ class FakeGpu:
     @property
     def bus(self) -> str:
         """Its PCI address as the kernel spells it."""
-        return f"0000:{0x1A + 16 * self.index:02x}:00.0"
+        return self.address or f"0000:{0x1A + 16 * self.index:02x}:00.0"
 
     @property
     def name(self) -> str:

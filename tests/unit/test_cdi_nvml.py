@@ -50,7 +50,7 @@ def ask_file(path: Path, timeout: float = inventory.TIMEOUT) -> Answer:
 
 def seen(gpu: FakeGpu) -> Gpu:
     """What should be said of a GPU that is not split."""
-    return Gpu(gpu.index, gpu.name, gpu.number, gpu.bus)
+    return Gpu(gpu.index, gpu.name, gpu.number, gpu.bus, model=gpu.model)
 
 
 def test_one_gpu(root: Path) -> None:

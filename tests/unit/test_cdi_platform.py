@@ -1,4 +1,4 @@
-"""WSL2 and Tegra: named, and no spec of ours."""
+"""WSL2 and Tegra: named where a driver of data centers is looked for, with the mode that fits."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ def test_wsl(linux: bool, tmp_path: Path) -> None:
     with pytest.raises(NoDriver) as caught:
         driver.find(HostRoot(str(tmp_path)), Places())
     said = caught.value.message
-    assert said.startswith("cannot make a CDI spec: this is WSL2 (/dev/dxg), whose specs are made")
-    assert "nvidia-ctk cdi generate --mode=wsl" in said
-    assert '--cdi-output-dir=""' in said
+    assert said.startswith("cannot make a CDI spec: this is WSL2 (/dev/dxg), which has no driver")
+    assert "give --mode=wsl, which makes nvidia.com/gpu" in said
     assert "kernel module" not in said
     assert "modprobe" not in said
 
@@ -49,10 +48,10 @@ def test_gpu_that_is_handed_through(tmp_path: Path) -> None:
      ("sys/devices/soc0/family", "Tegra\n")],
 )  # fmt: skip
 def test_tegra(path: str, text: str, tmp_path: Path) -> None:
-    """Its devices are listed in files of its own, which nvidia-ctk reads."""
+    """Its devices are listed in files of its own."""
     (tmp_path / path).parent.mkdir(parents=True)
     (tmp_path / path).write_text(text)
-    with pytest.raises(NoDriver, match=r"a Tegra system \(/.*--mode=csv`; .*--cdi-output-dir"):
+    with pytest.raises(NoDriver, match=r"a Tegra system \(/.*; give --mode=csv"):
         driver.find(HostRoot(str(tmp_path)), Places())
 
 

@@ -56,6 +56,13 @@ TABLE = f"""
 --create-device-nodes CREATE_DEVICE_NODES
 --device-name-strategy NVIDIA_CTK_CDI_GENERATE_DEVICE_NAME_STRATEGIES
 --disable-hook NVIDIA_CTK_CDI_GENERATE_DISABLED_HOOKS
+--enable-hook NVIDIA_CTK_CDI_GENERATE_ENABLED_HOOKS
+--ldconfig-path NVIDIA_CTK_CDI_GENERATE_LDCONFIG_PATH
+--library-search-path NVIDIA_CTK_CDI_GENERATE_LIBRARY_SEARCH_PATHS
+--config-search-path NVIDIA_CTK_CDI_GENERATE_CONFIG_SEARCH_PATHS
+--csv.file NVIDIA_CTK_CDI_GENERATE_CSV_FILES
+--csv.ignore-pattern NVIDIA_CTK_CDI_GENERATE_CSV_IGNORE_PATTERNS
+--csv.compat-container-root NVIDIA_CTK_CDI_GENERATE_CSV_CONTAINER_COMPAT_ROOT
 --config-mode CRIO_CONFIG_MODE
 --hooks-dir CRIO_HOOKS_DIR
 --hook-filename CRIO_HOOK_FILENAME
@@ -103,6 +110,8 @@ PARTICULAR = {
     "cdi_default_kind": "example.com/gpu", "crio_hook_filename": "hook.json",
     "runtime_log_level": "debug", "create_device_nodes": "control",
     "device_name_strategies": "uuid", "disabled_hooks": "update-ldcache",
+    "enabled_hooks": "chmod", "csv_files": "/some.csv", "library_search_paths": "/some",
+    "config_search_paths": "/some",
 }  # fmt: skip
 
 
