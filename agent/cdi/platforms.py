@@ -109,7 +109,7 @@ def _stores(host: HostRoot, own: DriverRoot) -> tuple[tuple[str, ...], tuple[str
     from agent.cdi import dxcore
 
     error = f"there is no {wsl.DXCORE} in {wsl.LIBRARIES}"
-    for path in own.files((wsl.LIBRARIES,), wsl.DXCORE):
+    for path in own.glob(wsl.LIBRARIES, wsl.DXCORE):
         try:
             with trusted.opened(host, path, os.O_RDONLY) as library:
                 answer = (
