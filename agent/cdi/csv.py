@@ -37,10 +37,12 @@ _THOR = "0000:01:00."  # where the integrated GPU of a Thor is
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """Paths that CSV files list, by their types, and what is wrong with files."""
+    """Paths that CSV files list, by their types, what is wrong with files, and which are not there:
+    no JetPack has all of those that are read by default."""
 
     paths: Mapping[str, tuple[str, ...]]
     warnings: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
     def of(self, kind: str) -> tuple[str, ...]:
         """The paths of a type: dev, dir, lib or sym."""
@@ -80,18 +82,22 @@ class Tegra:
 def read(host: HostRoot, names: Iterable[str]) -> Listed:
     """What CSV files at these host paths list; a file that is not there lists nothing."""
     found: dict[str, tuple[str, ...]] = {}
-    warnings = []
+    warnings, missing = [], []
     for name in names:
-        text, why = _text(host, name)
+        try:
+            text, why = _text(host, name)
+        except FileNotFoundError:
+            missing.append(name)
+            continue
         if why:
             warnings.append(f"{name} is not read: {why}")
         for kind, path in _lines(text):
             found[kind] = (*found.get(kind, ()), path)
-    return Listed(found, tuple(warnings))
+    return Listed(found, tuple(warnings), tuple(missing))
 
 
 def _text(host: HostRoot, name: str) -> tuple[str, str]:
-    """A file's text, and why there is none."""
+    """A file's text, and why there is none. Raises FileNotFoundError."""
     try:
         with trusted.opened(host, name, os.O_RDONLY) as file:
             if file.distrust:
@@ -100,7 +106,7 @@ def _text(host: HostRoot, name: str) -> tuple[str, str]:
                 return "", "it is not a regular file"
             data = os.read(file.fd, files.LIMIT + 1)
     except FileNotFoundError:
-        return "", "there is no such file"
+        raise
     except Refused as error:
         return "", error.message
     except OSError as error:

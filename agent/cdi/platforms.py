@@ -71,12 +71,15 @@ def _csv(
     choice: Choice,
 ) -> Found:  # fmt: skip
     listed = csv.read(host, settings.csv_files)
+    missing = tuple(f"there is no {name}" for name in listed.missing)
     if not listed.paths:
+        why = "; ".join((*listed.warnings, *missing)) or "they are empty"
         raise NoDriver(
-            "cannot make a CDI spec: CSV files list nothing: "
-            f"{'; '.join(listed.warnings) or 'none was given'}; install NVIDIA's packages for "
+            f"cannot make a CDI spec: CSV files list nothing: {why}; install NVIDIA's packages for "
             "containers (nvidia-l4t-init), or give --csv.file"
         )
+    if settings.origins["csv_files"] == "default":
+        missing = ()
     root = _root(host, places)
     driver.refuse_distrusted((root,))
     told = _told(root, ask)
@@ -91,7 +94,7 @@ def _csv(
     spec, warnings = csv.spec(tegra, around, listed, told, options)
     unsure = told.error and UNLOADABLE not in told.error
     text = f"the CDI spec has no hook for a newer CUDA of an image: NVML says nothing: {told.error}"
-    warnings = (*warnings, *told.warnings, *((text,) if unsure else ()))
+    warnings = (*missing, *warnings, *told.warnings, *((text,) if unsure else ()))
     return Found(spec, warnings, (root, tegra.own, *tegra.devs))
 
 

@@ -42,11 +42,12 @@ class _Known:
 
 
 class Gpus:
-    """NVML for one proposal."""
+    """NVML for one proposal: what it told once in it is not asked for again."""
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
         self._saved = self._known = _load(ctx.store)
+        self._asked = ""
 
     def ask(self, library: Library) -> Answer:
         """As `inventory.ask`. Raises DriverFailed."""
@@ -54,8 +55,9 @@ class Gpus:
         same = self._known if self._known and self._known.trace == trace else None
         # A plain error is quick to get again, and may be gone by now; a crash or a hang is neither.
         stale = same is None or (bool(same.failure) and not same.crashed)
-        if stale or self._ctx.ask_again:
+        if trace != self._asked and (stale or self._ctx.ask_again):
             same = _asked(library, trace, same.answer if same else None)
+            self._asked = trace
         assert same is not None
         self._known = same
         return _answer(same)

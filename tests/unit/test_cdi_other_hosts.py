@@ -7,13 +7,16 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from agent.cdi import csv, generate
+from agent.cdi import csv, generate, inventory
+from agent.cdi.inventory import Answer, Library
 from agent.cdi.request import request
 from agent.cli.cdi import cdi
+from agent.engine.gpus import Gpus
 from agent.errors import NoDevices, NoDriver
 from agent.host.paths import HostRoot
 from agent.settings import resolve
@@ -152,7 +155,7 @@ def test_no_csv_files(tmp_path: Path) -> None:
     host = make_tegra(tmp_path)
     shutil.rmtree(host / CSV)
     said = refused(host, "--mode=csv")
-    assert f"/{CSV}/l4t.csv is not read: there is no such file" in said
+    assert f"CSV files list nothing: there is no /{CSV}/devices.csv; there is no /{CSV}/" in said
     assert "install NVIDIA's packages for containers (nvidia-l4t-init)" in said
 
 
@@ -196,6 +199,15 @@ def test_links_that_are_left_out(patterns: tuple[str, ...], left: bool, tmp_path
     assert ("/etc/alternatives/plain" in found) is left
 
 
+def test_file_that_is_missing(tmp_path: Path) -> None:
+    """One of those that are usual is none that anybody misses; one that was asked for is."""
+    host = make_tegra(tmp_path)
+    (host / CSV / "l4t.csv").unlink()
+    assert spec(host, "--mode=csv")
+    words = ("--mode=csv", f"--csv.file=/{CSV}/devices.csv", f"--csv.file=/{CSV}/l4t.csv")
+    assert text(host, *words)[1] == (f"there is no /{CSV}/l4t.csv",)
+
+
 def test_lines(tmp_path: Path) -> None:
     """What is no line with a type and a path counts for nothing."""
     (tmp_path / "one.csv").write_bytes(
@@ -204,7 +216,7 @@ def test_lines(tmp_path: Path) -> None:
     )
     found = csv.read(HostRoot(str(tmp_path)), ["/one.csv", "/none.csv", "/one.csv"])
     assert found.paths == {"dev": ("/a,b",) * 2, "dir": ("/last",) * 2}
-    assert found.warnings == ("/none.csv is not read: there is no such file",)
+    assert (found.warnings, found.missing) == ((), ("/none.csv",))
 
 
 def test_several_drivers_of_windows(tmp_path: Path) -> None:
@@ -258,3 +270,23 @@ def test_hooks_of_a_gpu_for_everybody(tmp_path: Path) -> None:
     (one,) = (device for device in found["devices"] if device["name"] == "1")
     last = one["containerEdits"]["hooks"][-1]["args"]
     assert last == ["nvidia-cdi-hook", "chmod", "--mode", "755", "--path", "/dev/dri"]
+
+
+def test_nvml_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a proposal, although both the kind of a Tegra and its spec depend on the answer."""
+    asked: list[str] = []
+
+    def ask(library: Library) -> Answer:
+        asked.append(library.name)
+        return Answer(cuda=13010)
+
+    monkeypatch.setattr(inventory, "ask", ask)
+    store = SimpleNamespace(read=lambda _: None)
+    ctx: Any = SimpleNamespace(
+        store=store, boot_id="boot", host=HostRoot(str(tmp_path)), ask_again=True
+    )
+    with open(tmp_path / "nvml", "wb") as file:
+        for proposal in (Gpus(ctx), Gpus(ctx)):
+            library = Library("nvml", file.fileno())
+            assert [proposal.ask(library).cuda for _ in range(3)] == [13010] * 3
+    assert asked == ["nvml"] * 2
