@@ -67,6 +67,7 @@ HOOK = Budget(size=1 << 20, values=10_000)  # an OCI hook: 300 bytes
 # 5,000 libraries: 500 KB.
 LD_CACHE = Budget(size=4 << 20, values=16_384)
 ELF = Budget(size=1 << 16, values=4_096)  # a header; program headers and dynamic entries: dozens
+CSV = Budget(size=1 << 19, values=5_000)  # what containers get on a Tegra: 320 lines, 20 KB
 PROC = Budget(size=1 << 20, values=20_000)  # one file of a process: its command line, environment
 # A node with 500 pods has 10,000 mounts.
 MOUNTS = Budget(size=32 << 20, values=50_000)

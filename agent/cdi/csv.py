@@ -13,6 +13,7 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from agent import budget
 from agent.cdi import driver, pipeline, recipe
 from agent.cdi import gpu as gpus
 from agent.cdi.driver import Driver, Node
@@ -23,7 +24,7 @@ from agent.cdi.recipe import Surroundings
 from agent.cdi.root import DriverRoot
 from agent.data import dataclass
 from agent.errors import NoDevices, Refused, reason
-from agent.host import files, trusted
+from agent.host import trusted
 from agent.host.paths import HostRoot
 
 RELEASE = "/etc/nv_tegra_release"
@@ -104,15 +105,17 @@ def _text(host: HostRoot, name: str) -> tuple[str, str]:
                 return "", f"not root alone decides what is in it: {file.distrust}"
             if not stat.S_ISREG(file.found.st_mode):
                 return "", "it is not a regular file"
-            data = os.read(file.fd, files.LIMIT + 1)
+            data = os.read(file.fd, budget.CSV.size + 1)
     except FileNotFoundError:
         raise
     except Refused as error:
         return "", error.message
     except OSError as error:
         return "", reason(error)
-    if len(data) > files.LIMIT:
-        return "", f"it is larger than {files.LIMIT >> 20} MiB"
+    if len(data) > budget.CSV.size:
+        return "", budget.too_large(budget.CSV)
+    if data.count(b"\n") > budget.CSV.values:
+        return "", budget.too_many(budget.CSV, "lines")
     return data.decode("utf-8", "replace"), ""
 
 

@@ -16,13 +16,14 @@ import sys
 from collections.abc import Iterator
 from typing import NoReturn
 
+from agent import budget
 from agent.data import dataclass
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 # As in agent.cdi.inventory: what we are is found where it is, and the working directory is not.
 _CHILD = "import sys; sys.path.append(sys.argv.pop(1)); from agent.cdi.dxcore import main; main()"
 _TIMEOUT = 30.0  # seconds
-_MOST = 1 << 16  # bytes
+_MOST = 64  # adapters; their paths together are less than a pipe holds
 _PATH = 260  # characters
 _COMPUTE = 1  # adapters without a display as well
 _DRIVER_VERSION, _REGISTRY, _STORE = 13, 48, 2
@@ -43,15 +44,15 @@ def ask(fd: int, timeout: float = _TIMEOUT) -> Stores:
     words = [sys.executable, "-P", "-c", _CHILD, _ROOT, str(fd)]
     try:
         done = subprocess.run(
-            words, pass_fds=(fd,), stdin=subprocess.DEVNULL, capture_output=True, cwd="/",
-            timeout=timeout, check=False,
+            words, pass_fds=(fd,), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, cwd="/", timeout=timeout, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return Stores(error=f"it gives no answer in {timeout:g} s")
     except OSError as error:
         return Stores(error=f"{sys.executable} cannot be started ({os.strerror(error.errno or 0)})")
     try:
-        answer = json.loads(done.stdout[:_MOST].rpartition(b"\n")[2])
+        answer = budget.json_value(done.stdout, budget.CHILD)
         return Stores(tuple(map(str, answer["stores"])), str(answer["error"]))
     except (ValueError, KeyError, TypeError):
         return Stores(error=f"the process that asks it ended with {done.returncode}")
@@ -95,6 +96,8 @@ def main() -> NoReturn:
     """Argument: the number of the library's descriptor. It ends without the library's own clearing
     up."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    answer = os.dup(1)  # whatever the library prints goes elsewhere
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     stores: list[str] = []
     error = ""
     try:
@@ -104,7 +107,7 @@ def main() -> NoReturn:
         error = f"it cannot be used ({problem})"
     except AttributeError:
         error = "it lacks the functions that tell"
-    os.write(1, b"\n" + json.dumps({"stores": stores, "error": error}).encode())
+    os.write(answer, json.dumps({"stores": stores, "error": error}).encode())
     os._exit(0)
 
 
@@ -127,6 +130,8 @@ def _adapters(library: ctypes.CDLL) -> list[int]:
             call = getattr(library, name)
             if call(ctypes.byref(found)):
                 continue
+            if found.count > _MOST:
+                raise OSError(f"it lists {found.count} adapters")
             listed = (_Adapter * found.count)()
             found.adapters = listed
             if call(ctypes.byref(found)):

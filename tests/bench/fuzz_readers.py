@@ -20,7 +20,7 @@ from typing import Any
 
 from agent import budget, status, tomledit
 from agent._cri import api_pb2
-from agent.cdi import elf, emit, foreign, installed, inventory, kernel, ldcache, read
+from agent.cdi import csv, elf, emit, foreign, installed, inventory, kernel, ldcache, read
 from agent.engine import handlers, kinds
 from agent.engine import node as nodes
 from agent.engine.crio import hook
@@ -443,6 +443,8 @@ READERS = (
     Reader("spec-json", _read_spec, [_SPEC_JSON], (), json_changed),
     Reader("ld-cache", ldcache.paths, [
         make_cache([f"/usr/lib/x86_64-linux-gnu/lib{n}.so.{n}" for n in range(40)])]),
+    Reader("csv", lambda data: list(csv._lines(data.decode("utf-8", "replace"))), [
+        b"dev, /dev/nvhost-*\nlib, /usr/lib/nvidia/libcuda.so.1.1\r\n# sym, /x\n dir , /a,b\n"]),
     Reader("elf", lambda data: elf.soname(str(_file("lib.so", data))), [_elf()]),
     Reader("proc", _read_proc, [
         b"/usr/bin/crio\0--config=/etc/crio/crio.conf\0-d\0/x\0--hooks-dir\0a,b\0",

@@ -95,15 +95,17 @@ def test_path_with_control_characters(line: str, tegra: Path) -> None:
 
 def test_list_without_an_end(tegra: Path) -> None:
     """One that is larger than any, a pipe, a device: none makes us wait, or fills the memory."""
-    (tegra / CSV / "l4t.csv").write_text("lib, /etc/x\n" * 200_000)
+    (tegra / CSV / "l4t.csv").write_text("lib, /etc/x\n" * 50_000)
+    (tegra / CSV / "more.csv").write_text("\n" * 6_000)
     (tegra / CSV / "drivers.csv").unlink()
     os.mkfifo(tegra / CSV / "drivers.csv")
     make_node(tegra / CSV / "zero.csv", 1, 5)
-    names = [f"/{CSV}/{name}.csv" for name in ("l4t", "drivers", "zero")]
+    names = [f"/{CSV}/{name}.csv" for name in ("l4t", "more", "drivers", "zero")]
     found = csv.read(HostRoot(str(tegra)), names)
     assert found.paths == {}
     assert [text.partition(" is not read: ")[2] for text in found.warnings] == [
-        "it is larger than 1 MiB", "it is not a regular file", "it is not a regular file",
+        "it is larger than 524288 bytes", "it has more than 5000 lines",
+        "it is not a regular file", "it is not a regular file",
     ]  # fmt: skip
 
 
