@@ -16,8 +16,6 @@ from agent.engine.guard import Deadly
 from agent.engine.watch import watched
 from agent.errors import AgentError
 
-SETTLE = 5.0  # seconds from our start in which our own sandbox comes up (gpu-operator#456)
-
 
 @dataclass(frozen=True, slots=True)
 class Inherited:
@@ -38,9 +36,8 @@ def work(ctx: Context, inherited: Inherited, say: Callable[[str], None]) -> int:
     for fd in (inherited.lock, inherited.pipe):
         os.set_inheritable(fd, False)
     ctx = replace(
-        ctx, lock_fd=inherited.lock, settle=lambda: _settle(ctx, inherited.since),
-        ask_again=inherited.afresh, barrier=inherited.barrier,
-    )  # fmt: skip
+        ctx, lock_fd=inherited.lock, ask_again=inherited.afresh, barrier=inherited.barrier
+    )
     before, node, spec, code = ctx.publisher.told(), None, None, 0
     blamed: tuple[str, ...] = ()
     try:
@@ -54,12 +51,6 @@ def work(ctx: Context, inherited: Inherited, say: Callable[[str], None]) -> int:
     finally:
         _report((*watched(ctx, node, spec), *blamed), inherited.pipe)
     return code
-
-
-def _settle(ctx: Context, since: float) -> None:
-    """A container that dies with a runtime restarted too early is started over and over."""
-    if not ctx.host.is_host:
-        ctx.sleep(max(0.0, since + SETTLE - ctx.clock()))
 
 
 def _report(entries: tuple[str, ...], pipe: int) -> None:

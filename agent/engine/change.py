@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Collection
 
 from agent.data import dataclass, replace
-from agent.engine import deadman, kinds, transaction
+from agent.engine import deadman, kinds, quiet, transaction
 from agent.engine.context import Context
 from agent.engine.node import Endpoint, Runtime
 from agent.engine.plan import Change
@@ -74,8 +74,12 @@ def carry_out(ctx: Context, request: Request) -> Done:
     """Make the change and prove it. Raises Refused where nothing was touched, RolledBack where it
     was undone, RollbackFailed where that failed too."""
     request.check()
+    restart, socket = request.restart, request.runtime.socket
+    quiet_until = ctx.clock() + quiet.LIMIT
+    if restart is not None and restart.kind != "none":
+        quiet.wait(ctx, socket, quiet_until, touched=False)
     journal = _prepare(ctx, request)
-    restart, barrier = request.restart, journal.barrier is not None
+    barrier = journal.barrier is not None
     begun: set[str] = set()
     try:
         request.check()
@@ -93,7 +97,8 @@ def carry_out(ctx: Context, request: Request) -> Done:
         _undo_files(ctx, journal, begun)
         raise
     try:
-        ctx.settle()
+        # Once more: a pod can have come while files were written.
+        quiet.wait(ctx, socket, quiet_until, touched=True)
         deadman.arm(ctx, journal)
         restart.act(request.runtime.process)
         ctx.log("runtime restarted", kind=restart.kind, target=restart.target)

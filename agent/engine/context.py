@@ -38,10 +38,6 @@ def _silent(event: str, **_: Any) -> None:
     """No log."""
 
 
-def _at_once() -> None:
-    """Nothing to wait for."""
-
-
 def _start_once(host: HostRoot, launch: Launch, problems: Callable[[Answer], list[str]]) -> Result:
     """`trial.start_once`, loaded where a restart is due only."""
     from agent.engine import trial
@@ -57,10 +53,9 @@ def _uptime() -> float:
 @dataclass(frozen=True, slots=True)
 class Context:
     """Settings and seams of one run. `log` takes an event and key-value pairs; `lock_fd` is the
-    descriptor of a parent that holds the lock for us; `settle` waits until the runtime may be
-    restarted without harm to ourselves; `ask_again`: NVML is to be asked, whatever is known;
-    `retry`: a candidate that failed before is tried again; `barrier`: `toolkit-ready` was there
-    until a convergence did not finish, and comes back with the next that is right."""
+    descriptor of a parent that holds the lock for us; `ask_again`: NVML is to be asked, whatever is
+    known; `retry`: a candidate that failed before is tried again; `barrier`: `toolkit-ready` was
+    there until a convergence did not finish, and comes back with the next that is right."""
 
     settings: Settings
     host: HostRoot
@@ -80,7 +75,6 @@ class Context:
     )
     lock_fd: int | None = None
     retry: bool = False
-    settle: Callable[[], None] = _at_once
     ask_again: bool = False
     barrier: bool = False
 

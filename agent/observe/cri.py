@@ -68,13 +68,16 @@ class Sandbox:
 @dataclass(frozen=True, slots=True)
 class Container:
     """A container that the runtime knows, in the pod with the id `sandbox`. `attempt` counts the
-    containers of this name that the pod had before."""
+    containers of this name that the pod had before; `started`: it is no longer in CREATED;
+    `created` as in Sandbox."""
 
     id: str
     sandbox: str
     name: str
     attempt: int
     annotations: Mapping[str, str]
+    started: bool = True
+    created: float = 0.0
 
 
 def ask(path: str, name: str, timeout: float = 10.0) -> Answer:
@@ -138,6 +141,8 @@ class PodQuestions:
                 name=item.metadata.name,
                 attempt=item.metadata.attempt,
                 annotations=dict(item.annotations),
+                started=item.state != api_pb2.CONTAINER_CREATED,
+                created=item.created_at / 1e9,
             )
             for item in answer.containers
         )

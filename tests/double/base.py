@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent import futures
 from pathlib import Path
@@ -65,6 +66,7 @@ class BaseService(api_pb2_grpc.RuntimeServiceServicer):
                     name=pod.name, uid=number[:32], namespace=pod.namespace
                 ),
                 state=state,
+                created_at=_created(pod),
                 runtime_handler=self.listed_handler(pod),
             )
         return answer
@@ -81,7 +83,8 @@ class BaseService(api_pb2_grpc.RuntimeServiceServicer):
                     id=container_of(pod),
                     pod_sandbox_id=number_of(pod),
                     metadata=api_pb2.ContainerMetadata(name="main"),
-                    state=api_pb2.CONTAINER_RUNNING if pod.ready else api_pb2.CONTAINER_EXITED,
+                    state=_state(pod),
+                    created_at=_created(pod),
                     annotations=pod.annotations,
                 )
         return answer
@@ -154,6 +157,18 @@ def number_of(pod: Pod) -> str:
 def container_of(pod: Pod) -> str:
     """Give the id of its container."""
     return hashlib.sha256(f"{pod.namespace}/{pod.name}/main".encode()).hexdigest()
+
+
+def _created(pod: Pod) -> int:
+    """Give the time of its creation in nanoseconds."""
+    return time.time_ns() - int(pod.age * 1e9) if pod.age else 0
+
+
+def _state(pod: Pod) -> api_pb2.ContainerState:
+    """Give the state of its container."""
+    if not pod.started:
+        return api_pb2.CONTAINER_CREATED
+    return api_pb2.CONTAINER_RUNNING if pod.ready else api_pb2.CONTAINER_EXITED
 
 
 def abort(context: grpc.ServicerContext, code: str, details: str) -> NoReturn:

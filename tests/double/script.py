@@ -56,7 +56,8 @@ class Condition:
 class Pod:
     """A pod that the runtime lists, with one container unless `bare`; an empty handler is the
     default. `binary` is what containerd runs its containers by, where that is not its own choice.
-    `annotations` (of the pod, too) and `env` are the container's."""
+    `annotations` (of the pod, too) and `env` are the container's. `age` are seconds, 0 for longer
+    than anybody knows; `started` is false where the container is in CREATED."""
 
     name: str
     namespace: str = "default"
@@ -66,6 +67,8 @@ class Pod:
     annotations: Mapping[str, str] = field(default_factory=dict)
     env: tuple[str, ...] = ()
     bare: bool = False
+    age: float = 0.0
+    started: bool = True
 
 
 def made_pod(data: Mapping[str, Any]) -> Pod:

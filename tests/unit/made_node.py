@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.engine import change, recover, restart
+from agent.engine import change, quiet, recover, restart
 from agent.engine.change import Request
 from agent.engine.context import Context
 from agent.engine.node import Endpoint, Runtime
@@ -52,6 +52,7 @@ class Node:
         monkeypatch.setattr(process, "find", lambda *_: self.find())
         monkeypatch.setattr(cri, "ask", lambda *_, **__: self.ask())
         monkeypatch.setattr(restart, "resume", lambda *_: self.way())
+        monkeypatch.setattr(quiet, "wait", lambda *_, **__: None)
         self.reset()
 
     def reset(self) -> None:

@@ -74,6 +74,7 @@ FIELDS = {
         "2 string pod_sandbox_id",
         "3 ContainerMetadata metadata",
         "6 ContainerState state",
+        "7 int64 created_at",
         "9 map<string, string> annotations",
     ],
     "ContainerMetadata": ["1 string name", "2 uint32 attempt"],
