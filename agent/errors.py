@@ -14,7 +14,8 @@
     ├── RolledBack         5  a change was made, failed, and was undone
     ├── RollbackFailed     6  a change was made, failed, and could not be undone
     ├── Locked             7  another instance is at work
-    └── Pending            0  written, and waiting for a restart (told in the status directory only)
+    ├── Pending            0  written, and waiting for a restart (told in the status directory only)
+    └── PutOff             0  nothing was touched: a restart is put off (likewise, and by run only)
 
 A message starts with "cannot", names the path and the cause, and says what to do.
 """
@@ -103,6 +104,18 @@ class Pending(AgentError):
 
     exit_code = 0
     code = "RESTART_PENDING"
+
+
+class PutOff(AgentError):
+    """No failure: a restart is needed, and is asked for at `until` (seconds of the monotonic
+    clock)."""
+
+    exit_code = 0
+    code = "RESTART_PUT_OFF"
+
+    def __init__(self, message: str, until: float) -> None:
+        super().__init__(message)
+        self.until = until
 
 
 class Locked(AgentError):

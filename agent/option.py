@@ -9,7 +9,7 @@ from typing import Literal
 
 from agent.data import dataclass
 
-Kind = Literal["text", "path", "bool", "list", "choice", "seconds", "version"]
+Kind = Literal["text", "path", "bool", "list", "choice", "seconds", "duration", "version"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -259,6 +259,31 @@ _AGENT = (
         "600",
     ),
     Option(
+        "restart_spread",
+        "duration",
+        ("AGENT_RESTART_SPREAD",),
+        "run: put a restart that is needed off by a part of this time, such as 300, 300s or 5m, "
+        "counted from the start of run; the node's name decides the part, so that a first rollout "
+        "does not restart all runtimes of a cluster at once. Meanwhile nothing is touched. A node "
+        "that is right is not held up, nor is a rollback, nor a restart that becomes necessary "
+        "after this time. Of no effect with --no-daemon.",
+        "0",
+    ),
+    Option(
+        "node_name",
+        "text",
+        ("NODE_NAME",),
+        "run: name of the node, for --restart-spread; default: the host name.",
+    ),
+    Option(
+        "ready_file",
+        "path",
+        ("AGENT_READY_FILE",),
+        "run: file that is there while the last convergence of this very process succeeded, for a "
+        "readiness probe; FILE.reason says why it is not there. It is this process's own file "
+        "(not below the host root): put it into memory of the pod.",
+    ),
+    Option(
         "no_runtime_config",
         "bool",
         ("NO_RUNTIME_CONFIG",),

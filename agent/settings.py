@@ -28,6 +28,8 @@ _HANDLER_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
 _HOOK_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.json")
 _FEATURE = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _LEVELS = ("panic", "fatal", "error", "warn", "warning", "info", "debug", "trace")
+_NUMBER = r"(\d{1,6}(?:\.\d{1,6})?)"
+_DURATION = re.compile(rf"(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s?)?", re.ASCII)
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 STRATEGIES = ("envvar", "volume-mounts", "cdi-annotations", "cdi-cri")
@@ -97,6 +99,9 @@ class Settings:
     state_dir: str
     proof_timeout: float
     interval: float
+    restart_spread: float
+    node_name: str | None
+    ready_file: str | None
     no_runtime_config: bool
     no_daemon: bool
     debug: bool
@@ -224,6 +229,8 @@ def parse(option: Option, raw: str, where: str) -> Any:
             return text
         case "seconds":
             return _seconds(text, where)
+        case "duration":
+            return _duration(text, where)
         case "version":
             found = re.match(r"v?(\d{1,4})\.(\d{1,4})", text)
             if not found:
@@ -258,6 +265,17 @@ def _seconds(text: str, where: str) -> float:
     if not 0 < value <= 86400:
         raise UsageError(f"cannot use {where}={text}: give seconds between 0 and 86400")
     return value
+
+
+def _duration(text: str, where: str) -> float:
+    """Seconds of a duration in a form that Go's time.ParseDuration takes, or of a plain number."""
+    found = _DURATION.fullmatch(text)
+    if text and found:
+        hours, minutes, seconds = (float(part or 0) for part in found.groups())
+        value = 3600 * hours + 60 * minutes + seconds
+        if value <= 86400:
+            return value
+    raise UsageError(f"cannot use {where}={text}: give a time such as 300, 300s or 5m, at most 24h")
 
 
 def _check(values: Mapping[str, Any]) -> None:

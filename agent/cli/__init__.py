@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from agent import __version__
-from agent.cli.base import EPILOG, Command, emit, output_option, settings_of
+from agent.cli.base import (
+    EPILOG,
+    Command,
+    LongLived,
+    emit,
+    output_option,
+    settings_of,
+    usage_error,
+)
 from agent.cli.cdi import cdi
 from agent.errors import AgentError, Locked
 from agent.start import run_and_end
@@ -78,7 +86,7 @@ def apply(output: str, *, retry: bool, **given: str | None) -> None:
     )  # fmt: skip
 
 
-@cli.command(cls=Command)
+@cli.command(cls=LongLived)
 def run(**given: str | None) -> None:
     """Make the node right, publish, and keep it right until stopped; SIGHUP: look now.
 
@@ -91,21 +99,20 @@ def run(**given: str | None) -> None:
 @click.option("--lock-fd", type=int, required=True)
 @click.option("--watch-fd", type=int, required=True)
 @click.option("--since", type=float, required=True)
-@click.option("--told", type=int, default=0)
+@click.option("--told-fd", type=int, required=True)
 @click.option("--afresh", is_flag=True)
 @click.option("--barrier", is_flag=True)
 @click.option("--entry", type=click.Choice(["toolkit-agent", "nvidia-toolkit"]), required=True)
 def converge_child(
-    *, lock_fd: int, watch_fd: int, since: float, told: int, afresh: bool, barrier: bool,
+    *, lock_fd: int, watch_fd: int, told_fd: int, since: float, afresh: bool, barrier: bool,
     entry: Entry, **given: str | None,
 ) -> None:  # fmt: skip
     """One convergence of run; started by it, and of no use to anybody else."""
     from agent.daemon import child
 
-    inherited = child.Inherited(lock_fd, watch_fd, since, told, afresh, barrier)
+    inherited = child.Inherited(lock_fd, watch_fd, told_fd, since, afresh, barrier)
     ctx = _context(given, entry, tell=False)  # its parent has told
-    code = child.work(ctx, inherited, _say)
-    raise SystemExit(code)
+    raise SystemExit(child.work(ctx, inherited))
 
 
 @cli.command(cls=Command)
@@ -186,7 +193,7 @@ def _context(
     return open_context(settings, log)
 
 
-@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=LongLived, context_settings={"help_option_names": ["-h", "--help"]})
 def toolkit(**given: str | None) -> None:
     """Entry point for gpu-operator: run with upstream's names and defaults.
 
@@ -201,12 +208,14 @@ def _keep(given: dict[str, str | None], entry: Entry) -> None:
     from agent.engine.converge import converge, tell
 
     ctx = _context(given, entry)
+    from agent.daemon.ended import ended
     from agent.daemon.start import become_supervisor, pid_file
 
     try:
         if ctx.settings.no_daemon:
             with pid_file(ctx):
-                converge(replace(ctx, ask_again=True))
+                outcome = converge(replace(ctx, ask_again=True))
+            ctx.log("converged", **ended(outcome))
             return
         become_supervisor(ctx, _again(given))
     except Locked:
@@ -233,8 +242,7 @@ def _run(command: click.Command, name: str) -> int:
     except SystemExit as error:
         return int(error.code or 0)
     except click.ClickException as error:
-        text = error.format_message().rstrip(".")
-        _say(f"cannot use the command line: {text}; see {name} --help")
+        _say(usage_error(error, name).message)
         return error.exit_code
     except click.Abort:
         return 130

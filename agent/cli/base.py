@@ -5,12 +5,16 @@ Invariant: every command takes every option of the table, and prints one documen
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from agent.errors import AgentError, UsageError
 from agent.userinfo import without_userinfo
 
 if TYPE_CHECKING:
@@ -67,6 +71,57 @@ class Command(click.Command):
             self._complete = True
             self.params = [*self.options(), *self.params]
         return super().get_params(ctx)
+
+
+class LongLived(Command):
+    """A command that writes a log: where nobody looks on, its errors are lines of that log. A ready
+    file of a process that is dead goes first, whatever becomes of this one."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The options; a wrong one ends it."""
+        from agent.daemon.supervisor import Readiness
+
+        if path := _ready_file(args):
+            Readiness(path).forget_the_dead()
+        with _errors_in_log(ctx):
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it."""
+        with _errors_in_log(ctx):
+            return super().invoke(ctx)
+
+
+def _ready_file(args: list[str]) -> str | None:
+    """The ready file that is asked for, also where the rest of the words makes no sense."""
+    found = os.environ.get("AGENT_READY_FILE")
+    for word, after in itertools.zip_longest(args, args[1:]):
+        if word == "--ready-file":
+            found = after
+        elif word.startswith("--ready-file="):
+            found = word.partition("=")[2]
+    return found if found and found.startswith("/") else None
+
+
+@contextlib.contextmanager
+def _errors_in_log(ctx: click.Context) -> Iterator[None]:
+    try:
+        yield
+    except (AgentError, click.UsageError) as error:
+        if sys.stderr.isatty():
+            raise
+        from agent.log import failed, logger
+
+        name = ctx.find_root().info_name or ""
+        found = error if isinstance(error, AgentError) else usage_error(error, name)
+        logger(debug=False)("failed", **failed(found))
+        raise SystemExit(found.exit_code) from error
+
+
+def usage_error(error: click.ClickException, name: str) -> AgentError:
+    """What click has against a command line of the program `name`, as an error of ours."""
+    text = error.format_message().rstrip(".")
+    return UsageError(f"cannot use the command line: {text}; see {name} --help")
 
 
 output_option = click.option(

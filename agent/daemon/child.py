@@ -1,60 +1,75 @@
 """One convergence of `run`, in a process of its own.
 
 Invariant: whatever comes of it, the watch list is written before it ends, so that the supervisor
-waits for the right things; and a failure that was told before is not told again.
+waits for the right things; and its last line in the log says how the node is.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
+from agent.daemon.ended import ended
+from agent.daemon.supervisor import NOT_YET
+from agent.daemon.told import FAILED, Told
 from agent.data import dataclass, replace
+from agent.engine import spread
 from agent.engine.context import Context
-from agent.engine.converge import converge
+from agent.engine.converge import PENDING, converge
 from agent.engine.guard import Deadly
 from agent.engine.watch import watched
-from agent.errors import AgentError
+from agent.errors import AgentError, PutOff
+from agent.log import failed
 
 
 @dataclass(frozen=True, slots=True)
 class Inherited:
-    """What the supervisor hands down: descriptors of the lock and of the watch list's pipe, the
-    monotonic time of its start, the last exit code, whether to look at everything afresh, and
+    """What the supervisor hands down: descriptors of the lock, of the watch list's pipe and of what
+    was said in the log, the monotonic time of its start, whether to look at everything afresh, and
     whether it took `toolkit-ready` away because a convergence did not finish."""
 
     lock: int
     pipe: int
-    since: float
     told: int
+    since: float
     afresh: bool
     barrier: bool = False
 
 
-def work(ctx: Context, inherited: Inherited, say: Callable[[str], None]) -> int:
-    """Converge once; gives the exit code. `say` takes the line of a failure that is new."""
-    for fd in (inherited.lock, inherited.pipe):
+def work(ctx: Context, inherited: Inherited) -> int:
+    """Converge once; gives the exit code."""
+    for fd in (inherited.lock, inherited.pipe, inherited.told):
         os.set_inheritable(fd, False)
+    told = Told(inherited.told, ctx.log, ctx.clock)
+    settings = ctx.settings
+    name = settings.node_name or os.uname().nodename
     ctx = replace(
-        ctx, lock_fd=inherited.lock, ask_again=inherited.afresh, barrier=inherited.barrier
-    )
-    before, node, spec, code = ctx.publisher.told(), None, None, 0
-    blamed: tuple[str, ...] = ()
+        ctx, lock_fd=inherited.lock, log=told.log, ask_again=inherited.afresh,
+        restart_after=inherited.since + spread.part(name, settings.restart_spread),
+        barrier=inherited.barrier,
+    )  # fmt: skip
+    node, spec, code, reason = None, None, 0, ""
+    entries: tuple[str, ...] = ()
     try:
         outcome = converge(ctx)
         node, spec = outcome.proposal.node, outcome.proposal.spec
+        if outcome.pending:
+            code, reason = NOT_YET, PENDING
+        told.forget(FAILED)
+        ctx.log("converged", **ended(outcome))
+    except PutOff as error:
+        code, reason, entries = NOT_YET, error.message, (f"@{error.until}",)
+        ctx.log("restart put off", reason=error.message, ready=False)
     except AgentError as error:
-        code = error.exit_code
-        blamed = (error.path.agent,) if isinstance(error, Deadly) else ()
-        if code != inherited.told or ctx.publisher.told() != before:
-            say(error.message)
+        code, reason = error.exit_code, error.message
+        entries = (error.path.agent,) if isinstance(error, Deadly) else ()
+        ctx.log(FAILED, **failed(error))
     finally:
-        _report((*watched(ctx, node, spec), *blamed), inherited.pipe)
+        _report((reason, *watched(ctx, node, spec), *entries), inherited.pipe)
     return code
 
 
-def _report(entries: tuple[str, ...], pipe: int) -> None:
-    data = b"\0".join(map(os.fsencode, entries))
+def _report(parts: tuple[str, ...], pipe: int) -> None:
+    data = b"".join(os.fsencode(part.replace("\0", " ")) + b"\0" for part in parts)
     try:
         with open(pipe, "wb") as file:
             file.write(data)

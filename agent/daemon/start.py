@@ -36,6 +36,9 @@ def become_supervisor(ctx: Context, options: Sequence[str]) -> NoReturn:
     ctx.store.create()
     fd = lock.take(ctx.store.path("lock"))
     os.set_inheritable(fd, True)
+    _not_ready_yet(ctx)
+    said = os.memfd_create("said", 0)  # see told.py
+    os.set_inheritable(said, True)
     signal.pthread_sigmask(signal.SIG_BLOCK, supervisor.SIGNALS)
     path, held = _pid_path(ctx), ""
     if path is not None:
@@ -43,17 +46,31 @@ def become_supervisor(ctx: Context, options: Sequence[str]) -> NoReturn:
         os.set_inheritable(number, True)
         held = f"{number}:{path}"
     child = [
-        sys.executable, "-P", "-c", _CHILD, _ROOT, COMMAND, f"--lock-fd={fd}", f"--since={since}",
+        sys.executable, "-P", "-c", _CHILD, _ROOT, COMMAND, f"--lock-fd={fd}", f"--told-fd={said}",
+        f"--since={since}",
         f"--entry={ctx.settings.entry}", *options,
     ]  # fmt: skip
     deadline = 2 * ctx.settings.proof_timeout + 300
     # Without site and the environment's wishes: it imports nothing from there.
     program = [sys.executable, "-I", "-S", supervisor.__file__]
     published = [ctx.publisher.path(name) for name in (status.READY, status.TWIN)]
-    words = [str(ctx.settings.interval), str(deadline), held, *published]
+    words = [str(ctx.settings.interval), str(deadline), held]
+    words += [ctx.settings.ready_file or "", *published]
     os.execve(  # noqa: S606 - there is no shell in it
         sys.executable, [*program, *words, *child], os.environ
     )
+
+
+def _not_ready_yet(ctx: Context) -> None:
+    """Raises Refused where the ready file is not ours to write."""
+    readiness = supervisor.Readiness(ctx.settings.ready_file or "")
+    try:
+        readiness.deny(b"cannot be ready yet: the first look at this node is not over")
+    except OSError as error:
+        raise Refused(
+            f"cannot write the ready file {readiness.path}: {reason(error)}; give a file in a "
+            "directory of this process's own, such as an emptyDir in memory"
+        ) from error
 
 
 @contextlib.contextmanager

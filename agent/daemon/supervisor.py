@@ -6,11 +6,13 @@ change is lost; and where one cannot finish (it is killed, or crashes), readines
 because nobody has proven the node. Run by its path, after `start.py` has taken the lock and blocked
 the signals:
 
-    supervisor.py INTERVAL DEADLINE PIDFILE READY TWIN ARGV...
+    supervisor.py INTERVAL DEADLINE PIDFILE READYFILE READY TWIN ARGV...
 
-PIDFILE is `DESCRIPTOR:PATH` of a pid file that goes with this process, or empty. READY and TWIN are
-the status files, in the order in which they are withdrawn. ARGV is the child's command line, to
-which `--watch-fd`, `--told`, `--afresh` and `--barrier` are added.
+PIDFILE is `DESCRIPTOR:PATH` of a pid file that goes with this process, or empty; READYFILE is a
+path (see Readiness), or empty. READY and TWIN are the status files, in the order in which they are
+withdrawn. ARGV is the child's command line, to which `--watch-fd`, `--afresh` and `--barrier` are
+added. Through the descriptor the child gives, with a NUL after each: why the node is not right (""
+where it is), and what is to be watched.
 """
 
 import errno
@@ -29,8 +31,9 @@ IN_A_ROW = 10  # several changes that follow each other are no fight yet
 DEVICE = 0.1  # nobody fights about devices; splitting eight GPUs anew takes a minute
 LONGEST = 60.0  # seconds of back-off
 USAGE = 2  # exit code of a child that will never succeed
+NOT_YET = 75  # exit code of a child that did not fail, on a node that is not ready
 # Those of a child that has come to its end: whatever it wanted to withdraw is withdrawn.
-FINISHED = frozenset((0, 2, 3, 4, 5, 6, 7))
+FINISHED = frozenset((0, 2, 3, 4, 5, 6, 7, NOT_YET))
 _NOT_STARTED = 127
 _MOST_COUNTED = 1_000  # names in a directory, each of which is looked at
 _MOST_NAMES = 10_000  # and names beside which they are
@@ -44,8 +47,11 @@ def signature(entry: bytes) -> object:
 
     An entry is a path; `PREFIX*DIRECTORY`: the names in a directory that start so;
     `!PREFIX*DIRECTORY`: the files in it whose names do not; `=PATH`: what a path is and whose, but
-    not what is in it, so that files that come and go in /tmp are nobody's business.
+    not what is in it, so that files that come and go in /tmp are nobody's business; `@SECONDS`:
+    whether that time of the monotonic clock has come.
     """
+    if entry.startswith(b"@"):
+        return time.monotonic() >= float(entry[1:])
     if entry.startswith(b"="):
         return _owner(entry[1:])
     if entry.startswith(b"!"):
@@ -149,7 +155,7 @@ def signatures(entries: "Iterable[bytes]") -> dict[bytes, object]:
 
 def _devices(seen: "dict[bytes, object]") -> "dict[bytes, object]":
     """Of these what is known by names in a directory: devices and their parts."""
-    return {entry: value for entry, value in seen.items() if entry[:1] not in b"/!="}
+    return {entry: value for entry, value in seen.items() if entry[:1] not in b"/!=@"}
 
 
 def backoff(times: float) -> float:
@@ -175,13 +181,13 @@ class Wishes:
 class Keeper:
     """Converge, wait, and converge again.
 
-    `converge` takes the last exit code and gives the new one with the watch list (None where the
-    child gave none); `wait` waits that many seconds or until a signal, and notes it in `wishes`.
+    `converge` gives an exit code and the watch list (None where the child gave none); `wait` waits
+    that many seconds or until a signal, and notes it in `wishes`.
     """
 
     def __init__(
         self,
-        converge: "Callable[[int], tuple[int, tuple[bytes, ...] | None]]",
+        converge: "Callable[[], tuple[int, tuple[bytes, ...] | None]]",
         wait: "Callable[[float], None]",
         wishes: Wishes,
         clock: "Callable[[], float]" = time.monotonic,
@@ -212,7 +218,7 @@ class Keeper:
         """One convergence. What is watched newly counts as moved: nobody saw it before."""
         self.wishes.now = False
         before = self.look(self.seen)
-        code, listed = self.converge(self.code)
+        code, listed = self.converge()
         if listed is None:
             listed = tuple(before)
         elif code != 0:  # a node that cannot be read says less than it did
@@ -222,7 +228,7 @@ class Keeper:
             self.moved = 0.0
         else:
             self.moved += DEVICE if _devices(self.seen) != _devices(before) else 1
-        self.failed = self.failed + 1 if code else 0
+        self.failed = self.failed + 1 if code not in (0, NOT_YET) else 0
         if code != self.code:
             log("waiting" if code else "right", "code", code)
         self.code = code
@@ -258,9 +264,15 @@ class Children:
     """Starts convergences, takes signals, and buries whoever dies: we may be pid 1."""
 
     def __init__(
-        self, argv: list[str], deadline: float, wishes: Wishes, published: "Iterable[str]" = ()
+        self,
+        argv: list[str],
+        deadline: float,
+        wishes: Wishes,
+        readiness: "Readiness",
+        published: "Iterable[str]" = (),
     ) -> None:
         self.argv = argv
+        self.readiness = readiness
         self.deadline = deadline
         self.wishes = wishes
         self.published = tuple(published)  # the status files, the barrier first
@@ -291,12 +303,14 @@ class Children:
             if pid == self.pid:
                 self.ends.append(status)
 
-    def converge(self, told: int) -> tuple[int, tuple[bytes, ...] | None]:
-        """Run one child to its end. Gives its exit code and what it wants to be watched.
+    def converge(self) -> tuple[int, tuple[bytes, ...] | None]:
+        """Run one child to its end, and tell how it went. Gives its exit code and what it wants to
+        be watched.
 
         Readiness goes with a child that does not finish; who is told to stop leaves it as it is.
         """
-        code, listed = self._run(told)
+        code, reason, listed = self._run()
+        self.readiness.tell(code, reason)
         if code == 0:
             self.barrier = False
         elif code not in FINISHED and not self.wishes.stop:
@@ -304,11 +318,11 @@ class Children:
             self.barrier |= withdraw(self.published)
         return code, listed
 
-    def _run(self, told: int) -> tuple[int, tuple[bytes, ...] | None]:
+    def _run(self) -> tuple[int, bytes, tuple[bytes, ...] | None]:
         reader, writer = os.pipe()
         os.set_inheritable(writer, True)
         os.set_blocking(reader, False)
-        argv = [*self.argv, f"--watch-fd={writer}", f"--told={told}"]
+        argv = [*self.argv, f"--watch-fd={writer}"]
         argv += ["--afresh"] if self.wishes.afresh else []
         argv += ["--barrier"] if self.barrier else []
         self.wishes.afresh = False
@@ -321,14 +335,15 @@ class Children:
         except OSError as error:
             log("child not started", "errno", error.errno or 0)
             os.close(reader)
-            return _NOT_STARTED, None
+            return _NOT_STARTED, b"", None
         finally:
             os.close(writer)
         data = self._follow(reader)
         os.close(reader)
         code = os.waitstatus_to_exitcode(self.ends[0])
-        listed = tuple(entry for entry in data.split(b"\0") if entry)
-        return code if code >= 0 else 128 - code, listed or None
+        reason, _, rest = data.partition(b"\0")
+        listed = tuple(entry for entry in rest.split(b"\0") if entry)
+        return code if code >= 0 else 128 - code, reason, listed or None
 
     def _follow(self, reader: int) -> bytes:
         """Read what the child writes until it has ended; past its deadline it is killed, which
@@ -404,6 +419,83 @@ def log(event: str, key: str, number: int) -> None:
         return
 
 
+class Readiness:
+    """A file that is there while the last convergence of this process succeeded; beside it, in
+    `PATH.reason`, is why it is not. With an empty path nobody asks.
+
+    The content is our pid and start time, so that whoever comes next knows whether we still live.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.reason = f"{path}.reason"
+
+    def tell(self, code: int, reason: bytes) -> None:
+        """Tell how a convergence ended. A disk that is full stops nobody."""
+        if not self.path:
+            return
+        try:
+            if code:
+                self.deny(reason or b"cannot converge: exit code %d; see the log" % code)
+            else:
+                _write(self.path, b"%d %s\n" % (os.getpid(), _start(os.getpid())))
+                _remove(self.reason)
+        except OSError as error:
+            log("readiness not told", "errno", error.errno or 0)
+
+    def deny(self, reason: bytes) -> None:
+        """Not ready, because of that. Raises OSError."""
+        if self.path:
+            _remove(self.path)
+            _write(self.reason, reason[:1000].replace(b"\n", b" ") + b"\n")
+
+    def end(self) -> None:
+        """Nobody is ready, and nobody says why."""
+        if self.path:
+            for path in (self.path, self.reason):
+                try:
+                    _remove(path)
+                except OSError as error:
+                    log("readiness not told", "errno", error.errno or 0)
+
+    def forget_the_dead(self) -> None:
+        """Remove what a process left that does not run any more."""
+        try:
+            with open(self.path, "rb") as file:
+                pid, start = file.read(100).split()
+            living = start == _start(int(pid))
+        except (OSError, ValueError):
+            living = False
+        if not living:
+            self.end()
+
+
+def _start(pid: int) -> bytes:
+    """When a process was started, by the kernel. Raises OSError."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return file.read().rpartition(b")")[2].split()[19]
+
+
+def _write(path: str, data: bytes) -> None:
+    """The whole file at once. Raises OSError."""
+    new = f"{path}.new"
+    _remove(new)
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        os.write(fd, data)
+    finally:
+        os.close(fd)
+    os.rename(new, path)
+
+
+def _remove(path: str) -> None:
+    """Raises OSError."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+
+
 def drop(fd: int, path: str) -> None:
     """Take a pid file away, if it is still the one that we hold, while we do: from the directory in
     which it is seen, whatever the directory's name leads to a moment later."""
@@ -425,16 +517,18 @@ def main() -> int:
     for number in SIGNALS:  # an ignored SIGCHLD would take our children's ends away
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    interval, deadline, argv = float(sys.argv[1]), float(sys.argv[2]), sys.argv[6:]
+    interval, deadline, argv = float(sys.argv[1]), float(sys.argv[2]), sys.argv[7:]
     number_of, _, pid_file = sys.argv[3].partition(":")
     if pid_file:  # a child that outlives us must not hold it
         os.set_inheritable(int(number_of), False)
     wishes = Wishes()
-    children = Children(argv, deadline, wishes, sys.argv[4:6])
+    readiness = Readiness(sys.argv[4])
+    children = Children(argv, deadline, wishes, readiness, sys.argv[5:7])
     try:
         code = Keeper(children.converge, children.wait, wishes).keep(interval)
         log("stopped", "code", code)
     finally:
+        readiness.end()
         if pid_file:
             drop(int(number_of), pid_file)
     return code

@@ -54,7 +54,8 @@ def _uptime() -> float:
 class Context:
     """Settings and seams of one run. `log` takes an event and key-value pairs; `lock_fd` is the
     descriptor of a parent that holds the lock for us; `ask_again`: NVML is to be asked, whatever is
-    known; `retry`: a candidate that failed before is tried again; `barrier`: `toolkit-ready` was
+    known; `retry`: a candidate that failed before is tried again; `restart_after` is the time (of
+    `clock`) before which nothing is changed that needs a restart; `barrier`: `toolkit-ready` was
     there until a convergence did not finish, and comes back with the next that is right."""
 
     settings: Settings
@@ -75,6 +76,7 @@ class Context:
     )
     lock_fd: int | None = None
     retry: bool = False
+    restart_after: float = 0.0
     ask_again: bool = False
     barrier: bool = False
 

@@ -23,6 +23,7 @@ from agent.engine import (
     recover,
     reloaded,
     specs,
+    spread,
     transaction,
 )
 from agent.engine import wanted as wishes
@@ -49,6 +50,8 @@ from agent.errors import (
 )
 from agent.render import not_back
 from agent.status import Facts, lines
+
+PENDING = "cannot publish yet: the configuration is written; restart the runtime"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +155,7 @@ def _converge(
     ctx: Context, proposal: Proposal, memory: Memory, *, barrier: bool, refused_cdi: bool = False
 ) -> Outcome:
     _refuse(ctx, proposal)
+    spread.check_time(ctx, proposal.restart)
     nodes = device_nodes.create(ctx, proposal.nodes)
     if nodes:  # they belong into the spec
         proposal = propose(ctx, memory, may_enable=False if refused_cdi else None)
@@ -308,9 +312,7 @@ def publish(ctx: Context, outcome: Outcome, *, barrier: bool) -> Outcome:
     """
     if outcome.pending:
         ctx.publisher.withdraw()
-        ctx.publisher.fail(
-            Pending("cannot publish yet: the configuration is written; restart the runtime")
-        )
+        ctx.publisher.fail(Pending(PENDING))
         return outcome
     content = lines(facts(ctx, outcome.proposal), ctx.boot_id, ctx.wall())
     ctx.publisher.publish(content, barrier_was_there=barrier)

@@ -107,13 +107,23 @@ class Refusal:
 
 
 def fails(result: subprocess.CompletedProcess[str], code: int, *names: str) -> None:
-    """It ended with that exit code and one line that starts with "cannot" and names these."""
+    """It ended with that exit code and one line that starts with "cannot" and names these, or one
+    of a log that has it."""
     assert result.returncode == code, checks.said(result)
     assert "Traceback" not in result.stdout + result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.startswith("cannot ")]
+    texts = [error_of(line) for line in result.stderr.splitlines()]
+    lines = [text for text in texts if text.startswith("cannot ")]
     assert len(lines) == 1, checks.said(result)
     for name in names:
         assert name in lines[0], checks.said(result)
+
+
+def error_of(line: str) -> str:
+    """The error in a line of the log; another line as it is."""
+    try:
+        return str(json.loads(line).get("error", ""))
+    except (ValueError, AttributeError):
+        return line
 
 
 def refuses(

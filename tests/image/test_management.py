@@ -51,7 +51,9 @@ def test_everything_is_there_once_and_goes(generation: str, runtime: Runtime) ->
                 "create-symlinks", "enable-cuda-compat", "update-ldcache",
             ]  # fmt: skip
             assert container.spec["process"]["user"].get("additionalGids", []).count(44) == 1
+            container.remove()
         container = pods.create()
         assert not [name for name in container.devices if "nvidia" in name]
+        container.remove()
         checks.done(node.agent("revert"))
         assert not path.exists()

@@ -23,6 +23,7 @@ def test_pods_that_run_by_it(generation: str, runtime: Runtime) -> None:
     """Also those of the default runtime, when nvidia was that and is it no more."""
     with ToolkitNode(runtime) as node, Pods(node) as pods:
         other = pods.create(annotations={"note": str(node.toolkit / "nvidia-container-runtime")})
+        other.start()
         checks.done(node.agent("apply", "--set-as-default=true"))
         made = pods.create()
         made.start()
@@ -40,7 +41,7 @@ def test_pods_that_run_by_it(generation: str, runtime: Runtime) -> None:
         made.remove()
         checks.done(node.agent("revert", "--toolkit"))
         assert not node.toolkit.exists()
-        other.start()
+        pods.create(beside=other).start()
 
 
 @pytest.mark.parametrize("generation", sampled_params(["1.6", "1.7", "2.1"], 1, __name__))

@@ -54,6 +54,7 @@ def test_upgrade_under_a_pod_that_has_a_gpu_by_annotation(
         checks.done(node.agent("apply"))
         assert node.status().default == "nvidia"
         gpu, web = pods.create(annotations=PLUGIN), pods.create()
+        web.start()
         assert node.start(gpu).chosen == [DEVICE]
         fails(node.agent("revert"), 3, f"tests/{gpu.pod} (default)")
         node.upgrade(later)
@@ -78,7 +79,7 @@ def test_upgrade_under_a_pod_that_has_a_gpu_by_annotation(
         assert node.decision()["keptForPods"] == []
         assert node.status().default == "runc"
         assert node.published("TOOLKIT_RUNTIME_IS_DEFAULT") == "false"
-        assert web.status().state == "CREATED"
+        assert web.status().state == "RUNNING"
         # A dead sandbox can be removed whatever became of its default or its handler.
         pods.call("RemovePodSandbox", pod_sandbox_id=gpu.sandbox)
         checks.done(node.agent("revert"))

@@ -84,6 +84,9 @@ TABLE = f"""
 --state-dir AGENT_STATE_DIR
 --proof-timeout AGENT_PROOF_TIMEOUT
 --interval AGENT_INTERVAL
+--restart-spread AGENT_RESTART_SPREAD
+--node-name NODE_NAME
+--ready-file AGENT_READY_FILE
 --native-cdi AGENT_NATIVE_CDI
 --device-list-strategy AGENT_DEVICE_LIST_STRATEGY
 --kubelet-version KUBELET_VERSION
@@ -99,7 +102,7 @@ KNOWN = {flag: option for option in OPTIONS for flag in option.all_flags}
 # A value that an option takes, by kind.
 GOOD = {
     "text": "some-text", "path": "/some/path", "bool": "true", "list": "envvar",
-    "seconds": "5", "version": "1.30",
+    "seconds": "5", "duration": "5m", "version": "1.30",
 }  # fmt: skip
 
 
@@ -226,6 +229,21 @@ def test_false_in_each_of_go_s_spellings(text: str) -> None:
 def test_list_is_trimmed(text: str, items: tuple[str, ...]) -> None:
     """A space after a comma is no part of a name."""
     assert with_env({"AGENT_DEVICE_LIST_STRATEGY": text}).device_list_strategy == items
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0", 0), ("300", 300), ("300s", 300), ("5m", 300), ("1h", 3600), ("1h2m3.5s", 3723.5)],
+)
+def test_durations(text: str, seconds: float) -> None:
+    """As Go writes them, and plain numbers."""
+    assert with_env({"AGENT_RESTART_SPREAD": text}).restart_spread == seconds
+
+
+@pytest.mark.parametrize("text", ["-1", "5x", "m", "5m5m", "s5", "25h", "1e3", "5 m", "٥", "nan"])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(UsageError, match="AGENT_RESTART_SPREAD"):
+        with_env({"AGENT_RESTART_SPREAD": text})
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("5", 5.0), ("2.5", 2.5), ("90s", 90.0)])

@@ -33,16 +33,14 @@ class World:
         self.files: dict[bytes, int] = {}
         self.events: dict[float, Callable[[World], None]] = {}  # by time
         self.runs: list[float] = []
-        self.told: list[int] = []
         self.wishes = Wishes()
 
     def keep(self) -> int:
         """Run to the end; gives the exit code."""
         return Keeper(self.converge, self.wait, self.wishes, lambda: self.now, self.look).keep(600)
 
-    def converge(self, told: int) -> tuple[int, tuple[bytes, ...] | None]:
+    def converge(self) -> tuple[int, tuple[bytes, ...] | None]:
         self.runs.append(self.now)
-        self.told.append(told)
         result = self.ends.pop(0)(self)
         if not self.ends:
             self.wishes.stop = True
@@ -160,7 +158,6 @@ def test_failure_is_tried_again_later_and_later() -> None:
     world = World(*[fails(4)] * 9)
     world.keep()
     assert world.runs == [0, 1, 3, 7, 15, 31, 63, 123, 183]
-    assert world.told == [0, *[4] * 8]
 
 
 def test_failure_is_tried_again_at_once_after_a_change() -> None:
@@ -321,11 +318,11 @@ def test_signature_of_files_but_for_some(tmp_path: Path) -> None:
     assert signature(b"!k8s.*/none/at/all") == signature(b"!k8s.*/none/either")
 
 
-def _child(deadline: float, script: str) -> subprocess.CompletedProcess[str]:
+def _child(deadline: float, script: str, ready_file: str = "") -> subprocess.CompletedProcess[str]:
     """Run the waiting process with a shell as its child."""
     return subprocess.run(
         [sys.executable, "-I", "-S", "-X", "importtime", supervisor.__file__, "600", str(deadline),
-         "", "", "", "/bin/sh", "-c", script],
+         "", ready_file, "", "", "/bin/sh", "-c", script],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 

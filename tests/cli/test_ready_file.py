@@ -1,0 +1,184 @@
+"""`run --ready-file`: there exactly while this process's last convergence succeeded."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+
+from agent.engine import spread
+from tests.cli.node import CliNode, fails, tells
+from tests.cli.test_run import published, running, settle
+from tests.conformance import checks
+
+# A name whose part of the time is near its middle.
+NAME = next(name for name in map("node-{}".format, range(99)) if 0.45 < spread.part(name, 1) < 0.55)
+
+
+class Ready:
+    """The ready file of a node."""
+
+    def __init__(self, node: CliNode) -> None:
+        self.path = node.directory / "pod/ready"
+        self.path.parent.mkdir()
+        self.option = f"--ready-file={self.path}"
+
+    def holds(self) -> bool:
+        """It is there."""
+        return self.path.exists()
+
+    def reason(self) -> str:
+        """Why it is not; "" where nobody says so."""
+        path = self.path.with_name("ready.reason")
+        return path.read_text() if path.exists() else ""
+
+
+@pytest.fixture
+def ready(node: CliNode) -> Ready:
+    return Ready(node)
+
+
+def test_comes_with_the_first_success_and_goes_with_the_process(
+    node: CliNode, ready: Ready
+) -> None:
+    """Also where an older decision lies on the host already."""
+    checks.done(node.agent("apply"))
+    with running(node, ready.option) as daemon:
+        daemon.until(lambda: "not over" in ready.reason() or ready.holds(), 20)
+        settle(daemon)
+        daemon.until(ready.holds)
+        assert ready.path.read_text().split()[0] == str(daemon.process.pid)
+        assert ready.reason() == ""
+        daemon.end()
+        assert list(ready.path.parent.iterdir()) == []
+
+
+def test_goes_when_a_convergence_is_refused(node: CliNode, ready: Ready) -> None:
+    """And says why; it comes back with the next success."""
+    good = node.config.read_bytes()
+    with running(node, ready.option) as daemon:
+        daemon.until(ready.holds, 20)
+        settle(daemon)
+        node.config.write_bytes(good + b"[broken")
+        daemon.until(lambda: not ready.holds())
+        daemon.until(lambda: f"cannot read {node.config}" in ready.reason())
+        assert ready.reason().count("\n") == 1
+        assert published(node) is not None, "what was proven before is not taken back"
+        node.config.write_bytes(good)
+        daemon.until(ready.holds)
+        assert ready.reason() == ""
+
+
+def test_change_that_is_undone(node: CliNode, ready: Ready) -> None:
+    """The runtime is well, on its old files: the rollout that asked for the change has failed."""
+    checks.done(node.agent("apply"))
+    node.script(die_when={"default": "nvidia"})
+    with running(node, ready.option, "--set-as-default=true") as daemon:
+        daemon.until(lambda: "cannot apply" in ready.reason(), 30)
+        tells(node, 5, "ROLLED_BACK")
+        time.sleep(3)  # the next tries are refused, because nothing has changed
+        assert not ready.holds()
+        assert "failed before" in ready.reason()
+
+
+def test_restart_of_somebody_else_is_waited_for(node: CliNode, ready: Ready) -> None:
+    with running(node, ready.option, "--restart-mode=none") as daemon:
+        daemon.until(lambda: "restart the runtime" in ready.reason(), 20)
+        assert not ready.holds()
+        node.restart()
+        daemon.until(ready.holds)
+
+
+WRONG = {
+    "value": ("--proof-timeout=never", 2),
+    "option": ("--no-such-option", 2),
+    "directory": ("--state-dir=/proc/none", 3),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_none_is_left_by_a_killed_process(wrong: str, node: CliNode, ready: Ready) -> None:
+    """Whatever becomes of the next one; its option may be wrong."""
+    with running(node, ready.option) as daemon:
+        daemon.until(ready.holds, 20)
+        settle(daemon)
+        daemon.process.send_signal(signal.SIGKILL)
+        daemon.process.wait()
+    assert ready.holds()
+    option, code = WRONG[wrong]
+    fails(node.agent("run", ready.option, option), code)
+    assert not ready.holds()
+
+
+def test_none_is_left_that_nobody_made(node: CliNode, ready: Ready) -> None:
+    """Whatever is in it, and also where the next process ends at once."""
+    for content in (b"", b"1 1\n", b"text", bytes(range(256))):
+        ready.path.write_bytes(content)
+        checks.done(node.agent("run", ready.option, "--no-daemon"))
+        assert not ready.holds()
+
+
+def test_second_process_does_not_take_the_first_one_s(node: CliNode, ready: Ready) -> None:
+    """Somebody tries `run` by hand beside it."""
+    with running(node, ready.option) as daemon:
+        settle(daemon)
+        daemon.until(ready.holds)
+        fails(node.agent("run", ready.option), 7, "another toolkit-agent")
+        fails(node.agent("run", ready.option, "--no-such-option"), 2)
+        assert ready.holds()
+
+
+def test_place_that_cannot_be_written(node: CliNode) -> None:
+    fails(node.agent("run", f"--ready-file={node.directory}/none/ready"), 3, "ready file")
+
+
+def test_link_is_not_followed(node: CliNode, ready: Ready) -> None:
+    """It is replaced."""
+    other = node.directory / "other"
+    other.write_text("text")
+    for name in ("ready", "ready.new", "ready.reason", "ready.reason.new"):
+        (ready.path.parent / name).symlink_to(other)
+    with running(node, ready.option) as daemon:
+        daemon.until(ready.holds, 20)
+        daemon.until(lambda: not ready.path.is_symlink())
+        assert other.read_text() == "text"
+
+
+def test_restart_is_put_off(node: CliNode, ready: Ready) -> None:
+    """By a part of the time that the node's name decides; until then nothing is touched, nothing
+    runs but the process that waits, and the reason is told."""
+    before, starts = node.tree(), node.supervisor.starts
+    began = time.monotonic()
+    with running(node, ready.option, "--restart-spread=16s", f"--node-name={NAME}") as daemon:
+        daemon.until(lambda: "restart put off until" in ready.reason())
+        assert "(restart spread)" in ready.reason()
+        daemon.until(daemon.idle)
+        assert node.tree() == before
+        assert node.supervisor.starts == starts
+        tells(node, 0, "RESTART_PUT_OFF")
+        time.sleep(2)
+        assert daemon.idle()
+        assert not ready.holds()
+        daemon.until(ready.holds)
+        assert time.monotonic() - began > 0.45 * 16
+        assert node.supervisor.starts == starts + 1
+        assert daemon.said().count('"event": "restart put off"') == 1
+
+
+def test_stop_while_a_restart_is_put_off(node: CliNode, ready: Ready) -> None:
+    with running(node, ready.option, "--restart-spread=24h", f"--node-name={NAME}") as daemon:
+        daemon.until(lambda: "restart put off until" in ready.reason())
+        daemon.until(daemon.idle)
+        began = time.monotonic()
+        daemon.end()
+        assert time.monotonic() - began < 2
+
+
+def test_node_that_is_right_is_not_held_up(node: CliNode, ready: Ready) -> None:
+    """Nor is `apply`."""
+    checks.done(node.agent("apply", "--restart-spread=24h", f"--node-name={NAME}"))
+    with running(node, ready.option, "--restart-spread=24h", f"--node-name={NAME}") as daemon:
+        daemon.until(ready.holds)
+        assert '"done": "nothing to do"' in daemon.said()
+    checks.done(node.agent("revert", "--restart-spread=24h", f"--node-name={NAME}"))
