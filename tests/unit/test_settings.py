@@ -240,7 +240,9 @@ def test_durations(text: str, seconds: float) -> None:
     assert with_env({"AGENT_RESTART_SPREAD": text}).restart_spread == seconds
 
 
-@pytest.mark.parametrize("text", ["-1", "5x", "m", "5m5m", "s5", "25h", "1e3", "5 m", "٥", "nan"])
+@pytest.mark.parametrize(
+    "text", ["-1", "5x", "m", "5m5m", "s5", "25h", "1e3", "5 m", "\u0665", "nan"]
+)
 def test_what_is_no_duration(text: str) -> None:
     with pytest.raises(UsageError, match="AGENT_RESTART_SPREAD"):
         with_env({"AGENT_RESTART_SPREAD": text})
