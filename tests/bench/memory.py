@@ -1,9 +1,9 @@
-"""What several commands at once weigh: `python tests/bench/memory.py [ROUNDS]`, 3 by default; root.
+"""What several commands at once weigh: `python tests/bench/memory.py [ROUNDS]`, 3 by default.
 
-On a real containerd, beside a `run` that waits: 1, 2 and 4 times `status`, and `plan` where a change
-is due, which starts a second containerd for a moment. It prints the most that all processes of the
-agent had at one moment, as the memory limit of a pod counts it: what each has for itself, and pages
-of files once for each program.
+On a real containerd, as root, beside a `run` that waits: 1, 2 and 4 times `status`, and `plan`
+where a change is due, which starts a second containerd for a moment. It prints the most that all
+processes of the agent had at one moment, as the memory limit of a pod counts it: what each has for
+itself, and pages of files once for each program.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def descendants(pid: int) -> Iterator[int]:
 
 def weight(roots: list[int]) -> int:
     """KiB of all these and what they started."""
-    own, shared = 0, {}
+    own = 0
+    shared: dict[str, int] = {}
     for pid in {found for root in roots for found in descendants(root)}:
         with suppress(OSError, ValueError):
             text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")

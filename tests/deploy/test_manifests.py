@@ -15,9 +15,12 @@ from typing import Any
 import pytest
 import yaml
 
+from agent.daemon.supervisor import Readiness
+from agent.engine import quiet
 from agent.options import OPTIONS
 from tests.tools.host_tools import reason, tool
 from tests.tools.runtimes import ROOT
+from tests.tools.shells import SHELLS, start
 
 OVERLAYS = ("containerd", "crio", "mixed")
 TARGETS = {
@@ -81,16 +84,59 @@ def test_agent_on_each_gpu_node_and_no_other(name: str) -> None:
     ]  # fmt: skip
     assert pod["automountServiceAccountToken"] is False
     assert "serviceAccountName" not in pod
-    # Two restarts of 120 s at most and two proofs of 60 s.
-    assert pod["terminationGracePeriodSeconds"] > 2 * (120 + 60)
+    # Two restarts of 120 s at most and two proofs of 60 s, and a wait for a quiet moment.
+    assert pod["terminationGracePeriodSeconds"] > 2 * (120 + 60) + quiet.LIMIT
     (container,) = pod["containers"]
-    assert container["readinessProbe"]["exec"]["command"][-1].endswith("/.toolkit-ctr-ready")
     assert "livenessProbe" not in container
     assert {"NVIDIA_VISIBLE_DEVICES": "void"}.items() <= environment(container).items()
 
 
 def environment(container: Mapping[str, Any]) -> dict[str, str]:
-    return {item["name"]: item["value"] for item in container["env"]}
+    return {item["name"]: item.get("value", "") for item in container["env"]}
+
+
+@needs_kubectl
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_rollout_stops_at_the_first_node_that_fails(name: str) -> None:
+    """One node at a time, which counts when it was seen ready twice; the file that says so is in
+    the pod's own memory, so that no other pod can have left it."""
+    spec = daemon_set(name)["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    probe = container["readinessProbe"]
+    assert spec["updateStrategy"]["rollingUpdate"] == {"maxUnavailable": 1, "maxSurge": 0}
+    assert probe["failureThreshold"] == 1
+    assert spec["minReadySeconds"] >= 2 * probe["periodSeconds"]
+    directory = Path(environment(container)["AGENT_READY_FILE"]).parent
+    (volume,) = [m["name"] for m in container["volumeMounts"] if m["mountPath"] == str(directory)]
+    volumes = {item["name"]: item for item in spec["template"]["spec"]["volumes"]}
+    assert volumes[volume]["emptyDir"]["medium"] == "Memory"
+    (node,) = [item for item in container["env"] if item["name"] == "NODE_NAME"]
+    assert node["valueFrom"] == {"fieldRef": {"fieldPath": "spec.nodeName"}}
+    assert environment(container)["AGENT_RESTART_SPREAD"] == "5m"
+
+
+@needs_kubectl
+@pytest.mark.parametrize("shell", SHELLS)
+def test_probe_says_why(shell: tuple[str, ...], tmp_path: Path) -> None:
+    """Before the agent has said anything, while it is not ready, and when it is."""
+    (container,) = daemon_set("containerd")["spec"]["template"]["spec"]["containers"]
+    command = container["readinessProbe"]["exec"]["command"]
+    assert command[:2] == ["sh", "-c"]
+    script = command[2].replace("/run/toolkit-agent", str(tmp_path))
+
+    def probe() -> tuple[int, str, str]:
+        words = [*start(shell), "-c", script]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=20)
+        return done.returncode, done.stdout, done.stderr
+
+    assert probe() == (1, "the agent has not started yet\n", "")
+    readiness = Readiness(str(tmp_path / "ready"))
+    readiness.tell(3, b"cannot read it")
+    assert probe() == (1, "cannot read it\n", "")
+    readiness.tell(0, b"")
+    assert probe() == (0, "", "")
+    readiness.tell(137, b"")
+    assert probe() == (1, "cannot converge: exit code 137; see the log\n", "")
 
 
 @needs_kubectl
@@ -169,7 +215,7 @@ def test_images_have_a_registry(name: str, tmp_path: Path) -> None:
 def test_mixed_creates_nothing() -> None:
     """What is not there on a node of the other kind stays not there."""
     volumes = daemon_set("mixed")["spec"]["template"]["spec"]["volumes"]
-    paths = [volume["hostPath"] for volume in volumes]
+    paths = [volume["hostPath"] for volume in volumes if "hostPath" in volume]
     made = {path["path"] for path in paths if path["type"] == "DirectoryOrCreate"}
     assert made == {"/etc/cdi", "/usr/local/nvidia", "/var/lib/toolkit-agent"}
     (container,) = containers("mixed")
