@@ -14,8 +14,10 @@ HEAD = b"#!/bin/sh\n# Written by toolkit-agent, which overwrites it.\n"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # The kernel's directory is there at once; only without it the list is read, in which a line starts
-# with the module's name (a shell reads byte by byte: 15 ms). Only what makes a container says
-# something: containerd reads the output of other calls.
+# with the module's name (a shell reads byte by byte: 15 ms). That the driver is missing is said
+# where a container is made, and to the kernel's log, because what is written to stderr lands in the
+# container's own. Each Kubernetes node has that log: the kubelet reads it. To write to it takes no
+# program and never waits, and the kernel limits its rate.
 _FALL_BACK = """\
 driver_is_loaded() {{
     if [ -d /sys/module/nvidia ]; then
@@ -35,7 +37,10 @@ if ! driver_is_loaded 2>/dev/null; then
         if [ -f "$runtime" ] && [ -x "$runtime" ]; then
             case " $* " in
             *" create "* | *" run "*)
-                echo "toolkit-agent: the NVIDIA driver is not loaded: $runtime goes on alone" >&2
+                line="toolkit-agent: the NVIDIA driver is not loaded: $runtime goes on alone"
+                if [ -w /dev/kmsg ]; then
+                    echo "<4>$line" >>/dev/kmsg
+                fi 2>/dev/null
                 ;;
             esac
             exec "$runtime" "$@"

@@ -22,6 +22,7 @@ from agent.toolkit.wrapper import Wrapper
 from tests.toolkit import modules
 from tests.tools.shells import SHELLS, shellcheck, start
 
+KMSG = Path("/dev/kmsg")
 _USUAL = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _CONFIG = "NVIDIA_CTK_CONFIG_FILE_PATH"
 _ODD = 'it\'s a "dir" $HOME `x` \\ *'
@@ -168,6 +169,8 @@ class Kernel:
         modules.make(folder)
         (folder / "sys").mkdir()
         (folder / "sys-loaded/nvidia").mkdir(parents=True)
+        self.log = folder / "kmsg"
+        self.log.touch()
 
     def words(self, driver: str) -> tuple[str, ...]:
         """A prefix of commands: there the driver is seen in `sys`, in `proc`, or not at all."""
@@ -176,6 +179,8 @@ class Kernel:
         mounts = [("/sys/module", str(seen))]
         if modules.PROC.exists():
             mounts.append((str(modules.PROC), str(self.folder / modules.FILE)))
+        if KMSG.exists():  # never this machine's
+            mounts.append((str(KMSG), str(self.log)))
         binds = [shlex.join(["/bin/mount", "--bind", source, at]) for at, source in mounts]
         script = "\n".join(["set -e", "/bin/mount --make-rprivate /", *binds, 'exec "$@"'])
         unshare = shutil.which("unshare", path=_USUAL)
@@ -252,15 +257,39 @@ def test_without_a_driver_the_first_runtime_that_is_there_goes_on(
 def test_only_making_a_container_says_something(
     bench: Bench, kernel: Kernel, words: str, says: bool
 ) -> None:
-    """containerd takes what is said in other calls for the answer; what is on stdout is never
-    ours."""
+    """To the kernel's log, never to a stream: that of a container's start lands in its own log, and
+    containerd takes what is said in other calls for the answer."""
+    kernel.log.write_text("")
     runc = make_program(bench.directory / "bin/runc")
     wanted = replace(bench.plain, runtimes=("runc",))
     env = kernel.environment(runc.parent)
     ran = bench.run(wanted, *words.split(), env=env, before=kernel.words("none"))
     assert (ran.argv, ran.program) == (words.split(), str(runc))
-    assert (ran.said != "") == says
-    assert not says or "driver is not loaded" in ran.said
+    assert ran.said == ""
+    said = kernel.log.read_text()
+    assert (said != "") == (says and KMSG.exists())
+    assert not said or said == (
+        f"<4>toolkit-agent: the NVIDIA driver is not loaded: {runc} goes on alone\n"
+    )
+
+
+@pytest.mark.parametrize("log", ["missing", "directory"])
+def test_node_without_a_log(bench: Bench, kernel: Kernel, log: str, tmp_path: Path) -> None:
+    """Nothing is said, and nothing is made there."""
+    runc = make_program(bench.directory / "bin/runc")
+    dev = tmp_path / "dev"
+    dev.mkdir()
+    (dev / "null").touch()
+    if log == "directory":
+        (dev / "kmsg").mkdir()
+    script = f'mount --bind /dev/null {dev}/null && mount --rbind {dev} /dev && exec "$@"'
+    before = (*kernel.words("none"), "/bin/sh", "-c", f"PATH={_USUAL}:$PATH; {script}", "sh")
+    wanted = replace(bench.plain, runtimes=(str(runc),))
+    ran = bench.run(wanted, "create", env=kernel.environment(_USUAL), before=before)
+    assert (ran.program, ran.said) == (str(runc), "")
+    assert {path.name for path in dev.iterdir()} == {"null"} | (
+        {"kmsg"} if log == "directory" else set()
+    )
 
 
 def test_neither_driver_nor_runtime(bench: Bench, kernel: Kernel) -> None:
