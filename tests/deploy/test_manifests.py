@@ -27,6 +27,7 @@ TARGETS = {
     **{name: ROOT / "deploy/overlays" / name for name in OVERLAYS},
     "device-plugin": ROOT / "tests/deploy/plugin",
     "runtimeclasses": ROOT / "deploy/runtimeclasses",
+    "first": ROOT / "tests/deploy/first",
 }
 CHART = ROOT / "tests/deploy/plugin/chart.yaml"
 BIN = Path(sys.executable).parent
@@ -113,6 +114,17 @@ def test_rollout_stops_at_the_first_node_that_fails(name: str) -> None:
     (node,) = [item for item in container["env"] if item["name"] == "NODE_NAME"]
     assert node["valueFrom"] == {"fieldRef": {"fieldPath": "spec.nodeName"}}
     assert environment(container)["AGENT_RESTART_SPREAD"] == "5m"
+
+
+@needs_kubectl
+def test_first_node_alone() -> None:
+    """As deploy/README.md has it: one label more."""
+    pod = daemon_set("first")["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == {"example.com/toolkit-agent": "first"}
+    assert pod["affinity"] == daemon_set("containerd")["spec"]["template"]["spec"]["affinity"]
+    text = (TARGETS["first"] / "kustomization.yaml").read_text("utf-8").replace("../../../", "")
+    shown = (ROOT / "deploy/README.md").read_text("utf-8")
+    assert "".join(f"    {line}\n" for line in text.splitlines()) in shown
 
 
 @needs_kubectl
