@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -297,6 +298,39 @@ def test_stop_while_waiting(number: signal.Signals, node: CliNode) -> None:
 def test_usage_error_ends_it(node: CliNode) -> None:
     fails(node.agent("run", "--proof-timeout=never"), 2, "--proof-timeout")
     fails(node.agent("run", "--interval=0"), 2, "--interval")
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [("--interval=0", "USAGE"), ("--no-such", "USAGE"), ("--runtime=crio", "REFUSED")],
+)
+def test_errors_are_lines_of_the_log(words: str, code: str, node: CliNode) -> None:
+    """JSON like all others, with `run` for good and once; those of `apply` are for a person."""
+    result = node.agent("run", "--no-daemon", words)
+    lines = [json.loads(line) for line in result.stderr.splitlines()]
+    last = lines[-1]
+    assert (last["event"], last["level"], last["code"]) == ("failed", "error", code)
+    assert (last["exit"], last["ready"]) == (result.returncode, False)
+    assert last["error"].startswith("cannot ")
+    assert node.agent("apply", words).stderr.splitlines()[-1].startswith("cannot ")
+
+
+def test_last_line_of_each_convergence(node: CliNode) -> None:
+    """With a change, and when there was nothing to do."""
+    found = []
+    for _ in range(2):
+        result = node.agent("run", "--no-daemon")
+        checks.done(result)
+        found.append(json.loads(result.stderr.splitlines()[-1]))
+    for line in found:
+        del line["ts"]
+    assert found[1] == {
+        "runtime": "containerd", "version": "2.1.9+unknown", "row": 3, "native": True,
+        "default": "runc", "ready": True, "done": "nothing to do", "changed": [],
+        "event": "converged", "level": "info",
+    }  # fmt: skip
+    assert found[0]["done"].endswith("files, restarted the runtime")
+    assert str(node.drop_in) in found[0]["changed"]
 
 
 def test_once(node: CliNode) -> None:
