@@ -92,13 +92,13 @@ def carry_out(ctx: Context, request: Request) -> Done:
         if restart.kind == "none":
             ctx.store.advance(journal, "awaiting-restart")
             return Done(None, restarted=False, pending=True, barrier=barrier)
+        # Once more: a pod can have come while files were written.
+        quiet.wait(ctx, socket, quiet_until, touched=True)
         journal = ctx.store.advance(journal, "restarted")
     except Refused:
         _undo_files(ctx, journal, begun)
         raise
     try:
-        # Once more: a pod can have come while files were written.
-        quiet.wait(ctx, socket, quiet_until, touched=True)
         deadman.arm(ctx, journal)
         restart.act(request.runtime.process)
         ctx.log("runtime restarted", kind=restart.kind, target=restart.target)

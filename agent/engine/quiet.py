@@ -15,7 +15,7 @@ import itertools
 import signal
 
 from agent.engine.context import Context
-from agent.errors import Unreachable
+from agent.errors import Refused, Unreachable
 from agent.host.paths import HostPath
 from agent.observe import cri
 from agent.observe.cri import PodQuestions
@@ -31,8 +31,8 @@ def wait(ctx: Context, socket: HostPath, end: float, *, touched: bool) -> None:
     """Wait until the runtime behind `socket` is making no pod, at the latest until `end` (by
     `ctx.clock`), and say in the log if it still is.
 
-    `touched` is whether files are written already. Where they are not, a signal that would end
-    this process ends it here.
+    A signal that would end this process ends the wait. Where files are written already (`touched`)
+    it raises Refused, and they are to be undone.
     """
     told = False
     while (left := end - ctx.clock()) > 0:
@@ -42,7 +42,9 @@ def wait(ctx: Context, socket: HostPath, end: float, *, touched: bool) -> None:
         if not told:
             ctx.log("waiting for a quiet moment", unfinished=found, seconds=round(left))
             told = True
-        if not touched and signal.sigpending() & _ENDING:
+        if signal.sigpending() & _ENDING:
+            if touched:
+                raise Refused("cannot restart the runtime: told to stop before it; try again")
             raise SystemExit(128 + signal.SIGTERM)  # the signal itself ends us on the way out
         ctx.sleep(min(_PAUSE, left))
         if ctx.clock() >= end:

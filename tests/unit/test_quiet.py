@@ -13,7 +13,7 @@ import pytest
 
 from agent.engine import quiet
 from agent.engine.context import Context
-from agent.errors import Unreachable
+from agent.errors import Refused, Unreachable
 from agent.host.paths import HostPath
 from agent.observe import cri
 from agent.observe.cri import Container, Sandbox
@@ -133,15 +133,29 @@ def test_runtime_that_does_not_answer_makes_no_pods(
 
 @pytest.mark.parametrize("touched", [False, True])
 def test_signal_while_waiting(touched: bool, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before the first write it ends the wait; after it the change is finished."""
+    """It ends the wait, before the first write and after it."""
     world.started = lambda _: [UNSTARTED]
     monkeypatch.setattr(signal, "sigpending", lambda: {signal.SIGTERM})
-    if touched:
-        assert world.wait(touched=True) == quiet.LIMIT
-    else:
-        with pytest.raises(SystemExit):
-            world.wait()
-        assert world.now == 0
+    with pytest.raises(Refused if touched else SystemExit):
+        world.wait(touched=touched)
+    assert world.now == 0
+
+
+def test_signal_between_write_and_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files are undone, and nothing was restarted."""
+    node = Node(tmp_path, monkeypatch)
+    world = World(node.context(), monkeypatch)
+    before = node.tree(), node.status()
+    world.pods = lambda _: [OLD] if node.tree() == before[0] else [replace(OLD, created=NOW)]
+    monkeypatch.setattr(
+        signal, "sigpending", lambda: set() if node.tree() == before[0] else {signal.SIGTERM}
+    )
+    monkeypatch.setattr(node, "context", lambda: world.ctx)
+    with pytest.raises(Refused, match="told to stop"):
+        node.apply()
+    assert (node.tree(), node.status()) == before
+    assert node.restarts == 0
+    assert world.ctx.store.journal() is None
 
 
 def test_nothing_is_touched_while_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
