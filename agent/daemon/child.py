@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from agent.daemon.ended import ended
+from agent.daemon.ended import ended, refused
 from agent.daemon.supervisor import NOT_YET
 from agent.daemon.told import FAILED, Told
 from agent.data import dataclass, replace
@@ -16,9 +16,9 @@ from agent.engine import spread
 from agent.engine.context import Context
 from agent.engine.converge import PENDING, converge
 from agent.engine.guard import Deadly
+from agent.engine.propose import Proposal
 from agent.engine.watch import watched
 from agent.errors import AgentError, PutOff
-from agent.log import failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +41,12 @@ def work(ctx: Context, inherited: Inherited) -> int:
         os.set_inheritable(fd, False)
     told = Told(inherited.told, ctx.log, ctx.clock)
     settings = ctx.settings
+    proposals: list[Proposal | None] = [None]
     name = settings.node_name or os.uname().nodename
     ctx = replace(
         ctx, lock_fd=inherited.lock, log=told.log, ask_again=inherited.afresh,
         restart_after=inherited.since + spread.part(name, settings.restart_spread),
-        barrier=inherited.barrier,
+        barrier=inherited.barrier, proposed=proposals.append,
     )  # fmt: skip
     node, spec, code, reason = None, None, 0, ""
     entries: tuple[str, ...] = ()
@@ -58,11 +59,11 @@ def work(ctx: Context, inherited: Inherited) -> int:
         ctx.log("converged", **ended(outcome))
     except PutOff as error:
         code, reason, entries = NOT_YET, error.message, (f"@{error.until}",)
-        ctx.log("restart put off", reason=error.message, ready=False)
+        ctx.log("restart put off", **refused(error, proposals[-1]))
     except AgentError as error:
         code, reason = error.exit_code, error.message
         entries = (error.path.agent,) if isinstance(error, Deadly) else ()
-        ctx.log(FAILED, **failed(error))
+        ctx.log(FAILED, **refused(error, proposals[-1]))
     finally:
         _report((reason, *watched(ctx, node, spec), *entries), inherited.pipe)
     return code

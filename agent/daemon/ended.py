@@ -1,6 +1,7 @@
 """The last line of a convergence in the log of `run`: how the node is, and what was done.
 
-Invariant: pure; its keys are the same whatever was done.
+Invariant: pure. Its keys are the same whatever was done; one that failed before a decision was
+made lacks those of the decision.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from typing import Any
 
 from agent.engine import kinds
 from agent.engine.converge import Outcome
+from agent.engine.propose import Proposal
+from agent.errors import AgentError, PutOff, RollbackFailed, RolledBack
+from agent.log import failed
 
 _RECOVERED = {
     "committed": "finished an earlier change",
@@ -18,7 +22,30 @@ _RECOVERED = {
 
 def ended(outcome: Outcome) -> dict[str, Any]:
     """The keys of a convergence that succeeded."""
-    proposal = outcome.proposal
+    return {
+        **_decision(outcome.proposal),
+        "ready": not outcome.pending,
+        "done": _done(outcome),
+        "changed": list(outcome.changed),
+    }
+
+
+def refused(error: AgentError, proposal: Proposal | None) -> dict[str, Any]:
+    """The keys of one that was refused, undone or put off; `proposal` is the last one, if any."""
+    done = "nothing"
+    if isinstance(error, RollbackFailed):
+        done = "changed the node and could not undo it"
+    elif isinstance(error, RolledBack):
+        done = "undid its change"
+    why = failed(error)
+    if isinstance(error, PutOff):
+        why = {"ready": False, "reason": error.message}
+    return {**_decision(proposal), **why, "done": done}
+
+
+def _decision(proposal: Proposal | None) -> dict[str, Any]:
+    if proposal is None:
+        return {}
     default, _ = kinds.shown(proposal.runtime.answer)
     return {
         "runtime": proposal.runtime.answer.name,
@@ -26,9 +53,6 @@ def ended(outcome: Outcome) -> dict[str, Any]:
         "row": proposal.decision.row,
         "native": proposal.decision.native,
         "default": default,
-        "ready": not outcome.pending,
-        "done": _done(outcome),
-        "changed": list(outcome.changed),
     }
 
 

@@ -38,6 +38,10 @@ def _silent(event: str, **_: Any) -> None:
     """No log."""
 
 
+def _to_nobody(_: Any) -> None:
+    """Nobody wants to know."""
+
+
 def _start_once(host: HostRoot, launch: Launch, problems: Callable[[Answer], list[str]]) -> Result:
     """`trial.start_once`, loaded where a restart is due only."""
     from agent.engine import trial
@@ -56,7 +60,8 @@ class Context:
     descriptor of a parent that holds the lock for us; `ask_again`: NVML is to be asked, whatever is
     known; `retry`: a candidate that failed before is tried again; `restart_after` is the time (of
     `clock`) before which nothing is changed that needs a restart; `barrier`: `toolkit-ready` was
-    there until a convergence did not finish, and comes back with the next that is right."""
+    there until a convergence did not finish, and comes back with the next that is right;
+    `proposed` is told each proposal before anything is refused or written."""
 
     settings: Settings
     host: HostRoot
@@ -77,6 +82,7 @@ class Context:
     lock_fd: int | None = None
     retry: bool = False
     restart_after: float = 0.0
+    proposed: Callable[[Any], None] = _to_nobody
     ask_again: bool = False
     barrier: bool = False
 

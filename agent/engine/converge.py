@@ -95,6 +95,7 @@ def _refuse_first(ctx: Context) -> Proposal | None:
 
 def _refuse(ctx: Context, proposal: Proposal) -> None:
     """Raises what is in the way of a proposal, before anything is written."""
+    ctx.proposed(proposal)
     error = proposal.refusal
     if error is None or (proposal.nodes and error == _spec_problem(proposal)):
         return  # the driver may be found once its device nodes are there

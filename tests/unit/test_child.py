@@ -17,7 +17,7 @@ from agent.engine.context import Context
 from agent.engine.converge import Outcome
 from agent.engine.node import Endpoint, Runtime
 from agent.engine.propose import Proposal
-from agent.errors import PutOff, Refused
+from agent.errors import AgentError, PutOff, Refused, RollbackFailed, RolledBack
 from agent.host.paths import HostPath
 from agent.observe.cri import Answer
 from tests.unit.made_node import Node
@@ -118,6 +118,31 @@ def test_restart_that_is_put_off(run: Child) -> None:
     )  # fmt: skip
     run.work(waits)
     assert [event for event, _ in run.said] == ["restart put off"]
+
+
+@pytest.mark.parametrize(
+    ("error", "does"),
+    [
+        (Refused("cannot"), "nothing"),
+        (RolledBack("cannot"), "undid its change"),
+        (RollbackFailed("cannot"), "changed the node and could not undo it"),
+    ],
+)
+def test_last_line_of_one_that_failed(error: AgentError, does: str, run: Child) -> None:
+    """The decision is in it, where one was made."""
+
+    def decides(ctx: Context) -> None:
+        ctx.proposed(done().proposal)
+        raise error
+
+    run.work(decides)
+    event, line = run.said[-1]
+    assert event == "failed"
+    assert line == {
+        "runtime": "containerd", "version": "2.1.9", "row": 3, "native": True, "default": "runc",
+        "error": "cannot", "code": error.code, "exit": error.exit_code, "ready": False,
+        "done": does,
+    }  # fmt: skip
 
 
 def test_restart_that_is_somebody_elses(run: Child) -> None:
