@@ -160,6 +160,14 @@ def test_failure_is_tried_again_later_and_later() -> None:
     assert world.runs == [0, 1, 3, 7, 15, 31, 63, 123, 183]
 
 
+def test_not_ready_yet_is_no_failure() -> None:
+    """What is waited for is watched: nothing is tried in between."""
+    world = World(*[lambda _: (supervisor.NOT_YET, (b"/a",))] * 3)
+    world.keep()
+    assert world.runs[:2] == [0, 0]
+    assert 540 <= world.runs[2] <= 661
+
+
 def test_failure_is_tried_again_at_once_after_a_change() -> None:
     """And the waiting starts over."""
     world = World(right, *[fails(3)] * 5, right)
@@ -245,6 +253,13 @@ def test_signature_changes_with_a_file(
 
 def test_signature_of_what_is_not_there() -> None:
     assert signature(b"/none/at/all") is None
+
+
+def test_signature_of_a_time() -> None:
+    """It changes once, when that time has come."""
+    now = time.monotonic()
+    assert signature(b"@%f" % (now - 1)) is True
+    assert signature(b"@%f" % (now + 60)) is False
 
 
 def test_signature_of_a_directory_changes_with_its_entries(tmp_path: Path) -> None:
@@ -346,6 +361,35 @@ def test_child_that_hangs_is_killed(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert '"child killed"' in done.stderr
     assert '"code": 137' in done.stderr
+
+
+def _ready_in_second_child(tmp_path: Path, first: str) -> str:
+    """What a second child sees of the ready file, after a first one that does this."""
+    mark, ready = tmp_path / "mark", tmp_path / "ready"
+    script = f"if [ -e {mark} ]; then cd {tmp_path}; head -n 9 ready* >&2; exit 2; fi; touch {mark}"
+    done = _child(1, f"{script}; {first}", str(ready))
+    assert done.returncode == 2
+    assert not ready.exists(), "it goes with the process"
+    return done.stderr.replace(str(os.getpid()), "")
+
+
+def test_child_that_is_killed_makes_nobody_ready(tmp_path: Path) -> None:
+    (tmp_path / "ready").touch()
+    said = _ready_in_second_child(tmp_path, "sleep 50")
+    assert "cannot converge: exit code 137; see the log" in said
+
+
+def test_child_that_succeeds_makes_ready(tmp_path: Path) -> None:
+    said = _ready_in_second_child(tmp_path, "kill -HUP $PPID; exit 0")
+    assert re.search(r"\n\d+ \d+\n|^\d+ \d+$", said, re.MULTILINE)
+    assert "cannot converge" not in said
+
+
+def test_child_that_fails_says_why(tmp_path: Path) -> None:
+    """Its reason comes first through the pipe."""
+    write = """eval "printf 'cannot do it\\0/a\\0' >&${0#--watch-fd=}"; exit 3"""
+    said = _ready_in_second_child(tmp_path, write)
+    assert "cannot do it\n" in said
 
 
 def test_child_has_its_signals() -> None:
