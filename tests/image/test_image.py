@@ -66,7 +66,7 @@ def image() -> Image:
 
 
 def daemonset_mounts() -> list[Mount]:
-    """What the DaemonSet mounts, each from the place on the host that its name below /host says."""
+    """What the DaemonSet mounts of the host, each from the place that its name below /host says."""
     files = ("base", "overlays/containerd")
     text = "".join((ROOT / f"deploy/{name}/daemonset.yaml").read_text("utf-8") for name in files)
     # A path, and the words about it up to the next item or the end of the list.
@@ -79,6 +79,7 @@ def daemonset_mounts() -> list[Mount]:
             shared="HostToContainer" in words,
         )
         for path, words in found
+        if path.startswith("/host")
     ]
     hosts = re.findall(r"hostPath:\n\s+path: (\S+)", text)
     assert mounts
