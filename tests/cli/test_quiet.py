@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from pathlib import Path
 
@@ -11,6 +10,8 @@ import pytest
 from tests.cli.node import CliNode
 from tests.conformance import checks
 from tests.conformance.trees import contents
+from tests.tools import forked
+from tests.tools.waiting import SOON
 
 
 @pytest.mark.parametrize("command", ["apply", "revert"])
@@ -21,17 +22,21 @@ def test_pod_that_is_being_made(command: str, tmp_path: Path) -> None:
             checks.done(node.agent("apply"))
         node.script(pods=[{"name": "train", "namespace": "ml", "started": False}])
         starts, before = node.supervisor.starts, contents(node.tree())
-        results = []
-        thread = threading.Thread(target=lambda: results.append(node.agent(command)))
-        thread.start()
-        time.sleep(3)
+        log = node.directory / "command.log"
+        process = forked.start_logged(
+            forked.AGENT, [command, *node.options()], node.agent_environment(), node.directory, log
+        )
+        end = time.monotonic() + SOON
+        while "waiting for a quiet moment" not in log.read_text():
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.05)
+        time.sleep(1)
         assert node.supervisor.starts == starts
         assert contents(node.tree()) == before
         node.script(pods=[{"name": "train", "namespace": "ml"}])
-        thread.join(20)
-        checks.done(results[0])
-        assert "container main of ml/train" in results[0].stderr
-        assert "although" not in results[0].stderr
+        assert process.wait(20) == 0, log.read_text()
+        assert "container main of ml/train" in log.read_text()
+        assert "although" not in log.read_text()
         assert node.supervisor.starts == starts + 1
 
 
