@@ -266,11 +266,6 @@ class Publisher:
         except Refused:
             return None  # whatever has our name there is replaced
 
-    def told(self) -> bytes | None:
-        """The bytes of the error file; None where there is none that counts."""
-        found = self._look(ERROR)
-        return found.data if found else None
-
     def _guard(self, action: Callable[[], _T]) -> _T:
         try:
             return action()

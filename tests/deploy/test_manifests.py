@@ -106,6 +106,7 @@ def test_rollout_stops_at_the_first_node_that_fails(name: str) -> None:
     probe = container["readinessProbe"]
     assert spec["updateStrategy"]["rollingUpdate"] == {"maxUnavailable": 1, "maxSurge": 0}
     assert probe["failureThreshold"] == 1
+    assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
     assert spec["minReadySeconds"] >= 2 * probe["periodSeconds"]
     directory = Path(environment(container)["AGENT_READY_FILE"]).parent
     (volume,) = [m["name"] for m in container["volumeMounts"] if m["mountPath"] == str(directory)]

@@ -132,7 +132,6 @@ def test_nothing_is_written(attack: Attack, why: str, directory: Path, victim: P
         assert why in told.value.message
     publisher.sweep()
     assert publisher.save() == status.Saved()
-    assert publisher.told() is None
     assert _shape(directory.parents[2]) == before
 
 
@@ -196,7 +195,6 @@ def test_names_in_it(name: str, kind: str, directory: Path, victim: Path) -> Non
         os.mkfifo(path)
     else:
         path.symlink_to(victim / name if kind == "link" else "/dev/zero")
-    assert publisher.told() is None
     assert publisher.save() == status.Saved()
     publisher.publish(lines())
     publisher.fail(Refused("cannot x: y"))
@@ -236,7 +234,7 @@ def test_links_in_a_race(directory: Path, victim: Path) -> None:
             with suppress(Refused):
                 publisher.fail(Refused(f"cannot x: {number}"))
             publisher.sweep()
-            publisher.told()
+            publisher.save()
     assert done
     assert _shape(victim) == []
     publisher.publish(lines())
