@@ -65,7 +65,7 @@ def work(ctx: Context, inherited: Inherited) -> int:
         entries = (error.path.agent,) if isinstance(error, Deadly) else ()
         ctx.log(FAILED, **refused(error, proposals[-1]))
     finally:
-        _report((reason, *watched(ctx, node, spec), *entries), inherited.pipe)
+        _report((reason, *entries, *watched(ctx, node, spec)), inherited.pipe)
     return code
 
 

@@ -114,7 +114,7 @@ def test_warning_is_said_once_in_ten_minutes(run: Child) -> None:
 def test_restart_that_is_put_off(run: Child) -> None:
     """No failure and not ready; the time is watched."""
     assert run.work(waits) == (
-        supervisor.NOT_YET, b"cannot be ready yet: restart put off\0/a\0/b\0@7.5\0"
+        supervisor.NOT_YET, b"cannot be ready yet: restart put off\0@7.5\0/a\0/b\0"
     )  # fmt: skip
     run.work(waits)
     assert [event for event, _ in run.said] == ["restart put off"]
