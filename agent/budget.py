@@ -1,7 +1,7 @@
 """How much of an input of somebody else's is read: bytes, values, levels and names.
 
 Invariant: every reader of foreign input takes its limits from this table, and no input within them
-brings a process above the memory limit of the pod (128 MiB) or takes longer than five seconds.
+brings a process above 128 MiB, a third of the pod's limit, or takes longer than five seconds.
 What exceeds a limit is an error that names the input and the limit, and only that input is lost.
 
 The waiting supervisor imports nothing of ours; its limits are in `agent.daemon.supervisor`.

@@ -22,7 +22,7 @@ import grpc
 from agent._cri import api_pb2
 from tests.tools.runtimes import ROOT
 
-LIMIT = 128 << 10  # KiB: the memory limit of the pod
+LIMIT = 128 << 10  # KiB: a third of the memory limit of the pod
 
 # A process starts with the peak of the one that forked it: a small one has to be between.
 _LAUNCH = """

@@ -1,8 +1,9 @@
-"""Inputs that want more memory than the pod has.
+"""Inputs that want more memory than a process may have.
 
 The attacker writes a file into a spec directory, owns the runtime's socket, or wrote a library
 cache into a driver's root. The real program reads his input in a process of its own: it stays below
-the 128 MiB of the pod, names the input in one line, and keeps the rest of the node right.
+128 MiB, a third of the limit of the pod, names the input in one line, and keeps the rest of the
+node right.
 """
 
 from __future__ import annotations
