@@ -125,7 +125,7 @@ def test_failures_of_this_kind_back_off(tmp_path: Path) -> None:
             daemon.process.send_signal(signal.SIGHUP)
             daemon.until(lambda: bool(killed))
             time.sleep(7)
-        assert 2 <= len(killed) <= 5  # at 0, 0, 2 and 6 seconds
+        assert 2 <= len(set(killed)) <= 5  # at 0, 0, 2 and 6 seconds
 
 
 def test_stop_leaves_readiness(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def supervise(
 ) -> subprocess.CompletedProcess[str]:
     """Run the waiting process with a shell as its child, to a child that ends with 2."""
     return subprocess.run(
-        [sys.executable, "-I", "-S", supervisor.__file__, "600", str(deadline), "",
+        [sys.executable, "-I", "-S", supervisor.__file__, "600", str(deadline), "", "",
          str(directory / READY), str(directory / TWIN), "/bin/sh", "-c", script],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
