@@ -189,7 +189,8 @@ def test_directory_that_others_can_write(sourced: SourceNode, which: str, mode: 
     path = sourced.toolkit if which == "toolkit" else sourced.toolkit.parent
     path.chmod(mode)
     before = snapshot(sourced.toolkit.parent)
-    refusal = Refusal(3, f"{path} can be written by others (mode {mode:04o})")
+    subject = "it" if which == "toolkit" else path
+    refusal = Refusal(3, f"{subject} can be written by others (mode {mode:04o})")
     refuses(sourced, refusal, commands=("apply", "apply"))
     assert touched(before, snapshot(sourced.toolkit.parent)) == []
     path.chmod(0o755)
