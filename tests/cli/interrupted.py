@@ -222,7 +222,7 @@ CASES: Mapping[str, tuple[type[PlainNode], str]] = {
 }
 _PARTS = 4  # the steps of a command are shared out among so many tests
 _SOME = 2  # of them without --long
-_EVERY = 4  # one of so many with it: each starts a runtime several times, and each commit tries others
+_EVERY = 4  # one of so many with it, others for each commit: each starts a runtime several times
 _as_root = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root: run as root")
 
 parts = pytest.mark.parametrize(
