@@ -40,9 +40,7 @@ _OF_HANDLER = frozenset({
     "runtime_type", "runtime_path", "runtime_root", "runtime_engine", "monitor_path",
     "allowed_annotations", "pod_annotations", "container_annotations", "sandbox_mode", "sandboxer",
     "privileged_without_host_devices", "privileged_without_host_devices_all_devices_allowed",
-    "container_min_memory", "monitor_cgroup", "monitor_exec_cgroup", "no_sync_log", "snapshotter",
-    "base_runtime_spec", "cni_conf_dir", "cni_max_conf_num", "runtime_pull_image",
-    "stream_websockets", "exec_cpu_affinity", "io_type",
+    "container_min_memory",
 })  # fmt: skip
 _OF_SHIM = frozenset({"binaryname", "root", "systemdcgroup"})
 

@@ -125,7 +125,7 @@ class ModelNode:
                 "deadly",
                 lambda *_: None,
             ),  # it would look into this machine's spec directories
-            (command, "config_dump", lambda _host, _program, file, _=(): self._dump(file)),
+            (command, "config_dump", lambda _host, _program, file, *_: self._dump(file)),
             (os, "fsync", lambda _: None),
         )
         for module, name, function in replaced:
