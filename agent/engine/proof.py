@@ -44,9 +44,9 @@ def prove(
 ) -> Answer:
     """Wait until another process than `old` answers as wanted, three times, 0.2 s apart.
 
-    `old` None accepts any process. `timeout` in seconds. Raises NotProven: at once where the CRI
-    is not served, after three answers that are not as wanted, when nothing answers and nothing ever
-    will, or when the time is up.
+    `old` None accepts any process. `timeout` in seconds. Raises NotProven: after three answers of
+    one process that are not as wanted or say that it does not serve the CRI, when nothing answers
+    and nothing ever will, or when the time is up.
     """
     end = probe.clock() + timeout
     last = "nothing answered"
@@ -55,8 +55,6 @@ def prove(
     while True:
         try:
             found, answer = _look(probe)
-        except Unimplemented as error:
-            raise NotProven(str(error)) from error
         except Unreachable as error:
             last, good, bad = str(error), 0, 0
             found = answer = None
@@ -69,11 +67,10 @@ def prove(
             else:
                 if found != who:
                     who, good, bad = found, 0, 0
-                wrong = problems(answer) if answer.ready else ["RuntimeReady is false"]
-                # Not ready yet is no verdict; ready and wrong is one.
-                bad = bad + 1 if wrong and answer.ready else 0
+                wrong, final = _judge(answer, problems)
+                bad = bad + 1 if wrong and final else 0
                 good = 0 if wrong else good + 1
-                if good >= _ANSWERS:
+                if isinstance(answer, Answer) and good >= _ANSWERS:
                     return answer
                 if wrong:
                     last = "; ".join(wrong)
@@ -84,8 +81,24 @@ def prove(
         probe.sleep(_PAUSE if answer is None else _APART)
 
 
-def _look(probe: Probe) -> tuple[Identity, Answer | None]:
-    """One answer and the process that gave it; no answer where that changed in between."""
+def _judge(
+    answer: Answer | Unimplemented, problems: Callable[[Answer], list[str]]
+) -> tuple[list[str], bool]:
+    """What is wrong with an answer, and whether that is a verdict: not ready yet is none."""
+    if isinstance(answer, Unimplemented):
+        return [str(answer)], True
+    if not answer.ready:
+        return ["RuntimeReady is false"], False
+    return problems(answer), True
+
+
+def _look(probe: Probe) -> tuple[Identity, Answer | Unimplemented | None]:
+    """One answer and the process that gave it; no answer where that changed in between. That the
+    CRI is not served is an answer, too: a process that is about to end can give it as well."""
     before = probe.identity()
-    answer = probe.ask()
+    answer: Answer | Unimplemented
+    try:
+        answer = probe.ask()
+    except Unimplemented as error:
+        answer = error
     return (before, answer) if probe.identity() == before else (None, None)

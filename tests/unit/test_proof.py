@@ -109,12 +109,21 @@ def test_without_an_old_process_any_is_accepted() -> None:
     assert Runtime([(0, OLD, GOOD)]).prove(old=None) is GOOD
 
 
-def test_cri_that_is_not_served_fails_at_once() -> None:
-    """UNIMPLEMENTED does not get better by waiting."""
-    runtime = Runtime([(0, NEW, Unimplemented("cannot use it: no CRI"))])
+NO_CRI = Unimplemented("cannot use it: no CRI")
+
+
+def test_cri_that_is_not_served_fails_soon() -> None:
+    """UNIMPLEMENTED does not get better by waiting: three answers are enough."""
+    runtime = Runtime([(0, NEW, NO_CRI)])
     with pytest.raises(NotProven, match="no CRI"):
         runtime.prove()
     assert runtime.now < 1
+
+
+def test_old_process_without_cri_proves_nothing() -> None:
+    """An undo restarts a runtime without its CRI: that process still answers while it ends."""
+    runtime = Runtime([(0, OLD, NO_CRI), (1, NOBODY, DOWN), (2, NEW, GOOD)])
+    assert runtime.prove() is GOOD
 
 
 def test_flapping_process_is_never_proven() -> None:
