@@ -8,6 +8,7 @@
     │   ├── FilesDoNotLoad    the runtime would not start on the files as they are
     │   ├── NoDriver          there is no NVIDIA driver (yet)
     │   ├── NoDevices         the devices that a CDI spec is about are not there (yet)
+    │   │   └── DevicesLost   they should be, and something keeps each of them away
     │   ├── DriverFailed      the driver's own library crashed, or does not answer
     │   └── NoToolkit         the handlers' binary is not on the host (yet)
     ├── Unreachable        4  the runtime does not answer the CRI
@@ -74,6 +75,10 @@ class DriverDistrusted(NoDriver):
 
 class NoDevices(Refused):
     code = "NO_DEVICES"
+
+
+class DevicesLost(NoDevices):
+    """They should be there, and something keeps each of them away."""
 
 
 class DriverFailed(Refused):

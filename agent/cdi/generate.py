@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from agent.cdi import driver, emit, pipeline, platform, readers, rules
@@ -23,13 +23,14 @@ from agent.cdi.readers import NOBODY, Reader
 from agent.cdi.recipe import Surroundings, remedy
 from agent.cdi.root import DriverRoot
 from agent.data import dataclass
-from agent.errors import AgentError, DriverFailed, NoDevices, NoDriver, Refused
+from agent.errors import AgentError, DevicesLost, DriverFailed, NoDevices, NoDriver, Refused
 from agent.host.paths import HostRoot
 from agent.settings import Settings
 
 if TYPE_CHECKING:
     from agent.cdi.inventory import Answer, Library
 
+_NAMED = 4  # paths in a warning
 _FIRMWARE = "/sys/module/firmware_class/parameters/path"
 
 Text = tuple[str, tuple[str, ...]]
@@ -114,8 +115,13 @@ def wanted(
     for mode, which in others.CLASSES.items():
         if which.kind not in without:
             one = _wanted(which.kind, functools.partial(other, mode, settings, host), reader)
-            found += () if isinstance(one.problem, NoDevices) else (one,)
+            found += () if is_absent(one.problem) else (one,)
     return tuple(found)
+
+
+def is_absent(problem: AgentError | None) -> bool:
+    """Are there simply no devices of a kind? Then nobody misses them."""
+    return isinstance(problem, NoDevices) and not isinstance(problem, DevicesLost)
 
 
 def _wanted(kind: str, make: Callable[[], Made], reader: Reader) -> Wanted:
@@ -206,7 +212,25 @@ def management(settings: Settings, host: HostRoot, *, hook: str | None) -> Made:
     hooks = _hooks(settings, program)
     found = driver.find(host, places(settings))
     spec = recipe.spec(found, _surroundings(host, hooks), settings.cdi_kind)
-    return _made(spec, (found.root, *found.devs), _warnings(hooks, program), program.way)
+    warnings = (*_warnings(hooks, program), *_elsewhere(found, host))
+    return _made(spec, (found.root, *found.devs), warnings, program.way)
+
+
+def _elsewhere(found: Driver, host: HostRoot) -> Iterator[str]:
+    """What the host's dev or the driver root's has, and the device root that was asked for has
+    not."""
+    has, places = {node.inside for node in found.nodes}, [dev.host_path for dev in found.devs]
+    for root in (*driver.roots(host, Places(driver_root=driver.HOST_DRIVER)), found.root):
+        if root.host_path in places:
+            continue
+        places.append(root.host_path)
+        more = [n.host_path for n in driver.device_nodes((root,)) if n.inside not in has]
+        if more:
+            yield (
+                f"CDI specs are without {_some(more)}: device nodes are taken from "
+                f"{places[0]} (--dev-root) only, which has none of these names; make them there, "
+                "or leave --dev-root out"
+            )
 
 
 def _made(
@@ -215,12 +239,19 @@ def _made(
 ) -> Made:  # fmt: skip
     """A spec with what was left out of it, one warning for each cause."""
     roots = tuple(dict.fromkeys(roots))
-    causes: dict[str, str] = {}
+    causes: dict[str, list[str]] = {}
     for path, why in ((path, why) for root in roots for path, why in root.left_out.items()):
-        causes.setdefault(why, path)
-    told = (f"CDI specs are without {path}: {why}{remedy(path)}" for why, path in causes.items())
+        causes.setdefault(why, []).append(path)
+    told = (f"CDI specs are without {_some(paths)}: {why}{remedy(paths[0])}"
+            for why, paths in causes.items())  # fmt: skip
     ways = dict.fromkeys((*way, *(path for root in roots for path in root.way)))
     return Made(spec, (*warnings, *told), tuple(ways))
+
+
+def _some(paths: Sequence[str]) -> str:
+    """The first of several paths by name, the others by their number."""
+    named, more = paths[:_NAMED], len(paths) - _NAMED
+    return ", ".join(named) + (f" and {more} more" if more > 0 else "")
 
 
 def gpu(
@@ -249,8 +280,9 @@ def gpu(
         kernel.mig_minors(host) if any(one.mig for one in answer.gpus) else {},
     )
     spec, missing = gpus.spec(
-        found, _surroundings(host, hooks), gpus.chosen(answer.gpus, choice.ids), known,
-        settings.device_name_strategies, merged=choice.merged,
+        found, _surroundings(host, hooks),
+        gpus.chosen(answer.gpus, choice.ids, answer.warnings), known,
+        settings.device_name_strategies, merged=choice.merged, lost=answer.warnings,
     )  # fmt: skip
     warnings = (*answer.warnings, *missing, *_warnings(hooks, program))
     return _made(spec, (found.root, *found.devs), warnings, program.way)
@@ -314,6 +346,8 @@ def other(mode: str, settings: Settings, host: HostRoot, choice: Choice = EVERYT
     if distrusted := driver.left_out(tried):
         raise NoDriver(f"cannot make a CDI spec for {which.kind}: {distrusted}")
     names = ", ".join("/".join(place) for place in which.nodes)
+    if mode == "imex" and (why := others.no_channel(tried)):
+        raise DevicesLost(f"cannot make a CDI spec for {which.kind}: {why}")
     raise NoDevices(
         f"cannot make a CDI spec for {which.kind}: there is no {names}; load its kernel module"
     )

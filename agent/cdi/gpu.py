@@ -16,7 +16,7 @@ from agent.cdi.inventory import Gpu, Mig
 from agent.cdi.model import ContainerEdits, Device, Hook, Spec
 from agent.cdi.recipe import Surroundings
 from agent.data import dataclass, replace
-from agent.errors import NoDevices
+from agent.errors import DevicesLost, NoDevices
 
 KIND = "nvidia.com/gpu"
 
@@ -34,10 +34,10 @@ class Kernel:
 
 def spec(
     driver: Driver, around: Surroundings, gpus: Sequence[Gpu], kernel: Kernel,
-    strategies: Sequence[str], *, merged: bool = True,
+    strategies: Sequence[str], *, merged: bool = True, lost: Sequence[str] = (),
 ) -> tuple[Spec, tuple[str, ...]]:  # fmt: skip
-    """The spec, and what is not in it and why; `merged`: with a device `all`. Raises NoDevices
-    where nothing is left."""
+    """The spec, and what is not in it and why; `merged`: with a device `all`; `lost` is what was
+    told of other GPUs. Raises NoDevices where there are none, DevicesLost where none is left."""
     devices: list[Device] = []
     missing: list[str] = []
     for gpu in gpus:
@@ -51,14 +51,17 @@ def spec(
             else:
                 devices += (Device(name, found) for name in names)
     if not devices:
-        why = missing[0] if missing else "there is no GPU, nor a MIG device"
-        raise NoDevices(f"cannot make a CDI spec for {KIND}: {why}")
+        start, reasons = f"cannot make a CDI spec for {KIND}", (*lost, *missing)
+        if reasons:
+            raise DevicesLost(f"{start}: {'; '.join(reasons)}")
+        raise NoDevices(f"{start}: there is no GPU, nor a MIG device")
     made = Spec(KIND, tuple(devices), common(driver, around))
     return pipeline.finish(made, merged=merged), tuple(missing)
 
 
-def chosen(told: Sequence[Gpu], ids: Sequence[str]) -> tuple[Gpu, ...]:
-    """The GPUs and MIG devices with these indices (`0`, `0:1`) or UUIDs. Raises NoDevices.
+def chosen(told: Sequence[Gpu], ids: Sequence[str], lost: Sequence[str] = ()) -> tuple[Gpu, ...]:
+    """The GPUs and MIG devices with these indices (`0`, `0:1`) or UUIDs. Raises NoDevices, with
+    what was told of one that is `lost`.
 
     A GPU that is split can be asked for as a whole, as NVIDIA's generator has it.
     """
@@ -67,6 +70,9 @@ def chosen(told: Sequence[Gpu], ids: Sequence[str]) -> tuple[Gpu, ...]:
     found: dict[Gpu, None] = {}
     for wanted in ids:
         one = next(_matching(told, wanted), None)
+        starts = (f"GPU {wanted} ", f"MIG device {wanted} ")
+        if one is None and (why := next((s for s in lost if s.startswith(starts)), None)):
+            raise DevicesLost(f"cannot make a CDI spec for {KIND}: {why}")
         if one is None:
             raise NoDevices(
                 f"cannot make a CDI spec for {KIND}: there is no GPU or MIG device {wanted}; give "

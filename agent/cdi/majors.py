@@ -48,6 +48,10 @@ class Majors:
     names: Mapping[int, tuple[str, ...]]
     misc: Mapping[int, tuple[str, ...]]
 
+    def has(self, name: str) -> bool:
+        """Does the kernel list a driver of that name?"""
+        return any(name in names for names in self.names.values())
+
     def foreign(self, node: str, major: int, minor: int) -> str | None:
         """Why a node, by its name in a container, is not of the driver that it is named after;
         None where it may be."""

@@ -21,6 +21,7 @@ from agent.errors import NoDevices
 
 _CHANNEL = re.compile(r"/dev/nvidia-caps-imex-channels/channel(0|[1-9][0-9]{0,6})")
 _CHANNELS = 1 << 20
+_IMEX = "nvidia-caps-imex-channels"  # in /proc/devices
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,22 @@ def spec(
         devices = _chosen(devices, choice.ids)
     common = ContainerEdits(env=(recipe.VOID,))
     return pipeline.finish(Spec(which.kind, devices, common), merged=choice.merged)
+
+
+def no_channel(devs: Sequence[DriverRoot]) -> str | None:
+    """Why there is no IMEX channel where the driver could have some; None where it could not."""
+    [(directory, pattern)] = CLASSES["imex"].nodes
+    remedy = "make one (NVreg_CreateImexChannel0=1, or mknod) where containers need it"
+    for dev in devs:
+        if dev.take(directory, stat.S_ISDIR):
+            return f"there is no {pattern} in {dev.host_path.rstrip('/')}{directory}; {remedy}"
+    for dev in devs:
+        if dev.majors.has(_IMEX):
+            return (
+                f"there is no {directory}/{pattern}, although the kernel has a driver "
+                f"{_IMEX}; {remedy}"
+            )
+    return None
 
 
 def _chosen(channels: tuple[Device, ...], ids: Sequence[str]) -> tuple[Device, ...]:

@@ -134,6 +134,8 @@ class DriverRoot:
                 fnmatch.filter(budget.some_names(above.fd, budget.DIRECTORY)[0], pattern)
             ):
                 path, item = os.path.join(directory, name), _entry(above.fd, name)
+                if item is not None and stat.S_ISLNK(item.st_mode):
+                    self.leave_out(path, "it is a link, which runtimes do not follow")
                 if item is None or not stat.S_ISCHR(item.st_mode):
                     continue
                 if wrong := why or self._say(path, item, trust.distrust_owner):

@@ -143,3 +143,45 @@ def test_both_are_watched(node: Node) -> None:
     found = set(generate.watched(settings, HostRoot(str(node.host))))
     for root in (node.root, node.host):
         assert {f"nvidia*{root}/dev", f"{root}/dev/nvidia-caps"} <= found
+
+
+def without(warnings: list[str], *names: str) -> list[str]:
+    """The warnings that the spec lacks something of these names."""
+    return [text for text in warnings if text.startswith("CDI specs are without")
+            and all(name in text for name in names)]  # fmt: skip
+
+
+def test_nodes_of_the_other_root_are_told(node: Node) -> None:
+    """Another device root counts alone, and what it lacks may be of use to somebody."""
+    make_node(node.root / "dev/nvidia7", 195, 7)
+    _, warnings = node.generate("management", driver_root=ROOT, dev_root="/")
+    assert len(without(warnings, f"{ROOT}/dev/nvidia7", "--dev-root")) == 1
+    (node.root / "dev/nvidia7").unlink()
+    _, warnings = node.generate("management", driver_root=ROOT, dev_root="/")
+    assert without(warnings) == []
+    other = node.host / "other"
+    make_node(other / "dev/nvidia0", 195, 0)
+    _, warnings = node.generate("management", driver_root=ROOT, dev_root="/other")
+    assert len(without(warnings, "/dev/nvidia-caps/nvidia-cap1")) == 0  # four are named
+    assert len(without(warnings, "/dev/nvidia-modeset", " and ", " more, ")) == 0
+    assert len(without(warnings, " more", "--dev-root")) == 1
+
+
+@pytest.mark.parametrize("above", ["dev", ROOT[1:] + "/dev"])
+def test_nodes_that_are_left_out_are_told(node: Node, above: str) -> None:
+    """All of one cause together: numbers of another driver, an owner who is not root, links."""
+    dev = node.host / above
+    devices = node.host / "proc/devices"
+    devices.write_text("Character devices:\n  1 mem\n195 nvidia\n\nBlock devices:\n")
+    make_node(dev / "nvidia5", 1, 5)
+    for number in (6, 7):
+        make_node(dev / f"nvidia{number}", 195, number)
+        os.chown(dev / f"nvidia{number}", 1234, 0)
+        (dev / f"nvidia{number + 2}").symlink_to("nvidia0")
+    data, warnings = node.generate("management")
+    found = set(sources(edits(data, "all")))
+    assert not {f"/dev/nvidia{number}" for number in range(5, 10)} & found
+    assert len(without(warnings, f"/{above}/nvidia5", "1:5")) == 1
+    assert without(warnings, f"/{above}/nvidia6")
+    assert without(warnings, f"/{above}/nvidia7")
+    assert len(without(warnings, f"/{above}/nvidia8, /{above}/nvidia9: it is a link")) == 1

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from agent.cdi import generate
-from agent.errors import NoDevices
+from agent.cdi.choice import EVERYTHING, Choice
+from agent.errors import DevicesLost, NoDevices
 from agent.host.paths import HostRoot
 from agent.settings import resolve
 from tests.tools.driver import make_driver, make_nodes
@@ -245,6 +246,19 @@ def test_gpu_that_fell_off(node: Node) -> None:
     data, (warning,) = node.generate(device_name_strategies="index")
     assert names(data) == ["0", "2", "all"]
     assert warning == "GPU 1 is not in the CDI spec: GPU is lost"
+
+
+def test_every_gpu_fell_off(node: Node) -> None:
+    """The reason of each is told, and so it is of one that was asked for."""
+    node.set(FakeGpu(0, code=LOST), FakeGpu(1, code=LOST))
+    for asked in ("", "1"):
+        with pytest.raises(DevicesLost) as caught:
+            generate.gpu(
+                resolve({}, {}, "toolkit-agent"), HostRoot(str(node.host)), hook=None,
+                choice=Choice(ids=(asked,)) if asked else EVERYTHING,
+            )  # fmt: skip
+        assert "GPU 1 is not in the CDI spec: GPU is lost" in caught.value.message
+        assert ("GPU 0" in caught.value.message) == (not asked)
 
 
 def test_gpu_without_its_node(node: Node) -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from agent.cdi import generate, others
-from agent.errors import NoDevices
+from agent.errors import DevicesLost, NoDevices
 from agent.host.paths import HostRoot
 from agent.settings import resolve
 from tests.tools.kernel import list_no_driver, make_node
@@ -25,7 +25,7 @@ CASES = {
     "mofed": ("nvidia.com/mofed", ["infiniband/rdma_cm", "infiniband/uverbs0"]),
     "nvswitch": ("nvidia.com/nvswitch", ["nvidia-nvswitch0", "nvidia-nvswitchctl"]),
 }
-ODD = ("nvidia0", "infiniband/umad0", "nvidia-caps-imex-channels/channelx")
+ODD = ("nvidia0", "infiniband/umad0")
 
 
 def make(root: Path, *names: str) -> None:
@@ -75,6 +75,26 @@ def test_no_devices_no_spec(tmp_path: Path, mode: str) -> None:
         spec(mode, tmp_path)
     found = generate.wanted(resolve({}, {}, "toolkit-agent"), HostRoot(str(tmp_path)), None)
     assert [one.kind for one in found] == ["management.nvidia.com/gpu", "nvidia.com/gpu"]
+
+
+IMEX = "nvidia-caps-imex-channels"
+
+
+@pytest.mark.parametrize(
+    ("major", "node", "says"),
+    [(f"234 {IMEX}\n", "", f"/dev/{IMEX}/channel*, although the kernel has a driver {IMEX};"),
+     ("", f"{IMEX}/channelx", f"channel* in /dev/{IMEX};")],
+)  # fmt: skip
+def test_imex_without_a_channel(tmp_path: Path, major: str, node: str, says: str) -> None:
+    """The kernel has a major number for channels and nobody made one, or their directory is there
+    with none in it: told as a problem of that kind alone."""
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/devices").write_text(f"Character devices:\n{major}\nBlock devices:\n")
+    make(tmp_path, *ODD, *([node] if node else []))
+    found = generate.wanted(resolve({}, {}, "toolkit-agent"), HostRoot(str(tmp_path)), None)
+    assert [one.kind for one in found][2:] == ["nvidia.com/imex-channel"]
+    assert isinstance(found[2].problem, DevicesLost)
+    assert f"there is no {says}" in found[2].problem.message
 
 
 def test_gds_brings_its_files_along(tmp_path: Path) -> None:
