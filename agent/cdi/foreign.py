@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 
 from agent import budget
 from agent.budget import Budget
+from agent.cdi.installed import some
 from agent.cdi.read import Broken, document, kinds
 from agent.cdi.shape import edits, shaped
 from agent.errors import AgentError
@@ -87,16 +88,13 @@ def _loaded(
         names, more = files.some_names(directory.agent, budget.DIRECTORY)
     except OSError:
         return
-    found = sorted(name for name in names if name.endswith((".json", ".yaml")))
+    found = [name for name in names if name.endswith((".json", ".yaml"))]
     if more or len(found) > budget.SPEC_FILES:
         tell(
             f"{directory} has more than {budget.SPEC_FILES} specs or {budget.DIRECTORY.values} "
             "names, of which not all were looked at; remove what is of no use"
         )
-        # Those of our kinds, by whomever, have a name of NVIDIA's.
-        found.sort(key=lambda name: ("nvidia" not in name, name))
-        found = sorted(found[: budget.SPEC_FILES])
-    for name in found:
+    for name in some(found):
         path = HostPath(os.path.join(directory.agent, name), os.path.join(directory.host, name))
         with contextlib.suppress(AgentError):
             yield path, host.resolve(path.host) if os.path.islink(path.agent) else path

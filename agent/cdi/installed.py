@@ -100,19 +100,30 @@ def specs(host: HostRoot, dirs: Sequence[Directory], reader: Reader = NOBODY) ->
     found = []
     left = budget.SPECS.values
     for place, directory in enumerate(dirs):
-        for name in _names(directory):
-            assert directory.path is not None
-            path = os.path.join(directory.path.host, name)
-            shown_as = os.path.join(directory.name, name)
-            taken = _read(host, HostPath(os.path.join(directory.path.agent, name), path))
-            if isinstance(taken, bytes) and left < 0:
-                text = f"the files before it have more than {budget.SPECS.values} values"
-                remedy = "remove what is of no use"
-                taken = Problem("nothing", "", f"it was not looked at: {text}", remedy)
-            if taken is not None:
-                found.append(_file(shown_as, place, taken, host, reader))
-                left -= found[-1].values
+        for path, taken in contents(host, directory):
+            taken = full() if isinstance(taken, bytes) and left < 0 else taken
+            shown_as = os.path.join(directory.name, path.name)
+            found.append(_file(shown_as, place, taken, host, reader))
+            left -= found[-1].values
     return found
+
+
+def full() -> Problem:
+    """The problem of a file for which no memory is left."""
+    text = f"the files before it have more than {budget.SPECS.values} values"
+    return Problem("nothing", "", f"it was not looked at: {text}", "remove what is of no use")
+
+
+def contents(host: HostRoot, directory: Directory) -> Iterator[tuple[HostPath, bytes | Problem]]:
+    """What a runtime takes for specs in a directory: the bytes of each, or what hinders to read
+    them."""
+    for name in _names(directory):
+        assert directory.path is not None
+        join = os.path.join
+        path = HostPath(join(directory.path.agent, name), join(directory.path.host, name))
+        taken = _read(host, path)
+        if taken is not None:
+            yield path, taken
 
 
 def _names(directory: Directory) -> list[str]:
@@ -122,8 +133,14 @@ def _names(directory: Directory) -> list[str]:
         names, _ = files.some_names(directory.path.agent, budget.DIRECTORY)
     except OSError:
         return []
-    found = sorted((name for name in names if name.endswith(ENDINGS)), key=os.fsencode)
-    return found[: budget.SPEC_FILES]
+    return some(name for name in names if name.endswith(ENDINGS))
+
+
+def some(names: Iterable[str]) -> list[str]:
+    """As many names of specs as are looked at, sorted. Those of our kinds, by whomever, have a name
+    of NVIDIA's."""
+    found = sorted(names, key=lambda name: ("nvidia" not in name, os.fsencode(name)))
+    return sorted(found[: budget.SPEC_FILES], key=os.fsencode)
 
 
 def unreadable(dirs: Sequence[Directory]) -> Iterator[tuple[str, Problem]]:
@@ -228,8 +245,7 @@ def examine(
 
 def doubt(file: SpecFile) -> str:
     """Why it is not known whether the runtime reads a file, in words; "" where it is."""
-    found = (p.what for p in file.problems if p.where == "cdiVersion" and p.spoils == "nothing")
-    return next(found, "")
+    return next((problem.what for problem in file.problems if problem.unsure), "")
 
 
 def writer(name: str, data: bytes, kind: str) -> str:
@@ -322,7 +338,7 @@ def conflicts(found: Sequence[SpecFile], dirs: Sequence[Directory]) -> list[tupl
     for file in found:
         for number, name in file.devices():
             others = [other for other in names.get(name, ()) if other != file.name]
-            if file.broken or len(others) == len(names.get(name, ())):
+            if file.broken or dirs[file.place].unread or not others:
                 continue
             text = f"{_define(others)} {shown(name)} too, and the runtime takes it from none"
             problem = Problem("use", f"devices[{number}].name", text, "remove one of the files")

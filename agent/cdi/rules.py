@@ -136,7 +136,7 @@ def _version(spec: Data, reader: Reader) -> Iterator[Problem]:
             known = f"{reader.name} reads up to {reader.limit}"
         remedy = f"write {lowest}" if lowest != given.removeprefix("v") else f"do without {what}"
         yield Problem("file" if sure else "nothing", "cdiVersion", f"it is {given}, and {known}",
-                      remedy)  # fmt: skip
+                      remedy, unsure=not sure)  # fmt: skip
 
 
 def _kind(kind: str, reader: Reader) -> Iterator[Problem]:
@@ -186,13 +186,16 @@ def _edits(part: Data, where: str, reader: Reader) -> Iterator[Problem]:
 
 
 def _unknown(data: Data, fields: Sequence[str], where: str, reader: Reader) -> Iterator[Problem]:
-    """Fields that the runtime does not have yet."""
-    if reader.limit in (None, _NEWEST):
+    """Fields that the runtime does not have yet, or may not have."""
+    if reader.limit is None or reader.newest == _NEWEST:
         return
+    sure = reader.limit != _NEWEST
+    does = "does" if sure else "may"
     for name in fields:
         if name in data:
-            text = f"{reader.name} does not know the field, which came with CDI {_NEWEST}"
-            yield _refused(f"{where}.{name}", text, "remove it")
+            text = f"{reader.name} {does} not know the field, which came with CDI {_NEWEST}"
+            yield Problem("file" if sure else "nothing", f"{where}.{name}", text, "remove it",
+                          unsure=not sure)  # fmt: skip
 
 
 def _env(values: Sequence[str], where: str, what: str) -> Iterator[Problem]:

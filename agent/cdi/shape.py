@@ -26,12 +26,14 @@ class Problem:
 
     `spoils`: "file" where a runtime reads nothing of the file, "use" where containers with that
     part of it are not created or not started, "nothing" where it only looks like a mistake.
+    `unsure`: the version of the runtime does not tell whether it spoils the file.
     """
 
     spoils: Spoils
     where: str
     what: str
     remedy: str
+    unsure: bool = False
 
     @property
     def effect(self) -> str | None:
@@ -53,12 +55,16 @@ class Problems(list[Problem]):
     def __init__(self) -> None:
         super().__init__()
         self._counts: dict[str, int] = {}
+        self._parts: set[str] = set()
 
     def add(self, problem: Problem) -> None:
-        """Note a problem, unless there are very many of its kind."""
+        """Note a problem, unless there are very many of its kind; the first of each device always,
+        for it decides what becomes of that."""
         count = self._counts[problem.spoils] = self._counts.get(problem.spoils, 0) + 1
-        if count <= self.MOST:
+        part = f"{problem.spoils} {problem.where.partition('.')[0]}"
+        if count <= self.MOST or part not in self._parts:
             self.append(problem)
+        self._parts.add(part)
 
 
 @dataclass(frozen=True, slots=True)

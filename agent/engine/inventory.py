@@ -77,10 +77,11 @@ def inventory(settings: Settings, host: HostRoot) -> Inventory:
 def given(settings: Settings, host: HostRoot, paths: Sequence[str]) -> Inventory:
     """Look at these files, `-` being standard input, each by itself. Raises Refused."""
     seen = _ask(settings, host)
-    files = [_given(path, host, seen.reader) for path in paths]
-    if seen.executable and any(map(installed.doubt, files)) and "-" not in paths:
+    typed = sys.stdin.buffer.read(installed.LIMIT + 1) if "-" in paths else b""
+    files = [_given(path, host, seen.reader, typed) for path in paths]
+    if seen.executable and any(map(installed.doubt, files)):
         reader = readers.sharpened(seen.reader, seen.executable)
-        files = [_given(path, host, reader) for path in paths]
+        files = [_given(path, host, reader, typed) for path in paths]
     found = [(file.name, problem) for file in files for problem in file.problems]
     return Inventory(seen.reader, (), tuple(files), (), _sorted(found), seen.notes)
 
@@ -92,12 +93,11 @@ def _sorted(found: Sequence[tuple[str, Problem]]) -> tuple[Finding, ...]:
     return tuple(Finding(name, problem) for name, problem in ranked)
 
 
-def _given(name: str, host: HostRoot, reader: Reader) -> SpecFile:
+def _given(name: str, host: HostRoot, reader: Reader, typed: bytes) -> SpecFile:
     if name == "-":
-        data = sys.stdin.buffer.read(installed.LIMIT + 1)
-        if len(data) > installed.LIMIT:
+        if len(typed) > installed.LIMIT:
             return SpecFile(name, problems=(installed.too_large(),))
-        return installed.examine(name, data, host, reader)
+        return installed.examine(name, typed, host, reader)
     try:
         path = os.path.realpath(name)
         found = os.lstat(path)

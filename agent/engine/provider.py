@@ -8,10 +8,10 @@ over all files of the kind together: a stale file that can be read still takes p
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from agent import budget
-from agent.cdi import foreign, installed
+from agent.cdi import foreign, installed, read
 from agent.cdi.installed import Directory, SpecFile
 from agent.cdi.readers import Reader
 from agent.data import dataclass
@@ -19,21 +19,35 @@ from agent.host.paths import HostPath, HostRoot
 
 OURS = "toolkit-agent"
 _COPY = "a copy of ours"
+_NAMED = 3  # devices in a warning
+_DEAD = ("invalid", "incomplete", "conflicting")
 
 
 @dataclass(frozen=True, slots=True)
 class Provider:
     """A file of somebody else's: `why` is why no device of it can be had, "" where one can.
-    `doubt` is why it may be so, where nobody can tell."""
+    `doubt` is why it may be so, where nobody can tell. `lost` are devices that cannot be had of it,
+    each with the reason, whoever else has them."""
 
     file: str
     writer: str
     why: str = ""
     doubt: str = ""
+    lost: Sequence[tuple[str, str]] = ()
 
     def dead(self, kind: str) -> str:
         """What is wrong with it, in words."""
         return f"{self} describes {kind}, and no container gets a device of it: {self.why}"
+
+    @property
+    def partly(self) -> str:
+        """What is wrong with it although others, or it itself, have devices of the kind; "" for
+        nothing."""
+        if not self.lost:
+            return ""
+        named = ", ".join(name for name, _ in self.lost[:_NAMED])
+        more = f" and {len(self.lost) - _NAMED} more" if len(self.lost) > _NAMED else ""
+        return f"{self} describes {named}{more}, which no container gets of it: {self.lost[0][1]}"
 
     def __str__(self) -> str:
         return f"{self.file} ({self.writer})"
@@ -49,10 +63,13 @@ class Readings:
 
     def file(self, path: HostPath, data: bytes) -> SpecFile:
         """A file of one of the directories, there or to be written."""
+        return installed.examine(path.host, data, self.host, self.reader, self.place(path))
+
+    def place(self, path: HostPath) -> int:
+        """The number of the directory in which a file is."""
         above = os.path.dirname(path.host)
         hosts = [directory.path.host if directory.path else "" for directory in self.dirs]
-        place = hosts.index(above) if above in hosts else 0
-        return installed.examine(path.host, data, self.host, self.reader, place)
+        return hosts.index(above) if above in hosts else 0
 
 
 def providers(
@@ -72,8 +89,31 @@ def providers(
         why = "" if usable or unread else next((device.why for device in mine), broken)
         doubt = "" if why else unread or installed.doubt(file)
         writer = _COPY if file.writer == OURS else file.writer
-        found.append(Provider(file.name, writer, why, doubt))
+        lost = [(device.name, device.why) for device in mine if device.state in _DEAD]
+        if file.broken and not mine:
+            lost = [(f"{kind} devices", file.broken.what)]
+        found.append(Provider(file.name, writer, why, doubt, lost))
     return tuple(found)
+
+
+def unknown(readings: Readings) -> Iterator[str]:
+    """In words, files of which not even the kind can be made out, with the reason: they may be
+    meant to describe one of ours."""
+    for directory in readings.dirs:
+        for path, taken in installed.contents(readings.host, directory):
+            if isinstance(taken, bytes):
+                if not _may_be_nvidias(path.name, taken) or read.kinds(taken):
+                    continue
+                file = readings.file(path, taken)
+                problem = file.broken or next(iter(file.problems), None)
+            else:
+                problem = taken
+            if problem is not None and problem != installed.too_large():
+                yield f"{path} gives the runtime no device: {problem.what}; {problem.remedy}"
+
+
+def _may_be_nvidias(name: str, data: bytes) -> bool:
+    return "nvidia" in name or b"nvidia" in data or b"\0" in data
 
 
 def _unread(file: SpecFile) -> str:
@@ -87,7 +127,9 @@ def _examined(readings: Readings, entries: Sequence[tuple[HostPath, bytes]]) -> 
     left = budget.SPECS.values
     for path, data in entries:
         if left < 0:
-            break
+            place = readings.place(path)
+            found.append(SpecFile(path.host, "", place, problems=(installed.full(),)))
+            continue
         found.append(readings.file(path, data))
         left -= found[-1].values
     return found

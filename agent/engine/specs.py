@@ -23,7 +23,7 @@ from agent.engine.gpus import Gpus
 from agent.engine.plan import Change
 from agent.engine.provider import Readings
 from agent.engine.whose import Site, Spec, file_name, is_named_by_kind
-from agent.errors import AgentError, DriverDistrusted, NoDevices, Refused, reason
+from agent.errors import AgentError, DriverDistrusted, Refused, reason
 from agent.host import files, trusted
 from agent.host.paths import HostPath, HostRoot
 from agent.settings import Settings
@@ -121,13 +121,15 @@ def _propose(
         site, readings, {one.kind: one for one in made if one.kind in kinds},
         fixed=settings.origins["cdi_output_dir"] != "default",
     )  # fmt: skip
-    return replace(_proposed(settings, site, made, crowded), gpus=gpus)
+    told = (*crowded, *provider.unknown(readings))
+    return replace(_proposed(settings, site, made, told), gpus=gpus)
 
 
 def _proposed(
     settings: Settings, site: Site, made: Sequence[Wanted], crowded: Sequence[str]
 ) -> Proposed:
-    """What becomes of the specs that were `made`; `crowded` are warnings of directories."""
+    """What becomes of the specs that were `made`; `crowded` are warnings of directories and of
+    files in them."""
     kinds = _kinds(settings)
     by_kind = {one.kind: one for one in made}
     management = by_kind.pop(settings.cdi_kind, None)
@@ -219,9 +221,9 @@ def _kinds(settings: Settings) -> tuple[str, ...]:
 
 
 def _warnings(made: Iterable[Wanted], shown: Iterable[Spec]) -> tuple[str, ...]:
-    """That there is no GPU is no fault, and shown with the specs only."""
+    """That there is no GPU is no fault, and shown with the specs only; that one is lost is."""
     made = tuple(made)
-    none = {one.problem.message for one in made if isinstance(one.problem, NoDevices)}
+    none = {one.problem.message for one in made if one.problem and generate.is_absent(one.problem)}
     problems = (spec.problem for spec in shown if spec.problem and spec.problem not in none)
     return tuple(dict.fromkeys((*(text for one in made for text in one.warnings), *problems)))
 

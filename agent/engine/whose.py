@@ -92,11 +92,12 @@ class Site:
         """What is wrong, or may be, with the files of others that are of a kind."""
         found = self.providers.get(kind, ())
         if any(not one.why for one in found):
-            return tuple(
+            doubts = (
                 f"{one} describes {kind}, and it is not sure that it is read: {one.doubt}"
                 for one in found
                 if one.doubt
             )
+            return (*doubts, *(f"{one.partly}; {_ANEW}" for one in found if one.partly))
         place = self.placed.get(kind)
         ours = f"; {place}/{file_name(kind)} takes its place" if place else ""
         return tuple(f"{one.dead(kind)}{ours}; {_ANEW}" for one in found)

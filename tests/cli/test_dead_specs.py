@@ -202,3 +202,87 @@ def test_stale_file_under_our_name(node: GpuHost) -> None:
     theirs.write_text(spec(node, library=OLD))
     fails(node.agent("apply"), 3, f"cannot provide {KIND}: /run/cdi/{GPU}")
     assert theirs.read_text() == spec(node, library=OLD)
+
+
+_HOOK = "  hooks: [{hookName: createContainer, path: /opt/gone/nvidia-cdi-hook, args: [x]}]\n"
+_GONE_NODE = "        - path: /dev/nvidia7"
+_OPEN = ": ["
+
+
+def dangling(path: Path, _: str) -> None:
+    """Links that lead back to themselves."""
+    path.symlink_to("/etc/cdi/loop.yaml")
+    (path.parent / "loop.yaml").symlink_to("/etc/cdi/nvidia.yaml")
+
+
+def written(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def hooked(path: Path, text: str) -> None:
+    path.write_text(text + _HOOK)
+
+
+def doubled(path: Path, text: str) -> None:
+    path.write_text(text.replace("kind:", "kind: vendor.example/gpu\nkind:"))
+
+
+def cut(path: Path, text: str) -> None:
+    path.write_text(text[: text.index("containerEdits") + 10] + _OPEN)
+
+
+@pytest.mark.parametrize(
+    ("make", "more"),
+    [(hooked, ""), (written, _GONE_NODE), (written, "      surprise: 1"), (doubled, ""),
+     (cut, ""), (dangling, "")],
+    ids=["hook gone", "node gone", "no such field", "key twice", "cut off", "link to itself"],
+)  # fmt: skip
+def test_spec_that_does_not_work(node: GpuHost, make: Any, more: str) -> None:
+    """Whatever is the matter: ours is there, and every command gives the reason that `cdi list`
+    knows."""
+    make(node.cdi_etc / "nvidia.yaml", spec(node, more=more).replace("all", "gpu0"))
+    if more == _GONE_NODE:  # the other device as well
+        text = (node.cdi_etc / "nvidia.yaml").read_text()
+        (node.cdi_etc / "nvidia.yaml").write_text(text.replace("/dev/nvidia0", "/dev/nvidia7"))
+    data = shows(node.agent("cdi list", "-o", "json"), "CDIDevices")
+    [reason] = {file["problem"] for file in data["files"] if file["path"].endswith("nvidia.yaml")}
+    reason = reason or next(one["why"] for one in data["devices"])
+    reason = reason.rpartition("]: ")[2]
+    for command in ("plan", "apply", "status", "apply"):
+        result = node.agent(command)
+        assert "/etc/cdi/nvidia.yaml" in result.stdout, result.stderr
+        assert reason in result.stdout
+    assert GPU in node.specs()
+    assert node.names() == ["0", ONE.name, "all"]
+    assert node.ready() is not None
+
+
+def test_device_that_does_not_work(node: GpuHost) -> None:
+    """Theirs stays, for others of it can be had; which one cannot is said."""
+    (node.cdi_etc / "nvidia.yaml").write_text(spec(node, more=_GONE_NODE))
+    for command in ("plan", "apply", "status"):
+        said = node.agent(command).stdout
+        assert f"/etc/cdi/nvidia.yaml (nvidia-ctk) describes {KIND}=0, which no container" in said
+        assert "/dev/nvidia7" in said
+        assert f"{KIND}=all" not in said
+    assert GPU not in node.specs()
+
+
+def test_stale_spec_beside_one_that_works(node: GpuHost) -> None:
+    """The one that works provides; what is wrong with the other is said."""
+    (node.cdi_etc / "nvidia.yaml").write_text(spec(node, library=OLD))
+    (node.cdi / "nvidia.yaml").write_text(spec(node))
+    said = node.agent("apply").stdout
+    assert f"/etc/cdi/nvidia.yaml (nvidia-ctk) describes {KIND}=0, {KIND}=all" in said
+    assert OLD in said
+    (node.cdi_etc / "nvidia.yaml").write_text(spec(node))
+    assert "nvidia.yaml" not in "".join(
+        line for line in node.agent("apply").stdout.splitlines() if line.startswith("Warning")
+    )
+    assert GPU not in node.specs()
+
+
+def test_specs_of_other_vendors_are_none_of_ours(node: GpuHost) -> None:
+    """Whatever is wrong with them."""
+    (node.cdi_etc / "vendor.yaml").write_text("kind: vendor.example/net\ndevices: [")
+    assert "vendor.yaml" not in node.agent("apply").stdout

@@ -220,7 +220,8 @@ def test_gpu_that_is_lost(node: GpuHost) -> None:
     assert "GPU 1 is not in the CDI spec: GPU is lost" in warning
     assert node.names() == ["0", ONE.name, "all"]
     node.say(FakeGpu(0, code=LOST), FakeGpu(1, code=LOST))
-    checks.done(node.agent("apply"))
+    (warning,) = said(node.agent("apply"))
+    assert "GPU 0 is not in the CDI spec: GPU is lost; GPU 1 is not" in warning
     assert node.specs() == [MANAGEMENT]
     assert node.ready()
     assert whose(node)[KIND]["problem"]
