@@ -339,3 +339,68 @@ def test_foreign_hooks(hooked: CrioNode, where: str, text: str) -> None:
             assert foreign.read_bytes() == original
         assert node.agent("revert", option).returncode == 0
         assert foreign.read_bytes() == original
+
+
+def conditional(path: str, arguments: str, when: str) -> str:
+    """A hook of version 1.0.0."""
+    return (
+        f'{{"version": "1.0.0", "hook": {{"path": "{path}", "args": [{arguments}]}}, '
+        f'"when": {when}, "stages": ["prestart"]}}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("when", "for_all"),
+    [('{"always": true}', True), ('{"commands": [".*"]}', True),
+     ('{"always": true, "commands": [".*"]}', True),
+     ('{"always": true, "commands": ["^nvidia-smi$"]}', False),
+     ('{"always": true, "annotations": {"^gpu$": "yes"}}', False),
+     ('{"always": true, "hasBindMounts": true}', False),
+     ('{"always": false, "commands": [".*"]}', False), ("{}", False)],
+)  # fmt: skip
+def test_conditions_of_a_foreign_hook(hooked: CrioNode, when: str, for_all: bool) -> None:
+    """All of them have to hold. Where theirs does not run for every container, ours is written:
+    the others would have no GPU."""
+    with hooked as node:
+        foreign = node.hooks / "a.json"
+        foreign.write_text(conditional(str(node.directory / "hook-link"), '"x"', when))
+        data = shows(node.agent("apply", OFF, f"--hooks-dir={node.hooks}", "-o", "json"), "Outcome")
+        assert (node.hooks / "oci-nvidia-hook.json").exists() != for_all
+        assert [text for text in data["warnings"] if str(foreign) in text]
+
+
+NVIDIAS = (
+    "nvidia-container-runtime-hook", "nvidia-container-toolkit", "nvidia-container-toolkit.real"
+)  # fmt: skip
+SPELLINGS = (
+    ("@/NAME", '"hook", "prestart"'),
+    ("@/other", '"NAME", "prestart"'),
+    ("@/sh", '"sh", "-c", "exec @/NAME -config=/x prestart"'),
+    ("@/env", '"env", "A=1", "@/NAME", "prestart"'),
+    ("@/sh", '"sh", "-c", "test -e @/link-NAME && \'@/link-NAME\'"'),
+)
+
+
+def test_spellings_of_nvidias_hook(hooked: CrioNode) -> None:
+    """By what its file names, by what it calls itself, or by what another program runs; and
+    whatever calls other programs is none."""
+    above, later = hooked.directory / "tools", hooked.directory / "later.d"
+    above.mkdir()
+    for name in NVIDIAS:
+        (above / name).touch(0o755)
+        (above / f"link-{name}").symlink_to(name)
+    for number, (path, arguments) in enumerate(SPELLINGS):
+        for name in NVIDIAS:
+            first, second = (text.replace("NAME", name).replace("@", str(above))
+                     for text in (path, arguments))  # fmt: skip
+            (later / f"{number}-{name}.json").write_text(
+                conditional(first, second, '{"always": true}')
+            )
+    (later / "log.json").write_text(
+        conditional("/usr/bin/log", '"log", "--skip=gpu"', '{"always": true}')
+    )
+    with hooked as node:
+        told = shows(node.agent("apply", "-o", "json"), "Outcome")["warnings"]
+        for file in later.iterdir():
+            found = [text for text in told if text.startswith(f"{file} is an OCI hook for all")]
+            assert len(found) == (file.name != "log.json"), file

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,8 @@ from agent.observe.config import Overlay
 
 _BINARY = "nvidia-container-runtime-hook"
 _PROGRAMS = (_BINARY, "nvidia-container-toolkit")  # the second is an older name of the first
+_WORD = re.compile(r"[^\s'\"`;|&()<>=]+")  # of a line for a shell
+_ARGUMENTS = 100  # that are looked at
 _PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 
 
@@ -51,11 +54,13 @@ def content(path: str | None) -> bytes:
 @dataclass(frozen=True, slots=True)
 class Hook:
     """An OCI hook that CRI-O finds: its file, the program that it names, and whether it is run for
-    every container before it starts."""
+    every container before it starts. `called` are the absolute paths and names in its arguments: a
+    shell, env or the like may run another program."""
 
     path: HostPath
     program: str
     for_all: bool
+    called: tuple[str, ...] = ()
 
 
 def program(data: bytes) -> str | None:
@@ -65,17 +70,19 @@ def program(data: bytes) -> str | None:
 
 
 def programs(node: CrioNode, host: HostRoot, overlay: Overlay) -> Iterator[tuple[HostPath, str]]:
-    """Files in which CRI-O will find OCI hooks, whoever wrote them, each with the program that it
-    names; `overlay` are files as they will be."""
+    """Files in which CRI-O will find OCI hooks, whoever wrote them, each with a program that it
+    names, as its own or in its arguments; `overlay` are files as they will be."""
     for found in _hooks(node, host, overlay):
-        yield found.path, found.program
+        for name in (found.program, *found.called):
+            if name.startswith("/"):
+                yield found.path, name
 
 
 def of_nvidia(node: CrioNode, host: HostRoot) -> tuple[Hook, ...]:
     """The hooks that CRI-O finds and that run NVIDIA's hook, whatever their files are called. Of
     two files with one name that of the later directory counts (read in hooks.go)."""
     by_name = {os.path.basename(found.path.host): found for found in _hooks(node, host, {})}
-    return tuple(found for found in by_name.values() if _is_nvidia(host, found.program))
+    return tuple(found for found in by_name.values() if _is_nvidia(host, found))
 
 
 def of_others(node: CrioNode, host: HostRoot) -> tuple[Hook, ...]:
@@ -128,15 +135,30 @@ def _read(path: HostPath, data: bytes) -> Hook | None:
     except ValueError:
         return None
     hook, when = given.get("hook"), _lower(given.get("when"))
-    if isinstance(hook, str):
+    if isinstance(hook, str):  # there any condition is enough
         commands = given.get("cmds") or given.get("cmd")
         stages = given.get("stages") or given.get("stage")
-        return Hook(path, hook, _all(commands) and _early(stages))
-    program = _lower(hook).get("path")
+        return Hook(path, hook, _all(commands) and _early(stages), _called(given.get("arguments")))
+    hook = _lower(hook)
+    program = hook.get("path")
     if not isinstance(program, str):
         return None
-    always = when.get("always") is True or _all(when.get("commands"))
-    return Hook(path, program, always and _early(given.get("stages")))
+    for_all = _always(when) and _early(given.get("stages"))
+    return Hook(path, program, for_all, _called(hook.get("args")))
+
+
+def _always(when: dict[str, Any]) -> bool:
+    """Do all conditions hold for every container? Each that there is has to (pkg/hooks/1.0.0)."""
+    always, commands = when.get("always"), when.get("commands")
+    if always is False or when.get("annotations") or when.get("hasbindmounts") is not None:
+        return False
+    return _all(commands) if commands else always is True
+
+
+def _called(arguments: Any) -> tuple[str, ...]:
+    """The words in arguments, as a shell parts them."""
+    texts = arguments[:_ARGUMENTS] if isinstance(arguments, list) else ()
+    return tuple(word for text in texts if isinstance(text, str) for word in _WORD.findall(text))
 
 
 def _lower(value: Any) -> dict[str, Any]:
@@ -151,12 +173,16 @@ def _early(stages: Any) -> bool:
     return isinstance(stages, list) and bool({"prestart", "createRuntime"} & {*map(str, stages)})
 
 
-def _is_nvidia(host: HostRoot, program: str) -> bool:
-    """Is this NVIDIA's hook, under a name of its own or a link's?"""
-    names = [os.path.basename(program)]
-    with contextlib.suppress(Refused):
-        names.append(os.path.basename(host.resolve(program).host))
-    return any(name.startswith(_PROGRAMS) for name in names)
+def _is_nvidia(host: HostRoot, found: Hook) -> bool:
+    """Is this NVIDIA's hook, under a name of its own or a link's, or run by another program?
+
+    A hook names itself in its first argument too, whatever its file is called.
+    """
+    names = [found.program, *found.called]
+    for name in (found.program, *found.called):
+        with contextlib.suppress(Refused, ValueError):
+            names += [host.resolve(name).host] if name.startswith("/") else []
+    return any(os.path.basename(name).startswith(_PROGRAMS) for name in names)
 
 
 def warning(node: CrioNode, host: HostRoot) -> str | None:
