@@ -27,16 +27,20 @@ _DEAD = ("invalid", "incomplete", "conflicting")
 class Provider:
     """A file of somebody else's: `why` is why no device of it can be had, "" where one can.
     `doubt` is why it may be so, where nobody can tell. `lost` are devices that cannot be had of it,
-    each with the reason, whoever else has them."""
+    each with the reason, whoever else has them. `unread`: `why` is only why nobody knows what is in
+    it, and a file of ours can be had beside it whatever that is."""
 
     file: str
     writer: str
     why: str = ""
     doubt: str = ""
     lost: Sequence[tuple[str, str]] = ()
+    unread: bool = False
 
     def dead(self, kind: str) -> str:
         """What is wrong with it, in words."""
+        if self.unread:
+            return f"{self} describes {kind}, and which devices is not known: {self.why}"
         return f"{self} describes {kind}, and no container gets a device of it: {self.why}"
 
     @property
@@ -73,9 +77,11 @@ class Readings:
 
 
 def providers(
-    readings: Readings, kind: str, there: Sequence[tuple[HostPath, bytes]]
+    readings: Readings, kind: str, there: Sequence[tuple[HostPath, bytes]], ours: int
 ) -> tuple[Provider, ...]:
-    """Who describes a kind in these files, in the order in which they are read."""
+    """Who describes a kind in these files, in the order in which they are read; `ours` is the
+    number of the directory where a file of ours can go. There it wins over every file of an earlier
+    directory, and over one that nobody has read as well."""
     entries = [(path, data) for path, data in there if foreign.has_kind(data, kind)]
     files = _examined(readings, entries)
     files.sort(key=lambda file: file.place)  # as stable as they were given
@@ -86,13 +92,16 @@ def providers(
         usable = any(device.state == "resolvable" for device in mine)
         broken = file.broken.what if file.broken else "it has no devices"
         unread = _unread(file)  # the runtime may read it: its devices are theirs
+        beaten = bool(unread) and file.place < ours
         why = "" if usable or unread else next((device.why for device in mine), broken)
+        why = unread if beaten else why
         doubt = "" if why else unread or installed.doubt(file)
-        writer = _COPY if file.writer == OURS else file.writer
+        writer = file.writer or installed.writer(file.name, b"", kind)
+        writer = _COPY if writer == OURS else writer
         lost = [(device.name, device.why) for device in mine if device.state in _DEAD]
         if file.broken and not mine:
             lost = [(f"{kind} devices", file.broken.what)]
-        found.append(Provider(file.name, writer, why, doubt, lost))
+        found.append(Provider(file.name, writer, why, doubt, lost, beaten))
     return tuple(found)
 
 
@@ -141,6 +150,8 @@ def wins(
     """Would the runtime take every device of a spec at this path from it, beside these files?"""
     ours = readings.file(path, text)
     files = [ours, *_examined(readings, there)]
+    if any(_unread(file) and file.place >= ours.place for file in files):
+        return False
     files.sort(key=lambda file: file.place)
     taken = [d for d in installed.devices(files, readings.dirs) if d.file == ours.name]
     return bool(taken) and all(device.state in ("resolvable", "incomplete") for device in taken)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from agent.cdi import emit, foreign, generate, gpu, installed, others, platform, readers
 from agent.cdi.generate import Wanted
@@ -112,16 +112,18 @@ def _propose(
     gpus, kinds = Gpus(ctx), _kinds(settings)
     dirs = installed.directories(host, spec_dirs, reader)
     readings = Readings(host, dirs, reader)
-    site, readings = _judged(Site(host, directory, _names(ctx), there), readings, kinds, executable)
+    fixed = settings.origins["cdi_output_dir"] != "default"
+    ours = readings.place(_file(directory, "x")) if fixed else len(dirs) - 1
+    site, readings = _judged(
+        Site(host, directory, _names(ctx), there), readings, kinds, executable, ours
+    )
     # NVML is not asked where the answer is of no use.
     theirs = frozenset(kind for kind in kinds if site.provider(kind) is not None)
     reader = readings.reader
     made = generate.wanted(settings, host, hook, gpus.ask, theirs, reader)
-    site = _placed(
-        site, readings, {one.kind: one for one in made if one.kind in kinds},
-        fixed=settings.origins["cdi_output_dir"] != "default",
-    )  # fmt: skip
-    told = (*crowded, *provider.unknown(readings))
+    by_kind = {one.kind: one for one in made if one.kind in kinds}
+    site = _placed(site, readings, by_kind, fixed=fixed)
+    told = (*crowded, *provider.unknown(readings), *_beaten(settings, site, readings, made))
     return replace(_proposed(settings, site, made, told), gpus=gpus)
 
 
@@ -169,14 +171,15 @@ def _proposed(
 
 
 def _judged(
-    site: Site, readings: Readings, kinds: tuple[str, ...], executable: str | None
+    site: Site, readings: Readings, kinds: tuple[str, ...], executable: str | None, ours: int
 ) -> tuple[Site, Readings]:
-    """The site with who describes which kind. Where that depends on what the runtime reads, and
-    nobody knows that of its version, its executable is asked."""
+    """The site with who describes which kind; `ours` as of `provider.providers`. Where that
+    depends on what the runtime reads, and nobody knows that of its version, its executable is
+    asked."""
 
     def look(by: Readings) -> Site:
         there = site.foreign()
-        found = {kind: provider.providers(by, kind, there) for kind in kinds}
+        found = {kind: provider.providers(by, kind, there, ours) for kind in kinds}
         return replace(site, providers=found)
 
     first = look(readings)
@@ -207,11 +210,33 @@ def _placed(site: Site, readings: Readings, wanted: Mapping[str, Wanted], *, fix
 def _wins(site: Site, readings: Readings, where: tuple[str, HostPath], text: bytes) -> bool:
     """Would a spec of ours of a kind count in a directory?"""
     kind, place = where
-    name = file_name(kind)
-    path = HostPath(os.path.join(place.agent, name), os.path.join(place.host, name))
+    path = _file(place, file_name(kind))
     there = [entry for entry in site.foreign() if foreign.has_kind(entry[1], kind)]
     taken = any(entry[0] == path for entry in site.foreign())
     return not taken and provider.wins(readings, there, path, text)
+
+
+def _beaten(
+    settings: Settings, site: Site, readings: Readings, made: Sequence[Wanted]
+) -> Iterator[str]:
+    """That a file of somebody else's has the management spec's device, of which the runtime then
+    takes nothing from ours."""
+    kind = settings.cdi_kind
+    text = next((one.text for one in made if one.kind == kind and one.text), None)
+    if text is None or _wins(site, readings, (kind, site.directory), text.encode()):
+        return
+    for path, data in site.foreign():
+        if foreign.has_kind(data, kind) and readings.place(path) > readings.place(
+            _file(site.directory, path.name)
+        ):
+            yield (
+                f"{path} defines {kind} too, and wins over {site.directory}/{file_name(kind)}; "
+                "remove it"
+            )
+
+
+def _file(above: HostPath, name: str) -> HostPath:
+    return HostPath(os.path.join(above.agent, name), os.path.join(above.host, name))
 
 
 def _kinds(settings: Settings) -> tuple[str, ...]:

@@ -282,6 +282,36 @@ def test_stale_spec_beside_one_that_works(node: GpuHost) -> None:
     assert GPU not in node.specs()
 
 
+def test_spec_that_is_over_the_budget(node: GpuHost) -> None:
+    """Nobody knows what the runtime takes from it. Ours wins over it from a later directory; in one
+    directory two could cancel each other, and theirs stays alone."""
+    devices = "".join(f"  - {{name: d{n}, containerEdits: {{env: [A=1]}}}}\n" for n in range(7_000))
+    checks.done(node.agent("apply"))
+    text = f"cdiVersion: 0.5.0\nkind: {KIND}\ndevices:\n{devices}"
+    theirs = node.cdi_etc / "nvidia.yaml"
+    theirs.write_text(text)
+    says = f"(nvidia-ctk) describes {KIND}, and which devices is not known: it has more than"
+    for command in ("plan", "apply", "status"):
+        assert f"/etc/cdi/nvidia.yaml {says}" in node.agent(command).stdout
+    assert GPU in node.specs()
+    theirs.rename(node.cdi / "nvidia.yaml")
+    assert "it is not sure that it is read: it has more than" in node.agent("apply").stdout
+    assert GPU not in node.specs()
+    assert node.ready() is not None
+
+
+def test_management_spec_of_others_that_wins(node: GpuHost) -> None:
+    """From a directory that is read after ours: tools of the node get what it says."""
+    theirs = node.cdi / "installer.yaml"
+    text = spec(node, library=OLD).replace(KIND, "management.nvidia.com/gpu")
+    theirs.write_text(text)
+    says = "/run/cdi/installer.yaml defines management.nvidia.com/gpu too, and wins over /etc/cdi/"
+    for command in ("plan", "apply", "status"):
+        assert says in node.agent(command, "--cdi-output-dir=/etc/cdi").stdout
+    theirs.write_text(text.replace("name: all", "name: other"))
+    assert says not in node.agent("apply", "--cdi-output-dir=/etc/cdi").stdout
+
+
 def test_specs_of_other_vendors_are_none_of_ours(node: GpuHost) -> None:
     """Whatever is wrong with them."""
     (node.cdi_etc / "vendor.yaml").write_text("kind: vendor.example/net\ndevices: [")

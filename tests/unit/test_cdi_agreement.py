@@ -109,7 +109,7 @@ def _proposed(found: Inventory, root: Path) -> None:
     readings = Readings(host, found.directories, found.reader)
     there = [entry for one in found.directories if one.path
              for entry in foreign.entries(host, one.path)]  # fmt: skip
-    theirs = {one.file: one for one in provider.providers(readings, KIND, there)}
+    theirs = {one.file: one for one in provider.providers(readings, KIND, there, 1)}
     unknown = list(provider.unknown(readings))
     for file in found.files:
         path = file.name.removeprefix("/var")
