@@ -150,9 +150,9 @@ def test_own_specs_beside_hostile_ones(host: GpuHost) -> None:
 @MARKS[0]
 @MARKS[1]
 def test_spec_of_our_kind_that_is_too_large(host: GpuHost) -> None:
-    """The runtime may read it. Ours beside it would cancel it: it is told, and nothing is written
-    for that kind."""
-    theirs = host.cdi_etc / "nvidia.yaml"
+    """The runtime may read it. Ours in the same directory would cancel it: it is told, and nothing
+    is written for that kind."""
+    theirs = host.cdi / "nvidia.yaml"
     theirs.write_bytes(SPECS["many devices"].replace(b"vendor.com/device", b"nvidia.com/gpu"))
     done = hostile.agent("apply", *host.options(), timeout=120)
     done.fits()
