@@ -16,6 +16,7 @@
     ├── RollbackFailed     6  a change was made, failed, and could not be undone
     ├── Locked             7  another instance is at work
     ├── Pending            0  written, and waiting for a restart (told in the status directory only)
+    ├── StoodAside         0  a revert is complete, and `run` leaves the node alone (likewise)
     └── PutOff             0  nothing was touched: a restart is put off (likewise, and by run only)
 
 A message starts with "cannot", names the path and the cause, and says what to do.
@@ -121,6 +122,13 @@ class PutOff(AgentError):
     def __init__(self, message: str, until: float) -> None:
         super().__init__(message)
         self.until = until
+
+
+class StoodAside(AgentError):
+    """No failure: a revert is complete, and the `run` beside it leaves the node alone."""
+
+    exit_code = 0
+    code = "REVERTED"
 
 
 class Locked(AgentError):

@@ -9,16 +9,16 @@ from __future__ import annotations
 import os
 
 from agent.daemon.ended import ended, refused
-from agent.daemon.supervisor import NOT_YET
+from agent.daemon.supervisor import ASIDE, NOT_YET
 from agent.daemon.told import FAILED, Told
 from agent.data import dataclass, replace
-from agent.engine import spread
+from agent.engine import aside, spread
 from agent.engine.context import Context
-from agent.engine.converge import PENDING, converge
+from agent.engine.converge import PENDING, converge, tell
 from agent.engine.guard import Deadly
 from agent.engine.propose import Proposal
 from agent.engine.watch import watched
-from agent.errors import AgentError, PutOff
+from agent.errors import AgentError, PutOff, StoodAside
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,7 @@ def work(ctx: Context, inherited: Inherited) -> int:
     node, spec, code, reason = None, None, 0, ""
     entries: tuple[str, ...] = ()
     try:
+        aside.stand(ctx, inherited.lock, os.getppid())
         outcome = converge(ctx)
         node, spec = outcome.proposal.node, outcome.proposal.spec
         if outcome.pending:
@@ -60,6 +61,10 @@ def work(ctx: Context, inherited: Inherited) -> int:
     except PutOff as error:
         code, reason, entries = NOT_YET, error.message, (f"@{error.until}",)
         ctx.log("restart put off", **refused(error, proposals[-1]))
+    except StoodAside as error:
+        code, reason = ASIDE, error.message
+        tell(ctx, error)
+        ctx.log("standing aside", reason=error.message)
     except AgentError as error:
         code, reason = error.exit_code, error.message
         entries = (error.path.agent,) if isinstance(error, Deadly) else ()

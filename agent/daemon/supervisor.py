@@ -6,13 +6,14 @@ change is lost; and where one cannot finish (it is killed, or crashes), readines
 because nobody has proven the node. Run by its path, after `start.py` has taken the lock and blocked
 the signals:
 
-    supervisor.py INTERVAL DEADLINE PIDFILE READYFILE READY TWIN ARGV...
+    supervisor.py INTERVAL DEADLINE PIDFILE READYFILE ASIDE READY TWIN ARGV...
 
 PIDFILE is `DESCRIPTOR:PATH` of a pid file that goes with this process, or empty; READYFILE is a
-path (see Readiness), or empty. READY and TWIN are the status files, in the order in which they are
-withdrawn. ARGV is the child's command line, to which `--watch-fd`, `--afresh` and `--barrier` are
-added. Through the descriptor the child gives, with a NUL after each: why the node is not right (""
-where it is), and what is to be watched.
+path (see Readiness), or empty. ASIDE is where a `revert` asks for the lock (see
+agent/engine/aside.py), which a child releases, for ever if it ends with that code. READY and TWIN
+are the status files, in the order in which they are withdrawn. ARGV is the child's command line, to
+which `--watch-fd`, `--afresh` and `--barrier` are added. Through the descriptor the child gives,
+with a NUL after each: why the node is not right ("" where it is), and what is to be watched.
 """
 
 import errno
@@ -32,8 +33,9 @@ DEVICE = 0.1  # nobody fights about devices; splitting eight GPUs anew takes a m
 LONGEST = 60.0  # seconds of back-off
 USAGE = 2  # exit code of a child that will never succeed
 NOT_YET = 75  # exit code of a child that did not fail, on a node that is not ready
+ASIDE = 76  # exit code of a child that found the node reverted beside us
 # Those of a child that has come to its end: whatever it wanted to withdraw is withdrawn.
-FINISHED = frozenset((0, 2, 3, 4, 5, 6, 7, NOT_YET))
+FINISHED = frozenset((0, 2, 3, 4, 5, 6, 7, NOT_YET, ASIDE))
 _NOT_STARTED = 127
 _MOST_COUNTED = 1_000  # names in a directory, each of which is looked at
 _MOST_NAMES = 10_000  # and names beside which they are
@@ -209,10 +211,17 @@ class Keeper:
             self.once()
             if self.code == USAGE:
                 return USAGE
+            if self.code == ASIDE:
+                self.stay_aside()
             if not 0 < self.moved < IN_A_ROW:
                 self.idle(self.pause(interval))
             if self.wishes.stop:
                 return 0
+
+    def stay_aside(self) -> None:
+        """Nothing more is done to this node by this process; what its pod leaves is buried."""
+        while not self.wishes.stop:
+            self.wait(LONGEST)
 
     def once(self) -> None:
         """One convergence. What is watched newly counts as moved: nobody saw it before."""
@@ -269,10 +278,14 @@ class Children:
         deadline: float,
         wishes: Wishes,
         readiness: "Readiness",
+        aside: str = "",
         published: "Iterable[str]" = (),
     ) -> None:
         self.argv = argv
         self.readiness = readiness
+        self.aside = aside
+        self.request: object = None  # the last one that was heard
+        self.asked = False  # to stand aside, since the last child was started
         self.deadline = deadline
         self.wishes = wishes
         self.published = tuple(published)  # the status files, the barrier first
@@ -282,6 +295,7 @@ class Children:
 
     def wait(self, seconds: float) -> None:
         """Wait for a signal. They are blocked, so none comes at a bad moment or is lost."""
+        self.hear()
         found = signal.sigtimedwait(SIGNALS, seconds)
         if found is None:
             return
@@ -290,6 +304,20 @@ class Children:
         elif found.si_signo == signal.SIGHUP:
             self.wishes.now = self.wishes.afresh = True
         self.reap()
+
+    def hear(self) -> None:
+        """Answer a `revert` that asks us to stand aside, which the next child does."""
+        found = signature(os.fsencode(self.aside)) if self.aside else None
+        if found == self.request:
+            return
+        self.request = found
+        if found is None:
+            return
+        self.wishes.now = self.asked = True
+        try:
+            _write(f"{self.aside}.answer", b"%d %s\n" % (os.getpid(), _start(os.getpid())))
+        except OSError as error:
+            log("revert not answered", "errno", error.errno or 0)
 
     def reap(self) -> None:
         """Bury every child that has ended."""
@@ -313,7 +341,7 @@ class Children:
         self.readiness.tell(code, reason)
         if code == 0:
             self.barrier = False
-        elif code not in FINISHED and not self.wishes.stop:
+        elif code not in FINISHED and not (self.wishes.stop or self.asked):
             log("convergence not finished", "code", code)
             self.barrier |= withdraw(self.published)
         return code, listed
@@ -327,6 +355,8 @@ class Children:
         argv += ["--barrier"] if self.barrier else []
         self.wishes.afresh = False
         self.ends.clear()
+        self.hear()
+        self.asked = False
         try:
             self.pid = os.posix_spawn(
                 argv[0], argv, os.environ, setpgroup=0, setsigmask=[],
@@ -350,7 +380,7 @@ class Children:
         its journal makes safe."""
         end, data, asked = time.monotonic() + self.deadline, b"", False
         while not self.ends:
-            if self.wishes.stop and not asked:
+            if (self.wishes.stop or self.asked) and not asked:
                 # Under the lock it blocks the signal and ends after its step; else at once.
                 os.kill(self.pid, signal.SIGTERM)
                 asked = True
@@ -517,13 +547,13 @@ def main() -> int:
     for number in SIGNALS:  # an ignored SIGCHLD would take our children's ends away
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    interval, deadline, argv = float(sys.argv[1]), float(sys.argv[2]), sys.argv[7:]
+    interval, deadline, argv = float(sys.argv[1]), float(sys.argv[2]), sys.argv[8:]
     number_of, _, pid_file = sys.argv[3].partition(":")
     if pid_file:  # a child that outlives us must not hold it
         os.set_inheritable(int(number_of), False)
     wishes = Wishes()
     readiness = Readiness(sys.argv[4])
-    children = Children(argv, deadline, wishes, readiness, sys.argv[5:7])
+    children = Children(argv, deadline, wishes, readiness, sys.argv[5], sys.argv[6:8])
     try:
         code = Keeper(children.converge, children.wait, wishes).keep(interval)
         log("stopped", "code", code)

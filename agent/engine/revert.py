@@ -12,6 +12,7 @@ import functools
 from agent.data import dataclass, replace
 from agent.decide import DEFAULT_DIRS
 from agent.engine import (
+    aside,
     change,
     gpus,
     install,
@@ -68,24 +69,28 @@ def revert(ctx: Context, *, keep_edits: bool = False, toolkit: bool = False) -> 
     `toolkit`: what was installed goes too. Raises Refused, with nothing touched, where a file was
     edited since (`keep_edits` then takes our keys out of it), where a pod still uses a handler that
     would go, where anything still needs a program that would go, and where a file cannot be
-    written.
+    written. A `run` that holds the lock is asked to stand aside, and stays so after a revert.
     """
     try:
-        with ctx.locked():
-            waiting = recover.recover(ctx).waiting
-            memory = transaction.current_memory(ctx.store)
-            own_files.repair(ctx, memory)
-            plan = _plan(ctx, memory, keep_edits=keep_edits, toolkit=toolkit)
-            if waiting:  # no runtime has seen what we wrote last: that goes first
-                recover.give_up_waiting(ctx)
-                memory = ctx.store.memory()
-                plan = _plan(ctx, memory, keep_edits=keep_edits, toolkit=toolkit)
-            return _carry_out(ctx, memory, plan, toolkit=toolkit)
+        with aside.lock_of_the_node(ctx) as ours, ours.locked():
+            return _revert(ours, keep_edits=keep_edits, toolkit=toolkit)
     except Locked:
         raise
     except AgentError as error:
         tell(ctx, error)
         raise
+
+
+def _revert(ctx: Context, *, keep_edits: bool, toolkit: bool) -> Reverted:
+    waiting = recover.recover(ctx).waiting
+    memory = transaction.current_memory(ctx.store)
+    own_files.repair(ctx, memory)
+    plan = _plan(ctx, memory, keep_edits=keep_edits, toolkit=toolkit)
+    if waiting:  # no runtime has seen what we wrote last: that goes first
+        recover.give_up_waiting(ctx)
+        memory = ctx.store.memory()
+        plan = _plan(ctx, memory, keep_edits=keep_edits, toolkit=toolkit)
+    return _carry_out(ctx, memory, plan, toolkit=toolkit)
 
 
 def _carry_out(ctx: Context, memory: Memory, plan: _Plan, *, toolkit: bool) -> Reverted:

@@ -8,6 +8,7 @@ before anything refers to them; the journal is durable before the first change a
     failed.json     candidates that failed
     originals/HASH  bytes
     lock
+    aside*          how a revert gets the lock of a `run` (see `aside`)
 """
 
 from __future__ import annotations

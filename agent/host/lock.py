@@ -29,25 +29,34 @@ def take(path: str) -> int:
     except OSError as error:
         raise Refused(f"cannot open the lock {path}: {reason(error)}") from error
     try:
+        _lock(path, fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _lock(path: str, fd: int) -> None:
+    try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        os.close(fd)
         if error.errno not in (errno.EAGAIN, errno.EACCES):
             raise Refused(f"cannot lock {path}: {reason(error)}") from error
         raise Locked(
             f"cannot start: another toolkit-agent holds {path}; wait for it or stop it"
         ) from error
-    return fd
 
 
 @contextlib.contextmanager
 def held(path: str, inherited: int | None = None) -> Iterator[None]:
     """Hold the lock at an agent path. Raises Locked where another process has it, Refused.
 
-    `inherited`: the descriptor of a parent that holds it for us. It is of no use where somebody
-    removed the file since: another one would lock the new file beside us.
+    `inherited`: the descriptor of a parent that holds it for us, or held it until it stood aside
+    (see `agent.engine.aside`): it is held again then, by the parent too. It is of no use where
+    somebody removed the file since: another one would lock the new file beside us.
     """
-    if inherited is not None and _is(path, inherited):
+    if inherited is not None and same(path, inherited):
+        _lock(path, inherited)
         yield
         return
     fd = take(path)
@@ -57,7 +66,8 @@ def held(path: str, inherited: int | None = None) -> Iterator[None]:
         os.close(fd)
 
 
-def _is(path: str, fd: int) -> bool:
+def same(path: str, fd: int) -> bool:
+    """Is the open file still the one that others see at its path?"""
     try:
         return os.path.samestat(os.lstat(path), os.fstat(fd))
     except OSError:

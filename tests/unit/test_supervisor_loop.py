@@ -337,7 +337,7 @@ def _child(deadline: float, script: str, ready_file: str = "") -> subprocess.Com
     """Run the waiting process with a shell as its child."""
     return subprocess.run(
         [sys.executable, "-I", "-S", "-X", "importtime", supervisor.__file__, "600", str(deadline),
-         "", ready_file, "", "", "/bin/sh", "-c", script],
+         "", ready_file, "", "", "", "/bin/sh", "-c", script],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 
