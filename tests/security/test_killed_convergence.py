@@ -144,7 +144,7 @@ def supervise(
 ) -> subprocess.CompletedProcess[str]:
     """Run the waiting process with a shell as its child, to a child that ends with 2."""
     return subprocess.run(
-        [sys.executable, "-I", "-S", supervisor.__file__, "600", str(deadline), "", "",
+        [sys.executable, "-I", "-S", supervisor.__file__, "600", str(deadline), "", "", "",
          str(directory / READY), str(directory / TWIN), "/bin/sh", "-c", script],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
