@@ -236,6 +236,7 @@ def reverted_data(done: Reverted) -> dict[str, Any]:
     """The end of a revert for JSON."""
     return {
         "changed": list(done.changed),
+        "removed": list(done.removed),
         "restarted": done.restarted,
         "pending": done.pending,
         "warnings": list(done.notes),
@@ -244,7 +245,8 @@ def reverted_data(done: Reverted) -> dict[str, Any]:
 
 def reverted_text(done: Reverted) -> str:
     """The end of a revert for a person."""
-    lines = [f"Restored: {path}" for path in done.changed]
+    gone = set(done.removed)
+    lines = [f"{'Removed: ' if path in gone else 'Restored:'} {path}" for path in done.changed]
     if done.pending:
         lines.append("Pending:  files are restored; restart the runtime")
     elif done.restarted:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 
 from agent.data import dataclass, replace
 from agent.decide import DEFAULT_DIRS
@@ -44,10 +45,11 @@ from agent.runtimes.merge import Cri
 
 @dataclass(frozen=True, slots=True)
 class Reverted:
-    """What was put back, and whether the runtime was restarted for it (or still has to be); `notes`
-    are what a person has to know besides."""
+    """What was put back, which of it is `removed` by that, and whether the runtime was restarted
+    for it (or still has to be); `notes` are what a person has to know besides."""
 
     changed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
     restarted: bool = False
     pending: bool = False
     notes: tuple[str, ...] = ()
@@ -106,7 +108,7 @@ def _carry_out(ctx: Context, memory: Memory, plan: _Plan, *, toolkit: bool) -> R
             down = down_units(ctx, request.restart)
         plan = replace(plan, notes=(*plan.notes, *map(not_back, down)))
         changed = tuple(item.path.host for item in request.changes)
-        done = Reverted(changed, end.restarted, pending=end.pending)
+        done = Reverted(changed, (), end.restarted, pending=end.pending)
     if memory.files or specs.present(ctx, plan.dirs):
         ctx.publisher.withdraw()  # first: whatever becomes of the rest, nothing is ready
     if not done.pending:
@@ -116,7 +118,9 @@ def _carry_out(ctx: Context, memory: Memory, plan: _Plan, *, toolkit: bool) -> R
         gone = (*gone, *install.remove(ctx))
         gone += tuple(host for host in memory.moved if install.remove_from(ctx.host, host))
     ctx.publisher.forgive()
-    return replace(done, changed=(*done.changed, *gone), notes=plan.notes)
+    changed = (*done.changed, *gone)
+    removed = tuple(h for h in changed if not os.path.lexists(ctx.host.agent_path(h)))
+    return replace(done, changed=changed, removed=removed, notes=plan.notes)
 
 
 def _plan(ctx: Context, memory: Memory, *, keep_edits: bool, toolkit: bool) -> _Plan:

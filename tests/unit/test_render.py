@@ -9,6 +9,7 @@ import pytest
 
 from agent import diffs, render
 from agent.engine.plan import Change
+from agent.engine.revert import Reverted
 from agent.host.files import FileState
 from agent.host.paths import HostPath
 
@@ -164,3 +165,9 @@ def test_document_says_what_it_is() -> None:
     """Programs tell versions and kinds apart by these two."""
     found = json.loads(render.document("Plan", {"warnings": ["ü"]}))
     assert found == {"apiVersion": "toolkit-agent/v1", "kind": "Plan", "warnings": ["ü"]}
+
+
+def test_file_that_a_revert_removes_is_not_restored() -> None:
+    """A file of ours goes, and one of the admin's comes back."""
+    text = render.reverted_text(Reverted(("/etc/a", "/etc/b"), removed=("/etc/b",)))
+    assert text.splitlines() == ["Restored: /etc/a", "Removed:  /etc/b"]
