@@ -20,6 +20,9 @@ from agent.errors import AgentError, Refused
 from agent.host.paths import HostPath, is_below
 from agent.toolkit import tree
 
+# A spec of NVIDIA's device plugin: k8s.device-plugin.nvidia.com-gpu.json
+_PLUGIN = "k8s.device-plugin."
+
 
 @dataclass(frozen=True, slots=True)
 class After:
@@ -40,9 +43,15 @@ def refusal(
         return used
     looked = nodes.spec_directories(node.runtime, ctx.host)
     if (spec := specs.naming(ctx, looked, names)) is not None:
+        whose = ""
+        if os.path.basename(spec.host).startswith(_PLUGIN):
+            whose = (
+                " once no device plugin runs here: it is the plugin's, which writes it when it "
+                "starts and leaves it behind"
+            )
         return Refused(
             f"cannot remove the toolkit: {spec} has hooks in {names[0]}, without which no "
-            "container with its devices would start; remove that file first"
+            f"container with its devices would start; remove that file first{whose}"
         )
 
     def goes(path: str) -> bool:

@@ -31,6 +31,19 @@ from agent.toolkit.tree import Answers
 
 _SHOWN = 20  # names in a message; a node has up to some hundred pods
 _TIMEOUT = 20.0  # seconds for all questions together
+# Pods of gpu-operator 26.7 that ask for GPUs, by the start of their names, with the label of the
+# node that takes them away. The operator does not change one that somebody set to false.
+_OPERANDS = {
+    "gpu-feature-discovery": "gpu-feature-discovery",
+    "nvidia-cuda-validator": "operator-validator",
+    "nvidia-dcgm": "dcgm",
+    "nvidia-dcgm-exporter": "dcgm-exporter",
+    "nvidia-device-plugin-daemonset": "device-plugin",
+    "nvidia-device-plugin-mps-control-daemon": "device-plugin",
+    "nvidia-mig-manager": "mig-manager",
+    "nvidia-node-status-exporter": "node-status-exporter",
+    "nvidia-operator-validator": "operator-validator",
+}
 _STARTING = 600.0  # seconds in which a kubelet has made the pods of before anew, after a boot
 
 
@@ -299,8 +312,27 @@ def names(found: Iterable[Sandbox]) -> tuple[str, ...]:
 def _refusal(purpose: str, users: tuple[str, ...], what: str) -> Refused:
     return Refused(
         f"cannot {purpose}: pods use {what}: {_listed(users)}; their containers could not be "
-        "stopped, could not start again, or would have no GPU then; delete these pods first"
+        "stopped, could not start again, or would have no GPU then; delete these pods first, and "
+        f"wait until their containers have ended{_of_operator(users)}"
     )
+
+
+def _of_operator(users: tuple[str, ...]) -> str:
+    """What to do about pods of gpu-operator, whose DaemonSets make them anew; "" without any."""
+    parts = {part for user in users for part in _OPERANDS if _is_operand(user, part)}
+    if not parts and not any(user.startswith("gpu-operator/") for user in users):
+        return ""
+    labels = [f"nvidia.com/gpu.deploy.{_OPERANDS[part]}=false" for part in sorted(parts)]
+    which = " ".join(dict.fromkeys(labels)) or "nvidia.com/gpu.deploy.operator-validator=false"
+    return (
+        "; those of gpu-operator come back until its labels on the node say otherwise: "
+        f"`kubectl label node NODE --overwrite {which}`, and see deploy/README"
+    )
+
+
+def _is_operand(user: str, name: str) -> bool:
+    pod = user.partition("/")[2]
+    return pod == name or pod.startswith((f"{name}-", f"{name} "))
 
 
 def _listed(users: tuple[str, ...]) -> str:

@@ -218,3 +218,21 @@ def test_low_level_program_that_would_change(ctx: Context, answers: Answers) -> 
     assert warning is not None
     assert "ml/train (nvidia)" in warning
     assert "ml/web" not in warning
+
+
+@pytest.mark.parametrize(
+    ("pod", "label"),
+    [
+        ("gpu-operator/nvidia-device-plugin-daemonset-x1", "gpu.deploy.device-plugin=false"),
+        ("nvidia/nvidia-dcgm-exporter-x1", "gpu.deploy.dcgm-exporter=false"),
+        ("gpu-operator/gpu-feature-discovery-x1", "gpu.deploy.gpu-feature-discovery=false"),
+        ("ml/train-0", None),
+        ("ml/nvidia-dcgmx-0", None),
+    ],
+)
+def test_pods_of_the_operator_are_told_from_others(pod: str, label: str | None) -> None:
+    """Who deletes them is no further: their DaemonSets make them anew."""
+    text = pod_guard._refusal("revert", ("ml/a (nvidia)", f"{pod} (nvidia)"), "handlers").message
+    assert pod in text
+    assert ("gpu-operator come back" in text) is (label is not None)
+    assert label is None or label in text
