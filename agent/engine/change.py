@@ -100,6 +100,11 @@ def carry_out(ctx: Context, request: Request) -> Done:
         raise
     try:
         deadman.arm(ctx, journal)
+        if journal.kind == "crio":
+            ctx.log(
+                "restarting CRI-O", target=restart.target,
+                note="it ends once the containers have ended that are being stopped",
+            )  # fmt: skip
         restart.act(request.runtime.process)
         ctx.log("runtime restarted", kind=restart.kind, target=restart.target)
         answer = prove_change(ctx, journal)

@@ -23,6 +23,9 @@ from agent.host import files, trusted
 from agent.observe.units import Command, SystemdError, Timer
 
 MARGIN = 20  # seconds beyond the proof; so long may the restart itself take
+# CRI-O ends once the containers have ended that are being stopped, each in its grace period, or
+# when systemd's stop timeout is over (90 s by default).
+_STOPS = {"crio": 90}
 FIRED = "the switch on the host has undone it meanwhile"
 
 _FOLDERS = ("/usr/bin", "/bin", "/usr/local/bin", "/run/current-system/sw/bin")
@@ -110,7 +113,7 @@ def _fired(ctx: Context, journal: Journal) -> str:
 
 def _timer(ctx: Context, journal: Journal, unit: str) -> Timer:
     """Raises CannotArm."""
-    delay = int(ctx.settings.proof_timeout) + MARGIN
+    delay = int(ctx.settings.proof_timeout) + MARGIN + _STOPS.get(journal.kind, 0)
     text = f"Undo a change of {unit} by a toolkit-agent that is gone"
     return Timer(_name(journal), delay, _commands(ctx, journal, unit), text)
 

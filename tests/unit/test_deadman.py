@@ -152,6 +152,10 @@ def test_set_before_the_restart_and_gone_after_the_proof(node: ContainedNode) ->
     def act(process: Process | None) -> None:
         seen.extend(node.systemd.timers.values())
         assert len(node.guards()) == 1
+        journal = node.context().store.journal()
+        assert journal is not None
+        crio = deadman._timer(node.context(), replace(journal, kind="crio"), "crio.service")
+        assert crio.delay == SETTINGS.proof_timeout + MARGIN + 90, "it waits for its containers"
         node.act(process)
 
     node.carry_out(act)
