@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 
-from agent.data import dataclass
+from agent.data import dataclass, replace
 from agent.decide import (
     DEFAULT_DIRS,
     Decision,
@@ -92,8 +92,34 @@ class Node:
 
 
 def find_runtime(settings: Settings, host: HostRoot) -> Runtime:
-    """The runtime of this node. Raises Unreachable where none answers, Refused where what answers
-    is not what was asked for."""
+    """The runtime of this node. Raises Unreachable where none answers, and says of which kind
+    there is one where another was asked for; Refused where what answers is not what was asked for.
+    """
+    try:
+        return _find(settings, host)
+    except Unreachable as error:
+        other = _of_other_kind(settings, host)
+        if other is None:
+            raise
+        raise Unreachable(
+            f"cannot use {settings.runtime} on this node: its runtime is {other.answer.name} "
+            f"{other.version} at {other.socket.host}; give --runtime=auto (RUNTIME), or keep this "
+            f"agent off such nodes ({error.message})",
+            code=error.status_code,
+        ) from error
+
+
+def _of_other_kind(settings: Settings, host: HostRoot) -> Runtime | None:
+    """What answers where runtimes of the other kinds are, if one kind was asked for."""
+    if settings.runtime == "auto":
+        return None
+    for kind in SOCKETS.keys() - {settings.runtime}:
+        with contextlib.suppress(Refused, Unreachable):
+            return _find(replace(settings, runtime=kind, socket=None), host)
+    return None
+
+
+def _find(settings: Settings, host: HostRoot) -> Runtime:
     if settings.socket:
         return _runtime(settings, host, host.name(settings.socket))
     kinds = SOCKETS if settings.runtime == "auto" else {settings.runtime: SOCKETS[settings.runtime]}
