@@ -75,5 +75,6 @@ def _without_plugin(values: dict[str, Any], origins: dict[str, str]) -> Iterator
     yield (
         f"{origin}: the runtime's configuration is left alone, as in NVIDIA's NRI mode, but the "
         "NRI plugin itself is not served: nobody answers nvidia.cdi.k8s.io/ annotations of pods, "
-        "unless the runtime or another plugin does"
+        "unless the runtime or another plugin does; pods get no GPU then, also on nodes that were "
+        "right before"
     )

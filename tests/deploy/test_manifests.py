@@ -28,6 +28,7 @@ TARGETS = {
     "device-plugin": ROOT / "tests/deploy/plugin",
     "runtimeclasses": ROOT / "deploy/runtimeclasses",
     "first": ROOT / "tests/deploy/first",
+    "revert": ROOT / "tests/deploy/revert",
 }
 CHART = ROOT / "tests/deploy/plugin/chart.yaml"
 BIN = Path(sys.executable).parent
@@ -350,3 +351,27 @@ def test_locks_are_of_these_dependencies(name: str) -> None:
     assert {item.split(">")[0] for item in wanted} <= pinned
     assert text.count("--hash=sha256:") >= len(pinned)
     assert "://" not in text
+
+
+@needs_kubectl
+@pytest.mark.parametrize("code", [0, 3])
+def test_revert_of_a_pool(code: int, tmp_path: Path) -> None:
+    """The pod is ready once the revert succeeded; a refusal ends it with its code, and the rollout
+    stops there. Everything else is as the overlay has it."""
+    (container,) = daemon_set("revert")["spec"]["template"]["spec"]["containers"]
+    (usual,) = daemon_set("mixed")["spec"]["template"]["spec"]["containers"]
+    command = container.pop("command")
+    assert not container.pop("args")
+    del usual["args"]
+    assert container == usual
+    ready = tmp_path / "ready"
+    for name, script in {
+        "toolkit-agent": f'test "$*" = revert && exit {code}',
+        "sleep": "",
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n", encoding="ascii")
+        (tmp_path / name).chmod(0o755)
+    script = command[2].replace("/run/toolkit-agent/ready", str(ready))
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run([*command[:2], script], env=env, check=False, timeout=10)
+    assert (done.returncode, ready.exists()) == (code, code == 0)
