@@ -47,6 +47,11 @@ _NODES = (
 # These have specs of their own.
 _OTHER_NODES = ("nvidia-fs", "nvidia-nvswitch", "nvidia-nvlink")
 
+_SEARCHED = (
+    f"searched there: /, /lib64, /usr/lib64, /lib and /usr/lib with {' or '.join(_MACHINES)} (and "
+    "nvidia/current below), and what /etc/ld.so.cache lists"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Node:
@@ -189,6 +194,7 @@ def find(host: HostRoot, places: Places) -> Driver:
     raise NoDriver(
         f"cannot make a CDI spec: there is no NVIDIA driver (libcuda or libnvidia-ml) in {names}; "
         + (left_out(tried) or "install one, or give --driver-root")
+        + ("" if places.libraries else f"; {_SEARCHED}")
     )
 
 

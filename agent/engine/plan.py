@@ -134,11 +134,16 @@ def _stale(table: Data, now: Data, before: Data) -> Data:
     }
 
 
+_SECTION_2 = 'plugins."io.containerd.grpc.v1.cri"'
+
+
 def _refuse_hopeless(scene: Scene) -> None:
     """Refuse files on which no edit of ours can come into force."""
     if found := faults.ignored(scene.gen, scene.files):
+        # Never `config migrate`: it leaves out what this containerd does not read (seen with 2.1.9).
         remedy = faults.misplaced_version(scene.files) or (
-            "run `containerd config migrate` and put the result in place"
+            f"none of it counts now; where it is meant, call the section {_SECTION_2} and "
+            "write `version = 2` at the top of that file"
         )
         raise Refused(
             f"cannot add to {found[0].path}: {found[1]} and the version of the files do not go "
@@ -234,7 +239,8 @@ def _checked(scene: Scene, overlay: Overlay, wanted: Wanted) -> Edits:
     if fault and not faults.fatal(scene.gen, scene.files):
         raise Refused(
             f"cannot add {scene.drop_in} to what containerd loads: {fault}; bring the files to one "
-            "version with `containerd config migrate`"
+            "version; `containerd config migrate` shows a file in the newest, without its "
+            "comments and without what this containerd does not read"
         )
     cri = merge.effective(scene.gen, after)
     if gaps := wishes.gaps(wanted, cri):

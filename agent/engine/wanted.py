@@ -153,7 +153,8 @@ def default_for(
         if found is None:
             raise Refused(
                 f"cannot take {cri.default} back as default runtime: there is no handler runc or "
-                "crun to go back to; add one to the configuration"
+                "crun to go back to; add the handler that was the default before, or leave "
+                f"{cri.default} the default with --set-as-default=true"
             )
         return found
     if cri.default not in cri.runtimes:

@@ -89,7 +89,13 @@ def checked_file(host: HostRoot, name: str, overlay: Overlay) -> ConfigFile:
         trusted.require(host, above, f"use {path}", sticky_is_fine=True)
     else:
         path, state = trusted.read(host, name)
-    data = {} if state is None else tomledit.parse(state.data, path.host)
+    try:
+        data = {} if state is None else tomledit.parse(state.data, path.host)
+    except Refused as error:
+        raise Refused(
+            f"{error.message} (it need not be edited for that: what any edit comes to depends on "
+            "every file that the runtime loads)"
+        ) from error
     return ConfigFile(name, path, state, data)
 
 

@@ -49,7 +49,7 @@ def test_no_driver_is_refused(node: DriverNode) -> None:
     """Nothing is touched; a plan shows all the same what would be done."""
     before = node.tree()
     result = node.agent("apply")
-    fails(result, 3, "there is no NVIDIA driver", str(node.driver))
+    fails(result, 3, "there is no NVIDIA driver", str(node.driver), "searched there: /, /lib64")
     tells(node, 3, "NO_DRIVER", "there is no NVIDIA driver")
     assert node.tree() == before
     assert node.supervisor.starts == 1

@@ -19,7 +19,7 @@ VERSIONS = (*OLD, *NEW)
 DOWN = Refused(4, "cannot reach", answers=False)
 NO_CRI = Refused(4, "CRI", answers=False)
 # It runs, and does not read what an admin wrote.
-LOST = Refused(3, "config migrate")
+LOST = Refused(3, "version = 2")
 
 SECTIONS = {
     1: "plugins.cri",
