@@ -140,7 +140,7 @@ _SECTION_2 = 'plugins."io.containerd.grpc.v1.cri"'
 def _refuse_hopeless(scene: Scene) -> None:
     """Refuse files on which no edit of ours can come into force."""
     if found := faults.ignored(scene.gen, scene.files):
-        # Never `config migrate`: it leaves out what this containerd does not read (seen with 2.1.9).
+        # Never `config migrate`: it leaves out what containerd does not read (seen with 2.1.9).
         remedy = faults.misplaced_version(scene.files) or (
             f"none of it counts now; where it is meant, call the section {_SECTION_2} and "
             "write `version = 2` at the top of that file"

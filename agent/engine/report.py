@@ -5,6 +5,7 @@ Invariant: reads only, needs no lock, and says what it could see also where othe
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from agent import status
@@ -102,7 +103,11 @@ def report(ctx: Context) -> Report:
         if now["TOOLKIT_CONFIG_HASH"] != published.get("TOOLKIT_CONFIG_HASH"):
             drift.append("the published decision is not today's")
     touched = tuple(
-        (host, item.digest is not None, _now(ctx.host.agent_path(host), host, item))
+        (
+            host,
+            item.digest is not None,
+            _now(ctx.host.agent_path(host), host, item) + _stale(ctx, proposal, host, item),
+        )
         for host, item in sorted(memory.files.items())
     )
     ready = bool(published) and problem is None and not drift and unfinished is None
@@ -138,6 +143,17 @@ def _now(agent: str, host: str, original: Original) -> str:
         return condition(original, files.read(agent, host))
     except Refused as error:
         return error.message
+
+
+def _stale(ctx: Context, proposal: Proposal | None, host: str, original: Original) -> str:
+    """Whether a configuration file that we made is one that nothing loads any more: another toolkit
+    wrote the file that imported it."""
+    node = proposal.node if proposal else None
+    ours = original.digest is None and host.endswith((".toml", ".conf"))
+    if node is None or not ours or not os.path.lexists(ctx.host.agent_path(host)):
+        return ""
+    loaded = {file.path.host for file in node.files}
+    return "" if host in loaded else ", and the runtime does not load it"
 
 
 def _published(ctx: Context) -> tuple[dict[str, str], str | None]:

@@ -127,3 +127,18 @@ def test_crio_hook_that_is_wanted_no_more(place: Path) -> None:
         assert not drop_in.exists()
         checks.done(node.agent("apply"))
         assert drop_in.read_bytes() == (place / "kept").read_bytes()
+
+
+def test_drop_in_that_another_toolkit_left_behind(node: WholeNode) -> None:
+    """It wrote the root file anew, and with it our import: status names the file of ours."""
+
+    def now() -> dict[str, str]:
+        data = json.loads(node.agent("status", "-o", "json").stdout)
+        return {item["path"]: item["now"] for item in data["files"]}
+
+    assert set(now().values()) == {"as written"}
+    lines = node.config.read_text().splitlines(keepends=True)
+    node.config.write_text("".join(line for line in lines if not line.startswith("imports")))
+    found = now()
+    assert found[str(node.drop_in)] == "as written, and the runtime does not load it"
+    assert not any("not load" in text for path, text in found.items() if path != str(node.drop_in))
