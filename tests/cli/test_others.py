@@ -149,8 +149,13 @@ def test_two_at_once(first: str, place: Path) -> None:
         process = node.start_in_steps(first, "stop:@pidfd_send")
         node.stopped(process)
         found, rest = node.tree(), node.rest()
-        for name, command in zip(names, ("apply", "revert", "run", "revert", "apply"), strict=True):
-            fails(node.agent(command, f"--state-dir={name}"), 7, "another toolkit-agent")
+        # Beside a `run` a revert waits until its change ought to have ended: once is enough.
+        again = "run" if first == "run" else "revert"
+        for name, command in zip(names, ("apply", "revert", "run", again, "apply"), strict=True):
+            fails(
+                node.agent(command, f"--state-dir={name}", "--proof-timeout=1"), 7,
+                "another toolkit-agent",
+            )  # fmt: skip
         assert (touched(found, node.tree()), node.rest()) == ([], rest)
         if first == "run":
             node.go.touch()
