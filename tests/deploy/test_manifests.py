@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -294,7 +295,10 @@ def test_device_plugin_of_the_chart() -> None:
     """As Helm's post-renderer: in the release's namespace, and no pods but the plugin's."""
     script = ROOT / "deploy/device-plugin/post-render"
     with CHART.open("rb") as file:
-        done = subprocess.run([script], stdin=file, capture_output=True, check=True, timeout=60)
+        done = subprocess.run(
+            [script], env={"PATH": f"{Path(str(KUBECTL)).parent}:{os.defpath}"}, stdin=file,
+            capture_output=True, check=True, timeout=60,
+        )  # fmt: skip
     found = list(yaml.safe_load_all(done.stdout))
     container = check_plugin(found, "plugins")
     assert environment(container)["CONFIG_FILE"] == "/config/config.yaml"
