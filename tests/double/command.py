@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from tests.double import toml
+from tests.double.ending import set_by_signals
 from tests.double.generation import (
     CRI_RUNTIME,
     GRPC_CRI,
@@ -79,8 +80,7 @@ def _daemon(version: str, config: str | None, address: str | None, node: Node) -
     with contextlib.suppress(OSError):  # a trial start has a /proc of its own
         Path("/proc/self/comm").write_text("containerd", encoding="ascii")
     ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
+    set_by_signals(ended)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under nohup: the real one dies of it
     generation, script = generation_of(version), read_script()
     document = effective(generation, _load_daemon(generation, config, node))

@@ -52,7 +52,8 @@ def spec(root: Path, hook: str | None = HOOK, host: Path | None = None) -> Spec:
 
 def test_device_all_has_every_node_with_its_numbers(root: Path) -> None:
     """Sorted by depth and path; numbers, mode and group as the kernel says; no uid, no type."""
-    (device,) = spec(root).devices
+    host = root.parents[2]  # and not this machine, which may have device nodes of its own
+    (device,) = spec(root, host=host).devices
     nodes = [
         (n.path, n.major, n.minor, n.file_mode, n.gid) for n in device.container_edits.device_nodes
     ]
@@ -67,7 +68,7 @@ def test_device_all_has_every_node_with_its_numbers(root: Path) -> None:
         ("/dev/nvidia-caps/nvidia-cap2", CAPABILITIES, 2, 0o444, None),
     ]
     first = device.container_edits.device_nodes[0]
-    assert (first.host_path, first.permissions) == (f"{root}/dev/nvidia-modeset", "rwm")
+    assert (first.host_path, first.permissions) == ("/run/nvidia/driver/dev/nvidia-modeset", "rwm")
     assert device.container_edits.additional_gids == (44,)
 
 
@@ -273,9 +274,9 @@ def test_no_driver(tmp_path: Path, what: str) -> None:
         make_driver(root, nodes=what == "upgraded away")
     if what == "upgraded away":
         remove_driver(root)
-    places = Places(driver_root=str(root), dev_root=str(root))
+    places = Places(driver_root="/driver", dev_root="/driver")
     with pytest.raises(NoDriver, match=r"^cannot make a CDI spec: .*driver"):
-        driver.find(HostRoot("/"), places)
+        driver.find(HostRoot(str(tmp_path)), places)
 
 
 def test_libraries_that_only_the_loaders_cache_knows(root: Path) -> None:
