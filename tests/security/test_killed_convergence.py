@@ -91,9 +91,10 @@ class Operator(Daemon):
         self.node = node
         self.log = node.directory / "run.log"
         words = ["-c", "from agent.cli import nvidia_toolkit as main; main()"]
+        options = (f"--pid-file={node.directory}/toolkit.pid", "--cdi-enabled=true")
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *words, *node.options(), "--cdi-enabled=true"],
+                [sys.executable, *words, *node.options(), *options],
                 env=node.agent_environment(), cwd=ROOT, stderr=log,
             )  # fmt: skip
 
