@@ -93,6 +93,7 @@ def test_what_is_sensitive(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1600)  # more than the limit of `passes`
 def test_whole_folders(tmp_path: Path) -> None:
     """What depends on something new is found here."""
     assert both(tmp_path, _LONG) > 4000
