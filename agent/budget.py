@@ -89,9 +89,9 @@ def too_many(budget: Budget, what: str = "values") -> str:
     return f"it has more than {budget.values} {what}"
 
 
-def too_deep(budget: Budget) -> str:
+def too_deep(depth: int) -> str:
     """The words for an input that is nested too deeply."""
-    return f"it is nested more than {budget.depth} levels deep"
+    return f"it is nested more than {depth} levels deep"
 
 
 # Each value but the first in a list or mapping has a comma before it, each key a colon behind it.
@@ -132,7 +132,7 @@ def refuse_deep(value: Any, depth: int) -> None:
         ]
         if not level:
             return
-    raise OverBudget(f"it is nested more than {depth} levels deep")
+    raise OverBudget(too_deep(depth))
 
 
 def _repaired(value: Any) -> Any:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from agent.errors import AgentError
-from agent.userinfo import without_userinfo
+from agent.userinfo import public
 
 _LEVELS = {"warning": "warning", "failed": "error"}
 
@@ -28,16 +28,9 @@ def logger(*, debug: bool) -> Callable[..., None]:
         if not state:
             state.append(_structlog(debug=debug) if sys.stderr.isatty() else _json_line)
         with contextlib.suppress(OSError):  # a log that cannot be written is in no change's way
-            state[0](event, **{key: _public(value) for key, value in data.items()})
+            state[0](event, **public(data))
 
     return log
-
-
-def _public(value: object) -> object:
-    """Without users and passwords in URLs."""
-    if isinstance(value, str):
-        return without_userinfo(value)
-    return [_public(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def failed(error: AgentError) -> dict[str, Any]:

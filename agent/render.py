@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from agent import yamltext
-from agent.userinfo import without_userinfo
+from agent.userinfo import public
 
 if TYPE_CHECKING:
     from agent.decide import Decision
@@ -27,21 +27,12 @@ API = "toolkit-agent/v1"
 
 def document(kind: str, body: Mapping[str, Any], form: str = "json") -> str:
     """A document of the program's own schema; `form` is json or yaml, the data are the same."""
-    data = {"apiVersion": API, "kind": kind, **_public(body)}
+    data = {"apiVersion": API, "kind": kind, **public(body)}
     if form == "yaml":
         return "\n".join(yamltext.lines(data))
     import json
 
     return json.dumps(data, indent=2, ensure_ascii=False)
-
-
-def _public(value: Any) -> Any:
-    """Plain data without users and passwords in URLs."""
-    if isinstance(value, str):
-        return without_userinfo(value)
-    if isinstance(value, Mapping):
-        return {key: _public(item) for key, item in value.items()}
-    return [_public(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def decision_data(decision: Decision) -> dict[str, Any]:

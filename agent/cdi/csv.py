@@ -1,8 +1,8 @@
 """The spec `nvidia.com/gpu` of a Tegra: its files and devices are those that CSV files list.
 
-Invariant: pure in what was found but for reading. A file that not root alone decides on is not
-read, because every line of it is a path that containers get. Entries and their order are those of
-NVIDIA's generator (pkg/nvcdi v1.20, mode csv), because it decides the arguments of hooks.
+Invariant: pure in what was found but for reading. A file that somebody else than root can change is
+not read, because every line of it is a path that containers get. Entries and their order are those
+of NVIDIA's generator (pkg/nvcdi v1.20, mode csv), because it decides the arguments of hooks.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ import stat
 from collections.abc import Callable, Iterator
 
 from agent import budget
-from agent.budget import Budget
 from agent.cdi.installed import some
 from agent.cdi.read import Broken, document, kinds
 from agent.cdi.shape import edits, shaped
@@ -39,9 +38,8 @@ def _silent(_: str) -> None:
 
 
 def entries(
-    host: HostRoot, directory: HostPath, tell: Callable[[str], None] = _silent,
-    limits: Budget = budget.SPEC,
-) -> Iterator[tuple[HostPath, bytes]]:  # fmt: skip
+    host: HostRoot, directory: HostPath, tell: Callable[[str], None] = _silent
+) -> Iterator[tuple[HostPath, bytes]]:
     """The files that a runtime loads from a spec directory, with their content.
 
     By their ending alone: dot files and links to files too, directories not. What we cannot read
@@ -50,11 +48,11 @@ def entries(
     left = budget.SPECS.size
     for path, real in _loaded(host, directory, tell):
         try:
-            found = files.read(real.agent, path.host, min(left, limits.size))
+            found = files.read(real.agent, path.host, min(left, budget.SPEC.size))
         except AgentError:
-            if _is_larger(real.agent, min(left, limits.size)):
+            if _is_larger(real.agent, min(left, budget.SPEC.size)):
                 tell(
-                    f"{path} was not looked at: it is larger than {limits.size} bytes, or the "
+                    f"{path} was not looked at: it is larger than {budget.SPEC.size} bytes, or the "
                     f"files of {directory} than {budget.SPECS.size}; make it smaller, or remove it"
                 )
             continue

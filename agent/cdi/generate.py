@@ -192,24 +192,25 @@ def _devices(
         return gpu(settings, host, hook=hook, ask=ask, choice=choice)
     from agent.cdi import platforms
 
-    program = hook_programs.program(host, hook)
-    around = _surroundings(host, _hooks(settings, program))
+    hooks, program = _hooks(settings, host, hook)
+    around = _surroundings(host, hooks)
     found = platforms.made(mode, settings, host, places(settings), around, _asking(ask), choice)
-    warnings = (*found.warnings, *_warnings(around.hooks, program))
+    warnings = (*found.warnings, *_warnings(hooks, program))
     return _made(found.spec, found.roots, warnings, program.way)
 
 
-def _hooks(settings: Settings, program: Program) -> Hooks:
-    return Hooks(
-        program.path, settings.disabled_hooks, settings.enabled_hooks, settings.ldconfig_path or ""
-    )
+def _hooks(settings: Settings, host: HostRoot, path: str | None) -> tuple[Hooks, Program]:
+    """The hooks that may be made by the program at a host path, and what was judged of it."""
+    program = hook_programs.program(host, path)
+    ldconfig = settings.ldconfig_path or ""
+    hooks = Hooks(program.path, settings.disabled_hooks, settings.enabled_hooks, ldconfig)
+    return hooks, program
 
 
 def management(settings: Settings, host: HostRoot, *, hook: str | None) -> Made:
     """The management spec, and warnings; hooks are done by the program at the host path `hook`.
     Raises NoDriver."""
-    program = hook_programs.program(host, hook)
-    hooks = _hooks(settings, program)
+    hooks, program = _hooks(settings, host, hook)
     found = driver.find(host, places(settings))
     spec = recipe.spec(found, _surroundings(host, hooks), settings.cdi_kind)
     warnings = (*_warnings(hooks, program), *_elsewhere(found, host))
@@ -265,8 +266,7 @@ def gpu(
     from agent.cdi import gpu as gpus
     from agent.cdi import kernel
 
-    program = hook_programs.program(host, hook)
-    hooks = _hooks(settings, program)
+    hooks, program = _hooks(settings, host, hook)
     found = driver.find(host, places(settings))
     if EMPTY in choice.ids:
         nothing = Device(EMPTY, ContainerEdits(env=("NVCT_EMPTY_DEVICE=",)))

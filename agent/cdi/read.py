@@ -176,7 +176,7 @@ class _Builder:
         elif isinstance(event, yaml.SequenceStartEvent | yaml.MappingStartEvent):
             self._count()
             if len(self._open) >= _LIMITS.depth:
-                raise Broken(budget.too_deep(_LIMITS))
+                raise Broken(budget.too_deep(_LIMITS.depth))
             is_list = isinstance(event, yaml.SequenceStartEvent)
             if event.anchor:
                 self._anchors[event.anchor] = None

@@ -192,12 +192,10 @@ class DriverRoot:
 
     def _names(self, directory: str) -> Sequence[str]:
         real = self.resolve(directory)
+        if real is None:
+            return ()
         try:
-            return (
-                sorted(budget.some_names(self.agent_path(real), budget.DIRECTORY)[0])
-                if real
-                else ()
-            )
+            return sorted(budget.some_names(self.agent_path(real), budget.DIRECTORY)[0])
         except OSError:
             return ()
 

@@ -68,30 +68,32 @@ def read(path: str, name: str | None = None, limit: int = LIMIT) -> FileState | 
     what the message calls it. No part of the path may be a link (resolve it before).
     """
     name = name or path
-    above, base = os.path.split(path)
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        with safe.directory(above) as directory:
-            fd = os.open(base, flags, dir_fd=directory)
-            try:
-                return read_open(fd, name, limit)
-            finally:
-                os.close(fd)
+        fd = _open(path)
+        try:
+            return read_open(fd, name, limit)
+        finally:
+            os.close(fd)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise Refused(f"cannot read {name}: {reason(error)}") from error
 
 
+def _open(path: str) -> int:
+    """A descriptor to read a file by, without following a link or waiting. Raises OSError."""
+    above, base = os.path.split(path)
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    with safe.directory(above) as directory:
+        return os.open(base, flags, dir_fd=directory)
+
+
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[FileIO]:
     """The regular file at an agent path whose links were followed before, for reading. Raises
     OSError."""
-    above, base = os.path.split(path)
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        with safe.directory(above) as directory:
-            fd = os.open(base, flags, dir_fd=directory)
+        fd = _open(path)
     except OSError as error:
         error.filename = path
         raise

@@ -93,8 +93,8 @@ def checked_file(host: HostRoot, name: str, overlay: Overlay) -> ConfigFile:
         data = {} if state is None else tomledit.parse(state.data, path.host)
     except Refused as error:
         raise Refused(
-            f"{error.message} (it need not be edited for that: what any edit comes to depends on "
-            "every file that the runtime loads)"
+            f"{error.message} (also where no edit of it is needed: the result of any edit depends "
+            "on every file that the runtime loads)"
         ) from error
     return ConfigFile(name, path, state, data)
 
