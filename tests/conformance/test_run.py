@@ -16,6 +16,7 @@ import pytest
 from tests.conformance import statusfile
 from tests.conformance.node import PrivateNode
 from tests.conformance.shapes import BY_NAME, OURS, Shape
+from tests.tools.beside import beside
 from tests.tools.driver import make_driver, remove_driver
 from tests.tools.runtimes import Runtime
 from tests.tools.waiting import SOON, holds_now
@@ -66,22 +67,16 @@ class KeptNode(PrivateNode):
 def watched(node: KeptNode) -> Iterator[None]:
     """`toolkit-ready` never appears while the runtime has not our handlers."""
     lies: list[str] = []
-    ending = threading.Event()
 
-    def watch() -> None:
+    def watch(ended: threading.Event) -> None:
         there = False
-        while not ending.wait(0.005):
+        while not ended.wait(0.005):
             before, there = there, node.ready.exists()
             if there and not before and not node.has_handlers():
                 lies.append("toolkit-ready without handlers")
 
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
+    with beside(watch):
         yield
-    finally:
-        ending.set()
-        thread.join()
     assert lies == []
 
 

@@ -25,6 +25,7 @@ from agent.daemon import supervisor
 from tests.cli.node import CliNode
 from tests.cli.test_run import Daemon, published, running, settle
 from tests.conformance import statusfile
+from tests.tools.beside import beside
 from tests.tools.runtimes import ROOT
 
 READY, TWIN = statusfile.READY, statusfile.TWIN
@@ -34,24 +35,18 @@ READY, TWIN = statusfile.READY, statusfile.TWIN
 def killing(daemon: Daemon) -> Iterator[list[int]]:
     """Kill every child that the daemon starts, as the kernel does where memory is out."""
     killed: list[int] = []
-    ending = threading.Event()
     children = Path(f"/proc/{daemon.process.pid}/task/{daemon.process.pid}/children")
 
-    def kill() -> None:
-        while not ending.wait(0.002):
+    def kill(ended: threading.Event) -> None:
+        while not ended.wait(0.002):
             for pid in map(int, children.read_text().split()):
                 # Not before it is another program: until then it is the supervisor itself.
                 if b"converge-child" in Path(f"/proc/{pid}/cmdline").read_bytes():
                     os.kill(pid, signal.SIGKILL)
                     killed.append(pid)
 
-    thread = threading.Thread(target=kill)
-    thread.start()
-    try:
+    with beside(kill):
         yield killed
-    finally:
-        ending.set()
-        thread.join()
 
 
 def test_readiness_goes_with_a_killed_convergence(tmp_path: Path) -> None:
@@ -60,16 +55,13 @@ def test_readiness_goes_with_a_killed_convergence(tmp_path: Path) -> None:
         settle(daemon)
         before = published(node)
         alone: list[float] = []
-        ending = threading.Event()
 
-        def watch() -> None:
-            while not ending.wait(0.001):
+        def watch(ended: threading.Event) -> None:
+            while not ended.wait(0.001):
                 if not (node.validations / TWIN).exists() and (node.validations / READY).exists():
                     alone.append(time.time())
 
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        try:
+        with beside(watch):
             with killing(daemon) as killed:
                 daemon.process.send_signal(signal.SIGHUP)
                 daemon.until(
@@ -77,9 +69,6 @@ def test_readiness_goes_with_a_killed_convergence(tmp_path: Path) -> None:
                 )
                 daemon.until(lambda: len(killed) > 2)
             daemon.until(lambda: published(node) == before, 30)
-        finally:
-            ending.set()
-            watcher.join()
         assert alone == []
         assert '"code": 137' in daemon.said()
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from agent.host import files, nodes
+from tests.tools.beside import beside
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="nodes need root: run tests/run as root")
 
@@ -101,23 +102,20 @@ def _moved_in(target: Path) -> Swap:
 @contextmanager
 def _swapping(directory: Path, swap: Swap) -> Iterator[list[str]]:
     """Swap every name that shows in a directory, as fast as it goes; gives those that were hit."""
-    fd, end, hit = os.open(directory, os.O_RDONLY), threading.Event(), list[str]()
+    fd, hit = os.open(directory, os.O_RDONLY), list[str]()
 
-    def watch() -> None:
-        while not end.is_set():
+    def watch(ended: threading.Event) -> None:
+        while not ended.is_set():
             for name in os.listdir(fd):
                 with suppress(OSError):
                     if not stat.S_ISLNK(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
                         swap(name, fd)
                         hit.append(name)
 
-    thread = threading.Thread(target=watch)
-    thread.start()
     try:
-        yield hit
+        with beside(watch):
+            yield hit
     finally:
-        end.set()
-        thread.join()
         os.close(fd)
 
 

@@ -25,6 +25,7 @@ from agent.daemon.supervisor import signature
 from agent.errors import DriverDistrusted, NoDevices, NoDriver
 from agent.host.paths import HostRoot, is_below
 from agent.settings import resolve
+from tests.tools.beside import beside
 from tests.tools.driver import LIBRARIES, VERSION, elf, make_driver
 from tests.tools.kernel import make_kernel, make_node
 from tests.tools.nvml import FakeGpu
@@ -210,25 +211,19 @@ def test_open_tmp_is_nobodys(host: Path) -> None:
 @contextmanager
 def swapping(path: Path) -> Iterator[None]:
     """The user swaps his own socket for a link to the socket, as fast as he can."""
-    stop = threading.Event()
     own, link = path.with_name("d"), path.with_name("l")
     of_user(own)
     link.symlink_to("/run/containerd/containerd.sock")
     given(link)
 
-    def swap() -> None:
-        while not stop.is_set():
+    def swap(ended: threading.Event) -> None:
+        while not ended.is_set():
             for other in (own, link):
                 os.rename(other, path)
                 os.rename(path, other)
 
-    thread = threading.Thread(target=swap)
-    thread.start()
-    try:
+    with beside(swap):
         yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def test_swapped_link(host: Path) -> None:

@@ -31,6 +31,7 @@ from agent.status import ERROR, READY, TWIN, Publisher
 from tests.cli.node import CliNode, fails
 from tests.conformance import checks
 from tests.conformance.trees import touched
+from tests.tools.beside import beside
 from tests.unit.published import BOOT, lines
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="gives files away: run tests/run as root")
@@ -206,21 +207,16 @@ def test_names_in_it(name: str, kind: str, directory: Path, victim: Path) -> Non
 @contextmanager
 def _flipping(directory: Path, victim: Path) -> Iterator[None]:
     """A container that has /run/nvidia: the directory is a link to the victim half of the time."""
-    aside, end = directory.with_name("aside"), threading.Event()
+    aside = directory.with_name("aside")
     aside.symlink_to(victim)
 
-    def flip() -> None:
-        while not end.is_set():
+    def flip(ended: threading.Event) -> None:
+        while not ended.is_set():
             trees.exchange(str(directory), str(aside))
             trees.exchange(str(directory), str(aside))
 
-    thread = threading.Thread(target=flip)
-    thread.start()
-    try:
+    with beside(flip):
         yield
-    finally:
-        end.set()
-        thread.join()
 
 
 def test_links_in_a_race(directory: Path, victim: Path) -> None:

@@ -1,6 +1,6 @@
 """Small libraries in C for the tests, made with the machine's compiler or with Debian's small one.
 
-    make_library(Path("nvml.c"), output, ["-Wl,-soname,libnvidia-ml.so.1"])
+    compiled(Path("nvml.c"), "OLD", "-Wl,-soname,libnvidia-ml.so.1")
 
 The small one, tcc, is unpacked with the headers of the C library beside it, and not with that
 library: what a library uses of it is found in the program that loads it.
@@ -8,9 +8,13 @@ library: what a library uses of it is found in the program that loads it.
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import struct
 import subprocess
+import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from tests.tools.host_tools import tool, unpacked
@@ -21,6 +25,17 @@ _HEADERS = ("libc6-dev", "linux-libc-dev")
 # are, and a segment that says of the stack that it holds no code.
 _TABLE, _COUNT, _SEGMENT = 32, 56, 56
 _PLAIN_STACK = struct.pack("<IIQQQQQQ", 0x6474E551, 6, 0, 0, 0, 0, 0, 16)
+
+
+@cache
+def compiled(source: Path, variant: str = "", *options: str) -> Path:
+    """A library, made once; `variant` is a name that is defined for it."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{source.stem}-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    output = folder / f"{source.stem}.so"
+    defines = [f"-D{variant}"] if variant else []
+    make_library(source, output, ["-Wall", "-Wextra", "-Werror", *options, *defines])
+    return output
 
 
 def make_library(source: Path, output: Path, options: Sequence[str] = ()) -> None:

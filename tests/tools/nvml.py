@@ -8,15 +8,12 @@ The library is compiled once for each variant; see nvml.c for the lines that ste
 
 from __future__ import annotations
 
-import atexit
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-from tests.tools.compiler import make_library
+from tests.tools import compiler
 from tests.tools.driver import LIBRARIES, VERSION
 from tests.tools.host_tools import reason, tool
 
@@ -92,13 +89,6 @@ def place(
     return path
 
 
-@cache
 def compiled(variant: str) -> Path:
     """The library; `variant` is OLD or BARE for one that lacks functions."""
-    folder = Path(tempfile.mkdtemp(prefix="nvml-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    output = folder / "libnvidia-ml.so"
-    defines = [f"-D{variant}"] if variant else []
-    warnings = ["-Wall", "-Wextra", "-Werror"]
-    make_library(SOURCE, output, [*warnings, "-Wl,-soname,libnvidia-ml.so.1", *defines])
-    return output
+    return compiler.compiled(SOURCE, variant, "-Wl,-soname,libnvidia-ml.so.1")

@@ -17,6 +17,7 @@ import pytest
 from agent.errors import Refused
 from agent.host import files, lock, safe, syscalls
 from agent.host.paths import HostRoot
+from tests.tools.beside import beside
 
 PROJECT = Path(__file__).resolve().parents[2]
 STATE = files.new_state(b"new = 1\n")
@@ -232,20 +233,14 @@ def swapping(directory: Path, outside: Path) -> Iterator[None]:
     as fast as can be; the directory is back in the end."""
     link = f"{directory}.link"
     os.symlink(outside, link)
-    ended = threading.Event()
 
-    def swap() -> None:
+    def swap(ended: threading.Event) -> None:
         while not ended.is_set():
             exchange(str(directory), link)
             exchange(str(directory), link)
 
-    thread = threading.Thread(target=swap)
-    thread.start()
-    try:
+    with beside(swap):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 @pytest.fixture
