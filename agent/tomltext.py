@@ -39,9 +39,10 @@ BURNT_SUSHI: frozenset[Kind] = GO_TOML_2 | {"byte order mark"}
 
 BOM = "\ufeff"
 # A string that is not closed goes on to its end, and none is tried in two ways, so that nothing in
-# it is read again and again, or kept in memory for another try.
+# it is read again and again, or kept in memory for another try. No look-ahead stands in
+# a group with "*+": with one, Python before 3.11.5 finds no match (cpython#106052).
 STRING = (
-    r'"""[^"\\]*+(?:(?:\\.|"{1,2}(?!"))[^"\\]*+)*+(?:"""{1,3}|\\?\Z)|'
+    r'"""[^"\\]*+(?:"{0,2}+(?:\\.|[^"\\])[^"\\]*+)*+(?:"""{1,3}|"{0,2}\\?\Z)|'
     r"'''.*?(?:'''{1,3}|\Z)|"
     r'"[^"\\\n]*+(?:\\.[^"\\\n]*+)*+"?|'
     r"'[^'\n]*+'?"
@@ -62,7 +63,7 @@ _SHIFT = 0xDC00
 # A key with too many parts, wherever it stands; each run of them is looked at once.
 _LONG_KEY = re.compile(
     r"(?<![A-Za-z0-9_.\-\"'])"
-    r"(?:(?:[A-Za-z0-9_-]++|\"(?:\\.|[^\"\\\n])*+\"|'[^'\n]*+')[ \t]*+\.[ \t]*+)"
+    r"(?:(?:[A-Za-z0-9_-]++|\"[^\"\\\n]*+(?:\\.[^\"\\\n]*+)*+\"|'[^'\n]*+')[ \t]*+\.[ \t]*+)"
     rf"{{{budget.TOML.depth}}}"
 )
 _WORD = 4_096  # characters of a word without quotes
