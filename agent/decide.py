@@ -7,8 +7,8 @@ DESIGN section 3, and says what was asked, what was seen, where, and which rule 
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass, replace
 
-from agent.data import dataclass, replace
 from agent.runtimes.versions import Version, parse_version
 
 NVIDIA_PREFIX = "nvidia.cdi.k8s.io/"

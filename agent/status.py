@@ -11,12 +11,11 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias, TypeVar
 
-from agent import budget
-from agent.data import dataclass, field, replace
 from agent.errors import AgentError, Refused, reason
-from agent.host import files, trusted
+from agent.host import budget, files, trusted
 from agent.host.files import FileState
 from agent.host.paths import HostRoot
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 
-from agent import yamltext
-from agent.cdi import rules
+from agent.cdi import yaml_text
 from agent.cdi.model import Spec, to_data
+from agent.cdi.specs import rules
 from agent.errors import Refused
 
 MARK = "# Written by toolkit-agent; changes are overwritten."
@@ -23,9 +23,9 @@ def text(spec: Spec, form: str = "yaml", *, mark: bool = True) -> str:
         raise Refused(f"cannot write a CDI spec for {spec.kind}: {'; '.join(wrong)}; report this")
     data = to_data(spec, rules.minimum_version(spec))
     if form == "json":
-        return yamltext.printable(json.dumps(data, indent=2, ensure_ascii=False)) + "\n"
+        return yaml_text.printable(json.dumps(data, indent=2, ensure_ascii=False)) + "\n"
     head = ["---", MARK] if mark else ["---"]
-    return "\n".join([*head, *yamltext.lines(data)]) + "\n"
+    return "\n".join([*head, *yaml_text.lines(data)]) + "\n"
 
 
 def is_ours(data: bytes) -> bool:

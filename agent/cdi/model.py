@@ -7,9 +7,8 @@ field `version` is never stored, it follows from what a spec uses.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
-
-from agent.data import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)

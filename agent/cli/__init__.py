@@ -12,23 +12,15 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from agent import __version__
-from agent.cli.base import (
-    EPILOG,
-    Command,
-    LongLived,
-    emit,
-    output_option,
-    settings_of,
-    usage_error,
-)
+from agent.cli.base import EPILOG, Command, LongLived, emit, output_option, settings_of, usage_error
 from agent.cli.cdi import cdi
+from agent.cli.start import run_and_end
 from agent.errors import AgentError, Locked
-from agent.start import run_and_end
 from agent.userinfo import without_userinfo
 
 if TYPE_CHECKING:
-    from agent.engine.context import Context
-    from agent.settings import Entry
+    from agent.options.settings import Entry
+    from agent.plan.context import Context
 
 _HELP = """Make this node's container runtime right for NVIDIA GPUs and CDI, and never break it.
 
@@ -59,9 +51,9 @@ cli.add_command(cdi)
 @output_option
 def plan(output: str, **given: str | None) -> None:
     """Show the decision with its evidence, the diff of every file, and restarts. Writes nothing."""
-    from agent import render
-    from agent.engine.propose import propose
-    from agent.engine.transaction import current_memory
+    from agent.cli import render
+    from agent.plan.propose import propose
+    from agent.state.store import current_memory
 
     ctx = _context(given)
     proposal = propose(ctx, current_memory(ctx.store))
@@ -75,9 +67,10 @@ def plan(output: str, **given: str | None) -> None:
 @output_option
 def apply(output: str, *, retry: bool, **given: str | None) -> None:
     """Make the node right, once; on a node that is right it writes and restarts nothing."""
-    from agent import render
-    from agent.data import replace
-    from agent.engine.converge import converge
+    from dataclasses import replace
+
+    from agent.cli import render
+    from agent.transaction.converge import converge
 
     outcome = converge(replace(_context(given), ask_again=True, retry=retry))
     emit(
@@ -119,8 +112,8 @@ def converge_child(
 @output_option
 def status(output: str, **given: str | None) -> None:
     """Show runtime, CDI, handlers, files, status file, drift and the last transaction."""
-    from agent import render
-    from agent.engine.report import report
+    from agent.cli import render
+    from agent.plan.report import report
 
     found = report(_context(given))
     emit(output, lambda: render.report_text(found), "Status", found.data)
@@ -134,8 +127,8 @@ def status(output: str, **given: str | None) -> None:
 @output_option
 def revert(output: str, *, keep_edits: bool, and_toolkit: bool, **given: str | None) -> None:
     """Put the original files back, restart the runtime on them and prove it."""
-    from agent import render
-    from agent.engine.revert import revert as undo
+    from agent.cli import render
+    from agent.transaction.revert import revert as undo
 
     done = undo(_context(given), keep_edits=keep_edits, toolkit=and_toolkit)
     emit(output, lambda: render.reverted_text(done), "Reverted", lambda: render.reverted_data(done))
@@ -148,9 +141,9 @@ def wait(timeout: float | None, **given: str | None) -> None:
     import time
 
     from agent import status as contract
+    from agent.cri.process import boot_id
     from agent.host import trusted
     from agent.host.paths import open_host_root
-    from agent.observe.process import boot_id
 
     settings = settings_of(given)
     host = open_host_root(settings.host_root)
@@ -170,8 +163,8 @@ def config(output: str, **given: str | None) -> None:
 
     Needs neither a runtime nor root.
     """
-    from agent import render
-    from agent.settings import effective
+    from agent.cli import render
+    from agent.options.settings import effective
 
     settings = settings_of(given)
     values = effective(settings)
@@ -183,8 +176,8 @@ def config(output: str, **given: str | None) -> None:
 def _context(
     given: dict[str, str | None], entry: Entry = "toolkit-agent", *, tell: bool = True
 ) -> Context:
-    from agent.engine.context import open_context
     from agent.log import logger
+    from agent.plan.context import open_context
 
     settings = settings_of(given, entry)
     log = logger(debug=settings.debug)
@@ -204,12 +197,13 @@ def toolkit(**given: str | None) -> None:
 
 def _keep(given: dict[str, str | None], entry: Entry) -> None:
     """What `run` does. It does not return: this process becomes the waiting one."""
-    from agent.data import replace
-    from agent.engine.converge import converge, tell
+    from dataclasses import replace
+
+    from agent.transaction.converge import converge, tell
 
     ctx = _context(given, entry)
-    from agent.daemon.ended import ended
     from agent.daemon.start import become_supervisor, pid_file
+    from agent.daemon.summary import ended
 
     try:
         if ctx.settings.no_daemon:
@@ -227,7 +221,7 @@ def _keep(given: dict[str, str | None], entry: Entry) -> None:
 
 def _again(given: dict[str, str | None]) -> list[str]:
     """The options as they were given, for a child's command line."""
-    from agent.options import OPTIONS
+    from agent.options.table import OPTIONS
 
     values = ((option, given.get(option.name)) for option in OPTIONS)
     return [f"{option.all_flags[0]}={value}" for option, value in values if value is not None]

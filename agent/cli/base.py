@@ -18,8 +18,8 @@ from agent.errors import AgentError, UsageError
 from agent.userinfo import without_userinfo
 
 if TYPE_CHECKING:
-    from agent.option import Option
-    from agent.settings import Entry, Settings
+    from agent.options.option import Option
+    from agent.options.settings import Entry, Settings
 
 EPILOG = """\b
 Exit codes: 0 done or nothing to do; 1 plan found changes, status or wait: not ready,
@@ -61,7 +61,7 @@ class Command(click.Command):
 
     def options(self) -> list[click.Option]:
         """The options of the table."""
-        from agent.options import OPTIONS
+        from agent.options.table import OPTIONS
 
         return [flag(option) for option in OPTIONS]
 
@@ -132,7 +132,7 @@ output_option = click.option(
 
 def settings_of(given: dict[str, str | None], entry: Entry = "toolkit-agent") -> Settings:
     """The settings that the command line and the environment give."""
-    from agent.settings import resolve
+    from agent.options.settings import resolve
 
     return resolve(given, os.environ, entry)
 
@@ -144,6 +144,6 @@ def emit(
     if output == "table":
         click.echo(without_userinfo(text()))
     else:
-        from agent.render import document
+        from agent.cli.render import document
 
         click.echo(document(kind, data(), output))

@@ -24,9 +24,10 @@ class Generate(Command):
 
     def options(self) -> list[click.Option]:
         """Its own, then those of all commands."""
-        from agent.cdi_options import GENERATE, GENERATE_ENV, GENERATE_SHOWN
-        from agent.data import replace
-        from agent.options import OPTIONS
+        from dataclasses import replace
+
+        from agent.options.cdi import GENERATE, GENERATE_ENV, GENERATE_SHOWN
+        from agent.options.table import OPTIONS
 
         own = {name: (variable,) for name, variable in GENERATE_ENV.items()}
         every = (replace(one, env=(*own.get(one.name, ()), *one.env)) for one in OPTIONS)
@@ -40,9 +41,9 @@ class Generate(Command):
 def generate(**given: str | None) -> None:
     """Print a CDI spec, or write it to a file. Needs no runtime; nvidia.com/gpu loads the driver's
     NVML. Options are those of `nvidia-ctk cdi generate`, with its environment."""
-    from agent.cdi import output
-    from agent.cdi.generate import text
-    from agent.cdi.request import request, with_environment
+    from agent.cdi.make import output
+    from agent.cdi.make.generate import text
+    from agent.cdi.make.request import request, with_environment
     from agent.host.paths import open_host_root
 
     asked = request(given, os.environ)
@@ -65,12 +66,12 @@ def generate(**given: str | None) -> None:
 @output_option
 def list_devices(output: str, **given: str | None) -> None:
     """List every device of every spec on the node, and whether a container can have it."""
-    from agent import render_cdi
-    from agent.engine.inventory import inventory
+    from agent.cli import render_cdi
     from agent.host.paths import open_host_root
+    from agent.plan import spec_report
 
     settings = settings_of(given)
-    found = inventory(settings, open_host_root(settings.host_root))
+    found = spec_report.inventory(settings, open_host_root(settings.host_root))
     emit(
         output, lambda: render_cdi.list_text(found), "CDIDevices",
         lambda: render_cdi.list_data(found),
@@ -85,13 +86,15 @@ def validate(files: tuple[str, ...], output: str, **given: str | None) -> None:
 
     `-` is standard input. Exit code 1 where there is anything to tell.
     """
-    from agent import render_cdi
-    from agent.engine import inventory
+    from agent.cli import render_cdi
     from agent.host.paths import open_host_root
+    from agent.plan import spec_report
 
     settings = settings_of(given)
     host = open_host_root(settings.host_root)
-    found = inventory.given(settings, host, files) if files else inventory.inventory(settings, host)
+    found = (
+        spec_report.given(settings, host, files) if files else spec_report.inventory(settings, host)
+    )
     emit(
         output, lambda: render_cdi.findings_text(found), "CDIFindings",
         lambda: render_cdi.findings_data(found),

@@ -7,18 +7,18 @@ waits for the right things; and its last line in the log says how the node is.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, replace
 
-from agent.daemon.ended import ended, refused
+from agent.daemon.repeated_causes import FAILED, Told
+from agent.daemon.summary import ended, refused
 from agent.daemon.supervisor import ASIDE, NOT_YET
-from agent.daemon.told import FAILED, Told
-from agent.data import dataclass, replace
-from agent.engine import aside, spread
-from agent.engine.context import Context
-from agent.engine.converge import PENDING, converge, tell
-from agent.engine.guard import Deadly
-from agent.engine.propose import Proposal
-from agent.engine.watch import watched
 from agent.errors import AgentError, PutOff, StoodAside
+from agent.plan.context import Context
+from agent.plan.propose import Proposal
+from agent.plan.watch import watched
+from agent.runtimes.containerd.deadly_specs import Deadly
+from agent.transaction import restart_spread, stand_aside
+from agent.transaction.converge import PENDING, converge, tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +45,13 @@ def work(ctx: Context, inherited: Inherited) -> int:
     name = settings.node_name or os.uname().nodename
     ctx = replace(
         ctx, lock_fd=inherited.lock, log=told.log, ask_again=inherited.afresh,
-        restart_after=inherited.since + spread.part(name, settings.restart_spread),
+        restart_after=inherited.since + restart_spread.part(name, settings.restart_spread),
         barrier=inherited.barrier, proposed=proposals.append,
     )  # fmt: skip
     node, spec, code, reason = None, None, 0, ""
     entries: tuple[str, ...] = ()
     try:
-        aside.stand(ctx, inherited.lock, os.getppid())
+        stand_aside.stand(ctx, inherited.lock, os.getppid())
         outcome = converge(ctx)
         node, spec = outcome.proposal.node, outcome.proposal.spec
         if outcome.pending:

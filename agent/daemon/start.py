@@ -16,10 +16,10 @@ from typing import NoReturn
 
 from agent import status
 from agent.daemon import supervisor
-from agent.engine import aside
-from agent.engine.context import Context
 from agent.errors import Refused, reason
 from agent.host import lock, pidfile, trusted
+from agent.plan.context import Context
+from agent.transaction import stand_aside
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -37,7 +37,7 @@ def become_supervisor(ctx: Context, options: Sequence[str]) -> NoReturn:
     ctx.store.create()
     fd = lock.take(ctx.store.path("lock"))
     os.set_inheritable(fd, True)
-    aside.forget(ctx)
+    stand_aside.forget(ctx)
     _not_ready_yet(ctx)
     said = os.memfd_create("said", 0)  # see told.py
     os.set_inheritable(said, True)
@@ -57,7 +57,7 @@ def become_supervisor(ctx: Context, options: Sequence[str]) -> NoReturn:
     program = [sys.executable, "-I", "-S", supervisor.__file__]
     published = [ctx.publisher.path(name) for name in (status.READY, status.TWIN)]
     words = [str(ctx.settings.interval), str(deadline), held]
-    words += [ctx.settings.ready_file or "", ctx.store.path(aside.REQUEST), *published]
+    words += [ctx.settings.ready_file or "", ctx.store.path(stand_aside.REQUEST), *published]
     os.execve(  # noqa: S606 - there is no shell in it
         sys.executable, [*program, *words, *child], os.environ
     )

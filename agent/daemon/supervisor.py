@@ -10,10 +10,10 @@ the signals:
 
 PIDFILE is `DESCRIPTOR:PATH` of a pid file that goes with this process, or empty; READYFILE is a
 path (see Readiness), or empty. ASIDE is where a `revert` asks for the lock (see
-agent/engine/aside.py), which a child releases, for ever if it ends with that code. READY and TWIN
-are the status files, in the order in which they are withdrawn. ARGV is the child's command line, to
-which `--watch-fd`, `--afresh` and `--barrier` are added. Through the descriptor the child gives,
-with a NUL after each: why the node is not right ("" where it is), and what is to be watched.
+`agent.transaction.stand_aside`), which a child releases, for ever if it ends with that code. READY
+and TWIN are the status files, in the order in which they are withdrawn. ARGV is the child's command
+line, to which `--watch-fd`, `--afresh` and `--barrier` are added. Through the descriptor the child
+gives, with a NUL after each: why the node is not right ("" where it is), and what is to be watched.
 """
 
 import errno

@@ -18,13 +18,13 @@ import hashlib
 import os
 import stat
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from io import FileIO
 
-from agent import budget
-from agent.budget import Budget
-from agent.data import dataclass
 from agent.errors import Refused, reason
-from agent.host import safe
+from agent.host import budget, safe
+from agent.host.budget import Budget
+from agent.host.paths import HostPath
 from agent.host.temporary import base_of, name_for
 
 LIMIT = budget.TOML.size  # bytes; a configuration file larger than this is refused
@@ -49,6 +49,17 @@ class FileState:
     @property
     def digest(self) -> str:
         return digest(self.data)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One file: what it is and what it becomes, None where it is not there. `outside`: a directory
+    for what may not lie beside it, where its own is read whole, whatever the names in it."""
+
+    path: HostPath
+    before: FileState | None
+    after: FileState | None
+    outside: HostPath | None = None
 
 
 def new_state(data: bytes = b"", mode: int = 0o644) -> FileState:

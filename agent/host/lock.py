@@ -52,8 +52,8 @@ def held(path: str, inherited: int | None = None) -> Iterator[None]:
     """Hold the lock at an agent path. Raises Locked where another process has it, Refused.
 
     `inherited`: the descriptor of a parent that holds it for us, or held it until it stood aside
-    (see `agent.engine.aside`): it is held again then, by the parent too. It is of no use where
-    somebody removed the file since: another one would lock the new file beside us.
+    (see `agent.transaction.stand_aside`): it is held again then, by the parent too. It is of no use
+    where somebody removed the file since: another one would lock the new file beside us.
     """
     if inherited is not None and same(path, inherited):
         _lock(path, inherited)

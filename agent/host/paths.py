@@ -20,10 +20,10 @@ import os
 import re
 import stat
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-from agent import budget
-from agent.data import dataclass
 from agent.errors import Refused, UsageError, reason
+from agent.host import budget
 
 MAX_LINKS = 40  # as the kernel
 _PATH_MAX = 4096  # as the kernel

@@ -17,11 +17,10 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from agent import budget
-from agent.data import dataclass
 from agent.errors import Refused, reason
-from agent.host import files, safe, trust
+from agent.host import budget, files, safe, trust
 from agent.host.files import FileState
 from agent.host.paths import MAGIC, MAX_LINKS, HostPath, HostRoot, refuse_odd
 

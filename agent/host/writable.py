@@ -13,8 +13,7 @@ import os
 import stat
 import struct
 from collections.abc import Collection, Iterable
-
-from agent.data import dataclass
+from dataclasses import dataclass
 
 _GETFLAGS = 0x80086601  # FS_IOC_GETFLAGS of <linux/fs.h>, 64 bits
 _IMMUTABLE, _APPEND = 0x10, 0x20

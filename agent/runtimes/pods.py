@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from agent.tomledit import Data, get
+from agent.toml.edit import Data, get
 
 _HANDLER = "io.kubernetes.cri-o.RuntimeHandler"
 _VISIBLE = "NVIDIA_VISIBLE_DEVICES="

@@ -7,10 +7,10 @@ api/config/v1/config.go) is written out, so that the file says all that holds.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from agent import tomlwrite
-from agent.data import dataclass
+from agent.toml import write
 
 _HEAD = "# Written by toolkit-agent, which overwrites it.\n"
 _CAPABILITIES = "compat32,compute,display,graphics,ngx,utility,video"
@@ -43,7 +43,7 @@ class Config:
 
 def render(config: Config) -> bytes:
     """The file."""
-    return (_HEAD + tomlwrite.render(data(config))).encode()
+    return (_HEAD + write.render(data(config))).encode()
 
 
 def data(config: Config) -> dict[str, Any]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
-from agent.data import dataclass
 from agent.errors import NoToolkit, Refused, UsageError
 from agent.host import trusted
 from agent.host.paths import HostPath, HostRoot
-from agent.settings import Settings
+from agent.options.settings import Settings
 from agent.toolkit import programs, wrapper
 
 ARTIFACTS = "/artifacts"

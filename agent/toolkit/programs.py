@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import dataclass
 
 from agent.errors import Refused
 from agent.host import trusted
 from agent.host.paths import HostPath, HostRoot
-from agent.settings import Settings
+from agent.options.settings import Settings
 
 RUNTIME = "nvidia-container-runtime"
 RUNTIMES = (RUNTIME, f"{RUNTIME}.cdi", f"{RUNTIME}.legacy")
@@ -23,6 +24,14 @@ WRAPPED = (*RUNTIMES, RUNTIME_HOOK, CLI, CTK)
 DIRECTORIES = (
     "/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin",
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    """A handler's name and its binary on the host."""
+
+    handler: str
+    path: str
 
 
 def directory(settings: Settings, host: HostRoot) -> HostPath:

@@ -12,13 +12,13 @@ import os
 import re
 import stat
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from agent import budget, tomledit
-from agent.data import dataclass, field
 from agent.errors import Refused, reason
-from agent.host import files, trust
-from agent.tomledit import get
+from agent.host import budget, files, trust
+from agent.toml import edit as tomledit
+from agent.toml.edit import get
 from agent.toolkit import programs, wrapper
 from agent.toolkit.origin import Origin
 from agent.toolkit.wrapper import Wrapper

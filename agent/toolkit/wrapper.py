@@ -7,8 +7,7 @@ become the program that it wraps, with the same arguments.
 from __future__ import annotations
 
 import shlex
-
-from agent.data import dataclass
+from dataclasses import dataclass
 
 HEAD = b"#!/bin/sh\n# Written by toolkit-agent, which overwrites it.\n"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

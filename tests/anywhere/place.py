@@ -141,7 +141,7 @@ def gpu(place: Place) -> None:
 
 def environment(place: Place) -> None:
     """Variables that the program, Python, shells, git and others read."""
-    from agent.options import OPTIONS
+    from agent.options.table import OPTIONS
 
     place.environment.update({name: "somebody's" for option in OPTIONS for name in option.env})
     checkout = place.folder / "checkout"

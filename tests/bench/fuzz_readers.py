@@ -18,23 +18,30 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from agent import budget, status, tomledit
+from agent import status
 from agent._cri import api_pb2
-from agent.cdi import csv, elf, emit, foreign, installed, inventory, kernel, ldcache, read
-from agent.engine import handlers, kinds
-from agent.engine import node as nodes
-from agent.engine.crio import hook
-from agent.engine.state import Store
-from agent.engine.wanted import Wanted
+from agent.cdi import emit
+from agent.cdi.driver import elf, gpus, kernel, ldcache
+from agent.cdi.make import csv
+from agent.cdi.specs import foreign, installed, read
+from agent.cri import client as cri
+from agent.cri import process, protobuf
 from agent.errors import AgentError, Refused, Unreachable
-from agent.host import paths
+from agent.host import budget, paths
 from agent.host.paths import HostPath, HostRoot
-from agent.observe import cri, crio_http, crio_process, process, program_log, protobuf, systemctl
-from agent.observe.bus import Bus, BusError, NoBus
-from agent.runtimes import containerd, crio, faults, merge, pods
-from agent.runtimes.containerd import ConfigFile
-from agent.runtimes.generations import GENERATIONS
-from agent.toolkit import devices, tree
+from agent.runtimes import config_file, kinds, pods, program_log
+from agent.runtimes import node as nodes
+from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.containerd import faults, handlers, merge
+from agent.runtimes.containerd.generations import GENERATIONS
+from agent.runtimes.crio import command_line, config_request, hook
+from agent.runtimes.crio import merge as crio
+from agent.runtimes.desired import Wanted
+from agent.state.store import Store
+from agent.systemd import systemctl
+from agent.systemd.bus import Bus, BusError, NoBus
+from agent.toml import edit as tomledit
+from agent.toolkit import device_nodes, tree
 from tests.bench.fuzz import Reader
 from tests.unit.ld_cache import make_cache
 
@@ -235,7 +242,7 @@ def _config(data: bytes) -> ConfigFile:
 
 def _read_containerd(data: bytes) -> None:
     file = _config(data)
-    containerd.check_shape(file)
+    config_file.check_shape(file)
     for gen in GENERATIONS:
         with suppress(AgentError):
             merge.effective(gen, (file,))
@@ -243,7 +250,9 @@ def _read_containerd(data: bytes) -> None:
             faults.disabled(gen, (file,))
             faults.hidden(gen, (file,))
             for pattern in file.data.get("imports", []):
-                containerd.matches(containerd.import_pattern(gen, file.name, pattern) or "", "/x/y")
+                config_file.matches(
+                    config_file.import_pattern(gen, file.name, pattern) or "", "/x/y"
+                )
 
 
 def _read_crio(data: bytes) -> None:
@@ -291,9 +300,9 @@ def _read_proc(data: bytes) -> None:
         if found is not None:
             process.is_kind(found, "containerd")
             variables = process.environment(found)
-            crio_process.parse(found.command, variables or {})
+            command_line.parse(found.command, variables or {})
             pods.monitored(found.command)
-    devices.control_nodes(data.decode("ascii", "replace"))
+    device_nodes.control_nodes(data.decode("ascii", "replace"))
     for line in data.decode("utf-8", "surrogateescape").splitlines():
         kernel._information(str(_file("information", line.encode("utf-8", "surrogateescape"))))
         break
@@ -391,7 +400,7 @@ def _read_http(data: bytes) -> object:
         listener.listen()
         _LISTENERS[os.getpid()] = listener
     with _said(data, _LISTENERS[os.getpid()]):
-        found = crio_http.effective_config(str(path), 4.0)
+        found = config_request.effective_config(str(path), 4.0)
     _read_answer(cri.Answer("cri-o", "1.30.0", True, None, ("nvidia",), found))
     return found
 
@@ -479,5 +488,5 @@ READERS = (
         "version": "1.0.0", "hook": {"path": "/usr/bin/x", "args": ["a"]},
         "when": {"always": True, "commands": [".*"]}, "stages": ["prestart"]}).encode()],
         (), json_changed),
-    Reader("nvml", inventory._parsed, [_NVML], (), json_changed),
+    Reader("nvml", gpus._parsed, [_NVML], (), json_changed),
 )  # fmt: skip

@@ -50,7 +50,7 @@ _DECISION = (
         ("tests/unit/test_decide.py",),
     ),
     Mutant(
-        "refused-cdi-tried-again", "decide", "agent/engine/propose.py",
+        "refused-cdi-tried-again", "decide", "agent/plan/propose.py",
         "allowed = allowed and memory.cdi_refused != loaded(runtime, node.files)",
         "allowed = bool(allowed)",
         ("tests/cli/test_restart.py::test_native_cdi_that_cannot_be_switched_on",),
@@ -59,25 +59,25 @@ _DECISION = (
 
 _EDITS = (
     Mutant(
-        "comments-lost", "edits", "agent/tomledit.py",
+        "comments-lost", "edits", "agent/toml/edit.py",
         "if right and not before - _comments(proposal) - _comments_behind(text, op, data):",
         "if right:",
         ("tests/unit/test_tomledit.py",),
     ),
     Mutant(
-        "true-is-one", "edits", "agent/tomledit.py",
+        "true-is-one", "edits", "agent/toml/edit.py",
         "return bool(one == other) and repr(one) == repr(_reorder(other, one))",
         "return bool(one == other)",
         ("tests/unit/test_tomledit.py",),
     ),
     Mutant(
-        "line-ends-mixed", "edits", "agent/tomlspell.py",
+        "line-ends-mixed", "edits", "agent/toml/spell.py",
         'newline = "\\r\\n" if near > 0 and text[near - 1] == "\\r" else "\\n"\n    block',
         'newline = "\\n"\n    block',
         ("tests/unit/test_tomledit.py",),
     ),
     Mutant(
-        "commas-of-inner-lists", "edits", "agent/tomlscan.py",
+        "commas-of-inner-lists", "edits", "agent/toml/scan.py",
         'if word == "," and depth == 1:',
         'if word == ",":',
         ("tests/unit/test_tomledit_properties.py",),
@@ -86,25 +86,25 @@ _EDITS = (
 
 _MERGE = (
     Mutant(
-        "first-version-counts", "merge", "agent/runtimes/merge.py",
+        "first-version-counts", "merge", "agent/runtimes/containerd/merge.py",
         "return min(named[-1], gen.highest)",
         "return min(named[0], gen.highest)",
         ("tests/unit/test_containerd_merge.py",),
     ),
     Mutant(
-        "old-name-wins", "merge", "agent/runtimes/merge.py",
+        "old-name-wins", "merge", "agent/runtimes/containerd/merge.py",
         "result = {**old, **new}",
         "result = {**new, **old}",
         ("tests/unit/test_containerd_merge.py",),
     ),
     Mutant(
-        "built-in-runc-forgotten", "merge", "agent/engine/overlay.py",
+        "built-in-runc-forgotten", "merge", "agent/runtimes/containerd/overlay.py",
         'ops.append(Set((*section, *RUNTIMES, "runc"), gen.runc))',
         "pass",
         ("tests/unit/test_plan.py",),
     ),
     Mutant(
-        "import-without-wildcard", "merge", "agent/engine/overlay.py",
+        "import-without-wildcard", "merge", "agent/runtimes/containerd/overlay.py",
         'return f"{stem}*{suffix}"',
         'return f"{stem}{suffix}"',
         ("tests/unit/test_plan.py",),
@@ -131,31 +131,31 @@ _TRANSACTION = (
         ("tests/unit/test_files.py",),
     ),
     Mutant(
-        "temporary-name-is-read", "transaction", "agent/engine/state.py",
+        "temporary-name-is-read", "transaction", "agent/state/store.py",
         'f".{name}.toolkit-agent-{what}~"',
         'f"{what}-{name}"',
         ("tests/unit/test_transaction.py",),
     ),
     Mutant(
-        "edit-meanwhile-overwritten", "transaction", "agent/engine/transaction.py",
+        "edit-meanwhile-overwritten", "transaction", "agent/transaction/file_changes.py",
         "if digest_of(entry.agent, entry.host) != entry.before:",
         "if digest_of(entry.agent, entry.host) is None and entry.before is not None:",
         ("tests/unit/test_transaction.py",),
     ),
     Mutant(
-        "journal-closed-too-early", "transaction", "agent/engine/change.py",
+        "journal-closed-too-early", "transaction", "agent/transaction/change.py",
         "    ctx.store.remember(memory)\n    close(ctx, journal)\n",
         "    close(ctx, journal)\n    ctx.store.remember(memory)\n",
         ("tests/unit/test_transaction.py",),
     ),
     Mutant(
-        "stage-not-told", "transaction", "agent/engine/change.py",
+        "stage-not-told", "transaction", "agent/transaction/change.py",
         '        journal = ctx.store.advance(journal, "restarted")\n',
         "",
         ("tests/unit/test_transaction.py",),
     ),
     Mutant(
-        "failure-not-remembered", "transaction", "agent/engine/converge.py",
+        "failure-not-remembered", "transaction", "agent/transaction/converge.py",
         "change.tidy(ctx, lambda: ctx.store.remember_failure(request.fingerprint, failed))",
         'ctx.log("failed", reason=failed)',
         ("tests/cli/test_restart.py::test_runtime_that_dies_on_the_new_configuration",),
@@ -164,19 +164,19 @@ _TRANSACTION = (
 
 _PROOF = (
     Mutant(
-        "one-answer-is-enough", "proof", "agent/engine/proof.py",
+        "one-answer-is-enough", "proof", "agent/runtimes/proof.py",
         "_ANSWERS = 3",
         "_ANSWERS = 1",
         ("tests/unit/test_proof.py",),
     ),
     Mutant(
-        "answer-of-another-process", "proof", "agent/engine/proof.py",
+        "answer-of-another-process", "proof", "agent/runtimes/proof.py",
         "return (before, answer) if probe.identity() == before else (None, None)",
         "return before, answer",
         ("tests/unit/test_proof.py",),
     ),
     Mutant(
-        "old-process-proves-itself", "proof", "agent/engine/change.py",
+        "old-process-proves-itself", "proof", "agent/transaction/change.py",
         "    old = journal.process if journal.boot_id == ctx.boot_id else None\n"
         "    return _prove(ctx, journal, old, wanted)",
         "    return _prove(ctx, journal, None, wanted)",
@@ -186,80 +186,80 @@ _PROOF = (
 
 _UNDO = (
     Mutant(
-        "foreign-edit-undone", "undo", "agent/engine/transaction.py",
+        "foreign-edit-undone", "undo", "agent/transaction/file_changes.py",
         "    elif now != entry.after:\n        return False\n",
         "",
         ("tests/unit/test_transaction.py",),
     ),
     Mutant(
-        "edit-between-two-changes-forgotten", "undo", "agent/engine/ownership.py",
+        "edit-between-two-changes-forgotten", "undo", "agent/runtimes/key_ownership.py",
         "alone = not original.edited or (",
         "alone = True or (",
         ("tests/cli/test_revert.py::test_foreign_edit_between_two_applies",),
     ),
     Mutant(
-        "unwritable-file-found-too-late", "undo", "agent/engine/obstacles.py",
+        "unwritable-file-found-too-late", "undo", "agent/plan/obstacles.py",
         "demands = [*_configuration(changes)]",
         "demands = []",
         ("tests/cli/test_refusals.py::test_refusal_touches_nothing",),
     ),
     Mutant(
-        "file-imported-by-name-removed", "undo", "agent/engine/undoing.py",
+        "file-imported-by-name-removed", "undo", "agent/transaction/original_files.py",
         "if item.after is None and _imported_by_name(ctx, node, item.path, overlay):",
         "if item.before is None and _imported_by_name(ctx, node, item.path, overlay):",
         ("tests/cli/test_revert.py::test_literal_import_of_our_drop_in",),
     ),
     Mutant(
-        "dead-pods-count", "revert", "agent/engine/pod_guard.py",
+        "dead-pods-count", "revert", "agent/plan/pod_guard.py",
         "ready = [_with_handler(node, ask, pod) for pod in ask.sandboxes() if pod.ready]\n"
         "        return names",
         "ready = [_with_handler(node, ask, pod) for pod in ask.sandboxes()]\n        return names",
         ("tests/cli/test_revert.py::test_pods_that_use_a_handler",),
     ),
     Mutant(
-        "pods-of-the-default-forgotten", "revert", "agent/engine/pod_guard.py",
+        "pods-of-the-default-forgotten", "revert", "agent/plan/pod_guard.py",
         'ours |= {""} if now.default else set()',
         "",
         ("tests/cli/test_running_pods.py",),
     ),
     Mutant(
-        "handlers-of-crio-by-its-lists", "revert", "agent/engine/pod_guard.py",
+        "handlers-of-crio-by-its-lists", "revert", "agent/plan/pod_guard.py",
         "handler = words.handler(ask.sandbox_info(pod.id))",
         "handler = pod.handler",
         ("tests/cli/test_crio.py::test_handlers_of_running_pods_stay",),
     ),
     Mutant(
-        "default-kept-for-ever", "revert", "agent/engine/pod_guard.py",
+        "default-kept-for-ever", "revert", "agent/plan/pod_guard.py",
         "ready = {pod.id: pod for pod in ask.sandboxes() if counts(pod)}",
         "ready = {pod.id: pod for pod in ask.sandboxes()}",
         ("tests/cli/test_running_pods.py",),
     ),
     Mutant(
-        "ready-after-revert", "revert", "agent/engine/revert.py",
+        "ready-after-revert", "revert", "agent/transaction/revert.py",
         "ctx.publisher.withdraw()  # first: whatever becomes of the rest, nothing is ready",
         "pass",
         ("tests/cli/test_revert.py::test_files_that_somebody_put_back",),
     ),
     Mutant(
-        "reboot-not-noticed", "recover", "agent/engine/recover.py",
+        "reboot-not-noticed", "recover", "agent/transaction/recover.py",
         "    if journal.boot_id != ctx.boot_id:\n        return True\n",
         "",
         ("tests/unit/test_transaction.py",),
     ),
     Mutant(
-        "ready-after-a-reboot", "recover", "agent/engine/change.py",
+        "ready-after-a-reboot", "recover", "agent/transaction/change.py",
         "    saved = saved if journal.boot_id == ctx.boot_id else Saved()\n",
         "",
         ("tests/unit/test_transaction.py",),
     ),
     Mutant(
-        "switch-that-fired-is-passed-over", "deadman", "agent/engine/deadman.py",
+        "switch-that-fired-is-passed-over", "deadman", "agent/transaction/host_timer.py",
         "    if has_fired(ctx, journal):\n        raise NotProven(FIRED)\n",
         "",
         ("tests/unit/test_deadman.py",),
     ),
     Mutant(
-        "switch-stays-armed", "deadman", "agent/engine/deadman.py",
+        "switch-stays-armed", "deadman", "agent/transaction/host_timer.py",
         "for path in (_guard(ctx, journal), _fired(ctx, journal)):",
         "for path in (_fired(ctx, journal),):",
         ("tests/unit/test_deadman.py",),
@@ -268,25 +268,25 @@ _UNDO = (
 
 _SPECS = (
     Mutant(
-        "version-too-low", "specs", "agent/cdi/rules.py",
+        "version-too-low", "specs", "agent/cdi/specs/rules.py",
         'if device.get("name", "")[:1].isdigit():',
         'if device.get("name", "").isdigit():',
         ("tests/unit/test_cdi_specs.py", "tests/unit/test_cdi_check.py"),
     ),
     Mutant(
-        "link-of-the-driver-as-spelled", "specs", "agent/cdi/root.py",
+        "link-of-the-driver-as-spelled", "specs", "agent/cdi/driver/root.py",
         "return spelled if there else real",
         "return spelled",
         ("tests/unit/test_cdi_management.py", "tests/unit/test_cdi_debian.py"),
     ),
     Mutant(
-        "excluded-gpus-counted", "specs", "agent/cdi/kernel.py",
+        "excluded-gpus-counted", "specs", "agent/cdi/driver/kernel.py",
         'there = [info for info in infos if info.get("GPU Excluded", "No") != "Yes"]',
         "there = infos",
         ("tests/unit/test_cdi_gpu_without_nvml.py",),
     ),
     Mutant(
-        "ready-without-a-driver", "specs", "agent/engine/specs.py",
+        "ready-without-a-driver", "specs", "agent/cdi/specs/own.py",
         "        return ()\n    if proposed.problem is not None:\n"
         "        ctx.publisher.withdraw()\n",
         "        return ()\n",
@@ -296,13 +296,13 @@ _SPECS = (
         ),
     ),
     Mutant(
-        "new-nodes-not-in-the-spec", "specs", "agent/engine/converge.py",
+        "new-nodes-not-in-the-spec", "specs", "agent/transaction/converge.py",
         "if nodes:  # they belong into the spec",
         "if nodes and refused_cdi:",
         ("tests/cli/test_device_nodes.py::test_nodes_are_in_the_spec",),
     ),
     Mutant(
-        "deadly-spec-passed-over", "specs", "agent/engine/propose.py",
+        "deadly-spec-passed-over", "specs", "agent/plan/propose.py",
         "blocked = (deadly if restart else None) or used",
         "blocked = used",
         ("tests/cli/test_foreign.py::test_restart_is_refused",),
@@ -330,13 +330,13 @@ _TOOLKIT = (
         ("tests/cli/test_revert_toolkit.py::test_somebody_else_s_directory_comes_back",),
     ),
     Mutant(
-        "interrupted-install-left", "toolkit", "agent/engine/install.py",
+        "interrupted-install-left", "toolkit", "agent/toolkit/install.py",
         "        place.tidy(directory.agent)\n",
         "",
         ("tests/cli/test_kill.py::test_killed_around_the_exchange",),
     ),
     Mutant(
-        "installed-files-not-watched", "toolkit", "agent/engine/install.py",
+        "installed-files-not-watched", "toolkit", "agent/toolkit/install.py",
         "names = (*known.names, tree.LIST) if known else ()",
         "names = (tree.LIST,) if known else ()",
         ("tests/cli/test_toolkit_run.py::test_file_of_the_toolkit",),
@@ -363,25 +363,25 @@ _STATUS = (
         ("tests/unit/test_status_reader.py",),
     ),
     Mutant(
-        "ready-during-the-change", "status", "agent/engine/change.py",
+        "ready-during-the-change", "status", "agent/transaction/change.py",
         "        if request.restart is not None:\n            ctx.publisher.withdraw()\n",
         "",
         ("tests/unit/test_transaction.py",),
     ),
     Mutant(
-        "barrier-of-the-validator-lost", "status", "agent/engine/converge.py",
+        "barrier-of-the-validator-lost", "status", "agent/transaction/converge.py",
         "barrier=barrier or done.barrier)",
         "barrier=barrier)",
         ("tests/operator/test_containerd.py::test_validator_and_restarts",),
     ),
     Mutant(
-        "ready-before-the-restart", "status", "agent/engine/converge.py",
+        "ready-before-the-restart", "status", "agent/transaction/converge.py",
         "    if outcome.pending:\n        ctx.publisher.withdraw()\n",
         "    if outcome.pending:\n",
         ("tests/cli/test_restart.py::test_restart_is_somebody_elses",),
     ),
     Mutant(
-        "ready-without-a-toolkit", "status", "agent/engine/converge.py",
+        "ready-without-a-toolkit", "status", "agent/transaction/converge.py",
         "if isinstance(error, Unreachable | NoToolkit):",
         "if isinstance(error, Unreachable):",
         ("tests/cli/test_run.py::test_not_ready_while_the_toolkit_is_gone",),
@@ -402,7 +402,7 @@ _SUPERVISOR = (
         ("tests/unit/test_child.py",),
     ),
     Mutant(
-        "barrier-not-watched", "supervisor", "agent/engine/watch.py",
+        "barrier-not-watched", "supervisor", "agent/plan/watch.py",
         "for name in (status.READY, status.TWIN):",
         "for name in (status.TWIN,):",
         ("tests/operator/test_containerd.py::test_validator_and_restarts",),
@@ -418,13 +418,13 @@ _SUPERVISOR = (
 
 _RUNTIME = (
     Mutant(
-        "reused-pid-gets-the-signal", "restart", "agent/engine/restart.py",
+        "reused-pid-gets-the-signal", "restart", "agent/runtimes/restart.py",
         "if start_time(process.pid) == process.start:",
         "if start_time(process.pid) is not None:",
         ("tests/unit/test_restart.py",),
     ),
     Mutant(
-        "second-runtime-started", "restart", "agent/engine/restart.py",
+        "second-runtime-started", "restart", "agent/runtimes/restart.py",
         'elif not ours and unit.active != "active":',
         'elif ours and unit.active != "active":',
         ("tests/unit/test_restart.py",),
@@ -436,13 +436,13 @@ _RUNTIME = (
         ("tests/unit/test_lock.py",),
     ),
     Mutant(
-        "cri-not-served-is-waited-for", "cri", "agent/observe/cri.py",
+        "cri-not-served-is-waited-for", "cri", "agent/cri/client.py",
         "if code is grpc.StatusCode.UNIMPLEMENTED:",
         "if code is grpc.StatusCode.UNKNOWN:",
         ("tests/unit/test_cri.py",),
     ),
     Mutant(
-        "large-answer-refused", "cri", "agent/observe/cri.py",
+        "large-answer-refused", "cri", "agent/cri/client.py",
         '        ("grpc.max_receive_message_length", limits.size),\n',
         "",
         ("tests/unit/test_cri.py",),

@@ -131,7 +131,7 @@ def scripted_node() -> Iterator[Bench]:
 
 def first_answer_to_ready(bench: Bench) -> float:
     """Seconds from the first answer of the restarted runtime to `toolkit-ready`."""
-    from agent.observe import process
+    from agent.cri import process
     from tests.conformance import cri
 
     old = process.peer(str(bench.reachable), "the runtime")

@@ -20,7 +20,7 @@ MIRRORS = 1000
 
 def refusals(count: int) -> None:
     """Edit that many documents and print what came of it."""
-    from agent import tomledit
+    from agent.toml import edit as tomledit
     from tests.unit.test_tomledit_properties import attempt, check
     from tests.unit.toml_documents import document, operations
 
@@ -85,8 +85,8 @@ def times() -> None:
     """Print what reading and editing a big file costs."""
     import tomlkit
 
-    from agent import tomledit
-    from agent.tomledit import Append, Op, Set
+    from agent.toml import edit as tomledit
+    from agent.toml.edit import Append, Op, Set
 
     text = mirrors()
     section = ("plugins", "io.containerd.grpc.v1.cri")

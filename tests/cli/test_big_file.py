@@ -8,7 +8,7 @@ from tests.cli.node import CliNode
 from tests.conformance import checks
 from tests.double.sample import SECTIONS, handler
 
-_EDITING = ("tomlkit", "agent.tomlscan", "agent.tomlspell")
+_EDITING = ("tomlkit", "agent.toml.scan", "agent.toml.spell")
 
 
 def imported(log: str) -> set[str]:
@@ -27,6 +27,6 @@ def test_apply_that_changes_nothing_loads_no_editor(tmp_path: Path) -> None:
         before = node.config.read_bytes()
         second = node.agent("apply", env={"PYTHONPROFILEIMPORTTIME": "1"})
         checks.done(second)
-        assert "agent.tomledit" in imported(second.stderr)
+        assert "agent.toml.edit" in imported(second.stderr)
         assert imported(second.stderr).isdisjoint(_EDITING)
         assert node.config.read_bytes() == before

@@ -165,7 +165,7 @@ def test_loads_no_grpc_where_nobody_is_asked(root: Path, words: list[str]) -> No
         text=True, timeout=60, check=False,
     )  # fmt: skip
     loaded = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
-    assert "agent.engine.inventory" in loaded
+    assert "agent.plan.spec_report" in loaded
     assert loaded & {"grpc", "google.protobuf", "structlog", "asyncio"} == set()
 
 

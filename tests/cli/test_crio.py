@@ -176,7 +176,7 @@ def test_what_was_only_reloaded_is_restarted(node: CrioNode) -> None:
 def _age(pid: int | None) -> float:
     import time
 
-    from agent.observe.process import inspect, started
+    from agent.cri.process import inspect, started
 
     found = inspect(pid or 0, "/proc")
     return time.time() - started(found) if found else 0.0

@@ -7,13 +7,15 @@ import time
 
 import pytest
 
-from agent.engine import spread
+from agent.transaction import restart_spread
 from tests.cli.node import CliNode, fails, tells
 from tests.cli.test_run import published, running, settle
 from tests.conformance import checks
 
 # A name whose part of the time is near its middle.
-NAME = next(name for name in map("node-{}".format, range(99)) if 0.45 < spread.part(name, 1) < 0.55)
+NAME = next(
+    name for name in map("node-{}".format, range(99)) if 0.45 < restart_spread.part(name, 1) < 0.55
+)
 
 
 class Ready:

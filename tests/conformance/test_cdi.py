@@ -9,8 +9,8 @@ from typing import Any
 import grpc
 import pytest
 
-from agent.cdi import readers
-from agent.cdi.readers import Reader
+from agent.cdi.specs import readers
+from agent.cdi.specs.readers import Reader
 from tests.conformance.spec_cases import CASES, REFUSED, SpecCase, spec
 from tests.tools.pods import Container, PodNode, Pods
 from tests.tools.runtimes import Runtime

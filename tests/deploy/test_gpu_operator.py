@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from agent import __version__
-from agent.options import OPTIONS
-from agent.settings import resolve
+from agent.options.settings import resolve
+from agent.options.table import OPTIONS
 from tests.operator import environment as operator
 from tests.tools.runtimes import ROOT
 

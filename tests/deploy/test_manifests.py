@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 from agent.daemon.supervisor import Readiness
-from agent.engine import quiet
-from agent.options import OPTIONS
+from agent.options.table import OPTIONS
+from agent.transaction import quiet_moment
 from tests.tools.host_tools import reason, tool
 from tests.tools.runtimes import ROOT
 from tests.tools.shells import SHELLS, start
@@ -88,7 +88,7 @@ def test_agent_on_each_gpu_node_and_no_other(name: str) -> None:
     assert pod["automountServiceAccountToken"] is False
     assert "serviceAccountName" not in pod
     # Two restarts of 120 s at most and two proofs of 60 s, and a wait for a quiet moment.
-    assert pod["terminationGracePeriodSeconds"] > 2 * (120 + 60) + quiet.LIMIT
+    assert pod["terminationGracePeriodSeconds"] > 2 * (120 + 60) + quiet_moment.LIMIT
     (container,) = pod["containers"]
     assert "livenessProbe" not in container
     assert {"NVIDIA_VISIBLE_DEVICES": "void"}.items() <= environment(container).items()

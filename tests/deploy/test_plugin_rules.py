@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from agent import settings, status
-from agent.cdi import driver
+from agent import status
+from agent.cdi.driver import driver
 from agent.host.paths import HostRoot
+from agent.options import settings
 from tests.deploy.plugin_rules import STRATEGIES
 from tests.tools.driver import VERSION, make_driver, make_nodes, remove_driver
 from tests.tools.runtimes import ROOT

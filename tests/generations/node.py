@@ -24,19 +24,22 @@ from pathlib import Path
 from typing import Any, Self
 from unittest import mock
 
-from agent.engine import converge, guard, propose, revert, trial
-from agent.engine.context import Context
-from agent.engine.converge import Outcome
-from agent.engine.propose import Proposal
-from agent.engine.restart import Restart
-from agent.engine.state import Store
-from agent.engine.trial import Launch
+from agent.cri import client, process
+from agent.cri.process import Process
 from agent.errors import Unreachable
 from agent.host.paths import HostRoot
-from agent.observe import command, cri, process
-from agent.observe.process import Process
-from agent.settings import resolve
+from agent.options.settings import resolve
+from agent.plan import propose
+from agent.plan.context import Context
+from agent.plan.propose import Proposal
+from agent.runtimes import command, trial
+from agent.runtimes.containerd import deadly_specs
+from agent.runtimes.restart import Restart
+from agent.runtimes.trial import Launch
+from agent.state.store import Store
 from agent.status import Publisher
+from agent.transaction import converge, revert
+from agent.transaction.converge import Outcome
 from tests.conformance.cri import Answer
 from tests.conformance.shapes import Shape
 from tests.conformance.trees import Tree, snapshot
@@ -49,10 +52,10 @@ from tests.double.status import config_info, why_dead
 class _NoPods:
     """What a runtime without pods answers."""
 
-    def sandboxes(self) -> tuple[cri.Sandbox, ...]:
+    def sandboxes(self) -> tuple[client.Sandbox, ...]:
         return ()
 
-    def containers(self) -> tuple[cri.Container, ...]:
+    def containers(self) -> tuple[client.Container, ...]:
         return ()
 
 
@@ -118,10 +121,10 @@ class ModelNode:
         replaced: tuple[tuple[object, str, Callable[..., object]], ...] = (
             (process, "find", lambda *_: self._process()),
             (process, "peer", lambda *_: self._process().pid),
-            (cri, "ask", lambda *_, **__: self._answer()),
-            (cri, "pod_questions", lambda *_, **__: contextlib.nullcontext(_NoPods())),
+            (client, "ask", lambda *_, **__: self._answer()),
+            (client, "pod_questions", lambda *_, **__: contextlib.nullcontext(_NoPods())),
             (
-                guard,
+                deadly_specs,
                 "deadly",
                 lambda *_: None,
             ),  # it would look into this machine's spec directories
@@ -227,19 +230,19 @@ class ModelNode:
         pid = 1000 + self.starts
         return Process(pid, pid, "/usr/bin/containerd", str(self.root), None, (), "/proc")
 
-    def _answer(self) -> cri.Answer:
+    def _answer(self) -> client.Answer:
         self._process()
         if self.dead:
-            raise cri.Unimplemented(f"cannot use {self.socket}: it does not serve CRI v1; look")
+            raise client.Unimplemented(f"cannot use {self.socket}: it does not serve CRI v1; look")
         return self._said(self.config)
 
-    def _said(self, config: Table) -> cri.Answer:
+    def _said(self, config: Table) -> client.Answer:
         names = ("", *config["containerd"]["runtimes"])
         version = reported_version(self.version)
-        return cri.Answer("containerd", version, True, _copy(config), names)
+        return client.Answer("containerd", version, True, _copy(config), names)
 
     def _start_trial(
-        self, launch: Launch, problems: Callable[[cri.Answer], list[str]]
+        self, launch: Launch, problems: Callable[[client.Answer], list[str]]
     ) -> trial.Result:
         """What a start on the presented files comes to."""
         with tempfile.TemporaryDirectory() as directory:

@@ -17,8 +17,8 @@ import pytest
 
 from agent.errors import Refused
 from agent.host.paths import HostRoot
-from agent.observe import config as config_files
-from agent.runtimes import faults, generations, merge
+from agent.runtimes.containerd import faults, generations, merge
+from agent.runtimes.containerd import load as config_files
 from agent.runtimes.versions import parse_version
 from tests.conformance.effective import pruned
 from tests.double.generation import CRI_IMAGES, CRI_RUNTIME, GRPC_CRI, generation_of

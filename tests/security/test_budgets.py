@@ -18,9 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from agent import budget
 from agent._cri import api_pb2
-from agent.cdi import ldcache, read
+from agent.cdi.driver import ldcache
+from agent.cdi.specs import read
+from agent.host import budget
 from tests.cli.gpu_host import GPU, MANAGEMENT, GpuHost
 from tests.conformance import checks
 from tests.security import hostile

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from agent import budget
-from agent.cdi import foreign, installed
+from agent.cdi.specs import foreign, installed
 from agent.daemon import supervisor
 from agent.daemon.supervisor import signature
-from agent.host import files
+from agent.host import budget, files
 from agent.host.paths import HostPath, HostRoot
 
 MANY = 60_000

@@ -17,11 +17,13 @@ from typing import Any
 
 import pytest
 
-from agent import budget, tomledit, tomltext
-from agent.engine.state import Store
 from agent.errors import Refused
-from agent.observe import program_log
-from agent.runtimes.containerd import matches
+from agent.host import budget
+from agent.runtimes import program_log
+from agent.runtimes.config_file import matches
+from agent.state.store import Store
+from agent.toml import edit as tomledit
+from agent.toml import text as tomltext
 from tests.cli.node import CliNode
 from tests.conformance import checks
 from tests.double.sample import handler
@@ -188,7 +190,7 @@ def test_journal_of_other_types(name: str, node: CliNode) -> None:
 
 def test_what_is_written_can_be_read(tmp_path: Path) -> None:
     """State that would exceed the budget of its reader is refused before it is written."""
-    from agent.engine.state import Memory, Original
+    from agent.state.store import Memory, Original
 
     store = Store(str(tmp_path))
     large = Original("d", 0o644, 0, 0, "w", text="x" * (9 << 20))
@@ -246,11 +248,11 @@ def test_pattern_of_many_stars() -> None:
 def test_directories_without_end(tmp_path: Path) -> None:
     """CRI-O walks down the directory of its drop-ins; so deep nobody has one."""
     from agent.host.paths import HostRoot
-    from agent.observe import crio_files
+    from agent.runtimes.crio import load
 
     (tmp_path / ("d/" * 600)).mkdir(parents=True)
     with pytest.raises(Refused, match=r"^cannot use .*nested"):
-        crio_files.load(HostRoot("/"), "", str(tmp_path))
+        load.load(HostRoot("/"), "", str(tmp_path))
 
 
 def test_imports_without_end(node: CliNode) -> None:

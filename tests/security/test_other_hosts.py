@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from agent.cdi import csv, dxcore, generate
+from agent.cdi.driver import dxcore
+from agent.cdi.make import csv, generate
 from agent.errors import NoDriver
 from agent.host.paths import HostRoot
-from agent.settings import resolve
+from agent.options.settings import resolve
 from tests.tools import dxcore as made_dxcore
 from tests.tools.kernel import make_node
 from tests.unit import other_hosts

@@ -16,13 +16,12 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from agent import tomledit
-from agent.diffs import diff
-from agent.engine.plan import Change
+from agent.cli.diffs import diff
 from agent.errors import Refused
-from agent.host.files import FileState
+from agent.host.files import Change, FileState
 from agent.host.paths import HostPath
-from agent.tomledit import Set, Unset
+from agent.toml import edit as tomledit
+from agent.toml.edit import Set, Unset
 from tests.security.planted import SEPARATORS, leaked, piece
 
 PATH = HostPath("/host/etc/containerd/config.toml", "/etc/containerd/config.toml")

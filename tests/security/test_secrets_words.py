@@ -19,13 +19,14 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from agent import tomledit, tomlwrite
-from agent.cdi import read
+from agent.cdi.specs import read
 from agent.errors import Refused
 from agent.host.paths import HostRoot
-from agent.masking import Source, explained, masked
-from agent.observe import command
-from agent.observe.units import said
+from agent.runtimes import command
+from agent.systemd.units import said
+from agent.toml import edit as tomledit
+from agent.toml import write
+from agent.toml.masking import Source, explained, masked
 from tests.security.planted import SEPARATORS, leaked, output, piece
 from tests.tools import forked, runtimes
 from tests.tools.runtimes import ROOT
@@ -68,7 +69,7 @@ def test_dump_of_a_wrong_type(generation: str, place: str, seed: int) -> None:
     assert runtime is not None, runtimes.load().reason(generation)
     pieces, value = planted(random.Random(seed))  # noqa: S311
     data = tomledit.apply({"version": 2}, [tomledit.Set(PLACES[place], value)])
-    text = tomlwrite.render(data)
+    text = write.render(data)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "config.toml")
         path.write_text(text, encoding="utf-8")
@@ -126,7 +127,7 @@ def test_value_in_a_message(message: str, seed: int) -> None:
     spelled = [str(value), json.dumps(value), repr(value), json.dumps(str(value))]
     text = message.format(*(chance.choice(spelled) for _ in range(2)))
     data = {"plugins": {_CRI: {"x": value}}, "a": value}
-    source = Source("/etc/containerd/config.toml", tomlwrite.render(data), data)
+    source = Source("/etc/containerd/config.toml", write.render(data), data)
     for found in (
         masked(text), explained(text, [source], ["/usr/bin/containerd"]), said(text),
         explained(text, [source, source]),

@@ -18,10 +18,12 @@ from pathlib import Path
 
 import pytest
 
+from agent.cri import client as cri
 from agent.errors import Unreachable
 from agent.host.paths import HostRoot
-from agent.observe import command, cri, crio_http
-from agent.observe.bus import Bus, NoBus
+from agent.runtimes import command
+from agent.runtimes.crio import config_request
+from agent.systemd.bus import Bus, NoBus
 
 HOST = HostRoot("/")
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/toml\r\n"
@@ -79,13 +81,13 @@ def within(seconds: float) -> Iterator[None]:
 def test_configuration_that_trickles(parts: list[bytes]) -> None:
     """Ten bytes a second, of which each comes in time."""
     with trickling(parts, 0.1) as path, within(3):
-        assert crio_http.effective_config(path, timeout=1.0) is None
+        assert config_request.effective_config(path, timeout=1.0) is None
 
 
 def test_configuration_without_end() -> None:
     """A megabyte at a time."""
     with trickling([HEAD, b"\r\n", b"#" * (1 << 20)], 0.0) as path, within(5):
-        assert crio_http.effective_config(path, timeout=4.0) is None
+        assert config_request.effective_config(path, timeout=4.0) is None
 
 
 def test_cri_that_trickles() -> None:

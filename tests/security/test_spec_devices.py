@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from agent.cdi import generate, majors
-from agent.cdi.majors import Majors
+from agent.cdi.driver import majors
+from agent.cdi.driver.majors import Majors
+from agent.cdi.make import generate
 from agent.errors import NoDevices, NoDriver
 from agent.host.paths import HostRoot
-from agent.settings import resolve
+from agent.options.settings import resolve
 from tests.tools.driver import make_driver
 from tests.tools.kernel import make_kernel, make_node
 from tests.tools.nvml import FakeGpu

@@ -18,13 +18,14 @@ from typing import Any
 
 import pytest
 
-from agent.cdi import driver, generate
-from agent.cdi.driver import Places
-from agent.cdi.inventory import Answer, Library
+from agent.cdi.driver import driver
+from agent.cdi.driver.driver import Places
+from agent.cdi.driver.gpus import Answer, Library
+from agent.cdi.make import generate
 from agent.daemon.supervisor import signature
 from agent.errors import DriverDistrusted, NoDevices, NoDriver
 from agent.host.paths import HostRoot, is_below
-from agent.settings import resolve
+from agent.options.settings import resolve
 from tests.tools.beside import beside
 from tests.tools.driver import LIBRARIES, VERSION, elf, make_driver
 from tests.tools.kernel import make_kernel, make_node

@@ -21,12 +21,12 @@ import pytest
 
 from agent import status
 from agent.daemon import start
-from agent.engine.context import Context
-from agent.engine.state import Store
 from agent.errors import Refused
 from agent.host import trees, trusted
 from agent.host.paths import HostRoot
-from agent.settings import resolve
+from agent.options.settings import resolve
+from agent.plan.context import Context
+from agent.state.store import Store
 from agent.status import ERROR, READY, TWIN, Publisher
 from tests.cli.node import CliNode, fails
 from tests.conformance import checks

@@ -20,21 +20,22 @@ from pathlib import Path
 
 import pytest
 
-from agent.engine import deadman, install, specs
-from agent.engine import node as nodes
-from agent.engine.context import Context
-from agent.engine.crio import hook
-from agent.engine.deadman import CannotArm
-from agent.engine.state import Memory, Store
+from agent.cri.process import Process
 from agent.errors import NoToolkit, Refused
 from agent.host import trusted
 from agent.host.paths import HostPath, HostRoot
-from agent.observe import config
-from agent.observe.process import Process
-from agent.runtimes.generations import GENERATIONS
-from agent.settings import resolve
+from agent.options.settings import resolve
+from agent.plan import own_specs
+from agent.plan.context import Context
+from agent.runtimes import node as nodes
+from agent.runtimes.containerd import load
+from agent.runtimes.containerd.generations import GENERATIONS
+from agent.runtimes.crio import hook
+from agent.state.store import Memory, Store
 from agent.status import Publisher
-from agent.toolkit import origin, programs
+from agent.toolkit import install, origin, programs
+from agent.transaction import host_timer
+from agent.transaction.host_timer import CannotArm
 from tests.cli.installing import SourceNode
 from tests.cli.node import CliNode, Refusal, fails, refuses
 from tests.cli.test_crio import OFF
@@ -286,10 +287,10 @@ def _give(path: Path) -> None:
 def test_hook_that_specs_name(root: Path, part: str) -> None:
     """Every container with a device runs it as root."""
     ctx = _context(root)
-    assert install.cdi_hook(ctx, None) == "/usr/bin/nvidia-cdi-hook"
+    assert install.cdi_hook(ctx.settings, ctx.host, None) == "/usr/bin/nvidia-cdi-hook"
     _give(root / part)
     with pytest.raises(Refused, match=_BELONGS):
-        install.cdi_hook(ctx, None)
+        install.cdi_hook(ctx.settings, ctx.host, None)
 
 
 @pytest.mark.parametrize("part", ["usr", "usr/bin", "usr/bin/nvidia-container-runtime"])
@@ -326,12 +327,12 @@ def test_link_in_a_source_tree(root: Path) -> None:
 def test_spec_directories(root: Path, part: str) -> None:
     """The runtime reads all of them, whichever ours are written to."""
     host = HostRoot(str(root))
-    specs._refuse_writable(host, ("/etc/cdi", "/run/cdi", None))
+    own_specs._refuse_writable(host, ("/etc/cdi", "/run/cdi", None))
     _give(root / part)
     with pytest.raises(
         Refused, match=f"^cannot use the CDI directory /{part.split('/', maxsplit=1)[0]}"
     ):
-        specs._refuse_writable(host, ("/etc/cdi", "/run/cdi", None))
+        own_specs._refuse_writable(host, ("/etc/cdi", "/run/cdi", None))
 
 
 class _Hooks:
@@ -355,10 +356,10 @@ def test_hooks_directories(root: Path, part: str) -> None:
 def test_programs_of_the_switch(root: Path) -> None:
     """systemd runs them."""
     ctx = _context(root)
-    assert deadman._program(ctx, "mv") == "/usr/bin/mv"
+    assert host_timer._program(ctx, "mv") == "/usr/bin/mv"
     _give(root / "usr")
     with pytest.raises(CannotArm):
-        deadman._program(ctx, "mv")
+        host_timer._program(ctx, "mv")
 
 
 def test_host_root_below_theirs(tmp_path: Path) -> None:
@@ -367,10 +368,10 @@ def test_host_root_below_theirs(tmp_path: Path) -> None:
     (root / "etc/containerd").mkdir(parents=True)
     (root / "etc/containerd/config.toml").write_text("version = 3\n")
     host = HostRoot(str(root))
-    assert config.load_file(host, config.DEFAULT_ROOT).version == 3
+    assert load.load_file(host, load.DEFAULT_ROOT).version == 3
     _give(root.parent)
     with pytest.raises(Refused, match=f"{root.parent} {_BELONGS}"):
-        config.load_file(host, config.DEFAULT_ROOT)
+        load.load_file(host, load.DEFAULT_ROOT)
 
 
 def test_view_of_a_container(tmp_path: Path) -> None:
@@ -505,4 +506,4 @@ def test_config_in_a_race(tmp_path: Path) -> None:
         end = time.monotonic() + 2
         while time.monotonic() < end:
             with pytest.raises(Refused):
-                config.load(HOST, GENERATIONS[-1], str(root))
+                load.load(HOST, GENERATIONS[-1], str(root))

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from agent.cri import process
+from agent.cri.process import unit_of
 from agent.errors import Unreachable
 from agent.host.paths import HostRoot
-from agent.observe import process
-from agent.observe.process import unit_of
 
 USER = 1234
 OWN = f"/user.slice/user-{USER}.slice/user@{USER}.service"

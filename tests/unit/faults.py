@@ -20,8 +20,9 @@ from typing import Any, Self
 from unittest import mock
 
 from agent import status
-from agent.engine import state, transaction
 from agent.host import files, nodes, safe, trees
+from agent.state import store
+from agent.transaction import file_changes
 
 # What a kernel can refuse. `path.exists` and its like answer False for an error: no failure.
 CALLS = (
@@ -33,7 +34,7 @@ _ALLOCATING = frozenset({"write", "mkdir"})
 _CHANGING = frozenset(
     "link symlink write rename exchange unlink mkdir rmdir chmod fchmod fchown mknod".split()
 )
-_MODULES = (files, nodes, trees, state, transaction, status)
+_MODULES = (files, nodes, trees, store, file_changes, status)
 
 CODES = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EPERM)
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from agent.cdi import generate
+from agent.cdi.make import generate
 from agent.host.paths import HostRoot
-from agent.settings import resolve
+from agent.options.settings import resolve
 from agent.toolkit import programs
 from tests.tools.driver import LIBRARIES, make_driver
 from tests.tools.kernel import make_kernel

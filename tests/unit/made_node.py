@@ -10,24 +10,24 @@ from pathlib import Path
 
 import pytest
 
-from agent.engine import change, quiet, recover, restart
-from agent.engine.change import Request
-from agent.engine.context import Context
-from agent.engine.node import Endpoint, Runtime
-from agent.engine.plan import Change
-from agent.engine.restart import Kind, Restart
-from agent.engine.state import Store
-from agent.engine.wanted import Wanted
+from agent.cri import client, process
+from agent.cri.client import Answer
+from agent.cri.process import Process
 from agent.errors import AgentError, Unreachable
 from agent.host import files
-from agent.host.files import FileState
+from agent.host.files import Change, FileState
 from agent.host.paths import HostPath, HostRoot
-from agent.observe import cri, process
-from agent.observe.cri import Answer
-from agent.observe.process import Process
-from agent.observe.units import Systemd, SystemdError, Unit
-from agent.settings import resolve
+from agent.options.settings import resolve
+from agent.plan.context import Context
+from agent.runtimes import restart
+from agent.runtimes.desired import Wanted
+from agent.runtimes.node import Endpoint, Runtime
+from agent.runtimes.restart import Kind, Restart
+from agent.state.store import Store
 from agent.status import READY, TWIN, Publisher
+from agent.systemd.units import Systemd, SystemdError, Unit
+from agent.transaction import change, quiet_moment, recover
+from agent.transaction.change import Request
 from tests.unit.faults import Faults, Killed
 
 OLD = {"config.toml": "old", "goes.toml": "goes"}
@@ -50,9 +50,9 @@ class Node:
         self.restarts = 0
         self.seen = True  # is the process behind the socket visible?
         monkeypatch.setattr(process, "find", lambda *_: self.find())
-        monkeypatch.setattr(cri, "ask", lambda *_, **__: self.ask())
+        monkeypatch.setattr(client, "ask", lambda *_, **__: self.ask())
         monkeypatch.setattr(restart, "resume", lambda *_: self.way())
-        monkeypatch.setattr(quiet, "wait", lambda *_, **__: None)
+        monkeypatch.setattr(quiet_moment, "wait", lambda *_, **__: None)
         self.reset()
 
     def reset(self) -> None:

@@ -6,16 +6,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from agent.cdi import driver, generate
-from agent.cdi.root import DriverRoot
+from agent.cdi.driver import driver
+from agent.cdi.driver.root import DriverRoot
+from agent.cdi.make import generate
 from agent.decide import Decision, Evidence, Question, Switch, decide
-from agent.engine import install
-from agent.engine.context import Context
-from agent.engine.install import Proposed
-from agent.engine.state import Store
 from agent.host.paths import HostRoot, Mount
-from agent.settings import Entry, resolve
+from agent.options.settings import Entry, resolve
+from agent.plan.context import Context
+from agent.state.store import Store
 from agent.status import Publisher
+from agent.toolkit import install
+from agent.toolkit.install import Proposed
 
 ALL = (
     "nvidia-container-runtime", "nvidia-container-runtime.cdi", "nvidia-container-runtime.legacy",
@@ -106,4 +107,11 @@ def driver_root(ctx: Context) -> DriverRoot | None:
 
 def proposed(ctx: Context, wanted: Decision, runtimes: tuple[str, ...] = ("runc",)) -> Proposed:
     """The toolkit's directory for a decision."""
-    return install.propose(ctx, install.look(ctx), wanted, runtimes, driver_root(ctx))
+    return install.propose(
+        ctx.settings,
+        ctx.host,
+        install.look(ctx.settings, ctx.host),
+        wanted,
+        runtimes,
+        driver_root(ctx),
+    )

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from agent.engine import candidate, unloaded
-from agent.engine.context import Context
-from agent.engine.node import Endpoint, Node, Runtime
-from agent.engine.plan import Edits
-from agent.engine.state import Failure, Store
-from agent.engine.wanted import Wanted
+from agent.cri.client import Answer
+from agent.cri.process import Process
 from agent.host.paths import HostPath, HostRoot
-from agent.observe import config
-from agent.observe.cri import Answer
-from agent.observe.process import Process
-from agent.runtimes.generations import generation
-from agent.settings import resolve
+from agent.options.settings import resolve
+from agent.plan import candidate, unloaded
+from agent.plan.context import Context
+from agent.runtimes.containerd import load
+from agent.runtimes.containerd.edit import Edits
+from agent.runtimes.containerd.generations import generation
+from agent.runtimes.desired import Wanted
+from agent.runtimes.node import Endpoint, Node, Runtime
+from agent.state.store import Failure, Store
 from agent.status import Publisher
 from tests.unit.made_node import ticks
 
@@ -56,7 +56,7 @@ class Scene:
         answer = Answer("containerd", "1.7.24", True, self.shown, ())
         socket = HostPath("/s", "/s")
         runtime = Runtime(Endpoint("containerd", socket), self.running, answer)
-        files = config.load(HOST, gen, str(self.root))
+        files = load.load(HOST, gen, str(self.root))
         return Node(runtime, gen, files, str(self.executable), HostPath("/d", "/d"))
 
     def edits(self) -> Edits:

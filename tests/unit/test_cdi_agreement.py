@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.cdi import foreign, installed, read, readers
-from agent.cdi.shape import Problems
-from agent.engine import inventory, provider
-from agent.engine.inventory import Inventory
-from agent.engine.provider import Readings
+from agent.cdi.specs import foreign, installed, provider, read, readers
+from agent.cdi.specs.provider import Readings
+from agent.cdi.specs.shape import Problems
 from agent.host.paths import HostRoot
-from agent.settings import resolve
+from agent.options.settings import resolve
+from agent.plan import spec_report
+from agent.plan.spec_report import Inventory
 from tests.conformance.foreign_specs import make_root
 from tests.conformance.spec_cases import CASES
 
@@ -71,7 +71,9 @@ def _placed(root: Path, files: dict[tuple[str, str], bytes]) -> None:
 def _looked(root: Path, *paths: str) -> Inventory:
     options = resolve({"runtime": "containerd", "socket": "/gone.sock"}, {}, "toolkit-agent")
     host = HostRoot(str(root))
-    return inventory.given(options, host, paths) if paths else inventory.inventory(options, host)
+    return (
+        spec_report.given(options, host, paths) if paths else spec_report.inventory(options, host)
+    )
 
 
 def _real(root: Path, name: str) -> str:
@@ -185,7 +187,7 @@ def test_field_that_this_runtime_may_not_know(tmp_path: Path) -> None:
 def test_file_that_many_others_hide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where not all files are looked at, it is the same ones that are."""
     root = make_root(tmp_path)
-    monkeypatch.setattr("agent.budget.SPEC_FILES", 3)
+    monkeypatch.setattr("agent.host.budget.SPEC_FILES", 3)
     text = (SPEC % DEVICE % ("0", '"env": ["A=1"]')).encode()
     for name in ("a", "b", "c", "d", "nvidia"):
         _placed(root, {("etc/cdi", f"{name}.json"): text.replace(b"nvidia", b"%b" % name.encode())})

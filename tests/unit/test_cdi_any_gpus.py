@@ -9,11 +9,14 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.cdi import driver, emit, gpu, pipeline, rules
-from agent.cdi.driver import Driver
-from agent.cdi.hooks import Hooks
-from agent.cdi.inventory import Gpu, Mig
-from agent.cdi.recipe import Surroundings
+from agent.cdi import emit
+from agent.cdi.driver import driver
+from agent.cdi.driver.driver import Driver
+from agent.cdi.driver.gpus import Gpu, Mig
+from agent.cdi.make import gpu, transform
+from agent.cdi.make.driver_edits import Surroundings
+from agent.cdi.make.hooks import Hooks
+from agent.cdi.specs import rules
 from agent.errors import NoDevices
 from agent.host.paths import HostRoot
 from tests.tools.driver import make_driver
@@ -75,7 +78,7 @@ def test_any_gpus_make_a_valid_spec(
     except NoDevices:
         return
     assert rules.problems(made) == []
-    assert pipeline.finish(made) == made
+    assert transform.finish(made) == made
     assert yaml.safe_load(emit.text(made)) == json.loads(emit.text(made, "json"))
     for device in made.devices:
         first = device.container_edits.device_nodes[0].path

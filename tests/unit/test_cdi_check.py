@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.cdi import installed, rules
 from agent.cdi.model import ContainerEdits, Device, Spec
-from agent.cdi.readers import NOBODY, Reader, reader
-from agent.cdi.shape import Problem
+from agent.cdi.specs import installed, rules
+from agent.cdi.specs.readers import NOBODY, Reader, reader
+from agent.cdi.specs.shape import Problem
 from agent.host.paths import HostRoot
 from tests.conformance.foreign_specs import spec as foreign_spec
 from tests.conformance.spec_cases import CASES, REFUSED, SpecCase, mount, node, spec

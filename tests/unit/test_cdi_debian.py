@@ -23,9 +23,9 @@ from typing import Any
 
 import pytest
 
-from agent.cdi import generate
+from agent.cdi.make import generate
 from agent.host.paths import HostRoot
-from agent.settings import resolve
+from agent.options.settings import resolve
 from agent.toolkit import programs
 from tests.tools import debian_driver
 from tests.tools.debian_driver import BEHIND_LINKS, CURRENT, LIB, PLAIN, make_debian_driver

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.cdi import generate, kernel
+from agent.cdi.driver import kernel
+from agent.cdi.make import generate
 from agent.errors import NoDevices
 from agent.host.paths import HostRoot
-from agent.settings import resolve
+from agent.options.settings import resolve
 from tests.tools.kernel import make_node
 from tests.tools.nvml import FakeGpu, FakePart
 from tests.unit.gpu_node import MARKS, ROOT, Node, edits, names

@@ -15,13 +15,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.cdi import foreign, read
-from agent.engine import guard
-from agent.engine.guard import Deadly
+from agent.cdi.specs import foreign, read
 from agent.host.files import new_state
 from agent.host.paths import HostPath, HostRoot
-from agent.runtimes.containerd import ConfigFile
-from agent.runtimes.generations import CRI_V2, CRI_V3, generation
+from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.containerd import deadly_specs
+from agent.runtimes.containerd.deadly_specs import Deadly
+from agent.runtimes.containerd.generations import CRI_V2, CRI_V3, generation
 from agent.runtimes.versions import parse_version
 from tests.conformance.foreign_specs import CASES, Case
 
@@ -54,7 +54,7 @@ def in_the_way(directory: Path, version: str, **section: object) -> Deadly | Non
     path = HostPath("/c.toml", "/c.toml")
     data = {"version": number, "plugins": {name: settings}}
     file = ConfigFile("/c.toml", path, new_state(), data)
-    return guard.deadly(HostRoot("/"), generation(parsed), (file,))
+    return deadly_specs.deadly(HostRoot("/"), generation(parsed), (file,))
 
 
 @pytest.mark.parametrize(

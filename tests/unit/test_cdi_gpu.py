@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from agent.cdi import generate
-from agent.cdi.choice import EVERYTHING, Choice
+from agent.cdi.make import generate
+from agent.cdi.make.choice import EVERYTHING, Choice
 from agent.errors import DevicesLost, NoDevices
 from agent.host.paths import HostRoot
-from agent.settings import resolve
+from agent.options.settings import resolve
 from tests.tools.driver import make_driver, make_nodes
 from tests.tools.kernel import information, make_kernel, make_node
 from tests.tools.nvml import LOST, FakeGpu, FakePart, place

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.cdi import generate, inventory
+from agent.cdi.driver import gpus as inventory
+from agent.cdi.make import generate
 from agent.errors import DriverFailed, NoDevices, NoDriver
 from agent.host.paths import HostRoot
-from agent.settings import resolve
+from agent.options.settings import resolve
 from tests.tools.driver import VERSION
 from tests.tools.kernel import information
 from tests.tools.nvml import NOT_LOADED, FakeGpu

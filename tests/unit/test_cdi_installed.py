@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.cdi import installed
 from agent.cdi.emit import MARK
-from agent.cdi.readers import NOBODY, Reader, reader
+from agent.cdi.specs import installed
+from agent.cdi.specs.readers import NOBODY, Reader, reader
 from agent.host.paths import HostRoot
 from tests.conformance.foreign_specs import make_root, spec
 

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from agent.cdi import driver, emit, ldcache, management, rules
-from agent.cdi.driver import Places
-from agent.cdi.hooks import Hooks
+from agent.cdi import emit
+from agent.cdi.driver import driver, ldcache
+from agent.cdi.driver.driver import Places
+from agent.cdi.driver.root import DriverRoot
+from agent.cdi.make import management
+from agent.cdi.make.driver_edits import Surroundings
+from agent.cdi.make.hooks import Hooks
 from agent.cdi.model import Spec
-from agent.cdi.recipe import Surroundings
-from agent.cdi.root import DriverRoot
+from agent.cdi.specs import rules
 from agent.errors import NoDriver
 from agent.host.paths import HostRoot
 from tests.tools.driver import (
@@ -228,7 +231,7 @@ def test_files_that_are_no_libraries_do_no_harm(root: Path) -> None:
 @pytest.mark.parametrize(("wide", "order"), [(True, "<"), (False, "<"), (True, ">")])
 def test_soname_of_any_elf(tmp_path: Path, wide: bool, order: str) -> None:
     """Of both word sizes and byte orders; none is told from no ELF file."""
-    from agent.cdi.elf import soname
+    from agent.cdi.driver.elf import soname
 
     path = tmp_path / "lib"
     for name in ("libx.so.1", ""):

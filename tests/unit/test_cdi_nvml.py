@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.cdi import inventory
-from agent.cdi.inventory import Answer, Gpu, Library, Mig
+from agent.cdi.driver import gpus as inventory
+from agent.cdi.driver.gpus import Answer, Gpu, Library, Mig
 from agent.errors import DriverFailed
 from tests.tools.driver import LIBRARIES
 from tests.tools.nvml import (

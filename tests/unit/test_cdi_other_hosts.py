@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 
-from agent.cdi import csv, generate, inventory
-from agent.cdi.inventory import Answer, Library
-from agent.cdi.request import request
+from agent.cdi.driver import gpus
+from agent.cdi.driver.gpus import Answer, Library
+from agent.cdi.make import csv, generate
+from agent.cdi.make.request import request
 from agent.cli.cdi import cdi
-from agent.engine.gpus import Gpus
 from agent.errors import NoDevices, NoDriver
 from agent.host.paths import HostRoot
-from agent.settings import resolve
+from agent.options.settings import resolve
+from agent.plan.known_gpus import Gpus
 from tests.tools import dxcore, nvml
 from tests.tools.driver import make_driver, make_nodes
 from tests.tools.kernel import make_node
@@ -280,7 +281,7 @@ def test_nvml_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         asked.append(library.name)
         return Answer(cuda=13010)
 
-    monkeypatch.setattr(inventory, "ask", ask)
+    monkeypatch.setattr(gpus, "ask", ask)
     store = SimpleNamespace(read=lambda _: None)
     ctx: Any = SimpleNamespace(
         store=store, boot_id="boot", host=HostRoot(str(tmp_path)), ask_again=True

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from agent.cdi import generate, others
+from agent.cdi.make import generate, others
 from agent.errors import DevicesLost, NoDevices
 from agent.host.paths import HostRoot
-from agent.settings import resolve
+from agent.options.settings import resolve
 from tests.tools.kernel import list_no_driver, make_node
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root: run as root")

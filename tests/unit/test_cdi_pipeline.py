@@ -4,6 +4,7 @@ what must hold for any findings."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,10 +12,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.cdi import emit, rules
+from agent.cdi import emit
+from agent.cdi.make.transform import finish, joined
 from agent.cdi.model import ContainerEdits, Device, DeviceNode, Hook, Mount, Spec, to_data
-from agent.cdi.pipeline import finish, joined
-from agent.data import replace
+from agent.cdi.specs import rules
 
 pytestmark = pytest.mark.timeout(600)  # thousands of examples in a long run
 

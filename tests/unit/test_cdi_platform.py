@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.cdi import driver, platform
-from agent.cdi.driver import Places
+from agent.cdi.driver import driver, platform
+from agent.cdi.driver.driver import Places
 from agent.errors import NoDriver
 from agent.host.paths import HostRoot
 from tests.tools.driver import make_driver, make_nodes

@@ -9,9 +9,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.cdi import installed, read
-from agent.cdi.readers import NOBODY, reader
-from agent.cdi.scalar import Plain, resolved, spelled
+from agent.cdi.specs import installed, read
+from agent.cdi.specs.readers import NOBODY, reader
+from agent.cdi.specs.scalar import Plain, resolved, spelled
 from agent.host.paths import HostRoot
 from tests.conformance.spec_cases import CASES, REFUSED
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.cdi import readers
-from agent.cdi.readers import Reader
+from agent.cdi.specs import readers
+from agent.cdi.specs.readers import Reader
 
 EDITS, GROUPS, NETWORK = (
     b"..\x0eContainerEdits..",

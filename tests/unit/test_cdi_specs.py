@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.cdi import emit, rules
+from agent.cdi import emit
 from agent.cdi.model import ContainerEdits, Device, DeviceNode, Hook, Mount, Spec, to_data
-from agent.cdi.read import document
-from agent.cdi.shape import shaped
+from agent.cdi.specs import rules
+from agent.cdi.specs.read import document
+from agent.cdi.specs.shape import shaped
 from agent.errors import Refused
 from tests.tools.runtimes import ROOT
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.cdi import kernel
+from agent.cdi.driver import kernel
 from agent.daemon.supervisor import signature
 from agent.host.paths import HostRoot
 from tests.tools.kernel import information

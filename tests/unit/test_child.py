@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from agent.daemon import child, supervisor, told
+from agent.cri.client import Answer
+from agent.daemon import child, repeated_causes, supervisor
 from agent.daemon.child import Inherited
 from agent.decide import Evidence, Question, Switch, decide
-from agent.engine.context import Context
-from agent.engine.converge import Outcome
-from agent.engine.node import Endpoint, Runtime
-from agent.engine.propose import Proposal
 from agent.errors import AgentError, PutOff, Refused, RollbackFailed, RolledBack
 from agent.host.paths import HostPath
-from agent.observe.cri import Answer
+from agent.plan.context import Context
+from agent.plan.propose import Proposal
+from agent.runtimes.node import Endpoint, Runtime
+from agent.transaction.converge import Outcome
 from tests.unit.made_node import Node
 
 
@@ -85,7 +85,7 @@ def test_failure_is_said_once_in_ten_minutes(run: Child) -> None:
     for _ in range(3):
         run.work(fails)
     assert run.errors() == ["cannot use it: it is broken"]
-    run.now += told.AGAIN + 1
+    run.now += repeated_causes.AGAIN + 1
     run.work(fails)
     assert len(run.errors()) == 2
     run.work(lambda _: done())

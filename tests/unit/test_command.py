@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent.host.paths import HostRoot
-from agent.observe import command
+from agent.runtimes import command
 
 HOST = HostRoot("/")
 

@@ -11,9 +11,9 @@ import pytest
 from agent.errors import Refused
 from agent.host.files import FileState
 from agent.host.paths import HostRoot
-from agent.observe import config
-from agent.runtimes.containerd import ConfigFile
-from agent.runtimes.generations import GENERATIONS, Generation
+from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.containerd import load as config
+from agent.runtimes.containerd.generations import GENERATIONS, Generation
 
 BY_NAME = {gen.name: gen for gen in GENERATIONS}
 LATEST = BY_NAME["2.0"]

@@ -17,12 +17,12 @@ import pytest
 from agent.errors import Refused
 from agent.host.files import FileState
 from agent.host.paths import HostPath, HostRoot
-from agent.observe import config
-from agent.runtimes import containerd, faults, generations, merge
-from agent.runtimes.containerd import ConfigFile
-from agent.runtimes.generations import Generation
+from agent.runtimes import config_file
+from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.containerd import faults, generations, load, merge
+from agent.runtimes.containerd.generations import Generation
 from agent.runtimes.versions import parse_version
-from agent.tomledit import get
+from agent.toml.edit import get
 
 CAPTURES = Path(__file__).resolve().parents[1] / "data" / "captures"
 V1, V2, V3 = '"cri"', '"io.containerd.grpc.v1.cri"', '"io.containerd.cri.v1.runtime"'
@@ -461,7 +461,7 @@ def test_import_is_taken_from_the_importing_file(
 ) -> None:
     """1.6 takes relative globs from the daemon's working directory, which is nothing to rely on."""
     gen = generation(number)
-    assert containerd.import_pattern(gen, "/etc/containerd/config.toml", pattern) == absolute
+    assert config_file.import_pattern(gen, "/etc/containerd/config.toml", pattern) == absolute
 
 
 @pytest.mark.parametrize(
@@ -489,7 +489,7 @@ def test_import_is_taken_from_the_importing_file(
 )
 def test_glob_is_go_s(pattern: str, path: str, matches: bool) -> None:
     """filepath.Match: `[^` negates and `[!` does not, a backslash takes the next as it is."""
-    assert containerd.matches(pattern, path) is matches
+    assert config_file.matches(pattern, path) is matches
 
 
 WRONG = {
@@ -511,12 +511,12 @@ WRONG = {
 def test_wrong_type_is_refused_by_name(name: str) -> None:
     """containerd would not start on it, or not as anybody thinks."""
     with pytest.raises(Refused, match=r"^cannot use /etc/containerd/config.toml: "):
-        containerd.check_shape(file(WRONG[name]))
+        config_file.check_shape(file(WRONG[name]))
 
 
 def loaded(root: Path, number: str = "2.1.9") -> list[str]:
     """Return the names of the files that a containerd loads below a host root."""
-    found = config.load(HostRoot(str(root)), generation(number), "/etc/containerd/config.toml")
+    found = load.load(HostRoot(str(root)), generation(number), "/etc/containerd/config.toml")
     return [item.name for item in found]
 
 
@@ -566,7 +566,7 @@ def test_conf_d_is_not_loaded_unless_the_file_imports_it(tmp_path: Path) -> None
 
 def test_missing_root_file_is_a_file_without_content(tmp_path: Path) -> None:
     """containerd runs without one, on its defaults."""
-    found = config.load(HostRoot(str(tmp_path)), generation("2.1.9"), "/etc/containerd/config.toml")
+    found = load.load(HostRoot(str(tmp_path)), generation("2.1.9"), "/etc/containerd/config.toml")
     assert [(item.state, item.data) for item in found] == [(None, {})]
 
 

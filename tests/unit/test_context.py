@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.engine import context
-from agent.engine.context import Context, open_context
-from agent.engine.node import Endpoint
 from agent.errors import Locked, Refused, Unreachable, UsageError
 from agent.host import paths
 from agent.host.paths import HostPath, HostRoot, Mount
-from agent.settings import Settings, resolve
+from agent.options.settings import Settings, resolve
+from agent.plan import context
+from agent.plan.context import Context, open_context
+from agent.runtimes.node import Endpoint
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from typing import Any
 import grpc
 import pytest
 
+from agent.cri import client
+from agent.cri.client import Sandbox, Unimplemented
 from agent.errors import Unreachable
-from agent.observe import cri
-from agent.observe.cri import Sandbox, Unimplemented
 from tests.double.node import DoubleNode
 from tests.double.sample import SECTIONS, handler
 
@@ -31,14 +31,14 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DoubleNode]:
         yield node
 
 
-def ask(node: DoubleNode, timeout: float = 5.0) -> cri.Answer:
+def ask(node: DoubleNode, timeout: float = 5.0) -> client.Answer:
     """Ask it."""
-    return cri.ask(str(node.socket), NAME, timeout)
+    return client.ask(str(node.socket), NAME, timeout)
 
 
 def sandboxes(node: DoubleNode) -> tuple[Sandbox, ...]:
     """Ask it for its pods."""
-    with cri.pod_questions(str(node.socket), NAME) as questions:
+    with client.pod_questions(str(node.socket), NAME) as questions:
         return questions.sandboxes()
 
 
@@ -95,7 +95,7 @@ def test_socket_that_never_accepts_ends_in_time(tmp_path: Path) -> None:
         server.listen()
         began = time.monotonic()
         with pytest.raises(Unreachable, match=rf"^cannot reach {NAME}: "):
-            cri.ask(str(tmp_path / "s"), NAME, 0.3)
+            client.ask(str(tmp_path / "s"), NAME, 0.3)
         assert time.monotonic() - began < 4  # the usual deadline is 5 s
 
 
@@ -114,7 +114,7 @@ def test_nothing_that_listens(make: object, tmp_path: Path) -> None:
     make(tmp_path / "s")
     began = time.monotonic()
     with pytest.raises(Unreachable, match=rf"^cannot reach {NAME}: "):
-        cri.ask(str(tmp_path / "s"), NAME, 60)
+        client.ask(str(tmp_path / "s"), NAME, 60)
     assert time.monotonic() - began < 20
 
 
@@ -135,7 +135,7 @@ def test_containers_and_what_only_the_runtime_knows(node: DoubleNode) -> None:
     pod = {"name": "a", "handler": "nvidia", "annotations": {"x/y": "z"}, "env": ["A=b"],
            "binary": "/opt/nvidia"}  # fmt: skip
     node.script(pods=[pod, {"name": "b", "bare": True}])
-    with cri.pod_questions(str(node.socket), NAME) as questions:
+    with client.pod_questions(str(node.socket), NAME) as questions:
         first, second = questions.sandboxes()
         (found,) = questions.containers()
         assert (found.sandbox, found.name, found.attempt) == (first.id, "main", 0)
@@ -150,7 +150,7 @@ def test_all_questions_about_pods_share_one_time(node: DoubleNode) -> None:
     """However many there are, the last one ends in time."""
     node.script(pods=[{"name": "a"}])
     began = time.monotonic()
-    with cri.pod_questions(str(node.socket), NAME, 1.0) as questions:
+    with client.pod_questions(str(node.socket), NAME, 1.0) as questions:
         (pod,) = questions.sandboxes()
         time.sleep(1.1)
         with pytest.raises(Unreachable, match="no answer in time"):
@@ -194,4 +194,4 @@ def test_each_question_has_a_channel_of_its_own(
 @pytest.mark.parametrize("text", [None, "", "plain text", "[1]", "3", "{", '{"a": NaN', "\0"])
 def test_configuration_that_is_no_json_object(text: str | None) -> None:
     """`info` holds plain text as well (lastCNILoadStatus is none)."""
-    assert cri._json(text) is None
+    assert client._json(text) is None

@@ -12,9 +12,9 @@ import pytest
 from agent.errors import Refused
 from agent.host import files
 from agent.host.paths import HostRoot
-from agent.observe import crio_files, crio_http
+from agent.runtimes.crio import config_request, load
 
-ROOT, DIRECTORY = crio_files.ROOT, crio_files.DIRECTORY
+ROOT, DIRECTORY = load.ROOT, load.DIRECTORY
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def write(host: HostRoot, name: str, text: str = "") -> Path:
 def names(host: HostRoot, **overlay: files.FileState | None) -> list[str]:
     """Return the names of what is loaded, the root file left out."""
     given = {f"{DIRECTORY}/{name}": state for name, state in overlay.items()}
-    loaded = crio_files.load(host, ROOT, DIRECTORY, given)
+    loaded = load.load(host, ROOT, DIRECTORY, given)
     assert loaded[0].name == ROOT
     return [file.name.removeprefix(f"{DIRECTORY}/") for file in loaded[1:]]
 
@@ -52,7 +52,7 @@ def test_every_file_counts(host: HostRoot) -> None:
 
 def test_no_directory_and_no_root_file(tmp_path: Path) -> None:
     """CRI-O starts with what it has built in."""
-    loaded = crio_files.load(HostRoot(str(tmp_path)), ROOT, DIRECTORY)
+    loaded = load.load(HostRoot(str(tmp_path)), ROOT, DIRECTORY)
     assert [(file.name, file.state) for file in loaded] == [(ROOT, None)]
 
 
@@ -148,7 +148,7 @@ def test_effective_configuration(
     """What is no configuration is silence."""
     path, parts = served
     parts += answer
-    assert crio_http.effective_config(path, timeout=5.0) == data
+    assert config_request.effective_config(path, timeout=5.0) == data
 
 
 def test_slow_answer_is_given_up(served: tuple[str, list[bytes]]) -> None:
@@ -156,9 +156,9 @@ def test_slow_answer_is_given_up(served: tuple[str, list[bytes]]) -> None:
     path, parts = served
     parts += [HEAD, b"[crio]\n"]
     times = iter([0.0, 6.0, 6.0])
-    assert crio_http.effective_config(path, timeout=5.0, clock=lambda: next(times)) is None
+    assert config_request.effective_config(path, timeout=5.0, clock=lambda: next(times)) is None
 
 
 def test_nobody_answers(tmp_path: Path) -> None:
     """Nor does a file that is none."""
-    assert crio_http.effective_config(str(tmp_path / "none")) is None
+    assert config_request.effective_config(str(tmp_path / "none")) is None

@@ -7,11 +7,9 @@ from typing import Any, cast
 
 import pytest
 
-from agent.engine.crio import hook
-from agent.engine.crio.node import CrioNode
 from agent.host.paths import HostPath, HostRoot
-from agent.observe import crio_files, crio_process
-from agent.runtimes import crio
+from agent.runtimes.crio import command_line, hook, load, merge
+from agent.runtimes.crio.node import CrioNode
 
 TEXT = """{"version": "1.0.0", "hook": {"path": "/usr/bin/nvidia-container-runtime-hook"},
 "when": {"always": true}, "stages": ["prestart"]}"""
@@ -24,9 +22,9 @@ DROP_IN = f"[crio.runtime]\nhooks_dir = {list(OPENSHIFT)}\n".replace("'", '"')
 def node(host: HostRoot, words: tuple[str, ...], variables: dict[str, str],
          read: tuple[str, ...] = ()) -> CrioNode:  # fmt: skip
     """A CRI-O that was started so; `read` is what it says itself, nothing for what files say."""
-    overrides = crio_process.parse(("crio", *words), variables)
-    files = crio_files.load(host, "/etc/crio/crio.conf", "/etc/crio/crio.conf.d")
-    later = crio.hooks_dirs(files, overrides)
+    overrides = command_line.parse(("crio", *words), variables)
+    files = load.load(host, "/etc/crio/crio.conf", "/etc/crio/crio.conf.d")
+    later = merge.hooks_dirs(files, overrides)
     ours = HostPath(host.agent_path(f"{USUAL}/oci-nvidia-hook.json"), f"{USUAL}/x.json")
     nothing = cast("Any", None)
     return CrioNode(nothing, nothing, files, None, "", ours, ours, read or later, later)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from agent.data import replace
+from agent.cri.process import Process
 from agent.host.paths import HostRoot
-from agent.observe import crio_process
-from agent.observe.crio_process import kept_in, parse
-from agent.observe.process import Process
-from agent.runtimes.crio import Overrides, Setting
+from agent.runtimes.crio import command_line
+from agent.runtimes.crio.command_line import kept_in, parse
+from agent.runtimes.crio.merge import Overrides, Setting
 
 CAPTURES = Path(__file__).resolve().parents[1] / "data/captures"
 
@@ -101,22 +101,22 @@ def test_relative_paths_begin_where_the_process_works(tmp_path: Path) -> None:
     running = replace(made(tmp_path), command=("crio", "-c", "etc/crio.conf", "--hooks-dir=h,/i/"))
     environ = b"CONTAINER_CONFIG_DIR=d\0CONTAINER_CONFIG_DIR=e\0SECRET\0"
     (tmp_path / "proc/7/environ").write_bytes(environ)
-    found = crio_process.overrides(running)
+    found = command_line.overrides(running)
     assert found.environment
     assert found.config == Setting(("/srv/etc/crio.conf",), "--config")
     assert found.directory == Setting(("/srv/d",), "CONTAINER_CONFIG_DIR")
     assert found.hooks_dirs == Setting(("/srv/h", "/i"), "--hooks-dir")
     (tmp_path / "proc/7/cwd").unlink()
-    assert crio_process.overrides(running).config == Setting(("etc/crio.conf",), "--config")
+    assert command_line.overrides(running).config == Setting(("etc/crio.conf",), "--config")
 
 
 def test_environment_that_cannot_be_read_is_unknown(tmp_path: Path) -> None:
     """So is that of a process that cannot be seen; flags count all the same."""
     running = replace(made(tmp_path), command=("crio", "--default-runtime=runc"))
     (tmp_path / "proc/7/environ").unlink()
-    found = crio_process.overrides(running)
+    found = command_line.overrides(running)
     assert (found.environment, found.default) == (False, Setting(("runc",), "--default-runtime"))
-    assert crio_process.overrides(None) == Overrides(environment=False)
+    assert command_line.overrides(None) == Overrides(environment=False)
 
 
 PLACES = [

@@ -10,17 +10,16 @@ from typing import Any
 
 import pytest
 
+from agent.cri.client import Answer
 from agent.decide import Question, decide
-from agent.engine.crio import wanted as wishes
-from agent.engine.node import _crio_evidence
-from agent.engine.wanted import Binary, Wanted
 from agent.errors import Refused
 from agent.host.files import FileState
 from agent.host.paths import HostPath
-from agent.observe.cri import Answer
-from agent.runtimes import crio
-from agent.runtimes.containerd import ConfigFile
-from agent.runtimes.crio import (
+from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.containerd.merge import Cri
+from agent.runtimes.crio import desired as wishes
+from agent.runtimes.crio import merge
+from agent.runtimes.crio.merge import (
     Overrides,
     Setting,
     check_shape,
@@ -33,7 +32,9 @@ from agent.runtimes.crio import (
     shown,
     spec_dirs,
 )
-from agent.runtimes.merge import Cri
+from agent.runtimes.desired import Wanted
+from agent.runtimes.node import _crio_evidence
+from agent.toolkit.programs import Binary
 
 CAPTURE = Path(__file__).resolve().parents[1] / "data/captures/cri-o-1.37"
 STATUS = json.loads((CAPTURE / "status-info-config.json").read_text())
@@ -159,8 +160,8 @@ def test_evidence(config: Any, dump: Any, sources: list[tuple[str, bool]]) -> No
 def test_owner_is_the_last_file_with_the_key() -> None:
     """It is the one to be named."""
     found = files(RUNC, DEFAULT.format("a"), RUNC)
-    assert owner(found, crio.DEFAULT) is found[1]
-    assert owner(found, (*crio.RUNTIMES, "runc")) is found[2]
+    assert owner(found, merge.DEFAULT) is found[1]
+    assert owner(found, (*merge.RUNTIMES, "runc")) is found[2]
     assert owner(found, ("crio", "image")) is None
     assert merged(found, by_key=False)["crio"]["runtime"]["default_runtime"] == "a"
 

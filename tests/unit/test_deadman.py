@@ -12,20 +12,20 @@ from typing import Any
 
 import pytest
 
-from agent.engine import change, deadman, recover
-from agent.engine.change import NotAccepted, Request
-from agent.engine.context import Context
-from agent.engine.deadman import FIRED, MARGIN
-from agent.engine.node import Endpoint, Runtime
-from agent.engine.restart import Restart
-from agent.engine.state import Memory
+from agent.cri.process import Process
 from agent.errors import RolledBack
 from agent.host import files
 from agent.host.files import FileState
 from agent.host.paths import HostPath, HostRoot
-from agent.observe import units
-from agent.observe.process import Process
-from agent.observe.units import RESTART_TIMEOUT, SystemdError, Ties, Timer, Unit
+from agent.plan.context import Context
+from agent.runtimes.node import Endpoint, Runtime
+from agent.runtimes.restart import Restart
+from agent.state.store import Memory
+from agent.systemd import units
+from agent.systemd.units import RESTART_TIMEOUT, SystemdError, Ties, Timer, Unit
+from agent.transaction import change, host_timer, recover
+from agent.transaction.change import NotAccepted, Request
+from agent.transaction.host_timer import FIRED, MARGIN
 from tests.unit.faults import Faults, Killed
 from tests.unit.made_node import BEFORE, NEW, OLD, SETTINGS, STATUS, WANTED, Node
 
@@ -95,7 +95,7 @@ class ContainedNode(Node):
         super().__init__(directory, monkeypatch)
         # Not each machine has one; it is found and never run, see `Systemd.run`.
         (directory / "systemctl").touch(0o755)
-        monkeypatch.setattr(deadman, "_FOLDERS", (str(directory), *deadman._FOLDERS))
+        monkeypatch.setattr(host_timer, "_FOLDERS", (str(directory), *host_timer._FOLDERS))
 
     def context(self) -> Context:
         return replace(
@@ -154,7 +154,7 @@ def test_set_before_the_restart_and_gone_after_the_proof(node: ContainedNode) ->
         assert len(node.guards()) == 1
         journal = node.context().store.journal()
         assert journal is not None
-        crio = deadman._timer(node.context(), replace(journal, kind="crio"), "crio.service")
+        crio = host_timer._timer(node.context(), replace(journal, kind="crio"), "crio.service")
         assert crio.delay == SETTINGS.proof_timeout + MARGIN + 90, "it waits for its containers"
         node.act(process)
 

@@ -20,16 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.decide import (
-    Decision,
-    Evidence,
-    PodNeeds,
-    Question,
-    SpecDirs,
-    Switch,
-    Unseen,
-    decide,
-)
+from agent.decide import Decision, Evidence, PodNeeds, Question, SpecDirs, Switch, Unseen, decide
 
 GOLDEN = Path(__file__).with_name("golden") / "decisions.json"
 

@@ -24,25 +24,18 @@ LAYERS = (
     ("agent.__main__",),
     ("agent.cli",),
     ("agent.daemon",),
-    ("agent.engine",),
-    ("agent.render", "agent.diffs", "agent.render_cdi", "agent.log"),
-    ("agent.observe", "agent.status", "agent.cdi"),
-    ("agent.toolkit",),
-    ("agent.decide", "agent.runtimes"),
-    ("agent.host", "agent.tomledit", "agent.yamltext", "agent._cri"),
-    ("agent.masking",),
-    ("agent.tomlspell",),
-    ("agent.tomlvalue",),
-    ("agent.tomlscan",),
-    ("agent.tomltext",),
-    ("agent.tomlwrite",),
-    ("agent.settings",),
-    ("agent.operator",),
-    ("agent.options", "agent.start"),
-    ("agent.cdi_options", "agent.toolkit_options"),
-    ("agent.option",),
-    ("agent.budget",),
-    ("agent.errors", "agent.data", "agent"),
+    ("agent.transaction",),
+    ("agent.plan",),
+    ("agent.runtimes",),
+    ("agent.cdi", "agent.toolkit", "agent.status"),
+    ("agent.state",),
+    ("agent.systemd",),
+    ("agent.runtimes.command", "agent.runtimes.containerd.generations", "agent.cri", "agent.log"),
+    ("agent.decide", "agent.runtimes.program_log", "agent._cri"),
+    ("agent.runtimes.versions", "agent.toml"),
+    ("agent.host",),
+    ("agent.options",),
+    ("agent.errors", "agent"),
     ("agent.userinfo",),
 )
 LEVEL = {name: len(LAYERS) - number for number, names in enumerate(LAYERS) for name in names}
@@ -50,12 +43,12 @@ LEVEL = {name: len(LAYERS) - number for number, names in enumerate(LAYERS) for n
 # A library that is slow, big or hard is known to one module only.
 ONLY = {
     "click": {"agent.cli", "agent.cli.base", "agent.cli.cdi"},
-    "grpc": {"agent.observe.cri"},
-    "jeepney": {"agent.observe.bus"},
-    "tomlkit": {"agent.tomledit"},
+    "grpc": {"agent.cri.client"},
+    "jeepney": {"agent.systemd.bus"},
+    "tomlkit": {"agent.toml.edit"},
     "structlog": {"agent.log"},
-    "yaml": {"agent.cdi.read"},
-    "pynvml": {"agent.cdi.nvml"},
+    "yaml": {"agent.cdi.specs.read"},
+    "pynvml": {"agent.cdi.driver.nvml"},
 }
 ALLOWED = set(ONLY) | {"google"}
 
@@ -177,10 +170,10 @@ def test_help_loads_no_library_that_it_does_not_need(arguments: list[str]) -> No
 
 def test_what_is_crios_alone_is_loaded_where_there_is_one() -> None:
     """Its HTTP client takes longest of all to load."""
-    commands = "import agent.engine.propose, agent.engine.converge, agent.engine.revert"
-    loaded = loads("-c", f"{commands}, agent.engine.report")
-    assert "agent.engine.kinds" in loaded
-    assert not [name for name in loaded if name.startswith(("agent.engine.crio", "http"))]
+    commands = "import agent.plan.propose, agent.transaction.converge, agent.transaction.revert"
+    loaded = loads("-c", f"{commands}, agent.plan.report")
+    assert "agent.runtimes.kinds" in loaded
+    assert not [name for name in loaded if name.startswith(("agent.runtimes.crio", "http"))]
 
 
 def test_no_shell_and_no_fork() -> None:

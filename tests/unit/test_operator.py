@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from agent.errors import UsageError
-from agent.settings import Entry, Settings, resolve
+from agent.options.settings import Entry, Settings, resolve
 from tests.operator import environment as operator
 
 PID_FILE = "/run/nvidia/toolkit/toolkit.pid"

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from agent.engine import node as nodes
-from agent.engine.node import Endpoint, Runtime
+from agent.cri.client import Answer
 from agent.errors import Unreachable
 from agent.host.paths import HostPath, HostRoot
-from agent.observe.cri import Answer
-from agent.settings import Settings, resolve
+from agent.options.settings import Settings, resolve
+from agent.runtimes import node as nodes
+from agent.runtimes.node import Endpoint, Runtime
 
 
 @pytest.fixture

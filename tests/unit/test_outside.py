@@ -12,10 +12,9 @@ from unittest import mock
 
 import pytest
 
-from agent.engine.plan import Change
 from agent.errors import Refused
 from agent.host import files
-from agent.host.files import FileState
+from agent.host.files import Change, FileState
 from agent.host.paths import HostPath
 from tests.unit.faults import Faults
 from tests.unit.made_node import NEW, OLD, Node

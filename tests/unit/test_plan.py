@@ -16,21 +16,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.decide import Decision, Evidence, Question, Switch, decide
-from agent.engine import handlers, plan
-from agent.engine import wanted as wishes
-from agent.engine.handlers import Shown
-from agent.engine.overlay import Scene
-from agent.engine.plan import Edits
-from agent.engine.state import Memory, Original
-from agent.engine.wanted import Binary, Wanted
 from agent.errors import Refused
 from agent.host.paths import HostRoot
-from agent.observe import config
-from agent.runtimes import generations, merge
-from agent.runtimes.containerd import ConfigFile
-from agent.runtimes.merge import Cri
+from agent.runtimes import desired as wishes
+from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.containerd import edit, generations, handlers, load, merge
+from agent.runtimes.containerd.edit import Edits
+from agent.runtimes.containerd.handlers import Shown
+from agent.runtimes.containerd.merge import Cri
+from agent.runtimes.containerd.overlay import Scene
+from agent.runtimes.desired import Wanted
 from agent.runtimes.versions import parse_version
-from agent.tomledit import get
+from agent.state.store import Memory, Original
+from agent.toml.edit import get
+from agent.toolkit.programs import Binary
 from tests.conformance import shapes
 from tests.conformance.shapes import OURS, Row, Shape
 from tests.unit.toml_documents import document
@@ -95,7 +94,7 @@ class Tree:
 
     def files(self) -> tuple[ConfigFile, ...]:
         """Return what containerd loads."""
-        return config.load(self.host, self.generation, self.prefix + ROOT)
+        return load.load(self.host, self.generation, self.prefix + ROOT)
 
     def cri(self) -> Cri:
         """Return what containerd makes of it."""
@@ -133,7 +132,7 @@ class Tree:
 
         host = self.host
         drop_in = host.locate(self.prefix + DROP_IN)
-        return plan.edits(Scene(host, self.generation, self.files(), drop_in, self.memory, wish))
+        return edit.edits(Scene(host, self.generation, self.files(), drop_in, self.memory, wish))
 
     def apply(self, edits: Edits) -> None:
         """Carry a plan out and remember it, as a transaction does."""

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
+from agent.cri import client
+from agent.cri.client import Answer, Container, Sandbox
 from agent.decide import Decision, Evidence, PodNeeds, Question, Switch, decide
-from agent.engine import pod_guard
-from agent.engine.context import Context
-from agent.engine.node import Endpoint, Node, Runtime
 from agent.host.paths import HostPath
-from agent.observe import cri
-from agent.observe.cri import Answer, Container, Sandbox
-from agent.runtimes.containerd import ConfigFile
-from agent.runtimes.generations import generation
+from agent.plan import pod_guard
+from agent.plan.context import Context
+from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.containerd.generations import generation
+from agent.runtimes.node import Endpoint, Node, Runtime
 from tests.unit import made_node
 
 OLD = "nvidia.cdi.k8s.io/"
@@ -63,7 +63,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
     def questions(*_: object) -> Iterator[Answers]:
         yield found
 
-    monkeypatch.setattr(cri, "pod_questions", questions)
+    monkeypatch.setattr(client, "pod_questions", questions)
     return found
 
 

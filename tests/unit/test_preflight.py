@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.engine import preflight
-from agent.engine.node import Endpoint, Node, Runtime
+from agent.cri.client import Answer
 from agent.errors import Refused
 from agent.host.files import FileState
 from agent.host.paths import HostPath, HostRoot
-from agent.observe import config
-from agent.observe.cri import Answer
-from agent.runtimes.generations import CRI_V2, CRI_V3, generation, section_name
+from agent.runtimes.containerd import load, preflight
+from agent.runtimes.containerd.generations import CRI_V2, CRI_V3, generation, section_name
+from agent.runtimes.node import Endpoint, Node, Runtime
 from tests.tools import runtimes
 from tests.tools.runtimes import Runtime as Real
 
@@ -80,12 +79,12 @@ class Scene:
         node = Node(
             runtime=Runtime(Endpoint("containerd", socket), None, answer),
             gen=gen,
-            files=config.load(HOST, gen, str(self.root)),
+            files=load.load(HOST, gen, str(self.root)),
             executable=str(self.executable) if executable else None,
             drop_in=HostPath(str(self.drop_in), str(self.drop_in)),
         )
         state = FileState(b"version = 3\n")
-        after = config.load(HOST, gen, str(self.root), {str(self.drop_in): state})
+        after = load.load(HOST, gen, str(self.root), {str(self.drop_in): state})
         return preflight.check(HOST, node, preflight.Candidate(after, names, names))
 
 
@@ -248,10 +247,10 @@ def check_real(real: Real, directory: Path, before: str, after: str) -> None:
     root.write_text(before)
     gen = generation((int(real.generation[0]), int(real.generation[2:]), 0))
     path = HostPath(str(root), str(root))
-    files = config.load(HOST, gen, str(root))
+    files = load.load(HOST, gen, str(root))
     assert {CRI_V2, CRI_V3} & files[0].data["plugins"].keys()
     state = FileState(after.encode(), 0o644, os.geteuid(), os.getegid())
-    candidate = config.load(HOST, gen, str(root), {str(root): state})
+    candidate = load.load(HOST, gen, str(root), {str(root): state})
     answer = Answer("containerd", real.version, True, {}, ())
     runtime = Runtime(Endpoint("containerd", path), None, answer)
     node = Node(runtime, gen, files, str(real.executable), path)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from agent.cri import process
+from agent.cri.process import config_argument, inspect, is_kind, peer, start_time, unit_of
 from agent.errors import Unreachable
 from agent.host.paths import HostRoot
-from agent.observe import process
-from agent.observe.process import config_argument, inspect, is_kind, peer, start_time, unit_of
 
 NAME = "/host/name.sock"
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from agent.engine.proof import Identity, NotProven, Probe, prove
+from agent.cri.client import Answer, Unimplemented
 from agent.errors import Unreachable
-from agent.observe.cri import Answer, Unimplemented
+from agent.runtimes.proof import Identity, NotProven, Probe, prove
 
 OLD, NEW, NEWER = (10, 100), (20, 200), (30, 300)
 GOOD = Answer("containerd", "2.1.9", True, {}, ())

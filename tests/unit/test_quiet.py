@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from agent.engine import quiet
-from agent.engine.context import Context
+from agent.cri import client
+from agent.cri.client import Container, Sandbox
 from agent.errors import Refused, Unreachable
 from agent.host.paths import HostPath
-from agent.observe import cri
-from agent.observe.cri import Container, Sandbox
+from agent.plan.context import Context
+from agent.transaction import quiet_moment
 from tests.unit.made_node import Node
 
 NOW = 1_000_000.0
-WAIT = quiet.wait
+WAIT = quiet_moment.wait
 SOCKET = HostPath("/none/c.sock", "/none/c.sock")
 OLD = Sandbox("s", "train", "ml", "", True, NOW - 60)
 UNSTARTED = Container("c", "s", "main", 0, {}, started=False, created=NOW - 60)
@@ -46,8 +46,8 @@ class World:
             self.timeouts.append(timeout)
             yield self
 
-        monkeypatch.setattr(cri, "pod_questions", questions)
-        monkeypatch.setattr(quiet, "wait", WAIT)
+        monkeypatch.setattr(client, "pod_questions", questions)
+        monkeypatch.setattr(quiet_moment, "wait", WAIT)
 
     def sleep(self, seconds: float) -> None:
         assert seconds > 0
@@ -61,7 +61,7 @@ class World:
 
     def wait(self, *, touched: bool = False) -> float:
         """Seconds that were waited."""
-        WAIT(self.ctx, SOCKET, quiet.LIMIT, touched=touched)
+        WAIT(self.ctx, SOCKET, quiet_moment.LIMIT, touched=touched)
         return self.now
 
     def events(self) -> list[str]:
@@ -101,7 +101,7 @@ def test_what_is_young(what: str, world: World) -> None:
         world.started = lambda _: []
     else:
         world.started = lambda _: [replace(RUNNING, created=NOW - 0.5)]
-    assert world.wait() == pytest.approx(quiet.YOUNG - 0.5, abs=0.3)
+    assert world.wait() == pytest.approx(quiet_moment.YOUNG - 0.5, abs=0.3)
 
 
 def test_clock_that_was_put_back(world: World) -> None:
@@ -113,11 +113,11 @@ def test_clock_that_was_put_back(world: World) -> None:
 def test_no_quiet_moment_in_time(world: World) -> None:
     """The restart happens all the same, and the log says beside what."""
     world.started = lambda _: [UNSTARTED]
-    assert world.wait() == quiet.LIMIT
+    assert world.wait() == quiet_moment.LIMIT
     assert world.events() == ["waiting for a quiet moment", "warning"]
     assert "ml/train" in world.said[-1][1]["text"]
     assert all(0 < timeout <= 5 for timeout in world.timeouts)
-    assert world.wait() == quiet.LIMIT, "the time is up: nobody is asked again"
+    assert world.wait() == quiet_moment.LIMIT, "the time is up: nobody is asked again"
     assert len(world.said) == 2
 
 
@@ -127,7 +127,7 @@ def test_runtime_that_does_not_answer_makes_no_pods(
     def nobody(*_: object) -> None:
         raise Unreachable("cannot reach it")
 
-    monkeypatch.setattr(cri, "pod_questions", nobody)
+    monkeypatch.setattr(client, "pod_questions", nobody)
     assert world.wait() == 0
 
 

@@ -7,11 +7,10 @@ import tomllib
 
 import pytest
 
-from agent import diffs, render
-from agent.engine.plan import Change
-from agent.engine.revert import Reverted
-from agent.host.files import FileState
+from agent.cli import diffs, render
+from agent.host.files import Change, FileState
 from agent.host.paths import HostPath
+from agent.transaction.revert import Reverted
 
 SECRET = "S3cr3t-Z9"  # noqa: S105 (what must not be shown)
 PATH = HostPath("/host/etc/containerd/config.toml", "/etc/containerd/config.toml")

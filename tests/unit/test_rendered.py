@@ -6,8 +6,8 @@ import pytest
 
 from agent.host.files import FileState
 from agent.host.paths import HostPath
-from agent.runtimes.containerd import ConfigFile
-from agent.runtimes.rendered import renderer
+from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.containerd.rendered import renderer
 
 K3S = "/var/lib/rancher/k3s/agent/etc/containerd"
 RKE2 = "/data/rke2/agent/etc/containerd"

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from agent.engine import restart
-from agent.engine.restart import RestartFailed
+from agent.cri.process import Process, is_unit, start_time
 from agent.errors import Refused
 from agent.host.paths import HostRoot
-from agent.observe import bus
-from agent.observe.process import Process, is_unit, start_time
+from agent.runtimes import restart
+from agent.runtimes.restart import RestartFailed
+from agent.systemd import bus
 
 HOST = HostRoot("/")
 PROCESS = Process(

@@ -10,8 +10,8 @@ import pytest
 
 from agent import cli
 from agent.errors import UsageError
-from agent.options import OPTIONS
-from agent.settings import Entry, Settings, resolve
+from agent.options.settings import Entry, Settings, resolve
+from agent.options.table import OPTIONS
 
 _CRT = "--nvidia-container-runtime"
 _ENV = "NVIDIA_CONTAINER_RUNTIME_"

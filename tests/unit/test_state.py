@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from agent.engine.state import (
+from agent.errors import Refused
+from agent.host.paths import HostRoot
+from agent.state.store import (
     Entry,
     Failure,
     Journal,
@@ -23,8 +25,6 @@ from agent.engine.state import (
     memory_to_json,
     parents,
 )
-from agent.errors import Refused
-from agent.host.paths import HostRoot
 from tests.unit.faults import CODES, Faults, Killed, count
 
 MEMORY = Memory(

@@ -9,12 +9,12 @@ from typing import Any, Self
 
 import pytest
 
-from agent.engine import restart
 from agent.host.paths import HostRoot
-from agent.observe import bus, systemd, units
-from agent.observe.bus import BusError, NoBus
-from agent.observe.systemd_bus import OverBus
-from agent.observe.units import Command, SystemdError, Ties, Timer, Unit
+from agent.runtimes import restart
+from agent.systemd import bus, reach, units
+from agent.systemd.bus import BusError, NoBus
+from agent.systemd.dbus import OverBus
+from agent.systemd.units import Command, SystemdError, Ties, Timer, Unit
 
 UNIT = "containerd.service"
 
@@ -229,7 +229,7 @@ def test_nothing_that_could_be_reached(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / "run").mkdir()
     with pytest.raises(SystemdError) as told:
-        systemd.reach(HostRoot(str(tmp_path)), UNIT)
+        reach.reach(HostRoot(str(tmp_path)), UNIT)
     assert "D-Bus at /run/dbus/system_bus_socket: no such file" in str(told.value)
     assert "D-Bus at /run/systemd/private: no such file" in str(told.value)
     assert "systemctl: " in str(told.value)

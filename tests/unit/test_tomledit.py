@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from agent import tomledit, tomlspell
 from agent.errors import Refused
-from agent.tomledit import Append, Data, Op, Set, Unset
+from agent.toml import edit as tomledit
+from agent.toml import spell
+from agent.toml.edit import Append, Data, Op, Set, Unset
 
 HANDLER = {"runtime_type": "io.containerd.runc.v2", "options": {"BinaryName": "/opt/nvidia"}}
 RUNTIMES = ("plugins", "x", "containerd", "runtimes")
@@ -184,7 +185,7 @@ def test_proposal_that_is_not_what_was_wanted_is_refused(
     monkeypatch: pytest.MonkeyPatch, proposal: str
 ) -> None:
     """Wrong data, a type that Python takes for the same, a lost comment, no TOML at all."""
-    monkeypatch.setattr(tomlspell, "setting", lambda *_: iter([proposal]))
+    monkeypatch.setattr(spell, "setting", lambda *_: iter([proposal]))
     monkeypatch.setattr(tomledit, "_with_tomlkit", lambda *_: None)
     with pytest.raises(Refused, match=r"^cannot edit /etc/f.toml: .*\[headers\]"):
         tomledit.edit("# one\na = true\n", [Set(("a",), 1)], "/etc/f.toml")
@@ -192,7 +193,7 @@ def test_proposal_that_is_not_what_was_wanted_is_refused(
 
 def test_tomlkit_is_asked_last(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no way of ours is right, its own may be."""
-    monkeypatch.setattr(tomlspell, "setting", lambda *_: iter([]))
+    monkeypatch.setattr(spell, "setting", lambda *_: iter([]))
     assert edited("[a]\nb = 1 # x\n", Set(("a", "b"), 2)) == "[a]\nb = 2 # x\n"
 
 

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent import tomledit
-from agent.engine.undoing import _inverse
 from agent.errors import Refused
 from agent.host.files import FileState
-from agent.tomledit import Append, Op, Path, Set, Unset
+from agent.toml import edit as tomledit
+from agent.toml.edit import Append, Op, Path, Set, Unset
+from agent.transaction.original_files import _inverse
 from tests.unit.toml_documents import CRI, NARROW, Document, document, operations
 
 random = st.randoms(use_true_random=False)

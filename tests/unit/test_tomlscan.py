@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent import tomlscan
+from agent.toml import scan
 from tests.unit.toml_documents import document
 
 # A text, and its statements as kind, path and value.
@@ -54,7 +54,7 @@ def test_statements(name: str) -> None:
     """Kinds, paths from the root, and values, in their order; their lines follow each other."""
     text, wanted = TEXTS[name]
     tomllib.loads(text)
-    found = tomlscan.statements(text)
+    found = scan.statements(text)
     assert [
         (one.kind, "|".join(one.path), text[one.value.start : one.value.end]) for one in found
     ] == wanted
@@ -66,11 +66,11 @@ def test_statements(name: str) -> None:
 def test_no_comment_is_overlooked(random: randoms.Random) -> None:
     """Above, behind, and in lists; and no string is taken for one."""
     found = document(random)
-    assert tomlscan.comments(found.text) == Counter(found.comments)
+    assert scan.comments(found.text) == Counter(found.comments)
 
 
 @pytest.mark.parametrize("text", ["a", "a = ", "[a", "[[a]", "a = [", "a = 'x", "= 1"])
 def test_what_is_no_toml_is_unreadable(text: str) -> None:
     """Never an endless loop or an index that is out of range; `tomllib` was asked before."""
-    with pytest.raises(tomlscan.Unreadable):
-        tomlscan.statements(text)
+    with pytest.raises(scan.Unreadable):
+        scan.statements(text)

@@ -10,10 +10,11 @@ import tomlkit
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent import tomledit, tomltext
 from agent.errors import Refused
-from agent.tomledit import Append, Set
-from agent.tomltext import BURNT_SUSHI, GO_TOML_1, GO_TOML_2, NotText
+from agent.toml import edit as tomledit
+from agent.toml import text as tomltext
+from agent.toml.edit import Append, Set
+from agent.toml.text import BURNT_SUSHI, GO_TOML_1, GO_TOML_2, NotText
 from tests.unit.odd_toml import CRIO, DOCUMENTS, MARKER, ONE, SET, TWO, Odd
 from tests.unit.toml_documents import document
 

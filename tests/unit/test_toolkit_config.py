@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.decide import decide
-from agent.engine import low_level
-from agent.engine.context import Context
-from agent.runtimes.merge import Cri
+from agent.plan.context import Context
+from agent.runtimes import low_level
+from agent.runtimes.containerd.merge import Cri
 from agent.toolkit import config, tree
 from agent.toolkit.config import Config
 from agent.toolkit.tree import Text
@@ -136,7 +136,7 @@ def written(ctx: Context, row: int, cri: Cri | None = None) -> dict[str, Any]:
     """What config.toml says then."""
     mode, prefixes = ctx.settings.mode, ctx.settings.annotation_prefixes
     asked = replace(ROWS[row], mode=mode, prefixes=prefixes)
-    runtimes = low_level.runtimes(ctx, "containerd", cri, None)
+    runtimes = low_level.runtimes(ctx.settings, ctx.host, "containerd", cri, None)
     found = proposed(ctx, decide(asked), runtimes)
     assert found.problem is None
     entry = found.tree[tree.CONFIG]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.engine import device_nodes
 from agent.host import nodes
-from agent.toolkit.devices import ControlNode, control_nodes
+from agent.plan import device_nodes
+from agent.toolkit.device_nodes import ControlNode, control_nodes
 from tests.unit.faults import CODES, Faults, Killed, count
 from tests.unit.made_toolkit import Host, driver_root
 

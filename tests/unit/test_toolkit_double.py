@@ -14,7 +14,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agent import yamltext
+from agent.cdi import yaml_text
 from tests.toolkit import blocks, cdi, config, runtime
 from tests.toolkit.config import Config
 from tests.toolkit.programs import NAMES
@@ -378,7 +378,7 @@ _DATA = st.recursive(
 @given(data=st.dictionaries(st.text(min_size=1, max_size=6), _DATA, min_size=1, max_size=4))
 def test_reads_what_the_program_writes(data: dict[str, Any]) -> None:
     """Every document of the program's own writer."""
-    assert blocks.parse("\n".join(yamltext.lines(data))) == data
+    assert blocks.parse("\n".join(yaml_text.lines(data))) == data
 
 
 @example(data={"a": {"'": ""}})

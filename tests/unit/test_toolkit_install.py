@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from agent.engine import install, low_level
-from agent.engine.install import Proposed
-from agent.engine.wanted import LINUX
 from agent.errors import NoToolkit, Refused
-from agent.host.paths import Mount
-from agent.runtimes.merge import Cri
-from agent.tomledit import Data
-from agent.toolkit import tree
+from agent.host.paths import HostRoot, Mount
+from agent.options.settings import Settings
+from agent.runtimes import low_level
+from agent.runtimes.containerd.merge import Cri
+from agent.runtimes.desired import LINUX
+from agent.toml.edit import Data
+from agent.toolkit import install, tree
+from agent.toolkit.install import Proposed
 from agent.toolkit.tree import Text
 from tests.unit.made_toolkit import LIBRARIES, TOOLKIT, Host, decision, packages, programs, proposed
 
@@ -30,6 +31,12 @@ def host(tmp_path: Path) -> Host:
                 "/opt/bin/shim": "x", "/opt/bin/text": "text"})  # fmt: skip
     found.make(packages(), "/packages")
     return found
+
+
+def seams(host: Host) -> tuple[Settings, HostRoot]:
+    """What is asked for, and where."""
+    ctx = host.context()
+    return ctx.settings, ctx.host
 
 
 def named(binary: str, key: str = "BinaryName", **more: str) -> Data:
@@ -90,7 +97,7 @@ def test_low_level_runtimes_of_containerd(
 ) -> None:
     """What runs containers there without us, then what PATH has."""
     host.make(programs("/usr/bin", (f"{RUNTIME}.cdi", "crun")))
-    found = low_level.runtimes(host.context(), "containerd", Cri(default, handlers, None, {}),
+    found = low_level.runtimes(*seams(host), "containerd", Cri(default, handlers, None, {}),
                               remembered)  # fmt: skip
     assert found == tuple(dict.fromkeys([*expected, "runc", "crun"]))
 
@@ -105,7 +112,11 @@ def test_low_level_runtime_of_the_shim_before_runcs(
     handlers: dict[str, Data] = {"old": {"runtime_type": LINUX}}
     host.make(programs("/usr/bin", ("crun",)))
     found = low_level.runtimes(
-        host.context(), "containerd", Cri("old", handlers, None, {}, program), None
+        host.context().settings,
+        host.context().host,
+        "containerd",
+        Cri("old", handlers, None, {}, program),
+        None,
     )
     assert found == (*expected, "runc", "crun")
 
@@ -129,16 +140,18 @@ def test_low_level_runtimes_of_crio(
     host: Host, default: str, handlers: dict[str, Data], expected: list[str]
 ) -> None:
     """It has crun by default, at a place of its own."""
-    found = low_level.runtimes(host.context(), "crio", Cri(default, handlers, None, {}), None)
+    found = low_level.runtimes(*seams(host), "crio", Cri(default, handlers, None, {}), None)
     assert found == (*expected, "crun", "runc")
 
 
 def test_low_level_runtime_that_was_asked_for(host: Host) -> None:
     """It is nobody's business but the asker's."""
     ctx = host.context({"NVIDIA_CONTAINER_RUNTIME_RUNTIMES": "crun,/not/there"})
-    found = low_level.runtimes(ctx, "containerd", Cri("custom", {"custom": CUSTOM}, None, {}), None)
+    found = low_level.runtimes(
+        ctx.settings, ctx.host, "containerd", Cri("custom", {"custom": CUSTOM}, None, {}), None
+    )
     assert found == ("crun", "/not/there")
-    assert low_level.runtimes(host.context(), "containerd", None, "custom") == ("runc", "crun")
+    assert low_level.runtimes(*seams(host), "containerd", None, "custom") == ("runc", "crun")
 
 
 @pytest.mark.parametrize(
@@ -157,7 +170,7 @@ def test_low_level_runtimes_of_before(host: Host, text: str, expected: list[str]
     """Where the runtime's configuration is not ours: what config.toml says, never NVIDIA's."""
     host.make(programs("/opt/bin", ("custom", RUNTIME)))
     host.make({f"{TOOLKIT}/.config/nvidia-container-runtime/config.toml": text})
-    assert low_level.runtimes(host.context(), "containerd", None, "x") == tuple(expected)
+    assert low_level.runtimes(*seams(host), "containerd", None, "x") == tuple(expected)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +186,7 @@ def test_low_level_runtime_is_never_nvidias(host: Host, link: str, table: Data) 
     """A runc that is a link to it would call itself for ever."""
     host.make(programs("/usr/bin", (RUNTIME,)))
     host.make({link: f"-> /usr/bin/{RUNTIME}"})
-    found = low_level.runtimes(host.context(), "containerd", Cri("runc", {"runc": table}, None, {}),
+    found = low_level.runtimes(*seams(host), "containerd", Cri("runc", {"runc": table}, None, {}),
                               None)  # fmt: skip
     assert found == (("crun",) if link.endswith("bin/runc") else ("runc", "crun"))
 
@@ -226,7 +239,7 @@ def test_place_that_is_not_there_after_a_reboot(
     assert proposed.warnings == (f"apply refuses: {proposed.problem}",)
     message = f"cannot install the toolkit in {TOOLKIT}: {why}, but every container of this node"
     with pytest.raises(Refused, match=message):
-        install.write(host.context(), proposed)
+        install.write(proposed, host.context().log)
     assert not host.at("/usr").joinpath("local").exists()
 
 
@@ -331,8 +344,8 @@ def test_handlers(host: Host, gone: tuple[str, ...], name: str, handlers: list[s
     ctx = host.context(source)
     if handlers is None:
         with pytest.raises((NoToolkit, Refused), match="cannot "):
-            install.binaries(ctx.settings, install.look(ctx))
+            install.binaries(ctx.settings, install.look(ctx.settings, ctx.host))
         return
-    found, warnings = install.binaries(ctx.settings, install.look(ctx))
+    found, warnings = install.binaries(ctx.settings, install.look(ctx.settings, ctx.host))
     assert [item.handler for item in found] == handlers
     assert len(warnings) == len(gone)

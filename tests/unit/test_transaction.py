@@ -10,15 +10,16 @@ from unittest import mock
 
 import pytest
 
-from agent.engine import change, recover, restart
-from agent.engine.change import NotAccepted, Request
-from agent.engine.node import Endpoint, Runtime
-from agent.engine.restart import Restart, RestartFailed
-from agent.engine.state import Memory
+from agent.cri import process
+from agent.cri.process import Process
 from agent.errors import Refused, RollbackFailed, RolledBack, Unreachable
-from agent.observe import process
-from agent.observe.process import Process
+from agent.runtimes import restart
+from agent.runtimes.node import Endpoint, Runtime
+from agent.runtimes.restart import Restart, RestartFailed
+from agent.state.store import Memory
 from agent.status import READY
+from agent.transaction import change, recover
+from agent.transaction.change import NotAccepted, Request
 from tests.unit.faults import CODES, Faults, Killed
 from tests.unit.made_node import BEFORE, NAMES, NEW, OLD, STATUS, WANTED, Node, ticks
 

@@ -8,20 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from agent.engine import trial, trial_containerd
-from agent.engine.crio import trial as crio_trial
-from agent.engine.node import Endpoint, Node, Runtime
-from agent.engine.plan import Change
-from agent.engine.trial import Launch, Result, Subject, Trial
-from agent.engine.wanted import Wanted
+from agent.cri.client import Answer
+from agent.cri.process import Process
 from agent.errors import FilesDoNotLoad, TrialFailed
-from agent.host.files import FileState
+from agent.host.files import Change, FileState
 from agent.host.isolation import View
 from agent.host.paths import HostPath, HostRoot
-from agent.observe import config
-from agent.observe.cri import Answer
-from agent.observe.process import Process
-from agent.runtimes.generations import generation
+from agent.runtimes import trial
+from agent.runtimes.containerd import load
+from agent.runtimes.containerd import trial as trial_containerd
+from agent.runtimes.containerd.generations import generation
+from agent.runtimes.crio import trial as crio_trial
+from agent.runtimes.desired import Wanted
+from agent.runtimes.node import Endpoint, Node, Runtime
+from agent.runtimes.trial import Launch, Result, Subject, Trial
 
 HOST = HostRoot("/")
 CANDIDATE = (Change(HostPath("/c", "/c"), FileState(b"old"), FileState(b"new")),)
@@ -133,7 +133,7 @@ def node_with(directory: Path, text: str) -> Node:
     process = Process(os.getpid(), 1, "/bin/c", str(root), None, ("c",), "/proc")
     runtime = Runtime(Endpoint("containerd", socket), process, answer)
     drop_in = HostPath("/d", "/d")
-    return Node(runtime, gen, config.load(HOST, gen, str(root)), "/usr/bin/containerd", drop_in)
+    return Node(runtime, gen, load.load(HOST, gen, str(root)), "/usr/bin/containerd", drop_in)
 
 
 def test_how_containerd_is_started(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_directory_with_what_the_runtime_reads_is_not_hidden(tmp_path: Path) -> 
 def test_environment_is_that_of_the_running_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without what its service manager gave to it alone."""
     found = {"HTTP_PROXY": "p", "NOTIFY_SOCKET": "/run/systemd/notify", "LISTEN_FDS": "1"}
-    monkeypatch.setattr("agent.observe.process.environment", lambda _: found)
+    monkeypatch.setattr("agent.cri.process.environment", lambda _: found)
     process = Process(7, 1, "/c", None, None, ("c",), "/proc")
     assert trial.environment(process).keys() == {"PATH", "HTTP_PROXY"}
     assert trial.environment(None).keys() == {"PATH"}

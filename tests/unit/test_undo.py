@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.engine import transaction
-from agent.engine.change import NotAccepted
-from agent.engine.node import Endpoint
-from agent.engine.proof import Identity
-from agent.engine.state import Entry, Journal, Memory, Original, memory_to_json
-from agent.engine.transaction import Undone
 from agent.host import files
+from agent.runtimes.node import Endpoint
+from agent.runtimes.proof import Identity
+from agent.state.store import Entry, Journal, Memory, Original, is_written, memory_to_json
+from agent.transaction import file_changes
+from agent.transaction.change import NotAccepted
+from agent.transaction.file_changes import Undone
 from tests.unit.faults import Faults
 from tests.unit.made_node import OLD, Node
 
@@ -36,14 +36,14 @@ def test_undo_brings_back_bytes_mode_and_owner(node: Node) -> None:
     """Also where the copy beside the file is gone: the store has the bytes."""
     store, changes = node.context().store, node.changes()
     for lost in (False, True):
-        journal = journal_of(node, transaction.entries(store, changes, Memory()))
-        transaction.reserve(changes, journal)
-        transaction.write(changes, journal, set())
-        assert transaction.is_written(journal)
+        journal = journal_of(node, file_changes.entries(store, changes, Memory()))
+        file_changes.reserve(changes, journal)
+        file_changes.write(changes, journal, set())
+        assert is_written(journal)
         if lost:
             for entry in journal.entries:
                 files.discard(entry.undo)
-        assert transaction.undo(store, journal) == Undone()
+        assert file_changes.undo(store, journal) == Undone()
         assert node.tree() == OLD
         assert node.modes() == {0o640}
         assert node.strays() == []
@@ -55,12 +55,12 @@ def test_undo_brings_back_the_owner(lost: bool, node: Node) -> None:
     """A file of somebody else is theirs again."""
     os.chown(node.etc / "config.toml", 12, 34)
     store, changes = node.context().store, node.changes()
-    journal = journal_of(node, transaction.entries(store, changes, Memory()))
-    transaction.reserve(changes, journal)
-    transaction.write(changes, journal, set())
+    journal = journal_of(node, file_changes.entries(store, changes, Memory()))
+    file_changes.reserve(changes, journal)
+    file_changes.write(changes, journal, set())
     if lost:
         files.discard(journal.entries[-1].undo)
-    transaction.undo(store, journal)
+    file_changes.undo(store, journal)
     found = (node.etc / "config.toml").stat()
     assert (found.st_uid, found.st_gid) == (12, 34)
 
@@ -68,22 +68,22 @@ def test_undo_brings_back_the_owner(lost: bool, node: Node) -> None:
 def test_undo_on_a_full_disk(node: Node) -> None:
     """It makes no file and writes no byte."""
     store, changes = node.context().store, node.changes()
-    journal = journal_of(node, transaction.entries(store, changes, Memory()))
-    transaction.reserve(changes, journal)
-    transaction.write(changes, journal, set())
+    journal = journal_of(node, file_changes.entries(store, changes, Memory()))
+    file_changes.reserve(changes, journal)
+    file_changes.write(changes, journal, set())
     with Faults.full_disk().installed():
-        assert transaction.undo(store, journal) == Undone()
+        assert file_changes.undo(store, journal) == Undone()
     assert node.tree() == OLD
 
 
 def test_undo_twice_is_undo_once(node: Node) -> None:
     """A recovery that was interrupted begins again."""
     store, changes = node.context().store, node.changes()
-    journal = journal_of(node, transaction.entries(store, changes, Memory()))
-    transaction.reserve(changes, journal)
-    transaction.write(changes, journal, set())
-    assert transaction.undo(store, journal) == Undone()
-    assert transaction.undo(store, journal) == Undone()
+    journal = journal_of(node, file_changes.entries(store, changes, Memory()))
+    file_changes.reserve(changes, journal)
+    file_changes.write(changes, journal, set())
+    assert file_changes.undo(store, journal) == Undone()
+    assert file_changes.undo(store, journal) == Undone()
     assert node.tree() == OLD
 
 
@@ -103,11 +103,11 @@ def test_leftovers_of_earlier_crashes_do_not_disturb(node: Node) -> None:
 def test_directories_of_somebody_else_stay(node: Node) -> None:
     """What was there before, or has something in it by now, is not removed by an undo."""
     store, changes = node.context().store, node.changes()
-    journal = journal_of(node, transaction.entries(store, changes, Memory()))
-    transaction.reserve(changes, journal)
-    transaction.write(changes, journal, set())
+    journal = journal_of(node, file_changes.entries(store, changes, Memory()))
+    file_changes.reserve(changes, journal)
+    file_changes.write(changes, journal, set())
     (node.etc / "conf.d/admin.toml").write_text("theirs")
-    assert transaction.undo(store, journal) == Undone()
+    assert file_changes.undo(store, journal) == Undone()
     assert node.tree() == {**OLD, "conf.d/admin.toml": "theirs"}
 
 
@@ -118,24 +118,24 @@ def entry(before: str | None, after: str | None, made: int = 0) -> Entry:
 
 def test_first_original_is_remembered_for_ever() -> None:
     """Two changes of our own: `revert` goes back before the first."""
-    once = transaction.remembered(Memory(), (entry("a", "b", made=1),))
+    once = file_changes.remembered(Memory(), (entry("a", "b", made=1),))
     assert once.files == {"/etc/f": Original("a", 0o644, 0, 0, "b", made=1)}
-    twice = transaction.remembered(once, (entry("b", "c"),))
+    twice = file_changes.remembered(once, (entry("b", "c"),))
     assert twice.files == {"/etc/f": Original("a", 0o644, 0, 0, "c", made=1)}
 
 
 def test_edit_between_two_changes_is_remembered() -> None:
     """And not forgotten by a third one."""
-    memory = transaction.remembered(Memory(), (entry("a", "b"),))
-    memory = transaction.remembered(memory, (entry("x", "c"),))
-    memory = transaction.remembered(memory, (entry("c", "d"),))
+    memory = file_changes.remembered(Memory(), (entry("a", "b"),))
+    memory = file_changes.remembered(memory, (entry("x", "c"),))
+    memory = file_changes.remembered(memory, (entry("c", "d"),))
     assert memory.files["/etc/f"].edited
 
 
 def test_file_that_is_back_at_its_original_is_forgotten() -> None:
     """There is nothing to undo any more."""
-    memory = transaction.remembered(Memory(default="crun"), (entry(None, "b"),))
-    memory = transaction.remembered(memory, (entry("b", None),))
+    memory = file_changes.remembered(Memory(default="crun"), (entry(None, "b"),))
+    memory = file_changes.remembered(memory, (entry("b", None),))
     assert memory == Memory(default="crun")
 
 

@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 
+from agent.cri.client import Answer
 from agent.decide import Decision, Evidence, Question, Switch, decide
-from agent.engine import handlers, kinds
-from agent.engine import wanted as wishes
-from agent.engine.wanted import Binary, Wanted
 from agent.errors import Refused
-from agent.observe.cri import Answer
-from agent.runtimes.merge import Cri
-from agent.tomledit import Data
+from agent.runtimes import desired as wishes
+from agent.runtimes import kinds
+from agent.runtimes.containerd import handlers
+from agent.runtimes.containerd.merge import Cri
+from agent.runtimes.desired import Wanted
+from agent.toml.edit import Data
+from agent.toolkit.programs import Binary
 
 TOOLKIT = "/usr/local/nvidia/toolkit"
 RUNTIME = f"{TOOLKIT}/nvidia-container-runtime"

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from agent.engine import handlers
-from agent.engine.handlers import Shown
-from agent.engine.wanted import Binary, gaps
 from agent.errors import Refused
-from agent.runtimes.merge import Cri
-from agent.tomledit import Data
+from agent.runtimes.containerd import handlers
+from agent.runtimes.containerd.handlers import Shown
+from agent.runtimes.containerd.merge import Cri
+from agent.runtimes.desired import gaps
+from agent.toml.edit import Data
+from agent.toolkit.programs import Binary
 from tests.unit.test_wanted import BINARIES, ROW3, ROW6, RUNC, RUNTIME, TYPE, cri, handler, want
 
 

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent import yamltext
+from agent.cdi import yaml_text
 
 _TEXT = st.text(max_size=12)
 _SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | _TEXT
@@ -24,7 +24,7 @@ _DOCUMENTS = st.dictionaries(_TEXT, _DATA, min_size=1) | st.lists(_DATA, min_siz
 
 def text(data: Any) -> str:
     """A whole document."""
-    return "\n".join(yamltext.lines(data)) + "\n"
+    return "\n".join(yaml_text.lines(data)) + "\n"
 
 
 @given(_DOCUMENTS)
@@ -41,7 +41,7 @@ def test_read_back_as_it_was(data: Any) -> None:
 @given(_DOCUMENTS)
 def test_one_line_per_value(data: Any) -> None:
     """No text breaks a line, whatever is in it, so that a diff of two documents is readable."""
-    assert text(data).splitlines() == list(yamltext.lines(data))
+    assert text(data).splitlines() == list(yaml_text.lines(data))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from agent.tomledit import Append, Op, Path, Set, Unset
+from agent.toml.edit import Append, Op, Path, Set, Unset
 
 Data: TypeAlias = dict[str, Any]
 Random: TypeAlias = randoms.Random

@@ -1,0 +1,165 @@
+"""Which driver Windows uses: WSL2's own library libdxcore tells it.
+
+Invariant: that library is loaded in a child process only, with a deadline, and by the descriptor
+that was judged. What is asked is what NVIDIA's generator asks (internal/dxcore v1.20).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NoReturn
+
+from agent.host import budget
+
+_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# As in agent.cdi.driver.gpus: what we are is found where it is, and the working directory is not.
+_CHILD = (
+    "import sys; sys.path.append(sys.argv.pop(1)); from agent.cdi.driver.dxcore import main; main()"
+)
+_TIMEOUT = 30.0  # seconds
+_MOST = 64  # adapters; their paths together are less than a pipe holds
+_PATH = 260  # characters
+_COMPUTE = 1  # adapters without a display as well
+_DRIVER_VERSION, _REGISTRY, _STORE = 13, 48, 2
+_WDDM = 2700  # the first version that WSL2 can use
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """Directories of drivers that are in use, in the order of GPUs; with an `error` there was no
+    answer."""
+
+    paths: tuple[str, ...] = ()
+    error: str = ""
+
+
+def ask(fd: int, timeout: float = _TIMEOUT) -> Stores:
+    """Ask the libdxcore of a descriptor."""
+    words = [sys.executable, "-P", "-c", _CHILD, _ROOT, str(fd)]
+    try:
+        done = subprocess.run(
+            words, pass_fds=(fd,), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, cwd="/", timeout=timeout, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return Stores(error=f"it gives no answer in {timeout:g} s")
+    except OSError as error:
+        return Stores(error=f"{sys.executable} cannot be started ({os.strerror(error.errno or 0)})")
+    try:
+        answer = budget.json_value(done.stdout, budget.CHILD)
+        return Stores(tuple(map(str, answer["stores"])), str(answer["error"]))
+    except (ValueError, KeyError, TypeError):
+        return Stores(error=f"the process that asks it ended with {done.returncode}")
+
+
+class _Adapter(ctypes.Structure):
+    _fields_ = (("handle", ctypes.c_uint), ("luid", ctypes.c_uint * 2), ("sources", ctypes.c_uint),
+                ("present", ctypes.c_uint))  # fmt: skip
+
+
+class _Adapters2(ctypes.Structure):
+    _fields_ = (("count", ctypes.c_uint), ("adapters", ctypes.POINTER(_Adapter)))
+
+
+class _Adapters3(ctypes.Structure):
+    _fields_ = (("filter", ctypes.c_ulonglong), ("count", ctypes.c_uint),
+                ("adapters", ctypes.POINTER(_Adapter)))  # fmt: skip
+
+
+class _Output(ctypes.Union):
+    _fields_ = (("word", ctypes.c_ulonglong), ("text", ctypes.c_wchar * (_PATH + 1)))
+
+
+class _Registry(ctypes.Structure):
+    _fields_ = (("query", ctypes.c_uint), ("flags", ctypes.c_uint),
+                ("name", ctypes.c_wchar * _PATH), ("type", ctypes.c_uint),
+                ("adapter", ctypes.c_uint), ("size", ctypes.c_uint), ("status", ctypes.c_uint),
+                ("output", _Output))  # fmt: skip
+
+
+class _Query(ctypes.Structure):
+    _fields_ = (("adapter", ctypes.c_uint), ("type", ctypes.c_uint), ("data", ctypes.c_void_p),
+                ("size", ctypes.c_uint))  # fmt: skip
+
+
+# Without the text that comes behind it: its length is asked for first.
+_EMPTY = _Registry.output.offset + ctypes.sizeof(ctypes.c_ulonglong)
+
+
+def main() -> NoReturn:
+    """Argument: the number of the library's descriptor. It ends without the library's own clearing
+    up."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    answer = os.dup(1)  # whatever the library prints goes elsewhere
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    stores: list[str] = []
+    error = ""
+    try:
+        library = ctypes.CDLL(f"/proc/self/fd/{sys.argv[1]}")
+        stores = list(dict.fromkeys(_stores(library)))
+    except OSError as problem:
+        error = f"it cannot be used ({problem})"
+    except AttributeError:
+        error = "it lacks the functions that tell"
+    os.write(answer, json.dumps({"stores": stores, "error": error}).encode())
+    os._exit(0)
+
+
+def _stores(library: ctypes.CDLL) -> Iterator[str]:
+    for adapter in _adapters(library):
+        version = ctypes.c_uint(0)
+        if _query(library, adapter, _DRIVER_VERSION, version) or version.value < _WDDM:
+            continue
+        if path := _store(library, adapter):
+            yield path
+
+
+def _adapters(library: ctypes.CDLL) -> list[int]:
+    """Handles of adapters, by the newer function where it is there and works."""
+    for name, kind in (("D3DKMTEnumAdapters3", _Adapters3), ("D3DKMTEnumAdapters2", _Adapters2)):
+        with contextlib.suppress(AttributeError):
+            found = kind()
+            if kind is _Adapters3:
+                found.filter = _COMPUTE
+            call = getattr(library, name)
+            if call(ctypes.byref(found)):
+                continue
+            if found.count > _MOST:
+                raise OSError(f"it lists {found.count} adapters")
+            listed = (_Adapter * found.count)()
+            found.adapters = listed
+            if call(ctypes.byref(found)):
+                continue
+            return [one.handle for one in listed[: found.count]]
+    raise OSError("it lists no adapters")
+
+
+def _query(
+    library: ctypes.CDLL, adapter: int, kind: int, data: ctypes._SimpleCData[int] | _Registry,
+    size: int | None = None,
+) -> int:  # fmt: skip
+    """0 where it could be told."""
+    asked = _Query(adapter, kind, ctypes.addressof(data), size or ctypes.sizeof(data))
+    return int(library.D3DKMTQueryAdapterInfo(ctypes.byref(asked)))
+
+
+def _store(library: ctypes.CDLL, adapter: int) -> str:
+    """The directory of an adapter's driver; "" where that is not told."""
+    found = _Registry(query=_STORE)
+    if _query(library, adapter, _REGISTRY, found, _EMPTY):
+        return ""
+    length = found.size
+    if length > _PATH * ctypes.sizeof(ctypes.c_wchar):
+        return ""
+    found = _Registry(query=_STORE, size=length)
+    if _query(library, adapter, _REGISTRY, found, _EMPTY + length):
+        return ""
+    return str(found.output.text)

@@ -1,0 +1,175 @@
+"""What the kernel tells about GPUs, in the host's /proc and /sys.
+
+Invariant: reads only, and through the host root: a container's own /proc may be another one. Any
+text may come; what makes no sense is no GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+
+from agent.cdi.driver.gpus import NO_GPUS, Answer, Gpu
+from agent.host.paths import HostRoot
+
+_PCI = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f]")
+_UUID = re.compile(r"GPU-[0-9A-Fa-f-]+[0-9A-Fa-f]")
+_VERSION = re.compile(r"NVRM version:.*?\s(\d+(?:\.\d+){1,3})\s")
+_CAPABILITY = re.compile(r"(\S+) (\d{1,7})")
+_CAPABILITIES = "nvidia/capabilities"
+_LIMIT = 1 << 20  # bytes
+
+
+def gpus(host: HostRoot) -> Answer:
+    """GPUs of the driver's own list, for where NVML does not answer. MIG devices are not in it:
+    their names are known to NVML only."""
+    directory = _driver(host, "nvidia/gpus")
+    infos = [_information(f"{directory}/{name}/information") for name in _names(directory)]
+    if not infos:
+        return Answer(error=f"{directory} lists no GPU")
+    found, warnings = [], []
+    # NVML counts in the order of PCI addresses, and leaves out what was excluded at boot.
+    there = [info for info in infos if info.get("GPU Excluded", "No") != "Yes"]
+    for index, info in enumerate(sorted(there, key=lambda info: info.get("Bus Location", ""))):
+        bus, minor = info.get("Bus Location", "").lower(), info.get("Device Minor", "")
+        if info.get("Model") in NO_GPUS:
+            continue
+        if not (_PCI.fullmatch(bus) and minor.isascii() and minor.isdigit()):
+            warnings.append(f"GPU {index} is not in the CDI spec: {directory} does not describe it")
+        elif _is_split(host, minor):
+            warnings.append(
+                f"GPU {index} is not in the CDI spec: it is split into MIG devices, whose names "
+                "only NVML knows"
+            )
+        elif _is_gone(host, bus):
+            warnings.append(f"GPU {index} is not in the CDI spec: {bus} is not on the PCI bus")
+        else:
+            uuid = info.get("GPU UUID", "")
+            found.append(Gpu(index, uuid if _UUID.fullmatch(uuid) else "", int(minor), bus))
+    return Answer(tuple(found), tuple(warnings))
+
+
+def drm_names(host: HostRoot, bus: str) -> tuple[str, ...]:
+    """Names in /dev/dri of the GPU at a PCI address."""
+    return tuple(_names(host.agent_path(f"/sys/bus/pci/devices/{bus}/drm")))
+
+
+def mig_minors(host: HostRoot) -> Mapping[str, int]:
+    """Minor numbers of MIG capabilities by their names, as `gpu0/gi1/ci0/access`: from the list of
+    all that there could be, else from the capabilities that there are."""
+    text = _read(_driver(host, "nvidia-caps/mig-minors"))
+    found = (_CAPABILITY.fullmatch(line.strip()) for line in text.splitlines())
+    listed = {match[1]: int(match[2]) for match in found if match}
+    return listed or dict(_shown_capabilities(host))
+
+
+def _shown_capabilities(host: HostRoot) -> Iterator[tuple[str, int]]:
+    for directory, start in _capabilities(host):
+        for name in _names(directory):
+            info = _information(f"{directory}/{name}/access")
+            minor = info.get("DeviceFileMinor", "")
+            if name.startswith(start) and start != "gpu" and minor.isascii() and minor.isdigit():
+                inside = os.path.relpath(f"{directory}/{name}", _driver(host, _CAPABILITIES))
+                yield f"{inside.replace('/mig/', '/')}/access", int(minor)
+
+
+def version(host: HostRoot) -> str | None:
+    """The version of the driver's module that is loaded, as far as it says so."""
+    found = _VERSION.search(_read(_driver(host, "nvidia/version")))
+    return found[1] if found else None
+
+
+def is_loaded(host: HostRoot) -> bool:
+    """Is the driver's kernel module there? Without it there is nothing to ask NVML; and being
+    asked it would load the module, and make device nodes in whatever /dev it sees."""
+    return os.path.isdir(_driver(host, "nvidia"))
+
+
+def trace(host: HostRoot) -> tuple[str, ...]:
+    """What the kernel shows of GPUs and of their instances: as long as it stays the same, NVML has
+    no other GPUs to tell of. (It may have lost one: a GPU that fell off the bus stays in the list.)
+
+    UUIDs are no part of it: the kernel knows one only after somebody has used the GPU. What was
+    made anew under its old name has a time of its own.
+    """
+    found = [_read(_driver(host, "nvidia/version"))]
+    listed = _driver(host, "nvidia/gpus")
+    for name in _names(listed):
+        info = _information(f"{listed}/{name}/information")
+        facts = (info.get("Device Minor"), info.get("GPU Excluded"), _is_gone(host, name))
+        found.append(f"{name} {facts} {_when(f'{listed}/{name}')}")
+    for directory, start in _capabilities(host):
+        names = (name for name in _names(directory) if name.startswith(start))
+        found += (f"{directory}/{name} {_when(f'{directory}/{name}')}" for name in names)
+    return (*found, *(f"{name} {minor}" for name, minor in mig_minors(host).items()))
+
+
+def watched(host: HostRoot) -> Iterator[str]:
+    """Agent paths that show a module that was loaded, a GPU that came or went, and MIG devices
+    made anew: there the device nodes may stay as they are, and the list of minor numbers as well,
+    which has every instance that there could be. An entry `PREFIX*DIRECTORY` stands for the names
+    in a directory that start so."""
+    yield _driver(host, "nvidia/version")
+    for module in ("nvidia", "nvidia_uvm"):  # this one may come later, and has nodes of its own
+        yield host.agent_path(f"/sys/module/{module}")
+    yield _driver(host, "nvidia-caps/mig-minors")
+    yield f"*{_driver(host, 'nvidia/gpus')}"
+    yield from (f"{start}*{directory}" for directory, start in _capabilities(host))
+
+
+def _capabilities(host: HostRoot) -> Iterator[tuple[str, str]]:
+    """Directories with GPU and compute instances, and how names start that count there."""
+    top = _driver(host, _CAPABILITIES)
+    yield top, "gpu"
+    for gpu in _names(top):
+        if gpu.startswith("gpu"):
+            above = f"{top}/{gpu}/mig"
+            yield above, "gi"
+            yield from ((f"{above}/{name}", "ci") for name in _names(above) if name[:2] == "gi")
+
+
+def _when(path: str) -> str:
+    """Tells a directory from one of the same name that was there before it."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return ""
+    return f"{found.st_ino} {found.st_ctime_ns}" if stat.S_ISDIR(found.st_mode) else ""
+
+
+def _driver(host: HostRoot, name: str) -> str:
+    """The agent path of a part of /proc/driver."""
+    below = host.agent_path("/proc/driver")
+    return f"{below if os.path.isdir(below) else f'{host.proc}/driver'}/{name}"
+
+
+def _information(path: str) -> dict[str, str]:
+    lines = (line.partition(":") for line in _read(path).splitlines())
+    return {key.strip(): value.strip() for key, _, value in lines}
+
+
+def _is_split(host: HostRoot, minor: str) -> bool:
+    directory = _driver(host, f"nvidia/capabilities/gpu{minor}/mig")
+    return any(name.startswith("gi") for name in _names(directory))
+
+
+def _is_gone(host: HostRoot, bus: str) -> bool:
+    devices = host.agent_path("/sys/bus/pci/devices")
+    return os.path.isdir(devices) and not os.path.exists(f"{devices}/{bus}")
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except OSError:
+        return []
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read(_LIMIT)
+    except OSError:
+        return ""

@@ -1,0 +1,167 @@
+"""Hooks: NVIDIA's own program on the host, which finishes a container before it starts.
+
+Invariant: none where the program is not on the host, for then no container would start, and none
+that somebody switched off. Names, arguments and their order are those of nvidia-cdi-hook (v1.20);
+nvidia-ctk, of an older toolkit, has the same as commands below `hook`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from agent.cdi.driver import elf
+from agent.cdi.driver.root import DriverRoot
+from agent.cdi.model import Hook
+from agent.errors import Refused
+from agent.host import trust, trusted
+from agent.host.paths import HostRoot
+
+# Made only where somebody asks for them.
+_ASKED_FOR = ("chmod",)
+# Directories of device nodes that an old crun makes for root only (containers/crun#1047).
+_CLOSED = ("/dev/dri", "/dev/nvidia-caps")
+# Links that no soname gives: (library, link's target or None for the file itself, link's name).
+_LINKS = (
+    ("libcuda.so.*.*", "libcuda.so.1", "libcuda.so"),
+    ("libGLX_nvidia.so.*.*", None, "libGLX_indirect.so.0"),
+    ("libnvidia-opticalflow.so.*.*", "libnvidia-opticalflow.so.1", "libnvidia-opticalflow.so"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """The program of hooks on the host: `path` is None where there is none, or where root runs it
+    and somebody else decides what it is, as `distrust` says. `way`: agent paths by whose owners,
+    modes and links that was decided."""
+
+    path: str | None = None
+    distrust: str | None = None
+    way: tuple[str, ...] = ()
+
+
+def program(host: HostRoot, path: str | None) -> Program:
+    """The program at a host path. One that is yet to be installed will be in the nearest directory
+    that is there."""
+    above = path
+    while above is not None:
+        try:
+            with trusted.opened(host, above) as found:
+                why = found.distrust
+                if above != path and not why and (lax := trust.distrust(found.found)):
+                    why = f"{above} {lax}"
+                way = tuple(map(host.agent_path, found.way))
+        except FileNotFoundError:
+            above = os.path.dirname(above)
+            continue
+        except (OSError, Refused) as error:
+            return Program(distrust=f"{path} cannot be opened ({error})")
+        if why:
+            return Program(distrust=f"{path} is not used, for {why}", way=way)
+        return Program(path, way=way)
+    return Program()
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What hooks may be made: `path` is the program on the host, None where there is none;
+    `enabled` wins over `disabled`; `ldconfig` is the program that makes the loader's cache, ""
+    where the hook knows it itself."""
+
+    path: str | None
+    disabled: tuple[str, ...] = ()
+    enabled: tuple[str, ...] = ()
+    ldconfig: str = ""
+
+    @property
+    def wanted(self) -> bool:
+        """Would there be any hook, were the program there?"""
+        return "all" not in self.disabled or bool(self.enabled)
+
+    def _is_off(self, name: str) -> bool:
+        off = {*self.disabled, *_ASKED_FOR}
+        return name not in self.enabled and (name in off or "all" in off)
+
+    def make(self, name: str, *args: str) -> tuple[Hook, ...]:
+        """The hook of that name, if there is to be one."""
+        if self.path is None or self._is_off(name):
+            return ()
+        base = os.path.basename(self.path)
+        words = (base, *(("hook",) if base == "nvidia-ctk" else ()), name, *args)
+        return (Hook("createContainer", self.path, words, ("NVIDIA_CTK_DEBUG=false",)),)
+
+    def symlinks(self, links: Sequence[str]) -> tuple[Hook, ...]:
+        """One that makes links, given as `TARGET::LINK`."""
+        words = (word for link in links for word in ("--link", link))
+        return self.make("create-symlinks", *words) if links else ()
+
+    def libraries(
+        self, root: DriverRoot, version: str, libraries: Sequence[str]
+    ) -> tuple[Hook, ...]:
+        """Those that make libraries found in a container, in the order in which they have to run:
+        links, then a newer compat library of the image, then the loader's cache."""
+        return (
+            *self.library_links(root, libraries),
+            *self.make("enable-cuda-compat", f"--host-driver-version={version}"),
+            *self.cache(libraries),
+        )
+
+    def library_links(self, root: DriverRoot, libraries: Sequence[str]) -> tuple[Hook, ...]:
+        """One that makes the links by which programs find libraries."""
+        return self.symlinks(_links(root, libraries))
+
+    def cache(self, files: Iterable[str]) -> tuple[Hook, ...]:
+        """One that lets the loader know the directories of those files that are libraries."""
+        folders = tuple(word for folder in _folders(files) for word in ("--folder", folder))
+        ldconfig = ("--ldconfig-path", self.ldconfig) if self.ldconfig else ()
+        return self.make("update-ldcache", *ldconfig, *folders) if folders else ()
+
+    def folders(self, nodes: Iterable[str]) -> tuple[Hook, ...]:
+        """One that opens the directories of these device nodes to everybody."""
+        found = dict.fromkeys(
+            above for node in nodes if (above := os.path.dirname(node)) in _CLOSED
+        )
+        words = (word for folder in found for word in ("--path", folder))
+        return self.make("chmod", "--mode", "755", *words) if found else ()
+
+
+def _folders(files: Iterable[str]) -> tuple[str, ...]:
+    found = (os.path.dirname(path) for path in files if _is_library(os.path.basename(path)))
+    return tuple(dict.fromkeys(found))
+
+
+def _is_library(name: str) -> bool:
+    return fnmatch.fnmatchcase(name, "lib?*.so*") and name.rpartition(".so")[2][:1] in ("", ".")
+
+
+def _links(root: DriverRoot, libraries: Sequence[str]) -> tuple[str, ...]:
+    """`TARGET::LINK` for every link that programs expect and that mounts do not bring along."""
+    found: list[str] = []
+    for path in libraries:
+        directory, name = os.path.split(path)
+        found += (
+            f"{target or name}::{directory}/{link}"
+            for pattern, target, link in _LINKS
+            if fnmatch.fnmatchcase(name, pattern)
+        )
+        if fnmatch.fnmatchcase(name, "*.*.*"):
+            found += _soname_links(root, directory, name)
+    return tuple(dict.fromkeys(found))
+
+
+def _soname_links(root: DriverRoot, directory: str, name: str) -> list[str]:
+    """Links by soname and by plain name, as far as the driver has them too."""
+    soname = elf.soname(root.agent_path(f"{directory}/{name}"))
+    if soname is None:
+        return []
+    soname = soname or name
+    found = []
+    if soname != name and root.is_link(f"{directory}/{soname}"):
+        found.append(f"{name}::{directory}/{soname}")
+    stem, version, _ = soname.rpartition(".so.")
+    plain = f"{stem}.so"
+    if version and root.is_link(f"{directory}/{plain}"):
+        found.append(f"{soname}::{directory}/{plain}")
+    return found

@@ -1,0 +1,96 @@
+"""What `cdi generate` is asked for.
+
+Invariant: a `Request` is complete and valid; below it nothing reads the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from agent.cdi.make.choice import EMPTY, Choice
+from agent.errors import UsageError
+from agent.options.cdi import FEATURES, GENERATE, GENERATE_ENV
+from agent.options.settings import called, parse, said
+
+_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9]")
+_ENDINGS = {".json": "json", ".yaml": "yaml", ".yml": "yaml"}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """`output` is a path, "" for standard output; `hook_path` is a program, "" for the one that is
+    installed; `warnings` say what does not do what it says."""
+
+    mode: str
+    form: str
+    output: str
+    hook_path: str
+    choice: Choice
+    warnings: tuple[str, ...] = ()
+
+
+def with_environment(
+    given: Mapping[str, str | None], env: Mapping[str, str]
+) -> dict[str, str | None]:
+    """What the command line gives for all commands, with what nvidia-ctk's own variables say."""
+    found = dict(given)
+    for name, variable in GENERATE_ENV.items():
+        if found.get(name) is None and env.get(variable, "").strip():
+            found[name] = env[variable]
+    return found
+
+
+def request(given: Mapping[str, str | None], env: Mapping[str, str]) -> Request:
+    """What the command line asks for, else the environment. Raises UsageError."""
+    values: dict[str, Any] = {}
+    for option in GENERATE:
+        text, origin = said(option, given, env)
+        if text is not None and option.kind == "choice":
+            text = text.lower()
+        values[option.name] = None if text is None else parse(option, text, called(option, origin))
+    _check(values)
+    form, warnings = _form(values["output"] or "", values["form"])
+    ids = values["device_ids"]
+    empty = EMPTY in ids
+    if empty and not values["no_all_device"]:
+        warnings = (*warnings, f"there is no device `all` beside {EMPTY}")
+    flags = values["feature_flags"]
+    choice = Choice(
+        ids,
+        not (values["no_all_device"] or empty),
+        "disable-multiple-csv-devices" not in flags,
+        "no-additional-gids-for-device-nodes" not in flags,
+        values["vendor"] or "",
+        values["class_name"] or "",
+    )
+    return Request(
+        values["spec_mode"], form, values["output"] or "", values["hook_path"] or "", choice,
+        warnings,
+    )  # fmt: skip
+
+
+def _check(values: Mapping[str, Any]) -> None:
+    for name, what in (("vendor", "vendor"), ("class_name", "class")):
+        if values[name] and not _WORD.fullmatch(values[name]):
+            raise UsageError(
+                f"cannot use {values[name]!r} as the {what} of a CDI kind: give two or more "
+                "letters, digits and _ - . with a letter first and none of _ - . last"
+            )
+    if not values["device_ids"]:
+        raise UsageError("cannot use an empty device id: name one or leave it out")
+    for flag in values["feature_flags"]:
+        if flag not in FEATURES:
+            raise UsageError(f"cannot use feature flag {flag!r}: give {', '.join(FEATURES)}")
+
+
+def _form(output: str, asked: str | None) -> tuple[str, tuple[str, ...]]:
+    """How to write the spec: as the name of a file ends, because a runtime reads it so; and a
+    warning where something else is asked for."""
+    implied = _ENDINGS.get(os.path.splitext(output)[1].lower())
+    if implied and asked not in (None, implied):
+        return implied, (f"{output} is written as {implied}, as its name says, not as {asked}",)
+    return implied or asked or "yaml", ()

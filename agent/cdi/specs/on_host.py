@@ -1,0 +1,146 @@
+"""What a spec needs of the host: device nodes, sources of mounts, programs of hooks.
+
+Invariant: looks as the runtime does (a device node that is a link is none), but never follows a
+link out of the host root; opens nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from agent.cdi.specs.scalar import shown
+from agent.cdi.specs.shape import Problem, edits
+from agent.errors import Refused, reason
+from agent.host.paths import HostRoot
+
+_TYPES = {"b": stat.S_ISBLK, "c": stat.S_ISCHR, "p": stat.S_ISFIFO}
+_CONTROL = re.compile("[\x00-\x1f\x7f]")
+_NOT_CREATED = "containers with it are not created"
+_NOT_STARTED = "containers with it are not started"
+
+Data = Mapping[str, Any]
+
+
+class _Missing(Exception):
+    """There is nothing at a path; `text` says why."""
+
+    def __init__(self, text: str, *, unseen: bool = False) -> None:
+        super().__init__(text)
+        self.text = text
+        self.unseen = unseen  # somebody with more rights may see it
+
+
+def check(spec: Data, host: HostRoot) -> Iterator[Problem]:
+    """What a spec with valid paths asks for and the host does not have."""
+    rules = (("deviceNodes", _node), ("mounts", _mount), ("hooks", _hook))
+    for where, part in edits(spec):
+        for field, rule in rules:
+            for number, item in enumerate(part.get(field, ())):
+                if item is not None:
+                    yield from rule(item, f"{where}.{field}[{number}]", host)
+
+
+def _node(node: Data, where: str, host: HostRoot) -> Iterator[Problem]:
+    """The runtime looks at the node where the spec does not say all of it (fillMissingInfo)."""
+    path, kind = node.get("hostPath") or node.get("path", ""), node.get("type", "")
+    if not path or (kind and (node.get("major") or kind == "p")):
+        return
+    try:
+        # Runtimes work in /, where a path without it is looked for.
+        above, name = os.path.split(os.path.join("/", path).rstrip("/"))
+        found = _kept(path, _lstat(host, above, name))
+    except _Missing as error:
+        yield _problem(where, f"device node {shown(path)}", error, _NOT_CREATED)
+        return
+    there = next((word for word, test in _TYPES.items() if test(found.st_mode)), None)
+    if there is None:
+        link = " but a link, which the runtime does not follow" if _is_link(found) else ""
+        text = f"{shown(path)} is no device node{link}: {_NOT_CREATED}"
+        yield Problem("use", where, text, "name the device node itself as hostPath")
+    elif kind not in ("", there):
+        text = f"{shown(path)} is of type {there}, not {kind}: {_NOT_CREATED}"
+        yield Problem("use", f"{where}.type", text, f"write {there}, or nothing")
+
+
+def _is_link(found: os.stat_result) -> bool:
+    return stat.S_ISLNK(found.st_mode)
+
+
+def _mount(mount: Data, where: str, host: HostRoot) -> Iterator[Problem]:
+    path, options = mount.get("hostPath", ""), mount.get("options", ())
+    binds = mount.get("type", "") in ("", "none", "bind") or {"bind", "rbind"} & set(options)
+    if not (binds and path.startswith("/")):
+        return
+    try:
+        _stat(host, path)
+    except _Missing as error:
+        yield _problem(where, f"mount source {shown(path)}", error, _NOT_STARTED)
+
+
+def _hook(hook: Data, where: str, host: HostRoot) -> Iterator[Problem]:
+    """All hooks but one run on the host; that one is looked for in the container."""
+    path = hook.get("path", "")
+    if hook.get("hookName") == "startContainer" or not path.startswith("/"):
+        return
+    try:
+        found = _stat(host, path)
+    except _Missing as error:
+        yield _problem(where, f"hook binary {shown(path)}", error, _NOT_STARTED)
+        return
+    if not (stat.S_ISREG(found.st_mode) and found.st_mode & 0o111):
+        text = f"hook binary {shown(path)} cannot be run: {_NOT_STARTED}"
+        yield Problem("use", f"{where}.path", text, "make it executable, or name another")
+
+
+def _problem(where: str, what: str, error: _Missing, so: str) -> Problem:
+    if error.unseen:
+        return Problem("nothing", where, f"{what} cannot be looked at: {error.text}", "run as root")
+    remedy = "put it there, or write the spec anew for what the host has"
+    return Problem("use", where, f"{what} {error.text}: {so}", remedy)
+
+
+def _stat(host: HostRoot, path: str) -> os.stat_result:
+    """What is at a path, links followed inside the host root. Raises _Missing."""
+    above, name = os.path.split(_resolved(host, path))
+    return _kept(path, _lstat(host, above, name))
+
+
+def _kept(path: str, found: os.stat_result) -> os.stat_result:
+    """What was found, unless a slash behind the path wants a directory. Raises _Missing."""
+    if path.endswith("/") and not stat.S_ISDIR(found.st_mode):
+        raise _Missing("is not there (it is not a directory, as the slash behind it says)")
+    return found
+
+
+def _lstat(host: HostRoot, above: str, name: str) -> os.stat_result:
+    """What is called so in a directory, a link being a link. Raises _Missing."""
+    directory = _resolved(host, above)
+    if _CONTROL.search(name):
+        raise _Missing("has a control character in its name")
+    try:
+        return os.lstat(host.agent_path(os.path.join(directory, name)))
+    except FileNotFoundError as error:
+        raise _Missing("is missing on the host") from error
+    except OSError as error:
+        raise _missing(error, f"is not there ({reason(error)})") from error
+    except ValueError as error:  # what no path can be spelled with
+        raise _Missing("is missing on the host") from error
+
+
+def _resolved(host: HostRoot, path: str) -> str:
+    try:
+        return host.resolve(path).host
+    except Refused as error:
+        cause = error.message.partition(": ")[2].partition(";")[0]
+        raise _missing(error.__cause__, f"is not there ({cause})") from error
+    except ValueError as error:
+        raise _Missing("is missing on the host") from error
+
+
+def _missing(error: BaseException | None, text: str) -> _Missing:
+    unseen = isinstance(error, PermissionError)
+    return _Missing("permission denied" if unseen else text, unseen=unseen)

@@ -1,0 +1,82 @@
+"""Single values of a spec as Go reads and writes them.
+
+Invariant: what a word without quotes is, and how a number looks as text, is decided here, after
+yaml.v2 and strconv; PyYAML and Python have other ideas (`1:0`, `y`, `08`, `1e+06`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+_WORDS: dict[str, bool | float | None] = {
+    **dict.fromkeys("y Y yes Yes YES true True TRUE on On ON".split(), True),
+    **dict.fromkeys("n N no No NO false False FALSE off Off OFF".split(), False),
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
+    **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
+    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf", "+.Inf", "+.INF"), float("inf")),
+    **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), float("-inf")),
+}
+_INTEGER = re.compile(r"[-+]?(0[xX][0-9a-fA-F]+|0[bB][01]+|0[oO]?[0-7]+|0|[1-9][0-9]*)")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_DATE = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt \t].*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """A boolean, a number or nothing, and how it is written."""
+
+    value: bool | int | float | None
+    text: str
+
+
+def resolved(text: str) -> str | Plain:
+    """What a word without quotes is."""
+    if text in _WORDS:
+        return Plain(_WORDS[text], text)
+    if text[0] not in "+-.0123456789" or _DATE.fullmatch(text):
+        return text
+    digits = text.replace("_", "") if text[0] != "." else text
+    if _INTEGER.fullmatch(digits):
+        number = _number(digits)
+        if -(1 << 63) <= number < 1 << 64:
+            return Plain(number, text)
+    # One that is too large is no number to Go, but text.
+    if _FLOAT.fullmatch(digits) and math.isfinite(float(digits)):
+        return Plain(float(digits), text)
+    return text
+
+
+def _number(digits: str) -> int:
+    """As Go reads it with base 0: a leading zero means octal."""
+    old_octal = re.fullmatch(r"([-+]?)0([0-7]+)", digits)
+    if old_octal:
+        return int(old_octal[1] + old_octal[2], 8)
+    return int(digits, 0) if len(digits) < 100 else 1 << 64
+
+
+def spelled(value: bool | int | float) -> str:
+    """A boolean or a number as a string, the way Go writes it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if not math.isfinite(value):
+        return {"inf": "+Inf", "-inf": "-Inf"}.get(repr(value), "NaN")
+    sign = "-" if repr(value).startswith("-") else ""
+    mantissa, exponent = f"{abs(value):.16e}".split("e")
+    for places in range(17):
+        short = f"{abs(value):.{places}e}"
+        if float(short) == abs(value):
+            mantissa, exponent = short.split("e")
+            break
+    if -4 <= int(exponent) < 6:
+        fixed = f"{abs(value):.{max(len(mantissa.replace('.', '')) - 1 - int(exponent), 0)}f}"
+        return sign + fixed
+    return f"{sign}{mantissa}e{exponent[0]}{exponent[1:].zfill(2)}"
+
+
+def shown(text: str) -> str:
+    """A piece of a file in a message: in quotes, short, and in one line."""
+    return repr(text if len(text) <= 60 else text[:57] + "...")

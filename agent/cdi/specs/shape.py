@@ -1,0 +1,279 @@
+"""The shape of a spec: which fields there are, of which type, and since when.
+
+Invariant: what comes out has the fields and types of this table and nothing else, so that rules
+need not look twice; what does not fit is left out and told. Types are those of the CDI library's
+structs (specs-go/config.go of 0.3 to 1.1), and what passes is what Go's JSON reader takes for them:
+names of fields in any case, numbers for strings, null for "not there".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from agent.cdi.specs.scalar import Plain, shown, spelled
+
+if TYPE_CHECKING:
+    from agent.cdi.specs.read import Value
+
+Spoils = Literal["file", "use", "nothing"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is wrong in a spec: where, what, and what to do about it.
+
+    `spoils`: "file" where a runtime reads nothing of the file, "use" where containers with that
+    part of it are not created or not started, "nothing" where it only looks like a mistake.
+    `unsure`: the version of the runtime does not tell whether it spoils the file.
+    """
+
+    spoils: Spoils
+    where: str
+    what: str
+    remedy: str
+    unsure: bool = False
+
+    @property
+    def effect(self) -> str | None:
+        """What becomes of it at a runtime."""
+        effects = {"file": "the runtime takes nothing from the file",
+                   "use": "containers with it are not created or not started"}  # fmt: skip
+        return effects.get(self.spoils)
+
+    @property
+    def severity(self) -> Literal["error", "warning"]:
+        return "warning" if self.spoils == "nothing" else "error"
+
+
+class Problems(list[Problem]):
+    """Problems of one file, as many of each kind as somebody may look at."""
+
+    MOST = 5_000
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._counts: dict[str, int] = {}
+        self._parts: set[str] = set()
+
+    def add(self, problem: Problem) -> None:
+        """Note a problem, unless there are very many of its kind; the first of each device always,
+        for it decides what becomes of that."""
+        count = self._counts[problem.spoils] = self._counts.get(problem.spoils, 0) + 1
+        part = f"{problem.spoils} {problem.where.partition('.')[0]}"
+        if count <= self.MOST or part not in self._parts:
+            self.append(problem)
+        self._parts.add(part)
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """An integer field and its bounds."""
+
+    name: str
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListOf:
+    """A list. `pointers` are those whose items may be null to Go, and then break it."""
+
+    item: Type
+    pointers: bool = False
+
+
+Type: TypeAlias = "Literal['string', 'bool', 'texts'] | Number | ListOf | Mapping[str, Type]"
+
+_INT64 = Number("a 64-bit integer", -(1 << 63), (1 << 63) - 1)
+_UINT32 = Number("an integer from 0 to 4294967295", 0, (1 << 32) - 1)
+_STRINGS = ListOf("string")
+
+_EDITS: Mapping[str, Type] = {
+    "env": _STRINGS,
+    "deviceNodes": ListOf({
+        "path": "string", "hostPath": "string", "type": "string", "major": _INT64,
+        "minor": _INT64, "fileMode": _UINT32, "permissions": "string", "uid": _UINT32,
+        "gid": _UINT32,
+    }, pointers=True),
+    "netDevices": ListOf({"hostInterfaceName": "string", "name": "string"}, pointers=True),
+    "hooks": ListOf({
+        "hookName": "string", "path": "string", "args": _STRINGS, "env": _STRINGS,
+        "timeout": _INT64,
+    }, pointers=True),
+    "mounts": ListOf({
+        "hostPath": "string", "containerPath": "string", "options": _STRINGS, "type": "string",
+    }, pointers=True),
+    "intelRdt": {
+        "closID": "string", "l3CacheSchema": "string", "memBwSchema": "string",
+        "schemata": _STRINGS, "enableMonitoring": "bool", "enableCMT": "bool", "enableMBM": "bool",
+    },
+    "additionalGids": ListOf(_UINT32),
+}  # fmt: skip
+_SPEC: Mapping[str, Type] = {
+    "cdiVersion": "string",
+    "kind": "string",
+    "annotations": "texts",
+    "devices": ListOf({"name": "string", "annotations": "texts", "containerEdits": _EDITS}),
+    "containerEdits": _EDITS,
+}
+
+
+def shaped(value: Value) -> tuple[dict[str, Any], Problems]:
+    """The spec in a file's data, and what did not fit."""
+    shaper = _Shaper()
+    if isinstance(value, Plain) and value.value is None:
+        shaper.problems.add(_error("", "the file is empty", "write a spec or remove the file"))
+        return {}, shaper.problems
+    if not isinstance(value, Mapping):
+        text = f"it is {_kind(value)}, not a mapping with cdiVersion, kind and devices"
+        shaper.problems.add(_error("", text, "write a spec, or remove the file"))
+        return {}, shaper.problems
+    return shaper.struct(value, _SPEC, ""), shaper.problems
+
+
+def _error(where: str, what: str, remedy: str) -> Problem:
+    return Problem("file", where, what, remedy)
+
+
+def fold(name: str) -> str:
+    """The name of a field as Go compares it."""
+    return name.replace("\u017f", "s").lower()
+
+
+def _kind(value: Value) -> str:
+    if isinstance(value, Plain):
+        kinds = {bool: "a boolean", int: "a number", float: "a number", type(None): "nothing"}
+        return kinds[type(value.value)]
+    return (
+        "text" if isinstance(value, str) else "a list" if isinstance(value, list) else "a mapping"
+    )
+
+
+class _Shaper:
+    """Walks data along the table, and collects what is wrong."""
+
+    def __init__(self) -> None:
+        self.problems = Problems()
+
+    def wrong(self, where: str, value: Value, wanted: str) -> None:
+        """The type is another one."""
+        self.problems.add(
+            _error(where, f"it is {_kind(value)}, not {wanted}", "correct it")
+        )  # fmt: skip
+
+    def struct(
+        self, value: Mapping[str, Any], fields: Mapping[str, Type], at: str
+    ) -> dict[str, Any]:
+        """A mapping with the fields of the table."""
+        names = {fold(name): name for name in fields}
+        found: dict[str, Any] = {}
+        for key in sorted(value):  # of several spellings Go takes the last
+            where = f"{at}.{key}" if at else key
+            name = names.get(fold(key))
+            if name is None:
+                self.problems.add(self._unknown(at, key, fields))
+                continue
+            if name != key:
+                self.problems.add(
+                    Problem("nothing", where, f"the field is called {name}", "spell it so")
+                )
+            item = value[key]
+            if not (isinstance(item, Plain) and item.value is None):
+                found |= self.field(name, item, fields[name], where)
+        return found
+
+    def _unknown(self, at: str, key: str, fields: Mapping[str, Type]) -> Problem:
+        known = ", ".join(fields)
+        remedy = f"remove it, or spell it as one of {known}"
+        return _error(at, f"there is no field {shown(key)} here", remedy)
+
+    def field(self, name: str, value: Value, kind: Type, where: str) -> dict[str, Any]:
+        """The field with its value; nothing where that does not fit."""
+        found = self.value(value, kind, where)
+        return {} if found is None else {name: found}
+
+    def value(self, value: Value, kind: Type, where: str) -> Any:
+        """A value of that type, None where it is another."""
+        if isinstance(kind, ListOf):
+            return self._list(value, kind, where)
+        if isinstance(kind, Number):
+            return self._number(value, kind, where)
+        if kind == "string":
+            return self._string(value, where)
+        if kind == "bool":
+            if isinstance(value, Plain) and isinstance(value.value, bool):
+                return value.value
+            self.wrong(where, value, "true or false")
+            return None
+        if not isinstance(value, Mapping):
+            self.wrong(where, value, "a mapping")
+            return None
+        if kind == "texts":
+            return self._texts(value, where)
+        assert isinstance(kind, Mapping)
+        return self.struct(value, kind, where)
+
+    def _list(self, value: Value, kind: ListOf, where: str) -> list[Any] | None:
+        if not isinstance(value, list):
+            self.wrong(where, value, "a list")
+            return None
+        found: list[Any] = []
+        for number, item in enumerate(value):
+            place = f"{where}[{number}]"
+            if isinstance(item, Plain) and item.value is None:
+                found.append(None if kind.pointers else _zero(kind.item))
+                continue
+            taken = self.value(item, kind.item, place)
+            if taken is not None:
+                found.append(taken)
+        return found
+
+    def _number(self, value: Value, kind: Number, where: str) -> int | None:
+        number = value.value if isinstance(value, Plain) else None
+        if isinstance(number, float) and number.is_integer() and abs(number) < 1e21:
+            number = int(number)  # Go writes 5.0 as 5 on the way
+        if type(number) is not int:
+            self.wrong(where, value, kind.name)
+            return None
+        if not kind.low <= number <= kind.high:
+            text = f"{number} is not {kind.name}"
+            self.problems.add(_error(where, text, "correct it"))
+            return None
+        return number
+
+    def _string(self, value: Value, where: str) -> str | None:
+        if isinstance(value, str):
+            return value
+        if not isinstance(value, Plain) or value.value is None:
+            self.wrong(where, value, "text")
+            return None
+        text = spelled(value.value)
+        if text != value.text:
+            self.problems.add(
+                Problem("nothing", where, f"without quotes it is {_kind(value)}, which the runtime "
+                        f"writes as {text}", "put it in quotes")
+            )  # fmt: skip
+        return text
+
+    def _texts(self, value: Mapping[str, Any], where: str) -> dict[str, str]:
+        found = {}
+        for key, item in value.items():
+            nothing = isinstance(item, Plain) and item.value is None
+            text = "" if nothing else self._string(item, f"{where}.{key}")
+            if text is not None:
+                found[key] = text
+        return found
+
+
+def _zero(kind: Type) -> Any:
+    """What Go makes of null in a list."""
+    return "" if kind == "string" else 0 if isinstance(kind, Number) else {}
+
+
+def edits(spec: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every containerEdits of a spec, with where it is."""
+    yield "containerEdits", spec.get("containerEdits", {})
+    for number, device in enumerate(spec.get("devices", ())):
+        yield f"devices[{number}].containerEdits", device.get("containerEdits", {})

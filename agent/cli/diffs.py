@@ -1,0 +1,198 @@
+"""The diff of a configuration file, for a person.
+
+Any value of a file can be a secret, and so can a comment. No list of keys that hold secrets is
+complete: `headers`, `env`, a registry's name. So this module has the opposite list, the keys that
+our edits are about.
+
+Invariant: pure. The values of these keys are shown, and the lines of files that are ours as a
+whole; every other value and every comment is `…`. Keys are shown, without users and passwords in
+the names of hosts.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING
+
+from agent.runtimes.containerd.generations import CRI_V1, CRI_V2, CRI_V3
+from agent.toml import scan
+from agent.toml import text as tomltext
+from agent.toml.masking import safe_key
+from agent.toml.scan import Entry, Span, Statement
+from agent.toml.text import BOM
+from agent.toml.write import Path
+from agent.userinfo import HIDDEN, without_userinfo
+
+if TYPE_CHECKING:
+    from agent.host.files import Change
+
+# What the files begin with that hold nothing but ours, and the comment above a drop-in of ours.
+_OURS_ALONE = "# Written by toolkit-agent, which overwrites it.\n"
+_OUR_COMMENTS = "# Written by toolkit-agent", "# `toolkit-agent plan` shows what is in force"
+_WRITTEN_WHOLE = (".json", ".yaml")  # the OCI hook and CDI specs
+
+_SECTIONS = (CRI_V1, CRI_V2, CRI_V3)
+_OF_SECTION = frozenset({
+    ("enable_cdi",), ("cdi_spec_dirs",), ("containerd", "default_runtime_name"),
+})  # fmt: skip
+_OF_CRIO = frozenset({"default_runtime", "hooks_dir", "cdi_spec_dirs"})
+_OF_HANDLER = frozenset({
+    "runtime_type", "runtime_path", "runtime_root", "runtime_engine", "monitor_path",
+    "allowed_annotations", "pod_annotations", "container_annotations", "sandbox_mode", "sandboxer",
+    "privileged_without_host_devices", "privileged_without_host_devices_all_devices_allowed",
+    "container_min_memory",
+})  # fmt: skip
+_OF_SHIM = frozenset({"binaryname", "root", "systemdcgroup"})
+
+
+def diff(change: Change) -> str:
+    """Unified diff of one file; which lines differ is told by the files, not by what is shown."""
+    before = _text(change.before.data) if change.before else ""
+    after = _text(change.after.data) if change.after else ""
+    ours = change.path.host.endswith(_WRITTEN_WHOLE) or after.startswith(_OURS_ALONE)
+    new = _lines(after) if ours else _shown(after)
+    public = frozenset(_lines(after)) if ours else frozenset()
+    old = _shown(before, public)
+    names = (change.path.host if state else "/dev/null" for state in (change.before, change.after))
+    return "\n".join(_unified(_lines(before), _lines(after), old, new, *names))
+
+
+def _unified(
+    before: list[str], after: list[str], old: list[str], new: list[str], name: str, other: str
+) -> Iterator[str]:
+    """The unified diff of `before` and `after` with the words of `old` and `new`."""
+    groups = list(difflib.SequenceMatcher(None, before, after).get_grouped_opcodes(3))
+    if groups:
+        yield from (f"--- {name}", f"+++ {other}")
+    for group in groups:
+        first, last = group[0], group[-1]
+        yield f"@@ -{_range(first[1], last[2])} +{_range(first[3], last[4])} @@"
+        for kind, i, j, k, m in group:
+            if kind == "equal":
+                yield from (f" {line}" for line in new[k:m])
+            else:
+                yield from (f"-{line}" for line in old[i:j])
+                yield from (f"+{line}" for line in new[k:m])
+
+
+def _range(start: int, end: int) -> str:
+    """Lines in the head of a part of a unified diff, as POSIX has them."""
+    length = end - start
+    begin = start + 1 if length else start
+    return f"{begin}" if length == 1 else f"{begin},{length}"
+
+
+def _text(data: bytes) -> str:
+    try:
+        return tomltext.decoded(data).removeprefix(BOM)
+    except tomltext.NotText:
+        return data.decode("utf-8", "replace")
+
+
+def _lines(text: str) -> list[str]:
+    return [_printable(line) for line in _split(text)]
+
+
+def _split(text: str) -> list[str]:
+    """Lines as TOML has them, without their ends."""
+    lines = text.split("\n")
+    if not lines[-1]:
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]
+
+
+def _printable(line: str) -> str:
+    return "".join(char if char.isprintable() or char == "\t" else "?" for char in line)
+
+
+def _shown(text: str, public: Collection[str] = ()) -> list[str]:
+    """The lines of a file of which something may be somebody else's; those of `public` stay."""
+    lines = _split(text)
+    shown = [line if line in public else _comment(line) for line in lines]
+    try:
+        for one in scan.statements(text):
+            first = text.count("\n", 0, one.start)
+            for number, line in enumerate(_statement(text, one), first):
+                if lines[number] not in public:
+                    shown[number] = line
+    except (scan.Unreadable, ValueError, RecursionError):
+        shown = [line if line in public or not line.strip() else HIDDEN for line in lines]
+    return [_printable(line) for line in shown]
+
+
+def _comment(line: str) -> str:
+    """A line outside of all statements."""
+    if not line.strip() or line.startswith(_OUR_COMMENTS):
+        return line
+    return f"{line[: len(line) - len(line.lstrip())]}# {HIDDEN}"
+
+
+def _statement(text: str, one: Statement) -> list[str]:
+    """What is shown of the lines of a statement."""
+    indent = text[one.start : one.code]
+    rest = "  # " + HIDDEN if "#" in text[one.value.end : one.end] else ""
+    if one.kind != "key":
+        left, right = ("[[", "]]") if one.kind == "array" else ("[", "]")
+        return [f"{indent}{left}{_key(one.raw)}{right}{rest}"]
+    value = _value(text, one.value, one.path)
+    first, *inner = f"{indent}{_key(one.raw)} = {value}{rest}".split("\n")
+    hidden = text.count("\n", one.value.start, one.value.end) - len(inner)
+    return [first, *inner, *[HIDDEN] * hidden]
+
+
+def _key(raw: Path) -> str:
+    """A key as it is written."""
+    return ".".join(_part(part) for part in raw)
+
+
+def _part(part: str) -> str:
+    if part[0] not in "\"'":
+        return part
+    inside = safe_key(scan.name(part))
+    return part if inside == scan.name(part) else f'"{inside}"'
+
+
+def _value(text: str, value: Span, path: Path) -> str:
+    """A value of a key of ours, and the keys of an inline table; else nothing of it."""
+    said = text[value.start : value.end]
+    if said.startswith("{") and "\n" not in said:
+        entries = scan.entries(text, value.start)[1]
+        pairs = (_entry(text, entry, path) for entry in entries)
+        return f"{{ {', '.join(pairs)} }}" if entries else "{}"
+    if not _is_own(path) or "#" in said or '"""' in said or "'''" in said:
+        return HIDDEN
+    return without_userinfo(said)
+
+
+def _entry(text: str, entry: Entry, above: Path) -> str:
+    return f"{_key(entry.raw)} = {_value(text, entry.value, (*above, *entry.path))}"
+
+
+def _is_own(path: Path) -> bool:
+    """Is this a key that our edits are about? What our handlers inherit besides is none."""
+    match path:
+        case ("version",) | ("imports",):
+            return True
+        case ("plugins", section, *rest) if section in _SECTIONS:
+            return tuple(rest) in _OF_SECTION or _is_handlers(tuple(rest))
+        case ("crio", "runtime", key):
+            return key in _OF_CRIO
+        case ("crio", "runtime", "runtimes", _, key):
+            return key in _OF_HANDLER
+    return False
+
+
+def _is_handlers(path: Path) -> bool:
+    """Is it a key of a handler of containerd, by its path from the CRI section?"""
+    match path:
+        case ("containerd", "runtimes", _, *rest) | ("containerd", "default_runtime", *rest):
+            pass
+        case _:
+            return False
+    match rest:
+        case [key]:
+            return key in _OF_HANDLER
+        case ["options", key]:
+            return key.lower() in _OF_SHIM
+    return False

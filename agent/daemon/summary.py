@@ -1,0 +1,67 @@
+"""The last line of a convergence in the log of `run`: how the node is, and what was done.
+
+Invariant: pure. Its keys are the same whatever was done; one that failed before a decision was
+made lacks those of the decision.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agent.errors import AgentError, PutOff, RollbackFailed, RolledBack
+from agent.log import failed
+from agent.plan.propose import Proposal
+from agent.runtimes import kinds
+from agent.transaction.converge import Outcome
+
+_RECOVERED = {
+    "committed": "finished an earlier change",
+    "undone": "undid an earlier change",
+}
+
+
+def ended(outcome: Outcome) -> dict[str, Any]:
+    """The keys of a convergence that succeeded."""
+    return {
+        **_decision(outcome.proposal),
+        "ready": not outcome.pending,
+        "done": _done(outcome),
+        "changed": list(outcome.changed),
+    }
+
+
+def refused(error: AgentError, proposal: Proposal | None) -> dict[str, Any]:
+    """The keys of one that was refused, undone or put off; `proposal` is the last one, if any."""
+    done = "nothing"
+    if isinstance(error, RollbackFailed):
+        done = "changed the node and could not undo it"
+    elif isinstance(error, RolledBack):
+        done = "undid its change"
+    why = failed(error)
+    if isinstance(error, PutOff):
+        why = {"ready": False, "reason": error.message}
+    return {**_decision(proposal), **why, "done": done}
+
+
+def _decision(proposal: Proposal | None) -> dict[str, Any]:
+    if proposal is None:
+        return {}
+    default, _ = kinds.shown(proposal.runtime.answer)
+    return {
+        "runtime": proposal.runtime.answer.name,
+        "version": proposal.runtime.version,
+        "row": proposal.decision.row,
+        "native": proposal.decision.native,
+        "default": default,
+    }
+
+
+def _done(outcome: Outcome) -> str:
+    parts = [_RECOVERED[outcome.recovered]] if outcome.recovered in _RECOVERED else []
+    if outcome.changed:
+        parts.append(f"changed {len(outcome.changed)} files")
+    if outcome.restarted:
+        parts.append("restarted the runtime")
+    if outcome.pending:
+        parts.append("the restart is somebody else's")
+    return ", ".join(parts) or "nothing to do"

@@ -1,0 +1,187 @@
+"""Options for the content of CDI specs.
+
+Invariant: as in `agent.options.table`, of whose table this is a part. Names are those of
+`nvidia-ctk cdi generate`, with its environment.
+"""
+
+from __future__ import annotations
+
+from agent.options.option import Option
+
+NAME_STRATEGIES = ("index", "uuid", "type-index")
+HOOKS = (
+    "all", "create-symlinks", "enable-cuda-compat", "update-ldcache",
+    "disable-device-node-modification", "update-application-profile", "chmod",
+)  # fmt: skip
+
+CSV_DIRECTORY = "/etc/nvidia-container-runtime/host-files-for-container.d"
+MODES = (
+    "management", "auto", "nvml", "gpu", "csv", "wsl", "gdrcopy", "gds", "mofed", "nvswitch",
+    "imex",
+)  # fmt: skip
+# Of NVIDIA's features for experts: those that have a meaning here.
+FEATURES = (
+    "disable-nvsandboxutils", "disable-nvsandbox-utils", "disable-multiple-csv-devices",
+    "no-additional-gids-for-device-nodes",
+)  # fmt: skip
+
+
+def _env(name: str) -> tuple[str, ...]:
+    return (f"NVIDIA_CTK_CDI_GENERATE_{name}",)
+
+
+# Those that decide what is in a spec, whoever asks for it.
+SPECS = (
+    Option(
+        "device_name_strategies",
+        "list",
+        _env("DEVICE_NAME_STRATEGIES"),
+        "Names of nvidia.com/gpu devices, several or all of: index (0, 0:1), uuid, type-index "
+        "(gpu0, mig0:1).",
+        "index,uuid",
+        ("--device-name-strategy",),
+    ),
+    Option(
+        "disabled_hooks",
+        "list",
+        _env("DISABLED_HOOKS"),
+        "Hooks to leave out of CDI specs, by their names; all: none is made.",
+        "",
+        ("--disable-hook", "--disable-hooks"),
+    ),
+    Option(
+        "enabled_hooks",
+        "list",
+        _env("ENABLED_HOOKS"),
+        "Hooks to make all the same; chmod is made only so.",
+        "",
+        ("--enable-hook", "--enable-hooks"),
+    ),
+    Option(
+        "ldconfig_path",
+        "path",
+        _env("LDCONFIG_PATH"),
+        "ldconfig on the host, for hooks; default: what nvidia-cdi-hook finds.",
+    ),
+    Option(
+        "library_search_paths",
+        "list",
+        _env("LIBRARY_SEARCH_PATHS"),
+        "Directories with the driver's libraries; default: the usual ones, else the loader's "
+        "cache. For a Tegra: below the driver root, and searched before it.",
+        "",
+        ("--library-search-path",),
+    ),
+    Option(
+        "config_search_paths",
+        "list",
+        _env("CONFIG_SEARCH_PATHS"),
+        "Directories with the driver's configuration files for graphics; default: the usual ones.",
+        "",
+        ("--config-search-path",),
+    ),
+    Option(
+        "csv_files",
+        "list",
+        _env("CSV_FILES"),
+        "For a Tegra: files on the host that list what containers get.",
+        ",".join(f"{CSV_DIRECTORY}/{name}.csv" for name in ("devices", "drivers", "l4t")),
+        ("--csv.file",),
+    ),
+    Option(
+        "csv_ignore_patterns",
+        "list",
+        _env("CSV_IGNORE_PATTERNS"),
+        "For a Tegra: patterns of listed links to leave out; **/ stands for any directory.",
+        "",
+        ("--csv.ignore-pattern",),
+    ),
+    Option(
+        "csv_compat_container_root",
+        "path",
+        _env("CSV_CONTAINER_COMPAT_ROOT"),
+        "For an Orin: where a container has a newer CUDA.",
+        "/usr/local/cuda/compat_orin",
+        ("--csv.compat-container-root",),
+    ),
+)
+
+# Those of `cdi generate` alone.
+GENERATE = (
+    Option(
+        "spec_mode",
+        "choice",
+        _env("MODE"),
+        "Which spec. nvml, csv (Tegra) and wsl (WSL2) make nvidia.com/gpu, each GPU and MIG "
+        "device; auto takes the one of these that fits the machine; gpu is nvml.",
+        "management",
+        ("--mode", "--discovery-mode"),
+        MODES,
+    ),
+    Option(
+        "output",
+        "text",
+        ("NVIDIA_CTK_CDI_OUTPUT_FILE_PATH",),
+        "Write the spec to this file on the host, whole or not at all; default: print it.",
+    ),
+    Option(
+        "form",
+        "choice",
+        _env("OUTPUT_FORMAT"),
+        "How to write it; default: as the name of the output ends, else yaml.",
+        flags=("--format",),
+        choices=("yaml", "json"),
+    ),
+    Option(
+        "vendor",
+        "text",
+        _env("VENDOR"),
+        "Vendor of the kind; default: nvidia.com, or that of --cdi-kind.",
+        flags=("--vendor", "--cdi-vendor"),
+    ),
+    Option(
+        "class_name",
+        "text",
+        _env("CLASS"),
+        "Class of the kind; default: gpu, or that of the mode.",
+        flags=("--class", "--cdi-class"),
+    ),
+    Option(
+        "device_ids",
+        "list",
+        _env("DEVICE_IDS"),
+        "GPUs and MIG devices by index or UUID, or IMEX channels by number; none: an empty device.",
+        "all",
+        ("--device-id", "--device-ids", "--device", "--devices"),
+    ),
+    Option(
+        "no_all_device",
+        "bool",
+        _env("NO_ALL_DEVICE"),
+        "Make no device that stands for all others.",
+        "false",
+    ),
+    Option(
+        "hook_path",
+        "text",
+        ("NVIDIA_CTK_CDI_HOOK_PATH",),
+        "Program of hooks: a path on the host, taken as it is, or nvidia-cdi-hook or nvidia-ctk; "
+        "default: nvidia-cdi-hook where it is installed.",
+        flags=("--nvidia-cdi-hook-path", "--nvidia-ctk-path"),
+    ),
+    Option(
+        "feature_flags",
+        "list",
+        _env("FEATURE_FLAGS"),
+        f"Several or all of: {', '.join(FEATURES)}.",
+        "",
+        ("--feature-flag", "--feature-flags"),
+    ),
+)
+# Variables of `nvidia-ctk` for options that all commands have; they count for `cdi generate`.
+GENERATE_ENV = {"driver_root": "NVIDIA_CTK_DRIVER_ROOT", "dev_root": "NVIDIA_CTK_DEV_ROOT"}
+# Options of all commands that decide what `cdi generate` writes.
+GENERATE_SHOWN = (
+    "host_root", "driver_root", "driver_root_ctr_path", "dev_root", "dev_root_ctr_path",
+    "toolkit_install_dir", "cdi_kind", *(option.name for option in SPECS),
+)  # fmt: skip

@@ -1,0 +1,375 @@
+"""Effective settings: command line first, then the environment, then defaults.
+
+Invariant: a `Settings` object is complete and valid; nothing below this module reads the
+environment or parses an option again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from agent.errors import UsageError
+from agent.options import gpu_operator
+from agent.options.cdi import HOOKS, NAME_STRATEGIES
+from agent.options.option import Option
+from agent.options.table import OPTIONS
+
+Entry = Literal["toolkit-agent", "nvidia-toolkit"]
+
+# Go's strconv.ParseBool, which upstream's options go through (MicroK8s passes 1 and 0).
+_TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
+_FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
+
+_KIND = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9]/[A-Za-z][A-Za-z0-9_-]*[A-Za-z0-9]")
+_HANDLER_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
+_HOOK_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.json")
+_FEATURE = re.compile(r"[A-Za-z0-9_-]{1,100}")
+_LEVELS = ("panic", "fatal", "error", "warn", "warning", "info", "debug", "trace")
+_NUMBER = r"(\d{1,6}(?:\.\d{1,6})?)"
+_DURATION = re.compile(rf"(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s?)?", re.ASCII)
+_CONTROL = re.compile("[\x00-\x1f\x7f]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+STRATEGIES = ("envvar", "volume-mounts", "cdi-annotations", "cdi-cri")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the program was asked to do. Paths are as given; `host.paths` finds where they lie.
+
+    `set_as_default` and `enable_cdi_in_runtime` are None where nobody said; `origins` maps an
+    option's name to "default", "command line" or the environment variable that set it;
+    `ignored` names the given options that nothing acts on, `warnings` says what of all that was
+    given does not do what it says.
+    """
+
+    entry: Entry
+    runtime: str
+    socket: str | None
+    config: str | None
+    drop_in_config: str | None
+    drop_in_config_host_path: str | None
+    executable_path: str | None
+    restart_mode: str
+    host_root: str | None
+    runtime_name: str
+    set_as_default: bool | None
+    runtime_type: str
+    cdi_enabled: bool
+    enable_cdi_in_runtime: bool | None
+    native_cdi: str
+    mode: str | None
+    annotation_prefixes: tuple[str, ...] | None
+    device_list_strategy: tuple[str, ...] | None
+    kubelet_version: tuple[int, int] | None
+    cdi_output_dir: str | None
+    cdi_kind: str
+    driver_root: str | None
+    driver_root_ctr_path: str | None
+    dev_root: str | None
+    dev_root_ctr_path: str | None
+    device_name_strategies: tuple[str, ...]
+    disabled_hooks: tuple[str, ...]
+    enabled_hooks: tuple[str, ...]
+    ldconfig_path: str | None
+    library_search_paths: tuple[str, ...]
+    config_search_paths: tuple[str, ...]
+    csv_files: tuple[str, ...]
+    csv_ignore_patterns: tuple[str, ...]
+    csv_compat_container_root: str
+    crio_config_mode: str | None
+    crio_hooks_dir: str
+    crio_hook_filename: str
+    toolkit_install_dir: str
+    toolkit_source_root: str | None
+    toolkit_package_type: str
+    create_device_nodes: tuple[str, ...]
+    cdi_default_kind: str
+    low_level_runtimes: tuple[str, ...] | None
+    runtime_debug: str
+    runtime_log_level: str
+    cli_debug: str
+    hook_skip_mode_detection: bool
+    accept_envvar: bool | None
+    accept_mounts: bool
+    opt_in_features: tuple[str, ...] | None
+    status_dir: str
+    state_dir: str
+    proof_timeout: float
+    interval: float
+    restart_spread: float
+    node_name: str | None
+    ready_file: str | None
+    no_runtime_config: bool
+    no_daemon: bool
+    debug: bool
+    pid_file: str | None
+    is_host_driver: bool | None
+    enable_nri_plugin: bool
+    origins: Mapping[str, str]
+    ignored: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def may_enable_cdi(self) -> bool:
+        """May `enable_cdi` be written: as asked, else exactly when CDI is wanted."""
+        asked = self.enable_cdi_in_runtime
+        return self.cdi_enabled if asked is None else asked
+
+    @property
+    def default_is_negotiable(self) -> bool:
+        """gpu-operator always sends NVIDIA_RUNTIME_SET_AS_DEFAULT=false along; under its entry
+        point that is a preference, not an order (DESIGN section 3)."""
+        return self.entry == "nvidia-toolkit" and self.origins["set_as_default"] != "command line"
+
+
+def resolve(given: Mapping[str, str | None], env: Mapping[str, str], entry: Entry) -> Settings:
+    """Settings from raw command line values (by option name) and an environment.
+
+    Raises UsageError for a value that cannot be used, naming the option or variable.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    ignored: list[str] = []
+    for option in OPTIONS:
+        text, origin = said(option, given, env)
+        origins[option.name] = origin
+        value = None if text is None else parse(option, text, called(option, origin))
+        if option.acted:
+            values[option.name] = value
+        elif origin != "default" and gpu_operator.counts(option.name, values):
+            ignored.append(called(option, origin))
+    if values["cdi_enabled"] is None:
+        values["cdi_enabled"] = entry == "toolkit-agent"
+    if not values["cdi_output_dir"]:
+        values["cdi_output_dir"] = None
+    warnings = (
+        *gpu_operator.silenced(env, origins, parse),
+        *gpu_operator.fit(values, origins, entry),
+    )
+    _check(values)
+    return Settings(
+        entry=entry,
+        origins=origins,
+        ignored=tuple(ignored),
+        warnings=(
+            *warnings,
+            *map("{} is accepted and not acted on by this version".format, ignored),
+        ),
+        **values,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Effective:
+    """An option, what is in force and where that came from. `value` is plain data; None: found on
+    the node, or left to the decision."""
+
+    option: Option
+    value: bool | float | str | list[str] | None
+    origin: str
+
+
+def effective(settings: Settings) -> tuple[Effective, ...]:
+    """Every option that is acted on, in the order of the table."""
+    found = []
+    for option in OPTIONS:
+        if not option.acted:
+            continue
+        value = getattr(settings, option.name)
+        if isinstance(value, tuple):
+            version = option.kind == "version"
+            value = ".".join(map(str, value)) if version else list(value)
+        elif option.name == "enable_cdi_in_runtime" and value is None:
+            value = settings.may_enable_cdi
+        elif option.name == "cdi_output_dir" and value is None:
+            value = ""
+        found.append(Effective(option, value, settings.origins[option.name]))
+    return tuple(found)
+
+
+def said(
+    option: Option, given: Mapping[str, str | None], env: Mapping[str, str]
+) -> tuple[str | None, str]:
+    """What is said of an option, None for nothing, and where: "command line", the environment
+    variable, or "default"."""
+    value = given.get(option.name)
+    if value is not None:
+        return value, "command line"
+    for name in option.env:
+        found = env.get(name)
+        empty_counts = option.keep_empty and option.kind != "bool"
+        if found is not None and (found.strip() or empty_counts):
+            return found, name
+    return option.default, "default"
+
+
+def called(option: Option, origin: str) -> str:
+    """What to call an option in a message."""
+    return option.all_flags[0] if origin in ("command line", "default") else origin
+
+
+def parse(option: Option, raw: str, where: str) -> Any:
+    """The typed value of one raw string; UsageError names `where` it came from."""
+    text = raw.strip()
+    if "\0" in text or "\n" in text:
+        raise UsageError(f"cannot use {where}: it contains a line break or NUL; remove it")
+    if _SURROGATE.search(text):  # how Python shows a byte that is not UTF-8; TOML knows none
+        raise UsageError(f"cannot use {where}: it is not UTF-8; give another name")
+    match option.kind:
+        case "bool":
+            return parse_bool(text, where)
+        case "list":
+            return tuple(part for item in text.split(",") if (part := item.strip()))
+        case "path":
+            return _path(text, where, empty=option.keep_empty)
+        case "choice":
+            if text not in option.choices:
+                allowed = ", ".join(option.choices)
+                raise UsageError(f"cannot use {where}={text}: give one of {allowed}")
+            return text
+        case "seconds":
+            return _seconds(text, where)
+        case "duration":
+            return _duration(text, where)
+        case "version":
+            found = re.match(r"v?(\d{1,4})\.(\d{1,4})", text)
+            if not found:
+                raise UsageError(f"cannot use {where}={text}: give a version such as 1.31")
+            return int(found[1]), int(found[2])
+    return text
+
+
+def parse_bool(text: str, where: str) -> bool:
+    """A boolean in any spelling that Go's strconv.ParseBool takes."""
+    if text in _TRUE:
+        return True
+    if text in _FALSE:
+        return False
+    raise UsageError(f"cannot use {where}={text}: give true or false")
+
+
+def _path(text: str, where: str, *, empty: bool) -> str:
+    if not text and empty:
+        return ""
+    path = text.removeprefix("unix://")
+    if not path.startswith("/"):
+        raise UsageError(f"cannot use {where}={text}: give an absolute path")
+    return path
+
+
+def _seconds(text: str, where: str) -> float:
+    try:
+        value = float(text.removesuffix("s"))
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 86400:
+        raise UsageError(f"cannot use {where}={text}: give seconds between 0 and 86400")
+    return value
+
+
+def _duration(text: str, where: str) -> float:
+    """Seconds of a duration in a form that Go's time.ParseDuration takes, or of a plain number."""
+    found = _DURATION.fullmatch(text)
+    if text and found:
+        hours, minutes, seconds = (float(part or 0) for part in found.groups())
+        value = 3600 * hours + 60 * minutes + seconds
+        if value <= 86400:
+            return value
+    raise UsageError(f"cannot use {where}={text}: give a time such as 300, 300s or 5m, at most 24h")
+
+
+def _check(values: Mapping[str, Any]) -> None:
+    if values["runtime"] == "docker":
+        raise UsageError(
+            "cannot work with docker: Docker reads CDI specs by itself and is not a CRI runtime; "
+            "give --runtime=containerd or crio, or leave it out"
+        )
+    if not _HANDLER_NAME.fullmatch(values["runtime_name"]):
+        raise UsageError(
+            f"cannot use {values['runtime_name']!r} as a handler name: "
+            "Kubernetes wants letters, digits, dots and dashes"
+        )
+    for name in ("cdi_kind", "cdi_default_kind"):
+        if not _KIND.fullmatch(values[name]):
+            raise UsageError(
+                f"cannot use CDI kind {values[name]!r}: give VENDOR/CLASS, two or more "
+                "characters each"
+            )
+    if not _HOOK_FILE.fullmatch(values["crio_hook_filename"]):
+        raise UsageError(
+            f"cannot use hook file name {values['crio_hook_filename']!r}: CRI-O reads NAME.json, "
+            "without a slash"
+        )
+    if values["device_list_strategy"] == ():
+        raise UsageError("cannot use an empty device list strategy: name one or leave it out")
+    if (values["pid_file"] or gpu_operator.PID_FILE).rpartition("/")[2] != "toolkit.pid":
+        raise UsageError(
+            f"cannot use {values['pid_file']} as pid file: its name has to be toolkit.pid, as for "
+            "NVIDIA's installer"
+        )
+    for strategy in values["device_list_strategy"] or ():
+        if strategy not in STRATEGIES:
+            raise UsageError(
+                f"cannot use device list strategy {strategy!r}: give {', '.join(STRATEGIES)}"
+            )
+    _check_specs(values)
+    for prefix in values["annotation_prefixes"] or ():
+        if not re.fullmatch(r"[A-Za-z0-9.-]+/", prefix):
+            raise UsageError(
+                f"cannot use annotation prefix {prefix!r}: give a DNS name that ends in '/'"
+            )
+    _check_toolkit(values)
+
+
+def _check_toolkit(values: Mapping[str, Any]) -> None:
+    """What goes into config.toml and into the wrappers."""
+    if ":" in values["toolkit_install_dir"]:
+        raise UsageError(
+            f"cannot use the toolkit directory {values['toolkit_install_dir']}: it is to be in "
+            "PATH, where a colon ends a name; give another one"
+        )
+    for name in values["create_device_nodes"]:
+        if name not in ("none", "control"):
+            raise UsageError(f"cannot create device nodes {name!r}: give control or none")
+    for name in values["low_level_runtimes"] or ():
+        if _CONTROL.search(name) or ("/" in name and not name.startswith("/")):
+            raise UsageError(
+                f"cannot use low-level runtime {name!r}: give a name or an absolute path"
+            )
+        if name.rpartition("/")[2].startswith("nvidia-container-runtime"):
+            raise UsageError(
+                f"cannot use low-level runtime {name!r}: nvidia-container-runtime would call "
+                "itself for ever; give the one that it is to call, such as runc"
+            )
+    if values["runtime_log_level"] not in _LEVELS:
+        raise UsageError(
+            f"cannot use log level {values['runtime_log_level']!r}: give one of "
+            f"{', '.join(_LEVELS)}"
+        )
+    for text in (values["runtime_debug"], values["cli_debug"]):
+        if _CONTROL.search(text):
+            raise UsageError(f"cannot use {text!r} as a log file: give a plain path")
+    for name in values["opt_in_features"] or ():
+        if not _FEATURE.fullmatch(name):
+            raise UsageError(f"cannot use {name!r} as a feature: give letters, digits and dashes")
+
+
+def _check_specs(values: Mapping[str, Any]) -> None:
+    """What decides the content of CDI specs."""
+    if not values["device_name_strategies"]:
+        raise UsageError("cannot use an empty device name strategy: name one or leave it out")
+    for name, allowed, what in (
+        ("device_name_strategies", NAME_STRATEGIES, "device name strategy"),
+        ("disabled_hooks", HOOKS, "hook"),
+        ("enabled_hooks", HOOKS[1:], "hook"),
+    ):
+        for word in values[name]:
+            if word not in allowed:
+                raise UsageError(f"cannot use {what} {word!r}: give {', '.join(allowed)}")
+    for name in ("library_search_paths", "config_search_paths", "csv_files"):
+        for path in values[name]:
+            if not path.startswith("/"):
+                raise UsageError(f"cannot use the path {path!r}: give an absolute path")

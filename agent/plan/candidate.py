@@ -1,0 +1,105 @@
+"""Which candidate a change is, and whether the same one has failed before.
+
+Invariant: the mark of a candidate covers everything that its success depends on and that we know:
+the files, the runtime with its flags, its executable and its unit, the programs and files that the
+configuration names, and this agent. What failed is not tried again before one of them changes, a
+day has passed, or somebody asks for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from agent import __version__
+from agent.errors import CandidateFailed, Refused
+from agent.host import files
+from agent.host.paths import HostRoot
+from agent.plan.context import Context
+from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.containerd.edit import Edits
+from agent.runtimes.kinds import AnyNode
+from agent.runtimes.node import Runtime
+
+_DAY = 86400.0  # seconds
+_UNIT_DIRECTORIES = (
+    "/etc/systemd/system", "/run/systemd/system", "/usr/local/lib/systemd/system",
+    "/usr/lib/systemd/system", "/lib/systemd/system",
+)  # fmt: skip
+
+
+def known_failure(ctx: Context, node: AnyNode, edits: Edits) -> CandidateFailed | None:
+    """Why this candidate is not tried again, and when it will be; None where it may be tried."""
+    failure = None if ctx.retry else ctx.store.failed().get(mark(ctx.host, node, edits))
+    if failure is None or not 0 <= ctx.wall() - failure.at < _DAY:
+        return None
+    return CandidateFailed(
+        f"cannot apply: the same change failed before ({failure.why}) and nothing that it depends "
+        "on has changed since; correct the cause. It is tried again when the configuration, the "
+        "unit, the executable or the agent is another one, after a day, or by `toolkit-agent apply "
+        "--retry`"
+    )
+
+
+def loaded(runtime: Runtime, found: tuple[ConfigFile, ...]) -> str:
+    """A hash of what a runtime runs on: its version and its files."""
+    parts = [(file.name, file.state.digest if file.state else None) for file in found]
+    return hashlib.sha256(json.dumps([runtime.version, parts]).encode()).hexdigest()
+
+
+def mark(host: HostRoot, node: AnyNode, edits: Edits) -> str:
+    """A hash of everything that the success of these edits depends on."""
+    running = node.runtime.process
+    changed = [
+        (item.path.host, item.before and item.before.digest, item.after and item.after.digest)
+        for item in edits.changes
+    ]
+    named = {path for file in edits.files for path in _paths(file.data)}
+    unit = running.unit if running else None
+    places = sorted({*named, *_unit_files(host, unit), node.executable or ""})
+    parts = (
+        __version__,
+        changed,
+        loaded(node.runtime, edits.files),
+        edits.wanted.to_json(),
+        running.command if running else None,
+        [(path, _facts(host, path)) for path in places],
+    )
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _paths(data: Any) -> Iterator[str]:
+    """Every absolute path that a configuration names."""
+    if isinstance(data, dict):
+        for value in data.values():
+            yield from _paths(value)
+    elif isinstance(data, list):
+        for value in data:
+            yield from _paths(value)
+    elif isinstance(data, str) and data.startswith("/") and "\0" not in data:
+        yield data
+
+
+def _unit_files(host: HostRoot, unit: str | None) -> Iterator[str]:
+    for directory in _UNIT_DIRECTORIES if unit else ():
+        yield f"{directory}/{unit}"
+        try:
+            names = files.names(host.resolve(f"{directory}/{unit}.d").agent)
+        except (OSError, Refused):
+            continue
+        for name in names:
+            yield f"{directory}/{unit}.d/{name}"
+
+
+def _facts(host: HostRoot, path: str) -> tuple[int, ...] | None:
+    """What changes with a file; None for what is none: directories change with their entries."""
+    try:
+        found = os.stat(host.resolve(path).agent)
+    except (OSError, Refused):
+        return None
+    if not os.path.isfile(host.resolve(path).agent):
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns

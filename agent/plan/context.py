@@ -1,0 +1,210 @@
+"""What every operation on a node needs: settings, the host, the state, the seams.
+
+Invariant: time, sleep, restarts and questions to the runtime come from here, so that a test can
+put its own in their place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from agent.cri import process
+from agent.cri.client import Answer
+from agent.cri.process import Process
+from agent.errors import Refused
+from agent.host import lock, trees, trusted
+from agent.host.paths import HostRoot, open_host_root
+from agent.options.settings import Settings
+from agent.runtimes import node as nodes
+from agent.runtimes import restart
+from agent.runtimes.crio import answer
+from agent.runtimes.node import Endpoint
+from agent.runtimes.proof import Identity, Probe
+from agent.runtimes.restart import Restart
+from agent.state.store import Store
+from agent.status import Publisher
+from agent.systemd import reach as systemd
+from agent.systemd.units import Systemd, SystemdError, Unit
+
+if TYPE_CHECKING:
+    from agent.runtimes.trial import Launch, Result
+
+
+def _silent(event: str, **_: Any) -> None:
+    """No log."""
+
+
+def _to_nobody(_: Any) -> None:
+    """Nobody wants to know."""
+
+
+def _start_once(host: HostRoot, launch: Launch, problems: Callable[[Answer], list[str]]) -> Result:
+    """`trial.start_once`, loaded where a restart is due only."""
+    from agent.runtimes import trial
+
+    return trial.start_once(host, launch, problems)
+
+
+def _uptime() -> float:
+    """Seconds since the machine was started."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Settings and seams of one run. `log` takes an event and key-value pairs; `lock_fd` is the
+    descriptor of a parent that holds the lock for us; `ask_again`: NVML is to be asked, whatever is
+    known; `retry`: a candidate that failed before is tried again; `restart_after` is the time (of
+    `clock`) before which nothing is changed that needs a restart; `barrier`: `toolkit-ready` was
+    there until a convergence did not finish, and comes back with the next that is right;
+    `proposed` is told each proposal before anything is refused or written."""
+
+    settings: Settings
+    host: HostRoot
+    store: Store
+    publisher: Publisher
+    log: Callable[..., None] = _silent
+    wall: Callable[[], float] = time.time
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    uptime: Callable[[], float] = _uptime
+    choose_restart: Callable[[str, Process | None, HostRoot, str], Restart] = field(
+        default=restart.choose
+    )
+    reach: Callable[[HostRoot, str], tuple[Systemd, Unit]] = field(default=systemd.reach)
+    start_trial: Callable[[HostRoot, Launch, Callable[[Answer], list[str]]], Result] = field(
+        default=_start_once
+    )
+    lock_fd: int | None = None
+    retry: bool = False
+    restart_after: float = 0.0
+    proposed: Callable[[Any], None] = _to_nobody
+    ask_again: bool = False
+    barrier: bool = False
+
+    @property
+    def boot_id(self) -> str:
+        """The kernel's id of this boot."""
+        return process.boot_id()
+
+    def probe(self, endpoint: Endpoint) -> Probe:
+        """Questions to a runtime, each on a fresh connection."""
+        path, name = endpoint.socket.agent, endpoint.socket.host
+        # One answer that gets lost, with a process that is about to end, is not the verdict.
+        patience = min(5.0, self.settings.proof_timeout / 4)
+        return Probe(
+            identity=lambda: self.identity(endpoint),
+            ask=lambda: answer.ask(path, name, timeout=patience),
+            clock=self.clock,
+            sleep=self.sleep,
+            hopeless=lambda: self.hopeless(endpoint),
+        )
+
+    def running(self, endpoint: Endpoint) -> Process | None:
+        """The process behind a socket. Raises Unreachable."""
+        socket = endpoint.socket
+        return process.find(socket.agent, socket.host, self.host, endpoint.kind)
+
+    def identity(self, endpoint: Endpoint) -> Identity:
+        """Who is behind a socket. Raises Unreachable."""
+        found = self.running(endpoint)
+        return found.identity if found else self.invocation(endpoint.unit)
+
+    def invocation(self, unit: str | None) -> Identity:
+        """Who runs, by what systemd says of its unit: evidence where no process can be seen."""
+        found = self._unit(unit)
+        return (0, found.invocation) if found and found.invocation else None
+
+    def hopeless(self, endpoint: Endpoint) -> str | None:
+        """Why nothing will answer any more, where systemd has given its unit up."""
+        found = self._unit(endpoint.unit)
+        return f"systemd has given up: {found}" if found and found.given_up else None
+
+    def _unit(self, name: str | None) -> Unit | None:
+        try:
+            return self.reach(self.host, name)[1] if name else None
+        except SystemdError:
+            return None
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """The state directory made, the lock in it held, and signals that would end us kept
+        waiting: a change in progress is finished or undone first. What killed processes left half
+        written is gone then. Raises Locked or Refused."""
+        self.store.create()
+        with lock.held(self.store.path("lock"), self.lock_fd):
+            ending = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+            old = signal.pthread_sigmask(signal.SIG_BLOCK, ending)
+            try:
+                self.store.sweep()
+                self.publisher.sweep()
+                yield
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, old)
+
+
+def open_context(settings: Settings, log: Callable[..., None] = _silent) -> Context:
+    """The context of a real run. Raises UsageError or Refused."""
+    host = open_host_root(settings.host_root)
+    nodes.register(settings, host)
+    return Context(
+        settings=settings,
+        host=host,
+        store=Store(_state_directory(settings, host), host),
+        publisher=Publisher(
+            trusted.system_name(host, settings.status_dir), settings.entry == "nvidia-toolkit", host
+        ),
+        log=log,
+    )
+
+
+def _state_directory(settings: Settings, host: HostRoot) -> str:
+    """Where the journal lies (host path, links as they were given): on the host, for a container's
+    own file system goes with it.
+
+    Unless it was asked for, it is where state is already: a pod that sees the host read-only keeps
+    it beside the toolkit, and a person on the node has to find it there.
+    """
+    asked = host.name(settings.state_dir)
+    beside = host.name(os.path.join(settings.toolkit_install_dir, ".toolkit-agent"))
+    places = {name: host.resolve(name) for name in (asked, beside)}
+    names = places if settings.origins["state_dir"] == "default" else (asked,)
+    used = [name for name in names if _has_state(places[name].agent)]
+    if len(used) > 1:
+        raise Refused(
+            f"cannot tell which state holds: there is one in {asked} and one in {beside}; look at "
+            "memory.json in both, and give the right one with --state-dir"
+        )
+    for name in used or places:
+        place = places[name]
+        if host.is_host or (host.on_mount(place) and trees.writable(place.agent)):
+            return name
+    if used:
+        raise Refused(
+            f"cannot write to {used[0]}, where this node's state is: mount it writable, or run "
+            "`toolkit-agent revert` on the node first"
+        )
+    raise Refused(
+        f"cannot keep a journal in {asked}: it is not on a writable mount of "
+        "the host; mount it, or give another directory with --state-dir"
+    )
+
+
+def _has_state(directory: str) -> bool:
+    names = ("memory.json", "journal.json")
+    return any(os.path.lexists(os.path.join(directory, name)) for name in names)
+
+
+def tidy(ctx: Context, *actions: Callable[[], None]) -> None:
+    """Do what is good to have and must be in nobody's way, as far as the disk lets us."""
+    for action in actions:
+        try:
+            action()
+        except Refused as error:
+            ctx.log("not tidied", reason=error.message)

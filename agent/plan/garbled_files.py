@@ -1,0 +1,158 @@
+"""Files that we made and somebody garbled since: they are ours to write anew.
+
+A runtime does not start on a drop-in that is no TOML any more, and no plan can be made beside it.
+Nobody else's settings are in such a file, so it becomes what we wrote last.
+
+Invariant: only a file that the memory knows as made by us is written. One that can be read and has
+something in it is edited, not garbled: it stays, for `plan` and `revert` to judge.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from dataclasses import dataclass
+
+from agent.errors import AgentError, Refused, Unreachable, reason
+from agent.host import files, trust, trusted
+from agent.host.files import Change, FileState
+from agent.host.paths import HostPath
+from agent.plan.context import Context
+from agent.runtimes import config_file, key_ownership
+from agent.runtimes import node as nodes
+from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.crio import merge
+from agent.state.store import Memory, Original
+from agent.systemd.units import SystemdError
+from agent.toml import edit as tomledit
+from agent.toml import text
+from agent.toml.text import GO_TOML_2
+
+_PAUSE = 0.1  # seconds between two looks for the runtime
+
+
+@dataclass(frozen=True, slots=True)
+class Garbled:
+    """A file of ours that is none any more: why, what is in it by now (None for what is no file),
+    and what it becomes; None where that is not known, and it goes."""
+
+    path: HostPath
+    why: str
+    now: FileState | None
+    state: FileState | None
+
+    @property
+    def change(self) -> Change:
+        """For a plan."""
+        return Change(self.path, self.now, self.state)
+
+
+def garbled(ctx: Context, memory: Memory) -> tuple[Garbled, ...]:
+    """Every file that we made and that nobody can use any more."""
+    found = []
+    for host, original in sorted(memory.files.items()):
+        if original.digest is not None or original.written is None or host.endswith(".json"):
+            continue
+        path = HostPath(ctx.host.agent_path(host), host)
+        now, why = _fault(ctx, path, original)
+        if why is not None:
+            found.append(Garbled(path, why, now, _written(original)))
+    return tuple(found)
+
+
+def _written(original: Original) -> FileState | None:
+    """The file as we wrote it last; None where that is not known."""
+    data = tomledit.encoded(original.text or "")
+    if files.digest(data) != original.written:
+        return None
+    return FileState(data, original.mode, original.uid, original.gid)
+
+
+def _fault(ctx: Context, path: HostPath, original: Original) -> tuple[FileState | None, str | None]:
+    """What is there, and why it is no configuration file of ours."""
+    now = None
+    try:
+        link = os.path.islink(path.agent)
+        real = ctx.host.resolve(path.host) if link else path
+        now = files.read(real.agent, path.host)
+        if now is None:
+            return None, "it is a link that leads nowhere" if link else None
+        data = tomledit.parse(now.data, path.host)
+        odd = text.minds(tomledit.decoded(now.data, path.host), GO_TOML_2)
+        if odd is not None and key_ownership.is_ours_alone(original, now):
+            return now, odd.words
+        file = ConfigFile(path.host, path, now, data)
+        config_file.check_shape(file)
+        merge.check_shape(file)
+    except Refused as error:
+        return now, error.message.partition(": ")[2] or error.message
+    if why := trust.distrust(now):
+        return now, f"it {why}"
+    empty = not tomledit.without_empty(data).keys() - {"version"}
+    return now, "nothing is in it any more" if empty else None
+
+
+def repair(ctx: Context, memory: Memory) -> tuple[str, ...]:
+    """Write them anew; gives their host paths. Raises Refused."""
+    found = garbled(ctx, memory)
+    for item in found:
+        trusted.require(
+            ctx.host, os.path.dirname(item.path.host), f"write {item.path}", sticky_is_fine=True
+        )
+        try:
+            _put(item)
+        except OSError as error:
+            raise Refused(
+                f"cannot write {item.path} anew: {reason(error)}; somebody garbled it ({item.why})"
+            ) from error
+        ctx.log("warning", text=f"{item.path} was garbled ({item.why}); it is written anew")
+    return tuple(item.path.host for item in found)
+
+
+def _put(item: Garbled) -> None:
+    """The file as it was, whole at every moment. Raises OSError or Refused."""
+    agent = item.path.agent
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISDIR(os.lstat(agent).st_mode):
+            files.remove_empty_directory(agent)
+    if item.state is None:
+        files.remove(agent)
+        return
+    directory, name = os.path.split(agent)
+    transient = f".{name}.toolkit-agent-new~"
+    outside = os.path.join(os.path.dirname(directory), transient)
+    fresh = not os.path.lexists(agent)
+    files.place(agent, item.state, fresh=fresh, transient=transient, outside=outside)
+
+
+def revive(ctx: Context, error: Unreachable) -> None:
+    """Wait for a runtime that was down for such a file. Where systemd has given its unit up, start
+    it once; otherwise whatever runs it does so. Raises `error` where it stays down."""
+    if ctx.settings.restart_mode in ("auto", "systemd"):
+        _start(ctx)
+    end = ctx.clock() + ctx.settings.proof_timeout
+    while True:
+        try:
+            nodes.find_runtime(ctx.settings, ctx.host)
+        except Unreachable:
+            if ctx.clock() >= end:
+                raise error from None
+        except AgentError:
+            return
+        else:
+            return
+        ctx.sleep(_PAUSE)
+
+
+def _start(ctx: Context) -> None:
+    kinds = tuple(nodes.SOCKETS) if ctx.settings.runtime == "auto" else (ctx.settings.runtime,)
+    for kind in kinds:
+        name = f"{kind}.service"
+        try:
+            way, unit = ctx.reach(ctx.host, name)
+            if unit.load == "loaded" and (unit.given_up or unit.active == "activating"):
+                way.restart(name)
+                ctx.log("runtime started", unit=name)
+        except SystemdError as failure:
+            ctx.log("runtime not started", unit=name, reason=str(failure))

@@ -1,0 +1,184 @@
+"""What would keep a change from being written, found before its first write.
+
+Invariant: reads only. Every file and directory that a change needs is asked about, so that a
+refusal leaves the node as it was: no toolkit, spec or state directory is left of a change that was
+not possible.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from agent import status
+from agent.errors import AgentError, Refused, reason
+from agent.host import files, writable
+from agent.host.files import Change
+from agent.host.paths import HostPath
+from agent.host.writable import Need
+from agent.plan import own_specs
+from agent.plan.context import Context
+from agent.toolkit import install, programs
+
+_RECORDS = 1 << 14  # bytes; a journal or a memory without the originals
+_READ_ONLY = os.strerror(errno.EROFS).lower()
+# Flatcar's unit names a file in /usr, by this variable (NVIDIA/gpu-operator#673).
+_ELSEWHERE = (
+    ", or have the runtime's unit load a file elsewhere (--config, CONTAINERD_CONFIG); with "
+    "--no-runtime-config nothing of it is changed"
+)
+_STATE = ("journal.json", "memory.json", "failed.json")
+
+
+class SpecUnwritable(Refused):
+    """The spec that a node needs cannot be written."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Demand:
+    """A file that has to be writable, and the refusal where it is not."""
+
+    need: Need
+    refusal: Callable[[str], AgentError]
+
+
+def of_changes(
+    ctx: Context, changes: tuple[Change, ...], *, transaction: bool,
+    spec: own_specs.Proposed | None = None, toolkit: install.Proposed | None = None,
+) -> AgentError | None:  # fmt: skip
+    """Why what is proposed cannot be written; None where nothing is known against it.
+
+    `transaction`: files or process of the runtime change, which needs a journal.
+    """
+    try:
+        ctx.publisher.require()
+    except Refused as error:
+        return error
+    demands = [*_configuration(changes)]
+    if transaction:
+        demands += _state(ctx, changes)
+    demands += _status(ctx)
+    demands += _toolkit(toolkit)
+    demands += _specs(spec)
+    return _first(ctx, demands) or _place_refusal(ctx, changes)
+
+
+def of_removal(ctx: Context, paths: Iterable[HostPath]) -> AgentError | None:
+    """Why one of these files cannot be removed."""
+    return _first(ctx, [_demand(path, (), "remove") for path in paths])
+
+
+def of_toolkit_removal(ctx: Context) -> AgentError | None:
+    """Why the toolkit that we installed cannot be removed."""
+    if not install.installed(ctx.settings, ctx.host):
+        return None
+    directory = programs.directory(ctx.settings, ctx.host)
+
+    def refused(why: str) -> AgentError:
+        return Refused(f"cannot remove {directory}: {why}")
+
+    places = (directory.agent, os.path.dirname(directory.agent))
+    return _first(ctx, [_Demand(Need(os.path.join(place, "old")), refused) for place in places])
+
+
+def _first(ctx: Context, demands: list[_Demand]) -> AgentError | None:
+    points = ctx.host.mount_points
+    for demand in demands:
+        try:
+            writable.require(demand.need, points)
+        except OSError as error:
+            return demand.refusal(reason(error))
+    full = writable.without_space(demand.need for demand in demands)
+    if full is None:
+        return None
+    (short,) = {id(d): d for d in demands if d.need is full}.values()
+    return short.refusal(reason(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+
+
+def _demand(path: HostPath, sizes: tuple[int, ...], what: str = "write") -> _Demand:
+    return _Demand(Need(path.agent, sizes), lambda why: Refused(f"cannot {what} {path}: {why}"))
+
+
+def _configuration(changes: tuple[Change, ...]) -> Iterator[_Demand]:
+    """Each file, with the copy of the original that waits beside it."""
+    for change in changes:
+        states = (change.after, None if change.outside else change.before)
+        sizes = tuple(len(state.data) for state in states if state)
+        elsewhere = _ELSEWHERE if change.before is not None else ""
+
+        def refused(why: str, path: HostPath = change.path, more: str = elsewhere) -> AgentError:
+            return Refused(f"cannot write {path}: {why}{more if _READ_ONLY in why else ''}")
+
+        yield _Demand(Need(change.path.agent, sizes), refused)
+
+
+def _state(ctx: Context, changes: tuple[Change, ...]) -> Iterator[_Demand]:
+    directory = ctx.store.directory
+
+    def refused(path: str) -> Callable[[str], AgentError]:
+        return lambda why: Refused(
+            f"cannot write {path}: {why}; give another state directory with --state-dir"
+        )
+
+    for name in _STATE:
+        path = os.path.join(directory, name)
+        yield _Demand(Need(path, (_RECORDS,)), refused(path))
+    kept = tuple(len(change.before.data) for change in changes if change.before)
+    originals = os.path.join(directory, "originals", "0" * 64)
+    yield _Demand(Need(originals, kept or (0,)), refused(os.path.dirname(originals)))
+
+
+def _status(ctx: Context) -> Iterator[_Demand]:
+    directory = ctx.publisher.directory
+
+    def refused(why: str) -> AgentError:
+        return Refused(f"cannot write the status file in {directory}: {why}")
+
+    for name in (status.TWIN, status.READY, status.ERROR):
+        yield _Demand(Need(ctx.publisher.path(name), (1024,)), refused)
+
+
+def _toolkit(toolkit: install.Proposed | None) -> Iterator[_Demand]:
+    """The directory is built beside the old one, and takes its place."""
+    if toolkit is None or not toolkit.difference:
+        return
+    directory = toolkit.found.directory
+
+    def refused(why: str) -> AgentError:
+        return Refused(f"cannot install the toolkit in {directory}: {why}")
+
+    above = os.path.dirname(directory.agent)
+    yield _Demand(Need(os.path.join(above, "new"), install.sizes(toolkit)), refused)
+    if os.path.lexists(directory.agent):
+        yield _Demand(Need(os.path.join(directory.agent, "new")), refused)
+
+
+def _specs(spec: own_specs.Proposed | None) -> Iterator[_Demand]:
+    """The spec that the node needs; without another one a warning is enough."""
+    for change in spec.changes if spec else ():
+        if change.after is None or spec is None or change.path.name != spec.needed:
+            continue
+        path = change.path
+
+        def refused(why: str, path: HostPath = path) -> AgentError:
+            return SpecUnwritable(f"cannot write {path}: {why}")
+
+        yield _Demand(Need(path.agent, (len(change.after.data),)), refused)
+
+
+def _place_refusal(ctx: Context, changes: tuple[Change, ...]) -> AgentError | None:
+    """A file that has to appear whole in a directory, where the file system has no way to it."""
+    for change in changes:
+        if change.outside is None or change.after is None:
+            continue
+        above = writable.nearest(os.path.dirname(change.path.agent))
+        outside = writable.nearest(change.outside.agent)
+        here, there = (ctx.host.mount(HostPath(path, path)) for path in (above, outside))
+        if here != there and not files.has_nameless(above):
+            return Refused(
+                f"cannot write {change.path} in one step: its file system has no files without a "
+                f"name, and {change.outside} is on another mount; mount {change.outside} as a whole"
+            )
+    return None

@@ -1,0 +1,347 @@
+"""Running pods that depend on what would change, found through the CRI.
+
+Invariant: reads only, and asks nothing where nothing that a pod may depend on would change. A pod
+keeps what it has until it is gone: its handler, its low-level runtime and state directory, the
+annotation prefix, and the default runtime that it was created under. A pod that is not ready does
+not count: the kubelet starts no container in it again. But soon after a boot no pod is ready, and
+the kubelet makes those of before anew, with their annotations of before.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+from agent.cri import client, process
+from agent.cri.client import Container, PodQuestions, Sandbox
+from agent.decide import CDI_PREFIX, NVIDIA_PREFIX, Decision, PodNeeds
+from agent.errors import Refused
+from agent.host.paths import HostRoot, is_below
+from agent.plan.context import Context
+from agent.runtimes import kinds, low_level
+from agent.runtimes import pods as words
+from agent.runtimes.containerd.merge import Cri
+from agent.runtimes.desired import is_ours
+from agent.runtimes.kinds import AnyNode
+from agent.runtimes.node import Runtime
+from agent.toolkit import install, programs, tree
+from agent.toolkit.tree import Answers
+
+_SHOWN = 20  # names in a message; a node has up to some hundred pods
+_TIMEOUT = 20.0  # seconds for all questions together
+# Pods of gpu-operator 26.7 that ask for GPUs, by the start of their names, with the label of the
+# node that takes them away. The operator does not change one that somebody set to false.
+_OPERANDS = {
+    "gpu-feature-discovery": "gpu-feature-discovery",
+    "nvidia-cuda-validator": "operator-validator",
+    "nvidia-dcgm": "dcgm",
+    "nvidia-dcgm-exporter": "dcgm-exporter",
+    "nvidia-device-plugin-daemonset": "device-plugin",
+    "nvidia-device-plugin-mps-control-daemon": "device-plugin",
+    "nvidia-mig-manager": "mig-manager",
+    "nvidia-node-status-exporter": "node-status-exporter",
+    "nvidia-operator-validator": "operator-validator",
+}
+_STARTING = 600.0  # seconds in which a kubelet has made the pods of before anew, after a boot
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What a node does for pods that ask for GPUs: is one of our handlers the default runtime,
+    which annotation prefixes are answered, and are environment variables answered. `known`: the
+    toolkit's config.toml says so; otherwise these are NVIDIA's defaults."""
+
+    default: bool = False
+    prefixes: frozenset[str] = frozenset()
+    variables: bool = False
+    known: bool = True
+
+
+def service(node: AnyNode, client: Cri, said: Answers | None) -> Service:
+    """The service of these settings; `said` is the toolkit's config.toml, None where there is none
+    that can be read."""
+    answers = said or Answers(prefixes=(CDI_PREFIX, NVIDIA_PREFIX))
+    passed = kinds.passed(node, client)
+    found = frozenset(prefix for prefix in answers.prefixes if passed(prefix))
+    default = is_ours(client.default, client.table(client.default))
+    return Service(default, found, answers.variables, said is not None)
+
+
+def needs(ctx: Context, node: AnyNode, decision: Decision) -> PodNeeds | None:
+    """What running pods would lose by a decision; None where they would lose nothing.
+
+    Raises Unreachable, and Refused where an OCI hook would come in place of the handlers: it leaves
+    nothing that could be kept.
+    """
+    now = service(node, kinds.running(node), _said(ctx))
+    if ctx.settings.accept_envvar is False:  # an order to answer them no more
+        now = replace(now, variables=False)
+    native = frozenset([CDI_PREFIX] if decision.native else [])
+    answered = frozenset(decision.prefixes)
+    if kinds.pods_by_list(node):  # containerd passes only what it is told to
+        answered &= frozenset(decision.pass_prefixes)
+    # An OCI hook answers variables, whatever the default runtime is.
+    default, variables = (
+        decision.is_default or decision.hook,
+        install.accepts_variables(ctx.settings),
+    )
+    counts = _or_comes_back(ctx)
+    found = _needs(node, now, Service(default, answered | native, variables), native, counts)
+    if found is not None and decision.hook:
+        raise _refusal("apply", found.pods, f"annotations {', '.join(found.prefixes)}")
+    return found
+
+
+def _is_ready(pod: Sandbox) -> bool:
+    return pod.ready
+
+
+def _or_comes_back(ctx: Context) -> Callable[[Sandbox], bool]:
+    """Is a pod ready, or was it made before a boot that was a moment ago?"""
+    uptime = ctx.uptime()
+    booted = ctx.wall() - uptime if uptime < _STARTING else 0.0
+    return lambda pod: pod.ready or 0 < pod.created < booted
+
+
+def _needs(
+    node: AnyNode, now: Service, later: Service, native: frozenset[str],
+    counts: Callable[[Sandbox], bool] = _is_ready,
+) -> PodNeeds | None:  # fmt: skip
+    leaves = now.default and not later.default
+    prefixes = now.prefixes - (native if leaves else later.prefixes)
+    variables = now.variables and (leaves or (now.known and not later.variables))
+    if not prefixes and not variables:
+        return None
+    found = tuple(_askers(node, now, prefixes, counts, variables=variables))
+    if not found:
+        return None
+    used = {prefix for asker in found for prefix in asker.prefixes}
+    return PodNeeds(
+        names(asker.pod for asker in found),
+        default=leaves,
+        prefixes=tuple(sorted(used)),
+        variables=any(asker.variable for asker in found) and not later.variables,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Asker:
+    """A pod with a container that asks NVIDIA's runtime for devices, and how it asks."""
+
+    pod: Sandbox
+    prefixes: frozenset[str] = frozenset()
+    variable: bool = False
+
+
+def _askers(
+    node: AnyNode, now: Service, prefixes: frozenset[str], counts: Callable[[Sandbox], bool], *,
+    variables: bool,
+) -> Iterator[_Asker]:  # fmt: skip
+    """Pods of our handlers, and of the default where that is ours, that ask in one of these ways.
+
+    Variables are in no list: each container is asked about, until there are enough to be shown.
+    """
+    cri_now = kinds.running(node)
+    ours = {name for name, table in cri_now.runtimes.items() if is_ours(name, table)}
+    ours |= {""} if now.default else set()
+    shown = 0
+    with _questions(node.runtime) as ask:
+        for pod, containers in _with_containers(node, ask, ours, counts):
+            keys = {key for item in containers for key in item.annotations}
+            used = frozenset(p for p in prefixes if any(key.startswith(p) for key in keys))
+            variable = variables and not used and shown <= _SHOWN
+            variable = variable and any(
+                words.asks_by_variable(ask.container_info(item.id)) for item in containers
+            )
+            if used or variable:
+                pod = _with_handler(node, ask, pod)
+                if pod.handler in ours:
+                    shown += 1
+                    yield _Asker(pod, used, variable)
+
+
+def _with_containers(
+    node: AnyNode, ask: PodQuestions, handlers: set[str], counts: Callable[[Sandbox], bool]
+) -> Iterator[tuple[Sandbox, tuple[Container, ...]]]:
+    """Pods that count, each with the newest container of each name: a container that has ended may
+    start again. Where the list says handlers, only those of these handlers."""
+    ready = {pod.id: pod for pod in ask.sandboxes() if counts(pod)}
+    if kinds.pods_by_list(node):
+        ready = {key: pod for key, pod in ready.items() if pod.handler in handlers}
+    newest: dict[str, dict[str, Container]] = {}
+    for item in ask.containers() if ready else ():
+        known = newest.setdefault(item.sandbox, {})
+        if item.name not in known or known[item.name].attempt < item.attempt:
+            known[item.name] = item
+    for key, pod in ready.items():
+        yield pod, tuple(newest.get(key, {}).values())
+
+
+def _with_handler(node: AnyNode, ask: PodQuestions, pod: Sandbox) -> Sandbox:
+    if kinds.pods_by_list(node):
+        return pod
+    handler = words.handler(ask.sandbox_info(pod.id))
+    return replace(pod, handler=handler)
+
+
+def handler_users(
+    node: AnyNode, now: Mapping[str, object], later: Mapping[str, object]
+) -> tuple[tuple[str, ...], str]:
+    """Pods of handlers whose state (see `kinds.pod_states`) is another one later, and what becomes
+    of these handlers. Raises Unreachable."""
+    taken = {name for name, state in now.items() if name not in later or later[name] != state}
+    if not taken:
+        return (), ""
+    with _questions(node.runtime) as ask:
+        ready = [_with_handler(node, ask, pod) for pod in ask.sandboxes() if pod.ready]
+    users = [pod for pod in ready if pod.handler in taken]
+    gone = any(pod.handler not in later for pod in users)
+    moved = any(pod.handler in later for pod in users)
+    what = ["handlers that would go"] if gone else []
+    what += ["handlers of which the low-level runtime or its state would move"] if moved else []
+    return names(users), ", ".join(what)
+
+
+def apply_refusal(
+    ctx: Context, node: AnyNode, after: kinds.Files, called: tuple[str, ...]
+) -> Refused | None:
+    """Why pods do not survive that these files come into force; `called` is what NVIDIA's runtime
+    will call in turn. Raises Unreachable."""
+    now, later = _states(ctx, node, kinds.effective(node, after), called)
+    used, what = handler_users(node, now, later)
+    return _refusal("apply", used, what) if used else None
+
+
+def revert_refusal(ctx: Context, node: AnyNode, after: kinds.Files) -> Refused | None:
+    """Why pods do not survive that these original files come into force. Raises Unreachable."""
+    said, cri_after = _said(ctx), kinds.effective(node, after)
+    now, later = _states(ctx, node, cri_after, said.runtimes if said else ())
+    used, moved = handler_users(node, now, later)
+    before, restored = service(node, kinds.running(node), said), service(node, cri_after, said)
+    lost = _needs(node, before, restored, frozenset())
+    what = [moved] if used else []
+    if lost is not None:
+        what += ["the default runtime that would go"] if lost.default else []
+        what += [f"annotations {prefix} that nothing would answer" for prefix in lost.prefixes]
+    users = tuple(dict.fromkeys((*used, *(lost.pods if lost else ()))))
+    return _refusal("revert", users, ", ".join(what)) if users else None
+
+
+def _states(
+    ctx: Context, node: AnyNode, after: Cri, called: tuple[str, ...]
+) -> tuple[Mapping[str, object], Mapping[str, object]]:
+    """What pods of each handler need, as it is and as it will be."""
+    said = _said(ctx)
+    later = low_level.first(ctx.host, called)
+    below = low_level.first(ctx.host, said.runtimes) if said else None
+    now = kinds.pod_states(node, kinds.running(node), below or later)
+    return now, kinds.pod_states(node, after, later or below)
+
+
+def low_level_kept(
+    ctx: Context, node: AnyNode | None, called: tuple[str, ...]
+) -> tuple[tuple[str, ...], str | None]:
+    """What NVIDIA's runtime is to call in turn, and a warning where running pods keep the program
+    that runs them from being replaced: another one does not find them. Raises Unreachable."""
+    said = _said(ctx)
+    now = low_level.first(ctx.host, said.runtimes) if said and node else None
+    later = low_level.first(ctx.host, called)
+    if node is None or not now or not later or os.path.basename(now) == os.path.basename(later):
+        return called, None
+    cri_now = kinds.running(node)
+    ours = {name for name, table in cri_now.runtimes.items() if is_ours(name, table)}
+    ours |= {""} if is_ours(cri_now.default, cri_now.table(cri_now.default)) else set()
+    with _questions(node.runtime) as ask:
+        ready = [_with_handler(node, ask, pod) for pod in ask.sandboxes() if pod.ready]
+    used = names(pod for pod in ready if pod.handler in ours)
+    if not used:
+        return called, None
+    return tuple(dict.fromkeys((now, *called))), (
+        f"kept for running pods: {now} below NVIDIA's runtime, where {later} would be called; it "
+        f"would not find them: {_listed(used)}"
+    )
+
+
+def toolkit_refusal(host: HostRoot, node: AnyNode, directories: tuple[str, ...]) -> Refused | None:
+    """Why the programs in a directory (its host paths) may not go now. Raises Unreachable.
+
+    Whatever is the default now: containerd keeps for each pod which program runs its containers.
+    CRI-O's own configuration says it of each handler, and its monitors have on their command lines
+    what it said when they were started.
+    """
+    cri_now = kinds.running(node)
+    used: list[Sandbox] = []
+    with _questions(node.runtime) as ask:
+        for pod in (pod for pod in ask.sandboxes() if pod.ready):
+            info = ask.sandbox_info(pod.id)
+            found = words.programs(info)
+            if not kinds.pods_by_list(node):
+                pod = replace(pod, handler=words.handler(info))
+                found = low_level.executables(cri_now.table(pod.handler or cri_now.default))
+            if any(is_below(path, *directories) for path in found):
+                used.append(pod)
+    users = names(used)
+    known = {(pod.namespace, pod.name) for pod in used}
+    users += tuple(sorted(set(_monitors(host, directories, known))))
+    return _refusal("revert", users, f"programs in {directories[0]}") if users else None
+
+
+def _monitors(
+    host: HostRoot, directories: tuple[str, ...], known: set[tuple[str, str]]
+) -> Iterator[str]:
+    """Pods, but for those that are known, and what else a monitor with such a program watches."""
+    for pid, line in process.commands(host):
+        is_monitor = os.path.basename(line[0]).startswith("conmon")
+        if not is_monitor or not any(is_below(word, *directories) for word in line[1:]):
+            continue
+        pod = words.monitored(line)
+        if pod is None:
+            yield f"the container of {line[0]} with pid {pid}"
+        elif pod not in known:
+            yield "/".join(pod)
+
+
+def names(found: Iterable[Sandbox]) -> tuple[str, ...]:
+    """Pods as people name them, each once."""
+    shown = {f"{pod.namespace}/{pod.name} ({pod.handler or 'default'})" for pod in found}
+    return tuple(sorted(shown))
+
+
+def _refusal(purpose: str, users: tuple[str, ...], what: str) -> Refused:
+    return Refused(
+        f"cannot {purpose}: pods use {what}: {_listed(users)}; their containers could not be "
+        "stopped, could not start again, or would have no GPU then; delete these pods first, and "
+        f"wait until their containers have ended{_of_operator(users)}"
+    )
+
+
+def _of_operator(users: tuple[str, ...]) -> str:
+    """What to do about pods of gpu-operator, whose DaemonSets make them anew; "" without any."""
+    parts = {part for user in users for part in _OPERANDS if _is_operand(user, part)}
+    if not parts and not any(user.startswith("gpu-operator/") for user in users):
+        return ""
+    labels = [f"nvidia.com/gpu.deploy.{_OPERANDS[part]}=false" for part in sorted(parts)]
+    which = " ".join(dict.fromkeys(labels)) or "nvidia.com/gpu.deploy.operator-validator=false"
+    return (
+        "; those of gpu-operator come back until its labels on the node say otherwise: "
+        f"`kubectl label node NODE --overwrite {which}`, and see deploy/README"
+    )
+
+
+def _is_operand(user: str, name: str) -> bool:
+    pod = user.partition("/")[2]
+    return pod == name or pod.startswith((f"{name}-", f"{name} "))
+
+
+def _listed(users: tuple[str, ...]) -> str:
+    return ", ".join(users[:_SHOWN]) + (" and others" if len(users) > _SHOWN else "")
+
+
+def _said(ctx: Context) -> Answers | None:
+    return tree.answers(programs.directory(ctx.settings, ctx.host).agent)
+
+
+def _questions(runtime: Runtime) -> AbstractContextManager[PodQuestions]:
+    return client.pod_questions(runtime.socket.agent, runtime.socket.host, _TIMEOUT)

@@ -1,0 +1,60 @@
+"""A CRI-O that shows what it has only reloaded.
+
+On SIGHUP CRI-O shows new handlers at once, in its Status and in its configuration, and pods still
+get the old ones, in every version (observed on 1.37, read in 1.24 to 1.36). What it shows counts
+for nothing where the file that says it may be younger than the process.
+
+Invariant: reads only, but for `remember`. A process that we have seen proven, or that was started
+after our last word on the file, is believed; so is one where nothing can be told. No doubt comes
+back after a restart of ours, whatever the clocks say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from agent.cri import process
+from agent.errors import Unreachable
+from agent.plan.context import Context, tidy
+from agent.runtimes.containerd.edit import Edits
+from agent.runtimes.crio import merge
+from agent.runtimes.key_ownership import is_proven
+from agent.runtimes.kinds import AnyNode
+from agent.runtimes.node import Endpoint, Node
+from agent.state.store import Memory
+
+
+def gaps(ctx: Context, node: AnyNode, edits: Edits, memory: Memory) -> tuple[str, ...]:
+    """What makes a restart necessary although all that is shown is right."""
+    running = node.runtime.process
+    if isinstance(node, Node) or running is None:
+        return ()
+    if memory.proven == (ctx.boot_id, *running.identity):
+        return ()
+    wanted = edits.wanted
+    keys = [(*merge.RUNTIMES, name, "runtime_path") for name in wanted.handlers]
+    keys += [merge.DEFAULT] if wanted.default is not None else []
+    for key in keys:
+        now, then = merge.owner(node.files, key), merge.owner(edits.files, key)
+        if then is None or is_proven(memory, then):
+            continue
+        if now is None:
+            return ("CRI-O shows what no file says, and may only have reloaded it",)
+        if process.started_before(running, now.path.agent, ctx.wall):
+            return (
+                f"{now.path} was changed after CRI-O was started: it may only have reloaded it",
+            )
+    return ()
+
+
+def remember(ctx: Context, endpoint: Endpoint) -> None:
+    """The process that was proven just now is believed from here on."""
+    if endpoint.kind != "crio":
+        return
+    try:
+        identity = ctx.identity(endpoint)
+    except Unreachable:
+        return
+    if identity is not None:
+        proven = (ctx.boot_id, *identity)
+        tidy(ctx, lambda: ctx.store.remember(replace(ctx.store.memory(), proven=proven)))

@@ -1,0 +1,166 @@
+"""What is: the runtime, the decision, the files, the published status, and where they drift apart.
+
+Invariant: reads only, needs no lock, and says what it could see also where other parts fail.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import Any
+
+from agent import status
+from agent.cdi.specs.provider import OURS
+from agent.cdi.specs.spec_ownership import Spec
+from agent.errors import AgentError, Refused
+from agent.host import files
+from agent.plan import own_specs
+from agent.plan.context import Context
+from agent.plan.propose import Proposal, propose
+from agent.plan.published import facts
+from agent.runtimes import kinds
+from agent.runtimes.key_ownership import condition
+from agent.state import store
+from agent.state.store import TIDYING, Memory, Original
+from agent.toolkit.tree import CONFIG
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One look. `problem` is why the rest of it is missing; `ready`: the published decision can be
+    believed and is that of this moment."""
+
+    ready: bool
+    proposal: Proposal | None
+    problem: AgentError | None
+    published: dict[str, str]
+    not_published: str | None
+    files: tuple[tuple[str, bool, str], ...]
+    unfinished: str | None
+    failed: str | None
+    drift: tuple[str, ...]
+
+    def data(self) -> dict[str, Any]:
+        """Plain data, for JSON and for the table."""
+        proposal = self.proposal
+        answer = proposal.runtime.answer if proposal else None
+        spec = proposal.spec if proposal else None
+        toolkit = proposal.toolkit if proposal else None
+        default, handlers = kinds.shown(answer) if answer else (None, ())
+        return {
+            "ready": self.ready,
+            "problem": self.problem.message if self.problem else None,
+            "runtime": {
+                "name": answer.name if answer else None,
+                "version": answer.version if answer else None,
+                "socket": proposal.runtime.socket.host if proposal else None,
+                "ready": answer.ready if answer else None,
+            },
+            "cdi": {
+                "row": proposal.decision.row if proposal else None,
+                "native": proposal.decision.native if proposal else None,
+                "source": proposal.decision.source if proposal else None,
+                "specDirs": list(proposal.decision.spec_dirs) if proposal else [],
+            },
+            "handlers": sorted(handlers),
+            "default": default,
+            "files": [
+                {"path": host, "existedBefore": existed, "now": now}
+                for host, existed, now in self.files
+            ],
+            "toolkit": {
+                "directory": str(toolkit.found.directory) if toolkit else None,
+                "source": toolkit.found.origin.place if toolkit else None,
+            },
+            "specs": [_on_disk(item, spec).data() for item in (spec.specs if spec else ())],
+            "drift": list(self.drift),
+            "warnings": list(proposal.warnings) if proposal else [],
+            "transaction": {"unfinished": self.unfinished, "failed": self.failed},
+            "published": dict(self.published),
+            "notPublished": self.not_published,
+        }
+
+
+def report(ctx: Context) -> Report:
+    """Look at everything; never raises for a broken node, that is what it reports."""
+    proposal, problem = None, None
+    memory, unfinished, failed = Memory(), None, None
+    try:
+        memory = store.current_memory(ctx.store)
+        journal = ctx.store.journal()
+        if journal is not None and journal.stage != TIDYING:
+            unfinished = f"{journal.purpose} ({journal.stage})"
+        failed = next((item.why for item in reversed(ctx.store.failed().values())), None)
+        proposal = propose(ctx, memory)
+        problem = proposal.refusal
+    except AgentError as error:
+        problem = error
+    drift: list[str] = []
+    if proposal is not None:
+        drift += [f"{change.path.host} is not as it should be" for change in proposal.changes]
+        drift += _toolkit_drift(proposal)
+        drift += [f"running runtime: {gap}" for gap in proposal.gaps]
+    published, missing = _published(ctx)
+    if proposal is not None and published:
+        now = dict(status.lines(facts(ctx, proposal), ctx.boot_id, ctx.wall()))
+        if now["TOOLKIT_CONFIG_HASH"] != published.get("TOOLKIT_CONFIG_HASH"):
+            drift.append("the published decision is not today's")
+    touched = tuple(
+        (
+            host,
+            item.digest is not None,
+            _now(ctx.host.agent_path(host), host, item) + _stale(ctx, proposal, host, item),
+        )
+        for host, item in sorted(memory.files.items())
+    )
+    ready = bool(published) and problem is None and not drift and unfinished is None
+    return Report(
+        ready, proposal, problem, published, missing, touched, unfinished, failed, tuple(drift)
+    )
+
+
+def _on_disk(item: Spec, proposed: own_specs.Proposed | None) -> Spec:
+    """A spec as it is: one of ours that was not written yet is nobody's."""
+    changes = proposed.changes if proposed else ()
+    fresh = [change.path.host for change in changes if change.before is None]
+    if item.writer != OURS or item.file not in fresh:
+        return item
+    return replace(item, file="", writer="", problem=item.problem or "it is not written yet")
+
+
+def _toolkit_drift(proposal: Proposal) -> list[str]:
+    """The toolkit's programs, by name; config.toml is among the changes."""
+    if proposal.toolkit is None:
+        return []
+    directory, different = proposal.toolkit.found.directory, proposal.toolkit.difference
+    names = [name for name in different.write if name != CONFIG]
+    return [
+        *(f"{directory}/{name} is not as it should be" for name in names),
+        *(f"{directory}/{name} should be gone" for name in different.remove),
+    ]
+
+
+def _now(agent: str, host: str, original: Original) -> str:
+    """How a file that we wrote is today. An edit of somebody else's is no fault by itself."""
+    try:
+        return condition(original, files.read(agent, host))
+    except Refused as error:
+        return error.message
+
+
+def _stale(ctx: Context, proposal: Proposal | None, host: str, original: Original) -> str:
+    """Whether a configuration file that we made is one that nothing loads any more: another toolkit
+    wrote the file that imported it."""
+    node = proposal.node if proposal else None
+    ours = original.digest is None and host.endswith((".toml", ".conf"))
+    if node is None or not ours or not os.path.lexists(ctx.host.agent_path(host)):
+        return ""
+    loaded = {file.path.host for file in node.files}
+    return "" if host in loaded else ", and the runtime does not load it"
+
+
+def _published(ctx: Context) -> tuple[dict[str, str], str | None]:
+    try:
+        return status.read_valid(ctx.host, ctx.publisher.directory, ctx.boot_id), None
+    except Refused as error:
+        return {}, error.message

@@ -1,0 +1,153 @@
+"""Running the runtime's own executable, in the host root, to hear what it makes of a file.
+
+Invariant: an argument list, never a shell; a deadline; an end to what is read of it; output is
+never repeated, because it may hold what the configuration does, credentials included: a `Dump` has
+the masked words of it.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from agent.errors import Refused
+from agent.host import budget
+from agent.host.paths import HostRoot
+from agent.runtimes import program_log
+from agent.toml import edit as tomledit
+from agent.toml.edit import Data
+
+if TYPE_CHECKING:
+    from agent.toml.masking import Source
+
+_NO_ENV: Mapping[str, str] = MappingProxyType({})
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_ENV = {"PATH": PATH, "LC_ALL": "C"}
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a command ended with. `code` is None where it could not be run, `error` says why."""
+
+    code: int | None
+    out: bytes = b""
+    error: str = ""
+
+
+def run(
+    host: HostRoot, argv: Sequence[str], timeout: float = 30.0, *,
+    descriptors: Sequence[int] = (), env: Mapping[str, str] = _NO_ENV,
+) -> Output:  # fmt: skip
+    """Run a program of the host, by its host path, with the host root as its root directory.
+
+    `timeout` in seconds; `descriptors` stay open in it under the same numbers; `env` is added to
+    an environment of our own.
+    """
+    command = list(argv) if host.is_host else ["chroot", host.root, *argv]
+    path = os.environ.get("PATH", _ENV["PATH"]) if host.is_host else _ENV["PATH"]
+    try:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**_ENV, "PATH": path, **env},
+            pass_fds=descriptors,
+        )
+    except (OSError, ValueError) as error:  # ValueError: an argument has a NUL byte in it
+        return Output(None, error=str(getattr(error, "strerror", None) or error).lower())
+    end = time.monotonic() + timeout
+    with child:
+        try:
+            out, said = _read(child, end)
+            code = child.wait(max(end - time.monotonic(), 0))
+        except (subprocess.TimeoutExpired, TimeoutError):
+            return Output(None, error=f"no answer in {timeout:g} s")
+        except budget.OverBudget as error:
+            return Output(None, error=f"its output cannot be used: {error}")
+        finally:
+            child.kill()
+    return Output(code, out, said.decode("utf-8", "replace"))
+
+
+def _read(child: subprocess.Popen[bytes], end: float) -> tuple[bytes, bytes]:
+    """What a child writes to both of its streams until it has closed them: of standard error the
+    end. Raises TimeoutError past `end`, and OverBudget."""
+    assert child.stdout is not None
+    assert child.stderr is not None
+    out, said = child.stdout.fileno(), child.stderr.fileno()
+    parts: dict[int, bytearray] = {out: bytearray(), said: bytearray()}
+    open_ = set(parts)
+    while open_:
+        left = end - time.monotonic()
+        if left <= 0 or not (ready := select.select(open_, (), (), left)[0]):
+            raise TimeoutError
+        for fd in ready:
+            part = os.read(fd, 1 << 16)
+            if not part:
+                open_.remove(fd)
+            parts[fd] += part
+            del parts[said][: -budget.SAID.size]
+            if len(parts[out]) > budget.DUMP.size:
+                raise budget.OverBudget(budget.too_large(budget.DUMP))
+    return bytes(parts[out]), bytes(parts[said])
+
+
+@dataclass(frozen=True, slots=True)
+class Dump:
+    """A parsed `config dump`, or None and why there is none. `rejected` means that the executable
+    ran and turned the configuration down, as opposed to not having been runnable."""
+
+    data: Data | None
+    error: str = ""
+    rejected: bool = False
+
+
+def config_dump(
+    host: HostRoot, executable: str, config: str | None, descriptors: Sequence[int] = (),
+    sources: Sequence[Source] = (),
+) -> Dump:  # fmt: skip
+    """`containerd -c FILE config dump`; without a file `config default`.
+
+    `-c` has to come before the sub-command. `sources`: the files that it reads, for its errors.
+    """
+    words = ["-c", config, "config", "dump"] if config else ["config", "default"]
+    return _dump(host, [executable, *words], descriptors, sources)
+
+
+def crio_config(
+    host: HostRoot, executable: str, config: str | None, directory: str,
+    descriptors: Sequence[int] = (), flags: Sequence[str] = (), sources: Sequence[Source] = (),
+) -> Dump:  # fmt: skip
+    """`crio -c FILE -d DIRECTORY FLAGS config`: all that is not as by default. Without a root file
+    an empty one stands in: one that is named has to exist."""
+    words = ["-c", config or os.devnull, "-d", directory, *flags, "config"]
+    return _dump(host, [executable, *words], descriptors, sources)
+
+
+def _dump(
+    host: HostRoot, argv: Sequence[str], descriptors: Sequence[int], sources: Sequence[Source]
+) -> Dump:
+    executable = argv[0]
+    done = run(host, argv, descriptors=descriptors)
+    if done.code is None:
+        return Dump(None, f"{executable}: {done.error}")
+    if done.code != 0:
+        from agent.toml import masking  # needed only where something failed
+
+        # chroot(1) itself ends with 125 to 127: the executable was not run at all.
+        *_, last = done.error.strip().splitlines() or [""]
+        message = (program_log.entry(last) or {}).get("msg", "")
+        error = message or program_log.last_words(done.error) or f"exit code {done.code}"
+        error = masking.explained(error, sources, (executable,))
+        return Dump(None, error, rejected=done.code not in range(125, 128))
+    try:
+        return Dump(tomledit.parse(done.out, f"the output of {executable}"))
+    except Refused as error:
+        return Dump(None, error.message)

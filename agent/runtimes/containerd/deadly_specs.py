@@ -1,0 +1,64 @@
+"""What would keep the runtime from coming back, although its configuration is right.
+
+Invariant: reads only. No restart is asked for on files with which this containerd would read a CDI
+spec that it dies of: it would die at every start from then on, on the old files as well.
+"""
+
+from __future__ import annotations
+
+import os
+
+from agent.cdi.specs import foreign
+from agent.decide import DEFAULT_DIRS
+from agent.errors import AgentError, Refused
+from agent.host.paths import HostPath, HostRoot
+from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.containerd.generations import Generation
+from agent.runtimes.containerd.merge import effective
+
+
+class Deadly(Refused):
+    """A restart would kill the runtime for good; `later` is the warning where none is due, `path`
+    the file to blame."""
+
+    def __init__(self, path: HostPath, why: str, remedy: str, runtime: str = "containerd") -> None:
+        super().__init__(f"cannot restart {runtime}: {path} {why}; {remedy}")
+        self.path = path
+        self.later = f"{path} {why}: it would not come back from a restart; {remedy}"
+
+
+def _crash(path: HostPath, what: str) -> Deadly:
+    kind = what.startswith("kind ")
+    rule = "a vendor or class of one letter" if kind else "it"
+    remedy = "rename the kind or remove the file" if kind else "repair or remove the file"
+    return Deadly(path, f"has {what}, and containerd before 2.4 dies of {rule}", remedy)
+
+
+def deadly(host: HostRoot, gen: Generation, files: tuple[ConfigFile, ...]) -> Deadly | None:
+    """The first CDI spec of which a containerd that starts on these files would die, or for which
+    it would wait for ever."""
+    cri = effective(gen, files)
+    if cri.enable_cdi is not True:
+        return None
+    dirs = cri.section.get("cdi_spec_dirs")
+    for name in dirs if isinstance(dirs, list) else DEFAULT_DIRS:
+        directory = _directory(host, os.path.normpath(str(name)))
+        if directory is None:
+            continue
+        for path in foreign.pipes(host, directory):
+            return Deadly(path, "is a pipe, and containerd waits for what is in it", "remove it")
+        for path, data in foreign.entries(host, directory) if gen.brittle_cdi else ():
+            if what := foreign.crash(data):
+                return _crash(path, what)
+    return None
+
+
+def _directory(host: HostRoot, name: str) -> HostPath | None:
+    """A spec directory, under its own name. One that is a link itself is not read (observed),
+    links above it are followed."""
+    try:
+        above = host.resolve(os.path.dirname(name))
+    except AgentError:
+        return None
+    agent = host.agent_path(os.path.join(above.host, os.path.basename(name)))
+    return None if os.path.islink(agent) else HostPath(agent, name)

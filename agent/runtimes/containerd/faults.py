@@ -1,0 +1,184 @@
+"""What keeps a containerd from starting on its files, or from serving the CRI, or is lost on it.
+
+Invariant: pure; each finding names the file, so that an error can say what to repair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.containerd.generations import (
+    CRI_V1,
+    CRI_V2,
+    CRI_V3,
+    IMAGES,
+    STREAMING,
+    Generation,
+)
+from agent.runtimes.containerd.merge import Files, has_section, names, version_of
+from agent.toml import edit as tomledit
+from agent.toml import text as tomltext
+from agent.toml.edit import Data, Path, get
+from agent.toml.text import GO_TOML_1, GO_TOML_2
+
+if TYPE_CHECKING:
+    from agent.toml.scan import Statement
+
+_LISTS = ("disabled_plugins", "required_plugins")
+
+
+def ignored(gen: Generation, files: Files) -> tuple[ConfigFile, str] | None:
+    """CRI settings of a version 1 or version-less file that this containerd does not read.
+
+    2.0 to 2.2 do not, unless a later file is of version 2. 1.x never read names of version 2 in
+    such a file, so nobody can have meant them there.
+    """
+    if gen.merge == "replace":
+        return None
+    for file in files:
+        order = names(gen, files, file)
+        for name in (CRI_V1, CRI_V2) if (file.version or 1) == 1 else ():
+            section = get(file.data, ("plugins", name))
+            if name not in order and isinstance(section, dict) and not section.keys() <= STREAMING:
+                return file, f'plugins."{name}"'
+    return None
+
+
+def misplaced_version(files: Files) -> str | None:
+    """A `version` that was meant for the file and stands in a table, in words: appended to a file,
+    it is a key of the last table, and the file's sections of version 2 are not read
+    (containerd#3843)."""
+    for file in files:
+        given = file.data.get("plugins", {})
+        if file.version is not None or file.state is None or not {CRI_V2, CRI_V3} & given.keys():
+            continue
+        text = tomledit.decoded(file.state.data, file.path.host)
+        for one in _statements(text):
+            value = get(file.data, one.path)
+            if len(one.path) > 1 and one.path[-1] == "version" and type(value) is int:
+                line = text.count("\n", 0, one.start) + 1
+                table = tomledit.dotted(one.path[:-1])
+                return (
+                    f"`version` on line {line} stands in the table [{table}], and {file.path} has "
+                    "no version of its own; move that line to the top of the file"
+                )
+    return None
+
+
+def doubtful(gen: Generation, files: Files) -> tuple[str, ...]:
+    """Warnings of files that this containerd starts on, and that are not what they seem."""
+    misplaced = misplaced_version(files)
+    found = [misplaced] if misplaced else []
+    for file in files if gen.toml == GO_TOML_1 else ():
+        text = tomledit.decoded(file.state.data, file.path.host) if file.state else ""
+        if odd := tomltext.minds(text, GO_TOML_2):
+            found.append(f"{file.path}: {odd.words}; {odd.readers}; {odd.remedy}")
+    return tuple(found)
+
+
+def _statements(text: str) -> tuple[Statement, ...]:
+    from agent.toml import scan  # needed only where something is amiss
+
+    try:
+        return scan.statements(text)
+    except scan.Unreadable:
+        return ()
+
+
+def ambiguous(gen: Generation, files: Files) -> ConfigFile | None:
+    """A file that says `cri` and the long name, where containerd makes one of both, by chance."""
+    for file in files if gen.merge == "deep" else ():
+        renamed = gen.renames or file.version is not None
+        given = file.data.get("plugins", {})
+        if renamed and (file.version or 0) < 2 and CRI_V1 in given and CRI_V2 in given:
+            return file
+    return None
+
+
+def disabled(gen: Generation, files: Files) -> tuple[ConfigFile, str] | None:
+    """The entry of `disabled_plugins` with which the CRI does not load."""
+    needed = {CRI_V2, CRI_V3, IMAGES}
+    if gen.merge == "replace":
+        needed = set(gen.names[version_of(gen, files)])
+    for file in files:
+        for entry in _entries(file, "disabled_plugins"):
+            if _uri(gen, file, entry) in needed:
+                return file, entry
+    return None
+
+
+def hidden(gen: Generation, files: Files) -> tuple[str, ...]:
+    """What containerd 1.x forgets of a file because a later one has the CRI's section too, in
+    words: the later one's takes the place of the whole section (observed on 1.6 and 1.7)."""
+    owners = [file for file in files if has_section(gen, files, file)]
+    if gen.merge == "deep" or len(owners) < 2:
+        return ()
+    name = names(gen, files, owners[-1])[0]
+    said = owners[-1].data["plugins"][name]
+    return tuple(
+        f"{owners[-1].path} hides {'.'.join(path)} of {file.path}: containerd 1.x takes all of "
+        f"plugins.{name} from the last file that has it"
+        for file in owners[:-1]
+        if (path := _unsaid(file.data["plugins"][name], said))
+    )
+
+
+def _unsaid(table: Data, by: Data) -> Path:
+    """The path of the first value in a table that another one says nothing of; () for none."""
+    for key, value in table.items():
+        if isinstance(value, dict) and isinstance(other := by.get(key, {}), dict):
+            if below := _unsaid(value, other):
+                return (key, *below)
+        elif value and key not in by:
+            return (key,)
+    return ()
+
+
+def fatal(gen: Generation, files: Files) -> str | None:
+    """Why this containerd does not start on these files, in words; None where nothing is known."""
+    numbered = [file for file in files if file.version]
+    counted = [file for file in numbered if (file.version or 0) >= gen.lowest]
+    for file in (counted[-1:] if gen.reads == "set" else counted) if gen.strict else ():
+        if (file.version or 0) > gen.highest:
+            return (
+                f"{file.path} says version {file.version}, and this containerd reads files up to "
+                f"version {gen.highest}"
+            )
+    for file in numbered if not gen.higher_drop_in else ():
+        if (file.version or 0) > (numbered[0].version or 0):
+            return (
+                f"{file.path} says version {file.version}, which is higher than version "
+                f"{numbered[0].version} of {numbered[0].path}"
+            )
+    return next(_short_names(gen, files), None)
+
+
+def _short_names(gen: Generation, files: Files) -> Iterator[str]:
+    """Plugins without a full name, which only configurations of version 1 may have."""
+    if gen.reads == "set" and version_of(gen, files) < 2:
+        return
+    for file in files:
+        lists = [(key, entry) for key in _LISTS for entry in _entries(file, key)]
+        if gen.merge == "replace":
+            lists += [("plugins", name) for name in file.data.get("plugins", {})]
+        for key, entry in lists:
+            if "." not in _uri(gen, file, entry):
+                from agent.toml.masking import masked  # needed only where something is at fault
+
+                name = masked(repr(entry))  # anything can stand there
+                yield f"{file.path} has {name} in {key}, which is no full name of a plugin"
+
+
+def _entries(file: ConfigFile, key: str) -> list[str]:
+    found = file.data.get(key)
+    return [item for item in found if isinstance(item, str)] if isinstance(found, list) else []
+
+
+def _uri(gen: Generation, file: ConfigFile, entry: str) -> str:
+    """containerd 2.x brings the short names of files of version 1 or none to full ones."""
+    old = gen.merge == "deep" and (file.version or 0) < 2
+    if "." in entry or not old:
+        return entry
+    return CRI_V2 if entry == CRI_V1 else f"io.containerd.{entry}"

@@ -1,0 +1,158 @@
+"""The generations of containerd, as data: what each reads of its configuration, and how.
+
+Invariant: whatever differs between versions is a field in this table, and the modules that work
+with it have no version numbers in them. The rules were observed on 1.6.20, 1.7.24, 2.0.11, 2.1.9,
+2.2.7, 2.3.4 and 2.4.0-beta.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from agent.runtimes.versions import Version
+from agent.toml.edit import Data
+from agent.toml.text import GO_TOML_1, GO_TOML_2, Kind
+
+# What the plugin with handlers and CDI is called, in files of version 1, 2, and 3 or 4.
+CRI_V1 = "cri"
+CRI_V2 = "io.containerd.grpc.v1.cri"
+CRI_V3 = "io.containerd.cri.v1.runtime"
+# The plugin that has had the images' part of it since version 3.
+IMAGES = "io.containerd.cri.v1.images"
+
+# Keys of a version 2 section by where they went in version 3; all others went to CRI_V3.
+STREAMING = frozenset({
+    "disable_tcp_service", "enable_tls_streaming", "stream_idle_timeout", "stream_server_address",
+    "stream_server_port", "x509_key_pair_streaming",
+})  # fmt: skip
+IMAGE_KEYS = frozenset({
+    "image_decryption", "image_pull_progress_timeout", "image_pull_with_sync_fs",
+    "max_concurrent_downloads", "registry", "stats_collect_period",
+})  # fmt: skip
+SANDBOX_IMAGE = "sandbox_image"
+# The same of the keys below `containerd`.
+SNAPSHOTS = frozenset({"snapshotter", "disable_snapshot_annotations", "discard_unpacked_layers"})
+# Where a key of its own under the new name hides the old name's: below these one level deeper.
+TWO_LEVELS = frozenset({"containerd", "cni"})
+
+# The `runc` handler that containerd has when no file defines any (`containerd config default`).
+_RUNC_16: Data = {
+    "runtime_type": "io.containerd.runc.v2",
+    "options": {
+        "BinaryName": "", "CriuImagePath": "", "CriuPath": "", "CriuWorkPath": "", "IoGid": 0,
+        "IoUid": 0, "NoNewKeyring": False, "NoPivotRoot": False, "Root": "", "ShimCgroup": "",
+        "SystemdCgroup": False,
+    },
+}  # fmt: skip
+_RUNC_17: Data = {**_RUNC_16, "sandbox_mode": "podsandbox"}
+_RUNC_2: Data = {"runtime_type": "io.containerd.runc.v2"}
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """The rules of a range of versions.
+
+    `since`: the first version.
+    `merge`: a later file's section of a plugin replaces the earlier ones, or is merged into them.
+    `reads`: "set": all files are read by one version, that of the last file which names one of at
+    least `lowest`, or by `unversioned` where none does. "file": each file by its own, none as 0.
+    `names`: under which names the CRI's settings are found, by that version. Of several names the
+    first that has a key hides the others' (see TWO_LEVELS).
+    `renames`: files of version 1 or none get the names of version 2 before anything else.
+    `highest`: the highest version of a file; `strict`: higher ones are refused, not taken for it.
+    `higher_drop_in`: a drop-in may name a higher version than the root file.
+    `relative_globs`: globs are taken relative to the importing file, not to the daemon's working
+    directory.
+    `root_version`: that of `containerd config default`, and of a root file that we create.
+    `shown_imports`: what `config default` and `config dump` print as imports. Nothing loads it.
+    `enable_cdi`: the default of the key, None where there is no such key.
+    `runc`: the built-in handler, as far as it has to be written out.
+    `lacking`: types of handlers of 1.x that it has no shim for.
+    `toml`: what its reader takes besides TOML 1.0.
+    `brittle_cdi`: a CDI spec whose vendor or class is one letter makes it panic.
+    """
+
+    name: str
+    since: Version
+    merge: Literal["replace", "deep"]
+    reads: Literal["set", "file"]
+    lowest: int
+    unversioned: int
+    names: Mapping[int, tuple[str, ...]]
+    renames: bool
+    highest: int
+    strict: bool
+    higher_drop_in: bool
+    relative_globs: bool
+    root_version: int
+    shown_imports: tuple[str, ...]
+    enable_cdi: bool | None
+    runc: Data
+    lacking: tuple[str, ...] = ()
+    toml: frozenset[Kind] = GO_TOML_2
+    brittle_cdi: bool = True
+
+
+_SHIMS_1X = ("io.containerd.runtime.v1.linux", "io.containerd.runc.v1")
+_CONF_D = ("/etc/containerd/conf.d/*.toml",)
+_NAMES_1X = {1: (CRI_V1,), 2: (CRI_V2,)}
+_NAMES_20 = {2: (CRI_V3, CRI_V2), 3: (CRI_V3,)}
+_NAMES_23 = {
+    0: (CRI_V3, CRI_V2, CRI_V1),
+    1: (CRI_V3, CRI_V2, CRI_V1),
+    2: (CRI_V3, CRI_V2),
+    3: (CRI_V3, CRI_V2),  # read in the source: the step from 3 to 4 migrates it again
+    4: (CRI_V3,),
+}
+
+
+GENERATIONS = (
+    Generation(
+        "1.6", since=(0, 0, 0), merge="replace", reads="set", lowest=1, unversioned=1,
+        names=_NAMES_1X, renames=False, highest=2, strict=False, higher_drop_in=True,
+        relative_globs=False, root_version=2, shown_imports=(), enable_cdi=None, runc=_RUNC_16,
+        toml=GO_TOML_1,
+    ),
+    Generation(
+        "1.7", since=(1, 7, 0), merge="replace", reads="set", lowest=1, unversioned=1,
+        names=_NAMES_1X, renames=False, highest=2, strict=True, higher_drop_in=True,
+        relative_globs=True, root_version=2, shown_imports=(), enable_cdi=False, runc=_RUNC_17,
+        toml=GO_TOML_1,
+    ),
+    Generation(
+        "2.0", since=(2, 0, 0), merge="deep", reads="set", lowest=2, unversioned=3,
+        names=_NAMES_20, renames=True, highest=3, strict=True, higher_drop_in=True,
+        relative_globs=True, root_version=3, shown_imports=(), enable_cdi=True, runc=_RUNC_2,
+        lacking=_SHIMS_1X,
+    ),
+    Generation(
+        "2.2", since=(2, 2, 0), merge="deep", reads="set", lowest=2, unversioned=3,
+        names=_NAMES_20, renames=True, highest=3, strict=True, higher_drop_in=True,
+        relative_globs=True, root_version=3, shown_imports=_CONF_D, enable_cdi=True, runc=_RUNC_2,
+        lacking=_SHIMS_1X,
+    ),
+    Generation(
+        "2.3", since=(2, 3, 0), merge="deep", reads="file", lowest=0, unversioned=3,
+        names=_NAMES_23, renames=False, highest=4, strict=True, higher_drop_in=False,
+        relative_globs=True, root_version=4, shown_imports=_CONF_D, enable_cdi=True, runc=_RUNC_2,
+        lacking=_SHIMS_1X,
+    ),
+    Generation(
+        "2.4", since=(2, 4, 0), merge="deep", reads="file", lowest=0, unversioned=3,
+        names=_NAMES_23, renames=False, highest=4, strict=True, higher_drop_in=False,
+        relative_globs=True, root_version=4, shown_imports=_CONF_D, enable_cdi=True, runc=_RUNC_2,
+        lacking=_SHIMS_1X, brittle_cdi=False,
+    ),
+)  # fmt: skip
+
+
+def generation(version: Version) -> Generation:
+    """The newest generation that a version has reached."""
+    return max((g for g in GENERATIONS if version >= g.since), key=lambda g: g.since)
+
+
+def section_name(version: int) -> str:
+    """The plugin whose section holds handlers and `enable_cdi` in a file of this version."""
+    return CRI_V1 if version <= 1 else CRI_V2 if version == 2 else CRI_V3

@@ -1,0 +1,292 @@
+"""What NVIDIA's handlers of a containerd have to be: NVIDIA's binary, and all that the handler has
+that runs the node's pods.
+
+Invariant: pure. Nothing is inherited from a handler that cannot run pods, and the default runtime
+is never one that cannot. Observed on 1.6.20, 1.7.24 and 2.1.9: Status, `config dump` and a start
+look well for a handler without a type or of a type that is not there; each of its pods fails.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from agent.decide import Decision
+from agent.errors import Refused
+from agent.runtimes.containerd.merge import Cri
+from agent.runtimes.desired import (
+    FILLED,
+    LINUX,
+    OUR_NAMES,
+    RUNC_V2,
+    SANDBOXER,
+    Wanted,
+    binaries,
+    default_for,
+    emptied,
+    first_foreign,
+    is_nvidia,
+    is_runc,
+    is_sandbox,
+    leaves,
+)
+from agent.toml.edit import Data, Set, apply, get, without_empty
+from agent.toolkit.programs import Binary
+
+_RUNC_V1 = "io.containerd.runc.v1"
+# What the shim v2 of runc knows (containerd's runc/options/oci.proto, 1.6 to 2.4). containerd hands
+# on whatever a file says, and Status shows it: a typo looks like an option.
+_OPTIONS = frozenset({
+    "nopivotroot", "nonewkeyring", "shimcgroup", "iouid", "iogid", "binaryname", "root", "criupath",
+    "systemdcgroup", "criuimagepath", "criuworkpath", "taskapiaddress", "taskapiversion",
+})  # fmt: skip
+# The v1.linux shim's own: with them, containerd 1.x does not serve the CRI for any other handler.
+_LINUX_ONLY = ("runtime_engine", "runtime_root")
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What the running containerd says of itself. `keys`: the keys that it knows in a handler's
+    table, as `plain` spells them, None where it does not say; `lacking`: types of handlers that it
+    has no shim for."""
+
+    keys: frozenset[str] | None = None
+    lacking: tuple[str, ...] = ()
+
+
+def shown(config: Mapping[str, Any] | None, lacking: tuple[str, ...]) -> Shown:
+    """The same from the verbose Status: each table there has every key that this version knows."""
+    tables = get(config, ("containerd", "runtimes"))
+    tables = tables.values() if isinstance(tables, Mapping) else ()
+    keys = frozenset(plain(key) for table in tables if isinstance(table, Mapping) for key in table)
+    return Shown(keys or None, lacking)
+
+
+def plain(key: str) -> str:
+    """A key as files and Status both have it: `runtime_type` is `runtimeType` there."""
+    return key.replace("_", "").lower()
+
+
+def want(
+    cri: Cri, decision: Decision, available: tuple[Binary, ...], name: str,
+    remembered: str | None, runtime_type: str, seen: Shown | None = None,
+) -> Wanted:  # fmt: skip
+    """The wish that follows from a decision on a node with these effective settings.
+
+    `name` is the handler that becomes the default where the decision says so, `remembered` the
+    default of before our first change. Raises Refused where pods would lose a sandbox, or where a
+    default would not run pods.
+    """
+    ours = (*OUR_NAMES, *(binary.handler for binary in available))
+    seen = seen or Shown()
+    _refuse_sandbox(cri, available)
+    able = replace(cri, runtimes=_able(cri, seen))
+    made = _made_runc(cri, able, ours, remembered, seen)
+    base = made or cri.table(_base(cri, able, ours, remembered))
+    handlers = {
+        binary.handler: _handler(base, binary.path, decision, runtime_type, cri, seen,
+                                 cri.table(binary.handler))
+        for binary in available
+    }  # fmt: skip
+    if decision.is_default:
+        default: str | None = name
+    elif made is not None:
+        default, handlers["runc"] = "runc", made
+    elif is_nvidia(cri, cri.default, ours):
+        default = first_foreign(able, ours, (remembered, "runc", "crun"))
+    else:
+        _refuse_unable(cri, seen)
+        default = default_for(cri, None, ours, remembered, "default_runtime_name")
+    _refuse_cgroup_switch(cri, handlers, default, seen)
+    return Wanted(handlers, default, decision.enable_cdi)
+
+
+def why_unable(table: Data, lacking: tuple[str, ...]) -> str | None:
+    """Why no pod of a handler of containerd can be created, in words; None where nothing is known
+    to be in the way."""
+    kind = table.get("runtime_type")
+    if not kind:
+        return "it has no runtime_type"
+    if kind in lacking or (is_runc(table) and kind not in (RUNC_V2, _RUNC_V1)):
+        return f"this containerd has no runtime_type {kind}"
+    return None
+
+
+def has_ordinary_runc(cri: Cri, lacking: tuple[str, ...]) -> bool:
+    """Do files define a `runc` that runs pods without NVIDIA's program?"""
+    said = without_empty(get(cri.section, ("containerd", "runtimes"), {})).get("runc")
+    able = why_unable(cri.table("runc"), lacking) is None
+    return bool(said) and able and not is_nvidia(cri, "runc", ())
+
+
+def left_out(
+    cri: Cri, available: tuple[Binary, ...], remembered: str | None, seen: Shown
+) -> tuple[str, ...]:
+    """Warnings of what our handlers do not inherit, because nobody knows it."""
+    ours = (*OUR_NAMES, *(binary.handler for binary in available))
+    name = _base(cri, replace(cri, runtimes=_able(cri, seen)), ours, remembered)
+    table = {} if is_nvidia(cri, name, ours) else cri.table(name)
+    keys = [key for key in table if not _is_known(key, seen)]
+    if seen.keys is not None and _is_runc_v2(table):
+        keys += [f"options.{key}" for key in table.get("options") or {} if not _is_option(key)]
+    return tuple(
+        f"{key} of handler {name} is not copied to NVIDIA's handlers: this containerd does not "
+        "know it"
+        for key in keys
+    )
+
+
+def _able(cri: Cri, seen: Shown) -> dict[str, Data]:
+    """The handlers that can run pods."""
+    return {n: t for n, t in cri.runtimes.items() if why_unable(t, seen.lacking) is None}
+
+
+def _refuse_sandbox(cri: Cri, available: tuple[Binary, ...]) -> None:
+    """Raises Refused for a sandbox under one of our names (google/gvisor#10997): to make it one of
+    runc would take the sandbox from all pods that ask for it."""
+    for binary in available:
+        table = cri.table(binary.handler)
+        if is_sandbox(table):
+            raise Refused(
+                f"cannot register handler {binary.handler}: there is one of that name with "
+                f"runtime_type {table['runtime_type']}, and its pods would lose their sandbox; "
+                "rename it, or give ours another name with --runtime-name"
+            )
+
+
+def _refuse_unable(cri: Cri, seen: Shown) -> None:
+    """Raises Refused for a default runtime of somebody else's that cannot run pods."""
+    why = why_unable(cri.table(cri.default), seen.lacking) if cri.default in cri.runtimes else None
+    if why is not None:
+        raise Refused(
+            f"cannot use {cri.default} as default runtime: {why}, and none of its pods can be "
+            f'created; set runtime_type = "{RUNC_V2}" in its table'
+        )
+
+
+def _refuse_cgroup_switch(
+    cri: Cri, handlers: Mapping[str, Data], default: str | None, seen: Shown
+) -> None:
+    """Raises Refused for `systemd_cgroup`, which is the v1.linux shim's: with a default runtime of
+    another shim, containerd 1.x does not serve the CRI (observed on 1.6.20 and 1.7.24)."""
+    name = default or cri.default
+    was = cri.table(cri.default).get("runtime_type")
+    will_be = (handlers.get(name) or cri.table(name)).get("runtime_type")
+    switched = was == LINUX != will_be and LINUX not in seen.lacking
+    if switched and cri.section.get("systemd_cgroup"):
+        raise Refused(
+            f"cannot make {name} the default runtime: systemd_cgroup = true is for handlers of "
+            f"{LINUX} only, and containerd would not serve the CRI; set it to false, and "
+            "SystemdCgroup = true in the options of the handlers"
+        )
+
+
+def _base(cri: Cri, able: Cri, ours: tuple[str, ...], remembered: str | None) -> str:
+    """The handler to inherit from: the default unless NVIDIA's, the remembered one, runc, crun;
+    where none of them runs pods, the default as it is.
+
+    Only a runc shim knows BinaryName: below a kata or gVisor default our binary would never run.
+    """
+    names = (cri.default, remembered, "runc", "crun")
+    usable = tuple(name for name in names if name and not is_sandbox(cri.table(name)))
+    return first_foreign(able, ours, usable) or cri.default
+
+
+def _made_runc(
+    cri: Cri, able: Cri, ours: tuple[str, ...], remembered: str | None, seen: Shown
+) -> Data | None:
+    """The table of an ordinary `runc`, where the default is NVIDIA's and there is no handler to go
+    back to, or only containerd itself defines runc; None where none is needed.
+
+    On such a node (cloud images ship them) the cgroup driver and the base spec (with the limits of
+    every container) are in NVIDIA's handler alone; pods of a bare runc would run without them.
+    """
+    if not is_nvidia(cri, cri.default, ours):
+        return None
+    found = first_foreign(able, ours, (remembered, "runc", "crun"))
+    said = without_empty(get(cri.section, ("containerd", "runtimes"), {})).get("runc")
+    if found is not None and (found != "runc" or said):
+        return None
+    current = cri.table("runc")
+    made = _ordinary(current if said else {}, cri, seen)
+    made = made or _ordinary(cri.table(cri.default), cri, seen)
+    if found is not None and not made:
+        return None
+    made = {"runtime_type": RUNC_V2, **made, "options": made.get("options", {})}
+    return _besides(made, current, seen)
+
+
+def _ordinary(table: Data, cri: Cri, seen: Shown) -> Data:
+    """What a handler says of all pods: nothing of the program that it calls, or of NVIDIA's."""
+    kept = _inherited(table, cri, seen)
+    for key in ("runtime_type", "runtime_path"):
+        kept.pop(key, None)
+    patterns = kept.pop("container_annotations", [])
+    foreign = [item for item in patterns if not str(item).endswith("cdi.k8s.io/*")]
+    return {**kept, "container_annotations": foreign} if foreign else kept
+
+
+def _inherited(table: Data, cri: Cri, seen: Shown) -> Data:
+    """What a handler of runc can take over from this one; zero is what it has without."""
+    if is_sandbox(table):
+        return {}
+    options = {
+        key: value for key, value in (table.get("options") or {}).items()
+        if value and _is_option(key) and key.lower() != "binaryname"
+    }  # fmt: skip
+    if table.get("runtime_type") == LINUX and cri.section.get("systemd_cgroup"):
+        options["SystemdCgroup"] = True
+    own = _LINUX_ONLY if _is_runc_v2(table) else ("runtime_type", "runtime_path", *_LINUX_ONLY)
+    kept = {
+        key: copy.deepcopy(value) for key, value in table.items()
+        if value and key not in (*own, "options") and _is_known(key, seen)
+    }  # fmt: skip
+    return {**kept, "options": options} if options else kept
+
+
+def _is_runc_v2(table: Data) -> bool:
+    return bool(table.get("runtime_type") == RUNC_V2)
+
+
+def _is_known(key: str, seen: Shown) -> bool:
+    return seen.keys is None or plain(key) in seen.keys
+
+
+def _is_option(key: str) -> bool:
+    return key.lower() in _OPTIONS
+
+
+def _handler(
+    base: Data, binary: str, decision: Decision, runtime_type: str, cri: Cri, seen: Shown,
+    current: Data,
+) -> Data:  # fmt: skip
+    """What the base has, with our binary, under every spelling that the current table has."""
+    table = _inherited(base, cri, seen)
+    options = {"BinaryName": binary, **dict.fromkeys((key for key, _ in binaries(current)), binary)}
+    options |= table.pop("options", {})
+    table["runtime_type"] = table.get("runtime_type") or runtime_type
+    annotations = [prefix + "*" for prefix in decision.pass_prefixes]
+    annotations += [
+        item for item in table.pop("container_annotations", []) if item not in annotations
+    ]
+    if annotations or current.get("container_annotations"):
+        table["container_annotations"] = annotations
+    table = {**table, "options": options}
+    named = [value for _, value in binaries(current)]
+    if not named or not _is_runc_v2(current) or any(value != binary for value in named):
+        return _besides(table, current, seen)
+    # It runs our binary already, so the admin may have given it more than the base says.
+    said = [Set(path, value) for path, value in leaves(current) if not get(base, path, True)]
+    return emptied(table, apply({}, said))
+
+
+def _besides(table: Data, current: Data, seen: Shown) -> Data:
+    """The table, and what an earlier tool's handler of that name has besides set to nothing: a
+    drop-in cannot delete."""
+    known = {key: value for key, value in current.items() if _is_known(key, seen)}
+    for key in FILLED:
+        if known.get(key) not in (None, "", SANDBOXER):
+            table = {key: SANDBOXER, **table}
+    return emptied(table, known)

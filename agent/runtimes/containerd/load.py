@@ -1,0 +1,187 @@
+"""The configuration files that containerd loads, in its order.
+
+Invariant: what is read is what lies on disk; a config dump is evidence about a running daemon,
+never the source of an edit. Everything that would keep containerd from starting is refused here,
+and so is a file that others than root can change: it says which programs root runs.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Collection, Mapping
+from itertools import islice
+from types import MappingProxyType
+from typing import TypeAlias
+
+from agent.errors import Refused
+from agent.host import budget, trusted
+from agent.host.files import FileState
+from agent.host.paths import HostRoot
+from agent.runtimes.config_file import ConfigFile, check_shape, import_pattern, matches
+from agent.runtimes.containerd.generations import CRI_V1, CRI_V2, CRI_V3, IMAGES, Generation
+from agent.toml import edit as tomledit
+from agent.toml import text as tomltext
+from agent.toml.text import Kind
+
+DEFAULT_ROOT = "/etc/containerd/config.toml"
+
+Overlay: TypeAlias = Mapping[str, FileState | None]
+_NO_OVERLAY: Overlay = MappingProxyType({})
+
+
+def load(
+    host: HostRoot, gen: Generation, root: str, overlay: Overlay = _NO_OVERLAY
+) -> tuple[ConfigFile, ...]:
+    """The root file and all that it imports, breadth first, as this generation loads them.
+
+    `root` is its name on the host. `overlay` maps host paths to states that they are going to
+    have. The root file comes first even where it is missing. Raises Refused for a file that cannot
+    be read or parsed, a wrong type, and a literal import that does not exist.
+    """
+    pending = [root]
+    loaded: dict[str, ConfigFile] = {}
+    imports = size = 0
+    while pending:
+        name = pending.pop(0)
+        if name in loaded:
+            continue
+        file = load_file(host, name, overlay)
+        if file.state is None and name != root:
+            raise Refused(
+                f"cannot use {_importer(loaded, name)}: it imports {name}, which does not exist, "
+                "and containerd does not start so; remove the import or restore the file"
+            )
+        refuse_unread(file, gen.toml)
+        loaded[name] = file
+        patterns = file.data.get("imports", [])
+        imports += len(patterns)
+        size += len(file.state.data) if file.state else 0
+        if max(len(loaded), imports) > budget.CONFIG.values or size > budget.CONFIG.size:
+            raise Refused(
+                f"cannot use {root}: it imports more than {budget.CONFIG.values} files, or more "
+                f"than {budget.CONFIG.size} bytes; remove imports that are of no use"
+            )
+        for pattern in patterns:
+            pending += _expand(host, gen, (name, pattern), overlay)
+    return tuple(loaded.values())
+
+
+def _importer(loaded: dict[str, ConfigFile], name: str) -> str:
+    base = os.path.basename(name)
+    for file in loaded.values():
+        if any(os.path.basename(item) == base for item in file.data.get("imports", [])):
+            return file.name
+    return next(iter(loaded))
+
+
+def load_file(host: HostRoot, name: str, overlay: Overlay = _NO_OVERLAY) -> ConfigFile:
+    """One file by its name on the host; missing is not an error here."""
+    file = checked_file(host, name, overlay)
+    check_shape(file)
+    return file
+
+
+def checked_file(host: HostRoot, name: str, overlay: Overlay) -> ConfigFile:
+    """A file of any runtime, parsed, and nobody's but root's. Raises Refused."""
+    path = host.resolve(name)
+    if path.host in overlay:
+        above, state = os.path.dirname(path.host), overlay[path.host]
+        trusted.require(host, above, f"use {path}", sticky_is_fine=True)
+    else:
+        path, state = trusted.read(host, name)
+    try:
+        data = {} if state is None else tomledit.parse(state.data, path.host)
+    except Refused as error:
+        raise Refused(
+            f"{error.message} (also where no edit of it is needed: the result of any edit depends "
+            "on every file that the runtime loads)"
+        ) from error
+    return ConfigFile(name, path, state, data)
+
+
+def refuse_unread(file: ConfigFile, reader: Collection[Kind], who: str = "") -> None:
+    """Refuse a file of which the runtime's reader of TOML takes nothing. `who` is the runtime
+    where it is not containerd."""
+    text = tomledit.decoded(file.state.data, file.path.host) if file.state else ""
+    odd = tomltext.minds(text, reader)
+    if odd is not None:
+        readers = f"{who} does not start on it" if who else odd.readers
+        raise Refused(
+            f"cannot use {file.path}: {odd.words}; {readers}, so the running one was started on "
+            f"another content; {odd.remedy}"
+        )
+
+
+def _expand(host: HostRoot, gen: Generation, where: tuple[str, str], overlay: Overlay) -> list[str]:
+    """Host names of the files that one import (file, pattern) stands for, in the order of Go's
+    filepath.Glob."""
+    absolute = import_pattern(gen, *where)
+    if absolute is None:
+        return []
+    if "*" not in where[1]:
+        return [absolute]
+    found = ["/"]
+    for part in absolute.split("/")[1:]:
+        below = (
+            os.path.join(above, name)
+            for above in found
+            if not _is_file(host, above)
+            for name in _names(host, above, part, overlay)
+        )
+        found = [*islice(below, budget.DIRECTORY.values)]
+        if len(found) == budget.DIRECTORY.values:
+            raise Refused(
+                f"cannot use {where[0]}: the import {where[1]} stands for "
+                f"{budget.DIRECTORY.values} names or more; name one directory"
+            )
+    return [name for name in found if _is_there(host, name, overlay)]
+
+
+def _is_file(host: HostRoot, name: str) -> bool:
+    """A glob in the middle of a pattern matches files too; nothing is below them."""
+    try:
+        return stat.S_ISREG(os.lstat(host.agent_path(name)).st_mode)
+    except OSError:
+        return False
+
+
+def _is_there(host: HostRoot, name: str, overlay: Overlay) -> bool:
+    path = host.resolve(name)
+    if path.host in overlay:
+        return overlay[path.host] is not None
+    return os.path.lexists(path.agent)
+
+
+def literal(gen: Generation, importing: str, name: str) -> str:
+    """Host name of a file that is imported by name (no glob)."""
+    return import_pattern(gen, importing, name) or name
+
+
+def _names(host: HostRoot, directory: str, part: str, overlay: Overlay) -> list[str]:
+    if not any(char in part for char in "*?["):
+        return [part]  # a missing directory shows at the next step, a missing file matches nothing
+    return [name for name in sorted(names(host, directory, overlay)) if matches(part, name)]
+
+
+def names(host: HostRoot, directory: str, overlay: Overlay) -> set[str]:
+    """What a directory has, or is going to have; nothing where there is none. Raises Refused, also
+    where somebody else than root can add a file to it, which the runtime would load."""
+    path, there = trusted.names(host, directory)
+    found = set(there)
+    above = path.host.rstrip("/") + "/"
+    for name, state in overlay.items():
+        first, slash, _ = name.removeprefix(above).partition("/")
+        if name.startswith(above) and state is not None:
+            found.add(first)  # the file, or a directory that comes with it
+        elif name.startswith(above) and not slash:
+            found.discard(first)
+    return found
+
+
+def disabled_cri(file: ConfigFile) -> str | None:
+    """The entry of `disabled_plugins` that switches the CRI off: the usual reason why a containerd
+    does not serve it (Docker's package ships such a file)."""
+    names = {CRI_V1, CRI_V2, CRI_V3, IMAGES}
+    entries = file.data.get("disabled_plugins")
+    return next((e for e in entries if e in names), None) if isinstance(entries, list) else None

@@ -1,0 +1,259 @@
+"""What a containerd makes of its configuration files together.
+
+Invariant: pure, and nothing that is given is changed. One model serves for reading (what is in
+force), for judging an edit (what else would change) and for placing it (where a key has to be
+written so that it counts). Every rule that differs between versions is looked up in `Generation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.containerd.generations import (
+    CRI_V1,
+    CRI_V2,
+    CRI_V3,
+    IMAGE_KEYS,
+    IMAGES,
+    SANDBOX_IMAGE,
+    SNAPSHOTS,
+    STREAMING,
+    TWO_LEVELS,
+    Generation,
+    section_name,
+)
+from agent.toml.edit import Data, Path, get
+
+Files = tuple[ConfigFile, ...]
+# Deprecated tables that containerd 1.x turns into handlers of these names.
+LEGACY = {"default_runtime": "default", "untrusted_workload_runtime": "untrusted"}
+# The v1.linux shim's plugin, in files of version 2 and 1.
+LINUX_PLUGIN = ("io.containerd.runtime.v1.linux", "linux")
+_MISSING = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Cri:
+    """The effective CRI section: built-in defaults and all files, as the daemon merges them.
+
+    `linux_runtime` is what the v1.linux shim of containerd 1.x runs where a handler names nothing.
+    """
+
+    default: str
+    runtimes: Mapping[str, Data]
+    enable_cdi: bool | None
+    section: Data
+    linux_runtime: str = ""
+
+    def table(self, name: str) -> Data:
+        return self.runtimes.get(name) or {}
+
+
+def effective(gen: Generation, files: Files) -> Cri:
+    """What the daemon makes of these files at its next start."""
+    sections = plugins(gen, files)
+    section = _table(sections.get(cri_name(gen, files)))
+    named = get(section, ("containerd", "runtimes"))
+    runtimes: dict[str, Data] = dict(named or {})
+    if gen.merge == "deep" or named is None:
+        runtimes["runc"] = deep_merge(gen.runc, runtimes.get("runc", {}))
+    default = get(section, ("containerd", "default_runtime_name")) or "runc"
+    for key, name in LEGACY.items() if gen.merge == "replace" else ():
+        legacy = _table(get(section, ("containerd", key)))
+        if legacy.get("runtime_type"):
+            runtimes[name] = legacy
+            default = name if name == "default" else default
+    switch = section.get("enable_cdi", gen.enable_cdi) if gen.enable_cdi is not None else None
+    linux = next((_table(sections.get(name)) for name in LINUX_PLUGIN if name in sections), {})
+    return Cri(default, runtimes, switch, section, str(linux.get("runtime") or ""))
+
+
+def _table(value: Any) -> Data:
+    return value if isinstance(value, dict) else {}
+
+
+def version_of(gen: Generation, files: Iterable[ConfigFile]) -> int:
+    """The version by which a set of files is read as a whole: the last one that counts.
+
+    Observed on 1.6.20, 1.7.24 and 2.1.9: a later file's number takes the place of the earlier
+    one's, so a version 3 drop-in makes 2.1.9 drop a version 2 root file's CRI section, and a
+    version 2 drop-in makes it migrate everything, the root file's own names winning.
+    """
+    named = [file.version for file in files if (file.version or 0) >= gen.lowest and file.version]
+    return min(named[-1], gen.highest) if named else gen.unversioned
+
+
+def names(gen: Generation, files: Files, file: ConfigFile) -> tuple[str, ...]:
+    """The names under which the daemon finds CRI settings in this file, that which wins first."""
+    if gen.reads == "file":
+        return gen.names[min(file.version or 0, gen.highest)]
+    found = gen.names[version_of(gen, files)]
+    renamed = gen.renames and (file.version or 0) < gen.lowest and CRI_V2 in found
+    return (*found, CRI_V1) if renamed else found
+
+
+def plugins(gen: Generation, files: Files) -> Data:
+    """All plugin sections, merged and migrated; the CRI's is below `cri_name`."""
+    merged: Data = {}
+    for file in files:
+        given = _renamed(gen, file)
+        if gen.reads == "file":
+            given = _migrated(given, gen.names[min(file.version or 0, gen.highest)])
+        merged = deep_merge(merged, given) if gen.merge == "deep" else {**merged, **given}
+    if gen.reads == "set":
+        merged = _migrated(merged, gen.names[version_of(gen, files)])
+    return merged
+
+
+def cri_name(gen: Generation, files: Files) -> str:
+    """The name of the CRI's section once everything is migrated."""
+    return CRI_V3 if gen.merge == "deep" else gen.names[version_of(gen, files)][0]
+
+
+def cri_section(gen: Generation, files: Files) -> Data:
+    """The CRI section that the files make together, without built-in defaults."""
+    return _table(plugins(gen, files).get(cri_name(gen, files)))
+
+
+def _renamed(gen: Generation, file: ConfigFile) -> Data:
+    """A file's plugins, short names made long where the daemon does so at once."""
+    given = file.data.get("plugins", {})
+    if not gen.renames or (file.version or 0) >= gen.lowest or CRI_V1 not in given:
+        return dict(given)
+    rest = {key: value for key, value in given.items() if key != CRI_V1}
+    return deep_merge({CRI_V2: given[CRI_V1]}, rest)
+
+
+def _migrated(given: Data, order: tuple[str, ...]) -> Data:
+    """The sections under older names moved to where version 3 has them, best first."""
+    if CRI_V3 not in order:
+        return given
+    result = dict(given)
+    for name in order[1:]:
+        old = result.pop(name, None)
+        if isinstance(old, dict):
+            result[CRI_V3] = _hidden_by(result.get(CRI_V3, {}), _runtime_part(old))
+            images = _image_part(old)
+            if images:
+                result[IMAGES] = _over(result.get(IMAGES, {}), images)
+            streaming = {key: value for key, value in old.items() if key in STREAMING}
+            if streaming:
+                result[CRI_V2] = streaming
+    return result
+
+
+def _hidden_by(new: Data, old: Data) -> Data:
+    """Both together: a key of the new name hides the old one's, whole `runtimes` included."""
+    result = {**old, **new}
+    for key in TWO_LEVELS:
+        if isinstance(old.get(key), dict) and isinstance(new.get(key), dict):
+            result[key] = {**old[key], **new[key]}
+    return result
+
+
+def _over(new: Data, old: Data) -> Data:
+    """Of the images' settings the old name's win, each as a whole but for the pinned ones."""
+    pinned = {**new.get("pinned_images", {}), **old.get("pinned_images", {})}
+    return {**new, **old, **({"pinned_images": pinned} if pinned else {})}
+
+
+def _runtime_part(old: Data) -> Data:
+    elsewhere = {*STREAMING, *IMAGE_KEYS, SANDBOX_IMAGE}
+    part = {key: value for key, value in old.items() if key not in elsewhere}
+    if isinstance(part.get("containerd"), dict):
+        below = {k: v for k, v in part["containerd"].items() if k not in SNAPSHOTS}
+        if isinstance(below.get("runtimes"), dict):
+            below["runtimes"] = {n: _with_sandboxer(t) for n, t in below["runtimes"].items()}
+        part["containerd"] = below
+    return part
+
+
+def _with_sandboxer(handler: Any) -> Any:
+    """Version 3 has another name for `sandbox_mode`; where both are there, its own wins."""
+    if not isinstance(handler, dict) or "sandbox_mode" not in handler:
+        return handler
+    rest = {key: value for key, value in handler.items() if key != "sandbox_mode"}
+    return {"sandboxer": handler["sandbox_mode"], **rest}
+
+
+def _image_part(old: Data) -> Data:
+    """What the plugin of images takes over. Observed on 2.1.9: without `runtimes` beside them the
+    snapshotter and its siblings are forgotten."""
+    part = {key: value for key, value in old.items() if key in IMAGE_KEYS}
+    if SANDBOX_IMAGE in old:
+        part["pinned_images"] = {"sandbox": old[SANDBOX_IMAGE]}
+    below = old.get("containerd")
+    if isinstance(below, dict) and "runtimes" in below:
+        part |= {key: value for key, value in below.items() if key in SNAPSHOTS}
+    return part
+
+
+def deep_merge(below: Data, above: Mapping[str, Any]) -> Data:
+    """Tables merge key by key; everything else is replaced (containerd 2.x)."""
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            result[key] = deep_merge(old, value)
+        else:
+            result[key] = value
+    return result
+
+
+def settings(gen: Generation, files: Files) -> Data:
+    """Everything that the files say together, the CRI's section below `plugins.cri`.
+
+    Used to see that an edit changes nothing but what it is meant to change.
+    """
+    whole: Data = {}
+    for file in files:
+        without = ("imports", "version", "plugins")
+        rest = {key: value for key, value in file.data.items() if key not in without}
+        whole = deep_merge(whole, rest) if gen.merge == "deep" else {**whole, **rest}
+    sections = plugins(gen, files)
+    sections["cri"] = sections.pop(cri_name(gen, files), {})
+    return {**whole, "plugins": sections}
+
+
+def owner(gen: Generation, files: Files, path: Path) -> tuple[ConfigFile, Path] | None:
+    """The file whose value of a CRI key is in force, and the key's full path in it."""
+    for file in reversed(files):
+        name = place(gen, files, file, path)
+        if get(file.data, ("plugins", name, *path), _MISSING) is not _MISSING:
+            return file, ("plugins", name)
+    return None
+
+
+def place(gen: Generation, files: Files, file: ConfigFile, path: Path) -> str:
+    """The name of the section of this file in which a CRI key counts, there or to be written."""
+    order = names(gen, files, file)
+    given = file.data.get("plugins", {})
+    shown = given if gen.reads == "file" else _all_plugins(gen, files)
+    level = 2 if path[0] in TWO_LEVELS else 1
+    for name in order:
+        if get(shown, (name, *path[:level]), _MISSING) is not _MISSING:
+            return _spelled(name, order, given)
+    usual = section_name(file.version or version_of(gen, files))
+    present = next((name for name in order if name in given), None)
+    return present or (usual if usual in order else order[0])
+
+
+def _all_plugins(gen: Generation, files: Files) -> Data:
+    merged: Data = {}
+    for file in files:
+        merged = deep_merge(merged, _renamed(gen, file))
+    return merged
+
+
+def _spelled(name: str, order: tuple[str, ...], given: Data) -> str:
+    """A file of version 1 says `cri` where the others say the long name."""
+    return CRI_V1 if name == CRI_V2 and CRI_V1 in order and CRI_V2 not in given else name
+
+
+def has_section(gen: Generation, files: Files, file: ConfigFile) -> bool:
+    """Does the daemon see any CRI settings in this file?"""
+    given = file.data.get("plugins", {})
+    return any(isinstance(given.get(name), dict) for name in names(gen, files, file))

@@ -1,0 +1,113 @@
+"""How containerd is started for a trial, and what its log says about a failure.
+
+Invariant: what it is started with differs from the real start in its directories and its socket
+only. Observed on 1.6.20, 1.7.24 and 2.1.9: `--root`, `--state` and `--address` win over the files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from agent.errors import Refused
+from agent.host.isolation import View
+from agent.host.paths import HostRoot, is_below
+from agent.runtimes import program_log, trial
+from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.containerd.load import DEFAULT_ROOT
+from agent.runtimes.desired import Wanted, binaries
+from agent.runtimes.node import Node
+from agent.runtimes.trial import Launch
+
+# It makes the second at its start, whatever its options are; the third are NRI's sockets.
+_WRITABLE = ("/run/containerd", "/run/nri", "/opt/containerd", "/opt/nri/plugins")
+_CRI_PLUGINS = ("grpc.v1.cri", "cri.v1.")
+_PROXIES = "proxy_plugins"
+# Keys whose value is a socket, and those of a directory that has to be empty or is written to.
+_SOCKETS = ("address", "socket_path")
+_DIRECTORIES = ("root_path", "plugin_path")
+_WRITTEN_KEYS = (*_SOCKETS, *_DIRECTORIES, "root", "state")
+
+
+def launch(
+    host: HostRoot, node: Node, executable: str, wanted: Wanted, files: Mapping[str, bytes | None]
+) -> Launch:
+    """The start of this containerd with `files` presented in the place of the real ones."""
+    needed = {executable, *files, *_read(node.files)}
+    found = dict.fromkeys((*_WRITABLE, *_written(host, node)))
+    writable = tuple(path for path in found if not any(is_below(one, path) for one in needed))
+    work = trial.work_directory(host, writable, needed)
+    own = {name: os.path.join(work, f"trial-{name}") for name in ("root", "state", "socket")}
+    argv = (
+        executable, *_config(node, files), "--root", own["root"], "--state", own["state"],
+        "--address", own["socket"],
+    )  # fmt: skip
+    programs = (path for table in wanted.handlers.values() for _, path in binaries(table))
+    view = View(work, writable, _proxies(node.files), files, tuple(sorted({*programs} - {""})))
+    env, sources = trial.environment(node.runtime.process), trial.sources(node.files, files)
+    return Launch(argv, env, view, own["socket"], reason, sources)
+
+
+def _config(node: Node, files: Mapping[str, bytes | None]) -> tuple[str, ...]:
+    """How containerd is told its root file. It takes the usual one by itself, there or not; one
+    that is named has to exist."""
+    root, running = node.root, node.runtime.process
+    there = files[root.path.host] is not None if root.path.host in files else root.state is not None
+    named = running.config is not None if running else there
+    return ("-c", root.name) if named or (root.name != DEFAULT_ROOT and there) else ()
+
+
+def _read(files: tuple[ConfigFile, ...]) -> Iterator[str]:
+    """Every path that the files name and that containerd does not write to, and their own."""
+    for file in files:
+        yield from (file.name, file.path.host)
+        for key, value in _strings(file.data):
+            if key not in _WRITTEN_KEYS and value.startswith("/") and value not in _WRITABLE:
+                yield value
+
+
+def _written(host: HostRoot, node: Node) -> Iterator[str]:
+    """Directories in which this containerd has sockets, or data that `--root` does not move."""
+    yield os.path.dirname(node.runtime.socket.host)
+    for file in node.files:
+        without = {key: value for key, value in file.data.items() if key != _PROXIES}
+        for key, value in _strings(without):
+            if key in (*_SOCKETS, *_DIRECTORIES) and value.startswith("/"):
+                name = os.path.dirname(value) if key in _SOCKETS else value
+                with contextlib.suppress(Refused):
+                    yield host.resolve(name).host
+
+
+def _proxies(files: tuple[ConfigFile, ...]) -> tuple[str, ...]:
+    """Sockets of proxy plugins, which containerd connects to."""
+    return tuple(
+        value
+        for file in files
+        for key, value in _strings(file.data.get(_PROXIES) or {})
+        if key == "address" and value.startswith("/")
+    )
+
+
+def _strings(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every string in a document, with its key."""
+    if isinstance(data, dict):
+        for name, value in data.items():
+            yield from _strings(value, name)
+    elif isinstance(data, str):
+        yield key, data
+
+
+def reason(output: str) -> str:
+    """Why containerd does not serve the CRI: what it says of the first plugin of the CRI that does
+    not load, else what it says last."""
+    for line in output.splitlines():
+        entry = program_log.entry(line)
+        if entry is None:
+            continue
+        text = f"{entry.get('msg', '')} {entry.get('id', '')}"
+        failed = text.startswith("failed to load plugin") and entry.get("error")
+        if failed and any(name in text for name in _CRI_PLUGINS):
+            return failed
+    return program_log.last_words(output).removeprefix("containerd: ")

@@ -1,0 +1,184 @@
+"""What a CRI-O has to end up with, and how far it is from that.
+
+Invariant: pure. The same wish is held against files (before) and against what the running CRI-O
+says (proof); a value that is missing counts as the zero value, as in CRI-O itself.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent.cri.client import Answer
+from agent.decide import Decision
+from agent.runtimes.containerd.merge import Cri
+from agent.runtimes.crio import merge
+from agent.runtimes.desired import (
+    OUR_NAMES,
+    Wanted,
+    default_for,
+    emptied,
+    first_foreign,
+    leaves,
+    same,
+)
+from agent.toml.edit import Data, Path, get
+from agent.toolkit.programs import Binary
+
+_VM = "vm"  # kata and the like: no binary of ours would ever run there
+# Of the low-level runtime itself, or of no use to one of ours.
+_OWN = frozenset({
+    "runtime_path", "runtime_type", "runtime_config_path", "inherit_default_runtime",
+})  # fmt: skip
+# What a handler is nothing without; of other keys only those count that this CRI-O shows anywhere.
+_ESSENTIAL = frozenset({"runtime_path", "runtime_type", "runtime_root"})
+# What CRI-O itself rewrites after it has read it; it shows something else than the file says.
+_REWRITTEN = frozenset({
+    "monitor_path", "monitor_cgroup", "monitor_env", "monitor_exec_cgroup",
+    "container_min_memory", "container_create_timeout", "stream_websockets",
+})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What the node has before the change. `defaults` are the default runtimes that its files name,
+    that of the last file first; `builtin` is the built-in one, None where it is not known to run;
+    `handlers` are those of NVIDIA's that the running CRI-O has, so that pods may use them; `root`
+    is the state directory of handlers that name none."""
+
+    defaults: tuple[str, ...] = ()
+    builtin: str | None = None
+    handlers: Mapping[str, Data] = field(default_factory=dict)
+    root: str = ""
+
+    def root_of(self, table: Data) -> str:
+        """The state directory of a handler."""
+        return str(table.get("runtime_root") or self.root)
+
+
+_NOTHING = Before()
+
+
+def want(
+    cri: Cri, decision: Decision, available: tuple[Binary, ...], name: str, remembered: str | None,
+    before: Before = _NOTHING,
+) -> Wanted:  # fmt: skip
+    """The wish that follows from a decision; `cri` is what is in force without our own drop-in.
+
+    Raises Refused where no default could be gone back to.
+    """
+    ours = _names(available, name)
+    inherited = base(cri, available, name, remembered, before)
+    handlers = {
+        binary.handler: _handler(cri, inherited or cri.default, binary, before)
+        for binary in (() if decision.hook else available)
+    }
+    wanted = name if decision.is_default and not decision.hook else None
+    back = first_foreign(cri, ours, _defaults(cri, remembered, before))
+    return Wanted(handlers, default_for(cri, wanted, ours, back, merge.DEFAULT[-1]))
+
+
+def _names(available: tuple[Binary, ...], name: str) -> tuple[str, ...]:
+    return (*OUR_NAMES, *(binary.handler for binary in available), name)
+
+
+def base(
+    cri: Cri, available: tuple[Binary, ...], name: str, remembered: str | None,
+    before: Before = _NOTHING,
+) -> str | None:  # fmt: skip
+    """The handler to inherit from, None where there is none but NVIDIA's: the default unless it is
+    NVIDIA's, else the default to go back to. What runs virtual machines is none.
+
+    A handler of ours that the running CRI-O has keeps its state directory, and the low-level
+    runtime with it: CRI-O takes running containers for ended otherwise (observed on 1.30 and 1.37).
+    """
+    usable = [n for n, table in cri.runtimes.items() if table.get("runtime_type") != _VM]
+    names = (cri.default, *_defaults(cri, remembered, before))
+    roots = {before.root_of(table) for table in before.handlers.values()}
+    same = [n for n in (*names, *usable) if n and before.root_of(cri.table(n)) in roots]
+    order = (*(same if len(roots) == 1 else ()), *names)
+    return first_foreign(cri, _names(available, name), tuple(n for n in order if n in usable))
+
+
+def _defaults(cri: Cri, remembered: str | None, before: Before) -> tuple[str | None, ...]:
+    """Default runtimes to go back to, best first: that of the files without NVIDIA's, the
+    remembered one, that whose state directory the default has (NVIDIA's installer copies the
+    default of before), the built-in one, runc, crun."""
+    current = before.handlers.get(cri.default)
+    root = before.root_of(current) if current is not None else None
+    twins = (n for n, table in cri.runtimes.items() if before.root_of(table) == root)
+    return (*before.defaults, remembered, *twins, before.builtin, "runc", "crun")
+
+
+def _handler(cri: Cri, inherited: str, binary: Binary, before: Before) -> Data:
+    """Everything that the base has, with our binary, and with the state directory that pods of this
+    handler may have."""
+    current = cri.table(binary.handler)
+    options = {key: value for key, value in cri.table(inherited).items() if key not in _OWN}
+    table: Data = {"runtime_path": binary.path, "runtime_type": "oci", **copy.deepcopy(options)}
+    running = before.handlers.get(binary.handler)
+    if running is not None and before.root_of(running) != before.root_of(table):
+        table["runtime_root"] = before.root_of(running)
+    if current.get("inherit_default_runtime"):
+        table["inherit_default_runtime"] = False  # it would win over the path
+    # What an earlier tool's handler has besides goes; the admin may have given more to ours.
+    return table if current.get("runtime_path") in (None, binary.path) else emptied(table, current)
+
+
+def gaps(wanted: Wanted, cri: Cri) -> dict[Path, Any]:
+    """Keys of a file that are not as wanted, with what they have to be."""
+    found: dict[Path, Any] = {}
+    if wanted.default is not None and cri.default != wanted.default:
+        found[merge.DEFAULT] = wanted.default
+    for name, table in wanted.handlers.items():
+        current = cri.runtimes.get(name)
+        for path, value in leaves(table):
+            if current is None or not same(value, get(current, path)):
+                found[(*merge.RUNTIMES, name, *path)] = value
+    return found
+
+
+def unproven(wanted: Wanted, answer: Answer) -> list[str]:
+    """What the running CRI-O lacks, in words; empty where it is as wanted.
+
+    A key that it shows in no handler is one that it does not know.
+    """
+    said = merge.shown(answer.config, answer.dump)
+    tables = get(said, ("runtimes",))
+    if said is None or not isinstance(tables, Mapping):
+        return ["it does not show its handlers"]
+    listed = answer.handlers or tuple(tables)
+    known = merge.shown_keys(said) | _ESSENTIAL
+    problems = [
+        f"handler {name} is still there"
+        for name in wanted.absent
+        if name in tables or name in listed
+    ]
+    for name, table in wanted.handlers.items():
+        running = tables.get(name)
+        if not isinstance(running, Mapping):
+            problems.append(f"handler {name} is missing")
+        elif name not in listed:
+            problems.append(f"handler {name} is not listed")
+        else:
+            problems += [
+                f"handler {name}: {key} is not as wanted"
+                for key, value in table.items()
+                if key in known
+                and key not in _REWRITTEN
+                and not _like(key, value, running.get(key))
+            ]
+    default = said.get("default_runtime")
+    if wanted.default is not None and default != wanted.default:
+        problems.append(f"the default runtime is {default}, not {wanted.default}")
+    return problems
+
+
+def _like(key: str, value: Any, shown: Any) -> bool:
+    if key == "runtime_type":
+        return (value or "oci") == (shown or "oci")
+    if isinstance(value, list) and isinstance(shown, list):
+        return sorted(map(str, value)) == sorted(map(str, shown))
+    return same(value, shown)

@@ -1,0 +1,201 @@
+"""The OCI hook that stands in for handlers where CDI is not wanted on a CRI-O.
+
+Invariant: what is written is byte for byte what NVIDIA's installer writes, and only where CRI-O
+looks for hooks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from agent.cdi.specs import foreign
+from agent.errors import NoToolkit, Refused
+from agent.host import budget, trusted
+from agent.host.paths import HostPath, HostRoot
+from agent.runtimes.containerd.load import Overlay
+from agent.runtimes.crio.node import CrioNode
+
+_BINARY = "nvidia-container-runtime-hook"
+_PROGRAMS = (_BINARY, "nvidia-container-toolkit")  # the second is an older name of the first
+_WORD = re.compile(r"[^\s'\"`;|&()<>=]+")  # of a line for a shell
+_ARGUMENTS = 100  # that are looked at
+_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+
+
+def content(path: str | None) -> bytes:
+    """The hook's file, for its program's host path. Raises NoToolkit where there is none."""
+    if path is None:
+        raise NoToolkit(
+            f"cannot write the OCI hook: there is no {_BINARY} in the toolkit; install the whole "
+            "of it, or give --toolkit-source-root or --toolkit-install-dir"
+        )
+    directory = os.path.dirname(path)
+    search = _PATH if directory in _PATH else (*_PATH, directory)
+    data = {
+        "version": "1.0.0",
+        "hook": {
+            "path": path,
+            "args": [_BINARY, "prestart"],
+            "env": [f"PATH={':'.join(search)}"],
+        },
+        "when": {"always": True, "commands": [".*"]},
+        "stages": ["prestart"],
+    }
+    return (json.dumps(data, indent=2) + "\n").encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """An OCI hook that CRI-O finds: its file, the program that it names, and whether it is run for
+    every container before it starts. `called` are the absolute paths and names in its arguments: a
+    shell, env or the like may run another program."""
+
+    path: HostPath
+    program: str
+    for_all: bool
+    called: tuple[str, ...] = ()
+
+
+def program(data: bytes) -> str | None:
+    """The program that a hook's file names; None where CRI-O takes none from it either."""
+    found = _read(HostPath("", ""), data)
+    return found.program if found else None
+
+
+def programs(node: CrioNode, host: HostRoot, overlay: Overlay) -> Iterator[tuple[HostPath, str]]:
+    """Files in which CRI-O will find OCI hooks, whoever wrote them, each with a program that it
+    names, as its own or in its arguments; `overlay` are files as they will be."""
+    for found in _hooks(node, host, overlay):
+        for name in (found.program, *found.called):
+            if name.startswith("/"):
+                yield found.path, name
+
+
+def of_nvidia(node: CrioNode, host: HostRoot) -> tuple[Hook, ...]:
+    """The hooks that CRI-O finds and that run NVIDIA's hook, whatever their files are called. Of
+    two files with one name that of the later directory counts (read in hooks.go)."""
+    by_name = {os.path.basename(found.path.host): found for found in _hooks(node, host, {})}
+    return tuple(found for found in by_name.values() if _is_nvidia(host, found))
+
+
+def of_others(node: CrioNode, host: HostRoot) -> tuple[Hook, ...]:
+    """The same without the file that is ours."""
+    return tuple(found for found in of_nvidia(node, host) if found.path.host != node.hook.host)
+
+
+def hidden_by(node: CrioNode, host: HostRoot) -> HostPath | None:
+    """The file of our hook's name in a later directory, which CRI-O takes in its place."""
+    directories = [path.host for path in _directories(node, host)]
+    here = os.path.dirname(node.hook.host)
+    later = directories[directories.index(here) + 1 :] if here in directories else []
+    for name in reversed(later):
+        path = os.path.join(name, os.path.basename(node.hook.host))
+        if os.path.lexists(host.agent_path(path)):
+            return HostPath(host.agent_path(path), path)
+    return None
+
+
+def _directories(node: CrioNode, host: HostRoot) -> Iterator[HostPath]:
+    for name in dict.fromkeys((*node.hooks_read, *node.hooks_later)):
+        with contextlib.suppress(Refused):
+            yield host.resolve(os.path.normpath(name))
+
+
+def require(node: CrioNode, host: HostRoot) -> None:
+    """See that every directory in which CRI-O looks for hooks is root's alone: whoever can write
+    one has any program run as root. Raises Refused."""
+    looked = (os.path.dirname(node.hook.host), *node.hooks_read, *node.hooks_later)
+    for name in dict.fromkeys(os.path.normpath(name) for name in looked):
+        trusted.require(host, name, f"use the hooks directory {name}")
+
+
+def _hooks(node: CrioNode, host: HostRoot, overlay: Overlay) -> Iterator[Hook]:
+    for directory in _directories(node, host):
+        for path, data in foreign.entries(host, directory):
+            if path.host in overlay:
+                state = overlay[path.host]
+                data = state.data if state else b""
+            found = _read(path, data) if path.host.endswith(".json") else None
+            if found is not None:
+                yield found
+
+
+def _read(path: HostPath, data: bytes) -> Hook | None:
+    """A hook of version 1.0.0, or of 0.1.0, which needs no version and names its program at once;
+    keys regardless of case. None where CRI-O takes none from the file either."""
+    try:
+        given = _lower(budget.json_value(data, budget.HOOK))
+    except ValueError:
+        return None
+    hook, when = given.get("hook"), _lower(given.get("when"))
+    if isinstance(hook, str):  # there any condition is enough
+        commands = given.get("cmds") or given.get("cmd")
+        stages = given.get("stages") or given.get("stage")
+        return Hook(path, hook, _all(commands) and _early(stages), _called(given.get("arguments")))
+    hook = _lower(hook)
+    program = hook.get("path")
+    if not isinstance(program, str):
+        return None
+    for_all = _always(when) and _early(given.get("stages"))
+    return Hook(path, program, for_all, _called(hook.get("args")))
+
+
+def _always(when: dict[str, Any]) -> bool:
+    """Do all conditions hold for every container? Each that there is has to (pkg/hooks/1.0.0)."""
+    always, commands = when.get("always"), when.get("commands")
+    if always is False or when.get("annotations") or when.get("hasbindmounts") is not None:
+        return False
+    return _all(commands) if commands else always is True
+
+
+def _called(arguments: Any) -> tuple[str, ...]:
+    """The words in arguments, as a shell parts them."""
+    texts = arguments[:_ARGUMENTS] if isinstance(arguments, list) else ()
+    return tuple(word for text in texts if isinstance(text, str) for word in _WORD.findall(text))
+
+
+def _lower(value: Any) -> dict[str, Any]:
+    return {str(k).lower(): v for k, v in value.items()} if isinstance(value, dict) else {}
+
+
+def _all(commands: Any) -> bool:
+    return isinstance(commands, list) and any(item in (".*", "", "^.*$") for item in commands)
+
+
+def _early(stages: Any) -> bool:
+    return isinstance(stages, list) and bool({"prestart", "createRuntime"} & {*map(str, stages)})
+
+
+def _is_nvidia(host: HostRoot, found: Hook) -> bool:
+    """Is this NVIDIA's hook, under a name of its own or a link's, or run by another program?
+
+    A hook names itself in its first argument too, whatever its file is called.
+    """
+    names = [found.program, *found.called]
+    for name in (found.program, *found.called):
+        with contextlib.suppress(Refused, ValueError):
+            names += [host.resolve(name).host] if name.startswith("/") else []
+    return any(os.path.basename(name).startswith(_PROGRAMS) for name in names)
+
+
+def warning(node: CrioNode, host: HostRoot) -> str | None:
+    """What has to be known of the directory. Raises Refused where CRI-O does not look there."""
+    directory = os.path.dirname(node.hook.host)
+    now, later = (
+        [host.resolve(os.path.normpath(name)).host for name in names]
+        for names in (node.hooks_read, node.hooks_later)
+    )
+    if directory in now:
+        return None
+    if directory in later:
+        return f"CRI-O looks into {directory} for hooks only after its next restart; restart it"
+    raise Refused(
+        f"cannot use the hooks directory {directory}: CRI-O reads "
+        f"{', '.join(node.hooks_read) or 'none'} (hooks_dir); give one of these with --hooks-dir"
+    )

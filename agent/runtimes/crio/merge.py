@@ -1,0 +1,310 @@
+"""What a CRI-O makes of its configuration files together, and what it says of itself.
+
+Invariant: pure, and nothing that is given is changed. A key in a later file takes the place of the
+same key in an earlier one, arrays as a whole; a flag, or else a variable of the environment, takes
+the place of all files (`Overrides`). The table of handlers keeps those that only an earlier file
+has. Whether a handler that a later file names again keeps its other keys is a matter of the TOML
+decoder that a CRI-O was built with: the running one shows it (`Rules.by_key`), and an edit has to
+be right both ways. A key of a handler that this CRI-O does not know has no effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from agent.errors import Refused
+from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.containerd.merge import Cri, deep_merge
+from agent.runtimes.versions import Version
+from agent.toml.edit import Data, Path, get
+
+Files = tuple[ConfigFile, ...]
+
+RUNTIME: Path = ("crio", "runtime")
+RUNTIMES: Path = (*RUNTIME, "runtimes")
+DEFAULT: Path = (*RUNTIME, "default_runtime")
+SPEC_DIRS: Path = (*RUNTIME, "cdi_spec_dirs")
+DEFAULT_HOOKS = "/usr/share/containers/oci/hooks.d"
+_DEFAULT_SPECS = ("/etc/cdi", "/var/run/cdi")
+
+_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_TRACE = "io.containers.trace-syscall"
+
+# Keys of a handler by their names in Status, where these are more than another spelling.
+_IRREGULAR = {"ExecCPUAffinity": "exec_cpu_affinity"}
+# What CRI-O fills in by itself in a handler that is silent on it; a copy would only go stale.
+DERIVED = frozenset({
+    "runtime_path", "monitor_path", "monitor_cgroup", "disallowed_annotations",
+    "container_create_timeout", "inherit_default_runtime",
+})  # fmt: skip
+# Computed by CRI-O and in no file: 1.30 shows it in random order, without a name of its own.
+_COMPUTED = frozenset({"disallowed_annotations", "DisallowedAnnotations"})
+# The keys of a handler, with the first version of which every release knows them (read in the
+# sources of 1.23 to 1.37).
+_KEYS: Mapping[str, Version] = {
+    **dict.fromkeys((
+        "runtime_config_path", "runtime_path", "runtime_type", "runtime_root",
+        "privileged_without_host_devices", "allowed_annotations",
+    ), (1, 0, 0)),
+    **dict.fromkeys((
+        "monitor_path", "monitor_cgroup", "monitor_env", "monitor_exec_cgroup",
+    ), (1, 24, 0)),
+    "platform_runtime_paths": (1, 28, 0),
+    "runtime_pull_image": (1, 29, 0),
+    "container_min_memory": (1, 30, 0),
+    "no_sync_log": (1, 31, 0),
+    **dict.fromkeys(("inherit_default_runtime", "default_annotations"), (1, 32, 0)),
+    **dict.fromkeys(("stream_websockets", "exec_cpu_affinity", "seccomp_profile"), (1, 34, 0)),
+    "container_create_timeout": (1, 35, 0),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A setting from outside the files: its values, one unless it is a list, and the flag or the
+    variable that it comes from."""
+
+    values: tuple[str, ...]
+    source: str
+
+    @property
+    def value(self) -> str:
+        """The value of a setting that is no list."""
+        return self.values[-1] if self.values else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """The settings of a CRI-O process that its flags or its environment make, None where neither
+    does; they win over every file. `config` and `directory` say which files it reads, an empty
+    value none; `handlers` are whole tables. `environment` is False where it could not be read."""
+
+    config: Setting | None = None
+    directory: Setting | None = None
+    default: Setting | None = None
+    hooks_dirs: Setting | None = None
+    spec_dirs: Setting | None = None
+    runtimes: Setting | None = None
+    environment: bool = True
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Flags by which another process has the same default and the same handlers."""
+        given = (("--default-runtime", self.default), ("--runtimes", self.runtimes))
+        return tuple(f"{flag}={value}" for flag, one in given if one for value in one.values)
+
+    @property
+    def handlers(self) -> dict[str, Data]:
+        """The handlers that `--runtimes` defines, each in place of that of any file."""
+        found: dict[str, Data] = {}
+        for text in self.runtimes.values if self.runtimes else ():
+            name, *fields = text.split(":")
+            table: Data = {k: v for k, v in zip(_FIELDS, fields, strict=False) if v}
+            if _PRIVILEGED in table:
+                table[_PRIVILEGED] = table[_PRIVILEGED] == "true"
+            found[name] = table
+        return found
+
+
+_NO_OVERRIDES = Overrides()
+
+# What follows a handler's name in a value of `--runtimes` (criocli.go of 1.30 and 1.37).
+_PRIVILEGED = "privileged_without_host_devices"
+_FIELDS = (
+    "runtime_path", "runtime_root", "runtime_type", _PRIVILEGED, "runtime_config_path",
+    "container_min_memory",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The rules of one CRI-O: `default` is the built-in default runtime, `handler` what it has for
+    it where no file says anything; `by_key`: a handler that is named again keeps the keys that it
+    had; `keys` are those that it knows in a handler; `overrides` win over all files."""
+
+    since: Version
+    default: str
+    handler: Data
+    by_key: bool = False
+    keys: frozenset[str] = frozenset(_KEYS)
+    overrides: Overrides = _NO_OVERRIDES
+
+    @property
+    def root(self) -> str:
+        """The state directory of a handler that names none."""
+        return f"/run/{self.default}"
+
+
+def _builtin(name: str) -> Data:
+    return {
+        "runtime_type": "oci",
+        "runtime_root": f"/run/{name}",
+        # In the spelling that every version knows: one that it does not costs a handler its life.
+        "allowed_annotations": [_TRACE, "io.kubernetes.cri-o.Devices"],
+        "monitor_env": [_PATH],
+    }
+
+
+RULES = (
+    Rules((0, 0, 0), "runc", _builtin("runc")),
+    Rules((1, 31, 0), "crun", _builtin("crun")),
+)
+
+
+def rules(
+    version: Version, files: Files = (), running: Data | None = None,
+    overrides: Overrides = _NO_OVERRIDES,
+) -> Rules:  # fmt: skip
+    """The rules of a version. What the daemon itself shows of its built-in handler and of keys
+    (`running`, as of `shown`) is better than the tables, which know some versions only."""
+    found = max((r for r in RULES if version >= r.since), key=lambda r: r.since)
+    table = get(running, ("runtimes", found.default))
+    named = any(get(file.data, (*RUNTIMES, found.default)) is not None for file in files)
+    if isinstance(table, dict) and not named:
+        told = {k: v for k, v in table.items() if k not in DERIVED | _COMPUTED and v}
+        found = replace(found, handler=told)
+    known = {key for key, since in _KEYS.items() if version >= since}
+    keys = frozenset(known | shown_keys(running))
+    found = replace(found, keys=keys, overrides=overrides)
+    return replace(found, by_key=_keeps_keys(found, files, running))
+
+
+def shown_keys(running: Data | None) -> frozenset[str]:
+    """The keys that the daemon shows in any of its handlers."""
+    tables = get(running, ("runtimes",)) or {}
+    return frozenset(key for table in tables.values() for key in table) - _COMPUTED
+
+
+def _keeps_keys(found: Rules, files: Files, running: Data | None) -> bool:
+    """Does the running daemon show a key of a handler that only an earlier file has?"""
+    apart, together = (effective(replace(found, by_key=way), files) for way in (False, True))
+    for name, table in together.runtimes.items():
+        for key, value in table.items():
+            if key not in DERIVED and value and value != apart.table(name).get(key):
+                return bool(get(running, ("runtimes", name, key)) == value)
+    return False
+
+
+def merged(files: Iterable[ConfigFile], *, by_key: bool) -> Data:
+    """Everything that the files say together."""
+    whole: Data = {}
+    for file in files:
+        given = file.data
+        whole = deep_merge(whole, given)
+        named = get(given, RUNTIMES)
+        if named and not by_key:
+            whole["crio"]["runtime"]["runtimes"].update(named)
+    return whole
+
+
+def effective(found: Rules, files: Files) -> Cri:
+    """What the daemon makes of these files at its next start, if that is as this one was."""
+    section = get(merged(files, by_key=found.by_key), RUNTIME) or {}
+    named = section.get("runtimes") or {}
+    given = named.get(found.default)
+    # The built-in handler is there whatever files say of others.
+    builtin = found.handler if given is None else given
+    if found.by_key and given is not None:
+        builtin = deep_merge(found.handler, given)
+    tables = {**named, found.default: builtin, **found.overrides.handlers}
+    runtimes = {
+        name: {key: value for key, value in table.items() if key in found.keys}
+        for name, table in tables.items()
+    }
+    fixed = found.overrides.default
+    default = fixed.value if fixed else section.get("default_runtime")
+    return Cri(default or found.default, runtimes, None, section)
+
+
+def hooks_dirs(files: Files, overrides: Overrides) -> tuple[str, ...]:
+    """The directories in which CRI-O looks for OCI hooks after its next start."""
+    return _directories(files, overrides.hooks_dirs, "hooks_dir", (DEFAULT_HOOKS,))
+
+
+def spec_dirs(files: Files, overrides: Overrides) -> tuple[str, ...]:
+    """The directories in which CRI-O looks for CDI specs after its next start."""
+    return _directories(files, overrides.spec_dirs, SPEC_DIRS[-1], _DEFAULT_SPECS)
+
+
+def _directories(
+    files: Files, fixed: Setting | None, key: str, default: tuple[str, ...]
+) -> tuple[str, ...]:
+    found = get(merged(files, by_key=True), (*RUNTIME, key))
+    values = fixed.values if fixed else tuple(found) if isinstance(found, list) else default
+    return tuple(value for value in values if value)
+
+
+def explicit_defaults(files: Files) -> tuple[str, ...]:
+    """The default runtimes that files name, that of the last file first."""
+    found = (get(file.data, DEFAULT) for file in reversed(files))
+    return tuple(name for name in found if isinstance(name, str) and name)
+
+
+def owner(files: Files, path: Path) -> ConfigFile | None:
+    """The file whose value of a key is in force."""
+    missing = object()
+    return next((f for f in reversed(files) if get(f.data, path, missing) is not missing), None)
+
+
+def check_shape(file: ConfigFile) -> None:
+    """Refuse wrong types where we are going to read: CRI-O would not start on them."""
+    expected: tuple[tuple[Path, type, str], ...] = (
+        (("crio",), dict, "a table"),
+        (RUNTIME, dict, "a table"),
+        (RUNTIMES, dict, "a table"),
+        (DEFAULT, str, "a string"),
+        ((*RUNTIME, "hooks_dir"), list, "a list of strings"),
+        ((*RUNTIME, "cdi_spec_dirs"), list, "a list of strings"),
+    )
+    for path, kind, words in expected:
+        value = get(file.data, path)
+        items = value if isinstance(value, list) else ()
+        if value is not None and (
+            not isinstance(value, kind) or any(not isinstance(item, str) for item in items)
+        ):
+            raise _wrong(file, path, words)
+    for name, table in (get(file.data, RUNTIMES) or {}).items():
+        if not isinstance(table, dict):
+            raise _wrong(file, (*RUNTIMES, name), "a table")
+        for key in ("runtime_path", "runtime_type"):
+            if not isinstance(table.get(key, ""), str):
+                raise _wrong(file, (*RUNTIMES, name, key), "a string")
+
+
+def _wrong(file: ConfigFile, path: Path, words: str) -> Refused:
+    return Refused(f"cannot use {file.path}: {'.'.join(path)} is not {words}; repair it")
+
+
+def shown(config: Mapping[str, Any] | None, dump: Mapping[str, Any] | None) -> Data | None:
+    """What the running CRI-O says of its `crio.runtime` section, in the names of the files: from
+    Status (1.33 and later), else from its effective configuration. None where it says nothing."""
+    status = get(config, ("crio",))
+    if isinstance(status, Mapping):
+        runtimes = status.get("Runtimes")
+        tables = runtimes if isinstance(runtimes, Mapping) else {}
+        return {
+            "default_runtime": status.get("DefaultRuntime"),
+            "runtimes": {
+                name: {_toml_name(key): value for key, value in table.items()}
+                for name, table in tables.items()
+                if isinstance(table, Mapping)
+            },
+            "cdi_spec_dirs": status.get("CDISpecDirs"),
+            "hooks_dir": status.get("HooksDir"),
+        }
+    section = get(dump, RUNTIME)
+    if not isinstance(section, Mapping):
+        return None
+    runtimes = section.get("runtimes")
+    tables = runtimes if isinstance(runtimes, Mapping) else {}
+    kept = {name: table for name, table in tables.items() if isinstance(table, Mapping)}
+    return {**section, "runtimes": kept} if "runtimes" in section else dict(section)
+
+
+def _toml_name(name: str) -> str:
+    """`RuntimePath` is `runtime_path` in a file."""
+    if name in _IRREGULAR:
+        return _IRREGULAR[name]
+    return "".join(f"_{char.lower()}" if char.isupper() else char for char in name).lstrip("_")

@@ -1,0 +1,98 @@
+"""Asking CRI-O's own executable, before anything is changed, what it makes of the candidate.
+
+Invariant: nothing is written. The executable is given the flags that the running CRI-O has, for the
+settings of handlers. The files as they will be are handed over in memory, the drop-ins as
+one that says what all of them say together; the executable reads the files as they are by itself,
+so that a difference in anything but our keys shows where our idea of its merging is wrong.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Set
+
+from agent.host.paths import HostRoot
+from agent.runtimes import command
+from agent.runtimes.command import Dump
+from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.containerd import preflight
+from agent.runtimes.containerd.preflight import Candidate, Preflight, memory_file
+from agent.runtimes.crio import merge
+from agent.runtimes.crio.node import CrioNode
+from agent.toml import edit as tomledit
+from agent.toml.edit import Data, Op, Unset, get
+from agent.toml.edit import Set as SetKey
+
+_AFTER_HANDLERS = frozenset({"hostnetwork_disable_selinux", "disable_hostport_mapping", "timezone"})
+
+
+def check(host: HostRoot, node: CrioNode, candidate: Candidate) -> Preflight:
+    """Compare what the executable shows of the files as they are and as they will be.
+
+    Raises Refused where it turns the candidate down, or where more would change than our keys.
+    """
+    if node.executable is None:
+        return Preflight(False, preflight.UNKNOWN)
+    asked = preflight.ask(
+        node.executable,
+        node.root.path,
+        functools.partial(_as_it_is, host, node, node.executable),
+        functools.partial(_as_it_will_be, host, node, node.executable, candidate.files),
+    )
+    if isinstance(asked, str):
+        return Preflight(False, asked)
+    before, after = asked
+    if before.data is None:
+        raise preflight.rejected_already(node.executable, node.root.path, before)
+    runtimes = get(after, merge.RUNTIMES) or {}
+    preflight.refuse_missing(next((n for n in candidate.present if n not in runtimes), None))
+    both = {*(get(before.data, merge.RUNTIMES) or {})} & runtimes.keys() - {*candidate.ours}
+    preflight.refuse_difference(_strip(before.data, both), _strip(after, both), "view of it")
+    return preflight.accepted(node.executable)
+
+
+def _as_it_is(host: HostRoot, node: CrioNode, executable: str) -> Dump:
+    root = node.root.name if node.root.state is not None else None
+    flags, sources = node.overrides.flags, [file.source for file in node.files]
+    return command.crio_config(host, executable, root, node.directory, flags=flags, sources=sources)
+
+
+def _as_it_will_be(
+    host: HostRoot, node: CrioNode, executable: str, files: tuple[ConfigFile, ...]
+) -> Dump:
+    root, others = files[0], merge.merged(files[1:], by_key=node.rules.by_key)
+    texts = [root.state.data if root.state else b"", tomledit.render(others).encode()]
+    staged = [memory_file(text) for text in texts]
+    try:
+        names = [f"/proc/self/fd/{fd}" for fd in staged]
+        flags = node.overrides.flags
+        sources = [file.source for file in files]
+        return command.crio_config(host, executable, names[0], names[1], staged, flags, sources)
+    finally:
+        for fd in staged:
+            os.close(fd)
+
+
+def _strip(data: Data, handlers: Set[str]) -> Data:
+    """What must not differ: all settings, and those handlers.
+
+    What CRI-O shows is a template (template.go of 1.24 to 1.36). It leaves handlers out where they
+    are those that are built in, all or none; and settings of `crio.runtime` that it has after them
+    end up in the last one.
+    """
+    section = get(data, merge.RUNTIME) or {}
+    tables = get(data, merge.RUNTIMES) or {}
+    moved = {
+        key: value
+        for table in tables.values()
+        for key, value in table.items()
+        if key in _AFTER_HANDLERS
+    }
+    kept = {
+        name: {key: value for key, value in tables[name].items() if key not in _AFTER_HANDLERS}
+        for name in handlers
+    }
+    whole = {**section, **moved, "runtimes": kept}
+    ops: list[Op] = [SetKey(merge.RUNTIME, whole), Unset(merge.DEFAULT)]
+    return tomledit.without_empty(tomledit.apply(data, ops))

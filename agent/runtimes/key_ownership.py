@@ -1,0 +1,138 @@
+"""What in a configuration file is ours: the keys that we changed, and whether anything else is.
+
+Invariant: one answer for everybody. Plans, `status` and `revert` ask the same function whether
+somebody edited a file since we wrote it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from agent.errors import Refused
+from agent.host.files import FileState
+from agent.runtimes.config_file import ConfigFile
+from agent.state.store import Memory, Original
+from agent.toml import edit as tomledit
+from agent.toml.edit import Data, Path, get
+from agent.toml.text import BOM
+
+HEADER = (
+    "# Written by toolkit-agent: the NVIDIA container runtime for this node.\n"
+    "# `toolkit-agent plan` shows what is in force and why; `toolkit-agent revert` undoes it.\n"
+)
+IMPORTS: Path = ("imports",)
+_MISSING = object()
+
+Condition = Literal["gone", "as before", "as written", "edited since"]
+Keys = Mapping[str, Any]  # values by path, which is spelled as JSON; None where the key is removed
+
+
+def condition(original: Original, now: FileState | None) -> Condition:
+    """How a file that we wrote is today."""
+    if now is None:
+        return "gone"
+    if now.digest == original.digest:
+        return "as before"
+    if now.digest != original.written:
+        return "edited since"
+    # An edit that was repaired leaves nothing of anybody else's in a file that we made.
+    alone = not original.edited or (original.digest is None and is_ours_alone(original, now))
+    return "as written" if alone else "edited since"
+
+
+def is_proven(memory: Memory, file: ConfigFile) -> bool:
+    """Is this what we wrote last? It was committed with a proof, whatever became of it since."""
+    known = memory.files.get(file.path.host)
+    return bool(known and file.state and known.written == file.state.digest)
+
+
+def is_ours_alone(original: Original, now: FileState) -> bool:
+    """Has a file no key, no value and no comment but those that we wrote?"""
+    try:
+        data = tomledit.parse(now.data, "")
+    except Refused:
+        return False
+    text = tomledit.decoded(now.data, "").removeprefix(BOM).removeprefix(HEADER)
+    ours = {_path(key): value for key, value in original.keys.items()}
+    return not tomledit.has_comments(text) and all(
+        ours.get(path, _MISSING) == value for path, value in _leaves(data)
+    )
+
+
+def changed(before: bytes | None, after: bytes | None, name: str) -> dict[str, Any]:
+    """The keys in which two contents of a file differ, with their new values. A list of imports
+    counts by what was added to it."""
+    if after is None or name.endswith(".json"):
+        return {}
+    old, new = _parsed(before), _parsed(after)
+    found = {json.dumps(path): value for path, value in _differences(old, new)}
+    added = [item for item in new.get("imports", []) if item not in old.get("imports", [])]
+    if json.dumps(IMPORTS) in found:
+        found[json.dumps(IMPORTS)] = added
+    return {key: value for key, value in found.items() if _is_plain(value)}
+
+
+def merged(known: Keys, more: Keys) -> dict[str, Any]:
+    """The keys of all our changes, the last value of each."""
+    imports = json.dumps(IMPORTS)
+    found = {**known, **more}
+    if imports in known and imports in more:
+        found[imports] = list(dict.fromkeys((*known[imports], *more[imports])))
+    return found
+
+
+def still_ours(original: Original, current: Data) -> Iterator[Path]:
+    """Paths of keys that are as we left them: what we set, and what we removed."""
+    for key, value in original.keys.items():
+        path = _path(key)
+        now = get(current, path, _MISSING)
+        if path != IMPORTS and (now is _MISSING if value is None else now == value):
+            yield path
+
+
+def imported(original: Original) -> tuple[str, ...]:
+    """Imports that we added to a file."""
+    return tuple(original.keys.get(json.dumps(IMPORTS)) or ())
+
+
+def _path(key: str) -> Path:
+    return tuple(json.loads(key))
+
+
+def _parsed(data: bytes | None) -> Data:
+    try:
+        return tomledit.parse(data or b"", "")
+    except Refused:
+        return {}
+
+
+def _differences(old: Data, new: Data, above: Path = ()) -> Iterator[tuple[Path, Any]]:
+    for key, value in new.items():
+        before, path = old.get(key, _MISSING), (*above, key)
+        if isinstance(value, dict):
+            yield from _differences(before if isinstance(before, dict) else {}, value, path)
+        elif before is _MISSING or before != value or type(before) is not type(value):
+            yield path, value
+    for key, value in old.items():
+        if key not in new:
+            removed = _leaves(value, (*above, key)) if isinstance(value, dict) else ()
+            yield from ((path, None) for path, _ in removed)
+            if not isinstance(value, dict):
+                yield (*above, key), None
+
+
+def _leaves(data: Data, above: Path = ()) -> Iterator[tuple[Path, Any]]:
+    for key, value in data.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, (*above, key))
+        else:
+            yield (*above, key), value
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        return bool(json.loads(json.dumps(value)) == value)
+    except (TypeError, ValueError):
+        return False

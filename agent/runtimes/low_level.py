@@ -1,0 +1,100 @@
+"""The OCI runtimes below NVIDIA's: what runs containers on this node without it.
+
+Invariant: never NVIDIA's runtime itself, under whatever name: it would call itself for ever.
+"""
+
+from __future__ import annotations
+
+import os
+
+from agent.errors import Refused
+from agent.host.paths import HostRoot
+from agent.options.settings import Settings
+from agent.runtimes.containerd.merge import Cri
+from agent.runtimes.desired import LINUX, binaries, is_nvidia, is_runc, programs_of
+from agent.toml.edit import Data
+from agent.toolkit import programs, tree
+
+_HOSTS_CONFIG = "/etc/nvidia-container-runtime/config.toml"
+
+
+def runtimes(
+    settings: Settings,
+    host: HostRoot,
+    kind: str,
+    cri: Cri | None,
+    base: str | None,
+    called: str | None = None,
+) -> tuple[str, ...]:
+    """What nvidia-container-runtime calls in turn: what runs containers on this node without it
+    (`called`, what it calls by now; that of the handler `base`, then of the default runtime; what
+    config.toml says already, where the node's own configuration is not looked at), then what its
+    PATH has. Never itself."""
+    asked = settings.low_level_runtimes
+    if asked:
+        return asked
+    usual = ("crun", "runc") if kind == "crio" else ("runc", "crun")
+    if cri is None:
+        said = tree.answers(programs.directory(settings, host).agent)
+        found: list[str | None] = [*(said.runtimes if said else ())]
+    else:
+        names = (base, cri.default, *usual)
+        found = [_binary(kind, cri, name) for name in names if name]
+    there = [path for path in found if path and _real(host, path)]
+    if called and _real(host, called) not in [_real(host, path) for path in there[:1]]:
+        there.insert(0, called)
+    candidates = dict.fromkeys((*there, *usual))
+    return tuple(path for path in candidates if not _is_itself(host, path))
+
+
+def called_by(host: HostRoot, table: Data) -> str | None:
+    """What a handler that runs NVIDIA's runtime calls by now, as its config.toml says: beside the
+    program, as NVIDIA's installer and this agent put it, else the host's own. Containers are found
+    again by that one only (observed on CRI-O 1.30 and 1.37)."""
+    path = table.get("runtime_path")
+    if not isinstance(path, str) or not programs.is_nvidia(path):
+        return None
+    for name in (os.path.join(os.path.dirname(path), tree.CONFIG), _HOSTS_CONFIG):
+        try:
+            said = tree.answers_of(host.resolve(name).agent)
+        except Refused:
+            continue
+        if said and said.runtimes:
+            return first(host, said.runtimes)
+    return None
+
+
+def _binary(kind: str, cri: Cri, name: str) -> str | None:
+    """The OCI runtime of a handler that is none of ours; None for what the node would take by
+    itself. What runs virtual machines is no such thing; containerd's `runtime_path` is a shim."""
+    table = cri.table(name)
+    if is_nvidia(cri, name, ()):
+        return None
+    if kind == "crio":
+        path = table.get("runtime_path") if table.get("runtime_type") != "vm" else None
+        return path if isinstance(path, str) else None
+    if table.get("runtime_type") == LINUX:
+        return next(programs_of(table), None) or cri.linux_runtime or None
+    named = dict(sorted(binaries(table))) if is_runc(table) else {}
+    return list(named.values())[-1] if named else None  # so does containerd choose
+
+
+def first(host: HostRoot, called: tuple[str, ...]) -> str | None:
+    """Of what NVIDIA's runtime calls in turn, the program that it will call."""
+    return next((path for path in called if _real(host, path)), None)
+
+
+def executables(table: Data) -> tuple[str, ...]:
+    """Every program that a handler names."""
+    return tuple(programs_of(table))
+
+
+def _is_itself(host: HostRoot, path: str) -> bool:
+    """Is this NVIDIA's runtime, under whatever name?"""
+    return programs.is_nvidia(path) or programs.is_nvidia(_real(host, path) or path)
+
+
+def _real(host: HostRoot, path: str) -> str | None:
+    """Agent path of a program that is named by its path, or alone; None where there is none."""
+    places = [path] if "/" in path else [f"{above}/{path}" for above in programs.DIRECTORIES]
+    return next((found for name in places if (found := programs.runs(host, name))), None)

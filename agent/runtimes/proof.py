@@ -1,0 +1,104 @@
+"""Proof that a restarted runtime is what it should be.
+
+Invariant: nothing is proven by a single answer, nor by the process that was there before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from agent.cri.client import Answer, Unimplemented
+from agent.errors import Unreachable
+
+# Pid and start time; pid 0 and systemd's InvocationID as a number where the process cannot be seen.
+Identity = tuple[int, int] | None
+
+_ANSWERS = 3
+_APART = 0.2  # seconds between two answers
+_PAUSE = 0.05  # seconds between two tries while nothing answers
+
+
+def _never() -> None:
+    """It may answer at any time."""
+
+
+class NotProven(Exception):
+    """The runtime is not as wanted; the message says how."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """The seams: who is behind the socket, what it answers, and time. `hopeless` says why nothing
+    will answer any more, if that is known."""
+
+    identity: Callable[[], Identity]
+    ask: Callable[[], Answer]
+    clock: Callable[[], float]
+    sleep: Callable[[float], None]
+    hopeless: Callable[[], str | None] = _never
+
+
+def prove(
+    probe: Probe, old: Identity, problems: Callable[[Answer], list[str]], timeout: float
+) -> Answer:
+    """Wait until another process than `old` answers as wanted, three times, 0.2 s apart.
+
+    `old` None accepts any process. `timeout` in seconds. Raises NotProven: after three answers of
+    one process that are not as wanted or say that it does not serve the CRI, when nothing answers
+    and nothing ever will, or when the time is up.
+    """
+    end = probe.clock() + timeout
+    last = "nothing answered"
+    good = bad = lost = 0
+    who: Identity = None
+    while True:
+        try:
+            found, answer = _look(probe)
+        except Unreachable as error:
+            last, good, bad = str(error), 0, 0
+            found = answer = None
+            lost = lost + 1 if (why := probe.hopeless()) else 0
+            if why and lost > 1:  # seen twice, so that no moment between two states counts
+                raise NotProven(why) from error
+        if answer is not None:
+            if found is None or found == old:
+                last, good, bad = "the old process still answers", 0, 0
+            else:
+                if found != who:
+                    who, good, bad = found, 0, 0
+                wrong, final = _judge(answer, problems)
+                bad = bad + 1 if wrong and final else 0
+                good = 0 if wrong else good + 1
+                if isinstance(answer, Answer) and good >= _ANSWERS:
+                    return answer
+                if wrong:
+                    last = "; ".join(wrong)
+                    if bad >= _ANSWERS:
+                        raise NotProven(last)
+        if probe.clock() >= end:
+            raise NotProven(f"{last} (after {timeout:g} s)")
+        probe.sleep(_PAUSE if answer is None else _APART)
+
+
+def _judge(
+    answer: Answer | Unimplemented, problems: Callable[[Answer], list[str]]
+) -> tuple[list[str], bool]:
+    """What is wrong with an answer, and whether that is a verdict: not ready yet is none."""
+    if isinstance(answer, Unimplemented):
+        return [str(answer)], True
+    if not answer.ready:
+        return ["RuntimeReady is false"], False
+    return problems(answer), True
+
+
+def _look(probe: Probe) -> tuple[Identity, Answer | Unimplemented | None]:
+    """One answer and the process that gave it; no answer where that changed in between. That the
+    CRI is not served is an answer, too: a process that is about to end can give it as well."""
+    before = probe.identity()
+    answer: Answer | Unimplemented
+    try:
+        answer = probe.ask()
+    except Unimplemented as error:
+        answer = error
+    return (before, answer) if probe.identity() == before else (None, None)

@@ -1,0 +1,247 @@
+"""Ways to restart a runtime, chosen before anything is touched.
+
+Invariant: a restart names exactly what it acts on, a unit that was checked or a process that is
+still the one that was checked; where neither can be had, the change is refused beforehand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from agent.cri.process import Process, is_kind, is_unit, start_time
+from agent.errors import Refused
+from agent.host.paths import HostRoot
+from agent.systemd import reach, units
+from agent.systemd.units import Systemd, SystemdError, Unit
+
+_ALONG = 20.0  # seconds in which units that were restarted along have to be up again
+_PAUSE = 0.2
+
+Kind = Literal["systemd", "signal", "none"]
+
+
+class RestartFailed(Exception):
+    """The restart could not be carried out; the message says why."""
+
+
+def _nothing() -> tuple[str, ...]:
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """How this node's runtime is restarted: `target` is a unit or a pid, for people; `along` are
+    the running units that systemd restarts with it. `down` waits for these after the restart,
+    starts what does not come back by itself, and gives what still does not run. `warnings` are what
+    a person has to know of it beforehand."""
+
+    kind: Kind
+    target: str
+    act: Callable[[Process | None], None]
+    along: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    down: Callable[[], tuple[str, ...]] = _nothing
+
+
+def choose(mode: str, process: Process | None, host: HostRoot, kind: str) -> Restart:
+    """The way to restart for --restart-mode. Raises Refused where it cannot work.
+
+    auto: the systemd unit that owns the process behind the CRI socket; systemd: the same, else,
+    also where no process can be seen, the unit that has the runtime's name.
+    """
+    if mode == "none":
+        return Restart("none", "nobody", lambda _: None)
+    if mode == "signal" and kind != "containerd":
+        raise Refused(
+            f"cannot restart {kind} by a signal: it ends cleanly and systemd leaves it dead; "
+            "give --restart-mode=systemd"
+        )
+    if process is None and mode == "systemd":
+        return _by_systemd(f"{kind}.service", host, ours=False)
+    if process is None:
+        raise Refused(
+            f"cannot restart {kind}: the process behind its socket cannot be seen from here; run "
+            "with hostPID, give --restart-mode=systemd if its unit has its name, or none and "
+            "restart it yourself"
+        )
+    if not is_kind(process, kind):
+        raise Refused(
+            f"cannot restart {kind}: process {process.pid} behind its socket is "
+            f"{process.executable or 'unknown'}; give the CRI socket of {kind}"
+        )
+    if mode == "signal":
+        if process.pid <= 1 or process.proc != "/proc":
+            raise Refused(
+                f"cannot signal {kind}: its process has no pid of its own here; run with hostPID"
+            )
+        return _by_signal(process, host, kind)
+    unit = process.unit or (f"{kind}.service" if mode == "systemd" else None)
+    if unit is None:
+        other = "=signal if something starts it again, or none" if kind == "containerd" else "=none"
+        raise Refused(
+            f"cannot restart {kind}: no systemd unit owns process {process.pid}; give "
+            f"--restart-mode{other} to restart it yourself"
+        )
+    return _by_systemd(unit, host, ours=process.unit is not None)
+
+
+def _by_signal(process: Process, host: HostRoot, kind: str) -> Restart:
+    """By SIGTERM. Where a systemd unit owns the process, systemd sees it go down by itself: units
+    that are bound to it are stopped then, and nothing starts them again. Raises Refused."""
+    target, unit = f"pid {process.pid}", process.unit
+    if unit is None:
+        return Restart("signal", target, _terminate)
+    try:
+        way, found = reach.reach(host, unit)
+        ties = way.ties(unit)
+        if ties.main_pid != process.pid:  # the unit does not end with it
+            return Restart("signal", target, _terminate)
+        lost, along = units.lost(way, unit), units.along(way, found)
+    except SystemdError as error:
+        text = (
+            f"{unit} owns process {process.pid}, and systemd cannot be asked which units go down "
+            f"with it ({error}): those that are bound to it stay dead after a signal"
+        )
+        return Restart("signal", target, _terminate, warnings=(text,))
+    if units.leaves_dead(ties):
+        raise Refused(
+            f"cannot restart {kind} by a signal: {unit} has Restart={ties.restart}, and systemd "
+            "leaves it dead; give --restart-mode=systemd"
+        )
+    if lost:
+        raise Refused(
+            f"cannot restart {kind} by a signal: {', '.join(lost)} would be stopped with {unit}, "
+            "and nothing starts them again; give --restart-mode=systemd"
+        )
+    return Restart("signal", target, _terminate, along, down=_downs(way, along))
+
+
+def _downs(way: Systemd, names: tuple[str, ...]) -> Callable[[], tuple[str, ...]]:
+    return functools.partial(still_down, way, names)
+
+
+def still_down(
+    way: Systemd, names: tuple[str, ...], *,
+    clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep,
+) -> tuple[str, ...]:  # fmt: skip
+    """Which of these units do not run, after they had time to and were started if nothing else
+    does it. A unit of which nothing can be learnt is not counted."""
+    started: set[str] = set()
+    end = clock() + _ALONG
+    while True:
+        down = []
+        for name in names:
+            with contextlib.suppress(SystemdError):
+                unit = way.unit(name)
+                if unit.given_up and name not in started:
+                    started.add(name)
+                    way.start(name)
+                if not unit.up:
+                    down.append(name)
+        if not down or clock() >= end:
+            return tuple(down)
+        sleep(_PAUSE)
+
+
+def resume(kind: str, target: str, host: HostRoot) -> Restart | None:
+    """The way that a journal names, for a runtime that may be down; None for nobody's business."""
+    if kind == "systemd" and is_unit(target):
+        return Restart("systemd", target, lambda _: _restart_unit(target, host))
+    return Restart("signal", target, _terminate) if kind == "signal" else None
+
+
+def _restart_unit(unit: str, host: HostRoot) -> None:
+    try:
+        way = _by_systemd(unit, host, ours=True)
+    except Refused as error:
+        raise RestartFailed(error.message) from error
+    way.act(None)
+
+
+def _by_systemd(unit: str, host: HostRoot, *, ours: bool) -> Restart:
+    """By a way to systemd that was tried out first.
+
+    `ours`: the unit is known to run the runtime; one that is only supposed to has to be active, or
+    a second runtime would be started. Raises Refused.
+    """
+    try:
+        way, found = reach.reach(host, unit)
+    except SystemdError as error:
+        raise Refused(
+            f"cannot restart {unit}: systemd cannot be reached: {error}; mount the host's /run "
+            "below the host root, or give --restart-mode=none and restart it yourself"
+        ) from error
+    _check_unit(found, ours=ours)
+    try:
+        along = units.along(way, found)
+        gone = [name for name in along if _cannot_return(way.unit(name))]
+    except SystemdError:
+        along, gone = (), []  # worth a line in a plan, and no more
+    warnings = (
+        f"{name} is stopped with {unit}, and systemd cannot start it again" for name in gone
+    )
+    act = functools.partial(_restart_by, way, unit)
+    return Restart("systemd", unit, act, along, tuple(warnings), _downs(way, along))
+
+
+def _cannot_return(unit: Unit) -> bool:
+    """A scope is made with its processes, and a unit without its file cannot be started."""
+    return unit.name.endswith(".scope") or unit.load != "loaded"
+
+
+def _check_unit(unit: Unit, *, ours: bool) -> None:
+    """Refuse a unit that systemd would not restart."""
+    wrong = None
+    if unit.load != "loaded":
+        wrong = f"its LoadState is {unit.load}"
+    elif not ours and unit.active != "active":
+        wrong = f"its ActiveState is {unit.active}"
+    if wrong:
+        raise Refused(
+            f"cannot restart {unit.name}: {wrong}; repair the unit, or give "
+            "--restart-mode=signal or none"
+        )
+
+
+def _restart_by(way: Systemd, unit: str, _: Process | None) -> None:
+    try:
+        way.restart(unit)
+    except SystemdError as error:
+        raise RestartFailed(str(error)) from error
+
+
+def _terminate(process: Process | None) -> None:
+    """SIGTERM to the very process that was looked at; a pid that was reused gets none.
+
+    SIGHUP would kill containerd just the same, and leave its socket behind.
+    """
+    if process is None:
+        return  # it is dead, and whatever supervises it is starting it again
+    try:
+        fd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return
+    except OSError as error:
+        raise RestartFailed(f"process {process.pid}: {os.strerror(error.errno or 0)}") from error
+    try:
+        # From here on the descriptor is this process, whoever gets its pid later.
+        if start_time(process.pid) == process.start:
+            signal.pidfd_send_signal(fd, signal.SIGTERM)
+    except ProcessLookupError:
+        return
+    except PermissionError as error:
+        raise RestartFailed(f"process {process.pid}: not permitted to signal it") from error
+    finally:
+        os.close(fd)
+
+
+def not_back(unit: str) -> str:
+    """A unit that a restart took along, for a person."""
+    return f"{unit} ran before the restart and does not run now; look at `systemctl status {unit}`"

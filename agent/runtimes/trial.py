@@ -1,0 +1,221 @@
+"""The trial start: the runtime's own executable is started once on the files as they will be,
+before the running runtime is restarted on them (DESIGN section 5.2).
+
+A dump of the configuration does not show what only a start finds: values that the CRI plugin turns
+down, a base specification that is gone, a program that is missing (containerd 1.6 to 2.4 and CRI-O
+1.30 and 1.37). A restart also activates what others changed since the runtime was started.
+
+Invariant: the program runs in namespaces of its own (`host.isolation`), is asked on a private
+socket, and is ended. A failure that the namespaces can have caused is no verdict. What it says is
+masked, because it can repeat any value of its files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from agent.cri import process
+from agent.cri.client import Answer, Unimplemented
+from agent.cri.process import Process
+from agent.errors import FilesDoNotLoad, Refused, TrialFailed, Unreachable
+from agent.host import isolation
+from agent.host.files import Change
+from agent.host.isolation import CannotIsolate, View
+from agent.host.paths import HostRoot, is_below
+from agent.runtimes import command
+from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.crio import answer as crio
+from agent.toml import edit as tomledit
+
+if TYPE_CHECKING:
+    from agent.toml.masking import Source
+
+_TIMEOUT = 15.0  # seconds for one start; real ones take 0.1 to 0.4 (observed)
+_PAUSE = 0.02  # seconds between two questions
+_OF_THE_MANAGER = ("NOTIFY_", "LISTEN_", "WATCHDOG_", "INVOCATION_", "JOURNAL_")
+# What a program says that is not allowed something here, and would be on the host itself.
+_OF_THE_NAMESPACES = re.compile(
+    "read-only file system|operation not permitted|permission denied|no space left on device"
+    "|network is unreachable|no default routes|cannot assign requested address",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How a runtime is started for a trial: by `argv`, the executable's host path first, with the
+    CRI on `socket` (host path). `reason` finds in its output why it does not serve the CRI, in its
+    own words; `sources` are the files that it reads."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    view: View
+    socket: str
+    reason: Callable[[str], str]
+    sources: tuple[Source, ...] = ()
+
+    def why(self, output: str) -> str:
+        """Why it does not serve the CRI, without values of its files."""
+        from agent.toml import masking  # needed only where something failed
+
+        return masking.explained(self.reason(output), self.sources, (self.argv[0], self.socket))
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one start. `failure` is why the runtime did not serve the CRI as it has to,
+    `impossible` why there is no verdict; both are empty where it did."""
+
+    failure: str = ""
+    impossible: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """The verdict on a restart: `done` false means that there was no trial, and `note` says why;
+    `refusal` is why the restart may not be asked for, `warning` what is wrong all the same."""
+
+    done: bool
+    note: str
+    refusal: Refused | None = None
+    warning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is tried: how the runtime is started with certain files presented in the place of the
+    real ones, its name and executable, and what its answer lacks, in words."""
+
+    runtime: str
+    executable: str
+    launch: Callable[[Mapping[str, bytes | None]], Launch]
+    problems: Callable[[Answer], list[str]]
+
+
+Start = Callable[[HostRoot, Launch, Callable[[Answer], list[str]]], Result]
+
+
+def judge(
+    host: HostRoot, subject: Subject, changes: tuple[Change, ...], purpose: str, start: Start
+) -> Trial:
+    """Start the runtime on the files after `changes`; where that fails, on the files as they are.
+
+    Never raises: the refusal, which says whose fault it is, is part of the verdict.
+    """
+    after = {item.path.host: item.after.data if item.after else None for item in changes}
+    result = start(host, subject.launch(after), subject.problems)
+    if result.impossible:
+        return Trial(False, result.impossible)
+    name = subject.executable
+    if not result.failure:
+        return Trial(True, f"{name} starts on it and serves the CRI")
+    present = start(host, subject.launch({}), lambda _: [])
+    if present.impossible:
+        return Trial(False, present.impossible)
+    if present.failure:
+        return Trial(True, f"{name} does not start", FilesDoNotLoad(
+            f"cannot {purpose}: the file on disk does not load in {name} ({present.failure}); the "
+            f"running {subject.runtime} was started on an older one; repair the file, nothing was "
+            "changed"
+        ))  # fmt: skip
+    what = "the original files" if purpose == "revert" else "the new configuration"
+    return Trial(True, f"{name} does not start on it", TrialFailed(
+        f"cannot {purpose}: {name} does not start on {what}: {result.failure}; nothing was changed"
+    ))  # fmt: skip
+
+
+def warn_of_present(host: HostRoot, subject: Subject, verdict: Trial, start: Start) -> Trial:
+    """The verdict, with a warning where the runtime would not start on the files as they are."""
+    present = start(host, subject.launch({}), lambda _: [])
+    if not present.failure:
+        return verdict
+    return replace(
+        verdict,
+        warning=f"the files as they are do not load ({present.failure}): {subject.runtime} would "
+        "not come back from a restart on them, nor could this change be undone",
+    )
+
+
+def work_directory(host: HostRoot, writable: tuple[str, ...], needed: Iterable[str]) -> str:
+    """A directory of the host (host path) that may be empty and writable for a trial."""
+    for path in (*writable, "/mnt", "/media", "/srv"):
+        holds = any(is_below(one, path) for one in needed)
+        if not holds and os.path.isdir(host.root + path):
+            return path
+    return "/tmp"  # noqa: S108 - an empty one of the trial's own
+
+
+def sources(loaded: Iterable[ConfigFile], files: Mapping[str, bytes | None]) -> tuple[Source, ...]:
+    """The files that a runtime reads, with `files` (by host path) in the place of those loaded."""
+    from agent.toml.masking import Source
+
+    found = {file.path.host: file.source for file in loaded}
+    for name, data in files.items():
+        found.pop(name, None)
+        if data is not None and not name.endswith(".json"):
+            with contextlib.suppress(Refused):
+                found[name] = Source(name, tomledit.decoded(data, name), tomledit.parse(data, name))
+    return tuple(found.values())
+
+
+def environment(running: Process | None) -> dict[str, str]:
+    """What the running runtime was started with, without what its service manager gave it."""
+    given = process.environment(running) if running else None
+    found = {
+        name: value for name, value in (given or {}).items() if not name.startswith(_OF_THE_MANAGER)
+    }
+    return {"PATH": command.PATH, **found}
+
+
+def start_once(
+    host: HostRoot,
+    launch: Launch,
+    problems: Callable[[Answer], list[str]],
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Result:
+    """Start the runtime, ask it until it answers, and end it."""
+    try:
+        with isolation.started(host, launch.argv, launch.env, launch.view) as program:
+            failure = _failure(program, launch, problems, clock() + _TIMEOUT, clock, sleep)
+            said = program.output()
+    except CannotIsolate as error:
+        return Result(impossible=str(error))
+    if failure is None:
+        return Result(impossible=f"it did not answer in {_TIMEOUT:g} s")
+    if failure and _OF_THE_NAMESPACES.search(f"{failure} {launch.reason(said)}"):
+        return Result(impossible=f"it does not run apart from the host: {failure}")
+    return Result(failure=failure)
+
+
+def _failure(
+    program: isolation.Isolated,
+    launch: Launch,
+    problems: Callable[[Answer], list[str]],
+    end: float,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+) -> str | None:
+    """What is wrong with the runtime, "" for nothing; None where it said nothing in time."""
+    socket = program.path(launch.socket)
+    while True:
+        ended = program.has_ended()
+        try:
+            answer = crio.ask(socket, launch.socket, timeout=5.0)
+            wrong = problems(answer) if answer.ready else ["RuntimeReady is false"]
+            if answer.ready or clock() >= end:
+                return "; ".join(wrong)
+        except Unimplemented:
+            return launch.why(program.output()) or "it does not serve the CRI"
+        except Unreachable:
+            if ended:
+                return launch.why(program.output()) or "it ends at once"
+        if clock() >= end:
+            return None
+        sleep(_PAUSE)

@@ -1,0 +1,118 @@
+"""The host's `systemctl` and `systemd-run`, for where D-Bus cannot be reached from here.
+
+Invariant: they run in the host root, with arguments that were checked, and have a deadline.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from agent.host.paths import HostRoot
+from agent.runtimes import command
+from agent.runtimes.command import Output
+from agent.systemd.units import (
+    CARRIES,
+    RESTART_TIMEOUT,
+    STOPS,
+    SystemdError,
+    Ties,
+    Timer,
+    Unit,
+    said,
+)
+
+_SHOWN = ("LoadState", "ActiveState", "SubState", "Result", "InvocationID", "Job", *CARRIES)
+_NOT_RUN = range(125, 128)  # what chroot(1) ends with where it could not run the program
+_TIMEOUT = 30.0
+_NOT_LOADED = 5  # exit code for a unit that does not exist
+
+
+class OverCommand:
+    """systemd by its own programs; `env` tells them which bus to take."""
+
+    def __init__(self, host: HostRoot, env: Mapping[str, str]) -> None:
+        self._host = host
+        self._env = env
+
+    def unit(self, name: str) -> Unit:
+        done = self._run("systemctl", "show", f"--property={','.join(_SHOWN)}", name)
+        if done.code is None or done.code in _NOT_RUN or "connect to" in done.error:
+            raise SystemdError(_said(done))
+        return _parse(name, done.out.decode("utf-8", "replace"))
+
+    def ties(self, name: str) -> Ties:
+        keys = ",".join((*STOPS, "Restart", "MainPID"))
+        done = self._run("systemctl", "show", f"--property={keys}", name)
+        if done.code is None or done.code in _NOT_RUN or "connect to" in done.error:
+            raise SystemdError(_said(done))
+        found = _values(done.out.decode("utf-8", "replace"))
+        pid = found.get("MainPID", "")
+        return Ties(
+            bound=tuple(found.get("BoundBy", "").split()),
+            stopped=tuple(other for key in STOPS for other in found.get(key, "").split()),
+            restart=found.get("Restart", ""),
+            main_pid=(int(pid) if re.fullmatch("[0-9]{1,10}", pid) else 0) or None,
+        )
+
+    def start(self, name: str) -> None:
+        self._run("systemctl", "reset-failed", name)
+        done = self._run("systemctl", "start", "--no-block", name)
+        if done.code != 0:
+            raise SystemdError(f"systemctl start {name}: {_said(done)}")
+
+    def restart(self, name: str, timeout: float = RESTART_TIMEOUT) -> None:
+        # A used-up limit makes systemd stop a healthy service and not start it again.
+        self._run("systemctl", "reset-failed", name)
+        done = self._run("systemctl", "restart", name, timeout=timeout)
+        if done.code != 0:
+            raise SystemdError(f"systemctl restart {name}: {_said(done)}")
+
+    def start_timer(self, timer: Timer) -> None:
+        *before, last = timer.commands
+        words = [f"--property=ExecStartPre={'-' * c.may_fail}{' '.join(c.argv)}" for c in before]
+        done = self._run(
+            "systemd-run", "--quiet", f"--unit={timer.name}", f"--on-active={timer.delay}s",
+            "--timer-property=AccuracySec=1s", "--timer-property=RemainAfterElapse=no",
+            f"--description={timer.description}", "--property=Type=oneshot", *words, *last.argv,
+        )  # fmt: skip
+        if done.code != 0:
+            raise SystemdError(f"systemd-run {timer.name}: {_said(done)}")
+
+    def stop(self, name: str) -> None:
+        done = self._run("systemctl", "stop", name)
+        if done.code not in (0, _NOT_LOADED):
+            raise SystemdError(f"systemctl stop {name}: {_said(done)}")
+
+    def _run(self, *argv: str, timeout: float = _TIMEOUT) -> Output:
+        return command.run(self._host, argv, timeout, env=self._env)
+
+
+def _said(done: Output) -> str:
+    if done.code is None:
+        return done.error or "no answer"
+    lines = done.error.strip().splitlines()
+    return said(lines[0]) if lines else f"exit code {done.code}"
+
+
+def _values(text: str) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+
+
+def _parse(name: str, text: str) -> Unit:
+    """A unit of what `systemctl show` prints of them."""
+    found = _values(text)
+    try:
+        invocation = int(found.get("InvocationID") or "0", 16) or None
+    except ValueError:
+        invocation = None
+    return Unit(
+        name=name,
+        load=found.get("LoadState", "loaded"),
+        active=found.get("ActiveState", "active"),
+        sub=found.get("SubState", ""),
+        result=found.get("Result", ""),
+        invocation=invocation,
+        busy=found.get("Job", "0") not in ("", "0"),
+        carries=tuple(other for key in CARRIES for other in found.get(key, "").split()),
+    )

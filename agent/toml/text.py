@@ -1,0 +1,333 @@
+"""TOML as it lies on a disk: bytes that runtimes read although TOML 1.0 does not allow them.
+
+Invariant: `encoded(decoded(data)) == data` for all bytes, so that an edit leaves every byte that it
+is not about. Values are what the runtime makes of the bytes. What a runtime does not read is named
+(`Oddity`), and its reader decides by its own rules whether it minds.
+
+Observed with `config dump` of containerd 1.6.20, 1.7.24 and 2.1.9 and with `crio config` of 1.37;
+the reader of CRI-O 1.30 (BurntSushi/toml 1.3.2) by its source.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from agent.host import budget
+from agent.host.budget import OverBudget
+
+Data: TypeAlias = dict[str, Any]
+Kind: TypeAlias = Literal[
+    "byte order mark", "carriage return", "encoding", "control character", "line break",
+    "line break before a comma", "trailing comma", "escape", "escaped slash",
+]  # fmt: skip
+
+# What readers take besides TOML 1.0: go-toml v1 (containerd 1.x), go-toml v2 (2.x), and
+# BurntSushi/toml (CRI-O; TOML 1.1 since its version 1.6). Within 2.x and CRI-O the version of the
+# reader is the builder's choice: there the runtime's own executable has the last word.
+GO_TOML_1: frozenset[Kind] = frozenset({
+    "byte order mark", "carriage return", "encoding", "control character", "line break",
+    "escaped slash",
+})  # fmt: skip
+GO_TOML_2: frozenset[Kind] = frozenset({
+    "line break", "line break before a comma", "trailing comma", "escape",
+})  # fmt: skip
+BURNT_SUSHI: frozenset[Kind] = GO_TOML_2 | {"byte order mark"}
+
+BOM = "\ufeff"
+# A string that is not closed goes on to its end, and none is tried in two ways, so that nothing in
+# it is read again and again, or kept in memory for another try. No look-ahead stands in
+# a group with "*+": with one, Python before 3.11.5 finds no match (cpython#106052).
+STRING = (
+    r'"""[^"\\]*+(?:"{0,2}+(?:\\.|[^"\\])[^"\\]*+)*+(?:"""{1,3}|"{0,2}\\?\Z)|'
+    r"'''.*?(?:'''{1,3}|\Z)|"
+    r'"[^"\\\n]*+(?:\\.[^"\\\n]*+)*+"?|'
+    r"'[^'\n]*+'?"
+)
+TOKEN = re.compile(rf"(?:{STRING})|#[^\n]*|[][{{}},]|\s+|[^]\s\"'#[{{}},]+", re.DOTALL)
+
+# A byte that is not UTF-8 is U+DC80 to U+DCFF, as by "surrogateescape"; a control character in a
+# comment is U+DC00 to U+DC7F, which no bytes decode to.
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)")
+_KEPT = re.compile("[\udc00-\udc7f]")
+_BYTE = re.compile("[\udc80-\udcff]")
+_PARTS = re.compile(rf"(?:{STRING})|#[^\n]*", re.DOTALL)
+_LONE_CR = re.compile(rf"((?:{STRING})|#[^\n]*)|\r(?!\n)", re.DOTALL)
+_ESCAPE = re.compile(r"\\(?:(e)|x([0-9a-fA-F]{2})|(/)|.)", re.DOTALL)
+_LOOKS_11 = re.compile(r",[ \t]*\}|\\[xe/]")
+_SHIFT = 0xDC00
+
+# A key with too many parts, wherever it stands; each run of them is looked at once.
+_LONG_KEY = re.compile(
+    r"(?<![A-Za-z0-9_.\-\"'])"
+    r"(?:(?:[A-Za-z0-9_-]++|\"[^\"\\\n]*+(?:\\.[^\"\\\n]*+)*+\"|'[^'\n]*+')[ \t]*+\.[ \t]*+)"
+    rf"{{{budget.TOML.depth}}}"
+)
+_WORD = 4_096  # characters of a word without quotes
+_LONG_WORD = re.compile(rf"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{{{_WORD}}}")
+_LONG_NUMBER = re.compile(r"[0-9A-Fa-f_]{16}")  # more than 64 bits, in base 2 to 16
+
+
+class NotText(ValueError):
+    """Bytes that no runtime reads; the message says what they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Oddity:
+    """Something that TOML 1.0 does not allow; `words` say what it is and on which line."""
+
+    kind: Kind
+    line: int
+
+    @property
+    def words(self) -> str:
+        """What it is and where, as a part of a sentence."""
+        return _WORDS[self.kind].format(line=self.line)
+
+    @property
+    def readers(self) -> str:
+        """Which containerd reads it, in words."""
+        if self.kind in GO_TOML_1:
+            mind = "" if self.kind in GO_TOML_2 else ", 2.x does not start on it"
+            return f"containerd 1.6 and 1.7 read it{mind}"
+        return "containerd 1.6 and 1.7 do not start on it"
+
+    @property
+    def remedy(self) -> str:
+        """What to do."""
+        return _REMEDIES.get(self.kind, "save it as UTF-8 with LF as line ends")
+
+
+_INLINE = "it uses TOML 1.1 ({} in an inline table, line {{line}})"
+_WORDS: dict[Kind, str] = {
+    "byte order mark": "it begins with a byte order mark",
+    "carriage return": "line {line} ends with a carriage return alone",
+    "encoding": "line {line} is not UTF-8",
+    "control character": "line {line} has a control character in a comment",
+    "line break": _INLINE.format("line break"),
+    "line break before a comma": _INLINE.format("line break"),
+    "trailing comma": _INLINE.format("trailing comma"),
+    "escape": "it uses TOML 1.1 (escape \\x or \\e, line {line})",
+    "escaped slash": "line {line} has an escaped slash",
+}
+_REMEDIES: dict[Kind, str] = {
+    "byte order mark": "save it as UTF-8 without one",
+    "control character": "take it out",
+    "line break": "write the table on one line",
+    "line break before a comma": "write the table on one line",
+    "trailing comma": "take the comma out",
+    "escape": "write \\u and four digits",
+    "escaped slash": "write the slash alone",
+}
+
+
+def decoded(data: bytes) -> str:
+    """Bytes as text that tomllib and the scanner work on. Raises NotText for what is none."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:2]:
+        raise NotText("it is UTF-16, which no runtime reads; save it as UTF-8")
+    text = data.decode("utf-8", "surrogateescape")
+    if not _CONTROL.search(text):
+        return text
+    return _PARTS.sub(lambda part: _kept(part[0]), text)
+
+
+def _kept(part: str) -> str:
+    """A comment without control characters; a string stays as it is."""
+    if part[0] != "#":
+        return part
+    end = "\r" if part.endswith("\r") else ""  # of a line that ends with CR LF
+    return _CONTROL.sub(lambda found: chr(_SHIFT + ord(found[0])), part.removesuffix(end)) + end
+
+
+def encoded(text: str) -> bytes:
+    """The bytes of a decoded text."""
+    back = _KEPT.sub(lambda found: chr(ord(found[0]) - _SHIFT), text)
+    return back.encode("utf-8", "surrogateescape")
+
+
+def loads(text: str) -> Data:
+    """The data of a decoded text. Raises tomllib.TOMLDecodeError, and OverBudget for what takes
+    more memory or time than a file of that size should."""
+    _refuse_much(text)
+    text = _lines_ended(text.removeprefix(BOM))
+    try:
+        data = _loads(text)
+    except tomllib.TOMLDecodeError:
+        plain, odd = _plain(text)
+        if not odd:
+            raise
+        data = _loads(plain)
+    return _shown(data) if _BYTE.search(text) else data
+
+
+def _refuse_much(text: str) -> None:
+    """Count what a text consists of, before anything is made of it."""
+    if len(text) > budget.TOML.values:
+        parts = sum(1 for _ in TOKEN.finditer(text)) + text.count(".") + text.count("\\")
+        if parts > budget.TOML.values:
+            raise OverBudget(budget.too_many(budget.TOML))
+    if text.count(".") >= budget.TOML.depth and _LONG_KEY.search(text):
+        raise OverBudget(f"a key in it has more than {budget.TOML.depth} parts")
+    if _LONG_WORD.search(text) and any(
+        len(token[0]) > _WORD and token[0][0] not in "#\"'" and not token[0].isspace()
+        for token in TOKEN.finditer(text)
+    ):
+        raise OverBudget(f"a word in it has more than {_WORD} characters")
+
+
+def _loads(text: str) -> Data:
+    """What the standard library makes of it, as far as any runtime takes it."""
+    try:
+        data = tomllib.loads(text)
+    except RecursionError as error:
+        raise OverBudget("it is nested too deeply") from error
+    except tomllib.TOMLDecodeError:
+        raise
+    except ValueError as error:  # an integer of which Python does not even count the digits
+        raise tomllib.TOMLDecodeError("a number in it is too long") from error
+    budget.refuse_deep(data, budget.TOML.depth)
+    if _LONG_NUMBER.search(text) and not _fits(data):
+        raise tomllib.TOMLDecodeError("a number in it is too large for 64 bits")
+    return data
+
+
+def _fits(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_fits, value.values()))
+    if isinstance(value, list):
+        return all(map(_fits, value))
+    return not isinstance(value, int) or -(1 << 63) <= value < 1 << 63
+
+
+def _lines_ended(text: str) -> str:
+    """With a line feed for each carriage return that ends a line by itself."""
+    return _LONE_CR.sub(lambda found: found[1] or "\n", text) if "\r" in text else text
+
+
+def _shown(value: Any) -> Any:
+    """Data as Go has it, where a byte that is not UTF-8 is U+FFFD (seen in the dump of 1.6.20 and
+    1.7.24). The bytes of the file stay as they are: they are not made from this."""
+    if isinstance(value, str):
+        return _BYTE.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [_shown(item) for item in value]
+    return {_shown(k): _shown(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def oddities(text: str) -> tuple[Oddity, ...]:
+    """What in a decoded text TOML 1.0 does not allow, the first of each kind, though some runtime
+    reads it."""
+    found = [Oddity("byte order mark", 1)] if text.startswith(BOM) else []
+    text = text.removeprefix(BOM)
+    kinds: dict[Kind, Oddity] = {}
+    for kind, pattern in (("encoding", _BYTE), ("control character", _KEPT)):
+        if place := pattern.search(text):
+            found.append(_odd(kind, text, place.start()))  # type: ignore[arg-type]
+    if "\r" in text:
+        lone = (match.start() for match in _LONE_CR.finditer(text) if match[1] is None)
+        found += [_odd("carriage return", text, at) for at in [*lone][:1]]
+        text = _lines_ended(text)
+    for one in _plain(text)[1] if _may_be_11(text) else ():
+        kinds.setdefault(one.kind, one)
+    return (*found, *kinds.values())
+
+
+def _may_be_11(text: str) -> bool:
+    """Has it what TOML 1.1 looks like? Few files have, and to be sure takes as long as reading."""
+    lines = text.split("\n") if "{" in text else ()
+    return bool(_LOOKS_11.search(text)) or any(x.count("{") != x.count("}") for x in lines)
+
+
+def minds(text: str, reader: Collection[Kind]) -> Oddity | None:
+    """The first of these that a reader does not take."""
+    return next((one for one in oddities(text) if one.kind not in reader), None)
+
+
+def in_values(text: str) -> int | None:
+    """The line of a byte outside comments that is not UTF-8: a value that only its bytes tell."""
+    for part in _PARTS.finditer(text):
+        if part[0][0] != "#" and (found := _BYTE.search(part[0])):
+            return _line(text, part.start() + found.start())
+    return None
+
+
+def _odd(kind: Kind, text: str, at: int) -> Oddity:
+    return Oddity(kind, _line(text, at))
+
+
+def _line(text: str, at: int) -> int:
+    return text.count("\n", 0, at) + 1
+
+
+def _plain(text: str) -> tuple[str, list[Oddity]]:
+    """TOML 1.1 as TOML 1.0, with what was changed. Of a text that is neither as much stays as is
+    needed for tomllib to refuse it."""
+    if "{" not in text and "\\" not in text:
+        return text, []
+    tokens = list(TOKEN.finditer(text))
+    if sum(len(token[0]) for token in tokens) != len(text):
+        return text, []
+    odd: list[Oddity] = []
+    parts = [_without_escapes(token, text, odd) for token in tokens]
+    for number in _in_braces(tokens):
+        _make_plain(tokens, parts, number, text, odd)
+    return "".join(parts), odd
+
+
+def _without_escapes(token: re.Match[str], text: str, odd: list[Oddity]) -> str:
+    """A token, without the escapes in strings that TOML 1.0 does not have."""
+    if token[0][0] != '"' or "\\" not in token[0]:
+        return token[0]
+
+    def plain(found: re.Match[str]) -> str:
+        letter, digits, slash = found.groups()
+        if not (letter or digits or slash):
+            return found[0]
+        kind: Kind = "escaped slash" if slash else "escape"
+        odd.append(_odd(kind, text, token.start() + found.start()))
+        return "/" if slash else f"\\u00{digits or '1b'}"
+
+    return _ESCAPE.sub(plain, token[0])
+
+
+def _in_braces(tokens: list[re.Match[str]]) -> Iterator[int]:
+    """Numbers of the tokens that are directly in an inline table."""
+    open_: list[str] = []
+    for number, token in enumerate(tokens):
+        word = token[0]
+        if word in ("]", "}") and open_:
+            open_.pop()
+        if open_ and open_[-1] == "{":
+            yield number
+        if word in ("[", "{"):
+            open_.append(word)
+
+
+def _make_plain(
+    tokens: list[re.Match[str]], parts: list[str], number: int, text: str, odd: list[Oddity]
+) -> None:
+    """Take out of one token in an inline table what TOML 1.0 does not allow there."""
+    word, at = tokens[number][0], tokens[number].start()
+    before, after = _code(tokens, number, -1), _code(tokens, number, 1)
+    if word == "," and after == "}" and before not in ("{", ","):
+        parts[number] = ""
+        odd.append(_odd("trailing comma", text, at))
+    elif word[0] == "#":
+        parts[number] = ""
+    elif word.isspace() and "\n" in word and (before in ("{", ",") or after in (",", "}")):
+        parts[number] = " "
+        odd.append(_odd("line break before a comma" if after == "," else "line break", text, at))
+
+
+def _code(tokens: list[re.Match[str]], number: int, step: int) -> str:
+    """The nearest token in one direction that is neither a comment nor white space."""
+    number += step
+    while 0 <= number < len(tokens):
+        word = tokens[number][0]
+        if not (word[0] == "#" or word.isspace()):
+            return word
+        number += step
+    return ""

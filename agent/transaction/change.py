@@ -1,0 +1,397 @@
+"""Carrying out one change: journal, write, restart, prove, commit; or undo and prove that.
+
+Invariant: whoever returns from here leaves files and runtime in agreement, new or old; where that
+could not be reached, the journal stays and RollbackFailed says what is in the way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+
+from agent.cri.client import Answer
+from agent.errors import AgentError, Refused, RollbackFailed, RolledBack, Unreachable
+from agent.host.files import Change
+from agent.host.paths import HostPath
+from agent.plan.context import Context, tidy
+from agent.runtimes import kinds
+from agent.runtimes.desired import Wanted
+from agent.runtimes.node import Endpoint, Runtime
+from agent.runtimes.proof import Identity, NotProven, prove
+from agent.runtimes.restart import Restart, RestartFailed
+from agent.state import store
+from agent.state.store import (
+    TIDYING,
+    Failure,
+    Journal,
+    Memory,
+    decode,
+    encode,
+    memory_from_json,
+    memory_to_json,
+)
+from agent.status import Saved
+from agent.transaction import file_changes, host_timer, quiet_moment
+from agent.transaction.file_changes import Undone
+
+
+class NotAccepted(RolledBack):
+    """The runtime did not prove the change; everything is as it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A change to carry out. `restart` None: the running runtime is right already, only files are
+    written. One of `before` proves an undo, `memory` is remembered after success (files are added).
+    `check` raises Refused where the node is no longer what the change was planned for. `why_not`
+    says why the runtime does not start on the files as they are, "" where it does or nobody knows.
+    """
+
+    purpose: str
+    runtime: Runtime
+    changes: tuple[Change, ...]
+    restart: Restart | None
+    wanted: Wanted
+    before: tuple[Wanted, ...]
+    memory: Memory
+    fingerprint: str
+    check: Callable[[], None] = lambda: None
+    why_not: Callable[[], str] = str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A change that holds. `answer` is the last one of the proof."""
+
+    answer: Answer | None
+    restarted: bool
+    pending: bool
+    barrier: bool  # was `toolkit-ready` there before?
+
+
+def carry_out(ctx: Context, request: Request) -> Done:
+    """Make the change and prove it. Raises Refused where nothing was touched, RolledBack where it
+    was undone, RollbackFailed where that failed too."""
+    request.check()
+    restart, socket = request.restart, request.runtime.socket
+    quiet_until = ctx.clock() + quiet_moment.LIMIT
+    if restart is not None and restart.kind != "none":
+        quiet_moment.wait(ctx, socket, quiet_until, touched=False)
+    journal = _prepare(ctx, request)
+    barrier = journal.barrier is not None
+    begun: set[str] = set()
+    try:
+        request.check()
+        file_changes.write(request.changes, journal, begun)
+        journal = ctx.store.advance(journal, "written")
+        ctx.log("files written", files=[entry.host for entry in journal.entries])
+        if restart is None:
+            commit(ctx, journal)
+            return Done(None, restarted=False, pending=False, barrier=barrier)
+        if restart.kind == "none":
+            ctx.store.advance(journal, "awaiting-restart")
+            return Done(None, restarted=False, pending=True, barrier=barrier)
+        # Once more: a pod can have come while files were written.
+        quiet_moment.wait(ctx, socket, quiet_until, touched=True)
+        journal = ctx.store.advance(journal, "restarted")
+    except Refused:
+        _undo_files(ctx, journal, begun)
+        raise
+    try:
+        host_timer.arm(ctx, journal)
+        if journal.kind == "crio":
+            ctx.log(
+                "restarting CRI-O", target=restart.target,
+                note="it ends once the containers have ended that are being stopped",
+            )  # fmt: skip
+        restart.act(request.runtime.process)
+        ctx.log("runtime restarted", kind=restart.kind, target=restart.target)
+        answer = prove_change(ctx, journal)
+        host_timer.claim(ctx, journal)
+        commit(ctx, journal)
+    except (RestartFailed, NotProven, Refused) as error:
+        ctx.log("change not proven", reason=str(error))
+        raise _undone(ctx, journal, request, error) from error
+    return Done(answer, restarted=True, pending=False, barrier=barrier)
+
+
+def _undone(ctx: Context, journal: Journal, request: Request, error: Exception) -> RolledBack:
+    """Undo a change after its restart; what to tell of it. Raises RollbackFailed."""
+    why = str(error)
+    left = True
+    try:
+        left = undo_and_prove(ctx, journal, request.restart, why_not=request.why_not)
+    finally:
+        if left:  # whatever the cause is: the same restarts are not gone through again
+            tidy(ctx, lambda: remember_failure(ctx, journal.fingerprint, why))
+    failed = f"cannot {request.purpose}: {why}; the old configuration is back"
+    if not left:  # no runtime has seen the candidate: nothing is known against it
+        return RolledBack(failed)
+    if isinstance(error, Refused):
+        return RolledBack(f"{failed} and proven")
+    return NotAccepted(f"{failed} and proven; look in the runtime's log for the cause")
+
+
+def _prepare(ctx: Context, request: Request) -> Journal:
+    """Everything that can fail without harm: originals, journal, reserved space; then the
+    readiness goes."""
+    ctx.publisher.check()
+    saved = ctx.publisher.save()
+    entries = file_changes.entries(ctx.store, request.changes, request.memory)
+    runtime, restart = request.runtime, request.restart
+    journal = Journal(
+        purpose=request.purpose,
+        boot_id=ctx.boot_id,
+        stage="prepared",
+        entries=entries,
+        wanted=request.wanted.to_json(),
+        before=tuple(state.to_json() for state in request.before),
+        process=_running(ctx, request),
+        kind=runtime.kind,
+        socket=runtime.socket.host,
+        restart=(restart.kind, restart.target) if restart else None,
+        memory=memory_to_json(file_changes.remembered(request.memory, entries)),
+        old_memory=memory_to_json(request.memory),
+        fingerprint=request.fingerprint,
+        twin=encode(saved.twin),
+        barrier=encode(saved.barrier),
+        switch=host_timer.choose(ctx, restart),
+        executable=runtime.process.executable if runtime.process else None,
+    )
+    ctx.store.write_journal(journal)
+    try:
+        file_changes.reserve(request.changes, journal)
+        if request.restart is not None:
+            ctx.publisher.withdraw()
+    except AgentError:
+        _undo_files(ctx, journal, ())
+        raise
+    return journal
+
+
+def _running(ctx: Context, request: Request) -> Identity:
+    """Who runs on the old files."""
+    process, restart = request.runtime.process, request.restart
+    if process is not None:
+        return process.identity
+    by_systemd = restart is not None and restart.kind == "systemd"
+    return ctx.invocation(restart.target) if restart is not None and by_systemd else None
+
+
+def _undo_files(ctx: Context, journal: Journal, begun: Collection[str]) -> None:
+    """Undo a change that no runtime has seen. Raises RollbackFailed."""
+    finish_undo(ctx, journal, file_changes.undo(ctx.store, journal, begun))
+
+
+def finish_undo(
+    ctx: Context, journal: Journal, undone: Undone, *, recovering: bool = False
+) -> None:
+    """The end of an undo. The journal stays where files are half-way; the next start tries again.
+
+    Raises RollbackFailed where a file could not be put back, or somebody changed one meanwhile, so
+    that it was left alone. `recovering`: the latter is only logged, because what follows works on
+    the file as it is.
+    """
+    if not undone.failed:
+        _end_undo(ctx, journal, undone.foreign)
+        if recovering and undone.foreign:
+            ctx.log("warning", text=f"not undone: {undone}")
+            return
+    if undone.failed or undone.foreign:
+        where = ctx.store.path("originals")
+        raise RollbackFailed(f"cannot undo the change of {undone}; the originals are in {where}")
+
+
+def _recall(ctx: Context, journal: Journal, foreign: tuple[str, ...]) -> None:
+    """Remember what was remembered before: a commit can have got that far. The originals of files
+    that somebody edited on top of our change are kept: `revert` has to take our keys out of them.
+    """
+    memory = memory_from_json(journal.old_memory, "the journal")
+    left = tuple(entry for entry in journal.entries if entry.host in foreign)
+    known = file_changes.remembered(memory, left).files
+    edited = {host: replace(known[host], edited=True) for host in foreign if host in known}
+    memory = replace(memory, files={**memory.files, **edited})
+    if memory != ctx.store.memory():
+        ctx.store.remember(memory)
+
+
+def _end_undo(ctx: Context, journal: Journal, foreign: tuple[str, ...]) -> None:
+    """The old state is back: so is what was published of it, if the disk lets us."""
+    # What was ready before a reboot is not known to be so now.
+    saved = Saved(decode(journal.twin), decode(journal.barrier))
+    saved = saved if journal.boot_id == ctx.boot_id else Saved()
+
+    def end() -> None:
+        _recall(ctx, journal, foreign)
+        close(ctx, journal)
+        if not foreign:  # the message names where the originals are
+            ctx.store.prune(ctx.store.memory())
+
+    # A journal that stays is undone once more, to no effect.
+    tidy(ctx, lambda: ctx.publisher.restore(saved), end)
+
+
+def endpoint(ctx: Context, journal: Journal) -> Endpoint:
+    """Where the journal's runtime listens."""
+    socket = HostPath(ctx.host.agent_path(journal.socket), journal.socket)
+    kind, target = journal.restart or ("none", "")
+    return Endpoint(journal.kind, socket, target if kind == "systemd" else None)
+
+
+def prove_change(ctx: Context, journal: Journal) -> Answer:
+    """The proof of a change after its restart. Raises NotProven."""
+    wanted = Wanted.from_json(dict(journal.wanted))
+    # After a reboot the numbers of a process say nothing, and any process is another one.
+    old = journal.process if journal.boot_id == ctx.boot_id else None
+    return _prove(ctx, journal, old, wanted)
+
+
+def _prove(
+    ctx: Context, journal: Journal, old: Identity, *states: Wanted, timeout: float | None = None
+) -> Answer:
+    """The proof that another process than `old` is as one of these states. Raises NotProven."""
+
+    def problems(answer: Answer) -> list[str]:
+        return min((kinds.unproven(state, answer) for state in states), key=len)
+
+    probe, limit = ctx.probe(endpoint(ctx, journal)), ctx.settings.proof_timeout
+    return prove(probe, old, problems, limit if timeout is None else min(timeout, limit))
+
+
+def undo_and_prove(
+    ctx: Context,
+    journal: Journal,
+    restart: Restart | None,
+    *,
+    told: bool = False,
+    restarted: bool = False,
+    recovering: bool = False,
+    why_not: Callable[[], str] = str,
+) -> bool:
+    """Old files, a restart on them, and the proof of the old state; then readiness is back.
+
+    Returns whether the runtime had left its old files at all. `restart` None where whoever runs
+    the runtime has to restart it; `told`: it may have been told to end already, though it is still
+    there; `restarted`: it may be on the old files already; `recovering`: a file that somebody
+    changed meanwhile is only logged; `why_not` as in Request. Raises RollbackFailed: where the
+    runtime does not come back (the journal stays), or a file was somebody else's by then.
+    """
+    undone = file_changes.undo(ctx.store, journal)
+    left = False
+    # Files that are half-way are no configuration to start a runtime on.
+    if restart is not None and restart.kind != "none" and not undone.failed:
+        # A file that somebody else has edited by then may well keep what is ours in it.
+        before = () if undone.foreign else states_before(journal)
+        try:
+            back = restarted and is_back(ctx, journal, before, ctx.settings.proof_timeout)
+            left = back or _return(ctx, journal, restart, before, told=told)
+        except (RestartFailed, NotProven) as error:
+            raise _stuck(ctx, journal, undone, str(error), why_not()) from error
+    finish_undo(ctx, journal, undone, recovering=recovering)
+    return left
+
+
+def states_before(journal: Journal) -> tuple[Wanted, ...]:
+    """What proves an undo; one of them has to hold."""
+    return tuple(Wanted.from_json(dict(state)) for state in journal.before)
+
+
+def _stuck(
+    ctx: Context, journal: Journal, undone: Undone, error: str, why_not: str
+) -> RollbackFailed:
+    """The runtime did not come back. It is not restarted again before a file or its executable is
+    another one; somebody may bring it back meanwhile."""
+    state = str(undone) or "its files are as before"
+    if why_not:
+        state = f"the original files do not load ({why_not}): repair them; {state}"
+    text = f"cannot bring the runtime back: {error}; {state}; start it by hand and look in its log"
+    mark = resting_mark(ctx, journal)
+    tidy(ctx, lambda: ctx.store.write_journal(replace(journal, stuck=(mark, text))))
+    return RollbackFailed(text)
+
+
+def resting_mark(ctx: Context, journal: Journal) -> str:
+    """A hash of what a new try to bring the runtime back depends on: the changed files, whatever
+    is in their directories, and the executable."""
+    facts: list[object] = []
+    for entry in journal.entries:
+        facts.append(store.digest_of(entry.agent, entry.host))
+        facts.append(_moment(os.path.dirname(entry.agent)))
+    if journal.executable:
+        facts.append(_moment(ctx.host.agent_path(journal.executable)))
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _moment(path: str) -> list[int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return [found.st_ino, found.st_mtime_ns]
+
+
+def is_back(ctx: Context, journal: Journal, before: tuple[Wanted, ...], timeout: float) -> bool:
+    """Does another process than that of before the change answer, as one of these states?"""
+    try:
+        old = journal.process if journal.boot_id == ctx.boot_id else None
+        _prove(ctx, journal, old, *(before or (Wanted({}),)), timeout=timeout)
+    except NotProven:
+        return False
+    return True
+
+
+def _return(
+    ctx: Context, journal: Journal, restart: Restart, before: tuple[Wanted, ...], *, told: bool
+) -> bool:
+    """The runtime on its old files, proven to be as one of `before`. One that never left them is
+    let alone (False).
+
+    Raises RestartFailed or NotProven.
+    """
+    where = endpoint(ctx, journal)
+    try:
+        running = ctx.running(where)
+        seen = running.identity if running else ctx.invocation(where.unit)
+    except Unreachable:
+        running, seen = None, None  # it died of the new configuration
+    same = seen is not None and seen == journal.process and journal.boot_id == ctx.boot_id
+    if same and not told:
+        return False
+    restart.act(running)
+    _prove(ctx, journal, seen, *(before or (Wanted({}),)))
+    return True
+
+
+def remember_failure(ctx: Context, fingerprint: str, why: str) -> None:
+    """Keep a candidate from being tried again as it is. Raises Refused."""
+    ctx.store.remember_failure(fingerprint, Failure(why, ctx.wall()))
+
+
+def commit(ctx: Context, journal: Journal) -> None:
+    """The change is here to stay: remember it, then forget the journal. Raises Refused."""
+    memory = memory_from_json(journal.memory, "the journal")
+    tidy(ctx, lambda: _tell_edits(ctx, journal))
+    ctx.store.remember(memory)
+    close(ctx, journal)
+    tidy(ctx, lambda: ctx.store.prune(memory))
+
+
+def _tell_edits(ctx: Context, journal: Journal) -> None:
+    for entry in journal.entries:
+        if store.digest_of(entry.agent, entry.host) != entry.after:
+            text = f"somebody else changed {entry.host} since it was written; it stays so"
+            ctx.log("warning", text=text)
+
+
+def close(ctx: Context, journal: Journal) -> None:
+    """Nothing is in progress any more."""
+    host_timer.disarm(ctx, journal)  # first: what it would move is removed next
+    if left := file_changes.tidy(journal):
+        ctx.log("not tidied", files=list(left))
+        if journal.stage != TIDYING:
+            ctx.store.advance(journal, TIDYING)
+    else:
+        ctx.store.close_journal()

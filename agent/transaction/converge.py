@@ -1,0 +1,319 @@
+"""One convergence: propose, apply, verify, publish.
+
+Invariant: the order of steps is that of DESIGN section 5. Readiness is withdrawn before the first
+change and published after the proof; a node that is right already is not written to.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass, replace
+
+from agent.errors import (
+    AgentError,
+    DriverFailed,
+    Locked,
+    NoDevices,
+    NoDriver,
+    NoToolkit,
+    Pending,
+    Refused,
+    RollbackFailed,
+    RolledBack,
+    Unreachable,
+)
+from agent.plan import (
+    candidate,
+    device_nodes,
+    garbled_files,
+    obstacles,
+    own_specs,
+    published,
+    reloaded,
+    toolkit_users,
+)
+from agent.plan.candidate import loaded
+from agent.plan.context import Context, tidy
+from agent.plan.propose import Proposal, propose, why_not
+from agent.runtimes import desired as wishes
+from agent.runtimes import kinds
+from agent.runtimes.desired import Wanted
+from agent.runtimes.kinds import AnyNode
+from agent.runtimes.restart import Restart, not_back
+from agent.state import store
+from agent.state.store import Memory
+from agent.status import lines
+from agent.toolkit import install
+from agent.transaction import change, recover, restart_spread
+from agent.transaction.change import NotAccepted
+
+PENDING = "cannot publish yet: the configuration is written; restart the runtime"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a convergence ended. `pending`: files are written, the restart is somebody else's.
+    `down` are units that the restart took along and that did not come back."""
+
+    proposal: Proposal
+    changed: tuple[str, ...] = ()
+    restarted: bool = False
+    pending: bool = False
+    recovered: str | None = None
+    down: tuple[str, ...] = ()
+
+
+def converge(ctx: Context) -> Outcome:
+    """Make the node right and publish, or leave it as it was and say why.
+
+    Raises AgentError; the failure is also told beside the status file.
+    """
+    try:
+        first = _refuse_first(ctx)
+        with ctx.locked():
+            return _recover_and_converge(ctx, first)
+    except Locked:
+        raise  # the one who holds the lock tells how it goes
+    except AgentError as error:
+        tell(ctx, error)
+        raise
+
+
+def _refuse_first(ctx: Context) -> Proposal | None:
+    """A refusal touches nothing: where we were never at work, not even a state directory is made
+    for it. Gives the proposal then. Raises AgentError."""
+    if os.path.lexists(ctx.store.directory):
+        return None
+    proposal = propose(ctx, Memory())
+    _refuse(ctx, proposal)
+    return proposal
+
+
+def _refuse(ctx: Context, proposal: Proposal) -> None:
+    """Raises what is in the way of a proposal, before anything is written."""
+    ctx.proposed(proposal)
+    error = proposal.refusal
+    if error is None or (proposal.nodes and error == _spec_problem(proposal)):
+        return  # the driver may be found once its device nodes are there
+    if proposal.spec is not None and isinstance(error, NoDriver | NoDevices | DriverFailed):
+        own_specs.write(ctx, proposal.spec)  # what it describes is gone: so are specs and readiness
+    about_spec = error == _spec_problem(proposal) or isinstance(error, obstacles.SpecUnwritable)
+    if about_spec and not own_specs.has_needed(ctx, proposal.decision.spec_dirs):
+        ctx.publisher.withdraw()  # a node without its devices is not ready
+    raise error
+
+
+def _spec_problem(proposal: Proposal) -> AgentError | None:
+    return proposal.spec.problem if proposal.spec else None
+
+
+def _recover_and_converge(ctx: Context, first: Proposal | None) -> Outcome:
+    found = recover.recover(ctx)
+    memory = store.current_memory(ctx.store)
+    repaired = garbled_files.repair(ctx, memory)
+    try:
+        # What was proposed a moment ago is not asked for again if nobody was at work meanwhile.
+        proposal = first if first and memory == Memory() else propose(ctx, memory)
+    except Unreachable as error:
+        if not repaired:
+            raise
+        garbled_files.revive(ctx, error)
+        proposal = propose(ctx, memory)
+    if found.waiting:
+        if _still_waits(proposal):
+            written = _install(ctx, proposal)
+            return publish(ctx, Outcome(proposal, written, pending=True), barrier=False)
+        _refuse(ctx, proposal)
+        found = recover.give_up_waiting(ctx)
+        proposal = propose(ctx, ctx.store.memory())
+    barrier = found.barrier or ctx.barrier
+    outcome = _converge(ctx, proposal, ctx.store.memory(), barrier=barrier)
+    return replace(outcome, recovered=found.outcome, changed=(*repaired, *outcome.changed))
+
+
+def _still_waits(proposal: Proposal) -> bool:
+    """Is the written change still the right one, and its restart still not ours to do?"""
+    changes = proposal.edits.changes if proposal.edits else ()
+    return not changes and proposal.restart is not None and proposal.restart.kind == "none"
+
+
+def tell(ctx: Context, error: AgentError) -> None:
+    """Beside the status file, which goes where nothing answers any more (row 9) and where the
+    handlers lead nowhere. A failure to tell a failure must not hide it."""
+    try:
+        if isinstance(error, Unreachable | NoToolkit):
+            ctx.publisher.withdraw()
+        ctx.publisher.fail(error)
+    except Refused as second:
+        ctx.log("failure not told", reason=second.message)
+
+
+def _converge(
+    ctx: Context, proposal: Proposal, memory: Memory, *, barrier: bool, refused_cdi: bool = False
+) -> Outcome:
+    _refuse(ctx, proposal)
+    restart_spread.check_time(ctx, proposal.restart)
+    nodes = device_nodes.create(ctx, proposal.nodes)
+    if nodes:  # they belong into the spec
+        proposal = propose(ctx, memory, may_enable=False if refused_cdi else None)
+        _refuse(ctx, proposal)
+    written = (*nodes, *_install(ctx, proposal))
+    for warning in proposal.warnings:
+        ctx.log("warning", text=warning)
+    if proposal.restart is not None and proposal.restart.along:
+        ctx.log("units are restarted along", units=list(proposal.restart.along))
+    if proposal.configured:
+        outcome = tidied(ctx, memory, Outcome(proposal, written))
+        return publish(ctx, outcome, barrier=barrier)
+    assert proposal.node is not None
+    assert proposal.edits is not None
+    refused_cdi = refused_cdi or proposal.cdi_refused
+    request = change.Request(
+        purpose="apply",
+        runtime=proposal.runtime,
+        changes=proposal.edits.changes,
+        restart=proposal.restart,
+        wanted=proposal.edits.wanted,
+        before=states_of(proposal.node),
+        memory=_after(memory, proposal, refused_cdi=refused_cdi),
+        fingerprint=candidate.mark(ctx.host, proposal.node, proposal.edits),
+        check=functools.partial(kinds.refuse_changed, proposal.node, ctx.host),
+        why_not=functools.partial(why_not, ctx, proposal.node),
+    )
+    try:
+        done = change.carry_out(ctx, request)
+    except NotAccepted as error:
+        down_units(ctx, proposal.restart)
+        return _after_failure(ctx, proposal, memory, error, barrier=barrier)
+    except (RolledBack, RollbackFailed):
+        down_units(ctx, proposal.restart)
+        raise
+    if done.restarted:
+        reloaded.remember(ctx, proposal.runtime.endpoint)
+    outcome = replace(_outcome(proposal, done, written), down=down_units(ctx, proposal.restart))
+    outcome = tidied(ctx, request.memory, outcome)
+    return publish(ctx, outcome, barrier=barrier or done.barrier)
+
+
+def tidied(ctx: Context, memory: Memory, outcome: Outcome) -> Outcome:
+    """What nothing needs any more goes once the runtime is proven without it: specs of ours where
+    none are asked for, and the toolkit where it was before. `memory` is what is remembered beside
+    files."""
+    proposal = outcome.proposal
+    if outcome.pending:
+        return outcome
+    gone = own_specs.write(ctx, proposal.spec) if proposal.spec and proposal.spec.late else ()
+    left = []
+    for item in proposal.moved:
+        host = item.directory.host
+        try:
+            # Asked again: a pod can have come since.
+            if not _is_needed(ctx, proposal, host) and install.remove_from(ctx.host, host):
+                ctx.log("toolkit removed", directory=host)
+                gone = (*gone, host)
+                continue
+        except Refused as error:
+            ctx.log("warning", text=error.message)
+        left.append(host)
+    if tuple(left) != memory.moved:
+        now = replace(ctx.store.memory(), moved=tuple(left))
+        tidy(ctx, lambda: ctx.store.remember(now))
+    return replace(outcome, changed=(*outcome.changed, *gone))
+
+
+def _is_needed(ctx: Context, proposal: Proposal, host: str) -> bool:
+    if proposal.node is None or proposal.edits is None:
+        return True
+    after = toolkit_users.After(proposal.node, proposal.edits.changes, proposal.edits.files)
+    return toolkit_users.why_kept(ctx, after, host) is not None
+
+
+def down_units(ctx: Context, way: Restart | None) -> tuple[str, ...]:
+    """Units that ran before a restart and do not run after it, each told in the log."""
+    down = way.down() if way is not None else ()
+    for name in down:
+        ctx.log("warning", text=not_back(name))
+    return down
+
+
+def _install(ctx: Context, proposal: Proposal) -> tuple[str, ...]:
+    """What a runtime has to find when it starts: the handlers' programs (it asks them for their
+    features), and the devices. Gives what was written."""
+    spec = None if proposal.spec and proposal.spec.late else proposal.spec
+    return *install.write(proposal.toolkit, ctx.log), *own_specs.write(ctx, spec)
+
+
+def _after_failure(
+    ctx: Context, proposal: Proposal, memory: Memory, error: AgentError, *, barrier: bool
+) -> Outcome:
+    """Where native CDI could not be switched on, the node is as row 5 says (DESIGN section 3)."""
+    if proposal.decision.row != 4 or memory.enabled_cdi:
+        raise error
+    ctx.log("native CDI could not be switched on", reason=error.message)
+    try:
+        second = propose(ctx, memory, may_enable=False)
+        return _converge(ctx, second, memory, barrier=barrier, refused_cdi=True)
+    except Refused as other:
+        if isinstance(error, RolledBack):  # the runtime was restarted: that is no refusal
+            raise RolledBack(f"{error.message}; then: {other.message}") from other
+        raise
+
+
+def _outcome(proposal: Proposal, done: change.Done, written: tuple[str, ...]) -> Outcome:
+    assert proposal.edits is not None
+    runtime = replace(proposal.runtime, answer=done.answer) if done.answer else proposal.runtime
+    return Outcome(
+        replace(proposal, runtime=runtime),
+        (*written, *(item.path.host for item in proposal.edits.changes)),
+        restarted=done.restarted,
+        pending=done.pending,
+    )
+
+
+def _after(memory: Memory, proposal: Proposal, *, refused_cdi: bool) -> Memory:
+    """What is to be remembered beside files: the default of before, who switched CDI on, and that
+    it could not be switched on."""
+    assert proposal.edits is not None
+    assert proposal.node is not None
+    current = kinds.effective(proposal.node, proposal.node.files)
+    default = memory.default
+    if default is None and not wishes.is_nvidia(current, current.default):
+        default = current.default
+    refused = loaded(proposal.runtime, proposal.edits.files) if refused_cdi else None
+    enabled = memory.enabled_cdi or proposal.edits.wanted.enable_cdi
+    moved = tuple(item.directory.host for item in proposal.moved)
+    return replace(memory, default=default, enabled_cdi=enabled, cdi_refused=refused, moved=moved)
+
+
+def states_of(node: AnyNode) -> tuple[Wanted, ...]:
+    """What proves that a runtime is again as before a change; one of these has to hold.
+
+    It shows the default and those handlers of our names that it showed before. Where somebody
+    changed the files after its start, it shows what they say. More than that is not asked for, so
+    that an undo is not doubted for a detail.
+    """
+    default, handlers = kinds.shown(node.runtime.answer)
+    cri = kinds.effective(node, node.files)
+    states = ((default, handlers), (cri.default, tuple(cri.runtimes)))
+    shown, computed = (
+        Wanted({}, name, False, tuple(ours for ours in wishes.OUR_NAMES if ours not in there))
+        for name, there in states
+    )
+    return (shown,) if shown == computed else (shown, computed)
+
+
+def publish(ctx: Context, outcome: Outcome, *, barrier: bool) -> Outcome:
+    """Tell the device plugin, unless the restart is still to come.
+
+    `barrier`: `toolkit-ready` was there before the change, whoever owns it.
+    """
+    if outcome.pending:
+        ctx.publisher.withdraw()
+        ctx.publisher.fail(Pending(PENDING))
+        return outcome
+    content = lines(published.facts(ctx, outcome.proposal), ctx.boot_id, ctx.wall())
+    ctx.publisher.publish(content, barrier_was_there=barrier)
+    if outcome.changed or outcome.restarted:
+        tidy(ctx, ctx.store.forget_failure)
+    return outcome

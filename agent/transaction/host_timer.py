@@ -1,0 +1,186 @@
+"""The dead man's switch: what undoes a change when we are not there to do it (DESIGN 5.7).
+
+A runtime that a candidate stops takes our container with it and cannot start it again. So before
+the restart a timer is set on the host itself, which puts the originals back and restarts the
+runtime, with nothing but the host's own programs.
+
+Invariant: of the switch and us, one ends the change. A file in the state directory, the guard, is
+theirs who take it away first: the switch begins by renaming it and does nothing without it, a
+commit begins by removing it. So it may fire late, twice, or for a change long forgotten.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from agent.errors import Refused, reason
+from agent.host import files, trusted
+from agent.plan.context import Context
+from agent.runtimes.proof import NotProven
+from agent.runtimes.restart import Restart
+from agent.state.store import Entry, Journal, parents
+from agent.systemd.units import Command, SystemdError, Timer
+
+MARGIN = 20  # seconds beyond the proof; so long may the restart itself take
+# CRI-O ends once the containers have ended that are being stopped, each in its grace period, or
+# when systemd's stop timeout is over (90 s by default).
+_STOPS = {"crio": 90}
+FIRED = "the switch on the host has undone it meanwhile"
+
+_FOLDERS = ("/usr/bin", "/bin", "/usr/local/bin", "/run/current-system/sw/bin")
+# What neither systemd nor a program takes for anything but a part of a name.
+_PLAIN = re.compile(r"/[A-Za-z0-9@_.+,:=/~-]+")
+
+
+class CannotArm(Exception):
+    """There will be no switch; the message says why."""
+
+
+def choose(ctx: Context, restart: Restart | None) -> str | None:
+    """The mark of the switch of a change; None where it needs none: outside a container nothing
+    that the runtime does ends us."""
+    needed = restart is not None and restart.kind == "systemd" and not ctx.host.is_host
+    return os.urandom(4).hex() if needed else None
+
+
+def arm(ctx: Context, journal: Journal) -> None:
+    """Set the timer on the host. A host that cannot have one is logged, and the change goes on."""
+    if journal.switch is None or journal.restart is None:
+        return
+    unit = journal.restart[1]
+    try:
+        timer = _timer(ctx, journal, unit)
+        files.write(_guard(ctx, journal), files.new_state(b"", 0o600))
+        ctx.reach(ctx.host, unit)[0].start_timer(timer)
+    except (CannotArm, SystemdError, OSError) as error:
+        why = reason(error) if isinstance(error, OSError) else str(error)
+        ctx.log("no switch on the host", reason=why)
+        disarm(ctx, journal)
+    else:
+        ctx.log("switch on the host set", unit=timer.name, seconds=timer.delay)
+
+
+def claim(ctx: Context, journal: Journal) -> None:
+    """From here on the change is ours to commit: the switch does nothing any more.
+
+    Raises NotProven where it has begun, Refused where the disk does not play along.
+    """
+    if journal.switch is None:
+        return
+    try:
+        files.remove(_guard(ctx, journal))
+    except OSError as error:
+        raise Refused(f"cannot remove {_guard(ctx, journal)}: {reason(error)}") from error
+    if has_fired(ctx, journal):
+        raise NotProven(FIRED)
+
+
+def has_fired(ctx: Context, journal: Journal) -> bool:
+    """Has the switch begun, and maybe ended, to undo this change?"""
+    return journal.switch is not None and os.path.lexists(_fired(ctx, journal))
+
+
+def disarm(ctx: Context, journal: Journal) -> None:
+    """Remove the switch, whatever it has done. Without its guard it is harmless, so that what
+    cannot be stopped is only logged."""
+    if journal.switch is None or journal.restart is None:
+        return
+    try:
+        for path in (_guard(ctx, journal), _fired(ctx, journal)):
+            files.discard(path)
+    except OSError as error:
+        ctx.log("switch on the host not disarmed", reason=reason(error))
+    try:
+        way, _ = ctx.reach(ctx.host, journal.restart[1])
+        for name in Timer(_name(journal), 0, (), "").units:
+            way.stop(name)
+    except SystemdError as error:
+        ctx.log("switch on the host not stopped", unit=_name(journal), reason=str(error))
+
+
+def _name(journal: Journal) -> str:
+    return f"toolkit-agent-undo-{journal.switch}"
+
+
+def _guard(ctx: Context, journal: Journal) -> str:
+    return ctx.store.path(f"switch-{journal.switch}.armed")
+
+
+def _fired(ctx: Context, journal: Journal) -> str:
+    return ctx.store.path(f"switch-{journal.switch}.fired")
+
+
+def _timer(ctx: Context, journal: Journal, unit: str) -> Timer:
+    """Raises CannotArm."""
+    delay = int(ctx.settings.proof_timeout) + MARGIN + _STOPS.get(journal.kind, 0)
+    text = f"Undo a change of {unit} by a toolkit-agent that is gone"
+    return Timer(_name(journal), delay, _commands(ctx, journal, unit), text)
+
+
+def _commands(ctx: Context, journal: Journal, unit: str) -> tuple[Command, ...]:
+    """What puts everything back, each file for itself."""
+    move, remove, prune, systemctl = (
+        _program(ctx, name) for name in ("mv", "rm", "rmdir", "systemctl")
+    )
+    state = _same_on_host(ctx, ctx.host.name(ctx.store.directory), ctx.store.directory)
+    armed, fired = (
+        _plain(os.path.join(state, os.path.basename(path(ctx, journal))))
+        for path in (_guard, _fired)
+    )
+    commands = [Command((move, "-T", armed, fired))]
+    for entry in reversed(journal.entries):
+        directory = os.path.dirname(entry.host)
+        _same_on_host(ctx, directory, os.path.dirname(entry.agent))
+        if entry.before is not None:
+            commands += _bring_back(ctx, entry, move, state)
+            continue
+        commands.append(Command((remove, "-f", _plain(entry.host)), may_fail=True))
+        made = parents(entry.host, entry.made)
+        commands += [Command((prune, _plain(folder)), may_fail=True) for folder in made]
+    commands.append(Command((systemctl, "reset-failed", unit), may_fail=True))
+    return (*commands, Command((systemctl, "restart", unit)))
+
+
+def _bring_back(ctx: Context, entry: Entry, move: str, state: str) -> tuple[Command, ...]:
+    """The original moved over the file in one step, from where it waits; where it could not wait
+    there (the directory outside is not ours to write), it is made ready there first."""
+    waiting = os.path.join(entry.outside or os.path.dirname(entry.host),
+                           os.path.basename(entry.undo))  # fmt: skip
+    back = Command((move, "-f", "-T", _plain(waiting), _plain(entry.host)), may_fail=True)
+    if entry.outside is None or os.path.lexists(entry.undo):
+        return (back,)
+    saved = os.path.join(state, "originals", entry.before or "")
+    owner = ("-o", str(entry.uid), "-g", str(entry.gid), "-m", f"{entry.mode:04o}")
+    words = (_program(ctx, "install"), "-T", *owner, _plain(saved), _plain(waiting))
+    return Command(words, may_fail=True), back
+
+
+def _plain(path: str) -> str:
+    if _PLAIN.fullmatch(path) is None:
+        raise CannotArm(f"systemd could misread {path}")
+    return path
+
+
+def _program(ctx: Context, name: str) -> str:
+    """A program of the host, as the host calls it."""
+    for folder in _FOLDERS:
+        path = os.path.join(folder, name)
+        try:
+            # systemd runs it by this path, which only root can change
+            found = trusted.require(ctx.host, path, f"run {path}").agent
+        except Refused:
+            continue
+        if os.path.isfile(found) and os.access(found, os.X_OK):
+            return path
+    raise CannotArm(f"the host has no {name}")
+
+
+def _same_on_host(ctx: Context, path: str, agent: str) -> str:
+    """The host's name of a directory, once it is sure that the host knows it by this name."""
+    try:
+        if os.path.samefile(ctx.host.root + path, agent):
+            return path
+    except OSError:
+        pass
+    raise CannotArm(f"it is not sure what {agent} is called on the host")

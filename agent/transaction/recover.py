@@ -1,0 +1,182 @@
+"""Finishing or undoing what an earlier run left.
+
+Invariant: after it there is no journal, except one that waits for somebody else's restart: a
+change that the runtime proves is committed, every other one is undone (DESIGN section 5).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from agent.cri import process
+from agent.errors import RollbackFailed, Unreachable
+from agent.plan.context import Context, tidy
+from agent.runtimes import restart
+from agent.runtimes.proof import NotProven
+from agent.runtimes.restart import Restart
+from agent.state import store
+from agent.state.store import TIDYING, Entry, Journal
+from agent.transaction import change, file_changes, host_timer
+
+_PAUSE = 0.1  # seconds between two looks at a socket
+_COARSE = 0.05  # seconds; neither start times nor times of files are exact
+_PATIENCE = 3.0  # seconds for the answers of a runtime that may be well
+_DYING = 3.0  # seconds that a runtime which was told to end may still answer
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What became of an unfinished change: committed, undone or awaiting-restart; None where there
+    was none. `barrier`: `toolkit-ready` was there before it."""
+
+    outcome: str | None = None
+    barrier: bool = False
+
+    @property
+    def waiting(self) -> bool:
+        """Files are written, the restart is still to come."""
+        return self.outcome == "awaiting-restart"
+
+
+def recover(ctx: Context) -> Recovered:
+    """Deal with an unfinished change. Raises RollbackFailed where it can be neither finished nor
+    undone."""
+    journal = ctx.store.journal()
+    if journal is None:
+        return Recovered()
+    if journal.stage == TIDYING:
+        tidy(ctx, lambda: change.close(ctx, journal))
+        return Recovered()
+    ctx.log("unfinished change found", purpose=journal.purpose, stage=journal.stage)
+    barrier = journal.barrier is not None and journal.boot_id == ctx.boot_id
+    way = restart.resume(*journal.restart, ctx.host) if journal.restart else None
+    if journal.stuck is not None:
+        _wait_for_a_cause(ctx, journal)
+    if host_timer.has_fired(ctx, journal):
+        ctx.log("the switch on the host has fired")
+        _remember(ctx, journal, host_timer.FIRED)
+        return _undo(ctx, journal, way, barrier=barrier, by_switch=True)
+    if not _has_restarted(ctx, journal):
+        if journal.stage == "awaiting-restart" and store.is_written(journal):
+            return Recovered("awaiting-restart", barrier)
+        told = journal.stage == "restarted"  # it is still there, and may be about to end
+        return _undo(ctx, journal, way if told else None, barrier=barrier, told=told)
+    if store.is_written(journal):
+        try:
+            change.prove_change(ctx, journal)
+            host_timer.claim(ctx, journal)
+        except NotProven as error:
+            ctx.log("change not proven", reason=str(error))
+            _remember(ctx, journal, str(error))
+        else:
+            change.commit(ctx, journal)
+            return Recovered("committed", barrier)
+    return _undo(ctx, journal, way, barrier=barrier)
+
+
+def _undo(
+    ctx: Context, journal: Journal, way: Restart | None, *,
+    barrier: bool, told: bool = False, by_switch: bool = False,
+) -> Recovered:  # fmt: skip
+    """Undo the change. A runtime that is well on the files as they are by then is not restarted.
+
+    Raises RollbackFailed. A file that somebody else changed meanwhile is left alone and no failure:
+    what follows works on it as it is.
+    """
+    healthy = not told and _is_healthy(ctx, journal)
+    if healthy or way is None:
+        undone = file_changes.undo(ctx.store, journal)
+        change.finish_undo(ctx, journal, undone, recovering=True)
+        return Recovered("undone", barrier)
+    change.undo_and_prove(ctx, journal, way, told=told, restarted=by_switch, recovering=True)
+    return Recovered("undone", barrier)
+
+
+def _is_healthy(ctx: Context, journal: Journal) -> bool:
+    """Does the runtime run, as before the change, on the files as an undo would leave them?
+
+    So it is where somebody repaired a file or restarted the runtime since the change failed.
+    """
+    try:
+        running = ctx.running(change.endpoint(ctx, journal))
+    except Unreachable:
+        return False
+    if running is None:
+        return False
+    began = process.started(running, ctx.wall)
+    foreign = False
+    for entry in journal.entries:
+        now = store.digest_of(entry.agent, entry.host)
+        if now == entry.after and now != entry.before:
+            return False  # the undo is still to come, and the runtime may be on the candidate
+        foreign = foreign or now != entry.before
+        if _changed(entry) >= began - _COARSE:
+            return False
+    states = () if foreign else change.states_before(journal)
+    return change.is_back(ctx, journal, states, _PATIENCE)
+
+
+def _changed(entry: Entry) -> float:
+    """When a file was changed last, or went."""
+    try:
+        return os.lstat(entry.agent).st_ctime
+    except OSError:
+        return _moment_of(os.path.dirname(entry.agent))
+
+
+def _moment_of(directory: str) -> float:
+    try:
+        return os.stat(directory).st_mtime
+    except OSError:
+        return 0.0
+
+
+def _wait_for_a_cause(ctx: Context, journal: Journal) -> None:
+    """A runtime that could not be brought back is not restarted for the same cause again. Raises
+    RollbackFailed where nothing has changed since."""
+    assert journal.stuck is not None
+    mark, text = journal.stuck
+    if mark == change.resting_mark(ctx, journal) and not _is_healthy(ctx, journal):
+        raise RollbackFailed(text)
+
+
+def _remember(ctx: Context, journal: Journal, why: str) -> None:
+    tidy(ctx, lambda: change.remember_failure(ctx, journal.fingerprint, why))
+
+
+def give_up_waiting(ctx: Context) -> Recovered:
+    """Undo a change whose restart never came; no runtime has seen it. Raises RollbackFailed."""
+    journal = ctx.store.journal()
+    if journal is None:
+        return Recovered()
+    undone = file_changes.undo(ctx.store, journal)
+    change.finish_undo(ctx, journal, undone, recovering=True)
+    return Recovered("undone", journal.barrier is not None)
+
+
+def _has_restarted(ctx: Context, journal: Journal) -> bool:
+    """Can the runtime have seen the new files: is it another process than before, or down?
+
+    Where a restart was under way, the new process is waited for, and so is the end of the old one,
+    for a while: it answers until it has tidied up. A process that cannot be seen,
+    then and now, is taken for the old one: nobody but us would have restarted it on our files.
+    """
+    if journal.boot_id != ctx.boot_id:
+        return True
+    if journal.restart is None:
+        return False
+    where, began = change.endpoint(ctx, journal), ctx.clock()
+    end = began + ctx.settings.proof_timeout
+    while True:
+        try:
+            if ctx.identity(where) != journal.process:
+                return True
+            if journal.stage != "restarted" or ctx.clock() >= min(end, began + _DYING):
+                return False
+        except Unreachable:
+            if journal.stage == "prepared":
+                return False  # it went down by itself
+            if journal.stage == "written" or ctx.clock() >= end or ctx.hopeless(where):
+                return True
+        ctx.sleep(_PAUSE)

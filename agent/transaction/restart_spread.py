@@ -1,0 +1,30 @@
+"""Putting restarts off, so that a first rollout does not restart all runtimes of a cluster at once.
+
+Invariant: pure. The same node name gives the same part of `--restart-spread`. Only a change that
+needs a restart is put off, before anything is touched; nothing that brings a runtime back is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+
+from agent.errors import PutOff
+from agent.plan.context import Context
+from agent.runtimes.restart import Restart
+
+
+def part(name: str, spread: float) -> float:
+    """Seconds from 0 up to `spread` seconds, by the name of the node."""
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+    return spread * int.from_bytes(digest[:8], "big") / 2**64
+
+
+def check_time(ctx: Context, restart: Restart | None) -> None:
+    """Raises PutOff where a restart is needed before `ctx.restart_after`."""
+    left = ctx.restart_after - ctx.clock()
+    if restart is None or restart.kind == "none" or left <= 0:
+        return
+    moment = time.strftime("%H:%M:%S", time.gmtime(round(ctx.wall() + left)))
+    text = f"cannot be ready yet: restart put off until {moment} UTC (restart spread)"
+    raise PutOff(text, ctx.restart_after)

@@ -1,0 +1,288 @@
+"""Back to the remembered original.
+
+Invariant: a file that somebody edited since we wrote it is never overwritten, a file that somebody
+imports by name is never deleted, and a handler is never taken from under a running pod.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from dataclasses import dataclass, replace
+
+from agent.decide import DEFAULT_DIRS
+from agent.errors import AgentError, Locked, Refused, Unreachable
+from agent.host import files
+from agent.host.files import Change
+from agent.plan import garbled_files, known_gpus, obstacles, own_specs, pod_guard, toolkit_users
+from agent.plan.context import Context
+from agent.plan.propose import tried_out, why_not
+from agent.runtimes import kinds
+from agent.runtimes import node as nodes
+from agent.runtimes.containerd.merge import Cri
+from agent.runtimes.containerd.preflight import Candidate
+from agent.runtimes.desired import OUR_NAMES, Wanted
+from agent.runtimes.kinds import AnyNode, Files
+from agent.runtimes.restart import Restart, not_back
+from agent.state import store
+from agent.state.store import Memory, parents
+from agent.toolkit import install
+from agent.transaction import change, original_files, recover, stand_aside
+from agent.transaction.converge import down_units, states_of, tell
+
+
+@dataclass(frozen=True, slots=True)
+class Reverted:
+    """What was put back, which of it is `removed` by that, and whether the runtime was restarted
+    for it (or still has to be); `notes` are what a person has to know besides."""
+
+    changed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    restarted: bool = False
+    pending: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A revert that nothing speaks against. `request` None: no file and no runtime has to change;
+    `dirs` are where specs of ours may lie."""
+
+    request: change.Request | None
+    dirs: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def revert(ctx: Context, *, keep_edits: bool = False, toolkit: bool = False) -> Reverted:
+    """Undo everything that was ever applied, prove it, and withdraw readiness.
+
+    `toolkit`: what was installed goes too. Raises Refused, with nothing touched, where a file was
+    edited since (`keep_edits` then takes our keys out of it), where a pod still uses a handler that
+    would go, where anything still needs a program that would go, and where a file cannot be
+    written. A `run` that holds the lock is asked to stand aside, and stays so after a revert.
+    """
+    try:
+        with stand_aside.lock_of_the_node(ctx) as ours, ours.locked():
+            return _revert(ours, keep_edits=keep_edits, toolkit=toolkit)
+    except Locked:
+        raise
+    except AgentError as error:
+        tell(ctx, error)
+        raise
+
+
+def _revert(ctx: Context, *, keep_edits: bool, toolkit: bool) -> Reverted:
+    waiting = recover.recover(ctx).waiting
+    memory = store.current_memory(ctx.store)
+    garbled_files.repair(ctx, memory)
+    plan = _plan(ctx, memory, keep_edits=keep_edits, toolkit=toolkit)
+    if waiting:  # no runtime has seen what we wrote last: that goes first
+        recover.give_up_waiting(ctx)
+        memory = ctx.store.memory()
+        plan = _plan(ctx, memory, keep_edits=keep_edits, toolkit=toolkit)
+    return _carry_out(ctx, memory, plan, toolkit=toolkit)
+
+
+def _carry_out(ctx: Context, memory: Memory, plan: _Plan, *, toolkit: bool) -> Reverted:
+    request, done = plan.request, Reverted()
+    for note in (*plan.notes, *(request.restart.warnings if request and request.restart else ())):
+        ctx.log("warning", text=note)
+    if request is not None:
+        if request.restart is not None and request.restart.along:
+            ctx.log("units are restarted along", units=list(request.restart.along))
+        try:
+            end = change.carry_out(ctx, request)
+        finally:
+            down = down_units(ctx, request.restart)
+        plan = replace(plan, notes=(*plan.notes, *map(not_back, down)))
+        changed = tuple(item.path.host for item in request.changes)
+        done = Reverted(changed, (), end.restarted, pending=end.pending)
+    if memory.files or own_specs.present(ctx, plan.dirs):
+        ctx.publisher.withdraw()  # first: whatever becomes of the rest, nothing is ready
+    if not done.pending:
+        _forget(ctx, memory)
+    gone = own_specs.remove(ctx, plan.dirs)
+    if toolkit and not done.pending:
+        gone = (*gone, *install.remove(ctx.settings, ctx.host))
+        gone += tuple(host for host in memory.moved if install.remove_from(ctx.host, host))
+    ctx.publisher.forgive()
+    changed = (*done.changed, *gone)
+    removed = tuple(h for h in changed if not os.path.lexists(ctx.host.agent_path(h)))
+    return replace(done, changed=changed, removed=removed, notes=plan.notes)
+
+
+def _plan(ctx: Context, memory: Memory, *, keep_edits: bool, toolkit: bool) -> _Plan:
+    """All that can refuse is asked here, and nothing is written. Raises AgentError."""
+    if toolkit:
+        _refuse_needed(ctx, memory, keep_edits)
+    request, notes = _request(ctx, memory, keep_edits) if memory.files else (None, ())
+    dirs = _spec_dirs(ctx)
+    blocked = obstacles.of_removal(ctx, own_specs.ours(ctx, dirs))
+    if request is not None and blocked is None:
+        blocked = obstacles.of_changes(ctx, request.changes, transaction=True)
+    if toolkit and blocked is None:
+        blocked = obstacles.of_toolkit_removal(ctx)
+    if blocked is not None:
+        raise blocked
+    return _Plan(request, dirs, notes)
+
+
+def _refuse_needed(ctx: Context, memory: Memory, keep_edits: bool) -> None:
+    """The toolkit stays as long as a pod runs by it, or a file names a program of it that will
+    not be there. Raises Refused."""
+    install.require_removable(ctx.settings, ctx.host, memory.moved)
+    names = install.installed(ctx.settings, ctx.host)
+    if not names and not memory.moved:
+        return
+    node = _look(ctx, memory)
+    changes, files_after = (
+        _files_after(ctx, node, memory, keep_edits) if memory.files else ((), node.files)
+    )
+    after = toolkit_users.After(node, changes, files_after)
+    left = install.left(ctx.settings, ctx.host, names) if names else ()
+    where = [(names, left)] if names else []
+    where += [((host,), ()) for host in memory.moved]
+    for directory, stays in where:
+        if error := toolkit_users.refusal(ctx, after, directory, stays):
+            raise error
+
+
+def _files_after(
+    ctx: Context, node: AnyNode, memory: Memory, keep_edits: bool
+) -> tuple[tuple[Change, ...], Files]:
+    """What a revert changes, and the files as they will be."""
+    changes = original_files.changes(ctx, node, memory, keep_edits=keep_edits)
+    # The root file first: once it no longer imports them, the others can go.
+    changes = tuple(sorted(changes, key=lambda item: item.path.host != node.root.path.host))
+    return changes, kinds.load(node, ctx.host, {item.path.host: item.after for item in changes})
+
+
+def _spec_dirs(ctx: Context) -> tuple[str, ...]:
+    """Where a spec of ours may lie: where the runtime looks, if it says so, or would by default."""
+    try:
+        runtime = nodes.find_runtime(ctx.settings, ctx.host)
+    except (Refused, Unreachable):
+        return DEFAULT_DIRS
+    return nodes.spec_directories(runtime, ctx.host)
+
+
+def _forget(ctx: Context, memory: Memory) -> None:
+    """Nothing is remembered any more, and directories that we made are gone as far as empty."""
+    for host, original in memory.files.items():
+        if original.digest is None:
+            above = parents(ctx.host.agent_path(host), original.made)
+            with contextlib.suppress(OSError):  # an empty directory does no harm
+                files.remove_directories(above)
+    ctx.store.remember(Memory())
+    with contextlib.suppress(OSError):
+        known_gpus.forget(ctx.store)
+    ctx.store.forget_failure()
+    ctx.store.prune(Memory())
+
+
+def _request(
+    ctx: Context, memory: Memory, keep_edits: bool
+) -> tuple[change.Request | None, tuple[str, ...]]:
+    """What has to happen to files and runtime, None where nothing has to; and notes."""
+    node = _look(ctx, memory)
+    changes, after = _files_after(ctx, node, memory, keep_edits)
+    cri_after, cri_now = kinds.effective(node, after), kinds.effective(node, node.files)
+    default, running = kinds.shown(node.runtime.answer)
+    going = _going(cri_now, cri_after, running)
+    if used := pod_guard.revert_refusal(ctx, node, after):
+        raise used
+    wanted = Wanted({}, cri_after.default, False, going)
+    lost, notes = _lost(ctx, node, memory)
+    ours = default in (*OUR_NAMES, *going)
+    stays = kinds.unproven(
+        replace(wanted, default=wanted.default if ours else None), node.runtime.answer
+    )
+    if not changes and (lost or not stays):
+        return None, notes
+    way = None if lost else _way(ctx, node, changes, stays)
+    if way is not None and (blocked := kinds.deadly(node, ctx.host, after)):
+        raise blocked
+    changed = tuple(n for n in cri_now.runtimes if cri_now.table(n) != cri_after.table(n))
+    checked = kinds.check(ctx.host, node, Candidate(after, (), (*OUR_NAMES, *going, *changed)))
+    if not checked.done:
+        notes = (*notes, f"not pre-flighted: {checked.note}")
+    if way is not None:
+        notes = (*notes, *_tried(ctx, node, changes, wanted))
+    request = change.Request(
+        purpose="revert",
+        runtime=node.runtime,
+        changes=changes,
+        restart=way,
+        wanted=wanted,
+        before=states_of(node),
+        why_not=functools.partial(why_not, ctx, node),
+        memory=memory,
+        fingerprint="revert",
+        check=(lambda: None)
+        if any(item.before is None for item in changes)  # it was looked at as it will be
+        else functools.partial(kinds.refuse_changed, node, ctx.host),
+    )
+    return request, notes
+
+
+def _tried(
+    ctx: Context, node: AnyNode, changes: tuple[Change, ...], wanted: Wanted
+) -> tuple[str, ...]:
+    """What a trial start has to say. Raises Refused where the runtime would not come back."""
+    tried = tried_out(ctx, node, changes, wanted, "revert")
+    if tried.refusal is not None:
+        raise tried.refusal
+    if tried.done and not tried.warning:
+        return ()
+    return (tried.warning or f"not tried: {tried.note}",)
+
+
+def _look(ctx: Context, memory: Memory) -> AnyNode:
+    """The node. A file that somebody removed although another one imports it by name comes back
+    with its original: no runtime starts without it. Raises Refused or Unreachable."""
+    runtime = nodes.find_runtime(ctx.settings, ctx.host)
+    try:
+        return kinds.look(ctx.settings, ctx.host, runtime)
+    except Refused:
+        overlay = original_files.originals(ctx, memory, original_files.removed(ctx, memory))
+        if not overlay:
+            raise
+        return kinds.look(ctx.settings, ctx.host, runtime, overlay=overlay)
+
+
+def _lost(ctx: Context, node: AnyNode, memory: Memory) -> tuple[bool, tuple[str, ...]]:
+    """Whether somebody removed the root file, and what to say of files that were removed.
+
+    A restart without the root file would take its settings along (where the runtime listens, where
+    its containers are), so that we ask for none.
+    """
+    gone = original_files.removed(ctx, memory)
+    notes = [f"{host} was removed since it was written: nothing is restored there" for host in gone]
+    lost = node.root.state is None and node.root.path.host in gone
+    if lost:
+        notes.append(
+            "the runtime is not restarted, for it would start without that file; it has our "
+            "handlers until its next restart"
+        )
+    return lost, tuple(notes)
+
+
+def _way(
+    ctx: Context, node: AnyNode, changes: tuple[Change, ...], stays: list[str]
+) -> Restart | None:
+    """How the runtime is restarted; None where it need not be. Raises Refused."""
+    changed = tuple(item.path.host for item in changes)
+    if changed and not kinds.needs_restart(node, changed):
+        return None
+    if not changed and not stays:
+        return None
+    runtime = node.runtime
+    return ctx.choose_restart(ctx.settings.restart_mode, runtime.process, ctx.host, runtime.kind)
+
+
+def _going(now: Cri, after: Cri, running: tuple[str, ...]) -> tuple[str, ...]:
+    """Handlers of the files (also a runc that we made), or ours of the running runtime, that there
+    will be no more."""
+    names = (*now.runtimes, *(name for name in running if name in OUR_NAMES))
+    return tuple(dict.fromkeys(name for name in names if name not in after.runtimes))
