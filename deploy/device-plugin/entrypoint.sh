@@ -18,6 +18,7 @@ stopped=0
 # shellcheck source-path=SCRIPTDIR source=decision.sh
 . "$(dirname "$0")/decision.sh"
 every=${TOOLKIT_DECISION_INTERVAL:-2} # seconds
+host=${HOST_ROOT_MOUNT:-/host}
 
 say() { echo "entrypoint: $*" >&2; }
 
@@ -41,9 +42,30 @@ give_all() {
     give NVIDIA_DRIVER_ROOT "$new_driver_root"
     give NVIDIA_DEV_ROOT "$new_dev_root"
     seen=''
-    [ -z "${NVIDIA_DRIVER_ROOT:-}" ] || seen=${HOST_ROOT_MOUNT:-/host}${NVIDIA_DRIVER_ROOT%/}
+    [ -z "${NVIDIA_DRIVER_ROOT:-}" ] || seen=$host${NVIDIA_DRIVER_ROOT%/}
     give CONTAINER_DRIVER_ROOT "$seen"
     unset DRIVER_ROOT_CTR_PATH # the plugin's other name for it, which would win
+}
+
+# Can the plugin serve with this decision? With a CDI strategy and no driver it ends at once, whatever
+# FAIL_ON_INIT_ERROR says. With a directory dev in the driver's root it looks for device nodes nowhere
+# else, and where there are none it hands out GPUs that no CDI spec describes.
+can_serve() {
+    read_decision || return 1
+    case ${DEVICE_LIST_STRATEGY_OVERRIDE:-$new_strategy} in *cdi-*) ;; *) return 0 ;; esac
+    root=${NVIDIA_DRIVER_ROOT_OVERRIDE:-$new_driver_root}
+    [ -z "${CONTAINER_DRIVER_ROOT_OVERRIDE:-}" ] || return 0
+    why='it names no driver that has device nodes, and CDI needs one'
+    [ -n "$root" ] || return 1
+    why="the plugin takes device nodes from ${root%/}/dev alone, and there are none; if they are"
+    why="$why elsewhere, remove that directory"
+    has_nodes "$host${root%/}/dev"
+}
+
+has_nodes() {
+    [ -d "$1" ] || return 0
+    set -- "$1"/nvidia[0-9]*
+    [ -e "$1" ]
 }
 
 # Sleep, but wake for a signal; the sleep is ended too.
@@ -53,13 +75,13 @@ pause() {
     wait "$nap" 2>/dev/null || kill "$nap" 2>/dev/null
 }
 
-until read_decision; do
-    [ "$stopped" = 0 ] || exit 0
-    say_waiting 15 # every half a minute, where a look comes every two seconds
-    pause
-done
-
 while :; do
+    looks=0
+    until can_serve; do
+        [ "$stopped" = 0 ] || exit 0
+        say_waiting 15 # every half a minute, where a look comes every two seconds
+        pause
+    done
     hash=$new_hash
     give_all
     [ "$stopped" = 0 ] || exit 0

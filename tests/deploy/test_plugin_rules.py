@@ -18,7 +18,8 @@ from agent import status
 from agent.cdi.driver import driver
 from agent.host.paths import HostRoot
 from agent.options import settings
-from tests.deploy.plugin_rules import STRATEGIES
+from tests.deploy.plugin_rules import STRATEGIES, Invalid
+from tests.deploy.plugin_rules import start as start_plugin
 from tests.tools.driver import VERSION, make_driver, make_nodes, remove_driver
 from tests.tools.runtimes import ROOT
 from tests.tools.shells import SHELLS, start
@@ -61,6 +62,12 @@ class _Plugin:
                 return json.loads(lines[count - 1])
             assert time.monotonic() < end, lines
             time.sleep(0.02)
+
+    def says_nothing(self, besides: int = 0) -> bool:
+        """It is not started for some looks at the decision, after `besides` starts."""
+        time.sleep(0.7)
+        said = self._said.read_text("utf-8") if self._said.exists() else ""
+        return len(said.splitlines()) == besides
 
 
 @contextmanager
@@ -140,11 +147,67 @@ def test_driver_that_moves(host: Path) -> None:
 
 
 def test_no_driver(host: Path) -> None:
-    """No root is published, and none of another node's is left to the plugin."""
+    """The plugin would end at once, whatever FAIL_ON_INIT_ERROR says, and its pod crash over and
+    over: it is started when there is a driver, and with no root of another node's."""
     host.joinpath("dev").mkdir()
     _publish(host)
     with _plugin(SHELLS[0], host) as plugin:
-        assert "only supported on NVML" in str(plugin.says(1))
+        assert plugin.says_nothing()
+        make_driver(host)
+        _publish(host)
+        assert plugin.says(1) == _served("/", "/")
+
+
+def test_driver_that_is_replaced(host: Path) -> None:
+    """A driver container that is upgraded has no driver for a while. The plugin, whose own spec
+    names the old files, is stopped meanwhile and started on the new driver."""
+    make_driver(host / _CONTAINER)
+    _publish(host)
+    with _plugin(SHELLS[0], host) as plugin:
+        plugin.says(1)
+        remove_driver(host / _CONTAINER)
+        _publish(host)
+        assert plugin.says_nothing(besides=1)
+        make_driver(host / _CONTAINER, "560.1.1")
+        _publish(host)
+        new = _served("/run/nvidia/driver/", "/run/nvidia/driver/")
+        new["library"] = str(new["library"]).replace(VERSION, "560.1.1")
+        assert plugin.says(2) == new
+
+
+def test_directory_dev_without_nodes(host: Path) -> None:
+    """The driver's root has a directory dev, and the nodes are in the host's. The plugin looks in
+    that directory alone. It is not started: it would register GPUs that no CDI spec describes."""
+    make_driver(host / _CONTAINER, nodes=False)
+    make_nodes(host)
+    empty = host / _CONTAINER / "dev"
+    empty.mkdir()
+    _publish(host)
+    root = {"DEVICE_LIST_STRATEGY": "cdi-cri", "CONTAINER_DRIVER_ROOT": str(host / _CONTAINER)}
+    assert start_plugin(root).node is None
+    with _plugin(SHELLS[0], host) as plugin:
+        assert plugin.says_nothing()
+        make_nodes(host / _CONTAINER)
+        assert plugin.says(1)
+
+
+def test_injected_library(host: Path) -> None:
+    """Why the component asks the runtime for the driver (runtime class, NVIDIA_VISIBLE_DEVICES):
+    releases before 0.18.1 find NVML in the container only, and links of Debian's packages lead out
+    of the host's / as the plugin sees it."""
+    make_driver(host)
+    env = {"DEVICE_LIST_STRATEGY": "cdi-cri", "CONTAINER_DRIVER_ROOT": str(host)}
+    library = host / _LIBRARY
+    assert start_plugin(env).library == f"/{_LIBRARY}"
+    with pytest.raises(Invalid, match="only supported on NVML"):
+        start_plugin(env, (0, 17, 4))
+    assert start_plugin(env, (0, 17, 4), library).library == f"/{_LIBRARY}"
+    name = library.with_name("libnvidia-ml.so.1")
+    name.unlink()
+    name.symlink_to("/etc/alternatives/glx--libnvidia-ml.so.1-x86_64-linux-gnu")
+    with pytest.raises(Invalid, match="only supported on NVML"):
+        start_plugin(env)
+    assert start_plugin(env, injected=library).library == f"/{_LIBRARY}"
 
 
 def test_directory_made_anew(host: Path) -> None:

@@ -46,6 +46,7 @@ def decision(**changed: str) -> str:
         "DEVICE_LIST_STRATEGY": "cdi-cri",
         "CDI_ANNOTATION_PREFIX": "cdi.k8s.io/",
         "NVIDIA_CDI_HOOK_PATH": "/opt/hook",
+        "NVIDIA_DRIVER_ROOT": "/",
         **changed,
     }
     return "".join(f"{key}={value}\n" for key, value in values.items() if value)
@@ -63,6 +64,7 @@ class Plugin:
         self.env = {
             "PATH": os.defpath, "OUT": str(self.out), "TOOLKIT_DECISION_INTERVAL": "0.1",
             "TOOLKIT_DECISION_FILE": str(self.file), "DEVICE_LIST_STRATEGY": "envvar",
+            "HOST_ROOT_MOUNT": str(directory / "host"),
         }  # fmt: skip
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -139,6 +141,29 @@ def test_starts_anew_when_the_decision_changes(plugin: Plugin) -> None:
     )  # fmt: skip
     said = plugin.until(lambda lines: len(lines) == 3)
     assert said[1:] == ["ended", "envvar none none argument"]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        {"DEVICE_LIST_STRATEGY_OVERRIDE": "envvar"},
+        {"NVIDIA_DRIVER_ROOT_OVERRIDE": "/opt/driver"},
+        {"CONTAINER_DRIVER_ROOT_OVERRIDE": "/driver-root"},
+    ],
+    ids=lambda words: next(iter(words)),
+)
+def test_no_driver_and_an_override(plugin: Plugin, override: dict[str, str]) -> None:
+    """Who says where the driver is, or that no CDI is wanted, waits for no driver."""
+    plugin.write(decision(NVIDIA_DRIVER_ROOT=""))
+    plugin.start(**override)
+    assert len(plugin.until(bool)) == 1
+
+
+def test_no_driver_without_cdi(plugin: Plugin) -> None:
+    """Other strategies work without NVML (Tegra), and the plugin waits by itself."""
+    plugin.write(decision(NVIDIA_DRIVER_ROOT="", DEVICE_LIST_STRATEGY="envvar"))
+    plugin.start()
+    assert len(plugin.until(bool)) == 1
 
 
 @pytest.mark.parametrize(
