@@ -1,5 +1,7 @@
 #!/bin/sh
-# Start the device plugin on this node's decision, and start it anew when the decision changes.
+# Start the device plugin on this node's decision, and start it anew when the decision changes. When
+# the driver does, end: the libraries and device nodes in this container are of the driver that was
+# there when it was made, and the kubelet makes another one.
 #
 #     entrypoint.sh PROGRAM [ARGUMENTS...]
 #
@@ -14,6 +16,7 @@ pass() { [ -z "$child" ] || kill -s "$1" "$child" 2>/dev/null; }
 trap 'stopped=1; pass TERM' TERM INT
 trap 'pass HUP' HUP
 stopped=0
+moved=0
 
 # shellcheck source-path=SCRIPTDIR source=decision.sh
 . "$(dirname "$0")/decision.sh"
@@ -52,6 +55,8 @@ give_all() {
 # else, and where there are none it hands out GPUs that no CDI spec describes.
 can_serve() {
     read_decision || return 1
+    roots="$new_driver_root $new_dev_root"
+    [ "${made_with=$roots}" = "$roots" ] || moved=1
     case ${DEVICE_LIST_STRATEGY_OVERRIDE:-$new_strategy} in *cdi-*) ;; *) return 0 ;; esac
     root=${NVIDIA_DRIVER_ROOT_OVERRIDE:-$new_driver_root}
     [ -z "${CONTAINER_DRIVER_ROOT_OVERRIDE:-}" ] || return 0
@@ -82,6 +87,10 @@ while :; do
         say_waiting 15 # every half a minute, where a look comes every two seconds
         pause
     done
+    if [ "$moved" = 1 ]; then
+        say 'the driver has changed; ending, so that the container is made anew with it'
+        exit 0
+    fi
     hash=$new_hash
     give_all
     [ "$stopped" = 0 ] || exit 0
@@ -94,7 +103,7 @@ while :; do
     while kill -0 "$child" 2>/dev/null; do
         pause
         if [ "$stopped" = 0 ] && read_decision && [ "$new_hash" != "$hash" ]; then
-            say 'the decision has changed; starting the plugin anew'
+            say 'the decision has changed; stopping the plugin'
             changed=1
             pass TERM
             break

@@ -50,8 +50,14 @@ def _publish(host: Path) -> None:
 class _Plugin:
     """A plugin behind the component's entrypoint, in a pod that has the host's / at `host`."""
 
-    def __init__(self, said: Path) -> None:
-        self._said = said
+    def __init__(self, said: Path, command: list[str], env: dict[str, str]) -> None:
+        self._said, self._command, self._env = said, command, env
+        self.process = subprocess.Popen(command, env=env)
+
+    def made_anew(self) -> None:
+        """The container ends well, and the kubelet makes another one."""
+        assert self.process.wait(20) == 0
+        self.process = subprocess.Popen(self._command, env=self._env)
 
     def says(self, count: int) -> object:
         """What the `count`-th start of the plugin came to."""
@@ -83,12 +89,12 @@ def _plugin(shell: tuple[str, ...], host: Path) -> Iterator[_Plugin]:
         # What a chart or an admin may have set for another node.
         "NVIDIA_DRIVER_ROOT": "/elsewhere", "DRIVER_ROOT_CTR_PATH": "/driver-root",
     }  # fmt: skip
-    process = subprocess.Popen(command, env=env)
+    plugin = _Plugin(said, command, env)
     try:
-        yield _Plugin(said)
+        yield plugin
     finally:
-        process.terminate()
-        process.wait(20)
+        plugin.process.terminate()
+        plugin.process.wait(20)
 
 
 def _served(root: str, dev: str) -> dict[str, object]:
@@ -135,7 +141,8 @@ def test_driver_container_without_nodes(host: Path) -> None:
 
 
 def test_driver_that_moves(host: Path) -> None:
-    """From the host's packages to a driver container: the plugin is started anew, on that."""
+    """From the host's packages to a driver container: the container is made anew, because what the
+    runtime put into it is of the old driver."""
     make_driver(host)
     _publish(host)
     with _plugin(SHELLS[0], host) as plugin:
@@ -143,18 +150,21 @@ def test_driver_that_moves(host: Path) -> None:
         remove_driver(host)
         make_driver(host / _CONTAINER)
         _publish(host)
+        plugin.made_anew()
         assert plugin.says(2) == _served("/run/nvidia/driver/", "/run/nvidia/driver/")
 
 
 def test_no_driver(host: Path) -> None:
     """The plugin would end at once, whatever FAIL_ON_INIT_ERROR says, and its pod crash over and
-    over: it is started when there is a driver, and with no root of another node's."""
+    over: it is started when there is a driver, in a container that has it, and with no root of
+    another node's."""
     host.joinpath("dev").mkdir()
     _publish(host)
     with _plugin(SHELLS[0], host) as plugin:
         assert plugin.says_nothing()
         make_driver(host)
         _publish(host)
+        plugin.made_anew()
         assert plugin.says(1) == _served("/", "/")
 
 
@@ -170,6 +180,7 @@ def test_driver_that_is_replaced(host: Path) -> None:
         assert plugin.says_nothing(besides=1)
         make_driver(host / _CONTAINER, "560.1.1")
         _publish(host)
+        plugin.made_anew()
         new = _served("/run/nvidia/driver/", "/run/nvidia/driver/")
         new["library"] = str(new["library"]).replace(VERSION, "560.1.1")
         assert plugin.says(2) == new
@@ -220,4 +231,5 @@ def test_directory_made_anew(host: Path) -> None:
         (host / _FILE).parent.rename(host / "old")
         make_driver(host / _CONTAINER)
         _publish(host)
+        plugin.made_anew()
         assert plugin.says(2) == _served("/run/nvidia/driver/", "/run/nvidia/driver/")
