@@ -4,8 +4,8 @@
 
 Read in every release from k8s-device-plugin v0.17.0 to v0.20.0: cmd/nvidia-device-plugin/
 {main,root,plugin-manager}.go, internal/cdi/cdi.go, api/config/v1/{consts,strategy}.go, and
-go-nvlib's pkg/nvlib/info/root.go. v0.17.4 and v0.20.0 themselves, built and run on made-up drivers
-with a kubelet of the tests' own, do what stands here. The releases differ in two rules only.
+go-nvlib's pkg/nvlib/info/root.go. On systems with NVML the releases differ in two of these rules.
+v0.17.4 and v0.20.0, built and run on made-up drivers with a stand-in for the kubelet, keep to them.
 """
 
 from __future__ import annotations
