@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from tests.conformance import cri
-from tests.double.install import make_fake_containerd
-from tests.double.supervisor import Supervisor
-from tests.toolkit.source import make_sources
+from tests.doubles.runtime.install import make_fake_containerd
+from tests.doubles.runtime.supervisor import Supervisor
+from tests.doubles.toolkit.source import make_sources
 from tests.tools import runtimes
 from tests.tools.driver import make_driver
 from tests.tools.mounts import PrivateMounts

@@ -22,9 +22,9 @@ from tests.anywhere import place
 from tests.tools.runtimes import CACHE_VARIABLE, ROOT
 
 _TESTS = (
-    "tests/unit/test_supervisor.py",  # ended by a signal
-    "tests/unit/test_settings.py",  # variables
-    "tests/unit/test_command.py",
+    "tests/unit/doubles/test_supervisor.py",  # ended by a signal
+    "tests/unit/options/test_settings.py",  # variables
+    "tests/unit/runtimes/test_command.py",
     "tests/cli/test_cdi.py::test_nothing_there",  # specs and mounts
     "tests/cli/test_host_root.py::test_a_directory_as_host",  # long names of sockets
     "tests/cli/test_toolkit.py::test_packages",  # modes
@@ -34,12 +34,14 @@ _TESTS = (
 )
 # Half of the time of its folder, and nothing but texts and trees that it makes itself.
 _NO_MACHINE = {
-    *("test_cdi_pipeline", "test_import_rules", "test_toolkit_place"),
-    *("test_tomledit_properties", "test_tomledit_random"),
+    *("cdi/make/test_transform.py", "test_import_rules.py", "toolkit/test_place.py"),
+    "toml/test_edit_properties.py",
 }
-_UNIT = (path for path in sorted(ROOT.glob("tests/unit/test_*.py")) if path.stem not in _NO_MACHINE)
+_UNIT = {str(path.relative_to(ROOT)) for path in ROOT.glob("tests/unit/**/test_*.py")} - {
+    f"tests/unit/{name}" for name in _NO_MACHINE
+}
 _LONG = (
-    *(str(path.relative_to(ROOT)) for path in _UNIT),
+    *sorted(_UNIT),
     *("tests/operator", "tests/conformance/test_cdi.py"),
     *("tests/cli/test_cdi.py", "tests/cli/test_foreign.py", "tests/cli/test_host_root.py"),
     *("tests/cli/test_run.py", "tests/cli/test_toolkit.py", "tests/cli/test_device_nodes.py"),

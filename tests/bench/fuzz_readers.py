@@ -43,7 +43,7 @@ from agent.systemd.bus import Bus, BusError, NoBus
 from agent.toml import edit as tomledit
 from agent.toolkit import device_nodes, tree
 from tests.bench.fuzz import Reader
-from tests.unit.ld_cache import make_cache
+from tests.unit.support.ld_cache import make_cache
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests/data"

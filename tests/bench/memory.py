@@ -66,7 +66,7 @@ def heaviest(waiting: int, argvs: list[list[str]], environment: dict[str, str]) 
 
 def main() -> None:
     """Print a table."""
-    from tests.conformance.node import PrivateNode
+    from tests.conformance.private_node import PrivateNode
     from tests.conformance.shapes import BY_NAME
     from tests.tools.runtimes import load
 

@@ -95,7 +95,7 @@ def compare(
 @contextmanager
 def real_node() -> Iterator[Bench]:
     """A private node with the newest real containerd that there is."""
-    from tests.conformance.node import PrivateNode
+    from tests.conformance.private_node import PrivateNode
     from tests.conformance.shapes import BY_NAME
     from tests.tools.runtimes import load
 
@@ -119,7 +119,7 @@ def real_node() -> Iterator[Bench]:
 @contextmanager
 def scripted_node() -> Iterator[Bench]:
     """A node with the scripted containerd."""
-    from tests.cli.node import CliNode
+    from tests.cli.cli_node import CliNode
 
     with tempfile.TemporaryDirectory(prefix="node-") as place, CliNode(Path(place)) as node:
         yield Bench(

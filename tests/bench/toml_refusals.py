@@ -21,8 +21,8 @@ MIRRORS = 1000
 def refusals(count: int) -> None:
     """Edit that many documents and print what came of it."""
     from agent.toml import edit as tomledit
-    from tests.unit.test_tomledit_properties import attempt, check
-    from tests.unit.toml_documents import document, operations
+    from tests.unit.support.toml_documents import document, operations
+    from tests.unit.toml.test_edit_properties import attempt, check
 
     refused: Counter[str] = Counter()
     wrong: list[str] = []

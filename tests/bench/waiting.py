@@ -34,7 +34,7 @@ def children(pid: int) -> list[str]:
 
 def main() -> None:
     """Start a node and `run` on it, let it come to rest, and measure. As root it has a driver."""
-    from tests.cli.node import CliNode
+    from tests.cli.cli_node import CliNode
     from tests.cli.test_spec import DriverNode
     from tests.tools.driver import make_driver
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 # A failed check in there shows its values, as one in a test does.
-pytest.register_assert_rewrite("tests.cli.node", "tests.conformance.checks")
+pytest.register_assert_rewrite("tests.cli.cli_node", "tests.conformance.checks")
 
+from tests.cli.cli_node import CliNode  # noqa: E402
 from tests.cli.hosted import HostedNode  # noqa: E402 - after the line above
 from tests.cli.installing import SourceNode  # noqa: E402
 from tests.cli.namespace import Namespace  # noqa: E402
-from tests.cli.node import CliNode  # noqa: E402
 
 
 @pytest.fixture

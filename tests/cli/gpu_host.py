@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from tests.cli.hosted import HostedNode
+from tests.doubles.nvml.nvml import FakeGpu, place
 from tests.tools.driver import make_driver
 from tests.tools.kernel import make_kernel
-from tests.tools.nvml import FakeGpu, place
 
 MANAGEMENT, GPU = "management.nvidia.com-gpu.yaml", "nvidia.com-gpu.yaml"
 BROKEN = "abort nvmlInitWithFlags"

@@ -9,8 +9,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from tests.cli.node import CliNode
-from tests.double.install import make_fake_containerd
+from tests.cli.cli_node import CliNode
+from tests.doubles.runtime.install import make_fake_containerd
 from tests.tools import forked
 
 

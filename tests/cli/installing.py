@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tests.cli.node import CliNode
+from tests.cli.cli_node import CliNode
 from tests.conformance.trees import Contents, contents, snapshot
-from tests.toolkit.source import make_tree
+from tests.doubles.toolkit.source import make_tree
 
 LIST = ".toolkit-agent.json"  # what the program under test notes of the toolkit
 BEFORE = ".toolkit.before"  # and where it keeps a directory of somebody else's

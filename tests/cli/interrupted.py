@@ -23,11 +23,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.cli_node import CliNode
 from tests.cli.installing import beside, installed, put_foreign, release
-from tests.cli.node import CliNode
 from tests.conformance import checks, statusfile, steps
 from tests.conformance.trees import Contents, contents
-from tests.double.sample import SECTIONS, handler
+from tests.doubles.containerd.sample import SECTIONS, handler
 from tests.sampling import sample
 from tests.tools import forked
 from tests.tools.driver import make_driver

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.cli.node import CliNode
+from tests.cli.cli_node import CliNode
 from tests.conformance import checks
-from tests.double.sample import SECTIONS, handler
+from tests.doubles.containerd.sample import SECTIONS, handler
 
 _EDITING = ("tomlkit", "agent.toml.scan", "agent.toml.spell")
 

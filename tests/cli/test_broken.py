@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.node import CliNode, Refusal, fails, refuses, shows
+from tests.cli.cli_node import CliNode, Refusal, fails, refuses, shows
 from tests.conformance import checks
 
 Break = Callable[[CliNode], object]

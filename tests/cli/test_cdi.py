@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cli.node import CliNode, fails, shows
+from tests.cli.cli_node import CliNode, fails, shows
 from tests.conformance.foreign_specs import make_root, spec
-from tests.double.sample import SECTIONS, handler
+from tests.doubles.containerd.sample import SECTIONS, handler
 from tests.tools import forked
 from tests.tools.nobody import as_nobody
 from tests.tools.runtimes import ROOT

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from tests.cli.node import fails, shows
+from tests.cli.cli_node import fails, shows
 from tests.conformance import statusfile
 from tests.conformance.trees import touched
-from tests.crio.generation import VERSIONS
-from tests.crio.node import CrioNode
-from tests.crio.watch import DirectoryWatch
+from tests.doubles.crio.crio_node import CrioNode
+from tests.doubles.crio.generation import VERSIONS
 from tests.sampling import sampled_params
+from tests.tools.watch import DirectoryWatch
 
 NAMES = {"nvidia", "nvidia-cdi", "nvidia-legacy"}
 HOOK_BINARY = "nvidia-container-runtime-hook"

@@ -19,8 +19,8 @@ import grpc
 import pytest
 
 from agent._cri import api_pb2, api_pb2_grpc
-from tests.crio.generation import CAPTURE, VERSIONS, captured_status
-from tests.crio.node import Answer, CrioNode
+from tests.doubles.crio.crio_node import Answer, CrioNode
+from tests.doubles.crio.generation import CAPTURE, VERSIONS, captured_status
 
 NVIDIA = "[crio.runtime.runtimes.nvidia]\nruntime_path = '{}'\nruntime_type = 'oci'\n"
 DEFAULT = "[crio.runtime]\ndefault_runtime = '{}'\n"

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.cli.node import fails, shows
+from tests.cli.cli_node import fails, shows
 from tests.cli.test_crio import CONFIG_MODE, HOOK_BINARY, NAMES, OFF, make, restarts
 from tests.conformance.trees import touched
-from tests.crio.node import CrioNode
+from tests.doubles.crio.crio_node import CrioNode
 
 PLACES = ("-c", "@ETC@/crio.conf", "-d", "@ETC@/crio.conf.d")
 DEFAULT = "CONTAINER_DEFAULT_RUNTIME"

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from tests.cli.cli_node import fails, shows
 from tests.cli.gpu_host import GPU, MANAGEMENT, GpuHost
-from tests.cli.node import fails, shows
 from tests.conformance import checks
 from tests.conformance.trees import contents, snapshot
+from tests.doubles.nvml.nvml import FakeGpu
 from tests.tools.driver import VERSION
-from tests.tools.nvml import FakeGpu
-from tests.unit.gpu_node import MARKS
+from tests.unit.support.gpu_node import MARKS
 
 pytestmark = MARKS
 

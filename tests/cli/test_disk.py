@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.cli_node import CliNode, Refusal, fails, refuses, tells
 from tests.cli.namespace import Namespace
-from tests.cli.node import CliNode, Refusal, fails, refuses, tells
 from tests.conformance import checks, statusfile
 from tests.conformance.trees import touched
 

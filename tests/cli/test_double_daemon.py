@@ -16,16 +16,16 @@ import grpc
 import pytest
 
 from agent._cri import api_pb2
-from tests.double.generation import CAPTURES, CRI_RUNTIME, generation_of
-from tests.double.node import DoubleNode
-from tests.double.sample import SECTIONS, handler
-from tests.double.supervisor import Supervisor
+from tests.doubles.containerd.double_node import DoubleNode
+from tests.doubles.containerd.generation import CAPTURES, CRI_RUNTIME, generation_of
+from tests.doubles.containerd.sample import SECTIONS, handler
+from tests.doubles.runtime.supervisor import Supervisor
 from tests.tools.mounts import private_mounts
 from tests.tools.runtimes import load as real_runtimes
 
 V3 = SECTIONS[3]
 NVIDIA = handler("nvidia", V3)
-SERVER = Path(__file__).parents[1] / "double/server.py"
+SERVER = Path(__file__).parents[1] / "doubles/containerd/server.py"
 
 
 @pytest.fixture

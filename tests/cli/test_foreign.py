@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.node import CliNode, Refusal, fails, refuses, shows
+from tests.cli.cli_node import CliNode, Refusal, fails, refuses, shows
 from tests.cli.test_run import running
 from tests.conformance import checks
 from tests.conformance.foreign_specs import spec
 from tests.conformance.trees import contents
-from tests.double.sample import SECTIONS, handler
+from tests.doubles.containerd.sample import SECTIONS, handler
 
 Nodes = Callable[[str, str], CliNode]
 

@@ -14,10 +14,10 @@ import pytest
 from tests.cli.gpu_host import GPU, MANAGEMENT, GpuHost
 from tests.cli.test_run import Daemon, running
 from tests.conformance.foreign_specs import spec
+from tests.doubles.nvml.nvml import FakeGpu, FakePart
 from tests.tools.driver import LIBRARIES, UVM, VERSION, make_driver, remove_driver
 from tests.tools.kernel import make_node
-from tests.tools.nvml import FakeGpu, FakePart
-from tests.unit.gpu_node import MARKS
+from tests.unit.support.gpu_node import MARKS
 
 pytestmark = MARKS
 

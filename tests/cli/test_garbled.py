@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.node import CliNode, fails, shows
+from tests.cli.cli_node import CliNode, fails, shows
 from tests.cli.test_crio import make
 from tests.cli.test_run import running
 from tests.conformance import checks
 from tests.conformance.trees import contents
-from tests.crio.node import CrioNode
+from tests.doubles.crio.crio_node import CrioNode
 
 Garble = Callable[[Path], None]
 

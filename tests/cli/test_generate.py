@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from tests.cli.node import fails
+from tests.cli.cli_node import fails
+from tests.doubles.nvml.nvml import FakeGpu, FakePart, place
 from tests.tools import forked
 from tests.tools.driver import LIBRARIES, make_driver
 from tests.tools.kernel import make_kernel, make_node
-from tests.tools.nvml import FakeGpu, FakePart, place
-from tests.unit.gpu_node import MARKS
+from tests.unit.support.gpu_node import MARKS
 
 pytestmark = MARKS
 

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
+from tests.cli.cli_node import fails, shows
 from tests.cli.gpu_host import BROKEN, GPU, MANAGEMENT, GpuHost
-from tests.cli.node import fails, shows
 from tests.conformance import checks
 from tests.conformance.foreign_specs import spec
 from tests.conformance.trees import snapshot
+from tests.doubles.nvml.nvml import LOST, NOT_LOADED, FakeGpu, FakePart
 from tests.tools.driver import VERSION, make_nodes
 from tests.tools.kernel import make_kernel, make_node
-from tests.tools.nvml import LOST, NOT_LOADED, FakeGpu, FakePart
-from tests.unit.gpu_node import MARKS
+from tests.unit.support.gpu_node import MARKS
 
 pytestmark = MARKS
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from agent.toolkit.tree import CONFIG
+from tests.cli.cli_node import Refusal, refuses, shows
 from tests.cli.hosted import HostedNode
-from tests.cli.node import Refusal, refuses, shows
 from tests.conformance import checks, statusfile
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.cli_node import fails
 from tests.cli.interrupted import Case, OldNode, PlainNode, SpecNode, eventually
-from tests.cli.node import fails
 from tests.conformance import checks, statusfile
 from tests.conformance.trees import contents, touched
-from tests.double.sample import SECTIONS, handler
+from tests.doubles.containerd.sample import SECTIONS, handler
 from tests.sampling import sampled_params
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root: run as root")

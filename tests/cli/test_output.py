@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cli.node import CliNode, shows
+from tests.cli.cli_node import CliNode, shows
 from tests.conformance import checks
 from tests.tools import forked
 

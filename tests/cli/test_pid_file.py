@@ -6,7 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-from tests.cli.node import CliNode, fails
+from tests.cli.cli_node import CliNode, fails
 from tests.cli.test_run import Daemon, published, running, settle
 
 

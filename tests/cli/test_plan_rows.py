@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from tests.cli.node import CliNode, fails, shows
-from tests.crio.node import CrioNode
-from tests.double.sample import SECTIONS
+from tests.cli.cli_node import CliNode, fails, shows
+from tests.doubles.containerd.sample import SECTIONS
+from tests.doubles.crio.crio_node import CrioNode
 
 GOLDEN = Path(__file__).with_name("golden")
 OFF = "--cdi-enabled=false"

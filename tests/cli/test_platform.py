@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.cli_node import fails, shows
 from tests.cli.hosted import HostedNode
-from tests.cli.node import fails, shows
 from tests.cli.test_run import running
 from tests.conformance import checks, statusfile
 from tests.conformance.trees import contents, snapshot
-from tests.tools import dxcore
+from tests.doubles.nvml import dxcore
 from tests.tools.driver import make_driver
-from tests.unit import other_hosts
-from tests.unit.gpu_node import MARKS
-from tests.unit.other_hosts import ADAPTERS, CSV, STORE
+from tests.unit.support import other_hosts
+from tests.unit.support.gpu_node import MARKS
+from tests.unit.support.other_hosts import ADAPTERS, CSV, STORE
 
 pytestmark = MARKS
 

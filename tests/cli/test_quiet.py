@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.node import CliNode
+from tests.cli.cli_node import CliNode
 from tests.conformance import checks
 from tests.conformance.trees import contents
 from tests.tools import forked

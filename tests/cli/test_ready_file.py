@@ -8,7 +8,7 @@ import time
 import pytest
 
 from agent.transaction import restart_spread
-from tests.cli.node import CliNode, fails, tells
+from tests.cli.cli_node import CliNode, fails, tells
 from tests.cli.test_run import published, running, settle
 from tests.conformance import checks
 

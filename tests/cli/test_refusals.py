@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.cli_node import CliNode, fails, shows
 from tests.cli.installing import release
 from tests.cli.namespace import Namespace
-from tests.cli.node import CliNode, fails, shows
 from tests.cli.test_disk import set_immutable
 from tests.conformance import checks, statusfile
 from tests.conformance.trees import Entry, snapshot, touched
-from tests.double.sample import SECTIONS, handler
+from tests.doubles.containerd.sample import SECTIONS, handler
 from tests.tools.driver import make_driver, remove_driver
 
 pytestmark = pytest.mark.skipif(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.node import CliNode, Refusal, fails, refuses, shows, tells
+from tests.cli.cli_node import CliNode, Refusal, fails, refuses, shows, tells
 from tests.conformance import checks, statusfile
 from tests.conformance.trees import contents, touched
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.node import CliNode, Refusal, fails, refuses, shows
+from tests.cli.cli_node import CliNode, Refusal, fails, refuses, shows
 from tests.conformance import checks
 from tests.conformance.trees import contents, touched
 

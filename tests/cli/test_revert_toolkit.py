@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.cli_node import Refusal, fails, refuses, shows
 from tests.cli.installing import (
     BEFORE,
     FOREIGN,
@@ -24,12 +25,11 @@ from tests.cli.installing import (
     installed,
     put_foreign,
 )
-from tests.cli.node import Refusal, fails, refuses, shows
 from tests.conformance import checks
 from tests.conformance.trees import contents, snapshot, touched
-from tests.crio.node import CrioNode
-from tests.double.sample import SECTIONS, handler
-from tests.toolkit.source import make_tree
+from tests.doubles.containerd.sample import SECTIONS, handler
+from tests.doubles.crio.crio_node import CrioNode
+from tests.doubles.toolkit.source import make_tree
 
 REVERT = "revert --toolkit"
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.node import CliNode, shows
+from tests.cli.cli_node import CliNode, shows
 from tests.conformance import statusfile
-from tests.double.install import make_fake_containerd
-from tests.double.sample import SECTIONS, handler
+from tests.doubles.containerd.sample import SECTIONS, handler
+from tests.doubles.runtime.install import make_fake_containerd
 
 NAMES = {"nvidia", "nvidia-cdi", "nvidia-legacy"}
 

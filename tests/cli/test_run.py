@@ -16,7 +16,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.cli.node import CliNode, fails, tells
+from tests.cli.cli_node import CliNode, fails, tells
 from tests.conformance import checks, cri, statusfile
 from tests.tools import forked
 from tests.tools.waiting import SOON, holds_now

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
+from tests.cli.cli_node import CliNode, Refusal, fails, refuses, shows
 from tests.cli.installing import SourceNode
-from tests.cli.node import CliNode, Refusal, fails, refuses, shows
 from tests.cli.test_crio_started import packaged
 from tests.cli.test_run import running
 from tests.conformance import checks
 from tests.conformance.trees import touched
-from tests.crio.node import CrioNode
-from tests.double.install import make_fake_containerd
+from tests.doubles.crio.crio_node import CrioNode
+from tests.doubles.runtime.install import make_fake_containerd
 from tests.tools import forked
 
 OLD, CDI = "nvidia.cdi.k8s.io/", "cdi.k8s.io/"

@@ -6,7 +6,7 @@ import socket as sockets
 import stat
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.cli.node import CliNode, Refusal, fails, refuses, tells
+from tests.cli.cli_node import CliNode, Refusal, fails, refuses, tells
 from tests.conformance import checks
 from tests.conformance.trees import touched
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.node import CliNode, fails, shows, tells
+from tests.cli.cli_node import CliNode, fails, shows, tells
 from tests.cli.test_run import running
 from tests.conformance import checks
-from tests.double.sample import SECTIONS, handler
+from tests.doubles.containerd.sample import SECTIONS, handler
 from tests.tools.driver import VERSION, make_driver, remove_driver
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root: run as root")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.node import CliNode, Refusal, fails, refuses, shows
+from tests.cli.cli_node import CliNode, Refusal, fails, refuses, shows
 from tests.conformance.trees import touched
-from tests.crio.node import CrioNode
-from tests.double.sample import SECTIONS, handler
+from tests.doubles.containerd.sample import SECTIONS, handler
+from tests.doubles.crio.crio_node import CrioNode
 
 # As OpenShift's documentation writes workloads.
 _WORKLOADS = """\

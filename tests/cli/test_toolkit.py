@@ -9,6 +9,7 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+from tests.cli.cli_node import Refusal, fails, refuses, shows, tells
 from tests.cli.hosted import HostedNode
 from tests.cli.installing import (
     BEFORE,
@@ -20,10 +21,9 @@ from tests.cli.installing import (
     installed,
     release,
 )
-from tests.cli.node import Refusal, fails, refuses, shows, tells
 from tests.conformance import checks, statusfile
 from tests.conformance.trees import snapshot, touched
-from tests.toolkit.source import make_tree
+from tests.doubles.toolkit.source import make_tree
 
 _RUNTIMES = (RUNTIME, f"{RUNTIME}.cdi", f"{RUNTIME}.legacy")
 _WRAPPED = (*_RUNTIMES, f"{RUNTIME}-hook", "nvidia-container-cli", "nvidia-ctk")

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from tests.cli.cli_node import fails, shows
 from tests.cli.hosted import HostedNode
 from tests.cli.installing import CONFIG, RUNTIME, SourceNode, release
-from tests.cli.node import fails, shows
 from tests.conformance import checks
-from tests.crio.node import CrioNode
-from tests.double.sample import SECTIONS, handler
+from tests.doubles.containerd.sample import SECTIONS, handler
+from tests.doubles.crio.crio_node import CrioNode
 from tests.tools.driver import make_driver
 
 _OFF = "--cdi-enabled=false"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.cli_node import CliNode, Refusal, fails, refuses, shows
 from tests.cli.hosted import HostedNode
 from tests.cli.installing import CONFIG, RUNTIME, SourceNode, beside, put_foreign
 from tests.cli.namespace import Namespace
-from tests.cli.node import CliNode, Refusal, fails, refuses, shows
 from tests.conformance import checks
 from tests.conformance.trees import snapshot, touched
 

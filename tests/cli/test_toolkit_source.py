@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.cli_node import Refusal, fails, refuses
 from tests.cli.hosted import HostedNode
 from tests.cli.installing import RUNTIME, SourceNode
-from tests.cli.node import Refusal, fails, refuses
 from tests.conformance import checks
 from tests.conformance.trees import snapshot, touched
-from tests.toolkit.source import make_tree
+from tests.doubles.toolkit.source import make_tree
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: run tests/run as root")
 

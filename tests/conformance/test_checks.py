@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.conformance import checks, statusfile
-from tests.conformance.node import PrivateNode
+from tests.conformance.private_node import PrivateNode
 from tests.conformance.shapes import BINARIES, BY_NAME, HOOK, ROW3
 from tests.tools.runtimes import Runtime
 

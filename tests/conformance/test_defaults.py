@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import checks
-from tests.conformance.node import PrivateNode
+from tests.conformance.private_node import PrivateNode
 from tests.conformance.shapes import BY_NAME, Shape
 from tests.conformance.trees import contents, touched
 from tests.sampling import sample

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import checks
-from tests.conformance.node import PrivateNode
+from tests.conformance.private_node import PrivateNode
 from tests.conformance.shapes import BY_NAME
 from tests.conformance.trees import touched
 from tests.tools.runtimes import Runtime

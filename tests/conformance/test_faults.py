@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import brittle, checks, statusfile, steps
-from tests.conformance.node import PrivateNode
+from tests.conformance.private_node import PrivateNode
 from tests.conformance.shapes import BY_NAME, Row, Shape
 from tests.conformance.trees import Contents, contents, touched
 from tests.sampling import sample

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conformance import checks, cri
 from tests.conformance.foreign_specs import CASES, Case, spec
-from tests.conformance.node import PrivateNode
+from tests.conformance.private_node import PrivateNode
 from tests.conformance.shapes import BY_NAME, Shape
 from tests.conformance.trees import contents, touched
 from tests.sampling import sampled_params

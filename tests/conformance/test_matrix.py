@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import checks, steps
-from tests.conformance.node import PrivateNode
+from tests.conformance.private_node import PrivateNode
 from tests.conformance.shapes import SHAPES, Refused, Row, Shape
 from tests.conformance.trees import touched
 from tests.sampling import sample

@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from tests.conformance import statusfile
-from tests.conformance.node import PrivateNode
+from tests.conformance.private_node import PrivateNode
 from tests.conformance.shapes import BY_NAME, OURS, Shape
 from tests.tools.beside import beside
 from tests.tools.driver import make_driver, remove_driver

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import checks
-from tests.conformance.node import PrivateNode
+from tests.conformance.private_node import PrivateNode
 from tests.conformance.shapes import BY_NAME, Shape
 from tests.conformance.trees import touched
 from tests.tools.runtimes import Runtime
-from tests.unit.odd_toml import DOCUMENTS, MARKER, ONE, TWO
+from tests.unit.support.odd_toml import DOCUMENTS, MARKER, ONE, TWO
 
 pytestmark = pytest.mark.real
 

@@ -23,7 +23,7 @@ from tests.deploy.plugin_rules import start as start_plugin
 from tests.tools.driver import VERSION, make_driver, make_nodes, remove_driver
 from tests.tools.runtimes import ROOT
 from tests.tools.shells import SHELLS, start
-from tests.unit.published import FACTS
+from tests.unit.support.published import FACTS
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 _LIBRARY = f"usr/lib/x86_64-linux-gnu/libnvidia-ml.so.{VERSION}"

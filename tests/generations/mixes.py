@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from tests.conformance.shapes import OURS, ROW3, ROW4, Expected, Refused
-from tests.generations.node import Texts
+from tests.generations.model_node import Texts
 
 OLD, NEW = ("2.0.11", "2.2.7"), ("2.3.4", "2.4.0-beta.0")
 VERSIONS = (*OLD, *NEW)

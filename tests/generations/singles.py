@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from tests.conformance.shapes import OURS, ROW3, ROW4, ROW5, Expected, Refused
 from tests.generations.mixes import DOWN, IMAGES, LOST, NEW, OLD, SECTIONS, handlers, spread
-from tests.generations.node import Texts
+from tests.generations.model_node import Texts
 
 V1, V2, V3 = (SECTIONS[number] for number in (1, 2, 3))
 _RUNC = ("runc",)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.node import CliNode, fails
+from tests.cli.cli_node import CliNode, fails
 from tests.conformance import checks
 from tests.conformance.shapes import OURS, Refused, Row
 from tests.conformance.trees import contents, touched
-from tests.generations.node import Texts
+from tests.generations.model_node import Texts
 from tests.generations.shapes import CELLS, Cell
 from tests.sampling import sampled_params
 

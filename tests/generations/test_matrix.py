@@ -14,7 +14,7 @@ from agent.errors import AgentError
 from tests.conformance import checks
 from tests.conformance.shapes import Expected, Refused, Row
 from tests.conformance.trees import touched
-from tests.generations.node import ModelNode
+from tests.generations.model_node import ModelNode
 from tests.generations.shapes import CELLS, Cell
 from tests.generations.table import CELL
 from tests.sampling import sampled_params

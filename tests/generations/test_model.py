@@ -21,10 +21,10 @@ from agent.runtimes.containerd import faults, generations, merge
 from agent.runtimes.containerd import load as config_files
 from agent.runtimes.versions import parse_version
 from tests.conformance.effective import pruned
-from tests.double.generation import CRI_IMAGES, CRI_RUNTIME, GRPC_CRI, generation_of
-from tests.double.load import Node, RefusedError, load
-from tests.double.populate import effective
-from tests.generations.node import Texts, write_files
+from tests.doubles.containerd.generation import CRI_IMAGES, CRI_RUNTIME, GRPC_CRI, generation_of
+from tests.doubles.containerd.load import Node, RefusedError, load
+from tests.doubles.containerd.populate import effective
+from tests.generations.model_node import Texts, write_files
 from tests.generations.shapes import SHAPES
 from tests.tools.runtimes import Runtime
 from tests.tools.runtimes import load as inventory

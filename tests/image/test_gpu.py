@@ -13,11 +13,11 @@ import pytest
 
 from tests.conformance import checks
 from tests.conformance.trees import contents, snapshot
+from tests.doubles.nvml.nvml import COMPILER, NO_COMPILER, FakeGpu, FakePart, place
 from tests.sampling import sampled_params
 from tests.tools.driver import LIBRARIES, VERSION
 from tests.tools.kernel import make_kernel
 from tests.tools.lending import Lending
-from tests.tools.nvml import COMPILER, NO_COMPILER, FakeGpu, FakePart, place
 from tests.tools.pods import Container, PodNode, Pods
 from tests.tools.runtimes import Runtime
 

@@ -6,9 +6,9 @@ import pytest
 
 from tests.conformance import checks
 from tests.conformance.trees import snapshot, touched
+from tests.doubles.toolkit import modules
+from tests.doubles.toolkit.toolkit_node import ToolkitNode
 from tests.sampling import sampled_params
-from tests.toolkit import modules
-from tests.toolkit.node import ToolkitNode
 from tests.tools.pods import Pods
 from tests.tools.runtimes import Runtime
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from tests.cli.node import fails, shows
+from tests.cli.cli_node import fails, shows
 from tests.conformance import checks
+from tests.doubles.toolkit.toolkit_node import ToolkitNode
 from tests.sampling import sampled_params
-from tests.toolkit.node import ToolkitNode
 from tests.tools.pods import Pods
 from tests.tools.runtimes import load
 

@@ -16,10 +16,10 @@ import pytest
 
 from tests.conformance import checks
 from tests.conformance.trees import contents, snapshot
+from tests.doubles.toolkit import modules
+from tests.doubles.toolkit.source import make_sources
+from tests.doubles.toolkit.toolkit_node import Made, ToolkitNode
 from tests.sampling import sampled_params
-from tests.toolkit import modules
-from tests.toolkit.node import Made, ToolkitNode
-from tests.toolkit.source import make_sources
 from tests.tools.driver import NODES
 from tests.tools.lending import Lending
 from tests.tools.pods import Pods

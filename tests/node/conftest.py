@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("tests.node.node", "tests.conformance.checks")
+pytest.register_assert_rewrite("tests.node.systemd_node", "tests.conformance.checks")
 
-from tests.node.node import SystemdNode  # noqa: E402 - after the line above
+from tests.node.systemd_node import SystemdNode  # noqa: E402 - after the line above
 from tests.tools.image_tools import Unavailable  # noqa: E402
 from tests.tools.node_tools import NodeTools, node_tools  # noqa: E402
 

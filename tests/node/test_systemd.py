@@ -8,7 +8,7 @@ import pytest
 
 from tests.conformance import checks
 from tests.node.conftest import Boot
-from tests.node.node import SERVICE, SystemdNode, when_candidate
+from tests.node.systemd_node import SERVICE, SystemdNode, when_candidate
 
 pytestmark = pytest.mark.timeout(600)  # the first test makes the system, once
 

@@ -16,7 +16,7 @@ from tests.conformance.effective import binaries, passed_on
 from tests.conformance.shapes import BINARIES, OURS
 from tests.conformance.trees import touched
 from tests.operator import environment as operator
-from tests.operator.node import PROGRAMS, K3sNode, OperatorNode
+from tests.operator.operator_nodes import PROGRAMS, K3sNode, OperatorNode
 from tests.operator.pod import Pod
 from tests.sampling import sampled_params
 from tests.tools.runtimes import ROOT, Runtime

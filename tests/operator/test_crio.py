@@ -13,7 +13,7 @@ import pytest
 from tests.conformance.shapes import BINARIES
 from tests.operator import environment as operator
 from tests.operator.environment import Bind
-from tests.operator.node import PROGRAMS, CrioOperatorNode
+from tests.operator.operator_nodes import PROGRAMS, CrioOperatorNode
 from tests.operator.pod import Pod
 from tests.operator.test_containerd import POD_NAMES
 

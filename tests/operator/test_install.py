@@ -6,13 +6,13 @@ import tomllib
 
 import pytest
 
+from tests.doubles.toolkit.source import make_sources
 from tests.operator import environment as operator
 from tests.operator.environment import Bind
-from tests.operator.node import PROGRAMS, OperatorNode
+from tests.operator.operator_nodes import PROGRAMS, OperatorNode
 from tests.operator.pod import Pod
 from tests.operator.test_containerd import ON, POD_NAMES, right
 from tests.sampling import sampled_params
-from tests.toolkit.source import make_sources
 from tests.tools.runtimes import Runtime
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]

@@ -24,9 +24,9 @@ from agent.cdi.specs import read
 from agent.host import budget
 from tests.cli.gpu_host import GPU, MANAGEMENT, GpuHost
 from tests.conformance import checks
+from tests.doubles.nvml.nvml import FakeGpu
 from tests.security import hostile
-from tests.tools.nvml import FakeGpu
-from tests.unit.gpu_node import MARKS
+from tests.unit.support.gpu_node import MARKS
 
 MIB = 1 << 20
 _SPEC = b"cdiVersion: 0.5.0\nkind: vendor.com/device\n"

@@ -24,9 +24,9 @@ from agent.runtimes.config_file import matches
 from agent.state.store import Store
 from agent.toml import edit as tomledit
 from agent.toml import text as tomltext
-from tests.cli.node import CliNode
+from tests.cli.cli_node import CliNode
 from tests.conformance import checks
-from tests.double.sample import handler
+from tests.doubles.containerd.sample import handler
 
 DEEP = 100_000
 

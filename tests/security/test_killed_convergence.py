@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from agent.daemon import supervisor
-from tests.cli.node import CliNode
+from tests.cli.cli_node import CliNode
 from tests.cli.test_run import Daemon, published, running, settle
 from tests.conformance import statusfile
 from tests.tools.beside import beside

@@ -16,11 +16,11 @@ from agent.cdi.make import csv, generate
 from agent.errors import NoDriver
 from agent.host.paths import HostRoot
 from agent.options.settings import resolve
-from tests.tools import dxcore as made_dxcore
+from tests.doubles.nvml import dxcore as made_dxcore
 from tests.tools.kernel import make_node
-from tests.unit import other_hosts
-from tests.unit.gpu_node import MARKS
-from tests.unit.other_hosts import ADAPTERS, CSV, NVGPU, STORE
+from tests.unit.support import other_hosts
+from tests.unit.support.gpu_node import MARKS
+from tests.unit.support.other_hosts import ADAPTERS, CSV, NVGPU, STORE
 
 pytestmark = MARKS
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.node import CliNode
-from tests.conformance.node import PrivateNode
+from tests.cli.cli_node import CliNode
+from tests.conformance.private_node import PrivateNode
 from tests.conformance.shapes import BY_NAME
 from tests.conformance.test_dormant import root_of, text
-from tests.crio.node import CrioNode
-from tests.double.sample import handler
+from tests.doubles.containerd.sample import handler
+from tests.doubles.crio.crio_node import CrioNode
 from tests.security.planted import holders, output
 from tests.tools import runtimes
 from tests.tools.runtimes import Runtime

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conformance.node import PrivateNode
+from tests.conformance.private_node import PrivateNode
 from tests.conformance.shapes import BY_NAME
 from tests.conformance.test_dormant import root_of, text
 from tests.security.planted import holders, output

@@ -19,9 +19,9 @@ from agent.cdi.make import generate
 from agent.errors import NoDevices, NoDriver
 from agent.host.paths import HostRoot
 from agent.options.settings import resolve
+from tests.doubles.nvml.nvml import FakeGpu
 from tests.tools.driver import make_driver
 from tests.tools.kernel import make_kernel, make_node
-from tests.tools.nvml import FakeGpu
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make device nodes")
 

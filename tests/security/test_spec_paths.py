@@ -26,10 +26,10 @@ from agent.daemon.supervisor import signature
 from agent.errors import DriverDistrusted, NoDevices, NoDriver
 from agent.host.paths import HostRoot, is_below
 from agent.options.settings import resolve
+from tests.doubles.nvml.nvml import FakeGpu
 from tests.tools.beside import beside
 from tests.tools.driver import LIBRARIES, VERSION, elf, make_driver
 from tests.tools.kernel import make_kernel, make_node
-from tests.tools.nvml import FakeGpu
 
 USER = 1234
 HOOK = "/usr/bin/nvidia-cdi-hook"
@@ -239,7 +239,7 @@ def test_swapped_link(host: Path) -> None:
 def test_library_in_the_cache(host: Path) -> None:
     """A directory of a user's in ld.so.cache: a file with the driver's name decides neither the
     version nor what is mounted."""
-    from tests.unit.ld_cache import make_cache
+    from tests.unit.support.ld_cache import make_cache
 
     shutil.rmtree(host / LIBRARIES)
     his = host / "opt/his"

@@ -28,11 +28,11 @@ from agent.options.settings import resolve
 from agent.plan.context import Context
 from agent.state.store import Store
 from agent.status import ERROR, READY, TWIN, Publisher
-from tests.cli.node import CliNode, fails
+from tests.cli.cli_node import CliNode, fails
 from tests.conformance import checks
 from tests.conformance.trees import touched
 from tests.tools.beside import beside
-from tests.unit.published import BOOT, lines
+from tests.unit.support.published import BOOT, lines
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="gives files away: run tests/run as root")
 

@@ -36,8 +36,8 @@ from agent.status import Publisher
 from agent.toolkit import install, origin, programs
 from agent.transaction import host_timer
 from agent.transaction.host_timer import CannotArm
+from tests.cli.cli_node import CliNode, Refusal, fails, refuses
 from tests.cli.installing import SourceNode
-from tests.cli.node import CliNode, Refusal, fails, refuses
 from tests.cli.test_crio import OFF
 from tests.cli.test_crio import make as crio_node
 from tests.conformance import checks

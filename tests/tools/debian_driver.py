@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from tests.tools.driver import elf
-from tests.unit.ld_cache import make_cache
+from tests.unit.support.ld_cache import make_cache
 
 VERSION = "550.163.01"
 LIB = "/usr/lib/x86_64-linux-gnu"

@@ -1,7 +1,7 @@
 """Ask the fork server for a process; see `fork_server.py`.
 
-The scripted programs (`tests/double/install.py`) import this file before site packages, thousands
-of times. So it imports only a few cheap modules of the standard library.
+The scripted programs (`tests/doubles/runtime/install.py`) import this file before site packages,
+thousands of times. So it imports only a few cheap modules of the standard library.
 """
 
 from __future__ import annotations

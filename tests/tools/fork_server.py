@@ -35,7 +35,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NoReturn, TextIO
 
-_PACKAGES = ("agent", "tests.double", "tests.crio")
+_DOUBLES = ("runtime", "containerd", "crio", "systemd")
+_PACKAGES = ("agent", *(f"tests.doubles.{name}" for name in _DOUBLES))
 _MODULES = ("tests.conformance.steps", "yaml", "tomlkit", "structlog", "jeepney.io.blocking")
 # Modules that run a program when they are imported.
 _NOT_IMPORTED = frozenset({"agent.__main__"})

@@ -7,8 +7,8 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.doubles.nvml.nvml import FakeGpu
 from tests.tools.driver import CAPABILITIES
-from tests.tools.nvml import FakeGpu
 
 
 def make_kernel(host: Path, dev: Path, gpus: Sequence[FakeGpu]) -> None:

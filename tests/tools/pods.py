@@ -28,7 +28,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, json_format, messag
 from google.protobuf.message import Message
 from grpc_tools import protoc
 
-from tests.conformance.node import PrivateNode
+from tests.conformance.private_node import PrivateNode
 from tests.conformance.shapes import Shape
 from tests.tools import pause_image
 from tests.tools.runtimes import Runtime

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.namespace import Namespace
-from tests.double.install import make_program, start_program
+from tests.doubles.runtime.install import make_program, start_program
 from tests.tools import forked
 from tests.tools.forked import Program
 

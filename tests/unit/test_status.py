@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from agent import status
 from agent.errors import Refused, RolledBack
 from agent.status import ERROR, READY, TWIN, Lines, Publisher, Saved
-from tests.unit.faults import CODES, Faults, Killed, count
-from tests.unit.published import BOOT, FACTS, content, lines
+from tests.unit.support.faults import CODES, Faults, Killed, count
+from tests.unit.support.published import BOOT, FACTS, content, lines
 
 TEXT = f"""\
 TOOLKIT_STATUS_VERSION=1

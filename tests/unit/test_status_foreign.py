@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.status import READY, TWIN, Publisher
-from tests.unit.published import content, lines
+from tests.unit.support.published import content, lines
 
 
 @pytest.fixture

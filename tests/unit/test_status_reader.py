@@ -12,7 +12,7 @@ from agent import status
 from agent.errors import Refused
 from agent.host.paths import HostRoot
 from agent.status import TWIN, Publisher
-from tests.unit.published import BOOT, lines
+from tests.unit.support.published import BOOT, lines
 
 HOST = HostRoot("/")
 

@@ -1,1 +1,0 @@
-"""A scripted containerd for tests and the demo, and the supervisor that restarts a runtime."""

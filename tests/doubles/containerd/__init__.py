@@ -1,0 +1,1 @@
+"""A scripted containerd for tests and the demo, and a node that runs it."""

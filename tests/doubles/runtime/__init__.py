@@ -1,0 +1,1 @@
+"""What the scripted containerd and CRI-O share, and the supervisor that restarts a runtime."""

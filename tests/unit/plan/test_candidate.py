@@ -1,0 +1,196 @@
+"""Which candidate is which, and when one that failed may be tried again; files not loaded yet."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agent.cri.client import Answer
+from agent.cri.process import Process
+from agent.host.paths import HostPath, HostRoot
+from agent.options.settings import resolve
+from agent.plan import candidate, unloaded
+from agent.plan.context import Context
+from agent.runtimes.containerd import load
+from agent.runtimes.containerd.edit import Edits
+from agent.runtimes.containerd.generations import generation
+from agent.runtimes.desired import Wanted
+from agent.runtimes.node import Endpoint, Node, Runtime
+from agent.state.store import Failure, Store
+from agent.status import Publisher
+from tests.unit.support.made_node import ticks
+
+HOST = HostRoot("/")
+SECTION = '[plugins."io.containerd.grpc.v1.cri"]\n'
+
+
+class Scene:
+    """A node with a root file, an executable and a file that the configuration names."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.root = directory / "config.toml"
+        self.spec = directory / "base.json"
+        self.executable = directory / "containerd"
+        for path in (self.spec, self.executable):
+            path.write_text("x")
+        self.write("")
+        self.running = Process(7, ticks(5), "/c", str(self.root), None, ("c",), "/proc")
+        self.shown: dict[str, object] = {}
+        self.now = 1000.0
+        self.store = Store(str(directory / "state"))
+        self.store.create()
+
+    def write(self, keys: str) -> None:
+        """The root file with these keys of the CRI."""
+        self.root.write_text(f'version = 2\n{SECTION}{keys}base = "{self.spec}"\n')
+
+    def node(self) -> Node:
+        """The node as it is now."""
+        gen = generation((1, 7, 0))
+        answer = Answer("containerd", "1.7.24", True, self.shown, ())
+        socket = HostPath("/s", "/s")
+        runtime = Runtime(Endpoint("containerd", socket), self.running, answer)
+        files = load.load(HOST, gen, str(self.root))
+        return Node(runtime, gen, files, str(self.executable), HostPath("/d", "/d"))
+
+    def edits(self) -> Edits:
+        """No edits: the files as they are."""
+        return Edits((), Wanted({}), self.node().files)
+
+    def context(self, *, retry: bool = False) -> Context:
+        """A context whose clock says `now`."""
+        return Context(
+            resolve({}, {}, "toolkit-agent"), HOST, self.store,
+            Publisher(str(self.directory)), wall=lambda: self.now, retry=retry,
+        )  # fmt: skip
+
+    def refused(self, *, retry: bool = False) -> bool:
+        """Is the candidate one that failed before?"""
+        found = candidate.known_failure(self.context(retry=retry), self.node(), self.edits())
+        return found is not None
+
+    def fail(self) -> None:
+        """The candidate fails."""
+        mark = candidate.mark(HOST, self.node(), self.edits())
+        self.store.remember_failure(mark, Failure("it died", self.now))
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+def test_same_candidate_is_refused(scene: Scene) -> None:
+    """Until a day has passed, or somebody asks; a clock that was set back does not prolong it."""
+    assert not scene.refused()
+    scene.fail()
+    assert scene.refused()
+    assert not scene.refused(retry=True)
+    scene.now += 86399
+    assert scene.refused()
+    scene.now += 2
+    assert not scene.refused()
+    scene.now = 10.0
+    assert not scene.refused()
+
+
+def test_message_says_what_to_do(scene: Scene) -> None:
+    """And why it failed."""
+    scene.fail()
+    found = candidate.known_failure(scene.context(), scene.node(), scene.edits())
+    assert found is not None
+    assert "(it died)" in found.message
+    assert "apply --retry" in found.message
+
+
+def test_a_cause_that_has_changed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Configuration, what it names, executable, flags, agent: each makes another candidate."""
+    scene.fail()
+    changes: dict[str, Callable[[], object]] = {
+        "configuration": lambda: scene.write("x = 1\n"),
+        "named file": lambda: scene.spec.write_text("longer"),
+        "named file is gone": scene.spec.unlink,
+        "executable": lambda: scene.executable.write_text("longer"),
+        "flags": lambda: setattr(scene, "running", replace(scene.running, command=("c", "-l"))),
+        "agent": lambda: monkeypatch.setattr(candidate, "__version__", "9"),
+    }
+    for name, change in changes.items():
+        change()
+        assert not scene.refused(), name
+        scene.fail()
+        assert scene.refused(), name
+
+
+def test_unit_is_a_part_of_it(scene: Scene, tmp_path: Path) -> None:
+    """Its file, and drop-ins of it."""
+    units = tmp_path / "etc/systemd/system"
+    (units / "c.service.d").mkdir(parents=True)
+    (units / "c.service").write_text("[Service]\n")
+    scene.running = replace(scene.running, unit="c.service")
+    host = HostRoot(str(tmp_path))
+    marks = [candidate.mark(host, scene.node(), scene.edits())]
+    (units / "c.service.d/env.conf").write_text("[Service]\n")
+    marks.append(candidate.mark(host, scene.node(), scene.edits()))
+    (units / "c.service").write_text("[Service]\nRestart=no\n")
+    marks.append(candidate.mark(host, scene.node(), scene.edits()))
+    assert len(set(marks)) == 3
+
+
+def test_failure_of_an_earlier_version_is_forgotten(scene: Scene) -> None:
+    """It has no time: it may be of any day."""
+    mark = candidate.mark(HOST, scene.node(), scene.edits())
+    path = Path(scene.store.path("failed.json"))
+    path.write_text(f'{{"format": 1, "candidates": {{"{mark}": "it died"}}}}')
+    assert scene.store.failed() == {mark: Failure("it died", 0.0)}
+    scene.now = 1e9
+    assert not scene.refused()
+
+
+# --- files that the runtime has not loaded -----------------------------------------------------
+
+
+def test_older_file_is_loaded(scene: Scene) -> None:
+    """Whatever the runtime shows."""
+    scene.now = os.stat(scene.root).st_ctime
+    scene.running = replace(scene.running, start=ticks(60))
+    assert unloaded.first(_timed(scene), scene.node()) is None
+
+
+def _timed(scene: Scene) -> Context:
+    return replace(scene.context(), wall=time.time)
+
+
+@pytest.mark.parametrize(
+    ("keys", "shown", "loaded"),
+    [
+        ("", {"base": "", "enableCDI": True}, False),
+        ('stream_idle_timeout = "4h"\n', {"streamIdleTimeout": "4h"}, True),
+        ('stream_idle_timeout = "4 hours"\n', {"streamIdleTimeout": "4h"}, False),
+        ("enable_cdi = true\n", {"enableCDI": True}, True),
+        ("[plugins.'io.containerd.grpc.v1.cri'.registry]\nconfig_path = '/c'\n",
+         {"registry": {"configPath": "/c"}}, True),
+        ("unknown = 1\n", {}, False),
+    ],
+)  # fmt: skip
+def test_younger_file(keys: str, shown: dict[str, object], loaded: bool, scene: Scene) -> None:
+    """It is loaded if the runtime shows all that it says of the CRI."""
+    scene.running = replace(scene.running, start=ticks(-60))
+    scene.write(keys)
+    path = ("registry",) if "registry" in keys else ()
+    below = shown if not path else shown["registry"]
+    assert isinstance(below, dict)
+    if loaded:
+        below["base"] = str(scene.spec)
+    scene.shown = shown
+    found = unloaded.first(_timed(scene), scene.node())
+    assert (found is None) is loaded
+    if found is not None:
+        refusal = unloaded.refusal(found, "apply", "no rights")
+        assert str(scene.root) in refusal.message
+        assert "(no rights)" in refusal.message
