@@ -16,6 +16,7 @@ from agent.errors import AgentError, Refused
 from agent.host import files
 from agent.plan import own_specs
 from agent.plan.context import Context
+from agent.plan.left_over import LeftOver, left_over
 from agent.plan.propose import Proposal, propose
 from agent.plan.published import facts
 from agent.runtimes import kinds
@@ -39,6 +40,7 @@ class Report:
     unfinished: str | None
     failed: str | None
     drift: tuple[str, ...]
+    left: tuple[LeftOver, ...] = ()
 
     def data(self) -> dict[str, Any]:
         """Plain data, for JSON and for the table."""
@@ -73,6 +75,7 @@ class Report:
                 "source": toolkit.found.origin.place if toolkit else None,
             },
             "specs": [_on_disk(item, spec).data() for item in (spec.specs if spec else ())],
+            "leftOver": [item.data() for item in self.left],
             "drift": list(self.drift),
             "warnings": list(proposal.warnings) if proposal else [],
             "transaction": {"unfinished": self.unfinished, "failed": self.failed},
@@ -115,8 +118,9 @@ def report(ctx: Context) -> Report:
     )
     ready = bool(published) and problem is None and not drift and unfinished is None
     return Report(
-        ready, proposal, problem, published, missing, touched, unfinished, failed, tuple(drift)
-    )
+        ready, proposal, problem, published, missing, touched, unfinished, failed, tuple(drift),
+        _left_over(ctx, proposal, memory),
+    )  # fmt: skip
 
 
 def _on_disk(item: Spec, proposed: own_specs.Proposed | None) -> Spec:
@@ -157,6 +161,14 @@ def _stale(ctx: Context, proposal: Proposal | None, host: str, original: Origina
         return ""
     loaded = {file.path.host for file in node.files}
     return "" if host in loaded else ", and the runtime does not load it"
+
+
+def _left_over(ctx: Context, proposal: Proposal | None, memory: Memory) -> tuple[LeftOver, ...]:
+    """What another toolkit left of ours; nothing where it cannot be told."""
+    try:
+        return left_over(ctx, proposal.node, memory) if proposal else ()
+    except AgentError:
+        return ()
 
 
 def _published(ctx: Context) -> tuple[dict[str, str], str | None]:

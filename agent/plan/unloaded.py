@@ -50,6 +50,8 @@ def refusal(file: ConfigFile, purpose: str, why_no_trial: str) -> Refused:
 
 def _is_shown(node: AnyNode, file: ConfigFile) -> bool:
     """Does the runtime show every setting of the file's CRI section?"""
+    if file.unread:
+        return False
     answer = node.runtime.answer
     if isinstance(node, Node):
         names = merge.names(node.gen, node.files, file)

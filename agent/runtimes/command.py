@@ -8,6 +8,7 @@ the masked words of it.
 from __future__ import annotations
 
 import os
+import re
 import select
 import subprocess
 import time
@@ -111,14 +112,15 @@ class Dump:
 
 def config_dump(
     host: HostRoot, executable: str, config: str | None, descriptors: Sequence[int] = (),
-    sources: Sequence[Source] = (),
+    sources: Sequence[Source] = (), plugins: Sequence[str] = (),
 ) -> Dump:  # fmt: skip
     """`containerd -c FILE config dump`; without a file `config default`.
 
     `-c` has to come before the sub-command. `sources`: the files that it reads, for its errors.
+    `plugins`: the only plugins whose settings are parsed, however much there is of others.
     """
     words = ["-c", config, "config", "dump"] if config else ["config", "default"]
-    return _dump(host, [executable, *words], descriptors, sources)
+    return _dump(host, [executable, *words], descriptors, sources, plugins)
 
 
 def crio_config(
@@ -132,8 +134,9 @@ def crio_config(
 
 
 def _dump(
-    host: HostRoot, argv: Sequence[str], descriptors: Sequence[int], sources: Sequence[Source]
-) -> Dump:
+    host: HostRoot, argv: Sequence[str], descriptors: Sequence[int], sources: Sequence[Source],
+    plugins: Sequence[str] = (),
+) -> Dump:  # fmt: skip
     executable = argv[0]
     done = run(host, argv, descriptors=descriptors)
     if done.code is None:
@@ -148,6 +151,21 @@ def _dump(
         error = masking.explained(error, sources, (executable,))
         return Dump(None, error, rejected=done.code not in range(125, 128))
     try:
-        return Dump(tomledit.parse(done.out, f"the output of {executable}"))
+        out = _excerpt(done.out, plugins) if plugins else done.out
+        return Dump(tomledit.parse(out, f"the output of {executable}"))
     except Refused as error:
         return Dump(None, error.message)
+
+
+def _excerpt(out: bytes, plugins: Sequence[str]) -> bytes:
+    """The keys above all tables, and the tables of these plugins. In a dump each header has a line
+    of its own, and each value too (observed on 1.6.20, 1.7.24 and 2.1.9)."""
+    names = "|".join(map(re.escape, plugins))
+    wanted = re.compile(rf"plugins\.[\"']?(?:{names})[\"']?[.\]]".encode())
+    kept, keep = [], True
+    for line in out.splitlines(keepends=True):
+        if (start := line.lstrip()).startswith(b"["):
+            keep = wanted.match(start.lstrip(b"[")) is not None
+        if keep:
+            kept.append(line)
+    return b"".join(kept)

@@ -28,12 +28,14 @@ _LONGEST = 4096  # characters of a path, as the kernel
 @dataclass(frozen=True, slots=True)
 class ConfigFile:
     """One loaded file. `name` is how the daemon finds it, `path` where it lies once links are
-    followed; `state` is None and `data` {} where it is missing (the root file may be)."""
+    followed; `state` is None and `data` {} where it is missing (the root file may be). `unread` is
+    why we cannot parse it, although the runtime may; `data` is {} then, too."""
 
     name: str
     path: HostPath
     state: FileState | None
     data: Data
+    unread: str = ""
 
     @property
     def version(self) -> int | None:

@@ -18,6 +18,7 @@ from agent.decide import Decision
 from agent.errors import Refused
 from agent.host.paths import HostPath, HostRoot
 from agent.options.settings import Settings
+from agent.plan import unread
 from agent.runtimes import desired as wishes
 from agent.runtimes import node as nodes
 from agent.runtimes import pods
@@ -67,8 +68,15 @@ def look(
     if runtime.kind == "crio":
         from agent.runtimes.crio import node as crio_nodes
 
-        return crio_nodes.look(settings, host, runtime, overlay)
-    return nodes.with_config(settings, host, runtime, overlay)
+        found = crio_nodes.look(settings, host, runtime, overlay)
+        if unread.first(found.files):
+            from agent.runtimes.crio import preflight as crio_check
+
+            crio_check.require_harmless(host, found)
+        return found
+    node = nodes.with_config(settings, host, runtime, overlay)
+    unread.require_harmless(host, node, node.files)
+    return node
 
 
 def load(node: AnyNode, host: HostRoot, overlay: Overlay | None = None) -> Files:
@@ -108,7 +116,7 @@ def edits(node: AnyNode, host: HostRoot, wish: Wish) -> tuple[Edits, tuple[str, 
             host, settings, wish.store, node, memory, wish.decision, available, wish.hook_program
         )
         found = crio_plan.edits(scene)
-        return found, crio_plan.warnings(scene, found)
+        return found, (*unread.warnings(node.files), *crio_plan.warnings(scene, found))
 
     seen = handlers.shown(node.runtime.answer.config, _lacking(node, host))
 
@@ -119,6 +127,7 @@ def edits(node: AnyNode, host: HostRoot, wish: Wish) -> tuple[Edits, tuple[str, 
         )  # fmt: skip
 
     told = (
+        *unread.warnings(node.files),
         *faults.hidden(node.gen, node.files),
         *faults.doubtful(node.gen, node.files),
         *handlers.left_out(effective(node, node.files), available, memory.default, seen),
@@ -151,6 +160,7 @@ def unproven(wanted: Wanted, answer: Answer) -> list[str]:
 def check(host: HostRoot, node: AnyNode, candidate: Candidate) -> Preflight:
     """What the runtime's own executable makes of the files as they will be. Raises Refused."""
     if isinstance(node, Node):
+        unread.require_harmless(host, node, candidate.files)
         return preflight.check(host, node, candidate)
     from agent.runtimes.crio import preflight as crio_check
 

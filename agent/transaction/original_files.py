@@ -254,8 +254,10 @@ def _imported_by_name(
     ctx: Context, node: Node, path: HostPath, overlay: dict[str, FileState | None]
 ) -> bool:
     for file in node.files:
-        state = overlay.get(file.path.host, file.state)
-        data = tomledit.parse(state.data, file.path.host) if state else {}
+        data = file.data
+        if file.path.host in overlay:
+            state = overlay[file.path.host]
+            data = tomledit.parse(state.data, file.path.host) if state else {}
         for item in data.get("imports", []):
             if (
                 "*" not in item

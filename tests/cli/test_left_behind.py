@@ -15,6 +15,7 @@ from tests.cli.test_crio import make
 from tests.cli.test_refusals import WholeNode, pytestmark
 from tests.conformance import checks
 from tests.conformance.trees import contents
+from tests.double.sample import SECTIONS
 
 __all__ = ["pytestmark"]
 
@@ -142,3 +143,72 @@ def test_drop_in_that_another_toolkit_left_behind(node: WholeNode) -> None:
     found = now()
     assert found[str(node.drop_in)] == "as written, and the runtime does not load it"
     assert not any("not load" in text for path, text in found.items() if path != str(node.drop_in))
+
+
+def _take_over(node: WholeNode, original: str, *, apart: bool) -> None:
+    """What another toolkit's installer does: programs of its own, and a handler that runs them, in
+    a file of its own (`apart`) or in the root file, which it writes anew."""
+    program = node.directory / "other/toolkit/nvidia-container-runtime"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    version = 2 if "version = 2" in original else 3
+    above = f"{SECTIONS[version]}.containerd.runtimes.nvidia"
+    text = (
+        f'[{above}]\nruntime_type = "io.containerd.runc.v2"\n'
+        f'[{above}.options]\nBinaryName = "{program}"\n'
+    )
+    if apart:
+        theirs = node.config.parent / "theirs.toml"
+        theirs.write_text(f"version = {version}\n{text}")
+        node.config.write_text(f'imports = ["{theirs}"]\n{original}')
+    else:
+        node.config.write_text(original + text)
+
+
+def _left_over(node: WholeNode) -> list[dict[str, str]]:
+    found = json.loads(node.agent("status", "-o", "json").stdout)["leftOver"]
+    assert isinstance(found, list)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("version", "apart"), [("2.1.9", True), ("2.1.9", False), ("1.7.24", False)]
+)
+def test_specs_and_programs_that_another_toolkit_left_behind(
+    version: str, apart: bool, place: Path
+) -> None:
+    """Status names them, with what removes them: a revert, unless that would take the other
+    toolkit's handler along."""
+    with WholeNode(place, version) as node:
+        original = node.config.read_text()
+        assert _left_over(node) == []
+        checks.done(node.agent("apply"))
+        assert _left_over(node) == []
+        _take_over(node, original, apart=apart)
+        found = _left_over(node)
+        assert [(item["path"], item["what"]) for item in found] == [
+            (str(node.cdi / MANAGEMENT), "CDI spec"),
+            (str(node.toolkit), "toolkit"),
+        ]
+        table = node.agent("status").stdout
+        assert all(item["path"] in table and item["remedy"] in table for item in found)
+        (remedy,) = {item["remedy"] for item in found}
+        if not apart:
+            assert remedy.startswith("remove it by hand: ")
+            assert str(node.config) in remedy
+            return
+        program, _, command = remedy.partition(" ")
+        assert program == "toolkit-agent"
+        before = node.config.read_bytes()
+        checks.done(node.agent(command))
+        assert _left_over(node) == []
+        assert list(node.cdi.iterdir()) == []
+        assert not node.toolkit.exists()
+        assert node.config.read_bytes() == before
+
+
+def test_nothing_is_left_over_where_only_a_file_is_gone(node: WholeNode) -> None:
+    """A node to be repaired is no other toolkit's."""
+    node.drop_in.unlink()
+    assert _left_over(node) == []

@@ -30,14 +30,23 @@ Overlay: TypeAlias = Mapping[str, FileState | None]
 _NO_OVERLAY: Overlay = MappingProxyType({})
 
 
+class Unparsed(Refused):
+    """A file whose text we cannot parse. `file` is that file without data."""
+
+    def __init__(self, message: str, file: ConfigFile) -> None:
+        super().__init__(message)
+        self.file = file
+
+
 def load(
     host: HostRoot, gen: Generation, root: str, overlay: Overlay = _NO_OVERLAY
 ) -> tuple[ConfigFile, ...]:
     """The root file and all that it imports, breadth first, as this generation loads them.
 
     `root` is its name on the host. `overlay` maps host paths to states that they are going to
-    have. The root file comes first even where it is missing. Raises Refused for a file that cannot
-    be read or parsed, a wrong type, and a literal import that does not exist.
+    have. The root file comes first even where it is missing. An imported file that we cannot parse
+    is loaded as `unread`: `engine.unread` asks the runtime what it says. Raises Refused for another
+    file that cannot be read or parsed, a wrong type, and a literal import that does not exist.
     """
     pending = [root]
     loaded: dict[str, ConfigFile] = {}
@@ -46,13 +55,19 @@ def load(
         name = pending.pop(0)
         if name in loaded:
             continue
-        file = load_file(host, name, overlay)
+        try:
+            file = load_file(host, name, overlay)
+        except Unparsed as error:
+            if name == root:
+                raise
+            file = error.file
         if file.state is None and name != root:
             raise Refused(
                 f"cannot use {_importer(loaded, name)}: it imports {name}, which does not exist, "
                 "and containerd does not start so; remove the import or restore the file"
             )
-        refuse_unread(file, gen.toml)
+        if not file.unread:
+            refuse_unread(file, gen.toml)
         loaded[name] = file
         patterns = file.data.get("imports", [])
         imports += len(patterns)
@@ -90,12 +105,16 @@ def checked_file(host: HostRoot, name: str, overlay: Overlay) -> ConfigFile:
         trusted.require(host, above, f"use {path}", sticky_is_fine=True)
     else:
         path, state = trusted.read(host, name)
+    if state is not None:
+        tomledit.decoded(state.data, path.host)  # what is no text is no runtime's to read either
     try:
         data = {} if state is None else tomledit.parse(state.data, path.host)
     except Refused as error:
-        raise Refused(
+        file = ConfigFile(name, path, state, {}, error.message.partition(": ")[2])
+        raise Unparsed(
             f"{error.message} (also where no edit of it is needed: the result of any edit depends "
-            "on every file that the runtime loads)"
+            "on every file that the runtime loads)",
+            file,
         ) from error
     return ConfigFile(name, path, state, data)
 

@@ -58,8 +58,8 @@ def check(host: HostRoot, node: Node, candidate: Candidate) -> Preflight:
     asked = ask(
         node.executable,
         node.root.path,
-        functools.partial(_dump, host, node.executable, node.files),
-        functools.partial(_dump, host, node.executable, candidate.files),
+        functools.partial(dump, host, node.executable, node.files),
+        functools.partial(dump, host, node.executable, candidate.files),
     )
     if isinstance(asked, str):
         return _without_executable(node, candidate, asked)
@@ -136,13 +136,17 @@ def _without_executable(node: Node, candidate: Candidate, note: str) -> Prefligh
     return Preflight(False, note)
 
 
-def _dump(host: HostRoot, executable: str, files: tuple[ConfigFile, ...]) -> Dump:
+def dump(
+    host: HostRoot, executable: str, files: tuple[ConfigFile, ...], plugins: tuple[str, ...] = ()
+) -> Dump:
+    """What the executable of a containerd makes of these files together; `plugins` as in
+    `command.config_dump`."""
     if files[0].state is None:
         # 1.x cannot dump without a file; its defaults are what runs then.
         return command.config_dump(host, executable, None)
     with _stage(files) as (path, descriptors):
         sources = [file.source for file in files]
-        return command.config_dump(host, executable, path, descriptors, sources)
+        return command.config_dump(host, executable, path, descriptors, sources, plugins)
 
 
 @contextmanager
@@ -165,8 +169,11 @@ def _stage(files: tuple[ConfigFile, ...]) -> Iterator[tuple[str, tuple[int, ...]
 def _text(file: ConfigFile, op: Op) -> bytes:
     """The file's own text with other imports: its spelling is part of what has to be accepted.
 
-    Where imports cannot be changed in it, a rendering with the same meaning stands in.
+    Where imports cannot be changed in it, a rendering with the same meaning stands in. A file that
+    we cannot parse goes as it is: `engine.unread` sees that it imports nothing.
     """
+    if file.unread and file.state:
+        return file.state.data
     name = file.path.host
     try:
         text = tomledit.decoded(file.state.data, name) if file.state else ""
@@ -185,7 +192,7 @@ def memory_file(data: bytes) -> int:
 
 def _missing(after: Data, candidate: Candidate) -> str | None:
     """A handler that there would have to be, the default's included, and would not."""
-    section = _section(after)
+    section = cri_section(after)
     runtimes = get(after, (*section, "containerd", "runtimes"), {})
     default = get(after, (*section, "containerd", "default_runtime_name"))
     if get(after, (*section, "containerd", "default_runtime", "runtime_type")):
@@ -203,10 +210,10 @@ def _hides_migrated(host: HostRoot, executable: str, files: tuple[ConfigFile, ..
         return False
     fd = memory_file(_PROBE.encode())
     try:
-        dump = command.config_dump(host, executable, f"/proc/self/fd/{fd}", (fd,))
+        shown = command.config_dump(host, executable, f"/proc/self/fd/{fd}", (fd,))
     finally:
         os.close(fd)
-    plugins = (dump.data or {}).get("plugins", {})
+    plugins = (shown.data or {}).get("plugins", {})
     return not any(get(plugins, (name, _PROBED)) == _PROBE_VALUE for name in (CRI_V2, CRI_V3))
 
 
@@ -215,7 +222,7 @@ _PROBE = f'version = 2\n[plugins."{CRI_V2}"]\n{_PROBED} = {_PROBE_VALUE}\n'
 
 
 def _strip(dump: Data, candidate: Candidate) -> Data:
-    section = _section(dump)
+    section = cri_section(dump)
     runtimes = (*section, "containerd", "runtimes")
     ops: list[Op] = [Unset((*runtimes, name)) for name in candidate.ours]
     ops += [
@@ -230,7 +237,7 @@ def _strip(dump: Data, candidate: Candidate) -> Data:
     return tomledit.apply(dump, ops)
 
 
-def _section(dump: Data) -> Path:
+def cri_section(dump: Data) -> Path:
     """Where a dump has the CRI: dumps are always rewritten to the executable's own version."""
     found = get(dump, ("plugins", CRI_V3))
     return ("plugins", CRI_V3 if isinstance(found, dict) else CRI_V2)

@@ -15,7 +15,7 @@ from agent.errors import Refused
 from agent.host import budget
 from agent.host.paths import HostPath, HostRoot
 from agent.runtimes.config_file import ConfigFile
-from agent.runtimes.containerd.load import Overlay, checked_file, names, refuse_unread
+from agent.runtimes.containerd.load import Overlay, Unparsed, checked_file, names, refuse_unread
 from agent.runtimes.crio.merge import check_shape
 from agent.toml.text import BURNT_SUSHI
 
@@ -30,14 +30,19 @@ def load(
 
     `root` and `directory` are names on the host, `overlay` maps host paths to states that they are
     going to have. An empty `root` or `directory` is not read: the root file then stands there
-    without a name and as missing. Raises Refused for what cannot be read, parsed or trusted.
+    without a name and as missing. A drop-in that we cannot parse is loaded as `unread`:
+    `engine.unread` asks CRI-O what it says. Raises Refused for what else cannot be read, parsed or
+    trusted.
     """
     overlay = overlay or {}
     unread = ConfigFile("", HostPath(host.agent_path(ROOT), ROOT), None, {})
     loaded = [load_file(host, root, overlay) if root else unread]
     size = 0
     for name in _walk(host, directory, overlay) if directory else ():
-        file = load_file(host, name, overlay)
+        try:
+            file = load_file(host, name, overlay)
+        except Unparsed as error:
+            file = error.file
         if file.state is not None:
             loaded.append(file)
             size += len(file.state.data)

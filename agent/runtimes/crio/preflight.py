@@ -13,6 +13,7 @@ import os
 from collections.abc import Set
 
 from agent.host.paths import HostRoot
+from agent.plan import unread
 from agent.runtimes import command
 from agent.runtimes.command import Dump
 from agent.runtimes.config_file import ConfigFile
@@ -34,10 +35,16 @@ def check(host: HostRoot, node: CrioNode, candidate: Candidate) -> Preflight:
     """
     if node.executable is None:
         return Preflight(False, preflight.UNKNOWN)
+    if late := _late(node, candidate):
+        raise unread.refused(late, f"it is read after {node.drop_in} and can have the last word")
+    # The candidate is handed over without what we cannot parse; so are the files as they are.
+    apart = unread.first(node.files) is not None
     asked = preflight.ask(
         node.executable,
         node.root.path,
-        functools.partial(_as_it_is, host, node, node.executable),
+        functools.partial(_as_it_will_be, host, node, node.executable, node.files)
+        if apart
+        else functools.partial(_as_it_is, host, node, node.executable),
         functools.partial(_as_it_will_be, host, node, node.executable, candidate.files),
     )
     if isinstance(asked, str):
@@ -50,6 +57,37 @@ def check(host: HostRoot, node: CrioNode, candidate: Candidate) -> Preflight:
     both = {*(get(before.data, merge.RUNTIMES) or {})} & runtimes.keys() - {*candidate.ours}
     preflight.refuse_difference(_strip(before.data, both), _strip(after, both), "view of it")
     return preflight.accepted(node.executable)
+
+
+def _late(node: CrioNode, candidate: Candidate) -> ConfigFile | None:
+    """A file that we cannot parse and that can win over what is new in our drop-in."""
+    names = [file.path.host for file in candidate.files]
+    if not candidate.present or candidate.files == node.files or node.drop_in.host not in names:
+        return None
+    return unread.first(candidate.files[names.index(node.drop_in.host) :])
+
+
+def require_harmless(host: HostRoot, node: CrioNode) -> None:
+    """See that the drop-ins that we cannot parse have no effect on our keys. Raises Refused."""
+    file, executable = unread.first(node.files), node.executable
+    if file is None:
+        return
+    if executable is None:
+        raise unread.refused(file, unread.UNSEEN)
+    whole = _as_it_is(host, node, executable)
+    rest = _as_it_will_be(host, node, executable, node.files)
+    unread.require_equal(file, executable, (whole, rest), _ours)
+
+
+def _ours(data: Data) -> Data:
+    """What of CRI-O's view a plan is made from."""
+    section = get(data, merge.RUNTIME) or {}
+    keys = (merge.DEFAULT[-1], merge.SPEC_DIRS[-1], "hooks_dir")
+    tables = {
+        name: {key: value for key, value in table.items() if key not in _AFTER_HANDLERS}
+        for name, table in (get(data, merge.RUNTIMES) or {}).items()
+    }
+    return {**{key: section[key] for key in keys if key in section}, "runtimes": tables}
 
 
 def _as_it_is(host: HostRoot, node: CrioNode, executable: str) -> Dump:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -161,11 +162,8 @@ def test_links_are_followed_inside_the_host(tree: Tree) -> None:
         (Path.mkdir, "it is a directory"),
         (os.mkfifo, "not a regular file"),
         (lambda path: path.write_bytes(b"#" * (2 << 20)), "larger than"),
-        (lambda path: path.write_text("a = = 1"), "not valid TOML.*line 1"),
-        (lambda path: path.write_text("a = 1\na = 2\n"), "not valid TOML"),
         (lambda path: path.write_bytes(b"# caf\xe9\n"), "line 1 is not UTF-8"),
         (lambda path: path.write_bytes(b"\xef\xbb\xbfversion = 3\n"), "a byte order mark; .* 2.x"),
-        (lambda path: path.write_text("a = " + "[" * 9000), "valid TOML|nested"),
         (lambda path: path.symlink_to("/no/where"), "dangling"),
         (lambda path: path.symlink_to(path.name), "too many links"),
         (lambda path: path.symlink_to("../../../../outside"), "leads out of the host root"),
@@ -183,6 +181,30 @@ def test_file_that_cannot_be_used_is_refused(
     assert told.value.message.startswith("cannot ")
     assert f"/etc/containerd/{where}" in told.value.message
     assert str(tree.root) not in told.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("a = = 1", r"not valid TOML.*line 1"),
+        ("a = 1\na = 2\n", "not valid TOML"),
+        ("a = " + "[" * 9000, "valid TOML|nested"),
+        ("a." * 70 + "a = 1", "more than 64 parts"),
+    ],
+)
+def test_file_that_cannot_be_parsed(text: str, cause: str, tree: Tree) -> None:
+    """The root file is refused. An imported one is marked, for the runtime to say what is in it,
+    and is nothing but its bytes to us."""
+    (tree.etc / "config.toml").write_text(text)
+    with pytest.raises(Refused, match=f"^cannot read {ROOT}: .*({cause})"):
+        tree.load()
+    tree.write("config.toml", "/etc/containerd/conf.d/*.toml")
+    (tree.etc / "conf.d/a.toml").write_text(text)
+    _, file = tree.load()
+    assert re.search(cause, file.unread)
+    assert file.data == {}
+    assert file.state is not None
+    assert file.state.data == text.encode()
 
 
 @pytest.mark.parametrize(

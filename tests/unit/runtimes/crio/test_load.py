@@ -79,12 +79,22 @@ def test_links(host: HostRoot) -> None:
         names(host)
 
 
-@pytest.mark.parametrize("text", ["[crio", "crio = 1"])
-def test_broken_files_are_refused(host: HostRoot, text: str) -> None:
+def test_broken_files_are_refused(host: HostRoot) -> None:
     """Whatever they are called."""
-    write(host, "x.bak", text)
+    write(host, "x.bak", "crio = 1")
     with pytest.raises(Refused, match=r"crio\.conf\.d/x\.bak"):
         names(host)
+
+
+def test_files_that_cannot_be_parsed(host: HostRoot) -> None:
+    """A drop-in is marked, for CRI-O to say what is in it; the root file is refused."""
+    write(host, "x.bak", "[crio")
+    _, file = load.load(host, ROOT, DIRECTORY)
+    assert "not valid TOML" in file.unread
+    assert file.data == {}
+    write(host, ROOT, "[crio")
+    with pytest.raises(Refused, match=f"^cannot read {ROOT}: it is not valid TOML"):
+        load.load(host, ROOT, DIRECTORY)
 
 
 def test_files_of_others_are_refused(host: HostRoot) -> None:
