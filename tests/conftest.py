@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +151,11 @@ def _show_times(terminalreporter: pytest.TerminalReporter) -> None:
         if shown:
             terminalreporter.write_line(f"seconds by {word}: {shown}")
     terminalreporter.write_line(f"sample of the commit: {sampling.seed()}")
+
+
+@pytest.fixture(autouse=True)
+def signals_arrive() -> Iterator[None]:
+    """See that a test leaves no signal blocked: programs of later tests would never end."""
+    yield
+    blocked = signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    assert not blocked, f"the test has left {sorted(blocked)} blocked"
