@@ -16,7 +16,7 @@ from agent.errors import AgentError, PutOff, StoodAside
 from agent.plan.context import Context
 from agent.plan.propose import Proposal
 from agent.plan.watch import watched
-from agent.runtimes.containerd.deadly_specs import Deadly
+from agent.runtimes.base import RestartHazard
 from agent.transaction import restart_spread, stand_aside
 from agent.transaction.converge import PENDING, converge, tell
 
@@ -67,7 +67,7 @@ def work(ctx: Context, inherited: Inherited) -> int:
         ctx.log("standing aside", reason=error.message)
     except AgentError as error:
         code, reason = error.exit_code, error.message
-        entries = (error.path.agent,) if isinstance(error, Deadly) else ()
+        entries = (error.path.agent,) if isinstance(error, RestartHazard) else ()
         ctx.log(FAILED, **refused(error, proposals[-1]))
     finally:
         _report((reason, *entries, *watched(ctx, node, spec)), inherited.pipe)

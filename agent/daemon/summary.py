@@ -11,7 +11,7 @@ from typing import Any
 from agent.errors import AgentError, PutOff, RollbackFailed, RolledBack
 from agent.log import failed
 from agent.plan.propose import Proposal
-from agent.runtimes import kinds
+from agent.runtimes import registry
 from agent.transaction.converge import Outcome
 
 _RECOVERED = {
@@ -46,7 +46,7 @@ def refused(error: AgentError, proposal: Proposal | None) -> dict[str, Any]:
 def _decision(proposal: Proposal | None) -> dict[str, Any]:
     if proposal is None:
         return {}
-    default, _ = kinds.shown(proposal.runtime.answer)
+    default, _ = registry.shown(proposal.runtime.answer)
     return {
         "runtime": proposal.runtime.answer.name,
         "version": proposal.runtime.version,

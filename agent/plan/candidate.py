@@ -19,10 +19,8 @@ from agent.errors import CandidateFailed, Refused
 from agent.host import files
 from agent.host.paths import HostRoot
 from agent.plan.context import Context
+from agent.runtimes.base import ConfiguredRuntime, Edits, Runtime
 from agent.runtimes.config_file import ConfigFile
-from agent.runtimes.containerd.edit import Edits
-from agent.runtimes.kinds import AnyNode
-from agent.runtimes.node import Runtime
 
 _DAY = 86400.0  # seconds
 _UNIT_DIRECTORIES = (
@@ -31,7 +29,7 @@ _UNIT_DIRECTORIES = (
 )  # fmt: skip
 
 
-def known_failure(ctx: Context, node: AnyNode, edits: Edits) -> CandidateFailed | None:
+def known_failure(ctx: Context, node: ConfiguredRuntime, edits: Edits) -> CandidateFailed | None:
     """Why this candidate is not tried again, and when it will be; None where it may be tried."""
     failure = None if ctx.retry else ctx.store.failed().get(mark(ctx.host, node, edits))
     if failure is None or not 0 <= ctx.wall() - failure.at < _DAY:
@@ -50,7 +48,7 @@ def loaded(runtime: Runtime, found: tuple[ConfigFile, ...]) -> str:
     return hashlib.sha256(json.dumps([runtime.version, parts]).encode()).hexdigest()
 
 
-def mark(host: HostRoot, node: AnyNode, edits: Edits) -> str:
+def mark(host: HostRoot, node: ConfiguredRuntime, edits: Edits) -> str:
     """A hash of everything that the success of these edits depends on."""
     running = node.runtime.process
     changed = [

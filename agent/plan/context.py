@@ -21,10 +21,8 @@ from agent.errors import Refused
 from agent.host import lock, trees, trusted
 from agent.host.paths import HostRoot, open_host_root
 from agent.options.settings import Settings
-from agent.runtimes import node as nodes
-from agent.runtimes import restart
-from agent.runtimes.crio import answer
-from agent.runtimes.node import Endpoint
+from agent.runtimes import find, registry, restart
+from agent.runtimes.base import Endpoint
 from agent.runtimes.proof import Identity, Probe
 from agent.runtimes.restart import Restart
 from agent.state.store import Store
@@ -100,7 +98,7 @@ class Context:
         patience = min(5.0, self.settings.proof_timeout / 4)
         return Probe(
             identity=lambda: self.identity(endpoint),
-            ask=lambda: answer.ask(path, name, timeout=patience),
+            ask=lambda: registry.ask(path, name, timeout=patience),
             clock=self.clock,
             sleep=self.sleep,
             hopeless=lambda: self.hopeless(endpoint),
@@ -152,7 +150,7 @@ class Context:
 def open_context(settings: Settings, log: Callable[..., None] = _silent) -> Context:
     """The context of a real run. Raises UsageError or Refused."""
     host = open_host_root(settings.host_root)
-    nodes.register(settings, host)
+    find.register(settings, host)
     return Context(
         settings=settings,
         host=host,

@@ -19,10 +19,8 @@ from agent.host import files, trust, trusted
 from agent.host.files import Change, FileState
 from agent.host.paths import HostPath
 from agent.plan.context import Context
-from agent.runtimes import config_file, key_ownership
-from agent.runtimes import node as nodes
+from agent.runtimes import find, key_ownership, registry
 from agent.runtimes.config_file import ConfigFile
-from agent.runtimes.crio import merge
 from agent.state.store import Memory, Original
 from agent.systemd.units import SystemdError
 from agent.toml import edit as tomledit
@@ -83,8 +81,8 @@ def _fault(ctx: Context, path: HostPath, original: Original) -> tuple[FileState 
         if odd is not None and key_ownership.is_ours_alone(original, now):
             return now, odd.words
         file = ConfigFile(path.host, path, now, data)
-        config_file.check_shape(file)
-        merge.check_shape(file)
+        for item in registry.REGISTERED:
+            registry.adapter(item.kind).check_shape(file)
     except Refused as error:
         return now, error.message.partition(": ")[2] or error.message
     if why := trust.distrust(now):
@@ -134,7 +132,7 @@ def revive(ctx: Context, error: Unreachable) -> None:
     end = ctx.clock() + ctx.settings.proof_timeout
     while True:
         try:
-            nodes.find_runtime(ctx.settings, ctx.host)
+            find.find_runtime(ctx.settings, ctx.host)
         except Unreachable:
             if ctx.clock() >= end:
                 raise error from None
@@ -146,8 +144,7 @@ def revive(ctx: Context, error: Unreachable) -> None:
 
 
 def _start(ctx: Context) -> None:
-    kinds = tuple(nodes.SOCKETS) if ctx.settings.runtime == "auto" else (ctx.settings.runtime,)
-    for kind in kinds:
+    for kind in dict.fromkeys(kind for kind, _ in registry.sockets(ctx.settings.runtime)):
         name = f"{kind}.service"
         try:
             way, unit = ctx.reach(ctx.host, name)

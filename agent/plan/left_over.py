@@ -12,18 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from agent.cdi.specs import own
 from agent.host.paths import HostPath, is_below
-from agent.plan import low_level
+from agent.plan import own_specs
 from agent.plan.context import Context
-from agent.runtimes import kinds
-from agent.runtimes import node as nodes
-from agent.runtimes.config_file import ConfigFile
-from agent.runtimes.crio import merge
+from agent.runtimes import find, low_level
+from agent.runtimes.base import ConfiguredRuntime
 from agent.runtimes.desired import is_ours
-from agent.runtimes.kinds import AnyNode
 from agent.state.store import Memory
-from agent.toml.edit import Data, get
 from agent.toolkit import install
 
 
@@ -40,10 +35,10 @@ class LeftOver:
         return {"path": self.path, "what": self.what, "remedy": self.remedy}
 
 
-def left_over(ctx: Context, node: AnyNode | None, memory: Memory) -> tuple[LeftOver, ...]:
+def left_over(ctx: Context, node: ConfiguredRuntime | None, memory: Memory) -> tuple[LeftOver, ...]:
     """Our specs and the directories of our toolkit that nothing uses any more; none where the
     configuration is not ours to change. Raises Refused."""
-    current = install.installed(ctx)
+    current = install.installed(ctx.settings, ctx.host)
     directories = (*current, *memory.moved)
     if node is None or not memory.files or not directories:
         return ()
@@ -56,34 +51,27 @@ def left_over(ctx: Context, node: AnyNode | None, memory: Memory) -> tuple[LeftO
     return tuple(LeftOver(path, what, remedy) for path, what in found)
 
 
-def _specs(ctx: Context, node: AnyNode) -> tuple[HostPath, ...]:
-    return own.ours(ctx, nodes.spec_directories(node.runtime, ctx.host))
+def _specs(ctx: Context, node: ConfiguredRuntime) -> tuple[HostPath, ...]:
+    return own_specs.ours(ctx, find.spec_directories(node.runtime))
 
 
-def _programs(ctx: Context, node: AnyNode) -> Iterator[str]:
+def _programs(ctx: Context, node: ConfiguredRuntime) -> Iterator[str]:
     """NVIDIA's programs that the configuration runs, by handlers and hooks."""
-    tables = kinds.effective(node, node.files).runtimes
+    tables = node.effective(node.files).runtimes
     for name, table in tables.items():
         if is_ours(name, table):
             yield from low_level.executables(table)
-    yield from (path for _, path in kinds.hook_programs(node, ctx.host, {}))
+    yield from (path for _, path in node.hook_programs(ctx.host, {}))
 
 
-def _remedy(node: AnyNode, memory: Memory) -> str:
+def _remedy(node: ConfiguredRuntime, memory: Memory) -> str:
     """What removes all of it. A revert takes NVIDIA's handlers out of every file that we wrote to,
     the other toolkit's included."""
-    theirs = next((f for f in node.files if f.path.host in memory.files and _has_handler(f)), None)
+    written = (file for file in node.files if file.path.host in memory.files)
+    theirs = next((file for file in written if any(node.own_keys(file.data, switch=False))), None)
     if theirs is None:
         return "toolkit-agent revert --keep-edits --toolkit"
     return (
         f"remove it by hand: revert --keep-edits would take the handlers of NVIDIA out of "
         f"{theirs.path} too, which are another toolkit's by now"
     )
-
-
-def _has_handler(file: ConfigFile) -> bool:
-    """Does a file define a handler of NVIDIA's?"""
-    plugins: Data = file.data.get("plugins", {})
-    tables = [get(section, ("containerd", "runtimes")) for section in plugins.values()]
-    tables.append(get(file.data, merge.RUNTIMES))
-    return any(is_ours(name, table) for found in tables if found for name, table in found.items())

@@ -20,12 +20,9 @@ from agent.decide import CDI_PREFIX, NVIDIA_PREFIX, Decision, PodNeeds
 from agent.errors import Refused
 from agent.host.paths import HostRoot, is_below
 from agent.plan.context import Context
-from agent.runtimes import kinds, low_level
-from agent.runtimes import pods as words
-from agent.runtimes.containerd.merge import Cri
+from agent.runtimes import low_level, pods
+from agent.runtimes.base import ConfiguredRuntime, Effective, Files, Runtime
 from agent.runtimes.desired import is_ours
-from agent.runtimes.kinds import AnyNode
-from agent.runtimes.node import Runtime
 from agent.toolkit import install, programs, tree
 from agent.toolkit.tree import Answers
 
@@ -59,28 +56,27 @@ class Service:
     known: bool = True
 
 
-def service(node: AnyNode, client: Cri, said: Answers | None) -> Service:
+def service(node: ConfiguredRuntime, client: Effective, said: Answers | None) -> Service:
     """The service of these settings; `said` is the toolkit's config.toml, None where there is none
     that can be read."""
     answers = said or Answers(prefixes=(CDI_PREFIX, NVIDIA_PREFIX))
-    passed = kinds.passed(node, client)
-    found = frozenset(prefix for prefix in answers.prefixes if passed(prefix))
+    found = frozenset(p for p in answers.prefixes if node.passes_annotation(client, p))
     default = is_ours(client.default, client.table(client.default))
     return Service(default, found, answers.variables, said is not None)
 
 
-def needs(ctx: Context, node: AnyNode, decision: Decision) -> PodNeeds | None:
+def needs(ctx: Context, node: ConfiguredRuntime, decision: Decision) -> PodNeeds | None:
     """What running pods would lose by a decision; None where they would lose nothing.
 
     Raises Unreachable, and Refused where an OCI hook would come in place of the handlers: it leaves
     nothing that could be kept.
     """
-    now = service(node, kinds.running(node), _said(ctx))
+    now = service(node, node.running(), _said(ctx))
     if ctx.settings.accept_envvar is False:  # an order to answer them no more
         now = replace(now, variables=False)
     native = frozenset([CDI_PREFIX] if decision.native else [])
     answered = frozenset(decision.prefixes)
-    if kinds.pods_by_list(node):  # containerd passes only what it is told to
+    if node.adapter.lists_handlers:  # containerd passes only what it is told to
         answered &= frozenset(decision.pass_prefixes)
     # An OCI hook answers variables, whatever the default runtime is.
     default, variables = (
@@ -106,7 +102,7 @@ def _or_comes_back(ctx: Context) -> Callable[[Sandbox], bool]:
 
 
 def _needs(
-    node: AnyNode, now: Service, later: Service, native: frozenset[str],
+    node: ConfiguredRuntime, now: Service, later: Service, native: frozenset[str],
     counts: Callable[[Sandbox], bool] = _is_ready,
 ) -> PodNeeds | None:  # fmt: skip
     leaves = now.default and not later.default
@@ -136,14 +132,14 @@ class _Asker:
 
 
 def _askers(
-    node: AnyNode, now: Service, prefixes: frozenset[str], counts: Callable[[Sandbox], bool], *,
+    node: ConfiguredRuntime, now: Service, prefixes: frozenset[str], counts: Callable[[Sandbox], bool], *,
     variables: bool,
 ) -> Iterator[_Asker]:  # fmt: skip
     """Pods of our handlers, and of the default where that is ours, that ask in one of these ways.
 
     Variables are in no list: each container is asked about, until there are enough to be shown.
     """
-    cri_now = kinds.running(node)
+    cri_now = node.running()
     ours = {name for name, table in cri_now.runtimes.items() if is_ours(name, table)}
     ours |= {""} if now.default else set()
     shown = 0
@@ -153,7 +149,7 @@ def _askers(
             used = frozenset(p for p in prefixes if any(key.startswith(p) for key in keys))
             variable = variables and not used and shown <= _SHOWN
             variable = variable and any(
-                words.asks_by_variable(ask.container_info(item.id)) for item in containers
+                pods.asks_by_variable(ask.container_info(item.id)) for item in containers
             )
             if used or variable:
                 pod = _with_handler(node, ask, pod)
@@ -163,12 +159,15 @@ def _askers(
 
 
 def _with_containers(
-    node: AnyNode, ask: PodQuestions, handlers: set[str], counts: Callable[[Sandbox], bool]
+    node: ConfiguredRuntime,
+    ask: PodQuestions,
+    handlers: set[str],
+    counts: Callable[[Sandbox], bool],
 ) -> Iterator[tuple[Sandbox, tuple[Container, ...]]]:
     """Pods that count, each with the newest container of each name: a container that has ended may
     start again. Where the list says handlers, only those of these handlers."""
     ready = {pod.id: pod for pod in ask.sandboxes() if counts(pod)}
-    if kinds.pods_by_list(node):
+    if node.adapter.lists_handlers:
         ready = {key: pod for key, pod in ready.items() if pod.handler in handlers}
     newest: dict[str, dict[str, Container]] = {}
     for item in ask.containers() if ready else ():
@@ -179,17 +178,16 @@ def _with_containers(
         yield pod, tuple(newest.get(key, {}).values())
 
 
-def _with_handler(node: AnyNode, ask: PodQuestions, pod: Sandbox) -> Sandbox:
-    if kinds.pods_by_list(node):
+def _with_handler(node: ConfiguredRuntime, ask: PodQuestions, pod: Sandbox) -> Sandbox:
+    if node.adapter.lists_handlers:
         return pod
-    handler = words.handler(ask.sandbox_info(pod.id))
-    return replace(pod, handler=handler)
+    return replace(pod, handler=node.adapter.pod_handler(ask.sandbox_info(pod.id)))
 
 
 def handler_users(
-    node: AnyNode, now: Mapping[str, object], later: Mapping[str, object]
+    node: ConfiguredRuntime, now: Mapping[str, object], later: Mapping[str, object]
 ) -> tuple[tuple[str, ...], str]:
-    """Pods of handlers whose state (see `kinds.pod_states`) is another one later, and what becomes
+    """Pods of handlers whose state (see `ConfiguredRuntime.pod_states`) is another one later, and what becomes
     of these handlers. Raises Unreachable."""
     taken = {name for name, state in now.items() if name not in later or later[name] != state}
     if not taken:
@@ -205,21 +203,21 @@ def handler_users(
 
 
 def apply_refusal(
-    ctx: Context, node: AnyNode, after: kinds.Files, called: tuple[str, ...]
+    ctx: Context, node: ConfiguredRuntime, after: Files, called: tuple[str, ...]
 ) -> Refused | None:
     """Why pods do not survive that these files come into force; `called` is what NVIDIA's runtime
     will call in turn. Raises Unreachable."""
-    now, later = _states(ctx, node, kinds.effective(node, after), called)
+    now, later = _states(ctx, node, node.effective(after), called)
     used, what = handler_users(node, now, later)
     return _refusal("apply", used, what) if used else None
 
 
-def revert_refusal(ctx: Context, node: AnyNode, after: kinds.Files) -> Refused | None:
+def revert_refusal(ctx: Context, node: ConfiguredRuntime, after: Files) -> Refused | None:
     """Why pods do not survive that these original files come into force. Raises Unreachable."""
-    said, cri_after = _said(ctx), kinds.effective(node, after)
+    said, cri_after = _said(ctx), node.effective(after)
     now, later = _states(ctx, node, cri_after, said.runtimes if said else ())
     used, moved = handler_users(node, now, later)
-    before, restored = service(node, kinds.running(node), said), service(node, cri_after, said)
+    before, restored = service(node, node.running(), said), service(node, cri_after, said)
     lost = _needs(node, before, restored, frozenset())
     what = [moved] if used else []
     if lost is not None:
@@ -230,18 +228,18 @@ def revert_refusal(ctx: Context, node: AnyNode, after: kinds.Files) -> Refused |
 
 
 def _states(
-    ctx: Context, node: AnyNode, after: Cri, called: tuple[str, ...]
+    ctx: Context, node: ConfiguredRuntime, after: Effective, called: tuple[str, ...]
 ) -> tuple[Mapping[str, object], Mapping[str, object]]:
     """What pods of each handler need, as it is and as it will be."""
     said = _said(ctx)
     later = low_level.first(ctx.host, called)
     below = low_level.first(ctx.host, said.runtimes) if said else None
-    now = kinds.pod_states(node, kinds.running(node), below or later)
-    return now, kinds.pod_states(node, after, later or below)
+    now = node.pod_states(node.running(), below or later)
+    return now, node.pod_states(after, later or below)
 
 
 def low_level_kept(
-    ctx: Context, node: AnyNode | None, called: tuple[str, ...]
+    ctx: Context, node: ConfiguredRuntime | None, called: tuple[str, ...]
 ) -> tuple[tuple[str, ...], str | None]:
     """What NVIDIA's runtime is to call in turn, and a warning where running pods keep the program
     that runs them from being replaced: another one does not find them. Raises Unreachable."""
@@ -250,7 +248,7 @@ def low_level_kept(
     later = low_level.first(ctx.host, called)
     if node is None or not now or not later or os.path.basename(now) == os.path.basename(later):
         return called, None
-    cri_now = kinds.running(node)
+    cri_now = node.running()
     ours = {name for name, table in cri_now.runtimes.items() if is_ours(name, table)}
     ours |= {""} if is_ours(cri_now.default, cri_now.table(cri_now.default)) else set()
     with _questions(node.runtime) as ask:
@@ -264,22 +262,23 @@ def low_level_kept(
     )
 
 
-def toolkit_refusal(host: HostRoot, node: AnyNode, directories: tuple[str, ...]) -> Refused | None:
+def toolkit_refusal(
+    host: HostRoot, node: ConfiguredRuntime, directories: tuple[str, ...]
+) -> Refused | None:
     """Why the programs in a directory (its host paths) may not go now. Raises Unreachable.
 
     Whatever is the default now: containerd keeps for each pod which program runs its containers.
     CRI-O's own configuration says it of each handler, and its monitors have on their command lines
     what it said when they were started.
     """
-    cri_now = kinds.running(node)
+    cri_now = node.running()
     used: list[Sandbox] = []
     with _questions(node.runtime) as ask:
         for pod in (pod for pod in ask.sandboxes() if pod.ready):
             info = ask.sandbox_info(pod.id)
-            found = words.programs(info)
-            if not kinds.pods_by_list(node):
-                pod = replace(pod, handler=words.handler(info))
-                found = low_level.executables(cri_now.table(pod.handler or cri_now.default))
+            if not node.adapter.lists_handlers:
+                pod = replace(pod, handler=node.adapter.pod_handler(info))
+            found = node.adapter.pod_programs(info, cri_now, pod.handler)
             if any(is_below(path, *directories) for path in found):
                 used.append(pod)
     users = names(used)
@@ -296,7 +295,7 @@ def _monitors(
         is_monitor = os.path.basename(line[0]).startswith("conmon")
         if not is_monitor or not any(is_below(word, *directories) for word in line[1:]):
             continue
-        pod = words.monitored(line)
+        pod = pods.monitored(line)
         if pod is None:
             yield f"the container of {line[0]} with pid {pid}"
         elif pod not in known:

@@ -13,9 +13,11 @@ from agent.cdi.driver import driver
 from agent.cdi.make import generate
 from agent.cdi.specs import readers
 from agent.cdi.specs.readers import Reader
-from agent.decide import Decision
+from agent.cri.client import Answer
+from agent.decide import Decision, Evidence, PodNeeds, Question, decide
 from agent.errors import AgentError, CandidateFailed, NoToolkit, TrialFailed
 from agent.host.files import Change
+from agent.options.settings import Settings
 from agent.plan import (
     device_nodes,
     garbled_files,
@@ -29,16 +31,14 @@ from agent.plan.candidate import known_failure, loaded
 from agent.plan.context import Context
 from agent.plan.device_nodes import Missing
 from agent.plan.toolkit_users import Moved
-from agent.runtimes import kinds, low_level
-from agent.runtimes import node as nodes
-from agent.runtimes.containerd.edit import CannotSwitch, Edits
-from agent.runtimes.containerd.preflight import Candidate, Preflight
-from agent.runtimes.desired import Wanted
-from agent.runtimes.kinds import AnyNode
-from agent.runtimes.node import Node, Runtime
+from agent.runtimes import find, low_level, registry
+from agent.runtimes.base import CannotSwitch, ConfiguredRuntime, EditRequest, Edits, Runtime
+from agent.runtimes.desired import STATUS_NAMES, Desired, is_ours
+from agent.runtimes.preflight import Candidate, Preflight
 from agent.runtimes.restart import Restart
 from agent.state.store import Memory
 from agent.status import can_say
+from agent.toml.edit import get
 from agent.toolkit import install, programs
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Proposal:
 
     runtime: Runtime
     decision: Decision
-    node: AnyNode | None
+    node: ConfiguredRuntime | None
     edits: Edits | None
     gaps: tuple[str, ...]
     restart: Restart | None
@@ -90,7 +90,7 @@ class Proposal:
         change, that is what the runtime shows."""
         if self.edits is not None:
             return self.decision.is_default
-        return kinds.shows_nvidia(self.runtime.answer)
+        return _shows_nvidia(self.runtime.answer)
 
     @property
     def configured(self) -> bool:
@@ -129,9 +129,9 @@ def propose(ctx: Context, memory: Memory, *, may_enable: bool | None = None) -> 
         kind, node, edits = proposal.runtime.kind, proposal.node, proposal.edits
         cri, base, called = None, memory.default, None
         if node is not None and edits is not None:
-            cri = kinds.effective(node, edits.files)
+            cri = node.effective(edits.files)
             # Of the files as they are: the default may become ours by these very edits.
-            base = edits.base or base or kinds.effective(node, node.files).default
+            base = edits.base or base or node.effective(node.files).default
             called = edits.called
         calls = low_level.runtimes(ctx.settings, ctx.host, kind, cri, base, called)
         calls, kept = pod_guard.low_level_kept(ctx, node, calls)
@@ -139,7 +139,7 @@ def propose(ctx: Context, memory: Memory, *, may_enable: bool | None = None) -> 
         wanted = replace(decision, is_default=proposal.is_default)
         toolkit = install.propose(ctx.settings, ctx.host, found, wanted, calls, root)
     hook = install.cdi_hook(ctx.settings, ctx.host, found)
-    looked, program = nodes.spec_directories(proposal.runtime, ctx.host), _executable(ctx, proposal)
+    looked, program = find.spec_directories(proposal.runtime), _executable(ctx, proposal)
     spec = own_specs.propose(ctx, decision.spec_dirs, hook, _reader(proposal), looked, program)
     told = (
         missing,
@@ -205,7 +205,7 @@ def _reader(proposal: Proposal) -> Reader:
 def _executable(ctx: Context, proposal: Proposal) -> str | None:
     """The agent path of the runtime's executable, where the runtime reads the specs."""
     native = proposal.decision.native
-    return nodes.program(ctx.settings, ctx.host, proposal.runtime) if native else None
+    return find.program(ctx.settings, ctx.host, proposal.runtime) if native else None
 
 
 def _unsaid(key: str, path: str | None, option: str) -> str | None:
@@ -229,13 +229,14 @@ def _toolkit(ctx: Context) -> tuple[install.Found | None, str | None]:
 
 
 def _judge(
-    ctx: Context, memory: Memory, runtime: Runtime, node: AnyNode | None, may: bool
+    ctx: Context, memory: Memory, runtime: Runtime, node: ConfiguredRuntime | None, may: bool
 ) -> Decision:
     """The decision, with what running pods keep; they are asked for where it would take
     something."""
-    seen = nodes.evidence(node if isinstance(node, Node) else None, runtime, ctx.host)
+    adapter = registry.adapter_of(runtime.answer)
+    seen = node.evidence(ctx.host) if node else adapter.evidence(runtime.answer)
     judged = functools.partial(
-        nodes.judge,
+        _decide,
         ctx.settings, runtime, seen, enabled_by_agent=memory.enabled_cdi, may_enable=may,
     )  # fmt: skip
     decision = judged()
@@ -243,34 +244,61 @@ def _judge(
     return judged(needs=needs) if needs else decision
 
 
+def _decide(
+    settings: Settings, runtime: Runtime, seen: tuple[Evidence, ...], *,
+    enabled_by_agent: bool, may_enable: bool, needs: PodNeeds | None = None,
+) -> Decision:  # fmt: skip
+    """The decision for this runtime under these settings; `needs` is what running pods keep."""
+    return decide(
+        Question(
+            cdi=settings.cdi_enabled,
+            runtime=runtime.answer.name,
+            version=runtime.version,
+            evidence=seen,
+            may_enable=may_enable,
+            enabled_by_agent=enabled_by_agent,
+            forced={"true": True, "false": False}.get(settings.native_cdi),
+            set_as_default=settings.set_as_default,
+            default_negotiable=settings.default_is_negotiable,
+            mode=settings.mode,
+            strategy=settings.device_list_strategy,
+            prefixes=settings.annotation_prefixes,
+            kubelet=settings.kubelet_version,
+            crio_mode=settings.crio_config_mode,
+            needs=needs,
+        )
+    )
+
+
 def _propose(
     ctx: Context, memory: Memory, may_enable: bool | None, found: install.Found | None
 ) -> Proposal:
     settings = ctx.settings
     allowed = settings.may_enable_cdi if may_enable is None else may_enable
-    runtime = nodes.find_runtime(settings, ctx.host)
+    runtime = find.find_runtime(settings, ctx.host)
     judge = functools.partial(_judge, ctx, memory, runtime)
     if settings.no_runtime_config:
         decision = judge(None, False)
         return Proposal(runtime, decision, None, None, (), None, None, decision.warnings)
     repairs = garbled_files.garbled(ctx, memory)
     overlay = {item.path.host: item.state for item in repairs}
-    node = kinds.look(settings, ctx.host, runtime, overlay)
+    adapter = registry.adapter(runtime.kind)
+    node = adapter.look(settings, ctx.host, runtime, overlay)
     allowed = allowed and memory.cdi_refused != loaded(runtime, node.files)
     decision = judge(node, allowed)
     assert found is not None
     available, left_out = ((), ()) if decision.hook else install.binaries(settings, found)
     hook = found.path(programs.RUNTIME_HOOK)
-    wish = kinds.Wish(settings, ctx.store, memory, decision, available, hook)
+    request = EditRequest(settings, ctx.store, memory, decision, available, hook)
     try:
-        edits, told = kinds.edits(node, ctx.host, wish)
+        edits, told = node.edits(ctx.host, request)
     except CannotSwitch:
         if memory.enabled_cdi:
             raise
         # The switch cannot be set where it would count: the node is as row 5 says.
         decision = judge(node, False)
-        edits, told = kinds.edits(node, ctx.host, replace(wish, decision=decision))
-    gaps = tuple(kinds.unproven(edits.wanted, runtime.answer))
+        edits, told = node.edits(ctx.host, replace(request, decision=decision))
+    gaps = tuple(adapter.unproven(edits.wanted, runtime.answer))
     gaps = gaps or reloaded.gaps(ctx, node, edits, memory)
     restart = _way(ctx, runtime) if gaps else None
     warnings = (*decision.warnings, *left_out, *told, *_hard_links(edits.changes))
@@ -292,18 +320,18 @@ def _way(ctx: Context, runtime: Runtime) -> Restart:
     return ctx.choose_restart(ctx.settings.restart_mode, runtime.process, ctx.host, runtime.kind)
 
 
-def _examined(ctx: Context, node: AnyNode, edits: Edits, proposal: Proposal) -> Proposal:
+def _examined(ctx: Context, node: ConfiguredRuntime, edits: Edits, proposal: Proposal) -> Proposal:
     """The proposal with what is in its way: a restart that the runtime would not survive, its own
     executable's word, and that it failed before."""
     warnings, restart = proposal.warnings, proposal.restart
-    deadly = kinds.deadly(node, ctx.host, edits.files)
+    deadly = node.restart_hazard(ctx.host, edits.files)
     if deadly is not None:
         warnings = (*warnings, f"apply refuses: {deadly.message}" if restart else deadly.later)
     checked = None
     if edits.changes or restart:
         names = tuple(edits.wanted.handlers)
         ours = (*names, *edits.wanted.absent)
-        checked = kinds.check(ctx.host, node, Candidate(edits.files, names, ours))
+        checked = node.preflight(ctx.host, Candidate(edits.files, names, ours))
     if checked is not None and not checked.done:
         warnings = (*warnings, f"not pre-flighted: {checked.note}")
     blocked: AgentError | None = deadly if restart else None
@@ -323,14 +351,18 @@ def _examined(ctx: Context, node: AnyNode, edits: Edits, proposal: Proposal) -> 
 
 
 def tried_out(
-    ctx: Context, node: AnyNode, changes: tuple[Change, ...], wanted: Wanted, purpose: str
+    ctx: Context,
+    node: ConfiguredRuntime,
+    changes: tuple[Change, ...],
+    wanted: Desired,
+    purpose: str,
 ) -> Trial:
     """The verdict of a trial start on the files after these changes. Where none can be made, no
     restart may activate what others changed and nobody has seen run."""
     from agent.plan import unloaded  # a restart takes longer than to load them
     from agent.runtimes import trial  # a restart takes longer than to load them
 
-    subject = kinds.trial_subject(ctx.host, node, wanted)
+    subject = trial.subject(ctx.host, node, wanted)
     if isinstance(subject, str):
         verdict = trial.Trial(False, subject)
     else:
@@ -342,9 +374,11 @@ def tried_out(
     return trial.warn_of_present(ctx.host, subject, verdict, ctx.start_trial)
 
 
-def why_not(ctx: Context, node: AnyNode) -> str:
+def why_not(ctx: Context, node: ConfiguredRuntime) -> str:
     """Why the runtime does not start on the files as they are; "" where it does or nobody knows."""
-    subject = kinds.trial_subject(ctx.host, node, Wanted({}))
+    from agent.runtimes import trial  # needed only where something failed
+
+    subject = trial.subject(ctx.host, node, Desired({}))
     if isinstance(subject, str):
         return ""
     return ctx.start_trial(ctx.host, subject.launch({}), lambda _: []).failure
@@ -357,3 +391,13 @@ def _hard_links(changes: tuple[Change, ...]) -> tuple[str, ...]:
         for item in changes
         if item.before is not None and item.before.links > 1
     )
+
+
+def _shows_nvidia(answer: Answer) -> bool:
+    """Does the runtime show a default runtime that is NVIDIA's, whatever its name?"""
+    adapter = registry.adapter_of(answer)
+    default = str(adapter.shown_default(answer))
+    found = get(adapter.shown_handlers(answer), (default,))
+    table = found if isinstance(found, dict) else {}
+    named = {STATUS_NAMES.get(str(key), str(key)): value for key, value in table.items()}
+    return is_ours(default, named)

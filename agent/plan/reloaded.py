@@ -16,40 +16,34 @@ from dataclasses import replace
 from agent.cri import process
 from agent.errors import Unreachable
 from agent.plan.context import Context, tidy
-from agent.runtimes.containerd.edit import Edits
-from agent.runtimes.crio import merge
+from agent.runtimes import registry
+from agent.runtimes.base import ConfiguredRuntime, Edits, Endpoint
 from agent.runtimes.key_ownership import is_proven
-from agent.runtimes.kinds import AnyNode
-from agent.runtimes.node import Endpoint, Node
 from agent.state.store import Memory
 
 
-def gaps(ctx: Context, node: AnyNode, edits: Edits, memory: Memory) -> tuple[str, ...]:
+def gaps(ctx: Context, node: ConfiguredRuntime, edits: Edits, memory: Memory) -> tuple[str, ...]:
     """What makes a restart necessary although all that is shown is right."""
-    running = node.runtime.process
-    if isinstance(node, Node) or running is None:
+    running, keys = node.runtime.process, node.reload_keys(edits.wanted)
+    if not keys or running is None or memory.proven == (ctx.boot_id, *running.identity):
         return ()
-    if memory.proven == (ctx.boot_id, *running.identity):
-        return ()
-    wanted = edits.wanted
-    keys = [(*merge.RUNTIMES, name, "runtime_path") for name in wanted.handlers]
-    keys += [merge.DEFAULT] if wanted.default is not None else []
+    title = node.adapter.title
     for key in keys:
-        now, then = merge.owner(node.files, key), merge.owner(edits.files, key)
+        now, then = node.owner(node.files, key), node.owner(edits.files, key)
         if then is None or is_proven(memory, then):
             continue
         if now is None:
-            return ("CRI-O shows what no file says, and may only have reloaded it",)
+            return (f"{title} shows what no file says, and may only have reloaded it",)
         if process.started_before(running, now.path.agent, ctx.wall):
             return (
-                f"{now.path} was changed after CRI-O was started: it may only have reloaded it",
+                f"{now.path} was changed after {title} was started: it may only have reloaded it",
             )
     return ()
 
 
 def remember(ctx: Context, endpoint: Endpoint) -> None:
     """The process that was proven just now is believed from here on."""
-    if endpoint.kind != "crio":
+    if not registry.adapter(endpoint.kind).shows_reloaded:
         return
     try:
         identity = ctx.identity(endpoint)

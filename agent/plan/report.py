@@ -19,7 +19,7 @@ from agent.plan.context import Context
 from agent.plan.left_over import LeftOver, left_over
 from agent.plan.propose import Proposal, propose
 from agent.plan.published import facts
-from agent.runtimes import kinds
+from agent.runtimes import registry
 from agent.runtimes.key_ownership import condition
 from agent.state import store
 from agent.state.store import TIDYING, Memory, Original
@@ -48,7 +48,7 @@ class Report:
         answer = proposal.runtime.answer if proposal else None
         spec = proposal.spec if proposal else None
         toolkit = proposal.toolkit if proposal else None
-        default, handlers = kinds.shown(answer) if answer else (None, ())
+        default, handlers = registry.shown(answer) if answer else (None, ())
         return {
             "ready": self.ready,
             "problem": self.problem.message if self.problem else None,

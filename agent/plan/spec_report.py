@@ -20,7 +20,7 @@ from agent.decide import DEFAULT_DIRS, Switch
 from agent.errors import AgentError, Refused
 from agent.host.paths import HostPath, HostRoot
 from agent.options.settings import Settings
-from agent.runtimes import node as nodes
+from agent.runtimes import find, registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,15 +117,15 @@ def _given(name: str, host: HostRoot, reader: Reader, typed: bytes) -> SpecFile:
 
 def _ask(settings: Settings, host: HostRoot) -> _Seen:
     try:
-        runtime = nodes.find_runtime(settings, host)
+        runtime = find.find_runtime(settings, host)
     except AgentError as error:
         cause = error.message.partition(";")[0]
         return _Seen(NOBODY, DEFAULT_DIRS, (f"{cause}: versions were not judged",))
-    seen = nodes.evidence(None, runtime, host)
+    seen = registry.adapter_of(runtime.answer).evidence(runtime.answer)
     dirs = next((item.spec_dirs for item in seen if isinstance(item.spec_dirs, tuple)), None)
     enabled = False if any(item.switch is Switch.FALSE for item in seen) else None
     reader = readers.reader(runtime.answer.name, runtime.version, enabled=enabled)
-    program = nodes.program(settings, host, runtime)
+    program = find.program(settings, host, runtime)
     if dirs is None:
         notes = ("the runtime does not say where it reads specs",)
         return _Seen(reader, DEFAULT_DIRS, notes, program)

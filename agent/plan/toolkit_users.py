@@ -15,9 +15,8 @@ from agent.host.files import Change
 from agent.host.paths import HostPath, is_below
 from agent.plan import own_specs, pod_guard
 from agent.plan.context import Context
-from agent.runtimes import kinds, low_level
-from agent.runtimes import node as nodes
-from agent.runtimes.kinds import AnyNode, Files
+from agent.runtimes import find, low_level
+from agent.runtimes.base import ConfiguredRuntime, Files
 from agent.state.store import Memory
 from agent.toolkit import install, tree
 
@@ -29,7 +28,7 @@ _PLUGIN = "k8s.device-plugin."
 class After:
     """A node as it will be: what changes, and all of its configuration."""
 
-    node: AnyNode
+    node: ConfiguredRuntime
     changes: tuple[Change, ...]
     files: Files
 
@@ -42,7 +41,7 @@ def refusal(
     node = after.node
     if used := pod_guard.toolkit_refusal(ctx.host, node, names):
         return used
-    looked = nodes.spec_directories(node.runtime, ctx.host)
+    looked = find.spec_directories(node.runtime)
     if (spec := own_specs.naming(ctx, looked, names)) is not None:
         whose = ""
         if os.path.basename(spec.host).startswith(_PLUGIN):
@@ -59,13 +58,13 @@ def refusal(
         return is_below(path, *names) and path not in left
 
     overlay = {item.path.host: item.after for item in after.changes}
-    for file, path in kinds.hook_programs(node, ctx.host, overlay):
+    for file, path in node.hook_programs(ctx.host, overlay):
         if goes(path):
             return Refused(
                 f"cannot remove the toolkit: the OCI hook {file} runs {path}, without which no "
                 "container would start; remove that file first"
             )
-    cri = kinds.effective(node, after.files)
+    cri = node.effective(after.files)
     for handler in cri.runtimes:
         for path in low_level.executables(cri.table(handler)):
             if goes(path):
@@ -109,10 +108,10 @@ def moved(ctx: Context, after: After, memory: Memory, current: HostPath) -> tupl
     return tuple(Moved(path, why_kept(ctx, after, host)) for host, path in sorted(found.items()))
 
 
-def _named(ctx: Context, node: AnyNode) -> Iterator[str]:
-    cri = kinds.effective(node, node.files)
+def _named(ctx: Context, node: ConfiguredRuntime) -> Iterator[str]:
+    cri = node.effective(node.files)
     programs = [path for name in cri.runtimes for path in low_level.executables(cri.table(name))]
-    programs += [path for _, path in kinds.hook_programs(node, ctx.host, {})]
+    programs += [path for _, path in node.hook_programs(ctx.host, {})]
     return (os.path.dirname(path) for path in dict.fromkeys(programs) if path.startswith("/"))
 
 

@@ -15,19 +15,16 @@ from typing import Any
 from agent.cri import process
 from agent.errors import Refused
 from agent.plan.context import Context
+from agent.runtimes.base import ConfiguredRuntime
 from agent.runtimes.config_file import ConfigFile
-from agent.runtimes.containerd import merge
-from agent.runtimes.crio import merge as crio
 from agent.runtimes.desired import leaves, same
 from agent.runtimes.key_ownership import is_proven
-from agent.runtimes.kinds import AnyNode
-from agent.runtimes.node import Node
 from agent.toml.edit import Data, get
 
 _MISSING = object()
 
 
-def first(ctx: Context, node: AnyNode) -> ConfigFile | None:
+def first(ctx: Context, node: ConfiguredRuntime) -> ConfigFile | None:
     """The first file that the running runtime has not loaded as it is; None where there is none, or
     where it cannot be told."""
     running = node.runtime.process
@@ -48,22 +45,15 @@ def refusal(file: ConfigFile, purpose: str, why_no_trial: str) -> Refused:
     )
 
 
-def _is_shown(node: AnyNode, file: ConfigFile) -> bool:
+def _is_shown(node: ConfiguredRuntime, file: ConfigFile) -> bool:
     """Does the runtime show every setting of the file's CRI section?"""
     if file.unread:
         return False
-    answer = node.runtime.answer
-    if isinstance(node, Node):
-        names = merge.names(node.gen, node.files, file)
-        sections = [get(file.data, ("plugins", name)) or {} for name in names]
-        shown: Any = answer.config or {}
-    else:
-        sections = [get(file.data, crio.RUNTIME) or {}]
-        shown = crio.shown(answer.config, answer.dump) or {}
+    shown, sections = node.shows(file)
     return all(_shows(shown, section) for section in sections)
 
 
-def _shows(shown: Mapping[str, Any], section: Data) -> bool:
+def _shows(shown: object, section: Data) -> bool:
     plain = _plain(shown)
     return all(
         same(value, get(plain, tuple(map(_key, path)), _MISSING)) for path, value in leaves(section)

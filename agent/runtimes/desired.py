@@ -13,7 +13,7 @@ from typing import Any
 
 from agent.cri.client import Answer
 from agent.errors import Refused
-from agent.runtimes.containerd.merge import Cri
+from agent.runtimes.base import Effective
 from agent.state import checked
 from agent.toml.edit import Data, Path, Set, apply, get
 
@@ -38,8 +38,11 @@ _STATUS_KEYS = {
 }  # fmt: skip
 
 
+STATUS_NAMES = {name: key for key, name in _STATUS_KEYS.items()}  # from Status to the file
+
+
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class Desired:
     """The wish: whole handler tables, the default (None: leave it), `enable_cdi` set to true,
     and names that must not be handlers (after a revert)."""
 
@@ -58,7 +61,7 @@ class Wanted:
         }
 
     @classmethod
-    def from_json(cls, data: Data) -> Wanted:
+    def from_json(cls, data: Data) -> Desired:
         """From the journal. Raises Refused."""
         try:
             checked.require(data, checked.WANTED)
@@ -80,7 +83,7 @@ def is_ours(name: str, table: Data, names: tuple[str, ...] = OUR_NAMES) -> bool:
     return name in names or any(map(_is_binary, programs_of(table)))
 
 
-def is_nvidia(cri: Cri, name: str, names: tuple[str, ...] = OUR_NAMES) -> bool:
+def is_nvidia(cri: Effective, name: str, names: tuple[str, ...] = OUR_NAMES) -> bool:
     """The same of a handler of this configuration. One that is called like the program is NVIDIA's,
     too; one of the v1.linux shim that names no program calls that of the shim's own settings."""
     table = cri.table(name)
@@ -134,7 +137,7 @@ def binaries(table: Data) -> Iterator[tuple[str, str]]:
 
 
 def default_for(
-    cri: Cri, wanted: str | None, ours: tuple[str, ...], remembered: str | None, key: str
+    cri: Effective, wanted: str | None, ours: tuple[str, ...], remembered: str | None, key: str
 ) -> str | None:
     """The default that has to be written; None leaves what there is. `wanted` is one of ours or
     None, `key` what a file calls it. Raises Refused where no default could be gone back to."""
@@ -157,7 +160,9 @@ def default_for(
     return None
 
 
-def first_foreign(cri: Cri, ours: tuple[str, ...], names: tuple[str | None, ...]) -> str | None:
+def first_foreign(
+    cri: Effective, ours: tuple[str, ...], names: tuple[str | None, ...]
+) -> str | None:
     """The first of these that is a handler, and not one of ours."""
     for name in names:
         if name and name in cri.runtimes and not is_nvidia(cri, name, ours):
@@ -174,7 +179,7 @@ def emptied(table: Data, current: Data) -> Data:
     return table
 
 
-def gaps(wanted: Wanted, cri: Cri) -> dict[Path, Any]:
+def gaps(wanted: Desired, cri: Effective) -> dict[Path, Any]:
     """Keys below the CRI section that are not as wanted, with what they have to be."""
     found: dict[Path, Any] = {}
     for name, table in wanted.handlers.items():
@@ -212,7 +217,7 @@ def _same(key: str, one: Any, other: Any) -> bool:
     return same(one, other)
 
 
-def unproven(wanted: Wanted, answer: Answer) -> list[str]:
+def unproven(wanted: Desired, answer: Answer) -> list[str]:
     """What the running runtime lacks, in words; empty where it is as wanted."""
     shown = get(answer.config, _RUNTIMES)
     if not isinstance(shown, Mapping):

@@ -10,8 +10,9 @@ import os
 from agent.errors import Refused
 from agent.host.paths import HostRoot
 from agent.options.settings import Settings
-from agent.runtimes.containerd.merge import Cri
-from agent.runtimes.desired import LINUX, binaries, is_nvidia, is_runc, programs_of
+from agent.runtimes import registry
+from agent.runtimes.base import Effective
+from agent.runtimes.desired import is_nvidia, programs_of
 from agent.toml.edit import Data
 from agent.toolkit import programs, tree
 
@@ -22,7 +23,7 @@ def runtimes(
     settings: Settings,
     host: HostRoot,
     kind: str,
-    cri: Cri | None,
+    cri: Effective | None,
     base: str | None,
     called: str | None = None,
 ) -> tuple[str, ...]:
@@ -33,13 +34,15 @@ def runtimes(
     asked = settings.low_level_runtimes
     if asked:
         return asked
-    usual = ("crun", "runc") if kind == "crio" else ("runc", "crun")
+    adapter = registry.adapter(kind)
+    usual = adapter.low_level
     if cri is None:
         said = tree.answers(programs.directory(settings, host).agent)
         found: list[str | None] = [*(said.runtimes if said else ())]
     else:
         names = (base, cri.default, *usual)
-        found = [_binary(kind, cri, name) for name in names if name]
+        there_is = (name for name in names if name and not is_nvidia(cri, name, ()))
+        found = [adapter.low_level_program(cri, name) for name in there_is]
     there = [path for path in found if path and _real(host, path)]
     if called and _real(host, called) not in [_real(host, path) for path in there[:1]]:
         there.insert(0, called)
@@ -62,21 +65,6 @@ def called_by(host: HostRoot, table: Data) -> str | None:
         if said and said.runtimes:
             return first(host, said.runtimes)
     return None
-
-
-def _binary(kind: str, cri: Cri, name: str) -> str | None:
-    """The OCI runtime of a handler that is none of ours; None for what the node would take by
-    itself. What runs virtual machines is no such thing; containerd's `runtime_path` is a shim."""
-    table = cri.table(name)
-    if is_nvidia(cri, name, ()):
-        return None
-    if kind == "crio":
-        path = table.get("runtime_path") if table.get("runtime_type") != "vm" else None
-        return path if isinstance(path, str) else None
-    if table.get("runtime_type") == LINUX:
-        return next(programs_of(table), None) or cri.linux_runtime or None
-    named = dict(sorted(binaries(table))) if is_runc(table) else {}
-    return list(named.values())[-1] if named else None  # so does containerd choose
 
 
 def first(host: HostRoot, called: tuple[str, ...]) -> str | None:

@@ -18,6 +18,7 @@ from typing import Literal
 from agent.cri.process import Process, is_kind, is_unit, start_time
 from agent.errors import Refused
 from agent.host.paths import HostRoot
+from agent.runtimes import registry
 from agent.systemd import reach, units
 from agent.systemd.units import Systemd, SystemdError, Unit
 
@@ -58,7 +59,8 @@ def choose(mode: str, process: Process | None, host: HostRoot, kind: str) -> Res
     """
     if mode == "none":
         return Restart("none", "nobody", lambda _: None)
-    if mode == "signal" and kind != "containerd":
+    starts_again = registry.adapter(kind).starts_again
+    if mode == "signal" and not starts_again:
         raise Refused(
             f"cannot restart {kind} by a signal: it ends cleanly and systemd leaves it dead; "
             "give --restart-mode=systemd"
@@ -84,7 +86,7 @@ def choose(mode: str, process: Process | None, host: HostRoot, kind: str) -> Res
         return _by_signal(process, host, kind)
     unit = process.unit or (f"{kind}.service" if mode == "systemd" else None)
     if unit is None:
-        other = "=signal if something starts it again, or none" if kind == "containerd" else "=none"
+        other = "=signal if something starts it again, or none" if starts_again else "=none"
         raise Refused(
             f"cannot restart {kind}: no systemd unit owns process {process.pid}; give "
             f"--restart-mode{other} to restart it yourself"

@@ -28,9 +28,11 @@ from agent.host import isolation
 from agent.host.files import Change
 from agent.host.isolation import CannotIsolate, View
 from agent.host.paths import HostRoot, is_below
-from agent.runtimes import command
+from agent.runtimes import command, registry
+from agent.runtimes.base import ConfiguredRuntime
 from agent.runtimes.config_file import ConfigFile
-from agent.runtimes.crio import answer as crio
+from agent.runtimes.desired import Desired
+from agent.runtimes.preflight import UNKNOWN
 from agent.toml import edit as tomledit
 
 if TYPE_CHECKING:
@@ -96,6 +98,19 @@ class Subject:
     executable: str
     launch: Callable[[Mapping[str, bytes | None]], Launch]
     problems: Callable[[Answer], list[str]]
+
+
+def subject(host: HostRoot, node: ConfiguredRuntime, wanted: Desired) -> Subject | str:
+    """What a trial start of this runtime is made with, or why there can be none."""
+    executable = node.executable
+    if executable is None:
+        return UNKNOWN
+    return Subject(
+        node.adapter.title,
+        executable,
+        lambda files: node.launch(host, executable, wanted, files),
+        lambda answer: node.adapter.unproven(wanted, answer),
+    )
 
 
 Start = Callable[[HostRoot, Launch, Callable[[Answer], list[str]]], Result]
@@ -207,7 +222,7 @@ def _failure(
     while True:
         ended = program.has_ended()
         try:
-            answer = crio.ask(socket, launch.socket, timeout=5.0)
+            answer = registry.ask(socket, launch.socket, timeout=5.0)
             wrong = problems(answer) if answer.ready else ["RuntimeReady is false"]
             if answer.ready or clock() >= end:
                 return "; ".join(wrong)

@@ -17,9 +17,9 @@ from agent.errors import AgentError, Refused, RollbackFailed, RolledBack, Unreac
 from agent.host.files import Change
 from agent.host.paths import HostPath
 from agent.plan.context import Context, tidy
-from agent.runtimes import kinds
-from agent.runtimes.desired import Wanted
-from agent.runtimes.node import Endpoint, Runtime
+from agent.runtimes import registry
+from agent.runtimes.base import Endpoint, Runtime
+from agent.runtimes.desired import Desired
 from agent.runtimes.proof import Identity, NotProven, prove
 from agent.runtimes.restart import Restart, RestartFailed
 from agent.state import store
@@ -54,8 +54,8 @@ class Request:
     runtime: Runtime
     changes: tuple[Change, ...]
     restart: Restart | None
-    wanted: Wanted
-    before: tuple[Wanted, ...]
+    wanted: Desired
+    before: tuple[Desired, ...]
     memory: Memory
     fingerprint: str
     check: Callable[[], None] = lambda: None
@@ -102,11 +102,9 @@ def carry_out(ctx: Context, request: Request) -> Done:
         raise
     try:
         host_timer.arm(ctx, journal)
-        if journal.kind == "crio":
-            ctx.log(
-                "restarting CRI-O", target=restart.target,
-                note="it ends once the containers have ended that are being stopped",
-            )  # fmt: skip
+        adapter = registry.adapter(journal.kind)
+        if adapter.restart_note:
+            ctx.log(f"restarting {adapter.title}", target=restart.target, note=adapter.restart_note)
         restart.act(request.runtime.process)
         ctx.log("runtime restarted", kind=restart.kind, target=restart.target)
         answer = prove_change(ctx, journal)
@@ -243,19 +241,20 @@ def endpoint(ctx: Context, journal: Journal) -> Endpoint:
 
 def prove_change(ctx: Context, journal: Journal) -> Answer:
     """The proof of a change after its restart. Raises NotProven."""
-    wanted = Wanted.from_json(dict(journal.wanted))
+    wanted = Desired.from_json(dict(journal.wanted))
     # After a reboot the numbers of a process say nothing, and any process is another one.
     old = journal.process if journal.boot_id == ctx.boot_id else None
     return _prove(ctx, journal, old, wanted)
 
 
 def _prove(
-    ctx: Context, journal: Journal, old: Identity, *states: Wanted, timeout: float | None = None
+    ctx: Context, journal: Journal, old: Identity, *states: Desired, timeout: float | None = None
 ) -> Answer:
     """The proof that another process than `old` is as one of these states. Raises NotProven."""
 
     def problems(answer: Answer) -> list[str]:
-        return min((kinds.unproven(state, answer) for state in states), key=len)
+        adapter = registry.adapter_of(answer)
+        return min((adapter.unproven(state, answer) for state in states), key=len)
 
     probe, limit = ctx.probe(endpoint(ctx, journal)), ctx.settings.proof_timeout
     return prove(probe, old, problems, limit if timeout is None else min(timeout, limit))
@@ -294,9 +293,9 @@ def undo_and_prove(
     return left
 
 
-def states_before(journal: Journal) -> tuple[Wanted, ...]:
+def states_before(journal: Journal) -> tuple[Desired, ...]:
     """What proves an undo; one of them has to hold."""
-    return tuple(Wanted.from_json(dict(state)) for state in journal.before)
+    return tuple(Desired.from_json(dict(state)) for state in journal.before)
 
 
 def _stuck(
@@ -333,18 +332,18 @@ def _moment(path: str) -> list[int] | None:
     return [found.st_ino, found.st_mtime_ns]
 
 
-def is_back(ctx: Context, journal: Journal, before: tuple[Wanted, ...], timeout: float) -> bool:
+def is_back(ctx: Context, journal: Journal, before: tuple[Desired, ...], timeout: float) -> bool:
     """Does another process than that of before the change answer, as one of these states?"""
     try:
         old = journal.process if journal.boot_id == ctx.boot_id else None
-        _prove(ctx, journal, old, *(before or (Wanted({}),)), timeout=timeout)
+        _prove(ctx, journal, old, *(before or (Desired({}),)), timeout=timeout)
     except NotProven:
         return False
     return True
 
 
 def _return(
-    ctx: Context, journal: Journal, restart: Restart, before: tuple[Wanted, ...], *, told: bool
+    ctx: Context, journal: Journal, restart: Restart, before: tuple[Desired, ...], *, told: bool
 ) -> bool:
     """The runtime on its old files, proven to be as one of `before`. One that never left them is
     let alone (False).
@@ -361,7 +360,7 @@ def _return(
     if same and not told:
         return False
     restart.act(running)
-    _prove(ctx, journal, seen, *(before or (Wanted({}),)))
+    _prove(ctx, journal, seen, *(before or (Desired({}),)))
     return True
 
 

@@ -23,6 +23,7 @@ from agent.errors import (
     RolledBack,
     Unreachable,
 )
+from agent.host.paths import HostRoot
 from agent.plan import (
     candidate,
     device_nodes,
@@ -37,9 +38,9 @@ from agent.plan.candidate import loaded
 from agent.plan.context import Context, tidy
 from agent.plan.propose import Proposal, propose, why_not
 from agent.runtimes import desired as wishes
-from agent.runtimes import kinds
-from agent.runtimes.desired import Wanted
-from agent.runtimes.kinds import AnyNode
+from agent.runtimes import registry
+from agent.runtimes.base import ConfiguredRuntime
+from agent.runtimes.desired import Desired
 from agent.runtimes.restart import Restart, not_back
 from agent.state import store
 from agent.state.store import Memory
@@ -178,7 +179,7 @@ def _converge(
         before=states_of(proposal.node),
         memory=_after(memory, proposal, refused_cdi=refused_cdi),
         fingerprint=candidate.mark(ctx.host, proposal.node, proposal.edits),
-        check=functools.partial(kinds.refuse_changed, proposal.node, ctx.host),
+        check=functools.partial(refuse_changed, proposal.node, ctx.host),
         why_not=functools.partial(why_not, ctx, proposal.node),
     )
     try:
@@ -276,7 +277,7 @@ def _after(memory: Memory, proposal: Proposal, *, refused_cdi: bool) -> Memory:
     it could not be switched on."""
     assert proposal.edits is not None
     assert proposal.node is not None
-    current = kinds.effective(proposal.node, proposal.node.files)
+    current = proposal.node.effective(proposal.node.files)
     default = memory.default
     if default is None and not wishes.is_nvidia(current, current.default):
         default = current.default
@@ -286,18 +287,31 @@ def _after(memory: Memory, proposal: Proposal, *, refused_cdi: bool) -> Memory:
     return replace(memory, default=default, enabled_cdi=enabled, cdi_refused=refused, moved=moved)
 
 
-def states_of(node: AnyNode) -> tuple[Wanted, ...]:
+def refuse_changed(node: ConfiguredRuntime, host: HostRoot) -> None:
+    """See that the runtime's files are still those that were looked at, one that came or went
+    included: what was planned and checked was the whole. Raises Refused."""
+    was = {file.name: file.state and file.state.digest for file in node.files}
+    now = {file.name: file.state and file.state.digest for file in node.load(host)}
+    for name in (*was, *now):
+        if name not in was or name not in now or was[name] != now[name]:
+            raise Refused(
+                f"cannot write: somebody changed {name} in the meantime; nothing was changed; "
+                "try again"
+            )
+
+
+def states_of(node: ConfiguredRuntime) -> tuple[Desired, ...]:
     """What proves that a runtime is again as before a change; one of these has to hold.
 
     It shows the default and those handlers of our names that it showed before. Where somebody
     changed the files after its start, it shows what they say. More than that is not asked for, so
     that an undo is not doubted for a detail.
     """
-    default, handlers = kinds.shown(node.runtime.answer)
-    cri = kinds.effective(node, node.files)
+    default, handlers = registry.shown(node.runtime.answer)
+    cri = node.effective(node.files)
     states = ((default, handlers), (cri.default, tuple(cri.runtimes)))
     shown, computed = (
-        Wanted({}, name, False, tuple(ours for ours in wishes.OUR_NAMES if ours not in there))
+        Desired({}, name, False, tuple(ours for ours in wishes.OUR_NAMES if ours not in there))
         for name, there in states
     )
     return (shown,) if shown == computed else (shown, computed)

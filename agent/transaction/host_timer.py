@@ -17,15 +17,13 @@ import re
 from agent.errors import Refused, reason
 from agent.host import files, trusted
 from agent.plan.context import Context
+from agent.runtimes import registry
 from agent.runtimes.proof import NotProven
 from agent.runtimes.restart import Restart
 from agent.state.store import Entry, Journal, parents
 from agent.systemd.units import Command, SystemdError, Timer
 
 MARGIN = 20  # seconds beyond the proof; so long may the restart itself take
-# CRI-O ends once the containers have ended that are being stopped, each in its grace period, or
-# when systemd's stop timeout is over (90 s by default).
-_STOPS = {"crio": 90}
 FIRED = "the switch on the host has undone it meanwhile"
 
 _FOLDERS = ("/usr/bin", "/bin", "/usr/local/bin", "/run/current-system/sw/bin")
@@ -113,7 +111,7 @@ def _fired(ctx: Context, journal: Journal) -> str:
 
 def _timer(ctx: Context, journal: Journal, unit: str) -> Timer:
     """Raises CannotArm."""
-    delay = int(ctx.settings.proof_timeout) + MARGIN + _STOPS.get(journal.kind, 0)
+    delay = int(ctx.settings.proof_timeout) + MARGIN + registry.adapter(journal.kind).stop_seconds
     text = f"Undo a change of {unit} by a toolkit-agent that is gone"
     return Timer(_name(journal), delay, _commands(ctx, journal, unit), text)
 

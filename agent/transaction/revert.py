@@ -18,18 +18,16 @@ from agent.host.files import Change
 from agent.plan import garbled_files, known_gpus, obstacles, own_specs, pod_guard, toolkit_users
 from agent.plan.context import Context
 from agent.plan.propose import tried_out, why_not
-from agent.runtimes import kinds
-from agent.runtimes import node as nodes
-from agent.runtimes.containerd.merge import Cri
-from agent.runtimes.containerd.preflight import Candidate
-from agent.runtimes.desired import OUR_NAMES, Wanted
-from agent.runtimes.kinds import AnyNode, Files
+from agent.runtimes import find, registry
+from agent.runtimes.base import ConfiguredRuntime, Effective, Files
+from agent.runtimes.desired import OUR_NAMES, Desired
+from agent.runtimes.preflight import Candidate
 from agent.runtimes.restart import Restart, not_back
 from agent.state import store
 from agent.state.store import Memory, parents
 from agent.toolkit import install
 from agent.transaction import change, original_files, recover, stand_aside
-from agent.transaction.converge import down_units, states_of, tell
+from agent.transaction.converge import down_units, refuse_changed, states_of, tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,22 +147,22 @@ def _refuse_needed(ctx: Context, memory: Memory, keep_edits: bool) -> None:
 
 
 def _files_after(
-    ctx: Context, node: AnyNode, memory: Memory, keep_edits: bool
+    ctx: Context, node: ConfiguredRuntime, memory: Memory, keep_edits: bool
 ) -> tuple[tuple[Change, ...], Files]:
     """What a revert changes, and the files as they will be."""
     changes = original_files.changes(ctx, node, memory, keep_edits=keep_edits)
     # The root file first: once it no longer imports them, the others can go.
     changes = tuple(sorted(changes, key=lambda item: item.path.host != node.root.path.host))
-    return changes, kinds.load(node, ctx.host, {item.path.host: item.after for item in changes})
+    return changes, node.load(ctx.host, {item.path.host: item.after for item in changes})
 
 
 def _spec_dirs(ctx: Context) -> tuple[str, ...]:
     """Where a spec of ours may lie: where the runtime looks, if it says so, or would by default."""
     try:
-        runtime = nodes.find_runtime(ctx.settings, ctx.host)
+        runtime = find.find_runtime(ctx.settings, ctx.host)
     except (Refused, Unreachable):
         return DEFAULT_DIRS
-    return nodes.spec_directories(runtime, ctx.host)
+    return find.spec_directories(runtime)
 
 
 def _forget(ctx: Context, memory: Memory) -> None:
@@ -187,24 +185,24 @@ def _request(
     """What has to happen to files and runtime, None where nothing has to; and notes."""
     node = _look(ctx, memory)
     changes, after = _files_after(ctx, node, memory, keep_edits)
-    cri_after, cri_now = kinds.effective(node, after), kinds.effective(node, node.files)
-    default, running = kinds.shown(node.runtime.answer)
+    cri_after, cri_now = node.effective(after), node.effective(node.files)
+    default, running = registry.shown(node.runtime.answer)
     going = _going(cri_now, cri_after, running)
     if used := pod_guard.revert_refusal(ctx, node, after):
         raise used
-    wanted = Wanted({}, cri_after.default, False, going)
+    wanted = Desired({}, cri_after.default, False, going)
     lost, notes = _lost(ctx, node, memory)
     ours = default in (*OUR_NAMES, *going)
-    stays = kinds.unproven(
+    stays = node.adapter.unproven(
         replace(wanted, default=wanted.default if ours else None), node.runtime.answer
     )
     if not changes and (lost or not stays):
         return None, notes
     way = None if lost else _way(ctx, node, changes, stays)
-    if way is not None and (blocked := kinds.deadly(node, ctx.host, after)):
+    if way is not None and (blocked := node.restart_hazard(ctx.host, after)):
         raise blocked
     changed = tuple(n for n in cri_now.runtimes if cri_now.table(n) != cri_after.table(n))
-    checked = kinds.check(ctx.host, node, Candidate(after, (), (*OUR_NAMES, *going, *changed)))
+    checked = node.preflight(ctx.host, Candidate(after, (), (*OUR_NAMES, *going, *changed)))
     if not checked.done:
         notes = (*notes, f"not pre-flighted: {checked.note}")
     if way is not None:
@@ -221,13 +219,13 @@ def _request(
         fingerprint="revert",
         check=(lambda: None)
         if any(item.before is None for item in changes)  # it was looked at as it will be
-        else functools.partial(kinds.refuse_changed, node, ctx.host),
+        else functools.partial(refuse_changed, node, ctx.host),
     )
     return request, notes
 
 
 def _tried(
-    ctx: Context, node: AnyNode, changes: tuple[Change, ...], wanted: Wanted
+    ctx: Context, node: ConfiguredRuntime, changes: tuple[Change, ...], wanted: Desired
 ) -> tuple[str, ...]:
     """What a trial start has to say. Raises Refused where the runtime would not come back."""
     tried = tried_out(ctx, node, changes, wanted, "revert")
@@ -238,20 +236,21 @@ def _tried(
     return (tried.warning or f"not tried: {tried.note}",)
 
 
-def _look(ctx: Context, memory: Memory) -> AnyNode:
+def _look(ctx: Context, memory: Memory) -> ConfiguredRuntime:
     """The node. A file that somebody removed although another one imports it by name comes back
     with its original: no runtime starts without it. Raises Refused or Unreachable."""
-    runtime = nodes.find_runtime(ctx.settings, ctx.host)
+    runtime = find.find_runtime(ctx.settings, ctx.host)
+    adapter = registry.adapter(runtime.kind)
     try:
-        return kinds.look(ctx.settings, ctx.host, runtime)
+        return adapter.look(ctx.settings, ctx.host, runtime)
     except Refused:
         overlay = original_files.originals(ctx, memory, original_files.removed(ctx, memory))
         if not overlay:
             raise
-        return kinds.look(ctx.settings, ctx.host, runtime, overlay=overlay)
+        return adapter.look(ctx.settings, ctx.host, runtime, overlay)
 
 
-def _lost(ctx: Context, node: AnyNode, memory: Memory) -> tuple[bool, tuple[str, ...]]:
+def _lost(ctx: Context, node: ConfiguredRuntime, memory: Memory) -> tuple[bool, tuple[str, ...]]:
     """Whether somebody removed the root file, and what to say of files that were removed.
 
     A restart without the root file would take its settings along (where the runtime listens, where
@@ -269,11 +268,11 @@ def _lost(ctx: Context, node: AnyNode, memory: Memory) -> tuple[bool, tuple[str,
 
 
 def _way(
-    ctx: Context, node: AnyNode, changes: tuple[Change, ...], stays: list[str]
+    ctx: Context, node: ConfiguredRuntime, changes: tuple[Change, ...], stays: list[str]
 ) -> Restart | None:
     """How the runtime is restarted; None where it need not be. Raises Refused."""
     changed = tuple(item.path.host for item in changes)
-    if changed and not kinds.needs_restart(node, changed):
+    if changed and not node.needs_restart(changed):
         return None
     if not changed and not stays:
         return None
@@ -281,7 +280,7 @@ def _way(
     return ctx.choose_restart(ctx.settings.restart_mode, runtime.process, ctx.host, runtime.kind)
 
 
-def _going(now: Cri, after: Cri, running: tuple[str, ...]) -> tuple[str, ...]:
+def _going(now: Effective, after: Effective, running: tuple[str, ...]) -> tuple[str, ...]:
     """Handlers of the files (also a runc that we made), or ours of the running runtime, that there
     will be no more."""
     names = (*now.runtimes, *(name for name in running if name in OUR_NAMES))

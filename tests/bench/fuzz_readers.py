@@ -36,7 +36,7 @@ from agent.runtimes.containerd import faults, handlers, merge
 from agent.runtimes.containerd.generations import GENERATIONS
 from agent.runtimes.crio import command_line, config_request, hook
 from agent.runtimes.crio import merge as crio
-from agent.runtimes.desired import Wanted
+from agent.runtimes.desired import Desired
 from agent.state.store import Store
 from agent.systemd import systemctl
 from agent.systemd.bus import Bus, BusError, NoBus
@@ -170,7 +170,7 @@ def _read_answer(found: cri.Answer) -> None:
     kinds.shows_nvidia(found)
     table = {"runtime_type": "io.containerd.runc.v2", "options": {"BinaryName": "/x"}}
     for default in ("nvidia", "runc"):
-        kinds.unproven(Wanted({"nvidia": table, "runc": table}, default, True, ("old",)), found)
+        kinds.unproven(Desired({"nvidia": table, "runc": table}, default, True, ("old",)), found)
     handlers.shown(found.config, ("io.containerd.runtime.v1.linux",))
     [*nodes._crio_evidence(found)]
     nodes._evidence("cri-status", found.config, "enableCDI", "cdiSpecDirs")

@@ -68,11 +68,11 @@ WAYS: dict[str, Garble] = {
     "writable by all": _open_to_all,
 }
 
-AnyNode = CliNode | CrioNode
+ConfiguredRuntime = CliNode | CrioNode
 
 
 @contextmanager
-def applied(kind: str, place: Path) -> Iterator[tuple[AnyNode, Path]]:
+def applied(kind: str, place: Path) -> Iterator[tuple[ConfiguredRuntime, Path]]:
     """A node on which all is right, and the file that we made."""
     if kind == "crio":
         with make(place) as crio:

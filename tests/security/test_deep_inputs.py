@@ -20,7 +20,7 @@ import pytest
 from agent.errors import Refused
 from agent.host import budget
 from agent.runtimes import program_log
-from agent.runtimes.config_file import matches
+from agent.runtimes.containerd.load import matches
 from agent.state.store import Store
 from agent.toml import edit as tomledit
 from agent.toml import text as tomltext

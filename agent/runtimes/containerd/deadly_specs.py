@@ -10,31 +10,24 @@ import os
 
 from agent.cdi.specs import foreign
 from agent.decide import DEFAULT_DIRS
-from agent.errors import AgentError, Refused
+from agent.errors import AgentError
 from agent.host.paths import HostPath, HostRoot
+from agent.runtimes.base import RestartHazard
 from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.containerd.generations import Generation
 from agent.runtimes.containerd.merge import effective
 
 
-class Deadly(Refused):
-    """A restart would kill the runtime for good; `later` is the warning where none is due, `path`
-    the file to blame."""
-
-    def __init__(self, path: HostPath, why: str, remedy: str, runtime: str = "containerd") -> None:
-        super().__init__(f"cannot restart {runtime}: {path} {why}; {remedy}")
-        self.path = path
-        self.later = f"{path} {why}: it would not come back from a restart; {remedy}"
-
-
-def _crash(path: HostPath, what: str) -> Deadly:
+def _crash(path: HostPath, what: str) -> RestartHazard:
     kind = what.startswith("kind ")
     rule = "a vendor or class of one letter" if kind else "it"
     remedy = "rename the kind or remove the file" if kind else "repair or remove the file"
-    return Deadly(path, f"has {what}, and containerd before 2.4 dies of {rule}", remedy)
+    return RestartHazard(
+        path, f"has {what}, and containerd before 2.4 dies of {rule}", remedy, "containerd"
+    )
 
 
-def deadly(host: HostRoot, gen: Generation, files: tuple[ConfigFile, ...]) -> Deadly | None:
+def deadly(host: HostRoot, gen: Generation, files: tuple[ConfigFile, ...]) -> RestartHazard | None:
     """The first CDI spec of which a containerd that starts on these files would die, or for which
     it would wait for ever."""
     cri = effective(gen, files)
@@ -46,7 +39,9 @@ def deadly(host: HostRoot, gen: Generation, files: tuple[ConfigFile, ...]) -> De
         if directory is None:
             continue
         for path in foreign.pipes(host, directory):
-            return Deadly(path, "is a pipe, and containerd waits for what is in it", "remove it")
+            return RestartHazard(
+                path, "is a pipe, and containerd waits for what is in it", "remove it", "containerd"
+            )
         for path, data in foreign.entries(host, directory) if gen.brittle_cdi else ():
             if what := foreign.crash(data):
                 return _crash(path, what)

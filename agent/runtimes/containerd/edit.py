@@ -7,17 +7,16 @@ and is refused where the two differ in anything that is not ours (DESIGN section
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from agent.errors import Refused
 from agent.host.files import Change, FileState
 from agent.runtimes import desired as wishes
-from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.base import CannotSwitch, Edits, Effective
+from agent.runtimes.config_file import ConfigFile, Overlay
 from agent.runtimes.containerd import faults, handlers, load, merge, rendered
 from agent.runtimes.containerd.generations import Generation
-from agent.runtimes.containerd.load import Overlay
-from agent.runtimes.containerd.merge import Cri
 from agent.runtimes.containerd.overlay import (
     LEGACY,
     RUNTIMES,
@@ -29,30 +28,14 @@ from agent.runtimes.containerd.overlay import (
     ways,
     with_text,
 )
-from agent.runtimes.desired import Wanted
+from agent.runtimes.desired import Desired
+from agent.runtimes.preflight import first_difference
 from agent.toml import edit as tomledit
 from agent.toml.edit import Data, Op, Path, Set, Unset, get
 
 _SECTION_DEFAULT: Path = ("containerd", "default_runtime_name")
 _SWITCH: Path = ("enable_cdi",)
 _ROUNDS = 5  # closing one gap can show another, below a table that hid it
-
-
-class CannotSwitch(Refused):
-    """`enable_cdi` cannot be set where it would count; everything else may still be possible."""
-
-
-@dataclass(frozen=True, slots=True)
-class Edits:
-    """What has to be written, in that order, so that `wanted` holds at the next start. `files` are
-    as they will be; `base` is the handler that ours inherit from, `called` the low-level program
-    that those of before call; None where that is not told."""
-
-    changes: tuple[Change, ...]
-    wanted: Wanted
-    files: tuple[ConfigFile, ...]
-    base: str | None = None
-    called: str | None = None
 
 
 def edits(scene: Scene) -> Edits:
@@ -70,7 +53,7 @@ def edits(scene: Scene) -> Edits:
     return replace(_first_possible(scene, basis, wanted), wanted=strict)
 
 
-def _carried_on(scene: Scene, basis: tuple[ConfigFile, ...], wanted: Wanted) -> Wanted:
+def _carried_on(scene: Scene, basis: tuple[ConfigFile, ...], wanted: Desired) -> Desired:
     """The wish, where our own drop-in still says what another row wanted: a default of ours goes
     with that row; a runc that pods may run by stays, and a switch that is on is left on, as both
     would be in anybody else's file."""
@@ -83,7 +66,7 @@ def _carried_on(scene: Scene, basis: tuple[ConfigFile, ...], wanted: Wanted) -> 
     return replace(wanted, enable_cdi=wanted.enable_cdi or on)
 
 
-def _our_runc(scene: Scene, now: Cri, before: Cri) -> Data | None:
+def _our_runc(scene: Scene, now: Effective, before: Effective) -> Data | None:
     """The runc that only our own drop-in made an ordinary one."""
     runc = now.table("runc")
     if runc == before.table("runc") or handlers.has_ordinary_runc(before, scene.gen.lacking):
@@ -91,7 +74,7 @@ def _our_runc(scene: Scene, now: Cri, before: Cri) -> Data | None:
     return {**runc, "options": runc.get("options", {})}
 
 
-def _with_our_runc(scene: Scene, basis: tuple[ConfigFile, ...]) -> Cri:
+def _with_our_runc(scene: Scene, basis: tuple[ConfigFile, ...]) -> Effective:
     """What the other files make, with our runc where they do not say any more what it was made
     from: the default that was NVIDIA's is changed in a file that is loaded after ours."""
     now, before = (merge.effective(scene.gen, files) for files in (scene.files, basis))
@@ -101,7 +84,7 @@ def _with_our_runc(scene: Scene, basis: tuple[ConfigFile, ...]) -> Cri:
     return replace(before, runtimes={**before.runtimes, "runc": runc})
 
 
-def _without_stale(scene: Scene, basis: tuple[ConfigFile, ...], wanted: Wanted) -> Wanted:
+def _without_stale(scene: Scene, basis: tuple[ConfigFile, ...], wanted: Desired) -> Desired:
     """The wish for the running containerd, which may have what our drop-in will say no more."""
     now, before = (merge.effective(scene.gen, files) for files in (scene.files, basis))
     tables = {
@@ -147,7 +130,7 @@ def _refuse_hopeless(scene: Scene) -> None:
         )
 
 
-def _disturbs(scene: Scene, basis: tuple[ConfigFile, ...], wanted: Wanted) -> bool:
+def _disturbs(scene: Scene, basis: tuple[ConfigFile, ...], wanted: Desired) -> bool:
     """Does our own drop-in, as it is, hide or change what the other files say by now?"""
     said, found = (
         strip(merge.settings(scene.gen, files), scene.gen, wanted) for files in (basis, scene.files)
@@ -162,7 +145,7 @@ def _within(some: Any, whole: Any) -> bool:
     return bool(some == whole)
 
 
-def _first_possible(scene: Scene, basis: tuple[ConfigFile, ...], wanted: Wanted) -> Edits:
+def _first_possible(scene: Scene, basis: tuple[ConfigFile, ...], wanted: Desired) -> Edits:
     """The first way of writing the drop-in after which all is as wanted and nothing else changes.
 
     The usual way says the root file's version and the section name that goes with it. Where files
@@ -188,7 +171,7 @@ def _our_drop_in(scene: Scene) -> ConfigFile | None:
 
 
 def _override_later_files(
-    scene: Scene, overlay: dict[str, FileState | None], wanted: Wanted
+    scene: Scene, overlay: dict[str, FileState | None], wanted: Desired
 ) -> dict[str, FileState | None]:
     """A file that is loaded after ours and says otherwise is changed in these keys."""
     for _ in range(_ROUNDS):
@@ -218,7 +201,7 @@ def _saying(state: FileState, file: ConfigFile, key: Path, value: Any) -> FileSt
     return with_text(state, text)
 
 
-def _checked(scene: Scene, overlay: Overlay, wanted: Wanted) -> Edits:
+def _checked(scene: Scene, overlay: Overlay, wanted: Desired) -> Edits:
     """The edits, after their effect was computed and found to be ours alone."""
     after = load.load(scene.host, scene.gen, scene.root.name, overlay)
     fault = faults.fatal(scene.gen, after)
@@ -279,7 +262,7 @@ def _refuse_rendered(scene: Scene, file: ConfigFile) -> None:
     )
 
 
-def strip(settings: Data, gen: Generation, wanted: Wanted) -> Data:
+def strip(settings: Data, gen: Generation, wanted: Desired) -> Data:
     """Settings without the keys that an edit of ours may change."""
     section: Path = ("plugins", "cri")
     ops: list[Op] = [Unset((*section, *RUNTIMES, name)) for name in wanted.handlers]
@@ -289,24 +272,3 @@ def strip(settings: Data, gen: Generation, wanted: Wanted) -> Data:
     if get(settings, (*section, *RUNTIMES, "runc")) == gen.runc:
         ops.append(Unset((*section, *RUNTIMES, "runc")))
     return tomledit.without_empty(tomledit.apply(settings, ops))
-
-
-def _first_leaf(value: Any) -> Path:
-    """The path of the first value in a table, so that a message can name a setting."""
-    if isinstance(value, dict) and value:
-        key, below = next(iter(value.items()))
-        return (key, *_first_leaf(below))
-    return ()
-
-
-def first_difference(one: Any, other: Any, above: Path = ()) -> Path | None:
-    """The path of the first key in which two sets of data differ; None where they are equal."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        for key in [*one, *(key for key in other if key not in one)]:
-            if key not in one or key not in other:
-                return (*above, key, *_first_leaf(one.get(key, other.get(key))))
-            found = first_difference(one[key], other[key], (*above, key))
-            if found is not None:
-                return found
-        return None
-    return None if one == other and type(one) is type(other) else above

@@ -19,6 +19,7 @@ from agent.toml.text import GO_TOML_1, GO_TOML_2, Kind
 CRI_V1 = "cri"
 CRI_V2 = "io.containerd.grpc.v1.cri"
 CRI_V3 = "io.containerd.cri.v1.runtime"
+CRI_PLUGINS = (CRI_V3, CRI_V2, CRI_V1)
 # The plugin that has had the images' part of it since version 3.
 IMAGES = "io.containerd.cri.v1.images"
 

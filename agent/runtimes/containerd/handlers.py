@@ -15,14 +15,14 @@ from typing import Any
 
 from agent.decide import Decision
 from agent.errors import Refused
-from agent.runtimes.containerd.merge import Cri
+from agent.runtimes.base import Effective
 from agent.runtimes.desired import (
     FILLED,
     LINUX,
     OUR_NAMES,
     RUNC_V2,
     SANDBOXER,
-    Wanted,
+    Desired,
     binaries,
     default_for,
     emptied,
@@ -70,9 +70,9 @@ def plain(key: str) -> str:
 
 
 def want(
-    cri: Cri, decision: Decision, available: tuple[Binary, ...], name: str,
+    cri: Effective, decision: Decision, available: tuple[Binary, ...], name: str,
     remembered: str | None, runtime_type: str, seen: Shown | None = None,
-) -> Wanted:  # fmt: skip
+) -> Desired:  # fmt: skip
     """The wish that follows from a decision on a node with these effective settings.
 
     `name` is the handler that becomes the default where the decision says so, `remembered` the
@@ -100,7 +100,7 @@ def want(
         _refuse_unable(cri, seen)
         default = default_for(cri, None, ours, remembered, "default_runtime_name")
     _refuse_cgroup_switch(cri, handlers, default, seen)
-    return Wanted(handlers, default, decision.enable_cdi)
+    return Desired(handlers, default, decision.enable_cdi)
 
 
 def why_unable(table: Data, lacking: tuple[str, ...]) -> str | None:
@@ -114,7 +114,7 @@ def why_unable(table: Data, lacking: tuple[str, ...]) -> str | None:
     return None
 
 
-def has_ordinary_runc(cri: Cri, lacking: tuple[str, ...]) -> bool:
+def has_ordinary_runc(cri: Effective, lacking: tuple[str, ...]) -> bool:
     """Do files define a `runc` that runs pods without NVIDIA's program?"""
     said = without_empty(get(cri.section, ("containerd", "runtimes"), {})).get("runc")
     able = why_unable(cri.table("runc"), lacking) is None
@@ -122,7 +122,7 @@ def has_ordinary_runc(cri: Cri, lacking: tuple[str, ...]) -> bool:
 
 
 def left_out(
-    cri: Cri, available: tuple[Binary, ...], remembered: str | None, seen: Shown
+    cri: Effective, available: tuple[Binary, ...], remembered: str | None, seen: Shown
 ) -> tuple[str, ...]:
     """Warnings of what our handlers do not inherit, because nobody knows it."""
     ours = (*OUR_NAMES, *(binary.handler for binary in available))
@@ -138,12 +138,12 @@ def left_out(
     )
 
 
-def _able(cri: Cri, seen: Shown) -> dict[str, Data]:
+def _able(cri: Effective, seen: Shown) -> dict[str, Data]:
     """The handlers that can run pods."""
     return {n: t for n, t in cri.runtimes.items() if why_unable(t, seen.lacking) is None}
 
 
-def _refuse_sandbox(cri: Cri, available: tuple[Binary, ...]) -> None:
+def _refuse_sandbox(cri: Effective, available: tuple[Binary, ...]) -> None:
     """Raises Refused for a sandbox under one of our names (google/gvisor#10997): to make it one of
     runc would take the sandbox from all pods that ask for it."""
     for binary in available:
@@ -156,7 +156,7 @@ def _refuse_sandbox(cri: Cri, available: tuple[Binary, ...]) -> None:
             )
 
 
-def _refuse_unable(cri: Cri, seen: Shown) -> None:
+def _refuse_unable(cri: Effective, seen: Shown) -> None:
     """Raises Refused for a default runtime of somebody else's that cannot run pods."""
     why = why_unable(cri.table(cri.default), seen.lacking) if cri.default in cri.runtimes else None
     if why is not None:
@@ -167,7 +167,7 @@ def _refuse_unable(cri: Cri, seen: Shown) -> None:
 
 
 def _refuse_cgroup_switch(
-    cri: Cri, handlers: Mapping[str, Data], default: str | None, seen: Shown
+    cri: Effective, handlers: Mapping[str, Data], default: str | None, seen: Shown
 ) -> None:
     """Raises Refused for `systemd_cgroup`, which is the v1.linux shim's: with a default runtime of
     another shim, containerd 1.x does not serve the CRI (observed on 1.6.20 and 1.7.24)."""
@@ -183,7 +183,7 @@ def _refuse_cgroup_switch(
         )
 
 
-def _base(cri: Cri, able: Cri, ours: tuple[str, ...], remembered: str | None) -> str:
+def _base(cri: Effective, able: Effective, ours: tuple[str, ...], remembered: str | None) -> str:
     """The handler to inherit from: the default unless NVIDIA's, the remembered one, runc, crun;
     where none of them runs pods, the default as it is.
 
@@ -195,7 +195,7 @@ def _base(cri: Cri, able: Cri, ours: tuple[str, ...], remembered: str | None) ->
 
 
 def _made_runc(
-    cri: Cri, able: Cri, ours: tuple[str, ...], remembered: str | None, seen: Shown
+    cri: Effective, able: Effective, ours: tuple[str, ...], remembered: str | None, seen: Shown
 ) -> Data | None:
     """The table of an ordinary `runc`, where the default is NVIDIA's and there is no handler to go
     back to, or only containerd itself defines runc; None where none is needed.
@@ -218,7 +218,7 @@ def _made_runc(
     return _besides(made, current, seen)
 
 
-def _ordinary(table: Data, cri: Cri, seen: Shown) -> Data:
+def _ordinary(table: Data, cri: Effective, seen: Shown) -> Data:
     """What a handler says of all pods: nothing of the program that it calls, or of NVIDIA's."""
     kept = _inherited(table, cri, seen)
     for key in ("runtime_type", "runtime_path"):
@@ -228,7 +228,7 @@ def _ordinary(table: Data, cri: Cri, seen: Shown) -> Data:
     return {**kept, "container_annotations": foreign} if foreign else kept
 
 
-def _inherited(table: Data, cri: Cri, seen: Shown) -> Data:
+def _inherited(table: Data, cri: Effective, seen: Shown) -> Data:
     """What a handler of runc can take over from this one; zero is what it has without."""
     if is_sandbox(table):
         return {}
@@ -259,7 +259,7 @@ def _is_option(key: str) -> bool:
 
 
 def _handler(
-    base: Data, binary: str, decision: Decision, runtime_type: str, cri: Cri, seen: Shown,
+    base: Data, binary: str, decision: Decision, runtime_type: str, cri: Effective, seen: Shown,
     current: Data,
 ) -> Data:  # fmt: skip
     """What the base has, with our binary, under every spelling that the current table has."""

@@ -8,9 +8,9 @@ written so that it counts). Every rule that differs between versions is looked u
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from agent.runtimes.base import Effective
 from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.containerd.generations import (
     CRI_V1,
@@ -35,24 +35,7 @@ LINUX_PLUGIN = ("io.containerd.runtime.v1.linux", "linux")
 _MISSING = object()
 
 
-@dataclass(frozen=True, slots=True)
-class Cri:
-    """The effective CRI section: built-in defaults and all files, as the daemon merges them.
-
-    `linux_runtime` is what the v1.linux shim of containerd 1.x runs where a handler names nothing.
-    """
-
-    default: str
-    runtimes: Mapping[str, Data]
-    enable_cdi: bool | None
-    section: Data
-    linux_runtime: str = ""
-
-    def table(self, name: str) -> Data:
-        return self.runtimes.get(name) or {}
-
-
-def effective(gen: Generation, files: Files) -> Cri:
+def effective(gen: Generation, files: Files) -> Effective:
     """What the daemon makes of these files at its next start."""
     sections = plugins(gen, files)
     section = _table(sections.get(cri_name(gen, files)))
@@ -68,7 +51,7 @@ def effective(gen: Generation, files: Files) -> Cri:
             default = name if name == "default" else default
     switch = section.get("enable_cdi", gen.enable_cdi) if gen.enable_cdi is not None else None
     linux = next((_table(sections.get(name)) for name in LINUX_PLUGIN if name in sections), {})
-    return Cri(default, runtimes, switch, section, str(linux.get("runtime") or ""))
+    return Effective(default, runtimes, switch, section, str(linux.get("runtime") or ""))
 
 
 def _table(value: Any) -> Data:

@@ -15,11 +15,12 @@ from agent.errors import Refused
 from agent.host.files import FileState, new_state
 from agent.host.paths import HostPath, HostRoot
 from agent.runtimes import desired as wishes
-from agent.runtimes.config_file import ConfigFile, import_pattern, matches
+from agent.runtimes.base import Effective
+from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.containerd import load, merge
 from agent.runtimes.containerd.generations import CRI_V3, Generation, section_name
-from agent.runtimes.containerd.merge import Cri
-from agent.runtimes.desired import Wanted
+from agent.runtimes.containerd.load import import_pattern, matches
+from agent.runtimes.desired import Desired
 from agent.runtimes.key_ownership import HEADER, condition
 from agent.state.store import Memory
 from agent.toml import edit as tomledit
@@ -38,7 +39,7 @@ class Scene:
     files: tuple[ConfigFile, ...]
     drop_in: HostPath
     memory: Memory
-    wish: Callable[[Cri], Wanted]
+    wish: Callable[[Effective], Desired]
 
     @property
     def root(self) -> ConfigFile:
@@ -82,7 +83,7 @@ def is_untouched(memory: Memory, file: ConfigFile) -> bool:
 
 
 def drop_in_overlay(
-    scene: Scene, basis: tuple[ConfigFile, ...], wanted: Wanted, way: Way
+    scene: Scene, basis: tuple[ConfigFile, ...], wanted: Desired, way: Way
 ) -> dict[str, FileState | None]:
     """containerd 2.x: a minimal drop-in and, where nothing imports it yet, a narrow import."""
     gaps = wishes.gaps(wanted, merge.effective(scene.gen, basis))
@@ -157,7 +158,7 @@ def with_text(state: FileState, text: str) -> FileState:
 
 
 def _ops(
-    placed: Callable[[Path], Path], data: Data, gaps: Mapping[Path, Any], wanted: Wanted
+    placed: Callable[[Path], Path], data: Data, gaps: Mapping[Path, Any], wanted: Desired
 ) -> list[Op]:
     """Operations on one file that close these gaps: whole tables where a handler is new to the
     file, single keys where it is not. `placed` gives the section that a key belongs to."""
@@ -175,7 +176,7 @@ def _ops(
     return sorted(ops, key=lambda op: len(op.path))  # keys before the tables below them
 
 
-def owner_overlay(scene: Scene, wanted: Wanted) -> dict[str, FileState | None]:
+def owner_overlay(scene: Scene, wanted: Desired) -> dict[str, FileState | None]:
     """containerd 1.x: the last file that has the CRI section owns it, and is edited in place."""
     gen, files = scene.gen, scene.files
     owner = next((f for f in reversed(files) if merge.has_section(gen, files, f)), scene.root)
@@ -198,7 +199,7 @@ def owner_overlay(scene: Scene, wanted: Wanted) -> dict[str, FileState | None]:
     return {owner.path.host: with_text(state, tomledit.edit(text, ops, owner.path.host))}
 
 
-def _without_legacy_default(section: Path, data: Data, cri: Cri) -> list[Op]:
+def _without_legacy_default(section: Path, data: Data, cri: Effective) -> list[Op]:
     """The deprecated `default_runtime` table taken out, for it would win over the name that we set.
 
     containerd shows it as a handler called "default"; somebody else's goes on as just that.

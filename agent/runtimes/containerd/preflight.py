@@ -9,45 +9,41 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from agent.errors import Refused
-from agent.host.paths import HostPath, HostRoot
-from agent.runtimes import command
+from agent.host.files import new_state
+from agent.host.paths import HostRoot
+from agent.runtimes import command, unread
+from agent.runtimes.base import Files
 from agent.runtimes.command import Dump
 from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.containerd import faults
-from agent.runtimes.containerd.edit import first_difference
 from agent.runtimes.containerd.generations import CRI_V2, CRI_V3
-from agent.runtimes.node import Node
+from agent.runtimes.containerd.merge import LEGACY, LINUX_PLUGIN
+from agent.runtimes.preflight import (
+    UNKNOWN,
+    Candidate,
+    Preflight,
+    accepted,
+    ask,
+    memory_file,
+    refuse_difference,
+    refuse_missing,
+)
 from agent.toml import edit as tomledit
 from agent.toml.edit import Data, Op, Path, Set, Unset, get
 
-UNKNOWN = "the runtime's executable cannot be told; give --executable-path"
+if TYPE_CHECKING:
+    from agent.runtimes.containerd.adapter import ContainerdNode
+
+_READ = (CRI_V2, CRI_V3, *LINUX_PLUGIN)  # plugins that a plan is made from
 
 
-@dataclass(frozen=True, slots=True)
-class Preflight:
-    """The outcome: `done` false means that it was not possible, and `note` says why."""
-
-    done: bool
-    note: str
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """Files as they will be, the handlers that they have to define, and the names of handlers
-    that may differ from today's."""
-
-    files: tuple[ConfigFile, ...]
-    present: tuple[str, ...]
-    ours: tuple[str, ...]
-
-
-def check(host: HostRoot, node: Node, candidate: Candidate) -> Preflight:
+def check(host: HostRoot, node: ContainerdNode, candidate: Candidate) -> Preflight:
     """Compare the executable's dump of the files as they are and as they will be.
 
     Raises Refused where it turns the candidate down, or where more would change than our keys.
@@ -74,61 +70,7 @@ def check(host: HostRoot, node: Node, candidate: Candidate) -> Preflight:
     return accepted(node.executable)
 
 
-def ask(
-    executable: str, root: HostPath, before: Callable[[], Dump], after: Callable[[], Dump]
-) -> tuple[Dump, Data] | str:
-    """What the executable of a runtime of any kind shows of the files as they are and as they will
-    be, or why it cannot be asked. Raises Refused where it turns the candidate down.
-
-    Both at once: they are most of what a plan takes.
-    """
-    with ThreadPoolExecutor(1) as other:
-        first = other.submit(before)
-        new = after()
-        old = first.result()
-    if old.data is None and not old.rejected:
-        return f"the runtime's executable cannot be asked: {old.error}"
-    if new.data is not None:
-        return old, new.data
-    if old.data is None:
-        raise rejected_already(executable, root, old)
-    raise Refused(
-        f"cannot apply: {executable} rejects the new configuration "
-        f"({new.error}); nothing was changed"
-    )
-
-
-def rejected_already(executable: str, root: HostPath, dump: Dump) -> Refused:
-    """The files were turned down before anything of ours was in them."""
-    return Refused(
-        f"cannot use {root}: {executable} rejects it as it is ({dump.error}); repair it first"
-    )
-
-
-def refuse_missing(handler: str | None) -> None:
-    """Raises Refused for a handler, if any, that there has to be and would not."""
-    if handler:
-        raise Refused(
-            f"cannot apply: the runtime would not have the handler {handler}; nothing was changed"
-        )
-
-
-def refuse_difference(before: Data, after: Data, view: str) -> None:
-    """Raises Refused where they differ: they are what is shown, without what may change."""
-    difference = first_difference(before, after)
-    if difference is not None:
-        raise Refused(
-            f"cannot apply: {tomledit.dotted(difference)} would change too, says the runtime's own "
-            f"{view}; nothing was changed; please report this with the output of `plan`"
-        )
-
-
-def accepted(executable: str) -> Preflight:
-    """Nothing speaks against the candidate."""
-    return Preflight(True, f"{executable} accepts the new configuration")
-
-
-def _without_executable(node: Node, candidate: Candidate, note: str) -> Preflight:
+def _without_executable(node: ContainerdNode, candidate: Candidate, note: str) -> Preflight:
     """What is known of this generation has to do; where it can be asked, its own word counts."""
     fault = faults.fatal(node.gen, candidate.files)
     if fault is not None:
@@ -182,14 +124,6 @@ def _text(file: ConfigFile, op: Op) -> bytes:
         return tomledit.render(tomledit.apply(file.data, [op])).encode()
 
 
-def memory_file(data: bytes) -> int:
-    """A descriptor of a file that only we, and whom we hand it to, can see."""
-    fd = os.memfd_create("toolkit-agent-stage")
-    with os.fdopen(os.dup(fd), "wb") as file:
-        file.write(data)
-    return fd
-
-
 def _missing(after: Data, candidate: Candidate) -> str | None:
     """A handler that there would have to be, the default's included, and would not."""
     section = cri_section(after)
@@ -241,3 +175,37 @@ def cri_section(dump: Data) -> Path:
     """Where a dump has the CRI: dumps are always rewritten to the executable's own version."""
     found = get(dump, ("plugins", CRI_V3))
     return ("plugins", CRI_V3 if isinstance(found, dict) else CRI_V2)
+
+
+def require_harmless(host: HostRoot, node: ContainerdNode, files: Files) -> None:
+    """See that the files of these that we cannot parse have no effect on our keys. Raises Refused,
+    which names the first of them, and what is known of its effect."""
+    file, executable = unread.first(files), node.executable
+    if file is None:
+        return
+    if executable is None:
+        raise unread.refused(file, unread.UNSEEN)
+    whole = dump(host, executable, files, _READ)
+    rest = dump(host, executable, tuple(map(_emptied, files)), _READ)
+    unread.require_equal(file, executable, (whole, rest), _of_ours)
+
+
+def _emptied(file: ConfigFile) -> ConfigFile:
+    return replace(file, state=new_state(b""), unread="") if file.unread else file
+
+
+def _of_ours(dump: Data) -> dict[str, Any]:
+    """What of a dump a plan is made from, by the path of its key."""
+    cri = cri_section(dump)
+    names = ("runtimes", "default_runtime_name", *LEGACY)
+    paths: list[Path] = [(*cri, "containerd", name) for name in names]
+    paths += [(*cri, "enable_cdi"), ("disabled_plugins",)]
+    paths += [("plugins", name) for name in LINUX_PLUGIN]
+    found: dict[str, Any] = {"imports": len(dump.get("imports") or ())}  # staged: other names
+    for path in paths:
+        table = found
+        for part in path[:-1]:
+            table = table.setdefault(part, {})
+        if (value := get(dump, path)) is not None:
+            table[path[-1]] = value
+    return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent.errors import Refused
 from agent.host.isolation import View
@@ -17,9 +17,11 @@ from agent.host.paths import HostRoot, is_below
 from agent.runtimes import program_log, trial
 from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.containerd.load import DEFAULT_ROOT
-from agent.runtimes.desired import Wanted, binaries
-from agent.runtimes.node import Node
+from agent.runtimes.desired import Desired, binaries
 from agent.runtimes.trial import Launch
+
+if TYPE_CHECKING:
+    from agent.runtimes.containerd.adapter import ContainerdNode
 
 # It makes the second at its start, whatever its options are; the third are NRI's sockets.
 _WRITABLE = ("/run/containerd", "/run/nri", "/opt/containerd", "/opt/nri/plugins")
@@ -32,7 +34,11 @@ _WRITTEN_KEYS = (*_SOCKETS, *_DIRECTORIES, "root", "state")
 
 
 def launch(
-    host: HostRoot, node: Node, executable: str, wanted: Wanted, files: Mapping[str, bytes | None]
+    host: HostRoot,
+    node: ContainerdNode,
+    executable: str,
+    wanted: Desired,
+    files: Mapping[str, bytes | None],
 ) -> Launch:
     """The start of this containerd with `files` presented in the place of the real ones."""
     needed = {executable, *files, *_read(node.files)}
@@ -50,7 +56,7 @@ def launch(
     return Launch(argv, env, view, own["socket"], reason, sources)
 
 
-def _config(node: Node, files: Mapping[str, bytes | None]) -> tuple[str, ...]:
+def _config(node: ContainerdNode, files: Mapping[str, bytes | None]) -> tuple[str, ...]:
     """How containerd is told its root file. It takes the usual one by itself, there or not; one
     that is named has to exist."""
     root, running = node.root, node.runtime.process
@@ -68,7 +74,7 @@ def _read(files: tuple[ConfigFile, ...]) -> Iterator[str]:
                 yield value
 
 
-def _written(host: HostRoot, node: Node) -> Iterator[str]:
+def _written(host: HostRoot, node: ContainerdNode) -> Iterator[str]:
     """Directories in which this containerd has sockets, or data that `--root` does not move."""
     yield os.path.dirname(node.runtime.socket.host)
     for file in node.files:

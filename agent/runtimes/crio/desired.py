@@ -13,11 +13,11 @@ from typing import Any
 
 from agent.cri.client import Answer
 from agent.decide import Decision
-from agent.runtimes.containerd.merge import Cri
+from agent.runtimes.base import Effective
 from agent.runtimes.crio import merge
 from agent.runtimes.desired import (
     OUR_NAMES,
-    Wanted,
+    Desired,
     default_for,
     emptied,
     first_foreign,
@@ -62,9 +62,9 @@ _NOTHING = Before()
 
 
 def want(
-    cri: Cri, decision: Decision, available: tuple[Binary, ...], name: str, remembered: str | None,
+    cri: Effective, decision: Decision, available: tuple[Binary, ...], name: str, remembered: str | None,
     before: Before = _NOTHING,
-) -> Wanted:  # fmt: skip
+) -> Desired:  # fmt: skip
     """The wish that follows from a decision; `cri` is what is in force without our own drop-in.
 
     Raises Refused where no default could be gone back to.
@@ -77,7 +77,7 @@ def want(
     }
     wanted = name if decision.is_default and not decision.hook else None
     back = first_foreign(cri, ours, _defaults(cri, remembered, before))
-    return Wanted(handlers, default_for(cri, wanted, ours, back, merge.DEFAULT[-1]))
+    return Desired(handlers, default_for(cri, wanted, ours, back, merge.DEFAULT[-1]))
 
 
 def _names(available: tuple[Binary, ...], name: str) -> tuple[str, ...]:
@@ -85,7 +85,7 @@ def _names(available: tuple[Binary, ...], name: str) -> tuple[str, ...]:
 
 
 def base(
-    cri: Cri, available: tuple[Binary, ...], name: str, remembered: str | None,
+    cri: Effective, available: tuple[Binary, ...], name: str, remembered: str | None,
     before: Before = _NOTHING,
 ) -> str | None:  # fmt: skip
     """The handler to inherit from, None where there is none but NVIDIA's: the default unless it is
@@ -102,7 +102,7 @@ def base(
     return first_foreign(cri, _names(available, name), tuple(n for n in order if n in usable))
 
 
-def _defaults(cri: Cri, remembered: str | None, before: Before) -> tuple[str | None, ...]:
+def _defaults(cri: Effective, remembered: str | None, before: Before) -> tuple[str | None, ...]:
     """Default runtimes to go back to, best first: that of the files without NVIDIA's, the
     remembered one, that whose state directory the default has (NVIDIA's installer copies the
     default of before), the built-in one, runc, crun."""
@@ -112,7 +112,7 @@ def _defaults(cri: Cri, remembered: str | None, before: Before) -> tuple[str | N
     return (*before.defaults, remembered, *twins, before.builtin, "runc", "crun")
 
 
-def _handler(cri: Cri, inherited: str, binary: Binary, before: Before) -> Data:
+def _handler(cri: Effective, inherited: str, binary: Binary, before: Before) -> Data:
     """Everything that the base has, with our binary, and with the state directory that pods of this
     handler may have."""
     current = cri.table(binary.handler)
@@ -127,7 +127,7 @@ def _handler(cri: Cri, inherited: str, binary: Binary, before: Before) -> Data:
     return table if current.get("runtime_path") in (None, binary.path) else emptied(table, current)
 
 
-def gaps(wanted: Wanted, cri: Cri) -> dict[Path, Any]:
+def gaps(wanted: Desired, cri: Effective) -> dict[Path, Any]:
     """Keys of a file that are not as wanted, with what they have to be."""
     found: dict[Path, Any] = {}
     if wanted.default is not None and cri.default != wanted.default:
@@ -140,7 +140,7 @@ def gaps(wanted: Wanted, cri: Cri) -> dict[Path, Any]:
     return found
 
 
-def unproven(wanted: Wanted, answer: Answer) -> list[str]:
+def unproven(wanted: Desired, answer: Answer) -> list[str]:
     """What the running CRI-O lacks, in words; empty where it is as wanted.
 
     A key that it shows in no handler is one that it does not know.

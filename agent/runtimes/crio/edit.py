@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent.decide import Decision
 from agent.errors import Refused
@@ -20,21 +20,23 @@ from agent.host.files import Change, FileState, new_state
 from agent.host.paths import HostPath, HostRoot, is_below
 from agent.options.settings import Settings
 from agent.runtimes import low_level
+from agent.runtimes.base import Edits, Effective
 from agent.runtimes.config_file import ConfigFile
-from agent.runtimes.containerd.edit import Edits, first_difference
-from agent.runtimes.containerd.merge import Cri
 from agent.runtimes.containerd.overlay import fresh_state, is_untouched, with_text
 from agent.runtimes.crio import desired as wishes
 from agent.runtimes.crio import hook, merge
 from agent.runtimes.crio.desired import Before
-from agent.runtimes.crio.node import CrioNode, shown
-from agent.runtimes.desired import OUR_NAMES, Wanted, is_ours, leaves, same
+from agent.runtimes.desired import OUR_NAMES, Desired, is_ours, leaves, same
 from agent.runtimes.key_ownership import HEADER
+from agent.runtimes.preflight import first_difference
 from agent.state.store import Memory, Original, Store
 from agent.toml import edit as tomledit
 from agent.toml.edit import Data, Op, Set, Unset, get
 from agent.toolkit import programs
 from agent.toolkit.programs import Binary
+
+if TYPE_CHECKING:
+    from agent.runtimes.crio.adapter import CrioNode
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ def _refuse_fileless(scene: Scene) -> None:
         )
 
 
-def _refuse_fixed(scene: Scene, wanted: Wanted) -> None:
+def _refuse_fixed(scene: Scene, wanted: Desired) -> None:
     """Refuse where a flag or a variable of CRI-O fixes what has to be changed: it wins over every
     file, whatever is written."""
     overrides = scene.node.overrides
@@ -129,7 +131,7 @@ def _refuse_fixed(scene: Scene, wanted: Wanted) -> None:
 def _before(scene: Scene, rest: tuple[ConfigFile, ...]) -> Before:
     """What the node has: its own default runtimes, and the handlers that pods may use."""
     node = scene.node
-    said = shown(node.runtime)
+    said = node.shown
     tables = get(said, ("runtimes",)) if said else node.effective(node.files).runtimes
     builtin = node.rules.default
     return Before(
@@ -168,7 +170,7 @@ def _after(files: tuple[ConfigFile, ...], place: ConfigFile) -> tuple[ConfigFile
     return files[names.index(place.path.host) + 1 :]
 
 
-def _edited(file: ConfigFile, wanted: Wanted) -> ConfigFile:
+def _edited(file: ConfigFile, wanted: Desired) -> ConfigFile:
     """A file that is read after ours, with the wish wherever it says otherwise."""
     ops: list[Op] = []
     for name, table in wanted.handlers.items():
@@ -211,9 +213,9 @@ def guarded(host: HostRoot, node: CrioNode, change: Change) -> Change:
     return replace(change, outside=HostPath(host.agent_path(above), above))
 
 
-def _explicit(scene: Scene, wanted: Wanted, after: Cri) -> Wanted:
+def _explicit(scene: Scene, wanted: Desired, after: Effective) -> Desired:
     """The wish with what has to go said too: a default that was ours, handlers and keys of them."""
-    said = shown(scene.node.runtime) or {}
+    said = scene.node.shown or {}
     running = get(said, ("runtimes",), {})
     now = scene.node.effective(scene.node.files)
     if wanted.default is None:
@@ -236,7 +238,7 @@ def _gone(now: Data, after: Data) -> Data:
 
 
 def _drop_in(
-    scene: Scene, basis: tuple[ConfigFile, ...], existing: ConfigFile, wanted: Wanted, *,
+    scene: Scene, basis: tuple[ConfigFile, ...], existing: ConfigFile, wanted: Desired, *,
     fresh: bool,
 ) -> FileState | None:  # fmt: skip
     """Our drop-in as it should be; None where there should be none."""
@@ -264,7 +266,7 @@ def _drop_in(
 
 
 def _in_place(
-    scene: Scene, data: Data, gaps: Mapping[tuple[str, ...], Any], wanted: Wanted
+    scene: Scene, data: Data, gaps: Mapping[tuple[str, ...], Any], wanted: Desired
 ) -> list[Op]:
     """A file at our place that is not all our own: our keys in it, or out of it."""
     ops: list[Op] = []
@@ -283,7 +285,7 @@ def _in_place(
     return sorted(ops, key=lambda op: len(op.path))
 
 
-def _check(scene: Scene, after: tuple[ConfigFile, ...], wanted: Wanted) -> None:
+def _check(scene: Scene, after: tuple[ConfigFile, ...], wanted: Desired) -> None:
     """See that the files say together what is wanted, and nothing else than before.
 
     Raises Refused, with the name of the file that is in the way.

@@ -12,14 +12,16 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent.cdi.specs import foreign
 from agent.errors import NoToolkit, Refused
 from agent.host import budget, trusted
 from agent.host.paths import HostPath, HostRoot
-from agent.runtimes.containerd.load import Overlay
-from agent.runtimes.crio.node import CrioNode
+from agent.runtimes.config_file import Overlay
+
+if TYPE_CHECKING:
+    from agent.runtimes.crio.adapter import CrioNode
 
 _BINARY = "nvidia-container-runtime-hook"
 _PROGRAMS = (_BINARY, "nvidia-container-toolkit")  # the second is an older name of the first

@@ -14,8 +14,8 @@ import stat
 from agent.errors import Refused
 from agent.host import budget
 from agent.host.paths import HostPath, HostRoot
-from agent.runtimes.config_file import ConfigFile
-from agent.runtimes.containerd.load import Overlay, Unparsed, checked_file, names, refuse_unread
+from agent.runtimes.config_file import ConfigFile, Overlay
+from agent.runtimes.containerd.load import Unparsed, checked_file, names, refuse_unread
 from agent.runtimes.crio.merge import check_shape
 from agent.toml.text import BURNT_SUSHI
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from agent.errors import Refused
+from agent.runtimes.base import Effective
 from agent.runtimes.config_file import ConfigFile
-from agent.runtimes.containerd.merge import Cri, deep_merge
+from agent.runtimes.containerd.merge import deep_merge
 from agent.runtimes.versions import Version
 from agent.toml.edit import Data, Path, get
 
@@ -199,7 +200,7 @@ def merged(files: Iterable[ConfigFile], *, by_key: bool) -> Data:
     return whole
 
 
-def effective(found: Rules, files: Files) -> Cri:
+def effective(found: Rules, files: Files) -> Effective:
     """What the daemon makes of these files at its next start, if that is as this one was."""
     section = get(merged(files, by_key=found.by_key), RUNTIME) or {}
     named = section.get("runtimes") or {}
@@ -215,7 +216,7 @@ def effective(found: Rules, files: Files) -> Cri:
     }
     fixed = found.overrides.default
     default = fixed.value if fixed else section.get("default_runtime")
-    return Cri(default or found.default, runtimes, None, section)
+    return Effective(default or found.default, runtimes, None, section)
 
 
 def hooks_dirs(files: Files, overrides: Overrides) -> tuple[str, ...]:

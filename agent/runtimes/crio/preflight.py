@@ -11,19 +11,20 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Set
+from typing import TYPE_CHECKING
 
 from agent.host.paths import HostRoot
-from agent.plan import unread
-from agent.runtimes import command
+from agent.runtimes import command, preflight, unread
 from agent.runtimes.command import Dump
 from agent.runtimes.config_file import ConfigFile
-from agent.runtimes.containerd import preflight
-from agent.runtimes.containerd.preflight import Candidate, Preflight, memory_file
 from agent.runtimes.crio import merge
-from agent.runtimes.crio.node import CrioNode
+from agent.runtimes.preflight import Candidate, Preflight, memory_file
 from agent.toml import edit as tomledit
 from agent.toml.edit import Data, Op, Unset, get
 from agent.toml.edit import Set as SetKey
+
+if TYPE_CHECKING:
+    from agent.runtimes.crio.adapter import CrioNode
 
 _AFTER_HANDLERS = frozenset({"hostnetwork_disable_selinux", "disable_hostport_mapping", "timezone"})
 

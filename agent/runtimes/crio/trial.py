@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from agent.cri.process import Process
 from agent.host.isolation import View
 from agent.host.paths import HostRoot
 from agent.runtimes import program_log, trial
 from agent.runtimes.crio import hook
-from agent.runtimes.crio.node import CrioNode
-from agent.runtimes.desired import Wanted
+from agent.runtimes.desired import Desired
 from agent.runtimes.trial import Launch
 from agent.runtimes.versions import parse_version
+
+if TYPE_CHECKING:
+    from agent.runtimes.crio.adapter import CrioNode
 
 _WRITABLE = ("/run/crio", "/var/lib/crio", "/run/nri", "/opt/nri/plugins")
 _PLACES = (
@@ -28,7 +31,7 @@ _PLACES = (
 
 
 def launch(
-    host: HostRoot, node: CrioNode, executable: str, wanted: Wanted,
+    host: HostRoot, node: CrioNode, executable: str, wanted: Desired,
     files: Mapping[str, bytes | None],
 ) -> Launch:  # fmt: skip
     """The start of this CRI-O with `files` presented in the place of the real ones."""
@@ -59,7 +62,7 @@ def _flags(running: Process | None, executable: str) -> tuple[str, ...]:
     return words[names[0] + 1 :] if names else words[1:]
 
 
-def _programs(wanted: Wanted, files: Mapping[str, bytes | None]) -> Iterator[str]:
+def _programs(wanted: Desired, files: Mapping[str, bytes | None]) -> Iterator[str]:
     """Programs that are installed with the change: CRI-O drops handlers whose program is missing,
     and does not start with a hook whose program is."""
     for table in wanted.handlers.values():

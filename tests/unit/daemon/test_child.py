@@ -18,7 +18,7 @@ from agent.errors import AgentError, PutOff, Refused, RollbackFailed, RolledBack
 from agent.host.paths import HostPath
 from agent.plan.context import Context
 from agent.plan.propose import Proposal
-from agent.runtimes.node import Endpoint, Runtime
+from agent.runtimes.base import Endpoint, Runtime
 from agent.transaction.converge import Outcome
 from tests.unit.support.made_node import Node
 

@@ -16,11 +16,11 @@ from agent.host.paths import HostPath, HostRoot
 from agent.options.settings import resolve
 from agent.plan import candidate, unloaded
 from agent.plan.context import Context
+from agent.runtimes.base import Edits, Endpoint, Runtime
 from agent.runtimes.containerd import load
-from agent.runtimes.containerd.edit import Edits
+from agent.runtimes.containerd.adapter import ContainerdNode
 from agent.runtimes.containerd.generations import generation
-from agent.runtimes.desired import Wanted
-from agent.runtimes.node import Endpoint, Node, Runtime
+from agent.runtimes.desired import Desired
 from agent.state.store import Failure, Store
 from agent.status import Publisher
 from tests.unit.support.made_node import ticks
@@ -50,18 +50,18 @@ class Scene:
         """The root file with these keys of the CRI."""
         self.root.write_text(f'version = 2\n{SECTION}{keys}base = "{self.spec}"\n')
 
-    def node(self) -> Node:
+    def node(self) -> ContainerdNode:
         """The node as it is now."""
         gen = generation((1, 7, 0))
         answer = Answer("containerd", "1.7.24", True, self.shown, ())
         socket = HostPath("/s", "/s")
         runtime = Runtime(Endpoint("containerd", socket), self.running, answer)
         files = load.load(HOST, gen, str(self.root))
-        return Node(runtime, gen, files, str(self.executable), HostPath("/d", "/d"))
+        return ContainerdNode(runtime, gen, files, str(self.executable), HostPath("/d", "/d"))
 
     def edits(self) -> Edits:
         """No edits: the files as they are."""
-        return Edits((), Wanted({}), self.node().files)
+        return Edits((), Desired({}), self.node().files)
 
     def context(self, *, retry: bool = False) -> Context:
         """A context whose clock says `now`."""

@@ -15,7 +15,7 @@ from agent.host.paths import HostPath, HostRoot, Mount
 from agent.options.settings import Settings, resolve
 from agent.plan import context
 from agent.plan.context import Context, open_context
-from agent.runtimes.node import Endpoint
+from agent.runtimes.base import Endpoint
 
 
 @pytest.fixture

@@ -16,9 +16,10 @@ from agent.decide import Decision, Evidence, PodNeeds, Question, Switch, decide
 from agent.host.paths import HostPath
 from agent.plan import pod_guard
 from agent.plan.context import Context
+from agent.runtimes.base import Endpoint, Runtime
 from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.containerd.adapter import ContainerdNode
 from agent.runtimes.containerd.generations import generation
-from agent.runtimes.node import Endpoint, Node, Runtime
 from tests.unit.support import made_node
 
 OLD = "nvidia.cdi.k8s.io/"
@@ -70,7 +71,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
 @pytest.fixture
 def ctx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
     """A machine that runs for a day, with a toolkit that answers row 1, 5 or 6."""
-    made = made_node.Node(tmp_path, monkeypatch).context()
+    made = made_node.ContainerdNode(tmp_path, monkeypatch).context()
     config = tmp_path / "nvidia/toolkit/.config/nvidia-container-runtime/config.toml"
     config.parent.mkdir(parents=True)
     config.write_text(
@@ -81,7 +82,9 @@ def ctx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
     return replace(made, settings=settings, wall=lambda: NOW, uptime=lambda: 86400.0)
 
 
-def node(default: str = "nvidia", passed: tuple[str, ...] = (f"{OLD}*", "cdi.k8s.io/*")) -> Node:
+def node(
+    default: str = "nvidia", passed: tuple[str, ...] = (f"{OLD}*", "cdi.k8s.io/*")
+) -> ContainerdNode:
     """A containerd 1.7 with our handler in its file."""
     ours = {"options": {"BinaryName": NVIDIA}, "container_annotations": list(passed)}
     tables = {"runc": {"runtime_type": "io.containerd.runc.v2"}, "nvidia": ours}
@@ -91,7 +94,7 @@ def node(default: str = "nvidia", passed: tuple[str, ...] = (f"{OLD}*", "cdi.k8s
     socket = HostPath("/none/c.sock", "/none/c.sock")
     runtime = Runtime(Endpoint("containerd", socket), None, Answer("containerd", "1.7.24", True,
                                                                   None, ()))  # fmt: skip
-    return Node(runtime, generation((1, 7, 24)), (ConfigFile(path.host, path, None, data),), None,
+    return ContainerdNode(runtime, generation((1, 7, 24)), (ConfigFile(path.host, path, None, data),), None,
                 path)  # fmt: skip
 
 

@@ -14,9 +14,9 @@ from agent.decide import Decision, Evidence, Question, Switch, decide
 from agent.errors import Refused
 from agent.runtimes import desired as wishes
 from agent.runtimes import kinds
+from agent.runtimes.base import Effective
 from agent.runtimes.containerd import handlers
-from agent.runtimes.containerd.merge import Cri
-from agent.runtimes.desired import Wanted
+from agent.runtimes.desired import Desired
 from agent.toml.edit import Data
 from agent.toolkit.programs import Binary
 
@@ -35,15 +35,17 @@ ROW4 = decide(Question(version="1.7.24", evidence=(Evidence("cri-status", Switch
 ROW6 = decide(Question(version="1.6.20", evidence=(Evidence("cri-status", Switch.ABSENT, None),)))
 
 
-def cri(runtimes: Mapping[str, Data], default: str = "runc", switch: bool | None = None) -> Cri:
+def cri(
+    runtimes: Mapping[str, Data], default: str = "runc", switch: bool | None = None
+) -> Effective:
     """Return effective settings."""
-    return Cri(default, runtimes, switch, {})
+    return Effective(default, runtimes, switch, {})
 
 
 def want(
-    settings: Cri, decision: Decision = ROW3, name: str = "nvidia", remembered: str | None = None,
+    settings: Effective, decision: Decision = ROW3, name: str = "nvidia", remembered: str | None = None,
     binaries: tuple[Binary, ...] = BINARIES,
-) -> Wanted:  # fmt: skip
+) -> Desired:  # fmt: skip
     """Return the wish."""
     return handlers.want(settings, decision, binaries, name, remembered, TYPE)
 
@@ -254,7 +256,7 @@ def test_missing_is_the_zero_value(one: Any, other: Any, equal: bool) -> None:
 def test_wish_survives_the_journal() -> None:
     """A recovered transaction proves what the interrupted one wanted."""
     wanted = dataclasses.replace(want(cri({"runc": RUNC}), ROW4), absent=("nvidia",))
-    assert Wanted.from_json(json.loads(json.dumps(wanted.to_json()))) == wanted
+    assert Desired.from_json(json.loads(json.dumps(wanted.to_json()))) == wanted
 
 
 WISH = want(cri({"runc": RUNC}), ROW4, binaries=BINARIES[:1])
@@ -302,10 +304,10 @@ def test_runtime_that_lacks_something_is_not_proven(shown: Answer, problem: str)
 
 def test_default_and_absence_are_proven() -> None:
     """After an apply in row 6, and after a revert."""
-    row6 = Wanted({}, default="nvidia")
+    row6 = Desired({}, default="nvidia")
     assert wishes.unproven(row6, answer(default="nvidia")) == []
     assert wishes.unproven(row6, answer()) == ["the default runtime is runc, not nvidia"]
-    gone = Wanted({}, absent=("nvidia", "nvidia-cdi"))
+    gone = Desired({}, absent=("nvidia", "nvidia-cdi"))
     assert wishes.unproven(gone, answer()) == ["handler nvidia is still there"]
 
 

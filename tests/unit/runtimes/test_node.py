@@ -13,7 +13,7 @@ from agent.errors import Unreachable
 from agent.host.paths import HostPath, HostRoot
 from agent.options.settings import Settings, resolve
 from agent.runtimes import node as nodes
-from agent.runtimes.node import Endpoint, Runtime
+from agent.runtimes.base import Endpoint, Runtime
 
 
 @pytest.fixture

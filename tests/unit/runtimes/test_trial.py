@@ -15,12 +15,13 @@ from agent.host.files import Change, FileState
 from agent.host.isolation import View
 from agent.host.paths import HostPath, HostRoot
 from agent.runtimes import trial
+from agent.runtimes.base import Endpoint, Runtime
 from agent.runtimes.containerd import load
 from agent.runtimes.containerd import trial as trial_containerd
+from agent.runtimes.containerd.adapter import ContainerdNode
 from agent.runtimes.containerd.generations import generation
 from agent.runtimes.crio import trial as crio_trial
-from agent.runtimes.desired import Wanted
-from agent.runtimes.node import Endpoint, Node, Runtime
+from agent.runtimes.desired import Desired
 from agent.runtimes.trial import Launch, Result, Subject, Trial
 
 HOST = HostRoot("/")
@@ -122,7 +123,7 @@ def test_reason_of_crio() -> None:
     assert crio_trial.reason("") == ""
 
 
-def node_with(directory: Path, text: str) -> Node:
+def node_with(directory: Path, text: str) -> ContainerdNode:
     """A containerd with this root file, whose CRI socket is in `directory`/run."""
     root = directory / "config.toml"
     root.write_text(text)
@@ -133,7 +134,9 @@ def node_with(directory: Path, text: str) -> Node:
     process = Process(os.getpid(), 1, "/bin/c", str(root), None, ("c",), "/proc")
     runtime = Runtime(Endpoint("containerd", socket), process, answer)
     drop_in = HostPath("/d", "/d")
-    return Node(runtime, gen, load.load(HOST, gen, str(root)), "/usr/bin/containerd", drop_in)
+    return ContainerdNode(
+        runtime, gen, load.load(HOST, gen, str(root)), "/usr/bin/containerd", drop_in
+    )
 
 
 def test_how_containerd_is_started(tmp_path: Path) -> None:
@@ -159,7 +162,7 @@ def test_how_containerd_is_started(tmp_path: Path) -> None:
         path = "/opt/containerd"
         """,
     )
-    wanted = Wanted({"nvidia": {"options": {"BinaryName": "/n/nvidia-container-runtime"}}})
+    wanted = Desired({"nvidia": {"options": {"BinaryName": "/n/nvidia-container-runtime"}}})
     files = {str(tmp_path / "conf.d/99-nvidia.toml"): b"x"}
     launch = trial_containerd.launch(HOST, node, "/usr/bin/containerd", wanted, files)
     assert launch.argv[:3] == ("/usr/bin/containerd", "-c", str(tmp_path / "config.toml"))
@@ -180,7 +183,7 @@ def test_directory_with_what_the_runtime_reads_is_not_hidden(tmp_path: Path) -> 
     """A socket beside the configuration does not make it go away."""
     text = f'version = 3\n[grpc]\naddress = "{tmp_path}/c.sock"\n'
     node = node_with(tmp_path, text)
-    view = trial_containerd.launch(HOST, node, "/usr/bin/containerd", Wanted({}), {}).view
+    view = trial_containerd.launch(HOST, node, "/usr/bin/containerd", Desired({}), {}).view
     assert str(tmp_path) not in (*view.writable, view.work)
 
 

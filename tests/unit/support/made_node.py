@@ -20,8 +20,8 @@ from agent.host.paths import HostPath, HostRoot
 from agent.options.settings import resolve
 from agent.plan.context import Context
 from agent.runtimes import restart
-from agent.runtimes.desired import Wanted
-from agent.runtimes.node import Endpoint, Runtime
+from agent.runtimes.base import Endpoint, Runtime
+from agent.runtimes.desired import Desired
 from agent.runtimes.restart import Kind, Restart
 from agent.state.store import Store
 from agent.status import READY, TWIN, Publisher
@@ -33,8 +33,8 @@ from tests.unit.support.faults import Faults, Killed
 OLD = {"config.toml": "old", "goes.toml": "goes"}
 NEW = {"config.toml": "new", "conf.d/99-nvidia.toml": "comes"}
 NAMES = ("conf.d/99-nvidia.toml", "goes.toml", "config.toml")  # the root file last
-WANTED = Wanted({"nvidia": {"options": {"BinaryName": "/n"}}})
-BEFORE = Wanted({}, "runc", False, ("nvidia",))
+WANTED = Desired({"nvidia": {"options": {"BinaryName": "/n"}}})
+BEFORE = Desired({}, "runc", False, ("nvidia",))
 SETTINGS = replace(resolve({}, {}, "toolkit-agent"), proof_timeout=5.0)
 STATUS = {READY: "before", TWIN: "before"}
 

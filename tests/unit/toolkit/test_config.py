@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from agent.decide import decide
 from agent.plan.context import Context
 from agent.runtimes import low_level
-from agent.runtimes.containerd.merge import Cri
+from agent.runtimes.base import Effective
 from agent.toolkit import config, tree
 from agent.toolkit.config import Config
 from agent.toolkit.tree import Text
@@ -105,7 +105,7 @@ DIFFERENT: dict[int, dict[str, tuple[Any, str]]] = {
     6: {_ACCEPT: (False, _PAST), _MODE: ("cdi", _CHOSEN), _PREFIXES: (_BOTH, _ALONE)},
 }  # fmt: skip
 EVERYWHERE = {_RUNTIMES: (["/opt/bin/custom", "runc", "crun"], _FOUND)}
-_CUSTOM = Cri("custom", {"custom": {"options": {"BinaryName": "/opt/bin/custom"}}}, None, {})
+_CUSTOM = Effective("custom", {"custom": {"options": {"BinaryName": "/opt/bin/custom"}}}, None, {})
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def context(host: Host, **env: str) -> Context:
     return host.context({**source, **env}, entry="nvidia-toolkit")
 
 
-def written(ctx: Context, row: int, cri: Cri | None = None) -> dict[str, Any]:
+def written(ctx: Context, row: int, cri: Effective | None = None) -> dict[str, Any]:
     """What config.toml says then."""
     mode, prefixes = ctx.settings.mode, ctx.settings.annotation_prefixes
     asked = replace(ROWS[row], mode=mode, prefixes=prefixes)

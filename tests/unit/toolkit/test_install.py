@@ -11,7 +11,7 @@ from agent.errors import NoToolkit, Refused
 from agent.host.paths import HostRoot, Mount
 from agent.options.settings import Settings
 from agent.runtimes import low_level
-from agent.runtimes.containerd.merge import Cri
+from agent.runtimes.base import Effective
 from agent.runtimes.desired import LINUX
 from agent.toml.edit import Data
 from agent.toolkit import install, tree
@@ -105,7 +105,7 @@ def test_low_level_runtimes_of_containerd(
 ) -> None:
     """What runs containers there without us, then what PATH has."""
     host.make(programs("/usr/bin", (f"{RUNTIME}.cdi", "crun")))
-    found = low_level.runtimes(*seams(host), "containerd", Cri(default, handlers, None, {}),
+    found = low_level.runtimes(*seams(host), "containerd", Effective(default, handlers, None, {}),
                               remembered)  # fmt: skip
     assert found == tuple(dict.fromkeys([*expected, "runc", "crun"]))
 
@@ -123,7 +123,7 @@ def test_low_level_runtime_of_the_shim_before_runcs(
         host.context().settings,
         host.context().host,
         "containerd",
-        Cri("old", handlers, None, {}, program),
+        Effective("old", handlers, None, {}, program),
         None,
     )
     assert found == (*expected, "runc", "crun")
@@ -148,7 +148,7 @@ def test_low_level_runtimes_of_crio(
     host: Host, default: str, handlers: dict[str, Data], expected: list[str]
 ) -> None:
     """It has crun by default, at a place of its own."""
-    found = low_level.runtimes(*seams(host), "crio", Cri(default, handlers, None, {}), None)
+    found = low_level.runtimes(*seams(host), "crio", Effective(default, handlers, None, {}), None)
     assert found == (*expected, "crun", "runc")
 
 
@@ -156,7 +156,11 @@ def test_low_level_runtime_that_was_asked_for(host: Host) -> None:
     """It is nobody's business but the asker's."""
     ctx = host.context({"NVIDIA_CONTAINER_RUNTIME_RUNTIMES": "crun,/not/there"})
     found = low_level.runtimes(
-        ctx.settings, ctx.host, "containerd", Cri("custom", {"custom": CUSTOM}, None, {}), None
+        ctx.settings,
+        ctx.host,
+        "containerd",
+        Effective("custom", {"custom": CUSTOM}, None, {}),
+        None,
     )
     assert found == ("crun", "/not/there")
     assert low_level.runtimes(*seams(host), "containerd", None, "custom") == ("runc", "crun")
@@ -194,7 +198,7 @@ def test_low_level_runtime_is_never_nvidias(host: Host, link: str, table: Data) 
     """A runc that is a link to it would call itself for ever."""
     host.make(programs("/usr/bin", (RUNTIME,)))
     host.make({link: f"-> /usr/bin/{RUNTIME}"})
-    found = low_level.runtimes(*seams(host), "containerd", Cri("runc", {"runc": table}, None, {}),
+    found = low_level.runtimes(*seams(host), "containerd", Effective("runc", {"runc": table}, None, {}),
                               None)  # fmt: skip
     assert found == (("crun",) if link.endswith("bin/runc") else ("runc", "crun"))
 

@@ -14,7 +14,7 @@ from agent.cri import process
 from agent.cri.process import Process
 from agent.errors import Refused, RollbackFailed, RolledBack, Unreachable
 from agent.runtimes import restart
-from agent.runtimes.node import Endpoint, Runtime
+from agent.runtimes.base import Endpoint, Runtime
 from agent.runtimes.restart import Restart, RestartFailed
 from agent.state.store import Memory
 from agent.status import READY

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.host import files
-from agent.runtimes.node import Endpoint
+from agent.runtimes.base import Endpoint
 from agent.runtimes.proof import Identity
 from agent.state.store import Entry, Journal, Memory, Original, is_written, memory_to_json
 from agent.transaction import file_changes

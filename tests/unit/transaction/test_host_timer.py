@@ -18,7 +18,7 @@ from agent.host import files
 from agent.host.files import FileState
 from agent.host.paths import HostPath, HostRoot
 from agent.plan.context import Context
-from agent.runtimes.node import Endpoint, Runtime
+from agent.runtimes.base import Endpoint, Runtime
 from agent.runtimes.restart import Restart
 from agent.state.store import Memory
 from agent.systemd import units

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from agent.cdi.specs import foreign, read
 from agent.host.files import new_state
 from agent.host.paths import HostPath, HostRoot
+from agent.runtimes.base import RestartHazard
 from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.containerd import deadly_specs
-from agent.runtimes.containerd.deadly_specs import Deadly
 from agent.runtimes.containerd.generations import CRI_V2, CRI_V3, generation
 from agent.runtimes.versions import parse_version
 from tests.conformance.foreign_specs import CASES, Case
@@ -45,7 +45,7 @@ def found(directory: Path, version: str = "2.1.9", **section: object) -> bool:
     return in_the_way(directory, version, **section) is not None
 
 
-def in_the_way(directory: Path, version: str, **section: object) -> Deadly | None:
+def in_the_way(directory: Path, version: str, **section: object) -> RestartHazard | None:
     """What it says of the first one."""
     parsed = parse_version(version)
     assert parsed is not None
@@ -165,5 +165,5 @@ def test_pipe_in_the_way_of_a_restart(tmp_path: Path, version: str, link: bool) 
     assert in_the_way(tmp_path, version, enable_cdi=True) is None
     (tmp_path / "p.yaml").symlink_to("pipe") if link else os.mkfifo(tmp_path / "p.yaml")
     blocked = in_the_way(tmp_path, version, enable_cdi=True)
-    assert isinstance(blocked, Deadly)
+    assert isinstance(blocked, RestartHazard)
     assert f"cannot restart containerd: {tmp_path}/p.yaml is a pipe" in str(blocked)

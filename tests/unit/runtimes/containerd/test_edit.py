@@ -19,13 +19,12 @@ from agent.decide import Decision, Evidence, Question, Switch, decide
 from agent.errors import Refused
 from agent.host.paths import HostRoot
 from agent.runtimes import desired as wishes
+from agent.runtimes.base import Edits, Effective
 from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.containerd import edit, generations, handlers, load, merge
-from agent.runtimes.containerd.edit import Edits
 from agent.runtimes.containerd.handlers import Shown
-from agent.runtimes.containerd.merge import Cri
 from agent.runtimes.containerd.overlay import Scene
-from agent.runtimes.desired import Wanted
+from agent.runtimes.desired import Desired
 from agent.runtimes.versions import parse_version
 from agent.state.store import Memory, Original
 from agent.toml.edit import get
@@ -96,7 +95,7 @@ class Tree:
         """Return what containerd loads."""
         return load.load(self.host, self.generation, self.prefix + ROOT)
 
-    def cri(self) -> Cri:
+    def cri(self) -> Effective:
         """Return what containerd makes of it."""
         return merge.effective(self.generation, self.files())
 
@@ -124,7 +123,7 @@ class Tree:
             if binary in self.binaries
         )
 
-        def wish(cri: Cri) -> Wanted:
+        def wish(cri: Effective) -> Desired:
             return handlers.want(
                 cri, decision, available, "nvidia", self.memory.default, "io.containerd.runc.v2",
                 Shown(None, self.generation.lacking),

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from agent.errors import Refused
+from agent.runtimes.base import Effective
 from agent.runtimes.containerd import handlers
 from agent.runtimes.containerd.handlers import Shown
-from agent.runtimes.containerd.merge import Cri
 from agent.runtimes.desired import gaps
 from agent.toml.edit import Data
 from agent.toolkit.programs import Binary
@@ -81,7 +81,7 @@ def test_default_goes_back_with_the_options_of_the_node() -> None:
     """A cloud image whose only handler is NVIDIA's: the built-in runc has another cgroup driver."""
     only: Data = {"runtime_type": TYPE, "options": {"BinaryName": "/old", "SystemdCgroup": True}}
     section: Data = {"containerd": {"runtimes": {"nvidia": only}}}
-    settings = Cri("nvidia", {"nvidia": only, "runc": {"runtime_type": TYPE}}, True, section)
+    settings = Effective("nvidia", {"nvidia": only, "runc": {"runtime_type": TYPE}}, True, section)
     found = want(settings)
     assert found.default == "runc"
     assert found.handlers["runc"] == RUNC
@@ -98,7 +98,7 @@ def test_default_goes_back_with_the_base_spec_of_the_node() -> None:
         "container_annotations": ["cdi.k8s.io/*"], "options": {"BinaryName": "/old"},
     }  # fmt: skip
     section: Data = {"containerd": {"runtimes": {"nvidia": only}}}
-    settings = Cri("nvidia", {"nvidia": only, "runc": {"runtime_type": TYPE}}, True, section)
+    settings = Effective("nvidia", {"nvidia": only, "runc": {"runtime_type": TYPE}}, True, section)
     found = want(settings)
     assert found.handlers["runc"] == {
         "runtime_type": TYPE, "base_runtime_spec": "/spec.json", "options": {},
@@ -113,10 +113,10 @@ _PROGRAM = "/usr/bin/nvidia-container-runtime"
 
 def node(
     runtimes: Mapping[str, Data], default: str, section: Data | None = None, linux: str = ""
-) -> Cri:
+) -> Effective:
     """Return effective settings in which the files define exactly these handlers."""
     said = {**(section or {}), "containerd": {"runtimes": dict(runtimes)}}
-    return Cri(default, runtimes, None, said, linux)
+    return Effective(default, runtimes, None, said, linux)
 
 
 def only(**keys: Any) -> Data:

@@ -11,9 +11,10 @@ from agent.cri.client import Answer
 from agent.errors import Refused
 from agent.host.files import FileState
 from agent.host.paths import HostPath, HostRoot
+from agent.runtimes.base import Endpoint, Runtime
 from agent.runtimes.containerd import load, preflight
+from agent.runtimes.containerd.adapter import ContainerdNode
 from agent.runtimes.containerd.generations import CRI_V2, CRI_V3, generation, section_name
-from agent.runtimes.node import Endpoint, Node, Runtime
 from tests.tools import runtimes
 from tests.tools.runtimes import Runtime as Real
 
@@ -76,7 +77,7 @@ class Scene:
         gen = generation((2, 1, 0))
         answer = Answer("containerd", "2.1.9", True, {}, ())
         socket = HostPath("/s", "/s")
-        node = Node(
+        node = ContainerdNode(
             runtime=Runtime(Endpoint("containerd", socket), None, answer),
             gen=gen,
             files=load.load(HOST, gen, str(self.root)),
@@ -253,7 +254,7 @@ def check_real(real: Real, directory: Path, before: str, after: str) -> None:
     candidate = load.load(HOST, gen, str(root), {str(root): state})
     answer = Answer("containerd", real.version, True, {}, ())
     runtime = Runtime(Endpoint("containerd", path), None, answer)
-    node = Node(runtime, gen, files, str(real.executable), path)
+    node = ContainerdNode(runtime, gen, files, str(real.executable), path)
     names = ("nvidia",)
     done = preflight.check(HOST, node, preflight.Candidate(candidate, names, names))
     assert done.done, done.note

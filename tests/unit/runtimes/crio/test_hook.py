@@ -9,7 +9,7 @@ import pytest
 
 from agent.host.paths import HostPath, HostRoot
 from agent.runtimes.crio import command_line, hook, load, merge
-from agent.runtimes.crio.node import CrioNode
+from agent.runtimes.crio.adapter import CrioNode
 
 TEXT = """{"version": "1.0.0", "hook": {"path": "/usr/bin/nvidia-container-runtime-hook"},
 "when": {"always": true}, "stages": ["prestart"]}"""

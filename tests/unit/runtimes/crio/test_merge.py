@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from agent.runtimes.node import _crio_evidence
 
 from agent.cri.client import Answer
 from agent.decide import Question, decide
 from agent.errors import Refused
 from agent.host.files import FileState
 from agent.host.paths import HostPath
+from agent.runtimes.base import Effective
 from agent.runtimes.config_file import ConfigFile
-from agent.runtimes.containerd.merge import Cri
 from agent.runtimes.crio import desired as wishes
 from agent.runtimes.crio import merge
 from agent.runtimes.crio.merge import (
@@ -32,8 +33,7 @@ from agent.runtimes.crio.merge import (
     shown,
     spec_dirs,
 )
-from agent.runtimes.desired import Wanted
-from agent.runtimes.node import _crio_evidence
+from agent.runtimes.desired import Desired
 from agent.toolkit.programs import Binary
 
 CAPTURE = Path(__file__).resolve().parents[3] / "data/captures/cri-o-1.37"
@@ -57,7 +57,7 @@ def files(*texts: str) -> tuple[ConfigFile, ...]:
     return tuple(file(text, name) for text, name in zip(texts, names, strict=True))
 
 
-def cri(*texts: str) -> Cri:
+def cri(*texts: str) -> Effective:
     """Return what is in force."""
     return effective(TODAY, files(*texts))
 
@@ -185,7 +185,7 @@ def test_wrong_types_are_refused(text: str) -> None:
         check_shape(file(text))
 
 
-def want(decision: Any, *texts: str, remembered: str | None = None) -> Wanted:
+def want(decision: Any, *texts: str, remembered: str | None = None) -> Desired:
     """Return the wish on a node with these files."""
     return wishes.want(cri(*texts), decision, BINARIES, "nvidia", remembered)
 
@@ -220,7 +220,7 @@ def test_wish_for_the_default() -> None:
     assert want(NATIVE, theirs + RUNC).default == "runc"
     assert want(NATIVE, theirs + RUNC, remembered="crun").default == "crun"
     assert want(NATIVE, theirs).handlers["nvidia"]["privileged_without_host_devices"] is False
-    assert want(HOOK, RUNC) == Wanted({})
+    assert want(HOOK, RUNC) == Desired({})
     with pytest.raises(Refused, match="default_runtime is none"):
         want(NATIVE, DEFAULT.format("none"))
 
@@ -240,34 +240,34 @@ RUNNING = {"RuntimePath": "/n", "RuntimeType": "", "AllowedAnnotations": ["b", "
 @pytest.mark.parametrize(
     ("wanted", "said", "problems"),
     [
-        (Wanted({"nvidia": TABLE}), answer(nvidia=RUNNING), []),
-        (Wanted({"nvidia": TABLE}), answer(), ["handler nvidia is missing"]),
+        (Desired({"nvidia": TABLE}), answer(nvidia=RUNNING), []),
+        (Desired({"nvidia": TABLE}), answer(), ["handler nvidia is missing"]),
         (
-            Wanted({"nvidia": TABLE}),
+            Desired({"nvidia": TABLE}),
             answer(("", "crun"), nvidia=RUNNING),
             ["handler nvidia is not listed"],
         ),
         (
-            Wanted({"nvidia": TABLE}),
+            Desired({"nvidia": TABLE}),
             answer(nvidia={**RUNNING, "RuntimePath": "/o"}),
             ["handler nvidia: runtime_path is not as wanted"],
         ),
-        (Wanted({}, "nvidia"), answer(), ["the default runtime is crun, not nvidia"]),
-        (Wanted({}, "crun"), answer(), []),
+        (Desired({}, "nvidia"), answer(), ["the default runtime is crun, not nvidia"]),
+        (Desired({}, "crun"), answer(), []),
         (
-            Wanted({}, absent=("nvidia",)),
+            Desired({}, absent=("nvidia",)),
             answer(nvidia=RUNNING),
             ["handler nvidia is still there"],
         ),
-        (Wanted({}, absent=("nvidia",)), answer(("", "crun")), []),
+        (Desired({}, absent=("nvidia",)), answer(("", "crun")), []),
         (
-            Wanted({}),
+            Desired({}),
             Answer("cri-o", "1.30.0", True, {"sandboxImage": "p"}, ("crun",)),
             ["it does not show its handlers"],
         ),
     ],
 )
-def test_unproven(wanted: Wanted, said: Answer, problems: list[str]) -> None:
+def test_unproven(wanted: Desired, said: Answer, problems: list[str]) -> None:
     """What is lacking, in words; what CRI-O rewrites by itself is not held against it."""
     assert wishes.unproven(wanted, said) == problems
 
@@ -390,8 +390,8 @@ def test_proof_asks_for_keys_that_crio_knows() -> None:
     """A key that it shows in no handler is none; one that another handler has is missing here."""
     table = {**TABLE, "runtime_rot": "/x", "seccomp_profile": "/p"}
     said = answer(nvidia=RUNNING)
-    assert wishes.unproven(Wanted({"nvidia": table}), said) == []
+    assert wishes.unproven(Desired({"nvidia": table}), said) == []
     said = answer(nvidia=RUNNING, other={"SeccompProfile": "/q"})
-    assert wishes.unproven(Wanted({"nvidia": table}), said) == [
+    assert wishes.unproven(Desired({"nvidia": table}), said) == [
         "handler nvidia: seccomp_profile is not as wanted"
     ]

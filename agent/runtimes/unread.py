@@ -12,37 +12,15 @@ effect on our keys, is refused; so is a file that imports others, or that wins o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import Any
 
 from agent.errors import Refused
-from agent.host.files import new_state
-from agent.host.paths import HostRoot
+from agent.runtimes.base import Files
 from agent.runtimes.command import Dump
 from agent.runtimes.config_file import ConfigFile
-from agent.runtimes.containerd import preflight
-from agent.runtimes.containerd.edit import first_difference
-from agent.runtimes.containerd.generations import CRI_V2, CRI_V3
-from agent.runtimes.containerd.merge import LEGACY, LINUX_PLUGIN
-from agent.runtimes.node import Node
-from agent.toml.edit import Data, Path, get
+from agent.runtimes.preflight import UNKNOWN, first_difference
+from agent.toml.edit import Data
 
-_PLUGINS = (CRI_V2, CRI_V3, *LINUX_PLUGIN)
-UNSEEN = f"nothing shows what it does to our keys: {preflight.UNKNOWN}"
-Files = tuple[ConfigFile, ...]
-
-
-def require_harmless(host: HostRoot, node: Node, files: Files) -> None:
-    """See that the files of these that we cannot parse have no effect on our keys. Raises Refused,
-    which names the first of them, and what is known of its effect."""
-    file, executable = first(files), node.executable
-    if file is None:
-        return
-    if executable is None:
-        raise refused(file, UNSEEN)
-    whole = preflight.dump(host, executable, files, _PLUGINS)
-    rest = preflight.dump(host, executable, tuple(map(_emptied, files)), _PLUGINS)
-    require_equal(file, executable, (whole, rest), _ours)
+UNSEEN = f"nothing shows what it does to our keys: {UNKNOWN}"
 
 
 def require_equal(
@@ -79,24 +57,3 @@ def warnings(files: Files) -> Iterator[str]:
 def refused(file: ConfigFile, why: str) -> Refused:
     """The refusal of a file that we cannot parse; `why` it matters."""
     return Refused(f"cannot use {file.path}: {file.unread}; no edit of it is needed, but {why}")
-
-
-def _emptied(file: ConfigFile) -> ConfigFile:
-    return replace(file, state=new_state(b""), unread="") if file.unread else file
-
-
-def _ours(dump: Data) -> dict[str, Any]:
-    """What of a dump a plan is made from, by the path of its key."""
-    cri = preflight.cri_section(dump)
-    names = ("runtimes", "default_runtime_name", *LEGACY)
-    paths: list[Path] = [(*cri, "containerd", name) for name in names]
-    paths += [(*cri, "enable_cdi"), ("disabled_plugins",)]
-    paths += [("plugins", name) for name in LINUX_PLUGIN]
-    found: dict[str, Any] = {"imports": len(dump.get("imports") or ())}  # staged: other names
-    for path in paths:
-        table = found
-        for part in path[:-1]:
-            table = table.setdefault(part, {})
-        if (value := get(dump, path)) is not None:
-            table[path[-1]] = value
-    return found

@@ -1,0 +1,455 @@
+"""containerd behind the protocol of all runtimes.
+
+Invariant: reads only. Later steps work on one look at the node, so that a decision and the edit
+that follows from it speak of the same moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from agent.cri import process
+from agent.cri.client import Answer, Unimplemented
+from agent.cri.process import Process
+from agent.decide import Evidence, Switch
+from agent.errors import Refused, Unreachable
+from agent.host import budget
+from agent.host.files import Change, FileState
+from agent.host.paths import HostPath, HostRoot
+from agent.options.settings import Settings
+from agent.runtimes import find, unread
+from agent.runtimes.base import (
+    EditRequest,
+    Edits,
+    Effective,
+    Files,
+    RestartHazard,
+    Restoration,
+    Runtime,
+    RuntimeAdapter,
+)
+from agent.runtimes.command import config_dump
+from agent.runtimes.config_file import ConfigFile, Overlay
+from agent.runtimes.containerd import (
+    deadly_specs,
+    edit,
+    faults,
+    handlers,
+    load,
+    merge,
+    preflight,
+    trial,
+)
+from agent.runtimes.containerd.generations import CRI_PLUGINS, GENERATIONS, Generation, generation
+from agent.runtimes.containerd.load import DEFAULT_ROOT, import_pattern
+from agent.runtimes.containerd.overlay import Scene, import_glob
+from agent.runtimes.desired import LINUX, Desired, binaries, is_ours, is_runc, programs_of, unproven
+from agent.runtimes.preflight import Candidate, Preflight
+from agent.runtimes.trial import Launch
+from agent.runtimes.versions import parse_version
+from agent.toml import edit as tomledit
+from agent.toml.edit import Data, Op, Path, Set, Unset, get
+from agent.toolkit import programs
+
+_STUB = b"# Emptied by toolkit-agent: another file imports this one by name.\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Containerd:
+    """The kind of runtime."""
+
+    kind: str = "containerd"
+    title: str = "containerd"
+    low_level: tuple[str, ...] = ("runc", "crun")
+    starts_again: bool = True
+    lists_handlers: bool = True
+    shows_reloaded: bool = False
+    restart_note: str = ""
+    stop_seconds: int = 0
+
+    def completed(self, answer: Answer, socket: str, timeout: float) -> Answer:
+        """Its Status says all that there is."""
+        return answer
+
+    def explained(
+        self, error: Unimplemented, settings: Settings, host: HostRoot, socket: HostPath
+    ) -> Unimplemented:
+        """A containerd whose configuration disables the CRI plugin."""
+        try:
+            running = process.find(socket.agent, socket.host, host, self.kind)
+            name = root_name(settings, host, running)
+            files: Files = (load.load_file(host, name),)
+            with contextlib.suppress(Refused):  # no version is known, and imports hardly differ
+                files = load.load(host, GENERATIONS[-1], name)
+        except (Refused, Unreachable):
+            return error
+        for file in files:
+            entry = load.disabled_cri(file)
+            if entry is not None:
+                return Unimplemented(
+                    f"{error.message.partition(';')[0]}: disabled_plugins in {file.path} names "
+                    f"{entry!r}; take it out and restart containerd"
+                )
+        return error
+
+    def look(
+        self, settings: Settings, host: HostRoot, runtime: Runtime, overlay: Overlay | None = None
+    ) -> ContainerdNode:
+        """The node of a containerd that was found. Raises Refused."""
+        version = parse_version(runtime.version)
+        if version is None:
+            raise Refused(
+                f"cannot work with containerd {runtime.version!r}: it is no version number"
+            )
+        gen = generation(version)
+        root = root_name(settings, host, runtime.process)
+        node = ContainerdNode(
+            runtime=runtime,
+            gen=gen,
+            files=load.load(host, gen, root, overlay or {}),
+            executable=find.executable(settings, host, runtime.process),
+            drop_in=drop_in(settings, host, root),
+        )
+        preflight.require_harmless(host, node, node.files)
+        return node
+
+    def check_shape(self, file: ConfigFile) -> None:
+        """As the protocol says."""
+        load.check_shape(file)
+
+    def evidence(self, answer: Answer) -> tuple[Evidence, ...]:
+        """What Status shows of CDI."""
+        return (_evidence("cri-status", answer.config, "enableCDI", "cdiSpecDirs"),)
+
+    def shown_default(self, answer: Answer) -> object:
+        """The default runtime in Status."""
+        return get(answer.config, ("containerd", "defaultRuntimeName"))
+
+    def shown_handlers(self, answer: Answer) -> object:
+        """The handlers' tables in Status."""
+        return get(answer.config, ("containerd", "runtimes"))
+
+    def unproven(self, wanted: Desired, answer: Answer) -> list[str]:
+        """As the protocol says."""
+        return unproven(wanted, answer)
+
+    def watch_paths(
+        self, settings: Settings, host: HostRoot, running: Process | None
+    ) -> Iterator[str]:
+        """Root file, drop-in and imports of a containerd that cannot be looked at."""
+        root = root_name(settings, host, running)
+        yield root
+        yield from _with_directory(drop_in(settings, host, root).host)
+        imports = load.load_file(host, root).data.get("imports", [])
+        for pattern in imports[: budget.CONFIG.values]:
+            absolute = os.path.normpath(os.path.join(os.path.dirname(root), pattern))
+            yield _fixed_part(absolute)
+
+    def low_level_program(self, effective: Effective, name: str) -> str | None:
+        """runc, or what options or the v1.linux shim name in its place."""
+        table = effective.table(name)
+        if table.get("runtime_type") == LINUX:
+            return next(programs_of(table), None) or effective.linux_runtime or None
+        named = dict(sorted(binaries(table))) if is_runc(table) else {}
+        return list(named.values())[-1] if named else None  # so does containerd choose
+
+    def pod_handler(self, info: Mapping[str, object]) -> str:
+        """Not needed: its lists say it."""
+        return ""
+
+    def pod_programs(
+        self, info: Mapping[str, object], running: Effective, handler: str
+    ) -> tuple[str, ...]:
+        """containerd keeps for each pod the programs that run it, until the pod is gone, whatever
+        its handler becomes; containers that start again are run by them too."""
+        options = info.get("runtimeOptions")
+        values = options.values() if isinstance(options, Mapping) else ()
+        return tuple(value for value in values if isinstance(value, str))
+
+
+ADAPTER: RuntimeAdapter = Containerd()
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerdNode:
+    """A containerd with its configuration. `files` starts with the root file, there or not."""
+
+    runtime: Runtime
+    gen: Generation
+    files: Files
+    executable: str | None
+    drop_in: HostPath
+
+    @property
+    def adapter(self) -> RuntimeAdapter:
+        """containerd's."""
+        return ADAPTER
+
+    @property
+    def root(self) -> ConfigFile:
+        """The root file."""
+        return self.files[0]
+
+    def load(self, host: HostRoot, overlay: Overlay | None = None) -> Files:
+        """As the protocol says."""
+        return load.load(host, self.gen, self.root.name, overlay or {})
+
+    def effective(self, files: Files) -> Effective:
+        """As the protocol says."""
+        return merge.effective(self.gen, files)
+
+    def running(self) -> Effective:
+        """The handlers that Status shows, with the tables of the files: Status does not show all
+        keys under the names that they have there."""
+        by_files = self.effective(self.files)
+        default = ADAPTER.shown_default(self.runtime.answer)
+        shown = ADAPTER.shown_handlers(self.runtime.answer)
+        names = shown if isinstance(shown, dict) and shown else self.runtime.answer.handlers
+        tables = {name: by_files.table(name) for name in names if name}
+        return Effective(
+            default if isinstance(default, str) and default else by_files.default,
+            {**by_files.runtimes, **tables}, by_files.enable_cdi, by_files.section,
+        )  # fmt: skip
+
+    def evidence(self, host: HostRoot) -> tuple[Evidence, ...]:
+        """Status, and the dump where Status shows nothing."""
+        found = ADAPTER.evidence(self.runtime.answer)
+        if found[0].seen or self.executable is None:
+            return found
+        path = self.root.name if self.root.state is not None else None
+        return (*found, _dump_evidence(config_dump(host, self.executable, path).data))
+
+    def edits(self, host: HostRoot, request: EditRequest) -> tuple[Edits, tuple[str, ...]]:
+        """As the protocol says."""
+        settings, memory, available = request.settings, request.memory, request.available
+        shown = handlers.shown(self.runtime.answer.config, self._lacking(host))
+
+        def want(effective: Effective) -> Desired:
+            return handlers.want(
+                effective, request.decision, available, settings.runtime_name, memory.default,
+                settings.runtime_type, shown,
+            )  # fmt: skip
+
+        warnings = (
+            *unread.warnings(self.files),
+            *faults.hidden(self.gen, self.files),
+            *faults.doubtful(self.gen, self.files),
+            *handlers.left_out(self.effective(self.files), available, memory.default, shown),
+        )
+        scene = Scene(host, self.gen, self.files, self.drop_in, memory, want)
+        return edit.edits(scene), warnings
+
+    def _lacking(self, host: HostRoot) -> tuple[str, ...]:
+        """Types of handlers that this containerd has no shim for. One may be left of a containerd
+        1.x that was there before."""
+        beside = (os.path.dirname(self.executable),) if self.executable else ()
+
+        def there(kind: str) -> bool:
+            name = "-".join(("containerd-shim", *kind.split(".")[-2:]))
+            places = (*beside, *programs.DIRECTORIES)
+            return any(programs.runs(host, f"{place}/{name}") for place in places)
+
+        return tuple(kind for kind in self.gen.lacking if not there(kind))
+
+    def preflight(self, host: HostRoot, candidate: Candidate) -> Preflight:
+        """As the protocol says."""
+        preflight.require_harmless(host, self, candidate.files)
+        return preflight.check(host, self, candidate)
+
+    def launch(
+        self, host: HostRoot, executable: str, wanted: Desired, files: Mapping[str, bytes | None]
+    ) -> Launch:
+        """As the protocol says."""
+        return trial.launch(host, self, executable, wanted, files)
+
+    def restart_hazard(self, host: HostRoot, files: Files) -> RestartHazard | None:
+        """CDI specs of which this containerd dies."""
+        return deadly_specs.deadly(host, self.gen, files)
+
+    def needs_restart(self, changed: tuple[str, ...]) -> bool:
+        """containerd reads its files once."""
+        return True
+
+    def shows(self, file: ConfigFile) -> tuple[object, list[Data]]:
+        """The CRI section, in Status and in the file."""
+        names = merge.names(self.gen, self.files, file)
+        sections = [get(file.data, ("plugins", name)) or {} for name in names]
+        return self.runtime.answer.config or {}, sections
+
+    def reload_keys(self, wanted: Desired) -> tuple[tuple[str, ...], ...]:
+        """containerd does not reload."""
+        return ()
+
+    def owner(self, files: Files, key: tuple[str, ...]) -> ConfigFile | None:
+        """Not needed: there are no such keys."""
+        return None
+
+    def pod_states(self, effective: Effective, below: str | None) -> Mapping[str, object]:
+        """containerd keeps for each pod the program that runs it: the handler only has to be there,
+        for a container that starts again."""
+        return dict.fromkeys(("", *effective.runtimes))
+
+    def passes_annotation(self, effective: Effective, prefix: str) -> bool:
+        """containerd passes what a handler of ours lists."""
+        tables = [table for name, table in effective.runtimes.items() if is_ours(name, table)]
+        known = {item for table in tables for item in table.get("container_annotations") or ()}
+        return f"{prefix}*" in known
+
+    def hook_programs(self, host: HostRoot, overlay: Overlay) -> Iterable[tuple[HostPath, str]]:
+        """containerd has no OCI hooks."""
+        return ()
+
+    def watch_paths(self, host: HostRoot) -> Iterator[str]:
+        """Its files, and the directories of imports with a wildcard."""
+        yield from _with_directory(self.drop_in.host)
+        for file in self.files:
+            yield file.name
+            for pattern in file.data.get("imports", []):
+                absolute = import_pattern(self.gen, file.name, pattern)
+                if absolute is not None and "*" in absolute:
+                    yield _fixed_part(absolute)
+
+    @property
+    def imports_drop_in(self) -> bool:
+        """containerd loads what is imported."""
+        return True
+
+    def own_keys(self, data: Data, *, switch: bool) -> Iterable[Path]:
+        """In each plugin's section that has handlers."""
+        for name, section in data.get("plugins", {}).items():
+            if not isinstance(section, dict):
+                continue
+            above: Path = ("plugins", name)
+            runtimes = get(section, ("containerd", "runtimes"), {})
+            for handler, table in runtimes.items():
+                if is_ours(handler, table):
+                    yield (*above, "containerd", "runtimes", handler)
+            default = get(section, ("containerd", "default_runtime_name"))
+            if default and is_ours(default, runtimes.get(default, {})):
+                yield (*above, "containerd", "default_runtime_name")
+            if switch and section.get("enable_cdi") is True:
+                yield (*above, "enable_cdi")
+
+    def restored(self, host: str, current: Data, back: Restoration) -> list[Op]:
+        """The default's table stays where handlers stay (1.x), and our imports go."""
+        ops = back.ops
+        if self.gen.merge == "replace":
+            ops = _with_default_table(current, ops)
+        if not back.drop_in_goes:
+            return ops
+        pattern = functools.partial(import_pattern, self.gen, host)
+        gone = {pattern(item) or item for item in (import_glob(self.drop_in), *back.imported)}
+        listed, old = current.get("imports", []), back.original.get("imports", [])
+        kept = [item for item in listed if item in old or (pattern(item) or item) not in gone]
+        if kept == listed:
+            return ops
+        keep = kept or "imports" in back.original  # an empty list of the admin's comes back
+        return [*ops, Set(("imports",), kept) if keep else Unset(("imports",))]
+
+    def finished(self, host: HostRoot, changes: tuple[Change, ...]) -> tuple[Change, ...]:
+        """A file that would go, but that another one imports by name, stays as an empty one:
+        without it containerd does not start."""
+        overlay = {item.path.host: item.after for item in changes}
+        kept = []
+        for item in changes:
+            if item.after is None and self._imported_by_name(host, item.path, overlay):
+                state = item.before or FileState(b"")
+                emptied = FileState(_STUB, state.mode, state.uid, state.gid)
+                item = Change(item.path, item.before, emptied)
+            kept.append(item)
+        return tuple(kept)
+
+    def _imported_by_name(
+        self, host: HostRoot, path: HostPath, overlay: Mapping[str, FileState | None]
+    ) -> bool:
+        for file in self.files:
+            data = file.data
+            if file.path.host in overlay:
+                state = overlay[file.path.host]
+                data = tomledit.parse(state.data, file.path.host) if state else {}
+            for item in data.get("imports", []):
+                literal = functools.partial(load.literal, self.gen, file.name)
+                if "*" not in item and host.resolve(literal(item)).host == path.host:
+                    return True
+        return False
+
+
+def root_name(settings: Settings, host: HostRoot, running: Process | None) -> str:
+    """Host name of the root file: what the process was started with, or the option.
+
+    Raises Refused where the two disagree: the running containerd would never read our edit.
+    """
+    loaded = None
+    if running is not None:
+        loaded = host.seen_by_host(running.config or DEFAULT_ROOT)
+    if not settings.config:
+        return loaded or DEFAULT_ROOT
+    asked = host.name(settings.config)
+    if loaded and host.resolve(asked) != host.resolve(loaded):
+        raise Refused(
+            f"cannot use {asked}: the running containerd loads {loaded}; leave --config out or "
+            "give that file"
+        )
+    return asked
+
+
+def drop_in(settings: Settings, host: HostRoot, root: str) -> HostPath:
+    """Our drop-in: as asked for, else conf.d/99-nvidia.toml beside the root file."""
+    return find.given_drop_in(settings, host) or host.resolve(
+        os.path.join(os.path.dirname(root), "conf.d", "99-nvidia.toml")
+    )
+
+
+def _with_directory(path: str) -> Iterator[str]:
+    yield path
+    yield os.path.dirname(path)
+
+
+def _fixed_part(pattern: str) -> str:
+    """The directory above the first part with a wildcard: its time changes with its entries."""
+    while any(char in pattern for char in "*?["):
+        pattern = os.path.dirname(pattern)
+    return pattern
+
+
+def _dump_evidence(data: Data | None) -> Evidence:
+    for name in CRI_PLUGINS:
+        section = get(data, ("plugins", name))
+        if isinstance(section, dict) and "containerd" in section:
+            return _evidence("config-dump", section, "enable_cdi", "cdi_spec_dirs")
+    return Evidence("config-dump")
+
+
+def _evidence(source: str, data: object, switch: str, dirs: str) -> Evidence:
+    if not isinstance(data, dict) or "containerd" not in data:
+        return Evidence(source)
+    listed = data.get(dirs)
+    found = tuple(map(str, listed)) if isinstance(listed, list) else None
+    return Evidence(source, _switch(data, switch), found)
+
+
+def _switch(data: Mapping[str, object], key: str) -> Switch:
+    if key not in data:
+        return Switch.ABSENT
+    for value, switch in ((True, Switch.TRUE), (False, Switch.FALSE), (None, Switch.NULL)):
+        if data[key] is value:
+            return switch
+    return Switch.UNSEEN
+
+
+def _with_default_table(current: Data, ops: list[Op]) -> list[Op]:
+    """containerd 1.x does not serve the CRI where a file has handlers and not the default one: its
+    table stays as long as there are others, whoever wrote it."""
+    after = tomledit.apply(current, ops)
+    for name, section in after.get("plugins", {}).items():
+        below: Path = ("plugins", name, "containerd")
+        default = tomledit.get(section, ("containerd", "default_runtime_name")) or "runc"
+        runtimes = tomledit.get(after, (*below, "runtimes")) or {}
+        table = (*below, "runtimes", default)
+        if runtimes and default not in runtimes and tomledit.get(current, table) is not None:
+            ops = [op for op in ops if op.path[: len(table)] != table]
+    return ops

@@ -1,0 +1,413 @@
+"""CRI-O behind the protocol of all runtimes.
+
+Invariant: reads only. The process behind the socket says which files count, and which settings its
+flags and its environment fix; an option that disagrees with it is refused where we would write by
+it, and otherwise has no say.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from agent.cri.client import Answer, Unimplemented
+from agent.cri.process import Process
+from agent.decide import Evidence, Switch, Unseen
+from agent.errors import Refused
+from agent.host import budget
+from agent.host import files as host_files
+from agent.host.files import Change
+from agent.host.paths import HostPath, HostRoot, is_below
+from agent.options.settings import Settings
+from agent.runtimes import find, unread
+from agent.runtimes.base import (
+    EditRequest,
+    Edits,
+    Effective,
+    Files,
+    RestartHazard,
+    Restoration,
+    Runtime,
+    RuntimeAdapter,
+)
+from agent.runtimes.config_file import ConfigFile, Overlay
+from agent.runtimes.crio import (
+    command_line,
+    config_request,
+    desired,
+    edit,
+    hook,
+    load,
+    merge,
+    preflight,
+    trial,
+)
+from agent.runtimes.crio.merge import Overrides, Rules, Setting
+from agent.runtimes.desired import Desired, is_ours, programs_of
+from agent.runtimes.preflight import Candidate, Preflight
+from agent.runtimes.trial import Launch
+from agent.runtimes.versions import parse_version
+from agent.toml.edit import Data, Op, Path, get
+
+_OURS = "99-nvidia.conf"
+_HANDLER = "io.kubernetes.cri-o.RuntimeHandler"
+_STATE = "/run/runc"  # where CRI-O has a low-level runtime keep its state if nothing is said
+
+
+@dataclass(frozen=True, slots=True)
+class Crio:
+    """The kind of runtime."""
+
+    kind: str = "crio"
+    title: str = "CRI-O"
+    low_level: tuple[str, ...] = ("crun", "runc")
+    starts_again: bool = False
+    lists_handlers: bool = False
+    shows_reloaded: bool = True
+    restart_note: str = "it ends once the containers have ended that are being stopped"
+    # It ends once the containers have ended that are being stopped, each in its grace period, or
+    # when systemd's stop timeout is over (90 s by default).
+    stop_seconds: int = 90
+
+    def completed(self, answer: Answer, socket: str, timeout: float) -> Answer:
+        """A CRI-O whose Status does not show its configuration (before 1.33) is asked for it in its
+        own way. Raises Unreachable."""
+        if "crio" in (answer.config or {}):
+            return answer
+        return replace(answer, dump=config_request.effective_config(socket, timeout))
+
+    def explained(
+        self, error: Unimplemented, settings: Settings, host: HostRoot, socket: HostPath
+    ) -> Unimplemented:
+        """CRI-O always serves the CRI."""
+        return error
+
+    def look(
+        self, settings: Settings, host: HostRoot, runtime: Runtime, overlay: Overlay | None = None
+    ) -> CrioNode:
+        """The node of a CRI-O that was found. Raises Refused."""
+        version = parse_version(runtime.version)
+        if version is None:
+            raise Refused(f"cannot work with CRI-O {runtime.version!r}: it is no version number")
+        root, directory = places(settings, host, runtime.process)
+        overrides = command_line.overrides(runtime.process)
+        files = load.load(host, root, directory, overlay)
+        shown = _shown(runtime.answer)
+        later = merge.hooks_dirs(files, overrides)
+        read = (shown or {}).get("hooks_dir")
+        node = CrioNode(
+            runtime=runtime,
+            rules=merge.rules(version, files, shown, overrides),
+            files=files,
+            executable=find.executable(settings, host, runtime.process),
+            directory=directory,
+            drop_in=drop_in(settings, host, directory, files[0]),
+            hook=hook_file(settings, host, (*(read or ()), *later)),
+            hooks_read=tuple(map(str, read)) if isinstance(read, list) else later,
+            hooks_later=later,
+            overlay=overlay or {},
+        )
+        if unread.first(node.files):
+            preflight.require_harmless(host, node)
+        return node
+
+    def check_shape(self, file: ConfigFile) -> None:
+        """As the protocol says."""
+        merge.check_shape(file)
+
+    def evidence(self, answer: Answer) -> tuple[Evidence, ...]:
+        """CRI-O has no switch. Its Status shows its settings from 1.33 on, its effective
+        configuration those of every version: without spec directories where it knows no CDI."""
+        shown = [("cri-status", merge.shown(answer.config, None))]
+        if answer.dump is not None:
+            shown.append(("config-dump", merge.shown(None, answer.dump)))
+        return tuple(
+            Evidence(source, Switch.UNSEEN, _directories((data or {}).get("cdi_spec_dirs")))
+            for source, data in shown
+        )
+
+    def shown_default(self, answer: Answer) -> object:
+        """The default runtime, from Status or the effective configuration."""
+        return (_shown(answer) or {}).get("default_runtime")
+
+    def shown_handlers(self, answer: Answer) -> object:
+        """The handlers' tables, likewise."""
+        return (_shown(answer) or {}).get("runtimes")
+
+    def unproven(self, wanted: Desired, answer: Answer) -> list[str]:
+        """As the protocol says."""
+        return desired.unproven(wanted, answer)
+
+    def watch_paths(
+        self, settings: Settings, host: HostRoot, running: Process | None
+    ) -> Iterator[str]:
+        """Root file, drop-ins and their directory, of a CRI-O that cannot be looked at."""
+        root, directory = places(settings, host, running)
+        yield from filter(None, (root, directory))
+        if directory:
+            here = host.resolve(directory).agent
+            for name in host_files.some_names(here, budget.CONFIG)[0]:
+                yield os.path.join(directory, name)
+
+    def low_level_program(self, effective: Effective, name: str) -> str | None:
+        """The handler's path; what runs virtual machines is no such thing."""
+        table = effective.table(name)
+        path = table.get("runtime_path") if table.get("runtime_type") != "vm" else None
+        return path if isinstance(path, str) else None
+
+    def pod_handler(self, info: Mapping[str, object]) -> str:
+        """Its lists never say it. CRI-O does not resolve the default: such a pod is always that of
+        the default of now."""
+        found = get(info, ("runtimeSpec", "annotations", _HANDLER))
+        return found if isinstance(found, str) else ""
+
+    def pod_programs(
+        self, info: Mapping[str, object], running: Effective, handler: str
+    ) -> tuple[str, ...]:
+        """What the handler names now."""
+        return tuple(programs_of(running.table(handler or running.default)))
+
+
+ADAPTER: RuntimeAdapter = Crio()
+
+
+@dataclass(frozen=True, slots=True)
+class CrioNode:
+    """A CRI-O with its configuration. `files` starts with the root file, there or not; `directory`
+    is the name of that with the drop-ins, empty where it reads none; `drop_in` is our file: the
+    root file where there is no such directory. `hook` is the file of the OCI hook, `hooks_read`
+    where the running process looks for hooks and `hooks_later` where the next one will; `overlay`
+    are files that it is looked at with as they will be."""
+
+    runtime: Runtime
+    rules: Rules
+    files: Files
+    executable: str | None
+    directory: str
+    drop_in: HostPath
+    hook: HostPath
+    hooks_read: tuple[str, ...]
+    hooks_later: tuple[str, ...]
+    overlay: Overlay = field(default_factory=dict)
+
+    @property
+    def adapter(self) -> RuntimeAdapter:
+        """CRI-O's."""
+        return ADAPTER
+
+    @property
+    def root(self) -> ConfigFile:
+        """The root file."""
+        return self.files[0]
+
+    @property
+    def overrides(self) -> Overrides:
+        """The settings that the flags and the environment of the running process fix."""
+        return self.rules.overrides
+
+    @property
+    def shown(self) -> Data | None:
+        """What the running CRI-O says of its own settings."""
+        return _shown(self.runtime.answer)
+
+    def kept_in(self, host: HostRoot, setting: Setting) -> str:
+        """Where a flag or a variable of the running process durably stands, for messages."""
+        return command_line.kept_in(host, self.runtime.process, setting.source)
+
+    def load(self, host: HostRoot, overlay: Overlay | None = None) -> Files:
+        """As the protocol says."""
+        known = {**self.overlay, **(overlay or {})}
+        return load.load(host, self.root.name, self.directory, known)
+
+    def effective(self, files: Files) -> Effective:
+        """As the protocol says."""
+        return merge.effective(self.rules, files)
+
+    def by_files(self, files: Files) -> Effective:
+        """The same if nothing fixed the default runtime: what the files say of it."""
+        free = replace(self.overrides, default=None)
+        return merge.effective(replace(self.rules, overrides=free), files)
+
+    def running(self) -> Effective:
+        """As the protocol says."""
+        by_files = self.effective(self.files)
+        default = ADAPTER.shown_default(self.runtime.answer)
+        tables = {n: t for n, t in get(self.shown, ("runtimes",), {}).items() if t}
+        return Effective(
+            default if isinstance(default, str) and default else by_files.default,
+            {**by_files.runtimes, **tables}, by_files.enable_cdi, by_files.section,
+        )  # fmt: skip
+
+    def evidence(self, host: HostRoot) -> tuple[Evidence, ...]:
+        """As the protocol says; nothing more can be asked."""
+        return ADAPTER.evidence(self.runtime.answer)
+
+    def edits(self, host: HostRoot, request: EditRequest) -> tuple[Edits, tuple[str, ...]]:
+        """As the protocol says."""
+        scene = edit.Scene(
+            host, request.settings, request.store, self, request.memory, request.decision,
+            request.available, request.hook_program,
+        )  # fmt: skip
+        found = edit.edits(scene)
+        return found, (*unread.warnings(self.files), *edit.warnings(scene, found))
+
+    def preflight(self, host: HostRoot, candidate: Candidate) -> Preflight:
+        """As the protocol says."""
+        return preflight.check(host, self, candidate)
+
+    def launch(
+        self, host: HostRoot, executable: str, wanted: Desired, files: Mapping[str, bytes | None]
+    ) -> Launch:
+        """As the protocol says."""
+        return trial.launch(host, self, executable, wanted, files)
+
+    def restart_hazard(self, host: HostRoot, files: Files) -> RestartHazard | None:
+        """A default runtime of which there would be no handler."""
+        effective, fixed = self.effective(files), self.overrides.default
+        if effective.default in effective.runtimes:
+            return None
+        path, what = (merge.owner(files, merge.DEFAULT) or self.root).path, "default_runtime"
+        if fixed:
+            place, what = self.kept_in(host, fixed), fixed.source
+            path = HostPath(host.agent_path(place), place) if place.startswith("/") else path
+        why = (
+            f"makes {effective.default} the default runtime by {what}, and there would be no such "
+            "handler"
+        )
+        return RestartHazard(path, why, "take that back first", ADAPTER.title)
+
+    def needs_restart(self, changed: tuple[str, ...]) -> bool:
+        """CRI-O looks at its hooks all the time."""
+        return any(name != self.hook.host for name in changed)
+
+    def shows(self, file: ConfigFile) -> tuple[object, list[Data]]:
+        """The section `crio.runtime`."""
+        return self.shown or {}, [get(file.data, merge.RUNTIME) or {}]
+
+    def reload_keys(self, wanted: Desired) -> tuple[tuple[str, ...], ...]:
+        """On SIGHUP CRI-O shows new handlers at once, and pods still get the old ones (observed on
+        1.37, read in 1.24 to 1.36)."""
+        keys = [(*merge.RUNTIMES, name, "runtime_path") for name in wanted.handlers]
+        return (*keys, *([merge.DEFAULT] if wanted.default is not None else []))
+
+    def owner(self, files: Files, key: tuple[str, ...]) -> ConfigFile | None:
+        """As the protocol says."""
+        return merge.owner(files, key)
+
+    def pod_states(self, effective: Effective, below: str | None) -> Mapping[str, object]:
+        """CRI-O finds a pod again by its handler alone."""
+        found = {name: _pod_state(effective, name, below) for name in effective.runtimes}
+        return {**found, "": found.get(effective.default)}
+
+    def passes_annotation(self, effective: Effective, prefix: str) -> bool:
+        """CRI-O passes all."""
+        return True
+
+    def hook_programs(self, host: HostRoot, overlay: Overlay) -> Iterable[tuple[HostPath, str]]:
+        """As the protocol says."""
+        return hook.programs(self, host, overlay)
+
+    def watch_paths(self, host: HostRoot) -> Iterator[str]:
+        """Every directory with drop-ins is one whose time counts: any name in it does."""
+        yield from (self.drop_in.host, os.path.dirname(self.drop_in.host), self.hook.host)
+        if self.directory:
+            yield self.directory
+        for file in self.files:
+            if not file.name:
+                continue  # a root file that CRI-O does not read
+            yield file.name
+            if self.directory and is_below(file.name, self.directory):
+                yield os.path.dirname(file.name)
+
+    @property
+    def imports_drop_in(self) -> bool:
+        """CRI-O reads whole directories."""
+        return False
+
+    def own_keys(self, data: Data, *, switch: bool) -> Iterable[Path]:
+        """CRI-O has no switch."""
+        tables = get(data, merge.RUNTIMES) or {}
+        for handler, table in tables.items():
+            if is_ours(handler, table):
+                yield (*merge.RUNTIMES, handler)
+        default = get(data, merge.DEFAULT)
+        if default and is_ours(default, tables.get(default, {})):
+            yield merge.DEFAULT
+
+    def restored(self, host: str, current: Data, back: Restoration) -> list[Op]:
+        """Nothing is needed besides."""
+        return back.ops
+
+    def finished(self, host: HostRoot, changes: tuple[Change, ...]) -> tuple[Change, ...]:
+        """Nothing lies in the drop-in directory for a moment."""
+        return tuple(edit.guarded(host, self, item) for item in changes)
+
+
+def _shown(answer: Answer) -> Data | None:
+    return merge.shown(answer.config, answer.dump)
+
+
+def _directories(value: object) -> tuple[str, ...] | Unseen:
+    return tuple(map(str, value)) if isinstance(value, list) else Unseen.UNSEEN
+
+
+def _pod_state(effective: Effective, name: str, below: str | None) -> object:
+    """By what CRI-O finds a pod of a handler again: low-level program, its state directory, and
+    the type. A pod whose state changes is shown as ended while its processes live (observed).
+    """
+    table = effective.runtimes[name]
+    inherits = table.get("inherit_default_runtime")
+    runs = effective.runtimes.get(effective.default, table) if inherits else table
+    program = os.path.basename(str(runs.get("runtime_path") or name))
+    if program.startswith("nvidia-container-runtime"):
+        program = os.path.basename(below or "")
+    return (program, table.get("runtime_root") or _STATE, runs.get("runtime_type") or "oci")
+
+
+def places(settings: Settings, host: HostRoot, running: Process | None) -> tuple[str, str]:
+    """Host names of the root file and of the drop-in directory, as the process was started; empty
+    for what it reads none of.
+
+    `--config` counts only where no process can be seen and there is such a file: gpu-operator names
+    one that CRI-O never reads, and we do not write to it.
+    """
+    if running is not None:
+        overrides = command_line.overrides(running)
+        root = overrides.config.value if overrides.config else load.ROOT
+        directory = overrides.directory.value if overrides.directory else load.DIRECTORY
+        return host.seen_by_host(root), host.seen_by_host(directory)
+    asked = host.name(settings.config) if settings.config else None
+    there = asked is not None and os.path.isfile(host.agent_path(asked))
+    return (asked if asked and there else load.ROOT), load.DIRECTORY
+
+
+def drop_in(settings: Settings, host: HostRoot, directory: str, root: ConfigFile) -> HostPath:
+    """Our drop-in: as asked for, else 99-nvidia.conf; the root file where CRI-O reads no directory,
+    whatever was asked for. Raises Refused where CRI-O sees no such file."""
+    if not directory:
+        return root.path
+    found = find.given_drop_in(settings, host)
+    if found is None:
+        return host.resolve(os.path.join(directory, _OURS))
+    real = host.resolve(directory)
+    if found.host == real.host or not is_below(found.host, real.host):
+        raise Refused(
+            f"cannot use {found} as drop-in: the running CRI-O takes drop-ins from {directory}; "
+            "give a file in there, or leave --drop-in-config out"
+        )
+    return found
+
+
+def hook_file(settings: Settings, host: HostRoot, read: tuple[str, ...]) -> HostPath:
+    """The file of the OCI hook: in the directory that was asked for, or where CRI-O looks if it
+    does not look in the usual one."""
+    name = host.name(settings.crio_hooks_dir)
+    if settings.origins["crio_hooks_dir"] == "default" and read:
+        wanted = host.resolve(name).host
+        if wanted not in [host.resolve(os.path.normpath(item)).host for item in read]:
+            name = os.path.normpath(read[-1])
+    above = host.resolve(name)
+    join = os.path.join
+    file = settings.crio_hook_filename
+    return HostPath(join(above.agent, file), join(above.host, file))

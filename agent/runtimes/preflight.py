@@ -1,0 +1,124 @@
+"""Asking a runtime's own executable, before anything is changed, what it makes of the candidate.
+
+Invariant: nothing is written. Staged files live in memory and are handed to the executable as
+`/proc/self/fd/N`, so that not even a full or read-only disk is in the way and no reader ever finds
+a stage.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from agent.errors import Refused
+from agent.host.paths import HostPath
+from agent.runtimes.command import Dump
+from agent.runtimes.config_file import ConfigFile
+from agent.toml import edit as tomledit
+from agent.toml.edit import Data, Path
+
+UNKNOWN = "the runtime's executable cannot be told; give --executable-path"
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """The outcome: `done` false means that it was not possible, and `note` says why."""
+
+    done: bool
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Files as they will be, the handlers that they have to define, and the names of handlers
+    that may differ from today's."""
+
+    files: tuple[ConfigFile, ...]
+    present: tuple[str, ...]
+    ours: tuple[str, ...]
+
+
+def ask(
+    executable: str, root: HostPath, before: Callable[[], Dump], after: Callable[[], Dump]
+) -> tuple[Dump, Data] | str:
+    """What the executable of a runtime of any kind shows of the files as they are and as they will
+    be, or why it cannot be asked. Raises Refused where it turns the candidate down.
+
+    Both at once: they are most of what a plan takes.
+    """
+    with ThreadPoolExecutor(1) as other:
+        first = other.submit(before)
+        new = after()
+        old = first.result()
+    if old.data is None and not old.rejected:
+        return f"the runtime's executable cannot be asked: {old.error}"
+    if new.data is not None:
+        return old, new.data
+    if old.data is None:
+        raise rejected_already(executable, root, old)
+    raise Refused(
+        f"cannot apply: {executable} rejects the new configuration "
+        f"({new.error}); nothing was changed"
+    )
+
+
+def rejected_already(executable: str, root: HostPath, dump: Dump) -> Refused:
+    """The files were turned down before anything of ours was in them."""
+    return Refused(
+        f"cannot use {root}: {executable} rejects it as it is ({dump.error}); repair it first"
+    )
+
+
+def refuse_missing(handler: str | None) -> None:
+    """Raises Refused for a handler, if any, that there has to be and would not."""
+    if handler:
+        raise Refused(
+            f"cannot apply: the runtime would not have the handler {handler}; nothing was changed"
+        )
+
+
+def refuse_difference(before: Data, after: Data, view: str) -> None:
+    """Raises Refused where they differ: they are what is shown, without what may change."""
+    difference = first_difference(before, after)
+    if difference is not None:
+        raise Refused(
+            f"cannot apply: {tomledit.dotted(difference)} would change too, says the runtime's own "
+            f"{view}; nothing was changed; please report this with the output of `plan`"
+        )
+
+
+def accepted(executable: str) -> Preflight:
+    """Nothing speaks against the candidate."""
+    return Preflight(True, f"{executable} accepts the new configuration")
+
+
+def memory_file(data: bytes) -> int:
+    """A descriptor of a file that only we, and whom we hand it to, can see."""
+    fd = os.memfd_create("toolkit-agent-stage")
+    with os.fdopen(os.dup(fd), "wb") as file:
+        file.write(data)
+    return fd
+
+
+def _first_leaf(value: Any) -> Path:
+    """The path of the first value in a table, so that a message can name a setting."""
+    if isinstance(value, dict) and value:
+        key, below = next(iter(value.items()))
+        return (key, *_first_leaf(below))
+    return ()
+
+
+def first_difference(one: Any, other: Any, above: Path = ()) -> Path | None:
+    """The path of the first key in which two sets of data differ; None where they are equal."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in [*one, *(key for key in other if key not in one)]:
+            if key not in one or key not in other:
+                return (*above, key, *_first_leaf(one.get(key, other.get(key))))
+            found = first_difference(one[key], other[key], (*above, key))
+            if found is not None:
+                return found
+        return None
+    return None if one == other and type(one) is type(other) else above

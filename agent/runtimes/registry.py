@@ -1,0 +1,76 @@
+"""The kinds of runtimes that there are.
+
+Invariant: a kind's own modules are loaded when a node has such a runtime, and not before.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from agent.cri import client
+from agent.cri.client import Answer
+from agent.runtimes.base import RuntimeAdapter
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A kind of runtime: `kind` is its name in options, `cri_name` what it calls itself through the
+    CRI, `sockets` are the host paths where it usually listens, `module` has its ADAPTER."""
+
+    kind: str
+    cri_name: str
+    sockets: tuple[str, ...]
+    module: str
+
+
+REGISTERED = [
+    Registered(
+        "containerd", "containerd",
+        ("/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock"),
+        "agent.runtimes.containerd.adapter",
+    ),
+    Registered("crio", "cri-o", ("/run/crio/crio.sock",), "agent.runtimes.crio.adapter"),
+]  # fmt: skip
+
+
+def adapter(kind: str) -> RuntimeAdapter:
+    """The adapter of a kind. Raises StopIteration for one that is not registered."""
+    found = next(item for item in REGISTERED if item.kind == kind)
+    loaded: RuntimeAdapter = importlib.import_module(found.module).ADAPTER
+    return loaded
+
+
+def kind_of(cri_name: str) -> str | None:
+    """The kind of the runtime that calls itself so; None for one that is not registered."""
+    return next((item.kind for item in REGISTERED if item.cri_name == cri_name), None)
+
+
+def adapter_of(answer: Answer) -> RuntimeAdapter:
+    """The adapter of the runtime that gave an answer. Raises StopIteration as `adapter`."""
+    return adapter(kind_of(answer.name) or "")
+
+
+def sockets(asked: str) -> Iterator[tuple[str, str]]:
+    """Kinds and host paths of the sockets to look at for --runtime: one kind, or "auto"."""
+    for item in REGISTERED:
+        if asked in ("auto", item.kind):
+            yield from ((item.kind, path) for path in item.sockets)
+
+
+def ask(path: str, name: str, timeout: float = 10.0) -> Answer:
+    """As `client.ask`, with what the runtime says of itself besides the CRI. Raises Unreachable."""
+    answer = client.ask(path, name, timeout)
+    kind = kind_of(answer.name)
+    return adapter(kind).completed(answer, path, timeout) if kind else answer
+
+
+def shown(answer: Answer) -> tuple[str | None, tuple[str, ...]]:
+    """The default runtime and the handlers that the runtime shows; None and none where it does
+    not say."""
+    found = adapter_of(answer)
+    default, tables = found.shown_default(answer), found.shown_handlers(answer)
+    listed = tuple(name for name in answer.handlers if name)
+    names = tuple(sorted(tables)) if isinstance(tables, dict) and tables else listed
+    return (default if isinstance(default, str) else None), names
