@@ -132,8 +132,8 @@ class _Asker:
 
 
 def _askers(
-    node: ConfiguredRuntime, now: Service, prefixes: frozenset[str], counts: Callable[[Sandbox], bool], *,
-    variables: bool,
+    node: ConfiguredRuntime, now: Service, prefixes: frozenset[str],
+    counts: Callable[[Sandbox], bool], *, variables: bool,
 ) -> Iterator[_Asker]:  # fmt: skip
     """Pods of our handlers, and of the default where that is ours, that ask in one of these ways.
 
@@ -187,8 +187,8 @@ def _with_handler(node: ConfiguredRuntime, ask: PodQuestions, pod: Sandbox) -> S
 def handler_users(
     node: ConfiguredRuntime, now: Mapping[str, object], later: Mapping[str, object]
 ) -> tuple[tuple[str, ...], str]:
-    """Pods of handlers whose state (see `ConfiguredRuntime.pod_states`) is another one later, and what becomes
-    of these handlers. Raises Unreachable."""
+    """Pods of handlers whose state (see `ConfiguredRuntime.pod_states`) is another one later, and
+    what becomes of these handlers. Raises Unreachable."""
     taken = {name for name, state in now.items() if name not in later or later[name] != state}
     if not taken:
         return (), ""

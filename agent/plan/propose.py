@@ -13,7 +13,6 @@ from agent.cdi.driver import driver
 from agent.cdi.make import generate
 from agent.cdi.specs import readers
 from agent.cdi.specs.readers import Reader
-from agent.cri.client import Answer
 from agent.decide import Decision, Evidence, PodNeeds, Question, decide
 from agent.errors import AgentError, CandidateFailed, NoToolkit, TrialFailed
 from agent.host.files import Change
@@ -33,12 +32,11 @@ from agent.plan.device_nodes import Missing
 from agent.plan.toolkit_users import Moved
 from agent.runtimes import find, low_level, registry
 from agent.runtimes.base import CannotSwitch, ConfiguredRuntime, EditRequest, Edits, Runtime
-from agent.runtimes.desired import STATUS_NAMES, Desired, is_ours
+from agent.runtimes.desired import Desired
 from agent.runtimes.preflight import Candidate, Preflight
 from agent.runtimes.restart import Restart
 from agent.state.store import Memory
 from agent.status import can_say
-from agent.toml.edit import get
 from agent.toolkit import install, programs
 
 if TYPE_CHECKING:
@@ -90,7 +88,7 @@ class Proposal:
         change, that is what the runtime shows."""
         if self.edits is not None:
             return self.decision.is_default
-        return _shows_nvidia(self.runtime.answer)
+        return registry.shows_nvidia(self.runtime.answer)
 
     @property
     def configured(self) -> bool:
@@ -391,13 +389,3 @@ def _hard_links(changes: tuple[Change, ...]) -> tuple[str, ...]:
         for item in changes
         if item.before is not None and item.before.links > 1
     )
-
-
-def _shows_nvidia(answer: Answer) -> bool:
-    """Does the runtime show a default runtime that is NVIDIA's, whatever its name?"""
-    adapter = registry.adapter_of(answer)
-    default = str(adapter.shown_default(answer))
-    found = get(adapter.shown_handlers(answer), (default,))
-    table = found if isinstance(found, dict) else {}
-    named = {STATUS_NAMES.get(str(key), str(key)): value for key, value in table.items()}
-    return is_ours(default, named)

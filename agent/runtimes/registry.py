@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from agent.cri import client
 from agent.cri.client import Answer
 from agent.runtimes.base import RuntimeAdapter
+from agent.runtimes.desired import STATUS_NAMES, is_ours
+from agent.toml.edit import get
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +76,13 @@ def shown(answer: Answer) -> tuple[str | None, tuple[str, ...]]:
     listed = tuple(name for name in answer.handlers if name)
     names = tuple(sorted(tables)) if isinstance(tables, dict) and tables else listed
     return (default if isinstance(default, str) else None), names
+
+
+def shows_nvidia(answer: Answer) -> bool:
+    """Does the runtime show a default runtime that is NVIDIA's, whatever its name?"""
+    adapter = adapter_of(answer)
+    default = str(adapter.shown_default(answer))
+    found = get(adapter.shown_handlers(answer), (default,))
+    table = found if isinstance(found, dict) else {}
+    named = {STATUS_NAMES.get(str(key), str(key)): value for key, value in table.items()}
+    return is_ours(default, named)

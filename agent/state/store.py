@@ -134,8 +134,8 @@ class Journal:
     """A change in progress. `stage` is prepared, written, restarted or awaiting-restart; tidying
     where all is done but for files of ours that could not be removed yet.
 
-    `wanted` and `before` are `Desired` as JSON: what proves the change, and what proves the undo, of
-    which one has to hold;
+    `wanted` and `before` are `Desired` as JSON: what proves the change, and what proves the undo,
+    of which one has to hold;
     `process` is the Identity of the runtime that ran on the old files, `kind` and `socket` (host
     path) where it listens, `restart` (kind, target) how it is restarted, None where nothing has to
     be. `twin` and `barrier` are the status files of before (base64), `memory` is what to

@@ -16,7 +16,7 @@ from agent.host.paths import HostPath
 from agent.plan.context import Context
 from agent.runtimes.base import ConfiguredRuntime, Restoration
 from agent.runtimes.key_ownership import HEADER, condition, imported, still_ours
-from agent.state.store import Memory
+from agent.state.store import Memory, Original
 from agent.toml import edit as tomledit
 from agent.toml.edit import Data, Op, Path, Set, Unset
 
@@ -102,7 +102,8 @@ def _change(
         )
     if host.endswith(".json"):
         return None  # all of a hook is our key, and all of it is somebody else's by now
-    ops = _inverse(node, memory, path, now, data, drop_in_goes=drop_in_goes)
+    both = (tomledit.parse(now.data, host), tomledit.parse(data or b"", host))
+    ops = inverse(node, host, both, original, switch=memory.enabled_cdi, drop_in_goes=drop_in_goes)
     text = tomledit.edit(tomledit.decoded(now.data, host).removeprefix(HEADER), ops, host)
     text = _without_emptied(text, tomledit.parse(data or b"", host), ops, host)
     if data is None and _is_empty(text, host):
@@ -119,16 +120,15 @@ def _is_empty(text: str, host: str) -> bool:
     return not data.keys() - {"version"} and not tomledit.has_comments(text)
 
 
-def _inverse(
-    node: ConfiguredRuntime, memory: Memory, path: HostPath, now: FileState,
-    original: bytes | None, *, drop_in_goes: bool,
+def inverse(
+    node: ConfiguredRuntime, host: str, data: tuple[Data, Data], known: Original, *,
+    switch: bool, drop_in_goes: bool,
 ) -> list[Op]:  # fmt: skip
     """Our keys back to what the original has, or out: those that anybody can see to be ours, and
-    those that we remember."""
-    host, known = path.host, memory.files[path.host]
-    before = tomledit.parse(original or b"", host)
-    current = tomledit.parse(now.data, host)
-    paths = [*node.own_keys(current, switch=memory.enabled_cdi), *still_ours(known, current)]
+    those that we remember. `data` are the file's, now and before us; `switch`: it was us who
+    switched CDI on; `drop_in_goes` as in Restoration."""
+    current, before = data
+    paths = [*node.own_keys(current, switch=switch), *still_ours(known, current)]
     ops: list[Op] = []
     for key in dict.fromkeys(paths):
         if key == ("version",):

@@ -29,10 +29,10 @@ from agent.cri import process, protobuf
 from agent.errors import AgentError, Refused, Unreachable
 from agent.host import budget, paths
 from agent.host.paths import HostPath, HostRoot
-from agent.runtimes import config_file, kinds, pods, program_log
-from agent.runtimes import node as nodes
+from agent.runtimes import pods, program_log, registry
+from agent.runtimes.base import Effective
 from agent.runtimes.config_file import ConfigFile
-from agent.runtimes.containerd import faults, handlers, merge
+from agent.runtimes.containerd import faults, handlers, load, merge
 from agent.runtimes.containerd.generations import GENERATIONS
 from agent.runtimes.crio import command_line, config_request, hook
 from agent.runtimes.crio import merge as crio
@@ -166,14 +166,16 @@ def _read_status(data: bytes) -> None:
 
 def _read_answer(found: cri.Answer) -> None:
     """What is asked of an answer before anything is decided."""
-    kinds.shown(found)
-    kinds.shows_nvidia(found)
+    registry.shown(found)
+    registry.shows_nvidia(found)
     table = {"runtime_type": "io.containerd.runc.v2", "options": {"BinaryName": "/x"}}
     for default in ("nvidia", "runc"):
-        kinds.unproven(Desired({"nvidia": table, "runc": table}, default, True, ("old",)), found)
+        registry.adapter_of(found).unproven(
+            Desired({"nvidia": table, "runc": table}, default, True, ("old",)), found
+        )
     handlers.shown(found.config, ("io.containerd.runtime.v1.linux",))
-    [*nodes._crio_evidence(found)]
-    nodes._evidence("cri-status", found.config, "enableCDI", "cdiSpecDirs")
+    [*registry.adapter("crio").evidence(found)]
+    registry.adapter("containerd").evidence(found)
 
 
 class _Service:
@@ -188,6 +190,9 @@ class _Service:
         return protobuf.parsed(self._data, kind, budget.PODS)
 
 
+_NOTHING = Effective("", {}, None, {})
+
+
 def _read_pods(data: bytes) -> None:
     service: Any = _Service(data)
     questions = cri.PodQuestions(service, "socket", 60)
@@ -197,8 +202,8 @@ def _read_pods(data: bytes) -> None:
     for about in (questions.sandbox_info, questions.container_info):
         with suppress(ValueError):
             info = about("id")
-            pods.handler(info)
-            pods.programs(info)
+            registry.adapter("crio").pod_handler(info)
+            registry.adapter("containerd").pod_programs(info, _NOTHING, "")
             pods.asks_by_variable(info)
 
 
@@ -242,7 +247,7 @@ def _config(data: bytes) -> ConfigFile:
 
 def _read_containerd(data: bytes) -> None:
     file = _config(data)
-    config_file.check_shape(file)
+    load.check_shape(file)
     for gen in GENERATIONS:
         with suppress(AgentError):
             merge.effective(gen, (file,))
@@ -250,9 +255,7 @@ def _read_containerd(data: bytes) -> None:
             faults.disabled(gen, (file,))
             faults.hidden(gen, (file,))
             for pattern in file.data.get("imports", []):
-                config_file.matches(
-                    config_file.import_pattern(gen, file.name, pattern) or "", "/x/y"
-                )
+                load.matches(load.import_pattern(gen, file.name, pattern) or "", "/x/y")
 
 
 def _read_crio(data: bytes) -> None:

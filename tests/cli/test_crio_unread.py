@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.node import fails
+from tests.cli.cli_node import fails
 from tests.cli.test_crio import make, restarts
 from tests.conformance import checks
 from tests.conformance.trees import contents, snapshot
-from tests.crio.node import CrioNode
+from tests.doubles.crio.crio_node import CrioNode
 
 _KEYS = "[theirs]\n" + "a." * 70 + "a = 1\n"  # more parts than we read
 

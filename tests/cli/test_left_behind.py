@@ -15,7 +15,7 @@ from tests.cli.test_crio import make
 from tests.cli.test_refusals import WholeNode, pytestmark
 from tests.conformance import checks
 from tests.conformance.trees import contents
-from tests.double.sample import SECTIONS
+from tests.doubles.containerd.sample import SECTIONS
 
 __all__ = ["pytestmark"]
 

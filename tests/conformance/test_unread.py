@@ -11,7 +11,7 @@ import pytest
 from agent.errors import Refused
 from agent.toml import edit as tomledit
 from tests.conformance import checks
-from tests.conformance.node import PrivateNode
+from tests.conformance.private_node import PrivateNode
 from tests.conformance.shapes import BY_NAME
 from tests.conformance.trees import contents, touched
 from tests.tools.runtimes import Runtime

@@ -27,7 +27,7 @@ from agent.host.paths import HostPath, HostRoot
 from agent.options.settings import resolve
 from agent.plan import own_specs
 from agent.plan.context import Context
-from agent.runtimes import node as nodes
+from agent.runtimes import find
 from agent.runtimes.containerd import load
 from agent.runtimes.containerd.generations import GENERATIONS
 from agent.runtimes.crio import hook
@@ -246,7 +246,7 @@ def test_executable_of_a_process(theirs: Path, *, deleted: bool) -> None:
     running = Process(2, 1, str(program), None, None, (), "/proc")
     settings = resolve({}, {}, "toolkit-agent")
     with pytest.raises(Refused, match=f"^cannot run {program}: {theirs.parent} {_BELONGS}"):
-        nodes.executable(settings, HOST, running)
+        find.executable(settings, HOST, running)
 
 
 def test_executable_that_anybody_can_make(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_executable_that_anybody_can_make(tmp_path: Path) -> None:
     tmp_path.chmod(0o1777)
     running = Process(2, 1, str(tmp_path / "containerd"), None, None, (), "/proc")
     with pytest.raises(Refused, match="can be written by others"):
-        nodes.executable(resolve({}, {}, "toolkit-agent"), HOST, running)
+        find.executable(resolve({}, {}, "toolkit-agent"), HOST, running)
 
 
 def _context(root: Path, **given: str) -> Context:

@@ -297,7 +297,7 @@ class CrioNode:
 
     def pod_states(self, effective: Effective, below: str | None) -> Mapping[str, object]:
         """CRI-O finds a pod again by its handler alone."""
-        found = {name: _pod_state(effective, name, below) for name in effective.runtimes}
+        found = {name: pod_state(effective, name, below) for name in effective.runtimes}
         return {**found, "": found.get(effective.default)}
 
     def passes_annotation(self, effective: Effective, prefix: str) -> bool:
@@ -352,7 +352,7 @@ def _directories(value: object) -> tuple[str, ...] | Unseen:
     return tuple(map(str, value)) if isinstance(value, list) else Unseen.UNSEEN
 
 
-def _pod_state(effective: Effective, name: str, below: str | None) -> object:
+def pod_state(effective: Effective, name: str, below: str | None) -> object:
     """By what CRI-O finds a pod of a handler again: low-level program, its state directory, and
     the type. A pod whose state changes is shown as ended while its processes live (observed).
     """

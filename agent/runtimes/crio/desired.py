@@ -62,7 +62,8 @@ _NOTHING = Before()
 
 
 def want(
-    cri: Effective, decision: Decision, available: tuple[Binary, ...], name: str, remembered: str | None,
+    cri: Effective, decision: Decision, available: tuple[Binary, ...], name: str,
+    remembered: str | None,
     before: Before = _NOTHING,
 ) -> Desired:  # fmt: skip
     """The wish that follows from a decision; `cri` is what is in force without our own drop-in.

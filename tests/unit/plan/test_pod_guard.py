@@ -71,7 +71,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
 @pytest.fixture
 def ctx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
     """A machine that runs for a day, with a toolkit that answers row 1, 5 or 6."""
-    made = made_node.ContainerdNode(tmp_path, monkeypatch).context()
+    made = made_node.Node(tmp_path, monkeypatch).context()
     config = tmp_path / "nvidia/toolkit/.config/nvidia-container-runtime/config.toml"
     config.parent.mkdir(parents=True)
     config.write_text(
@@ -94,8 +94,8 @@ def node(
     socket = HostPath("/none/c.sock", "/none/c.sock")
     runtime = Runtime(Endpoint("containerd", socket), None, Answer("containerd", "1.7.24", True,
                                                                   None, ()))  # fmt: skip
-    return ContainerdNode(runtime, generation((1, 7, 24)), (ConfigFile(path.host, path, None, data),), None,
-                path)  # fmt: skip
+    files = (ConfigFile(path.host, path, None, data),)
+    return ContainerdNode(runtime, generation((1, 7, 24)), files, None, path)
 
 
 def decision(**given: Any) -> Decision:

@@ -13,7 +13,7 @@ from agent.cri.client import Answer
 from agent.decide import Decision, Evidence, Question, Switch, decide
 from agent.errors import Refused
 from agent.runtimes import desired as wishes
-from agent.runtimes import kinds
+from agent.runtimes import registry
 from agent.runtimes.base import Effective
 from agent.runtimes.containerd import handlers
 from agent.runtimes.desired import Desired
@@ -43,7 +43,8 @@ def cri(
 
 
 def want(
-    settings: Effective, decision: Decision = ROW3, name: str = "nvidia", remembered: str | None = None,
+    settings: Effective, decision: Decision = ROW3, name: str = "nvidia",
+    remembered: str | None = None,
     binaries: tuple[Binary, ...] = BINARIES,
 ) -> Desired:  # fmt: skip
     """Return the wish."""
@@ -336,11 +337,11 @@ def test_default_that_is_shown_is_nvidias_by_what_it_calls(
     """Where nothing may be changed, that is what is published."""
     config = {"containerd": {"defaultRuntimeName": name, "runtimes": {name: table}}}
     shown = Answer("containerd", "2.1.9", True, config, ())
-    assert kinds.shows_nvidia(shown) is nvidia
-    assert kinds.shown(shown) == (name, (name,))
+    assert registry.shows_nvidia(shown) is nvidia
+    assert registry.shown(shown) == (name, (name,))
 
 
 @pytest.mark.parametrize("config", [None, {}, {"containerd": None}, {"containerd": {}}])
 def test_default_that_is_not_shown_is_nobodys(config: Data | None) -> None:
     """Nor is one without a table."""
-    assert kinds.shows_nvidia(Answer("containerd", "2.1.9", True, config, ("x",))) is False
+    assert registry.shows_nvidia(Answer("containerd", "2.1.9", True, config, ("x",))) is False

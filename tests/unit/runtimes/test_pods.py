@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from agent._cri import api_pb2
-from agent.runtimes import pods
+from agent.runtimes import pods, registry
+from agent.runtimes.base import Effective
+from agent.runtimes.crio.adapter import pod_state
 from tests.doubles.containerd.generation import CAPTURES, generation_of
 from tests.doubles.containerd.service import Runtime, Service
 from tests.doubles.crio.generation import generation_of as crio_generation
@@ -124,6 +126,10 @@ def told(info: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+OF_CONTAINERD, OF_CRIO = (registry.adapter(kind) for kind in ("containerd", "crio"))
+NOTHING = Effective("", {}, None, {})
+
+
 @pytest.mark.parametrize("stopped", [False, True])
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_doubles_tell_the_same_of_pods(runtime: str, stopped: bool, tmp_path: Path) -> None:
@@ -156,15 +162,15 @@ def test_handlers_and_programs_are_read(runtime: str) -> None:
     data = captured(runtime)
     of_pod, of_container = data["pod-sandbox-status"], data["container-status"]
     if runtime.startswith("cri-o"):
-        assert pods.handler(of_pod["nvidia"]) == "nvidia"
-        assert pods.handler(of_pod["default"]) == ""
-        assert pods.programs(of_pod["nvidia"]) == ()
+        assert OF_CRIO.pod_handler(of_pod["nvidia"]) == "nvidia"
+        assert OF_CRIO.pod_handler(of_pod["default"]) == ""
+        assert OF_CRIO.pod_programs(of_pod["nvidia"], NOTHING, "") == ()
         assert {pods.monitored(tuple(line)) for line in data["monitors"]} == {
             ("default", "gpu-pod"), ("default", "plain-pod")
         }  # fmt: skip
     else:
-        assert pods.programs(of_pod["nvidia"]) == (NVIDIA,)
-        assert pods.programs(of_container["nvidia"]) == (NVIDIA,)
+        assert OF_CONTAINERD.pod_programs(of_pod["nvidia"], NOTHING, "") == (NVIDIA,)
+        assert OF_CONTAINERD.pod_programs(of_container["nvidia"], NOTHING, "") == (NVIDIA,)
         listed = {p["metadata"]["name"]: p["runtime_handler"] for p in data["list-pod-sandbox"]}
         assert listed == {"gpu-pod": "nvidia", "plain-pod": ""}
     # Both got their device by CDI, or none: no variable asks for one.
@@ -193,7 +199,7 @@ def test_variables(env: object, asks: bool) -> None:
 @pytest.mark.parametrize("info", [{}, {"runtimeSpec": []}, {"runtimeOptions": 3}, {"info": "x"}])
 def test_answers_of_another_form(info: Mapping[str, Any]) -> None:
     """Nothing is said then."""
-    assert (pods.handler(info), pods.programs(info)) == ("", ())
+    assert (OF_CRIO.pod_handler(info), OF_CONTAINERD.pod_programs(info, NOTHING, "")) == ("", ())
     assert pods.asks_by_variable(info) is False
 
 
@@ -227,6 +233,10 @@ OURS = {"runtime_path": NVIDIA, "runtime_root": "/run/crun", "runtime_type": "oc
 def test_what_crio_finds_a_pod_by(table: dict[str, Any], below: str, same: bool) -> None:
     """Observed: with another state directory a running pod is shown as ended."""
     tables = {"crun": CRUN, "other": table}
-    states = [pods.crio_state(name, tables, "crun", below) for name in tables]
+    states = [pod_state(Effective("crun", tables, None, {}), name, below) for name in tables]
     assert (states[0] == states[1]) is same
-    assert pods.crio_state("runc", {"runc": {}}, "runc", None) == ("runc", "/run/runc", "oci")
+    assert pod_state(Effective("runc", {"runc": {}}, None, {}), "runc", None) == (
+        "runc",
+        "/run/runc",
+        "oci",
+    )

@@ -13,11 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.cri.client import Answer
 from agent.errors import Refused
-from agent.host.files import FileState
+from agent.host.paths import HostPath
+from agent.runtimes.base import Endpoint, Runtime
+from agent.runtimes.containerd.adapter import ContainerdNode
+from agent.runtimes.containerd.generations import generation
+from agent.state.store import Original
 from agent.toml import edit as tomledit
 from agent.toml.edit import Append, Op, Path, Set, Unset
-from agent.transaction.original_files import _inverse
+from agent.transaction.original_files import inverse
 from tests.unit.support.toml_documents import CRI, NARROW, Document, document, operations
 
 random = st.randoms(use_true_random=False)
@@ -165,11 +170,22 @@ def test_what_the_agent_did_is_undone_by_its_own_inverse() -> None:
         admins = Set((*section, "containerd", "runtimes", "site"), {"runtime_type": "r"})
         after = tomledit.edit(tomledit.edit(found.text, ours, "f"), [admins], "f")
         # With an import of the same name before, it is the admin's and stays.
-        inverse = _inverse("f", FileState(after.encode()), found.text.encode(), NARROW)
+        inverse = undo(after, found.text)
         back = tomledit.edit(after, inverse, "f")
         wanted = leaves(tomledit.apply(found.data, [admins]))
         assert leaves(tomllib.loads(back)) == wanted
         assert all(kept(c, back) for c in found.comments if c in own_lines(found))
+
+
+def undo(after: str, before: str) -> list[Op]:
+    """Return what takes our keys out of a containerd 2.1's file again."""
+    drop_in = HostPath(NARROW, NARROW.replace("*", ""))
+    answer = Answer("containerd", "2.1.9", True, {}, ())
+    runtime = Runtime(Endpoint("containerd", drop_in), None, answer)
+    node = ContainerdNode(runtime, generation((2, 1, 0)), (), None, drop_in)
+    data = (tomledit.parse(after.encode(), "f"), tomledit.parse(before.encode(), "f"))
+    known = Original(None, 0o644, 0, 0, "")
+    return inverse(node, "f", data, known, switch=True, drop_in_goes=True)
 
 
 def own_lines(found: Document) -> set[str]:

@@ -198,8 +198,8 @@ def test_low_level_runtime_is_never_nvidias(host: Host, link: str, table: Data) 
     """A runc that is a link to it would call itself for ever."""
     host.make(programs("/usr/bin", (RUNTIME,)))
     host.make({link: f"-> /usr/bin/{RUNTIME}"})
-    found = low_level.runtimes(*seams(host), "containerd", Effective("runc", {"runc": table}, None, {}),
-                              None)  # fmt: skip
+    effective = Effective("runc", {"runc": table}, None, {})
+    found = low_level.runtimes(*seams(host), "containerd", effective, None)
     assert found == (("crun",) if link.endswith("bin/runc") else ("runc", "crun"))
 
 

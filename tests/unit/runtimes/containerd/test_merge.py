@@ -17,7 +17,6 @@ import pytest
 from agent.errors import Refused
 from agent.host.files import FileState
 from agent.host.paths import HostPath, HostRoot
-from agent.runtimes import config_file
 from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.containerd import faults, generations, load, merge
 from agent.runtimes.containerd.generations import Generation
@@ -461,7 +460,7 @@ def test_import_is_taken_from_the_importing_file(
 ) -> None:
     """1.6 takes relative globs from the daemon's working directory, which is nothing to rely on."""
     gen = generation(number)
-    assert config_file.import_pattern(gen, "/etc/containerd/config.toml", pattern) == absolute
+    assert load.import_pattern(gen, "/etc/containerd/config.toml", pattern) == absolute
 
 
 @pytest.mark.parametrize(
@@ -489,7 +488,7 @@ def test_import_is_taken_from_the_importing_file(
 )
 def test_glob_is_go_s(pattern: str, path: str, matches: bool) -> None:
     """filepath.Match: `[^` negates and `[!` does not, a backslash takes the next as it is."""
-    assert config_file.matches(pattern, path) is matches
+    assert load.matches(pattern, path) is matches
 
 
 WRONG = {
@@ -511,7 +510,7 @@ WRONG = {
 def test_wrong_type_is_refused_by_name(name: str) -> None:
     """containerd would not start on it, or not as anybody thinks."""
     with pytest.raises(Refused, match=r"^cannot use /etc/containerd/config.toml: "):
-        config_file.check_shape(file(WRONG[name]))
+        load.check_shape(file(WRONG[name]))
 
 
 def loaded(root: Path, number: str = "2.1.9") -> list[str]:

@@ -15,6 +15,7 @@ from agent.runtimes.base import Endpoint, Runtime
 from agent.runtimes.containerd import load, preflight
 from agent.runtimes.containerd.adapter import ContainerdNode
 from agent.runtimes.containerd.generations import CRI_V2, CRI_V3, generation, section_name
+from agent.runtimes.preflight import Candidate, Preflight
 from tests.tools import runtimes
 from tests.tools.runtimes import Runtime as Real
 
@@ -70,9 +71,7 @@ class Scene:
         path = self.directory / "calls"
         return path.read_text().splitlines() if path.exists() else []
 
-    def check(
-        self, executable: bool = True, names: tuple[str, ...] = ("nvidia",)
-    ) -> preflight.Preflight:
+    def check(self, executable: bool = True, names: tuple[str, ...] = ("nvidia",)) -> Preflight:
         """Pre-flight the drop-in."""
         gen = generation((2, 1, 0))
         answer = Answer("containerd", "2.1.9", True, {}, ())
@@ -86,7 +85,7 @@ class Scene:
         )
         state = FileState(b"version = 3\n")
         after = load.load(HOST, gen, str(self.root), {str(self.drop_in): state})
-        return preflight.check(HOST, node, preflight.Candidate(after, names, names))
+        return preflight.check(HOST, node, Candidate(after, names, names))
 
 
 @pytest.fixture
@@ -256,5 +255,5 @@ def check_real(real: Real, directory: Path, before: str, after: str) -> None:
     runtime = Runtime(Endpoint("containerd", path), None, answer)
     node = ContainerdNode(runtime, gen, files, str(real.executable), path)
     names = ("nvidia",)
-    done = preflight.check(HOST, node, preflight.Candidate(candidate, names, names))
+    done = preflight.check(HOST, node, Candidate(candidate, names, names))
     assert done.done, done.note

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent.runtimes.node import _crio_evidence
 
 from agent.cri.client import Answer
 from agent.decide import Question, decide
 from agent.errors import Refused
 from agent.host.files import FileState
 from agent.host.paths import HostPath
+from agent.runtimes import registry
 from agent.runtimes.base import Effective
 from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.crio import desired as wishes
@@ -153,7 +153,9 @@ def test_both_ways_of_asking_tell_the_same() -> None:
 )  # fmt: skip
 def test_evidence(config: Any, dump: Any, sources: list[tuple[str, bool]]) -> None:
     """Best first; an effective configuration without directories knows no CDI."""
-    found = list(_crio_evidence(Answer("cri-o", "1.37.0", True, config, (), dump)))
+    found = list(
+        registry.adapter("crio").evidence(Answer("cri-o", "1.37.0", True, config, (), dump))
+    )
     assert [(item.source, item.seen) for item in found] == sources
 
 

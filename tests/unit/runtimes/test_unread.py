@@ -11,9 +11,10 @@ import pytest
 from agent.errors import Refused
 from agent.host.files import new_state
 from agent.host.paths import HostPath, HostRoot
-from agent.plan import unread
+from agent.runtimes import unread
 from agent.runtimes.command import _excerpt
 from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.containerd import preflight
 
 _DUMP = """\
 imports = ['/a.toml']
@@ -43,8 +44,8 @@ def test_no_executable() -> None:
     file = ConfigFile(path.host, path, new_state(b"x"), {}, "it is nested more than 64 levels deep")
     node = cast("Any", SimpleNamespace(executable=None))
     with pytest.raises(Refused, match=r"^cannot use /a\.toml: it is nested .*--executable-path"):
-        unread.require_harmless(HostRoot("/"), node, (file,))
-    unread.require_harmless(HostRoot("/"), node, ())
+        preflight.require_harmless(HostRoot("/"), node, (file,))
+    preflight.require_harmless(HostRoot("/"), node, ())
     assert [text.partition(" ")[0] for text in unread.warnings((file,))] == ["/a.toml"]
 
 
