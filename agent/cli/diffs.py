@@ -15,7 +15,7 @@ import difflib
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
-from agent.runtimes.containerd.generations import CRI_V1, CRI_V2, CRI_V3
+from agent.runtimes.public_keys import is_public
 from agent.toml import scan
 from agent.toml import text as tomltext
 from agent.toml.masking import safe_key
@@ -31,19 +31,6 @@ if TYPE_CHECKING:
 _OURS_ALONE = "# Written by toolkit-agent, which overwrites it.\n"
 _OUR_COMMENTS = "# Written by toolkit-agent", "# `toolkit-agent plan` shows what is in force"
 _WRITTEN_WHOLE = (".json", ".yaml")  # the OCI hook and CDI specs
-
-_SECTIONS = (CRI_V1, CRI_V2, CRI_V3)
-_OF_SECTION = frozenset({
-    ("enable_cdi",), ("cdi_spec_dirs",), ("containerd", "default_runtime_name"),
-})  # fmt: skip
-_OF_CRIO = frozenset({"default_runtime", "hooks_dir", "cdi_spec_dirs"})
-_OF_HANDLER = frozenset({
-    "runtime_type", "runtime_path", "runtime_root", "runtime_engine", "monitor_path",
-    "allowed_annotations", "pod_annotations", "container_annotations", "sandbox_mode", "sandboxer",
-    "privileged_without_host_devices", "privileged_without_host_devices_all_devices_allowed",
-    "container_min_memory",
-})  # fmt: skip
-_OF_SHIM = frozenset({"binaryname", "root", "systemdcgroup"})
 
 
 def diff(change: Change) -> str:
@@ -160,39 +147,10 @@ def _value(text: str, value: Span, path: Path) -> str:
         entries = scan.entries(text, value.start)[1]
         pairs = (_entry(text, entry, path) for entry in entries)
         return f"{{ {', '.join(pairs)} }}" if entries else "{}"
-    if not _is_own(path) or "#" in said or '"""' in said or "'''" in said:
+    if not is_public(path) or "#" in said or '"""' in said or "'''" in said:
         return HIDDEN
     return without_userinfo(said)
 
 
 def _entry(text: str, entry: Entry, above: Path) -> str:
     return f"{_key(entry.raw)} = {_value(text, entry.value, (*above, *entry.path))}"
-
-
-def _is_own(path: Path) -> bool:
-    """Is this a key that our edits are about? What our handlers inherit besides is none."""
-    match path:
-        case ("version",) | ("imports",):
-            return True
-        case ("plugins", section, *rest) if section in _SECTIONS:
-            return tuple(rest) in _OF_SECTION or _is_handlers(tuple(rest))
-        case ("crio", "runtime", key):
-            return key in _OF_CRIO
-        case ("crio", "runtime", "runtimes", _, key):
-            return key in _OF_HANDLER
-    return False
-
-
-def _is_handlers(path: Path) -> bool:
-    """Is it a key of a handler of containerd, by its path from the CRI section?"""
-    match path:
-        case ("containerd", "runtimes", _, *rest) | ("containerd", "default_runtime", *rest):
-            pass
-        case _:
-            return False
-    match rest:
-        case [key]:
-            return key in _OF_HANDLER
-        case ["options", key]:
-            return key.lower() in _OF_SHIM
-    return False

@@ -53,7 +53,7 @@ PODS = Budget(size=8 << 20, values=200_000)
 # The JSON in a verbose answer: the configuration, or what is known of one pod.
 INFO = Budget(size=2 << 20, values=100_000)
 # GET /config of CRI-O 1.37: 6 KB.
-CRIO_CONFIG = Budget(size=1 << 20)
+RUNTIME_CONFIG = Budget(size=1 << 20)
 # An answer of systemd: some hundred bytes.
 BUS = Budget(size=1 << 20)
 # The journal has the texts that we write, and names of files.

@@ -75,7 +75,7 @@ def effective_config(
         data, length = b"", response.headers.get("Content-Length")
         while part := response.read1(1 << 16):
             data += part
-            if len(data) > budget.CRIO_CONFIG.size:
+            if len(data) > budget.RUNTIME_CONFIG.size:
                 return None
         if length is not None and int(length) != len(data):
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket as sockets
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from agent.cri.client import Answer
 from agent.errors import Unreachable
 from agent.host.paths import HostPath, HostRoot
 from agent.options.settings import Settings, resolve
-from agent.runtimes import node as nodes
+from agent.runtimes import find, registry
 from agent.runtimes.base import Endpoint, Runtime
 
 
@@ -22,7 +23,8 @@ def crio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "crio.sock"
     path.touch()
     places = {"containerd": (str(tmp_path / "containerd.sock"),), "crio": (str(path),)}
-    monkeypatch.setattr(nodes, "SOCKETS", places)
+    moved = [replace(item, sockets=places[item.kind]) for item in registry.REGISTERED]
+    monkeypatch.setattr(registry, "REGISTERED", moved)
 
     def runtime(settings: Settings, _: HostRoot, given: str) -> Runtime:
         if given != str(path):
@@ -31,7 +33,7 @@ def crio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         answer = Answer("cri-o", "1.37.0", True, None, ())
         return Runtime(Endpoint("crio", HostPath(given, given)), None, answer)
 
-    monkeypatch.setattr(nodes, "_runtime", runtime)
+    monkeypatch.setattr(find, "_runtime", runtime)
     return path
 
 
@@ -45,11 +47,11 @@ def test_other_runtime_is_named(listens: bool, crio: Path) -> None:
     for options in ({}, {"socket": str(wanted)}):
         settings = resolve({"runtime": "containerd", **options}, {}, "toolkit-agent")
         with pytest.raises(Unreachable, match=rf"cri-o 1\.37\.0 at {crio}; give --runtime=auto"):
-            nodes.find_runtime(settings, HostRoot("/"))
+            find.find_runtime(settings, HostRoot("/"))
 
 
 def test_none_is_named_where_there_is_none(crio: Path) -> None:
     """What was said before is said."""
     settings = resolve({"runtime": "crio", "socket": "/none"}, {}, "toolkit-agent")
     with pytest.raises(Unreachable, match=r"^cannot reach /none: connection refused$"):
-        nodes.find_runtime(settings, HostRoot("/"))
+        find.find_runtime(settings, HostRoot("/"))
