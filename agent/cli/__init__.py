@@ -52,11 +52,12 @@ cli.add_command(cdi)
 def plan(output: str, **given: str | None) -> None:
     """Show the decision with its evidence, the diff of every file, and restarts. Writes nothing."""
     from agent.cli import render
+    from agent.plan.observe import observe
     from agent.plan.propose import propose
     from agent.state.store import current_memory
 
     ctx = _context(given)
-    proposal = propose(ctx, current_memory(ctx.store))
+    proposal = propose(ctx, observe(ctx, current_memory(ctx.store)))
     emit(output, lambda: render.plan_text(proposal), "Plan", lambda: render.plan_data(proposal))
     if not proposal.right:
         raise SystemExit(1)

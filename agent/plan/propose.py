@@ -1,6 +1,7 @@
-"""What would be done to make the node right: observe, decide, plan, look at what is in the way.
+"""What would be done to make the node right: decide, plan, look at what is in the way.
 
-Invariant: reads only; a plan that is shown and a change that is made are one and the same proposal.
+Invariant: reads only; a plan that is shown and a change that is made are one and the same proposal,
+and it is made of one observation.
 """
 
 from __future__ import annotations
@@ -14,12 +15,11 @@ from agent.cdi.make import generate
 from agent.cdi.specs import readers
 from agent.cdi.specs.readers import Reader
 from agent.decide import Decision, Evidence, PodNeeds, Question, decide
-from agent.errors import AgentError, CandidateFailed, NoToolkit, TrialFailed
+from agent.errors import AgentError, CandidateFailed, Refused, TrialFailed
 from agent.host.files import Change
 from agent.options.settings import Settings
 from agent.plan import (
     device_nodes,
-    garbled_files,
     obstacles,
     own_specs,
     pod_guard,
@@ -29,13 +29,13 @@ from agent.plan import (
 from agent.plan.candidate import known_failure, loaded
 from agent.plan.context import Context
 from agent.plan.device_nodes import Missing
+from agent.plan.observe import Observation
 from agent.plan.toolkit_users import Moved
 from agent.runtimes import find, low_level, registry
 from agent.runtimes.base import CannotSwitch, ConfiguredRuntime, EditRequest, Edits, Runtime
 from agent.runtimes.desired import Desired
 from agent.runtimes.preflight import Candidate, Preflight
 from agent.runtimes.restart import Restart
-from agent.state.store import Memory
 from agent.status import can_say
 from agent.toolkit import install, programs
 
@@ -54,20 +54,20 @@ class Proposal:
     anything else; `moved` are directories of a toolkit of ours that is elsewhere by now."""
 
     runtime: Runtime
-    decision: Decision
     node: ConfiguredRuntime | None
-    edits: Edits | None
-    gaps: tuple[str, ...]
-    restart: Restart | None
-    preflight: Preflight | None
+    decision: Decision
     warnings: tuple[str, ...]
-    spec: own_specs.Proposed | None = None
-    toolkit: install.Proposed | None = None
-    nodes: tuple[Missing, ...] = ()
-    blocked: AgentError | None = None
+    edits: Edits | None = None
+    gaps: tuple[str, ...] = ()
+    restart: Restart | None = None
+    preflight: Preflight | None = None
     trial: Trial | None = None
+    blocked: AgentError | None = None
     cdi_refused: bool = False
     repairs: tuple[Change, ...] = ()
+    toolkit: install.Proposed | None = None
+    spec: own_specs.Proposed | None = None
+    nodes: tuple[Missing, ...] = ()
     moved: tuple[Moved, ...] = ()
 
     @property
@@ -117,93 +117,146 @@ class Proposal:
         )
 
 
-def propose(ctx: Context, memory: Memory, *, may_enable: bool | None = None) -> Proposal:
-    """What would be done, without doing it. Raises Unreachable or Refused."""
-    found, missing = _toolkit(ctx)
-    proposal = _propose(ctx, memory, may_enable, found)
+@dataclass(frozen=True, slots=True)
+class _Configuration:
+    """The decision, and what follows from it for the runtime's files; fields as in Proposal."""
+
+    decision: Decision
+    warnings: tuple[str, ...]
+    edits: Edits | None = None
+    gaps: tuple[str, ...] = ()
+    restart: Restart | None = None
+    preflight: Preflight | None = None
+    trial: Trial | None = None
+    blocked: AgentError | None = None
+    cdi_refused: bool = False
+
+    @property
+    def failed(self) -> bool:
+        """Does the runtime not start on these files, as far as is known?"""
+        return isinstance(self.blocked, TrialFailed | CandidateFailed)
+
+
+def propose(ctx: Context, seen: Observation, *, may_enable: bool | None = None) -> Proposal:
+    """What would be done, without doing it; `may_enable` in place of the option of that name.
+    Raises Unreachable or Refused."""
+    configuration = _configuration(ctx, seen, may_enable)
+    decision, node = configuration.decision, seen.node
+    warnings, blocked = configuration.warnings, configuration.blocked
     root = driver.root_of(ctx.host, generate.places(ctx.settings))
-    decision, toolkit = proposal.decision, None
-    if found is not None:
-        kind, node, edits = proposal.runtime.kind, proposal.node, proposal.edits
-        cri, base, called = None, memory.default, None
-        if node is not None and edits is not None:
-            cri = node.effective(edits.files)
-            # Of the files as they are: the default may become ours by these very edits.
-            base = edits.base or base or node.effective(node.files).default
-            called = edits.called
-        calls = low_level.runtimes(ctx.settings, ctx.host, kind, cri, base, called)
-        calls, kept = pod_guard.low_level_kept(ctx, node, calls)
-        proposal = _guarded(ctx, proposal, calls, kept)
-        wanted = replace(decision, is_default=proposal.is_default)
-        toolkit = install.propose(ctx.settings, ctx.host, found, wanted, calls, root)
-    hook = install.cdi_hook(ctx.settings, ctx.host, found)
-    looked, program = find.spec_directories(proposal.runtime), _executable(ctx, proposal)
-    spec = own_specs.propose(ctx, decision.spec_dirs, hook, _reader(proposal), looked, program)
+    toolkit = None
+    if seen.toolkit is not None:
+        calls, kept = _low_level(ctx, seen, configuration.edits)
+        pods = _pods_in_the_way(ctx, node, configuration, calls)
+        warnings = (*warnings, *([kept] if kept else []), *_refusals(pods))
+        blocked = blocked or pods
+        wanted = replace(decision, is_default=_is_default(seen.runtime, configuration))
+        toolkit = install.propose(ctx.settings, ctx.host, seen.toolkit, wanted, calls, root)
+    hook = install.cdi_hook(ctx.settings, ctx.host, seen.toolkit)
+    spec = own_specs.propose(
+        ctx, decision.spec_dirs, hook, _reader(seen.runtime, decision),
+        find.spec_directories(seen.runtime),
+        find.program(ctx.settings, ctx.host, seen.runtime) if decision.native else None,
+    )  # fmt: skip
     told = (
-        missing,
+        seen.without_toolkit,
         _unsaid("NVIDIA_CDI_HOOK_PATH", hook, "--toolkit-install-dir"),
         _unsaid("NVIDIA_DRIVER_ROOT", root.host_path if root else None, "--driver-root"),
-        *(toolkit.warnings if toolkit else ()),
-        *(spec.warnings if spec else ()),
     )
-    possible, refused = device_nodes.possible(device_nodes.missing(ctx, root))
-    warnings = (*proposal.warnings, *(text for text in told if text), *refused)
-    moved = _moved(ctx, proposal, memory, found)
-    warnings = (*warnings, *(item.warning for item in moved))
-    proposal = replace(proposal, spec=spec, toolkit=toolkit, nodes=possible, moved=moved)
-    return _writable(ctx, replace(proposal, warnings=warnings))
-
-
-def _moved(
-    ctx: Context, proposal: Proposal, memory: Memory, found: install.Found | None
-) -> tuple[Moved, ...]:
-    node, edits = proposal.node, proposal.edits
-    if node is None or edits is None or found is None:
-        return ()
-    after = toolkit_users.After(node, edits.changes, edits.files)
-    return toolkit_users.moved(ctx, after, memory, found.directory)
-
-
-def _writable(ctx: Context, proposal: Proposal) -> Proposal:
-    """The proposal with what cannot be written of it."""
-    if proposal.right or proposal.refusal is not None:
+    nodes, refused = device_nodes.possible(device_nodes.missing(ctx, root))
+    moved = _moved(ctx, seen, configuration.edits)
+    proposal = Proposal(
+        runtime=seen.runtime,
+        node=node,
+        decision=decision,
+        warnings=(
+            *warnings,
+            *(text for text in told if text),
+            *(toolkit.warnings if toolkit else ()),
+            *(spec.warnings if spec else ()),
+            *refused,
+            *(item.warning for item in moved),
+        ),
+        edits=configuration.edits,
+        gaps=configuration.gaps,
+        restart=configuration.restart,
+        preflight=configuration.preflight,
+        trial=configuration.trial,
+        blocked=blocked,
+        cdi_refused=configuration.cdi_refused,
+        repairs=seen.repairs,
+        toolkit=toolkit,
+        spec=spec,
+        nodes=nodes,
+        moved=moved,
+    )
+    unwritable = _unwritable(ctx, proposal)
+    if unwritable is None:
         return proposal
+    return replace(
+        proposal, blocked=unwritable, warnings=(*proposal.warnings, *_refusals(unwritable))
+    )
+
+
+def _refusals(error: AgentError | None) -> tuple[str, ...]:
+    return (f"apply refuses: {error.message}",) if error is not None else ()
+
+
+def _is_default(runtime: Runtime, configuration: _Configuration) -> bool:
+    """As `Proposal.is_default`."""
+    if configuration.edits is not None:
+        return configuration.decision.is_default
+    return registry.shows_nvidia(runtime.answer)
+
+
+def _low_level(
+    ctx: Context, seen: Observation, edits: Edits | None
+) -> tuple[tuple[str, ...], str | None]:
+    """What NVIDIA's runtime is to call in turn, and a warning."""
+    effective, base, called, node = None, seen.memory.default, None, seen.node
+    if node is not None and edits is not None:
+        effective = node.effective(edits.files)
+        # Of the files as they are: the default may become ours by these very edits.
+        base = edits.base or base or node.effective(node.files).default
+        called = edits.called
+    calls = low_level.runtimes(ctx.settings, ctx.host, seen.runtime.kind, effective, base, called)
+    return pod_guard.low_level_kept(ctx, node, calls)
+
+
+def _pods_in_the_way(
+    ctx: Context, node: ConfiguredRuntime | None, configuration: _Configuration,
+    calls: tuple[str, ...],
+) -> Refused | None:  # fmt: skip
+    """Why running pods do not survive the change; `calls` is what NVIDIA's runtime will call."""
+    edits = configuration.edits
+    if node is None or edits is None or configuration.restart is None:
+        return None
+    return pod_guard.apply_refusal(ctx, node, edits.files, calls)
+
+
+def _moved(ctx: Context, seen: Observation, edits: Edits | None) -> tuple[Moved, ...]:
+    if seen.node is None or edits is None or seen.toolkit is None:
+        return ()
+    after = toolkit_users.After(seen.node, edits.changes, edits.files)
+    return toolkit_users.moved(ctx, after, seen.memory, seen.toolkit.directory)
+
+
+def _unwritable(ctx: Context, proposal: Proposal) -> AgentError | None:
+    """What cannot be written of a proposal; None where nothing is, or nothing needs to be."""
+    if proposal.right or proposal.refusal is not None:
+        return None
     changes = proposal.edits.changes if proposal.edits else ()
-    blocked = obstacles.of_changes(
+    return obstacles.of_changes(
         ctx, changes, transaction=not proposal.configured, spec=proposal.spec,
         toolkit=proposal.toolkit,
     )  # fmt: skip
-    if blocked is None:
-        return proposal
-    warnings = (*proposal.warnings, f"apply refuses: {blocked.message}")
-    return replace(proposal, blocked=blocked, warnings=warnings)
 
 
-def _guarded(
-    ctx: Context, proposal: Proposal, called: tuple[str, ...], kept: str | None
-) -> Proposal:
-    """The proposal with what it means to running pods; `called` is what NVIDIA's runtime will call
-    in turn, `kept` a warning."""
-    warnings = (*proposal.warnings, *([kept] if kept else []))
-    used = None
-    if proposal.node and proposal.edits and proposal.restart:
-        used = pod_guard.apply_refusal(ctx, proposal.node, proposal.edits.files, called)
-    if used is not None:
-        warnings = (*warnings, f"apply refuses: {used.message}")
-    return replace(proposal, warnings=warnings, blocked=proposal.blocked or used)
-
-
-def _reader(proposal: Proposal) -> Reader:
+def _reader(runtime: Runtime, decision: Decision) -> Reader:
     """Who reads the specs. Where that is not the runtime, it is NVIDIA's: it reads all of ours."""
-    if not proposal.decision.native:
+    if not decision.native:
         return readers.NOBODY
-    return readers.reader(proposal.runtime.answer.name, proposal.runtime.version)
-
-
-def _executable(ctx: Context, proposal: Proposal) -> str | None:
-    """The agent path of the runtime's executable, where the runtime reads the specs."""
-    native = proposal.decision.native
-    return find.program(ctx.settings, ctx.host, proposal.runtime) if native else None
+    return readers.reader(runtime.answer.name, runtime.version)
 
 
 def _unsaid(key: str, path: str | None, option: str) -> str | None:
@@ -216,29 +269,62 @@ def _unsaid(key: str, path: str | None, option: str) -> str | None:
     )
 
 
-def _toolkit(ctx: Context) -> tuple[install.Found | None, str | None]:
-    """The toolkit; where no handler is to be registered, its lack is only a warning."""
+def _configuration(ctx: Context, seen: Observation, may_enable: bool | None) -> _Configuration:
+    """The decision and the runtime's files. Where native CDI cannot be switched on, the node is as
+    row 5 says (DESIGN section 3)."""
+    node, memory = seen.node, seen.memory
+    if node is None:
+        decision = _judge(ctx, seen, may=False)
+        return _Configuration(decision, decision.warnings)
+    allowed = ctx.settings.may_enable_cdi if may_enable is None else may_enable
+    allowed = allowed and memory.cdi_refused != loaded(seen.runtime, node.files)
+    found = _examined(ctx, node, _edited(ctx, seen, node, allowed))
+    if not found.failed or found.decision.row != 4 or memory.enabled_cdi:
+        return found
+    without = _examined(ctx, node, _edited(ctx, seen, node, False))
+    text = f"native CDI cannot be switched on: {found.blocked}"
+    return replace(without, cdi_refused=True, warnings=(*without.warnings, text))
+
+
+def _edited(
+    ctx: Context, seen: Observation, node: ConfiguredRuntime, may_enable: bool
+) -> _Configuration:
+    """The decision, the edits that follow from it, and whether a restart is due."""
+    settings, memory, toolkit = ctx.settings, seen.memory, seen.toolkit
+    assert toolkit is not None
+    decision = _judge(ctx, seen, may=may_enable)
+    available, left_out = ((), ()) if decision.hook else install.binaries(settings, toolkit)
+    hook = toolkit.path(programs.RUNTIME_HOOK)
+    request = EditRequest(settings, ctx.store, memory, decision, available, hook)
     try:
-        return install.look(ctx.settings, ctx.host), None
-    except NoToolkit as error:
-        if not ctx.settings.no_runtime_config:
+        edits, told = node.edits(ctx.host, request)
+    except CannotSwitch:
+        if memory.enabled_cdi:
             raise
-        return None, error.message
+        # The switch cannot be set where it would count: the node is as row 5 says.
+        decision = _judge(ctx, seen, may=False)
+        edits, told = node.edits(ctx.host, replace(request, decision=decision))
+    gaps = tuple(node.adapter.unproven(edits.wanted, seen.runtime.answer))
+    gaps = gaps or reloaded.gaps(ctx, node, edits, memory)
+    restart = None
+    if gaps:
+        runtime = seen.runtime
+        restart = ctx.choose_restart(settings.restart_mode, runtime.process, ctx.host, runtime.kind)
+    warnings = (*decision.warnings, *left_out, *told, *_hard_links(edits.changes))
+    warnings += restart.warnings if restart else ()
+    return _Configuration(decision, warnings, edits, gaps, restart)
 
 
-def _judge(
-    ctx: Context, memory: Memory, runtime: Runtime, node: ConfiguredRuntime | None, may: bool
-) -> Decision:
+def _judge(ctx: Context, seen: Observation, *, may: bool) -> Decision:
     """The decision, with what running pods keep; they are asked for where it would take
     something."""
-    adapter = registry.adapter_of(runtime.answer)
-    seen = node.evidence(ctx.host) if node else adapter.evidence(runtime.answer)
     judged = functools.partial(
         _decide,
-        ctx.settings, runtime, seen, enabled_by_agent=memory.enabled_cdi, may_enable=may,
+        ctx.settings, seen.runtime, seen.evidence, enabled_by_agent=seen.memory.enabled_cdi,
+        may_enable=may,
     )  # fmt: skip
     decision = judged()
-    needs = pod_guard.needs(ctx, node, decision) if node else None
+    needs = pod_guard.needs(ctx, seen.node, decision) if seen.node else None
     return judged(needs=needs) if needs else decision
 
 
@@ -268,63 +354,14 @@ def _decide(
     )
 
 
-def _propose(
-    ctx: Context, memory: Memory, may_enable: bool | None, found: install.Found | None
-) -> Proposal:
-    settings = ctx.settings
-    allowed = settings.may_enable_cdi if may_enable is None else may_enable
-    runtime = find.find_runtime(settings, ctx.host)
-    judge = functools.partial(_judge, ctx, memory, runtime)
-    if settings.no_runtime_config:
-        decision = judge(None, False)
-        return Proposal(runtime, decision, None, None, (), None, None, decision.warnings)
-    repairs = garbled_files.garbled(ctx, memory)
-    overlay = {item.path.host: item.state for item in repairs}
-    adapter = registry.adapter(runtime.kind)
-    node = adapter.look(settings, ctx.host, runtime, overlay)
-    allowed = allowed and memory.cdi_refused != loaded(runtime, node.files)
-    decision = judge(node, allowed)
-    assert found is not None
-    available, left_out = ((), ()) if decision.hook else install.binaries(settings, found)
-    hook = found.path(programs.RUNTIME_HOOK)
-    request = EditRequest(settings, ctx.store, memory, decision, available, hook)
-    try:
-        edits, told = node.edits(ctx.host, request)
-    except CannotSwitch:
-        if memory.enabled_cdi:
-            raise
-        # The switch cannot be set where it would count: the node is as row 5 says.
-        decision = judge(node, False)
-        edits, told = node.edits(ctx.host, replace(request, decision=decision))
-    gaps = tuple(adapter.unproven(edits.wanted, runtime.answer))
-    gaps = gaps or reloaded.gaps(ctx, node, edits, memory)
-    restart = _way(ctx, runtime) if gaps else None
-    warnings = (*decision.warnings, *left_out, *told, *_hard_links(edits.changes))
-    warnings += restart.warnings if restart else ()
-    proposal = Proposal(runtime, decision, node, edits, gaps, restart, None, warnings)
-    proposal = replace(proposal, repairs=tuple(item.change for item in repairs))
-    proposal = _examined(ctx, node, edits, proposal)
-    failed = isinstance(proposal.blocked, TrialFailed | CandidateFailed)
-    if not failed or decision.row != 4 or memory.enabled_cdi:
-        return proposal
-    # Where native CDI cannot be switched on, the node is as row 5 says (DESIGN section 3).
-    without = _propose(ctx, memory, False, found)
-    text = f"native CDI cannot be switched on: {proposal.blocked}"
-    return replace(without, cdi_refused=True, warnings=(*without.warnings, text))
-
-
-def _way(ctx: Context, runtime: Runtime) -> Restart:
-    """How the runtime is restarted. Raises Refused."""
-    return ctx.choose_restart(ctx.settings.restart_mode, runtime.process, ctx.host, runtime.kind)
-
-
-def _examined(ctx: Context, node: ConfiguredRuntime, edits: Edits, proposal: Proposal) -> Proposal:
-    """The proposal with what is in its way: a restart that the runtime would not survive, its own
+def _examined(ctx: Context, node: ConfiguredRuntime, found: _Configuration) -> _Configuration:
+    """The same with what is in its way: a restart that the runtime would not survive, its own
     executable's word, and that it failed before."""
-    warnings, restart = proposal.warnings, proposal.restart
-    deadly = node.restart_hazard(ctx.host, edits.files)
-    if deadly is not None:
-        warnings = (*warnings, f"apply refuses: {deadly.message}" if restart else deadly.later)
+    warnings, restart, edits = found.warnings, found.restart, found.edits
+    assert edits is not None
+    hazard = node.restart_hazard(ctx.host, edits.files)
+    if hazard is not None:
+        warnings = (*warnings, *(_refusals(hazard) if restart else (hazard.later,)))
     checked = None
     if edits.changes or restart:
         names = tuple(edits.wanted.handlers)
@@ -332,7 +369,7 @@ def _examined(ctx: Context, node: ConfiguredRuntime, edits: Edits, proposal: Pro
         checked = node.preflight(ctx.host, Candidate(edits.files, names, ours))
     if checked is not None and not checked.done:
         warnings = (*warnings, f"not pre-flighted: {checked.note}")
-    blocked: AgentError | None = deadly if restart else None
+    blocked: AgentError | None = hazard if restart else None
     tried = None
     if restart and blocked is None:
         blocked = known_failure(ctx, node, edits)
@@ -340,12 +377,12 @@ def _examined(ctx: Context, node: ConfiguredRuntime, edits: Edits, proposal: Pro
             tried = tried_out(ctx, node, edits.changes, edits.wanted, "apply")
             blocked = tried.refusal
         if blocked is not None:
-            warnings = (*warnings, f"apply refuses: {blocked.message}")
+            warnings = (*warnings, *_refusals(blocked))
         elif tried is not None and not tried.done:
             warnings = (*warnings, f"not tried: {tried.note}")
         elif tried is not None and tried.warning:
             warnings = (*warnings, tried.warning)
-    return replace(proposal, preflight=checked, warnings=warnings, blocked=blocked, trial=tried)
+    return replace(found, preflight=checked, warnings=warnings, blocked=blocked, trial=tried)
 
 
 def tried_out(

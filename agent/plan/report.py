@@ -17,6 +17,7 @@ from agent.host import files
 from agent.plan import own_specs
 from agent.plan.context import Context
 from agent.plan.left_over import LeftOver, left_over
+from agent.plan.observe import observe
 from agent.plan.propose import Proposal, propose
 from agent.plan.published import facts
 from agent.runtimes import registry
@@ -94,7 +95,7 @@ def report(ctx: Context) -> Report:
         if journal is not None and journal.stage != TIDYING:
             unfinished = f"{journal.purpose} ({journal.stage})"
         failed = next((item.why for item in reversed(ctx.store.failed().values())), None)
-        proposal = propose(ctx, memory)
+        proposal = propose(ctx, observe(ctx, memory))
         problem = proposal.refusal
     except AgentError as error:
         problem = error

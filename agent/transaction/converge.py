@@ -36,6 +36,7 @@ from agent.plan import (
 )
 from agent.plan.candidate import loaded
 from agent.plan.context import Context, tidy
+from agent.plan.observe import observe
 from agent.plan.propose import Proposal, propose, why_not
 from agent.runtimes import desired as wishes
 from agent.runtimes import registry
@@ -86,7 +87,7 @@ def _refuse_first(ctx: Context) -> Proposal | None:
     for it. Gives the proposal then. Raises AgentError."""
     if os.path.lexists(ctx.store.directory):
         return None
-    proposal = propose(ctx, Memory())
+    proposal = propose(ctx, observe(ctx, Memory()))
     _refuse(ctx, proposal)
     return proposal
 
@@ -115,19 +116,19 @@ def _recover_and_converge(ctx: Context, first: Proposal | None) -> Outcome:
     repaired = garbled_files.repair(ctx, memory)
     try:
         # What was proposed a moment ago is not asked for again if nobody was at work meanwhile.
-        proposal = first if first and memory == Memory() else propose(ctx, memory)
+        proposal = first if first and memory == Memory() else propose(ctx, observe(ctx, memory))
     except Unreachable as error:
         if not repaired:
             raise
         garbled_files.revive(ctx, error)
-        proposal = propose(ctx, memory)
+        proposal = propose(ctx, observe(ctx, memory))
     if found.waiting:
         if _still_waits(proposal):
             written = _install(ctx, proposal)
             return publish(ctx, Outcome(proposal, written, pending=True), barrier=False)
         _refuse(ctx, proposal)
         found = recover.give_up_waiting(ctx)
-        proposal = propose(ctx, ctx.store.memory())
+        proposal = propose(ctx, observe(ctx, ctx.store.memory()))
     barrier = found.barrier or ctx.barrier
     outcome = _converge(ctx, proposal, ctx.store.memory(), barrier=barrier)
     return replace(outcome, recovered=found.outcome, changed=(*repaired, *outcome.changed))
@@ -157,7 +158,7 @@ def _converge(
     restart_spread.check_time(ctx, proposal.restart)
     nodes = device_nodes.create(ctx, proposal.nodes)
     if nodes:  # they belong into the spec
-        proposal = propose(ctx, memory, may_enable=False if refused_cdi else None)
+        proposal = propose(ctx, observe(ctx, memory), may_enable=False if refused_cdi else None)
         _refuse(ctx, proposal)
     written = (*nodes, *_install(ctx, proposal))
     for warning in proposal.warnings:
@@ -253,7 +254,7 @@ def _after_failure(
         raise error
     ctx.log("native CDI could not be switched on", reason=error.message)
     try:
-        second = propose(ctx, memory, may_enable=False)
+        second = propose(ctx, observe(ctx, memory), may_enable=False)
         return _converge(ctx, second, memory, barrier=barrier, refused_cdi=True)
     except Refused as other:
         if isinstance(error, RolledBack):  # the runtime was restarted: that is no refusal

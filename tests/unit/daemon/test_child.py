@@ -173,5 +173,5 @@ def done(**given: Any) -> Outcome:
     runtime = Runtime(Endpoint("containerd", socket), None, answer)
     evidence = (Evidence("cri-status", Switch.TRUE, ("/etc/cdi",)),)
     decision = decide(Question(version="2.1.9", evidence=evidence))
-    proposal = Proposal(runtime, decision, None, None, (), None, None, ())
+    proposal = Proposal(runtime, None, decision, ())
     return Outcome(proposal, **given)

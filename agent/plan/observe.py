@@ -1,0 +1,60 @@
+"""One look at the node: all that a proposal is made of, and that only a write of ours changes.
+
+Invariant: reads only. What is asked once is passed on, so that a decision and the edit that follows
+from it speak of the same moment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agent.decide import Evidence
+from agent.errors import NoToolkit
+from agent.host.files import Change
+from agent.plan import garbled_files
+from agent.plan.context import Context
+from agent.runtimes import find, registry
+from agent.runtimes.base import ConfiguredRuntime, Runtime
+from agent.state.store import Memory
+from agent.toolkit import install
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What was seen. `node` is None where the configuration is not ours to change; `toolkit` is
+    None where there is none and none is needed, `without_toolkit` is a warning then; `repairs` are
+    files of ours that somebody garbled: the rest was looked at as if they were written anew."""
+
+    memory: Memory
+    toolkit: install.Found | None
+    without_toolkit: str | None
+    runtime: Runtime
+    node: ConfiguredRuntime | None
+    evidence: tuple[Evidence, ...]
+    repairs: tuple[Change, ...] = ()
+
+
+def observe(ctx: Context, memory: Memory) -> Observation:
+    """Look at the node; `memory` is what is remembered of it. Raises Unreachable or Refused."""
+    toolkit, warning = _toolkit(ctx)
+    runtime = find.find_runtime(ctx.settings, ctx.host)
+    adapter = registry.adapter(runtime.kind)
+    if ctx.settings.no_runtime_config:
+        evidence = adapter.evidence(runtime.answer)
+        return Observation(memory, toolkit, warning, runtime, None, evidence)
+    repairs = garbled_files.garbled(ctx, memory)
+    overlay = {item.path.host: item.state for item in repairs}
+    node = adapter.look(ctx.settings, ctx.host, runtime, overlay)
+    changes = tuple(item.change for item in repairs)
+    evidence = node.evidence(ctx.host)
+    return Observation(memory, toolkit, warning, runtime, node, evidence, changes)
+
+
+def _toolkit(ctx: Context) -> tuple[install.Found | None, str | None]:
+    """The toolkit; where no handler is to be registered, its lack is only a warning."""
+    try:
+        return install.look(ctx.settings, ctx.host), None
+    except NoToolkit as error:
+        if not ctx.settings.no_runtime_config:
+            raise
+        return None, error.message
