@@ -54,6 +54,8 @@ def test_files_that_are_named_are_there(name: str) -> None:
     places = (ROOT, (ROOT / name).parent, ROOT / "agent")
 
     def there(path: str) -> bool:
+        if path.endswith(".py") and "/" not in path:
+            return any(next((ROOT / top).rglob(path), None) for top in ("agent", "tests"))
         return any((place / path).exists() for place in places)
 
     named = _PATH.findall(prose((ROOT / name).read_text("utf-8")))
