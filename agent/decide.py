@@ -253,9 +253,9 @@ def _keep(q: Question, decision: Decision) -> Decision:
     ]
     shown = ", ".join(needs.pods[:20]) + (" and others" if len(needs.pods) > 20 else "")
     warning = (
-        f"kept for running pods: {', '.join(what)}; without that a container of theirs that starts "
-        f"again would have no GPU: {shown}; once they are gone, the next convergence makes this "
-        f"node as row {decision.row} says"
+        f"kept for running pods: {', '.join(what)}; otherwise a container of these pods that "
+        f"restarts would have no GPU: {shown}; once they are gone, the next convergence applies "
+        f"row {decision.row}"
     )
     return replace(
         decision,
@@ -315,15 +315,16 @@ def _override(q: Question, decision: Decision) -> Decision:
             )
         else:
             warnings.append(
-                f"set-as-default={asked} was asked for, where this node wants "
+                f"set-as-default={asked} was given, but this node needs "
                 f"{str(decision.is_default).lower()}"
                 + ("" if q.set_as_default else ": GPU pods without a runtime class get no GPU")
             )
             decision = replace(decision, is_default=q.set_as_default)
     if q.mode in ("legacy", "csv", "jit-cdi") and decision.row in (5, 6):
         warnings.append(
-            f"mode {q.mode} was asked for, where this node wants cdi: nvidia-container-runtime "
-            "looks at no annotation in it, so that the device plugin's pods get no GPU"
+            f"mode {q.mode} was given, but this node needs cdi: in that mode "
+            "nvidia-container-runtime ignores annotations, and the device plugin's pods get no "
+            "GPU"
         )
     if q.mode is not None and not decision.hook:
         decision = replace(decision, mode=q.mode)
@@ -333,13 +334,15 @@ def _override(q: Question, decision: Decision) -> Decision:
         decision = replace(decision, strategy=q.strategy)
     if decision.row == 8 and decision.prefixes:
         warnings.append(
-            f"annotation prefixes {', '.join(decision.prefixes)} were asked for: CRI-O gives the "
-            "annotations of a pod to its containers, so that whoever may create a pod takes any "
-            "GPU, past the scheduler"
+            f"annotation prefixes {', '.join(decision.prefixes)} were given: CRI-O copies a pod's "
+            "annotations to its containers, so anyone who may create a pod can take any GPU "
+            "without the scheduler"
         )
     reported = {e.switch for e in q.evidence if e.seen}
     if q.forced is True and decision.row == 3 and reported & {Switch.FALSE, Switch.ABSENT}:
         warnings.append("native CDI was forced, but the runtime does not report it as enabled")
     if q.forced is False and reported & {Switch.TRUE, Switch.NULL}:
-        warnings.append("native CDI was denied, but the runtime reports it as enabled")
+        warnings.append(
+            "native CDI was switched off by option, but the runtime reports it as enabled"
+        )
     return replace(decision, warnings=tuple(warnings))

@@ -129,7 +129,7 @@ def _spec_lines(proposal: Proposal) -> list[str]:
     ]  # fmt: skip
     told = " ".join(proposal.warnings)
     nobodys = [spec.problem for spec in specs if spec.problem and spec.problem not in told]
-    return [*theirs, *(f"Not there: {problem}" for problem in nobodys)]
+    return [*theirs, *(f"Skipped: {problem}" for problem in nobodys)]
 
 
 def _action(change: Change) -> str:

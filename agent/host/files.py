@@ -324,7 +324,7 @@ def names(path: str, most: Budget = budget.DIRECTORY) -> list[str]:
         try:
             return budget.names(directory, most)
         except budget.OverBudget as error:
-            raise OSError(f"{error}; remove what is of no use") from error
+            raise OSError(f"{error}; remove what is not needed") from error
 
 
 def some_names(path: str, most: Budget) -> tuple[list[str], bool]:

@@ -305,7 +305,7 @@ def refuse_odd(path: str) -> None:
     if len(os.fsencode(path)) >= _PATH_MAX:
         raise Refused(
             f"cannot use the path {path[:100]}...: file name too long ({len(path)} characters); "
-            "name it in a shorter way"
+            "use a shorter path"
         )
 
 

@@ -20,7 +20,7 @@ from agent.host import safe
 
 _CONTENT = re.compile(rb"[0-9]{0,10}\n?")
 _ELSE = "remove it, or give another --pid-file"
-_NO_FILE = f"it is no ordinary file; {_ELSE}"
+_NO_FILE = f"it is not a regular file; {_ELSE}"
 _NOT_OPENED = (errno.ELOOP, errno.EISDIR, errno.ENXIO)  # a link, a directory, a socket
 
 
@@ -71,7 +71,7 @@ def _refuse_foreign(fd: int, path: str) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise Refused(f"cannot use the pid file {path}: {_NO_FILE}")
     if found.st_uid not in (0, os.geteuid()) or found.st_nlink > 1:
-        raise Refused(f"cannot use the pid file {path}: it is somebody else's file too; {_ELSE}")
+        raise Refused(f"cannot use the pid file {path}: it has another name (hard link); {_ELSE}")
 
 
 def _is_there(directory: int, name: str, fd: int) -> bool:

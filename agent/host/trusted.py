@@ -163,7 +163,7 @@ def names(host: HostRoot, name: str) -> tuple[HostPath, list[str]]:
         raise Refused(f"cannot read the directory {name}: {reason(error)}") from error
     except budget.OverBudget as error:
         raise Refused(
-            f"cannot read the directory {name}: {error}; remove what is of no use"
+            f"cannot read the directory {name}: {error}; remove what is not needed"
         ) from error
 
 

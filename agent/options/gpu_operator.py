@@ -46,8 +46,8 @@ def silenced(
             text = env.get(name, "").strip()
             if text and value(option, text) != value(option, said):
                 yield (
-                    f"{name}={text} has no say: {first}={said} is set too and counts first; "
-                    f"set {first} instead"
+                    f"{name}={text} is ignored: {first}={said} is set too and counts first; set "
+                    f"{first} instead"
                 )
 
 

@@ -176,7 +176,7 @@ def _state_directory(settings: Settings, host: HostRoot) -> str:
     used = [name for name in names if _has_state(places[name].agent)]
     if len(used) > 1:
         raise Refused(
-            f"cannot tell which state holds: there is one in {asked} and one in {beside}; look at "
+            f"cannot choose between two state directories, {asked} and {beside}; compare "
             "memory.json in both, and give the right one with --state-dir"
         )
     for name in used or places:

@@ -102,9 +102,9 @@ def repair(ctx: Context, memory: Memory) -> tuple[str, ...]:
             _put(item)
         except OSError as error:
             raise Refused(
-                f"cannot write {item.path} anew: {reason(error)}; somebody garbled it ({item.why})"
+                f"cannot rewrite {item.path}: {reason(error)}; somebody garbled it ({item.why})"
             ) from error
-        ctx.log("warning", text=f"{item.path} was garbled ({item.why}); it is written anew")
+        ctx.log("warning", text=f"{item.path} was garbled ({item.why}); it is rewritten")
     return tuple(item.path.host for item in found)
 
 

@@ -92,8 +92,8 @@ def _answer(known: _Known) -> Answer:
     if not known.failure:
         return known.answer
     warning = (
-        "GPUs are those that NVML told of before, for the kernel shows the same ones and NVML "
-        f"tells none now: {known.failure}"
+        "GPUs are those that NVML listed before, because the kernel shows the same ones and NVML "
+        f"lists none now: {known.failure}"
     )
     return replace(known.answer, warnings=(warning, *known.answer.warnings))
 

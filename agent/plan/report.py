@@ -101,14 +101,17 @@ def report(ctx: Context) -> Report:
         problem = error
     drift: list[str] = []
     if proposal is not None:
-        drift += [f"{change.path.host} is not as it should be" for change in proposal.changes]
+        drift += [
+            f"{change.path.host} is missing or differs from what `apply` writes"
+            for change in proposal.changes
+        ]
         drift += _toolkit_drift(proposal)
         drift += [f"running runtime: {gap}" for gap in proposal.gaps]
     published, missing = _published(ctx)
     if proposal is not None and published:
         now = dict(status.lines(facts(ctx, proposal), ctx.boot_id, ctx.wall()))
         if now["TOOLKIT_CONFIG_HASH"] != published.get("TOOLKIT_CONFIG_HASH"):
-            drift.append("the published decision is not today's")
+            drift.append("the published decision is out of date")
     touched = tuple(
         (
             host,
@@ -140,7 +143,7 @@ def _toolkit_drift(proposal: Proposal) -> list[str]:
     directory, different = proposal.toolkit.found.directory, proposal.toolkit.difference
     names = [name for name in different.write if name != CONFIG]
     return [
-        *(f"{directory}/{name} is not as it should be" for name in names),
+        *(f"{directory}/{name} is missing or differs from what `apply` writes" for name in names),
         *(f"{directory}/{name} should be gone" for name in different.remove),
     ]
 

@@ -20,7 +20,7 @@ from agent.runtimes.config_file import ConfigFile
 from agent.toml import edit as tomledit
 from agent.toml.edit import Data, Path
 
-UNKNOWN = "the runtime's executable cannot be told; give --executable-path"
+UNKNOWN = "the runtime's executable is not known; give --executable-path"
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from agent.state.store import Entry, Journal, parents
 from agent.systemd.units import Command, SystemdError, Timer
 
 MARGIN = 20  # seconds beyond the proof; so long may the restart itself take
-FIRED = "the switch on the host has undone it meanwhile"
+FIRED = "the timer on the host has undone it meanwhile"
 
 _FOLDERS = ("/usr/bin", "/bin", "/usr/local/bin", "/run/current-system/sw/bin")
 # What neither systemd nor a program takes for anything but a part of a name.

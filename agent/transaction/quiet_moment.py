@@ -48,7 +48,7 @@ def wait(ctx: Context, socket: HostPath, end: float, *, touched: bool) -> None:
             raise SystemExit(128 + signal.SIGTERM)  # the signal itself ends us on the way out
         ctx.sleep(min(_PAUSE, left))
         if ctx.clock() >= end:
-            text = "the runtime is restarted although it is making pods: "
+            text = "the runtime is restarted although it is creating pods: "
             ctx.log("warning", text=f"{text}{', '.join(found)} after {LIMIT:.0f} s of waiting")
 
 

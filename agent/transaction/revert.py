@@ -261,7 +261,7 @@ def _lost(ctx: Context, node: ConfiguredRuntime, memory: Memory) -> tuple[bool, 
     lost = node.root.state is None and node.root.path.host in gone
     if lost:
         notes.append(
-            "the runtime is not restarted, for it would start without that file; it has our "
+            "the runtime is not restarted, because it would start without that file; it has our "
             "handlers until its next restart"
         )
     return lost, tuple(notes)

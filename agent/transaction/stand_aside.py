@@ -110,8 +110,8 @@ def stand(ctx: Context, lock_fd: int, run: int) -> None:
         with contextlib.suppress(OSError):
             fcntl.flock(lock_fd, fcntl.LOCK_UN)
         raise StoodAside(
-            "cannot converge: `revert` undid what was applied, and this `run` stands aside; "
-            "replace its pod, or restart it, to have the node made right again"
+            "cannot converge: `revert` undid the changes, and this `run` leaves the node alone; "
+            "replace or restart its pod to configure the node again"
         )
 
 

@@ -134,7 +134,7 @@ def measure(program: str, restarts: int, generation: str) -> str:
                 )  # fmt: skip
                 times.append(time.monotonic() - began)
                 assert done.returncode == 0, done.stderr
-                hurried += "although it is making pods" in done.stderr
+                hurried += "although it is creating pods" in done.stderr
             restarted = node.supervisor.starts - starts
         finally:
             ending.set()

@@ -136,7 +136,7 @@ def test_while_the_runtime_is_down(node: CliNode) -> None:
     assert node.supervisor.wait_until(lambda s: s.starts > starts + 1), "it dies at each start"
     result = node.agent("apply", "--proof-timeout=20")
     checks.done(result)
-    assert "written anew" in result.stderr
+    assert "rewritten" in result.stderr
     assert "nvidia" in node.answer().runtimes
     assert node.ready() == ready
 

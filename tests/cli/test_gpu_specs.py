@@ -170,7 +170,7 @@ def test_nvml_that_crashes(node: GpuHost) -> None:
     before = (node.cdi / GPU).read_bytes()
     Path(f"{node.library}.script").write_text(f"{BROKEN}\n")
     (warning,) = said(node.agent("apply"))
-    assert "are those that NVML told of before" in warning
+    assert "are those that NVML listed before" in warning
     assert (node.cdi / GPU).read_bytes() == before
     make_kernel(node.host, node.host, [ONE, FakeGpu(1)])
     assert len(said(node.agent("apply"))) == 1
@@ -204,7 +204,7 @@ def test_module_that_is_not_loaded(node: GpuHost) -> None:
     node.say(ONE, extra=[BROKEN])
     result = node.agent("apply")
     assert said(result) == []
-    assert "Not there: cannot make a CDI spec for nvidia.com/gpu" in result.stdout
+    assert "Skipped: cannot make a CDI spec for nvidia.com/gpu" in result.stdout
     assert "kernel module is not loaded" in result.stdout
     assert node.specs() == [MANAGEMENT]
     assert node.ready()

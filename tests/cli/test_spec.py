@@ -104,7 +104,7 @@ def test_second_file_with_the_device(node: DriverNode, name: str) -> None:
         '{\n  "kind": "management.nvidia.com/gpu",\n  "devices": []\n}\n'
     )  # fmt: skip
     (node.cdi / name).write_text(text)
-    fails(node.agent("apply"), 3, name, "cancel each other")
+    fails(node.agent("apply"), 3, name, "uses neither of two")
     (node.cdi / name).rename(node.spec)
     checks.done(node.agent("apply"))
     assert "Written by toolkit-agent" in node.spec.read_text("utf-8")

@@ -205,7 +205,7 @@ def _lose_the_agent(node: SystemdNode) -> None:
     started = node.show(SERVICE)["InvocationID"]
 
     result = node.agent("apply", "--enable-cdi-in-runtime=false", "--proof-timeout=1")
-    failed(result, 3, "failed before", "the switch on the host")
+    failed(result, 3, "failed before", "the timer on the host")
     assert node.config == before
     assert node.strays() == []
     assert node.show(SERVICE)["InvocationID"] == started, "it is on its old files already"
@@ -278,7 +278,7 @@ def test_runtime_that_a_garbled_drop_in_keeps_down(boot: Boot, new_tools: object
     node.until(lambda: node.show(SERVICE)["ActiveState"] == "failed")
     result = node.agent("apply")
     checks.done(result)
-    assert "is written anew" in result.stderr
+    assert "is rewritten" in result.stderr
     assert node.config == written
     assert node.show(SERVICE)["ActiveState"] == "active"
     assert "nvidia" in node.answer().runtimes

@@ -234,7 +234,7 @@ def test_k3s(generation: str, runtime: Runtime) -> None:
         assert "nvidia" not in files["/etc/containerd/config.toml"]
         assert PROGRAMS in files["/etc/containerd/conf.d/99-nvidia.toml"]
         assert {n: m[0] for n, t in files.items() if (m := POD_NAMES.search(t))} == {}
-        assert "CONTAINERD_SET_AS_DEFAULT=true has no say" in pod.said()
+        assert "CONTAINERD_SET_AS_DEFAULT=true is ignored" in pod.said()
         assert node.answer().default == "runc"
         error = node.places.validations / statusfile.ERROR
         assert not error.exists()

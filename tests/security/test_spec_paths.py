@@ -269,7 +269,9 @@ def test_driver_root_of_others(
     make(tmp_path)
     attack(tmp_path / attacked)
     for options in ({}, {"driver_root": f"/{ROOT}"}):
-        with pytest.raises(DriverDistrusted, match=rf"not root's alone: /{attacked} (belongs|can)"):
+        with pytest.raises(
+            DriverDistrusted, match=rf"changed by others than root: /{attacked} (belongs|can)"
+        ):
             make(tmp_path, **options)
 
 

@@ -218,8 +218,8 @@ def refuse_distrusted(tried: Iterable[DriverRoot]) -> None:
     for root in tried:
         if root.distrust:
             raise DriverDistrusted(
-                f"cannot make a CDI spec: {root.host_path}, where the driver is looked for, is not "
-                f"root's alone: {root.distrust}"
+                f"cannot make a CDI spec: {root.host_path}, where the driver is looked for, can "
+                f"be changed by others than root: {root.distrust}"
             )
 
 

@@ -108,7 +108,7 @@ def main() -> NoReturn:
     except OSError as problem:
         error = f"it cannot be used ({problem})"
     except AttributeError:
-        error = "it lacks the functions that tell"
+        error = "it lacks the functions that name the driver"
     os.write(answer, json.dumps({"stores": stores, "error": error}).encode())
     os._exit(0)
 

@@ -67,9 +67,9 @@ class Majors:
                     for listed in found.values() for name in listed)  # fmt: skip
         if not names and (major == fixed or (major in _DYNAMIC and not there)):
             return None
-        whose = f"those of {names[0]}" if names else "those of no driver that is loaded"
+        whose = f"those of {names[0]}" if names else "those of no loaded driver"
         return (
-            f"its numbers {major}:{minor} are {whose}, and not of {start}; remove it, and have the "
+            f"its numbers {major}:{minor} are {whose}, and not of {start}; remove it, and let the "
             "driver's own tools (nvidia-modprobe, udev) make it"
         )
 

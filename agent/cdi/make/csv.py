@@ -249,8 +249,8 @@ class _Devices:
         for wanted in self.options.ids:
             if wanted not in (transform.ALL, ONLY):
                 raise NoDevices(
-                    f"cannot make a CDI spec for {gpus.KIND}: there is no GPU {wanted}: NVML tells "
-                    f"of none but {ONLY}; give --device-id={ONLY} or all"
+                    f"cannot make a CDI spec for {gpus.KIND}: there is no GPU {wanted}: NVML "
+                    f"lists only {ONLY}; give --device-id={ONLY} or all"
                 )
         names = gpus.device_names(Gpu(0, "", 0, ""), None, self.options.strategies)
         if not names:
@@ -274,7 +274,7 @@ class _Devices:
             return (), ()
         chosen = gpus.chosen(told, self.options.ids)
         if any(gpu.index != (0 if is_integrated(gpu) else 1) for gpu in chosen):
-            return (), ("all GPUs are one device, because NVML tells them in an unknown order",)
+            return (), ("all GPUs are one device, because NVML lists them in an unknown order",)
         devices: list[Device] = []
         warnings = []
         for gpu in chosen:

@@ -144,9 +144,9 @@ def _without_groups(spec: Spec, reader: Reader) -> tuple[Spec, tuple[str, ...]]:
     (v1.19 and later), and such a runtime takes nothing from the file."""
     less = transform.without_groups(spec)
     text = (
-        "CDI specs are without the groups of device nodes, so that only root in a container can "
-        f"open those that are not for everybody: {reader.name} may read no more than CDI "
-        f"{reader.newest}; update it"
+        f"CDI specs have no groups of device nodes, because {reader.name} may read no more than "
+        f"CDI {reader.newest}: only root in a container can open nodes that are not open to "
+        "everybody; update it"
     )
     return less, (text,) if less != spec else ()
 
@@ -312,10 +312,13 @@ def _answer(found: Driver, host: HostRoot, ask: Ask | None) -> Answer:
     listed = kernel.gpus(host)
     if listed.error:
         raise NoDevices(
-            f"cannot make a CDI spec for nvidia.com/gpu: NVML does not tell the GPUs: {why}; and "
+            f"cannot make a CDI spec for nvidia.com/gpu: NVML does not list the GPUs: {why}; and "
             f"{listed.error}; load the driver's kernel module"
         )
-    warning = f"GPUs are those of the kernel's list, for NVML does not tell them: {why}"
+    warning = (
+        "GPUs are read from /proc/driver/nvidia, without MIG devices, because NVML does not list "
+        f"them: {why}"
+    )
     return inventory.Answer(listed.gpus, (warning, *listed.warnings))
 
 
@@ -329,7 +332,7 @@ def _told(root: DriverRoot, library: str, ask: Ask) -> Answer:
         except (OSError, Refused) as error:
             return Answer(error=f"{UNLOADABLE}: {library} cannot be opened ({error})")
         if file.distrust:
-            return Answer(error=f"{UNLOADABLE}: it is not root's alone: {file.distrust}")
+            return Answer(error=f"{UNLOADABLE}: others than root can change it: {file.distrust}")
         return ask(Library(file.path.agent, file.fd))
 
 

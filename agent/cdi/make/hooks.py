@@ -59,7 +59,7 @@ def program(host: HostRoot, path: str | None) -> Program:
         except (OSError, Refused) as error:
             return Program(distrust=f"{path} cannot be opened ({error})")
         if why:
-            return Program(distrust=f"{path} is not used, for {why}", way=way)
+            return Program(distrust=f"{path} is not used, because {why}", way=way)
         return Program(path, way=way)
     return Program()
 

@@ -117,7 +117,7 @@ def _stores(host: HostRoot, own: DriverRoot) -> tuple[tuple[str, ...], tuple[str
         try:
             with trusted.opened(host, path, os.O_RDONLY) as library:
                 answer = (
-                    dxcore.Stores(error=f"it is not root's alone: {library.distrust}")
+                    dxcore.Stores(error=f"others than root can change it: {library.distrust}")
                     if library.distrust else dxcore.ask(library.fd)
                 )  # fmt: skip
         except (OSError, Refused) as problem:
@@ -134,7 +134,9 @@ def _stores(host: HostRoot, own: DriverRoot) -> tuple[tuple[str, ...], tuple[str
             f"not tell which of them Windows uses: {error}; run this where {wsl.DXG} is, or remove "
             "the other drivers in Windows (pnputil /delete-driver)"
         )
-    warning = f"the driver is the only one in {wsl.STORES}, for {wsl.DXCORE} tells none: {error}"
+    warning = (
+        f"the driver is the only one in {wsl.STORES}, because {wsl.DXCORE} names none: {error}"
+    )
     return there, (warning,) if there else ()
 
 

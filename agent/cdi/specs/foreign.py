@@ -89,7 +89,7 @@ def _loaded(
     if more or len(found) > budget.SPEC_FILES:
         tell(
             f"{directory} has more than {budget.SPEC_FILES} specs or {budget.DIRECTORY.values} "
-            "names, of which not all were looked at; remove what is of no use"
+            "names, of which not all were looked at; remove what is not needed"
         )
     for name in some(found):
         path = HostPath(os.path.join(directory.agent, name), os.path.join(directory.host, name))

@@ -111,7 +111,7 @@ def specs(host: HostRoot, dirs: Sequence[Directory], reader: Reader = NOBODY) ->
 def full() -> Problem:
     """The problem of a file for which no memory is left."""
     text = f"the files before it have more than {budget.SPECS.values} values"
-    return Problem("nothing", "", f"it was not looked at: {text}", "remove what is of no use")
+    return Problem("nothing", "", f"it was not looked at: {text}", "remove what is not needed")
 
 
 def contents(host: HostRoot, directory: Directory) -> Iterator[tuple[HostPath, bytes | Problem]]:
@@ -155,7 +155,7 @@ def unreadable(dirs: Sequence[Directory]) -> Iterator[tuple[str, Problem]]:
             names, more = files.some_names(directory.path.agent, budget.DIRECTORY)
             if more or sum(name.endswith(ENDINGS) for name in names) > budget.SPEC_FILES:
                 text = f"it has more than {budget.SPEC_FILES} specs; not all were looked at"
-                yield directory.name, Problem("nothing", "", text, "remove what is of no use")
+                yield directory.name, Problem("nothing", "", text, "remove what is not needed")
         except FileNotFoundError:
             continue
         except OSError as error:

@@ -109,8 +109,8 @@ class Site:
             return None
         dead = self.providers[kind][-1]  # it is read last
         return NoDevices(
-            f"cannot provide {kind}: {dead.dead(kind)}; beside it no file of ours would count, so "
-            f"{_ANEW}"
+            f"cannot provide {kind}: {dead.dead(kind)}; the runtime would use no file of ours "
+            f"beside it, so {_ANEW}"
         )
 
     def management(self, wanted: Wanted) -> tuple[Spec, Change | None]:
@@ -134,8 +134,9 @@ class Site:
             beside = os.path.dirname(path.host) == self.directory.host
             if beside and path.name != ours.name and foreign.has_kind(data, kind):
                 raise Refused(
-                    f"cannot write {ours}: {path} defines {kind} too, and two files with one "
-                    "device cancel each other; remove it, or give another --cdi-kind"
+                    f"cannot write {ours}: {path} defines {kind} too, and the runtime uses "
+                    "neither of two files with the same device; remove it, or give another "
+                    "--cdi-kind"
                 )
 
     def other(self, kind: str, wanted: Wanted | None) -> tuple[Spec, Change | None]:

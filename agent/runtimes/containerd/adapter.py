@@ -103,7 +103,7 @@ class Containerd:
         version = parse_version(runtime.version)
         if version is None:
             raise Refused(
-                f"cannot work with containerd {runtime.version!r}: it is no version number"
+                f"cannot work with containerd {runtime.version!r}: that is not a version number"
             )
         gen = generation(version)
         root = root_name(settings, host, runtime.process)

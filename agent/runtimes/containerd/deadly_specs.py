@@ -23,7 +23,7 @@ def _crash(path: HostPath, what: str) -> RestartHazard:
     rule = "a vendor or class of one letter" if kind else "it"
     remedy = "rename the kind or remove the file" if kind else "repair or remove the file"
     return RestartHazard(
-        path, f"has {what}, and containerd before 2.4 dies of {rule}", remedy, "containerd"
+        path, f"has {what}, and containerd before 2.4 crashes on {rule}", remedy, "containerd"
     )
 
 

@@ -111,8 +111,8 @@ def _refuse_hopeless(scene: Scene) -> None:
     if found := faults.ignored(scene.gen, scene.files):
         # Never `config migrate`: it leaves out what containerd does not read (seen with 2.1.9).
         remedy = faults.misplaced_version(scene.files) or (
-            f"none of it counts now; where it is meant, call the section {_SECTION_2} and "
-            "write `version = 2` at the top of that file"
+            f"it has no effect now; if it is intended, call the section {_SECTION_2} and write "
+            "`version = 2` at the top of that file"
         )
         raise Refused(
             f"cannot add to {found[0].path}: {found[1]} and the version of the files do not go "
@@ -121,7 +121,7 @@ def _refuse_hopeless(scene: Scene) -> None:
     if file := faults.ambiguous(scene.gen, scene.files):
         raise Refused(
             f"cannot add to {file.path}: it has both plugins.cri and its long name, and which of "
-            "them counts is chance; leave one of them"
+            "them containerd uses is not defined; keep only one of them"
         )
     if found := faults.disabled(scene.gen, scene.files):
         raise Refused(
@@ -217,7 +217,7 @@ def _checked(scene: Scene, overlay: Overlay, wanted: Desired) -> Edits:
         owner = merge.owner(scene.gen, after, path)
         raise (CannotSwitch if path == _SWITCH else Refused)(
             f"cannot set {tomledit.dotted(path)}: {owner[0].path if owner else scene.root.path} "
-            "has the last word on it; remove the key there"
+            "overrides it; remove the key there"
         )
     if cri.default not in cri.runtimes:
         raise Refused(

@@ -89,7 +89,9 @@ class Crio:
         """The node of a CRI-O that was found. Raises Refused."""
         version = parse_version(runtime.version)
         if version is None:
-            raise Refused(f"cannot work with CRI-O {runtime.version!r}: it is no version number")
+            raise Refused(
+                f"cannot work with CRI-O {runtime.version!r}: that is not a version number"
+            )
         root, directory = places(settings, host, runtime.process)
         overrides = command_line.overrides(runtime.process)
         files = load.load(host, root, directory, overlay)

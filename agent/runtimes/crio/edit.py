@@ -102,8 +102,8 @@ def _refuse_fileless(scene: Scene) -> None:
         if fixed := overrides.spec_dirs:
             place = f"{fixed.source} ({node.kept_in(scene.host, fixed)})"
         raise Refused(
-            f"cannot use native CDI: cdi_spec_dirs is empty in {place}, so that CRI-O looks for "
-            'specs nowhere; remove the key, or name "/etc/cdi" and "/var/run/cdi" in it'
+            f"cannot use native CDI: cdi_spec_dirs is empty in {place}, so CRI-O reads no specs; "
+            'remove the key, or name "/etc/cdi" and "/var/run/cdi" in it'
         )
 
 
@@ -299,8 +299,8 @@ def _check(scene: Scene, after: tuple[ConfigFile, ...], wanted: Desired) -> None
         owner = merge.owner(after, path[: len(merge.RUNTIMES) + 1])
         raise Refused(
             f"cannot set {tomledit.dotted(path)}: {owner.path if owner else node.root.path} is "
-            f"read after {node.drop_in} and has the last word on it; remove the key there, or give "
-            "a later name with --drop-in-config"
+            f"read after {node.drop_in} and overrides it; remove the key there, or give a later "
+            "name with --drop-in-config"
         )
     if cri.default not in cri.runtimes:
         raise Refused(

@@ -49,7 +49,7 @@ def load(
         if len(loaded) > budget.CONFIG.values or size > budget.CONFIG.size:
             raise Refused(
                 f"cannot use {directory}: it has more than {budget.CONFIG.values} files, or more "
-                f"than {budget.CONFIG.size} bytes in them; remove what is of no use"
+                f"than {budget.CONFIG.size} bytes in them; remove what is not needed"
             )
     return tuple(loaded)
 
@@ -67,8 +67,8 @@ def _walk(host: HostRoot, directory: str, overlay: Overlay, depth: int = 0) -> l
     take it for a file and not start."""
     if depth > budget.NESTED.depth:
         raise Refused(
-            f"cannot use {directory[:200]}: directories are nested more than {budget.NESTED.depth} "
-            "levels deep; remove what is of no use"
+            f"cannot use {directory[:200]}: directories are nested more than "
+            f"{budget.NESTED.depth} levels deep; remove what is not needed"
         )
     path = host.resolve(directory)
     found: list[str] = []

@@ -163,8 +163,8 @@ def test_default_that_has_no_say() -> None:
     """gpu-operator's own variable counts first: whoever sets the other one has to hear of it."""
     (told,) = settings(operator.CDI, operator.K3S).warnings
     assert told == (
-        "CONTAINERD_SET_AS_DEFAULT=true has no say: NVIDIA_RUNTIME_SET_AS_DEFAULT=false is set too "
-        "and counts first; set NVIDIA_RUNTIME_SET_AS_DEFAULT instead"
+        "CONTAINERD_SET_AS_DEFAULT=true is ignored: NVIDIA_RUNTIME_SET_AS_DEFAULT=false is set "
+        "too and counts first; set NVIDIA_RUNTIME_SET_AS_DEFAULT instead"
     )
 
 
@@ -183,7 +183,7 @@ def test_default_by_the_second_name_alone() -> None:
 def test_nonsense_that_has_no_say() -> None:
     """Upstream never parses it either."""
     (told,) = settings(operator.CDI, {"CONTAINERD_SET_AS_DEFAULT": "perhaps"}).warnings
-    assert told.startswith("CONTAINERD_SET_AS_DEFAULT=perhaps has no say")
+    assert told.startswith("CONTAINERD_SET_AS_DEFAULT=perhaps is ignored")
 
 
 @pytest.mark.parametrize(

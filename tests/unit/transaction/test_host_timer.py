@@ -205,7 +205,7 @@ def test_fires_while_the_change_is_being_proven(node: ContainedNode) -> None:
                 patch.setattr(node, "act", lambda: None)
                 node.systemd.fire()
 
-    with pytest.raises(NotAccepted, match="the switch on the host"):
+    with pytest.raises(NotAccepted, match="the timer on the host"):
         node.carry_out(act)
     assert node.tree() == node.loaded == OLD
     assert (node.guards(), node.strays(), node.systemd.timers) == ([], [], {})

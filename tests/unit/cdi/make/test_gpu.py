@@ -99,7 +99,7 @@ def test_the_peer_s_own_figures(small: Node, disabled: str) -> None:
         "containerEdits": {key: value for key, value in common.items() if value},
     }
     (warning,) = warnings
-    assert warning.startswith("GPUs are those of the kernel's list, for NVML does not tell them")
+    assert warning.startswith("GPUs are read from /proc/driver/nvidia, without MIG devices")
     assert warning.endswith(f": there is no libnvidia-ml.so.{_V}")
 
 

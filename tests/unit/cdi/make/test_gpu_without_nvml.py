@@ -32,7 +32,7 @@ def test_kernel_s_list_where_nvml_does_not_answer(node: Node) -> None:
     node.set(*gpus, extra=(f"fail nvmlInitWithFlags {NOT_LOADED}",))
     data, (warning,) = node.generate()
     assert data == best
-    assert warning.endswith("NVML does not tell them: Driver Not Loaded")
+    assert warning.endswith("NVML does not list them: Driver Not Loaded")
 
 
 @pytest.mark.parametrize(

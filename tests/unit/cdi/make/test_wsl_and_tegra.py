@@ -128,7 +128,7 @@ def test_gpus_as_one(tmp_path: Path) -> None:
     other_hosts.place_nvml(host, [FakeGpu(0), FakeGpu(1)])
     found, warnings = text(host, "--mode=csv", "--format=json")
     assert names(json.loads(found)) == ["0", "all"]
-    assert warnings == ("all GPUs are one device, because NVML tells them in an unknown order",)
+    assert warnings == ("all GPUs are one device, because NVML lists them in an unknown order",)
 
 
 def test_tegra_with_a_gpu_on_the_bus_only(tmp_path: Path) -> None:
@@ -252,7 +252,9 @@ def test_only_driver_of_windows(library: bool, tmp_path: Path) -> None:
         (host / dxcore.LIBRARY).unlink()
     found, (warning,) = text(host, "--mode=wsl", "--format=json")
     assert f"/{STORE}/libcuda.so.1.1" in found
-    assert warning.startswith("the driver is the only one in /usr/lib/wsl/drivers, for libdxcore")
+    assert warning.startswith(
+        "the driver is the only one in /usr/lib/wsl/drivers, because libdxcore"
+    )
 
 
 @pytest.mark.parametrize(
