@@ -21,6 +21,8 @@ from agent.runtimes.desired import is_ours
 from agent.state.store import Memory
 from agent.toolkit import install
 
+_REMEDY = "toolkit-agent revert --keep-edits --toolkit"
+
 
 @dataclass(frozen=True, slots=True)
 class LeftOver:
@@ -47,8 +49,7 @@ def left_over(ctx: Context, node: ConfiguredRuntime | None, memory: Memory) -> t
         return ()
     found = [(path.host, "CDI spec") for path in _specs(ctx, node)]
     found += [(path, "toolkit") for path in (*current[:1], *memory.moved)]
-    remedy = _remedy(node, memory)
-    return tuple(LeftOver(path, what, remedy) for path, what in found)
+    return tuple(LeftOver(path, what, _REMEDY) for path, what in found)
 
 
 def _specs(ctx: Context, node: ConfiguredRuntime) -> tuple[HostPath, ...]:
@@ -62,16 +63,3 @@ def _programs(ctx: Context, node: ConfiguredRuntime) -> Iterator[str]:
         if is_ours(name, table):
             yield from low_level.executables(table)
     yield from (path for _, path in node.hook_programs(ctx.host, {}))
-
-
-def _remedy(node: ConfiguredRuntime, memory: Memory) -> str:
-    """What removes all of it. A revert takes NVIDIA's handlers out of every file that we wrote to,
-    the other toolkit's included."""
-    written = (file for file in node.files if file.path.host in memory.files)
-    theirs = next((file for file in written if any(node.own_keys(file.data, switch=False))), None)
-    if theirs is None:
-        return "toolkit-agent revert --keep-edits --toolkit"
-    return (
-        f"remove it by hand: revert --keep-edits would take the handlers of NVIDIA out of "
-        f"{theirs.path} too, which are another toolkit's by now"
-    )

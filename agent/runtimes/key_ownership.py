@@ -24,6 +24,7 @@ HEADER = (
 )
 IMPORTS: Path = ("imports",)
 _MISSING = object()
+_PROGRAM_KEYS = frozenset({"binaryname", "runtime", "runtime_path", "runtime_engine"})
 
 Condition = Literal["gone", "as before", "as written", "edited since"]
 Keys = Mapping[str, Any]  # values by path, which is spelled as JSON; None where the key is removed
@@ -90,6 +91,18 @@ def still_ours(original: Original, current: Data) -> Iterator[Path]:
         now = get(current, path, _MISSING)
         if path != IMPORTS and (now is _MISSING if value is None else now == value):
             yield path
+
+
+def is_rewritten(original: Original, current: Data, path: Path) -> bool:
+    """Is a handler or a key that looks like ours somebody else's by now: not among those that we
+    wrote, of another value, or a handler of which somebody changed the program? An older version
+    did not note what it wrote: then nothing is."""
+    if not original.keys:
+        return False
+    written = {_path(key): value for key, value in original.keys.items() if value is not None}
+    below = {key: value for key, value in written.items() if key[: len(path)] == path}
+    decisive = [key for key in below if key == path or key[-1].lower() in _PROGRAM_KEYS]
+    return not below or any(get(current, key) != below[key] for key in decisive)
 
 
 def imported(original: Original) -> tuple[str, ...]:

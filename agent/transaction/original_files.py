@@ -15,7 +15,13 @@ from agent.host.files import Change, FileState
 from agent.host.paths import HostPath
 from agent.plan.context import Context
 from agent.runtimes.base import ConfiguredRuntime, Restoration
-from agent.runtimes.key_ownership import HEADER, condition, imported, still_ours
+from agent.runtimes.key_ownership import (
+    HEADER,
+    condition,
+    imported,
+    is_rewritten,
+    still_ours,
+)
 from agent.state.store import Memory, Original
 from agent.toml import edit as tomledit
 from agent.toml.edit import Data, Op, Path, Set, Unset
@@ -125,10 +131,17 @@ def inverse(
     switch: bool, drop_in_goes: bool,
 ) -> list[Op]:  # fmt: skip
     """Our keys back to what the original has, or out: those that anybody can see to be ours, and
-    those that we remember. `data` are the file's, now and before us; `switch`: it was us who
-    switched CDI on; `drop_in_goes` as in Restoration."""
+    those that we remember. A handler that another toolkit has written since stays. `data` are the
+    file's, now and before us; `switch`: it was us who switched CDI on; `drop_in_goes` as in
+    Restoration."""
     current, before = data
-    paths = [*node.own_keys(current, switch=switch), *still_ours(known, current)]
+    visible = [*node.own_keys(current, switch=switch)]
+    foreign = [path for path in visible if is_rewritten(known, current, path)]
+    paths = [
+        path
+        for path in (*visible, *still_ours(known, current))
+        if not any(path[: len(other)] == other for other in foreign)
+    ]
     ops: list[Op] = []
     for key in dict.fromkeys(paths):
         if key == ("version",):
