@@ -25,11 +25,12 @@ _TESTS = (
     "tests/unit/doubles/test_supervisor.py",  # ended by a signal
     "tests/unit/options/test_settings.py",  # variables
     "tests/unit/runtimes/test_command.py",
-    "tests/cli/test_cdi.py::test_nothing_there",  # specs and mounts
-    "tests/cli/test_host_root.py::test_a_directory_as_host",  # long names of sockets
-    "tests/cli/test_toolkit.py::test_packages",  # modes
-    "tests/cli/test_toolkit.py::test_the_host_s_own_that_is_removed",  # processes
-    "tests/cli/test_run.py::test_stop_while_waiting",
+    "tests/cli/test_cdi.py::test_node_without_specs_has_no_problem",  # specs and mounts
+    # long names of sockets
+    "tests/cli/test_host_root.py::test_everything_written_lies_inside_the_host_root",
+    "tests/cli/test_toolkit.py::test_packages_are_installed_whole_and_nothing_else",  # modes
+    "tests/cli/test_toolkit.py::test_removed_toolkit_of_the_host_takes_readiness_away",  # processes
+    "tests/cli/test_run.py::test_stop_while_waiting_ends_at_once",
     "tests/conformance/test_cdi.py::test_which_file_wins[2.1]",  # a real runtime's own directories
 )
 # Half of the time of its folder, and nothing but texts and trees that it makes itself.
@@ -89,13 +90,13 @@ def both(directory: Path, tests: Sequence[str]) -> int:
                 process.wait()
 
 
-def test_what_is_sensitive(tmp_path: Path) -> None:
+def test_sensitive_tests_pass_on_a_hostile_machine(tmp_path: Path) -> None:
     """Each of these tests depended on one of these things once."""
     assert both(tmp_path, _TESTS) > 300
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1600)  # more than the limit of `passes`
-def test_whole_folders(tmp_path: Path) -> None:
+def test_whole_folders_pass_on_a_hostile_machine(tmp_path: Path) -> None:
     """What depends on something new is found here."""
     assert both(tmp_path, _LONG) > 4000

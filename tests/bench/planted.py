@@ -158,7 +158,7 @@ _TRANSACTION = (
         "failure-not-remembered", "transaction", "agent/transaction/converge.py",
         "change.tidy(ctx, lambda: ctx.store.remember_failure(request.fingerprint, failed))",
         'ctx.log("failed", reason=failed)',
-        ("tests/cli/test_restart.py::test_runtime_that_dies_on_the_new_configuration",),
+        ("tests/cli/test_restart.py::test_runtime_that_dies_on_the_new_configuration_gets_the_old_one",),
     ),
 )  # fmt: skip
 
@@ -195,7 +195,7 @@ _UNDO = (
         "edit-between-two-changes-forgotten", "undo", "agent/runtimes/key_ownership.py",
         "alone = not original.edited or (",
         "alone = True or (",
-        ("tests/cli/test_revert.py::test_foreign_edit_between_two_applies",),
+        ("tests/cli/test_revert.py::test_edit_between_two_applies_needs_keep_edits",),
     ),
     Mutant(
         "unwritable-file-found-too-late", "undo", "agent/plan/obstacles.py",
@@ -207,14 +207,14 @@ _UNDO = (
         "file-imported-by-name-removed", "undo", "agent/transaction/original_files.py",
         "if item.after is None and _imported_by_name(ctx, node, item.path, overlay):",
         "if item.before is None and _imported_by_name(ctx, node, item.path, overlay):",
-        ("tests/cli/test_revert.py::test_literal_import_of_our_drop_in",),
+        ("tests/cli/test_revert.py::test_drop_in_imported_by_name_stays_emptied",),
     ),
     Mutant(
         "dead-pods-count", "revert", "agent/plan/pod_guard.py",
         "ready = [_with_handler(node, ask, pod) for pod in ask.sandboxes() if pod.ready]\n"
         "        return names",
         "ready = [_with_handler(node, ask, pod) for pod in ask.sandboxes()]\n        return names",
-        ("tests/cli/test_revert.py::test_pods_that_use_a_handler",),
+        ("tests/cli/test_revert.py::test_revert_is_refused_while_pods_use_a_handler",),
     ),
     Mutant(
         "pods-of-the-default-forgotten", "revert", "agent/plan/pod_guard.py",
@@ -238,7 +238,7 @@ _UNDO = (
         "ready-after-revert", "revert", "agent/transaction/revert.py",
         "ctx.publisher.withdraw()  # first: whatever becomes of the rest, nothing is ready",
         "pass",
-        ("tests/cli/test_revert.py::test_files_that_somebody_put_back",),
+        ("tests/cli/test_revert.py::test_files_put_back_by_hand_leave_nothing_to_revert",),
     ),
     Mutant(
         "reboot-not-noticed", "recover", "agent/transaction/recover.py",
@@ -333,13 +333,13 @@ _TOOLKIT = (
         "interrupted-install-left", "toolkit", "agent/toolkit/install.py",
         "        place.tidy(directory.agent)\n",
         "",
-        ("tests/cli/test_kill.py::test_killed_around_the_exchange",),
+        ("tests/cli/test_kill.py::test_toolkit_killed_around_the_exchange_is_old_or_new",),
     ),
     Mutant(
         "installed-files-not-watched", "toolkit", "agent/toolkit/install.py",
         "names = (*known.names, tree.LIST) if known else ()",
         "names = (tree.LIST,) if known else ()",
-        ("tests/cli/test_toolkit_run.py::test_file_of_the_toolkit",),
+        ("tests/cli/test_toolkit_run.py::test_removed_file_of_the_toolkit_comes_back",),
     ),
 )  # fmt: skip
 
@@ -412,7 +412,7 @@ _SUPERVISOR = (
         'f"--entry={ctx.settings.entry}", *options,',
         # Without its paths a child would work on this machine.
         'f"--entry={ctx.settings.entry}", *(o for o in options if "runtime-name" not in o),',
-        ("tests/cli/test_run.py::test_options_reach_the_child",),
+        ("tests/cli/test_run.py::test_child_gets_the_options",),
     ),
 )  # fmt: skip
 

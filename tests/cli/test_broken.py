@@ -180,7 +180,9 @@ BROKEN: dict[str, tuple[Break, str]] = {
 
 
 @pytest.mark.parametrize(("broken", "names"), BROKEN.values(), ids=BROKEN.keys())
-def test_broken_configuration(same_node: CliNode, broken: Break, names: str) -> None:
+def test_broken_configuration_is_refused_and_stays(
+    same_node: CliNode, broken: Break, names: str
+) -> None:
     """Exit 3, the file is named, and it stays as broken as it was."""
     broken(same_node)
     refuses(same_node, Refusal(3, names), commands=("apply", "apply"))
@@ -211,7 +213,7 @@ def test_a_refusal_leaves_readiness(node: CliNode) -> None:
     assert node.ready() == ready
 
 
-def test_missing_toolkit(node: CliNode) -> None:
+def test_missing_toolkit_is_refused_by_its_name(node: CliNode) -> None:
     """No file, a directory, or no right to execute it: exit 3, the binary is named."""
     binary = node.toolkit / "nvidia-container-runtime"
     refusal = Refusal(3, "nvidia-container-runtime is neither in", "NO_TOOLKIT")
@@ -223,7 +225,7 @@ def test_missing_toolkit(node: CliNode) -> None:
     refuses(node, refusal, commands=("apply",))
 
 
-def test_part_of_the_toolkit(node: CliNode) -> None:
+def test_handler_without_its_binary_is_left_out(node: CliNode) -> None:
     """A handler without its binary is left out, with a warning."""
     (node.toolkit / "nvidia-container-runtime.cdi").unlink()
     result = node.agent("apply")
@@ -258,7 +260,7 @@ BAD_ENVIRONMENT = {
 
 
 @pytest.mark.parametrize(("name", "value"), BAD_ENVIRONMENT.items())
-def test_bad_environment(same_node: CliNode, name: str, value: str) -> None:
+def test_bad_environment_is_a_usage_error(same_node: CliNode, name: str, value: str) -> None:
     """Exit 2, and the line names the value that cannot be used."""
     env = {name: value}
     refusal = Refusal(2, value.rpartition(",")[2], None)
@@ -282,14 +284,14 @@ def test_bad_environment(same_node: CliNode, name: str, value: str) -> None:
     ],
     ids=" ".join,
 )
-def test_bad_command_line(same_node: CliNode, words: list[str]) -> None:
+def test_bad_command_line_is_a_usage_error(same_node: CliNode, words: list[str]) -> None:
     """Exit 2, and nothing was even looked at."""
     word = words[-1].removeprefix("--").rpartition("=")[2]
     refuses(same_node, Refusal(2, word, None), *words, commands=("apply", "revert"))
     assert not same_node.state.exists()
 
 
-def test_unknown_command(same_node: CliNode) -> None:
+def test_unknown_command_is_a_usage_error(same_node: CliNode) -> None:
     """Exit 2, naming it."""
     fails(same_node.agent("improve"), 2, "improve")
 

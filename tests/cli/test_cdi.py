@@ -43,7 +43,7 @@ def root(tmp_path: Path) -> Path:
     return make_root(tmp_path)
 
 
-def test_nothing_there(root: Path) -> None:
+def test_node_without_specs_has_no_problem(root: Path) -> None:
     """Said so; there is nothing wrong with it."""
     result = run(root, "list")
     assert result.returncode == 0
@@ -53,7 +53,7 @@ def test_nothing_there(root: Path) -> None:
     assert result.stdout.startswith("0 files: 0 errors, 0 warnings.\n")
 
 
-def test_list(root: Path) -> None:
+def test_list_shows_the_same_in_every_form(root: Path) -> None:
     """The same in every form."""
     (root / "etc/cdi/a.yaml").write_text(GOOD)
     (root / "run/cdi/a.yaml").write_text(GOOD)
@@ -86,7 +86,7 @@ def test_output_directory_is_looked_at(root: Path) -> None:
     assert data(run(root, "list", "-o", "json", "--cdi-output-dir="))["devices"] == []
 
 
-def test_validate(root: Path) -> None:
+def test_validate_reports_each_problem_with_its_remedy(root: Path) -> None:
     """Exit code 1 where something is to be told: file, severity, place, what, remedy."""
     (root / "etc/cdi/good.yaml").write_text(GOOD)
     assert run(root, "validate").returncode == 0
@@ -105,7 +105,7 @@ def test_validate(root: Path) -> None:
     assert "3 files: 4 errors, 0 warnings." in text
 
 
-def test_given_files(root: Path) -> None:
+def test_given_files_are_read_by_any_name(root: Path) -> None:
     """By any name, also from standard input; one that is not there is an error."""
     (root / "some.txt").write_text(GOOD)
     (root / "link").symlink_to("some.txt")
@@ -134,7 +134,7 @@ def test_what_others_write_does_not_reach_the_terminal(root: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a file away: run tests/run as root")
-def test_without_root(place: Path) -> None:
+def test_unreadable_specs_are_a_warning_without_root(place: Path) -> None:
     """What can be read is judged; what cannot is a warning."""
     root = place
     (root / "run/cdi").mkdir(parents=True)
@@ -207,7 +207,7 @@ def test_runtime_is_asked(new: SpecNode) -> None:
     assert finding["remedy"] == "write 0.3.0"
 
 
-def test_runtime_with_cdi_off(place: Path) -> None:
+def test_runtime_with_cdi_off_reads_no_spec(place: Path) -> None:
     """It reads nothing, and it is said."""
     with SpecNode(place, "1.7.24", "enable_cdi = false") as node:
         (node.dirs[0] / "a.yaml").write_text(GOOD)

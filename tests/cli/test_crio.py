@@ -63,7 +63,7 @@ def handlers(node: CrioNode) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("version", sampled_params(VERSIONS, 2, "CRI-O"))
-def test_apply_and_revert(place: Path, version: str) -> None:
+def test_apply_adds_the_handlers_and_revert_removes_them(place: Path, version: str) -> None:
     """Handlers come with a restart and go with one; the directory is whole at every moment."""
     with make(place, version) as node:
         before = node.tree()
@@ -189,7 +189,7 @@ def test_a_signal_is_refused(node: CrioNode) -> None:
     assert touched(before, node.tree()) == []
 
 
-def test_a_restart_that_is_somebody_elses(node: CrioNode) -> None:
+def test_reload_is_not_taken_for_a_restart(node: CrioNode) -> None:
     """Files are written; a reload is no restart, and is not taken for one."""
     option = "--restart-mode=none"
     assert shows(node.agent("apply", option, "-o", "json"), "Outcome")["pending"] is True
@@ -228,7 +228,7 @@ def test_handlers_of_running_pods_stay(node: CrioNode, command: str) -> None:
     assert node.agent(command).returncode == 0
 
 
-def test_a_file_of_somebody_elses_at_our_place(node: CrioNode) -> None:
+def test_foreign_file_at_our_place_is_edited_and_comes_back(node: CrioNode) -> None:
     """It is edited where it stands, comments and all, and comes back byte for byte."""
     text = (
         '# by hand\n[crio.runtime]\nlog_level = "debug" # loud\n'
@@ -258,7 +258,7 @@ def test_an_edit_of_ours_is_not_overwritten(node: CrioNode) -> None:
     assert tomllib.loads(node.drop_in.read_text()) == {"crio": {"image": {"pause_image": "p:1"}}}
 
 
-def test_the_hook(node: CrioNode) -> None:
+def test_hook_replaces_the_handlers_without_a_restart(node: CrioNode) -> None:
     """CDI off: a hook and nothing else; no restart, and the plugin knows that there is no class."""
     before = node.tree()
     data = shows(node.agent("apply", OFF, "-o", "json"), "Outcome")
@@ -356,7 +356,7 @@ ROWS = {
 TOUR = ("8", "1", "8", "2", "8", "6", "1", "2", "1", "6", "2", "6", "8")
 
 
-def test_changing_ones_mind(node: CrioNode) -> None:
+def test_each_row_undoes_the_row_before(node: CrioNode) -> None:
     """From each row to each other: what the first one left is gone, and the default is back."""
     assert len({*itertools.pairwise(TOUR)}) == len(ROWS) * (len(ROWS) - 1)
     for row in TOUR:

@@ -53,7 +53,7 @@ def logged(node: CrioNode, text: str) -> None:
         time.sleep(0.02)
 
 
-def test_answers_like_the_captured_daemon(tmp_path: Path) -> None:
+def test_double_answers_like_the_captured_daemon(tmp_path: Path) -> None:
     """Told the captured daemon's settings, it shows what that showed, over both ways."""
     node = CrioNode(tmp_path)
     captured = (CAPTURE / "http-config.toml").read_text().partition("\n---stderr")[0]
@@ -84,7 +84,7 @@ def test_answers_like_the_captured_daemon(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_every_version_answers(version: str, tmp_path: Path) -> None:
+def test_double_of_every_version_answers(version: str, tmp_path: Path) -> None:
     minor = int(version.split(".")[1])
     with CrioNode(tmp_path, version) as node:
         answer = node.answer()
@@ -102,7 +102,7 @@ def test_every_version_answers(version: str, tmp_path: Path) -> None:
     assert not quiet.info
 
 
-def test_looks_like_crio_from_outside(node: CrioNode) -> None:
+def test_process_looks_like_crio_from_outside(node: CrioNode) -> None:
     process = Path(f"/proc/{node.supervisor.pid}")
     with sockets.socket(sockets.AF_UNIX) as client:
         client.connect(str(node.socket))
@@ -115,7 +115,7 @@ def test_looks_like_crio_from_outside(node: CrioNode) -> None:
     assert struct.unpack("3i", peer)[0] == node.supervisor.pid
 
 
-def test_http_beside_grpc_on_one_socket(node: CrioNode) -> None:
+def test_one_socket_serves_http_and_grpc(node: CrioNode) -> None:
     with node.channel() as channel:
         stub = api_pb2_grpc.RuntimeServiceStub(channel)
         for _ in range(3):
@@ -161,7 +161,7 @@ def test_restart_brings_the_new_handler(node: CrioNode) -> None:
     node.run_pod("b")
 
 
-def test_after_sighup_status_lies(node: CrioNode) -> None:
+def test_status_lies_after_sighup(node: CrioNode) -> None:
     with pytest.raises(grpc.RpcError, match="failed to find runtime handler nvidia from runtime"):
         node.run_pod("a", "nvidia")
     node.drop_in.write_text(nvidia(node) + DEFAULT.format("nvidia"))
@@ -269,7 +269,7 @@ def test_killed_daemon_leaves_a_socket_that_the_next_one_takes(node: CrioNode) -
     assert "already existing connection on" in second.stderr
 
 
-def test_faults(node: CrioNode) -> None:
+def test_scripted_faults_happen(node: CrioNode) -> None:
     node.drop_in.write_text(nvidia(node))
     node.restart()
     node.script(drop_handler=True, default="runc")
@@ -314,7 +314,7 @@ def test_config_prints_what_is_on_disk(node: CrioNode) -> None:
         assert reason in done.stderr
 
 
-def test_other_commands(node: CrioNode) -> None:
+def test_other_commands_answer_like_crio(node: CrioNode) -> None:
     assert node.crio("--version").stdout.startswith("crio version 1.37.0\n")
     assert "Version:        1.37.0\n" in node.crio("version").stdout
     default = node.crio("config", "--default")
@@ -328,7 +328,7 @@ def test_other_commands(node: CrioNode) -> None:
     assert "update config from file: open " in done.stderr
 
 
-def test_systemctl_of_the_node(node: CrioNode) -> None:
+def test_systemctl_of_the_node_restarts_the_daemon(node: CrioNode) -> None:
     def systemctl(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(node.host_bin / "systemctl"), *words],

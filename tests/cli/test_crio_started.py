@@ -52,7 +52,7 @@ def config(node: CrioNode) -> Any:
 
 @pytest.mark.parametrize(("flags", "variables", "source"), SOURCES)
 @pytest.mark.parametrize("version", ["1.30.14", "1.37.0"])
-def test_default_that_is_fixed(
+def test_default_set_by_a_flag_is_what_handlers_inherit(
     place: Path, version: str, flags: Sequence[str], variables: Mapping[str, str], source: str
 ) -> None:
     """It is what handlers inherit from and what undoing has to prove; where it would have to
@@ -75,7 +75,7 @@ def test_default_that_is_fixed(
         assert not NAMES & node.answer().runtimes.keys()
 
 
-def test_undo_beside_a_default_that_is_fixed(place: Path) -> None:
+def test_undo_is_proven_by_a_default_set_by_a_flag(place: Path) -> None:
     """A change that fails is undone, and that is proven by the default in force."""
     with started(place, variables={DEFAULT: "runc"}) as node:
         node.script(die_when={"handler": "nvidia"})
@@ -86,7 +86,7 @@ def test_undo_beside_a_default_that_is_fixed(place: Path) -> None:
         assert not node.drop_in.exists()
 
 
-def test_default_of_nvidias_that_is_fixed(place: Path) -> None:
+def test_nvidia_default_set_by_a_flag_is_refused_where_it_must_go(place: Path) -> None:
     """Fine where it is wanted; refused where it has to go, revert included."""
     with started(place) as node:
         shows(node.agent("apply", "--native-cdi=false", "-o", "json"), "Outcome")
@@ -103,7 +103,7 @@ def test_default_of_nvidias_that_is_fixed(place: Path) -> None:
         assert node.supervisor.pid == pid
 
 
-def test_handler_that_is_fixed(place: Path) -> None:
+def test_handler_set_by_a_flag_is_refused(place: Path) -> None:
     """No file could change it."""
     value = f"nvidia:{place}/usr-bin/runc:/run/runc"
     node = started(place, (*PLACES, f"--runtimes={value}"))
@@ -115,7 +115,7 @@ def test_handler_that_is_fixed(place: Path) -> None:
         assert touched(before, node.tree()) == []
 
 
-def test_files_that_are_elsewhere(place: Path) -> None:
+def test_drop_in_follows_the_directories_of_the_environment(place: Path) -> None:
     """The environment moves them, and our drop-in with them; a flag wins over it."""
     variables = {"CONTAINER_CONFIG": "/nowhere", "CONTAINER_CONFIG_DIR": "@ETC@/other.d"}
     node = started(place, ("--config=@ETC@/crio.conf",), variables)
@@ -136,7 +136,7 @@ def test_files_that_are_elsewhere(place: Path) -> None:
     [(("-c", "@ETC@/crio.conf", "--config-dir="), {}),
      (("-c", "@ETC@/crio.conf"), {"CONTAINER_CONFIG_DIR": ""})],
 )  # fmt: skip
-def test_no_directory_of_drop_ins(
+def test_root_file_is_edited_where_no_drop_in_is_read(
     place: Path, flags: Sequence[str], variables: Mapping[str, str]
 ) -> None:
     """The root file is edited where it stands, and comes back byte for byte."""
@@ -158,7 +158,7 @@ def test_no_directory_of_drop_ins(
         assert sorted(path.name for path in node.etc.iterdir()) == ["crio.conf", "crio.conf.d"]
 
 
-def test_no_file_at_all(place: Path) -> None:
+def test_crio_that_reads_no_file_is_refused(place: Path) -> None:
     """Nothing that could be written would be read."""
     socket = ("--listen", f"{place}/crio.sock", "--cdi-spec-dirs", f"{place}/cdi")
     with started(place, ("--config=", "--config-dir=", *socket)) as node:
@@ -168,7 +168,7 @@ def test_no_file_at_all(place: Path) -> None:
 
 
 @pytest.mark.parametrize("variable", [False, True])
-def test_no_directory_of_specs(place: Path, variable: bool) -> None:
+def test_crio_that_reads_no_spec_is_refused(place: Path, variable: bool) -> None:
     """No device could be had, whatever is written."""
     variables = {"CONTAINER_CDI_SPEC_DIRS": ""} if variable else {}
     with started(place, variables=variables) as node:
@@ -184,7 +184,7 @@ def test_no_directory_of_specs(place: Path, variable: bool) -> None:
         assert node.agent("apply", OFF).returncode == 0
 
 
-def test_hooks_in_a_directory_by_a_flag(place: Path) -> None:
+def test_hook_goes_where_a_flag_says(place: Path) -> None:
     """Where CRI-O looks, and nowhere else."""
     hooks = place / "flagged.d"
     hooks.mkdir()
@@ -235,7 +235,9 @@ def roots(node: CrioNode) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["99-nvidia.conf", "99-nvidia.toml"])
 @pytest.mark.parametrize("version", ["1.30.14", "1.37.0"])
-def test_take_over_from_nvidias_installer(place: Path, version: str, name: str) -> None:
+def test_configuration_of_nvidias_installer_is_taken_over(
+    place: Path, version: str, name: str
+) -> None:
     """The default of the files without NVIDIA's comes back, what pods run by stays, a second apply
     changes nothing, with or without a memory; and the installer's bytes come back."""
     with started(place, version=version) as node:
@@ -275,7 +277,7 @@ def test_installers_of_other_names(place: Path) -> None:
         assert shows(node.agent("apply", "-o", "json"), "Outcome")["changed"] == []
 
 
-def test_a_default_that_was_changed_since(place: Path) -> None:
+def test_handlers_keep_the_low_level_runtime_of_running_pods(place: Path) -> None:
     """Handlers stay on the low-level runtime that pods run by, and it is said."""
     with started(place) as node:
         shows(node.agent("apply", "-o", "json"), "Outcome")
@@ -314,7 +316,7 @@ def hooked(place: Path) -> CrioNode:
 @pytest.mark.parametrize("where", ["hooks.d/oci-nvidia-hook.json", "hooks.d/a.json",
                                    "later.d/oci-nvidia-hook.json", "later.d/b.json"])  # fmt: skip
 @pytest.mark.parametrize("text", [HOOK, OLD_HOOK, SOME_HOOK])
-def test_foreign_hooks(hooked: CrioNode, where: str, text: str) -> None:
+def test_foreign_hook_is_named_and_never_doubled(hooked: CrioNode, where: str, text: str) -> None:
     """Named in every row with handlers, in both spellings; never doubled by ours, and never
     removed."""
     with hooked as node:
@@ -358,7 +360,9 @@ def conditional(path: str, arguments: str, when: str) -> str:
      ('{"always": true, "hasBindMounts": true}', False),
      ('{"always": false, "commands": [".*"]}', False), ("{}", False)],
 )  # fmt: skip
-def test_conditions_of_a_foreign_hook(hooked: CrioNode, when: str, for_all: bool) -> None:
+def test_hook_is_written_where_the_foreign_one_does_not_always_run(
+    hooked: CrioNode, when: str, for_all: bool
+) -> None:
     """All of them have to hold. Where theirs does not run for every container, ours is written:
     the others would have no GPU."""
     with hooked as node:
@@ -381,7 +385,7 @@ SPELLINGS = (
 )
 
 
-def test_spellings_of_nvidias_hook(hooked: CrioNode) -> None:
+def test_hook_of_nvidia_is_known_in_every_spelling(hooked: CrioNode) -> None:
     """By what its file names, by what it calls itself, or by what another program runs; and
     whatever calls other programs is none."""
     above, later = hooked.directory / "tools", hooked.directory / "later.d"

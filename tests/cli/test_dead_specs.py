@@ -63,7 +63,7 @@ def listed(node: GpuHost) -> dict[tuple[str, str], Mapping[str, Any]]:
     return {(one["name"], one["file"]): one for one in found}
 
 
-def test_spec_of_an_older_driver(node: GpuHost) -> None:
+def test_spec_of_an_older_driver_provides_nothing(node: GpuHost) -> None:
     """Its files are gone: every container that asked for a GPU failed at its start
     (nvidia-container-toolkit#1246). Ours is in the directory that wins, until theirs is right."""
     theirs = node.cdi_etc / "nvidia.yaml"
@@ -141,7 +141,7 @@ def test_spec_that_no_runtime_reads(node: GpuHost) -> None:
     [("1.7.24", "1.0.0", GROUPS, True), ("2.1.9", "1.0.0", GROUPS, False),
      ("2.1.9", "0.7.0", GROUPS, False)],
 )  # fmt: skip
-def test_spec_for_another_runtime(
+def test_spec_that_this_runtime_does_not_read_provides_nothing(
     place: Path, version: str, number: str, more: str, ours: bool
 ) -> None:
     """What this runtime is known not to read provides nothing here."""
@@ -186,7 +186,7 @@ def test_ours_goes_where_it_wins(place: Path) -> None:
         assert (node.cdi / GPU).exists()
 
 
-def test_two_files_that_cancel_each_other(node: GpuHost) -> None:
+def test_two_files_that_cancel_each_other_are_refused(node: GpuHost) -> None:
     """They do so for later directories, too: nobody's GPUs can be had."""
     for name in ("a.yaml", "b.yaml"):
         (node.cdi_etc / name).write_text(spec(node))
@@ -196,7 +196,7 @@ def test_two_files_that_cancel_each_other(node: GpuHost) -> None:
     checks.done(node.agent("apply"))
 
 
-def test_stale_file_under_our_name(node: GpuHost) -> None:
+def test_stale_foreign_file_under_our_name_stays(node: GpuHost) -> None:
     """It is somebody else's, and stays."""
     theirs = node.cdi / GPU
     theirs.write_text(spec(node, library=OLD))
@@ -237,7 +237,9 @@ def cut(path: Path, text: str) -> None:
      (cut, ""), (dangling, "")],
     ids=["hook gone", "node gone", "no such field", "key twice", "cut off", "link to itself"],
 )  # fmt: skip
-def test_spec_that_does_not_work(node: GpuHost, make: Any, more: str) -> None:
+def test_our_spec_is_written_beside_one_that_does_not_work(
+    node: GpuHost, make: Any, more: str
+) -> None:
     """Whatever is the matter: ours is there, and every command gives the reason that `cdi list`
     knows."""
     make(node.cdi_etc / "nvidia.yaml", spec(node, more=more).replace("all", "gpu0"))
@@ -257,7 +259,7 @@ def test_spec_that_does_not_work(node: GpuHost, make: Any, more: str) -> None:
     assert node.ready() is not None
 
 
-def test_device_that_does_not_work(node: GpuHost) -> None:
+def test_spec_with_some_working_devices_stays(node: GpuHost) -> None:
     """Theirs stays, for others of it can be had; which one cannot is said."""
     (node.cdi_etc / "nvidia.yaml").write_text(spec(node, more=_GONE_NODE))
     for command in ("plan", "apply", "status"):
@@ -268,7 +270,7 @@ def test_device_that_does_not_work(node: GpuHost) -> None:
     assert GPU not in node.specs()
 
 
-def test_stale_spec_beside_one_that_works(node: GpuHost) -> None:
+def test_working_spec_provides_beside_a_stale_one(node: GpuHost) -> None:
     """The one that works provides; what is wrong with the other is said."""
     (node.cdi_etc / "nvidia.yaml").write_text(spec(node, library=OLD))
     (node.cdi / "nvidia.yaml").write_text(spec(node))
@@ -282,7 +284,7 @@ def test_stale_spec_beside_one_that_works(node: GpuHost) -> None:
     assert GPU not in node.specs()
 
 
-def test_spec_that_is_over_the_budget(node: GpuHost) -> None:
+def test_spec_over_the_budget_counts_as_unknown(node: GpuHost) -> None:
     """Nobody knows what the runtime takes from it. Ours wins over it from a later directory; in one
     directory two could cancel each other, and theirs stays alone."""
     devices = "".join(f"  - {{name: d{n}, containerEdits: {{env: [A=1]}}}}\n" for n in range(7_000))
@@ -300,7 +302,7 @@ def test_spec_that_is_over_the_budget(node: GpuHost) -> None:
     assert node.ready() is not None
 
 
-def test_management_spec_of_others_that_wins(node: GpuHost) -> None:
+def test_foreign_management_spec_read_later_wins(node: GpuHost) -> None:
     """From a directory that is read after ours: tools of the node get what it says."""
     theirs = node.cdi / "installer.yaml"
     text = spec(node, library=OLD).replace(KIND, "management.nvidia.com/gpu")

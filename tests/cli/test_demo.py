@@ -69,7 +69,7 @@ def runs(argv: list[str], env: dict[str, str]) -> str:
 
 
 @pytest.mark.real
-def test_demo_on_a_real_containerd(place: Path) -> None:
+def test_demo_succeeds_on_a_real_containerd(place: Path) -> None:
     """As root, with private mounts, on the usual paths."""
     text = runs(DEMO, environment(place))
     assert "A real containerd " in text
@@ -77,7 +77,7 @@ def test_demo_on_a_real_containerd(place: Path) -> None:
     assert "edit /etc/containerd/config.toml" in text
 
 
-def test_demo_without_a_containerd(place: Path) -> None:
+def test_demo_without_a_containerd_uses_the_double_and_says_so(place: Path) -> None:
     """Where none can be had, a scripted one stands in, and the output says so and why."""
     text = runs(DEMO, environment(place, **{CACHE_VARIABLE: str(place / "none")}))
     assert "NOTE: no real containerd (" in text
@@ -85,14 +85,14 @@ def test_demo_without_a_containerd(place: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else: run tests/run")
-def test_demo_without_root(place: Path) -> None:
+def test_demo_without_root_uses_the_double(place: Path) -> None:
     """Without root it is the scripted one, too."""
     text = runs([*as_nobody(place), *DEMO], environment(place))
     assert "NOTE: no real containerd (not root)" in text
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_demo_that_is_interrupted(place: Path, number: signal.Signals) -> None:
+def test_interrupted_demo_leaves_nothing(place: Path, number: signal.Signals) -> None:
     """It goes away at once, with everything that it started."""
     with subprocess.Popen(DEMO, env=environment(place), stdout=subprocess.PIPE, text=True) as demo:
         assert demo.stdout is not None
@@ -104,7 +104,7 @@ def test_demo_that_is_interrupted(place: Path, number: signal.Signals) -> None:
         assert demo.wait(20) == 128 + number
 
 
-def test_demo_that_goes_wrong(place: Path) -> None:
+def test_demo_that_goes_wrong_exits_with_1(place: Path) -> None:
     """A step that is not as it should be ends it, with exit 1 and a line that says so."""
     code = (
         "import runpy, sys\n"

@@ -89,14 +89,14 @@ def test_what_is_missing_is_made(driven: HostedNode) -> None:
     assert touched(before, snapshot(driven.host / "dev")) == []
 
 
-def test_older_driver(driven: HostedNode) -> None:
+def test_name_of_an_older_driver_is_known(driven: HostedNode) -> None:
     """Before 550 it had another name."""
     say(driven, frontend="-frontend")
     checks.done(driven.agent("apply"))
     assert nodes(driven) == _CONTROL
 
 
-def test_wrong_numbers(driven: HostedNode) -> None:
+def test_only_nodes_with_wrong_numbers_are_replaced(driven: HostedNode) -> None:
     """The kernel gives the number of uvm anew at each load; other nodes stay as they are."""
     checks.done(driven.agent("apply"))
     before = snapshot(driven.host / "dev")
@@ -108,7 +108,7 @@ def test_wrong_numbers(driven: HostedNode) -> None:
     assert changed == ["nvidia-uvm", "nvidia-uvm-tools"]
 
 
-def test_a_module_that_is_not_loaded(driven: HostedNode) -> None:
+def test_module_that_is_not_loaded_gets_no_node(driven: HostedNode) -> None:
     """No node without a number."""
     (driven.host / "proc/devices").write_text("Character devices:\n195 nvidia\n")
     checks.done(driven.agent("apply"))
@@ -139,7 +139,7 @@ def test_not_asked_for_in_the_environment(driven: HostedNode, value: str) -> Non
     assert nodes(driven) == {}
 
 
-def test_no_right_to(driven: HostedNode) -> None:
+def test_missing_right_to_make_nodes_is_a_warning(driven: HostedNode) -> None:
     """A warning each, and everything else is done; a plan shows no more than that."""
     prefix = ("setpriv", "--bounding-set=-mknod", "--inh-caps=-mknod")
     for _ in range(2):
@@ -155,7 +155,7 @@ def test_no_right_to(driven: HostedNode) -> None:
 
 
 @pytest.mark.parametrize("what", ["file", "link", "directory"])
-def test_something_else_in_its_place(driven: HostedNode, what: str) -> None:
+def test_file_in_the_place_of_a_node_stays(driven: HostedNode, what: str) -> None:
     """It stays, with a warning; the others are made."""
     path = driven.host / "dev/nvidiactl"
     match what:
@@ -176,14 +176,14 @@ def test_something_else_in_its_place(driven: HostedNode, what: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "nonsense\n\n  195\n", "Block devices:\n195 nvidia\n"])
-def test_a_kernel_that_says_nothing_of_it(driven: HostedNode, text: str) -> None:
+def test_kernel_that_lists_no_driver_gets_no_node(driven: HostedNode, text: str) -> None:
     """Nothing is made of it."""
     (driven.host / "proc/devices").write_text(text)
     checks.done(driven.agent("apply"))
     assert nodes(driven) == {}
 
 
-def test_module_that_is_loaded_later(driven: HostedNode) -> None:
+def test_run_makes_the_nodes_of_a_module_loaded_later(driven: HostedNode) -> None:
     """nvidia-uvm is one of its own: `run` makes its nodes when it comes."""
     specs_as_usual(driven)
     (driven.host / "proc/devices").write_text("Character devices:\n195 nvidia\n")

@@ -72,7 +72,7 @@ def test_status_directory_is_a_file(node: CliNode) -> None:
 
 
 @as_root
-def test_full_disk(node: CliNode, namespace: Namespace) -> None:
+def test_full_disk_leaves_no_half_written_file(node: CliNode, namespace: Namespace) -> None:
     """No space for the new files: exit 3, and nothing half-written stays."""
     namespace.mount("-t", "tmpfs", "-o", "size=64k,mode=755", "etc", str(node.etc))
     copy = Path(f"/proc/{namespace.prefix[1].split('/')[2]}/root{node.etc}")
@@ -101,7 +101,7 @@ def set_immutable(path: Path, *, on: bool) -> None:
 
 
 @as_root
-def test_immutable_file(node: CliNode) -> None:
+def test_immutable_file_undoes_the_drop_in(node: CliNode) -> None:
     """The drop-in that was written before it goes again."""
     try:
         set_immutable(node.config, on=True)
@@ -133,7 +133,7 @@ def test_lock_is_held(node: CliNode) -> None:
 
 @pytest.mark.parametrize("name", ["journal.json", "memory.json", "failed.json"])
 @pytest.mark.parametrize("text", ["", "[]", '{"format": 2}', "\udcff"])
-def test_damaged_state(same_node: CliNode, name: str, text: str) -> None:
+def test_damaged_state_is_refused_by_its_name(same_node: CliNode, name: str, text: str) -> None:
     """Whatever is in it, it is refused by its name rather than believed or thrown away."""
     same_node.state.mkdir()
     path = same_node.state / name
@@ -143,14 +143,14 @@ def test_damaged_state(same_node: CliNode, name: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["journal.json", "memory.json"])
-def test_incomplete_state(same_node: CliNode, name: str) -> None:
+def test_incomplete_state_is_refused_by_its_name(same_node: CliNode, name: str) -> None:
     """Neither is a file that lacks what it has to say."""
     same_node.state.mkdir()
     (same_node.state / name).write_text('{"format": 1}')
     refuses(same_node, Refusal(3, name), commands=("apply",))
 
 
-def test_damaged_original(node: CliNode) -> None:
+def test_damaged_original_is_refused_before_the_revert(node: CliNode) -> None:
     """A revert that cannot restore the bytes refuses before it touches anything."""
     checks.done(node.agent("apply"))
     (saved,) = (node.state / "originals").iterdir()
@@ -158,7 +158,7 @@ def test_damaged_original(node: CliNode) -> None:
     refuses(node, Refusal(3, saved.name), commands=("revert", "revert"))
 
 
-def test_status_of_somebody_else(node: CliNode) -> None:
+def test_wait_believes_no_status_that_others_can_write(node: CliNode) -> None:
     """`wait` believes no file that others can write, and no other one than today's."""
     fails(node.agent("wait", "--timeout=0.1"), 1, "not there")
     checks.done(node.agent("apply"))

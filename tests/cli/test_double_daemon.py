@@ -34,7 +34,7 @@ def node(tmp_path: Path) -> DoubleNode:
 
 
 @pytest.mark.parametrize("version", ["1.6.20", "1.7.24", "2.1.9"])
-def test_answers_like_the_captured_daemon(version: str, tmp_path: Path) -> None:
+def test_double_answers_like_the_captured_daemon(version: str, tmp_path: Path) -> None:
     node = DoubleNode(tmp_path, version)
     with node.run():
         node.wait(grpc.StatusCode.OK)
@@ -55,7 +55,7 @@ def test_answers_like_the_captured_daemon(version: str, tmp_path: Path) -> None:
     assert handlers == ([] if version.startswith("1") else ["", "runc"])
 
 
-def test_looks_like_containerd_from_outside(node: DoubleNode) -> None:
+def test_process_looks_like_containerd_from_outside(node: DoubleNode) -> None:
     with node.run() as supervisor:
         node.wait(grpc.StatusCode.OK)
         process = Path(f"/proc/{supervisor.pid}")
@@ -74,7 +74,9 @@ def test_looks_like_containerd_from_outside(node: DoubleNode) -> None:
 @pytest.mark.parametrize(
     ("number", "code", "socket_stays"), [(signal.SIGTERM, 0, False), (signal.SIGHUP, -1, True)]
 )
-def test_signals(number: signal.Signals, code: int, socket_stays: bool, node: DoubleNode) -> None:
+def test_signals_end_the_daemon(
+    number: signal.Signals, code: int, socket_stays: bool, node: DoubleNode
+) -> None:
     with node.run(delay=None) as supervisor:
         node.wait(grpc.StatusCode.OK)
         supervisor.send(number)
@@ -152,7 +154,7 @@ def test_script_changes_answers_while_the_daemon_runs(node: DoubleNode) -> None:
         assert supervisor.starts == 1
 
 
-def test_script_at_start(node: DoubleNode) -> None:
+def test_script_delays_and_breaks_a_start(node: DoubleNode) -> None:
     node.script(delay_start_s=0.5, crash_after_s=2.0, fail_first=2, fail_code="UNKNOWN")
     began = time.monotonic()
     with node.run(delay=None) as supervisor:
@@ -175,7 +177,9 @@ def test_script_at_start(node: DoubleNode) -> None:
         ({"enable_cdi": False}, False),
     ],
 )
-def test_dies_of_a_configuration(condition: dict[str, Any], dies: bool, node: DoubleNode) -> None:
+def test_daemon_dies_of_a_scripted_configuration(
+    condition: dict[str, Any], dies: bool, node: DoubleNode
+) -> None:
     node.write(NVIDIA)
     node.script(die_when=condition)
     with node.run(delay=None) as supervisor:
@@ -193,7 +197,7 @@ def test_misspelt_fault_is_an_error(node: DoubleNode) -> None:
     assert "silend" in supervisor.log.read_text()
 
 
-def test_lists_the_pods_of_the_script(node: DoubleNode) -> None:
+def test_daemon_lists_the_pods_of_the_script(node: DoubleNode) -> None:
     node.script(
         pods=[
             {"name": "a", "namespace": "n", "handler": "nvidia"},
@@ -213,7 +217,7 @@ def test_lists_the_pods_of_the_script(node: DoubleNode) -> None:
     assert [p.metadata.name for p in some] == ["a"]
 
 
-def test_directory_that_plays_a_node(tmp_path: Path) -> None:
+def test_directory_of_a_node_holds_the_usual_places(tmp_path: Path) -> None:
     """Without `-c` the usual file and socket are used, below the directory."""
     directory = tmp_path / "etc/containerd/conf.d"
     directory.mkdir(parents=True)
@@ -234,7 +238,7 @@ def test_directory_that_plays_a_node(tmp_path: Path) -> None:
     assert shown["containerdEndpoint"] == "/run/containerd/containerd.sock"
 
 
-def test_installed_by_the_command_line(tmp_path: Path) -> None:
+def test_command_line_installs_an_executable(tmp_path: Path) -> None:
     argv = [sys.executable, str(SERVER), "--version", "1.7.24", "--install", str(tmp_path / "a b")]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     program = done.stdout.strip()
@@ -276,7 +280,7 @@ REAL_TEXTS = {
 @pytest.mark.real
 @pytest.mark.parametrize("generation", ["1.6", "1.7", "2.1"])
 @pytest.mark.parametrize("text", REAL_TEXTS.values(), ids=REAL_TEXTS)
-def test_same_as_the_real_one(generation: str, text: str, tmp_path: Path) -> None:
+def test_double_does_the_same_as_the_real_one(generation: str, text: str, tmp_path: Path) -> None:
     runtime = real_runtimes().find(generation)
     assert runtime is not None
     text = text.replace("SECTION", SECTIONS[3 if generation == "2.1" else 2])

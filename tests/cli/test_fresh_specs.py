@@ -203,7 +203,7 @@ def test_specs_are_kept_fresh(node: GpuHost) -> None:
         assert ready.exists()
 
 
-def test_module_loaded_late(place: Path) -> None:
+def test_node_is_ready_once_its_module_is_loaded(place: Path) -> None:
     """Without it there are no nodes: not ready. Then everything is there."""
     with GpuHost(place) as node:
         shutil.rmtree(node.host / "dev")
@@ -218,7 +218,7 @@ def test_module_loaded_late(place: Path) -> None:
             assert node.specs() == sorted([MANAGEMENT, GPU])
 
 
-def test_node_that_comes_late(place: Path) -> None:
+def test_node_that_comes_late_is_in_the_spec(place: Path) -> None:
     """nvidia-uvm-tools, 13 s after all others (gpu-operator#2685), in the driver container's dev or
     in the host's: a new spec within 2 s, which says where it is."""
     with GpuHost(place, ONE) as node:
@@ -237,7 +237,7 @@ def test_node_that_comes_late(place: Path) -> None:
                 daemon.until(functools.partial(both_say, node, text))
 
 
-def test_driver_root_of_others(place: Path) -> None:
+def test_spec_goes_when_others_can_write_the_driver_root(place: Path) -> None:
     """A directory above it, or the root itself, becomes writable by others: within 2 s there is no
     spec, and the node is not ready. It comes back with the root."""
     with GpuHost(place, ONE) as node:

@@ -165,7 +165,7 @@ def test_root_file_that_we_made(tmp_path: Path) -> None:
         fails(node.agent("apply"), 3, "not valid TOML")
 
 
-def test_directory_with_files_in_it(node: CliNode) -> None:
+def test_directory_with_foreign_files_stays(node: CliNode) -> None:
     """What somebody keeps there is not removed."""
     checks.done(node.agent("apply"))
     _directory(node.drop_in)
@@ -174,7 +174,7 @@ def test_directory_with_files_in_it(node: CliNode) -> None:
     assert (node.drop_in / "theirs").exists()
 
 
-def test_without_the_bytes_that_we_wrote(node: CliNode) -> None:
+def test_garbled_file_without_a_kept_copy_is_planned_anew(node: CliNode) -> None:
     """An older version kept none: the file goes, and is planned afresh."""
     checks.done(node.agent("apply"))
     text = node.drop_in.read_bytes()

@@ -76,7 +76,7 @@ def test_lists_are_given_at_once_or_one_by_one(host: Path, words: list[str]) -> 
     assert names(data) == ["0", "1:0", "all", "gpu0", "mig1:0"]
 
 
-def test_variables_of_the_peer(host: Path) -> None:
+def test_command_line_wins_over_variables_of_the_peer(host: Path) -> None:
     """The command line wins."""
     env = {
         "NVIDIA_CTK_CDI_GENERATE_DEVICE_NAME_STRATEGIES": "type-index",
@@ -107,12 +107,12 @@ def test_hooks_can_be_switched_off(host: Path, mode: str) -> None:
         ("--mode=tegra", "give one of management, auto, nvml, gpu, csv, wsl, "),
     ],
 )
-def test_words_that_make_no_sense(host: Path, word: str, said: str) -> None:
+def test_words_that_make_no_sense_are_usage_errors(host: Path, word: str, said: str) -> None:
     """Said, with what there is."""
     fails(run(host, word), 2, said)
 
 
-def test_failures(host: Path) -> None:
+def test_failure_prints_one_line_and_no_spec(host: Path) -> None:
     """Exit code 3, one line, nothing on stdout."""
     place(host, GPUS, ["abort nvmlDeviceGetCount_v2"])
     fails(run(host, "--mode=nvml"), 3, "cannot ask the NVIDIA driver", "crashed (SIGABRT)")
@@ -150,7 +150,9 @@ def written(host: Path, *words: str, **env: str) -> Path:
         (("--output=/etc/cdi/a.yaml", "--format=json"), "a.yaml", "---\ncdiVersion"),
     ],
 )
-def test_output(words: tuple[str, ...], name: str, start: str, host: Path) -> None:
+def test_output_goes_to_host_directories_with_an_ending_that_runtimes_read(
+    words: tuple[str, ...], name: str, start: str, host: Path
+) -> None:
     """In the host's directories, with an ending that runtimes read, as NVIDIA's tool has it. It is
     its user's file, and not marked as one that the agent writes anew."""
     path = written(host, "--mode=gpu", *words)
@@ -164,7 +166,7 @@ def test_output(words: tuple[str, ...], name: str, start: str, host: Path) -> No
     assert listed.returncode == 0, listed.stdout
 
 
-def test_output_by_its_name_as_we_see_it(host: Path) -> None:
+def test_output_below_the_host_root_is_a_path_of_the_host(host: Path) -> None:
     """A path below the host root is one of the host's."""
     path = written(host, "--mode=gpu", f"--output={host}/opt/cdi/a.yaml")
     assert path == host / "opt/cdi/a.yaml"
@@ -200,7 +202,9 @@ def test_output_is_there_as_a_whole_or_not_at_all(host: Path) -> None:
         (["--no-all-device=false"], ["0", "1:0", "all"]),
     ],
 )
-def test_devices_that_are_wanted(words: list[str], expected: list[str], host: Path) -> None:
+def test_wanted_devices_are_chosen_by_index_or_uuid(
+    words: list[str], expected: list[str], host: Path
+) -> None:
     """By index or UUID; a GPU that is split can be had as a whole."""
     made = run(host, "--mode=nvml", "--format=json", *words)
     assert made.returncode == 0, made.stderr
@@ -209,7 +213,7 @@ def test_devices_that_are_wanted(words: list[str], expected: list[str], host: Pa
     assert indices == {name for name in expected if "-" not in name}
 
 
-def test_device_that_is_not_there(host: Path) -> None:
+def test_unknown_device_is_refused_with_the_known_ones(host: Path) -> None:
     """Said with what there may be."""
     fails(run(host, "--mode=nvml", "--device-id=7"), 3, "no GPU or MIG device 7", "nvidia-smi -L")
     make_node(host / "dev/nvidia-caps-imex-channels/channel3", 240, 3)
@@ -219,7 +223,7 @@ def test_device_that_is_not_there(host: Path) -> None:
     fails(run(host, "--mode=imex", "--device-id=4"), 3, "there is no channel 4")
 
 
-def test_kind(host: Path) -> None:
+def test_kind_takes_vendor_and_class_in_every_mode(host: Path) -> None:
     """Each of its parts, in every mode."""
     for mode, kind in (("management", "management.nvidia.com/gpu"), ("nvml", "nvidia.com/gpu")):
         assert spec(run(host, f"--mode={mode}", "--format=json"))["kind"] == kind
@@ -229,7 +233,7 @@ def test_kind(host: Path) -> None:
         assert spec(run(host, *words))["kind"] == "acme.com/card.x"
 
 
-def test_program_of_hooks(host: Path) -> None:
+def test_hook_program_is_taken_by_path_or_by_installed_name(host: Path) -> None:
     """A path as it is, there or not; a name only where it is installed."""
 
     def first(*words: str) -> tuple[str, list[str]]:
@@ -265,7 +269,7 @@ def test_hooks_that_are_made_all_the_same(host: Path) -> None:
     assert cache["args"][2:4] == ["--ldconfig-path", "/sbin/ldconfig"]
 
 
-def test_search_paths(host: Path) -> None:
+def test_search_paths_replace_the_usual_directories(host: Path) -> None:
     """They take the place of the usual directories."""
     (host / LIBRARIES).rename(host / "opt")
     assert run(host).returncode == 3
@@ -285,7 +289,7 @@ def test_search_paths(host: Path) -> None:
         )
 
 
-def test_every_variable_of_the_peer(host: Path) -> None:
+def test_every_variable_of_the_peer_is_obeyed(host: Path) -> None:
     """As `nvidia-ctk cdi generate` has them."""
     prefix = "NVIDIA_CTK_CDI_GENERATE_"
     env = {
@@ -320,7 +324,9 @@ def test_every_variable_of_the_peer(host: Path) -> None:
         (["--ldconfig-path=ldconfig"], "give an absolute path"),
     ],
 )
-def test_more_words_that_make_no_sense(host: Path, words: list[str], said: str) -> None:
+def test_senseless_words_are_refused_before_anything_is_read(
+    host: Path, words: list[str], said: str
+) -> None:
     """Said, before anything is read."""
     fails(run(host, *words), 2, said)
 

@@ -79,7 +79,7 @@ def test_every_spec_is_written_once(node: GpuHost) -> None:
     assert not (node.state / "gpus.json").exists()
 
 
-def test_runtime_that_reads_no_groups(place: Path) -> None:
+def test_runtime_that_reads_no_groups_gets_specs_without_them(place: Path) -> None:
     """It gets specs without them: of others it would take nothing. NVIDIA's generator writes them
     all the same. With NVIDIA's runtime as the reader they are there."""
     with GpuHost(place, ONE, version="1.7.12") as node:
@@ -120,7 +120,7 @@ def test_who_has_it_already_keeps_it(directory: str, node: GpuHost) -> None:
     assert node.specs() == sorted([MANAGEMENT, GPU])
 
 
-def test_file_of_somebody_else_under_our_name(node: GpuHost) -> None:
+def test_foreign_spec_under_our_name_stays(node: GpuHost) -> None:
     """Is theirs; what is no spec at all is replaced, for nobody can use it."""
     path = node.cdi / GPU
     for text in (spec(KIND), spec("vendor.example/gpu")):
@@ -156,7 +156,7 @@ def test_directory_that_is_left(node: GpuHost) -> None:
     assert list(node.cdi.iterdir()) == []
 
 
-def test_nvml_that_crashes(node: GpuHost) -> None:
+def test_nvml_that_crashes_is_a_warning(node: GpuHost) -> None:
     """Is a warning. What it told of the same GPUs before still holds; of other GPUs there is no
     spec. Readiness is the management spec's matter."""
     node.say(ONE, extra=[BROKEN])
@@ -197,7 +197,7 @@ def test_nvml_is_asked_where_the_kernel_shows_something_else(node: GpuHost) -> N
     assert second.name in diffs[GPU]
 
 
-def test_module_that_is_not_loaded(node: GpuHost) -> None:
+def test_nvml_is_not_asked_while_the_module_is_not_loaded(node: GpuHost) -> None:
     """NVML would load it; it is not asked, and that is no warning."""
     checks.done(node.agent("apply"))
     shutil.rmtree(node.host / "proc/driver/nvidia")
@@ -210,7 +210,7 @@ def test_module_that_is_not_loaded(node: GpuHost) -> None:
     assert node.ready()
 
 
-def test_gpu_that_is_lost(node: GpuHost) -> None:
+def test_lost_gpu_takes_away_only_its_device(node: GpuHost) -> None:
     """The others stay; with the last one the spec goes, and readiness stays."""
     second = FakeGpu(1)
     node.set(ONE, second)
@@ -240,7 +240,7 @@ def test_error_of_nvml_takes_nothing_away(node: GpuHost) -> None:
     assert node.names() == before
 
 
-def test_driver_that_is_gone(node: GpuHost) -> None:
+def test_gone_driver_takes_the_gpus_and_readiness(node: GpuHost) -> None:
     """Its GPUs go; the management spec stays as it was, but not ready."""
     checks.done(node.agent("apply"))
     shutil.rmtree(node.host / "usr/lib")
@@ -250,7 +250,7 @@ def test_driver_that_is_gone(node: GpuHost) -> None:
     assert VERSION in (node.cdi / MANAGEMENT).read_text()
 
 
-def test_kind_of_gpus_for_the_management_spec(node: GpuHost) -> None:
+def test_kind_of_gpus_given_to_the_management_spec_is_written_once(node: GpuHost) -> None:
     """Asked for so, there is no second one of that kind."""
     checks.done(node.agent("apply", f"--cdi-kind={KIND}"))
     assert node.specs() == [GPU]

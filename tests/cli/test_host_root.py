@@ -20,7 +20,7 @@ def hosted(place: Path) -> Iterator[HostedNode]:
         yield node
 
 
-def test_a_directory_as_host(hosted: HostedNode) -> None:
+def test_everything_written_lies_inside_the_host_root(hosted: HostedNode) -> None:
     """Everything that is written lies inside it, and is named as the host names it."""
     outside = {path.name for path in hosted.directory.iterdir()}
     checks.done(hosted.agent("apply"))
@@ -34,7 +34,7 @@ def test_a_directory_as_host(hosted: HostedNode) -> None:
 
 
 @pytest.mark.parametrize("option", ["drop-in-config", "state-dir", "status-dir", "socket"])
-def test_option_that_leads_out_of_the_host_root(hosted: HostedNode, option: str) -> None:
+def test_option_that_leads_out_of_the_host_root_is_refused(hosted: HostedNode, option: str) -> None:
     """Exit 3, and what lies outside is neither read nor written."""
     outside = hosted.directory / "outside"
     outside.mkdir()
@@ -45,7 +45,7 @@ def test_option_that_leads_out_of_the_host_root(hosted: HostedNode, option: str)
 
 
 @pytest.mark.parametrize("where", ["config.toml", "conf.d", "conf.d/99-nvidia.toml"])
-def test_link_that_leads_out_of_the_host_root(hosted: HostedNode, where: str) -> None:
+def test_link_that_leads_out_of_the_host_root_is_refused(hosted: HostedNode, where: str) -> None:
     """A relative link over the edge is refused, and its target stays as it is."""
     outside = hosted.directory / "outside.toml"
     outside.write_text("version = 3\n")

@@ -15,7 +15,9 @@ pytestmark = pytest.mark.timeout(600)
 
 @parts
 @cases()
-def test_killed(kind: type[PlainNode], command: str, part: int | str, place: Path) -> None:
+def test_next_command_repairs_a_command_killed_at_any_step(
+    kind: type[PlainNode], command: str, part: int | str, place: Path
+) -> None:
     """The next `apply` makes the node right, `revert` then puts it back, and nothing is left."""
     with kind(place) as node:
         case = Case(node)
@@ -33,7 +35,7 @@ def test_killed(kind: type[PlainNode], command: str, part: int | str, place: Pat
 
 
 @pytest.mark.parametrize("name", ["upgrade", "take-over", "revert-toolkit"])
-def test_killed_around_the_exchange(name: str, place: Path) -> None:
+def test_toolkit_killed_around_the_exchange_is_old_or_new(name: str, place: Path) -> None:
     """Before it the toolkit is the old one, right after it the new one."""
     kind, command = CASES[name]
     with kind(place) as node:

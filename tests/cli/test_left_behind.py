@@ -81,7 +81,7 @@ def test_specs_that_were_never_written(place: Path) -> None:
         assert spec["file"] == str(node.cdi / MANAGEMENT)
 
 
-def test_toolkit_that_moved(node: WholeNode) -> None:
+def test_old_directory_goes_when_the_toolkit_moves(node: WholeNode) -> None:
     """The old directory goes with what nothing needs any more, and what was made for it."""
     elsewhere = f"--toolkit-install-dir={node.directory}/elsewhere"
     plan = node.agent("plan", elsewhere)
@@ -95,7 +95,7 @@ def test_toolkit_that_moved(node: WholeNode) -> None:
     assert not (node.directory / "elsewhere").exists()
 
 
-def test_toolkit_that_moved_under_a_pod(node: WholeNode) -> None:
+def test_old_directory_stays_while_a_pod_runs_by_it(node: WholeNode) -> None:
     """It stays while a pod runs by it, status says so, and the next apply takes it away."""
     program = str(node.toolkit / "nvidia-container-runtime")
     pod = {
@@ -117,7 +117,7 @@ def test_toolkit_that_moved_under_a_pod(node: WholeNode) -> None:
     assert not node.toolkit.exists()
 
 
-def test_crio_hook_that_is_wanted_no_more(place: Path) -> None:
+def test_crio_hook_goes_when_handlers_are_asked_for(place: Path) -> None:
     """Row 2 to row 8 and back: the hook, and then the drop-in, go."""
     with make(place) as node:
         checks.done(node.agent("apply"))

@@ -58,7 +58,9 @@ def edit(path: Path) -> None:
         ("conf.d/new.toml", _LATE),
     ],
 )
-def test_edit_between_plan_and_write(name: str, before: str, place: Path) -> None:
+def test_edit_between_plan_and_write_is_refused_and_kept(
+    name: str, before: str, place: Path
+) -> None:
     """Refused, and the edit is there; the next `apply` builds on it."""
     with ImportingNode(place) as node:
         process = node.start_in_steps("apply", f"stop:@{before}")
@@ -76,7 +78,7 @@ def test_edit_between_plan_and_write(name: str, before: str, place: Path) -> Non
         assert contents(node.tree()) == contents(found)
 
 
-def test_edit_while_writing(place: Path) -> None:
+def test_edit_while_writing_undoes_the_drop_in(place: Path) -> None:
     """The drop-in is there already when the root file turns out to be another one: it goes."""
     with PlainNode(place) as node:
         process = node.start_in_steps("apply", "stop:@/.99-nvidia")
@@ -93,7 +95,7 @@ def test_edit_while_writing(place: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.toml", "conf.d/99-nvidia.toml"])
-def test_edit_during_the_restart(name: str, place: Path) -> None:
+def test_edit_during_the_restart_stays_and_is_reported(name: str, place: Path) -> None:
     """It stays, and is told; `revert` asks before it touches it."""
     with PlainNode(place) as node:
         process = node.start_in_steps("apply", "stop:@pidfd_send")
@@ -111,7 +113,9 @@ def test_edit_during_the_restart(name: str, place: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [PlainNode, OldNode])
-def test_edit_during_a_restart_that_fails(kind: type[PlainNode], place: Path) -> None:
+def test_edit_during_a_failed_restart_stays_and_is_reported(
+    kind: type[PlainNode], place: Path
+) -> None:
     """It stays, is told (6), and what is ours can still be taken out of it."""
     with kind(place) as node:
         process = node.start_in_steps("apply", "stop:@pidfd_send")
@@ -139,7 +143,7 @@ def spellings(node: PlainNode) -> list[str]:
 
 
 @pytest.mark.parametrize("first", ["apply", "revert", "run"])
-def test_two_at_once(first: str, place: Path) -> None:
+def test_second_agent_at_once_exits_with_7(first: str, place: Path) -> None:
     """The second one ends with 7, however it spells the state directory, and touches nothing."""
     with PlainNode(place) as node:
         case = Case(node)
@@ -201,7 +205,7 @@ def test_child_of_run_is_killed(word: str, place: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["apply", "revert"])
-def test_clock_that_jumps(command: str, place: Path) -> None:
+def test_clock_that_jumps_changes_nothing_but_the_printed_time(command: str, place: Path) -> None:
     """By years, back and forth, at each look: nothing depends on it but the time that is told."""
     with PlainNode(place) as node:
         case = Case(node)
@@ -217,7 +221,9 @@ def test_clock_that_jumps(command: str, place: Path) -> None:
 @as_root
 @pytest.mark.parametrize("command", ["apply", "revert"])
 @pytest.mark.parametrize("word", _MOMENTS)
-def test_reboot_between_two_steps(word: str, command: str, place: Path) -> None:
+def test_reboot_between_two_steps_is_repaired_by_apply(
+    word: str, command: str, place: Path
+) -> None:
     """Another boot, another runtime process, and what lay in memory is gone: the next `apply`
     makes the node right, and nothing of before is taken for ready."""
     with SpecNode(place) as node:

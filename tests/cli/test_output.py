@@ -78,7 +78,7 @@ def test_config_names_every_origin(form: str) -> None:
     assert variables["--toolkit-install-dir"] == ["TOOLKIT_INSTALL_DIR", "ROOT"]
 
 
-def test_config_for_a_person() -> None:
+def test_config_prints_one_line_per_option() -> None:
     """One line per option; what is accepted and not acted on is a warning."""
     result = config("--cdi-output-dir=", "--use-legacy-config", env={"CDI_ENABLED": "false"})
     checks.done(result)
@@ -124,7 +124,7 @@ def test_streams_are_in_no_change_s_way(node: CliNode, streams: str, code: int) 
 
 
 @pytest.mark.parametrize("command", ["--help", "--version", "config", "config -o yaml"])
-def test_help_on_a_full_disk(command: str) -> None:
+def test_full_disk_ends_help_with_one_line(command: str) -> None:
     """One line, whoever writes."""
     done = subprocess.run(
         ["/bin/sh", "-c", 'exec "$@" >/dev/full', "sh", sys.executable, "-m", "agent",

@@ -60,7 +60,7 @@ def check(name: str, data: Any, directory: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CONTAINERD)
-def test_containerd(place: Path, name: str) -> None:
+def test_plan_on_containerd_is_the_reviewed_one(place: Path, name: str) -> None:
     """One row, explained."""
     version, text, faults, options = CONTAINERD[name]
     with CliNode(place, version, text) as node:
@@ -71,7 +71,7 @@ def test_containerd(place: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CRIO)
-def test_crio(place: Path, name: str) -> None:
+def test_plan_on_crio_is_the_reviewed_one(place: Path, name: str) -> None:
     """One row, explained."""
     version, options = CRIO[name]
     node = CrioNode(place, version)
@@ -82,7 +82,7 @@ def test_crio(place: Path, name: str) -> None:
         check(name, data, node.directory)
 
 
-def test_row_9(place: Path) -> None:
+def test_unreachable_runtime_has_no_plan(place: Path) -> None:
     """Nothing answers: there is no plan, and one line says why."""
     node = CliNode(place)
     fails(node.agent("plan", "-o", "json"), 4, str(node.socket))

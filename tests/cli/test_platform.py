@@ -113,7 +113,7 @@ def test_driver_that_goes_and_comes(wsl: OtherNode) -> None:
         daemon.until(lambda: wsl.is_ready() and wsl.spec.exists(), 20)
 
 
-def test_csv_files_that_change(tegra: OtherNode) -> None:
+def test_changed_csv_files_are_read_again(tegra: OtherNode) -> None:
     """A file that is added to is read again."""
     with running(tegra) as daemon:
         daemon.until(tegra.is_ready, 20)
@@ -123,7 +123,7 @@ def test_csv_files_that_change(tegra: OtherNode) -> None:
         daemon.until(lambda: "nv_extra" in tegra.spec.read_text(), 20)
 
 
-def test_spec_of_nvidia_ctk(wsl: OtherNode) -> None:
+def test_our_spec_goes_beside_one_of_nvidia_ctk(wsl: OtherNode) -> None:
     """One that somebody else made, under another name: ours is one too many."""
     theirs = wsl.host / "etc/cdi/nvidia.yaml"
     theirs.parent.mkdir(parents=True)
@@ -136,7 +136,7 @@ def test_spec_of_nvidia_ctk(wsl: OtherNode) -> None:
     assert not wsl.spec.exists()
 
 
-def test_management_spec_from_before(wsl: OtherNode) -> None:
+def test_management_spec_from_before_goes(wsl: OtherNode) -> None:
     """A GPU was handed to Linux, and is not any more."""
     wsl.cdi.mkdir(parents=True)
     wsl.management.write_text(
@@ -166,7 +166,7 @@ def test_no_specs_are_asked_for(wsl: OtherNode) -> None:
 
 
 @pytest.mark.parametrize("mode", ["legacy", "csv", "jit-cdi"])
-def test_modes_that_need_no_spec(mode: str, place: Path) -> None:
+def test_runtime_mode_without_specs_is_ready_without_one(mode: str, place: Path) -> None:
     """nvidia-container-runtime finds out by itself there what a container gets: a node without a
     driver for a spec is ready, and the reason is told."""
     with OtherNode(place) as node:
@@ -182,7 +182,7 @@ def test_modes_that_need_no_spec(mode: str, place: Path) -> None:
         assert not node.cdi.exists()
 
 
-def test_other_modes_need_one(place: Path) -> None:
+def test_runtime_mode_with_specs_is_not_ready_without_one(place: Path) -> None:
     """Where devices are injected by specs."""
     with OtherNode(place) as node:
         for words in ((), ("--nvidia-container-runtime.mode=cdi",)):

@@ -72,7 +72,7 @@ def test_goes_when_a_convergence_is_refused(node: CliNode, ready: Ready) -> None
         assert ready.reason() == ""
 
 
-def test_change_that_is_undone(node: CliNode, ready: Ready) -> None:
+def test_ready_file_goes_when_a_change_is_undone(node: CliNode, ready: Ready) -> None:
     """The runtime is well, on its old files: the rollout that asked for the change has failed."""
     checks.done(node.agent("apply"))
     node.script(die_when={"default": "nvidia"})

@@ -148,7 +148,9 @@ def test_refusal_touches_nothing(name: str, whole: WholeNode, namespace: Namespa
 
 @pytest.mark.parametrize("name", ["read-only configuration", "full disk of the configuration",
                                   "read-only drop-ins", "read-only specs"])  # fmt: skip
-def test_refusal_on_a_node_that_is_ready(name: str, whole: WholeNode, namespace: Namespace) -> None:
+def test_refusal_keeps_a_ready_node_ready(
+    name: str, whole: WholeNode, namespace: Namespace
+) -> None:
     """Another default is asked for, with another toolkit: the old state stays, and stays ready."""
     checks.done(whole.agent("apply"))
     ready = whole.ready()
@@ -163,7 +165,7 @@ def test_refusal_on_a_node_that_is_ready(name: str, whole: WholeNode, namespace:
     assert whole.ready() == ready
 
 
-def test_refusal_of_an_immutable_file(whole: WholeNode, namespace: Namespace) -> None:
+def test_immutable_file_is_refused_beforehand(whole: WholeNode, namespace: Namespace) -> None:
     """The attribute is seen beforehand."""
     try:
         set_immutable(whole.config, on=True)
@@ -185,7 +187,9 @@ def test_configuration_in_a_read_only_usr(version: str, place: Path, namespace: 
             fails(node.agent("apply", prefix=namespace.prefix), 3, "CONTAINERD_CONFIG")
 
 
-def test_failed_candidate(whole: WholeNode, namespace: Namespace) -> None:
+def test_failed_candidate_is_refused_before_a_spec_is_written(
+    whole: WholeNode, namespace: Namespace
+) -> None:
     """What failed before is refused before a spec that is missing is written."""
     whole.script(die_when={"default": "nvidia"})
     options = ("--proof-timeout=1", "--set-as-default=true")

@@ -18,7 +18,9 @@ versions = pytest.mark.parametrize("version", ["1.7.24", "2.1.9"])
 
 
 @versions
-def test_runtime_that_dies_on_the_new_configuration(version: str, tmp_path: Path) -> None:
+def test_runtime_that_dies_on_the_new_configuration_gets_the_old_one(
+    version: str, tmp_path: Path
+) -> None:
     """Exit 5, the old bytes and a runtime on them; the same is refused until something changes."""
     with CliNode(tmp_path, version) as node:
         before, answer = node.tree(), node.answer()
@@ -70,7 +72,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("fault", "names"), BAD.values(), ids=BAD)
-def test_runtime_that_comes_back_otherwise(
+def test_runtime_that_comes_back_otherwise_is_rolled_back(
     node: CliNode, fault: dict[str, Any], names: str
 ) -> None:
     """Not as wanted after the restart: exit 5, old bytes, and the runtime proven on them."""
@@ -117,7 +119,7 @@ def test_native_cdi_that_the_runtime_does_not_start_with(tmp_path: Path) -> None
         assert node.supervisor.starts == 2
 
 
-def test_runtime_that_would_not_start(node: CliNode) -> None:
+def test_configuration_that_fails_its_trial_start_is_refused(node: CliNode) -> None:
     """A trial start shows it: exit 3, nothing is touched, and what is wrong is not remembered."""
     node.script(in_trial={"die_when": {"handler": "nvidia"}})
     refuses(node, Refusal(3, "does not start on the new configuration", "TRIAL_FAILED"),
@@ -129,7 +131,7 @@ def test_runtime_that_would_not_start(node: CliNode) -> None:
     checks.done(node.agent("apply"))
 
 
-def test_handler_that_would_be_missing(node: CliNode) -> None:
+def test_handler_missing_after_a_trial_start_is_refused(node: CliNode) -> None:
     """The runtime would start, and not be as it has to be."""
     node.script(in_trial={"drop_handler": True})
     refuses(node, Refusal(3, "handler nvidia is missing", "TRIAL_FAILED"), commands=("apply",))
@@ -200,7 +202,7 @@ def test_waiting_is_given_up_for_another_wish(node: CliNode) -> None:
     assert node.ready()
 
 
-def test_revert_before_the_restart(node: CliNode) -> None:
+def test_revert_before_the_restart_restarts_nothing(node: CliNode) -> None:
     """What no runtime has seen is undone without a restart."""
     before = node.tree()
     checks.done(node.agent("apply", "--restart-mode=none"))
@@ -219,7 +221,7 @@ def test_explicit_signal_needs_a_containerd(node: CliNode) -> None:
     tells(node, 3, "REFUSED")
 
 
-def test_right_runtime_with_a_wrong_file(node: CliNode) -> None:
+def test_missing_file_of_a_right_runtime_is_written_without_a_restart(node: CliNode) -> None:
     """The runtime is right and only a file is gone: it is written, and nothing is restarted."""
     checks.done(node.agent("apply"))
     right, ready = contents(node.tree()), node.ready()
@@ -231,7 +233,7 @@ def test_right_runtime_with_a_wrong_file(node: CliNode) -> None:
     assert node.supervisor.starts == 2
 
 
-def test_no_runtime_config(node: CliNode) -> None:
+def test_no_runtime_config_publishes_and_writes_nothing(node: CliNode) -> None:
     """The decision is published; no file is written and nothing is restarted."""
     before = node.tree()
     checks.done(node.agent("apply", env={"NO_RUNTIME_CONFIG": "true"}))

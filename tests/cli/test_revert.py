@@ -23,7 +23,7 @@ def append(path: Path, text: str) -> None:
 
 
 @versions
-def test_revert_twice(version: str, tmp_path: Path) -> None:
+def test_second_revert_has_nothing_to_do(version: str, tmp_path: Path) -> None:
     """The second one finds nothing to do, and says so."""
     with CliNode(tmp_path, version) as node:
         before = node.tree()
@@ -40,7 +40,7 @@ def test_revert_twice(version: str, tmp_path: Path) -> None:
 
 
 @versions
-def test_foreign_edit_between_two_applies(version: str, tmp_path: Path) -> None:
+def test_edit_between_two_applies_needs_keep_edits(version: str, tmp_path: Path) -> None:
     """Refused, naming --keep-edits; with it our keys go, and the edit stays with its comments."""
     with CliNode(tmp_path, version) as node:
         original = node.config.read_text()
@@ -63,7 +63,7 @@ def test_foreign_edit_between_two_applies(version: str, tmp_path: Path) -> None:
 
 
 @versions
-def test_foreign_edit_after_apply(version: str, tmp_path: Path) -> None:
+def test_edit_after_apply_needs_keep_edits(version: str, tmp_path: Path) -> None:
     """The same where nothing of ours was written after the edit."""
     with CliNode(tmp_path, version) as node:
         original = node.config.read_text()
@@ -75,7 +75,7 @@ def test_foreign_edit_after_apply(version: str, tmp_path: Path) -> None:
         assert set(node.settled().runtimes) == {"runc"}
 
 
-def test_edit_that_was_taken_back(node: CliNode) -> None:
+def test_edit_that_was_taken_back_does_not_count(node: CliNode) -> None:
     """Bytes as we wrote them are nobody's edit."""
     before = contents(node.tree())
     checks.done(node.agent("apply"))
@@ -86,7 +86,7 @@ def test_edit_that_was_taken_back(node: CliNode) -> None:
     assert contents(node.tree()) == before
 
 
-def test_files_that_somebody_put_back(node: CliNode) -> None:
+def test_files_put_back_by_hand_leave_nothing_to_revert(node: CliNode) -> None:
     """There is nothing left to change, but the node is no longer ready, and all is forgotten."""
     before, original = contents(node.tree()), node.config.read_bytes()
     checks.done(node.agent("apply"))
@@ -101,7 +101,7 @@ def test_files_that_somebody_put_back(node: CliNode) -> None:
     assert node.supervisor.starts == starts
 
 
-def test_edited_drop_in(node: CliNode) -> None:
+def test_foreign_key_in_our_drop_in_stays(node: CliNode) -> None:
     """A key that the admin put into our drop-in stays there; without --keep-edits it is refused."""
     checks.done(node.agent("apply"))
     append(node.drop_in, f"\n[{node.section}.cni]\nconf_dir = '/srv/cni' # ours\n")
@@ -115,7 +115,7 @@ def test_edited_drop_in(node: CliNode) -> None:
     assert answer.config["cni"]["confDir"] == "/srv/cni", "it was in force, and it stays so"
 
 
-def test_file_that_was_removed_since(node: CliNode) -> None:
+def test_removed_drop_in_does_not_stop_a_revert(node: CliNode) -> None:
     """A drop-in that somebody removed already does not stand in the way."""
     before = contents(node.tree())
     checks.done(node.agent("apply"))
@@ -124,7 +124,7 @@ def test_file_that_was_removed_since(node: CliNode) -> None:
     assert contents(node.tree()) == before
 
 
-def test_literal_import_of_our_drop_in(tmp_path: Path) -> None:
+def test_drop_in_imported_by_name_stays_emptied(tmp_path: Path) -> None:
     """A file that is imported by name stays, emptied: without it containerd does not start."""
     with CliNode(tmp_path) as node:
         site = node.etc / "site.toml"
@@ -141,7 +141,7 @@ def test_literal_import_of_our_drop_in(tmp_path: Path) -> None:
         assert node.answer().ready
 
 
-def test_pods_that_use_a_handler(node: CliNode) -> None:
+def test_revert_is_refused_while_pods_use_a_handler(node: CliNode) -> None:
     """Refused while there are any, listing them; others do not matter, nor do dead ones."""
     checks.done(node.agent("apply"))
     others = [{"name": "web", "namespace": "shop"}, {"name": "dns", "handler": "runc"}]
@@ -157,7 +157,7 @@ def test_pods_that_use_a_handler(node: CliNode) -> None:
     assert set(node.settled().runtimes) == {"runc"}
 
 
-def test_runtime_that_dies_on_the_old_configuration(node: CliNode) -> None:
+def test_revert_that_is_not_proven_is_undone(node: CliNode) -> None:
     """A revert that cannot be proven is undone: exit 5, and the node works and is ready again."""
     checks.done(node.agent("apply", "--set-as-default=true"))
     right, ready = contents(node.tree()), node.ready()
@@ -171,7 +171,7 @@ def test_runtime_that_dies_on_the_old_configuration(node: CliNode) -> None:
     assert set(node.settled().runtimes) == {"runc"}
 
 
-def test_revert_of_an_unreachable_runtime(node: CliNode) -> None:
+def test_revert_with_an_unreachable_runtime_exits_with_4(node: CliNode) -> None:
     """Exit 4, and the files stay: what cannot be proven is not undone."""
     checks.done(node.agent("apply"))
     before = node.tree()
@@ -180,7 +180,7 @@ def test_revert_of_an_unreachable_runtime(node: CliNode) -> None:
     assert touched(before, node.tree()) == []
 
 
-def test_undo_by_hand(node: CliNode) -> None:
+def test_originals_can_be_put_back_by_hand(node: CliNode) -> None:
     """What README.md says: originals lie under the digests that memory.json names."""
     before = contents(node.tree())
     checks.done(node.agent("apply"))

@@ -24,7 +24,7 @@ def conditions(node: CliNode) -> dict[str, str]:
 
 
 @versions
-def test_root_file_that_was_removed(version: str, tmp_path: Path) -> None:
+def test_removed_root_file_does_not_stop_a_revert(version: str, tmp_path: Path) -> None:
     """There is nothing to restore: the rest goes, it is said, and no runtime is started without its
     settings."""
     with CliNode(tmp_path, version) as node:
@@ -42,7 +42,7 @@ def test_root_file_that_was_removed(version: str, tmp_path: Path) -> None:
         assert "Nothing to do" in node.agent("revert").stdout
 
 
-def test_imported_file_that_was_removed(tmp_path: Path) -> None:
+def test_removed_imported_file_comes_back(tmp_path: Path) -> None:
     """On 1.x the owner's file is imported by name: without it no containerd starts, so that its
     original comes back."""
     with CliNode(tmp_path, "1.7.24") as node:
@@ -64,7 +64,7 @@ def test_imported_file_that_was_removed(tmp_path: Path) -> None:
         assert set(node.settled().runtimes) == {"runc"}
 
 
-def test_files_put_back_without_a_restart(node: CliNode) -> None:
+def test_files_put_back_without_a_restart_still_need_one(node: CliNode) -> None:
     """The running runtime still has our handlers: it is restarted, and they are gone."""
     original = node.config.read_bytes()
     checks.done(node.agent("apply"))
@@ -77,7 +77,7 @@ def test_files_put_back_without_a_restart(node: CliNode) -> None:
     assert set(node.settled().runtimes) == {"runc"}
 
 
-def test_drop_in_that_was_repaired(node: CliNode) -> None:
+def test_drop_in_repaired_by_hand_is_ours(node: CliNode) -> None:
     """Somebody took a handler out of it, and it was put in again: all of it is ours."""
     before = contents(node.tree())
     checks.done(node.agent("apply"))
@@ -118,7 +118,7 @@ def test_pending_change_is_no_edit(node: CliNode) -> None:
     assert conditions(node) == {}
 
 
-def test_pending_change_beside_an_edit(node: CliNode) -> None:
+def test_refused_revert_keeps_the_pending_change(node: CliNode) -> None:
     """A revert that is refused takes nothing back, and publishes nothing."""
     checks.done(node.agent("apply"))
     append(node.config, "\n# by the admin\n")
@@ -170,7 +170,7 @@ def test_nothing_of_ours_stays_in_an_edited_root(version: str, how: str, tmp_pat
         assert set(node.settled().runtimes) == {"runc"}
 
 
-def test_default_that_we_took_back(tmp_path: Path) -> None:
+def test_default_that_we_took_back_returns(tmp_path: Path) -> None:
     """Row 3 sets the default to runc where a peer's nvidia was it: that key was ours too."""
     with CliNode(tmp_path, "1.7.24") as node:
         nvidia = f"{node.section}.containerd.runtimes.nvidia"
@@ -203,7 +203,7 @@ def test_default_table_stays_where_others_need_it(tmp_path: Path) -> None:
         assert set(node.settled().runtimes) == {"runc", "kata"}
 
 
-def test_drop_in_with_an_edit_loses_our_header(node: CliNode) -> None:
+def test_edited_drop_in_stays_without_our_header(node: CliNode) -> None:
     """What stays is the admin's, and does not say that we wrote it."""
     checks.done(node.agent("apply", "--set-as-default=true"))
     append(node.drop_in, ADMIN)

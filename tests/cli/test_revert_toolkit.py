@@ -118,7 +118,9 @@ def test_files_among_ours_stay(sourced: SourceNode) -> None:
 
 
 @pytest.mark.parametrize("version", ["1.7.24", "2.1.9"])
-def test_configuration_that_needs_it(place: Path, version: str) -> None:
+def test_revert_is_refused_while_the_configuration_runs_the_toolkit(
+    place: Path, version: str
+) -> None:
     """A handler of before that runs a program of the directory would lead nowhere."""
     section = SECTIONS[2 if version.startswith("1") else 3]
     program = place / f"nvidia/toolkit/{RUNTIME}"
@@ -134,7 +136,7 @@ def test_configuration_that_needs_it(place: Path, version: str) -> None:
         refuses(node, Refusal(3, says), commands=(REVERT,))
 
 
-def test_configuration_that_needs_what_comes_back(place: Path) -> None:
+def test_configuration_may_name_a_program_that_comes_back(place: Path) -> None:
     """It may name a program of the directory of before."""
     section = SECTIONS[3]
     text = handler("nvidia", section).replace("/opt/nvidia", f"{place}/nvidia/toolkit/{RUNTIME}")
@@ -148,7 +150,7 @@ def test_configuration_that_needs_what_comes_back(place: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["json", "yaml"])
-def test_spec_that_names_a_hook(place: Path, suffix: str) -> None:
+def test_revert_is_refused_while_a_foreign_spec_names_a_hook(place: Path, suffix: str) -> None:
     """Somebody else's, such as the device plugin's."""
     section = SECTIONS[3]
     cdi = place / "cdi"
@@ -171,7 +173,7 @@ def test_spec_that_names_a_hook(place: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pod", "spec", "handler"])
-def test_who_knows_it_by_a_link(kind: str, place: Path) -> None:
+def test_revert_is_refused_while_a_link_leads_to_the_toolkit(kind: str, place: Path) -> None:
     """The operator's device plugin, or a pod of before, calls it as the option does."""
     section = SECTIONS[3]
     cdi, link = place / "cdi", place / "nvidia"
@@ -196,7 +198,7 @@ def test_who_knows_it_by_a_link(kind: str, place: Path) -> None:
         assert (link / "toolkit" / RUNTIME).exists()
 
 
-def test_pods_that_run_by_it(sourced: SourceNode) -> None:
+def test_revert_is_refused_while_pods_run_by_the_toolkit(sourced: SourceNode) -> None:
     """Whatever their handler is called now; what a pod only talks about does not matter."""
     checks.done(sourced.agent("apply"))
     program = str(sourced.toolkit / RUNTIME)
@@ -216,7 +218,7 @@ def test_pods_that_run_by_it(sourced: SourceNode) -> None:
     assert reverted(sourced) == [str(sourced.toolkit)]
 
 
-def test_runtime_that_does_not_answer(sourced: SourceNode) -> None:
+def test_revert_is_refused_while_the_runtime_does_not_answer(sourced: SourceNode) -> None:
     """Nobody knows then who runs by it."""
     checks.done(sourced.agent("apply"))
     before = snapshot(sourced.toolkit)
@@ -237,7 +239,7 @@ def monitor(*words: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.mark.parametrize("kind", ["admin", "before"])
-def test_hook_of_crio_that_runs_it(kind: str, place: Path) -> None:
+def test_revert_is_refused_while_a_crio_hook_runs_the_toolkit(kind: str, place: Path) -> None:
     """One that was there before, or an admin's: it is for containers that would not start."""
     with CrioNode(place) as node:
         shutil.rmtree(node.toolkit)
@@ -259,7 +261,7 @@ def test_hook_of_crio_that_runs_it(kind: str, place: Path) -> None:
         assert found["changed"] == [str(node.toolkit)]
 
 
-def test_containers_of_crio(place: Path) -> None:
+def test_revert_is_refused_while_crio_containers_need_the_toolkit(place: Path) -> None:
     """Their monitors call the program when a container ends."""
     with CrioNode(place) as node:
         checks.done(node.agent("apply"))

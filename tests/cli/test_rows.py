@@ -79,7 +79,7 @@ def check(node: CliNode, row: Row) -> None:
 
 
 @pytest.mark.parametrize("name", TOURS)
-def test_rows_follow_each_other(place: Path, name: str) -> None:
+def test_each_row_undoes_the_row_before(place: Path, name: str) -> None:
     """What the earlier row left is gone, the original default is back, and status follows."""
     version, text, rows = TOURS[name]
     section = SECTIONS[2 if version.startswith("1") else 3]

@@ -255,7 +255,7 @@ def test_first_failure_is_no_end(node: CliNode) -> None:
         daemon.until(lambda: published(node) is not None)
 
 
-def test_stop_during_a_change(node: CliNode) -> None:
+def test_stop_during_a_change_finishes_it_first(node: CliNode) -> None:
     """The change is finished first, and the node is right."""
     node.supervisor.delay = 0.5
     with running(node) as daemon:
@@ -267,7 +267,7 @@ def test_stop_during_a_change(node: CliNode) -> None:
         assert node.supervisor.starts == 2
 
 
-def test_killed_during_a_change(node: CliNode) -> None:
+def test_killed_run_leaves_its_child_the_lock(node: CliNode) -> None:
     """Its child finishes under the lock that it inherited; nobody can come between."""
     node.supervisor.delay = 0.5
     with running(node) as daemon:
@@ -283,7 +283,7 @@ def test_killed_during_a_change(node: CliNode) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stop_while_waiting(number: signal.Signals, node: CliNode) -> None:
+def test_stop_while_waiting_ends_at_once(number: signal.Signals, node: CliNode) -> None:
     """At once, and the node stays as it is; meanwhile nobody else may change it."""
     with running(node) as daemon:
         settle(daemon)
@@ -315,7 +315,7 @@ def test_errors_are_lines_of_the_log(words: str, code: str, node: CliNode) -> No
     assert node.agent("apply", words).stderr.splitlines()[-1].startswith("cannot ")
 
 
-def test_last_line_of_each_convergence(node: CliNode) -> None:
+def test_each_convergence_ends_with_a_summary_line(node: CliNode) -> None:
     """With a change, and when there was nothing to do."""
     found = []
     for _ in range(2):
@@ -333,13 +333,13 @@ def test_last_line_of_each_convergence(node: CliNode) -> None:
     assert str(node.drop_in) in found[0]["changed"]
 
 
-def test_once(node: CliNode) -> None:
+def test_run_without_daemon_applies_once(node: CliNode) -> None:
     """With --no-daemon it is `apply` without a report."""
     checks.done(node.agent("run", "--no-daemon"))
     assert node.ready()
 
 
-def test_options_reach_the_child(node: CliNode) -> None:
+def test_child_gets_the_options(node: CliNode) -> None:
     """Those of the command line; the environment is inherited."""
     with running(node, "--set-as-default", "--runtime-name=gpu") as daemon:
         daemon.until(lambda: published(node) is not None, 20)

@@ -84,7 +84,7 @@ def applied(node: CliNode, *options: str) -> Any:
 
 
 @pytest.mark.parametrize("pod", [OLD_POD, {**OLD_POD, "handler": "nvidia"}])
-def test_upgrade_from_row_6(pod: dict[str, Any], place: Path) -> None:
+def test_upgrade_from_row_6_keeps_the_annotation_answered(pod: dict[str, Any], place: Path) -> None:
     """1.6 to 1.7: the kubelet gives a container that starts again its annotation of before."""
     with SourceNode(place, "1.6.20") as node:
         applied(node)
@@ -120,7 +120,7 @@ def test_upgrade_from_row_6(pod: dict[str, Any], place: Path) -> None:
 
 @pytest.mark.parametrize("version", ["1.7.24", "2.1.9"])
 @pytest.mark.parametrize("gone", [True, False])
-def test_row_that_was_forced(version: str, gone: bool, place: Path) -> None:
+def test_forced_row_is_kept_only_while_pods_need_it(version: str, gone: bool, place: Path) -> None:
     """`--native-cdi=false` and back; without such pods nothing is kept."""
     with SourceNode(place, version) as node:
         applied(node, "--native-cdi=false")
@@ -136,7 +136,7 @@ def test_row_that_was_forced(version: str, gone: bool, place: Path) -> None:
 
 
 @pytest.mark.parametrize("version", ["1.6.20", "2.1.9"])
-def test_cdi_that_is_switched_on(version: str, place: Path) -> None:
+def test_switching_cdi_on_keeps_pods_that_ask_by_variable(version: str, place: Path) -> None:
     """From row 1: pods that ask by variable are still answered; what is published is for others."""
     with SourceNode(place, version) as node:
         applied(node, "--cdi-enabled=false")
@@ -157,7 +157,7 @@ def test_cdi_that_is_switched_on(version: str, place: Path) -> None:
         )
 
 
-def test_run_finishes_the_change(place: Path) -> None:
+def test_run_finishes_the_change_after_the_last_pod(place: Path) -> None:
     """At its next look at the whole node after the last pod is gone, with one restart."""
     with SourceNode(place, "1.6.20") as node:
         applied(node)
@@ -175,7 +175,7 @@ def test_run_finishes_the_change(place: Path) -> None:
             daemon.end()
 
 
-def test_cdi_that_is_switched_off(place: Path) -> None:
+def test_switching_cdi_off_keeps_annotations_answered(place: Path) -> None:
     """From row 6 to row 1: the annotation is answered as long as a pod has it."""
     with SourceNode(place, "1.6.20") as node:
         applied(node)
@@ -189,7 +189,7 @@ def test_cdi_that_is_switched_off(place: Path) -> None:
         assert passed(node) == []
 
 
-def test_an_order_about_the_default(place: Path) -> None:
+def test_ordered_default_waits_for_the_pods_that_need_the_old_one(place: Path) -> None:
     """It is carried out once no pod needs the default any more."""
     with SourceNode(place, "1.6.20") as node:
         applied(node)
@@ -242,7 +242,7 @@ def test_nothing_is_asked_where_nothing_changes(place: Path) -> None:
         assert set(log.read_text().split()) == {"Version", "Status"}
 
 
-def test_few_questions(place: Path) -> None:
+def test_number_of_questions_does_not_grow_with_the_pods(place: Path) -> None:
     """Two lists for any number of pods; containers one by one only where variables count."""
     with SourceNode(place, "1.6.20") as node:
         applied(node)
@@ -277,7 +277,7 @@ def test_crio_handlers_are_in_no_list(command: str, place: Path) -> None:
         assert node.agent(command).returncode == 0
 
 
-def test_crio_row_that_was_forced(place: Path) -> None:
+def test_forced_crio_row_keeps_the_default_for_running_pods(place: Path) -> None:
     """CRI-O passes every annotation on: there it is the default and config.toml that are kept."""
     made = CrioNode(place)
     packaged(made)  # with their paths: this machine may have a crun or a runc of its own, or none

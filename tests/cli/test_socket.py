@@ -20,7 +20,7 @@ def never_answers(node: CliNode, *names: str) -> None:
     tells(node, 4, "RUNTIME_UNREACHABLE", str(node.socket))
 
 
-def test_runtime_that_never_answers(node: CliNode) -> None:
+def test_runtime_that_never_answers_takes_readiness_away(node: CliNode) -> None:
     """Readiness goes, the files stay; when it answers again, readiness is back."""
     checks.done(node.agent("apply"))
     before, ready = node.tree(), node.ready()
@@ -36,7 +36,7 @@ def test_runtime_that_never_answers(node: CliNode) -> None:
     assert node.supervisor.starts == 2
 
 
-def test_socket_that_nobody_serves(node: CliNode) -> None:
+def test_socket_that_nobody_serves_exits_with_4(node: CliNode) -> None:
     """Somebody listens and says nothing at all."""
     node.socket = node.directory / "deaf.sock"
     before = node.tree()
@@ -48,7 +48,7 @@ def test_socket_that_nobody_serves(node: CliNode) -> None:
     assert touched(before, node.tree()) == []
 
 
-def test_socket_that_is_none(node: CliNode) -> None:
+def test_file_in_the_place_of_a_socket_exits_with_4(node: CliNode) -> None:
     """A plain file, a directory, nothing: exit 4 at once."""
     node.socket = node.directory / "other.sock"
     refuses(node, Refusal(4, "other.sock", "RUNTIME_UNREACHABLE"))
@@ -60,7 +60,7 @@ def test_socket_that_is_none(node: CliNode) -> None:
     refuses(node, Refusal(4, "it is not a socket", "RUNTIME_UNREACHABLE"))
 
 
-def test_socket_without_the_cri(node: CliNode) -> None:
+def test_runtime_with_the_cri_off_exits_with_4(node: CliNode) -> None:
     """UNIMPLEMENTED means that the CRI is off: exit 4, and it says so."""
     node.script(unimplemented=True)
     refuses(node, Refusal(4, "does not serve CRI", "CRI_UNIMPLEMENTED"))
@@ -68,7 +68,7 @@ def test_socket_without_the_cri(node: CliNode) -> None:
     checks.done(result)  # nothing was ever applied, so nothing needs the runtime
 
 
-def test_unknown_runtime(node: CliNode) -> None:
+def test_unknown_runtime_is_refused(node: CliNode) -> None:
     """What answers is neither containerd nor CRI-O."""
     node.script(runtime_name="other")
     refuses(node, Refusal(4, "other", "RUNTIME_UNREACHABLE"))

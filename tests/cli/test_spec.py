@@ -79,7 +79,7 @@ def test_written_where_the_runtime_reads(node: DriverNode) -> None:
     assert list(node.cdi.iterdir()) == []
 
 
-def test_no_spec_where_nobody_wants_one(node: DriverNode) -> None:
+def test_no_driver_is_needed_without_specs(node: DriverNode) -> None:
     """Without CDI, or with an empty directory, no driver is needed."""
     for option in ("--cdi-output-dir=", "--cdi-enabled=false"):
         checks.done(node.agent("apply", option))
@@ -96,7 +96,7 @@ def test_directory_that_is_not_read(node: DriverNode) -> None:
 
 
 @pytest.mark.parametrize("name", ["nvidia.yaml", "nvidia.json"])
-def test_second_file_with_the_device(node: DriverNode, name: str) -> None:
+def test_second_file_with_our_device_gives_way(node: DriverNode, name: str) -> None:
     """The two would cancel each other; NVIDIA's own file has our name and gives way."""
     make_driver(node.driver)
     node.cdi.mkdir()

@@ -51,7 +51,7 @@ def test_crio_with_drop_ins_that_it_reads(place: Path, text: str) -> None:
         ("1.37.0", "[crio]\n".encode("utf-16"), "it is UTF-16"),
     ],
 )
-def test_crio_with_drop_ins_on_which_it_would_not_start(
+def test_crio_file_on_which_it_would_not_start_is_refused(
     place: Path, version: str, data: bytes, says: str
 ) -> None:
     """Refused with the file and what is the matter with it; nothing is written or restarted."""

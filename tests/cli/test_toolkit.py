@@ -69,7 +69,7 @@ def config(node: SourceNode | HostedNode) -> dict[str, dict[str, object]]:
     return found
 
 
-def test_packages(sourced: SourceNode) -> None:
+def test_packages_are_installed_whole_and_nothing_else(sourced: SourceNode) -> None:
     """Everything that is needed, and nothing else; programs can be run by all, libraries read."""
     checks.done(sourced.agent("apply", prefix=("sh", "-c", 'umask 077; exec "$@"', "sh")))
     assert sourced.source
@@ -96,7 +96,7 @@ def test_packages(sourced: SourceNode) -> None:
     assert values["NVIDIA_CDI_HOOK_PATH"] == str(sourced.toolkit / "nvidia-cdi-hook")
 
 
-def test_a_second_apply_touches_nothing(sourced: SourceNode) -> None:
+def test_second_apply_touches_no_file(sourced: SourceNode) -> None:
     """No file and no directory: neither time nor inode."""
     checks.done(sourced.agent("apply"))
     before = snapshot(sourced.toolkit.parent)
@@ -124,7 +124,7 @@ def test_an_upgrade_writes_what_is_new(sourced: SourceNode) -> None:
     assert beside(sourced.toolkit) == ["toolkit"]
 
 
-def test_a_source_that_is_gone_again(sourced: SourceNode) -> None:
+def test_installed_toolkit_is_used_without_its_source(sourced: SourceNode) -> None:
     """What was installed is used on, and its settings still follow."""
     checks.done(sourced.agent("apply"))
     before = snapshot(sourced.toolkit)
@@ -141,7 +141,7 @@ def test_a_source_that_is_gone_again(sourced: SourceNode) -> None:
                for name in _WRAPPED)  # fmt: skip
 
 
-def test_the_host_s_own(empty_host: HostedNode) -> None:
+def test_toolkit_of_the_host_is_run_where_it_is(empty_host: HostedNode) -> None:
     """It is run where it is, with settings of ours; its own settings are nobody's business."""
     before = put_on_host(empty_host)
     checks.done(empty_host.agent("apply"))
@@ -166,7 +166,7 @@ def test_the_host_s_own(empty_host: HostedNode) -> None:
     assert touched(was, snapshot(empty_host.toolkit)) == []
 
 
-def test_the_host_s_own_that_is_removed(empty_host: HostedNode) -> None:
+def test_removed_toolkit_of_the_host_takes_readiness_away(empty_host: HostedNode) -> None:
     """A wrapper before nothing is no toolkit; what was published goes."""
     put_on_host(empty_host)
     checks.done(empty_host.agent("apply"))
@@ -215,7 +215,7 @@ def test_what_nvidia_s_installer_has_put_there(sourced: SourceNode) -> None:
     assert touched(before, snapshot(sourced.toolkit.parent)) == []
 
 
-def test_no_toolkit_at_all(sourced: SourceNode) -> None:
+def test_node_without_a_toolkit_is_refused_with_a_remedy(sourced: SourceNode) -> None:
     """Refused, and it is told what to do."""
     sourced.source = None
     refuses(sourced, Refusal(3, "install the toolkit, or give --toolkit-source-root", "NO_TOOLKIT"))
@@ -263,7 +263,7 @@ def test_what_is_damaged_is_mended(sourced: SourceNode) -> None:
         assert installed(sourced.toolkit) == right, name
 
 
-def test_wrappers_call_what_they_wrap(sourced: SourceNode) -> None:
+def test_wrapper_runs_its_program_with_our_settings(sourced: SourceNode) -> None:
     """With its settings, and with what they were told."""
     assert sourced.source
     script = '#!/bin/sh\necho "$NVIDIA_CTK_CONFIG_FILE_PATH $*"\n'

@@ -80,7 +80,7 @@ def expect(row: Row, found: Mapping[str, Any], dirs: list[str], runtimes: list[s
 
 
 @pytest.mark.parametrize("row", CONTAINERD, ids=name)
-def test_containerd(place: Path, row: Row) -> None:
+def test_prefixes_that_containerd_answers_are_left_to_it(place: Path, row: Row) -> None:
     """Prefixes that the runtime answers itself are left to it, so that nothing comes twice."""
     section = SECTIONS[2 if row.version.startswith("1") else 3]
     known = row.version != "1.6.20"
@@ -96,7 +96,7 @@ def test_containerd(place: Path, row: Row) -> None:
 
 
 @pytest.mark.parametrize("row", CRIO, ids=name)
-def test_crio(place: Path, row: Row) -> None:
+def test_settings_on_crio_are_those_of_the_row(place: Path, row: Row) -> None:
     """The same; a hook asks for the toolkit's settings too."""
     node = CrioNode(place, row.version)
     (node.toolkit / f"{RUNTIME}-hook").touch(0o755)
@@ -106,7 +106,7 @@ def test_crio(place: Path, row: Row) -> None:
         expect(row, read(node.toolkit), [str(node.cdi)], ["crun", "runc"])
 
 
-def test_changing_one_s_mind(sourced: SourceNode) -> None:
+def test_settings_follow_the_row_and_programs_stay(sourced: SourceNode) -> None:
     """From row to row it follows, and programs are not written again."""
     real = sourced.toolkit / f"{RUNTIME}.real"
     checks.done(sourced.agent("apply"))
@@ -159,7 +159,7 @@ def at(found: Mapping[str, Any], path: str) -> object:
     return value
 
 
-def test_options(sourced: SourceNode) -> None:
+def test_options_are_written_and_go_again(sourced: SourceNode) -> None:
     """All of them at once, from the command line, then from the environment, then gone."""
     checks.done(sourced.agent("apply"))
     plain = read(sourced.toolkit)
@@ -194,7 +194,9 @@ def test_envvar_refused_without_cdi(sourced: SourceNode) -> None:
         ("toolkit-package-type", "apk"),
     ],
 )
-def test_option_that_makes_no_sense(sourced: SourceNode, option: str, value: str) -> None:
+def test_senseless_option_is_refused_before_anything_is_done(
+    sourced: SourceNode, option: str, value: str
+) -> None:
     """Said before anything is done."""
     fails(
         sourced.agent("apply", f"--{option}={value}"), 2, value if value.isprintable() else option
@@ -203,7 +205,7 @@ def test_option_that_makes_no_sense(sourced: SourceNode, option: str, value: str
 
 
 @pytest.mark.parametrize("version", ["1.7.24", "2.1.9"])
-def test_low_level_runtimes(place: Path, version: str) -> None:
+def test_low_level_runtimes_of_the_node_come_first(place: Path, version: str) -> None:
     """What the node's own handlers run comes first, as far as it is there; never one of ours."""
     section = SECTIONS[2 if version.startswith("1") else 3]
     own, mine = place / "opt/my-crun", place / "opt/other"
@@ -238,7 +240,7 @@ def test_low_level_runtimes_where_configuration_is_not_ours(place: Path) -> None
         assert read(node.toolkit) == before
 
 
-def test_default_of_an_earlier_tool(place: Path) -> None:
+def test_runtime_of_nvidia_is_never_its_own_low_level_runtime(place: Path) -> None:
     """Called by itself, NVIDIA's runtime would go on for ever."""
     section = SECTIONS[2]
     theirs = place / f"usr/bin/{RUNTIME}"
@@ -253,7 +255,9 @@ def test_default_of_an_earlier_tool(place: Path) -> None:
 
 
 @pytest.mark.parametrize("suse", [False, True])
-def test_driver_of_the_host(empty_host: HostedNode, suse: bool) -> None:
+def test_driver_of_the_host_is_named_as_the_host_names_it(
+    empty_host: HostedNode, suse: bool
+) -> None:
     """Its root and its ldconfig, by the host's names; SUSE's nodes belong to a group."""
     host, source = empty_host.host, release(empty_host.directory, "1.19.0")
     make_driver(host / "run/nvidia/driver", nodes=False)

@@ -102,7 +102,7 @@ def test_toolkit_that_is_there_and_cannot_be_changed(
         ("1.6.20", (), 6, "noexec"),
     ],
 )
-def test_what_is_gone_after_a_reboot(
+def test_place_gone_after_a_reboot_is_refused_where_containers_need_it(
     place: Path, namespace: Namespace, version: str, options: tuple[str, ...], row: int, kind: str
 ) -> None:
     """Refused where every container would need it."""
@@ -121,7 +121,7 @@ def test_what_is_gone_after_a_reboot(
 
 
 @as_root
-def test_default_by_option_on_tmpfs(sourced: SourceNode, namespace: Namespace) -> None:
+def test_default_by_option_is_refused_on_tmpfs(sourced: SourceNode, namespace: Namespace) -> None:
     """It is the default that matters, not the row."""
     says = cover(sourced, namespace, "tmpfs")
     option, prefix = "--set-as-default=true", namespace.prefix
@@ -130,7 +130,9 @@ def test_default_by_option_on_tmpfs(sourced: SourceNode, namespace: Namespace) -
 
 
 @as_root
-def test_configuration_that_is_not_ours_on_tmpfs(place: Path, namespace: Namespace) -> None:
+def test_foreign_configuration_may_have_the_toolkit_on_tmpfs(
+    place: Path, namespace: Namespace
+) -> None:
     """The row would have nvidia as default; nobody makes it that, so that nothing depends on it."""
     with SourceNode(place, "1.6.20") as node:
         cover(node, namespace, "tmpfs")
@@ -140,7 +142,9 @@ def test_configuration_that_is_not_ours_on_tmpfs(place: Path, namespace: Namespa
 
 
 @as_root
-def test_overlay(sourced: SourceNode, namespace: Namespace) -> None:
+def test_files_are_exchanged_one_by_one_on_overlay(
+    sourced: SourceNode, namespace: Namespace
+) -> None:
     """A directory from a layer below cannot change places with another one: a node's image has a
     toolkit. Each file takes its own place, and gets it back."""
     lower, upper, place = (sourced.directory / name for name in ("lower", "upper", "nvidia"))
@@ -198,7 +202,7 @@ def test_directory_that_others_can_write(sourced: SourceNode, which: str, mode: 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="chown needs root: run tests/run as root")
-def test_directory_of_somebody_else_s(sourced: SourceNode) -> None:
+def test_directory_of_another_user_is_refused(sourced: SourceNode) -> None:
     """The same."""
     sourced.toolkit.mkdir(parents=True)
     os.chown(sourced.toolkit.parent, 4711, 0)
@@ -243,7 +247,9 @@ def test_directory_is_a_file(sourced: SourceNode) -> None:
 
 
 @pytest.mark.parametrize("which", ["usr/local/nvidia", "usr/local/nvidia/toolkit"])
-def test_link_that_leads_out_of_the_host(empty_host: HostedNode, which: str) -> None:
+def test_install_directory_that_leads_out_of_the_host_is_refused(
+    empty_host: HostedNode, which: str
+) -> None:
     """Refused, and what it leads to is left alone."""
     outside = empty_host.directory / "outside"
     outside.mkdir()
@@ -254,14 +260,14 @@ def test_link_that_leads_out_of_the_host(empty_host: HostedNode, which: str) -> 
     assert list(outside.iterdir()) == []
 
 
-def test_dangling_link(sourced: SourceNode) -> None:
+def test_dangling_install_directory_is_refused(sourced: SourceNode) -> None:
     """Refused: what is behind it may come back."""
     sourced.toolkit.parent.symlink_to(sourced.directory / "disk/nvidia")
     refuses(sourced, Refusal(3, str(sourced.toolkit.parent), None), commands=("plan", "apply"))
     assert not (sourced.directory / "disk").exists()
 
 
-def test_another_directory(sourced: SourceNode) -> None:
+def test_another_install_directory_takes_the_handlers_along(sourced: SourceNode) -> None:
     """With another install directory the handlers move there, and the old one goes."""
     checks.done(sourced.agent("apply"))
     other = sourced.directory / "a b/nvidia's"

@@ -32,7 +32,7 @@ def close(path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [remove, damage, close])
-def test_file_of_the_toolkit(sourced: SourceNode, harm: object) -> None:
+def test_removed_file_of_the_toolkit_comes_back(sourced: SourceNode, harm: object) -> None:
     """It is put back at once, and the runtime goes on."""
     assert callable(harm)
     with running(sourced) as daemon:
@@ -48,7 +48,7 @@ def test_file_of_the_toolkit(sourced: SourceNode, harm: object) -> None:
         daemon.end()
 
 
-def test_the_whole_directory(sourced: SourceNode) -> None:
+def test_removed_directory_of_the_toolkit_comes_back(sourced: SourceNode) -> None:
     """The same, with the directory above."""
     with running(sourced) as daemon:
         settle(daemon)
@@ -61,7 +61,7 @@ def test_the_whole_directory(sourced: SourceNode) -> None:
         daemon.end()
 
 
-def test_a_node_that_is_right(sourced: SourceNode) -> None:
+def test_right_node_is_looked_at_and_not_touched(sourced: SourceNode) -> None:
     """Nothing is touched, whatever is looked at; that is all that is said."""
     with running(sourced, "--interval=1") as daemon:
         settle(daemon)
@@ -76,7 +76,7 @@ def test_a_node_that_is_right(sourced: SourceNode) -> None:
 
 
 @pytest.mark.parametrize("option", ["--cdi-output-dir=", "--cdi-enabled=false"])
-def test_driver_that_comes_later(empty_host: HostedNode, option: str) -> None:
+def test_config_names_a_driver_root_that_comes_later(empty_host: HostedNode, option: str) -> None:
     """config.toml names its root, also where no spec does."""
     source = release(empty_host.directory, "1.19.0")
 
@@ -92,7 +92,7 @@ def test_driver_that_comes_later(empty_host: HostedNode, option: str) -> None:
         daemon.end()
 
 
-def test_another_version_of_the_source(sourced: SourceNode) -> None:
+def test_new_version_of_the_source_is_installed_without_a_restart(sourced: SourceNode) -> None:
     """Found with the next look at the whole node, and installed without a restart."""
     new = release(sourced.directory, "1.20.0")
     assert sourced.source

@@ -64,7 +64,7 @@ def link_in_circles(source: Path) -> str:
 @pytest.mark.parametrize(
     "how", [no_directory, a_file, no_runtime, no_program, link_out, link_in_circles]
 )
-def test_broken_source(sourced: SourceNode, how: object) -> None:
+def test_broken_source_is_refused(sourced: SourceNode, how: object) -> None:
     """It was asked for: what is on the host is not used instead, and nothing is touched."""
     assert sourced.source
     assert callable(how)
@@ -77,7 +77,7 @@ def test_broken_source(sourced: SourceNode, how: object) -> None:
 
 
 @pytest.mark.parametrize("name", ["nvidia-ctk", "libnvidia-container.so.1"])
-def test_link_that_leads_out_of_the_source(sourced: SourceNode, name: str) -> None:
+def test_link_out_of_the_source_is_left_out(sourced: SourceNode, name: str) -> None:
     """What is behind it is left out, as if it were not there."""
     assert sourced.source
     secret = sourced.directory / "secret"
@@ -91,7 +91,7 @@ def test_link_that_leads_out_of_the_source(sourced: SourceNode, name: str) -> No
     assert b"secret" not in b"".join(entry.content for entry in snapshot(sourced.toolkit).values())
 
 
-def test_absolute_link_inside_the_source(sourced: SourceNode) -> None:
+def test_absolute_link_stays_inside_the_source(sourced: SourceNode) -> None:
     """It means what it means once the packages are installed."""
     assert sourced.source
     path = sourced.source / "usr/bin/nvidia-ctk"
@@ -133,7 +133,9 @@ def test_source_that_may_not_be_read(sourced: SourceNode, name: str) -> None:
         (True, "deb", "deb"),
     ],
 )
-def test_kind_of_packages(empty_host: HostedNode, rpm: bool, asked: str | None, taken: str) -> None:
+def test_kind_of_packages_follows_the_host_or_the_option(
+    empty_host: HostedNode, rpm: bool, asked: str | None, taken: str
+) -> None:
     """As the host has it, or as asked for."""
     source = empty_host.directory / "source"
     versions = {"deb": "1.17.0", "rpm": "1.18.0"}
@@ -151,7 +153,7 @@ def test_kind_of_packages(empty_host: HostedNode, rpm: bool, asked: str | None, 
     assert {path.name for path in empty_host.host.iterdir()} == before | {"var"}
 
 
-def test_a_kind_of_packages_that_is_not_there(empty_host: HostedNode) -> None:
+def test_missing_kind_of_packages_is_refused(empty_host: HostedNode) -> None:
     """The other one is not taken instead."""
     source = empty_host.directory / "source"
     make_tree(source / "deb", "1.18.0")

@@ -40,7 +40,9 @@ def listed(node: PodNode) -> Mapping[str, Any]:
 
 
 @generations
-def test_every_case(generation: str, runtime: Runtime) -> None:
+def test_container_gets_the_device_where_the_program_says_so(
+    generation: str, runtime: Runtime
+) -> None:
     """A container gets the device exactly where the program says so."""
     cases: dict[str, SpecCase] = {
         f"/var/run/cdi/{number}.yaml": case for number, case in enumerate((*CASES, *REFUSED))

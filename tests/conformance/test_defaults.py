@@ -49,7 +49,9 @@ def settings(node: PrivateNode) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(("shape", "generation"), cells(4, "edits"))
-def test_keep_edits(shape: Shape, generation: str, runtime: Runtime) -> None:
+def test_keep_edits_takes_out_our_keys_only(
+    shape: Shape, generation: str, runtime: Runtime
+) -> None:
     """Where somebody edited a file since, our keys go, the default that we set included, and what
     we made or took away for it; the edit stays."""
     with PrivateNode(runtime, shape) as node:
@@ -70,7 +72,9 @@ def test_keep_edits(shape: Shape, generation: str, runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize(("shape", "generation"), cells(4, "rows"))
-def test_other_rows_and_back(shape: Shape, generation: str, runtime: Runtime) -> None:
+def test_node_is_as_before_after_other_rows(
+    shape: Shape, generation: str, runtime: Runtime
+) -> None:
     """Asked for another row and back, the node is as it was after the first `apply`, and the
     original can still be had."""
     with PrivateNode(runtime, shape) as node:
@@ -117,7 +121,7 @@ class VolumeNode(PrivateNode):
 
 
 @pytest.mark.parametrize("generation", ["1.7", "2.1"])
-def test_config_elsewhere(generation: str, runtime: Runtime) -> None:
+def test_configuration_of_the_process_is_the_one_edited(generation: str, runtime: Runtime) -> None:
     """Only the file behind the process is edited, and the drop-in lies beside it."""
     with VolumeNode(runtime, BY_NAME["data-volume-v2"]) as node:
         etc, root = node.tree(), (node.volume / "config.toml").read_bytes()
@@ -136,7 +140,7 @@ def test_config_elsewhere(generation: str, runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize("generation", ["1.7", "2.1"])
-def test_sandbox_under_our_name(generation: str, runtime: Runtime) -> None:
+def test_sandbox_under_our_name_stays(generation: str, runtime: Runtime) -> None:
     """It stays what it is: refused, also by `status`; with another name for ours it is not touched,
     and nothing is taken over from it."""
     with PrivateNode(runtime, BY_NAME["gvisor-nvidia-v2"]) as node:

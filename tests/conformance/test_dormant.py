@@ -112,7 +112,7 @@ def test_restart_onto_files_that_do_not_load(
 
 
 @pytest.mark.parametrize("generation", ["1.6", "1.7", "2.1"])
-def test_base_specification_that_is_gone(generation: str, runtime: Runtime) -> None:
+def test_missing_base_specification_is_refused(generation: str, runtime: Runtime) -> None:
     """The files are those that the runtime runs on; what they name is gone."""
     with PrivateNode(runtime, BY_NAME["kubeadm-v2"]) as node:
         spec = node.etc / "containerd/base.json"

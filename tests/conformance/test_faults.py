@@ -53,7 +53,7 @@ def error_code(node: PrivateNode) -> str:
 
 
 @kinds
-def test_runtime_that_dies_on_the_new_configuration(
+def test_runtime_that_dies_on_the_new_configuration_gets_the_old_one(
     shape: Shape, generation: str, runtime: Runtime
 ) -> None:
     """The old bytes come back, the runtime runs on them, and the same is not tried again."""
@@ -73,7 +73,7 @@ def test_runtime_that_dies_on_the_new_configuration(
 
 
 @pytest.mark.parametrize("generation", ["2.1"])
-def test_failed_change_of_a_right_node(generation: str, runtime: Runtime) -> None:
+def test_right_node_is_proven_again_after_a_rollback(generation: str, runtime: Runtime) -> None:
     """What was proven before is proven and published again after the rollback."""
     with PrivateNode(runtime, BY_NAME["kubeadm-v3"]) as node:
         before = checks.observe(node)
@@ -122,7 +122,7 @@ def test_restart_left_to_others(shape: Shape, generation: str, runtime: Runtime)
 
 
 @kinds
-def test_killed_at_some_steps(
+def test_change_killed_at_some_steps_is_repaired(
     shape: Shape, generation: str, runtime: Runtime, tmp_path: Path
 ) -> None:
     """As below, at a few steps."""
@@ -133,7 +133,7 @@ def test_killed_at_some_steps(
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @kinds
-def test_killed_at_many_steps(
+def test_change_killed_at_many_steps_is_repaired(
     shape: Shape, generation: str, runtime: Runtime, tmp_path: Path
 ) -> None:
     """Killed before a step, `apply` again makes the node right, and `revert`, killed before one of

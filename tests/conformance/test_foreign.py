@@ -27,7 +27,9 @@ _SECTION = {"1": "io.containerd.grpc.v1.cri", "2": "io.containerd.cri.v1.runtime
 
 @generations
 @pytest.mark.parametrize("case", sampled_params(CASES, 5, "foreign specs"))
-def test_containerd_dies_of_it(case: Case, generation: str, runtime: Runtime, place: Path) -> None:
+def test_containerd_dies_of_a_deadly_spec(
+    case: Case, generation: str, runtime: Runtime, place: Path
+) -> None:
     """A fact about containerd, which the program relies on."""
     assert dies(case, runtime, place) is case.deadly
 

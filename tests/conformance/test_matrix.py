@@ -28,7 +28,9 @@ CELLS = [
 
 
 @pytest.mark.parametrize(("shape", "generation"), CELLS)
-def test_cell(shape: Shape, generation: str, runtime: Runtime, tmp_path: Path) -> None:
+def test_node_is_made_right_and_put_back_or_refused(
+    shape: Shape, generation: str, runtime: Runtime, tmp_path: Path
+) -> None:
     """The agent makes this node right and puts it back, or refuses it and touches nothing."""
     expected = shape.cells[generation]
     with PrivateNode(runtime, shape) as node:

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.real
 
 
 @pytest.mark.parametrize("generation", ["2.1"])
-def test_drop_in_directory_of_the_distribution(generation: str, runtime: Runtime) -> None:
+def test_drop_in_outlives_starts_of_rke2(generation: str, runtime: Runtime) -> None:
     """RKE2's file imports a directory beside it: a drop-in there outlives every start."""
     with PrivateNode(runtime, BY_NAME["rke2-v3"]) as node:
         before = checks.observe(node)
@@ -30,7 +30,7 @@ def test_drop_in_directory_of_the_distribution(generation: str, runtime: Runtime
 
 
 @pytest.mark.parametrize("generation", ["1.7", "2.1"])
-def test_decision_without_the_configuration(generation: str, runtime: Runtime) -> None:
+def test_no_runtime_config_leaves_a_rendered_file_alone(generation: str, runtime: Runtime) -> None:
     """The way out: what is not ours to change is left alone, and the rest is done."""
     with PrivateNode(runtime, BY_NAME["k0s-v2"]) as node:
         before = checks.observe(node)
@@ -46,7 +46,7 @@ def test_decision_without_the_configuration(generation: str, runtime: Runtime) -
 
 
 @pytest.mark.parametrize("generation", ["2.1"])
-def test_file_that_its_admin_took_over(generation: str, runtime: Runtime) -> None:
+def test_file_that_k0s_no_longer_renders_is_edited(generation: str, runtime: Runtime) -> None:
     """Without its first line k0s leaves the file alone, and it is edited like any other."""
     with PrivateNode(runtime, BY_NAME["k0s-v2"]) as node:
         path = node.etc / "containerd/config.toml"

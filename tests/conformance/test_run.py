@@ -113,7 +113,9 @@ DISTURBANCES: dict[str, Callable[[KeptNode], object]] = {
 
 
 @pytest.mark.parametrize(("name", "generation"), [("kubeadm-v2", "1.7"), ("kubeadm-v3", "2.1")])
-def test_ten_disturbances(name: str, generation: str, runtime: Runtime) -> None:
+def test_run_repairs_ten_disturbances_within_5_seconds(
+    name: str, generation: str, runtime: Runtime
+) -> None:
     """Right again within 5 s each, by the same process, which ends at once when asked to."""
     shape: Shape = BY_NAME[name]
     with KeptNode(runtime, shape) as node, watched(node):

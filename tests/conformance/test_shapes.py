@@ -38,7 +38,7 @@ def is_odd(data: bytes) -> bool:
     return False
 
 
-def test_comments_and_lines_of_a_file() -> None:
+def test_comments_count_as_the_admins_lines() -> None:
     """Comments at the end of a line count; imports and handlers of ours are not the admin's."""
     text = (
         "# one\nversion = 2 # two\nimports = [\n  'a', # three\n]\nroot = '/x'\n"

@@ -19,7 +19,9 @@ pytestmark = pytest.mark.real
 
 
 @pytest.mark.parametrize("generation", ["1.6", "1.7", "2.1"])
-def test_documents(generation: str, runtime: Runtime, place: Path) -> None:
+def test_containerd_reads_odd_toml_as_the_table_says(
+    generation: str, runtime: Runtime, place: Path
+) -> None:
     """A fact about containerd, which the program relies on."""
     reader = ONE if generation.startswith("1") else TWO
     wrong = []
@@ -52,7 +54,7 @@ _COMMA = (b"x = { a = 1, }\n", "trailing comma in an inline table, line 1")
     ],
     ids=["byte order mark", "GBK", "comma"],
 )
-def test_file_on_which_it_would_not_start(
+def test_file_on_which_containerd_would_not_start_is_refused(
     shape: Shape, generation: str, first: tuple[bytes, str], runtime: Runtime
 ) -> None:
     """It is refused by its name, with who reads it and what to do; nothing is touched, and `status`

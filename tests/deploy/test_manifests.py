@@ -58,7 +58,7 @@ def daemon_set(name: str) -> Mapping[str, Any]:
 @needs_kubectl
 @pytest.mark.parametrize("version", ["1.28", "1.31", "1.34", "1.36"])
 @pytest.mark.parametrize("name", TARGETS)
-def test_valid_for_each_kubernetes(name: str, version: str, tmp_path: Path) -> None:
+def test_manifests_are_valid_for_each_kubernetes(name: str, version: str, tmp_path: Path) -> None:
     """Strictly: a field that does not exist would be dropped without a word."""
     path = tmp_path / "all.yaml"
     path.write_text(rendered(name), encoding="utf-8")
@@ -69,7 +69,7 @@ def test_valid_for_each_kubernetes(name: str, version: str, tmp_path: Path) -> N
 
 @needs_kubectl
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_agent_on_each_gpu_node_and_no_other(name: str) -> None:
+def test_agent_runs_on_each_gpu_node_and_no_other(name: str) -> None:
     """Its pods, and how they come and go."""
     spec = daemon_set(name)["spec"]
     pod = spec["template"]["spec"]
@@ -120,7 +120,7 @@ def test_rollout_stops_at_the_first_node_that_fails(name: str) -> None:
 
 
 @needs_kubectl
-def test_first_node_alone() -> None:
+def test_first_overlay_takes_one_node() -> None:
     """As deploy/README.md has it: one label more."""
     pod = daemon_set("first")["spec"]["template"]["spec"]
     assert pod["nodeSelector"] == {"example.com/toolkit-agent": "first"}
@@ -165,7 +165,7 @@ def test_variables_are_ours(name: str) -> None:
 
 @needs_kubectl
 @pytest.mark.parametrize("name", [*OVERLAYS, "device-plugin"])
-def test_directories_only(name: str) -> None:
+def test_only_directories_are_mounted(name: str) -> None:
     """A file or a socket that is mounted cannot be replaced."""
     volumes = daemon_set(name)["spec"]["template"]["spec"]["volumes"]
     kinds = {v["hostPath"].get("type") for v in volumes if "hostPath" in v}
@@ -174,7 +174,7 @@ def test_directories_only(name: str) -> None:
 
 @needs_kubectl
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_namespace_and_nothing_else(name: str) -> None:
+def test_agent_has_a_namespace_and_no_rights(name: str) -> None:
     """No rights in the cluster at all, and nothing that pods need once the agent is deleted."""
     found = [(item["kind"], item["metadata"]["name"]) for item in objects(name)]
     assert sorted(found) == [
@@ -190,7 +190,7 @@ def test_namespace_and_nothing_else(name: str) -> None:
 
 
 @needs_kubectl
-def test_runtime_classes_apart() -> None:
+def test_runtime_classes_stay_when_an_overlay_goes() -> None:
     """They stay when an overlay is deleted."""
     found = {item["metadata"]["name"]: item["handler"] for item in objects("runtimeclasses")}
     assert found == {name: name for name in ("nvidia", "nvidia-cdi", "nvidia-legacy")}
@@ -227,7 +227,7 @@ def test_images_have_a_registry(name: str, tmp_path: Path) -> None:
 
 
 @needs_kubectl
-def test_mixed_creates_nothing() -> None:
+def test_mixed_overlay_creates_only_our_directories() -> None:
     """What is not there on a node of the other kind stays not there."""
     volumes = daemon_set("mixed")["spec"]["template"]["spec"]["volumes"]
     paths = [volume["hostPath"] for volume in volumes if "hostPath" in volume]
@@ -239,7 +239,7 @@ def test_mixed_creates_nothing() -> None:
 
 @needs_kubectl
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_no_network(name: str) -> None:
+def test_network_policy_refuses_all_traffic(name: str) -> None:
     """No pod of the namespace may send or be sent anything."""
     (policy,) = [item for item in objects(name) if item["kind"] == "NetworkPolicy"]
     assert policy["metadata"]["namespace"] == "toolkit-agent"
@@ -291,7 +291,7 @@ def test_device_plugin_starts_by_the_decision() -> None:
 
 
 @needs_kubectl
-def test_device_plugin_of_the_chart() -> None:
+def test_plugin_of_the_chart_is_changed_and_nothing_else() -> None:
     """As Helm's post-renderer: in the release's namespace, and no pods but the plugin's."""
     script = ROOT / "deploy/device-plugin/post-render"
     with CHART.open("rb") as file:
@@ -308,14 +308,14 @@ def test_device_plugin_of_the_chart() -> None:
     assert kept in found
 
 
-def test_containerfile() -> None:
+def test_containerfile_passes_hadolint() -> None:
     """hadolint finds nothing."""
     words = [str(BIN / "hadolint"), str(ROOT / "Containerfile")]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout
 
 
-def test_images_by_digest() -> None:
+def test_images_are_named_by_digest() -> None:
     """A tag can be moved by whoever owns it."""
     text = (ROOT / "Containerfile").read_text(encoding="ascii")
     defaults = dict(re.findall(r"^ARG (\w+_IMAGE)=(\S+)$", text, re.MULTILINE))
@@ -359,7 +359,7 @@ def test_locks_are_of_these_dependencies(name: str) -> None:
 
 @needs_kubectl
 @pytest.mark.parametrize("code", [0, 3])
-def test_revert_of_a_pool(code: int, tmp_path: Path) -> None:
+def test_revert_pod_is_ready_once_it_succeeded(code: int, tmp_path: Path) -> None:
     """The pod is ready once the revert succeeded; a refusal ends it with its code, and the rollout
     stops there. Everything else is as the overlay has it."""
     (container,) = daemon_set("revert")["spec"]["template"]["spec"]["containers"]

@@ -116,7 +116,7 @@ def host(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("shell", SHELLS, ids=lambda words: words[0])
-def test_host_driver(shell: tuple[str, ...], host: Path) -> None:
+def test_plugin_gets_the_driver_of_the_host(shell: tuple[str, ...], host: Path) -> None:
     """The driver in the host's own /."""
     make_driver(host)
     _publish(host)
@@ -124,7 +124,7 @@ def test_host_driver(shell: tuple[str, ...], host: Path) -> None:
         assert plugin.says(1) == _served("/", "/")
 
 
-def test_driver_container(host: Path) -> None:
+def test_plugin_gets_the_driver_container(host: Path) -> None:
     """The driver and its nodes in the root of a driver container."""
     make_driver(host / _CONTAINER)
     _publish(host)
@@ -132,7 +132,7 @@ def test_driver_container(host: Path) -> None:
         assert plugin.says(1) == _served("/run/nvidia/driver/", "/run/nvidia/driver/")
 
 
-def test_driver_container_without_nodes(host: Path) -> None:
+def test_plugin_gets_host_nodes_beside_a_driver_container(host: Path) -> None:
     """The nodes are made in the host's /dev only: the published root of nodes says so."""
     make_driver(host / _CONTAINER, nodes=False)
     make_nodes(host)
@@ -140,7 +140,7 @@ def test_driver_container_without_nodes(host: Path) -> None:
     assert roots == ("/run/nvidia/driver", "/")
 
 
-def test_driver_that_moves(host: Path) -> None:
+def test_container_is_made_anew_when_the_driver_moves(host: Path) -> None:
     """From the host's packages to a driver container: the container is made anew, because what the
     runtime put into it is of the old driver."""
     make_driver(host)
@@ -154,7 +154,7 @@ def test_driver_that_moves(host: Path) -> None:
         assert plugin.says(2) == _served("/run/nvidia/driver/", "/run/nvidia/driver/")
 
 
-def test_no_driver(host: Path) -> None:
+def test_plugin_starts_once_there_is_a_driver(host: Path) -> None:
     """The plugin would end at once, whatever FAIL_ON_INIT_ERROR says, and its pod crash over and
     over: it is started when there is a driver, in a container that has it, and with no root of
     another node's."""

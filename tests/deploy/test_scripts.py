@@ -219,7 +219,7 @@ def test_no_signal_is_lost(plugin: Plugin) -> None:
         assert plugin.end() in (0, -signal.SIGTERM)  # before it could say what it does then
 
 
-def test_wait_script(tmp_path: Path) -> None:
+def test_wait_script_needs_a_decision_of_this_boot(tmp_path: Path) -> None:
     """Goes on only with a decision of this boot."""
     file = tmp_path / "decision"
     file.write_text(decision(), encoding="ascii")
@@ -233,6 +233,6 @@ def test_wait_script(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SHELL_FILES, ids=lambda path: path.name)
-def test_shellcheck(path: Path) -> None:
+def test_scripts_pass_shellcheck(path: Path) -> None:
     """Finds nothing."""
     assert shellcheck(path) == ""

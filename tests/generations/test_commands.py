@@ -67,7 +67,7 @@ def prepared(place: Path, cell: Cell) -> CliNode:
 
 
 @pytest.mark.parametrize("cell", _CELLS, ids=str)
-def test_commands(cell: Cell, place: Path) -> None:
+def test_commands_make_the_node_right_and_put_it_back_or_refuse(cell: Cell, place: Path) -> None:
     """`plan`, `apply`, `apply`, `revert`: right, free, and back byte for byte; or refused."""
     expected = cell.shape.cells[cell.version]
     with prepared(place, cell) as node:

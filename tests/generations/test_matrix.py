@@ -26,7 +26,9 @@ _CELLS = [*sampled_params(_ALONE, 120, "alone"), *sampled_params(_MIXES, 30, "mi
 
 
 @pytest.mark.parametrize("cell", _CELLS)
-def test_cell(cell: Cell, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_node_is_made_right_and_put_back_or_refused(
+    cell: Cell, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """The agent makes this node right and puts it back, or refuses it and touches nothing."""
     request.node.user_properties.append((CELL, (cell.shape.name, cell.version)))
     expected: Expected = cell.shape.cells[cell.version]

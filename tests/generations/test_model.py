@@ -122,7 +122,7 @@ def test_rules_are_those_of_the_real_one(generation: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("version", ["2.0.11", "2.2.7", "2.3.4", "2.4.0-beta.0"])
-def test_both_models_agree(version: str, tmp_path: Path) -> None:
+def test_models_of_program_and_double_are_equal(version: str, tmp_path: Path) -> None:
     """The program's and the double's, which were written apart from each other."""
     wrong = {}
     for name, shape in WITH_TEXTS.items():

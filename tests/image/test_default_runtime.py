@@ -57,7 +57,7 @@ def runs(node: PodNode, handler: str) -> bool:
 
 
 @pytest.mark.parametrize(("files", "generation"), _CASES)
-def test_pods_run(files: str, generation: str, runtime: Runtime) -> None:
+def test_pods_of_every_handler_run(files: str, generation: str, runtime: Runtime) -> None:
     """Pods of the default and of each handler of ours; a second `apply` changes nothing, and
     `revert` brings everything back."""
     with node_of(runtime, files) as node:

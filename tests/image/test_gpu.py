@@ -74,7 +74,7 @@ def nodes(container: Container) -> set[str]:
 
 
 @pytest.mark.parametrize("generation", sampled_params(["1.7", "2.1"], 1, __name__))
-def test_by_number_by_uuid_and_all(generation: str, node: PodNode) -> None:
+def test_devices_are_had_by_number_by_uuid_and_by_all(generation: str, node: PodNode) -> None:
     """A GPU, MIG devices, everything: each with its own nodes and the driver's files once."""
     with Pods(node) as pods:
         wanted = {
@@ -99,7 +99,7 @@ def test_by_number_by_uuid_and_all(generation: str, node: PodNode) -> None:
 
 
 @pytest.mark.parametrize("generation", sampled_params(["1.7", "2.1"], 1, __name__))
-def test_two_devices_in_one_container(generation: str, node: PodNode) -> None:
+def test_two_devices_share_what_both_bring(generation: str, node: PodNode) -> None:
     """What both bring is there once."""
     with Pods(node) as pods:
         container = pods.create(cdi_devices=[f"{KIND}=0", f"{KIND}={SPLIT.parts[1].name(1)}"])

@@ -152,7 +152,9 @@ def run_once(pods: Pods, *command: str) -> Container:
 
 
 @pytest.mark.parametrize("generation", ["2.1"])
-def test_what_is_in_it(generation: str, node: PodNode, image: Image) -> None:
+def test_image_has_both_programs_and_no_build_tools(
+    generation: str, node: PodNode, image: Image
+) -> None:
     """Both programs answer, modules are compiled, and nothing is left of the build."""
     print(f"the image has {image.size / 1e6:.0f} MB")
     with Pods(node) as pods:
@@ -173,7 +175,7 @@ def test_what_is_in_it(generation: str, node: PodNode, image: Image) -> None:
 
 
 @pytest.mark.parametrize("generation", sampled_params(["1.7", "2.1"], 1, __name__))
-def test_pod(generation: str, node: PodNode) -> None:
+def test_pod_of_the_image_makes_its_node_right(generation: str, node: PodNode) -> None:
     """It makes its node right, outlives the restart that this takes, and leaves the node so."""
     with Pods(node) as pods:
         ready = node.directory / "run/nvidia/validations" / statusfile.READY
@@ -223,7 +225,7 @@ _OPERATOR = {
 
 
 @pytest.mark.parametrize("generation", sampled_params(["1.7", "2.1"], 1, __name__))
-def test_pod_of_gpu_operator(generation: str, node: PodNode) -> None:
+def test_pod_of_gpu_operator_runs_the_image(generation: str, node: PodNode) -> None:
     """Its script, its mounts and its variables; the signal that ends the pod reaches us."""
     with Pods(node) as pods:
         run = node.directory / "run"

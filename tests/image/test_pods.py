@@ -44,7 +44,7 @@ def injected(container: Container) -> list[str]:
 
 
 @pytest.mark.parametrize("generation", sampled_params(["1.7", "2.1"], 1, __name__))
-def test_device_by_its_name(generation: str, runtime: Runtime) -> None:
+def test_device_is_in_the_container_exactly_once(generation: str, runtime: Runtime) -> None:
     """Asked for by the field, by an annotation or by both, it is there exactly once."""
     expected = ["CDI_COMMON=1", "CDI_DEVICE=gpu0", "/dev/made-up", "/made-up"]
     annotation = {"cdi.k8s.io/test": _NAME}
@@ -59,7 +59,7 @@ def test_device_by_its_name(generation: str, runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize("generation", sampled_params(["1.6", "1.7"], 1, __name__))
-def test_device_without_cdi(generation: str, runtime: Runtime) -> None:
+def test_runtime_without_cdi_passes_over_devices(generation: str, runtime: Runtime) -> None:
     """A runtime without CDI passes over it in silence, also where it is asked for nonsense."""
     with PodNode(runtime) as node, Pods(node) as pods:
         write_spec(node)
@@ -68,7 +68,7 @@ def test_device_without_cdi(generation: str, runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize("generation", sampled_params(["1.6", "1.7", "2.1"], 1, __name__))
-def test_running_container(generation: str, runtime: Runtime) -> None:
+def test_running_container_outlives_a_restart(generation: str, runtime: Runtime) -> None:
     """It runs, outlives a restart of its runtime, and ends when it is told to."""
     with PodNode(runtime) as node, Pods(node) as pods:
         container = pods.create()

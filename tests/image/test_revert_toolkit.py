@@ -19,7 +19,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("generation", sampled_params(["1.6", "1.7", "2.1"], 1, __name__))
-def test_pods_that_run_by_it(generation: str, runtime: Runtime) -> None:
+def test_revert_is_refused_while_pods_run_by_the_toolkit(generation: str, runtime: Runtime) -> None:
     """Also those of the default runtime, when nvidia was that and is it no more."""
     with ToolkitNode(runtime) as node, Pods(node) as pods:
         other = pods.create(annotations={"note": str(node.toolkit / "nvidia-container-runtime")})
@@ -45,7 +45,7 @@ def test_pods_that_run_by_it(generation: str, runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize("generation", sampled_params(["1.6", "1.7", "2.1"], 1, __name__))
-def test_pods_that_ended(generation: str, runtime: Runtime) -> None:
+def test_ended_pods_can_be_removed_without_the_toolkit(generation: str, runtime: Runtime) -> None:
     """They can be removed without handler and program: stopping them was these's last work."""
     with ToolkitNode(runtime) as node, Pods(node) as pods:
         checks.done(node.agent("apply"))

@@ -44,7 +44,7 @@ class UpgradedNode(ToolkitNode):
 
 @pytest.mark.parametrize("generation", ["1.6"])
 @pytest.mark.parametrize("later", sampled_params(["1.7", "2.1"], 1, __name__))
-def test_upgrade_under_a_pod_that_has_a_gpu_by_annotation(
+def test_upgrade_keeps_the_gpu_of_a_pod_by_annotation(
     generation: str, later: str, runtime: Any
 ) -> None:
     """A container that starts again has its devices, new pods have theirs once, and with the last
@@ -86,7 +86,7 @@ def test_upgrade_under_a_pod_that_has_a_gpu_by_annotation(
 
 
 @pytest.mark.parametrize("generation", sampled_params(["1.6", "1.7", "2.1"], 1, __name__))
-def test_pods_of_a_handler(generation: str, runtime: Any) -> None:
+def test_revert_is_refused_while_pods_use_a_handler(generation: str, runtime: Any) -> None:
     """Running ones are named once; dead ones can be removed after their handler is gone."""
     with UpgradedNode(runtime) as node, Pods(node) as pods:
         node.load_driver()

@@ -99,7 +99,9 @@ def node(generation: str, runtime: Runtime, shared: Lending[ToolkitNode]) -> Ite
 
 
 @pytest.mark.parametrize("generation", ["1.6"])
-def test_annotations_without_native_cdi(generation: str, node: ToolkitNode) -> None:
+def test_nvidia_as_default_answers_both_annotation_prefixes(
+    generation: str, node: ToolkitNode
+) -> None:
     """With nvidia as default, both prefixes are answered; who asks for nothing gets nothing."""
     with Pods(node) as pods:
         assert node.status().default == "nvidia"
@@ -120,7 +122,7 @@ def test_annotations_without_native_cdi(generation: str, node: ToolkitNode) -> N
 
 
 @pytest.mark.parametrize("generation", ["1.6"])
-def test_device_plugin_without_native_cdi(generation: str, node: ToolkitNode) -> None:
+def test_device_plugin_works_without_native_cdi(generation: str, node: ToolkitNode) -> None:
     """A plugin that was set up for all nodes of a cluster works here too."""
     with Pods(node) as pods:
         file = node.describe("k8s.device-plugin.nvidia.com-gpu.json", _plugins_spec(node))
@@ -133,7 +135,7 @@ def test_device_plugin_without_native_cdi(generation: str, node: ToolkitNode) ->
 
 
 @pytest.mark.parametrize("generation", sampled_params(["1.7", "2.1"], 1, __name__))
-def test_device_plugin_with_native_cdi(generation: str, node: ToolkitNode) -> None:
+def test_device_plugin_works_with_native_cdi(generation: str, node: ToolkitNode) -> None:
     """The runtime puts the devices in, and the handler's program does not do it again."""
     with Pods(node) as pods:
         assert node.status().default == "runc"
@@ -153,7 +155,9 @@ def test_device_plugin_with_native_cdi(generation: str, node: ToolkitNode) -> No
 
 
 @pytest.mark.parametrize("generation", sampled_params(["1.6", "1.7", "2.1"], 1, __name__))
-def test_device_by_variable(generation: str, node: ToolkitNode) -> None:
+def test_only_privileged_containers_get_devices_by_variable(
+    generation: str, node: ToolkitNode
+) -> None:
     """Only a privileged container gets devices past the scheduler, unless it was asked for."""
     accept = {"ACCEPT_NVIDIA_VISIBLE_DEVICES_ENVVAR_WHEN_UNPRIVILEGED": "true"}
     with Pods(node) as pods:
@@ -180,7 +184,7 @@ def test_device_by_variable(generation: str, node: ToolkitNode) -> None:
 
 
 @pytest.mark.parametrize("generation", sampled_params(["1.6", "2.1"], 1, __name__))
-def test_legacy_handler(generation: str, node: ToolkitNode) -> None:
+def test_legacy_handler_stays_in_legacy_mode(generation: str, node: ToolkitNode) -> None:
     """It is in its own mode whatever the row is, and the hook that it puts in is there."""
     with Pods(node) as pods:
         made = node.start(pods.create(env=_VISIBLE, handler="nvidia-legacy", privileged=True))
@@ -191,7 +195,7 @@ def test_legacy_handler(generation: str, node: ToolkitNode) -> None:
 
 
 @pytest.mark.parametrize("generation", ["2.1"])
-def test_programs(generation: str, node: ToolkitNode) -> None:
+def test_other_programs_find_what_they_need(generation: str, node: ToolkitNode) -> None:
     """Those that a person or another program calls find what they need."""
     cli = node.inside([str(node.toolkit / "nvidia-container-cli"), "--version"])
     assert cli.stdout == "cli-version: 1.18.0\n", cli.stderr
@@ -204,7 +208,9 @@ def test_programs(generation: str, node: ToolkitNode) -> None:
 
 
 @pytest.mark.parametrize("generation", sampled_params(["1.6", "2.1"], 1, __name__))
-def test_toolkit_of_the_host(generation: str, runtime: Runtime) -> None:
+def test_toolkit_of_the_host_is_used_with_our_configuration(
+    generation: str, runtime: Runtime
+) -> None:
     """Packages that are installed on the node are used as they are, with our own configuration."""
     with ToolkitNode(runtime, on_host=True) as node, Pods(node) as pods:
         own = node.inside(["sha256sum", "/usr/bin/nvidia-container-runtime"])
@@ -219,7 +225,7 @@ def test_toolkit_of_the_host(generation: str, runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize("generation", sampled_params(["1.6", "2.1"], 1, __name__))
-def test_driver_that_is_not_loaded(generation: str, node: ToolkitNode) -> None:
+def test_pods_start_while_no_driver_is_loaded(generation: str, node: ToolkitNode) -> None:
     """Pods start all the same, through the low-level runtime, until it is there."""
     asked = {"handler": "nvidia", "annotations": {"nvidia.cdi.k8s.io/x": _ALL}}
     with Pods(node) as pods:
@@ -303,13 +309,13 @@ def _upgrade(runtime: Runtime, times: int) -> None:
 
 
 @pytest.mark.parametrize("generation", ["1.6"])
-def test_upgrades_under_pods(generation: str, runtime: Runtime) -> None:
+def test_pods_find_a_whole_toolkit_during_an_upgrade(generation: str, runtime: Runtime) -> None:
     """However the toolkit is replaced, a pod finds one that is whole."""
     _upgrade(runtime, 8)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("generation", ["1.6"])
-def test_many_upgrades_under_pods(generation: str, runtime: Runtime) -> None:
+def test_pods_find_a_whole_toolkit_during_many_upgrades(generation: str, runtime: Runtime) -> None:
     """The same, fifty times."""
     _upgrade(runtime, 50)

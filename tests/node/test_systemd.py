@@ -27,7 +27,7 @@ def failed(result: object, code: int, *words: str) -> None:
 
 
 @pytest.mark.parametrize("host_pid", [True, False])
-def test_restart_and_back(boot: Boot, host_pid: bool) -> None:
+def test_restart_by_systemd_is_proven_and_reverted(boot: Boot, host_pid: bool) -> None:
     """Applied, proven and reverted, also where the pod has a pid namespace of its own."""
     node = boot()
     before, first = node.config, node.show(SERVICE)["InvocationID"]
@@ -111,7 +111,7 @@ def test_units_that_go_down_with_it(boot: Boot) -> None:
     assert node.show("kubelet.service")["ActiveState"] == "active"
 
 
-def test_signal_to_a_unit_that_stays_dead(boot: Boot) -> None:
+def test_signal_is_refused_where_the_unit_stays_dead(boot: Boot) -> None:
     """systemd does not start a unit again that ended cleanly, unless its policy says so."""
     node = boot("Restart=on-failure")
     started = node.show(SERVICE)["InvocationID"]
@@ -153,7 +153,7 @@ def test_process_that_cannot_be_seen(boot: Boot) -> None:
     ],
     ids=["on-failure", "start-limit"],
 )
-def test_unit_of_another_kind(boot: Boot, lines: str) -> None:
+def test_unit_that_systemd_would_leave_dead_is_restarted(boot: Boot, lines: str) -> None:
     """A clean stop that nothing follows by itself; a start limit that is used up."""
     node = boot(lines)
     node.run("systemctl", "restart", SERVICE)
@@ -177,7 +177,9 @@ LATE = (
     ],
     ids=["at once", "late"],
 )
-def test_runtime_that_dies_on_the_new_configuration(boot: Boot, lines: str, told: str) -> None:
+def test_runtime_that_dies_on_the_new_configuration_gets_the_old_one(
+    boot: Boot, lines: str, told: str
+) -> None:
     """Exit 5, the old bytes, and the unit active on them; nobody waits for a unit given up."""
     node = boot(lines)
     before = node.config
@@ -214,7 +216,7 @@ def _lose_the_agent(node: SystemdNode) -> None:
 KILLS = when_candidate("kill -9 $(cat /run/agent.pid); exit 1")
 
 
-def test_agent_that_is_gone_for_good(boot: Boot) -> None:
+def test_timer_on_the_host_undoes_for_a_gone_agent(boot: Boot) -> None:
     """The timer on the host undoes for it."""
     _lose_the_agent(boot(KILLS))
 
@@ -254,7 +256,7 @@ def test_ways_to_systemd_behave_alike(boot: Boot, number: int) -> None:
 
 
 @pytest.mark.long
-def test_newer_containerd(boot: Boot, new_tools: object) -> None:
+def test_restart_works_on_a_newer_containerd(boot: Boot, new_tools: object) -> None:
     """containerd 2.1 under a newer systemd."""
     node = boot("", new_tools)
     before = node.config
@@ -285,6 +287,6 @@ def test_runtime_that_a_garbled_drop_in_keeps_down(boot: Boot, new_tools: object
 
 
 @pytest.mark.long
-def test_newer_containerd_without_agent(boot: Boot, new_tools: object) -> None:
+def test_timer_works_on_a_newer_containerd(boot: Boot, new_tools: object) -> None:
     """The switch there too."""
     _lose_the_agent(boot(KILLS, new_tools))

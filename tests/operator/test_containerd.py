@@ -53,7 +53,9 @@ def written(node: OperatorNode) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("generation", sampled_params(["1.7", "2.1"], 1, __name__))
-def test_life_of_a_pod(generation: str, runtime: Runtime) -> None:
+def test_pod_waits_for_the_driver_and_makes_the_node_right(
+    generation: str, runtime: Runtime
+) -> None:
     """It waits for the driver, makes the node right under the host's own names, and stays."""
     with OperatorNode(runtime) as node, Pod(node, ON, operator.CONTAINERD_MOUNTS) as pod:
         places, starts = node.places, node.supervisor.starts
@@ -140,7 +142,7 @@ def test_validator_and_restarts(generation: str, runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize("generation", ["2.1"])
-def test_pid_file(generation: str, runtime: Runtime) -> None:
+def test_second_pod_exits_with_7_and_touches_nothing(generation: str, runtime: Runtime) -> None:
     """A second one ends with 7 and touches nothing; what a killed one left is taken over."""
     with OperatorNode(runtime) as node, Pod(node, ON, operator.CONTAINERD_MOUNTS) as pod:
         path = node.places.pid_file
@@ -172,7 +174,7 @@ def test_pid_file(generation: str, runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize("generation", ["2.1"])
-def test_cdi_off_and_one_run(generation: str, runtime: Runtime) -> None:
+def test_one_run_with_cdi_off_makes_nvidia_the_default(generation: str, runtime: Runtime) -> None:
     """nvidia becomes the default, no spec is written, and it ends by itself."""
     env = {**OFF, "NO_DAEMON": "true"}
     with OperatorNode(runtime) as node, Pod(node, env, operator.CONTAINERD_MOUNTS) as pod:
@@ -185,7 +187,7 @@ def test_cdi_off_and_one_run(generation: str, runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize("generation", ["1.6"])
-def test_runtime_without_cdi(generation: str, runtime: Runtime) -> None:
+def test_runtime_without_cdi_gets_nvidia_as_default(generation: str, runtime: Runtime) -> None:
     """nvidia is the default, although the operator sends that it is not to be, and answers the
     annotations that the operator's device plugin sends to all nodes alike."""
     with OperatorNode(runtime) as node, Pod(node, ON, operator.CONTAINERD_MOUNTS) as pod:
@@ -200,7 +202,7 @@ def test_runtime_without_cdi(generation: str, runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize("generation", ["2.1"])
-def test_nri(generation: str, runtime: Runtime) -> None:
+def test_nri_plugin_leaves_the_configuration_alone(generation: str, runtime: Runtime) -> None:
     """No configuration and no socket is mounted: all but these, and a word about the plugin."""
     with OperatorNode(runtime) as node, Pod(node, NRI, operator.NRI_MOUNTS) as pod:
         tree, starts = node.tree(), node.supervisor.starts
@@ -219,7 +221,7 @@ def test_nri(generation: str, runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize("generation", ["2.1"])
-def test_k3s(generation: str, runtime: Runtime) -> None:
+def test_drop_in_of_k3s_goes_where_the_operator_has_it(generation: str, runtime: Runtime) -> None:
     """Its own files and socket; the drop-in goes where the operator has it, which the admin's
     template imports. What k3s renders is not edited."""
     env = {**operator.ALWAYS, **operator.CDI, **operator.K3S, **USER}
@@ -241,7 +243,7 @@ def test_k3s(generation: str, runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize("generation", sampled_params(["1.7", "2.1"], 1, "k3s"))
-def test_k3s_without_a_template(generation: str, runtime: Runtime) -> None:
+def test_configuration_that_k3s_renders_is_not_edited(generation: str, runtime: Runtime) -> None:
     """What k3s writes anew is not edited: it would be gone with its next start."""
     env = {**operator.ALWAYS, **operator.CDI, **operator.K3S, **USER}
     with K3sNode(runtime, "# nobody's") as node, Pod(node, env, operator.K3S_MOUNTS) as pod:

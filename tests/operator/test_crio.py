@@ -47,7 +47,7 @@ def program(node: CrioOperatorNode) -> dict[str, str]:
     return {"RUNTIME_EXECUTABLE_PATH": str(node.program)}
 
 
-def test_handlers(node: CrioOperatorNode) -> None:
+def test_handlers_go_below_the_host_without_a_mounted_socket(node: CrioOperatorNode) -> None:
     """No socket is mounted: it is found below /host. The file that the operator names is not made;
     a second pod changes nothing."""
     with Pod(node, {**ON, **program(node)}, binds(node)) as pod:
@@ -78,7 +78,7 @@ def test_handlers(node: CrioOperatorNode) -> None:
         assert pod.stop() == 0, pod.said()
 
 
-def test_hook(node: CrioOperatorNode) -> None:
+def test_hook_goes_into_the_hooks_directory_of_the_host(node: CrioOperatorNode) -> None:
     """CDI off: one file in the hooks directory, under the toolkit's name on the host."""
     before = node.handlers()
     with Pod(node, {**OFF, **program(node)}, binds(node)) as pod:

@@ -30,7 +30,9 @@ class BareNode(OperatorNode):
 
 
 @pytest.mark.parametrize("generation", sampled_params(["1.6", "2.1"], 1, __name__))
-def test_toolkit_of_the_image(generation: str, runtime: Runtime) -> None:
+def test_toolkit_of_the_image_is_installed_where_handlers_look(
+    generation: str, runtime: Runtime
+) -> None:
     """It is installed where the handlers look for it, with a config.toml for this row and this
     driver, under the host's names; a second pod installs nothing."""
     with BareNode(runtime) as node:

@@ -61,7 +61,7 @@ def place(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_foreign_spec(name: str, place: Path) -> None:
+def test_oversized_foreign_spec_is_reported_beside_a_good_one(name: str, place: Path) -> None:
     """It is told, and the good one beside it is had."""
     (place / "bad.yaml").write_bytes(SPECS[name])
     words = ("--socket=/nowhere/x.sock", f"--cdi-output-dir={place}", "--host-root=/")
@@ -76,7 +76,7 @@ def test_foreign_spec(name: str, place: Path) -> None:
     assert [one["name"] for one in mine] == ["good.com/x=x"]
 
 
-def test_many_specs_that_fit_by_themselves(place: Path) -> None:
+def test_specs_together_have_a_limit(place: Path) -> None:
     """Two hundred of them: what is parsed together has a limit too."""
     for number in range(200):
         (place / f"bad{number}.yaml").write_bytes(
@@ -108,7 +108,7 @@ def test_kind_is_found_in_little_memory(name: str) -> None:
     assert used < 20  # tracemalloc makes it several times slower
 
 
-def test_spec_of_a_large_node_fits() -> None:
+def test_spec_of_a_large_node_is_within_the_budget() -> None:
     """Sixteen GPUs with seven MIG devices each, and 2,048 IMEX channels."""
     gpus = [
         {"name": f"{gpu}:{mig}", "containerEdits": {"deviceNodes": [
@@ -137,7 +137,7 @@ def host(tmp_path: Path) -> Iterator[GpuHost]:
 
 @MARKS[0]
 @MARKS[1]
-def test_own_specs_beside_hostile_ones(host: GpuHost) -> None:
+def test_own_specs_are_written_beside_hostile_ones(host: GpuHost) -> None:
     """Whatever else lies in the directories, ours are written, the rest is told."""
     for number, data in enumerate(SPECS.values()):
         (host.cdi_etc / f"bad{number}.yaml").write_bytes(data)
@@ -150,7 +150,7 @@ def test_own_specs_beside_hostile_ones(host: GpuHost) -> None:
 
 @MARKS[0]
 @MARKS[1]
-def test_spec_of_our_kind_that_is_too_large(host: GpuHost) -> None:
+def test_oversized_spec_of_our_kind_is_reported(host: GpuHost) -> None:
     """The runtime may read it. Ours in the same directory would cancel it: it is told, and nothing
     is written for that kind."""
     theirs = host.cdi / "nvidia.yaml"
@@ -168,7 +168,7 @@ def cache(entries: int, value: int, text: bytes) -> bytes:
     return head + struct.pack("<iIIIQ", 0x0303, value, value, 0, 0) * entries + text
 
 
-def test_library_cache_whose_entries_share_a_path() -> None:
+def test_library_cache_with_shared_paths_costs_little_memory() -> None:
     """65,536 entries with one path of 16 KB were 1 GB."""
     text = b"/" + b"x" * 16_000 + b"\0"
     data = cache(65_536, 48 + 24 * 65_536, text)
@@ -230,7 +230,7 @@ def _options(directory: Path, socket: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", STATUSES)
-def test_status_of_a_runtime(name: str, tmp_path: Path) -> None:
+def test_oversized_status_ends_with_one_line(name: str, tmp_path: Path) -> None:
     """`plan` ends with one line, or as if the runtime showed nothing."""
     socket = tmp_path / "s"
     with hostile.runtime(socket, {"Status": STATUSES[name]}):
@@ -242,7 +242,7 @@ def test_status_of_a_runtime(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "st").exists()
 
 
-def test_status_with_a_thousand_mirrors(tmp_path: Path) -> None:
+def test_status_with_a_thousand_mirrors_is_within_the_budget(tmp_path: Path) -> None:
     """It is far below every limit."""
     data = _status(_MIRRORS)
     assert len(data) < budget.STATUS.size / 4
@@ -291,7 +291,7 @@ print(sum(map(len, found)), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 @pytest.mark.parametrize("name", LISTS)
-def test_lists_of_pods(name: str, tmp_path: Path) -> None:
+def test_oversized_list_of_pods_is_one_error_line(name: str, tmp_path: Path) -> None:
     """500 pods with much in their annotations are read; what is more is an error in one line."""
     socket = tmp_path / "s"
     with hostile.runtime(socket, LISTS[name]):

@@ -35,7 +35,9 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("entry", ["!k8s.*", "a*"])
-def test_waiting_costs_little(crowded: Path, entry: str) -> None:
+def test_waiting_beside_a_crowded_directory_needs_little_processor_time(
+    crowded: Path, entry: str
+) -> None:
     """Twenty looks, which are ten seconds of waiting: less than 1 % of a core."""
     name = os.fsencode(f"{entry}{crowded}")
     first = signature(name)
@@ -66,7 +68,7 @@ def test_names_that_do_not_count_are_not_listed_for_ever(tmp_path: Path) -> None
     assert len(found) == 1
 
 
-def test_specs_of_a_crowded_directory(crowded: Path) -> None:
+def test_bounded_number_of_specs_is_read(crowded: Path) -> None:
     """A bounded number is read, those that may be of our kinds first, and the rest is told."""
     (crowded / "zz.nvidia.com-gpu.yaml").write_text("kind: nvidia.com/gpu\n")
     told: list[str] = []
@@ -80,7 +82,7 @@ def test_specs_of_a_crowded_directory(crowded: Path) -> None:
     assert [str(crowded) in text for text in told] == [True]
 
 
-def test_inventory_of_a_crowded_directory(crowded: Path) -> None:
+def test_inventory_of_a_crowded_directory_is_bounded(crowded: Path) -> None:
     place = HostPath(str(crowded), str(crowded))
     directory = installed.Directory(str(crowded), place)
     assert len(installed.specs(HostRoot("/"), [directory])) == budget.SPEC_FILES
@@ -89,7 +91,7 @@ def test_inventory_of_a_crowded_directory(crowded: Path) -> None:
     assert "not all were looked at" in problem.what
 
 
-def test_large_specs_together(tmp_path: Path) -> None:
+def test_large_specs_together_are_bounded(tmp_path: Path) -> None:
     """Each is within its budget, all together are not."""
     for number in range(10):
         (tmp_path / f"{number}.yaml").write_bytes(b"# " + b"x" * (1 << 20))

@@ -151,7 +151,7 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_good_one(reader: str, file: Path) -> None:
+def test_every_reader_believes_the_agents_own_file(reader: str, file: Path) -> None:
     """The agent's own file is believed by all of them."""
     _good(file)
     code, out, _ = _read(reader, file)
@@ -160,7 +160,9 @@ def test_good_one(reader: str, file: Path) -> None:
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("make", EVERY)
-def test_hostile_one(make: Callable[[Path], None], reader: str, file: Path) -> None:
+def test_no_reader_believes_a_hostile_file(
+    make: Callable[[Path], None], reader: str, file: Path
+) -> None:
     """None of them believes it; each says why, and neither hangs nor executes anything."""
     make(file)
     code, out, error = _read(reader, file)

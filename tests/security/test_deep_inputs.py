@@ -59,7 +59,7 @@ TOMLS = {
 
 
 @pytest.mark.parametrize("name", TOMLS)
-def test_configuration(name: str, node: CliNode) -> None:
+def test_deep_configuration_is_refused_with_one_line(name: str, node: CliNode) -> None:
     """`plan` refuses it with one line that names the file."""
     before = node.config.read_bytes()
     assert b"version" in before
@@ -77,7 +77,7 @@ def test_configuration(name: str, node: CliNode) -> None:
 
 
 @pytest.mark.parametrize("word", ["nan", "inf", "-inf", "1e400", "-9223372036854775808"])
-def test_number_that_is_none(word: str, node: CliNode) -> None:
+def test_odd_number_is_left_to_the_runtime(word: str, node: CliNode) -> None:
     """The runtime decides about it; nothing of ours falls over it."""
     before = node.config.read_bytes()
     node.config.write_bytes(before + f"\n[plugins.x]\ny = {word}\n".encode())
@@ -131,7 +131,7 @@ JOURNALS = {
 
 @pytest.mark.parametrize("name", JOURNALS)
 @pytest.mark.parametrize("file", ["journal.json", "memory.json", "failed.json"])
-def test_state(name: str, file: str, node: CliNode) -> None:
+def test_deep_state_is_refused_by_its_name(name: str, file: str, node: CliNode) -> None:
     """The file is named, and nothing is touched."""
     path, tree = node.state / file, node.tree()
     before = path.read_bytes() if path.exists() else None
@@ -174,7 +174,7 @@ WRONG: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_journal_of_other_types(name: str, node: CliNode) -> None:
+def test_journal_of_other_types_is_refused(name: str, node: CliNode) -> None:
     """It is JSON, and what stands in it is not what should. Nothing is undone by half."""
     path, tree = node.state / "journal.json", node.tree()
     path.write_text(json.dumps({**_JOURNAL, "socket": str(node.socket), **WRONG[name]}))
@@ -206,7 +206,7 @@ VALUES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_halves_of_characters_in_json(name: str) -> None:
+def test_halves_of_characters_are_written_as_text(name: str) -> None:
     """What comes out can be written; a byte of a path stays."""
     value = VALUES[name]
     found = budget.json_value(json.dumps({"x": [value], value: 1}), budget.INFO)
@@ -218,7 +218,7 @@ def test_halves_of_characters_in_json(name: str) -> None:
 
 
 @pytest.mark.parametrize("depth", [1, budget.JSON_DEPTH - 1, budget.JSON_DEPTH + 1, 5_000])
-def test_depth_of_json(depth: int) -> None:
+def test_depth_of_json_is_limited(depth: int) -> None:
     text = '{"a":' * depth + "1" + "}" * depth
     if depth > budget.JSON_DEPTH:
         with pytest.raises(budget.OverBudget, match="nested"):
@@ -237,7 +237,7 @@ def test_line_of_a_log_without_end() -> None:
     assert time.process_time() - before < 3
 
 
-def test_pattern_of_many_stars() -> None:
+def test_pattern_of_many_stars_ends_soon() -> None:
     before = time.process_time()
     assert not matches("/" + "*a" * 30 + "b", "/" + "a" * 250)
     assert matches("/" + "*a" * 30 + "*", "/" + "a" * 250)

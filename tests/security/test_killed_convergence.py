@@ -107,7 +107,7 @@ def test_barrier_of_the_validator_comes_back(tmp_path: Path) -> None:
             daemon.process.wait(30)
 
 
-def test_failures_of_this_kind_back_off(tmp_path: Path) -> None:
+def test_killed_children_are_started_ever_more_seldom(tmp_path: Path) -> None:
     """As others do: a child that dies each time is started ever more seldom."""
     with CliNode(tmp_path) as node, running(node) as daemon:
         settle(daemon)
@@ -170,7 +170,7 @@ def test_barrier_that_was_not_there_is_not_promised(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [3, 4, 5, 6, 7])
-def test_child_that_finishes_decides_itself(tmp_path: Path, code: int) -> None:
+def test_child_that_finishes_keeps_readiness(tmp_path: Path, code: int) -> None:
     """A refusal leaves readiness: what is published was proven."""
     for name in (READY, TWIN):
         (tmp_path / name).touch()

@@ -120,7 +120,7 @@ def _swapping(directory: Path, swap: Swap) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("swapped", [_link_to, _hard_link_to])
-def test_device_node_that_is_swapped(
+def test_swapped_device_node_gets_no_mode(
     swapped: Callable[[Path], Swap], secret: Path, dev: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between mknod and the mode."""
@@ -131,7 +131,7 @@ def test_device_node_that_is_swapped(
     assert list(dev.iterdir()) == []
 
 
-def test_device_node_that_is_swapped_for_another_device(
+def test_node_swapped_for_another_device_stays_closed(
     dev: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A link by another name to /dev/mem, as it were, stays closed."""
@@ -142,14 +142,14 @@ def test_device_node_that_is_swapped_for_another_device(
     assert _mode(tmp_path / "mem") == 0o600
 
 
-def test_device_node_that_is_taken_away(dev: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_removed_device_node_is_an_error(dev: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error, and of the right kind."""
     _after(monkeypatch, "mknod", lambda name, above: os.unlink(name, dir_fd=above))
     with pytest.raises(FileNotFoundError):
         nodes.make(str(dev / "nvidiactl"), *_NULL, 0o666)
 
 
-def test_device_nodes_in_a_race(secret: Path, dev: Path) -> None:
+def test_device_nodes_in_a_race_are_right_or_refused(secret: Path, dev: Path) -> None:
     """With somebody who tries all the time; without him they are right."""
     with _swapping(dev, _link_to(secret)) as hit:
         for number in range(_TRIES):
@@ -163,7 +163,7 @@ def test_device_nodes_in_a_race(secret: Path, dev: Path) -> None:
 
 
 @pytest.mark.parametrize("swapped", [_link_to, _moved_in])
-def test_directory_that_is_swapped(
+def test_swapped_directory_gets_no_mode(
     swapped: Callable[[Path], Swap], private: Path, dev: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between mkdir and the mode: by a link, or by a directory of root's from beside it."""
@@ -174,7 +174,7 @@ def test_directory_that_is_swapped(
     assert _mode(there) == 0o700
 
 
-def test_directories_in_a_race(private: Path, dev: Path) -> None:
+def test_directories_in_a_race_are_right_or_refused(private: Path, dev: Path) -> None:
     """With somebody who tries all the time; without him they are right, whatever the umask."""
     with _swapping(dev, _link_to(private)) as hit:
         for number in range(_TRIES):

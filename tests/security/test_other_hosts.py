@@ -67,7 +67,7 @@ def test_list_that_somebody_else_can_write(how: str, tegra: Path) -> None:
     assert any("l4t.csv is not read: not root alone decides what is in it" in w for w in warnings)
 
 
-def test_link_that_leads_out_of_the_host(tegra: Path) -> None:
+def test_listed_link_is_followed_inside_the_host_root(tegra: Path) -> None:
     """A path of the list that is a link is followed inside the host root; `..` leads nowhere."""
     outside = tegra.parent / "outside"
     outside.mkdir(exist_ok=True)
@@ -88,7 +88,7 @@ def test_link_that_leads_out_of_the_host(tegra: Path) -> None:
     "line",
     ["lib, /etc/a\tb", "lib, /etc/a\x1b[2J", "dir, /etc/\x7f", "dev, /dev/\u2028x", "sym, /a\x00b"],
 )
-def test_path_with_control_characters(line: str, tegra: Path) -> None:
+def test_path_with_control_characters_is_passed_over(line: str, tegra: Path) -> None:
     """It is none, and never in a spec or a message."""
     (tegra / CSV / "l4t.csv").write_text(f"{line}\n")
     assert csv.read(HostRoot(str(tegra)), [f"/{CSV}/l4t.csv"]).paths == {}
@@ -110,7 +110,7 @@ def test_list_without_an_end(tegra: Path) -> None:
     ]  # fmt: skip
 
 
-def test_many_wildcards(tegra: Path) -> None:
+def test_many_wildcards_are_bounded(tegra: Path) -> None:
     """A line cannot make us walk the whole disk for ever."""
     (tegra / CSV / "l4t.csv").write_text("lib, /" + "*/" * 2000 + "x\nlib, /" + "a/" * 3000 + "\n")
     assert spec(tegra, "csv")[0]["devices"]
@@ -133,7 +133,7 @@ def test_libdxcore_that_somebody_else_can_write(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\x7fELF" + bytes(60)])
-def test_libdxcore_that_is_none(content: bytes, tmp_path: Path) -> None:
+def test_broken_libdxcore_is_reported(content: bytes, tmp_path: Path) -> None:
     """A reason, and no traceback."""
     path = tmp_path / "libdxcore.so"
     path.write_bytes(content)

@@ -89,7 +89,7 @@ def secret_node(node: PrivateNode) -> None:
 
 @pytest.mark.real
 @pytest.mark.parametrize("generation", ["1.7", "2.1"])
-def test_copies_of_a_whole_life(generation: str, runtime: Runtime) -> None:
+def test_no_command_leaves_a_readable_copy(generation: str, runtime: Runtime) -> None:
     """plan, apply, apply again, status, an edit and apply, revert."""
     with PrivateNode(runtime, BY_NAME["kubeadm-v2"]) as node:
         secret_node(node)
@@ -107,7 +107,9 @@ def test_copies_of_a_whole_life(generation: str, runtime: Runtime) -> None:
 @pytest.mark.real
 @pytest.mark.parametrize("command", ["apply", "revert"])
 @pytest.mark.parametrize("generation", ["1.7", "2.1"])
-def test_copies_after_a_kill(command: str, generation: str, runtime: Runtime, seed: str) -> None:
+def test_killed_command_leaves_no_readable_copy(
+    command: str, generation: str, runtime: Runtime, seed: str
+) -> None:
     """At some steps: nothing that others can read, and the next command tidies up."""
     chance = random.Random(seed)  # noqa: S311
     with PrivateNode(runtime, BY_NAME["kubeadm-v2"]) as node:
@@ -136,7 +138,7 @@ def seed(request: pytest.FixtureRequest) -> str:
     return str(request.node.name)
 
 
-def test_copies_after_a_failed_change(tmp_path: Path) -> None:
+def test_failed_change_leaves_no_readable_copy(tmp_path: Path) -> None:
     """The runtime does not prove the change: it is undone, and remembered as failed."""
     auth = 'plugins."io.containerd.cri.v1.images".registry.configs.r.auth'
     with CliNode(tmp_path) as node:
@@ -151,7 +153,7 @@ def test_copies_after_a_failed_change(tmp_path: Path) -> None:
         assert dict(holders(tmp_path, SECRET.encode())).keys() - {"etc/config.toml"} == set()
 
 
-def test_drop_in_repeats_an_environment(tmp_path: Path) -> None:
+def test_drop_in_with_an_inherited_environment_is_not_readable(tmp_path: Path) -> None:
     """Handlers inherit `monitor_env`: who cannot read it cannot read our drop-in."""
     env = f'monitor_env = ["A={SECRET}"]\n'
     text = f"{env}[crio.runtime.runtimes.crun]\n{env}"

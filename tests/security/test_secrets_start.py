@@ -46,7 +46,7 @@ def runtime(generation: str) -> Runtime:
 
 @pytest.mark.parametrize("generation", ["1.6", "1.7", "2.1"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_fault_of_a_start(fault: str, runtime: Runtime) -> None:
+def test_fault_of_a_start_is_reported_without_secrets(fault: str, runtime: Runtime) -> None:
     """plan, apply and status, for a person and for a program."""
     keys, below, named = FAULTS[fault]
     if fault == "snapshotter" and runtime.generation == "2.1":
@@ -73,7 +73,7 @@ def test_fault_of_a_start(fault: str, runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize("generation", ["1.6", "1.7", "2.1"])
-def test_revert_onto_a_timeout_of_the_daemon(generation: str, runtime: Runtime) -> None:
+def test_revert_to_files_that_end_the_runtime_is_refused(generation: str, runtime: Runtime) -> None:
     """`config dump` accepts it, and a restart would end the runtime: promise 1."""
     with PrivateNode(runtime, BY_NAME["kubeadm-v2"]) as node:
         root = root_of(node)

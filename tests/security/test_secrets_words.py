@@ -63,7 +63,9 @@ def planted(chance: random.Random) -> tuple[list[str], Any]:
 @pytest.mark.parametrize("generation", ["1.6", "1.7", "2.1"])
 @given(st.sampled_from(sorted(PLACES)), _SEED)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_dump_of_a_wrong_type(generation: str, place: str, seed: int) -> None:
+def test_message_of_containerd_is_shown_without_values(
+    generation: str, place: str, seed: int
+) -> None:
     """The containerd's own executable turns the file down, in words without any piece of it."""
     runtime = runtimes.load().find(generation)
     assert runtime is not None, runtimes.load().reason(generation)
@@ -120,7 +122,7 @@ MESSAGES = {
 
 @given(st.sampled_from(sorted(MESSAGES)), _SEED)
 @settings(max_examples=200, deadline=None)
-def test_value_in_a_message(message: str, seed: int) -> None:
+def test_value_in_a_message_is_masked_in_every_spelling(message: str, seed: int) -> None:
     """In every place of every message, spelled as it is, as Go quotes it, and as JSON."""
     chance = random.Random(seed)  # noqa: S311
     pieces, value = planted(chance)
@@ -171,7 +173,7 @@ def test_numbers_are_values(number: int, form: str) -> None:
         "[zqhunter2]\na = 1\n[zqhunter2]\n", "a = 1\n[a.zqhunter2]\n", "a = 1979-99-99\n",
     ],
 )  # fmt: skip
-def test_file_that_is_no_toml(text: str) -> None:
+def test_toml_error_has_a_place_and_no_content(text: str) -> None:
     """Our own parser repeats keys and characters; the error has the line and the column."""
     with pytest.raises(Refused) as caught:
         tomledit.parse(text.encode(), "/etc/containerd/config.toml")
@@ -182,20 +184,20 @@ def test_file_that_is_no_toml(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["a: *zqhunter2", "%zqhunter2\n--- a", "a: [b"])
-def test_file_that_is_no_yaml(text: str) -> None:
+def test_yaml_error_has_a_place_and_no_content(text: str) -> None:
     """The same of a CDI spec of somebody else's."""
     with pytest.raises(read.Broken) as caught:
         read.document(text.encode())
     assert "zqhunter2" not in caught.value.text
 
 
-def test_url_with_a_user_in_an_error() -> None:
+def test_user_in_a_url_is_masked_in_errors() -> None:
     """Options and keys can hold one; a password can have a slash in it."""
     assert Refused("cannot use http://u:p/w@h:1/x").message == "cannot use http://…@h:1/x"
 
 
 @pytest.mark.parametrize("form", ["table", "json", "yaml"])
-def test_url_with_a_user_in_an_option(form: str) -> None:
+def test_user_in_a_url_is_masked_in_options(form: str) -> None:
     """`config` shows every option: whatever was given, in the environment too."""
     url = "/zq/http://robot:zqhunter2@mirror.example/x"
     result = forked.run(

@@ -78,7 +78,7 @@ def within(seconds: float) -> Iterator[None]:
     ],
     ids=["status line", "headers", "chunks", "length of a chunk", "body", "100 for ever"],
 )
-def test_configuration_that_trickles(parts: list[bytes]) -> None:
+def test_trickling_configuration_meets_the_deadline(parts: list[bytes]) -> None:
     """Ten bytes a second, of which each comes in time."""
     with trickling(parts, 0.1) as path, within(3):
         assert config_request.effective_config(path, timeout=1.0) is None
@@ -90,7 +90,7 @@ def test_configuration_without_end() -> None:
         assert config_request.effective_config(path, timeout=4.0) is None
 
 
-def test_cri_that_trickles() -> None:
+def test_trickling_cri_answer_meets_the_deadline() -> None:
     """The frames of HTTP/2 come in time, the answer does not."""
     settings, ping = b"\0\0\0\4\0\0\0\0\0", b"\0\0\x08\6\0\0\0\0\0abcdefgh"
     told = pytest.raises(Unreachable, match=r"^cannot reach")
@@ -120,7 +120,7 @@ def test_program_that_complains_without_end() -> None:
     assert len(done.error) <= 1 << 16
 
 
-def test_program_that_trickles() -> None:
+def test_trickling_program_meets_the_deadline() -> None:
     code = "import sys, time\nwhile True: print('x', flush=True); time.sleep(0.1)"
     with within(6):
         done = _python(code, 1.0)

@@ -97,7 +97,9 @@ def nodes(host: Path, mode: str) -> tuple[dict[str, tuple[int, int]], str]:
 
 @pytest.mark.parametrize("numbers", [MEMORY, TERMINAL, KVM, WATCHDOG, NOBODYS])
 @pytest.mark.parametrize("name", RIGHT)
-def test_false_node(host: Path, name: str, numbers: tuple[int, int]) -> None:
+def test_false_device_node_is_left_out_with_a_warning(
+    host: Path, name: str, numbers: tuple[int, int]
+) -> None:
     """Under the name of each of NVIDIA's drivers; the warning says whose it is and what to do."""
     mode = MODES.get(name, "management")
     assert f"/dev/{name}" in nodes(host, mode)[0]
@@ -111,7 +113,7 @@ def test_false_node(host: Path, name: str, numbers: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("name", ["nvidia9", "nvidia-x", "nvidia", "nvidia-uvm-x"])
 @pytest.mark.parametrize("where", ["", "run/nvidia/driver"])
-def test_additional_node(host: Path, name: str, where: str) -> None:
+def test_additional_device_node_is_left_out(host: Path, name: str, where: str) -> None:
     """A name that NVIDIA's pattern takes along, in the host's /dev or in a driver container's."""
     if where:
         make_driver(host / where)
@@ -129,7 +131,7 @@ def test_false_node_does_not_hide_the_true_one(host: Path) -> None:
     assert nodes(host, "management")[0]["/dev/nvidia0"] == (195, 0)
 
 
-def test_driver_that_is_not_loaded(host: Path) -> None:
+def test_node_of_a_module_that_is_not_loaded_is_left_out(host: Path) -> None:
     """nvidia-uvm is loaded late: until then its node has a number that nobody has."""
     text = DEVICES.replace("508 nvidia-uvm\n", "")
     (host / "proc/devices").write_text(text)
@@ -138,7 +140,7 @@ def test_driver_that_is_not_loaded(host: Path) -> None:
     assert "/dev/nvidia-uvm" not in nodes(host, "management")[0]
 
 
-def test_older_driver(host: Path) -> None:
+def test_older_name_of_the_driver_is_accepted_alone(host: Path) -> None:
     """Before 550 it called itself nvidia-frontend, and was alone with that."""
     text = DEVICES.replace("195 nvidia\n", "195 nvidia-frontend\n")
     (host / "proc/devices").write_text(text.replace("195 nvidia-modeset\n195 nvidiactl\n", ""))
@@ -157,7 +159,7 @@ def test_nothing_is_listed() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "x", "1 \n2", "99999 mem", "Block devices:\n 195 nvidia\n"])
-def test_list_that_makes_no_sense(tmp_path: Path, text: str) -> None:
+def test_senseless_device_list_has_no_entries(tmp_path: Path, text: str) -> None:
     """It lists nothing."""
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/devices").write_text(text)

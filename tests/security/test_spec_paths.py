@@ -131,7 +131,9 @@ ATTACKS = (given, opened_up, parent_given, parent_opened, led_away)
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
 @pytest.mark.parametrize("source", SOURCES)
-def test_file_of_others(host: Path, source: str, attack: Callable[[Path], None]) -> None:
+def test_file_that_others_decide_is_left_out(
+    host: Path, source: str, attack: Callable[[Path], None]
+) -> None:
     """Whoever owns a file, or can write it, its directory or a link to it, decides what it is: it
     is left out, and the rest is as before."""
     mode, name = SOURCES[source]
@@ -153,7 +155,7 @@ def test_file_of_others(host: Path, source: str, attack: Callable[[Path], None])
 
 
 @pytest.mark.parametrize("name", ["run/nvidia-fabricmanager/socket", "run/udev"])
-def test_socket_and_directory_of_others(host: Path, name: str) -> None:
+def test_socket_of_others_is_left_out(host: Path, name: str) -> None:
     """Here the owner counts, and who can write the directory above."""
     mode = "gds" if name == "run/udev" else MANAGEMENT
     assert f"/{name}" in named(make(host, mode)[0])
@@ -192,7 +194,9 @@ def link_to_user(path: Path) -> None:
     [(of_root, True), (of_user, False), (link_of_user, False), (link_to_user, False)],
 )
 @pytest.mark.parametrize("mode", [MANAGEMENT, GPU])
-def test_mps(host: Path, plant: Callable[[Path], None], there: bool, mode: str) -> None:
+def test_mps_directory_of_a_user_is_left_out(
+    host: Path, plant: Callable[[Path], None], there: bool, mode: str
+) -> None:
     """A user makes /tmp/nvidia-mps before root's MPS daemon does: his own, or a link to the
     runtime's socket. Only root's own entry in the sticky directory counts."""
     plant(host / "tmp/nvidia-mps")
@@ -227,7 +231,7 @@ def swapping(path: Path) -> Iterator[None]:
         yield
 
 
-def test_swapped_link(host: Path) -> None:
+def test_swapped_link_is_left_out(host: Path) -> None:
     """Between two looks at one name it can be two things: none of them is taken."""
     with swapping(host / "tmp/nvidia-mps"):
         for _ in range(20):
@@ -236,7 +240,7 @@ def test_swapped_link(host: Path) -> None:
             }
 
 
-def test_library_in_the_cache(host: Path) -> None:
+def test_cached_library_of_a_user_is_passed_over(host: Path) -> None:
     """A directory of a user's in ld.so.cache: a file with the driver's name decides neither the
     version nor what is mounted."""
     from tests.unit.support.ld_cache import make_cache
@@ -260,7 +264,7 @@ ROOT = "run/nvidia/driver"
 
 @pytest.mark.parametrize("attacked", ["run", "run/nvidia", ROOT])
 @pytest.mark.parametrize("attack", [given, opened_up])
-def test_driver_root_of_others(
+def test_driver_root_of_others_gets_no_spec(
     tmp_path: Path, attacked: str, attack: Callable[[Path], None]
 ) -> None:
     """Who can write a directory above the driver root can exchange all of it: there is no spec, and
@@ -275,7 +279,7 @@ def test_driver_root_of_others(
             make(tmp_path, **options)
 
 
-def test_driver_root_passed_over(host: Path) -> None:
+def test_driver_root_of_a_user_does_not_hide_the_hosts_driver(host: Path) -> None:
     """A driver root of a user's does not keep the host's own driver away, and is told."""
     (host / ROOT).mkdir(parents=True)
     given(host / ROOT)
@@ -284,7 +288,7 @@ def test_driver_root_passed_over(host: Path) -> None:
     assert f"/{ROOT} belongs to user {USER}" in warnings
 
 
-def test_link_in_the_driver_root(tmp_path: Path) -> None:
+def test_absolute_link_stays_inside_the_driver_root(tmp_path: Path) -> None:
     """A container that is root in its driver root makes absolute links: they stay inside it."""
     root = make_driver(tmp_path / ROOT)
     touch(tmp_path / "run/containerd/containerd.sock")
@@ -305,7 +309,9 @@ NODES = {
 
 @pytest.mark.parametrize("attack", [given, parent_given, parent_opened])
 @pytest.mark.parametrize("name", NODES)
-def test_device_of_others(host: Path, name: str, attack: Callable[[Path], None]) -> None:
+def test_device_of_others_is_left_out(
+    host: Path, name: str, attack: Callable[[Path], None]
+) -> None:
     """Who owns a node can let anybody open it, who can write its directory can exchange it."""
     for mode in NODES[name]:
         assert f"/{name}" in named(make(host, mode)[0])
@@ -319,7 +325,7 @@ def test_device_of_others(host: Path, name: str, attack: Callable[[Path], None])
         assert "/dev" in warnings
 
 
-def test_hook_that_is_to_be_installed(host: Path) -> None:
+def test_hook_in_a_directory_of_a_user_is_refused(host: Path) -> None:
     """It is not there yet, and the directory in which it will be is a user's."""
     place = host / "opt/nvidia"
     place.mkdir(parents=True)
@@ -342,7 +348,7 @@ def test_nvml_of_others_is_not_loaded(host: Path) -> None:
     assert any("libnvidia-ml" in warning for warning in made.warnings)
 
 
-def test_nvml_that_is_exchanged(host: Path) -> None:
+def test_library_that_was_judged_is_the_one_loaded(host: Path) -> None:
     """What was judged is what is loaded: another file of that name does not count any more."""
     path = host / LIBRARIES / f"libnvidia-ml.so.{VERSION}"
     judged = path.stat()

@@ -141,7 +141,9 @@ def test_nothing_is_written(attack: Attack, why: str, directory: Path, victim: P
     [attack for name, (attack, _) in ATTACKS.items() if name != "sticky"],  # root's file is root's
     ids=lambda attack: attack.__name__,
 )
-def test_no_reader_believes_it(attack: Attack, directory: Path, victim: Path) -> None:
+def test_no_reader_believes_a_status_in_a_directory_of_others(
+    attack: Attack, directory: Path, victim: Path
+) -> None:
     """Although the file itself is root's and as it should be."""
     for place in (directory, victim, victim / "validations"):
         Publisher(str(place)).publish(lines())
@@ -176,7 +178,7 @@ def test_apply_refuses(attack: Attack, why: str, node: CliNode, tmp_path: Path) 
     assert node.agent("wait", "--timeout=0").returncode == 1
 
 
-def test_wait_believes_root_alone(node: CliNode) -> None:
+def test_wait_believes_only_files_of_root(node: CliNode) -> None:
     """Of the very same files."""
     checks.done(node.agent("apply"))
     assert node.agent("wait", "--timeout=0").returncode == 0
@@ -219,7 +221,7 @@ def _flipping(directory: Path, victim: Path) -> Iterator[None]:
         yield
 
 
-def test_links_in_a_race(directory: Path, victim: Path) -> None:
+def test_links_in_a_race_never_reach_the_victim(directory: Path, victim: Path) -> None:
     """It succeeds now and then, and the victim never gets a file."""
     publisher, done = Publisher(str(directory)), 0
     with _flipping(directory, victim):
@@ -237,7 +239,7 @@ def test_links_in_a_race(directory: Path, victim: Path) -> None:
     assert status.read_valid(HOST, str(directory), BOOT)
 
 
-def test_link_that_the_system_puts(tmp_path: Path) -> None:
+def test_link_of_the_system_is_followed(tmp_path: Path) -> None:
     """/var/run is a link on every system; /run/nvidia/x is none of the system's."""
     root = tmp_path / "host"
     (root / "run/nvidia").mkdir(parents=True)
@@ -264,7 +266,9 @@ def _context(tmp_path: Path, pid_file: Path) -> Context:
 
 
 @attacks
-def test_pid_file(attack: Attack, why: str, directory: Path, victim: Path, tmp_path: Path) -> None:
+def test_pid_file_of_others_is_refused_and_untouched(
+    attack: Attack, why: str, directory: Path, victim: Path, tmp_path: Path
+) -> None:
     """No directory and no file is made, and none is removed."""
     attack(directory, victim)
     before = _shape(directory.parents[2])

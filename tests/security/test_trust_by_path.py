@@ -74,7 +74,7 @@ def _import(node: CliNode, pattern: Path | str) -> None:
     node.config.write_text(text)
 
 
-def test_executable(node: CliNode, theirs: Path) -> None:
+def test_executable_of_others_is_not_run(node: CliNode, theirs: Path) -> None:
     """It is not run, neither for a dump nor for a trial."""
     program, trace = _marker(theirs)
     refuses(
@@ -85,7 +85,7 @@ def test_executable(node: CliNode, theirs: Path) -> None:
     assert not trace.exists()
 
 
-def test_executable_behind_a_link_of_theirs(node: CliNode, tmp_path: Path) -> None:
+def test_executable_behind_their_link_is_not_run(node: CliNode, tmp_path: Path) -> None:
     """In a sticky directory the link's own owner counts."""
     program, trace = _marker(tmp_path)
     sticky = tmp_path / "sticky"
@@ -99,14 +99,14 @@ def test_executable_behind_a_link_of_theirs(node: CliNode, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("pattern", ["a.toml", "*.toml", "none-yet-*.toml"])
-def test_import(node: CliNode, theirs: Path, pattern: str) -> None:
+def test_import_below_their_directory_is_refused(node: CliNode, theirs: Path, pattern: str) -> None:
     """Root's own file below it, by name and by wildcard; also one that he has yet to make."""
     (theirs / "a.toml").write_text("version = 3\n")
     _import(node, theirs / pattern)
     refuses(node, Refusal(3, f"{theirs.parent} {_BELONGS}"))
 
 
-def test_import_through_a_link(node: CliNode, theirs: Path) -> None:
+def test_import_through_their_link_is_refused(node: CliNode, theirs: Path) -> None:
     """The link lies below his directory, its target does not."""
     (node.etc / "real.toml").write_text("version = 3\n")
     (theirs / "a.toml").symlink_to(node.etc / "real.toml")
@@ -114,7 +114,7 @@ def test_import_through_a_link(node: CliNode, theirs: Path) -> None:
     refuses(node, Refusal(3, f"{theirs.parent} {_BELONGS}"))
 
 
-def test_import_behind_a_link_to_them(node: CliNode, theirs: Path) -> None:
+def test_import_behind_a_link_to_them_is_refused(node: CliNode, theirs: Path) -> None:
     """The other way round."""
     (theirs / "a.toml").write_text("version = 3\n")
     (node.etc / "a.toml").symlink_to(theirs / "a.toml")
@@ -122,7 +122,7 @@ def test_import_behind_a_link_to_them(node: CliNode, theirs: Path) -> None:
     refuses(node, Refusal(3, f"{theirs.parent} {_BELONGS}"))
 
 
-def test_drop_in(node: CliNode, theirs: Path) -> None:
+def test_drop_in_below_their_directory_is_refused(node: CliNode, theirs: Path) -> None:
     """Ours, where it is to go: in a directory of his, or below one."""
     place = theirs / "99-nvidia.toml"
     refuses(node, Refusal(3, f"{theirs.parent} {_BELONGS}"), f"--drop-in-config={place}")
@@ -132,7 +132,7 @@ def test_drop_in(node: CliNode, theirs: Path) -> None:
     refuses(node, Refusal(3, f"{node.etc}/conf.d {_BELONGS}"))
 
 
-def test_drop_in_that_was_garbled(node: CliNode) -> None:
+def test_garbled_drop_in_is_rewritten_in_directories_of_root_only(node: CliNode) -> None:
     """It is written anew in a directory of root's only."""
     checks.done(node.agent("apply"))
     node.drop_in.write_text("= =")
@@ -144,7 +144,7 @@ def test_drop_in_that_was_garbled(node: CliNode) -> None:
     checks.done(node.agent("apply"))
 
 
-def test_drop_ins_of_crio(place: Path) -> None:
+def test_crio_drop_ins_of_others_are_refused(place: Path) -> None:
     """CRI-O reads whatever is there; a file that he adds counts like root's."""
     with crio_node(place) as node:
         directory = node.drop_in.parent
@@ -154,7 +154,7 @@ def test_drop_ins_of_crio(place: Path) -> None:
         assert not node.drop_in.exists()
 
 
-def test_hooks_directory_of_crio(place: Path) -> None:
+def test_hooks_directory_of_others_is_refused(place: Path) -> None:
     """The OCI hook is run for every container."""
     with crio_node(place) as node:
         directory = node.hooks
@@ -164,7 +164,7 @@ def test_hooks_directory_of_crio(place: Path) -> None:
         assert list(directory.iterdir()) == []
 
 
-def test_state_directory(node: CliNode, theirs: Path) -> None:
+def test_state_directory_of_others_is_refused(node: CliNode, theirs: Path) -> None:
     """What is remembered there decides what is written, and what is put back."""
     refuses(node, Refusal(3, f"{theirs.parent} {_BELONGS}"), f"--state-dir={theirs}/state")
     assert list(theirs.iterdir()) == []
@@ -176,7 +176,7 @@ def test_state_directory(node: CliNode, theirs: Path) -> None:
     assert _BELONGS in node.agent("status", f"--state-dir={theirs}/state").stdout
 
 
-def test_socket(node: CliNode, theirs: Path) -> None:
+def test_socket_of_others_is_refused(node: CliNode, theirs: Path) -> None:
     """Who answers there decides which files are edited."""
     link = theirs / "c.sock"
     link.symlink_to(node.socket)
@@ -186,7 +186,7 @@ def test_socket(node: CliNode, theirs: Path) -> None:
     assert node.tree() == before
 
 
-def test_install_directory(sourced: SourceNode, theirs: Path) -> None:
+def test_install_directory_of_others_is_refused(sourced: SourceNode, theirs: Path) -> None:
     """Root, and every container, would run what is in it."""
     plan = sourced.agent("plan", f"--toolkit-install-dir={theirs}")
     assert f"{theirs.parent} {_BELONGS}" in plan.stdout
@@ -195,7 +195,7 @@ def test_install_directory(sourced: SourceNode, theirs: Path) -> None:
     assert not sourced.state.exists()
 
 
-def test_source_tree(sourced: SourceNode, theirs: Path) -> None:
+def test_source_tree_of_others_is_refused(sourced: SourceNode, theirs: Path) -> None:
     """All of it is root's, and lies below his directory."""
     assert sourced.source
     place = theirs / "source"
@@ -205,7 +205,7 @@ def test_source_tree(sourced: SourceNode, theirs: Path) -> None:
     assert not sourced.toolkit.exists()
 
 
-def test_directory_in_a_source_tree(sourced: SourceNode) -> None:
+def test_directory_of_others_in_a_source_tree_is_refused(sourced: SourceNode) -> None:
     """A directory in the middle; the programs are root's."""
     assert sourced.source
     os.chown(sourced.source / "usr", _USER, _USER)
@@ -213,7 +213,9 @@ def test_directory_in_a_source_tree(sourced: SourceNode) -> None:
     assert not sourced.toolkit.exists()
 
 
-def test_moved_toolkit(sourced: SourceNode, theirs: Path, tmp_path: Path) -> None:
+def test_moved_toolkit_below_their_directory_is_not_removed(
+    sourced: SourceNode, theirs: Path, tmp_path: Path
+) -> None:
     """A directory that was ours and is below his by now is not removed: it may be any."""
     old, new = sourced.toolkit.parent, tmp_path / "new/nvidia"
     checks.done(sourced.agent("apply"))
@@ -224,7 +226,9 @@ def test_moved_toolkit(sourced: SourceNode, theirs: Path, tmp_path: Path) -> Non
     assert (sourced.toolkit / "nvidia-container-runtime").exists()
 
 
-def test_leftovers_beside_a_toolkit(sourced: SourceNode, theirs: Path) -> None:
+def test_leftovers_are_removed_in_directories_of_root_only(
+    sourced: SourceNode, theirs: Path
+) -> None:
     """What an interrupted run would leave is tidied up in a directory of root's only."""
     left = theirs / ".toolkit.before"
     left.mkdir()
@@ -238,7 +242,7 @@ def test_leftovers_beside_a_toolkit(sourced: SourceNode, theirs: Path) -> None:
 
 
 @pytest.mark.parametrize("deleted", [False, True])
-def test_executable_of_a_process(theirs: Path, *, deleted: bool) -> None:
+def test_running_executable_of_others_is_refused(theirs: Path, *, deleted: bool) -> None:
     """What runs by now is what a restart runs; where it was deleted he can put another there."""
     program, _ = _marker(theirs)
     if deleted:
@@ -284,7 +288,7 @@ def _give(path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["usr", "usr/bin", "usr/bin/nvidia-cdi-hook", "."])
-def test_hook_that_specs_name(root: Path, part: str) -> None:
+def test_hook_of_others_is_refused_for_specs(root: Path, part: str) -> None:
     """Every container with a device runs it as root."""
     ctx = _context(root)
     assert install.cdi_hook(ctx.settings, ctx.host, None) == "/usr/bin/nvidia-cdi-hook"
@@ -294,7 +298,7 @@ def test_hook_that_specs_name(root: Path, part: str) -> None:
 
 
 @pytest.mark.parametrize("part", ["usr", "usr/bin", "usr/bin/nvidia-container-runtime"])
-def test_toolkit_of_the_host(root: Path, part: str) -> None:
+def test_toolkit_of_others_on_the_host_is_refused(root: Path, part: str) -> None:
     """The same for what handlers run."""
     ctx = _context(root)
     installed = programs.directory(ctx.settings, ctx.host)
@@ -304,7 +308,7 @@ def test_toolkit_of_the_host(root: Path, part: str) -> None:
         origin.find(ctx.settings, ctx.host, installed)
 
 
-def test_link_in_a_source_tree(root: Path) -> None:
+def test_link_of_others_in_a_source_tree_is_refused(root: Path) -> None:
     """He can have it lead to any program of the tree."""
     sticky = root / "tree/usr/bin"
     sticky.mkdir(parents=True)
@@ -324,7 +328,7 @@ def test_link_in_a_source_tree(root: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["etc", "etc/cdi", "run", "run/cdi"])
-def test_spec_directories(root: Path, part: str) -> None:
+def test_spec_directories_of_others_are_refused(root: Path, part: str) -> None:
     """The runtime reads all of them, whichever ours are written to."""
     host = HostRoot(str(root))
     own_specs._refuse_writable(host, ("/etc/cdi", "/run/cdi", None))
@@ -344,7 +348,7 @@ class _Hooks:
 
 
 @pytest.mark.parametrize("part", ["srv", "srv/hooks", "etc"])
-def test_hooks_directories(root: Path, part: str) -> None:
+def test_any_hooks_directory_of_others_is_refused(root: Path, part: str) -> None:
     """Any of those that CRI-O reads, also one that has yet to be made."""
     host = HostRoot(str(root))
     hook.require(_Hooks(), host)  # type: ignore[arg-type]
@@ -353,7 +357,7 @@ def test_hooks_directories(root: Path, part: str) -> None:
         hook.require(_Hooks(), host)  # type: ignore[arg-type]
 
 
-def test_programs_of_the_switch(root: Path) -> None:
+def test_timer_refuses_programs_of_others(root: Path) -> None:
     """systemd runs them."""
     ctx = _context(root)
     assert host_timer._program(ctx, "mv") == "/usr/bin/mv"
@@ -362,7 +366,7 @@ def test_programs_of_the_switch(root: Path) -> None:
         host_timer._program(ctx, "mv")
 
 
-def test_host_root_below_theirs(tmp_path: Path) -> None:
+def test_host_root_below_their_directory_is_refused(tmp_path: Path) -> None:
     """He exchanges the whole host: whoever names it gets all or nothing."""
     root = tmp_path / "theirs/host"
     (root / "etc/containerd").mkdir(parents=True)
@@ -374,7 +378,7 @@ def test_host_root_below_theirs(tmp_path: Path) -> None:
         load.load_file(host, load.DEFAULT_ROOT)
 
 
-def test_view_of_a_container(tmp_path: Path) -> None:
+def test_mounts_of_a_container_are_judged_from_the_mount_on(tmp_path: Path) -> None:
     """A mount of our own stays what it is; below it counts what is there. The host's name of it
     need not be seen below the host root."""
     host, mount = HostRoot(str(tmp_path)), tmp_path / "mount"
@@ -447,7 +451,7 @@ def _swaps(directory: Path) -> Callable[[], None]:
     return swap
 
 
-def test_file_in_a_race(tmp_path: Path) -> None:
+def test_file_in_a_race_is_refused_each_time(tmp_path: Path) -> None:
     """In his own directory: it is refused each time, whatever lies there."""
     tmp_path.chmod(0o755)
     directory = tmp_path / "theirs"
@@ -462,7 +466,7 @@ def test_file_in_a_race(tmp_path: Path) -> None:
                 trusted.read(HOST, str(directory / "config.toml"))
 
 
-def test_link_in_a_race(tmp_path: Path) -> None:
+def test_link_in_a_race_is_roots_or_refused(tmp_path: Path) -> None:
     """In a sticky directory: root's link stays, and nothing else is ever believed."""
     for path in (tmp_path, *tmp_path.parents[:-2]):
         path.chmod(0o755)
@@ -493,7 +497,7 @@ def test_link_in_a_race(tmp_path: Path) -> None:
     assert seen  # he was seen at it
 
 
-def test_config_in_a_race(tmp_path: Path) -> None:
+def test_configuration_in_a_race_never_loads_theirs(tmp_path: Path) -> None:
     """A whole configuration with an import below his directory never loads what is his."""
     tmp_path.chmod(0o755)
     root, directory = tmp_path / "config.toml", tmp_path / "theirs"

@@ -60,7 +60,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be ano
     ],
 )
 @pytest.mark.parametrize("line", ["0::{}\n", "1:name=systemd:{}\n", "4:cpu:/\n1:name=systemd:{}\n"])
-def test_unit_of_a_users_manager(path: str, line: str) -> None:
+def test_unit_of_a_users_manager_is_no_unit(path: str, line: str) -> None:
     """Whatever it is called below, and by whichever version of cgroups."""
     assert unit_of(line.format(path)) is None
 
@@ -74,7 +74,7 @@ def test_unit_of_a_users_manager(path: str, line: str) -> None:
         ("/system.slice/job.service/containerd.service", "job.service"),
     ],
 )
-def test_unit_of_the_system(path: str, unit: str) -> None:
+def test_unit_of_the_system_is_the_first_service_on_the_way(path: str, unit: str) -> None:
     """The first service on the way is systemd's, and not what somebody made below it."""
     assert unit_of(f"0::{path}\n") == unit
 
@@ -93,7 +93,7 @@ def user_process(socket: Path | None) -> Iterator[int]:
 
 
 @needs_root
-def test_socket_of_a_user(place: Path) -> None:
+def test_socket_of_a_user_is_refused(place: Path) -> None:
     """He listens: it is refused, whose process it is being told, and asked nothing."""
     place.chmod(0o755)
     (place / "his").mkdir()
@@ -136,7 +136,7 @@ def add(host: Path, pid: int, uids: str, cgroup: str) -> None:
         ("0\t0\t0\t0", "/user.slice/user-0.slice/user@0.service/app.slice/containerd.service"),
     ],
 )
-def test_hidden_process_of_a_user(
+def test_hidden_process_of_a_user_is_not_the_runtime(
     uids: str, cgroup: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """He starts a containerd of the same program: neither is it taken for the runtime, nor is the

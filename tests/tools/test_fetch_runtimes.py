@@ -134,7 +134,9 @@ E: The repository 'http://m.invalid nosuch Release' does not have a Release file
         ("10.0.1", "10.0.1", "10.0"),
     ],
 )
-def test_generation_of_a_package(package: str, upstream: str, generation: str) -> None:
+def test_package_has_the_generation_of_its_version(
+    package: str, upstream: str, generation: str
+) -> None:
     assert fetch_runtimes.upstream_version(package) == upstream
     assert list(fetch_runtimes.by_generation([Offer("containerd", package, "s")])) == [generation]
 
@@ -250,7 +252,7 @@ def test_distribution_is_asked_again_only_where_that_can_help(tmp_path: Path) ->
     assert not fetch_runtimes.settled(full)
 
 
-def test_refresh_without_a_network_loses_nothing(tmp_path: Path) -> None:
+def test_refresh_without_a_network_keeps_what_there_is(tmp_path: Path) -> None:
     old = Inventory(unpacked(tmp_path, "1.6", "2.1"))
     new = Inventory(unpacked(tmp_path / "new", "1.7"), dict.fromkeys(("1.6", "1.8"), "no network"))
     merged = fetch_runtimes.with_older(new, old)
@@ -290,7 +292,7 @@ def test_skipped_tests_say_how_they_can_run(tmp_path: Path) -> None:
         assert "real runtimes used: none (not root)" in text
 
 
-def test_long_tests_run_on_demand(tmp_path: Path) -> None:
+def test_long_tests_are_run_on_demand_only(tmp_path: Path) -> None:
     assert "2 passed, 1 skipped" in run_pytest(tmp_path, "--long")
 
 

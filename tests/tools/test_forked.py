@@ -64,7 +64,9 @@ def by_exec(
         return forked.run(executed(code), ["x", "y z"], ENV, place, data=data)
 
 
-def test_same_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_forked_process_is_like_an_executed_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Arguments, environment, directory, descriptors, signals, streams."""
     real = by_exec(monkeypatch, _PROBE, tmp_path, b"input")
     fork = forked.run(forking(_PROBE), ["x", "y z"], ENV, tmp_path, data=b"input")
@@ -98,7 +100,9 @@ def test_same_end(monkeypatch: pytest.MonkeyPatch, code: str, tmp_path: Path) ->
     )
 
 
-def test_error_that_nobody_caught(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_uncaught_error_ends_with_a_traceback_and_1(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A traceback and 1: tests look for tracebacks."""
     for done in (
         by_exec(monkeypatch, "1 / 0", tmp_path),
@@ -109,7 +113,9 @@ def test_error_that_nobody_caught(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         assert done.stderr.endswith("ZeroDivisionError: division by zero\n")
 
 
-def test_same_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_forked_agent_does_what_an_executed_one_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The program under test, executed and forked."""
     words = (["config", "-o", "json", "--proof-timeout=7"], ["plan", "--no"], ["--version"])
     for command in words:
@@ -121,7 +127,7 @@ def test_same_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_killed(number: signal.Signals, tmp_path: Path) -> None:
+def test_forked_process_can_be_killed_by_its_pid(number: signal.Signals, tmp_path: Path) -> None:
     """By a signal to its pid, as any process."""
     process = forked.start_logged(
         forking("import time; print('up', flush=True); time.sleep(60)"),
@@ -136,13 +142,13 @@ def test_killed(number: signal.Signals, tmp_path: Path) -> None:
     process.kill()  # is free by now
 
 
-def test_too_slow(tmp_path: Path) -> None:
+def test_slow_process_is_ended_with_the_librarys_exception(tmp_path: Path) -> None:
     """It is ended, and the exception is the one of the library."""
     with pytest.raises(subprocess.TimeoutExpired):
         forked.run(forking("import time; time.sleep(60)"), [], ENV, tmp_path, timeout=0.2)
 
 
-def test_forgotten(tmp_path: Path) -> None:
+def test_forgotten_process_is_ended(tmp_path: Path) -> None:
     """A process that nobody can wait for any more is ended."""
     process = forked.start_logged(
         forking("import time; time.sleep(60)"), [], ENV, tmp_path, tmp_path / "log"
@@ -153,7 +159,7 @@ def test_forgotten(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root: run tests/run as root")
-def test_mounts(tmp_path: Path, namespace: Namespace) -> None:
+def test_forked_process_enters_the_mount_namespace(tmp_path: Path, namespace: Namespace) -> None:
     """It enters the namespace that `nsenter` would; other commands are executed."""
     (tmp_path / "empty").mkdir()
     namespace.mount("-t", "tmpfs", "tmpfs", str(tmp_path / "empty"))
@@ -174,7 +180,7 @@ def namespace() -> Iterator[Namespace]:
 
 
 @pytest.mark.parametrize("served", [True, False])
-def test_program_that_lets_the_server_work(served: bool, tmp_path: Path) -> None:
+def test_written_program_does_the_same_with_a_server(served: bool, tmp_path: Path) -> None:
     """A written program does the same with a server and without it."""
     call = "print(sys.argv[1:], sys.stdin.read(), open(3).read(), os.getcwd())\nsys.exit(5)"
     (tmp_path / "three").write_text("third")
@@ -200,7 +206,7 @@ def test_program_that_is_killed_takes_the_forked_one_along(tmp_path: Path) -> No
     until(lambda: not Path(f"/proc/{pid}").exists())
 
 
-def test_daemon(tmp_path: Path) -> None:
+def test_forked_daemon_has_a_session_of_its_own(tmp_path: Path) -> None:
     """It has the written program's command line and a session of its own."""
     call = "print(os.getsid(0) == os.getpid(), flush=True)\nimport time\ntime.sleep(60)"
     program = make_program(tmp_path / "p", sys.executable, call)

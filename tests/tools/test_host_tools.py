@@ -131,7 +131,9 @@ def test_program_that_does_not_work_is_not_kept(
     assert "it does not work: broken; on Debian" in host_tools.reason("odd-program")
 
 
-def test_other_distribution(there: Distribution, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_distribution_is_refused_with_a_reason(
+    there: Distribution, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def nowhere() -> None:
         raise NotHere("this machine is neither Debian nor Ubuntu")
 
@@ -142,7 +144,7 @@ def test_other_distribution(there: Distribution, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else: run tests/run")
-def test_fresh_root_without_root() -> None:
+def test_fresh_root_without_root_is_refused() -> None:
     words = [*as_nobody(), sys.executable, "-m", "tests.tools.fresh_root", "trixie", "true"]
     env = {"PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, check=False)

@@ -67,7 +67,9 @@ CASES: list[tuple[Callable[[Path], None], list[str]]] = [
 
 
 @pytest.mark.parametrize(("act", "expected"), CASES)
-def test_what_is_strange(act: Callable[[Path], None], expected: list[str], tmp_path: Path) -> None:
+def test_watch_reports_what_is_strange(
+    act: Callable[[Path], None], expected: list[str], tmp_path: Path
+) -> None:
     folder = tmp_path / "conf.d"
     folder.mkdir()
     with DirectoryWatch(folder) as watch:

@@ -74,7 +74,7 @@ def test_file_is_the_contracts(ours: Publisher, directory: Path) -> None:
         assert stat.S_IMODE((directory / name).stat().st_mode) == 0o644
 
 
-def test_lines_without_cdi_hook_and_driver() -> None:
+def test_lines_have_no_prefix_where_cdi_is_off() -> None:
     """No prefix where CDI is off, no path where there is nothing, an empty name in hook mode."""
     facts = replace(
         FACTS, annotation_prefix=None, hook_path=None, runtime_name="", driver_root=None,
@@ -189,7 +189,7 @@ def test_link_of_that_name_is_replaced_not_followed(
     assert not (directory / READY).is_symlink()
 
 
-def test_published_twin_first_withdrawn_barrier_first(ours: Publisher, directory: Path) -> None:
+def test_barrier_comes_last_and_goes_first(ours: Publisher, directory: Path) -> None:
     """`toolkit-ready` is the last to come and the first to go."""
     faults = Faults.none()
     with faults.installed():
@@ -203,7 +203,7 @@ def test_published_twin_first_withdrawn_barrier_first(ours: Publisher, directory
     assert content(directory) == {}
 
 
-def test_restored_barrier_last(ours: Publisher, directory: Path) -> None:
+def test_rollback_restores_the_barrier_last(ours: Publisher, directory: Path) -> None:
     """A rollback brings back the old bytes in the order of a publication."""
     ours.publish(lines())
     saved, whole = ours.save(), content(directory)
@@ -215,7 +215,7 @@ def test_restored_barrier_last(ours: Publisher, directory: Path) -> None:
     assert content(directory) == whole
 
 
-def test_nothing_saved_nothing_restored(ours: Publisher, directory: Path) -> None:
+def test_rollback_makes_no_readiness(ours: Publisher, directory: Path) -> None:
     """Where there was no readiness, a rollback makes none."""
     assert ours.save() == Saved()
     ours.restore(Saved())
@@ -223,7 +223,9 @@ def test_nothing_saved_nothing_restored(ours: Publisher, directory: Path) -> Non
 
 
 @pytest.mark.parametrize("code", CODES, ids=lambda code: str(errno.errorcode[code]))
-def test_failure_while_publishing(code: int, ours: Publisher, directory: Path) -> None:
+def test_failed_publication_leaves_no_barrier_without_its_twin(
+    code: int, ours: Publisher, directory: Path
+) -> None:
     """Whichever call fails: refused by name, files whole, and never a barrier without its twin."""
     ours.publish(lines())
     ours.withdraw()
@@ -245,7 +247,9 @@ def test_failure_while_publishing(code: int, ours: Publisher, directory: Path) -
     assert all(text.startswith(f"cannot write the status file in {directory}") for text in told)
 
 
-def test_killed_while_publishing_or_withdrawing(ours: Publisher, directory: Path) -> None:
+def test_killed_publication_leaves_no_barrier_without_its_twin(
+    ours: Publisher, directory: Path
+) -> None:
     """At no instant is there a barrier without its twin, or half a file."""
     expected = lines()
     ours.publish(expected)

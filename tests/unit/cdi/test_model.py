@@ -41,7 +41,7 @@ def with_edits(**values: object) -> Spec:
         (with_edits(additional_gids=(44,)), "0.7.0"),
     ],
 )
-def test_lowest_version(spec: Spec, version: str) -> None:
+def test_spec_has_the_lowest_version_that_carries_it(spec: Spec, version: str) -> None:
     """containerd 1.7 reads up to 0.8.0, and older tools less."""
     assert rules.minimum_version(spec) == version
     assert rules.problems(spec) == []

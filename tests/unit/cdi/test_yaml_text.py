@@ -39,7 +39,7 @@ def test_read_back_as_it_was(data: Any) -> None:
 
 
 @given(_DOCUMENTS)
-def test_one_line_per_value(data: Any) -> None:
+def test_each_value_is_one_line(data: Any) -> None:
     """No text breaks a line, whatever is in it, so that a diff of two documents is readable."""
     assert text(data).splitlines() == list(yaml_text.lines(data))
 
@@ -47,7 +47,7 @@ def test_one_line_per_value(data: Any) -> None:
 @pytest.mark.parametrize(
     "word", ["y", "No", "on", "null", "~", "1e3", "0x1f", "1:30", "2026-01-01"]
 )
-def test_words_that_readers_disagree_about(word: str) -> None:
+def test_words_that_readers_disagree_about_are_quoted(word: str) -> None:
     """Quoted, as a value and as a key."""
     assert text({word: word}) == f'"{word}": "{word}"\n'
 
@@ -57,12 +57,12 @@ def test_words_that_readers_disagree_about(word: str) -> None:
     [(1e16, "1.0e+16"), (1e-7, "1.0e-07"), (1.5e300, "1.5e+300"), (60.0, "60.0"), (-0.0, "-0.0"),
      (math.inf, ".inf"), (-math.inf, "-.inf"), (math.nan, ".nan")],
 )  # fmt: skip
-def test_numbers(value: float, written: str) -> None:
+def test_numbers_have_a_point(value: float, written: str) -> None:
     """With a point, as YAML 1.1 wants it."""
     assert text([value]) == f"- {written}\n"
 
 
-def test_shape() -> None:
+def test_shape_is_as_a_person_writes_it() -> None:
     """As a person would write it."""
     data = {"kind": "a", "items": [{"x": 1, "y": []}, ["a", {}]], "a.b/c": None, "t": (True,)}
     assert text(data) == (

@@ -151,7 +151,7 @@ def test_diff_is_a_unified_one_with_the_host_s_names() -> None:
     ]
 
 
-def test_diff_of_a_new_and_of_a_removed_file() -> None:
+def test_diff_of_a_new_or_removed_file_names_dev_null() -> None:
     """As diff and git write them."""
     assert shown(None, "a = 1\n").splitlines()[:2] == [
         "--- /dev/null",

@@ -42,7 +42,7 @@ def sandboxes(node: DoubleNode) -> tuple[Sandbox, ...]:
         return questions.sandboxes()
 
 
-def test_answer_of_a_healthy_runtime(node: DoubleNode) -> None:
+def test_answer_has_name_version_configuration_and_handlers(node: DoubleNode) -> None:
     """Name, version with its suffix, readiness, the parsed configuration, handlers in order."""
     node.script()
     answer = ask(node)
@@ -61,7 +61,7 @@ def test_network_that_is_not_ready_is_not_ours(node: DoubleNode) -> None:
     assert ask(node).ready
 
 
-def test_no_verbose_information(node: DoubleNode) -> None:
+def test_handlers_are_listed_without_verbose_information(node: DoubleNode) -> None:
     """A runtime that sends no `info` has no configuration, but still lists its handlers."""
     node.script(no_verbose=True)
     answer = ask(node)
@@ -69,7 +69,7 @@ def test_no_verbose_information(node: DoubleNode) -> None:
     assert answer.handlers == ("", "nvidia", "runc")
 
 
-def test_cri_that_is_not_served(node: DoubleNode) -> None:
+def test_unserved_cri_is_an_error_of_its_own(node: DoubleNode) -> None:
     """Told apart, with the place to look for the cause; the exit code is that of unreachable."""
     node.script(unimplemented=True)
     with pytest.raises(Unimplemented, match=rf"^cannot use {NAME}: it does not serve CRI v1") as t:
@@ -108,7 +108,7 @@ def test_error_of_a_starting_runtime_is_unreachable(node: DoubleNode) -> None:
 
 
 @pytest.mark.parametrize("make", [Path.touch, lambda _: None])
-def test_nothing_that_listens(make: object, tmp_path: Path) -> None:
+def test_missing_listener_fails_at_once(make: object, tmp_path: Path) -> None:
     """At once, not after the deadline."""
     assert callable(make)
     make(tmp_path / "s")
@@ -118,7 +118,7 @@ def test_nothing_that_listens(make: object, tmp_path: Path) -> None:
     assert time.monotonic() - began < 20
 
 
-def test_pods_with_their_handlers(node: DoubleNode) -> None:
+def test_pods_are_listed_with_their_handlers(node: DoubleNode) -> None:
     """An empty handler is the default."""
     node.script(pods=[{"name": "a", "namespace": "n", "handler": "nvidia"},
                       {"name": "b", "ready": False}])  # fmt: skip
@@ -158,7 +158,7 @@ def test_all_questions_about_pods_share_one_time(node: DoubleNode) -> None:
     assert time.monotonic() - began < 4
 
 
-def test_answer_larger_than_usual(node: DoubleNode) -> None:
+def test_answer_of_16_mib_is_read(node: DoubleNode) -> None:
     """gRPC itself takes no more than 4 MiB; the kubelet takes 16."""
     name = "p" * 100_000
     node.script(pods=[{"name": f"{name}{number}"} for number in range(60)])
@@ -192,6 +192,6 @@ def test_each_question_has_a_channel_of_its_own(
 
 
 @pytest.mark.parametrize("text", [None, "", "plain text", "[1]", "3", "{", '{"a": NaN', "\0"])
-def test_configuration_that_is_no_json_object(text: str | None) -> None:
+def test_configuration_that_is_no_object_is_none(text: str | None) -> None:
     """`info` holds plain text as well (lastCNILoadStatus is none)."""
     assert client._json(text) is None

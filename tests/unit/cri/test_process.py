@@ -40,7 +40,7 @@ NAME = "/host/name.sock"
         ("", None),
     ],
 )
-def test_unit_from_cgroups(text: str, unit: str | None) -> None:
+def test_unit_is_the_innermost_service_of_any_cgroup_version(text: str, unit: str | None) -> None:
     """Version 1, version 2 and both at once; the innermost service owns the process."""
     assert unit_of(text) == unit
 
@@ -64,7 +64,7 @@ def test_unit_from_cgroups(text: str, unit: str | None) -> None:
         ("/c -c", None),
     ],
 )
-def test_config_from_the_command_line(words: str, config: str | None) -> None:
+def test_config_is_read_from_every_spelling_of_the_flag(words: str, config: str | None) -> None:
     """Every spelling that containerd takes; the last one wins (observed on 1.6.20 and 2.1.9)."""
     assert config_argument(tuple(words.split())) == config
 
@@ -109,7 +109,7 @@ def look(proc: Proc, pid: int) -> process.Process:
     return found
 
 
-def test_everything_of_a_process(proc: Proc) -> None:
+def test_odd_process_name_shifts_no_field(proc: Proc) -> None:
     """A name with spaces and brackets in it does not shift the fields."""
     proc.add(42, "/usr/bin/containerd -c /etc/x.toml")
     found = look(proc, 42)
@@ -149,7 +149,7 @@ def test_dead_process_is_none(state: str, proc: Proc) -> None:
         ("sh /usr/bin/containerd", "/bin/sh", "sh", False),
     ],
 )
-def test_kind_by_executable_name_or_first_word(
+def test_kind_is_told_by_executable_or_first_word(
     command: str, exe: str, comm: str, kind: bool, proc: Proc
 ) -> None:
     """Not by a word somewhere on the command line."""
@@ -220,7 +220,7 @@ def test_plain_file_is_no_socket(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, lambda p: p.symlink_to("none"), lambda _: None])
-def test_nothing_that_listens(make: object, tmp_path: Path) -> None:
+def test_socket_without_a_listener_is_unreachable(make: object, tmp_path: Path) -> None:
     """A directory, a dangling link, nothing at all."""
     assert callable(make)
     make(tmp_path / "s")

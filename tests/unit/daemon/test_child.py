@@ -111,7 +111,7 @@ def test_warning_is_said_once_in_ten_minutes(run: Child) -> None:
     assert events.count("runtime restarted") == 2
 
 
-def test_restart_that_is_put_off(run: Child) -> None:
+def test_restart_that_is_put_off_is_no_failure(run: Child) -> None:
     """No failure and not ready; the time is watched."""
     assert run.work(waits) == (
         supervisor.NOT_YET, b"cannot be ready yet: restart put off\0@7.5\0/a\0/b\0"
@@ -128,7 +128,7 @@ def test_restart_that_is_put_off(run: Child) -> None:
         (RollbackFailed("cannot"), "changed the node and could not undo it"),
     ],
 )
-def test_last_line_of_one_that_failed(error: AgentError, does: str, run: Child) -> None:
+def test_last_line_of_a_failure_has_the_decision(error: AgentError, does: str, run: Child) -> None:
     """The decision is in it, where one was made."""
 
     def decides(ctx: Context) -> None:
@@ -145,14 +145,14 @@ def test_last_line_of_one_that_failed(error: AgentError, does: str, run: Child) 
     }  # fmt: skip
 
 
-def test_restart_that_is_somebody_elses(run: Child) -> None:
+def test_restart_of_somebody_else_is_waited_for(run: Child) -> None:
     code, found = run.work(lambda _: done(pending=True))
     assert code == supervisor.NOT_YET
     assert found.startswith(b"cannot publish yet: ")
     assert run.said[-1][1]["ready"] is False
 
 
-def test_last_line_of_a_convergence(run: Child) -> None:
+def test_convergence_ends_with_a_summary_line(run: Child) -> None:
     """Also where nothing was done."""
     assert run.work(lambda _: done()) == (0, b"\0/a\0/b\0")
     run.work(lambda _: done(changed=("/etc/a",), restarted=True, recovered="undone"))

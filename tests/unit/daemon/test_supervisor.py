@@ -129,7 +129,7 @@ def test_device_ends_a_pause() -> None:
     assert [at for at in world.runs if 9 <= at < 9.5]
 
 
-def test_when_to_look_afresh() -> None:
+def test_whole_look_is_due_by_time_or_request_only() -> None:
     """At the start, when the time is up, and when somebody asks; not for a change or a failure."""
     asked = []
 
@@ -147,7 +147,7 @@ def test_when_to_look_afresh() -> None:
     assert asked == [True, False, False, False, False, True]
 
 
-def test_rest_forgives() -> None:
+def test_quiet_time_resets_the_backoff() -> None:
     world = World(*[restless] * supervisor.IN_A_ROW, right, right)
     world.events[100] = World.touch
     world.keep()
@@ -195,7 +195,7 @@ def test_usage_error_ends_it() -> None:
     assert World(fails(2), right).keep() == 2
 
 
-def test_wish_to_look_now() -> None:
+def test_wish_to_look_now_is_kept_during_a_convergence() -> None:
     """Also one that comes while a convergence runs."""
 
     def asked(world: World) -> tuple[int, tuple[bytes, ...]]:
@@ -208,7 +208,7 @@ def test_wish_to_look_now() -> None:
     assert world.runs == [0, 0, 9.0, 9.0]
 
 
-def test_stop_while_waiting() -> None:
+def test_stop_while_waiting_ends_at_once() -> None:
     world = World(right, right, right)
     world.events[3.0] = lambda w: setattr(w.wishes, "stop", True)
     assert world.keep() == 0
@@ -251,11 +251,11 @@ def test_signature_changes_with_a_file(
     assert signature(watched) != before
 
 
-def test_signature_of_what_is_not_there() -> None:
+def test_signature_of_a_missing_file_is_none() -> None:
     assert signature(b"/none/at/all") is None
 
 
-def test_signature_of_a_time() -> None:
+def test_signature_changes_once_when_its_time_comes() -> None:
     """It changes once, when that time has come."""
     now = time.monotonic()
     assert signature(b"@%f" % (now - 1)) is True
@@ -318,7 +318,7 @@ def test_signature_of_names_where_times_say_nothing(monkeypatch: pytest.MonkeyPa
         thread.join()
 
 
-def test_signature_of_files_but_for_some(tmp_path: Path) -> None:
+def test_signature_of_a_directory_leaves_some_files_out(tmp_path: Path) -> None:
     """Their content counts, and that of one that is written in place too."""
     (tmp_path / "a.yaml").write_text("one")
     entry = b"!k8s.*" + os.fsencode(tmp_path)

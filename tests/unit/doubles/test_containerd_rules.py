@@ -41,7 +41,7 @@ VERSION_MIXES += [(like, *mix[1:]) for mix in VERSION_MIXES for like in LIKE.get
 
 
 @pytest.mark.parametrize(("version", "root", "drop_in", "names", "expected"), VERSION_MIXES)
-def test_mix_of_file_versions(
+def test_mixed_file_versions_are_merged_as_observed(
     version: str,
     root: int,
     drop_in: int | None,
@@ -84,7 +84,9 @@ def test_mix_of_file_versions(
         ("2.3.4", 3, True),
     ],
 )
-def test_file_without_version(version: str, names: int, honoured: bool, tmp_path: Path) -> None:
+def test_sections_of_a_file_without_version_count_as_observed(
+    version: str, names: int, honoured: bool, tmp_path: Path
+) -> None:
     section = SECTIONS[names]
     text = f"[{section}.containerd]\n" + handler("runc", section) + handler("main", section)
 
@@ -126,7 +128,9 @@ def test_later_file_wins(version: str, tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("version", VERSIONS)
-def test_imports(version: str, imported: str, loaded_by: tuple[str, ...], tmp_path: Path) -> None:
+def test_imports_are_found_as_observed(
+    version: str, imported: str, loaded_by: tuple[str, ...], tmp_path: Path
+) -> None:
     own = 2 if version.startswith("1") else 3
     section = SECTIONS[own]
     files = {
@@ -175,7 +179,9 @@ def test_refused(version: str, text: str, message: str, tmp_path: Path) -> None:
         "disabled_plugins = ['io.containerd.grpc.v1.cri']",
     ],
 )
-def test_dead_cri(version: str, text: str, tmp_path: Path) -> None:
+def test_configuration_without_a_cri_leaves_it_dead(
+    version: str, text: str, tmp_path: Path
+) -> None:
     files = {"config.toml": "version = 2\n" + text.replace("SECTION", SECTIONS[2])}
 
     assert see(version, files, tmp_path) == DEAD

@@ -83,7 +83,7 @@ def test_version_2_keeps_its_image_settings_on_2x(tmp_path: Path) -> None:
     assert runtime["cni"]["bin_dirs"] == ["/cni"]
 
 
-def test_options_of_handlers(tmp_path: Path) -> None:
+def test_options_of_handlers_are_shown_as_each_version_does(tmp_path: Path) -> None:
     """1.x shows the given options only; 2.x puts them over the built-in handler's."""
     for version, own in (("1.7.24", 2), ("2.1.9", 3)):
         section = SECTIONS[own]
@@ -118,7 +118,7 @@ def test_versions_are_reported_as_real_ones_do() -> None:
         generation_of("1.5.0")
 
 
-def test_shares_nothing_with_the_program_but_the_protocol() -> None:
+def test_doubles_share_only_the_protocol_with_the_program() -> None:
     """A rule that both got from the same code would be right by definition."""
     tests = Path(__file__).parents[2]
     folders = [tests / "doubles" / name for name in ("runtime", "containerd", "crio")]

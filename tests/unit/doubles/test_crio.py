@@ -62,7 +62,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_built_in(version: str, node: Node) -> None:
+def test_built_in_settings_are_those_of_the_version(version: str, node: Node) -> None:
     document, warnings = node.effective(version)
 
     runtime, minor = document["runtime"], int(version.split(".")[1])
@@ -76,7 +76,7 @@ def test_built_in(version: str, node: Node) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_status_info(version: str, node: Node) -> None:
+def test_status_info_has_what_each_version_shows(version: str, node: Node) -> None:
     document, _ = node.effective(version)
 
     shown = info(generation_of(version), document)
@@ -272,7 +272,7 @@ def test_inheriting_is_unknown_to_old_versions(node: Node) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_default(version: str, node: Node) -> None:
+def test_default_needs_a_handler_and_its_program(version: str, node: Node) -> None:
     node.write({"crio.conf.d/10": RUNTIME + "default_runtime = 'nvidia'\n"})
     with pytest.raises(RefusedError, match=r"\[crio.runtime.runtimes.nvidia\] was found"):
         node.effective(version)

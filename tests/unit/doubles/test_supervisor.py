@@ -38,7 +38,7 @@ def test_supervisor_ends_what_ignores_the_signal(tmp_path: Path) -> None:
         assert supervisor.starts == 1
 
 
-def test_supervisor_as_a_program(tmp_path: Path) -> None:
+def test_supervisor_runs_as_a_program(tmp_path: Path) -> None:
     program = Path(__file__).parents[2] / "doubles/runtime/supervisor.py"
     options = ["--directory", str(tmp_path), "--pidfile", str(tmp_path / "pid"), "--delay", "0.01"]
     argv = [sys.executable, str(program), *options, "--", "sleep", "0.05"]

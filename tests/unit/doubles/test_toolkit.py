@@ -196,7 +196,7 @@ def test_what_a_container_asks_for(
         assert bench.spec == asked
 
 
-def test_edits(bench: Bench) -> None:
+def test_edits_of_the_device_are_added_to_the_bundle(bench: Bench) -> None:
     """Everything of the device is in the bundle, and nothing of before is gone."""
     assert bench.create(container(annotations={"nvidia.cdi.k8s.io/x": ",".join(_BOTH)})) == ""
     spec, null = bench.spec, os.stat("/dev/null").st_rdev
@@ -211,7 +211,7 @@ def test_edits(bench: Bench) -> None:
     assert spec["hooks"] == {"createContainer": [{"path": "/bin/true", "args": ["true", "x"]}]}
 
 
-def test_device_that_nobody_describes(bench: Bench) -> None:
+def test_undescribed_device_makes_no_container(bench: Bench) -> None:
     """No container then, and the reason is where a shim looks for it."""
     said = bench.create(container(annotations={"nvidia.cdi.k8s.io/x": "77"}))
     assert "could not apply required modification to OCI specification: " in said
@@ -239,7 +239,7 @@ def test_names_that_force_a_mode(bench: Bench, end: str, mode: str) -> None:
 @pytest.mark.parametrize(
     "words", [["start", "id"], ["--version"], ["features"], ["delete", "--bundle", "create", "id"]]
 )
-def test_other_subcommands(bench: Bench, words: list[str]) -> None:
+def test_other_subcommands_go_to_the_low_level_runtime(bench: Bench, words: list[str]) -> None:
     """They are the low-level runtime's business alone."""
     assert bench.run("nvidia-container-runtime", *words).returncode == 0
     assert (bench.directory / "low/words").read_text().split() == words
@@ -247,7 +247,7 @@ def test_other_subcommands(bench: Bench, words: list[str]) -> None:
     assert "mode" not in bench.calls[-1]
 
 
-def test_low_level_runtime_that_is_one_of_them(bench: Bench) -> None:
+def test_low_level_runtime_of_nvidia_is_an_error(bench: Bench) -> None:
     """An error where the real ones would execute each other for ever."""
     own = bench.tree / "usr/bin/nvidia-container-runtime.cdi"
     text = (bench.directory / "config.toml").read_text().replace("scripted-runc", str(own))
@@ -257,20 +257,20 @@ def test_low_level_runtime_that_is_one_of_them(bench: Bench) -> None:
     assert "is an nvidia-container-runtime itself" in result.stderr
 
 
-def test_no_low_level_runtime(bench: Bench) -> None:
+def test_missing_low_level_runtime_is_an_error_with_names(bench: Bench) -> None:
     """It says which it looked for."""
     (bench.directory / "low/scripted-runc").unlink()
     result = bench.run("nvidia-container-runtime", "start", "id")
     assert (result.returncode, "[/does/not/exist scripted-runc]" in result.stderr) == (1, True)
 
 
-def test_invalid_mode(bench: Bench) -> None:
+def test_invalid_mode_starts_nothing(bench: Bench) -> None:
     """A configuration that makes no sense starts nothing."""
     bench.configure(mode="native")
     assert "invalid runtime mode: native" in bench.create(container())
 
 
-def test_without_configuration(bench: Bench, tmp_path: Path) -> None:
+def test_missing_configuration_gives_the_defaults(bench: Bench, tmp_path: Path) -> None:
     """Everything is as the real one has it by itself."""
     assert config.load({"XDG_CONFIG_HOME": str(tmp_path)}) == Config(
         path="",
@@ -289,7 +289,7 @@ def test_without_configuration(bench: Bench, tmp_path: Path) -> None:
     assert bench.run("nvidia-ctk", "config").stdout == own
 
 
-def test_other_programs(bench: Bench) -> None:
+def test_other_programs_need_what_the_real_ones_need(bench: Bench) -> None:
     """The hook is content with everything; the CLI needs both libraries, where it is told to."""
     assert bench.run("nvidia-cdi-hook", "update-ldcache", "--folder", "/x").returncode == 0
     assert bench.calls[-1]["argv"] == ["update-ldcache", "--folder", "/x"]
@@ -303,7 +303,7 @@ def test_other_programs(bench: Bench) -> None:
     assert (result.returncode, LIBRARIES[1] in result.stderr) == (127, True)
 
 
-def test_trees(tmp_path: Path) -> None:
+def test_upgraded_tree_has_one_version(tmp_path: Path) -> None:
     """One of each kind; an upgrade leaves nothing of the version before."""
     make_sources(tmp_path)
     for folder in ("deb/usr/lib/*-linux-gnu", "rpm/usr/lib64"):
@@ -335,7 +335,9 @@ def test_trees(tmp_path: Path) -> None:
         ({"a/x.json": "0", "a/broken.json": ""}, {"a/x.json"}),
     ],
 )
-def test_directories_of_specs(tmp_path: Path, files: dict[str, str], found: set[str]) -> None:
+def test_description_of_a_device_counts_as_in_the_library(
+    tmp_path: Path, files: dict[str, str], found: set[str]
+) -> None:
     """Which of several descriptions of a device counts, as the libraries have it."""
     for name, device in files.items():
         path = tmp_path / name

@@ -58,7 +58,7 @@ def stride(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.mark.parametrize("verdict", ["good", "bad", "dead"])
-def test_whole_at_every_moment(verdict: str, node: Outside) -> None:
+def test_files_are_whole_at_every_moment(verdict: str, node: Outside) -> None:
     """While it is written, and while it is undone; nothing is left outside."""
     node.verdict = verdict
     outcome = node.outcome(node.watched(lambda *_: None))
@@ -69,7 +69,9 @@ def test_whole_at_every_moment(verdict: str, node: Outside) -> None:
 
 
 @pytest.mark.parametrize("verdict", ["good", "dead"])
-def test_killed_before_any_call(verdict: str, node: Outside, stride: int) -> None:
+def test_change_killed_before_any_call_leaves_whole_files(
+    verdict: str, node: Outside, stride: int
+) -> None:
     """A runtime that is started then finds whole files, and the next start finishes or undoes."""
     node.verdict = verdict
     for k in range(1, node.calls() + 1, stride):
@@ -83,7 +85,7 @@ def test_killed_before_any_call(verdict: str, node: Outside, stride: int) -> Non
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS])
-def test_one_failing_call(code: int, node: Outside, stride: int) -> None:
+def test_any_failing_call_is_done_refused_or_undone(code: int, node: Outside, stride: int) -> None:
     """Whichever it is: done, refused, or undone."""
     node.verdict = "good"
     for k in range(1 + code % stride, node.calls() + 1, stride):
@@ -110,7 +112,7 @@ def test_original_that_cannot_wait_outside(node: Outside) -> None:
     assert node.modes() == {0o640}
 
 
-def test_original_that_waits_on_another_mount(node: Outside) -> None:
+def test_original_on_another_mount_comes_from_the_store(node: Outside) -> None:
     """It cannot be renamed from there; the bytes come from the store."""
     real = files.move
 
@@ -147,7 +149,7 @@ def directory(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
         yield path
 
 
-def test_place(directory: Path) -> None:
+def test_placed_file_has_bytes_mode_and_no_other_name(directory: Path) -> None:
     """New, then replaced: mode and bytes, and no other name."""
     path = directory / "99.conf"
     place(path, b"one", fresh=True)

@@ -83,7 +83,7 @@ def test_files_are_presented_under_their_names(tmp_path: Path, work: Path) -> No
     assert (etc / "changed").read_text() == "old changed\n"
 
 
-def test_programs_and_directories_that_the_host_lacks(tmp_path: Path, work: Path) -> None:
+def test_missing_executables_are_empty_and_directories_writable(tmp_path: Path, work: Path) -> None:
     """Executables are there, empty; directories are there, and writable."""
     program, directory = tmp_path / "opt/toolkit/bin/run", tmp_path / "run/state"
     real = tmp_path / "real"
@@ -115,7 +115,7 @@ def test_network_and_processes_are_its_own(work: Path) -> None:
     assert int(count) <= 4
 
 
-def test_another_root(tmp_path: Path) -> None:
+def test_paths_are_the_hosts_below_another_root(tmp_path: Path) -> None:
     """Paths are the host's, below the root that a container has mounted."""
     host = tmp_path / "host"
     for name in ("dev", "proc", "work", "etc"):
@@ -161,7 +161,7 @@ def test_program_ends_with_us(work: Path) -> None:
         time.sleep(0.01)
 
 
-def test_kernel_without_recursive_attributes(work: Path) -> None:
+def test_mounts_are_read_only_on_kernels_before_5_12(work: Path) -> None:
     """Before Linux 5.12 every mount is made read-only by itself."""
     code = (
         "from agent.host import isolated; isolated._mount('', '/', '', isolated._ALL | "
@@ -191,7 +191,7 @@ def test_without_rights_nothing_is_started(tmp_path: Path, work: Path) -> None:
     assert done.stdout == "make namespaces: operation not permitted\n", done.stderr
 
 
-def test_program_that_is_not_there(work: Path) -> None:
+def test_missing_program_leaves_no_process(work: Path) -> None:
     """No process is left, and the name is told."""
     program = isolation.started(HostRoot("/"), ["/no/such"], _ENV, View(str(work)))
     with pytest.raises(CannotIsolate, match=r"run the program \(/no/such\): no such file"), program:

@@ -50,7 +50,7 @@ def test_chain_of_links_is_followed(root: Path) -> None:
     assert resolve(root, "/a/link.toml") == "/etc/containerd/config.toml"
 
 
-def test_link_to_the_root_of_the_host(root: Path) -> None:
+def test_link_to_the_root_means_the_host_root(root: Path) -> None:
     """`/` in a link is the host's."""
     (root / "data/host").symlink_to("/")
     assert resolve(root, "/data/host/etc") == "/etc"
@@ -65,7 +65,7 @@ def test_loop_is_refused(target: str, root: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [40, 41])
-def test_as_many_links_as_the_kernel(count: int, root: Path) -> None:
+def test_forty_links_are_followed_and_no_more(count: int, root: Path) -> None:
     """Forty are followed, one more is not."""
     (root / "data/0").write_text("end")
     for number in range(count):
@@ -248,7 +248,7 @@ def _above(place: str) -> list[str]:
 
 
 @given(tree=TREES, path=ANY_PATH)
-def test_never_out_of_the_root(tree: list[tuple[str, str | None]], path: str) -> None:
+def test_no_path_leads_out_of_the_root(tree: list[tuple[str, str | None]], path: str) -> None:
     """Whatever links there are: refused, or a place inside that is no link itself."""
     base = tempfile.mkdtemp()
     try:

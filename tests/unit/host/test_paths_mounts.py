@@ -56,7 +56,7 @@ def test_own_mount_has_its_name_on_the_host(root: Path, monkeypatch: pytest.Monk
     assert host.resolve("/etc/containerd/conf.d").agent == f"{own}/conf.d"
 
 
-def test_own_mount_whose_name_leads_through_a_link(
+def test_own_mount_behind_a_link_keeps_its_host_name(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """/usr/local/nvidia of a host whose /usr/local is a link to /var/usrlocal: what is written goes
@@ -194,7 +194,7 @@ _ROOT, _USR, _LOCAL = (
         ((_ROOT, Mount("/usr", "0:1", "/"), _USR), "/usr/x", _USR),
     ],
 )  # fmt: skip
-def test_mount_of_a_path(
+def test_innermost_mount_of_a_path_counts(
     root: Path, mounts: tuple[Mount, ...], path: str, expected: Mount | None
 ) -> None:
     """The innermost."""

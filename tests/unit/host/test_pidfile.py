@@ -32,7 +32,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "run/toolkit.pid"
 
 
-def test_our_pid(path: Path) -> None:
+def test_pid_file_has_our_pid_and_a_newline(path: Path) -> None:
     """The number and a line end, as upstream's installer writes it."""
     fd = pidfile.take(str(path))
     assert path.read_text() == f"{os.getpid()}\n"
@@ -120,9 +120,7 @@ def test_directory_that_is_none_is_named(path: Path) -> None:
         pidfile.take(str(path))
 
 
-def test_name_that_went_between_opening_and_locking(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_removed_pid_file_is_made_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The owner ended then: its file is nobody's any more, and we make our own."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("1\n")

@@ -105,7 +105,9 @@ def opened(path: str, opener: Opener) -> os.stat_result | int:
 
 @pytest.mark.parametrize("opener", OPENERS.values(), ids=OPENERS.keys())
 @pytest.mark.parametrize(("path", "code"), CASES.items(), ids=range(len(CASES)))
-def test_directory(path: str, code: int, opener: Opener, tree: Path) -> None:
+def test_directory_is_the_very_one_or_an_error(
+    path: str, code: int, opener: Opener, tree: Path
+) -> None:
     """The very directory, or an error that says what is in the way."""
     found = opened(f"{tree}/{path}", opener)
     if code:
@@ -117,7 +119,7 @@ def test_directory(path: str, code: int, opener: Opener, tree: Path) -> None:
 
 @pytest.mark.parametrize("opener", OPENERS.values(), ids=OPENERS.keys())
 @pytest.mark.parametrize(("path", "code"), CASES.items(), ids=range(len(CASES)))
-def test_relative(
+def test_relative_path_is_the_same_directory(
     path: str, code: int, opener: Opener, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From where the process is, it is the same."""
@@ -135,7 +137,7 @@ def test_magic_links_lead_nowhere(path: str, opener: Opener) -> None:
 
 
 @pytest.mark.parametrize("opener", OPENERS.values(), ids=OPENERS.keys())
-def test_the_root(opener: Opener) -> None:
+def test_root_opens_as_itself(opener: Opener) -> None:
     """It has no directory above."""
     found = opened("/", opener)
     assert isinstance(found, os.stat_result)
@@ -287,7 +289,7 @@ SWAP_AT = ("open", "write", "fchmod", "rename", "fsync")
 
 
 @pytest.mark.parametrize("call", SWAP_AT)
-def test_swapped_in_the_middle_of_a_write(
+def test_write_ends_in_the_directory_that_was_opened(
     call: str, places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once the directory is open, the write ends in it, wherever it has been moved."""

@@ -23,7 +23,9 @@ from agent.host.files import FileState
         (12345, 0o600, "belongs to user 12345.*chown"),
     ],
 )
-def test_distrust(uid: int | None, mode: int, why: str | None) -> None:
+def test_files_that_others_can_write_are_distrusted(
+    uid: int | None, mode: int, why: str | None
+) -> None:
     """Root's, or of whoever runs this, and nobody else's to write."""
     owner = os.geteuid() if uid is None else uid
     found = trust.distrust(FileState(b"", mode, owner))

@@ -56,7 +56,9 @@ def root(tmp_path: Path) -> Path:
         ("/tmp/theirs/../mine/x", "/tmp/mine/x", "/tmp/theirs can be written by others"),
     ],
 )
-def test_way(root: Path, name: str, path: str, distrust: str | None) -> None:
+def test_every_part_of_the_way_is_judged(
+    root: Path, name: str, path: str, distrust: str | None
+) -> None:
     """What is opened is what the host means by the name, and the reason names the part."""
     with opened(HostRoot(str(root)), name) as found:
         assert found.path.host == path
@@ -81,7 +83,9 @@ def test_way(root: Path, name: str, path: str, distrust: str | None) -> None:
         ("usr/lib/libx.so", "/usr/lib/link.so", "/usr/lib/libx.so belongs to user 1234"),
     ],
 )
-def test_others(root: Path, given: str, name: str, distrust: str | None) -> None:
+def test_part_of_somebody_else_is_distrusted(
+    root: Path, given: str, name: str, distrust: str | None
+) -> None:
     """A part that belongs to somebody else is not root's to name."""
     os.chown(root / given, _USER, _USER, follow_symlinks=False)
     with opened(HostRoot(str(root)), name) as found:
@@ -102,7 +106,7 @@ def test_read_by_the_descriptor(root: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["/nothing", "/usr/lib/nothing/x", "/dangling", "/loop", "/run/a.sock/x"]
 )
-def test_not_there(root: Path, name: str) -> None:
+def test_missing_file_leaves_nothing_open(root: Path, name: str) -> None:
     """Nothing is left open."""
     (root / "dangling").symlink_to("nowhere")
     (root / "loop").symlink_to("loop")
@@ -119,7 +123,7 @@ def test_refused(root: Path, name: str) -> None:
         pass
 
 
-def test_links_of_a_process() -> None:
+def test_links_of_a_process_are_refused() -> None:
     """They lead to what has no name on the host."""
     with (
         pytest.raises(Refused, match="into a process"),
@@ -128,7 +132,9 @@ def test_links_of_a_process() -> None:
         pass
 
 
-def test_view(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_way_is_judged_from_our_mount_on(
+    root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """What a mount of our own shows is judged there, from the mount on."""
     elsewhere = tmp_path_factory.mktemp("view")
     (elsewhere / "nvidia.yaml").write_text("x")

@@ -41,7 +41,7 @@ def test_what_can_be_written(tmp_path: Path) -> None:
     assert after == before
 
 
-def test_what_is_in_the_way(tmp_path: Path) -> None:
+def test_obstacle_has_the_error_of_a_write(tmp_path: Path) -> None:
     """Each with the number that a write would end with."""
     (tmp_path / "file").touch()
     (tmp_path / "directory").mkdir()
@@ -55,7 +55,9 @@ def test_what_is_in_the_way(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("flag", [0x10, 0x20], ids=["immutable", "append-only"])
 @pytest.mark.parametrize("name", ["file", "."])
-def test_attributes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, flag: int) -> None:
+def test_immutable_attributes_are_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, flag: int
+) -> None:
     """Of the file, and of its directory: nothing can be renamed over the one or in the other."""
     path = tmp_path / "file"
     path.touch()
@@ -79,7 +81,7 @@ def test_attributes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, 
         ({"f_blocks": 0, "f_bfree": 0, "f_bavail": 0}, True),
     ],
 )
-def test_space(
+def test_missing_space_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: dict[str, int], enough: bool
 ) -> None:
     """Two files of a block each; a file system without numbers says nothing."""

@@ -114,7 +114,7 @@ CASES: dict[str, tuple[tuple[Mapping[str, str], ...], tuple[Values, ...]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_environment(case: str) -> None:
+def test_environment_of_each_runtime_is_understood(case: str) -> None:
     """Each runtime, with CDI and without."""
     given, parts = CASES[case]
     found = settings(*given)
@@ -143,7 +143,7 @@ def test_plugin_is_not_served(case: str) -> None:
     assert found.origins["no_runtime_config"] == "ENABLE_NRI_PLUGIN"
 
 
-def test_plugin_and_one_run() -> None:
+def test_plugin_is_passed_over_in_one_run() -> None:
     """NVIDIA's installer passes over the plugin then, and configures the runtime."""
     found = settings(operator.CDI, operator.NRI, operator.CONTAINERD, {"NO_DAEMON": "true"})
     assert not found.no_runtime_config
@@ -169,12 +169,12 @@ def test_default_that_has_no_say() -> None:
 
 
 @pytest.mark.parametrize("word", ["false", "0", "F", ""])
-def test_default_that_agrees(word: str) -> None:
+def test_default_that_agrees_is_accepted_in_any_spelling(word: str) -> None:
     """In whatever spelling."""
     assert settings(operator.CDI, {"CONTAINERD_SET_AS_DEFAULT": word}).warnings == ()
 
 
-def test_default_by_the_second_name_alone() -> None:
+def test_default_by_its_second_name_is_obeyed() -> None:
     """With CDI off the operator sends none, and k3s's example is obeyed."""
     found = settings(operator.K3S)
     assert (found.set_as_default, found.warnings) == (True, ())
@@ -200,7 +200,7 @@ def test_nonsense_that_has_no_say() -> None:
     ],
 )
 @pytest.mark.parametrize("entry", ["nvidia-toolkit", "toolkit-agent"])
-def test_pid_file(
+def test_empty_pid_file_is_none(
     entry: Entry, given: dict[str, str], env: dict[str, str], path: str | None
 ) -> None:
     """An empty one is none."""
@@ -208,7 +208,7 @@ def test_pid_file(
 
 
 @pytest.mark.parametrize(("entry", "path"), [("nvidia-toolkit", PID_FILE), ("toolkit-agent", None)])
-def test_pid_file_by_default(entry: Entry, path: str | None) -> None:
+def test_pid_file_has_a_default_under_upstreams_name_only(entry: Entry, path: str | None) -> None:
     """Under upstream's name it has upstream's place; under ours it is nobody's business."""
     found = resolve({}, {}, entry)
     assert (found.pid_file, found.origins["pid_file"]) == (path, "default")
@@ -221,7 +221,7 @@ def test_pid_file_has_its_name(path: str) -> None:
         resolve({"pid_file": path}, {}, "nvidia-toolkit")
 
 
-def test_root_of_the_host_by_its_other_name() -> None:
+def test_variable_host_root_is_ignored() -> None:
     """HOST_ROOT is a name on the host, and no business of ours."""
     assert settings(operator.HOST_ROOT).host_root is None
     assert settings(operator.HOST_ROOT, {"HOST_ROOT_MOUNT": "/h"}).host_root == "/h"

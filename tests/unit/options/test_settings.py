@@ -235,7 +235,7 @@ def test_list_is_trimmed(text: str, items: tuple[str, ...]) -> None:
     ("text", "seconds"),
     [("0", 0), ("300", 300), ("300s", 300), ("5m", 300), ("1h", 3600), ("1h2m3.5s", 3723.5)],
 )
-def test_durations(text: str, seconds: float) -> None:
+def test_durations_are_read_as_go_writes_them(text: str, seconds: float) -> None:
     """As Go writes them, and plain numbers."""
     assert with_env({"AGENT_RESTART_SPREAD": text}).restart_spread == seconds
 
@@ -243,13 +243,13 @@ def test_durations(text: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     "text", ["-1", "5x", "m", "5m5m", "s5", "25h", "1e3", "5 m", "\u0665", "nan"]
 )
-def test_what_is_no_duration(text: str) -> None:
+def test_senseless_duration_is_a_usage_error(text: str) -> None:
     with pytest.raises(UsageError, match="AGENT_RESTART_SPREAD"):
         with_env({"AGENT_RESTART_SPREAD": text})
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("5", 5.0), ("2.5", 2.5), ("90s", 90.0)])
-def test_seconds_with_and_without_unit(text: str, seconds: float) -> None:
+def test_seconds_are_read_with_and_without_unit(text: str, seconds: float) -> None:
     """Both are written in manifests."""
     assert with_env({"AGENT_PROOF_TIMEOUT": text}).proof_timeout == seconds
 
@@ -257,7 +257,7 @@ def test_seconds_with_and_without_unit(text: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     ("text", "version"), [("1.27", (1, 27)), ("v1.31.2-gke.1", (1, 31)), ("v1.28+", (1, 28))]
 )
-def test_kubelet_version_as_nodes_spell_it(text: str, version: tuple[int, int]) -> None:
+def test_kubelet_version_is_read_as_nodes_spell_it(text: str, version: tuple[int, int]) -> None:
     """With a v, a patch and a vendor's suffix."""
     assert with_env({"KUBELET_VERSION": text}).kubelet_version == version
 
@@ -340,7 +340,7 @@ DEFAULTS = {
 
 
 @pytest.mark.parametrize(("entry", "cdi"), [("toolkit-agent", True), ("nvidia-toolkit", False)])
-def test_defaults(entry: Entry, cdi: bool) -> None:
+def test_defaults_differ_by_program_name_in_cdi_only(entry: Entry, cdi: bool) -> None:
     """CDI is on under our own name and off under upstream's; the rest is the same."""
     settings = with_env({"PATH": "/bin", "HOME": "/root"}, entry)
     found = {name: getattr(settings, name) for name in DEFAULTS}
@@ -454,13 +454,13 @@ def test_device_nodes_can_be_left_to_others(value: str | None, nodes: tuple[str,
 
 
 @pytest.mark.parametrize("name", ["TOOLKIT_INSTALL_DIR", "RUNTIME_CONFIG", "CDI_OUTPUT_DIR"])
-def test_byte_that_is_no_text(name: str) -> None:
+def test_byte_that_is_no_text_is_a_usage_error(name: str) -> None:
     """It could not be written into a file that a runtime reads."""
     with pytest.raises(UsageError, match=f"cannot use {name}: it is not UTF-8"):
         resolve({}, {name: "/opt/\udcff"}, "toolkit-agent")
 
 
-def test_colon_in_the_toolkit_directory() -> None:
+def test_colon_in_the_toolkit_directory_is_a_usage_error() -> None:
     """The wrappers put it into PATH."""
     with pytest.raises(UsageError, match="cannot use the toolkit directory /a:b: "):
         resolve({}, {"TOOLKIT_INSTALL_DIR": "/a:b"}, "toolkit-agent")

@@ -109,7 +109,9 @@ def test_message_says_what_to_do(scene: Scene) -> None:
     assert "apply --retry" in found.message
 
 
-def test_a_cause_that_has_changed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_cause_makes_another_candidate(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Configuration, what it names, executable, flags, agent: each makes another candidate."""
     scene.fail()
     changes: dict[str, Callable[[], object]] = {
@@ -178,7 +180,9 @@ def _timed(scene: Scene) -> Context:
         ("unknown = 1\n", {}, False),
     ],
 )  # fmt: skip
-def test_younger_file(keys: str, shown: dict[str, object], loaded: bool, scene: Scene) -> None:
+def test_younger_file_counts_as_loaded_where_the_runtime_shows_it(
+    keys: str, shown: dict[str, object], loaded: bool, scene: Scene
+) -> None:
     """It is loaded if the runtime shows all that it says of the CRI."""
     scene.running = replace(scene.running, start=ticks(-60))
     scene.write(keys)

@@ -37,7 +37,7 @@ def seen_in_a_container(monkeypatch: pytest.MonkeyPatch, root: Path, *mounts: Mo
     monkeypatch.setattr(context, "open_host_root", lambda given: HostRoot(given or "/", table))
 
 
-def test_state_lies_on_the_host(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_state_is_kept_on_the_host(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A container's own file system goes with it, and the journal with that."""
     seen_in_a_container(monkeypatch, root)
     ctx = open_context(settings(root))
@@ -83,7 +83,7 @@ def test_nowhere_to_keep_a_journal_is_refused(root: Path, monkeypatch: pytest.Mo
         open_context(settings(root))
 
 
-def test_host_root_that_is_no_directory(tmp_path: Path) -> None:
+def test_host_root_that_is_no_directory_is_a_usage_error(tmp_path: Path) -> None:
     """Told as a mistake in the options."""
     with pytest.raises(UsageError, match=r"^cannot use host root"):
         open_context(settings(tmp_path / "none"))

@@ -109,7 +109,7 @@ def needs(ctx: Context, *args: Any, **given: Any) -> PodNeeds | None:
     return pod_guard.needs(ctx, node(*args), decision(**given))
 
 
-def test_annotations_of_each_kind(ctx: Context, answers: Answers) -> None:
+def test_annotations_of_our_handlers_count(ctx: Context, answers: Answers) -> None:
     """The old prefix counts; what containerd answers itself, and handlers of others, do not."""
     answers.add("old", f"{OLD}plugin")
     answers.add("handler", f"{OLD}plugin", handler="nvidia")
@@ -123,7 +123,7 @@ def test_annotations_of_each_kind(ctx: Context, answers: Answers) -> None:
     assert answers.asked == ["pods", "containers"]
 
 
-def test_variables(ctx: Context, answers: Answers) -> None:
+def test_each_uncounted_container_is_asked_for_variables(ctx: Context, answers: Answers) -> None:
     """Each container is asked about, but those of pods that count already."""
     answers.add("old", f"{OLD}plugin")
     answers.add("web")
@@ -135,7 +135,7 @@ def test_variables(ctx: Context, answers: Answers) -> None:
     assert answers.asked == ["pods", "containers", "web-0", "infer-0"]
 
 
-def test_only_the_newest_container_of_a_name(ctx: Context, answers: Answers) -> None:
+def test_only_the_newest_container_of_a_name_counts(ctx: Context, answers: Answers) -> None:
     """Those before it are dead and do not start again."""
     answers.add("train")
     answers.found = [
@@ -202,7 +202,7 @@ def test_pods_that_come_back_after_a_boot(
     assert (needs(replace(ctx, uptime=lambda: uptime)) is not None) is counts
 
 
-def test_low_level_program_that_would_change(ctx: Context, answers: Answers) -> None:
+def test_low_level_program_of_running_pods_stays_first(ctx: Context, answers: Answers) -> None:
     """Another one does not find running pods; it comes once none of ours is left."""
     config = Path(ctx.settings.toolkit_install_dir, "toolkit/.config/nvidia-container-runtime")
     programs = Path(ctx.settings.toolkit_install_dir)

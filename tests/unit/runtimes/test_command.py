@@ -69,7 +69,7 @@ def test_descriptors_keep_their_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="chroot: run tests/run as root")
-def test_program_of_a_host_root_that_is_not_there(tmp_path: Path) -> None:
+def test_failure_of_chroot_is_no_verdict(tmp_path: Path) -> None:
     """chroot's own failure is not the runtime's verdict on a configuration."""
     dump = command.config_dump(HostRoot(str(tmp_path)), "/usr/bin/containerd", "/x")
     assert dump.data is None

@@ -234,7 +234,7 @@ def test_gaps_are_the_keys_that_differ() -> None:
     assert wishes.gaps(wanted, right) == {}
 
 
-def test_gap_of_the_default() -> None:
+def test_default_is_a_gap_until_the_handler_is_desired() -> None:
     """It is written once the handler is wanted there."""
     wanted = want(cri({"runc": RUNC}), ROW6)
     found = wishes.gaps(wanted, cri({"runc": RUNC, **wanted.handlers}))

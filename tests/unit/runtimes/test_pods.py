@@ -132,7 +132,9 @@ NOTHING = Effective("", {}, None, {})
 
 @pytest.mark.parametrize("stopped", [False, True])
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_doubles_tell_the_same_of_pods(runtime: str, stopped: bool, tmp_path: Path) -> None:
+def test_doubles_describe_pods_as_real_runtimes_do(
+    runtime: str, stopped: bool, tmp_path: Path
+) -> None:
     """Lists, states, handlers, programs, annotations, while pods run and after they were stopped.
 
     `runtimeSpec` was left out of what was captured of stopped pods.
@@ -191,13 +193,13 @@ def test_handlers_and_programs_are_read(runtime: str) -> None:
         ([None, 3], False),
     ],
 )
-def test_variables(env: object, asks: bool) -> None:
+def test_variables_decide_whether_a_pod_asks_for_gpus(env: object, asks: bool) -> None:
     """CRI-O 1.30 has CDI's own "void" before what the image says."""
     assert pods.asks_by_variable({"runtimeSpec": {"process": {"env": env}}}) is asks
 
 
 @pytest.mark.parametrize("info", [{}, {"runtimeSpec": []}, {"runtimeOptions": 3}, {"info": "x"}])
-def test_answers_of_another_form(info: Mapping[str, Any]) -> None:
+def test_answers_of_another_form_are_ignored(info: Mapping[str, Any]) -> None:
     """Nothing is said then."""
     assert (OF_CRIO.pod_handler(info), OF_CONTAINERD.pod_programs(info, NOTHING, "")) == ("", ())
     assert pods.asks_by_variable(info) is False
@@ -208,7 +210,7 @@ def test_answers_of_another_form(info: Mapping[str, Any]) -> None:
     [("conmon",), ("conmon", "-n"), ("conmon", "-n", "ctr"), ("conmon", "-n", "k8s_a_b_c_d"),
      ("conmon", "-n", "x_a_b_c_d_0")],
 )  # fmt: skip
-def test_monitors_of_other_programs(words: tuple[str, ...]) -> None:
+def test_monitors_of_podman_are_ignored(words: tuple[str, ...]) -> None:
     """Podman's watch no pod of Kubernetes."""
     assert pods.monitored(words) is None
 

@@ -73,7 +73,7 @@ class Runtime:
 NOBODY: Identity = (0, 0)
 
 
-def test_three_answers_of_one_process_a_fifth_of_a_second_apart() -> None:
+def test_proof_needs_three_answers_a_fifth_of_a_second_apart() -> None:
     """Not two, not four, not closer together."""
     runtime = Runtime([(0, NEW, GOOD)])
     assert runtime.prove() is GOOD

@@ -82,7 +82,7 @@ def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Systemctl:
 
 
 @pytest.mark.parametrize("process", [None, PROCESS])
-def test_none_acts_on_nothing(process: Process | None) -> None:
+def test_mode_none_touches_no_process(process: Process | None) -> None:
     """It needs to see no process either."""
     way = restart.choose("none", process, HOST, "containerd")
     assert way.kind == "none"

@@ -45,7 +45,7 @@ def judged(new: Result, old: Result = Result(), purpose: str = "apply") -> tuple
     return trial.judge(HOST, subject, CANDIDATE, purpose, start), len(starts)
 
 
-def test_candidate_that_starts() -> None:
+def test_candidate_that_starts_is_started_once() -> None:
     """One start is enough."""
     verdict, starts = judged(Result())
     assert (verdict.done, verdict.refusal, starts) == (True, None, 1)
@@ -74,7 +74,7 @@ def test_neither_starts() -> None:
     ("new", "old"),
     [(Result(impossible="why"), Result()), (Result(failure="x"), Result(impossible="why"))],
 )
-def test_no_verdict(new: Result, old: Result) -> None:
+def test_impossible_trial_gives_no_verdict(new: Result, old: Result) -> None:
     """What cannot be tried is neither good nor bad."""
     verdict, _ = judged(new, old)
     assert (verdict.done, verdict.note, verdict.refusal) == (False, "why", None)
@@ -107,12 +107,12 @@ SAYS = {
 
 
 @pytest.mark.parametrize(("output", "reason"), SAYS.values(), ids=SAYS)
-def test_reason_of_containerd(output: str, reason: str) -> None:
+def test_reason_of_containerd_is_its_first_failed_cri_plugin(output: str, reason: str) -> None:
     """The first plugin of the CRI that failed, or the last words."""
     assert trial_containerd.reason(output) == reason
 
 
-def test_reason_of_crio() -> None:
+def test_reason_of_crio_is_its_fatal_entry() -> None:
     """The entry of the level fatal, which need not be the last."""
     said = (
         'time="x" level=warning msg="well"\ntime="x" level=fatal msg="validating: \\"x\\" is not"\n'

@@ -91,7 +91,7 @@ def test_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
         store.create()
 
 
-def test_nothing_yet(store: Store) -> None:
+def test_new_node_remembers_nothing(store: Store) -> None:
     """A new node remembers nothing, and asking writes nothing."""
     assert store.memory() == Memory()
     assert store.journal() is None

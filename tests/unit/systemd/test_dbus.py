@@ -124,7 +124,7 @@ def test_bus_that_goes_away_while_a_restart_is_under_way() -> None:
     over(Bus(BUSY, NoBus("it hung up"))).restart(UNIT)
 
 
-def test_timer_with_its_service() -> None:
+def test_timer_is_made_with_its_service() -> None:
     """Both are made by one call; commands are lists, each with its own say on failing."""
     fake = Bus()
     commands = (Command(("/bin/a", "b c")), Command(("/bin/d",), may_fail=True))
@@ -138,7 +138,7 @@ def test_timer_with_its_service() -> None:
     )
 
 
-def test_stopping_what_is_not_there() -> None:
+def test_stopping_a_missing_unit_succeeds() -> None:
     """It is stopped; another refusal is told."""
     over(Bus(StopUnit=BusError("org.freedesktop.systemd1.NoSuchUnit", "none"))).stop("t.timer")
     with pytest.raises(SystemdError, match="denied"):
@@ -155,7 +155,7 @@ def test_stopping_what_is_not_there() -> None:
         ("active", False, False),
     ],
 )
-def test_unit_that_is_given_up(active: str, busy: bool, given_up: bool) -> None:
+def test_unit_with_a_used_up_limit_is_given_up(active: str, busy: bool, given_up: bool) -> None:
     """Nothing runs, and nothing will."""
     assert Unit(UNIT, "loaded", active, busy=busy).given_up is given_up
 
@@ -202,7 +202,7 @@ def test_units_that_stay_dead_after_a_signal() -> None:
     assert units.leaves_dead(Ties(restart="on-failure"))
 
 
-def test_units_that_have_to_be_started() -> None:
+def test_dead_units_are_started_once() -> None:
     """What is down for good is started once, and what does not come up is named."""
     started: list[str] = []
     now = [0.0]
@@ -224,7 +224,9 @@ def test_units_that_have_to_be_started() -> None:
     assert started == ["helped", "broken"]
 
 
-def test_nothing_that_could_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_systemd_is_reported_with_every_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every way is named with its reason: no socket, no systemctl."""
     monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / "run").mkdir()
@@ -236,7 +238,7 @@ def test_nothing_that_could_be_reached(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("said", [b"", b"REJECTED EXTERNAL\r\n", b"OK 1234\r\n"])
-def test_socket_that_is_no_systemd(said: bytes, tmp_path: Path) -> None:
+def test_socket_that_is_no_systemd_is_reported(said: bytes, tmp_path: Path) -> None:
     """It hangs up at once, does not let us in, or hangs up afterwards."""
     path = tmp_path / "run/systemd/private"
     path.parent.mkdir(parents=True)

@@ -50,7 +50,7 @@ TEXTS: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_statements(name: str) -> None:
+def test_statements_have_kind_path_value_and_place(name: str) -> None:
     """Kinds, paths from the root, and values, in their order; their lines follow each other."""
     text, wanted = TEXTS[name]
     tomllib.loads(text)

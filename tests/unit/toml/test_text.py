@@ -112,7 +112,7 @@ def test_edit_that_changes_nothing_is_never_refused() -> None:
     assert tomledit.edit(text, [Set(("sandbox_image",), MARKER)], "/f") == text
 
 
-def test_edit_inside_a_table_of_several_lines() -> None:
+def test_edit_inside_an_inline_table_keeps_comments_and_commas() -> None:
     """In the place of what was there, comments and commas kept."""
     text = "x = {\n  a = 1, # one\n  b = { c = 2, }, # two\n}\n"
     ops = [Set(("x", "b", "d"), 3), Set(("x", "a"), 4), Set(("x", "e"), 5)]

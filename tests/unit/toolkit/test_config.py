@@ -156,7 +156,7 @@ def test_beside_what_nvidias_installer_writes(host: Host, row: int) -> None:
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_every_row(host: Host, row: int) -> None:
+def test_settings_are_those_of_the_decision(host: Host, row: int) -> None:
     """Mode, annotations and directories are those of the decision."""
     found = written(context(host, CDI_ENABLED="true" if row > 2 else "false"), row)
     answered = {1: PEER[_PREFIXES], 2: PEER[_PREFIXES], 5: _BOTH, 6: _BOTH, 8: []}
@@ -199,7 +199,9 @@ _SWITCHES = "NVIDIA_CONTAINER_TOOLKIT_OPT_IN_FEATURES"
                                   "/opt/a b/toolkit/nvidia-container-runtime-hook"}),
     ],
 )  # fmt: skip
-def test_option(host: Host, name: str, value: str, changed: dict[str, Any]) -> None:
+def test_each_option_changes_its_setting_only(
+    host: Host, name: str, value: str, changed: dict[str, Any]
+) -> None:
     """Each says what it says in NVIDIA's installer, in any row, and changes nothing else."""
     types = {key: type(item) for key, item in PEER.items()} | OPTIONAL
     for row in (1, 3, 6, 8):
@@ -221,13 +223,15 @@ def test_option(host: Host, name: str, value: str, changed: dict[str, Any]) -> N
          "@/run/nvidia/driver/sbin/ldconfig.real"),
     ],
 )  # fmt: skip
-def test_ldconfig(host: Host, files: dict[str, str], expected: str) -> None:
+def test_ldconfig_is_that_of_the_drivers_root(
+    host: Host, files: dict[str, str], expected: str
+) -> None:
     """Ubuntu's is a script before the real one; what counts is the driver's own root."""
     host.make(files)
     assert written(context(host), 1)[f"{_CLI}.ldconfig"] == expected
 
 
-def test_driver_of_the_host(tmp_path: Path) -> None:
+def test_driver_of_the_host_has_the_hosts_root_and_ldconfig(tmp_path: Path) -> None:
     """Without a driver container."""
     host = Host(tmp_path)
     host.make({"/usr/lib64/libcuda.so.550.54.15": "text", "/sbin/ldconfig.real": "x"})
@@ -248,7 +252,7 @@ def test_driver_of_the_host(tmp_path: Path) -> None:
         ("x" * (1 << 20) + "\nID=suse\n", ""),
     ],
 )
-def test_user_on_suse(host: Host, release: str, user: str) -> None:
+def test_user_on_suse_is_in_group_video(host: Host, release: str, user: str) -> None:
     """There /dev/nvidia* are of group video; the file is a link, as a rule."""
     host.make({"/usr/lib/os-release": release, "/etc/os-release": "-> ../usr/lib/os-release"})
     assert written(context(host), 1)[f"{_CLI}.user"] == user

@@ -35,7 +35,9 @@ _BLOCK = "\nBlock devices:\n  8 sd\n195 nvidia\n234 nvidia-uvm\n"
         ("  9 nvidia  ", (ControlNode("nvidiactl", 9, 255), ControlNode("nvidia-modeset", 9, 254))),
     ],
 )
-def test_control_nodes(text: str, expected: tuple[ControlNode, ...]) -> None:
+def test_control_nodes_are_those_of_loaded_modules(
+    text: str, expected: tuple[ControlNode, ...]
+) -> None:
     """Those of modules that the kernel has, by the numbers that it gave them."""
     assert control_nodes(text) == expected
 
@@ -74,7 +76,9 @@ _WRONG = (stat.S_IFCHR | 0o600, 1, 3)
 
 
 @pytest.mark.parametrize("before", [None, _WRONG, _RIGHT])
-def test_make(dev: Path, before: tuple[int, int, int] | None) -> None:
+def test_node_gets_its_mode_and_replaces_another_one(
+    dev: Path, before: tuple[int, int, int] | None
+) -> None:
     """The mode is not the mask's business; another node is replaced."""
     if before is not None:
         os.mknod(dev / "nvidiactl", before[0], os.makedev(*before[1:]))
@@ -209,7 +213,9 @@ def test_what_cannot_be_made_is_a_warning(node: Host) -> None:
     ]
 
 
-def test_what_is_known_to_be_impossible(node: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_node_known_to_be_impossible_is_not_tried(
+    node: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is told without trying."""
     node.make({"/dev/nvidiactl": "text"})
     ctx = node.context()
@@ -224,7 +230,7 @@ def test_what_is_known_to_be_impossible(node: Host, monkeypatch: pytest.MonkeyPa
     assert all(text.endswith(": its directory cannot be written") for text in told)
 
 
-def test_killed_anywhere(node: Host) -> None:
+def test_next_run_makes_the_rest_of_the_nodes(node: Host) -> None:
     """The next run makes the rest, and nothing is left over."""
     ctx = node.context()
     wanted = device_nodes.missing(ctx, driver_root(ctx))

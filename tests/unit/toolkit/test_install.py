@@ -100,7 +100,7 @@ KATA: Data = {"runtime_type": "io.containerd.kata.v2", "runtime_path": "/opt/bin
         ("nvidia", {"nvidia": {**KATA, "options": {"BinaryName": "youki"}}}, None, []),
     ],
 )  # fmt: skip
-def test_low_level_runtimes_of_containerd(
+def test_containerds_own_low_level_runtimes_come_first(
     host: Host, default: str, handlers: dict[str, Data], remembered: str | None, expected: list[str]
 ) -> None:
     """What runs containers there without us, then what PATH has."""
@@ -113,7 +113,7 @@ def test_low_level_runtimes_of_containerd(
 @pytest.mark.parametrize(
     ("program", "expected"), [("/opt/bin/custom", ["/opt/bin/custom"]), (RUNTIME, []), ("", [])]
 )
-def test_low_level_runtime_of_the_shim_before_runcs(
+def test_low_level_runtime_of_the_shim_comes_before_runc(
     program: str, expected: list[str], host: Host
 ) -> None:
     """Where its handler names none, its own settings do."""
@@ -144,7 +144,7 @@ _CRUN: Data = {"runtime_path": "/usr/libexec/crio/crun", "runtime_type": "oci"}
          ["/usr/libexec/crio/crun"]),
     ],
 )  # fmt: skip
-def test_low_level_runtimes_of_crio(
+def test_low_level_runtimes_of_crio_are_its_default_and_crun(
     host: Host, default: str, handlers: dict[str, Data], expected: list[str]
 ) -> None:
     """It has crun by default, at a place of its own."""
@@ -178,7 +178,9 @@ def test_low_level_runtime_that_was_asked_for(host: Host) -> None:
         ("= nothing", ["runc", "crun"]),
     ],
 )  # fmt: skip
-def test_low_level_runtimes_of_before(host: Host, text: str, expected: list[str]) -> None:
+def test_earlier_low_level_runtimes_stay_without_a_configuration(
+    host: Host, text: str, expected: list[str]
+) -> None:
     """Where the runtime's configuration is not ours: what config.toml says, never NVIDIA's."""
     host.make(programs("/opt/bin", ("custom", RUNTIME)))
     host.make({f"{TOOLKIT}/.config/nvidia-container-runtime/config.toml": text})
@@ -213,7 +215,7 @@ def propose(host: Host, row: int, *mounts: Mount, **env: str) -> Proposed:
     return proposed(ctx, decision(row))
 
 
-def test_wrappers_and_settings(host: Host) -> None:
+def test_all_files_are_written_into_a_new_directory(host: Host) -> None:
     """All of it is to be written, on a directory of which nothing else is known."""
     proposed = propose(host, 6)
     assert (proposed.problem, proposed.warnings, proposed.right) == (None, (), False)
@@ -237,7 +239,7 @@ def test_wrappers_and_settings(host: Host) -> None:
         ("/usr/local/nvid", "rw,noexec", "tmpfs", None),
     ],
 )
-def test_place_that_is_not_there_after_a_reboot(
+def test_place_gone_after_a_reboot_is_refused_where_containers_need_it(
     host: Host, row: int, point: str, options: str, kind: str, why: str | None
 ) -> None:
     """Where nvidia is the default runtime, or an OCI hook of ours is for all containers, nothing
@@ -255,7 +257,7 @@ def test_place_that_is_not_there_after_a_reboot(
     assert not host.at("/usr").joinpath("local").exists()
 
 
-def test_place_in_a_container(host: Host) -> None:
+def test_place_in_a_container_is_refused(host: Host) -> None:
     """What is installed there goes with it."""
     own = host.directory / "own"
     own.mkdir()
@@ -283,7 +285,7 @@ def test_place_in_a_container(host: Host) -> None:
         (TOOLKIT, 0o700, 0, None),
     ],
 )
-def test_place_of_somebody_elses(
+def test_place_of_somebody_else_is_refused(
     host: Host, victim: str, mode: int, owner: int, why: str | None
 ) -> None:
     """Root runs what is in there."""
@@ -305,7 +307,7 @@ def test_place_of_somebody_elses(
 
 
 @pytest.mark.parametrize("name", [TOOLKIT, "/usr/local/nvidia", "/usr/local"])
-def test_place_that_is_a_file(host: Host, name: str) -> None:
+def test_place_that_is_a_file_is_refused(host: Host, name: str) -> None:
     """Refused, and named."""
     host.make({name: "text"})
     try:
@@ -348,7 +350,9 @@ def test_what_is_missing_is_said(host: Host, gone: tuple[str, ...], said: str | 
         (("",), "nvidia", None),
     ],
 )
-def test_handlers(host: Host, gone: tuple[str, ...], name: str, handlers: list[str] | None) -> None:
+def test_handlers_without_a_program_are_left_out_or_refused(
+    host: Host, gone: tuple[str, ...], name: str, handlers: list[str] | None
+) -> None:
     """Those whose program there is; the others are said, and refused where one is the default."""
     for end in gone:
         host.at(f"/packages/usr/bin/{RUNTIME}{end}").unlink()

@@ -45,7 +45,7 @@ def short(host: Host, found: dict[str, str], below: str = "") -> dict[str, str]:
 
 @pytest.mark.parametrize("directory", ["/usr/lib64", "/usr/lib/x86_64-linux-gnu",
                                        "/usr/lib/aarch64-linux-gnu"])  # fmt: skip
-def test_packages(host: Host, directory: str) -> None:
+def test_packages_give_programs_and_real_libraries(host: Host, directory: str) -> None:
     """Every program, and the libraries themselves in place of the links that lead to them."""
     host.make(whole(directory), "/source")
     found = find(host, TOOLKIT_SOURCE_ROOT=str(host.at("/source")))
@@ -73,7 +73,9 @@ def test_packages(host: Host, directory: str) -> None:
         ({f"/usr/bin/{CTK}": "-> /outside"}, None),
     ],
 )
-def test_program_in_packages(host: Host, files: dict[str, str], expected: str | None) -> None:
+def test_program_is_found_behind_a_link_inside_the_tree(
+    host: Host, files: dict[str, str], expected: str | None
+) -> None:
     """A link is followed inside the tree, and leads nowhere else."""
     host.make({"/outside": "x"})
     host.make({**files, f"/usr/bin/{RUNTIME}": "x"}, "/source")
@@ -93,7 +95,9 @@ def test_program_in_packages(host: Host, files: dict[str, str], expected: str | 
         ({"/usr/lib64/{}": "-> ../../../../outside"}, None),
     ],
 )  # fmt: skip
-def test_library_in_packages(host: Host, files: dict[str, str], expected: str | None) -> None:
+def test_library_is_found_behind_a_link_inside_the_tree(
+    host: Host, files: dict[str, str], expected: str | None
+) -> None:
     """The same for these; they need no right to be executed."""
     name = LIBRARIES[0]
     host.make({"/outside": "text"})
@@ -116,7 +120,7 @@ def test_library_in_packages(host: Host, files: dict[str, str], expected: str | 
         ((), False, "auto", None),
     ],
 )
-def test_kind_of_packages(
+def test_kind_of_packages_is_the_hosts_or_the_one_asked_for(
     host: Host, trees: tuple[str, ...], rpm: bool, asked: str, expected: str | None
 ) -> None:
     """That of the host, or the one asked for; a tree may be given itself. What was asked for and is
@@ -134,7 +138,9 @@ def test_kind_of_packages(
         assert find(host, **env).place == f"{host.root}/source{expected}"
 
 
-def test_packages_of_the_image(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_of_the_image_come_before_installed_ones(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Found by themselves, and before what was installed of them."""
     monkeypatch.setattr(origin, "ARTIFACTS", str(host.at("/artifacts")))
     host.make(made(TOOLKIT))
@@ -169,7 +175,9 @@ def both(name: str, text: str) -> dict[str, str]:
          {RUNTIME: f"{RUNTIME}.real", CTK: CTK}),
     ],
 )  # fmt: skip
-def test_installed(host: Host, files: dict[str, str], expected: dict[str, str]) -> None:
+def test_installed_programs_are_those_behind_the_wrappers(
+    host: Host, files: dict[str, str], expected: dict[str, str]
+) -> None:
     """The programs behind the wrappers; the host's own packages do not count beside them."""
     host.make(files)
     host.make(made("/usr/bin", (HOOK, CTK)))
@@ -178,7 +186,7 @@ def test_installed(host: Host, files: dict[str, str], expected: dict[str, str]) 
     assert short(host, dict(found.programs), f"{TOOLKIT}/") == expected
 
 
-def test_installed_libraries(host: Host) -> None:
+def test_installed_libraries_are_found(host: Host) -> None:
     host.make({**both(RUNTIME, OURS), f"{TOOLKIT}/{LIBRARIES[0]}": "-> x.1.2.3",
                f"{TOOLKIT}/x.1.2.3": "text"})  # fmt: skip
     assert short(host, dict(find(host).libraries), TOOLKIT) == {LIBRARIES[0]: "/x.1.2.3"}
@@ -197,7 +205,9 @@ def test_installed_libraries(host: Host) -> None:
     ids=["nothing", "file", "wrappers alone", "program gone", "theirs gone", "others"],
 )
 @pytest.mark.parametrize("there", [True, False], ids=["host", "nothing"])
-def test_no_toolkit_in_the_directory(host: Host, files: dict[str, str], there: bool) -> None:
+def test_toolkit_of_the_host_is_used_where_none_is_installed(
+    host: Host, files: dict[str, str], there: bool
+) -> None:
     """The host's own, run where it is, by its own links; or none."""
     host.make(files)
     if there:
@@ -218,7 +228,7 @@ def test_runtime_goes_before_the_hook_alone(host: Host) -> None:
     assert find(host).kind == "host"
 
 
-def test_link_to_a_wrapper_of_ours(host: Host) -> None:
+def test_our_wrapper_is_not_taken_for_the_hosts_program(host: Host) -> None:
     """The wrapper that stands before the host's program is not the host's program."""
     host.make({f"{TOOLKIT}/{RUNTIME}": STANDS_BEFORE_HOST})
     host.make({f"/usr/bin/{RUNTIME}": f"-> {TOOLKIT}/{RUNTIME}"})
@@ -227,7 +237,7 @@ def test_link_to_a_wrapper_of_ours(host: Host) -> None:
 
 
 @pytest.mark.parametrize("place", ["/source/usr/bin", TOOLKIT, "/usr/bin"])
-def test_program_that_somebody_else_could_exchange(host: Host, place: str) -> None:
+def test_program_that_others_can_exchange_is_refused(host: Host, place: str) -> None:
     """Root would run it."""
     host.make({f"{place}/{RUNTIME}": "x", f"{place}/{CTK}": "x"})
     host.at(f"{place}/{CTK}").chmod(0o775)

@@ -257,7 +257,7 @@ def test_failing_anywhere_it_is_old_or_new(
         assert made.strays() == [], at
 
 
-def test_killed_while_removing(
+def test_next_removal_finishes_a_killed_one(
     exchange: bool, stride: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """The next one goes on."""

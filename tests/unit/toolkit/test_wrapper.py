@@ -102,7 +102,7 @@ def test_becomes_the_program(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("path", [None, "", "/a b:/c"], ids=["unset", "empty", "set"])
-def test_path(bench: Bench, path: str | None) -> None:
+def test_path_has_the_toolkit_first_and_the_nodes_always(bench: Bench, path: str | None) -> None:
     """The toolkit's own programs are found first, and those of the node always."""
     ran = bench.run(bench.plain, env={} if path is None else {"PATH": path})
     first, _, rest = ran.environment["PATH"].partition(":")
@@ -115,7 +115,7 @@ def test_path(bench: Bench, path: str | None) -> None:
 
 
 @pytest.mark.parametrize("given", [None, "", "/x y:/z"], ids=["unset", "empty", "set"])
-def test_libraries_and_settings(bench: Bench, given: str | None) -> None:
+def test_library_path_has_no_empty_part(bench: Bench, given: str | None) -> None:
     """An empty part of LD_LIBRARY_PATH would be the working directory."""
     wanted = replace(bench.plain, libraries=True, config=f"{bench.toolkit}/config.toml")
     env = {"PATH": _USUAL, _CONFIG: "/other"}
@@ -125,7 +125,7 @@ def test_libraries_and_settings(bench: Bench, given: str | None) -> None:
     assert ran.environment[_CONFIG] == wanted.config
 
 
-def test_without_the_program(bench: Bench) -> None:
+def test_shell_reports_a_missing_program(bench: Bench) -> None:
     """The shell says so."""
     wanted = replace(bench.plain, program="/not/there")
     ran = bench.run(wanted, env={"PATH": _USUAL})
@@ -150,7 +150,7 @@ def test_signals_reach_the_program(bench: Bench) -> None:
 @given(argv=st.lists(st.binary(max_size=12).map(lambda text: text.replace(b"\0", b"")), max_size=6))
 @example(argv=[bytes(range(1, 256))])
 @example(argv=[b"\x01", b"\x7f", b"\x81\x88", b"\xff", b"-"])
-def test_any_words_arrive(bench: Bench, argv: list[bytes]) -> None:
+def test_words_arrive_as_they_are(bench: Bench, argv: list[bytes]) -> None:
     """Bytes that are no text too. What prints them here is no shell."""
     path = bench.write(replace(bench.plain, program=_PRINTF))
     words = [*map(os.fsencode, bench.shell), os.fsencode(path), b"%s\\0", *argv]
@@ -201,7 +201,7 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
 
 
 @pytest.mark.parametrize("driver", ["sys", "proc"])
-def test_with_a_driver(bench: Bench, kernel: Kernel, driver: str) -> None:
+def test_driver_is_seen_in_either_place(bench: Bench, kernel: Kernel, driver: str) -> None:
     """It is seen in either place."""
     wanted = replace(bench.plain, runtimes=("runc",))
     make_program(bench.directory / "bin/runc")
@@ -274,7 +274,9 @@ def test_only_making_a_container_says_something(
 
 
 @pytest.mark.parametrize("log", ["missing", "directory"])
-def test_node_without_a_log(bench: Bench, kernel: Kernel, log: str, tmp_path: Path) -> None:
+def test_node_without_a_log_gets_no_message(
+    bench: Bench, kernel: Kernel, log: str, tmp_path: Path
+) -> None:
     """Nothing is said, and nothing is made there."""
     runc = make_program(bench.directory / "bin/runc")
     dev = tmp_path / "dev"
@@ -292,7 +294,7 @@ def test_node_without_a_log(bench: Bench, kernel: Kernel, log: str, tmp_path: Pa
     )
 
 
-def test_neither_driver_nor_runtime(bench: Bench, kernel: Kernel) -> None:
+def test_missing_runtime_is_reported_with_a_shells_exit_code(bench: Bench, kernel: Kernel) -> None:
     """It says so, and gives what a shell gives for what is not there."""
     wanted = replace(bench.plain, runtimes=("/missing/runc", "runc", "crun"))
     env = kernel.environment("/nowhere")
@@ -301,7 +303,7 @@ def test_neither_driver_nor_runtime(bench: Bench, kernel: Kernel) -> None:
     assert ran.said.startswith("cannot start a container: ")
 
 
-def test_shellcheck(tmp_path: Path) -> None:
+def test_wrappers_pass_shellcheck(tmp_path: Path) -> None:
     """Finds nothing in any of them."""
     paths = []
     for number, place in enumerate(("/usr/local/nvidia/toolkit", "/opt/a b/toolkit")):

@@ -38,7 +38,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
 # --- the whole change --------------------------------------------------------------------------
 
 
-def test_change_that_holds(node: Node) -> None:
+def test_proven_change_leaves_files_memory_and_originals(node: Node) -> None:
     """Files, memory and originals; no journal, nothing left beside the files, not ready yet."""
     done = node.apply()
     assert (done.restarted, done.pending) == (True, False)
@@ -136,7 +136,9 @@ def test_restart_that_fails_is_undone(dies: bool, node: Node) -> None:
 
 @pytest.mark.parametrize("verdict", ["good", "bad"])
 @pytest.mark.parametrize("code", CODES, ids=lambda code: str(errno.errorcode[code]))
-def test_one_failing_call(code: int, verdict: str, node: Node, stride: int) -> None:
+def test_any_failing_call_is_done_refused_or_undone(
+    code: int, verdict: str, node: Node, stride: int
+) -> None:
     """Whichever it is: refused with nothing touched, or undone and proven, or done."""
     node.verdict = verdict
     # In a short run the codes take turns.
@@ -161,7 +163,9 @@ def test_one_failing_call(code: int, verdict: str, node: Node, stride: int) -> N
 
 
 @pytest.mark.parametrize("verdict", ["good", "bad"])
-def test_disk_that_is_full_from_some_moment_on(verdict: str, node: Node, stride: int) -> None:
+def test_disk_full_from_some_moment_leaves_whole_files(
+    verdict: str, node: Node, stride: int
+) -> None:
     """An undo needs no room: whenever it fills up, the files are whole and the runtime on them."""
     node.verdict = verdict
     for k in range(1, node.calls() + 1, 1 if verdict == "good" else stride):
@@ -174,7 +178,7 @@ def test_disk_that_is_full_from_some_moment_on(verdict: str, node: Node, stride:
         node.check_recovery()
 
 
-def test_disk_that_becomes_read_only_at_some_moment(node: Node) -> None:
+def test_disk_read_only_from_some_moment_leaves_whole_files(node: Node) -> None:
     """What cannot be undone is told as such (6), and undone when the disk can be written again."""
     for k in range(1, node.calls() + 1):
         node.reset()
@@ -190,7 +194,9 @@ def test_disk_that_becomes_read_only_at_some_moment(node: Node) -> None:
 
 
 @pytest.mark.parametrize("verdict", ["good", "bad", "dead"])
-def test_killed_before_any_call(verdict: str, node: Node, stride: int) -> None:
+def test_change_killed_before_any_call_is_finished_or_undone(
+    verdict: str, node: Node, stride: int
+) -> None:
     """The next start finishes or undoes, and then the whole change can be made as ever."""
     node.verdict = verdict
     for k in range(1, node.calls() + 1, 1 if verdict == "good" else stride):
@@ -205,7 +211,7 @@ def test_killed_before_any_call(verdict: str, node: Node, stride: int) -> None:
             assert node.tree() == node.loaded == NEW
 
 
-def test_killed_again_while_recovering(node: Node) -> None:
+def test_recovery_killed_at_any_call_is_finished(node: Node) -> None:
     """A recovery is interrupted like anything else."""
     node.verdict = "dead"
     middle = node.calls() * 2 // 3

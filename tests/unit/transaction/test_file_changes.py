@@ -65,7 +65,7 @@ def test_undo_brings_back_the_owner(lost: bool, node: Node) -> None:
     assert (found.st_uid, found.st_gid) == (12, 34)
 
 
-def test_undo_on_a_full_disk(node: Node) -> None:
+def test_undo_needs_no_room(node: Node) -> None:
     """It makes no file and writes no byte."""
     store, changes = node.context().store, node.changes()
     journal = journal_of(node, file_changes.entries(store, changes, Memory()))

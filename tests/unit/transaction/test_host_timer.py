@@ -145,7 +145,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ContainedNode:
     return ContainedNode(tmp_path, monkeypatch)
 
 
-def test_set_before_the_restart_and_gone_after_the_proof(node: ContainedNode) -> None:
+def test_timer_is_set_before_the_restart_and_gone_after_the_proof(node: ContainedNode) -> None:
     """One timer, with the time that a proof takes and some more; nothing of it is left."""
     seen: list[Timer] = []
 
@@ -168,7 +168,7 @@ def test_set_before_the_restart_and_gone_after_the_proof(node: ContainedNode) ->
     assert node.restarts == 1
 
 
-def test_fires_for_an_agent_that_is_gone(node: ContainedNode) -> None:
+def test_timer_undoes_for_an_agent_that_is_gone(node: ContainedNode) -> None:
     """Old bytes, modes and directories, and a runtime on them; the next start takes note."""
     node.verdict = "dead"
     timer = node.lost()
@@ -185,7 +185,7 @@ def test_fires_for_an_agent_that_is_gone(node: ContainedNode) -> None:
     assert node.systemd.timers == {}
 
 
-def test_agent_that_comes_back_in_time_commits(node: ContainedNode) -> None:
+def test_agent_that_comes_back_in_time_proves_the_change(node: ContainedNode) -> None:
     """The runtime is right: it is proven, and the switch has nothing more to do."""
     timer = node.lost()
     assert recover.recover(node.context()).outcome == "committed"
@@ -194,7 +194,7 @@ def test_agent_that_comes_back_in_time_commits(node: ContainedNode) -> None:
     assert (node.guards(), node.strays()) == ([], [])
 
 
-def test_fires_while_the_change_is_being_proven(node: ContainedNode) -> None:
+def test_timer_that_fires_during_the_proof_undoes_the_change(node: ContainedNode) -> None:
     """What it has begun is finished by us: the change is undone, with one answer for it."""
 
     def act(process: Process | None) -> None:
@@ -212,7 +212,7 @@ def test_fires_while_the_change_is_being_proven(node: ContainedNode) -> None:
 
 
 @pytest.mark.parametrize("verdict", ["good", "dead"])
-def test_killed_before_any_call_and_then_fired(
+def test_change_killed_before_any_call_is_old_or_new_after_the_timer(
     verdict: str, node: ContainedNode, stride: int
 ) -> None:
     """Whatever the switch finds, the next start ends in old or new."""
@@ -234,7 +234,7 @@ def test_half_an_undo_is_finished_by_the_switch(node: ContainedNode) -> None:
     assert node.tree() == node.loaded == OLD
 
 
-def test_host_that_sets_no_timer(node: ContainedNode) -> None:
+def test_host_without_timers_gets_the_change_all_the_same(node: ContainedNode) -> None:
     """Logged; the change goes on without."""
     node.systemd.broken = True
     node.carry_out(node.act)
@@ -244,7 +244,7 @@ def test_host_that_sets_no_timer(node: ContainedNode) -> None:
 
 
 @pytest.mark.parametrize("name", ["a b", "a$b", "a%b", "a'b", "a\\b"])
-def test_name_that_systemd_could_misread(
+def test_name_that_systemd_could_misread_sets_no_timer(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No command line is made of it."""
@@ -256,13 +256,13 @@ def test_name_that_systemd_could_misread(
     assert "switch on the host set" not in node.log
 
 
-def test_nobody_needs_it_for_a_signal(node: ContainedNode) -> None:
+def test_signal_needs_no_timer(node: ContainedNode) -> None:
     """What is no unit of systemd is restarted by something that we do not know."""
     node.carry_out(node.act, "signal")
     assert not [event for event in node.log if "switch" in event]
 
 
-def test_restart_that_fails_keeps_it_until_all_is_back(node: ContainedNode) -> None:
+def test_failed_restart_keeps_the_timer_until_all_is_back(node: ContainedNode) -> None:
     """It is a net for the rollback too."""
     node.verdict = "bad"
     armed: list[int] = []
@@ -278,7 +278,7 @@ def test_restart_that_fails_keeps_it_until_all_is_back(node: ContainedNode) -> N
 
 
 @pytest.mark.parametrize("reserved", [True, False])
-def test_fires_where_originals_wait_outside(
+def test_timer_brings_originals_back_from_outside(
     reserved: bool, node: ContainedNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beside CRI-O's drop-ins nothing may lie: each is brought back in one step from outside, also

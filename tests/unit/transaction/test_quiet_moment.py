@@ -78,7 +78,7 @@ def test_old_pods_are_no_reason_to_wait(world: World) -> None:
     assert world.said == []
 
 
-def test_container_that_is_created_and_not_started(world: World) -> None:
+def test_created_container_is_waited_for(world: World) -> None:
     """However old it is: it may be started at any moment."""
     world.started = lambda now: [UNSTARTED] if now < 7 else [RUNNING]
     assert world.wait() == pytest.approx(7, abs=0.3)
@@ -86,7 +86,7 @@ def test_container_that_is_created_and_not_started(world: World) -> None:
     assert world.said[0][1]["unfinished"] == ["container main of ml/train"]
 
 
-def test_container_that_can_never_be_started(world: World) -> None:
+def test_container_of_a_dead_sandbox_is_not_waited_for(world: World) -> None:
     """Its sandbox is dead, and stays listed until the kubelet collects it."""
     world.pods = lambda _: [replace(OLD, ready=False)]
     world.started = lambda _: [UNSTARTED]
@@ -94,7 +94,7 @@ def test_container_that_can_never_be_started(world: World) -> None:
 
 
 @pytest.mark.parametrize("what", ["pod", "container"])
-def test_what_is_young(what: str, world: World) -> None:
+def test_young_pods_and_containers_are_waited_for(what: str, world: World) -> None:
     """A pod without a container yet, and a container that has just been started."""
     if what == "pod":
         world.pods = lambda _: [replace(OLD, created=NOW - 0.5)]
@@ -104,13 +104,13 @@ def test_what_is_young(what: str, world: World) -> None:
     assert world.wait() == pytest.approx(quiet_moment.YOUNG - 0.5, abs=0.3)
 
 
-def test_clock_that_was_put_back(world: World) -> None:
+def test_time_in_the_future_is_no_age(world: World) -> None:
     """What was created in an hour says nothing of its age."""
     world.pods = lambda _: [replace(OLD, created=NOW + 3600)]
     assert world.wait() == 0
 
 
-def test_no_quiet_moment_in_time(world: World) -> None:
+def test_restart_happens_when_the_wait_is_over(world: World) -> None:
     """The restart happens all the same, and the log says beside what."""
     world.started = lambda _: [UNSTARTED]
     assert world.wait() == quiet_moment.LIMIT
@@ -132,7 +132,7 @@ def test_runtime_that_does_not_answer_makes_no_pods(
 
 
 @pytest.mark.parametrize("touched", [False, True])
-def test_signal_while_waiting(touched: bool, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signal_ends_the_wait(touched: bool, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends the wait, before the first write and after it."""
     world.started = lambda _: [UNSTARTED]
     monkeypatch.setattr(signal, "sigpending", lambda: {signal.SIGTERM})
@@ -141,7 +141,9 @@ def test_signal_while_waiting(touched: bool, world: World, monkeypatch: pytest.M
     assert world.now == 0
 
 
-def test_signal_between_write_and_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signal_before_the_restart_undoes_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The files are undone, and nothing was restarted."""
     node = Node(tmp_path, monkeypatch)
     world = World(node.context(), monkeypatch)

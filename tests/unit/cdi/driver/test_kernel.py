@@ -70,7 +70,7 @@ def test_uuid_is_no_part_of_it(root: Path) -> None:
     assert kernel.trace(host) == before
 
 
-def test_module(root: Path) -> None:
+def test_module_counts_as_loaded_by_its_proc_directory(root: Path) -> None:
     host = HostRoot(str(root))
     assert kernel.is_loaded(host)
     shutil.rmtree(root / "proc/driver/nvidia")

@@ -53,23 +53,23 @@ def seen(gpu: FakeGpu) -> Gpu:
     return Gpu(gpu.index, gpu.name, gpu.number, gpu.bus, model=gpu.model)
 
 
-def test_one_gpu(root: Path) -> None:
+def test_one_gpu_is_described_as_the_kernel_spells_it(root: Path) -> None:
     """Its address is as the kernel spells it; what the library prints is in nobody's way."""
     assert ask(root, FakeGpu(0)) == Answer((seen(FakeGpu(0)),))
 
 
-def test_eight_gpus_with_minor_numbers_of_their_own(root: Path) -> None:
+def test_index_is_nvmls_and_the_node_has_the_minor_number(root: Path) -> None:
     """The index is NVML's, the node's name has the minor number."""
     gpus = [FakeGpu(index, minor=7 - index) for index in range(8)]
     assert ask(root, *gpus) == Answer(tuple(map(seen, gpus)))
 
 
-def test_no_gpu(root: Path) -> None:
+def test_no_gpu_is_an_answer(root: Path) -> None:
     """That is an answer too."""
     assert ask(root) == Answer()
 
 
-def test_mig_devices_with_their_instances(root: Path) -> None:
+def test_mig_devices_are_listed_by_their_indices(root: Path) -> None:
     """By their own indices, between which there may be nothing; a GPU with MIG switched off, and
     one that cannot have it, are plain ones."""
     found = ask(root, FakeGpu(0, mig=0), SPLIT, FakeGpu(2, mig=-1))
@@ -80,13 +80,13 @@ def test_mig_devices_with_their_instances(root: Path) -> None:
     assert (found.warnings, found.error) == ((), "")
 
 
-def test_mig_device_that_can_draw(root: Path) -> None:
+def test_mig_device_with_graphics_has_the_gpus_nodes(root: Path) -> None:
     """Only one of a profile for graphics gets nodes of the GPU for that."""
     found = ask(root, DRAWS, extra=("profile 10 47", "profile 0 14"))
     assert [part.graphics for part in found.gpus[0].instances] == [True, False]
 
 
-def test_switched_on_and_not_split_yet(root: Path) -> None:
+def test_unsplit_mig_gpu_is_no_device(root: Path) -> None:
     """Such a GPU is no device itself, and has none."""
     (gpu,) = ask(root, FakeGpu(0, mig=1)).gpus
     assert (gpu.mig, gpu.instances) == (True, ())
@@ -133,7 +133,7 @@ def test_nvml_says_no(root: Path, function: str, code: int) -> None:
     assert found.error
 
 
-def test_library_without_functions(root: Path) -> None:
+def test_library_without_functions_is_an_error_or_has_no_mig(root: Path) -> None:
     """One from before MIG knows no such devices; one without the first of them is of no use."""
     old = ask(root, FakeGpu(0, mig=1), variant="OLD")
     assert old == Answer((seen(FakeGpu(0)),))
@@ -141,7 +141,7 @@ def test_library_without_functions(root: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\x7fELF" + bytes(60)])
-def test_library_that_is_none(root: Path, content: bytes) -> None:
+def test_broken_library_is_named(root: Path, content: bytes) -> None:
     """A file of the name that cannot be loaded; it is named, and not its descriptor."""
     path = root / "libnvidia-ml.so.1"
     path.write_bytes(content)
@@ -149,7 +149,7 @@ def test_library_that_is_none(root: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("uuid", ["-", "GPU-?", "..", "GPU-\x01"])
-def test_uuid_that_is_no_name(root: Path, uuid: str) -> None:
+def test_uuid_that_no_runtime_takes_counts_as_none(root: Path, uuid: str) -> None:
     """A name that no runtime takes would take the whole file along."""
     (gpu,) = ask(root, FakeGpu(0, uuid=uuid)).gpus
     assert gpu.uuid == ""
@@ -167,7 +167,7 @@ def test_crash_is_an_error_message(root: Path, function: str) -> None:
 
 
 @pytest.mark.parametrize("function", ["nvmlInitWithFlags", "nvmlDeviceGetUUID"])
-def test_library_that_never_answers(root: Path, function: str) -> None:
+def test_library_that_never_answers_is_killed(root: Path, function: str) -> None:
     """It is killed at its deadline, and nothing of it lives on."""
     path = place(root, [FakeGpu(0)], (f"hang {function}",))
     with pytest.raises(DriverFailed, match=r"^cannot ask the NVIDIA driver: .* in 1 s"):

@@ -19,7 +19,7 @@ needs_nodes = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need ro
 
 @needs_nodes
 @pytest.mark.parametrize("linux", [False, True], ids=["alone", "beside a Linux driver"])
-def test_wsl(linux: bool, tmp_path: Path) -> None:
+def test_wsl_is_named_with_its_mode(linux: bool, tmp_path: Path) -> None:
     """A Linux driver's package misleads nobody (nvidia-container-toolkit#1739, #452)."""
     make_node(tmp_path / "dev/dxg", 10, 125)
     if linux:
@@ -34,7 +34,7 @@ def test_wsl(linux: bool, tmp_path: Path) -> None:
 
 
 @needs_nodes
-def test_gpu_that_is_handed_through(tmp_path: Path) -> None:
+def test_gpu_handed_through_to_wsl_is_a_usual_one(tmp_path: Path) -> None:
     """With device nodes of the Linux driver it is a node like any other."""
     make_node(tmp_path / "dev/dxg", 10, 125)
     make_driver(tmp_path)
@@ -47,7 +47,7 @@ def test_gpu_that_is_handed_through(tmp_path: Path) -> None:
     [("etc/nv_tegra_release", "# R36 (release), REVISION: 4.0"),
      ("sys/devices/soc0/family", "Tegra\n")],
 )  # fmt: skip
-def test_tegra(path: str, text: str, tmp_path: Path) -> None:
+def test_tegra_is_named_with_its_mode(path: str, text: str, tmp_path: Path) -> None:
     """Its devices are listed in files of its own."""
     (tmp_path / path).parent.mkdir(parents=True)
     (tmp_path / path).write_text(text)
@@ -55,7 +55,7 @@ def test_tegra(path: str, text: str, tmp_path: Path) -> None:
         driver.find(HostRoot(str(tmp_path)), Places())
 
 
-def test_neither(tmp_path: Path) -> None:
+def test_other_machines_are_neither_wsl_nor_tegra(tmp_path: Path) -> None:
     """A file is no device, and another machine has a family too."""
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev/dxg").touch()

@@ -147,7 +147,7 @@ def test_every_library_is_found_behind_its_links(small: Tree) -> None:
         assert len(libraries) == len(BEHIND_LINKS) + len(PLAIN) + more
 
 
-def test_programs_behind_links(small: Tree) -> None:
+def test_programs_behind_links_are_mounted_by_their_real_path(small: Tree) -> None:
     """Called as one calls them; what is mounted is the file itself, for the host has links of the
     same names that lead elsewhere."""
     programs = {k: v for k, v in small.mounts().items() if "bin/" in k}
@@ -159,7 +159,7 @@ def test_programs_behind_links(small: Tree) -> None:
     }
 
 
-def test_files_for_graphics(small: Tree) -> None:
+def test_files_for_graphics_are_found_behind_links(small: Tree) -> None:
     """Also those of the X server, which lie behind two alternatives."""
     plain = small.mounts("management")
     more = {k: v for k, v in small.mounts().items() if k not in plain}
@@ -231,7 +231,7 @@ def test_miniature_can_be_made_by_hand(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_real_packages(real: Tree) -> None:
+def test_every_library_of_real_packages_is_mounted_once(real: Tree) -> None:
     """Every library of the driver's version in the tree is mounted once, by its real name; and
     nvidia-smi."""
     root = real.host / ROOT[1:]

@@ -105,7 +105,7 @@ def test_missing_capability_is_told(node: Node) -> None:
     assert warnings[0].startswith("MIG device 0:0 is not in the CDI spec: there is no device node")
 
 
-def test_dev_root_of_ones_own(node: Node) -> None:
+def test_chosen_dev_root_counts_alone(node: Node) -> None:
     """Another one than the driver root counts alone: somebody chose it."""
     data, _ = node.generate("management", driver_root=ROOT, dev_root="/")
     assert set(sources(edits(data, "all")).values()) <= {
@@ -116,7 +116,7 @@ def test_dev_root_of_ones_own(node: Node) -> None:
     assert not any(ROOT in path for path in sources(edits(data, "all")).values())
 
 
-def test_other_devices_too(node: Node) -> None:
+def test_nodes_of_gpudirect_are_taken_from_both_places(node: Node) -> None:
     """GPUDirect's nodes, of which some are here and some there."""
     make_node(node.root / "dev/nvidia-fs0", 240, 0)
     make_node(node.host / "dev/nvidia-fs0", 240, 0)

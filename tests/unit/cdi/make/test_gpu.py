@@ -72,7 +72,7 @@ def small(tmp_path: Path) -> Node:
     "disabled",
     ["", "enable-cuda-compat", "enable-cuda-compat,update-ldcache", "all", "all,chmod"],
 )
-def test_the_peer_s_own_figures(small: Node, disabled: str) -> None:
+def test_spec_has_what_nvidias_test_expects(small: Node, disabled: str) -> None:
     """Everything that its test expects, with each set of hooks that it switches off."""
     data, warnings = small.generate(
         driver_root="/small", device_name_strategies="index", disabled_hooks=disabled
@@ -110,7 +110,7 @@ def test_hooks_of_the_management_spec_are_switched_off_too(node: Node) -> None:
     assert hooks == ["create-symlinks", "enable-cuda-compat"]
 
 
-def test_no_hook_binary_no_hooks(node: Node) -> None:
+def test_spec_has_no_hooks_without_their_binary(node: Node) -> None:
     """A hook whose binary is missing fails every container; who wants none is not warned."""
     (node.host / HOOK[1:]).unlink()
     data, (warning,) = node.set(FakeGpu(0)).generate()
@@ -151,7 +151,7 @@ def test_names(node: Node, strategies: str, expected: list[str]) -> None:
     assert len({json.dumps(edits(data, name)) for name in gpus}) == 1
 
 
-def test_eight_gpus(node: Node) -> None:
+def test_each_of_eight_gpus_has_its_own_nodes(node: Node) -> None:
     """Each with its own nodes, whatever its minor number; `all` has all of them."""
     gpus = [FakeGpu(index, minor=7 - index) for index in range(8)]
     data, warnings = node.set(*gpus).generate()
@@ -176,7 +176,7 @@ def test_control_nodes_are_for_everybody(node: Node) -> None:
     assert data["cdiVersion"] == "0.7.0"
 
 
-def test_links_by_address(node: Node) -> None:
+def test_links_by_address_are_named_as_a_container_has_them(node: Node) -> None:
     """Named as a container has them. NVIDIA's generator puts the device root before the link's
     name, where nobody in the container looks for it."""
     one = FakeGpu(0)
@@ -190,7 +190,7 @@ def test_links_by_address(node: Node) -> None:
     ]  # fmt: skip
 
 
-def test_links_to_what_is_not_there(node: Node) -> None:
+def test_dangling_and_foreign_links_are_left_out(node: Node) -> None:
     """Or to a card of another GPU, are none."""
     one = FakeGpu(0)
     node.set(one)
@@ -203,7 +203,7 @@ def test_links_to_what_is_not_there(node: Node) -> None:
     assert "hooks" not in edits(data, "0")
 
 
-def test_mig_device_as_in_the_peer_s_test(node: Node) -> None:
+def test_mig_device_has_what_nvidias_test_expects(node: Node) -> None:
     """GPU of minor 3, GPU instance 1 with capability 31, compute instance 2 with 312."""
     node.set(FakeGpu(0, minor=3, mig=1, parts=(FakePart(0, 1, 2),)))
     (node.host / "proc/driver/nvidia-caps/mig-minors").write_text(
@@ -219,7 +219,7 @@ def test_mig_device_as_in_the_peer_s_test(node: Node) -> None:
     assert warnings == []
 
 
-def test_two_compute_instances_of_one_gpu_instance(node: Node) -> None:
+def test_compute_instances_share_the_capability_of_their_gpu_instance(node: Node) -> None:
     """They share its capability and have one of their own each."""
     node.set(FakeGpu(0, mig=1, parts=(FakePart(0, 1, 0), FakePart(1, 1, 1))))
     data, _ = node.generate()
@@ -251,7 +251,7 @@ def test_gpu_that_is_to_be_split_is_no_device(node: Node) -> None:
 # with which no program can do anything.
 
 
-def test_gpu_that_fell_off(node: Node) -> None:
+def test_gpu_that_fell_off_is_left_out(node: Node) -> None:
     """The others stay; `all` is all that are left."""
     node.set(FakeGpu(0), FakeGpu(1, code=LOST), FakeGpu(2))
     data, (warning,) = node.generate(device_name_strategies="index")
@@ -259,7 +259,7 @@ def test_gpu_that_fell_off(node: Node) -> None:
     assert warning == "GPU 1 is not in the CDI spec: GPU is lost"
 
 
-def test_every_gpu_fell_off(node: Node) -> None:
+def test_reason_of_each_lost_gpu_is_told(node: Node) -> None:
     """The reason of each is told, and so it is of one that was asked for."""
     node.set(FakeGpu(0, code=LOST), FakeGpu(1, code=LOST))
     for asked in ("", "1"):
@@ -272,7 +272,7 @@ def test_every_gpu_fell_off(node: Node) -> None:
         assert ("GPU 0" in caught.value.message) == (not asked)
 
 
-def test_gpu_without_its_node(node: Node) -> None:
+def test_gpu_without_its_node_is_left_out(node: Node) -> None:
     """Nothing in a container could open it."""
     node.set(FakeGpu(0), FakeGpu(1))
     (node.root / "dev/nvidia1").unlink()
@@ -282,7 +282,7 @@ def test_gpu_without_its_node(node: Node) -> None:
 
 
 @pytest.mark.parametrize("what", ["capability", "node", "list"])
-def test_mig_device_without_its_capability(node: Node, what: str) -> None:
+def test_mig_device_without_its_capability_is_left_out(node: Node, what: str) -> None:
     """Not listed by the kernel, or without a node."""
     node.set(FakeGpu(0, mig=1, parts=(FakePart(0, 1), FakePart(1, 2))), FakeGpu(1))
     minors = node.host / "proc/driver/nvidia-caps/mig-minors"
@@ -298,7 +298,7 @@ def test_mig_device_without_its_capability(node: Node, what: str) -> None:
     assert warnings[0].startswith("MIG device 0:0 is not in the CDI spec: ")
 
 
-def test_gpu_without_a_uuid(node: Node) -> None:
+def test_gpu_without_a_uuid_has_its_index_as_name(node: Node) -> None:
     """It has a name still, unless that was the only one asked for."""
     node.set(FakeGpu(0, uuid="???"), FakeGpu(1))
     assert names(node.generate()[0])[:2] == ["0", "1"]
@@ -310,7 +310,7 @@ def test_gpu_without_a_uuid(node: Node) -> None:
 # Where things are.
 
 
-def test_driver_of_the_host_itself(tmp_path: Path) -> None:
+def test_paths_of_the_hosts_own_driver_are_equal(tmp_path: Path) -> None:
     """Host and container paths are one, and nothing has a second one."""
     make_driver(tmp_path)
     place(tmp_path, [FakeGpu(0)])
@@ -323,7 +323,7 @@ def test_driver_of_the_host_itself(tmp_path: Path) -> None:
     assert data["cdiVersion"] == "0.7.0"
 
 
-def test_device_root_of_its_own(node: Node) -> None:
+def test_nodes_are_taken_from_the_device_root(node: Node) -> None:
     """Nodes from there, also those for graphics; everything else from the driver root."""
     make_nodes(node.host / "other")
     place(node.root, [FakeGpu(0)])

@@ -45,7 +45,9 @@ def test_kernel_s_list_where_nvml_does_not_answer(node: Node) -> None:
         ({"Bus_Location": "0000:ff:00.0"}, "is not on the PCI bus"),
     ],
 )
-def test_entries_of_the_kernel_s_list(node: Node, changed: dict[str, str], why: str | None) -> None:
+def test_senseless_entries_of_the_kernels_list_are_no_gpus(
+    node: Node, changed: dict[str, str], why: str | None
+) -> None:
     """What is no GPU for us, and what makes no sense."""
     node.set(FakeGpu(0), FakeGpu(1), extra=(f"fail nvmlInitWithFlags {NOT_LOADED}",))
     information(node.host, FakeGpu(1), **changed)
@@ -109,7 +111,7 @@ def test_nobody_tells_the_gpus(node: Node) -> None:
         node.generate()
 
 
-def test_no_driver(tmp_path: Path) -> None:
+def test_missing_driver_is_an_error(tmp_path: Path) -> None:
     """As for the management spec; `wanted` says so for both."""
     asked = resolve({}, {}, "toolkit-agent")
     with pytest.raises(NoDriver):

@@ -36,13 +36,13 @@ def graphics(node: Node) -> tuple[list[str], list[dict[str, Any]]]:
     return links[0] if len(links) > 1 else [], [m for m in common["mounts"] if m not in known]
 
 
-def test_none(node: Node) -> None:
+def test_driver_for_computing_has_no_graphics_files(node: Node) -> None:
     """A driver for computing only."""
     assert graphics(node) == ([], [])
 
 
 @pytest.mark.parametrize("found", [("gbm",), ("gbm", "wayland", "wayland2", "xcb", "xlib")])
-def test_platforms_of_egl(node: Node, found: tuple[str, ...]) -> None:
+def test_platforms_of_egl_have_versions_of_their_own(node: Node, found: tuple[str, ...]) -> None:
     """They have versions of their own."""
     made = [library(node, f"libnvidia-egl-{name}.so.1.1.{n}") for n, name in enumerate(found)]
     links, mounts = graphics(node)
@@ -50,7 +50,7 @@ def test_platforms_of_egl(node: Node, found: tuple[str, ...]) -> None:
     assert mounts == [mounted(path) for path in sorted(made)]
 
 
-def test_links_for_graphics(node: Node) -> None:
+def test_links_for_graphics_are_in_the_peers_order(node: Node) -> None:
     """In the peer's order; the allocator and the producer are mounted with the driver's libraries
     once, so nothing comes on top."""
     library(node, f"libnvidia-vulkan-producer.so.{VERSION}")
@@ -72,7 +72,7 @@ def test_links_for_graphics(node: Node) -> None:
      "/usr/lib/xorg/modules/drivers",
      "/usr/lib64/xorg/modules/extensions", "/usr/X11R6/lib64/modules/drivers"],
 )  # fmt: skip
-def test_modules_of_the_x_server(node: Node, directory: str) -> None:
+def test_modules_of_the_x_server_are_taken_from_the_first_place(node: Node, directory: str) -> None:
     """The first place that has them."""
     for place_ in (directory, "/usr/X11R6/lib64/modules/updates/extensions"):
         (node.root / place_[1:]).mkdir(parents=True)
@@ -96,7 +96,9 @@ def test_modules_of_the_x_server(node: Node, directory: str) -> None:
          "/etc/vulkan/implicit_layer.d/nvidia_layers.json"),
     ],
 )  # fmt: skip
-def test_configuration_for_graphics(node: Node, there: str, in_container: str) -> None:
+def test_configuration_for_graphics_is_mounted_where_programs_look(
+    node: Node, there: str, in_container: str
+) -> None:
     """A container has it where programs look for it, wherever it is here."""
     path = node.root / there[1:]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +116,7 @@ def test_second_place_of_a_file_does_not_count(node: Node) -> None:
     assert graphics(node) == ([], [mounted(name)])
 
 
-def test_icd_of_this_machine(node: Node) -> None:
+def test_icd_that_names_the_machine_is_found(node: Node) -> None:
     """Some packages name the machine in it."""
     machine = os.uname().machine
     for name in (machine, "riscv64"):

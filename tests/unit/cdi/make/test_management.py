@@ -75,7 +75,7 @@ def test_device_all_has_every_node_with_its_numbers(root: Path) -> None:
     assert device.container_edits.additional_gids == (44,)
 
 
-def test_common_edits(root: Path) -> None:
+def test_spec_has_environment_libraries_firmware_and_programs(root: Path) -> None:
     """Environment, libraries by their real names, firmware and programs."""
     common = spec(root).container_edits
     assert common.env == (f"NVIDIA_CTK_LIBCUDA_DIR={LIB}", "NVIDIA_VISIBLE_DEVICES=void")
@@ -100,7 +100,7 @@ def test_common_edits(root: Path) -> None:
         assert mount.options == ("ro", "nosuid", "nodev", "rbind", "rprivate")
 
 
-def test_hooks_in_the_order_of_the_ecosystem(root: Path) -> None:
+def test_hooks_are_in_the_order_of_the_ecosystem(root: Path) -> None:
     """Links first, then an image's own newer libraries, then the loader's cache."""
     links, compat, cache = spec(root).container_edits.hooks
     assert {hook.hook_name for hook in (links, compat, cache)} == {"createContainer"}
@@ -124,12 +124,12 @@ def test_hooks_in_the_order_of_the_ecosystem(root: Path) -> None:
     assert cache.args[1:] == ("update-ldcache", "--folder", LIB, "--folder", f"{LIB}/vdpau")
 
 
-def test_no_hook_binary_no_hooks(root: Path) -> None:
+def test_spec_has_no_hooks_without_their_binary(root: Path) -> None:
     """A hook whose binary is missing fails every container."""
     assert spec(root, hook=None).container_edits.hooks == ()
 
 
-def test_driver_of_the_host_itself(tmp_path: Path) -> None:
+def test_paths_of_the_hosts_own_driver_are_equal(tmp_path: Path) -> None:
     """Seen below a host root, named as the host names it; then host and container path are one."""
     make_driver(tmp_path)
     there = driver.find(HostRoot(str(tmp_path)), Places())
@@ -161,7 +161,7 @@ def test_driver_container_without_nodes_takes_those_of_the_host(tmp_path: Path) 
     "NVIDIA UNIX x86_64 Kernel Module  {}  Tue Oct 31 19:23:25 UTC 2023",
     "NVIDIA UNIX Open Kernel Module for x86_64  {}  Release Build  (builder@host)  Tue Oct 31",
 ])  # fmt: skip
-def test_of_two_versions_the_one_that_is_loaded(tmp_path: Path, line: str) -> None:
+def test_libraries_have_the_version_of_the_loaded_driver(tmp_path: Path, line: str) -> None:
     """An upgrade may leave the libraries of before, and with these nothing would work: NVIDIA's
     generator takes the version that NVML tells."""
     root = make_driver(tmp_path / "run/nvidia/driver", "535.183.01")
@@ -190,7 +190,7 @@ def test_absolute_links_are_followed_inside_the_root(root: Path) -> None:
     assert mounts["/usr/bin/nvidia-smi"] == f"{current}/nvidia-smi"
 
 
-def test_debian_layout(root: Path) -> None:
+def test_libraries_behind_absolute_links_are_found(root: Path) -> None:
     """Libraries in nvidia/current, reached by absolute links only, are found by their places."""
     lib = root / LIBRARIES
     current = lib / "nvidia/current"
@@ -229,7 +229,7 @@ def test_files_that_are_no_libraries_do_no_harm(root: Path) -> None:
 
 
 @pytest.mark.parametrize(("wide", "order"), [(True, "<"), (False, "<"), (True, ">")])
-def test_soname_of_any_elf(tmp_path: Path, wide: bool, order: str) -> None:
+def test_soname_is_read_from_any_elf_file(tmp_path: Path, wide: bool, order: str) -> None:
     """Of both word sizes and byte orders; none is told from no ELF file."""
     from agent.cdi.driver.elf import soname
 
@@ -240,7 +240,7 @@ def test_soname_of_any_elf(tmp_path: Path, wide: bool, order: str) -> None:
     assert soname(str(tmp_path / "none")) is None
 
 
-def test_sockets_of_daemons(root: Path) -> None:
+def test_sockets_of_daemons_are_mounted_writable(root: Path) -> None:
     """The first place of each; not read-only, for one connects to them."""
     import socket
 
@@ -268,7 +268,7 @@ def test_other_nodes_are_not_taken(root: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["nothing", "no nodes", "upgraded away", "no directory"])
-def test_no_driver(tmp_path: Path, what: str) -> None:
+def test_missing_driver_is_an_error_with_the_places(tmp_path: Path, what: str) -> None:
     """Says what is missing and where it was looked for."""
     root = tmp_path / "driver"
     if what != "no directory":

@@ -51,7 +51,7 @@ def node(name: str, number: int, root: str = "") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("mode", CASES)
-def test_one_device_with_every_node(tmp_path: Path, mode: str) -> None:
+def test_one_device_has_every_node(tmp_path: Path, mode: str) -> None:
     """And the variable that all specs have. The peer's CLI calls the class `gpu` unless it is told
     otherwise; its library, its installer and everybody's pods call it as here."""
     kind, names = CASES[mode]
@@ -68,7 +68,7 @@ def test_one_device_with_every_node(tmp_path: Path, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", [*CASES, "imex"])
-def test_no_devices_no_spec(tmp_path: Path, mode: str) -> None:
+def test_no_devices_make_no_spec(tmp_path: Path, mode: str) -> None:
     """NVIDIA's generator fails when it writes the empty device; `wanted` does not list it."""
     make(tmp_path, *ODD)
     with pytest.raises(NoDevices, match=r"^cannot make a CDI spec for nvidia.com/.*: there is no"):
@@ -85,7 +85,9 @@ IMEX = "nvidia-caps-imex-channels"
     [(f"234 {IMEX}\n", "", f"/dev/{IMEX}/channel*, although the kernel has a driver {IMEX};"),
      ("", f"{IMEX}/channelx", f"channel* in /dev/{IMEX};")],
 )  # fmt: skip
-def test_imex_without_a_channel(tmp_path: Path, major: str, node: str, says: str) -> None:
+def test_imex_without_a_channel_is_a_problem_of_its_kind(
+    tmp_path: Path, major: str, node: str, says: str
+) -> None:
     """The kernel has a major number for channels and nobody made one, or their directory is there
     with none in it: told as a problem of that kind alone."""
     (tmp_path / "proc").mkdir()
@@ -115,7 +117,7 @@ def test_gds_brings_its_files_along(tmp_path: Path) -> None:
     assert [mount["containerPath"] for mount in mounts] == ["/etc/cufile.json"]
 
 
-def test_gds_with_a_driver_container(tmp_path: Path) -> None:
+def test_gds_takes_configuration_and_udev_from_their_roots(tmp_path: Path) -> None:
     """Its own configuration counts, and udev is the host's: the peer looks for both in the driver
     root only, where no udev runs."""
     root = tmp_path / "run/nvidia/driver"
@@ -132,7 +134,7 @@ def test_gds_with_a_driver_container(tmp_path: Path) -> None:
     ]
 
 
-def test_nodes_of_the_host_beside_a_driver_container(tmp_path: Path) -> None:
+def test_nodes_of_the_host_are_found_beside_a_driver_container(tmp_path: Path) -> None:
     """Most driver containers know nothing of a network's nodes."""
     make(tmp_path / "run/nvidia/driver", "nvidia0")
     make(tmp_path, "infiniband/uverbs0")
@@ -140,7 +142,7 @@ def test_nodes_of_the_host_beside_a_driver_container(tmp_path: Path) -> None:
     assert device["deviceNodes"] == [node("infiniband/uverbs0", 0)]
 
 
-def test_imex_channels(tmp_path: Path) -> None:
+def test_each_imex_channel_is_a_device(tmp_path: Path) -> None:
     """A device each, by its number, and `all`; without numbers, as the peer has them."""
     root = tmp_path / "driver"
     names = [f"nvidia-caps-imex-channels/channel{n}" for n in (0, 1, 2047)]

@@ -92,7 +92,7 @@ def test_groups_alone_are_nothing() -> None:
     assert finish(found, merged=False) == found
 
 
-def test_order() -> None:
+def test_devices_nodes_and_mounts_are_in_order() -> None:
     """Devices by name, nodes and mounts from the outside in; hooks and environment as found."""
     again = replace(CHMOD, args=("a",))
     done = finish(

@@ -101,7 +101,7 @@ def test_as_nvidia_has_it(
     assert spec(make(tmp_path), *words) == expected(name)
 
 
-def test_another_compat_root(tmp_path: Path) -> None:
+def test_compat_root_can_be_chosen(tmp_path: Path) -> None:
     """For images of an Orin that have their CUDA elsewhere."""
     found = spec(make_orin(tmp_path), "--mode=csv", "--csv.compat-container-root=/other")
     words = [word for hook in found["containerEdits"]["hooks"] for word in hook["args"]]
@@ -109,7 +109,7 @@ def test_another_compat_root(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("wanted", "node"), [("0", "/dev/nvidia2"), ("1", "/dev/nvidia1")])
-def test_one_of_two_gpus(wanted: str, node: str, tmp_path: Path) -> None:
+def test_one_of_two_gpus_is_chosen_by_index_or_uuid(wanted: str, node: str, tmp_path: Path) -> None:
     """By index or UUID; the display is the integrated one's."""
     host = make_thor(tmp_path)
     uuid = other_hosts.THOR[int(wanted)].name
@@ -120,7 +120,7 @@ def test_one_of_two_gpus(wanted: str, node: str, tmp_path: Path) -> None:
     assert "there is no GPU or MIG device 2" in refused(host, "--mode=csv", "--device-id=2")
 
 
-def test_gpus_as_one(tmp_path: Path) -> None:
+def test_gpus_are_one_device_where_their_order_is_unknown(tmp_path: Path) -> None:
     """Where somebody asks for it, or where their order is none that is known."""
     host = make_thor(tmp_path)
     off = "--feature-flag=disable-multiple-csv-devices"
@@ -131,7 +131,7 @@ def test_gpus_as_one(tmp_path: Path) -> None:
     assert warnings == ("all GPUs are one device, because NVML lists them in an unknown order",)
 
 
-def test_tegra_with_a_gpu_on_the_bus_only(tmp_path: Path) -> None:
+def test_tegra_with_a_gpu_on_the_bus_is_a_usual_machine(tmp_path: Path) -> None:
     """It is a machine like any other; NVIDIA's generator has the same rule."""
     host = make_tegra(tmp_path)
     make_driver(host)
@@ -142,7 +142,7 @@ def test_tegra_with_a_gpu_on_the_bus_only(tmp_path: Path) -> None:
     assert generate.automatic(settings, HostRoot(str(host))) == "csv"
 
 
-def test_wsl_with_a_gpu_that_is_handed_through(tmp_path: Path) -> None:
+def test_wsl_with_a_gpu_handed_through_is_a_usual_machine(tmp_path: Path) -> None:
     """Device nodes of the Linux driver count."""
     host = make_wsl(tmp_path)
     make_driver(host)
@@ -150,7 +150,7 @@ def test_wsl_with_a_gpu_that_is_handed_through(tmp_path: Path) -> None:
     assert generate.automatic(resolve({}, {}, "toolkit-agent"), HostRoot(str(host))) == "nvml"
 
 
-def test_nvml_that_says_nothing(tmp_path: Path) -> None:
+def test_silent_nvml_costs_only_its_hook(tmp_path: Path) -> None:
     """Only the hook that needs its answer is missing, and that is told."""
     host = make_orin(tmp_path)
     other_hosts.place_nvml(host, other_hosts.ORIN, ("fail nvmlInitWithFlags 999",))
@@ -159,7 +159,7 @@ def test_nvml_that_says_nothing(tmp_path: Path) -> None:
     assert "enable-cuda-compat" not in found
 
 
-def test_no_csv_files(tmp_path: Path) -> None:
+def test_missing_csv_files_are_an_error(tmp_path: Path) -> None:
     """They are in a package of their own."""
     host = make_tegra(tmp_path)
     shutil.rmtree(host / CSV)
@@ -168,7 +168,7 @@ def test_no_csv_files(tmp_path: Path) -> None:
     assert "install NVIDIA's packages for containers (nvidia-l4t-init)" in said
 
 
-def test_no_device_nodes(tmp_path: Path) -> None:
+def test_gpu_without_nodes_is_an_error(tmp_path: Path) -> None:
     """A GPU without any of its nodes is none."""
     host = make_tegra(tmp_path, nodes=False)
     assert "none of the 8 device nodes that CSV files list is in /dev" in refused(
@@ -176,13 +176,13 @@ def test_no_device_nodes(tmp_path: Path) -> None:
     )
 
 
-def test_gpu_without_a_name(tmp_path: Path) -> None:
+def test_gpu_without_a_name_is_an_error(tmp_path: Path) -> None:
     """Where only UUIDs are wanted, and NVML tells none."""
     said = refused(make_tegra(tmp_path), "--mode=csv", "--device-name-strategy=uuid")
     assert "its GPU has no UUID; give --device-name-strategy=index" in said
 
 
-def test_driver_root(tmp_path: Path) -> None:
+def test_files_of_the_driver_root_are_named_without_it(tmp_path: Path) -> None:
     """Files are those of the root, named in a container without it; the release is the host's."""
     host = make_tegra(tmp_path)
     shutil.copytree(host / NVGPU, host / "opt/drv" / NVGPU, symlinks=True)
@@ -208,7 +208,7 @@ def test_links_that_are_left_out(patterns: tuple[str, ...], left: bool, tmp_path
     assert ("/etc/alternatives/plain" in found) is left
 
 
-def test_file_that_is_missing(tmp_path: Path) -> None:
+def test_missing_file_is_told_only_where_it_was_asked_for(tmp_path: Path) -> None:
     """One of those that are usual is none that anybody misses; one that was asked for is."""
     host = make_tegra(tmp_path)
     (host / CSV / "l4t.csv").unlink()
@@ -217,7 +217,7 @@ def test_file_that_is_missing(tmp_path: Path) -> None:
     assert text(host, *words)[1] == (f"there is no /{CSV}/l4t.csv",)
 
 
-def test_lines(tmp_path: Path) -> None:
+def test_lines_without_type_and_path_count_for_nothing(tmp_path: Path) -> None:
     """What is no line with a type and a path counts for nothing."""
     (tmp_path / "one.csv").write_bytes(
         b"\xef\xbb\xbflib, /bom\n# lib, /comment\nlib /no/comma\nlib,\n,/x\nLIB, /upper\n"
@@ -228,7 +228,7 @@ def test_lines(tmp_path: Path) -> None:
     assert (found.warnings, found.missing) == ((), ("/none.csv",))
 
 
-def test_several_drivers_of_windows(tmp_path: Path) -> None:
+def test_driver_in_use_by_windows_is_taken(tmp_path: Path) -> None:
     """Windows keeps old ones, and tells which one it uses; where it does not, nobody guesses."""
     host = make_wsl(tmp_path)
     other = "usr/lib/wsl/drivers/nv_dispi.inf_amd64_1111111111111111"
@@ -245,7 +245,7 @@ def test_several_drivers_of_windows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("library", [True, False])
-def test_only_driver_of_windows(library: bool, tmp_path: Path) -> None:
+def test_only_driver_of_windows_is_taken(library: bool, tmp_path: Path) -> None:
     """There is no doubt about it, whatever the library says; that is told."""
     host = other_hosts.make_wsl(tmp_path)
     if not library:
@@ -260,21 +260,23 @@ def test_only_driver_of_windows(library: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "adapters", [(), ((3100, f"/{other_hosts.OTHER_STORE}"),), ((2600, f"/{STORE}"),)]
 )
-def test_no_gpu_of_nvidia(adapters: tuple[tuple[int, str], ...], tmp_path: Path) -> None:
+def test_wsl_without_a_gpu_of_nvidia_is_an_error(
+    adapters: tuple[tuple[int, str], ...], tmp_path: Path
+) -> None:
     """None at all, another vendor's, one whose driver is too old for WSL2."""
     host = make_wsl(tmp_path)
     dxcore.place(host, adapters)
     assert "install NVIDIA's driver in Windows" in refused(host, "--mode=wsl")
 
 
-def test_no_dxg(tmp_path: Path) -> None:
+def test_missing_dxg_is_an_error(tmp_path: Path) -> None:
     """Not WSL2, or a distribution without GPUs."""
     host = make_wsl(tmp_path)
     (host / "dev/dxg").unlink()
     assert "there is no device node /dev/dxg" in refused(host, "--mode=wsl")
 
 
-def test_hooks_of_a_gpu_for_everybody(tmp_path: Path) -> None:
+def test_directory_of_the_nodes_is_opened_on_request(tmp_path: Path) -> None:
     """The directory of its nodes is opened where somebody asks for it."""
     make_node(make_thor(tmp_path) / "dev/dri/renderD129", 226, 129)
     found = spec(tmp_path, "--mode=csv", "--enable-hook=chmod")

@@ -134,7 +134,7 @@ def _proposed(found: Inventory, root: Path) -> None:
 @given(st.dictionaries(st.tuples(st.sampled_from(DIRECTORIES), st.sampled_from(_NAMES)),
                        contents(), min_size=1, max_size=3))  # fmt: skip
 @settings(max_examples=150, deadline=None)
-def test_one_file_one_answer(files: dict[tuple[str, str], bytes]) -> None:
+def test_every_reader_judges_one_file_alike(files: dict[tuple[str, str], bytes]) -> None:
     """Of generated specs, of those with peculiarities, and of either with bytes changed."""
     with tempfile.TemporaryDirectory() as made:
         root = make_root(Path(made))
@@ -184,7 +184,7 @@ def test_field_that_this_runtime_may_not_know(tmp_path: Path) -> None:
         assert bool(installed.doubt(found)) == (sure is False)
 
 
-def test_file_that_many_others_hide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readers_look_at_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where not all files are looked at, it is the same ones that are."""
     root = make_root(tmp_path)
     monkeypatch.setattr("agent.host.budget.SPEC_FILES", 3)

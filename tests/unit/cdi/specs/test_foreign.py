@@ -129,7 +129,7 @@ def test_nothing_is_too_deep(depth: int) -> None:
         assert read.kinds(document.encode()) in ((), ("v/x",))
 
 
-def test_merges_that_lead_back_to_themselves() -> None:
+def test_only_circular_merges_are_refused() -> None:
     """A circle ends, brothers may be merged twice, and so may theirs, as often as they like."""
     assert read.kinds(b"a: &a {<<: *a, kind: v/x}\n<<: [*a, *a]\n") == ("v/x",)
     lines = [f"{n}: &b{n} {{<<: [*b{n - 1}, *b{n - 1}]}}" for n in range(1, 60)]
@@ -137,7 +137,7 @@ def test_merges_that_lead_back_to_themselves() -> None:
     assert read.kinds(document.encode()) == ("v/x",)
 
 
-def test_reader_without_libyaml(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reader_without_libyaml_reads_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyYAML built without it reads the same, if slower."""
     monkeypatch.delattr(yaml, "CSafeLoader", raising=False)
     assert foreign.crashing_kind(b"kind: v/gpu\n") == "v/gpu"
@@ -158,7 +158,7 @@ def test_what_cannot_be_read_is_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", ["1.7.24", "2.1.9", "2.4.0"])
 @pytest.mark.parametrize("link", [False, True])
-def test_pipe_in_the_way_of_a_restart(tmp_path: Path, version: str, link: bool) -> None:
+def test_pipe_named_like_a_spec_refuses_a_restart(tmp_path: Path, version: str, link: bool) -> None:
     """Whoever reads specs at its start would never get to its end; one by another name is nobody's
     spec."""
     os.mkfifo(tmp_path / "pipe")

@@ -35,7 +35,7 @@ def states(root: Path, names: tuple[str, ...] = DIRS, who: Reader = NOBODY) -> d
     return {device.file: device.state for device in look(root, names, who)[1]}
 
 
-def test_by_ending_alone(root: Path) -> None:
+def test_files_count_by_their_ending_alone(root: Path) -> None:
     """Dot files and links are loaded; other endings and directories are of no interest."""
     for name in ("a.yaml", ".b.json", ".yaml", "c.yml", "d.yaml.bak", "e.YAML", "f~"):
         (root / "etc/cdi" / name).write_text(spec("ab/cd"))
@@ -58,7 +58,9 @@ def test_by_ending_alone(root: Path) -> None:
      ("c.json", "k8s.compute-domain.nvidia.com/channel", "nvidia-dra-driver"),
      ("d.json", "vendor.example/gpu", "vendor.example"), ("e.json", "gpu", "gpu")],
 )  # fmt: skip
-def test_writers(root: Path, name: str, kind: str, writer: str) -> None:
+def test_writer_is_known_by_kinds_or_first_line(
+    root: Path, name: str, kind: str, writer: str
+) -> None:
     """Each is known by its kinds; ours by its first line, whatever the kind."""
     path = root / "run/cdi" / name
     path.write_text(spec(kind))
@@ -88,7 +90,7 @@ def test_conflict_takes_later_directories_along(root: Path) -> None:
     assert "/etc/cdi/a.yaml and /etc/cdi/b.yaml cancel each other" in devices[2].why
 
 
-def test_directories(root: Path) -> None:
+def test_linked_directory_is_not_read(root: Path) -> None:
     """One that is a link is not read, links above it are; the same twice counts once."""
     (root / "run/cdi/a.yaml").write_text(spec("ab/cd"))
     (root / "link").symlink_to("run/cdi")
@@ -108,7 +110,7 @@ def test_directories(root: Path) -> None:
     [(reader("containerd", "1.6.20"), "knows no CDI"),
      (reader("containerd", "1.7.24", enabled=False), "switched off")],
 )  # fmt: skip
-def test_runtime_without_cdi(root: Path, who: Reader, why: str) -> None:
+def test_runtime_without_cdi_resolves_nothing(root: Path, who: Reader, why: str) -> None:
     """Nothing is resolvable where nobody resolves."""
     (root / "run/cdi/a.yaml").write_text(spec("ab/cd"))
     _, [device] = look(root, who=who)
@@ -116,7 +118,7 @@ def test_runtime_without_cdi(root: Path, who: Reader, why: str) -> None:
     assert why in device.why
 
 
-def test_files_that_are_none(root: Path) -> None:
+def test_files_of_other_types_are_told_and_never_opened(root: Path) -> None:
     """Pipes, sockets, links that lead nowhere or out of the host root: told, never opened."""
     place = root / "etc/cdi"
     os.mkfifo(place / "pipe.yaml")
@@ -140,7 +142,7 @@ def test_files_that_are_none(root: Path) -> None:
     assert found == {}
 
 
-def test_only_the_device_that_lacks_something(root: Path) -> None:
+def test_only_the_device_that_lacks_something_is_blamed(root: Path) -> None:
     """Its neighbours in the file are well."""
     text = spec("ab/cd").replace(
         "devices: [", "devices: [{name: x, containerEdits: {deviceNodes: [{path: /dev/no}]}}, "

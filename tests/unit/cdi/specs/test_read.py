@@ -33,7 +33,7 @@ def value(text: str) -> Any:
      ("18446744073709551615", (1 << 64) - 1), ("99999999999999999999", 1e20), ("a", "a"),
      ("0" * 200, 0), ("9" * 5000, "9" * 5000)],
 )  # fmt: skip
-def test_words_without_quotes(text: str, is_: object) -> None:
+def test_bare_words_mean_what_yaml_v2_makes_of_them(text: str, is_: object) -> None:
     """YAML 1.1 as yaml.v2 has it."""
     assert value(text) == is_
     assert type(value(text)) is type(is_)
@@ -45,7 +45,7 @@ def test_words_without_quotes(text: str, is_: object) -> None:
      (1e20, "1e+20"), (1e-7, "1e-07"), (-2.5, "-2.5"), (True, "true"), (7, "7"),
      (float("inf"), "+Inf"), (float("nan"), "NaN"), (0.0, "0")],
 )  # fmt: skip
-def test_numbers_as_text(number: float, text: str) -> None:
+def test_numbers_are_written_as_strconv_writes_them(number: float, text: str) -> None:
     """As strconv writes them."""
     assert spelled(number) == text
 
@@ -67,7 +67,7 @@ def test_numbers_survive_as_text(number: float) -> None:
      (r"""{a: '\/', b: \/, c: "\\/", d: é, e: "\\\\/"} # \/""",
       {"a": r"\/", "b": r"\/", "c": r"\/", "d": "é", "e": r"\\/"})],
 )  # fmt: skip
-def test_documents(text: str, data: object) -> None:
+def test_documents_are_read_in_utf_8_and_utf_16(text: str, data: object) -> None:
     """In UTF-8 and in UTF-16."""
     assert read.document(text.encode()).data == data
     assert read.document(text.encode("utf-16")).data == data
@@ -80,7 +80,7 @@ def test_documents(text: str, data: object) -> None:
      "a:\n" + "".join(" " * n + "-\n" for n in range(1, 300)), "\x00", "a: \x07",
      r'{"a": "\/"}', r'a: &x "\\\/"', "%YAML 1.2\n--- a"],
 )  # fmt: skip
-def test_no_documents(text: str) -> None:
+def test_documents_that_go_refuses_are_broken(text: str) -> None:
     """What Go's reader refuses."""
     for data in (text.encode(), text.encode("utf-16"), text.encode("utf-8-sig")):
         with pytest.raises(read.Broken) as caught:
@@ -88,7 +88,7 @@ def test_no_documents(text: str) -> None:
         assert caught.value.text
 
 
-def test_bytes_that_are_no_text() -> None:
+def test_bytes_that_are_no_text_are_broken() -> None:
     """Neither UTF-8 nor UTF-16."""
     for data in (b"\xff", b"a: \xe9", b"\xff\xfea", b"\xfe\xff\xd8\x00"):
         with pytest.raises(read.Broken):
@@ -106,7 +106,7 @@ def _bomb(levels: int, wide: int = 9) -> str:
              pytest.param("x: [" + "a, " * 1_100_000 + "]", marks=pytest.mark.long)],
     ids=["nine", "sixty", "wide", "list", "flow"],
 )  # fmt: skip
-def test_bombs(text: str) -> None:
+def test_bombs_of_aliases_end_soon(text: str) -> None:
     """Aliases of aliases, and millions of values, end soon."""
     with pytest.raises(read.Broken):
         read.document(text.encode())
@@ -140,14 +140,14 @@ def survives(data: bytes) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes(data: bytes) -> None:
+def test_any_bytes_are_data_or_broken(data: bytes) -> None:
     """No bytes make it fail."""
     survives(data)
     survives(SPECS[0] + data)
 
 
 @given(st.sampled_from(SPECS), st.lists(st.tuples(st.integers(0, 400), st.binary(max_size=3))))
-def test_mutated_bytes(data: bytes, changes: list[tuple[int, bytes]]) -> None:
+def test_mutated_bytes_are_data_or_broken(data: bytes, changes: list[tuple[int, bytes]]) -> None:
     """A spec with some bytes put in the place of others."""
     for at, new in changes:
         data = data[: at % (len(data) + 1)] + new + data[at % (len(data) + 1) + len(new) :]
@@ -184,7 +184,9 @@ def _places(data: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 @given(st.sampled_from(_places(_FULL)), _ODD, st.sampled_from([None, "x", "KIND", "\0", "é"]))
-def test_mutated_data(place: tuple[Any, ...], odd: object, key: str | None) -> None:
+def test_mutated_data_is_judged_without_an_exception(
+    place: tuple[Any, ...], odd: object, key: str | None
+) -> None:
     """A spec that uses every field, one of them with another value or another name."""
     data = yaml.safe_load(yaml.safe_dump(_FULL))
     inner = data

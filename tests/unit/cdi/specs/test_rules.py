@@ -25,7 +25,7 @@ def said(found: tuple[Problem, ...]) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_rules(case: SpecCase) -> None:
+def test_each_broken_rule_is_reported_with_its_remedy(case: SpecCase) -> None:
     """One is broken, and told with where and what to do; or there is nothing to tell."""
     found = problems(case.text)
     assert case.says in said(found)
@@ -34,7 +34,7 @@ def test_rules(case: SpecCase) -> None:
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=str)
-def test_versions_of_a_runtime(case: SpecCase) -> None:
+def test_version_too_new_for_the_runtime_is_reported(case: SpecCase) -> None:
     """Told where a runtime answered that is too old for it."""
     assert problems(case.text) == ()
     old = problems(case.text, who=reader("containerd", "1.7.24~ds1"))
@@ -55,7 +55,9 @@ def test_versions_of_a_runtime(case: SpecCase) -> None:
      ("cri-o", "1.37.0", "1.1.0", "1.1.0"), ("cri-o", "1.40", "1.1.0", None),
      ("other", "1.0.0", None, None), ("containerd", "dirty", None, None)],
 )  # fmt: skip
-def test_readers(name: str, version: str, newest: str | None, limit: str | None) -> None:
+def test_rules_hold_for_the_readers_that_were_observed(
+    name: str, version: str, newest: str | None, limit: str | None
+) -> None:
     """What was seen holds; what lies between is left open."""
     found = reader(name, version)
     assert (found.newest, found.limit) == (newest, limit)
@@ -70,7 +72,7 @@ def test_a_version_that_may_be_too_high() -> None:
 
 
 @pytest.mark.parametrize(("version", "dies"), [("1.7.24", True), ("2.3.4", True), ("2.4.0", False)])
-def test_one_letter(version: str, dies: bool) -> None:
+def test_name_of_one_letter_is_reported_for_unknown_runtimes(version: str, dies: bool) -> None:
     """Told unless the runtime is known to live with it."""
     for kind in ("v/gpu", "vendor.example/x"):
         found = problems(foreign_spec(kind), who=reader("containerd", version))
@@ -78,13 +80,13 @@ def test_one_letter(version: str, dies: bool) -> None:
         assert "single character" in said(problems(foreign_spec(kind)))
 
 
-def test_empty_item() -> None:
+def test_empty_item_is_deadly() -> None:
     """It kills what reads it, and the word is said."""
     text = spec("{env: [A=1], hooks: [~]}").replace("KIND", "vendor.example/gpu")
     assert "containerd up to 2.3 dies" in said(problems(text))
 
 
-def test_one_rule_set() -> None:
+def test_own_specs_meet_the_same_rules() -> None:
     """A spec of ours is held to the same."""
     ours = Spec("v/gpu", (Device("0", ContainerEdits(env=("A",))),))
     texts = "\n".join(rules.problems(ours))
@@ -110,7 +112,7 @@ def test_links_stay_in_the_host_root(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="device nodes: run tests/run as root")
-def test_device_nodes_of_the_host(tmp_path: Path) -> None:
+def test_device_nodes_are_found_behind_linked_directories(tmp_path: Path) -> None:
     """In directories that are links; themselves they must not be."""
     (tmp_path / "real").mkdir()
     os.mknod(tmp_path / "real/x", 0o20666, os.makedev(1, 3))

@@ -60,7 +60,7 @@ def test_root_file_comes_first_also_where_it_is_missing(tree: Tree) -> None:
     assert (file.name, file.state, file.data) == (ROOT, None, {})
 
 
-def test_breadth_first(tree: Tree) -> None:
+def test_imports_are_loaded_breadth_first(tree: Tree) -> None:
     """All that the root file names, then what those name, each file once."""
     tree.write("config.toml", "/etc/containerd/a.toml", "/etc/containerd/b.toml")
     tree.write("a.toml", "/etc/containerd/deep.toml", "/etc/containerd/b.toml")
@@ -87,7 +87,7 @@ def test_glob_in_order_of_names(tree: Tree) -> None:
     assert tree.names() == ["config.toml", *(f"conf.d/{name}" for name in expected)]
 
 
-def test_glob_in_the_middle(tree: Tree) -> None:
+def test_star_does_not_cross_a_slash(tree: Tree) -> None:
     """A star does not cross a slash."""
     tree.write("config.toml", "/etc/containerd/*/x.toml")
     for name in ("b/x.toml", "a/x.toml", "a/y.toml", "a/b/x.toml"):
@@ -108,7 +108,7 @@ def test_glob_through_a_directory_that_is_still_to_be_made(tree: Tree) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["/no/where/*.toml", "/etc/containerd/conf.d/*.toml"])
-def test_glob_that_matches_nothing(pattern: str, tree: Tree) -> None:
+def test_glob_without_matches_is_no_error(pattern: str, tree: Tree) -> None:
     """Neither a missing directory nor an empty one is an error."""
     tree.write("config.toml", pattern)
     assert tree.names() == ["config.toml"]
@@ -117,7 +117,9 @@ def test_glob_that_matches_nothing(pattern: str, tree: Tree) -> None:
 @pytest.mark.parametrize(
     ("generation", "loaded"), [("1.6", False), ("1.7", True), ("2.0", True), ("2.3", True)]
 )
-def test_relative_glob(generation: str, loaded: bool, tree: Tree) -> None:
+def test_relative_glob_starts_where_the_version_says(
+    generation: str, loaded: bool, tree: Tree
+) -> None:
     """1.6 takes it relative to the daemon's working directory, later ones to the file."""
     tree.write("config.toml", "conf.d/*.toml")
     tree.write("conf.d/a.toml")
@@ -126,7 +128,7 @@ def test_relative_glob(generation: str, loaded: bool, tree: Tree) -> None:
 
 
 @pytest.mark.parametrize("generation", ["1.6", "1.7", "2.0", "2.3"])
-def test_relative_name(generation: str, tree: Tree) -> None:
+def test_relative_name_starts_at_the_importing_file(generation: str, tree: Tree) -> None:
     """Relative to the importing file everywhere, also one level down."""
     tree.write("config.toml", "conf.d/a.toml")
     tree.write("conf.d/a.toml", "b.toml", "../c.toml")
@@ -300,7 +302,7 @@ def test_overlay_of_broken_text_is_refused_by_name(tree: Tree) -> None:
         ("", None),
     ],
 )
-def test_cri_that_is_switched_off(text: str, entry: str | None, tree: Tree) -> None:
+def test_disabled_cri_is_refused(text: str, entry: str | None, tree: Tree) -> None:
     """Docker's package ships such a file."""
     tree.write("config.toml", text=text)
     assert config.disabled_cri(config.load_file(tree.host, ROOT)) == entry

@@ -299,7 +299,9 @@ def test_deprecated_table_for_the_untrusted_is_a_handler_on_1x_only() -> None:
         ("1.7.24", "", ""),
     ],
 )
-def test_program_of_the_old_shim(number: str, text: str, program: str) -> None:
+def test_program_of_the_old_shim_is_found_in_its_section(
+    number: str, text: str, program: str
+) -> None:
     """In a section of its own, under the names of version 1 and 2."""
     assert merge.effective(generation(number), (file(text),)).linux_runtime == program
 

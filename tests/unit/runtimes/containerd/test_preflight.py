@@ -93,7 +93,7 @@ def scene(tmp_path: Path) -> Scene:
     return Scene(tmp_path)
 
 
-def test_our_keys_alone_differ(scene: Scene) -> None:
+def test_change_of_our_keys_alone_is_accepted(scene: Scene) -> None:
     """Handler, switch, imports and version may; nothing was written for it."""
     before = sorted(p.name for p in scene.directory.iterdir())
     result = scene.check()
@@ -220,7 +220,7 @@ def test_fault_that_is_known_is_refused_without_an_executable(scene: Scene) -> N
 
 @pytest.mark.real
 @pytest.mark.parametrize("generation", ["1.6", "1.7", "2.1"])
-def test_real_executable(generation: str, tmp_path: Path) -> None:
+def test_real_executable_accepts_only_candidates(generation: str, tmp_path: Path) -> None:
     """A candidate of each generation's own spelling passes; a change beside it does not."""
     real = runtimes.load().find(generation)
     assert real is not None

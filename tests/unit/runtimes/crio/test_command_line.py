@@ -41,7 +41,7 @@ GIVEN = [
 
 
 @pytest.mark.parametrize(("line", "variables", "field", "values"), GIVEN)
-def test_settings(
+def test_flags_win_over_variables_and_the_last_flag_counts(
     line: str, variables: dict[str, str], field: str, values: tuple[str, ...]
 ) -> None:
     """Flags before variables, the last of two, all of a list; an empty value is one."""
@@ -54,7 +54,7 @@ def test_settings(
 
 
 @pytest.mark.parametrize("line", ["", "crio", "crio --log-level debug", "crio -- -c /x", "crio -c"])
-def test_nothing_given(line: str) -> None:
+def test_similar_flag_sets_nothing(line: str) -> None:
     """A name that only looks like a flag of ours is none."""
     assert parse(tuple(line.split()), {"CONTAINER_LOG_LEVEL": "debug"}) == Overrides()
 
@@ -71,7 +71,7 @@ def test_captured_starts(version: str) -> None:
         assert (found.directory is not None) == bool(case["handlers_gone"]), name
 
 
-def test_handlers_of_a_flag() -> None:
+def test_handlers_of_a_flag_are_read_as_documented() -> None:
     """Whole tables, by the order of the fields that CRI-O documents."""
     value = "a:/a:/run/a,b:/b:/run/b:vm:true:/etc/b.toml:20MiB"
     found = parse(("crio", f"--runtimes={value}"), {})
@@ -135,7 +135,7 @@ PLACES = [
 
 
 @pytest.mark.parametrize(("files", "place"), PLACES)
-def test_where_it_durably_stands(tmp_path: Path, files: dict[str, str], place: str) -> None:
+def test_file_that_keeps_a_flag_is_named(tmp_path: Path, files: dict[str, str], place: str) -> None:
     """In the file that whoever is to take it out has to edit."""
     for name, text in files.items():
         (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -50,7 +50,7 @@ def test_every_file_counts(host: HostRoot) -> None:
     ]  # fmt: skip
 
 
-def test_no_directory_and_no_root_file(tmp_path: Path) -> None:
+def test_missing_files_load_as_an_absent_root_file(tmp_path: Path) -> None:
     """CRI-O starts with what it has built in."""
     loaded = load.load(HostRoot(str(tmp_path)), ROOT, DIRECTORY)
     assert [(file.name, file.state) for file in loaded] == [(ROOT, None)]
@@ -64,7 +64,7 @@ def test_files_to_come_and_to_go(host: HostRoot) -> None:
     assert names(host, **{"10": None, "15": state, "sub/30": state}) == ["15", "20", "sub/30"]
 
 
-def test_links(host: HostRoot) -> None:
+def test_link_to_a_file_is_loaded_and_others_are_refused(host: HostRoot) -> None:
     """A link to a file is one of its files; one to a directory keeps CRI-O from starting."""
     target = write(host, "/opt/x.conf", "[crio]\n")
     link = Path(host.root + DIRECTORY) / "10"
@@ -152,7 +152,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
         ([CHUNKED, b"7\r\n[crio]\n\r\n"], None),
     ],
 )
-def test_effective_configuration(
+def test_senseless_configuration_counts_as_silence(
     served: tuple[str, list[bytes]], answer: list[bytes], data: object
 ) -> None:
     """What is no configuration is silence."""
@@ -169,6 +169,6 @@ def test_slow_answer_is_given_up(served: tuple[str, list[bytes]]) -> None:
     assert config_request.effective_config(path, timeout=5.0, clock=lambda: next(times)) is None
 
 
-def test_nobody_answers(tmp_path: Path) -> None:
+def test_silent_socket_has_no_configuration(tmp_path: Path) -> None:
     """Nor does a file that is none."""
     assert config_request.effective_config(str(tmp_path / "none")) is None
