@@ -53,7 +53,7 @@ _DECISION = (
         "refused-cdi-tried-again", "decide", "agent/plan/propose.py",
         "allowed = allowed and memory.cdi_refused != loaded(runtime, node.files)",
         "allowed = bool(allowed)",
-        ("tests/cli/test_restart.py::test_native_cdi_that_cannot_be_switched_on",),
+        ("tests/cli/test_restart.py::test_runtime_that_dies_of_native_cdi_is_configured_without_it",),
     ),
 )  # fmt: skip
 
@@ -305,7 +305,7 @@ _SPECS = (
         "deadly-spec-passed-over", "specs", "agent/plan/propose.py",
         "blocked = (deadly if restart else None) or used",
         "blocked = used",
-        ("tests/cli/test_foreign.py::test_restart_is_refused",),
+        ("tests/cli/test_foreign.py::test_deadly_spec_refuses_a_restart",),
     ),
 )  # fmt: skip
 
@@ -372,13 +372,13 @@ _STATUS = (
         "barrier-of-the-validator-lost", "status", "agent/transaction/converge.py",
         "barrier=barrier or done.barrier)",
         "barrier=barrier)",
-        ("tests/operator/test_containerd.py::test_validator_and_restarts",),
+        ("tests/operator/test_containerd.py::test_barrier_of_the_validator_is_refilled_and_never_made",),
     ),
     Mutant(
         "ready-before-the-restart", "status", "agent/transaction/converge.py",
         "    if outcome.pending:\n        ctx.publisher.withdraw()\n",
         "    if outcome.pending:\n",
-        ("tests/cli/test_restart.py::test_restart_is_somebody_elses",),
+        ("tests/cli/test_restart.py::test_restart_by_others_is_proven_by_the_next_apply",),
     ),
     Mutant(
         "ready-without-a-toolkit", "status", "agent/transaction/converge.py",
@@ -405,7 +405,7 @@ _SUPERVISOR = (
         "barrier-not-watched", "supervisor", "agent/plan/watch.py",
         "for name in (status.READY, status.TWIN):",
         "for name in (status.TWIN,):",
-        ("tests/operator/test_containerd.py::test_validator_and_restarts",),
+        ("tests/operator/test_containerd.py::test_barrier_of_the_validator_is_refilled_and_never_made",),
     ),
     Mutant(
         "options-not-handed-down", "supervisor", "agent/daemon/start.py",

@@ -296,7 +296,7 @@ def test_unknown_command_is_a_usage_error(same_node: CliNode) -> None:
     fails(same_node.agent("improve"), 2, "improve")
 
 
-def test_docker_says_why(same_node: CliNode) -> None:
+def test_configuration_of_docker_is_refused_with_the_reason(same_node: CliNode) -> None:
     """Docker is no CRI runtime, and the line says what to give instead."""
     result = same_node.agent("apply", env={"RUNTIME": "docker"})
     fails(result, 2, "docker", "--runtime=containerd")

@@ -156,7 +156,7 @@ def test_unreadable_specs_are_a_warning_without_root(place: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["list"], ["validate"], ["validate", "some.yaml"]])
-def test_loads_no_grpc_where_nobody_is_asked(root: Path, words: list[str]) -> None:
+def test_grpc_is_not_loaded_where_no_runtime_is_asked(root: Path, words: list[str]) -> None:
     """There is no socket."""
     (root / "some.yaml").write_text(GOOD)
     result = subprocess.run(

@@ -380,7 +380,7 @@ def test_each_row_undoes_the_row_before(node: CrioNode) -> None:
     assert node.answer().default == "crun"
 
 
-def test_setting_that_the_template_has_after_the_handlers(place: Path) -> None:
+def test_setting_behind_the_last_handler_does_not_stop_an_apply(place: Path) -> None:
     """Once handlers are shown, such a setting looks like one of the last handler's."""
     with make(place) as node:
         (node.drop_ins / "10-site.conf").write_text('[crio.runtime]\ntimezone = "Local"\n')

@@ -194,7 +194,7 @@ def test_hook_goes_where_a_flag_says(place: Path) -> None:
         assert list(node.hooks.iterdir()) == []
 
 
-def test_keys_that_crio_does_not_know(place: Path) -> None:
+def test_keys_that_crio_does_not_know_are_not_required(place: Path) -> None:
     """What `crio config` prints behind the last handler, a typo, a key of a newer version: CRI-O
     takes them and never shows them, so that nobody may ask for them."""
     odd = 'hostnetwork_disable_selinux = true\nruntime_rot = "/x"\nfuture = [1]\n'
@@ -265,7 +265,7 @@ def test_configuration_of_nvidias_installer_is_taken_over(
         assert (node.drop_ins / name).read_bytes() == original
 
 
-def test_installers_of_other_names(place: Path) -> None:
+def test_handler_of_nvidia_is_known_by_its_program(place: Path) -> None:
     """A handler is NVIDIA's by what it calls; so is the default that has to go."""
     with started(place) as node:
         installed(node, "50-gpu.conf", "gpu")

@@ -37,7 +37,7 @@ def running(idle: CrioNode) -> Iterator[CrioNode]:
 
 
 @pytest.mark.parametrize("version", ["1.37.0", "1.24.6"])
-def test_drop_in_that_has_nothing_of_ours(place: Path, version: str) -> None:
+def test_unread_drop_in_without_our_keys_is_a_warning(place: Path, version: str) -> None:
     """A warning names it; the node is made right, is right, and comes back."""
     idle = make(place, version)
     path = _drop_in(idle, "[crio.runtime]\npids_limit = 77\n", "05-theirs.conf")
@@ -67,7 +67,9 @@ _PIDS = "[crio.runtime]\npids_limit = 77\n"
         ("05-theirs.conf", "[crio.runtime\n", "does not read it either"),
     ],
 )
-def test_drop_in_that_matters(running: CrioNode, name: str, text: str, why: str) -> None:
+def test_unread_drop_in_with_our_keys_is_refused(
+    running: CrioNode, name: str, text: str, why: str
+) -> None:
     """The refusal says why, and nothing is touched."""
     path = _drop_in(running, text.replace("@BIN@", str(running.bin)), name)
     before = contents(snapshot(running.etc))
@@ -78,7 +80,7 @@ def test_drop_in_that_matters(running: CrioNode, name: str, text: str, why: str)
     assert restarts(running) == 0
 
 
-def test_late_drop_in_on_a_node_that_is_right(running: CrioNode) -> None:
+def test_unread_drop_in_on_a_right_node_changes_nothing(running: CrioNode) -> None:
     """Nothing has to be edited, so that nothing can be lost to it."""
     checks.done(running.agent("apply"))
     _drop_in(running, _PIDS, "zz-theirs.conf")

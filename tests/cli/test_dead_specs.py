@@ -99,7 +99,7 @@ def test_spec_of_an_older_driver_provides_nothing(node: GpuHost) -> None:
     assert node.specs() == ["nvidia.yaml"]
 
 
-def test_stale_spec_beside_which_none_counts(node: GpuHost) -> None:
+def test_stale_spec_in_the_winning_directory_is_refused(node: GpuHost) -> None:
     """In the directory that is read last a second file would only cancel the first one: refused,
     and nothing is called ready."""
     checks.done(node.agent("apply"))
@@ -120,7 +120,7 @@ def test_stale_spec_beside_which_none_counts(node: GpuHost) -> None:
     assert node.ready() is not None
 
 
-def test_spec_that_no_runtime_reads(node: GpuHost) -> None:
+def test_spec_that_no_runtime_reads_conflicts_with_none(node: GpuHost) -> None:
     """Its version does not go with its fields (nvidia-container-toolkit#38, #1860): it takes part
     in no conflict, in either directory."""
     for directory in (node.cdi_etc, node.cdi):
@@ -154,7 +154,7 @@ def test_spec_that_this_runtime_does_not_read_provides_nothing(
         assert ("no container gets a device of it" in apply.stdout) == ours
 
 
-def test_spec_that_this_runtime_may_not_read(place: Path) -> None:
+def test_spec_that_this_runtime_may_not_read_stays_with_a_warning(place: Path) -> None:
     """Where its version does not tell, and its executable neither: theirs stays, with a warning."""
     with GpuHost(place, ONE, version="1.7.12") as node:
         for directory in (node.cdi_etc, node.cdi):

@@ -123,7 +123,7 @@ def test_module_that_is_not_loaded_gets_no_node(driven: HostedNode) -> None:
         ("--cdi-enabled=false",),
     ],
 )
-def test_not_asked_for(driven: HostedNode, options: tuple[str, ...]) -> None:
+def test_no_node_is_made_without_the_option(driven: HostedNode, options: tuple[str, ...]) -> None:
     """Nothing is made, nor said."""
     result = driven.agent("apply", *options)
     checks.done(result)
@@ -133,7 +133,7 @@ def test_not_asked_for(driven: HostedNode, options: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("value", ["none", ""])
-def test_not_asked_for_in_the_environment(driven: HostedNode, value: str) -> None:
+def test_no_node_is_made_without_the_variable(driven: HostedNode, value: str) -> None:
     """The same."""
     checks.done(driven.agent("apply", env={"CREATE_DEVICE_NODES": value}))
     assert nodes(driven) == {}

@@ -19,7 +19,9 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root: run te
 
 
 @as_root
-def test_read_only_configuration(node: CliNode, namespace: Namespace) -> None:
+def test_read_only_configuration_is_refused_without_a_journal(
+    node: CliNode, namespace: Namespace
+) -> None:
     """Exit 3 with what to do; nothing of the journal is left over either."""
     namespace.read_only(node.etc)
     refuses(
@@ -34,7 +36,9 @@ def test_read_only_configuration(node: CliNode, namespace: Namespace) -> None:
 
 
 @as_root
-def test_read_only_state(node: CliNode, namespace: Namespace) -> None:
+def test_read_only_state_directory_refuses_every_change(
+    node: CliNode, namespace: Namespace
+) -> None:
     """Without a journal nothing is changed."""
     node.state.mkdir()
     namespace.read_only(node.state)
@@ -46,14 +50,16 @@ def test_read_only_state(node: CliNode, namespace: Namespace) -> None:
     )
 
 
-def test_state_directory_is_a_file(node: CliNode) -> None:
+def test_file_as_state_directory_refuses_every_change(node: CliNode) -> None:
     """Without a journal nothing is changed."""
     node.state.touch()
     refuses(node, Refusal(3, str(node.state)), commands=("apply", "apply", "plan"))
 
 
 @as_root
-def test_read_only_status_directory(node: CliNode, namespace: Namespace) -> None:
+def test_read_only_status_directory_refuses_every_change(
+    node: CliNode, namespace: Namespace
+) -> None:
     """A node whose readiness cannot be told is not touched: exit 3 means that nothing was."""
     namespace.read_only(node.validations)
     refuses(
@@ -64,7 +70,7 @@ def test_read_only_status_directory(node: CliNode, namespace: Namespace) -> None
     )
 
 
-def test_status_directory_is_a_file(node: CliNode) -> None:
+def test_file_as_status_directory_refuses_every_change(node: CliNode) -> None:
     """A node whose readiness cannot be told is not touched: exit 3 means that nothing was."""
     node.validations.rmdir()
     node.validations.touch()
@@ -120,7 +126,7 @@ def test_immutable_file_undoes_the_drop_in(node: CliNode) -> None:
         set_immutable(node.config, on=False)
 
 
-def test_lock_is_held(node: CliNode) -> None:
+def test_held_lock_refuses_writers_only(node: CliNode) -> None:
     """Exit 7 for whoever would write, while looking is free."""
     checks.done(node.agent("apply"))
     with (node.state / "lock").open() as lock:

@@ -25,7 +25,9 @@ fewer = cases("revert-in-place", "upgrade", "take-over", "revert-toolkit")
 
 @parts
 @most
-def test_one_step_fails(kind: type[PlainNode], command: str, part: int | str, place: Path) -> None:
+def test_one_failing_step_is_done_refused_or_undone(
+    kind: type[PlainNode], command: str, part: int | str, place: Path
+) -> None:
     """Done, refused with nothing touched, or undone and proven; once it is over, all is as ever."""
     with kind(place) as node:
         case = Case(node)
@@ -44,7 +46,7 @@ def test_one_step_fails(kind: type[PlainNode], command: str, part: int | str, pl
 @parts
 @pytest.mark.parametrize("where", ["everywhere", "configuration"])
 @fewer
-def test_all_steps_fail_from_one_on(
+def test_lasting_failure_is_reported_and_repaired_later(
     kind: type[PlainNode], command: str, where: str, part: int | str, place: Path
 ) -> None:
     """What cannot be undone is told (6), and undone or finished when the disk is well again. A full

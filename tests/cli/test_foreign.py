@@ -50,7 +50,7 @@ off = pytest.mark.parametrize(
 
 @off
 @pytest.mark.parametrize("kind", ["v/gpu", "site.example/x"])
-def test_restart_is_refused(nodes: Nodes, version: str, setting: str, kind: str) -> None:
+def test_deadly_spec_refuses_a_restart(nodes: Nodes, version: str, setting: str, kind: str) -> None:
     """By name, with what to do, and with nothing touched; also where others would restart it."""
     node = nodes(version, setting)
     path = put(node, kind)
@@ -62,7 +62,7 @@ def test_restart_is_refused(nodes: Nodes, version: str, setting: str, kind: str)
 
 
 @off
-def test_it_is_shown(nodes: Nodes, version: str, setting: str) -> None:
+def test_deadly_spec_is_shown_by_plan_and_status(nodes: Nodes, version: str, setting: str) -> None:
     """In the plan with all the rest of it, and in the status."""
     node = nodes(version, setting)
     path = put(node, "v/gpu")
@@ -96,7 +96,7 @@ def test_right_node_is_warned_of_its_next_restart(nodes: Nodes, version: str, se
 
 
 @off
-def test_revert_to_a_runtime_that_does_not_read_it(
+def test_deadly_spec_allows_a_revert_that_switches_cdi_off(
     nodes: Nodes, version: str, setting: str
 ) -> None:
     """The way out of CDI stays open."""
@@ -117,7 +117,9 @@ def test_revert_to_a_runtime_that_does_not_read_it(
         ("1.7.24", "--cdi-enabled=false"),
     ],
 )
-def test_runtime_that_will_not_read_it(nodes: Nodes, version: str, option: str) -> None:
+def test_deadly_spec_is_ignored_where_cdi_stays_off(
+    nodes: Nodes, version: str, option: str
+) -> None:
     """CDI stays off, or is not known at all."""
     node = nodes(version, "")
     put(node, "v/gpu")

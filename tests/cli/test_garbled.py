@@ -91,7 +91,7 @@ kinds = pytest.mark.parametrize("kind", ["2.1.9", "crio"])
 
 @kinds
 @pytest.mark.parametrize("way", WAYS)
-def test_written_anew(kind: str, way: str, place: Path) -> None:
+def test_garbled_file_is_written_anew_without_a_restart(kind: str, way: str, place: Path) -> None:
     """The same bytes and mode, no restart, and the node stays ready; a plan shows it before."""
     with applied(kind, place) as (node, file):
         before, ready = contents(node.tree()), node.ready()
@@ -116,7 +116,7 @@ def test_written_anew(kind: str, way: str, place: Path) -> None:
 
 @kinds
 @pytest.mark.parametrize("way", ["appended", "link", "emptied"])
-def test_revert_takes_it_away(kind: str, way: str, place: Path) -> None:
+def test_revert_removes_a_garbled_file(kind: str, way: str, place: Path) -> None:
     """It is ours: nothing of it is anybody's edit."""
     with applied(kind, place) as (node, file):
         WAYS[way](file)
@@ -126,7 +126,7 @@ def test_revert_takes_it_away(kind: str, way: str, place: Path) -> None:
         assert "nvidia" not in node.answer().runtimes
 
 
-def test_while_the_runtime_is_down(node: CliNode) -> None:
+def test_garbled_file_is_written_anew_while_the_runtime_is_down(node: CliNode) -> None:
     """It ends, and does not come back for that file, until it is written anew."""
     checks.done(node.agent("apply"))
     ready = node.ready()
@@ -141,7 +141,7 @@ def test_while_the_runtime_is_down(node: CliNode) -> None:
     assert node.ready() == ready
 
 
-def test_run_writes_it_anew(node: CliNode) -> None:
+def test_run_writes_a_garbled_file_anew_within_2_seconds(node: CliNode) -> None:
     """Within two seconds of the kernel's report."""
     with running(node) as daemon:
         ready = node.validations / "toolkit-ready"
@@ -155,7 +155,7 @@ def test_run_writes_it_anew(node: CliNode) -> None:
         daemon.end()
 
 
-def test_root_file_that_we_made(tmp_path: Path) -> None:
+def test_garbled_root_file_of_ours_is_written_anew(tmp_path: Path) -> None:
     """A node without a root file got one from us: it is ours in the same way."""
     with CliNode(tmp_path) as node:
         checks.done(node.agent("apply"))

@@ -252,7 +252,7 @@ def test_hook_program_is_taken_by_path_or_by_installed_name(host: Path) -> None:
     fails(run(host, "--nvidia-cdi-hook-path=bin/hook"), 2, "give an absolute path, or nvidia-cdi-")
 
 
-def test_hooks_that_are_made_all_the_same(host: Path) -> None:
+def test_hooks_can_be_switched_on_by_name(host: Path) -> None:
     """One that is switched off, all others being off, and one that is made only so."""
     off = ("--mode=management", "--format=json", "--disable-hook=all")
     assert hooks(spec(run(host, *off, "--enable-hook=update-ldcache"))) == ["update-ldcache"]

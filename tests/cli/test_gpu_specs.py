@@ -96,7 +96,7 @@ def test_runtime_that_reads_no_groups_gets_specs_without_them(place: Path) -> No
 
 
 @pytest.mark.parametrize("directory", ["run/cdi", "etc/cdi"])
-def test_who_has_it_already_keeps_it(directory: str, node: GpuHost) -> None:
+def test_kind_that_others_provide_is_left_to_them(directory: str, node: GpuHost) -> None:
     """NVIDIA's refresh service, say: ours goes, the file is named, and NVML is not asked for what
     nobody needs. When it goes, ours is back."""
     checks.done(node.agent("apply"))
@@ -148,7 +148,7 @@ def test_kinds_of_others_are_no_reason(node: GpuHost) -> None:
     assert set(node.specs()) == before
 
 
-def test_directory_that_is_left(node: GpuHost) -> None:
+def test_specs_leave_the_directory_of_before(node: GpuHost) -> None:
     """With another directory ours do not stay behind, where they would win."""
     checks.done(node.agent("apply"))
     checks.done(node.agent("apply", "--cdi-output-dir=/etc/cdi"))

@@ -60,13 +60,13 @@ def test_specs_stay_while_the_change_is_not_proven(node: WholeNode) -> None:
     }
 
 
-def test_spec_of_a_kind_that_is_asked_for_no_more(node: WholeNode) -> None:
+def test_spec_of_the_kind_before_goes(node: WholeNode) -> None:
     """Another --cdi-kind: the file of the old one goes."""
     checks.done(node.agent("apply", "--cdi-kind=management.example.com/gpu"))
     assert [path.name for path in node.cdi.iterdir()] == ["management.example.com-gpu.yaml"]
 
 
-def test_specs_that_were_never_written(place: Path) -> None:
+def test_status_lists_no_spec_before_one_is_written(place: Path) -> None:
     """Status lists what is, not what would be."""
     with WholeNode(place) as node:
         (spec,) = (
@@ -130,7 +130,7 @@ def test_crio_hook_goes_when_handlers_are_asked_for(place: Path) -> None:
         assert drop_in.read_bytes() == (place / "kept").read_bytes()
 
 
-def test_drop_in_that_another_toolkit_left_behind(node: WholeNode) -> None:
+def test_drop_in_without_its_import_is_named_by_status(node: WholeNode) -> None:
     """It wrote the root file anew, and with it our import: status names the file of ours."""
 
     def now() -> dict[str, str]:
@@ -175,7 +175,7 @@ def _left_over(node: WholeNode) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     ("version", "apart"), [("2.1.9", True), ("2.1.9", False), ("1.7.24", False)]
 )
-def test_specs_and_programs_that_another_toolkit_left_behind(
+def test_specs_and_programs_beside_another_toolkit_are_named_by_status(
     version: str, apart: bool, place: Path
 ) -> None:
     """Status names them, with what removes them: a revert, which leaves the other toolkit's handler

@@ -171,7 +171,7 @@ def test_second_agent_at_once_exits_with_7(first: str, place: Path) -> None:
 
 @as_root
 @pytest.mark.parametrize("word", _MOMENTS)
-def test_run_is_killed_while_its_child_works(word: str, place: Path) -> None:
+def test_child_of_a_killed_run_keeps_the_lock(word: str, place: Path) -> None:
     """The child goes on under the lock, and so nobody comes between; or it dies as well. The next
     `run` makes the node right."""
     with SpecNode(place) as node:
@@ -191,7 +191,7 @@ def test_run_is_killed_while_its_child_works(word: str, place: Path) -> None:
 
 @as_root
 @pytest.mark.parametrize("word", _MOMENTS)
-def test_child_of_run_is_killed(word: str, place: Path) -> None:
+def test_run_starts_another_child_for_a_killed_one(word: str, place: Path) -> None:
     """The one who waits starts another, which makes the node right."""
     with SpecNode(place) as node:
         case = Case(node)

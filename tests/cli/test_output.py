@@ -136,7 +136,7 @@ def test_full_disk_ends_help_with_one_line(command: str) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_exit_code_of_an_error_that_cannot_be_told() -> None:
+def test_exit_code_tells_an_error_that_cannot_be_printed() -> None:
     """It is what is left."""
     done = subprocess.run(
         ["/bin/sh", "-c", 'exec "$@" 2>/dev/full', "sh", sys.executable, "-m", "agent", "nope"],

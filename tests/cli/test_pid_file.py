@@ -28,7 +28,7 @@ def _open_files(pid: int) -> set[Path]:
     return {link.resolve() for link in Path(f"/proc/{pid}/fd").iterdir()}
 
 
-def test_held_to_the_end(node: CliNode) -> None:
+def test_pid_file_is_held_to_the_end(node: CliNode) -> None:
     """A second one ends with 7, whatever state directory it has; SIGTERM takes the file away."""
     path, option = _option(node)
     with running(node, option) as daemon:
@@ -43,7 +43,7 @@ def test_held_to_the_end(node: CliNode) -> None:
         assert not path.exists()
 
 
-def test_killed_one_s_is_taken_over(node: CliNode) -> None:
+def test_pid_file_of_a_killed_process_is_taken_over(node: CliNode) -> None:
     """By one that comes and goes."""
     path, option = _option(node)
     with running(node, option) as daemon:
@@ -75,7 +75,7 @@ def test_child_does_not_hold_it(node: CliNode) -> None:
             os.kill(child, signal.SIGCONT)
 
 
-def test_none_unless_asked_for(node: CliNode) -> None:
+def test_no_pid_file_is_made_unless_asked_for(node: CliNode) -> None:
     """Under our own name there is none by default; what is in the way of one is told."""
     with running(node) as daemon:
         daemon.until(lambda: _waiting(daemon), 20)

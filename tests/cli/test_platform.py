@@ -99,7 +99,7 @@ def test_apply_makes_its_spec(mode: str, request: pytest.FixtureRequest) -> None
     checks.done(node.agent("status"))
 
 
-def test_driver_that_goes_and_comes(wsl: OtherNode) -> None:
+def test_spec_goes_and_comes_with_the_driver(wsl: OtherNode) -> None:
     """`run` takes the spec away with it, and readiness, and makes both anew."""
     away = wsl.host / "away"
     with running(wsl) as daemon:
@@ -150,7 +150,9 @@ def test_management_spec_from_before_goes(wsl: OtherNode) -> None:
 
 
 @pytest.mark.parametrize("words", [("cdi generate",), ("cdi generate", "--mode=nvml")])
-def test_it_is_named_elsewhere(words: tuple[str, ...], wsl: OtherNode) -> None:
+def test_other_platforms_are_named_without_useless_advice(
+    words: tuple[str, ...], wsl: OtherNode
+) -> None:
     """No advice that cannot work."""
     result = wsl.agent(*words)
     fails(result, 3, _SAYS)
@@ -158,7 +160,7 @@ def test_it_is_named_elsewhere(words: tuple[str, ...], wsl: OtherNode) -> None:
     assert "kernel module" not in result.stderr
 
 
-def test_no_specs_are_asked_for(wsl: OtherNode) -> None:
+def test_node_without_specs_is_made_right(wsl: OtherNode) -> None:
     """The rest of the node can be made right all the same."""
     checks.done(wsl.agent("apply", "--cdi-output-dir="))
     assert wsl.ready() is not None
@@ -190,7 +192,7 @@ def test_runtime_mode_with_specs_is_not_ready_without_one(place: Path) -> None:
         assert node.ready() is None
 
 
-def test_spec_that_cannot_be_written(tegra: OtherNode) -> None:
+def test_spec_that_cannot_be_written_is_refused(tegra: OtherNode) -> None:
     """It is the one that the node needs."""
     checks.done(tegra.agent("apply"))
     shutil.rmtree(tegra.host / CSV)

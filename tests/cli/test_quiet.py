@@ -15,7 +15,7 @@ from tests.tools.waiting import SOON
 
 
 @pytest.mark.parametrize("command", ["apply", "revert"])
-def test_pod_that_is_being_made(command: str, tmp_path: Path) -> None:
+def test_restart_waits_for_a_pod_that_is_being_made(command: str, tmp_path: Path) -> None:
     """Nothing is written until its container is started; then the command goes on."""
     with CliNode(tmp_path) as node:
         if command == "revert":

@@ -41,7 +41,7 @@ def ready(node: CliNode) -> Ready:
     return Ready(node)
 
 
-def test_comes_with_the_first_success_and_goes_with_the_process(
+def test_ready_file_comes_with_success_and_goes_with_the_process(
     node: CliNode, ready: Ready
 ) -> None:
     """Also where an older decision lies on the host already."""
@@ -56,7 +56,7 @@ def test_comes_with_the_first_success_and_goes_with_the_process(
         assert list(ready.path.parent.iterdir()) == []
 
 
-def test_goes_when_a_convergence_is_refused(node: CliNode, ready: Ready) -> None:
+def test_ready_file_goes_when_a_convergence_is_refused(node: CliNode, ready: Ready) -> None:
     """And says why; it comes back with the next success."""
     good = node.config.read_bytes()
     with running(node, ready.option) as daemon:
@@ -100,7 +100,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_none_is_left_by_a_killed_process(wrong: str, node: CliNode, ready: Ready) -> None:
+def test_ready_file_of_a_killed_process_is_removed(wrong: str, node: CliNode, ready: Ready) -> None:
     """Whatever becomes of the next one; its option may be wrong."""
     with running(node, ready.option) as daemon:
         daemon.until(ready.holds, 20)
@@ -113,7 +113,7 @@ def test_none_is_left_by_a_killed_process(wrong: str, node: CliNode, ready: Read
     assert not ready.holds()
 
 
-def test_none_is_left_that_nobody_made(node: CliNode, ready: Ready) -> None:
+def test_ready_file_of_unknown_origin_is_removed(node: CliNode, ready: Ready) -> None:
     """Whatever is in it, and also where the next process ends at once."""
     for content in (b"", b"1 1\n", b"text", bytes(range(256))):
         ready.path.write_bytes(content)
@@ -131,7 +131,7 @@ def test_second_process_does_not_take_the_first_one_s(node: CliNode, ready: Read
         assert ready.holds()
 
 
-def test_place_that_cannot_be_written(node: CliNode) -> None:
+def test_ready_file_that_cannot_be_written_is_refused(node: CliNode) -> None:
     fails(node.agent("run", f"--ready-file={node.directory}/none/ready"), 3, "ready file")
 
 
@@ -147,7 +147,7 @@ def test_link_is_not_followed(node: CliNode, ready: Ready) -> None:
         assert other.read_text() == "text"
 
 
-def test_restart_is_put_off(node: CliNode, ready: Ready) -> None:
+def test_put_off_restart_leaves_the_node_untouched(node: CliNode, ready: Ready) -> None:
     """By a part of the time that the node's name decides; until then nothing is touched, nothing
     runs but the process that waits, and the reason is told."""
     before, starts = node.tree(), node.supervisor.starts
@@ -168,7 +168,7 @@ def test_restart_is_put_off(node: CliNode, ready: Ready) -> None:
         assert daemon.said().count('"event": "restart put off"') == 1
 
 
-def test_stop_while_a_restart_is_put_off(node: CliNode, ready: Ready) -> None:
+def test_stop_ends_a_put_off_restart(node: CliNode, ready: Ready) -> None:
     with running(node, ready.option, "--restart-spread=24h", f"--node-name={NAME}") as daemon:
         daemon.until(lambda: "restart put off until" in ready.reason())
         daemon.until(daemon.idle)

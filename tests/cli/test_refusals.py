@@ -178,7 +178,9 @@ def test_immutable_file_is_refused_beforehand(whole: WholeNode, namespace: Names
 
 
 @pytest.mark.parametrize("version", ["1.7.24", "2.1.9"])
-def test_configuration_in_a_read_only_usr(version: str, place: Path, namespace: Namespace) -> None:
+def test_configuration_in_a_read_only_usr_is_refused(
+    version: str, place: Path, namespace: Namespace
+) -> None:
     """Flatcar: the unit's file lies in /usr, which cannot be written (gpu-operator#673)."""
     with WholeNode(place, version) as node:
         namespace.read_only(node.etc)

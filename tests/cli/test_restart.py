@@ -86,7 +86,7 @@ def test_runtime_that_comes_back_otherwise_is_rolled_back(
     tells(node, 5, "ROLLED_BACK", names)
 
 
-def test_native_cdi_that_cannot_be_switched_on(tmp_path: Path) -> None:
+def test_runtime_that_dies_of_native_cdi_is_configured_without_it(tmp_path: Path) -> None:
     """containerd 1.7 that dies of enable_cdi: rolled back, then decided again without it."""
     with CliNode(tmp_path, "1.7.24") as node:
         node.script(die_when={"enable_cdi": True})
@@ -105,7 +105,7 @@ def test_native_cdi_that_cannot_be_switched_on(tmp_path: Path) -> None:
         assert node.supervisor.starts == starts
 
 
-def test_native_cdi_that_the_runtime_does_not_start_with(tmp_path: Path) -> None:
+def test_trial_start_that_fails_with_native_cdi_costs_no_restart(tmp_path: Path) -> None:
     """The same, found by the trial start: the runtime is restarted once, for what works."""
     with CliNode(tmp_path, "1.7.24") as node:
         node.script(die_when={"enable_cdi": True}, in_trial={"die_when": {"enable_cdi": True}})
@@ -137,7 +137,7 @@ def test_handler_missing_after_a_trial_start_is_refused(node: CliNode) -> None:
     refuses(node, Refusal(3, "handler nvidia is missing", "TRIAL_FAILED"), commands=("apply",))
 
 
-def test_restart_that_never_comes(node: CliNode) -> None:
+def test_restart_that_never_comes_exits_with_6(node: CliNode) -> None:
     """Nothing starts the runtime again: exit 6, old bytes on disk for when something does."""
     before = node.tree()
     node.supervisor.delay = None
@@ -155,7 +155,7 @@ def test_restart_that_never_comes(node: CliNode) -> None:
 
 
 @versions
-def test_restart_is_somebody_elses(version: str, tmp_path: Path) -> None:
+def test_restart_by_others_is_proven_by_the_next_apply(version: str, tmp_path: Path) -> None:
     """With `none`: written and not ready, exit 0; after the restart the next apply commits."""
     none = "--restart-mode=none"
     with CliNode(tmp_path, version) as node:

@@ -94,7 +94,7 @@ def test_drop_in_repaired_by_hand_is_ours(node: CliNode) -> None:
 @pytest.mark.parametrize(
     "edit", ["\n# by the admin\n", "privileged_without_host_devices = true\n"], ids=["note", "key"]
 )
-def test_repair_that_kept_an_edit(node: CliNode, edit: str) -> None:
+def test_repaired_file_with_an_edit_stays_edited(node: CliNode, edit: str) -> None:
     """What somebody added is still in it: `status` and `revert` say the same, again and again."""
     checks.done(node.agent("apply"))
     text = node.drop_in.read_text().replace("nvidia-container-runtime.cdi", "somewhere-else")
@@ -234,7 +234,7 @@ def test_nothing_of_ours_stays_in_an_edited_drop_in_of_crio(place: Path, command
         assert (after.default, set(after.runtimes)) == (before.default, set(before.runtimes))
 
 
-def test_specs_that_were_never_written(node: CliNode) -> None:
+def test_status_lists_no_spec_before_the_first_apply(node: CliNode) -> None:
     """Before the first apply there is no spec of ours to list (see test_spec for those there)."""
     data = json.loads(node.agent("status", "-o", "json").stdout)
     assert data["specs"] == []

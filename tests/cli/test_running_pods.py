@@ -227,7 +227,7 @@ def test_revert_names_pods_that_ask_by_variable(place: Path) -> None:
         assert result.stderr.count("ml/both-0") == 1
 
 
-def test_nothing_is_asked_where_nothing_changes(place: Path) -> None:
+def test_no_pod_is_asked_about_where_nothing_changes(place: Path) -> None:
     """Nor where what changes is no pod's matter."""
     with SourceNode(place, "2.1.9") as node:
         applied(node)

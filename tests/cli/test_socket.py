@@ -74,6 +74,6 @@ def test_unknown_runtime_is_refused(node: CliNode) -> None:
     refuses(node, Refusal(4, "other", "RUNTIME_UNREACHABLE"))
 
 
-def test_other_runtime_than_asked_for(node: CliNode) -> None:
+def test_other_runtime_than_asked_for_is_refused(node: CliNode) -> None:
     """A containerd behind the socket that CRI-O was asked for."""
     refuses(node, Refusal(3, str(node.socket)), "--runtime=crio")

@@ -60,7 +60,7 @@ def test_no_driver_is_refused(node: DriverNode) -> None:
     assert "there is no NVIDIA driver" in shown["problem"]
 
 
-def test_written_where_the_runtime_reads(node: DriverNode) -> None:
+def test_spec_is_written_where_the_runtime_reads(node: DriverNode) -> None:
     """In the directory that wins, since the usual one is not read; and only once."""
     make_driver(node.driver)
     changes = shows(node.agent("plan", "-o", "json"), "Plan", 1)["changes"]
@@ -86,7 +86,7 @@ def test_no_driver_is_needed_without_specs(node: DriverNode) -> None:
         assert not node.spec.exists()
 
 
-def test_directory_that_is_not_read(node: DriverNode) -> None:
+def test_directory_that_is_not_read_is_refused(node: DriverNode) -> None:
     """Asked for by name, it is refused: nobody would ever see the devices."""
     make_driver(node.driver)
     result = node.agent("apply", f"--cdi-output-dir={node.directory}/elsewhere")

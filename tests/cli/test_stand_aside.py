@@ -68,7 +68,7 @@ def test_run_goes_on_after_a_refusal(node: CliNode, ready: Ready) -> None:
 
 
 @pytest.mark.parametrize("who", ["revert", "run"])
-def test_one_of_both_is_killed(who: str, place: Path) -> None:
+def test_killed_revert_or_run_leaves_the_node_to_the_other(who: str, place: Path) -> None:
     """A revert that is killed leaves the node to `run`; if `run` is killed the revert goes on."""
     with PlainNode(place) as node:
         before = files(node)

@@ -28,7 +28,7 @@ resources = {
 
 
 @pytest.mark.parametrize("text", [_WORKLOADS, "\ufeff" + _WORKLOADS], ids=["TOML 1.1", "BOM"])
-def test_crio_with_drop_ins_that_it_reads(place: Path, text: str) -> None:
+def test_odd_drop_ins_that_crio_reads_are_left_alone(place: Path, text: str) -> None:
     """They are nobody's but the admin's: they keep nothing from being done."""
     node = CrioNode(place)
     (node.drop_ins / "05-workloads.conf").write_text(text)

@@ -184,7 +184,7 @@ def test_removed_toolkit_of_the_host_takes_readiness_away(empty_host: HostedNode
     assert not empty_host.toolkit.parent.exists()
 
 
-def test_what_nvidia_s_installer_has_put_there(sourced: SourceNode) -> None:
+def test_programs_of_nvidias_installer_are_taken_over(sourced: SourceNode) -> None:
     """Its programs are taken over from below its wrappers, and its directory is kept."""
     assert sourced.source
     for name in _WRAPPED:

@@ -225,7 +225,7 @@ def test_low_level_runtimes_of_the_node_come_first(place: Path, version: str) ->
         assert read(node.toolkit)[RUNTIME]["runtimes"] == [str(own), "runc", "crun"]
 
 
-def test_low_level_runtimes_where_configuration_is_not_ours(place: Path) -> None:
+def test_low_level_runtimes_stay_where_the_configuration_is_not_ours(place: Path) -> None:
     """gpu-operator switched to NRI: the handlers of before are still there, and what they call."""
     section, own = SECTIONS[3], place / "opt/my-crun"
     own.parent.mkdir()

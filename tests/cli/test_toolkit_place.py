@@ -39,7 +39,7 @@ def cover(node: SourceNode, namespace: Namespace, kind: str) -> str:
 
 
 @as_root
-def test_read_only(sourced: SourceNode, namespace: Namespace) -> None:
+def test_read_only_install_directory_is_refused(sourced: SourceNode, namespace: Namespace) -> None:
     """Nothing else is changed either."""
     namespace.read_only(in_place(sourced))
     refusal = Refusal(3, f"cannot install the toolkit in {sourced.toolkit}: it cannot be written")
@@ -48,7 +48,9 @@ def test_read_only(sourced: SourceNode, namespace: Namespace) -> None:
 
 
 @as_root
-def test_read_only_upgrade(sourced: SourceNode, namespace: Namespace) -> None:
+def test_upgrade_in_a_read_only_directory_is_refused(
+    sourced: SourceNode, namespace: Namespace
+) -> None:
     """A node that is right is, also where nothing can be written; an upgrade is refused."""
     checks.done(sourced.agent("apply"))
     namespace.read_only(sourced.toolkit.parent)
@@ -67,7 +69,7 @@ def test_read_only_upgrade(sourced: SourceNode, namespace: Namespace) -> None:
     [("2.1.9", (), 3), ("2.1.9", (_OFF,), 1), ("1.6.20", (), 6)],
     ids=["row-3", "row-1", "row-6"],
 )
-def test_toolkit_that_is_there_and_cannot_be_changed(
+def test_read_only_toolkit_is_used_as_it_is(
     version: str, options: tuple[str, ...], row: int, place: Path, namespace: Namespace
 ) -> None:
     """It is used as it is, and what that means is said."""
@@ -176,7 +178,7 @@ def test_files_are_exchanged_one_by_one_on_overlay(
 
 
 @as_root
-def test_directory_itself_is_a_mount(sourced: SourceNode, namespace: Namespace) -> None:
+def test_mount_as_install_directory_is_refused(sourced: SourceNode, namespace: Namespace) -> None:
     """A new directory could not take its place."""
     sourced.toolkit.mkdir(parents=True)
     namespace.mount(*_TMPFS, str(sourced.toolkit))
@@ -187,7 +189,9 @@ def test_directory_itself_is_a_mount(sourced: SourceNode, namespace: Namespace) 
 
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o1777])
 @pytest.mark.parametrize("which", ["toolkit", "above"])
-def test_directory_that_others_can_write(sourced: SourceNode, which: str, mode: int) -> None:
+def test_install_directory_that_others_can_write_is_refused(
+    sourced: SourceNode, which: str, mode: int
+) -> None:
     """They would become root with the next container."""
     sourced.toolkit.mkdir(parents=True)
     path = sourced.toolkit if which == "toolkit" else sourced.toolkit.parent
@@ -211,7 +215,7 @@ def test_directory_of_another_user_is_refused(sourced: SourceNode) -> None:
 
 
 @pytest.mark.parametrize("which", ["toolkit", "above"])
-def test_directory_is_a_link(sourced: SourceNode, which: str) -> None:
+def test_link_as_install_directory_is_followed_and_stays(sourced: SourceNode, which: str) -> None:
     """Followed once: what it leads to is the directory, and the link stays."""
     real = sourced.directory / "disk"
     real.mkdir()
@@ -237,7 +241,7 @@ def test_directory_is_a_link(sourced: SourceNode, which: str) -> None:
     assert not (goal / RUNTIME).exists()
 
 
-def test_directory_is_a_file(sourced: SourceNode) -> None:
+def test_file_as_install_directory_is_refused(sourced: SourceNode) -> None:
     """Nobody's toolkit is removed for it."""
     in_place(sourced)
     sourced.toolkit.write_text("mine")

@@ -106,7 +106,7 @@ def test_absolute_link_stays_inside_the_source(sourced: SourceNode) -> None:
 
 @as_root
 @pytest.mark.parametrize("name", ["usr/bin/nvidia-ctk", "usr/bin", ""])
-def test_source_that_may_not_be_read(sourced: SourceNode, name: str) -> None:
+def test_unreadable_source_is_refused(sourced: SourceNode, name: str) -> None:
     """Refused, naming it, and nothing is left over."""
     assert sourced.source
     path = sourced.source / name

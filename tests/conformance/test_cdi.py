@@ -75,7 +75,9 @@ def test_executable_tells_what_it_reads(
 
 
 @generations
-def test_which_file_wins(generation: str, runtime: Runtime) -> None:
+def test_later_directory_wins_unless_an_earlier_one_conflicts(
+    generation: str, runtime: Runtime
+) -> None:
     """A later directory does, unless two files of an earlier one are in each other's way."""
 
     def of(kind: str, value: str) -> str:

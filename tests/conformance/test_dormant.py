@@ -92,7 +92,7 @@ def refuses(node: PrivateNode, command: str, *says: str) -> None:
 
 
 @pytest.mark.parametrize(("dormant", "generation"), _CELLS)
-def test_restart_onto_files_that_do_not_load(
+def test_restart_onto_files_that_do_not_load_is_refused(
     dormant: Dormant, generation: str, runtime: Runtime
 ) -> None:
     """Exit 3 with containerd's words, the key, whose fault it is, and a living runtime. When the

@@ -89,7 +89,9 @@ def test_right_node_is_proven_again_after_a_rollback(generation: str, runtime: R
 
 
 @kinds
-def test_restart_that_never_comes_back(shape: Shape, generation: str, runtime: Runtime) -> None:
+def test_runtime_that_never_comes_back_has_its_old_files(
+    shape: Shape, generation: str, runtime: Runtime
+) -> None:
     """The old bytes are there for when the runtime is; then the node can be made right."""
     with PrivateNode(runtime, shape) as node:
         before = checks.observe(node)
@@ -106,7 +108,9 @@ def test_restart_that_never_comes_back(shape: Shape, generation: str, runtime: R
 
 
 @kinds
-def test_restart_left_to_others(shape: Shape, generation: str, runtime: Runtime) -> None:
+def test_restart_by_others_is_proven_by_the_next_apply(
+    shape: Shape, generation: str, runtime: Runtime
+) -> None:
     """With `none` the files wait for a restart; whoever comes after it proves and publishes."""
     with PrivateNode(runtime, shape) as node:
         before = checks.observe(node)

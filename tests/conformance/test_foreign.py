@@ -86,7 +86,7 @@ def letter(path: Path) -> None:
      (BY_NAME["cdi-off-v3"], "2.1", os.mkfifo)],
     ids=["1.7", "2.1", "pipe"],
 )  # fmt: skip
-def test_it_is_not_restarted(
+def test_deadly_spec_refuses_a_restart(
     shape: Shape, generation: str, make: Callable[[Path], None], runtime: Runtime
 ) -> None:
     """CDI would come on, and the runtime would be dead, or wait for ever: apply refuses, naming

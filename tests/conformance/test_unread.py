@@ -56,7 +56,7 @@ def _add(node: PrivateNode, text: str, name: str = "50-theirs.toml") -> str:
 
 
 @pytest.mark.parametrize("generation", ["1.6", "1.7", "2.1"])
-def test_file_that_has_nothing_of_ours(node: PrivateNode, generation: str) -> None:
+def test_unread_file_without_our_keys_is_a_warning(node: PrivateNode, generation: str) -> None:
     """A warning names it; the node is made right, is right, and comes back."""
     path = _add(node, _text(generation))
     before = contents(node.tree())
@@ -74,7 +74,7 @@ def test_file_that_has_nothing_of_ours(node: PrivateNode, generation: str) -> No
 
 
 @pytest.mark.parametrize("generation", ["2.1"])
-def test_more_mirrors_than_we_read(node: PrivateNode, generation: str) -> None:
+def test_unread_file_with_many_mirrors_is_a_warning(node: PrivateNode, generation: str) -> None:
     """The dump that has them all is not read as a whole either."""
     above = "plugins.'io.containerd.cri.v1.images'.registry"
     mirrors = "".join(
@@ -101,7 +101,7 @@ def _refused(node: PrivateNode, path: str, *words: str, options: tuple[str, ...]
 
 @pytest.mark.parametrize("generation", ["1.6", "1.7", "2.1"])
 @pytest.mark.parametrize("key", ["default_runtime_name", "runtimes"])
-def test_file_that_has_something_of_ours(node: PrivateNode, generation: str, key: str) -> None:
+def test_unread_file_with_our_keys_is_refused(node: PrivateNode, generation: str, key: str) -> None:
     """The refusal names the key, because no plan can be made without it."""
     kata = f"[{_CRI[generation]}.containerd.runtimes.kata]\nruntime_type = 'io.containerd.runc.v2'"
     tables = f"{kata}\n{kata.replace('kata', 'runc')}"  # 1.x does not serve the CRI without runc
@@ -113,7 +113,7 @@ def test_file_that_has_something_of_ours(node: PrivateNode, generation: str, key
 
 
 @pytest.mark.parametrize("generation", ["2.1"])
-def test_file_that_would_win_over_ours(node: PrivateNode, generation: str) -> None:
+def test_unread_file_that_wins_over_ours_is_refused(node: PrivateNode, generation: str) -> None:
     """It says what holds anyhow, so that its effect shows only once we want something else."""
     text = f"[{_CRI[generation]}.containerd]\ndefault_runtime_name = 'runc'"
     path = _add(node, _text(generation, text))
@@ -123,7 +123,7 @@ def test_file_that_would_win_over_ours(node: PrivateNode, generation: str) -> No
 
 
 @pytest.mark.parametrize("generation", ["1.7"])
-def test_file_that_hides_ours(node: PrivateNode, generation: str) -> None:
+def test_unread_file_that_hides_ours_is_refused(node: PrivateNode, generation: str) -> None:
     """containerd 1.x takes the whole section from the last file that has it: an edit of another
     file would have no effect."""
     root = node.etc / "containerd/config.toml"
@@ -134,7 +134,7 @@ def test_file_that_hides_ours(node: PrivateNode, generation: str) -> None:
 
 
 @pytest.mark.parametrize("generation", ["1.6", "2.1"])
-def test_file_that_imports_others(node: PrivateNode, generation: str) -> None:
+def test_unread_file_that_imports_others_is_refused(node: PrivateNode, generation: str) -> None:
     """What these say is not known either."""
     (node.etc / "containerd/other.toml").write_text("")
     text = f'imports = ["{node.etc}/containerd/other.toml"]'
@@ -142,7 +142,7 @@ def test_file_that_imports_others(node: PrivateNode, generation: str) -> None:
 
 
 @pytest.mark.parametrize("generation", ["1.6", "2.1"])
-def test_file_that_containerd_does_not_read(node: PrivateNode, generation: str) -> None:
+def test_file_that_containerd_cannot_read_is_refused(node: PrivateNode, generation: str) -> None:
     """Neither can it start on it: it was started on something else."""
     path = _add(node, "")
     with open(path, "w", encoding="ascii") as file:
@@ -157,7 +157,7 @@ def test_file_that_containerd_does_not_read(node: PrivateNode, generation: str) 
 
 
 @pytest.mark.parametrize("generation", ["2.1"])
-def test_file_that_came_while_it_runs(node: PrivateNode, generation: str) -> None:
+def test_unread_file_on_a_right_node_changes_nothing(node: PrivateNode, generation: str) -> None:
     """On a node that is right nothing is to be done; the dump is of the file as it lies there."""
     path = _add(node, "")
     checks.done(node.agent("apply"))

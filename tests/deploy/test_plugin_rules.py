@@ -168,7 +168,7 @@ def test_plugin_starts_once_there_is_a_driver(host: Path) -> None:
         assert plugin.says(1) == _served("/", "/")
 
 
-def test_driver_that_is_replaced(host: Path) -> None:
+def test_plugin_stops_while_its_driver_is_replaced(host: Path) -> None:
     """A driver container that is upgraded has no driver for a while. The plugin, whose own spec
     names the old files, is stopped meanwhile and started on the new driver."""
     make_driver(host / _CONTAINER)
@@ -186,7 +186,7 @@ def test_driver_that_is_replaced(host: Path) -> None:
         assert plugin.says(2) == new
 
 
-def test_directory_dev_without_nodes(host: Path) -> None:
+def test_plugin_is_not_started_beside_a_dev_without_nodes(host: Path) -> None:
     """The driver's root has a directory dev, and the nodes are in the host's. The plugin looks in
     that directory alone. It is not started: it would register GPUs that no CDI spec describes."""
     make_driver(host / _CONTAINER, nodes=False)
@@ -202,7 +202,7 @@ def test_directory_dev_without_nodes(host: Path) -> None:
         assert plugin.says(1)
 
 
-def test_injected_library(host: Path) -> None:
+def test_plugin_finds_nvml_where_the_runtime_injects_it(host: Path) -> None:
     """Why the component asks the runtime for the driver (runtime class, NVIDIA_VISIBLE_DEVICES):
     releases before 0.18.1 find NVML in the container only, and links of Debian's packages lead out
     of the host's / as the plugin sees it."""
@@ -221,7 +221,7 @@ def test_injected_library(host: Path) -> None:
     assert start_plugin(env, injected=library).library == f"/{_LIBRARY}"
 
 
-def test_directory_made_anew(host: Path) -> None:
+def test_plugin_goes_on_when_the_status_directory_is_made_anew(host: Path) -> None:
     """The status directory is removed and made again, as by a driver container that starts: the
     plugin goes on, and sees the next decision."""
     make_driver(host)

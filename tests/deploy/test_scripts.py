@@ -152,14 +152,14 @@ def test_starts_anew_when_the_decision_changes(plugin: Plugin) -> None:
     ],
     ids=lambda words: next(iter(words)),
 )
-def test_no_driver_and_an_override(plugin: Plugin, override: dict[str, str]) -> None:
+def test_override_waits_for_no_driver(plugin: Plugin, override: dict[str, str]) -> None:
     """Who says where the driver is, or that no CDI is wanted, waits for no driver."""
     plugin.write(decision(NVIDIA_DRIVER_ROOT=""))
     plugin.start(**override)
     assert len(plugin.until(bool)) == 1
 
 
-def test_no_driver_without_cdi(plugin: Plugin) -> None:
+def test_plugin_without_cdi_waits_for_no_driver(plugin: Plugin) -> None:
     """Other strategies work without NVML (Tegra), and the plugin waits by itself."""
     plugin.write(decision(NVIDIA_DRIVER_ROOT="", DEVICE_LIST_STRATEGY="envvar"))
     plugin.start()

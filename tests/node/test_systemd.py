@@ -77,7 +77,7 @@ def _states(node: SystemdNode) -> dict[str, str]:
     return {name: node.show(name)["ActiveState"] for name in (SERVICE, *DEPENDENT)}
 
 
-def test_units_that_go_down_with_it(boot: Boot) -> None:
+def test_dependent_units_are_back_after_a_restart(boot: Boot) -> None:
     """A restart takes them along and they are back; a signal would leave some of them dead, which
     is refused beforehand, with their names."""
     node = boot("Restart=always")
@@ -119,7 +119,7 @@ def test_signal_is_refused_where_the_unit_stays_dead(boot: Boot) -> None:
     assert node.show(SERVICE)["InvocationID"] == started
 
 
-def test_unit_that_does_not_come_back(boot: Boot) -> None:
+def test_unit_that_does_not_come_back_is_reported(boot: Boot) -> None:
     """It starts once only: said in the log and in the outcome, which is not called proven."""
     node = boot()
     once = "/bin/sh -c 'mkdir /run/nvidia-once && exec sleep infinity'"
@@ -135,7 +135,7 @@ def test_unit_that_does_not_come_back(boot: Boot) -> None:
     node.run("rm", "-rf", "/run/nvidia-once")
 
 
-def test_process_that_cannot_be_seen(boot: Boot) -> None:
+def test_invisible_process_is_proven_by_its_unit(boot: Boot) -> None:
     """No hostPID and no /proc of the host: the unit by its name, and its InvocationID as proof."""
     node = boot()
     failed(node.agent("apply", host_pid=False, hidden=True), 3, "--restart-mode=systemd")
@@ -269,7 +269,9 @@ def test_restart_works_on_a_newer_containerd(boot: Boot, new_tools: object) -> N
 
 
 @pytest.mark.long
-def test_runtime_that_a_garbled_drop_in_keeps_down(boot: Boot, new_tools: object) -> None:
+def test_runtime_kept_down_by_a_garbled_drop_in_is_started_again(
+    boot: Boot, new_tools: object
+) -> None:
     """systemd has given it up; what we wrote last is put back, and the unit is started once."""
     node = boot("Restart=always\nRestartSec=10ms", new_tools)
     checks.done(node.agent("apply"))

@@ -90,7 +90,9 @@ def test_pod_waits_for_the_driver_and_makes_the_node_right(
 
 
 @pytest.mark.parametrize("generation", sampled_params(["1.7", "2.1"], 1, __name__))
-def test_validator_and_restarts(generation: str, runtime: Runtime) -> None:
+def test_barrier_of_the_validator_is_refilled_and_never_made(
+    generation: str, runtime: Runtime
+) -> None:
     """The barrier is refilled and put back, never made; a pod that comes again changes nothing."""
     with OperatorNode(runtime) as node, Pod(node, ON, operator.CONTAINERD_MOUNTS) as pod:
         places = node.places

@@ -227,7 +227,7 @@ def test_depth_of_json_is_limited(depth: int) -> None:
         assert budget.json_value(text, budget.INFO)
 
 
-def test_line_of_a_log_without_end() -> None:
+def test_line_of_a_log_is_read_in_linear_time() -> None:
     """Quotes that are not closed, words that are not assigned: each is looked at once."""
     rng = random.Random(1)  # noqa: S311 - no secret
     before = time.process_time()
@@ -245,7 +245,7 @@ def test_pattern_of_many_stars_ends_soon() -> None:
     assert time.process_time() - before < 1
 
 
-def test_directories_without_end(tmp_path: Path) -> None:
+def test_endless_directories_are_refused(tmp_path: Path) -> None:
     """CRI-O walks down the directory of its drop-ins; so deep nobody has one."""
     from agent.host.paths import HostRoot
     from agent.runtimes.crio import load
@@ -255,7 +255,7 @@ def test_directories_without_end(tmp_path: Path) -> None:
         load.load(HostRoot("/"), "", str(tmp_path))
 
 
-def test_imports_without_end(node: CliNode) -> None:
+def test_endless_imports_are_refused(node: CliNode) -> None:
     """Of the whole disk, and of files one by one."""
     before = node.config.read_bytes()
     many = ", ".join(f'"/nowhere/{number}*.toml"' for number in range(600))

@@ -41,7 +41,7 @@ def tegra(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("how", ["owner", "mode", "directory", "link"])
-def test_list_that_somebody_else_can_write(how: str, tegra: Path) -> None:
+def test_list_that_others_can_write_is_not_read(how: str, tegra: Path) -> None:
     """She adds the host's shadow file to the list; every container would have it."""
     (tegra / "etc/shadow").write_text("secret")
     (tegra / CSV / "l4t.csv").write_text("lib, /etc/shadow\n")
@@ -94,7 +94,7 @@ def test_path_with_control_characters_is_passed_over(line: str, tegra: Path) -> 
     assert csv.read(HostRoot(str(tegra)), [f"/{CSV}/l4t.csv"]).paths == {}
 
 
-def test_list_without_an_end(tegra: Path) -> None:
+def test_endless_list_is_not_read(tegra: Path) -> None:
     """One that is larger than any, a pipe, a device: none makes us wait, or fills the memory."""
     (tegra / CSV / "l4t.csv").write_text("lib, /etc/x\n" * 50_000)
     (tegra / CSV / "more.csv").write_text("\n" * 6_000)
@@ -116,7 +116,7 @@ def test_many_wildcards_are_bounded(tegra: Path) -> None:
     assert spec(tegra, "csv")[0]["devices"]
 
 
-def test_libdxcore_that_somebody_else_can_write(tmp_path: Path) -> None:
+def test_libdxcore_that_others_can_write_is_not_loaded(tmp_path: Path) -> None:
     """It would run as root. It is not loaded, and the only driver needs no answer."""
     other_hosts.make_wsl(tmp_path)
     library = made_dxcore.place(tmp_path, ADAPTERS)
@@ -141,7 +141,7 @@ def test_broken_libdxcore_is_reported(content: bytes, tmp_path: Path) -> None:
         assert dxcore.ask(file.fileno()).error.startswith("it cannot be used")
 
 
-def test_path_that_windows_does_not_have(tmp_path: Path) -> None:
+def test_path_that_is_no_driver_of_windows_is_passed_over(tmp_path: Path) -> None:
     """Windows tells any path: only what is there, and has NVIDIA's library, counts."""
     other_hosts.make_wsl(tmp_path)
     for odd in ("/../../etc", "relative", "/etc/shadow", "/" + "x" * 250):

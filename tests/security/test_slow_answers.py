@@ -84,7 +84,7 @@ def test_trickling_configuration_meets_the_deadline(parts: list[bytes]) -> None:
         assert config_request.effective_config(path, timeout=1.0) is None
 
 
-def test_configuration_without_end() -> None:
+def test_endless_configuration_is_given_up() -> None:
     """A megabyte at a time."""
     with trickling([HEAD, b"\r\n", b"#" * (1 << 20)], 0.0) as path, within(5):
         assert config_request.effective_config(path, timeout=4.0) is None
@@ -102,7 +102,7 @@ def _python(code: str, timeout: float = 10.0) -> command.Output:
     return command.run(HOST, [sys.executable, "-c", code], timeout)
 
 
-def test_program_that_prints_without_end() -> None:
+def test_endless_output_ends_the_program() -> None:
     """It is ended as soon as it has said too much, not when its time is up."""
     with within(9):
         done = _python("import sys\nwhile True: sys.stdout.write('x' * 65536)", 60)
@@ -111,7 +111,7 @@ def test_program_that_prints_without_end() -> None:
     assert done.out == b""
 
 
-def test_program_that_complains_without_end() -> None:
+def test_endless_errors_keep_their_last_words() -> None:
     """Of that the end is kept: there is the cause."""
     done = _python("import sys\nfor _ in range(200): sys.stderr.write('x' * 65536)\n"
                    "sys.stderr.write('\\nlast'); sys.exit(3)")  # fmt: skip
@@ -127,7 +127,7 @@ def test_trickling_program_meets_the_deadline() -> None:
     assert (done.code, done.error) == (None, "no answer in 1 s")
 
 
-def test_output_that_a_grandchild_keeps_open(tmp_path: Path) -> None:
+def test_output_kept_open_by_a_grandchild_meets_the_deadline(tmp_path: Path) -> None:
     """The program ends, what it started does not, and holds its output."""
     code = "import subprocess; subprocess.Popen(['sleep', '30'])"
     with within(6):
@@ -135,13 +135,13 @@ def test_output_that_a_grandchild_keeps_open(tmp_path: Path) -> None:
     assert (done.code, done.error) == (None, "no answer in 1 s")
 
 
-def test_program_that_closes_its_output_and_stays() -> None:
+def test_program_that_closes_its_output_meets_the_deadline() -> None:
     with within(6):
         done = _python("import os, time; os.close(1); os.close(2); time.sleep(30)", 1.0)
     assert (done.code, done.error) == (None, "no answer in 1 s")
 
 
-def test_bus_whose_message_has_empty_structures() -> None:
+def test_message_with_empty_structures_is_refused() -> None:
     """An array of these has no end to jeepney: four bytes of nothing, read again and again."""
     message = (
         b"l\2\0\1\x24\0\0\0\1\0\0\0\x15\0\0\0\5\1u\0\1\0\0\0\x08\1g\0\7sa()s)u\0\0\0\0"
@@ -169,7 +169,7 @@ def _signal() -> bytes:
     [(_signal(), 0.05), (_signal() * 500, 0.0), (b"l", 0.1), (b"l\1\0\1\xff\xff\xff\x07" * 2, 0.0)],
     ids=["signals", "a flood of them", "bytes", "a message of 128 MiB"],
 )
-def test_bus_that_does_not_come_to_the_point(said: bytes, pause: float) -> None:
+def test_bus_without_an_answer_meets_the_deadline(said: bytes, pause: float) -> None:
     """Signals all the time are no answer, and a message has a size."""
     ours, theirs = socket.socketpair()
     ending = threading.Event()

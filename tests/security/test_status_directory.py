@@ -190,7 +190,9 @@ def test_wait_believes_only_files_of_root(node: CliNode) -> None:
 
 @pytest.mark.parametrize("name", [TWIN, READY, ERROR])
 @pytest.mark.parametrize("kind", ["link", "pipe", "zero"])
-def test_names_in_it(name: str, kind: str, directory: Path, victim: Path) -> None:
+def test_link_or_pipe_in_the_place_of_a_file_is_replaced(
+    name: str, kind: str, directory: Path, victim: Path
+) -> None:
     """A link or a pipe in the place of a file is replaced, not followed and not waited for."""
     (victim / name).write_text("somebody's\n")
     path, publisher = directory / name, Publisher(str(directory))
@@ -285,7 +287,7 @@ def test_pid_file_of_others_is_refused_and_untouched(
     assert _shape(directory.parents[2]) == before
 
 
-def test_pid_file_in_a_directory_that_is_made(tmp_path: Path) -> None:
+def test_directory_of_the_pid_file_is_made(tmp_path: Path) -> None:
     """As on a fresh node; /run is empty at a boot."""
     path = tmp_path / "run/nvidia/toolkit/toolkit.pid"
     with start.pid_file(_context(tmp_path, path)):

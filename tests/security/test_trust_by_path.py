@@ -253,7 +253,7 @@ def test_running_executable_of_others_is_refused(theirs: Path, *, deleted: bool)
         find.executable(settings, HOST, running)
 
 
-def test_executable_that_anybody_can_make(tmp_path: Path) -> None:
+def test_executable_deleted_from_a_sticky_directory_is_refused(tmp_path: Path) -> None:
     """It was deleted from a sticky directory."""
     tmp_path.chmod(0o1777)
     running = Process(2, 1, str(tmp_path / "containerd"), None, None, (), "/proc")
@@ -397,7 +397,7 @@ def test_mounts_of_a_container_are_judged_from_the_mount_on(tmp_path: Path) -> N
         trusted.read(host, "/not/seen/here/d/memory.json")
 
 
-def test_state_directory_that_is_made(tmp_path: Path) -> None:
+def test_state_directory_in_a_sticky_directory_is_roots_or_refused(tmp_path: Path) -> None:
     """In a sticky directory, where a user can be first: with his own, or with a link."""
     tmp_path.chmod(0o1777)
     store = Store(str(tmp_path / "state"))

@@ -151,7 +151,7 @@ def test_hidden_process_of_a_user_is_not_the_runtime(
 
 
 @needs_root
-def test_process_that_cannot_be_dumped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_undumpable_process_counts_as_its_users(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its directory in /proc belongs to root then, and its links cannot be read by others. It is
     the user's all the same."""
     with user_process(None) as pid:

@@ -89,7 +89,9 @@ def test_forked_process_is_like_an_executed_one(
         "import sys; sys.exit(-1)",
     ],
 )
-def test_same_end(monkeypatch: pytest.MonkeyPatch, code: str, tmp_path: Path) -> None:
+def test_forked_process_ends_as_an_executed_one(
+    monkeypatch: pytest.MonkeyPatch, code: str, tmp_path: Path
+) -> None:
     """Exit codes, signals, and what was printed by then."""
     real = by_exec(monkeypatch, code, tmp_path)
     fork = forked.run(forking(code), ["x", "y z"], ENV, tmp_path)

@@ -10,7 +10,7 @@ import pytest
 from tests.tools.lending import Lending
 
 
-def test_one_for_all_until_somebody_leaves_something() -> None:
+def test_lent_thing_is_shared_until_a_test_leaves_something() -> None:
     """Made once, ended at the end; one that is not put back fails its test, and is lent no more."""
     made: list[list[str]] = []
     ended: list[list[str]] = []

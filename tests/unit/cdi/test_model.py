@@ -86,7 +86,7 @@ def test_zero_is_left_out_where_it_says_nothing() -> None:
     ]
 
 
-def test_keys_in_the_order_of_the_go_structs() -> None:
+def test_keys_are_in_the_order_of_the_go_structs() -> None:
     """So that a person can compare files of different writers."""
     edits = ContainerEdits(
         ("A=b",), NODE.device_nodes, (Hook("poststop", "/x", ("x",), timeout=1),),

@@ -28,7 +28,7 @@ def text(data: Any) -> str:
 
 
 @given(_DOCUMENTS)
-def test_read_back_as_it_was(data: Any) -> None:
+def test_text_is_read_back_as_it_was(data: Any) -> None:
     """Any text, number and nesting, by both of PyYAML's readers."""
     written = text(data)
     # repr tells 1 from 1.0 and from True.

@@ -130,7 +130,7 @@ def test_pods_are_listed_with_their_handlers(node: DoubleNode) -> None:
     assert isinstance(found[0], Sandbox)
 
 
-def test_containers_and_what_only_the_runtime_knows(node: DoubleNode) -> None:
+def test_containers_are_listed_with_what_only_the_runtime_knows(node: DoubleNode) -> None:
     """Each with its pod and its annotations; nothing of one that has gone meanwhile."""
     pod = {"name": "a", "handler": "nvidia", "annotations": {"x/y": "z"}, "env": ["A=b"],
            "binary": "/opt/nvidia"}  # fmt: skip

@@ -268,7 +268,7 @@ def test_signature_of_a_directory_changes_with_its_entries(tmp_path: Path) -> No
     assert signature(os.fsencode(tmp_path)) != before
 
 
-def test_signature_of_a_socket_that_was_made_anew(tmp_path: Path) -> None:
+def test_signature_changes_with_a_new_socket(tmp_path: Path) -> None:
     path = tmp_path / "s"
     seen = set()
     for _ in range(2):
@@ -279,7 +279,7 @@ def test_signature_of_a_socket_that_was_made_anew(tmp_path: Path) -> None:
     assert len(seen) == 2
 
 
-def test_signature_of_names(tmp_path: Path) -> None:
+def test_signature_of_names_changes_with_the_names(tmp_path: Path) -> None:
     """Other names in the directory do not count."""
     entry = b"nvidia*" + os.fsencode(tmp_path)
     before = signature(entry)
@@ -301,7 +301,7 @@ def test_signature_of_a_device_changes_with_its_group(tmp_path: Path) -> None:
     assert signature(entry) != before
 
 
-def test_signature_of_names_where_times_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signature_of_names_needs_no_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """In /proc a directory's time does not change with what is in it, however long ago it was."""
     later = time.time_ns() + 10**10
     monkeypatch.setattr("agent.daemon.supervisor.time.time_ns", lambda: later)

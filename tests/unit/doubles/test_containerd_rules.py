@@ -159,7 +159,9 @@ def test_imports_are_found_as_observed(
         ("version = 2\n[SECTION.containerd.runtimes]\nnvidia = 3", "int"),
     ],
 )
-def test_refused(version: str, text: str, message: str, tmp_path: Path) -> None:
+def test_files_that_a_real_daemon_refuses_are_refused(
+    version: str, text: str, message: str, tmp_path: Path
+) -> None:
     seen = see(version, {"config.toml": text.replace("SECTION", SECTIONS[2])}, tmp_path)
 
     if version == "1.6.20" and text == "version = 9":

@@ -183,7 +183,7 @@ _VOLUME = "/var/run/nvidia-container-devices/"
         ),
     ],
 )
-def test_what_a_container_asks_for(
+def test_container_asks_by_annotation_mount_or_variable(
     bench: Bench, asked: object, settings: dict[str, str], mode: str, devices: list[str]
 ) -> None:
     """By annotation, else by mount, else by variable where that is accepted."""
@@ -222,7 +222,7 @@ def test_undescribed_device_makes_no_container(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(("end", "mode"), [("cdi", "cdi"), ("legacy", "legacy")])
-def test_names_that_force_a_mode(bench: Bench, end: str, mode: str) -> None:
+def test_name_of_the_program_forces_its_mode(bench: Bench, end: str, mode: str) -> None:
     """Whatever the configuration says; in legacy mode a hook does the work."""
     bench.configure(mode="auto", accept="true")
     asked = container(["NVIDIA_VISIBLE_DEVICES=0"])
@@ -362,7 +362,7 @@ def test_description_of_a_device_counts_as_in_the_library(
         ("nvidia.com/gpu=", False),
     ],
 )
-def test_qualified_names(name: str, expected: bool) -> None:
+def test_qualified_names_are_told_from_others(name: str, expected: bool) -> None:
     assert cdi.is_qualified(name) == expected
 
 
@@ -378,20 +378,20 @@ _DATA = st.recursive(
 
 
 @given(data=st.dictionaries(st.text(min_size=1, max_size=6), _DATA, min_size=1, max_size=4))
-def test_reads_what_the_program_writes(data: dict[str, Any]) -> None:
+def test_specs_of_the_agent_are_read(data: dict[str, Any]) -> None:
     """Every document of the program's own writer."""
     assert blocks.parse("\n".join(yaml_text.lines(data))) == data
 
 
 @example(data={"a": {"'": ""}})
 @given(data=st.dictionaries(st.sampled_from("abcd"), _DATA, min_size=1, max_size=4))
-def test_reads_what_others_write(data: dict[str, Any]) -> None:
+def test_specs_of_others_are_read(data: dict[str, Any]) -> None:
     """The same in the style of a common library, as far as its scalars need no folding."""
     if "\\" not in (text := yaml.safe_dump(data, width=10**6)) and "\n\n" not in text:
         assert blocks.parse(text) == yaml.safe_load(text)
 
 
-def test_reads_a_spec_of_nvidias_style() -> None:
+def test_specs_in_nvidias_style_are_read() -> None:
     """Bare words, comments, sequences at the indent of their key."""
     text = """\
 ---
@@ -413,6 +413,6 @@ containerEdits:
 
 
 @pytest.mark.parametrize("text", ["a: |\n  b\n", "a: &x 1\n", "a: 1\na: 2\n", "a: 1\n b: 2\n"])
-def test_says_what_it_cannot_read(text: str) -> None:
+def test_unreadable_spec_is_named(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         blocks.parse(text)

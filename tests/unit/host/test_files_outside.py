@@ -96,7 +96,7 @@ def test_any_failing_call_is_done_refused_or_undone(code: int, node: Outside, st
         node.check_recovery()
 
 
-def test_original_that_cannot_wait_outside(node: Outside) -> None:
+def test_original_that_cannot_wait_outside_comes_from_the_store(node: Outside) -> None:
     """A directory that only its own mount lets us write: the store has the original."""
     real = files.stage
 
@@ -169,7 +169,7 @@ def test_place_takes_nobodys_place(directory: Path) -> None:
     assert [p.name for p in path.parent.parent.rglob("*") if p.is_file()] == ["99.conf"]
 
 
-def test_place_where_there_is_no_way(tmp_path: Path) -> None:
+def test_place_without_a_way_is_refused(tmp_path: Path) -> None:
     """No files without a name, and nowhere to bring one in from: refused, with what to do."""
     path = tmp_path / "d" / "99.conf"
     path.parent.mkdir()

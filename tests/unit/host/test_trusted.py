@@ -117,7 +117,7 @@ def test_missing_file_leaves_nothing_open(root: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["/usr/../../x", "/a\nb", "/" + "x" * 5000])
-def test_refused(root: Path, name: str) -> None:
+def test_impossible_path_is_refused(root: Path, name: str) -> None:
     """What no path of the host can be."""
     with pytest.raises(Refused), opened(HostRoot(str(root)), name):
         pass

@@ -24,7 +24,7 @@ def code(need: Need, points: tuple[str, ...] = ()) -> int | None:
     return None
 
 
-def test_what_can_be_written(tmp_path: Path) -> None:
+def test_writable_files_have_no_obstacle(tmp_path: Path) -> None:
     """A new file, one that is there, one whose directories are missing; and nothing changes."""
     (tmp_path / "there").write_text("x")
     before = [

@@ -126,7 +126,7 @@ QUIET = [name for name in CASES if name not in ("k3s", "NRI", "NRI, as before v2
 
 
 @pytest.mark.parametrize("case", QUIET)
-def test_nothing_to_say(case: str) -> None:
+def test_usual_environment_needs_no_word(case: str) -> None:
     """All that the operator sends by itself is acted on, or is nothing to an ordinary pod."""
     assert settings(*CASES[case][0]).warnings == ()
 
@@ -159,7 +159,7 @@ def test_options_that_nothing_acts_on_are_named() -> None:
         assert f"{name} is accepted and not acted on by this version" in found.warnings
 
 
-def test_default_that_has_no_say() -> None:
+def test_default_without_effect_is_named() -> None:
     """gpu-operator's own variable counts first: whoever sets the other one has to hear of it."""
     (told,) = settings(operator.CDI, operator.K3S).warnings
     assert told == (
@@ -180,7 +180,7 @@ def test_default_by_its_second_name_is_obeyed() -> None:
     assert (found.set_as_default, found.warnings) == (True, ())
 
 
-def test_nonsense_that_has_no_say() -> None:
+def test_nonsense_without_effect_is_named() -> None:
     """Upstream never parses it either."""
     (told,) = settings(operator.CDI, {"CONTAINERD_SET_AS_DEFAULT": "perhaps"}).warnings
     assert told.startswith("CONTAINERD_SET_AS_DEFAULT=perhaps is ignored")

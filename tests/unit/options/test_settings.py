@@ -207,13 +207,13 @@ def test_empty_cdi_output_dir_means_none() -> None:
 
 
 @pytest.mark.parametrize("text", ["1", "t", "T", "TRUE", "true", "True", " true "])
-def test_true_in_each_of_go_s_spellings(text: str) -> None:
+def test_true_is_read_in_each_of_gos_spellings(text: str) -> None:
     """As strconv.ParseBool; MicroK8s sends 1 and 0."""
     assert with_env({"RUNTIME_ENABLE_CDI": text}).enable_cdi_in_runtime is True
 
 
 @pytest.mark.parametrize("text", ["0", "f", "F", "FALSE", "false", "False"])
-def test_false_in_each_of_go_s_spellings(text: str) -> None:
+def test_false_is_read_in_each_of_gos_spellings(text: str) -> None:
     """As strconv.ParseBool."""
     assert with_env({"RUNTIME_ENABLE_CDI": text}).enable_cdi_in_runtime is False
 

@@ -147,7 +147,7 @@ def test_only_the_newest_container_of_a_name_counts(ctx: Context, answers: Answe
     assert sorted(answers.asked[2:]) == ["new", "side"]
 
 
-def test_enough_is_enough(ctx: Context, answers: Answers) -> None:
+def test_search_ends_once_a_message_is_full(ctx: Context, answers: Answers) -> None:
     """Where there are more than a message shows, the rest is not asked about."""
     for number in range(300):
         answers.add(f"p{number:03}")
@@ -165,7 +165,7 @@ def test_enough_is_enough(ctx: Context, answers: Answers) -> None:
         ({}, 2),
     ],
 )
-def test_questions_only_where_something_goes(
+def test_pods_are_asked_about_only_where_something_goes(
     given: dict[str, Any], asked: int, ctx: Context, answers: Answers
 ) -> None:
     """Nothing is asked where every way to a GPU stays."""
@@ -177,7 +177,7 @@ def test_questions_only_where_something_goes(
     assert (found is None) is (asked == 0)
 
 
-def test_node_that_is_as_its_row_says(ctx: Context, answers: Answers) -> None:
+def test_right_node_asks_about_no_pod(ctx: Context, answers: Answers) -> None:
     """Neither the default nor a prefix is ours to take."""
     answers.add("old", f"{OLD}plugin")
     ctx = replace(ctx, settings=replace(ctx.settings, accept_envvar=True))
@@ -194,7 +194,7 @@ def test_node_that_is_as_its_row_says(ctx: Context, answers: Answers) -> None:
         (60.0, 0.0, False),
     ],
 )
-def test_pods_that_come_back_after_a_boot(
+def test_pods_that_come_back_after_a_boot_count(
     uptime: float, created: float, counts: bool, ctx: Context, answers: Answers
 ) -> None:
     """An upgrade with a reboot: the kubelet makes them anew, with their annotations of before."""

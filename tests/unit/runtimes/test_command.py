@@ -46,7 +46,9 @@ def test_program_that_hangs_is_ended(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("mode", "cause"), [(None, "no such file"), (0o644, "permission denied")])
-def test_program_that_cannot_be_run(mode: int | None, cause: str, tmp_path: Path) -> None:
+def test_program_that_cannot_be_run_gives_its_cause(
+    mode: int | None, cause: str, tmp_path: Path
+) -> None:
     """An answer with its cause, not an exception."""
     path = tmp_path / "p"
     if mode is not None:
@@ -92,7 +94,9 @@ def test_dump_is_asked_for_as_containerd_wants_it(tmp_path: Path) -> None:
         ("printf '\\377\\376a'", False, "UTF-16"),
     ],
 )
-def test_dump_that_does_not_come(text: str, rejected: bool, error: str, tmp_path: Path) -> None:
+def test_refused_dump_is_told_from_an_unknown_command(
+    text: str, rejected: bool, error: str, tmp_path: Path
+) -> None:
     """Turned down is told apart from not understood."""
     dump = command.config_dump(HOST, script(tmp_path / "containerd", text), "/x")
     assert dump.data is None

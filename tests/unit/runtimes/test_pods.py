@@ -232,7 +232,9 @@ OURS = {"runtime_path": NVIDIA, "runtime_root": "/run/crun", "runtime_type": "oc
         ({"runtime_path": "/usr/bin/runc", "runtime_root": "/run/crun"}, "crun", False),
     ],
 )
-def test_what_crio_finds_a_pod_by(table: dict[str, Any], below: str, same: bool) -> None:
+def test_state_directory_decides_whether_crio_finds_a_pod(
+    table: dict[str, Any], below: str, same: bool
+) -> None:
     """Observed: with another state directory a running pod is shown as ended."""
     tables = {"crun": CRUN, "other": table}
     states = [pod_state(Effective("crun", tables, None, {}), name, below) for name in tables]

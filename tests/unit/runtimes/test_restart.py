@@ -207,7 +207,7 @@ def test_signal_to_the_dead_is_no_failure(child: subprocess.Popen[bytes]) -> Non
         ("", False),
     ],
 )
-def test_unit_names(name: str, valid: bool) -> None:
+def test_only_service_names_reach_systemctl(name: str, valid: bool) -> None:
     """Only a service's name may go onto systemctl's command line: no option, no glob, no path."""
     assert is_unit(name) is valid
 
@@ -293,7 +293,7 @@ def test_unit_that_systemd_would_not_restart_is_refused(
             restart.choose("systemd", process, HOST, "containerd")
 
 
-def test_unit_by_name_where_no_process_can_be_seen(systemctl: Systemctl) -> None:
+def test_invisible_process_is_restarted_by_its_unit_name(systemctl: Systemctl) -> None:
     """Only when asked for, and only one that runs."""
     assert restart.choose("systemd", None, HOST, "containerd").target == "containerd.service"
     (systemctl.directory / "show").write_text("echo 'ActiveState=inactive'\n")

@@ -62,7 +62,7 @@ def test_candidate_alone_does_not_start() -> None:
     assert verdict.refusal.message.startswith("cannot revert: /bin/r does not start on the orig")
 
 
-def test_neither_starts() -> None:
+def test_fault_is_the_disks_where_neither_starts() -> None:
     """It is the fault of what is on the disk, in the words that the runtime has for that."""
     verdict, _ = judged(Result(failure="x"), Result(failure="mirrors"))
     assert isinstance(verdict.refusal, FilesDoNotLoad)
@@ -139,7 +139,7 @@ def node_with(directory: Path, text: str) -> ContainerdNode:
     )
 
 
-def test_how_containerd_is_started(tmp_path: Path) -> None:
+def test_trial_containerd_has_places_of_its_own(tmp_path: Path) -> None:
     """By its own file, with directories and a socket of its own; what it writes to is hidden, but
     for the sockets that it connects to. NRI's plugins are not started."""
     for name in ("run", "data", "proxy", "nri"):

@@ -38,7 +38,7 @@ address = '/x'
 """
 
 
-def test_no_executable() -> None:
+def test_missing_executable_is_refused_with_the_option() -> None:
     """The refusal says that nothing shows its effect, and which option helps."""
     path = HostPath("/a.toml", "/a.toml")
     file = ConfigFile(path.host, path, new_state(b"x"), {}, "it is nested more than 64 levels deep")
@@ -49,7 +49,7 @@ def test_no_executable() -> None:
     assert [text.partition(" ")[0] for text in unread.warnings((file,))] == ["/a.toml"]
 
 
-def test_part_of_a_dump() -> None:
+def test_part_of_a_dump_has_the_named_tables_alone() -> None:
     """What stands above all tables, and the tables of the named plugins alone."""
     name = "io.containerd.cri.v1.runtime"
     section = {"enable_cdi": True, "containerd": {"default_runtime_name": "runc"}}

@@ -75,7 +75,7 @@ BUSY = properties(ActiveState="deactivating", SubState="stop-sigterm", Job=(7, "
 FAILED = properties(ActiveState="failed", SubState="failed")
 
 
-def test_unit_as_told() -> None:
+def test_unit_has_its_invocation_and_ties() -> None:
     """The number of an invocation, and what a restart carries along."""
     told = properties(RequiredBy=["a.service"], BoundBy=["b.service"], ConsistsOf=["c.service"])
     found = over(Bus(told)).unit(UNIT)
@@ -119,7 +119,7 @@ def test_restart_that_fails_says_why(fake: Bus, told: str) -> None:
         over(fake).restart(UNIT, 3.0)
 
 
-def test_bus_that_goes_away_while_a_restart_is_under_way() -> None:
+def test_bus_lost_during_a_restart_is_no_failure() -> None:
     """What became of it is seen by the runtime: it is not taken for a failure."""
     over(Bus(BUSY, NoBus("it hung up"))).restart(UNIT)
 
@@ -160,7 +160,7 @@ def test_unit_with_a_used_up_limit_is_given_up(active: str, busy: bool, given_up
     assert Unit(UNIT, "loaded", active, busy=busy).given_up is given_up
 
 
-def test_units_that_are_restarted_along() -> None:
+def test_running_dependents_are_restarted_once_each() -> None:
     """Those that run, in turn, and each once."""
     table = {
         "a": Unit("a", "loaded", "active", carries=("b", "root")),
@@ -177,7 +177,7 @@ def test_units_that_are_restarted_along() -> None:
     assert units.along(Table(Bus()), root) == ("a", "d", "e")
 
 
-def test_units_that_stay_dead_after_a_signal() -> None:
+def test_bound_units_stay_dead_after_a_signal() -> None:
     """Those that are bound to it and run, with what needs these; not what only needs it itself
     (observed on systemd 252)."""
     running = {"docker": True, "shipyard": True, "idle": False, "kubelet": True, "part": True}

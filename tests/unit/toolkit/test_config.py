@@ -146,7 +146,7 @@ def written(ctx: Context, row: int, cri: Effective | None = None) -> dict[str, A
 
 
 @pytest.mark.parametrize("row", DIFFERENT)
-def test_beside_what_nvidias_installer_writes(host: Host, row: int) -> None:
+def test_settings_equal_those_of_nvidias_installer(host: Host, row: int) -> None:
     """The same, key by key, but for the table above."""
     ctx = context(host, CDI_ENABLED="false" if row == 1 else "true")
     different = {key: value for key, (value, _) in {**DIFFERENT[row], **EVERYWHERE}.items()}

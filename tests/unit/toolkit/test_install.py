@@ -152,7 +152,7 @@ def test_low_level_runtimes_of_crio_are_its_default_and_crun(
     assert found == (*expected, "crun", "runc")
 
 
-def test_low_level_runtime_that_was_asked_for(host: Host) -> None:
+def test_low_level_runtime_that_was_asked_for_is_taken(host: Host) -> None:
     """It is nobody's business but the asker's."""
     ctx = host.context({"NVIDIA_CONTAINER_RUNTIME_RUNTIMES": "crun,/not/there"})
     found = low_level.runtimes(

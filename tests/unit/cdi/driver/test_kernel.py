@@ -50,7 +50,9 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_change_shows(change: Callable[[Path], object], root: Path) -> None:
+def test_change_of_the_gpus_makes_another_trace(
+    change: Callable[[Path], object], root: Path
+) -> None:
     """In the trace, and in what is watched from before."""
     host = HostRoot(str(root))
     entries = [os.fsencode(entry) for entry in kernel.watched(host)]

@@ -108,14 +108,14 @@ def test_gpu_that_fell_off_is_left_out(root: Path, code: int) -> None:
     assert warning.startswith("GPU 1 is not in the CDI spec: ")
 
 
-def test_gpu_that_falls_off_while_it_is_asked(root: Path) -> None:
+def test_gpu_that_falls_off_while_it_is_asked_is_left_out(root: Path) -> None:
     """Wherever it happens."""
     for name in ("MigMode", "MinorNumber", "PciInfo_v3", "UUID", "Name"):
         found = ask(root, FakeGpu(0), extra=(f"fail nvmlDeviceGet{name} {LOST}",))
         assert (found.gpus, len(found.warnings), found.error) == ((), 1, ""), name
 
 
-def test_mig_device_that_cannot_be_asked(root: Path) -> None:
+def test_mig_device_that_cannot_be_asked_is_left_out(root: Path) -> None:
     """The others of that GPU are of use still."""
     bad = FakeGpu(0, mig=1, parts=(FakePart(0, 1, code=999), FakePart(1, 2)))
     found = ask(root, bad)
@@ -126,7 +126,7 @@ def test_mig_device_that_cannot_be_asked(root: Path) -> None:
 
 @pytest.mark.parametrize("code", [NOT_LOADED, MISMATCH, 4, 999])
 @pytest.mark.parametrize("function", ["nvmlInitWithFlags", "nvmlDeviceGetCount_v2"])
-def test_nvml_says_no(root: Path, function: str, code: int) -> None:
+def test_refusal_of_nvml_is_an_error(root: Path, function: str, code: int) -> None:
     """Then there is no answer, and somebody else has to be asked."""
     found = ask(root, FakeGpu(0), extra=(f"fail {function} {code}",))
     assert (found.gpus, found.warnings) == ((), ())

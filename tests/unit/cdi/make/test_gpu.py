@@ -141,7 +141,9 @@ def test_bytes_are_the_same_each_time(node: Node) -> None:
         ("uuid,index,type-index", ["0", "1:0", "GPU", "MIG", "all", "gpu0", "mig1:0"]),
     ],
 )
-def test_names(node: Node, strategies: str, expected: list[str]) -> None:
+def test_device_is_the_same_under_each_of_its_names(
+    node: Node, strategies: str, expected: list[str]
+) -> None:
     """Every device under each of its names, with the same things."""
     node.set(FakeGpu(0), FakeGpu(1, mig=1, parts=(FakePart(0, 1),)))
     data, warnings = node.generate(device_name_strategies=strategies)

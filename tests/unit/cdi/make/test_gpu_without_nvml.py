@@ -25,7 +25,7 @@ def node(tmp_path: Path) -> Node:
     return Node(tmp_path)
 
 
-def test_kernel_s_list_where_nvml_does_not_answer(node: Node) -> None:
+def test_gpus_come_from_the_kernel_where_nvml_does_not_answer(node: Node) -> None:
     """The same spec, with a warning that says why."""
     gpus = [FakeGpu(index, minor=7 - index) for index in range(8)]
     best, _ = node.set(*gpus).generate()
@@ -66,7 +66,7 @@ def test_numbers_of_the_kernel_s_list_are_nvml_s(node: Node) -> None:
     assert (paths(data, "0")[0], paths(data, "1")[0]) == ("/dev/nvidia1", "/dev/nvidia2")
 
 
-def test_uuid_that_the_kernel_does_not_know(node: Node) -> None:
+def test_gpu_without_a_known_uuid_has_its_index_as_name(node: Node) -> None:
     """A GPU that nobody has used yet."""
     node.set(FakeGpu(0), extra=(f"fail nvmlInitWithFlags {NOT_LOADED}",))
     information(node.host, FakeGpu(0), GPU_UUID="GPU-????????-????-????-????-????????????")
@@ -104,7 +104,7 @@ def test_crash_and_hang_are_errors(node: Node) -> None:
         generate.gpu(asked, HostRoot(str(node.host)), hook=None, ask=ask)
 
 
-def test_nobody_tells_the_gpus(node: Node) -> None:
+def test_unknown_gpus_are_an_error_with_both_reasons(node: Node) -> None:
     """Both reasons are said."""
     node.set(extra=(f"fail nvmlInitWithFlags {NOT_LOADED}",))
     with pytest.raises(NoDevices, match=r"Driver Not Loaded; and .*lists no GPU"):

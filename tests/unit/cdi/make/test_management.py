@@ -282,7 +282,7 @@ def test_missing_driver_is_an_error_with_the_places(tmp_path: Path, what: str) -
         driver.find(HostRoot(str(tmp_path)), places)
 
 
-def test_libraries_that_only_the_loaders_cache_knows(root: Path) -> None:
+def test_libraries_are_found_by_the_loaders_cache(root: Path) -> None:
     """A layout of its own, as on NixOS."""
     lib, odd = root / LIBRARIES, root / "opt/odd"
     odd.parent.mkdir()

@@ -163,7 +163,7 @@ def test_each_imex_channel_is_a_device(tmp_path: Path) -> None:
     }
 
 
-def test_all_that_a_node_should_have(tmp_path: Path) -> None:
+def test_wanted_specs_are_those_with_devices(tmp_path: Path) -> None:
     """Those whose devices are there."""
     make(tmp_path, *(name for _, names in CASES.values() for name in names))
     found = generate.wanted(resolve({}, {}, "toolkit-agent"), HostRoot(str(tmp_path)), None)

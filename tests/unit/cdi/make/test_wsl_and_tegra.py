@@ -94,7 +94,7 @@ def make_wsl(host: Path) -> Path:
         ("wsl", make_wsl, ("--mode=wsl", "--device-id=3", "--device-name-strategy=uuid")),
     ],
 )
-def test_as_nvidia_has_it(
+def test_spec_equals_that_of_nvidias_generator(
     name: str, make: Callable[[Path], Path], words: tuple[str, ...], tmp_path: Path
 ) -> None:
     """Every entry, and the order of hooks and their arguments."""
@@ -201,7 +201,7 @@ def test_files_of_the_driver_root_are_named_without_it(tmp_path: Path) -> None:
     [((), True), (("**/plain",), False), (("/etc/*/plain",), False), (("/etc/*",), True),
      (("plain",), True), (("**/pl?in",), False), (("/etc/alternatives/[o-q]*",), False)],
 )  # fmt: skip
-def test_links_that_are_left_out(patterns: tuple[str, ...], left: bool, tmp_path: Path) -> None:
+def test_wildcard_stops_at_a_slash(patterns: tuple[str, ...], left: bool, tmp_path: Path) -> None:
     """A wildcard stops at a slash."""
     words = [f"--csv.ignore-pattern={pattern}" for pattern in patterns]
     found = json.dumps(spec(make_tegra(tmp_path), "--mode=csv", *words))

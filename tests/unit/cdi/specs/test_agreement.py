@@ -172,7 +172,7 @@ def test_very_many_problems_hide_none_of_another_device(tmp_path: Path) -> None:
     assert any(one.problem.where.startswith("devices[1]") for one in found.findings)
 
 
-def test_field_that_this_runtime_may_not_know(tmp_path: Path) -> None:
+def test_new_field_is_judged_alike_in_list_and_file(tmp_path: Path) -> None:
     """A list and a file alone are judged by the same knowledge: a field that came with the newest
     version is a reason to ask the runtime's executable, as the version is."""
     root = make_root(tmp_path)

@@ -27,7 +27,7 @@ from tests.conformance.foreign_specs import CASES, Case
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if not case.lenient], ids=str)
-def test_found_exactly_where_the_runtime_dies(case: Case, tmp_path: Path) -> None:
+def test_deadly_spec_is_found_exactly_where_the_runtime_dies(case: Case, tmp_path: Path) -> None:
     """In every spelling, under every name; and as root, as the runtime is, without permissions."""
     seen = case.deadly and (case.mode != 0 or os.geteuid() == 0)
     assert found(case.make(tmp_path)) is seen
@@ -64,7 +64,7 @@ def in_the_way(directory: Path, version: str, **section: object) -> RestartHazar
      ("2.1.9", {"enable_cdi": False}, False), ("2.3.4", {}, True), ("2.4.0-beta.0", {}, False),
      ("2.1.9", {"cdi_spec_dirs": []}, False), ("2.1.9", {"cdi_spec_dirs": 7}, False)],
 )  # fmt: skip
-def test_only_where_the_runtime_reads_it(
+def test_deadly_spec_counts_only_where_the_runtime_reads_it(
     version: str, section: dict[str, object], dies: bool, tmp_path: Path
 ) -> None:
     """Not without CDI, not in a directory of no interest, not in a version without the fault."""
@@ -72,7 +72,7 @@ def test_only_where_the_runtime_reads_it(
     assert found(tmp_path, version, **section) is dies
 
 
-def test_links_above_and_names_that_are_not_clean(tmp_path: Path) -> None:
+def test_deadly_spec_is_found_below_links_and_odd_names(tmp_path: Path) -> None:
     """As `/var/run/cdi` is on every node."""
     (tmp_path / "run/cdi").mkdir(parents=True)
     (tmp_path / "run/cdi/site.yaml").write_text("kind: v/gpu")

@@ -33,7 +33,7 @@ OLD, NEW = Reader("c", "0.5.0", "0.8.0"), Reader("c", "1.0.0", "1.1.0")
         (OLD, b"", "0.5.0", "0.8.0"),
     ],
 )
-def test_executable_tells(
+def test_executable_tells_its_cdi_by_field_names(
     who: Reader, data: bytes, newest: str | None, limit: str | None, tmp_path: Path
 ) -> None:
     """By the names of fields; what is no program with CDI in it tells nothing."""
@@ -44,7 +44,7 @@ def test_executable_tells(
     assert readers.takes(found, "1.1.0") == (newest == "1.1.0" or limit is None)
 
 
-def test_executable_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_executable_tells_nothing(tmp_path: Path) -> None:
     """Nothing more is known."""
     assert readers.sharpened(OLD, str(tmp_path / "none")) == OLD
     assert readers.sharpened(OLD, str(tmp_path)) == OLD

@@ -63,7 +63,7 @@ def test_rules_hold_for_the_readers_that_were_observed(
     assert (found.newest, found.limit) == (newest, limit)
 
 
-def test_a_version_that_may_be_too_high() -> None:
+def test_version_that_may_be_too_high_is_a_warning() -> None:
     """Between two runtimes that were seen it is a warning."""
     text = spec(version="1.0.0").replace("KIND", "vendor.example/gpu")
     [found] = problems(text, who=reader("containerd", "2.0.5"))

@@ -78,7 +78,7 @@ def test_cycle_ends(target: str, tree: Tree) -> None:
     assert tree.names() == ["config.toml", "a.toml"]
 
 
-def test_glob_in_order_of_names(tree: Tree) -> None:
+def test_glob_is_in_the_order_of_go(tree: Tree) -> None:
     """As Go sorts: dot files too, capitals first, no other suffix, no deeper directory."""
     tree.write("config.toml", "/etc/containerd/conf.d/*.toml")
     for name in ("b.toml", "a.toml", ".hidden.toml", "Z.toml", "a.toml.bak", "sub/c.toml", "x~"):
@@ -95,7 +95,7 @@ def test_star_does_not_cross_a_slash(tree: Tree) -> None:
     assert tree.names() == ["config.toml", "a/x.toml", "b/x.toml"]
 
 
-def test_glob_through_a_directory_that_is_still_to_be_made(tree: Tree) -> None:
+def test_glob_matches_a_file_that_an_edit_brings(tree: Tree) -> None:
     """A file that an edit brings is matched like one that is there, and one that goes is not."""
     tree.write("config.toml", "/etc/containerd/*/x.toml")
     tree.write("a/x.toml")
@@ -194,7 +194,9 @@ def test_file_that_cannot_be_used_is_refused(
         ("a." * 70 + "a = 1", "more than 64 parts"),
     ],
 )
-def test_file_that_cannot_be_parsed(text: str, cause: str, tree: Tree) -> None:
+def test_unparsable_root_file_is_refused_and_an_import_marked(
+    text: str, cause: str, tree: Tree
+) -> None:
     """The root file is refused. An imported one is marked, for the runtime to say what is in it,
     and is nothing but its bytes to us."""
     (tree.etc / "config.toml").write_text(text)
@@ -262,7 +264,7 @@ def test_overlay_brings_and_takes_files_of_a_glob(tree: Tree) -> None:
     assert tree.names(overlay=overlay) == ["config.toml", "conf.d/comes.toml"]
 
 
-def test_overlay_in_a_directory_that_is_still_to_be_made(tree: Tree) -> None:
+def test_overlay_may_lie_in_a_directory_to_come(tree: Tree) -> None:
     """conf.d comes with its first file."""
     tree.write("config.toml", "/etc/containerd/new.d/99-*.toml")
     overlay: dict[str, FileState | None] = {"/etc/containerd/new.d/99-x.toml": FileState(b"")}

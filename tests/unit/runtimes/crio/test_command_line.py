@@ -60,7 +60,7 @@ def test_similar_flag_sets_nothing(line: str) -> None:
 
 
 @pytest.mark.parametrize("version", ["1.30.14", "1.37"])
-def test_captured_starts(version: str) -> None:
+def test_captured_configuration_follows_from_the_captured_start(version: str) -> None:
     """What was captured of a real CRI-O is what these settings make of it."""
     cases = json.loads((CAPTURES / f"cri-o-{version}" / "flags.json").read_text())
     assert len(cases) == 4

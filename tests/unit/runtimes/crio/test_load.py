@@ -56,7 +56,7 @@ def test_missing_files_load_as_an_absent_root_file(tmp_path: Path) -> None:
     assert [(file.name, file.state) for file in loaded] == [(ROOT, None)]
 
 
-def test_files_to_come_and_to_go(host: HostRoot) -> None:
+def test_edits_add_and_remove_files(host: HostRoot) -> None:
     """Also in a directory that is not there yet."""
     write(host, "10")
     write(host, "20")
@@ -86,7 +86,7 @@ def test_broken_files_are_refused(host: HostRoot) -> None:
         names(host)
 
 
-def test_files_that_cannot_be_parsed(host: HostRoot) -> None:
+def test_unparsable_root_file_is_refused_and_a_drop_in_marked(host: HostRoot) -> None:
     """A drop-in is marked, for CRI-O to say what is in it; the root file is refused."""
     write(host, "x.bak", "[crio")
     _, file = load.load(host, ROOT, DIRECTORY)
