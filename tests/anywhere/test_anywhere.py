@@ -31,7 +31,8 @@ _TESTS = (
     "tests/cli/test_toolkit.py::test_packages_are_installed_whole_and_nothing_else",  # modes
     "tests/cli/test_toolkit.py::test_removed_toolkit_of_the_host_takes_readiness_away",  # processes
     "tests/cli/test_run.py::test_stop_while_waiting_ends_at_once",
-    "tests/conformance/test_cdi.py::test_later_directory_wins_unless_an_earlier_one_conflicts[2.1]",  # a real runtime's own directories
+    # a real runtime's own directories
+    "tests/conformance/test_cdi.py::test_later_directory_wins_unless_an_earlier_one_conflicts[2.1]",
 )
 # Half of the time of its folder, and nothing but texts and trees that it makes itself.
 _NO_MACHINE = {
