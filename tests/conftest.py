@@ -1,10 +1,11 @@
-"""What all tests share: which of them run here, and one line about the real runtimes they used."""
+"""What all tests share: which of them run here, two fixtures, and a line about real runtimes."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from tests import sampling
 from tests.conformance import table
 from tests.generations import table as model_table
 from tests.tools import surroundings
-from tests.tools.runtimes import WANTED, Inventory, load
+from tests.tools.runtimes import WANTED, Inventory, Runtime, load
 
 # The same examples each time: a failure is the change's, not the day's. `search` looks for others
 # (tests/run --hypothesis-profile=search tests/unit).
@@ -50,6 +51,21 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header() -> str:
     """Say which cases of many are taken."""
     return f"sample of the commit: {sampling.seed()} (another one: {sampling.VARIABLE}=WORD)"
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory with a short name: the address of a socket in it has 107 bytes at most."""
+    with tempfile.TemporaryDirectory(prefix="node-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def runtime(generation: str) -> Runtime:
+    """The containerd of the test's parameter `generation`; without one the test is skipped."""
+    found = load().find(generation)
+    assert found is not None, load().reason(generation)
+    return found
 
 
 @pytest.hookimpl(tryfirst=True)  # before there are other processes

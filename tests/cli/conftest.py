@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,13 +15,6 @@ from tests.cli.cli_node import CliNode  # noqa: E402
 from tests.cli.hosted import HostedNode  # noqa: E402 - after the line above
 from tests.cli.installing import SourceNode  # noqa: E402
 from tests.cli.namespace import Namespace  # noqa: E402
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """A directory with a short name: the address of a socket in it has 107 bytes at most."""
-    with tempfile.TemporaryDirectory(prefix="node-") as name:
-        yield Path(name)
 
 
 @pytest.fixture

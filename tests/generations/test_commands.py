@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,13 +37,6 @@ _CELLS = [
     *(cell for cell in _RUNNING if str(cell) in _FEW),
     *sampled_params(_ALONE, 5, "commands"),
 ]
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """A directory with a short name: the address of a socket in it has 107 bytes at most."""
-    with tempfile.TemporaryDirectory(prefix="node-") as name:
-        yield Path(name)
 
 
 def prepared(place: Path, cell: Cell) -> CliNode:

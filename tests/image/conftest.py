@@ -1,4 +1,4 @@
-"""The real runtime of a test, and the nodes that the tests of a module share."""
+"""The nodes that the tests of a module share."""
 
 from __future__ import annotations
 
@@ -7,17 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.tools import runtimes
 from tests.tools.lending import Lending
-from tests.tools.runtimes import Runtime
-
-
-@pytest.fixture
-def runtime(generation: str) -> Runtime:
-    """The containerd of the test's parameter `generation`; without one the test is skipped."""
-    found = runtimes.load().find(generation)
-    assert found is not None, runtimes.load().reason(generation)
-    return found
 
 
 @pytest.fixture(scope="module")

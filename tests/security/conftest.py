@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.cli.conftest import node, place, sourced
+from tests.cli.conftest import node, sourced
 
-__all__ = ["node", "place", "sourced"]
+__all__ = ["node", "sourced"]

@@ -21,7 +21,6 @@ from tests.conformance.test_dormant import root_of, text
 from tests.doubles.containerd.sample import handler
 from tests.doubles.crio.crio_node import CrioNode
 from tests.security.planted import holders, output
-from tests.tools import runtimes
 from tests.tools.runtimes import Runtime
 
 SECRET = "zqcdfghj88"  # noqa: S105 (what must not be shown)
@@ -31,14 +30,6 @@ _AUTH = (
     f'# the password is {SECRET}\n[{_SECTION}.registry.configs."r.example".auth]\n'
     f'username = "u"\npassword = "{SECRET}"\n'
 )
-
-
-@pytest.fixture
-def runtime(generation: str) -> Runtime:
-    """The containerd of the test's generation."""
-    found = runtimes.load().find(generation)
-    assert found is not None, runtimes.load().reason(generation)
-    return found
 
 
 def copies(node: PrivateNode) -> dict[str, int]:

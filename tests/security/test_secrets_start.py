@@ -14,7 +14,6 @@ from tests.conformance.private_node import PrivateNode
 from tests.conformance.shapes import BY_NAME
 from tests.conformance.test_dormant import root_of, text
 from tests.security.planted import holders, output
-from tests.tools import runtimes
 from tests.tools.runtimes import Runtime
 
 pytestmark = pytest.mark.real
@@ -34,14 +33,6 @@ FAULTS = {
     "snapshotter": (f'containerd.snapshotter = "{SECRET}"\n', "", "snapshotter, line"),
     "spec": ("", f'base_runtime_spec = "/etc/{SECRET}/a.json"\n', "base_runtime_spec, line"),
 }  # fmt: skip
-
-
-@pytest.fixture
-def runtime(generation: str) -> Runtime:
-    """The containerd of the test's generation."""
-    found = runtimes.load().find(generation)
-    assert found is not None, runtimes.load().reason(generation)
-    return found
 
 
 @pytest.mark.parametrize("generation", ["1.6", "1.7", "2.1"])

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,13 +32,6 @@ if sys.argv[1]:
 ctypes.CDLL(None).prctl(4, 0)  # PR_SET_DUMPABLE
 print(flush=True); time.sleep(60)
 """
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """A directory with a short name: the address of a socket in it has 107 bytes at most."""
-    with tempfile.TemporaryDirectory(prefix="node-") as name:
-        yield Path(name)
 
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user")

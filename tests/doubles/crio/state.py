@@ -70,10 +70,6 @@ class Daemon:
             self._pods.pop(number, None)
             self._save()
 
-    def path_of(self, handler: str) -> str:
-        """The executable that a pod with this handler gets."""
-        return str(self._find(handler)["runtime_path"])
-
     def reload(self, document: Table, log: Log) -> None:
         """Take over what SIGHUP takes over; RefusedError may come half-way, as in the real one."""
         shown = copy.deepcopy(self.shown)
