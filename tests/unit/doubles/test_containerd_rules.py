@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 
 from tests.doubles.containerd.command import containerd
 from tests.doubles.containerd.sample import DEAD, SECTIONS, VERSIONS, Seen, handler, head, see
+from tests.tools.runtimes import ROOT
 
 # Observed on the real ones: root file with a handler `main` and a list of spec directories, and a
 # drop-in with a handler `nvidia`, each in the section of its own version unless said otherwise.
@@ -199,4 +202,7 @@ def test_missing_import_stops_the_daemon_but_not_the_dump_of_2x(
     assert "open /none.toml: no such file or directory" in capsys.readouterr().err
     assert containerd("2.1.9", str(tmp_path), ["config", "dump"]) == 0
     assert tomllib.loads(capsys.readouterr().out)["root"] == "/r"
-    assert containerd("2.1.9", str(tmp_path), []) == 1
+    # A process, because a daemon blocks the signals of the one that it runs in.
+    argv = [sys.executable, "-m", "tests.doubles.containerd.server", "--version", "2.1.9"]
+    daemon = subprocess.run([*argv, "--node", str(tmp_path)], cwd=ROOT, check=False)
+    assert daemon.returncode == 1
