@@ -1,4 +1,4 @@
-"""A file with a thousand registry mirrors: what changes nothing does not read it to edit it."""
+"""An apply that changes nothing does not parse a large configuration to edit it."""
 
 from __future__ import annotations
 

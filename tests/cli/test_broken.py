@@ -1,4 +1,4 @@
-"""Broken input, from outside: the right exit code, a line that says why, and nothing is touched."""
+"""Broken input gives the right exit code and one line with the reason, and touches nothing."""
 
 from __future__ import annotations
 

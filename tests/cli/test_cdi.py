@@ -1,4 +1,4 @@
-"""`cdi list` and `cdi validate` on trees of files, without a runtime and with one."""
+"""`cdi list` and `cdi validate` report what a runtime makes of a tree of specs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CRI-O: what is written, when it is restarted, what is refused, and what is in the directory."""
+"""CRI-O gets handlers or a hook, restarts once, and never reads half of a drop-in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scripted CRI-O as a process: answers and lies like the real one's, faults as told."""
+"""The scripted CRI-O as a process answers like the real one, and has the faults of its script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CRI-O with settings by flags and by its environment, which win over every file."""
+"""Settings that CRI-O takes from flags and its environment win over every file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A drop-in that CRI-O reads and we do not: it is in the way only where it matters."""
+"""A drop-in that only CRI-O can parse stops an apply only where it sets keys of ours."""
 
 from __future__ import annotations
 

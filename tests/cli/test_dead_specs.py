@@ -1,4 +1,4 @@
-"""Specs of GPUs by others of which no device can be had: said, and ours where it counts."""
+"""A foreign GPU spec without a working device is reported; ours takes its place where it can."""
 
 from __future__ import annotations
 

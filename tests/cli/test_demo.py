@@ -1,4 +1,4 @@
-"""The demo shows what it says, on a real containerd and on the scripted one, and leaves nothing."""
+"""The demo succeeds on a real containerd and on the scripted one, and leaves nothing."""
 
 from __future__ import annotations
 

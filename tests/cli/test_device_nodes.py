@@ -1,4 +1,4 @@
-"""Control nodes of the driver: made where they are missing, with the kernel's own numbers."""
+"""Missing control nodes of the driver are made with the kernel's own numbers."""
 
 from __future__ import annotations
 

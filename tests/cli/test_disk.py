@@ -1,4 +1,4 @@
-"""A disk that does not play along, and a state directory that is not as it was left."""
+"""A failing disk or a damaged state directory is refused before anything is changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scripted containerd as a process: it answers like the real one, and misbehaves as told."""
+"""The scripted containerd as a process answers like the real one, with the faults of its script."""
 
 from __future__ import annotations
 

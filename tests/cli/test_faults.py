@@ -1,4 +1,4 @@
-"""A disk on which the k-th step fails, or everything from it on: `apply`, `revert` and an undo."""
+"""A command whose k-th write fails, or every write from it on, is done, refused or undone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CDI specs of others of which containerd would die at its next start."""
+"""A foreign CDI spec that would kill containerd at its start stops a restart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`run` and its specs: what comes, goes or changes on a node with GPUs is in them soon."""
+"""`run` keeps the specs fresh when GPUs, nodes and drivers come, go or change."""
 
 from __future__ import annotations
 

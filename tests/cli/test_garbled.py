@@ -1,5 +1,4 @@
-"""A file that we made and somebody garbled is ours to write anew: by `apply`, by `run`, also while
-the runtime is down for it; and a `revert` takes it away."""
+"""A garbled file of ours is written anew by `apply` and `run`, and removed by `revert`."""
 
 from __future__ import annotations
 

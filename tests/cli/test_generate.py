@@ -1,5 +1,4 @@
-"""`cdi generate` from the command line: modes, options that decide the content, where it is
-written, and exit codes."""
+"""`cdi generate` obeys its options, writes to its output and has the right exit codes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Specs of GPUs and of what comes with them, through the command line: which there are, whose they
-are, when NVML is asked for them, and what becomes of them when it fails."""
+"""GPU specs are written once per kind, leave foreign ones alone and survive failures of NVML."""
 
 from __future__ import annotations
 

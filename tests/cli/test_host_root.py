@@ -1,4 +1,4 @@
-"""A host whose root is a directory: what is written stays inside, under its names there."""
+"""Below a host root that is a directory, everything written stays inside and has its host name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SIGKILL before each step of `apply`, of `revert` and of an undo, and of what `run` starts."""
+"""A command that is killed before any of its steps leaves a node that the next command repairs."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What another set of options had us write does not stay behind: specs where no CDI is asked for,
-and a toolkit whose directory moved."""
+"""Specs, hooks and toolkits of earlier options do not stay behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other people and other instances at the worst moment, clocks that jump, and a reboot."""
+"""Edits, other agents, kills, clock changes and reboots in the middle of a command do no harm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What commands print for programs: JSON and YAML with the same data; and `config`."""
+"""Commands print the same data as JSON and as YAML; `config` prints every option."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pid file of `run`: there with its pid as long as it runs, also once it is the waiting one."""
+"""The pid file of `run` exists, with its pid and its lock, exactly as long as it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""WSL2 and Tegra: nvidia.com/gpu is the spec that counts there, and no management spec is made."""
+"""On WSL2 and Tegra the spec nvidia.com/gpu counts, and there is no management spec."""
 
 from __future__ import annotations
 

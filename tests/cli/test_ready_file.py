@@ -1,4 +1,4 @@
-"""`run --ready-file`: there exactly while this process's last convergence succeeded."""
+"""The file of `run --ready-file` exists exactly while the last convergence has succeeded."""
 
 from __future__ import annotations
 

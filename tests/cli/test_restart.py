@@ -1,4 +1,4 @@
-"""Runtimes that do not come back as wanted, and restarts that are somebody else's."""
+"""A runtime that does not come back as desired gets its old files back."""
 
 from __future__ import annotations
 

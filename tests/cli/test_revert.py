@@ -1,4 +1,4 @@
-"""`revert`: back byte for byte, or refused with what to do; what is not ours stays."""
+"""`revert` restores every byte or refuses with a remedy; foreign edits stay."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""`revert` has no dead ends: whatever somebody did to files of ours, there is a way back, and
-`status` says the same of them as `revert`."""
+"""Whatever was done to our files, a revert is possible, and `status` agrees with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`revert --toolkit`: what was installed goes, what is somebody else's stays or comes back.
+"""`revert --toolkit` removes what it installed, unless something on the node still needs it.
 
 Nothing goes that anybody still needs.
 """

@@ -1,4 +1,4 @@
-"""Changing one's mind on containerd: from each row to those that can follow, and to a newer one."""
+"""On containerd each row of the decision undoes what the row before left."""
 
 from __future__ import annotations
 

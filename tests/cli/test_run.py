@@ -1,4 +1,4 @@
-"""`run`: what it notices, what it never says, and how it ends."""
+"""`run` keeps the node right, reports readiness truthfully and ends when told."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What running pods keep while the node changes under them, and what becomes of it once they are
-gone: rows 5 and 6 left by an upgrade of the runtime or by an option, and row 1."""
+"""A change keeps what running pods need, and is finished when they are gone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sockets behind which there is no runtime that could be asked."""
+"""A socket without a usable runtime behind it gives exit code 4 or a refusal."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The management spec through the command line: when it is written, when not, and what `run` does
-while there is no driver."""
+"""The management spec is written where the runtime reads it; `run` waits for the driver."""
 
 from __future__ import annotations
 

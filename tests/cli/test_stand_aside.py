@@ -1,4 +1,4 @@
-"""`revert` beside a `run`: that one lets it have the lock, and leaves the node alone afterwards."""
+"""A `run` lets a `revert` have the lock, and leaves the node alone afterwards."""
 
 from __future__ import annotations
 

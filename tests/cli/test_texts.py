@@ -1,4 +1,4 @@
-"""Files of people as they are: TOML that only some runtimes read, and a version out of place."""
+"""TOML that only some runtimes read is kept, and named where it stops the runtime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the toolkit comes from: packages, what is installed, the host's own; what is refused."""
+"""The toolkit comes from packages, from an installed one or from the host, whole or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""config.toml of the toolkit in each row of the decision, and what an option makes of it."""
+"""The toolkit's config.toml follows the row of the decision and the options."""
 
 from __future__ import annotations
 

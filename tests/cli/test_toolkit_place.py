@@ -1,4 +1,4 @@
-"""The directory that the toolkit is installed in: what it lies on, who may write it, links."""
+"""An install directory that does not last, or that others can change, is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`run`, and what becomes of the toolkit meanwhile."""
+"""`run` repairs and upgrades the toolkit without a restart of the runtime."""
 
 from __future__ import annotations
 

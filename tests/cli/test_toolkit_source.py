@@ -1,4 +1,4 @@
-"""A tree of packages that is broken, leads elsewhere, may not be read, or is of another kind."""
+"""A tree of packages that is broken, unreadable or of another kind is refused."""
 
 from __future__ import annotations
 

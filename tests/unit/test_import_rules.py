@@ -1,4 +1,4 @@
-"""The shape of the program: who may import whom, which library is where, how big a part may be."""
+"""The shape of the program: layers of imports, one module per library, sizes of functions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is shipped: the CRI's wire format, the package's contents and bounds, the tree's top."""
+"""The package has the CRI's wire format, bounded dependencies and nothing else on top."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The status files, to the letter of their contract: a reader in another language relies on it."""
+"""The status files keep their contract to the letter, because readers in other languages rely on
+it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Beside gpu-operator's validator, which owns `toolkit-ready`: filled where it is, never made."""
+"""Beside gpu-operator's validator, `toolkit-ready` is filled where it is and never made."""
 
 from __future__ import annotations
 

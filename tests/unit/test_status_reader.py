@@ -1,4 +1,4 @@
-"""A reader believes only what may be believed, and waits no longer than told."""
+"""A reader believes only a trustworthy status, and waits no longer than told."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Specs as data: what is valid, which version carries it, and what its bytes are."""
+"""Specs as data are valid, have the lowest version that carries them, and fixed bytes."""
 
 from __future__ import annotations
 

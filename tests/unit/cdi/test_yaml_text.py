@@ -1,4 +1,4 @@
-"""YAML as others read it: PyYAML (1.1), and JSON for the scalars."""
+"""Written YAML is read alike by PyYAML (YAML 1.1) and, for scalars, by JSON."""
 
 from __future__ import annotations
 

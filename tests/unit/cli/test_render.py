@@ -1,4 +1,4 @@
-"""What is shown of a configuration file: everything but its secrets."""
+"""A configuration file is shown without its secrets."""
 
 from __future__ import annotations
 

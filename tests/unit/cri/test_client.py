@@ -1,4 +1,4 @@
-"""Questions to a runtime: what it answers, and every way of not answering."""
+"""A question to a runtime has an answer or an error within its time."""
 
 from __future__ import annotations
 

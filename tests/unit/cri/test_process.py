@@ -1,4 +1,4 @@
-"""The process behind a socket, from made-up texts of /proc and from real private sockets."""
+"""The process behind a socket is found, from made-up texts of /proc and real private sockets."""
 
 from __future__ import annotations
 

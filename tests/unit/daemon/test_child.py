@@ -1,4 +1,4 @@
-"""One convergence of `run`: what it hands back to who waits."""
+"""One convergence of `run` hands its result back to the waiting process."""
 
 from __future__ import annotations
 

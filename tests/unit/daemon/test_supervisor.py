@@ -1,4 +1,4 @@
-"""The waiting process: what it notices, when it tries again, and what it loads."""
+"""The waiting process notices changes, tries again in time and loads next to nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The supervisor of runtimes restarts what ends and leaves nothing behind."""
+"""The supervisor of the doubles restarts what ends and leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scripted toolkit does what was seen of the real one, so that tests can believe it."""
+"""The scripted toolkit does what was observed of the real one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of others are always whole: old or new, whatever fails in between."""
+"""A file is whole at every moment: old or new, whatever fails in between."""
 
 from __future__ import annotations
 

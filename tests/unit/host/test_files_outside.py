@@ -1,4 +1,4 @@
-"""A directory whose reader takes every name in it (CRI-O's): whole files at every moment."""
+"""In a directory whose reader takes every name (CRI-O's), files are whole at every moment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs in namespaces of their own: what they see, and that nothing of it reaches the host."""
+"""Programs in namespaces of their own see what they need, and nothing reaches the host."""
 
 from __future__ import annotations
 

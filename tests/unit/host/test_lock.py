@@ -1,4 +1,4 @@
-"""One agent at a time, told by a lock that nobody can pull away."""
+"""One agent at a time holds the lock, and no removed file breaks it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a path lies: what the agent opens is what the host means by it, and never another place."""
+"""The agent opens what the host means by a path, and never another place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pid file: ours for as long as we live, and nobody else's."""
+"""The pid file belongs to one living process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nobody turns the way to a file: no link is followed between looking and writing."""
+"""No link is followed between looking at a path and writing to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Only what is root's alone is believed."""
+"""Only files that root alone can change are believed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does root alone decide what a path stands for? The whole way counts, links included."""
+"""A path is trusted where root alone decides every part of its way, links included."""
 
 from __future__ import annotations
 

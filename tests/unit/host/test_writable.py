@@ -1,4 +1,4 @@
-"""Whether files can be written, as the kernel says without a write."""
+"""An obstacle to a write is known before the write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The environment of gpu-operator's toolkit pod: what we make of it, and what we say of it."""
+"""The environment of gpu-operator's toolkit pod is obeyed; whatever has no effect is named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings: every option and variable that gpu-operator and upstream's installer know, in order."""
+"""Every option and variable of gpu-operator and of upstream's installer is read, in their order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which candidate is which, and when one that failed may be tried again; files not loaded yet."""
+"""A failed candidate is tried again only after a change; unloaded files are found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run stands on: where its state lies, and that nothing interrupts a change."""
+"""The context of a run: the state lies on the host, and nothing interrupts a change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who depends on what would change: the questions, and what is made of the answers."""
+"""Pods that depend on what would change are found with few questions."""
 
 from __future__ import annotations
 

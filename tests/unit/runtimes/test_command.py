@@ -1,4 +1,4 @@
-"""Running the host's programs: no shell, a deadline, and every way of not being runnable."""
+"""The host's programs run without a shell and with a deadline; every failure is an answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wish that follows from a decision, and how far files and the runtime are from it."""
+"""A decision gives the desired configuration, and its distance from files and runtime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A node whose runtime is of another kind than the one that was asked for."""
+"""Another runtime than the one asked for is named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pods as real runtimes told of them: the doubles tell the same, and the program understands it."""
+"""Pods are read as real runtimes described them; the doubles describe them alike."""
 
 from __future__ import annotations
 

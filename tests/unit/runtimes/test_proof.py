@@ -1,4 +1,4 @@
-"""Proof of a restarted runtime, on scripted answers and a clock that only sleeping moves."""
+"""A restarted runtime is proven by its answers, on a clock that moves only by sleeping."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A restart acts on what was checked, or on nothing."""
+"""A restart acts on the process and unit that were checked, or on nothing."""
 
 from __future__ import annotations
 

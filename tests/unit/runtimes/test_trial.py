@@ -1,4 +1,4 @@
-"""The trial start: how a runtime is started for it, and whose fault a failure is."""
+"""A trial start tells whether a configuration works, and whose fault a failure is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that we cannot parse, where nothing shows what they say; dumps that are read in part."""
+"""A file that cannot be parsed is refused, unless a dump shows that it sets none of our keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Versions in every spelling that a runtime was seen to use."""
+"""Versions are read in every spelling that a runtime was seen to use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is remembered on the host comes back as it was, or is refused by the name of its file."""
+"""The state on the host is read back as it was written, or refused by the name of its file."""
 
 from __future__ import annotations
 

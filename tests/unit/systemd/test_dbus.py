@@ -1,4 +1,4 @@
-"""What is asked of systemd over D-Bus, on a bus that answers from a table."""
+"""Questions and orders to systemd over D-Bus, on a bus that answers from a table."""
 
 from __future__ import annotations
 

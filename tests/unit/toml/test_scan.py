@@ -1,4 +1,4 @@
-"""Where things lie in a text, in every corner of TOML's syntax."""
+"""Statements and comments are found in every corner of TOML's syntax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that some runtime reads although TOML 1.0 does not allow them: read, named, kept."""
+"""Files that some runtime reads although TOML 1.0 forbids them are read, named and kept."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""config.toml of NVIDIA's runtime: beside what NVIDIA's installer writes, for every row, with every
-option."""
+"""The toolkit's config.toml equals that of NVIDIA's installer, in every row, with every option."""
 
 from __future__ import annotations
 

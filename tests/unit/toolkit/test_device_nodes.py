@@ -1,4 +1,4 @@
-"""The driver's control nodes: which there should be, and how they are made."""
+"""The driver's control nodes are made where they are missing or wrong."""
 
 from __future__ import annotations
 

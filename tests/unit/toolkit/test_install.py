@@ -1,4 +1,4 @@
-"""What the toolkit is told of the node: the runtimes that it calls, and where it may not lie."""
+"""The toolkit calls the node's own low-level runtimes and lies only where it lasts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the toolkit is taken from: packages, what was installed, or the host's own."""
+"""The toolkit is taken from packages, from an installed one, or from the host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The toolkit's directory is whole at any moment, whatever fails and whoever kills us."""
+"""The toolkit's directory is whole at any moment, whatever fails or is killed."""
 
 from __future__ import annotations
 

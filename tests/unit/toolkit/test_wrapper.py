@@ -1,5 +1,4 @@
-"""The scripts before the toolkit's programs: what is run in the end, with which words and which
-environment, in every shell that a node may have."""
+"""The wrappers run their program with the right words and environment in every shell of a node."""
 
 from __future__ import annotations
 

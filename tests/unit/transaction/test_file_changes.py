@@ -1,4 +1,4 @@
-"""The steps of a change: what is remembered, and an undo that needs no room."""
+"""The steps of a change are remembered, and an undo needs no room on the disk."""
 
 from __future__ import annotations
 

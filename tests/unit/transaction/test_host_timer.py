@@ -1,4 +1,4 @@
-"""The dead man's switch, with the host's own mv and rm, and a systemd that fires when told."""
+"""The timer on the host undoes a change whose agent is gone, with the host's own mv and rm."""
 
 from __future__ import annotations
 

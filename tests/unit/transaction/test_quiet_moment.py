@@ -1,4 +1,4 @@
-"""The quiet moment: what counts as a pod that is being made, and how long it is waited for."""
+"""A restart waits a limited time for pods that are being made."""
 
 from __future__ import annotations
 

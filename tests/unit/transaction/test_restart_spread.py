@@ -1,4 +1,4 @@
-"""Which part of the time a node waits before its restart."""
+"""The name of a node decides which part of the time it waits before its restart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the kernel shows of GPUs: what makes it another trace, and which paths show that it is."""
+"""The kernel's view of the GPUs has another trace after every change that matters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The child process that asks the driver's library, and all the ways in which that can go wrong."""
+"""The child process that asks NVML gives GPUs or an error, whatever the library does."""
 
 from __future__ import annotations
 

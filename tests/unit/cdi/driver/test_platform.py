@@ -1,4 +1,4 @@
-"""WSL2 and Tegra: named where a driver of data centers is looked for, with the mode that fits."""
+"""WSL2 and Tegra are told from data centers' machines, with the mode that fits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any number of GPUs, split in any way: the spec is valid, and nothing goes without a word."""
+"""Any number of GPUs, split in any way, makes a valid spec; whatever is left out is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Device nodes of a driver container's dev and of the host's: each from where it is."""
+"""Each device node is taken from the driver container's dev or the host's, where it exists."""
 
 from __future__ import annotations
 

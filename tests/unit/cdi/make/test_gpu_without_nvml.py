@@ -1,4 +1,4 @@
-"""GPUs where NVML does not tell them, and where it breaks: from the kernel's list, or an error."""
+"""Without NVML the GPUs come from the kernel's list, or there is an error."""
 
 from __future__ import annotations
 

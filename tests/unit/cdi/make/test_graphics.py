@@ -1,4 +1,4 @@
-"""Files for graphics: EGL, Vulkan, OpenCL and X, with the figures of NVIDIA's own tests (v1.20)."""
+"""Files for EGL, Vulkan, OpenCL and X are found. Figures are from NVIDIA's own tests (v1.20)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The management spec of made-up drivers: what is in it, in which order, and why."""
+"""The management spec of made-up drivers has the right entries in the right order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Specs of what comes with GPUs. Figures are those of NVIDIA's own tests (v1.20)."""
+"""Devices beside the GPUs have specs of their own. Figures are NVIDIA's own tests' (v1.20)."""
 
 from __future__ import annotations
 

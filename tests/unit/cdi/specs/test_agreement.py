@@ -1,4 +1,4 @@
-"""What `cdi list`, `cdi validate` and the proposal of specs make of one file: always the same."""
+"""`cdi list`, `cdi validate` and the agent's own proposal judge one file alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files count, who wrote them, and which device wins."""
+"""The installed specs: which files count, what wrote them, and which device wins."""
 
 from __future__ import annotations
 

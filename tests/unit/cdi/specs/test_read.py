@@ -1,4 +1,4 @@
-"""Bytes of specs as data: as Go's YAML reader has it, and never anything but data or Broken."""
+"""Bytes of specs are read as Go's YAML reader does; they are data or Broken, never an exception."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an executable tells of the CDI that it reads, where its version does not."""
+"""An executable tells which CDI it reads where its version does not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of a spec: each rule by a spec that breaks it, and what is on the host."""
+"""Each broken rule of a spec is reported, by the file and by the host."""
 
 from __future__ import annotations
 

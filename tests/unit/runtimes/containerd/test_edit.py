@@ -1,4 +1,4 @@
-"""Plans: from any tree of files to one that is right, in our keys only and once."""
+"""From any tree of files a plan leads to the desired one, in our keys only and once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What handlers inherit on nodes that somebody else's tool, or nobody's runc, has shaped."""
+"""Handlers inherit what works from nodes that other tools have configured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files that containerd loads, in its order; what would keep it from starting is refused."""
+"""Files are loaded in containerd's order; what would stop its start is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The runtime's own executable is asked before anything is changed, and its answer is compared."""
+"""The runtime's own executable judges a candidate before anything is changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who writes a configuration file anew, and what it makes it from."""
+"""A configuration that a distribution renders at each start is known, with its template."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What CRI-O is told by flags and by its environment, and where that stands on the host."""
+"""Settings of CRI-O's flags and environment are read, and the file that keeps them is named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the OCI hooks of a CRI-O are looked for."""
+"""The directories of CRI-O's OCI hooks are found."""
 
 from __future__ import annotations
 

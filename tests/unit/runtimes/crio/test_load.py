@@ -1,4 +1,4 @@
-"""Which files CRI-O loads, in which order, and how it is asked for what it made of them."""
+"""Files are loaded in CRI-O's order, and CRI-O itself is asked for the result."""
 
 from __future__ import annotations
 

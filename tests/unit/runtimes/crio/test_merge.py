@@ -1,4 +1,4 @@
-"""What CRI-O makes of its files, and what it shows of itself: pure, by tables."""
+"""Pure rules give CRI-O's effective configuration, what is desired, and what is not proven."""
 
 from __future__ import annotations
 
