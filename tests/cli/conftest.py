@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 # A failed check in there shows its values, as one in a test does.
-pytest.register_assert_rewrite("tests.cli.cli_node", "tests.conformance.checks")
+pytest.register_assert_rewrite("tests.cli.cli_node", "tests.cli.daemon", "tests.conformance.checks")
 
 from tests.cli.cli_node import CliNode  # noqa: E402
 from tests.cli.hosted import HostedNode  # noqa: E402 - after the line above

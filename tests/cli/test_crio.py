@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.cli.cli_node import fails, shows
+from tests.cli.crio import CONFIG_MODE, HOOK_BINARY, NAMES, OFF, make, restarts
 from tests.conformance import statusfile
 from tests.conformance.trees import touched
 from tests.doubles.crio.crio_node import CrioNode
@@ -20,18 +21,7 @@ from tests.doubles.crio.generation import VERSIONS
 from tests.sampling import sampled_params
 from tests.tools.watch import DirectoryWatch
 
-NAMES = {"nvidia", "nvidia-cdi", "nvidia-legacy"}
-HOOK_BINARY = "nvidia-container-runtime-hook"
-OFF = "--cdi-enabled=false"
-CONFIG_MODE = "--config-mode=config"
 HANDLER = "crio.runtime.runtimes.nvidia"
-
-
-def make(place: Path, version: str = "1.37.0", text: str = "") -> CrioNode:
-    """Return a node with all of the toolkit's programs, not yet running."""
-    node = CrioNode(place, version, text)
-    (node.toolkit / HOOK_BINARY).touch(0o755)
-    return node
 
 
 @pytest.fixture
@@ -46,13 +36,6 @@ def published(node: CrioNode) -> dict[str, str]:
     ready = node.ready()
     assert ready is not None
     return dict(statusfile.parse(ready.decode()))
-
-
-def restarts(node: CrioNode) -> int:
-    """Return how often systemd was asked for one."""
-    log = node.systemctl_log
-    lines = log.read_text().splitlines() if log.exists() else []
-    return sum(line.startswith("restart ") for line in lines)
 
 
 def handlers(node: CrioNode) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.cli.cli_node import fails, shows
-from tests.cli.test_crio import CONFIG_MODE, HOOK_BINARY, NAMES, OFF, make, restarts
+from tests.cli.crio import CONFIG_MODE, HOOK_BINARY, NAMES, OFF, make, restarts
 from tests.conformance.trees import touched
 from tests.doubles.crio.crio_node import CrioNode
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.cli_node import fails
-from tests.cli.test_crio import make, restarts
+from tests.cli.crio import make, restarts
 from tests.conformance import checks
 from tests.conformance.trees import contents, snapshot
 from tests.doubles.crio.crio_node import CrioNode

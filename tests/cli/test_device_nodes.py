@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.cli_node import shows
+from tests.cli.daemon import running, settle
 from tests.cli.hosted import HostedNode
-from tests.cli.test_run import running, settle
 from tests.conformance import checks
 from tests.conformance.trees import snapshot, touched
 from tests.tools.driver import make_driver

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.cli_node import CliNode, Refusal, fails, refuses, shows
-from tests.cli.test_run import running
+from tests.cli.daemon import running
 from tests.conformance import checks
 from tests.conformance.foreign_specs import spec
 from tests.conformance.trees import contents

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.daemon import Daemon, running
 from tests.cli.gpu_host import GPU, MANAGEMENT, GpuHost
-from tests.cli.test_run import Daemon, running
 from tests.conformance.foreign_specs import spec
 from tests.doubles.nvml.nvml import FakeGpu, FakePart
 from tests.tools.driver import LIBRARIES, UVM, VERSION, make_driver, remove_driver

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.cli_node import CliNode, fails, shows
-from tests.cli.test_crio import make
-from tests.cli.test_run import running
+from tests.cli.crio import make
+from tests.cli.daemon import running
 from tests.conformance import checks
 from tests.conformance.trees import contents
 from tests.doubles.crio.crio_node import CrioNode

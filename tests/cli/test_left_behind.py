@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.cli_node import shows
-from tests.cli.test_crio import make
+from tests.cli.crio import make
 from tests.cli.test_refusals import WholeNode, pytestmark
 from tests.conformance import checks
 from tests.conformance.trees import contents

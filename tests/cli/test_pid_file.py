@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 from tests.cli.cli_node import CliNode, fails
-from tests.cli.test_run import Daemon, published, running, settle
+from tests.cli.daemon import Daemon, published, running, settle
 
 
 def _option(node: CliNode) -> tuple[Path, str]:

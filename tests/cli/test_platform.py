@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.cli_node import fails, shows
+from tests.cli.daemon import running
 from tests.cli.hosted import HostedNode
-from tests.cli.test_run import running
 from tests.conformance import checks, statusfile
 from tests.conformance.trees import contents, snapshot
 from tests.doubles.nvml import dxcore

@@ -9,7 +9,7 @@ import pytest
 
 from agent.transaction import restart_spread
 from tests.cli.cli_node import CliNode, fails, tells
-from tests.cli.test_run import published, running, settle
+from tests.cli.daemon import published, running, settle
 from tests.conformance import checks
 
 # A name whose part of the time is near its middle.

@@ -4,112 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 
-import grpc
 import pytest
 
 from tests.cli.cli_node import CliNode, fails, tells
-from tests.conformance import checks, cri, statusfile
-from tests.tools import forked
-from tests.tools.waiting import SOON, holds_now
-
-
-class Daemon:
-    """A running `run` on a node; what it says is in `log`."""
-
-    def __init__(self, node: CliNode, *options: str) -> None:
-        self.node = node
-        self.log = node.directory / "run.log"
-        self.process = forked.start_logged(
-            forked.AGENT,
-            ["run", *node.options(), *options],
-            node.agent_environment(),
-            node.directory,
-            self.log,
-        )
-
-    def said(self) -> str:
-        """What it said so far."""
-        return self.log.read_text()
-
-    def until(self, holds: Callable[[], bool], seconds: float = SOON) -> None:
-        """Wait until it holds; an assertion fails otherwise, or when the process ends."""
-        end = time.monotonic() + seconds
-        while not holds_now(holds):
-            assert self.process.poll() is None, self.said()
-            assert time.monotonic() < end, self.said()
-            time.sleep(0.02)
-
-    def idle(self) -> bool:
-        """No child runs."""
-        pid = self.process.pid
-        return not Path(f"/proc/{pid}/task/{pid}/children").read_text().strip()
-
-    def end(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """Stop it; it does not wait for what it waits for."""
-        self.process.send_signal(number)
-        assert self.process.wait(SOON) == 0, self.said()
-
-
-@contextmanager
-def running(node: CliNode, *options: str) -> Iterator[Daemon]:
-    """`run` on a node, stopped in the end, after its child: that one writes below directories that
-    are about to go."""
-    daemon = Daemon(node, *options)
-    try:
-        yield daemon
-    finally:
-        daemon.process.terminate()
-        try:
-            daemon.process.wait(30)
-        except subprocess.TimeoutExpired:
-            daemon.process.kill()
-            daemon.process.wait()
-
-
-def read(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-
-
-def has_handler(node: CliNode) -> bool:
-    """The runtime answers, and with our handler."""
-    try:
-        return "nvidia" in cri.ask(node.socket, 2.0).runtimes
-    except grpc.RpcError:
-        return False
-
-
-def published(node: CliNode) -> bytes | None:
-    """What both files say, without the time of it; None where they do not agree."""
-    ready, twin = (read(node.validations / n) for n in (statusfile.READY, statusfile.TWIN))
-    return re.sub(rb"TIMESTAMP=\d+", b"", ready) if ready and ready == twin else None
-
-
-def files(node: CliNode) -> tuple[bytes | None, bytes | None]:
-    return read(node.config), read(node.drop_in)
-
-
-def settle(daemon: Daemon) -> None:
-    """Right, and nothing more to do."""
-    daemon.until(lambda: published(daemon.node) is not None and has_handler(daemon.node), 20)
-    calm = [0.0]
-
-    def rests() -> bool:
-        calm[0] = calm[0] + 1 if daemon.idle() else 0
-        return calm[0] > 40
-
-    daemon.until(rests, 20)
+from tests.cli.daemon import files, has_handler, published, running, settle
+from tests.conformance import checks, statusfile
+from tests.tools.waiting import SOON
 
 
 class Watcher:

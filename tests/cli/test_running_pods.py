@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from tests.cli.cli_node import CliNode, Refusal, fails, refuses, shows
+from tests.cli.daemon import running
 from tests.cli.installing import SourceNode
 from tests.cli.test_crio_started import packaged
-from tests.cli.test_run import running
 from tests.conformance import checks
 from tests.conformance.trees import touched
 from tests.doubles.crio.crio_node import CrioNode

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.cli_node import CliNode, fails, shows, tells
-from tests.cli.test_run import running
+from tests.cli.daemon import running
 from tests.conformance import checks
 from tests.doubles.containerd.sample import SECTIONS, handler
 from tests.tools.driver import VERSION, make_driver, remove_driver

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli.cli_node import CliNode, fails, tells
+from tests.cli.daemon import files, has_handler, published, running, settle
 from tests.cli.interrupted import PlainNode
 from tests.cli.test_ready_file import Ready
-from tests.cli.test_run import files, has_handler, published, running, settle
 from tests.conformance import checks
 
 

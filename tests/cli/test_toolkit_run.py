@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.daemon import published, running, settle
 from tests.cli.hosted import HostedNode
 from tests.cli.installing import CONFIG, RUNTIME, SourceNode, beside, installed, release
-from tests.cli.test_run import published, running, settle
 from tests.conformance.trees import snapshot
 from tests.tools.driver import make_driver
 

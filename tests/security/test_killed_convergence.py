@@ -23,7 +23,7 @@ import pytest
 
 from agent.daemon import supervisor
 from tests.cli.cli_node import CliNode
-from tests.cli.test_run import Daemon, published, running, settle
+from tests.cli.daemon import Daemon, published, running, settle
 from tests.conformance import statusfile
 from tests.tools.beside import beside
 from tests.tools.runtimes import ROOT

@@ -37,9 +37,9 @@ from agent.toolkit import install, origin, programs
 from agent.transaction import host_timer
 from agent.transaction.host_timer import CannotArm
 from tests.cli.cli_node import CliNode, Refusal, fails, refuses
+from tests.cli.crio import OFF
+from tests.cli.crio import make as crio_node
 from tests.cli.installing import SourceNode
-from tests.cli.test_crio import OFF
-from tests.cli.test_crio import make as crio_node
 from tests.conformance import checks
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="gives files away: run tests/run as root")
