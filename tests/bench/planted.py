@@ -155,9 +155,9 @@ _TRANSACTION = (
         ("tests/unit/transaction/test_change.py",),
     ),
     Mutant(
-        "failure-not-remembered", "transaction", "agent/transaction/converge.py",
-        "change.tidy(ctx, lambda: ctx.store.remember_failure(request.fingerprint, failed))",
-        'ctx.log("failed", reason=failed)',
+        "failure-not-remembered", "transaction", "agent/transaction/change.py",
+        "tidy(ctx, lambda: remember_failure(ctx, journal.fingerprint, why))",
+        "pass",
         ("tests/cli/test_restart.py::test_runtime_that_dies_on_the_new_configuration_gets_the_old_one",),
     ),
 )  # fmt: skip
@@ -212,8 +212,8 @@ _UNDO = (
     Mutant(
         "dead-pods-count", "revert", "agent/plan/pod_guard.py",
         "ready = [_with_handler(node, ask, pod) for pod in ask.sandboxes() if pod.ready]\n"
-        "        return names",
-        "ready = [_with_handler(node, ask, pod) for pod in ask.sandboxes()]\n        return names",
+        "    users",
+        "ready = [_with_handler(node, ask, pod) for pod in ask.sandboxes()]\n    users",
         ("tests/cli/test_revert.py::test_revert_is_refused_while_pods_use_a_handler",),
     ),
     Mutant(
@@ -286,7 +286,7 @@ _SPECS = (
         ("tests/unit/cdi/make/test_gpu_without_nvml.py",),
     ),
     Mutant(
-        "ready-without-a-driver", "specs", "agent/cdi/specs/own.py",
+        "ready-without-a-driver", "specs", "agent/plan/own_specs.py",
         "        return ()\n    if proposed.problem is not None:\n"
         "        ctx.publisher.withdraw()\n",
         "        return ()\n",
@@ -303,8 +303,8 @@ _SPECS = (
     ),
     Mutant(
         "deadly-spec-passed-over", "specs", "agent/plan/propose.py",
-        "blocked = (deadly if restart else None) or used",
-        "blocked = used",
+        "blocked: AgentError | None = deadly if restart else None",
+        "blocked: AgentError | None = None",
         ("tests/cli/test_foreign.py::test_deadly_spec_refuses_a_restart",),
     ),
 )  # fmt: skip
@@ -397,8 +397,8 @@ _SUPERVISOR = (
     ),
     Mutant(
         "failure-without-a-list", "supervisor", "agent/daemon/child.py",
-        "    finally:\n        _report((*watched(ctx, node), *blamed), inherited.pipe)\n",
-        "    else:\n        _report((*watched(ctx, node), *blamed), inherited.pipe)\n",
+        "    finally:\n        _report((reason, *entries, *watched(ctx, node, spec)), inherited.pipe)\n",
+        "    else:\n        _report((reason, *entries, *watched(ctx, node, spec)), inherited.pipe)\n",
         ("tests/unit/daemon/test_child.py",),
     ),
     Mutant(
@@ -431,7 +431,7 @@ _RUNTIME = (
     ),
     Mutant(
         "lock-of-a-removed-file", "lock", "agent/host/lock.py",
-        "if inherited is not None and _is(path, inherited):",
+        "if inherited is not None and same(path, inherited):",
         "if inherited is not None:",
         ("tests/unit/host/test_lock.py",),
     ),

@@ -1,1 +1,1 @@
-"""A scripted systemctl."""
+"""A scripted systemctl, and a bus that answers as systemd does."""
