@@ -397,8 +397,10 @@ _SUPERVISOR = (
     ),
     Mutant(
         "failure-without-a-list", "supervisor", "agent/daemon/child.py",
-        "    finally:\n        _report((reason, *entries, *watched(ctx, node, spec)), inherited.pipe)\n",
-        "    else:\n        _report((reason, *entries, *watched(ctx, node, spec)), inherited.pipe)\n",
+        "    finally:\n"
+        "        _report((reason, *entries, *watched(ctx, node, spec)), inherited.pipe)\n",
+        "    else:\n"
+        "        _report((reason, *entries, *watched(ctx, node, spec)), inherited.pipe)\n",
         ("tests/unit/daemon/test_child.py",),
     ),
     Mutant(
