@@ -76,7 +76,7 @@ DEFAULT = '[crio.runtime]\ndefault_runtime = "{}"\n'
         ((DEFAULT.format("a"), DEFAULT.format("")), "crun"),
     ],
 )
-def test_default(texts: tuple[str, ...], default: str) -> None:
+def test_default_is_that_of_the_last_file(texts: tuple[str, ...], default: str) -> None:
     """The last file that says one; none is the built-in."""
     assert cri(*texts).default == default
 
@@ -85,7 +85,7 @@ def test_default(texts: tuple[str, ...], default: str) -> None:
     ("version", "default"),
     [("1.23.5", "runc"), ("1.30.14", "runc"), ("1.31.0", "crun"), ("1.37.0", "crun")],
 )
-def test_built_in_default(version: str, default: str) -> None:
+def test_built_in_default_changes_with_1_31(version: str, default: str) -> None:
     """CRI-O changed it in 1.31."""
     numbers = tuple(int(n) for n in version.split("."))
     found = rules((numbers[0], numbers[1], numbers[2]))
@@ -128,7 +128,7 @@ def test_built_in_handler_is_the_daemons_own_word() -> None:
     }
 
 
-def test_both_ways_of_asking_tell_the_same() -> None:
+def test_status_and_http_give_the_same_configuration() -> None:
     """Status (1.33 and later) and `GET /config`, both captured."""
     status, dump = shown(STATUS, None), shown(None, DUMP)
     assert status is not None
@@ -151,7 +151,7 @@ def test_both_ways_of_asking_tell_the_same() -> None:
         (None, None, [("cri-status", False)]),
     ],
 )  # fmt: skip
-def test_evidence(config: Any, dump: Any, sources: list[tuple[str, bool]]) -> None:
+def test_best_evidence_comes_first(config: Any, dump: Any, sources: list[tuple[str, bool]]) -> None:
     """Best first; an effective configuration without directories knows no CDI."""
     found = list(
         registry.adapter("crio").evidence(Answer("cri-o", "1.37.0", True, config, (), dump))
@@ -210,7 +210,7 @@ def test_wish_inherits_all_but_what_is_the_handlers_own() -> None:
     assert want(NATIVE, kata).default is None
 
 
-def test_wish_for_the_default() -> None:
+def test_default_is_desired_where_the_row_says_so() -> None:
     """Ours where the row says so; somebody's ours is taken back; a hook has no handlers."""
     theirs = DEFAULT.format("nvidia") + (
         '[crio.runtime.runtimes.nvidia]\nruntime_path = "/usr/bin/nvidia-container-runtime"\n'
@@ -269,7 +269,9 @@ RUNNING = {"RuntimePath": "/n", "RuntimeType": "", "AllowedAnnotations": ["b", "
         ),
     ],
 )
-def test_unproven(wanted: Desired, said: Answer, problems: list[str]) -> None:
+def test_missing_settings_are_told_in_words(
+    wanted: Desired, said: Answer, problems: list[str]
+) -> None:
     """What is lacking, in words; what CRI-O rewrites by itself is not held against it."""
     assert wishes.unproven(wanted, said) == problems
 
@@ -330,7 +332,7 @@ def test_an_unknown_key_says_nothing_of_the_decoder() -> None:
     assert rules((1, 37, 0), texts, kept).by_key
 
 
-def test_defaults_that_files_name() -> None:
+def test_default_of_the_last_file_comes_first() -> None:
     """That of the last file first; an empty one names none."""
     texts = files(DEFAULT.format("a"), DEFAULT.format(""), "", DEFAULT.format("b"))
     assert explicit_defaults(texts) == ("b", "a")
