@@ -204,9 +204,9 @@ _UNDO = (
         ("tests/cli/test_refusals.py::test_refusal_touches_nothing",),
     ),
     Mutant(
-        "file-imported-by-name-removed", "undo", "agent/transaction/original_files.py",
-        "if item.after is None and _imported_by_name(ctx, node, item.path, overlay):",
-        "if item.before is None and _imported_by_name(ctx, node, item.path, overlay):",
+        "file-imported-by-name-removed", "undo", "agent/runtimes/containerd/adapter.py",
+        "if item.after is None and self._imported_by_name(host, item.path, overlay):",
+        "if item.before is None and self._imported_by_name(host, item.path, overlay):",
         ("tests/cli/test_revert.py::test_drop_in_imported_by_name_stays_emptied",),
     ),
     Mutant(
@@ -224,8 +224,8 @@ _UNDO = (
     ),
     Mutant(
         "handlers-of-crio-by-its-lists", "revert", "agent/plan/pod_guard.py",
-        "handler = words.handler(ask.sandbox_info(pod.id))",
-        "handler = pod.handler",
+        "return replace(pod, handler=node.adapter.pod_handler(ask.sandbox_info(pod.id)))",
+        "return pod",
         ("tests/cli/test_crio.py::test_handlers_of_running_pods_stay",),
     ),
     Mutant(
