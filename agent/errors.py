@@ -28,7 +28,7 @@ import errno
 import os
 from typing import ClassVar
 
-from agent.userinfo import without_userinfo
+from agent.redaction import redact_text
 
 
 class AgentError(Exception):
@@ -38,7 +38,7 @@ class AgentError(Exception):
     code: ClassVar[str] = "FAILED"
 
     def __init__(self, message: str, *, code: str | None = None) -> None:
-        message = without_userinfo(message)  # options and keys can hold URLs
+        message = redact_text(message)  # options and keys can hold URLs
         super().__init__(message)
         self.message = message
         self.status_code = code or self.code

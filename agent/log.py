@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from agent.errors import AgentError
-from agent.userinfo import public
+from agent.redaction import redact
 
 _LEVELS = {"warning": "warning", "failed": "error"}
 
@@ -28,7 +28,7 @@ def logger(*, debug: bool) -> Callable[..., None]:
         if not state:
             state.append(_structlog(debug=debug) if sys.stderr.isatty() else _json_line)
         with contextlib.suppress(OSError):  # a log that cannot be written is in no change's way
-            state[0](event, **public(data))
+            state[0](event, **redact(data))
 
     return log
 

@@ -1,7 +1,10 @@
-"""The status file: how the decision reaches the device plugin.
+"""The status file, by which the device plugin learns the decision.
 
-Invariant: a file is either whole or absent, `toolkit-ready` never exists without its twin having
-been written for the same proof, and equal content is never rewritten (DESIGN section 7).
+There are two files with the same content: the barrier `toolkit-ready`, for which other pods wait,
+and its twin `.toolkit-ctr-ready`. A failure is a third file, beside them.
+
+Invariant: a file is complete or absent. `toolkit-ready` never exists unless its twin was written
+for the same proof. Equal content is never written again.
 """
 
 from __future__ import annotations
@@ -10,12 +13,12 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 from agent.errors import AgentError, Refused, reason
-from agent.host import budget, files, trusted
+from agent.host import budget, files, trust
 from agent.host.files import FileState
 from agent.host.paths import HostRoot
 
@@ -24,20 +27,18 @@ READY = "toolkit-ready"
 TWIN = ".toolkit-ctr-ready"
 ERROR = ".toolkit-ctr-error"
 
-_OTHER = re.compile(r"[^A-Za-z0-9_./:,@%+=-]")
+_FORBIDDEN = re.compile(r"[^A-Za-z0-9_./:,@%+=-]")
 _LINE = re.compile(r"[A-Z_][A-Z0-9_]*=[A-Za-z0-9_./:,@%+=-]*")
-_MOMENT = frozenset({"TOOLKIT_BOOT_ID", "TOOLKIT_TIMESTAMP"})  # not part of the decision
 
 _LIMIT = budget.STATUS_FILE.size
-_T = TypeVar("_T")
 
 Lines: TypeAlias = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is published, in the words of the contract. `annotation_prefix` is None where CDI is
-    off; a path is None where there is no hook, no driver."""
+    """The published facts, named as in the contract. `annotation_prefix` is None where CDI is off;
+    a path is None where there is no hook or no driver."""
 
     runtime: str
     runtime_version: str
@@ -59,7 +60,7 @@ class Facts:
 
 
 def lines(facts: Facts, boot_id: str, now: float) -> Lines:
-    """The file's keys and values in their order; `now` in seconds since the epoch."""
+    """The keys and values of the file, in order; `now` in seconds since the epoch."""
     decided: list[tuple[str, str]] = [
         ("TOOLKIT_CONTAINER_RUNTIME", facts.runtime),
         ("TOOLKIT_CONTAINER_RUNTIME_VERSION", facts.runtime_version),
@@ -77,7 +78,9 @@ def lines(facts: Facts, boot_id: str, now: float) -> Lines:
     plugin = [("DEVICE_LIST_STRATEGY", ",".join(facts.strategy))]
     if facts.annotation_prefix is not None:
         plugin.append(("CDI_ANNOTATION_PREFIX", facts.annotation_prefix))
-    plugin += [(key, path) for key, path in paths(facts) if path is not None and can_say(path)]
+    plugin += [
+        (key, path) for key, path in paths(facts) if path is not None and is_publishable(path)
+    ]
     version = ("TOOLKIT_STATUS_VERSION", str(VERSION))
     hashed = _clean([version, *decided, *plugin])
     checksum = hashlib.sha256(_text(hashed)).hexdigest()
@@ -87,7 +90,7 @@ def lines(facts: Facts, boot_id: str, now: float) -> Lines:
 
 
 def paths(facts: Facts) -> tuple[tuple[str, str | None], ...]:
-    """Host paths that the device plugin works with, by the names of its own variables."""
+    """The host paths that the device plugin uses, by the names of its environment variables."""
     return (
         ("NVIDIA_CDI_HOOK_PATH", facts.hook_path),
         ("NVIDIA_DRIVER_ROOT", facts.driver_root),
@@ -95,10 +98,10 @@ def paths(facts: Facts) -> tuple[tuple[str, str | None], ...]:
     )
 
 
-def can_say(path: str) -> bool:
-    """Can a path stand in a status file as it is? With another character in it, it would be that of
-    another file there."""
-    return not _OTHER.search(path)
+def is_publishable(path: str) -> bool:
+    """Can a path be published unchanged? A forbidden character would be replaced, and the path
+    would name another file."""
+    return not _FORBIDDEN.search(path)
 
 
 def _bool(value: bool) -> str:
@@ -106,7 +109,7 @@ def _bool(value: bool) -> str:
 
 
 def _clean(pairs: Sequence[tuple[str, str]]) -> Lines:
-    return tuple((key, _OTHER.sub("_", value)) for key, value in pairs)
+    return tuple((key, _FORBIDDEN.sub("_", value)) for key, value in pairs)
 
 
 def _text(pairs: Lines) -> bytes:
@@ -114,8 +117,8 @@ def _text(pairs: Lines) -> bytes:
 
 
 def parse(data: bytes, path: str) -> dict[str, str]:
-    """Keys and values of the bytes of the status file at `path`. Raises Refused for a line that is
-    none."""
+    """The keys and values in the bytes of the status file at `path`. Raises Refused for any other
+    line."""
     values = {}
     for line in data.decode("ascii", "replace").removesuffix("\n").split("\n"):
         if not _LINE.fullmatch(line):
@@ -127,7 +130,7 @@ def parse(data: bytes, path: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """Bytes of the twin and of the barrier as they were; None where there was no file."""
+    """The bytes of the twin and of the barrier before a change; None where there was no file."""
 
     twin: bytes | None = None
     barrier: bytes | None = None
@@ -135,14 +138,14 @@ class Saved:
 
 @dataclass(frozen=True, slots=True)
 class Publisher:
-    """Writes the contract's files into `directory` (a host path, see `trusted.system_name`).
+    """Writes the status files into `directory` (a host path, see `trust.system_name`).
 
-    `foreign_barrier`: gpu-operator's validator owns `toolkit-ready`; we fill it when it is there
-    and never create it.
+    `foreign_barrier`: gpu-operator's validator owns `toolkit-ready`; we write to it where it
+    exists, and never create it.
 
-    Containers may mount the directory, or one above it, as gpu-operator's do. So no link in it or
-    on the way is followed, and a directory that is not root's alone is refused: nothing is written
-    there and nothing that is read there counts.
+    Containers may mount the directory or one above it, as those of gpu-operator do. So no link on
+    the way is followed. A directory to which others can write is refused: nothing is written there,
+    and nothing there is believed.
     """
 
     directory: str
@@ -150,124 +153,111 @@ class Publisher:
     host: HostRoot = field(default_factory=lambda: HostRoot("/"))
 
     def path(self, name: str) -> str:
-        """The agent path of a file."""
+        """The agent path of a status file."""
         return os.path.join(self.host.agent_path(self.directory), name)
 
     def require(self) -> None:
-        """See that the directory is root's alone, or can be made so. Raises Refused."""
-        there = os.path.lexists(self.host.agent_path(self.directory))
-        trusted.require(
-            self.host, self.directory, self._purpose, sticky_is_fine=not there, links=False
-        )
+        """Refuse a directory to which others can write, or in whose place others can make one."""
+        missing = not os.path.lexists(self.host.agent_path(self.directory))
+        trust.require(self.host, self.directory, self._purpose, allow_sticky=missing, links=False)
 
     @property
     def _purpose(self) -> str:
         return f"write the status file in {self.directory}"
 
     def _make(self) -> None:
-        trusted.directory(self.host, self.directory, self._purpose, links=False)
+        trust.make_directory(self.host, self.directory, self._purpose, links=False)
 
     def sweep(self) -> None:
-        """Remove what killed processes left; for the holder of the lock."""
+        """Remove what killed processes left. Call it with the lock held."""
         with contextlib.suppress(Refused):
             self.require()
             files.sweep(self.host.agent_path(self.directory), (TWIN, READY, ERROR))
 
     def publish(self, content: Lines, *, barrier_was_there: bool = False) -> bool:
-        """Tell success; returns whether anything was written. Raises Refused."""
-        return self._guard(lambda: self._publish(content, barrier_was_there))
-
-    def _publish(self, content: Lines, barrier_was_there: bool) -> bool:
-        self._make()
-        old = self._look(TWIN)
-        keep = old is not None and _same(old.data, content)
-        twin = old.data if old is not None and keep else _text(content)
-        changed = self._put(TWIN, twin)
-        if self._there(ERROR):  # before the barrier: who waits for that finds no failure beside it
-            files.remove(self.path(ERROR))
-            changed = True
-        if not self.foreign_barrier or barrier_was_there or self._there(READY):
-            changed |= self._put(READY, twin)
-        return changed
-
-    def check(self) -> None:
-        """See that there is room to publish, before anything is changed. Raises Refused."""
-
-        def probe() -> None:
+        """Publish a success. Gives whether anything was written. Raises Refused."""
+        with self._refusing():
             self._make()
-            state = files.new_state(b"\n", 0o600)
-            files.discard(files.stage(self.path(TWIN), state))
+            old = self._current(TWIN)
+            keep = old is not None and _same(old.data, content)
+            twin = old.data if old is not None and keep else _text(content)
+            changed = self._write(TWIN, twin)
+            if self._exists(ERROR):  # before the barrier, which says that there is no failure
+                files.remove(self.path(ERROR))
+                changed = True
+            if not self.foreign_barrier or barrier_was_there or self._exists(READY):
+                changed |= self._write(READY, twin)
+            return changed
 
-        self._guard(probe)
+    def check_writable(self) -> None:
+        """Check that the files can be written, before anything is changed. Raises Refused."""
+        with self._refusing():
+            self._make()
+            files.discard(files.stage(self.path(TWIN), files.new_state(b"\n", 0o600)))
 
     def save(self) -> Saved:
-        """What is published now, to be brought back if a change has to be undone."""
-        twin, barrier = self._look(TWIN), self._look(READY)
+        """The current files, for `restore` after an undo."""
+        twin, barrier = self._current(TWIN), self._current(READY)
         return Saved(twin.data if twin else None, barrier.data if barrier else None)
 
     def withdraw(self) -> None:
-        """Take readiness back, the barrier first. Raises Refused."""
+        """Remove the status files, the barrier first. Raises Refused."""
+        self.require()
+        self._remove(READY, TWIN)
 
-        def remove() -> None:
+    def remove_error(self) -> None:
+        """Remove the file of a failure. Raises Refused."""
+        if self._exists(ERROR):
             self.require()
-            for name in (READY, TWIN):
-                if self._there(name):
-                    files.remove(self.path(name))
-
-        self._guard(remove)
-
-    def forgive(self) -> None:
-        """No failure any more. Raises Refused."""
-        if self._there(ERROR):
-            self.require()
-            self._guard(lambda: files.remove(self.path(ERROR)))
+            self._remove(ERROR)
 
     def restore(self, saved: Saved) -> None:
-        """Bring back what was published before, the barrier last. Raises Refused."""
-
-        def write() -> None:
+        """Write the saved files again, the barrier last. Raises Refused."""
+        with self._refusing():
             for name, data in ((TWIN, saved.twin), (READY, saved.barrier)):
                 if data is not None:
                     self._make()
-                    self._put(name, data)
+                    self._write(name, data)
 
-        self._guard(write)
-
-    def fail(self, error: AgentError) -> None:
-        """Tell a failure beside the status file, which stays as it is. Raises Refused."""
+    def publish_error(self, error: AgentError) -> None:
+        """Publish a failure beside the status files, which stay as they are. Raises Refused."""
         content = _clean([
             ("TOOLKIT_ERROR_CODE", error.status_code),
             ("TOOLKIT_ERROR_EXIT", str(error.exit_code)),
             ("TOOLKIT_ERROR_REASON", error.message[:1000]),
         ])  # fmt: skip
-
-        def write() -> None:
+        with self._refusing():
             self._make()
-            self._put(ERROR, _text(content))
+            self._write(ERROR, _text(content))
 
-        self._guard(write)
+    def _remove(self, *names: str) -> None:
+        with self._refusing():
+            for name in filter(self._exists, names):
+                files.remove(self.path(name))
 
-    def _put(self, name: str, data: bytes) -> bool:
-        """Write a file unless it is as it should be, in mode and owner too."""
+    def _write(self, name: str, data: bytes) -> bool:
+        """Write a file, unless its content, mode and owner are right already."""
         wanted = files.new_state(data)
-        old = self._look(name)
+        old = self._current(name)
         if old is not None and replace(old, gid=wanted.gid, label=None) == wanted:
             return False
         files.write(self.path(name), wanted)
         return True
 
-    def _there(self, name: str) -> bool:
+    def _exists(self, name: str) -> bool:
         return os.path.lexists(self.path(name))
 
-    def _look(self, name: str) -> FileState | None:
+    def _current(self, name: str) -> FileState | None:
         try:
             return _read(self.host, self.directory, name)
         except Refused:
-            return None  # whatever has our name there is replaced
+            return None  # a file that is not trusted is replaced
 
-    def _guard(self, action: Callable[[], _T]) -> _T:
+    @contextlib.contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Let an OSError of the block be Refused."""
         try:
-            return action()
+            yield
         except OSError as error:
             raise Refused(
                 f"cannot write the status file in {self.directory}: {reason(error)}"
@@ -275,7 +265,7 @@ class Publisher:
 
 
 def _same(old: bytes, new: Lines) -> bool:
-    """Equal but for the timestamp."""
+    """Is the content equal, apart from the timestamp?"""
     try:
         before = parse(old, TWIN)
     except Refused:
@@ -286,18 +276,16 @@ def _same(old: bytes, new: Lines) -> bool:
 
 
 def _read(host: HostRoot, directory: str, name: str) -> FileState | None:
-    """A file of the contract. Raises Refused where it is not root's alone, or has a link on its
-    way."""
+    """A status file. Raises Refused where others can write to it, or its path has a link."""
     path = os.path.join(directory, name)
-    return trusted.read(host, path, _LIMIT, sticky_is_fine=True, links=False)[1]
+    return trust.read_file(host, path, _LIMIT, allow_sticky=True, links=False)[1]
 
 
 def read_valid(host: HostRoot, directory: str, boot_id: str) -> dict[str, str]:
-    """The decision, as a reader may believe it; `directory` as in `Publisher`. Raises Refused with
-    what is wrong with it.
+    """The published decision, checked as a reader has to; `directory` as in `Publisher`.
 
-    Rejected: a missing or empty file, one that is not root's or that others can write, a directory
-    of that kind, a link on the way, a higher version, one written before this boot.
+    Raises Refused for a missing or empty file, a file or directory that others can write to, a link
+    on the way, a higher version, and a file that was written before this boot.
     """
     path = os.path.join(directory, TWIN)
     found = _read(host, directory, TWIN)
@@ -320,8 +308,8 @@ def wait(
     clock: Callable[[], float],
     sleep: Callable[[float], None],
 ) -> dict[str, str]:
-    """Block until the decision can be believed; seconds, None for ever. Raises Refused with the
-    last reason when the time is up."""
+    """Wait until the decision is valid, at most `timeout` seconds (None: for ever). Raises Refused
+    with the last reason when the time is over."""
     end = None if timeout is None else clock() + timeout
     while True:
         try:

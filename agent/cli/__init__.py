@@ -16,7 +16,7 @@ from agent.cli.base import EPILOG, Command, LongLived, emit, output_option, sett
 from agent.cli.cdi import cdi
 from agent.cli.start import run_and_end
 from agent.errors import AgentError, Locked
-from agent.userinfo import without_userinfo
+from agent.redaction import redact_text
 
 if TYPE_CHECKING:
     from agent.options.settings import Entry
@@ -73,7 +73,7 @@ def apply(output: str, *, retry: bool, **given: str | None) -> None:
     from agent.cli import render
     from agent.transaction.converge import converge
 
-    outcome = converge(replace(_context(given), ask_again=True, retry=retry))
+    outcome = converge(replace(_context(given), refresh=True, retry=retry))
     emit(
         output, lambda: render.outcome_text(outcome), "Outcome",
         lambda: render.outcome_data(outcome),
@@ -93,18 +93,18 @@ def run(**given: str | None) -> None:
 @click.option("--lock-fd", type=int, required=True)
 @click.option("--watch-fd", type=int, required=True)
 @click.option("--since", type=float, required=True)
-@click.option("--told-fd", type=int, required=True)
-@click.option("--afresh", is_flag=True)
+@click.option("--logged-fd", type=int, required=True)
+@click.option("--refresh", is_flag=True)
 @click.option("--barrier", is_flag=True)
 @click.option("--entry", type=click.Choice(["toolkit-agent", "nvidia-toolkit"]), required=True)
 def converge_child(
-    *, lock_fd: int, watch_fd: int, told_fd: int, since: float, afresh: bool, barrier: bool,
+    *, lock_fd: int, watch_fd: int, logged_fd: int, since: float, refresh: bool, barrier: bool,
     entry: Entry, **given: str | None,
 ) -> None:  # fmt: skip
     """One convergence of run; started by it, and of no use to anybody else."""
     from agent.daemon import child
 
-    inherited = child.Inherited(lock_fd, watch_fd, told_fd, since, afresh, barrier)
+    inherited = child.Inherited(lock_fd, watch_fd, logged_fd, since, refresh, barrier)
     ctx = _context(given, entry, tell=False)  # its parent has told
     raise SystemExit(child.work(ctx, inherited))
 
@@ -143,12 +143,12 @@ def wait(timeout: float | None, **given: str | None) -> None:
 
     from agent import status as contract
     from agent.cri.process import boot_id
-    from agent.host import trusted
+    from agent.host import trust
     from agent.host.paths import open_host_root
 
     settings = settings_of(given)
-    host = open_host_root(settings.host_root)
-    directory = trusted.system_name(host, settings.status_dir)
+    host = open_host_root(settings.host_root, [settings.status_dir])
+    directory = trust.system_name(host, settings.status_dir)
     try:
         values = contract.wait(host, directory, boot_id(), timeout, time.monotonic, time.sleep)
     except AgentError as error:
@@ -203,14 +203,15 @@ def _keep(given: dict[str, str | None], entry: Entry) -> None:
     from agent.transaction.converge import converge, tell
 
     ctx = _context(given, entry)
-    from agent.daemon.start import become_supervisor, pid_file
-    from agent.daemon.summary import ended
+    from agent.daemon import pid_file
+    from agent.daemon.start import become_supervisor
+    from agent.daemon.summary import success_fields
 
     try:
         if ctx.settings.no_daemon:
-            with pid_file(ctx):
-                outcome = converge(replace(ctx, ask_again=True))
-            ctx.log("converged", **ended(outcome))
+            with pid_file.held(ctx):
+                outcome = converge(replace(ctx, refresh=True))
+            ctx.log("converged", **success_fields(outcome))
             return
         become_supervisor(ctx, _again(given))
     except Locked:
@@ -249,7 +250,7 @@ def _run(command: click.Command, name: str) -> int:
 
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):  # the exit code tells it too
-        click.echo(without_userinfo(text), err=True)
+        click.echo(redact_text(text), err=True)
 
 
 def main() -> NoReturn:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agent.errors import AgentError, UsageError
-from agent.userinfo import without_userinfo
+from agent.redaction import redact_text
 
 if TYPE_CHECKING:
     from agent.options.option import Option
@@ -82,7 +82,7 @@ class LongLived(Command):
         from agent.daemon.supervisor import Readiness
 
         if path := _ready_file(args):
-            Readiness(path).forget_the_dead()
+            Readiness(path).remove_stale()
         with _errors_in_log(ctx):
             return super().parse_args(ctx, args)
 
@@ -142,7 +142,7 @@ def emit(
 ) -> None:
     """Print a result as it was asked for."""
     if output == "table":
-        click.echo(without_userinfo(text()))
+        click.echo(redact_text(text()))
     else:
         from agent.cli.render import document
 

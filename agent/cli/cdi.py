@@ -41,6 +41,7 @@ class Generate(Command):
 def generate(**given: str | None) -> None:
     """Print a CDI spec, or write it to a file. Needs no runtime; nvidia.com/gpu loads the driver's
     NVML. Options are those of `nvidia-ctk cdi generate`, with its environment."""
+    from agent.cdi.driver.driver import DRIVER_CONTAINER
     from agent.cdi.make import output
     from agent.cdi.make.generate import text
     from agent.cdi.make.request import request, with_environment
@@ -48,7 +49,7 @@ def generate(**given: str | None) -> None:
 
     asked = request(given, os.environ)
     settings = settings_of(with_environment(given, os.environ))
-    host = open_host_root(settings.host_root)
+    host = open_host_root(settings.host_root, (*settings.host_paths, DRIVER_CONTAINER))
     hook = output.hook(settings, host, asked.hook_path)
     found, warnings = text(
         asked.mode, settings, host, asked.form, hook=hook, choice=asked.choice,
@@ -67,11 +68,11 @@ def generate(**given: str | None) -> None:
 def list_devices(output: str, **given: str | None) -> None:
     """List every device of every spec on the node, and whether a container can have it."""
     from agent.cli import render_cdi
-    from agent.host.paths import open_host_root
     from agent.plan import spec_report
+    from agent.plan.context import open_host
 
     settings = settings_of(given)
-    found = spec_report.inventory(settings, open_host_root(settings.host_root))
+    found = spec_report.inventory(settings, open_host(settings))
     emit(
         output, lambda: render_cdi.list_text(found), "CDIDevices",
         lambda: render_cdi.list_data(found),
@@ -87,11 +88,11 @@ def validate(files: tuple[str, ...], output: str, **given: str | None) -> None:
     `-` is standard input. Exit code 1 where there is anything to tell.
     """
     from agent.cli import render_cdi
-    from agent.host.paths import open_host_root
     from agent.plan import spec_report
+    from agent.plan.context import open_host
 
     settings = settings_of(given)
-    host = open_host_root(settings.host_root)
+    host = open_host(settings)
     found = (
         spec_report.given(settings, host, files) if files else spec_report.inventory(settings, host)
     )

@@ -15,6 +15,7 @@ import difflib
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
+from agent.redaction import HIDDEN, redact_text
 from agent.runtimes.public_keys import is_public
 from agent.toml import scan
 from agent.toml import text as tomltext
@@ -22,7 +23,6 @@ from agent.toml.masking import safe_key
 from agent.toml.scan import Entry, Span, Statement
 from agent.toml.text import BOM
 from agent.toml.write import Path
-from agent.userinfo import HIDDEN, without_userinfo
 
 if TYPE_CHECKING:
     from agent.host.files import Change
@@ -149,7 +149,7 @@ def _value(text: str, value: Span, path: Path) -> str:
         return f"{{ {', '.join(pairs)} }}" if entries else "{}"
     if not is_public(path) or "#" in said or '"""' in said or "'''" in said:
         return HIDDEN
-    return without_userinfo(said)
+    return redact_text(said)
 
 
 def _entry(text: str, entry: Entry, above: Path) -> str:

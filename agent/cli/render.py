@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from agent.cdi import yaml_text
+from agent.redaction import redact
 from agent.runtimes.restart import not_back
-from agent.userinfo import public
 
 if TYPE_CHECKING:
     from agent.decide import Decision
@@ -28,7 +28,7 @@ API = "toolkit-agent/v1"
 
 def document(kind: str, body: Mapping[str, Any], form: str = "json") -> str:
     """A document of the program's own schema; `form` is json or yaml, the data are the same."""
-    data = {"apiVersion": API, "kind": kind, **public(body)}
+    data = {"apiVersion": API, "kind": kind, **redact(body)}
     if form == "yaml":
         return "\n".join(yaml_text.lines(data))
     import json

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agent.cri import protobuf
-from agent.cri.process import reachable
+from agent.cri.process import short_socket_path
 from agent.errors import Unreachable
 from agent.host import budget
 from agent.host.budget import Budget
@@ -196,7 +196,7 @@ def _channel(path: str, limits: Budget) -> Iterator[grpc.Channel]:
         ("grpc.use_local_subchannel_pool", 1),
     )
     with (
-        reachable(path) as short,
+        short_socket_path(path) as short,
         grpc.insecure_channel(f"unix:{short}", options=options) as channel,
     ):
         yield channel

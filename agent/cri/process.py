@@ -1,6 +1,6 @@
-"""The process behind a socket: who it is, what it runs and which configuration it was given.
+"""The process that listens on a CRI socket: its identity, executable, configuration and unit.
 
-Invariant: a process is known by pid and start time together, never by pid alone.
+Invariant: a process is identified by pid and start time together, never by pid alone.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from agent.errors import Unreachable, reason
 from agent.host import budget
 from agent.host.paths import HostRoot
 
-_SLACK = 0.1  # seconds; both clocks are coarse, and a process does not read its files at once
+_SLACK = 0.1  # seconds; both clocks are coarse, and a process reads its files after its start
 _UNIT = re.compile(r"[A-Za-z0-9@_.:\\-]+\.service")
 _USERS = re.compile(r"user\.slice|user-[0-9]+\.slice|user@[^/]*\.service")  # parts of a cgroup path
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A running runtime. `start` is its start time in clock ticks since boot (proc(5), field 22);
-    `executable` and `config` are paths as the process itself sees them; `unit` owns its cgroup."""
+    """A running runtime. `start` is its start time in clock ticks since boot (proc(5), field 22).
+    `executable` and `config` are paths as the process sees them. `unit` is the systemd unit of its
+    cgroup. `proc` is the /proc in which it was found."""
 
     pid: int
     start: int
@@ -43,11 +44,11 @@ class Process:
 
 
 def peer(path: str, name: str, timeout: float = 5.0) -> int:
-    """The pid behind a unix socket, 0 where it lies in a pid namespace that we do not see.
+    """The pid of the process behind a unix socket; 0 where we cannot see its pid namespace.
 
-    SO_PEERCRED is right every time (observed on containerd 1.6 to 2.4 and CRI-O), other than the
-    credentials of a message. Raises Unreachable where nothing listens, or where it is a process of
-    another user than root that does; `name` is for its message.
+    SO_PEERCRED names that process reliably (observed on containerd 1.6 to 2.4 and CRI-O), which the
+    credentials of a message do not. Raises Unreachable where nothing listens, or where a process of
+    a user other than root does; `name` is the path in the message.
     """
     try:
         found = os.stat(path)
@@ -58,7 +59,7 @@ def peer(path: str, name: str, timeout: float = 5.0) -> int:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(timeout)
         try:
-            with reachable(path) as short:
+            with short_socket_path(path) as short:
                 client.connect(short)
             raw = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         except OSError as error:
@@ -66,16 +67,16 @@ def peer(path: str, name: str, timeout: float = 5.0) -> int:
             raise Unreachable(f"cannot reach {name}: {text}; is the runtime up?") from error
     pid, uid, _ = struct.unpack("3i", raw)
     if uid not in _trusted():
-        raise _not_roots(name, uid)
+        raise _wrong_user(name, uid)
     return int(pid)
 
 
 def _trusted() -> tuple[int, int]:
-    """Users whose process may be a runtime: without root the node is one's own."""
+    """The users whose process may be a runtime: root, and our own user where we are not root."""
     return 0, os.geteuid()
 
 
-def _not_roots(name: str, uid: int) -> Unreachable:
+def _wrong_user(name: str, uid: int) -> Unreachable:
     return Unreachable(
         f"cannot use {name}: the process behind it is of user {uid}, and not root's; give the CRI "
         "socket of the node's own runtime"
@@ -83,9 +84,9 @@ def _not_roots(name: str, uid: int) -> Unreachable:
 
 
 @contextlib.contextmanager
-def reachable(path: str) -> Iterator[str]:
-    """A name for a socket that fits into an address (107 bytes), also where a host root makes the
-    path longer than what the runtime itself listens on."""
+def short_socket_path(path: str) -> Iterator[str]:
+    """A path of a socket that fits into a socket address (107 bytes). A host root can make the path
+    longer than the one on which the runtime listens."""
     if len(os.fsencode(path)) < 108:
         yield path
         return
@@ -97,16 +98,16 @@ def reachable(path: str) -> Iterator[str]:
 
 
 def find(socket_path: str, name: str, host: HostRoot, kind: str) -> Process | None:
-    """The process behind the CRI socket, or None where it cannot be told.
+    """The process that listens on the CRI socket, or None where it cannot be found.
 
-    Where its pid is hidden from us (another pid namespace), the host's /proc is searched for the
-    one process of root and of this kind that systemd runs. Raises Unreachable.
+    Where we cannot see its pid (another pid namespace), it is the only process in the host's /proc
+    that belongs to root, is of this kind and is run by systemd. Raises Unreachable.
     """
     pid = peer(socket_path, name)
     if pid > 1:
         found = inspect(pid, "/proc")
         if found is not None and (uid := _user(found)) is not None:
-            raise _not_roots(name, uid)
+            raise _wrong_user(name, uid)
         return found
     fits = [
         process
@@ -118,9 +119,8 @@ def find(socket_path: str, name: str, host: HostRoot, kind: str) -> Process | No
 
 
 def _user(process: Process) -> int | None:
-    """The user other than root that a process has among its ids. The owner of its directory in
-    /proc does not tell: that is root where the process cannot be dumped, which it decides itself.
-    """
+    """A user other than root among the uids of a process. The owner of its directory in /proc does
+    not count, because that is root for a process that makes itself undumpable."""
     text = _read(f"{process.proc}/{process.pid}/status")
     line = next((line for line in text.splitlines() if line.startswith(b"Uid:")), b"")
     uids = [int(word) for word in line.split()[1:] if word.isdigit()]
@@ -135,7 +135,7 @@ def _pids(proc: str) -> list[int]:
 
 
 def inspect(pid: int, proc: str) -> Process | None:
-    """What /proc says of a process, or None where it is gone."""
+    """A process as /proc shows it, or None where it has ended."""
     base = f"{proc}/{pid}"
     start = start_time(pid, proc)
     if start is None:
@@ -156,9 +156,8 @@ def inspect(pid: int, proc: str) -> Process | None:
 
 
 def environment(process: Process) -> dict[str, str] | None:
-    """The variables that a process was started with; None where they cannot be read: that takes
-    root, or the same user. The first of two with one name counts, as for the process itself. They
-    may hold secrets: they are handed on, and never shown."""
+    """The variables with which a process was started; None where we may not read them. Of two with
+    one name the first counts, as for the process. They may hold secrets, and are never shown."""
     try:
         with open(f"{process.proc}/{process.pid}/environ", "rb") as file:
             data = file.read(budget.PROC.size + 1)
@@ -170,8 +169,8 @@ def environment(process: Process) -> dict[str, str] | None:
     return {name: value for name, equals, value in reversed(pairs) if equals}
 
 
-def commands(host: HostRoot) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """The command lines of all processes that can be seen, with their pids."""
+def command_lines(host: HostRoot) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """The pids and command lines of all processes in the host's /proc."""
     for pid in _pids(host.proc):
         words = _words(pid, host.proc)
         if words:
@@ -181,7 +180,7 @@ def commands(host: HostRoot) -> Iterator[tuple[int, tuple[str, ...]]]:
 def _words(pid: int, proc: str) -> tuple[str, ...]:
     line = _read(f"{proc}/{pid}/cmdline")
     if _is_too_much(line):
-        return ()  # anybody may start a process with words without end
+        return ()  # anybody can start a process with millions of arguments
     return tuple(os.fsdecode(word) for word in line.split(b"\0")[:-1])
 
 
@@ -190,7 +189,7 @@ def _is_too_much(data: bytes) -> bool:
 
 
 def start_time(pid: int, proc: str = "/proc") -> int | None:
-    """Start time of a living process, in clock ticks since boot; None for one that is gone."""
+    """The start time of a running process, in clock ticks since boot; None where it has ended."""
     text = _read(f"{proc}/{pid}/stat")
     fields = text[text.rfind(b")") + 2 :].split()
     if len(fields) < 20 or fields[0] in (b"Z", b"X") or not fields[19].isdigit():
@@ -199,49 +198,47 @@ def start_time(pid: int, proc: str = "/proc") -> int | None:
 
 
 def is_kind(process: Process, kind: str) -> bool:
-    """Is this process a containerd (or crio), by its executable or by what it was called as?"""
+    """Is this process a containerd (or crio), by the name of its executable or of its command?"""
     comm = os.fsdecode(_read(f"{process.proc}/{process.pid}/comm")).strip()
     names = [process.executable or "", comm, *process.command[:1]]
     bases = [os.path.basename(name) for name in names]
-    # Shims stay in the service's cgroup, and are called containerd-shim-runc-v2.
+    # Shims stay in the cgroup of the service, and are called containerd-shim-runc-v2.
     return any(base.startswith(kind) and not base.startswith(f"{kind}-shim") for base in bases)
 
 
 def config_argument(words: tuple[str, ...]) -> str | None:
     """The value of -c or --config on a runtime's command line; the last one wins (observed)."""
-    return _value(words, ("-c", "--c", "-config", "--config"))
-
-
-def _value(words: tuple[str, ...], flags: tuple[str, ...]) -> str | None:
     found = None
     for word, following in zip(words[1:], (*words[2:], None), strict=False):
         flag, equals, value = word.partition("=")
-        if flag in flags:
+        if flag in ("-c", "--c", "-config", "--config"):
             found = value if equals else following or found
     return found
 
 
-def started(process: Process, clock: Callable[[], float] = time.time) -> float:
-    """When it started, in seconds since the epoch, as far as the clock has not been set since."""
+def start_moment(process: Process, clock: Callable[[], float] = time.time) -> float:
+    """The start of a process, in seconds since the epoch, if the clock was not set since."""
     running = time.clock_gettime(time.CLOCK_BOOTTIME) - process.start / os.sysconf("SC_CLK_TCK")
     return clock() - running
 
 
-def started_before(process: Process, path: str, clock: Callable[[], float] = time.time) -> bool:
-    """Was the file at `path` (agent path) changed after this process was started? A file that is
-    gone was not."""
+def changed_since_start(
+    process: Process, path: str, clock: Callable[[], float] = time.time
+) -> bool:
+    """Was the file at `path` (agent path) changed after this process was started? False for a file
+    that does not exist."""
     try:
         changed = os.lstat(path).st_ctime
     except OSError:
         return False
-    return changed > started(process, clock) + _SLACK
+    return changed > start_moment(process, clock) + _SLACK
 
 
 def unit_of(cgroup: str) -> str | None:
-    """The systemd service that owns a process, from /proc/PID/cgroup (v1 and v2).
+    """The systemd service that runs a process, from its /proc/PID/cgroup (v1 and v2).
 
-    None for what a user's manager runs. The first service on the way is the one that systemd has:
-    below it names are chosen by the service, or by the user that the subtree was given to.
+    None for a process of a user's own systemd. The first service in the path is systemd's. The
+    names below it are chosen by that service, or by a user to whom the subtree was delegated.
     """
     for line in cgroup.splitlines():
         number, _, path = line.partition(":")
@@ -250,13 +247,13 @@ def unit_of(cgroup: str) -> str | None:
             parts = path.split("/")
             if any(map(_USERS.fullmatch, parts)):
                 return None
-            if found := next(filter(is_unit, parts), None):
+            if found := next(filter(is_service_name, parts), None):
                 return found
     return None
 
 
-def is_unit(text: str) -> bool:
-    """A name that may go onto systemctl's command line."""
+def is_service_name(text: str) -> bool:
+    """Is this the name of a service, which is safe on systemctl's command line?"""
     return _UNIT.fullmatch(text) is not None and not text.startswith("-")
 
 

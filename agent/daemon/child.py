@@ -1,7 +1,7 @@
-"""One convergence of `run`, in a process of its own.
+"""One convergence of `run`, in a process of its own: the child of `agent.daemon.supervisor`.
 
-Invariant: whatever comes of it, the watch list is written before it ends, so that the supervisor
-waits for the right things; and its last line in the log says how the node is.
+Invariant: however the convergence ends, its report to the supervisor is written, so that the right
+paths are watched. The last line in the log says what state the node is in.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 
-from agent.daemon.repeated_causes import FAILED, Told
-from agent.daemon.summary import ended, refused
+from agent.daemon.repeat_filter import FAILED, RepeatFilter
+from agent.daemon.summary import failure_fields, success_fields
 from agent.daemon.supervisor import ASIDE, NOT_YET
 from agent.errors import AgentError, PutOff, StoodAside
 from agent.plan.context import Context
@@ -23,44 +23,47 @@ from agent.transaction.converge import PENDING, converge, tell
 
 @dataclass(frozen=True, slots=True)
 class Inherited:
-    """What the supervisor hands down: descriptors of the lock, of the watch list's pipe and of what
-    was said in the log, the monotonic time of its start, whether to look at everything afresh, and
-    whether it took `toolkit-ready` away because a convergence did not finish."""
+    """What the supervisor hands down.
+
+    `lock`, `pipe` and `logged` are descriptors: of the lock, of the pipe for the report, and of the
+    file of `RepeatFilter`. `since` is the monotonic time at which the supervisor started. `refresh`
+    and `barrier` are explained in `agent.daemon.supervisor`.
+    """
 
     lock: int
     pipe: int
-    told: int
+    logged: int
     since: float
-    afresh: bool
+    refresh: bool
     barrier: bool = False
 
 
 def work(ctx: Context, inherited: Inherited) -> int:
     """Converge once; gives the exit code."""
-    for fd in (inherited.lock, inherited.pipe, inherited.told):
+    for fd in (inherited.lock, inherited.pipe, inherited.logged):
         os.set_inheritable(fd, False)
-    told = Told(inherited.told, ctx.log, ctx.clock)
+    repeats = RepeatFilter(inherited.logged, ctx.log, ctx.clock)
     settings = ctx.settings
     proposals: list[Proposal | None] = [None]
     name = settings.node_name or os.uname().nodename
     ctx = replace(
-        ctx, lock_fd=inherited.lock, log=told.log, ask_again=inherited.afresh,
-        restart_after=inherited.since + restart_spread.part(name, settings.restart_spread),
+        ctx, lock_fd=inherited.lock, log=repeats.log, refresh=inherited.refresh,
+        restart_after=inherited.since + restart_spread.delay(name, settings.restart_spread),
         barrier=inherited.barrier, proposed=proposals.append,
     )  # fmt: skip
     node, spec, code, reason = None, None, 0, ""
     entries: tuple[str, ...] = ()
     try:
-        stand_aside.stand(ctx, inherited.lock, os.getppid())
+        stand_aside.yield_to_revert(ctx, inherited.lock, os.getppid())
         outcome = converge(ctx)
         node, spec = outcome.proposal.node, outcome.proposal.spec
         if outcome.pending:
             code, reason = NOT_YET, PENDING
-        told.forget(FAILED)
-        ctx.log("converged", **ended(outcome))
+        repeats.forget(FAILED)
+        ctx.log("converged", **success_fields(outcome))
     except PutOff as error:
         code, reason, entries = NOT_YET, error.message, (f"@{error.until}",)
-        ctx.log("restart put off", **refused(error, proposals[-1]))
+        ctx.log("restart put off", **failure_fields(error, proposals[-1]))
     except StoodAside as error:
         code, reason = ASIDE, error.message
         tell(ctx, error)
@@ -68,7 +71,7 @@ def work(ctx: Context, inherited: Inherited) -> int:
     except AgentError as error:
         code, reason = error.exit_code, error.message
         entries = (error.path.agent,) if isinstance(error, RestartHazard) else ()
-        ctx.log(FAILED, **refused(error, proposals[-1]))
+        ctx.log(FAILED, **failure_fields(error, proposals[-1]))
     finally:
         _report((reason, *entries, *watched(ctx, node, spec)), inherited.pipe)
     return code

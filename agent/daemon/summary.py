@@ -1,7 +1,7 @@
-"""The last line of a convergence in the log of `run`: how the node is, and what was done.
+"""The fields of the log line that ends a convergence of `run`: the node's state, and what was done.
 
-Invariant: pure. Its keys are the same whatever was done; one that failed before a decision was
-made lacks those of the decision.
+Invariant: pure. The keys are the same whatever was done, but without a decision its keys are
+missing.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _RECOVERED = {
 }
 
 
-def ended(outcome: Outcome) -> dict[str, Any]:
-    """The keys of a convergence that succeeded."""
+def success_fields(outcome: Outcome) -> dict[str, Any]:
+    """The fields of a convergence that succeeded."""
     return {
         **_decision(outcome.proposal),
         "ready": not outcome.pending,
@@ -30,8 +30,9 @@ def ended(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def refused(error: AgentError, proposal: Proposal | None) -> dict[str, Any]:
-    """The keys of one that was refused, undone or put off; `proposal` is the last one, if any."""
+def failure_fields(error: AgentError, proposal: Proposal | None) -> dict[str, Any]:
+    """The fields of a convergence that was refused, undone or put off. `proposal` is the last one,
+    if there was any."""
     done = "nothing"
     if isinstance(error, RollbackFailed):
         done = "changed the node and could not undo it"

@@ -1,19 +1,33 @@
-"""The waiting process of `run`: watches paths, and has the node made right in a child.
+"""The waiting process of `run`: it watches paths, and a child process converges the node.
 
-Invariant: it imports nothing but os, sys, signal, time and errno, so that waiting costs next to
-nothing; a convergence counts only where nothing that is watched moved while it ran, so that no
-change is lost; and where one cannot finish (it is killed, or crashes), readiness is withdrawn,
-because nobody has proven the node. Run by its path, after `start.py` has taken the lock and blocked
-the signals:
+Invariant: this module imports only os, sys, signal, time and errno, so that waiting costs next to
+nothing. A convergence counts only where no watched path changed while it ran, so that no change is
+lost. Where a child cannot finish (it is killed, or crashes), readiness is withdrawn, because nobody
+has proven the node.
 
-    supervisor.py INTERVAL DEADLINE PIDFILE READYFILE ASIDE READY TWIN ARGV...
+`start.py` takes the lock, blocks the signals, and executes this file:
 
-PIDFILE is `DESCRIPTOR:PATH` of a pid file that goes with this process, or empty; READYFILE is a
-path (see Readiness), or empty. ASIDE is where a `revert` asks for the lock (see
-`agent.transaction.stand_aside`), which a child releases, for ever if it ends with that code. READY
-and TWIN are the status files, in the order in which they are withdrawn. ARGV is the child's command
-line, to which `--watch-fd`, `--afresh` and `--barrier` are added. Through the descriptor the child
-gives, with a NUL after each: why the node is not right ("" where it is), and what is to be watched.
+    supervisor.py INTERVAL DEADLINE PIDFILE READYFILE REQUEST READY TWIN ARGV...
+
+    INTERVAL    seconds between two convergences where nothing changes
+    DEADLINE    seconds after which a child is killed
+    PIDFILE     DESCRIPTOR:PATH of the pid file, which goes with this process; or empty
+    READYFILE   the ready file (see `Readiness`); or empty
+    REQUEST     the file with which a `revert` asks for the lock (`agent.transaction.stand_aside`)
+    READY TWIN  the status files, in the order in which they are withdrawn
+    ARGV        the command line of a child
+
+The protocol with a child:
+
+    --watch-fd=N  added to ARGV. The child writes its report to this pipe: the reason why the node
+                  is not ready ("" where it is), then the entries to watch (see `signature`); each
+                  part ends with NUL.
+    --refresh     added where an answer that leaves no trace in a file, such as NVML's, must not be
+                  trusted any more.
+    --barrier     added where this process withdrew READY, so that the child puts it back.
+    SIGTERM       tells the child to end. It finishes or undoes a change in progress first.
+    exit code     one of `FINISHED` where the child came to its end and withdrew what it had to.
+                  With ASIDE it has released the lock to a `revert`, for good.
 """
 
 import errno
@@ -27,35 +41,35 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
-POLL = 0.5  # seconds between two looks
-IN_A_ROW = 10  # several changes that follow each other are no fight yet
-DEVICE = 0.1  # nobody fights about devices; splitting eight GPUs anew takes a minute
-LONGEST = 60.0  # seconds of back-off
+POLL = 0.5  # seconds between two looks at the watched paths
+IN_A_ROW = 10  # so many convergences with changes meanwhile are not yet a fight with a writer
+DEVICE_WEIGHT = 0.1  # a changed device counts less, because to split eight GPUs takes a minute
+LONGEST_PAUSE = 60.0  # seconds; the longest back-off
 USAGE = 2  # exit code of a child that will never succeed
 NOT_YET = 75  # exit code of a child that did not fail, on a node that is not ready
-ASIDE = 76  # exit code of a child that found the node reverted beside us
-# Those of a child that has come to its end: whatever it wanted to withdraw is withdrawn.
+ASIDE = 76  # exit code of a child that found the node reverted
 FINISHED = frozenset((0, 2, 3, 4, 5, 6, 7, NOT_YET, ASIDE))
 _NOT_STARTED = 127
-_MOST_COUNTED = 1_000  # names in a directory, each of which is looked at
-_MOST_NAMES = 10_000  # and names beside which they are
-_MOST_LISTED = 1 << 20  # bytes of a watch list
+_MOST_COUNTED = 1_000  # names of a directory that are watched
+_MOST_NAMES = 10_000  # names of a directory that are read
+_MOST_LISTED = 1 << 20  # bytes of a report
 
 _TYPE, _LINK, _SOCKET = 0o170000, 0o120000, 0o140000
 
 
 def signature(entry: bytes) -> object:
-    """What changes when a watched entry changes; None where it is not there.
+    """A value that changes when a watched entry changes; None where there is nothing.
 
-    An entry is a path; `PREFIX*DIRECTORY`: the names in a directory that start so;
-    `!PREFIX*DIRECTORY`: the files in it whose names do not; `=PATH`: what a path is and whose, but
-    not what is in it, so that files that come and go in /tmp are nobody's business; `@SECONDS`:
-    whether that time of the monotonic clock has come.
+    /PATH               a file or directory and, for a link, also its target
+    =/PATH              type, owner and identity of a path, not its content: for /tmp and the like
+    PREFIX*/DIRECTORY   the names in a directory that start with the prefix (device nodes)
+    !PREFIX*/DIRECTORY  the files in a directory whose names do not
+    @SECONDS            whether this time of the monotonic clock has come
     """
     if entry.startswith(b"@"):
         return time.monotonic() >= float(entry[1:])
     if entry.startswith(b"="):
-        return _owner(entry[1:])
+        return _identity(entry[1:])
     if entry.startswith(b"!"):
         prefix, _, directory = entry[1:].partition(b"*")
         names = _names(directory, entry, lambda name: not name.startswith(prefix))
@@ -78,7 +92,7 @@ def _missing(error: OSError) -> "int | None":
     return None if error.errno in (errno.ENOENT, errno.ENOTDIR) else error.errno
 
 
-def _owner(path: bytes) -> object:
+def _identity(path: bytes) -> object:
     try:
         found = os.lstat(path)
     except OSError as error:
@@ -97,24 +111,26 @@ def _facts(found: os.stat_result) -> object:
     )  # fmt: skip
 
 
-# Names by entry, with the time of the directory that they are of.
+# A cache: the names of an entry, with the modification time of the directory at that moment.
 _listed: "dict[bytes, tuple[int, list[bytes] | None]]" = {}
 
 
 def _names(
     directory: bytes, entry: bytes, counts: "Callable[[bytes], bool]"
 ) -> "list[bytes] | int":
-    """Names in a directory, or why there are none. For /dev, whose own time changes with what is
-    nobody's business here; in /proc and /sys, whose directories have no size, it never does.
+    """The names in a directory that count, or a number that stands for all of them: an error, or
+    the time of a directory with too many names.
 
-    Where there are too many to look at, the time of the directory stands for them all."""
+    The time of /dev itself would not do, because it changes with every terminal. In /proc and /sys,
+    whose directories have no size, the time never changes, so these are read each time.
+    """
     try:
         found = os.stat(directory)
         moment = found.st_mtime_ns
         known = _listed.get(entry)
         if known is None or known[0] != moment or not found.st_size:
-            known = moment, _some(directory, counts)
-            # A change within the same tick of the clock would not show in the time.
+            known = moment, _read_names(directory, counts)
+            # A second change within the same tick of the clock would not show in the time.
             if time.time_ns() - moment > 10**9:
                 _listed[entry] = known
         return moment if known[1] is None else known[1]
@@ -122,7 +138,7 @@ def _names(
         return error.errno or -1
 
 
-def _some(directory: bytes, counts: "Callable[[bytes], bool]") -> "list[bytes] | None":
+def _read_names(directory: bytes, counts: "Callable[[bytes], bool]") -> "list[bytes] | None":
     """The names that count, None where there are too many. Raises OSError."""
     found = []
     with os.scandir(directory) as entries:
@@ -135,8 +151,8 @@ def _some(directory: bytes, counts: "Callable[[bytes], bool]") -> "list[bytes] |
 
 
 def _nodes(directory: bytes, names: "list[bytes] | int") -> object:
-    """What counts of device nodes; what is made anew in /proc under its old name has another
-    time."""
+    """What counts of device nodes. What the kernel makes anew in /proc under its old name shows in
+    its time."""
     if isinstance(names, int):
         return names
     try:
@@ -156,171 +172,172 @@ def signatures(entries: "Iterable[bytes]") -> dict[bytes, object]:
 
 
 def _devices(seen: "dict[bytes, object]") -> "dict[bytes, object]":
-    """Of these what is known by names in a directory: devices and their parts."""
+    """Those signatures that are of names in a directory: devices and their parts."""
     return {entry: value for entry, value in seen.items() if entry[:1] not in b"/!=@"}
 
 
 def backoff(times: float) -> float:
-    """Seconds to wait after so many in a row: 1, 2, 4, … 60."""
-    return min(LONGEST, float(2.0 ** min(times - 1, 10)))
+    """Seconds to wait after so many times in a row: 1, 2, 4, … 60."""
+    return min(LONGEST_PAUSE, float(2.0 ** min(times - 1, 10)))
 
 
 def jittered(interval: float) -> float:
-    """An interval, 10 % more or less: the nodes of a cluster started together."""
+    """An interval, 10 % longer or shorter, because the nodes of a cluster start together."""
     return interval * (0.9 + 0.2 * os.urandom(1)[0] / 255)
 
 
-class Wishes:
-    """What signals have asked for: to stop, or to converge now. `afresh`: what is known without a
-    trace in any file, such as NVML's word, is not to be trusted any more."""
+class Requests:
+    """What the next child, or this process, is asked to do: `stop` (SIGTERM), `converge` now
+    (SIGHUP, or a `revert` that asks for the lock), and `refresh` (see the protocol)."""
 
     def __init__(self) -> None:
         self.stop = False
-        self.now = False
-        self.afresh = True
+        self.converge = False
+        self.refresh = True
 
 
-class Keeper:
-    """Converge, wait, and converge again.
+class Loop:
+    """Converge, wait for a change, and converge again.
 
-    `converge` gives an exit code and the watch list (None where the child gave none); `wait` waits
-    that many seconds or until a signal, and notes it in `wishes`.
+    `converge` gives an exit code and the entries to watch (None where the child named none). `wait`
+    waits so many seconds or until a signal, and notes the signal in `requests`.
     """
 
     def __init__(
         self,
         converge: "Callable[[], tuple[int, tuple[bytes, ...] | None]]",
         wait: "Callable[[float], None]",
-        wishes: Wishes,
+        requests: Requests,
         clock: "Callable[[], float]" = time.monotonic,
         look: "Callable[[Iterable[bytes]], dict[bytes, object]]" = signatures,
     ) -> None:
         self.converge = converge
         self.wait = wait
-        self.wishes = wishes
+        self.requests = requests
         self.clock = clock
         self.look = look
         self.code = 0
         self.seen: dict[bytes, object] = {}  # signatures after the last convergence
-        self.moved = 0.0  # convergences in a row during which something moved
-        self.failed = 0  # and those that failed
+        self.changes = 0.0  # convergences in a row during which a watched path changed
+        self.failures = 0  # convergences in a row that failed
 
-    def keep(self, interval: float) -> int:
-        """Until told to stop; gives the exit code."""
+    def run(self, interval: float) -> int:
+        """Loop until a request to stop; gives the exit code."""
         while True:
-            self.once()
+            self.converge_once()
             if self.code == USAGE:
                 return USAGE
             if self.code == ASIDE:
-                self.stay_aside()
-            if not 0 < self.moved < IN_A_ROW:
-                self.idle(self.pause(interval))
-            if self.wishes.stop:
+                self.wait_for_stop()
+            if not 0 < self.changes < IN_A_ROW:
+                self.wait_for_change(self.pause(interval))
+            if self.requests.stop:
                 return 0
 
-    def stay_aside(self) -> None:
-        """Nothing more is done to this node by this process; what its pod leaves is buried."""
-        while not self.wishes.stop:
-            self.wait(LONGEST)
+    def wait_for_stop(self) -> None:
+        """Do nothing more to this node, but reap the processes that end in this pod."""
+        while not self.requests.stop:
+            self.wait(LONGEST_PAUSE)
 
-    def once(self) -> None:
-        """One convergence. What is watched newly counts as moved: nobody saw it before."""
-        self.wishes.now = False
+    def converge_once(self) -> None:
+        """One convergence. An entry that is watched for the first time counts as changed, because
+        nobody saw it before."""
+        self.requests.converge = False
         before = self.look(self.seen)
         code, listed = self.converge()
         if listed is None:
             listed = tuple(before)
-        elif code != 0:  # a node that cannot be read says less than it did
+        elif code != 0:  # a child that cannot read the node names fewer entries
             listed = tuple(dict.fromkeys((*listed, *before)))
         self.seen = self.look(listed)
         if self.seen == before:
-            self.moved = 0.0
+            self.changes = 0.0
         else:
-            self.moved += DEVICE if _devices(self.seen) != _devices(before) else 1
-        self.failed = self.failed + 1 if code not in (0, NOT_YET) else 0
+            self.changes += DEVICE_WEIGHT if _devices(self.seen) != _devices(before) else 1
+        self.failures = self.failures + 1 if code not in (0, NOT_YET) else 0
         if code != self.code:
             log("waiting" if code else "right", "code", code)
         self.code = code
 
     def pause(self, interval: float) -> float:
-        """Seconds until the next convergence, if nothing happens."""
-        if self.moved:
-            return backoff(self.moved - IN_A_ROW + 1)
-        return backoff(self.failed) if self.failed else jittered(interval)
+        """Seconds until the next convergence where nothing changes."""
+        if self.changes:
+            return backoff(self.changes - IN_A_ROW + 1)
+        return backoff(self.failures) if self.failures else jittered(interval)
 
-    def idle(self, seconds: float) -> None:
-        """Wait for a signal, for a change, or for the time to be up.
+    def wait_for_change(self, seconds: float) -> None:
+        """Wait for a signal, for a change, or until the time is over.
 
-        Where something moves all the time, only time and devices count; all else is looked at
-        when the time is up.
+        Where paths change all the time, only devices end the wait early; later not even these.
         """
         end = self.clock() + seconds
-        while not (self.wishes.stop or self.wishes.now):
+        while not (self.requests.stop or self.requests.converge):
             left = end - self.clock()
             if left <= 0:
-                self.wishes.afresh |= not (self.moved or self.failed)
+                self.requests.refresh |= not (self.changes or self.failures)
                 return
             self.wait(min(left, POLL))
             seen = self.seen
-            if self.moved:
-                seen = _devices(seen) if self.moved < 2 * IN_A_ROW else {}
+            if self.changes:
+                seen = _devices(seen) if self.changes < 2 * IN_A_ROW else {}
             if self.look(seen) != seen:
-                self.failed = 0
+                self.failures = 0
                 return
 
 
-class Children:
-    """Starts convergences, takes signals, and buries whoever dies: we may be pid 1."""
+class ChildRunner:
+    """Runs one child at a time, takes signals, and reaps every process that ends, because this
+    process may be pid 1."""
 
     def __init__(
         self,
         argv: list[str],
         deadline: float,
-        wishes: Wishes,
+        requests: Requests,
         readiness: "Readiness",
-        aside: str = "",
+        revert_request: str = "",
         published: "Iterable[str]" = (),
     ) -> None:
         self.argv = argv
-        self.readiness = readiness
-        self.aside = aside
-        self.request: object = None  # the last one that was heard
-        self.asked = False  # to stand aside, since the last child was started
         self.deadline = deadline
-        self.wishes = wishes
+        self.requests = requests
+        self.readiness = readiness
+        self.revert_request = revert_request
+        self.answered: object = None  # the signature of the last request that was answered
+        self.revert_waits = False  # a revert has asked since the last child was started
         self.published = tuple(published)  # the status files, the barrier first
-        self.barrier = False  # we took the barrier away, and nobody has put it back
+        self.barrier = False  # we withdrew the barrier, and no child has put it back
         self.pid = 0
-        self.ends: list[int] = []  # wait statuses of the one that is waited for
+        self.ended: list[int] = []  # the wait status of the current child, once it has ended
 
     def wait(self, seconds: float) -> None:
-        """Wait for a signal. They are blocked, so none comes at a bad moment or is lost."""
-        self.hear()
+        """Wait for a signal. Signals are blocked otherwise, so that none is lost."""
+        self.answer_revert()
         found = signal.sigtimedwait(SIGNALS, seconds)
         if found is None:
             return
         if found.si_signo in (signal.SIGTERM, signal.SIGINT):
-            self.wishes.stop = True
+            self.requests.stop = True
         elif found.si_signo == signal.SIGHUP:
-            self.wishes.now = self.wishes.afresh = True
+            self.requests.converge = self.requests.refresh = True
         self.reap()
 
-    def hear(self) -> None:
-        """Answer a `revert` that asks us to stand aside, which the next child does."""
-        found = signature(os.fsencode(self.aside)) if self.aside else None
-        if found == self.request:
+    def answer_revert(self) -> None:
+        """Answer a `revert` that asks for the lock. The next child releases it."""
+        found = signature(os.fsencode(self.revert_request)) if self.revert_request else None
+        if found == self.answered:
             return
-        self.request = found
+        self.answered = found
         if found is None:
             return
-        self.wishes.now = self.asked = True
+        self.requests.converge = self.revert_waits = True
         try:
-            _write(f"{self.aside}.answer", b"%d %s\n" % (os.getpid(), _start(os.getpid())))
+            _write(f"{self.revert_request}.answer", _identity_of_this_process())
         except OSError as error:
             log("revert not answered", "errno", error.errno or 0)
 
     def reap(self) -> None:
-        """Bury every child that has ended."""
+        """Reap every process that has ended."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -329,19 +346,19 @@ class Children:
             if pid == 0:
                 return
             if pid == self.pid:
-                self.ends.append(status)
+                self.ended.append(status)
 
     def converge(self) -> tuple[int, tuple[bytes, ...] | None]:
-        """Run one child to its end, and tell how it went. Gives its exit code and what it wants to
-        be watched.
+        """Run one child to its end and publish the result. Gives its exit code and the entries to
+        watch.
 
-        Readiness goes with a child that does not finish; who is told to stop leaves it as it is.
+        Readiness is withdrawn where the child did not finish, but not where we told it to end.
         """
         code, reason, listed = self._run()
-        self.readiness.tell(code, reason)
+        self.readiness.update(code, reason)
         if code == 0:
             self.barrier = False
-        elif code not in FINISHED and not (self.wishes.stop or self.asked):
+        elif code not in FINISHED and not (self.requests.stop or self.revert_waits):
             log("convergence not finished", "code", code)
             self.barrier |= withdraw(self.published)
         return code, listed
@@ -351,12 +368,12 @@ class Children:
         os.set_inheritable(writer, True)
         os.set_blocking(reader, False)
         argv = [*self.argv, f"--watch-fd={writer}"]
-        argv += ["--afresh"] if self.wishes.afresh else []
+        argv += ["--refresh"] if self.requests.refresh else []
         argv += ["--barrier"] if self.barrier else []
-        self.wishes.afresh = False
-        self.ends.clear()
-        self.hear()
-        self.asked = False
+        self.requests.refresh = False
+        self.ended.clear()
+        self.answer_revert()
+        self.revert_waits = False
         try:
             self.pid = os.posix_spawn(
                 argv[0], argv, os.environ, setpgroup=0, setsigmask=[],
@@ -368,26 +385,25 @@ class Children:
             return _NOT_STARTED, b"", None
         finally:
             os.close(writer)
-        data = self._follow(reader)
+        report = self._follow(reader)
         os.close(reader)
-        code = os.waitstatus_to_exitcode(self.ends[0])
-        reason, _, rest = data.partition(b"\0")
+        code = os.waitstatus_to_exitcode(self.ended[0])
+        reason, _, rest = report.partition(b"\0")
         listed = tuple(entry for entry in rest.split(b"\0") if entry)
         return code if code >= 0 else 128 - code, reason, listed or None
 
     def _follow(self, reader: int) -> bytes:
-        """Read what the child writes until it has ended; past its deadline it is killed, which
+        """Read the child's report until the child has ended. Past its deadline it is killed, which
         its journal makes safe."""
-        end, data, asked = time.monotonic() + self.deadline, b"", False
-        while not self.ends:
-            if (self.wishes.stop or self.asked) and not asked:
-                # Under the lock it blocks the signal and ends after its step; else at once.
+        end, data, signalled = time.monotonic() + self.deadline, b"", False
+        while not self.ended:
+            if (self.requests.stop or self.revert_waits) and not signalled:
                 os.kill(self.pid, signal.SIGTERM)
-                asked = True
+                signalled = True
             if time.monotonic() > end:
                 log("child killed", "pid", self.pid)
                 os.killpg(self.pid, signal.SIGKILL)
-                end += LONGEST
+                end += LONGEST_PAUSE
             self.wait(POLL)
             self.reap()
             data = (data + _drain(reader))[:_MOST_LISTED]
@@ -405,8 +421,8 @@ def _drain(reader: int) -> bytes:
 
 
 def withdraw(paths: "Iterable[str]") -> bool:
-    """Remove status files in this order, up to the first that stays. Gives whether the first one
-    was there. No part of a path may be a link: it was followed when we were started."""
+    """Remove status files in this order, up to the first that cannot be removed. Gives whether
+    the first one existed. No part of a path may be a link: links were followed at the start."""
     found = []
     for path in paths:
         try:
@@ -440,7 +456,7 @@ def _directory(path: str) -> int:
 
 
 def log(event: str, key: str, number: int) -> None:
-    """A line as the rest of the program writes them. A log that is gone stops nobody."""
+    """Write a line as `agent.log` does. An error of the log is ignored."""
     moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     line = f'{{"{key}": {number}, "event": "{event}", "level": "info", "ts": "{moment}"}}\n'
     try:
@@ -450,37 +466,37 @@ def log(event: str, key: str, number: int) -> None:
 
 
 class Readiness:
-    """A file that is there while the last convergence of this process succeeded; beside it, in
-    `PATH.reason`, is why it is not. With an empty path nobody asks.
+    """The ready file, which is there while the last convergence of this process succeeded. Beside
+    it, in `PATH.reason`, is the reason why it is not there. With an empty path there is no file.
 
-    The content is our pid and start time, so that whoever comes next knows whether we still live.
+    The content is our pid and start time, so that a later process knows whether we still run.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.reason = f"{path}.reason"
 
-    def tell(self, code: int, reason: bytes) -> None:
-        """Tell how a convergence ended. A disk that is full stops nobody."""
+    def update(self, code: int, reason: bytes) -> None:
+        """Note how a convergence ended. A full disk is logged, and stops nothing."""
         if not self.path:
             return
         try:
             if code:
-                self.deny(reason or b"cannot converge: exit code %d; see the log" % code)
+                self.set_not_ready(reason or b"cannot converge: exit code %d; see the log" % code)
             else:
-                _write(self.path, b"%d %s\n" % (os.getpid(), _start(os.getpid())))
+                _write(self.path, _identity_of_this_process())
                 _remove(self.reason)
         except OSError as error:
             log("readiness not told", "errno", error.errno or 0)
 
-    def deny(self, reason: bytes) -> None:
-        """Not ready, because of that. Raises OSError."""
+    def set_not_ready(self, reason: bytes) -> None:
+        """Remove the ready file and write the reason. Raises OSError."""
         if self.path:
             _remove(self.path)
             _write(self.reason, reason[:1000].replace(b"\n", b" ") + b"\n")
 
-    def end(self) -> None:
-        """Nobody is ready, and nobody says why."""
+    def remove(self) -> None:
+        """Remove the ready file and the reason."""
         if self.path:
             for path in (self.path, self.reason):
                 try:
@@ -488,8 +504,8 @@ class Readiness:
                 except OSError as error:
                     log("readiness not told", "errno", error.errno or 0)
 
-    def forget_the_dead(self) -> None:
-        """Remove what a process left that does not run any more."""
+    def remove_stale(self) -> None:
+        """Remove the files of a process that does not run any more."""
         try:
             with open(self.path, "rb") as file:
                 pid, start = file.read(100).split()
@@ -497,13 +513,18 @@ class Readiness:
         except (OSError, ValueError):
             living = False
         if not living:
-            self.end()
+            self.remove()
 
 
 def _start(pid: int) -> bytes:
-    """When a process was started, by the kernel. Raises OSError."""
+    """The start time of a process, in clock ticks since boot. Raises OSError."""
     with open(f"/proc/{pid}/stat", "rb") as file:
         return file.read().rpartition(b")")[2].split()[19]
+
+
+def _identity_of_this_process() -> bytes:
+    """Our pid and start time, as a line. Raises OSError."""
+    return b"%d %s\n" % (os.getpid(), _start(os.getpid()))
 
 
 def _write(path: str, data: bytes) -> None:
@@ -526,9 +547,9 @@ def _remove(path: str) -> None:
         return
 
 
-def drop(fd: int, path: str) -> None:
-    """Take a pid file away, if it is still the one that we hold, while we do: from the directory in
-    which it is seen, whatever the directory's name leads to a moment later."""
+def remove_pid_file(fd: int, path: str) -> None:
+    """Remove a pid file, if the name still stands for the file that we hold. The look and the
+    removal happen in the same directory, whatever becomes of the directory's name."""
     above, name = os.path.split(path)
     try:
         directory = os.open(above, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -539,28 +560,28 @@ def drop(fd: int, path: str) -> None:
         finally:
             os.close(directory)
     except OSError:
-        return  # whoever comes next takes it over
+        return  # the next process takes the file over
 
 
 def main() -> int:
-    """The arguments are those of the docstring."""
-    for number in SIGNALS:  # an ignored SIGCHLD would take our children's ends away
+    """Run with the arguments of the module's docstring; gives the exit code."""
+    for number in SIGNALS:  # with an ignored SIGCHLD no exit status could be read
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     interval, deadline, argv = float(sys.argv[1]), float(sys.argv[2]), sys.argv[8:]
     number_of, _, pid_file = sys.argv[3].partition(":")
     if pid_file:  # a child that outlives us must not hold it
         os.set_inheritable(int(number_of), False)
-    wishes = Wishes()
+    requests = Requests()
     readiness = Readiness(sys.argv[4])
-    children = Children(argv, deadline, wishes, readiness, sys.argv[5], sys.argv[6:8])
+    runner = ChildRunner(argv, deadline, requests, readiness, sys.argv[5], sys.argv[6:8])
     try:
-        code = Keeper(children.converge, children.wait, wishes).keep(interval)
+        code = Loop(runner.converge, runner.wait, requests).run(interval)
         log("stopped", "code", code)
     finally:
-        readiness.end()
+        readiness.remove()
         if pid_file:
-            drop(int(number_of), pid_file)
+            remove_pid_file(int(number_of), pid_file)
     return code
 
 

@@ -1,13 +1,14 @@
-"""Reading and writing files that are not ours, so that each is always whole: old or new.
+"""Reading and writing files so that each is always whole: the old one or the new one.
 
-Invariant: a name never shows partial bytes. New content is written beside the file under a name
-that no reader takes (it ends in `~`), forced to disk, given the old file's owner, mode and SELinux
-label, and renamed over it; then the directory is forced to disk.
+Invariant: a name never shows a part of a file. New content is written beside the file under a
+temporary name (it ends in `~`, so that no reader of configuration or specs takes it), forced to
+disk, given the old file's owner, mode and SELinux label, and renamed over the file. Then the
+directory is forced to disk.
 
 Every path here is an agent path whose links were followed before (`HostRoot.resolve`). Its
-directory is opened first, without following any link, and all the rest happens relative to that
-descriptor: where somebody puts a link in the place of a directory meanwhile, there is an error, and
-no file anywhere else.
+directory is opened first, without following any link, and everything else happens relative to that
+descriptor. Where somebody puts a link in the place of a directory meanwhile, there is an error, and
+no file elsewhere changes.
 """
 
 from __future__ import annotations
@@ -16,27 +17,28 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from io import FileIO
 
 from agent.errors import Refused, reason
-from agent.host import budget, safe
+from agent.host import budget, nofollow
 from agent.host.budget import Budget
 from agent.host.paths import HostPath
-from agent.host.temporary import base_of, name_for
 
 LIMIT = budget.TOML.size  # bytes; a configuration file larger than this is refused
 _LABEL = "security.selinux"
-_PRIVATE = 0o700  # the mode of a directory until it has its own
+_PRIVATE = 0o700  # the mode of a new directory until it gets its own
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}~")
 
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """A regular file as read: its bytes, and what has to stay as it is when it is rewritten.
+    """A regular file as read: its bytes, and what a rewrite keeps.
 
-    `links` is how many names it has; a rewrite changes the one that was asked for.
+    `links` is the number of its names; a rewrite changes only the one that was asked for.
     """
 
     data: bytes
@@ -53,8 +55,8 @@ class FileState:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One file: what it is and what it becomes, None where it is not there. `outside`: a directory
-    for what may not lie beside it, where its own is read whole, whatever the names in it."""
+    """One file before and after a change; None where there is no file. `outside` is a directory for
+    its temporary files, where the reader of its own directory takes every name in it."""
 
     path: HostPath
     before: FileState | None
@@ -63,7 +65,7 @@ class Change:
 
 
 def new_state(data: bytes = b"", mode: int = 0o644) -> FileState:
-    """A file that was not there before: ours, like any file that we would make."""
+    """A file that did not exist before, with our user as its owner."""
     return FileState(data, mode, os.geteuid(), os.getegid())
 
 
@@ -72,11 +74,22 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def temporary_name(base: str) -> str:
+    """A new temporary name for what is to become `base` in the same directory."""
+    return f".{base}.{os.urandom(6).hex()}~"
+
+
+def final_name(entry: str) -> str | None:
+    """The name that the owner of a temporary name was to get; None for any other name."""
+    found = _TEMPORARY.fullmatch(entry)
+    return found[1] if found else None
+
+
 def read(path: str, name: str | None = None, limit: int = LIMIT) -> FileState | None:
     """The file at an agent path, or None where there is none.
 
-    Raises Refused for anything but a readable regular file of at most `limit` bytes; `name` is
-    what the message calls it. No part of the path may be a link (resolve it before).
+    Raises Refused for anything but a readable regular file of at most `limit` bytes; `name` is the
+    path in the message. No part of the path may be a link (resolve it before).
     """
     name = name or path
     try:
@@ -92,17 +105,16 @@ def read(path: str, name: str | None = None, limit: int = LIMIT) -> FileState | 
 
 
 def _open(path: str) -> int:
-    """A descriptor to read a file by, without following a link or waiting. Raises OSError."""
+    """A descriptor to read a file, without following a link or waiting. Raises OSError."""
     above, base = os.path.split(path)
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    with safe.directory(above) as directory:
+    with nofollow.open_directory(above) as directory:
         return os.open(base, flags, dir_fd=directory)
 
 
 @contextlib.contextmanager
-def opened(path: str) -> Iterator[FileIO]:
-    """The regular file at an agent path whose links were followed before, for reading. Raises
-    OSError."""
+def open_file(path: str) -> Iterator[FileIO]:
+    """A regular file at an agent path, open for reading. Raises OSError."""
     try:
         fd = _open(path)
     except OSError as error:
@@ -115,7 +127,8 @@ def opened(path: str) -> Iterator[FileIO]:
 
 
 def read_open(fd: int, name: str, limit: int = LIMIT) -> FileState:
-    """The same of an open file; its kind is judged before it is read. Raises OSError, Refused."""
+    """The same as `read` for an open file. Its type is checked before it is read. Raises OSError,
+    Refused."""
     found = os.fstat(fd)
     if not stat.S_ISREG(found.st_mode):
         kind = "a directory" if stat.S_ISDIR(found.st_mode) else "not a regular file"
@@ -143,46 +156,51 @@ def _label(fd: int) -> bytes | None:
 
 
 def write(path: str, state: FileState, temporary: str | None = None) -> None:
-    """Put `state` at `path`, atomically and durably. Raises OSError; nothing is left behind.
+    """Put `state` at `path`, atomically and durably. Raises OSError, and leaves nothing behind.
 
-    `temporary` names the file that it is first, beside `path`, for who has to find it again after
-    having been killed.
+    `temporary` is the name of the temporary file, for a caller that must be able to find the file
+    after it was killed.
     """
-    above, base = os.path.split(path)
-    temporary = temporary or name_for(base)
-    with safe.directory_to_change(above) as directory:
+    with nofollow.open_parent(path) as (directory, base):
+        temporary = temporary or temporary_name(base)
         _stage(directory, temporary, state)
-        try:
-            os.rename(temporary, base, src_dir_fd=directory, dst_dir_fd=directory)
-        except BaseException:
-            _unlink(directory, temporary)
-            raise
+        _rename_or_remove(directory, temporary, base)
         os.fsync(directory)
+
+
+def _rename_or_remove(directory: int, temporary: str, base: str) -> None:
+    try:
+        os.rename(temporary, base, src_dir_fd=directory, dst_dir_fd=directory)
+    except BaseException:
+        _unlink(directory, temporary)
+        raise
 
 
 def place(path: str, state: FileState, *, fresh: bool, transient: str, outside: str) -> None:
-    """The same in a directory whose reader takes every name in it: no name there ever shows
-    anything but whole, final bytes. Raises OSError, or Refused where there is no way.
+    """Put `state` at `path`, in a directory whose reader takes every name in it.
 
-    `fresh`: there must be no such file yet. One that is replaced has its new bytes under the name
-    `transient` for a moment. `outside`: a path on the same file system for what is not finished,
-    used where the file system knows no files without a name.
+    No name in that directory ever shows anything but complete, final bytes. `fresh`: there must be
+    no file yet. Otherwise the new bytes have the name `transient` for a moment. `outside` is a path
+    on the same file system for the incomplete file, used where the file system has no files without
+    a name (O_TMPFILE). Raises OSError, or Refused where there is no way.
     """
-    above, base = os.path.split(path)
-    with safe.directory_to_change(above) as directory:
-        fd = _nameless(directory)
+    with nofollow.open_parent(path) as (directory, base):
+        fd = _open_nameless(directory)
         if fd is None:
-            _bring_in(directory, base, state, fresh=fresh, outside=outside)
+            _move_in(directory, base, state, fresh=fresh, outside=outside)
         else:
             try:
                 _fill(fd, state)
-                _name(fd, directory, base, None if fresh else transient)
+                name = base if fresh else transient
+                os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=directory, follow_symlinks=True)
             finally:
                 os.close(fd)
+            if not fresh:
+                _rename_or_remove(directory, transient, base)
         os.fsync(directory)
 
 
-def _nameless(directory: int) -> int | None:
+def _open_nameless(directory: int) -> int | None:
     try:
         return os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=directory)
     except OSError as error:
@@ -191,41 +209,31 @@ def _nameless(directory: int) -> int | None:
         return None
 
 
-def has_nameless(path: str) -> bool:
-    """Has the file system of a directory files without a name? None of the names in it changes."""
+def has_nameless_files(path: str) -> bool:
+    """Does the file system of a directory have files without a name (O_TMPFILE)? No name in the
+    directory changes. True where another error prevents an answer: the write will report it."""
     try:
-        with safe.directory_to_change(path) as directory:
-            fd = _nameless(directory)
+        with nofollow.open_directory(path, os.O_RDONLY) as directory:
+            fd = _open_nameless(directory)
     except OSError:
-        return True  # another cause; the write will tell
+        return True
     if fd is None:
         return False
     os.close(fd)
     return True
 
 
-def _name(fd: int, directory: int, base: str, transient: str | None) -> None:
-    source = f"/proc/self/fd/{fd}"
-    os.link(source, transient or base, dst_dir_fd=directory, follow_symlinks=True)
-    if transient is not None:
-        try:
-            os.rename(transient, base, src_dir_fd=directory, dst_dir_fd=directory)
-        except BaseException:
-            _unlink(directory, transient)
-            raise
-
-
-def _bring_in(directory: int, base: str, state: FileState, *, fresh: bool, outside: str) -> None:
-    above, name = os.path.split(outside)
-    with safe.directory_to_change(above) as other:
+def _move_in(directory: int, base: str, state: FileState, *, fresh: bool, outside: str) -> None:
+    with nofollow.open_parent(outside) as (other, name):
         _unlink(other, name)
         _stage(other, name, state)
         try:
-            move = os.link if fresh else os.rename  # a link takes nobody's place
+            move = os.link if fresh else os.rename  # a link never replaces a file
             move(name, base, src_dir_fd=other, dst_dir_fd=directory)
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
+            above = os.path.dirname(outside)
             raise Refused(
                 f"cannot write {base} in one step: its file system has no files without a name, "
                 f"and {above} is on another mount; mount {above} as a whole"
@@ -235,12 +243,11 @@ def _bring_in(directory: int, base: str, state: FileState, *, fresh: bool, outsi
 
 
 def stage(path: str, state: FileState, name: str | None = None) -> str:
-    """Write `state` durably beside `path` without giving it that name; returns where it is."""
-    above, base = os.path.split(path)
-    name = name or name_for(base)
-    with safe.directory_to_change(above) as directory:
+    """Write `state` durably under a temporary name beside `path`. Gives the temporary path."""
+    with nofollow.open_parent(path) as (directory, base):
+        name = name or temporary_name(base)
         _stage(directory, name, state)
-    return os.path.join(above, name)
+    return os.path.join(os.path.dirname(path), name)
 
 
 def _stage(directory: int, name: str, state: FileState) -> None:
@@ -257,7 +264,7 @@ def _stage(directory: int, name: str, state: FileState) -> None:
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Write all of it, in however many pieces. Raises OSError."""
+    """Write all bytes, in as many calls as it takes. Raises OSError."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
@@ -276,25 +283,31 @@ def _fill(fd: int, state: FileState) -> None:
 
 
 def sweep(directory: str, names: Collection[str] | None = None) -> None:
-    """Remove what killed processes left in a directory: files that did not get their name yet.
+    """Remove the temporary files that killed processes left in a directory.
 
-    `names`: only those that were to be called so. As good as it goes: a leftover does no harm. A
-    living process that loses one in this way gets an error from its rename.
+    `names`: only those that were to get one of these names. Errors are ignored, because a leftover
+    does no harm. A living process that loses its temporary file gets an error from its rename.
     """
     with contextlib.suppress(OSError):
-        with safe.directory(directory, os.O_RDONLY) as fd:
+        with nofollow.open_directory(directory, os.O_RDONLY) as fd:
             found = os.listdir(fd)
         for entry in found:
-            base = base_of(entry)
+            base = final_name(entry)
             if base is not None and (names is None or base in names):
                 discard(os.path.join(directory, entry))
 
 
 def discard(path: str) -> None:
-    """Remove a file of ours that may or may not be there."""
-    above, base = os.path.split(path)
-    with contextlib.suppress(FileNotFoundError), safe.directory_to_change(above) as directory:
+    """Remove a file of ours that may or may not be there. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError), nofollow.open_parent(path) as (directory, base):
         _unlink(directory, base)
+
+
+def remove(path: str) -> None:
+    """The same, durably. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError), nofollow.open_parent(path) as (directory, base):
+        _unlink(directory, base)
+        os.fsync(directory)
 
 
 def _unlink(directory: int, name: str) -> None:
@@ -302,25 +315,19 @@ def _unlink(directory: int, name: str) -> None:
         os.unlink(name, dir_fd=directory)
 
 
-def remove(path: str) -> None:
-    """Remove a file, durably; one that is gone already is fine. Raises OSError."""
-    above, base = os.path.split(path)
-    with contextlib.suppress(FileNotFoundError), safe.directory_to_change(above) as directory:
-        _unlink(directory, base)
-        os.fsync(directory)
-
-
 def move(old: str, new: str) -> None:
     """Give a file another name on its file system, durably. Raises OSError."""
-    (above, base), (below, name) = os.path.split(old), os.path.split(new)
-    with safe.directory_to_change(above) as source, safe.directory_to_change(below) as directory:
+    with (
+        nofollow.open_parent(old) as (source, base),
+        nofollow.open_parent(new) as (directory, name),
+    ):
         os.rename(base, name, src_dir_fd=source, dst_dir_fd=directory)
         os.fsync(directory)
 
 
 def names(path: str, most: Budget = budget.DIRECTORY) -> list[str]:
-    """What is in a directory. Raises OSError, also where there are too many names."""
-    with safe.directory(path, os.O_RDONLY) as directory:
+    """The names in a directory. Raises OSError, also where there are more than `most`."""
+    with nofollow.open_directory(path, os.O_RDONLY) as directory:
         try:
             return budget.names(directory, most)
         except budget.OverBudget as error:
@@ -328,20 +335,20 @@ def names(path: str, most: Budget = budget.DIRECTORY) -> list[str]:
 
 
 def some_names(path: str, most: Budget) -> tuple[list[str], bool]:
-    """The names in a directory, those that come first if there are more than `most`, and whether
-    there are more. Raises OSError."""
-    with safe.directory(path, os.O_RDONLY) as directory:
+    """The first names in a directory, at most `most`, and whether there are more. Raises
+    OSError."""
+    with nofollow.open_directory(path, os.O_RDONLY) as directory:
         return budget.some_names(directory, most)
 
 
 def sync_directory(path: str) -> None:
-    """Make names in a directory durable. Raises OSError."""
-    with safe.directory_to_change(path) as directory:
+    """Make the names in a directory durable. Raises OSError."""
+    with nofollow.open_directory(path, os.O_RDONLY) as directory:
         os.fsync(directory)
 
 
 def missing_directories(path: str) -> tuple[str, ...]:
-    """The directories that have to be made so that `path` is one, outermost first."""
+    """The directories that must be made so that `path` is one, the outermost first."""
     missing = []
     while not os.path.isdir(path):
         missing.append(path)
@@ -350,18 +357,17 @@ def missing_directories(path: str) -> tuple[str, ...]:
 
 
 def make_directory(path: str, mode: int = 0o755) -> None:
-    """Make a directory that is not there, durably, whatever the umask. Raises OSError."""
-    above, name = os.path.split(path)
-    with safe.directory_to_change(above) as directory:
+    """Make a directory that does not exist, durably, whatever the umask. Raises OSError."""
+    with nofollow.open_parent(path) as (directory, name):
         os.mkdir(name, _PRIVATE, dir_fd=directory)
         _set_mode(directory, name, mode)
         os.fsync(directory)
 
 
 def _set_mode(above: int, name: str, mode: int) -> None:
-    """Give the directory that was just made its mode, by its descriptor. Whoever can write the one
-    above can put something else in its place: only an empty directory of ours, which is as good as
-    the one that was made, gets the mode."""
+    """Give a new directory its mode, by its descriptor. A user who can write to the directory above
+    can exchange it. So only an empty directory of ours, which is as good as the one that was made,
+    gets the mode."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(name, flags, dir_fd=above)
     try:
@@ -373,30 +379,26 @@ def _set_mode(above: int, name: str, mode: int) -> None:
 
 
 def make_directories(path: str, mode: int = 0o755) -> None:
-    """The same with those above it, as far as they are not there. Raises OSError."""
+    """Make a directory and those above it, as far as they do not exist. Raises OSError."""
     for missing in missing_directories(path):
         with contextlib.suppress(FileExistsError):
             make_directory(missing, mode)
 
 
 def remove_empty_directory(path: str) -> None:
-    """Remove a directory in which nothing is. Raises OSError."""
-    above, name = os.path.split(path)
-    with safe.directory_to_change(above) as directory:
+    """Remove an empty directory, durably. Raises OSError."""
+    with nofollow.open_parent(path) as (directory, name):
         os.rmdir(name, dir_fd=directory)
         os.fsync(directory)
 
 
-def remove_directories(paths: Iterator[str] | tuple[str, ...]) -> None:
-    """Remove directories that we made, innermost first, as far as they are empty."""
+def remove_directories(paths: Iterable[str]) -> None:
+    """Remove those directories of ours that are empty, the innermost first. Raises OSError."""
     for path in sorted(paths, key=len, reverse=True):
-        if not os.path.isdir(path) or names(path):  # looked at first, for a read-only disk
+        if not os.path.isdir(path) or names(path):  # checked first, because of read-only disks
             continue
-        above, name = os.path.split(path)
         try:
-            with safe.directory_to_change(above) as directory:
-                os.rmdir(name, dir_fd=directory)
-                os.fsync(directory)
+            remove_empty_directory(path)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
                 raise

@@ -1,8 +1,9 @@
-"""Running a program of the host in namespaces in which nothing that it writes reaches the host.
+"""Running a program of the host in namespaces from which no write reaches the host.
 
-Invariant: mounts, network and processes of the program are its own. It sees the host's files
-read-only, but for directories that are empty for it and files that it is to find instead of the
-real ones. It ends with its context at the latest, also where this process is killed.
+Invariant: the program has its own mounts, network and processes. It sees the host's files
+read-only, except for some directories, which are empty and writable for it, and some files, which
+are replaced by others. It ends with its context at the latest, also where this process is killed.
+`agent.host.isolation_child` makes the namespaces.
 """
 
 from __future__ import annotations
@@ -20,23 +21,26 @@ from dataclasses import dataclass, field
 from agent.host.paths import HostRoot
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-_CHILD = "import sys; sys.path.append(sys.argv[1]); from agent.host.isolated import main; main()"
+_CHILD = (
+    "import sys; sys.path.append(sys.argv[1]); from agent.host.isolation_child import main; main()"
+)
 
-_MOST_SAID = 1 << 20  # bytes of output that are kept in mind
+_MOST_OUTPUT = 1 << 20  # bytes of output that are read
 
 
 class CannotIsolate(Exception):
-    """No such namespaces can be had here; the message says why."""
+    """The namespaces cannot be made here; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What the program finds in the file system. All paths are the host's.
+    """The file system as the program sees it. All paths are host paths.
 
-    work: a directory that is there; empty and writable for the program, as are those of `writable`.
-    visible: what stays to be seen below these.
-    files: their content by their names without links; None: there is no such file.
-    programs: executable files that are there, empty ones where the host has none.
+    work: an existing directory, which is empty and writable for the program.
+    writable: more directories of that kind.
+    visible: paths below these that keep their content.
+    files: contents by path without links; None hides the file.
+    programs: executable files that must exist; an empty one is made where the host has none.
     """
 
     work: str
@@ -46,7 +50,7 @@ class View:
     programs: tuple[str, ...] = ()
 
 
-class Isolated:
+class IsolatedProgram:
     """A program that was started; `pid` is its process as we see it."""
 
     def __init__(self, child: subprocess.Popen[str], pid: int, log: int) -> None:
@@ -55,7 +59,7 @@ class Isolated:
         self._log = log
 
     def path(self, host_path: str) -> str:
-        """Agent path of what the program sees under a host path."""
+        """The agent path of what the program sees at a host path."""
         return f"/proc/{self.pid}/root{host_path}"
 
     def has_ended(self) -> bool:
@@ -63,29 +67,31 @@ class Isolated:
         return self._child.poll() is not None
 
     def output(self) -> str:
-        """What the program has written to its standard output and error."""
-        return os.pread(self._log, _MOST_SAID, 0).decode("utf-8", "replace")
+        """The program's standard output and error so far."""
+        return os.pread(self._log, _MOST_OUTPUT, 0).decode("utf-8", "replace")
 
     def end(self) -> None:
-        """End it and everything that it started."""
+        """End the program and all that it started."""
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)  # process 1 of its namespace takes all others along
+            os.kill(self.pid, signal.SIGKILL)  # the kernel kills the whole pid namespace
         self._child.wait()
 
 
 @contextlib.contextmanager
-def started(
+def start(
     host: HostRoot, argv: Sequence[str], env: Mapping[str, str], view: View
-) -> Iterator[Isolated]:
-    """Start a program, by its host path, and end it when the context is left.
+) -> Iterator[IsolatedProgram]:
+    """Start a program, by its host path, and end it with the context.
 
-    Raises CannotIsolate where namespaces, the view or the program cannot be had.
+    Raises CannotIsolate where the namespaces cannot be made, or the program cannot be started.
     """
     log = os.memfd_create("toolkit-agent-output")
     try:
         child = _start(log)
         try:
-            yield Isolated(child, _prepared(child, _described(host, argv, env, view, log)), log)
+            yield IsolatedProgram(
+                child, _prepared(child, _described(host, argv, env, view, log)), log
+            )
         finally:
             _end(child)
     finally:
@@ -136,7 +142,7 @@ def _prepared(child: subprocess.Popen[str], description: str) -> int:
 
 
 def _end(child: subprocess.Popen[str]) -> None:
-    """The child takes the program along: it asked the kernel for it."""
+    """End the child. The kernel then kills the program (PR_SET_PDEATHSIG)."""
     child.kill()
     child.wait()
     for stream in (child.stdin, child.stdout):

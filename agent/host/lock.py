@@ -1,7 +1,7 @@
 """One agent at a time per node.
 
-Invariant: the lock belongs to an open file that lives as long as the holder; the file is never
-truncated and never removed, so that nobody locks a name that another one no longer sees.
+Invariant: the lock belongs to an open file, and lives as long as its holder. The file is never
+truncated and never removed, so that two processes never lock two files under one name.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import os
 from collections.abc import Iterator
 
 from agent.errors import Locked, Refused, reason
-from agent.host import safe
+from agent.host import nofollow
 
 
 def take(path: str) -> int:
-    """The descriptor that holds the lock at an agent path until it is closed.
+    """Take the lock at an agent path. Gives the descriptor that holds it until it is closed.
 
-    Raises Locked where another process has it, Refused.
+    Raises Locked where another process holds it, Refused.
     """
     above, name = os.path.split(path)
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        with safe.directory(above) as directory:
+        with nofollow.open_directory(above) as directory:
             fd = os.open(name, flags, 0o600, dir_fd=directory)
     except OSError as error:
         raise Refused(f"cannot open the lock {path}: {reason(error)}") from error
@@ -49,13 +49,13 @@ def _lock(path: str, fd: int) -> None:
 
 @contextlib.contextmanager
 def held(path: str, inherited: int | None = None) -> Iterator[None]:
-    """Hold the lock at an agent path. Raises Locked where another process has it, Refused.
+    """Hold the lock at an agent path. Raises Locked where another process holds it, Refused.
 
-    `inherited`: the descriptor of a parent that holds it for us, or held it until it stood aside
-    (see `agent.transaction.stand_aside`): it is held again then, by the parent too. It is of no use
-    where somebody removed the file since: another one would lock the new file beside us.
+    `inherited` is the descriptor of a parent that holds the lock for us, or that released it to a
+    revert (see `agent.transaction.stand_aside`); then it is locked again, for the parent too. It is
+    not used where somebody removed the file since, because others would lock a new file.
     """
-    if inherited is not None and same(path, inherited):
+    if inherited is not None and is_current(path, inherited):
         _lock(path, inherited)
         yield
         return
@@ -66,8 +66,8 @@ def held(path: str, inherited: int | None = None) -> Iterator[None]:
         os.close(fd)
 
 
-def same(path: str, fd: int) -> bool:
-    """Is the open file still the one that others see at its path?"""
+def is_current(path: str, fd: int) -> bool:
+    """Is an open file still the one at its path?"""
     try:
         return os.path.samestat(os.lstat(path), os.fstat(fd))
     except OSError:

@@ -1,26 +1,25 @@
-"""Where a path lies: as the agent sees it, and what it is called on the host.
+"""Paths of the host, as the host calls them and as the agent opens them.
 
-Three names for one thing (DESIGN section 4):
+- The host root is the directory in which the agent sees the host's `/`; outside a container it is
+  `/` itself.
+- A host path is the name on the host. It goes into imports, the status file and every file that we
+  write.
+- An agent path is the name under which the agent opens the same file. It lies below the host root,
+  or on a mount of the agent's own, such as gpu-operator's `/runtime/config-dir`.
 
-- host root: the directory in which the agent sees the host's `/`; `/` itself outside a container.
-- host path: the name on the host; goes into imports, the status file and everything we write.
-- agent path: the name under which the agent opens it; below the host root, or on a mount of its
-  own, such as gpu-operator's `/runtime/config-dir`.
-
-Invariant: links are followed inside the host root only, as the host itself would follow them;
-a path that leads out of it is refused before it is opened. What comes out has no link in it, and
-whoever opens it follows none (`agent.host.safe`): one that appears later leads nowhere.
+Invariant: links are followed inside the host root only, as the host would follow them. A path that
+leads out of the host root is refused before it is opened. A resolved path has no link in it, and it
+is opened without following any (`agent.host.nofollow`), so that a link made later leads nowhere.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from agent.errors import Refused, UsageError, reason
 from agent.host import budget
@@ -28,12 +27,12 @@ from agent.host import budget
 MAX_LINKS = 40  # as the kernel
 _PATH_MAX = 4096  # as the kernel
 
-# What these lead to depends on a process, and may have no name at all.
+# The target of such a link depends on a process, and may have no name.
 MAGIC = re.compile(r"/proc/[0-9]+/.")
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
 
-# Mounts that a container or a machine has for itself. A path below one of these says nothing about
-# the host unless the very same directory is seen below the host root.
+# Mounts that a container usually has for itself. A path below one of these is a path of the
+# container, unless the same directory is found below the host root.
 _STANDARD = frozenset(
     "/bin /boot /dev /dev/shm /etc /home /lib /media /mnt /opt /proc /root /run /run/lock /sbin "
     "/srv /sys /tmp /usr /usr/local /var /var/lib /var/log /var/run /var/tmp".split()
@@ -42,7 +41,7 @@ _STANDARD = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class HostPath:
-    """One place, under both of its names. `agent` is what is opened, `host` what is written."""
+    """One file under both of its names: `agent` is opened, `host` is written."""
 
     agent: str
     host: str
@@ -57,8 +56,8 @@ class HostPath:
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A line of mountinfo: where `root` of device `device` is mounted, which options the mount has,
-    and what kind of file system it is."""
+    """A line of mountinfo: the directory `root` of the file system on `device` is mounted at
+    `point`. `kind` is the type of the file system."""
 
     point: str
     device: str
@@ -68,7 +67,7 @@ class Mount:
 
 
 def parse_mountinfo(lines: Iterable[str]) -> tuple[Mount, ...]:
-    """Mounts in the order of /proc/self/mountinfo (later ones hide earlier ones; proc(5))."""
+    """Mounts in the order of /proc/self/mountinfo: later ones hide earlier ones (proc(5))."""
     mounts = []
     for line in lines:
         fields = line.split(" ")
@@ -86,8 +85,13 @@ def _unescape(text: str) -> str:
 
 
 def is_below(path: str, *directories: str) -> bool:
-    """Is a path one of the directories itself or something in one, by name?"""
+    """Is a path one of the directories, or in one of them, by its name?"""
     return any(path == one or path.startswith(one.rstrip("/") + "/") for one in directories)
+
+
+def _normal(path: str) -> str:
+    """Without `.` and double slashes; `..` behind a link would lead elsewhere, and stays."""
+    return path if ".." in path.split("/") else os.path.normpath(path)
 
 
 def _rebase(path: str, old: str, new: str) -> str:
@@ -95,25 +99,32 @@ def _rebase(path: str, old: str, new: str) -> str:
     return os.path.join(new, rest) if rest else new
 
 
+@dataclass(frozen=True, slots=True)
 class HostRoot:
-    """The host as the agent sees it: its root, and directories that are mounted elsewhere too.
+    """The host as the agent sees it: the directory that holds its files, and the agent's mounts.
 
-    `views` are (agent directory, host directory) pairs; they win over the host root, because a
-    container may have the root read-only and the one directory writable.
+    `spelled` is the directory as it was given, `root` the same without links. `views` are pairs of
+    an agent directory and the host directory that it shows, the longest host directory first. A
+    view wins over the host root, because a container may see the root read-only and that one
+    directory writable. `open_host_root` finds the views once; afterwards nothing changes.
     """
 
-    def __init__(self, root: str, mounts: Iterable[Mount] = ()) -> None:
-        self._spelled = os.path.abspath(root)
-        self.root = os.path.realpath(root)
-        if not os.path.isdir(self.root):
-            raise UsageError(f"cannot use host root {root}: it is not a directory")
-        if not _same(root, self.root):  # by its name one gets elsewhere, as from /proc/1/root
+    spelled: str
+    mounts: tuple[Mount, ...] = ()
+    views: tuple[tuple[str, str], ...] = ()
+    root: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        given, root = self.spelled, os.path.realpath(self.spelled)
+        if not os.path.isdir(root):
+            raise UsageError(f"cannot use host root {given}: it is not a directory")
+        if not _same(given, root):  # a magic link, such as /proc/1/root: the name leads elsewhere
             raise UsageError(
-                f"cannot use host root {root}: it leads into a process; mount the host's / and "
+                f"cannot use host root {given}: it leads into a process; mount the host's / and "
                 "give that"
             )
-        self._mounts = tuple(mounts)
-        self._views: list[tuple[str, str]] = []
+        for name, value in (("spelled", os.path.abspath(given)), ("root", root)):
+            object.__setattr__(self, name, value)
 
     @property
     def is_host(self) -> bool:
@@ -127,80 +138,96 @@ class HostRoot:
         return candidate if os.path.exists(os.path.join(candidate, "self")) else "/proc"
 
     def locate(self, given: str) -> HostPath:
-        """The place that an option names. Links in it are resolved; it need not exist.
+        """The file or directory that an option names, there or not, with its links followed.
 
         Raises Refused where it leads out of the host root.
         """
-        return self.resolve(self.name(given))
+        return self.with_mounts_of(given).resolve(self.name(given))
 
     def name(self, given: str) -> str:
-        """The host's name of what an option names; links in it stay as they are.
+        """The host path of what an option names, with the links in it as they are.
 
-        A place on a mount that cannot be found below the host root keeps the name that we see.
+        On a mount that cannot be found below the host root, the path is left as it is.
         """
-        path = os.path.normpath(given) if ".." not in given.split("/") else given
+        path = _normal(given)
         if self.is_host:
             return path
-        for root in (self.root, self._spelled):
+        for root in (self.root, self.spelled):
             if is_below(path, root):
                 return _rebase(path, root, "/")
-        found = self._own_mount(path)
-        if found is None:
-            return path
-        mount, rest = found
-        host = self._name_on_host(mount)
-        if host is None and mount.point in _STANDARD:
-            return path
-        if host is None:
-            self._remember(mount.point, mount.point)
-        else:
-            self.add_view(mount.point, host)
-        return os.path.join(host or mount.point, rest) if rest else host or mount.point
+        view, rest = self._view_of(path)
+        return os.path.join(view[1], rest) if view and rest else view[1] if view else path
 
     def seen_by_host(self, path: str) -> str:
-        """The host's name of a path in /proc, which shows a chrooted process as we see it."""
+        """The host path of a path from /proc, which shows the files of a chrooted process under the
+        names that we have for them."""
         inside = not self.is_host and is_below(path, self.root)
         return _rebase(path, self.root, "/") if inside else path
 
-    def add_view(self, agent: str, host: str) -> None:
-        """Remember that the host's directory `host` is `agent` to us; so it is by the name that it
-        has without links (/usr/local/nvidia is /var/usrlocal/nvidia where /usr is read-only)."""
-        self._remember(agent, host)
-        if not self.is_host:
-            with contextlib.suppress(Refused):
-                self._remember(agent, self.resolve(host).host)
+    def with_mounts_of(self, *given: str) -> HostRoot:
+        """The same host root, with a view for each mount of the agent's own on which one of these
+        paths lies. A mount whose directory is not found on the host keeps its name."""
+        host = self
+        for path in map(_normal, given):
+            if not (self.is_host or is_below(path, self.root, self.spelled)):
+                view, _ = self._view_of(path)
+                host = host.with_view(*view) if view else host
+        return host
 
-    def _remember(self, agent: str, host: str) -> None:
-        view = (os.path.realpath(agent), host)
-        if not self.is_host and view not in self._views:
-            self._views.append(view)
+    def with_view(self, agent: str, host: str) -> HostRoot:
+        """The same host root, in which the agent's directory `agent` shows the host's directory
+        `host`; also under the name that this has without links (/usr/local/nvidia is
+        /var/usrlocal/nvidia where /usr is read-only)."""
+        if self.is_host:
+            return self
+        found = self._with((os.path.realpath(agent), host))
+        try:
+            return found._with((os.path.realpath(agent), found.resolve(host).host))
+        except Refused:
+            return found
+
+    def _with(self, view: tuple[str, str]) -> HostRoot:
+        if view in self.views:
+            return self
+        return replace(self, views=tuple(sorted((*self.views, view), key=lambda v: -len(v[1]))))
+
+    def _view_of(self, path: str) -> tuple[tuple[str, str] | None, str]:
+        """The mount of the agent's own that holds a path, with its name on the host, and the rest
+        of the path. No view where the container has the mount for itself."""
+        mount, rest = self._own_mount(path)
+        if mount is None:
+            return None, ""
+        host = self._name_on_host(mount)
+        if host is None and mount.point in _STANDARD:
+            return None, ""
+        return (mount.point, host or mount.point), rest
 
     def on_mount(self, path: HostPath) -> bool:
-        """Does this place lie on the host rather than in the container's own file system?"""
+        """Is a file on the host, and not in the container's own file system?"""
         return (
             self.is_host
             or is_below(path.agent, self.root)
-            or self._own_mount(path.agent) is not None
+            or self._own_mount(path.agent)[0] is not None
         )
 
     @property
     def mount_points(self) -> frozenset[str]:
         """Agent paths on which something is mounted."""
-        return frozenset(mount.point for mount in self._mounts)
+        return frozenset(mount.point for mount in self.mounts)
 
     def mount(self, path: HostPath) -> Mount | None:
-        """The mount on which a place lies, there or not; None where that is not known."""
-        found = [mount for mount in self._mounts if is_below(path.agent, mount.point)]
-        # Of equal points the last one counts, which hides the others: max takes the first it meets.
+        """The mount that holds a file, there or not; None where that is not known."""
+        found = [mount for mount in self.mounts if is_below(path.agent, mount.point)]
+        # Of mounts at one point the last hides the others; `max` takes the first of equal ones.
         return max(reversed(found), key=lambda mount: len(mount.point), default=None)
 
     def has_view_below(self, host: str) -> bool:
-        """Does a mount of our own show something below a host path?"""
-        return any(is_below(view, host) and view != host for _, view in self._views)
+        """Does a view show a directory below a host path?"""
+        return any(is_below(view, host) and view != host for _, view in self.views)
 
     def agent_path(self, host: str) -> str:
-        """The name under which we open a host path; links are not looked at."""
-        for agent, directory in sorted(self._views, key=lambda view: -len(view[1])):
+        """The agent path of a host path; links are not followed."""
+        for agent, directory in self.views:
             if is_below(host, directory):
                 return _rebase(host, directory, agent)
         return host if self.is_host else self.root + host
@@ -208,8 +235,8 @@ class HostRoot:
     def resolve(self, host: str) -> HostPath:
         """Follow every link of a host path, inside the host root.
 
-        The last parts may be missing, but not behind a link: a dangling link is refused, and so
-        are the links of /proc that lead into a process.
+        The last parts need not exist. A dangling link is refused, and so is a link of /proc that
+        leads into a process. Raises Refused.
         """
         refuse_odd(host)
         found = self._follow(host, host, [])
@@ -259,13 +286,14 @@ class HostRoot:
                 raise Refused(f"cannot follow {asked}: {above} is not a directory") from error
             raise Refused(f"cannot follow {asked}: {here}: {reason(error)}") from error
 
-    def _own_mount(self, path: str) -> tuple[Mount, str] | None:
-        """The mount that holds a path, and the rest of the path below it; None for the root and
-        for a mount that holds the host root itself.
+    def _own_mount(self, path: str) -> tuple[Mount | None, str]:
+        """The mount that holds a path, and the rest of the path below it; None for the container's
+        root, and for a mount that holds the host root.
 
-        Looked for by names from the inside out: a link below the mount is the host's business.
+        The path is shortened from its end until a mount is found, so that a link below the mount is
+        left for `resolve`, which follows it as the host would.
         """
-        points = {mount.point: mount for mount in self._mounts if mount.point != "/"}
+        points = {mount.point: mount for mount in self.mounts if mount.point != "/"}
         above, rest = path, ""
         while above != "/":
             mount = points.get(os.path.realpath(above))
@@ -274,17 +302,17 @@ class HostRoot:
             above, _, name = above.rpartition("/")
             rest = os.path.join(name, rest) if rest else name
             above = above or "/"
-        return None
+        return None, ""
 
     def _name_on_host(self, mount: Mount) -> str | None:
-        """The host's name of a mounted directory: equal device and inode below the host root.
+        """The host path of a mounted directory: the one with the same device and inode.
 
-        Candidates come from mounts of the same device below the host root, and from the same
-        name there; what counts is the comparison. Where the host itself has the directory under two
-        names, that of its own mount comes before the one that leads through the whole disk.
+        Candidates are the same name below the host root, and the directory's name on each mount of
+        the same device there. Where the host has the directory under two names, the name on its own
+        mount comes before the one that leads through the whole disk.
         """
         candidates = [mount.point]
-        for other in sorted(self._mounts, key=lambda other: -len(other.root)):
+        for other in sorted(self.mounts, key=lambda other: -len(other.root)):
             if other.device == mount.device and is_below(other.point, self.root):
                 inside = _rebase(other.point, self.root, "/")
                 if is_below(mount.root, other.root):
@@ -296,7 +324,7 @@ class HostRoot:
 
 
 def refuse_odd(path: str) -> None:
-    """Refuse a path that has a control character in it, or is longer than any path can be."""
+    """Refuse a path with a control character, or one that is longer than the kernel allows."""
     if _CONTROL.search(path):
         raise Refused(
             f"cannot use the path {path!r}: it has a line break or another control character in "
@@ -317,9 +345,12 @@ def _same(one: str, other: str) -> bool:
     return stat.S_ISDIR(second.st_mode) and os.path.samestat(first, second)
 
 
-def open_host_root(given: str | None) -> HostRoot:
-    """The host root as asked for, else `/host` where something is mounted there, else `/`."""
-    root = given or ("/host" if os.path.ismount("/host") else "/")
+def open_host_root(root: str | None, paths: Iterable[str] = ()) -> HostRoot:
+    """The host root as asked for, else `/host` where something is mounted there, else `/`.
+
+    `paths` are those that the options and the defaults name: the mounts that hold them are found
+    now. Raises UsageError, Refused.
+    """
     try:
         mounts = parse_mountinfo(budget.lines("/proc/self/mountinfo", budget.MOUNTS))
     except OSError:
@@ -328,4 +359,5 @@ def open_host_root(given: str | None) -> HostRoot:
         raise Refused(
             f"cannot read /proc/self/mountinfo: {error}; unmount what is left over"
         ) from error
-    return HostRoot(root, mounts)
+    found = root or ("/host" if os.path.ismount("/host") else "/")
+    return HostRoot(found, mounts).with_mounts_of(*paths)

@@ -1,7 +1,7 @@
-"""System calls that Python has no function for.
+"""System calls for which Python has no function.
 
-Invariant: a call that the kernel, a filter or this machine does not know is an OSError like any
-other, ENOSYS or EPERM.
+Invariant: a call that the kernel does not have, or that a filter refuses, is an OSError (ENOSYS or
+EPERM).
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ import os
 from collections.abc import Callable, Mapping
 
 # By machine, as `uname -m` calls it.
-OPENAT2: Mapping[str, int] = {"x86_64": 437, "aarch64": 437}
 RENAMEAT2: Mapping[str, int] = {"x86_64": 316, "aarch64": 276}
 
 
 def call(numbers: Mapping[str, int], *arguments: int | bytes) -> int:
-    """Make the call of that number; gives what it returns. Raises OSError without a path."""
+    """Make a system call, given its numbers by machine. Gives its result. Raises OSError."""
     number = numbers.get(os.uname().machine)
     if number is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -29,8 +28,8 @@ def call(numbers: Mapping[str, int], *arguments: int | bytes) -> int:
 
 @functools.cache
 def _libc() -> Callable[..., tuple[int, int]]:
-    """What makes calls; gives the result and the error's number."""
-    import ctypes  # here, for it is slow
+    """A function that makes a call, and gives the result and errno."""
+    import ctypes  # here, because the import is slow
 
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall.restype = ctypes.c_long

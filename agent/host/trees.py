@@ -1,8 +1,8 @@
-"""Whole directories that take each other's place, so that whoever looks finds one of the two.
+"""Replacing a whole directory in one step, so that a reader finds the old one or the new one.
 
-Invariant: nothing is written below a name that is in use. A tree is built below a name of its own
-and gets the other one's in one step (renameat2); paths are agent paths, their links followed
-before, and no link is followed from there on (`agent.host.safe`).
+Invariant: nothing is written below a name that is in use. A tree is built under a temporary name,
+and then exchanges its name with the old tree in one call (renameat2). Paths are resolved agent
+paths, and no link in them is followed (`agent.host.nofollow`).
 """
 
 from __future__ import annotations
@@ -13,40 +13,39 @@ import hashlib
 import os
 import stat
 
-from agent.host import files, safe, syscalls, temporary
+from agent.host import files, nofollow, syscalls
 
 _BLOCK = 1 << 20
 _EXCHANGE = 2
 
 
-def building(path: str) -> str:
-    """A name beside `path` for what is to take its place."""
+def draft_name(path: str) -> str:
+    """A temporary path beside `path` for the tree that is to replace it."""
     above, base = os.path.split(path)
-    return os.path.join(above, temporary.name_for(base))
+    return os.path.join(above, files.temporary_name(base))
 
 
 def unfinished(path: str) -> list[str]:
-    """What is below such names. Raises OSError."""
+    """The temporary paths that exist beside `path`. Raises OSError."""
     above, base = os.path.split(path)
     if not os.path.isdir(above):
         return []
-    found = (name for name in files.names(above) if temporary.base_of(name) == base)
+    found = (name for name in files.names(above) if files.final_name(name) == base)
     return [os.path.join(above, name) for name in found]
 
 
-def writable(path: str) -> bool:
-    """Can anything be made in a directory, or where it would have to be made first?"""
+def is_writable(path: str) -> bool:
+    """Can entries be made in a directory, or in the innermost one above it that exists?"""
     while not os.path.isdir(path) and path != "/":
         path = os.path.dirname(path)
     return os.access(path, os.W_OK)
 
 
 def copy(source: str, path: str, mode: int) -> tuple[str, os.stat_result]:
-    """Copy a file durably to a new name; gives its SHA-256 and what it is. Raises OSError."""
-    above, base = os.path.split(path)
+    """Copy a file durably to a new name. Gives its SHA-256 and its status. Raises OSError."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     hashed = hashlib.sha256()
-    with files.opened(source) as file, safe.directory_to_change(above) as directory:
+    with files.open_file(source) as file, nofollow.open_parent(path) as (directory, base):
         fd = os.open(base, flags, 0o600, dir_fd=directory)
         try:
             while part := file.read(_BLOCK):
@@ -59,10 +58,9 @@ def copy(source: str, path: str, mode: int) -> tuple[str, os.stat_result]:
             os.close(fd)
 
 
-def share(source: str, path: str) -> os.stat_result:
-    """Give a file a second name; where its file system knows none, a copy. Raises OSError."""
-    (below, name), (above, base) = os.path.split(source), os.path.split(path)
-    with safe.directory(below) as old, safe.directory_to_change(above) as new:
+def hard_link(source: str, path: str) -> os.stat_result:
+    """Give a file a second name, or copy it where that is not possible. Raises OSError."""
+    with nofollow.open_parent(source) as (old, name), nofollow.open_parent(path) as (new, base):
         try:
             os.link(name, base, src_dir_fd=old, dst_dir_fd=new, follow_symlinks=False)
             return os.stat(base, dir_fd=new, follow_symlinks=False)
@@ -73,42 +71,39 @@ def share(source: str, path: str) -> os.stat_result:
     return copy(source, path, mode)[1]
 
 
-def share_tree(source: str, path: str) -> None:
-    """The same for whatever is at an agent path: directories and links are made anew."""
+def hard_link_tree(source: str, path: str) -> None:
+    """The same for a file or a whole directory. Directories and symbolic links are made anew."""
     found = os.lstat(source)
     if stat.S_ISLNK(found.st_mode):
-        link(os.readlink(source), path)
+        make_symlink(os.readlink(source), path)
     elif stat.S_ISDIR(found.st_mode):
         files.make_directory(path, stat.S_IMODE(found.st_mode))
         for name in files.names(source):
-            share_tree(os.path.join(source, name), os.path.join(path, name))
+            hard_link_tree(os.path.join(source, name), os.path.join(path, name))
         files.sync_directory(path)
     elif stat.S_ISREG(found.st_mode):
-        share(source, path)
+        hard_link(source, path)
 
 
-def link(target: str, path: str) -> None:
+def make_symlink(target: str, path: str) -> None:
     """Make a symbolic link. Raises OSError."""
-    above, base = os.path.split(path)
-    with safe.directory_to_change(above) as directory:
+    with nofollow.open_parent(path) as (directory, base):
         os.symlink(target, base, dir_fd=directory)
 
 
 def exchange(one: str, other: str) -> None:
-    """Two directories beside each other take each other's name, in one step.
+    """Two directories beside each other exchange their names, in one step.
 
-    Raises OSError, with nothing done: EINVAL or ENOSYS where file system or kernel cannot. That is
-    why making it durable is somebody else's: its failure must not be taken for one of this.
+    Raises OSError, with nothing changed: EINVAL or ENOSYS where the file system or the kernel
+    cannot. The caller forces the result to disk, so that an error of that is not taken for this.
     """
-    above, first = os.path.split(one)
-    names = os.fsencode(first), os.fsencode(os.path.basename(other))
-    with safe.directory_to_change(above) as fd:
+    with nofollow.open_parent(one) as (fd, first):
+        names = os.fsencode(first), os.fsencode(os.path.basename(other))
         syscalls.call(syscalls.RENAMEAT2, fd, names[0], fd, names[1], _EXCHANGE)
 
 
 def are_same(one: str, other: str) -> bool:
-    """Is what is at two agent paths one file under two names, or directories of such? Raises
-    OSError."""
+    """Are two agent paths names of one file, or directories with such entries? Raises OSError."""
     first, second = os.lstat(one), os.lstat(other)
     if (first.st_mode, first.st_uid) != (second.st_mode, second.st_uid):
         return False
@@ -123,14 +118,13 @@ def are_same(one: str, other: str) -> bool:
 
 
 def remove(path: str, last: str = "") -> None:
-    """Remove a directory with all that is in it; one that is gone is fine. Raises OSError.
+    """Remove a directory with all that is in it, if it exists. Raises OSError.
 
-    `last` is the file that goes last: while anything is left, it tells what this is.
+    `last` is the file that is removed last, because it says what the directory is.
     """
-    above, base = os.path.split(path)
     try:
-        with safe.directory_to_change(above) as parent:
-            with safe.directory_to_change(path) as directory:
+        with nofollow.open_parent(path) as (parent, base):
+            with nofollow.open_directory(path, os.O_RDONLY) as directory:
                 for name in sorted(os.listdir(directory), key=lambda name: name == last):
                     _remove(directory, name)
             os.rmdir(base, dir_fd=parent)

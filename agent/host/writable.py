@@ -1,8 +1,8 @@
-"""Whether a file can be written, asked without writing anything.
+"""Whether a file can be written, checked without writing.
 
 Invariant: no file, no name and no time changes. The kernel answers for the effective user
-(access(2)), for the mount (statvfs), for attributes (FS_IOC_GETFLAGS) and for free space. What only
-a write can find, such as a quota, stays for the write.
+(access(2)), for the mount and the free space (statvfs(3)), and for attributes (FS_IOC_GETFLAGS).
+Other obstacles, such as a quota, show when the file is written.
 """
 
 from __future__ import annotations
@@ -17,23 +17,22 @@ from dataclasses import dataclass
 
 _GETFLAGS = 0x80086601  # FS_IOC_GETFLAGS of <linux/fs.h>, 64 bits
 _IMMUTABLE, _APPEND = 0x10, 0x20
-_LONGEST_ADDITION = 32  # characters that a temporary name has beside the file's own
+_LONGEST_ADDITION = 32  # characters by which a temporary name is longer than the file's own
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """A file that gets a new content or goes, at an agent path whose links were followed before.
-
-    `sizes` are the bytes of each file that is made for it, in this directory."""
+    """A file that is to be written or removed, at a resolved agent path. `sizes` are the bytes of
+    each file that is made for it in its directory."""
 
     path: str
     sizes: tuple[int, ...] = ()
 
 
 def require(need: Need, mount_points: Collection[str] = ()) -> None:
-    """Raises OSError where a file cannot be written, replaced or removed at a path."""
+    """Raises OSError where the file cannot be written, replaced or removed."""
     above, base = os.path.split(need.path)
-    directory = nearest(above)
+    directory = nearest_existing(above)
     if directory != above and os.path.lexists(directory):
         _require_directory(directory)
     elif os.path.lexists(above):
@@ -45,16 +44,15 @@ def require(need: Need, mount_points: Collection[str] = ()) -> None:
         _require_replaceable(need.path, mount_points)
 
 
-def nearest(path: str) -> str:
-    """The path itself or the innermost directory above it that is there, or what is in its
-    place."""
+def nearest_existing(path: str) -> str:
+    """The innermost part of a path that exists: the path itself or one above it."""
     while not os.path.lexists(path) and path not in ("/", ""):
         path = os.path.dirname(path)
     return path or "."
 
 
 def _require_directory(path: str) -> None:
-    """Raises OSError where no name can be made, moved or removed in what is at a path."""
+    """Raises OSError where no name can be made, moved or removed in a directory."""
     if not stat.S_ISDIR(os.lstat(path).st_mode):
         raise _error(errno.ENOTDIR, path)
     if os.statvfs(path).f_flag & os.ST_RDONLY:
@@ -69,14 +67,14 @@ def _require_replaceable(path: str, mount_points: Collection[str]) -> None:
     found = os.lstat(path)
     if stat.S_ISDIR(found.st_mode):
         raise _error(errno.EISDIR, path)
-    if path in mount_points:  # a single file that is mounted: nothing can take its place
+    if path in mount_points:  # a file that is mounted cannot be replaced
         raise _error(errno.EBUSY, path)
     if stat.S_ISREG(found.st_mode) and _flags(path) & (_IMMUTABLE | _APPEND):
         raise _error(errno.EPERM, path)
 
 
 def _flags(path: str) -> int:
-    """Attributes as lsattr shows them; none where the file system has no such."""
+    """Attributes as lsattr shows them; 0 where the file system has none."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         fd = os.open(path, flags)
@@ -91,18 +89,18 @@ def _flags(path: str) -> int:
         os.close(fd)
 
 
-def without_space(needs: Iterable[Need]) -> Need | None:
-    """The first file for which there is no room, after those before it."""
+def first_without_space(needs: Iterable[Need]) -> Need | None:
+    """The first file for which there is no space left after the files before it; or None."""
     blocks: dict[int, int] = {}
     names: dict[int, int] = {}
     for need in needs:
-        directory = nearest(os.path.dirname(need.path))
+        directory = nearest_existing(os.path.dirname(need.path))
         found, device = os.statvfs(directory), os.stat(directory).st_dev
         size = found.f_frsize or found.f_bsize or 1
         used = sum(-(-one // size) for one in need.sizes)
         blocks[device] = blocks.get(device, 0) + used
         names[device] = names.get(device, 0) + len(need.sizes)
-        # Root can take what is reserved; a file system without numbers (0) says nothing.
+        # Root may use the reserved blocks. A file system that reports 0 blocks has no such limit.
         free = found.f_bfree if os.geteuid() == 0 else found.f_bavail
         full = found.f_blocks and blocks[device] > free
         if need.sizes and (full or (found.f_files and names[device] > found.f_ffree)):

@@ -119,6 +119,17 @@ class Settings:
         return self.cdi_enabled if asked is None else asked
 
     @property
+    def host_paths(self) -> tuple[str, ...]:
+        """The paths that a container may see on a mount of its own."""
+        found = (
+            self.config, self.drop_in_config, self.socket, self.executable_path, self.state_dir,
+            self.toolkit_install_dir, self.status_dir, self.pid_file, self.cdi_output_dir,
+            self.crio_hooks_dir, self.driver_root or self.driver_root_ctr_path,
+            self.dev_root or self.dev_root_ctr_path,
+        )  # fmt: skip
+        return tuple(path for path in found if path)
+
+    @property
     def default_is_negotiable(self) -> bool:
         """gpu-operator always sends NVIDIA_RUNTIME_SET_AS_DEFAULT=false along; under its entry
         point that is a preference, not an order (DESIGN section 3)."""

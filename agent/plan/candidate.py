@@ -31,7 +31,7 @@ _UNIT_DIRECTORIES = (
 
 def known_failure(ctx: Context, node: ConfiguredRuntime, edits: Edits) -> CandidateFailed | None:
     """Why this candidate is not tried again, and when it will be; None where it may be tried."""
-    failure = None if ctx.retry else ctx.store.failed().get(mark(ctx.host, node, edits))
+    failure = None if ctx.retry else ctx.store.failures().get(mark(ctx.host, node, edits))
     if failure is None or not 0 <= ctx.wall() - failure.at < _DAY:
         return None
     return CandidateFailed(

@@ -14,14 +14,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from agent.cdi.driver.driver import DRIVER_CONTAINER
 from agent.cri import process
 from agent.cri.client import Answer
 from agent.cri.process import Process
+from agent.decide import DEFAULT_DIRS
 from agent.errors import Refused
-from agent.host import lock, trees, trusted
+from agent.host import trees, trust
 from agent.host.paths import HostRoot, open_host_root
 from agent.options.settings import Settings
-from agent.runtimes import find, registry, restart
+from agent.runtimes import registry, restart
 from agent.runtimes.base import Endpoint
 from agent.runtimes.proof import Identity, Probe
 from agent.runtimes.restart import Restart
@@ -57,7 +59,7 @@ def _uptime() -> float:
 @dataclass(frozen=True, slots=True)
 class Context:
     """Settings and seams of one run. `log` takes an event and key-value pairs; `lock_fd` is the
-    descriptor of a parent that holds the lock for us; `ask_again`: NVML is to be asked, whatever is
+    descriptor of a parent that holds the lock for us; `refresh`: NVML is to be asked, whatever is
     known; `retry`: a candidate that failed before is tried again; `restart_after` is the time (of
     `clock`) before which nothing is changed that needs a restart; `barrier`: `toolkit-ready` was
     there until a convergence did not finish, and comes back with the next that is right;
@@ -83,7 +85,7 @@ class Context:
     retry: bool = False
     restart_after: float = 0.0
     proposed: Callable[[Any], None] = _to_nobody
-    ask_again: bool = False
+    refresh: bool = False
     barrier: bool = False
 
     @property
@@ -132,31 +134,48 @@ class Context:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """The state directory made, the lock in it held, and signals that would end us kept
-        waiting: a change in progress is finished or undone first. What killed processes left half
-        written is gone then. Raises Locked or Refused."""
-        self.store.create()
-        with lock.held(self.store.path("lock"), self.lock_fd):
-            ending = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-            old = signal.pthread_sigmask(signal.SIG_BLOCK, ending)
-            try:
-                self.store.sweep()
-                self.publisher.sweep()
-                yield
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, old)
+        """Hold the node's lock, with what killed processes left half written removed.
+
+        Signals that would end this process wait, so that a change in progress is finished or undone
+        first. Raises Locked or Refused.
+        """
+        with self.store.hold_lock(self.lock_fd), uninterrupted():
+            self.store.sweep()
+            self.publisher.sweep()
+            yield
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let the signals that would end this process wait until the block is over."""
+    ending = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, ending)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
+
+
+def open_host(settings: Settings) -> HostRoot:
+    """The host root, with the mounts of all paths that the options and our defaults name."""
+    sockets = (path for _, path in registry.sockets("auto"))
+    paths = (*settings.host_paths, *sockets, *DEFAULT_DIRS, DRIVER_CONTAINER)
+    host = open_host_root(settings.host_root, paths)
+    drop_in, name = settings.drop_in_config, settings.drop_in_config_host_path
+    if drop_in and name:
+        return host.with_view(os.path.dirname(drop_in), os.path.dirname(name))
+    return host
 
 
 def open_context(settings: Settings, log: Callable[..., None] = _silent) -> Context:
     """The context of a real run. Raises UsageError or Refused."""
-    host = open_host_root(settings.host_root)
-    find.register(settings, host)
+    host = open_host(settings)
     return Context(
         settings=settings,
         host=host,
         store=Store(_state_directory(settings, host), host),
         publisher=Publisher(
-            trusted.system_name(host, settings.status_dir), settings.entry == "nvidia-toolkit", host
+            trust.system_name(host, settings.status_dir), settings.entry == "nvidia-toolkit", host
         ),
         log=log,
     )
@@ -181,7 +200,7 @@ def _state_directory(settings: Settings, host: HostRoot) -> str:
         )
     for name in used or places:
         place = places[name]
-        if host.is_host or (host.on_mount(place) and trees.writable(place.agent)):
+        if host.is_host or (host.on_mount(place) and trees.is_writable(place.agent)):
             return name
     if used:
         raise Refused(

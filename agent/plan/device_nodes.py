@@ -15,7 +15,7 @@ from agent.cdi.driver import driver
 from agent.cdi.driver.root import DriverRoot
 from agent.cdi.make import generate
 from agent.errors import reason
-from agent.host import files, nodes
+from agent.host import files, mknod
 from agent.plan.context import Context
 from agent.toolkit import device_nodes
 from agent.toolkit.device_nodes import ControlNode
@@ -70,7 +70,7 @@ def _dev_root(ctx: Context, root: DriverRoot) -> DriverRoot | None:
 
 def possible(wanted: Iterable[Missing]) -> tuple[tuple[Missing, ...], tuple[str, ...]]:
     """Those that can be made, and a warning for each of the others."""
-    found = [(item, nodes.obstacle(item.agent)) for item in wanted]
+    found = [(item, mknod.obstacle(item.agent)) for item in wanted]
     return (
         tuple(item for item, why in found if why is None),
         tuple(_cannot(item, why) for item, why in found if why is not None),
@@ -97,7 +97,7 @@ def create(ctx: Context, wanted: tuple[Missing, ...]) -> tuple[str, ...]:
         files.sweep(above, [item.node.name for item in wanted])  # of one that was killed
     for item in wanted:
         try:
-            nodes.make(item.agent, item.node.major, item.node.minor, device_nodes.MODE)
+            mknod.make(item.agent, item.node.major, item.node.minor, device_nodes.MODE)
         except OSError as error:
             ctx.log("warning", text=_cannot(item, reason(error)))
             continue

@@ -15,7 +15,7 @@ import stat
 from dataclasses import dataclass
 
 from agent.errors import AgentError, Refused, Unreachable, reason
-from agent.host import files, trust, trusted
+from agent.host import files, trust
 from agent.host.files import Change, FileState
 from agent.host.paths import HostPath
 from agent.plan.context import Context
@@ -95,8 +95,8 @@ def repair(ctx: Context, memory: Memory) -> tuple[str, ...]:
     """Write them anew; gives their host paths. Raises Refused."""
     found = garbled(ctx, memory)
     for item in found:
-        trusted.require(
-            ctx.host, os.path.dirname(item.path.host), f"write {item.path}", sticky_is_fine=True
+        trust.require(
+            ctx.host, os.path.dirname(item.path.host), f"write {item.path}", allow_sticky=True
         )
         try:
             _put(item)

@@ -53,7 +53,7 @@ class Gpus:
         same = self._known if self._known and self._known.trace == trace else None
         # A plain error is quick to get again, and may be gone by now; a crash or a hang is neither.
         stale = same is None or (bool(same.failure) and not same.crashed)
-        if trace != self._asked and (stale or self._ctx.ask_again):
+        if trace != self._asked and (stale or self._ctx.refresh):
             same = _asked(library, trace, same.answer if same else None)
             self._asked = trace
         assert same is not None

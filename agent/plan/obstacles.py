@@ -90,7 +90,7 @@ def _first(ctx: Context, demands: list[_Demand]) -> AgentError | None:
             writable.require(demand.need, points)
         except OSError as error:
             return demand.refusal(reason(error))
-    full = writable.without_space(demand.need for demand in demands)
+    full = writable.first_without_space(demand.need for demand in demands)
     if full is None:
         return None
     (short,) = {id(d): d for d in demands if d.need is full}.values()
@@ -173,10 +173,10 @@ def _place_refusal(ctx: Context, changes: tuple[Change, ...]) -> AgentError | No
     for change in changes:
         if change.outside is None or change.after is None:
             continue
-        above = writable.nearest(os.path.dirname(change.path.agent))
-        outside = writable.nearest(change.outside.agent)
+        above = writable.nearest_existing(os.path.dirname(change.path.agent))
+        outside = writable.nearest_existing(change.outside.agent)
         here, there = (ctx.host.mount(HostPath(path, path)) for path in (above, outside))
-        if here != there and not files.has_nameless(above):
+        if here != there and not files.has_nameless_files(above):
             return Refused(
                 f"cannot write {change.path} in one step: its file system has no files without a "
                 f"name, and {change.outside} is on another mount; mount {change.outside} as a whole"

@@ -23,7 +23,7 @@ from agent.cdi.specs.provider import Readings
 from agent.cdi.specs.readers import Reader
 from agent.cdi.specs.spec_ownership import Site, Spec, file_name, is_named_by_kind
 from agent.errors import AgentError, DriverDistrusted, Refused, reason
-from agent.host import files, trusted
+from agent.host import files, trust
 from agent.host.files import Change
 from agent.host.paths import HostPath, HostRoot
 from agent.options.settings import Settings
@@ -273,7 +273,7 @@ def _directory(settings: Settings, host: HostRoot, spec_dirs: tuple[str, ...]) -
 def _refuse_writable(host: HostRoot, given: Iterable[str | None]) -> None:
     """Whoever can write where the runtime looks for specs can have any program run as root."""
     for name in dict.fromkeys(host.name(one) for one in given if one):
-        trusted.require(host, name, f"use the CDI directory {name}")
+        trust.require(host, name, f"use the CDI directory {name}")
 
 
 def write(ctx: Context, proposed: Proposed | None) -> tuple[str, ...]:

@@ -291,7 +291,7 @@ def _monitors(
     host: HostRoot, directories: tuple[str, ...], known: set[tuple[str, str]]
 ) -> Iterator[str]:
     """Pods, but for those that are known, and what else a monitor with such a program watches."""
-    for pid, line in process.commands(host):
+    for pid, line in process.command_lines(host):
         is_monitor = os.path.basename(line[0]).startswith("conmon")
         if not is_monitor or not any(is_below(word, *directories) for word in line[1:]):
             continue

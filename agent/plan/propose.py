@@ -36,7 +36,7 @@ from agent.runtimes.base import CannotSwitch, ConfiguredRuntime, EditRequest, Ed
 from agent.runtimes.desired import Desired
 from agent.runtimes.preflight import Candidate, Preflight
 from agent.runtimes.restart import Restart
-from agent.status import can_say
+from agent.status import is_publishable
 from agent.toolkit import install, programs
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ def _reader(runtime: Runtime, decision: Decision) -> Reader:
 
 def _unsaid(key: str, path: str | None, option: str) -> str | None:
     """A warning where the status file leaves a path out because it cannot hold it."""
-    if path is None or can_say(path):
+    if path is None or is_publishable(path):
         return None
     return (
         f"{key} is not published because {path} has a character that the status file cannot hold: "

@@ -34,7 +34,7 @@ def gaps(ctx: Context, node: ConfiguredRuntime, edits: Edits, memory: Memory) ->
             continue
         if now is None:
             return (f"{title} shows what no file says, and may only have reloaded it",)
-        if process.started_before(running, now.path.agent, ctx.wall):
+        if process.changed_since_start(running, now.path.agent, ctx.wall):
             return (
                 f"{now.path} was changed after {title} was started: it may only have reloaded it",
             )

@@ -94,7 +94,7 @@ def report(ctx: Context) -> Report:
         journal = ctx.store.journal()
         if journal is not None and journal.stage != TIDYING:
             unfinished = f"{journal.purpose} ({journal.stage})"
-        failed = next((item.why for item in reversed(ctx.store.failed().values())), None)
+        failed = next((item.why for item in reversed(ctx.store.failures().values())), None)
         proposal = propose(ctx, observe(ctx, memory))
         problem = proposal.refusal
     except AgentError as error:

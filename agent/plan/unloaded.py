@@ -31,7 +31,7 @@ def first(ctx: Context, node: ConfiguredRuntime) -> ConfigFile | None:
     if running is None:
         return None
     memory, files = ctx.store.memory(), node.files
-    changed = (f for f in files if process.started_before(running, f.path.agent, ctx.wall))
+    changed = (f for f in files if process.changed_since_start(running, f.path.agent, ctx.wall))
     unproven = (file for file in changed if not is_proven(memory, file))
     return next((file for file in unproven if not _is_shown(node, file)), None)
 

@@ -94,7 +94,7 @@ def _read(child: subprocess.Popen[bytes], end: float) -> tuple[bytes, bytes]:
             if not part:
                 open_.remove(fd)
             parts[fd] += part
-            del parts[said][: -budget.SAID.size]
+            del parts[said][: -budget.STDERR.size]
             if len(parts[out]) > budget.DUMP.size:
                 raise budget.OverBudget(budget.too_large(budget.DUMP))
     return bytes(parts[out]), bytes(parts[said])

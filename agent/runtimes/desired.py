@@ -14,7 +14,7 @@ from typing import Any
 from agent.cri.client import Answer
 from agent.errors import Refused
 from agent.runtimes.base import Effective
-from agent.state import checked
+from agent.state import schema
 from agent.toml.edit import Data, Path, Set, apply, get
 
 # The shims of runc: v2, v1 (gone in containerd 2.0), and the one before them (likewise).
@@ -64,7 +64,7 @@ class Desired:
     def from_json(cls, data: Data) -> Desired:
         """From the journal. Raises Refused."""
         try:
-            checked.require(data, checked.WANTED)
+            schema.require(data, schema.WANTED)
             return cls(data["handlers"], data["default"], data["enable_cdi"], tuple(data["absent"]))
         except (KeyError, ValueError) as error:
             raise Refused(

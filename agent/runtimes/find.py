@@ -14,7 +14,7 @@ from agent.cri.client import Unimplemented
 from agent.cri.process import Process
 from agent.decide import DEFAULT_DIRS
 from agent.errors import Refused, Unreachable
-from agent.host import trusted
+from agent.host import trust
 from agent.host.paths import HostPath, HostRoot
 from agent.options.settings import Settings
 from agent.runtimes import registry
@@ -72,7 +72,7 @@ def _find(settings: Settings, host: HostRoot) -> Runtime:
 def _runtime(settings: Settings, host: HostRoot, given: str) -> Runtime:
     """What answers behind the socket of that host path: it decides which files are edited, so that
     nobody but root may decide who answers."""
-    socket = trusted.require(host, given, f"use the socket {given}", sticky_is_fine=True)
+    socket = trust.require(host, given, f"use the socket {given}", allow_sticky=True)
     name = socket.host
     process.peer(socket.agent, name)  # a plain file or a dead socket is told apart before gRPC
     try:
@@ -123,7 +123,7 @@ def executable(settings: Settings, host: HostRoot, running: Process | None) -> s
         found = host.seen_by_host(running.executable)
     else:
         return None
-    trusted.require(host, found, f"run {found}")
+    trust.require(host, found, f"run {found}")
     return found
 
 
@@ -140,13 +140,3 @@ def program(settings: Settings, host: HostRoot, runtime: Runtime) -> str | None:
         return host.resolve(found).agent if found else None
     except Refused:
         return None
-
-
-def register(settings: Settings, host: HostRoot) -> None:
-    """Learn from the options what is mounted where; a journal or a memory is read only after."""
-    for path in (settings.config, settings.drop_in_config, settings.socket):
-        if path:
-            host.name(path)
-    given, named = settings.drop_in_config, settings.drop_in_config_host_path
-    if given and named:
-        host.add_view(os.path.dirname(given), os.path.dirname(named))

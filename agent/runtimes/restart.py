@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from agent.cri.process import Process, is_kind, is_unit, start_time
+from agent.cri.process import Process, is_kind, is_service_name, start_time
 from agent.errors import Refused
 from agent.host.paths import HostRoot
 from agent.runtimes import registry
@@ -105,14 +105,14 @@ def _by_signal(process: Process, host: HostRoot, kind: str) -> Restart:
         ties = way.ties(unit)
         if ties.main_pid != process.pid:  # the unit does not end with it
             return Restart("signal", target, _terminate)
-        lost, along = units.lost(way, unit), units.along(way, found)
+        lost, along = units.units_left_stopped(way, unit), units.units_restarted_with(way, found)
     except SystemdError as error:
         text = (
             f"{unit} owns process {process.pid}, and systemd cannot be asked which units go down "
             f"with it ({error}): those that are bound to it stay dead after a signal"
         )
         return Restart("signal", target, _terminate, warnings=(text,))
-    if units.leaves_dead(ties):
+    if units.stays_stopped(ties):
         raise Refused(
             f"cannot restart {kind} by a signal: {unit} has Restart={ties.restart}, and systemd "
             "leaves it dead; give --restart-mode=systemd"
@@ -154,7 +154,7 @@ def still_down(
 
 def resume(kind: str, target: str, host: HostRoot) -> Restart | None:
     """The way that a journal names, for a runtime that may be down; None for nobody's business."""
-    if kind == "systemd" and is_unit(target):
+    if kind == "systemd" and is_service_name(target):
         return Restart("systemd", target, lambda _: _restart_unit(target, host))
     return Restart("signal", target, _terminate) if kind == "signal" else None
 
@@ -182,7 +182,7 @@ def _by_systemd(unit: str, host: HostRoot, *, ours: bool) -> Restart:
         ) from error
     _check_unit(found, ours=ours)
     try:
-        along = units.along(way, found)
+        along = units.units_restarted_with(way, found)
         gone = [name for name in along if _cannot_return(way.unit(name))]
     except SystemdError:
         along, gone = (), []  # worth a line in a plan, and no more

@@ -197,7 +197,7 @@ def start_once(
 ) -> Result:
     """Start the runtime, ask it until it answers, and end it."""
     try:
-        with isolation.started(host, launch.argv, launch.env, launch.view) as program:
+        with isolation.start(host, launch.argv, launch.env, launch.view) as program:
             failure = _failure(program, launch, problems, clock() + _TIMEOUT, clock, sleep)
             said = program.output()
     except CannotIsolate as error:
@@ -210,7 +210,7 @@ def start_once(
 
 
 def _failure(
-    program: isolation.Isolated,
+    program: isolation.IsolatedProgram,
     launch: Launch,
     problems: Callable[[Answer], list[str]],
     end: float,

@@ -1,14 +1,15 @@
-"""What the agent remembers on the host: originals, the journal of a change, and what failed.
+"""The state directory: the original files, the journal of a change, and failed candidates.
 
-Invariant: the state directory can always undo. Originals are bytes under their own hash, durable
-before anything refers to them; the journal is durable before the first change and is removed last.
+Invariant: with the state directory every change can be undone. An original is stored under its own
+hash, and is durable before anything refers to it. The journal is durable before the first change,
+and is removed last.
 
-    memory.json     files that we changed, each with its original and what we last wrote
-    journal.json    the change in progress, if any
-    failed.json     candidates that failed
-    originals/HASH  bytes
-    lock
-    aside*          how a revert gets the lock of a `run` (see `aside`)
+    memory.json     the files that we changed, each with its original and our last version
+    journal.json    the change in progress, if there is one
+    failed.json     configurations that were tried and failed
+    originals/HASH  the original files
+    lock            see `agent.host.lock`
+    aside*          how a revert gets the lock of a `run` (see `agent.transaction.stand_aside`)
 """
 
 from __future__ import annotations
@@ -17,29 +18,29 @@ import base64
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from agent.errors import Refused, reason
-from agent.host import budget, files, trusted
+from agent.host import budget, files, lock, trust
 from agent.host.files import FileState
 from agent.host.paths import HostRoot
-from agent.state import checked
+from agent.state import schema
 
 _FORMAT = 1
-_FAILURES = 16  # candidates; more are made by more changes, after which old ones say little
+_FAILURES = 16  # candidates that are kept; after more changes the oldest no longer matter
 
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """A file as it was before we first changed it, and our last word on it.
+    """A file as it was before our first change, and what we wrote last.
 
-    `digest` is None where there was no file. `written` is the digest of what we wrote last;
-    `edited`: somebody changed the file between two of our changes. `made`: how many of the
-    directories above it, innermost first, we made for it. `keys` are the values that we gave to
-    keys of it, by path (see `ownership`), and `text` is what we wrote last, of a file that we made;
-    an older version noted neither.
+    `digest` is None where there was no file. `written` is the digest of what we wrote last.
+    `edited`: somebody changed the file between two of our changes. `made` is the number of
+    directories above the file that we made for it. `keys` are the values that we gave to keys, by
+    path (see `agent.runtimes.key_ownership`). `text` is what we wrote last to a file that we made.
+    Older versions noted neither keys nor text.
     """
 
     digest: str | None
@@ -55,10 +56,13 @@ class Original:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Everything needed for `revert`, by host path; the default runtime of before our first
-    change; whether `enable_cdi = true` is our doing; a hash of the runtime and the files on
-    which that could not be had; the process that was proven last (boot id, pid, start); and
-    directories (host paths) in which we installed a toolkit that has another one by now."""
+    """All that `revert` needs.
+
+    `files` are the changed files by host path. `default` is the default runtime before our first
+    change. `enabled_cdi`: we set `enable_cdi = true`. `cdi_refused` is a hash of the runtime and
+    the files with which that failed. `proven` is the process that was proven last (boot id, pid,
+    start time). `moved` are host paths of directories in which we installed a toolkit earlier.
+    """
 
     files: Mapping[str, Original] = field(default_factory=dict)
     default: str | None = None
@@ -70,12 +74,11 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file of a change: digests before and after, None for "no file"; `made`, `keys` and
-    `text` as above;
-    `outside` the directory (host path) for what may not lie beside it, if that is so.
+    """One file of a change: its digests before and after, None for no file.
 
-    `agent` and `outside_agent` are not stored: a container and the host see the same file under
-    different names.
+    `made`, `keys` and `text` are as in `Original`. `outside` is the directory (host path) for
+    temporary files that may not lie beside the file, if there is one. `agent` and `outside_agent`
+    are not stored, because a container and the host have different names for one file.
     """
 
     host: str
@@ -93,23 +96,23 @@ class Entry:
 
     @property
     def made_directories(self) -> tuple[str, ...]:
-        """Agent paths of the directories that we made for it."""
+        """Agent paths of the directories that we made for the file."""
         return parents(self.agent, self.made)
 
     @property
     def undo(self) -> str:
-        """Where the original waits beside the file, or outside, so that a full disk cannot stop an
-        undo."""
+        """The path of a copy of the original, made before the change so that a full disk cannot
+        prevent an undo."""
         return self._near("undo", self.outside_agent)
 
     @property
     def new(self) -> str:
-        """Where the new content is before it gets its name."""
+        """The path of the new content before it gets its final name."""
         return self._near("new")
 
     @property
     def unfinished(self) -> str:
-        """Where it is while it is written; the same, but for what is read under any name."""
+        """The path of the new content while it is incomplete."""
         return self._near("new", self.outside_agent)
 
     def _near(self, what: str, directory: str | None = None) -> str:
@@ -131,18 +134,21 @@ AWAITING = "awaiting-restart"
 
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """A change in progress. `stage` is prepared, written, restarted or awaiting-restart; tidying
-    where all is done but for files of ours that could not be removed yet.
+    """A change in progress.
 
-    `wanted` and `before` are `Desired` as JSON: what proves the change, and what proves the undo,
-    of which one has to hold;
-    `process` is the Identity of the runtime that ran on the old files, `kind` and `socket` (host
-    path) where it listens, `restart` (kind, target) how it is restarted, None where nothing has to
-    be. `twin` and `barrier` are the status files of before (base64), `memory` is what to
-    remember after success, `old_memory` what was remembered before. `switch` marks the dead man's
-    switch on the host, if there is one. `executable` is the runtime's (host path). `stuck` is set
-    where the runtime could not be brought back: a hash of files and executable at that time, and
-    what was said.
+    stage: prepared, written, restarted or awaiting-restart; tidying where only some temporary files
+        of ours are still to be removed.
+    wanted, before: `Desired` as JSON: the state that proves the change, and the states of which one
+        proves the undo.
+    process: the identity of the runtime that ran with the old files.
+    kind, socket: which runtime, and the host path of its socket.
+    restart: how the runtime is restarted (kind, target); None where no restart is needed.
+    twin, barrier: the status files before the change (base64).
+    memory, old_memory: the memory after success, and before the change.
+    switch: the mark of the timer on the host that undoes the change, if there is one.
+    executable: the host path of the runtime's executable.
+    stuck: set where the runtime could not be brought back: a hash of the files and the executable
+        at that time, and the error.
     """
 
     purpose: str
@@ -166,11 +172,11 @@ class Journal:
 
 
 class Store:
-    """The state directory. Every method raises Refused where the disk does not play along."""
+    """The state directory. Every method raises Refused where the disk refuses a read or a write."""
 
     def __init__(self, name: str, host: HostRoot | None = None) -> None:
-        """`name` is the directory's host path, links in it as they were given. Raises Refused
-        where they lead nowhere."""
+        """`name` is the directory's host path, with links in it as they were given. Raises Refused
+        for a dangling link."""
         self._host = host or HostRoot("/")
         self._name = name
         self.directory = self._host.resolve(name).agent
@@ -180,97 +186,110 @@ class Store:
         return os.path.join(self.directory, name)
 
     def create(self) -> None:
-        """Make the directory (0700) with its parents. Raises Refused, with nothing made, where it
-        would not be root's alone."""
+        """Make the directory (0700) with its parents. Raises Refused, with nothing made, where
+        others could write to it."""
         purpose, above = f"use the state directory {self.directory}", os.path.dirname(self._name)
         try:
             if not os.path.isdir(self.directory):
-                trusted.directory(self._host, above, purpose, sticky_is_fine=True)
-            trusted.directory(self._host, self._name, purpose, 0o700)
+                trust.make_directory(self._host, above, purpose, allow_sticky=True)
+            trust.make_directory(self._host, self._name, purpose, 0o700)
             files.make_directories(self.path("originals"), 0o700)
         except (OSError, Refused) as error:
             why = f"cannot {purpose}: {reason(error)}" if isinstance(error, OSError) else str(error)
             raise Refused(f"{why}; or give another one with --state-dir") from error
 
+    def take_lock(self) -> int:
+        """Take the lock of the node, in the directory, which is made if it is missing. Gives the
+        descriptor that holds it. Raises Locked where another process holds it, Refused."""
+        self.create()
+        return lock.take(self.path("lock"))
+
+    @contextlib.contextmanager
+    def hold_lock(self, inherited: int | None = None) -> Iterator[None]:
+        """The same for the length of the block; `inherited` as in `lock.held`."""
+        self.create()
+        with lock.held(self.path("lock"), inherited):
+            yield
+
     def read(self, name: str) -> FileState | None:
-        """The file of that name, None where there is none; of anybody's directory it would be
-        anybody's word."""
+        """The file of that name, None where there is none. Raises Refused where a user other than
+        root can write to the directory."""
         path = os.path.join(self._name, name)
-        return trusted.read(self._host, path, budget.STATE.size, sticky_is_fine=True)[1]
+        return trust.read_file(self._host, path, budget.STATE.size, allow_sticky=True)[1]
 
     def sweep(self) -> None:
-        """Remove what killed processes left, stored bytes that nothing refers to included; for the
-        holder of the lock."""
+        """Remove what killed processes left, and originals that nothing refers to. Call it with the
+        lock held."""
         for directory in (self.directory, self.path("originals")):
             files.sweep(directory)
-        with contextlib.suppress(OSError):  # earlier versions kept parsed files, secrets included
+        with contextlib.suppress(OSError):  # older versions kept parsed files, with secrets
             files.discard(self.path("parsed.json"))
-        with contextlib.suppress(Refused):  # what cannot be read or removed is told by others
+        with contextlib.suppress(Refused):  # an unreadable file is reported where it is needed
             if self.journal() is None:
                 self.prune(self.memory())
 
     def memory(self) -> Memory:
-        """What is remembered; nothing where there is no file yet."""
+        """The memory; an empty one where there is no file yet."""
         data = self._load("memory.json")
         return Memory() if data is None else memory_from_json(data, self.path("memory.json"))
 
     def remember(self, memory: Memory) -> None:
-        """Replace what is remembered."""
+        """Replace the memory."""
         if memory == Memory():
             self._remove("memory.json")
         else:
             self._save("memory.json", memory_to_json(memory))
 
     def journal(self) -> Journal | None:
-        """The unfinished change, if any."""
+        """The change in progress, if there is one."""
         data = self._load("journal.json")
         if data is None:
             return None
         try:
-            checked.require(data, checked.JOURNAL)
+            schema.require(data, schema.JOURNAL)
             entries = tuple(self._entry(entry) for entry in data.pop("entries"))
             pairs: dict[str, Any] = {
                 key: tuple(value) if (value := data.pop(key)) else None
                 for key in ("process", "restart")
             }
-            stuck = data.pop("stuck", None)  # earlier versions had none
+            stuck = data.pop("stuck", None)  # older versions had none
             pairs["stuck"] = tuple(stuck) if stuck else None
-            before = data.pop("before")  # earlier versions had one state
+            before = data.pop("before")  # older versions had one state
             states = (before,) if isinstance(before, dict) else tuple(before)
             return Journal(entries=entries, before=states, **pairs, **data)
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise self._broken("journal.json") from error
 
     def _entry(self, data: Mapping[str, Any]) -> Entry:
-        checked.require(data, checked.FILE)
+        schema.require(data, schema.FILE)
         outside = data.get("outside")
         where = self._host.agent_path(outside) if outside else None
         agent = self._host.agent_path(data["host"])
         return Entry(agent=agent, outside_agent=where, **data)
 
     def write_journal(self, journal: Journal) -> None:
-        """Make the journal durable."""
+        """Write the journal, durably."""
         data = asdict(journal)
         for entry in data["entries"]:
             del entry["agent"], entry["outside_agent"]
         self._save("journal.json", data)
 
     def advance(self, journal: Journal, stage: str) -> Journal:
-        """The journal at its next stage, durable."""
+        """Write the journal with its next stage, durably, and give it."""
         journal = replace(journal, stage=stage)
         self.write_journal(journal)
         return journal
 
     def close_journal(self) -> None:
-        """The change is over, one way or the other."""
+        """Remove the journal, because the change is made or undone."""
         self._remove("journal.json")
 
-    def failed(self) -> dict[str, Failure]:
-        """The candidates that failed, by their marks, the last one last."""
+    def failures(self) -> dict[str, Failure]:
+        """The candidates that failed, by fingerprint, the last one last."""
         candidates = (self._load("failed.json") or {}).get("candidates")
         try:
             return {
-                # Earlier versions had the reason alone: it is too old to count.
+                # Older versions noted only the reason; such a failure is too old to count.
                 str(mark): Failure(item, 0.0)
                 if isinstance(item, str)
                 else Failure(str(item["why"]), float(item["at"]))
@@ -280,26 +299,26 @@ class Store:
             raise self._broken("failed.json") from error
 
     def remember_failure(self, fingerprint: str, failure: Failure) -> None:
-        """Keep a candidate from being tried again as it is."""
-        known = {mark: old for mark, old in self.failed().items() if mark != fingerprint}
+        """Note a candidate that failed, so that it is not tried again unchanged."""
+        known = {mark: old for mark, old in self.failures().items() if mark != fingerprint}
         latest = [*known.items(), (fingerprint, failure)][-_FAILURES:]
         data = {mark: {"why": item.why[:1000], "at": item.at} for mark, item in latest}
         self._save("failed.json", {"candidates": data})
 
     def forget_failure(self) -> None:
-        """Any candidate may be tried."""
+        """Let every candidate be tried again."""
         self._remove("failed.json")
 
-    def keep(self, data: bytes) -> str:
-        """Store bytes durably under their digest."""
+    def keep_original(self, data: bytes) -> str:
+        """Store an original durably under its digest, and give the digest."""
         name = files.digest(data)
         found = self.read(f"originals/{name}")
         if found is None or found.digest != name:
             self._write(self.path(f"originals/{name}"), data)
         return name
 
-    def bytes_of(self, digest: str) -> bytes:
-        """Stored bytes. Raises Refused where they are gone or are not what they were."""
+    def original_bytes(self, digest: str) -> bytes:
+        """A stored original. Raises Refused where it is missing or damaged."""
         path = self.path(f"originals/{digest}")
         found = self.read(f"originals/{digest}")
         if found is None or found.digest != digest:
@@ -307,7 +326,7 @@ class Store:
         return found.data
 
     def prune(self, memory: Memory) -> None:
-        """Drop stored bytes that nothing refers to."""
+        """Remove the originals that the memory does not refer to."""
         kept = {original.digest for original in memory.files.values()}
         try:
             for name in files.names(self.path("originals")):
@@ -350,7 +369,7 @@ class Store:
             raise Refused(f"cannot write {path}: {reason(error)}") from error
 
     def _remove(self, name: str) -> None:
-        if not os.path.lexists(self.path(name)):  # looked at first, for a read-only disk
+        if not os.path.lexists(self.path(name)):  # checked first, because of read-only disks
             return
         try:
             files.remove(self.path(name))
@@ -359,16 +378,16 @@ class Store:
 
 
 def memory_to_json(memory: Memory) -> dict[str, Any]:
-    """Plain data of a memory."""
+    """A memory as plain data."""
     return {**asdict(replace(memory, files=dict(memory.files))), "moved": list(memory.moved)}
 
 
 def memory_from_json(data: Mapping[str, Any], name: str) -> Memory:
-    """The memory of plain data. Raises Refused, naming the file, where it is none."""
+    """A memory from plain data. Raises Refused, with the file `name`, where it is damaged."""
     try:
-        checked.require(data, checked.MEMORY)
+        schema.require(data, schema.MEMORY)
         for item in data["files"].values():
-            checked.require(item, checked.FILE)
+            schema.require(item, schema.FILE)
         originals = {host: Original(**item) for host, item in data["files"].items()}
         proven = data.get("proven")
         return Memory(
@@ -400,16 +419,16 @@ def decode(text: str | None) -> bytes | None:
 
 
 def is_written(journal: Journal) -> bool:
-    """Are all files as the change wanted them?"""
+    """Do all files have the content that the change writes?"""
     try:
         return all(digest_of(entry.agent, entry.host) == entry.after for entry in journal.entries)
     except Refused:
-        return False  # a link or a directory by now
+        return False  # it is a link or a directory now
 
 
 def current_memory(store: Store) -> Memory:
-    """What is remembered; where a written change waits for its restart, that change included: its
-    files are as we wrote them. Raises Refused."""
+    """The memory; where a written change only waits for its restart, the memory with that change.
+    Raises Refused."""
     journal = store.journal()
     if journal is not None and journal.stage == AWAITING and is_written(journal):
         return memory_from_json(journal.memory, "the journal")
@@ -417,6 +436,6 @@ def current_memory(store: Store) -> Memory:
 
 
 def digest_of(agent: str, host: str) -> str | None:
-    """Digest of a file that is there, None for none. Raises Refused."""
+    """The digest of a file, None for no file. Raises Refused."""
     found = files.read(agent, host)
     return found.digest if found else None

@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable
 from typing import Any, Self
 
-from agent.cri.process import reachable
+from agent.cri.process import short_socket_path
 from agent.errors import Refused, reason
 from agent.host import budget
 from agent.host.paths import HostRoot
-from agent.systemd.units import said
+from agent.systemd.units import masked_message
 
 # The second is systemd's own: no bus daemon is needed for it, and it is root's alone.
 SYSTEM_BUS, PRIVATE = "/run/dbus/system_bus_socket", "/run/systemd/private"
@@ -153,7 +153,9 @@ class Bus:
                 continue
             if message.header.message_type is MessageType.error:
                 text = message.body[0] if message.body else ""
-                raise BusError(str(fields.get(HeaderFields.error_name, "")), said(str(text)))
+                raise BusError(
+                    str(fields.get(HeaderFields.error_name, "")), masked_message(str(text))
+                )
             return tuple(message.body)
 
     def _next(self) -> Any:
@@ -175,7 +177,7 @@ def _open(host: HostRoot, path: str) -> Bus:
     from jeepney.io.blocking import prep_socket
 
     try:
-        with reachable(host.resolve(path).agent) as address:
+        with short_socket_path(host.resolve(path).agent) as address:
             bus = Bus(prep_socket(address), private=path == PRIVATE)
     except Refused as error:
         raise NoBus(error.message) from error

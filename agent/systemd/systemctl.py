@@ -1,6 +1,6 @@
-"""The host's `systemctl` and `systemd-run`, for where D-Bus cannot be reached from here.
+"""systemd by the host's `systemctl` and `systemd-run`, where D-Bus cannot be reached.
 
-Invariant: they run in the host root, with arguments that were checked, and have a deadline.
+Invariant: the programs run in the host root, with checked arguments and a deadline.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from agent.systemd.units import (
     Ties,
     Timer,
     Unit,
-    said,
+    masked_message,
 )
 
 _SHOWN = ("LoadState", "ActiveState", "SubState", "Result", "InvocationID", "Job", *CARRIES)
-_NOT_RUN = range(125, 128)  # what chroot(1) ends with where it could not run the program
+_NOT_RUN = range(125, 128)  # exit codes of chroot(1) where it could not run the program
 _TIMEOUT = 30.0
 _NOT_LOADED = 5  # exit code for a unit that does not exist
 
 
-class OverCommand:
-    """systemd by its own programs; `env` tells them which bus to take."""
+class Systemctl:
+    """systemd by its own programs; `env` selects the bus that they use."""
 
     def __init__(self, host: HostRoot, env: Mapping[str, str]) -> None:
         self._host = host
@@ -38,14 +38,14 @@ class OverCommand:
     def unit(self, name: str) -> Unit:
         done = self._run("systemctl", "show", f"--property={','.join(_SHOWN)}", name)
         if done.code is None or done.code in _NOT_RUN or "connect to" in done.error:
-            raise SystemdError(_said(done))
+            raise SystemdError(_failure(done))
         return _parse(name, done.out.decode("utf-8", "replace"))
 
     def ties(self, name: str) -> Ties:
         keys = ",".join((*STOPS, "Restart", "MainPID"))
         done = self._run("systemctl", "show", f"--property={keys}", name)
         if done.code is None or done.code in _NOT_RUN or "connect to" in done.error:
-            raise SystemdError(_said(done))
+            raise SystemdError(_failure(done))
         found = _values(done.out.decode("utf-8", "replace"))
         pid = found.get("MainPID", "")
         return Ties(
@@ -59,14 +59,14 @@ class OverCommand:
         self._run("systemctl", "reset-failed", name)
         done = self._run("systemctl", "start", "--no-block", name)
         if done.code != 0:
-            raise SystemdError(f"systemctl start {name}: {_said(done)}")
+            raise SystemdError(f"systemctl start {name}: {_failure(done)}")
 
     def restart(self, name: str, timeout: float = RESTART_TIMEOUT) -> None:
-        # A used-up limit makes systemd stop a healthy service and not start it again.
+        # After too many starts systemd would stop a healthy service and not start it again.
         self._run("systemctl", "reset-failed", name)
         done = self._run("systemctl", "restart", name, timeout=timeout)
         if done.code != 0:
-            raise SystemdError(f"systemctl restart {name}: {_said(done)}")
+            raise SystemdError(f"systemctl restart {name}: {_failure(done)}")
 
     def start_timer(self, timer: Timer) -> None:
         *before, last = timer.commands
@@ -77,22 +77,22 @@ class OverCommand:
             f"--description={timer.description}", "--property=Type=oneshot", *words, *last.argv,
         )  # fmt: skip
         if done.code != 0:
-            raise SystemdError(f"systemd-run {timer.name}: {_said(done)}")
+            raise SystemdError(f"systemd-run {timer.name}: {_failure(done)}")
 
     def stop(self, name: str) -> None:
         done = self._run("systemctl", "stop", name)
         if done.code not in (0, _NOT_LOADED):
-            raise SystemdError(f"systemctl stop {name}: {_said(done)}")
+            raise SystemdError(f"systemctl stop {name}: {_failure(done)}")
 
     def _run(self, *argv: str, timeout: float = _TIMEOUT) -> Output:
         return command.run(self._host, argv, timeout, env=self._env)
 
 
-def _said(done: Output) -> str:
+def _failure(done: Output) -> str:
     if done.code is None:
         return done.error or "no answer"
     lines = done.error.strip().splitlines()
-    return said(lines[0]) if lines else f"exit code {done.code}"
+    return masked_message(lines[0]) if lines else f"exit code {done.code}"
 
 
 def _values(text: str) -> dict[str, str]:
@@ -100,7 +100,7 @@ def _values(text: str) -> dict[str, str]:
 
 
 def _parse(name: str, text: str) -> Unit:
-    """A unit of what `systemctl show` prints of them."""
+    """A unit from the output of `systemctl show`."""
     found = _values(text)
     try:
         invocation = int(found.get("InvocationID") or "0", 16) or None

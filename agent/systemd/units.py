@@ -1,7 +1,7 @@
-"""What systemd says of units, and what it is asked to do with them.
+"""The state of systemd units, and the requests that we make of systemd.
 
-Invariant: units are named in full, nothing is ever reloaded, a restart begins with a fresh start
-limit and is over when its job is, whichever way systemd is reached.
+Invariant: units are named in full. systemd is never reloaded. A restart resets the unit's start
+limit first, and is over when its job is over, by D-Bus as well as by systemctl.
 """
 
 from __future__ import annotations
@@ -11,34 +11,34 @@ from dataclasses import dataclass
 from typing import Protocol
 
 RESTART_TIMEOUT = 120.0  # seconds; systemd's own stop timeout is 90
-# systemd carries a restart of a unit on to units that have it in these properties.
+# Properties of a unit: systemd restarts the units in them along with it.
 CARRIES = ("RequiredBy", "BoundBy", "ConsistsOf")
 
-# A stop of a unit is carried on to these.
+# Properties of a unit: systemd stops the units in them along with it.
 STOPS = (*CARRIES, "PropagatesStopTo")
 
 UP = ("active", "reloading", "refreshing")
-_MOST = 64  # units that are looked at for what goes along
-
+_MOST = 64  # dependent units that are looked at
 
 _UNIT = re.compile(r"\b[A-Za-z0-9:_.@-]+\.(?:service|socket|target|timer|slice|scope)\b")
 
 
-def said(text: str) -> str:
-    """What systemd says, with the names of units and without what else it may repeat of them."""
+def masked_message(text: str) -> str:
+    """A message of systemd with the names of units, and with everything else masked that it may
+    quote from a unit file."""
     from agent.toml.masking import masked  # needed only where something failed
 
     return masked(text, _UNIT.findall(text))
 
 
 class SystemdError(Exception):
-    """systemd did not do it, or cannot be reached; the message says why."""
+    """systemd refused or failed, or cannot be reached; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A unit at one moment. `invocation` is another number with each start, None while it never
-    ran; `busy`: a job of it is queued or running; `carries` are units that it restarts along."""
+    """A unit at one moment. `invocation` is a new number with each start, None before the first.
+    `busy`: a job of the unit is queued or running. `carries` are units that are restarted along."""
 
     name: str
     load: str
@@ -55,7 +55,7 @@ class Unit:
 
     @property
     def given_up(self) -> bool:
-        """It does not run, and nothing is under way that would start it."""
+        """Is it down, with no job that would start it?"""
         return self.active in ("failed", "inactive") and not self.busy
 
     def __str__(self) -> str:
@@ -65,9 +65,9 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Ties:
-    """What happens with a unit's own end: `bound` units are stopped where it goes down by itself,
-    `stopped` ones where it is stopped. `restart` is its policy, `main_pid` its process; "" and None
-    where that is not known."""
+    """What depends on a unit: `bound` units are stopped where it ends by itself, `stopped` units
+    where it is stopped. `restart` is its restart policy, `main_pid` its main process; "" and None
+    where they are not known."""
 
     bound: tuple[str, ...] = ()
     stopped: tuple[str, ...] = ()
@@ -77,7 +77,7 @@ class Ties:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A program of the host with its arguments; `may_fail`: the next one runs all the same."""
+    """A program of the host with its arguments; `may_fail`: the next one runs even if it fails."""
 
     argv: tuple[str, ...]
     may_fail: bool = False
@@ -94,37 +94,35 @@ class Timer:
 
     @property
     def units(self) -> tuple[str, str]:
-        """In the order in which they are to be stopped."""
+        """The names of its units, in the order in which they must be stopped."""
         return f"{self.name}.timer", f"{self.name}.service"
 
 
 class Systemd(Protocol):
-    """One way to talk to it. Every method raises SystemdError."""
+    """A connection to systemd. Every method raises SystemdError."""
 
     def unit(self, name: str) -> Unit:
-        """What it says of a unit, loaded or not."""
+        """The state of a unit, loaded or not."""
 
     def ties(self, name: str) -> Ties:
-        """What else goes down with a unit."""
+        """The units that go down with a unit."""
 
     def restart(self, name: str, timeout: float = RESTART_TIMEOUT) -> None:
-        """Restart a unit and wait until it is up again, with a fresh start limit."""
+        """Reset the start limit of a unit, restart it, and wait until it is up."""
 
     def start(self, name: str) -> None:
-        """Have a unit started; it need not be up yet."""
+        """Start a unit, without waiting for it."""
 
     def start_timer(self, timer: Timer) -> None:
-        """Run something later, whatever becomes of us."""
+        """Run commands later, even if this process is gone by then."""
 
     def stop(self, name: str) -> None:
-        """Stop a unit; one that does not exist is stopped."""
+        """Stop a unit; a unit that does not exist is no error."""
 
 
-def along(way: Systemd, unit: Unit) -> tuple[str, ...]:
-    """Units that run and that systemd would restart with this one, directly or by way of another.
-
-    Raises SystemdError.
-    """
+def units_restarted_with(systemd: Systemd, unit: Unit) -> tuple[str, ...]:
+    """The running units that systemd would restart along with this one, directly or through
+    another. Raises SystemdError."""
     found: list[str] = []
     seen = {unit.name}
     queue = list(unit.carries)
@@ -133,30 +131,30 @@ def along(way: Systemd, unit: Unit) -> tuple[str, ...]:
         if name in seen:
             continue
         seen.add(name)
-        other = way.unit(name)
+        other = systemd.unit(name)
         if other.up:
             found.append(name)
             queue += other.carries
     return tuple(sorted(found))
 
 
-def lost(way: Systemd, name: str) -> tuple[str, ...]:
-    """Units that run, and that stay dead once a unit ended by itself and was started again.
+def units_left_stopped(systemd: Systemd, name: str) -> tuple[str, ...]:
+    """The running units that stay stopped after a unit ended by itself and was started again.
 
-    systemd stops those that are bound to it, and whatever needs these; it restarts only what still
-    runs by then (observed on systemd 252 and 257). Raises SystemdError.
+    systemd stops the units that are bound to it, and the units that need these. It restarts only
+    units that still run then (observed on systemd 252 and 257). Raises SystemdError.
     """
     found: list[str] = []
-    queue = list(way.ties(name).bound)
+    queue = list(systemd.ties(name).bound)
     while queue and len(found) < _MOST:
         other = queue.pop(0)
-        if other in (name, *found) or not way.unit(other).up:
+        if other in (name, *found) or not systemd.unit(other).up:
             continue
         found.append(other)
-        queue += way.ties(other).stopped
+        queue += systemd.ties(other).stopped
     return tuple(sorted(found))
 
 
-def leaves_dead(ties: Ties) -> bool:
-    """Does systemd not start a unit again whose process ended cleanly?"""
+def stays_stopped(ties: Ties) -> bool:
+    """Does the restart policy leave a unit stopped whose process ended cleanly?"""
     return ties.restart not in ("", "always", "on-success")

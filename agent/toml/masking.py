@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from agent.redaction import HIDDEN, redact_text
 from agent.toml.text import Data
 from agent.toml.write import Path, dotted
-from agent.userinfo import HIDDEN, without_userinfo
 
 _MOST = 300  # characters of what is shown
 _MOST_READ = 10_000  # characters of what is looked at
@@ -246,7 +246,7 @@ def safe_path(path: Path) -> str:
 
 def safe_key(key: str) -> str:
     """A key without the user and the password that a URL in it can hold, `://` or none."""
-    text = without_userinfo(key)
+    text = redact_text(key)
     if text != key or "@" not in text or not re.search(r"[:/].*@", text):
         return text
     return HIDDEN + text[text.rindex("@") :]

@@ -15,7 +15,7 @@ from agent.cdi.driver import driver
 from agent.cdi.driver.root import DriverRoot
 from agent.decide import DEFAULT_DIRS, Decision
 from agent.errors import AgentError, NoToolkit, Refused, reason
-from agent.host import files, trees, trusted
+from agent.host import files, trees, trust
 from agent.host.files import Change
 from agent.host.paths import HostPath, HostRoot
 from agent.options.settings import Settings
@@ -65,7 +65,7 @@ def look(settings: Settings, host: HostRoot) -> Found:
     """The toolkit that is to be used. Raises NoToolkit or Refused."""
     directory = programs.directory(settings, host)
     found = origin.find(settings, host, directory)
-    return Found(directory, found, trees.writable(os.path.dirname(directory.agent)))
+    return Found(directory, found, trees.is_writable(os.path.dirname(directory.agent)))
 
 
 def binaries(settings: Settings, found: Found) -> tuple[tuple[Binary, ...], tuple[str, ...]]:
@@ -158,8 +158,8 @@ def _warnings(found: Found, decision: Decision) -> tuple[str, ...]:
 def require(host: HostRoot, name: str, purpose: str) -> None:
     """See that a toolkit's directory, at a host path, is root's alone, and the one above it: what
     is beside it takes its place. Raises Refused."""
-    path = trusted.require(host, name, purpose)
-    trusted.require(host, os.path.dirname(path.host), purpose)
+    path = trust.require(host, name, purpose)
+    trust.require(host, os.path.dirname(path.host), purpose)
 
 
 def require_removable(settings: Settings, host: HostRoot, moved: Iterable[str]) -> None:

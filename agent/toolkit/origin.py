@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from agent.errors import NoToolkit, Refused, UsageError
-from agent.host import trusted
+from agent.host import trust
 from agent.host.paths import HostPath, HostRoot
 from agent.options.settings import Settings
 from agent.toolkit import programs, wrapper
@@ -108,7 +108,7 @@ def _judged(root: HostRoot, name: str, needed: int = 0) -> str | None:
     are followed inside the tree. None where there is none. It is copied, or named, by that path:
     raises Refused where somebody else than root could exchange it, or anything on the way to it."""
     try:
-        with trusted.opened(root, name) as file:
+        with trust.open_path(root, name) as file:
             mode = file.found.st_mode
             if not stat.S_ISREG(mode) or (needed and not mode & needed):
                 return None

@@ -33,7 +33,7 @@ def put(live: str, wanted: Tree) -> None:
     if missing:
         _put_first(missing[0], live, wanted, kept)
         return
-    new = trees.building(live)
+    new = trees.draft_name(live)
     try:
         _build(new, live, wanted, kept)
         _take_place(new, live, kept, wanted)
@@ -47,7 +47,7 @@ def put(live: str, wanted: Tree) -> None:
 def _put_first(top: str, live: str, wanted: Tree, kept: Listed) -> None:
     """The same where directories above are missing, `top` the first of them: they come along with
     it, so that none is left of an install that was interrupted."""
-    draft = trees.building(top)
+    draft = trees.draft_name(top)
     new = draft + live[len(top) :]
     try:
         files.make_directories(os.path.dirname(new))
@@ -65,13 +65,13 @@ def _build(new: str, live: str, wanted: Tree, kept: Listed) -> None:
     _write_list(new, Listed())
     for name in files.names(live) if os.path.isdir(live) else ():
         if tree.is_foreign(name, (*kept.names, *wanted)):
-            trees.share_tree(f"{live}/{name}", f"{new}/{name}")
+            trees.hard_link_tree(f"{live}/{name}", f"{new}/{name}")
     copies: dict[str, Kept] = {}
     for name, entry in wanted.items():
         path = f"{new}/{name}"
         files.make_directories(os.path.dirname(path))
         if isinstance(entry, Link):
-            trees.link(entry.target, path)
+            trees.make_symlink(entry.target, path)
         elif isinstance(entry, Text):
             _put_text(f"{live}/{name}", path, entry)
         else:
@@ -88,7 +88,7 @@ def _write_list(directory: str, found: Listed) -> None:
 
 def _put_text(old: str, path: str, entry: Text) -> None:
     if tree.is_text(old, entry):
-        trees.share(old, path)
+        trees.hard_link(old, path)
     else:
         files.write(path, files.new_state(entry.data, entry.mode))
 
@@ -96,7 +96,7 @@ def _put_text(old: str, path: str, entry: Text) -> None:
 def _put_copy(old: str, path: str, entry: Copy, kept: Kept | None) -> Kept:
     source = os.stat(entry.source, follow_symlinks=False)
     if kept is not None and tree.unchanged(old, entry, kept):
-        digest, here = kept.digest, trees.share(old, path)
+        digest, here = kept.digest, trees.hard_link(old, path)
     else:
         digest, here = trees.copy(entry.source, path, entry.mode)
     return Kept(digest, here.st_size, here.st_mtime_ns, tree.signature(source))
@@ -120,8 +120,8 @@ def _one_by_one(new: str, live: str, kept: Listed, wanted: Tree) -> None:
     """Where two directories cannot change places in one step, each file takes its own place: what
     is called before what calls it. What was there is kept, if it is not ours."""
     if tree.listed(live) is None:
-        copy = trees.building(live)
-        trees.share_tree(live, copy)
+        copy = trees.draft_name(live)
+        trees.hard_link_tree(live, copy)
         _keep(copy, live)
     names = sorted(wanted, key=lambda name: _rank(name, wanted))
     for name in names:
@@ -163,7 +163,7 @@ def _discard(path: str, live: str) -> None:
     if tree.listed(path) is None:
         _write_list(path, Listed())
     if os.path.basename(path) == BEFORE:
-        old, path = path, trees.building(live)
+        old, path = path, trees.draft_name(live)
         files.move(old, path)
     trees.remove(path, LIST)
 
@@ -211,7 +211,7 @@ def remove(live: str) -> bool:
 def _take_away(live: str, kept: Listed) -> None:
     """All of it is ours."""
     top = _made(live, kept)
-    old = trees.building(top)
+    old = trees.draft_name(top)
     try:
         files.move(top, old)
     except OSError as error:
@@ -243,13 +243,13 @@ def _bring_back(before: str, live: str, kept: Listed) -> None:
 def _bring_back_one_by_one(before: str, live: str, kept: Listed) -> None:
     """Each file gets its own place again, and then the list is the other directory's in one step:
     that one is to go from there on."""
-    copy = trees.building(live)
+    copy = trees.draft_name(live)
     files.make_directory(copy)
     _write_list(copy, Listed())
     there = _foreign(live, kept)
     for name in files.names(before):
         if name not in there:
-            trees.share_tree(f"{before}/{name}", f"{copy}/{name}")
+            trees.hard_link_tree(f"{before}/{name}", f"{copy}/{name}")
     theirs = [name for name in _files(copy) if name != LIST]
     for name in theirs:
         files.make_directories(os.path.dirname(f"{live}/{name}"))
@@ -277,7 +277,7 @@ def _carry(path: str, there: str) -> None:
             return
         is_directory = os.path.isdir(there) and not os.path.islink(there)
         trees.remove(there) if is_directory else files.remove(there)
-    trees.share_tree(path, there)
+    trees.hard_link_tree(path, there)
 
 
 def _remove_ours(live: str, kept: Listed) -> None:

@@ -10,7 +10,7 @@ import stat
 from dataclasses import dataclass
 
 from agent.errors import Refused
-from agent.host import trusted
+from agent.host import trust
 from agent.host.paths import HostPath, HostRoot
 from agent.options.settings import Settings
 
@@ -50,7 +50,7 @@ def find(settings: Settings, host: HostRoot, base: str) -> str | None:
     for above in (spelled(settings, host), "/usr/bin"):
         candidate = os.path.join(above, base)
         if runs(host, candidate):
-            trusted.require(host, candidate, f"use {candidate}")
+            trust.require(host, candidate, f"use {candidate}")
             return candidate
     return None
 

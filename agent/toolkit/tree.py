@@ -293,7 +293,7 @@ def signature(found: os.stat_result) -> tuple[int, ...]:
 def digest(path: str) -> str:
     """SHA-256 of a file of any size. Raises Refused."""
     try:
-        with files.opened(path) as file:
+        with files.open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise Refused(f"cannot read {path}: {reason(error)}") from error

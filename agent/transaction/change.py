@@ -136,7 +136,7 @@ def _undone(ctx: Context, journal: Journal, request: Request, error: Exception) 
 def _prepare(ctx: Context, request: Request) -> Journal:
     """Everything that can fail without harm: originals, journal, reserved space; then the
     readiness goes."""
-    ctx.publisher.check()
+    ctx.publisher.check_writable()
     saved = ctx.publisher.save()
     entries = file_changes.entries(ctx.store, request.changes, request.memory)
     runtime, restart = request.runtime, request.restart

@@ -146,7 +146,7 @@ def tell(ctx: Context, error: AgentError) -> None:
     try:
         if isinstance(error, Unreachable | NoToolkit):
             ctx.publisher.withdraw()
-        ctx.publisher.fail(error)
+        ctx.publisher.publish_error(error)
     except Refused as second:
         ctx.log("failure not told", reason=second.message)
 
@@ -325,7 +325,7 @@ def publish(ctx: Context, outcome: Outcome, *, barrier: bool) -> Outcome:
     """
     if outcome.pending:
         ctx.publisher.withdraw()
-        ctx.publisher.fail(Pending(PENDING))
+        ctx.publisher.publish_error(Pending(PENDING))
         return outcome
     content = lines(published.facts(ctx, outcome.proposal), ctx.boot_id, ctx.wall())
     ctx.publisher.publish(content, barrier_was_there=barrier)

@@ -35,7 +35,7 @@ def entries(store: Store, changes: tuple[Change, ...], memory: Memory) -> tuple[
     for change in changes:
         state = change.before or change.after or FileState(b"")
         if change.before:
-            store.keep(change.before.data)
+            store.keep_original(change.before.data)
         missing = set(files.missing_directories(os.path.dirname(change.path.agent)))
         made = len(missing - seen)
         seen |= missing
@@ -178,7 +178,7 @@ def _undo_one(store: Store, entry: Entry) -> bool:
         files.remove(entry.agent)
     elif not _move_back(entry):
         files.make_directories(os.path.dirname(entry.agent))
-        data = store.bytes_of(entry.before)
+        data = store.original_bytes(entry.before)
         state = FileState(data, entry.mode, entry.uid, entry.gid)
         _put(entry, state, fresh=entry.after is None)
     if entry.before is None:

@@ -15,7 +15,7 @@ import os
 import re
 
 from agent.errors import Refused, reason
-from agent.host import files, trusted
+from agent.host import files, trust
 from agent.plan.context import Context
 from agent.runtimes import registry
 from agent.runtimes.proof import NotProven
@@ -166,7 +166,7 @@ def _program(ctx: Context, name: str) -> str:
         path = os.path.join(folder, name)
         try:
             # systemd runs it by this path, which only root can change
-            found = trusted.require(ctx.host, path, f"run {path}").agent
+            found = trust.require(ctx.host, path, f"run {path}").agent
         except Refused:
             continue
         if os.path.isfile(found) and os.access(found, os.X_OK):

@@ -63,7 +63,7 @@ def originals(ctx: Context, memory: Memory, hosts: tuple[str, ...]) -> dict[str,
     for host in hosts:
         known = memory.files[host]
         if known.digest is not None:
-            data = ctx.store.bytes_of(known.digest)
+            data = ctx.store.original_bytes(known.digest)
             found[host] = FileState(data, known.mode, known.uid, known.gid)
     return found
 
@@ -95,7 +95,7 @@ def _change(
         return Change(path, None, loaded.state) if loaded and loaded.state else None
     if found == "as before":
         return None
-    data = ctx.store.bytes_of(original.digest) if original.digest else None
+    data = ctx.store.original_bytes(original.digest) if original.digest else None
     if found == "as written" and drop_in_goes:
         if data is None:
             return Change(path, now, None)

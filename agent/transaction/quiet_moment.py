@@ -1,12 +1,12 @@
-"""The quiet moment: a runtime is restarted while it is making no pod.
+"""Waiting for a quiet moment: a moment in which the runtime starts no pod.
 
-A restart between CreateContainer and StartContainer leaves a container in CREATED for ever, and a
-pod that hangs in its creation (gpu-operator#991, containerd#10437). A sandbox or a container that
-is a second old is a pod that is still being made, our own pod included: a container that dies with
-a runtime restarted too early is started over and over (gpu-operator#456).
+A restart between CreateContainer and StartContainer leaves a container in CREATED for ever, and its
+pod hangs in creation (gpu-operator#991, containerd#10437). A sandbox or a container that is a
+second old belongs to a pod that is still being started, our own pod included. A container that dies
+because its runtime was restarted too early is restarted over and over (gpu-operator#456).
 
-Invariant: reads only, and delays a restart by `LIMIT` at most. A runtime that does not answer makes
-no pod, so that nobody waits for it. Restarts that undo a change do not wait.
+Invariant: reads only, and delays a restart by `LIMIT` at most. A runtime that does not answer
+starts no pod, so nothing waits for it. Restarts that undo a change do not wait.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from agent.errors import Refused, Unreachable
 from agent.host.paths import HostPath
 from agent.plan.context import Context
 
-LIMIT = 30.0  # seconds that a restart is delayed at most
-YOUNG = 2.0  # seconds; what is younger is part of a pod that is being made
-_PAUSE = 0.2  # seconds between two looks
+LIMIT = 30.0  # seconds by which a restart is delayed at most
+YOUNG = 2.0  # seconds; a younger container belongs to a pod that is being started
+_PAUSE = 0.2  # seconds between two questions
 _ENDING = {signal.SIGTERM, signal.SIGINT}
-_SHOWN = 5  # names in a line of the log
+_SHOWN = 5  # names in a log line
 
 
 def wait(ctx: Context, socket: HostPath, end: float, *, touched: bool) -> None:
-    """Wait until the runtime behind `socket` is making no pod, at the latest until `end` (by
-    `ctx.clock`), and say in the log if it still is.
+    """Wait until the runtime behind `socket` starts no pod, at most until `end` (by `ctx.clock`);
+    log a warning where it still does then.
 
-    A signal that would end this process ends the wait. Where files are written already (`touched`)
-    it raises Refused, and they are to be undone.
+    A signal that would end this process ends the wait. Where files are written already (`touched`),
+    Refused is raised, and the caller undoes them.
     """
-    told = False
+    logged = False
     while (left := end - ctx.clock()) > 0:
         found = _unfinished(ctx, socket, left)
         if not found:
             return
-        if not told:
+        if not logged:
             ctx.log("waiting for a quiet moment", unfinished=found, seconds=round(left))
-            told = True
+            logged = True
         if signal.sigpending() & _ENDING:
             if touched:
                 raise Refused("cannot restart the runtime: told to stop before it; try again")
-            raise SystemExit(128 + signal.SIGTERM)  # the signal itself ends us on the way out
+            raise SystemExit(128 + signal.SIGTERM)  # the pending signal ends the process first
         ctx.sleep(min(_PAUSE, left))
         if ctx.clock() >= end:
             text = "the runtime is restarted although it is creating pods: "
@@ -53,7 +53,8 @@ def wait(ctx: Context, socket: HostPath, end: float, *, touched: bool) -> None:
 
 
 def _unfinished(ctx: Context, socket: HostPath, timeout: float) -> list[str]:
-    """Pods and containers that are being made, in words; [] where the runtime does not answer."""
+    """The pods and containers that are being started, for a message; [] where the runtime does not
+    answer."""
     try:
         with client.pod_questions(socket.agent, socket.host, min(5.0, timeout)) as questions:
             return being_made(questions, ctx.wall())
@@ -62,11 +63,11 @@ def _unfinished(ctx: Context, socket: HostPath, timeout: float) -> list[str]:
 
 
 def being_made(questions: PodQuestions, now: float) -> list[str]:
-    """What is being made at `now` (seconds since the epoch, the clock of the CRI's `created_at`),
-    in words, at most a few. Raises Unreachable."""
+    """The first pods and containers that are being started at `now` (seconds since the epoch, the
+    clock of the CRI's `created_at`), for a message. Raises Unreachable."""
     sandboxes = questions.sandboxes()
     names = {pod.id: f"{pod.namespace}/{pod.name}" for pod in sandboxes}
-    dead = {pod.id for pod in sandboxes if not pod.ready}  # nothing is started in them any more
+    dead = {pod.id for pod in sandboxes if not pod.ready}  # no container starts in them
     found = itertools.chain(
         (
             f"container {item.name} of {names.get(item.sandbox, item.sandbox)}"
@@ -79,5 +80,5 @@ def being_made(questions: PodQuestions, now: float) -> list[str]:
 
 
 def _is_young(created: float, now: float) -> bool:
-    """A time that is far ahead is one of before the clock was put back: it says nothing."""
+    """A time far in the future is from before the clock was set back, and does not count."""
     return abs(now - created) < YOUNG

@@ -104,7 +104,7 @@ def _is_healthy(ctx: Context, journal: Journal) -> bool:
         return False
     if running is None:
         return False
-    began = process.started(running, ctx.wall)
+    began = process.start_moment(running, ctx.wall)
     foreign = False
     for entry in journal.entries:
         now = store.digest_of(entry.agent, entry.host)

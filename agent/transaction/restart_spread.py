@@ -1,7 +1,7 @@
-"""Putting restarts off, so that a first rollout does not restart all runtimes of a cluster at once.
+"""Delaying restarts, so that a first rollout does not restart all runtimes of a cluster at once.
 
-Invariant: pure. The same node name gives the same part of `--restart-spread`. Only a change that
-needs a restart is put off, before anything is touched; nothing that brings a runtime back is.
+Invariant: pure. The same node name always gives the same delay. Only a change that needs a restart
+is delayed, before anything is touched. A restart that brings a runtime back is never delayed.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from agent.plan.context import Context
 from agent.runtimes.restart import Restart
 
 
-def part(name: str, spread: float) -> float:
-    """Seconds from 0 up to `spread` seconds, by the name of the node."""
+def delay(name: str, spread: float) -> float:
+    """The delay in seconds, between 0 and `spread`, that a node's name decides."""
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
     return spread * int.from_bytes(digest[:8], "big") / 2**64
 

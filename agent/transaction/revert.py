@@ -61,7 +61,7 @@ def revert(ctx: Context, *, keep_edits: bool = False, toolkit: bool = False) -> 
     written. A `run` that holds the lock is asked to stand aside, and stays so after a revert.
     """
     try:
-        with stand_aside.lock_of_the_node(ctx) as ours, ours.locked():
+        with stand_aside.node_lock(ctx) as ours, ours.locked():
             return _revert(ours, keep_edits=keep_edits, toolkit=toolkit)
     except Locked:
         raise
@@ -104,7 +104,7 @@ def _carry_out(ctx: Context, memory: Memory, plan: _Plan, *, toolkit: bool) -> R
     if toolkit and not done.pending:
         gone = (*gone, *install.remove(ctx.settings, ctx.host))
         gone += tuple(host for host in memory.moved if install.remove_from(ctx.host, host))
-    ctx.publisher.forgive()
+    ctx.publisher.remove_error()
     changed = (*done.changed, *gone)
     removed = tuple(h for h in changed if not os.path.lexists(ctx.host.agent_path(h)))
     return replace(done, changed=changed, removed=removed, notes=plan.notes)

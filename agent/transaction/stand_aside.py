@@ -1,12 +1,14 @@
-"""How a `revert` gets the lock that a `run` holds, and how that `run` stays aside afterwards.
+"""How a `revert` gets the lock that a `run` holds, and how that `run` does nothing afterwards.
 
-    aside           the request: a living `revert` holds its lock
-    aside.answer    the process of `run` that heard it (pid and start time)
-    aside.reverted  the process of `run` that stays aside, from the moment the revert is complete
+Files in the state directory:
 
-Invariant: whoever is killed, nobody waits for ever. The request ends with the lock of its file,
-which the kernel takes from a dead process; without a complete revert `run` goes on; and a new `run`
-is another process, for which no file of an earlier one counts.
+    aside           the request; the `revert` that made it holds a lock on it
+    aside.answer    the `run` that saw the request (pid and start time)
+    aside.reverted  the `run` that must do nothing more, because the revert is complete
+
+Invariant: if one of the two is killed, the other does not wait for ever. A request is over when the
+lock on its file is, which the kernel releases with the process. Where no revert was completed,
+`run` goes on. The files of one `run` do not count for a later `run`, which is another process.
 """
 
 from __future__ import annotations
@@ -24,23 +26,22 @@ from agent.plan.context import Context
 
 REQUEST = "aside"
 _ANSWER, _REVERTED = f"{REQUEST}.answer", f"{REQUEST}.reverted"
-_HEARD = 5.0  # seconds in which a `run` answers, whatever it does
-_ENDED = 30.0  # and, beyond the proof, in which it has ended a change in progress
+_ANSWER_TIMEOUT = 5.0  # seconds; a `run` answers at any time
+_CHANGE_TIMEOUT = 30.0  # seconds, beyond the proof, in which a `run` ends a change in progress
 
 
 @contextlib.contextmanager
-def lock_of_the_node(ctx: Context) -> Iterator[Context]:
-    """The context with the lock held, if need be after the `run` that held it stood aside.
+def node_lock(ctx: Context) -> Iterator[Context]:
+    """The context with the lock held. A `run` that holds the lock is asked to release it.
 
-    That `run` stays aside if the body ends well, and goes on otherwise. Raises Locked where another
-    command holds it, or where a change in progress takes too long; Refused.
+    If the body succeeds, that `run` does nothing more; otherwise it goes on. Raises Locked where
+    another command holds the lock, or where a change in progress takes too long; Refused.
     """
-    ctx.store.create()
     with contextlib.ExitStack() as stack:
         try:
-            fd = lock.take(ctx.store.path("lock"))
+            fd = ctx.store.take_lock()
         except Locked:
-            # Entered first, so left last: `run` looks at the lock when the request ends.
+            # Left last, because `run` takes the lock again when the request ends.
             stack.enter_context(_request(ctx))
             fd = _wait(ctx)
         stack.callback(os.close, fd)
@@ -52,10 +53,10 @@ def _request(ctx: Context) -> Iterator[None]:
     path, answer = ctx.store.path(REQUEST), ctx.store.path(_ANSWER)
     fd = lock.take(path)
     try:
-        if not lock.same(path, fd):
+        if not lock.is_current(path, fd):
             raise Locked("cannot start: another revert has just ended; try again")
         files.discard(answer)
-        os.ftruncate(fd, 0)  # an answer to what was there before is none to us
+        os.ftruncate(fd, 0)  # a new request, so that an earlier answer does not count
         files.write_all(fd, b"%d\n" % os.getpid())
         try:
             yield
@@ -71,30 +72,31 @@ def _request(ctx: Context) -> Iterator[None]:
 
 
 def _wait(ctx: Context) -> int:
-    """The lock, once it is free. Raises Locked."""
-    path, since, heard = ctx.store.path("lock"), ctx.clock(), False
+    """Wait for the lock and take it. Raises Locked."""
+    since, answered = ctx.clock(), False
     while True:
-        if not heard and os.path.lexists(ctx.store.path(_ANSWER)):
-            heard = True
+        if not answered and os.path.lexists(ctx.store.path(_ANSWER)):
+            answered = True
             ctx.log("waiting for run to stand aside")
-        patience = _ENDED + ctx.settings.proof_timeout if heard else _HEARD
+        longer = _CHANGE_TIMEOUT + ctx.settings.proof_timeout
+        timeout = longer if answered else _ANSWER_TIMEOUT
         try:
-            return lock.take(path)
+            return ctx.store.take_lock()
         except Locked:
-            if ctx.clock() - since > patience:
+            if ctx.clock() - since > timeout:
                 raise
         ctx.sleep(0.1)
 
 
-def forget(ctx: Context) -> None:
-    """A new `run` begins: no revert is complete for it."""
+def clear(ctx: Context) -> None:
+    """Forget a completed revert, because a new `run` starts."""
     with contextlib.suppress(OSError):
         files.discard(ctx.store.path(_REVERTED))
 
 
-def stand(ctx: Context, lock_fd: int, run: int) -> None:
-    """For a convergence of the `run` with this pid: let a revert have the lock, and wait for its
-    end. Raises StoodAside once it is complete, Refused."""
+def yield_to_revert(ctx: Context, lock_fd: int, run: int) -> None:
+    """In a child of the `run` with the pid `run`: release the lock to a revert that asks for it,
+    and wait for its end. Raises StoodAside where the revert was completed; Refused."""
     path, ours = ctx.store.path(REQUEST), f"{run} {process.start_time(run)}"
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -102,7 +104,7 @@ def stand(ctx: Context, lock_fd: int, run: int) -> None:
         fd = None
     if fd is not None:
         try:
-            _let(ctx, fd, lock_fd)
+            _release_until_end(ctx, fd, lock_fd)
         finally:
             os.close(fd)
     found = ctx.store.read(_REVERTED)
@@ -115,15 +117,15 @@ def stand(ctx: Context, lock_fd: int, run: int) -> None:
         )
 
 
-def _let(ctx: Context, fd: int, lock_fd: int) -> None:
-    """Release the lock for as long as somebody lives behind the request."""
+def _release_until_end(ctx: Context, fd: int, lock_fd: int) -> None:
+    """Release the lock while a living `revert` holds the request's file."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         fcntl.flock(lock_fd, fcntl.LOCK_UN)
         ctx.log("standing aside for revert")
         fcntl.flock(fd, fcntl.LOCK_EX)
-    if lock.same(ctx.store.path(REQUEST), fd):  # it was killed
+    if lock.is_current(ctx.store.path(REQUEST), fd):  # it was killed
         with contextlib.suppress(OSError):
             for name in (_ANSWER, REQUEST):
                 files.discard(ctx.store.path(name))

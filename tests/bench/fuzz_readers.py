@@ -471,7 +471,7 @@ READERS = (
            (Refused,), json_changed),
     Reader("journal", _state_reader("journal.json", Store.journal),
            [json.dumps(_JOURNAL).encode()], (Refused,), json_changed),
-    Reader("failed", _state_reader("failed.json", Store.failed), [json.dumps(_FAILED).encode()],
+    Reader("failed", _state_reader("failed.json", Store.failures), [json.dumps(_FAILED).encode()],
            (Refused,), json_changed),
     Reader("toolkit-list", _read_list, [json.dumps({
         "copies": {"a": {"sha256": "x", "size": 1, "time": 2, "source": [1, 2, 3, 4, 5]}},

@@ -120,8 +120,8 @@ _TRANSACTION = (
     ),
     Mutant(
         "name-not-forced-to-disk", "transaction", "agent/host/files.py",
-        "_unlink(directory, temporary)\n            raise\n        os.fsync(directory)\n",
-        "_unlink(directory, temporary)\n            raise\n",
+        "        _rename_or_remove(directory, temporary, base)\n        os.fsync(directory)\n",
+        "        _rename_or_remove(directory, temporary, base)\n",
         ("tests/unit/host/test_files.py",),
     ),
     Mutant(
@@ -346,14 +346,14 @@ _TOOLKIT = (
 _STATUS = (
     Mutant(
         "barrier-withdrawn-last", "status", "agent/status.py",
-        "for name in (READY, TWIN):",
-        "for name in (TWIN, READY):",
+        "self._remove(READY, TWIN)",
+        "self._remove(TWIN, READY)",
         ("tests/unit/test_status.py",),
     ),
     Mutant(
         "barrier-of-the-validator-made", "status", "agent/status.py",
-        "if not self.foreign_barrier or barrier_was_there or self._there(READY):",
-        "if not self.foreign_barrier or barrier_was_there or not self._there(READY):",
+        "if not self.foreign_barrier or barrier_was_there or self._exists(READY):",
+        "if not self.foreign_barrier or barrier_was_there or not self._exists(READY):",
         ("tests/unit/test_status_foreign.py",),
     ),
     Mutant(
@@ -397,10 +397,8 @@ _SUPERVISOR = (
     ),
     Mutant(
         "failure-without-a-list", "supervisor", "agent/daemon/child.py",
-        "    finally:\n"
-        "        _report((reason, *entries, *watched(ctx, node, spec)), inherited.pipe)\n",
-        "    else:\n"
-        "        _report((reason, *entries, *watched(ctx, node, spec)), inherited.pipe)\n",
+        "    finally:\n        _report(",
+        "    else:\n        _report(",
         ("tests/unit/daemon/test_child.py",),
     ),
     Mutant(
@@ -433,7 +431,7 @@ _RUNTIME = (
     ),
     Mutant(
         "lock-of-a-removed-file", "lock", "agent/host/lock.py",
-        "if inherited is not None and same(path, inherited):",
+        "if inherited is not None and is_current(path, inherited):",
         "if inherited is not None:",
         ("tests/unit/host/test_lock.py",),
     ),

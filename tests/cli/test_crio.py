@@ -159,10 +159,10 @@ def test_what_was_only_reloaded_is_restarted(node: CrioNode) -> None:
 def _age(pid: int | None) -> float:
     import time
 
-    from agent.cri.process import inspect, started
+    from agent.cri.process import inspect, start_moment
 
     found = inspect(pid or 0, "/proc")
-    return time.time() - started(found) if found else 0.0
+    return time.time() - start_moment(found) if found else 0.0
 
 
 def test_a_signal_is_refused(node: CrioNode) -> None:

@@ -14,7 +14,7 @@ from tests.conformance import checks
 
 # A name whose part of the time is near its middle.
 NAME = next(
-    name for name in map("node-{}".format, range(99)) if 0.45 < restart_spread.part(name, 1) < 0.55
+    name for name in map("node-{}".format, range(99)) if 0.45 < restart_spread.delay(name, 1) < 0.55
 )
 
 

@@ -146,11 +146,11 @@ def test_probe_says_why(shell: tuple[str, ...], tmp_path: Path) -> None:
 
     assert probe() == (1, "the agent has not started yet\n", "")
     readiness = Readiness(str(tmp_path / "ready"))
-    readiness.tell(3, b"cannot read it")
+    readiness.update(3, b"cannot read it")
     assert probe() == (1, "cannot read it\n", "")
-    readiness.tell(0, b"")
+    readiness.update(0, b"")
     assert probe() == (0, "", "")
-    readiness.tell(137, b"")
+    readiness.update(137, b"")
     assert probe() == (1, "cannot converge: exit code 137; see the log\n", "")
 
 

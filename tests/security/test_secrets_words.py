@@ -23,7 +23,7 @@ from agent.cdi.specs import read
 from agent.errors import Refused
 from agent.host.paths import HostRoot
 from agent.runtimes import command
-from agent.systemd.units import said
+from agent.systemd.units import masked_message
 from agent.toml import edit as tomledit
 from agent.toml import write
 from agent.toml.masking import Source, explained, masked
@@ -131,7 +131,7 @@ def test_value_in_a_message_is_masked_in_every_spelling(message: str, seed: int)
     data = {"plugins": {_CRI: {"x": value}}, "a": value}
     source = Source("/etc/containerd/config.toml", write.render(data), data)
     for found in (
-        masked(text), explained(text, [source], ["/usr/bin/containerd"]), said(text),
+        masked(text), explained(text, [source], ["/usr/bin/containerd"]), masked_message(text),
         explained(text, [source, source]),
     ):  # fmt: skip
         assert leaked(pieces, found) == []

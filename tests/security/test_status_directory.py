@@ -20,9 +20,9 @@ from pathlib import Path
 import pytest
 
 from agent import status
-from agent.daemon import start
+from agent.daemon import pid_file
 from agent.errors import Refused
-from agent.host import trees, trusted
+from agent.host import trees, trust
 from agent.host.paths import HostRoot
 from agent.options.settings import resolve
 from agent.plan.context import Context
@@ -122,10 +122,10 @@ def test_nothing_is_written(attack: Attack, why: str, directory: Path, victim: P
     before = _shape(directory.parents[2])
     for operation in (
         lambda: publisher.publish(lines()),
-        lambda: publisher.fail(Refused("cannot x: y")),
+        lambda: publisher.publish_error(Refused("cannot x: y")),
         lambda: publisher.restore(status.Saved(b"a", b"b")),
         publisher.withdraw,
-        publisher.check,
+        publisher.check_writable,
     ):
         with pytest.raises(Refused) as told:
             operation()
@@ -202,7 +202,7 @@ def test_link_or_pipe_in_the_place_of_a_file_is_replaced(
         path.symlink_to(victim / name if kind == "link" else "/dev/zero")
     assert publisher.save() == status.Saved()
     publisher.publish(lines())
-    publisher.fail(Refused("cannot x: y"))
+    publisher.publish_error(Refused("cannot x: y"))
     assert (victim / name).read_text() == "somebody's\n"
     assert path.is_file()
     assert not path.is_symlink()
@@ -232,7 +232,7 @@ def test_links_in_a_race_never_reach_the_victim(directory: Path, victim: Path) -
                 publisher.publish(lines(boot=str(number)))
                 done += 1
             with suppress(Refused):
-                publisher.fail(Refused(f"cannot x: {number}"))
+                publisher.publish_error(Refused(f"cannot x: {number}"))
             publisher.sweep()
             publisher.save()
     assert done
@@ -248,15 +248,15 @@ def test_link_of_the_system_is_followed(tmp_path: Path) -> None:
     (root / "var").mkdir()
     (root / "var/run").symlink_to("/run")
     host = HostRoot(str(root))
-    publisher = Publisher(trusted.system_name(host, "/var/run/nvidia/validations"), host=host)
+    publisher = Publisher(trust.system_name(host, "/var/run/nvidia/validations"), host=host)
     publisher.publish(lines())
     assert (root / "run/nvidia/validations" / READY).is_file()
     (root / "run/nvidia/far").symlink_to("/run/nvidia/validations")
-    name = trusted.system_name(host, "/run/nvidia/far")
+    name = trust.system_name(host, "/run/nvidia/far")
     with pytest.raises(Refused, match="leads through a link to /run/nvidia/validations"):
         Publisher(name, host=host).publish(lines())
     with pytest.raises(Refused, match="leads out of the host root"):
-        trusted.system_name(host, "/run/../../etc")
+        trust.system_name(host, "/run/../../etc")
 
 
 # --- the pid file, which lies below /run/nvidia too ---------------------------------------------
@@ -275,12 +275,12 @@ def test_pid_file_of_others_is_refused_and_untouched(
     attack(directory, victim)
     before = _shape(directory.parents[2])
     if attack is _sticky:  # where others cannot touch a file of root's
-        with start.pid_file(_context(tmp_path, directory / "toolkit.pid")):
+        with pid_file.held(_context(tmp_path, directory / "toolkit.pid")):
             assert (directory / "toolkit.pid").is_file()
     else:
         with (
             pytest.raises(Refused, match="cannot use the pid file") as told,
-            start.pid_file(_context(tmp_path, directory / "toolkit.pid")),
+            pid_file.held(_context(tmp_path, directory / "toolkit.pid")),
         ):
             pass
         assert why in told.value.message
@@ -290,7 +290,7 @@ def test_pid_file_of_others_is_refused_and_untouched(
 def test_directory_of_the_pid_file_is_made(tmp_path: Path) -> None:
     """As on a fresh node; /run is empty at a boot."""
     path = tmp_path / "run/nvidia/toolkit/toolkit.pid"
-    with start.pid_file(_context(tmp_path, path)):
+    with pid_file.held(_context(tmp_path, path)):
         assert path.read_text() == f"{os.getpid()}\n"
         assert path.parent.stat().st_mode & 0o777 == 0o755
     assert not path.exists()

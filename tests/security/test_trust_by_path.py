@@ -22,7 +22,7 @@ import pytest
 
 from agent.cri.process import Process
 from agent.errors import NoToolkit, Refused
-from agent.host import trusted
+from agent.host import trust
 from agent.host.paths import HostPath, HostRoot
 from agent.options.settings import resolve
 from agent.plan import own_specs
@@ -381,20 +381,20 @@ def test_host_root_below_their_directory_is_refused(tmp_path: Path) -> None:
 def test_mounts_of_a_container_are_judged_from_the_mount_on(tmp_path: Path) -> None:
     """A mount of our own stays what it is; below it counts what is there. The host's name of it
     need not be seen below the host root."""
-    host, mount = HostRoot(str(tmp_path)), tmp_path / "mount"
+    mount = tmp_path / "mount"
     (mount / "d").mkdir(parents=True)
     (mount / "d/memory.json").write_text('{"format": 1}')
-    host.add_view(str(mount), "/not/seen/here")
-    path, state = trusted.read(host, "/not/seen/here/d/memory.json")
+    host = HostRoot(str(tmp_path)).with_view(str(mount), "/not/seen/here")
+    path, state = trust.read_file(host, "/not/seen/here/d/memory.json")
     assert (path.host, state and state.data) == ("/not/seen/here/d/memory.json", b'{"format": 1}')
-    assert trusted.read(host, "/not/seen/here/none")[1] is None
-    assert trusted.read(host, "/not/seen/else")[1] is None
+    assert trust.read_file(host, "/not/seen/here/none")[1] is None
+    assert trust.read_file(host, "/not/seen/else")[1] is None
     store = Store("/not/seen/here/new/state", host)
     store.create()
     assert (mount / "new/state/originals").is_dir()
     _give(mount / "d")
     with pytest.raises(Refused, match=f"/not/seen/here/d {_BELONGS}"):
-        trusted.read(host, "/not/seen/here/d/memory.json")
+        trust.read_file(host, "/not/seen/here/d/memory.json")
 
 
 def test_state_directory_in_a_sticky_directory_is_roots_or_refused(tmp_path: Path) -> None:
@@ -463,7 +463,7 @@ def test_file_in_a_race_is_refused_each_time(tmp_path: Path) -> None:
         end = time.monotonic() + 2
         while time.monotonic() < end:
             with pytest.raises(Refused):
-                trusted.read(HOST, str(directory / "config.toml"))
+                trust.read_file(HOST, str(directory / "config.toml"))
 
 
 def test_link_in_a_race_is_roots_or_refused(tmp_path: Path) -> None:
@@ -489,7 +489,7 @@ def test_link_in_a_race_is_roots_or_refused(tmp_path: Path) -> None:
         end = time.monotonic() + 2
         while time.monotonic() < end:
             try:
-                state = trusted.read(HOST, str(sticky / "d/config.toml"))[1]
+                state = trust.read_file(HOST, str(sticky / "d/config.toml"))[1]
             except Refused as error:
                 seen.add(error.message.partition(": ")[2][-40:])
                 continue

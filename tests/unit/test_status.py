@@ -282,7 +282,7 @@ def test_failure_is_told_beside_and_goes_with_success(ours: Publisher, directory
     """Three lines of the same format; readiness stays as it is."""
     ours.publish(lines())
     ready = content(directory)
-    ours.fail(RolledBack("cannot apply: it died\nof 'this'"))
+    ours.publish_error(RolledBack("cannot apply: it died\nof 'this'"))
     told = content(directory).pop(ERROR).decode()
     assert told == (
         "TOOLKIT_ERROR_CODE=ROLLED_BACK\nTOOLKIT_ERROR_EXIT=5\n"
@@ -295,7 +295,7 @@ def test_failure_is_told_beside_and_goes_with_success(ours: Publisher, directory
 
 def test_failure_goes_before_the_barrier_comes(ours: Publisher, directory: Path) -> None:
     """Who waits for readiness finds no failure beside it."""
-    ours.fail(RolledBack("cannot apply"))
+    ours.publish_error(RolledBack("cannot apply"))
     faults = Faults.none()
     with faults.installed():
         ours.publish(lines())
@@ -305,9 +305,9 @@ def test_failure_goes_before_the_barrier_comes(ours: Publisher, directory: Path)
 
 def test_same_failure_is_not_rewritten(ours: Publisher, directory: Path) -> None:
     """Telling it again each minute touches nothing."""
-    ours.fail(RolledBack("cannot apply"))
+    ours.publish_error(RolledBack("cannot apply"))
     before = (directory / ERROR).stat()
-    ours.fail(RolledBack("cannot apply"))
+    ours.publish_error(RolledBack("cannot apply"))
     after = (directory / ERROR).stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
@@ -315,12 +315,12 @@ def test_same_failure_is_not_rewritten(ours: Publisher, directory: Path) -> None
 def test_retired_leaves_nothing(ours: Publisher, directory: Path) -> None:
     """After a revert there is neither readiness nor failure."""
     ours.publish(lines())
-    ours.fail(RolledBack("cannot apply"))
+    ours.publish_error(RolledBack("cannot apply"))
     ours.withdraw()
-    ours.forgive()
+    ours.remove_error()
     assert content(directory) == {}
     ours.withdraw()
-    ours.forgive()
+    ours.remove_error()
 
 
 def test_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:

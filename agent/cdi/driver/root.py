@@ -21,9 +21,9 @@ from dataclasses import dataclass
 
 from agent.cdi.driver import majors
 from agent.errors import Refused
-from agent.host import budget, trust, trusted
+from agent.host import budget, trust
 from agent.host.paths import HostRoot
-from agent.host.trusted import Opened
+from agent.host.trust import OpenPath
 
 _LIST = os.O_RDONLY | os.O_DIRECTORY
 
@@ -65,8 +65,8 @@ class DriverRoot:
         """Where the host does not show us the root under its own name, the mount that we have of it
         is judged with everything in it."""
         try:
-            with trusted.opened(self._host, self.host_path) as root:
-                self.way |= dict.fromkeys(map(self._host.agent_path, root.way))
+            with trust.open_path(self._host, self.host_path) as root:
+                self.way |= dict.fromkeys(map(self._host.agent_path, root.route))
                 if root.distrust:
                     return root.distrust
                 why = trust.distrust(root.found)
@@ -84,10 +84,10 @@ class DriverRoot:
         self.left_out.setdefault(self._below(inside), why)
 
     @contextlib.contextmanager
-    def opened(self, inside: str, flags: int = os.O_PATH) -> Iterator[Opened]:
+    def opened(self, inside: str, flags: int = os.O_PATH) -> Iterator[OpenPath]:
         """Open a path, and judge its whole way. Raises OSError or Refused."""
-        with trusted.opened(self._tree, inside, flags) as found:
-            self.way |= dict.fromkeys(map(self.agent_path, found.way))
+        with trust.open_path(self._tree, inside, flags) as found:
+            self.way |= dict.fromkeys(map(self.agent_path, found.route))
             yield found
 
     def take(self, inside: str, fits: Callable[[int], bool] = lambda _: True) -> Taken | None:
@@ -143,7 +143,7 @@ class DriverRoot:
                     found.append((name, item))
         return found
 
-    def _why(self, found: Opened) -> str | None:
+    def _why(self, found: OpenPath) -> str | None:
         """Why the way to what was opened is not root's alone."""
         return self.distrust or (found.distrust and self._below(found.distrust))
 
@@ -166,8 +166,8 @@ class DriverRoot:
         real = self._below(look.taken.path if look else self.resolve(inside) or inside)
         try:
             with (
-                trusted.opened(self._host, spelled) as one,
-                trusted.opened(self._host, real) as other,
+                trust.open_path(self._host, spelled) as one,
+                trust.open_path(self._host, real) as other,
             ):
                 there = one.path == other.path and not one.distrust
         except (OSError, Refused):

@@ -24,7 +24,7 @@ from agent.cdi.make.driver_edits import Surroundings
 from agent.cdi.make.gpu import Kernel, Maker
 from agent.cdi.model import ContainerEdits, Device, Hook, Mount, Spec
 from agent.errors import NoDevices, Refused, reason
-from agent.host import budget, trusted
+from agent.host import budget, trust
 from agent.host.paths import HostRoot
 
 RELEASE = "/etc/nv_tegra_release"
@@ -100,7 +100,7 @@ def read(host: HostRoot, names: Iterable[str]) -> Listed:
 def _text(host: HostRoot, name: str) -> tuple[str, str]:
     """A file's text, and why there is none. Raises FileNotFoundError."""
     try:
-        with trusted.opened(host, name, os.O_RDONLY) as file:
+        with trust.open_path(host, name, os.O_RDONLY) as file:
             if file.distrust:
                 return "", f"not root alone decides what is in it: {file.distrust}"
             if not stat.S_ISREG(file.found.st_mode):

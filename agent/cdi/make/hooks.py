@@ -16,7 +16,7 @@ from agent.cdi.driver import elf
 from agent.cdi.driver.root import DriverRoot
 from agent.cdi.model import Hook
 from agent.errors import Refused
-from agent.host import trust, trusted
+from agent.host import trust
 from agent.host.paths import HostRoot
 
 # Made only where somebody asks for them.
@@ -48,11 +48,11 @@ def program(host: HostRoot, path: str | None) -> Program:
     above = path
     while above is not None:
         try:
-            with trusted.opened(host, above) as found:
+            with trust.open_path(host, above) as found:
                 why = found.distrust
                 if above != path and not why and (lax := trust.distrust(found.found)):
                     why = f"{above} {lax}"
-                way = tuple(map(host.agent_path, found.way))
+                way = tuple(map(host.agent_path, found.route))
         except FileNotFoundError:
             above = os.path.dirname(above)
             continue

@@ -20,7 +20,7 @@ from agent.cdi.make.driver_edits import Surroundings
 from agent.cdi.make.gpu import Kernel
 from agent.cdi.model import Spec
 from agent.errors import NoDriver, Refused, reason
-from agent.host import trusted
+from agent.host import trust
 from agent.host.paths import HostRoot
 from agent.options.settings import Settings
 
@@ -115,7 +115,7 @@ def _stores(host: HostRoot, own: DriverRoot) -> tuple[tuple[str, ...], tuple[str
     error = f"there is no {wsl.DXCORE} in {wsl.LIBRARIES}"
     for path in own.glob(wsl.LIBRARIES, wsl.DXCORE):
         try:
-            with trusted.opened(host, path, os.O_RDONLY) as library:
+            with trust.open_path(host, path, os.O_RDONLY) as library:
                 answer = (
                     dxcore.Stores(error=f"others than root can change it: {library.distrust}")
                     if library.distrust else dxcore.ask(library.fd)

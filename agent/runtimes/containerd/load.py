@@ -16,7 +16,7 @@ from itertools import islice
 from types import MappingProxyType
 
 from agent.errors import Refused
-from agent.host import budget, trusted
+from agent.host import budget, trust
 from agent.host.paths import HostRoot
 from agent.runtimes.config_file import ConfigFile, Overlay
 from agent.runtimes.containerd.generations import CRI_V1, CRI_V2, CRI_V3, IMAGES, Generation
@@ -103,9 +103,9 @@ def checked_file(host: HostRoot, name: str, overlay: Overlay) -> ConfigFile:
     path = host.resolve(name)
     if path.host in overlay:
         above, state = os.path.dirname(path.host), overlay[path.host]
-        trusted.require(host, above, f"use {path}", sticky_is_fine=True)
+        trust.require(host, above, f"use {path}", allow_sticky=True)
     else:
-        path, state = trusted.read(host, name)
+        path, state = trust.read_file(host, name)
     if state is not None:
         tomledit.decoded(state.data, path.host)  # what is no text is no runtime's to read either
     try:
@@ -187,7 +187,7 @@ def _names(host: HostRoot, directory: str, part: str, overlay: Overlay) -> list[
 def names(host: HostRoot, directory: str, overlay: Overlay) -> set[str]:
     """What a directory has, or is going to have; nothing where there is none. Raises Refused, also
     where somebody else than root can add a file to it, which the runtime would load."""
-    path, there = trusted.names(host, directory)
+    path, there = trust.list_directory(host, directory)
     found = set(there)
     above = path.host.rstrip("/") + "/"
     for name, state in overlay.items():

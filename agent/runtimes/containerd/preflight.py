@@ -112,7 +112,7 @@ def _text(file: ConfigFile, op: Op) -> bytes:
     """The file's own text with other imports: its spelling is part of what has to be accepted.
 
     Where imports cannot be changed in it, a rendering with the same meaning stands in. A file that
-    we cannot parse goes as it is: `engine.unread` sees that it imports nothing.
+    we cannot parse goes as it is: `agent.runtimes.unread` sees that it imports nothing.
     """
     if file.unread and file.state:
         return file.state.data

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from agent.cri.process import reachable
+from agent.cri.process import short_socket_path
 from agent.errors import Refused
 from agent.host import budget
 from agent.toml import edit as tomledit
@@ -57,7 +57,7 @@ class _Connection(http.client.HTTPConnection):
     def connect(self) -> None:
         self.sock = _Timed(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.end, self.sock.clock = self._end, self._clock
-        with reachable(self._path) as short:
+        with short_socket_path(self._path) as short:
             self.sock.connect(short)
 
 

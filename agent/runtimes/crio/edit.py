@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.decide import Decision
 from agent.errors import Refused
-from agent.host import files, trusted
+from agent.host import files, trust
 from agent.host.files import Change, FileState, new_state
 from agent.host.paths import HostPath, HostRoot, is_below
 from agent.options.settings import Settings
@@ -149,7 +149,9 @@ def _unedited(scene: Scene, file: ConfigFile) -> ConfigFile:
         return file
     if file.state.digest != known.written:
         return file
-    return replace(file, data=tomledit.parse(scene.store.bytes_of(known.digest), file.path.host))
+    return replace(
+        file, data=tomledit.parse(scene.store.original_bytes(known.digest), file.path.host)
+    )
 
 
 def _with_place(scene: Scene, future: Mapping[str, FileState | None]) -> tuple[ConfigFile, ...]:
@@ -341,7 +343,7 @@ def _hook(scene: Scene) -> Iterator[Change]:
             "--hook-filename"
         )
     hook.require(scene.node, scene.host)
-    _, now = trusted.read(scene.host, path.host)
+    _, now = trust.read_file(scene.host, path.host)
     data = hook.content(scene.hook_program)
     if now is None or now.data != data:
         state = new_state(data) if now is None else replace(now, data=data, links=1)
@@ -377,7 +379,7 @@ def _left_behind(scene: Scene) -> Iterator[tuple[HostPath, FileState | None]]:
 def _original(scene: Scene, original: Original, now: FileState) -> FileState | None:
     if original.digest is None:
         return None
-    data = scene.store.bytes_of(original.digest)
+    data = scene.store.original_bytes(original.digest)
     return FileState(data, original.mode, original.uid, original.gid, now.label)
 
 

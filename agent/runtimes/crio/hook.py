@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.cdi.specs import foreign
 from agent.errors import NoToolkit, Refused
-from agent.host import budget, trusted
+from agent.host import budget, trust
 from agent.host.paths import HostPath, HostRoot
 from agent.runtimes.config_file import Overlay
 
@@ -114,7 +114,7 @@ def require(node: CrioNode, host: HostRoot) -> None:
     one has any program run as root. Raises Refused."""
     looked = (os.path.dirname(node.hook.host), *node.hooks_read, *node.hooks_later)
     for name in dict.fromkeys(os.path.normpath(name) for name in looked):
-        trusted.require(host, name, f"use the hooks directory {name}")
+        trust.require(host, name, f"use the hooks directory {name}")
 
 
 def _hooks(node: CrioNode, host: HostRoot, overlay: Overlay) -> Iterator[Hook]:

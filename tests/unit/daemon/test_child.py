@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from agent.cri.client import Answer
-from agent.daemon import child, repeated_causes, supervisor
+from agent.daemon import child, repeat_filter, supervisor
 from agent.daemon.child import Inherited
 from agent.decide import Evidence, Question, Switch, decide
 from agent.errors import AgentError, PutOff, Refused, RollbackFailed, RolledBack
@@ -55,7 +55,7 @@ class Child:
         self._monkeypatch.setattr(child, "converge", converge)
         reader, writer = os.pipe()
         os.set_blocking(reader, False)
-        inherited = Inherited(self._told, writer, self._told, 0.0, afresh=False)
+        inherited = Inherited(self._told, writer, self._told, 0.0, refresh=False)
         try:
             code = child.work(self.ctx, inherited)
         except ZeroDivisionError:
@@ -85,7 +85,7 @@ def test_failure_is_said_once_in_ten_minutes(run: Child) -> None:
     for _ in range(3):
         run.work(fails)
     assert run.errors() == ["cannot use it: it is broken"]
-    run.now += repeated_causes.AGAIN + 1
+    run.now += repeat_filter.AGAIN + 1
     run.work(fails)
     assert len(run.errors()) == 2
     run.work(lambda _: done())

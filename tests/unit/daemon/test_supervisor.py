@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from agent.daemon import supervisor
-from agent.daemon.supervisor import Keeper, Wishes, backoff, jittered, signature
+from agent.daemon.supervisor import Loop, Requests, backoff, jittered, signature
 
 
 class Stop(Exception):
@@ -24,8 +24,8 @@ class Stop(Exception):
 
 
 class World:
-    """Time, files and children of a keeper. `ends` is what each child does: it returns an exit
-    code and a watch list; after the last one the keeper is told to stop."""
+    """Time, files and children of a loop. `ends` is what each child does: it returns an exit
+    code and a watch list; after the last one the loop is told to stop."""
 
     def __init__(self, *ends: Callable[[World], tuple[int, tuple[bytes, ...] | None]]) -> None:
         self.ends = list(ends)
@@ -33,17 +33,17 @@ class World:
         self.files: dict[bytes, int] = {}
         self.events: dict[float, Callable[[World], None]] = {}  # by time
         self.runs: list[float] = []
-        self.wishes = Wishes()
+        self.requests = Requests()
 
     def keep(self) -> int:
         """Run to the end; gives the exit code."""
-        return Keeper(self.converge, self.wait, self.wishes, lambda: self.now, self.look).keep(600)
+        return Loop(self.converge, self.wait, self.requests, lambda: self.now, self.look).run(600)
 
     def converge(self) -> tuple[int, tuple[bytes, ...] | None]:
         self.runs.append(self.now)
         result = self.ends.pop(0)(self)
         if not self.ends:
-            self.wishes.stop = True
+            self.requests.stop = True
         return result
 
     def wait(self, seconds: float) -> None:
@@ -135,8 +135,8 @@ def test_whole_look_is_due_by_time_or_request_only() -> None:
 
     def noted(code: int) -> Callable[[World], tuple[int, tuple[bytes, ...]]]:
         def end(world: World) -> tuple[int, tuple[bytes, ...]]:
-            asked.append(world.wishes.afresh)
-            world.wishes.afresh = False
+            asked.append(world.requests.refresh)
+            world.requests.refresh = False
             return code, (b"/a",)
 
         return end
@@ -199,18 +199,18 @@ def test_wish_to_look_now_is_kept_during_a_convergence() -> None:
     """Also one that comes while a convergence runs."""
 
     def asked(world: World) -> tuple[int, tuple[bytes, ...]]:
-        world.wishes.now = True
+        world.requests.converge = True
         return right(world)
 
     world = World(right, right, asked, right)
-    world.events[9.0] = lambda w: setattr(w.wishes, "now", True)
+    world.events[9.0] = lambda w: setattr(w.requests, "converge", True)
     world.keep()
     assert world.runs == [0, 0, 9.0, 9.0]
 
 
 def test_stop_while_waiting_ends_at_once() -> None:
     world = World(right, right, right)
-    world.events[3.0] = lambda w: setattr(w.wishes, "stop", True)
+    world.events[3.0] = lambda w: setattr(w.requests, "stop", True)
     assert world.keep() == 0
     assert (world.now, world.runs) == (3.0, [0, 0])
 

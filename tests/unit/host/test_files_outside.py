@@ -145,7 +145,7 @@ def directory(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     if request.param == "nameless":
         yield path
         return
-    with mock.patch.object(files, "_nameless", return_value=None):
+    with mock.patch.object(files, "_open_nameless", return_value=None):
         yield path
 
 
@@ -178,7 +178,7 @@ def test_place_without_a_way_is_refused(tmp_path: Path) -> None:
         raise OSError(errno.EXDEV, "another mount")
 
     with (
-        mock.patch.object(files, "_nameless", return_value=None),
+        mock.patch.object(files, "_open_nameless", return_value=None),
         mock.patch.object(os, "link", rename),
         pytest.raises(Refused, match=r"^cannot write 99\.conf in one step.*mount .* as a whole"),
     ):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from agent.host import isolation
-from agent.host.isolation import CannotIsolate, Isolated, View
+from agent.host.isolation import CannotIsolate, IsolatedProgram, View
 from agent.host.paths import HostRoot
 from tests.tools.nobody import as_nobody
 from tests.tools.waiting import SOON
@@ -32,7 +32,7 @@ def work(tmp_path: Path) -> Path:
     return found
 
 
-def ended(program: Isolated) -> str:
+def ended(program: IsolatedProgram) -> str:
     """Wait for the end of a program; gives what it said."""
     deadline = time.monotonic() + SOON
     while not program.has_ended():
@@ -44,7 +44,7 @@ def ended(program: Isolated) -> str:
 def shell(script: str, view: View, root: str = "/") -> str:
     """What a shell says that does this, its streams together."""
     argv = ["/bin/sh", "-c", script]
-    with isolation.started(HostRoot(root), argv, _ENV, view) as program:
+    with isolation.start(HostRoot(root), argv, _ENV, view) as program:
         return ended(program)
 
 
@@ -130,7 +130,7 @@ def test_end_takes_everything_along(work: Path) -> None:
     """Also what has left its session."""
     script = "setsid sleep 1000 & echo $!; exec sleep 1000"
     argv = ["/bin/sh", "-c", script]
-    with isolation.started(HostRoot("/"), argv, _ENV, View(str(work))) as program:
+    with isolation.start(HostRoot("/"), argv, _ENV, View(str(work))) as program:
         deadline = time.monotonic() + SOON
         while not program.output():
             assert time.monotonic() < deadline
@@ -146,7 +146,7 @@ def test_program_ends_with_us(work: Path) -> None:
     """A killed agent leaves nothing running."""
     code = (
         "import sys, time; from agent.host.isolation import *; from agent.host.paths import *\n"
-        f"with started(HostRoot('/'), ['/bin/sleep', '1000'], {{}}, View('{work}')) as program:\n"
+        f"with start(HostRoot('/'), ['/bin/sleep', '1000'], {{}}, View('{work}')) as program:\n"
         "    print(program.pid, flush=True); time.sleep(1000)"
     )
     with subprocess.Popen(
@@ -164,8 +164,8 @@ def test_program_ends_with_us(work: Path) -> None:
 def test_mounts_are_read_only_on_kernels_before_5_12(work: Path) -> None:
     """Before Linux 5.12 every mount is made read-only by itself."""
     code = (
-        "from agent.host import isolated; isolated._mount('', '/', '', isolated._ALL | "
-        "isolated._PRIVATE); isolated._remount_each_read_only()\n"
+        "from agent.host import isolation_child as child; child._mount('', '/', '', child._ALL | "
+        "child._PRIVATE); child._remount_each_read_only()\n"
         f"try: open('{work}/new', 'w')\nexcept OSError as error: print(error.strerror)"
     )
     done = subprocess.run(
@@ -179,7 +179,7 @@ def test_without_rights_nothing_is_started(tmp_path: Path, work: Path) -> None:
     code = (
         "from agent.host.isolation import *; from agent.host.paths import *\n"
         "try:\n"
-        f"    with started(HostRoot('/'), ['/bin/true'], {{}}, View('{work}')): pass\n"
+        f"    with start(HostRoot('/'), ['/bin/true'], {{}}, View('{work}')): pass\n"
         "except CannotIsolate as error: print(error)"
     )
     done = subprocess.run(
@@ -193,6 +193,6 @@ def test_without_rights_nothing_is_started(tmp_path: Path, work: Path) -> None:
 
 def test_missing_program_leaves_no_process(work: Path) -> None:
     """No process is left, and the name is told."""
-    program = isolation.started(HostRoot("/"), ["/no/such"], _ENV, View(str(work)))
+    program = isolation.start(HostRoot("/"), ["/no/such"], _ENV, View(str(work)))
     with pytest.raises(CannotIsolate, match=r"run the program \(/no/such\): no such file"), program:
         pass

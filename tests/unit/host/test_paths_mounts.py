@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -52,8 +53,20 @@ def test_own_mount_has_its_name_on_the_host(root: Path, monkeypatch: pytest.Monk
     assert place.host == "/etc/containerd/conf.d/99-nvidia.toml"
     assert place.agent == f"{own}/conf.d/99-nvidia.toml"
     assert host.on_mount(place)
-    # From now on the host's name leads there too: the root may be mounted read-only.
+    # The host's name leads there too, if the mount was named: the root may be mounted read-only.
+    host = host.with_mounts_of(str(own))
     assert host.resolve("/etc/containerd/conf.d").agent == f"{own}/conf.d"
+
+
+def test_looking_changes_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a host root answers does not depend on what it was asked before."""
+    host, own = daemonset(root)
+    alias(monkeypatch, own, root / "etc/containerd")
+    before = host.resolve("/etc/containerd")
+    host.locate(f"{own}/conf.d/99-nvidia.toml")
+    assert host.resolve("/etc/containerd") == before
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        host.views = ()  # type: ignore[misc]
 
 
 def test_own_mount_behind_a_link_keeps_its_host_name(
@@ -71,6 +84,7 @@ def test_own_mount_behind_a_link_keeps_its_host_name(
     host = HostRoot(str(root), mounts)
     place = host.locate(f"{own}/toolkit")
     assert place == HostPath(f"{own}/toolkit", f"{root.parent}/usrlocal/nvidia/toolkit")
+    host = host.with_mounts_of(str(own))
     assert host.agent_path(f"{own}/toolkit") == f"{own}/toolkit"
 
 

@@ -33,8 +33,8 @@ def test_writable_files_have_no_obstacle(tmp_path: Path) -> None:
     for name in ("there", "new", "a/b/c/new"):
         need = Need(str(tmp_path / name), (10,))
         assert code(need) is None
-        assert writable.without_space([need]) is None
-    assert files.has_nameless(str(tmp_path))
+        assert writable.first_without_space([need]) is None
+    assert files.has_nameless_files(str(tmp_path))
     after = [
         (p, p.stat().st_mtime_ns, p.stat().st_ctime_ns) for p in (tmp_path, *tmp_path.iterdir())
     ]
@@ -94,4 +94,4 @@ def test_missing_space_is_seen(
         setattr(Found, key, value)
     monkeypatch.setattr(os, "statvfs", lambda _: Found())
     first, second = (Need(str(tmp_path / name), (4096,)) for name in "ab")
-    assert writable.without_space([first, second]) is (None if enough else second)
+    assert writable.first_without_space([first, second]) is (None if enough else second)

@@ -149,7 +149,7 @@ def test_failure_of_an_earlier_version_is_forgotten(scene: Scene) -> None:
     mark = candidate.mark(HOST, scene.node(), scene.edits())
     path = Path(scene.store.path("failed.json"))
     path.write_text(f'{{"format": 1, "candidates": {{"{mark}": "it died"}}}}')
-    assert scene.store.failed() == {mark: Failure("it died", 0.0)}
+    assert scene.store.failures() == {mark: Failure("it died", 0.0)}
     scene.now = 1e9
     assert not scene.refused()
 

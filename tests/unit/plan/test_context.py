@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,11 @@ def settings(root: Path, entry: str = "toolkit-agent", **options: str) -> Settin
 def seen_in_a_container(monkeypatch: pytest.MonkeyPatch, root: Path, *mounts: Mount) -> None:
     """Let the table of mounts be a container's."""
     table = (Mount("/", "0:30", "/"), Mount(str(root), "8:1", "/"), *mounts)
-    monkeypatch.setattr(context, "open_host_root", lambda given: HostRoot(given or "/", table))
+
+    def open_host_root(given: str | None, named: Iterable[str]) -> HostRoot:
+        return HostRoot(given or "/", table).with_mounts_of(*named)
+
+    monkeypatch.setattr(context, "open_host_root", open_host_root)
 
 
 def test_state_is_kept_on_the_host(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,6 +78,25 @@ def test_read_only_host_keeps_state_beside_the_toolkit(
     read_only(monkeypatch, root)
     ctx = open_context(settings(root, toolkit_install_dir=str(own)))
     assert ctx.store.directory == f"{own}/.toolkit-agent"
+
+
+def test_mounts_of_options_are_known_from_the_start(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal names files of the host. They are found on the mounts that the options name,
+    whatever was looked at before."""
+    own, beside = tmp_path / "drop-in", tmp_path / "cdi"
+    for directory in (own, beside):
+        directory.mkdir()
+    seen_in_a_container(monkeypatch, root, Mount(str(beside), "8:1", "/cdi"))
+    ctx = open_context(
+        settings(
+            root, cdi_output_dir=str(beside), drop_in_config=f"{own}/99-nvidia.toml",
+            drop_in_config_host_path="/etc/containerd/conf.d/99-nvidia.toml",
+        )
+    )  # fmt: skip
+    assert ctx.host.agent_path("/etc/containerd/conf.d/x") == f"{own}/x"
+    assert ctx.host.agent_path(f"{beside}/x") == f"{beside}/x"
 
 
 def test_nowhere_to_keep_a_journal_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.cri.process import Process, is_unit, start_time
+from agent.cri.process import Process, is_service_name, start_time
 from agent.errors import Refused
 from agent.host.paths import HostRoot
 from agent.runtimes import restart
@@ -209,7 +209,7 @@ def test_signal_to_the_dead_is_no_failure(child: subprocess.Popen[bytes]) -> Non
 )
 def test_only_service_names_reach_systemctl(name: str, valid: bool) -> None:
     """Only a service's name may go onto systemctl's command line: no option, no glob, no path."""
-    assert is_unit(name) is valid
+    assert is_service_name(name) is valid
 
 
 def test_journal_with_an_odd_target_is_nobodys_business() -> None:

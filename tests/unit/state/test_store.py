@@ -76,7 +76,7 @@ def store(tmp_path: Path) -> Store:
 
 def test_directory_is_for_its_owner_only(store: Store) -> None:
     """Originals may hold the credentials of a registry."""
-    store.keep(b"secret")
+    store.keep_original(b"secret")
     store.remember(MEMORY)
     for path in [Path(store.directory), *Path(store.directory).rglob("*")]:
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
@@ -95,7 +95,7 @@ def test_new_node_remembers_nothing(store: Store) -> None:
     """A new node remembers nothing, and asking writes nothing."""
     assert store.memory() == Memory()
     assert store.journal() is None
-    assert store.failed() == {}
+    assert store.failures() == {}
     assert sorted(p.name for p in Path(store.directory).iterdir()) == ["originals"]
 
 
@@ -142,12 +142,12 @@ def test_failure_is_remembered_until_it_is_forgotten(store: Store) -> None:
     """With its reason, cut where it is endless."""
     store.remember_failure("f", Failure("it died " * 1000, 1.0))
     store.remember_failure("g", Failure("it hung", 2.0))
-    assert set(store.failed()) == {"f", "g"}
-    assert store.failed()["f"].why.startswith("it died")
-    assert len(store.failed()["f"].why) <= 1000
+    assert set(store.failures()) == {"f", "g"}
+    assert store.failures()["f"].why.startswith("it died")
+    assert len(store.failures()["f"].why) <= 1000
     store.forget_failure()
     store.forget_failure()
-    assert store.failed() == {}
+    assert store.failures() == {}
 
 
 def test_oldest_failures_are_forgotten_first(store: Store) -> None:
@@ -155,7 +155,7 @@ def test_oldest_failures_are_forgotten_first(store: Store) -> None:
     marks = [chr(ord("z") - n) for n in range(20)]
     for mark in marks:
         store.remember_failure(mark, Failure("it died", 1.0))
-    kept = list(store.failed())
+    kept = list(store.failures())
     assert kept == marks[-len(kept) :]
     assert 2 <= len(kept) < 20
 
@@ -226,36 +226,40 @@ def test_file_cut_anywhere_is_refused(store: Store) -> None:
 def test_directory_in_the_place_of_a_file_is_refused(name: str, store: Store) -> None:
     """By name."""
     Path(store.path(name)).mkdir()
-    ask = {"memory.json": store.memory, "journal.json": store.journal, "failed.json": store.failed}
+    ask = {
+        "memory.json": store.memory,
+        "journal.json": store.journal,
+        "failed.json": store.failures,
+    }
     with pytest.raises(Refused, match=rf"^cannot read .*/{name}: it is a directory"):
         ask[name]()
 
 
 def test_originals_are_kept_under_their_digest(store: Store) -> None:
     """The same bytes once; what is in use is not pruned."""
-    kept, other = store.keep(b"one"), store.keep(b"two")
-    assert store.keep(b"one") == kept
-    assert store.bytes_of(kept) == b"one"
+    kept, other = store.keep_original(b"one"), store.keep_original(b"two")
+    assert store.keep_original(b"one") == kept
+    assert store.original_bytes(kept) == b"one"
     store.prune(Memory({"/f": Original(kept, 0o644, 0, 0, None)}))
-    assert store.bytes_of(kept) == b"one"
+    assert store.original_bytes(kept) == b"one"
     with pytest.raises(Refused, match=rf"^cannot restore: .*{other} is missing or damaged"):
-        store.bytes_of(other)
+        store.original_bytes(other)
 
 
 def test_damaged_original_is_never_restored(store: Store) -> None:
     """Other bytes than those of its name are none of ours."""
-    kept = store.keep(b"one")
+    kept = store.keep_original(b"one")
     Path(store.path(f"originals/{kept}")).write_bytes(b"onf")
     with pytest.raises(Refused, match=r"^cannot restore"):
-        store.bytes_of(kept)
+        store.original_bytes(kept)
 
 
 def test_damaged_original_is_kept_anew(store: Store) -> None:
     """A name that is there proves nothing about the bytes behind it."""
-    kept = store.keep(b"one")
+    kept = store.keep_original(b"one")
     Path(store.path(f"originals/{kept}")).write_bytes(b"")
-    store.keep(b"one")
-    assert store.bytes_of(kept) == b"one"
+    store.keep_original(b"one")
+    assert store.original_bytes(kept) == b"one"
 
 
 @pytest.mark.parametrize("code", CODES, ids=lambda code: str(errno.errorcode[code]))

@@ -20,7 +20,7 @@ from typing import Any, Self
 from unittest import mock
 
 from agent import status
-from agent.host import files, nodes, safe, trees
+from agent.host import files, mknod, nofollow, trees
 from agent.state import store
 from agent.transaction import file_changes
 
@@ -34,7 +34,7 @@ _ALLOCATING = frozenset({"write", "mkdir"})
 _CHANGING = frozenset(
     "link symlink write rename exchange unlink mkdir rmdir chmod fchmod fchown mknod".split()
 )
-_MODULES = (files, nodes, trees, store, file_changes, status)
+_MODULES = (files, mknod, trees, store, file_changes, status)
 
 CODES = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EPERM)
 
@@ -102,10 +102,9 @@ class Faults:
         with ExitStack() as stack:
             for module in _MODULES:
                 stack.enter_context(mock.patch.object(module, "os", _Os(self)))
-            # Opening a directory counts as one call, in whichever way it is done.
-            for name in ("openat2", "walk"):
-                call = _Os(self).wrapped(name, getattr(safe, name))
-                stack.enter_context(mock.patch.object(safe, name, call))
+            # Opening a directory counts as one call.
+            walk = _Os(self).wrapped("walk", nofollow.walk)
+            stack.enter_context(mock.patch.object(nofollow, "walk", walk))
             exchange = _Os(self).wrapped("exchange", trees.exchange)
             stack.enter_context(mock.patch.object(trees, "exchange", exchange))
             yield

@@ -75,10 +75,11 @@ class Host:
         entry: Entry = "toolkit-agent",
     ) -> Context:  # fmt: skip
         """A run with these variables."""
-        root = HostRoot(str(self.root), mounts)
-        root.add_view(str(self.directory), str(self.directory))
+        settings = resolve({}, env or {}, entry)
+        root = HostRoot(str(self.root), tuple(mounts)).with_mounts_of(*settings.host_paths)
+        root = root.with_view(str(self.directory), str(self.directory))
         return Context(
-            settings=resolve({}, env or {}, entry),
+            settings=settings,
             host=root,
             store=Store(str(self.directory / "state"), root),
             publisher=Publisher(str(self.directory / "status"), host=root),

@@ -128,7 +128,7 @@ def test_running_dependents_are_restarted_once_each() -> None:
             return table[name]
 
     root = Unit("root", "loaded", "active", carries=("a", "d"))
-    assert units.along(Table(Bus()), root) == ("a", "d", "e")
+    assert units.units_restarted_with(Table(Bus()), root) == ("a", "d", "e")
 
 
 def test_bound_units_stay_dead_after_a_signal() -> None:
@@ -148,12 +148,12 @@ def test_bound_units_stay_dead_after_a_signal() -> None:
         def ties(self, name: str) -> Ties:
             return table[name]
 
-    assert units.lost(Table(Bus()), "root") == ("docker", "shipyard")
-    assert [units.leaves_dead(Ties(restart=word)) for word in ("always", "on-success", "")] == [
+    assert units.units_left_stopped(Table(Bus()), "root") == ("docker", "shipyard")
+    assert [units.stays_stopped(Ties(restart=word)) for word in ("always", "on-success", "")] == [
         False, False, False,
     ]  # fmt: skip
-    assert units.leaves_dead(Ties(restart="no"))
-    assert units.leaves_dead(Ties(restart="on-failure"))
+    assert units.stays_stopped(Ties(restart="no"))
+    assert units.stays_stopped(Ties(restart="on-failure"))
 
 
 def test_dead_units_are_started_once() -> None:

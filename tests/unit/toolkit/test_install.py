@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -265,7 +266,7 @@ def test_place_in_a_container_is_refused(host: Host) -> None:
     assert propose(host, 3, *mounts, TOOLKIT_INSTALL_DIR=str(own)).problem is None
     source = {"TOOLKIT_SOURCE_ROOT": str(host.at("/packages"))}
     ctx = host.context(source, mounts[:1])
-    ctx.host.add_view(str(own), "/usr/local/nvidia")
+    ctx = replace(ctx, host=ctx.host.with_view(str(own), "/usr/local/nvidia"))
     problem = proposed(ctx, decision(3)).problem
     assert isinstance(problem, Refused)
     assert f"cannot install the toolkit in {TOOLKIT}: it is not on a mount of the" in str(problem)

@@ -52,7 +52,7 @@ def test_proven_change_leaves_files_memory_and_originals(node: Node) -> None:
     for name, text in OLD.items():
         digest = remembered[str(node.etc / name)].digest
         assert digest is not None
-        assert store.bytes_of(digest) == text.encode()
+        assert store.original_bytes(digest) == text.encode()
 
 
 @pytest.mark.parametrize("verdict", ["bad", "dead"])

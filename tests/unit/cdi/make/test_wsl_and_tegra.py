@@ -296,7 +296,7 @@ def test_nvml_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(gpus, "ask", ask)
     store = SimpleNamespace(read=lambda _: None)
     ctx: Any = SimpleNamespace(
-        store=store, boot_id="boot", host=HostRoot(str(tmp_path)), ask_again=True
+        store=store, boot_id="boot", host=HostRoot(str(tmp_path)), refresh=True
     )
     with open(tmp_path / "nvml", "wb") as file:
         for proposal in (Gpus(ctx), Gpus(ctx)):

@@ -9,7 +9,7 @@ import pytest
 
 from agent.errors import Refused
 from agent.host.paths import HostRoot
-from agent.host.trusted import opened
+from agent.host.trust import open_path
 
 _USER = 1234
 
@@ -60,7 +60,7 @@ def test_every_part_of_the_way_is_judged(
     root: Path, name: str, path: str, distrust: str | None
 ) -> None:
     """What is opened is what the host means by the name, and the reason names the part."""
-    with opened(HostRoot(str(root)), name) as found:
+    with open_path(HostRoot(str(root)), name) as found:
         assert found.path.host == path
         assert os.path.normpath(found.path.agent) == os.path.realpath(f"{root}{path}")
         assert os.path.samestat(os.fstat(found.fd), os.stat(f"{root}{path}"))
@@ -88,7 +88,7 @@ def test_part_of_somebody_else_is_distrusted(
 ) -> None:
     """A part that belongs to somebody else is not root's to name."""
     os.chown(root / given, _USER, _USER, follow_symlinks=False)
-    with opened(HostRoot(str(root)), name) as found:
+    with open_path(HostRoot(str(root)), name) as found:
         if distrust is None:
             assert found.distrust is None
         else:
@@ -97,7 +97,7 @@ def test_part_of_somebody_else_is_distrusted(
 
 def test_read_by_the_descriptor(root: Path) -> None:
     """A link that is put in the place of what was judged changes nothing."""
-    with opened(HostRoot(str(root)), "/usr/lib/libx.so", os.O_RDONLY) as found:
+    with open_path(HostRoot(str(root)), "/usr/lib/libx.so", os.O_RDONLY) as found:
         (root / "usr/lib/libx.so").unlink()
         (root / "usr/lib/libx.so").symlink_to("/etc/shadow")
         assert os.read(found.fd, 100) == b"usr/lib/libx.so"
@@ -111,7 +111,7 @@ def test_missing_file_leaves_nothing_open(root: Path, name: str) -> None:
     (root / "dangling").symlink_to("nowhere")
     (root / "loop").symlink_to("loop")
     before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(OSError, match="Errno"), opened(HostRoot(str(root)), name):
+    with pytest.raises(OSError, match="Errno"), open_path(HostRoot(str(root)), name):
         pass
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -119,7 +119,7 @@ def test_missing_file_leaves_nothing_open(root: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["/usr/../../x", "/a\nb", "/" + "x" * 5000])
 def test_impossible_path_is_refused(root: Path, name: str) -> None:
     """What no path of the host can be."""
-    with pytest.raises(Refused), opened(HostRoot(str(root)), name):
+    with pytest.raises(Refused), open_path(HostRoot(str(root)), name):
         pass
 
 
@@ -127,7 +127,7 @@ def test_links_of_a_process_are_refused() -> None:
     """They lead to what has no name on the host."""
     with (
         pytest.raises(Refused, match="into a process"),
-        opened(HostRoot("/"), f"/proc/{os.getpid()}/cwd/x"),
+        open_path(HostRoot("/"), f"/proc/{os.getpid()}/cwd/x"),
     ):
         pass
 
@@ -138,12 +138,11 @@ def test_way_is_judged_from_our_mount_on(
     """What a mount of our own shows is judged there, from the mount on."""
     elsewhere = tmp_path_factory.mktemp("view")
     (elsewhere / "nvidia.yaml").write_text("x")
-    host = HostRoot(str(root))
-    host.add_view(str(elsewhere), "/etc/cdi")
+    host = HostRoot(str(root)).with_view(str(elsewhere), "/etc/cdi")
     (root / "etc").mkdir()
-    with opened(host, "/etc/cdi/nvidia.yaml", os.O_RDONLY) as found:
+    with open_path(host, "/etc/cdi/nvidia.yaml", os.O_RDONLY) as found:
         assert (found.path.host, found.distrust) == ("/etc/cdi/nvidia.yaml", None)
         assert os.path.samestat(os.fstat(found.fd), (elsewhere / "nvidia.yaml").stat())
     (elsewhere / "nvidia.yaml").chmod(0o666)
-    with opened(host, "/etc/cdi/nvidia.yaml") as found:
+    with open_path(host, "/etc/cdi/nvidia.yaml") as found:
         assert (found.distrust or "").startswith("/etc/cdi/nvidia.yaml can be written")

@@ -1,6 +1,6 @@
 """Making device nodes.
 
-Invariant: a name shows a node with its numbers and its mode, or what was there before.
+Invariant: a name shows a node with its final numbers and mode, or what was there before.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import os
 import stat
 
 from agent.errors import reason
-from agent.host import safe
-from agent.host.temporary import name_for
+from agent.host import nofollow
+from agent.host.files import temporary_name
 
 _MKNOD = 27  # CAP_MKNOD, capabilities(7)
 _NOT_ONE = "it is no device node; move it away"
 
 
 def obstacle(path: str) -> str | None:
-    """Why no node can be made at an agent path, as far as that can be told without trying."""
+    """Why no node can be made at an agent path, as far as that shows without trying; or None."""
     try:
         if not stat.S_ISCHR(os.stat(path, follow_symlinks=False).st_mode):
             return _NOT_ONE
@@ -36,18 +36,17 @@ def _may_make() -> bool:
         with open("/proc/self/status", encoding="ascii", errors="replace") as file:
             rights = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
     except (OSError, StopIteration, ValueError, IndexError):
-        return True  # the attempt will tell
+        return True  # the attempt will show it
     return bool(rights >> _MKNOD & 1)
 
 
 def make(path: str, major: int, minor: int, mode: int) -> None:
-    """Have a character device at an agent path whose links were followed. Raises OSError.
+    """Make a character device at a resolved agent path. Raises OSError.
 
-    Only another node is replaced, never a file, a link or a directory.
+    It replaces a character device only, never a file, a link or a directory.
     """
-    above, base = os.path.split(path)
-    temporary = name_for(base)
-    with safe.directory_to_change(above) as directory:
+    with nofollow.open_parent(path) as (directory, base):
+        temporary = temporary_name(base)
         try:
             found = os.stat(base, dir_fd=directory, follow_symlinks=False)
         except FileNotFoundError:
@@ -66,8 +65,8 @@ def make(path: str, major: int, minor: int, mode: int) -> None:
 
 
 def _set_mode(above: int, name: str, numbers: int, mode: int) -> None:
-    """Give the node that was just made its mode, by its descriptor: the driver's container can
-    write /dev of its root, and put a link or another file in the place of the node."""
+    """Give a new node its mode, by its descriptor, because the driver's container can write to /dev
+    of its root and could put a link or another file in the place of the node."""
     fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
     try:
         found = os.fstat(fd)

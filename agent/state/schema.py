@@ -1,7 +1,7 @@
-"""What the values in the state directory may be: types and ranges, by the names of the fields.
+"""Types and ranges of the values in the state directory, by field name.
 
-Invariant: what passes here can be handed to the kernel and to base64 without an error of Python's.
-A file that somebody damaged ends in one line that names it.
+Invariant: a value that passes can be given to the kernel and to base64 without an exception. A
+damaged file therefore ends in one error that names it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _number(high: int) -> Check:
 
 
 def _each(*checks: Check) -> Check:
-    """A list with as many items; a tuple, where it was not written to a file yet."""
+    """A list with one item for each check; or a tuple, before it was written to a file."""
     return lambda value: (
         isinstance(value, list | tuple)
         and len(value) == len(checks)
@@ -55,14 +55,14 @@ def mapping(value: Any) -> bool:
 
 
 def path(value: Any) -> bool:
-    """An absolute path that the kernel takes."""
+    """An absolute path that the kernel accepts."""
     if not isinstance(value, str) or not value.startswith("/") or len(value) > 4000:
         return False
     return not _CONTROL.search(value)
 
 
 def _keys(value: Any) -> bool:
-    """Values by path, each path a list of names in JSON (see `ownership`)."""
+    """Values by path in a TOML file, each path a list of names in JSON."""
     return isinstance(value, dict) and all(map(_is_path, value))
 
 
@@ -83,7 +83,7 @@ def _base64(value: Any) -> bool:
 
 _ID = _number((1 << 63) - 1)  # of a process, or when it started
 
-# A field that is not there has a default, or is missed by whoever needs it.
+# A missing field has a default, or is an error where the value is needed.
 FILE: Mapping[str, Check] = {
     "host": path, "before": _or_none(text), "after": _or_none(text), "digest": _or_none(text),
     "written": _or_none(text), "mode": _number(0o7777), "uid": _number((1 << 32) - 2),
@@ -109,7 +109,7 @@ WANTED: Mapping[str, Check] = {
 
 
 def require(data: Any, table: Mapping[str, Check]) -> None:
-    """Raise ValueError for the first value that is not what its field has."""
+    """Raise ValueError for the first value that does not fit its field."""
     if not isinstance(data, dict):
         raise ValueError("it is no mapping")
     for name, check in table.items():

@@ -15,27 +15,12 @@ from pathlib import Path
 import pytest
 
 from agent.errors import Refused
-from agent.host import files, lock, safe, syscalls
+from agent.host import files, lock, nofollow
 from agent.host.paths import HostRoot
 from tests.tools.beside import beside
 
 PROJECT = Path(__file__).resolve().parents[3]
 STATE = files.new_state(b"new = 1\n")
-
-
-@pytest.fixture(params=["openat2", "old kernel", "filter"], autouse=True)
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """All that is told here holds with the system call and without it."""
-    name: str = request.param
-    codes = {"old kernel": errno.ENOSYS, "filter": errno.EPERM}
-    if name in codes:
-        monkeypatch.setattr(syscalls, "_libc", lambda: lambda *_: (-1, codes[name]))
-    else:
-        try:
-            os.close(safe.openat2("/", os.O_PATH))
-        except OSError as error:
-            pytest.skip(f"this kernel has no openat2: {error}")
-    return name
 
 
 @pytest.fixture
@@ -87,9 +72,8 @@ CASES: dict[str, int] = {
 
 Opener = Callable[[str], contextlib.AbstractContextManager[int]]
 OPENERS: dict[str, Opener] = {
-    "look": safe.directory,
-    "list": lambda path: safe.directory(path, os.O_RDONLY),
-    "change": safe.directory_to_change,
+    "look": nofollow.open_directory,
+    "list": lambda path: nofollow.open_directory(path, os.O_RDONLY),
 }
 
 
@@ -176,7 +160,7 @@ OPERATIONS: dict[str, Callable[[str], object]] = {
     "make": lambda path: files.make_directories(path + ".d"),
     "unmake": lambda path: files.remove_directories((os.path.dirname(path) + "/empty",)),
     "lock": lambda path: os.close(lock.take(path)),
-    "open": lambda path: files.opened(path).__enter__(),
+    "open": lambda path: files.open_file(path).__enter__(),
 }
 
 

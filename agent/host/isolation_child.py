@@ -1,10 +1,10 @@
-"""The child side of `isolation`: makes the namespaces, and becomes the program.
+"""The child process of `agent.host.isolation`: it makes the namespaces and runs the program.
 
-Invariant: every mount that the host has is read-only before the program starts, so that nothing it
-writes reaches the host. This process imports next to nothing and starts no thread.
+Invariant: every mount of the host is read-only before the program starts, so that no write reaches
+the host. This process imports little and starts no thread.
 
-Its standard input is the JSON of `isolation.View` and the program. On its standard output it prints
-`pid N`, N being the program's pid as the parent sees it, or `cannot WHY`.
+Standard input is JSON: the fields of `isolation.View`, and the program. Standard output is one
+line: `pid N`, with the program's pid as the parent sees it, or `cannot` and the reason.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _AT_CWD, _RECURSIVE = -100, 0x8000  # mount_setattr
 
 
 class _CannotStart(Exception):
-    """There will be no program; the message says why."""
+    """The program cannot be started; the message says why."""
 
 
 def main() -> NoReturn:
@@ -76,7 +76,7 @@ def _words(step: str, error: OSError) -> str:
 
 
 def _become(given: dict[str, Any], failed: int) -> NoReturn:
-    """Process 1 of the new namespaces: prepares its view of the host and executes the program."""
+    """Process 1 of the new namespaces: prepare the view of the host, and execute the program."""
     step = "start"
     try:
         null = os.open(os.devnull, os.O_RDONLY)
@@ -131,33 +131,34 @@ def _make_read_only() -> None:
     try:
         syscalls.call(_MOUNT_SETATTR, _AT_CWD, b"/", _RECURSIVE, attributes, len(attributes))
     except OSError as error:
-        # Before Linux 5.12 there is no such call, and old filters of containers turn it down.
+        # Linux before 5.12 has no such call, and old seccomp filters refuse it.
         if error.errno not in (errno.ENOSYS, errno.EPERM):
             raise
         _remount_each_read_only()
-    # A runtime sets its own oom_score_adj. In a pod whose /proc is masked, it stays read-only.
+    # A runtime sets its own oom_score_adj. In a pod with a masked /proc this mount fails, and /proc
+    # stays read-only.
     with contextlib.suppress(OSError):
         _mount("proc", "/proc", "proc", 0)
 
 
 def _remount_each_read_only() -> None:
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        mounts = [tuple(line.split(" ", 6)[4:6]) for line in file]  # all, before any is changed
+        mounts = [tuple(line.split(" ", 6)[4:6]) for line in file]  # all, before one changes
     for name, options in mounts:
         point = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), name)
         kept = sum(_FLAGS.get(word, 0) for word in options.split(","))
         try:
             _mount("", point, "", _REMOUNT | _BIND | _READ_ONLY | kept)
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.EINVAL):  # another mount hides this one
+            if error.errno not in (errno.ENOENT, errno.EINVAL):  # hidden by another mount
                 raise
 
 
 def _set_up_network() -> None:
-    """Loopback with a default route and a global address.
+    """Set up loopback, with a default route and a global address.
 
-    Without a `stream_server_address` containerd looks for the address of the interface that has the
-    default route, and does not serve the CRI where there is none (observed on 1.6).
+    Without a `stream_server_address` containerd takes the address of the interface with the default
+    route, and does not serve the CRI where there is none (observed on 1.6).
     """
     up, has_route, documentation = 0x1 | 0x8 | 0x40, 0x1, "192.0.2.1"
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
@@ -177,7 +178,7 @@ def _set_up_network() -> None:
 
 
 class _Text:
-    """A C string whose address a structure needs."""
+    """A C string with its address, for a structure."""
 
     def __init__(self, text: bytes) -> None:
         import ctypes
@@ -187,10 +188,9 @@ class _Text:
 
 
 class _Stage:
-    """The program's view of the file system. Every path is the host's, below its root.
+    """Prepares the file system as the program sees it. All paths are host paths.
 
-    `work` is an existing directory; it is empty and writable then. What is written for the program
-    lies in there and is mounted over the real names.
+    The files that are made for the program lie in `work`, and are mounted over the real names.
     """
 
     def __init__(self, given: dict[str, Any]) -> None:
@@ -199,7 +199,7 @@ class _Stage:
         self._count = 0
 
     def prepare(self) -> None:
-        """Mount what the view says. Raises OSError or _CannotStart."""
+        """Mount what `View` describes. Raises OSError or _CannotStart."""
         visible = [(path, os.open(path, os.O_PATH)) for path in self._given["visible"]
                    if os.path.lexists(path)]  # fmt: skip
         for path in (self._work, *self._given["writable"]):
@@ -215,12 +215,12 @@ class _Stage:
     def _make_writable(self, path: str) -> None:
         if os.path.isdir(path):
             _mount("tmpfs", path, "tmpfs", _NO_SETUID | _NO_DEVICES, "mode=0755,size=256m")
-        elif (above := _existing(path)) != "/":  # at the top none can be made
+        elif (above := _existing(path)) != "/":  # in `/` none can be made
             self._renew(above)
             os.makedirs(path, exist_ok=True)
 
     def _show(self, path: str, source: int) -> None:
-        """Let what lay under a name be there again, where an empty directory hides it."""
+        """Show a file or directory again that an empty directory hides."""
         held = f"/proc/self/fd/{source}"
         if os.path.lexists(path):
             return
@@ -232,7 +232,7 @@ class _Stage:
         _mount(held, path, "", _BIND | _ALL)
 
     def _put(self, path: str, content: bytes | None, mode: int) -> None:
-        """A file with that content under that name, or none."""
+        """Make a file with this content, or hide the file where the content is None."""
         if content is not None and os.path.isfile(path):
             new = self._name()
             _write(new, content, mode)
@@ -248,9 +248,9 @@ class _Stage:
             os.unlink(path)
 
     def _renew(self, directory: str) -> None:
-        """Put a directory that can be written in the place of one, with the same entries."""
+        """Replace a directory by a writable one with the same entries."""
         if _is_writable(directory):
-            return  # a part of what was made before
+            return  # made before
         if directory == "/":
             raise _CannotStart("a directory at the top of the host would have to be made")
         new = self._name()
@@ -266,7 +266,7 @@ class _Stage:
             else:
                 _write(inside, b"", 0o600)
             _mount(entry.path, inside, "", _BIND | _ALL)
-        _mount(new, directory, "", _MOVE)  # with all that is mounted in it
+        _mount(new, directory, "", _MOVE)  # with all mounts in it
 
     def _name(self) -> str:
         self._count += 1
@@ -274,7 +274,7 @@ class _Stage:
 
 
 def _existing(path: str) -> str:
-    """The innermost directory of a path that is there."""
+    """The innermost directory of a path that exists."""
     while not os.path.isdir(path):
         path = os.path.dirname(path)
     return path

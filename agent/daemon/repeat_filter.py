@@ -1,10 +1,10 @@
-"""A log that says a cause once, and again when it has lasted for ten minutes.
+"""A filter that lets the log name a cause once, and again after ten minutes.
 
-Each convergence of `run` is a process of its own, so that what was said before is in a file without
-a name, whose descriptor the supervisor hands down to each of them.
+Each convergence of `run` is a process of its own. The lines that were logged are therefore noted in
+a file without a name, whose descriptor the supervisor hands down to each child.
 
-Invariant: what is done is always said; only lines that say how things are wait for their time. A
-file that cannot be read or written costs repeated lines and nothing else.
+Invariant: an event that reports an action is always logged; only events that report a state are
+held back. A file that cannot be read or written costs repeated lines, and nothing else.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ _STATES = frozenset({
     "warning", FAILED, "unfinished change found", "failure not told", "not tidied",
     "restart put off",
 })  # fmt: skip
-_MOST = 1000  # lines that are remembered
+_MOST = 1000  # lines that are noted
 _LIMIT = 1 << 20
 
 
-class Told:
-    """What was said in the last ten minutes, in the file behind `fd`; `log` is what says it."""
+class RepeatFilter:
+    """Passes events to `log`, but for states that were logged in the last ten minutes. `fd` is the
+    file that notes them."""
 
     def __init__(self, fd: int, log: Callable[..., None], clock: Callable[[], float]) -> None:
         self._fd = fd
@@ -34,7 +35,7 @@ class Told:
         self._clock = clock
 
     def log(self, event: str, **data: Any) -> None:
-        """Say a line, unless it says what was said a short while ago."""
+        """Log an event, unless it repeats a state."""
         if event in _STATES:
             text = json.dumps([event, data], sort_keys=True, default=str)
             key = f"{event} {hashlib.sha256(text.encode(errors='replace')).hexdigest()}"
@@ -46,7 +47,7 @@ class Told:
         self._log(event, **data)
 
     def forget(self, event: str) -> None:
-        """It is over: the next time it is news again."""
+        """The state of an event is over: the next one is logged at once."""
         known = self._read()
         left = {key: at for key, at in known.items() if not key.startswith(f"{event} ")}
         if left != known:

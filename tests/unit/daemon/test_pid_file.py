@@ -12,14 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.daemon import supervisor
+from agent.daemon import pid_file, supervisor
 from agent.errors import Locked, Refused
-from agent.host import pidfile
 
 HOLDER = """
 import os, sys
-from agent.host import pidfile
-fd = pidfile.take(sys.argv[1])
+from agent.daemon import pid_file
+fd = pid_file.take(sys.argv[1])
 os.set_inheritable(fd, True)
 code = "print('held', flush=True); import sys; sys.stdin.read()"
 os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", code])
@@ -34,10 +33,10 @@ def path(tmp_path: Path) -> Path:
 
 def test_pid_file_has_our_pid_and_a_newline(path: Path) -> None:
     """The number and a line end, as upstream's installer writes it."""
-    fd = pidfile.take(str(path))
+    fd = pid_file.take(str(path))
     assert path.read_text() == f"{os.getpid()}\n"
     assert path.stat().st_mode & 0o777 == 0o600
-    supervisor.drop(fd, str(path))
+    supervisor.remove_pid_file(fd, str(path))
     os.close(fd)
     assert not path.exists()
 
@@ -50,14 +49,14 @@ def test_second_one_is_turned_away_until_the_first_dies(path: Path) -> None:
         assert other.stdout.readline() == "held\n"
         before = path.stat()
         with pytest.raises(Locked, match=r"^cannot start: another toolkit holds") as told:
-            pidfile.take(str(path))
+            pid_file.take(str(path))
         assert (told.value.exit_code, str(path) in told.value.message) == (7, True)
         assert path.stat() == before  # first: reading the file changes its atime
         assert path.read_text() == f"{other.pid}\n"
         other.kill()
         other.wait()
     assert path.read_text() == f"{other.pid}\n"
-    os.close(pidfile.take(str(path)))
+    os.close(pid_file.take(str(path)))
     assert path.read_text() == f"{os.getpid()}\n"
 
 
@@ -67,7 +66,7 @@ def test_what_a_dead_process_left_is_taken_over(path: Path, content: str) -> Non
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content)
     path.chmod(0o644)
-    os.close(pidfile.take(str(path)))
+    os.close(pid_file.take(str(path)))
     assert (path.read_text(), path.stat().st_mode & 0o777) == (f"{os.getpid()}\n", 0o600)
 
 
@@ -105,7 +104,7 @@ def test_foreign_thing_is_refused_and_stays(kind: str, path: Path) -> None:
     FOREIGN[kind](path)
     before = {p.name: (p.lstat(), p.is_file() and p.read_bytes()) for p in path.parent.iterdir()}
     with pytest.raises(Refused, match=f"^cannot use the pid file {path}: .*; remove it, or give"):
-        pidfile.take(str(path))
+        pid_file.take(str(path))
     now = {p.name: (p.lstat(), p.is_file() and p.read_bytes()) for p in path.parent.iterdir()}
     assert {k: (v[0].st_ino, v[1]) for k, v in now.items()} == {
         k: (v[0].st_ino, v[1]) for k, v in before.items()
@@ -117,7 +116,7 @@ def test_directory_that_is_none_is_named(path: Path) -> None:
     path.parent.rmdir()
     path.parent.write_text("")
     with pytest.raises(Refused, match=f"^cannot use the pid file {path}: not a directory"):
-        pidfile.take(str(path))
+        pid_file.take(str(path))
 
 
 def test_removed_pid_file_is_made_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,18 +131,18 @@ def test_removed_pid_file_is_made_again(path: Path, monkeypatch: pytest.MonkeyPa
         flock(fd, how)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    fd = pidfile.take(str(path))
+    fd = pid_file.take(str(path))
     assert os.path.samestat(os.fstat(fd), path.stat())
     os.close(fd)
 
 
 def test_file_of_somebody_else_is_not_dropped(path: Path) -> None:
     """Ours was removed and another one made: that one stays."""
-    fd = pidfile.take(str(path))
+    fd = pid_file.take(str(path))
     path.unlink()
     path.write_text("1\n")
-    supervisor.drop(fd, str(path))
+    supervisor.remove_pid_file(fd, str(path))
     assert path.read_text() == "1\n"
     path.unlink()
-    supervisor.drop(fd, str(path))
+    supervisor.remove_pid_file(fd, str(path))
     os.close(fd)

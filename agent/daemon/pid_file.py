@@ -1,0 +1,130 @@
+"""The pid file of NVIDIA's installer: it says that one toolkit runs on this node, and which.
+
+Invariant: the file belongs to the process that holds the lock on it, for as long as that process
+lives. Nobody else writes or removes the file. A name that is gone, or that stands for another file
+by now, is no lock. Only a file that looks like a pid file is overwritten.
+
+`agent.host.lock` is never removed. The pid file goes with its owner, as people expect.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import stat
+from collections.abc import Iterator
+
+from agent.daemon import supervisor
+from agent.errors import Locked, Refused, reason
+from agent.host import nofollow, trust
+from agent.plan.context import Context, uninterrupted
+
+_CONTENT = re.compile(rb"[0-9]{0,10}\n?")
+_ELSE = "remove it, or give another --pid-file"
+_NO_FILE = f"it is not a regular file; {_ELSE}"
+_NOT_OPENED = (errno.ELOOP, errno.EISDIR, errno.ENXIO)  # a link, a directory, a socket
+
+
+def find(ctx: Context) -> str | None:
+    """The agent path of the pid file that the options name, if they name one.
+
+    Its directory is made if it is missing. Raises Refused where somebody else than root can write
+    to that directory. The file itself is not looked at.
+    """
+    given = ctx.settings.pid_file
+    if not given:
+        return None
+    above, name = os.path.split(given)
+    purpose = f"use the pid file {given}"
+    try:
+        place = trust.system_name(ctx.host, above)
+        directory = trust.make_directory(ctx.host, place, purpose, allow_sticky=True, links=False)
+    except OSError as error:
+        raise Refused(f"cannot {purpose}: {reason(error)}") from error
+    return os.path.join(directory.agent, name)
+
+
+@contextlib.contextmanager
+def held(ctx: Context) -> Iterator[None]:
+    """Hold the pid file, if the options name one, during a convergence without a supervisor.
+
+    Signals that would end this process wait until the file is gone. Raises Locked or Refused.
+    """
+    path = find(ctx)
+    if path is None:
+        yield
+        return
+    with uninterrupted():
+        fd = take(path)
+        try:
+            yield
+        finally:
+            supervisor.remove_pid_file(fd, path)
+            os.close(fd)
+
+
+def take(path: str) -> int:
+    """Write our pid to the file at an agent path. The descriptor holds the file until it is closed.
+
+    Raises Locked where another process holds it, with its file unchanged. Raises Refused.
+    """
+    try:
+        while True:
+            with nofollow.open_parent(path) as (directory, name):
+                fd = _open(directory, name, path)
+                if _has_name(directory, name, fd):
+                    _write(fd)
+                    return fd
+            os.close(fd)  # its owner removed it and ended after we opened it
+    except OSError as error:
+        why = _NO_FILE if error.errno in _NOT_OPENED else reason(error)
+        raise Refused(f"cannot use the pid file {path}: {why}") from error
+
+
+def _open(directory: int, name: str, path: str) -> int:
+    """The file, locked. Whatever lies there is not truncated, and a link is not followed."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    fd = os.open(name, flags, 0o600, dir_fd=directory)  # others could lock a file they can open
+    try:
+        _require_own(fd, path)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _CONTENT.fullmatch(os.pread(fd, 16, 0)):
+            raise Refused(f"cannot use the pid file {path}: there is no pid in it; {_ELSE}")
+    except OSError as error:
+        os.close(fd)
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise
+        raise Locked(
+            f"cannot start: another toolkit holds {path}; wait for it or stop it"
+        ) from error
+    except Refused:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _require_own(fd: int, path: str) -> None:
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
+        raise Refused(f"cannot use the pid file {path}: {_NO_FILE}")
+    if found.st_uid not in (0, os.geteuid()) or found.st_nlink > 1:
+        raise Refused(f"cannot use the pid file {path}: it has another name (hard link); {_ELSE}")
+
+
+def _has_name(directory: int, name: str, fd: int) -> bool:
+    try:
+        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(found, os.fstat(fd))
+
+
+def _write(fd: int) -> None:
+    """Overwrite, then truncate: a reader never finds a part of one pid and a part of another."""
+    text = f"{os.getpid()}\n".encode()
+    os.fchmod(fd, 0o600)
+    os.pwrite(fd, text, 0)
+    os.ftruncate(fd, len(text))
