@@ -49,7 +49,7 @@ def generate(**given: str | None) -> None:
 
     asked = request(given, os.environ)
     settings = settings_of(with_environment(given, os.environ))
-    host = open_host_root(settings.host_root, (*settings.host_paths, DRIVER_CONTAINER))
+    host = open_host_root(settings.host_root, (*settings.option_paths, DRIVER_CONTAINER))
     hook = output.hook(settings, host, asked.hook_path)
     found, warnings = text(
         asked.mode, settings, host, asked.form, hook=hook, choice=asked.choice,

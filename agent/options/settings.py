@@ -119,8 +119,8 @@ class Settings:
         return self.cdi_enabled if asked is None else asked
 
     @property
-    def host_paths(self) -> tuple[str, ...]:
-        """The paths that a container may see on a mount of its own."""
+    def option_paths(self) -> tuple[str, ...]:
+        """Paths of the host that options name. The agent may have mounts of its own for them."""
         found = (
             self.config, self.drop_in_config, self.socket, self.executable_path, self.state_dir,
             self.toolkit_install_dir, self.status_dir, self.pid_file, self.cdi_output_dir,

@@ -159,7 +159,7 @@ def uninterrupted() -> Iterator[None]:
 def open_host(settings: Settings) -> HostRoot:
     """The host root, with the mounts of all paths that the options and our defaults name."""
     sockets = (path for _, path in registry.sockets("auto"))
-    paths = (*settings.host_paths, *sockets, *DEFAULT_DIRS, DRIVER_CONTAINER)
+    paths = (*settings.option_paths, *sockets, *DEFAULT_DIRS, DRIVER_CONTAINER)
     host = open_host_root(settings.host_root, paths)
     drop_in, name = settings.drop_in_config, settings.drop_in_config_host_path
     if drop_in and name:

@@ -76,7 +76,7 @@ class Host:
     ) -> Context:  # fmt: skip
         """A run with these variables."""
         settings = resolve({}, env or {}, entry)
-        root = HostRoot(str(self.root), tuple(mounts)).with_mounts_of(*settings.host_paths)
+        root = HostRoot(str(self.root), tuple(mounts)).with_mounts_of(*settings.option_paths)
         root = root.with_view(str(self.directory), str(self.directory))
         return Context(
             settings=settings,
