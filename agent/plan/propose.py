@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from agent.cdi.driver import driver
+from agent.cdi.driver.root import DriverRoot
 from agent.cdi.make import generate
 from agent.cdi.specs import readers
 from agent.cdi.specs.readers import Reader
@@ -142,23 +143,15 @@ def propose(ctx: Context, seen: Observation, *, may_enable: bool | None = None) 
     Raises Unreachable or Refused."""
     configuration = _configuration(ctx, seen, may_enable)
     decision, node = configuration.decision, seen.node
-    warnings, blocked = configuration.warnings, configuration.blocked
     root = driver.root_of(ctx.host, generate.places(ctx.settings))
-    toolkit = None
-    if seen.toolkit is not None:
-        calls, kept = _low_level(ctx, seen, configuration.edits)
-        pods = _pods_in_the_way(ctx, node, configuration, calls)
-        warnings = (*warnings, *([kept] if kept else []), *_refusals(pods))
-        blocked = blocked or pods
-        wanted = replace(decision, is_default=_is_default(seen.runtime, configuration))
-        toolkit = install.propose(ctx.settings, ctx.host, seen.toolkit, wanted, calls, root)
+    calls, kept = _low_level(ctx, seen, configuration.edits)
+    pods = _pods_in_the_way(ctx, node, configuration, calls)
+    toolkit = _toolkit(ctx, seen, configuration, calls, root)
     hook = install.cdi_hook(ctx.settings, ctx.host, seen.toolkit)
-    spec = own_specs.propose(
-        ctx, decision.spec_dirs, hook, _reader(seen.runtime, decision),
-        find.spec_directories(seen.runtime),
-        find.program(ctx.settings, ctx.host, seen.runtime) if decision.native else None,
-    )  # fmt: skip
+    spec = _specs(ctx, seen.runtime, decision, hook)
     told = (
+        kept,
+        *_refusals(pods),
         seen.without_toolkit,
         _unsaid("NVIDIA_CDI_HOOK_PATH", hook, "--toolkit-install-dir"),
         _unsaid("NVIDIA_DRIVER_ROOT", root.host_path if root else None, "--driver-root"),
@@ -170,7 +163,7 @@ def propose(ctx: Context, seen: Observation, *, may_enable: bool | None = None) 
         node=node,
         decision=decision,
         warnings=(
-            *warnings,
+            *configuration.warnings,
             *(text for text in told if text),
             *(toolkit.warnings if toolkit else ()),
             *(spec.warnings if spec else ()),
@@ -182,7 +175,7 @@ def propose(ctx: Context, seen: Observation, *, may_enable: bool | None = None) 
         restart=configuration.restart,
         preflight=configuration.preflight,
         trial=configuration.trial,
-        blocked=blocked,
+        blocked=configuration.blocked or pods,
         cdi_refused=configuration.cdi_refused,
         repairs=seen.repairs,
         toolkit=toolkit,
@@ -190,29 +183,44 @@ def propose(ctx: Context, seen: Observation, *, may_enable: bool | None = None) 
         nodes=nodes,
         moved=moved,
     )
-    unwritable = _unwritable(ctx, proposal)
-    if unwritable is None:
+    if (blocked := _unwritable(ctx, proposal)) is None:
         return proposal
-    return replace(
-        proposal, blocked=unwritable, warnings=(*proposal.warnings, *_refusals(unwritable))
-    )
+    return replace(proposal, blocked=blocked, warnings=(*proposal.warnings, *_refusals(blocked)))
+
+
+def _toolkit(
+    ctx: Context, seen: Observation, configuration: _Configuration, calls: tuple[str, ...],
+    root: DriverRoot | None,
+) -> install.Proposed | None:  # fmt: skip
+    """The toolkit's directory, for the default runtime that there will be."""
+    if seen.toolkit is None:
+        return None
+    is_default = configuration.decision.is_default
+    if configuration.edits is None:
+        is_default = registry.shows_nvidia(seen.runtime.answer)
+    decision = replace(configuration.decision, is_default=is_default)
+    return install.propose(ctx.settings, ctx.host, seen.toolkit, decision, calls, root)
+
+
+def _specs(
+    ctx: Context, runtime: Runtime, decision: Decision, hook: str | None
+) -> own_specs.Proposed | None:
+    """The CDI specs, for the runtime or NVIDIA's programs to read."""
+    program = find.program(ctx.settings, ctx.host, runtime) if decision.native else None
+    directories, reader = find.spec_directories(runtime), _reader(runtime, decision)
+    return own_specs.propose(ctx, decision.spec_dirs, hook, reader, directories, program)
 
 
 def _refusals(error: AgentError | None) -> tuple[str, ...]:
     return (f"apply refuses: {error.message}",) if error is not None else ()
 
 
-def _is_default(runtime: Runtime, configuration: _Configuration) -> bool:
-    """As `Proposal.is_default`."""
-    if configuration.edits is not None:
-        return configuration.decision.is_default
-    return registry.shows_nvidia(runtime.answer)
-
-
 def _low_level(
     ctx: Context, seen: Observation, edits: Edits | None
 ) -> tuple[tuple[str, ...], str | None]:
     """What NVIDIA's runtime is to call in turn, and a warning."""
+    if seen.toolkit is None:
+        return (), None
     effective, base, called, node = None, seen.memory.default, None, seen.node
     if node is not None and edits is not None:
         effective = node.effective(edits.files)
