@@ -1,0 +1,235 @@
+"""A runtime that does not exist: one file of TOML, and an adapter that says all about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from agent.cri.client import Answer, Unimplemented
+from agent.cri.process import Process
+from agent.decide import Evidence, Switch
+from agent.host import files
+from agent.host.files import Change, FileState, new_state
+from agent.host.isolation import View
+from agent.host.paths import HostPath, HostRoot
+from agent.options.settings import Settings
+from agent.runtimes.base import (
+    EditRequest,
+    Edits,
+    Effective,
+    Files,
+    RestartHazard,
+    Restoration,
+    Runtime,
+    RuntimeAdapter,
+)
+from agent.runtimes.config_file import ConfigFile, Overlay
+from agent.runtimes.desired import Desired, is_ours
+from agent.runtimes.preflight import UNKNOWN, Candidate, Preflight
+from agent.runtimes.registry import Registered
+from agent.runtimes.trial import Launch
+from agent.toml import edit as tomledit
+from agent.toml.edit import Data, Op, Path, Set, get
+
+FILE = "/etc/made-up.toml"
+REGISTERED = Registered("made-up", "made-up", ("/run/made-up.sock",), __name__)
+
+
+@dataclass(frozen=True, slots=True)
+class MadeUp:
+    """The kind of runtime."""
+
+    kind: str = "made-up"
+    title: str = "Made-up"
+    low_level: tuple[str, ...] = ("runc",)
+    starts_again: bool = True
+    lists_handlers: bool = True
+    shows_reloaded: bool = False
+    restart_note: str = ""
+    stop_seconds: int = 0
+
+    def completed(self, answer: Answer, socket: str, timeout: float) -> Answer:
+        """Its Status says all."""
+        return answer
+
+    def explained(
+        self, error: Unimplemented, settings: Settings, host: HostRoot, socket: HostPath
+    ) -> Unimplemented:
+        """It never says why."""
+        return error
+
+    def look(
+        self, settings: Settings, host: HostRoot, runtime: Runtime, overlay: Overlay | None = None
+    ) -> MadeUpNode:
+        """Its one file."""
+        return MadeUpNode(runtime, load(host, overlay or {}))
+
+    def check_shape(self, file: ConfigFile) -> None:
+        """Anything goes."""
+
+    def evidence(self, answer: Answer) -> tuple[Evidence, ...]:
+        """It always reads CDI specs."""
+        return (Evidence("cri-status", Switch.TRUE, ("/etc/cdi",)),)
+
+    def shown_default(self, answer: Answer) -> object:
+        """As in its file."""
+        return get(answer.config, ("default",))
+
+    def shown_handlers(self, answer: Answer) -> object:
+        """As in its file."""
+        return get(answer.config, ("handlers",))
+
+    def unproven(self, wanted: Desired, answer: Answer) -> list[str]:
+        """Handlers that it does not show as they should be."""
+        shown = get(answer.config, ("handlers",), {})
+        return [f"handler {name}" for name, t in wanted.handlers.items() if shown.get(name) != t]
+
+    def watch_paths(
+        self, settings: Settings, host: HostRoot, running: Process | None
+    ) -> Iterator[str]:
+        """Its file."""
+        yield FILE
+
+    def low_level_program(self, effective: Effective, name: str) -> str | None:
+        """What the handler names."""
+        found = effective.table(name).get("runtime_path")
+        return found if isinstance(found, str) else None
+
+    def pod_handler(self, info: Mapping[str, object]) -> str:
+        """Its lists say it."""
+        return ""
+
+    def pod_programs(
+        self, info: Mapping[str, object], running: Effective, handler: str
+    ) -> tuple[str, ...]:
+        """It does not say."""
+        return ()
+
+
+ADAPTER: RuntimeAdapter = MadeUp()
+
+
+@dataclass(frozen=True, slots=True)
+class MadeUpNode:
+    """It, with its file."""
+
+    runtime: Runtime
+    files: Files
+    executable: str | None = None
+    imports_drop_in: bool = False
+
+    @property
+    def adapter(self) -> RuntimeAdapter:
+        """Its kind."""
+        return ADAPTER
+
+    @property
+    def root(self) -> ConfigFile:
+        """Its file."""
+        return self.files[0]
+
+    @property
+    def drop_in(self) -> HostPath:
+        """It has no drop-ins."""
+        return self.root.path
+
+    def load(self, host: HostRoot, overlay: Overlay | None = None) -> Files:
+        """Its file by now."""
+        return load(host, overlay or {})
+
+    def effective(self, files: Files) -> Effective:
+        """What the file says; runc is built in."""
+        data = files[0].data
+        tables = {"runc": {"runtime_path": "/usr/bin/runc"}, **data.get("handlers", {})}
+        return Effective(data.get("default", "runc"), tables, None, data)
+
+    def running(self) -> Effective:
+        """It runs what its file says."""
+        return self.effective(self.files)
+
+    def evidence(self, host: HostRoot) -> tuple[Evidence, ...]:
+        """As its kind says."""
+        return ADAPTER.evidence(self.runtime.answer)
+
+    def edits(self, host: HostRoot, request: EditRequest) -> tuple[Edits, tuple[str, ...]]:
+        """A table for each handler."""
+        tables = {one.handler: {"runtime_path": one.path} for one in request.available}
+        now = self.root.data.get("handlers", {})
+        ops: list[Op] = [Set(("handlers", n), t) for n, t in tables.items() if now.get(n) != t]
+        if request.decision.is_default and self.root.data.get("default") != "nvidia":
+            ops.append(Set(("default",), "nvidia"))
+        before = self.root.state
+        text = tomledit.decoded(before.data if before else b"", FILE)
+        data = tomledit.encoded(tomledit.edit(text, ops, FILE))
+        after = replace(before, data=data) if before else new_state(data)
+        changes = (Change(self.root.path, before, after),) if ops else ()
+        wanted = Desired(tables, "nvidia" if request.decision.is_default else None)
+        return Edits(changes, wanted, self.load(host, {FILE: after})), ()
+
+    def preflight(self, host: HostRoot, candidate: Candidate) -> Preflight:
+        """It cannot be asked."""
+        return Preflight(False, UNKNOWN)
+
+    def launch(
+        self, host: HostRoot, executable: str, wanted: Desired, files: Mapping[str, bytes | None]
+    ) -> Launch:
+        """It is started without anything."""
+        return Launch((executable,), {}, View("/tmp", (), (), files, ()), FILE, str)
+
+    def restart_hazard(self, host: HostRoot, files: Files) -> RestartHazard | None:
+        """Nothing ends it."""
+        return None
+
+    def needs_restart(self, changed: tuple[str, ...]) -> bool:
+        """It reads its file once."""
+        return True
+
+    def shows(self, file: ConfigFile) -> tuple[object, list[Data]]:
+        """All of it."""
+        return self.runtime.answer.config or {}, [file.data]
+
+    def reload_keys(self, wanted: Desired) -> tuple[tuple[str, ...], ...]:
+        """It does not reload."""
+        return ()
+
+    def owner(self, files: Files, key: tuple[str, ...]) -> ConfigFile | None:
+        """Its file."""
+        return files[0]
+
+    def pod_states(self, effective: Effective, below: str | None) -> Mapping[str, object]:
+        """The handler has to be there."""
+        return dict.fromkeys(("", *effective.runtimes))
+
+    def passes_annotation(self, effective: Effective, prefix: str) -> bool:
+        """It passes all."""
+        return True
+
+    def hook_programs(self, host: HostRoot, overlay: Overlay) -> Iterable[tuple[HostPath, str]]:
+        """It has no hooks."""
+        return ()
+
+    def watch_paths(self, host: HostRoot) -> Iterator[str]:
+        """Its file."""
+        yield FILE
+
+    def own_keys(self, data: Data, *, switch: bool) -> Iterable[Path]:
+        """Handlers, and a default that is one."""
+        tables = data.get("handlers", {})
+        yield from (("handlers", name) for name, table in tables.items() if is_ours(name, table))
+        if is_ours(str(data.get("default")), {}):
+            yield ("default",)
+
+    def restored(self, host: str, current: Data, back: Restoration) -> list[Op]:
+        """Nothing is needed besides."""
+        return back.ops
+
+    def finished(self, host: HostRoot, changes: tuple[Change, ...]) -> tuple[Change, ...]:
+        """Nothing is needed besides."""
+        return changes
+
+
+def load(host: HostRoot, overlay: Overlay) -> Files:
+    """Its one file, there or not."""
+    path = HostPath(host.agent_path(FILE), FILE)
+    state: FileState | None = overlay[FILE] if FILE in overlay else files.read(path.agent, FILE)
+    return (ConfigFile(FILE, path, state, tomledit.parse(state.data, FILE) if state else {}),)
