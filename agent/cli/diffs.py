@@ -144,7 +144,7 @@ def _value(text: str, value: Span, path: Path) -> str:
     """A value of a key of ours, and the keys of an inline table; else nothing of it."""
     said = text[value.start : value.end]
     if said.startswith("{") and "\n" not in said:
-        entries = scan.entries(text, value.start)[1]
+        entries = scan.entries(text, value)
         pairs = (_entry(text, entry, path) for entry in entries)
         return f"{{ {', '.join(pairs)} }}" if entries else "{}"
     if not is_public(path) or "#" in said or '"""' in said or "'''" in said:

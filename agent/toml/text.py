@@ -54,7 +54,7 @@ TOKEN = re.compile(rf"(?:{STRING})|#[^\n]*|[][{{}},]|\s+|[^]\s\"'#[{{}},]+", re.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)")
 _KEPT = re.compile("[\udc00-\udc7f]")
 _BYTE = re.compile("[\udc80-\udcff]")
-_PARTS = re.compile(rf"(?:{STRING})|#[^\n]*", re.DOTALL)
+PARTS = re.compile(rf"(?:{STRING})|#[^\n]*", re.DOTALL)
 _LONE_CR = re.compile(rf"((?:{STRING})|#[^\n]*)|\r(?!\n)", re.DOTALL)
 _ESCAPE = re.compile(r"\\(?:(e)|x([0-9a-fA-F]{2})|(/)|.)", re.DOTALL)
 _LOOKS_11 = re.compile(r",[ \t]*\}|\\[xe/]")
@@ -131,7 +131,7 @@ def decoded(data: bytes) -> str:
     text = data.decode("utf-8", "surrogateescape")
     if not _CONTROL.search(text):
         return text
-    return _PARTS.sub(lambda part: _kept(part[0]), text)
+    return PARTS.sub(lambda part: _kept(part[0]), text)
 
 
 def _kept(part: str) -> str:
@@ -248,7 +248,7 @@ def minds(text: str, reader: Collection[Kind]) -> Oddity | None:
 
 def in_values(text: str) -> int | None:
     """The line of a byte outside comments that is not UTF-8: a value that only its bytes tell."""
-    for part in _PARTS.finditer(text):
+    for part in PARTS.finditer(text):
         if part[0][0] != "#" and (found := _BYTE.search(part[0])):
             return _line(text, part.start() + found.start())
     return None

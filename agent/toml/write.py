@@ -8,49 +8,29 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 Path: TypeAlias = tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Style:
-    """How a file is written: its spelling of keys, and what a table that is in another one, and
-    a key that is in a table, are indented by."""
-
-    spelling: Mapping[str, str] = field(default_factory=dict)
-    table_step: str = ""
-    key_step: str = ""
-
-    def dotted(self, path: Path) -> str:
-        """A path in the file's own spelling."""
-        return ".".join(self.spelling.get(part) or quote(part) for part in path)
-
-    def line(self, path: Path, value: Any, indent: str = "") -> str:
-        """A key with its value."""
-        return f"{indent}{self.dotted(path)} = {scalar(value)}"
-
-
-PLAIN = Style()
-
-
-def render(
-    table: Mapping[str, Any], path: Path = (), style: Style = PLAIN, indent: str = ""
-) -> str:
+def render(table: Mapping[str, Any], path: Path = ()) -> str:
     """A table as TOML text with plain headers, keys before sub-tables, in the order given."""
-    plain = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
-    tables = {key: value for key, value in table.items() if isinstance(value, Mapping)}
-    lines, below = [], indent
-    if path and (plain or not tables):
-        lines.append(f"{indent}[{style.dotted(path)}]")
-        below = indent + style.table_step
-    inside = indent + style.key_step if path else indent
-    lines += [style.line((key,), value, inside) for key, value in plain.items()]
-    text = "".join(line + "\n" for line in lines)
-    for key, value in tables.items():
-        text += ("\n" if text else "") + render(value, (*path, key), style, below)
-    return text
+    parts: list[str] = []
+    for inner, keys in tables(table, path):
+        lines = [f"[{dotted(inner)}]"] if inner else []
+        lines += [f"{quote(key)} = {scalar(value)}" for key, value in keys.items()]
+        parts.append("".join(line + "\n" for line in lines))
+    return "\n".join(filter(None, parts))
+
+
+def tables(table: Mapping[str, Any], path: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The tables in a table that need a header, and itself, each with the keys that are none."""
+    keys = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
+    found = [(path, keys)] if keys or len(table) == 0 else []
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            found += tables(value, (*path, key))
+    return found
 
 
 def dotted(path: Path) -> str:

@@ -60,27 +60,33 @@ _DECISION = (
 _EDITS = (
     Mutant(
         "comments-lost", "edits", "agent/toml/edit.py",
-        "if right and not before - _comments(proposal) - _comments_behind(text, op, data):",
-        "if right:",
+        "if right and not lost and not moved",
+        "if right and not moved",
         ("tests/unit/toml/test_edit.py",),
     ),
     Mutant(
-        "true-is-one", "edits", "agent/toml/edit.py",
-        "return bool(one == other) and repr(one) == repr(_reorder(other, one))",
+        "comments-moved", "edits", "agent/toml/edit.py",
+        "if right and not lost and not moved",
+        "if right and not lost",
+        ("tests/unit/toml/test_edit.py",),
+    ),
+    Mutant(
+        "true-is-one", "edits", "agent/toml/ops.py",
+        "return type(one) is type(other) and bool(one == other)",
         "return bool(one == other)",
         ("tests/unit/toml/test_edit.py",),
     ),
     Mutant(
-        "line-ends-mixed", "edits", "agent/toml/spell.py",
-        'newline = "\\r\\n" if near > 0 and text[near - 1] == "\\r" else "\\n"\n    block',
-        'newline = "\\n"\n    block',
+        "line-ends-mixed", "edits", "agent/toml/edit.py",
+        'return mark + (text.replace("\\n", "\\r\\n") if crlf else text)',
+        "return mark + text",
         ("tests/unit/toml/test_edit.py",),
     ),
     Mutant(
         "commas-of-inner-lists", "edits", "agent/toml/scan.py",
-        'if word == "," and depth == 1:',
-        'if word == ",":',
-        ("tests/unit/toml/test_edit_properties.py",),
+        'between = depth == 1 and word == ","',
+        'between = word == ","',
+        ("tests/unit/toml/test_scan.py",),
     ),
 )  # fmt: skip
 

@@ -1,8 +1,10 @@
 """How often an edit of TOML is refused, and what one costs: `toml_refusals.py [DOCUMENTS]`.
 
 Random documents in every spelling (5,000 by default, each from its number as seed), with edits as
-the agent does them; each result is checked as in the property tests. Then times on a file with
-1,000 registry mirrors: what a look that changes nothing has to do, and real edits.
+the agent does them; each result is checked as in the property tests. Then the files of all shapes
+of nodes, and the texts of the unit tests. For both: the share of the changes that each way of
+`agent.toml.place` did; names that begin with "tomlkit" say that it wrote every key and value. Then
+times on a file with 1,000 registry mirrors: what a look that changes nothing has to do, and edits.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import random as randoms
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,21 +22,12 @@ MIRRORS = 1000
 
 def refusals(count: int) -> None:
     """Edit that many documents and print what came of it."""
-    from agent.toml import edit as tomledit
     from tests.unit.support.toml_documents import document, operations
     from tests.unit.toml.test_edit_properties import attempt, check
 
     refused: Counter[str] = Counter()
     wrong: list[str] = []
-    edits, documents, asked = 0, 0, 0
-    with_tomlkit = tomledit._with_tomlkit
-
-    def counted(text: str, op: tomledit.Op) -> str | None:
-        nonlocal asked
-        asked += 1
-        return with_tomlkit(text, op)
-
-    tomledit._with_tomlkit = counted
+    edits, documents = 0, 0
     for seed in range(count):
         random = randoms.Random(seed)  # noqa: S311 (the same documents each time)
         found, bad = document(random), False
@@ -51,11 +44,69 @@ def refusals(count: int) -> None:
                 wrong.append(f"{seed}: {op}")
         documents += bad
     print(f"documents: {count}, with a refused edit: {documents}")
-    print(f"edits: {edits}, refused: {refused.total()}, wrong: {len(wrong)}, by tomlkit: {asked}")
+    print(f"edits: {edits}, refused: {refused.total()}, wrong: {len(wrong)}")
     for what, number in refused.most_common():
         print(f"refused {number} times: {what}")
     for what in wrong:
         print(f"wrong: {what}")
+
+
+def known_texts() -> Iterator[tuple[str, str]]:
+    """Give the files of all shapes of nodes, and the texts of the tests, with names."""
+    from agent.toml import text as tomltext
+    from tests.generations.shapes import SHAPES
+    from tests.unit.support.odd_toml import DOCUMENTS
+    from tests.unit.toml.test_edit import BROKEN, SPELLINGS
+
+    for shape in SHAPES:
+        texts = getattr(shape, "texts", None) or {
+            path.name: tomltext.decoded(path.read_bytes())
+            for path in sorted(
+                (ROOT / "tests/data/shapes" / (shape.files or shape.name)).rglob("*")
+            )
+            if path.is_file()
+        }
+        yield from ((f"{shape.name} {name}", text) for name, text in texts.items())
+    yield from ((name, text) for name, (text, _) in BROKEN.items())
+    yield from ((name, text) for name, (text, _, _) in SPELLINGS.items())
+    unsafe = ("CR", "one CR", "two CR", "Latin-1 in a string", "Latin-1 in a key")
+    for odd in DOCUMENTS:
+        if odd.readers and odd.name not in unsafe:  # those are refused, as README says
+            yield odd.name, tomltext.decoded(odd.document)
+
+
+def known_edits() -> None:
+    """Do all edits of the agent, each by itself, on all known texts; print what is refused."""
+    from agent.errors import Refused
+    from agent.toml import edit as tomledit
+    from agent.toml import text as tomltext
+    from tests.unit.support.toml_documents import operations
+
+    edits, refused = 0, 0
+    for number, (name, text) in enumerate(known_texts()):
+        try:
+            data = tomltext.loads(text)
+        except ValueError:
+            continue  # a shape of which the agent has to say so
+        random = randoms.Random(number)  # noqa: S311 (the same edits each time)
+        for op in (op for _ in range(5) for op in operations(random, data)):
+            edits += 1
+            try:
+                wanted = tomledit.apply(data, [op])
+                after = tomltext.loads(tomledit.edit(text, [op], "f"))
+                assert tomledit.without_empty(after) == tomledit.without_empty(wanted), name
+            except Refused as error:
+                refused += 1
+                print(f"refused: {name}: {error.message}")
+    print(f"edits of known texts: {edits}, refused: {refused}")
+
+
+def shares(what: str, ways: Counter[str]) -> None:
+    """Print how often each way was taken."""
+    total = ways.total()
+    print(f"{what}: {total} changes of a text")
+    for way, number in ways.most_common():
+        print(f"  {number / max(total, 1):6.1%} {way}")
 
 
 def timed(what: str, work: Callable[[], object]) -> None:
@@ -110,5 +161,12 @@ def times() -> None:
 
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
-    refusals(int(sys.argv[1]) if sys.argv[1:] else 5000)
+    from tests.unit.toml.test_edit_properties import counted_ways
+
+    with counted_ways() as counted:
+        refusals(int(sys.argv[1]) if sys.argv[1:] else 5000)
+    shares("random documents", counted)
+    with counted_ways() as counted:
+        known_edits()
+    shares("known texts", counted)
     times()

@@ -8,7 +8,7 @@ from tests.cli.cli_node import CliNode
 from tests.conformance import checks
 from tests.doubles.containerd.sample import SECTIONS, handler
 
-_EDITING = ("tomlkit", "agent.toml.scan", "agent.toml.spell")
+_EDITING = ("tomlkit", "agent.toml.scan", "agent.toml.place")
 
 
 def imported(log: str) -> set[str]:

@@ -46,7 +46,7 @@ ONLY = {
     "click": {"agent.cli", "agent.cli.base", "agent.cli.cdi"},
     "grpc": {"agent.cri.client"},
     "jeepney": {"agent.systemd.bus"},
-    "tomlkit": {"agent.toml.edit"},
+    "tomlkit": {"agent.toml.statement"},
     "structlog": {"agent.log"},
     "yaml": {"agent.cdi.specs.read"},
     "pynvml": {"agent.cdi.driver.nvml"},

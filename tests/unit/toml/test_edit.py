@@ -13,7 +13,7 @@ import pytest
 
 from agent.errors import Refused
 from agent.toml import edit as tomledit
-from agent.toml import spell
+from agent.toml import place, statement
 from agent.toml.edit import Append, Data, Op, Set, Unset
 
 HANDLER = {"runtime_type": "io.containerd.runc.v2", "options": {"BinaryName": "/opt/nvidia"}}
@@ -103,7 +103,7 @@ SPELLINGS: dict[str, tuple[str, Op, str]] = {
     "inline with dotted keys": (
         "x = {a.b = 1, c = 2}\n",
         Set(("x", "a", "d"), {"e": 1}),
-        "x = {a.b = 1, c = 2, a.d = { e = 1 }}\n",
+        "x = {a.b = 1, a.d = { e = 1 }, c = 2}\n",
     ),
     "inline, changed": (
         "x = { a = [1, 2], b = 'c' }\n",
@@ -146,7 +146,7 @@ SPELLINGS: dict[str, tuple[str, Op, str]] = {
         "i = [\r\n\t'a',\r\n]", Append(("i",), "c"), "i = [\r\n\t'a',\r\n\t\"c\",\r\n]",
     ),
     "list with one item less": (
-        "i = [\n  'a', # x\n  'b'\n]\n", Set(("i",), ["a"]), "i = [\n  'a' # x\n]\n",
+        "i = [\n  'a', # x\n  'b'\n]\n", Set(("i",), ["a"]), "i = [\n  'a', # x\n]\n",
     ),
     "list replaced": (
         "[t]\n  i = [ # x\n  1,\n] # y\n", Set(("t", "i"), [2]), "[t]\n  # x\n  i = [2] # y\n",
@@ -185,15 +185,29 @@ def test_proposal_that_is_not_what_was_wanted_is_refused(
     monkeypatch: pytest.MonkeyPatch, proposal: str
 ) -> None:
     """Wrong data, a type that Python takes for the same, a lost comment, no TOML at all."""
-    monkeypatch.setattr(spell, "setting", lambda *_: iter([proposal]))
-    monkeypatch.setattr(tomledit, "_with_tomlkit", lambda *_: None)
+    monkeypatch.setattr(place, "ways", lambda *_: iter([("other", lambda: proposal)]))
     with pytest.raises(Refused, match=r"^cannot edit /etc/f.toml: .*\[headers\]"):
         tomledit.edit("# one\na = true\n", [Set(("a",), 1)], "/etc/f.toml")
 
 
-def test_tomlkit_is_asked_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no way of ours is right, its own may be."""
-    monkeypatch.setattr(spell, "setting", lambda *_: iter([]))
+@pytest.mark.parametrize("key", ["above", "behind"])
+def test_key_between_a_comment_and_what_it_is_about_is_refused(
+    monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """Everything would be there, and the comment would be about something else."""
+    ways = {"above": "# one\nb = 2\na = 1\n", "behind": "# one\na = 1\nb = 2\n"}
+    monkeypatch.setattr(place, "ways", lambda *_: iter([("other", lambda: ways[key])]))
+    op = Set(("b",), 2)
+    if key == "behind":
+        assert edited("# one\na = 1\n", op) == ways[key]
+        return
+    with pytest.raises(Refused, match=r"^cannot edit f: "):
+        tomledit.edit("# one\na = 1\n", [op], "f")
+
+
+def test_way_that_tomlkit_cannot_go_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it raises, the next way is tried."""
+    monkeypatch.setattr(statement, "with_value", lambda *_: int("none"))
     assert edited("[a]\nb = 1 # x\n", Set(("a", "b"), 2)) == "[a]\nb = 2 # x\n"
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import random as randoms
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import takewhile
 from typing import Any
 
@@ -21,7 +23,7 @@ from agent.runtimes.containerd.adapter import ContainerdNode
 from agent.runtimes.containerd.generations import generation
 from agent.state.store import Original
 from agent.toml import edit as tomledit
-from agent.toml.edit import Append, Op, Path, Set, Unset
+from agent.toml.edit import Append, Data, Op, Path, Set, Unset
 from agent.transaction.original_files import inverse
 from tests.unit.support.toml_documents import CRI, NARROW, Document, document, operations
 
@@ -139,11 +141,32 @@ def test_edits_are_not_refused() -> None:
     assert refused == []
 
 
-def test_edits_do_without_tomlkit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where it cannot parse what `tomllib` can: it is slow, and asked last."""
-    monkeypatch.setattr(tomledit, "_with_tomlkit", lambda *_: pytest.fail("asked"))
-    for _, found, ops in documents():
-        tomledit.edit(found.text, ops, "f")
+@contextmanager
+def counted_ways() -> Iterator[Counter[str]]:
+    """Count the ways in which texts are changed; an edit of a table is many, part by part."""
+    ways: Counter[str] = Counter()
+    proposals = tomledit._proposals
+
+    def watched(text: str, op: Op, *data: Data) -> Iterator[tuple[str, str]]:
+        for way, proposal in proposals(text, op, *data):
+            try:
+                yield way, proposal
+            except GeneratorExit:  # no more are wanted: it passed the guard
+                ways[way] += way != "part by part"
+                raise
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tomledit, "_proposals", watched)
+        yield ways
+
+
+def test_edits_are_done_by_tomlkit() -> None:
+    """Ways of our own are for what it cannot do."""
+    with counted_ways() as ways:
+        for _, found, ops in documents():
+            tomledit.edit(found.text, ops, "f")
+    by_tomlkit = sum(number for way, number in ways.items() if way.startswith("tomlkit"))
+    assert by_tomlkit > 0.95 * ways.total()
 
 
 def test_what_was_added_can_be_taken_out_again() -> None:

@@ -62,6 +62,16 @@ def test_statements_have_kind_path_value_and_place(name: str) -> None:
         assert one.start <= one.code < one.value.end < one.end <= following.start
 
 
+def test_entries_of_an_inline_table() -> None:
+    """Their keys and values; a comma in a value ends none."""
+    text = "t = { a.'b c' = [1, [2, 3], 4], d = { e = 1, f = 2 }, \"g\" = ',' }"
+    (one,) = scan.statements(text)
+    found = scan.entries(text, one.value)
+    assert [(entry.path, text[entry.value.start : entry.value.end]) for entry in found] == [
+        (("a", "b c"), "[1, [2, 3], 4]"), (("d",), "{ e = 1, f = 2 }"), (("g",), "','"),
+    ]  # fmt: skip
+
+
 @given(st.randoms(use_true_random=False))
 def test_no_comment_is_overlooked(random: randoms.Random) -> None:
     """Above, behind, and in lists; and no string is taken for one."""

@@ -117,7 +117,7 @@ def test_edit_inside_an_inline_table_keeps_comments_and_commas() -> None:
     text = "x = {\n  a = 1, # one\n  b = { c = 2, }, # two\n}\n"
     ops = [Set(("x", "b", "d"), 3), Set(("x", "a"), 4), Set(("x", "e"), 5)]
     done = tomledit.edit(text, ops, "/f")
-    assert done == "x = {\n  a = 4, # one\n  b = { c = 2, d = 3 }, # two\n  e = 5,\n}\n"
+    assert done == "x = {\n  a = 4, # one\n  b = { c = 2, d = 3 }, # two\n  e = 5\n}\n"
     done = tomledit.edit(text.replace("}, #", "} #"), ops[2:], "/f")
     assert done == "x = {\n  a = 1, # one\n  b = { c = 2, }, # two\n  e = 5\n}\n"
 

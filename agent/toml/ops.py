@@ -1,0 +1,104 @@
+"""Edits as data: what is to be set or taken out, and what that makes of a configuration's data.
+
+Invariant: pure; arguments stay as they are. How a text is edited is `agent.toml.edit`'s to know.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from agent.errors import Refused
+from agent.toml.text import Data
+from agent.toml.write import Path, dotted
+
+
+@dataclass(frozen=True, slots=True)
+class Set:
+    """Give the key at `path` this value; a table replaces whatever was there."""
+
+    path: Path
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Unset:
+    """Remove the key at `path`; absent is fine. Whether a table that this leaves empty stays in the
+    text depends on its spelling; to every reader of these files it is the same."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Add `value` to the list at `path` unless it is in it; an absent list is made."""
+
+    path: Path
+    value: Any
+
+
+Op: TypeAlias = Set | Unset | Append
+
+
+def get(data: Any, path: Path, default: Any = None) -> Any:
+    """The value at a path, or the default where a step is missing or not a table."""
+    for part in path:
+        if not isinstance(data, Mapping) or part not in data:
+            return default
+        data = data[part]
+    return data
+
+
+def apply(data: Data, ops: Iterable[Op]) -> Data:
+    """What the operations mean, on plain data; the argument stays as it is.
+
+    Raises Refused where a step of a path exists and is not a table, or a list is none.
+    """
+    result = copy.deepcopy(data)
+    for op in ops:
+        if isinstance(op, Unset):
+            _unset(result, op.path)
+            continue
+        table = result
+        for part in op.path[:-1]:
+            table = table.setdefault(part, {})
+            if not isinstance(table, dict):
+                raise Refused(f"cannot set {dotted(op.path)}: {part} is not a table; repair it")
+        key = op.path[-1]
+        if isinstance(op, Set):
+            table[key] = copy.deepcopy(op.value)
+        elif not isinstance(table.setdefault(key, []), list):
+            raise Refused(f"cannot extend {dotted(op.path)}: it is not a list; repair it")
+        elif op.value not in table[key]:
+            table[key].append(op.value)
+    return result
+
+
+def _unset(data: Any, path: Path) -> None:
+    if not isinstance(data, dict) or path[0] not in data:
+        return
+    if len(path) == 1:
+        del data[path[0]]
+        return
+    below = data[path[0]]
+    if below:
+        _unset(below, path[1:])
+        if below == {}:
+            del data[path[0]]
+
+
+def identical(one: Any, other: Any) -> bool:
+    """Equal, and of equal types all the way down (True == 1 in Python, not in TOML)."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(identical(one[k], other[k]) for k in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(identical, one, other))
+    return type(one) is type(other) and bool(one == other)
+
+
+def without_empty(data: Data) -> Data:
+    """Data without empty tables, however deep; to containerd they are as good as absent."""
+    pruned = {k: without_empty(v) if isinstance(v, dict) else v for k, v in data.items()}
+    return {key: value for key, value in pruned.items() if value != {}}

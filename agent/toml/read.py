@@ -1,0 +1,48 @@
+"""TOML of a file that somebody wrote, or a refusal that names the file.
+
+Invariant: what is no TOML to any runtime is refused, and no value of the file is repeated.
+"""
+
+from __future__ import annotations
+
+import tomllib
+
+from agent.errors import Refused
+from agent.host.budget import OverBudget
+from agent.toml import text as tomltext
+from agent.toml.text import Data, NotText
+
+
+def parse(data: bytes, name: str) -> Data:
+    """TOML of a file's bytes, as the runtimes read them: what some runtime takes besides TOML 1.0
+    is no error here (`tomltext.oddities` tells it). Raises Refused naming the file and the place
+    of the error."""
+    return parsed(decoded(data, name), name)
+
+
+def decoded(data: bytes, name: str) -> str:
+    """A file's bytes as text to edit; `encoded` makes the same bytes of it. Raises Refused."""
+    try:
+        return tomltext.decoded(data)
+    except NotText as error:
+        raise Refused(f"cannot read {name}: {error}") from error
+
+
+def parsed(text: str, name: str) -> Data:
+    """The data of a decoded text. Raises Refused as `parse` does."""
+    try:
+        return tomltext.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        from agent.toml.masking import masked  # needed only where something failed
+
+        why = masked(str(error))  # it can repeat what stands there
+        raise Refused(f"cannot read {name}: it is not valid TOML: {why}; repair it") from error
+    except OverBudget as error:
+        raise Refused(f"cannot read {name}: {error}; make it smaller") from error
+
+
+def has_comments(text: str) -> bool:
+    """Is there any comment in a text?"""
+    from agent.toml import scan
+
+    return bool(scan.comments(text))
