@@ -1,26 +1,203 @@
-"""The host's systemd over D-Bus.
+"""The host's systemd over D-Bus, by jeepney's connection.
 
-Invariant: each thing is asked on a connection of its own, and a restart that was accepted is never
-taken for failed because the connection was lost.
+Invariant: the only module that imports jeepney, and it is itself imported only where systemd is
+asked. A call has a deadline and a size, and ends in an answer, in systemd's own error, or in NoBus.
+No bus is ever started for a call. Each question has a connection of its own. A restart that systemd
+accepted does not count as failed because the connection was lost.
 """
 
 from __future__ import annotations
 
+import re
+import socket
+import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from agent.systemd.bus import Bus, BusError, NoBus
-from agent.systemd.units import CARRIES, RESTART_TIMEOUT, STOPS, UP, SystemdError, Ties, Timer, Unit
+from jeepney.auth import AuthenticationError
+from jeepney.io.blocking import DBusConnection, DBusConnectionBase, prep_socket
+from jeepney.io.common import MessageFilters
+from jeepney.low_level import HeaderFields
+from jeepney.wrappers import DBusAddress, DBusErrorResponse, new_method_call, unwrap_msg
+
+from agent.cri.process import short_socket_path
+from agent.errors import Refused, reason
+from agent.host import budget
+from agent.host.paths import HostRoot
+from agent.systemd.units import (
+    CARRIES,
+    RESTART_TIMEOUT,
+    STOPS,
+    UP,
+    SystemdError,
+    Ties,
+    Timer,
+    Unit,
+    masked_message,
+)
 
 _Answer = TypeVar("_Answer")
 
+# The private socket is systemd's own: it needs no bus daemon, and only root may use it.
+SYSTEM_BUS, PRIVATE = "/run/dbus/system_bus_socket", "/run/systemd/private"
+_BUS = ("/org/freedesktop/DBus", "org.freedesktop.DBus")
+_SYSTEMD = "org.freedesktop.systemd1"
 _MANAGER = ("/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
 _UNIT = "org.freedesktop.systemd1.Unit"
 _SERVICE = "org.freedesktop.systemd1.Service"
 _PROPERTIES = "org.freedesktop.DBus.Properties"
+_TIMEOUT = 10.0  # seconds for one answer; systemd answers in milliseconds
+_NUDGE = 0.1  # seconds until a second Ping makes systemd look at the first one
 _PAUSE = 0.05  # seconds between two looks at a job
+
+# What jeepney raises for bytes that are no message.
+_NO_MESSAGE = (
+    ValueError, LookupError, TypeError, AttributeError, struct.error, AssertionError,
+    RecursionError, OverflowError,
+)  # fmt: skip
+
+# A signature with an empty structure, which D-Bus forbids, because jeepney reads an array of these
+# for ever. The byte before a signature is its length.
+_EMPTY = re.compile(
+    rb"(.)([ybnqiuxtdhsogva(){}]{0,253}\(\)[ybnqiuxtdhsogva(){}]{0,253})\0", re.DOTALL
+)
+_LONGEST = 512  # bytes that a match of _EMPTY may span
+
+
+class NoBus(Exception):
+    """Nothing answers on the connection, or nothing any more; the message says why."""
+
+
+class _NoAnswer(NoBus):
+    """There was no answer in time."""
+
+
+class BusError(Exception):
+    """systemd's answer is an error; `name` is its D-Bus name, the message its text."""
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(text)
+        self.name = name
+
+
+class _BoundedSocket(socket.socket):
+    """A socket that gives jeepney only what jeepney can read in bounded time and memory."""
+
+    _left, _end, _tail = 0, 0.0, b""
+
+    def begin(self, timeout: float) -> None:
+        """Allow one more answer, within `timeout` seconds."""
+        self._left, self._end = budget.BUS.size, time.monotonic() + timeout
+        self.settimeout(timeout)
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        """Raises NoBus at the end of the stream, for too many bytes, and for endless messages.
+
+        Raises TimeoutError, too, because jeepney takes no notice of its deadline as long as signals
+        arrive faster than it reads them.
+        """
+        data = super().recv(size, flags)
+        if not data:
+            raise NoBus("it hung up")
+        if time.monotonic() >= self._end:
+            raise TimeoutError
+        self._left -= len(data)
+        if self._left < 0:
+            raise NoBus(f"no answer in {budget.BUS.size} bytes")
+        self._tail = self._tail[-_LONGEST:] + data
+        if b"()" in self._tail and _endless(self._tail):
+            raise NoBus("what it says is not D-Bus")
+        return data
+
+
+def _endless(data: bytes) -> bool:
+    return any(found[1][0] == len(found[2]) for found in _EMPTY.finditer(data))
+
+
+class Bus(DBusConnection):
+    """One connection to systemd, by the system bus or by systemd's private socket.
+
+    The private socket knows neither names nor a greeting.
+    """
+
+    def __init__(self, sock: socket.socket, *, private: bool, timeout: float = _TIMEOUT) -> None:
+        # DBusConnection would say Hello here, without a deadline.
+        self._bounded = _BoundedSocket(fileno=sock.detach())
+        DBusConnectionBase.__init__(self, self._bounded)
+        self._filters = MessageFilters()
+        self._private = private
+        self._timeout = timeout
+
+    def hello(self) -> None:
+        """Register with the bus. Raises NoBus or BusError."""
+        if not self._private:
+            self._call(*_BUS, "Hello", peer=_BUS[1])
+            return
+        # systemd reads what arrives together with the end of the authentication, and answers it
+        # only after something more has come (observed on systemd 257).
+        end = time.monotonic() + self._timeout
+        while True:
+            try:
+                self._call("/", "org.freedesktop.DBus.Peer", "Ping", timeout=_NUDGE)
+                return
+            except _NoAnswer:
+                if time.monotonic() >= end:
+                    raise
+
+    def call(
+        self, path: str, interface: str, member: str, signature: str = "", *body: Any
+    ) -> tuple[Any, ...]:
+        """Call a method of systemd and return its answer. Raises NoBus or BusError."""
+        return self._call(path, interface, member, signature, body)
+
+    def _call(
+        self, path: str, interface: str, member: str, signature: str = "",
+        body: tuple[Any, ...] = (), peer: str = _SYSTEMD, timeout: float | None = None,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        address = DBusAddress(path, bus_name=peer, interface=interface)
+        message = new_method_call(address, member, signature or None, body)
+        if self._private:
+            del message.header.fields[HeaderFields.destination]
+        limit = self._timeout if timeout is None else timeout
+        self._bounded.begin(limit)
+        try:
+            answer = self.send_and_get_reply(message, timeout=limit)  # type: ignore[no-untyped-call]
+            return tuple(unwrap_msg(answer))
+        except DBusErrorResponse as error:
+            text = error.data[0] if error.data else ""
+            raise BusError(str(error.name or ""), masked_message(str(text))) from error
+        except TimeoutError as error:
+            raise _NoAnswer(f"no answer in {limit:g} s") from error
+        except OSError as error:
+            raise NoBus(reason(error)) from error
+        except _NO_MESSAGE as error:
+            raise NoBus("what it says is not D-Bus") from error
+
+
+def opener(host: HostRoot, path: str) -> Callable[[], Bus]:
+    """A function that opens a new connection to a socket of the host. It raises NoBus."""
+    return lambda: _open(host, path)
+
+
+def _open(host: HostRoot, path: str) -> Bus:
+    """Raises NoBus."""
+    try:
+        with short_socket_path(host.resolve(path).agent) as address:
+            bus = Bus(prep_socket(address), private=path == PRIVATE)
+    except Refused as error:
+        raise NoBus(error.message) from error
+    except AuthenticationError as error:
+        raise NoBus("it does not take us for root") from error
+    except OSError as error:
+        raise NoBus(str(error) if error.errno is None else reason(error)) from error
+    try:
+        bus.hello()
+    except (NoBus, BusError) as error:
+        with bus:
+            raise NoBus(str(error)) from error
+    return bus
 
 
 class OverBus:

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from agent.host.paths import HostRoot
-from agent.systemd import bus
-from agent.systemd.dbus import OverBus
 from agent.systemd.systemctl import Systemctl
 from agent.systemd.units import Systemd, SystemdError, Unit
 
@@ -21,8 +19,10 @@ _FORCED: Sequence[Mapping[str, str]] = ({}, {"SYSTEMCTL_FORCE_BUS": "1"})
 
 def candidates(host: HostRoot) -> Iterable[tuple[str, Systemd]]:
     """All connections to try, with their names, the best first."""
-    for path in (bus.SYSTEM_BUS, bus.PRIVATE):
-        yield f"D-Bus at {path}", OverBus(bus.opener(host, path))
+    from agent.systemd import dbus  # with jeepney, needed only where systemd is asked
+
+    for path in (dbus.SYSTEM_BUS, dbus.PRIVATE):
+        yield f"D-Bus at {path}", dbus.OverBus(dbus.opener(host, path))
     for env in _FORCED:
         yield "systemctl", Systemctl(host, env)
 

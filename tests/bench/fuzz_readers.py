@@ -39,7 +39,7 @@ from agent.runtimes.crio import merge as crio
 from agent.runtimes.desired import Desired
 from agent.state.store import Store
 from agent.systemd import systemctl
-from agent.systemd.bus import Bus, BusError, NoBus
+from agent.systemd.dbus import Bus, BusError, NoBus
 from agent.toml import edit as tomledit
 from agent.toolkit import device_nodes, tree
 from tests.bench.fuzz import Reader

@@ -23,7 +23,7 @@ from agent.errors import Unreachable
 from agent.host.paths import HostRoot
 from agent.runtimes import command
 from agent.runtimes.crio import config_request
-from agent.systemd.bus import Bus, NoBus
+from agent.systemd.dbus import Bus, NoBus
 
 HOST = HostRoot("/")
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/toml\r\n"

@@ -45,7 +45,7 @@ LEVEL = {name: len(LAYERS) - number for number, names in enumerate(LAYERS) for n
 ONLY = {
     "click": {"agent.cli", "agent.cli.base", "agent.cli.cdi"},
     "grpc": {"agent.cri.client"},
-    "jeepney": {"agent.systemd.bus"},
+    "jeepney": {"agent.systemd.dbus"},
     "tomlkit": {"agent.toml.statement"},
     "structlog": {"agent.log"},
     "yaml": {"agent.cdi.specs.read"},

@@ -16,7 +16,7 @@ from agent.errors import Refused
 from agent.host.paths import HostRoot
 from agent.runtimes import restart
 from agent.runtimes.restart import RestartFailed
-from agent.systemd import bus
+from agent.systemd import dbus
 
 HOST = HostRoot("/")
 PROCESS = Process(
@@ -76,7 +76,7 @@ def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Systemctl:
     """No test reaches this machine's systemd."""
     fake = Systemctl(tmp_path)
     for name in ("SYSTEM_BUS", "PRIVATE"):
-        monkeypatch.setattr(bus, name, str(tmp_path / name))
+        monkeypatch.setattr(dbus, name, str(tmp_path / name))
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     return fake
 

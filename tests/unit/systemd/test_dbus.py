@@ -10,9 +10,8 @@ import pytest
 
 from agent.host.paths import HostRoot
 from agent.runtimes import restart
-from agent.systemd import bus, reach, units
-from agent.systemd.bus import BusError, NoBus
-from agent.systemd.dbus import OverBus
+from agent.systemd import dbus, reach, units
+from agent.systemd.dbus import BusError, NoBus, OverBus
 from agent.systemd.units import Command, SystemdError, Ties, Timer, Unit
 from tests.doubles.systemd.bus import Bus, properties
 
@@ -209,5 +208,5 @@ def test_socket_that_is_no_systemd_is_reported(said: bytes, tmp_path: Path) -> N
         thread = threading.Thread(target=serve)
         thread.start()
         with pytest.raises(NoBus):
-            bus.opener(HostRoot(str(tmp_path)), bus.PRIVATE)()
+            dbus.opener(HostRoot(str(tmp_path)), dbus.PRIVATE)()
         thread.join()
