@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
 # Runs in the image, by its own Python.
 _LOOK = """
 import importlib.util, json, os, sys
-import agent.cli, agent.engine.converge, agent.observe.cri
+import agent.cli, agent.transaction.converge, agent.cri.client
 cached = {name: getattr(module, "__cached__", None) for name, module in sys.modules.items()}
 settings = "/etc/pip.conf"
 root = os.stat("/").st_dev

@@ -224,9 +224,9 @@ def test_timer_on_the_host_undoes_for_a_gone_agent(boot: Boot) -> None:
 WAYS = """
 import sys
 from agent.host.paths import HostRoot
-from agent.observe import systemd
-from agent.observe.units import Command, Timer
-way = list(systemd.ways(HostRoot("/mnt")))[int(sys.argv[1])][1]
+from agent.systemd import reach
+from agent.systemd.units import Command, Timer
+way = list(reach.ways(HostRoot("/mnt")))[int(sys.argv[1])][1]
 first = way.unit("containerd.service")
 way.restart("containerd.service")
 second = way.unit("containerd.service")

@@ -278,9 +278,9 @@ LISTS = {
 _ASK = """
 import resource, sys
 from agent.errors import Unreachable
-from agent.observe import cri
+from agent.cri import client
 found = []
-with cri.pod_questions(sys.argv[1], "the runtime") as ask:
+with client.pod_questions(sys.argv[1], "the runtime") as ask:
     for question in (ask.sandboxes, ask.containers):
         try:
             found.append(question())
