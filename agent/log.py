@@ -1,36 +1,96 @@
-"""The log on stderr: JSON lines, and for a person at a terminal structlog's.
+"""The log on stderr: JSON lines, or plain lines for a person at a terminal.
 
-Invariant: events are constant lower-case phrases, data goes into keys, and neither ever holds the
-content of a configuration file, or the user and the password of a URL. structlog (81 ms) is loaded
-for a terminal only.
+Invariant: an event is a constant lower-case phrase and its data is in keys. No line holds the
+content of a configuration file, or the user and the password of a URL. All lines of a process have
+the same `transaction`, because a process makes one convergence. structlog is loaded with the first
+line, because most commands write none.
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
-import json
+import functools
+import logging
+import os
 import sys
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from agent.errors import AgentError
 from agent.redaction import redact
 
-_LEVELS = {"warning": "warning", "failed": "error"}
+
+class Log(Protocol):
+    """Takes events with their data, each at a level."""
+
+    def info(self, event: str, /, **data: Any) -> None:
+        """Something was done, or is waited for."""
+
+    def warning(self, event: str, /, **data: Any) -> None:
+        """Somebody should look at this, and the work goes on."""
+
+    def error(self, event: str, /, **data: Any) -> None:
+        """The work ended without success."""
 
 
-def logger(*, debug: bool) -> Callable[..., None]:
-    """A function that takes an event and key-value pairs."""
-    state: list[Callable[..., None]] = []
+class Silent:
+    """A log that nobody reads."""
 
-    def log(event: str, **data: object) -> None:
-        if not state:
-            state.append(_structlog(debug=debug) if sys.stderr.isatty() else _json_line)
-        with contextlib.suppress(OSError):  # a log that cannot be written is in no change's way
-            state[0](event, **redact(data))
+    def info(self, event: str, /, **data: Any) -> None:
+        """Write nothing."""
 
-    return log
+    warning = error = info
+
+
+class StderrLog:
+    """The log of this process. A line that cannot be written stops nothing."""
+
+    def __init__(self, *, debug: bool = False) -> None:
+        self._debug = debug
+
+    def info(self, event: str, /, **data: Any) -> None:
+        """Write a line of level info."""
+        with contextlib.suppress(OSError):
+            self._logger.info(event, **data)
+
+    def warning(self, event: str, /, **data: Any) -> None:
+        """Write a line of level warning."""
+        with contextlib.suppress(OSError):
+            self._logger.warning(event, **data)
+
+    def error(self, event: str, /, **data: Any) -> None:
+        """Write a line of level error."""
+        with contextlib.suppress(OSError):
+            self._logger.error(event, **data)
+
+    @functools.cached_property
+    def _logger(self) -> Log:
+        import structlog
+
+        json = structlog.processors.JSONRenderer(ensure_ascii=False, default=repr)
+        person = structlog.dev.ConsoleRenderer(colors=False)
+        level = logging.DEBUG if self._debug else logging.INFO
+        logger: Log = structlog.wrap_logger(
+            structlog.PrintLogger(sys.stderr),
+            processors=[
+                lambda _, __, data: redact(data) | {"transaction": _transaction()},
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
+                person if sys.stderr.isatty() else json,
+                _printable,
+            ],
+            wrapper_class=structlog.make_filtering_bound_logger(level),
+        )
+        return logger
+
+
+def _printable(_: Any, __: str, line: Any) -> Any:
+    """A processor of structlog, because paths may hold bytes that are no UTF-8."""
+    return line.encode("utf-8", "replace").decode()
+
+
+@functools.cache
+def _transaction() -> str:
+    return os.urandom(4).hex()
 
 
 def failed(error: AgentError) -> dict[str, Any]:
@@ -41,35 +101,3 @@ def failed(error: AgentError) -> dict[str, Any]:
         "exit": error.exit_code,
         "ready": False,
     }
-
-
-def _json_line(event: str, **data: object) -> None:
-    moment = dt.datetime.now(dt.UTC).isoformat().replace("+00:00", "Z")
-    line = {**data, "event": event, "level": _LEVELS.get(event, "info"), "ts": moment}
-    text = json.dumps(line, ensure_ascii=False, default=repr)
-    sys.stderr.write(text.encode("utf-8", "replace").decode() + "\n")
-    sys.stderr.flush()
-
-
-def _structlog(*, debug: bool) -> Callable[..., None]:
-    import logging
-
-    import structlog
-
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
-            structlog.dev.ConsoleRenderer(colors=False),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(
-            logging.DEBUG if debug else logging.INFO
-        ),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-    bound = structlog.get_logger()
-
-    def log(event: str, **data: object) -> None:
-        getattr(bound, _LEVELS.get(event, "info"))(event, **data)
-
-    return log

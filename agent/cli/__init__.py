@@ -177,13 +177,13 @@ def config(output: str, **given: str | None) -> None:
 def _context(
     given: dict[str, str | None], entry: Entry = "toolkit-agent", *, tell: bool = True
 ) -> Context:
-    from agent.log import logger
+    from agent.log import StderrLog
     from agent.plan.context import open_context
 
     settings = settings_of(given, entry)
-    log = logger(debug=settings.debug)
+    log = StderrLog(debug=settings.debug)
     for text in settings.warnings if tell else ():
-        log("warning", text=text)
+        log.warning("warning of the options", text=text)
     return open_context(settings, log)
 
 
@@ -211,7 +211,7 @@ def _keep(given: dict[str, str | None], entry: Entry) -> None:
         if ctx.settings.no_daemon:
             with pid_file.held(ctx):
                 outcome = converge(replace(ctx, refresh=True))
-            ctx.log("converged", **success_fields(outcome))
+            ctx.log.info("converged", **success_fields(outcome))
             return
         become_supervisor(ctx, _again(given))
     except Locked:

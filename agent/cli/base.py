@@ -110,11 +110,11 @@ def _errors_in_log(ctx: click.Context) -> Iterator[None]:
     except (AgentError, click.UsageError) as error:
         if sys.stderr.isatty():
             raise
-        from agent.log import failed, logger
+        from agent.log import StderrLog, failed
 
         name = ctx.find_root().info_name or ""
         found = error if isinstance(error, AgentError) else usage_error(error, name)
-        logger(debug=False)("failed", **failed(found))
+        StderrLog().error("failed", **failed(found))
         raise SystemExit(found.exit_code) from error
 
 

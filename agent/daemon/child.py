@@ -47,7 +47,7 @@ def work(ctx: Context, inherited: Inherited) -> int:
     proposals: list[Proposal | None] = [None]
     name = settings.node_name or os.uname().nodename
     ctx = replace(
-        ctx, lock_fd=inherited.lock, log=repeats.log, refresh=inherited.refresh,
+        ctx, lock_fd=inherited.lock, log=repeats, refresh=inherited.refresh,
         restart_after=inherited.since + restart_spread.delay(name, settings.restart_spread),
         barrier=inherited.barrier, proposed=proposals.append,
     )  # fmt: skip
@@ -60,18 +60,18 @@ def work(ctx: Context, inherited: Inherited) -> int:
         if outcome.pending:
             code, reason = NOT_YET, PENDING
         repeats.forget(FAILED)
-        ctx.log("converged", **success_fields(outcome))
+        ctx.log.info("converged", **success_fields(outcome))
     except PutOff as error:
         code, reason, entries = NOT_YET, error.message, (f"@{error.until}",)
-        ctx.log("restart put off", **failure_fields(error, proposals[-1]))
+        ctx.log.info("restart put off", **failure_fields(error, proposals[-1]))
     except StoodAside as error:
         code, reason = ASIDE, error.message
         tell(ctx, error)
-        ctx.log("standing aside", reason=error.message)
+        ctx.log.info("standing aside", reason=error.message)
     except AgentError as error:
         code, reason = error.exit_code, error.message
         entries = (error.path.agent,) if isinstance(error, RestartHazard) else ()
-        ctx.log(FAILED, **failure_fields(error, proposals[-1]))
+        ctx.log.error(FAILED, **failure_fields(error, proposals[-1]))
     finally:
         _report((reason, *entries, *watched(ctx, node, spec)), inherited.pipe)
     return code

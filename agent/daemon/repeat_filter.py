@@ -15,36 +15,51 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from agent.log import Log
+
 AGAIN = 600.0  # seconds
 FAILED = "failed"
+# The events of level info that say how things are; those of the other levels all do.
 _STATES = frozenset({
-    "warning", FAILED, "unfinished change found", "failure not told", "not tidied",
-    "restart put off",
+    "unfinished change found", "failure not told", "not tidied", "restart put off"
 })  # fmt: skip
 _MOST = 1000  # lines that are noted
 _LIMIT = 1 << 20
 
 
 class RepeatFilter:
-    """Passes events to `log`, but for states that were logged in the last ten minutes. `fd` is the
-    file that notes them."""
+    """A log that passes lines to `log`, except states that were logged in the last ten minutes.
+    `fd` is the file that notes them."""
 
-    def __init__(self, fd: int, log: Callable[..., None], clock: Callable[[], float]) -> None:
+    def __init__(self, fd: int, log: Log, clock: Callable[[], float]) -> None:
         self._fd = fd
         self._log = log
         self._clock = clock
 
-    def log(self, event: str, **data: Any) -> None:
-        """Log an event, unless it repeats a state."""
-        if event in _STATES:
-            text = json.dumps([event, data], sort_keys=True, default=str)
-            key = f"{event} {hashlib.sha256(text.encode(errors='replace')).hexdigest()}"
-            known, now = self._read(), self._clock()
-            if 0 <= now - known.get(key, now - AGAIN) < AGAIN:
-                return
-            recent = [(name, at) for name, at in known.items() if now - at < AGAIN and name != key]
-            self._write(dict([*recent[-_MOST:], (key, now)]))
-        self._log(event, **data)
+    def info(self, event: str, /, **data: Any) -> None:
+        """Write what was done; write how things are unless that was written a short while ago."""
+        if event not in _STATES or self._is_news(event, data):
+            self._log.info(event, **data)
+
+    def warning(self, event: str, /, **data: Any) -> None:
+        """Write a warning, unless it was written a short while ago."""
+        if self._is_news(event, data):
+            self._log.warning(event, **data)
+
+    def error(self, event: str, /, **data: Any) -> None:
+        """Write an error, unless it was written a short while ago."""
+        if self._is_news(event, data):
+            self._log.error(event, **data)
+
+    def _is_news(self, event: str, data: dict[str, Any]) -> bool:
+        text = json.dumps([event, data], sort_keys=True, default=str)
+        key = f"{event} {hashlib.sha256(text.encode(errors='replace')).hexdigest()}"
+        known, now = self._read(), self._clock()
+        if 0 <= now - known.get(key, now - AGAIN) < AGAIN:
+            return False
+        recent = [(name, at) for name, at in known.items() if now - at < AGAIN and name != key]
+        self._write(dict([*recent[-_MOST:], (key, now)]))
+        return True
 
     def forget(self, event: str) -> None:
         """The state of an event is over: the next one is logged at once."""

@@ -22,6 +22,7 @@ from agent.decide import DEFAULT_DIRS
 from agent.errors import Refused
 from agent.host import trees, trust
 from agent.host.paths import HostRoot, open_host_root
+from agent.log import Log, Silent
 from agent.options.settings import Settings
 from agent.runtimes import registry, restart
 from agent.runtimes.base import Endpoint
@@ -34,10 +35,6 @@ from agent.systemd.units import Systemd, SystemdError, Unit
 
 if TYPE_CHECKING:
     from agent.runtimes.trial import Launch, Result
-
-
-def _silent(event: str, **_: Any) -> None:
-    """No log."""
 
 
 def _to_nobody(_: Any) -> None:
@@ -58,7 +55,7 @@ def _uptime() -> float:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Settings and seams of one run. `log` takes an event and key-value pairs; `lock_fd` is the
+    """Settings and seams of one run. `lock_fd` is the
     descriptor of a parent that holds the lock for us; `refresh`: NVML is to be asked, whatever is
     known; `retry`: a candidate that failed before is tried again; `restart_after` is the time (of
     `clock`) before which nothing is changed that needs a restart; `barrier`: `toolkit-ready` was
@@ -69,7 +66,7 @@ class Context:
     host: HostRoot
     store: Store
     publisher: Publisher
-    log: Callable[..., None] = _silent
+    log: Log = field(default_factory=Silent)
     wall: Callable[[], float] = time.time
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
@@ -167,7 +164,7 @@ def open_host(settings: Settings) -> HostRoot:
     return host
 
 
-def open_context(settings: Settings, log: Callable[..., None] = _silent) -> Context:
+def open_context(settings: Settings, log: Log | None = None) -> Context:
     """The context of a real run. Raises UsageError or Refused."""
     host = open_host(settings)
     return Context(
@@ -177,7 +174,7 @@ def open_context(settings: Settings, log: Callable[..., None] = _silent) -> Cont
         publisher=Publisher(
             trust.system_name(host, settings.status_dir), settings.entry == "nvidia-toolkit", host
         ),
-        log=log,
+        log=log or Silent(),
     )
 
 
@@ -224,4 +221,4 @@ def tidy(ctx: Context, *actions: Callable[[], None]) -> None:
         try:
             action()
         except Refused as error:
-            ctx.log("not tidied", reason=error.message)
+            ctx.log.info("not tidied", reason=error.message)

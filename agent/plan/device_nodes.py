@@ -99,9 +99,9 @@ def create(ctx: Context, wanted: tuple[Missing, ...]) -> tuple[str, ...]:
         try:
             mknod.make(item.agent, item.node.major, item.node.minor, device_nodes.MODE)
         except OSError as error:
-            ctx.log("warning", text=_cannot(item, reason(error)))
+            ctx.log.warning("device node not made", error=_cannot(item, reason(error)))
             continue
         made.append(item.host)
     if made:
-        ctx.log("device nodes made", paths=made)
+        ctx.log.info("device nodes made", paths=made)
     return tuple(made)

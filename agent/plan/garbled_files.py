@@ -104,7 +104,7 @@ def repair(ctx: Context, memory: Memory) -> tuple[str, ...]:
             raise Refused(
                 f"cannot rewrite {item.path}: {reason(error)}; somebody garbled it ({item.why})"
             ) from error
-        ctx.log("warning", text=f"{item.path} was garbled ({item.why}); it is rewritten")
+        ctx.log.warning("garbled file is rewritten", path=item.path.host, why=item.why)
     return tuple(item.path.host for item in found)
 
 
@@ -150,6 +150,6 @@ def _start(ctx: Context) -> None:
             way, unit = ctx.reach(ctx.host, name)
             if unit.load == "loaded" and (unit.given_up or unit.active == "activating"):
                 way.restart(name)
-                ctx.log("runtime started", unit=name)
+                ctx.log.info("runtime started", unit=name)
         except SystemdError as failure:
-            ctx.log("runtime not started", unit=name, reason=str(failure))
+            ctx.log.info("runtime not started", unit=name, reason=str(failure))

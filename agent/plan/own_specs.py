@@ -309,11 +309,11 @@ def _make(ctx: Context, change: Change, needed: str) -> tuple[str, ...]:
         what = "write" if change.after else "remove"
         refused = Refused(f"cannot {what} {path}: {reason(error)}")
         if change.after is None or path.name != needed:
-            ctx.log("warning", text=refused.message)
+            ctx.log.warning("spec not changed", error=refused.message)
             return ()
         ctx.publisher.withdraw()
         raise refused from error
-    ctx.log("spec written" if change.after else "spec removed", path=path.host)
+    ctx.log.info("spec written" if change.after else "spec removed", path=path.host)
     return (path.host,)
 
 

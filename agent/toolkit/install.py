@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from agent.cdi.driver import driver
@@ -18,6 +18,7 @@ from agent.errors import AgentError, NoToolkit, Refused, reason
 from agent.host import files, trees, trust
 from agent.host.files import Change
 from agent.host.paths import HostPath, HostRoot
+from agent.log import Log
 from agent.options.settings import Settings
 from agent.toolkit import config, origin, place, programs, tree
 from agent.toolkit.origin import Origin
@@ -259,7 +260,7 @@ def sizes(proposed: Proposed) -> tuple[int, ...]:
     return tuple(made)
 
 
-def write(proposed: Proposed | None, log: Callable[..., None]) -> tuple[str, ...]:
+def write(proposed: Proposed | None, log: Log) -> tuple[str, ...]:
     """Bring the directory to what was proposed; gives its host path if it was not.
 
     Raises the proposal's problem, or Refused where the disk does not play along; the directory is
@@ -282,7 +283,7 @@ def write(proposed: Proposed | None, log: Callable[..., None]) -> tuple[str, ...
         raise Refused(
             f"cannot install the toolkit in {directory}: {where}{reason(error)}"
         ) from error
-    log("toolkit installed", directory=directory.host, source=proposed.found.origin.place)
+    log.info("toolkit installed", directory=directory.host, source=proposed.found.origin.place)
     return (directory.host,)
 
 

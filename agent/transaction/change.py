@@ -87,7 +87,7 @@ def carry_out(ctx: Context, request: Request) -> Done:
         request.check()
         file_changes.write(request.changes, journal, begun)
         journal = ctx.store.advance(journal, "written")
-        ctx.log("files written", files=[entry.host for entry in journal.entries])
+        ctx.log.info("files written", files=[entry.host for entry in journal.entries])
         if restart is None:
             commit(ctx, journal)
             return Done(None, restarted=False, pending=False, barrier=barrier)
@@ -104,14 +104,17 @@ def carry_out(ctx: Context, request: Request) -> Done:
         host_timer.arm(ctx, journal)
         adapter = registry.adapter(journal.kind)
         if adapter.restart_note:
-            ctx.log(f"restarting {adapter.title}", target=restart.target, note=adapter.restart_note)
+            ctx.log.info(
+                "restarting the runtime", runtime=adapter.title, target=restart.target,
+                note=adapter.restart_note,
+            )  # fmt: skip
         restart.act(request.runtime.process)
-        ctx.log("runtime restarted", kind=restart.kind, target=restart.target)
+        ctx.log.info("runtime restarted", kind=restart.kind, target=restart.target)
         answer = prove_change(ctx, journal)
         host_timer.claim(ctx, journal)
         commit(ctx, journal)
     except (RestartFailed, NotProven, Refused) as error:
-        ctx.log("change not proven", reason=str(error))
+        ctx.log.info("change not proven", reason=str(error))
         raise _undone(ctx, journal, request, error) from error
     return Done(answer, restarted=True, pending=False, barrier=barrier)
 
@@ -196,7 +199,7 @@ def finish_undo(
     if not undone.failed:
         _end_undo(ctx, journal, undone.foreign)
         if recovering and undone.foreign:
-            ctx.log("warning", text=f"not undone: {undone}")
+            ctx.log.warning("change not undone", files=str(undone))
             return
     if undone.failed or undone.foreign:
         where = ctx.store.path("originals")
@@ -381,15 +384,14 @@ def commit(ctx: Context, journal: Journal) -> None:
 def _tell_edits(ctx: Context, journal: Journal) -> None:
     for entry in journal.entries:
         if store.digest_of(entry.agent, entry.host) != entry.after:
-            text = f"somebody else changed {entry.host} since it was written; it stays so"
-            ctx.log("warning", text=text)
+            ctx.log.warning("file changed since it was written", path=entry.host)
 
 
 def close(ctx: Context, journal: Journal) -> None:
     """Nothing is in progress any more."""
     host_timer.disarm(ctx, journal)  # first: what it would move is removed next
     if left := file_changes.tidy(journal):
-        ctx.log("not tidied", files=list(left))
+        ctx.log.info("not tidied", files=list(left))
         if journal.stage != TIDYING:
             ctx.store.advance(journal, TIDYING)
     else:

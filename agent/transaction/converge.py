@@ -148,7 +148,7 @@ def tell(ctx: Context, error: AgentError) -> None:
             ctx.publisher.withdraw()
         ctx.publisher.publish_error(error)
     except Refused as second:
-        ctx.log("failure not told", reason=second.message)
+        ctx.log.info("failure not told", reason=second.message)
 
 
 def _converge(
@@ -162,9 +162,9 @@ def _converge(
         _refuse(ctx, proposal)
     written = (*nodes, *_install(ctx, proposal))
     for warning in proposal.warnings:
-        ctx.log("warning", text=warning)
+        ctx.log.warning("warning of the plan", text=warning)
     if proposal.restart is not None and proposal.restart.along:
-        ctx.log("units are restarted along", units=list(proposal.restart.along))
+        ctx.log.info("units are restarted along", units=list(proposal.restart.along))
     if proposal.configured:
         outcome = tidied(ctx, memory, Outcome(proposal, written))
         return publish(ctx, outcome, barrier=barrier)
@@ -212,11 +212,11 @@ def tidied(ctx: Context, memory: Memory, outcome: Outcome) -> Outcome:
         try:
             # Asked again: a pod can have come since.
             if not _is_needed(ctx, proposal, host) and install.remove_from(ctx.host, host):
-                ctx.log("toolkit removed", directory=host)
+                ctx.log.info("toolkit removed", directory=host)
                 gone = (*gone, host)
                 continue
         except Refused as error:
-            ctx.log("warning", text=error.message)
+            ctx.log.warning("toolkit not removed", error=error.message)
         left.append(host)
     if tuple(left) != memory.moved:
         now = replace(ctx.store.memory(), moved=tuple(left))
@@ -235,7 +235,7 @@ def down_units(ctx: Context, way: Restart | None) -> tuple[str, ...]:
     """Units that ran before a restart and do not run after it, each told in the log."""
     down = way.down() if way is not None else ()
     for name in down:
-        ctx.log("warning", text=not_back(name))
+        ctx.log.warning("unit not running again", unit=name, text=not_back(name))
     return down
 
 
@@ -252,7 +252,7 @@ def _after_failure(
     """Where native CDI could not be switched on, the node is as row 5 says (DESIGN section 3)."""
     if proposal.decision.row != 4 or memory.enabled_cdi:
         raise error
-    ctx.log("native CDI could not be switched on", reason=error.message)
+    ctx.log.info("native CDI could not be switched on", reason=error.message)
     try:
         second = propose(ctx, observe(ctx, memory), may_enable=False)
         return _converge(ctx, second, memory, barrier=barrier, refused_cdi=True)

@@ -53,10 +53,10 @@ def arm(ctx: Context, journal: Journal) -> None:
         ctx.reach(ctx.host, unit)[0].start_timer(timer)
     except (CannotArm, SystemdError, OSError) as error:
         why = reason(error) if isinstance(error, OSError) else str(error)
-        ctx.log("no switch on the host", reason=why)
+        ctx.log.info("no switch on the host", reason=why)
         disarm(ctx, journal)
     else:
-        ctx.log("switch on the host set", unit=timer.name, seconds=timer.delay)
+        ctx.log.info("switch on the host set", unit=timer.name, seconds=timer.delay)
 
 
 def claim(ctx: Context, journal: Journal) -> None:
@@ -88,13 +88,13 @@ def disarm(ctx: Context, journal: Journal) -> None:
         for path in (_guard(ctx, journal), _fired(ctx, journal)):
             files.discard(path)
     except OSError as error:
-        ctx.log("switch on the host not disarmed", reason=reason(error))
+        ctx.log.info("switch on the host not disarmed", reason=reason(error))
     try:
         way, _ = ctx.reach(ctx.host, journal.restart[1])
         for name in Timer(_name(journal), 0, (), "").units:
             way.stop(name)
     except SystemdError as error:
-        ctx.log("switch on the host not stopped", unit=_name(journal), reason=str(error))
+        ctx.log.info("switch on the host not stopped", unit=_name(journal), reason=str(error))
 
 
 def _name(journal: Journal) -> str:

@@ -40,7 +40,7 @@ def wait(ctx: Context, socket: HostPath, end: float, *, touched: bool) -> None:
         if not found:
             return
         if not logged:
-            ctx.log("waiting for a quiet moment", unfinished=found, seconds=round(left))
+            ctx.log.info("waiting for a quiet moment", unfinished=found, seconds=round(left))
             logged = True
         if signal.sigpending() & _ENDING:
             if touched:
@@ -48,8 +48,7 @@ def wait(ctx: Context, socket: HostPath, end: float, *, touched: bool) -> None:
             raise SystemExit(128 + signal.SIGTERM)  # the pending signal ends the process first
         ctx.sleep(min(_PAUSE, left))
         if ctx.clock() >= end:
-            text = "the runtime is restarted although it is creating pods: "
-            ctx.log("warning", text=f"{text}{', '.join(found)} after {LIMIT:.0f} s of waiting")
+            ctx.log.warning("restart without a quiet moment", unfinished=found, waited=LIMIT)
 
 
 def _unfinished(ctx: Context, socket: HostPath, timeout: float) -> list[str]:

@@ -48,13 +48,13 @@ def recover(ctx: Context) -> Recovered:
     if journal.stage == TIDYING:
         tidy(ctx, lambda: change.close(ctx, journal))
         return Recovered()
-    ctx.log("unfinished change found", purpose=journal.purpose, stage=journal.stage)
+    ctx.log.info("unfinished change found", purpose=journal.purpose, stage=journal.stage)
     barrier = journal.barrier is not None and journal.boot_id == ctx.boot_id
     way = restart.resume(*journal.restart, ctx.host) if journal.restart else None
     if journal.stuck is not None:
         _wait_for_a_cause(ctx, journal)
     if host_timer.has_fired(ctx, journal):
-        ctx.log("the switch on the host has fired")
+        ctx.log.info("the switch on the host has fired")
         _remember(ctx, journal, host_timer.FIRED)
         return _undo(ctx, journal, way, barrier=barrier, by_switch=True)
     if not _has_restarted(ctx, journal):
@@ -67,7 +67,7 @@ def recover(ctx: Context) -> Recovered:
             change.prove_change(ctx, journal)
             host_timer.claim(ctx, journal)
         except NotProven as error:
-            ctx.log("change not proven", reason=str(error))
+            ctx.log.info("change not proven", reason=str(error))
             _remember(ctx, journal, str(error))
         else:
             change.commit(ctx, journal)

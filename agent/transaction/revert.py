@@ -85,10 +85,10 @@ def _revert(ctx: Context, *, keep_edits: bool, toolkit: bool) -> Reverted:
 def _carry_out(ctx: Context, memory: Memory, plan: _Plan, *, toolkit: bool) -> Reverted:
     request, done = plan.request, Reverted()
     for note in (*plan.notes, *(request.restart.warnings if request and request.restart else ())):
-        ctx.log("warning", text=note)
+        ctx.log.warning("warning of the plan", text=note)
     if request is not None:
         if request.restart is not None and request.restart.along:
-            ctx.log("units are restarted along", units=list(request.restart.along))
+            ctx.log.info("units are restarted along", units=list(request.restart.along))
         try:
             end = change.carry_out(ctx, request)
         finally:

@@ -77,7 +77,7 @@ def _wait(ctx: Context) -> int:
     while True:
         if not answered and os.path.lexists(ctx.store.path(_ANSWER)):
             answered = True
-            ctx.log("waiting for run to stand aside")
+            ctx.log.info("waiting for run to stand aside")
         longer = _CHANGE_TIMEOUT + ctx.settings.proof_timeout
         timeout = longer if answered else _ANSWER_TIMEOUT
         try:
@@ -123,7 +123,7 @@ def _release_until_end(ctx: Context, fd: int, lock_fd: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         fcntl.flock(lock_fd, fcntl.LOCK_UN)
-        ctx.log("standing aside for revert")
+        ctx.log.info("standing aside for revert")
         fcntl.flock(fd, fcntl.LOCK_EX)
     if lock.is_current(ctx.store.path(REQUEST), fd):  # it was killed
         with contextlib.suppress(OSError):

@@ -30,8 +30,8 @@ _PAUSE = 2.0  # seconds at most between two restarts
 # The program without the wait: its limit is over at once.
 _AT_ONCE = """
 import sys
-from agent.engine import quiet
-quiet.LIMIT = 0.0
+from agent.transaction import quiet_moment
+quiet_moment.LIMIT = 0.0
 from agent.cli import main
 main()
 """
@@ -134,7 +134,7 @@ def measure(program: str, restarts: int, generation: str) -> str:
                 )  # fmt: skip
                 times.append(time.monotonic() - began)
                 assert done.returncode == 0, done.stderr
-                hurried += "although it is creating pods" in done.stderr
+                hurried += "restart without a quiet moment" in done.stderr
             restarted = node.supervisor.starts - starts
         finally:
             ending.set()

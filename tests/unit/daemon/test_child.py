@@ -21,6 +21,7 @@ from agent.plan.propose import Proposal
 from agent.runtimes.base import Endpoint, Runtime
 from agent.transaction.converge import Outcome
 from tests.unit.support.made_node import Node
+from tests.unit.support.recorded_log import RecordedLog
 
 
 def fails(*_: object) -> None:
@@ -36,15 +37,15 @@ def waits(*_: object) -> None:
 
 
 class Child:
-    """Runs convergences one after the other, as the supervisor would; `said` is the log."""
+    """Runs convergences one after the other, as the supervisor would"""
 
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        self.said: list[tuple[str, dict[str, Any]]] = []
+        self.log = RecordedLog()
         self.ctx = replace(
             Node(directory, monkeypatch).context(),
             clock=lambda: self.now,
-            log=lambda event, **data: self.said.append((event, data)),
+            log=self.log,
         )
         monkeypatch.setattr(child, "watched", lambda *_: ("/a", "/b"))
         self._monkeypatch = monkeypatch
@@ -65,7 +66,7 @@ class Child:
         return code, found
 
     def errors(self) -> list[str]:
-        return [data["error"] for event, data in self.said if event == "failed"]
+        return [line.data["error"] for line in self.log.lines if line.event == "failed"]
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_failure_is_said_once_in_ten_minutes(run: Child) -> None:
     run.work(lambda _: done())
     run.work(fails)
     assert len(run.errors()) == 3
-    level = {event for event, _ in run.said}
+    level = set(run.log.events())
     assert level == {"failed", "converged"}
 
 
@@ -99,15 +100,15 @@ def test_warning_is_said_once_in_ten_minutes(run: Child) -> None:
     """Each for itself; a deed is said whenever it is done."""
 
     def warns(ctx: Context) -> None:
-        ctx.log("warning", text="a")
-        ctx.log("warning", text="b")
-        ctx.log("runtime restarted", kind="systemd")
+        ctx.log.warning("warning of the plan", text="a")
+        ctx.log.warning("warning of the plan", text="b")
+        ctx.log.info("runtime restarted", kind="systemd")
         fails()
 
     for _ in range(2):
         run.work(warns)
-    events = [event for event, _ in run.said]
-    assert events.count("warning") == 2
+    events = run.log.events()
+    assert events.count("warning of the plan") == 2
     assert events.count("runtime restarted") == 2
 
 
@@ -117,7 +118,7 @@ def test_restart_that_is_put_off_is_no_failure(run: Child) -> None:
         supervisor.NOT_YET, b"cannot be ready yet: restart put off\0@7.5\0/a\0/b\0"
     )  # fmt: skip
     run.work(waits)
-    assert [event for event, _ in run.said] == ["restart put off"]
+    assert run.log.events() == ["restart put off"]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_last_line_of_a_failure_has_the_decision(error: AgentError, does: str, r
         raise error
 
     run.work(decides)
-    event, line = run.said[-1]
+    _, event, line = run.log.lines[-1]
     assert event == "failed"
     assert line == {
         "runtime": "containerd", "version": "2.1.9", "row": 3, "native": True, "default": "runc",
@@ -149,14 +150,14 @@ def test_restart_of_somebody_else_is_waited_for(run: Child) -> None:
     code, found = run.work(lambda _: done(pending=True))
     assert code == supervisor.NOT_YET
     assert found.startswith(b"cannot publish yet: ")
-    assert run.said[-1][1]["ready"] is False
+    assert run.log.lines[-1].data["ready"] is False
 
 
 def test_convergence_ends_with_a_summary_line(run: Child) -> None:
     """Also where nothing was done."""
     assert run.work(lambda _: done()) == (0, b"\0/a\0/b\0")
     run.work(lambda _: done(changed=("/etc/a",), restarted=True, recovered="undone"))
-    (event, first), (_, second) = run.said
+    (_, event, first), (_, _, second) = run.log.lines
     assert event == "converged"
     assert first == {
         "runtime": "containerd", "version": "2.1.9", "row": 3, "native": True, "default": "runc",

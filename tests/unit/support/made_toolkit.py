@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from agent.cdi.driver import driver
 from agent.cdi.driver.root import DriverRoot
@@ -17,6 +16,7 @@ from agent.state.store import Store
 from agent.status import Publisher
 from agent.toolkit import install
 from agent.toolkit.install import Proposed
+from tests.unit.support.recorded_log import RecordedLog
 
 ALL = (
     "nvidia-container-runtime", "nvidia-container-runtime.cdi", "nvidia-container-runtime.legacy",
@@ -53,7 +53,7 @@ class Host:
     def __init__(self, directory: Path) -> None:
         self.directory, self.root = directory, directory / "host"
         self.root.mkdir()
-        self.said: list[tuple[str, dict[str, Any]]] = []
+        self.log = RecordedLog()
 
     def make(self, entries: Mapping[str, str], below: str = "") -> None:
         """Files by their paths: `-> x` is a link, `x` a program, anything else its text."""
@@ -83,7 +83,7 @@ class Host:
             host=root,
             store=Store(str(self.directory / "state"), root),
             publisher=Publisher(str(self.directory / "status"), host=root),
-            log=lambda event, **more: self.said.append((event, more)),
+            log=self.log,
         )
 
 

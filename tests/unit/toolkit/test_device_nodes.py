@@ -201,7 +201,7 @@ def test_what_cannot_be_made_is_a_warning(node: Host) -> None:
     with faults.installed():
         made = device_nodes.create(ctx, device_nodes.missing(ctx, driver_root(ctx)))
     assert made == ("/dev/nvidia-modeset", "/dev/nvidia-uvm")
-    texts = [more["text"] for event, more in node.said if event == "warning"]
+    texts = [line.data["error"] for line in node.log.lines if line.level == "warning"]
     assert [text.rpartition(": ")[0] for text in texts] == [
         "cannot make the device node /dev/nvidiactl (195:255)",
         "cannot make the device node /dev/nvidia-uvm-tools (234:1)",

@@ -28,6 +28,7 @@ from agent.transaction.change import NotAccepted, Request
 from agent.transaction.host_timer import FIRED, MARGIN
 from tests.unit.support.faults import Faults, Killed
 from tests.unit.support.made_node import BEFORE, NEW, OLD, SETTINGS, STATUS, WANTED, Node
+from tests.unit.support.recorded_log import RecordedLog
 
 
 class Contained(HostRoot):
@@ -91,7 +92,7 @@ class ContainedNode(Node):
 
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.systemd = Systemd(self)
-        self.log: list[str] = []
+        self.log = RecordedLog()
         super().__init__(directory, monkeypatch)
         # Not each machine has one; it is found and never run, see `Systemd.run`.
         (directory / "systemctl").touch(0o755)
@@ -101,7 +102,7 @@ class ContainedNode(Node):
         return replace(
             super().context(),
             host=Contained("/"),
-            log=lambda event, **_: self.log.append(event),
+            log=self.log,
         )
 
     def reach(self, host: HostRoot, unit: str) -> tuple[units.Systemd, Unit]:
@@ -239,7 +240,7 @@ def test_host_without_timers_gets_the_change_all_the_same(node: ContainedNode) -
     node.systemd.broken = True
     node.carry_out(node.act)
     assert node.tree() == node.loaded == NEW
-    assert "no switch on the host" in node.log
+    assert "no switch on the host" in node.log.events()
     assert node.guards() == []
 
 
@@ -252,14 +253,14 @@ def test_name_that_systemd_could_misread_sets_no_timer(
     node = ContainedNode(tmp_path / name, monkeypatch)
     node.carry_out(node.act)
     assert node.tree() == NEW
-    assert "no switch on the host" in node.log
-    assert "switch on the host set" not in node.log
+    assert "no switch on the host" in node.log.events()
+    assert "switch on the host set" not in node.log.events()
 
 
 def test_signal_needs_no_timer(node: ContainedNode) -> None:
     """What is no unit of systemd is restarted by something that we do not know."""
     node.carry_out(node.act, "signal")
-    assert not [event for event in node.log if "switch" in event]
+    assert not [event for event in node.log.events() if "switch" in event]
 
 
 def test_failed_restart_keeps_the_timer_until_all_is_back(node: ContainedNode) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,6 +17,7 @@ from agent.host.paths import HostPath
 from agent.plan.context import Context
 from agent.transaction import quiet_moment
 from tests.unit.support.made_node import Node
+from tests.unit.support.recorded_log import RecordedLog
 
 NOW = 1_000_000.0
 WAIT = quiet_moment.wait
@@ -32,13 +32,13 @@ class World:
 
     def __init__(self, ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        self.said: list[tuple[str, dict[str, Any]]] = []
+        self.log = RecordedLog()
         self.pods: Callable[[float], list[Sandbox]] = lambda _: [OLD]
         self.started: Callable[[float], list[Container]] = lambda _: [RUNNING]
         self.timeouts: list[float] = []
         self.ctx = replace(
             ctx, clock=lambda: self.now, sleep=self.sleep, wall=lambda: NOW + self.now,
-            log=lambda event, **data: self.said.append((event, data)),
+            log=self.log,
         )  # fmt: skip
 
         @contextmanager
@@ -64,9 +64,6 @@ class World:
         WAIT(self.ctx, SOCKET, quiet_moment.LIMIT, touched=touched)
         return self.now
 
-    def events(self) -> list[str]:
-        return [event for event, _ in self.said]
-
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
@@ -75,15 +72,15 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 def test_old_pods_are_no_reason_to_wait(world: World) -> None:
     assert world.wait() == 0
-    assert world.said == []
+    assert world.log.lines == []
 
 
 def test_created_container_is_waited_for(world: World) -> None:
     """However old it is: it may be started at any moment."""
     world.started = lambda now: [UNSTARTED] if now < 7 else [RUNNING]
     assert world.wait() == pytest.approx(7, abs=0.3)
-    assert world.events() == ["waiting for a quiet moment"]
-    assert world.said[0][1]["unfinished"] == ["container main of ml/train"]
+    assert world.log.events() == ["waiting for a quiet moment"]
+    assert world.log.lines[0].data["unfinished"] == ["container main of ml/train"]
 
 
 def test_container_of_a_dead_sandbox_is_not_waited_for(world: World) -> None:
@@ -114,11 +111,11 @@ def test_restart_happens_when_the_wait_is_over(world: World) -> None:
     """The restart happens all the same, and the log says beside what."""
     world.started = lambda _: [UNSTARTED]
     assert world.wait() == quiet_moment.LIMIT
-    assert world.events() == ["waiting for a quiet moment", "warning"]
-    assert "ml/train" in world.said[-1][1]["text"]
+    assert world.log.events() == ["waiting for a quiet moment", "restart without a quiet moment"]
+    assert "ml/train" in world.log.lines[-1].data["unfinished"][0]
     assert all(0 < timeout <= 5 for timeout in world.timeouts)
     assert world.wait() == quiet_moment.LIMIT, "the time is up: nobody is asked again"
-    assert len(world.said) == 2
+    assert len(world.log.lines) == 2
 
 
 def test_runtime_that_does_not_answer_makes_no_pods(
