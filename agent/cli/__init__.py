@@ -51,14 +51,14 @@ cli.add_command(cdi)
 @output_option
 def plan(output: str, **given: str | None) -> None:
     """Show the decision with its evidence, the diff of every file, and restarts. Writes nothing."""
-    from agent.cli import render
+    from agent.cli import render_plan
     from agent.plan.observe import observe
     from agent.plan.propose import propose
     from agent.state.store import current_memory
 
     ctx = _context(given)
     proposal = propose(ctx, observe(ctx, current_memory(ctx.store)))
-    emit(output, lambda: render.plan_text(proposal), "Plan", lambda: render.plan_data(proposal))
+    emit(output, proposal, render_plan.text, "Plan", render_plan.data)
     if not proposal.right:
         raise SystemExit(1)
 
@@ -70,14 +70,11 @@ def apply(output: str, *, retry: bool, **given: str | None) -> None:
     """Make the node right, once; on a node that is right it writes and restarts nothing."""
     from dataclasses import replace
 
-    from agent.cli import render
+    from agent.cli import render_apply
     from agent.transaction.converge import converge
 
     outcome = converge(replace(_context(given), refresh=True, retry=retry))
-    emit(
-        output, lambda: render.outcome_text(outcome), "Outcome",
-        lambda: render.outcome_data(outcome),
-    )  # fmt: skip
+    emit(output, outcome, render_apply.outcome_text, "Outcome", render_apply.outcome_data)
 
 
 @cli.command(cls=LongLived)
@@ -113,11 +110,11 @@ def converge_child(
 @output_option
 def status(output: str, **given: str | None) -> None:
     """Show runtime, CDI, handlers, files, status file, drift and the last transaction."""
-    from agent.cli import render
+    from agent.cli import render_status
     from agent.plan.report import report
 
     found = report(_context(given))
-    emit(output, lambda: render.report_text(found), "Status", found.data)
+    emit(output, found, render_status.text, "Status", render_status.data)
     if not found.ready:
         raise SystemExit(1)
 
@@ -128,11 +125,11 @@ def status(output: str, **given: str | None) -> None:
 @output_option
 def revert(output: str, *, keep_edits: bool, and_toolkit: bool, **given: str | None) -> None:
     """Put the original files back, restart the runtime on them and prove it."""
-    from agent.cli import render
+    from agent.cli import render_apply
     from agent.transaction.revert import revert as undo
 
     done = undo(_context(given), keep_edits=keep_edits, toolkit=and_toolkit)
-    emit(output, lambda: render.reverted_text(done), "Reverted", lambda: render.reverted_data(done))
+    emit(output, done, render_apply.reverted_text, "Reverted", render_apply.reverted_data)
 
 
 @cli.command(cls=Command)
@@ -164,14 +161,14 @@ def config(output: str, **given: str | None) -> None:
 
     Needs neither a runtime nor root.
     """
-    from agent.cli import render
+    from agent.cli import render_config
     from agent.options.settings import effective
 
     settings = settings_of(given)
     values = effective(settings)
     for text in settings.warnings:
         _say(f"warning: {text}")
-    emit(output, lambda: render.config_text(values), "Config", lambda: render.config_data(values))
+    emit(output, values, render_config.text, "Config", render_config.data)
 
 
 def _context(

@@ -10,7 +10,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -20,6 +20,8 @@ from agent.redaction import redact_text
 if TYPE_CHECKING:
     from agent.options.option import Option
     from agent.options.settings import Entry, Settings
+
+_Result = TypeVar("_Result")
 
 EPILOG = """\b
 Exit codes: 0 done or nothing to do; 1 plan found changes, status or wait: not ready,
@@ -138,12 +140,13 @@ def settings_of(given: dict[str, str | None], entry: Entry = "toolkit-agent") ->
 
 
 def emit(
-    output: str, text: Callable[[], str], kind: str, data: Callable[[], dict[str, Any]]
-) -> None:
-    """Print a result as it was asked for."""
+    output: str, result: _Result, text: Callable[[_Result], str], kind: str,
+    data: Callable[[_Result], dict[str, Any]],
+) -> None:  # fmt: skip
+    """Print a result in the form that `output` names: as a text, or as a document of a kind."""
     if output == "table":
-        click.echo(redact_text(text()))
+        click.echo(redact_text(text(result)))
     else:
         from agent.cli.render import document
 
-        click.echo(document(kind, data(), output))
+        click.echo(document(kind, data(result), output))

@@ -73,10 +73,7 @@ def list_devices(output: str, **given: str | None) -> None:
 
     settings = settings_of(given)
     found = spec_report.inventory(settings, open_host(settings))
-    emit(
-        output, lambda: render_cdi.list_text(found), "CDIDevices",
-        lambda: render_cdi.list_data(found),
-    )  # fmt: skip
+    emit(output, found, render_cdi.list_text, "CDIDevices", render_cdi.list_data)
 
 
 @cdi.command(cls=Command)
@@ -96,9 +93,6 @@ def validate(files: tuple[str, ...], output: str, **given: str | None) -> None:
     found = (
         spec_report.given(settings, host, files) if files else spec_report.inventory(settings, host)
     )
-    emit(
-        output, lambda: render_cdi.findings_text(found), "CDIFindings",
-        lambda: render_cdi.findings_data(found),
-    )  # fmt: skip
+    emit(output, found, render_cdi.findings_text, "CDIFindings", render_cdi.findings_data)
     if found.findings:
         raise SystemExit(1)

@@ -7,11 +7,11 @@ a printable character.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from agent.cdi.specs.installed import SpecFile
-    from agent.plan.spec_report import Inventory
+from agent.cdi.specs.installed import SpecFile
+from agent.cli.render import table
+from agent.plan.spec_report import Inventory
 
 
 def list_data(found: Inventory) -> dict[str, Any]:
@@ -116,13 +116,7 @@ def _count(number: int, what: str) -> str:
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    clean = [tuple(_clean(cell) for cell in row) for row in rows]
-    widths = [max(len(row[column]) for row in clean) for column in range(len(clean[0]) - 1)]
-    return [
-        "  ".join([*(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)),
-                   row[-1]]).rstrip()
-        for row in clean
-    ]  # fmt: skip
+    return table([tuple(map(_clean, row)) for row in rows])
 
 
 def _clean(text: str) -> str:

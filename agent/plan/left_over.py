@@ -32,10 +32,6 @@ class LeftOver:
     what: str
     remedy: str
 
-    def data(self) -> dict[str, str]:
-        """For JSON."""
-        return {"path": self.path, "what": self.what, "remedy": self.remedy}
-
 
 def left_over(ctx: Context, node: ConfiguredRuntime | None, memory: Memory) -> tuple[LeftOver, ...]:
     """Our specs and the directories of our toolkit that nothing uses any more; none where the

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from typing import Any
 
 from agent import status
 from agent.cdi.specs.provider import OURS
@@ -30,7 +29,8 @@ from agent.toolkit.tree import CONFIG
 @dataclass(frozen=True, slots=True)
 class Report:
     """One look. `problem` is why the rest of it is missing; `ready`: the published decision can be
-    believed and is that of this moment."""
+    believed and is that of this moment. `default` and `handlers` are what the running runtime
+    reports, `specs` the CDI specs as they are on disk."""
 
     ready: bool
     proposal: Proposal | None
@@ -41,48 +41,10 @@ class Report:
     unfinished: str | None
     failed: str | None
     drift: tuple[str, ...]
-    left: tuple[LeftOver, ...] = ()
-
-    def data(self) -> dict[str, Any]:
-        """Plain data, for JSON and for the table."""
-        proposal = self.proposal
-        answer = proposal.runtime.answer if proposal else None
-        spec = proposal.spec if proposal else None
-        toolkit = proposal.toolkit if proposal else None
-        default, handlers = registry.shown(answer) if answer else (None, ())
-        return {
-            "ready": self.ready,
-            "problem": self.problem.message if self.problem else None,
-            "runtime": {
-                "name": answer.name if answer else None,
-                "version": answer.version if answer else None,
-                "socket": proposal.runtime.socket.host if proposal else None,
-                "ready": answer.ready if answer else None,
-            },
-            "cdi": {
-                "row": proposal.decision.row if proposal else None,
-                "native": proposal.decision.native if proposal else None,
-                "source": proposal.decision.source if proposal else None,
-                "specDirs": list(proposal.decision.spec_dirs) if proposal else [],
-            },
-            "handlers": sorted(handlers),
-            "default": default,
-            "files": [
-                {"path": host, "existedBefore": existed, "now": now}
-                for host, existed, now in self.files
-            ],
-            "toolkit": {
-                "directory": str(toolkit.found.directory) if toolkit else None,
-                "source": toolkit.found.origin.place if toolkit else None,
-            },
-            "specs": [_on_disk(item, spec).data() for item in (spec.specs if spec else ())],
-            "leftOver": [item.data() for item in self.left],
-            "drift": list(self.drift),
-            "warnings": list(proposal.warnings) if proposal else [],
-            "transaction": {"unfinished": self.unfinished, "failed": self.failed},
-            "published": dict(self.published),
-            "notPublished": self.not_published,
-        }
+    default: str | None
+    handlers: tuple[str, ...]
+    specs: tuple[Spec, ...]
+    left: tuple[LeftOver, ...]
 
 
 def report(ctx: Context) -> Report:
@@ -121,19 +83,23 @@ def report(ctx: Context) -> Report:
         for host, item in sorted(memory.files.items())
     )
     ready = bool(published) and problem is None and not drift and unfinished is None
+    default, handlers = registry.shown(proposal.runtime.answer) if proposal else (None, ())
     return Report(
         ready, proposal, problem, published, missing, touched, unfinished, failed, tuple(drift),
+        default, tuple(handlers), _on_disk(proposal.spec) if proposal and proposal.spec else (),
         _left_over(ctx, proposal, memory),
     )  # fmt: skip
 
 
-def _on_disk(item: Spec, proposed: own_specs.Proposed | None) -> Spec:
-    """A spec as it is: one of ours that was not written yet is nobody's."""
-    changes = proposed.changes if proposed else ()
-    fresh = [change.path.host for change in changes if change.before is None]
-    if item.writer != OURS or item.file not in fresh:
-        return item
-    return replace(item, file="", writer="", problem=item.problem or "it is not written yet")
+def _on_disk(proposed: own_specs.Proposed) -> tuple[Spec, ...]:
+    """The specs as they are: one of ours that was not written yet is nobody's."""
+    fresh = [change.path.host for change in proposed.changes if change.before is None]
+    return tuple(
+        replace(spec, file="", writer="", problem=spec.problem or "it is not written yet")
+        if spec.writer == OURS and spec.file in fresh
+        else spec
+        for spec in proposed.specs
+    )
 
 
 def _toolkit_drift(proposal: Proposal) -> list[str]:

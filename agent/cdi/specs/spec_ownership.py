@@ -39,15 +39,6 @@ class Spec:
         """Does somebody else describe these devices?"""
         return self.writer not in ("", OURS)
 
-    def data(self) -> dict[str, str | None]:
-        """For JSON."""
-        return {
-            "kind": self.kind,
-            "file": self.file or None,
-            "writer": self.writer or None,
-            "problem": self.problem or None,
-        }
-
 
 def file_name(kind: str) -> str:
     """`management.nvidia.com-gpu.yaml`: NVIDIA's installer has the same name, so that one file

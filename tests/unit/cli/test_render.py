@@ -7,7 +7,7 @@ import tomllib
 
 import pytest
 
-from agent.cli import diffs, render
+from agent.cli import diffs, render, render_apply
 from agent.host.files import Change, FileState
 from agent.host.paths import HostPath
 from agent.transaction.revert import Reverted
@@ -168,5 +168,5 @@ def test_document_says_what_it_is() -> None:
 
 def test_file_that_a_revert_removes_is_not_restored() -> None:
     """A file of ours goes, and one of the admin's comes back."""
-    text = render.reverted_text(Reverted(("/etc/a", "/etc/b"), removed=("/etc/b",)))
+    text = render_apply.reverted_text(Reverted(("/etc/a", "/etc/b"), removed=("/etc/b",)))
     assert text.splitlines() == ["Restored: /etc/a", "Removed:  /etc/b"]

@@ -1,0 +1,71 @@
+"""What `apply` and `revert` print at their end.
+
+Invariant: pure functions of what was done.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agent.cli.render_plan import decision_data, head, spec_lines
+from agent.runtimes.restart import not_back
+from agent.transaction.converge import Outcome
+from agent.transaction.revert import Reverted
+
+
+def outcome_data(outcome: Outcome) -> dict[str, Any]:
+    """The end of an apply for JSON."""
+    return {
+        "decision": decision_data(outcome.proposal.decision),
+        "changed": list(outcome.changed),
+        "restarted": outcome.restarted,
+        "pending": outcome.pending,
+        "recovered": outcome.recovered,
+        "warnings": [*outcome.proposal.warnings, *_not_back(outcome)],
+    }
+
+
+def outcome_text(outcome: Outcome) -> str:
+    """The end of an apply for a person."""
+    lines = head(outcome.proposal)
+    lines += [f"Changed:  {path}" for path in outcome.changed]
+    lines += spec_lines(outcome.proposal)
+    if outcome.recovered:
+        lines.append(f"Earlier:  an unfinished change was {outcome.recovered}")
+    if outcome.pending:
+        lines.append("Pending:  files are written; restart the runtime, then run apply again")
+    elif outcome.restarted and outcome.down:
+        lines.append("Restarted: the runtime answers as wanted, but not all that ran is back")
+    elif outcome.restarted:
+        lines.append("Proven:   the runtime was restarted and answers as wanted")
+    elif not outcome.changed:
+        lines.append("Nothing to do: the node is right")
+    warnings = (*outcome.proposal.warnings, *_not_back(outcome))
+    return "\n".join([*lines, *(f"Warning:  {text}" for text in warnings)])
+
+
+def _not_back(outcome: Outcome) -> list[str]:
+    return [not_back(name) for name in outcome.down]
+
+
+def reverted_data(done: Reverted) -> dict[str, Any]:
+    """The end of a revert for JSON."""
+    return {
+        "changed": list(done.changed),
+        "removed": list(done.removed),
+        "restarted": done.restarted,
+        "pending": done.pending,
+        "warnings": list(done.notes),
+    }
+
+
+def reverted_text(done: Reverted) -> str:
+    """The end of a revert for a person."""
+    gone = set(done.removed)
+    lines = [f"{'Removed: ' if path in gone else 'Restored:'} {path}" for path in done.changed]
+    if done.pending:
+        lines.append("Pending:  files are restored; restart the runtime")
+    elif done.restarted:
+        lines.append("Proven:   the runtime was restarted on its old configuration")
+    lines = lines or ["Nothing to do: nothing was ever applied, or all is reverted"]
+    return "\n".join([*lines, *(f"Warning:  {text}" for text in done.notes)])
