@@ -14,13 +14,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
+
+import yaml
 
 from agent.cdi.specs.scalar import Plain, resolved, shown, spelled
 from agent.host import budget
-
-if TYPE_CHECKING:
-    import yaml
 
 _LIMITS = budget.SPEC
 _EXPANDED = 4 * _LIMITS.values  # with every alias written out: each is looked at
@@ -61,8 +60,6 @@ class Document:
 
 def document(data: bytes) -> Document:
     """The data of a file. Raises Broken."""
-    import yaml
-
     try:
         return _Builder(_events(_loader(), data)).document()
     except yaml.MarkedYAMLError as error:
@@ -76,8 +73,6 @@ def document(data: bytes) -> Document:
 
 def _loader() -> Any:
     """libyaml, of which Go's reader is a translation; in plain Python it is slower and stricter."""
-    import yaml
-
     return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -90,8 +85,6 @@ def _problem(error: yaml.YAMLError) -> str:
 
 
 def _events(loader: Any, data: bytes) -> Iterator[yaml.Event]:
-    import yaml
-
     reader = loader(data)
     text = _text_of(data) if re.search(_SLASHES, data) else ""
     try:
@@ -146,8 +139,6 @@ class _Builder:
 
     def document(self) -> Document:
         """The first document. What follows is looked at only for whether it is there."""
-        import yaml
-
         for event in self._events:
             if isinstance(event, yaml.DocumentEndEvent):
                 break
@@ -157,16 +148,12 @@ class _Builder:
         return Document(self._result, self._follows(), self._expanded)
 
     def _follows(self) -> bool:
-        import yaml
-
         try:
             return isinstance(next(self._events, None), yaml.DocumentStartEvent)
         except yaml.YAMLError:
             return True
 
     def _take(self, event: yaml.Event) -> None:
-        import yaml
-
         if isinstance(event, yaml.ScalarEvent):
             self._count()
             self._add(_scalar(event), event.anchor)
@@ -295,8 +282,6 @@ def kinds(data: bytes) -> tuple[str, ...]:
 
     Of several documents the first counts. Of one that exceeds the budget the beginning counts.
     """
-    import yaml
-
     reader = _Kinds()
     events = _loader()(data)
     try:
@@ -357,8 +342,6 @@ class _Kinds:
 
     def take(self, event: yaml.Event) -> None:
         """The next event. Raises ValueError where an alias stands for nothing."""
-        import yaml
-
         self._read += 1
         if isinstance(event, yaml.ScalarEvent):
             plain = event.value == "<<" and event.tag is None and event.implicit[0]
