@@ -15,6 +15,7 @@ HOOKS = (
 )  # fmt: skip
 
 CSV_DIRECTORY = "/etc/nvidia-container-runtime/host-files-for-container.d"
+_CSV_FILES = ",".join(f"{CSV_DIRECTORY}/{name}.csv" for name in ("devices", "drivers", "l4t"))
 MODES = (
     "management", "auto", "nvml", "gpu", "csv", "wsl", "gdrcopy", "gds", "mofed", "nvswitch",
     "imex",
@@ -32,152 +33,69 @@ def _env(name: str) -> tuple[str, ...]:
 
 # Those that decide what is in a spec, whoever asks for it.
 SPECS = (
-    Option(
-        "device_name_strategies",
-        "list",
-        _env("DEVICE_NAME_STRATEGIES"),
-        "Names of nvidia.com/gpu devices, several or all of: index (0, 0:1), uuid, type-index "
-        "(gpu0, mig0:1).",
-        "index,uuid",
-        ("--device-name-strategy",),
-    ),
-    Option(
-        "disabled_hooks",
-        "list",
-        _env("DISABLED_HOOKS"),
-        "Hooks to leave out of CDI specs, by their names; all: none is made.",
-        "",
-        ("--disable-hook", "--disable-hooks"),
-    ),
-    Option(
-        "enabled_hooks",
-        "list",
-        _env("ENABLED_HOOKS"),
-        "Hooks to make all the same; chmod is made only so.",
-        "",
-        ("--enable-hook", "--enable-hooks"),
-    ),
-    Option(
-        "ldconfig_path",
-        "path",
-        _env("LDCONFIG_PATH"),
-        "ldconfig on the host, for hooks; default: what nvidia-cdi-hook finds.",
-    ),
-    Option(
-        "library_search_paths",
-        "list",
-        _env("LIBRARY_SEARCH_PATHS"),
-        "Directories with the driver's libraries; default: the usual ones, else the loader's "
-        "cache. For a Tegra: below the driver root, and searched before it.",
-        "",
-        ("--library-search-path",),
-    ),
-    Option(
-        "config_search_paths",
-        "list",
-        _env("CONFIG_SEARCH_PATHS"),
-        "Directories with the driver's configuration files for graphics; default: the usual ones.",
-        "",
-        ("--config-search-path",),
-    ),
-    Option(
-        "csv_files",
-        "list",
-        _env("CSV_FILES"),
-        "For a Tegra: files on the host that list what containers get.",
-        ",".join(f"{CSV_DIRECTORY}/{name}.csv" for name in ("devices", "drivers", "l4t")),
-        ("--csv.file",),
-    ),
-    Option(
-        "csv_ignore_patterns",
-        "list",
-        _env("CSV_IGNORE_PATTERNS"),
-        "For a Tegra: patterns of listed links to leave out; **/ stands for any directory.",
-        "",
-        ("--csv.ignore-pattern",),
-    ),
-    Option(
-        "csv_compat_container_root",
-        "path",
-        _env("CSV_CONTAINER_COMPAT_ROOT"),
-        "For an Orin: where a container has a newer CUDA.",
-        "/usr/local/cuda/compat_orin",
-        ("--csv.compat-container-root",),
-    ),
-)
+    Option("device_name_strategies", "list", _env("DEVICE_NAME_STRATEGIES"),
+           "Names of nvidia.com/gpu devices, several or all of: index (0, 0:1), uuid, type-index "
+           "(gpu0, mig0:1).",
+           default="index,uuid", flags=("--device-name-strategy",)),
+    Option("disabled_hooks", "list", _env("DISABLED_HOOKS"),
+           "Hooks to leave out of CDI specs, by their names; all: none is made.",
+           default="", flags=("--disable-hook", "--disable-hooks")),
+    Option("enabled_hooks", "list", _env("ENABLED_HOOKS"),
+           "Hooks to make all the same; chmod is made only so.",
+           default="", flags=("--enable-hook", "--enable-hooks")),
+    Option("ldconfig_path", "path", _env("LDCONFIG_PATH"),
+           "ldconfig on the host, for hooks; default: what nvidia-cdi-hook finds."),
+    Option("library_search_paths", "list", _env("LIBRARY_SEARCH_PATHS"),
+           "Directories with the driver's libraries; default: the usual ones, else the loader's "
+           "cache. For a Tegra: below the driver root, and searched before it.",
+           default="", flags=("--library-search-path",)),
+    Option("config_search_paths", "list", _env("CONFIG_SEARCH_PATHS"),
+           "Directories with the driver's configuration files for graphics; default: the usual "
+           "ones.",
+           default="", flags=("--config-search-path",)),
+    Option("csv_files", "list", _env("CSV_FILES"),
+           "For a Tegra: files on the host that list what containers get.",
+           default=_CSV_FILES, flags=("--csv.file",)),
+    Option("csv_ignore_patterns", "list", _env("CSV_IGNORE_PATTERNS"),
+           "For a Tegra: patterns of listed links to leave out; **/ stands for any directory.",
+           default="", flags=("--csv.ignore-pattern",)),
+    Option("csv_compat_container_root", "path", _env("CSV_CONTAINER_COMPAT_ROOT"),
+           "For an Orin: where a container has a newer CUDA.",
+           default="/usr/local/cuda/compat_orin", flags=("--csv.compat-container-root",)),
+)  # fmt: skip
 
 # Those of `cdi generate` alone.
 GENERATE = (
-    Option(
-        "spec_mode",
-        "choice",
-        _env("MODE"),
-        "Which spec. nvml, csv (Tegra) and wsl (WSL2) make nvidia.com/gpu, each GPU and MIG "
-        "device; auto takes the one of these that fits the machine; gpu is nvml.",
-        "management",
-        ("--mode", "--discovery-mode"),
-        MODES,
-    ),
-    Option(
-        "output",
-        "text",
-        ("NVIDIA_CTK_CDI_OUTPUT_FILE_PATH",),
-        "Write the spec to this file on the host, whole or not at all; default: print it.",
-    ),
-    Option(
-        "form",
-        "choice",
-        _env("OUTPUT_FORMAT"),
-        "How to write it; default: as the name of the output ends, else yaml.",
-        flags=("--format",),
-        choices=("yaml", "json"),
-    ),
-    Option(
-        "vendor",
-        "text",
-        _env("VENDOR"),
-        "Vendor of the kind; default: nvidia.com, or that of --cdi-kind.",
-        flags=("--vendor", "--cdi-vendor"),
-    ),
-    Option(
-        "class_name",
-        "text",
-        _env("CLASS"),
-        "Class of the kind; default: gpu, or that of the mode.",
-        flags=("--class", "--cdi-class"),
-    ),
-    Option(
-        "device_ids",
-        "list",
-        _env("DEVICE_IDS"),
-        "GPUs and MIG devices by index or UUID, or IMEX channels by number; none: an empty device.",
-        "all",
-        ("--device-id", "--device-ids", "--device", "--devices"),
-    ),
-    Option(
-        "no_all_device",
-        "bool",
-        _env("NO_ALL_DEVICE"),
-        "Make no device that stands for all others.",
-        "false",
-    ),
-    Option(
-        "hook_path",
-        "text",
-        ("NVIDIA_CTK_CDI_HOOK_PATH",),
-        "Program of hooks: a path on the host, taken as it is, or nvidia-cdi-hook or nvidia-ctk; "
-        "default: nvidia-cdi-hook where it is installed.",
-        flags=("--nvidia-cdi-hook-path", "--nvidia-ctk-path"),
-    ),
-    Option(
-        "feature_flags",
-        "list",
-        _env("FEATURE_FLAGS"),
-        f"Several or all of: {', '.join(FEATURES)}.",
-        "",
-        ("--feature-flag", "--feature-flags"),
-    ),
-)
+    Option("spec_mode", "choice", _env("MODE"),
+           "Which spec. nvml, csv (Tegra) and wsl (WSL2) make nvidia.com/gpu, each GPU and MIG "
+           "device; auto takes the one of these that fits the machine; gpu is nvml.",
+           default="management", flags=("--mode", "--discovery-mode"), choices=MODES),
+    Option("output", "text", ("NVIDIA_CTK_CDI_OUTPUT_FILE_PATH",),
+           "Write the spec to this file on the host, whole or not at all; default: print it."),
+    Option("form", "choice", _env("OUTPUT_FORMAT"),
+           "How to write it; default: as the name of the output ends, else yaml.",
+           flags=("--format",), choices=("yaml", "json")),
+    Option("vendor", "text", _env("VENDOR"),
+           "Vendor of the kind; default: nvidia.com, or that of --cdi-kind.",
+           flags=("--vendor", "--cdi-vendor")),
+    Option("class_name", "text", _env("CLASS"),
+           "Class of the kind; default: gpu, or that of the mode.",
+           flags=("--class", "--cdi-class")),
+    Option("device_ids", "list", _env("DEVICE_IDS"),
+           "GPUs and MIG devices by index or UUID, or IMEX channels by number; none: an empty "
+           "device.",
+           default="all", flags=("--device-id", "--device-ids", "--device", "--devices")),
+    Option("no_all_device", "bool", _env("NO_ALL_DEVICE"),
+           "Make no device that stands for all others.",
+           default="false"),
+    Option("hook_path", "text", ("NVIDIA_CTK_CDI_HOOK_PATH",),
+           "Program of hooks: a path on the host, taken as it is, or nvidia-cdi-hook or "
+           "nvidia-ctk; default: nvidia-cdi-hook where it is installed.",
+           flags=("--nvidia-cdi-hook-path", "--nvidia-ctk-path")),
+    Option("feature_flags", "list", _env("FEATURE_FLAGS"),
+           f"Several or all of: {', '.join(FEATURES)}.",
+           default="", flags=("--feature-flag", "--feature-flags")),
+)  # fmt: skip
 # Variables of `nvidia-ctk` for options that all commands have; they count for `cdi generate`.
 GENERATE_ENV = {"driver_root": "NVIDIA_CTK_DRIVER_ROOT", "dev_root": "NVIDIA_CTK_DEV_ROOT"}
 # Options of all commands that decide what `cdi generate` writes.
