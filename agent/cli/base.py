@@ -1,4 +1,4 @@
-"""What commands have in common: options, output, settings.
+"""The parts that all commands share: options, output, settings.
 
 Invariant: every command takes every option of the table, and prints one document.
 """
@@ -31,8 +31,8 @@ cdi validate found something;
 
 
 def flag(option: Option, *, shown: bool = True) -> click.Option:
-    """A click option for an entry of the table; booleans are written --x, --x=true, --x=false.
-    Not `shown`: it is taken, and not in the help text."""
+    """A click option for an entry of the table. A boolean is written --x, --x=true or --x=false. An
+    option that is not `shown` is accepted and is not in the help text."""
     env = f" [{', '.join(option.env)}]" if option.env else ""
     default = f" Default: {option.default}." if option.default else ""
     extra: dict[str, Any] = {"metavar": option.kind.upper()}
@@ -44,18 +44,18 @@ def flag(option: Option, *, shown: bool = True) -> click.Option:
         extra |= {"multiple": True, "callback": _joined}
     return click.Option(
         [*option.all_flags, option.name], default=None, help=f"{option.help}{default}{env}",
-        hidden=not (option.acted and shown), **extra,
+        hidden=not (option.supported and shown), **extra,
     )  # fmt: skip
 
 
 def _joined(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> str | None:
-    """A list may be given at once or item by item."""
+    """The text of a list that was given at once or item by item."""
     return ",".join(given) if given else None
 
 
 class Command(click.Command):
-    """A command with every option of the table, before its own. They are made when it is called:
-    for all commands that takes as long as the rest of --help."""
+    """A command with every option of the table, before its own options. The options are made when
+    click asks for them, because those of all commands take as long as the rest of --help."""
 
     def __init__(self, name: str | None, epilog: str = EPILOG, **given: Any) -> None:
         super().__init__(name, epilog=epilog, **given)
@@ -68,7 +68,7 @@ class Command(click.Command):
         return [flag(option) for option in OPTIONS]
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """The options, as click asks for them."""
+        """Give click the options."""
         if not self._complete:
             self._complete = True
             self.params = [*self.options(), *self.params]
@@ -76,11 +76,11 @@ class Command(click.Command):
 
 
 class LongLived(Command):
-    """A command that writes a log: where nobody looks on, its errors are lines of that log. A ready
-    file of a process that is dead goes first, whatever becomes of this one."""
+    """A command that writes a log. Its errors are lines of the log unless stderr is a terminal. It
+    removes the ready file of a dead process before anything else can fail."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """The options; a wrong one ends it."""
+        """Parse the command line. Raises SystemExit for a wrong option."""
         from agent.daemon.supervisor import Readiness
 
         if path := _ready_file(args):
@@ -89,13 +89,14 @@ class LongLived(Command):
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run it."""
+        """Run the command."""
         with _errors_in_log(ctx):
             return super().invoke(ctx)
 
 
 def _ready_file(args: list[str]) -> str | None:
-    """The ready file that is asked for, also where the rest of the words makes no sense."""
+    """The ready file that the command line or the environment names, also where another word of the
+    command line is wrong."""
     found = os.environ.get("AGENT_READY_FILE")
     for word, after in itertools.zip_longest(args, args[1:]):
         if word == "--ready-file":
@@ -121,7 +122,7 @@ def _errors_in_log(ctx: click.Context) -> Iterator[None]:
 
 
 def usage_error(error: click.ClickException, name: str) -> AgentError:
-    """What click has against a command line of the program `name`, as an error of ours."""
+    """An error of click about a command line of the program `name`, as a UsageError."""
     text = error.format_message().rstrip(".")
     return UsageError(f"cannot use the command line: {text}; see {name} --help")
 
@@ -133,7 +134,7 @@ output_option = click.option(
 
 
 def settings_of(given: dict[str, str | None], entry: Entry = "toolkit-agent") -> Settings:
-    """The settings that the command line and the environment give."""
+    """The settings from the command line and the environment. Raises UsageError."""
     from agent.options.settings import resolve
 
     return resolve(given, os.environ, entry)

@@ -1,7 +1,7 @@
 """The commands about CDI specs.
 
-Invariant: they read only, but for the file that `generate` is asked to write; `list` and `validate`
-work without a runtime, `generate` never asks one.
+Invariant: they write nothing but the output file of `generate`. `list` and `validate` work without
+a runtime, and `generate` never asks one.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ def cdi() -> None:
 
 
 class Generate(Command):
-    """A command whose help shows the options that decide what it writes; it takes all others too,
-    so that what is given to every command of a pod can be given to it."""
+    """A command whose help shows only the options that decide what it writes. It accepts all
+    others, so that all commands of a pod can have the same options."""
 
     def options(self) -> list[click.Option]:
-        """Its own, then those of all commands."""
+        """Its own options, then those of all commands."""
         from dataclasses import replace
 
         from agent.options.cdi import GENERATE, GENERATE_ENV, GENERATE_SHOWN

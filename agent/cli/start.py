@@ -1,8 +1,8 @@
 """The beginning and the end of the process that a command is.
 
-Invariant: what becomes of the standard streams is in no command's way. One that is closed is
-`/dev/null`, and one that cannot be written (a full disk, a reader that left) is told in the exit
-code, for what the command did is done.
+Invariant: no command fails because of a standard stream. A closed stream becomes `/dev/null`. A
+stream that cannot be written (a full disk, a reader that has ended) changes only the exit code,
+because the work of the command is done.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from typing import NoReturn
 
 from agent.errors import reason
 
-_BROKEN_PIPE = 141  # as a shell says it
-_NOT_TOLD = 1  # for who takes the output for an answer, there is none
+_BROKEN_PIPE = 141  # a shell's exit code for SIGPIPE
+_NO_OUTPUT = 1  # a program that reads the output must not take it for complete
 
 
 def run_and_end(command: Callable[[], int]) -> NoReturn:
-    """Run a command that gives its exit code, and end, without what only costs time in a process
-    that is about to end: looking for garbage, and taking an interpreter with gRPC in it apart."""
+    """Run a command and end the process with the exit code that it returns.
+
+    Garbage is hardly collected and the interpreter not finalized, because both only cost time in a
+    process that ends soon.
+    """
     gc.set_threshold(100_000)
     _open_streams()
     try:
@@ -31,10 +34,10 @@ def run_and_end(command: Callable[[], int]) -> NoReturn:
     except BrokenPipeError:
         code = _BROKEN_PIPE
     except OSError as error:
-        # Only a stream has no name: all else that the kernel can refuse is told where it is asked.
+        # Only the error of a stream has no file name; others are handled where they arise.
         if error.filename is not None:
             raise
-        code = _NOT_TOLD
+        code = _NO_OUTPUT
         with contextlib.suppress(OSError):
             sys.stderr.write(f"cannot write the output: {reason(error)}\n")
     with contextlib.suppress(OSError):
@@ -43,7 +46,7 @@ def run_and_end(command: Callable[[], int]) -> NoReturn:
 
 
 def _open_streams() -> None:
-    """What is opened later must not get the number of a stream that is closed."""
+    """Open closed streams as /dev/null, so that no file that is opened later gets their number."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
             with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
 """Options for the content of CDI specs.
 
-Invariant: as in `agent.options.table`, of whose table this is a part. Names are those of
-`nvidia-ctk cdi generate`, with its environment.
+Invariant: as in `agent.options.table`, of whose table this is a part. Names and variables are those
+of `nvidia-ctk cdi generate`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MODES = (
     "management", "auto", "nvml", "gpu", "csv", "wsl", "gdrcopy", "gds", "mofed", "nvswitch",
     "imex",
 )  # fmt: skip
-# Of NVIDIA's features for experts: those that have a meaning here.
+# NVIDIA's feature flags that have a meaning here.
 FEATURES = (
     "disable-nvsandboxutils", "disable-nvsandbox-utils", "disable-multiple-csv-devices",
     "no-additional-gids-for-device-nodes",
@@ -31,7 +31,7 @@ def _env(name: str) -> tuple[str, ...]:
     return (f"NVIDIA_CTK_CDI_GENERATE_{name}",)
 
 
-# Those that decide what is in a spec, whoever asks for it.
+# Options of all commands, because each spec depends on them.
 SPECS = (
     Option("device_name_strategies", "list", _env("DEVICE_NAME_STRATEGIES"),
            "Names of nvidia.com/gpu devices, several or all of: index (0, 0:1), uuid, type-index "
@@ -64,7 +64,7 @@ SPECS = (
            default="/usr/local/cuda/compat_orin", flags=("--csv.compat-container-root",)),
 )  # fmt: skip
 
-# Those of `cdi generate` alone.
+# Options of `cdi generate` alone.
 GENERATE = (
     Option("spec_mode", "choice", _env("MODE"),
            "Which spec. nvml, csv (Tegra) and wsl (WSL2) make nvidia.com/gpu, each GPU and MIG "
@@ -96,9 +96,9 @@ GENERATE = (
            f"Several or all of: {', '.join(FEATURES)}.",
            default="", flags=("--feature-flag", "--feature-flags")),
 )  # fmt: skip
-# Variables of `nvidia-ctk` for options that all commands have; they count for `cdi generate`.
+# Variables of `nvidia-ctk` for options of all commands; only `cdi generate` reads them.
 GENERATE_ENV = {"driver_root": "NVIDIA_CTK_DRIVER_ROOT", "dev_root": "NVIDIA_CTK_DEV_ROOT"}
-# Options of all commands that decide what `cdi generate` writes.
+# The options in the help text of `cdi generate`, besides its own.
 GENERATE_SHOWN = (
     "host_root", "driver_root", "driver_root_ctr_path", "dev_root", "dev_root_ctr_path",
     "toolkit_install_dir", "cdi_kind", *(option.name for option in SPECS),

@@ -1,7 +1,6 @@
-"""What options mean together, where gpu-operator or NVIDIA's installer says so.
+"""Values that follow from other options, as in gpu-operator and NVIDIA's installer.
 
-Invariant: a value that was given and does not count is named in a warning; none is changed that
-somebody gave.
+Invariant: a warning names each given value that has no effect. No given value is changed.
 """
 
 from __future__ import annotations
@@ -17,29 +16,32 @@ PID_FILE = "/run/nvidia/toolkit/toolkit.pid"
 _NRI = "nri_"
 
 
-def counts(name: str, values: Mapping[str, Any]) -> bool:
-    """Would upstream look at this option, which we do not act on? Those of its NRI plugin count
-    with the plugin only, and gpu-operator sends one of them to every node."""
+def is_relevant(name: str, values: Mapping[str, Any]) -> bool:
+    """Does NVIDIA's installer use this option, which is not supported here? It uses those of its
+    NRI plugin only with the plugin, and gpu-operator sends one of them to every node."""
     return not name.startswith(_NRI) or values["enable_nri_plugin"]
 
 
-def silenced(
+def overruled_variables(
     env: Mapping[str, str],
     origins: Mapping[str, str],
     parse: Callable[[Option, str, str], object],
 ) -> Iterator[str]:
-    """Variables that have no say beside another one with another value. gpu-operator always sends
-    NVIDIA_RUNTIME_SET_AS_DEFAULT=false; whoever adds CONTAINERD_SET_AS_DEFAULT=true means it."""
+    """A warning for each variable that another variable of the same option overrules.
+
+    gpu-operator always sets NVIDIA_RUNTIME_SET_AS_DEFAULT=false, which makes an added
+    CONTAINERD_SET_AS_DEFAULT=true ineffective.
+    """
 
     def value(option: Option, text: str) -> object:
         try:
             return parse(option, text, option.name)
         except UsageError:
-            return text  # what counts for nothing need not make sense
+            return text  # it has no effect, so that it need not be valid
 
     for option in OPTIONS:
         first = origins[option.name]
-        if not option.acted or first not in option.env:
+        if not option.supported or first not in option.env:
             continue
         said = env[first].strip()
         for name in option.env[option.env.index(first) + 1 :]:
@@ -51,21 +53,21 @@ def silenced(
                 )
 
 
-def fit(values: dict[str, Any], origins: dict[str, str], entry: str) -> Iterator[str]:
-    """Complete the values by what follows from others; gives warnings."""
+def complete(values: dict[str, Any], origins: dict[str, str], entry: str) -> Iterator[str]:
+    """Add the values that follow from others to `values` and `origins`; gives warnings."""
     if values["pid_file"] is None and entry == "nvidia-toolkit":
         values["pid_file"] = PID_FILE
     values["pid_file"] = values["pid_file"] or None
-    # What the validator says of the driver, where it does not say where that is.
+    # The validator always says whether the driver is the host's, and not always where it is.
     if values["is_host_driver"] and values["driver_root"] is None:
         values["driver_root"], origins["driver_root"] = "/", origins["is_host_driver"]
     if values["enable_nri_plugin"]:
-        yield from _without_plugin(values, origins)
+        yield from _complete_for_nri(values, origins)
 
 
-def _without_plugin(values: dict[str, Any], origins: dict[str, str]) -> Iterator[str]:
-    """The NRI mode of upstream's installer is its mode without runtime configuration and a plugin
-    beside it; gpu-operator mounts neither configuration nor socket then."""
+def _complete_for_nri(values: dict[str, Any], origins: dict[str, str]) -> Iterator[str]:
+    """NVIDIA's NRI mode is its mode without runtime configuration, with a plugin beside it.
+    gpu-operator mounts neither the configuration nor the socket then."""
     origin = origins["enable_nri_plugin"]
     if values["no_daemon"]:
         yield f"{origin} is ignored with --no-daemon, as by NVIDIA's installer"

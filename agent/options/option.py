@@ -1,4 +1,4 @@
-"""What an option is.
+"""One option of the program.
 
 Invariant: data only; the table of all options is in `agent.options.table`.
 """
@@ -13,8 +13,12 @@ Kind = Literal["text", "path", "bool", "list", "choice", "seconds", "duration", 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option. `acted` is false while the program accepts it and does nothing with it;
-    `keep_empty` marks those where an empty value has a meaning of its own."""
+    """One option, with its environment variables in the order of their precedence.
+
+    `supported` is false where the program accepts the option and does nothing with it. `keep_empty`
+    is true where an empty value differs from no value. `flags` is empty where the only flag is the
+    name with dashes.
+    """
 
     name: str
     kind: Kind
@@ -23,9 +27,10 @@ class Option:
     default: str | None = None
     flags: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
-    acted: bool = True
+    supported: bool = True
     keep_empty: bool = False
 
     @property
     def all_flags(self) -> tuple[str, ...]:
+        """The flags on the command line, the usual one first."""
         return self.flags or ("--" + self.name.replace("_", "-"),)

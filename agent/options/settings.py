@@ -1,7 +1,7 @@
-"""Effective settings: command line first, then the environment, then defaults.
+"""Effective settings: the command line counts first, then the environment, then defaults.
 
-Invariant: a `Settings` object is complete and valid; nothing below this module reads the
-environment or parses an option again.
+Invariant: a `Settings` object is complete and valid. No other module reads the value of an option
+from the environment or parses it again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from agent.options.table import OPTIONS
 
 Entry = Literal["toolkit-agent", "nvidia-toolkit"]
 
-# Go's strconv.ParseBool, which upstream's options go through (MicroK8s passes 1 and 0).
+# The spellings of Go's strconv.ParseBool, which reads upstream's options (MicroK8s passes 1 and 0).
 _TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 
@@ -37,12 +37,13 @@ STRATEGIES = ("envvar", "volume-mounts", "cdi-annotations", "cdi-cri")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the program was asked to do. Paths are as given; `host.paths` finds where they lie.
+    """A value for each supported option, by its name. Paths are as given; `host.paths` resolves
+    them.
 
-    `set_as_default` and `enable_cdi_in_runtime` are None where nobody said; `origins` maps an
-    option's name to "default", "command line" or the environment variable that set it;
-    `ignored` names the given options that nothing acts on, `warnings` says what of all that was
-    given does not do what it says.
+    A value is None where it was not given and is found on the node. `origins` maps the name of an
+    option to "default", "command line" or the environment variable that set it. `ignored` names the
+    options that were given and are not supported. `warnings` are sentences about given values that
+    have another effect than they seem to have.
     """
 
     entry: Entry
@@ -114,7 +115,7 @@ class Settings:
 
     @property
     def may_enable_cdi(self) -> bool:
-        """May `enable_cdi` be written: as asked, else exactly when CDI is wanted."""
+        """May `enable_cdi` be written? By default exactly where CDI is enabled."""
         asked = self.enable_cdi_in_runtime
         return self.cdi_enabled if asked is None else asked
 
@@ -131,34 +132,35 @@ class Settings:
 
     @property
     def default_is_negotiable(self) -> bool:
-        """gpu-operator always sends NVIDIA_RUNTIME_SET_AS_DEFAULT=false along; under its entry
-        point that is a preference, not an order (DESIGN section 3)."""
+        """May the decision overrule `set_as_default`? gpu-operator always sets
+        NVIDIA_RUNTIME_SET_AS_DEFAULT=false, so that under its entry point this is a preference and
+        no order (DESIGN section 3)."""
         return self.entry == "nvidia-toolkit" and self.origins["set_as_default"] != "command line"
 
 
 def resolve(given: Mapping[str, str | None], env: Mapping[str, str], entry: Entry) -> Settings:
-    """Settings from raw command line values (by option name) and an environment.
+    """Settings from the texts of the command line (by option name) and from an environment.
 
-    Raises UsageError for a value that cannot be used, naming the option or variable.
+    Raises UsageError, which names the option or the variable, for a value that cannot be used.
     """
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     ignored: list[str] = []
     for option in OPTIONS:
-        text, origin = said(option, given, env)
+        text, origin = raw_value(option, given, env)
         origins[option.name] = origin
-        value = None if text is None else parse(option, text, called(option, origin))
-        if option.acted:
+        value = None if text is None else parse(option, text, display_name(option, origin))
+        if option.supported:
             values[option.name] = value
-        elif origin != "default" and gpu_operator.counts(option.name, values):
-            ignored.append(called(option, origin))
+        elif origin != "default" and gpu_operator.is_relevant(option.name, values):
+            ignored.append(display_name(option, origin))
     if values["cdi_enabled"] is None:
         values["cdi_enabled"] = entry == "toolkit-agent"
     if not values["cdi_output_dir"]:
         values["cdi_output_dir"] = None
     warnings = (
-        *gpu_operator.silenced(env, origins, parse),
-        *gpu_operator.fit(values, origins, entry),
+        *gpu_operator.overruled_variables(env, origins, parse),
+        *gpu_operator.complete(values, origins, entry),
     )
     _check(values)
     return Settings(
@@ -175,8 +177,8 @@ def resolve(given: Mapping[str, str | None], env: Mapping[str, str], entry: Entr
 
 @dataclass(frozen=True, slots=True)
 class Effective:
-    """An option, what is in force and where that came from. `value` is plain data; None: found on
-    the node, or left to the decision."""
+    """An option with the value in force and its origin. `value` is plain data; it is None where it
+    is found on the node or left to the decision."""
 
     option: Option
     value: bool | float | str | list[str] | None
@@ -184,10 +186,10 @@ class Effective:
 
 
 def effective(settings: Settings) -> tuple[Effective, ...]:
-    """Every option that is acted on, in the order of the table."""
+    """Every supported option, in the order of the table."""
     found = []
     for option in OPTIONS:
-        if not option.acted:
+        if not option.supported:
             continue
         value = getattr(settings, option.name)
         if isinstance(value, tuple):
@@ -201,11 +203,11 @@ def effective(settings: Settings) -> tuple[Effective, ...]:
     return tuple(found)
 
 
-def said(
+def raw_value(
     option: Option, given: Mapping[str, str | None], env: Mapping[str, str]
 ) -> tuple[str | None, str]:
-    """What is said of an option, None for nothing, and where: "command line", the environment
-    variable, or "default"."""
+    """The text that was given for an option, else its default, and its origin: "command line", the
+    environment variable, or "default". The text is None where there is no default either."""
     value = given.get(option.name)
     if value is not None:
         return value, "command line"
@@ -217,17 +219,18 @@ def said(
     return option.default, "default"
 
 
-def called(option: Option, origin: str) -> str:
-    """What to call an option in a message."""
+def display_name(option: Option, origin: str) -> str:
+    """The name of an option in a message: the flag, or the variable that set it."""
     return option.all_flags[0] if origin in ("command line", "default") else origin
 
 
 def parse(option: Option, raw: str, where: str) -> Any:
-    """The typed value of one raw string; UsageError names `where` it came from."""
+    """The value of a text, in the type of the option. Raises UsageError, which says `where` the
+    text came from."""
     text = raw.strip()
     if "\0" in text or "\n" in text:
         raise UsageError(f"cannot use {where}: it contains a line break or NUL; remove it")
-    if _SURROGATE.search(text):  # how Python shows a byte that is not UTF-8; TOML knows none
+    if _SURROGATE.search(text):  # a byte that is not UTF-8, which TOML cannot hold
         raise UsageError(f"cannot use {where}: it is not UTF-8; give another name")
     match option.kind:
         case "bool":
@@ -235,16 +238,16 @@ def parse(option: Option, raw: str, where: str) -> Any:
         case "list":
             return tuple(part for item in text.split(",") if (part := item.strip()))
         case "path":
-            return _path(text, where, empty=option.keep_empty)
+            return _parse_path(text, where, empty=option.keep_empty)
         case "choice":
             if text not in option.choices:
                 allowed = ", ".join(option.choices)
                 raise UsageError(f"cannot use {where}={text}: give one of {allowed}")
             return text
         case "seconds":
-            return _seconds(text, where)
+            return _parse_seconds(text, where)
         case "duration":
-            return _duration(text, where)
+            return _parse_duration(text, where)
         case "version":
             found = re.match(r"v?(\d{1,4})\.(\d{1,4})", text)
             if not found:
@@ -254,7 +257,7 @@ def parse(option: Option, raw: str, where: str) -> Any:
 
 
 def parse_bool(text: str, where: str) -> bool:
-    """A boolean in any spelling that Go's strconv.ParseBool takes."""
+    """A boolean in a spelling of Go's strconv.ParseBool. Raises UsageError."""
     if text in _TRUE:
         return True
     if text in _FALSE:
@@ -262,7 +265,7 @@ def parse_bool(text: str, where: str) -> bool:
     raise UsageError(f"cannot use {where}={text}: give true or false")
 
 
-def _path(text: str, where: str, *, empty: bool) -> str:
+def _parse_path(text: str, where: str, *, empty: bool) -> str:
     if not text and empty:
         return ""
     path = text.removeprefix("unix://")
@@ -271,7 +274,7 @@ def _path(text: str, where: str, *, empty: bool) -> str:
     return path
 
 
-def _seconds(text: str, where: str) -> float:
+def _parse_seconds(text: str, where: str) -> float:
     try:
         value = float(text.removesuffix("s"))
     except ValueError:
@@ -281,7 +284,7 @@ def _seconds(text: str, where: str) -> float:
     return value
 
 
-def _duration(text: str, where: str) -> float:
+def _parse_duration(text: str, where: str) -> float:
     """Seconds of a duration in a form that Go's time.ParseDuration takes, or of a plain number."""
     found = _DURATION.fullmatch(text)
     if text and found:
@@ -293,6 +296,7 @@ def _duration(text: str, where: str) -> float:
 
 
 def _check(values: Mapping[str, Any]) -> None:
+    """Check the values that no kind of option checks. Raises UsageError."""
     if values["runtime"] == "docker":
         raise UsageError(
             "cannot work with docker: Docker reads CDI specs by itself and is not a CRI runtime; "
@@ -336,7 +340,7 @@ def _check(values: Mapping[str, Any]) -> None:
 
 
 def _check_toolkit(values: Mapping[str, Any]) -> None:
-    """What goes into config.toml and into the wrappers."""
+    """Check the values that config.toml and the wrappers get. Raises UsageError."""
     if ":" in values["toolkit_install_dir"]:
         raise UsageError(
             f"cannot use the toolkit directory {values['toolkit_install_dir']}: it is to be in "
@@ -369,7 +373,7 @@ def _check_toolkit(values: Mapping[str, Any]) -> None:
 
 
 def _check_specs(values: Mapping[str, Any]) -> None:
-    """What decides the content of CDI specs."""
+    """Check the values that decide the content of CDI specs. Raises UsageError."""
     if not values["device_name_strategies"]:
         raise UsageError("cannot use an empty device name strategy: name one or leave it out")
     for name, allowed, what in (

@@ -1,9 +1,9 @@
-"""The table of every option: its flags, its environment names in order, its kind and default.
+"""The table of every option: its flags, its environment variables, its kind and its default.
 
 Invariant: an option is described here (those of NVIDIA's toolkit in `agent.options.toolkit`, those
-of CDI specs in `agent.options.cdi`) and nowhere else; the command line, the environment and the
-help text are all read from this table. Names and order are those of nvidia-container-toolkit's
-installer (v1.20) where it has the option, so that gpu-operator can steer us unchanged.
+of CDI specs in `agent.options.cdi`) and nowhere else. The command line, the environment and the
+help text come from this table. Names and precedence are those of nvidia-container-toolkit's
+installer (v1.20) where it has the option, so that gpu-operator needs no change.
 """
 
 from __future__ import annotations
@@ -13,16 +13,10 @@ from agent.options.option import Kind, Option
 from agent.options.toolkit import TOOLKIT
 
 
-def _later(name: str, flag: str, env: tuple[str, ...], kind: Kind = "text") -> Option:
-    return Option(
-        name,
-        kind,
-        env,
-        "Accepted for compatibility; not acted on.",
-        flags=(flag,),
-        acted=False,
-        keep_empty=True,
-    )
+def _unsupported(name: str, flag: str, env: tuple[str, ...], kind: Kind = "text") -> Option:
+    """An option of NVIDIA's installer that has no effect here."""
+    text = "Accepted for compatibility; not acted on."
+    return Option(name, kind, env, text, flags=(flag,), supported=False, keep_empty=True)
 
 
 _RUNTIME = (
@@ -45,7 +39,7 @@ _RUNTIME = (
            "Executable that checks a configuration; default: that of the running process."),
     Option("config_source", "list", ("RUNTIME_CONFIG_SOURCES", "RUNTIME_CONFIG_SOURCE"),
            "Where settings are read from: file, file=/path, command. Files always decide here.",
-           flags=("--config-source", "--config-sources"), acted=False),
+           flags=("--config-source", "--config-sources"), supported=False),
     Option("restart_mode", "choice", ("RUNTIME_RESTART_MODE", "CONTAINERD_RESTART_MODE"),
            "How to restart the runtime: auto (its systemd unit), systemd, signal (SIGTERM to a "
            "checked process that something starts again), none (write files, somebody else "
@@ -152,16 +146,17 @@ _AGENT = (
            default="false"),
 )  # fmt: skip
 
-_LATER = (
-    _later("use_legacy_config", "--use-legacy-config", ("CONTAINERD_USE_LEGACY_CONFIG",), "bool"),
-    _later("runtime_config_override", "--runtime-config-override",
-           ("RUNTIME_CONFIG_OVERRIDE", "CONTAINERD_RUNTIME_CONFIG_OVERRIDE")),
-    _later("nri_plugin_index", "--nri-plugin-index", ("NRI_PLUGIN_INDEX",)),
-    _later("nri_socket", "--nri-socket", ("NRI_SOCKET",)),
-    _later("nri_namespace", "--nri-namespace", ("NRI_NAMESPACE",)),
-    _later("nri_management_namespaces", "--nri-management-cdi-device-namespaces",
-           ("NRI_MANAGEMENT_CDI_DEVICE_NAMESPACES",), "list"),
-    _later("ignore_errors", "--ignore-errors", (), "bool"),
+_UNSUPPORTED = (
+    _unsupported("use_legacy_config", "--use-legacy-config",
+                 ("CONTAINERD_USE_LEGACY_CONFIG",), "bool"),
+    _unsupported("runtime_config_override", "--runtime-config-override",
+                 ("RUNTIME_CONFIG_OVERRIDE", "CONTAINERD_RUNTIME_CONFIG_OVERRIDE")),
+    _unsupported("nri_plugin_index", "--nri-plugin-index", ("NRI_PLUGIN_INDEX",)),
+    _unsupported("nri_socket", "--nri-socket", ("NRI_SOCKET",)),
+    _unsupported("nri_namespace", "--nri-namespace", ("NRI_NAMESPACE",)),
+    _unsupported("nri_management_namespaces", "--nri-management-cdi-device-namespaces",
+                 ("NRI_MANAGEMENT_CDI_DEVICE_NAMESPACES",), "list"),
+    _unsupported("ignore_errors", "--ignore-errors", (), "bool"),
 )  # fmt: skip
 
 _OPERATOR = (
@@ -178,5 +173,5 @@ _OPERATOR = (
 )  # fmt: skip
 
 OPTIONS: tuple[Option, ...] = (
-    *_RUNTIME, *_CDI, *SPECS, *TOOLKIT, *_AGENT, *_OPERATOR, *_LATER,
+    *_RUNTIME, *_CDI, *SPECS, *TOOLKIT, *_AGENT, *_OPERATOR, *_UNSUPPORTED,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Options of NVIDIA's toolkit itself: where it comes from, and what its config.toml says.
+"""Options of NVIDIA's toolkit itself: where it comes from, and the content of its config.toml.
 
 Invariant: as in `agent.options.table`, of whose table this is a part.
 """

@@ -14,7 +14,7 @@ from typing import Any
 from agent.cdi.make.choice import EMPTY, Choice
 from agent.errors import UsageError
 from agent.options.cdi import FEATURES, GENERATE, GENERATE_ENV
-from agent.options.settings import called, parse, said
+from agent.options.settings import display_name, parse, raw_value
 
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9]")
 _ENDINGS = {".json": "json", ".yaml": "yaml", ".yml": "yaml"}
@@ -48,10 +48,12 @@ def request(given: Mapping[str, str | None], env: Mapping[str, str]) -> Request:
     """What the command line asks for, else the environment. Raises UsageError."""
     values: dict[str, Any] = {}
     for option in GENERATE:
-        text, origin = said(option, given, env)
+        text, origin = raw_value(option, given, env)
         if text is not None and option.kind == "choice":
             text = text.lower()
-        values[option.name] = None if text is None else parse(option, text, called(option, origin))
+        values[option.name] = (
+            None if text is None else parse(option, text, display_name(option, origin))
+        )
     _check(values)
     form, warnings = _form(values["output"] or "", values["form"])
     ids = values["device_ids"]

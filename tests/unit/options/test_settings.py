@@ -161,8 +161,8 @@ def test_option_takes_a_value_from_each_of_its_variables(flag: str) -> None:
     for name in EXPECTED[flag]:
         settings = with_env({"ENABLE_NRI_PLUGIN": "true", name: good(flag)})
         assert settings.origins[option.name] == name
-        assert (name in settings.ignored) == (not option.acted)
-        if option.acted:
+        assert (name in settings.ignored) == (not option.supported)
+        if option.supported:
             assert getattr(settings, option.name) is not None
 
 
@@ -189,7 +189,7 @@ def test_empty_variable_is_not_an_error(flag: str, value: str) -> None:
     """A chart renders `value: ""` for what nobody set; a node must not fail on it."""
     option = KNOWN[flag]
     settings = with_env(dict.fromkeys(EXPECTED[flag], value))
-    if option.acted and not option.keep_empty:
+    if option.supported and not option.keep_empty:
         assert settings.origins[option.name] == "default"
 
 
@@ -412,7 +412,7 @@ def test_every_flag_reaches_the_settings() -> None:
     del params["output"]
     settings = resolve(params, {}, "toolkit-agent")
     assert set(settings.origins.values()) == {"command line"}
-    assert len(settings.ignored) == sum(not option.acted for option in OPTIONS)
+    assert len(settings.ignored) == sum(not option.supported for option in OPTIONS)
 
 
 def test_origins_can_be_shown() -> None:
