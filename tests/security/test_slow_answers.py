@@ -141,12 +141,20 @@ def test_program_that_closes_its_output_meets_the_deadline() -> None:
     assert (done.code, done.error) == (None, "no answer in 1 s")
 
 
-def test_message_with_empty_structures_is_refused() -> None:
+_READ = 4096  # bytes that jeepney asks for at once
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["at once", "in two reads"])
+def test_message_with_empty_structures_is_refused(split: bool) -> None:
     """An array of these has no end to jeepney: four bytes of nothing, read again and again."""
     message = (
         b"l\2\0\1\x24\0\0\0\1\0\0\0\x15\0\0\0\5\1u\0\1\0\0\0\x08\1g\0\7sa()s)u\0\0\0\0"
         b"\4\0\0\0text\0\0\0\0\x0e\0\0\0\1\0\0\0a\0\0\0\1\0\0\0b\0\0\0\7\0\0\0"
     )
+    if split:
+        short = len(_signal("")) + message.index(b"()") + 1
+        message = _signal("x" * (_READ - short)) + message
+        assert message[_READ - 1 : _READ + 1] == b"()"
     ours, theirs = socket.socketpair()
     theirs.sendall(message)
     told = pytest.raises(NoBus)
@@ -154,12 +162,13 @@ def test_message_with_empty_structures_is_refused() -> None:
         bus.call("/", "org.freedesktop.DBus.Peer", "Ping")
 
 
-def _signal() -> bytes:
+def _signal(text: str | None = None) -> bytes:
     """A signal of D-Bus, which answers nothing."""
     from jeepney.low_level import MessageType
     from jeepney.wrappers import DBusAddress, new_signal
 
-    message = new_signal(DBusAddress("/a", bus_name="a.b", interface="a.b"), "Hello")
+    body = () if text is None else ("s", (text,))
+    message = new_signal(DBusAddress("/a", bus_name="a.b", interface="a.b"), "Hello", *body)
     assert message.header.message_type is MessageType.signal
     return bytes(message.serialise(serial=7))
 
