@@ -41,7 +41,7 @@ cannot be proven is undone.
 @click.group(help=_HELP, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="toolkit-agent")
 def cli() -> None:
-    """The group; commands are below."""
+    """Group the commands."""
 
 
 cli.add_command(cdi)
@@ -83,7 +83,7 @@ def run(**given: str | None) -> None:
 
     Stopping it leaves the node as it is.
     """
-    _keep(given, "toolkit-agent")
+    _run_until_stopped(given, "toolkit-agent")
 
 
 @cli.command("converge-child", cls=Command, hidden=True)
@@ -98,11 +98,11 @@ def converge_child(
     *, lock_fd: int, watch_fd: int, logged_fd: int, since: float, refresh: bool, barrier: bool,
     entry: Entry, **given: str | None,
 ) -> None:  # fmt: skip
-    """One convergence of run; started by it, and of no use to anybody else."""
+    """Converge once as a child of `run`, which hands down the descriptors."""
     from agent.daemon import child
 
     inherited = child.Inherited(lock_fd, watch_fd, logged_fd, since, refresh, barrier)
-    ctx = _context(given, entry, tell=False)  # its parent has told
+    ctx = _context(given, entry, warn=False)  # its parent has warned
     raise SystemExit(child.work(ctx, inherited))
 
 
@@ -167,19 +167,20 @@ def config(output: str, **given: str | None) -> None:
     settings = settings_of(given)
     values = effective(settings)
     for text in settings.warnings:
-        _say(f"warning: {text}")
+        _print_error(f"warning: {text}")
     emit(output, values, render_config.text, "Config", render_config.data)
 
 
 def _context(
-    given: dict[str, str | None], entry: Entry = "toolkit-agent", *, tell: bool = True
+    given: dict[str, str | None], entry: Entry = "toolkit-agent", *, warn: bool = True
 ) -> Context:
+    """The context of a command; `warn`: log the warnings of the options."""
     from agent.log import StderrLog
     from agent.plan.context import open_context
 
     settings = settings_of(given, entry)
     log = StderrLog(debug=settings.debug)
-    for text in settings.warnings if tell else ():
+    for text in settings.warnings if warn else ():
         log.warning("warning of the options", text=text)
     return open_context(settings, log)
 
@@ -190,11 +191,12 @@ def toolkit(**given: str | None) -> None:
 
     With --no-daemon it ends after the convergence. Stopping it leaves the node as it is.
     """
-    _keep(given, "nvidia-toolkit")
+    _run_until_stopped(given, "nvidia-toolkit")
 
 
-def _keep(given: dict[str, str | None], entry: Entry) -> None:
-    """What `run` does. It does not return: this process becomes the waiting one."""
+def _run_until_stopped(given: dict[str, str | None], entry: Entry) -> None:
+    """Do the work of `run`. This process becomes the waiting supervisor, and the function returns
+    only with --no-daemon."""
     from dataclasses import replace
 
     from agent.transaction.converge import converge, tell
@@ -210,7 +212,7 @@ def _keep(given: dict[str, str | None], entry: Entry) -> None:
                 outcome = converge(replace(ctx, refresh=True))
             ctx.log.info("converged", **success_fields(outcome))
             return
-        become_supervisor(ctx, _again(given))
+        become_supervisor(ctx, _child_options(given))
     except Locked:
         raise
     except AgentError as error:
@@ -218,8 +220,8 @@ def _keep(given: dict[str, str | None], entry: Entry) -> None:
         raise
 
 
-def _again(given: dict[str, str | None]) -> list[str]:
-    """The options as they were given, for a child's command line."""
+def _child_options(given: dict[str, str | None]) -> list[str]:
+    """The given options as words of a child's command line."""
     from agent.options.table import OPTIONS
 
     values = ((option, given.get(option.name)) for option in OPTIONS)
@@ -227,7 +229,7 @@ def _again(given: dict[str, str | None]) -> list[str]:
 
 
 def _run(command: click.Command, name: str) -> int:
-    """Run a command; every failure becomes one line and an exit code."""
+    """Run a command and return its exit code. Each failure becomes one line on stderr."""
     try:
         command.main(prog_name=name, standalone_mode=False)
     except click.exceptions.Exit as error:
@@ -235,18 +237,18 @@ def _run(command: click.Command, name: str) -> int:
     except SystemExit as error:
         return int(error.code or 0)
     except click.ClickException as error:
-        _say(usage_error(error, name).message)
+        _print_error(usage_error(error, name).message)
         return error.exit_code
     except click.Abort:
         return 130
     except AgentError as error:
-        _say(error.message)
+        _print_error(error.message)
         return error.exit_code
     return 0
 
 
-def _say(text: str) -> None:
-    with contextlib.suppress(OSError):  # the exit code tells it too
+def _print_error(text: str) -> None:
+    with contextlib.suppress(OSError):  # the exit code says it, too
         click.echo(redact_text(text), err=True)
 
 
