@@ -226,7 +226,7 @@ import sys
 from agent.host.paths import HostRoot
 from agent.systemd import reach
 from agent.systemd.units import Command, Timer
-way = list(reach.ways(HostRoot("/mnt")))[int(sys.argv[1])][1]
+way = list(reach.candidates(HostRoot("/mnt")))[int(sys.argv[1])][1]
 first = way.unit("containerd.service")
 way.restart("containerd.service")
 second = way.unit("containerd.service")
