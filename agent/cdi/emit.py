@@ -1,6 +1,6 @@
-"""A spec's bytes, YAML or JSON.
+"""Writes a spec as YAML or JSON.
 
-Invariant: equal specs give equal bytes, and nothing that is not valid gets bytes at all.
+Invariant: equal specs give equal bytes, and an invalid spec is never written.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ MARK = "# Written by toolkit-agent; changes are overwritten."
 
 
 def text(spec: Spec, form: str = "yaml", *, mark: bool = True) -> str:
-    """The file's content; `form` is yaml or json, `mark` says that it is ours to write anew.
-    Raises Refused for a spec that is not valid."""
-    wrong = rules.problems(spec)
-    if wrong:
-        raise Refused(f"cannot write a CDI spec for {spec.kind}: {'; '.join(wrong)}; report this")
+    """The file's content; `form` is yaml or json; `mark` adds the comment by which we know the file
+    as ours. Raises Refused for a spec that is not valid."""
+    if problems := rules.problems(spec):
+        raise Refused(
+            f"cannot write a CDI spec for {spec.kind}: {'; '.join(problems)}; report this"
+        )
     data = to_data(spec, rules.minimum_version(spec))
     if form == "json":
         return yaml_text.printable(json.dumps(data, indent=2, ensure_ascii=False)) + "\n"
@@ -29,5 +30,5 @@ def text(spec: Spec, form: str = "yaml", *, mark: bool = True) -> str:
 
 
 def is_ours(data: bytes) -> bool:
-    """Did we write this file?"""
+    """Has this file our mark?"""
     return MARK.encode() in data[:200]

@@ -1,19 +1,20 @@
-"""A CDI specification as data, with the field's own names (CDI SPEC.md, specs-go/config.go).
+"""A CDI specification as data, with the names of CDI's SPEC.md and specs-go/config.go.
 
-Invariant: plain values only. What is valid is decided in `rules`, what is written in `emit`; the
-field `version` is never stored, it follows from what a spec uses.
+Invariant: plain values only. `rules` decides what is valid, `emit` writes a spec. The version is
+not stored, because it follows from the features of a spec.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceNode:
-    """A device node; `host_path` empty where it is `path`, numbers 0 where the runtime looks."""
+    """A device node. An empty `host_path` means `path`; numbers 0 mean that the runtime reads them
+    from the node."""
 
     path: str
     host_path: str = ""
@@ -50,7 +51,7 @@ class Hook:
 
 @dataclass(frozen=True, slots=True)
 class ContainerEdits:
-    """What a container gets."""
+    """Changes to a container."""
 
     env: tuple[str, ...] = ()
     device_nodes: tuple[DeviceNode, ...] = ()
@@ -61,7 +62,7 @@ class ContainerEdits:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One device that can be asked for by name."""
+    """A device, which containers request by its name."""
 
     name: str
     container_edits: ContainerEdits
@@ -70,7 +71,8 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """Devices of one kind (`vendor/class`), and what every one of them brings along."""
+    """Devices of one kind (`vendor/class`), and the edits that a container gets with any of
+    them."""
 
     kind: str
     devices: tuple[Device, ...]
@@ -78,58 +80,37 @@ class Spec:
     annotations: Mapping[str, str] = field(default_factory=dict)
 
 
-def _some(**values: Any) -> dict[str, Any]:
-    """Without what is empty; None and zero numbers are left out as the Go library does."""
-    return {key: value for key, value in values.items() if value not in (None, "", 0, (), [], {})}
+def _data(value: Any) -> Any:
+    """A part of a spec as its file has it: fields under their names in CDI, without those that have
+    their default value. (A mode or an owner of 0 is a value; the default of these is None.)"""
+    if isinstance(value, tuple):
+        return [_data(item) for item in value]
+    if not is_dataclass(value):
+        return value
+    found = ((field, getattr(value, field.name)) for field in fields(value))
+    return {_cdi_name(field.name): _data(item) for field, item in found if item != field.default}
 
 
-def _node(node: DeviceNode) -> dict[str, Any]:
-    data = _some(
-        path=node.path, hostPath=node.host_path, type=node.type, major=node.major, minor=node.minor
-    )
-    # A mode or an owner of zero says something: 0 is not "unknown" here.
-    for key, value in (("fileMode", node.file_mode), ("permissions", node.permissions or None),
-                       ("uid", node.uid), ("gid", node.gid)):  # fmt: skip
-        if value is not None:
-            data[key] = value
-    return data
-
-
-def _hook(hook: Hook) -> dict[str, Any]:
-    data = _some(hookName=hook.hook_name, path=hook.path, args=list(hook.args), env=list(hook.env))
-    return data if hook.timeout is None else {**data, "timeout": hook.timeout}
-
-
-def _mount(mount: Mount) -> dict[str, Any]:
-    return _some(
-        hostPath=mount.host_path, containerPath=mount.container_path,
-        options=list(mount.options), type=mount.type,
-    )  # fmt: skip
-
-
-def _edits(edits: ContainerEdits) -> dict[str, Any]:
-    return _some(
-        env=list(edits.env),
-        deviceNodes=[_node(node) for node in edits.device_nodes],
-        hooks=[_hook(hook) for hook in edits.hooks],
-        mounts=[_mount(mount) for mount in edits.mounts],
-        additionalGids=list(edits.additional_gids),
-    )
+def _cdi_name(name: str) -> str:
+    first, *words = name.split("_")
+    return first + "".join(map(str.capitalize, words))
 
 
 def to_data(spec: Spec, version: str) -> dict[str, Any]:
-    """The spec as its file has it, keys in the order of the Go structs."""
+    """The content of the spec's file, with keys in the order of the Go structs."""
+    devices = [
+        {
+            "name": device.name,
+            **({"annotations": dict(device.annotations)} if device.annotations else {}),
+            "containerEdits": _data(device.container_edits),
+        }
+        for device in spec.devices
+    ]
+    common = _data(spec.container_edits)
     return {
         "cdiVersion": version,
         "kind": spec.kind,
-        **_some(annotations=dict(spec.annotations)),
-        "devices": [
-            {
-                "name": device.name,
-                **_some(annotations=dict(device.annotations)),
-                "containerEdits": _edits(device.container_edits),
-            }
-            for device in spec.devices
-        ],
-        **_some(containerEdits=_edits(spec.container_edits)),
+        **({"annotations": dict(spec.annotations)} if spec.annotations else {}),
+        "devices": devices,
+        **({"containerEdits": common} if common else {}),
     }

@@ -1,7 +1,7 @@
-"""Data as YAML text.
+"""Writes data as YAML.
 
-Invariant: every reader of YAML 1.1 or 1.2 gets the same data back, and equal data give equal bytes.
-Strings are quoted throughout, because readers disagree about what a bare `1e3` or `y` is.
+Invariant: every parser of YAML 1.1 or 1.2 gets the same data back, and equal data give equal bytes.
+All strings are quoted, because parsers disagree about the type of a bare `1e3` or `y`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _WORDS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
 
-# What JSON leaves as it is, and YAML takes for a line break or does not take at all.
+# Characters that are allowed in JSON, and that YAML takes for line breaks or refuses.
 _ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
 
@@ -48,13 +48,13 @@ def _scalar(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """JSON as YAML can take it too: no character that it does not, and none above 0xffff in the two
-    halves that JSON has for it."""
+    """JSON that is YAML as well: characters that YAML refuses are escaped."""
     return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _number(value: float) -> str:
-    """YAML 1.1 wants a point in a number with an exponent, and has words of its own."""
+    """A float as text. YAML 1.1 requires a point in a number with an exponent, and writes infinity
+    and NaN in its own way."""
     text = repr(value)
     if text.lstrip("-") in ("inf", "nan"):
         return text.replace("inf", ".inf").replace("nan", ".nan")

@@ -43,7 +43,7 @@ def generate(**given: str | None) -> None:
     NVML. Options are those of `nvidia-ctk cdi generate`, with its environment."""
     from agent.cdi.driver.driver import DRIVER_CONTAINER
     from agent.cdi.make import output
-    from agent.cdi.make.generate import text
+    from agent.cdi.make.generate import spec_text
     from agent.cdi.make.request import request, with_environment
     from agent.host.paths import open_host_root
 
@@ -51,7 +51,7 @@ def generate(**given: str | None) -> None:
     settings = settings_of(with_environment(given, os.environ))
     host = open_host_root(settings.host_root, (*settings.option_paths, DRIVER_CONTAINER))
     hook = output.hook(settings, host, asked.hook_path)
-    found, warnings = text(
+    found, warnings = spec_text(
         asked.mode, settings, host, asked.form, hook=hook, choice=asked.choice,
         mark=not asked.output,
     )  # fmt: skip
@@ -91,7 +91,9 @@ def validate(files: tuple[str, ...], output: str, **given: str | None) -> None:
     settings = settings_of(given)
     host = open_host(settings)
     found = (
-        spec_report.given(settings, host, files) if files else spec_report.inventory(settings, host)
+        spec_report.of_files(settings, host, files)
+        if files
+        else spec_report.inventory(settings, host)
     )
     emit(output, found, render_cdi.findings_text, "CDIFindings", render_cdi.findings_data)
     if found.findings:

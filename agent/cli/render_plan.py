@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from agent.cdi.specs.spec_ownership import Spec
+from agent.cdi.specs.spec_ownership import SpecStatus
 from agent.decide import Decision
 from agent.host.files import Change
 from agent.plan.propose import Proposal
-from agent.toolkit.install import Proposed as Toolkit
+from agent.toolkit.install import ToolkitProposal
 
 
 def data(proposal: Proposal) -> dict[str, Any]:
@@ -129,14 +129,14 @@ def spec_lines(proposal: Proposal) -> list[str]:
     specs = proposal.spec.specs if proposal.spec else ()
     theirs = [
         f"Not ours: {spec.kind} is in {spec.file}, by {spec.writer}" for spec in specs
-        if spec.foreign
+        if spec.is_foreign
     ]  # fmt: skip
     told = " ".join(proposal.warnings)
     nobodys = [spec.problem for spec in specs if spec.problem and spec.problem not in told]
     return [*theirs, *(f"Skipped: {problem}" for problem in nobodys)]
 
 
-def _toolkit_data(toolkit: Toolkit | None) -> dict[str, Any] | None:
+def _toolkit_data(toolkit: ToolkitProposal | None) -> dict[str, Any] | None:
     if toolkit is None:
         return None
     return {
@@ -147,7 +147,7 @@ def _toolkit_data(toolkit: Toolkit | None) -> dict[str, Any] | None:
     }
 
 
-def _toolkit_lines(toolkit: Toolkit | None) -> list[str]:
+def _toolkit_lines(toolkit: ToolkitProposal | None) -> list[str]:
     if toolkit is None or not toolkit.difference:
         return []
     found, different = toolkit.found, toolkit.difference
@@ -163,7 +163,7 @@ def _word(value: bool | None) -> str:
     return {True: "yes", False: "no", None: "unknown"}[value]
 
 
-def spec_data(spec: Spec) -> dict[str, str | None]:
+def spec_data(spec: SpecStatus) -> dict[str, str | None]:
     """Who has a kind of CDI devices, for JSON."""
     return {
         "kind": spec.kind,

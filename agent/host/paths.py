@@ -53,6 +53,10 @@ class HostPath:
     def name(self) -> str:
         return os.path.basename(self.host)
 
+    def child(self, name: str) -> HostPath:
+        """The path of a name in this directory."""
+        return HostPath(os.path.join(self.agent, name), os.path.join(self.host, name))
+
 
 @dataclass(frozen=True, slots=True)
 class Mount:

@@ -6,6 +6,7 @@ of `nvidia-ctk cdi generate`.
 
 from __future__ import annotations
 
+from agent.options.device_classes import DEVICE_CLASSES
 from agent.options.option import Option
 
 NAME_STRATEGIES = ("index", "uuid", "type-index")
@@ -17,8 +18,8 @@ HOOKS = (
 CSV_DIRECTORY = "/etc/nvidia-container-runtime/host-files-for-container.d"
 _CSV_FILES = ",".join(f"{CSV_DIRECTORY}/{name}.csv" for name in ("devices", "drivers", "l4t"))
 MODES = (
-    "management", "auto", "nvml", "gpu", "csv", "wsl", "gdrcopy", "gds", "mofed", "nvswitch",
-    "imex",
+    "management", "auto", "nvml", "gpu", "csv", "wsl",
+    *(device_class.mode for device_class in DEVICE_CLASSES),
 )  # fmt: skip
 # NVIDIA's feature flags that have a meaning here.
 FEATURES = (

@@ -36,7 +36,7 @@ class LeftOver:
 def left_over(ctx: Context, node: ConfiguredRuntime | None, memory: Memory) -> tuple[LeftOver, ...]:
     """Our specs and the directories of our toolkit that nothing uses any more; none where the
     configuration is not ours to change. Raises Refused."""
-    current = install.installed(ctx.settings, ctx.host)
+    current = install.installed_paths(ctx.settings, ctx.host)
     directories = (*current, *memory.moved)
     if node is None or not memory.files or not directories:
         return ()
@@ -49,7 +49,8 @@ def left_over(ctx: Context, node: ConfiguredRuntime | None, memory: Memory) -> t
 
 
 def _specs(ctx: Context, node: ConfiguredRuntime) -> tuple[HostPath, ...]:
-    return own_specs.ours(ctx, find.spec_directories(node.runtime))
+    spec_dirs = find.spec_directories(node.runtime)
+    return own_specs.written_by_us(ctx.settings, ctx.host, spec_dirs)
 
 
 def _programs(ctx: Context, node: ConfiguredRuntime) -> Iterator[str]:

@@ -26,7 +26,7 @@ class Observation:
     files of ours that somebody garbled: the rest was looked at as if they were written anew."""
 
     memory: Memory
-    toolkit: install.Found | None
+    toolkit: install.Toolkit | None
     without_toolkit: str | None
     runtime: Runtime
     node: ConfiguredRuntime | None
@@ -50,10 +50,10 @@ def observe(ctx: Context, memory: Memory) -> Observation:
     return Observation(memory, toolkit, warning, runtime, node, evidence, changes)
 
 
-def _toolkit(ctx: Context) -> tuple[install.Found | None, str | None]:
+def _toolkit(ctx: Context) -> tuple[install.Toolkit | None, str | None]:
     """The toolkit; where no handler is to be registered, its lack is only a warning."""
     try:
-        return install.look(ctx.settings, ctx.host), None
+        return install.find_toolkit(ctx.settings, ctx.host), None
     except NoToolkit as error:
         if not ctx.settings.no_runtime_config:
             raise

@@ -46,7 +46,7 @@ class _Demand:
 
 def of_changes(
     ctx: Context, changes: tuple[Change, ...], *, transaction: bool,
-    spec: own_specs.Proposed | None = None, toolkit: install.Proposed | None = None,
+    spec: own_specs.SpecProposal | None = None, toolkit: install.ToolkitProposal | None = None,
 ) -> AgentError | None:  # fmt: skip
     """Why what is proposed cannot be written; None where nothing is known against it.
 
@@ -72,7 +72,7 @@ def of_removal(ctx: Context, paths: Iterable[HostPath]) -> AgentError | None:
 
 def of_toolkit_removal(ctx: Context) -> AgentError | None:
     """Why the toolkit that we installed cannot be removed."""
-    if not install.installed(ctx.settings, ctx.host):
+    if not install.installed_paths(ctx.settings, ctx.host):
         return None
     directory = programs.directory(ctx.settings, ctx.host)
 
@@ -140,7 +140,7 @@ def _status(ctx: Context) -> Iterator[_Demand]:
         yield _Demand(Need(ctx.publisher.path(name), (1024,)), refused)
 
 
-def _toolkit(toolkit: install.Proposed | None) -> Iterator[_Demand]:
+def _toolkit(toolkit: install.ToolkitProposal | None) -> Iterator[_Demand]:
     """The directory is built beside the old one, and takes its place."""
     if toolkit is None or not toolkit.difference:
         return
@@ -150,15 +150,15 @@ def _toolkit(toolkit: install.Proposed | None) -> Iterator[_Demand]:
         return Refused(f"cannot install the toolkit in {directory}: {why}")
 
     above = os.path.dirname(directory.agent)
-    yield _Demand(Need(os.path.join(above, "new"), install.sizes(toolkit)), refused)
+    yield _Demand(Need(os.path.join(above, "new"), install.new_file_sizes(toolkit)), refused)
     if os.path.lexists(directory.agent):
         yield _Demand(Need(os.path.join(directory.agent, "new")), refused)
 
 
-def _specs(spec: own_specs.Proposed | None) -> Iterator[_Demand]:
+def _specs(spec: own_specs.SpecProposal | None) -> Iterator[_Demand]:
     """The spec that the node needs; without another one a warning is enough."""
     for change in spec.changes if spec else ():
-        if change.after is None or spec is None or change.path.name != spec.needed:
+        if change.after is None or spec is None or not spec.is_needed(change.path.name):
             continue
         path = change.path
 

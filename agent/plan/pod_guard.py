@@ -24,7 +24,7 @@ from agent.runtimes import low_level, pods
 from agent.runtimes.base import ConfiguredRuntime, Effective, Files, Runtime
 from agent.runtimes.desired import is_ours
 from agent.toolkit import install, programs, tree
-from agent.toolkit.tree import Answers
+from agent.toolkit.tree import ToolkitConfig
 
 _SHOWN = 20  # names in a message; a node has up to some hundred pods
 _TIMEOUT = 20.0  # seconds for all questions together
@@ -56,10 +56,10 @@ class Service:
     known: bool = True
 
 
-def service(node: ConfiguredRuntime, client: Effective, said: Answers | None) -> Service:
+def service(node: ConfiguredRuntime, client: Effective, said: ToolkitConfig | None) -> Service:
     """The service of these settings; `said` is the toolkit's config.toml, None where there is none
     that can be read."""
-    answers = said or Answers(prefixes=(CDI_PREFIX, NVIDIA_PREFIX))
+    answers = said or ToolkitConfig(prefixes=(CDI_PREFIX, NVIDIA_PREFIX))
     found = frozenset(p for p in answers.prefixes if node.passes_annotation(client, p))
     default = is_ours(client.default, client.table(client.default))
     return Service(default, found, answers.variables, said is not None)
@@ -338,8 +338,8 @@ def _listed(users: tuple[str, ...]) -> str:
     return ", ".join(users[:_SHOWN]) + (" and others" if len(users) > _SHOWN else "")
 
 
-def _said(ctx: Context) -> Answers | None:
-    return tree.answers(programs.directory(ctx.settings, ctx.host).agent)
+def _said(ctx: Context) -> ToolkitConfig | None:
+    return tree.read_config(programs.directory(ctx.settings, ctx.host).agent)
 
 
 def _questions(runtime: Runtime) -> AbstractContextManager[PodQuestions]:

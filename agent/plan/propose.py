@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from agent.cdi.driver import driver
 from agent.cdi.driver.root import DriverRoot
-from agent.cdi.make import generate
 from agent.cdi.specs import readers
 from agent.cdi.specs.readers import Reader
 from agent.decide import Decision, Evidence, PodNeeds, Question, decide
@@ -20,7 +19,6 @@ from agent.errors import AgentError, CandidateFailed, Refused, TrialFailed
 from agent.host.files import Change
 from agent.options.settings import Settings
 from agent.plan import (
-    device_nodes,
     obstacles,
     own_specs,
     pod_guard,
@@ -29,7 +27,7 @@ from agent.plan import (
 )
 from agent.plan.candidate import known_failure, loaded
 from agent.plan.context import Context
-from agent.plan.device_nodes import Missing
+from agent.plan.known_gpus import KnownGpus
 from agent.plan.observe import Observation
 from agent.plan.toolkit_users import Moved
 from agent.runtimes import find, low_level, registry
@@ -38,7 +36,8 @@ from agent.runtimes.desired import Desired
 from agent.runtimes.preflight import Candidate, Preflight
 from agent.runtimes.restart import Restart
 from agent.status import is_publishable
-from agent.toolkit import install, programs
+from agent.toolkit import device_nodes, install, programs
+from agent.toolkit.device_nodes import MissingNode
 
 if TYPE_CHECKING:
     from agent.runtimes.trial import Trial
@@ -66,9 +65,9 @@ class Proposal:
     blocked: AgentError | None = None
     cdi_refused: bool = False
     repairs: tuple[Change, ...] = ()
-    toolkit: install.Proposed | None = None
-    spec: own_specs.Proposed | None = None
-    nodes: tuple[Missing, ...] = ()
+    toolkit: install.ToolkitProposal | None = None
+    spec: own_specs.SpecProposal | None = None
+    nodes: tuple[MissingNode, ...] = ()
     moved: tuple[Moved, ...] = ()
 
     @property
@@ -143,7 +142,7 @@ def propose(ctx: Context, seen: Observation, *, may_enable: bool | None = None) 
     Raises Unreachable or Refused."""
     configuration = _configuration(ctx, seen, may_enable)
     decision, node = configuration.decision, seen.node
-    root = driver.root_of(ctx.host, generate.places(ctx.settings))
+    root = driver.root_of(ctx.host, driver.places(ctx.settings))
     calls, kept = _low_level(ctx, seen, configuration.edits)
     pods = _pods_in_the_way(ctx, node, configuration, calls)
     toolkit = _toolkit(ctx, seen, configuration, calls, root)
@@ -156,7 +155,7 @@ def propose(ctx: Context, seen: Observation, *, may_enable: bool | None = None) 
         _unsaid("NVIDIA_CDI_HOOK_PATH", hook, "--toolkit-install-dir"),
         _unsaid("NVIDIA_DRIVER_ROOT", root.host_path if root else None, "--driver-root"),
     )
-    nodes, refused = device_nodes.possible(device_nodes.missing(ctx, root))
+    nodes, refused = device_nodes.possible(device_nodes.missing(ctx.settings, ctx.host, root))
     moved = _moved(ctx, seen, configuration.edits)
     proposal = Proposal(
         runtime=seen.runtime,
@@ -191,7 +190,7 @@ def propose(ctx: Context, seen: Observation, *, may_enable: bool | None = None) 
 def _toolkit(
     ctx: Context, seen: Observation, configuration: _Configuration, calls: tuple[str, ...],
     root: DriverRoot | None,
-) -> install.Proposed | None:  # fmt: skip
+) -> install.ToolkitProposal | None:  # fmt: skip
     """The toolkit's directory, for the default runtime that there will be."""
     if seen.toolkit is None:
         return None
@@ -204,11 +203,14 @@ def _toolkit(
 
 def _specs(
     ctx: Context, runtime: Runtime, decision: Decision, hook: str | None
-) -> own_specs.Proposed | None:
+) -> own_specs.SpecProposal | None:
     """The CDI specs, for the runtime or NVIDIA's programs to read."""
     program = find.program(ctx.settings, ctx.host, runtime) if decision.native else None
     directories, reader = find.spec_directories(runtime), _reader(runtime, decision)
-    return own_specs.propose(ctx, decision.spec_dirs, hook, reader, directories, program)
+    gpus = KnownGpus(ctx.store, ctx.host, ctx.boot_id, refresh=ctx.refresh)
+    return own_specs.propose(
+        ctx.settings, ctx.host, gpus, decision.spec_dirs, hook, reader, directories, program
+    )
 
 
 def _refusals(error: AgentError | None) -> tuple[str, ...]:
@@ -246,7 +248,7 @@ def _moved(ctx: Context, seen: Observation, edits: Edits | None) -> tuple[Moved,
     if seen.node is None or edits is None or seen.toolkit is None:
         return ()
     after = toolkit_users.After(seen.node, edits.changes, edits.files)
-    return toolkit_users.moved(ctx, after, seen.memory, seen.toolkit.directory)
+    return toolkit_users.moved(ctx.settings, ctx.host, after, seen.memory, seen.toolkit.directory)
 
 
 def _unwritable(ctx: Context, proposal: Proposal) -> AgentError | None:
@@ -263,8 +265,8 @@ def _unwritable(ctx: Context, proposal: Proposal) -> AgentError | None:
 def _reader(runtime: Runtime, decision: Decision) -> Reader:
     """Who reads the specs. Where that is not the runtime, it is NVIDIA's: it reads all of ours."""
     if not decision.native:
-        return readers.NOBODY
-    return readers.reader(runtime.answer.name, runtime.version)
+        return readers.UNKNOWN_READER
+    return readers.reader_of(runtime.answer.name, runtime.version)
 
 
 def _unsaid(key: str, path: str | None, option: str) -> str | None:

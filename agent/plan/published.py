@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from agent.cdi.driver import driver
-from agent.cdi.make import generate, hooks
+from agent.cdi.make.hooks import find_program
+from agent.errors import AgentError
+from agent.host.paths import HostRoot
+from agent.options.settings import Settings
 from agent.plan.context import Context
 from agent.plan.propose import Proposal
 from agent.status import Facts
@@ -13,7 +16,7 @@ from agent.toolkit import install
 def facts(ctx: Context, proposal: Proposal) -> Facts:
     """The published facts of a proven proposal."""
     decision, settings = proposal.decision, ctx.settings
-    driver_root, dev_root = driver.published(ctx.host, generate.places(settings)) or (None, None)
+    driver_root, dev_root = _driver_roots(settings, ctx.host, proposal)
     hook = install.cdi_hook(
         ctx.settings, ctx.host, proposal.toolkit.found if proposal.toolkit else None
     )
@@ -32,7 +35,19 @@ def facts(ctx: Context, proposal: Proposal) -> Facts:
         is_default=proposal.is_default,
         strategy=decision.strategy,
         annotation_prefix=decision.annotation_prefix,
-        hook_path=hooks.program(ctx.host, hook).path,
+        hook_path=find_program(ctx.host, hook).path,
         driver_root=driver_root,
         dev_root=dev_root,
     )
+
+
+def _driver_roots(
+    settings: Settings, host: HostRoot, proposal: Proposal
+) -> tuple[str | None, str | None]:
+    """Host paths of the driver root and of the root of its device nodes; None where there is no
+    driver. It is the driver of the proposed specs; only where there are none it is searched."""
+    found = proposal.spec.driver if proposal.spec else None
+    try:
+        return driver.published_roots(found or driver.find(host, driver.places(settings)))
+    except AgentError:
+        return None, None

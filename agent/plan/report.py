@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 from agent import status
 from agent.cdi.specs.provider import OURS
-from agent.cdi.specs.spec_ownership import Spec
 from agent.errors import AgentError, Refused
 from agent.host import files
 from agent.plan import own_specs
@@ -43,7 +42,7 @@ class Report:
     drift: tuple[str, ...]
     default: str | None
     handlers: tuple[str, ...]
-    specs: tuple[Spec, ...]
+    specs: tuple[SpecStatus, ...]
     left: tuple[LeftOver, ...]
 
 
@@ -91,7 +90,7 @@ def report(ctx: Context) -> Report:
     )  # fmt: skip
 
 
-def _on_disk(proposed: own_specs.Proposed) -> tuple[Spec, ...]:
+def _on_disk(proposed: own_specs.SpecProposal) -> tuple[SpecStatus, ...]:
     """The specs as they are: one of ours that was not written yet is nobody's."""
     fresh = [change.path.host for change in proposed.changes if change.before is None]
     return tuple(

@@ -1,7 +1,7 @@
-"""The CDI specs of this node as its runtime sees them, and what is wrong with them.
+"""The CDI specs of this node as its runtime sees them, and their problems.
 
-Invariant: reads only, and needs no runtime: where none answers, the usual directories are looked at
-and nothing is said of versions. No library of the CRI is loaded unless there is a socket to ask.
+Invariant: reads only, and works without a runtime: then the default directories are read, and
+versions are not judged. The CRI client is loaded only where there is a socket.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from agent.cdi.specs import installed, readers
-from agent.cdi.specs.installed import Device, Directory, SpecFile
-from agent.cdi.specs.readers import NOBODY, Reader
+from agent.cdi.specs import installed, readers, spec_files
+from agent.cdi.specs.installed import Device, SpecFile
+from agent.cdi.specs.readers import UNKNOWN_READER, Reader
 from agent.cdi.specs.shape import Problem
+from agent.cdi.specs.spec_files import Directory
 from agent.decide import DEFAULT_DIRS, Switch
 from agent.errors import AgentError, Refused
 from agent.host.paths import HostPath, HostRoot
@@ -33,7 +34,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """All that is on the node. `notes` say what the answer does not cover."""
+    """All specs on the node. `notes` say what is not covered."""
 
     reader: Reader
     directories: tuple[Directory, ...]
@@ -44,8 +45,8 @@ class Inventory:
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
-    """The runtime, and where it looks; `executable` is the agent path of its program."""
+class _RuntimeReader:
+    """The runtime as a reader of the directories `names`; `executable` is its agent path."""
 
     reader: Reader
     names: tuple[str, ...]
@@ -54,18 +55,18 @@ class _Seen:
 
 
 def inventory(settings: Settings, host: HostRoot) -> Inventory:
-    """Look at every spec on the node."""
-    seen = _ask(settings, host)
-    dirs = _directories(settings, host, seen)
-    files = installed.specs(host, dirs, seen.reader)
-    if seen.executable and any(map(installed.doubt, files)):
-        seen = replace(seen, reader=readers.sharpened(seen.reader, seen.executable))
-        files = installed.specs(host, dirs, seen.reader)
+    """Examine every spec on the node."""
+    node = _runtime(settings, host)
+    dirs = _directories(settings, host, node)
+    files = installed.specs(host, dirs, node.reader)
+    if node.executable and any(map(installed.doubt, files)):
+        node = replace(node, reader=readers.with_executable(node.reader, node.executable))
+        files = installed.specs(host, dirs, node.reader)
     found = [(file.name, problem) for file in files for problem in file.problems]
-    found += [*installed.conflicts(files, dirs), *installed.unreadable(dirs)]
-    notes = (*seen.notes, *((f"{seen.reader.off}: it reads no specs",) if seen.reader.off else ()))
+    found += [*installed.conflicts(files, dirs), *spec_files.unreadable(dirs)]
+    notes = (*node.notes, *((f"{node.reader.off}: it reads no specs",) if node.reader.off else ()))
     return Inventory(
-        reader=seen.reader,
+        reader=node.reader,
         directories=dirs,
         files=tuple(files),
         devices=tuple(installed.devices(files, dirs)),
@@ -74,20 +75,20 @@ def inventory(settings: Settings, host: HostRoot) -> Inventory:
     )
 
 
-def given(settings: Settings, host: HostRoot, paths: Sequence[str]) -> Inventory:
-    """Look at these files, `-` being standard input, each by itself. Raises Refused."""
-    seen = _ask(settings, host)
-    typed = sys.stdin.buffer.read(installed.LIMIT + 1) if "-" in paths else b""
-    files = [_given(path, host, seen.reader, typed) for path in paths]
-    if seen.executable and any(map(installed.doubt, files)):
-        reader = readers.sharpened(seen.reader, seen.executable)
+def of_files(settings: Settings, host: HostRoot, paths: Sequence[str]) -> Inventory:
+    """Examine each of these files by itself; `-` is standard input. Raises Refused."""
+    node = _runtime(settings, host)
+    typed = sys.stdin.buffer.read(spec_files.LIMIT + 1) if "-" in paths else b""
+    files = [_given(path, host, node.reader, typed) for path in paths]
+    if node.executable and any(map(installed.doubt, files)):
+        reader = readers.with_executable(node.reader, node.executable)
         files = [_given(path, host, reader, typed) for path in paths]
     found = [(file.name, problem) for file in files for problem in file.problems]
-    return Inventory(seen.reader, (), tuple(files), (), _sorted(found), seen.notes)
+    return Inventory(node.reader, (), tuple(files), (), _sorted(found), node.notes)
 
 
 def _sorted(found: Sequence[tuple[str, Problem]]) -> tuple[Finding, ...]:
-    """By file, in the order in which they were found, errors first."""
+    """Findings grouped by file, in the order in which they were found, errors first."""
     order = {name: number for number, name in reversed([*enumerate(name for name, _ in found)])}
     ranked = sorted(found, key=lambda item: (order[item[0]], item[1].severity == "warning"))
     return tuple(Finding(name, problem) for name, problem in ranked)
@@ -95,8 +96,8 @@ def _sorted(found: Sequence[tuple[str, Problem]]) -> tuple[Finding, ...]:
 
 def _given(name: str, host: HostRoot, reader: Reader, typed: bytes) -> SpecFile:
     if name == "-":
-        if len(typed) > installed.LIMIT:
-            return SpecFile(name, problems=(installed.too_large(),))
+        if len(typed) > spec_files.LIMIT:
+            return SpecFile(name, problems=(spec_files.TOO_LARGE,))
         return installed.examine(name, typed, host, reader)
     try:
         path = os.path.realpath(name)
@@ -109,36 +110,36 @@ def _given(name: str, host: HostRoot, reader: Reader, typed: bytes) -> SpecFile:
             f"cannot read {name or repr(name)}: it is a directory; give the files in it, or none "
             "for all that the node has"
         )
-    taken = installed.content(HostPath(path, name), found)
+    taken = spec_files.content(HostPath(path, name), found)
     if isinstance(taken, Problem):
         return SpecFile(name, problems=(taken,))
     return installed.examine(name, taken or b"", host, reader)
 
 
-def _ask(settings: Settings, host: HostRoot) -> _Seen:
+def _runtime(settings: Settings, host: HostRoot) -> _RuntimeReader:
     try:
         runtime = find.find_runtime(settings, host)
     except AgentError as error:
         cause = error.message.partition(";")[0]
-        return _Seen(NOBODY, DEFAULT_DIRS, (f"{cause}: versions were not judged",))
-    seen = registry.adapter_of(runtime.answer).evidence(runtime.answer)
-    dirs = next((item.spec_dirs for item in seen if isinstance(item.spec_dirs, tuple)), None)
-    enabled = False if any(item.switch is Switch.FALSE for item in seen) else None
-    reader = readers.reader(runtime.answer.name, runtime.version, enabled=enabled)
+        return _RuntimeReader(UNKNOWN_READER, DEFAULT_DIRS, (f"{cause}: versions were not judged",))
+    evidence = registry.adapter_of(runtime.answer).evidence(runtime.answer)
+    dirs = next((item.spec_dirs for item in evidence if isinstance(item.spec_dirs, tuple)), None)
+    enabled = False if any(item.switch is Switch.FALSE for item in evidence) else None
+    reader = readers.reader_of(runtime.answer.name, runtime.version, enabled=enabled)
     program = find.program(settings, host, runtime)
     if dirs is None:
         notes = ("the runtime does not say where it reads specs",)
-        return _Seen(reader, DEFAULT_DIRS, notes, program)
-    return _Seen(reader, dirs, (), program)
+        return _RuntimeReader(reader, DEFAULT_DIRS, notes, program)
+    return _RuntimeReader(reader, dirs, (), program)
 
 
-def _directories(settings: Settings, host: HostRoot, seen: _Seen) -> tuple[Directory, ...]:
-    """Those of the runtime, and ours where that is another one."""
-    dirs = installed.directories(host, seen.names, seen.reader)
+def _directories(settings: Settings, host: HostRoot, node: _RuntimeReader) -> tuple[Directory, ...]:
+    """The directories of the runtime, and that of our specs."""
+    dirs = spec_files.directories(host, node.names, node.reader)
     ours = settings.cdi_output_dir
     if not ours:
         return dirs
-    more = installed.directories(host, (host.name(ours),), seen.reader)
+    more = spec_files.directories(host, (host.name(ours),), node.reader)
     known = {directory.path for directory in dirs}
-    unread = "the runtime does not read this directory" if seen.reader is not NOBODY else ""
+    unread = "the runtime does not read this directory" if node.reader is not UNKNOWN_READER else ""
     return (*dirs, *(Directory(d.name, d.path, unread) for d in more if d.path not in known))

@@ -1,4 +1,4 @@
-"""What still needs the programs of a toolkit's directory, and directories that were left behind.
+"""The users of a toolkit's directory, and directories of toolkits that were left behind.
 
 Invariant: reads only. A directory of programs stays as long as a pod runs by one of them, or a file
 that stays names one.
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from agent.errors import AgentError, Refused
 from agent.host.files import Change
-from agent.host.paths import HostPath, is_below
+from agent.host.paths import HostPath, HostRoot, is_below
+from agent.options.settings import Settings
 from agent.plan import own_specs, pod_guard
-from agent.plan.context import Context
 from agent.runtimes import find, low_level
 from agent.runtimes.base import ConfiguredRuntime, Files
 from agent.state.store import Memory
@@ -26,7 +26,7 @@ _PLUGIN = "k8s.device-plugin."
 
 @dataclass(frozen=True, slots=True)
 class After:
-    """A node as it will be: what changes, and all of its configuration."""
+    """A node after a change: the changes, and its whole configuration."""
 
     node: ConfiguredRuntime
     changes: tuple[Change, ...]
@@ -34,32 +34,33 @@ class After:
 
 
 def refusal(
-    ctx: Context, after: After, names: tuple[str, ...], left: tuple[str, ...] = ()
-) -> Refused | None:
-    """Why a directory, by its host paths, cannot be removed; `left` are programs that will be there
-    all the same. Raises Refused or Unreachable."""
+    settings: Settings, host: HostRoot, after: After, names: tuple[str, ...],
+    left: tuple[str, ...] = (),
+) -> Refused | None:  # fmt: skip
+    """Why a directory (`names` are its host paths) cannot be removed; None where it can. `left` are
+    programs that the removal leaves in place. Raises Refused or Unreachable."""
     node = after.node
-    if used := pod_guard.toolkit_refusal(ctx.host, node, names):
+    if used := pod_guard.toolkit_refusal(host, node, names):
         return used
-    looked = find.spec_directories(node.runtime)
-    if (spec := own_specs.naming(ctx, looked, names)) is not None:
-        whose = ""
-        if os.path.basename(spec.host).startswith(_PLUGIN):
-            whose = (
+    spec_dirs = find.spec_directories(node.runtime)
+    if (spec := own_specs.naming(settings, host, spec_dirs, names)) is not None:
+        when = ""
+        if spec.name.startswith(_PLUGIN):
+            when = (
                 " once no device plugin runs here: it is the plugin's, which writes it when it "
                 "starts and leaves it behind"
             )
         return Refused(
             f"cannot remove the toolkit: {spec} has hooks in {names[0]}, without which no "
-            f"container with its devices would start; remove that file first{whose}"
+            f"container with its devices would start; remove that file first{when}"
         )
 
-    def goes(path: str) -> bool:
+    def is_removed(path: str) -> bool:
         return is_below(path, *names) and path not in left
 
     overlay = {item.path.host: item.after for item in after.changes}
-    for file, path in node.hook_programs(ctx.host, overlay):
-        if goes(path):
+    for file, path in node.hook_programs(host, overlay):
+        if is_removed(path):
             return Refused(
                 f"cannot remove the toolkit: the OCI hook {file} runs {path}, without which no "
                 "container would start; remove that file first"
@@ -67,7 +68,7 @@ def refusal(
     cri = node.effective(after.files)
     for handler in cri.runtimes:
         for path in low_level.executables(cri.table(handler)):
-            if goes(path):
+            if is_removed(path):
                 return Refused(
                     f"cannot remove the toolkit: handler {handler} of the restored configuration "
                     f"runs {path}; take it out, or leave the toolkit where it is"
@@ -77,15 +78,15 @@ def refusal(
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A directory in which we installed the toolkit under other options; `why` it stays, if it
-    has to."""
+    """A directory in which we installed the toolkit under other options; `why` is why it has to
+    stay, None where it can be removed."""
 
     directory: HostPath
     why: str | None
 
     @property
     def warning(self) -> str:
-        """For a plan."""
+        """The warning for a plan."""
         if self.why is None:
             return f"the toolkit in {self.directory} is removed: nothing needs it any more"
         return (
@@ -94,32 +95,36 @@ class Moved:
         )
 
 
-def moved(ctx: Context, after: After, memory: Memory, current: HostPath) -> tuple[Moved, ...]:
-    """Directories of ours that are not the current one: those that are remembered, and those that
-    handlers and hooks name by now."""
+def moved(
+    settings: Settings, host: HostRoot, after: After, memory: Memory, current: HostPath
+) -> tuple[Moved, ...]:
+    """Our directories other than the current one: the remembered ones, and those of programs that
+    handlers and hooks name now."""
     found = {}
-    for host in (*memory.moved, *_named(ctx, after.node)):
+    for name in (*memory.moved, *_program_directories(host, after.node)):
         try:
-            path = ctx.host.resolve(host)
-            if path.host != current.host and tree.listed(path.agent) is not None:
+            path = host.resolve(name)
+            if path.host != current.host and tree.read_list(path.agent) is not None:
                 found[path.host] = path
         except Refused:
             continue
-    return tuple(Moved(path, why_kept(ctx, after, host)) for host, path in sorted(found.items()))
+    return tuple(
+        Moved(path, why_kept(settings, host, after, name)) for name, path in sorted(found.items())
+    )
 
 
-def _named(ctx: Context, node: ConfiguredRuntime) -> Iterator[str]:
+def _program_directories(host: HostRoot, node: ConfiguredRuntime) -> Iterator[str]:
     cri = node.effective(node.files)
     programs = [path for name in cri.runtimes for path in low_level.executables(cri.table(name))]
-    programs += [path for _, path in node.hook_programs(ctx.host, {})]
+    programs += [path for _, path in node.hook_programs(host, {})]
     return (os.path.dirname(path) for path in dict.fromkeys(programs) if path.startswith("/"))
 
 
-def why_kept(ctx: Context, after: After, host: str) -> str | None:
+def why_kept(settings: Settings, host: HostRoot, after: After, name: str) -> str | None:
     """Why a directory (its host path) stays; None where nothing needs it."""
     try:
-        install.require(ctx.host, host, f"remove the toolkit in {host}")
-        error: AgentError | None = refusal(ctx, after, (host,))
+        install.require_trusted(host, name, f"remove the toolkit in {name}")
+        error: AgentError | None = refusal(settings, host, after, (name,))
     except AgentError as unknown:
         error = unknown
     return error.message.partition(": ")[2] or error.message if error else None

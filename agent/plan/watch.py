@@ -28,11 +28,11 @@ from agent.toolkit import install, programs
 
 
 def watched(
-    ctx: Context, node: ConfiguredRuntime | None, spec: own_specs.Proposed | None = None
+    ctx: Context, node: ConfiguredRuntime | None, spec: own_specs.SpecProposal | None = None
 ) -> tuple[str, ...]:
     """The watch list; `node` None where none could be read, `spec` None where none was made."""
     files = _of_node(ctx, node) if node is not None else _of_settings(ctx)
-    way = (f"={path}" for path in (spec.way if spec else ()))
+    way = (f"={path}" for path in (spec.judged_paths if spec else ()))
     return tuple(dict.fromkeys((*files, *_published(ctx), *_programs(ctx), *_cdi(ctx, node), *way)))
 
 
@@ -89,7 +89,7 @@ def _published(ctx: Context) -> Iterator[str]:
 
 def _programs(ctx: Context) -> Iterator[str]:
     host = ctx.host
-    yield from install.watched(ctx.settings, ctx.host)
+    yield from install.watch_paths(ctx.settings, ctx.host)
     installed = os.path.join(host.name(ctx.settings.toolkit_install_dir), "toolkit")
     for directory in (installed, "/usr/bin"):
         for name in (*programs.RUNTIMES, programs.CDI_HOOK):
@@ -102,9 +102,10 @@ def _cdi(ctx: Context, node: ConfiguredRuntime | None) -> Iterator[str]:
     settings = ctx.settings
     if not settings.cdi_enabled or settings.cdi_output_dir is None:
         # The toolkit's config.toml names the driver's root all the same.
-        yield from driver.watched(ctx.host, generate.places(settings))
+        yield from driver.watch_paths(ctx.host, driver.places(settings))
         return
-    yield from generate.watched(settings, ctx.host)
+    yield from generate.watch_paths(settings, ctx.host)
     seen = node.adapter.evidence(node.runtime.answer)[0].spec_dirs if node else ()
-    for directory in own_specs.directories(ctx, seen if isinstance(seen, tuple) else ()):
+    spec_dirs = seen if isinstance(seen, tuple) else ()
+    for directory in own_specs.directories(settings, ctx.host, spec_dirs):
         yield f"!k8s.*{directory.agent}"

@@ -37,7 +37,7 @@ def runtimes(
     adapter = registry.adapter(kind)
     usual = adapter.low_level
     if cri is None:
-        said = tree.answers(programs.directory(settings, host).agent)
+        said = tree.read_config(programs.directory(settings, host).agent)
         found: list[str | None] = [*(said.runtimes if said else ())]
     else:
         names = (base, cri.default, *usual)
@@ -59,7 +59,7 @@ def called_by(host: HostRoot, table: Data) -> str | None:
         return None
     for name in (os.path.join(os.path.dirname(path), tree.CONFIG), _HOSTS_CONFIG):
         try:
-            said = tree.answers_of(host.resolve(name).agent)
+            said = tree.read_config_file(host.resolve(name).agent)
         except Refused:
             continue
         if said and said.runtimes:

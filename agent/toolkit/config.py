@@ -1,7 +1,7 @@
-"""config.toml of NVIDIA's container runtime, for what was decided.
+"""config.toml of NVIDIA's container runtime, for a decision.
 
-Invariant: pure; every key of NVIDIA's own defaults (nvidia-container-toolkit 1.20,
-api/config/v1/config.go) is written out, so that the file says all that holds.
+Invariant: pure; the file has every key of NVIDIA's defaults (nvidia-container-toolkit 1.20,
+api/config/v1/config.go), so that it is complete by itself.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _CSV = "/etc/nvidia-container-runtime/host-files-for-container.d"
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What differs from node to node. All paths are the host's; `programs` are those of
-    nvidia-container-cli, nvidia-ctk and nvidia-container-runtime-hook by name; `runtimes` what is
-    called in turn; `features` names that are to be true."""
+    """The values that differ between nodes. All paths are the host's. `programs` are the paths of
+    nvidia-container-cli, nvidia-ctk and nvidia-container-runtime-hook by name; `runtimes` are the
+    low-level runtimes, tried in this order; `features` are switched on."""
 
     mode: str
     prefixes: tuple[str, ...]
@@ -42,12 +42,12 @@ class Config:
 
 
 def render(config: Config) -> bytes:
-    """The file."""
+    """The content of the file."""
     return (_HEAD + write.render(data(config))).encode()
 
 
 def data(config: Config) -> dict[str, Any]:
-    """The same as data. `@` before ldconfig's path means the host's own."""
+    """The content as data. `@` before ldconfig's path means the host's ldconfig."""
     features = {"features": dict.fromkeys(config.features, True)} if config.features else {}
     return {
         "accept-nvidia-visible-devices-as-volume-mounts": config.accept_mounts,

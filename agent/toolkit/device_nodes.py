@@ -1,27 +1,30 @@
-"""The driver's control nodes, which nobody makes where nvidia-modprobe does not run.
+"""The driver's control nodes in /dev, which nothing makes where nvidia-modprobe does not run.
 
-Invariant: pure; numbers are those that the kernel gave the loaded modules (/proc/devices).
+Invariant: a node that is right is not touched. Major numbers are those that the kernel gave the
+loaded modules. A node that cannot be made is a warning, because the driver's own tools may make it.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-MODE = 0o666
-_LINE = re.compile(r" *([0-9]{1,4}) +(\S+) *")  # the kernel has 12 bits for such a number
+from agent.cdi.driver import driver
+from agent.cdi.driver.root import DriverRoot
+from agent.errors import reason
+from agent.host import files, mknod
+from agent.host.paths import HostRoot
+from agent.log import Log
+from agent.options.settings import Settings
 
+_MODE = 0o666
+_LIMIT = 1 << 16  # bytes of /proc/devices
+_LINE = re.compile(r" *([0-9]{1,4}) +(\S+) *")  # the kernel has 12 bits for a major number
 
-@dataclass(frozen=True, slots=True)
-class ControlNode:
-    """A character device in /dev that is wanted."""
-
-    name: str
-    major: int
-    minor: int
-
-
-# Name, the module's name in /proc/devices and minor number (nvidia-container-toolkit 1.20,
+# Name, names of the module in /proc/devices, and minor number (nvidia-container-toolkit 1.20,
 # pkg/system/nvdevices). Before 550 the driver called itself nvidia-frontend there.
 _NODES = (
     ("nvidiactl", ("nvidia", "nvidia-frontend"), 255),
@@ -31,9 +34,46 @@ _NODES = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class ControlNode:
+    """A character device that the driver needs in /dev."""
+
+    name: str
+    major: int
+    minor: int
+
+
+@dataclass(frozen=True, slots=True)
+class MissingNode:
+    """A node that does not exist, or has other numbers than the driver; both of its paths."""
+
+    node: ControlNode
+    agent: str
+    host: str
+
+    def __str__(self) -> str:
+        return f"{self.host} ({self.node.major}:{self.node.minor})"
+
+    @property
+    def exists(self) -> bool:
+        """Is there by now a node with the right numbers?"""
+        try:
+            found = os.stat(self.agent, follow_symlinks=False)
+        except OSError:
+            return False
+        numbers = os.makedev(self.node.major, self.node.minor)
+        return stat.S_ISCHR(found.st_mode) and found.st_rdev == numbers
+
+    def failure(self, why: str) -> str:
+        """The warning that the node cannot be made."""
+        return f"cannot make the device node {self}: {why}"
+
+
 def control_nodes(proc_devices: str) -> tuple[ControlNode, ...]:
-    """The control nodes of the modules that are loaded."""
-    majors = _majors(proc_devices)
+    """The control nodes of the loaded modules, from the text of /proc/devices."""
+    characters, _, _ = proc_devices.partition("Block devices:")
+    lines = (_LINE.fullmatch(line) for line in characters.splitlines())
+    majors = {match[2]: int(match[1]) for match in lines if match}
     found = []
     for name, modules, minor in _NODES:
         major = next((majors[module] for module in modules if module in majors), None)
@@ -42,8 +82,58 @@ def control_nodes(proc_devices: str) -> tuple[ControlNode, ...]:
     return tuple(found)
 
 
-def _majors(text: str) -> dict[str, int]:
-    """Major numbers of character devices by name; the block devices come after."""
-    characters, _, _ = text.partition("Block devices:")
-    found = (_LINE.fullmatch(line) for line in characters.splitlines())
-    return {match[2]: int(match[1]) for match in found if match}
+def missing(settings: Settings, host: HostRoot, root: DriverRoot | None) -> tuple[MissingNode, ...]:
+    """The nodes that --create-device-nodes asks for and that a driver in `root` lacks. None are
+    asked for without CDI, as in NVIDIA's installer."""
+    asked = settings.create_device_nodes
+    if not settings.cdi_enabled or "control" not in asked or "none" in asked:
+        return ()
+    needed = control_nodes(_proc_devices(host))
+    dev = _dev_root(settings, host, root) if root and needed else None
+    directory = dev.resolve("/dev") if dev else None
+    if dev is None or directory is None:
+        return ()
+    above, shown = dev.agent_path(directory), dev.host_path.rstrip("/") + "/dev"
+    found = (MissingNode(node, f"{above}/{node.name}", f"{shown}/{node.name}") for node in needed)
+    return tuple(item for item in found if not item.exists)
+
+
+def _proc_devices(host: HostRoot) -> str:
+    try:
+        with open(os.path.join(host.proc, "devices"), encoding="ascii", errors="replace") as file:
+            return file.read(_LIMIT)
+    except OSError:
+        return ""
+
+
+def _dev_root(settings: Settings, host: HostRoot, root: DriverRoot) -> DriverRoot | None:
+    """The device root that has nodes of the driver already, else the first one that is searched."""
+    searched = driver.dev_roots(host, driver.places(settings), root)
+    used = (dev for dev in searched if driver.device_nodes((dev,)))
+    return next(used, searched[0] if searched else None)
+
+
+def possible(needed: Iterable[MissingNode]) -> tuple[tuple[MissingNode, ...], tuple[str, ...]]:
+    """The nodes that can be made, and a warning for each of the others."""
+    found = [(item, mknod.obstacle(item.agent)) for item in needed]
+    return (
+        tuple(item for item, why in found if why is None),
+        tuple(item.failure(why) for item, why in found if why is not None),
+    )
+
+
+def create(needed: tuple[MissingNode, ...], log: Log) -> tuple[str, ...]:
+    """Make the nodes, as far as permissions allow. Gives host paths of the new nodes."""
+    made = []
+    for above in {os.path.dirname(item.agent) for item in needed}:
+        files.sweep(above, [item.node.name for item in needed])  # left by a killed process
+    for item in needed:
+        try:
+            mknod.make(item.agent, item.node.major, item.node.minor, _MODE)
+        except OSError as error:
+            log.warning("device node not made", error=item.failure(reason(error)))
+            continue
+        made.append(item.host)
+    if made:
+        log.info("device nodes made", paths=made)
+    return tuple(made)

@@ -1,7 +1,7 @@
-"""The toolkit's directory on the host, as the decision wants it.
+"""The toolkit's directory on the host, for a decision.
 
-Invariant: like a spec it is derived and in no journal; how it gets there, whole at any moment, is
-`toolkit.place`'s business. It is there before a runtime is told of it.
+Invariant: like a spec, the directory is derived, so no journal keeps an original of it.
+`toolkit.place` replaces it in one step. It is complete before a runtime's configuration names it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agent.cdi.driver import driver
 from agent.cdi.driver.root import DriverRoot
@@ -29,27 +29,27 @@ _VOLATILE = ("tmpfs", "ramfs")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """Where the toolkit is to be, and what it is taken from. Where nothing can be written, it is
-    what is there already."""
+class Toolkit:
+    """The directory of the toolkit, and the origin of its files. Where the directory is not
+    `writable`, the toolkit is used as it is."""
 
     directory: HostPath
     origin: Origin
     writable: bool = True
 
     def path(self, name: str) -> str | None:
-        """Host path of a program, as it will be; None where there will be none."""
+        """Host path of a program after the install; None where there will be none."""
         if not self.writable and self.origin.kind == "host":
             return f"{self.origin.place}/{name}" if name in self.origin.programs else None
         return tree.paths(self.origin, self.directory.host).get(name)
 
 
 @dataclass(frozen=True, slots=True)
-class Proposed:
-    """The directory as it should be. `config` is the change of config.toml, None where it is so
-    already; `problem` is why nothing can be installed."""
+class ToolkitProposal:
+    """The directory as it should be. `config` is the change of config.toml, None where it has the
+    right content; `problem` is why nothing can be installed."""
 
-    found: Found
+    found: Toolkit
     tree: Tree
     difference: Difference
     config: Change | None = None
@@ -58,19 +58,19 @@ class Proposed:
 
     @property
     def right(self) -> bool:
-        """Nothing to write, and nothing in the way."""
+        """Is nothing to be written, and does nothing prevent it?"""
         return self.problem is None and not self.difference
 
 
-def look(settings: Settings, host: HostRoot) -> Found:
-    """The toolkit that is to be used. Raises NoToolkit or Refused."""
+def find_toolkit(settings: Settings, host: HostRoot) -> Toolkit:
+    """The toolkit to use. Raises NoToolkit or Refused."""
     directory = programs.directory(settings, host)
     found = origin.find(settings, host, directory)
-    return Found(directory, found, trees.is_writable(os.path.dirname(directory.agent)))
+    return Toolkit(directory, found, trees.is_writable(os.path.dirname(directory.agent)))
 
 
-def binaries(settings: Settings, found: Found) -> tuple[tuple[Binary, ...], tuple[str, ...]]:
-    """Handlers whose binary there is, and warnings for those left out. Raises NoToolkit."""
+def binaries(settings: Settings, found: Toolkit) -> tuple[tuple[Binary, ...], tuple[str, ...]]:
+    """Handlers whose binary exists, and warnings for the others. Raises NoToolkit."""
     name = settings.runtime_name
     main = "nvidia" if name in ("nvidia-cdi", "nvidia-legacy") else name
     available, warnings = [], []
@@ -87,35 +87,36 @@ def binaries(settings: Settings, found: Found) -> tuple[tuple[Binary, ...], tupl
     return tuple(available), tuple(warnings)
 
 
-def cdi_hook(settings: Settings, host: HostRoot, found: Found | None) -> str | None:
-    """Host path of nvidia-cdi-hook, as it will be."""
+def cdi_hook(settings: Settings, host: HostRoot, found: Toolkit | None) -> str | None:
+    """Host path of nvidia-cdi-hook after the install."""
     own = found.path(programs.CDI_HOOK) if found else None
     return own or programs.find(settings, host, programs.CDI_HOOK)
 
 
 def propose(
-    settings: Settings, host: HostRoot, found: Found, decision: Decision, runtimes: tuple[str, ...],
-    root: DriverRoot | None,
-) -> Proposed:  # fmt: skip
-    """The directory for a decision; `runtimes` are what the toolkit calls in turn, `root` is where
-    the driver is."""
+    settings: Settings, host: HostRoot, found: Toolkit, decision: Decision,
+    runtimes: tuple[str, ...], root: DriverRoot | None,
+) -> ToolkitProposal:  # fmt: skip
+    """The directory for a decision; `runtimes` are the low-level runtimes that the toolkit tries in
+    this order, `root` is the driver root."""
     text = config.render(_config(settings, host, found, decision, runtimes, root))
-    wanted = tree.wanted(found.origin, found.directory.host, runtimes, text)
+    desired = tree.build(found.origin, found.directory.host, runtimes, text)
+    unchanged = ToolkitProposal(found, desired, Difference())
     try:
         _refuse(settings, host, found.directory, decision)
-        different = tree.difference(found.directory.agent, wanted)
-        told = _warnings(found, decision)
-        if different and not found.writable:
-            return Proposed(found, wanted, Difference(), None, (*told, _as_it_is(found, decision)))
-        return Proposed(found, wanted, different, _change(found.directory, text), told)
+        difference = tree.difference(found.directory.agent, desired)
+        warnings = _warnings(found, decision)
+        if difference and not found.writable:
+            return replace(unchanged, warnings=(*warnings, _as_it_is(found, decision)))
+        change = _change(found.directory, text)
+        return ToolkitProposal(found, desired, difference, change, warnings)
     except AgentError as error:
-        refused = (f"apply refuses: {error.message}",)
-        return Proposed(found, wanted, Difference(), None, refused, error)
+        return replace(unchanged, warnings=(f"apply refuses: {error.message}",), problem=error)
 
 
-def _as_it_is(found: Found, decision: Decision) -> str:
-    """What it means that nothing can be written. Raises Refused where the toolkit is to come from
-    packages; one that is there already may do as it is."""
+def _as_it_is(found: Toolkit, decision: Decision) -> str:
+    """The warning that nothing can be written, and that the present toolkit is used. Raises Refused
+    where the toolkit is to be installed from packages."""
     if found.origin.kind == "packages":
         raise Refused(
             f"cannot install the toolkit in {found.directory}: it cannot be written; mount it "
@@ -134,7 +135,7 @@ def _as_it_is(found: Found, decision: Decision) -> str:
 
 
 def _change(directory: HostPath, text: bytes) -> Change | None:
-    path = HostPath(f"{directory.agent}/{tree.CONFIG}", f"{directory.host}/{tree.CONFIG}")
+    path = directory.child(tree.CONFIG)
     try:
         before = files.read(path.agent, path.host)
     except Refused:
@@ -144,11 +145,11 @@ def _change(directory: HostPath, text: bytes) -> Change | None:
     return None if same else Change(path, before, after)
 
 
-def _warnings(found: Found, decision: Decision) -> tuple[str, ...]:
-    """What containers would miss that are not made by CDI."""
+def _warnings(found: Toolkit, decision: Decision) -> tuple[str, ...]:
+    """A warning about files that containers without CDI need."""
     needed = (programs.RUNTIME_HOOK, programs.CLI)
     missing = [name for name in needed if name not in found.origin.programs]
-    if found.origin.kind == "packages":  # those of the host are wherever its loader looks
+    if found.origin.kind == "packages":  # the host's own libraries may be anywhere
         missing += [name for name in origin.LIBRARIES if name not in found.origin.libraries]
     if decision.mode not in ("auto", "legacy", "hook") or not missing:
         return ()
@@ -156,30 +157,33 @@ def _warnings(found: Found, decision: Decision) -> tuple[str, ...]:
     return (f"{found.origin.place} has no {names}: without CDI no container gets a GPU",)
 
 
-def require(host: HostRoot, name: str, purpose: str) -> None:
-    """See that a toolkit's directory, at a host path, is root's alone, and the one above it: what
-    is beside it takes its place. Raises Refused."""
+def require_trusted(host: HostRoot, name: str, purpose: str) -> None:
+    """Raise Refused where another user than root can write to a toolkit's directory (its host path)
+    or to the one above it, because a directory beside it takes its place."""
     path = trust.require(host, name, purpose)
     trust.require(host, os.path.dirname(path.host), purpose)
 
 
 def require_removable(settings: Settings, host: HostRoot, moved: Iterable[str]) -> None:
-    """The same of the current directory, and of those that were `moved` (host paths), before any of
-    them is tidied and removed. Raises Refused."""
-    name = programs.spelled(settings, host)
-    there = os.path.isdir(os.path.dirname(programs.directory(settings, host).agent))
-    for directory in (*((name,) if there else ()), *moved):
-        require(host, directory, f"remove the toolkit in {directory}")
+    """As `require_trusted`, for the current directory and for those that were `moved` (host paths),
+    before any of them is tidied and removed."""
+    name = programs.directory_name(settings, host)
+    exists = os.path.isdir(os.path.dirname(programs.directory(settings, host).agent))
+    for directory in (*((name,) if exists else ()), *moved):
+        require_trusted(host, directory, f"remove the toolkit in {directory}")
 
 
 def _refuse(settings: Settings, host: HostRoot, directory: HostPath, decision: Decision) -> None:
-    """What makes a directory unfit for programs of root's, which the node may depend on."""
+    """Raise Refused where a directory is unfit for programs that run as root and that the node may
+    depend on."""
     if not host.is_host and not host.on_mount(directory):
         raise Refused(
             f"cannot install the toolkit in {directory}: it is not on a mount of the host; mount "
             "it, or give another directory with --toolkit-install-dir"
         )
-    require(host, programs.spelled(settings, host), f"install the toolkit in {directory}")
+    require_trusted(
+        host, programs.directory_name(settings, host), f"install the toolkit in {directory}"
+    )
     mount = host.mount(directory)
     if mount is not None and mount.point == directory.agent:
         raise Refused(
@@ -203,16 +207,16 @@ def _refuse(settings: Settings, host: HostRoot, directory: HostPath, decision: D
 
 
 def _config(
-    settings: Settings, host: HostRoot, found: Found, decision: Decision, runtimes: tuple[str, ...],
-    root: DriverRoot | None,
+    settings: Settings, host: HostRoot, found: Toolkit, decision: Decision,
+    runtimes: tuple[str, ...], root: DriverRoot | None,
 ) -> config.Config:  # fmt: skip
     driver_root = root.host_path if root else settings.driver_root or driver.HOST_DRIVER
-    real = root is not None and root.take("/sbin/ldconfig.real") is not None
+    real = root is not None and root.trusted_file("/sbin/ldconfig.real") is not None
     ldconfig = os.path.join(driver_root, "sbin/ldconfig" + (".real" if real else ""))
     names = (programs.CLI, programs.CTK, programs.RUNTIME_HOOK)
     return config.Config(
         mode="auto" if decision.hook else decision.mode,
-        # Without CDI the runtime's own default; native CDI on CRI-O has to answer none at all.
+        # The runtime's own default without CDI; none with native CDI on CRI-O.
         prefixes=decision.prefixes if decision.native else decision.prefixes or ("cdi.k8s.io/",),
         default_kind=settings.cdi_default_kind,
         spec_dirs=decision.spec_dirs or DEFAULT_DIRS,
@@ -232,13 +236,13 @@ def _config(
 
 
 def accepts_variables(settings: Settings) -> bool:
-    """May an unprivileged container ask for GPUs by environment variable, by these options?"""
+    """Do these options let an unprivileged container ask for GPUs by environment variable?"""
     given = settings.accept_envvar
     return not settings.cdi_enabled if given is None else given
 
 
 def _is_suse(host: HostRoot) -> bool:
-    """There the device nodes are of group video."""
+    """Is the host a SUSE? Its device nodes belong to the group video."""
     try:
         found = files.read(host.resolve("/etc/os-release").agent)
     except Refused:
@@ -247,11 +251,11 @@ def _is_suse(host: HostRoot) -> bool:
     return any(line.startswith(("ID=", "ID_LIKE=")) and "suse" in line for line in lines)
 
 
-def sizes(proposed: Proposed) -> tuple[int, ...]:
-    """Bytes of the files that `write` makes; copies that stay are not made again."""
+def new_file_sizes(proposal: ToolkitProposal) -> tuple[int, ...]:
+    """Sizes in bytes of the files that `write` makes; copies that stay are not made again."""
     made = []
-    for name in proposed.difference.write:
-        entry = proposed.tree.get(name)
+    for name in proposal.difference.write:
+        entry = proposal.tree.get(name)
         if isinstance(entry, tree.Copy):
             with contextlib.suppress(OSError):
                 made.append(os.stat(entry.source, follow_symlinks=False).st_size)
@@ -260,80 +264,79 @@ def sizes(proposed: Proposed) -> tuple[int, ...]:
     return tuple(made)
 
 
-def write(proposed: Proposed | None, log: Log) -> tuple[str, ...]:
-    """Bring the directory to what was proposed; gives its host path if it was not.
+def write(proposal: ToolkitProposal | None, log: Log) -> tuple[str, ...]:
+    """Install what is proposed; gives the directory's host path where that changed anything.
 
-    Raises the proposal's problem, or Refused where the disk does not play along; the directory is
-    what it was then.
+    Raises the proposal's problem, or Refused where the disk fails; then the directory is unchanged.
     """
-    if proposed is None:
+    if proposal is None:
         return ()
-    if proposed.problem is not None:
-        raise proposed.problem
-    directory, different = proposed.found.directory, proposed.difference
+    if proposal.problem is not None:
+        raise proposal.problem
+    directory, different = proposal.found.directory, proposal.difference
     try:
         place.tidy(directory.agent)
         if not different:
             return ()
-        place.put(directory.agent, proposed.tree)
+        place.put(directory.agent, proposal.tree)
     except OSError as error:
-        # What is read has its whole name in the error, what is written only its last part.
+        # The error has the whole path of a file that is read, and the name of one that is written.
         named = str(error.filename)
-        where = f"{named}: " if named in _sources(proposed.tree) else ""
+        where = f"{named}: " if named in _sources(proposal.tree) else ""
         raise Refused(
             f"cannot install the toolkit in {directory}: {where}{reason(error)}"
         ) from error
-    log.info("toolkit installed", directory=directory.host, source=proposed.found.origin.place)
+    log.info("toolkit installed", directory=directory.host, source=proposal.found.origin.place)
     return (directory.host,)
 
 
-def _sources(wanted: Tree) -> tuple[str, ...]:
-    return tuple(entry.source for entry in wanted.values() if isinstance(entry, tree.Copy))
+def _sources(desired: Tree) -> tuple[str, ...]:
+    return tuple(entry.source for entry in desired.values() if isinstance(entry, tree.Copy))
 
 
-def installed(settings: Settings, host: HostRoot) -> tuple[str, ...]:
-    """Host paths of the toolkit's directory, without links and as it was given; none where it is
-    not of our making. Raises Refused."""
+def installed_paths(settings: Settings, host: HostRoot) -> tuple[str, ...]:
+    """Host paths of the toolkit's directory, without links and as the option gives it; none where
+    we did not install it. Raises Refused."""
     directory = programs.directory(settings, host)
-    if tree.listed(directory.agent) is None:
+    if tree.read_list(directory.agent) is None:
         return ()
-    return tuple(dict.fromkeys((directory.host, programs.spelled(settings, host))))
+    return tuple(dict.fromkeys((directory.host, programs.directory_name(settings, host))))
 
 
-def left(settings: Settings, host: HostRoot, directories: tuple[str, ...]) -> tuple[str, ...]:
-    """Host paths of programs that will be there after `remove`, below each of what `installed`
-    gave. Raises Refused."""
-    names = place.left(programs.directory(settings, host).agent)
+def paths_after_removal(
+    settings: Settings, host: HostRoot, directories: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Host paths of the programs that `remove` leaves below these `directories`, which are those of
+    `installed_paths`. Raises Refused."""
+    names = place.names_after_removal(programs.directory(settings, host).agent)
     return tuple(f"{above}/{name}" for above in directories for name in names)
 
 
 def remove(settings: Settings, host: HostRoot) -> tuple[str, ...]:
-    """Take away what we installed; what was there before comes back. Gives host paths.
-
-    Raises Refused.
-    """
+    """Remove what we installed, and restore what was there before. Gives the directory's host path
+    where there was anything to remove. Raises Refused."""
     directory = programs.directory(settings, host)
-    try:
-        return (directory.host,) if place.remove(directory.agent) else ()
-    except OSError as error:
-        raise Refused(f"cannot remove {directory}: {reason(error)}") from error
+    return (directory.host,) if _remove(directory) else ()
 
 
 def remove_from(host: HostRoot, name: str) -> bool:
-    """The same for a directory (its host path) that is not the current one. Was there anything?
-    Raises Refused."""
-    directory = host.resolve(name)
+    """As `remove`, for a directory (its host path) that is not the current one. Was there anything
+    to remove?"""
+    return _remove(host.resolve(name))
+
+
+def _remove(directory: HostPath) -> bool:
     try:
         return place.remove(directory.agent)
     except OSError as error:
         raise Refused(f"cannot remove {directory}: {reason(error)}") from error
 
 
-def watched(settings: Settings, host: HostRoot) -> tuple[str, ...]:
-    """Agent paths of what is installed; without them the node is not as it should be."""
+def watch_paths(settings: Settings, host: HostRoot) -> tuple[str, ...]:
+    """Agent paths of the installed files."""
     try:
         live = programs.directory(settings, host).agent
-        known = tree.listed(live)
+        known = tree.read_list(live)
     except Refused:
         return ()
     names = (*known.names, tree.LIST) if known else ()

@@ -1,4 +1,5 @@
-"""Where the toolkit is taken from: unpacked packages, or what is on the host.
+"""The origin of the toolkit's files: unpacked packages, an installed toolkit, or the host's
+packages.
 
 Invariant: reads only. A link in a source tree is followed inside that tree, as if it were `/`.
 """
@@ -24,15 +25,15 @@ _LIBRARY_DIRECTORIES = (
 )  # fmt: skip
 _NAMES = (*programs.WRAPPED, programs.CDI_HOOK)
 _RUNS = 0o111
-_SCRIPT = 1 << 13  # bytes in which a wrapper says what it is
+_SCRIPT = 1 << 13  # bytes; the start of a wrapper, which names its program
 
 Kind = Literal["packages", "installed", "host"]
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A toolkit that is there. `programs` and `libraries` lead from names to agent paths that have
-    no link in them. Those of kind `host` are run where they are, the others are copied."""
+    """A toolkit on the node. `programs` and `libraries` map names to agent paths without links.
+    Programs of kind `host` are run where they are, the others are copied."""
 
     kind: Kind
     place: str
@@ -41,10 +42,10 @@ class Origin:
 
 
 def find(settings: Settings, host: HostRoot, installed: HostPath) -> Origin:
-    """The toolkit: from the source tree; else what is installed; else the host's own packages.
+    """The toolkit: from the source tree, else the installed one, else that of the host's packages.
 
-    Raises Refused for a source tree that was asked for and is none, and for a program that somebody
-    else could exchange; NoToolkit where there is none.
+    Raises Refused for an option whose directory has no toolkit, and for a program that another user
+    than root can exchange; NoToolkit where no toolkit is found.
     """
     root = _source_root(settings, host)
     if root is not None:
@@ -64,7 +65,8 @@ def find(settings: Settings, host: HostRoot, installed: HostPath) -> Origin:
 
 
 def _on_the_host(host: HostRoot, installed: HostPath) -> Iterator[Origin]:
-    """What is there; the later one is looked at, and judged, where the earlier one is no whole."""
+    """Toolkits on the host; the second one is read, and judged, only where the first one lacks the
+    runtime."""
     if found := _installed(installed):
         yield found
     if found := _host(host):
@@ -72,7 +74,7 @@ def _on_the_host(host: HostRoot, installed: HostPath) -> Iterator[Origin]:
 
 
 def _source_root(settings: Settings, host: HostRoot) -> str | None:
-    """The tree to install from, of the kind of packages that the host has."""
+    """The tree to install from, of the package type of the host; None where there is none."""
     asked = settings.toolkit_source_root
     if asked is None:
         if host.is_host or not os.path.isdir(ARTIFACTS):
@@ -105,8 +107,9 @@ def _program(root: HostRoot, name: str) -> str | None:
 
 def _judged(root: HostRoot, name: str, needed: int = 0) -> str | None:
     """Agent path of a regular file at a path of a tree, with one of the `needed` permissions; links
-    are followed inside the tree. None where there is none. It is copied, or named, by that path:
-    raises Refused where somebody else than root could exchange it, or anything on the way to it."""
+    are followed inside the tree. None where there is none. Raises Refused where another user than
+    root can exchange the file or a part of its path, because it is copied, or named, by the
+    path."""
     try:
         with trust.open_path(root, name) as file:
             mode = file.found.st_mode
@@ -133,8 +136,9 @@ def _packages(place: str) -> Origin:
 
 
 def _installed(directory: HostPath) -> Origin | None:
-    """What we, or NVIDIA's installer, put there: a program of which there is a wrapper has its
-    own name with `.real`. Without it the wrapper is none: a copy of it would call itself."""
+    """What we, or NVIDIA's installer, installed. The program behind a wrapper has the wrapper's
+    name and `.real`. A wrapper without its program is left out, because a copy of it calls
+    itself."""
     if not os.path.isdir(directory.agent):
         return None
     root = _open(directory.agent)
@@ -148,23 +152,23 @@ def _installed(directory: HostPath) -> Origin | None:
 
     found = {name: path for name in _NAMES if (path := program(name))}
     libraries = {name: path for name in LIBRARIES if (path := _judged(root, f"/{name}"))}
-    return Origin("installed", directory.host, found, libraries) if _is_of_use(found) else None
+    return Origin("installed", directory.host, found, libraries) if _is_usable(found) else None
 
 
 def _host(host: HostRoot) -> Origin | None:
-    """What a package put there; a link to our own wrapper would lead it to itself."""
+    """What a package installed. A link to our own wrapper is left out, because it calls itself."""
     runs = ((name, _judged(host, f"/usr/bin/{name}", _RUNS)) for name in _NAMES)
     found = {name: path for name, path in runs if path and not _is_ours(path)}
-    return Origin("host", "/usr/bin", found, {}) if _is_of_use(found) else None
+    return Origin("host", "/usr/bin", found, {}) if _is_usable(found) else None
 
 
-def _is_of_use(found: Mapping[str, str]) -> bool:
-    """Without one of these there is nothing to work with."""
+def _is_usable(found: Mapping[str, str]) -> bool:
+    """Is one of the two programs there that the agent needs?"""
     return programs.RUNTIME in found or programs.RUNTIME_HOOK in found
 
 
 def _is_ours(path: str) -> bool:
-    """Is this a wrapper of our own?"""
+    """Is this file a wrapper that we wrote?"""
     return _beginning(path).startswith(wrapper.HEAD)
 
 

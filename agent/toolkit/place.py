@@ -1,10 +1,10 @@
-"""Putting the toolkit's directory in its place, and taking it away.
+"""Installs and removes the toolkit's directory (`live`).
 
-Invariant: the directory is whole at any moment, old or new: a new one is built beside it and takes
-its place in one step. What an interrupted run leaves is removed, or put where it belongs, by the
-next one. A directory of somebody else's is kept beside it until `remove` puts it back. All paths
-are agent paths that were resolved; every function raises OSError, or Refused for a list of ours
-that cannot be read.
+Invariant: the directory is complete at any moment, old or new, because a new one is built beside it
+and replaces it in one step. The next run removes what an interrupted run leaves, or moves it to its
+place. A directory that we did not make is kept beside ours until `remove` restores it. All paths
+are resolved agent paths; every function raises OSError, or Refused for a list of ours that cannot
+be read.
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ from collections.abc import Iterable, Iterator
 from agent.errors import Refused
 from agent.host import files, trees
 from agent.toolkit import tree
-from agent.toolkit.tree import LIST, Copy, Kept, Link, Listed, Text, Tree
+from agent.toolkit.tree import LIST, Copy, CopyRecord, InstalledList, Link, Text, Tree
 
-BEFORE = ".toolkit.before"  # a directory that was there before ours
-# EXDEV: an overlay has the directory, or part of it, from a layer below (an image of the node).
+BEFORE = ".toolkit.before"  # the directory that was there before ours
+# EXDEV: the directory, or part of it, is in a lower layer of an overlay (an image of the node).
 _NO_EXCHANGE = (
     errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EBUSY, errno.EOPNOTSUPP, errno.EXDEV,
 )  # fmt: skip
 
 
-def put(live: str, wanted: Tree) -> None:
-    """Have the directory `live` be as wanted. What did not change is not written again."""
+def put(live: str, desired: Tree) -> None:
+    """Make the directory `live` have the desired files. Unchanged files are not written again."""
     missing = files.missing_directories(os.path.dirname(live))
-    kept = tree.listed(live) or Listed(made=len(missing))
+    kept = tree.read_list(live) or InstalledList(made=len(missing))
     if missing:
-        _put_first(missing[0], live, wanted, kept)
+        _put_first(missing[0], live, desired, kept)
         return
     new = trees.draft_name(live)
     try:
-        _build(new, live, wanted, kept)
-        _take_place(new, live, kept, wanted)
+        _build(new, live, desired, kept)
+        _take_place(new, live, kept, desired)
     except Exception:
         with contextlib.suppress(OSError, Refused):
-            if os.path.isdir(new) and tree.listed(new) is not None:
+            if os.path.isdir(new) and tree.read_list(new) is not None:
                 _discard(new, live)
         raise
 
 
-def _put_first(top: str, live: str, wanted: Tree, kept: Listed) -> None:
-    """The same where directories above are missing, `top` the first of them: they come along with
-    it, so that none is left of an install that was interrupted."""
+def _put_first(top: str, live: str, desired: Tree, kept: InstalledList) -> None:
+    """As `put`, where directories above are missing, `top` being the first of them. They are moved
+    into place together with it, so that an interrupted install leaves none."""
     draft = trees.draft_name(top)
     new = draft + live[len(top) :]
     try:
         files.make_directories(os.path.dirname(new))
-        _build(new, live, wanted, kept)
+        _build(new, live, desired, kept)
         files.move(draft, top)
     except Exception:
         with contextlib.suppress(OSError):
@@ -59,15 +59,16 @@ def _put_first(top: str, live: str, wanted: Tree, kept: Listed) -> None:
         raise
 
 
-def _build(new: str, live: str, wanted: Tree, kept: Listed) -> None:
-    """The whole new tree. Our list is in it first, so that it is known to be ours, and last."""
+def _build(new: str, live: str, desired: Tree, kept: InstalledList) -> None:
+    """Build the whole new directory. An empty list is written first, because it marks the directory
+    as ours; the full one is written last."""
     files.make_directory(new)
-    _write_list(new, Listed())
+    _write_list(new, InstalledList())
     for name in files.names(live) if os.path.isdir(live) else ():
-        if tree.is_foreign(name, (*kept.names, *wanted)):
+        if tree.is_foreign(name, (*kept.names, *desired)):
             trees.hard_link_tree(f"{live}/{name}", f"{new}/{name}")
-    copies: dict[str, Kept] = {}
-    for name, entry in wanted.items():
+    copies: dict[str, CopyRecord] = {}
+    for name, entry in desired.items():
         path = f"{new}/{name}"
         files.make_directories(os.path.dirname(path))
         if isinstance(entry, Link):
@@ -76,13 +77,13 @@ def _build(new: str, live: str, wanted: Tree, kept: Listed) -> None:
             _put_text(f"{live}/{name}", path, entry)
         else:
             copies[name] = _put_copy(f"{live}/{name}", path, entry, kept.copies.get(name))
-    for directory in sorted({os.path.dirname(f"{new}/{name}") for name in wanted}, reverse=True):
+    for directory in sorted({os.path.dirname(f"{new}/{name}") for name in desired}, reverse=True):
         files.sync_directory(directory)
-    others = tuple(name for name in wanted if name not in copies)
-    _write_list(new, Listed(copies, others, kept.made))
+    others = tuple(name for name in desired if name not in copies)
+    _write_list(new, InstalledList(copies, others, kept.made))
 
 
-def _write_list(directory: str, found: Listed) -> None:
+def _write_list(directory: str, found: InstalledList) -> None:
     files.write(f"{directory}/{LIST}", files.new_state(tree.to_bytes(found)))
 
 
@@ -93,16 +94,16 @@ def _put_text(old: str, path: str, entry: Text) -> None:
         files.write(path, files.new_state(entry.data, entry.mode))
 
 
-def _put_copy(old: str, path: str, entry: Copy, kept: Kept | None) -> Kept:
+def _put_copy(old: str, path: str, entry: Copy, kept: CopyRecord | None) -> CopyRecord:
     source = os.stat(entry.source, follow_symlinks=False)
     if kept is not None and tree.unchanged(old, entry, kept):
         digest, here = kept.digest, trees.hard_link(old, path)
     else:
         digest, here = trees.copy(entry.source, path, entry.mode)
-    return Kept(digest, here.st_size, here.st_mtime_ns, tree.signature(source))
+    return CopyRecord(digest, here.st_size, here.st_mtime_ns, tree.signature(source))
 
 
-def _take_place(new: str, live: str, kept: Listed, wanted: Tree) -> None:
+def _take_place(new: str, live: str, kept: InstalledList, desired: Tree) -> None:
     if not os.path.lexists(live):
         files.move(new, live)
         return
@@ -111,36 +112,36 @@ def _take_place(new: str, live: str, kept: Listed, wanted: Tree) -> None:
     except OSError as error:
         if error.errno not in _NO_EXCHANGE:
             raise
-        _one_by_one(new, live, kept, wanted)
+        _one_by_one(new, live, kept, desired)
     files.sync_directory(os.path.dirname(live))
     _retire(new, live)
 
 
-def _one_by_one(new: str, live: str, kept: Listed, wanted: Tree) -> None:
-    """Where two directories cannot change places in one step, each file takes its own place: what
-    is called before what calls it. What was there is kept, if it is not ours."""
-    if tree.listed(live) is None:
+def _one_by_one(new: str, live: str, kept: InstalledList, desired: Tree) -> None:
+    """Replace each file in one step, where the file system cannot exchange two directories:
+    programs before the scripts that call them. A directory that is not ours is kept."""
+    if tree.read_list(live) is None:
         copy = trees.draft_name(live)
         trees.hard_link_tree(live, copy)
         _keep(copy, live)
-    names = sorted(wanted, key=lambda name: _rank(name, wanted))
+    names = sorted(desired, key=lambda name: _rank(name, desired))
     for name in names:
         files.make_directories(os.path.dirname(f"{live}/{name}"))
         files.move(f"{new}/{name}", f"{live}/{name}")
     for name in kept.names:
-        if name not in wanted:
+        if name not in desired:
             files.remove(f"{live}/{name}")
-    _write_list(live, tree.listed(new) or Listed())
+    _write_list(live, tree.read_list(new) or InstalledList())
 
 
-def _rank(name: str, wanted: Tree) -> tuple[bool, bool, str]:
-    return isinstance(wanted[name], Text), isinstance(wanted[name], Link), name
+def _rank(name: str, desired: Tree) -> tuple[bool, bool, str]:
+    return isinstance(desired[name], Text), isinstance(desired[name], Link), name
 
 
 def _retire(old: str, live: str) -> None:
-    """A directory that is in use no more: ours goes, another one is kept."""
-    files.sweep(old, (LIST,))  # of one that was hardly begun
-    if tree.listed(old) is None and files.names(old):
+    """Remove a replaced directory of ours, and keep any other one."""
+    files.sweep(old, (LIST,))  # its build may have stopped at the list
+    if tree.read_list(old) is None and files.names(old):
         _keep(old, live)
     else:
         _discard(old, live)
@@ -158,10 +159,10 @@ def _before(live: str) -> str:
 
 
 def _discard(path: str, live: str) -> None:
-    """Remove a directory. If we are killed it is known for what it is: by our list, and by its name
-    when that has gone too."""
-    if tree.listed(path) is None:
-        _write_list(path, Listed())
+    """Remove a directory. If we are killed, the next run knows it by our list, and by its name when
+    the list is gone."""
+    if tree.read_list(path) is None:
+        _write_list(path, InstalledList())
     if os.path.basename(path) == BEFORE:
         old, path = path, trees.draft_name(live)
         files.move(old, path)
@@ -169,47 +170,48 @@ def _discard(path: str, live: str) -> None:
 
 
 def tidy(live: str) -> None:
-    """The end of what was interrupted."""
+    """Finish what an interrupted run began."""
     for path in trees.unfinished(live):
         _retire(path, live)
     before = _before(live)
-    if os.path.isdir(before) and tree.listed(before) is not None:
-        _discard(before, live)  # it has been brought back
+    if os.path.isdir(before) and tree.read_list(before) is not None:
+        _discard(before, live)  # it has been restored
     for top in files.missing_directories(os.path.dirname(live))[:1]:
         for path in trees.unfinished(top):
             trees.remove(path)
 
 
-def left(live: str) -> list[str]:
-    """Names at the top of the directory that will be there after `remove`."""
-    before, kept = _before(live), tree.listed(live)
+def names_after_removal(live: str) -> list[str]:
+    """Names at the top of the directory that `remove` leaves."""
+    before, kept = _before(live), tree.read_list(live)
     if kept is None or not os.path.isdir(live):
         return []
     return [*_foreign(live, kept), *(files.names(before) if os.path.isdir(before) else ())]
 
 
-def _foreign(live: str, kept: Listed) -> list[str]:
+def _foreign(live: str, kept: InstalledList) -> list[str]:
     return [name for name in files.names(live) if tree.is_foreign(name, kept.names)]
 
 
 def remove(live: str) -> bool:
-    """Take away what was put there; what was there before comes back. Was there anything?"""
+    """Remove what was installed, and restore what was there before. Was there anything to
+    remove?"""
     tidy(live)
-    kept = tree.listed(live)
+    kept = tree.read_list(live)
     if kept is None:
         return False
     before = _before(live)
     if os.path.isdir(before):
-        _bring_back(before, live, kept)
+        _restore(before, live, kept)
     elif _foreign(live, kept):
         _remove_ours(live, kept)
     else:
-        _take_away(live, kept)
+        _remove_whole(live, kept)
     return True
 
 
-def _take_away(live: str, kept: Listed) -> None:
-    """All of it is ours."""
+def _remove_whole(live: str, kept: InstalledList) -> None:
+    """Remove a directory in which all files are ours, with the directories above that we made."""
     top = _made(live, kept)
     old = trees.draft_name(top)
     try:
@@ -226,7 +228,7 @@ def _take_away(live: str, kept: Listed) -> None:
         trees.remove(old)
 
 
-def _bring_back(before: str, live: str, kept: Listed) -> None:
+def _restore(before: str, live: str, kept: InstalledList) -> None:
     for name in _foreign(live, kept):
         _carry(f"{live}/{name}", f"{before}/{name}")
     try:
@@ -234,33 +236,33 @@ def _bring_back(before: str, live: str, kept: Listed) -> None:
     except OSError as error:
         if error.errno not in _NO_EXCHANGE:
             raise
-        _bring_back_one_by_one(before, live, kept)
+        _restore_one_by_one(before, live, kept)
     else:
         files.sync_directory(os.path.dirname(live))
     _discard(before, live)
 
 
-def _bring_back_one_by_one(before: str, live: str, kept: Listed) -> None:
-    """Each file gets its own place again, and then the list is the other directory's in one step:
-    that one is to go from there on."""
+def _restore_one_by_one(before: str, live: str, kept: InstalledList) -> None:
+    """Restore each file in one step. Then the list moves to the other directory, which marks that
+    one as to be removed."""
     copy = trees.draft_name(live)
     files.make_directory(copy)
-    _write_list(copy, Listed())
-    there = _foreign(live, kept)
+    _write_list(copy, InstalledList())
+    stays = _foreign(live, kept)
     for name in files.names(before):
-        if name not in there:
+        if name not in stays:
             trees.hard_link_tree(f"{before}/{name}", f"{copy}/{name}")
-    theirs = [name for name in _files(copy) if name != LIST]
-    for name in theirs:
+    restored = [name for name in _files(copy) if name != LIST]
+    for name in restored:
         files.make_directories(os.path.dirname(f"{live}/{name}"))
         files.move(f"{copy}/{name}", f"{live}/{name}")
-    _remove_names(live, [name for name in kept.names if name not in theirs])
+    _remove_names(live, [name for name in kept.names if name not in restored])
     files.move(f"{live}/{LIST}", f"{before}/{LIST}")
     _discard(copy, live)
 
 
 def _files(directory: str, below: str = "") -> Iterator[str]:
-    """Paths of all that is no directory."""
+    """Paths of everything other than directories."""
     for name in files.names(f"{directory}/{below}"):
         path = os.path.join(below, name)
         whole = f"{directory}/{path}"
@@ -270,22 +272,22 @@ def _files(directory: str, below: str = "") -> Iterator[str]:
             yield path
 
 
-def _carry(path: str, there: str) -> None:
-    """What somebody else has put, or changed, among our files since is not lost with these."""
-    if os.path.lexists(there):
-        if trees.are_same(path, there):
+def _carry(path: str, target: str) -> None:
+    """Keep a file that another program put, or changed, among our files."""
+    if os.path.lexists(target):
+        if trees.are_same(path, target):
             return
-        is_directory = os.path.isdir(there) and not os.path.islink(there)
-        trees.remove(there) if is_directory else files.remove(there)
-    trees.hard_link_tree(path, there)
+        is_directory = os.path.isdir(target) and not os.path.islink(target)
+        trees.remove(target) if is_directory else files.remove(target)
+    trees.hard_link_tree(path, target)
 
 
-def _remove_ours(live: str, kept: Listed) -> None:
+def _remove_ours(live: str, kept: InstalledList) -> None:
     _remove_names(live, (*kept.names, LIST))
 
 
 def _remove_names(live: str, names: Iterable[str]) -> None:
-    """Files of ours, and the directories that they were in."""
+    """Remove files, and the directories below `live` that are empty then."""
     names = tuple(names)
     for name in names:
         files.remove(f"{live}/{name}")
@@ -294,8 +296,8 @@ def _remove_names(live: str, names: Iterable[str]) -> None:
     files.remove_directories(tuple(above))
 
 
-def _made(live: str, kept: Listed) -> str:
-    """The outermost directory that we made, as far as there is nothing else in it."""
+def _made(live: str, kept: InstalledList) -> str:
+    """The outermost directory that we made and that has no other entry."""
     top = live
     for _ in range(kept.made):
         above = os.path.dirname(top)

@@ -1,6 +1,6 @@
-"""The toolkit's programs, and where they are on the host.
+"""The toolkit's programs, and their paths on the host.
 
-Invariant: reads only; a program is a regular file that can be run, found by the host's own links.
+Invariant: reads only; a program is an executable regular file, and the host's own links lead to it.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ class Binary:
 
 
 def directory(settings: Settings, host: HostRoot) -> HostPath:
-    """The directory of an installed toolkit, there or not. Raises Refused."""
-    return host.locate(spelled(settings, host))
+    """The directory of an installed toolkit, whether or not it exists. Raises Refused."""
+    return host.locate(directory_name(settings, host))
 
 
-def spelled(settings: Settings, host: HostRoot) -> str:
-    """Its name on the host with links in it as they were given."""
+def directory_name(settings: Settings, host: HostRoot) -> str:
+    """The host path of that directory, with links as the option gives them."""
     return os.path.join(host.name(settings.toolkit_install_dir), "toolkit")
 
 
 def find(settings: Settings, host: HostRoot, base: str) -> str | None:
-    """Host path of a toolkit binary: in the install directory, else the host's own. Specs name it,
-    and runtimes run it as root. Raises Refused where somebody else could exchange it."""
-    for above in (spelled(settings, host), "/usr/bin"):
+    """Host path of a toolkit binary: in the install directory, else in /usr/bin. Raises Refused
+    where another user than root can exchange it, because runtimes run it as root."""
+    for above in (directory_name(settings, host), "/usr/bin"):
         candidate = os.path.join(above, base)
         if runs(host, candidate):
             trust.require(host, candidate, f"use {candidate}")
@@ -56,7 +56,7 @@ def find(settings: Settings, host: HostRoot, base: str) -> str | None:
 
 
 def runs(host: HostRoot, name: str) -> str | None:
-    """Agent path of a program at a host path, its links followed; None where there is none."""
+    """Agent path of the program at a host path, links followed; None where there is none."""
     try:
         agent = host.resolve(name).agent
         found = os.stat(agent, follow_symlinks=False)
@@ -66,5 +66,5 @@ def runs(host: HostRoot, name: str) -> str | None:
 
 
 def is_nvidia(path: str) -> bool:
-    """Is this a name of NVIDIA's runtime? Called by itself it would go on for ever."""
+    """Is this a name of NVIDIA's runtime? It must not call itself."""
     return os.path.basename(path).startswith(RUNTIME)

@@ -1,7 +1,7 @@
-"""The installed toolkit as data: what is to lie in its directory, and what lies there.
+"""The installed toolkit as data: the files that its directory should have, and those that it has.
 
-Invariant: reads only. What we put into the directory is named in a list of our own in it; whatever
-else is there is somebody else's and stays.
+Invariant: reads only. A list in the directory names the files that we put there; all other files
+stay.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from agent.toolkit.wrapper import Wrapper
 
 LIST = ".toolkit-agent.json"
 CONFIG = ".config/nvidia-container-runtime/config.toml"
-_OLD_HOOK = "nvidia-container-toolkit"  # what the hook was called once; some OCI hooks still say so
+_OLD_HOOK = "nvidia-container-toolkit"  # an older name of the hook, which some OCI hooks still use
 _PROGRAM, _TEXT = 0o755, 0o644
 
-# What NVIDIA's installer puts there. It removes all of it before it installs, and so may we.
-_PEERS = re.compile(r"(nvidia-|libnvidia-container(-go)?\.so).*|\.config")
+# Files of NVIDIA's installer. It removes all of them before it installs, and so may we.
+_INSTALLER_FILES = re.compile(r"(nvidia-|libnvidia-container(-go)?\.so).*|\.config")
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """A file with the content of another one, which is at an agent path."""
+    """A copy of the file at an agent path."""
 
     source: str
     mode: int = _PROGRAM
@@ -60,9 +60,9 @@ Tree: TypeAlias = Mapping[str, Entry]  # by path below the directory
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """A copy as it was made: SHA-256, size and time (ns) of the file, and what told its source from
-    any other."""
+class CopyRecord:
+    """A copy when it was made: SHA-256, size and time (ns) of the file, and the signature of its
+    source."""
 
     digest: str
     size: int
@@ -71,10 +71,10 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
-    """Our list: copies, all other names of ours, and the directories above that we made."""
+class InstalledList:
+    """Our list: copies, our other files, and how many directories above we made."""
 
-    copies: Mapping[str, Kept] = field(default_factory=dict)
+    copies: Mapping[str, CopyRecord] = field(default_factory=dict)
     others: tuple[str, ...] = ()
     made: int = 0
 
@@ -85,7 +85,7 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Names to be written and names of ours that are to go."""
+    """Names of files to write, and names of our files to remove."""
 
     write: tuple[str, ...] = ()
     remove: tuple[str, ...] = ()
@@ -94,18 +94,18 @@ class Difference:
         return bool(self.write or self.remove)
 
 
-def wanted(origin: Origin, directory: str, runtimes: tuple[str, ...], config: bytes) -> Tree:
-    """What is to lie in the toolkit's directory (a host path). `runtimes` are what the wrappers
+def build(origin: Origin, directory: str, runtimes: tuple[str, ...], config: bytes) -> Tree:
+    """The files for the toolkit's directory (a host path). `runtimes` are those that the wrappers
     call without a driver."""
     tree: dict[str, Entry] = {}
     copied = origin.kind != "host"
     for name, source in origin.programs.items():
-        if name == programs.CDI_HOOK:  # needs no settings; specs name it
+        if name == programs.CDI_HOOK:  # it needs no wrapper, because it has no settings
             if copied:
                 tree[name] = Copy(source)
             continue
         if not copied and not name.startswith(programs.RUNTIME):
-            continue  # as good as it is; config.toml names it
+            continue  # config.toml names the host's own program
         program = f"{directory}/{name}.real" if copied else f"{origin.place}/{name}"
         if copied:
             tree[f"{name}.real"] = Copy(source)
@@ -136,7 +136,7 @@ def _library_mode(source: str) -> int:
 
 
 def paths(origin: Origin, directory: str) -> Mapping[str, str]:
-    """Host paths of the programs, as they will be."""
+    """Host paths of the programs after the install."""
     return {
         name: f"{origin.place}/{name}"
         if origin.kind == "host" and not name.startswith(programs.RUNTIME)
@@ -145,46 +145,46 @@ def paths(origin: Origin, directory: str) -> Mapping[str, str]:
     }
 
 
-def listed(directory: str) -> Listed | None:
-    """Our list in a directory (an agent path); None where it is not ours. One that makes no sense
-    names nothing. Raises Refused."""
+def read_list(directory: str) -> InstalledList | None:
+    """Our list in a directory (an agent path); None where there is none. A list that cannot be
+    parsed names no files. Raises Refused."""
     found = files.read(os.path.join(directory, LIST))
     if found is None:
         return None
     try:
         return _listed(budget.json_value(found.data, budget.STATE))
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
-        return Listed()
+        return InstalledList()
 
 
-def _listed(data: Any) -> Listed:
+def _listed(data: Any) -> InstalledList:
     copies = {
-        str(name): Kept(str(item["sha256"]), int(item["size"]), int(item["time"]),
+        str(name): CopyRecord(str(item["sha256"]), int(item["size"]), int(item["time"]),
                         tuple(map(int, item["source"])))
         for name, item in data.get("copies", {}).items()
     }  # fmt: skip
-    return Listed(copies, tuple(map(str, data.get("others", ()))), int(data.get("made", 0)))
+    return InstalledList(copies, tuple(map(str, data.get("others", ()))), int(data.get("made", 0)))
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
-    """What config.toml has nvidia-container-runtime do: which low-level runtimes it calls in turn,
-    which annotation prefixes it answers, and whether an unprivileged container may ask by
-    environment variable (NVIDIA's defaults where a key is missing)."""
+class ToolkitConfig:
+    """The settings of nvidia-container-runtime in config.toml: the low-level runtimes that it tries
+    in this order, the annotation prefixes that it answers, and whether an unprivileged container
+    may ask by environment variable (NVIDIA's defaults where a key is missing)."""
 
     runtimes: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ("cdi.k8s.io/",)
     variables: bool = True
 
 
-def answers(directory: str) -> Answers | None:
-    """What config.toml in a directory (an agent path), whoever wrote it, says: what runs on this
-    node depends on it. None where there is none, or none that can be read."""
-    return answers_of(os.path.join(directory, CONFIG))
+def read_config(directory: str) -> ToolkitConfig | None:
+    """The settings in config.toml of a directory (an agent path), whether or not it is ours. None
+    where there is no file, or one that cannot be read."""
+    return read_config_file(os.path.join(directory, CONFIG))
 
 
-def answers_of(path: str) -> Answers | None:
-    """The same of a config.toml at an agent path."""
+def read_config_file(path: str) -> ToolkitConfig | None:
+    """As `read_config`, of a config.toml at an agent path."""
     try:
         found = files.read(path)
         data: Any = tomledit.parse(found.data, path) if found else None
@@ -192,11 +192,11 @@ def answers_of(path: str) -> Answers | None:
         return None
     if data is None:
         return None
-    runtime, usual = ("nvidia-container-runtime",), Answers()
+    runtime, defaults = ("nvidia-container-runtime",), ToolkitConfig()
     prefixes = get(data, (*runtime, "modes", "cdi", "annotation-prefixes"))
-    return Answers(
+    return ToolkitConfig(
         _strings(get(data, (*runtime, "runtimes"))),
-        usual.prefixes if prefixes is None else _strings(prefixes),
+        defaults.prefixes if prefixes is None else _strings(prefixes),
         get(data, ("accept-nvidia-visible-devices-envvar-when-unprivileged",), True) is True,
     )
 
@@ -206,8 +206,8 @@ def _strings(value: Any) -> tuple[str, ...]:
     return tuple(item for item in items if isinstance(item, str))
 
 
-def to_bytes(found: Listed) -> bytes:
-    """The list as it is written."""
+def to_bytes(found: InstalledList) -> bytes:
+    """The content of a list's file."""
     copies = {
         name: {"sha256": item.digest, "size": item.size, "time": item.time,
                "source": list(item.source)}
@@ -218,9 +218,9 @@ def to_bytes(found: Listed) -> bytes:
 
 
 def difference(directory: str, tree: Tree) -> Difference:
-    """What is not as it should be in a directory (an agent path). Raises Refused."""
-    known = listed(directory)
-    kept = known or Listed()
+    """The files to write and to remove in a directory (an agent path). Raises Refused."""
+    known = read_list(directory)
+    kept = known or InstalledList()
     write = tuple(
         name for name, entry in tree.items() if not _is_right(directory, name, entry, kept)
     )
@@ -228,7 +228,7 @@ def difference(directory: str, tree: Tree) -> Difference:
     return Difference(write or (() if known else (LIST,)), remove)
 
 
-def _is_right(directory: str, name: str, entry: Entry, kept: Listed) -> bool:
+def _is_right(directory: str, name: str, entry: Entry, kept: InstalledList) -> bool:
     path = os.path.join(directory, name)
     if not _are_ours(directory, os.path.dirname(name)):
         return False
@@ -243,7 +243,7 @@ def _is_right(directory: str, name: str, entry: Entry, kept: Listed) -> bool:
 
 
 def _are_ours(directory: str, below: str) -> bool:
-    """Can nobody else change what is in a directory below, or in those above it?"""
+    """Can root alone change what is in a directory below, and in the directories above it?"""
     while below:
         try:
             found = os.lstat(os.path.join(directory, below))
@@ -256,7 +256,7 @@ def _are_ours(directory: str, below: str) -> bool:
 
 
 def is_text(path: str, entry: Text) -> bool:
-    """Is the file at this agent path what is wanted?"""
+    """Has the file at this agent path the content, mode and owner of an entry?"""
     try:
         found = files.read(path)
     except Refused:
@@ -266,25 +266,26 @@ def is_text(path: str, entry: Text) -> bool:
     return (found.data, found.mode) == (entry.data, entry.mode)
 
 
-def unchanged(path: str, entry: Copy, kept: Kept | None) -> bool:
-    """Is the file at this agent path the copy that is wanted? Its source is read only where it
-    could be another one than it was. Raises Refused."""
+def unchanged(path: str, entry: Copy, kept: CopyRecord | None) -> bool:
+    """Is the file at this agent path still the copy of an entry? The source is read only where it
+    may have changed. Raises Refused."""
     try:
         here = os.stat(path, follow_symlinks=False)
-        there = os.stat(entry.source, follow_symlinks=False)
+        source = os.stat(entry.source, follow_symlinks=False)
     except OSError:
         return False
     if kept is None or not stat.S_ISREG(here.st_mode) or stat.S_IMODE(here.st_mode) != entry.mode:
         return False
     if (here.st_size, here.st_mtime_ns) != (kept.size, kept.time) or here.st_uid != os.geteuid():
         return False
-    if os.path.samestat(here, there) or signature(there) == kept.source:
+    if os.path.samestat(here, source) or signature(source) == kept.source:
         return True
     return digest(entry.source) == kept.digest
 
 
 def signature(found: os.stat_result) -> tuple[int, ...]:
-    """What changes with a file's content: its status change time cannot be set by anybody."""
+    """Values of which one at least changes with a file's content, because no program can set a
+    status change time."""
     return (
         found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns,
     )  # fmt: skip
@@ -300,7 +301,7 @@ def digest(path: str) -> str:
 
 
 def is_foreign(name: str, ours: Collection[str]) -> bool:
-    """Is what has this name at the top of the directory somebody's that we do not know? `ours` are
-    names of our own, in whatever depth."""
+    """Does this name at the top of the directory belong neither to us nor to NVIDIA's installer?
+    `ours` are names of our files, at any depth."""
     tops = {item.partition("/")[0] for item in ours}
-    return name != LIST and name not in tops and not _PEERS.fullmatch(name)
+    return name != LIST and name not in tops and not _INSTALLER_FILES.fullmatch(name)

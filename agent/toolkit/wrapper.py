@@ -1,7 +1,7 @@
-"""The scripts that stand before the toolkit's programs.
+"""The wrapper scripts of the toolkit's programs, which set their environment.
 
-Invariant: a POSIX shell and nothing else is needed to run them; the last thing that each does is to
-become the program that it wraps, with the same arguments.
+Invariant: a script needs a POSIX shell and nothing else, and ends by executing the wrapped program
+with the same arguments.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from dataclasses import dataclass
 HEAD = b"#!/bin/sh\n# Written by toolkit-agent, which overwrites it.\n"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-# The kernel's directory is there at once; only without it the list is read, in which a line starts
-# with the module's name (a shell reads byte by byte: 15 ms). That the driver is missing is said
-# where a container is made, and to the kernel's log, because what is written to stderr lands in the
-# container's own. Each Kubernetes node has that log: the kubelet reads it. To write to it takes no
-# program and never waits, and the kernel limits its rate.
+# The module's directory in /sys is looked for first, because a shell reads /proc/modules byte by
+# byte (15 ms). A missing driver is reported where a container is created, and to the kernel's log,
+# because stderr of this program is the container's. Each Kubernetes node has that log, because the
+# kubelet reads it; writing to it needs no program and never blocks, and the kernel limits its rate.
 _FALL_BACK = """\
 driver_is_loaded() {{
     if [ -d /sys/module/nvidia ]; then
@@ -53,9 +52,10 @@ fi
 
 @dataclass(frozen=True, slots=True)
 class Wrapper:
-    """All paths are the host's. `config` is the toolkit's config.toml, where the program reads it;
-    `libraries`: the toolkit's directory is searched for libraries too; `runtimes` are called in
-    turn while the driver's module is not loaded, none: it is of no importance."""
+    """A wrapper; all paths are the host's. `config` is the toolkit's config.toml, None where the
+    program does not read it. `libraries`: the toolkit's directory is searched for libraries, too.
+    `runtimes` are tried in this order while the driver's module is not loaded; with none the driver
+    does not matter."""
 
     program: str
     directory: str
@@ -65,7 +65,7 @@ class Wrapper:
 
 
 def text(wrapper: Wrapper) -> bytes:
-    """The script."""
+    """The content of the script."""
     directory = shlex.quote(wrapper.directory)
     lines = [f'PATH="${{PATH:-{_PATH}}}"']
     if wrapper.runtimes:

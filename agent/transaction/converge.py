@@ -26,7 +26,6 @@ from agent.errors import (
 from agent.host.paths import HostRoot
 from agent.plan import (
     candidate,
-    device_nodes,
     garbled_files,
     obstacles,
     own_specs,
@@ -46,7 +45,7 @@ from agent.runtimes.restart import Restart, not_back
 from agent.state import store
 from agent.state.store import Memory
 from agent.status import lines
-from agent.toolkit import install
+from agent.toolkit import device_nodes, install
 from agent.transaction import change, recover, restart_spread
 from agent.transaction.change import NotAccepted
 
@@ -99,11 +98,18 @@ def _refuse(ctx: Context, proposal: Proposal) -> None:
     if error is None or (proposal.nodes and error == _spec_problem(proposal)):
         return  # the driver may be found once its device nodes are there
     if proposal.spec is not None and isinstance(error, NoDriver | NoDevices | DriverFailed):
-        own_specs.write(ctx, proposal.spec)  # what it describes is gone: so are specs and readiness
+        # The devices are gone, and so are specs and readiness.
+        own_specs.write(ctx.settings, proposal.spec, ctx.publisher, ctx.log)
     about_spec = error == _spec_problem(proposal) or isinstance(error, obstacles.SpecUnwritable)
-    if about_spec and not own_specs.has_needed(ctx, proposal.decision.spec_dirs):
+    if about_spec and not _has_needed_spec(ctx, proposal):
         ctx.publisher.withdraw()  # a node without its devices is not ready
     raise error
+
+
+def _has_needed_spec(ctx: Context, proposal: Proposal) -> bool:
+    assert proposal.spec is not None
+    dirs = proposal.decision.spec_dirs
+    return own_specs.has_needed(ctx.settings, ctx.host, dirs, proposal.spec.needed)
 
 
 def _spec_problem(proposal: Proposal) -> AgentError | None:
@@ -156,7 +162,7 @@ def _converge(
 ) -> Outcome:
     _refuse(ctx, proposal)
     restart_spread.check_time(ctx, proposal.restart)
-    nodes = device_nodes.create(ctx, proposal.nodes)
+    nodes = device_nodes.create(proposal.nodes, ctx.log)
     if nodes:  # they belong into the spec
         proposal = propose(ctx, observe(ctx, memory), may_enable=False if refused_cdi else None)
         _refuse(ctx, proposal)
@@ -205,7 +211,8 @@ def tidied(ctx: Context, memory: Memory, outcome: Outcome) -> Outcome:
     proposal = outcome.proposal
     if outcome.pending:
         return outcome
-    gone = own_specs.write(ctx, proposal.spec) if proposal.spec and proposal.spec.late else ()
+    late = proposal.spec if proposal.spec and proposal.spec.late else None
+    gone = own_specs.write(ctx.settings, late, ctx.publisher, ctx.log)
     left = []
     for item in proposal.moved:
         host = item.directory.host
@@ -228,7 +235,7 @@ def _is_needed(ctx: Context, proposal: Proposal, host: str) -> bool:
     if proposal.node is None or proposal.edits is None:
         return True
     after = toolkit_users.After(proposal.node, proposal.edits.changes, proposal.edits.files)
-    return toolkit_users.why_kept(ctx, after, host) is not None
+    return toolkit_users.why_kept(ctx.settings, ctx.host, after, host) is not None
 
 
 def down_units(ctx: Context, way: Restart | None) -> tuple[str, ...]:
@@ -243,7 +250,10 @@ def _install(ctx: Context, proposal: Proposal) -> tuple[str, ...]:
     """What a runtime has to find when it starts: the handlers' programs (it asks them for their
     features), and the devices. Gives what was written."""
     spec = None if proposal.spec and proposal.spec.late else proposal.spec
-    return *install.write(proposal.toolkit, ctx.log), *own_specs.write(ctx, spec)
+    return (
+        *install.write(proposal.toolkit, ctx.log),
+        *own_specs.write(ctx.settings, spec, ctx.publisher, ctx.log),
+    )
 
 
 def _after_failure(

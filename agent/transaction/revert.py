@@ -96,11 +96,11 @@ def _carry_out(ctx: Context, memory: Memory, plan: _Plan, *, toolkit: bool) -> R
         plan = replace(plan, notes=(*plan.notes, *map(not_back, down)))
         changed = tuple(item.path.host for item in request.changes)
         done = Reverted(changed, (), end.restarted, pending=end.pending)
-    if memory.files or own_specs.present(ctx, plan.dirs):
+    if memory.files or own_specs.written_by_us(ctx.settings, ctx.host, plan.dirs):
         ctx.publisher.withdraw()  # first: whatever becomes of the rest, nothing is ready
     if not done.pending:
         _forget(ctx, memory)
-    gone = own_specs.remove(ctx, plan.dirs)
+    gone = own_specs.remove(ctx.settings, ctx.host, plan.dirs)
     if toolkit and not done.pending:
         gone = (*gone, *install.remove(ctx.settings, ctx.host))
         gone += tuple(host for host in memory.moved if install.remove_from(ctx.host, host))
@@ -116,7 +116,7 @@ def _plan(ctx: Context, memory: Memory, *, keep_edits: bool, toolkit: bool) -> _
         _refuse_needed(ctx, memory, keep_edits)
     request, notes = _request(ctx, memory, keep_edits) if memory.files else (None, ())
     dirs = _spec_dirs(ctx)
-    blocked = obstacles.of_removal(ctx, own_specs.ours(ctx, dirs))
+    blocked = obstacles.of_removal(ctx, own_specs.written_by_us(ctx.settings, ctx.host, dirs))
     if request is not None and blocked is None:
         blocked = obstacles.of_changes(ctx, request.changes, transaction=True)
     if toolkit and blocked is None:
@@ -130,7 +130,7 @@ def _refuse_needed(ctx: Context, memory: Memory, keep_edits: bool) -> None:
     """The toolkit stays as long as a pod runs by it, or a file names a program of it that will
     not be there. Raises Refused."""
     install.require_removable(ctx.settings, ctx.host, memory.moved)
-    names = install.installed(ctx.settings, ctx.host)
+    names = install.installed_paths(ctx.settings, ctx.host)
     if not names and not memory.moved:
         return
     node = _look(ctx, memory)
@@ -138,11 +138,11 @@ def _refuse_needed(ctx: Context, memory: Memory, keep_edits: bool) -> None:
         _files_after(ctx, node, memory, keep_edits) if memory.files else ((), node.files)
     )
     after = toolkit_users.After(node, changes, files_after)
-    left = install.left(ctx.settings, ctx.host, names) if names else ()
+    left = install.paths_after_removal(ctx.settings, ctx.host, names) if names else ()
     where = [(names, left)] if names else []
     where += [((host,), ()) for host in memory.moved]
     for directory, stays in where:
-        if error := toolkit_users.refusal(ctx, after, directory, stays):
+        if error := toolkit_users.refusal(ctx.settings, ctx.host, after, directory, stays):
             raise error
 
 

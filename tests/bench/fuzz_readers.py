@@ -21,9 +21,9 @@ from typing import Any
 from agent import status
 from agent._cri import api_pb2
 from agent.cdi import emit
-from agent.cdi.driver import elf, gpus, kernel, ldcache
-from agent.cdi.make import csv
-from agent.cdi.specs import foreign, installed, read
+from agent.cdi.driver import kernel, loader, nvml
+from agent.cdi.make import tegra
+from agent.cdi.specs import crashes, installed, read
 from agent.cri import client as cri
 from agent.cri import process, protobuf
 from agent.errors import AgentError, Refused, Unreachable
@@ -271,8 +271,8 @@ def _read_crio(data: bytes) -> None:
 
 def _read_spec(data: bytes) -> None:
     installed.examine("/etc/cdi/x.yaml", data, HOST)
-    foreign.crash(data)
-    foreign.has_kind(data, "nvidia.com/gpu")
+    crashes.crash(data)
+    crashes.has_kind(data, "nvidia.com/gpu")
     emit.is_ours(data)
     read.kinds.cache_clear()
 
@@ -360,11 +360,11 @@ def _state_reader(name: str, load: Callable[[Store], object]) -> Callable[[bytes
 
 def _read_list(data: bytes) -> None:
     _file(tree.LIST, data)
-    tree.listed(str(PLACE))
+    tree.read_list(str(PLACE))
 
 
 def _read_answers(data: bytes) -> None:
-    tree.answers_of(str(_file("toolkit.toml", data)))
+    tree.read_config_file(str(_file("toolkit.toml", data)))
 
 
 # ---- programs and sockets
@@ -453,11 +453,11 @@ READERS = (
     Reader("crio", _read_crio, _TOMLS, (Refused,)),
     Reader("spec-yaml", _read_spec, [_SPEC]),
     Reader("spec-json", _read_spec, [_SPEC_JSON], (), json_changed),
-    Reader("ld-cache", ldcache.paths, [
+    Reader("ld-cache", loader.cached_paths, [
         make_cache([f"/usr/lib/x86_64-linux-gnu/lib{n}.so.{n}" for n in range(40)])]),
-    Reader("csv", lambda data: list(csv._lines(data.decode("utf-8", "replace"))), [
+    Reader("csv", lambda data: list(tegra._lines(data.decode("utf-8", "replace"))), [
         b"dev, /dev/nvhost-*\nlib, /usr/lib/nvidia/libcuda.so.1.1\r\n# sym, /x\n dir , /a,b\n"]),
-    Reader("elf", lambda data: elf.soname(str(_file("lib.so", data))), [_elf()]),
+    Reader("elf", lambda data: loader.soname(str(_file("lib.so", data))), [_elf()]),
     Reader("proc", _read_proc, [
         b"/usr/bin/crio\0--config=/etc/crio/crio.conf\0-d\0/x\0--hooks-dir\0a,b\0",
         b"7 (containerd) S " + b"1 " * 18 + b"4242 0\n",
@@ -491,5 +491,5 @@ READERS = (
         "version": "1.0.0", "hook": {"path": "/usr/bin/x", "args": ["a"]},
         "when": {"always": True, "commands": [".*"]}, "stages": ["prestart"]}).encode()],
         (), json_changed),
-    Reader("nvml", gpus._parsed, [_NVML], (), json_changed),
+    Reader("nvml", nvml._parsed, [_NVML], (), json_changed),
 )  # fmt: skip

@@ -281,20 +281,20 @@ _SPECS = (
     ),
     Mutant(
         "link-of-the-driver-as-spelled", "specs", "agent/cdi/driver/root.py",
-        "return spelled if there else real",
+        "return spelled if same else real",
         "return spelled",
-        ("tests/unit/cdi/make/test_management.py", "tests/unit/cdi/make/test_debian.py"),
+        ("tests/unit/cdi/make/test_driver_files.py", "tests/unit/cdi/make/test_debian.py"),
     ),
     Mutant(
         "excluded-gpus-counted", "specs", "agent/cdi/driver/kernel.py",
-        'there = [info for info in infos if info.get("GPU Excluded", "No") != "Yes"]',
-        "there = infos",
+        'usable = [info for info in infos if info.get("GPU Excluded", "No") != "Yes"]',
+        "usable = infos",
         ("tests/unit/cdi/make/test_gpu_without_nvml.py",),
     ),
     Mutant(
         "ready-without-a-driver", "specs", "agent/plan/own_specs.py",
-        "        return ()\n    if proposed.problem is not None:\n"
-        "        ctx.publisher.withdraw()\n",
+        "        return ()\n    if proposal.problem is not None:\n"
+        "        publisher.withdraw()\n",
         "        return ()\n",
         (
             "tests/cli/test_spec.py::test_no_driver_is_refused",
@@ -330,7 +330,7 @@ _TOOLKIT = (
     ),
     Mutant(
         "their-directory-removed", "toolkit", "agent/toolkit/place.py",
-        "    if tree.listed(old) is None and files.names(old):\n        _keep(old, live)\n"
+        "    if tree.read_list(old) is None and files.names(old):\n        _keep(old, live)\n"
         "    else:\n        _discard(old, live)\n",
         "    _discard(old, live)\n",
         ("tests/cli/test_revert_toolkit.py::test_somebody_else_s_directory_comes_back",),

@@ -70,7 +70,7 @@ def test_executable_tells_what_it_reads(
     generation: str, found: tuple[str, str], runtime: Runtime
 ) -> None:
     """1.6 has no CDI and tells nothing; neither of the others has the field of CDI 1.1."""
-    who = readers.sharpened(Reader("c", "0.5.0", "1.1.0"), str(runtime.executable))
+    who = readers.with_executable(Reader("c", "0.5.0", "1.1.0"), str(runtime.executable))
     assert (who.newest, who.limit) == found
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from agent import status
 from agent.cdi.driver import driver
+from agent.errors import AgentError
 from agent.host.paths import HostRoot
 from agent.options import settings
 from tests.deploy.plugin_rules import STRATEGIES, Invalid
@@ -40,7 +41,12 @@ def test_strategies_are_the_plugin_s() -> None:
 
 def _publish(host: Path) -> None:
     """Write the decision of a node whose host root this is, as the agent does."""
-    root, dev = driver.published(HostRoot(str(host)), driver.Places()) or (None, None)
+    try:
+        found = driver.find(HostRoot(str(host)), driver.Places())
+    except AgentError:
+        root, dev = None, None
+    else:
+        root, dev = driver.published_roots(found)
     facts = replace(FACTS, strategy=("cdi-cri",), driver_root=root, dev_root=dev)
     directory = (host / _FILE).parent
     directory.mkdir(parents=True, exist_ok=True)
@@ -136,7 +142,7 @@ def test_plugin_gets_host_nodes_beside_a_driver_container(host: Path) -> None:
     """The nodes are made in the host's /dev only: the published root of nodes says so."""
     make_driver(host / _CONTAINER, nodes=False)
     make_nodes(host)
-    roots = driver.published(HostRoot(str(host)), driver.Places())
+    roots = driver.published_roots(driver.find(HostRoot(str(host)), driver.Places()))
     assert roots == ("/run/nvidia/driver", "/")
 
 

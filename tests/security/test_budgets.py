@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from agent._cri import api_pb2
-from agent.cdi.driver import ldcache
+from agent.cdi.driver import loader
 from agent.cdi.specs import read
 from agent.host import budget
 from tests.cli.gpu_host import GPU, MANAGEMENT, GpuHost
@@ -174,7 +174,7 @@ def test_library_cache_with_shared_paths_costs_little_memory() -> None:
     data = cache(65_536, 48 + 24 * 65_536, text)
     tracemalloc.start()
     try:
-        assert len(ldcache.paths(data)) < 1_000
+        assert len(loader.cached_paths(data)) < 1_000
         assert tracemalloc.get_traced_memory()[1] < 10 * MIB
     finally:
         tracemalloc.stop()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.cdi.specs import foreign, installed
+from agent.cdi.specs import installed, spec_files
 from agent.daemon import supervisor
 from agent.daemon.supervisor import signature
 from agent.host import budget, files
@@ -74,7 +74,7 @@ def test_bounded_number_of_specs_is_read(crowded: Path) -> None:
     told: list[str] = []
     place = HostPath(str(crowded), str(crowded))
     try:
-        found = [path.name for path, _ in foreign.entries(HostRoot("/"), place, told.append)]
+        found = [path.name for path, _ in spec_files.entries(HostRoot("/"), place, told.append)]
     finally:
         (crowded / "zz.nvidia.com-gpu.yaml").unlink()
     assert len(found) == budget.SPEC_FILES
@@ -84,9 +84,9 @@ def test_bounded_number_of_specs_is_read(crowded: Path) -> None:
 
 def test_inventory_of_a_crowded_directory_is_bounded(crowded: Path) -> None:
     place = HostPath(str(crowded), str(crowded))
-    directory = installed.Directory(str(crowded), place)
+    directory = spec_files.Directory(str(crowded), place)
     assert len(installed.specs(HostRoot("/"), [directory])) == budget.SPEC_FILES
-    [(name, problem)] = installed.unreadable([directory])
+    [(name, problem)] = spec_files.unreadable([directory])
     assert name == str(crowded)
     assert "not all were looked at" in problem.what
 
@@ -97,7 +97,7 @@ def test_large_specs_together_are_bounded(tmp_path: Path) -> None:
         (tmp_path / f"{number}.yaml").write_bytes(b"# " + b"x" * (1 << 20))
     told: list[str] = []
     place = HostPath(str(tmp_path), str(tmp_path))
-    found = list(foreign.entries(HostRoot("/"), place, told.append))
+    found = list(spec_files.entries(HostRoot("/"), place, told.append))
     assert sum(len(data) for _, data in found) <= budget.SPECS.size
     assert len(found) + len(told) == 10
     assert all(str(tmp_path) in text for text in told)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from agent.cdi.driver import dxcore
-from agent.cdi.make import csv, generate
+from agent.cdi.make import generate, tegra
 from agent.errors import NoDriver
 from agent.host.paths import HostRoot
 from agent.options.settings import resolve
@@ -30,56 +30,58 @@ USER = 1000
 def spec(host: Path, mode: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     settings = resolve({}, {}, "toolkit-agent")
     root = HostRoot(str(host))
-    text, warnings = generate.text(mode, settings, root, "json", hook="/usr/bin/nvidia-cdi-hook")
+    text, warnings = generate.spec_text(
+        mode, settings, root, "json", hook="/usr/bin/nvidia-cdi-hook"
+    )
     data: dict[str, Any] = json.loads(text)
     return data, warnings
 
 
 @pytest.fixture
-def tegra(tmp_path: Path) -> Path:
+def orin(tmp_path: Path) -> Path:
     return other_hosts.make_tegra(tmp_path)
 
 
 @pytest.mark.parametrize("how", ["owner", "mode", "directory", "link"])
-def test_list_that_others_can_write_is_not_read(how: str, tegra: Path) -> None:
+def test_list_that_others_can_write_is_not_read(how: str, orin: Path) -> None:
     """She adds the host's shadow file to the list; every container would have it."""
-    (tegra / "etc/shadow").write_text("secret")
-    (tegra / CSV / "l4t.csv").write_text("lib, /etc/shadow\n")
-    file = tegra / CSV / "l4t.csv"
+    (orin / "etc/shadow").write_text("secret")
+    (orin / CSV / "l4t.csv").write_text("lib, /etc/shadow\n")
+    file = orin / CSV / "l4t.csv"
     if how == "owner":
         os.chown(file, USER, USER)
     elif how == "mode":
         file.chmod(0o666)
     elif how == "directory":
-        (tegra / CSV).chmod(0o777)
+        (orin / CSV).chmod(0o777)
     else:
-        home = tegra / "home/her"
+        home = orin / "home/her"
         home.mkdir(parents=True)
         os.chown(home, USER, USER)
         file.rename(home / "l4t.csv")
         file.symlink_to("/home/her/l4t.csv")
     if how == "directory":
         with pytest.raises(NoDriver, match="not root alone decides what is in it"):
-            spec(tegra, "csv")
+            spec(orin, "csv")
         return
-    data, warnings = spec(tegra, "csv")
+    data, warnings = spec(orin, "csv")
     assert "/etc/shadow" not in json.dumps(data)
     assert any("l4t.csv is not read: not root alone decides what is in it" in w for w in warnings)
 
 
-def test_listed_link_is_followed_inside_the_host_root(tegra: Path) -> None:
+def test_listed_link_is_followed_inside_the_host_root(orin: Path) -> None:
     """A path of the list that is a link is followed inside the host root; `..` leads nowhere."""
-    outside = tegra.parent / "outside"
+    outside = orin.parent / "outside"
     outside.mkdir(exist_ok=True)
     (outside / "secret").touch()
-    (tegra / NVGPU / "libaway.so").symlink_to(outside / "secret")
-    (tegra / NVGPU / "libup.so").symlink_to("../" * 20 + str(outside / "secret"))
+    (orin / NVGPU / "libaway.so").symlink_to(outside / "secret")
+    (orin / NVGPU / "libup.so").symlink_to("../" * 20 + str(outside / "secret"))
     up = "../" * 9
-    (tegra / CSV / "l4t.csv").write_text(
+    (orin / CSV / "l4t.csv").write_text(
         f"lib, /{NVGPU}/libaway.so\nsym, /{NVGPU}/libup.so\nlib, /{NVGPU}/{up}outside/secret\n"
         f"dir, /{up}\ndir, /{up}outside*\ndev, /{up}outside/*\n"
     )
-    data, _ = spec(tegra, "csv")
+    data, _ = spec(orin, "csv")
     mounts = [one["hostPath"] for one in data["containerEdits"]["mounts"]]
     assert not [path for path in mounts if "secret" in path or "outside" in path]
 
@@ -88,21 +90,21 @@ def test_listed_link_is_followed_inside_the_host_root(tegra: Path) -> None:
     "line",
     ["lib, /etc/a\tb", "lib, /etc/a\x1b[2J", "dir, /etc/\x7f", "dev, /dev/\u2028x", "sym, /a\x00b"],
 )
-def test_path_with_control_characters_is_passed_over(line: str, tegra: Path) -> None:
+def test_path_with_control_characters_is_passed_over(line: str, orin: Path) -> None:
     """It is none, and never in a spec or a message."""
-    (tegra / CSV / "l4t.csv").write_text(f"{line}\n")
-    assert csv.read(HostRoot(str(tegra)), [f"/{CSV}/l4t.csv"]).paths == {}
+    (orin / CSV / "l4t.csv").write_text(f"{line}\n")
+    assert tegra.read(HostRoot(str(orin)), [f"/{CSV}/l4t.csv"]).paths == {}
 
 
-def test_endless_list_is_not_read(tegra: Path) -> None:
+def test_endless_list_is_not_read(orin: Path) -> None:
     """One that is larger than any, a pipe, a device: none makes us wait, or fills the memory."""
-    (tegra / CSV / "l4t.csv").write_text("lib, /etc/x\n" * 50_000)
-    (tegra / CSV / "more.csv").write_text("\n" * 6_000)
-    (tegra / CSV / "drivers.csv").unlink()
-    os.mkfifo(tegra / CSV / "drivers.csv")
-    make_node(tegra / CSV / "zero.csv", 1, 5)
+    (orin / CSV / "l4t.csv").write_text("lib, /etc/x\n" * 50_000)
+    (orin / CSV / "more.csv").write_text("\n" * 6_000)
+    (orin / CSV / "drivers.csv").unlink()
+    os.mkfifo(orin / CSV / "drivers.csv")
+    make_node(orin / CSV / "zero.csv", 1, 5)
     names = [f"/{CSV}/{name}.csv" for name in ("l4t", "more", "drivers", "zero")]
-    found = csv.read(HostRoot(str(tegra)), names)
+    found = tegra.read(HostRoot(str(orin)), names)
     assert found.paths == {}
     assert [text.partition(" is not read: ")[2] for text in found.warnings] == [
         "it is larger than 524288 bytes", "it has more than 5000 lines",
@@ -110,10 +112,10 @@ def test_endless_list_is_not_read(tegra: Path) -> None:
     ]  # fmt: skip
 
 
-def test_many_wildcards_are_bounded(tegra: Path) -> None:
+def test_many_wildcards_are_bounded(orin: Path) -> None:
     """A line cannot make us walk the whole disk for ever."""
-    (tegra / CSV / "l4t.csv").write_text("lib, /" + "*/" * 2000 + "x\nlib, /" + "a/" * 3000 + "\n")
-    assert spec(tegra, "csv")[0]["devices"]
+    (orin / CSV / "l4t.csv").write_text("lib, /" + "*/" * 2000 + "x\nlib, /" + "a/" * 3000 + "\n")
+    assert spec(orin, "csv")[0]["devices"]
 
 
 def test_libdxcore_that_others_can_write_is_not_loaded(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def nodes(host: Path, mode: str) -> tuple[dict[str, tuple[int, int]], str]:
     """Device nodes of a spec with their numbers, and warnings."""
     settings = resolve({}, {}, "toolkit-agent")
     try:
-        text, warnings = generate.text(mode, settings, HostRoot(str(host)), "json", hook=None)
+        text, warnings = generate.spec_text(mode, settings, HostRoot(str(host)), "json", hook=None)
     except (NoDriver, NoDevices) as error:
         return {}, error.message
     data = json.loads(text)
@@ -154,7 +154,7 @@ def test_nothing_is_listed() -> None:
     but for the driver's own."""
     fixed = {*range(1, 234), *range(255, 384), 512, 4095}
     for node, own in (("nvidia0", {195}), ("dri/card0", {226}), ("gdrdrv", set())):
-        taken = {major for major in fixed if not Majors({}, {}).foreign(f"/dev/{node}", major, 0)}
+        taken = {major for major in fixed if not Majors({}, {}).mismatch(f"/dev/{node}", major, 0)}
         assert taken == own, node
 
 

@@ -20,7 +20,7 @@ import pytest
 
 from agent.cdi.driver import driver
 from agent.cdi.driver.driver import Places
-from agent.cdi.driver.gpus import Answer, Library
+from agent.cdi.driver.nvml import Answer, Library
 from agent.cdi.make import generate
 from agent.daemon.supervisor import signature
 from agent.errors import DriverDistrusted, NoDevices, NoDriver
@@ -73,7 +73,7 @@ def told(*_: object) -> Answer:
 def make(host: Path, mode: str = MANAGEMENT, **options: str) -> tuple[dict[str, Any], str]:
     """A spec, and its warnings."""
     hook = HOOK if (host / HOOK[1:]).exists() else None
-    text, warnings = generate.text(
+    text, warnings = generate.spec_text(
         mode, resolve(options, {}, "toolkit-agent"), HostRoot(str(host)), "json", hook=hook
     )
     data: dict[str, Any] = json.loads(text)
@@ -331,11 +331,11 @@ def test_hook_in_a_directory_of_a_user_is_refused(host: Path) -> None:
     place.mkdir(parents=True)
     name = "/opt/nvidia/toolkit/nvidia-cdi-hook"
     settings, root = resolve({}, {}, "toolkit-agent"), HostRoot(str(host))
-    text, _ = generate.text(MANAGEMENT, settings, root, "json", hook=name)
+    text, _ = generate.spec_text(MANAGEMENT, settings, root, "json", hook=name)
     assert name in named(json.loads(text))
     for mode in (0o777, 0o1777):
         place.chmod(mode)
-        text, warnings = generate.text(MANAGEMENT, settings, root, "json", hook=name)
+        text, warnings = generate.spec_text(MANAGEMENT, settings, root, "json", hook=name)
         assert name not in named(json.loads(text))
         assert any("no hooks" in warning and "/opt/nvidia" in warning for warning in warnings)
 
@@ -344,7 +344,7 @@ def test_nvml_of_others_is_not_loaded(host: Path) -> None:
     """It would run as root, in a process of ours."""
     given(host / LIBRARIES / f"libnvidia-ml.so.{VERSION}")
     settings = resolve({}, {}, "toolkit-agent")
-    made = generate.gpu(settings, HostRoot(str(host)), hook=None, ask=told)
+    made = generate.build("nvml", settings, HostRoot(str(host)), hook=None, ask=told)
     assert any("libnvidia-ml" in warning for warning in made.warnings)
 
 
@@ -361,7 +361,9 @@ def test_library_that_was_judged_is_the_one_loaded(host: Path) -> None:
         asked.append(os.path.samestat(os.stat(f"/proc/self/fd/{library.fd}"), judged))
         return Answer(error="not today")
 
-    generate.gpu(resolve({}, {}, "toolkit-agent"), HostRoot(str(host)), hook=None, ask=ask)
+    generate.build(
+        "nvml", resolve({}, {}, "toolkit-agent"), HostRoot(str(host)), hook=None, ask=ask
+    )
     assert asked == [True, True]
 
 
@@ -370,8 +372,8 @@ def test_what_decides_is_watched(host: Path) -> None:
     do in /tmp does not."""
     of_root(host / "tmp/nvidia-mps")
     root = HostRoot(str(host))
-    made = generate.management(resolve({}, {}, "toolkit-agent"), root, hook=HOOK)
-    names = {path.removeprefix(str(host)) or "/" for path in made.way}
+    made = generate.build("management", resolve({}, {}, "toolkit-agent"), root, hook=HOOK)
+    names = {path.removeprefix(str(host)) or "/" for path in made.judged_paths}
     library = f"/{LIBRARIES}/libcuda.so.{VERSION}"
     assert {library, f"/{LIBRARIES}", "/usr", "/", "/tmp", "/tmp/nvidia-mps", HOOK} <= names
     watched = (host / "tmp", host / "tmp/nvidia-mps", host / library[1:])

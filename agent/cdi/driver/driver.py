@@ -1,8 +1,8 @@
 """The NVIDIA driver of a node, as files: its version, libraries, programs and device nodes.
 
 Invariant: nothing of the driver is loaded or run, so a broken libnvidia-ml is only a file here.
-What is looked for, and in which order, is what NVIDIA's generator v1.20 does for its management
-spec (pkg/nvcdi), because the order decides the arguments of hooks.
+Files are searched in the order of NVIDIA's generator v1.20 (pkg/nvcdi, mode management), because
+the order decides the arguments of hooks.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from agent.cdi.driver import ldcache, platform
+from agent.cdi.driver import loader, platform
 from agent.cdi.driver.root import DriverRoot
-from agent.errors import AgentError, DriverDistrusted, NoDriver, Refused
+from agent.errors import DriverDistrusted, NoDriver, Refused
 from agent.host import budget, files
 from agent.host.paths import HostRoot, is_below
+from agent.options.device_classes import DEVICE_CLASSES
+from agent.options.settings import Settings
 
 HOST_DRIVER, DRIVER_CONTAINER = "/", "/run/nvidia/driver"
-NOWHERE = "/dev/null"  # a directory in which nothing is
+NOWHERE = "/dev/null"  # stands for a directory without entries
 
 _MACHINES = ("x86_64-linux-gnu", "aarch64-linux-gnu")
 _LIBRARY_DIRECTORIES = (
@@ -43,8 +45,11 @@ _NODES = (
     ("/dev/nvidia-caps", "nvidia-cap*"),
     ("/dev/nvidia-caps-imex-channels", "channel*"),
 )
-# These have specs of their own.
-_OTHER_NODES = ("nvidia-fs", "nvidia-nvswitch", "nvidia-nvlink")
+# Nodes in /dev that start so are left to the specs of their device classes.
+_OTHER_NODES = ("nvidia-nvlink", *(
+    nodes.pattern.removesuffix("*")
+    for device_class in DEVICE_CLASSES for nodes in device_class.nodes if nodes.directory == "/dev"
+))  # fmt: skip
 
 _SEARCHED = (
     f"searched there: /, /lib64, /usr/lib64, /lib and /usr/lib with {' or '.join(_MACHINES)} (and "
@@ -54,7 +59,8 @@ _SEARCHED = (
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A character device of the driver: `inside` its device root, with what the kernel says."""
+    """A character device of the driver: its path `inside` the device root, its path on the host,
+    and its numbers, mode and group."""
 
     inside: str
     host_path: str
@@ -66,11 +72,11 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """A driver that is there. Paths are those inside `root`; `directories` are the ones that hold
-    libraries of this version; `search` are the only ones with libraries and `configs` the only ones
-    with configuration files, () for the usual ones; `nodes` are its device nodes, each from the
-    first of the device roots `devs` that has it: a driver container's dev may lack those that came
-    later, or that are made in the host's only (dra-driver-nvidia-gpu#787)."""
+    """A driver on the node. Paths are inside `root`. `directories` hold libraries of its version.
+    `search` and `configs` are the directories that options give for libraries and configuration
+    files, () for the usual ones. `nodes` are its device nodes, each from the first of the device
+    roots `devs` that has it: the /dev of a driver container may lack nodes that were made later, or
+    on the host only (dra-driver-nvidia-gpu#787)."""
 
     root: DriverRoot
     version: str
@@ -81,42 +87,42 @@ class Driver:
     configs: tuple[str, ...] = ()
 
     def libraries(self) -> tuple[str, ...]:
-        """Libraries of the driver's version, and the NVVM compiler that carries its own."""
+        """Libraries of the driver's version, and the NVVM compiler, which has its own version."""
         places = (*self.directories, *(f"{path}/vdpau" for path in self.directories))
         versioned = self.root.real_files(places, f"*.so.{self.version}")
         nvvm = self.root.real_files(self.directories, "libnvidia-nvvm70.so.*")
         return tuple(dict.fromkeys((*versioned, *nvvm)))
 
     def find_libraries(self, pattern: str) -> tuple[str, ...]:
-        """Libraries by their names, of whatever version, wherever the loader would find them."""
+        """Libraries by their names, of any version, wherever the loader would find them."""
         return libraries(self.root, pattern, self.search)
 
     def node(self, path: str) -> Node | None:
-        """The character device at a path, if there is one."""
+        """The character device at a path; None where there is none."""
         return next(iter(nodes_at(self.devs, [os.path.split(path)])), None)
 
     def read_link(self, path: str) -> str | None:
-        """Where a link in a device root points, as it is written."""
+        """The target of a link in a device root, as it is written."""
         return next((found for dev in self.devs if (found := dev.read_link(path))), None)
 
     def places(self, path: str) -> str:
-        """The host's directories in which a device node is looked for, in words."""
+        """The directories of the host in which a device node is looked for, in words."""
         above = os.path.dirname(path)
         return " or ".join(dev.host_path.rstrip("/") + above for dev in self.devs)
 
     def program(self, name: str) -> str | None:
-        """A program by its name, spelled as it is found on the usual path."""
+        """The path of a program on the usual PATH, links in it as they are."""
         for directory in _PROGRAM_DIRECTORIES:
             path = os.path.join(directory, name)
-            if self.root.take(path, lambda mode: stat.S_ISREG(mode) and bool(mode & 0o111)):
+            if self.root.trusted_file(path, lambda mode: stat.S_ISREG(mode) and bool(mode & 0o111)):
                 return path
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where to look: host names and agent paths as options gave them, None where nobody said;
-    `libraries` and `configs` are directories on the host, below the driver root."""
+    """Where options say that the driver is: host paths, and agent paths (`…_seen`), None without
+    the option. `libraries` and `configs` are directories on the host, below the driver root."""
 
     driver_root: str | None = None
     driver_root_seen: str | None = None
@@ -126,8 +132,25 @@ class Places:
     configs: tuple[str, ...] = ()
 
 
+def places(settings: Settings) -> Places:
+    """Where the options say that the driver is."""
+    return Places(
+        driver_root=settings.driver_root,
+        driver_root_seen=settings.driver_root_ctr_path,
+        dev_root=settings.dev_root,
+        dev_root_seen=settings.dev_root_ctr_path,
+        libraries=settings.library_search_paths,
+        configs=settings.config_search_paths,
+    )
+
+
+def host_root(host: HostRoot) -> DriverRoot:
+    """The host itself as a driver root."""
+    return DriverRoot(host.locate(HOST_DRIVER).agent, HOST_DRIVER, host)
+
+
 def roots(host: HostRoot, places: Places) -> tuple[DriverRoot, ...]:
-    """The driver roots to try: the one asked for, else a driver container's, then the host's."""
+    """The driver roots to try: that of the options, else a driver container's and then the host."""
     asked = _asked(host, places.driver_root, places.driver_root_seen)
     names = (asked,) if asked else (DRIVER_CONTAINER, HOST_DRIVER)
     found = (_open(host, name, places.driver_root_seen) for name in names)
@@ -135,7 +158,7 @@ def roots(host: HostRoot, places: Places) -> tuple[DriverRoot, ...]:
 
 
 def _asked(host: HostRoot, name: str | None, seen: str | None) -> str | None:
-    """The host's name of a directory of which an option gives one name or both."""
+    """The host path of a directory of which options give the host path, the agent path or both."""
     return name or (host.name(seen) if seen else None)
 
 
@@ -147,23 +170,30 @@ def _open(host: HostRoot, name: str, seen: str | None) -> DriverRoot | None:
     return DriverRoot(agent, host.name(name), host) if os.path.isdir(agent) else None
 
 
-def dev_roots(host: HostRoot, places: Places, root: DriverRoot) -> tuple[DriverRoot, ...]:
-    """Where device nodes may be: as asked for, else below the driver root, then the host's.
+def asked_root(host: HostRoot, settings: Settings) -> DriverRoot:
+    """The driver root of the options, else the host, for machines without a driver container."""
+    found = roots(host, places(settings))
+    asked = settings.driver_root or settings.driver_root_ctr_path
+    return found[0] if asked and found else host_root(host)
 
-    gpu-operator always asks, for the driver root where that has nvidiactl: what is not there is
-    looked for in the host's then, too.
+
+def dev_roots(host: HostRoot, places: Places, root: DriverRoot) -> tuple[DriverRoot, ...]:
+    """Where device nodes may be: as the options say, else below the driver root, then on the host.
+
+    gpu-operator always gives --dev-root, namely the driver root where that has nvidiactl. Then
+    the host is searched for the other nodes, too.
     """
     asked = _asked(host, places.dev_root, places.dev_root_seen)
     if asked and asked != root.host_path:
         found = _open(host, asked, places.dev_root_seen)
         return (found,) if found else ()
     first = (asked and _open(host, asked, places.dev_root_seen)) or root
-    own = _open(host, HOST_DRIVER, None)
-    return (first, own) if own and own.host_path != first.host_path else (first,)
+    return (first,) if first.host_path == HOST_DRIVER else (first, host_root(host))
 
 
 def find(host: HostRoot, places: Places) -> Driver:
-    """The driver. Raises NoDriver, saying what is missing and where it was looked for."""
+    """The driver. Raises NoDriver, which names what is missing and where it was looked for, or
+    DriverDistrusted."""
     tried = roots(host, places)
     for root in tried:
         if root.distrust:
@@ -197,24 +227,19 @@ def find(host: HostRoot, places: Places) -> Driver:
     )
 
 
-def published(host: HostRoot, places: Places) -> tuple[str, str] | None:
-    """Host paths of the driver's root and of the root of its device nodes, as a device plugin has
-    to know them; None where there is no driver.
+def published_roots(found: Driver) -> tuple[str, str]:
+    """Host paths of the driver root and of the root of its device nodes, for a device plugin.
 
-    NVIDIA's plugin (0.17 to 0.20) knows one root of device nodes: that of the first node counts,
-    which is nvidiactl's wherever all nodes are in one place.
+    NVIDIA's plugin (0.17 to 0.20) knows one root of device nodes. The root of the first node is
+    published; that is nvidiactl's root wherever all nodes are in one place.
     """
-    try:
-        found = find(host, places)
-    except AgentError:
-        return None
     first = found.nodes[0]
     dev = next(dev for dev in found.devs if is_below(first.host_path, dev.host_path))
     return found.root.host_path, dev.host_path
 
 
 def refuse_distrusted(tried: Iterable[DriverRoot]) -> None:
-    """Raise DriverDistrusted where somebody else than root decides what is in a root."""
+    """Raise DriverDistrusted where another user than root can change what is in a root."""
     for root in tried:
         if root.distrust:
             raise DriverDistrusted(
@@ -224,35 +249,34 @@ def refuse_distrusted(tried: Iterable[DriverRoot]) -> None:
 
 
 def left_out(tried: Iterable[DriverRoot], below: str = "") -> str:
-    """In words, the first of what was found and does not count; "" for nothing."""
+    """The first path that was found and left out, with the reason; "" where there is none."""
     found = ((path, why) for root in tried for path, why in root.left_out.items()
              if path.startswith(root.host_path.rstrip("/") + below))  # fmt: skip
     return next((f"{path} does not count: {why}" for path, why in found), "")
 
 
 def root_of(host: HostRoot, places: Places) -> DriverRoot | None:
-    """Where the driver is, or would be looked for first; None where there is no such place."""
+    """The driver root with a driver, else the first one that is tried; None where there is none."""
     tried = roots(host, places)
     found = (root for root in tried if _versions(root, _inside(root, places.libraries)))
     return next(found, tried[0] if tried else None)
 
 
 def _inside(root: DriverRoot, directories: Iterable[str]) -> tuple[str, ...]:
-    """Directories of the host by their names in a root; those that are elsewhere are not asked for
-    here, and their names lead nowhere."""
+    """Directories of the host by their paths in a root; NOWHERE for those outside the root."""
     above = root.host_path.rstrip("/")
     return tuple(path.removeprefix(above) if is_below(path, root.host_path) else NOWHERE
                  for path in directories)  # fmt: skip
 
 
-def watched(host: HostRoot, places: Places) -> Iterator[str]:
-    """Agent paths that change when the driver comes, goes or is exchanged; `PREFIX*DIRECTORY` for
-    names in a directory that start so, `=PATH` where only counts whose it is. Directories of
-    libraries change with their entries."""
+def watch_paths(host: HostRoot, places: Places) -> Iterator[str]:
+    """Agent paths that change when the driver comes, goes or is exchanged. `PREFIX*DIRECTORY`
+    stands for names in a directory that start so, `=PATH` for a path of which only the owner
+    counts. A directory of libraries changes with its entries."""
     name = _asked(host, places.driver_root, places.driver_root_seen)
     yield places.driver_root_seen or host.agent_path(host.name(name or DRIVER_CONTAINER))
     for root in roots(host, places):
-        yield from (f"={path}" for path in root.way)
+        yield from (f"={path}" for path in root.judged_paths)
         yield root.agent_path("/")
         names = _inside(root, places.libraries) or _LIBRARY_DIRECTORIES[1:]
         for path in dict.fromkeys(root.resolve(name) for name in names):
@@ -267,11 +291,11 @@ def watched(host: HostRoot, places: Places) -> Iterator[str]:
 
 
 def _version(host: HostRoot, root: DriverRoot, search: Sequence[str]) -> str | None:
-    """The driver's version. Of several, as an upgrade may leave them, the one of the module that
-    is loaded, for no other one works with it: NVIDIA's generator asks NVML for it."""
+    """The driver's version. An upgrade may leave several; then the version of the loaded module
+    counts, because no other works with it. (NVIDIA's generator asks NVML for it.)"""
     found = _versions(root, search)
     if len(found) > 1:
-        from agent.cdi.driver import kernel  # which hardly any node needs for this
+        from agent.cdi.driver import kernel  # few nodes need it here
 
         loaded = kernel.version(host)
         return loaded if loaded in found else found[0]
@@ -293,8 +317,8 @@ def _directories(root: DriverRoot, version: str, search: Sequence[str]) -> tuple
 
 
 def libraries(root: DriverRoot, pattern: str, search: Sequence[str] = ()) -> tuple[str, ...]:
-    """Libraries in the usual directories, else those that the loader's cache knows; with `search`
-    in those directories only."""
+    """Libraries in the usual directories, else those in the loader's cache; with `search`, in those
+    directories only."""
     if search:
         return root.real_files(search, pattern)
     found = root.real_files(_LIBRARY_DIRECTORIES, pattern)
@@ -302,21 +326,21 @@ def libraries(root: DriverRoot, pattern: str, search: Sequence[str] = ()) -> tup
 
 
 def _cached(root: DriverRoot, pattern: str) -> tuple[str, ...]:
-    cache = root.take("/etc/ld.so.cache", stat.S_ISREG)
+    cache = root.trusted_file("/etc/ld.so.cache", stat.S_ISREG)
     try:
         limit = budget.LD_CACHE.size
         state = files.read(root.agent_path(cache.path), limit=limit) if cache else None
     except Refused:
         return ()
-    real = (root.resolve(path) for path in (ldcache.paths(state.data) if state else ()))
+    real = (root.resolve(path) for path in (loader.cached_paths(state.data) if state else ()))
     return tuple(dict.fromkeys(
         path for path in real
-        if path and fnmatch.fnmatchcase(os.path.basename(path), pattern) and root.take(path)
+        if path and fnmatch.fnmatchcase(os.path.basename(path), pattern) and root.trusted_file(path)
     ))  # fmt: skip
 
 
 def device_nodes(devs: Sequence[DriverRoot]) -> tuple[Node, ...]:
-    """The driver's character devices below device roots; links are none."""
+    """The driver's character devices below device roots, without links."""
     return tuple(
         node for node in nodes_at(devs, _NODES)
         if not node.inside.removeprefix("/dev/").startswith(_OTHER_NODES)
@@ -327,22 +351,22 @@ def nodes_at(devs: Sequence[DriverRoot], places: Iterable[tuple[str, str]]) -> t
     """Character devices by (directory, pattern), each from the first root that has it."""
     found = []
     for directory, pattern in places:
-        there: dict[str, Node] = {}
+        by_path: dict[str, Node] = {}
         for dev in devs:
             for node in _nodes(dev, directory, pattern):
-                there.setdefault(node.inside, node)
-        found += [there[path] for path in sorted(there)]
+                by_path.setdefault(node.inside, node)
+        found += [by_path[path] for path in sorted(by_path)]
     return tuple(found)
 
 
 def _nodes(dev: DriverRoot, directory: str, pattern: str) -> Iterator[Node]:
-    """Those of one root, without what is a device of another driver's."""
+    """The nodes of one root, without those that belong to another driver."""
     found = dev.devices(directory, pattern)
     above = dev.mount_source(directory) if found else ""
     for name, seen in found:
         inside = os.path.join(directory, name)
         major, minor = os.major(seen.st_rdev), os.minor(seen.st_rdev)
-        if why := dev.majors.foreign(inside, major, minor):
+        if why := dev.majors.mismatch(inside, major, minor):
             dev.leave_out(inside, why)
             continue
         yield Node(

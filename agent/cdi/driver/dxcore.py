@@ -1,7 +1,7 @@
-"""Which driver Windows uses: WSL2's own library libdxcore tells it.
+"""The driver that Windows uses, which WSL2's own library libdxcore names.
 
-Invariant: that library is loaded in a child process only, with a deadline, and by the descriptor
-that was judged. What is asked is what NVIDIA's generator asks (internal/dxcore v1.20).
+Invariant: the library is loaded in a child process only, with a deadline, and by the descriptor
+that was judged. The questions are those of NVIDIA's generator (internal/dxcore v1.20).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import NoReturn
 from agent.host import budget
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-# As in agent.cdi.driver.gpus: what we are is found where it is, and the working directory is not.
+# As in agent.cdi.driver.nvml: modules are imported from our own directory only.
 _CHILD = (
     "import sys; sys.path.append(sys.argv.pop(1)); from agent.cdi.driver.dxcore import main; main()"
 )
@@ -34,7 +34,7 @@ _WDDM = 2700  # the first version that WSL2 can use
 
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """Directories of drivers that are in use, in the order of GPUs; with an `error` there was no
+    """Directories of the drivers in use, in the order of GPUs; `error` is why there is no
     answer."""
 
     paths: tuple[str, ...] = ()
@@ -42,7 +42,7 @@ class Stores:
 
 
 def ask(fd: int, timeout: float = _TIMEOUT) -> Stores:
-    """Ask the libdxcore of a descriptor."""
+    """Ask the libdxcore behind a descriptor."""
     words = [sys.executable, "-P", "-c", _CHILD, _ROOT, str(fd)]
     try:
         done = subprocess.run(
@@ -90,15 +90,14 @@ class _Query(ctypes.Structure):
                 ("size", ctypes.c_uint))  # fmt: skip
 
 
-# Without the text that comes behind it: its length is asked for first.
+# The structure without the text behind it, whose length is asked for first.
 _EMPTY = _Registry.output.offset + ctypes.sizeof(ctypes.c_ulonglong)
 
 
 def main() -> NoReturn:
-    """Argument: the number of the library's descriptor. It ends without the library's own clearing
-    up."""
+    """Argument: the number of the library's descriptor. The library's own cleanup is skipped."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    answer = os.dup(1)  # whatever the library prints goes elsewhere
+    answer = os.dup(1)  # the library may print to standard output
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     stores: list[str] = []
     error = ""
@@ -123,7 +122,7 @@ def _stores(library: ctypes.CDLL) -> Iterator[str]:
 
 
 def _adapters(library: ctypes.CDLL) -> list[int]:
-    """Handles of adapters, by the newer function where it is there and works."""
+    """Handles of adapters, from the newer function where it exists and works."""
     for name, kind in (("D3DKMTEnumAdapters3", _Adapters3), ("D3DKMTEnumAdapters2", _Adapters2)):
         with contextlib.suppress(AttributeError):
             found = kind()
@@ -146,13 +145,13 @@ def _query(
     library: ctypes.CDLL, adapter: int, kind: int, data: ctypes._SimpleCData[int] | _Registry,
     size: int | None = None,
 ) -> int:  # fmt: skip
-    """0 where it could be told."""
+    """Ask for a property of an adapter; 0 is success."""
     asked = _Query(adapter, kind, ctypes.addressof(data), size or ctypes.sizeof(data))
     return int(library.D3DKMTQueryAdapterInfo(ctypes.byref(asked)))
 
 
 def _store(library: ctypes.CDLL, adapter: int) -> str:
-    """The directory of an adapter's driver; "" where that is not told."""
+    """The directory of an adapter's driver; "" where the library does not name it."""
     found = _Registry(query=_STORE)
     if _query(library, adapter, _REGISTRY, found, _EMPTY):
         return ""

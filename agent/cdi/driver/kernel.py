@@ -1,7 +1,7 @@
-"""What the kernel tells about GPUs, in the host's /proc and /sys.
+"""What the kernel says about GPUs, in the host's /proc and /sys.
 
-Invariant: reads only, and through the host root: a container's own /proc may be another one. Any
-text may come; what makes no sense is no GPU.
+Invariant: reads only, and through the host root, because a container's own /proc may be another
+one. Any text may come; an entry that does not describe a GPU is left out.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import stat
 from collections.abc import Iterator, Mapping
 
-from agent.cdi.driver.gpus import NO_GPUS, Answer, Gpu
+from agent.cdi.driver.nvml import NO_GPUS, Answer, Gpu
 from agent.host.paths import HostRoot
 
 _PCI = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f]")
@@ -23,16 +23,16 @@ _LIMIT = 1 << 20  # bytes
 
 
 def gpus(host: HostRoot) -> Answer:
-    """GPUs of the driver's own list, for where NVML does not answer. MIG devices are not in it:
-    their names are known to NVML only."""
+    """GPUs of the driver's own list, for use where NVML does not answer. MIG devices are not in it,
+    because only NVML knows their names."""
     directory = _driver(host, "nvidia/gpus")
     infos = [_information(f"{directory}/{name}/information") for name in _names(directory)]
     if not infos:
         return Answer(error=f"{directory} lists no GPU")
     found, warnings = [], []
-    # NVML counts in the order of PCI addresses, and leaves out what was excluded at boot.
-    there = [info for info in infos if info.get("GPU Excluded", "No") != "Yes"]
-    for index, info in enumerate(sorted(there, key=lambda info: info.get("Bus Location", ""))):
+    # NVML counts in the order of PCI addresses, and leaves out GPUs that were excluded at boot.
+    usable = [info for info in infos if info.get("GPU Excluded", "No") != "Yes"]
+    for index, info in enumerate(sorted(usable, key=lambda info: info.get("Bus Location", ""))):
         bus, minor = info.get("Bus Location", "").lower(), info.get("Device Minor", "")
         if info.get("Model") in NO_GPUS:
             continue
@@ -52,13 +52,13 @@ def gpus(host: HostRoot) -> Answer:
 
 
 def drm_names(host: HostRoot, bus: str) -> tuple[str, ...]:
-    """Names in /dev/dri of the GPU at a PCI address."""
+    """The names in /dev/dri of the GPU at a PCI address."""
     return tuple(_names(host.agent_path(f"/sys/bus/pci/devices/{bus}/drm")))
 
 
 def mig_minors(host: HostRoot) -> Mapping[str, int]:
-    """Minor numbers of MIG capabilities by their names, as `gpu0/gi1/ci0/access`: from the list of
-    all that there could be, else from the capabilities that there are."""
+    """Minor numbers of MIG capabilities by their names, as `gpu0/gi1/ci0/access`: from the kernel's
+    list of all possible ones, else from the capabilities that exist."""
     text = _read(_driver(host, "nvidia-caps/mig-minors"))
     found = (_CAPABILITY.fullmatch(line.strip()) for line in text.splitlines())
     listed = {match[1]: int(match[2]) for match in found if match}
@@ -76,23 +76,24 @@ def _shown_capabilities(host: HostRoot) -> Iterator[tuple[str, int]]:
 
 
 def version(host: HostRoot) -> str | None:
-    """The version of the driver's module that is loaded, as far as it says so."""
+    """The version of the loaded driver module; None where the kernel does not show it."""
     found = _VERSION.search(_read(_driver(host, "nvidia/version")))
     return found[1] if found else None
 
 
 def is_loaded(host: HostRoot) -> bool:
-    """Is the driver's kernel module there? Without it there is nothing to ask NVML; and being
-    asked it would load the module, and make device nodes in whatever /dev it sees."""
+    """Is the driver's kernel module loaded? Without it NVML must not be asked: it would load the
+    module, and make device nodes in whatever /dev it sees."""
     return os.path.isdir(_driver(host, "nvidia"))
 
 
 def trace(host: HostRoot) -> tuple[str, ...]:
-    """What the kernel shows of GPUs and of their instances: as long as it stays the same, NVML has
-    no other GPUs to tell of. (It may have lost one: a GPU that fell off the bus stays in the list.)
+    """What the kernel shows of GPUs and of their instances. While it stays the same, NVML has no
+    new GPU to list. (NVML may have lost one: a GPU that fell off the bus stays in the kernel's
+    list.)
 
-    UUIDs are no part of it: the kernel knows one only after somebody has used the GPU. What was
-    made anew under its old name has a time of its own.
+    UUIDs are not part of it, because the kernel knows one only after the GPU has been used. Times
+    are: they tell an instance from one of the same name that was there before it.
     """
     found = [_read(_driver(host, "nvidia/version"))]
     listed = _driver(host, "nvidia/gpus")
@@ -106,13 +107,16 @@ def trace(host: HostRoot) -> tuple[str, ...]:
     return (*found, *(f"{name} {minor}" for name, minor in mig_minors(host).items()))
 
 
-def watched(host: HostRoot) -> Iterator[str]:
-    """Agent paths that show a module that was loaded, a GPU that came or went, and MIG devices
-    made anew: there the device nodes may stay as they are, and the list of minor numbers as well,
-    which has every instance that there could be. An entry `PREFIX*DIRECTORY` stands for the names
-    in a directory that start so."""
+def watch_paths(host: HostRoot) -> Iterator[str]:
+    """Agent paths that change when a module is loaded, a GPU comes or goes, or MIG devices are made
+    anew. For the latter, device nodes and the list of minor numbers (which has every possible
+    instance) may stay the same. An entry `PREFIX*DIRECTORY` stands for the names in a directory
+    that start so."""
     yield _driver(host, "nvidia/version")
-    for module in ("nvidia", "nvidia_uvm"):  # this one may come later, and has nodes of its own
+    for module in (
+        "nvidia",
+        "nvidia_uvm",
+    ):  # nvidia_uvm may come later, with nodes of its own
         yield host.agent_path(f"/sys/module/{module}")
     yield _driver(host, "nvidia-caps/mig-minors")
     yield f"*{_driver(host, 'nvidia/gpus')}"
@@ -120,7 +124,7 @@ def watched(host: HostRoot) -> Iterator[str]:
 
 
 def _capabilities(host: HostRoot) -> Iterator[tuple[str, str]]:
-    """Directories with GPU and compute instances, and how names start that count there."""
+    """Directories with GPU and compute instances, and the prefix of the names that count there."""
     top = _driver(host, _CAPABILITIES)
     yield top, "gpu"
     for gpu in _names(top):
@@ -131,7 +135,7 @@ def _capabilities(host: HostRoot) -> Iterator[tuple[str, str]]:
 
 
 def _when(path: str) -> str:
-    """Tells a directory from one of the same name that was there before it."""
+    """Inode and time, which tell a directory from an earlier one of the same name."""
     try:
         found = os.lstat(path)
     except OSError:

@@ -1,167 +1,191 @@
-"""The child process that loads the driver's own library and asks it for GPUs.
+"""The GPUs of a node, as NVML, the driver's own library, lists them.
 
-Invariant: the only module that imports pynvml, and nothing but this process imports it. It writes
-one JSON document to its pipe and nothing elsewhere, and does not outlive its deadline.
+Invariant: NVML is loaded in a child process only (`nvml_child`), with a deadline. Whatever it does
+there, the result is an answer, an error in words, or DriverFailed.
 """
 
 from __future__ import annotations
 
-import ctypes
-import json
-import math
 import os
-import re
-import resource
+import select
 import signal
+import subprocess
 import sys
-from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import pynvml
+from agent.errors import DriverFailed
+from agent.host import budget
 
-from agent.cdi.driver.gpus import INTEGRATED, NO_GPUS, UNLOADABLE
+_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-_DOMAIN = re.compile(r"0000(?=[0-9a-f]{4}:)")  # NVML gives eight digits, the kernel four
-_UUID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.:-]*[A-Za-z0-9])?")
-_GRAPHICS = tuple(
-    number for name in ("1", "2", "3", "4")
-    if (number := getattr(pynvml, f"NVML_GPU_INSTANCE_PROFILE_{name}_SLICE_GFX", None)) is not None
-)  # fmt: skip
-_UNKNOWN = (pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
-T = TypeVar("T")
-_EMPTY = (pynvml.NVML_ERROR_NOT_FOUND, pynvml.NVML_ERROR_INVALID_ARGUMENT)
+# As in agent.daemon.start: modules are imported from our own directory, never from the working one.
+_CHILD = (
+    "import sys; sys.path.append(sys.argv.pop(1)); "
+    "from agent.cdi.driver.nvml_child import main; main()"
+)
+TIMEOUT = 60.0  # seconds; eight GPUs without nvidia-persistenced have taken twenty
 
-
-def main() -> NoReturn:
-    """Arguments: the library's path, the numbers of its descriptor and of the pipe, seconds. It
-    ends without the library's own clearing up, which may hang or crash as well."""
-    library, fd, pipe, seconds = sys.argv[1], *map(int, sys.argv[2:4]), float(sys.argv[4])
-    for number in (fd, pipe):
-        os.set_inheritable(number, False)  # the driver starts nvidia-modprobe
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(math.ceil(seconds) + 5)  # for the case that nobody is left to kill us
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    data = memoryview(json.dumps(_asked(library, fd)).encode())
-    while data:
-        data = data[os.write(pipe, data) :]
-    os._exit(0)
+# Models that drive a display, and cannot compute.
+NO_GPUS = frozenset(("DGX Display", "NVIDIA DGX Display"))
+UNLOADABLE = "it cannot be loaded"  # the start of an error where the library cannot be used at all
+# Words in the names of GPUs that are part of a Tegra (go-nvlib, pkg/nvlib/info).
+_INTEGRATED = ("(nvgpu)", "NVIDIA Thor")
 
 
-def _asked(library: str, fd: int) -> dict[str, Any]:
-    path = f"/proc/self/fd/{fd}"
+@dataclass(frozen=True, slots=True)
+class Mig:
+    """A MIG device: its index on its GPU, and its instances. `graphics`: it can render as well."""
+
+    index: int
+    uuid: str
+    gpu_instance: int
+    compute_instance: int
+    graphics: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU; `uuid` is "" where it is unknown, `bus` is its PCI address, "" where it is not on a
+    PCI bus. With `mig` only its `instances` can be used. `model` is its name in NVML."""
+
+    index: int
+    uuid: str
+    minor: int
+    bus: str
+    mig: bool = False
+    instances: tuple[Mig, ...] = ()
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """GPUs, and a warning for each GPU that cannot be used; `error` is why there is no answer.
+    `cuda` is the newest version of CUDA that the driver knows (13.1 is 13010), 0 where it does not
+    say."""
+
+    gpus: tuple[Gpu, ...] = ()
+    warnings: tuple[str, ...] = ()
+    error: str = ""
+    cuda: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """The driver's NVML: its agent path, for messages, and the descriptor of the file to load."""
+
+    name: str
+    fd: int
+
+
+def is_integrated_model(model: str) -> bool:
+    """Is a GPU with this name in NVML part of a Tegra?"""
+    return any(word in model for word in _INTEGRATED)
+
+
+def ask(
+    library: Library, timeout: float = TIMEOUT, clock: Callable[[], float] = time.monotonic
+) -> Answer:
+    """Ask a libnvidia-ml. Raises DriverFailed where it crashes or hangs."""
+    reader, writer = os.pipe()
     try:
-        # The file that was judged, and not whichever the loader finds by its name.
-        pynvml.nvmlLib = ctypes.CDLL(path)
-        pynvml.nvmlInit()
-        return _found(pynvml.nvmlDeviceGetCount())
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-c", _CHILD, _ROOT, library.name, str(library.fd), str(writer),
+             str(timeout)],
+            pass_fds=(library.fd, writer), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, cwd="/",
+        )  # fmt: skip
     except OSError as error:
-        return {"error": f"{UNLOADABLE} ({str(error).replace(path, library)})"}
-    except pynvml.NVMLError as error:
-        return {"error": str(error)}
+        os.close(reader)
+        raise DriverFailed(f"cannot start {sys.executable}: {os.strerror(error.errno or 0)}") from (
+            error
+        )
+    finally:
+        os.close(writer)
+    try:
+        data = _read(reader, clock() + timeout, clock)
+        if data is None:
+            child.kill()
+    finally:
+        os.close(reader)
+        code = _end(child)
+    if data is None:
+        raise DriverFailed(
+            f"cannot ask the NVIDIA driver: {library.name} gave no answer in {timeout:g} s; look "
+            "at the kernel's log for Xid or NVRM, and restart the node if the driver hangs"
+        )
+    answer = _parsed(data)
+    if answer is None and code is not None and code < 0:
+        raise DriverFailed(
+            f"cannot ask the NVIDIA driver: {library.name} crashed ({_signal(-code)}); reinstall "
+            "the driver, and look at the kernel's log"
+        )
+    return answer or Answer(error=f"the process that asks it ended with {code}")
 
 
-def _found(count: int) -> dict[str, Any]:
-    gpus: list[dict[str, Any]] = []
-    lost: list[tuple[str, str]] = []
-    for index in range(count):
+def _read(reader: int, deadline: float, clock: Callable[[], float]) -> bytes | None:
+    """Everything up to the end of the pipe; None where the deadline passes first."""
+    parts: list[bytes] = []
+    poll = select.poll()
+    poll.register(reader, select.POLLIN)
+    while (left := deadline - clock()) > 0:
+        if not poll.poll(left * 1000):
+            continue
+        part = os.read(reader, 65536)
+        parts.append(part)
+        if not part or sum(map(len, parts)) > budget.CHILD.size:
+            return b"".join(parts)
+    return None
+
+
+def _end(child: subprocess.Popen[bytes]) -> int | None:
+    """The exit code of a child that has finished its work; None where even SIGKILL has to wait for
+    the driver."""
+    for limit in (1.0, 5.0):
         try:
-            gpu = _gpu(index, lost)
-        except pynvml.NVMLError as error:
-            lost.append((f"GPU {index}", str(error)))
-        else:
-            gpus += [gpu] if gpu else []
-    return {"gpus": gpus, "lost": lost, "cuda": _cuda()}
+            return child.wait(limit)
+        except subprocess.TimeoutExpired:
+            child.kill()
+    return None
 
 
-def _cuda() -> int:
-    """The newest CUDA that the driver knows; 0 where it does not say."""
+def _signal(number: int) -> str:
     try:
-        return int(pynvml.nvmlSystemGetCudaDriverVersion())
-    except pynvml.NVMLError:
-        return 0
+        return signal.Signals(number).name
+    except ValueError:  # it has no name
+        return f"signal {number}"
 
 
-def _gpu(index: int, lost: list[tuple[str, str]]) -> dict[str, Any] | None:
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-    model = _text(pynvml.nvmlDeviceGetName(handle))
-    if model in NO_GPUS:
+def _parsed(data: bytes) -> Answer | None:
+    """The answer that the child wrote; None where it is not complete."""
+    try:
+        return _answer(budget.json_value(data, budget.CHILD))
+    except (ValueError, KeyError, TypeError):
         return None
-    integrated = any(word in model for word in INTEGRATED)
-    mig = _has_mig(handle)
-    return {
-        "index": index,
-        "uuid": _uuid(handle),
-        "minor": _told(lambda: int(pynvml.nvmlDeviceGetMinorNumber(handle)), 0, integrated),
-        "bus": _told(lambda: _bus(handle), "", integrated),
-        "mig": mig,
-        "model": model,
-        "instances": _instances(index, handle, lost) if mig else [],
-    }
 
 
-def _bus(handle: Any) -> str:
-    return _DOMAIN.sub("", _text(pynvml.nvmlDeviceGetPciInfo(handle).busId).lower(), count=1)
+def _answer(found: dict[str, Any]) -> Answer:
+    if "error" in found:
+        return Answer(error=str(found["error"]))
+    return parsed(
+        found["gpus"],
+        [f"{name} is not in the CDI spec: {why}" for name, why in found["lost"]],
+        found["cuda"],
+    )
 
 
-def _told(ask: Callable[[], T], otherwise: T, integrated: bool) -> T:
-    """An answer; of an integrated GPU, which is on no PCI bus and has no number, `otherwise`."""
-    try:
-        return ask()
-    except pynvml.NVMLError as error:
-        if integrated and error.value in _UNKNOWN:
-            return otherwise
-        raise
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode("ascii", "replace") if isinstance(value, bytes) else value
-
-
-def _uuid(handle: Any) -> str:
-    found = _text(pynvml.nvmlDeviceGetUUID(handle))
-    return found if _UUID.fullmatch(found) else ""
-
-
-def _has_mig(handle: Any) -> bool:
-    try:
-        return bool(pynvml.nvmlDeviceGetMigMode(handle)[0] == pynvml.NVML_DEVICE_MIG_ENABLE)
-    except pynvml.NVMLError as error:
-        if error.value in _UNKNOWN:
-            return False
-        raise
-
-
-def _instances(index: int, gpu: Any, lost: list[tuple[str, str]]) -> list[dict[str, Any]]:
-    found = []
-    for number in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(gpu)):
-        try:
-            handle = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu, number)
-            instance = pynvml.nvmlDeviceGetGpuInstanceId(handle)
-            found.append({
-                "index": number,
-                "uuid": _uuid(handle),
-                "gpu_instance": instance,
-                "compute_instance": pynvml.nvmlDeviceGetComputeInstanceId(handle),
-                "graphics": _draws(gpu, instance),
-            })  # fmt: skip
-        except pynvml.NVMLError as error:
-            if error.value not in _EMPTY:
-                lost.append((f"MIG device {index}:{number}", str(error)))
-    return found
-
-
-def _draws(gpu: Any, instance: int) -> bool:
-    """Is a GPU instance of a profile with graphics? Older drivers know none."""
-    try:
-        handle = pynvml.nvmlDeviceGetGpuInstanceById(gpu, instance)
-        profile = pynvml.nvmlGpuInstanceGetInfo(handle).profileId
-    except pynvml.NVMLError:
-        return False
-    return any(_profile(gpu, number) == profile for number in _GRAPHICS)
-
-
-def _profile(gpu: Any, number: int) -> int | None:
-    try:
-        return int(pynvml.nvmlDeviceGetGpuInstanceProfileInfo(gpu, number).id)
-    except pynvml.NVMLError:
-        return None
+def parsed(gpus: Sequence[dict[str, Any]], warnings: Sequence[str], cuda: int = 0) -> Answer:
+    """An answer from plain data. Raises KeyError or TypeError where the data is something else."""
+    return Answer(
+        tuple(
+            Gpu(
+                gpu["index"], gpu["uuid"], gpu["minor"], gpu["bus"], gpu["mig"],
+                tuple(Mig(**part) for part in gpu["instances"]), gpu["model"],
+            )
+            for gpu in gpus
+        ),
+        tuple(map(str, warnings)),
+        cuda=cuda,
+    )  # fmt: skip

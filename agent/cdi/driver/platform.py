@@ -1,4 +1,5 @@
-"""Machines with GPUs of NVIDIA's that are not driven by the Linux driver of data centers.
+"""Machines whose NVIDIA GPUs have another driver than the Linux driver of data centers: WSL2,
+Tegra.
 
 Invariant: reads only.
 """
@@ -12,12 +13,13 @@ from agent.errors import NoDriver
 from agent.host.paths import HostRoot
 
 _DXG = "/dev/dxg"
-# What NVIDIA's own libraries look at (go-nvlib, pkg/nvlib/info).
+# The files by which NVIDIA's own libraries know a Tegra (go-nvlib, pkg/nvlib/info).
 _TEGRA_RELEASE, _FAMILY = "/etc/nv_tegra_release", "/sys/devices/soc0/family"
 
 
 def refuse_other(host: HostRoot) -> None:
-    """Raise NoDriver where the machine is WSL2 or a Tegra: no kernel module will come."""
+    """Raise NoDriver where the machine is WSL2 or a Tegra, because no kernel module can be
+    loaded."""
     for what, mode, found in (("WSL2", "wsl", wsl(host)), ("a Tegra system", "csv", tegra(host))):
         if found:
             raise NoDriver(
@@ -27,17 +29,17 @@ def refuse_other(host: HostRoot) -> None:
 
 
 def wsl(host: HostRoot) -> str:
-    """By what WSL2 is known; "" elsewhere. Windows has the driver there, and gives its libraries in
-    /usr/lib/wsl. A Linux driver that is installed beside it does nothing."""
+    """The file that shows that this is WSL2; "" elsewhere. Windows has the driver there, and gives
+    its libraries in /usr/lib/wsl. A Linux driver that is installed beside it has no effect."""
     try:
-        there = stat.S_ISCHR(os.lstat(host.agent_path(_DXG)).st_mode)
+        found = stat.S_ISCHR(os.lstat(host.agent_path(_DXG)).st_mode)
     except OSError:
         return ""
-    return _DXG if there else ""
+    return _DXG if found else ""
 
 
 def tegra(host: HostRoot) -> str:
-    """By what a Tegra is known; "" elsewhere."""
+    """The file that shows that this is a Tegra; "" elsewhere."""
     if os.path.lexists(host.agent_path(_TEGRA_RELEASE)):
         return _TEGRA_RELEASE
     try:

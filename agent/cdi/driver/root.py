@@ -1,12 +1,12 @@
-"""A driver root: looking things up in it as a process chrooted there would.
+"""A driver root: files are looked up in it as by a process that is chrooted there.
 
-Three names for one file: `inside`, its path from the driver root (what the container gets), the
-agent path (what we open) and the host path (what the runtime opens, and what goes into a spec).
+A file has three paths: `inside`, its path from the driver root (the container gets it under that),
+the agent path (the agent opens it) and the host path (the runtime opens it; specs have it).
 
-Invariant: a link never leads out of the driver root. Absolute links, as Debian's alternatives are,
-are followed inside it; NVIDIA's own generator follows them on the host and misses those libraries.
-What `take` gives is root's alone over its whole way: nobody else can have another thing mounted, or
-loaded, under that name.
+Invariant: a link never leads out of the driver root. Absolute links, such as Debian's alternatives,
+are followed inside it; NVIDIA's generator follows them on the host and misses those libraries.
+`trusted_file` gives only files whose whole path root alone can change, so that no other user can
+have another file mounted or loaded under that name.
 """
 
 from __future__ import annotations
@@ -29,44 +29,44 @@ _LIST = os.O_RDONLY | os.O_DIRECTORY
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """What a path inside a driver root is: its path without links, and what the kernel says."""
+class RootFile:
+    """A file in a driver root: its path without links, and its stat result."""
 
     path: str
     found: os.stat_result
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
-    """One look at a path; `distrust` is why somebody else could change what it is."""
+class _Lookup:
+    """A file that was looked up; `distrust` is why another user could change it."""
 
-    taken: Taken
+    file: RootFile
     distrust: str | None
 
 
 class DriverRoot:
-    """`agent` is where we see it, `host_path` is what it is called on the host.
+    """`agent` is its agent path, `host_path` its path on the host.
 
-    `distrust` is why the whole root is not root's alone. It remembers what it was asked for, so
-    that one thing is looked at once: `left_out` is what was not taken (host paths, and why), `way`
-    the agent paths on which it depends who decides what the others are.
+    `distrust` is why another user than root can change the whole root. Each path is looked up once
+    and remembered: `left_out` has the host paths that were not taken, with the reason;
+    `judged_paths` has the agent paths whose owners, modes and links decided about the others.
     """
 
     def __init__(self, agent: str, host_path: str, host: HostRoot) -> None:
         self.host_path = host_path
         self.left_out: dict[str, str] = {}
-        self.way: dict[str, None] = {}
+        self.judged_paths: dict[str, None] = {}
         self._tree = HostRoot(agent)
         self._host = host
-        self._looks: dict[str, _Look | None] = {}
-        self.distrust = self._judge_way()
+        self._looks: dict[str, _Lookup | None] = {}
+        self.distrust = self._judge_root()
 
-    def _judge_way(self) -> str | None:
-        """Where the host does not show us the root under its own name, the mount that we have of it
-        is judged with everything in it."""
+    def _judge_root(self) -> str | None:
+        """Why the root's path on the host is not trusted. Where the host does not show the root
+        under that path, the files below the agent path are judged only."""
         try:
             with trust.open_path(self._host, self.host_path) as root:
-                self.way |= dict.fromkeys(map(self._host.agent_path, root.route))
+                self.judged_paths |= dict.fromkeys(map(self._host.agent_path, root.route))
                 if root.distrust:
                     return root.distrust
                 why = trust.distrust(root.found)
@@ -80,51 +80,53 @@ class DriverRoot:
         return majors.read(self._host)
 
     def leave_out(self, inside: str, why: str) -> None:
-        """Remember why something does not enter a spec."""
+        """Remember why a path is left out of specs."""
         self.left_out.setdefault(self._below(inside), why)
 
     @contextlib.contextmanager
     def opened(self, inside: str, flags: int = os.O_PATH) -> Iterator[OpenPath]:
-        """Open a path, and judge its whole way. Raises OSError or Refused."""
+        """Open a path, and judge its whole path. Raises OSError or Refused."""
         with trust.open_path(self._tree, inside, flags) as found:
-            self.way |= dict.fromkeys(map(self.agent_path, found.route))
+            self.judged_paths |= dict.fromkeys(map(self.agent_path, found.route))
             yield found
 
-    def take(self, inside: str, fits: Callable[[int], bool] = lambda _: True) -> Taken | None:
-        """What a path stands for, where its mode `fits` and it is root's alone; None otherwise. A
-        device, socket or directory need not be closed to others."""
+    def trusted_file(
+        self, inside: str, fits: Callable[[int], bool] = lambda _: True
+    ) -> RootFile | None:
+        """The file at a path, where its mode `fits` and root alone can exchange it; None otherwise.
+        Others may write to a device, a socket or a directory."""
         if inside not in self._looks:
             self._looks[inside] = self._look(inside)
         look = self._looks[inside]
-        if look is None or not fits(look.taken.found.st_mode):
+        if look is None or not fits(look.file.found.st_mode):
             return None
         if look.distrust:
             self.leave_out(inside, look.distrust)
             return None
-        return look.taken
+        return look.file
 
-    def _look(self, inside: str) -> _Look | None:
+    def _look(self, inside: str) -> _Lookup | None:
         try:
             with self.opened(inside) as found:
-                return _Look(Taken(found.path.host, found.found), self._why(found))
+                return _Lookup(RootFile(found.path.host, found.found), self._why(found))
         except (OSError, Refused):
             return None
 
     def agent_path(self, inside: str) -> str:
-        """Where we open a path of the root; links in it are not looked at."""
+        """The agent path of a path inside the root; links in it are not followed."""
         return self._tree.agent_path(inside)
 
     def resolve(self, inside: str) -> str | None:
-        """The path with every link followed; None where that ends nowhere or outside."""
+        """The path with every link followed; None where it leads nowhere or outside."""
         try:
             return self._tree.resolve(inside).host
         except Refused:
             return None
 
     def devices(self, directory: str, pattern: str) -> list[tuple[str, os.stat_result]]:
-        """Character devices in a directory whose names match, sorted: those that are root's alone,
-        and no links. There can be thousands, so that their directory is judged once, and `way` does
-        not have each of them."""
+        """Character devices in a directory whose names match, sorted, without links and without
+        those that another user than root can exchange. There can be thousands, so their directory
+        is judged once, and `judged_paths` does not have each of them."""
         found = []
         with contextlib.suppress(OSError, Refused), self.opened(directory, _LIST) as above:
             shared = above.found.st_mode & stat.S_ISVTX
@@ -144,42 +146,42 @@ class DriverRoot:
         return found
 
     def _why(self, found: OpenPath) -> str | None:
-        """Why the way to what was opened is not root's alone."""
+        """Why another user than root can change the path to an opened file."""
         return self.distrust or (found.distrust and self._below(found.distrust))
 
     def _say(
         self, inside: str, found: os.stat_result,
         judge: Callable[[os.stat_result], str | None] = trust.distrust,
     ) -> str | None:  # fmt: skip
-        """The same of one thing, by a judge's words."""
+        """Why a `judge` does not trust a file, with its host path."""
         why = judge(found)
         return f"{self._below(inside)} {why}" if why else None
 
     def mount_source(self, inside: str) -> str:
-        """The host path for what a path inside means: as spelled where the host's own links lead
-        to the same place and are root's, else the place itself. So it is where the host does not
-        show us the root under its own name."""
+        """The host path of a path inside, for a spec: with links as they are where the host's own
+        links lead to the same file and are trusted, else without links. Without links, too, where
+        the host does not show the root under its own path."""
         if self.host_path == "/" and self._tree.root == self._host.root:
             return inside
         spelled = self._below(inside)
         look = self._looks.get(inside)
-        real = self._below(look.taken.path if look else self.resolve(inside) or inside)
+        real = self._below(look.file.path if look else self.resolve(inside) or inside)
         try:
             with (
                 trust.open_path(self._host, spelled) as one,
                 trust.open_path(self._host, real) as other,
             ):
-                there = one.path == other.path and not one.distrust
+                same = one.path == other.path and not one.distrust
         except (OSError, Refused):
-            there = False
-        return spelled if there else real
+            same = False
+        return spelled if same else real
 
     def _below(self, inside: str) -> str:
         return self.host_path.rstrip("/") + inside
 
     def glob(self, directory: str, pattern: str) -> tuple[str, ...]:
-        """Paths in a directory whose names match, sorted; `pattern` may have slashes, then every
-        part is matched in its directory."""
+        """Paths in a directory whose names match, sorted. Each part of a `pattern` with slashes is
+        matched in its directory."""
         part, _, rest = pattern.partition("/")
         found: list[str] = []
         for name in self._names(directory):
@@ -199,29 +201,29 @@ class DriverRoot:
             return ()
 
     def files(self, directories: Iterable[str], pattern: str) -> tuple[str, ...]:
-        """Whatever matches in these directories and is no directory (sockets pass)."""
+        """Paths in these directories that match and are no directories (sockets included)."""
         found = (path for directory in directories for path in self.glob(directory, pattern))
         return tuple(path for path in found if self._is_file(path))
 
     def directories(self, directories: Iterable[str], pattern: str) -> tuple[str, ...]:
-        """Directories that match in these."""
+        """Directories in these directories that match."""
         found = (path for directory in directories for path in self.glob(directory, pattern))
-        return tuple(path for path in found if self.take(path, stat.S_ISDIR))
+        return tuple(path for path in found if self.trusted_file(path, stat.S_ISDIR))
 
     def real_files(self, directories: Iterable[str], pattern: str) -> tuple[str, ...]:
-        """The same with links followed, each file once, in the order of being found."""
-        found = (self.take(path) for path in self.files(directories, pattern))
+        """As `files`, with links followed, each file once, in the order in which they are found."""
+        found = (self.trusted_file(path) for path in self.files(directories, pattern))
         return tuple(dict.fromkeys(item.path for item in found if item))
 
     def _is_file(self, path: str) -> bool:
-        return self.take(path, lambda mode: not stat.S_ISDIR(mode)) is not None
+        return self.trusted_file(path, lambda mode: not stat.S_ISDIR(mode)) is not None
 
     def is_link(self, inside: str) -> bool:
-        """Is a path itself a link? Its directory is followed."""
+        """Is a path itself a link? Links above it are followed."""
         return self.read_link(inside) is not None
 
     def read_link(self, inside: str) -> str | None:
-        """Where a path's own link points, as it is written; None where it is no link."""
+        """The target of a link, as it is written; None where the path is no link."""
         directory, name = os.path.split(inside)
         real = self.resolve(directory)
         try:
@@ -231,7 +233,7 @@ class DriverRoot:
 
 
 def _entry(directory: int, name: str) -> os.stat_result | None:
-    """What has a name in an open directory; None where it went away."""
+    """The stat result of a name in an open directory; None where the name is gone."""
     try:
         return os.stat(name, dir_fd=directory, follow_symlinks=False)
     except OSError:

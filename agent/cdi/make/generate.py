@@ -1,7 +1,7 @@
 """Specs as text, for what the options say and what the node has.
 
-Invariant: the management spec needs no runtime, no NVML and none of the large libraries, so that it
-is quick by hand; what the others need is imported where they are made.
+Invariant: the management spec needs no runtime, no NVML and none of the large libraries, so that
+the command is quick; modules that only other specs need are imported where these are made.
 """
 
 from __future__ import annotations
@@ -15,133 +15,124 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from agent.cdi import emit
 from agent.cdi.driver import driver, platform
-from agent.cdi.driver.driver import Driver, Places
+from agent.cdi.driver.driver import Driver
 from agent.cdi.driver.root import DriverRoot
-from agent.cdi.make import hooks as hook_programs
-from agent.cdi.make import transform
-from agent.cdi.make.choice import EMPTY, EVERYTHING, Choice
-from agent.cdi.make.driver_edits import Surroundings, remedy
-from agent.cdi.make.hooks import Hooks, Program
+from agent.cdi.make import device_class, driver_files, transform
+from agent.cdi.make.driver_files import BuildContext
+from agent.cdi.make.hooks import HookProgram, Hooks, find_program
+from agent.cdi.make.request import EMPTY, EVERYTHING, Choice
 from agent.cdi.model import ContainerEdits, Device, Spec
 from agent.cdi.specs import readers, rules
-from agent.cdi.specs.readers import NOBODY, Reader
+from agent.cdi.specs.readers import UNKNOWN_READER, Reader
 from agent.errors import AgentError, DevicesLost, DriverFailed, NoDevices, NoDriver, Refused
 from agent.host.paths import HostRoot
+from agent.options.device_classes import DEVICE_CLASSES, DeviceClass
 from agent.options.settings import Settings
 
 if TYPE_CHECKING:
-    from agent.cdi.driver.gpus import Answer, Library
+    from agent.cdi.driver.nvml import Answer, Library
 
 _NAMED = 4  # paths in a warning
 _FIRMWARE = "/sys/module/firmware_class/parameters/path"
 
-Text = tuple[str, tuple[str, ...]]
-# What tells the GPUs, given the driver's NVML. May raise DriverFailed.
-Ask: TypeAlias = "Callable[[Library], Answer]"
+# Asks the driver's NVML for the GPUs. May raise DriverFailed.
+AskNvml: TypeAlias = "Callable[[Library], Answer]"
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """A spec, warnings, and agent paths by whose owners, modes and links it was decided what may be
-    in it."""
+class BuiltSpec:
+    """A spec, its warnings, the agent paths whose owners, modes and links decided what may be in
+    it, and the driver that it describes, if any."""
 
     spec: Spec
     warnings: tuple[str, ...] = ()
-    way: tuple[str, ...] = ()
+    judged_paths: tuple[str, ...] = ()
+    driver: Driver | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """A spec that a node is to have: its text, or why there is none, warnings, and the agent paths
-    on which depends what may be in it."""
+class DesiredSpec:
+    """A spec that a node is to have: its text, or the `problem` why there is none; otherwise as
+    `BuiltSpec`."""
 
     kind: str
     text: str | None
     problem: AgentError | None
-    warnings: tuple[str, ...]
-    way: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    judged_paths: tuple[str, ...] = ()
+    driver: Driver | None = None
+
+    @property
+    def is_absent(self) -> bool:
+        """Does the node have no devices of this kind? That is no fault."""
+        return isinstance(self.problem, NoDevices) and not isinstance(self.problem, DevicesLost)
 
 
-def places(settings: Settings) -> Places:
-    """Where the options say that the driver is."""
-    return Places(
-        driver_root=settings.driver_root,
-        driver_root_seen=settings.driver_root_ctr_path,
-        dev_root=settings.dev_root,
-        dev_root_seen=settings.dev_root_ctr_path,
-        libraries=settings.library_search_paths,
-        configs=settings.config_search_paths,
-    )
-
-
-def watched(settings: Settings, host: HostRoot) -> Iterator[str]:
-    """Agent paths that change when any of the specs would be another one; `PREFIX*DIRECTORY` for
-    names in a directory that start so."""
+def watch_paths(settings: Settings, host: HostRoot) -> Iterator[str]:
+    """Agent paths that change when any of the specs would be another one; `PREFIX*DIRECTORY` stands
+    for names in a directory that start so."""
     from agent.cdi.driver import kernel
-    from agent.cdi.make import driver_edits, others, platforms
 
-    given = places(settings)
-    yield from kernel.watched(host)
-    yield from platforms.watched(host, settings)
-    yield from driver.watched(host, given)
+    places = driver.places(settings)
+    yield from kernel.watch_paths(host)
+    yield f"dxg*{host.agent_path('/dev')}"
+    if platform.wsl(host):
+        from agent.cdi.make import wsl
+
+        yield from (host.agent_path(path) for path in (wsl.LIBRARIES, wsl.STORES))
+    if platform.tegra(host):
+        from agent.cdi.make import tegra
+
+        yield from tegra.watch_paths(host, settings)
+    yield from driver.watch_paths(host, places)
     yield host.agent_path("/etc/cufile.json")
-    for root in driver.roots(host, given):
-        yield from driver_edits.watched(root)
-        for dev in driver.dev_roots(host, given, root):
-            yield from others.watched(dev)
+    for root in driver.roots(host, places):
+        yield from driver_files.watch_paths(root)
+        for dev in driver.dev_roots(host, places, root):
+            yield from device_class.watch_paths(dev)
 
 
-def wanted(
-    settings: Settings, host: HostRoot, hook: str | None, ask: Ask | None = None,
-    without: Collection[str] = (), reader: Reader = NOBODY,
-) -> tuple[Wanted, ...]:  # fmt: skip
-    """Every spec that this node should have, but for those of the kinds in `without`: the
-    management spec first (WSL2 and a Tegra have none), that of GPUs, those of others where their
-    devices are there; with hooks by the program at the host path `hook`, and with nothing for which
-    `reader` would refuse all of it. Never raises an AgentError: one that cannot be made keeps no
-    other away."""
-    from agent.cdi.make import gpu as gpus
-    from agent.cdi.make import others
+def desired_specs(
+    gpu_mode: str, settings: Settings, host: HostRoot, hook: str | None,
+    ask: AskNvml | None = None, without: Collection[str] = (), reader: Reader = UNKNOWN_READER,
+) -> tuple[DesiredSpec, ...]:  # fmt: skip
+    """Every spec that this node should have, except for the kinds in `without`: the management spec
+    first (only with `gpu_mode` nvml), then that of GPUs, then those of the device classes that
+    exist. Hooks run the program at the host path `hook`. A spec has nothing for which `reader`
+    would refuse the whole file. Never raises an AgentError, so that one failed spec keeps no other
+    away."""
+    from agent.cdi.make import gpu
 
-    mode, found = automatic(settings, host, ask), []
-    if mode == "nvml":
-        found.append(
-            _wanted(settings.cdi_kind, lambda: management(settings, host, hook=hook), reader)
-        )
+    builder = _Builder(settings, host, hook, ask, EVERYTHING)
+    found = []
+    if gpu_mode == "nvml":
+        found.append(_desired(settings.cdi_kind, builder.management, reader))
     without = {*(one.kind for one in found), *without}
-    if gpus.KIND not in without:
-
-        def make() -> Made:
-            return _devices(mode, settings, host, hook=hook, ask=ask)
-
-        found.append(_wanted(gpus.KIND, make, reader))
-    for mode, which in others.CLASSES.items():
-        if which.kind not in without:
-            one = _wanted(which.kind, functools.partial(other, mode, settings, host), reader)
-            found += () if is_absent(one.problem) else (one,)
+    if gpu.KIND not in without:
+        found.append(_desired(gpu.KIND, lambda: builder.build(gpu_mode), reader))
+    for one in DEVICE_CLASSES:
+        if one.kind not in without:
+            desired = _desired(one.kind, functools.partial(builder.device_class, one), reader)
+            found += () if desired.is_absent else (desired,)
     return tuple(found)
 
 
-def is_absent(problem: AgentError | None) -> bool:
-    """Are there simply no devices of a kind? Then nobody misses them."""
-    return isinstance(problem, NoDevices) and not isinstance(problem, DevicesLost)
-
-
-def _wanted(kind: str, make: Callable[[], Made], reader: Reader) -> Wanted:
+def _desired(kind: str, build: Callable[[], BuiltSpec], reader: Reader) -> DesiredSpec:
     try:
-        made = make()
-        spec, more = made.spec, made.warnings
-        if not readers.takes(reader, rules.minimum_version(spec)):
-            spec, why = _without_groups(spec, reader)
-            more = (*more, *why)
-        return Wanted(kind, emit.text(spec), None, more, made.way)
+        built = build()
+        spec, warnings = built.spec, built.warnings
+        if not readers.can_read(reader, rules.minimum_version(spec)):
+            spec, more = _without_groups(spec, reader)
+            warnings = (*warnings, *more)
+        text = emit.text(spec)
+        return DesiredSpec(kind, text, None, warnings, built.judged_paths, built.driver)
     except AgentError as error:
-        return Wanted(kind, None, error, ())
+        return DesiredSpec(kind, None, error)
 
 
 def _without_groups(spec: Spec, reader: Reader) -> tuple[Spec, tuple[str, ...]]:
-    """Without what came last of all that a spec of ours can have. NVIDIA's generator writes it
-    (v1.19 and later), and such a runtime takes nothing from the file."""
+    """The spec without groups, the newest feature that a spec of ours can have. NVIDIA's generator
+    writes them (v1.19 and later), and such a runtime refuses the whole file."""
     less = transform.without_groups(spec)
     text = (
         f"CDI specs have no groups of device nodes, because {reader.name} may read no more than "
@@ -151,107 +142,236 @@ def _without_groups(spec: Spec, reader: Reader) -> tuple[Spec, tuple[str, ...]]:
     return less, (text,) if less != spec else ()
 
 
-def text(
+def spec_text(
     mode: str, settings: Settings, host: HostRoot, form: str = "yaml", *, hook: str | None,
     choice: Choice = EVERYTHING, mark: bool = True,
-) -> Text:  # fmt: skip
-    """The text of a mode's spec, and warnings. Raises NoDriver, NoDevices or DriverFailed."""
-    if mode == "auto":
-        mode = automatic(settings, host)
-    if mode == "management":
-        made = management(settings, host, hook=hook)
-    elif mode in ("nvml", "gpu", "csv", "wsl"):
-        made = _devices(mode, settings, host, hook=hook, choice=choice)
-    else:
-        made = other(mode, settings, host, choice)
-    spec = choice.named(made.spec)
+) -> tuple[str, tuple[str, ...]]:  # fmt: skip
+    """The text of a mode's spec, and warnings. `mark` lets `apply` write the file anew. Raises
+    NoDriver, NoDevices or DriverFailed."""
+    built = build(mode, settings, host, hook=hook, choice=choice)
+    spec = choice.with_kind(built.spec)
     spec = spec if choice.groups else transform.without_groups(spec)
-    return emit.text(spec, form, mark=mark), made.warnings
+    return emit.text(spec, form, mark=mark), built.warnings
 
 
-def automatic(settings: Settings, host: HostRoot, ask: Ask | None = None) -> str:
+def build(
+    mode: str, settings: Settings, host: HostRoot, *, hook: str | None = None,
+    ask: AskNvml | None = None, choice: Choice = EVERYTHING,
+) -> BuiltSpec:  # fmt: skip
+    """The spec of a mode of `cdi generate`. Raises NoDriver, NoDevices, or DriverFailed where NVML
+    crashes or hangs."""
+    mode = gpu_mode(settings, host, ask) if mode == "auto" else mode
+    return _Builder(settings, host, hook, ask, choice).build(mode)
+
+
+def gpu_mode(settings: Settings, host: HostRoot, ask: AskNvml | None = None) -> str:
     """The mode of nvidia.com/gpu that fits the machine: nvml, csv or wsl."""
-    if not (platform.wsl(host) or platform.tegra(host)):
-        return "nvml"
-    from agent.cdi.make import platforms
+    if platform.wsl(host):
+        # A GPU can be handed to Linux's own driver there.
+        places = driver.places(settings)
+        roots = driver.roots(host, places)
+        nodes = any(driver.device_nodes(driver.dev_roots(host, places, root)) for root in roots)
+        return "nvml" if nodes else "wsl"
+    if platform.tegra(host):
+        from agent.cdi.make import tegra
 
-    with contextlib.suppress(DriverFailed):  # told where its spec is made
-        return platforms.mode(host, places(settings), _asking(ask))
+        with contextlib.suppress(DriverFailed):  # the spec's own problem will name it
+            return "csv" if tegra.is_integrated_only(host, settings, _ask_in_root(ask)) else "nvml"
     return "nvml"
 
 
-def _asking(ask: Ask | None) -> Callable[[DriverRoot, str], Answer]:
-    from agent.cdi.driver import gpus as inventory
+def _ask_in_root(ask: AskNvml | None) -> Callable[[DriverRoot, str], Answer]:
+    """Ask the NVML at a path of a driver root. The file that is asked is the one that was
+    judged."""
+    from agent.cdi.driver import nvml
 
-    return lambda root, library: _told(root, library, ask or inventory.ask)
+    def ask_in_root(root: DriverRoot, library: str) -> Answer:
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(root.opened(library, os.O_RDONLY))
+            except (OSError, Refused) as error:
+                return nvml.Answer(error=f"{nvml.UNLOADABLE}: {library} cannot be opened ({error})")
+            if file.distrust:
+                return nvml.Answer(
+                    error=f"{nvml.UNLOADABLE}: others than root can change it: {file.distrust}"
+                )
+            return (ask or nvml.ask)(nvml.Library(file.path.agent, file.fd))
 
-
-def _devices(
-    mode: str, settings: Settings, host: HostRoot, *, hook: str | None, ask: Ask | None = None,
-    choice: Choice = EVERYTHING,
-) -> Made:  # fmt: skip
-    """The spec `nvidia.com/gpu` of a mode, and warnings."""
-    if mode in ("nvml", "gpu"):
-        return gpu(settings, host, hook=hook, ask=ask, choice=choice)
-    from agent.cdi.make import platforms
-
-    hooks, program = _hooks(settings, host, hook)
-    around = _surroundings(host, hooks)
-    found = platforms.made(mode, settings, host, places(settings), around, _asking(ask), choice)
-    warnings = (*found.warnings, *_warnings(hooks, program))
-    return _made(found.spec, found.roots, warnings, program.way)
+    return ask_in_root
 
 
-def _hooks(settings: Settings, host: HostRoot, path: str | None) -> tuple[Hooks, Program]:
-    """The hooks that may be made by the program at a host path, and what was judged of it."""
-    program = hook_programs.program(host, path)
-    ldconfig = settings.ldconfig_path or ""
-    hooks = Hooks(program.path, settings.disabled_hooks, settings.enabled_hooks, ldconfig)
-    return hooks, program
+@dataclass(frozen=True, slots=True)
+class _Builder:
+    """Makes the specs of a node, with hooks by the program at the host path `hook`."""
+
+    settings: Settings
+    host: HostRoot
+    hook: str | None
+    ask: AskNvml | None
+    choice: Choice
+
+    def build(self, mode: str) -> BuiltSpec:
+        """The spec of a mode other than auto."""
+        if mode == "management":
+            return self.management()
+        if mode in ("nvml", "gpu"):
+            return self.gpus()
+        if mode in ("csv", "wsl"):
+            return self.platform(mode)
+        return self.device_class(device_class.by_mode(mode))
+
+    def management(self) -> BuiltSpec:
+        """The management spec. Raises NoDriver."""
+        program, found = find_program(self.host, self.hook), self._driver()
+        spec = driver_files.management_spec(found, self._context(program), self.settings.cdi_kind)
+        warnings = (*self._hook_warnings(program), *_other_nodes(found, self.host))
+        return _built(spec, found, warnings, program)
+
+    def gpus(self) -> BuiltSpec:
+        """The spec `nvidia.com/gpu` of the Linux driver. Raises NoDriver, NoDevices or
+        DriverFailed."""
+        from agent.cdi.driver import kernel
+        from agent.cdi.make import gpu
+
+        program, found = find_program(self.host, self.hook), self._driver()
+        context, warnings = self._context(program), self._hook_warnings(program)
+        if EMPTY in self.choice.ids:
+            empty = Device(EMPTY, ContainerEdits(env=("NVCT_EMPTY_DEVICE=",)))
+            spec = Spec(gpu.KIND, (empty,), gpu.common_edits(found, context))
+            return _built(transform.finish(spec, merged=False), found, warnings, program)
+        answer = self._answer(found)
+        known = gpu.KernelGpus(
+            {one.bus: kernel.drm_names(self.host, one.bus) for one in answer.gpus},
+            kernel.mig_minors(self.host) if any(one.mig for one in answer.gpus) else {},
+        )
+        chosen = gpu.chosen(answer.gpus, self.choice.ids, answer.warnings)
+        spec, missing = gpu.spec(
+            found, context, chosen, known, self.settings.device_name_strategies,
+            merged=self.choice.merged, lost=answer.warnings,
+        )  # fmt: skip
+        return _built(spec, found, (*answer.warnings, *missing, *warnings), program)
+
+    def _answer(self, found: Driver) -> Answer:
+        """The GPUs from NVML, else from the kernel's list."""
+        from agent.cdi.driver import kernel, nvml
+
+        name = f"libnvidia-ml.so.{found.version}"
+        library = next(iter(found.find_libraries(name)), None)
+        if library is None:
+            why = f"there is no {name}"
+        elif not kernel.is_loaded(self.host):
+            why = "its kernel module is not loaded"
+        else:
+            answer = _ask_in_root(self.ask)(found.root, library)
+            if not answer.error:
+                return answer
+            why = answer.error
+        listed = kernel.gpus(self.host)
+        if listed.error:
+            raise NoDevices(
+                "cannot make a CDI spec for nvidia.com/gpu: NVML does not list the GPUs: "
+                f"{why}; and {listed.error}; load the driver's kernel module"
+            )
+        warning = (
+            "GPUs are read from /proc/driver/nvidia, without MIG devices, because NVML does not "
+            f"list them: {why}"
+        )
+        return nvml.Answer(listed.gpus, (warning, *listed.warnings))
+
+    def platform(self, mode: str) -> BuiltSpec:
+        """The spec `nvidia.com/gpu` of a Tegra (csv) or of WSL2 (wsl). Raises NoDriver, NoDevices
+        or DriverFailed."""
+        from agent.cdi.make import tegra, wsl
+
+        program = find_program(self.host, self.hook)
+        node = self.host, self.settings, self._context(program)
+        spec, warnings, roots = (
+            wsl.build(*node) if mode == "wsl"
+            else tegra.build(*node, _ask_in_root(self.ask), self.choice)
+        )  # fmt: skip
+        warnings = (*warnings, *self._hook_warnings(program))
+        return _with_left_out(spec, roots, warnings, program.judged_paths)
+
+    def device_class(self, one: DeviceClass) -> BuiltSpec:
+        """The spec of a device class. Raises NoDevices, or NoDriver where all of its nodes belong
+        to another driver or can be changed by another user than root."""
+        places, own = driver.places(self.settings), driver.host_root(self.host)
+        where = tuple((nodes.directory, nodes.pattern) for nodes in one.nodes)
+        tried: list[DriverRoot] = []
+        for root in driver.roots(self.host, places):
+            devs = driver.dev_roots(self.host, places, root)
+            nodes = driver.nodes_at(devs, where)
+            if spec := device_class.spec(one, nodes, (root, own), self.choice):
+                return _with_left_out(spec, (root, own, *devs))
+            tried += devs
+        start = f"cannot make a CDI spec for {one.kind}"
+        if distrusted := driver.left_out(tried):
+            raise NoDriver(f"{start}: {distrusted}")
+        if why := device_class.missing_numbers(one, tried):
+            raise DevicesLost(f"{start}: {why}")
+        names = ", ".join(nodes.path for nodes in one.nodes)
+        raise NoDevices(f"{start}: there is no {names}; load its kernel module")
+
+    def _driver(self) -> Driver:
+        return driver.find(self.host, driver.places(self.settings))
+
+    def _hooks(self, program: HookProgram) -> Hooks:
+        chosen = self.settings
+        return Hooks(
+            program.path, chosen.disabled_hooks, chosen.enabled_hooks, chosen.ldconfig_path or ""
+        )
+
+    def _context(self, program: HookProgram) -> BuildContext:
+        machine = os.uname()
+        return BuildContext(
+            self._hooks(program), machine.release, _firmware(self.host), machine.machine
+        )
+
+    def _hook_warnings(self, program: HookProgram) -> tuple[str, ...]:
+        """A warning where hooks are switched on and cannot be made."""
+        why = program.distrust or "there is no nvidia-cdi-hook on the host"
+        text = (
+            f"the CDI spec has no hooks: {why}; programs in containers find the driver's libraries "
+            "by LD_LIBRARY_PATH only"
+        )
+        return () if program.path or not self._hooks(program).any_enabled else (text,)
 
 
-def management(settings: Settings, host: HostRoot, *, hook: str | None) -> Made:
-    """The management spec, and warnings; hooks are done by the program at the host path `hook`.
-    Raises NoDriver."""
-    hooks, program = _hooks(settings, host, hook)
-    found = driver.find(host, places(settings))
-    from agent.cdi.make import management as management_spec
-
-    spec = management_spec.spec(found, _surroundings(host, hooks), settings.cdi_kind)
-    warnings = (*_warnings(hooks, program), *_elsewhere(found, host))
-    return _made(spec, (found.root, *found.devs), warnings, program.way)
-
-
-def _elsewhere(found: Driver, host: HostRoot) -> Iterator[str]:
-    """What the host's dev or the driver root's has, and the device root that was asked for has
-    not."""
-    has, places = {node.inside for node in found.nodes}, [dev.host_path for dev in found.devs]
-    for root in (*driver.roots(host, Places(driver_root=driver.HOST_DRIVER)), found.root):
-        if root.host_path in places:
+def _other_nodes(found: Driver, host: HostRoot) -> Iterator[str]:
+    """A warning about nodes that the host or the driver root has, and --dev-root has not."""
+    has, searched = {node.inside for node in found.nodes}, [dev.host_path for dev in found.devs]
+    for root in (driver.host_root(host), found.root):
+        if root.host_path in searched:
             continue
-        places.append(root.host_path)
+        searched.append(root.host_path)
         more = [n.host_path for n in driver.device_nodes((root,)) if n.inside not in has]
         if more:
             yield (
                 f"CDI specs are without {_some(more)}: device nodes are taken from "
-                f"{places[0]} (--dev-root) only, which has none of these names; make them there, "
+                f"{searched[0]} (--dev-root) only, which has none of these names; make them there, "
                 "or leave --dev-root out"
             )
 
 
-def _made(
+def _built(spec: Spec, found: Driver, warnings: tuple[str, ...], program: HookProgram) -> BuiltSpec:
+    """The spec of a driver, with its warnings."""
+    roots = (found.root, *found.devs)
+    return _with_left_out(spec, roots, warnings, program.judged_paths, found)
+
+
+def _with_left_out(
     spec: Spec, roots: Iterable[DriverRoot], warnings: tuple[str, ...] = (),
-    way: tuple[str, ...] = (),
-) -> Made:  # fmt: skip
-    """A spec with what was left out of it, one warning for each cause."""
+    judged_paths: tuple[str, ...] = (), found: Driver | None = None,
+) -> BuiltSpec:  # fmt: skip
+    """A spec, with one more warning for each cause why paths of the roots were left out of it."""
     roots = tuple(dict.fromkeys(roots))
     causes: dict[str, list[str]] = {}
     for path, why in ((path, why) for root in roots for path, why in root.left_out.items()):
         causes.setdefault(why, []).append(path)
-    told = (f"CDI specs are without {_some(paths)}: {why}{remedy(paths[0])}"
+    more = (f"CDI specs are without {_some(paths)}: {why}{driver_files.remedy(paths[0])}"
             for why, paths in causes.items())  # fmt: skip
-    ways = dict.fromkeys((*way, *(path for root in roots for path in root.way)))
-    return Made(spec, (*warnings, *told), tuple(ways))
+    judged = (*judged_paths, *(path for root in roots for path in root.judged_paths))
+    return BuiltSpec(spec, (*warnings, *more), tuple(dict.fromkeys(judged)), found)
 
 
 def _some(paths: Sequence[str]) -> str:
@@ -260,125 +380,8 @@ def _some(paths: Sequence[str]) -> str:
     return ", ".join(named) + (f" and {more} more" if more > 0 else "")
 
 
-def gpu(
-    settings: Settings, host: HostRoot, *, hook: str | None, ask: Ask | None = None,
-    choice: Choice = EVERYTHING,
-) -> Made:  # fmt: skip
-    """The spec `nvidia.com/gpu`, and warnings.
-
-    Raises NoDriver, NoDevices, or DriverFailed where that library crashes or hangs.
-    """
-    from agent.cdi.driver import kernel
-    from agent.cdi.make import gpu as gpus
-
-    hooks, program = _hooks(settings, host, hook)
-    found = driver.find(host, places(settings))
-    if EMPTY in choice.ids:
-        nothing = Device(EMPTY, ContainerEdits(env=("NVCT_EMPTY_DEVICE=",)))
-        common = gpus.common(found, _surroundings(host, hooks))
-        spec = transform.finish(Spec(gpus.KIND, (nothing,), common), merged=False)
-        roots = (found.root, *found.devs)
-        return _made(spec, roots, _warnings(hooks, program), program.way)
-    answer = _answer(found, host, ask)
-    known = gpus.Kernel(
-        {one.bus: kernel.drm_names(host, one.bus) for one in answer.gpus},
-        kernel.mig_minors(host) if any(one.mig for one in answer.gpus) else {},
-    )
-    spec, missing = gpus.spec(
-        found, _surroundings(host, hooks),
-        gpus.chosen(answer.gpus, choice.ids, answer.warnings), known,
-        settings.device_name_strategies, merged=choice.merged, lost=answer.warnings,
-    )  # fmt: skip
-    warnings = (*answer.warnings, *missing, *_warnings(hooks, program))
-    return _made(spec, (found.root, *found.devs), warnings, program.way)
-
-
-def _answer(found: Driver, host: HostRoot, ask: Ask | None) -> Answer:
-    """The GPUs from NVML, else from the kernel's list."""
-    from agent.cdi.driver import gpus as inventory
-    from agent.cdi.driver import kernel
-
-    name = f"libnvidia-ml.so.{found.version}"
-    library = next(iter(found.find_libraries(name)), None)
-    if library is None:
-        why = f"there is no {name}"
-    elif not kernel.is_loaded(host):
-        why = "its kernel module is not loaded"
-    else:
-        answer = _told(found.root, library, ask or inventory.ask)
-        if not answer.error:
-            return answer
-        why = answer.error
-    listed = kernel.gpus(host)
-    if listed.error:
-        raise NoDevices(
-            f"cannot make a CDI spec for nvidia.com/gpu: NVML does not list the GPUs: {why}; and "
-            f"{listed.error}; load the driver's kernel module"
-        )
-    warning = (
-        "GPUs are read from /proc/driver/nvidia, without MIG devices, because NVML does not list "
-        f"them: {why}"
-    )
-    return inventory.Answer(listed.gpus, (warning, *listed.warnings))
-
-
-def _told(root: DriverRoot, library: str, ask: Ask) -> Answer:
-    """The answer of the very file that was judged."""
-    from agent.cdi.driver.gpus import UNLOADABLE, Answer, Library
-
-    with contextlib.ExitStack() as stack:
-        try:
-            file = stack.enter_context(root.opened(library, os.O_RDONLY))
-        except (OSError, Refused) as error:
-            return Answer(error=f"{UNLOADABLE}: {library} cannot be opened ({error})")
-        if file.distrust:
-            return Answer(error=f"{UNLOADABLE}: others than root can change it: {file.distrust}")
-        return ask(Library(file.path.agent, file.fd))
-
-
-def other(mode: str, settings: Settings, host: HostRoot, choice: Choice = EVERYTHING) -> Made:
-    """The spec of another class of devices. Raises NoDevices, or NoDriver where there are only such
-    as are not of its driver, or are not root's alone."""
-    from agent.cdi.make import others
-
-    which = others.CLASSES[mode]
-    given = places(settings)
-    roots = driver.roots(host, given)
-    own = driver.roots(host, Places(driver_root=driver.HOST_DRIVER))
-    tried: list[DriverRoot] = []
-    for root in roots:
-        devs = driver.dev_roots(host, given, root)
-        nodes = driver.nodes_at(devs, which.nodes)
-        if spec := others.spec(mode, nodes, (root, *own), choice):
-            return _made(spec, (root, *own, *devs))
-        tried += devs
-    if distrusted := driver.left_out(tried):
-        raise NoDriver(f"cannot make a CDI spec for {which.kind}: {distrusted}")
-    names = ", ".join("/".join(place) for place in which.nodes)
-    if mode == "imex" and (why := others.no_channel(tried)):
-        raise DevicesLost(f"cannot make a CDI spec for {which.kind}: {why}")
-    raise NoDevices(
-        f"cannot make a CDI spec for {which.kind}: there is no {names}; load its kernel module"
-    )
-
-
-def _surroundings(host: HostRoot, hooks: Hooks) -> Surroundings:
-    machine = os.uname()
-    return Surroundings(hooks, machine.release, _firmware(host), machine.machine)
-
-
-def _warnings(hooks: Hooks, program: Program) -> tuple[str, ...]:
-    """That there are no hooks, although they are wanted."""
-    why = program.distrust or "there is no nvidia-cdi-hook on the host"
-    text = (
-        f"the CDI spec has no hooks: {why}; programs in containers find the driver's libraries by "
-        "LD_LIBRARY_PATH only"
-    )
-    return () if hooks.path or not hooks.wanted else (text,)
-
-
 def _firmware(host: HostRoot) -> str:
-    """The kernel's own firmware directory, where somebody set one."""
+    """The kernel's extra firmware directory; "" where none is set."""
     try:
         with open(host.agent_path(_FIRMWARE), encoding="utf-8", errors="surrogateescape") as file:
             return file.read(4096).strip()

@@ -1,8 +1,8 @@
 """The spec `nvidia.com/gpu`: every GPU and every MIG device under all of its names, and `all`.
 
-Invariant: pure in what was found. A device is in it only with all of the nodes without which it is
-of no use; what is left out is told. Entries and their order are those of NVIDIA's generator
-(pkg/nvcdi v1.20, mode nvml).
+Invariant: pure in what was found. A device is in the spec only with every node that it cannot be
+used without; a device that is left out causes a warning. Entries and their order are those of
+NVIDIA's generator (pkg/nvcdi v1.20, mode nvml).
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from agent.cdi.driver.driver import Driver, Node
-from agent.cdi.driver.gpus import Gpu, Mig
-from agent.cdi.make import driver_edits, graphics, transform
-from agent.cdi.make.driver_edits import Surroundings
+from agent.cdi.driver.nvml import Gpu, Mig
+from agent.cdi.make import driver_files, graphics, transform
+from agent.cdi.make.driver_files import BuildContext
 from agent.cdi.model import ContainerEdits, Device, Hook, Spec
 from agent.errors import DevicesLost, NoDevices
 
 KIND = "nvidia.com/gpu"
 
-CONTROL = ("/dev/nvidia-modeset", "/dev/nvidia-uvm-tools", "/dev/nvidia-uvm", "/dev/nvidiactl")
+CONTROL_NODES = (
+    "/dev/nvidia-modeset", "/dev/nvidia-uvm-tools", "/dev/nvidia-uvm", "/dev/nvidiactl",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class Kernel:
+class KernelGpus:
     """What the kernel says about GPUs: names of DRM nodes by PCI address, and the minor numbers of
     MIG capabilities by their names (`gpu0/gi1/access`)."""
 
@@ -33,17 +35,18 @@ class Kernel:
 
 
 def spec(
-    driver: Driver, around: Surroundings, gpus: Sequence[Gpu], kernel: Kernel,
+    driver: Driver, context: BuildContext, gpus: Sequence[Gpu], kernel: KernelGpus,
     strategies: Sequence[str], *, merged: bool = True, lost: Sequence[str] = (),
 ) -> tuple[Spec, tuple[str, ...]]:  # fmt: skip
-    """The spec, and what is not in it and why; `merged`: with a device `all`; `lost` is what was
-    told of other GPUs. Raises NoDevices where there are none, DevicesLost where none is left."""
+    """The spec, and a warning for each device that is not in it. `merged` adds a device `all`;
+    `lost` are NVML's warnings about other GPUs. Raises NoDevices where there is no GPU, DevicesLost
+    where none can be used."""
     devices: list[Device] = []
     missing: list[str] = []
     for gpu in gpus:
-        maker = Maker(driver, around, gpu, kernel)
+        edits = GpuEdits(driver, context, gpu, kernel)
         for part in gpu.instances if gpu.mig else (None,):
-            found, names = maker.make(part), device_names(gpu, part, strategies)
+            found, names = edits.of(part), device_names(gpu, part, strategies)
             if isinstance(found, str):
                 missing.append(f"{_title(gpu, part)} is not in the CDI spec: {found}")
             elif not names:
@@ -55,52 +58,50 @@ def spec(
         if reasons:
             raise DevicesLost(f"{start}: {'; '.join(reasons)}")
         raise NoDevices(f"{start}: there is no GPU, nor a MIG device")
-    made = Spec(KIND, tuple(devices), common(driver, around))
-    return transform.finish(made, merged=merged), tuple(missing)
+    found_spec = Spec(KIND, tuple(devices), common_edits(driver, context))
+    return transform.finish(found_spec, merged=merged), tuple(missing)
 
 
-def chosen(told: Sequence[Gpu], ids: Sequence[str], lost: Sequence[str] = ()) -> tuple[Gpu, ...]:
-    """The GPUs and MIG devices with these indices (`0`, `0:1`) or UUIDs. Raises NoDevices, with
-    what was told of one that is `lost`.
-
-    A GPU that is split can be asked for as a whole, as NVIDIA's generator has it.
-    """
+def chosen(gpus: Sequence[Gpu], ids: Sequence[str], lost: Sequence[str] = ()) -> tuple[Gpu, ...]:
+    """The GPUs and MIG devices with these indices (`0`, `0:1`) or UUIDs. A GPU that is split into
+    MIG devices can be chosen as a whole, as in NVIDIA's generator. Raises NoDevices for an id that
+    does not exist, DevicesLost where NVML's warnings (`lost`) say why it is missing."""
     if transform.ALL in ids:
-        return tuple(told)
+        return tuple(gpus)
     found: dict[Gpu, None] = {}
-    for wanted in ids:
-        one = next(_matching(told, wanted), None)
-        starts = (f"GPU {wanted} ", f"MIG device {wanted} ")
-        if one is None and (why := next((s for s in lost if s.startswith(starts)), None)):
+    for device_id in ids:
+        gpu = next(_matching(gpus, device_id), None)
+        starts = (f"GPU {device_id} ", f"MIG device {device_id} ")
+        if gpu is None and (why := next((s for s in lost if s.startswith(starts)), None)):
             raise DevicesLost(f"cannot make a CDI spec for {KIND}: {why}")
-        if one is None:
+        if gpu is None:
             raise NoDevices(
-                f"cannot make a CDI spec for {KIND}: there is no GPU or MIG device {wanted}; give "
-                "an index or a UUID that nvidia-smi -L shows"
+                f"cannot make a CDI spec for {KIND}: there is no GPU or MIG device {device_id}; "
+                "give an index or a UUID that nvidia-smi -L shows"
             )
-        found[one] = None
+        found[gpu] = None
     return tuple(found)
 
 
-def _matching(told: Sequence[Gpu], wanted: str) -> Iterator[Gpu]:
-    """GPUs of which nothing is left but what is wanted."""
-    for gpu in told:
-        if wanted in (str(gpu.index), gpu.uuid):
+def _matching(gpus: Sequence[Gpu], device_id: str) -> Iterator[Gpu]:
+    """GPUs reduced to the device with this id."""
+    for gpu in gpus:
+        if device_id in (str(gpu.index), gpu.uuid):
             yield replace(gpu, mig=False, instances=())
         for part in gpu.instances:
-            if wanted in (f"{gpu.index}:{part.index}", part.uuid):
+            if device_id in (f"{gpu.index}:{part.index}", part.uuid):
                 yield replace(gpu, instances=(part,))
 
 
-def common(driver: Driver, around: Surroundings) -> ContainerEdits:
-    """What every device brings along."""
-    hooks = around.hooks
+def common_edits(driver: Driver, context: BuildContext) -> ContainerEdits:
+    """What a container gets with any GPU."""
+    hooks = context.hooks
     return transform.joined(
-        driver_edits.node_edits(node for path in CONTROL if (node := driver.node(path))),
-        graphics.edits(driver, hooks, around.machine),
-        driver_edits.driver_edits(driver, around),
+        driver_files.node_edits(node for path in CONTROL_NODES if (node := driver.node(path))),
+        graphics.edits(driver, hooks, context.machine),
+        driver_files.file_edits(driver, context),
         ContainerEdits(
-            env=(driver_edits.VOID,),
+            env=(driver_files.VOID,),
             hooks=(
                 *hooks.make("disable-device-node-modification"),
                 *hooks.make("update-application-profile"),
@@ -114,7 +115,7 @@ def _title(gpu: Gpu, part: Mig | None) -> str:
 
 
 def device_names(gpu: Gpu, part: Mig | None, strategies: Sequence[str]) -> tuple[str, ...]:
-    """What a GPU, or a part of it, is called."""
+    """The names of a GPU, or of a MIG device of it."""
     number = f"{gpu.index}:{part.index}" if part else str(gpu.index)
     names = {
         "index": number,
@@ -125,16 +126,17 @@ def device_names(gpu: Gpu, part: Mig | None, strategies: Sequence[str]) -> tuple
 
 
 @dataclass(frozen=True, slots=True)
-class Maker:
-    """What makes the edits of one GPU and of its parts."""
+class GpuEdits:
+    """Makes the edits of one GPU and of its MIG devices."""
 
     driver: Driver
-    around: Surroundings
+    context: BuildContext
     gpu: Gpu
-    kernel: Kernel
+    kernel: KernelGpus
 
-    def make(self, part: Mig | None) -> ContainerEdits | str:
-        """Those of a part, None for the whole GPU; a string says why there are none."""
+    def of(self, part: Mig | None) -> ContainerEdits | str:
+        """The edits of a MIG device, or of the whole GPU for None; a string says why there are
+        none."""
         paths = [f"/dev/nvidia{self.gpu.minor}"]
         if part:
             above = f"gpu{self.gpu.minor}/gi{part.gpu_instance}"
@@ -151,9 +153,9 @@ class Maker:
                 return f"there is no device node {path} in {where}; run nvidia-modprobe"
             nodes.append(node)
         drm = self._drm() if part is None or part.graphics else ()
-        edits = driver_edits.node_edits((*nodes, *drm))
+        edits = driver_files.node_edits((*nodes, *drm))
         folders = () if part else tuple(node.inside for node in (*nodes, *drm))
-        hooks = (*self._by_path(drm), *self.around.hooks.folders(folders))
+        hooks = (*self._by_path(drm), *self.context.hooks.folders(folders))
         return transform.joined(edits, ContainerEdits(hooks=hooks))
 
     def _drm(self) -> tuple[Node, ...]:
@@ -161,11 +163,11 @@ class Maker:
         return tuple(node for name in names if (node := self.driver.node(f"/dev/dri/{name}")))
 
     def _by_path(self, nodes: Sequence[Node]) -> tuple[Hook, ...]:
-        return self.around.hooks.symlinks(tuple(self._links({node.inside for node in nodes})))
+        return self.context.hooks.symlinks(tuple(self._links({node.inside for node in nodes})))
 
     def _links(self, paths: set[str]) -> Iterator[str]:
-        """Links by PCI address that lead to these nodes. They are named as a container has them;
-        NVIDIA's generator puts the device root before them."""
+        """Links by PCI address that lead to these nodes. They are named as in a container; NVIDIA's
+        generator puts the device root before them."""
         for what in ("card", "render"):
             link = f"/dev/dri/by-path/pci-{self.gpu.bus}-{what}"
             target = self.driver.read_link(link)

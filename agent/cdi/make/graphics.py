@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from agent.cdi.driver.driver import Driver
-from agent.cdi.make import driver_edits
+from agent.cdi.make import driver_files
 from agent.cdi.make.hooks import Hooks
 from agent.cdi.model import ContainerEdits, Mount
 
@@ -47,7 +47,7 @@ _XORG_MODULES = (
 
 
 def edits(driver: Driver, hooks: Hooks, machine: str) -> ContainerEdits:
-    """Everything there is; nothing of it is needed."""
+    """All files for graphics that exist; a driver need not have any."""
     version = driver.version
     allocator = driver.find_libraries(f"libnvidia-allocator.so.{version}")
     producer = driver.find_libraries(f"libnvidia-vulkan-producer.so.{version}")
@@ -65,8 +65,8 @@ def edits(driver: Driver, hooks: Hooks, machine: str) -> ContainerEdits:
     return ContainerEdits(
         hooks=hooks.symlinks(links),
         mounts=(
-            *(driver_edits.mount(driver.root, path) for path in files),
-            *((driver_edits.mount(driver.root, xconfig),) if xconfig else ()),
+            *(driver_files.mount(driver.root, path) for path in files),
+            *((driver_files.mount(driver.root, xconfig),) if xconfig else ()),
             *_configs(driver, machine),
         ),
     )
@@ -93,12 +93,12 @@ def _configs(driver: Driver, machine: str) -> tuple[Mount, ...]:
     configs = ((path.removeprefix("/usr/share/").removeprefix("/etc/"), path) for path in _CONFIGS)
     # Some packages name the machine in it; some put them into the driver root itself (GKE).
     names = (*_VULKAN, f"vulkan/icd.d/nvidia_icd.{machine}.json")
-    wanted = (
+    targets = (
         *((directories, name, target) for name, target in configs),
         *(((*directories, "/"), name, f"/etc/{name}") for name in names),
     )
     return tuple(
-        driver_edits.mount(driver.root, path, target)
-        for places, name, target in wanted
+        driver_files.mount(driver.root, path, target)
+        for places, name, target in targets
         for path in driver.root.files(places, name)[:1]
     )

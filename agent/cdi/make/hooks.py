@@ -1,8 +1,8 @@
-"""Hooks: NVIDIA's own program on the host, which finishes a container before it starts.
+"""Hooks: calls of NVIDIA's program on the host, which finishes a container before it starts.
 
-Invariant: none where the program is not on the host, for then no container would start, and none
-that somebody switched off. Names, arguments and their order are those of nvidia-cdi-hook (v1.20);
-nvidia-ctk, of an older toolkit, has the same as commands below `hook`.
+Invariant: there is no hook where the program is not on the host, because then no container would
+start, and none that is switched off. Names, arguments and their order are those of nvidia-cdi-hook
+(v1.20); nvidia-ctk of an older toolkit has the same commands below `hook`.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from agent.cdi.driver import elf
+from agent.cdi.driver import loader
 from agent.cdi.driver.root import DriverRoot
 from agent.cdi.model import Hook
 from agent.errors import Refused
 from agent.host import trust
 from agent.host.paths import HostRoot
 
-# Made only where somebody asks for them.
-_ASKED_FOR = ("chmod",)
+# Hooks that are made only where an option enables them.
+_OPTIONAL = ("chmod",)
 # Directories of device nodes that an old crun makes for root only (containers/crun#1047).
 _CLOSED = ("/dev/dri", "/dev/nvidia-caps")
-# Links that no soname gives: (library, link's target or None for the file itself, link's name).
+# Links that follow from no soname: (library, target or None for the library itself, link).
 _LINKS = (
     ("libcuda.so.*.*", "libcuda.so.1", "libcuda.so"),
     ("libGLX_nvidia.so.*.*", None, "libGLX_indirect.so.0"),
@@ -32,19 +32,19 @@ _LINKS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Program:
-    """The program of hooks on the host: `path` is None where there is none, or where root runs it
-    and somebody else decides what it is, as `distrust` says. `way`: agent paths by whose owners,
-    modes and links that was decided."""
+class HookProgram:
+    """The program of hooks on the host. `path` is None where there is none, or where another user
+    than root can change it, as `distrust` says. `judged_paths` are the agent paths whose owners,
+    modes and links decided that."""
 
     path: str | None = None
     distrust: str | None = None
-    way: tuple[str, ...] = ()
+    judged_paths: tuple[str, ...] = ()
 
 
-def program(host: HostRoot, path: str | None) -> Program:
-    """The program at a host path. One that is yet to be installed will be in the nearest directory
-    that is there."""
+def find_program(host: HostRoot, path: str | None) -> HookProgram:
+    """The program at a host path. Where it is yet to be installed, the nearest directory that
+    exists is judged."""
     above = path
     while above is not None:
         try:
@@ -52,23 +52,23 @@ def program(host: HostRoot, path: str | None) -> Program:
                 why = found.distrust
                 if above != path and not why and (lax := trust.distrust(found.found)):
                     why = f"{above} {lax}"
-                way = tuple(map(host.agent_path, found.route))
+                judged_paths = tuple(map(host.agent_path, found.route))
         except FileNotFoundError:
             above = os.path.dirname(above)
             continue
         except (OSError, Refused) as error:
-            return Program(distrust=f"{path} cannot be opened ({error})")
+            return HookProgram(distrust=f"{path} cannot be opened ({error})")
         if why:
-            return Program(distrust=f"{path} is not used, because {why}", way=way)
-        return Program(path, way=way)
-    return Program()
+            return HookProgram(None, f"{path} is not used, because {why}", judged_paths)
+        return HookProgram(path, judged_paths=judged_paths)
+    return HookProgram()
 
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What hooks may be made: `path` is the program on the host, None where there is none;
+    """The hooks that may be made: `path` is the program on the host, None where there is none;
     `enabled` wins over `disabled`; `ldconfig` is the program that makes the loader's cache, ""
-    where the hook knows it itself."""
+    where the hook finds it by itself."""
 
     path: str | None
     disabled: tuple[str, ...] = ()
@@ -76,16 +76,16 @@ class Hooks:
     ldconfig: str = ""
 
     @property
-    def wanted(self) -> bool:
-        """Would there be any hook, were the program there?"""
+    def any_enabled(self) -> bool:
+        """Is any hook switched on?"""
         return "all" not in self.disabled or bool(self.enabled)
 
     def _is_off(self, name: str) -> bool:
-        off = {*self.disabled, *_ASKED_FOR}
+        off = {*self.disabled, *_OPTIONAL}
         return name not in self.enabled and (name in off or "all" in off)
 
     def make(self, name: str, *args: str) -> tuple[Hook, ...]:
-        """The hook of that name, if there is to be one."""
+        """The hook of this name; nothing where it is switched off or has no program."""
         if self.path is None or self._is_off(name):
             return ()
         base = os.path.basename(self.path)
@@ -93,14 +93,14 @@ class Hooks:
         return (Hook("createContainer", self.path, words, ("NVIDIA_CTK_DEBUG=false",)),)
 
     def symlinks(self, links: Sequence[str]) -> tuple[Hook, ...]:
-        """One that makes links, given as `TARGET::LINK`."""
+        """The hook that makes links, given as `TARGET::LINK`."""
         words = (word for link in links for word in ("--link", link))
         return self.make("create-symlinks", *words) if links else ()
 
     def libraries(
         self, root: DriverRoot, version: str, libraries: Sequence[str]
     ) -> tuple[Hook, ...]:
-        """Those that make libraries found in a container, in the order in which they have to run:
+        """The hooks by which a container finds libraries, in the order in which they have to run:
         links, then a newer compat library of the image, then the loader's cache."""
         return (
             *self.library_links(root, libraries),
@@ -109,17 +109,18 @@ class Hooks:
         )
 
     def library_links(self, root: DriverRoot, libraries: Sequence[str]) -> tuple[Hook, ...]:
-        """One that makes the links by which programs find libraries."""
+        """The hook that makes the links by which programs find libraries."""
         return self.symlinks(_links(root, libraries))
 
     def cache(self, files: Iterable[str]) -> tuple[Hook, ...]:
-        """One that lets the loader know the directories of those files that are libraries."""
+        """The hook that adds the directories of those files that are libraries to the loader's
+        cache."""
         folders = tuple(word for folder in _folders(files) for word in ("--folder", folder))
         ldconfig = ("--ldconfig-path", self.ldconfig) if self.ldconfig else ()
         return self.make("update-ldcache", *ldconfig, *folders) if folders else ()
 
     def folders(self, nodes: Iterable[str]) -> tuple[Hook, ...]:
-        """One that opens the directories of these device nodes to everybody."""
+        """The hook that makes the directories of these device nodes readable to everybody."""
         found = dict.fromkeys(
             above for node in nodes if (above := os.path.dirname(node)) in _CLOSED
         )
@@ -137,7 +138,7 @@ def _is_library(name: str) -> bool:
 
 
 def _links(root: DriverRoot, libraries: Sequence[str]) -> tuple[str, ...]:
-    """`TARGET::LINK` for every link that programs expect and that mounts do not bring along."""
+    """`TARGET::LINK` for every link that programs expect, because mounts bring files only."""
     found: list[str] = []
     for path in libraries:
         directory, name = os.path.split(path)
@@ -152,8 +153,8 @@ def _links(root: DriverRoot, libraries: Sequence[str]) -> tuple[str, ...]:
 
 
 def _soname_links(root: DriverRoot, directory: str, name: str) -> list[str]:
-    """Links by soname and by plain name, as far as the driver has them too."""
-    soname = elf.soname(root.agent_path(f"{directory}/{name}"))
+    """Links by soname and by plain name, where the driver root has them too."""
+    soname = loader.soname(root.agent_path(f"{directory}/{name}"))
     if soname is None:
         return []
     soname = soname or name

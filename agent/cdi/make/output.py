@@ -1,7 +1,7 @@
-"""Where `cdi generate` writes a spec, and which program its hooks run.
+"""The output file of `cdi generate`, and the program of its hooks.
 
-Invariant: a file has its whole content at every moment; nothing but it and the directories above it
-is written.
+Invariant: the file has its whole content at every moment; only the file and missing directories
+above it are written.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _NAMES = (programs.CDI_HOOK, programs.CTK)
 def hook(settings: Settings, host: HostRoot, asked: str) -> str | None:
     """Host path of the program of hooks; None where there is none.
 
-    A path is taken as it is, whether it is there or not. Raises UsageError for another name, and
-    Refused where a name is asked for that is not there.
+    `asked` is a path, which is not checked, or the name of a program. Raises UsageError for an
+    unknown name, and Refused where the named program is not on the host.
     """
     if asked.startswith("/"):
         return asked
@@ -32,16 +32,17 @@ def hook(settings: Settings, host: HostRoot, asked: str) -> str | None:
         )
     found = programs.find(settings, host, asked or programs.CDI_HOOK)
     if asked and found is None:
+        directory = programs.directory_name(settings, host)
         raise Refused(
-            f"cannot make hooks: there is no {asked} in {programs.spelled(settings, host)} or "
-            "/usr/bin; give its path with --nvidia-cdi-hook-path"
+            f"cannot make hooks: there is no {asked} in {directory} or /usr/bin; give its path "
+            "with --nvidia-cdi-hook-path"
         )
     return found
 
 
 def write(host: HostRoot, asked: str, form: str, text: str) -> HostPath:
-    """Write a spec where an option says, and give that path. A name without an ending gets that of
-    the form, because a runtime reads no other file. Raises Refused."""
+    """Write a spec to the path of the option, and give that path. A name without an ending gets
+    that of the form, because runtimes read no other file. Raises Refused."""
     if os.path.splitext(asked)[1] not in (".json", ".yaml"):
         asked = f"{asked}.{form}"
     path = host.locate(os.path.join(os.getcwd(), asked))

@@ -8,22 +8,47 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from agent.cdi.make.choice import EMPTY, Choice
+from agent.cdi.model import Spec
 from agent.errors import UsageError
 from agent.options.cdi import FEATURES, GENERATE, GENERATE_ENV
 from agent.options.settings import display_name, parse, raw_value
+
+EMPTY = "none"  # the id of a device that brings nothing
 
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9]")
 _ENDINGS = {".json": "json", ".yaml": "yaml", ".yml": "yaml"}
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """The part of a spec that is asked for: `ids` are indices or UUIDs of devices, `all` or `none`;
+    `merged` adds a device `all`; `several` allows more than one GPU on a Tegra; `groups` adds the
+    groups of device nodes; `vendor` and `class_name` replace those of the mode where they are not
+    empty."""
+
+    ids: tuple[str, ...] = ("all",)
+    merged: bool = True
+    several: bool = True
+    groups: bool = True
+    vendor: str = ""
+    class_name: str = ""
+
+    def with_kind(self, spec: Spec) -> Spec:
+        """The spec under the chosen vendor and class."""
+        vendor, _, class_name = spec.kind.partition("/")
+        return replace(spec, kind=f"{self.vendor or vendor}/{self.class_name or class_name}")
+
+
+EVERYTHING = Choice()
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
-    """`output` is a path, "" for standard output; `hook_path` is a program, "" for the one that is
-    installed; `warnings` say what does not do what it says."""
+    """`output` is a path, "" for standard output; `hook_path` is a program, "" for the installed
+    one; `warnings` name options that have no effect."""
 
     mode: str
     form: str
@@ -36,7 +61,7 @@ class Request:
 def with_environment(
     given: Mapping[str, str | None], env: Mapping[str, str]
 ) -> dict[str, str | None]:
-    """What the command line gives for all commands, with what nvidia-ctk's own variables say."""
+    """The options of the command line, completed from the variables of nvidia-ctk."""
     found = dict(given)
     for name, variable in GENERATE_ENV.items():
         if found.get(name) is None and env.get(variable, "").strip():
@@ -45,7 +70,7 @@ def with_environment(
 
 
 def request(given: Mapping[str, str | None], env: Mapping[str, str]) -> Request:
-    """What the command line asks for, else the environment. Raises UsageError."""
+    """The request of the command line, completed from the environment. Raises UsageError."""
     values: dict[str, Any] = {}
     for option in GENERATE:
         text, origin = raw_value(option, given, env)
@@ -56,18 +81,17 @@ def request(given: Mapping[str, str | None], env: Mapping[str, str]) -> Request:
         )
     _check(values)
     form, warnings = _form(values["output"] or "", values["form"])
-    ids = values["device_ids"]
-    empty = EMPTY in ids
+    empty = EMPTY in values["device_ids"]
     if empty and not values["no_all_device"]:
         warnings = (*warnings, f"there is no device `all` beside {EMPTY}")
     flags = values["feature_flags"]
     choice = Choice(
-        ids,
-        not (values["no_all_device"] or empty),
-        "disable-multiple-csv-devices" not in flags,
-        "no-additional-gids-for-device-nodes" not in flags,
-        values["vendor"] or "",
-        values["class_name"] or "",
+        ids=values["device_ids"],
+        merged=not (values["no_all_device"] or empty),
+        several="disable-multiple-csv-devices" not in flags,
+        groups="no-additional-gids-for-device-nodes" not in flags,
+        vendor=values["vendor"] or "",
+        class_name=values["class_name"] or "",
     )
     return Request(
         values["spec_mode"], form, values["output"] or "", values["hook_path"] or "", choice,
@@ -90,8 +114,8 @@ def _check(values: Mapping[str, Any]) -> None:
 
 
 def _form(output: str, asked: str | None) -> tuple[str, tuple[str, ...]]:
-    """How to write the spec: as the name of a file ends, because a runtime reads it so; and a
-    warning where something else is asked for."""
+    """YAML or JSON: what the ending of the output file says, because a runtime reads the file by
+    its ending; and a warning where the option asks for the other one."""
     implied = _ENDINGS.get(os.path.splitext(output)[1].lower())
     if implied and asked not in (None, implied):
         return implied, (f"{output} is written as {implied}, as its name says, not as {asked}",)

@@ -1,9 +1,9 @@
-"""From what was found to what is written: duplicates go, what all share is said once, all is in
-order, and `all` stands for every device.
+"""The last steps of making a spec: remove duplicates and edits that all devices share, sort, and
+add the device `all`.
 
-Invariant: pure, and equal findings in any order of devices, nodes and mounts give the same spec.
-The steps and their order are those of NVIDIA's generator (pkg/nvcdi/spec and transform, v1.20).
-Hooks and environment keep their order: there it means something.
+Invariant: pure; the order in which devices, nodes and mounts were found does not change the spec.
+The steps are those of NVIDIA's generator (pkg/nvcdi/spec and transform, v1.20). Hooks and
+environment keep their order, because it has a meaning.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def finish(spec: Spec, *, merged: bool = True) -> Spec:
-    """The spec as it is written; with `merged` it gets a device `all`, unless it has one."""
+    """The spec as it is written; `merged` adds a device `all`, unless there is one."""
     done = _sorted(_simplified(spec))
     if not merged or not done.devices or any(device.name == ALL for device in done.devices):
         return done
@@ -29,7 +29,7 @@ def finish(spec: Spec, *, merged: bool = True) -> Spec:
 
 
 def without_groups(spec: Spec) -> Spec:
-    """The spec for a runtime that refuses a file with groups in it."""
+    """The spec without groups, for a runtime that refuses a file with groups."""
     devices = (
         replace(device, container_edits=replace(device.container_edits, additional_gids=()))
         for device in spec.devices
@@ -39,7 +39,7 @@ def without_groups(spec: Spec) -> Spec:
 
 
 def joined(*parts: ContainerEdits) -> ContainerEdits:
-    """One set of edits out of several, each thing once."""
+    """Several edits as one, without duplicates."""
     return ContainerEdits(
         env=_once(part.env for part in parts),
         device_nodes=_once(part.device_nodes for part in parts),
@@ -53,30 +53,31 @@ def _once(parts: Iterable[tuple[T, ...]]) -> tuple[T, ...]:
     return tuple(dict.fromkeys(item for part in parts for item in part))
 
 
-def _rest(items: tuple[T, ...], others: tuple[T, ...]) -> tuple[T, ...]:
-    return tuple(item for item in items if item not in others)
+def _difference(items: tuple[T, ...], common: tuple[T, ...]) -> tuple[T, ...]:
+    return tuple(item for item in items if item not in common)
 
 
 def _simplified(spec: Spec) -> Spec:
-    """Without what a device shares with the whole spec, unless nothing would be left of it."""
+    """The spec without the edits of a device that the whole spec has too, unless the device would
+    have none left."""
     common = joined(spec.container_edits)
     devices = []
     for device in spec.devices:
         whole = joined(device.container_edits)
         rest = _without(whole, common)
-        # A device that brings nothing is not valid; groups alone count as nothing.
+        # A device without edits is not valid; groups alone do not count as edits.
         empty = replace(rest, additional_gids=()) == ContainerEdits()
         devices.append(replace(device, container_edits=whole if empty else rest))
     return replace(spec, devices=tuple(devices), container_edits=common)
 
 
-def _without(edits: ContainerEdits, others: ContainerEdits) -> ContainerEdits:
-    """NVIDIA's generator leaves groups where they are."""
+def _without(edits: ContainerEdits, common: ContainerEdits) -> ContainerEdits:
+    """Edits without the common ones. Groups stay, as in NVIDIA's generator."""
     return ContainerEdits(
-        env=_rest(edits.env, others.env),
-        device_nodes=_rest(edits.device_nodes, others.device_nodes),
-        hooks=_rest(edits.hooks, others.hooks),
-        mounts=_rest(edits.mounts, others.mounts),
+        env=_difference(edits.env, common.env),
+        device_nodes=_difference(edits.device_nodes, common.device_nodes),
+        hooks=_difference(edits.hooks, common.hooks),
+        mounts=_difference(edits.mounts, common.mounts),
         additional_gids=edits.additional_gids,
     )
 
@@ -94,7 +95,7 @@ def _sorted(spec: Spec) -> Spec:
 
 
 def _in_order(edits: ContainerEdits) -> ContainerEdits:
-    """What lies deeper comes later, so that no mount hides one that is inside it."""
+    """Sorted by depth, so that no mount hides another one that lies below it."""
 
     def node(item: DeviceNode) -> tuple[int, str]:
         return item.path.count("/"), item.path

@@ -1,7 +1,7 @@
 """The spec `nvidia.com/gpu` of WSL2, where Windows has the driver and gives its libraries.
 
-Invariant: pure in what was found; the one device is `all`, because /dev/dxg stands for every GPU.
-Entries and their order are those of NVIDIA's generator (pkg/nvcdi v1.20, mode wsl).
+Invariant: the one device is `all`, because /dev/dxg stands for every GPU. Entries and their order
+are those of NVIDIA's generator (pkg/nvcdi v1.20, mode wsl).
 """
 
 from __future__ import annotations
@@ -9,21 +9,25 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from agent.cdi.driver import driver, dxcore
 from agent.cdi.driver.driver import Node
 from agent.cdi.driver.root import DriverRoot
-from agent.cdi.make import driver_edits, gpu, transform
-from agent.cdi.make.driver_edits import Surroundings
+from agent.cdi.make import driver_files, gpu, transform
+from agent.cdi.make.driver_files import BuildContext
 from agent.cdi.model import ContainerEdits, Device, Spec
-from agent.errors import NoDriver
+from agent.errors import NoDriver, Refused, reason
+from agent.host import trust
+from agent.host.paths import HostRoot
+from agent.options.settings import Settings
 
 DXG = "/dev/dxg"
 LIBRARIES = "/usr/lib/wsl/lib"
-DXCORE = "libdxcore.so"
-STORES = "/usr/lib/wsl/drivers"
+STORES = "/usr/lib/wsl/drivers"  # Windows keeps drivers of earlier versions there, too
 
+_DXCORE = "libdxcore.so"
 _CUDA = "libcuda.so.1.1"
 _PROGRAM, _LINK = "nvidia-smi", "/usr/bin/nvidia-smi"
-# What a driver's directory has in every version; all else there comes after it.
+# The files of a driver's directory in every version; all other files come after these.
 _KNOWN = (
     _CUDA, "libcuda_loader.so", "libnvidia-ptxjitcompiler.so.1", "libnvidia-ml.so.1",
     "libnvidia-ml_loader.so", "libnvdxgdmal.so.1", "nvcubins.bin", _PROGRAM,
@@ -31,18 +35,25 @@ _KNOWN = (
 _MORE = ("*.so*", "*.bin", "*.dll")
 
 
-def stores(root: DriverRoot) -> tuple[str, ...]:
-    """Every directory of a driver of NVIDIA's. Windows keeps those of earlier versions."""
-    return tuple(os.path.dirname(path) for path in root.files((STORES,), f"*/{_CUDA}"))
+def build(
+    host: HostRoot, settings: Settings, context: BuildContext
+) -> tuple[Spec, tuple[str, ...], tuple[DriverRoot, ...]]:
+    """The spec, warnings, and the driver roots in which its files were looked for. Raises
+    NoDriver."""
+    own, asked = driver.host_root(host), driver.asked_root(host, settings)
+    devs = driver.dev_roots(host, driver.places(settings), asked)
+    nodes = driver.nodes_at(devs, (os.path.split(DXG),))
+    stores, warnings = _stores_in_use(host, own)
+    return _spec(own, nodes, context, stores), warnings, (own, *devs)
 
 
-def spec(
-    root: DriverRoot, nodes: Sequence[Node], around: Surroundings, told: Sequence[str]
+def _spec(
+    root: DriverRoot, nodes: Sequence[Node], context: BuildContext, stores: Sequence[str]
 ) -> Spec:
-    """The spec of the first of the directories `told` that has NVIDIA's driver. Raises NoDriver."""
-    store = next((path for path in told if root.files((path,), _CUDA)), None)
+    """The spec of the first of these directories that has NVIDIA's driver."""
+    store = next((path for path in stores if root.files((path,), _CUDA)), None)
     if store is None:
-        where = ", ".join(told) or "any driver that Windows uses"
+        where = ", ".join(stores) or "any driver that Windows uses"
         raise NoDriver(
             f"cannot make a CDI spec: there is no {_CUDA} in {where}; install NVIDIA's driver in "
             "Windows, and restart WSL (wsl --shutdown)"
@@ -51,21 +62,55 @@ def spec(
         raise NoDriver(
             f"cannot make a CDI spec: there is no device node {DXG}; restart WSL (wsl --shutdown)"
         )
-    device = Device(transform.ALL, driver_edits.node_edits(nodes))
-    common = transform.joined(_edits(root, around, store), ContainerEdits(env=(driver_edits.VOID,)))
-    return transform.finish(Spec(gpu.KIND, (device,), common))
+    device = Device(transform.ALL, driver_files.node_edits(nodes))
+    void = ContainerEdits(env=(driver_files.VOID,))
+    return transform.finish(
+        Spec(gpu.KIND, (device,), transform.joined(_edits(root, context, store), void))
+    )
 
 
-def _edits(root: DriverRoot, around: Surroundings, store: str) -> ContainerEdits:
-    core = root.files((LIBRARIES,), DXCORE)
+def _edits(root: DriverRoot, context: BuildContext, store: str) -> ContainerEdits:
+    core = root.files((LIBRARIES,), _DXCORE)
     known = tuple(path for name in _KNOWN for path in root.files((store,), name))
     found = (path for pattern in _MORE for path in root.files((store,), pattern))
     more = tuple(path for path in found if os.path.basename(path) not in _KNOWN)
     program = next((path for path in known if os.path.basename(path) == _PROGRAM), None)
     return ContainerEdits(
         hooks=(
-            *around.hooks.symlinks((f"{program}::{_LINK}",) if program else ()),
-            *around.hooks.cache((*known, *core)),
+            *context.hooks.symlinks((f"{program}::{_LINK}",) if program else ()),
+            *context.hooks.cache((*known, *core)),
         ),
-        mounts=tuple(driver_edits.mount(root, path) for path in (*core, *known, *more)),
+        mounts=tuple(driver_files.mount(root, path) for path in (*core, *known, *more)),
     )
+
+
+def _stores_in_use(host: HostRoot, own: DriverRoot) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Directories of the drivers that Windows uses, and warnings. Where Windows does not name them,
+    the only driver that exists is taken. Raises NoDriver where there are several."""
+    error = f"there is no {_DXCORE} in {LIBRARIES}"
+    for path in own.glob(LIBRARIES, _DXCORE):
+        answer = _ask_dxcore(host, path)
+        if not answer.error:
+            return answer.paths, ()
+        error = answer.error
+    stores = tuple(os.path.dirname(path) for path in own.files((STORES,), f"*/{_CUDA}"))
+    if len(stores) > 1:
+        raise NoDriver(
+            f"cannot make a CDI spec: {STORES} has {len(stores)} drivers, and {_DXCORE} does not "
+            f"tell which of them Windows uses: {error}; run this where {DXG} is, or remove the "
+            "other drivers in Windows (pnputil /delete-driver)"
+        )
+    warning = f"the driver is the only one in {STORES}, because {_DXCORE} names none: {error}"
+    return stores, (warning,) if stores else ()
+
+
+def _ask_dxcore(host: HostRoot, path: str) -> dxcore.Stores:
+    try:
+        with trust.open_path(host, path, os.O_RDONLY) as library:
+            if library.distrust:
+                return dxcore.Stores(error=f"others than root can change it: {library.distrust}")
+            return dxcore.ask(library.fd)
+    except OSError as error:
+        return dxcore.Stores(error=reason(error))
+    except Refused as error:
+        return dxcore.Stores(error=error.message)

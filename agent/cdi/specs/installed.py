@@ -1,48 +1,34 @@
-"""Every spec on a node: which files a runtime reads, what is in them, and which device wins.
+"""Every spec on a node: its content, its problems, and the file from which each device is taken.
 
-Invariant: files are found and conflicts decided as in the CDI library (pkg/cdi/spec-dirs.go,
-cache.go): by ending alone, in order of their names, a later directory over an earlier one, and two
-files of one directory cancel each other, also for later directories. Reads only.
+Invariant: conflicts are decided as in the CDI library (pkg/cdi/cache.go): in order of file names, a
+later directory over an earlier one; two files of one directory with the same device cancel each
+other, also for later directories. Reads only.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from agent.cdi import emit
 from agent.cdi.specs import on_host, read, rules
-from agent.cdi.specs.readers import NOBODY, Reader
-from agent.cdi.specs.scalar import shown
-from agent.cdi.specs.shape import Problem, shaped
-from agent.errors import AgentError, Refused, reason
-from agent.host import budget, files
-from agent.host.paths import HostPath, HostRoot
-
-LIMIT = budget.SPEC.size  # bytes; the runtime has none
-ENDINGS = (".json", ".yaml")
+from agent.cdi.specs.readers import UNKNOWN_READER, Reader
+from agent.cdi.specs.scalar import quoted
+from agent.cdi.specs.shape import Problem, fit_to_shape
+from agent.cdi.specs.spec_files import Directory, contents
+from agent.host import budget
+from agent.host.paths import HostRoot
 
 State = Literal["resolvable", "shadowed", "conflicting", "invalid", "incomplete", "unread"]
 
 
 @dataclass(frozen=True, slots=True)
-class Directory:
-    """A directory of specs under the name that the runtime has for it; `unread` is why the runtime
-    reads none of them, `path` None where there is no such place."""
-
-    name: str
-    path: HostPath | None
-    unread: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class SpecFile:
-    """A file with what is wrong with it; `place` counts directories, `spec` is as far as it could
-    be made out, and takes as much memory as so many `values`."""
+    """A file and its problems. `place` is the number of its directory; `spec` is the part of it
+    that could be read, which has so many `values`."""
 
     name: str
     writer: str = ""
@@ -53,7 +39,7 @@ class SpecFile:
 
     @property
     def broken(self) -> Problem | None:
-        """Why a runtime takes nothing from the file."""
+        """The problem for which a runtime takes nothing from the file."""
         return next((p for p in self.problems if p.spoils == "file"), None)
 
     def devices(self) -> Iterator[tuple[int, str]]:
@@ -65,7 +51,7 @@ class SpecFile:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device of a file, whether a container that asks for it gets it, and why not."""
+    """A device of a file, whether a container can get it from that file, and why not."""
 
     name: str
     file: str
@@ -74,160 +60,54 @@ class Device:
     why: str = ""
 
 
-def directories(host: HostRoot, names: Iterable[str], reader: Reader) -> tuple[Directory, ...]:
-    """The directories that a runtime reads, each once, in its order."""
-    found: dict[str, Directory] = {}
-    for name in names:
-        name = os.path.normpath(name)
-        try:
-            above = host.resolve(os.path.dirname(name))
-            real = os.path.join(above.host, os.path.basename(name))
-            path = HostPath(host.agent_path(real), real)
-            link = os.path.islink(path.agent)
-            unread = reader.off or ("the directory is a link, which runtimes do not follow"
-                                    if link else "")  # fmt: skip
-            path = host.resolve(real) if link else path
-        except AgentError:
-            found[name] = Directory(name, None)
-            continue
-        found.pop(path.host, None)  # of the same directory twice the later counts
-        found[path.host] = Directory(name, path, unread)
-    return tuple(found.values())
-
-
-def specs(host: HostRoot, dirs: Sequence[Directory], reader: Reader = NOBODY) -> list[SpecFile]:
+def specs(
+    host: HostRoot, dirs: Sequence[Directory], reader: Reader = UNKNOWN_READER
+) -> list[SpecFile]:
     """Every file of these directories that a runtime takes for a spec."""
-    found = []
+    found = (
+        (os.path.join(directory.name, path.name), place, taken)
+        for place, directory in enumerate(dirs)
+        for path, taken in contents(host, directory.path)
+    )
+    return examine_all(found, host, reader)
+
+
+def examine_all(
+    found: Iterable[tuple[str, int, bytes | Problem]],
+    host: HostRoot,
+    reader: Reader = UNKNOWN_READER,
+) -> list[SpecFile]:
+    """Files by name, number of their directory, and content or problem, as far as all of them fit
+    into memory together."""
+    examined = []
     left = budget.SPECS.values
-    for place, directory in enumerate(dirs):
-        for path, taken in contents(host, directory):
-            taken = full() if isinstance(taken, bytes) and left < 0 else taken
-            shown_as = os.path.join(directory.name, path.name)
-            found.append(_file(shown_as, place, taken, host, reader))
-            left -= found[-1].values
-    return found
-
-
-def full() -> Problem:
-    """The problem of a file for which no memory is left."""
     text = f"the files before it have more than {budget.SPECS.values} values"
-    return Problem("nothing", "", f"it was not looked at: {text}", "remove what is not needed")
-
-
-def contents(host: HostRoot, directory: Directory) -> Iterator[tuple[HostPath, bytes | Problem]]:
-    """What a runtime takes for specs in a directory: the bytes of each, or what hinders to read
-    them."""
-    for name in _names(directory):
-        assert directory.path is not None
-        join = os.path.join
-        path = HostPath(join(directory.path.agent, name), join(directory.path.host, name))
-        taken = _read(host, path)
-        if taken is not None:
-            yield path, taken
-
-
-def _names(directory: Directory) -> list[str]:
-    if directory.path is None:
-        return []
-    try:
-        names, _ = files.some_names(directory.path.agent, budget.DIRECTORY)
-    except OSError:
-        return []
-    return some(name for name in names if name.endswith(ENDINGS))
-
-
-def some(names: Iterable[str]) -> list[str]:
-    """As many names of specs as are looked at, sorted. Those of our kinds, by whomever, have a name
-    of NVIDIA's."""
-    found = sorted(names, key=lambda name: ("nvidia" not in name, os.fsencode(name)))
-    return sorted(found[: budget.SPEC_FILES], key=os.fsencode)
-
-
-def unreadable(dirs: Sequence[Directory]) -> Iterator[tuple[str, Problem]]:
-    """Directories that the runtime does not read although it is told to, or that we cannot."""
-    for directory in dirs:
-        if directory.path is None:
-            continue
-        if directory.unread.startswith("the directory"):
-            text = directory.unread
-            yield directory.name, Problem("use", "", text, "name the directory itself")
-        try:
-            names, more = files.some_names(directory.path.agent, budget.DIRECTORY)
-            if more or sum(name.endswith(ENDINGS) for name in names) > budget.SPEC_FILES:
-                text = f"it has more than {budget.SPEC_FILES} specs; not all were looked at"
-                yield directory.name, Problem("nothing", "", text, "remove what is not needed")
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            text = f"the directory cannot be read: {reason(error)}"
-            yield directory.name, Problem("nothing", "", text, "look at it")
-
-
-def _read(host: HostRoot, path: HostPath) -> bytes | Problem | None:
-    """The bytes of a spec, what hinders to read them, or None where a runtime passes it over."""
-    try:
-        found = os.lstat(path.agent)
-        if stat.S_ISDIR(found.st_mode):
-            return None
-        if stat.S_ISLNK(found.st_mode):
-            path = HostPath(host.resolve(path.host).agent, path.host)
-            found = os.lstat(path.agent)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        return Problem("nothing", "", f"it cannot be read: {reason(error)}", "look at it")
-    except Refused as error:
-        cause = error.message.partition(": ")[2].partition(";")[0]
-        return Problem("file", "", f"it is a link that cannot be followed: {cause}", "remove it")
-    return content(path, found)
-
-
-def too_large() -> Problem:
-    """The problem of a file that is too large to be looked at."""
-    text = f"it is larger than {LIMIT >> 20} MiB: it slows the runtime down at every container"
-    return Problem("nothing", "", f"{text}, and was not looked at", "make it smaller")
-
-
-def content(path: HostPath, found: os.stat_result) -> bytes | Problem | None:
-    """The bytes of what lies at a path without links."""
-    if stat.S_ISFIFO(found.st_mode):
-        text = "it is a pipe: a runtime that reads it waits for ever, at its start too"
-        return Problem("file", "", text, "remove it")
-    if not stat.S_ISREG(found.st_mode):
-        return Problem("file", "", "it is not a regular file", "remove it")
-    if found.st_size > LIMIT:
-        return too_large()
-    try:
-        state = files.read(path.agent, path.host, LIMIT)
-    except Refused as error:
-        cause = error.message.partition(": ")[2].partition(";")[0]
-        return Problem("nothing", "", f"it cannot be read: {cause}", "run as root")
-    return None if state is None else state.data
-
-
-def _file(
-    name: str, place: int, taken: bytes | Problem, host: HostRoot, reader: Reader
-) -> SpecFile:
-    if isinstance(taken, Problem):
-        return SpecFile(name, "", place, {}, (taken,))
-    return examine(name, taken, host, reader, place)
+    full = Problem("nothing", "", f"it was not looked at: {text}", "remove what is not needed")
+    for name, place, taken in found:
+        taken = full if isinstance(taken, bytes) and left < 0 else taken
+        examined.append(
+            SpecFile(name, place=place, problems=(taken,)) if isinstance(taken, Problem)
+            else examine(name, taken, host, reader, place)
+        )  # fmt: skip
+        left -= examined[-1].values
+    return examined
 
 
 def examine(
-    name: str, data: bytes, host: HostRoot, reader: Reader = NOBODY, place: int = 0
+    name: str, data: bytes, host: HostRoot, reader: Reader = UNKNOWN_READER, place: int = 0
 ) -> SpecFile:
-    """Everything that can be said about the bytes of a file. Never raises."""
+    """The spec in the bytes of a file, and its problems. Never raises."""
     try:
         document = read.document(data)
     except read.Broken as error:
-        # What is too large for us may be fine for a runtime.
+        # A file that is too large for us may be fine for a runtime.
         spoils: Literal["file", "nothing"] = "file"
         text, remedy = error.text, "repair the file, or remove it"
         if isinstance(error, read.TooLarge):
             spoils, text, remedy = "nothing", f"{text}, and was not looked at", "make it smaller"
         problem = Problem(spoils, "", text, remedy)
         return SpecFile(name, writer(name, data, ""), place, {}, (problem,))
-    spec, problems = shaped(document.data)
+    spec, problems = fit_to_shape(document.data)
     if len(spec.get("devices", ())) > budget.SPEC_DEVICES:
         text = f"it has more than {budget.SPEC_DEVICES} devices, and was not looked at"
         problem = Problem("nothing", "", text, "make it smaller")
@@ -244,12 +124,12 @@ def examine(
 
 
 def doubt(file: SpecFile) -> str:
-    """Why it is not known whether the runtime reads a file, in words; "" where it is."""
+    """Why it is unknown whether the runtime reads a file; "" where it is known."""
     return next((problem.what for problem in file.problems if problem.unsure), "")
 
 
 def writer(name: str, data: bytes, kind: str) -> str:
-    """Who wrote a file, by what each writer is known for; else whose devices they are."""
+    """The program that wrote a file, by the names that each program uses; else the vendor."""
     vendor, _, _ = kind.partition("/")
     if emit.is_ours(data):
         return "toolkit-agent"
@@ -266,7 +146,7 @@ def writer(name: str, data: bytes, kind: str) -> str:
 
 
 def devices(found: Sequence[SpecFile], dirs: Sequence[Directory]) -> list[Device]:
-    """All devices of all files, in the order of the files, each with what becomes of it."""
+    """All devices of all files with their state, in the order of the files."""
     winners, conflicts = _resolve(found, dirs)
     listed = []
     for file in found:
@@ -285,7 +165,7 @@ def devices(found: Sequence[SpecFile], dirs: Sequence[Directory]) -> list[Device
 
 
 def _against(file: str, names: Sequence[str]) -> str:
-    """Why a file's device is taken from none of the files with these names."""
+    """Why the device of a file is taken from none of the files with these names."""
     if file not in names:
         return f"{' and '.join(names)} cancel each other, and this one too"
     return f"{_define([name for name in names if name != file])} it too"
@@ -307,7 +187,8 @@ def _state(file: SpecFile, directory: Directory) -> tuple[State | None, str]:
 def _resolve(
     found: Sequence[SpecFile], dirs: Sequence[Directory]
 ) -> tuple[dict[str, SpecFile], dict[str, list[str]]]:
-    """Which file a device is taken from; and those that are taken from none, with their files."""
+    """The file from which each device is taken; and the devices with a conflict, with their
+    files."""
     winners: dict[str, SpecFile] = {}
     conflicts: dict[str, list[str]] = {}
     for file in found:
@@ -323,7 +204,7 @@ def _resolve(
 
 
 def _complete(file: SpecFile, number: int) -> tuple[State, str]:
-    """Is everything there that the device needs?"""
+    """The state of a device that is taken from this file."""
     for problem in file.problems:
         mine = problem.where.startswith((f"devices[{number}].", "containerEdits"))
         if problem.spoils == "use" and mine:
@@ -340,7 +221,7 @@ def conflicts(found: Sequence[SpecFile], dirs: Sequence[Directory]) -> list[tupl
             others = [other for other in names.get(name, ()) if other != file.name]
             if file.broken or dirs[file.place].unread or not others:
                 continue
-            text = f"{_define(others)} {shown(name)} too, and the runtime takes it from none"
+            text = f"{_define(others)} {quoted(name)} too, and the runtime takes it from none"
             problem = Problem("use", f"devices[{number}].name", text, "remove one of the files")
             problems.append((file.name, problem))
     return problems

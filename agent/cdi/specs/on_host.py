@@ -1,7 +1,7 @@
-"""What a spec needs of the host: device nodes, sources of mounts, programs of hooks.
+"""The files of the host that a spec needs: device nodes, sources of mounts, programs of hooks.
 
-Invariant: looks as the runtime does (a device node that is a link is none), but never follows a
-link out of the host root; opens nothing.
+Invariant: files are looked up as by the runtime (a link is no device node), but no link is followed
+out of the host root, and nothing is opened.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from agent.cdi.specs.scalar import shown
+from agent.cdi.specs.scalar import quoted
 from agent.cdi.specs.shape import Problem, edits
 from agent.errors import Refused, reason
 from agent.host.paths import HostRoot
@@ -26,16 +26,16 @@ Data = Mapping[str, Any]
 
 
 class _Missing(Exception):
-    """There is nothing at a path; `text` says why."""
+    """A file is missing; `text` says why. `unseen`: it may exist, but only root can see it."""
 
     def __init__(self, text: str, *, unseen: bool = False) -> None:
         super().__init__(text)
         self.text = text
-        self.unseen = unseen  # somebody with more rights may see it
+        self.unseen = unseen
 
 
 def check(spec: Data, host: HostRoot) -> Iterator[Problem]:
-    """What a spec with valid paths asks for and the host does not have."""
+    """Problems of files that a spec with valid paths names and that the host does not have."""
     rules = (("deviceNodes", _node), ("mounts", _mount), ("hooks", _hook))
     for where, part in edits(spec):
         for field, rule in rules:
@@ -45,25 +45,25 @@ def check(spec: Data, host: HostRoot) -> Iterator[Problem]:
 
 
 def _node(node: Data, where: str, host: HostRoot) -> Iterator[Problem]:
-    """The runtime looks at the node where the spec does not say all of it (fillMissingInfo)."""
+    """The runtime looks at the node where the spec lacks type or numbers (fillMissingInfo)."""
     path, kind = node.get("hostPath") or node.get("path", ""), node.get("type", "")
     if not path or (kind and (node.get("major") or kind == "p")):
         return
     try:
-        # Runtimes work in /, where a path without it is looked for.
+        # The working directory of runtimes is /, so a relative path starts there.
         above, name = os.path.split(os.path.join("/", path).rstrip("/"))
         found = _kept(path, _lstat(host, above, name))
     except _Missing as error:
-        yield _problem(where, f"device node {shown(path)}", error, _NOT_CREATED)
+        yield _problem(where, f"device node {quoted(path)}", error, _NOT_CREATED)
         return
-    there = next((word for word, test in _TYPES.items() if test(found.st_mode)), None)
-    if there is None:
+    actual = next((word for word, test in _TYPES.items() if test(found.st_mode)), None)
+    if actual is None:
         link = " but a link, which the runtime does not follow" if _is_link(found) else ""
-        text = f"{shown(path)} is no device node{link}: {_NOT_CREATED}"
+        text = f"{quoted(path)} is no device node{link}: {_NOT_CREATED}"
         yield Problem("use", where, text, "name the device node itself as hostPath")
-    elif kind not in ("", there):
-        text = f"{shown(path)} is of type {there}, not {kind}: {_NOT_CREATED}"
-        yield Problem("use", f"{where}.type", text, f"write {there}, or nothing")
+    elif kind not in ("", actual):
+        text = f"{quoted(path)} is of type {actual}, not {kind}: {_NOT_CREATED}"
+        yield Problem("use", f"{where}.type", text, f"write {actual}, or nothing")
 
 
 def _is_link(found: os.stat_result) -> bool:
@@ -78,21 +78,21 @@ def _mount(mount: Data, where: str, host: HostRoot) -> Iterator[Problem]:
     try:
         _stat(host, path)
     except _Missing as error:
-        yield _problem(where, f"mount source {shown(path)}", error, _NOT_STARTED)
+        yield _problem(where, f"mount source {quoted(path)}", error, _NOT_STARTED)
 
 
 def _hook(hook: Data, where: str, host: HostRoot) -> Iterator[Problem]:
-    """All hooks but one run on the host; that one is looked for in the container."""
+    """Hooks run on the host, except for startContainer, whose program is in the container."""
     path = hook.get("path", "")
     if hook.get("hookName") == "startContainer" or not path.startswith("/"):
         return
     try:
         found = _stat(host, path)
     except _Missing as error:
-        yield _problem(where, f"hook binary {shown(path)}", error, _NOT_STARTED)
+        yield _problem(where, f"hook binary {quoted(path)}", error, _NOT_STARTED)
         return
     if not (stat.S_ISREG(found.st_mode) and found.st_mode & 0o111):
-        text = f"hook binary {shown(path)} cannot be run: {_NOT_STARTED}"
+        text = f"hook binary {quoted(path)} cannot be run: {_NOT_STARTED}"
         yield Problem("use", f"{where}.path", text, "make it executable, or name another")
 
 
@@ -104,20 +104,20 @@ def _problem(where: str, what: str, error: _Missing, so: str) -> Problem:
 
 
 def _stat(host: HostRoot, path: str) -> os.stat_result:
-    """What is at a path, links followed inside the host root. Raises _Missing."""
+    """The stat result of a path, links followed inside the host root. Raises _Missing."""
     above, name = os.path.split(_resolved(host, path))
     return _kept(path, _lstat(host, above, name))
 
 
 def _kept(path: str, found: os.stat_result) -> os.stat_result:
-    """What was found, unless a slash behind the path wants a directory. Raises _Missing."""
+    """The stat result. Raises _Missing where a path ends in a slash and is no directory."""
     if path.endswith("/") and not stat.S_ISDIR(found.st_mode):
         raise _Missing("is not there (it is not a directory, as the slash behind it says)")
     return found
 
 
 def _lstat(host: HostRoot, above: str, name: str) -> os.stat_result:
-    """What is called so in a directory, a link being a link. Raises _Missing."""
+    """The stat result of a name in a directory, links not followed. Raises _Missing."""
     directory = _resolved(host, above)
     if _CONTROL.search(name):
         raise _Missing("has a control character in its name")
@@ -127,7 +127,7 @@ def _lstat(host: HostRoot, above: str, name: str) -> os.stat_result:
         raise _Missing("is missing on the host") from error
     except OSError as error:
         raise _missing(error, f"is not there ({reason(error)})") from error
-    except ValueError as error:  # what no path can be spelled with
+    except ValueError as error:  # a character that no path can have
         raise _Missing("is missing on the host") from error
 
 

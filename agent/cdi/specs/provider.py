@@ -1,8 +1,8 @@
-"""Files of others that describe a kind of ours: whether a device of theirs can be had at all, and
-where a spec of ours wins where not.
+"""Spec files of other writers that describe a kind of ours: whether a device can be had from them,
+and where a spec of ours wins over those from which none can.
 
-Invariant: reads only. What becomes of a device is decided as the runtime does (`cdi.installed`),
-over all files of the kind together: a stale file that can be read still takes part in conflicts.
+Invariant: reads only. The state of a device is decided as by the runtime (`installed`), over all
+files of the kind together, because a stale file that can be read still takes part in conflicts.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from agent.cdi.specs import foreign, installed, read
-from agent.cdi.specs.installed import Directory, SpecFile
+from agent.cdi.specs import crashes, installed, read, spec_files
+from agent.cdi.specs.installed import SpecFile
 from agent.cdi.specs.readers import Reader
-from agent.host import budget
+from agent.cdi.specs.spec_files import Directory
 from agent.host.paths import HostPath, HostRoot
 
 OURS = "toolkit-agent"
@@ -25,10 +25,10 @@ _DEAD = ("invalid", "incomplete", "conflicting")
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """A file of somebody else's: `why` is why no device of it can be had, "" where one can.
-    `doubt` is why it may be so, where nobody can tell. `lost` are devices that cannot be had of it,
-    each with the reason, whoever else has them. `unread`: `why` is only why nobody knows what is in
-    it, and a file of ours can be had beside it whatever that is."""
+    """A spec file of another writer. `why` is why no device can be had from it, "" where one can.
+    `doubt` is why it is unknown whether one can. `lost` are the devices that cannot be had from it,
+    each with the reason. `unread`: the content of the file is unknown because of `why`, and a file
+    of ours wins over it whatever it contains."""
 
     file: str
     writer: str
@@ -38,15 +38,14 @@ class Provider:
     unread: bool = False
 
     def dead(self, kind: str) -> str:
-        """What is wrong with it, in words."""
+        """Why no device can be had from it."""
         if self.unread:
             return f"{self} describes {kind}, and which devices is not known: {self.why}"
         return f"{self} describes {kind}, and no container gets a device of it: {self.why}"
 
     @property
     def partly(self) -> str:
-        """What is wrong with it although others, or it itself, have devices of the kind; "" for
-        nothing."""
+        """A problem of some devices, where others can be had; "" where there is none."""
         if not self.lost:
             return ""
         named = ", ".join(name for name, _ in self.lost[:_NAMED])
@@ -58,41 +57,43 @@ class Provider:
 
 
 @dataclass(frozen=True, slots=True)
-class Readings:
-    """The directories that the runtime reads, in its order, and how it reads them."""
+class RuntimeView:
+    """What the runtime sees: the directories that it reads, in its order, and how it reads them."""
 
     host: HostRoot
     dirs: Sequence[Directory]
     reader: Reader
 
     def file(self, path: HostPath, data: bytes) -> SpecFile:
-        """A file of one of the directories, there or to be written."""
+        """A file of one of the directories, present or to be written."""
         return installed.examine(path.host, data, self.host, self.reader, self.place(path))
 
     def place(self, path: HostPath) -> int:
-        """The number of the directory in which a file is."""
-        above = os.path.dirname(path.host)
+        """The number of the directory of a file."""
+        return self.number(os.path.dirname(path.host))
+
+    def number(self, above: str) -> int:
+        """The number of a directory (its host path)."""
         hosts = [directory.path.host if directory.path else "" for directory in self.dirs]
         return hosts.index(above) if above in hosts else 0
 
 
 def providers(
-    readings: Readings, kind: str, there: Sequence[tuple[HostPath, bytes]], ours: int
+    view: RuntimeView, kind: str, entries: Sequence[tuple[HostPath, bytes]], own_place: int
 ) -> tuple[Provider, ...]:
-    """Who describes a kind in these files, in the order in which they are read; `ours` is the
-    number of the directory where a file of ours can go. There it wins over every file of an earlier
-    directory, and over one that nobody has read as well."""
-    entries = [(path, data) for path, data in there if foreign.has_kind(data, kind)]
-    files = _examined(readings, entries)
-    files.sort(key=lambda file: file.place)  # as stable as they were given
-    devices = installed.devices(files, readings.dirs)
+    """The providers of a kind among these files, in the order in which the runtime reads them.
+    `own_place` is the number of the directory where a file of ours can go. There it wins over every
+    file of an earlier directory, also over one whose content is unknown."""
+    files = _examined(view, [entry for entry in entries if crashes.has_kind(entry[1], kind)])
+    files.sort(key=lambda file: file.place)
+    devices = installed.devices(files, view.dirs)
     found = []
     for file in files:
         mine = [device for device in devices if device.file == file.name]
         usable = any(device.state == "resolvable" for device in mine)
         broken = file.broken.what if file.broken else "it has no devices"
-        unread = _unread(file)  # the runtime may read it: its devices are theirs
-        beaten = bool(unread) and file.place < ours
+        unread = _unread(file)  # the runtime may read it, so its devices count
+        beaten = bool(unread) and file.place < own_place
         why = "" if usable or unread else next((device.why for device in mine), broken)
         why = unread if beaten else why
         doubt = "" if why else unread or installed.doubt(file)
@@ -105,19 +106,18 @@ def providers(
     return tuple(found)
 
 
-def unknown(readings: Readings) -> Iterator[str]:
-    """In words, files of which not even the kind can be made out, with the reason: they may be
-    meant to describe one of ours."""
-    for directory in readings.dirs:
-        for path, taken in installed.contents(readings.host, directory):
+def unknown(view: RuntimeView) -> Iterator[str]:
+    """A warning about each file whose kind is unknown, because it may be one of ours."""
+    for directory in view.dirs:
+        for path, taken in spec_files.contents(view.host, directory.path):
             if isinstance(taken, bytes):
                 if not _may_be_nvidias(path.name, taken) or read.kinds(taken):
                     continue
-                file = readings.file(path, taken)
+                file = view.file(path, taken)
                 problem = file.broken or next(iter(file.problems), None)
             else:
                 problem = taken
-            if problem is not None and problem != installed.too_large():
+            if problem is not None and problem != spec_files.TOO_LARGE:
                 yield f"{path} gives the runtime no device: {problem.what}; {problem.remedy}"
 
 
@@ -126,32 +126,24 @@ def _may_be_nvidias(name: str, data: bytes) -> bool:
 
 
 def _unread(file: SpecFile) -> str:
-    """Why we do not know what is in a file that a runtime may read; "" where we know."""
+    """Why the content of a file that a runtime may read is unknown; "" where it is known."""
     return file.problems[0].what if file.problems and not (file.spec or file.broken) else ""
 
 
-def _examined(readings: Readings, entries: Sequence[tuple[HostPath, bytes]]) -> list[SpecFile]:
-    """The files as far as they fit into memory together."""
-    found: list[SpecFile] = []
-    left = budget.SPECS.values
-    for path, data in entries:
-        if left < 0:
-            place = readings.place(path)
-            found.append(SpecFile(path.host, "", place, problems=(installed.full(),)))
-            continue
-        found.append(readings.file(path, data))
-        left -= found[-1].values
-    return found
+def _examined(view: RuntimeView, entries: Sequence[tuple[HostPath, bytes]]) -> list[SpecFile]:
+    found = ((path.host, view.place(path), data) for path, data in entries)
+    return installed.examine_all(found, view.host, view.reader)
 
 
 def wins(
-    readings: Readings, there: Sequence[tuple[HostPath, bytes]], path: HostPath, text: bytes
+    view: RuntimeView, entries: Sequence[tuple[HostPath, bytes]], path: HostPath, text: bytes
 ) -> bool:
-    """Would the runtime take every device of a spec at this path from it, beside these files?"""
-    ours = readings.file(path, text)
-    files = [ours, *_examined(readings, there)]
+    """Would the runtime take every device of a spec at this path from that spec, beside these
+    files?"""
+    ours = view.file(path, text)
+    files = [ours, *_examined(view, entries)]
     if any(_unread(file) and file.place >= ours.place for file in files):
         return False
     files.sort(key=lambda file: file.place)
-    taken = [d for d in installed.devices(files, readings.dirs) if d.file == ours.name]
+    taken = [d for d in installed.devices(files, view.dirs) if d.file == ours.name]
     return bool(taken) and all(device.state in ("resolvable", "incomplete") for device in taken)

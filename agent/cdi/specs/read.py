@@ -1,9 +1,9 @@
-"""The bytes of a spec as data, read as the runtimes read them.
+"""Parses the bytes of a spec as runtimes do.
 
-Invariant: what comes out is what Go's YAML 1.1 reader (yaml.v2, strict) makes of the same bytes,
-JSON being YAML to it: the first document only, `1:0` a string, `y` a boolean, a key that is merged
-and set an error. Whatever the bytes, there is data or Broken, in bounded time and depth. The only
-module that imports yaml.
+Invariant: the result is that of Go's YAML 1.1 parser (yaml.v2, strict), for which JSON is YAML: the
+first document only; `1:0` is a string and `y` a boolean; a key that is both merged and set is an
+error. Any bytes give data or raise Broken, in bounded time and depth. The only module that imports
+yaml.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from typing import Any, TypeAlias
 
 import yaml
 
-from agent.cdi.specs.scalar import Plain, resolved, shown, spelled
+from agent.cdi.specs.scalar import Plain, go_text, plain_value, quoted
 from agent.host import budget
 
 _LIMITS = budget.SPEC
-_EXPANDED = 4 * _LIMITS.values  # with every alias written out: each is looked at
+_EXPANDED = 4 * _LIMITS.values  # with aliases expanded, because each value is looked at
 _FEW_ALIASED = 100  # yaml.v2 does not mind
 _MERGE = "tag:yaml.org,2002:merge"
 _TAG = "tag:yaml.org,2002:"
 _BINARY = f"{_TAG}binary"
 
-# Escapes that JSON has, libyaml too, and Go's reader not: it refuses the file.
+# An escape of JSON that libyaml accepts and Go's parser refuses.
 _SLASHES = rb"\\\0?/"
 _SLASH = re.compile(r"(?<!\\)(?:\\\\)*\\/")
 
 
 class Broken(Exception):
-    """The bytes are no data; `text` says why, as a part of a sentence."""
+    """The bytes cannot be parsed; `text` says why, as a part of a sentence."""
 
     def __init__(self, text: str, line: int | None = None) -> None:
         super().__init__(text)
@@ -42,7 +42,7 @@ class Broken(Exception):
 
 
 class TooLarge(Broken):
-    """A runtime may read it, but here it exceeds the budget."""
+    """The file exceeds our budget; a runtime may read it."""
 
 
 Value: TypeAlias = "str | Plain | list[Any] | dict[str, Any]"
@@ -50,8 +50,8 @@ Value: TypeAlias = "str | Plain | list[Any] | dict[str, Any]"
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What a runtime reads, and how many values that are; `more` is true where documents follow
-    that it does not."""
+    """The first document, with the number of its values. `more`: further documents follow, which
+    runtimes do not read."""
 
     data: Value
     more: bool = False
@@ -72,16 +72,17 @@ def document(data: bytes) -> Document:
 
 
 def _loader() -> Any:
-    """libyaml, of which Go's reader is a translation; in plain Python it is slower and stricter."""
+    """libyaml, from which Go's parser was translated. PyYAML's own parser is slower and
+    stricter."""
     return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def _problem(error: yaml.YAMLError) -> str:
-    """Without what was found there: the content is nobody's business."""
-    from agent.toml.masking import masked  # needed only where something failed
+    """The parser's message without the content of the file, which may be secret."""
+    from agent.toml.masking import masked  # rarely needed
 
-    said = getattr(error, "problem", None) or getattr(error, "reason", None)
-    return f"it is neither YAML nor JSON: {masked(str(said))}"
+    message = getattr(error, "problem", None) or getattr(error, "reason", None)
+    return f"it is neither YAML nor JSON: {masked(str(message))}"
 
 
 def _events(loader: Any, data: bytes) -> Iterator[yaml.Event]:
@@ -102,19 +103,19 @@ def _events(loader: Any, data: bytes) -> Iterator[yaml.Event]:
 def _refuse_slash(text: str, event: yaml.Event) -> None:
     start, end = event.start_mark, event.end_mark
     if start and end and _SLASH.search(text[start.index : end.index]):
-        said = "it is neither YAML nor JSON: runtimes do not know the escape \\/"
-        raise Broken(said, start.line + 1)
+        text = "it is neither YAML nor JSON: runtimes do not know the escape \\/"
+        raise Broken(text, start.line + 1)
 
 
 def _text_of(data: bytes) -> str:
-    """The characters that marks count."""
+    """The characters of a file, as the positions of events count them."""
     wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
     return data.decode("utf-16" if wide else "utf-8-sig", "replace")
 
 
 class _Open:
-    """A list or a mapping that is not read to its end; `size` counts values, `aliased` those of
-    them that an alias stands for."""
+    """A list or a mapping whose end is not read yet; `size` counts its values, `aliased` those that
+    come from aliases."""
 
     def __init__(self, *, is_list: bool, anchor: str | None, merges: bool = False) -> None:
         self.is_list = is_list
@@ -129,7 +130,7 @@ class _Merge:
 
 
 class _Builder:
-    """Data from events, without recursion: no nesting can exhaust a stack."""
+    """Builds data from events, without recursion, so that deep nesting cannot exhaust the stack."""
 
     def __init__(self, events: Iterator[yaml.Event]) -> None:
         self._events = events
@@ -138,7 +139,7 @@ class _Builder:
         self._read = self._expanded = 0
 
     def document(self) -> Document:
-        """The first document. What follows is looked at only for whether it is there."""
+        """The first document, and whether more documents follow."""
         for event in self._events:
             if isinstance(event, yaml.DocumentEndEvent):
                 break
@@ -188,7 +189,7 @@ class _Builder:
         self._add(value, None, size + 1, size)
 
     def _add(self, value: Any, anchor: str | None, size: int = 1, aliased: int = 0) -> None:
-        """A value is complete: it goes into what is open, or is the whole."""
+        """Add a complete value to the innermost open list or mapping, or make it the result."""
         if anchor:
             self._anchors[anchor] = (value, size)
         if self._open:
@@ -196,7 +197,7 @@ class _Builder:
             above.items.append(value)
             above.size += size
             above.aliased += aliased
-            if above.size > _EXPANDED:  # what is merged is copied
+            if above.size > _EXPANDED:  # merged values are copied
                 raise TooLarge(
                     f"it has more than {_EXPANDED} values, those behind aliases included"
                 )
@@ -209,13 +210,13 @@ class _Builder:
 
 
 def _allowed(size: int) -> float:
-    """Which part of the values may be behind aliases (yaml.v2)."""
+    """The part of the values that may come from aliases (yaml.v2)."""
     low, high = 400_000, 4_000_000
     return 0.99 - 0.89 * min(max((size - low) / (high - low), 0.0), 1.0)
 
 
 def _mapping(items: list[Any]) -> dict[str, Any]:
-    """Pairs as a mapping: a key comes once, also counting what is merged."""
+    """Pairs as a mapping, in which each key comes once, merged keys included."""
     found: dict[str, Any] = {}
     for key, value in zip(items[::2], items[1::2], strict=True):
         if not isinstance(key, _Merge):
@@ -232,13 +233,13 @@ def _mapping(items: list[Any]) -> dict[str, Any]:
 
 def _set(found: dict[str, Any], key: str, value: Any) -> None:
     if key in found:
-        raise Broken(f"the key {shown(key)} is there twice")
+        raise Broken(f"the key {quoted(key)} is there twice")
     found[key] = "<<" if isinstance(value, _Merge) else value
 
 
 def _key(key: Any) -> str:
     if isinstance(key, Plain) and key.value is not None:
-        return spelled(key.value)
+        return go_text(key.value)
     if not isinstance(key, str):
         raise Broken("a list, a mapping or nothing is used as a key")
     return key
@@ -259,11 +260,11 @@ def _scalar(event: yaml.ScalarEvent) -> Any:
             raise Broken("a value with the tag !!binary is not base64") from error
     if tag not in (None, *(f"{_TAG}{name}" for name in ("bool", "int", "float", "null"))):
         return text
-    return _converted(resolved(text), tag)
+    return _converted(plain_value(text), tag)
 
 
 def _converted(found: Any, tag: str | None) -> Any:
-    """A value of the type that its tag asks for."""
+    """A value, checked against its tag. Raises Broken."""
     if tag is None:
         return found
     value = found.value if isinstance(found, Plain) else found
@@ -276,11 +277,11 @@ def _converted(found: Any, tag: str | None) -> Any:
     return found
 
 
-@lru_cache(maxsize=1024)  # of one file several are asked for
+@lru_cache(maxsize=1024)  # called several times for each file
 def kinds(data: bytes) -> tuple[str, ...]:
-    """What a spec calls its kind: one, unless it says so several times; none where it is no spec.
+    """The kind of a spec: several where the key is there several times, none where it is no spec.
 
-    Of several documents the first counts. Of one that exceeds the budget the beginning counts.
+    Only the first document is read, and of a document that exceeds the budget only the beginning.
     """
     reader = _Kinds()
     events = _loader()(data)
@@ -300,9 +301,9 @@ _MOST_KINDS = 100
 
 
 class _Part:
-    """A mapping or a list that is not read to its end. Of a mapping, `own` are values of its key
-    `kind`; `merged` are those of the mappings behind `<<`, and of all mappings in a list. `key` is
-    the last key that has no value yet: its text, None for a list or a mapping."""
+    """A mapping or a list whose end is not read yet. `own` are the values of a mapping's key
+    `kind`; `merged` are those of the mappings that `<<` merges, and of all mappings in a list.
+    `key` is the text of the last key without a value yet, None for a list or a mapping."""
 
     def __init__(self, *, is_list: bool, anchor: str | None) -> None:
         self.is_list = is_list
@@ -314,9 +315,9 @@ class _Part:
         self.merges = False
 
     def add(self, text: str | None, tag: str | None, found: _Found) -> None:
-        """Take a value in: a text (None for a list or a mapping), or the kinds in it."""
+        """Add a value: its text (None for a list or a mapping), or the kinds in it."""
         if len(self.own) + len(self.merged) > _MOST_KINDS:
-            return  # what merges many of many would take for ever
+            return  # nested merges would take too long
         if self.is_list:
             self.merged |= found
         elif not self.has_key:
@@ -330,8 +331,8 @@ class _Part:
 
 
 class _Kinds:
-    """The kinds in a document, from its events. Only what is open and what has an anchor is kept,
-    so that memory does not grow with the document."""
+    """Finds the kinds in a document from its events. Only open parts and anchors are kept, so that
+    memory does not grow with the document."""
 
     def __init__(self) -> None:
         self._open: list[_Part] = []
@@ -341,7 +342,7 @@ class _Kinds:
         self.done = False
 
     def take(self, event: yaml.Event) -> None:
-        """The next event. Raises ValueError where an alias stands for nothing."""
+        """Read the next event. Raises ValueError for an alias without an anchor."""
         self._read += 1
         if isinstance(event, yaml.ScalarEvent):
             plain = event.value == "<<" and event.tag is None and event.implicit[0]

@@ -1,9 +1,8 @@
-"""What makes a spec valid, and the lowest version that carries what it uses.
+"""The rules of a valid spec, and the lowest version of CDI that has all features of a spec.
 
-Invariant: what passes here without a word is read by every runtime that we know of, and its
-containers start as far as the spec can tell. Rules are those of CDI SPEC.md and its Go library
-(0.8 to 1.1), tried on containerd 1.7.24 and 2.1.9; the same rules hold for specs of ours and of
-others.
+Invariant: every known runtime reads a spec without problems, and its containers start as far as the
+spec decides that. Rules are those of CDI SPEC.md and its Go library (0.8 to 1.1), tried on
+containerd 1.7.24 and 2.1.9; the same rules hold for our specs and for others.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from typing import Any
 
 from agent.cdi.model import Spec, to_data
 from agent.cdi.specs import readers
-from agent.cdi.specs.readers import NOBODY, VERSIONS, Reader
-from agent.cdi.specs.scalar import shown
+from agent.cdi.specs.readers import UNKNOWN_READER, VERSIONS, Reader
+from agent.cdi.specs.scalar import quoted
 from agent.cdi.specs.shape import Problem, edits
 
 _WORD = re.compile(r"[A-Za-z]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
@@ -38,19 +37,19 @@ Data = Mapping[str, Any]
 
 
 def problems(spec: Spec) -> list[str]:
-    """Everything that is wrong with a spec of ours, in words; nothing where it is valid."""
+    """The problems of a spec of ours, in words."""
     data = to_data(spec, minimum_version(spec))
     return [f"{p.where}: {p.what}" if p.where else p.what for p in check(data)]
 
 
 def minimum_version(spec: Spec) -> str:
-    """The lowest CDI version that carries all that a spec of ours uses: containerd 1.7 reads up to
-    0.8.0 only, and refuses a whole file for a higher number."""
+    """The lowest version of CDI that has all features of a spec of ours. containerd 1.7 reads up to
+    0.8.0 only, and refuses a whole file for a higher version."""
     return needed(to_data(spec, ""))[0]
 
 
-def check(spec: Data, reader: Reader = NOBODY) -> Iterator[Problem]:
-    """What is wrong with a spec that has the shape of one, for that runtime."""
+def check(spec: Data, reader: Reader = UNKNOWN_READER) -> Iterator[Problem]:
+    """The problems of a spec, for a runtime. Fields and types of the spec are those of `shape`."""
     yield from _version(spec, reader)
     yield from _kind(spec.get("kind", ""), reader)
     yield from _annotations(spec, "annotations")
@@ -63,7 +62,7 @@ def check(spec: Data, reader: Reader = NOBODY) -> Iterator[Problem]:
         name = device.get("name", "")
         if not _DEVICE.fullmatch(name):
             yield _refused(
-                f"{where}.name", f"{shown(name)} is no device name",
+                f"{where}.name", f"{quoted(name)} is no device name",
                 "use letters, digits and _ - . : with a letter or digit at both ends",
             )  # fmt: skip
         elif name in seen:
@@ -71,7 +70,7 @@ def check(spec: Data, reader: Reader = NOBODY) -> Iterator[Problem]:
         seen.add(name)
         if _is_empty(device.get("containerEdits", {})):
             yield _refused(
-                f"{where}.containerEdits", f"device {shown(name)} brings nothing",
+                f"{where}.containerEdits", f"device {quoted(name)} brings nothing",
                 "give it a device node, a mount, a hook or a variable",
             )  # fmt: skip
         yield from _annotations(device, f"{where}.annotations")
@@ -88,8 +87,8 @@ def _is_empty(part: Data) -> bool:
 
 
 def needed(spec: Data) -> tuple[str, str, str]:
-    """The lowest version that carries a spec, what needs it, and where that is
-    (specs-go/version.go)."""
+    """The lowest version that a spec can have, the feature that needs it, and the place of the
+    feature (specs-go/version.go)."""
     uses = [(readers.EARLIEST, "", ""), *_uses(spec)]
     return max(uses, key=lambda use: VERSIONS.index(use[0]))
 
@@ -121,10 +120,10 @@ def _uses(spec: Data) -> Iterator[tuple[str, str, str]]:
 
 def _version(spec: Data, reader: Reader) -> Iterator[Problem]:
     given = spec.get("cdiVersion", "")
-    number = readers.index(given)
+    number = readers.version_index(given)
     lowest, what, where = needed(spec)
     if number < 0:
-        text = f"{shown(given)} is no version of CDI" if given else "there is no version"
+        text = f"{quoted(given)} is no version of CDI" if given else "there is no version"
         yield _refused("cdiVersion", text, f"write {lowest}")
     elif number < VERSIONS.index(lowest):
         because = f", which {what} ({where}) needs" if what else ", the first that is still read"
@@ -142,16 +141,16 @@ def _version(spec: Data, reader: Reader) -> Iterator[Problem]:
 def _kind(kind: str, reader: Reader) -> Iterator[Problem]:
     vendor, slash, name = kind.partition("/")
     if not slash:
-        text = f"{shown(kind)} is not VENDOR/CLASS" if kind else "there is no kind (VENDOR/CLASS)"
+        text = f"{quoted(kind)} is not VENDOR/CLASS" if kind else "there is no kind (VENDOR/CLASS)"
         yield _refused("kind", text, "write one, as vendor.example/gpu")
         return
     for what, word in (("vendor", vendor), ("class", name)):
         if not _WORD.fullmatch(word):
             remedy = "use letters, digits and _ - . with a letter first and none of _ - . last"
-            yield _refused("kind", f"{what} {shown(word)} is no name", remedy)
+            yield _refused("kind", f"{what} {quoted(word)} is no name", remedy)
             return
         if len(word) < 2 and reader.brittle is not False:
-            text = f"{what} {shown(word)} is a single character: {_CRASH}"
+            text = f"{what} {quoted(word)} is a single character: {_CRASH}"
             yield Problem("file", "kind", text, "rename the kind, or remove the file at once")
 
 
@@ -159,7 +158,7 @@ def _annotations(of: Data, where: str) -> Iterator[Problem]:
     found = of.get("annotations", {})
     for key in found:
         if not _ANNOTATION.fullmatch(key):
-            yield Problem("nothing", where, f"{shown(key)} is no name of an annotation",
+            yield Problem("nothing", where, f"{quoted(key)} is no name of an annotation",
                           "name it as Kubernetes does, as vendor.example/name")  # fmt: skip
     if sum(len(key) + len(value) for key, value in found.items()) > _ANNOTATIONS:
         yield Problem("nothing", where, "they are larger than 256 KiB", "make them smaller")
@@ -186,7 +185,7 @@ def _edits(part: Data, where: str, reader: Reader) -> Iterator[Problem]:
 
 
 def _unknown(data: Data, fields: Sequence[str], where: str, reader: Reader) -> Iterator[Problem]:
-    """Fields that the runtime does not have yet, or may not have."""
+    """Fields that are too new for the runtime, or may be."""
     if reader.limit is None or reader.newest == _NEWEST:
         return
     sure = reader.limit != _NEWEST
@@ -203,12 +202,12 @@ def _env(values: Sequence[str], where: str, what: str) -> Iterator[Problem]:
         name, equals, _ = text.partition("=")
         place = f"{where}[{number}]"
         if not equals or not name:
-            yield _refused(place, f"{what} {shown(name)} is not NAME=value", "write it so")
+            yield _refused(place, f"{what} {quoted(name)} is not NAME=value", "write it so")
         elif "\0" in text:
-            yield Problem("use", place, f"{what} {shown(name)} is not NAME=value, for there is a "
+            yield Problem("use", place, f"{what} {quoted(name)} is not NAME=value, for there is a "
                           "zero byte in it", "take it out")  # fmt: skip
         elif "\n" in text:
-            yield Problem("nothing", place, f"{what} {shown(name)} is not NAME=value in one line",
+            yield Problem("nothing", place, f"{what} {quoted(name)} is not NAME=value in one line",
                           "take the line break out")  # fmt: skip
 
 
@@ -218,13 +217,13 @@ def _node(node: Data, where: str) -> Iterator[Problem]:
         yield _refused(f"{where}.path", "there is no path", "write one")
     for key in ("path", "hostPath"):
         if node.get(key) and not node[key].startswith("/"):
-            yield Problem("nothing", f"{where}.{key}", f"device node {shown(node[key])} has no "
+            yield Problem("nothing", f"{where}.{key}", f"device node {quoted(node[key])} has no "
                           "absolute path", "start it with /")  # fmt: skip
     if node.get("type") and node["type"] not in _TYPES:
-        yield _refused(f"{where}.type", f"there is no type {shown(node['type'])}",
+        yield _refused(f"{where}.type", f"there is no type {quoted(node['type'])}",
                        f"write one of {', '.join(_TYPES)}, or nothing")  # fmt: skip
     if not _PERMISSIONS.fullmatch(node.get("permissions", "")):
-        yield _refused(f"{where}.permissions", f"{shown(node['permissions'])} are no permissions",
+        yield _refused(f"{where}.permissions", f"{quoted(node['permissions'])} are no permissions",
                        "write some of the letters r, w and m")  # fmt: skip
     for key in ("major", "minor"):
         if node.get(key, 0) < 0:
@@ -241,10 +240,10 @@ def _mount(mount: Data, where: str) -> Iterator[Problem]:
         if not path:
             yield _refused(f"{where}.{key}", "there is no path", "write one")
         elif not path.startswith("/") and key == "hostPath" and binds:
-            text = f"mount {shown(path)} has no absolute path: {_UNFOUND}"
+            text = f"mount {quoted(path)} has no absolute path: {_UNFOUND}"
             yield Problem("use", f"{where}.{key}", text, "start it with /")
         elif not path.startswith("/") and (key == "containerPath" or not kind):
-            yield Problem("nothing", f"{where}.{key}", f"mount {shown(path)} has no absolute path",
+            yield Problem("nothing", f"{where}.{key}", f"mount {quoted(path)} has no absolute path",
                           "start it with /")  # fmt: skip
     if not binds and not kind:
         yield Problem("use", f"{where}.options", "there is neither bind nor rbind, nor the type of "
@@ -254,12 +253,12 @@ def _mount(mount: Data, where: str) -> Iterator[Problem]:
 def _hook(hook: Data, where: str) -> Iterator[Problem]:
     name, path = hook.get("hookName", ""), hook.get("path", "")
     if name not in _HOOKS:
-        yield _refused(f"{where}.hookName", f"hook {shown(name)} does not exist",
+        yield _refused(f"{where}.hookName", f"hook {quoted(name)} does not exist",
                        f"write one of {', '.join(_HOOKS)}")  # fmt: skip
     if not path:
         yield _refused(f"{where}.path", "there is no path", "write one")
     elif not path.startswith("/"):
-        text = f"hook {shown(path)} has no absolute path: {_UNFOUND}"
+        text = f"hook {quoted(path)} has no absolute path: {_UNFOUND}"
         yield Problem("use", f"{where}.path", text, "start it with /")
     if hook.get("timeout", 1) <= 0:
         yield Problem("use", f"{where}.timeout", f"{hook['timeout']} seconds are over before the "
@@ -277,7 +276,7 @@ def _intel_rdt(rdt: Data, where: str, reader: Reader) -> Iterator[Problem]:
     name = rdt.get("closID", "")
     root = name == "/" and reader.newest == _NEWEST
     if (len(name) >= 4096 or name in (".", "..") or "/" in name or "\n" in name) and not root:
-        yield _refused(f"{where}.closID", f"{shown(name)} is no name of a class", "write a name")
+        yield _refused(f"{where}.closID", f"{quoted(name)} is no name of a class", "write a name")
     for key in ("enableCMT", "enableMBM"):
         if key in rdt and reader.newest in (None, _NEWEST):
             text = f"CDI {_NEWEST} has no such field, and runtimes with it may refuse the file"

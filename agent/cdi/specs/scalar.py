@@ -1,7 +1,7 @@
-"""Single values of a spec as Go reads and writes them.
+"""Single values of a spec, as Go reads and writes them.
 
-Invariant: what a word without quotes is, and how a number looks as text, is decided here, after
-yaml.v2 and strconv; PyYAML and Python have other ideas (`1:0`, `y`, `08`, `1e+06`).
+Invariant: the type of a word without quotes, and the text of a number, are those of Go's yaml.v2
+and strconv. PyYAML and Python differ (`1:0`, `y`, `08`, `1e+06`).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _DATE = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt \t].*)?")
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """A boolean, a number or nothing, and how it is written."""
+    """A boolean, a number or null, and its text in the file."""
 
     value: bool | int | float | None
     text: str
 
 
-def resolved(text: str) -> str | Plain:
-    """What a word without quotes is."""
+def plain_value(text: str) -> str | Plain:
+    """The value of a word without quotes."""
     if text in _WORDS:
         return Plain(_WORDS[text], text)
     if text[0] not in "+-.0123456789" or _DATE.fullmatch(text):
@@ -42,22 +42,22 @@ def resolved(text: str) -> str | Plain:
         number = _number(digits)
         if -(1 << 63) <= number < 1 << 64:
             return Plain(number, text)
-    # One that is too large is no number to Go, but text.
+    # A number that is too large is text for Go.
     if _FLOAT.fullmatch(digits) and math.isfinite(float(digits)):
         return Plain(float(digits), text)
     return text
 
 
 def _number(digits: str) -> int:
-    """As Go reads it with base 0: a leading zero means octal."""
+    """An integer as Go reads it with base 0: a leading zero means octal."""
     old_octal = re.fullmatch(r"([-+]?)0([0-7]+)", digits)
     if old_octal:
         return int(old_octal[1] + old_octal[2], 8)
     return int(digits, 0) if len(digits) < 100 else 1 << 64
 
 
-def spelled(value: bool | int | float) -> str:
-    """A boolean or a number as a string, the way Go writes it."""
+def go_text(value: bool | int | float) -> str:
+    """The text that Go writes for a boolean or a number."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
@@ -77,6 +77,6 @@ def spelled(value: bool | int | float) -> str:
     return f"{sign}{mantissa}e{exponent[0]}{exponent[1:].zfill(2)}"
 
 
-def shown(text: str) -> str:
-    """A piece of a file in a message: in quotes, short, and in one line."""
+def quoted(text: str) -> str:
+    """A piece of a file for a message: in quotes, shortened, and in one line."""
     return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -1,9 +1,9 @@
-"""The shape of a spec: which fields there are, of which type, and since when.
+"""The shape of a spec: its fields and their types.
 
-Invariant: what comes out has the fields and types of this table and nothing else, so that rules
-need not look twice; what does not fit is left out and told. Types are those of the CDI library's
-structs (specs-go/config.go of 0.3 to 1.1), and what passes is what Go's JSON reader takes for them:
-names of fields in any case, numbers for strings, null for "not there".
+Invariant: the result has the fields and types of this table only, so that rules need not check them
+again. A value that does not fit is left out, and is a problem. Types are those of the structs of
+the CDI library (specs-go/config.go of 0.3 to 1.1). A value fits where Go's JSON reader accepts it:
+names of fields in any case, numbers for strings, null for a missing value.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from agent.cdi.specs.scalar import Plain, shown, spelled
+from agent.cdi.specs.scalar import Plain, go_text, quoted
 
 if TYPE_CHECKING:
     from agent.cdi.specs.read import Value
@@ -22,11 +22,11 @@ Spoils = Literal["file", "use", "nothing"]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that is wrong in a spec: where, what, and what to do about it.
+    """A problem of a spec: where it is, what it is, and what to do about it.
 
-    `spoils`: "file" where a runtime reads nothing of the file, "use" where containers with that
-    part of it are not created or not started, "nothing" where it only looks like a mistake.
-    `unsure`: the version of the runtime does not tell whether it spoils the file.
+    `spoils`: "file" where a runtime takes nothing from the file, "use" where containers with that
+    part of it are not created or not started, "nothing" where it has no effect. `unsure`: the
+    version of the runtime does not tell whether it spoils the file.
     """
 
     spoils: Spoils
@@ -37,7 +37,7 @@ class Problem:
 
     @property
     def effect(self) -> str | None:
-        """What becomes of it at a runtime."""
+        """The effect in a runtime; None where there is none."""
         effects = {"file": "the runtime takes nothing from the file",
                    "use": "containers with it are not created or not started"}  # fmt: skip
         return effects.get(self.spoils)
@@ -48,7 +48,7 @@ class Problem:
 
 
 class Problems(list[Problem]):
-    """Problems of one file, as many of each kind as somebody may look at."""
+    """Problems of one file, a limited number of each kind."""
 
     MOST = 5_000
 
@@ -58,8 +58,8 @@ class Problems(list[Problem]):
         self._parts: set[str] = set()
 
     def add(self, problem: Problem) -> None:
-        """Note a problem, unless there are very many of its kind; the first of each device always,
-        for it decides what becomes of that."""
+        """Add a problem, unless there are very many of its kind. The first problem of each device
+        is always added, because it decides the state of the device."""
         count = self._counts[problem.spoils] = self._counts.get(problem.spoils, 0) + 1
         part = f"{problem.spoils} {problem.where.partition('.')[0]}"
         if count <= self.MOST or part not in self._parts:
@@ -78,7 +78,7 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class ListOf:
-    """A list. `pointers` are those whose items may be null to Go, and then break it."""
+    """A list. With `pointers`, Go accepts null as an item, and crashes on it."""
 
     item: Type
     pointers: bool = False
@@ -120,7 +120,7 @@ _SPEC: Mapping[str, Type] = {
 }
 
 
-def shaped(value: Value) -> tuple[dict[str, Any], Problems]:
+def fit_to_shape(value: Value) -> tuple[dict[str, Any], Problems]:
     """The spec in a file's data, and what did not fit."""
     shaper = _Shaper()
     if isinstance(value, Plain) and value.value is None:
@@ -138,7 +138,7 @@ def _error(where: str, what: str, remedy: str) -> Problem:
 
 
 def fold(name: str) -> str:
-    """The name of a field as Go compares it."""
+    """The name of a field, as Go folds it for comparison."""
     return name.replace("\u017f", "s").lower()
 
 
@@ -152,13 +152,13 @@ def _kind(value: Value) -> str:
 
 
 class _Shaper:
-    """Walks data along the table, and collects what is wrong."""
+    """Compares data with the table, and collects problems."""
 
     def __init__(self) -> None:
         self.problems = Problems()
 
     def wrong(self, where: str, value: Value, wanted: str) -> None:
-        """The type is another one."""
+        """Add the problem that a value has another type."""
         self.problems.add(
             _error(where, f"it is {_kind(value)}, not {wanted}", "correct it")
         )  # fmt: skip
@@ -166,10 +166,10 @@ class _Shaper:
     def struct(
         self, value: Mapping[str, Any], fields: Mapping[str, Type], at: str
     ) -> dict[str, Any]:
-        """A mapping with the fields of the table."""
+        """A mapping reduced to the fields of the table."""
         names = {fold(name): name for name in fields}
         found: dict[str, Any] = {}
-        for key in sorted(value):  # of several spellings Go takes the last
+        for key in sorted(value):  # Go takes the last of several spellings
             where = f"{at}.{key}" if at else key
             name = names.get(fold(key))
             if name is None:
@@ -187,15 +187,15 @@ class _Shaper:
     def _unknown(self, at: str, key: str, fields: Mapping[str, Type]) -> Problem:
         known = ", ".join(fields)
         remedy = f"remove it, or spell it as one of {known}"
-        return _error(at, f"there is no field {shown(key)} here", remedy)
+        return _error(at, f"there is no field {quoted(key)} here", remedy)
 
     def field(self, name: str, value: Value, kind: Type, where: str) -> dict[str, Any]:
-        """The field with its value; nothing where that does not fit."""
+        """The field with its value; nothing where the value does not fit."""
         found = self.value(value, kind, where)
         return {} if found is None else {name: found}
 
     def value(self, value: Value, kind: Type, where: str) -> Any:
-        """A value of that type, None where it is another."""
+        """The value, where it is of that type; None otherwise."""
         if isinstance(kind, ListOf):
             return self._list(value, kind, where)
         if isinstance(kind, Number):
@@ -233,7 +233,7 @@ class _Shaper:
     def _number(self, value: Value, kind: Number, where: str) -> int | None:
         number = value.value if isinstance(value, Plain) else None
         if isinstance(number, float) and number.is_integer() and abs(number) < 1e21:
-            number = int(number)  # Go writes 5.0 as 5 on the way
+            number = int(number)  # Go converts YAML to JSON, which writes 5.0 as 5
         if type(number) is not int:
             self.wrong(where, value, kind.name)
             return None
@@ -249,7 +249,7 @@ class _Shaper:
         if not isinstance(value, Plain) or value.value is None:
             self.wrong(where, value, "text")
             return None
-        text = spelled(value.value)
+        text = go_text(value.value)
         if text != value.text:
             self.problems.add(
                 Problem("nothing", where, f"without quotes it is {_kind(value)}, which the runtime "
@@ -268,12 +268,12 @@ class _Shaper:
 
 
 def _zero(kind: Type) -> Any:
-    """What Go makes of null in a list."""
+    """The value that Go takes for null in a list."""
     return "" if kind == "string" else 0 if isinstance(kind, Number) else {}
 
 
 def edits(spec: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every containerEdits of a spec, with where it is."""
+    """Every containerEdits of a spec, with its place."""
     yield "containerEdits", spec.get("containerEdits", {})
     for number, device in enumerate(spec.get("devices", ())):
         yield f"devices[{number}].containerEdits", device.get("containerEdits", {})

@@ -1,8 +1,8 @@
-"""Which spec file of a node has a kind: ours, or somebody else's.
+"""The owner of each kind of device on a node: a spec file of ours, or one of another writer.
 
 Invariant: reads only. A kind other than the management spec's is ours only where no device of it
-can be had by a file of somebody else's, and then only where ours wins over theirs: two files
-of a directory with one device cancel each other.
+can be had from a file of another writer, and then only where our file wins over that one, because
+two files of one directory with the same device cancel each other.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from agent.cdi import emit
-from agent.cdi.make.generate import Wanted
-from agent.cdi.specs import foreign, read
+from agent.cdi.make.generate import DesiredSpec
+from agent.cdi.specs import crashes, read
 from agent.cdi.specs.provider import OURS, Provider
 from agent.errors import AgentError, DriverFailed, NoDevices, NoDriver, Refused
 from agent.host import files
@@ -21,13 +21,13 @@ from agent.host.files import Change
 from agent.host.paths import HostPath, HostRoot
 
 _GONE = (NoDriver, NoDevices, DriverFailed)
-_ANEW = "write that file anew, or remove it"
+_REMEDY = "write that file anew, or remove it"
 
 
 @dataclass(frozen=True, slots=True)
-class Spec:
-    """Who has a kind: the host path of the file, there or to be written, and who writes it; both
-    are "" where nobody has it. `problem` is why ours cannot be made."""
+class SpecStatus:
+    """The spec file of a kind, present or to be written (its host path), and its writer; both are
+    "" where there is none. `problem` is why ours cannot be made."""
 
     kind: str
     file: str = ""
@@ -35,53 +35,55 @@ class Spec:
     problem: str = ""
 
     @property
-    def foreign(self) -> bool:
-        """Does somebody else describe these devices?"""
+    def is_foreign(self) -> bool:
+        """Does a file of another writer describe these devices?"""
         return self.writer not in ("", OURS)
 
 
 def file_name(kind: str) -> str:
-    """`management.nvidia.com-gpu.yaml`: NVIDIA's installer has the same name, so that one file
-    takes the place of the other; two with one device would cancel each other."""
+    """The name of our spec file of a kind, such as `management.nvidia.com-gpu.yaml`. NVIDIA's
+    installer uses the same name, so that one file replaces the other; two files with the same
+    device would cancel each other."""
     return kind.replace("/", "-") + ".yaml"
 
 
 def is_named_by_kind(name: str, data: bytes) -> bool:
-    """Has a file the name that we give to a spec of its kind? A copy under another name is
-    somebody else's."""
+    """Has a file the name that we give to a spec of its kind? A copy under another name is not
+    ours."""
     return any(name == file_name(kind) for kind in read.kinds(data))
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
-    """Where our specs go, what they are called, and every file in a directory of specs.
+class Ownership:
+    """Every file (`entries`) of the spec directories, and which of them are ours.
 
-    `providers` are those of each kind. `placed`: where ours goes of a kind of which no device of
-    theirs can be had, None where it would win nowhere.
+    Our files have the `names`, and lie in `directory`. `providers` are the files of other writers,
+    by kind. `places` is where our file goes, for each kind of which no device can be had from
+    other writers; None where our file would win nowhere.
     """
 
     host: HostRoot
     directory: HostPath
     names: Sequence[str]
-    there: Sequence[tuple[HostPath, bytes]]
+    entries: Sequence[tuple[HostPath, bytes]]
     providers: Mapping[str, Sequence[Provider]] = field(default_factory=dict)
-    placed: Mapping[str, HostPath | None] = field(default_factory=dict)
+    places: Mapping[str, HostPath | None] = field(default_factory=dict)
 
     def foreign(self) -> list[tuple[HostPath, bytes]]:
-        """What is not ours; a file under our name that we did not write is somebody else's too."""
+        """Files of other writers, including a file under our name that we did not write."""
         return [
             (path, data)
-            for path, data in self.there
+            for path, data in self.entries
             if not (path.name in self.names and emit.is_ours(data))
         ]
 
-    def provider(self, kind: str) -> Spec | None:
-        """Somebody else by whom a device of a kind can be had."""
+    def provider(self, kind: str) -> SpecStatus | None:
+        """The file of another writer from which a device of a kind can be had."""
         usable = next((one for one in self.providers.get(kind, ()) if not one.why), None)
-        return Spec(kind, usable.file, usable.writer) if usable else None
+        return SpecStatus(kind, usable.file, usable.writer) if usable else None
 
     def warnings(self, kind: str) -> tuple[str, ...]:
-        """What is wrong, or may be, with the files of others that are of a kind."""
+        """What is wrong, or may be wrong, with the files of other writers that are of a kind."""
         found = self.providers.get(kind, ())
         if any(not one.why for one in found):
             doubts = (
@@ -89,108 +91,113 @@ class Site:
                 for one in found
                 if one.doubt
             )
-            return (*doubts, *(f"{one.partly}; {_ANEW}" for one in found if one.partly))
-        place = self.placed.get(kind)
+            return (*doubts, *(f"{one.partly}; {_REMEDY}" for one in found if one.partly))
+        place = self.places.get(kind)
         ours = f"; {place}/{file_name(kind)} takes its place" if place else ""
-        return tuple(f"{one.dead(kind)}{ours}; {_ANEW}" for one in found)
+        return tuple(f"{one.dead(kind)}{ours}; {_REMEDY}" for one in found)
 
     def blocked(self, kind: str) -> NoDevices | None:
-        """Why neither theirs nor ours can be had of a kind that could be described."""
-        if self.placed.get(kind, self.directory) is not None:
+        """Why no file, neither ours nor another one, can provide a kind that could be described."""
+        if self.places.get(kind, self.directory) is not None:
             return None
         dead = self.providers[kind][-1]  # it is read last
         return NoDevices(
             f"cannot provide {kind}: {dead.dead(kind)}; the runtime would use no file of ours "
-            f"beside it, so {_ANEW}"
+            f"beside it, so {_REMEDY}"
         )
 
-    def management(self, wanted: Wanted) -> tuple[Spec, Change | None]:
-        """The management spec, which takes the place of whatever has its name. Raises Refused."""
-        if wanted.problem is not None:
-            raise wanted.problem
-        path = self._path(wanted.kind, self.directory)
-        self._refuse_twins(path, wanted.kind)
-        return _written(path, files.read(path.agent, path.host), wanted)
+    def management(self, desired: DesiredSpec) -> tuple[SpecStatus, Change | None]:
+        """The management spec, which replaces any file of its name. Raises Refused."""
+        if desired.problem is not None:
+            raise desired.problem
+        path = self._path(desired.kind, self.directory)
+        self._refuse_twins(path, desired.kind)
+        return _written(path, files.read(path.agent, path.host), desired)
 
     def removal(self, kind: str) -> Change | None:
-        """The management spec of ours goes: others decide what it names."""
+        """The removal of our management spec."""
         path = self._path(kind, self.directory)
-        before = files.read(path.agent, path.host)
-        mine = before is not None and emit.is_ours(before.data)
-        return Change(path, before, None) if mine else None
+        return _removal(path, files.read(path.agent, path.host))
 
     def _refuse_twins(self, ours: HostPath, kind: str) -> None:
-        """Two files of one directory with one device make it unresolvable (CDI's cache.go)."""
-        for path, data in self.there:
+        """Two files of one directory with the same device make it unresolvable (CDI's cache.go)."""
+        for path, data in self.entries:
             beside = os.path.dirname(path.host) == self.directory.host
-            if beside and path.name != ours.name and foreign.has_kind(data, kind):
+            if beside and path.name != ours.name and crashes.has_kind(data, kind):
                 raise Refused(
                     f"cannot write {ours}: {path} defines {kind} too, and the runtime uses "
                     "neither of two files with the same device; remove it, or give another "
                     "--cdi-kind"
                 )
 
-    def other(self, kind: str, wanted: Wanted | None) -> tuple[Spec, Change | None]:
-        """The spec of another kind, `wanted` None where there is to be none."""
+    def device_spec(
+        self, kind: str, desired: DesiredSpec | None
+    ) -> tuple[SpecStatus, Change | None]:
+        """The spec of a kind other than management; `desired` is None where ours is to go."""
         try:
-            return self._other(kind, wanted)
+            return self._device_spec(kind, desired)
         except AgentError as error:
-            return Spec(kind, problem=error.message), None
+            return SpecStatus(kind, problem=error.message), None
 
-    def _other(self, kind: str, wanted: Wanted | None) -> tuple[Spec, Change | None]:
-        path = self._path(kind, self.placed.get(kind) or self.directory)
+    def _device_spec(
+        self, kind: str, desired: DesiredSpec | None
+    ) -> tuple[SpecStatus, Change | None]:
+        path = self._path(kind, self.places.get(kind) or self.directory)
         before = files.read(path.agent, path.host)
-        mine = before is not None and emit.is_ours(before.data)
-        removal = Change(path, before, None) if mine else None
+        removal = _removal(path, before)
         if (provider := self.provider(kind)) is not None:
             return provider, removal
-        if wanted is None:
-            return Spec(kind), removal
+        if desired is None:
+            return SpecStatus(kind), removal
         if (blocked := self.blocked(kind)) is not None:
             dead = self.providers[kind][-1]
-            return Spec(kind, dead.file, dead.writer, blocked.message), removal
-        if before is not None and not mine and read.kinds(before.data):
+            return SpecStatus(kind, dead.file, dead.writer, blocked.message), removal
+        if before is not None and removal is None and read.kinds(before.data):
             raise Refused(f"cannot write {path}: it is a spec of another kind; move it away")
-        if wanted.problem is None:
-            return _written(path, before, wanted)
-        why = wanted.problem.message
-        # What it names may be gone, or another GPU's by now. Otherwise the fault is ours alone.
-        if isinstance(wanted.problem, _GONE) or not mine:
-            return Spec(kind, problem=why), removal
-        return Spec(kind, path.host, OURS, why), None
+        if desired.problem is None:
+            return _written(path, before, desired)
+        why = desired.problem.message
+        # The devices of the old file may be gone, or have other names now. After any other fault
+        # the old file is still right.
+        if isinstance(desired.problem, _GONE) or removal is None:
+            return SpecStatus(kind, problem=why), removal
+        return SpecStatus(kind, path.host, OURS, why), None
 
     def leftovers(self) -> list[Change]:
-        """Specs of ours in directories where they do not go any more: there they would win over
-        the new ones, or be taken where those are gone."""
+        """The removal of our specs from directories where they belong no more. They would win over
+        the new ones there, or stay in effect when those are gone."""
 
         def is_left(path: HostPath, data: bytes) -> bool:
             if path.name in self.names:
-                return os.path.dirname(path.host) != self._place(path.name)
-            return is_named_by_kind(path.name, data)  # of a kind that is asked for no more
+                return os.path.dirname(path.host) != self._directory_of(path.name)
+            return is_named_by_kind(path.name, data)  # of a kind that no option asks for
 
         return [
             Change(path, files.new_state(data), None)
-            for path, data in self.there
+            for path, data in self.entries
             if emit.is_ours(data) and is_left(path, data)
         ]
 
-    def _place(self, name: str) -> str:
-        """The directory in which a file of ours with that name belongs."""
-        found = (place for kind, place in self.placed.items() if file_name(kind) == name)
+    def _directory_of(self, name: str) -> str:
+        """The directory in which our file of that name belongs."""
+        found = (place for kind, place in self.places.items() if file_name(kind) == name)
         return (next(found, None) or self.directory).host
 
     def _path(self, kind: str, above: HostPath) -> HostPath:
-        """Where a spec of ours goes; a link there is followed."""
-        name = file_name(kind)
-        if os.path.islink(os.path.join(above.agent, name)):
-            return self.host.resolve(os.path.join(above.host, name))
-        return HostPath(os.path.join(above.agent, name), os.path.join(above.host, name))
+        """The path of our spec of a kind; a link there is followed."""
+        path = above.child(file_name(kind))
+        return self.host.resolve(path.host) if os.path.islink(path.agent) else path
+
+
+def _removal(path: HostPath, before: files.FileState | None) -> Change | None:
+    """The removal of a file of ours; None where it is not ours."""
+    return Change(path, before, None) if before and emit.is_ours(before.data) else None
 
 
 def _written(
-    path: HostPath, before: files.FileState | None, wanted: Wanted
-) -> tuple[Spec, Change | None]:
-    assert wanted.text is not None
-    after = files.new_state(wanted.text.encode())
+    path: HostPath, before: files.FileState | None, desired: DesiredSpec
+) -> tuple[SpecStatus, Change | None]:
+    assert desired.text is not None
+    after = files.new_state(desired.text.encode())
     same = before is not None and (before.data, before.mode) == (after.data, after.mode)
-    return Spec(wanted.kind, path.host, OURS), None if same else Change(path, before, after)
+    return SpecStatus(desired.kind, path.host, OURS), None if same else Change(path, before, after)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from agent.cdi.specs import foreign
+from agent.cdi.specs import crashes, spec_files
 from agent.decide import DEFAULT_DIRS
 from agent.errors import AgentError
 from agent.host.paths import HostPath, HostRoot
@@ -38,12 +38,12 @@ def deadly(host: HostRoot, gen: Generation, files: tuple[ConfigFile, ...]) -> Re
         directory = _directory(host, os.path.normpath(str(name)))
         if directory is None:
             continue
-        for path in foreign.pipes(host, directory):
+        for path in spec_files.pipes(host, directory):
             return RestartHazard(
                 path, "is a pipe, and containerd waits for what is in it", "remove it", "containerd"
             )
-        for path, data in foreign.entries(host, directory) if gen.brittle_cdi else ():
-            if what := foreign.crash(data):
+        for path, data in spec_files.entries(host, directory) if gen.brittle_cdi else ():
+            if what := crashes.crash(data):
                 return _crash(path, what)
     return None
 

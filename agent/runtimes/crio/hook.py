@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from agent.cdi.specs import foreign
+from agent.cdi.specs import spec_files
 from agent.errors import NoToolkit, Refused
 from agent.host import budget, trust
 from agent.host.paths import HostPath, HostRoot
@@ -119,7 +119,7 @@ def require(node: CrioNode, host: HostRoot) -> None:
 
 def _hooks(node: CrioNode, host: HostRoot, overlay: Overlay) -> Iterator[Hook]:
     for directory in _directories(node, host):
-        for path, data in foreign.entries(host, directory):
+        for path, data in spec_files.entries(host, directory):
             if path.host in overlay:
                 state = overlay[path.host]
                 data = state.data if state else b""

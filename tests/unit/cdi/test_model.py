@@ -14,7 +14,7 @@ from agent.cdi import emit
 from agent.cdi.model import ContainerEdits, Device, DeviceNode, Hook, Mount, Spec, to_data
 from agent.cdi.specs import rules
 from agent.cdi.specs.read import document
-from agent.cdi.specs.shape import shaped
+from agent.cdi.specs.shape import fit_to_shape
 from agent.errors import Refused
 from tests.tools.runtimes import ROOT
 
@@ -117,7 +117,7 @@ def test_any_text_survives(env: list[str], args: list[str]) -> None:
         return
     assert json.loads(emit.text(spec, "json")) == to_data(spec, "0.3.0")
     for form in ("yaml", "json"):
-        found, problems = shaped(document(emit.text(spec, form).encode()).data)
+        found, problems = fit_to_shape(document(emit.text(spec, form).encode()).data)
         assert (found, problems) == (to_data(spec, "0.3.0"), [])
         assert list(rules.check(found)) == []
     for line in emit.text(spec).splitlines()[2:]:

@@ -28,7 +28,7 @@ NOW = 1_800_000_000.0
 
 
 @dataclass
-class Answers:
+class ToolkitConfig:
     """A runtime's answers about pods, and how often it was asked."""
 
     pods: list[Sandbox] = field(default_factory=list)
@@ -56,12 +56,12 @@ class Answers:
 
 
 @pytest.fixture
-def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
+def answers(monkeypatch: pytest.MonkeyPatch) -> ToolkitConfig:
     """Pods that a test adds to."""
-    found = Answers()
+    found = ToolkitConfig()
 
     @contextmanager
-    def questions(*_: object) -> Iterator[Answers]:
+    def questions(*_: object) -> Iterator[ToolkitConfig]:
         yield found
 
     monkeypatch.setattr(client, "pod_questions", questions)
@@ -109,7 +109,7 @@ def needs(ctx: Context, *args: Any, **given: Any) -> PodNeeds | None:
     return pod_guard.needs(ctx, node(*args), decision(**given))
 
 
-def test_annotations_of_our_handlers_count(ctx: Context, answers: Answers) -> None:
+def test_annotations_of_our_handlers_count(ctx: Context, answers: ToolkitConfig) -> None:
     """The old prefix counts; what containerd answers itself, and handlers of others, do not."""
     answers.add("old", f"{OLD}plugin")
     answers.add("handler", f"{OLD}plugin", handler="nvidia")
@@ -123,7 +123,9 @@ def test_annotations_of_our_handlers_count(ctx: Context, answers: Answers) -> No
     assert answers.asked == ["pods", "containers"]
 
 
-def test_each_uncounted_container_is_asked_for_variables(ctx: Context, answers: Answers) -> None:
+def test_each_uncounted_container_is_asked_for_variables(
+    ctx: Context, answers: ToolkitConfig
+) -> None:
     """Each container is asked about, but those of pods that count already."""
     answers.add("old", f"{OLD}plugin")
     answers.add("web")
@@ -135,7 +137,7 @@ def test_each_uncounted_container_is_asked_for_variables(ctx: Context, answers: 
     assert answers.asked == ["pods", "containers", "web-0", "infer-0"]
 
 
-def test_only_the_newest_container_of_a_name_counts(ctx: Context, answers: Answers) -> None:
+def test_only_the_newest_container_of_a_name_counts(ctx: Context, answers: ToolkitConfig) -> None:
     """Those before it are dead and do not start again."""
     answers.add("train")
     answers.found = [
@@ -147,7 +149,7 @@ def test_only_the_newest_container_of_a_name_counts(ctx: Context, answers: Answe
     assert sorted(answers.asked[2:]) == ["new", "side"]
 
 
-def test_search_ends_once_a_message_is_full(ctx: Context, answers: Answers) -> None:
+def test_search_ends_once_a_message_is_full(ctx: Context, answers: ToolkitConfig) -> None:
     """Where there are more than a message shows, the rest is not asked about."""
     for number in range(300):
         answers.add(f"p{number:03}")
@@ -166,7 +168,7 @@ def test_search_ends_once_a_message_is_full(ctx: Context, answers: Answers) -> N
     ],
 )
 def test_pods_are_asked_about_only_where_something_goes(
-    given: dict[str, Any], asked: int, ctx: Context, answers: Answers
+    given: dict[str, Any], asked: int, ctx: Context, answers: ToolkitConfig
 ) -> None:
     """Nothing is asked where every way to a GPU stays."""
     answers.add("old", f"{OLD}plugin")
@@ -177,7 +179,7 @@ def test_pods_are_asked_about_only_where_something_goes(
     assert (found is None) is (asked == 0)
 
 
-def test_right_node_asks_about_no_pod(ctx: Context, answers: Answers) -> None:
+def test_right_node_asks_about_no_pod(ctx: Context, answers: ToolkitConfig) -> None:
     """Neither the default nor a prefix is ours to take."""
     answers.add("old", f"{OLD}plugin")
     ctx = replace(ctx, settings=replace(ctx.settings, accept_envvar=True))
@@ -195,14 +197,16 @@ def test_right_node_asks_about_no_pod(ctx: Context, answers: Answers) -> None:
     ],
 )
 def test_pods_that_come_back_after_a_boot_count(
-    uptime: float, created: float, counts: bool, ctx: Context, answers: Answers
+    uptime: float, created: float, counts: bool, ctx: Context, answers: ToolkitConfig
 ) -> None:
     """An upgrade with a reboot: the kubelet makes them anew, with their annotations of before."""
     answers.add("old", f"{OLD}plugin", ready=False, created=created)
     assert (needs(replace(ctx, uptime=lambda: uptime)) is not None) is counts
 
 
-def test_low_level_program_of_running_pods_stays_first(ctx: Context, answers: Answers) -> None:
+def test_low_level_program_of_running_pods_stays_first(
+    ctx: Context, answers: ToolkitConfig
+) -> None:
     """Another one does not find running pods; it comes once none of ours is left."""
     config = Path(ctx.settings.toolkit_install_dir, "toolkit/.config/nvidia-container-runtime")
     programs = Path(ctx.settings.toolkit_install_dir)

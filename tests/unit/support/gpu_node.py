@@ -58,7 +58,7 @@ class Node:
         asked = resolve(options, {}, "toolkit-agent")
         host = HostRoot(str(self.host))
         hook = programs.find(asked, host, programs.CDI_HOOK)
-        return generate.text(mode, asked, host, form, hook=hook)
+        return generate.spec_text(mode, asked, host, form, hook=hook)
 
 
 def names(data: dict[str, Any]) -> list[str]:

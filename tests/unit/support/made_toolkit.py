@@ -7,7 +7,6 @@ from pathlib import Path
 
 from agent.cdi.driver import driver
 from agent.cdi.driver.root import DriverRoot
-from agent.cdi.make import generate
 from agent.decide import Decision, Evidence, Question, Switch, decide
 from agent.host.paths import HostRoot, Mount
 from agent.options.settings import Entry, resolve
@@ -15,7 +14,7 @@ from agent.plan.context import Context
 from agent.state.store import Store
 from agent.status import Publisher
 from agent.toolkit import install
-from agent.toolkit.install import Proposed
+from agent.toolkit.install import ToolkitProposal
 from tests.unit.support.recorded_log import RecordedLog
 
 ALL = (
@@ -103,15 +102,17 @@ def packages(directory: str = "/usr/lib64") -> dict[str, str]:
 
 def driver_root(ctx: Context) -> DriverRoot | None:
     """Where the driver is, as a run finds it."""
-    return driver.root_of(ctx.host, generate.places(ctx.settings))
+    return driver.root_of(ctx.host, driver.places(ctx.settings))
 
 
-def proposed(ctx: Context, wanted: Decision, runtimes: tuple[str, ...] = ("runc",)) -> Proposed:
+def proposed(
+    ctx: Context, wanted: Decision, runtimes: tuple[str, ...] = ("runc",)
+) -> ToolkitProposal:
     """The toolkit's directory for a decision."""
     return install.propose(
         ctx.settings,
         ctx.host,
-        install.look(ctx.settings, ctx.host),
+        install.find_toolkit(ctx.settings, ctx.host),
         wanted,
         runtimes,
         driver_root(ctx),

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from agent.host import mknod
-from agent.plan import device_nodes
-from agent.toolkit.device_nodes import ControlNode, control_nodes
+from agent.plan.context import Context
+from agent.toolkit import device_nodes
+from agent.toolkit.device_nodes import ControlNode, MissingNode, control_nodes
 from tests.unit.support.faults import CODES, Faults, Killed, count
 from tests.unit.support.made_toolkit import Host, driver_root
 
@@ -148,6 +149,10 @@ def node(tmp_path: Path, dev: Path) -> Host:
     return found
 
 
+def missing(ctx: Context) -> tuple[MissingNode, ...]:
+    return device_nodes.missing(ctx.settings, ctx.host, driver_root(ctx))
+
+
 _ALL = {"nvidiactl": (195, 255), "nvidia-modeset": (195, 254), "nvidia-uvm": (234, 0),
         "nvidia-uvm-tools": (234, 1)}  # fmt: skip
 _MADE = {name: (stat.S_IFCHR | 0o666, *numbers) for name, numbers in _ALL.items()}
@@ -156,11 +161,11 @@ _MADE = {name: (stat.S_IFCHR | 0o666, *numbers) for name, numbers in _ALL.items(
 def test_missing_nodes_are_made(node: Host) -> None:
     """Once."""
     ctx = node.context()
-    wanted = device_nodes.missing(ctx, driver_root(ctx))
+    wanted = missing(ctx)
     assert str(wanted[0]) == "/dev/nvidiactl (195:255)"
-    assert device_nodes.create(ctx, wanted) == tuple(f"/dev/{name}" for name in _ALL)
+    assert device_nodes.create(wanted, ctx.log) == tuple(f"/dev/{name}" for name in _ALL)
     assert looks(node.at("/dev")) == _MADE
-    assert device_nodes.missing(ctx, driver_root(ctx)) == ()
+    assert missing(ctx) == ()
 
 
 @pytest.mark.parametrize(
@@ -175,7 +180,7 @@ def test_missing_nodes_are_made(node: Host) -> None:
     ],
 )
 def test_only_where_they_are_asked_for(node: Host, env: dict[str, str], asked: bool) -> None:
-    assert (device_nodes.missing(node.context(env), driver_root(node.context(env))) != ()) == asked
+    assert (missing(node.context(env)) != ()) == asked
 
 
 def test_only_what_is_wrong_is_touched(node: Host) -> None:
@@ -183,7 +188,7 @@ def test_only_what_is_wrong_is_touched(node: Host) -> None:
     os.mknod(node.at("/dev/nvidiactl"), stat.S_IFCHR | 0o640, os.makedev(195, 255))
     os.mknod(node.at("/dev/nvidia-uvm"), stat.S_IFCHR | 0o666, os.makedev(511, 0))
     ctx = node.context()
-    made = device_nodes.create(ctx, device_nodes.missing(ctx, driver_root(ctx)))
+    made = device_nodes.create(missing(ctx), ctx.log)
     assert made == ("/dev/nvidia-modeset", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
     assert looks(node.at("/dev")) == {**_MADE, "nvidiactl": (stat.S_IFCHR | 0o640, 195, 255)}
 
@@ -199,7 +204,7 @@ def test_what_cannot_be_made_is_a_warning(node: Host) -> None:
 
     faults = Faults(refuse)
     with faults.installed():
-        made = device_nodes.create(ctx, device_nodes.missing(ctx, driver_root(ctx)))
+        made = device_nodes.create(missing(ctx), ctx.log)
     assert made == ("/dev/nvidia-modeset", "/dev/nvidia-uvm")
     texts = [line.data["error"] for line in node.log.lines if line.level == "warning"]
     assert [text.rpartition(": ")[0] for text in texts] == [
@@ -214,7 +219,7 @@ def test_node_known_to_be_impossible_is_not_tried(
     """It is told without trying."""
     node.make({"/dev/nvidiactl": "text"})
     ctx = node.context()
-    wanted = device_nodes.missing(ctx, driver_root(ctx))
+    wanted = missing(ctx)
     those, told = device_nodes.possible(wanted)
     assert [item.node.name for item in those] == [name for name in _ALL if name != "nvidiactl"]
     (text,) = told
@@ -228,12 +233,12 @@ def test_node_known_to_be_impossible_is_not_tried(
 def test_next_run_makes_the_rest_of_the_nodes(node: Host) -> None:
     """The next run makes the rest, and nothing is left over."""
     ctx = node.context()
-    wanted = device_nodes.missing(ctx, driver_root(ctx))
-    number = count(lambda: device_nodes.create(ctx, wanted))
+    wanted = missing(ctx)
+    number = count(lambda: device_nodes.create(wanted, ctx.log))
     for at in range(1, number + 1):
         for path in node.at("/dev").iterdir():
             path.unlink()
         with Faults.killed(at).installed(), pytest.raises(Killed):
-            device_nodes.create(ctx, device_nodes.missing(ctx, driver_root(ctx)))
-        device_nodes.create(ctx, device_nodes.missing(ctx, driver_root(ctx)))
+            device_nodes.create(missing(ctx), ctx.log)
+        device_nodes.create(missing(ctx), ctx.log)
         assert looks(node.at("/dev")) == _MADE, at

@@ -16,7 +16,7 @@ from agent.runtimes.base import Effective
 from agent.runtimes.desired import LINUX
 from agent.toml.edit import Data
 from agent.toolkit import install, tree
-from agent.toolkit.install import Proposed
+from agent.toolkit.install import ToolkitProposal
 from agent.toolkit.tree import Text
 from tests.unit.support.made_toolkit import (
     LIBRARIES,
@@ -209,7 +209,7 @@ def test_low_level_runtime_is_never_nvidias(host: Host, link: str, table: Data) 
 # Where it may lie.
 
 
-def propose(host: Host, row: int, *mounts: Mount, **env: str) -> Proposed:
+def propose(host: Host, row: int, *mounts: Mount, **env: str) -> ToolkitProposal:
     """What would be installed from packages."""
     source = {"TOOLKIT_SOURCE_ROOT": str(host.at("/packages"))}
     ctx = host.context({**source, **env}, mounts)
@@ -361,8 +361,8 @@ def test_handlers_without_a_program_are_left_out_or_refused(
     ctx = host.context(source)
     if handlers is None:
         with pytest.raises((NoToolkit, Refused), match="cannot "):
-            install.binaries(ctx.settings, install.look(ctx.settings, ctx.host))
+            install.binaries(ctx.settings, install.find_toolkit(ctx.settings, ctx.host))
         return
-    found, warnings = install.binaries(ctx.settings, install.look(ctx.settings, ctx.host))
+    found, warnings = install.binaries(ctx.settings, install.find_toolkit(ctx.settings, ctx.host))
     assert [item.handler for item in found] == handlers
     assert len(warnings) == len(gone)

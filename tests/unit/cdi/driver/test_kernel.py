@@ -55,7 +55,7 @@ def test_change_of_the_gpus_makes_another_trace(
 ) -> None:
     """In the trace, and in what is watched from before."""
     host = HostRoot(str(root))
-    entries = [os.fsencode(entry) for entry in kernel.watched(host)]
+    entries = [os.fsencode(entry) for entry in kernel.watch_paths(host)]
     before = kernel.trace(host), [signature(entry) for entry in entries]
     assert (kernel.trace(host), [signature(entry) for entry in entries]) == before
     change(root)

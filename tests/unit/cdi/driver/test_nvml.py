@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.cdi.driver import gpus as inventory
-from agent.cdi.driver.gpus import Answer, Gpu, Library, Mig
+from agent.cdi.driver import nvml
+from agent.cdi.driver.nvml import Answer, Gpu, Library, Mig
 from agent.errors import DriverFailed
 from tests.doubles.nvml.nvml import (  # fmt: skip
     COMPILER,
@@ -42,10 +42,10 @@ def ask(root: Path, *gpus: FakeGpu, extra: tuple[str, ...] = (), variant: str = 
     return ask_file(place(root, gpus, extra, variant))
 
 
-def ask_file(path: Path, timeout: float = inventory.TIMEOUT) -> Answer:
+def ask_file(path: Path, timeout: float = nvml.TIMEOUT) -> Answer:
     """What the library at a path says."""
     with path.open("rb") as file:
-        return inventory.ask(Library(str(path), file.fileno()), timeout)
+        return nvml.ask(Library(str(path), file.fileno()), timeout)
 
 
 def seen(gpu: FakeGpu) -> Gpu:

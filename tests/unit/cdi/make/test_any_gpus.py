@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from agent.cdi import emit
 from agent.cdi.driver import driver
 from agent.cdi.driver.driver import Driver
-from agent.cdi.driver.gpus import Gpu, Mig
+from agent.cdi.driver.nvml import Gpu, Mig
 from agent.cdi.make import gpu, transform
-from agent.cdi.make.driver_edits import Surroundings
+from agent.cdi.make.driver_files import BuildContext
 from agent.cdi.make.hooks import Hooks
 from agent.cdi.specs import rules
 from agent.errors import NoDevices
@@ -60,8 +60,8 @@ def test_any_gpus_make_a_valid_spec(
 ) -> None:
     """It survives a round trip; nothing in it is without a node, and nothing goes without a word.
     Where nothing is left, there is none."""
-    around = Surroundings(Hooks(HOOK if hooks else None), "6.1.0")
-    known = gpu.Kernel(
+    around = BuildContext(Hooks(HOOK if hooks else None), "6.1.0")
+    known = gpu.KernelGpus(
         {one.bus: ("card1", "renderD128") for one in gpus},
         {
             name: minor

@@ -79,7 +79,7 @@ def describe(host: Path) -> Tree:
     settings, seen = resolve({}, {}, "toolkit-agent"), HostRoot(str(host))
     program = programs.find(settings, seen, programs.CDI_HOOK)
     texts = [
-        generate.text(mode, settings, seen, "json", hook=program)[0]
+        generate.spec_text(mode, settings, seen, "json", hook=program)[0]
         for mode in ("management", "gpu")
     ]
     return Tree(host, json.loads(texts[0]), json.loads(texts[1]))

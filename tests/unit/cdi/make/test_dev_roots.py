@@ -141,7 +141,7 @@ def test_list_of_capabilities_comes_first(node: Node) -> None:
 def test_both_are_watched(node: Node) -> None:
     """What comes later, in either place, makes another spec."""
     settings = resolve({}, {}, "toolkit-agent")
-    found = set(generate.watched(settings, HostRoot(str(node.host))))
+    found = set(generate.watch_paths(settings, HostRoot(str(node.host))))
     for root in (node.root, node.host):
         assert {f"nvidia*{root}/dev", f"{root}/dev/nvidia-caps"} <= found
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from agent.cdi.make import generate
-from agent.cdi.make.choice import EVERYTHING, Choice
+from agent.cdi.make.request import EVERYTHING, Choice
 from agent.errors import DevicesLost, NoDevices
 from agent.host.paths import HostRoot
 from agent.options.settings import resolve
@@ -266,7 +266,7 @@ def test_reason_of_each_lost_gpu_is_told(node: Node) -> None:
     node.set(FakeGpu(0, code=LOST), FakeGpu(1, code=LOST))
     for asked in ("", "1"):
         with pytest.raises(DevicesLost) as caught:
-            generate.gpu(
+            generate.build("nvml",
                 resolve({}, {}, "toolkit-agent"), HostRoot(str(node.host)), hook=None,
                 choice=Choice(ids=(asked,)) if asked else EVERYTHING,
             )  # fmt: skip
@@ -318,7 +318,7 @@ def test_paths_of_the_hosts_own_driver_are_equal(tmp_path: Path) -> None:
     place(tmp_path, [FakeGpu(0)])
     make_kernel(tmp_path, tmp_path, [FakeGpu(0)])
     asked = resolve({}, {}, "toolkit-agent")
-    text, _ = generate.text("gpu", asked, HostRoot(str(tmp_path)), hook=None)
+    text, _ = generate.spec_text("gpu", asked, HostRoot(str(tmp_path)), hook=None)
     data = yaml.safe_load(text)
     assert paths(data, "0") == ["/dev/nvidia0", "/dev/dri/card1", "/dev/dri/renderD128"]
     assert "hostPath" not in edits(data, "0")["deviceNodes"][0]

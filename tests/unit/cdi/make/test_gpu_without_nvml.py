@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.cdi.driver import gpus as inventory
+from agent.cdi.driver import nvml
 from agent.cdi.make import generate
 from agent.errors import DriverFailed, NoDevices, NoDriver
 from agent.host.paths import HostRoot
@@ -94,14 +94,14 @@ def test_crash_and_hang_are_errors(node: Node) -> None:
         node.generate()
     assert f"{LIB}/libnvidia-ml.so.{VERSION}" in found.value.message
     asked = resolve({}, {}, "toolkit-agent")
-    management, broken = generate.wanted(asked, HostRoot(str(node.host)), None)
+    management, broken = generate.desired_specs("nvml", asked, HostRoot(str(node.host)), None)
     assert (management.kind, management.problem) == ("management.nvidia.com/gpu", None)
     assert (broken.kind, broken.text) == ("nvidia.com/gpu", None)
     assert isinstance(broken.problem, DriverFailed)
     node.set(FakeGpu(0), extra=("hang nvmlInitWithFlags",))
-    ask = functools.partial(inventory.ask, timeout=0.5)
+    ask = functools.partial(nvml.ask, timeout=0.5)
     with pytest.raises(DriverFailed, match=r"no answer in 0\.5 s"):
-        generate.gpu(asked, HostRoot(str(node.host)), hook=None, ask=ask)
+        generate.build("nvml", asked, HostRoot(str(node.host)), hook=None, ask=ask)
 
 
 def test_unknown_gpus_are_an_error_with_both_reasons(node: Node) -> None:
@@ -115,6 +115,6 @@ def test_missing_driver_is_an_error(tmp_path: Path) -> None:
     """As for the management spec; `wanted` says so for both."""
     asked = resolve({}, {}, "toolkit-agent")
     with pytest.raises(NoDriver):
-        generate.gpu(asked, HostRoot(str(tmp_path)), hook=None)
-    found = generate.wanted(asked, HostRoot(str(tmp_path)), None)
+        generate.build("nvml", asked, HostRoot(str(tmp_path)), hook=None)
+    found = generate.desired_specs("nvml", asked, HostRoot(str(tmp_path)), None)
     assert [type(one.problem) for one in found] == [NoDriver, NoDriver]

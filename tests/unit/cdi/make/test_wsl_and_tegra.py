@@ -12,15 +12,17 @@ from typing import Any
 
 import pytest
 
-from agent.cdi.driver import gpus
-from agent.cdi.driver.gpus import Answer, Library
-from agent.cdi.make import csv, generate
+from agent.cdi.driver import nvml as driver_nvml
+from agent.cdi.driver.nvml import Answer, Library
+from agent.cdi.make import generate, tegra
 from agent.cdi.make.request import request
+from agent.cdi.specs.readers import Reader
 from agent.cli.cdi import cdi
 from agent.errors import NoDevices, NoDriver
 from agent.host.paths import HostRoot
 from agent.options.settings import resolve
-from agent.plan.known_gpus import Gpus
+from agent.plan import own_specs
+from agent.plan.known_gpus import KnownGpus
 from tests.doubles.nvml import dxcore, nvml
 from tests.doubles.nvml.nvml import FakeGpu
 from tests.tools.driver import make_driver, make_nodes
@@ -50,7 +52,9 @@ def text(host: Path, *words: str) -> tuple[str, tuple[str, ...]]:
     settings = resolve(params, {}, "toolkit-agent")
     hook = asked.hook_path or HOOK
     root = HostRoot(str(host))
-    return generate.text(asked.mode, settings, root, asked.form, hook=hook, choice=asked.choice)
+    return generate.spec_text(
+        asked.mode, settings, root, asked.form, hook=hook, choice=asked.choice
+    )
 
 
 def spec(host: Path, *words: str) -> dict[str, Any]:
@@ -137,9 +141,39 @@ def test_tegra_with_a_gpu_on_the_bus_is_a_usual_machine(tmp_path: Path) -> None:
     make_driver(host)
     nvml.place(host, [FakeGpu(0)])
     settings = resolve({}, {}, "toolkit-agent")
-    assert generate.automatic(settings, HostRoot(str(host))) == "nvml"
+    assert generate.gpu_mode(settings, HostRoot(str(host))) == "nvml"
     nvml.place(host, other_hosts.ORIN)
-    assert generate.automatic(settings, HostRoot(str(host))) == "csv"
+    assert generate.gpu_mode(settings, HostRoot(str(host))) == "csv"
+
+
+def test_tegra_needs_the_spec_of_its_gpus(tmp_path: Path) -> None:
+    """With a GPU on the PCI bus only, a Tegra needs the management spec like any other machine; the
+    question whether it is there is about the kind that the proposal names."""
+    host = make_tegra(tmp_path)
+    make_driver(host)
+    make_nodes(host)
+    (host / "etc/cdi").mkdir()
+    root, settings = HostRoot(str(host)), resolve({}, {}, "toolkit-agent")
+    store: Any = SimpleNamespace(read=lambda _: None)
+
+    def proposal() -> own_specs.SpecProposal:
+        known = KnownGpus(store, root, "boot", refresh=True)
+        found = own_specs.propose(settings, root, known, ("/etc/cdi",), HOOK, Reader())
+        assert found is not None
+        return found
+
+    nvml.place(host, [FakeGpu(0)])
+    found = proposal()
+    assert found.needed == "management.nvidia.com/gpu"
+    assert not own_specs.has_needed(settings, root, ("/etc/cdi",), found.needed)
+    for change in found.changes:
+        if found.is_needed(change.path.name) and change.after:
+            Path(change.path.agent).write_bytes(change.after.data)
+    assert own_specs.has_needed(settings, root, ("/etc/cdi",), found.needed)
+    nvml.place(host, other_hosts.ORIN)
+    found = proposal()
+    assert found.needed == "nvidia.com/gpu"
+    assert not own_specs.has_needed(settings, root, ("/etc/cdi",), found.needed)
 
 
 def test_wsl_with_a_gpu_handed_through_is_a_usual_machine(tmp_path: Path) -> None:
@@ -147,7 +181,7 @@ def test_wsl_with_a_gpu_handed_through_is_a_usual_machine(tmp_path: Path) -> Non
     host = make_wsl(tmp_path)
     make_driver(host)
     make_nodes(host)
-    assert generate.automatic(resolve({}, {}, "toolkit-agent"), HostRoot(str(host))) == "nvml"
+    assert generate.gpu_mode(resolve({}, {}, "toolkit-agent"), HostRoot(str(host))) == "nvml"
 
 
 def test_silent_nvml_costs_only_its_hook(tmp_path: Path) -> None:
@@ -223,7 +257,7 @@ def test_lines_without_type_and_path_count_for_nothing(tmp_path: Path) -> None:
         b"\xef\xbb\xbflib, /bom\n# lib, /comment\nlib /no/comma\nlib,\n,/x\nLIB, /upper\n"
         b"  dev ,/a,b \r\nsym,/nul\0\nlib,/bad\xff\ndir, /last"
     )
-    found = csv.read(HostRoot(str(tmp_path)), ["/one.csv", "/none.csv", "/one.csv"])
+    found = tegra.read(HostRoot(str(tmp_path)), ["/one.csv", "/none.csv", "/one.csv"])
     assert found.paths == {"dev": ("/a,b",) * 2, "dir": ("/last",) * 2}
     assert (found.warnings, found.missing) == ((), ("/none.csv",))
 
@@ -293,13 +327,14 @@ def test_nvml_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         asked.append(library.name)
         return Answer(cuda=13010)
 
-    monkeypatch.setattr(gpus, "ask", ask)
-    store = SimpleNamespace(read=lambda _: None)
-    ctx: Any = SimpleNamespace(
-        store=store, boot_id="boot", host=HostRoot(str(tmp_path)), refresh=True
-    )
+    monkeypatch.setattr(driver_nvml, "ask", ask)
+    store: Any = SimpleNamespace(read=lambda _: None)
+
+    def known() -> KnownGpus:
+        return KnownGpus(store, HostRoot(str(tmp_path)), "boot", refresh=True)
+
     with open(tmp_path / "nvml", "wb") as file:
-        for proposal in (Gpus(ctx), Gpus(ctx)):
+        for proposal in (known(), known()):
             library = Library("nvml", file.fileno())
             assert [proposal.ask(library).cuda for _ in range(3)] == [13010] * 3
     assert asked == ["nvml"] * 2

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.cdi.specs import foreign, installed, provider, read, readers
-from agent.cdi.specs.provider import Readings
+from agent.cdi.specs import installed, provider, read, readers, spec_files
+from agent.cdi.specs.provider import RuntimeView
 from agent.cdi.specs.shape import Problems
 from agent.host.paths import HostRoot
 from agent.options.settings import resolve
@@ -72,7 +72,9 @@ def _looked(root: Path, *paths: str) -> Inventory:
     options = resolve({"runtime": "containerd", "socket": "/gone.sock"}, {}, "toolkit-agent")
     host = HostRoot(str(root))
     return (
-        spec_report.given(options, host, paths) if paths else spec_report.inventory(options, host)
+        spec_report.of_files(options, host, paths)
+        if paths
+        else spec_report.inventory(options, host)
     )
 
 
@@ -108,9 +110,9 @@ def _agreement(found: Inventory, root: Path) -> None:
 def _proposed(found: Inventory, root: Path) -> None:
     """Every file that gives the runtime no device, or not all of them, is known to the proposal."""
     host = HostRoot(str(root))
-    readings = Readings(host, found.directories, found.reader)
+    readings = RuntimeView(host, found.directories, found.reader)
     there = [entry for one in found.directories if one.path
-             for entry in foreign.entries(host, one.path)]  # fmt: skip
+             for entry in spec_files.entries(host, one.path)]  # fmt: skip
     theirs = {one.file: one for one in provider.providers(readings, KIND, there, 1)}
     unknown = list(provider.unknown(readings))
     for file in found.files:
@@ -178,7 +180,7 @@ def test_new_field_is_judged_alike_in_list_and_file(tmp_path: Path) -> None:
     root = make_root(tmp_path)
     text = SPEC % DEVICE % ("0", '"env": ["A=1"], "netDevices": []')
     for version, sure in (("2.2.0", False), ("2.1.9", True), ("2.4.0", None)):
-        who = readers.reader("containerd", version)
+        who = readers.reader_of("containerd", version)
         found = installed.examine("a.json", text.encode(), HostRoot(str(root)), who)
         assert bool(found.broken) == (sure is True)
         assert bool(installed.doubt(found)) == (sure is False)
@@ -196,5 +198,5 @@ def test_readers_look_at_the_same_files(tmp_path: Path, monkeypatch: pytest.Monk
     assert [os.path.basename(file.name) for file in found.files] == [
         "a.json", "b.json", "nvidia.json",
     ]  # fmt: skip
-    paths = foreign.entries(host, host.resolve("/etc/cdi"))
+    paths = spec_files.entries(host, host.resolve("/etc/cdi"))
     assert [path.name for path, _ in paths] == [os.path.basename(f.name) for f in found.files]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from agent.cdi.emit import MARK
-from agent.cdi.specs import installed
-from agent.cdi.specs.readers import NOBODY, Reader, reader
+from agent.cdi.specs import installed, spec_files
+from agent.cdi.specs.readers import UNKNOWN_READER, Reader, reader_of
 from agent.host.paths import HostRoot
 from tests.conformance.foreign_specs import make_root, spec
 
@@ -23,15 +23,17 @@ def root(tmp_path: Path) -> Path:
 
 
 def look(
-    root: Path, names: tuple[str, ...] = DIRS, who: Reader = NOBODY
+    root: Path, names: tuple[str, ...] = DIRS, who: Reader = UNKNOWN_READER
 ) -> tuple[list[installed.SpecFile], list[installed.Device]]:
     host = HostRoot(str(root))
-    dirs = installed.directories(host, names, who)
+    dirs = spec_files.directories(host, names, who)
     found = installed.specs(host, dirs, who)
     return found, installed.devices(found, dirs)
 
 
-def states(root: Path, names: tuple[str, ...] = DIRS, who: Reader = NOBODY) -> dict[str, str]:
+def states(
+    root: Path, names: tuple[str, ...] = DIRS, who: Reader = UNKNOWN_READER
+) -> dict[str, str]:
     return {device.file: device.state for device in look(root, names, who)[1]}
 
 
@@ -98,8 +100,8 @@ def test_linked_directory_is_not_read(root: Path) -> None:
     assert states(root, ("/var/run/cdi", "/run//cdi/")) == {"/run/cdi/a.yaml": "resolvable"}
     assert states(root, ("/none", "/etc/passwd/x", "/link/a.yaml")) == {}
     host = HostRoot(str(root))
-    dirs = installed.directories(host, ("/link", "/run/cdi/a.yaml", "/none"), NOBODY)
-    texts = [problem.what for _, problem in installed.unreadable(dirs)]
+    dirs = spec_files.directories(host, ("/link", "/run/cdi/a.yaml", "/none"), UNKNOWN_READER)
+    texts = [problem.what for _, problem in spec_files.unreadable(dirs)]
     assert len(texts) == 2
     assert "is a link" in texts[0]
     assert "not a directory" in texts[1]
@@ -107,8 +109,8 @@ def test_linked_directory_is_not_read(root: Path) -> None:
 
 @pytest.mark.parametrize(
     ("who", "why"),
-    [(reader("containerd", "1.6.20"), "knows no CDI"),
-     (reader("containerd", "1.7.24", enabled=False), "switched off")],
+    [(reader_of("containerd", "1.6.20"), "knows no CDI"),
+     (reader_of("containerd", "1.7.24", enabled=False), "switched off")],
 )  # fmt: skip
 def test_runtime_without_cdi_resolves_nothing(root: Path, who: Reader, why: str) -> None:
     """Nothing is resolvable where nobody resolves."""
@@ -133,7 +135,7 @@ def test_files_of_other_types_are_told_and_never_opened(root: Path) -> None:
         finally:
             os.chdir(here)
     with (place / "large.yaml").open("wb") as file:
-        file.truncate(installed.LIMIT + 1)
+        file.truncate(spec_files.LIMIT + 1)
     found = {os.path.basename(f.name): f.problems[0].what for f in look(root)[0]}
     for name, text in (("pipe", "waits for ever"), ("dangling", "dangling"), ("out", "leads out"),
                        ("circle", "too many links"), ("s", "not a regular file"),

@@ -9,16 +9,16 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.cdi.specs import installed, read
-from agent.cdi.specs.readers import NOBODY, reader
-from agent.cdi.specs.scalar import Plain, resolved, spelled
+from agent.cdi.specs import installed, read, spec_files
+from agent.cdi.specs.readers import UNKNOWN_READER, reader_of
+from agent.cdi.specs.scalar import Plain, go_text, plain_value
 from agent.host.paths import HostRoot
 from tests.conformance.spec_cases import CASES, REFUSED
 
 
 def value(text: str) -> Any:
     """What a word without quotes is, as Python has it."""
-    found = resolved(text)
+    found = plain_value(text)
     return found.value if isinstance(found, Plain) else found
 
 
@@ -47,13 +47,13 @@ def test_bare_words_mean_what_yaml_v2_makes_of_them(text: str, is_: object) -> N
 )  # fmt: skip
 def test_numbers_are_written_as_strconv_writes_them(number: float, text: str) -> None:
     """As strconv writes them."""
-    assert spelled(number) == text
+    assert go_text(number) == text
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_numbers_survive_as_text(number: float) -> None:
     """The text is the same number."""
-    assert float(spelled(number)) == number
+    assert float(go_text(number)) == number
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_few_aliases_are_fine() -> None:
 
 SPECS = [case.text.encode() for case in (*CASES, *REFUSED)]
 _HOST = HostRoot("/proc/self/fdinfo")  # nothing that a path could find
-_READERS = (NOBODY, reader("containerd", "1.7.24"), reader("containerd", "2.4.0"))
+_READERS = (UNKNOWN_READER, reader_of("containerd", "1.7.24"), reader_of("containerd", "2.4.0"))
 
 
 def survives(data: bytes) -> None:
@@ -134,7 +134,7 @@ def survives(data: bytes) -> None:
             assert problem.what
             assert problem.remedy
             assert problem.severity in ("error", "warning")
-        directory = (installed.Directory("/etc/cdi", None),)
+        directory = (spec_files.Directory("/etc/cdi", None),)
         installed.devices([found], directory)
         installed.conflicts([found, found], directory)
 
@@ -202,5 +202,5 @@ def test_mutated_data_is_judged_without_an_exception(
 def test_the_whole_spec_is_fine() -> None:
     """The one that is mutated has no fault of its own, but for files that are not there."""
     data = yaml.safe_dump(_FULL).encode()
-    found = installed.examine("x.yaml", data, _HOST, reader("cri-o", "1.37.0"))
+    found = installed.examine("x.yaml", data, _HOST, reader_of("cri-o", "1.37.0"))
     assert [p for p in found.problems if "missing" not in p.what] == []

@@ -38,13 +38,13 @@ def test_executable_tells_its_cdi_by_field_names(
 ) -> None:
     """By the names of fields; what is no program with CDI in it tells nothing."""
     (tmp_path / "program").write_bytes(data)
-    found = readers.sharpened(who, str(tmp_path / "program"))
+    found = readers.with_executable(who, str(tmp_path / "program"))
     assert (found.newest, found.limit) == (newest, limit)
-    assert readers.takes(found, "0.3.0")
-    assert readers.takes(found, "1.1.0") == (newest == "1.1.0" or limit is None)
+    assert readers.can_read(found, "0.3.0")
+    assert readers.can_read(found, "1.1.0") == (newest == "1.1.0" or limit is None)
 
 
 def test_unreadable_executable_tells_nothing(tmp_path: Path) -> None:
     """Nothing more is known."""
-    assert readers.sharpened(OLD, str(tmp_path / "none")) == OLD
-    assert readers.sharpened(OLD, str(tmp_path)) == OLD
+    assert readers.with_executable(OLD, str(tmp_path / "none")) == OLD
+    assert readers.with_executable(OLD, str(tmp_path)) == OLD

@@ -9,14 +9,14 @@ import pytest
 
 from agent.cdi.model import ContainerEdits, Device, Spec
 from agent.cdi.specs import installed, rules
-from agent.cdi.specs.readers import NOBODY, Reader, reader
+from agent.cdi.specs.readers import UNKNOWN_READER, Reader, reader_of
 from agent.cdi.specs.shape import Problem
 from agent.host.paths import HostRoot
 from tests.conformance.foreign_specs import spec as foreign_spec
 from tests.conformance.spec_cases import CASES, REFUSED, SpecCase, mount, node, spec
 
 
-def problems(text: str, host: str = "/", who: Reader = NOBODY) -> tuple[Problem, ...]:
+def problems(text: str, host: str = "/", who: Reader = UNKNOWN_READER) -> tuple[Problem, ...]:
     return installed.examine("x.yaml", text.encode(), HostRoot(host), who).problems
 
 
@@ -37,11 +37,11 @@ def test_each_broken_rule_is_reported_with_its_remedy(case: SpecCase) -> None:
 def test_version_too_new_for_the_runtime_is_reported(case: SpecCase) -> None:
     """Told where a runtime answered that is too old for it."""
     assert problems(case.text) == ()
-    old = problems(case.text, who=reader("containerd", "1.7.24~ds1"))
+    old = problems(case.text, who=reader_of("containerd", "1.7.24~ds1"))
     assert case.says in said(old)
     assert old[0].spoils == "file"
-    assert problems(case.text, who=reader("cri-o", "1.37.0")) == ()
-    assert problems(case.text, who=reader("containerd", "v2.4.0-beta.0")) == ()
+    assert problems(case.text, who=reader_of("cri-o", "1.37.0")) == ()
+    assert problems(case.text, who=reader_of("containerd", "v2.4.0-beta.0")) == ()
 
 
 @pytest.mark.parametrize(
@@ -59,14 +59,14 @@ def test_rules_hold_for_the_readers_that_were_observed(
     name: str, version: str, newest: str | None, limit: str | None
 ) -> None:
     """What was seen holds; what lies between is left open."""
-    found = reader(name, version)
+    found = reader_of(name, version)
     assert (found.newest, found.limit) == (newest, limit)
 
 
 def test_version_that_may_be_too_high_is_a_warning() -> None:
     """Between two runtimes that were seen it is a warning."""
     text = spec(version="1.0.0").replace("KIND", "vendor.example/gpu")
-    [found] = problems(text, who=reader("containerd", "2.0.5"))
+    [found] = problems(text, who=reader_of("containerd", "2.0.5"))
     assert found.severity == "warning"
     assert "may read no more than 0.8.0" in found.what
 
@@ -75,7 +75,7 @@ def test_version_that_may_be_too_high_is_a_warning() -> None:
 def test_name_of_one_letter_is_reported_for_unknown_runtimes(version: str, dies: bool) -> None:
     """Told unless the runtime is known to live with it."""
     for kind in ("v/gpu", "vendor.example/x"):
-        found = problems(foreign_spec(kind), who=reader("containerd", version))
+        found = problems(foreign_spec(kind), who=reader_of("containerd", version))
         assert ("single character" in said(found)) is dies
         assert "single character" in said(problems(foreign_spec(kind)))
 

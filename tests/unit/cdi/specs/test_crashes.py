@@ -15,7 +15,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.cdi.specs import foreign, read
+from agent.cdi.specs import crashes, read, spec_files
 from agent.host.files import new_state
 from agent.host.paths import HostPath, HostRoot
 from agent.runtimes.base import RestartHazard
@@ -102,10 +102,10 @@ def test_no_spelling_is_missed(kind: str, spelling: str) -> None:
     encoded = text.encode("utf-16" if spelling == "utf-16" else "utf-8")
     assert read.kinds(encoded) == (kind,)
     # No kind that is asked for has what YAML writes in another way.
-    assert foreign.has_kind(encoded, kind) or any(char.isspace() or char == "'" for char in kind)
+    assert crashes.has_kind(encoded, kind) or any(char.isspace() or char == "'" for char in kind)
     vendor, _, name = kind.partition("/")
     short = [part for part in (vendor, name) if part in ("a", "b")]
-    deadly = foreign.crashing_kind(encoded)
+    deadly = crashes.crashing_kind(encoded)
     assert deadly in (None, kind)
     if vendor in ("a", "b") and name:
         assert deadly == kind
@@ -117,7 +117,7 @@ def test_no_spelling_is_missed(kind: str, spelling: str) -> None:
 def test_garbage_is_no_spec(data: bytes, text: str) -> None:
     """Whatever lies there, it is read or it is not; nothing is raised."""
     for document in (data, text.encode(), b"kind: v/x\n" + data):
-        foreign.crashing_kind(document)
+        crashes.crashing_kind(document)
         assert all(isinstance(kind, str) for kind in read.kinds(document))
 
 
@@ -140,7 +140,7 @@ def test_only_circular_merges_are_refused() -> None:
 def test_reader_without_libyaml_reads_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyYAML built without it reads the same, if slower."""
     monkeypatch.delattr(yaml, "CSafeLoader", raising=False)
-    assert foreign.crashing_kind(b"kind: v/gpu\n") == "v/gpu"
+    assert crashes.crashing_kind(b"kind: v/gpu\n") == "v/gpu"
     assert read.kinds(b"a: " + b"[" * 5000) == ()
 
 
@@ -151,9 +151,9 @@ def test_what_cannot_be_read_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "l.yaml").symlink_to("nowhere")
     (tmp_path / "a.yaml").write_text("kind: ab/cd")
     host = HostRoot("/")
-    found = foreign.entries(host, HostPath(str(tmp_path), "/cdi"))
+    found = spec_files.entries(host, HostPath(str(tmp_path), "/cdi"))
     assert [(path.host, data) for path, data in found] == [("/cdi/a.yaml", b"kind: ab/cd")]
-    assert list(foreign.entries(host, HostPath(f"{tmp_path}/none", "/cdi"))) == []
+    assert list(spec_files.entries(host, HostPath(f"{tmp_path}/none", "/cdi"))) == []
 
 
 @pytest.mark.parametrize("version", ["1.7.24", "2.1.9", "2.4.0"])

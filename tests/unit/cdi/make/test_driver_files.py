@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from agent.cdi import emit
-from agent.cdi.driver import driver, ldcache
+from agent.cdi.driver import driver, loader
 from agent.cdi.driver.driver import Places
 from agent.cdi.driver.root import DriverRoot
-from agent.cdi.make import management
-from agent.cdi.make.driver_edits import Surroundings
+from agent.cdi.make import driver_files
+from agent.cdi.make.driver_files import BuildContext
 from agent.cdi.make.hooks import Hooks
 from agent.cdi.model import Spec
 from agent.cdi.specs import rules
@@ -50,7 +50,7 @@ def found(root: Path, host: Path | None = None) -> driver.Driver:
 
 
 def spec(root: Path, hook: str | None = HOOK, host: Path | None = None) -> Spec:
-    return management.spec(found(root, host), Surroundings(Hooks(hook), "6.1.0"))
+    return driver_files.management_spec(found(root, host), BuildContext(Hooks(hook), "6.1.0"))
 
 
 def test_device_all_has_every_node_with_its_numbers(root: Path) -> None:
@@ -133,7 +133,7 @@ def test_paths_of_the_hosts_own_driver_are_equal(tmp_path: Path) -> None:
     """Seen below a host root, named as the host names it; then host and container path are one."""
     make_driver(tmp_path)
     there = driver.find(HostRoot(str(tmp_path)), Places())
-    made = management.spec(there, Surroundings(Hooks(None), "6"))
+    made = driver_files.management_spec(there, BuildContext(Hooks(None), "6"))
     assert made.devices[0].container_edits.device_nodes[0].host_path == ""
     assert {m.host_path == m.container_path for m in made.container_edits.mounts} == {True}
 
@@ -231,7 +231,7 @@ def test_files_that_are_no_libraries_do_no_harm(root: Path) -> None:
 @pytest.mark.parametrize(("wide", "order"), [(True, "<"), (False, "<"), (True, ">")])
 def test_soname_is_read_from_any_elf_file(tmp_path: Path, wide: bool, order: str) -> None:
     """Of both word sizes and byte orders; none is told from no ELF file."""
-    from agent.cdi.driver.elf import soname
+    from agent.cdi.driver.loader import soname
 
     path = tmp_path / "lib"
     for name in ("libx.so.1", ""):
@@ -303,7 +303,7 @@ def caches() -> Iterator[bytes]:
 @pytest.mark.parametrize("data", list(caches()))
 def test_broken_cache_names_nothing(data: bytes) -> None:
     """Whatever is in the file, it is no reason to fail."""
-    assert ldcache.paths(data) == ()
+    assert loader.cached_paths(data) == ()
 
 
 def test_bytes_are_the_same_each_time(root: Path) -> None:

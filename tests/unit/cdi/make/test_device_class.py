@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from agent.cdi.make import generate, others
+from agent.cdi.make import generate
 from agent.errors import DevicesLost, NoDevices
 from agent.host.paths import HostRoot
+from agent.options.device_classes import DEVICE_CLASSES
 from agent.options.settings import resolve
 from tests.tools.kernel import list_no_driver, make_node
 
@@ -36,7 +39,7 @@ def make(root: Path, *names: str) -> None:
 
 def spec(mode: str, host: Path, **options: str) -> dict[str, Any]:
     settings = resolve(options, {}, "toolkit-agent")
-    text, warnings = generate.text(mode, settings, HostRoot(str(host)), hook=None)
+    text, warnings = generate.spec_text(mode, settings, HostRoot(str(host)), hook=None)
     assert warnings == ()
     found: dict[str, Any] = yaml.safe_load(text)
     return found
@@ -69,11 +72,13 @@ def test_one_device_has_every_node(tmp_path: Path, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", [*CASES, "imex"])
 def test_no_devices_make_no_spec(tmp_path: Path, mode: str) -> None:
-    """NVIDIA's generator fails when it writes the empty device; `wanted` does not list it."""
+    """NVIDIA's generator fails when it writes the empty device; desired specs lack it."""
     make(tmp_path, *ODD)
     with pytest.raises(NoDevices, match=r"^cannot make a CDI spec for nvidia.com/.*: there is no"):
         spec(mode, tmp_path)
-    found = generate.wanted(resolve({}, {}, "toolkit-agent"), HostRoot(str(tmp_path)), None)
+    found = generate.desired_specs(
+        "nvml", resolve({}, {}, "toolkit-agent"), HostRoot(str(tmp_path)), None
+    )
     assert [one.kind for one in found] == ["management.nvidia.com/gpu", "nvidia.com/gpu"]
 
 
@@ -93,7 +98,9 @@ def test_imex_without_a_channel_is_a_problem_of_its_kind(
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/devices").write_text(f"Character devices:\n{major}\nBlock devices:\n")
     make(tmp_path, *ODD, *([node] if node else []))
-    found = generate.wanted(resolve({}, {}, "toolkit-agent"), HostRoot(str(tmp_path)), None)
+    found = generate.desired_specs(
+        "nvml", resolve({}, {}, "toolkit-agent"), HostRoot(str(tmp_path)), None
+    )
     assert [one.kind for one in found][2:] == ["nvidia.com/imex-channel"]
     assert isinstance(found[2].problem, DevicesLost)
     assert f"there is no {says}" in found[2].problem.message
@@ -166,7 +173,44 @@ def test_each_imex_channel_is_a_device(tmp_path: Path) -> None:
 def test_wanted_specs_are_those_with_devices(tmp_path: Path) -> None:
     """Those whose devices are there."""
     make(tmp_path, *(name for _, names in CASES.values() for name in names))
-    found = generate.wanted(resolve({}, {}, "toolkit-agent"), HostRoot(str(tmp_path)), None)
+    found = generate.desired_specs(
+        "nvml", resolve({}, {}, "toolkit-agent"), HostRoot(str(tmp_path)), None
+    )
     assert [one.kind for one in found][2:] == [kind for kind, _ in CASES.values()]
     assert all(one.text and one.problem is None and one.warnings == () for one in found[2:])
-    assert [*CASES, "imex"] == [*others.CLASSES]
+    assert [*CASES, "imex"] == [one.mode for one in DEVICE_CLASSES]
+
+
+_MADE_UP = """
+import sys
+from agent.options import device_classes
+from agent.options.device_classes import ClassNodes, DeviceClass
+device_classes.DEVICE_CLASSES += (
+    DeviceClass("fpga", "example.com/fpga", (ClassNodes("/dev/fpga", "port*", "fpga"),)),
+)
+from agent.cdi.driver import driver, majors
+from agent.cdi.make import generate
+from agent.host.paths import HostRoot
+from agent.options.cdi import MODES
+from agent.options.settings import resolve
+host, settings = HostRoot(sys.argv[1]), resolve({}, {}, "toolkit-agent")
+assert "fpga" in MODES
+print(generate.spec_text("fpga", settings, host, hook=None)[0])
+kinds = [one.kind for one in generate.desired_specs("nvml", settings, host, None)]
+assert kinds[-1] == "example.com/fpga", kinds
+assert f"port*{host.agent_path('/dev/fpga')}" in set(generate.watch_paths(settings, host))
+assert majors.Majors({240: ("other",)}, {}).mismatch("/dev/fpga/port0", 240, 0)
+"""
+
+
+def test_new_class_is_one_entry(tmp_path: Path) -> None:
+    """A class that is added to the table is a mode, a spec of the node, watched and judged."""
+    make(tmp_path, "fpga/port0", "fpga/other")
+    done = subprocess.run(
+        [sys.executable, "-c", _MADE_UP, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = yaml.safe_load(done.stdout)
+    assert found["kind"] == "example.com/fpga"
+    (device,) = found["devices"]
+    assert [node["path"] for node in device["containerEdits"]["deviceNodes"]] == ["/dev/fpga/port0"]

@@ -1,0 +1,120 @@
+"""Specs of the device classes that come with GPUs (`agent.options.device_classes`).
+
+Invariant: pure in what was found; there is no spec where there are no devices. Entries are those of
+NVIDIA's generator (pkg/nvcdi v1.20, the modes of these names).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+
+from agent.cdi.driver.driver import Node
+from agent.cdi.driver.root import DriverRoot
+from agent.cdi.make import driver_files, transform
+from agent.cdi.make.request import EVERYTHING, Choice
+from agent.cdi.model import ContainerEdits, Device, DeviceNode, Mount, Spec
+from agent.errors import NoDevices
+from agent.options.device_classes import DEVICE_CLASSES, DeviceClass
+
+_NUMBERED = re.compile(r"(?:0|[1-9][0-9]{0,6})")
+_NUMBERS = 1 << 20  # IMEX channels at most
+
+
+def by_mode(mode: str) -> DeviceClass:
+    """The device class of a mode of `cdi generate`."""
+    return next(one for one in DEVICE_CLASSES if one.mode == mode)
+
+
+def watch_paths(dev: DriverRoot) -> Iterator[str]:
+    """Agent paths of all nodes below a device root, as entries `PREFIX*DIRECTORY`. Of numbered
+    nodes there can be thousands, so their directory is watched: its time changes with its names."""
+    for device_class in DEVICE_CLASSES:
+        for nodes in device_class.nodes:
+            directory, prefix = dev.agent_path(nodes.directory), nodes.pattern.removesuffix("*")
+            yield directory if device_class.numbered else f"{prefix}*{directory}"
+
+
+def spec(
+    device_class: DeviceClass, nodes: Sequence[Node], roots: Sequence[DriverRoot],
+    choice: Choice = EVERYTHING,
+) -> Spec | None:  # fmt: skip
+    """The spec of a class that has these nodes; None where no node is a device of it. Files are
+    looked for in `roots`, in this order. Raises NoDevices where a chosen number does not exist."""
+    if device_class.numbered:
+        devices = _numbered(device_class, nodes)
+        devices = _chosen(device_class, devices, choice.ids) if devices else ()
+    else:
+        devices = _single(device_class, nodes, roots) if nodes else ()
+    if not devices:
+        return None
+    common = ContainerEdits(env=(driver_files.VOID,))
+    return transform.finish(Spec(device_class.kind, devices, common), merged=choice.merged)
+
+
+def missing_numbers(device_class: DeviceClass, devs: Sequence[DriverRoot]) -> str | None:
+    """Why there is no numbered node although the kernel driver that makes them is there; None
+    where the driver is not there either."""
+    remedy = "make one (NVreg_CreateImexChannel0=1, or mknod) where containers need it"
+    for nodes in device_class.nodes if device_class.numbered else ():
+        for dev in devs:
+            if dev.trusted_file(nodes.directory, stat.S_ISDIR):
+                where = f"{dev.host_path.rstrip('/')}{nodes.directory}"
+                return f"there is no {nodes.pattern} in {where}; {remedy}"
+        listed = (dev.majors.listed(nodes.driver) for dev in devs)
+        if driver := next((name for name in listed if name), None):
+            return f"there is no {nodes.path}, although the kernel has a driver {driver}; {remedy}"
+    return None
+
+
+def _chosen(
+    device_class: DeviceClass, devices: tuple[Device, ...], ids: Sequence[str]
+) -> tuple[Device, ...]:
+    if transform.ALL in ids:
+        return devices
+    by_number = {device.name: device for device in devices}
+    name = device_class.nodes[0].pattern.removesuffix("*")
+    numbers = tuple(dict.fromkeys(item.removeprefix(name) for item in ids))
+    for number in numbers:
+        if number not in by_number:
+            raise NoDevices(
+                f"cannot make a CDI spec for {device_class.kind}: there is no {name} {number} in "
+                f"{device_class.nodes[0].directory}; give the number of one that is there, or all"
+            )
+    return tuple(by_number[number] for number in numbers)
+
+
+def _single(
+    device_class: DeviceClass, nodes: Sequence[Node], roots: Sequence[DriverRoot]
+) -> tuple[Device, ...]:
+    mounts = tuple(mount for path in device_class.mounts for mount in _mounts(path, roots)[:1])
+    edits = transform.joined(driver_files.node_edits(nodes), ContainerEdits(mounts=mounts))
+    return (Device(transform.ALL, edits),)
+
+
+def _mounts(path: str, roots: Sequence[DriverRoot]) -> tuple[Mount, ...]:
+    """A file, or the directory of udev's data, from each root that has it."""
+    is_directory = not os.path.splitext(path)[1]
+    return tuple(
+        driver_files.mount(root, path)
+        for root in roots
+        if root.trusted_file(path, lambda mode: stat.S_ISDIR(mode) == is_directory)
+    )
+
+
+def _numbered(device_class: DeviceClass, nodes: Sequence[Node]) -> tuple[Device, ...]:
+    """A device for each node, by its number. Nodes come and go, with major numbers of their own, so
+    the runtime looks at the node itself."""
+    prefix = device_class.nodes[0].path.removesuffix("*")
+    numbers = ((node, node.inside.removeprefix(prefix)) for node in nodes)
+    return tuple(
+        Device(number, ContainerEdits(device_nodes=(_plain(node),)))
+        for node, number in numbers
+        if _NUMBERED.fullmatch(number) and int(number) < _NUMBERS
+    )
+
+
+def _plain(node: Node) -> DeviceNode:
+    return DeviceNode(node.inside, "" if node.host_path == node.inside else node.host_path)

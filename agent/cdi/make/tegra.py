@@ -1,0 +1,344 @@
+"""The spec `nvidia.com/gpu` of a Tegra: its files and devices are those that CSV files list.
+
+Invariant: pure in what was found, but for reading CSV files and asking NVML. A file that another
+user than root can change is not read, because every line of it is a path that containers get.
+Entries and their order are those of NVIDIA's generator (pkg/nvcdi v1.20, mode csv), because the
+order decides the arguments of hooks.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from agent.cdi.driver import driver, kernel
+from agent.cdi.driver.driver import Driver, Node
+from agent.cdi.driver.nvml import UNLOADABLE, Answer, Gpu, is_integrated_model
+from agent.cdi.driver.root import DriverRoot
+from agent.cdi.make import driver_files, gpu, transform
+from agent.cdi.make.driver_files import BuildContext
+from agent.cdi.make.gpu import GpuEdits, KernelGpus
+from agent.cdi.make.request import Choice
+from agent.cdi.model import ContainerEdits, Device, Hook, Mount, Spec
+from agent.errors import NoDevices, NoDriver, Refused, reason
+from agent.host import budget, trust
+from agent.host.paths import HostRoot
+from agent.options.settings import Settings
+
+ONLY_GPU = "0"  # the name of a GPU that NVML does not describe
+
+_NVML = "libnvidia-ml.so.1"
+_RELEASE = "/etc/nv_tegra_release"
+_TYPES = ("dev", "dir", "lib", "sym")
+_REGULAR = re.compile(r"/dev/nvidia[0-9]+")
+_WILD = re.compile(r"[*?\[]")
+_THOR = "0000:01:00."  # the PCI address of a Thor's integrated GPU
+
+# Asks NVML, given a driver root and the path of NVML in it. May raise DriverFailed.
+AskInRoot = Callable[[DriverRoot, str], Answer]
+
+
+@dataclass(frozen=True, slots=True)
+class CsvLists:
+    """The paths that CSV files list, by type (dev, dir, lib, sym); warnings about files that were
+    not read; and the files that are missing, because no JetPack has all of the default ones."""
+
+    paths: Mapping[str, tuple[str, ...]]
+    warnings: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+    def of(self, kind: str) -> tuple[str, ...]:
+        """The paths of a type."""
+        return self.paths.get(kind, ())
+
+
+def is_integrated_only(host: HostRoot, settings: Settings, ask: AskInRoot) -> bool:
+    """Is this a Tegra that mode csv is for? One with GPUs on the PCI bus only is a machine like any
+    other. May raise DriverFailed."""
+    answer = _ask(driver.asked_root(host, settings), ask)
+    return UNLOADABLE in answer.error or any(is_integrated_model(g.model) for g in answer.gpus)
+
+
+def watch_paths(host: HostRoot, settings: Settings) -> Iterator[str]:
+    """Agent paths that change when the spec would be another one."""
+    lists = read(host, settings.csv_files)
+    above = {os.path.dirname(path) for kind in ("lib", "sym") for path in lists.of(kind)}
+    yield from map(host.agent_path, (*settings.csv_files, _RELEASE, *sorted(above)))
+    yield from (f"{name}*{host.agent_path('/dev')}" for name in ("nvhost", "nvmap", "nvgpu"))
+
+
+def build(
+    host: HostRoot, settings: Settings, context: BuildContext, ask: AskInRoot, choice: Choice
+) -> tuple[Spec, tuple[str, ...], tuple[DriverRoot, ...]]:
+    """The spec, warnings, and the driver roots in which its files were looked for. Raises NoDriver,
+    NoDevices or DriverFailed."""
+    lists = read(host, settings.csv_files)
+    missing = tuple(f"there is no {name}" for name in lists.missing)
+    if not lists.paths:
+        why = "; ".join((*lists.warnings, *missing)) or "they are empty"
+        raise NoDriver(
+            f"cannot make a CDI spec: CSV files list nothing: {why}; install NVIDIA's packages for "
+            "containers (nvidia-l4t-init), or give --csv.file"
+        )
+    if settings.origins["csv_files"] == "default":
+        missing = ()
+    root, own = driver.asked_root(host, settings), driver.host_root(host)
+    driver.refuse_distrusted((root,))
+    answer = _ask(root, ask)
+    drm = {one.bus: kernel.drm_names(host, one.bus) for one in answer.gpus if one.bus}
+    devs = driver.dev_roots(host, driver.places(settings), root)
+    builder = _Builder(
+        root, own, devs, KernelGpus(drm, {}), context, lists, answer, settings, choice
+    )  # fmt: skip
+    found, warnings = builder.spec()
+    unsure = answer.error and UNLOADABLE not in answer.error
+    text = (
+        f"the CDI spec has no hook for a newer CUDA of an image: NVML says nothing: {answer.error}"
+    )
+    warnings = (
+        *missing, *lists.warnings, *warnings, *answer.warnings, *((text,) if unsure else ()),
+    )  # fmt: skip
+    return found, warnings, (root, own, *devs)
+
+
+def _ask(root: DriverRoot, ask: AskInRoot) -> Answer:
+    """NVML's answer; an error where there is no NVML."""
+    library = next(iter(driver.libraries(root, _NVML)), None)
+    return ask(root, library) if library else Answer(error=f"{UNLOADABLE}: it is not there")
+
+
+def read(host: HostRoot, names: Iterable[str]) -> CsvLists:
+    """The paths in the CSV files at these host paths."""
+    found: dict[str, tuple[str, ...]] = {}
+    warnings, missing = [], []
+    for name in names:
+        try:
+            text, why = _text(host, name)
+        except FileNotFoundError:
+            missing.append(name)
+            continue
+        if why:
+            warnings.append(f"{name} is not read: {why}")
+        for kind, path in _lines(text):
+            found[kind] = (*found.get(kind, ()), path)
+    return CsvLists(found, tuple(warnings), tuple(missing))
+
+
+def _text(host: HostRoot, name: str) -> tuple[str, str]:
+    """The text of a file, and why it is not read. Raises FileNotFoundError."""
+    try:
+        with trust.open_path(host, name, os.O_RDONLY) as file:
+            if file.distrust:
+                return "", f"not root alone decides what is in it: {file.distrust}"
+            if not stat.S_ISREG(file.found.st_mode):
+                return "", "it is not a regular file"
+            data = os.read(file.fd, budget.CSV.size + 1)
+    except FileNotFoundError:
+        raise
+    except Refused as error:
+        return "", error.message
+    except OSError as error:
+        return "", reason(error)
+    if len(data) > budget.CSV.size:
+        return "", budget.too_large(budget.CSV)
+    if data.count(b"\n") > budget.CSV.values:
+        return "", budget.too_many(budget.CSV, "lines")
+    return data.decode("utf-8", "replace"), ""
+
+
+def _lines(text: str) -> Iterator[tuple[str, str]]:
+    """(type, path) of each line that has both; other lines are comments or empty."""
+    for line in text.split("\n"):
+        kind, comma, path = (part.strip() for part in line.strip().partition(","))
+        usable = path and path.isprintable() and "\ufffd" not in path
+        if comma and kind in _TYPES and usable:
+            yield kind, path
+
+
+@dataclass(frozen=True, slots=True)
+class _Builder:
+    """Makes the spec of a driver root; `own` is the host as a driver root, `devs` are the roots of
+    device nodes."""
+
+    root: DriverRoot
+    own: DriverRoot
+    devs: tuple[DriverRoot, ...]
+    kernel: KernelGpus
+    context: BuildContext
+    lists: CsvLists
+    answer: Answer
+    settings: Settings
+    choice: Choice
+
+    def spec(self) -> tuple[Spec, tuple[str, ...]]:
+        """The spec, and warnings. Raises NoDevices."""
+        devices, warnings = self._several_gpus() if self.choice.several else ((), ())
+        if not devices:
+            devices = self._one_gpu()
+        void = ContainerEdits(env=(driver_files.VOID,))
+        found = Spec(gpu.KIND, devices, transform.joined(self._file_edits(), void))
+        return transform.finish(found, merged=self.choice.merged), warnings
+
+    def _file_edits(self) -> ContainerEdits:
+        """Files, links and hooks. A mount has the target of a link; a hook makes the link anew."""
+        root, hooks, search = self.root, self.context.hooks, self.settings.library_search_paths
+        names = self.lists.of("dir")
+        directories = [path for name in names for path in root.directories(*_place(name))]
+        libraries = _files(root, self.lists.of("lib"), search)
+        ignored = self.settings.csv_ignore_patterns
+        links = tuple(name for name in self.lists.of("sym") if not _is_ignored(name, ignored))
+        inside = (*directories, *libraries, *_files(root, links, search))
+        release = self._release()
+        return ContainerEdits(
+            hooks=(
+                *hooks.library_links(root, libraries),
+                *hooks.symlinks(_links(root, links)),
+                *self._compat(),
+                *hooks.cache((*inside, *(item.container_path for item in release))),
+            ),
+            mounts=(*(driver_files.mount(root, path) for path in inside), *release),
+        )
+
+    def _release(self) -> tuple[Mount, ...]:
+        """The file by which programs know a Tegra; it is the host's, whatever the driver root
+        is."""
+        found = self.own.files((os.path.dirname(_RELEASE),), os.path.basename(_RELEASE))
+        return tuple(driver_files.mount(self.own, path) for path in found)
+
+    def _compat(self) -> tuple[Hook, ...]:
+        """The hook for a newer CUDA of an image, where the driver says which CUDA it has itself."""
+        cuda = self.answer.cuda
+        if not cuda:
+            return ()
+        version = f"{cuda // 1000}.{cuda % 1000 // 10}"
+        orin = any("Orin (nvgpu)" in one.model for one in self.answer.gpus)
+        root = self.settings.csv_compat_container_root
+        words = (f"--cuda-compat-container-root={root}",) if orin else ()
+        return self.context.hooks.make(
+            "enable-cuda-compat", f"--host-cuda-version={version}", *words
+        )
+
+    def _one_gpu(self) -> tuple[Device, ...]:
+        """Everything that is listed as one GPU, which NVML does not describe. Raises NoDevices."""
+        start = f"cannot make a CDI spec for {gpu.KIND}"
+        for device_id in self.choice.ids:
+            if device_id not in (transform.ALL, ONLY_GPU):
+                raise NoDevices(
+                    f"{start}: there is no GPU {device_id}: NVML lists only {ONLY_GPU}; "
+                    f"give --device-id={ONLY_GPU} or all"
+                )
+        names = gpu.device_names(Gpu(0, "", 0, ""), None, self.settings.device_name_strategies)
+        if not names:
+            raise NoDevices(f"{start}: its GPU has no UUID; give --device-name-strategy=index")
+        listed = self.lists.of("dev")
+        nodes = self._nodes(listed)
+        if not nodes:
+            where = " or ".join(dev.host_path.rstrip("/") + "/dev" for dev in self.devs)
+            raise NoDevices(
+                f"{start}: none of the {len(listed)} device nodes that CSV files list is in "
+                f"{where}; load the driver's kernel modules, or give --csv.file"
+            )
+        return tuple(Device(name, self._node_edits(nodes)) for name in names)
+
+    def _several_gpus(self) -> tuple[tuple[Device, ...], tuple[str, ...]]:
+        """An integrated GPU and one on the PCI bus, and warnings; nothing where there is one GPU
+        only, or where their order is unknown."""
+        if len(self.answer.gpus) < 2:
+            return (), ()
+        chosen = gpu.chosen(self.answer.gpus, self.choice.ids)
+        if any(one.index != (0 if _is_integrated(one) else 1) for one in chosen):
+            return (), ("all GPUs are one device, because NVML lists them in an unknown order",)
+        devices: list[Device] = []
+        warnings = []
+        for one in chosen:
+            edits = self._integrated() if _is_integrated(one) else self._discrete(one)
+            if isinstance(edits, str):
+                warnings.append(f"GPU {one.index} is not in the CDI spec: {edits}")
+                continue
+            names = gpu.device_names(one, None, self.settings.device_name_strategies)
+            devices += (Device(name, edits) for name in names)
+        return tuple(devices), tuple(warnings)
+
+    def _integrated(self) -> ContainerEdits:
+        """By convention the second node is the other GPU's, and the third the display's."""
+        names = (name for name in self.lists.of("dev") if name != "/dev/nvidia1")
+        return self._node_edits(self._nodes((*names, "/dev/nvidia2")))
+
+    def _discrete(self, one: Gpu) -> ContainerEdits | str:
+        found = Driver(self.root, "", (), (), self.devs)
+        edits = GpuEdits(found, self.context, one, self.kernel).of(None)
+        if isinstance(edits, str):
+            return edits
+        listed = (
+            name for name in self.lists.of("dev")
+            if not _REGULAR.fullmatch(name) and name not in gpu.CONTROL_NODES
+        )  # fmt: skip
+        control = driver_files.node_edits(self._nodes(gpu.CONTROL_NODES))
+        return transform.joined(edits, control, self._node_edits(self._nodes(listed)))
+
+    def _node_edits(self, nodes: Iterable[Node]) -> ContainerEdits:
+        return transform.joined(
+            driver_files.node_edits(nodes), ContainerEdits(mounts=self._release())
+        )
+
+    def _nodes(self, names: Iterable[str]) -> tuple[Node, ...]:
+        """Device nodes by their paths, or by their names in /dev."""
+        places = [_split(f"{above}/{name}") for name in names for above in ("", "/dev")]
+        plain = [place for place in places if "/" not in place[1]]
+        deep = (
+            (os.path.dirname(path), os.path.basename(path))
+            for directory, pattern in places if "/" in pattern
+            for dev in self.devs for path in dev.glob(directory, pattern)
+        )  # fmt: skip
+        return driver.nodes_at(self.devs, (*plain, *dict.fromkeys(deep)))
+
+
+def _is_integrated(one: Gpu) -> bool:
+    """Is a GPU part of a Tegra? A rule of NVIDIA's generator (`isIntegratedGPU`)."""
+    return one.bus.startswith(_THOR) if one.bus else is_integrated_model(one.model)
+
+
+def _split(path: str) -> tuple[str, str]:
+    """A directory without wildcards, and a pattern below it, of a path from the root."""
+    parts = os.path.normpath("/" + path.lstrip("/")).split("/")
+    wild = next((at for at, part in enumerate(parts) if _WILD.search(part)), len(parts) - 1)
+    return "/".join(parts[:wild]) or "/", "/".join(parts[wild:])
+
+
+def _place(path: str) -> tuple[tuple[str], str]:
+    """As `_split`, as arguments of a driver root's searches."""
+    directory, pattern = _split(path)
+    return (directory,), pattern
+
+
+def _files(root: DriverRoot, names: Iterable[str], search: Sequence[str]) -> tuple[str, ...]:
+    """Files that match paths, links followed, each once; directories of `search` come first."""
+    places = (_place(f"{above}/{name}") for name in names for above in (*search, ""))
+    return tuple(dict.fromkeys(path for place in places for path in root.real_files(*place)))
+
+
+def _links(root: DriverRoot, names: Iterable[str]) -> tuple[str, ...]:
+    """`TARGET::LINK` for every link of a chain of links."""
+    found: dict[str, None] = {}
+    for name in names:
+        for path in root.files(*_place(name)):
+            here, seen = path, set[str]()
+            while here not in seen and (target := root.read_link(here)):
+                seen.add(here)
+                found[f"{target}::{here}"] = None
+                here = os.path.normpath(os.path.join(os.path.dirname(here), target))
+    return tuple(found)
+
+
+def _is_ignored(name: str, patterns: Iterable[str]) -> bool:
+    """`**/` at the start of a pattern stands for any directory; other wildcards stop at /."""
+    for pattern in patterns:
+        target = os.path.basename(name) if pattern.startswith("**/") else name
+        globs, parts = pattern.removeprefix("**/").split("/"), target.split("/")
+        if len(globs) == len(parts) and all(map(fnmatch.fnmatchcase, parts, globs)):
+            return True
+    return False

@@ -1,0 +1,185 @@
+"""The files that a runtime loads from directories of specs, and their content.
+
+Invariant: files are chosen as by the CDI library (pkg/cdi/spec-dirs.go): by their ending alone, dot
+files and links to files included, directories not. Reads only, and no more than the budget.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from agent.cdi.specs.readers import Reader
+from agent.cdi.specs.shape import Problem
+from agent.errors import AgentError, Refused, reason
+from agent.host import budget, files
+from agent.host.paths import HostPath, HostRoot
+
+LIMIT = budget.SPEC.size  # bytes; a runtime has no limit
+
+_ENDINGS = (".json", ".yaml")
+_LARGE = f"it is larger than {LIMIT >> 20} MiB: it slows the runtime down at every container"
+TOO_LARGE = Problem("nothing", "", f"{_LARGE}, and was not looked at", "make it smaller")
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """A directory of specs under the name that the runtime has for it. `path` is None where it does
+    not exist; `unread` is why the runtime reads no file of it."""
+
+    name: str
+    path: HostPath | None
+    unread: str = ""
+
+
+def directories(host: HostRoot, names: Iterable[str], reader: Reader) -> tuple[Directory, ...]:
+    """The directories that a runtime reads, each once, in its order."""
+    found: dict[str, Directory] = {}
+    for name in names:
+        name = os.path.normpath(name)
+        try:
+            above = host.resolve(os.path.dirname(name))
+            real = os.path.join(above.host, os.path.basename(name))
+            path = HostPath(host.agent_path(real), real)
+            link = os.path.islink(path.agent)
+            unread = reader.off or ("the directory is a link, which runtimes do not follow"
+                                    if link else "")  # fmt: skip
+            path = host.resolve(real) if link else path
+        except AgentError:
+            found[name] = Directory(name, None)
+            continue
+        found.pop(path.host, None)  # the later of two names of one directory counts
+        found[path.host] = Directory(name, path, unread)
+    return tuple(found.values())
+
+
+def unreadable(dirs: Sequence[Directory]) -> Iterator[tuple[str, Problem]]:
+    """Directories that the runtime does not read although its configuration names them, and those
+    that the agent cannot read."""
+    for directory in dirs:
+        if directory.path is None:
+            continue
+        if directory.unread.startswith("the directory"):
+            yield directory.name, Problem("use", "", directory.unread, "name the directory itself")
+        try:
+            if _names(directory.path)[1]:
+                text = f"it has more than {budget.SPEC_FILES} specs; not all were looked at"
+                yield directory.name, Problem("nothing", "", text, "remove what is not needed")
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            text = f"the directory cannot be read: {reason(error)}"
+            yield directory.name, Problem("nothing", "", text, "look at it")
+
+
+def contents(
+    host: HostRoot, directory: HostPath | None
+) -> Iterator[tuple[HostPath, bytes | Problem]]:
+    """The specs in a directory: the bytes of each, or the problem of one that cannot be read."""
+    for path, found in _found(host, directory):
+        taken = found if isinstance(found, Problem) else content(*found)
+        if taken is not None:
+            yield path, taken
+
+
+def _no_warning(_: str) -> None:
+    return
+
+
+def entries(
+    host: HostRoot, directory: HostPath, warn: Callable[[str], None] = _no_warning
+) -> Iterator[tuple[HostPath, bytes]]:
+    """The specs in a directory that can be read, with their content. `warn` takes a warning about
+    those that exceed the budget."""
+    left = budget.SPECS.size
+    if _is_crowded(directory):
+        warn(
+            f"{directory} has more than {budget.SPEC_FILES} specs or {budget.DIRECTORY.values} "
+            "names, of which not all were looked at; remove what is not needed"
+        )
+    for path, taken in contents(host, directory):
+        if taken == TOO_LARGE or (isinstance(taken, bytes) and len(taken) > left):
+            warn(
+                f"{path} was not looked at: it is larger than {LIMIT} bytes, or the files of "
+                f"{directory} than {budget.SPECS.size}; make it smaller, or remove it"
+            )
+        elif isinstance(taken, bytes):
+            left -= len(taken)
+            yield path, taken
+
+
+def pipes(host: HostRoot, directory: HostPath) -> Iterator[HostPath]:
+    """Pipes that a runtime would read as specs, and wait for without end: containerd 1.7.24 and
+    2.1.9 do so at their start."""
+    for path, found in _found(host, directory):
+        if not isinstance(found, Problem) and stat.S_ISFIFO(found[1].st_mode):
+            yield path
+
+
+def _names(directory: HostPath) -> tuple[list[str], bool]:
+    """The names of specs that are looked at, sorted, and whether there are more. Files with a name
+    of NVIDIA's are preferred, because all specs of our kinds have one. Raises OSError."""
+    names, crowded = files.some_names(directory.agent, budget.DIRECTORY)
+    found = [name for name in names if name.endswith(_ENDINGS)]
+    found.sort(key=lambda name: ("nvidia" not in name, os.fsencode(name)))
+    crowded = crowded or len(found) > budget.SPEC_FILES
+    return sorted(found[: budget.SPEC_FILES], key=os.fsencode), crowded
+
+
+def _is_crowded(directory: HostPath) -> bool:
+    try:
+        return _names(directory)[1]
+    except OSError:
+        return False
+
+
+def _found(
+    host: HostRoot, directory: HostPath | None
+) -> Iterator[tuple[HostPath, tuple[HostPath, os.stat_result] | Problem]]:
+    """The names that a runtime takes for specs, each with its path without links and what is there,
+    or why it cannot be looked at."""
+    try:
+        names = _names(directory)[0] if directory else []
+    except OSError:
+        return
+    for name in names:
+        assert directory is not None
+        path = real = directory.child(name)
+        try:
+            found = os.lstat(path.agent)
+            if stat.S_ISDIR(found.st_mode):
+                continue
+            if stat.S_ISLNK(found.st_mode):
+                real = HostPath(host.resolve(path.host).agent, path.host)
+                found = os.lstat(real.agent)
+            yield path, (real, found)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            text = f"it cannot be read: {reason(error)}"
+            yield path, Problem("nothing", "", text, "look at it")
+        except Refused as error:
+            text = f"it is a link that cannot be followed: {_cause(error)}"
+            yield path, Problem("file", "", text, "remove it")
+
+
+def content(path: HostPath, found: os.stat_result) -> bytes | Problem | None:
+    """The bytes of a file at a path without links; None where it is gone."""
+    if stat.S_ISFIFO(found.st_mode):
+        text = "it is a pipe: a runtime that reads it waits for ever, at its start too"
+        return Problem("file", "", text, "remove it")
+    if not stat.S_ISREG(found.st_mode):
+        return Problem("file", "", "it is not a regular file", "remove it")
+    if found.st_size > LIMIT:
+        return TOO_LARGE
+    try:
+        state = files.read(path.agent, path.host, LIMIT)
+    except Refused as error:
+        return Problem("nothing", "", f"it cannot be read: {_cause(error)}", "run as root")
+    return None if state is None else state.data
+
+
+def _cause(error: Refused) -> str:
+    return error.message.partition(": ")[2].partition(";")[0]
