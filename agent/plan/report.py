@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from agent import status
 from agent.cdi.specs.provider import OURS
+from agent.cdi.specs.spec_ownership import SpecStatus
 from agent.errors import AgentError, Refused
 from agent.host import files
 from agent.plan import own_specs
