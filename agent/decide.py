@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, replace
 
-from agent.runtimes.versions import Version, parse_version
+from agent.cri.versions import Version, parse_version
 
 NVIDIA_PREFIX = "nvidia.cdi.k8s.io/"
 CDI_PREFIX = "cdi.k8s.io/"

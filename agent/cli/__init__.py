@@ -111,7 +111,7 @@ def converge_child(
 def status(output: str, **given: str | None) -> None:
     """Show runtime, CDI, handlers, files, status file, drift and the last transaction."""
     from agent.cli import render_status
-    from agent.plan.report import report
+    from agent.reports.node import report
 
     found = report(_context(given))
     emit(output, found, render_status.text, "Status", render_status.data)

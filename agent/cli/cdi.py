@@ -68,11 +68,11 @@ def generate(**given: str | None) -> None:
 def list_devices(output: str, **given: str | None) -> None:
     """List every device of every spec on the node, and whether a container can have it."""
     from agent.cli import render_cdi
-    from agent.plan import spec_report
     from agent.plan.context import open_host
+    from agent.reports import specs
 
     settings = settings_of(given)
-    found = spec_report.inventory(settings, open_host(settings))
+    found = specs.inventory(settings, open_host(settings))
     emit(output, found, render_cdi.list_text, "CDIDevices", render_cdi.list_data)
 
 
@@ -85,16 +85,12 @@ def validate(files: tuple[str, ...], output: str, **given: str | None) -> None:
     `-` is standard input. Exit code 1 where there is anything to tell.
     """
     from agent.cli import render_cdi
-    from agent.plan import spec_report
     from agent.plan.context import open_host
+    from agent.reports import specs
 
     settings = settings_of(given)
     host = open_host(settings)
-    found = (
-        spec_report.of_files(settings, host, files)
-        if files
-        else spec_report.inventory(settings, host)
-    )
+    found = specs.of_files(settings, host, files) if files else specs.inventory(settings, host)
     emit(output, found, render_cdi.findings_text, "CDIFindings", render_cdi.findings_data)
     if found.findings:
         raise SystemExit(1)

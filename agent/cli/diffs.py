@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 from agent.redaction import HIDDEN, redact_text
-from agent.runtimes.public_keys import is_public
+from agent.runtimes.key_ownership import is_public
 from agent.toml import scan
 from agent.toml import text as tomltext
 from agent.toml.masking import safe_key

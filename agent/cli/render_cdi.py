@@ -11,7 +11,7 @@ from typing import Any
 
 from agent.cdi.specs.installed import SpecFile
 from agent.cli.render import table
-from agent.plan.spec_report import Inventory
+from agent.reports.specs import Inventory
 
 
 def list_data(found: Inventory) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from agent.cli.render_plan import spec_data
-from agent.plan.report import Report
+from agent.reports.node import Report
 
 
 def data(report: Report) -> dict[str, Any]:

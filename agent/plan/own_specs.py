@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from agent.cdi import emit
 from agent.cdi.driver.driver import Driver
+from agent.cdi.driver.known_gpus import KnownGpus
 from agent.cdi.make import generate, gpu
 from agent.cdi.make.generate import DesiredSpec
 from agent.cdi.specs import crashes, provider, readers, spec_files
@@ -29,7 +30,6 @@ from agent.host.paths import HostPath, HostRoot
 from agent.log import Log
 from agent.options.device_classes import DEVICE_CLASSES
 from agent.options.settings import Settings
-from agent.plan.known_gpus import KnownGpus
 from agent.status import Publisher
 
 # Modes of nvidia-container-runtime that find out by themselves what a container gets.

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
-from agent.cri import client, process
+from agent.cri import client, pod_info, process
 from agent.cri.client import Container, PodQuestions, Sandbox
 from agent.decide import CDI_PREFIX, NVIDIA_PREFIX, Decision, PodNeeds
 from agent.errors import Refused
 from agent.host.paths import HostRoot, is_below
 from agent.plan.context import Context
-from agent.runtimes import low_level, pods
+from agent.runtimes import low_level
 from agent.runtimes.base import ConfiguredRuntime, Effective, Files, Runtime
 from agent.runtimes.desired import is_ours
 from agent.toolkit import install, programs, tree
@@ -149,7 +149,7 @@ def _askers(
             used = frozenset(p for p in prefixes if any(key.startswith(p) for key in keys))
             variable = variables and not used and shown <= _SHOWN
             variable = variable and any(
-                pods.asks_by_variable(ask.container_info(item.id)) for item in containers
+                pod_info.asks_by_variable(ask.container_info(item.id)) for item in containers
             )
             if used or variable:
                 pod = _with_handler(node, ask, pod)
@@ -295,7 +295,7 @@ def _monitors(
         is_monitor = os.path.basename(line[0]).startswith("conmon")
         if not is_monitor or not any(is_below(word, *directories) for word in line[1:]):
             continue
-        pod = pods.monitored(line)
+        pod = pod_info.monitored(line)
         if pod is None:
             yield f"the container of {line[0]} with pid {pid}"
         elif pod not in known:

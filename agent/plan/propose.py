@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from agent.cdi.driver import driver
+from agent.cdi.driver.known_gpus import KnownGpus
 from agent.cdi.driver.root import DriverRoot
 from agent.cdi.specs import readers
 from agent.cdi.specs.readers import Reader
@@ -18,16 +19,9 @@ from agent.decide import Decision, Evidence, PodNeeds, Question, decide
 from agent.errors import AgentError, CandidateFailed, Refused, TrialFailed
 from agent.host.files import Change
 from agent.options.settings import Settings
-from agent.plan import (
-    obstacles,
-    own_specs,
-    pod_guard,
-    reloaded,
-    toolkit_users,
-)
+from agent.plan import in_force, obstacles, own_specs, pod_guard, toolkit_users
 from agent.plan.candidate import known_failure, loaded
 from agent.plan.context import Context
-from agent.plan.known_gpus import KnownGpus
 from agent.plan.observe import Observation
 from agent.plan.toolkit_users import Moved
 from agent.runtimes import find, low_level, registry
@@ -315,7 +309,7 @@ def _edited(
         decision = _judge(ctx, seen, may=False)
         edits, told = node.edits(ctx.host, replace(request, decision=decision))
     gaps = tuple(node.adapter.unproven(edits.wanted, seen.runtime.answer))
-    gaps = gaps or reloaded.gaps(ctx, node, edits, memory)
+    gaps = gaps or in_force.reload_gaps(ctx, node, edits, memory)
     restart = None
     if gaps:
         runtime = seen.runtime
@@ -404,7 +398,6 @@ def tried_out(
 ) -> Trial:
     """The verdict of a trial start on the files after these changes. Where none can be made, no
     restart may activate what others changed and nobody has seen run."""
-    from agent.plan import unloaded  # a restart takes longer than to load them
     from agent.runtimes import trial  # a restart takes longer than to load them
 
     subject = trial.subject(ctx.host, node, wanted)
@@ -412,10 +405,10 @@ def tried_out(
         verdict = trial.Trial(False, subject)
     else:
         verdict = trial.judge(ctx.host, subject, changes, purpose, ctx.start_trial)
-    if verdict.refusal is not None or (unseen := unloaded.first(ctx, node)) is None:
+    if verdict.refusal is not None or (unseen := in_force.first_unloaded(ctx, node)) is None:
         return verdict
     if isinstance(subject, str) or not verdict.done:
-        return replace(verdict, refusal=unloaded.refusal(unseen, purpose, verdict.note))
+        return replace(verdict, refusal=in_force.refusal(unseen, purpose, verdict.note))
     return trial.warn_of_present(ctx.host, subject, verdict, ctx.start_trial)
 
 

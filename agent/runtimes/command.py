@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 from agent.errors import Refused
 from agent.host import budget
 from agent.host.paths import HostRoot
-from agent.runtimes import program_log
 from agent.toml import edit as tomledit
 from agent.toml.edit import Data
 
@@ -146,8 +145,8 @@ def _dump(
 
         # chroot(1) itself ends with 125 to 127: the executable was not run at all.
         *_, last = done.error.strip().splitlines() or [""]
-        message = (program_log.entry(last) or {}).get("msg", "")
-        error = message or program_log.last_words(done.error) or f"exit code {done.code}"
+        message = (entry(last) or {}).get("msg", "")
+        error = message or last_words(done.error) or f"exit code {done.code}"
         error = masking.explained(error, sources, (executable,))
         return Dump(None, error, rejected=done.code not in range(125, 128))
     try:
@@ -169,3 +168,37 @@ def _excerpt(out: bytes, plugins: Sequence[str]) -> bytes:
         if keep:
             kept.append(line)
     return b"".join(kept)
+
+
+_PAIR = re.compile(r'(?<!\w)(\w+)=("(?:[^"\\]|\\.)*"|\S+)')
+
+
+def entry(line: str) -> dict[str, str] | None:
+    """A log entry of a runtime by its keys, in logfmt or as JSON; None for what is none."""
+    if line.startswith("{"):
+        try:
+            found = budget.json_value(line, budget.LINE)
+        except ValueError:
+            return None
+        return {key: str(value) for key, value in found.items()}
+    pairs = {key: _unquoted(value) for key, value in _PAIR.findall(line[: budget.LINE.size])}
+    return pairs if "level" in pairs else None
+
+
+def last_words(output: str) -> str:
+    """The last lines of a program's output that are no log entries; a value that it repeats can
+    have several."""
+    words: list[str] = []
+    goes_on = False
+    for line in filter(None, map(str.strip, output.splitlines())):
+        is_words = entry(line) is None
+        if is_words:
+            words = [*words, line] if goes_on else [line]
+        goes_on = is_words
+    return " ".join(words)
+
+
+def _unquoted(value: str) -> str:
+    if not value.startswith('"'):
+        return value
+    return re.sub(r"\\(.)", lambda found: {"n": " "}.get(found[1], found[1]), value[1:-1])

@@ -8,13 +8,14 @@ a stage.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from agent.errors import Refused
 from agent.host.paths import HostPath
+from agent.runtimes.base import Files
 from agent.runtimes.command import Dump
 from agent.runtimes.config_file import ConfigFile
 from agent.toml import edit as tomledit
@@ -122,3 +123,44 @@ def first_difference(one: Any, other: Any, above: Path = ()) -> Path | None:
                 return found
         return None
     return None if one == other and type(one) is type(other) else above
+
+
+UNSEEN = f"nothing shows what it does to our keys: {UNKNOWN}"
+
+
+def require_same_effect(
+    file: ConfigFile, executable: str, dumps: tuple[Dump, Dump], ours: Callable[[Data], Data]
+) -> None:
+    """Compare what is `ours` of two dumps, with a file and without. Raises Refused."""
+    whole, rest = dumps
+    if whole.data is None:
+        raise unread_refusal(file, f"{executable} does not read it either: {whole.error}")
+    if rest.data is None:
+        raise unread_refusal(
+            file, f"{executable} does not load the others without it: {rest.error}"
+        )
+    difference = first_difference(ours(whole.data), ours(rest.data))
+    if difference is not None:
+        from agent.toml.masking import safe_path  # needed only where something failed
+
+        raise unread_refusal(file, f"it sets {safe_path(difference)}, as {executable} shows")
+
+
+def first_unread(files: Files) -> ConfigFile | None:
+    """The first file that we cannot parse."""
+    return next((file for file in files if file.unread), None)
+
+
+def unread_warnings(files: Files) -> Iterator[str]:
+    """For each file that we cannot parse, what that means."""
+    for file in files:
+        if file.unread:
+            yield (
+                f"{file.path} cannot be read by this agent ({file.unread}); the runtime's own "
+                "executable reads it, and shows that it changes nothing of ours"
+            )
+
+
+def unread_refusal(file: ConfigFile, why: str) -> Refused:
+    """The refusal of a file that we cannot parse; `why` it matters."""
+    return Refused(f"cannot use {file.path}: {file.unread}; no edit of it is needed, but {why}")

@@ -27,10 +27,10 @@ from agent.host.paths import HostRoot
 from agent.plan import (
     candidate,
     garbled_files,
+    in_force,
     obstacles,
     own_specs,
     published,
-    reloaded,
     toolkit_users,
 )
 from agent.plan.candidate import loaded
@@ -198,7 +198,7 @@ def _converge(
         down_units(ctx, proposal.restart)
         raise
     if done.restarted:
-        reloaded.remember(ctx, proposal.runtime.endpoint)
+        in_force.remember_proven(ctx, proposal.runtime.endpoint)
     outcome = replace(_outcome(proposal, done, written), down=down_units(ctx, proposal.restart))
     outcome = tidied(ctx, request.memory, outcome)
     return publish(ctx, outcome, barrier=barrier or done.barrier)

@@ -15,13 +15,7 @@ from agent.host.files import Change, FileState
 from agent.host.paths import HostPath
 from agent.plan.context import Context
 from agent.runtimes.base import ConfiguredRuntime, Restoration
-from agent.runtimes.key_ownership import (
-    HEADER,
-    condition,
-    imported,
-    is_rewritten,
-    still_ours,
-)
+from agent.runtimes.key_ownership import HEADER, condition, imported, is_rewritten, still_ours
 from agent.state.store import Memory, Original
 from agent.toml import edit as tomledit
 from agent.toml.edit import Data, Op, Path, Set, Unset

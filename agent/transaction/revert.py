@@ -11,11 +11,12 @@ import functools
 import os
 from dataclasses import dataclass, replace
 
+from agent.cdi.driver import known_gpus
 from agent.decide import DEFAULT_DIRS
 from agent.errors import AgentError, Locked, Refused, Unreachable
 from agent.host import files
 from agent.host.files import Change
-from agent.plan import garbled_files, known_gpus, obstacles, own_specs, pod_guard, toolkit_users
+from agent.plan import garbled_files, obstacles, own_specs, pod_guard, toolkit_users
 from agent.plan.context import Context
 from agent.plan.propose import tried_out, why_not
 from agent.runtimes import find, registry

@@ -25,11 +25,11 @@ from agent.cdi.driver import kernel, loader, nvml
 from agent.cdi.make import tegra
 from agent.cdi.specs import crashes, installed, read
 from agent.cri import client as cri
-from agent.cri import process, protobuf
+from agent.cri import pod_info, process, protobuf
 from agent.errors import AgentError, Refused, Unreachable
 from agent.host import budget, paths
 from agent.host.paths import HostPath, HostRoot
-from agent.runtimes import pods, program_log, registry
+from agent.runtimes import command, registry
 from agent.runtimes.base import Effective
 from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.containerd import faults, handlers, load, merge
@@ -204,7 +204,7 @@ def _read_pods(data: bytes) -> None:
             info = about("id")
             registry.adapter("crio").pod_handler(info)
             registry.adapter("containerd").pod_programs(info, _NOTHING, "")
-            pods.asks_by_variable(info)
+            pod_info.asks_by_variable(info)
 
 
 def _pod_examples() -> Iterator[bytes]:
@@ -304,7 +304,7 @@ def _read_proc(data: bytes) -> None:
             process.is_kind(found, "containerd")
             variables = process.environment(found)
             command_line.parse(found.command, variables or {})
-            pods.monitored(found.command)
+            pod_info.monitored(found.command)
     device_nodes.control_nodes(data.decode("ascii", "replace"))
     for line in data.decode("utf-8", "surrogateescape").splitlines():
         kernel._information(str(_file("information", line.encode("utf-8", "surrogateescape"))))
@@ -428,7 +428,7 @@ def _bus_example() -> bytes:
 
 def _read_log(data: bytes) -> None:
     for line in data.decode("utf-8", "replace").splitlines()[:100]:
-        program_log.entry(line)
+        command.entry(line)
     text = data.decode("utf-8", "replace")
     systemctl._parse("x.service", text)
 

@@ -165,7 +165,7 @@ def test_grpc_is_not_loaded_where_no_runtime_is_asked(root: Path, words: list[st
         text=True, timeout=60, check=False,
     )  # fmt: skip
     loaded = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
-    assert "agent.plan.spec_report" in loaded
+    assert "agent.reports.specs" in loaded
     assert loaded & {"grpc", "google.protobuf", "structlog", "asyncio"} == set()
 
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
+from agent.cri.versions import parse_version
 from agent.errors import Refused
 from agent.host.paths import HostRoot
 from agent.runtimes.containerd import faults, generations, merge
 from agent.runtimes.containerd import load as config_files
-from agent.runtimes.versions import parse_version
 from tests.conformance.effective import pruned
 from tests.doubles.containerd.generation import CRI_IMAGES, CRI_RUNTIME, GRPC_CRI, generation_of
 from tests.doubles.containerd.load import Node, RefusedError, load

@@ -19,7 +19,7 @@ import pytest
 
 from agent.errors import Refused
 from agent.host import budget
-from agent.runtimes import program_log
+from agent.runtimes import command
 from agent.runtimes.containerd.load import matches
 from agent.state.store import Store
 from agent.toml import edit as tomledit
@@ -233,7 +233,7 @@ def test_line_of_a_log_is_read_in_linear_time() -> None:
     before = time.process_time()
     for line in ("a" * 65_000, 'a="' * 20_000, 'x="\\"' * 15_000, "level=a " * 8_000,
                  "".join(rng.choice('a="\\ ') for _ in range(60_000))):  # fmt: skip
-        program_log.entry(line)
+        command.entry(line)
     assert time.process_time() - before < 3
 
 

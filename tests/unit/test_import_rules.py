@@ -26,14 +26,15 @@ LAYERS = (
     ("agent.cli",),
     ("agent.daemon",),
     ("agent.transaction",),
+    ("agent.reports",),
     ("agent.plan",),
     ("agent.runtimes",),
     ("agent.cdi", "agent.toolkit", "agent.status"),
     ("agent.state",),
     ("agent.systemd",),
     ("agent.runtimes.command", "agent.runtimes.containerd.generations", "agent.cri", "agent.log"),
-    ("agent.decide", "agent.runtimes.program_log", "agent._cri"),
-    ("agent.runtimes.versions", "agent.toml"),
+    ("agent.decide", "agent.runtimes.command", "agent._cri"),
+    ("agent.cri.versions", "agent.toml"),
     ("agent.host",),
     ("agent.options",),
     ("agent.errors", "agent"),
@@ -116,6 +117,13 @@ def test_no_module_imports_itself_through_others() -> None:
     assert sorted(edges) == []
 
 
+@pytest.mark.parametrize("folder", sorted({path.parent for path in MODULES.values()}))
+def test_no_folder_holds_more_than_a_dozen_modules(folder: Path) -> None:
+    """Who looks for a room sees all doors at once."""
+    modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+    assert len(modules) <= 12
+
+
 @pytest.mark.parametrize("library", ONLY)
 def test_library_is_imported_in_one_module(library: str) -> None:
     """Changing it, or doing without it, is one module's matter."""
@@ -174,7 +182,7 @@ def test_help_loads_no_library_that_it_does_not_need(arguments: list[str]) -> No
 def test_a_runtime_is_loaded_where_there_is_one() -> None:
     """The HTTP client of CRI-O takes longest of all to load."""
     commands = "import agent.plan.propose, agent.transaction.converge, agent.transaction.revert"
-    loaded = loads("-c", f"{commands}, agent.plan.report")
+    loaded = loads("-c", f"{commands}, agent.reports.node")
     assert "agent.runtimes.registry" in loaded
     assert not [name for name in loaded if name.startswith(("agent.runtimes.crio", "http"))]
 

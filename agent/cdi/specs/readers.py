@@ -14,7 +14,7 @@ import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from agent.runtimes.versions import Version, parse_version
+from agent.cri.versions import Version, parse_version
 
 # All versions of CDI. A library refuses a whole file for a version that it does not know. Every
 # library knows the first two, but nothing that runs today writes them.

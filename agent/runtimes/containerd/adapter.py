@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from agent.cri import process
 from agent.cri.client import Answer, Unimplemented
 from agent.cri.process import Process
+from agent.cri.versions import parse_version
 from agent.decide import Evidence, Switch
 from agent.errors import Refused, Unreachable
 from agent.host import budget
 from agent.host.files import Change, FileState
 from agent.host.paths import HostPath, HostRoot
 from agent.options.settings import Settings
-from agent.runtimes import find, unread
+from agent.runtimes import find
 from agent.runtimes.base import (
     EditRequest,
     Edits,
@@ -48,9 +49,8 @@ from agent.runtimes.containerd.generations import CRI_PLUGINS, GENERATIONS, Gene
 from agent.runtimes.containerd.load import DEFAULT_ROOT, import_pattern
 from agent.runtimes.containerd.overlay import Scene, import_glob
 from agent.runtimes.desired import LINUX, Desired, binaries, is_ours, is_runc, programs_of, unproven
-from agent.runtimes.preflight import Candidate, Preflight
+from agent.runtimes.preflight import Candidate, Preflight, unread_warnings
 from agent.runtimes.trial import Launch
-from agent.runtimes.versions import parse_version
 from agent.toml import edit as tomledit
 from agent.toml.edit import Data, Op, Path, Set, Unset, get
 from agent.toolkit import programs
@@ -235,7 +235,7 @@ class ContainerdNode:
             )  # fmt: skip
 
         warnings = (
-            *unread.warnings(self.files),
+            *unread_warnings(self.files),
             *faults.hidden(self.gen, self.files),
             *faults.doubtful(self.gen, self.files),
             *handlers.left_out(self.effective(self.files), available, memory.default, shown),

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from agent.runtimes.versions import Version
+from agent.cri.versions import Version
 from agent.toml.edit import Data
 from agent.toml.text import GO_TOML_1, GO_TOML_2, Kind
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from agent.errors import Refused
 from agent.host.files import new_state
 from agent.host.paths import HostRoot
-from agent.runtimes import command, unread
+from agent.runtimes import command, preflight
 from agent.runtimes.base import Files
 from agent.runtimes.command import Dump
 from agent.runtimes.config_file import ConfigFile
@@ -30,9 +30,12 @@ from agent.runtimes.preflight import (
     Preflight,
     accepted,
     ask,
+    first_unread,
     memory_file,
     refuse_difference,
     refuse_missing,
+    require_same_effect,
+    unread_refusal,
 )
 from agent.toml import edit as tomledit
 from agent.toml.edit import Data, Op, Path, Set, Unset, get
@@ -180,14 +183,14 @@ def cri_section(dump: Data) -> Path:
 def require_harmless(host: HostRoot, node: ContainerdNode, files: Files) -> None:
     """See that the files of these that we cannot parse have no effect on our keys. Raises Refused,
     which names the first of them, and what is known of its effect."""
-    file, executable = unread.first(files), node.executable
+    file, executable = first_unread(files), node.executable
     if file is None:
         return
     if executable is None:
-        raise unread.refused(file, unread.UNSEEN)
+        raise unread_refusal(file, preflight.UNSEEN)
     whole = dump(host, executable, files, _READ)
     rest = dump(host, executable, tuple(map(_emptied, files)), _READ)
-    unread.require_equal(file, executable, (whole, rest), _of_ours)
+    require_same_effect(file, executable, (whole, rest), _of_ours)
 
 
 def _emptied(file: ConfigFile) -> ConfigFile:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from agent.errors import Refused
 from agent.host.isolation import View
 from agent.host.paths import HostRoot, is_below
-from agent.runtimes import program_log, trial
+from agent.runtimes import command, trial
 from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.containerd.load import DEFAULT_ROOT
 from agent.runtimes.desired import Desired, binaries
@@ -109,11 +109,11 @@ def reason(output: str) -> str:
     """Why containerd does not serve the CRI: what it says of the first plugin of the CRI that does
     not load, else what it says last."""
     for line in output.splitlines():
-        entry = program_log.entry(line)
+        entry = command.entry(line)
         if entry is None:
             continue
         text = f"{entry.get('msg', '')} {entry.get('id', '')}"
         failed = text.startswith("failed to load plugin") and entry.get("error")
         if failed and any(name in text for name in _CRI_PLUGINS):
             return failed
-    return program_log.last_words(output).removeprefix("containerd: ")
+    return command.last_words(output).removeprefix("containerd: ")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from agent.cri.client import Answer, Unimplemented
 from agent.cri.process import Process
+from agent.cri.versions import parse_version
 from agent.decide import Evidence, Switch, Unseen
 from agent.errors import Refused
 from agent.host import budget
@@ -20,7 +21,7 @@ from agent.host import files as host_files
 from agent.host.files import Change
 from agent.host.paths import HostPath, HostRoot, is_below
 from agent.options.settings import Settings
-from agent.runtimes import find, unread
+from agent.runtimes import find
 from agent.runtimes.base import (
     EditRequest,
     Edits,
@@ -45,9 +46,8 @@ from agent.runtimes.crio import (
 )
 from agent.runtimes.crio.merge import Overrides, Rules, Setting
 from agent.runtimes.desired import Desired, is_ours, programs_of
-from agent.runtimes.preflight import Candidate, Preflight
+from agent.runtimes.preflight import Candidate, Preflight, first_unread, unread_warnings
 from agent.runtimes.trial import Launch
-from agent.runtimes.versions import parse_version
 from agent.toml.edit import Data, Op, Path, get
 
 _OURS = "99-nvidia.conf"
@@ -110,7 +110,7 @@ class Crio:
             hooks_later=later,
             overlay=overlay or {},
         )
-        if unread.first(node.files):
+        if first_unread(node.files):
             preflight.require_harmless(host, node)
         return node
 
@@ -252,7 +252,7 @@ class CrioNode:
             request.available, request.hook_program,
         )  # fmt: skip
         found = edit.edits(scene)
-        return found, (*unread.warnings(self.files), *edit.warnings(scene, found))
+        return found, (*unread_warnings(self.files), *edit.warnings(scene, found))
 
     def preflight(self, host: HostRoot, candidate: Candidate) -> Preflight:
         """As the protocol says."""

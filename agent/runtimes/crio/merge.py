@@ -14,11 +14,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from agent.cri.versions import Version
 from agent.errors import Refused
 from agent.runtimes.base import Effective
 from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.containerd.merge import deep_merge
-from agent.runtimes.versions import Version
 from agent.toml.edit import Data, Path, get
 
 Files = tuple[ConfigFile, ...]

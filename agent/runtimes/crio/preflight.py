@@ -14,11 +14,18 @@ from collections.abc import Set
 from typing import TYPE_CHECKING
 
 from agent.host.paths import HostRoot
-from agent.runtimes import command, preflight, unread
+from agent.runtimes import command, preflight
 from agent.runtimes.command import Dump
 from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.crio import merge
-from agent.runtimes.preflight import Candidate, Preflight, memory_file
+from agent.runtimes.preflight import (
+    Candidate,
+    Preflight,
+    first_unread,
+    memory_file,
+    require_same_effect,
+    unread_refusal,
+)
 from agent.toml import edit as tomledit
 from agent.toml.edit import Data, Op, Unset, get
 from agent.toml.edit import Set as SetKey
@@ -37,9 +44,9 @@ def check(host: HostRoot, node: CrioNode, candidate: Candidate) -> Preflight:
     if node.executable is None:
         return Preflight(False, preflight.UNKNOWN)
     if late := _late(node, candidate):
-        raise unread.refused(late, f"it is read after {node.drop_in} and can have the last word")
+        raise unread_refusal(late, f"it is read after {node.drop_in} and can have the last word")
     # The candidate is handed over without what we cannot parse; so are the files as they are.
-    apart = unread.first(node.files) is not None
+    apart = first_unread(node.files) is not None
     asked = preflight.ask(
         node.executable,
         node.root.path,
@@ -65,19 +72,19 @@ def _late(node: CrioNode, candidate: Candidate) -> ConfigFile | None:
     names = [file.path.host for file in candidate.files]
     if not candidate.present or candidate.files == node.files or node.drop_in.host not in names:
         return None
-    return unread.first(candidate.files[names.index(node.drop_in.host) :])
+    return first_unread(candidate.files[names.index(node.drop_in.host) :])
 
 
 def require_harmless(host: HostRoot, node: CrioNode) -> None:
     """See that the drop-ins that we cannot parse have no effect on our keys. Raises Refused."""
-    file, executable = unread.first(node.files), node.executable
+    file, executable = first_unread(node.files), node.executable
     if file is None:
         return
     if executable is None:
-        raise unread.refused(file, unread.UNSEEN)
+        raise unread_refusal(file, preflight.UNSEEN)
     whole = _as_it_is(host, node, executable)
     rest = _as_it_will_be(host, node, executable, node.files)
-    unread.require_equal(file, executable, (whole, rest), _ours)
+    require_same_effect(file, executable, (whole, rest), _ours)
 
 
 def _ours(data: Data) -> Data:

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from agent.cri.process import Process
+from agent.cri.versions import parse_version
 from agent.host.isolation import View
 from agent.host.paths import HostRoot
-from agent.runtimes import program_log, trial
+from agent.runtimes import command, trial
 from agent.runtimes.crio import hook
 from agent.runtimes.desired import Desired
 from agent.runtimes.trial import Launch
-from agent.runtimes.versions import parse_version
 
 if TYPE_CHECKING:
     from agent.runtimes.crio.adapter import CrioNode
@@ -77,6 +77,6 @@ def _programs(wanted: Desired, files: Mapping[str, bytes | None]) -> Iterator[st
 def reason(output: str) -> str:
     """Why CRI-O ended: its last log entry of the level fatal, else its last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    entries = (entry for line in reversed(lines) if (entry := program_log.entry(line)))
+    entries = (entry for line in reversed(lines) if (entry := command.entry(line)))
     fatal = next((entry for entry in entries if entry.get("level") == "fatal"), None)
     return fatal.get("msg", "") if fatal else lines[-1] if lines else ""

@@ -14,7 +14,7 @@ from agent.cri.client import Answer
 from agent.cri.process import Process
 from agent.host.paths import HostPath, HostRoot
 from agent.options.settings import resolve
-from agent.plan import candidate, unloaded
+from agent.plan import candidate, in_force
 from agent.plan.context import Context
 from agent.runtimes.base import Edits, Endpoint, Runtime
 from agent.runtimes.containerd import load
@@ -161,7 +161,7 @@ def test_older_file_is_loaded(scene: Scene) -> None:
     """Whatever the runtime shows."""
     scene.now = os.stat(scene.root).st_ctime
     scene.running = replace(scene.running, start=ticks(60))
-    assert unloaded.first(_timed(scene), scene.node()) is None
+    assert in_force.first_unloaded(_timed(scene), scene.node()) is None
 
 
 def _timed(scene: Scene) -> Context:
@@ -192,9 +192,9 @@ def test_younger_file_counts_as_loaded_where_the_runtime_shows_it(
     if loaded:
         below["base"] = str(scene.spec)
     scene.shown = shown
-    found = unloaded.first(_timed(scene), scene.node())
+    found = in_force.first_unloaded(_timed(scene), scene.node())
     assert (found is None) is loaded
     if found is not None:
-        refusal = unloaded.refusal(found, "apply", "no rights")
+        refusal = in_force.refusal(found, "apply", "no rights")
         assert str(scene.root) in refusal.message
         assert "(no rights)" in refusal.message

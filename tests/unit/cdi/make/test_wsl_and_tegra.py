@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from agent.cdi.driver import nvml as driver_nvml
+from agent.cdi.driver.known_gpus import KnownGpus
 from agent.cdi.driver.nvml import Answer, Library
 from agent.cdi.make import generate, tegra
 from agent.cdi.make.request import request
@@ -22,7 +23,6 @@ from agent.errors import NoDevices, NoDriver
 from agent.host.paths import HostRoot
 from agent.options.settings import resolve
 from agent.plan import own_specs
-from agent.plan.known_gpus import KnownGpus
 from tests.doubles.nvml import dxcore, nvml
 from tests.doubles.nvml.nvml import FakeGpu
 from tests.tools.driver import make_driver, make_nodes

@@ -17,8 +17,8 @@ from agent.cdi.specs.provider import RuntimeView
 from agent.cdi.specs.shape import Problems
 from agent.host.paths import HostRoot
 from agent.options.settings import resolve
-from agent.plan import spec_report
-from agent.plan.spec_report import Inventory
+from agent.reports import specs
+from agent.reports.specs import Inventory
 from tests.conformance.foreign_specs import make_root
 from tests.conformance.spec_cases import CASES
 
@@ -71,11 +71,7 @@ def _placed(root: Path, files: dict[tuple[str, str], bytes]) -> None:
 def _looked(root: Path, *paths: str) -> Inventory:
     options = resolve({"runtime": "containerd", "socket": "/gone.sock"}, {}, "toolkit-agent")
     host = HostRoot(str(root))
-    return (
-        spec_report.of_files(options, host, paths)
-        if paths
-        else spec_report.inventory(options, host)
-    )
+    return specs.of_files(options, host, paths) if paths else specs.inventory(options, host)
 
 
 def _real(root: Path, name: str) -> str:

@@ -16,13 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.cdi.specs import crashes, read, spec_files
+from agent.cri.versions import parse_version
 from agent.host.files import new_state
 from agent.host.paths import HostPath, HostRoot
 from agent.runtimes.base import RestartHazard
 from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.containerd import deadly_specs
 from agent.runtimes.containerd.generations import CRI_V2, CRI_V3, generation
-from agent.runtimes.versions import parse_version
 from tests.conformance.foreign_specs import CASES, Case
 
 

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.cri.versions import parse_version
 from agent.decide import Decision, Evidence, Question, Switch, decide
 from agent.errors import Refused
 from agent.host.paths import HostRoot
@@ -25,7 +26,6 @@ from agent.runtimes.containerd import edit, generations, handlers, load, merge
 from agent.runtimes.containerd.handlers import Shown
 from agent.runtimes.containerd.overlay import Scene
 from agent.runtimes.desired import Desired
-from agent.runtimes.versions import parse_version
 from agent.state.store import Memory, Original
 from agent.toml.edit import get
 from agent.toolkit.programs import Binary

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
+from agent.cri.versions import parse_version
 from agent.errors import Refused
 from agent.host.files import FileState
 from agent.host.paths import HostPath, HostRoot
 from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.containerd import faults, generations, load, merge
 from agent.runtimes.containerd.generations import Generation
-from agent.runtimes.versions import parse_version
 from agent.toml.edit import get
 
 CAPTURES = Path(__file__).resolve().parents[3] / "data" / "captures"

@@ -15,10 +15,10 @@ from agent.errors import AgentError, Refused
 from agent.host import files
 from agent.plan import own_specs
 from agent.plan.context import Context
-from agent.plan.left_over import LeftOver, left_over
 from agent.plan.observe import observe
 from agent.plan.propose import Proposal, propose
 from agent.plan.published import facts
+from agent.reports.left_over import LeftOver, left_over
 from agent.runtimes import registry
 from agent.runtimes.key_ownership import condition
 from agent.state import store

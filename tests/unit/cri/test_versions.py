@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.runtimes.versions import parse_version
+from agent.cri.versions import parse_version
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import pytest
 from agent.errors import Refused
 from agent.host.files import new_state
 from agent.host.paths import HostPath, HostRoot
-from agent.runtimes import unread
 from agent.runtimes.command import _excerpt
 from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.containerd import preflight
+from agent.runtimes.preflight import unread_warnings
 
 _DUMP = """\
 imports = ['/a.toml']
@@ -46,7 +46,7 @@ def test_missing_executable_is_refused_with_the_option() -> None:
     with pytest.raises(Refused, match=r"^cannot use /a\.toml: it is nested .*--executable-path"):
         preflight.require_harmless(HostRoot("/"), node, (file,))
     preflight.require_harmless(HostRoot("/"), node, ())
-    assert [text.partition(" ")[0] for text in unread.warnings((file,))] == ["/a.toml"]
+    assert [text.partition(" ")[0] for text in unread_warnings((file,))] == ["/a.toml"]
 
 
 def test_part_of_a_dump_has_the_named_tables_alone() -> None:
