@@ -81,8 +81,8 @@ def _fault(ctx: Context, path: HostPath, original: Original) -> tuple[FileState 
         if odd is not None and key_ownership.is_ours_alone(original, now):
             return now, odd.words
         file = ConfigFile(path.host, path, now, data)
-        for item in registry.REGISTERED:
-            registry.adapter(item.kind).check_shape(file)
+        for kind in registry.present(ctx.host, ctx.settings):
+            registry.adapter(kind).check_shape(file)
     except Refused as error:
         return now, error.message.partition(": ")[2] or error.message
     if why := trust.distrust(now):

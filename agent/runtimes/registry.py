@@ -6,11 +6,14 @@ Invariant: a kind's own modules are loaded when a node has such a runtime, and n
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from agent.cri import client
 from agent.cri.client import Answer
+from agent.host.paths import HostRoot
+from agent.options.settings import Settings
 from agent.runtimes.base import RuntimeAdapter
 from agent.runtimes.desired import STATUS_NAMES, is_ours
 from agent.toml.edit import get
@@ -59,6 +62,15 @@ def sockets(asked: str) -> Iterator[tuple[str, str]]:
     for item in REGISTERED:
         if asked in ("auto", item.kind):
             yield from ((item.kind, path) for path in item.sockets)
+
+
+def present(host: HostRoot, settings: Settings) -> tuple[str, ...]:
+    """Kinds of which there is a socket, or of which there may be one elsewhere."""
+    kinds = {
+        kind for kind, path in sockets(settings.runtime) if os.path.lexists(host.agent_path(path))
+    }
+    asked = dict.fromkeys(kind for kind, _ in sockets(settings.runtime))
+    return tuple(kind for kind in asked if kind in kinds) or tuple(asked)
 
 
 def ask(path: str, name: str, timeout: float = 10.0) -> Answer:

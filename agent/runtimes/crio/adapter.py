@@ -35,7 +35,6 @@ from agent.runtimes.base import (
 from agent.runtimes.config_file import ConfigFile, Overlay
 from agent.runtimes.crio import (
     command_line,
-    config_request,
     desired,
     edit,
     hook,
@@ -75,6 +74,8 @@ class Crio:
         own way. Raises Unreachable."""
         if "crio" in (answer.config or {}):
             return answer
+        from agent.runtimes.crio import config_request  # its HTTP client takes long to load
+
         return replace(answer, dump=config_request.effective_config(socket, timeout))
 
     def explained(
