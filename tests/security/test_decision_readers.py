@@ -176,6 +176,8 @@ def test_no_reader_believes_a_hostile_file(
 def test_entrypoint_reads_by_the_same_script(shell: tuple[str, ...], file: Path) -> None:
     """The plugin does not start on what others can write; it does once the file is root's alone."""
     _good(file)
+    with file.open("a", encoding="ascii") as decision:  # no plugin is started without a driver
+        decision.write("NVIDIA_DRIVER_ROOT=/driver\nNVIDIA_DEV_ROOT=/driver\n")
     file.chmod(0o666)
     out = file.parent / "out"
     program = file.parent / "plugin"
@@ -186,6 +188,7 @@ def test_entrypoint_reads_by_the_same_script(shell: tuple[str, ...], file: Path)
         "PATH": os.defpath,
         "TOOLKIT_DECISION_FILE": str(file),
         "TOOLKIT_DECISION_INTERVAL": "0.1",
+        "HOST_ROOT_MOUNT": str(file.parent / "host"),
     }
     with subprocess.Popen(command, env=env, stderr=subprocess.PIPE) as process:
         with pytest.raises(subprocess.TimeoutExpired):
