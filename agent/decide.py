@@ -144,38 +144,38 @@ def decide(question: Question) -> Decision:
     seen = next((e for e in question.evidence if e.seen), Evidence("version"))
     row, source = _row(question, version, seen)
     decision = _fill(question, version, seen, row, source)
-    return _keep(question, _override(question, decision))
+    return _with_pod_needs(question, _with_overrides(question, decision))
 
 
-def _row(q: Question, version: Version | None, seen: Evidence) -> tuple[int, str]:
-    if q.runtime not in ("containerd", "cri-o"):
+def _row(question: Question, version: Version | None, seen: Evidence) -> tuple[int, str]:
+    if question.runtime not in ("containerd", "cri-o"):
         return 9, "version"
-    if not q.cdi:
-        hook = q.runtime == "cri-o" and q.crio_mode != "config"
+    if not question.cdi:
+        hook = question.runtime == "cri-o" and question.crio_mode != "config"
         return (2 if hook else 1), seen.source
-    if q.forced is not None:
-        return _forced_row(q, seen), "forced"
-    if q.runtime == "cri-o":
+    if question.forced is not None:
+        return _forced_row(question, seen), "forced"
+    if question.runtime == "cri-o":
         if isinstance(seen.spec_dirs, tuple):
             return 8, seen.source
         return (8 if version is not None and version >= (1, 24, 0) else 6), "version"
-    return _containerd_row(q, version, seen)
+    return _containerd_row(question, version, seen)
 
 
-def _forced_row(q: Question, seen: Evidence) -> int:
-    if q.runtime == "cri-o":
-        return 8 if q.forced else 6
-    if q.forced:
-        return 4 if _can_switch_on(q, seen.switch) else 3
+def _forced_row(question: Question, seen: Evidence) -> int:
+    if question.runtime == "cri-o":
+        return 8 if question.forced else 6
+    if question.forced:
+        return 4 if _can_switch_on(question, seen.switch) else 3
     return 6 if seen.switch in (Switch.ABSENT, Switch.UNSEEN) else 5
 
 
-def _containerd_row(q: Question, version: Version | None, seen: Evidence) -> tuple[int, str]:
+def _containerd_row(question: Question, version: Version | None, seen: Evidence) -> tuple[int, str]:
     match seen.switch:
         case Switch.TRUE | Switch.NULL:
-            return (4 if _can_switch_on(q, seen.switch) else 3), seen.source
+            return (4 if _can_switch_on(question, seen.switch) else 3), seen.source
         case Switch.FALSE:
-            return (4 if q.may_enable else 5), seen.source
+            return (4 if question.may_enable else 5), seen.source
         case Switch.ABSENT | Switch.UNSEEN if isinstance(seen.spec_dirs, tuple):
             return 7, seen.source
         case Switch.ABSENT:
@@ -185,31 +185,33 @@ def _containerd_row(q: Question, version: Version | None, seen: Evidence) -> tup
         return 6, "version"
     if version >= (2, 0, 0):
         return 3, "version"
-    return (4 if q.may_enable else 5), "version"
+    return (4 if question.may_enable else 5), "version"
 
 
-def _can_switch_on(q: Question, switch: Switch) -> bool:
+def _can_switch_on(question: Question, switch: Switch) -> bool:
     """Row 4 stays row 4 once our edit is in force: the switch is on because we keep it on."""
-    if not q.may_enable:
+    if not question.may_enable:
         return False
-    return switch is Switch.FALSE or (switch is Switch.TRUE and q.enabled_by_agent)
+    return switch is Switch.FALSE or (switch is Switch.TRUE and question.enabled_by_agent)
 
 
-def _fill(q: Question, version: Version | None, seen: Evidence, row: int, source: str) -> Decision:
+def _fill(
+    question: Question, version: Version | None, seen: Evidence, row: int, source: str
+) -> Decision:
     native = None if row == 9 else row in (3, 4, 7, 8)
-    field = bool(native) and _cri_field(q, version)
+    field = bool(native) and _cri_field(question, version)
     strategy: tuple[str, ...] = ("cdi-cri",) if field else ("cdi-annotations",)
-    if not q.cdi or row == 9:
+    if not question.cdi or row == 9:
         strategy = ("envvar",) if row != 9 else ()
     prefixes: tuple[str, ...] = ()
-    if q.cdi and row != 9:
+    if question.cdi and row != 9:
         prefixes = (NVIDIA_PREFIX,) if native else (NVIDIA_PREFIX, CDI_PREFIX)
     if row == 8:
         prefixes = ()  # CRI-O gives a pod's annotations to its containers: anybody may write them
     if row == 5 and seen.switch in (Switch.TRUE, Switch.NULL):
         prefixes = (NVIDIA_PREFIX,)  # forced: containerd goes on answering cdi.k8s.io/ itself
-    if q.prefixes is not None and row != 9:
-        prefixes = q.prefixes
+    if question.prefixes is not None and row != 9:
+        prefixes = question.prefixes
     modes = {1: "auto", 2: "hook", 9: ""}
     reasons = {1: "not-requested", 2: "not-requested", 4: "enabled-by-agent", 5: "disabled",
                6: "unsupported", 9: "unknown"}  # fmt: skip
@@ -224,21 +226,26 @@ def _fill(q: Question, version: Version | None, seen: Evidence, row: int, source
         is_default=row in (1, 5, 6),
         enable_cdi=row == 4,
         strategy=strategy,
-        annotation_prefix=(CDI_PREFIX if native else NVIDIA_PREFIX) if native is not None and q.cdi
-        else None,
+        annotation_prefix=_annotation_prefix(native) if question.cdi else None,
         cri_field=field,
         prefixes=prefixes,
-        pass_prefixes=prefixes if row in (5, 6) or q.prefixes else (),
+        pass_prefixes=prefixes if row in (5, 6) or question.prefixes else (),
         spec_dirs=() if row == 9 else dirs,
-        evidence=_words(q, seen),
+        evidence=_evidence_words(question, seen),
         warnings=(),
     )  # fmt: skip
 
 
-def _keep(q: Question, decision: Decision) -> Decision:
+def _annotation_prefix(native: bool | None) -> str | None:
+    if native is None:
+        return None
+    return CDI_PREFIX if native else NVIDIA_PREFIX
+
+
+def _with_pod_needs(question: Question, decision: Decision) -> Decision:
     """What running pods still need, beside what the row wants. What is published is the row's: it
     is for pods to come. An OCI hook leaves no handler that could be kept."""
-    needs = q.needs
+    needs = question.needs
     if needs is None or decision.row == 9 or decision.hook:
         return decision
     # What a native runtime answers itself would be injected twice.
@@ -268,81 +275,84 @@ def _keep(q: Question, decision: Decision) -> Decision:
     )
 
 
-def _cri_field(q: Question, version: Version | None) -> bool:
+def _cri_field(question: Question, version: Version | None) -> bool:
     """Does the CRI field arrive: containerd ignores it before 1.7.2, CRI-O before 1.28, and a
     kubelet before 1.28 drops it."""
-    if q.kubelet is not None and q.kubelet < (1, 28):
+    if question.kubelet is not None and question.kubelet < (1, 28):
         return False
-    since = (1, 7, 2) if q.runtime == "containerd" else (1, 28, 0)
+    since = (1, 7, 2) if question.runtime == "containerd" else (1, 28, 0)
     return version is None or version >= since
 
 
-def _words(q: Question, seen: Evidence) -> tuple[str, ...]:
+def _evidence_words(question: Question, seen: Evidence) -> tuple[str, ...]:
     words = [
-        f"CDI {'is' if q.cdi else 'is not'} wanted",
-        f"the CRI names the runtime {q.runtime or 'nothing'} {q.version}".rstrip(),
+        f"CDI {'is' if question.cdi else 'is not'} wanted",
+        f"the CRI names the runtime {question.runtime or 'nothing'} {question.version}".rstrip(),
     ]
-    for item in q.evidence:
+    for item in question.evidence:
         dirs = item.spec_dirs
         shown = ", ".join(dirs) if isinstance(dirs, tuple) else "absent"
         shown = "unseen" if dirs is Unseen.UNSEEN else shown
         used = " (used)" if item is seen else ""
         words.append(f"{item.source}: enableCDI {item.switch.value}, cdiSpecDirs {shown}{used}")
-    if q.forced is not None:
-        words.append(f"--native-cdi={str(q.forced).lower()} was given")
-    if q.enabled_by_agent:
+    if question.forced is not None:
+        words.append(f"--native-cdi={str(question.forced).lower()} was given")
+    if question.enabled_by_agent:
         words.append("enable_cdi was switched on by this agent")
-    if q.needs is not None:
-        words.append(f"{len(q.needs.pods)} running pods need what another row gave them")
+    if question.needs is not None:
+        words.append(f"{len(question.needs.pods)} running pods need what another row gave them")
     return tuple(words)
 
 
-def _override(q: Question, decision: Decision) -> Decision:
-    """Explicit wishes: obeyed, with a warning where they contradict the row."""
-    warnings = []
+def _with_overrides(question: Question, decision: Decision) -> Decision:
+    """The decision with the settings that options give, and a warning for each that contradicts
+    the row."""
     if decision.row == 9:
         return decision
-    if q.set_as_default is not None and q.set_as_default != decision.is_default:
-        asked = str(q.set_as_default).lower()
-        if not q.set_as_default and q.default_negotiable and decision.row in (5, 6):
-            warnings.append(
-                f"set-as-default={asked} from the environment is overruled: without native CDI "
-                "only the default runtime brings GPUs to pods without a runtime class"
-            )
-        elif decision.hook:
-            warnings.append(
-                f"set-as-default={asked} has no meaning with an OCI hook; give --config-mode=config"
-            )
-        else:
-            warnings.append(
-                f"set-as-default={asked} was given, but this node needs "
-                f"{str(decision.is_default).lower()}"
-                + ("" if q.set_as_default else ": GPU pods without a runtime class get no GPU")
-            )
-            decision = replace(decision, is_default=q.set_as_default)
-    if q.mode in ("legacy", "csv", "jit-cdi") and decision.row in (5, 6):
+    decision, warnings = _with_given_default(question, decision)
+    if question.mode in ("legacy", "csv", "jit-cdi") and decision.row in (5, 6):
         warnings.append(
-            f"mode {q.mode} was given, but this node needs cdi: in that mode "
+            f"mode {question.mode} was given, but this node needs cdi: in that mode "
             "nvidia-container-runtime ignores annotations, and the device plugin's pods get no "
             "GPU"
         )
-    if q.mode is not None and not decision.hook:
-        decision = replace(decision, mode=q.mode)
-    if q.strategy is not None:
-        if not decision.native and "cdi-cri" in q.strategy:
+    if question.mode is not None and not decision.hook:
+        decision = replace(decision, mode=question.mode)
+    if question.strategy is not None:
+        if not decision.native and "cdi-cri" in question.strategy:
             warnings.append("device list strategy cdi-cri cannot work without native CDI")
-        decision = replace(decision, strategy=q.strategy)
+        decision = replace(decision, strategy=question.strategy)
     if decision.row == 8 and decision.prefixes:
         warnings.append(
             f"annotation prefixes {', '.join(decision.prefixes)} were given: CRI-O copies a pod's "
             "annotations to its containers, so anyone who may create a pod can take any GPU "
             "without the scheduler"
         )
-    reported = {e.switch for e in q.evidence if e.seen}
-    if q.forced is True and decision.row == 3 and reported & {Switch.FALSE, Switch.ABSENT}:
+    reported = {e.switch for e in question.evidence if e.seen}
+    if question.forced is True and decision.row == 3 and reported & {Switch.FALSE, Switch.ABSENT}:
         warnings.append("native CDI was forced, but the runtime does not report it as enabled")
-    if q.forced is False and reported & {Switch.TRUE, Switch.NULL}:
+    if question.forced is False and reported & {Switch.TRUE, Switch.NULL}:
         warnings.append(
             "native CDI was switched off by option, but the runtime reports it as enabled"
         )
     return replace(decision, warnings=tuple(warnings))
+
+
+def _with_given_default(question: Question, decision: Decision) -> tuple[Decision, list[str]]:
+    """The decision with the default runtime that an option gives, and warnings."""
+    given = question.set_as_default
+    if given is None or given == decision.is_default:
+        return decision, []
+    asked = f"set-as-default={str(given).lower()}"
+    if not given and question.default_negotiable and decision.row in (5, 6):
+        warning = (
+            f"{asked} from the environment is overruled: without native CDI "
+            "only the default runtime brings GPUs to pods without a runtime class"
+        )
+        return decision, [warning]
+    if decision.hook:
+        return decision, [f"{asked} has no meaning with an OCI hook; give --config-mode=config"]
+    needed = str(decision.is_default).lower()
+    effect = "" if given else ": GPU pods without a runtime class get no GPU"
+    warning = f"{asked} was given, but this node needs {needed}{effect}"
+    return replace(decision, is_default=given), [warning]

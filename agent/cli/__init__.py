@@ -199,7 +199,7 @@ def _run_until_stopped(given: dict[str, str | None], entry: Entry) -> None:
     only with --no-daemon."""
     from dataclasses import replace
 
-    from agent.transaction.converge import converge, tell
+    from agent.transaction.converge import converge, publish_failure
 
     ctx = _context(given, entry)
     from agent.daemon import pid_file
@@ -216,7 +216,7 @@ def _run_until_stopped(given: dict[str, str | None], entry: Entry) -> None:
     except Locked:
         raise
     except AgentError as error:
-        tell(ctx, error)
+        publish_failure(ctx, error)
         raise
 
 

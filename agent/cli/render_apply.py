@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from agent.cli.render_plan import decision_data, head, spec_lines
-from agent.runtimes.restart import not_back
+from agent.runtimes.restart import down_message
 from agent.transaction.converge import Outcome
 from agent.transaction.revert import Reverted
 
@@ -21,7 +21,7 @@ def outcome_data(outcome: Outcome) -> dict[str, Any]:
         "restarted": outcome.restarted,
         "pending": outcome.pending,
         "recovered": outcome.recovered,
-        "warnings": [*outcome.proposal.warnings, *_not_back(outcome)],
+        "warnings": [*outcome.proposal.warnings, *_down_messages(outcome)],
     }
 
 
@@ -40,12 +40,12 @@ def outcome_text(outcome: Outcome) -> str:
         lines.append("Proven:   the runtime was restarted and answers as wanted")
     elif not outcome.changed:
         lines.append("Nothing to do: the node is right")
-    warnings = (*outcome.proposal.warnings, *_not_back(outcome))
+    warnings = (*outcome.proposal.warnings, *_down_messages(outcome))
     return "\n".join([*lines, *(f"Warning:  {text}" for text in warnings)])
 
 
-def _not_back(outcome: Outcome) -> list[str]:
-    return [not_back(name) for name in outcome.down]
+def _down_messages(outcome: Outcome) -> list[str]:
+    return [down_message(name) for name in outcome.down]
 
 
 def reverted_data(done: Reverted) -> dict[str, Any]:

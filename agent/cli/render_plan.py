@@ -45,7 +45,7 @@ def data(proposal: Proposal) -> dict[str, Any]:
             "kind": restart.kind if restart else None,
             "target": restart.target if restart else None,
             "along": list(restart.along) if restart else [],
-            "because": list(proposal.gaps),
+            "because": list(proposal.unproven),
         },
         "preflight": {"done": proposal.preflight.done, "note": proposal.preflight.note}
         if proposal.preflight
@@ -74,7 +74,7 @@ def text(proposal: Proposal) -> str:
         kind, target = proposal.restart.kind, proposal.restart.target
         how = {"systemd": f"{target}, by systemd", "signal": f"SIGTERM to {target}",
                "none": "yours to do (--restart-mode=none)"}[kind]  # fmt: skip
-        lines.append(f"Restart: {how}, because {'; '.join(proposal.gaps)}.")
+        lines.append(f"Restart: {how}, because {'; '.join(proposal.unproven)}.")
         if proposal.restart.along:
             lines.append(f"With it: {', '.join(proposal.restart.along)}, by systemd.")
     if proposal.preflight:

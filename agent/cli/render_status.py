@@ -44,7 +44,8 @@ def data(report: Report) -> dict[str, Any]:
         },
         "specs": [spec_data(spec) for spec in report.specs],
         "leftOver": [
-            {"path": item.path, "what": item.what, "remedy": item.remedy} for item in report.left
+            {"path": item.path, "what": item.what, "remedy": item.remedy}
+            for item in report.left_over_files
         ],
         "drift": list(report.drift),
         "warnings": list(proposal.warnings) if proposal else [],

@@ -15,10 +15,10 @@ from agent.daemon.supervisor import ASIDE, NOT_YET
 from agent.errors import AgentError, PutOff, StoodAside
 from agent.plan.context import Context
 from agent.plan.propose import Proposal
-from agent.plan.watch import watched
+from agent.plan.watch import watch_paths
 from agent.runtimes.base import RestartHazard
 from agent.transaction import restart_spread, stand_aside
-from agent.transaction.converge import PENDING, converge, tell
+from agent.transaction.converge import PENDING, converge, publish_failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def work(ctx: Context, inherited: Inherited) -> int:
     ctx = replace(
         ctx, lock_fd=inherited.lock, log=repeats, refresh=inherited.refresh,
         restart_after=inherited.since + restart_spread.delay(name, settings.restart_spread),
-        barrier=inherited.barrier, proposed=proposals.append,
+        barrier=inherited.barrier, on_proposal=proposals.append,
     )  # fmt: skip
     node, spec, code, reason = None, None, 0, ""
     entries: tuple[str, ...] = ()
@@ -66,14 +66,14 @@ def work(ctx: Context, inherited: Inherited) -> int:
         ctx.log.info("restart put off", **failure_fields(error, proposals[-1]))
     except StoodAside as error:
         code, reason = ASIDE, error.message
-        tell(ctx, error)
+        publish_failure(ctx, error)
         ctx.log.info("standing aside", reason=error.message)
     except AgentError as error:
         code, reason = error.exit_code, error.message
         entries = (error.path.agent,) if isinstance(error, RestartHazard) else ()
         ctx.log.error(FAILED, **failure_fields(error, proposals[-1]))
     finally:
-        _report((reason, *entries, *watched(ctx, node, spec)), inherited.pipe)
+        _report((reason, *entries, *watch_paths(ctx, node, spec)), inherited.pipe)
     return code
 
 

@@ -31,7 +31,7 @@ _UNIT_DIRECTORIES = (
 
 def known_failure(ctx: Context, node: ConfiguredRuntime, edits: Edits) -> CandidateFailed | None:
     """Why this candidate is not tried again, and when it will be; None where it may be tried."""
-    failure = None if ctx.retry else ctx.store.failures().get(mark(ctx.host, node, edits))
+    failure = None if ctx.retry else ctx.store.failures().get(fingerprint(ctx.host, node, edits))
     if failure is None or not 0 <= ctx.wall() - failure.at < _DAY:
         return None
     return CandidateFailed(
@@ -42,13 +42,13 @@ def known_failure(ctx: Context, node: ConfiguredRuntime, edits: Edits) -> Candid
     )
 
 
-def loaded(runtime: Runtime, found: tuple[ConfigFile, ...]) -> str:
+def loaded_digest(runtime: Runtime, files: tuple[ConfigFile, ...]) -> str:
     """A hash of what a runtime runs on: its version and its files."""
-    parts = [(file.name, file.state.digest if file.state else None) for file in found]
+    parts = [(file.name, file.state.digest if file.state else None) for file in files]
     return hashlib.sha256(json.dumps([runtime.version, parts]).encode()).hexdigest()
 
 
-def mark(host: HostRoot, node: ConfiguredRuntime, edits: Edits) -> str:
+def fingerprint(host: HostRoot, node: ConfiguredRuntime, edits: Edits) -> str:
     """A hash of everything that the success of these edits depends on."""
     running = node.runtime.process
     changed = [
@@ -61,10 +61,10 @@ def mark(host: HostRoot, node: ConfiguredRuntime, edits: Edits) -> str:
     parts = (
         __version__,
         changed,
-        loaded(node.runtime, edits.files),
-        edits.wanted.to_json(),
+        loaded_digest(node.runtime, edits.files),
+        edits.desired.to_json(),
         running.command if running else None,
-        [(path, _facts(host, path)) for path in places],
+        [(path, _file_identity(host, path)) for path in places],
     )
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -92,7 +92,7 @@ def _unit_files(host: HostRoot, unit: str | None) -> Iterator[str]:
             yield f"{directory}/{unit}.d/{name}"
 
 
-def _facts(host: HostRoot, path: str) -> tuple[int, ...] | None:
+def _file_identity(host: HostRoot, path: str) -> tuple[int, ...] | None:
     """What changes with a file; None for what is none: directories change with their entries."""
     try:
         found = os.stat(host.resolve(path).agent)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from agent.runtimes.trial import Launch, Result
 
 
-def _to_nobody(_: Any) -> None:
+def _ignore(_: Any) -> None:
     """Nobody wants to know."""
 
 
@@ -60,7 +60,7 @@ class Context:
     known; `retry`: a candidate that failed before is tried again; `restart_after` is the time (of
     `clock`) before which nothing is changed that needs a restart; `barrier`: `toolkit-ready` was
     there until a convergence did not finish, and comes back with the next that is right;
-    `proposed` is told each proposal before anything is refused or written."""
+    `on_proposal` is told each proposal before anything is refused or written."""
 
     settings: Settings
     host: HostRoot
@@ -81,7 +81,7 @@ class Context:
     lock_fd: int | None = None
     retry: bool = False
     restart_after: float = 0.0
-    proposed: Callable[[Any], None] = _to_nobody
+    on_proposal: Callable[[Any], None] = _ignore
     refresh: bool = False
     barrier: bool = False
 
@@ -100,7 +100,7 @@ class Context:
             ask=lambda: registry.ask(path, name, timeout=patience),
             clock=self.clock,
             sleep=self.sleep,
-            hopeless=lambda: self.hopeless(endpoint),
+            given_up=lambda: self.given_up(endpoint),
         )
 
     def running(self, endpoint: Endpoint) -> Process | None:
@@ -118,7 +118,7 @@ class Context:
         found = self._unit(unit)
         return (0, found.invocation) if found and found.invocation else None
 
-    def hopeless(self, endpoint: Endpoint) -> str | None:
+    def given_up(self, endpoint: Endpoint) -> str | None:
         """Why nothing will answer any more, where systemd has given its unit up."""
         found = self._unit(endpoint.unit)
         return f"systemd has given up: {found}" if found and found.given_up else None
@@ -186,13 +186,13 @@ def _state_directory(settings: Settings, host: HostRoot) -> str:
     it beside the toolkit, and a person on the node has to find it there.
     """
     asked = host.name(settings.state_dir)
-    beside = host.name(os.path.join(settings.toolkit_install_dir, ".toolkit-agent"))
-    places = {name: host.resolve(name) for name in (asked, beside)}
+    in_toolkit = host.name(os.path.join(settings.toolkit_install_dir, ".toolkit-agent"))
+    places = {name: host.resolve(name) for name in (asked, in_toolkit)}
     names = places if settings.origins["state_dir"] == "default" else (asked,)
     used = [name for name in names if _has_state(places[name].agent)]
     if len(used) > 1:
         raise Refused(
-            f"cannot choose between two state directories, {asked} and {beside}; compare "
+            f"cannot choose between two state directories, {asked} and {in_toolkit}; compare "
             "memory.json in both, and give the right one with --state-dir"
         )
     for name in used or places:
@@ -215,7 +215,7 @@ def _has_state(directory: str) -> bool:
     return any(os.path.lexists(os.path.join(directory, name)) for name in names)
 
 
-def tidy(ctx: Context, *actions: Callable[[], None]) -> None:
+def best_effort(ctx: Context, *actions: Callable[[], None]) -> None:
     """Do what is good to have and must be in nobody's way, as far as the disk lets us."""
     for action in actions:
         try:

@@ -46,17 +46,17 @@ class Garbled:
         return Change(self.path, self.now, self.state)
 
 
-def garbled(ctx: Context, memory: Memory) -> tuple[Garbled, ...]:
+def find_garbled(ctx: Context, memory: Memory) -> tuple[Garbled, ...]:
     """Every file that we made and that nobody can use any more."""
-    found = []
+    garbled = []
     for host, original in sorted(memory.files.items()):
         if original.digest is not None or original.written is None or host.endswith(".json"):
             continue
         path = HostPath(ctx.host.agent_path(host), host)
         now, why = _fault(ctx, path, original)
         if why is not None:
-            found.append(Garbled(path, why, now, _written(original)))
-    return tuple(found)
+            garbled.append(Garbled(path, why, now, _written(original)))
+    return tuple(garbled)
 
 
 def _written(original: Original) -> FileState | None:
@@ -93,7 +93,7 @@ def _fault(ctx: Context, path: HostPath, original: Original) -> tuple[FileState 
 
 def repair(ctx: Context, memory: Memory) -> tuple[str, ...]:
     """Write them anew; gives their host paths. Raises Refused."""
-    found = garbled(ctx, memory)
+    found = find_garbled(ctx, memory)
     for item in found:
         trust.require(
             ctx.host, os.path.dirname(item.path.host), f"write {item.path}", allow_sticky=True
@@ -147,9 +147,9 @@ def _start(ctx: Context) -> None:
     for kind in dict.fromkeys(kind for kind, _ in registry.sockets(ctx.settings.runtime)):
         name = f"{kind}.service"
         try:
-            way, unit = ctx.reach(ctx.host, name)
+            systemd, unit = ctx.reach(ctx.host, name)
             if unit.load == "loaded" and (unit.given_up or unit.active == "activating"):
-                way.restart(name)
+                systemd.restart(name)
                 ctx.log.info("runtime started", unit=name)
         except SystemdError as failure:
             ctx.log.info("runtime not started", unit=name, reason=str(failure))

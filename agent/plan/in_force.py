@@ -19,11 +19,11 @@ from typing import Any
 
 from agent.cri import process
 from agent.errors import Refused, Unreachable
-from agent.plan.context import Context, tidy
+from agent.plan.context import Context, best_effort
 from agent.runtimes import registry
 from agent.runtimes.base import ConfiguredRuntime, Edits, Endpoint
 from agent.runtimes.config_file import ConfigFile
-from agent.runtimes.desired import leaves, same
+from agent.runtimes.desired_state import leaves, same
 from agent.runtimes.key_ownership import is_proven
 from agent.state.store import Memory
 from agent.toml.edit import Data, get
@@ -79,17 +79,17 @@ def _key(name: str) -> str:
     return name.replace("_", "").lower()
 
 
-def reload_gaps(
+def unproven_after_reload(
     ctx: Context, node: ConfiguredRuntime, edits: Edits, memory: Memory
 ) -> tuple[str, ...]:
     """What makes a restart necessary although all that is shown is right."""
-    running, keys = node.runtime.process, node.reload_keys(edits.wanted)
+    running, keys = node.runtime.process, node.reload_keys(edits.desired)
     if not keys or running is None or memory.proven == (ctx.boot_id, *running.identity):
         return ()
     title = node.adapter.title
     for key in keys:
-        now, then = node.owner(node.files, key), node.owner(edits.files, key)
-        if then is None or is_proven(memory, then):
+        now, later = node.owner(node.files, key), node.owner(edits.files, key)
+        if later is None or is_proven(memory, later):
             continue
         if now is None:
             return (f"{title} shows what no file says, and may only have reloaded it",)
@@ -110,4 +110,4 @@ def remember_proven(ctx: Context, endpoint: Endpoint) -> None:
         return
     if identity is not None:
         proven = (ctx.boot_id, *identity)
-        tidy(ctx, lambda: ctx.store.remember(replace(ctx.store.memory(), proven=proven)))
+        best_effort(ctx, lambda: ctx.store.remember(replace(ctx.store.memory(), proven=proven)))

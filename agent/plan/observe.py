@@ -22,12 +22,12 @@ from agent.toolkit import install
 @dataclass(frozen=True, slots=True)
 class Observation:
     """What was seen. `node` is None where the configuration is not ours to change; `toolkit` is
-    None where there is none and none is needed, `without_toolkit` is a warning then; `repairs` are
+    None where there is none and none is needed, `toolkit_warning` is a warning then; `repairs` are
     files of ours that somebody garbled: the rest was looked at as if they were written anew."""
 
     memory: Memory
     toolkit: install.Toolkit | None
-    without_toolkit: str | None
+    toolkit_warning: str | None
     runtime: Runtime
     node: ConfiguredRuntime | None
     evidence: tuple[Evidence, ...]
@@ -42,7 +42,7 @@ def observe(ctx: Context, memory: Memory) -> Observation:
     if ctx.settings.no_runtime_config:
         evidence = adapter.evidence(runtime.answer)
         return Observation(memory, toolkit, warning, runtime, None, evidence)
-    repairs = garbled_files.garbled(ctx, memory)
+    repairs = garbled_files.find_garbled(ctx, memory)
     overlay = {item.path.host: item.state for item in repairs}
     node = adapter.look(ctx.settings, ctx.host, runtime, overlay)
     changes = tuple(item.change for item in repairs)

@@ -10,6 +10,7 @@ devices without a spec need none.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -79,20 +80,20 @@ def propose(
     mode = generate.gpu_mode(settings, host, gpus.ask)
     proposer = _Proposer(settings, host, gpus, mode, hook)
     try:
-        found = proposer.propose(spec_dirs, reader, executable)
+        proposal = proposer.propose(spec_dirs, reader, executable)
     except AgentError as error:
-        found = proposer.impossible(error)
-    return _tolerated(found) if settings.mode in _MODES_WITHOUT_SPECS else found
+        proposal = proposer.impossible(error)
+    return _without_needed(proposal) if settings.mode in _MODES_WITHOUT_SPECS else proposal
 
 
-def _tolerated(found: SpecProposal) -> SpecProposal:
+def _without_needed(proposal: SpecProposal) -> SpecProposal:
     """The proposal for a node that can work without a spec: a missing spec is a warning."""
-    found = replace(found, needed="")
-    if found.problem is None:
-        return found
-    refusal = _refusal(found.problem)
-    warnings = (text for text in found.warnings if text != refusal)
-    return replace(found, problem=None, warnings=(found.problem.message, *warnings))
+    proposal = replace(proposal, needed="")
+    if proposal.problem is None:
+        return proposal
+    refusal = _refusal(proposal.problem)
+    warnings = (text for text in proposal.warnings if text != refusal)
+    return replace(proposal, problem=None, warnings=(proposal.problem.message, *warnings))
 
 
 def _removal(settings: Settings, host: HostRoot, spec_dirs: tuple[str, ...]) -> SpecProposal | None:
@@ -165,7 +166,7 @@ class _Proposer:
         Where they depend on what the runtime reads, and its version does not tell that, its
         executable is examined."""
 
-        def look(view: RuntimeView) -> Ownership:
+        def with_providers(view: RuntimeView) -> Ownership:
             entries = ownership.foreign()
             found = {
                 kind: provider.providers(view, kind, entries, own_place)
@@ -173,19 +174,19 @@ class _Proposer:
             }
             return replace(ownership, providers=found)
 
-        first = look(view)
+        first = with_providers(view)
         doubted = any(one.doubt for found in first.providers.values() for one in found)
         if not doubted or executable is None:
             return first, view
         view = replace(view, reader=readers.with_executable(view.reader, executable))
-        return look(view), view
+        return with_providers(view), view
 
     def _decided(
         self, ownership: Ownership, desired: Sequence[DesiredSpec], more: Sequence[str]
     ) -> SpecProposal:
         """The proposal for these desired specs; `more` are further warnings."""
         settings, kinds = self.settings, _kinds(self.settings)
-        by_kind = {one.kind: one for one in desired}
+        by_kind = {spec.kind: spec for spec in desired}
         management = by_kind.pop(settings.cdi_kind, None)
         found = [ownership.device_spec(kind, by_kind.get(kind)) for kind in kinds]
         if management is None:  # one may be left from a driver that had one
@@ -200,20 +201,20 @@ class _Proposer:
             if management:
                 own, change = ownership.management(management)
         except AgentError as error:
-            none, directory = self.impossible(error), ownership.directory
+            failed, directory = self.impossible(error), ownership.directory
             if isinstance(error, DriverDistrusted):
                 gone = ownership.removal(settings.cdi_kind)
                 removals = (*removals, *((gone,) if gone else ()))
             return replace(
-                none, specs=(*none.specs, *statuses), changes=removals, directory=directory
+                failed, specs=(*failed.specs, *statuses), changes=removals, directory=directory
             )
         statuses = (own, *statuses) if own else statuses
         broken = (text for kind in kinds for text in ownership.warnings(kind))
         proposal = SpecProposal(
             statuses, removals, (*_warnings(desired, statuses), *broken, *more),
             directory=ownership.directory, gpus=self.gpus, needed=self.needed,
-            judged_paths=tuple(dict.fromkeys(path for one in desired for path in one.judged_paths)),
-            driver=next((one.driver for one in desired if one.driver), None),
+            judged_paths=tuple(dict.fromkeys(itertools.chain(*(s.judged_paths for s in desired)))),
+            driver=next((spec.driver for spec in desired if spec.driver), None),
         )  # fmt: skip
         missing = by_kind[self.needed].problem if self.needed in by_kind else None
         if (problem := ownership.blocked(gpu.KIND) or missing) is not None:
@@ -222,7 +223,7 @@ class _Proposer:
                 proposal, problem=problem, warnings=(*warnings, _refusal(problem)), judged_paths=()
             )
         new = (change, *(change for change in changes if change.after is not None))
-        return replace(proposal, changes=(*removals, *(one for one in new if one is not None)))
+        return replace(proposal, changes=(*removals, *(spec for spec in new if spec is not None)))
 
 
 def _with_places(
@@ -231,14 +232,14 @@ def _with_places(
     """The ownership with the directory of our file, for each kind that only useless files of other
     writers describe: the one where the runtime takes all devices of the kind from ours. `fixed`: an
     option gives the directory."""
-    last = [one.path for one in view.dirs if one.path is not None][-1:]
+    last = [spec.path for spec in view.dirs if spec.path is not None][-1:]
     candidates = (ownership.directory, *(() if fixed else last))
     places = {}
     for kind, found in ownership.providers.items():
-        one = desired.get(kind)
-        if not found or ownership.provider(kind) or one is None or one.text is None:
+        spec = desired.get(kind)
+        if not found or ownership.provider(kind) or spec is None or spec.text is None:
             continue
-        text = one.text.encode()
+        text = spec.text.encode()
         places[kind] = next(
             (place for place in candidates if _wins(ownership, view, kind, place, text)), None
         )
@@ -260,7 +261,7 @@ def _overridden(
     """A warning for each file of another writer that has the management spec's device and wins over
     our file."""
     kind, directory = settings.cdi_kind, ownership.directory
-    text = next((one.text for one in desired if one.kind == kind and one.text), None)
+    text = next((spec.text for spec in desired if spec.kind == kind and spec.text), None)
     if text is None or _wins(ownership, view, kind, directory, text.encode()):
         return
     for path, data in ownership.foreign():
@@ -284,9 +285,9 @@ def _names(settings: Settings) -> tuple[str, ...]:
 def _warnings(desired: Sequence[DesiredSpec], statuses: Iterable[SpecStatus]) -> tuple[str, ...]:
     """Warnings of specs, and problems. That a node has no GPU is no fault, so only the list of
     specs shows it; that a GPU is lost is a fault."""
-    absent = {one.problem.message for one in desired if one.problem and one.is_absent}
-    problems = (one.problem for one in statuses if one.problem and one.problem not in absent)
-    return tuple(dict.fromkeys((*(text for one in desired for text in one.warnings), *problems)))
+    absent = {spec.problem.message for spec in desired if spec.problem and spec.is_absent}
+    problems = (spec.problem for spec in statuses if spec.problem and spec.problem not in absent)
+    return tuple(dict.fromkeys((*(text for spec in desired for text in spec.warnings), *problems)))
 
 
 def _directory(settings: Settings, host: HostRoot, spec_dirs: tuple[str, ...]) -> HostPath:
@@ -393,7 +394,7 @@ def has_needed(settings: Settings, host: HostRoot, spec_dirs: tuple[str, ...], n
     return any(is_ours(place.child(file_name(needed))) for place in places)
 
 
-def naming(
+def foreign_spec_with(
     settings: Settings, host: HostRoot, spec_dirs: tuple[str, ...], names: tuple[str, ...]
 ) -> HostPath | None:
     """A spec of another writer that names a file in a directory (its host paths are `names`)."""

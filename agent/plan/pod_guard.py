@@ -22,7 +22,7 @@ from agent.host.paths import HostRoot, is_below
 from agent.plan.context import Context
 from agent.runtimes import low_level
 from agent.runtimes.base import ConfiguredRuntime, Effective, Files, Runtime
-from agent.runtimes.desired import is_ours
+from agent.runtimes.desired_state import is_ours
 from agent.toolkit import install, programs, tree
 from agent.toolkit.tree import ToolkitConfig
 
@@ -45,7 +45,7 @@ _STARTING = 600.0  # seconds in which a kubelet has made the pods of before anew
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class GpuService:
     """What a node does for pods that ask for GPUs: is one of our handlers the default runtime,
     which annotation prefixes are answered, and are environment variables answered. `known`: the
     toolkit's config.toml says so; otherwise these are NVIDIA's defaults."""
@@ -56,13 +56,15 @@ class Service:
     known: bool = True
 
 
-def service(node: ConfiguredRuntime, client: Effective, said: ToolkitConfig | None) -> Service:
-    """The service of these settings; `said` is the toolkit's config.toml, None where there is none
-    that can be read."""
-    answers = said or ToolkitConfig(prefixes=(CDI_PREFIX, NVIDIA_PREFIX))
-    found = frozenset(p for p in answers.prefixes if node.passes_annotation(client, p))
-    default = is_ours(client.default, client.table(client.default))
-    return Service(default, found, answers.variables, said is not None)
+def gpu_service(
+    node: ConfiguredRuntime, effective: Effective, config: ToolkitConfig | None
+) -> GpuService:
+    """The service under these settings. `config` is the toolkit's config.toml, None where it is
+    missing or cannot be read."""
+    answers = config or ToolkitConfig(prefixes=(CDI_PREFIX, NVIDIA_PREFIX))
+    found = frozenset(p for p in answers.prefixes if node.passes_annotation(effective, p))
+    default = is_ours(effective.default, effective.table(effective.default))
+    return GpuService(default, found, answers.variables, config is not None)
 
 
 def needs(ctx: Context, node: ConfiguredRuntime, decision: Decision) -> PodNeeds | None:
@@ -71,7 +73,7 @@ def needs(ctx: Context, node: ConfiguredRuntime, decision: Decision) -> PodNeeds
     Raises Unreachable, and Refused where an OCI hook would come in place of the handlers: it leaves
     nothing that could be kept.
     """
-    now = service(node, node.running(), _said(ctx))
+    now = gpu_service(node, node.running(), _toolkit_config(ctx))
     if ctx.settings.accept_envvar is False:  # an order to answer them no more
         now = replace(now, variables=False)
     native = frozenset([CDI_PREFIX] if decision.native else [])
@@ -83,8 +85,8 @@ def needs(ctx: Context, node: ConfiguredRuntime, decision: Decision) -> PodNeeds
         decision.is_default or decision.hook,
         install.accepts_variables(ctx.settings),
     )
-    counts = _or_comes_back(ctx)
-    found = _needs(node, now, Service(default, answered | native, variables), native, counts)
+    counts = _counting(ctx)
+    found = _needs(node, now, GpuService(default, answered | native, variables), native, counts)
     if found is not None and decision.hook:
         raise _refusal("apply", found.pods, f"annotations {', '.join(found.prefixes)}")
     return found
@@ -94,7 +96,7 @@ def _is_ready(pod: Sandbox) -> bool:
     return pod.ready
 
 
-def _or_comes_back(ctx: Context) -> Callable[[Sandbox], bool]:
+def _counting(ctx: Context) -> Callable[[Sandbox], bool]:
     """Is a pod ready, or was it made before a boot that was a moment ago?"""
     uptime = ctx.uptime()
     booted = ctx.wall() - uptime if uptime < _STARTING else 0.0
@@ -102,28 +104,28 @@ def _or_comes_back(ctx: Context) -> Callable[[Sandbox], bool]:
 
 
 def _needs(
-    node: ConfiguredRuntime, now: Service, later: Service, native: frozenset[str],
+    node: ConfiguredRuntime, now: GpuService, later: GpuService, native: frozenset[str],
     counts: Callable[[Sandbox], bool] = _is_ready,
 ) -> PodNeeds | None:  # fmt: skip
-    leaves = now.default and not later.default
-    prefixes = now.prefixes - (native if leaves else later.prefixes)
-    variables = now.variables and (leaves or (now.known and not later.variables))
+    loses_default = now.default and not later.default
+    prefixes = now.prefixes - (native if loses_default else later.prefixes)
+    variables = now.variables and (loses_default or (now.known and not later.variables))
     if not prefixes and not variables:
         return None
-    found = tuple(_askers(node, now, prefixes, counts, variables=variables))
+    found = tuple(_requesting_pods(node, now, prefixes, counts, variables=variables))
     if not found:
         return None
-    used = {prefix for asker in found for prefix in asker.prefixes}
+    used = {prefix for requesting in found for prefix in requesting.prefixes}
     return PodNeeds(
-        names(asker.pod for asker in found),
-        default=leaves,
+        pod_names(requesting.pod for requesting in found),
+        default=loses_default,
         prefixes=tuple(sorted(used)),
-        variables=any(asker.variable for asker in found) and not later.variables,
+        variables=any(requesting.variable for requesting in found) and not later.variables,
     )
 
 
 @dataclass(frozen=True, slots=True)
-class _Asker:
+class _RequestingPod:
     """A pod with a container that asks NVIDIA's runtime for devices, and how it asks."""
 
     pod: Sandbox
@@ -131,16 +133,16 @@ class _Asker:
     variable: bool = False
 
 
-def _askers(
-    node: ConfiguredRuntime, now: Service, prefixes: frozenset[str],
+def _requesting_pods(
+    node: ConfiguredRuntime, now: GpuService, prefixes: frozenset[str],
     counts: Callable[[Sandbox], bool], *, variables: bool,
-) -> Iterator[_Asker]:  # fmt: skip
+) -> Iterator[_RequestingPod]:  # fmt: skip
     """Pods of our handlers, and of the default where that is ours, that ask in one of these ways.
 
     Variables are in no list: each container is asked about, until there are enough to be shown.
     """
-    cri_now = node.running()
-    ours = {name for name, table in cri_now.runtimes.items() if is_ours(name, table)}
+    running = node.running()
+    ours = {name for name, table in running.runtimes.items() if is_ours(name, table)}
     ours |= {""} if now.default else set()
     shown = 0
     with _questions(node.runtime) as ask:
@@ -155,7 +157,7 @@ def _askers(
                 pod = _with_handler(node, ask, pod)
                 if pod.handler in ours:
                     shown += 1
-                    yield _Asker(pod, used, variable)
+                    yield _RequestingPod(pod, used, variable)
 
 
 def _with_containers(
@@ -189,17 +191,17 @@ def handler_users(
 ) -> tuple[tuple[str, ...], str]:
     """Pods of handlers whose state (see `ConfiguredRuntime.pod_states`) is another one later, and
     what becomes of these handlers. Raises Unreachable."""
-    taken = {name for name, state in now.items() if name not in later or later[name] != state}
-    if not taken:
+    changed = {name for name, state in now.items() if name not in later or later[name] != state}
+    if not changed:
         return (), ""
     with _questions(node.runtime) as ask:
         ready = [_with_handler(node, ask, pod) for pod in ask.sandboxes() if pod.ready]
-    users = [pod for pod in ready if pod.handler in taken]
+    users = [pod for pod in ready if pod.handler in changed]
     gone = any(pod.handler not in later for pod in users)
     moved = any(pod.handler in later for pod in users)
     what = ["handlers that would go"] if gone else []
     what += ["handlers of which the low-level runtime or its state would move"] if moved else []
-    return names(users), ", ".join(what)
+    return pod_names(users), ", ".join(what)
 
 
 def apply_refusal(
@@ -214,10 +216,13 @@ def apply_refusal(
 
 def revert_refusal(ctx: Context, node: ConfiguredRuntime, after: Files) -> Refused | None:
     """Why pods do not survive that these original files come into force. Raises Unreachable."""
-    said, cri_after = _said(ctx), node.effective(after)
-    now, later = _states(ctx, node, cri_after, said.runtimes if said else ())
+    config, effective_after = _toolkit_config(ctx), node.effective(after)
+    now, later = _states(ctx, node, effective_after, config.runtimes if config else ())
     used, moved = handler_users(node, now, later)
-    before, restored = service(node, node.running(), said), service(node, cri_after, said)
+    before, restored = (
+        gpu_service(node, node.running(), config),
+        gpu_service(node, effective_after, config),
+    )
     lost = _needs(node, before, restored, frozenset())
     what = [moved] if used else []
     if lost is not None:
@@ -231,9 +236,9 @@ def _states(
     ctx: Context, node: ConfiguredRuntime, after: Effective, called: tuple[str, ...]
 ) -> tuple[Mapping[str, object], Mapping[str, object]]:
     """What pods of each handler need, as it is and as it will be."""
-    said = _said(ctx)
+    config = _toolkit_config(ctx)
     later = low_level.first(ctx.host, called)
-    below = low_level.first(ctx.host, said.runtimes) if said else None
+    below = low_level.first(ctx.host, config.runtimes) if config else None
     now = node.pod_states(node.running(), below or later)
     return now, node.pod_states(after, later or below)
 
@@ -243,22 +248,22 @@ def low_level_kept(
 ) -> tuple[tuple[str, ...], str | None]:
     """What NVIDIA's runtime is to call in turn, and a warning where running pods keep the program
     that runs them from being replaced: another one does not find them. Raises Unreachable."""
-    said = _said(ctx)
-    now = low_level.first(ctx.host, said.runtimes) if said and node else None
+    config = _toolkit_config(ctx)
+    now = low_level.first(ctx.host, config.runtimes) if config and node else None
     later = low_level.first(ctx.host, called)
     if node is None or not now or not later or os.path.basename(now) == os.path.basename(later):
         return called, None
-    cri_now = node.running()
-    ours = {name for name, table in cri_now.runtimes.items() if is_ours(name, table)}
-    ours |= {""} if is_ours(cri_now.default, cri_now.table(cri_now.default)) else set()
+    running = node.running()
+    ours = {name for name, table in running.runtimes.items() if is_ours(name, table)}
+    ours |= {""} if is_ours(running.default, running.table(running.default)) else set()
     with _questions(node.runtime) as ask:
         ready = [_with_handler(node, ask, pod) for pod in ask.sandboxes() if pod.ready]
-    used = names(pod for pod in ready if pod.handler in ours)
+    used = pod_names(pod for pod in ready if pod.handler in ours)
     if not used:
         return called, None
     return tuple(dict.fromkeys((now, *called))), (
         f"kept for running pods: {now} below NVIDIA's runtime, where {later} would be called; it "
-        f"would not find them: {_listed(used)}"
+        f"would not find them: {_shown_names(used)}"
     )
 
 
@@ -271,17 +276,17 @@ def toolkit_refusal(
     CRI-O's own configuration says it of each handler, and its monitors have on their command lines
     what it said when they were started.
     """
-    cri_now = node.running()
+    running = node.running()
     used: list[Sandbox] = []
     with _questions(node.runtime) as ask:
         for pod in (pod for pod in ask.sandboxes() if pod.ready):
             info = ask.sandbox_info(pod.id)
             if not node.adapter.lists_handlers:
                 pod = replace(pod, handler=node.adapter.pod_handler(info))
-            found = node.adapter.pod_programs(info, cri_now, pod.handler)
+            found = node.adapter.pod_programs(info, running, pod.handler)
             if any(is_below(path, *directories) for path in found):
                 used.append(pod)
-    users = names(used)
+    users = pod_names(used)
     known = {(pod.namespace, pod.name) for pod in used}
     users += tuple(sorted(set(_monitors(host, directories, known))))
     return _refusal("revert", users, f"programs in {directories[0]}") if users else None
@@ -302,7 +307,7 @@ def _monitors(
             yield "/".join(pod)
 
 
-def names(found: Iterable[Sandbox]) -> tuple[str, ...]:
+def pod_names(found: Iterable[Sandbox]) -> tuple[str, ...]:
     """Pods as people name them, each once."""
     shown = {f"{pod.namespace}/{pod.name} ({pod.handler or 'default'})" for pod in found}
     return tuple(sorted(shown))
@@ -310,7 +315,7 @@ def names(found: Iterable[Sandbox]) -> tuple[str, ...]:
 
 def _refusal(purpose: str, users: tuple[str, ...], what: str) -> Refused:
     return Refused(
-        f"cannot {purpose}: pods use {what}: {_listed(users)}; their containers could not be "
+        f"cannot {purpose}: pods use {what}: {_shown_names(users)}; their containers could not be "
         "stopped, could not start again, or would have no GPU then; delete these pods first, and "
         f"wait until their containers have ended{_of_operator(users)}"
     )
@@ -334,11 +339,11 @@ def _is_operand(user: str, name: str) -> bool:
     return pod == name or pod.startswith((f"{name}-", f"{name} "))
 
 
-def _listed(users: tuple[str, ...]) -> str:
+def _shown_names(users: tuple[str, ...]) -> str:
     return ", ".join(users[:_SHOWN]) + (" and others" if len(users) > _SHOWN else "")
 
 
-def _said(ctx: Context) -> ToolkitConfig | None:
+def _toolkit_config(ctx: Context) -> ToolkitConfig | None:
     return tree.read_config(programs.directory(ctx.settings, ctx.host).agent)
 
 

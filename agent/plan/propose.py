@@ -20,13 +20,13 @@ from agent.errors import AgentError, CandidateFailed, Refused, TrialFailed
 from agent.host.files import Change
 from agent.options.settings import Settings
 from agent.plan import in_force, obstacles, own_specs, pod_guard, toolkit_users
-from agent.plan.candidate import known_failure, loaded
+from agent.plan.candidate import known_failure, loaded_digest
 from agent.plan.context import Context
 from agent.plan.observe import Observation
-from agent.plan.toolkit_users import Moved
+from agent.plan.toolkit_users import MovedToolkit
 from agent.runtimes import find, low_level, registry
 from agent.runtimes.base import CannotSwitch, ConfiguredRuntime, EditRequest, Edits, Runtime
-from agent.runtimes.desired import Desired
+from agent.runtimes.desired_state import Desired
 from agent.runtimes.preflight import Candidate, Preflight
 from agent.runtimes.restart import Restart
 from agent.status import is_publishable
@@ -39,20 +39,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """What a plan shows. `edits` is None where the configuration is not ours to change; `gaps` is
-    what the running runtime lacks, `restart` how it would be restarted if it has to be; `spec` is
-    None where no CDI specs are wanted, `toolkit` where there is none and none is needed; `nodes`
-    are device nodes to be made; `blocked` is why an apply refuses; `trial` is the verdict of a
-    trial start, where a restart is due; `cdi_refused`: the runtime does not start with native CDI
-    switched on; `repairs` are files of ours that somebody garbled, as they are written anew before
-    anything else; `moved` are directories of a toolkit of ours that is elsewhere by now."""
+    """What a plan shows.
+
+    `edits` is None where the options forbid a change of the runtime's configuration. `unproven`
+    lists what the running runtime lacks, and `restart` is the way to restart it; it is None where
+    no restart is due. `trial` is the verdict of the trial start before a restart. `cdi_refused`
+    means that the runtime does not start with native CDI on. `blocked` is the reason for which
+    `apply` refuses. `repairs` are our own files that somebody made unusable; they are written
+    first. `toolkit` is None where the node has none and needs none, `spec` where no CDI specs are
+    asked for. `nodes` are the device nodes to create. `moved_toolkits` are directories in which we
+    installed the toolkit under other options."""
 
     runtime: Runtime
     node: ConfiguredRuntime | None
     decision: Decision
     warnings: tuple[str, ...]
     edits: Edits | None = None
-    gaps: tuple[str, ...] = ()
+    unproven: tuple[str, ...] = ()
     restart: Restart | None = None
     preflight: Preflight | None = None
     trial: Trial | None = None
@@ -62,7 +65,7 @@ class Proposal:
     toolkit: install.ToolkitProposal | None = None
     spec: own_specs.SpecProposal | None = None
     nodes: tuple[MissingNode, ...] = ()
-    moved: tuple[Moved, ...] = ()
+    moved_toolkits: tuple[MovedToolkit, ...] = ()
 
     @property
     def changes(self) -> tuple[Change, ...]:
@@ -106,7 +109,7 @@ class Proposal:
             and installed
             and not self.nodes
             and not self.changes
-            and not any(item.why is None for item in self.moved)
+            and not any(item.why is None for item in self.moved_toolkits)
             and (self.restart is None)
         )
 
@@ -118,7 +121,7 @@ class _Configuration:
     decision: Decision
     warnings: tuple[str, ...]
     edits: Edits | None = None
-    gaps: tuple[str, ...] = ()
+    unproven: tuple[str, ...] = ()
     restart: Restart | None = None
     preflight: Preflight | None = None
     trial: Trial | None = None
@@ -142,29 +145,31 @@ def propose(ctx: Context, seen: Observation, *, may_enable: bool | None = None) 
     toolkit = _toolkit(ctx, seen, configuration, calls, root)
     hook = install.cdi_hook(ctx.settings, ctx.host, seen.toolkit)
     spec = _specs(ctx, seen.runtime, decision, hook)
-    told = (
+    notes = (
         kept,
         *_refusals(pods),
-        seen.without_toolkit,
-        _unsaid("NVIDIA_CDI_HOOK_PATH", hook, "--toolkit-install-dir"),
-        _unsaid("NVIDIA_DRIVER_ROOT", root.host_path if root else None, "--driver-root"),
+        seen.toolkit_warning,
+        _unpublishable_warning("NVIDIA_CDI_HOOK_PATH", hook, "--toolkit-install-dir"),
+        _unpublishable_warning(
+            "NVIDIA_DRIVER_ROOT", root.host_path if root else None, "--driver-root"
+        ),
     )
     nodes, refused = device_nodes.possible(device_nodes.missing(ctx.settings, ctx.host, root))
-    moved = _moved(ctx, seen, configuration.edits)
+    moved_toolkits = _moved_toolkits(ctx, seen, configuration.edits)
     proposal = Proposal(
         runtime=seen.runtime,
         node=node,
         decision=decision,
         warnings=(
             *configuration.warnings,
-            *(text for text in told if text),
+            *(text for text in notes if text),
             *(toolkit.warnings if toolkit else ()),
             *(spec.warnings if spec else ()),
             *refused,
-            *(item.warning for item in moved),
+            *(item.warning for item in moved_toolkits),
         ),
         edits=configuration.edits,
-        gaps=configuration.gaps,
+        unproven=configuration.unproven,
         restart=configuration.restart,
         preflight=configuration.preflight,
         trial=configuration.trial,
@@ -174,7 +179,7 @@ def propose(ctx: Context, seen: Observation, *, may_enable: bool | None = None) 
         toolkit=toolkit,
         spec=spec,
         nodes=nodes,
-        moved=moved,
+        moved_toolkits=moved_toolkits,
     )
     if (blocked := _unwritable(ctx, proposal)) is None:
         return proposal
@@ -238,11 +243,15 @@ def _pods_in_the_way(
     return pod_guard.apply_refusal(ctx, node, edits.files, calls)
 
 
-def _moved(ctx: Context, seen: Observation, edits: Edits | None) -> tuple[Moved, ...]:
+def _moved_toolkits(
+    ctx: Context, seen: Observation, edits: Edits | None
+) -> tuple[MovedToolkit, ...]:
     if seen.node is None or edits is None or seen.toolkit is None:
         return ()
-    after = toolkit_users.After(seen.node, edits.changes, edits.files)
-    return toolkit_users.moved(ctx.settings, ctx.host, after, seen.memory, seen.toolkit.directory)
+    after = toolkit_users.ChangedNode(seen.node, edits.changes, edits.files)
+    return toolkit_users.moved_toolkits(
+        ctx.settings, ctx.host, after, seen.memory, seen.toolkit.directory
+    )
 
 
 def _unwritable(ctx: Context, proposal: Proposal) -> AgentError | None:
@@ -263,7 +272,7 @@ def _reader(runtime: Runtime, decision: Decision) -> Reader:
     return readers.reader_of(runtime.answer.name, runtime.version)
 
 
-def _unsaid(key: str, path: str | None, option: str) -> str | None:
+def _unpublishable_warning(key: str, path: str | None, option: str) -> str | None:
     """A warning where the status file leaves a path out because it cannot hold it."""
     if path is None or is_publishable(path):
         return None
@@ -278,58 +287,58 @@ def _configuration(ctx: Context, seen: Observation, may_enable: bool | None) -> 
     row 5 says (DESIGN section 3)."""
     node, memory = seen.node, seen.memory
     if node is None:
-        decision = _judge(ctx, seen, may=False)
+        decision = _decision(ctx, seen, may_enable=False)
         return _Configuration(decision, decision.warnings)
     allowed = ctx.settings.may_enable_cdi if may_enable is None else may_enable
-    allowed = allowed and memory.cdi_refused != loaded(seen.runtime, node.files)
-    found = _examined(ctx, node, _edited(ctx, seen, node, allowed))
-    if not found.failed or found.decision.row != 4 or memory.enabled_cdi:
-        return found
-    without = _examined(ctx, node, _edited(ctx, seen, node, False))
-    text = f"native CDI cannot be switched on: {found.blocked}"
+    allowed = allowed and memory.cdi_refused != loaded_digest(seen.runtime, node.files)
+    configuration = _with_checks(ctx, node, _with_edits(ctx, seen, node, allowed))
+    if not configuration.failed or configuration.decision.row != 4 or memory.enabled_cdi:
+        return configuration
+    without = _with_checks(ctx, node, _with_edits(ctx, seen, node, False))
+    text = f"native CDI cannot be switched on: {configuration.blocked}"
     return replace(without, cdi_refused=True, warnings=(*without.warnings, text))
 
 
-def _edited(
+def _with_edits(
     ctx: Context, seen: Observation, node: ConfiguredRuntime, may_enable: bool
 ) -> _Configuration:
     """The decision, the edits that follow from it, and whether a restart is due."""
     settings, memory, toolkit = ctx.settings, seen.memory, seen.toolkit
     assert toolkit is not None
-    decision = _judge(ctx, seen, may=may_enable)
+    decision = _decision(ctx, seen, may_enable=may_enable)
     available, left_out = ((), ()) if decision.hook else install.binaries(settings, toolkit)
     hook = toolkit.path(programs.RUNTIME_HOOK)
     request = EditRequest(settings, ctx.store, memory, decision, available, hook)
     try:
-        edits, told = node.edits(ctx.host, request)
+        edits, notes = node.edits(ctx.host, request)
     except CannotSwitch:
         if memory.enabled_cdi:
             raise
         # The switch cannot be set where it would count: the node is as row 5 says.
-        decision = _judge(ctx, seen, may=False)
-        edits, told = node.edits(ctx.host, replace(request, decision=decision))
-    gaps = tuple(node.adapter.unproven(edits.wanted, seen.runtime.answer))
-    gaps = gaps or in_force.reload_gaps(ctx, node, edits, memory)
+        decision = _decision(ctx, seen, may_enable=False)
+        edits, notes = node.edits(ctx.host, replace(request, decision=decision))
+    unproven = tuple(node.adapter.unproven(edits.desired, seen.runtime.answer))
+    unproven = unproven or in_force.unproven_after_reload(ctx, node, edits, memory)
     restart = None
-    if gaps:
+    if unproven:
         runtime = seen.runtime
         restart = ctx.choose_restart(settings.restart_mode, runtime.process, ctx.host, runtime.kind)
-    warnings = (*decision.warnings, *left_out, *told, *_hard_links(edits.changes))
+    warnings = (*decision.warnings, *left_out, *notes, *_hard_links(edits.changes))
     warnings += restart.warnings if restart else ()
-    return _Configuration(decision, warnings, edits, gaps, restart)
+    return _Configuration(decision, warnings, edits, unproven, restart)
 
 
-def _judge(ctx: Context, seen: Observation, *, may: bool) -> Decision:
+def _decision(ctx: Context, seen: Observation, *, may_enable: bool) -> Decision:
     """The decision, with what running pods keep; they are asked for where it would take
     something."""
-    judged = functools.partial(
+    decided = functools.partial(
         _decide,
         ctx.settings, seen.runtime, seen.evidence, enabled_by_agent=seen.memory.enabled_cdi,
-        may_enable=may,
+        may_enable=may_enable,
     )  # fmt: skip
-    decision = judged()
+    decision = decided()
     needs = pod_guard.needs(ctx, seen.node, decision) if seen.node else None
-    return judged(needs=needs) if needs else decision
+    return decided(needs=needs) if needs else decision
 
 
 def _decide(
@@ -358,49 +367,53 @@ def _decide(
     )
 
 
-def _examined(ctx: Context, node: ConfiguredRuntime, found: _Configuration) -> _Configuration:
+def _with_checks(
+    ctx: Context, node: ConfiguredRuntime, configuration: _Configuration
+) -> _Configuration:
     """The same with what is in its way: a restart that the runtime would not survive, its own
     executable's word, and that it failed before."""
-    warnings, restart, edits = found.warnings, found.restart, found.edits
+    warnings, restart, edits = configuration.warnings, configuration.restart, configuration.edits
     assert edits is not None
     hazard = node.restart_hazard(ctx.host, edits.files)
     if hazard is not None:
         warnings = (*warnings, *(_refusals(hazard) if restart else (hazard.later,)))
     checked = None
     if edits.changes or restart:
-        names = tuple(edits.wanted.handlers)
-        ours = (*names, *edits.wanted.absent)
+        names = tuple(edits.desired.handlers)
+        ours = (*names, *edits.desired.absent)
         checked = node.preflight(ctx.host, Candidate(edits.files, names, ours))
     if checked is not None and not checked.done:
         warnings = (*warnings, f"not pre-flighted: {checked.note}")
     blocked: AgentError | None = hazard if restart else None
-    tried = None
+    trial = None
     if restart and blocked is None:
         blocked = known_failure(ctx, node, edits)
         if blocked is None:
-            tried = tried_out(ctx, node, edits.changes, edits.wanted, "apply")
-            blocked = tried.refusal
+            trial = trial_verdict(ctx, node, edits.changes, edits.desired, "apply")
+            blocked = trial.refusal
         if blocked is not None:
             warnings = (*warnings, *_refusals(blocked))
-        elif tried is not None and not tried.done:
-            warnings = (*warnings, f"not tried: {tried.note}")
-        elif tried is not None and tried.warning:
-            warnings = (*warnings, tried.warning)
-    return replace(found, preflight=checked, warnings=warnings, blocked=blocked, trial=tried)
+        elif trial is not None and not trial.done:
+            warnings = (*warnings, f"not tried: {trial.note}")
+        elif trial is not None and trial.warning:
+            warnings = (*warnings, trial.warning)
+    return replace(
+        configuration, preflight=checked, warnings=warnings, blocked=blocked, trial=trial
+    )
 
 
-def tried_out(
+def trial_verdict(
     ctx: Context,
     node: ConfiguredRuntime,
     changes: tuple[Change, ...],
-    wanted: Desired,
+    desired: Desired,
     purpose: str,
 ) -> Trial:
     """The verdict of a trial start on the files after these changes. Where none can be made, no
     restart may activate what others changed and nobody has seen run."""
     from agent.runtimes import trial  # a restart takes longer than to load them
 
-    subject = trial.subject(ctx.host, node, wanted)
+    subject = trial.subject(ctx.host, node, desired)
     if isinstance(subject, str):
         verdict = trial.Trial(False, subject)
     else:
@@ -412,7 +425,7 @@ def tried_out(
     return trial.warn_of_present(ctx.host, subject, verdict, ctx.start_trial)
 
 
-def why_not(ctx: Context, node: ConfiguredRuntime) -> str:
+def start_failure(ctx: Context, node: ConfiguredRuntime) -> str:
     """Why the runtime does not start on the files as they are; "" where it does or nobody knows."""
     from agent.runtimes import trial  # needed only where something failed
 

@@ -25,7 +25,7 @@ _PLUGIN = "k8s.device-plugin."
 
 
 @dataclass(frozen=True, slots=True)
-class After:
+class ChangedNode:
     """A node after a change: the changes, and its whole configuration."""
 
     node: ConfiguredRuntime
@@ -34,16 +34,16 @@ class After:
 
 
 def refusal(
-    settings: Settings, host: HostRoot, after: After, names: tuple[str, ...],
+    settings: Settings, host: HostRoot, changed: ChangedNode, names: tuple[str, ...],
     left: tuple[str, ...] = (),
 ) -> Refused | None:  # fmt: skip
     """Why a directory (`names` are its host paths) cannot be removed; None where it can. `left` are
     programs that the removal leaves in place. Raises Refused or Unreachable."""
-    node = after.node
+    node = changed.node
     if used := pod_guard.toolkit_refusal(host, node, names):
         return used
     spec_dirs = find.spec_directories(node.runtime)
-    if (spec := own_specs.naming(settings, host, spec_dirs, names)) is not None:
+    if (spec := own_specs.foreign_spec_with(settings, host, spec_dirs, names)) is not None:
         when = ""
         if spec.name.startswith(_PLUGIN):
             when = (
@@ -58,16 +58,16 @@ def refusal(
     def is_removed(path: str) -> bool:
         return is_below(path, *names) and path not in left
 
-    overlay = {item.path.host: item.after for item in after.changes}
+    overlay = {item.path.host: item.after for item in changed.changes}
     for file, path in node.hook_programs(host, overlay):
         if is_removed(path):
             return Refused(
                 f"cannot remove the toolkit: the OCI hook {file} runs {path}, without which no "
                 "container would start; remove that file first"
             )
-    cri = node.effective(after.files)
-    for handler in cri.runtimes:
-        for path in low_level.executables(cri.table(handler)):
+    effective = node.effective(changed.files)
+    for handler in effective.runtimes:
+        for path in low_level.executables(effective.table(handler)):
             if is_removed(path):
                 return Refused(
                     f"cannot remove the toolkit: handler {handler} of the restored configuration "
@@ -77,7 +77,7 @@ def refusal(
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class MovedToolkit:
     """A directory in which we installed the toolkit under other options; `why` is why it has to
     stay, None where it can be removed."""
 
@@ -95,13 +95,13 @@ class Moved:
         )
 
 
-def moved(
-    settings: Settings, host: HostRoot, after: After, memory: Memory, current: HostPath
-) -> tuple[Moved, ...]:
+def moved_toolkits(
+    settings: Settings, host: HostRoot, changed: ChangedNode, memory: Memory, current: HostPath
+) -> tuple[MovedToolkit, ...]:
     """Our directories other than the current one: the remembered ones, and those of programs that
     handlers and hooks name now."""
     found = {}
-    for name in (*memory.moved, *_program_directories(host, after.node)):
+    for name in (*memory.moved, *_program_directories(host, changed.node)):
         try:
             path = host.resolve(name)
             if path.host != current.host and tree.read_list(path.agent) is not None:
@@ -109,22 +109,25 @@ def moved(
         except Refused:
             continue
     return tuple(
-        Moved(path, why_kept(settings, host, after, name)) for name, path in sorted(found.items())
+        MovedToolkit(path, why_kept(settings, host, changed, name))
+        for name, path in sorted(found.items())
     )
 
 
 def _program_directories(host: HostRoot, node: ConfiguredRuntime) -> Iterator[str]:
-    cri = node.effective(node.files)
-    programs = [path for name in cri.runtimes for path in low_level.executables(cri.table(name))]
+    effective = node.effective(node.files)
+    programs = [
+        path for name in effective.runtimes for path in low_level.executables(effective.table(name))
+    ]
     programs += [path for _, path in node.hook_programs(host, {})]
     return (os.path.dirname(path) for path in dict.fromkeys(programs) if path.startswith("/"))
 
 
-def why_kept(settings: Settings, host: HostRoot, after: After, name: str) -> str | None:
+def why_kept(settings: Settings, host: HostRoot, changed: ChangedNode, name: str) -> str | None:
     """Why a directory (its host path) stays; None where nothing needs it."""
     try:
         install.require_trusted(host, name, f"remove the toolkit in {name}")
-        error: AgentError | None = refusal(settings, host, after, (name,))
+        error: AgentError | None = refusal(settings, host, changed, (name,))
     except AgentError as unknown:
         error = unknown
     return error.message.partition(": ")[2] or error.message if error else None

@@ -27,13 +27,15 @@ from agent.runtimes.base import ConfiguredRuntime
 from agent.toolkit import install, programs
 
 
-def watched(
+def watch_paths(
     ctx: Context, node: ConfiguredRuntime | None, spec: own_specs.SpecProposal | None = None
 ) -> tuple[str, ...]:
     """The watch list; `node` None where none could be read, `spec` None where none was made."""
     files = _of_node(ctx, node) if node is not None else _of_settings(ctx)
-    way = (f"={path}" for path in (spec.judged_paths if spec else ()))
-    return tuple(dict.fromkeys((*files, *_published(ctx), *_programs(ctx), *_cdi(ctx, node), *way)))
+    judged = (f"={path}" for path in (spec.judged_paths if spec else ()))
+    return tuple(
+        dict.fromkeys((*files, *_published(ctx), *_programs(ctx), *_cdi(ctx, node), *judged))
+    )
 
 
 def _of_node(ctx: Context, node: ConfiguredRuntime) -> Iterator[str]:

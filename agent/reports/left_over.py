@@ -17,7 +17,7 @@ from agent.plan import own_specs
 from agent.plan.context import Context
 from agent.runtimes import find, low_level
 from agent.runtimes.base import ConfiguredRuntime
-from agent.runtimes.desired import is_ours
+from agent.runtimes.desired_state import is_ours
 from agent.state.store import Memory
 from agent.toolkit import install
 

@@ -44,7 +44,7 @@ class Report:
     default: str | None
     handlers: tuple[str, ...]
     specs: tuple[SpecStatus, ...]
-    left: tuple[LeftOver, ...]
+    left_over_files: tuple[LeftOver, ...]
 
 
 def report(ctx: Context) -> Report:
@@ -68,7 +68,7 @@ def report(ctx: Context) -> Report:
             for change in proposal.changes
         ]
         drift += _toolkit_drift(proposal)
-        drift += [f"running runtime: {gap}" for gap in proposal.gaps]
+        drift += [f"running runtime: {text}" for text in proposal.unproven]
     published, missing = _published(ctx)
     if proposal is not None and published:
         now = dict(status.lines(facts(ctx, proposal), ctx.boot_id, ctx.wall()))
@@ -78,7 +78,7 @@ def report(ctx: Context) -> Report:
         (
             host,
             item.digest is not None,
-            _now(ctx.host.agent_path(host), host, item) + _stale(ctx, proposal, host, item),
+            _condition(ctx.host.agent_path(host), host, item) + _stale(ctx, proposal, host, item),
         )
         for host, item in sorted(memory.files.items())
     )
@@ -114,7 +114,7 @@ def _toolkit_drift(proposal: Proposal) -> list[str]:
     ]
 
 
-def _now(agent: str, host: str, original: Original) -> str:
+def _condition(agent: str, host: str, original: Original) -> str:
     """How a file that we wrote is today. An edit of somebody else's is no fault by itself."""
     try:
         return condition(original, files.read(agent, host))

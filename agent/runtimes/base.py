@@ -26,7 +26,7 @@ from agent.toml.edit import Data, Op, Path
 from agent.toolkit.programs import Binary
 
 if TYPE_CHECKING:
-    from agent.runtimes.desired import Desired
+    from agent.runtimes.desired_state import Desired
     from agent.runtimes.preflight import Candidate, Preflight
     from agent.runtimes.trial import Launch
 
@@ -99,12 +99,12 @@ class EditRequest:
 
 @dataclass(frozen=True, slots=True)
 class Edits:
-    """What has to be written, in that order, so that `wanted` holds at the next start. `files` are
+    """What has to be written, in that order, so that `desired` holds at the next start. `files` are
     as they will be; `base` is the handler that ours inherit from, `called` the low-level program
     that those of before call; None where that is not told."""
 
     changes: tuple[Change, ...]
-    wanted: Desired
+    desired: Desired
     files: Files
     base: str | None = None
     called: str | None = None
@@ -197,7 +197,7 @@ class RuntimeAdapter(Protocol):
     def shown_handlers(self, answer: Answer) -> object:
         """The tables of handlers that it shows, as it says them."""
 
-    def unproven(self, wanted: Desired, answer: Answer) -> list[str]:
+    def unproven(self, desired: Desired, answer: Answer) -> list[str]:
         """What the running runtime lacks, in words; empty where it is as wanted."""
 
     def watch_paths(
@@ -267,7 +267,7 @@ class ConfiguredRuntime(Protocol):
         """What the runtime's own executable makes of the files as they will be. Raises Refused."""
 
     def launch(
-        self, host: HostRoot, executable: str, wanted: Desired, files: Mapping[str, bytes | None]
+        self, host: HostRoot, executable: str, desired: Desired, files: Mapping[str, bytes | None]
     ) -> Launch:
         """How a trial start is made with `files` (by host path) in the place of the real ones."""
 
@@ -281,7 +281,7 @@ class ConfiguredRuntime(Protocol):
         """What the running runtime shows of its settings, and the settings of a file that it would
         show."""
 
-    def reload_keys(self, wanted: Desired) -> tuple[tuple[str, ...], ...]:
+    def reload_keys(self, desired: Desired) -> tuple[tuple[str, ...], ...]:
         """Keys that this runtime shows after a reload although only a restart puts them in force;
         none for a runtime that shows what is in force."""
 
@@ -309,7 +309,7 @@ class ConfiguredRuntime(Protocol):
         """Paths in a file's data of handlers of ours, of a default that is one, and, with `switch`,
         of a CDI switch that is on."""
 
-    def restored(self, host: str, current: Data, back: Restoration) -> list[Op]:
+    def restored(self, host: str, current: Data, restoration: Restoration) -> list[Op]:
         """The edits that take our keys out of the file of that host path, with what this runtime
         needs besides."""
 

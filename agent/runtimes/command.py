@@ -65,7 +65,7 @@ def run(
     end = time.monotonic() + timeout
     with child:
         try:
-            out, said = _read(child, end)
+            out, errors = _read(child, end)
             code = child.wait(max(end - time.monotonic(), 0))
         except (subprocess.TimeoutExpired, TimeoutError):
             return Output(None, error=f"no answer in {timeout:g} s")
@@ -73,7 +73,7 @@ def run(
             return Output(None, error=f"its output cannot be used: {error}")
         finally:
             child.kill()
-    return Output(code, out, said.decode("utf-8", "replace"))
+    return Output(code, out, errors.decode("utf-8", "replace"))
 
 
 def _read(child: subprocess.Popen[bytes], end: float) -> tuple[bytes, bytes]:
@@ -81,8 +81,8 @@ def _read(child: subprocess.Popen[bytes], end: float) -> tuple[bytes, bytes]:
     end. Raises TimeoutError past `end`, and OverBudget."""
     assert child.stdout is not None
     assert child.stderr is not None
-    out, said = child.stdout.fileno(), child.stderr.fileno()
-    parts: dict[int, bytearray] = {out: bytearray(), said: bytearray()}
+    out, errors = child.stdout.fileno(), child.stderr.fileno()
+    parts: dict[int, bytearray] = {out: bytearray(), errors: bytearray()}
     open_ = set(parts)
     while open_:
         left = end - time.monotonic()
@@ -93,10 +93,10 @@ def _read(child: subprocess.Popen[bytes], end: float) -> tuple[bytes, bytes]:
             if not part:
                 open_.remove(fd)
             parts[fd] += part
-            del parts[said][: -budget.STDERR.size]
+            del parts[errors][: -budget.STDERR.size]
             if len(parts[out]) > budget.DUMP.size:
                 raise budget.OverBudget(budget.too_large(budget.DUMP))
-    return bytes(parts[out]), bytes(parts[said])
+    return bytes(parts[out]), bytes(parts[errors])
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +160,11 @@ def _excerpt(out: bytes, plugins: Sequence[str]) -> bytes:
     """The keys above all tables, and the tables of these plugins. In a dump each header has a line
     of its own, and each value too (observed on 1.6.20, 1.7.24 and 2.1.9)."""
     names = "|".join(map(re.escape, plugins))
-    wanted = re.compile(rf"plugins\.[\"']?(?:{names})[\"']?[.\]]".encode())
+    header = re.compile(rf"plugins\.[\"']?(?:{names})[\"']?[.\]]".encode())
     kept, keep = [], True
     for line in out.splitlines(keepends=True):
         if (start := line.lstrip()).startswith(b"["):
-            keep = wanted.match(start.lstrip(b"[")) is not None
+            keep = header.match(start.lstrip(b"[")) is not None
         if keep:
             kept.append(line)
     return b"".join(kept)

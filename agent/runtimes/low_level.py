@@ -12,7 +12,7 @@ from agent.host.paths import HostRoot
 from agent.options.settings import Settings
 from agent.runtimes import registry
 from agent.runtimes.base import Effective
-from agent.runtimes.desired import is_nvidia, programs_of
+from agent.runtimes.desired_state import is_nvidia, programs_of
 from agent.toml.edit import Data
 from agent.toolkit import programs, tree
 
@@ -23,7 +23,7 @@ def runtimes(
     settings: Settings,
     host: HostRoot,
     kind: str,
-    cri: Effective | None,
+    effective: Effective | None,
     base: str | None,
     called: str | None = None,
 ) -> tuple[str, ...]:
@@ -36,17 +36,17 @@ def runtimes(
         return asked
     adapter = registry.adapter(kind)
     usual = adapter.low_level
-    if cri is None:
-        said = tree.read_config(programs.directory(settings, host).agent)
-        found: list[str | None] = [*(said.runtimes if said else ())]
+    if effective is None:
+        config = tree.read_config(programs.directory(settings, host).agent)
+        found: list[str | None] = [*(config.runtimes if config else ())]
     else:
-        names = (base, cri.default, *usual)
-        there_is = (name for name in names if name and not is_nvidia(cri, name, ()))
-        found = [adapter.low_level_program(cri, name) for name in there_is]
-    there = [path for path in found if path and _real(host, path)]
-    if called and _real(host, called) not in [_real(host, path) for path in there[:1]]:
-        there.insert(0, called)
-    candidates = dict.fromkeys((*there, *usual))
+        names = (base, effective.default, *usual)
+        foreign = (name for name in names if name and not is_nvidia(effective, name, ()))
+        found = [adapter.low_level_program(effective, name) for name in foreign]
+    present = [path for path in found if path and _real(host, path)]
+    if called and _real(host, called) not in [_real(host, path) for path in present[:1]]:
+        present.insert(0, called)
+    candidates = dict.fromkeys((*present, *usual))
     return tuple(path for path in candidates if not _is_itself(host, path))
 
 
@@ -59,11 +59,11 @@ def called_by(host: HostRoot, table: Data) -> str | None:
         return None
     for name in (os.path.join(os.path.dirname(path), tree.CONFIG), _HOSTS_CONFIG):
         try:
-            said = tree.read_config_file(host.resolve(name).agent)
+            config = tree.read_config_file(host.resolve(name).agent)
         except Refused:
             continue
-        if said and said.runtimes:
-            return first(host, said.runtimes)
+        if config and config.runtimes:
+            return first(host, config.runtimes)
     return None
 
 

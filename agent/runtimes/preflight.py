@@ -162,5 +162,5 @@ def unread_warnings(files: Files) -> Iterator[str]:
 
 
 def unread_refusal(file: ConfigFile, why: str) -> Refused:
-    """The refusal of a file that we cannot parse; `why` it matters."""
+    """The refusal of a file that we cannot parse; `explain` it matters."""
     return Refused(f"cannot use {file.path}: {file.unread}; no edit of it is needed, but {why}")

@@ -29,14 +29,14 @@ class NotProven(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """The seams: who is behind the socket, what it answers, and time. `hopeless` says why nothing
+    """The seams: who is behind the socket, what it answers, and time. `given_up` says why nothing
     will answer any more, if that is known."""
 
     identity: Callable[[], Identity]
     ask: Callable[[], Answer]
     clock: Callable[[], float]
     sleep: Callable[[float], None]
-    hopeless: Callable[[], str | None] = _never
+    given_up: Callable[[], str | None] = _never
 
 
 def prove(
@@ -51,22 +51,22 @@ def prove(
     end = probe.clock() + timeout
     last = "nothing answered"
     good = bad = lost = 0
-    who: Identity = None
+    proven_identity: Identity = None
     while True:
         try:
-            found, answer = _look(probe)
+            identity, answer = _ask_once(probe)
         except Unreachable as error:
             last, good, bad = str(error), 0, 0
-            found = answer = None
-            lost = lost + 1 if (why := probe.hopeless()) else 0
+            identity = answer = None
+            lost = lost + 1 if (why := probe.given_up()) else 0
             if why and lost > 1:  # seen twice, so that no moment between two states counts
                 raise NotProven(why) from error
         if answer is not None:
-            if found is None or found == old:
+            if identity is None or identity == old:
                 last, good, bad = "the old process still answers", 0, 0
             else:
-                if found != who:
-                    who, good, bad = found, 0, 0
+                if identity != proven_identity:
+                    proven_identity, good, bad = identity, 0, 0
                 wrong, final = _judge(answer, problems)
                 bad = bad + 1 if wrong and final else 0
                 good = 0 if wrong else good + 1
@@ -92,7 +92,7 @@ def _judge(
     return problems(answer), True
 
 
-def _look(probe: Probe) -> tuple[Identity, Answer | Unimplemented | None]:
+def _ask_once(probe: Probe) -> tuple[Identity, Answer | Unimplemented | None]:
     """One answer and the process that gave it; no answer where that changed in between. That the
     CRI is not served is an answer, too: a process that is about to end can give it as well."""
     before = probe.identity()

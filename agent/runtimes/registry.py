@@ -15,7 +15,7 @@ from agent.cri.client import Answer
 from agent.host.paths import HostRoot
 from agent.options.settings import Settings
 from agent.runtimes.base import RuntimeAdapter
-from agent.runtimes.desired import STATUS_NAMES, is_ours
+from agent.runtimes.desired_state import STATUS_NAMES, is_ours
 from agent.toml.edit import get
 
 

@@ -66,7 +66,7 @@ def choose(mode: str, process: Process | None, host: HostRoot, kind: str) -> Res
             "give --restart-mode=systemd"
         )
     if process is None and mode == "systemd":
-        return _by_systemd(f"{kind}.service", host, ours=False)
+        return _by_systemd(f"{kind}.service", host, is_runtime_unit=False)
     if process is None:
         raise Refused(
             f"cannot restart {kind}: the process behind its socket cannot be seen from here; run "
@@ -91,7 +91,7 @@ def choose(mode: str, process: Process | None, host: HostRoot, kind: str) -> Res
             f"cannot restart {kind}: no systemd unit owns process {process.pid}; give "
             f"--restart-mode{other} to restart it yourself"
         )
-    return _by_systemd(unit, host, ours=process.unit is not None)
+    return _by_systemd(unit, host, is_runtime_unit=process.unit is not None)
 
 
 def _by_signal(process: Process, host: HostRoot, kind: str) -> Restart:
@@ -101,11 +101,14 @@ def _by_signal(process: Process, host: HostRoot, kind: str) -> Restart:
     if unit is None:
         return Restart("signal", target, _terminate)
     try:
-        way, found = reach.reach(host, unit)
-        ties = way.ties(unit)
+        systemd, found = reach.reach(host, unit)
+        ties = systemd.ties(unit)
         if ties.main_pid != process.pid:  # the unit does not end with it
             return Restart("signal", target, _terminate)
-        lost, along = units.units_left_stopped(way, unit), units.units_restarted_with(way, found)
+        left_stopped, along = (
+            units.units_left_stopped(systemd, unit),
+            units.units_restarted_with(systemd, found),
+        )
     except SystemdError as error:
         text = (
             f"{unit} owns process {process.pid}, and systemd cannot be asked which units go down "
@@ -117,20 +120,20 @@ def _by_signal(process: Process, host: HostRoot, kind: str) -> Restart:
             f"cannot restart {kind} by a signal: {unit} has Restart={ties.restart}, and systemd "
             "leaves it dead; give --restart-mode=systemd"
         )
-    if lost:
+    if left_stopped:
         raise Refused(
-            f"cannot restart {kind} by a signal: {', '.join(lost)} would be stopped with {unit}, "
-            "and nothing starts them again; give --restart-mode=systemd"
+            f"cannot restart {kind} by a signal: {', '.join(left_stopped)} would be stopped with "
+            f"{unit}, and nothing starts them again; give --restart-mode=systemd"
         )
-    return Restart("signal", target, _terminate, along, down=_downs(way, along))
+    return Restart("signal", target, _terminate, along, down=_down_check(systemd, along))
 
 
-def _downs(way: Systemd, names: tuple[str, ...]) -> Callable[[], tuple[str, ...]]:
-    return functools.partial(still_down, way, names)
+def _down_check(systemd: Systemd, names: tuple[str, ...]) -> Callable[[], tuple[str, ...]]:
+    return functools.partial(still_down, systemd, names)
 
 
 def still_down(
-    way: Systemd, names: tuple[str, ...], *,
+    systemd: Systemd, names: tuple[str, ...], *,
     clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep,
 ) -> tuple[str, ...]:  # fmt: skip
     """Which of these units do not run, after they had time to and were started if nothing else
@@ -141,10 +144,10 @@ def still_down(
         down = []
         for name in names:
             with contextlib.suppress(SystemdError):
-                unit = way.unit(name)
+                unit = systemd.unit(name)
                 if unit.given_up and name not in started:
                     started.add(name)
-                    way.start(name)
+                    systemd.start(name)
                 if not unit.up:
                     down.append(name)
         if not down or clock() >= end:
@@ -161,36 +164,36 @@ def resume(kind: str, target: str, host: HostRoot) -> Restart | None:
 
 def _restart_unit(unit: str, host: HostRoot) -> None:
     try:
-        way = _by_systemd(unit, host, ours=True)
+        systemd = _by_systemd(unit, host, is_runtime_unit=True)
     except Refused as error:
         raise RestartFailed(error.message) from error
-    way.act(None)
+    systemd.act(None)
 
 
-def _by_systemd(unit: str, host: HostRoot, *, ours: bool) -> Restart:
-    """By a way to systemd that was tried out first.
+def _by_systemd(unit: str, host: HostRoot, *, is_runtime_unit: bool) -> Restart:
+    """A restart through systemd, which has answered a question first.
 
-    `ours`: the unit is known to run the runtime; one that is only supposed to has to be active, or
-    a second runtime would be started. Raises Refused.
+    `is_runtime_unit` means that the unit is known to run the runtime. Any other unit has to be
+    active, because a second runtime would be started otherwise. Raises Refused.
     """
     try:
-        way, found = reach.reach(host, unit)
+        systemd, found = reach.reach(host, unit)
     except SystemdError as error:
         raise Refused(
             f"cannot restart {unit}: systemd cannot be reached: {error}; mount the host's /run "
             "below the host root, or give --restart-mode=none and restart it yourself"
         ) from error
-    _check_unit(found, ours=ours)
+    _check_unit(found, is_runtime_unit=is_runtime_unit)
     try:
-        along = units.units_restarted_with(way, found)
-        gone = [name for name in along if _cannot_return(way.unit(name))]
+        along = units.units_restarted_with(systemd, found)
+        lost = [name for name in along if _cannot_return(systemd.unit(name))]
     except SystemdError:
-        along, gone = (), []  # worth a line in a plan, and no more
+        along, lost = (), []  # worth a line in a plan, and no more
     warnings = (
-        f"{name} is stopped with {unit}, and systemd cannot start it again" for name in gone
+        f"{name} is stopped with {unit}, and systemd cannot start it again" for name in lost
     )
-    act = functools.partial(_restart_by, way, unit)
-    return Restart("systemd", unit, act, along, tuple(warnings), _downs(way, along))
+    act = functools.partial(_restart_by, systemd, unit)
+    return Restart("systemd", unit, act, along, tuple(warnings), _down_check(systemd, along))
 
 
 def _cannot_return(unit: Unit) -> bool:
@@ -198,12 +201,12 @@ def _cannot_return(unit: Unit) -> bool:
     return unit.name.endswith(".scope") or unit.load != "loaded"
 
 
-def _check_unit(unit: Unit, *, ours: bool) -> None:
+def _check_unit(unit: Unit, *, is_runtime_unit: bool) -> None:
     """Refuse a unit that systemd would not restart."""
     wrong = None
     if unit.load != "loaded":
         wrong = f"its LoadState is {unit.load}"
-    elif not ours and unit.active != "active":
+    elif not is_runtime_unit and unit.active != "active":
         wrong = f"its ActiveState is {unit.active}"
     if wrong:
         raise Refused(
@@ -212,9 +215,9 @@ def _check_unit(unit: Unit, *, ours: bool) -> None:
         )
 
 
-def _restart_by(way: Systemd, unit: str, _: Process | None) -> None:
+def _restart_by(systemd: Systemd, unit: str, _: Process | None) -> None:
     try:
-        way.restart(unit)
+        systemd.restart(unit)
     except SystemdError as error:
         raise RestartFailed(str(error)) from error
 
@@ -244,6 +247,6 @@ def _terminate(process: Process | None) -> None:
         os.close(fd)
 
 
-def not_back(unit: str) -> str:
+def down_message(unit: str) -> str:
     """A unit that a restart took along, for a person."""
     return f"{unit} ran before the restart and does not run now; look at `systemctl status {unit}`"

@@ -31,7 +31,7 @@ from agent.host.paths import HostRoot, is_below
 from agent.runtimes import command, registry
 from agent.runtimes.base import ConfiguredRuntime
 from agent.runtimes.config_file import ConfigFile
-from agent.runtimes.desired import Desired
+from agent.runtimes.desired_state import Desired
 from agent.runtimes.preflight import UNKNOWN
 from agent.toml import edit as tomledit
 
@@ -62,7 +62,7 @@ class Launch:
     reason: Callable[[str], str]
     sources: tuple[Source, ...] = ()
 
-    def why(self, output: str) -> str:
+    def explain(self, output: str) -> str:
         """Why it does not serve the CRI, without values of its files."""
         from agent.toml import masking  # needed only where something failed
 
@@ -100,7 +100,7 @@ class Subject:
     problems: Callable[[Answer], list[str]]
 
 
-def subject(host: HostRoot, node: ConfiguredRuntime, wanted: Desired) -> Subject | str:
+def subject(host: HostRoot, node: ConfiguredRuntime, desired: Desired) -> Subject | str:
     """What a trial start of this runtime is made with, or why there can be none."""
     executable = node.executable
     if executable is None:
@@ -108,8 +108,8 @@ def subject(host: HostRoot, node: ConfiguredRuntime, wanted: Desired) -> Subject
     return Subject(
         node.adapter.title,
         executable,
-        lambda files: node.launch(host, executable, wanted, files),
-        lambda answer: node.adapter.unproven(wanted, answer),
+        lambda files: node.launch(host, executable, desired, files),
+        lambda answer: node.adapter.unproven(desired, answer),
     )
 
 
@@ -199,12 +199,12 @@ def start_once(
     try:
         with isolation.start(host, launch.argv, launch.env, launch.view) as program:
             failure = _failure(program, launch, problems, clock() + _TIMEOUT, clock, sleep)
-            said = program.output()
+            output = program.output()
     except CannotIsolate as error:
         return Result(impossible=str(error))
     if failure is None:
         return Result(impossible=f"it did not answer in {_TIMEOUT:g} s")
-    if failure and _OF_THE_NAMESPACES.search(f"{failure} {launch.reason(said)}"):
+    if failure and _OF_THE_NAMESPACES.search(f"{failure} {launch.reason(output)}"):
         return Result(impossible=f"it does not run apart from the host: {failure}")
     return Result(failure=failure)
 
@@ -227,10 +227,10 @@ def _failure(
             if answer.ready or clock() >= end:
                 return "; ".join(wrong)
         except Unimplemented:
-            return launch.why(program.output()) or "it does not serve the CRI"
+            return launch.explain(program.output()) or "it does not serve the CRI"
         except Unreachable:
             if ended:
-                return launch.why(program.output()) or "it ends at once"
+                return launch.explain(program.output()) or "it ends at once"
         if clock() >= end:
             return None
         sleep(_PAUSE)

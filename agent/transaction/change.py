@@ -16,10 +16,10 @@ from agent.cri.client import Answer
 from agent.errors import AgentError, Refused, RollbackFailed, RolledBack, Unreachable
 from agent.host.files import Change
 from agent.host.paths import HostPath
-from agent.plan.context import Context, tidy
+from agent.plan.context import Context, best_effort
 from agent.runtimes import registry
 from agent.runtimes.base import Endpoint, Runtime
-from agent.runtimes.desired import Desired
+from agent.runtimes.desired_state import Desired
 from agent.runtimes.proof import Identity, NotProven, prove
 from agent.runtimes.restart import Restart, RestartFailed
 from agent.state import store
@@ -44,26 +44,29 @@ class NotAccepted(RolledBack):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A change to carry out. `restart` None: the running runtime is right already, only files are
-    written. One of `before` proves an undo, `memory` is remembered after success (files are added).
-    `check` raises Refused where the node is no longer what the change was planned for. `why_not`
-    says why the runtime does not start on the files as they are, "" where it does or nobody knows.
+    """A change to carry out.
+
+    `restart` is None where the running runtime is right already and only files are written. One of
+    the states in `before` proves an undo. `memory` is remembered after success, with the changed
+    files added. `check` raises Refused where the node is not as it was when the change was planned.
+    `start_failure` returns why the runtime does not start on the present files; it returns "" where
+    the runtime does start, or where the reason is not known.
     """
 
     purpose: str
     runtime: Runtime
     changes: tuple[Change, ...]
     restart: Restart | None
-    wanted: Desired
+    desired: Desired
     before: tuple[Desired, ...]
     memory: Memory
     fingerprint: str
     check: Callable[[], None] = lambda: None
-    why_not: Callable[[], str] = str
+    start_failure: Callable[[], str] = str
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class Completed:
     """A change that holds. `answer` is the last one of the proof."""
 
     answer: Answer | None
@@ -72,7 +75,7 @@ class Done:
     barrier: bool  # was `toolkit-ready` there before?
 
 
-def carry_out(ctx: Context, request: Request) -> Done:
+def carry_out(ctx: Context, request: Request) -> Completed:
     """Make the change and prove it. Raises Refused where nothing was touched, RolledBack where it
     was undone, RollbackFailed where that failed too."""
     request.check()
@@ -90,10 +93,10 @@ def carry_out(ctx: Context, request: Request) -> Done:
         ctx.log.info("files written", files=[entry.host for entry in journal.entries])
         if restart is None:
             commit(ctx, journal)
-            return Done(None, restarted=False, pending=False, barrier=barrier)
+            return Completed(None, restarted=False, pending=False, barrier=barrier)
         if restart.kind == "none":
             ctx.store.advance(journal, "awaiting-restart")
-            return Done(None, restarted=False, pending=True, barrier=barrier)
+            return Completed(None, restarted=False, pending=True, barrier=barrier)
         # Once more: a pod can have come while files were written.
         quiet_moment.wait(ctx, socket, quiet_until, touched=True)
         journal = ctx.store.advance(journal, "restarted")
@@ -115,21 +118,23 @@ def carry_out(ctx: Context, request: Request) -> Done:
         commit(ctx, journal)
     except (RestartFailed, NotProven, Refused) as error:
         ctx.log.info("change not proven", reason=str(error))
-        raise _undone(ctx, journal, request, error) from error
-    return Done(answer, restarted=True, pending=False, barrier=barrier)
+        raise _roll_back(ctx, journal, request, error) from error
+    return Completed(answer, restarted=True, pending=False, barrier=barrier)
 
 
-def _undone(ctx: Context, journal: Journal, request: Request, error: Exception) -> RolledBack:
+def _roll_back(ctx: Context, journal: Journal, request: Request, error: Exception) -> RolledBack:
     """Undo a change after its restart; what to tell of it. Raises RollbackFailed."""
     why = str(error)
-    left = True
+    has_left = True
     try:
-        left = undo_and_prove(ctx, journal, request.restart, why_not=request.why_not)
+        has_left = undo_and_prove(
+            ctx, journal, request.restart, start_failure=request.start_failure
+        )
     finally:
-        if left:  # whatever the cause is: the same restarts are not gone through again
-            tidy(ctx, lambda: remember_failure(ctx, journal.fingerprint, why))
+        if has_left:  # whatever the cause is: the same restarts are not gone through again
+            best_effort(ctx, lambda: remember_failure(ctx, journal.fingerprint, why))
     failed = f"cannot {request.purpose}: {why}; the old configuration is back"
-    if not left:  # no runtime has seen the candidate: nothing is known against it
+    if not has_left:  # no runtime has seen the candidate: nothing is known against it
         return RolledBack(failed)
     if isinstance(error, Refused):
         return RolledBack(f"{failed} and proven")
@@ -148,7 +153,7 @@ def _prepare(ctx: Context, request: Request) -> Journal:
         boot_id=ctx.boot_id,
         stage="prepared",
         entries=entries,
-        wanted=request.wanted.to_json(),
+        wanted=request.desired.to_json(),
         before=tuple(state.to_json() for state in request.before),
         process=_running(ctx, request),
         kind=runtime.kind,
@@ -206,7 +211,7 @@ def finish_undo(
         raise RollbackFailed(f"cannot undo the change of {undone}; the originals are in {where}")
 
 
-def _recall(ctx: Context, journal: Journal, foreign: tuple[str, ...]) -> None:
+def _restore_memory(ctx: Context, journal: Journal, foreign: tuple[str, ...]) -> None:
     """Remember what was remembered before: a commit can have got that far. The originals of files
     that somebody edited on top of our change are kept: `revert` has to take our keys out of them.
     """
@@ -226,16 +231,16 @@ def _end_undo(ctx: Context, journal: Journal, foreign: tuple[str, ...]) -> None:
     saved = saved if journal.boot_id == ctx.boot_id else Saved()
 
     def end() -> None:
-        _recall(ctx, journal, foreign)
+        _restore_memory(ctx, journal, foreign)
         close(ctx, journal)
         if not foreign:  # the message names where the originals are
             ctx.store.prune(ctx.store.memory())
 
     # A journal that stays is undone once more, to no effect.
-    tidy(ctx, lambda: ctx.publisher.restore(saved), end)
+    best_effort(ctx, lambda: ctx.publisher.restore(saved), end)
 
 
-def endpoint(ctx: Context, journal: Journal) -> Endpoint:
+def journal_endpoint(ctx: Context, journal: Journal) -> Endpoint:
     """Where the journal's runtime listens."""
     socket = HostPath(ctx.host.agent_path(journal.socket), journal.socket)
     kind, target = journal.restart or ("none", "")
@@ -244,10 +249,10 @@ def endpoint(ctx: Context, journal: Journal) -> Endpoint:
 
 def prove_change(ctx: Context, journal: Journal) -> Answer:
     """The proof of a change after its restart. Raises NotProven."""
-    wanted = Desired.from_json(dict(journal.wanted))
+    desired = Desired.from_json(dict(journal.wanted))
     # After a reboot the numbers of a process say nothing, and any process is another one.
     old = journal.process if journal.boot_id == ctx.boot_id else None
-    return _prove(ctx, journal, old, wanted)
+    return _prove(ctx, journal, old, desired)
 
 
 def _prove(
@@ -259,7 +264,7 @@ def _prove(
         adapter = registry.adapter_of(answer)
         return min((adapter.unproven(state, answer) for state in states), key=len)
 
-    probe, limit = ctx.probe(endpoint(ctx, journal)), ctx.settings.proof_timeout
+    probe, limit = ctx.probe(journal_endpoint(ctx, journal)), ctx.settings.proof_timeout
     return prove(probe, old, problems, limit if timeout is None else min(timeout, limit))
 
 
@@ -268,32 +273,36 @@ def undo_and_prove(
     journal: Journal,
     restart: Restart | None,
     *,
-    told: bool = False,
+    stopping: bool = False,
     restarted: bool = False,
     recovering: bool = False,
-    why_not: Callable[[], str] = str,
+    start_failure: Callable[[], str] = str,
 ) -> bool:
-    """Old files, a restart on them, and the proof of the old state; then readiness is back.
+    """Restore the old files, restart the runtime on them, prove the old state, and restore
+    readiness.
 
-    Returns whether the runtime had left its old files at all. `restart` None where whoever runs
-    the runtime has to restart it; `told`: it may have been told to end already, though it is still
-    there; `restarted`: it may be on the old files already; `recovering`: a file that somebody
-    changed meanwhile is only logged; `why_not` as in Request. Raises RollbackFailed: where the
-    runtime does not come back (the journal stays), or a file was somebody else's by then.
+    Returns whether the runtime had left its old files. `restart` is None where somebody else
+    restarts the runtime. `stopping` means that the old process runs and may have got its signal to
+    end. `restarted` means that the runtime may run on the old files already. With `recovering`, a
+    file that somebody changed meanwhile is only logged. `start_failure` is that of Request. Raises
+    RollbackFailed where the runtime does not come back, and the journal stays; and where somebody
+    changed a file meanwhile.
     """
     undone = file_changes.undo(ctx.store, journal)
-    left = False
+    has_left = False
     # Files that are half-way are no configuration to start a runtime on.
     if restart is not None and restart.kind != "none" and not undone.failed:
         # A file that somebody else has edited by then may well keep what is ours in it.
         before = () if undone.foreign else states_before(journal)
         try:
             back = restarted and is_back(ctx, journal, before, ctx.settings.proof_timeout)
-            left = back or _return(ctx, journal, restart, before, told=told)
+            has_left = back or _return_to_old_files(
+                ctx, journal, restart, before, stopping=stopping
+            )
         except (RestartFailed, NotProven) as error:
-            raise _stuck(ctx, journal, undone, str(error), why_not()) from error
+            raise _stuck_error(ctx, journal, undone, str(error), start_failure()) from error
     finish_undo(ctx, journal, undone, recovering=recovering)
-    return left
+    return has_left
 
 
 def states_before(journal: Journal) -> tuple[Desired, ...]:
@@ -301,33 +310,33 @@ def states_before(journal: Journal) -> tuple[Desired, ...]:
     return tuple(Desired.from_json(dict(state)) for state in journal.before)
 
 
-def _stuck(
-    ctx: Context, journal: Journal, undone: Undone, error: str, why_not: str
+def _stuck_error(
+    ctx: Context, journal: Journal, undone: Undone, error: str, start_failure: str
 ) -> RollbackFailed:
     """The runtime did not come back. It is not restarted again before a file or its executable is
     another one; somebody may bring it back meanwhile."""
     state = str(undone) or "its files are as before"
-    if why_not:
-        state = f"the original files do not load ({why_not}): repair them; {state}"
+    if start_failure:
+        state = f"the original files do not load ({start_failure}): repair them; {state}"
     text = f"cannot bring the runtime back: {error}; {state}; start it by hand and look in its log"
-    mark = resting_mark(ctx, journal)
-    tidy(ctx, lambda: ctx.store.write_journal(replace(journal, stuck=(mark, text))))
+    mark = stuck_fingerprint(ctx, journal)
+    best_effort(ctx, lambda: ctx.store.write_journal(replace(journal, stuck=(mark, text))))
     return RollbackFailed(text)
 
 
-def resting_mark(ctx: Context, journal: Journal) -> str:
+def stuck_fingerprint(ctx: Context, journal: Journal) -> str:
     """A hash of what a new try to bring the runtime back depends on: the changed files, whatever
     is in their directories, and the executable."""
     facts: list[object] = []
     for entry in journal.entries:
         facts.append(store.digest_of(entry.agent, entry.host))
-        facts.append(_moment(os.path.dirname(entry.agent)))
+        facts.append(_file_identity(os.path.dirname(entry.agent)))
     if journal.executable:
-        facts.append(_moment(ctx.host.agent_path(journal.executable)))
+        facts.append(_file_identity(ctx.host.agent_path(journal.executable)))
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _moment(path: str) -> list[int] | None:
+def _file_identity(path: str) -> list[int] | None:
     try:
         found = os.stat(path)
     except OSError:
@@ -345,22 +354,22 @@ def is_back(ctx: Context, journal: Journal, before: tuple[Desired, ...], timeout
     return True
 
 
-def _return(
-    ctx: Context, journal: Journal, restart: Restart, before: tuple[Desired, ...], *, told: bool
+def _return_to_old_files(
+    ctx: Context, journal: Journal, restart: Restart, before: tuple[Desired, ...], *, stopping: bool
 ) -> bool:
     """The runtime on its old files, proven to be as one of `before`. One that never left them is
     let alone (False).
 
     Raises RestartFailed or NotProven.
     """
-    where = endpoint(ctx, journal)
+    endpoint = journal_endpoint(ctx, journal)
     try:
-        running = ctx.running(where)
-        seen = running.identity if running else ctx.invocation(where.unit)
+        running = ctx.running(endpoint)
+        seen = running.identity if running else ctx.invocation(endpoint.unit)
     except Unreachable:
         running, seen = None, None  # it died of the new configuration
     same = seen is not None and seen == journal.process and journal.boot_id == ctx.boot_id
-    if same and not told:
+    if same and not stopping:
         return False
     restart.act(running)
     _prove(ctx, journal, seen, *(before or (Desired({}),)))
@@ -375,13 +384,13 @@ def remember_failure(ctx: Context, fingerprint: str, why: str) -> None:
 def commit(ctx: Context, journal: Journal) -> None:
     """The change is here to stay: remember it, then forget the journal. Raises Refused."""
     memory = memory_from_json(journal.memory, "the journal")
-    tidy(ctx, lambda: _tell_edits(ctx, journal))
+    best_effort(ctx, lambda: _log_edited_files(ctx, journal))
     ctx.store.remember(memory)
     close(ctx, journal)
-    tidy(ctx, lambda: ctx.store.prune(memory))
+    best_effort(ctx, lambda: ctx.store.prune(memory))
 
 
-def _tell_edits(ctx: Context, journal: Journal) -> None:
+def _log_edited_files(ctx: Context, journal: Journal) -> None:
     for entry in journal.entries:
         if store.digest_of(entry.agent, entry.host) != entry.after:
             ctx.log.warning("file changed since it was written", path=entry.host)

@@ -33,15 +33,14 @@ from agent.plan import (
     published,
     toolkit_users,
 )
-from agent.plan.candidate import loaded
-from agent.plan.context import Context, tidy
+from agent.plan.candidate import loaded_digest
+from agent.plan.context import Context, best_effort
 from agent.plan.observe import observe
-from agent.plan.propose import Proposal, propose, why_not
-from agent.runtimes import desired as wishes
-from agent.runtimes import registry
+from agent.plan.propose import Proposal, propose, start_failure
+from agent.runtimes import desired_state, registry
 from agent.runtimes.base import ConfiguredRuntime
-from agent.runtimes.desired import Desired
-from agent.runtimes.restart import Restart, not_back
+from agent.runtimes.desired_state import Desired
+from agent.runtimes.restart import Restart, down_message
 from agent.state import store
 from agent.state.store import Memory
 from agent.status import lines
@@ -77,7 +76,7 @@ def converge(ctx: Context) -> Outcome:
     except Locked:
         raise  # the one who holds the lock tells how it goes
     except AgentError as error:
-        tell(ctx, error)
+        publish_failure(ctx, error)
         raise
 
 
@@ -93,7 +92,7 @@ def _refuse_first(ctx: Context) -> Proposal | None:
 
 def _refuse(ctx: Context, proposal: Proposal) -> None:
     """Raises what is in the way of a proposal, before anything is written."""
-    ctx.proposed(proposal)
+    ctx.on_proposal(proposal)
     error = proposal.refusal
     if error is None or (proposal.nodes and error == _spec_problem(proposal)):
         return  # the driver may be found once its device nodes are there
@@ -117,7 +116,7 @@ def _spec_problem(proposal: Proposal) -> AgentError | None:
 
 
 def _recover_and_converge(ctx: Context, first: Proposal | None) -> Outcome:
-    found = recover.recover(ctx)
+    recovered = recover.recover(ctx)
     memory = store.current_memory(ctx.store)
     repaired = garbled_files.repair(ctx, memory)
     try:
@@ -128,16 +127,16 @@ def _recover_and_converge(ctx: Context, first: Proposal | None) -> Outcome:
             raise
         garbled_files.revive(ctx, error)
         proposal = propose(ctx, observe(ctx, memory))
-    if found.waiting:
+    if recovered.waiting:
         if _still_waits(proposal):
             written = _install(ctx, proposal)
             return publish(ctx, Outcome(proposal, written, pending=True), barrier=False)
         _refuse(ctx, proposal)
-        found = recover.give_up_waiting(ctx)
+        recovered = recover.give_up_waiting(ctx)
         proposal = propose(ctx, observe(ctx, ctx.store.memory()))
-    barrier = found.barrier or ctx.barrier
+    barrier = recovered.barrier or ctx.barrier
     outcome = _converge(ctx, proposal, ctx.store.memory(), barrier=barrier)
-    return replace(outcome, recovered=found.outcome, changed=(*repaired, *outcome.changed))
+    return replace(outcome, recovered=recovered.outcome, changed=(*repaired, *outcome.changed))
 
 
 def _still_waits(proposal: Proposal) -> bool:
@@ -146,7 +145,7 @@ def _still_waits(proposal: Proposal) -> bool:
     return not changes and proposal.restart is not None and proposal.restart.kind == "none"
 
 
-def tell(ctx: Context, error: AgentError) -> None:
+def publish_failure(ctx: Context, error: AgentError) -> None:
     """Beside the status file, which goes where nothing answers any more (row 9) and where the
     handlers lead nowhere. A failure to tell a failure must not hide it."""
     try:
@@ -172,7 +171,7 @@ def _converge(
     if proposal.restart is not None and proposal.restart.along:
         ctx.log.info("units are restarted along", units=list(proposal.restart.along))
     if proposal.configured:
-        outcome = tidied(ctx, memory, Outcome(proposal, written))
+        outcome = clean_up(ctx, memory, Outcome(proposal, written))
         return publish(ctx, outcome, barrier=barrier)
     assert proposal.node is not None
     assert proposal.edits is not None
@@ -182,12 +181,12 @@ def _converge(
         runtime=proposal.runtime,
         changes=proposal.edits.changes,
         restart=proposal.restart,
-        wanted=proposal.edits.wanted,
+        desired=proposal.edits.desired,
         before=states_of(proposal.node),
-        memory=_after(memory, proposal, refused_cdi=refused_cdi),
-        fingerprint=candidate.mark(ctx.host, proposal.node, proposal.edits),
+        memory=_memory_after(memory, proposal, refused_cdi=refused_cdi),
+        fingerprint=candidate.fingerprint(ctx.host, proposal.node, proposal.edits),
         check=functools.partial(refuse_changed, proposal.node, ctx.host),
-        why_not=functools.partial(why_not, ctx, proposal.node),
+        start_failure=functools.partial(start_failure, ctx, proposal.node),
     )
     try:
         done = change.carry_out(ctx, request)
@@ -200,11 +199,11 @@ def _converge(
     if done.restarted:
         in_force.remember_proven(ctx, proposal.runtime.endpoint)
     outcome = replace(_outcome(proposal, done, written), down=down_units(ctx, proposal.restart))
-    outcome = tidied(ctx, request.memory, outcome)
+    outcome = clean_up(ctx, request.memory, outcome)
     return publish(ctx, outcome, barrier=barrier or done.barrier)
 
 
-def tidied(ctx: Context, memory: Memory, outcome: Outcome) -> Outcome:
+def clean_up(ctx: Context, memory: Memory, outcome: Outcome) -> Outcome:
     """What nothing needs any more goes once the runtime is proven without it: specs of ours where
     none are asked for, and the toolkit where it was before. `memory` is what is remembered beside
     files."""
@@ -214,7 +213,7 @@ def tidied(ctx: Context, memory: Memory, outcome: Outcome) -> Outcome:
     late = proposal.spec if proposal.spec and proposal.spec.late else None
     gone = own_specs.write(ctx.settings, late, ctx.publisher, ctx.log)
     left = []
-    for item in proposal.moved:
+    for item in proposal.moved_toolkits:
         host = item.directory.host
         try:
             # Asked again: a pod can have come since.
@@ -227,22 +226,22 @@ def tidied(ctx: Context, memory: Memory, outcome: Outcome) -> Outcome:
         left.append(host)
     if tuple(left) != memory.moved:
         now = replace(ctx.store.memory(), moved=tuple(left))
-        tidy(ctx, lambda: ctx.store.remember(now))
+        best_effort(ctx, lambda: ctx.store.remember(now))
     return replace(outcome, changed=(*outcome.changed, *gone))
 
 
 def _is_needed(ctx: Context, proposal: Proposal, host: str) -> bool:
     if proposal.node is None or proposal.edits is None:
         return True
-    after = toolkit_users.After(proposal.node, proposal.edits.changes, proposal.edits.files)
-    return toolkit_users.why_kept(ctx.settings, ctx.host, after, host) is not None
+    changed = toolkit_users.ChangedNode(proposal.node, proposal.edits.changes, proposal.edits.files)
+    return toolkit_users.why_kept(ctx.settings, ctx.host, changed, host) is not None
 
 
-def down_units(ctx: Context, way: Restart | None) -> tuple[str, ...]:
+def down_units(ctx: Context, restart: Restart | None) -> tuple[str, ...]:
     """Units that ran before a restart and do not run after it, each told in the log."""
-    down = way.down() if way is not None else ()
+    down = restart.down() if restart is not None else ()
     for name in down:
-        ctx.log.warning("unit not running again", unit=name, text=not_back(name))
+        ctx.log.warning("unit not running again", unit=name, text=down_message(name))
     return down
 
 
@@ -272,7 +271,7 @@ def _after_failure(
         raise
 
 
-def _outcome(proposal: Proposal, done: change.Done, written: tuple[str, ...]) -> Outcome:
+def _outcome(proposal: Proposal, done: change.Completed, written: tuple[str, ...]) -> Outcome:
     assert proposal.edits is not None
     runtime = replace(proposal.runtime, answer=done.answer) if done.answer else proposal.runtime
     return Outcome(
@@ -283,28 +282,28 @@ def _outcome(proposal: Proposal, done: change.Done, written: tuple[str, ...]) ->
     )
 
 
-def _after(memory: Memory, proposal: Proposal, *, refused_cdi: bool) -> Memory:
+def _memory_after(memory: Memory, proposal: Proposal, *, refused_cdi: bool) -> Memory:
     """What is to be remembered beside files: the default of before, who switched CDI on, and that
     it could not be switched on."""
     assert proposal.edits is not None
     assert proposal.node is not None
     current = proposal.node.effective(proposal.node.files)
     default = memory.default
-    if default is None and not wishes.is_nvidia(current, current.default):
+    if default is None and not desired_state.is_nvidia(current, current.default):
         default = current.default
-    refused = loaded(proposal.runtime, proposal.edits.files) if refused_cdi else None
-    enabled = memory.enabled_cdi or proposal.edits.wanted.enable_cdi
-    moved = tuple(item.directory.host for item in proposal.moved)
+    refused = loaded_digest(proposal.runtime, proposal.edits.files) if refused_cdi else None
+    enabled = memory.enabled_cdi or proposal.edits.desired.enable_cdi
+    moved = tuple(item.directory.host for item in proposal.moved_toolkits)
     return replace(memory, default=default, enabled_cdi=enabled, cdi_refused=refused, moved=moved)
 
 
 def refuse_changed(node: ConfiguredRuntime, host: HostRoot) -> None:
     """See that the runtime's files are still those that were looked at, one that came or went
     included: what was planned and checked was the whole. Raises Refused."""
-    was = {file.name: file.state and file.state.digest for file in node.files}
+    planned = {file.name: file.state and file.state.digest for file in node.files}
     now = {file.name: file.state and file.state.digest for file in node.load(host)}
-    for name in (*was, *now):
-        if name not in was or name not in now or was[name] != now[name]:
+    for name in (*planned, *now):
+        if name not in planned or name not in now or planned[name] != now[name]:
             raise Refused(
                 f"cannot write: somebody changed {name} in the meantime; nothing was changed; "
                 "try again"
@@ -319,11 +318,16 @@ def states_of(node: ConfiguredRuntime) -> tuple[Desired, ...]:
     that an undo is not doubted for a detail.
     """
     default, handlers = registry.shown(node.runtime.answer)
-    cri = node.effective(node.files)
-    states = ((default, handlers), (cri.default, tuple(cri.runtimes)))
+    effective = node.effective(node.files)
+    states = ((default, handlers), (effective.default, tuple(effective.runtimes)))
     shown, computed = (
-        Desired({}, name, False, tuple(ours for ours in wishes.OUR_NAMES if ours not in there))
-        for name, there in states
+        Desired(
+            {},
+            name,
+            False,
+            tuple(ours for ours in desired_state.OUR_NAMES if ours not in shown_handlers),
+        )
+        for name, shown_handlers in states
     )
     return (shown,) if shown == computed else (shown, computed)
 
@@ -340,5 +344,5 @@ def publish(ctx: Context, outcome: Outcome, *, barrier: bool) -> Outcome:
     content = lines(published.facts(ctx, outcome.proposal), ctx.boot_id, ctx.wall())
     ctx.publisher.publish(content, barrier_was_there=barrier)
     if outcome.changed or outcome.restarted:
-        tidy(ctx, ctx.store.forget_failure)
+        best_effort(ctx, ctx.store.forget_failure)
     return outcome

@@ -90,9 +90,9 @@ def disarm(ctx: Context, journal: Journal) -> None:
     except OSError as error:
         ctx.log.info("switch on the host not disarmed", reason=reason(error))
     try:
-        way, _ = ctx.reach(ctx.host, journal.restart[1])
+        systemd, _ = ctx.reach(ctx.host, journal.restart[1])
         for name in Timer(_name(journal), 0, (), "").units:
-            way.stop(name)
+            systemd.stop(name)
     except SystemdError as error:
         ctx.log.info("switch on the host not stopped", unit=_name(journal), reason=str(error))
 

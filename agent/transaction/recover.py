@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from agent.cri import process
 from agent.errors import RollbackFailed, Unreachable
-from agent.plan.context import Context, tidy
+from agent.plan.context import Context, best_effort
 from agent.runtimes import restart
 from agent.runtimes.proof import NotProven
 from agent.runtimes.restart import Restart
@@ -46,50 +46,54 @@ def recover(ctx: Context) -> Recovered:
     if journal is None:
         return Recovered()
     if journal.stage == TIDYING:
-        tidy(ctx, lambda: change.close(ctx, journal))
+        best_effort(ctx, lambda: change.close(ctx, journal))
         return Recovered()
     ctx.log.info("unfinished change found", purpose=journal.purpose, stage=journal.stage)
     barrier = journal.barrier is not None and journal.boot_id == ctx.boot_id
-    way = restart.resume(*journal.restart, ctx.host) if journal.restart else None
+    old_restart = restart.resume(*journal.restart, ctx.host) if journal.restart else None
     if journal.stuck is not None:
-        _wait_for_a_cause(ctx, journal)
+        _refuse_without_cause(ctx, journal)
     if host_timer.has_fired(ctx, journal):
         ctx.log.info("the switch on the host has fired")
-        _remember(ctx, journal, host_timer.FIRED)
-        return _undo(ctx, journal, way, barrier=barrier, by_switch=True)
+        _remember_failure(ctx, journal, host_timer.FIRED)
+        return _undo(ctx, journal, old_restart, barrier=barrier, by_switch=True)
     if not _has_restarted(ctx, journal):
         if journal.stage == "awaiting-restart" and store.is_written(journal):
             return Recovered("awaiting-restart", barrier)
-        told = journal.stage == "restarted"  # it is still there, and may be about to end
-        return _undo(ctx, journal, way if told else None, barrier=barrier, told=told)
+        stopping = journal.stage == "restarted"  # it is still there, and may be about to end
+        return _undo(
+            ctx, journal, old_restart if stopping else None, barrier=barrier, stopping=stopping
+        )
     if store.is_written(journal):
         try:
             change.prove_change(ctx, journal)
             host_timer.claim(ctx, journal)
         except NotProven as error:
             ctx.log.info("change not proven", reason=str(error))
-            _remember(ctx, journal, str(error))
+            _remember_failure(ctx, journal, str(error))
         else:
             change.commit(ctx, journal)
             return Recovered("committed", barrier)
-    return _undo(ctx, journal, way, barrier=barrier)
+    return _undo(ctx, journal, old_restart, barrier=barrier)
 
 
 def _undo(
-    ctx: Context, journal: Journal, way: Restart | None, *,
-    barrier: bool, told: bool = False, by_switch: bool = False,
+    ctx: Context, journal: Journal, old_restart: Restart | None, *,
+    barrier: bool, stopping: bool = False, by_switch: bool = False,
 ) -> Recovered:  # fmt: skip
     """Undo the change. A runtime that is well on the files as they are by then is not restarted.
 
     Raises RollbackFailed. A file that somebody else changed meanwhile is left alone and no failure:
     what follows works on it as it is.
     """
-    healthy = not told and _is_healthy(ctx, journal)
-    if healthy or way is None:
+    healthy = not stopping and _is_healthy(ctx, journal)
+    if healthy or old_restart is None:
         undone = file_changes.undo(ctx.store, journal)
         change.finish_undo(ctx, journal, undone, recovering=True)
         return Recovered("undone", barrier)
-    change.undo_and_prove(ctx, journal, way, told=told, restarted=by_switch, recovering=True)
+    change.undo_and_prove(
+        ctx, journal, old_restart, stopping=stopping, restarted=by_switch, recovering=True
+    )
     return Recovered("undone", barrier)
 
 
@@ -99,7 +103,7 @@ def _is_healthy(ctx: Context, journal: Journal) -> bool:
     So it is where somebody repaired a file or restarted the runtime since the change failed.
     """
     try:
-        running = ctx.running(change.endpoint(ctx, journal))
+        running = ctx.running(change.journal_endpoint(ctx, journal))
     except Unreachable:
         return False
     if running is None:
@@ -111,38 +115,38 @@ def _is_healthy(ctx: Context, journal: Journal) -> bool:
         if now == entry.after and now != entry.before:
             return False  # the undo is still to come, and the runtime may be on the candidate
         foreign = foreign or now != entry.before
-        if _changed(entry) >= began - _COARSE:
+        if _change_time(entry) >= began - _COARSE:
             return False
     states = () if foreign else change.states_before(journal)
     return change.is_back(ctx, journal, states, _PATIENCE)
 
 
-def _changed(entry: Entry) -> float:
+def _change_time(entry: Entry) -> float:
     """When a file was changed last, or went."""
     try:
         return os.lstat(entry.agent).st_ctime
     except OSError:
-        return _moment_of(os.path.dirname(entry.agent))
+        return _directory_time(os.path.dirname(entry.agent))
 
 
-def _moment_of(directory: str) -> float:
+def _directory_time(directory: str) -> float:
     try:
         return os.stat(directory).st_mtime
     except OSError:
         return 0.0
 
 
-def _wait_for_a_cause(ctx: Context, journal: Journal) -> None:
+def _refuse_without_cause(ctx: Context, journal: Journal) -> None:
     """A runtime that could not be brought back is not restarted for the same cause again. Raises
     RollbackFailed where nothing has changed since."""
     assert journal.stuck is not None
     mark, text = journal.stuck
-    if mark == change.resting_mark(ctx, journal) and not _is_healthy(ctx, journal):
+    if mark == change.stuck_fingerprint(ctx, journal) and not _is_healthy(ctx, journal):
         raise RollbackFailed(text)
 
 
-def _remember(ctx: Context, journal: Journal, why: str) -> None:
-    tidy(ctx, lambda: change.remember_failure(ctx, journal.fingerprint, why))
+def _remember_failure(ctx: Context, journal: Journal, why: str) -> None:
+    best_effort(ctx, lambda: change.remember_failure(ctx, journal.fingerprint, why))
 
 
 def give_up_waiting(ctx: Context) -> Recovered:
@@ -166,17 +170,17 @@ def _has_restarted(ctx: Context, journal: Journal) -> bool:
         return True
     if journal.restart is None:
         return False
-    where, began = change.endpoint(ctx, journal), ctx.clock()
+    endpoint, began = change.journal_endpoint(ctx, journal), ctx.clock()
     end = began + ctx.settings.proof_timeout
     while True:
         try:
-            if ctx.identity(where) != journal.process:
+            if ctx.identity(endpoint) != journal.process:
                 return True
             if journal.stage != "restarted" or ctx.clock() >= min(end, began + _DYING):
                 return False
         except Unreachable:
             if journal.stage == "prepared":
                 return False  # it went down by itself
-            if journal.stage == "written" or ctx.clock() >= end or ctx.hopeless(where):
+            if journal.stage == "written" or ctx.clock() >= end or ctx.given_up(endpoint):
                 return True
         ctx.sleep(_PAUSE)

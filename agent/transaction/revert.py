@@ -18,17 +18,17 @@ from agent.host import files
 from agent.host.files import Change
 from agent.plan import garbled_files, obstacles, own_specs, pod_guard, toolkit_users
 from agent.plan.context import Context
-from agent.plan.propose import tried_out, why_not
+from agent.plan.propose import start_failure, trial_verdict
 from agent.runtimes import find, registry
 from agent.runtimes.base import ConfiguredRuntime, Effective, Files
-from agent.runtimes.desired import OUR_NAMES, Desired
+from agent.runtimes.desired_state import OUR_NAMES, Desired
 from agent.runtimes.preflight import Candidate
-from agent.runtimes.restart import Restart, not_back
+from agent.runtimes.restart import Restart, down_message
 from agent.state import store
 from agent.state.store import Memory, parents
 from agent.toolkit import install
 from agent.transaction import change, original_files, recover, stand_aside
-from agent.transaction.converge import down_units, refuse_changed, states_of, tell
+from agent.transaction.converge import down_units, publish_failure, refuse_changed, states_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +62,12 @@ def revert(ctx: Context, *, keep_edits: bool = False, toolkit: bool = False) -> 
     written. A `run` that holds the lock is asked to stand aside, and stays so after a revert.
     """
     try:
-        with stand_aside.node_lock(ctx) as ours, ours.locked():
-            return _revert(ours, keep_edits=keep_edits, toolkit=toolkit)
+        with stand_aside.node_lock(ctx) as locked_ctx, locked_ctx.locked():
+            return _revert(locked_ctx, keep_edits=keep_edits, toolkit=toolkit)
     except Locked:
         raise
     except AgentError as error:
-        tell(ctx, error)
+        publish_failure(ctx, error)
         raise
 
 
@@ -94,7 +94,7 @@ def _carry_out(ctx: Context, memory: Memory, plan: _Plan, *, toolkit: bool) -> R
             end = change.carry_out(ctx, request)
         finally:
             down = down_units(ctx, request.restart)
-        plan = replace(plan, notes=(*plan.notes, *map(not_back, down)))
+        plan = replace(plan, notes=(*plan.notes, *map(down_message, down)))
         changed = tuple(item.path.host for item in request.changes)
         done = Reverted(changed, (), end.restarted, pending=end.pending)
     if memory.files or own_specs.written_by_us(ctx.settings, ctx.host, plan.dirs):
@@ -107,7 +107,7 @@ def _carry_out(ctx: Context, memory: Memory, plan: _Plan, *, toolkit: bool) -> R
         gone += tuple(host for host in memory.moved if install.remove_from(ctx.host, host))
     ctx.publisher.remove_error()
     changed = (*done.changed, *gone)
-    removed = tuple(h for h in changed if not os.path.lexists(ctx.host.agent_path(h)))
+    removed = tuple(host for host in changed if not os.path.lexists(ctx.host.agent_path(host)))
     return replace(done, changed=changed, removed=removed, notes=plan.notes)
 
 
@@ -134,20 +134,20 @@ def _refuse_needed(ctx: Context, memory: Memory, keep_edits: bool) -> None:
     names = install.installed_paths(ctx.settings, ctx.host)
     if not names and not memory.moved:
         return
-    node = _look(ctx, memory)
+    node = _configured_runtime(ctx, memory)
     changes, files_after = (
-        _files_after(ctx, node, memory, keep_edits) if memory.files else ((), node.files)
+        _planned_files(ctx, node, memory, keep_edits) if memory.files else ((), node.files)
     )
-    after = toolkit_users.After(node, changes, files_after)
+    changed = toolkit_users.ChangedNode(node, changes, files_after)
     left = install.paths_after_removal(ctx.settings, ctx.host, names) if names else ()
-    where = [(names, left)] if names else []
-    where += [((host,), ()) for host in memory.moved]
-    for directory, stays in where:
-        if error := toolkit_users.refusal(ctx.settings, ctx.host, after, directory, stays):
+    directories = [(names, left)] if names else []
+    directories += [((host,), ()) for host in memory.moved]
+    for directory, remaining in directories:
+        if error := toolkit_users.refusal(ctx.settings, ctx.host, changed, directory, remaining):
             raise error
 
 
-def _files_after(
+def _planned_files(
     ctx: Context, node: ConfiguredRuntime, memory: Memory, keep_edits: bool
 ) -> tuple[tuple[Change, ...], Files]:
     """What a revert changes, and the files as they will be."""
@@ -184,38 +184,42 @@ def _request(
     ctx: Context, memory: Memory, keep_edits: bool
 ) -> tuple[change.Request | None, tuple[str, ...]]:
     """What has to happen to files and runtime, None where nothing has to; and notes."""
-    node = _look(ctx, memory)
-    changes, after = _files_after(ctx, node, memory, keep_edits)
-    cri_after, cri_now = node.effective(after), node.effective(node.files)
+    node = _configured_runtime(ctx, memory)
+    changes, after = _planned_files(ctx, node, memory, keep_edits)
+    effective_after, effective_now = node.effective(after), node.effective(node.files)
     default, running = registry.shown(node.runtime.answer)
-    going = _going(cri_now, cri_after, running)
+    removed_handlers = _removed_handlers(effective_now, effective_after, running)
     if used := pod_guard.revert_refusal(ctx, node, after):
         raise used
-    wanted = Desired({}, cri_after.default, False, going)
-    lost, notes = _lost(ctx, node, memory)
-    ours = default in (*OUR_NAMES, *going)
-    stays = node.adapter.unproven(
-        replace(wanted, default=wanted.default if ours else None), node.runtime.answer
+    desired = Desired({}, effective_after.default, False, removed_handlers)
+    root_removed, notes = _removed_root(ctx, node, memory)
+    ours = default in (*OUR_NAMES, *removed_handlers)
+    remaining = node.adapter.unproven(
+        replace(desired, default=desired.default if ours else None), node.runtime.answer
     )
-    if not changes and (lost or not stays):
+    if not changes and (root_removed or not remaining):
         return None, notes
-    way = None if lost else _way(ctx, node, changes, stays)
-    if way is not None and (blocked := node.restart_hazard(ctx.host, after)):
+    restart = None if root_removed else _restart(ctx, node, changes, remaining)
+    if restart is not None and (blocked := node.restart_hazard(ctx.host, after)):
         raise blocked
-    changed = tuple(n for n in cri_now.runtimes if cri_now.table(n) != cri_after.table(n))
-    checked = node.preflight(ctx.host, Candidate(after, (), (*OUR_NAMES, *going, *changed)))
+    changed = tuple(
+        n for n in effective_now.runtimes if effective_now.table(n) != effective_after.table(n)
+    )
+    checked = node.preflight(
+        ctx.host, Candidate(after, (), (*OUR_NAMES, *removed_handlers, *changed))
+    )
     if not checked.done:
         notes = (*notes, f"not pre-flighted: {checked.note}")
-    if way is not None:
-        notes = (*notes, *_tried(ctx, node, changes, wanted))
+    if restart is not None:
+        notes = (*notes, *_trial_notes(ctx, node, changes, desired))
     request = change.Request(
         purpose="revert",
         runtime=node.runtime,
         changes=changes,
-        restart=way,
-        wanted=wanted,
+        restart=restart,
+        desired=desired,
         before=states_of(node),
-        why_not=functools.partial(why_not, ctx, node),
+        start_failure=functools.partial(start_failure, ctx, node),
         memory=memory,
         fingerprint="revert",
         check=(lambda: None)
@@ -225,19 +229,19 @@ def _request(
     return request, notes
 
 
-def _tried(
-    ctx: Context, node: ConfiguredRuntime, changes: tuple[Change, ...], wanted: Desired
+def _trial_notes(
+    ctx: Context, node: ConfiguredRuntime, changes: tuple[Change, ...], desired: Desired
 ) -> tuple[str, ...]:
     """What a trial start has to say. Raises Refused where the runtime would not come back."""
-    tried = tried_out(ctx, node, changes, wanted, "revert")
-    if tried.refusal is not None:
-        raise tried.refusal
-    if tried.done and not tried.warning:
+    trial = trial_verdict(ctx, node, changes, desired, "revert")
+    if trial.refusal is not None:
+        raise trial.refusal
+    if trial.done and not trial.warning:
         return ()
-    return (tried.warning or f"not tried: {tried.note}",)
+    return (trial.warning or f"not tried: {trial.note}",)
 
 
-def _look(ctx: Context, memory: Memory) -> ConfiguredRuntime:
+def _configured_runtime(ctx: Context, memory: Memory) -> ConfiguredRuntime:
     """The node. A file that somebody removed although another one imports it by name comes back
     with its original: no runtime starts without it. Raises Refused or Unreachable."""
     runtime = find.find_runtime(ctx.settings, ctx.host)
@@ -251,7 +255,9 @@ def _look(ctx: Context, memory: Memory) -> ConfiguredRuntime:
         return adapter.look(ctx.settings, ctx.host, runtime, overlay)
 
 
-def _lost(ctx: Context, node: ConfiguredRuntime, memory: Memory) -> tuple[bool, tuple[str, ...]]:
+def _removed_root(
+    ctx: Context, node: ConfiguredRuntime, memory: Memory
+) -> tuple[bool, tuple[str, ...]]:
     """Whether somebody removed the root file, and what to say of files that were removed.
 
     A restart without the root file would take its settings along (where the runtime listens, where
@@ -259,29 +265,31 @@ def _lost(ctx: Context, node: ConfiguredRuntime, memory: Memory) -> tuple[bool, 
     """
     gone = original_files.removed(ctx, memory)
     notes = [f"{host} was removed since it was written: nothing is restored there" for host in gone]
-    lost = node.root.state is None and node.root.path.host in gone
-    if lost:
+    root_removed = node.root.state is None and node.root.path.host in gone
+    if root_removed:
         notes.append(
             "the runtime is not restarted, because it would start without that file; it has our "
             "handlers until its next restart"
         )
-    return lost, tuple(notes)
+    return root_removed, tuple(notes)
 
 
-def _way(
-    ctx: Context, node: ConfiguredRuntime, changes: tuple[Change, ...], stays: list[str]
+def _restart(
+    ctx: Context, node: ConfiguredRuntime, changes: tuple[Change, ...], remaining: list[str]
 ) -> Restart | None:
     """How the runtime is restarted; None where it need not be. Raises Refused."""
     changed = tuple(item.path.host for item in changes)
     if changed and not node.needs_restart(changed):
         return None
-    if not changed and not stays:
+    if not changed and not remaining:
         return None
     runtime = node.runtime
     return ctx.choose_restart(ctx.settings.restart_mode, runtime.process, ctx.host, runtime.kind)
 
 
-def _going(now: Effective, after: Effective, running: tuple[str, ...]) -> tuple[str, ...]:
+def _removed_handlers(
+    now: Effective, after: Effective, running: tuple[str, ...]
+) -> tuple[str, ...]:
     """Handlers of the files (also a runc that we made), or ours of the running runtime, that there
     will be no more."""
     names = (*now.runtimes, *(name for name in running if name in OUR_NAMES))

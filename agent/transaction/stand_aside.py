@@ -78,8 +78,8 @@ def _wait(ctx: Context) -> int:
         if not answered and os.path.lexists(ctx.store.path(_ANSWER)):
             answered = True
             ctx.log.info("waiting for run to stand aside")
-        longer = _CHANGE_TIMEOUT + ctx.settings.proof_timeout
-        timeout = longer if answered else _ANSWER_TIMEOUT
+        change_timeout = _CHANGE_TIMEOUT + ctx.settings.proof_timeout
+        timeout = change_timeout if answered else _ANSWER_TIMEOUT
         try:
             return ctx.store.take_lock()
         except Locked:

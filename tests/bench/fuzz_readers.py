@@ -36,7 +36,7 @@ from agent.runtimes.containerd import faults, handlers, load, merge
 from agent.runtimes.containerd.generations import GENERATIONS
 from agent.runtimes.crio import command_line, config_request, hook
 from agent.runtimes.crio import merge as crio
-from agent.runtimes.desired import Desired
+from agent.runtimes.desired_state import Desired
 from agent.state.store import Store
 from agent.systemd import systemctl
 from agent.systemd.dbus import Bus, BusError, NoBus
@@ -173,7 +173,7 @@ def _read_answer(found: cri.Answer) -> None:
         registry.adapter_of(found).unproven(
             Desired({"nvidia": table, "runc": table}, default, True, ("old",)), found
         )
-    handlers.shown(found.config, ("io.containerd.runtime.v1.linux",))
+    handlers.shown_capabilities(found.config, ("io.containerd.runtime.v1.linux",))
     [*registry.adapter("crio").evidence(found)]
     registry.adapter("containerd").evidence(found)
 

@@ -39,19 +39,19 @@ _DECISION = (
     ),
     Mutant(
         "cri-field-too-early", "decide", "agent/decide.py",
-        "since = (1, 7, 2) if q.runtime",
-        "since = (1, 7, 0) if q.runtime",
+        "since = (1, 7, 2) if question.runtime",
+        "since = (1, 7, 0) if question.runtime",
         ("tests/unit/test_decide.py",),
     ),
     Mutant(
         "own-switch-taken-for-theirs", "decide", "agent/decide.py",
-        "return switch is Switch.FALSE or (switch is Switch.TRUE and q.enabled_by_agent)",
+        "return switch is Switch.FALSE or (switch is Switch.TRUE and question.enabled_by_agent)",
         "return switch is Switch.FALSE",
         ("tests/unit/test_decide.py",),
     ),
     Mutant(
         "refused-cdi-tried-again", "decide", "agent/plan/propose.py",
-        "allowed = allowed and memory.cdi_refused != loaded(runtime, node.files)",
+        "allowed = allowed and memory.cdi_refused != loaded_digest(seen.runtime, node.files)",
         "allowed = bool(allowed)",
         ("tests/cli/test_restart.py::test_runtime_that_dies_of_native_cdi_is_configured_without_it",),
     ),
@@ -162,7 +162,7 @@ _TRANSACTION = (
     ),
     Mutant(
         "failure-not-remembered", "transaction", "agent/transaction/change.py",
-        "tidy(ctx, lambda: remember_failure(ctx, journal.fingerprint, why))",
+        "best_effort(ctx, lambda: remember_failure(ctx, journal.fingerprint, why))",
         "pass",
         ("tests/cli/test_restart.py::test_runtime_that_dies_on_the_new_configuration_gets_the_old_one",),
     ),
@@ -184,8 +184,8 @@ _PROOF = (
     Mutant(
         "old-process-proves-itself", "proof", "agent/transaction/change.py",
         "    old = journal.process if journal.boot_id == ctx.boot_id else None\n"
-        "    return _prove(ctx, journal, old, wanted)",
-        "    return _prove(ctx, journal, None, wanted)",
+        "    return _prove(ctx, journal, old, desired)",
+        "    return _prove(ctx, journal, None, desired)",
         ("tests/unit/transaction/test_change.py",),
     ),
 )  # fmt: skip
@@ -309,7 +309,7 @@ _SPECS = (
     ),
     Mutant(
         "deadly-spec-passed-over", "specs", "agent/plan/propose.py",
-        "blocked: AgentError | None = deadly if restart else None",
+        "blocked: AgentError | None = hazard if restart else None",
         "blocked: AgentError | None = None",
         ("tests/cli/test_foreign.py::test_deadly_spec_refuses_a_restart",),
     ),
@@ -431,7 +431,7 @@ _RUNTIME = (
     ),
     Mutant(
         "second-runtime-started", "restart", "agent/runtimes/restart.py",
-        'elif not ours and unit.active != "active":',
+        'elif not is_runtime_unit and unit.active != "active":',
         'elif ours and unit.active != "active":',
         ("tests/unit/runtimes/test_restart.py",),
     ),

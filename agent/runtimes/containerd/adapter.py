@@ -47,8 +47,16 @@ from agent.runtimes.containerd import (
 )
 from agent.runtimes.containerd.generations import CRI_PLUGINS, GENERATIONS, Generation, generation
 from agent.runtimes.containerd.load import DEFAULT_ROOT, import_pattern
-from agent.runtimes.containerd.overlay import Scene, import_glob
-from agent.runtimes.desired import LINUX, Desired, binaries, is_ours, is_runc, programs_of, unproven
+from agent.runtimes.containerd.overlay import EditInput, import_glob
+from agent.runtimes.desired_state import (
+    LINUX,
+    Desired,
+    binaries,
+    is_ours,
+    is_runc,
+    programs_of,
+    unproven,
+)
 from agent.runtimes.preflight import Candidate, Preflight, unread_warnings
 from agent.runtimes.trial import Launch
 from agent.toml import edit as tomledit
@@ -133,9 +141,9 @@ class Containerd:
         """The handlers' tables in Status."""
         return get(answer.config, ("containerd", "runtimes"))
 
-    def unproven(self, wanted: Desired, answer: Answer) -> list[str]:
+    def unproven(self, desired: Desired, answer: Answer) -> list[str]:
         """As the protocol says."""
-        return unproven(wanted, answer)
+        return unproven(desired, answer)
 
     def watch_paths(
         self, settings: Settings, host: HostRoot, running: Process | None
@@ -226,34 +234,36 @@ class ContainerdNode:
     def edits(self, host: HostRoot, request: EditRequest) -> tuple[Edits, tuple[str, ...]]:
         """As the protocol says."""
         settings, memory, available = request.settings, request.memory, request.available
-        shown = handlers.shown(self.runtime.answer.config, self._lacking(host))
+        capabilities = handlers.shown_capabilities(
+            self.runtime.answer.config, self._missing_shims(host)
+        )
 
-        def want(effective: Effective) -> Desired:
-            return handlers.want(
+        def derive(effective: Effective) -> Desired:
+            return handlers.derive_desired(
                 effective, request.decision, available, settings.runtime_name, memory.default,
-                settings.runtime_type, shown,
+                settings.runtime_type, capabilities,
             )  # fmt: skip
 
         warnings = (
             *unread_warnings(self.files),
             *faults.hidden(self.gen, self.files),
             *faults.doubtful(self.gen, self.files),
-            *handlers.left_out(self.effective(self.files), available, memory.default, shown),
+            *handlers.left_out(self.effective(self.files), available, memory.default, capabilities),
         )
-        scene = Scene(host, self.gen, self.files, self.drop_in, memory, want)
-        return edit.edits(scene), warnings
+        inputs = EditInput(host, self.gen, self.files, self.drop_in, memory, derive)
+        return edit.edits(inputs), warnings
 
-    def _lacking(self, host: HostRoot) -> tuple[str, ...]:
+    def _missing_shims(self, host: HostRoot) -> tuple[str, ...]:
         """Types of handlers that this containerd has no shim for. One may be left of a containerd
         1.x that was there before."""
         beside = (os.path.dirname(self.executable),) if self.executable else ()
 
-        def there(kind: str) -> bool:
+        def has_shim(kind: str) -> bool:
             name = "-".join(("containerd-shim", *kind.split(".")[-2:]))
             places = (*beside, *programs.DIRECTORIES)
             return any(programs.runs(host, f"{place}/{name}") for place in places)
 
-        return tuple(kind for kind in self.gen.lacking if not there(kind))
+        return tuple(kind for kind in self.gen.missing_shims if not has_shim(kind))
 
     def preflight(self, host: HostRoot, candidate: Candidate) -> Preflight:
         """As the protocol says."""
@@ -261,10 +271,10 @@ class ContainerdNode:
         return preflight.check(host, self, candidate)
 
     def launch(
-        self, host: HostRoot, executable: str, wanted: Desired, files: Mapping[str, bytes | None]
+        self, host: HostRoot, executable: str, desired: Desired, files: Mapping[str, bytes | None]
     ) -> Launch:
         """As the protocol says."""
-        return trial.launch(host, self, executable, wanted, files)
+        return trial.launch(host, self, executable, desired, files)
 
     def restart_hazard(self, host: HostRoot, files: Files) -> RestartHazard | None:
         """CDI specs of which this containerd dies."""
@@ -280,7 +290,7 @@ class ContainerdNode:
         sections = [get(file.data, ("plugins", name)) or {} for name in names]
         return self.runtime.answer.config or {}, sections
 
-    def reload_keys(self, wanted: Desired) -> tuple[tuple[str, ...], ...]:
+    def reload_keys(self, desired: Desired) -> tuple[tuple[str, ...], ...]:
         """containerd does not reload."""
         return ()
 
@@ -334,20 +344,22 @@ class ContainerdNode:
             if switch and section.get("enable_cdi") is True:
                 yield (*above, "enable_cdi")
 
-    def restored(self, host: str, current: Data, back: Restoration) -> list[Op]:
+    def restored(self, host: str, current: Data, restoration: Restoration) -> list[Op]:
         """The default's table stays where handlers stay (1.x), and our imports go."""
-        ops = back.ops
+        ops = restoration.ops
         if self.gen.merge == "replace":
             ops = _with_default_table(current, ops)
-        if not back.drop_in_goes:
+        if not restoration.drop_in_goes:
             return ops
         pattern = functools.partial(import_pattern, self.gen, host)
-        gone = {pattern(item) or item for item in (import_glob(self.drop_in), *back.imported)}
-        listed, old = current.get("imports", []), back.original.get("imports", [])
+        gone = {
+            pattern(item) or item for item in (import_glob(self.drop_in), *restoration.imported)
+        }
+        listed, old = current.get("imports", []), restoration.original.get("imports", [])
         kept = [item for item in listed if item in old or (pattern(item) or item) not in gone]
         if kept == listed:
             return ops
-        keep = kept or "imports" in back.original  # an empty list of the admin's comes back
+        keep = kept or "imports" in restoration.original  # an empty list of the admin's comes back
         return [*ops, Set(("imports",), kept) if keep else Unset(("imports",))]
 
     def finished(self, host: HostRoot, changes: tuple[Change, ...]) -> tuple[Change, ...]:

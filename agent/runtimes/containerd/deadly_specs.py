@@ -14,8 +14,8 @@ from agent.errors import AgentError
 from agent.host.paths import HostPath, HostRoot
 from agent.runtimes.base import RestartHazard
 from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.containerd import merge
 from agent.runtimes.containerd.generations import Generation
-from agent.runtimes.containerd.merge import effective
 
 
 def _crash(path: HostPath, what: str) -> RestartHazard:
@@ -30,10 +30,10 @@ def _crash(path: HostPath, what: str) -> RestartHazard:
 def deadly(host: HostRoot, gen: Generation, files: tuple[ConfigFile, ...]) -> RestartHazard | None:
     """The first CDI spec of which a containerd that starts on these files would die, or for which
     it would wait for ever."""
-    cri = effective(gen, files)
-    if cri.enable_cdi is not True:
+    effective = merge.effective(gen, files)
+    if effective.enable_cdi is not True:
         return None
-    dirs = cri.section.get("cdi_spec_dirs")
+    dirs = effective.section.get("cdi_spec_dirs")
     for name in dirs if isinstance(dirs, list) else DEFAULT_DIRS:
         directory = _directory(host, os.path.normpath(str(name)))
         if directory is None:

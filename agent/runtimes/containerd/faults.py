@@ -116,22 +116,22 @@ def hidden(gen: Generation, files: Files) -> tuple[str, ...]:
     if gen.merge == "deep" or len(owners) < 2:
         return ()
     name = names(gen, files, owners[-1])[0]
-    said = owners[-1].data["plugins"][name]
+    section = owners[-1].data["plugins"][name]
     return tuple(
         f"{owners[-1].path} hides {'.'.join(path)} of {file.path}: containerd 1.x takes all of "
         f"plugins.{name} from the last file that has it"
         for file in owners[:-1]
-        if (path := _unsaid(file.data["plugins"][name], said))
+        if (path := _first_hidden(file.data["plugins"][name], section))
     )
 
 
-def _unsaid(table: Data, by: Data) -> Path:
+def _first_hidden(table: Data, other: Data) -> Path:
     """The path of the first value in a table that another one says nothing of; () for none."""
     for key, value in table.items():
-        if isinstance(value, dict) and isinstance(other := by.get(key, {}), dict):
-            if below := _unsaid(value, other):
+        if isinstance(value, dict) and isinstance(nested := other.get(key, {}), dict):
+            if below := _first_hidden(value, nested):
                 return (key, *below)
-        elif value and key not in by:
+        elif value and key not in other:
             return (key,)
     return ()
 

@@ -70,7 +70,7 @@ class Generation:
     `shown_imports`: what `config default` and `config dump` print as imports. Nothing loads it.
     `enable_cdi`: the default of the key, None where there is no such key.
     `runc`: the built-in handler, as far as it has to be written out.
-    `lacking`: types of handlers of 1.x that it has no shim for.
+    `missing_shims`: types of handlers of 1.x that it has no shim for.
     `toml`: what its reader takes besides TOML 1.0.
     `brittle_cdi`: a CDI spec whose vendor or class is one letter makes it panic.
     """
@@ -91,7 +91,7 @@ class Generation:
     shown_imports: tuple[str, ...]
     enable_cdi: bool | None
     runc: Data
-    lacking: tuple[str, ...] = ()
+    missing_shims: tuple[str, ...] = ()
     toml: frozenset[Kind] = GO_TOML_2
     brittle_cdi: bool = True
 
@@ -126,25 +126,25 @@ GENERATIONS = (
         "2.0", since=(2, 0, 0), merge="deep", reads="set", lowest=2, unversioned=3,
         names=_NAMES_20, renames=True, highest=3, strict=True, higher_drop_in=True,
         relative_globs=True, root_version=3, shown_imports=(), enable_cdi=True, runc=_RUNC_2,
-        lacking=_SHIMS_1X,
+        missing_shims=_SHIMS_1X,
     ),
     Generation(
         "2.2", since=(2, 2, 0), merge="deep", reads="set", lowest=2, unversioned=3,
         names=_NAMES_20, renames=True, highest=3, strict=True, higher_drop_in=True,
         relative_globs=True, root_version=3, shown_imports=_CONF_D, enable_cdi=True, runc=_RUNC_2,
-        lacking=_SHIMS_1X,
+        missing_shims=_SHIMS_1X,
     ),
     Generation(
         "2.3", since=(2, 3, 0), merge="deep", reads="file", lowest=0, unversioned=3,
         names=_NAMES_23, renames=False, highest=4, strict=True, higher_drop_in=False,
         relative_globs=True, root_version=4, shown_imports=_CONF_D, enable_cdi=True, runc=_RUNC_2,
-        lacking=_SHIMS_1X,
+        missing_shims=_SHIMS_1X,
     ),
     Generation(
         "2.4", since=(2, 4, 0), merge="deep", reads="file", lowest=0, unversioned=3,
         names=_NAMES_23, renames=False, highest=4, strict=True, higher_drop_in=False,
         relative_globs=True, root_version=4, shown_imports=_CONF_D, enable_cdi=True, runc=_RUNC_2,
-        lacking=_SHIMS_1X, brittle_cdi=False,
+        missing_shims=_SHIMS_1X, brittle_cdi=False,
     ),
 )  # fmt: skip
 

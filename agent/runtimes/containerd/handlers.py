@@ -16,7 +16,7 @@ from typing import Any
 from agent.decide import Decision
 from agent.errors import Refused
 from agent.runtimes.base import Effective
-from agent.runtimes.desired import (
+from agent.runtimes.desired_state import (
     FILLED,
     LINUX,
     OUR_NAMES,
@@ -47,21 +47,23 @@ _LINUX_ONLY = ("runtime_engine", "runtime_root")
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """What the running containerd says of itself. `keys`: the keys that it knows in a handler's
-    table, as `plain` spells them, None where it does not say; `lacking`: types of handlers that it
-    has no shim for."""
+class Capabilities:
+    """What the running containerd can do. `keys` are the keys that it knows in a handler's table,
+    in the spelling of `plain`; None where it does not show them. `missing_shims` are the runtime
+    types for which it has no shim."""
 
     keys: frozenset[str] | None = None
-    lacking: tuple[str, ...] = ()
+    missing_shims: tuple[str, ...] = ()
 
 
-def shown(config: Mapping[str, Any] | None, lacking: tuple[str, ...]) -> Shown:
+def shown_capabilities(
+    config: Mapping[str, Any] | None, missing_shims: tuple[str, ...]
+) -> Capabilities:
     """The same from the verbose Status: each table there has every key that this version knows."""
     tables = get(config, ("containerd", "runtimes"))
     tables = tables.values() if isinstance(tables, Mapping) else ()
     keys = frozenset(plain(key) for table in tables if isinstance(table, Mapping) for key in table)
-    return Shown(keys or None, lacking)
+    return Capabilities(keys or None, missing_shims)
 
 
 def plain(key: str) -> str:
@@ -69,9 +71,9 @@ def plain(key: str) -> str:
     return key.replace("_", "").lower()
 
 
-def want(
-    cri: Effective, decision: Decision, available: tuple[Binary, ...], name: str,
-    remembered: str | None, runtime_type: str, seen: Shown | None = None,
+def derive_desired(
+    effective: Effective, decision: Decision, available: tuple[Binary, ...], name: str,
+    remembered: str | None, runtime_type: str, capabilities: Capabilities | None = None,
 ) -> Desired:  # fmt: skip
     """The wish that follows from a decision on a node with these effective settings.
 
@@ -80,56 +82,64 @@ def want(
     default would not run pods.
     """
     ours = (*OUR_NAMES, *(binary.handler for binary in available))
-    seen = seen or Shown()
-    _refuse_sandbox(cri, available)
-    able = replace(cri, runtimes=_able(cri, seen))
-    made = _made_runc(cri, able, ours, remembered, seen)
-    base = made or cri.table(_base(cri, able, ours, remembered))
+    capabilities = capabilities or Capabilities()
+    _refuse_sandbox(effective, available)
+    usable = replace(effective, runtimes=_usable_handlers(effective, capabilities))
+    made = _made_runc(effective, usable, ours, remembered, capabilities)
+    base = made or effective.table(_base(effective, usable, ours, remembered))
     handlers = {
-        binary.handler: _handler(base, binary.path, decision, runtime_type, cri, seen,
-                                 cri.table(binary.handler))
+        binary.handler: _handler(base, binary.path, decision, runtime_type, effective, capabilities,
+                                 effective.table(binary.handler))
         for binary in available
     }  # fmt: skip
     if decision.is_default:
         default: str | None = name
     elif made is not None:
         default, handlers["runc"] = "runc", made
-    elif is_nvidia(cri, cri.default, ours):
-        default = first_foreign(able, ours, (remembered, "runc", "crun"))
+    elif is_nvidia(effective, effective.default, ours):
+        default = first_foreign(usable, ours, (remembered, "runc", "crun"))
     else:
-        _refuse_unable(cri, seen)
-        default = default_for(cri, None, ours, remembered, "default_runtime_name")
-    _refuse_cgroup_switch(cri, handlers, default, seen)
+        _refuse_unusable_default(effective, capabilities)
+        default = default_for(effective, None, ours, remembered, "default_runtime_name")
+    _refuse_cgroup_switch(effective, handlers, default, capabilities)
     return Desired(handlers, default, decision.enable_cdi)
 
 
-def why_unable(table: Data, lacking: tuple[str, ...]) -> str | None:
+def why_unusable(table: Data, missing_shims: tuple[str, ...]) -> str | None:
     """Why no pod of a handler of containerd can be created, in words; None where nothing is known
     to be in the way."""
     kind = table.get("runtime_type")
     if not kind:
         return "it has no runtime_type"
-    if kind in lacking or (is_runc(table) and kind not in (RUNC_V2, _RUNC_V1)):
+    if kind in missing_shims or (is_runc(table) and kind not in (RUNC_V2, _RUNC_V1)):
         return f"this containerd has no runtime_type {kind}"
     return None
 
 
-def has_ordinary_runc(cri: Effective, lacking: tuple[str, ...]) -> bool:
+def has_ordinary_runc(effective: Effective, missing_shims: tuple[str, ...]) -> bool:
     """Do files define a `runc` that runs pods without NVIDIA's program?"""
-    said = without_empty(get(cri.section, ("containerd", "runtimes"), {})).get("runc")
-    able = why_unable(cri.table("runc"), lacking) is None
-    return bool(said) and able and not is_nvidia(cri, "runc", ())
+    defined = without_empty(get(effective.section, ("containerd", "runtimes"), {})).get("runc")
+    usable = why_unusable(effective.table("runc"), missing_shims) is None
+    return bool(defined) and usable and not is_nvidia(effective, "runc", ())
 
 
 def left_out(
-    cri: Effective, available: tuple[Binary, ...], remembered: str | None, seen: Shown
+    effective: Effective,
+    available: tuple[Binary, ...],
+    remembered: str | None,
+    capabilities: Capabilities,
 ) -> tuple[str, ...]:
     """Warnings of what our handlers do not inherit, because nobody knows it."""
     ours = (*OUR_NAMES, *(binary.handler for binary in available))
-    name = _base(cri, replace(cri, runtimes=_able(cri, seen)), ours, remembered)
-    table = {} if is_nvidia(cri, name, ours) else cri.table(name)
-    keys = [key for key in table if not _is_known(key, seen)]
-    if seen.keys is not None and _is_runc_v2(table):
+    name = _base(
+        effective,
+        replace(effective, runtimes=_usable_handlers(effective, capabilities)),
+        ours,
+        remembered,
+    )
+    table = {} if is_nvidia(effective, name, ours) else effective.table(name)
+    keys = [key for key in table if not _is_known(key, capabilities)]
+    if capabilities.keys is not None and _is_runc_v2(table):
         keys += [f"options.{key}" for key in table.get("options") or {} if not _is_option(key)]
     return tuple(
         f"{key} of handler {name} is not copied to NVIDIA's handlers: this containerd does not "
@@ -138,16 +148,20 @@ def left_out(
     )
 
 
-def _able(cri: Effective, seen: Shown) -> dict[str, Data]:
+def _usable_handlers(effective: Effective, capabilities: Capabilities) -> dict[str, Data]:
     """The handlers that can run pods."""
-    return {n: t for n, t in cri.runtimes.items() if why_unable(t, seen.lacking) is None}
+    return {
+        n: t
+        for n, t in effective.runtimes.items()
+        if why_unusable(t, capabilities.missing_shims) is None
+    }
 
 
-def _refuse_sandbox(cri: Effective, available: tuple[Binary, ...]) -> None:
+def _refuse_sandbox(effective: Effective, available: tuple[Binary, ...]) -> None:
     """Raises Refused for a sandbox under one of our names (google/gvisor#10997): to make it one of
     runc would take the sandbox from all pods that ask for it."""
     for binary in available:
-        table = cri.table(binary.handler)
+        table = effective.table(binary.handler)
         if is_sandbox(table):
             raise Refused(
                 f"cannot register handler {binary.handler}: there is one of that name with "
@@ -156,26 +170,33 @@ def _refuse_sandbox(cri: Effective, available: tuple[Binary, ...]) -> None:
             )
 
 
-def _refuse_unable(cri: Effective, seen: Shown) -> None:
+def _refuse_unusable_default(effective: Effective, capabilities: Capabilities) -> None:
     """Raises Refused for a default runtime of somebody else's that cannot run pods."""
-    why = why_unable(cri.table(cri.default), seen.lacking) if cri.default in cri.runtimes else None
+    why = (
+        why_unusable(effective.table(effective.default), capabilities.missing_shims)
+        if effective.default in effective.runtimes
+        else None
+    )
     if why is not None:
         raise Refused(
-            f"cannot use {cri.default} as default runtime: {why}, and none of its pods can be "
-            f'created; set runtime_type = "{RUNC_V2}" in its table'
+            f"cannot use {effective.default} as default runtime: {why}, and none of its pods can "
+            f'be created; set runtime_type = "{RUNC_V2}" in its table'
         )
 
 
 def _refuse_cgroup_switch(
-    cri: Effective, handlers: Mapping[str, Data], default: str | None, seen: Shown
+    effective: Effective,
+    handlers: Mapping[str, Data],
+    default: str | None,
+    capabilities: Capabilities,
 ) -> None:
     """Raises Refused for `systemd_cgroup`, which is the v1.linux shim's: with a default runtime of
     another shim, containerd 1.x does not serve the CRI (observed on 1.6.20 and 1.7.24)."""
-    name = default or cri.default
-    was = cri.table(cri.default).get("runtime_type")
-    will_be = (handlers.get(name) or cri.table(name)).get("runtime_type")
-    switched = was == LINUX != will_be and LINUX not in seen.lacking
-    if switched and cri.section.get("systemd_cgroup"):
+    name = default or effective.default
+    old_type = effective.table(effective.default).get("runtime_type")
+    new_type = (handlers.get(name) or effective.table(name)).get("runtime_type")
+    switched = old_type == LINUX != new_type and LINUX not in capabilities.missing_shims
+    if switched and effective.section.get("systemd_cgroup"):
         raise Refused(
             f"cannot make {name} the default runtime: systemd_cgroup = true is for handlers of "
             f"{LINUX} only, and containerd would not serve the CRI; set it to false, and "
@@ -183,19 +204,25 @@ def _refuse_cgroup_switch(
         )
 
 
-def _base(cri: Effective, able: Effective, ours: tuple[str, ...], remembered: str | None) -> str:
+def _base(
+    effective: Effective, usable: Effective, ours: tuple[str, ...], remembered: str | None
+) -> str:
     """The handler to inherit from: the default unless NVIDIA's, the remembered one, runc, crun;
     where none of them runs pods, the default as it is.
 
     Only a runc shim knows BinaryName: below a kata or gVisor default our binary would never run.
     """
-    names = (cri.default, remembered, "runc", "crun")
-    usable = tuple(name for name in names if name and not is_sandbox(cri.table(name)))
-    return first_foreign(able, ours, usable) or cri.default
+    names = (effective.default, remembered, "runc", "crun")
+    candidates = tuple(name for name in names if name and not is_sandbox(effective.table(name)))
+    return first_foreign(usable, ours, candidates) or effective.default
 
 
 def _made_runc(
-    cri: Effective, able: Effective, ours: tuple[str, ...], remembered: str | None, seen: Shown
+    effective: Effective,
+    usable: Effective,
+    ours: tuple[str, ...],
+    remembered: str | None,
+    capabilities: Capabilities,
 ) -> Data | None:
     """The table of an ordinary `runc`, where the default is NVIDIA's and there is no handler to go
     back to, or only containerd itself defines runc; None where none is needed.
@@ -203,24 +230,24 @@ def _made_runc(
     On such a node (cloud images ship them) the cgroup driver and the base spec (with the limits of
     every container) are in NVIDIA's handler alone; pods of a bare runc would run without them.
     """
-    if not is_nvidia(cri, cri.default, ours):
+    if not is_nvidia(effective, effective.default, ours):
         return None
-    found = first_foreign(able, ours, (remembered, "runc", "crun"))
-    said = without_empty(get(cri.section, ("containerd", "runtimes"), {})).get("runc")
-    if found is not None and (found != "runc" or said):
+    found = first_foreign(usable, ours, (remembered, "runc", "crun"))
+    defined = without_empty(get(effective.section, ("containerd", "runtimes"), {})).get("runc")
+    if found is not None and (found != "runc" or defined):
         return None
-    current = cri.table("runc")
-    made = _ordinary(current if said else {}, cri, seen)
-    made = made or _ordinary(cri.table(cri.default), cri, seen)
+    current = effective.table("runc")
+    made = _ordinary(current if defined else {}, effective, capabilities)
+    made = made or _ordinary(effective.table(effective.default), effective, capabilities)
     if found is not None and not made:
         return None
     made = {"runtime_type": RUNC_V2, **made, "options": made.get("options", {})}
-    return _besides(made, current, seen)
+    return _with_cleared_keys(made, current, capabilities)
 
 
-def _ordinary(table: Data, cri: Effective, seen: Shown) -> Data:
+def _ordinary(table: Data, effective: Effective, capabilities: Capabilities) -> Data:
     """What a handler says of all pods: nothing of the program that it calls, or of NVIDIA's."""
-    kept = _inherited(table, cri, seen)
+    kept = _inherited(table, effective, capabilities)
     for key in ("runtime_type", "runtime_path"):
         kept.pop(key, None)
     patterns = kept.pop("container_annotations", [])
@@ -228,7 +255,7 @@ def _ordinary(table: Data, cri: Effective, seen: Shown) -> Data:
     return {**kept, "container_annotations": foreign} if foreign else kept
 
 
-def _inherited(table: Data, cri: Effective, seen: Shown) -> Data:
+def _inherited(table: Data, effective: Effective, capabilities: Capabilities) -> Data:
     """What a handler of runc can take over from this one; zero is what it has without."""
     if is_sandbox(table):
         return {}
@@ -236,12 +263,12 @@ def _inherited(table: Data, cri: Effective, seen: Shown) -> Data:
         key: value for key, value in (table.get("options") or {}).items()
         if value and _is_option(key) and key.lower() != "binaryname"
     }  # fmt: skip
-    if table.get("runtime_type") == LINUX and cri.section.get("systemd_cgroup"):
+    if table.get("runtime_type") == LINUX and effective.section.get("systemd_cgroup"):
         options["SystemdCgroup"] = True
     own = _LINUX_ONLY if _is_runc_v2(table) else ("runtime_type", "runtime_path", *_LINUX_ONLY)
     kept = {
         key: copy.deepcopy(value) for key, value in table.items()
-        if value and key not in (*own, "options") and _is_known(key, seen)
+        if value and key not in (*own, "options") and _is_known(key, capabilities)
     }  # fmt: skip
     return {**kept, "options": options} if options else kept
 
@@ -250,8 +277,8 @@ def _is_runc_v2(table: Data) -> bool:
     return bool(table.get("runtime_type") == RUNC_V2)
 
 
-def _is_known(key: str, seen: Shown) -> bool:
-    return seen.keys is None or plain(key) in seen.keys
+def _is_known(key: str, capabilities: Capabilities) -> bool:
+    return capabilities.keys is None or plain(key) in capabilities.keys
 
 
 def _is_option(key: str) -> bool:
@@ -259,11 +286,11 @@ def _is_option(key: str) -> bool:
 
 
 def _handler(
-    base: Data, binary: str, decision: Decision, runtime_type: str, cri: Effective, seen: Shown,
-    current: Data,
+    base: Data, binary: str, decision: Decision, runtime_type: str, effective: Effective,
+    capabilities: Capabilities, current: Data,
 ) -> Data:  # fmt: skip
     """What the base has, with our binary, under every spelling that the current table has."""
-    table = _inherited(base, cri, seen)
+    table = _inherited(base, effective, capabilities)
     options = {"BinaryName": binary, **dict.fromkeys((key for key, _ in binaries(current)), binary)}
     options |= table.pop("options", {})
     table["runtime_type"] = table.get("runtime_type") or runtime_type
@@ -276,16 +303,16 @@ def _handler(
     table = {**table, "options": options}
     named = [value for _, value in binaries(current)]
     if not named or not _is_runc_v2(current) or any(value != binary for value in named):
-        return _besides(table, current, seen)
+        return _with_cleared_keys(table, current, capabilities)
     # It runs our binary already, so the admin may have given it more than the base says.
-    said = [Set(path, value) for path, value in leaves(current) if not get(base, path, True)]
-    return emptied(table, apply({}, said))
+    more = [Set(path, value) for path, value in leaves(current) if not get(base, path, True)]
+    return emptied(table, apply({}, more))
 
 
-def _besides(table: Data, current: Data, seen: Shown) -> Data:
+def _with_cleared_keys(table: Data, current: Data, capabilities: Capabilities) -> Data:
     """The table, and what an earlier tool's handler of that name has besides set to nothing: a
     drop-in cannot delete."""
-    known = {key: value for key, value in current.items() if _is_known(key, seen)}
+    known = {key: value for key, value in current.items() if _is_known(key, capabilities)}
     for key in FILLED:
         if known.get(key) not in (None, "", SANDBOXER):
             table = {key: SANDBOXER, **table}

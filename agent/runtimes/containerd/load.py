@@ -187,8 +187,8 @@ def _names(host: HostRoot, directory: str, part: str, overlay: Overlay) -> list[
 def names(host: HostRoot, directory: str, overlay: Overlay) -> set[str]:
     """What a directory has, or is going to have; nothing where there is none. Raises Refused, also
     where somebody else than root can add a file to it, which the runtime would load."""
-    path, there = trust.list_directory(host, directory)
-    found = set(there)
+    path, existing = trust.list_directory(host, directory)
+    found = set(existing)
     above = path.host.rstrip("/") + "/"
     for name, state in overlay.items():
         first, slash, _ = name.removeprefix(above).partition("/")

@@ -118,17 +118,17 @@ def _migrated(given: Data, order: tuple[str, ...]) -> Data:
     for name in order[1:]:
         old = result.pop(name, None)
         if isinstance(old, dict):
-            result[CRI_V3] = _hidden_by(result.get(CRI_V3, {}), _runtime_part(old))
+            result[CRI_V3] = _names_merged(result.get(CRI_V3, {}), _runtime_part(old))
             images = _image_part(old)
             if images:
-                result[IMAGES] = _over(result.get(IMAGES, {}), images)
+                result[IMAGES] = _images_merged(result.get(IMAGES, {}), images)
             streaming = {key: value for key, value in old.items() if key in STREAMING}
             if streaming:
                 result[CRI_V2] = streaming
     return result
 
 
-def _hidden_by(new: Data, old: Data) -> Data:
+def _names_merged(new: Data, old: Data) -> Data:
     """Both together: a key of the new name hides the old one's, whole `runtimes` included."""
     result = {**old, **new}
     for key in TWO_LEVELS:
@@ -137,7 +137,7 @@ def _hidden_by(new: Data, old: Data) -> Data:
     return result
 
 
-def _over(new: Data, old: Data) -> Data:
+def _images_merged(new: Data, old: Data) -> Data:
     """Of the images' settings the old name's win, each as a whole but for the pinned ones."""
     pinned = {**new.get("pinned_images", {}), **old.get("pinned_images", {})}
     return {**new, **old, **({"pinned_images": pinned} if pinned else {})}

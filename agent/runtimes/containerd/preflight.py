@@ -68,8 +68,8 @@ def check(host: HostRoot, node: ContainerdNode, candidate: Candidate) -> Preflig
         note = f"{node.executable} does not show what it makes of files below version 3"
         return _without_executable(node, candidate, note)
     refuse_missing(missing)
-    was, will_be = _strip(before.data or {}, candidate), _strip(after, candidate)
-    refuse_difference(was, will_be, "dump")
+    old, new = _strip(before.data or {}, candidate), _strip(after, candidate)
+    refuse_difference(old, new, "dump")
     return accepted(node.executable)
 
 
@@ -199,10 +199,10 @@ def _emptied(file: ConfigFile) -> ConfigFile:
 
 def _of_ours(dump: Data) -> dict[str, Any]:
     """What of a dump a plan is made from, by the path of its key."""
-    cri = cri_section(dump)
+    section = cri_section(dump)
     names = ("runtimes", "default_runtime_name", *LEGACY)
-    paths: list[Path] = [(*cri, "containerd", name) for name in names]
-    paths += [(*cri, "enable_cdi"), ("disabled_plugins",)]
+    paths: list[Path] = [(*section, "containerd", name) for name in names]
+    paths += [(*section, "enable_cdi"), ("disabled_plugins",)]
     paths += [("plugins", name) for name in LINUX_PLUGIN]
     found: dict[str, Any] = {"imports": len(dump.get("imports") or ())}  # staged: other names
     for path in paths:

@@ -17,7 +17,7 @@ from agent.host.paths import HostRoot, is_below
 from agent.runtimes import command, trial
 from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.containerd.load import DEFAULT_ROOT
-from agent.runtimes.desired import Desired, binaries
+from agent.runtimes.desired_state import Desired, binaries
 from agent.runtimes.trial import Launch
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def launch(
     host: HostRoot,
     node: ContainerdNode,
     executable: str,
-    wanted: Desired,
+    desired: Desired,
     files: Mapping[str, bytes | None],
 ) -> Launch:
     """The start of this containerd with `files` presented in the place of the real ones."""
@@ -50,7 +50,7 @@ def launch(
         executable, *_config(node, files), "--root", own["root"], "--state", own["state"],
         "--address", own["socket"],
     )  # fmt: skip
-    programs = (path for table in wanted.handlers.values() for _, path in binaries(table))
+    programs = (path for table in desired.handlers.values() for _, path in binaries(table))
     view = View(work, writable, _proxies(node.files), files, tuple(sorted({*programs} - {""})))
     env, sources = trial.environment(node.runtime.process), trial.sources(node.files, files)
     return Launch(argv, env, view, own["socket"], reason, sources)
@@ -60,9 +60,11 @@ def _config(node: ContainerdNode, files: Mapping[str, bytes | None]) -> tuple[st
     """How containerd is told its root file. It takes the usual one by itself, there or not; one
     that is named has to exist."""
     root, running = node.root, node.runtime.process
-    there = files[root.path.host] is not None if root.path.host in files else root.state is not None
-    named = running.config is not None if running else there
-    return ("-c", root.name) if named or (root.name != DEFAULT_ROOT and there) else ()
+    exists = (
+        files[root.path.host] is not None if root.path.host in files else root.state is not None
+    )
+    named = running.config is not None if running else exists
+    return ("-c", root.name) if named or (root.name != DEFAULT_ROOT and exists) else ()
 
 
 def _read(files: tuple[ConfigFile, ...]) -> Iterator[str]:

@@ -35,7 +35,7 @@ from agent.runtimes.base import (
 from agent.runtimes.config_file import ConfigFile, Overlay
 from agent.runtimes.crio import (
     command_line,
-    desired,
+    desired_state,
     edit,
     hook,
     load,
@@ -44,7 +44,7 @@ from agent.runtimes.crio import (
     trial,
 )
 from agent.runtimes.crio.merge import Overrides, Rules, Setting
-from agent.runtimes.desired import Desired, is_ours, programs_of
+from agent.runtimes.desired_state import Desired, is_ours, programs_of
 from agent.runtimes.preflight import Candidate, Preflight, first_unread, unread_warnings
 from agent.runtimes.trial import Launch
 from agent.toml.edit import Data, Op, Path, get
@@ -138,9 +138,9 @@ class Crio:
         """The handlers' tables, likewise."""
         return (_shown(answer) or {}).get("runtimes")
 
-    def unproven(self, wanted: Desired, answer: Answer) -> list[str]:
+    def unproven(self, desired: Desired, answer: Answer) -> list[str]:
         """As the protocol says."""
-        return desired.unproven(wanted, answer)
+        return desired_state.unproven(desired, answer)
 
     def watch_paths(
         self, settings: Settings, host: HostRoot, running: Process | None
@@ -214,9 +214,9 @@ class CrioNode:
         """What the running CRI-O says of its own settings."""
         return _shown(self.runtime.answer)
 
-    def kept_in(self, host: HostRoot, setting: Setting) -> str:
+    def setting_file(self, host: HostRoot, setting: Setting) -> str:
         """Where a flag or a variable of the running process durably stands, for messages."""
-        return command_line.kept_in(host, self.runtime.process, setting.source)
+        return command_line.setting_file(host, self.runtime.process, setting.source)
 
     def load(self, host: HostRoot, overlay: Overlay | None = None) -> Files:
         """As the protocol says."""
@@ -248,22 +248,22 @@ class CrioNode:
 
     def edits(self, host: HostRoot, request: EditRequest) -> tuple[Edits, tuple[str, ...]]:
         """As the protocol says."""
-        scene = edit.Scene(
+        inputs = edit.EditInput(
             host, request.settings, request.store, self, request.memory, request.decision,
             request.available, request.hook_program,
         )  # fmt: skip
-        found = edit.edits(scene)
-        return found, (*unread_warnings(self.files), *edit.warnings(scene, found))
+        found = edit.edits(inputs)
+        return found, (*unread_warnings(self.files), *edit.warnings(inputs, found))
 
     def preflight(self, host: HostRoot, candidate: Candidate) -> Preflight:
         """As the protocol says."""
         return preflight.check(host, self, candidate)
 
     def launch(
-        self, host: HostRoot, executable: str, wanted: Desired, files: Mapping[str, bytes | None]
+        self, host: HostRoot, executable: str, desired: Desired, files: Mapping[str, bytes | None]
     ) -> Launch:
         """As the protocol says."""
-        return trial.launch(host, self, executable, wanted, files)
+        return trial.launch(host, self, executable, desired, files)
 
     def restart_hazard(self, host: HostRoot, files: Files) -> RestartHazard | None:
         """A default runtime of which there would be no handler."""
@@ -272,7 +272,7 @@ class CrioNode:
             return None
         path, what = (merge.owner(files, merge.DEFAULT) or self.root).path, "default_runtime"
         if fixed:
-            place, what = self.kept_in(host, fixed), fixed.source
+            place, what = self.setting_file(host, fixed), fixed.source
             path = HostPath(host.agent_path(place), place) if place.startswith("/") else path
         why = (
             f"makes {effective.default} the default runtime by {what}, and there would be no such "
@@ -288,11 +288,11 @@ class CrioNode:
         """The section `crio.runtime`."""
         return self.shown or {}, [get(file.data, merge.RUNTIME) or {}]
 
-    def reload_keys(self, wanted: Desired) -> tuple[tuple[str, ...], ...]:
+    def reload_keys(self, desired: Desired) -> tuple[tuple[str, ...], ...]:
         """On SIGHUP CRI-O shows new handlers at once, and pods still get the old ones (observed on
         1.37, read in 1.24 to 1.36)."""
-        keys = [(*merge.RUNTIMES, name, "runtime_path") for name in wanted.handlers]
-        return (*keys, *([merge.DEFAULT] if wanted.default is not None else []))
+        keys = [(*merge.RUNTIMES, name, "runtime_path") for name in desired.handlers]
+        return (*keys, *([merge.DEFAULT] if desired.default is not None else []))
 
     def owner(self, files: Files, key: tuple[str, ...]) -> ConfigFile | None:
         """As the protocol says."""
@@ -338,9 +338,9 @@ class CrioNode:
         if default and is_ours(default, tables.get(default, {})):
             yield merge.DEFAULT
 
-    def restored(self, host: str, current: Data, back: Restoration) -> list[Op]:
+    def restored(self, host: str, current: Data, restoration: Restoration) -> list[Op]:
         """Nothing is needed besides."""
-        return back.ops
+        return restoration.ops
 
     def finished(self, host: HostRoot, changes: tuple[Change, ...]) -> tuple[Change, ...]:
         """Nothing lies in the drop-in directory for a moment."""
@@ -381,8 +381,8 @@ def places(settings: Settings, host: HostRoot, running: Process | None) -> tuple
         directory = overrides.directory.value if overrides.directory else load.DIRECTORY
         return host.seen_by_host(root), host.seen_by_host(directory)
     asked = host.name(settings.config) if settings.config else None
-    there = asked is not None and os.path.isfile(host.agent_path(asked))
-    return (asked if asked and there else load.ROOT), load.DIRECTORY
+    exists = asked is not None and os.path.isfile(host.agent_path(asked))
+    return (asked if asked and exists else load.ROOT), load.DIRECTORY
 
 
 def drop_in(settings: Settings, host: HostRoot, directory: str, root: ConfigFile) -> HostPath:
@@ -407,8 +407,8 @@ def hook_file(settings: Settings, host: HostRoot, read: tuple[str, ...]) -> Host
     does not look in the usual one."""
     name = host.name(settings.crio_hooks_dir)
     if settings.origins["crio_hooks_dir"] == "default" and read:
-        wanted = host.resolve(name).host
-        if wanted not in [host.resolve(os.path.normpath(item)).host for item in read]:
+        usual = host.resolve(name).host
+        if usual not in [host.resolve(os.path.normpath(item)).host for item in read]:
             name = os.path.normpath(read[-1])
     above = host.resolve(name)
     join = os.path.join

@@ -41,14 +41,14 @@ def overrides(process: Process | None) -> Overrides:
         return Overrides(environment=False)
     variables = environment(process)
     found = parse(process.command, variables or {})
-    there = _directory(process)
+    directory = _directory(process)
     return replace(
         found,
         environment=variables is not None,
-        config=_absolute(found.config, there),
-        directory=_absolute(found.directory, there),
-        hooks_dirs=_absolute(found.hooks_dirs, there),
-        spec_dirs=_absolute(found.spec_dirs, there),
+        config=_absolute(found.config, directory),
+        directory=_absolute(found.directory, directory),
+        hooks_dirs=_absolute(found.hooks_dirs, directory),
+        spec_dirs=_absolute(found.spec_dirs, directory),
     )
 
 
@@ -115,7 +115,7 @@ def _directory(process: Process) -> str | None:
         return None
 
 
-def kept_in(host: HostRoot, process: Process | None, source: str) -> str:
+def setting_file(host: HostRoot, process: Process | None, source: str) -> str:
     """Where a flag or a variable durably stands: the host path of the first file of systemd's that
     has it, else words for it."""
     unit = process.unit if process else None

@@ -27,22 +27,22 @@ class _Timed(socket.socket):
     end = 0.0  # of the clock
     clock: Callable[[], float]
 
-    def _hurry(self) -> None:
+    def _limit_wait(self) -> None:
         left = self.end - self.clock()
         if left <= 0:
             raise TimeoutError
         self.settimeout(left)
 
     def connect(self, address: Any) -> None:
-        self._hurry()
+        self._limit_wait()
         super().connect(address)
 
     def sendall(self, *given: Any) -> None:
-        self._hurry()
+        self._limit_wait()
         super().sendall(*given)
 
     def recv_into(self, *given: Any) -> int:
-        self._hurry()
+        self._limit_wait()
         return super().recv_into(*given)
 
 

@@ -164,27 +164,29 @@ def rules(
     table = get(running, ("runtimes", found.default))
     named = any(get(file.data, (*RUNTIMES, found.default)) is not None for file in files)
     if isinstance(table, dict) and not named:
-        told = {k: v for k, v in table.items() if k not in DERIVED | _COMPUTED and v}
-        found = replace(found, handler=told)
+        shown_table = {k: v for k, v in table.items() if k not in DERIVED | _COMPUTED and v}
+        found = replace(found, handler=shown_table)
     known = {key for key, since in _KEYS.items() if version >= since}
     keys = frozenset(known | shown_keys(running))
     found = replace(found, keys=keys, overrides=overrides)
     return replace(found, by_key=_keeps_keys(found, files, running))
 
 
-def shown_keys(running: Data | None) -> frozenset[str]:
+def shown_keys(shown_section: Data | None) -> frozenset[str]:
     """The keys that the daemon shows in any of its handlers."""
-    tables = get(running, ("runtimes",)) or {}
+    tables = get(shown_section, ("runtimes",)) or {}
     return frozenset(key for table in tables.values() for key in table) - _COMPUTED
 
 
-def _keeps_keys(found: Rules, files: Files, running: Data | None) -> bool:
+def _keeps_keys(crio_rules: Rules, files: Files, shown_section: Data | None) -> bool:
     """Does the running daemon show a key of a handler that only an earlier file has?"""
-    apart, together = (effective(replace(found, by_key=way), files) for way in (False, True))
+    apart, together = (
+        effective(replace(crio_rules, by_key=by_key), files) for by_key in (False, True)
+    )
     for name, table in together.runtimes.items():
         for key, value in table.items():
             if key not in DERIVED and value and value != apart.table(name).get(key):
-                return bool(get(running, ("runtimes", name, key)) == value)
+                return bool(get(shown_section, ("runtimes", name, key)) == value)
     return False
 
 
@@ -200,23 +202,23 @@ def merged(files: Iterable[ConfigFile], *, by_key: bool) -> Data:
     return whole
 
 
-def effective(found: Rules, files: Files) -> Effective:
+def effective(crio_rules: Rules, files: Files) -> Effective:
     """What the daemon makes of these files at its next start, if that is as this one was."""
-    section = get(merged(files, by_key=found.by_key), RUNTIME) or {}
+    section = get(merged(files, by_key=crio_rules.by_key), RUNTIME) or {}
     named = section.get("runtimes") or {}
-    given = named.get(found.default)
+    given = named.get(crio_rules.default)
     # The built-in handler is there whatever files say of others.
-    builtin = found.handler if given is None else given
-    if found.by_key and given is not None:
-        builtin = deep_merge(found.handler, given)
-    tables = {**named, found.default: builtin, **found.overrides.handlers}
+    builtin = crio_rules.handler if given is None else given
+    if crio_rules.by_key and given is not None:
+        builtin = deep_merge(crio_rules.handler, given)
+    tables = {**named, crio_rules.default: builtin, **crio_rules.overrides.handlers}
     runtimes = {
-        name: {key: value for key, value in table.items() if key in found.keys}
+        name: {key: value for key, value in table.items() if key in crio_rules.keys}
         for name, table in tables.items()
     }
-    fixed = found.overrides.default
+    fixed = crio_rules.overrides.default
     default = fixed.value if fixed else section.get("default_runtime")
-    return Effective(default or found.default, runtimes, None, section)
+    return Effective(default or crio_rules.default, runtimes, None, section)
 
 
 def hooks_dirs(files: Files, overrides: Overrides) -> tuple[str, ...]:

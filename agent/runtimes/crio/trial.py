@@ -17,7 +17,7 @@ from agent.host.isolation import View
 from agent.host.paths import HostRoot
 from agent.runtimes import command, trial
 from agent.runtimes.crio import hook
-from agent.runtimes.desired import Desired
+from agent.runtimes.desired_state import Desired
 from agent.runtimes.trial import Launch
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _PLACES = (
 
 
 def launch(
-    host: HostRoot, node: CrioNode, executable: str, wanted: Desired,
+    host: HostRoot, node: CrioNode, executable: str, desired: Desired,
     files: Mapping[str, bytes | None],
 ) -> Launch:  # fmt: skip
     """The start of this CRI-O with `files` presented in the place of the real ones."""
@@ -44,7 +44,7 @@ def launch(
     if (parse_version(node.runtime.version) or (0, 0, 0)) >= (1, 25, 0):
         # It would put the IRQ balance of the host back to what it was at boot.
         argv += ["--irqbalance-config-restore-file", "disable"]
-    view = View(work, _WRITABLE, (), files, tuple(sorted(set(_programs(wanted, files)))))
+    view = View(work, _WRITABLE, (), files, tuple(sorted(set(_programs(desired, files)))))
     env = trial.environment(node.runtime.process)
     sources = trial.sources(node.files, files)
     return Launch(tuple(argv), env, view, places["listen"], reason, sources)
@@ -62,10 +62,10 @@ def _flags(running: Process | None, executable: str) -> tuple[str, ...]:
     return words[names[0] + 1 :] if names else words[1:]
 
 
-def _programs(wanted: Desired, files: Mapping[str, bytes | None]) -> Iterator[str]:
+def _programs(desired: Desired, files: Mapping[str, bytes | None]) -> Iterator[str]:
     """Programs that are installed with the change: CRI-O drops handlers whose program is missing,
     and does not start with a hook whose program is."""
-    for table in wanted.handlers.values():
+    for table in desired.handlers.values():
         path = table.get("runtime_path")
         if isinstance(path, str) and path.startswith("/"):
             yield path

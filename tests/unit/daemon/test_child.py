@@ -47,7 +47,7 @@ class Child:
             clock=lambda: self.now,
             log=self.log,
         )
-        monkeypatch.setattr(child, "watched", lambda *_: ("/a", "/b"))
+        monkeypatch.setattr(child, "watch_paths", lambda *_: ("/a", "/b"))
         self._monkeypatch = monkeypatch
         self._told = os.memfd_create("told")
 
@@ -133,7 +133,7 @@ def test_last_line_of_a_failure_has_the_decision(error: AgentError, does: str, r
     """The decision is in it, where one was made."""
 
     def decides(ctx: Context) -> None:
-        ctx.proposed(done().proposal)
+        ctx.on_proposal(done().proposal)
         raise error
 
     run.work(decides)

@@ -20,7 +20,7 @@ from agent.runtimes.base import Edits, Endpoint, Runtime
 from agent.runtimes.containerd import load
 from agent.runtimes.containerd.adapter import ContainerdNode
 from agent.runtimes.containerd.generations import generation
-from agent.runtimes.desired import Desired
+from agent.runtimes.desired_state import Desired
 from agent.state.store import Failure, Store
 from agent.status import Publisher
 from tests.unit.support.made_node import ticks
@@ -77,7 +77,7 @@ class Scene:
 
     def fail(self) -> None:
         """The candidate fails."""
-        mark = candidate.mark(HOST, self.node(), self.edits())
+        mark = candidate.fingerprint(HOST, self.node(), self.edits())
         self.store.remember_failure(mark, Failure("it died", self.now))
 
 
@@ -136,17 +136,17 @@ def test_unit_is_a_part_of_it(scene: Scene, tmp_path: Path) -> None:
     (units / "c.service").write_text("[Service]\n")
     scene.running = replace(scene.running, unit="c.service")
     host = HostRoot(str(tmp_path))
-    marks = [candidate.mark(host, scene.node(), scene.edits())]
+    marks = [candidate.fingerprint(host, scene.node(), scene.edits())]
     (units / "c.service.d/env.conf").write_text("[Service]\n")
-    marks.append(candidate.mark(host, scene.node(), scene.edits()))
+    marks.append(candidate.fingerprint(host, scene.node(), scene.edits()))
     (units / "c.service").write_text("[Service]\nRestart=no\n")
-    marks.append(candidate.mark(host, scene.node(), scene.edits()))
+    marks.append(candidate.fingerprint(host, scene.node(), scene.edits()))
     assert len(set(marks)) == 3
 
 
 def test_failure_of_an_earlier_version_is_forgotten(scene: Scene) -> None:
     """It has no time: it may be of any day."""
-    mark = candidate.mark(HOST, scene.node(), scene.edits())
+    mark = candidate.fingerprint(HOST, scene.node(), scene.edits())
     path = Path(scene.store.path("failed.json"))
     path.write_text(f'{{"format": 1, "candidates": {{"{mark}": "it died"}}}}')
     assert scene.store.failures() == {mark: Failure("it died", 0.0)}

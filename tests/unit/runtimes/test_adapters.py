@@ -15,7 +15,7 @@ from agent.host.paths import HostPath, HostRoot
 from agent.options.settings import resolve
 from agent.runtimes import registry
 from agent.runtimes.base import ConfiguredRuntime, EditRequest, Edits, Endpoint, Runtime
-from agent.runtimes.desired import is_ours
+from agent.runtimes.desired_state import is_ours
 from agent.state.store import Memory, Original, Store
 from agent.toml import edit as tomledit
 from agent.toolkit.programs import Binary
@@ -122,10 +122,10 @@ def test_comments_of_others_stay(world: World) -> None:
 
 def test_edits_are_unproven_until_the_runtime_shows_them(world: World) -> None:
     """The running runtime was started on the old files."""
-    wanted = world.edits().wanted
+    desired = world.edits().desired
     answer = world.node.runtime.answer
-    assert world.node.adapter.unproven(wanted, answer)
-    assert not world.node.adapter.unproven(replace(wanted, handlers={}, default=None), answer)
+    assert world.node.adapter.unproven(desired, answer)
+    assert not world.node.adapter.unproven(replace(desired, handlers={}, default=None), answer)
 
 
 def test_own_keys_go_again(world: World) -> None:

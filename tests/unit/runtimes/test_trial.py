@@ -21,7 +21,7 @@ from agent.runtimes.containerd import trial as trial_containerd
 from agent.runtimes.containerd.adapter import ContainerdNode
 from agent.runtimes.containerd.generations import generation
 from agent.runtimes.crio import trial as crio_trial
-from agent.runtimes.desired import Desired
+from agent.runtimes.desired_state import Desired
 from agent.runtimes.trial import Launch, Result, Subject, Trial
 
 HOST = HostRoot("/")
@@ -162,9 +162,9 @@ def test_trial_containerd_has_places_of_its_own(tmp_path: Path) -> None:
         path = "/opt/containerd"
         """,
     )
-    wanted = Desired({"nvidia": {"options": {"BinaryName": "/n/nvidia-container-runtime"}}})
+    desired = Desired({"nvidia": {"options": {"BinaryName": "/n/nvidia-container-runtime"}}})
     files = {str(tmp_path / "conf.d/99-nvidia.toml"): b"x"}
-    launch = trial_containerd.launch(HOST, node, "/usr/bin/containerd", wanted, files)
+    launch = trial_containerd.launch(HOST, node, "/usr/bin/containerd", desired, files)
     assert launch.argv[:3] == ("/usr/bin/containerd", "-c", str(tmp_path / "config.toml"))
     view = launch.view
     own = dict(zip(launch.argv[3::2], launch.argv[4::2], strict=True))

@@ -21,7 +21,7 @@ from agent.options.settings import resolve
 from agent.plan.context import Context
 from agent.runtimes import restart
 from agent.runtimes.base import Endpoint, Runtime
-from agent.runtimes.desired import Desired
+from agent.runtimes.desired_state import Desired
 from agent.runtimes.restart import Kind, Restart
 from agent.state.store import Store
 from agent.status import READY, TWIN, Publisher
@@ -163,7 +163,7 @@ class Node:
             for name in NAMES
         )
 
-    def apply(self, kind: Kind | None = "systemd") -> change.Done:
+    def apply(self, kind: Kind | None = "systemd") -> change.Completed:
         """Carry the change out; `kind` None: only files have to be written."""
         ctx = self.context()
         socket = HostPath("/c.sock", "/c.sock")
@@ -172,7 +172,7 @@ class Node:
             runtime=Runtime(Endpoint("containerd", socket), self.find(), self.ask()),
             changes=self.changes(),
             restart=self.way(kind) if kind else None,
-            wanted=WANTED,
+            desired=WANTED,
             before=(BEFORE,),
             memory=ctx.store.memory(),
             fingerprint="f",

@@ -24,7 +24,7 @@ from agent.runtimes.base import (
     RuntimeAdapter,
 )
 from agent.runtimes.config_file import ConfigFile, Overlay
-from agent.runtimes.desired import Desired, is_ours
+from agent.runtimes.desired_state import Desired, is_ours
 from agent.runtimes.preflight import UNKNOWN, Candidate, Preflight
 from agent.runtimes.registry import Registered
 from agent.runtimes.trial import Launch
@@ -79,10 +79,10 @@ class MadeUp:
         """As in its file."""
         return get(answer.config, ("handlers",))
 
-    def unproven(self, wanted: Desired, answer: Answer) -> list[str]:
+    def unproven(self, desired: Desired, answer: Answer) -> list[str]:
         """Handlers that it does not show as they should be."""
         shown = get(answer.config, ("handlers",), {})
-        return [f"handler {name}" for name, t in wanted.handlers.items() if shown.get(name) != t]
+        return [f"handler {name}" for name, t in desired.handlers.items() if shown.get(name) != t]
 
     def watch_paths(
         self, settings: Settings, host: HostRoot, running: Process | None
@@ -163,15 +163,15 @@ class MadeUpNode:
         data = tomledit.encoded(tomledit.edit(text, ops, FILE))
         after = replace(before, data=data) if before else new_state(data)
         changes = (Change(self.root.path, before, after),) if ops else ()
-        wanted = Desired(tables, "nvidia" if request.decision.is_default else None)
-        return Edits(changes, wanted, self.load(host, {FILE: after})), ()
+        desired = Desired(tables, "nvidia" if request.decision.is_default else None)
+        return Edits(changes, desired, self.load(host, {FILE: after})), ()
 
     def preflight(self, host: HostRoot, candidate: Candidate) -> Preflight:
         """It cannot be asked."""
         return Preflight(False, UNKNOWN)
 
     def launch(
-        self, host: HostRoot, executable: str, wanted: Desired, files: Mapping[str, bytes | None]
+        self, host: HostRoot, executable: str, desired: Desired, files: Mapping[str, bytes | None]
     ) -> Launch:
         """It is started without anything."""
         return Launch((executable,), {}, View("/tmp", (), (), files, ()), FILE, str)
@@ -188,7 +188,7 @@ class MadeUpNode:
         """All of it."""
         return self.runtime.answer.config or {}, [file.data]
 
-    def reload_keys(self, wanted: Desired) -> tuple[tuple[str, ...], ...]:
+    def reload_keys(self, desired: Desired) -> tuple[tuple[str, ...], ...]:
         """It does not reload."""
         return ()
 
@@ -219,9 +219,9 @@ class MadeUpNode:
         if is_ours(str(data.get("default")), {}):
             yield ("default",)
 
-    def restored(self, host: str, current: Data, back: Restoration) -> list[Op]:
+    def restored(self, host: str, current: Data, restoration: Restoration) -> list[Op]:
         """Nothing is needed besides."""
-        return back.ops
+        return restoration.ops
 
     def finished(self, host: HostRoot, changes: tuple[Change, ...]) -> tuple[Change, ...]:
         """Nothing is needed besides."""

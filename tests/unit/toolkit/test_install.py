@@ -13,7 +13,7 @@ from agent.host.paths import HostRoot, Mount
 from agent.options.settings import Settings
 from agent.runtimes import low_level
 from agent.runtimes.base import Effective
-from agent.runtimes.desired import LINUX
+from agent.runtimes.desired_state import LINUX
 from agent.toml.edit import Data
 from agent.toolkit import install, tree
 from agent.toolkit.install import ToolkitProposal

@@ -19,13 +19,13 @@ from agent.cri.versions import parse_version
 from agent.decide import Decision, Evidence, Question, Switch, decide
 from agent.errors import Refused
 from agent.host.paths import HostRoot
-from agent.runtimes import desired as wishes
+from agent.runtimes import desired_state
 from agent.runtimes.base import Edits, Effective
 from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.containerd import edit, generations, handlers, load, merge
-from agent.runtimes.containerd.handlers import Shown
-from agent.runtimes.containerd.overlay import Scene
-from agent.runtimes.desired import Desired
+from agent.runtimes.containerd.handlers import Capabilities
+from agent.runtimes.containerd.overlay import EditInput
+from agent.runtimes.desired_state import Desired
 from agent.state.store import Memory, Original
 from agent.toml.edit import get
 from agent.toolkit.programs import Binary
@@ -123,15 +123,17 @@ class Tree:
             if binary in self.binaries
         )
 
-        def wish(cri: Effective) -> Desired:
-            return handlers.want(
+        def derive(cri: Effective) -> Desired:
+            return handlers.derive_desired(
                 cri, decision, available, "nvidia", self.memory.default, "io.containerd.runc.v2",
-                Shown(None, self.generation.lacking),
+                Capabilities(None, self.generation.missing_shims),
             )  # fmt: skip
 
         host = self.host
         drop_in = host.locate(self.prefix + DROP_IN)
-        return edit.edits(Scene(host, self.generation, self.files(), drop_in, self.memory, wish))
+        return edit.edits(
+            EditInput(host, self.generation, self.files(), drop_in, self.memory, derive)
+        )
 
     def apply(self, edits: Edits) -> None:
         """Carry a plan out and remember it, as a transaction does."""
@@ -149,9 +151,11 @@ class Tree:
                 edited=known is not None and known.written != digest,
             )  # fmt: skip
         default = self.memory.default
-        if edits.changes and not wishes.is_ours(before.default, before.table(before.default)):
+        if edits.changes and not desired_state.is_ours(
+            before.default, before.table(before.default)
+        ):
             default = before.default
-        switched = self.memory.enabled_cdi or edits.wanted.enable_cdi
+        switched = self.memory.enabled_cdi or edits.desired.enable_cdi
         self.memory = Memory(files, default, switched)
 
 
@@ -263,12 +267,12 @@ def test_shape_is_made_right_in_our_keys_only(
     annotations = [*row.annotations, *inherited.pop("container_annotations", [])]
     for handler in shape.handlers_after:
         table, binary = cri.table(handler), f"{TOOLKIT}/{shapes.BINARIES[handler]}"
-        assert {value for _, value in wishes.binaries(table)} == {binary}
+        assert {value for _, value in desired_state.binaries(table)} == {binary}
         assert table["runtime_type"] == "io.containerd.runc.v2"
         assert not table.get("runtime_engine")
         assert not table.get("runtime_root")
         assert table.get("container_annotations", []) == annotations
-        assert all(wishes.same(value, table.get(key)) for key, value in inherited.items())
+        assert all(desired_state.same(value, table.get(key)) for key, value in inherited.items())
     settled(tree)
 
 

@@ -10,11 +10,11 @@ import pytest
 from agent.errors import Refused
 from agent.runtimes.base import Effective
 from agent.runtimes.containerd import handlers
-from agent.runtimes.containerd.handlers import Shown
-from agent.runtimes.desired import gaps
+from agent.runtimes.containerd.handlers import Capabilities
+from agent.runtimes.desired_state import differences
 from agent.toml.edit import Data
 from agent.toolkit.programs import Binary
-from tests.unit.runtimes.test_desired import (
+from tests.unit.runtimes.test_desired_state import (
     BINARIES,
     ROW3,
     ROW6,
@@ -22,15 +22,15 @@ from tests.unit.runtimes.test_desired import (
     RUNTIME,
     TYPE,
     cri,
+    derive_desired,
     handler,
-    want,
 )
 
 
 def test_handler_with_another_shim_is_no_base() -> None:
     """kata's shim knows no BinaryName: our binary would never run, and all would look right."""
     kata: Data = {"runtime_type": "io.containerd.kata.v2", "options": {"ConfigPath": "/k.toml"}}
-    found = want(cri({"kata": kata, "runc": RUNC}, "kata"))
+    found = derive_desired(cri({"kata": kata, "runc": RUNC}, "kata"))
     assert found.handlers["nvidia"] == {
         **RUNC,
         "options": {"BinaryName": RUNTIME, **RUNC["options"]},
@@ -41,7 +41,7 @@ def test_handler_with_another_shim_is_no_base() -> None:
 def test_default_goes_back_to_another_shim() -> None:
     """What was the default is the default again, whatever it runs."""
     kata: Data = {"runtime_type": "io.containerd.kata.v2"}
-    found = want(cri({"kata": kata, "runc": RUNC, "nvidia": handler("/old")}, "nvidia"),
+    found = derive_desired(cri({"kata": kata, "runc": RUNC, "nvidia": handler("/old")}, "nvidia"),
                  remembered="kata")  # fmt: skip
     assert found.default == "kata"
     assert found.handlers["nvidia"]["runtime_type"] == TYPE
@@ -50,7 +50,7 @@ def test_default_goes_back_to_another_shim() -> None:
 def test_only_handler_of_a_node_is_inherited_from_though_it_is_ours() -> None:
     """Its cgroup driver is the node's."""
     only: Data = {"runtime_type": TYPE, "options": {"BinaryName": "/old", "SystemdCgroup": True}}
-    found = want(cri({"nvidia": only}, "nvidia"), ROW6)
+    found = derive_desired(cri({"nvidia": only}, "nvidia"), ROW6)
     for item in BINARIES:
         options = found.handlers[item.handler]["options"]
         assert options == {"BinaryName": item.path, "SystemdCgroup": True}
@@ -63,7 +63,7 @@ def test_what_an_earlier_tool_gave_besides_is_set_to_nothing() -> None:
         "pod_annotations": ["a/*"], "snapshotter": "",
         "options": {"BinaryName": "/usr/bin/nvidia-container-runtime", "NoNewKeyring": True},
     }  # fmt: skip
-    table = want(cri({"runc": RUNC, "nvidia": stale})).handlers["nvidia"]
+    table = derive_desired(cri({"runc": RUNC, "nvidia": stale})).handlers["nvidia"]
     assert table == {
         "runtime_type": TYPE, "privileged_without_host_devices": False, "pod_annotations": [],
         "options": {"BinaryName": RUNTIME, "SystemdCgroup": True, "NoNewKeyring": False},
@@ -73,7 +73,7 @@ def test_what_an_earlier_tool_gave_besides_is_set_to_nothing() -> None:
 def test_what_an_admin_gave_to_our_handler_stays() -> None:
     """It runs our binary already: whatever else it has was meant."""
     tuned: Data = {**handler(RUNTIME), "pod_annotations": ["a/*"]}
-    table = want(cri({"runc": RUNC, "nvidia": tuned})).handlers["nvidia"]
+    table = derive_desired(cri({"runc": RUNC, "nvidia": tuned})).handlers["nvidia"]
     assert "pod_annotations" not in table
 
 
@@ -82,13 +82,13 @@ def test_default_goes_back_with_the_options_of_the_node() -> None:
     only: Data = {"runtime_type": TYPE, "options": {"BinaryName": "/old", "SystemdCgroup": True}}
     section: Data = {"containerd": {"runtimes": {"nvidia": only}}}
     settings = Effective("nvidia", {"nvidia": only, "runc": {"runtime_type": TYPE}}, True, section)
-    found = want(settings)
+    found = derive_desired(settings)
     assert found.default == "runc"
     assert found.handlers["runc"] == RUNC
     for item in BINARIES:
         options = found.handlers[item.handler]["options"]
         assert options == {"BinaryName": item.path, "SystemdCgroup": True}
-    assert "runc" not in want(settings, ROW6).handlers
+    assert "runc" not in derive_desired(settings, ROW6).handlers
 
 
 def test_default_goes_back_with_the_base_spec_of_the_node() -> None:
@@ -99,7 +99,7 @@ def test_default_goes_back_with_the_base_spec_of_the_node() -> None:
     }  # fmt: skip
     section: Data = {"containerd": {"runtimes": {"nvidia": only}}}
     settings = Effective("nvidia", {"nvidia": only, "runc": {"runtime_type": TYPE}}, True, section)
-    found = want(settings)
+    found = derive_desired(settings)
     assert found.handlers["runc"] == {
         "runtime_type": TYPE, "base_runtime_spec": "/spec.json", "options": {},
     }  # fmt: skip
@@ -139,7 +139,7 @@ def only(**keys: Any) -> Data:
 @pytest.mark.parametrize("name", ["nvidia", "gpu", "runc"])
 def test_runc_is_made_where_only_nvidias_handler_is_left(name: str, table: Data) -> None:
     """Whatever it is called, however it names the program: runc has its options, and no program."""
-    found = want(node({name: table}, name))
+    found = derive_desired(node({name: table}, name))
     runc = found.handlers["runc"]
     assert found.default == "runc"
     assert runc["runtime_type"] == TYPE
@@ -149,28 +149,28 @@ def test_runc_is_made_where_only_nvidias_handler_is_left(name: str, table: Data)
     assert not runc.get("runtime_engine")
     # In the rows in which ours is the default, nobody needs it; ours have the same options.
     for decision in (ROW3, ROW6):
-        ours = want(node({name: table}, name), decision).handlers["nvidia"]
+        ours = derive_desired(node({name: table}, name), decision).handlers["nvidia"]
         assert ours["runtime_type"] == TYPE
         assert ours["options"]["SystemdCgroup"] is True
-        assert "runc" not in want(node({name: table}, name), ROW6).handlers
+        assert "runc" not in derive_desired(node({name: table}, name), ROW6).handlers
 
 
 def test_program_of_the_linux_shim_is_that_of_its_own_settings() -> None:
     """NVIDIA/k8s-device-plugin#182: no handler names a binary; one that does is somebody else's."""
     silent: Data = {"runtime_type": LINUX, "runtime_engine": ""}
-    found = want(node({"x": silent}, "x", linux="nvidia-container-runtime"))
+    found = derive_desired(node({"x": silent}, "x", linux="nvidia-container-runtime"))
     assert (found.default, found.handlers["runc"]["runtime_type"]) == ("runc", TYPE)
-    assert want(node({"x": silent}, "x", linux="runc")).default is None
+    assert derive_desired(node({"x": silent}, "x", linux="runc")).default is None
     crun: Data = {"runtime_type": LINUX, "options": {"Runtime": "/usr/bin/crun"}}
-    assert want(node({"x": crun}, "x", linux="nvidia-container-runtime")).default is None
+    assert derive_desired(node({"x": crun}, "x", linux="nvidia-container-runtime")).default is None
 
 
 def test_handler_called_like_the_program_is_nvidias() -> None:
     """It may name no program at all."""
     name = "nvidia-container-runtime"
-    assert want(node({name: {"runtime_type": TYPE}}, name)).default == "runc"
+    assert derive_desired(node({name: {"runtime_type": TYPE}}, name)).default == "runc"
     sandbox: Data = {"runtime_type": "io.containerd.runsc.v1"}
-    assert want(node({name: sandbox}, name)).default is None
+    assert derive_desired(node({name: sandbox}, name)).default is None
 
 
 @pytest.mark.parametrize("kind", [LINUX, "io.containerd.runc.v1", "io.containerd.runc.v22", ""])
@@ -180,7 +180,9 @@ def test_type_that_is_not_runcs_shim_of_today_is_not_inherited(kind: str) -> Non
         "runtime_type": kind, "runtime_engine": "/usr/bin/x", "runtime_root": "/run/x",
         "base_runtime_spec": "/spec.json", "options": {"Runtime": "/usr/bin/runc"},
     }  # fmt: skip
-    found = want(node({"runc": base}, "runc", {"systemd_cgroup": kind == LINUX}), ROW6_LINUX[kind])
+    found = derive_desired(
+        node({"runc": base}, "runc", {"systemd_cgroup": kind == LINUX}), ROW6_LINUX[kind]
+    )
     table = found.handlers["nvidia"]
     cgroup = {"SystemdCgroup": True} if kind == LINUX else {}
     assert table["options"] == {"BinaryName": RUNTIME, **cgroup}
@@ -196,12 +198,12 @@ ROW6_LINUX = {LINUX: ROW3, "io.containerd.runc.v1": ROW3, "io.containerd.runc.v2
 def test_keys_of_the_old_shim_are_taken_from_a_handler_of_ours() -> None:
     """In place: `runtime_engine only works for runtime io.containerd.runtime.v1.linux`."""
     old: Data = {"runtime_type": LINUX, "runtime_engine": RUNTIME, "runtime_root": "/run/x"}
-    table = want(node({"runc": RUNC, "nvidia": old}, "runc")).handlers["nvidia"]
+    table = derive_desired(node({"runc": RUNC, "nvidia": old}, "runc")).handlers["nvidia"]
     assert (table["runtime_engine"], table["runtime_root"]) == ("", "")
 
 
 @pytest.mark.parametrize(
-    ("kind", "lacking", "why"),
+    ("kind", "missing_shims", "why"),
     [
         ("", (), "it has no runtime_type"),
         (None, (), "it has no runtime_type"),
@@ -211,16 +213,16 @@ def test_keys_of_the_old_shim_are_taken_from_a_handler_of_ours() -> None:
     ],
 )
 def test_default_that_cannot_run_pods_is_refused(
-    kind: str | None, lacking: tuple[str, ...], why: str
+    kind: str | None, missing_shims: tuple[str, ...], why: str
 ) -> None:
     """It is somebody else's: not ours to repair. Where ours becomes the default, it is left."""
     table: Data = {"options": {"SystemdCgroup": True}} | ({} if kind is None else {
         "runtime_type": kind})  # fmt: skip
-    seen = Shown(None, lacking)
+    seen = Capabilities(None, missing_shims)
     settings = node({"runc": table}, "runc")
     with pytest.raises(Refused, match=f"^cannot use runc as default runtime: .*{why}"):
-        handlers.want(settings, ROW3, BINARIES, "nvidia", None, TYPE, seen)
-    found = handlers.want(settings, ROW6, BINARIES, "nvidia", None, TYPE, seen)
+        handlers.derive_desired(settings, ROW3, BINARIES, "nvidia", None, TYPE, seen)
+    found = handlers.derive_desired(settings, ROW6, BINARIES, "nvidia", None, TYPE, seen)
     assert found.handlers["nvidia"]["options"] == {"BinaryName": RUNTIME, "SystemdCgroup": True}
     assert set(found.handlers) == {item.handler for item in BINARIES}
 
@@ -242,8 +244,8 @@ def test_default_to_go_back_to_can_run_pods(
 ) -> None:
     """One that can is taken, else runc is repaired, with its own options where it has any."""
     settings = node({**runtimes, "nvidia": only()}, "nvidia")
-    seen = Shown(None, ("io.containerd.runc.v1",))
-    found = handlers.want(settings, ROW3, BINARIES, "nvidia", None, TYPE, seen)
+    seen = Capabilities(None, ("io.containerd.runc.v1",))
+    found = handlers.derive_desired(settings, ROW3, BINARIES, "nvidia", None, TYPE, seen)
     assert found.default == default
     assert ("runc" in found.handlers) is made
     if made:
@@ -259,13 +261,13 @@ def test_sandbox_under_one_of_our_names_is_refused(name: str, kind: str) -> None
     sandbox: Data = {"runtime_type": kind, "options": {"BinaryName": _PROGRAM, "ConfigPath": "/c"}}
     for decision in (ROW3, ROW6):
         with pytest.raises(Refused, match=rf"^cannot register handler {name}: .*{kind}.*sandbox"):
-            want(node({"runc": RUNC, name: sandbox}, "runc"), decision)
+            derive_desired(node({"runc": RUNC, name: sandbox}, "runc"), decision)
 
 
 def test_sandbox_is_neither_taken_back_nor_inherited_from() -> None:
     """With another name for ours: as default it stays, and nothing of it is taken over."""
     sandbox: Data = {"runtime_type": "io.containerd.runsc.v1", "pod_annotations": ["dev.gvisor.*"]}
-    found = want(node({"nvidia": sandbox}, "nvidia"), binaries=(Binary("gpu", RUNTIME),))
+    found = derive_desired(node({"nvidia": sandbox}, "nvidia"), binaries=(Binary("gpu", RUNTIME),))
     assert found.default is None
     assert found.handlers == {
         "gpu": {"runtime_type": TYPE, "options": {"BinaryName": RUNTIME}}
@@ -278,9 +280,9 @@ def test_cgroup_switch_of_the_old_shim_is_refused() -> None:
     settings = node({"nvidia": old}, "nvidia", {"systemd_cgroup": True})
     for decision in (ROW3, ROW6):
         with pytest.raises(Refused, match=r"^cannot make .* the default runtime: systemd_cgroup"):
-            want(settings, decision)
-    seen = Shown(None, (LINUX,))
-    found = handlers.want(settings, ROW3, BINARIES, "nvidia", None, TYPE, seen)
+            derive_desired(settings, decision)
+    seen = Capabilities(None, (LINUX,))
+    found = handlers.derive_desired(settings, ROW3, BINARIES, "nvidia", None, TYPE, seen)
     assert found.handlers["runc"]["options"] == {"SystemdCgroup": True}
 
 
@@ -293,22 +295,22 @@ def test_what_is_zero_is_not_copied() -> None:
         "options": {"SystemdCgroup": False, "IoUid": 0, "Root": "", "NoNewKeyring": True},
     }  # fmt: skip
     options = {"BinaryName": RUNTIME, "NoNewKeyring": True}
-    table = want(cri({"runc": base})).handlers["nvidia"]
+    table = derive_desired(cri({"runc": base})).handlers["nvidia"]
     assert table == {"runtime_type": TYPE, "options": options}
     more = {"BinaryName": RUNTIME, "SystemdCgroup": True, "ShimCgroup": "/x"}
     mine: Data = {"runtime_type": TYPE, "sandboxer": "podsandbox", "options": more}
-    table = want(cri({"runc": base, "nvidia": mine})).handlers["nvidia"]
+    table = derive_desired(cri({"runc": base, "nvidia": mine})).handlers["nvidia"]
     assert table == {"runtime_type": TYPE, "options": {**options, "SystemdCgroup": False}}
 
 
 def test_sandboxer_of_an_earlier_tool_goes_back_to_containerds_own() -> None:
     """An empty one is the same as none, and as what containerd puts there."""
     stale: Data = {"runtime_type": TYPE, "sandboxer": "shim", "options": {"BinaryName": "/old"}}
-    wanted = want(cri({"runc": {**RUNC, "sandboxer": ""}, "nvidia": stale}))
+    wanted = derive_desired(cri({"runc": {**RUNC, "sandboxer": ""}, "nvidia": stale}))
     assert wanted.handlers["nvidia"]["sandboxer"] == "podsandbox"
     for value in ("", "podsandbox"):
         right = {**wanted.handlers["nvidia"], "sandboxer": value}
-        assert gaps(wanted, cri({**wanted.handlers, "nvidia": right})) == {}
+        assert differences(wanted, cri({**wanted.handlers, "nvidia": right})) == {}
 
 
 def test_what_nobody_knows_is_neither_copied_nor_demanded() -> None:
@@ -325,13 +327,15 @@ def test_what_nobody_knows_is_neither_copied_nor_demanded() -> None:
             }
         }
     }
-    seen = handlers.shown(config, ())
+    seen = handlers.shown_capabilities(config, ())
     base: Data = {
         **RUNC, "typo": True, "cgroup_writable": True, "base_runtime_spec": "/s",
         "options": {"SystemdCgroup": True, "version": 2, "TypeUrl": "x", "shimcgroup": "/y"},
     }  # fmt: skip
     settings = node({"runc": base}, "runc")
-    table = handlers.want(settings, ROW3, BINARIES, "nvidia", None, TYPE, seen).handlers["nvidia"]
+    table = handlers.derive_desired(settings, ROW3, BINARIES, "nvidia", None, TYPE, seen).handlers[
+        "nvidia"
+    ]
     assert table == {
         "runtime_type": TYPE, "base_runtime_spec": "/s",
         "options": {"BinaryName": RUNTIME, "SystemdCgroup": True, "shimcgroup": "/y"},
@@ -340,6 +344,6 @@ def test_what_nobody_knows_is_neither_copied_nor_demanded() -> None:
     assert [text.partition(" of ")[0] for text in told] == [
         "typo", "cgroup_writable", "options.version", "options.TypeUrl",
     ]  # fmt: skip
-    assert handlers.shown(None, ()) == Shown()
-    everything = want(settings).handlers["nvidia"]
+    assert handlers.shown_capabilities(None, ()) == Capabilities()
+    everything = derive_desired(settings).handlers["nvidia"]
     assert everything["typo"] is everything["cgroup_writable"] is True

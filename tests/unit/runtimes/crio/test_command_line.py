@@ -11,7 +11,7 @@ import pytest
 from agent.cri.process import Process
 from agent.host.paths import HostRoot
 from agent.runtimes.crio import command_line
-from agent.runtimes.crio.command_line import kept_in, parse
+from agent.runtimes.crio.command_line import parse, setting_file
 from agent.runtimes.crio.merge import Overrides, Setting
 
 CAPTURES = Path(__file__).resolve().parents[3] / "data/captures"
@@ -142,7 +142,7 @@ def test_file_that_keeps_a_flag_is_named(tmp_path: Path, files: dict[str, str], 
         (tmp_path / "root" / name).write_text(text)
     (tmp_path / "root").mkdir(exist_ok=True)
     host = HostRoot(str(tmp_path / "root"))
-    assert kept_in(host, made(tmp_path), "--default-runtime") == place
+    assert setting_file(host, made(tmp_path), "--default-runtime") == place
     running = replace(made(tmp_path / "x", unit=None), pid=7)
     if not files:
-        assert kept_in(host, running, "--default-runtime") == "what starts CRI-O"
+        assert setting_file(host, running, "--default-runtime") == "what starts CRI-O"

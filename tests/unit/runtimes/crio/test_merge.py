@@ -18,8 +18,7 @@ from agent.host.paths import HostPath
 from agent.runtimes import registry
 from agent.runtimes.base import Effective
 from agent.runtimes.config_file import ConfigFile
-from agent.runtimes.crio import desired as wishes
-from agent.runtimes.crio import merge
+from agent.runtimes.crio import desired_state, merge
 from agent.runtimes.crio.merge import (
     Overrides,
     Setting,
@@ -33,7 +32,7 @@ from agent.runtimes.crio.merge import (
     shown,
     spec_dirs,
 )
-from agent.runtimes.desired import Desired
+from agent.runtimes.desired_state import Desired
 from agent.toolkit.programs import Binary
 
 CAPTURE = Path(__file__).resolve().parents[3] / "data/captures/cri-o-1.37"
@@ -187,9 +186,9 @@ def test_wrong_types_are_refused(text: str) -> None:
         check_shape(file(text))
 
 
-def want(decision: Any, *texts: str, remembered: str | None = None) -> Desired:
+def derived(decision: Any, *texts: str, remembered: str | None = None) -> Desired:
     """Return the wish on a node with these files."""
-    return wishes.want(cri(*texts), decision, BINARIES, "nvidia", remembered)
+    return desired_state.derive_desired(cri(*texts), decision, BINARIES, "nvidia", remembered)
 
 
 def test_wish_inherits_all_but_what_is_the_handlers_own() -> None:
@@ -199,15 +198,15 @@ def test_wish_inherits_all_but_what_is_the_handlers_own() -> None:
         'inherit_default_runtime = true\nmonitor_path = "/m"\nruntime_config_path = "/c"\n'
         'default_annotations = {a = "b"}\n'
     )
-    assert want(NATIVE, text).handlers["nvidia"] == {
+    assert derived(NATIVE, text).handlers["nvidia"] == {
         "runtime_path": "/t/nvidia-container-runtime",
         "runtime_type": "oci",
         "monitor_path": "/m",
         "default_annotations": {"a": "b"},
     }
     kata = DEFAULT.format("kata") + '[crio.runtime.runtimes.kata]\nruntime_type = "vm"\n' + RUNC
-    assert want(NATIVE, kata).handlers["nvidia"]["runtime_root"] == "/run/runc"
-    assert want(NATIVE, kata).default is None
+    assert derived(NATIVE, kata).handlers["nvidia"]["runtime_root"] == "/run/runc"
+    assert derived(NATIVE, kata).default is None
 
 
 def test_default_is_desired_where_the_row_says_so() -> None:
@@ -216,15 +215,15 @@ def test_default_is_desired_where_the_row_says_so() -> None:
         '[crio.runtime.runtimes.nvidia]\nruntime_path = "/usr/bin/nvidia-container-runtime"\n'
         "privileged_without_host_devices = true\n"
     )
-    assert want(OFF, RUNC).default == "nvidia"
-    assert want(NATIVE, RUNC).default is None
-    assert want(NATIVE, theirs).default == "crun"
-    assert want(NATIVE, theirs + RUNC).default == "runc"
-    assert want(NATIVE, theirs + RUNC, remembered="crun").default == "crun"
-    assert want(NATIVE, theirs).handlers["nvidia"]["privileged_without_host_devices"] is False
-    assert want(HOOK, RUNC) == Desired({})
+    assert derived(OFF, RUNC).default == "nvidia"
+    assert derived(NATIVE, RUNC).default is None
+    assert derived(NATIVE, theirs).default == "crun"
+    assert derived(NATIVE, theirs + RUNC).default == "runc"
+    assert derived(NATIVE, theirs + RUNC, remembered="crun").default == "crun"
+    assert derived(NATIVE, theirs).handlers["nvidia"]["privileged_without_host_devices"] is False
+    assert derived(HOOK, RUNC) == Desired({})
     with pytest.raises(Refused, match="default_runtime is none"):
-        want(NATIVE, DEFAULT.format("none"))
+        derived(NATIVE, DEFAULT.format("none"))
 
 
 def answer(handlers: tuple[str, ...] = (), **tables: Any) -> Answer:
@@ -240,7 +239,7 @@ RUNNING = {"RuntimePath": "/n", "RuntimeType": "", "AllowedAnnotations": ["b", "
 
 
 @pytest.mark.parametrize(
-    ("wanted", "said", "problems"),
+    ("desired", "said", "problems"),
     [
         (Desired({"nvidia": TABLE}), answer(nvidia=RUNNING), []),
         (Desired({"nvidia": TABLE}), answer(), ["handler nvidia is missing"]),
@@ -270,10 +269,10 @@ RUNNING = {"RuntimePath": "/n", "RuntimeType": "", "AllowedAnnotations": ["b", "
     ],
 )
 def test_missing_settings_are_told_in_words(
-    wanted: Desired, said: Answer, problems: list[str]
+    desired: Desired, said: Answer, problems: list[str]
 ) -> None:
     """What is lacking, in words; what CRI-O rewrites by itself is not held against it."""
-    assert wishes.unproven(wanted, said) == problems
+    assert desired_state.unproven(desired, said) == problems
 
 
 def fixed(*values: str, source: str = "--flag") -> Setting:
@@ -382,20 +381,20 @@ def test_what_pods_run_by_stays(
 ) -> None:
     """The default to go back to is that of the files without NVIDIA's; a handler keeps its state
     directory and, with it, the handler that it inherits from."""
-    there = wishes.Before(defaults=explicit_defaults(files(*texts)), **before)
+    there = desired_state.PresentState(defaults=explicit_defaults(files(*texts)), **before)
     used = cri(*texts)
-    wanted = wishes.want(used, NATIVE, BINARIES, "nvidia", None, there)
-    assert wanted.default == default
-    assert wishes.base(used, BINARIES, "nvidia", None, there) == base
-    assert wanted.handlers["nvidia"]["runtime_root"] == root
+    desired = desired_state.derive_desired(used, NATIVE, BINARIES, "nvidia", None, there)
+    assert desired.default == default
+    assert desired_state.base(used, BINARIES, "nvidia", None, there) == base
+    assert desired.handlers["nvidia"]["runtime_root"] == root
 
 
 def test_proof_asks_for_keys_that_crio_knows() -> None:
     """A key that it shows in no handler is none; one that another handler has is missing here."""
     table = {**TABLE, "runtime_rot": "/x", "seccomp_profile": "/p"}
     said = answer(nvidia=RUNNING)
-    assert wishes.unproven(Desired({"nvidia": table}), said) == []
+    assert desired_state.unproven(Desired({"nvidia": table}), said) == []
     said = answer(nvidia=RUNNING, other={"SeccompProfile": "/q"})
-    assert wishes.unproven(Desired({"nvidia": table}), said) == [
+    assert desired_state.unproven(Desired({"nvidia": table}), said) == [
         "handler nvidia: seccomp_profile is not as wanted"
     ]

@@ -83,14 +83,14 @@ def is_ours(name: str, table: Data, names: tuple[str, ...] = OUR_NAMES) -> bool:
     return name in names or any(map(_is_binary, programs_of(table)))
 
 
-def is_nvidia(cri: Effective, name: str, names: tuple[str, ...] = OUR_NAMES) -> bool:
+def is_nvidia(effective: Effective, name: str, names: tuple[str, ...] = OUR_NAMES) -> bool:
     """The same of a handler of this configuration. One that is called like the program is NVIDIA's,
     too; one of the v1.linux shim that names no program calls that of the shim's own settings."""
-    table = cri.table(name)
+    table = effective.table(name)
     if is_ours(name, table, names) or (_is_binary(name) and not is_sandbox(table)):
         return True
     silent = table.get("runtime_type") == LINUX and not any(programs_of(table))
-    return silent and _is_binary(cri.linux_runtime)
+    return silent and _is_binary(effective.linux_runtime)
 
 
 def is_runc(table: Data) -> bool:
@@ -137,35 +137,42 @@ def binaries(table: Data) -> Iterator[tuple[str, str]]:
 
 
 def default_for(
-    cri: Effective, wanted: str | None, ours: tuple[str, ...], remembered: str | None, key: str
+    effective: Effective,
+    own_default: str | None,
+    ours: tuple[str, ...],
+    remembered: str | None,
+    key: str,
 ) -> str | None:
-    """The default that has to be written; None leaves what there is. `wanted` is one of ours or
-    None, `key` what a file calls it. Raises Refused where no default could be gone back to."""
-    if wanted is not None:
-        return wanted
-    if is_nvidia(cri, cri.default, ours):
-        found = first_foreign(cri, ours, (remembered, "runc", "crun"))
+    """The default runtime to write, None where the present one stays.
+
+    `own_default` is one of our handlers, or None. `key` is the name of the setting in a file.
+    Raises Refused where no handler can become the default runtime again.
+    """
+    if own_default is not None:
+        return own_default
+    if is_nvidia(effective, effective.default, ours):
+        found = first_foreign(effective, ours, (remembered, "runc", "crun"))
         if found is None:
             raise Refused(
-                f"cannot take {cri.default} back as default runtime: there is no handler runc or "
-                "crun to go back to; add the handler that was the default before, or leave "
-                f"{cri.default} the default with --set-as-default=true"
+                f"cannot take {effective.default} back as default runtime: there is no handler "
+                "runc or crun to go back to; add the handler that was the default before, or leave "
+                f"{effective.default} the default with --set-as-default=true"
             )
         return found
-    if cri.default not in cri.runtimes:
+    if effective.default not in effective.runtimes:
         raise Refused(
-            f"cannot use the configuration: {key} is {cri.default}, and there is no such handler; "
-            "add it or correct the name"
+            f"cannot use the configuration: {key} is {effective.default}, and there is no such "
+            "handler; add it or correct the name"
         )
     return None
 
 
 def first_foreign(
-    cri: Effective, ours: tuple[str, ...], names: tuple[str | None, ...]
+    effective: Effective, ours: tuple[str, ...], names: tuple[str | None, ...]
 ) -> str | None:
     """The first of these that is a handler, and not one of ours."""
     for name in names:
-        if name and name in cri.runtimes and not is_nvidia(cri, name, ours):
+        if name and name in effective.runtimes and not is_nvidia(effective, name, ours):
             return name
     return None
 
@@ -179,17 +186,17 @@ def emptied(table: Data, current: Data) -> Data:
     return table
 
 
-def gaps(wanted: Desired, cri: Effective) -> dict[Path, Any]:
+def differences(desired: Desired, effective: Effective) -> dict[Path, Any]:
     """Keys below the CRI section that are not as wanted, with what they have to be."""
     found: dict[Path, Any] = {}
-    for name, table in wanted.handlers.items():
-        current = cri.runtimes.get(name)
+    for name, table in desired.handlers.items():
+        current = effective.runtimes.get(name)
         for path, value in leaves(table):
-            if current is None or not _same(path[-1], value, get(current, path)):
+            if current is None or not _is_same_value(path[-1], value, get(current, path)):
                 found[(*_RUNTIMES, name, *path)] = value
-    if wanted.default is not None and cri.default != wanted.default:
-        found[_DEFAULT] = wanted.default
-    if wanted.enable_cdi and cri.enable_cdi is not True:
+    if desired.default is not None and effective.default != desired.default:
+        found[_DEFAULT] = desired.default
+    if desired.enable_cdi and effective.enable_cdi is not True:
         found[("enable_cdi",)] = True
     return found
 
@@ -210,41 +217,41 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other) or (not one and not other)
 
 
-def _same(key: str, one: Any, other: Any) -> bool:
+def _is_same_value(key: str, one: Any, other: Any) -> bool:
     """The same of a key of a handler: some have another value of their own than nothing."""
     if key in FILLED:
         one, other = one or SANDBOXER, other or SANDBOXER
     return same(one, other)
 
 
-def unproven(wanted: Desired, answer: Answer) -> list[str]:
+def unproven(desired: Desired, answer: Answer) -> list[str]:
     """What the running runtime lacks, in words; empty where it is as wanted."""
     shown = get(answer.config, _RUNTIMES)
     if not isinstance(shown, Mapping):
         # No verbose information: all that can be had is the list of handlers.
-        missing = [name for name in wanted.handlers if name not in answer.handlers]
-        wrong = [name for name in wanted.absent if name in answer.handlers]
+        missing = [name for name in desired.handlers if name not in answer.handlers]
+        wrong = [name for name in desired.absent if name in answer.handlers]
         return [f"handler {n} is not listed" for n in missing] + [
             f"handler {n} is still there" for n in wrong
         ]
-    problems = [f"handler {name} is still there" for name in wanted.absent if name in shown]
-    for name, table in wanted.handlers.items():
+    problems = [f"handler {name} is still there" for name in desired.absent if name in shown]
+    for name, table in desired.handlers.items():
         running = shown.get(name)
         if not isinstance(running, Mapping):
             problems.append(f"handler {name} is missing")
         elif answer.handlers and name not in answer.handlers:
             problems.append(f"handler {name} is not listed")
         else:
-            problems += [f"handler {name}: {text}" for text in _unlike(table, running)]
+            problems += [f"handler {name}: {text}" for text in _table_problems(table, running)]
     default = get(answer.config, ("containerd", "defaultRuntimeName"))
-    if wanted.default is not None and default != wanted.default:
-        problems.append(f"the default runtime is {default}, not {wanted.default}")
-    if wanted.enable_cdi and get(answer.config, ("enableCDI",), False) not in (True, None):
+    if desired.default is not None and default != desired.default:
+        problems.append(f"the default runtime is {default}, not {desired.default}")
+    if desired.enable_cdi and get(answer.config, ("enableCDI",), False) not in (True, None):
         problems.append("enableCDI is not on")
     return problems
 
 
-def _unlike(table: Data, running: Mapping[str, Any]) -> Iterator[str]:
+def _table_problems(table: Data, running: Mapping[str, Any]) -> Iterator[str]:
     options = running.get("options") or {}
     for key, value in table["options"].items():
         if not same(value, options.get(key)):
@@ -254,5 +261,5 @@ def _unlike(table: Data, running: Mapping[str, Any]) -> Iterator[str]:
             yield f"option {key} names another binary"
     for key, value in table.items():
         shown = _STATUS_KEYS.get(key, key)
-        if key != "options" and shown in running and not _same(key, value, running[shown]):
+        if key != "options" and shown in running and not _is_same_value(key, value, running[shown]):
             yield f"{key} is not as wanted"

@@ -15,7 +15,7 @@ from agent.cri.client import Answer
 from agent.decide import Decision
 from agent.runtimes.base import Effective
 from agent.runtimes.crio import merge
-from agent.runtimes.desired import (
+from agent.runtimes.desired_state import (
     OUR_NAMES,
     Desired,
     default_for,
@@ -42,7 +42,7 @@ _REWRITTEN = frozenset({
 
 
 @dataclass(frozen=True, slots=True)
-class Before:
+class PresentState:
     """What the node has before the change. `defaults` are the default runtimes that its files name,
     that of the last file first; `builtin` is the built-in one, None where it is not known to run;
     `handlers` are those of NVIDIA's that the running CRI-O has, so that pods may use them; `root`
@@ -58,27 +58,30 @@ class Before:
         return str(table.get("runtime_root") or self.root)
 
 
-_NOTHING = Before()
+_NOTHING = PresentState()
 
 
-def want(
-    cri: Effective, decision: Decision, available: tuple[Binary, ...], name: str,
+def derive_desired(
+    effective: Effective, decision: Decision, available: tuple[Binary, ...], name: str,
     remembered: str | None,
-    before: Before = _NOTHING,
+    present: PresentState = _NOTHING,
 ) -> Desired:  # fmt: skip
-    """The wish that follows from a decision; `cri` is what is in force without our own drop-in.
+    """The desired state that follows from a decision. `effective` is the effective configuration
+    without our own drop-in.
 
-    Raises Refused where no default could be gone back to.
+    Raises Refused where no handler can become the default runtime again.
     """
     ours = _names(available, name)
-    inherited = base(cri, available, name, remembered, before)
+    inherited = base(effective, available, name, remembered, present)
     handlers = {
-        binary.handler: _handler(cri, inherited or cri.default, binary, before)
+        binary.handler: _handler(effective, inherited or effective.default, binary, present)
         for binary in (() if decision.hook else available)
     }
-    wanted = name if decision.is_default and not decision.hook else None
-    back = first_foreign(cri, ours, _defaults(cri, remembered, before))
-    return Desired(handlers, default_for(cri, wanted, ours, back, merge.DEFAULT[-1]))
+    own_default = name if decision.is_default and not decision.hook else None
+    old_default = first_foreign(effective, ours, _defaults(effective, remembered, present))
+    return Desired(
+        handlers, default_for(effective, own_default, ours, old_default, merge.DEFAULT[-1])
+    )
 
 
 def _names(available: tuple[Binary, ...], name: str) -> tuple[str, ...]:
@@ -86,8 +89,8 @@ def _names(available: tuple[Binary, ...], name: str) -> tuple[str, ...]:
 
 
 def base(
-    cri: Effective, available: tuple[Binary, ...], name: str, remembered: str | None,
-    before: Before = _NOTHING,
+    effective: Effective, available: tuple[Binary, ...], name: str, remembered: str | None,
+    present: PresentState = _NOTHING,
 ) -> str | None:  # fmt: skip
     """The handler to inherit from, None where there is none but NVIDIA's: the default unless it is
     NVIDIA's, else the default to go back to. What runs virtual machines is none.
@@ -95,69 +98,71 @@ def base(
     A handler of ours that the running CRI-O has keeps its state directory, and the low-level
     runtime with it: CRI-O takes running containers for ended otherwise (observed on 1.30 and 1.37).
     """
-    usable = [n for n, table in cri.runtimes.items() if table.get("runtime_type") != _VM]
-    names = (cri.default, *_defaults(cri, remembered, before))
-    roots = {before.root_of(table) for table in before.handlers.values()}
-    same = [n for n in (*names, *usable) if n and before.root_of(cri.table(n)) in roots]
+    usable = [n for n, table in effective.runtimes.items() if table.get("runtime_type") != _VM]
+    names = (effective.default, *_defaults(effective, remembered, present))
+    roots = {present.root_of(table) for table in present.handlers.values()}
+    same = [n for n in (*names, *usable) if n and present.root_of(effective.table(n)) in roots]
     order = (*(same if len(roots) == 1 else ()), *names)
-    return first_foreign(cri, _names(available, name), tuple(n for n in order if n in usable))
+    return first_foreign(effective, _names(available, name), tuple(n for n in order if n in usable))
 
 
-def _defaults(cri: Effective, remembered: str | None, before: Before) -> tuple[str | None, ...]:
+def _defaults(
+    effective: Effective, remembered: str | None, present: PresentState
+) -> tuple[str | None, ...]:
     """Default runtimes to go back to, best first: that of the files without NVIDIA's, the
     remembered one, that whose state directory the default has (NVIDIA's installer copies the
     default of before), the built-in one, runc, crun."""
-    current = before.handlers.get(cri.default)
-    root = before.root_of(current) if current is not None else None
-    twins = (n for n, table in cri.runtimes.items() if before.root_of(table) == root)
-    return (*before.defaults, remembered, *twins, before.builtin, "runc", "crun")
+    current = present.handlers.get(effective.default)
+    root = present.root_of(current) if current is not None else None
+    twins = (n for n, table in effective.runtimes.items() if present.root_of(table) == root)
+    return (*present.defaults, remembered, *twins, present.builtin, "runc", "crun")
 
 
-def _handler(cri: Effective, inherited: str, binary: Binary, before: Before) -> Data:
+def _handler(effective: Effective, inherited: str, binary: Binary, present: PresentState) -> Data:
     """Everything that the base has, with our binary, and with the state directory that pods of this
     handler may have."""
-    current = cri.table(binary.handler)
-    options = {key: value for key, value in cri.table(inherited).items() if key not in _OWN}
+    current = effective.table(binary.handler)
+    options = {key: value for key, value in effective.table(inherited).items() if key not in _OWN}
     table: Data = {"runtime_path": binary.path, "runtime_type": "oci", **copy.deepcopy(options)}
-    running = before.handlers.get(binary.handler)
-    if running is not None and before.root_of(running) != before.root_of(table):
-        table["runtime_root"] = before.root_of(running)
+    running = present.handlers.get(binary.handler)
+    if running is not None and present.root_of(running) != present.root_of(table):
+        table["runtime_root"] = present.root_of(running)
     if current.get("inherit_default_runtime"):
         table["inherit_default_runtime"] = False  # it would win over the path
     # What an earlier tool's handler has besides goes; the admin may have given more to ours.
     return table if current.get("runtime_path") in (None, binary.path) else emptied(table, current)
 
 
-def gaps(wanted: Desired, cri: Effective) -> dict[Path, Any]:
+def differences(desired: Desired, effective: Effective) -> dict[Path, Any]:
     """Keys of a file that are not as wanted, with what they have to be."""
     found: dict[Path, Any] = {}
-    if wanted.default is not None and cri.default != wanted.default:
-        found[merge.DEFAULT] = wanted.default
-    for name, table in wanted.handlers.items():
-        current = cri.runtimes.get(name)
+    if desired.default is not None and effective.default != desired.default:
+        found[merge.DEFAULT] = desired.default
+    for name, table in desired.handlers.items():
+        current = effective.runtimes.get(name)
         for path, value in leaves(table):
             if current is None or not same(value, get(current, path)):
                 found[(*merge.RUNTIMES, name, *path)] = value
     return found
 
 
-def unproven(wanted: Desired, answer: Answer) -> list[str]:
+def unproven(desired: Desired, answer: Answer) -> list[str]:
     """What the running CRI-O lacks, in words; empty where it is as wanted.
 
     A key that it shows in no handler is one that it does not know.
     """
-    said = merge.shown(answer.config, answer.dump)
-    tables = get(said, ("runtimes",))
-    if said is None or not isinstance(tables, Mapping):
+    shown = merge.shown(answer.config, answer.dump)
+    tables = get(shown, ("runtimes",))
+    if shown is None or not isinstance(tables, Mapping):
         return ["it does not show its handlers"]
     listed = answer.handlers or tuple(tables)
-    known = merge.shown_keys(said) | _ESSENTIAL
+    known = merge.shown_keys(shown) | _ESSENTIAL
     problems = [
         f"handler {name} is still there"
-        for name in wanted.absent
+        for name in desired.absent
         if name in tables or name in listed
     ]
-    for name, table in wanted.handlers.items():
+    for name, table in desired.handlers.items():
         running = tables.get(name)
         if not isinstance(running, Mapping):
             problems.append(f"handler {name} is missing")
@@ -169,15 +174,15 @@ def unproven(wanted: Desired, answer: Answer) -> list[str]:
                 for key, value in table.items()
                 if key in known
                 and key not in _REWRITTEN
-                and not _like(key, value, running.get(key))
+                and not _is_same(key, value, running.get(key))
             ]
-    default = said.get("default_runtime")
-    if wanted.default is not None and default != wanted.default:
-        problems.append(f"the default runtime is {default}, not {wanted.default}")
+    default = shown.get("default_runtime")
+    if desired.default is not None and default != desired.default:
+        problems.append(f"the default runtime is {default}, not {desired.default}")
     return problems
 
 
-def _like(key: str, value: Any, shown: Any) -> bool:
+def _is_same(key: str, value: Any, shown: Any) -> bool:
     if key == "runtime_type":
         return (value or "oci") == (shown or "oci")
     if isinstance(value, list) and isinstance(shown, list):

@@ -12,11 +12,10 @@ import pytest
 from agent.cri.client import Answer
 from agent.decide import Decision, Evidence, Question, Switch, decide
 from agent.errors import Refused
-from agent.runtimes import desired as wishes
-from agent.runtimes import registry
+from agent.runtimes import desired_state, registry
 from agent.runtimes.base import Effective
 from agent.runtimes.containerd import handlers
-from agent.runtimes.desired import Desired
+from agent.runtimes.desired_state import Desired
 from agent.toml.edit import Data
 from agent.toolkit.programs import Binary
 
@@ -42,13 +41,13 @@ def cri(
     return Effective(default, runtimes, switch, {})
 
 
-def want(
+def derive_desired(
     settings: Effective, decision: Decision = ROW3, name: str = "nvidia",
     remembered: str | None = None,
     binaries: tuple[Binary, ...] = BINARIES,
 ) -> Desired:  # fmt: skip
     """Return the wish."""
-    return handlers.want(settings, decision, binaries, name, remembered, TYPE)
+    return handlers.derive_desired(settings, decision, binaries, name, remembered, TYPE)
 
 
 def handler(name: str, key: str = "BinaryName") -> Data:
@@ -58,7 +57,7 @@ def handler(name: str, key: str = "BinaryName") -> Data:
 
 def test_every_binary_gets_its_handler_with_the_options_of_the_default() -> None:
     """SystemdCgroup of another value than the kubelet's makes pods fail."""
-    found = want(cri({"runc": RUNC}))
+    found = derive_desired(cri({"runc": RUNC}))
     assert {name: table["options"] for name, table in found.handlers.items()} == {
         item.handler: {"BinaryName": item.path, "SystemdCgroup": True} for item in BINARIES
     }
@@ -72,7 +71,7 @@ def test_all_keys_of_the_base_are_inherited() -> None:
         "privileged_without_host_devices": True, "pod_annotations": ["a/*"],
         "options": {"Root": "/run/x", "BinaryName": "/usr/bin/site-runc"},
     }  # fmt: skip
-    table = want(cri({"site": base}, "site")).handlers["nvidia"]
+    table = derive_desired(cri({"site": base}, "site")).handlers["nvidia"]
     assert table == {**base, "options": {"BinaryName": RUNTIME, "Root": "/run/x"}}
     assert base["options"]["BinaryName"] == "/usr/bin/site-runc"
 
@@ -94,13 +93,13 @@ def test_base_is_the_default_the_remembered_runc_or_crun(
     """In that order, never one of ours, and the same one each time."""
     tables = {name: {"runtime_type": TYPE, "options": {"Root": r}} for name, r in runtimes.items()}
     tables["nvidia"] = handler(RUNTIME)
-    found = want(cri(tables, default), remembered=remembered)
+    found = derive_desired(cri(tables, default), remembered=remembered)
     assert found.handlers["nvidia"]["options"]["Root"] == base
 
 
 def test_handler_without_anything_to_inherit_has_the_type_of_the_option() -> None:
     """containerd does not load a handler without runtime_type."""
-    found = want(cri({"kata": {"runtime_type": "k"}}, "kata-gone"), ROW6)
+    found = derive_desired(cri({"kata": {"runtime_type": "k"}}, "kata-gone"), ROW6)
     assert found.handlers["nvidia"] == {"runtime_type": TYPE, "options": {"BinaryName": RUNTIME},
         "container_annotations": ["nvidia.cdi.k8s.io/*", "cdi.k8s.io/*"]}  # fmt: skip
 
@@ -120,13 +119,13 @@ def test_handler_without_anything_to_inherit_has_the_type_of_the_option() -> Non
 )
 def test_ours_is_what_runs_our_binary_whatever_its_name(table: Data, ours: bool) -> None:
     """A handler "gpu" with our binary must not become the base of ours: it would call itself."""
-    assert wishes.is_ours("gpu", table) is ours
+    assert desired_state.is_ours("gpu", table) is ours
 
 
 @pytest.mark.parametrize("name", ["nvidia", "nvidia-cdi", "nvidia-legacy"])
 def test_ours_is_what_has_our_name_whatever_it_runs(name: str) -> None:
     """An earlier tool put something there."""
-    assert wishes.is_ours(name, handler("/usr/bin/something"))
+    assert desired_state.is_ours(name, handler("/usr/bin/something"))
 
 
 @pytest.mark.parametrize(
@@ -137,14 +136,14 @@ def test_annotations_are_passed_on_where_the_handler_needs_them(
     decision: Decision, annotations: list[str] | None
 ) -> None:
     """1.x passes no container annotation on unless told to; native rows need none."""
-    found = want(cri({"runc": RUNC}), decision)
+    found = derive_desired(cri({"runc": RUNC}), decision)
     assert found.handlers["nvidia"].get("container_annotations") == annotations
 
 
 def test_annotations_of_the_base_are_kept_and_not_doubled() -> None:
     """The admin's come after ours."""
     base = {**RUNC, "container_annotations": ["site/*", "cdi.k8s.io/*"]}
-    found = want(cri({"runc": base}), ROW6).handlers["nvidia"]["container_annotations"]
+    found = derive_desired(cri({"runc": base}), ROW6).handlers["nvidia"]["container_annotations"]
     assert found == ["nvidia.cdi.k8s.io/*", "cdi.k8s.io/*", "site/*"]
 
 
@@ -152,17 +151,17 @@ def test_annotations_of_an_earlier_decision_are_taken_back() -> None:
     """A node that was upgraded to native CDI would inject twice."""
     old = {**handler(RUNTIME), "container_annotations": ["nvidia.cdi.k8s.io/*", "cdi.k8s.io/*"]}
     settings = cri({"runc": RUNC, "nvidia": old})
-    found = want(settings, ROW3)
+    found = derive_desired(settings, ROW3)
     assert found.handlers["nvidia"]["container_annotations"] == []
     path = ("containerd", "runtimes", "nvidia", "container_annotations")
-    assert wishes.gaps(found, settings)[path] == []
+    assert desired_state.differences(found, settings)[path] == []
 
 
 def test_binary_is_written_in_every_spelling_that_is_there() -> None:
     """A pod runs `binaryName` where Status shows `BinaryName`."""
     stale = {"runtime_type": TYPE, "options": {"binaryName": "/old/nvidia-container-runtime",
              "BinaryName": "/older", "Runtime": "/old/nvidia-container-runtime"}}  # fmt: skip
-    found = want(cri({"runc": RUNC, "nvidia": stale}))
+    found = derive_desired(cri({"runc": RUNC, "nvidia": stale}))
     options = found.handlers["nvidia"]["options"]
     assert options == {
         "BinaryName": RUNTIME, "binaryName": RUNTIME, "Runtime": RUNTIME, "SystemdCgroup": True,
@@ -172,12 +171,12 @@ def test_binary_is_written_in_every_spelling_that_is_there() -> None:
 def test_binary_of_the_base_is_not_inherited_in_any_spelling() -> None:
     """Ours would run the base's binary instead."""
     base = handler("/usr/bin/site-runc", "binaryName")
-    found = want(cri({"runc": base}))
+    found = derive_desired(cri({"runc": base}))
     assert found.handlers["nvidia"]["options"] == {"BinaryName": RUNTIME}
 
 
 @pytest.mark.parametrize(
-    ("decision", "default", "remembered", "wanted"),
+    ("decision", "default", "remembered", "desired"),
     [
         (ROW6, "runc", None, "nvidia"),
         (ROW6, "nvidia", "site", "nvidia"),
@@ -190,54 +189,58 @@ def test_binary_of_the_base_is_not_inherited_in_any_spelling() -> None:
     ],
 )
 def test_default_becomes_ours_or_goes_back(
-    decision: Decision, default: str, remembered: str | None, wanted: str | None
+    decision: Decision, default: str, remembered: str | None, desired: str | None
 ) -> None:
     """None leaves it as it is: an admin's default that is not ours is not our business."""
     runtimes = {"runc": RUNC, "site": RUNC, "nvidia": handler(RUNTIME), "gpu": handler(RUNTIME)}
-    found = want(cri(runtimes, default), decision, remembered=remembered)
-    assert found.default == wanted
+    found = derive_desired(cri(runtimes, default), decision, remembered=remembered)
+    assert found.default == desired
 
 
 def test_default_has_the_name_that_was_asked_for() -> None:
     """--runtime-name=gpu makes gpu the default, where one is wanted."""
-    found = want(cri({"runc": RUNC}), ROW6, "gpu", binaries=(Binary("gpu", RUNTIME),))
+    found = derive_desired(cri({"runc": RUNC}), ROW6, "gpu", binaries=(Binary("gpu", RUNTIME),))
     assert (found.default, set(found.handlers)) == ("gpu", {"gpu"})
 
 
 def test_default_without_a_table_is_refused() -> None:
     """It was broken before us; a restart would show it."""
     with pytest.raises(Refused, match=r"^cannot use the configuration: .*gone"):
-        want(cri({"runc": RUNC}, "gone"))
+        derive_desired(cri({"runc": RUNC}, "gone"))
 
 
 def test_switch_is_wanted_in_row_4_only() -> None:
     """Nothing else writes enable_cdi."""
     settings = cri({"runc": RUNC}, switch=False)
-    assert [want(settings, row).enable_cdi for row in (ROW3, ROW4, ROW6)] == [False, True, False]
+    assert [derive_desired(settings, row).enable_cdi for row in (ROW3, ROW4, ROW6)] == [
+        False,
+        True,
+        False,
+    ]
 
 
 def test_gaps_are_the_keys_that_differ() -> None:
     """And nothing that is right already."""
-    wanted = want(cri({"runc": RUNC}), ROW4, binaries=BINARIES[:1])
+    desired = derive_desired(cri({"runc": RUNC}), ROW4, binaries=BINARIES[:1])
     base = ("containerd", "runtimes", "nvidia")
-    assert wishes.gaps(wanted, cri({"runc": RUNC}, switch=False)) == {
+    assert desired_state.differences(desired, cri({"runc": RUNC}, switch=False)) == {
         (*base, "runtime_type"): TYPE,
         (*base, "options", "BinaryName"): RUNTIME,
         (*base, "options", "SystemdCgroup"): True,
         ("enable_cdi",): True,
     }
     wrong = {"runtime_type": TYPE, "options": {"BinaryName": "/old", "SystemdCgroup": True}}
-    assert wishes.gaps(wanted, cri({"runc": RUNC, "nvidia": wrong}, switch=True)) == {
-        (*base, "options", "BinaryName"): RUNTIME
-    }
-    right = cri({"runc": RUNC, **wanted.handlers}, switch=True)
-    assert wishes.gaps(wanted, right) == {}
+    assert desired_state.differences(
+        desired, cri({"runc": RUNC, "nvidia": wrong}, switch=True)
+    ) == {(*base, "options", "BinaryName"): RUNTIME}
+    right = cri({"runc": RUNC, **desired.handlers}, switch=True)
+    assert desired_state.differences(desired, right) == {}
 
 
 def test_default_is_a_gap_until_the_handler_is_desired() -> None:
     """It is written once the handler is wanted there."""
-    wanted = want(cri({"runc": RUNC}), ROW6)
-    found = wishes.gaps(wanted, cri({"runc": RUNC, **wanted.handlers}))
+    desired = derive_desired(cri({"runc": RUNC}), ROW6)
+    found = desired_state.differences(desired, cri({"runc": RUNC, **desired.handlers}))
     assert found == {("containerd", "default_runtime_name"): "nvidia"}
 
 
@@ -251,16 +254,16 @@ def test_default_is_a_gap_until_the_handler_is_desired() -> None:
 )  # fmt: skip
 def test_missing_is_the_zero_value(one: Any, other: Any, equal: bool) -> None:
     """As in Go: a key that is not there and one that is empty are one thing."""
-    assert wishes.same(one, other) is equal
+    assert desired_state.same(one, other) is equal
 
 
 def test_wish_survives_the_journal() -> None:
     """A recovered transaction proves what the interrupted one wanted."""
-    wanted = dataclasses.replace(want(cri({"runc": RUNC}), ROW4), absent=("nvidia",))
-    assert Desired.from_json(json.loads(json.dumps(wanted.to_json()))) == wanted
+    desired = dataclasses.replace(derive_desired(cri({"runc": RUNC}), ROW4), absent=("nvidia",))
+    assert Desired.from_json(json.loads(json.dumps(desired.to_json()))) == desired
 
 
-WISH = want(cri({"runc": RUNC}), ROW4, binaries=BINARIES[:1])
+WISH = derive_desired(cri({"runc": RUNC}), ROW4, binaries=BINARIES[:1])
 
 
 def answer(
@@ -280,8 +283,8 @@ def answer(
 
 def test_runtime_that_shows_all_that_is_wanted_is_proven() -> None:
     """With and without a list of handlers, which 1.x does not send."""
-    assert wishes.unproven(WISH, answer()) == []
-    assert wishes.unproven(WISH, answer(handlers=("", "nvidia", "runc"))) == []
+    assert desired_state.unproven(WISH, answer()) == []
+    assert desired_state.unproven(WISH, answer(handlers=("", "nvidia", "runc"))) == []
 
 
 @pytest.mark.parametrize(
@@ -300,24 +303,24 @@ def test_runtime_that_shows_all_that_is_wanted_is_proven() -> None:
 )
 def test_runtime_that_lacks_something_is_not_proven(shown: Answer, problem: str) -> None:
     """The sentence says which; it goes into the error."""
-    assert any(problem in text for text in wishes.unproven(WISH, shown))
+    assert any(problem in text for text in desired_state.unproven(WISH, shown))
 
 
 def test_default_and_absence_are_proven() -> None:
     """After an apply in row 6, and after a revert."""
     row6 = Desired({}, default="nvidia")
-    assert wishes.unproven(row6, answer(default="nvidia")) == []
-    assert wishes.unproven(row6, answer()) == ["the default runtime is runc, not nvidia"]
+    assert desired_state.unproven(row6, answer(default="nvidia")) == []
+    assert desired_state.unproven(row6, answer()) == ["the default runtime is runc, not nvidia"]
     gone = Desired({}, absent=("nvidia", "nvidia-cdi"))
-    assert wishes.unproven(gone, answer()) == ["handler nvidia is still there"]
+    assert desired_state.unproven(gone, answer()) == ["handler nvidia is still there"]
 
 
 def test_list_of_handlers_is_what_is_left_without_verbose_information() -> None:
     """A runtime that shows no configuration is believed by its list."""
     bare = Answer("containerd", "2.1.9", True, None, ("", "nvidia", "runc"))
-    assert wishes.unproven(WISH, bare) == []
+    assert desired_state.unproven(WISH, bare) == []
     none = Answer("containerd", "2.1.9", True, None, ("", "runc"))
-    assert wishes.unproven(WISH, none) == ["handler nvidia is not listed"]
+    assert desired_state.unproven(WISH, none) == ["handler nvidia is not listed"]
 
 
 @pytest.mark.parametrize(
