@@ -54,7 +54,7 @@ def work(ctx: Context, inherited: Inherited) -> int:
     node, spec, code, reason = None, None, 0, ""
     entries: tuple[str, ...] = ()
     try:
-        stand_aside.yield_to_revert(ctx, inherited.lock, os.getppid())
+        stand_aside.yield_to_revert(ctx.store, ctx.log, inherited.lock, os.getppid())
         outcome = converge(ctx)
         node, spec = outcome.proposal.node, outcome.proposal.spec
         if outcome.pending:
@@ -66,7 +66,7 @@ def work(ctx: Context, inherited: Inherited) -> int:
         ctx.log.info("restart put off", **failure_fields(error, proposals[-1]))
     except StoodAside as error:
         code, reason = ASIDE, error.message
-        publish_failure(ctx, error)
+        publish_failure(ctx.publisher, ctx.log, error)
         ctx.log.info("standing aside", reason=error.message)
     except AgentError as error:
         code, reason = error.exit_code, error.message

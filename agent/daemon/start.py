@@ -33,7 +33,7 @@ def become_supervisor(ctx: Context, options: Sequence[str]) -> NoReturn:
     since = ctx.clock()
     fd = ctx.store.take_lock()
     os.set_inheritable(fd, True)
-    stand_aside.clear(ctx)
+    stand_aside.clear(ctx.store)
     _set_not_ready(ctx)
     logged = os.memfd_create("logged", 0)  # see RepeatFilter
     os.set_inheritable(logged, True)

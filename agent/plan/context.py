@@ -215,10 +215,10 @@ def _has_state(directory: str) -> bool:
     return any(os.path.lexists(os.path.join(directory, name)) for name in names)
 
 
-def best_effort(ctx: Context, *actions: Callable[[], None]) -> None:
+def best_effort(log: Log, *actions: Callable[[], None]) -> None:
     """Do what is good to have and must be in nobody's way, as far as the disk lets us."""
     for action in actions:
         try:
             action()
         except Refused as error:
-            ctx.log.info("not tidied", reason=error.message)
+            log.info("not tidied", reason=error.message)

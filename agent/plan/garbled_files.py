@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from agent.errors import AgentError, Refused, Unreachable, reason
 from agent.host import files, trust
 from agent.host.files import Change, FileState
-from agent.host.paths import HostPath
+from agent.host.paths import HostPath, HostRoot
+from agent.options.settings import Settings
 from agent.plan.context import Context
 from agent.runtimes import find, key_ownership, registry
 from agent.runtimes.config_file import ConfigFile
@@ -46,14 +47,14 @@ class Garbled:
         return Change(self.path, self.now, self.state)
 
 
-def find_garbled(ctx: Context, memory: Memory) -> tuple[Garbled, ...]:
+def find_garbled(settings: Settings, host: HostRoot, memory: Memory) -> tuple[Garbled, ...]:
     """Every file that we made and that nobody can use any more."""
     garbled = []
-    for host, original in sorted(memory.files.items()):
-        if original.digest is not None or original.written is None or host.endswith(".json"):
+    for name, original in sorted(memory.files.items()):
+        if original.digest is not None or original.written is None or name.endswith(".json"):
             continue
-        path = HostPath(ctx.host.agent_path(host), host)
-        now, why = _fault(ctx, path, original)
+        path = HostPath(host.agent_path(name), name)
+        now, why = _fault(settings, host, path, original)
         if why is not None:
             garbled.append(Garbled(path, why, now, _written(original)))
     return tuple(garbled)
@@ -67,12 +68,14 @@ def _written(original: Original) -> FileState | None:
     return FileState(data, original.mode, original.uid, original.gid)
 
 
-def _fault(ctx: Context, path: HostPath, original: Original) -> tuple[FileState | None, str | None]:
+def _fault(
+    settings: Settings, host: HostRoot, path: HostPath, original: Original
+) -> tuple[FileState | None, str | None]:
     """What is there, and why it is no configuration file of ours."""
     now = None
     try:
         link = os.path.islink(path.agent)
-        real = ctx.host.resolve(path.host) if link else path
+        real = host.resolve(path.host) if link else path
         now = files.read(real.agent, path.host)
         if now is None:
             return None, "it is a link that leads nowhere" if link else None
@@ -81,7 +84,7 @@ def _fault(ctx: Context, path: HostPath, original: Original) -> tuple[FileState 
         if odd is not None and key_ownership.is_ours_alone(original, now):
             return now, odd.words
         file = ConfigFile(path.host, path, now, data)
-        for kind in registry.present(ctx.host, ctx.settings):
+        for kind in registry.present(host, settings):
             registry.adapter(kind).check_shape(file)
     except Refused as error:
         return now, error.message.partition(": ")[2] or error.message
@@ -93,7 +96,7 @@ def _fault(ctx: Context, path: HostPath, original: Original) -> tuple[FileState 
 
 def repair(ctx: Context, memory: Memory) -> tuple[str, ...]:
     """Write them anew; gives their host paths. Raises Refused."""
-    found = find_garbled(ctx, memory)
+    found = find_garbled(ctx.settings, ctx.host, memory)
     for item in found:
         trust.require(
             ctx.host, os.path.dirname(item.path.host), f"write {item.path}", allow_sticky=True

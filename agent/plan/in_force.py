@@ -110,4 +110,4 @@ def remember_proven(ctx: Context, endpoint: Endpoint) -> None:
         return
     if identity is not None:
         proven = (ctx.boot_id, *identity)
-        best_effort(ctx, lambda: ctx.store.remember(replace(ctx.store.memory(), proven=proven)))
+        best_effort(ctx.log, lambda: ctx.store.remember(replace(ctx.store.memory(), proven=proven)))

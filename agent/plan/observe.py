@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from agent.decide import Evidence
 from agent.errors import NoToolkit
 from agent.host.files import Change
+from agent.host.paths import HostRoot
+from agent.options.settings import Settings
 from agent.plan import garbled_files
 from agent.plan.context import Context
 from agent.runtimes import find, registry
@@ -36,13 +38,13 @@ class Observation:
 
 def observe(ctx: Context, memory: Memory) -> Observation:
     """Look at the node; `memory` is what is remembered of it. Raises Unreachable or Refused."""
-    toolkit, warning = _toolkit(ctx)
+    toolkit, warning = _toolkit(ctx.settings, ctx.host)
     runtime = find.find_runtime(ctx.settings, ctx.host)
     adapter = registry.adapter(runtime.kind)
     if ctx.settings.no_runtime_config:
         evidence = adapter.evidence(runtime.answer)
         return Observation(memory, toolkit, warning, runtime, None, evidence)
-    repairs = garbled_files.find_garbled(ctx, memory)
+    repairs = garbled_files.find_garbled(ctx.settings, ctx.host, memory)
     overlay = {item.path.host: item.state for item in repairs}
     node = adapter.look(ctx.settings, ctx.host, runtime, overlay)
     changes = tuple(item.change for item in repairs)
@@ -50,11 +52,11 @@ def observe(ctx: Context, memory: Memory) -> Observation:
     return Observation(memory, toolkit, warning, runtime, node, evidence, changes)
 
 
-def _toolkit(ctx: Context) -> tuple[install.Toolkit | None, str | None]:
+def _toolkit(settings: Settings, host: HostRoot) -> tuple[install.Toolkit | None, str | None]:
     """The toolkit; where no handler is to be registered, its lack is only a warning."""
     try:
-        return install.find_toolkit(ctx.settings, ctx.host), None
+        return install.find_toolkit(settings, host), None
     except NoToolkit as error:
-        if not ctx.settings.no_runtime_config:
+        if not settings.no_runtime_config:
             raise
         return None, error.message

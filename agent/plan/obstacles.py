@@ -16,10 +16,13 @@ from agent import status
 from agent.errors import AgentError, Refused, reason
 from agent.host import files, writable
 from agent.host.files import Change
-from agent.host.paths import HostPath
+from agent.host.paths import HostPath, HostRoot
 from agent.host.writable import Need
+from agent.options.settings import Settings
 from agent.plan import own_specs
 from agent.plan.context import Context
+from agent.state.store import Store
+from agent.status import Publisher
 from agent.toolkit import install, programs
 
 _RECORDS = 1 << 14  # bytes; a journal or a memory without the originals
@@ -58,33 +61,33 @@ def of_changes(
         return error
     demands = [*_configuration(changes)]
     if transaction:
-        demands += _state(ctx, changes)
-    demands += _status(ctx)
+        demands += _state(ctx.store, changes)
+    demands += _status(ctx.publisher)
     demands += _toolkit(toolkit)
     demands += _specs(spec)
-    return _first(ctx, demands) or _place_refusal(ctx, changes)
+    return _first(ctx.host, demands) or _place_refusal(ctx.host, changes)
 
 
-def of_removal(ctx: Context, paths: Iterable[HostPath]) -> AgentError | None:
+def of_removal(host: HostRoot, paths: Iterable[HostPath]) -> AgentError | None:
     """Why one of these files cannot be removed."""
-    return _first(ctx, [_demand(path, (), "remove") for path in paths])
+    return _first(host, [_demand(path, (), "remove") for path in paths])
 
 
-def of_toolkit_removal(ctx: Context) -> AgentError | None:
+def of_toolkit_removal(settings: Settings, host: HostRoot) -> AgentError | None:
     """Why the toolkit that we installed cannot be removed."""
-    if not install.installed_paths(ctx.settings, ctx.host):
+    if not install.installed_paths(settings, host):
         return None
-    directory = programs.directory(ctx.settings, ctx.host)
+    directory = programs.directory(settings, host)
 
     def refused(why: str) -> AgentError:
         return Refused(f"cannot remove {directory}: {why}")
 
     places = (directory.agent, os.path.dirname(directory.agent))
-    return _first(ctx, [_Demand(Need(os.path.join(place, "old")), refused) for place in places])
+    return _first(host, [_Demand(Need(os.path.join(place, "old")), refused) for place in places])
 
 
-def _first(ctx: Context, demands: list[_Demand]) -> AgentError | None:
-    points = ctx.host.mount_points
+def _first(host: HostRoot, demands: list[_Demand]) -> AgentError | None:
+    points = host.mount_points
     for demand in demands:
         try:
             writable.require(demand.need, points)
@@ -114,8 +117,8 @@ def _configuration(changes: tuple[Change, ...]) -> Iterator[_Demand]:
         yield _Demand(Need(change.path.agent, sizes), refused)
 
 
-def _state(ctx: Context, changes: tuple[Change, ...]) -> Iterator[_Demand]:
-    directory = ctx.store.directory
+def _state(store: Store, changes: tuple[Change, ...]) -> Iterator[_Demand]:
+    directory = store.directory
 
     def refused(path: str) -> Callable[[str], AgentError]:
         return lambda why: Refused(
@@ -130,14 +133,14 @@ def _state(ctx: Context, changes: tuple[Change, ...]) -> Iterator[_Demand]:
     yield _Demand(Need(originals, kept or (0,)), refused(os.path.dirname(originals)))
 
 
-def _status(ctx: Context) -> Iterator[_Demand]:
-    directory = ctx.publisher.directory
+def _status(publisher: Publisher) -> Iterator[_Demand]:
+    directory = publisher.directory
 
     def refused(why: str) -> AgentError:
         return Refused(f"cannot write the status file in {directory}: {why}")
 
     for name in (status.TWIN, status.READY, status.ERROR):
-        yield _Demand(Need(ctx.publisher.path(name), (1024,)), refused)
+        yield _Demand(Need(publisher.path(name), (1024,)), refused)
 
 
 def _toolkit(toolkit: install.ToolkitProposal | None) -> Iterator[_Demand]:
@@ -168,14 +171,14 @@ def _specs(spec: own_specs.SpecProposal | None) -> Iterator[_Demand]:
         yield _Demand(Need(path.agent, (len(change.after.data),)), refused)
 
 
-def _place_refusal(ctx: Context, changes: tuple[Change, ...]) -> AgentError | None:
+def _place_refusal(host: HostRoot, changes: tuple[Change, ...]) -> AgentError | None:
     """A file that has to appear whole in a directory, where the file system has no way to it."""
     for change in changes:
         if change.outside is None or change.after is None:
             continue
         above = writable.nearest_existing(os.path.dirname(change.path.agent))
         outside = writable.nearest_existing(change.outside.agent)
-        here, there = (ctx.host.mount(HostPath(path, path)) for path in (above, outside))
+        here, there = (host.mount(HostPath(path, path)) for path in (above, outside))
         if here != there and not files.has_nameless_files(above):
             return Refused(
                 f"cannot write {change.path} in one step: its file system has no files without a "

@@ -19,6 +19,7 @@ from agent.cri.client import Container, PodQuestions, Sandbox
 from agent.decide import CDI_PREFIX, NVIDIA_PREFIX, Decision, PodNeeds
 from agent.errors import Refused
 from agent.host.paths import HostRoot, is_below
+from agent.options.settings import Settings
 from agent.plan.context import Context
 from agent.runtimes import low_level
 from agent.runtimes.base import ConfiguredRuntime, Effective, Files, Runtime
@@ -73,7 +74,7 @@ def needs(ctx: Context, node: ConfiguredRuntime, decision: Decision) -> PodNeeds
     Raises Unreachable, and Refused where an OCI hook would come in place of the handlers: it leaves
     nothing that could be kept.
     """
-    now = gpu_service(node, node.running(), _toolkit_config(ctx))
+    now = gpu_service(node, node.running(), _toolkit_config(ctx.settings, ctx.host))
     if ctx.settings.accept_envvar is False:  # an order to answer them no more
         now = replace(now, variables=False)
     native = frozenset([CDI_PREFIX] if decision.native else [])
@@ -216,7 +217,7 @@ def apply_refusal(
 
 def revert_refusal(ctx: Context, node: ConfiguredRuntime, after: Files) -> Refused | None:
     """Why pods do not survive that these original files come into force. Raises Unreachable."""
-    config, effective_after = _toolkit_config(ctx), node.effective(after)
+    config, effective_after = _toolkit_config(ctx.settings, ctx.host), node.effective(after)
     now, later = _states(ctx, node, effective_after, config.runtimes if config else ())
     used, moved = handler_users(node, now, later)
     before, restored = (
@@ -236,7 +237,7 @@ def _states(
     ctx: Context, node: ConfiguredRuntime, after: Effective, called: tuple[str, ...]
 ) -> tuple[Mapping[str, object], Mapping[str, object]]:
     """What pods of each handler need, as it is and as it will be."""
-    config = _toolkit_config(ctx)
+    config = _toolkit_config(ctx.settings, ctx.host)
     later = low_level.first(ctx.host, called)
     below = low_level.first(ctx.host, config.runtimes) if config else None
     now = node.pod_states(node.running(), below or later)
@@ -248,7 +249,7 @@ def low_level_kept(
 ) -> tuple[tuple[str, ...], str | None]:
     """What NVIDIA's runtime is to call in turn, and a warning where running pods keep the program
     that runs them from being replaced: another one does not find them. Raises Unreachable."""
-    config = _toolkit_config(ctx)
+    config = _toolkit_config(ctx.settings, ctx.host)
     now = low_level.first(ctx.host, config.runtimes) if config and node else None
     later = low_level.first(ctx.host, called)
     if node is None or not now or not later or os.path.basename(now) == os.path.basename(later):
@@ -343,8 +344,8 @@ def _shown_names(users: tuple[str, ...]) -> str:
     return ", ".join(users[:_SHOWN]) + (" and others" if len(users) > _SHOWN else "")
 
 
-def _toolkit_config(ctx: Context) -> ToolkitConfig | None:
-    return tree.read_config(programs.directory(ctx.settings, ctx.host).agent)
+def _toolkit_config(settings: Settings, host: HostRoot) -> ToolkitConfig | None:
+    return tree.read_config(programs.directory(settings, host).agent)
 
 
 def _questions(runtime: Runtime) -> AbstractContextManager[PodQuestions]:

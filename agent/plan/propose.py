@@ -18,6 +18,7 @@ from agent.cdi.specs.readers import Reader
 from agent.decide import Decision, Evidence, PodNeeds, Question, decide
 from agent.errors import AgentError, CandidateFailed, Refused, TrialFailed
 from agent.host.files import Change
+from agent.host.paths import HostRoot
 from agent.options.settings import Settings
 from agent.plan import in_force, obstacles, own_specs, pod_guard, toolkit_users
 from agent.plan.candidate import known_failure, loaded_digest
@@ -155,7 +156,7 @@ def propose(ctx: Context, seen: Observation, *, may_enable: bool | None = None) 
         ),
     )
     nodes, refused = device_nodes.possible(device_nodes.missing(ctx.settings, ctx.host, root))
-    moved_toolkits = _moved_toolkits(ctx, seen, configuration.edits)
+    moved_toolkits = _moved_toolkits(ctx.settings, ctx.host, seen, configuration.edits)
     proposal = Proposal(
         runtime=seen.runtime,
         node=node,
@@ -244,14 +245,12 @@ def _pods_in_the_way(
 
 
 def _moved_toolkits(
-    ctx: Context, seen: Observation, edits: Edits | None
+    settings: Settings, host: HostRoot, seen: Observation, edits: Edits | None
 ) -> tuple[MovedToolkit, ...]:
     if seen.node is None or edits is None or seen.toolkit is None:
         return ()
     after = toolkit_users.ChangedNode(seen.node, edits.changes, edits.files)
-    return toolkit_users.moved_toolkits(
-        ctx.settings, ctx.host, after, seen.memory, seen.toolkit.directory
-    )
+    return toolkit_users.moved_toolkits(settings, host, after, seen.memory, seen.toolkit.directory)
 
 
 def _unwritable(ctx: Context, proposal: Proposal) -> AgentError | None:

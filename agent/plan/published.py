@@ -7,19 +7,16 @@ from agent.cdi.make.hooks import find_program
 from agent.errors import AgentError
 from agent.host.paths import HostRoot
 from agent.options.settings import Settings
-from agent.plan.context import Context
 from agent.plan.propose import Proposal
 from agent.status import Facts
 from agent.toolkit import install
 
 
-def facts(ctx: Context, proposal: Proposal) -> Facts:
+def facts(settings: Settings, host: HostRoot, proposal: Proposal) -> Facts:
     """The published facts of a proven proposal."""
-    decision, settings = proposal.decision, ctx.settings
-    driver_root, dev_root = _driver_roots(settings, ctx.host, proposal)
-    hook = install.cdi_hook(
-        ctx.settings, ctx.host, proposal.toolkit.found if proposal.toolkit else None
-    )
+    decision = proposal.decision
+    driver_root, dev_root = _driver_roots(settings, host, proposal)
+    hook = install.cdi_hook(settings, host, proposal.toolkit.found if proposal.toolkit else None)
     return Facts(
         runtime=proposal.runtime.answer.name,
         runtime_version=proposal.runtime.version,
@@ -35,7 +32,7 @@ def facts(ctx: Context, proposal: Proposal) -> Facts:
         is_default=proposal.is_default,
         strategy=decision.strategy,
         annotation_prefix=decision.annotation_prefix,
-        hook_path=find_program(ctx.host, hook).path,
+        hook_path=find_program(host, hook).path,
         driver_root=driver_root,
         dev_root=dev_root,
     )

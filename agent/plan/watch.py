@@ -20,10 +20,12 @@ from agent.cri import process
 from agent.cri.process import Process
 from agent.errors import AgentError
 from agent.host.paths import HostPath, HostRoot
+from agent.options.settings import Settings
 from agent.plan import own_specs
 from agent.plan.context import Context
 from agent.runtimes import registry
 from agent.runtimes.base import ConfiguredRuntime
+from agent.status import Publisher
 from agent.toolkit import install, programs
 
 
@@ -31,22 +33,21 @@ def watch_paths(
     ctx: Context, node: ConfiguredRuntime | None, spec: own_specs.SpecProposal | None = None
 ) -> tuple[str, ...]:
     """The watch list; `node` None where none could be read, `spec` None where none was made."""
-    files = _of_node(ctx, node) if node is not None else _of_settings(ctx)
-    judged = (f"={path}" for path in (spec.judged_paths if spec else ()))
-    return tuple(
-        dict.fromkeys((*files, *_published(ctx), *_programs(ctx), *_cdi(ctx, node), *judged))
-    )
-
-
-def _of_node(ctx: Context, node: ConfiguredRuntime) -> Iterator[str]:
-    yield from _path(ctx.host, node.runtime.socket.host)
-    for name in node.watch_paths(ctx.host):
-        yield from _path(ctx.host, name)
-
-
-def _of_settings(ctx: Context) -> Iterator[str]:
-    """A runtime that is down or cannot be worked with: where it would be, and its files."""
     settings, host = ctx.settings, ctx.host
+    found = [*(_of_node(host, node) if node is not None else _of_settings(settings, host))]
+    found += [*_published(ctx.publisher), *_programs(settings, host), *_cdi(settings, host, node)]
+    found += [f"={path}" for path in (spec.judged_paths if spec else ())]
+    return tuple(dict.fromkeys(found))
+
+
+def _of_node(host: HostRoot, node: ConfiguredRuntime) -> Iterator[str]:
+    yield from _path(host, node.runtime.socket.host)
+    for name in node.watch_paths(host):
+        yield from _path(host, name)
+
+
+def _of_settings(settings: Settings, host: HostRoot) -> Iterator[str]:
+    """A runtime that is down or cannot be worked with: where it would be, and its files."""
     sockets = [*registry.sockets(settings.runtime)]
     for kind, path in [(sockets[0][0], settings.socket)] if settings.socket else sockets:
         try:
@@ -55,7 +56,7 @@ def _of_settings(ctx: Context) -> Iterator[str]:
             yield host.agent_path(host.name(path))
             continue
         yield socket.agent
-        yield from _of_process(ctx, _running(host, socket, kind), kind)
+        yield from _of_process(settings, host, _running(host, socket, kind), kind)
 
 
 def _running(host: HostRoot, socket: HostPath, kind: str) -> Process | None:
@@ -65,11 +66,13 @@ def _running(host: HostRoot, socket: HostPath, kind: str) -> Process | None:
         return None
 
 
-def _of_process(ctx: Context, running: Process | None, kind: str) -> Iterator[str]:
+def _of_process(
+    settings: Settings, host: HostRoot, running: Process | None, kind: str
+) -> Iterator[str]:
     """The files of a runtime whose configuration may be the trouble."""
     try:
-        for name in registry.adapter(kind).watch_paths(ctx.settings, ctx.host, running):
-            yield from _path(ctx.host, name)
+        for name in registry.adapter(kind).watch_paths(settings, host, running):
+            yield from _path(host, name)
     except (AgentError, OSError):
         return
 
@@ -83,31 +86,29 @@ def _path(host: HostRoot, name: str) -> Iterator[str]:
         return
 
 
-def _published(ctx: Context) -> Iterator[str]:
+def _published(publisher: Publisher) -> Iterator[str]:
     """Not their directory, nor the error file: others write there, and so do failures of ours."""
     for name in (status.READY, status.TWIN):
-        yield ctx.publisher.path(name)
+        yield publisher.path(name)
 
 
-def _programs(ctx: Context) -> Iterator[str]:
-    host = ctx.host
-    yield from install.watch_paths(ctx.settings, ctx.host)
-    installed = os.path.join(host.name(ctx.settings.toolkit_install_dir), "toolkit")
+def _programs(settings: Settings, host: HostRoot) -> Iterator[str]:
+    yield from install.watch_paths(settings, host)
+    installed = os.path.join(host.name(settings.toolkit_install_dir), "toolkit")
     for directory in (installed, "/usr/bin"):
         for name in (*programs.RUNTIMES, programs.CDI_HOOK):
             yield from _path(host, os.path.join(directory, name))
 
 
-def _cdi(ctx: Context, node: ConfiguredRuntime | None) -> Iterator[str]:
+def _cdi(settings: Settings, host: HostRoot, node: ConfiguredRuntime | None) -> Iterator[str]:
     """Driver and devices, and the specs: ours, and those beside which ours would be one too many.
     Files that start with `k8s.` come with every pod of a DRA driver, and are none of these."""
-    settings = ctx.settings
     if not settings.cdi_enabled or settings.cdi_output_dir is None:
         # The toolkit's config.toml names the driver's root all the same.
-        yield from driver.watch_paths(ctx.host, driver.places(settings))
+        yield from driver.watch_paths(host, driver.places(settings))
         return
-    yield from generate.watch_paths(settings, ctx.host)
+    yield from generate.watch_paths(settings, host)
     seen = node.adapter.evidence(node.runtime.answer)[0].spec_dirs if node else ()
     spec_dirs = seen if isinstance(seen, tuple) else ()
-    for directory in own_specs.directories(settings, ctx.host, spec_dirs):
+    for directory in own_specs.directories(settings, host, spec_dirs):
         yield f"!k8s.*{directory.agent}"

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from agent.host.paths import HostPath, is_below
+from agent.host.paths import HostPath, HostRoot, is_below
+from agent.options.settings import Settings
 from agent.plan import own_specs
-from agent.plan.context import Context
 from agent.runtimes import find, low_level
 from agent.runtimes.base import ConfiguredRuntime
 from agent.runtimes.desired_state import is_ours
@@ -33,30 +33,32 @@ class LeftOver:
     remedy: str
 
 
-def left_over(ctx: Context, node: ConfiguredRuntime | None, memory: Memory) -> tuple[LeftOver, ...]:
+def left_over(
+    settings: Settings, host: HostRoot, node: ConfiguredRuntime | None, memory: Memory
+) -> tuple[LeftOver, ...]:
     """Our specs and the directories of our toolkit that nothing uses any more; none where the
     configuration is not ours to change. Raises Refused."""
-    current = install.installed_paths(ctx.settings, ctx.host)
+    current = install.installed_paths(settings, host)
     directories = (*current, *memory.moved)
     if node is None or not memory.files or not directories:
         return ()
-    programs = [path for path in _programs(ctx, node) if path.startswith("/")]
+    programs = [path for path in _programs(host, node) if path.startswith("/")]
     if not programs or any(is_below(path, *directories) for path in programs):
         return ()
-    found = [(path.host, "CDI spec") for path in _specs(ctx, node)]
+    found = [(path.host, "CDI spec") for path in _specs(settings, host, node)]
     found += [(path, "toolkit") for path in (*current[:1], *memory.moved)]
     return tuple(LeftOver(path, what, _REMEDY) for path, what in found)
 
 
-def _specs(ctx: Context, node: ConfiguredRuntime) -> tuple[HostPath, ...]:
+def _specs(settings: Settings, host: HostRoot, node: ConfiguredRuntime) -> tuple[HostPath, ...]:
     spec_dirs = find.spec_directories(node.runtime)
-    return own_specs.written_by_us(ctx.settings, ctx.host, spec_dirs)
+    return own_specs.written_by_us(settings, host, spec_dirs)
 
 
-def _programs(ctx: Context, node: ConfiguredRuntime) -> Iterator[str]:
+def _programs(host: HostRoot, node: ConfiguredRuntime) -> Iterator[str]:
     """NVIDIA's programs that the configuration runs, by handlers and hooks."""
     tables = node.effective(node.files).runtimes
     for name, table in tables.items():
         if is_ours(name, table):
             yield from low_level.executables(table)
-    yield from (path for _, path in node.hook_programs(ctx.host, {}))
+    yield from (path for _, path in node.hook_programs(host, {}))

@@ -13,6 +13,8 @@ from agent.cdi.specs.provider import OURS
 from agent.cdi.specs.spec_ownership import SpecStatus
 from agent.errors import AgentError, Refused
 from agent.host import files
+from agent.host.paths import HostRoot
+from agent.options.settings import Settings
 from agent.plan import own_specs
 from agent.plan.context import Context
 from agent.plan.observe import observe
@@ -71,23 +73,23 @@ def report(ctx: Context) -> Report:
         drift += [f"running runtime: {text}" for text in proposal.unproven]
     published, missing = _published(ctx)
     if proposal is not None and published:
-        now = dict(status.lines(facts(ctx, proposal), ctx.boot_id, ctx.wall()))
+        now = dict(status.lines(facts(ctx.settings, ctx.host, proposal), ctx.boot_id, ctx.wall()))
         if now["TOOLKIT_CONFIG_HASH"] != published.get("TOOLKIT_CONFIG_HASH"):
             drift.append("the published decision is out of date")
     touched = tuple(
         (
-            host,
+            name,
             item.digest is not None,
-            _condition(ctx.host.agent_path(host), host, item) + _stale(ctx, proposal, host, item),
+            _condition(ctx.host.agent_path(name), name, item) + _stale(ctx, proposal, name, item),
         )
-        for host, item in sorted(memory.files.items())
+        for name, item in sorted(memory.files.items())
     )
     ready = bool(published) and problem is None and not drift and unfinished is None
     default, handlers = registry.shown(proposal.runtime.answer) if proposal else (None, ())
     return Report(
         ready, proposal, problem, published, missing, touched, unfinished, failed, tuple(drift),
         default, tuple(handlers), _on_disk(proposal.spec) if proposal and proposal.spec else (),
-        _left_over(ctx, proposal, memory),
+        _left_over(ctx.settings, ctx.host, proposal, memory),
     )  # fmt: skip
 
 
@@ -133,10 +135,12 @@ def _stale(ctx: Context, proposal: Proposal | None, host: str, original: Origina
     return "" if host in loaded else ", and the runtime does not load it"
 
 
-def _left_over(ctx: Context, proposal: Proposal | None, memory: Memory) -> tuple[LeftOver, ...]:
+def _left_over(
+    settings: Settings, host: HostRoot, proposal: Proposal | None, memory: Memory
+) -> tuple[LeftOver, ...]:
     """What another toolkit left of ours; nothing where it cannot be told."""
     try:
-        return left_over(ctx, proposal.node, memory) if proposal else ()
+        return left_over(settings, host, proposal.node, memory) if proposal else ()
     except AgentError:
         return ()
 

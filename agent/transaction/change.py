@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from agent.cri.client import Answer
 from agent.errors import AgentError, Refused, RollbackFailed, RolledBack, Unreachable
 from agent.host.files import Change
-from agent.host.paths import HostPath
+from agent.host.paths import HostPath, HostRoot
+from agent.log import Log
 from agent.plan.context import Context, best_effort
 from agent.runtimes import registry
 from agent.runtimes.base import Endpoint, Runtime
@@ -28,6 +29,7 @@ from agent.state.store import (
     Failure,
     Journal,
     Memory,
+    Store,
     decode,
     encode,
     memory_from_json,
@@ -114,7 +116,7 @@ def carry_out(ctx: Context, request: Request) -> Completed:
         restart.act(request.runtime.process)
         ctx.log.info("runtime restarted", kind=restart.kind, target=restart.target)
         answer = prove_change(ctx, journal)
-        host_timer.claim(ctx, journal)
+        host_timer.claim(ctx.store, journal)
         commit(ctx, journal)
     except (RestartFailed, NotProven, Refused) as error:
         ctx.log.info("change not proven", reason=str(error))
@@ -132,7 +134,7 @@ def _roll_back(ctx: Context, journal: Journal, request: Request, error: Exceptio
         )
     finally:
         if has_left:  # whatever the cause is: the same restarts are not gone through again
-            best_effort(ctx, lambda: remember_failure(ctx, journal.fingerprint, why))
+            best_effort(ctx.log, lambda: remember_failure(ctx, journal.fingerprint, why))
     failed = f"cannot {request.purpose}: {why}; the old configuration is back"
     if not has_left:  # no runtime has seen the candidate: nothing is known against it
         return RolledBack(failed)
@@ -164,7 +166,7 @@ def _prepare(ctx: Context, request: Request) -> Journal:
         fingerprint=request.fingerprint,
         twin=encode(saved.twin),
         barrier=encode(saved.barrier),
-        switch=host_timer.choose(ctx, restart),
+        switch=host_timer.choose(ctx.host, restart),
         executable=runtime.process.executable if runtime.process else None,
     )
     ctx.store.write_journal(journal)
@@ -211,7 +213,7 @@ def finish_undo(
         raise RollbackFailed(f"cannot undo the change of {undone}; the originals are in {where}")
 
 
-def _restore_memory(ctx: Context, journal: Journal, foreign: tuple[str, ...]) -> None:
+def _restore_memory(store: Store, journal: Journal, foreign: tuple[str, ...]) -> None:
     """Remember what was remembered before: a commit can have got that far. The originals of files
     that somebody edited on top of our change are kept: `revert` has to take our keys out of them.
     """
@@ -220,8 +222,8 @@ def _restore_memory(ctx: Context, journal: Journal, foreign: tuple[str, ...]) ->
     known = file_changes.remembered(memory, left).files
     edited = {host: replace(known[host], edited=True) for host in foreign if host in known}
     memory = replace(memory, files={**memory.files, **edited})
-    if memory != ctx.store.memory():
-        ctx.store.remember(memory)
+    if memory != store.memory():
+        store.remember(memory)
 
 
 def _end_undo(ctx: Context, journal: Journal, foreign: tuple[str, ...]) -> None:
@@ -231,18 +233,18 @@ def _end_undo(ctx: Context, journal: Journal, foreign: tuple[str, ...]) -> None:
     saved = saved if journal.boot_id == ctx.boot_id else Saved()
 
     def end() -> None:
-        _restore_memory(ctx, journal, foreign)
+        _restore_memory(ctx.store, journal, foreign)
         close(ctx, journal)
         if not foreign:  # the message names where the originals are
             ctx.store.prune(ctx.store.memory())
 
     # A journal that stays is undone once more, to no effect.
-    best_effort(ctx, lambda: ctx.publisher.restore(saved), end)
+    best_effort(ctx.log, lambda: ctx.publisher.restore(saved), end)
 
 
-def journal_endpoint(ctx: Context, journal: Journal) -> Endpoint:
+def journal_endpoint(host: HostRoot, journal: Journal) -> Endpoint:
     """Where the journal's runtime listens."""
-    socket = HostPath(ctx.host.agent_path(journal.socket), journal.socket)
+    socket = HostPath(host.agent_path(journal.socket), journal.socket)
     kind, target = journal.restart or ("none", "")
     return Endpoint(journal.kind, socket, target if kind == "systemd" else None)
 
@@ -264,7 +266,7 @@ def _prove(
         adapter = registry.adapter_of(answer)
         return min((adapter.unproven(state, answer) for state in states), key=len)
 
-    probe, limit = ctx.probe(journal_endpoint(ctx, journal)), ctx.settings.proof_timeout
+    probe, limit = ctx.probe(journal_endpoint(ctx.host, journal)), ctx.settings.proof_timeout
     return prove(probe, old, problems, limit if timeout is None else min(timeout, limit))
 
 
@@ -319,12 +321,12 @@ def _stuck_error(
     if start_failure:
         state = f"the original files do not load ({start_failure}): repair them; {state}"
     text = f"cannot bring the runtime back: {error}; {state}; start it by hand and look in its log"
-    mark = stuck_fingerprint(ctx, journal)
-    best_effort(ctx, lambda: ctx.store.write_journal(replace(journal, stuck=(mark, text))))
+    mark = stuck_fingerprint(ctx.host, journal)
+    best_effort(ctx.log, lambda: ctx.store.write_journal(replace(journal, stuck=(mark, text))))
     return RollbackFailed(text)
 
 
-def stuck_fingerprint(ctx: Context, journal: Journal) -> str:
+def stuck_fingerprint(host: HostRoot, journal: Journal) -> str:
     """A hash of what a new try to bring the runtime back depends on: the changed files, whatever
     is in their directories, and the executable."""
     facts: list[object] = []
@@ -332,7 +334,7 @@ def stuck_fingerprint(ctx: Context, journal: Journal) -> str:
         facts.append(store.digest_of(entry.agent, entry.host))
         facts.append(_file_identity(os.path.dirname(entry.agent)))
     if journal.executable:
-        facts.append(_file_identity(ctx.host.agent_path(journal.executable)))
+        facts.append(_file_identity(host.agent_path(journal.executable)))
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
@@ -362,7 +364,7 @@ def _return_to_old_files(
 
     Raises RestartFailed or NotProven.
     """
-    endpoint = journal_endpoint(ctx, journal)
+    endpoint = journal_endpoint(ctx.host, journal)
     try:
         running = ctx.running(endpoint)
         seen = running.identity if running else ctx.invocation(endpoint.unit)
@@ -384,16 +386,16 @@ def remember_failure(ctx: Context, fingerprint: str, why: str) -> None:
 def commit(ctx: Context, journal: Journal) -> None:
     """The change is here to stay: remember it, then forget the journal. Raises Refused."""
     memory = memory_from_json(journal.memory, "the journal")
-    best_effort(ctx, lambda: _log_edited_files(ctx, journal))
+    best_effort(ctx.log, lambda: _log_edited_files(ctx.log, journal))
     ctx.store.remember(memory)
     close(ctx, journal)
-    best_effort(ctx, lambda: ctx.store.prune(memory))
+    best_effort(ctx.log, lambda: ctx.store.prune(memory))
 
 
-def _log_edited_files(ctx: Context, journal: Journal) -> None:
+def _log_edited_files(log: Log, journal: Journal) -> None:
     for entry in journal.entries:
         if store.digest_of(entry.agent, entry.host) != entry.after:
-            ctx.log.warning("file changed since it was written", path=entry.host)
+            log.warning("file changed since it was written", path=entry.host)
 
 
 def close(ctx: Context, journal: Journal) -> None:

@@ -24,6 +24,8 @@ from agent.errors import (
     Unreachable,
 )
 from agent.host.paths import HostRoot
+from agent.log import Log
+from agent.options.settings import Settings
 from agent.plan import (
     candidate,
     garbled_files,
@@ -43,7 +45,7 @@ from agent.runtimes.desired_state import Desired
 from agent.runtimes.restart import Restart, down_message
 from agent.state import store
 from agent.state.store import Memory
-from agent.status import lines
+from agent.status import Publisher, lines
 from agent.toolkit import device_nodes, install
 from agent.transaction import change, recover, restart_spread
 from agent.transaction.change import NotAccepted
@@ -76,7 +78,7 @@ def converge(ctx: Context) -> Outcome:
     except Locked:
         raise  # the one who holds the lock tells how it goes
     except AgentError as error:
-        publish_failure(ctx, error)
+        publish_failure(ctx.publisher, ctx.log, error)
         raise
 
 
@@ -100,15 +102,15 @@ def _refuse(ctx: Context, proposal: Proposal) -> None:
         # The devices are gone, and so are specs and readiness.
         own_specs.write(ctx.settings, proposal.spec, ctx.publisher, ctx.log)
     about_spec = error == _spec_problem(proposal) or isinstance(error, obstacles.SpecUnwritable)
-    if about_spec and not _has_needed_spec(ctx, proposal):
+    if about_spec and not _has_needed_spec(ctx.settings, ctx.host, proposal):
         ctx.publisher.withdraw()  # a node without its devices is not ready
     raise error
 
 
-def _has_needed_spec(ctx: Context, proposal: Proposal) -> bool:
+def _has_needed_spec(settings: Settings, host: HostRoot, proposal: Proposal) -> bool:
     assert proposal.spec is not None
     dirs = proposal.decision.spec_dirs
-    return own_specs.has_needed(ctx.settings, ctx.host, dirs, proposal.spec.needed)
+    return own_specs.has_needed(settings, host, dirs, proposal.spec.needed)
 
 
 def _spec_problem(proposal: Proposal) -> AgentError | None:
@@ -145,15 +147,15 @@ def _still_waits(proposal: Proposal) -> bool:
     return not changes and proposal.restart is not None and proposal.restart.kind == "none"
 
 
-def publish_failure(ctx: Context, error: AgentError) -> None:
+def publish_failure(publisher: Publisher, log: Log, error: AgentError) -> None:
     """Beside the status file, which goes where nothing answers any more (row 9) and where the
     handlers lead nowhere. A failure to tell a failure must not hide it."""
     try:
         if isinstance(error, Unreachable | NoToolkit):
-            ctx.publisher.withdraw()
-        ctx.publisher.publish_error(error)
+            publisher.withdraw()
+        publisher.publish_error(error)
     except Refused as second:
-        ctx.log.info("failure not told", reason=second.message)
+        log.info("failure not told", reason=second.message)
 
 
 def _converge(
@@ -191,14 +193,14 @@ def _converge(
     try:
         done = change.carry_out(ctx, request)
     except NotAccepted as error:
-        down_units(ctx, proposal.restart)
+        down_units(ctx.log, proposal.restart)
         return _after_failure(ctx, proposal, memory, error, barrier=barrier)
     except (RolledBack, RollbackFailed):
-        down_units(ctx, proposal.restart)
+        down_units(ctx.log, proposal.restart)
         raise
     if done.restarted:
         in_force.remember_proven(ctx, proposal.runtime.endpoint)
-    outcome = replace(_outcome(proposal, done, written), down=down_units(ctx, proposal.restart))
+    outcome = replace(_outcome(proposal, done, written), down=down_units(ctx.log, proposal.restart))
     outcome = clean_up(ctx, request.memory, outcome)
     return publish(ctx, outcome, barrier=barrier or done.barrier)
 
@@ -217,7 +219,9 @@ def clean_up(ctx: Context, memory: Memory, outcome: Outcome) -> Outcome:
         host = item.directory.host
         try:
             # Asked again: a pod can have come since.
-            if not _is_needed(ctx, proposal, host) and install.remove_from(ctx.host, host):
+            if not _is_needed(ctx.settings, ctx.host, proposal, host) and install.remove_from(
+                ctx.host, host
+            ):
                 ctx.log.info("toolkit removed", directory=host)
                 gone = (*gone, host)
                 continue
@@ -226,22 +230,22 @@ def clean_up(ctx: Context, memory: Memory, outcome: Outcome) -> Outcome:
         left.append(host)
     if tuple(left) != memory.moved:
         now = replace(ctx.store.memory(), moved=tuple(left))
-        best_effort(ctx, lambda: ctx.store.remember(now))
+        best_effort(ctx.log, lambda: ctx.store.remember(now))
     return replace(outcome, changed=(*outcome.changed, *gone))
 
 
-def _is_needed(ctx: Context, proposal: Proposal, host: str) -> bool:
+def _is_needed(settings: Settings, host: HostRoot, proposal: Proposal, directory: str) -> bool:
     if proposal.node is None or proposal.edits is None:
         return True
     changed = toolkit_users.ChangedNode(proposal.node, proposal.edits.changes, proposal.edits.files)
-    return toolkit_users.why_kept(ctx.settings, ctx.host, changed, host) is not None
+    return toolkit_users.why_kept(settings, host, changed, directory) is not None
 
 
-def down_units(ctx: Context, restart: Restart | None) -> tuple[str, ...]:
+def down_units(log: Log, restart: Restart | None) -> tuple[str, ...]:
     """Units that ran before a restart and do not run after it, each told in the log."""
     down = restart.down() if restart is not None else ()
     for name in down:
-        ctx.log.warning("unit not running again", unit=name, text=down_message(name))
+        log.warning("unit not running again", unit=name, text=down_message(name))
     return down
 
 
@@ -341,8 +345,10 @@ def publish(ctx: Context, outcome: Outcome, *, barrier: bool) -> Outcome:
         ctx.publisher.withdraw()
         ctx.publisher.publish_error(Pending(PENDING))
         return outcome
-    content = lines(published.facts(ctx, outcome.proposal), ctx.boot_id, ctx.wall())
+    content = lines(
+        published.facts(ctx.settings, ctx.host, outcome.proposal), ctx.boot_id, ctx.wall()
+    )
     ctx.publisher.publish(content, barrier_was_there=barrier)
     if outcome.changed or outcome.restarted:
-        best_effort(ctx, ctx.store.forget_failure)
+        best_effort(ctx.log, ctx.store.forget_failure)
     return outcome

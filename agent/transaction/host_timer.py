@@ -16,11 +16,12 @@ import re
 
 from agent.errors import Refused, reason
 from agent.host import files, trust
+from agent.host.paths import HostRoot
 from agent.plan.context import Context
 from agent.runtimes import registry
 from agent.runtimes.proof import NotProven
 from agent.runtimes.restart import Restart
-from agent.state.store import Entry, Journal, parents
+from agent.state.store import Entry, Journal, Store, parents
 from agent.systemd.units import Command, SystemdError, Timer
 
 MARGIN = 20  # seconds beyond the proof; so long may the restart itself take
@@ -35,10 +36,10 @@ class CannotArm(Exception):
     """There will be no switch; the message says why."""
 
 
-def choose(ctx: Context, restart: Restart | None) -> str | None:
+def choose(host: HostRoot, restart: Restart | None) -> str | None:
     """The mark of the switch of a change; None where it needs none: outside a container nothing
     that the runtime does ends us."""
-    needed = restart is not None and restart.kind == "systemd" and not ctx.host.is_host
+    needed = restart is not None and restart.kind == "systemd" and not host.is_host
     return os.urandom(4).hex() if needed else None
 
 
@@ -49,7 +50,7 @@ def arm(ctx: Context, journal: Journal) -> None:
     unit = journal.restart[1]
     try:
         timer = _timer(ctx, journal, unit)
-        files.write(_guard(ctx, journal), files.new_state(b"", 0o600))
+        files.write(_guard(ctx.store, journal), files.new_state(b"", 0o600))
         ctx.reach(ctx.host, unit)[0].start_timer(timer)
     except (CannotArm, SystemdError, OSError) as error:
         why = reason(error) if isinstance(error, OSError) else str(error)
@@ -59,7 +60,7 @@ def arm(ctx: Context, journal: Journal) -> None:
         ctx.log.info("switch on the host set", unit=timer.name, seconds=timer.delay)
 
 
-def claim(ctx: Context, journal: Journal) -> None:
+def claim(store: Store, journal: Journal) -> None:
     """From here on the change is ours to commit: the switch does nothing any more.
 
     Raises NotProven where it has begun, Refused where the disk does not play along.
@@ -67,16 +68,16 @@ def claim(ctx: Context, journal: Journal) -> None:
     if journal.switch is None:
         return
     try:
-        files.remove(_guard(ctx, journal))
+        files.remove(_guard(store, journal))
     except OSError as error:
-        raise Refused(f"cannot remove {_guard(ctx, journal)}: {reason(error)}") from error
-    if has_fired(ctx, journal):
+        raise Refused(f"cannot remove {_guard(store, journal)}: {reason(error)}") from error
+    if has_fired(store, journal):
         raise NotProven(FIRED)
 
 
-def has_fired(ctx: Context, journal: Journal) -> bool:
+def has_fired(store: Store, journal: Journal) -> bool:
     """Has the switch begun, and maybe ended, to undo this change?"""
-    return journal.switch is not None and os.path.lexists(_fired(ctx, journal))
+    return journal.switch is not None and os.path.lexists(_fired(store, journal))
 
 
 def disarm(ctx: Context, journal: Journal) -> None:
@@ -85,7 +86,7 @@ def disarm(ctx: Context, journal: Journal) -> None:
     if journal.switch is None or journal.restart is None:
         return
     try:
-        for path in (_guard(ctx, journal), _fired(ctx, journal)):
+        for path in (_guard(ctx.store, journal), _fired(ctx.store, journal)):
             files.discard(path)
     except OSError as error:
         ctx.log.info("switch on the host not disarmed", reason=reason(error))
@@ -101,12 +102,12 @@ def _name(journal: Journal) -> str:
     return f"toolkit-agent-undo-{journal.switch}"
 
 
-def _guard(ctx: Context, journal: Journal) -> str:
-    return ctx.store.path(f"switch-{journal.switch}.armed")
+def _guard(store: Store, journal: Journal) -> str:
+    return store.path(f"switch-{journal.switch}.armed")
 
 
-def _fired(ctx: Context, journal: Journal) -> str:
-    return ctx.store.path(f"switch-{journal.switch}.fired")
+def _fired(store: Store, journal: Journal) -> str:
+    return store.path(f"switch-{journal.switch}.fired")
 
 
 def _timer(ctx: Context, journal: Journal, unit: str) -> Timer:
@@ -119,19 +120,19 @@ def _timer(ctx: Context, journal: Journal, unit: str) -> Timer:
 def _commands(ctx: Context, journal: Journal, unit: str) -> tuple[Command, ...]:
     """What puts everything back, each file for itself."""
     move, remove, prune, systemctl = (
-        _program(ctx, name) for name in ("mv", "rm", "rmdir", "systemctl")
+        _program(ctx.host, name) for name in ("mv", "rm", "rmdir", "systemctl")
     )
-    state = _same_on_host(ctx, ctx.host.name(ctx.store.directory), ctx.store.directory)
+    state = _same_on_host(ctx.host, ctx.host.name(ctx.store.directory), ctx.store.directory)
     armed, fired = (
-        _plain(os.path.join(state, os.path.basename(path(ctx, journal))))
+        _plain(os.path.join(state, os.path.basename(path(ctx.store, journal))))
         for path in (_guard, _fired)
     )
     commands = [Command((move, "-T", armed, fired))]
     for entry in reversed(journal.entries):
         directory = os.path.dirname(entry.host)
-        _same_on_host(ctx, directory, os.path.dirname(entry.agent))
+        _same_on_host(ctx.host, directory, os.path.dirname(entry.agent))
         if entry.before is not None:
-            commands += _bring_back(ctx, entry, move, state)
+            commands += _bring_back(ctx.host, entry, move, state)
             continue
         commands.append(Command((remove, "-f", _plain(entry.host)), may_fail=True))
         made = parents(entry.host, entry.made)
@@ -140,7 +141,7 @@ def _commands(ctx: Context, journal: Journal, unit: str) -> tuple[Command, ...]:
     return (*commands, Command((systemctl, "restart", unit)))
 
 
-def _bring_back(ctx: Context, entry: Entry, move: str, state: str) -> tuple[Command, ...]:
+def _bring_back(host: HostRoot, entry: Entry, move: str, state: str) -> tuple[Command, ...]:
     """The original moved over the file in one step, from where it waits; where it could not wait
     there (the directory outside is not ours to write), it is made ready there first."""
     waiting = os.path.join(entry.outside or os.path.dirname(entry.host),
@@ -150,7 +151,7 @@ def _bring_back(ctx: Context, entry: Entry, move: str, state: str) -> tuple[Comm
         return (back,)
     saved = os.path.join(state, "originals", entry.before or "")
     owner = ("-o", str(entry.uid), "-g", str(entry.gid), "-m", f"{entry.mode:04o}")
-    words = (_program(ctx, "install"), "-T", *owner, _plain(saved), _plain(waiting))
+    words = (_program(host, "install"), "-T", *owner, _plain(saved), _plain(waiting))
     return Command(words, may_fail=True), back
 
 
@@ -160,13 +161,13 @@ def _plain(path: str) -> str:
     return path
 
 
-def _program(ctx: Context, name: str) -> str:
+def _program(host: HostRoot, name: str) -> str:
     """A program of the host, as the host calls it."""
     for folder in _FOLDERS:
         path = os.path.join(folder, name)
         try:
             # systemd runs it by this path, which only root can change
-            found = trust.require(ctx.host, path, f"run {path}").agent
+            found = trust.require(host, path, f"run {path}").agent
         except Refused:
             continue
         if os.path.isfile(found) and os.access(found, os.X_OK):
@@ -174,10 +175,10 @@ def _program(ctx: Context, name: str) -> str:
     raise CannotArm(f"the host has no {name}")
 
 
-def _same_on_host(ctx: Context, path: str, agent: str) -> str:
+def _same_on_host(host: HostRoot, path: str, agent: str) -> str:
     """The host's name of a directory, once it is sure that the host knows it by this name."""
     try:
-        if os.path.samefile(ctx.host.root + path, agent):
+        if os.path.samefile(host.root + path, agent):
             return path
     except OSError:
         pass

@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from agent.errors import Refused
 from agent.host import files
 from agent.host.files import Change, FileState
-from agent.host.paths import HostPath
+from agent.host.paths import HostPath, HostRoot
 from agent.plan.context import Context
 from agent.runtimes.base import ConfiguredRuntime, Restoration
 from agent.runtimes.key_ownership import HEADER, condition, imported, is_rewritten, still_ours
-from agent.state.store import Memory, Original
+from agent.state.store import Memory, Original, Store
 from agent.toml import edit as tomledit
 from agent.toml.edit import Data, Op, Path, Set, Unset
 
@@ -41,23 +41,23 @@ def changes(
     return node.finished(ctx.host, tuple(found))
 
 
-def removed(ctx: Context, memory: Memory) -> tuple[str, ...]:
+def removed(host: HostRoot, memory: Memory) -> tuple[str, ...]:
     """Files that were there before us and that somebody removed since: there is nothing to restore.
     Raises Refused."""
     return tuple(
-        host
-        for host, original in sorted(memory.files.items())
-        if original.digest is not None and files.read(ctx.host.agent_path(host), host) is None
+        name
+        for name, original in sorted(memory.files.items())
+        if original.digest is not None and files.read(host.agent_path(name), name) is None
     )
 
 
-def originals(ctx: Context, memory: Memory, hosts: tuple[str, ...]) -> dict[str, FileState | None]:
+def originals(store: Store, memory: Memory, hosts: tuple[str, ...]) -> dict[str, FileState | None]:
     """Files as they were before us. Raises Refused."""
     found: dict[str, FileState | None] = {}
     for host in hosts:
         known = memory.files[host]
         if known.digest is not None:
-            data = ctx.store.original_bytes(known.digest)
+            data = store.original_bytes(known.digest)
             found[host] = FileState(data, known.mode, known.uid, known.gid)
     return found
 

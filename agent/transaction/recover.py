@@ -46,14 +46,14 @@ def recover(ctx: Context) -> Recovered:
     if journal is None:
         return Recovered()
     if journal.stage == TIDYING:
-        best_effort(ctx, lambda: change.close(ctx, journal))
+        best_effort(ctx.log, lambda: change.close(ctx, journal))
         return Recovered()
     ctx.log.info("unfinished change found", purpose=journal.purpose, stage=journal.stage)
     barrier = journal.barrier is not None and journal.boot_id == ctx.boot_id
     old_restart = restart.resume(*journal.restart, ctx.host) if journal.restart else None
     if journal.stuck is not None:
         _refuse_without_cause(ctx, journal)
-    if host_timer.has_fired(ctx, journal):
+    if host_timer.has_fired(ctx.store, journal):
         ctx.log.info("the switch on the host has fired")
         _remember_failure(ctx, journal, host_timer.FIRED)
         return _undo(ctx, journal, old_restart, barrier=barrier, by_switch=True)
@@ -67,7 +67,7 @@ def recover(ctx: Context) -> Recovered:
     if store.is_written(journal):
         try:
             change.prove_change(ctx, journal)
-            host_timer.claim(ctx, journal)
+            host_timer.claim(ctx.store, journal)
         except NotProven as error:
             ctx.log.info("change not proven", reason=str(error))
             _remember_failure(ctx, journal, str(error))
@@ -103,7 +103,7 @@ def _is_healthy(ctx: Context, journal: Journal) -> bool:
     So it is where somebody repaired a file or restarted the runtime since the change failed.
     """
     try:
-        running = ctx.running(change.journal_endpoint(ctx, journal))
+        running = ctx.running(change.journal_endpoint(ctx.host, journal))
     except Unreachable:
         return False
     if running is None:
@@ -141,12 +141,12 @@ def _refuse_without_cause(ctx: Context, journal: Journal) -> None:
     RollbackFailed where nothing has changed since."""
     assert journal.stuck is not None
     mark, text = journal.stuck
-    if mark == change.stuck_fingerprint(ctx, journal) and not _is_healthy(ctx, journal):
+    if mark == change.stuck_fingerprint(ctx.host, journal) and not _is_healthy(ctx, journal):
         raise RollbackFailed(text)
 
 
 def _remember_failure(ctx: Context, journal: Journal, why: str) -> None:
-    best_effort(ctx, lambda: change.remember_failure(ctx, journal.fingerprint, why))
+    best_effort(ctx.log, lambda: change.remember_failure(ctx, journal.fingerprint, why))
 
 
 def give_up_waiting(ctx: Context) -> Recovered:
@@ -170,7 +170,7 @@ def _has_restarted(ctx: Context, journal: Journal) -> bool:
         return True
     if journal.restart is None:
         return False
-    endpoint, began = change.journal_endpoint(ctx, journal), ctx.clock()
+    endpoint, began = change.journal_endpoint(ctx.host, journal), ctx.clock()
     end = began + ctx.settings.proof_timeout
     while True:
         try:

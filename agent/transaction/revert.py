@@ -16,6 +16,8 @@ from agent.decide import DEFAULT_DIRS
 from agent.errors import AgentError, Locked, Refused, Unreachable
 from agent.host import files
 from agent.host.files import Change
+from agent.host.paths import HostRoot
+from agent.options.settings import Settings
 from agent.plan import garbled_files, obstacles, own_specs, pod_guard, toolkit_users
 from agent.plan.context import Context
 from agent.plan.propose import start_failure, trial_verdict
@@ -25,7 +27,7 @@ from agent.runtimes.desired_state import OUR_NAMES, Desired
 from agent.runtimes.preflight import Candidate
 from agent.runtimes.restart import Restart, down_message
 from agent.state import store
-from agent.state.store import Memory, parents
+from agent.state.store import Memory, Store, parents
 from agent.toolkit import install
 from agent.transaction import change, original_files, recover, stand_aside
 from agent.transaction.converge import down_units, publish_failure, refuse_changed, states_of
@@ -67,7 +69,7 @@ def revert(ctx: Context, *, keep_edits: bool = False, toolkit: bool = False) -> 
     except Locked:
         raise
     except AgentError as error:
-        publish_failure(ctx, error)
+        publish_failure(ctx.publisher, ctx.log, error)
         raise
 
 
@@ -93,14 +95,14 @@ def _carry_out(ctx: Context, memory: Memory, plan: _Plan, *, toolkit: bool) -> R
         try:
             end = change.carry_out(ctx, request)
         finally:
-            down = down_units(ctx, request.restart)
+            down = down_units(ctx.log, request.restart)
         plan = replace(plan, notes=(*plan.notes, *map(down_message, down)))
         changed = tuple(item.path.host for item in request.changes)
         done = Reverted(changed, (), end.restarted, pending=end.pending)
     if memory.files or own_specs.written_by_us(ctx.settings, ctx.host, plan.dirs):
         ctx.publisher.withdraw()  # first: whatever becomes of the rest, nothing is ready
     if not done.pending:
-        _forget(ctx, memory)
+        _forget(ctx.host, ctx.store, memory)
     gone = own_specs.remove(ctx.settings, ctx.host, plan.dirs)
     if toolkit and not done.pending:
         gone = (*gone, *install.remove(ctx.settings, ctx.host))
@@ -116,12 +118,12 @@ def _plan(ctx: Context, memory: Memory, *, keep_edits: bool, toolkit: bool) -> _
     if toolkit:
         _refuse_needed(ctx, memory, keep_edits)
     request, notes = _request(ctx, memory, keep_edits) if memory.files else (None, ())
-    dirs = _spec_dirs(ctx)
-    blocked = obstacles.of_removal(ctx, own_specs.written_by_us(ctx.settings, ctx.host, dirs))
+    dirs = _spec_dirs(ctx.settings, ctx.host)
+    blocked = obstacles.of_removal(ctx.host, own_specs.written_by_us(ctx.settings, ctx.host, dirs))
     if request is not None and blocked is None:
         blocked = obstacles.of_changes(ctx, request.changes, transaction=True)
     if toolkit and blocked is None:
-        blocked = obstacles.of_toolkit_removal(ctx)
+        blocked = obstacles.of_toolkit_removal(ctx.settings, ctx.host)
     if blocked is not None:
         raise blocked
     return _Plan(request, dirs, notes)
@@ -157,27 +159,27 @@ def _planned_files(
     return changes, node.load(ctx.host, {item.path.host: item.after for item in changes})
 
 
-def _spec_dirs(ctx: Context) -> tuple[str, ...]:
+def _spec_dirs(settings: Settings, host: HostRoot) -> tuple[str, ...]:
     """Where a spec of ours may lie: where the runtime looks, if it says so, or would by default."""
     try:
-        runtime = find.find_runtime(ctx.settings, ctx.host)
+        runtime = find.find_runtime(settings, host)
     except (Refused, Unreachable):
         return DEFAULT_DIRS
     return find.spec_directories(runtime)
 
 
-def _forget(ctx: Context, memory: Memory) -> None:
+def _forget(host: HostRoot, store: Store, memory: Memory) -> None:
     """Nothing is remembered any more, and directories that we made are gone as far as empty."""
-    for host, original in memory.files.items():
+    for name, original in memory.files.items():
         if original.digest is None:
-            above = parents(ctx.host.agent_path(host), original.made)
+            above = parents(host.agent_path(name), original.made)
             with contextlib.suppress(OSError):  # an empty directory does no harm
                 files.remove_directories(above)
-    ctx.store.remember(Memory())
+    store.remember(Memory())
     with contextlib.suppress(OSError):
-        known_gpus.forget(ctx.store)
-    ctx.store.forget_failure()
-    ctx.store.prune(Memory())
+        known_gpus.forget(store)
+    store.forget_failure()
+    store.prune(Memory())
 
 
 def _request(
@@ -192,7 +194,7 @@ def _request(
     if used := pod_guard.revert_refusal(ctx, node, after):
         raise used
     desired = Desired({}, effective_after.default, False, removed_handlers)
-    root_removed, notes = _removed_root(ctx, node, memory)
+    root_removed, notes = _removed_root(ctx.host, node, memory)
     ours = default in (*OUR_NAMES, *removed_handlers)
     remaining = node.adapter.unproven(
         replace(desired, default=desired.default if ours else None), node.runtime.answer
@@ -249,21 +251,23 @@ def _configured_runtime(ctx: Context, memory: Memory) -> ConfiguredRuntime:
     try:
         return adapter.look(ctx.settings, ctx.host, runtime)
     except Refused:
-        overlay = original_files.originals(ctx, memory, original_files.removed(ctx, memory))
+        overlay = original_files.originals(
+            ctx.store, memory, original_files.removed(ctx.host, memory)
+        )
         if not overlay:
             raise
         return adapter.look(ctx.settings, ctx.host, runtime, overlay)
 
 
 def _removed_root(
-    ctx: Context, node: ConfiguredRuntime, memory: Memory
+    host: HostRoot, node: ConfiguredRuntime, memory: Memory
 ) -> tuple[bool, tuple[str, ...]]:
     """Whether somebody removed the root file, and what to say of files that were removed.
 
     A restart without the root file would take its settings along (where the runtime listens, where
     its containers are), so that we ask for none.
     """
-    gone = original_files.removed(ctx, memory)
+    gone = original_files.removed(host, memory)
     notes = [f"{host} was removed since it was written: nothing is restored there" for host in gone]
     root_removed = node.root.state is None and node.root.path.host in gone
     if root_removed:

@@ -22,7 +22,9 @@ from dataclasses import replace
 from agent.cri import process
 from agent.errors import Locked, Refused, StoodAside, reason
 from agent.host import files, lock
+from agent.log import Log
 from agent.plan.context import Context
+from agent.state.store import Store
 
 REQUEST = "aside"
 _ANSWER, _REVERTED = f"{REQUEST}.answer", f"{REQUEST}.reverted"
@@ -42,15 +44,15 @@ def node_lock(ctx: Context) -> Iterator[Context]:
             fd = ctx.store.take_lock()
         except Locked:
             # Left last, because `run` takes the lock again when the request ends.
-            stack.enter_context(_request(ctx))
+            stack.enter_context(_request(ctx.store))
             fd = _wait(ctx)
         stack.callback(os.close, fd)
         yield replace(ctx, lock_fd=fd)
 
 
 @contextlib.contextmanager
-def _request(ctx: Context) -> Iterator[None]:
-    path, answer = ctx.store.path(REQUEST), ctx.store.path(_ANSWER)
+def _request(store: Store) -> Iterator[None]:
+    path, answer = store.path(REQUEST), store.path(_ANSWER)
     fd = lock.take(path)
     try:
         if not lock.is_current(path, fd):
@@ -61,7 +63,7 @@ def _request(ctx: Context) -> Iterator[None]:
         try:
             yield
             if os.path.lexists(answer):
-                files.move(answer, ctx.store.path(_REVERTED))
+                files.move(answer, store.path(_REVERTED))
         finally:
             for name in (answer, path):
                 files.discard(name)
@@ -88,26 +90,26 @@ def _wait(ctx: Context) -> int:
         ctx.sleep(0.1)
 
 
-def clear(ctx: Context) -> None:
+def clear(store: Store) -> None:
     """Forget a completed revert, because a new `run` starts."""
     with contextlib.suppress(OSError):
-        files.discard(ctx.store.path(_REVERTED))
+        files.discard(store.path(_REVERTED))
 
 
-def yield_to_revert(ctx: Context, lock_fd: int, run: int) -> None:
+def yield_to_revert(store: Store, log: Log, lock_fd: int, run: int) -> None:
     """In a child of the `run` with the pid `run`: release the lock to a revert that asks for it,
     and wait for its end. Raises StoodAside where the revert was completed; Refused."""
-    path, ours = ctx.store.path(REQUEST), f"{run} {process.start_time(run)}"
+    path, ours = store.path(REQUEST), f"{run} {process.start_time(run)}"
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         fd = None
     if fd is not None:
         try:
-            _release_until_end(ctx, fd, lock_fd)
+            _release_until_end(store, log, fd, lock_fd)
         finally:
             os.close(fd)
-    found = ctx.store.read(_REVERTED)
+    found = store.read(_REVERTED)
     if found is not None and found.data.decode("ascii", "replace").strip() == ours:
         with contextlib.suppress(OSError):
             fcntl.flock(lock_fd, fcntl.LOCK_UN)
@@ -117,15 +119,15 @@ def yield_to_revert(ctx: Context, lock_fd: int, run: int) -> None:
         )
 
 
-def _release_until_end(ctx: Context, fd: int, lock_fd: int) -> None:
+def _release_until_end(store: Store, log: Log, fd: int, lock_fd: int) -> None:
     """Release the lock while a living `revert` holds the request's file."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         fcntl.flock(lock_fd, fcntl.LOCK_UN)
-        ctx.log.info("standing aside for revert")
+        log.info("standing aside for revert")
         fcntl.flock(fd, fcntl.LOCK_EX)
-    if lock.is_current(ctx.store.path(REQUEST), fd):  # it was killed
+    if lock.is_current(store.path(REQUEST), fd):  # it was killed
         with contextlib.suppress(OSError):
             for name in (_ANSWER, REQUEST):
-                files.discard(ctx.store.path(name))
+                files.discard(store.path(name))

@@ -162,7 +162,7 @@ _TRANSACTION = (
     ),
     Mutant(
         "failure-not-remembered", "transaction", "agent/transaction/change.py",
-        "best_effort(ctx, lambda: remember_failure(ctx, journal.fingerprint, why))",
+        "best_effort(ctx.log, lambda: remember_failure(ctx, journal.fingerprint, why))",
         "pass",
         ("tests/cli/test_restart.py::test_runtime_that_dies_on_the_new_configuration_gets_the_old_one",),
     ),

@@ -360,10 +360,10 @@ def test_any_hooks_directory_of_others_is_refused(root: Path, part: str) -> None
 def test_timer_refuses_programs_of_others(root: Path) -> None:
     """systemd runs them."""
     ctx = _context(root)
-    assert host_timer._program(ctx, "mv") == "/usr/bin/mv"
+    assert host_timer._program(ctx.host, "mv") == "/usr/bin/mv"
     _give(root / "usr")
     with pytest.raises(CannotArm):
-        host_timer._program(ctx, "mv")
+        host_timer._program(ctx.host, "mv")
 
 
 def test_host_root_below_their_directory_is_refused(tmp_path: Path) -> None:
