@@ -260,14 +260,14 @@ _UNDO = (
     ),
     Mutant(
         "switch-that-fired-is-passed-over", "deadman", "agent/transaction/host_timer.py",
-        "    if has_fired(ctx, journal):\n        raise NotProven(FIRED)\n",
+        "    if has_fired(store, journal):\n        raise NotProven(FIRED)\n",
         "",
         ("tests/unit/transaction/test_host_timer.py",),
     ),
     Mutant(
         "switch-stays-armed", "deadman", "agent/transaction/host_timer.py",
-        "for path in (_guard(ctx, journal), _fired(ctx, journal)):",
-        "for path in (_fired(ctx, journal),):",
+        "for path in (_guard(ctx.store, journal), _fired(ctx.store, journal)):",
+        "for path in (_fired(ctx.store, journal),):",
         ("tests/unit/transaction/test_host_timer.py",),
     ),
 )  # fmt: skip
