@@ -26,7 +26,7 @@ class Switch(enum.Enum):
 
 
 class Unseen(enum.Enum):
-    """Stands for spec directories that we could not look at, other than none being there."""
+    """Stands for spec directories that could not be read. An absent key is None instead."""
 
     UNSEEN = "unseen"
 
@@ -36,7 +36,8 @@ SpecDirs = tuple[str, ...] | None | Unseen
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What one source says: `source` is cri-status or config-dump; `spec_dirs` None is absent."""
+    """What one source shows. `source` is cri-status or config-dump. `spec_dirs` is None where the
+    key is absent."""
 
     source: str
     switch: Switch = Switch.UNSEEN
@@ -49,9 +50,10 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class PodNeeds:
-    """What running pods lose with the row that they were created under, and so keep until they are
-    gone: `default` nvidia as the default runtime, `prefixes` of their annotations, `variables`
-    that ask for GPUs. `pods` are their names."""
+    """What running pods would lose by a new row. They keep it until they are gone.
+
+    `default` is nvidia as the default runtime, `prefixes` are those of their annotations, and
+    `variables` are environment variables that ask for GPUs. `pods` are their names."""
 
     pods: tuple[str, ...]
     default: bool = False
@@ -64,10 +66,10 @@ class Question:
     """All that the decision depends on.
 
     `runtime` is the name that the CRI gave, None where nothing answered. `evidence` is ordered
-    best first. `enabled_by_agent`: `enable_cdi = true` is there because we once wrote it.
-    `set_as_default`, `mode`, `strategy`, `prefixes` are overrides, None where nobody asked;
-    `default_negotiable` says that a false `set_as_default` is a wish and not an order.
-    `needs` is None where no running pod needs anything that the row would take.
+    best first. `enabled_by_agent` means that this agent wrote `enable_cdi = true`.
+    `set_as_default`, `mode`, `strategy` and `prefixes` come from options, None where none is given.
+    `default_negotiable` means that the decision may overrule a false `set_as_default`. `needs` is
+    None where no running pod needs anything that the row would take away.
     """
 
     cdi: bool = True
@@ -91,11 +93,12 @@ class Question:
 class Decision:
     """One row, with everything that other parts derive from it.
 
-    `native` is None where it is unknown (row 9). `enable_cdi`: write `enable_cdi = true`.
-    `prefixes`: what the nvidia runtime itself answers; `pass_prefixes`: those that containerd has
-    to pass on to the handlers. `evidence` is what was seen, in words. `kept_for` are pods for
-    whose sake `is_default`, `prefixes` and `variables` (an unprivileged container may ask by
-    environment variable, though CDI is on) are not yet the row's own.
+    `native` is None where it is unknown (row 9). `enable_cdi` means that `enable_cdi = true` is
+    written. `prefixes` are the annotation prefixes that the nvidia runtime answers; containerd has
+    to pass `pass_prefixes` on to the handlers. `evidence` is what was seen, in words. `variables`
+    means that an unprivileged container may ask by environment variable although CDI is on.
+    `kept_for` are running pods because of which `is_default`, `prefixes` and `variables` differ
+    from those of the row.
     """
 
     row: int
@@ -139,7 +142,7 @@ DEFAULT_DIRS = ("/etc/cdi", "/var/run/cdi")
 
 
 def decide(question: Question) -> Decision:
-    """The row that holds for this question; any question has one."""
+    """The decision for this question. Every question has one."""
     version = parse_version(question.version)
     seen = next((e for e in question.evidence if e.seen), Evidence("version"))
     row, source = _row(question, version, seen)
@@ -189,7 +192,7 @@ def _containerd_row(question: Question, version: Version | None, seen: Evidence)
 
 
 def _can_switch_on(question: Question, switch: Switch) -> bool:
-    """Row 4 stays row 4 once our edit is in force: the switch is on because we keep it on."""
+    """May this agent switch CDI on? Row 4 stays row 4 after our edit, which switched it on."""
     if not question.may_enable:
         return False
     return switch is Switch.FALSE or (switch is Switch.TRUE and question.enabled_by_agent)
@@ -243,8 +246,8 @@ def _annotation_prefix(native: bool | None) -> str | None:
 
 
 def _with_pod_needs(question: Question, decision: Decision) -> Decision:
-    """What running pods still need, beside what the row wants. What is published is the row's: it
-    is for pods to come. An OCI hook leaves no handler that could be kept."""
+    """The decision with what running pods still need. The published values stay those of the row,
+    because they are for new pods. An OCI hook leaves no handler that could be kept."""
     needs = question.needs
     if needs is None or decision.row == 9 or decision.hook:
         return decision
@@ -276,8 +279,8 @@ def _with_pod_needs(question: Question, decision: Decision) -> Decision:
 
 
 def _cri_field(question: Question, version: Version | None) -> bool:
-    """Does the CRI field arrive: containerd ignores it before 1.7.2, CRI-O before 1.28, and a
-    kubelet before 1.28 drops it."""
+    """Do CDI devices in the CRI's own field reach the runtime? containerd before 1.7.2 and CRI-O
+    before 1.28 ignore the field, and a kubelet before 1.28 drops it."""
     if question.kubelet is not None and question.kubelet < (1, 28):
         return False
     since = (1, 7, 2) if question.runtime == "containerd" else (1, 28, 0)

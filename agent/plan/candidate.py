@@ -1,9 +1,9 @@
-"""Which candidate a change is, and whether the same one has failed before.
+"""The fingerprint of a candidate, and whether the same candidate has failed before.
 
-Invariant: the mark of a candidate covers everything that its success depends on and that we know:
-the files, the runtime with its flags, its executable and its unit, the programs and files that the
-configuration names, and this agent. What failed is not tried again before one of them changes, a
-day has passed, or somebody asks for it.
+Invariant: the fingerprint covers every known thing that the success of a change depends on: the
+files, the runtime with its flags, its executable and its unit, the programs and files that the
+configuration names, and this agent. A failed candidate is tried again only after one of them has
+changed, after a day, or on request.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _UNIT_DIRECTORIES = (
 
 
 def known_failure(ctx: Context, node: ConfiguredRuntime, edits: Edits) -> CandidateFailed | None:
-    """Why this candidate is not tried again, and when it will be; None where it may be tried."""
+    """The refusal to try this candidate again, None where it may be tried."""
     failure = None if ctx.retry else ctx.store.failures().get(fingerprint(ctx.host, node, edits))
     if failure is None or not 0 <= ctx.wall() - failure.at < _DAY:
         return None
@@ -93,7 +93,8 @@ def _unit_files(host: HostRoot, unit: str | None) -> Iterator[str]:
 
 
 def _file_identity(host: HostRoot, path: str) -> tuple[int, ...] | None:
-    """What changes with a file; None for what is none: directories change with their entries."""
+    """Inode, size and time of a regular file, None for anything else. A directory does not count,
+    because it changes with its entries."""
     try:
         found = os.stat(host.resolve(path).agent)
     except (OSError, Refused):

@@ -1,7 +1,7 @@
-"""What every operation on a node needs: settings, the host, the state, the seams.
+"""What every operation on a node needs: settings, the host root, the state, and functions.
 
 Invariant: time, sleep, restarts and questions to the runtime come from here, so that a test can
-put its own in their place.
+replace them.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
 
 def _ignore(_: Any) -> None:
-    """Nobody wants to know."""
+    """Do nothing with a proposal."""
 
 
 def _start_once(host: HostRoot, launch: Launch, problems: Callable[[Answer], list[str]]) -> Result:
-    """`trial.start_once`, loaded where a restart is due only."""
+    """`trial.start_once`. Its module is loaded only where a restart is due."""
     from agent.runtimes import trial
 
     return trial.start_once(host, launch, problems)
@@ -55,12 +55,14 @@ def _uptime() -> float:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Settings and seams of one run. `lock_fd` is the
-    descriptor of a parent that holds the lock for us; `refresh`: NVML is to be asked, whatever is
-    known; `retry`: a candidate that failed before is tried again; `restart_after` is the time (of
-    `clock`) before which nothing is changed that needs a restart; `barrier`: `toolkit-ready` was
-    there until a convergence did not finish, and comes back with the next that is right;
-    `on_proposal` is told each proposal before anything is refused or written."""
+    """Settings and functions of one run.
+
+    `lock_fd` is the descriptor of the lock that the parent process holds for this one. `refresh`
+    means that NVML is asked even where its answer is known. `retry` means that a candidate is tried
+    that has failed before. Before `restart_after` (a time of `clock`) no change that needs a
+    restart is made. `barrier` means that a convergence removed `toolkit-ready` and did not finish;
+    the next successful one writes it again.
+    `on_proposal` gets each proposal before anything is refused or written."""
 
     settings: Settings
     host: HostRoot
@@ -93,7 +95,7 @@ class Context:
     def probe(self, endpoint: Endpoint) -> Probe:
         """Questions to a runtime, each on a fresh connection."""
         path, name = endpoint.socket.agent, endpoint.socket.host
-        # One answer that gets lost, with a process that is about to end, is not the verdict.
+        # A process that is about to end may lose one answer. That proves nothing.
         patience = min(5.0, self.settings.proof_timeout / 4)
         return Probe(
             identity=lambda: self.identity(endpoint),
@@ -109,17 +111,17 @@ class Context:
         return process.find(socket.agent, socket.host, self.host, endpoint.kind)
 
     def identity(self, endpoint: Endpoint) -> Identity:
-        """Who is behind a socket. Raises Unreachable."""
+        """The identity of the process behind a socket. Raises Unreachable."""
         found = self.running(endpoint)
         return found.identity if found else self.invocation(endpoint.unit)
 
     def invocation(self, unit: str | None) -> Identity:
-        """Who runs, by what systemd says of its unit: evidence where no process can be seen."""
+        """The identity that systemd gives the running unit, for a process that cannot be seen."""
         found = self._unit(unit)
         return (0, found.invocation) if found and found.invocation else None
 
     def given_up(self, endpoint: Endpoint) -> str | None:
-        """Why nothing will answer any more, where systemd has given its unit up."""
+        """Why nothing will answer any more: systemd has given the unit up. None otherwise."""
         found = self._unit(endpoint.unit)
         return f"systemd has given up: {found}" if found and found.given_up else None
 
@@ -131,7 +133,7 @@ class Context:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the node's lock, with what killed processes left half written removed.
+        """Hold the node's lock. Half-written files of killed processes are removed first.
 
         Signals that would end this process wait, so that a change in progress is finished or undone
         first. Raises Locked or Refused.
@@ -144,7 +146,7 @@ class Context:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let the signals that would end this process wait until the block is over."""
+    """Block the signals that would end this process until the block is over."""
     ending = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
     old = signal.pthread_sigmask(signal.SIG_BLOCK, ending)
     try:
@@ -154,7 +156,7 @@ def uninterrupted() -> Iterator[None]:
 
 
 def open_host(settings: Settings) -> HostRoot:
-    """The host root, with the mounts of all paths that the options and our defaults name."""
+    """The host root, with the mounts of all paths in the options and in our defaults."""
     sockets = (path for _, path in registry.sockets("auto"))
     paths = (*settings.option_paths, *sockets, *DEFAULT_DIRS, DRIVER_CONTAINER)
     host = open_host_root(settings.host_root, paths)
@@ -179,11 +181,11 @@ def open_context(settings: Settings, log: Log | None = None) -> Context:
 
 
 def _state_directory(settings: Settings, host: HostRoot) -> str:
-    """Where the journal lies (host path, links as they were given): on the host, for a container's
-    own file system goes with it.
+    """The state directory (host path, links as given). It is on the host, because a container's
+    own file system ends with the container.
 
-    Unless it was asked for, it is where state is already: a pod that sees the host read-only keeps
-    it beside the toolkit, and a person on the node has to find it there.
+    Without --state-dir, a directory that has state already is taken. A pod that sees the host
+    read-only keeps its state beside the toolkit, and a person on the node has to find it there.
     """
     asked = host.name(settings.state_dir)
     in_toolkit = host.name(os.path.join(settings.toolkit_install_dir, ".toolkit-agent"))
@@ -216,7 +218,7 @@ def _has_state(directory: str) -> bool:
 
 
 def best_effort(log: Log, *actions: Callable[[], None]) -> None:
-    """Do what is good to have and must be in nobody's way, as far as the disk lets us."""
+    """Do these actions. A refusal is logged and has no other effect."""
     for action in actions:
         try:
             action()

@@ -1,10 +1,10 @@
-"""Files that we made and somebody garbled since: they are ours to write anew.
+"""Files that we made and that somebody garbled since. They are written again.
 
-A runtime does not start on a drop-in that is no TOML any more, and no plan can be made beside it.
-Nobody else's settings are in such a file, so it becomes what we wrote last.
+A runtime does not start on a drop-in that is not TOML, and no plan can be made beside it. Such a
+file has no settings of anybody else, so it becomes what we wrote last.
 
-Invariant: only a file that the memory knows as made by us is written. One that can be read and has
-something in it is edited, not garbled: it stays, for `plan` and `revert` to judge.
+Invariant: only a file that the memory knows as made by us is written. A file that can be read and
+has settings in it is edited, not garbled. It stays as it is, and `plan` and `revert` judge it.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _PAUSE = 0.1  # seconds between two looks for the runtime
 
 @dataclass(frozen=True, slots=True)
 class Garbled:
-    """A file of ours that is none any more: why, what is in it by now (None for what is no file),
-    and what it becomes; None where that is not known, and it goes."""
+    """A file of ours that cannot be used any more. `why` says so in words, `now` is its present
+    content (None where it is not a file). It becomes `state`; where that is None, it is removed."""
 
     path: HostPath
     why: str
@@ -43,12 +43,12 @@ class Garbled:
 
     @property
     def change(self) -> Change:
-        """For a plan."""
+        """The repair as a change, for a plan."""
         return Change(self.path, self.now, self.state)
 
 
 def find_garbled(settings: Settings, host: HostRoot, memory: Memory) -> tuple[Garbled, ...]:
-    """Every file that we made and that nobody can use any more."""
+    """Every file that we made and that cannot be used any more."""
     garbled = []
     for name, original in sorted(memory.files.items()):
         if original.digest is not None or original.written is None or name.endswith(".json"):
@@ -61,7 +61,7 @@ def find_garbled(settings: Settings, host: HostRoot, memory: Memory) -> tuple[Ga
 
 
 def _written(original: Original) -> FileState | None:
-    """The file as we wrote it last; None where that is not known."""
+    """The file as we wrote it last, None where that is not known."""
     data = tomledit.encoded(original.text or "")
     if files.digest(data) != original.written:
         return None
@@ -71,7 +71,7 @@ def _written(original: Original) -> FileState | None:
 def _fault(
     settings: Settings, host: HostRoot, path: HostPath, original: Original
 ) -> tuple[FileState | None, str | None]:
-    """What is there, and why it is no configuration file of ours."""
+    """The present file, and why it is not a configuration file of ours; None where it is one."""
     now = None
     try:
         link = os.path.islink(path.agent)
@@ -95,7 +95,7 @@ def _fault(
 
 
 def repair(ctx: Context, memory: Memory) -> tuple[str, ...]:
-    """Write them anew; gives their host paths. Raises Refused."""
+    """Write every garbled file again. Returns their host paths. Raises Refused."""
     found = find_garbled(ctx.settings, ctx.host, memory)
     for item in found:
         trust.require(
@@ -112,7 +112,7 @@ def repair(ctx: Context, memory: Memory) -> tuple[str, ...]:
 
 
 def _put(item: Garbled) -> None:
-    """The file as it was, whole at every moment. Raises OSError or Refused."""
+    """Write the file as it was, in one step. Raises OSError or Refused."""
     agent = item.path.agent
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISDIR(os.lstat(agent).st_mode):
@@ -128,8 +128,9 @@ def _put(item: Garbled) -> None:
 
 
 def revive(ctx: Context, error: Unreachable) -> None:
-    """Wait for a runtime that was down for such a file. Where systemd has given its unit up, start
-    it once; otherwise whatever runs it does so. Raises `error` where it stays down."""
+    """Wait for a runtime that was down because of such a file. A unit that systemd has given up is
+    started once; other runtimes are started by whatever supervises them. Raises `error` where the
+    runtime stays down."""
     if ctx.settings.restart_mode in ("auto", "systemd"):
         _start(ctx)
     end = ctx.clock() + ctx.settings.proof_timeout

@@ -1,14 +1,13 @@
-"""What of its files the running runtime has in force.
+"""Whether the running runtime has its present files in force.
 
-Somebody can have changed files after the runtime was started. A restart activates them. Where a
-trial start shows what comes of that, they are no obstacle; where none can be made, nobody has seen
-the runtime start on them. CRI-O also shows new handlers after a reload, although pods still get the
-old ones: what it shows counts for nothing where the file that says it may be younger than the
-process.
+Somebody can have changed files after the start of the runtime, and a restart activates them. That
+is no obstacle where a trial start shows that the runtime starts on them. Without a trial start
+nobody has seen it do so. CRI-O shows new handlers after a reload, although pods still get the old
+ones. What it shows is therefore no evidence where the file may be younger than the process.
 
-Invariant: reads only, but for `remember_proven`. A file is in force if it is older than the
-process, if we wrote it and proved it, or if the runtime shows every setting of it. A process that
-we have seen proven is believed; so is one where nothing can be told.
+Invariant: reads only, except `remember_proven`. A file is in force if it is older than the
+process, if we wrote it and proved it, or if the runtime shows every setting in it. A process that
+was proven before is believed, and so is one of which nothing is known.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ _MISSING = object()
 
 
 def first_unloaded(ctx: Context, node: ConfiguredRuntime) -> ConfigFile | None:
-    """The first file that the running runtime has not loaded as it is; None where there is none, or
-    where it cannot be told."""
+    """The first file whose present content the running runtime has not loaded; None where there is
+    none, or where that is not known."""
     running = node.runtime.process
     if running is None:
         return None
@@ -44,7 +43,7 @@ def first_unloaded(ctx: Context, node: ConfiguredRuntime) -> ConfigFile | None:
 
 
 def refusal(file: ConfigFile, purpose: str, why_no_trial: str) -> Refused:
-    """Why a restart that could not be tried may not be asked for."""
+    """The refusal of a restart that would activate this file without a trial start."""
     return Refused(
         f"cannot {purpose}: {file.path} was changed after the runtime was started, and the running "
         f"runtime does not show what it says; no trial start can be made ({why_no_trial}); restart "
@@ -82,7 +81,8 @@ def _key(name: str) -> str:
 def unproven_after_reload(
     ctx: Context, node: ConfiguredRuntime, edits: Edits, memory: Memory
 ) -> tuple[str, ...]:
-    """What makes a restart necessary although all that is shown is right."""
+    """Why a restart is needed although the runtime shows all desired values. Empty where it is
+    not."""
     running, keys = node.runtime.process, node.reload_keys(edits.desired)
     if not keys or running is None or memory.proven == (ctx.boot_id, *running.identity):
         return ()
@@ -101,7 +101,7 @@ def unproven_after_reload(
 
 
 def remember_proven(ctx: Context, endpoint: Endpoint) -> None:
-    """The process that was proven just now is believed from here on."""
+    """Remember the process that was proven just now, so that it is believed from now on."""
     if not registry.adapter(endpoint.kind).shows_reloaded:
         return
     try:

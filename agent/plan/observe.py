@@ -1,7 +1,7 @@
-"""One look at the node: all that a proposal is made of, and that only a write of ours changes.
+"""One observation of the node, from which a proposal is made.
 
-Invariant: reads only. What is asked once is passed on, so that a decision and the edit that follows
-from it speak of the same moment.
+Invariant: reads only. An observation is passed on, so that a decision and the edit that follows
+from it are about the same moment. It is made again only after a write of ours.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from agent.toolkit import install
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What was seen. `node` is None where the configuration is not ours to change; `toolkit` is
-    None where there is none and none is needed, `toolkit_warning` is a warning then; `repairs` are
-    files of ours that somebody garbled: the rest was looked at as if they were written anew."""
+    """What was seen.
+
+    `node` is None where the options forbid a change of the runtime's configuration. `toolkit` is
+    None where the node has none and needs none; then `toolkit_warning` says so. `repairs` are our
+    own garbled files; everything else was read as if they were repaired already."""
 
     memory: Memory
     toolkit: install.Toolkit | None
@@ -37,7 +39,7 @@ class Observation:
 
 
 def observe(ctx: Context, memory: Memory) -> Observation:
-    """Look at the node; `memory` is what is remembered of it. Raises Unreachable or Refused."""
+    """Observe the node. `memory` is what is remembered of it. Raises Unreachable or Refused."""
     toolkit, warning = _toolkit(ctx.settings, ctx.host)
     runtime = find.find_runtime(ctx.settings, ctx.host)
     adapter = registry.adapter(runtime.kind)
@@ -53,7 +55,7 @@ def observe(ctx: Context, memory: Memory) -> Observation:
 
 
 def _toolkit(settings: Settings, host: HostRoot) -> tuple[install.Toolkit | None, str | None]:
-    """The toolkit; where no handler is to be registered, its lack is only a warning."""
+    """The toolkit. Where no handler is registered, a missing toolkit is only a warning."""
     try:
         return install.find_toolkit(settings, host), None
     except NoToolkit as error:

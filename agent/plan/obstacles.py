@@ -1,8 +1,7 @@
-"""What would keep a change from being written, found before its first write.
+"""What would prevent the writes of a change, found before the first of them.
 
-Invariant: reads only. Every file and directory that a change needs is asked about, so that a
-refusal leaves the node as it was: no toolkit, spec or state directory is left of a change that was
-not possible.
+Invariant: reads only. Every file and directory that a change needs is examined first. A refused
+change leaves nothing behind: no toolkit, no spec and no state directory.
 """
 
 from __future__ import annotations
@@ -51,9 +50,9 @@ def of_changes(
     ctx: Context, changes: tuple[Change, ...], *, transaction: bool,
     spec: own_specs.SpecProposal | None = None, toolkit: install.ToolkitProposal | None = None,
 ) -> AgentError | None:  # fmt: skip
-    """Why what is proposed cannot be written; None where nothing is known against it.
+    """Why the proposed changes cannot be written, None where nothing is known to prevent them.
 
-    `transaction`: files or process of the runtime change, which needs a journal.
+    `transaction` means that files of the runtime change or that it restarts, which needs a journal.
     """
     try:
         ctx.publisher.require()
@@ -69,12 +68,12 @@ def of_changes(
 
 
 def of_removal(host: HostRoot, paths: Iterable[HostPath]) -> AgentError | None:
-    """Why one of these files cannot be removed."""
+    """Why one of these files cannot be removed, None where all can."""
     return _first(host, [_demand(path, (), "remove") for path in paths])
 
 
 def of_toolkit_removal(settings: Settings, host: HostRoot) -> AgentError | None:
-    """Why the toolkit that we installed cannot be removed."""
+    """Why the toolkit that we installed cannot be removed, None where it can."""
     if not install.installed_paths(settings, host):
         return None
     directory = programs.directory(settings, host)
@@ -105,7 +104,7 @@ def _demand(path: HostPath, sizes: tuple[int, ...], what: str = "write") -> _Dem
 
 
 def _configuration(changes: tuple[Change, ...]) -> Iterator[_Demand]:
-    """Each file, with the copy of the original that waits beside it."""
+    """The room for each file, and for the copy of its original beside it."""
     for change in changes:
         states = (change.after, None if change.outside else change.before)
         sizes = tuple(len(state.data) for state in states if state)
@@ -144,7 +143,7 @@ def _status(publisher: Publisher) -> Iterator[_Demand]:
 
 
 def _toolkit(toolkit: install.ToolkitProposal | None) -> Iterator[_Demand]:
-    """The directory is built beside the old one, and takes its place."""
+    """The room for a new directory of the toolkit, which is built beside the old one."""
     if toolkit is None or not toolkit.difference:
         return
     directory = toolkit.found.directory
@@ -159,7 +158,8 @@ def _toolkit(toolkit: install.ToolkitProposal | None) -> Iterator[_Demand]:
 
 
 def _specs(spec: own_specs.SpecProposal | None) -> Iterator[_Demand]:
-    """The spec that the node needs; without another one a warning is enough."""
+    """The room for the spec that the node needs. Any other spec that cannot be written is only a
+    warning."""
     for change in spec.changes if spec else ():
         if change.after is None or spec is None or not spec.is_needed(change.path.name):
             continue
@@ -172,7 +172,8 @@ def _specs(spec: own_specs.SpecProposal | None) -> Iterator[_Demand]:
 
 
 def _place_refusal(host: HostRoot, changes: tuple[Change, ...]) -> AgentError | None:
-    """A file that has to appear whole in a directory, where the file system has no way to it."""
+    """The refusal of a file that has to appear complete in a directory whose file system offers no
+    way to do that."""
     for change in changes:
         if change.outside is None or change.after is None:
             continue

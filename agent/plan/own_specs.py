@@ -1,10 +1,10 @@
-"""The CDI specs that the agent itself writes, as files of the node.
+"""The CDI specs that the agent itself writes on the node.
 
 Invariant: a spec is derived from the driver, so no journal keeps an original of it. It is written
-whole or not at all, and only where its bytes differ. The node needs one kind: that of the
-management spec, or nvidia.com/gpu on WSL2 and on a Tegra. The node is not ready without that spec;
-any other spec that cannot be made is a warning. Modes of nvidia-container-runtime that inject
-devices without a spec need none.
+in one step, and only where its bytes differ. The node needs one kind: that of the management spec,
+or nvidia.com/gpu on WSL2 and on a Tegra. The node is not ready without that spec. Any other spec
+that cannot be made is a warning. Modes of nvidia-container-runtime that inject devices without a
+spec need none.
 """
 
 from __future__ import annotations
@@ -317,8 +317,10 @@ def write(
     settings: Settings, proposal: SpecProposal | None, publisher: Publisher,
     log: Log,
 ) -> tuple[str, ...]:  # fmt: skip
-    """Make the changes; gives the host paths of what was written or removed. Withdraws readiness
-    and raises the proposal's problem, or Refused where the needed spec cannot be written."""
+    """Make the changes. Returns the host paths of the files that were written or removed.
+
+    Withdraws readiness and raises the proposal's problem, or Refused where the needed spec cannot
+    be written."""
     if proposal is None:
         return ()
     if proposal.problem is not None:
@@ -407,8 +409,8 @@ def foreign_spec_with(
 
 
 def remove(settings: Settings, host: HostRoot, spec_dirs: tuple[str, ...]) -> tuple[str, ...]:
-    """Remove our specs from all directories; specs of other writers stay. Gives host paths. Raises
-    Refused."""
+    """Remove our specs from all directories. Specs of other writers stay. Returns the host paths of
+    the removed files. Raises Refused."""
     for place in directories(settings, host, spec_dirs):
         files.sweep(place.agent, _names(settings))
     gone = written_by_us(settings, host, spec_dirs)

@@ -3,8 +3,8 @@
 Invariant: reads only, and asks nothing where nothing that a pod may depend on would change. A pod
 keeps what it has until it is gone: its handler, its low-level runtime and state directory, the
 annotation prefix, and the default runtime that it was created under. A pod that is not ready does
-not count: the kubelet starts no container in it again. But soon after a boot no pod is ready, and
-the kubelet makes those of before anew, with their annotations of before.
+not count, because the kubelet starts no container in it again. Soon after a boot this is different:
+no pod is ready, and the kubelet creates the earlier pods again with their old annotations.
 """
 
 from __future__ import annotations
@@ -47,9 +47,11 @@ _STARTING = 600.0  # seconds in which a kubelet has made the pods of before anew
 
 @dataclass(frozen=True, slots=True)
 class GpuService:
-    """What a node does for pods that ask for GPUs: is one of our handlers the default runtime,
-    which annotation prefixes are answered, and are environment variables answered. `known`: the
-    toolkit's config.toml says so; otherwise these are NVIDIA's defaults."""
+    """What a node does for pods that ask for GPUs.
+
+    `default` means that one of our handlers is the default runtime. `prefixes` are the annotation
+    prefixes that are answered, and `variables` means that environment variables are answered.
+    `known` means that the toolkit's config.toml says so; otherwise these are NVIDIA's defaults."""
 
     default: bool = False
     prefixes: frozenset[str] = frozenset()
@@ -69,10 +71,10 @@ def gpu_service(
 
 
 def needs(ctx: Context, node: ConfiguredRuntime, decision: Decision) -> PodNeeds | None:
-    """What running pods would lose by a decision; None where they would lose nothing.
+    """What running pods would lose by a decision, None where they would lose nothing.
 
-    Raises Unreachable, and Refused where an OCI hook would come in place of the handlers: it leaves
-    nothing that could be kept.
+    Raises Unreachable. Raises Refused where an OCI hook would replace the handlers, because then
+    nothing can be kept.
     """
     now = gpu_service(node, node.running(), _toolkit_config(ctx.settings, ctx.host))
     if ctx.settings.accept_envvar is False:  # an order to answer them no more
@@ -98,7 +100,8 @@ def _is_ready(pod: Sandbox) -> bool:
 
 
 def _counting(ctx: Context) -> Callable[[Sandbox], bool]:
-    """Is a pod ready, or was it made before a boot that was a moment ago?"""
+    """The test whether a pod counts: it is ready, or it is older than a boot that was a moment
+    ago."""
     uptime = ctx.uptime()
     booted = ctx.wall() - uptime if uptime < _STARTING else 0.0
     return lambda pod: pod.ready or 0 < pod.created < booted
@@ -138,9 +141,11 @@ def _requesting_pods(
     node: ConfiguredRuntime, now: GpuService, prefixes: frozenset[str],
     counts: Callable[[Sandbox], bool], *, variables: bool,
 ) -> Iterator[_RequestingPod]:  # fmt: skip
-    """Pods of our handlers, and of the default where that is ours, that ask in one of these ways.
+    """Pods that ask for GPUs in one of these ways and run by our handlers, or by the default
+    runtime where that is ours.
 
-    Variables are in no list: each container is asked about, until there are enough to be shown.
+    No list shows environment variables. So each container is examined, until enough pods are found
+    for a message.
     """
     running = node.running()
     ours = {name for name, table in running.runtimes.items() if is_ours(name, table)}
@@ -167,8 +172,8 @@ def _with_containers(
     handlers: set[str],
     counts: Callable[[Sandbox], bool],
 ) -> Iterator[tuple[Sandbox, tuple[Container, ...]]]:
-    """Pods that count, each with the newest container of each name: a container that has ended may
-    start again. Where the list says handlers, only those of these handlers."""
+    """Pods that count, each with the newest container of each name, because a container that has
+    ended may start again. Where the list shows handlers, only pods of `handlers` are taken."""
     ready = {pod.id: pod for pod in ask.sandboxes() if counts(pod)}
     if node.adapter.lists_handlers:
         ready = {key: pod for key, pod in ready.items() if pod.handler in handlers}
@@ -190,8 +195,8 @@ def _with_handler(node: ConfiguredRuntime, ask: PodQuestions, pod: Sandbox) -> S
 def handler_users(
     node: ConfiguredRuntime, now: Mapping[str, object], later: Mapping[str, object]
 ) -> tuple[tuple[str, ...], str]:
-    """Pods of handlers whose state (see `ConfiguredRuntime.pod_states`) is another one later, and
-    what becomes of these handlers. Raises Unreachable."""
+    """Pods of handlers whose state (see `ConfiguredRuntime.pod_states`) would change, and what
+    would become of these handlers, in words. Raises Unreachable."""
     changed = {name for name, state in now.items() if name not in later or later[name] != state}
     if not changed:
         return (), ""
@@ -208,15 +213,18 @@ def handler_users(
 def apply_refusal(
     ctx: Context, node: ConfiguredRuntime, after: Files, called: tuple[str, ...]
 ) -> Refused | None:
-    """Why pods do not survive that these files come into force; `called` is what NVIDIA's runtime
-    will call in turn. Raises Unreachable."""
+    """The refusal of an apply that running pods would not survive, None where they would.
+
+    `after` are the files as they will be, and `called` are the low-level runtimes that NVIDIA's
+    runtime will call. Raises Unreachable."""
     now, later = _states(ctx, node, node.effective(after), called)
     used, what = handler_users(node, now, later)
     return _refusal("apply", used, what) if used else None
 
 
 def revert_refusal(ctx: Context, node: ConfiguredRuntime, after: Files) -> Refused | None:
-    """Why pods do not survive that these original files come into force. Raises Unreachable."""
+    """The refusal of a revert that running pods would not survive, None where they would. `after`
+    are the files as they will be. Raises Unreachable."""
     config, effective_after = _toolkit_config(ctx.settings, ctx.host), node.effective(after)
     now, later = _states(ctx, node, effective_after, config.runtimes if config else ())
     used, moved = handler_users(node, now, later)
@@ -236,7 +244,7 @@ def revert_refusal(ctx: Context, node: ConfiguredRuntime, after: Files) -> Refus
 def _states(
     ctx: Context, node: ConfiguredRuntime, after: Effective, called: tuple[str, ...]
 ) -> tuple[Mapping[str, object], Mapping[str, object]]:
-    """What pods of each handler need, as it is and as it will be."""
+    """What pods of each handler need, now and after the change."""
     config = _toolkit_config(ctx.settings, ctx.host)
     later = low_level.first(ctx.host, called)
     below = low_level.first(ctx.host, config.runtimes) if config else None
@@ -247,8 +255,8 @@ def _states(
 def low_level_kept(
     ctx: Context, node: ConfiguredRuntime | None, called: tuple[str, ...]
 ) -> tuple[tuple[str, ...], str | None]:
-    """What NVIDIA's runtime is to call in turn, and a warning where running pods keep the program
-    that runs them from being replaced: another one does not find them. Raises Unreachable."""
+    """The low-level runtimes that NVIDIA's runtime is to call, and a warning where running pods
+    keep the present one in place. Another one would not find these pods. Raises Unreachable."""
     config = _toolkit_config(ctx.settings, ctx.host)
     now = low_level.first(ctx.host, config.runtimes) if config and node else None
     later = low_level.first(ctx.host, called)
@@ -271,11 +279,12 @@ def low_level_kept(
 def toolkit_refusal(
     host: HostRoot, node: ConfiguredRuntime, directories: tuple[str, ...]
 ) -> Refused | None:
-    """Why the programs in a directory (its host paths) may not go now. Raises Unreachable.
+    """The refusal to remove the programs in a directory (its host paths), None where no pod runs by
+    them. Raises Unreachable.
 
-    Whatever is the default now: containerd keeps for each pod which program runs its containers.
-    CRI-O's own configuration says it of each handler, and its monitors have on their command lines
-    what it said when they were started.
+    The present default runtime does not matter. containerd remembers for each pod the program that
+    runs its containers. In CRI-O the program is that of the pod's handler, and the command line of
+    each container's monitor names the program of the time when it was started.
     """
     running = node.running()
     used: list[Sandbox] = []
@@ -296,7 +305,8 @@ def toolkit_refusal(
 def _monitors(
     host: HostRoot, directories: tuple[str, ...], known: set[tuple[str, str]]
 ) -> Iterator[str]:
-    """Pods, but for those that are known, and what else a monitor with such a program watches."""
+    """What the monitors with a program in these directories watch: pods that are not `known`, and
+    other containers."""
     for pid, line in process.command_lines(host):
         is_monitor = os.path.basename(line[0]).startswith("conmon")
         if not is_monitor or not any(is_below(word, *directories) for word in line[1:]):
@@ -323,7 +333,7 @@ def _refusal(purpose: str, users: tuple[str, ...], what: str) -> Refused:
 
 
 def _of_operator(users: tuple[str, ...]) -> str:
-    """What to do about pods of gpu-operator, whose DaemonSets make them anew; "" without any."""
+    """What to do about pods of gpu-operator, whose DaemonSets create them again; "" without any."""
     parts = {part for user in users for part in _OPERANDS if _is_operand(user, part)}
     if not parts and not any(user.startswith("gpu-operator/") for user in users):
         return ""

@@ -1,7 +1,7 @@
-"""What would be done to make the node right: decide, plan, look at what is in the way.
+"""What would be done to make the node right: decide, plan, and find what prevents it.
 
-Invariant: reads only; a plan that is shown and a change that is made are one and the same proposal,
-and it is made of one observation.
+Invariant: reads only. The plan that is shown and the change that is made are the same proposal,
+made from one observation.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Proposal:
 
     @property
     def changes(self) -> tuple[Change, ...]:
-        """Every file that would be written, but for the toolkit's programs."""
+        """Every file that would be written, without the toolkit's programs."""
         spec, toolkit = self.spec, self.toolkit
         found = (
             *self.repairs,
@@ -82,15 +82,15 @@ class Proposal:
 
     @property
     def is_default(self) -> bool:
-        """Will a handler of ours be the default runtime? Where the configuration is not ours to
-        change, that is what the runtime shows."""
+        """Will a handler of ours be the default runtime? Where the options forbid a change of the
+        configuration, the runtime's own answer counts."""
         if self.edits is not None:
             return self.decision.is_default
         return registry.shows_nvidia(self.runtime.answer)
 
     @property
     def configured(self) -> bool:
-        """The runtime and its files are as they should be."""
+        """Are the runtime and its files as desired?"""
         return not (self.edits and self.edits.changes) and self.restart is None
 
     @property
@@ -102,7 +102,7 @@ class Proposal:
 
     @property
     def right(self) -> bool:
-        """Nothing to write, nothing to restart, nothing in the way."""
+        """Is there nothing to write, nothing to restart and no obstacle?"""
         possible = self.spec is None or self.spec.problem is None
         installed = self.toolkit is None or self.toolkit.right
         return (
@@ -131,13 +131,13 @@ class _Configuration:
 
     @property
     def failed(self) -> bool:
-        """Does the runtime not start on these files, as far as is known?"""
+        """Is it known that the runtime does not start on these files?"""
         return isinstance(self.blocked, TrialFailed | CandidateFailed)
 
 
 def propose(ctx: Context, seen: Observation, *, may_enable: bool | None = None) -> Proposal:
-    """What would be done, without doing it; `may_enable` in place of the option of that name.
-    Raises Unreachable or Refused."""
+    """What would be done, without doing it. `may_enable` overrides the option that allows native
+    CDI to be switched on. Raises Unreachable or Refused."""
     configuration = _configuration(ctx, seen, may_enable)
     decision, node = configuration.decision, seen.node
     root = driver.root_of(ctx.host, driver.places(ctx.settings))
@@ -191,7 +191,7 @@ def _toolkit(
     ctx: Context, seen: Observation, configuration: _Configuration, calls: tuple[str, ...],
     root: DriverRoot | None,
 ) -> install.ToolkitProposal | None:  # fmt: skip
-    """The toolkit's directory, for the default runtime that there will be."""
+    """The toolkit's directory, made for the future default runtime."""
     if seen.toolkit is None:
         return None
     is_default = configuration.decision.is_default
@@ -220,7 +220,7 @@ def _refusals(error: AgentError | None) -> tuple[str, ...]:
 def _low_level(
     ctx: Context, seen: Observation, edits: Edits | None
 ) -> tuple[tuple[str, ...], str | None]:
-    """What NVIDIA's runtime is to call in turn, and a warning."""
+    """The low-level runtimes that NVIDIA's runtime is to call, and a warning."""
     if seen.toolkit is None:
         return (), None
     effective, base, called, node = None, seen.memory.default, None, seen.node
@@ -237,7 +237,8 @@ def _pods_in_the_way(
     ctx: Context, node: ConfiguredRuntime | None, configuration: _Configuration,
     calls: tuple[str, ...],
 ) -> Refused | None:  # fmt: skip
-    """Why running pods do not survive the change; `calls` is what NVIDIA's runtime will call."""
+    """The refusal of a change that running pods would not survive. `calls` are the low-level
+    runtimes that NVIDIA's runtime will call."""
     edits = configuration.edits
     if node is None or edits is None or configuration.restart is None:
         return None
@@ -254,7 +255,7 @@ def _moved_toolkits(
 
 
 def _unwritable(ctx: Context, proposal: Proposal) -> AgentError | None:
-    """What cannot be written of a proposal; None where nothing is, or nothing needs to be."""
+    """Why a proposal cannot be written, None where it can or where nothing has to be written."""
     if proposal.right or proposal.refusal is not None:
         return None
     changes = proposal.edits.changes if proposal.edits else ()
@@ -265,7 +266,8 @@ def _unwritable(ctx: Context, proposal: Proposal) -> AgentError | None:
 
 
 def _reader(runtime: Runtime, decision: Decision) -> Reader:
-    """Who reads the specs. Where that is not the runtime, it is NVIDIA's: it reads all of ours."""
+    """The program that reads the specs. Where the runtime does not, NVIDIA's runtime does, and it
+    can read all specs of ours."""
     if not decision.native:
         return readers.UNKNOWN_READER
     return readers.reader_of(runtime.answer.name, runtime.version)
@@ -282,8 +284,8 @@ def _unpublishable_warning(key: str, path: str | None, option: str) -> str | Non
 
 
 def _configuration(ctx: Context, seen: Observation, may_enable: bool | None) -> _Configuration:
-    """The decision and the runtime's files. Where native CDI cannot be switched on, the node is as
-    row 5 says (DESIGN section 3)."""
+    """The decision and the runtime's files. Where native CDI cannot be switched on, row 5 of
+    DESIGN section 3 holds."""
     node, memory = seen.node, seen.memory
     if node is None:
         decision = _decision(ctx, seen, may_enable=False)
@@ -313,7 +315,7 @@ def _with_edits(
     except CannotSwitch:
         if memory.enabled_cdi:
             raise
-        # The switch cannot be set where it would count: the node is as row 5 says.
+        # No edit can switch native CDI on here, so row 5 holds.
         decision = _decision(ctx, seen, may_enable=False)
         edits, notes = node.edits(ctx.host, replace(request, decision=decision))
     unproven = tuple(node.adapter.unproven(edits.desired, seen.runtime.answer))
@@ -328,8 +330,8 @@ def _with_edits(
 
 
 def _decision(ctx: Context, seen: Observation, *, may_enable: bool) -> Decision:
-    """The decision, with what running pods keep; they are asked for where it would take
-    something."""
+    """The decision, with what running pods keep. Pods are looked at only where it would take
+    something away."""
     decided = functools.partial(
         _decide,
         ctx.settings, seen.runtime, seen.evidence, enabled_by_agent=seen.memory.enabled_cdi,
@@ -344,7 +346,7 @@ def _decide(
     settings: Settings, runtime: Runtime, seen: tuple[Evidence, ...], *,
     enabled_by_agent: bool, may_enable: bool, needs: PodNeeds | None = None,
 ) -> Decision:  # fmt: skip
-    """The decision for this runtime under these settings; `needs` is what running pods keep."""
+    """The decision for this runtime under these settings. `needs` is what running pods keep."""
     return decide(
         Question(
             cdi=settings.cdi_enabled,
@@ -369,8 +371,9 @@ def _decide(
 def _with_checks(
     ctx: Context, node: ConfiguredRuntime, configuration: _Configuration
 ) -> _Configuration:
-    """The same with what is in its way: a restart that the runtime would not survive, its own
-    executable's word, and that it failed before."""
+    """The configuration with the results of all checks: the runtime survives a restart, its
+    executable accepts the files, the candidate has not failed before, and a trial start succeeds.
+    """
     warnings, restart, edits = configuration.warnings, configuration.restart, configuration.edits
     assert edits is not None
     hazard = node.restart_hazard(ctx.host, edits.files)
@@ -408,8 +411,8 @@ def trial_verdict(
     desired: Desired,
     purpose: str,
 ) -> Trial:
-    """The verdict of a trial start on the files after these changes. Where none can be made, no
-    restart may activate what others changed and nobody has seen run."""
+    """The verdict of a trial start on the files after these changes. Where no trial start can be
+    made, no restart may activate changes of others on which no runtime has run yet."""
     from agent.runtimes import trial  # a restart takes longer than to load them
 
     subject = trial.subject(ctx.host, node, desired)
@@ -425,7 +428,8 @@ def trial_verdict(
 
 
 def start_failure(ctx: Context, node: ConfiguredRuntime) -> str:
-    """Why the runtime does not start on the files as they are; "" where it does or nobody knows."""
+    """Why the runtime does not start on the present files; "" where it does, or where that is not
+    known."""
     from agent.runtimes import trial  # needed only where something failed
 
     subject = trial.subject(ctx.host, node, Desired({}))
@@ -435,7 +439,7 @@ def start_failure(ctx: Context, node: ConfiguredRuntime) -> str:
 
 
 def _hard_links(changes: tuple[Change, ...]) -> tuple[str, ...]:
-    """What a person should know of files that are going to be replaced."""
+    """A warning for each file with hard links that is going to be replaced."""
     return tuple(
         f"{item.path} has {item.before.links} names (hard links): the others keep the old content"
         for item in changes

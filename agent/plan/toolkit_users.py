@@ -1,7 +1,7 @@
-"""The users of a toolkit's directory, and directories of toolkits that were left behind.
+"""The users of a toolkit's directory, and toolkit directories that were left behind.
 
-Invariant: reads only. A directory of programs stays as long as a pod runs by one of them, or a file
-that stays names one.
+Invariant: reads only. A directory of programs stays as long as a pod runs by one of them, or as
+long as a remaining file names one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PLUGIN = "k8s.device-plugin."
 
 @dataclass(frozen=True, slots=True)
 class ChangedNode:
-    """A node after a change: the changes, and its whole configuration."""
+    """A node after a change: the changes, and its whole configuration then."""
 
     node: ConfiguredRuntime
     changes: tuple[Change, ...]
@@ -37,8 +37,8 @@ def refusal(
     settings: Settings, host: HostRoot, changed: ChangedNode, names: tuple[str, ...],
     left: tuple[str, ...] = (),
 ) -> Refused | None:  # fmt: skip
-    """Why a directory (`names` are its host paths) cannot be removed; None where it can. `left` are
-    programs that the removal leaves in place. Raises Refused or Unreachable."""
+    """The refusal to remove a directory (`names` are its host paths), None where it can be removed.
+    `left` are programs that the removal leaves in place. Raises Refused or Unreachable."""
     node = changed.node
     if used := pod_guard.toolkit_refusal(host, node, names):
         return used
@@ -78,8 +78,8 @@ def refusal(
 
 @dataclass(frozen=True, slots=True)
 class MovedToolkit:
-    """A directory in which we installed the toolkit under other options; `why` is why it has to
-    stay, None where it can be removed."""
+    """A directory in which we installed the toolkit under other options. `why` is the reason why
+    it has to stay, None where it can be removed."""
 
     directory: HostPath
     why: str | None
@@ -98,8 +98,8 @@ class MovedToolkit:
 def moved_toolkits(
     settings: Settings, host: HostRoot, changed: ChangedNode, memory: Memory, current: HostPath
 ) -> tuple[MovedToolkit, ...]:
-    """Our directories other than the current one: the remembered ones, and those of programs that
-    handlers and hooks name now."""
+    """Our toolkit directories other than the current one: those that are remembered, and those of
+    programs that handlers and hooks name now."""
     found = {}
     for name in (*memory.moved, *_program_directories(host, changed.node)):
         try:
@@ -124,7 +124,7 @@ def _program_directories(host: HostRoot, node: ConfiguredRuntime) -> Iterator[st
 
 
 def why_kept(settings: Settings, host: HostRoot, changed: ChangedNode, name: str) -> str | None:
-    """Why a directory (its host path) stays; None where nothing needs it."""
+    """Why a directory (its host path) stays, None where nothing needs it."""
     try:
         install.require_trusted(host, name, f"remove the toolkit in {name}")
         error: AgentError | None = refusal(settings, host, changed, (name,))

@@ -1,11 +1,11 @@
-"""What has to be looked at while waiting: every path whose change can make this node wrong.
+"""The watch list: every path whose change can make this node wrong.
 
-Invariant: reads only, never raises, and names paths as we open them. A path too many costs a
-convergence that does nothing; one that is missing is a node that stays wrong until the interval.
+Invariant: reads only, never raises, and gives agent paths. A path too many costs a convergence that
+does nothing. With a missing path, a node stays wrong until the next interval.
 
-An entry is a path, `PREFIX*DIRECTORY` for the names in a directory that start so,
-`!PREFIX*DIRECTORY` for all other files in it, with their content, or `=PATH` for a path of which
-only counts what it is and whose, but not what is in it.
+An entry is a path; `PREFIX*DIRECTORY` for the names in a directory that start with the prefix;
+`!PREFIX*DIRECTORY` for all other files in it, with their content; or `=PATH` for a path of which
+only the type and the owner count, but not the content.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from agent.toolkit import install, programs
 def watch_paths(
     ctx: Context, node: ConfiguredRuntime | None, spec: own_specs.SpecProposal | None = None
 ) -> tuple[str, ...]:
-    """The watch list; `node` None where none could be read, `spec` None where none was made."""
+    """The watch list. `node` is None where the configuration could not be read, `spec` is None
+    where no specs were proposed."""
     settings, host = ctx.settings, ctx.host
     found = [*(_of_node(host, node) if node is not None else _of_settings(settings, host))]
     found += [*_published(ctx.publisher), *_programs(settings, host), *_cdi(settings, host, node)]
@@ -47,7 +48,7 @@ def _of_node(host: HostRoot, node: ConfiguredRuntime) -> Iterator[str]:
 
 
 def _of_settings(settings: Settings, host: HostRoot) -> Iterator[str]:
-    """A runtime that is down or cannot be worked with: where it would be, and its files."""
+    """The sockets and files of a runtime that is down or cannot be used."""
     sockets = [*registry.sockets(settings.runtime)]
     for kind, path in [(sockets[0][0], settings.socket)] if settings.socket else sockets:
         try:
@@ -69,7 +70,7 @@ def _running(host: HostRoot, socket: HostPath, kind: str) -> Process | None:
 def _of_process(
     settings: Settings, host: HostRoot, running: Process | None, kind: str
 ) -> Iterator[str]:
-    """The files of a runtime whose configuration may be the trouble."""
+    """The files of a runtime whose configuration may be at fault."""
     try:
         for name in registry.adapter(kind).watch_paths(settings, host, running):
             yield from _path(host, name)
@@ -78,7 +79,7 @@ def _of_process(
 
 
 def _path(host: HostRoot, name: str) -> Iterator[str]:
-    """A host path by its name and by where its links lead: both can be exchanged."""
+    """The agent paths of a host path and of the target of its links. Both can be replaced."""
     yield host.agent_path(name)
     try:
         yield host.resolve(name).agent
@@ -87,7 +88,8 @@ def _path(host: HostRoot, name: str) -> Iterator[str]:
 
 
 def _published(publisher: Publisher) -> Iterator[str]:
-    """Not their directory, nor the error file: others write there, and so do failures of ours."""
+    """The status files. Their directory and the error file are no part of the list, because others
+    write there, and so do our own failures."""
     for name in (status.READY, status.TWIN):
         yield publisher.path(name)
 
@@ -101,8 +103,8 @@ def _programs(settings: Settings, host: HostRoot) -> Iterator[str]:
 
 
 def _cdi(settings: Settings, host: HostRoot, node: ConfiguredRuntime | None) -> Iterator[str]:
-    """Driver and devices, and the specs: ours, and those beside which ours would be one too many.
-    Files that start with `k8s.` come with every pod of a DRA driver, and are none of these."""
+    """Driver, devices and specs: our specs, and those of others that make ours superfluous. Files
+    that start with `k8s.` are left out, because a DRA driver writes one for every pod."""
     if not settings.cdi_enabled or settings.cdi_output_dir is None:
         # The toolkit's config.toml names the driver's root all the same.
         yield from driver.watch_paths(host, driver.places(settings))
