@@ -1,7 +1,7 @@
-"""Carrying out one change: journal, write, restart, prove, commit; or undo and prove that.
+"""Carry out one change: journal, write, restart, prove, commit; or undo it and prove that.
 
-Invariant: whoever returns from here leaves files and runtime in agreement, new or old; where that
-could not be reached, the journal stays and RollbackFailed says what is in the way.
+Invariant: afterwards files and runtime agree, on the new state or on the old one. Where neither can
+be reached, the journal stays, and RollbackFailed says what prevents it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from agent.transaction.file_changes import Undone
 
 
 class NotAccepted(RolledBack):
-    """The runtime did not prove the change; everything is as it was."""
+    """The runtime did not prove the change. Everything is as it was before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """A change that holds. `answer` is the last one of the proof."""
+    """A completed change. `answer` is the last answer of the proof, None without a restart."""
 
     answer: Answer | None
     restarted: bool
@@ -78,8 +78,8 @@ class Completed:
 
 
 def carry_out(ctx: Context, request: Request) -> Completed:
-    """Make the change and prove it. Raises Refused where nothing was touched, RolledBack where it
-    was undone, RollbackFailed where that failed too."""
+    """Make the change and prove it. Raises Refused where nothing was touched, RolledBack where the
+    change was undone, and RollbackFailed where the undo failed too."""
     request.check()
     restart, socket = request.restart, request.runtime.socket
     quiet_until = ctx.clock() + quiet_moment.LIMIT
@@ -125,7 +125,7 @@ def carry_out(ctx: Context, request: Request) -> Completed:
 
 
 def _roll_back(ctx: Context, journal: Journal, request: Request, error: Exception) -> RolledBack:
-    """Undo a change after its restart; what to tell of it. Raises RollbackFailed."""
+    """Undo a change after its restart. Returns the error that says so. Raises RollbackFailed."""
     why = str(error)
     has_left = True
     try:
@@ -133,7 +133,7 @@ def _roll_back(ctx: Context, journal: Journal, request: Request, error: Exceptio
             ctx, journal, request.restart, start_failure=request.start_failure
         )
     finally:
-        if has_left:  # whatever the cause is: the same restarts are not gone through again
+        if has_left:  # whatever the cause is, the same restart is not tried again
             best_effort(ctx.log, lambda: remember_failure(ctx, journal.fingerprint, why))
     failed = f"cannot {request.purpose}: {why}; the old configuration is back"
     if not has_left:  # no runtime has seen the candidate: nothing is known against it
@@ -144,8 +144,8 @@ def _roll_back(ctx: Context, journal: Journal, request: Request, error: Exceptio
 
 
 def _prepare(ctx: Context, request: Request) -> Journal:
-    """Everything that can fail without harm: originals, journal, reserved space; then the
-    readiness goes."""
+    """Do everything that can fail without harm: keep the originals, write the journal, reserve
+    space. Then withdraw readiness."""
     ctx.publisher.check_writable()
     saved = ctx.publisher.save()
     entries = file_changes.entries(ctx.store, request.changes, request.memory)
@@ -181,7 +181,7 @@ def _prepare(ctx: Context, request: Request) -> Journal:
 
 
 def _running(ctx: Context, request: Request) -> Identity:
-    """Who runs on the old files."""
+    """The identity of the process that runs on the old files."""
     process, restart = request.runtime.process, request.restart
     if process is not None:
         return process.identity
@@ -197,11 +197,12 @@ def _undo_files(ctx: Context, journal: Journal, begun: Collection[str]) -> None:
 def finish_undo(
     ctx: Context, journal: Journal, undone: Undone, *, recovering: bool = False
 ) -> None:
-    """The end of an undo. The journal stays where files are half-way; the next start tries again.
+    """End an undo. Where a file could not be restored, the journal stays, and the next start tries
+    again.
 
-    Raises RollbackFailed where a file could not be put back, or somebody changed one meanwhile, so
-    that it was left alone. `recovering`: the latter is only logged, because what follows works on
-    the file as it is.
+    Raises RollbackFailed where a file could not be restored, and where somebody changed a file
+    meanwhile, which was left alone. With `recovering`, the second case is only logged, because the
+    next steps work on the file as it is.
     """
     if not undone.failed:
         _end_undo(ctx, journal, undone.foreign)
@@ -214,8 +215,10 @@ def finish_undo(
 
 
 def _restore_memory(store: Store, journal: Journal, foreign: tuple[str, ...]) -> None:
-    """Remember what was remembered before: a commit can have got that far. The originals of files
-    that somebody edited on top of our change are kept: `revert` has to take our keys out of them.
+    """Restore what was remembered before the change, because a commit may have replaced it.
+
+    The originals of files that somebody edited after our change are kept, because `revert` has to
+    take our keys out of these files.
     """
     memory = memory_from_json(journal.old_memory, "the journal")
     left = tuple(entry for entry in journal.entries if entry.host in foreign)
@@ -227,7 +230,7 @@ def _restore_memory(store: Store, journal: Journal, foreign: tuple[str, ...]) ->
 
 
 def _end_undo(ctx: Context, journal: Journal, foreign: tuple[str, ...]) -> None:
-    """The old state is back: so is what was published of it, if the disk lets us."""
+    """Restore what was published of the old state, as far as the disk permits."""
     # What was ready before a reboot is not known to be so now.
     saved = Saved(decode(journal.twin), decode(journal.barrier))
     saved = saved if journal.boot_id == ctx.boot_id else Saved()
@@ -243,7 +246,7 @@ def _end_undo(ctx: Context, journal: Journal, foreign: tuple[str, ...]) -> None:
 
 
 def journal_endpoint(host: HostRoot, journal: Journal) -> Endpoint:
-    """Where the journal's runtime listens."""
+    """Where the runtime that a journal names listens."""
     socket = HostPath(host.agent_path(journal.socket), journal.socket)
     kind, target = journal.restart or ("none", "")
     return Endpoint(journal.kind, socket, target if kind == "systemd" else None)
@@ -308,15 +311,15 @@ def undo_and_prove(
 
 
 def states_before(journal: Journal) -> tuple[Desired, ...]:
-    """What proves an undo; one of them has to hold."""
+    """The states that prove an undo. One of them has to hold."""
     return tuple(Desired.from_json(dict(state)) for state in journal.before)
 
 
 def _stuck_error(
     ctx: Context, journal: Journal, undone: Undone, error: str, start_failure: str
 ) -> RollbackFailed:
-    """The runtime did not come back. It is not restarted again before a file or its executable is
-    another one; somebody may bring it back meanwhile."""
+    """The error for a runtime that did not come back. The journal notes it: the runtime is not
+    restarted again before a file or its executable has changed. Somebody may start it meanwhile."""
     state = str(undone) or "its files are as before"
     if start_failure:
         state = f"the original files do not load ({start_failure}): repair them; {state}"
@@ -327,8 +330,8 @@ def _stuck_error(
 
 
 def stuck_fingerprint(host: HostRoot, journal: Journal) -> str:
-    """A hash of what a new try to bring the runtime back depends on: the changed files, whatever
-    is in their directories, and the executable."""
+    """A hash of what a new try to start the runtime depends on: the changed files, the content of
+    their directories, and the executable."""
     facts: list[object] = []
     for entry in journal.entries:
         facts.append(store.digest_of(entry.agent, entry.host))
@@ -347,7 +350,7 @@ def _file_identity(path: str) -> list[int] | None:
 
 
 def is_back(ctx: Context, journal: Journal, before: tuple[Desired, ...], timeout: float) -> bool:
-    """Does another process than that of before the change answer, as one of these states?"""
+    """Does a process answer that is newer than the change and is in one of these states?"""
     try:
         old = journal.process if journal.boot_id == ctx.boot_id else None
         _prove(ctx, journal, old, *(before or (Desired({}),)), timeout=timeout)
@@ -359,10 +362,10 @@ def is_back(ctx: Context, journal: Journal, before: tuple[Desired, ...], timeout
 def _return_to_old_files(
     ctx: Context, journal: Journal, restart: Restart, before: tuple[Desired, ...], *, stopping: bool
 ) -> bool:
-    """The runtime on its old files, proven to be as one of `before`. One that never left them is
-    let alone (False).
+    """Restart the runtime on its old files, and prove that it is in one of the states in `before`.
 
-    Raises RestartFailed or NotProven.
+    Returns False where the runtime never left the old files; then it is not restarted. Raises
+    RestartFailed or NotProven.
     """
     endpoint = journal_endpoint(ctx.host, journal)
     try:
@@ -379,12 +382,12 @@ def _return_to_old_files(
 
 
 def remember_failure(ctx: Context, fingerprint: str, why: str) -> None:
-    """Keep a candidate from being tried again as it is. Raises Refused."""
+    """Remember that a candidate failed, so that it is not tried again. Raises Refused."""
     ctx.store.remember_failure(fingerprint, Failure(why, ctx.wall()))
 
 
 def commit(ctx: Context, journal: Journal) -> None:
-    """The change is here to stay: remember it, then forget the journal. Raises Refused."""
+    """Commit the change: remember it, then close the journal. Raises Refused."""
     memory = memory_from_json(journal.memory, "the journal")
     best_effort(ctx.log, lambda: _log_edited_files(ctx.log, journal))
     ctx.store.remember(memory)
@@ -399,7 +402,7 @@ def _log_edited_files(log: Log, journal: Journal) -> None:
 
 
 def close(ctx: Context, journal: Journal) -> None:
-    """Nothing is in progress any more."""
+    """Remove what the change needed while it was in progress, then the journal."""
     host_timer.disarm(ctx, journal)  # first: what it would move is removed next
     if left := file_changes.tidy(journal):
         ctx.log.info("not tidied", files=list(left))

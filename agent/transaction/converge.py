@@ -55,8 +55,8 @@ PENDING = "cannot publish yet: the configuration is written; restart the runtime
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a convergence ended. `pending`: files are written, the restart is somebody else's.
-    `down` are units that the restart took along and that did not come back."""
+    """How a convergence ended. `pending` means that files are written and somebody else has to
+    restart the runtime. `down` are units that the restart took along and that did not come back."""
 
     proposal: Proposal
     changed: tuple[str, ...] = ()
@@ -67,24 +67,24 @@ class Outcome:
 
 
 def converge(ctx: Context) -> Outcome:
-    """Make the node right and publish, or leave it as it was and say why.
+    """Make the node right and publish the status, or leave the node as it was.
 
-    Raises AgentError; the failure is also told beside the status file.
+    Raises AgentError. The failure is also published beside the status file.
     """
     try:
         first = _refuse_first(ctx)
         with ctx.locked():
             return _recover_and_converge(ctx, first)
     except Locked:
-        raise  # the one who holds the lock tells how it goes
+        raise  # the process that holds the lock publishes its own result
     except AgentError as error:
         publish_failure(ctx.publisher, ctx.log, error)
         raise
 
 
 def _refuse_first(ctx: Context) -> Proposal | None:
-    """A refusal touches nothing: where we were never at work, not even a state directory is made
-    for it. Gives the proposal then. Raises AgentError."""
+    """Make the proposal before the lock is taken, on a node without a state directory, so that a
+    refusal does not even create that. Returns None on other nodes. Raises AgentError."""
     if os.path.lexists(ctx.store.directory):
         return None
     proposal = propose(ctx, observe(ctx, Memory()))
@@ -93,7 +93,7 @@ def _refuse_first(ctx: Context) -> Proposal | None:
 
 
 def _refuse(ctx: Context, proposal: Proposal) -> None:
-    """Raises what is in the way of a proposal, before anything is written."""
+    """Raise the error that prevents a proposal, before anything is written."""
     ctx.on_proposal(proposal)
     error = proposal.refusal
     if error is None or (proposal.nodes and error == _spec_problem(proposal)):
@@ -122,7 +122,7 @@ def _recover_and_converge(ctx: Context, first: Proposal | None) -> Outcome:
     memory = store.current_memory(ctx.store)
     repaired = garbled_files.repair(ctx, memory)
     try:
-        # What was proposed a moment ago is not asked for again if nobody was at work meanwhile.
+        # The first proposal still holds if no other process changed the state meanwhile.
         proposal = first if first and memory == Memory() else propose(ctx, observe(ctx, memory))
     except Unreachable as error:
         if not repaired:
@@ -148,8 +148,9 @@ def _still_waits(proposal: Proposal) -> bool:
 
 
 def publish_failure(publisher: Publisher, log: Log, error: AgentError) -> None:
-    """Beside the status file, which goes where nothing answers any more (row 9) and where the
-    handlers lead nowhere. A failure to tell a failure must not hide it."""
+    """Publish a failure beside the status file. The status file itself is removed where no runtime
+    answers (row 9) and where the toolkit is missing. A failure of this function is only logged,
+    because it must not hide the first one."""
     try:
         if isinstance(error, Unreachable | NoToolkit):
             publisher.withdraw()
@@ -206,9 +207,8 @@ def _converge(
 
 
 def clean_up(ctx: Context, memory: Memory, outcome: Outcome) -> Outcome:
-    """What nothing needs any more goes once the runtime is proven without it: specs of ours where
-    none are asked for, and the toolkit where it was before. `memory` is what is remembered beside
-    files."""
+    """Remove what nothing needs any more, after the runtime was proven without it: our specs where
+    none are asked for, and the toolkit in its old directories. `memory` is what is remembered."""
     proposal = outcome.proposal
     if outcome.pending:
         return outcome
@@ -242,7 +242,7 @@ def _is_needed(settings: Settings, host: HostRoot, proposal: Proposal, directory
 
 
 def down_units(log: Log, restart: Restart | None) -> tuple[str, ...]:
-    """Units that ran before a restart and do not run after it, each told in the log."""
+    """The units that ran before a restart and do not run after it. Each is logged."""
     down = restart.down() if restart is not None else ()
     for name in down:
         log.warning("unit not running again", unit=name, text=down_message(name))
@@ -250,8 +250,8 @@ def down_units(log: Log, restart: Restart | None) -> tuple[str, ...]:
 
 
 def _install(ctx: Context, proposal: Proposal) -> tuple[str, ...]:
-    """What a runtime has to find when it starts: the handlers' programs (it asks them for their
-    features), and the devices. Gives what was written."""
+    """Write what a runtime needs at its start: the programs of the handlers, which it asks for
+    their features, and the specs. Returns the host paths of what was written."""
     spec = None if proposal.spec and proposal.spec.late else proposal.spec
     return (
         *install.write(proposal.toolkit, ctx.log),
@@ -262,7 +262,8 @@ def _install(ctx: Context, proposal: Proposal) -> tuple[str, ...]:
 def _after_failure(
     ctx: Context, proposal: Proposal, memory: Memory, error: AgentError, *, barrier: bool
 ) -> Outcome:
-    """Where native CDI could not be switched on, the node is as row 5 says (DESIGN section 3)."""
+    """Converge again without native CDI, where it could not be switched on (row 5 of DESIGN
+    section 3). Raises `error` in all other cases."""
     if proposal.decision.row != 4 or memory.enabled_cdi:
         raise error
     ctx.log.info("native CDI could not be switched on", reason=error.message)
@@ -287,8 +288,8 @@ def _outcome(proposal: Proposal, done: change.Completed, written: tuple[str, ...
 
 
 def _memory_after(memory: Memory, proposal: Proposal, *, refused_cdi: bool) -> Memory:
-    """What is to be remembered beside files: the default of before, who switched CDI on, and that
-    it could not be switched on."""
+    """What is to be remembered besides files: the earlier default runtime, that we switched CDI on,
+    and that it could not be switched on."""
     assert proposal.edits is not None
     assert proposal.node is not None
     current = proposal.node.effective(proposal.node.files)
@@ -302,8 +303,8 @@ def _memory_after(memory: Memory, proposal: Proposal, *, refused_cdi: bool) -> M
 
 
 def refuse_changed(node: ConfiguredRuntime, host: HostRoot) -> None:
-    """See that the runtime's files are still those that were looked at, one that came or went
-    included: what was planned and checked was the whole. Raises Refused."""
+    """Check that the runtime's files are still those that the plan was made from, and that no file
+    was added or removed. Raises Refused."""
     planned = {file.name: file.state and file.state.digest for file in node.files}
     now = {file.name: file.state and file.state.digest for file in node.load(host)}
     for name in (*planned, *now):
@@ -315,11 +316,11 @@ def refuse_changed(node: ConfiguredRuntime, host: HostRoot) -> None:
 
 
 def states_of(node: ConfiguredRuntime) -> tuple[Desired, ...]:
-    """What proves that a runtime is again as before a change; one of these has to hold.
+    """The states that prove that a runtime is as before a change. One of them has to hold.
 
-    It shows the default and those handlers of our names that it showed before. Where somebody
-    changed the files after its start, it shows what they say. More than that is not asked for, so
-    that an undo is not doubted for a detail.
+    In the first, it shows the same default runtime and the same handlers with our names as before.
+    In the second, it shows what its files say, because somebody may have changed them after its
+    start. Nothing else is compared, so that no detail makes an undo fail.
     """
     default, handlers = registry.shown(node.runtime.answer)
     effective = node.effective(node.files)
@@ -337,9 +338,9 @@ def states_of(node: ConfiguredRuntime) -> tuple[Desired, ...]:
 
 
 def publish(ctx: Context, outcome: Outcome, *, barrier: bool) -> Outcome:
-    """Tell the device plugin, unless the restart is still to come.
+    """Publish the status for the device plugin, unless a restart is still needed.
 
-    `barrier`: `toolkit-ready` was there before the change, whoever owns it.
+    `barrier` means that `toolkit-ready` existed before the change, whoever owns it.
     """
     if outcome.pending:
         ctx.publisher.withdraw()

@@ -1,8 +1,8 @@
 """A change of files that can be undone at every moment.
 
-Invariant: at any instant each file is as before or as after, the journal says which files are
-meant, and the original of each lies beside it under a name that no reader takes; undoing is a
-rename. A file that somebody else changed in the meantime is left alone and reported.
+Invariant: at any instant each file has its old or its new content. The journal names the files. The
+original of each lies beside it, under a name that no reader loads, so that an undo is a rename. A
+file that somebody else changed in the meantime is left alone and reported.
 
     prepare ─► write ─► (restart, proof) ─► commit
                  └──────────────┴─────────► undo
@@ -26,9 +26,9 @@ _NOT_OURS = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)
 
 
 def entries(store: Store, changes: tuple[Change, ...], memory: Memory) -> tuple[Entry, ...]:
-    """The ledger of a change; originals are durable in the store when this returns.
+    """The journal entries of a change. The originals are durable in the store afterwards.
 
-    A file that goes takes along the directories that were made for it.
+    With a file that is removed, the directories that were made for it are removed too.
     """
     seen: set[str] = set()
     result = []
@@ -65,17 +65,18 @@ def entries(store: Store, changes: tuple[Change, ...], memory: Memory) -> tuple[
 
 
 def _text(change: Change, known: Original | None) -> str | None:
-    """What is written, of a file that we made: where somebody garbles it, and the runtime cannot
-    start on it, this is all that is known of it."""
+    """The new text of a file that we made, None for any other file. It is kept because somebody may
+    garble the file, and then it has to be written again."""
     made = known.digest is None if known else change.before is None
     name = change.path.host
     return tomledit.decoded(change.after.data, name) if change.after and made else None
 
 
 def reserve(changes: tuple[Change, ...], journal: Journal) -> None:
-    """Put the originals beside their files, with everything that a rename needs. Raises Refused.
+    """Put the originals beside their files, ready for a rename. Raises Refused.
 
-    Those that must not lie there wait outside. Where that is not ours to write, the store has them.
+    Where nothing may lie beside a file, its original lies in another directory. Where that is not
+    writable, only the store has it.
     """
     for change, entry in zip(changes, journal.entries, strict=True):
         if change.before is not None:
@@ -89,8 +90,8 @@ def reserve(changes: tuple[Change, ...], journal: Journal) -> None:
 
 
 def write(changes: tuple[Change, ...], journal: Journal, begun: set[str]) -> None:
-    """Make the change. Raises Refused where a file is no longer what the plan saw, or cannot be
-    written; what was written until then is for `undo`, and is in `begun` (host paths)."""
+    """Make the change. `begun` collects the host paths of files whose write has begun, for `undo`.
+    Raises Refused where a file has changed since the plan, or cannot be written."""
     for change, entry in zip(changes, journal.entries, strict=True):
         if digest_of(entry.agent, entry.host) != entry.before:
             raise Refused(
@@ -108,7 +109,7 @@ def write(changes: tuple[Change, ...], journal: Journal, begun: set[str]) -> Non
 
 
 def _put(entry: Entry, state: FileState, *, fresh: bool) -> None:
-    """The file as it should be, whole at every moment. Raises OSError or Refused."""
+    """Write the file in one step. Raises OSError or Refused."""
     _discard(entry.new)
     new = os.path.basename(entry.new)
     if entry.outside is None:
@@ -123,8 +124,8 @@ def _cannot_write(entry: Entry, error: OSError) -> Refused:
 
 @dataclass(frozen=True, slots=True)
 class Undone:
-    """What could not be undone: files that were `foreign` by then and stay as somebody left them
-    (host paths), and, in words, files on which it `failed`, to be tried again."""
+    """What could not be undone. `foreign` are files that somebody else has changed; they stay as
+    they are (host paths). `failed` names the files that have to be tried again, with the cause."""
 
     foreign: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
@@ -138,10 +139,10 @@ class Undone:
 
 
 def undo(store: Store, journal: Journal, begun: Collection[str] | None = None) -> Undone:
-    """Bring every file back to what it was, as far as that goes; what fails is tried twice.
+    """Restore every file as far as possible. What fails is tried twice.
 
-    `begun`: files that can have been written (host paths), None where that is not known. Another
-    one that is not as it was is no failure: it was somebody else's change, and we did not touch it.
+    `begun` are the files that may have been written (host paths), None where that is not known. Any
+    other file that is not as before was changed by somebody else, and is no failure.
     """
     undone = _undo(store, journal, begun)
     return _undo(store, journal, begun) if undone.failed else undone
@@ -165,7 +166,7 @@ def _discard(path: str) -> None:
 
 
 def _undo_one(store: Store, entry: Entry) -> bool:
-    """False where the file is somebody else's by now."""
+    """Restore one file. Returns False where somebody else has changed it."""
     now = digest_of(entry.agent, entry.host)
     _discard(entry.new)
     if entry.unfinished != entry.new:
@@ -187,7 +188,8 @@ def _undo_one(store: Store, entry: Entry) -> bool:
 
 
 def _move_back(entry: Entry) -> bool:
-    """The original that waits in its place again; False where none does, or on another mount."""
+    """Move the original back from where it lies ready. Returns False where there is none, or where
+    it lies on another mount."""
     if not os.path.lexists(entry.undo):
         return False
     try:
@@ -200,9 +202,9 @@ def _move_back(entry: Entry) -> bool:
 
 
 def tidy(journal: Journal) -> tuple[str, ...]:
-    """Remove the originals beside their files, and directories that nothing is in any more.
+    """Remove the originals beside their files, and empty directories.
 
-    Returns what could not be removed (agent paths). It has no effect on anybody.
+    Returns what could not be removed (agent paths); such remains have no effect.
     """
     left = []
     for entry in journal.entries:
@@ -220,7 +222,7 @@ def tidy(journal: Journal) -> tuple[str, ...]:
 
 
 def remembered(memory: Memory, journal_entries: tuple[Entry, ...]) -> Memory:
-    """What to remember once these entries are in force: the first original stays for ever."""
+    """What to remember once these entries are in force. The first original of a file is kept."""
     known: dict[str, Original] = dict(memory.files)
     for entry in journal_entries:
         old = known.get(entry.host)
@@ -239,5 +241,5 @@ def remembered(memory: Memory, journal_entries: tuple[Entry, ...]) -> Memory:
 
 
 def _without_restored(known: Mapping[str, Original]) -> dict[str, Original]:
-    """Files that are back at their original are nothing to remember."""
+    """The remembered files without those that have their original content again."""
     return {host: item for host, item in known.items() if item.written != item.digest}

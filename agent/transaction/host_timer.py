@@ -1,12 +1,12 @@
-"""The dead man's switch: what undoes a change when we are not there to do it (DESIGN 5.7).
+"""The timer on the host that undoes a change when this agent cannot (DESIGN 5.7).
 
-A runtime that a candidate stops takes our container with it and cannot start it again. So before
-the restart a timer is set on the host itself, which puts the originals back and restarts the
-runtime, with nothing but the host's own programs.
+A runtime that does not start on its new files cannot start our container either. So a timer is set
+on the host before the restart. It puts the originals back and restarts the runtime, with nothing
+but the host's own programs. The code calls the timer the switch.
 
-Invariant: of the switch and us, one ends the change. A file in the state directory, the guard, is
-theirs who take it away first: the switch begins by renaming it and does nothing without it, a
-commit begins by removing it. So it may fire late, twice, or for a change long forgotten.
+Invariant: either the switch or this agent ends the change, never both. A file in the state
+directory, the guard, decides: the switch begins by renaming it and does nothing without it, and a
+commit begins by removing it. So the switch may fire late, twice, or for an old change.
 """
 
 from __future__ import annotations
@@ -33,18 +33,19 @@ _PLAIN = re.compile(r"/[A-Za-z0-9@_.+,:=/~-]+")
 
 
 class CannotArm(Exception):
-    """There will be no switch; the message says why."""
+    """The switch cannot be set. The message says why."""
 
 
 def choose(host: HostRoot, restart: Restart | None) -> str | None:
-    """The mark of the switch of a change; None where it needs none: outside a container nothing
-    that the runtime does ends us."""
+    """The identifier of the switch of a change. None where it needs no switch, because outside a
+    container this agent survives a stop of the runtime."""
     needed = restart is not None and restart.kind == "systemd" and not host.is_host
     return os.urandom(4).hex() if needed else None
 
 
 def arm(ctx: Context, journal: Journal) -> None:
-    """Set the timer on the host. A host that cannot have one is logged, and the change goes on."""
+    """Set the timer on the host. Where that is not possible, the cause is logged, and the change
+    goes on."""
     if journal.switch is None or journal.restart is None:
         return
     unit = journal.restart[1]
@@ -61,9 +62,9 @@ def arm(ctx: Context, journal: Journal) -> None:
 
 
 def claim(store: Store, journal: Journal) -> None:
-    """From here on the change is ours to commit: the switch does nothing any more.
+    """Remove the guard, so that the switch does nothing and this agent can commit.
 
-    Raises NotProven where it has begun, Refused where the disk does not play along.
+    Raises NotProven where the switch has begun, and Refused where the guard cannot be removed.
     """
     if journal.switch is None:
         return
@@ -81,8 +82,8 @@ def has_fired(store: Store, journal: Journal) -> bool:
 
 
 def disarm(ctx: Context, journal: Journal) -> None:
-    """Remove the switch, whatever it has done. Without its guard it is harmless, so that what
-    cannot be stopped is only logged."""
+    """Remove the switch, whatever it has done. Without its guard it is harmless, so a failure to
+    stop it is only logged."""
     if journal.switch is None or journal.restart is None:
         return
     try:
@@ -111,14 +112,14 @@ def _fired(store: Store, journal: Journal) -> str:
 
 
 def _timer(ctx: Context, journal: Journal, unit: str) -> Timer:
-    """Raises CannotArm."""
+    """The timer of the switch. Raises CannotArm."""
     delay = int(ctx.settings.proof_timeout) + MARGIN + registry.adapter(journal.kind).stop_seconds
     text = f"Undo a change of {unit} by a toolkit-agent that is gone"
     return Timer(_name(journal), delay, _commands(ctx, journal, unit), text)
 
 
 def _commands(ctx: Context, journal: Journal, unit: str) -> tuple[Command, ...]:
-    """What puts everything back, each file for itself."""
+    """The commands that restore each file by itself and restart the runtime."""
     move, remove, prune, systemctl = (
         _program(ctx.host, name) for name in ("mv", "rm", "rmdir", "systemctl")
     )
@@ -142,8 +143,8 @@ def _commands(ctx: Context, journal: Journal, unit: str) -> tuple[Command, ...]:
 
 
 def _bring_back(host: HostRoot, entry: Entry, move: str, state: str) -> tuple[Command, ...]:
-    """The original moved over the file in one step, from where it waits; where it could not wait
-    there (the directory outside is not ours to write), it is made ready there first."""
+    """The commands that move the original over the file in one step. Where the original does not
+    lie ready yet, because this agent could not write there, a command puts it there first."""
     waiting = os.path.join(entry.outside or os.path.dirname(entry.host),
                            os.path.basename(entry.undo))  # fmt: skip
     back = Command((move, "-f", "-T", _plain(waiting), _plain(entry.host)), may_fail=True)
@@ -176,7 +177,8 @@ def _program(host: HostRoot, name: str) -> str:
 
 
 def _same_on_host(host: HostRoot, path: str, agent: str) -> str:
-    """The host's name of a directory, once it is sure that the host knows it by this name."""
+    """The host path of a directory. Raises CannotArm where it is not certain that the host has the
+    directory at this path."""
     try:
         if os.path.samefile(host.root + path, agent):
             return path

@@ -1,4 +1,4 @@
-"""What has to happen to each file so that it is as before our first change.
+"""The changes that restore each file to its content before our first change.
 
 Invariant: a file that somebody edited since we wrote it is never overwritten, and a file that
 somebody imports by name is never deleted.
@@ -26,8 +26,8 @@ _STUB = b"# Emptied by toolkit-agent: another file imports this one by name.\n"
 def changes(
     ctx: Context, node: ConfiguredRuntime, memory: Memory, *, keep_edits: bool
 ) -> tuple[Change, ...]:
-    """What has to happen to each file; the drop-in first, for the root file's import depends on
-    what is left of it. Raises Refused."""
+    """The change of each file. The drop-in comes first, because the root file's import depends on
+    what is left of the drop-in. Raises Refused."""
     found = []
     drop_in_goes = True
     for host in sorted(memory.files, key=lambda host: host != node.drop_in.host):
@@ -42,8 +42,8 @@ def changes(
 
 
 def removed(host: HostRoot, memory: Memory) -> tuple[str, ...]:
-    """Files that were there before us and that somebody removed since: there is nothing to restore.
-    Raises Refused."""
+    """Files that existed before us and that somebody removed since. They are not restored. Raises
+    Refused."""
     return tuple(
         name
         for name, original in sorted(memory.files.items())
@@ -75,10 +75,10 @@ def _change(
     keep_edits: bool,
     drop_in_goes: bool,
 ) -> Change | None:
-    """What has to happen to one file; None where it is at its original already, or gone.
+    """The change of one file, None where it has its original content already or is gone.
 
-    `drop_in_goes`: no settings of somebody's own stay in our drop-in, so that it need not stay
-    imported.
+    `drop_in_goes` means that no settings of others are in our drop-in, so that its import can be
+    removed.
     """
     original = memory.files[host]
     path = HostPath(ctx.host.agent_path(host), host)
@@ -101,7 +101,7 @@ def _change(
             "leaves the rest as it is"
         )
     if host.endswith(".json"):
-        return None  # all of a hook is our key, and all of it is somebody else's by now
+        return None  # a hook has no keys to take out: the whole file is somebody else's by now
     both = (tomledit.parse(now.data, host), tomledit.parse(data or b"", host))
     ops = inverse(node, host, both, original, switch=memory.enabled_cdi, drop_in_goes=drop_in_goes)
     text = tomledit.edit(tomledit.decoded(now.data, host).removeprefix(HEADER), ops, host)
@@ -124,10 +124,11 @@ def inverse(
     node: ConfiguredRuntime, host: str, data: tuple[Data, Data], known: Original, *,
     switch: bool, drop_in_goes: bool,
 ) -> list[Op]:  # fmt: skip
-    """Our keys back to what the original has, or out: those that anybody can see to be ours, and
-    those that we remember. A handler that another toolkit has written since stays. `data` are the
-    file's, now and before us; `switch`: it was us who switched CDI on; `drop_in_goes` as in
-    Restoration."""
+    """The operations that set our keys to their original values, or remove them.
+
+    Our keys are those that are visibly ours and those that we remember. A handler that another
+    toolkit has written since stays. `data` are the file's data now and before us. `switch` means
+    that we switched CDI on. `drop_in_goes` is that of Restoration."""
     current, before = data
     visible = [*node.own_keys(current, switch=switch)]
     foreign = [path for path in visible if is_rewritten(known, current, path)]
@@ -147,8 +148,8 @@ def inverse(
 
 
 def _without_emptied(text: str, before: Data, done: list[Op], host: str) -> str:
-    """The text without headers of tables that only our keys were in, and that the original has
-    not; `done` is what took the keys out."""
+    """The text without the headers of tables that had only keys of ours and that the original does
+    not have. `done` are the operations that took the keys out."""
     paths = [op.path for op in done if isinstance(op, Unset)]
 
     def had_ours(table: Path) -> bool:
@@ -163,7 +164,7 @@ def _without_emptied(text: str, before: Data, done: list[Op], host: str) -> str:
 
 
 def _empty_tables(data: Data, above: Path = ()) -> Iterable[Path]:
-    """Paths of tables in which nothing is, the innermost first."""
+    """The paths of empty tables, the innermost first."""
     for key, value in data.items():
         if isinstance(value, dict):
             yield from _empty_tables(value, (*above, key))

@@ -1,7 +1,8 @@
-"""Finishing or undoing what an earlier run left.
+"""Finish or undo the change that an earlier run left unfinished.
 
-Invariant: after it there is no journal, except one that waits for somebody else's restart: a
-change that the runtime proves is committed, every other one is undone (DESIGN section 5).
+Invariant: afterwards there is no journal, except one of a change for which somebody else has to
+restart the runtime. A change that the runtime proves is committed, and every other change is undone
+(DESIGN section 5).
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ _DYING = 3.0  # seconds that a runtime which was told to end may still answer
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What became of an unfinished change: committed, undone or awaiting-restart; None where there
-    was none. `barrier`: `toolkit-ready` was there before it."""
+    """What became of an unfinished change. `outcome` is committed, undone or awaiting-restart, None
+    where there was none. `barrier` means that `toolkit-ready` existed before the change."""
 
     outcome: str | None = None
     barrier: bool = False
@@ -81,10 +82,10 @@ def _undo(
     ctx: Context, journal: Journal, old_restart: Restart | None, *,
     barrier: bool, stopping: bool = False, by_switch: bool = False,
 ) -> Recovered:  # fmt: skip
-    """Undo the change. A runtime that is well on the files as they are by then is not restarted.
+    """Undo the change. A runtime that runs well on the restored files is not restarted.
 
-    Raises RollbackFailed. A file that somebody else changed meanwhile is left alone and no failure:
-    what follows works on it as it is.
+    Raises RollbackFailed. A file that somebody else changed meanwhile is left alone and is no
+    failure, because the next steps work on it as it is.
     """
     healthy = not stopping and _is_healthy(ctx, journal)
     if healthy or old_restart is None:
@@ -98,9 +99,9 @@ def _undo(
 
 
 def _is_healthy(ctx: Context, journal: Journal) -> bool:
-    """Does the runtime run, as before the change, on the files as an undo would leave them?
+    """Does the runtime run already on the files as an undo would leave them?
 
-    So it is where somebody repaired a file or restarted the runtime since the change failed.
+    This is so where somebody repaired a file or restarted the runtime after the change failed.
     """
     try:
         running = ctx.running(change.journal_endpoint(ctx.host, journal))
@@ -122,7 +123,7 @@ def _is_healthy(ctx: Context, journal: Journal) -> bool:
 
 
 def _change_time(entry: Entry) -> float:
-    """When a file was changed last, or went."""
+    """The time of a file's last change, or of its removal (seconds since the epoch)."""
     try:
         return os.lstat(entry.agent).st_ctime
     except OSError:
@@ -137,8 +138,8 @@ def _directory_time(directory: str) -> float:
 
 
 def _refuse_without_cause(ctx: Context, journal: Journal) -> None:
-    """A runtime that could not be brought back is not restarted for the same cause again. Raises
-    RollbackFailed where nothing has changed since."""
+    """Raise RollbackFailed where the runtime could not be started again and nothing has changed
+    since then."""
     assert journal.stuck is not None
     mark, text = journal.stuck
     if mark == change.stuck_fingerprint(ctx.host, journal) and not _is_healthy(ctx, journal):
@@ -150,7 +151,8 @@ def _remember_failure(ctx: Context, journal: Journal, why: str) -> None:
 
 
 def give_up_waiting(ctx: Context) -> Recovered:
-    """Undo a change whose restart never came; no runtime has seen it. Raises RollbackFailed."""
+    """Undo a change for which nobody restarted the runtime, so that no runtime has seen it. Raises
+    RollbackFailed."""
     journal = ctx.store.journal()
     if journal is None:
         return Recovered()
@@ -160,11 +162,12 @@ def give_up_waiting(ctx: Context) -> Recovered:
 
 
 def _has_restarted(ctx: Context, journal: Journal) -> bool:
-    """Can the runtime have seen the new files: is it another process than before, or down?
+    """May the runtime have read the new files, because it is another process or down?
 
-    Where a restart was under way, the new process is waited for, and so is the end of the old one,
-    for a while: it answers until it has tidied up. A process that cannot be seen,
-    then and now, is taken for the old one: nobody but us would have restarted it on our files.
+    Where a restart was under way, this waits for the new process, and for a while also for the end
+    of the old one, which answers until it has tidied up. A process that could not be seen before
+    and cannot be seen now is taken for the old one, because only this agent would have restarted
+    it.
     """
     if journal.boot_id != ctx.boot_id:
         return True

@@ -1,4 +1,4 @@
-"""Back to the remembered original.
+"""Revert the node to its remembered original state.
 
 Invariant: a file that somebody edited since we wrote it is never overwritten, a file that somebody
 imports by name is never deleted, and a handler is never taken from under a running pod.
@@ -35,8 +35,9 @@ from agent.transaction.converge import down_units, publish_failure, refuse_chang
 
 @dataclass(frozen=True, slots=True)
 class Reverted:
-    """What was put back, which of it is `removed` by that, and whether the runtime was restarted
-    for it (or still has to be); `notes` are what a person has to know besides."""
+    """The result of a revert. `changed` are the host paths that were changed, `removed` those that
+    do not exist any more. `pending` means that somebody still has to restart the runtime. `notes`
+    are what a person has to know besides."""
 
     changed: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
@@ -47,8 +48,8 @@ class Reverted:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """A revert that nothing speaks against. `request` None: no file and no runtime has to change;
-    `dirs` are where specs of ours may lie."""
+    """A revert that nothing prevents. `request` is None where no file and no runtime has to change.
+    `dirs` are the directories that may have specs of ours."""
 
     request: change.Request | None
     dirs: tuple[str, ...]
@@ -58,10 +59,11 @@ class _Plan:
 def revert(ctx: Context, *, keep_edits: bool = False, toolkit: bool = False) -> Reverted:
     """Undo everything that was ever applied, prove it, and withdraw readiness.
 
-    `toolkit`: what was installed goes too. Raises Refused, with nothing touched, where a file was
-    edited since (`keep_edits` then takes our keys out of it), where a pod still uses a handler that
-    would go, where anything still needs a program that would go, and where a file cannot be
-    written. A `run` that holds the lock is asked to stand aside, and stays so after a revert.
+    With `toolkit`, the installed toolkit is removed too. With `keep_edits`, only our keys are taken
+    out of a file that somebody edited. Raises Refused, with nothing touched, where a file was
+    edited (without `keep_edits`), where a pod still uses a handler that would go, where anything
+    needs a program that would go, and where a file cannot be written. A `run` that holds the lock
+    is asked to stand aside, and does nothing more after a revert.
     """
     try:
         with stand_aside.node_lock(ctx) as locked_ctx, locked_ctx.locked():
@@ -78,7 +80,7 @@ def _revert(ctx: Context, *, keep_edits: bool, toolkit: bool) -> Reverted:
     memory = store.current_memory(ctx.store)
     garbled_files.repair(ctx, memory)
     plan = _plan(ctx, memory, keep_edits=keep_edits, toolkit=toolkit)
-    if waiting:  # no runtime has seen what we wrote last: that goes first
+    if waiting:  # no runtime has seen the last change, so that one is undone first
         recover.give_up_waiting(ctx)
         memory = ctx.store.memory()
         plan = _plan(ctx, memory, keep_edits=keep_edits, toolkit=toolkit)
@@ -100,7 +102,7 @@ def _carry_out(ctx: Context, memory: Memory, plan: _Plan, *, toolkit: bool) -> R
         changed = tuple(item.path.host for item in request.changes)
         done = Reverted(changed, (), end.restarted, pending=end.pending)
     if memory.files or own_specs.written_by_us(ctx.settings, ctx.host, plan.dirs):
-        ctx.publisher.withdraw()  # first: whatever becomes of the rest, nothing is ready
+        ctx.publisher.withdraw()  # first, because the node is not ready whatever follows
     if not done.pending:
         _forget(ctx.host, ctx.store, memory)
     gone = own_specs.remove(ctx.settings, ctx.host, plan.dirs)
@@ -114,7 +116,8 @@ def _carry_out(ctx: Context, memory: Memory, plan: _Plan, *, toolkit: bool) -> R
 
 
 def _plan(ctx: Context, memory: Memory, *, keep_edits: bool, toolkit: bool) -> _Plan:
-    """All that can refuse is asked here, and nothing is written. Raises AgentError."""
+    """The plan of a revert. Everything that can refuse it is checked here, and nothing is written.
+    Raises AgentError."""
     if toolkit:
         _refuse_needed(ctx, memory, keep_edits)
     request, notes = _request(ctx, memory, keep_edits) if memory.files else (None, ())
@@ -130,8 +133,8 @@ def _plan(ctx: Context, memory: Memory, *, keep_edits: bool, toolkit: bool) -> _
 
 
 def _refuse_needed(ctx: Context, memory: Memory, keep_edits: bool) -> None:
-    """The toolkit stays as long as a pod runs by it, or a file names a program of it that will
-    not be there. Raises Refused."""
+    """Raise Refused where a pod runs by the toolkit, or where a remaining file names a program of
+    it that would be removed."""
     install.require_removable(ctx.settings, ctx.host, memory.moved)
     names = install.installed_paths(ctx.settings, ctx.host)
     if not names and not memory.moved:
@@ -152,7 +155,7 @@ def _refuse_needed(ctx: Context, memory: Memory, keep_edits: bool) -> None:
 def _planned_files(
     ctx: Context, node: ConfiguredRuntime, memory: Memory, keep_edits: bool
 ) -> tuple[tuple[Change, ...], Files]:
-    """What a revert changes, and the files as they will be."""
+    """The changes of a revert, and the files as they will be."""
     changes = original_files.changes(ctx, node, memory, keep_edits=keep_edits)
     # The root file first: once it no longer imports them, the others can go.
     changes = tuple(sorted(changes, key=lambda item: item.path.host != node.root.path.host))
@@ -160,7 +163,8 @@ def _planned_files(
 
 
 def _spec_dirs(settings: Settings, host: HostRoot) -> tuple[str, ...]:
-    """Where a spec of ours may lie: where the runtime looks, if it says so, or would by default."""
+    """The directories that may have specs of ours: those that the runtime reads, if it says so, and
+    the default ones."""
     try:
         runtime = find.find_runtime(settings, host)
     except (Refused, Unreachable):
@@ -169,7 +173,7 @@ def _spec_dirs(settings: Settings, host: HostRoot) -> tuple[str, ...]:
 
 
 def _forget(host: HostRoot, store: Store, memory: Memory) -> None:
-    """Nothing is remembered any more, and directories that we made are gone as far as empty."""
+    """Forget everything, and remove the directories that we made, if they are empty."""
     for name, original in memory.files.items():
         if original.digest is None:
             above = parents(host.agent_path(name), original.made)
@@ -185,7 +189,7 @@ def _forget(host: HostRoot, store: Store, memory: Memory) -> None:
 def _request(
     ctx: Context, memory: Memory, keep_edits: bool
 ) -> tuple[change.Request | None, tuple[str, ...]]:
-    """What has to happen to files and runtime, None where nothing has to; and notes."""
+    """The change of files and runtime, None where none is needed; and notes."""
     node = _configured_runtime(ctx, memory)
     changes, after = _planned_files(ctx, node, memory, keep_edits)
     effective_after, effective_now = node.effective(after), node.effective(node.files)
@@ -234,7 +238,7 @@ def _request(
 def _trial_notes(
     ctx: Context, node: ConfiguredRuntime, changes: tuple[Change, ...], desired: Desired
 ) -> tuple[str, ...]:
-    """What a trial start has to say. Raises Refused where the runtime would not come back."""
+    """Notes from a trial start. Raises Refused where the runtime would not start again."""
     trial = trial_verdict(ctx, node, changes, desired, "revert")
     if trial.refusal is not None:
         raise trial.refusal
@@ -244,8 +248,9 @@ def _trial_notes(
 
 
 def _configured_runtime(ctx: Context, memory: Memory) -> ConfiguredRuntime:
-    """The node. A file that somebody removed although another one imports it by name comes back
-    with its original: no runtime starts without it. Raises Refused or Unreachable."""
+    """The runtime with its files. A file that somebody removed, although another file imports it by
+    name, counts with its original content, because no runtime starts without it. Raises Refused or
+    Unreachable."""
     runtime = find.find_runtime(ctx.settings, ctx.host)
     adapter = registry.adapter(runtime.kind)
     try:
@@ -262,10 +267,10 @@ def _configured_runtime(ctx: Context, memory: Memory) -> ConfiguredRuntime:
 def _removed_root(
     host: HostRoot, node: ConfiguredRuntime, memory: Memory
 ) -> tuple[bool, tuple[str, ...]]:
-    """Whether somebody removed the root file, and what to say of files that were removed.
+    """Whether somebody removed the root file, and notes on all files that were removed.
 
-    A restart without the root file would take its settings along (where the runtime listens, where
-    its containers are), so that we ask for none.
+    Without the root file the runtime is not restarted, because a restart would lose the settings in
+    it, such as the socket and the place of the containers.
     """
     gone = original_files.removed(host, memory)
     notes = [f"{host} was removed since it was written: nothing is restored there" for host in gone]
@@ -281,7 +286,7 @@ def _removed_root(
 def _restart(
     ctx: Context, node: ConfiguredRuntime, changes: tuple[Change, ...], remaining: list[str]
 ) -> Restart | None:
-    """How the runtime is restarted; None where it need not be. Raises Refused."""
+    """The way to restart the runtime, None where no restart is needed. Raises Refused."""
     changed = tuple(item.path.host for item in changes)
     if changed and not node.needs_restart(changed):
         return None
@@ -294,7 +299,7 @@ def _restart(
 def _removed_handlers(
     now: Effective, after: Effective, running: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Handlers of the files (also a runc that we made), or ours of the running runtime, that there
-    will be no more."""
+    """The handlers that the files will not define any more: those in the present files (a runc that
+    we made included), and those of ours that the running runtime shows."""
     names = (*now.runtimes, *(name for name in running if name in OUR_NAMES))
     return tuple(dict.fromkeys(name for name in names if name not in after.runtimes))

@@ -242,7 +242,7 @@ _UNDO = (
     ),
     Mutant(
         "ready-after-revert", "revert", "agent/transaction/revert.py",
-        "ctx.publisher.withdraw()  # first: whatever becomes of the rest, nothing is ready",
+        "ctx.publisher.withdraw()  # first, because the node is not ready whatever follows",
         "pass",
         ("tests/cli/test_revert.py::test_files_put_back_by_hand_leave_nothing_to_revert",),
     ),
