@@ -1,8 +1,8 @@
-"""What the rest of the program knows of a container runtime: the protocol and its data.
+"""The protocol of a container runtime, and its data. The rest of the program knows no more of it.
 
 `RuntimeAdapter` is one kind of runtime. `ConfiguredRuntime` is a runtime of that kind on this node,
-with the files that it loads. Everything in which runtimes differ is behind these two; `registry`
-lists the kinds. A new runtime is a folder with an adapter, and a line in the registry.
+with the files that it loads. Everything that differs between runtimes is behind these two.
+`registry` lists the kinds. A new runtime is a folder with an adapter, and a line in the registry.
 
 Invariant: nothing here, and nothing outside the folders of the runtimes, names one of them.
 """
@@ -35,8 +35,8 @@ Files: TypeAlias = tuple[ConfigFile, ...]
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a runtime listens; there also while it is down. `unit` is the systemd unit that runs
-    it, where we have to do with that."""
+    """Where a runtime listens. This is known also while it is down. `unit` is the systemd unit of
+    the runtime, where it is needed."""
 
     kind: str
     socket: HostPath
@@ -45,7 +45,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """A runtime that answers: its process (None where it cannot be seen) and its words."""
+    """A runtime that answers: its process (None where it cannot be seen) and its answer."""
 
     endpoint: Endpoint
     process: Process | None
@@ -53,7 +53,7 @@ class Runtime:
 
     @property
     def kind(self) -> str:
-        """The kind, as --runtime has it."""
+        """The kind, as an option names it (--runtime)."""
         return self.endpoint.kind
 
     @property
@@ -63,7 +63,7 @@ class Runtime:
 
     @property
     def version(self) -> str:
-        """As the runtime spells it."""
+        """The version as the runtime spells it."""
         return self.answer.version
 
 
@@ -86,7 +86,7 @@ class Effective:
 
 @dataclass(frozen=True, slots=True)
 class EditRequest:
-    """What edits are made from, besides the node. `hook_program`: the host path of the program
+    """What edits are made from, besides the node. `hook_program` is the host path of the program
     that an OCI hook would run, None where there is none."""
 
     settings: Settings
@@ -99,9 +99,11 @@ class EditRequest:
 
 @dataclass(frozen=True, slots=True)
 class Edits:
-    """What has to be written, in that order, so that `desired` holds at the next start. `files` are
-    as they will be; `base` is the handler that ours inherit from, `called` the low-level program
-    that those of before call; None where that is not told."""
+    """The changes, in the order of their writes, after which `desired` holds at the next start.
+
+    `files` are the files as they will be. `base` is the handler from which ours inherit. `called`
+    is the low-level program that our present handlers call. Both are None where they are not known.
+    """
 
     changes: tuple[Change, ...]
     desired: Desired
@@ -112,8 +114,9 @@ class Edits:
 
 @dataclass(frozen=True, slots=True)
 class Restoration:
-    """How a file goes back: `ops` take our keys out, `original` is its data before us, `imported`
-    are imports that we wrote; `drop_in_goes`: ours is not to be imported any more."""
+    """How a file is restored. `ops` take our keys out, `original` is the file's data before us, and
+    `imported` are the imports that we wrote. `drop_in_goes` means that the import of our drop-in is
+    removed too."""
 
     ops: list[Op]
     original: Data
@@ -122,12 +125,12 @@ class Restoration:
 
 
 class CannotSwitch(Refused):
-    """The switch that is on in our wish cannot be set where it counts."""
+    """No edit can switch native CDI on, although it is on in the desired state."""
 
 
 class RestartHazard(Refused):
-    """A restart would end the runtime for good; `later` is the warning where none is due, `path`
-    the file to blame."""
+    """The runtime would not start again after a restart. `path` is the file that causes this.
+    `later` is the warning for a node where no restart is due."""
 
     def __init__(self, path: HostPath, why: str, remedy: str, runtime: str) -> None:
         super().__init__(f"cannot restart {runtime}: {path} {why}; {remedy}")
@@ -148,7 +151,7 @@ class RuntimeAdapter(Protocol):
 
     @property
     def low_level(self) -> tuple[str, ...]:
-        """OCI runtimes that it comes with, the usual one first."""
+        """The OCI runtimes that it is shipped with, the usual one first."""
 
     @property
     def starts_again(self) -> bool:
@@ -171,47 +174,48 @@ class RuntimeAdapter(Protocol):
         """How long a restart may wait for containers that are being stopped."""
 
     def completed(self, answer: Answer, socket: str, timeout: float) -> Answer:
-        """The answer with what this runtime says of itself besides the CRI; `socket` is an agent
-        path, `timeout` in seconds. Raises Unreachable."""
+        """The answer with what this runtime shows besides the CRI. `socket` is an agent path,
+        `timeout` is in seconds. Raises Unreachable."""
 
     def explained(
         self, error: Unimplemented, settings: Settings, host: HostRoot, socket: HostPath
     ) -> Unimplemented:
-        """Why a process of this kind does not serve the CRI, where its files say so."""
+        """The error with the reason why a process of this kind does not serve the CRI, where its
+        files show the reason."""
 
     def look(
         self, settings: Settings, host: HostRoot, runtime: Runtime, overlay: Overlay | None = None
     ) -> ConfiguredRuntime:
-        """The files and the executable of a runtime of this kind; files in `overlay` count as they
-        are there. Raises Refused."""
+        """The files and the executable of a runtime of this kind. Files in `overlay` replace those
+        on disk. Raises Refused."""
 
     def check_shape(self, file: ConfigFile) -> None:
-        """Raises Refused for a value of a wrong type where we are going to read."""
+        """Raise Refused for a value of a wrong type in a setting that this agent reads."""
 
     def evidence(self, answer: Answer) -> tuple[Evidence, ...]:
-        """What it says of CDI, best source first."""
+        """What it shows of CDI, best source first."""
 
     def shown_default(self, answer: Answer) -> object:
-        """The default runtime that it shows, as it says it."""
+        """The default runtime that it shows, unchecked."""
 
     def shown_handlers(self, answer: Answer) -> object:
-        """The tables of handlers that it shows, as it says them."""
+        """The tables of handlers that it shows, unchecked."""
 
     def unproven(self, desired: Desired, answer: Answer) -> list[str]:
-        """What the running runtime lacks, in words; empty where it is as wanted."""
+        """What the running runtime lacks of the desired state, in words; empty for nothing."""
 
     def watch_paths(
         self, settings: Settings, host: HostRoot, running: Process | None
     ) -> Iterator[str]:
-        """Host paths and directories on which a runtime depends that cannot be looked at. Raises
-        AgentError or OSError after those that can be told."""
+        """The host paths and directories on which a runtime depends whose configuration cannot be
+        read. Raises AgentError or OSError after the paths that are known."""
 
     def low_level_program(self, effective: Effective, name: str) -> str | None:
-        """The OCI runtime that a handler which is not NVIDIA's runs; None where it names none."""
+        """The OCI runtime that a handler of others runs, None where the handler names none."""
 
     def pod_handler(self, info: Mapping[str, object]) -> str:
-        """The handler of a pod, "" for the default, from its verbose status; for a runtime whose
-        lists do not say it."""
+        """The handler of a pod from its verbose status, "" for the default. It is used where
+        `lists_handlers` is false."""
 
     def pod_programs(
         self, info: Mapping[str, object], running: Effective, handler: str
@@ -220,8 +224,7 @@ class RuntimeAdapter(Protocol):
 
 
 class ConfiguredRuntime(Protocol):
-    """A runtime of this node with the files that it loads; `files` starts with the root file, there
-    or not."""
+    """A runtime of this node with the files that it loads."""
 
     @property
     def adapter(self) -> RuntimeAdapter:
@@ -233,7 +236,7 @@ class ConfiguredRuntime(Protocol):
 
     @property
     def files(self) -> Files:
-        """The files that it loads, the root file first, there or not."""
+        """The files that it loads. The root file comes first, even where it does not exist."""
 
     @property
     def root(self) -> ConfigFile:
@@ -241,30 +244,31 @@ class ConfiguredRuntime(Protocol):
 
     @property
     def executable(self) -> str | None:
-        """Host path of the executable that a restart will run; None where it cannot be told."""
+        """Host path of the executable that a restart will run, None where it is not known."""
 
     @property
     def drop_in(self) -> HostPath:
         """Our own file."""
 
     def load(self, host: HostRoot, overlay: Overlay | None = None) -> Files:
-        """The files as they are by now; those in `overlay` as they are there. Raises Refused."""
+        """The files, read again. Files in `overlay` replace those on disk. Raises Refused."""
 
     def effective(self, files: Files) -> Effective:
-        """What the runtime makes of these files at its next start."""
+        """The effective configuration after a start on these files."""
 
     def running(self) -> Effective:
-        """What the running runtime shows, over what its files say where it does not show it."""
+        """The configuration that the running runtime shows; that of its files where it shows
+        nothing."""
 
     def evidence(self, host: HostRoot) -> tuple[Evidence, ...]:
-        """What is seen of CDI, best source first; the executable is asked only where the runtime
+        """The evidence of CDI, best source first. The executable is run only where the runtime
         shows nothing."""
 
     def edits(self, host: HostRoot, request: EditRequest) -> tuple[Edits, tuple[str, ...]]:
-        """What has to be written, and warnings. Raises Refused."""
+        """The edits, and warnings. Raises Refused."""
 
     def preflight(self, host: HostRoot, candidate: Candidate) -> Preflight:
-        """What the runtime's own executable makes of the files as they will be. Raises Refused."""
+        """The check of the future files by the runtime's own executable. Raises Refused."""
 
     def launch(
         self, host: HostRoot, executable: str, desired: Desired, files: Mapping[str, bytes | None]
@@ -272,31 +276,31 @@ class ConfiguredRuntime(Protocol):
         """How a trial start is made with `files` (by host path) in the place of the real ones."""
 
     def restart_hazard(self, host: HostRoot, files: Files) -> RestartHazard | None:
-        """What the runtime would die of at a start on these files."""
+        """What would keep the runtime from a start on these files, None for nothing."""
 
     def needs_restart(self, changed: tuple[str, ...]) -> bool:
-        """Does it see a change of these files (host paths) only at its next start?"""
+        """Does a change of these files (host paths) take effect only at the next start?"""
 
     def shows(self, file: ConfigFile) -> tuple[object, list[Data]]:
-        """What the running runtime shows of its settings, and the settings of a file that it would
-        show."""
+        """The settings that the running runtime shows, and the sections of a file that it would
+        show there."""
 
     def reload_keys(self, desired: Desired) -> tuple[tuple[str, ...], ...]:
-        """Keys that this runtime shows after a reload although only a restart puts them in force;
-        none for a runtime that shows what is in force."""
+        """The keys that this runtime shows after a reload although only a restart puts them in
+        force. Empty for a runtime that shows only what is in force."""
 
     def owner(self, files: Files, key: tuple[str, ...]) -> ConfigFile | None:
-        """The file that has the last word on a key, for the keys of `reload_keys`."""
+        """The file whose value counts for one of the keys in `reload_keys`."""
 
     def pod_states(self, effective: Effective, below: str | None) -> Mapping[str, object]:
-        """What the pods of each handler ("" is the default) need to stay as it is; `below` is the
-        low-level program that NVIDIA's runtime calls."""
+        """The state of each handler ("" is the default) that has to stay as it is for its pods.
+        `below` is the low-level program that NVIDIA's runtime calls."""
 
     def passes_annotation(self, effective: Effective, prefix: str) -> bool:
         """Does a container's annotation with this prefix reach NVIDIA's runtime?"""
 
     def hook_programs(self, host: HostRoot, overlay: Overlay) -> Iterable[tuple[HostPath, str]]:
-        """Files with OCI hooks that the runtime will read, each with the program that it names."""
+        """The files with OCI hooks that the runtime will read, each with the program it names."""
 
     def watch_paths(self, host: HostRoot) -> Iterator[str]:
         """Host paths and directories whose change can make this node wrong."""
@@ -306,13 +310,13 @@ class ConfiguredRuntime(Protocol):
         """Is our drop-in loaded only because another file imports it?"""
 
     def own_keys(self, data: Data, *, switch: bool) -> Iterable[Path]:
-        """Paths in a file's data of handlers of ours, of a default that is one, and, with `switch`,
-        of a CDI switch that is on."""
+        """The paths of our keys in a file's data: our handlers, a default runtime that is one of
+        them, and, with `switch`, a CDI switch that is on."""
 
     def restored(self, host: str, current: Data, restoration: Restoration) -> list[Op]:
-        """The edits that take our keys out of the file of that host path, with what this runtime
-        needs besides."""
+        """The operations that take our keys out of the file at the host path `host`, with further
+        ones that this runtime needs."""
 
     def finished(self, host: HostRoot, changes: tuple[Change, ...]) -> tuple[Change, ...]:
-        """Changes of a revert with what this runtime needs besides: a file that another one imports
-        by name is emptied instead of removed; nothing lies in a directory that is read whole."""
+        """The changes of a revert, adapted to this runtime. For example, a file that another file
+        imports by name is emptied instead of removed."""

@@ -1,8 +1,8 @@
-"""Running the runtime's own executable, in the host root, to hear what it makes of a file.
+"""Run the runtime's own executable in the host root, to learn how it reads a file.
 
-Invariant: an argument list, never a shell; a deadline; an end to what is read of it; output is
-never repeated, because it may hold what the configuration does, credentials included: a `Dump` has
-the masked words of it.
+Invariant: arguments are a list, never a shell command. Each run has a deadline and a limit for its
+output. Output is never repeated as it is, because it may have credentials of the configuration in
+it; a `Dump` has masked words only.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ENV = {"PATH": PATH, "LC_ALL": "C"}
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a command ended with. `code` is None where it could not be run, `error` says why."""
+    """The result of a command. `code` is None where it could not be run, and `error` says why."""
 
     code: int | None
     out: bytes = b""
@@ -77,8 +77,8 @@ def run(
 
 
 def _read(child: subprocess.Popen[bytes], end: float) -> tuple[bytes, bytes]:
-    """What a child writes to both of its streams until it has closed them: of standard error the
-    end. Raises TimeoutError past `end`, and OverBudget."""
+    """All that a child writes to standard output, and the end of what it writes to standard error.
+    Raises TimeoutError after `end`, and OverBudget."""
     assert child.stdout is not None
     assert child.stderr is not None
     out, errors = child.stdout.fileno(), child.stderr.fileno()
@@ -102,7 +102,7 @@ def _read(child: subprocess.Popen[bytes], end: float) -> tuple[bytes, bytes]:
 @dataclass(frozen=True, slots=True)
 class Dump:
     """A parsed `config dump`, or None and why there is none. `rejected` means that the executable
-    ran and turned the configuration down, as opposed to not having been runnable."""
+    ran and rejected the configuration."""
 
     data: Data | None
     error: str = ""

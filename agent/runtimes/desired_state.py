@@ -1,7 +1,7 @@
-"""What the runtime has to end up with, and how far it is from that.
+"""The desired state of a runtime, and its differences from files and from the running runtime.
 
-Invariant: pure. The same wish is held against files (before) and against the runtime's own Status
-(proof), and a value that is missing counts as the zero value, as in the runtime itself.
+Invariant: pure. The same desired state is compared with the files (before a change) and with the
+runtime's own Status (as the proof). A missing value counts as the zero value, as in the runtime.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ STATUS_NAMES = {name: key for key, name in _STATUS_KEYS.items()}  # from Status 
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """The wish: whole handler tables, the default (None: leave it), `enable_cdi` set to true,
-    and names that must not be handlers (after a revert)."""
+    """The desired state: whole tables of `handlers`, the default runtime (None leaves the present
+    one), `enable_cdi` where it is set to true, and `absent` names, which must not be handlers."""
 
     handlers: Mapping[str, Data]
     default: str | None = None
@@ -74,9 +74,10 @@ class Desired:
 
 
 def is_ours(name: str, table: Data, names: tuple[str, ...] = OUR_NAMES) -> bool:
-    """A handler with one of our names, or one that calls an nvidia-container-runtime.
+    """Has a handler one of our names, or does it call an nvidia-container-runtime?
 
-    A sandbox (gVisor, Kata) is neither, whatever its name: what it protects is not ours to give up.
+    A sandbox (gVisor, Kata) is never ours, whatever its name, because its pods would lose their
+    protection.
     """
     if is_sandbox(table):
         return False
@@ -84,8 +85,9 @@ def is_ours(name: str, table: Data, names: tuple[str, ...] = OUR_NAMES) -> bool:
 
 
 def is_nvidia(effective: Effective, name: str, names: tuple[str, ...] = OUR_NAMES) -> bool:
-    """The same of a handler of this configuration. One that is called like the program is NVIDIA's,
-    too; one of the v1.linux shim that names no program calls that of the shim's own settings."""
+    """Is a handler of this configuration NVIDIA's? Besides those of `is_ours`, a handler with the
+    name of the program is. A handler of the v1.linux shim that names no program calls the one in
+    the shim's own settings."""
     table = effective.table(name)
     if is_ours(name, table, names) or (_is_binary(name) and not is_sandbox(table)):
         return True
@@ -94,12 +96,12 @@ def is_nvidia(effective: Effective, name: str, names: tuple[str, ...] = OUR_NAME
 
 
 def is_runc(table: Data) -> bool:
-    """Does containerd run this handler by runc's shim, the only one that knows BinaryName?"""
+    """Does containerd run this handler with runc's shim? Only that shim knows BinaryName."""
     return str(table.get("runtime_type") or _RUNC).startswith(_RUNC)
 
 
 def is_sandbox(table: Data) -> bool:
-    """Does a shim of somebody else run the pods of this handler of containerd (gVisor, Kata)?"""
+    """Does another shim than runc's run the pods of this containerd handler (gVisor, Kata)?"""
     kind = str(table.get("runtime_type") or _RUNC)
     return kind.startswith("io.containerd.") and kind != LINUX and not kind.startswith(_RUNC)
 
@@ -170,7 +172,7 @@ def default_for(
 def first_foreign(
     effective: Effective, ours: tuple[str, ...], names: tuple[str | None, ...]
 ) -> str | None:
-    """The first of these that is a handler, and not one of ours."""
+    """The first of these names that is a handler of others, None where there is none."""
     for name in names:
         if name and name in effective.runtimes and not is_nvidia(effective, name, ours):
             return name
@@ -178,7 +180,7 @@ def first_foreign(
 
 
 def emptied(table: Data, current: Data) -> Data:
-    """The table, and everything that the current one has besides set to nothing."""
+    """The table, with every other key of the current table set to its zero value."""
     for path, value in leaves(current):
         known = isinstance(value, bool | int | float | str | list)
         if known and value and path[-1] not in FILLED and get(table, path, table) is table:
@@ -187,7 +189,7 @@ def emptied(table: Data, current: Data) -> Data:
 
 
 def differences(desired: Desired, effective: Effective) -> dict[Path, Any]:
-    """Keys below the CRI section that are not as wanted, with what they have to be."""
+    """The keys below the CRI section that differ from the desired state, with desired values."""
     found: dict[Path, Any] = {}
     for name, table in desired.handlers.items():
         current = effective.runtimes.get(name)
@@ -202,7 +204,7 @@ def differences(desired: Desired, effective: Effective) -> dict[Path, Any]:
 
 
 def leaves(table: Data, above: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """Every value in a table and in those below it, with its path."""
+    """Every value in a table and in its sub-tables, with its path."""
     for key, value in table.items():
         if isinstance(value, dict) and value:
             yield from leaves(value, (*above, key))
@@ -211,21 +213,21 @@ def leaves(table: Data, above: Path = ()) -> Iterator[tuple[Path, Any]]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Equal, where a missing value is the zero value of its kind."""
+    """Are two values equal? A missing value counts as the zero value."""
     if isinstance(one, bool) or isinstance(other, bool):
         return bool(one) is bool(other)
     return bool(one == other) or (not one and not other)
 
 
 def _is_same_value(key: str, one: Any, other: Any) -> bool:
-    """The same of a key of a handler: some have another value of their own than nothing."""
+    """Are two values of a handler's key equal? Some keys have a default other than zero."""
     if key in FILLED:
         one, other = one or SANDBOXER, other or SANDBOXER
     return same(one, other)
 
 
 def unproven(desired: Desired, answer: Answer) -> list[str]:
-    """What the running runtime lacks, in words; empty where it is as wanted."""
+    """What the running runtime lacks of the desired state, in words; empty for nothing."""
     shown = get(answer.config, _RUNTIMES)
     if not isinstance(shown, Mapping):
         # No verbose information: all that can be had is the list of handlers.

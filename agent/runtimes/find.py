@@ -1,6 +1,6 @@
-"""Finding the runtime of the node, and what of it the options name.
+"""Find the runtime of the node, its executable and its directories.
 
-Invariant: reads only. Nobody but root decides who answers, and which program is run.
+Invariant: reads only. Only root decides which process answers and which program is run.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from agent.runtimes.base import Endpoint, Runtime
 
 
 def find_runtime(settings: Settings, host: HostRoot) -> Runtime:
-    """The runtime of this node. Raises Unreachable where none answers, and says of which kind
-    there is one where another was asked for; Refused where what answers is not what was asked for.
+    """The runtime of this node.
+
+    Raises Unreachable where none answers; the error names a runtime of another kind than the one
+    that the options ask for. Raises Refused where a runtime answers that the options exclude.
     """
     try:
         return _find(settings, host)
@@ -40,7 +42,7 @@ def find_runtime(settings: Settings, host: HostRoot) -> Runtime:
 
 
 def _of_other_kind(settings: Settings, host: HostRoot) -> Runtime | None:
-    """What answers where runtimes of the other kinds are, if one kind was asked for."""
+    """The runtime of another kind that answers, where the options ask for one kind."""
     if settings.runtime == "auto":
         return None
     for item in registry.REGISTERED:
@@ -70,8 +72,8 @@ def _find(settings: Settings, host: HostRoot) -> Runtime:
 
 
 def _runtime(settings: Settings, host: HostRoot, given: str) -> Runtime:
-    """What answers behind the socket of that host path: it decides which files are edited, so that
-    nobody but root may decide who answers."""
+    """The runtime behind the socket at the host path `given`. Only root may be able to replace the
+    socket, because the answer decides which files are edited."""
     socket = trust.require(host, given, f"use the socket {given}", allow_sticky=True)
     name = socket.host
     process.peer(socket.agent, name)  # a plain file or a dead socket is told apart before gRPC
@@ -97,7 +99,7 @@ def _runtime(settings: Settings, host: HostRoot, given: str) -> Runtime:
 def _explained(
     error: Unimplemented, settings: Settings, host: HostRoot, socket: HostPath
 ) -> Unimplemented:
-    """A runtime that does not serve the CRI often says why in its own configuration."""
+    """The error with the reason from the runtime's own configuration, where that shows one."""
     for item in registry.REGISTERED:
         error = registry.adapter(item.kind).explained(error, settings, host, socket)
     return error
@@ -112,10 +114,10 @@ def given_drop_in(settings: Settings, host: HostRoot) -> HostPath | None:
 
 
 def executable(settings: Settings, host: HostRoot, running: Process | None) -> str | None:
-    """Host path of the executable that a restart will run; None where it cannot be told.
+    """Host path of the executable that a restart will run, None where it is not known.
 
-    It is run by that path, for a dump and for a trial start. Raises Refused where somebody else
-    than root could exchange it: then only root can change what the path stands for.
+    It is run by that path, for a dump and for a trial start. Raises Refused where another user than
+    root could replace it.
     """
     if settings.executable_path:
         found = host.name(settings.executable_path)
@@ -128,13 +130,14 @@ def executable(settings: Settings, host: HostRoot, running: Process | None) -> s
 
 
 def spec_directories(runtime: Runtime) -> tuple[str, ...]:
-    """Where a spec of ours may lie: where the runtime looks, if it says so, or would by default."""
+    """The directories that may have specs of ours: those that the runtime reads, if it says so, and
+    the default ones."""
     seen = registry.adapter_of(runtime.answer).evidence(runtime.answer)[0].spec_dirs
     return (*(seen if isinstance(seen, tuple) else ()), *DEFAULT_DIRS)
 
 
 def program(settings: Settings, host: HostRoot, runtime: Runtime) -> str | None:
-    """The agent path of that executable, links followed inside the host root."""
+    """The agent path of the runtime's executable, with links followed inside the host root."""
     try:
         found = executable(settings, host, runtime.process)
         return host.resolve(found).agent if found else None

@@ -1,7 +1,7 @@
-"""What in a configuration file is ours: the keys that we changed, and whether anything else is.
+"""Which keys of a configuration file are ours, and whether somebody else edited the file.
 
-Invariant: one answer for everybody. Plans, `status` and `revert` ask the same function whether
-somebody edited a file since we wrote it.
+Invariant: plans, `status` and `revert` ask the same function whether somebody edited a file after
+we wrote it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Keys = Mapping[str, Any]  # values by path, which is spelled as JSON; None where
 
 
 def condition(original: Original, now: FileState | None) -> Condition:
-    """How a file that we wrote is today."""
+    """The present condition of a file that we wrote."""
     if now is None:
         return "gone"
     if now.digest == original.digest:
@@ -45,13 +45,13 @@ def condition(original: Original, now: FileState | None) -> Condition:
 
 
 def is_proven(memory: Memory, file: ConfigFile) -> bool:
-    """Is this what we wrote last? It was committed with a proof, whatever became of it since."""
+    """Has the file the content that we wrote last? That was committed with a proof."""
     known = memory.files.get(file.path.host)
     return bool(known and file.state and known.written == file.state.digest)
 
 
 def is_ours_alone(original: Original, now: FileState) -> bool:
-    """Has a file no key, no value and no comment but those that we wrote?"""
+    """Has a file only keys, values and comments that we wrote?"""
     try:
         data = tomledit.parse(now.data, "")
     except Refused:
@@ -64,8 +64,8 @@ def is_ours_alone(original: Original, now: FileState) -> bool:
 
 
 def changed(before: bytes | None, after: bytes | None, name: str) -> dict[str, Any]:
-    """The keys in which two contents of a file differ, with their new values. A list of imports
-    counts by what was added to it."""
+    """The keys in which two contents of a file differ, with their new values. Of a list of imports
+    only the added entries are taken."""
     if after is None or name.endswith(".json"):
         return {}
     old, new = _parsed(before), _parsed(after)
@@ -86,7 +86,7 @@ def merged(known: Keys, more: Keys) -> dict[str, Any]:
 
 
 def still_ours(original: Original, current: Data) -> Iterator[Path]:
-    """Paths of keys that are as we left them: what we set, and what we removed."""
+    """The paths of the keys that we set or removed and that are unchanged since then."""
     for key, value in original.keys.items():
         path = _path(key)
         now = get(current, path, _MISSING)
@@ -95,9 +95,9 @@ def still_ours(original: Original, current: Data) -> Iterator[Path]:
 
 
 def is_rewritten(original: Original, current: Data, path: Path) -> bool:
-    """Is a handler or a key that looks like ours somebody else's by now: not among those that we
-    wrote, of another value, or a handler of which somebody changed the program? An older version
-    did not note what it wrote: then nothing is."""
+    """Did somebody else write a handler or a key that looks like ours? We did not write it, or its
+    value is another one, or somebody changed the program of the handler. Where an older version
+    of this agent did not note what it wrote, the answer is no."""
     if not original.keys:
         return False
     written = {_path(key): value for key, value in original.keys.items() if value is not None}
@@ -166,7 +166,7 @@ _OF_SHIM = frozenset({"binaryname", "root", "systemdcgroup"})
 
 
 def is_public(path: Path) -> bool:
-    """Is this a key that our edits are about? What our handlers inherit besides is none."""
+    """Is this a key that our edits may set by themselves, not one that our handlers inherit?"""
     match path:
         case ("version",) | ("imports",):
             return True

@@ -1,6 +1,7 @@
-"""The OCI runtimes below NVIDIA's: what runs containers on this node without it.
+"""The low-level OCI runtimes that NVIDIA's runtime calls to run containers.
 
-Invariant: never NVIDIA's runtime itself, under whatever name: it would call itself for ever.
+Invariant: NVIDIA's runtime itself is never one of them, under any name, because it would call
+itself for ever.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ def runtimes(
     base: str | None,
     called: str | None = None,
 ) -> tuple[str, ...]:
-    """What nvidia-container-runtime calls in turn: what runs containers on this node without it
-    (`called`, what it calls by now; that of the handler `base`, then of the default runtime; what
-    config.toml says already, where the node's own configuration is not looked at), then what its
-    PATH has. Never itself."""
+    """The low-level runtimes that nvidia-container-runtime tries, the first one first.
+
+    They are `called`, which it calls now, then the programs of the handler `base` and of the
+    default runtime, then the usual ones of this kind of runtime. Where `effective` is None, those
+    in the toolkit's config.toml come first. An option replaces the whole list."""
     asked = settings.low_level_runtimes
     if asked:
         return asked
@@ -51,9 +53,11 @@ def runtimes(
 
 
 def called_by(host: HostRoot, table: Data) -> str | None:
-    """What a handler that runs NVIDIA's runtime calls by now, as its config.toml says: beside the
-    program, as NVIDIA's installer and this agent put it, else the host's own. Containers are found
-    again by that one only (observed on CRI-O 1.30 and 1.37)."""
+    """The low-level runtime that a handler with NVIDIA's runtime calls now, None for any other.
+
+    It is in the config.toml beside the program, where NVIDIA's installer and this agent put it,
+    else in the host's own. Only this runtime finds the running containers again (observed on CRI-O
+    1.30 and 1.37)."""
     path = table.get("runtime_path")
     if not isinstance(path, str) or not programs.is_nvidia(path):
         return None
@@ -68,7 +72,7 @@ def called_by(host: HostRoot, table: Data) -> str | None:
 
 
 def first(host: HostRoot, called: tuple[str, ...]) -> str | None:
-    """Of what NVIDIA's runtime calls in turn, the program that it will call."""
+    """The first of these low-level runtimes that exists, which is the one that is called."""
     return next((path for path in called if _real(host, path)), None)
 
 
@@ -83,6 +87,6 @@ def _is_itself(host: HostRoot, path: str) -> bool:
 
 
 def _real(host: HostRoot, path: str) -> str | None:
-    """Agent path of a program that is named by its path, or alone; None where there is none."""
+    """Agent path of a program, which is given by its path or its name; None where there is none."""
     places = [path] if "/" in path else [f"{above}/{path}" for above in programs.DIRECTORIES]
     return next((found for name in places if (found := programs.runs(host, name))), None)

@@ -45,10 +45,10 @@ class Candidate:
 def ask(
     executable: str, root: HostPath, before: Callable[[], Dump], after: Callable[[], Dump]
 ) -> tuple[Dump, Data] | str:
-    """What the executable of a runtime of any kind shows of the files as they are and as they will
-    be, or why it cannot be asked. Raises Refused where it turns the candidate down.
+    """The dumps that a runtime's executable makes of the present files and of the future ones, or
+    the reason why it cannot make them. Raises Refused where it rejects the candidate.
 
-    Both at once: they are most of what a plan takes.
+    Both run at the same time, because they take most of the time of a plan.
     """
     with ThreadPoolExecutor(1) as other:
         first = other.submit(before)
@@ -67,14 +67,14 @@ def ask(
 
 
 def rejected_already(executable: str, root: HostPath, dump: Dump) -> Refused:
-    """The files were turned down before anything of ours was in them."""
+    """The refusal of files that the executable rejects without any change of ours."""
     return Refused(
         f"cannot use {root}: {executable} rejects it as it is ({dump.error}); repair it first"
     )
 
 
 def refuse_missing(handler: str | None) -> None:
-    """Raises Refused for a handler, if any, that there has to be and would not."""
+    """Raise Refused where a handler would be missing; None is no handler."""
     if handler:
         raise Refused(
             f"cannot apply: the runtime would not have the handler {handler}; nothing was changed"
@@ -82,7 +82,7 @@ def refuse_missing(handler: str | None) -> None:
 
 
 def refuse_difference(before: Data, after: Data, view: str) -> None:
-    """Raises Refused where they differ: they are what is shown, without what may change."""
+    """Raise Refused where two dumps differ. They are given without the keys that may change."""
     difference = first_difference(before, after)
     if difference is not None:
         raise Refused(
@@ -92,12 +92,12 @@ def refuse_difference(before: Data, after: Data, view: str) -> None:
 
 
 def accepted(executable: str) -> Preflight:
-    """Nothing speaks against the candidate."""
+    """The outcome where the executable accepts the candidate."""
     return Preflight(True, f"{executable} accepts the new configuration")
 
 
 def memory_file(data: bytes) -> int:
-    """A descriptor of a file that only we, and whom we hand it to, can see."""
+    """A descriptor of a file in memory, which only this process and its children can see."""
     fd = os.memfd_create("toolkit-agent-stage")
     with os.fdopen(os.dup(fd), "wb") as file:
         file.write(data)
@@ -131,7 +131,8 @@ UNSEEN = f"nothing shows what it does to our keys: {UNKNOWN}"
 def require_same_effect(
     file: ConfigFile, executable: str, dumps: tuple[Dump, Dump], ours: Callable[[Data], Data]
 ) -> None:
-    """Compare what is `ours` of two dumps, with a file and without. Raises Refused."""
+    """Raise Refused where a file has an effect on our keys. `dumps` are those with the file and
+    without it, and `ours` takes our keys from a dump."""
     whole, rest = dumps
     if whole.data is None:
         raise unread_refusal(file, f"{executable} does not read it either: {whole.error}")

@@ -1,6 +1,6 @@
-"""Proof that a restarted runtime is what it should be.
+"""The proof that a restarted runtime has the desired state.
 
-Invariant: nothing is proven by a single answer, nor by the process that was there before.
+Invariant: a single answer proves nothing, and neither does the process from before the restart.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _PAUSE = 0.05  # seconds between two tries while nothing answers
 
 
 def _never() -> None:
-    """It may answer at any time."""
+    """No reason to give up: the runtime may answer at any time."""
 
 
 class NotProven(Exception):
-    """The runtime is not as wanted; the message says how."""
+    """The runtime has not the desired state. The message says what is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,8 @@ def prove(
 def _judge(
     answer: Answer | Unimplemented, problems: Callable[[Answer], list[str]]
 ) -> tuple[list[str], bool]:
-    """What is wrong with an answer, and whether that is a verdict: not ready yet is none."""
+    """What is wrong with an answer, and whether that is final. A runtime that is not ready yet is
+    not final."""
     if isinstance(answer, Unimplemented):
         return [str(answer)], True
     if not answer.ready:
@@ -93,8 +94,9 @@ def _judge(
 
 
 def _ask_once(probe: Probe) -> tuple[Identity, Answer | Unimplemented | None]:
-    """One answer and the process that gave it; no answer where that changed in between. That the
-    CRI is not served is an answer, too: a process that is about to end can give it as well."""
+    """One answer and the process that gave it, no answer where the process changed meanwhile. The
+    error that the CRI is not served counts as an answer, which a process that is about to end can
+    give too."""
     before = probe.identity()
     answer: Answer | Unimplemented
     try:

@@ -1,4 +1,4 @@
-"""The kinds of runtimes that there are.
+"""The known kinds of runtimes.
 
 Invariant: a kind's own modules are loaded when a node has such a runtime, and not before.
 """
@@ -48,7 +48,7 @@ def adapter(kind: str) -> RuntimeAdapter:
 
 
 def kind_of(cri_name: str) -> str | None:
-    """The kind of the runtime that calls itself so; None for one that is not registered."""
+    """The kind of the runtime with this name in the CRI, None where it is not registered."""
     return next((item.kind for item in REGISTERED if item.cri_name == cri_name), None)
 
 
@@ -65,7 +65,8 @@ def sockets(asked: str) -> Iterator[tuple[str, str]]:
 
 
 def present(host: HostRoot, settings: Settings) -> tuple[str, ...]:
-    """Kinds of which there is a socket, or of which there may be one elsewhere."""
+    """The kinds whose usual socket exists; all that the options allow where none does, because the
+    socket may be elsewhere."""
     kinds = {
         kind for kind, path in sockets(settings.runtime) if os.path.lexists(host.agent_path(path))
     }
@@ -74,15 +75,15 @@ def present(host: HostRoot, settings: Settings) -> tuple[str, ...]:
 
 
 def ask(path: str, name: str, timeout: float = 10.0) -> Answer:
-    """As `client.ask`, with what the runtime says of itself besides the CRI. Raises Unreachable."""
+    """As `client.ask`, with what the runtime shows besides the CRI. Raises Unreachable."""
     answer = client.ask(path, name, timeout)
     kind = kind_of(answer.name)
     return adapter(kind).completed(answer, path, timeout) if kind else answer
 
 
 def shown(answer: Answer) -> tuple[str | None, tuple[str, ...]]:
-    """The default runtime and the handlers that the runtime shows; None and none where it does
-    not say."""
+    """The default runtime and the handlers that the runtime shows; None and () where it shows
+    none."""
     found = adapter_of(answer)
     default, tables = found.shown_default(answer), found.shown_handlers(answer)
     listed = tuple(name for name in answer.handlers if name)

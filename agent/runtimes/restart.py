@@ -1,7 +1,7 @@
 """Ways to restart a runtime, chosen before anything is touched.
 
-Invariant: a restart names exactly what it acts on, a unit that was checked or a process that is
-still the one that was checked; where neither can be had, the change is refused beforehand.
+Invariant: a restart acts on a unit that was checked, or on the very process that was checked. Where
+there is neither, the change is refused beforehand.
 """
 
 from __future__ import annotations
@@ -38,10 +38,12 @@ def _nothing() -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """How this node's runtime is restarted: `target` is a unit or a pid, for people; `along` are
-    the running units that systemd restarts with it. `down` waits for these after the restart,
-    starts what does not come back by itself, and gives what still does not run. `warnings` are what
-    a person has to know of it beforehand."""
+    """How this node's runtime is restarted.
+
+    `target` is a unit or a pid, for people. `act` restarts the runtime. `along` are the running
+    units that systemd restarts with it. `down` waits for these units after the restart, starts
+    those that systemd has given up, and returns those that do not run. `warnings` are what a person
+    has to know before the restart."""
 
     kind: Kind
     target: str
@@ -52,10 +54,11 @@ class Restart:
 
 
 def choose(mode: str, process: Process | None, host: HostRoot, kind: str) -> Restart:
-    """The way to restart for --restart-mode. Raises Refused where it cannot work.
+    """The way to restart for a value of --restart-mode. Raises Refused where it cannot work.
 
-    auto: the systemd unit that owns the process behind the CRI socket; systemd: the same, else,
-    also where no process can be seen, the unit that has the runtime's name.
+    "auto" takes the systemd unit that owns the process behind the CRI socket. "systemd" does the
+    same; where no unit owns it, or no process can be seen, it takes the unit with the runtime's
+    name.
     """
     if mode == "none":
         return Restart("none", "nobody", lambda _: None)
@@ -95,8 +98,9 @@ def choose(mode: str, process: Process | None, host: HostRoot, kind: str) -> Res
 
 
 def _by_signal(process: Process, host: HostRoot, kind: str) -> Restart:
-    """By SIGTERM. Where a systemd unit owns the process, systemd sees it go down by itself: units
-    that are bound to it are stopped then, and nothing starts them again. Raises Refused."""
+    """A restart by SIGTERM. Where a systemd unit owns the process, systemd takes its end for a stop
+    of the unit. Units that are bound to it are stopped then, and nothing starts them again. Raises
+    Refused."""
     target, unit = f"pid {process.pid}", process.unit
     if unit is None:
         return Restart("signal", target, _terminate)
@@ -136,8 +140,8 @@ def still_down(
     systemd: Systemd, names: tuple[str, ...], *,
     clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep,
 ) -> tuple[str, ...]:  # fmt: skip
-    """Which of these units do not run, after they had time to and were started if nothing else
-    does it. A unit of which nothing can be learnt is not counted."""
+    """The units of these that do not run after 20 seconds. A unit that systemd has given up is
+    started once. A unit whose state is not known does not count."""
     started: set[str] = set()
     end = clock() + _ALONG
     while True:
@@ -156,7 +160,8 @@ def still_down(
 
 
 def resume(kind: str, target: str, host: HostRoot) -> Restart | None:
-    """The way that a journal names, for a runtime that may be down; None for nobody's business."""
+    """The restart that a journal names, for a runtime that may be down; None where somebody else
+    has to restart it."""
     if kind == "systemd" and is_service_name(target):
         return Restart("systemd", target, lambda _: _restart_unit(target, host))
     return Restart("signal", target, _terminate) if kind == "signal" else None
@@ -197,12 +202,12 @@ def _by_systemd(unit: str, host: HostRoot, *, is_runtime_unit: bool) -> Restart:
 
 
 def _cannot_return(unit: Unit) -> bool:
-    """A scope is made with its processes, and a unit without its file cannot be started."""
+    """Can systemd not start this unit? It cannot start a scope or a unit without its file."""
     return unit.name.endswith(".scope") or unit.load != "loaded"
 
 
 def _check_unit(unit: Unit, *, is_runtime_unit: bool) -> None:
-    """Refuse a unit that systemd would not restart."""
+    """Raise Refused for a unit that systemd would not restart."""
     wrong = None
     if unit.load != "loaded":
         wrong = f"its LoadState is {unit.load}"
@@ -223,9 +228,9 @@ def _restart_by(systemd: Systemd, unit: str, _: Process | None) -> None:
 
 
 def _terminate(process: Process | None) -> None:
-    """SIGTERM to the very process that was looked at; a pid that was reused gets none.
+    """Send SIGTERM to the process that was checked, never to another one that got its pid.
 
-    SIGHUP would kill containerd just the same, and leave its socket behind.
+    SIGHUP would end containerd too, and leave its socket behind.
     """
     if process is None:
         return  # it is dead, and whatever supervises it is starting it again
@@ -248,5 +253,5 @@ def _terminate(process: Process | None) -> None:
 
 
 def down_message(unit: str) -> str:
-    """A unit that a restart took along, for a person."""
+    """The message for a unit that a restart stopped and that does not run again."""
     return f"{unit} ran before the restart and does not run now; look at `systemctl status {unit}`"

@@ -52,8 +52,8 @@ _OF_THE_NAMESPACES = re.compile(
 @dataclass(frozen=True, slots=True)
 class Launch:
     """How a runtime is started for a trial: by `argv`, the executable's host path first, with the
-    CRI on `socket` (host path). `reason` finds in its output why it does not serve the CRI, in its
-    own words; `sources` are the files that it reads."""
+    CRI on `socket` (host path). `reason` finds in the output the runtime's own words on why it does
+    not serve the CRI. `sources` are the files that it reads."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
@@ -71,8 +71,8 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one start. `failure` is why the runtime did not serve the CRI as it has to,
-    `impossible` why there is no verdict; both are empty where it did."""
+    """The result of one start. `failure` is the reason why the runtime did not serve the CRI as it
+    has to. `impossible` is the reason why there is no verdict. Both are empty after a success."""
 
     failure: str = ""
     impossible: str = ""
@@ -80,8 +80,8 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """The verdict on a restart: `done` false means that there was no trial, and `note` says why;
-    `refusal` is why the restart may not be asked for, `warning` what is wrong all the same."""
+    """The verdict on a restart. `done` is false where no trial was made, and `note` says why.
+    `refusal` forbids the restart. `warning` says what is wrong although it is allowed."""
 
     done: bool
     note: str
@@ -91,8 +91,8 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is tried: how the runtime is started with certain files presented in the place of the
-    real ones, its name and executable, and what its answer lacks, in words."""
+    """What is tried. `launch` makes the start with some files in the place of the real ones, and
+    `problems` returns what an answer lacks, in words."""
 
     runtime: str
     executable: str
@@ -101,7 +101,7 @@ class Subject:
 
 
 def subject(host: HostRoot, node: ConfiguredRuntime, desired: Desired) -> Subject | str:
-    """What a trial start of this runtime is made with, or why there can be none."""
+    """The subject of a trial start of this runtime, or the reason why none can be made."""
     executable = node.executable
     if executable is None:
         return UNKNOWN
@@ -119,9 +119,10 @@ Start = Callable[[HostRoot, Launch, Callable[[Answer], list[str]]], Result]
 def judge(
     host: HostRoot, subject: Subject, changes: tuple[Change, ...], purpose: str, start: Start
 ) -> Trial:
-    """Start the runtime on the files after `changes`; where that fails, on the files as they are.
+    """Start the runtime on the files after `changes`. Where that fails, start it on the present
+    files too, to find out which of them are at fault.
 
-    Never raises: the refusal, which says whose fault it is, is part of the verdict.
+    Never raises: a refusal is part of the verdict.
     """
     after = {item.path.host: item.after.data if item.after else None for item in changes}
     result = start(host, subject.launch(after), subject.problems)
@@ -146,7 +147,7 @@ def judge(
 
 
 def warn_of_present(host: HostRoot, subject: Subject, verdict: Trial, start: Start) -> Trial:
-    """The verdict, with a warning where the runtime would not start on the files as they are."""
+    """The verdict, with a warning where the runtime would not start on the present files."""
     present = start(host, subject.launch({}), lambda _: [])
     if not present.failure:
         return verdict
@@ -180,7 +181,7 @@ def sources(loaded: Iterable[ConfigFile], files: Mapping[str, bytes | None]) -> 
 
 
 def environment(running: Process | None) -> dict[str, str]:
-    """What the running runtime was started with, without what its service manager gave it."""
+    """The environment of the running runtime, without the variables of its service manager."""
     given = process.environment(running) if running else None
     found = {
         name: value for name, value in (given or {}).items() if not name.startswith(_OF_THE_MANAGER)
@@ -217,7 +218,7 @@ def _failure(
     clock: Callable[[], float],
     sleep: Callable[[float], None],
 ) -> str | None:
-    """What is wrong with the runtime, "" for nothing; None where it said nothing in time."""
+    """What is wrong with the runtime, "" for nothing; None where it did not answer in time."""
     socket = program.path(launch.socket)
     while True:
         ended = program.has_ended()
