@@ -1,10 +1,10 @@
-"""Files of ours that stay behind when another toolkit takes the node over.
+"""Our files that stay behind when another toolkit takes the node over.
 
-Another toolkit writes its own handlers, and perhaps the file anew that imported ours. Then our CDI
-specs and our programs lie there and nothing in the runtime's configuration runs them.
+Another toolkit writes its own handlers, and may replace the file that imported ours. Then our CDI
+specs and our programs are still there, but nothing in the runtime's configuration runs them.
 
-Invariant: reads only. Files are left over only where the configuration runs NVIDIA's programs, and
-none of ours: without any, the node is one to be repaired.
+Invariant: reads only. Files are left over only where the configuration runs NVIDIA's programs and
+none of ours. Where it runs none at all, `apply` has to repair the node.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _REMEDY = "toolkit-agent revert --keep-edits --toolkit"
 
 @dataclass(frozen=True, slots=True)
 class LeftOver:
-    """A file or a directory (host path) that nothing uses; `what` it is, and what removes it."""
+    """A file or a directory (host path) that nothing uses, its kind in words, and the command that
+    removes it."""
 
     path: str
     what: str
@@ -36,8 +37,8 @@ class LeftOver:
 def left_over(
     settings: Settings, host: HostRoot, node: ConfiguredRuntime | None, memory: Memory
 ) -> tuple[LeftOver, ...]:
-    """Our specs and the directories of our toolkit that nothing uses any more; none where the
-    configuration is not ours to change. Raises Refused."""
+    """Our specs and the directories of our toolkit that nothing uses any more. `node` is None where
+    the options forbid a change of the configuration; then there are none. Raises Refused."""
     current = install.installed_paths(settings, host)
     directories = (*current, *memory.moved)
     if node is None or not memory.files or not directories:

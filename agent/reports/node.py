@@ -1,6 +1,7 @@
-"""What is: the runtime, the decision, the files, the published status, and where they drift apart.
+"""The report of `status`: the runtime, the decision, the files, the published status, and drift.
 
-Invariant: reads only, needs no lock, and says what it could see also where other parts fail.
+Invariant: reads only and needs no lock. Where one part cannot be read, the others are still
+reported.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from agent.toolkit.tree import CONFIG
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One look. `problem` is why the rest of it is missing; `ready`: the published decision can be
-    believed and is that of this moment. `default` and `handlers` are what the running runtime
-    reports, `specs` the CDI specs as they are on disk."""
+    """The state of a node. `problem` is the error because of which other parts are missing. `ready`
+    means that the published decision is valid and up to date. `default` and `handlers` are those
+    that the running runtime shows. `specs` are the CDI specs on disk."""
 
     ready: bool
     proposal: Proposal | None
@@ -50,7 +51,7 @@ class Report:
 
 
 def report(ctx: Context) -> Report:
-    """Look at everything; never raises for a broken node, that is what it reports."""
+    """The report of this node. A broken node is reported, and raises nothing."""
     proposal, problem = None, None
     memory, unfinished, failed = Memory(), None, None
     try:
@@ -94,7 +95,7 @@ def report(ctx: Context) -> Report:
 
 
 def _on_disk(proposed: own_specs.SpecProposal) -> tuple[SpecStatus, ...]:
-    """The specs as they are: one of ours that was not written yet is nobody's."""
+    """The specs on disk. A spec of ours that is not written yet has no writer."""
     fresh = [change.path.host for change in proposed.changes if change.before is None]
     return tuple(
         replace(spec, file="", writer="", problem=spec.problem or "it is not written yet")
@@ -105,7 +106,8 @@ def _on_disk(proposed: own_specs.SpecProposal) -> tuple[SpecStatus, ...]:
 
 
 def _toolkit_drift(proposal: Proposal) -> list[str]:
-    """The toolkit's programs, by name; config.toml is among the changes."""
+    """The drift of the toolkit's programs. config.toml is not one of them, because it is among the
+    changes of the proposal."""
     if proposal.toolkit is None:
         return []
     directory, different = proposal.toolkit.found.directory, proposal.toolkit.difference
@@ -117,7 +119,7 @@ def _toolkit_drift(proposal: Proposal) -> list[str]:
 
 
 def _condition(agent: str, host: str, original: Original) -> str:
-    """How a file that we wrote is today. An edit of somebody else's is no fault by itself."""
+    """The condition of a file that we wrote, in words. An edit by others is not a fault."""
     try:
         return condition(original, files.read(agent, host))
     except Refused as error:
@@ -125,8 +127,8 @@ def _condition(agent: str, host: str, original: Original) -> str:
 
 
 def _stale(ctx: Context, proposal: Proposal | None, host: str, original: Original) -> str:
-    """Whether a configuration file that we made is one that nothing loads any more: another toolkit
-    wrote the file that imported it."""
+    """A note where the runtime does not load a configuration file that we made, because another
+    toolkit replaced the file that imported it."""
     node = proposal.node if proposal else None
     ours = original.digest is None and host.endswith((".toml", ".conf"))
     if node is None or not ours or not os.path.lexists(ctx.host.agent_path(host)):
@@ -138,7 +140,7 @@ def _stale(ctx: Context, proposal: Proposal | None, host: str, original: Origina
 def _left_over(
     settings: Settings, host: HostRoot, proposal: Proposal | None, memory: Memory
 ) -> tuple[LeftOver, ...]:
-    """What another toolkit left of ours; nothing where it cannot be told."""
+    """The left-over files, none where they cannot be determined."""
     try:
         return left_over(settings, host, proposal.node, memory) if proposal else ()
     except AgentError:

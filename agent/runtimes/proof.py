@@ -29,8 +29,8 @@ class NotProven(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """The seams: who is behind the socket, what it answers, and time. `given_up` says why nothing
-    will answer any more, if that is known."""
+    """The functions that a proof needs: the identity of the process behind the socket, its answer,
+    and time. `given_up` returns why nothing will answer any more, None where something may."""
 
     identity: Callable[[], Identity]
     ask: Callable[[], Answer]

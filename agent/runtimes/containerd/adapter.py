@@ -1,7 +1,7 @@
 """containerd behind the protocol of all runtimes.
 
-Invariant: reads only. Later steps work on one look at the node, so that a decision and the edit
-that follows from it speak of the same moment.
+Invariant: reads only. Later steps use one observation of the node, so that a decision and the edit
+that follows from it are about the same moment.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Containerd:
     stop_seconds: int = 0
 
     def completed(self, answer: Answer, socket: str, timeout: float) -> Answer:
-        """Its Status says all that there is."""
+        """The answer as it is, because Status shows everything."""
         return answer
 
     def explained(
@@ -148,7 +148,7 @@ class Containerd:
     def watch_paths(
         self, settings: Settings, host: HostRoot, running: Process | None
     ) -> Iterator[str]:
-        """Root file, drop-in and imports of a containerd that cannot be looked at."""
+        """Root file, drop-in and imports of a containerd whose configuration cannot be read."""
         root = root_name(settings, host, running)
         yield root
         yield from _with_directory(drop_in(settings, host, root).host)
@@ -158,7 +158,7 @@ class Containerd:
             yield _fixed_part(absolute)
 
     def low_level_program(self, effective: Effective, name: str) -> str | None:
-        """runc, or what options or the v1.linux shim name in its place."""
+        """The program in the options, or that of the v1.linux shim; None for containerd's runc."""
         table = effective.table(name)
         if table.get("runtime_type") == LINUX:
             return next(programs_of(table), None) or effective.linux_runtime or None
@@ -166,14 +166,14 @@ class Containerd:
         return list(named.values())[-1] if named else None  # so does containerd choose
 
     def pod_handler(self, info: Mapping[str, object]) -> str:
-        """Not needed: its lists say it."""
+        """Not used, because containerd's lists show the handler."""
         return ""
 
     def pod_programs(
         self, info: Mapping[str, object], running: Effective, handler: str
     ) -> tuple[str, ...]:
-        """containerd keeps for each pod the programs that run it, until the pod is gone, whatever
-        its handler becomes; containers that start again are run by them too."""
+        """The programs that containerd keeps for each pod until the pod is gone, whatever becomes
+        of its handler. Containers that start again are run by them too."""
         options = info.get("runtimeOptions")
         values = options.values() if isinstance(options, Mapping) else ()
         return tuple(value for value in values if isinstance(value, str))
@@ -211,8 +211,8 @@ class ContainerdNode:
         return merge.effective(self.gen, files)
 
     def running(self) -> Effective:
-        """The handlers that Status shows, with the tables of the files: Status does not show all
-        keys under the names that they have there."""
+        """The handlers that Status shows, with their tables from the files, because Status shows
+        some keys under other names."""
         by_files = self.effective(self.files)
         default = ADAPTER.shown_default(self.runtime.answer)
         shown = ADAPTER.shown_handlers(self.runtime.answer)
@@ -254,8 +254,8 @@ class ContainerdNode:
         return edit.edits(inputs), warnings
 
     def _missing_shims(self, host: HostRoot) -> tuple[str, ...]:
-        """Types of handlers that this containerd has no shim for. One may be left of a containerd
-        1.x that was there before."""
+        """The runtime types for which this containerd has no shim. A shim of an earlier containerd
+        1.x may still be installed."""
         beside = (os.path.dirname(self.executable),) if self.executable else ()
 
         def has_shim(kind: str) -> bool:
@@ -295,12 +295,12 @@ class ContainerdNode:
         return ()
 
     def owner(self, files: Files, key: tuple[str, ...]) -> ConfigFile | None:
-        """Not needed: there are no such keys."""
+        """Not used, because there are no such keys."""
         return None
 
     def pod_states(self, effective: Effective, below: str | None) -> Mapping[str, object]:
-        """containerd keeps for each pod the program that runs it: the handler only has to be there,
-        for a container that starts again."""
+        """A handler only has to exist, for containers that start again, because containerd keeps
+        for each pod the program that runs it."""
         return dict.fromkeys(("", *effective.runtimes))
 
     def passes_annotation(self, effective: Effective, prefix: str) -> bool:
@@ -345,7 +345,8 @@ class ContainerdNode:
                 yield (*above, "enable_cdi")
 
     def restored(self, host: str, current: Data, restoration: Restoration) -> list[Op]:
-        """The default's table stays where handlers stay (1.x), and our imports go."""
+        """Our imports are removed. In containerd 1.x the table of the default runtime stays as long
+        as other handlers do."""
         ops = restoration.ops
         if self.gen.merge == "replace":
             ops = _with_default_table(current, ops)
@@ -363,8 +364,8 @@ class ContainerdNode:
         return [*ops, Set(("imports",), kept) if keep else Unset(("imports",))]
 
     def finished(self, host: HostRoot, changes: tuple[Change, ...]) -> tuple[Change, ...]:
-        """A file that would go, but that another one imports by name, stays as an empty one:
-        without it containerd does not start."""
+        """A file that another one imports by name is emptied instead of removed, because containerd
+        does not start without it."""
         overlay = {item.path.host: item.after for item in changes}
         kept = []
         for item in changes:
@@ -422,7 +423,7 @@ def _with_directory(path: str) -> Iterator[str]:
 
 
 def _fixed_part(pattern: str) -> str:
-    """The directory above the first part with a wildcard: its time changes with its entries."""
+    """The directory above the first part with a wildcard. Its time changes with its entries."""
     while any(char in pattern for char in "*?["):
         pattern = os.path.dirname(pattern)
     return pattern
@@ -454,8 +455,8 @@ def _switch(data: Mapping[str, object], key: str) -> Switch:
 
 
 def _with_default_table(current: Data, ops: list[Op]) -> list[Op]:
-    """containerd 1.x does not serve the CRI where a file has handlers and not the default one: its
-    table stays as long as there are others, whoever wrote it."""
+    """The operations without those that remove the default runtime's table while other handlers
+    stay. containerd 1.x does not serve the CRI where a file has handlers but not the default."""
     after = tomledit.apply(current, ops)
     for name, section in after.get("plugins", {}).items():
         below: Path = ("plugins", name, "containerd")

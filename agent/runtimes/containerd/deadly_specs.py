@@ -1,7 +1,7 @@
-"""What would keep the runtime from coming back, although its configuration is right.
+"""CDI specs with which containerd does not start again, although its configuration is right.
 
-Invariant: reads only. No restart is asked for on files with which this containerd would read a CDI
-spec that it dies of: it would die at every start from then on, on the old files as well.
+Invariant: reads only. No restart is made on files with which this containerd would read a CDI spec
+that makes it crash. It would crash at every start from then on, with the old files too.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def _crash(path: HostPath, what: str) -> RestartHazard:
 
 
 def deadly(host: HostRoot, gen: Generation, files: tuple[ConfigFile, ...]) -> RestartHazard | None:
-    """The first CDI spec of which a containerd that starts on these files would die, or for which
-    it would wait for ever."""
+    """The first CDI spec that would make a containerd with these files crash or wait for ever, None
+    where there is none."""
     effective = merge.effective(gen, files)
     if effective.enable_cdi is not True:
         return None

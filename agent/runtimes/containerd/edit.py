@@ -1,8 +1,8 @@
-"""From the files as they are to the files as they should be.
+"""The edits that bring containerd's files to the desired state.
 
-Invariant: an edit changes our keys and nothing else, in as few files as possible; the plan is
-computed on the whole set of files as this generation of containerd merges them, before and after,
-and is refused where the two differ in anything that is not ours (DESIGN section 4).
+Invariant: an edit changes our keys and nothing else, in as few files as possible. Its effect is
+computed on all files together, as this generation of containerd merges them. The edit is refused
+where it would change anything that is not ours (DESIGN section 4).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from agent.toml.edit import Data, Op, Path, Set, Unset, get
 
 _SECTION_DEFAULT: Path = ("containerd", "default_runtime_name")
 _SWITCH: Path = ("enable_cdi",)
-_ROUNDS = 5  # closing one gap can show another, below a table that hid it
+_ROUNDS = 5  # one corrected difference can show another one that it has hidden
 
 
 def edits(inputs: EditInput) -> Edits:
@@ -56,9 +56,10 @@ def edits(inputs: EditInput) -> Edits:
 def _with_kept_settings(
     inputs: EditInput, basis: tuple[ConfigFile, ...], desired: Desired
 ) -> Desired:
-    """The wish, where our own drop-in still says what another row wanted: a default of ours goes
-    with that row; a runc that pods may run by stays, and a switch that is on is left on, as both
-    would be in anybody else's file."""
+    """The desired state, adapted to a drop-in that we wrote for another row.
+
+    Our handler is no longer the default runtime where this row does not ask for it. A runc in the
+    drop-in stays, because pods may run by it, and a CDI switch that is on stays on."""
     now, before = (merge.effective(inputs.gen, files) for files in (inputs.files, basis))
     if desired.default is None and desired_state.is_nvidia(now, now.default):
         desired = replace(desired, default=before.default)
@@ -69,7 +70,7 @@ def _with_kept_settings(
 
 
 def _our_runc(inputs: EditInput, now: Effective, before: Effective) -> Data | None:
-    """The runc that only our own drop-in made an ordinary one."""
+    """The table of an ordinary runc that only our own drop-in defines, None where there is none."""
     runc = now.table("runc")
     if runc == before.table("runc") or handlers.has_ordinary_runc(before, inputs.gen.missing_shims):
         return None
@@ -77,8 +78,8 @@ def _our_runc(inputs: EditInput, now: Effective, before: Effective) -> Data | No
 
 
 def _with_our_runc(inputs: EditInput, basis: tuple[ConfigFile, ...]) -> Effective:
-    """What the other files make, with our runc where they do not say any more what it was made
-    from: the default that was NVIDIA's is changed in a file that is loaded after ours."""
+    """The effective configuration of the other files, with the runc of our drop-in where it cannot
+    be derived again: the default runtime was NVIDIA's, and a later file has changed that."""
     now, before = (merge.effective(inputs.gen, files) for files in (inputs.files, basis))
     runc = _our_runc(inputs, now, before)
     if runc is None or desired_state.is_nvidia(before, before.default):
@@ -89,7 +90,8 @@ def _with_our_runc(inputs: EditInput, basis: tuple[ConfigFile, ...]) -> Effectiv
 def _with_stale_cleared(
     inputs: EditInput, basis: tuple[ConfigFile, ...], desired: Desired
 ) -> Desired:
-    """The wish for the running containerd, which may have what our drop-in will say no more."""
+    """The desired state, with the keys that our drop-in loses set to their zero values, because the
+    running containerd may still have them."""
     now, before = (merge.effective(inputs.gen, files) for files in (inputs.files, basis))
     tables = {
         name: {**table, **_stale_keys(table, now.table(name), before.table(name))}
@@ -99,7 +101,8 @@ def _with_stale_cleared(
 
 
 def _stale_keys(table: Data, now: Data, before: Data) -> Data:
-    """Keys of a handler that only our own drop-in has and nobody wants any more, set to nothing."""
+    """The keys of a handler that only our own drop-in has and that are not desired any more, with
+    their zero values."""
     return {
         key: type(value)()
         for key, value in now.items()
@@ -114,7 +117,7 @@ _SECTION_2 = 'plugins."io.containerd.grpc.v1.cri"'
 
 
 def _refuse_unusable_files(inputs: EditInput) -> None:
-    """Refuse files on which no edit of ours can come into force."""
+    """Raise Refused for files in which no edit of ours would have an effect."""
     if found := faults.ignored(inputs.gen, inputs.files):
         # Never `config migrate`: it leaves out what containerd does not read (seen with 2.1.9).
         remedy = faults.misplaced_version(inputs.files) or (
@@ -138,7 +141,7 @@ def _refuse_unusable_files(inputs: EditInput) -> None:
 
 
 def _hides_or_changes(inputs: EditInput, basis: tuple[ConfigFile, ...], desired: Desired) -> bool:
-    """Does our own drop-in, as it is, hide or change what the other files say by now?"""
+    """Does our present drop-in hide or change settings of the other files?"""
     others, together = (
         strip(merge.settings(inputs.gen, files), inputs.gen, desired)
         for files in (basis, inputs.files)
@@ -147,17 +150,19 @@ def _hides_or_changes(inputs: EditInput, basis: tuple[ConfigFile, ...], desired:
 
 
 def _contains(some: Any, whole: Any) -> bool:
-    """Is everything in there, whatever else is?"""
+    """Has `whole` everything that `some` has?"""
     if isinstance(some, dict) and isinstance(whole, dict):
         return all(key in whole and _contains(value, whole[key]) for key, value in some.items())
     return bool(some == whole)
 
 
 def _first_possible(inputs: EditInput, basis: tuple[ConfigFile, ...], desired: Desired) -> Edits:
-    """The first way of writing the drop-in after which all is as wanted and nothing else changes.
+    """The edits with the first form of the drop-in that reaches the desired state and changes
+    nothing else.
 
-    The usual way says the root file's version and the section name that goes with it. Where files
-    of several versions are mixed, that can lose another file's settings, and another way does not.
+    The usual form has the root file's version and the section name of that version. Where files of
+    several versions are mixed, this form can hide settings of another file, and another form may
+    not.
     """
     refusal: Refused | None = None
     for form in drop_in_forms(inputs, basis):
@@ -171,7 +176,7 @@ def _first_possible(inputs: EditInput, basis: tuple[ConfigFile, ...], desired: D
 
 
 def _our_drop_in(inputs: EditInput) -> ConfigFile | None:
-    """The loaded drop-in, where it is wholly our own work and nobody touched it since."""
+    """The loaded drop-in, where only we have written it; None otherwise."""
     for file in inputs.files[1:]:
         if file.path.host == inputs.drop_in.host and is_untouched(inputs.memory, file):
             return file
@@ -181,7 +186,7 @@ def _our_drop_in(inputs: EditInput) -> ConfigFile | None:
 def _override_later_files(
     inputs: EditInput, overlay: dict[str, FileState | None], desired: Desired
 ) -> dict[str, FileState | None]:
-    """A file that is loaded after ours and says otherwise is changed in these keys."""
+    """The overlay, with the keys changed by which files that are loaded after ours override it."""
     for _ in range(_ROUNDS):
         files = load.load(inputs.host, inputs.gen, inputs.root.name, overlay)
         differences = desired_state.differences(desired, merge.effective(inputs.gen, files))
@@ -200,7 +205,7 @@ def _override_later_files(
 
 
 def _with_value(state: FileState, file: ConfigFile, key: Path, value: Any) -> FileState:
-    """The file with that value. Raises CannotSwitch where the key is the switch."""
+    """The file with that value. Raises Refused, or CannotSwitch where the key is the CDI switch."""
     try:
         before = tomledit.decoded(state.data, file.path.host)
         text = tomledit.edit(before, [Set(key, value)], file.path.host)
@@ -210,7 +215,8 @@ def _with_value(state: FileState, file: ConfigFile, key: Path, value: Any) -> Fi
 
 
 def _checked(inputs: EditInput, overlay: Overlay, desired: Desired) -> Edits:
-    """The edits, after their effect was computed and found to be ours alone."""
+    """The edits. Raises Refused where their effect is not the desired one, or changes more than our
+    keys."""
     after = load.load(inputs.host, inputs.gen, inputs.root.name, overlay)
     fault = faults.fatal(inputs.gen, after)
     if fault and not faults.fatal(inputs.gen, inputs.files):
@@ -256,7 +262,8 @@ def _checked(inputs: EditInput, overlay: Overlay, desired: Desired) -> Edits:
 
 
 def _refuse_rendered(inputs: EditInput, file: ConfigFile) -> None:
-    """Refuse to edit a file that another program writes anew, naming the place that lasts."""
+    """Raise Refused for a file that another program writes again at its start. The error names the
+    file to change instead."""
     found = rendered.renderer(file) if file.state else None
     if found is None:
         return

@@ -1,4 +1,4 @@
-"""What keeps a containerd from starting on its files, or from serving the CRI, or is lost on it.
+"""Faults in files with which containerd does not start or serve the CRI, or which it ignores.
 
 Invariant: pure; each finding names the file, so that an error can say what to repair.
 """
@@ -30,10 +30,11 @@ _LISTS = ("disabled_plugins", "required_plugins")
 
 
 def ignored(gen: Generation, files: Files) -> tuple[ConfigFile, str] | None:
-    """CRI settings of a version 1 or version-less file that this containerd does not read.
+    """The file and section of CRI settings that this containerd does not read, because the file has
+    version 1 or none.
 
-    2.0 to 2.2 do not, unless a later file is of version 2. 1.x never read names of version 2 in
-    such a file, so nobody can have meant them there.
+    2.0 to 2.2 do not read them, unless a later file is of version 2. 1.x never read names of
+    version 2 in such a file, so they are no setting that was in use.
     """
     if gen.merge == "replace":
         return None
@@ -68,7 +69,8 @@ def misplaced_version(files: Files) -> str | None:
 
 
 def doubtful(gen: Generation, files: Files) -> tuple[str, ...]:
-    """Warnings of files that this containerd starts on, and that are not what they seem."""
+    """Warnings about files with which this containerd starts, but which it may read differently
+    than their author meant."""
     misplaced = misplaced_version(files)
     found = [misplaced] if misplaced else []
     for file in files if gen.toml == GO_TOML_1 else ():
@@ -88,7 +90,8 @@ def _statements(text: str) -> tuple[Statement, ...]:
 
 
 def ambiguous(gen: Generation, files: Files) -> ConfigFile | None:
-    """A file that says `cri` and the long name, where containerd makes one of both, by chance."""
+    """A file with the section `cri` and the one with the long name. containerd makes one section of
+    both, and which value counts is random."""
     for file in files if gen.merge == "deep" else ():
         renamed = gen.renames or file.version is not None
         given = file.data.get("plugins", {})
@@ -98,7 +101,7 @@ def ambiguous(gen: Generation, files: Files) -> ConfigFile | None:
 
 
 def disabled(gen: Generation, files: Files) -> tuple[ConfigFile, str] | None:
-    """The entry of `disabled_plugins` with which the CRI does not load."""
+    """The file and the entry of `disabled_plugins` because of which the CRI is not served."""
     needed = {CRI_V2, CRI_V3, IMAGES}
     if gen.merge == "replace":
         needed = set(gen.names[version_of(gen, files)])
@@ -110,8 +113,8 @@ def disabled(gen: Generation, files: Files) -> tuple[ConfigFile, str] | None:
 
 
 def hidden(gen: Generation, files: Files) -> tuple[str, ...]:
-    """What containerd 1.x forgets of a file because a later one has the CRI's section too, in
-    words: the later one's takes the place of the whole section (observed on 1.6 and 1.7)."""
+    """Warnings about settings that containerd 1.x ignores, because a later file has the CRI section
+    too and replaces the whole section (observed on 1.6 and 1.7)."""
     owners = [file for file in files if has_section(gen, files, file)]
     if gen.merge == "deep" or len(owners) < 2:
         return ()
@@ -126,7 +129,7 @@ def hidden(gen: Generation, files: Files) -> tuple[str, ...]:
 
 
 def _first_hidden(table: Data, other: Data) -> Path:
-    """The path of the first value in a table that another one says nothing of; () for none."""
+    """The path of the first value in a table that another table does not have; () for none."""
     for key, value in table.items():
         if isinstance(value, dict) and isinstance(nested := other.get(key, {}), dict):
             if below := _first_hidden(value, nested):
@@ -156,7 +159,7 @@ def fatal(gen: Generation, files: Files) -> str | None:
 
 
 def _short_names(gen: Generation, files: Files) -> Iterator[str]:
-    """Plugins without a full name, which only configurations of version 1 may have."""
+    """Errors for plugins without a full name, which only files of version 1 may have."""
     if gen.reads == "set" and version_of(gen, files) < 2:
         return
     for file in files:
@@ -177,7 +180,7 @@ def _entries(file: ConfigFile, key: str) -> list[str]:
 
 
 def _uri(gen: Generation, file: ConfigFile, entry: str) -> str:
-    """containerd 2.x brings the short names of files of version 1 or none to full ones."""
+    """The full name of a plugin. containerd 2.x knows short names in files of version 1 or none."""
     old = gen.merge == "deep" and (file.version or 0) < 2
     if "." in entry or not old:
         return entry

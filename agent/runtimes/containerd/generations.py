@@ -56,7 +56,8 @@ class Generation:
     """The rules of a range of versions.
 
     `since`: the first version.
-    `merge`: a later file's section of a plugin replaces the earlier ones, or is merged into them.
+    `merge`: the section of a plugin in a later file replaces the earlier ones ("replace"), or is
+    merged into them ("deep").
     `reads`: "set": all files are read by one version, that of the last file which names one of at
     least `lowest`, or by `unversioned` where none does. "file": each file by its own, none as 0.
     `names`: under which names the CRI's settings are found, by that version. Of several names the
@@ -70,8 +71,8 @@ class Generation:
     `shown_imports`: what `config default` and `config dump` print as imports. Nothing loads it.
     `enable_cdi`: the default of the key, None where there is no such key.
     `runc`: the built-in handler, as far as it has to be written out.
-    `missing_shims`: types of handlers of 1.x that it has no shim for.
-    `toml`: what its reader takes besides TOML 1.0.
+    `missing_shims`: runtime types of 1.x for which it has no shim.
+    `toml`: what its TOML reader accepts besides TOML 1.0.
     `brittle_cdi`: a CDI spec whose vendor or class is one letter makes it panic.
     """
 

@@ -1,9 +1,9 @@
-"""What NVIDIA's handlers of a containerd have to be: NVIDIA's binary, and all that the handler has
-that runs the node's pods.
+"""The desired handlers of a containerd: NVIDIA's binary, and the settings of the handler that runs
+the node's pods without NVIDIA.
 
-Invariant: pure. Nothing is inherited from a handler that cannot run pods, and the default runtime
-is never one that cannot. Observed on 1.6.20, 1.7.24 and 2.1.9: Status, `config dump` and a start
-look well for a handler without a type or of a type that is not there; each of its pods fails.
+Invariant: pure. Nothing is inherited from a handler that cannot run pods, and such a handler never
+becomes the default runtime. Observed on 1.6.20, 1.7.24 and 2.1.9: Status, `config dump` and a start
+show no error for a handler without a type, or of a type without a shim, but each of its pods fails.
 """
 
 from __future__ import annotations
@@ -75,11 +75,11 @@ def derive_desired(
     effective: Effective, decision: Decision, available: tuple[Binary, ...], name: str,
     remembered: str | None, runtime_type: str, capabilities: Capabilities | None = None,
 ) -> Desired:  # fmt: skip
-    """The wish that follows from a decision on a node with these effective settings.
+    """The desired state that follows from a decision on a node with this effective configuration.
 
     `name` is the handler that becomes the default where the decision says so, `remembered` the
-    default of before our first change. Raises Refused where pods would lose a sandbox, or where a
-    default would not run pods.
+    default before our first change. Raises Refused where pods would lose a sandbox, or where the
+    default runtime could not run pods.
     """
     ours = (*OUR_NAMES, *(binary.handler for binary in available))
     capabilities = capabilities or Capabilities()
@@ -106,8 +106,8 @@ def derive_desired(
 
 
 def why_unusable(table: Data, missing_shims: tuple[str, ...]) -> str | None:
-    """Why no pod of a handler of containerd can be created, in words; None where nothing is known
-    to be in the way."""
+    """Why no pod of a containerd handler can be created, in words; None where no reason is
+    known."""
     kind = table.get("runtime_type")
     if not kind:
         return "it has no runtime_type"
@@ -129,7 +129,7 @@ def left_out(
     remembered: str | None,
     capabilities: Capabilities,
 ) -> tuple[str, ...]:
-    """Warnings of what our handlers do not inherit, because nobody knows it."""
+    """Warnings about keys that our handlers do not inherit: this containerd does not know them."""
     ours = (*OUR_NAMES, *(binary.handler for binary in available))
     name = _base(
         effective,
@@ -158,8 +158,8 @@ def _usable_handlers(effective: Effective, capabilities: Capabilities) -> dict[s
 
 
 def _refuse_sandbox(effective: Effective, available: tuple[Binary, ...]) -> None:
-    """Raises Refused for a sandbox under one of our names (google/gvisor#10997): to make it one of
-    runc would take the sandbox from all pods that ask for it."""
+    """Raise Refused for a sandbox under one of our names (google/gvisor#10997). As a handler of
+    runc it would take the sandbox from all pods that ask for it."""
     for binary in available:
         table = effective.table(binary.handler)
         if is_sandbox(table):
@@ -207,10 +207,10 @@ def _refuse_cgroup_switch(
 def _base(
     effective: Effective, usable: Effective, ours: tuple[str, ...], remembered: str | None
 ) -> str:
-    """The handler to inherit from: the default unless NVIDIA's, the remembered one, runc, crun;
-    where none of them runs pods, the default as it is.
+    """The handler from which ours inherit: the first of the default, the remembered default, runc
+    and crun that is not NVIDIA's and can run pods; the default where there is none.
 
-    Only a runc shim knows BinaryName: below a kata or gVisor default our binary would never run.
+    A sandbox is never taken, because only runc's shim knows BinaryName: our binary would never run.
     """
     names = (effective.default, remembered, "runc", "crun")
     candidates = tuple(name for name in names if name and not is_sandbox(effective.table(name)))
@@ -224,11 +224,11 @@ def _made_runc(
     remembered: str | None,
     capabilities: Capabilities,
 ) -> Data | None:
-    """The table of an ordinary `runc`, where the default is NVIDIA's and there is no handler to go
-    back to, or only containerd itself defines runc; None where none is needed.
+    """The table of an ordinary `runc`, None where none is needed. It is needed where the default is
+    NVIDIA's and no file defines a handler that could become the default again.
 
-    On such a node (cloud images ship them) the cgroup driver and the base spec (with the limits of
-    every container) are in NVIDIA's handler alone; pods of a bare runc would run without them.
+    On such a node (cloud images ship them), only NVIDIA's handler has the cgroup driver and the
+    base spec with the limits of every container. Pods of a bare runc would run without them.
     """
     if not is_nvidia(effective, effective.default, ours):
         return None
@@ -246,7 +246,8 @@ def _made_runc(
 
 
 def _ordinary(table: Data, effective: Effective, capabilities: Capabilities) -> Data:
-    """What a handler says of all pods: nothing of the program that it calls, or of NVIDIA's."""
+    """The settings of a handler that are for all pods, without its program and without NVIDIA's
+    annotations."""
     kept = _inherited(table, effective, capabilities)
     for key in ("runtime_type", "runtime_path"):
         kept.pop(key, None)
@@ -256,7 +257,8 @@ def _ordinary(table: Data, effective: Effective, capabilities: Capabilities) -> 
 
 
 def _inherited(table: Data, effective: Effective, capabilities: Capabilities) -> Data:
-    """What a handler of runc can take over from this one; zero is what it has without."""
+    """The settings that a handler of runc can inherit from this table. Zero values are left out,
+    because they are the default."""
     if is_sandbox(table):
         return {}
     options = {
@@ -289,7 +291,8 @@ def _handler(
     base: Data, binary: str, decision: Decision, runtime_type: str, effective: Effective,
     capabilities: Capabilities, current: Data,
 ) -> Data:  # fmt: skip
-    """What the base has, with our binary, under every spelling that the current table has."""
+    """The table of a handler of ours: the settings of the base, with our binary under every
+    spelling of BinaryName in the current table."""
     table = _inherited(base, effective, capabilities)
     options = {"BinaryName": binary, **dict.fromkeys((key for key, _ in binaries(current)), binary)}
     options |= table.pop("options", {})
@@ -310,8 +313,8 @@ def _handler(
 
 
 def _with_cleared_keys(table: Data, current: Data, capabilities: Capabilities) -> Data:
-    """The table, and what an earlier tool's handler of that name has besides set to nothing: a
-    drop-in cannot delete."""
+    """The table, with every other key of the present handler set to its zero value, because a
+    drop-in cannot delete keys."""
     known = {key: value for key, value in current.items() if _is_known(key, capabilities)}
     for key in FILLED:
         if known.get(key) not in (None, "", SANDBOXER):

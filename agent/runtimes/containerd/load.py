@@ -1,8 +1,8 @@
 """The configuration files that containerd loads, in its order.
 
-Invariant: what is read is what lies on disk; a config dump is evidence about a running daemon,
-never the source of an edit. Everything that would keep containerd from starting is refused here,
-and so is a file that others than root can change: it says which programs root runs.
+Invariant: files are read from disk. A config dump is evidence about a running daemon, never the
+source of an edit. Everything that would keep containerd from starting is refused here. So is a file
+that another user than root can change, because it names the programs that root runs.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ def load(
 
     `root` is its name on the host. `overlay` maps host paths to states that they are going to
     have. The root file comes first even where it is missing. An imported file that we cannot parse
-    is loaded as `unread`: `engine.unread` asks the runtime what it says. Raises Refused for another
-    file that cannot be read or parsed, a wrong type, and a literal import that does not exist.
+    is loaded as `unread`; `preflight.require_harmless` asks the runtime what it says. Raises
+    Refused for another file that cannot be read or parsed, for a wrong type, and for an import
+    without a wildcard that does not exist.
     """
     pending = [root]
     loaded: dict[str, ConfigFile] = {}
@@ -121,8 +122,8 @@ def checked_file(host: HostRoot, name: str, overlay: Overlay) -> ConfigFile:
 
 
 def refuse_unread(file: ConfigFile, reader: Collection[Kind], who: str = "") -> None:
-    """Refuse a file of which the runtime's reader of TOML takes nothing. `who` is the runtime
-    where it is not containerd."""
+    """Raise Refused for a file that the runtime's own TOML reader rejects. `who` is the name of the
+    runtime where it is not containerd."""
     text = tomledit.decoded(file.state.data, file.path.host) if file.state else ""
     odd = tomltext.minds(text, reader)
     if odd is not None:
@@ -185,8 +186,8 @@ def _names(host: HostRoot, directory: str, part: str, overlay: Overlay) -> list[
 
 
 def names(host: HostRoot, directory: str, overlay: Overlay) -> set[str]:
-    """What a directory has, or is going to have; nothing where there is none. Raises Refused, also
-    where somebody else than root can add a file to it, which the runtime would load."""
+    """The present and future names in a directory, none where it does not exist. Raises Refused,
+    also where another user than root can add a file, because the runtime would load it."""
     path, existing = trust.list_directory(host, directory)
     found = set(existing)
     above = path.host.rstrip("/") + "/"

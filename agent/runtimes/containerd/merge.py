@@ -1,8 +1,8 @@
-"""What a containerd makes of its configuration files together.
+"""How a containerd merges its configuration files.
 
-Invariant: pure, and nothing that is given is changed. One model serves for reading (what is in
-force), for judging an edit (what else would change) and for placing it (where a key has to be
-written so that it counts). Every rule that differs between versions is looked up in `Generation`.
+Invariant: pure, and arguments are never changed. The same model answers what is in force, what else
+an edit would change, and where a key has to be written to take effect. Every rule that differs
+between versions is a field of `Generation`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _MISSING = object()
 
 
 def effective(gen: Generation, files: Files) -> Effective:
-    """What the daemon makes of these files at its next start."""
+    """The effective configuration of the daemon after a start on these files."""
     sections = plugins(gen, files)
     section = _table(sections.get(cri_name(gen, files)))
     named = get(section, ("containerd", "runtimes"))
@@ -70,7 +70,7 @@ def version_of(gen: Generation, files: Iterable[ConfigFile]) -> int:
 
 
 def names(gen: Generation, files: Files, file: ConfigFile) -> tuple[str, ...]:
-    """The names under which the daemon finds CRI settings in this file, that which wins first."""
+    """The names of the sections with CRI settings in this file, the one that wins first."""
     if gen.reads == "file":
         return gen.names[min(file.version or 0, gen.highest)]
     found = gen.names[version_of(gen, files)]
@@ -102,7 +102,7 @@ def cri_section(gen: Generation, files: Files) -> Data:
 
 
 def _renamed(gen: Generation, file: ConfigFile) -> Data:
-    """A file's plugins, short names made long where the daemon does so at once."""
+    """The plugins of a file, with long names for short ones where the daemon renames them."""
     given = file.data.get("plugins", {})
     if not gen.renames or (file.version or 0) >= gen.lowest or CRI_V1 not in given:
         return dict(given)
@@ -111,7 +111,8 @@ def _renamed(gen: Generation, file: ConfigFile) -> Data:
 
 
 def _migrated(given: Data, order: tuple[str, ...]) -> Data:
-    """The sections under older names moved to where version 3 has them, best first."""
+    """The plugins with the sections under older names moved to those of version 3. `order` are the
+    names, the one that wins first."""
     if CRI_V3 not in order:
         return given
     result = dict(given)
@@ -129,7 +130,8 @@ def _migrated(given: Data, order: tuple[str, ...]) -> Data:
 
 
 def _names_merged(new: Data, old: Data) -> Data:
-    """Both together: a key of the new name hides the old one's, whole `runtimes` included."""
+    """The merge of the CRI section under its new name and its old name. A key under the new name
+    wins, the whole `runtimes` included."""
     result = {**old, **new}
     for key in TWO_LEVELS:
         if isinstance(old.get(key), dict) and isinstance(new.get(key), dict):
@@ -138,7 +140,8 @@ def _names_merged(new: Data, old: Data) -> Data:
 
 
 def _images_merged(new: Data, old: Data) -> Data:
-    """Of the images' settings the old name's win, each as a whole but for the pinned ones."""
+    """The merge of the images' settings under the new and the old name. The old name's keys win,
+    and only `pinned_images` are merged."""
     pinned = {**new.get("pinned_images", {}), **old.get("pinned_images", {})}
     return {**new, **old, **({"pinned_images": pinned} if pinned else {})}
 
@@ -155,7 +158,8 @@ def _runtime_part(old: Data) -> Data:
 
 
 def _with_sandboxer(handler: Any) -> Any:
-    """Version 3 has another name for `sandbox_mode`; where both are there, its own wins."""
+    """The handler with `sandboxer`, which is the name of `sandbox_mode` in version 3. Where both
+    are set, `sandboxer` wins."""
     if not isinstance(handler, dict) or "sandbox_mode" not in handler:
         return handler
     rest = {key: value for key, value in handler.items() if key != "sandbox_mode"}
@@ -163,8 +167,8 @@ def _with_sandboxer(handler: Any) -> Any:
 
 
 def _image_part(old: Data) -> Data:
-    """What the plugin of images takes over. Observed on 2.1.9: without `runtimes` beside them the
-    snapshotter and its siblings are forgotten."""
+    """The settings that move to the images plugin. Observed on 2.1.9: the snapshotter and similar
+    keys are lost where there is no `runtimes` beside them."""
     part = {key: value for key, value in old.items() if key in IMAGE_KEYS}
     if SANDBOX_IMAGE in old:
         part["pinned_images"] = {"sandbox": old[SANDBOX_IMAGE]}
@@ -187,9 +191,9 @@ def deep_merge(below: Data, above: Mapping[str, Any]) -> Data:
 
 
 def settings(gen: Generation, files: Files) -> Data:
-    """Everything that the files say together, the CRI's section below `plugins.cri`.
+    """All settings of the files together, with the CRI section below `plugins.cri`.
 
-    Used to see that an edit changes nothing but what it is meant to change.
+    They are used to check that an edit changes only what it is meant to change.
     """
     whole: Data = {}
     for file in files:

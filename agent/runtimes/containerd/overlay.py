@@ -1,7 +1,7 @@
-"""The new texts of files: a drop-in of ours (containerd 2.x), or the owner's section (1.x).
+"""The new texts of files: our drop-in (containerd 2.x), or the file with the CRI section (1.x).
 
-Invariant: nothing is judged here. What comes out says what is wanted, in as few keys as possible;
-whether it counts, and what else it would change, the plan computes on all files together.
+Invariant: a text has the desired state, in as few keys as possible. Whether it takes effect, and
+what else it would change, is judged in `edit` on all files together.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ RUNTIMES: Path = ("containerd", "runtimes")
 
 @dataclass(frozen=True, slots=True)
 class EditInput:
-    """What a plan is made from. `derive` derives the wanted state from effective settings."""
+    """What an edit is made from. `derive` derives the desired state from the effective
+    configuration without our drop-in."""
 
     host: HostRoot
     gen: Generation
@@ -49,15 +50,15 @@ class EditInput:
 
 @dataclass(frozen=True, slots=True)
 class DropInForm:
-    """How a drop-in speaks: its version (None: it names none), and whether by the new section name
-    whatever its version is."""
+    """The form of a drop-in: its version (None where it has none), and whether it uses the section
+    name of version 3 whatever its version is."""
 
     version: int | None
     new_name: bool = False
 
 
 def drop_in_forms(inputs: EditInput, basis: tuple[ConfigFile, ...]) -> Iterator[DropInForm]:
-    """Ways to write a drop-in beside these files, the usual one first."""
+    """The possible forms of a drop-in beside these files, the usual one first."""
     gen, root = inputs.gen, inputs.root
     versions = [
         gen.root_version
@@ -74,7 +75,7 @@ def drop_in_forms(inputs: EditInput, basis: tuple[ConfigFile, ...]) -> Iterator[
 
 
 def _highest_drop_in_version(gen: Generation, basis: tuple[ConfigFile, ...]) -> int:
-    """The highest version that a drop-in of a version-less root file can have."""
+    """The version of a drop-in where the root file has none."""
     return next((file.version for file in basis if file.version), gen.unversioned)
 
 
@@ -130,8 +131,8 @@ def _imports(inputs: EditInput, file: ConfigFile) -> bool:
 
 
 def _root_with_import(inputs: EditInput) -> FileState:
-    """The root file with one more import: a glob, so that a deleted drop-in does not keep
-    containerd from starting, and a narrow one, so that it wakes no forgotten files."""
+    """The root file with one more import. It is a glob, so that containerd starts also without the
+    drop-in, and a narrow one, so that no forgotten file is loaded."""
     glob = import_glob(inputs.drop_in)
     root = inputs.root
     if root.state is None:
@@ -150,8 +151,8 @@ def import_glob(drop_in: HostPath) -> str:
 
 
 def fresh_state(loaded: Iterable[ConfigFile]) -> FileState:
-    """A file that is not there yet. Our handlers repeat what others have in these files, an
-    environment with a password included; so nobody can read it that cannot read all of them."""
+    """The state of a new file. Our handlers copy settings from these files, which can include
+    passwords. So only a user who can read all of them can read the new file."""
     mode = 0o644
     for file in loaded:
         mode &= file.state.mode if file.state else mode
@@ -169,8 +170,8 @@ def _ops(
     differences: Mapping[Path, Any],
     desired: Desired,
 ) -> list[Op]:
-    """Operations on one file that close these gaps: whole tables where a handler is new to the
-    file, single keys where it is not. `section_of` gives the section that a key belongs to."""
+    """The operations on one file that remove these differences: a whole table where a handler is
+    new to the file, single keys where it is not. `section_of` returns the section of a key."""
     ops: list[Op] = []
     for name, table in desired.handlers.items():
         own_differences = {
@@ -213,9 +214,10 @@ def owner_overlay(inputs: EditInput, desired: Desired) -> dict[str, FileState | 
 
 
 def _without_legacy_default(section: Path, data: Data, effective: Effective) -> list[Op]:
-    """The deprecated `default_runtime` table taken out, for it would win over the name that we set.
+    """The operations that take out the deprecated `default_runtime` table, because it would win
+    over the name that we set.
 
-    containerd shows it as a handler called "default"; somebody else's goes on as just that.
+    containerd shows it as a handler called "default". A handler of others is kept under this name.
     """
     legacy = (*section, *LEGACY)
     table = get(data, legacy) or {}

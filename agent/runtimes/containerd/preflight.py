@@ -74,7 +74,8 @@ def check(host: HostRoot, node: ContainerdNode, candidate: Candidate) -> Preflig
 
 
 def _without_executable(node: ContainerdNode, candidate: Candidate, note: str) -> Preflight:
-    """What is known of this generation has to do; where it can be asked, its own word counts."""
+    """The outcome where the executable cannot be asked: the faults that are known for this
+    generation count. Raises Refused."""
     fault = faults.fatal(node.gen, candidate.files)
     if fault is not None:
         raise Refused(f"cannot use {node.root.path}: containerd does not start so: {fault}")
@@ -115,7 +116,7 @@ def _text(file: ConfigFile, op: Op) -> bytes:
     """The file's own text with other imports: its spelling is part of what has to be accepted.
 
     Where imports cannot be changed in it, a rendering with the same meaning stands in. A file that
-    we cannot parse goes as it is: `agent.runtimes.unread` sees that it imports nothing.
+    we cannot parse is staged as it is; `require_harmless` checks that it imports nothing.
     """
     if file.unread and file.state:
         return file.state.data
@@ -128,7 +129,7 @@ def _text(file: ConfigFile, op: Op) -> bytes:
 
 
 def _missing(after: Data, candidate: Candidate) -> str | None:
-    """A handler that there would have to be, the default's included, and would not."""
+    """A needed handler that would be missing, that of the default runtime included."""
     section = cri_section(after)
     runtimes = get(after, (*section, "containerd", "runtimes"), {})
     default = get(after, (*section, "containerd", "default_runtime_name"))
@@ -181,8 +182,8 @@ def cri_section(dump: Data) -> Path:
 
 
 def require_harmless(host: HostRoot, node: ContainerdNode, files: Files) -> None:
-    """See that the files of these that we cannot parse have no effect on our keys. Raises Refused,
-    which names the first of them, and what is known of its effect."""
+    """Check that the files that we cannot parse have no effect on our keys. Raises Refused, which
+    names the first of them, and what is known of its effect."""
     file, executable = first_unread(files), node.executable
     if file is None:
         return
@@ -198,7 +199,7 @@ def _emptied(file: ConfigFile) -> ConfigFile:
 
 
 def _of_ours(dump: Data) -> dict[str, Any]:
-    """What of a dump a plan is made from, by the path of its key."""
+    """The part of a dump from which a plan is made, as nested tables."""
     section = cri_section(dump)
     names = ("runtimes", "default_runtime_name", *LEGACY)
     paths: list[Path] = [(*section, "containerd", name) for name in names]

@@ -1,7 +1,7 @@
-"""Configuration files that another program writes anew whenever it starts.
+"""Configuration files that another program writes again whenever it starts.
 
-Invariant: pure. Such a file is never edited: what is put there is gone with the next start of that
-program. It is known by what the program writes into its first lines, or by its place.
+Invariant: pure. Such a file is never edited, because the edit would be lost with the next start of
+that program. It is recognised by its first lines or by its path.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _LINES = 1024  # bytes at the beginning of a file, in which a header is looked f
 
 @dataclass(frozen=True, slots=True)
 class Renderer:
-    """A program, and the file or directory that it makes the configuration from; `imports`: what
-    is imported there is imported by the result."""
+    """A program, and the file or directory from which it makes the configuration. `imports` means
+    that imports there are imports in the result too."""
 
     program: str
     source: str
@@ -26,7 +26,7 @@ class Renderer:
 
 
 def renderer(file: ConfigFile) -> Renderer | None:
-    """Who writes a file anew at each start; None where nobody does."""
+    """The program that writes a file again at each start, None where there is none."""
     head = file.state.data[:_LINES] if file.state else b""
     for name in dict.fromkeys((file.path.host, file.name)):
         if found := _by_place(name, file.version) or _by_header(name, head, file.version):

@@ -1,8 +1,8 @@
 """CRI-O behind the protocol of all runtimes.
 
-Invariant: reads only. The process behind the socket says which files count, and which settings its
-flags and its environment fix; an option that disagrees with it is refused where we would write by
-it, and otherwise has no say.
+Invariant: reads only. The flags and the environment of the process behind the socket decide which
+files are read and which settings are fixed. An option of ours that contradicts them is refused
+where it would decide what is written, and is ignored elsewhere.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class Crio:
     stop_seconds: int = 90
 
     def completed(self, answer: Answer, socket: str, timeout: float) -> Answer:
-        """A CRI-O whose Status does not show its configuration (before 1.33) is asked for it in its
-        own way. Raises Unreachable."""
+        """The answer with CRI-O's effective configuration, where Status does not show it (before
+        1.33). Raises Unreachable."""
         if "crio" in (answer.config or {}):
             return answer
         from agent.runtimes.crio import config_request  # its HTTP client takes long to load
@@ -81,7 +81,7 @@ class Crio:
     def explained(
         self, error: Unimplemented, settings: Settings, host: HostRoot, socket: HostPath
     ) -> Unimplemented:
-        """CRI-O always serves the CRI."""
+        """The error as it is, because CRI-O always serves the CRI."""
         return error
 
     def look(
@@ -120,8 +120,8 @@ class Crio:
         merge.check_shape(file)
 
     def evidence(self, answer: Answer) -> tuple[Evidence, ...]:
-        """CRI-O has no switch. Its Status shows its settings from 1.33 on, its effective
-        configuration those of every version: without spec directories where it knows no CDI."""
+        """The spec directories, because CRI-O has no switch for CDI. Status shows them from 1.33
+        on, and the effective configuration of every version that knows CDI does."""
         shown = [("cri-status", merge.shown(answer.config, None))]
         if answer.dump is not None:
             shown.append(("config-dump", merge.shown(None, answer.dump)))
@@ -145,7 +145,7 @@ class Crio:
     def watch_paths(
         self, settings: Settings, host: HostRoot, running: Process | None
     ) -> Iterator[str]:
-        """Root file, drop-ins and their directory, of a CRI-O that cannot be looked at."""
+        """Root file, drop-ins and their directory of a CRI-O whose configuration cannot be read."""
         root, directory = places(settings, host, running)
         yield from filter(None, (root, directory))
         if directory:
@@ -154,21 +154,21 @@ class Crio:
                 yield os.path.join(directory, name)
 
     def low_level_program(self, effective: Effective, name: str) -> str | None:
-        """The handler's path; what runs virtual machines is no such thing."""
+        """The handler's program, None where it runs virtual machines."""
         table = effective.table(name)
         path = table.get("runtime_path") if table.get("runtime_type") != "vm" else None
         return path if isinstance(path, str) else None
 
     def pod_handler(self, info: Mapping[str, object]) -> str:
-        """Its lists never say it. CRI-O does not resolve the default: such a pod is always that of
-        the default of now."""
+        """The handler in the pod's annotations. CRI-O does not resolve the default: a pod without a
+        handler always belongs to the present default runtime."""
         found = get(info, ("runtimeSpec", "annotations", _HANDLER))
         return found if isinstance(found, str) else ""
 
     def pod_programs(
         self, info: Mapping[str, object], running: Effective, handler: str
     ) -> tuple[str, ...]:
-        """What the handler names now."""
+        """The programs in the handler's present table."""
         return tuple(programs_of(running.table(handler or running.default)))
 
 
@@ -177,11 +177,12 @@ ADAPTER: RuntimeAdapter = Crio()
 
 @dataclass(frozen=True, slots=True)
 class CrioNode:
-    """A CRI-O with its configuration. `files` starts with the root file, there or not; `directory`
-    is the name of that with the drop-ins, empty where it reads none; `drop_in` is our file: the
-    root file where there is no such directory. `hook` is the file of the OCI hook, `hooks_read`
-    where the running process looks for hooks and `hooks_later` where the next one will; `overlay`
-    are files that it is looked at with as they will be."""
+    """A CRI-O with its configuration.
+
+    `files` starts with the root file, even where it does not exist. `directory` is the drop-in
+    directory, empty where CRI-O reads none. `drop_in` is our file; it is the root file where CRI-O
+    reads no drop-ins. `hook` is the file of our OCI hook. The running process reads hooks from
+    `hooks_read`, and the next one from `hooks_later`. Files in `overlay` replace those on disk."""
 
     runtime: Runtime
     rules: Rules
@@ -211,11 +212,11 @@ class CrioNode:
 
     @property
     def shown(self) -> Data | None:
-        """What the running CRI-O says of its own settings."""
+        """The settings that the running CRI-O shows, None where it shows none."""
         return _shown(self.runtime.answer)
 
     def setting_file(self, host: HostRoot, setting: Setting) -> str:
-        """Where a flag or a variable of the running process durably stands, for messages."""
+        """The file that sets a flag or a variable of the running process, for messages."""
         return command_line.setting_file(host, self.runtime.process, setting.source)
 
     def load(self, host: HostRoot, overlay: Overlay | None = None) -> Files:
@@ -228,7 +229,7 @@ class CrioNode:
         return merge.effective(self.rules, files)
 
     def by_files(self, files: Files) -> Effective:
-        """The same if nothing fixed the default runtime: what the files say of it."""
+        """The effective configuration without a flag or a variable that fixes the default."""
         free = replace(self.overrides, default=None)
         return merge.effective(replace(self.rules, overrides=free), files)
 
@@ -266,7 +267,7 @@ class CrioNode:
         return trial.launch(host, self, executable, desired, files)
 
     def restart_hazard(self, host: HostRoot, files: Files) -> RestartHazard | None:
-        """A default runtime of which there would be no handler."""
+        """A default runtime without a handler."""
         effective, fixed = self.effective(files), self.overrides.default
         if effective.default in effective.runtimes:
             return None
@@ -281,7 +282,7 @@ class CrioNode:
         return RestartHazard(path, why, "take that back first", ADAPTER.title)
 
     def needs_restart(self, changed: tuple[str, ...]) -> bool:
-        """CRI-O looks at its hooks all the time."""
+        """CRI-O reads changed hooks at once, and all other files at its start."""
         return any(name != self.hook.host for name in changed)
 
     def shows(self, file: ConfigFile) -> tuple[object, list[Data]]:
@@ -299,12 +300,12 @@ class CrioNode:
         return merge.owner(files, key)
 
     def pod_states(self, effective: Effective, below: str | None) -> Mapping[str, object]:
-        """CRI-O finds a pod again by its handler alone."""
+        """The state by which CRI-O finds the pods of each handler again (`pod_state`)."""
         found = {name: pod_state(effective, name, below) for name in effective.runtimes}
         return {**found, "": found.get(effective.default)}
 
     def passes_annotation(self, effective: Effective, prefix: str) -> bool:
-        """CRI-O passes all."""
+        """CRI-O passes all annotations."""
         return True
 
     def hook_programs(self, host: HostRoot, overlay: Overlay) -> Iterable[tuple[HostPath, str]]:
@@ -312,7 +313,7 @@ class CrioNode:
         return hook.programs(self, host, overlay)
 
     def watch_paths(self, host: HostRoot) -> Iterator[str]:
-        """Every directory with drop-ins is one whose time counts: any name in it does."""
+        """Its files and the directories with drop-ins, because any new name in them counts."""
         yield from (self.drop_in.host, os.path.dirname(self.drop_in.host), self.hook.host)
         if self.directory:
             yield self.directory
@@ -339,11 +340,11 @@ class CrioNode:
             yield merge.DEFAULT
 
     def restored(self, host: str, current: Data, restoration: Restoration) -> list[Op]:
-        """Nothing is needed besides."""
+        """The operations as they are, because CRI-O needs no others."""
         return restoration.ops
 
     def finished(self, host: HostRoot, changes: tuple[Change, ...]) -> tuple[Change, ...]:
-        """Nothing lies in the drop-in directory for a moment."""
+        """The changes with temporary files outside the drop-in directory (`edit.guarded`)."""
         return tuple(edit.guarded(host, self, item) for item in changes)
 
 
@@ -356,8 +357,9 @@ def _directories(value: object) -> tuple[str, ...] | Unseen:
 
 
 def pod_state(effective: Effective, name: str, below: str | None) -> object:
-    """By what CRI-O finds a pod of a handler again: low-level program, its state directory, and
-    the type. A pod whose state changes is shown as ended while its processes live (observed).
+    """The state by which CRI-O finds a pod of a handler again: low-level program, its state
+    directory, and the type. Where it changes, CRI-O shows the pod as ended although its processes
+    run (observed).
     """
     table = effective.runtimes[name]
     inherits = table.get("inherit_default_runtime")
@@ -369,11 +371,11 @@ def pod_state(effective: Effective, name: str, below: str | None) -> object:
 
 
 def places(settings: Settings, host: HostRoot, running: Process | None) -> tuple[str, str]:
-    """Host names of the root file and of the drop-in directory, as the process was started; empty
-    for what it reads none of.
+    """Host paths of the root file and of the drop-in directory that the process reads; empty where
+    it reads none.
 
-    `--config` counts only where no process can be seen and there is such a file: gpu-operator names
-    one that CRI-O never reads, and we do not write to it.
+    `--config` counts only where no process can be seen and the file exists, because gpu-operator
+    names a file that CRI-O never reads.
     """
     if running is not None:
         overrides = command_line.overrides(running)
@@ -386,8 +388,8 @@ def places(settings: Settings, host: HostRoot, running: Process | None) -> tuple
 
 
 def drop_in(settings: Settings, host: HostRoot, directory: str, root: ConfigFile) -> HostPath:
-    """Our drop-in: as asked for, else 99-nvidia.conf; the root file where CRI-O reads no directory,
-    whatever was asked for. Raises Refused where CRI-O sees no such file."""
+    """Our drop-in: that of the option, else 99-nvidia.conf. Where CRI-O reads no drop-ins, it is
+    the root file. Raises Refused where CRI-O would not read the file of the option."""
     if not directory:
         return root.path
     found = find.given_drop_in(settings, host)
@@ -403,8 +405,8 @@ def drop_in(settings: Settings, host: HostRoot, directory: str, root: ConfigFile
 
 
 def hook_file(settings: Settings, host: HostRoot, read: tuple[str, ...]) -> HostPath:
-    """The file of the OCI hook: in the directory that was asked for, or where CRI-O looks if it
-    does not look in the usual one."""
+    """The file of our OCI hook. It is in the directory of the option. Without the option, it is in
+    the usual directory if CRI-O reads that, else in the last one that CRI-O reads."""
     name = host.name(settings.crio_hooks_dir)
     if settings.origins["crio_hooks_dir"] == "default" and read:
         usual = host.resolve(name).host

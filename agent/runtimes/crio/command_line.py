@@ -1,12 +1,12 @@
-"""How a CRI-O process was started: the settings that its flags and its environment make.
+"""The settings that the flags and the environment of a CRI-O process make.
 
 A flag wins over a variable, and both win over every file (read in criocli.go, observed on 1.30 and
-1.37). Of a flag that is given twice the last value counts; a list takes the values of all, each of
-which may hold several with commas between. An empty value counts as given: an empty `--config` or
-`--config-dir` reads nothing, an empty `--default-runtime` is the built-in default. A relative path
-begins at the directory that the process works in.
+1.37). Where a flag is given twice, the last value counts; a list takes all values, and each may
+have several parts with commas between them. An empty value counts: with an empty `--config` or
+`--config-dir` nothing is read, and an empty `--default-runtime` is the built-in default. A relative
+path starts at the working directory of the process.
 
-Invariant: reads only. Of the environment nothing but the variables below is taken.
+Invariant: reads only. Only the variables below are taken from the environment.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ _ENVIRONMENT = re.compile(r"(?m)^\s*EnvironmentFile\s*=\s*-?\s*(/\S+)")
 
 
 def overrides(process: Process | None) -> Overrides:
-    """The settings of a process; none and no environment where it cannot be seen."""
+    """The settings of a process. Where it cannot be seen, there are none, and `environment` is
+    False."""
     if process is None:
         return Overrides(environment=False)
     variables = environment(process)
@@ -53,7 +54,7 @@ def overrides(process: Process | None) -> Overrides:
 
 
 def parse(words: tuple[str, ...], variables: Mapping[str, str]) -> Overrides:
-    """The settings that a command line and an environment make."""
+    """The settings that a command line and environment variables make."""
     given = tuple(_given(words))
 
     def setting(flag: str, variable: str, short: str = "") -> Setting | None:
@@ -73,7 +74,7 @@ def parse(words: tuple[str, ...], variables: Mapping[str, str]) -> Overrides:
 
 
 def _split(setting: Setting | None) -> Setting | None:
-    """A list, each value of which may hold several."""
+    """The setting of a list, with each value split at its commas."""
     if setting is None:
         return None
     parts = (part.strip() for value in setting.values for part in value.split(","))
@@ -98,7 +99,7 @@ def _given(words: tuple[str, ...]) -> Iterator[tuple[str, str]]:
 
 
 def _absolute(setting: Setting | None, directory: str | None) -> Setting | None:
-    """The same with absolute paths, where it can be told what they are relative to."""
+    """The setting with absolute paths, where the working directory is known."""
     if setting is None or directory is None:
         return setting
     paths = (
@@ -116,8 +117,8 @@ def _directory(process: Process) -> str | None:
 
 
 def setting_file(host: HostRoot, process: Process | None, source: str) -> str:
-    """Where a flag or a variable durably stands: the host path of the first file of systemd's that
-    has it, else words for it."""
+    """The host path of the first file that sets a flag or a variable for the unit of CRI-O, else a
+    description of where it may be."""
     unit = process.unit if process else None
     word = re.compile(rf"(?<![A-Za-z0-9_-]){re.escape(source)}(?![A-Za-z0-9_-])")
     texts = list(_unit_files(host, unit)) if unit else []

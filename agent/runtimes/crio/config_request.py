@@ -1,8 +1,8 @@
 """CRI-O's effective configuration, by HTTP on the socket of its CRI.
 
-Invariant: reads only, a bounded answer within one time for all of it, however it trickles, and
-whatever goes wrong is silence: there is weaker evidence for those who get none. Only who needs it
-loads this module: an HTTP client takes as long to load as the rest of us.
+Invariant: reads only. The size of the answer and the time for all of it are limited. Any failure
+gives None, because there is other, weaker evidence. This module is loaded only where it is needed,
+because an HTTP client takes as long to load as the rest of the agent.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from agent.toml.edit import Data
 
 
 class _Timed(socket.socket):
-    """A socket of which every step has to end before one moment. What http.client sets a timeout
-    for is a single byte."""
+    """A socket with one deadline for all its steps, because the timeout of http.client is one for
+    each read."""
 
     end = 0.0  # of the clock
     clock: Callable[[], float]
@@ -47,7 +47,7 @@ class _Timed(socket.socket):
 
 
 class _Connection(http.client.HTTPConnection):
-    """HTTP over a unix socket; `end` is the moment of `clock` at which all has to be over."""
+    """HTTP over a unix socket. `end` is the deadline, a time of `clock`."""
 
     def __init__(self, path: str, end: float, clock: Callable[[], float]) -> None:
         super().__init__("localhost")
@@ -64,7 +64,8 @@ class _Connection(http.client.HTTPConnection):
 def effective_config(
     path: str, timeout: float = 10.0, clock: Callable[[], float] = time.monotonic
 ) -> Data | None:
-    """The whole effective configuration (`GET /config`), None where there is none to be had."""
+    """The whole effective configuration (`GET /config`), None where CRI-O does not give it. `path`
+    is an agent path, `timeout` is in seconds."""
     end = clock() + timeout
     connection = _Connection(path, end, clock)
     try:

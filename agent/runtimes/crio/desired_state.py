@@ -1,7 +1,7 @@
-"""What a CRI-O has to end up with, and how far it is from that.
+"""The desired state of a CRI-O, and its differences from files and from the running CRI-O.
 
-Invariant: pure. The same wish is held against files (before) and against what the running CRI-O
-says (proof); a value that is missing counts as the zero value, as in CRI-O itself.
+Invariant: pure. The same desired state is compared with the files (before a change) and with what
+the running CRI-O shows (as the proof). A missing value counts as the zero value, as in CRI-O.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ _REWRITTEN = frozenset({
 
 @dataclass(frozen=True, slots=True)
 class PresentState:
-    """What the node has before the change. `defaults` are the default runtimes that its files name,
-    that of the last file first; `builtin` is the built-in one, None where it is not known to run;
-    `handlers` are those of NVIDIA's that the running CRI-O has, so that pods may use them; `root`
-    is the state directory of handlers that name none."""
+    """The state of the node before the change.
+
+    `defaults` are the default runtimes in its files, that of the last file first. `builtin` is the
+    built-in one, None where it is not known to run. `handlers` are NVIDIA's handlers of the running
+    CRI-O, which pods may use. `root` is the state directory of handlers that name none."""
 
     defaults: tuple[str, ...] = ()
     builtin: str | None = None
@@ -92,11 +93,12 @@ def base(
     effective: Effective, available: tuple[Binary, ...], name: str, remembered: str | None,
     present: PresentState = _NOTHING,
 ) -> str | None:  # fmt: skip
-    """The handler to inherit from, None where there is none but NVIDIA's: the default unless it is
-    NVIDIA's, else the default to go back to. What runs virtual machines is none.
+    """The handler from which ours inherit, None where there is only NVIDIA's. It is the default
+    runtime, or the earlier default where the present one is NVIDIA's. A handler for virtual
+    machines is never taken.
 
-    A handler of ours that the running CRI-O has keeps its state directory, and the low-level
-    runtime with it: CRI-O takes running containers for ended otherwise (observed on 1.30 and 1.37).
+    A handler of ours that the running CRI-O has keeps its state directory and its low-level
+    runtime. Otherwise CRI-O takes running containers for ended (observed on 1.30 and 1.37).
     """
     usable = [n for n, table in effective.runtimes.items() if table.get("runtime_type") != _VM]
     names = (effective.default, *_defaults(effective, remembered, present))
@@ -109,9 +111,9 @@ def base(
 def _defaults(
     effective: Effective, remembered: str | None, present: PresentState
 ) -> tuple[str | None, ...]:
-    """Default runtimes to go back to, best first: that of the files without NVIDIA's, the
-    remembered one, that whose state directory the default has (NVIDIA's installer copies the
-    default of before), the built-in one, runc, crun."""
+    """Candidates for the default runtime instead of NVIDIA's, best first: those in the files, the
+    remembered one, those with the state directory of the present default (NVIDIA's installer copies
+    the earlier default), the built-in one, runc and crun."""
     current = present.handlers.get(effective.default)
     root = present.root_of(current) if current is not None else None
     twins = (n for n, table in effective.runtimes.items() if present.root_of(table) == root)
@@ -119,8 +121,8 @@ def _defaults(
 
 
 def _handler(effective: Effective, inherited: str, binary: Binary, present: PresentState) -> Data:
-    """Everything that the base has, with our binary, and with the state directory that pods of this
-    handler may have."""
+    """The table of a handler of ours: the settings of the base, with our binary, and with the
+    state directory of running pods of this handler."""
     current = effective.table(binary.handler)
     options = {key: value for key, value in effective.table(inherited).items() if key not in _OWN}
     table: Data = {"runtime_path": binary.path, "runtime_type": "oci", **copy.deepcopy(options)}
@@ -134,7 +136,7 @@ def _handler(effective: Effective, inherited: str, binary: Binary, present: Pres
 
 
 def differences(desired: Desired, effective: Effective) -> dict[Path, Any]:
-    """Keys of a file that are not as wanted, with what they have to be."""
+    """The keys of a file that differ from the desired state, with their desired values."""
     found: dict[Path, Any] = {}
     if desired.default is not None and effective.default != desired.default:
         found[merge.DEFAULT] = desired.default
@@ -147,9 +149,9 @@ def differences(desired: Desired, effective: Effective) -> dict[Path, Any]:
 
 
 def unproven(desired: Desired, answer: Answer) -> list[str]:
-    """What the running CRI-O lacks, in words; empty where it is as wanted.
+    """What the running CRI-O lacks of the desired state, in words; empty for nothing.
 
-    A key that it shows in no handler is one that it does not know.
+    CRI-O does not know a key that it shows in no handler. Such a key is not compared.
     """
     shown = merge.shown(answer.config, answer.dump)
     tables = get(shown, ("runtimes",))

@@ -1,9 +1,9 @@
-"""From CRI-O's files as they are to the files as they should be.
+"""The edits that bring CRI-O's files to the desired state.
 
 Invariant: one drop-in and one hook are ours. A file of others is edited only where CRI-O reads it
-after ours and it says otherwise, in those keys alone; the root file also where CRI-O reads no
-drop-ins. The effect is computed on all files together as CRI-O merges them; what a flag or a
-variable of its process fixes no file can change, and is refused with its name.
+after ours and it overrides our keys, and only in these keys. The root file is edited also where
+CRI-O reads no drop-ins. The effect is computed on all files together, as CRI-O merges them. A
+setting that a flag or a variable of the process fixes is refused, because no file can change it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EditInput:
-    """What a plan is made from."""
+    """What an edit is made from."""
 
     host: HostRoot
     settings: Settings
@@ -88,7 +88,7 @@ def edits(inputs: EditInput) -> Edits:
 
 
 def _refuse_fileless(inputs: EditInput) -> None:
-    """Refuse what no file can make right: CRI-O reads none, or looks for CDI specs nowhere."""
+    """Raise Refused where no edit can help: CRI-O reads no files, or no directory of CDI specs."""
     node, overrides = inputs.node, inputs.node.overrides
     if not node.directory and not node.root.name and overrides.directory:
         raise Refused(
@@ -109,8 +109,8 @@ def _refuse_fileless(inputs: EditInput) -> None:
 
 
 def _refuse_fixed(inputs: EditInput, desired: Desired) -> None:
-    """Refuse where a flag or a variable of CRI-O fixes what has to be changed: it wins over every
-    file, whatever is written."""
+    """Raise Refused where a flag or a variable of CRI-O fixes a setting that has to be changed,
+    because it wins over every file."""
     overrides = inputs.node.overrides
     fixed = overrides.default
     if fixed and desired.default is not None and fixed.value != desired.default:
@@ -130,7 +130,7 @@ def _refuse_fixed(inputs: EditInput, desired: Desired) -> None:
 
 
 def _present_state(inputs: EditInput, rest: tuple[ConfigFile, ...]) -> PresentState:
-    """What the node has: its own default runtimes, and the handlers that pods may use."""
+    """The state of the node: its own default runtimes, and the handlers that pods may use."""
     node = inputs.node
     shown = node.shown
     tables = get(shown, ("runtimes",)) if shown else node.effective(node.files).runtimes
@@ -144,7 +144,7 @@ def _present_state(inputs: EditInput, rest: tuple[ConfigFile, ...]) -> PresentSt
 
 
 def _unedited(inputs: EditInput, file: ConfigFile) -> ConfigFile:
-    """A file of somebody else's as it was before we edited it, if it is as we left it."""
+    """A file of others with its content before our edit, if nobody edited it since."""
     known = inputs.memory.files.get(file.path.host)
     if known is None or known.digest is None or known.edited or file.state is None:
         return file
@@ -158,7 +158,8 @@ def _unedited(inputs: EditInput, file: ConfigFile) -> ConfigFile:
 def _with_place(
     inputs: EditInput, future: Mapping[str, FileState | None]
 ) -> tuple[ConfigFile, ...]:
-    """The files as they will be, with our place where CRI-O reads it, there or not."""
+    """The files as they will be. Our drop-in is at its place among them, even where it does not
+    exist."""
     node = inputs.node
     found = node.load(inputs.host, future)
     if any(file.path.host == node.drop_in.host for file in found):
@@ -170,13 +171,13 @@ def _with_place(
 
 
 def _files_after(files: tuple[ConfigFile, ...], place: ConfigFile) -> tuple[ConfigFile, ...]:
-    """The files that CRI-O reads after one of them."""
+    """The files that CRI-O reads after the file `place`."""
     names = [file.path.host for file in files]
     return files[names.index(place.path.host) + 1 :]
 
 
 def _with_desired(file: ConfigFile, desired: Desired) -> ConfigFile:
-    """A file that is read after ours, with the wish wherever it says otherwise."""
+    """A file that is read after ours, with the desired values where it overrides them."""
     ops: list[Op] = []
     for name, table in desired.handlers.items():
         whole = (*merge.RUNTIMES, name)
@@ -197,7 +198,7 @@ def _with_desired(file: ConfigFile, desired: Desired) -> ConfigFile:
 
 
 def _changes(inputs: EditInput, future: Mapping[str, FileState | None]) -> Iterator[Change]:
-    """What has to happen to each file that is not as it will be."""
+    """The change of each file whose future content is another one."""
     overlay = inputs.node.overlay
     for name, after in sorted(future.items()):
         path = HostPath(inputs.host.agent_path(name), name)
@@ -207,8 +208,8 @@ def _changes(inputs: EditInput, future: Mapping[str, FileState | None]) -> Itera
 
 
 def guarded(host: HostRoot, node: CrioNode, change: Change) -> Change:
-    """A change of a file in the drop-in directory, told that nothing may lie beside it: what
-    belongs there waits beside the directory, for CRI-O reads every file in it and below."""
+    """The change, with a place for temporary files outside the drop-in directory where the file is
+    in it, because CRI-O reads every file in that directory and below."""
     if not node.directory:
         return change
     directory = host.resolve(node.directory).host
@@ -219,7 +220,8 @@ def guarded(host: HostRoot, node: CrioNode, change: Change) -> Change:
 
 
 def _with_removals(inputs: EditInput, desired: Desired, after: Effective) -> Desired:
-    """The wish with what has to go said too: a default that was ours, handlers and keys of them."""
+    """The desired state with all removals in it: a default that was ours, handlers, and keys of
+    handlers."""
     shown = inputs.node.shown or {}
     running = get(shown, ("runtimes",), {})
     now = inputs.node.effective(inputs.node.files)
@@ -238,7 +240,7 @@ def _with_removals(inputs: EditInput, desired: Desired, after: Effective) -> Des
 
 
 def _cleared_keys(now: Data, after: Data) -> Data:
-    """Keys that a handler has by now and will have no more, as nothing."""
+    """The keys that a handler loses, with their zero values."""
     return {key: type(value)() for key, value in now.items() if value and key not in after}
 
 
@@ -246,7 +248,7 @@ def _drop_in(
     inputs: EditInput, basis: tuple[ConfigFile, ...], existing: ConfigFile, desired: Desired, *,
     fresh: bool,
 ) -> FileState | None:  # fmt: skip
-    """Our drop-in as it should be; None where there should be none."""
+    """The future content of our drop-in, None where none is needed."""
     node = inputs.node
     state = existing.state
     if not fresh and state is not None:
@@ -275,7 +277,7 @@ def _drop_in(
 def _in_place(
     inputs: EditInput, data: Data, differences: Mapping[tuple[str, ...], Any], desired: Desired
 ) -> list[Op]:
-    """A file at our place that is not all our own: our keys in it, or out of it."""
+    """The operations that set or remove our keys in a drop-in that others have edited too."""
     ops: list[Op] = []
     for name, table in desired.handlers.items():
         whole = (*merge.RUNTIMES, name)
@@ -295,9 +297,9 @@ def _in_place(
 
 
 def _check(inputs: EditInput, after: tuple[ConfigFile, ...], desired: Desired) -> None:
-    """See that the files say together what is wanted, and nothing else than before.
+    """Check that the files together have the desired state and no other change.
 
-    Raises Refused, with the name of the file that is in the way.
+    Raises Refused, which names the file that prevents it.
     """
     node = inputs.node
     effective = node.effective(after)
@@ -340,7 +342,8 @@ def _strip(inputs: EditInput, found: tuple[ConfigFile, ...]) -> Data:
 
 
 def _hook(inputs: EditInput) -> Iterator[Change]:
-    """The hook's file where it is wanted and not there. Raises Refused where it would not count."""
+    """The change that writes our hook, where it is needed. Raises Refused where CRI-O would not
+    run it."""
     if not _writes_hook(inputs):
         return
     path = inputs.node.hook
@@ -360,18 +363,19 @@ def _hook(inputs: EditInput) -> Iterator[Change]:
 
 
 def _writes_hook(inputs: EditInput) -> bool:
-    """Is our own hook needed: is one wanted, and does none of NVIDIA's run already?"""
+    """Is our own hook needed? It is not where one of NVIDIA's hooks runs already."""
     return inputs.decision.hook and not _other_injecting_hooks(inputs)
 
 
 def _other_injecting_hooks(inputs: EditInput) -> tuple[hook.Hook, ...]:
-    """NVIDIA's hooks of somebody else that do what ours would do."""
+    """The hooks of others that run NVIDIA's hook for all containers, as ours would."""
     found = hook.of_others(inputs.node, inputs.host)
     return tuple(h for h in found if h.for_all and programs.runs(inputs.host, h.program))
 
 
 def _left_behind(inputs: EditInput) -> Iterator[tuple[HostPath, FileState | None]]:
-    """Files that we wrote for another row or under another option, as they were."""
+    """The files that we wrote for another row or under another option, with the original state to
+    which each is restored."""
     node = inputs.node
     kept = {node.drop_in.host, *((node.hook.host,) if _writes_hook(inputs) else ())}
     loaded = {file.path.host for file in node.files}
@@ -393,7 +397,7 @@ def _original(inputs: EditInput, original: Original, now: FileState) -> FileStat
 
 
 def warnings(inputs: EditInput, planned: Edits) -> tuple[str, ...]:
-    """What a person should know besides."""
+    """Warnings for a person."""
     node = inputs.node
     found = list(_of_overrides(inputs))
     effective = node.effective(planned.files)
@@ -419,7 +423,7 @@ def warnings(inputs: EditInput, planned: Edits) -> tuple[str, ...]:
 
 
 def _of_overrides(inputs: EditInput) -> Iterator[str]:
-    """That not all is known of how CRI-O was started."""
+    """A warning where flags or environment of CRI-O are not known."""
     running = inputs.node.runtime.process
     if running is None:
         yield "the flags and the environment of CRI-O are not known: its process cannot be seen"
@@ -431,7 +435,7 @@ def _of_overrides(inputs: EditInput) -> Iterator[str]:
 
 
 def _of_base(inputs: EditInput, planned: Edits) -> Iterator[str]:
-    """That handlers stay on the low-level runtime that they have."""
+    """A warning where our handlers keep another low-level runtime than the default one."""
     effective = inputs.node.effective(planned.files)
     default = effective.table(effective.default)
     if planned.base in (None, effective.default) or is_ours(
@@ -447,7 +451,7 @@ def _of_base(inputs: EditInput, planned: Edits) -> Iterator[str]:
 
 
 def _of_hooks(inputs: EditInput, planned: Edits) -> Iterator[str]:
-    """Hooks that inject beside the handlers."""
+    """A warning for each hook that injects beside the handlers."""
     node, host = inputs.node, inputs.host
     going = {item.path.host for item in planned.changes if item.after is None}
     of_nvidia = {found.path.host: found for found in hook.of_nvidia(node, host)}

@@ -1,7 +1,7 @@
-"""The OCI hook that stands in for handlers where CDI is not wanted on a CRI-O.
+"""The OCI hook that replaces handlers on a CRI-O where CDI is off.
 
-Invariant: what is written is byte for byte what NVIDIA's installer writes, and only where CRI-O
-looks for hooks.
+Invariant: the file has the bytes that NVIDIA's installer writes, and is written only to a directory
+from which CRI-O reads hooks.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def content(path: str | None) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """An OCI hook that CRI-O finds: its file, the program that it names, and whether it is run for
-    every container before it starts. `called` are the absolute paths and names in its arguments: a
-    shell, env or the like may run another program."""
+    """An OCI hook that CRI-O finds: its file, its program, and whether CRI-O runs it for every
+    container before the start. `called` are the paths and names in its arguments, because a shell
+    or env may run another program."""
 
     path: HostPath
     program: str
@@ -65,7 +65,7 @@ class Hook:
 
 
 def program(data: bytes) -> str | None:
-    """The program that a hook's file names; None where CRI-O takes none from it either."""
+    """The program that a hook's file names, None where CRI-O ignores the file."""
     found = _read(HostPath("", ""), data)
     return found.program if found else None
 
@@ -87,7 +87,7 @@ def of_nvidia(node: CrioNode, host: HostRoot) -> tuple[Hook, ...]:
 
 
 def of_others(node: CrioNode, host: HostRoot) -> tuple[Hook, ...]:
-    """The same without the file that is ours."""
+    """The hooks of `of_nvidia` without our own file."""
     return tuple(found for found in of_nvidia(node, host) if found.path.host != node.hook.host)
 
 
@@ -110,8 +110,8 @@ def _directories(node: CrioNode, host: HostRoot) -> Iterator[HostPath]:
 
 
 def require(node: CrioNode, host: HostRoot) -> None:
-    """See that every directory in which CRI-O looks for hooks is root's alone: whoever can write
-    one has any program run as root. Raises Refused."""
+    """Check that only root can write to the directories from which CRI-O reads hooks, because CRI-O
+    runs hooks as root. Raises Refused."""
     looked = (os.path.dirname(node.hook.host), *node.hooks_read, *node.hooks_later)
     for name in dict.fromkeys(os.path.normpath(name) for name in looked):
         trust.require(host, name, f"use the hooks directory {name}")
@@ -129,8 +129,8 @@ def _hooks(node: CrioNode, host: HostRoot, overlay: Overlay) -> Iterator[Hook]:
 
 
 def _read(path: HostPath, data: bytes) -> Hook | None:
-    """A hook of version 1.0.0, or of 0.1.0, which needs no version and names its program at once;
-    keys regardless of case. None where CRI-O takes none from the file either."""
+    """A hook of version 1.0.0 or 0.1.0, None where CRI-O ignores the file. Version 0.1.0 needs no
+    version key and has the program as a string. The case of keys does not matter."""
     try:
         given = _lower(budget.json_value(data, budget.HOOK))
     except ValueError:
@@ -149,7 +149,7 @@ def _read(path: HostPath, data: bytes) -> Hook | None:
 
 
 def _always(when: dict[str, Any]) -> bool:
-    """Do all conditions hold for every container? Each that there is has to (pkg/hooks/1.0.0)."""
+    """Do all conditions in `when` hold for every container (pkg/hooks/1.0.0)?"""
     always, commands = when.get("always"), when.get("commands")
     if always is False or when.get("annotations") or when.get("hasbindmounts") is not None:
         return False
@@ -157,7 +157,7 @@ def _always(when: dict[str, Any]) -> bool:
 
 
 def _called(arguments: Any) -> tuple[str, ...]:
-    """The words in arguments, as a shell parts them."""
+    """The words in arguments, split as by a shell."""
     texts = arguments[:_ARGUMENTS] if isinstance(arguments, list) else ()
     return tuple(word for text in texts if isinstance(text, str) for word in _WORD.findall(text))
 
@@ -187,7 +187,8 @@ def _is_nvidia(host: HostRoot, found: Hook) -> bool:
 
 
 def warning(node: CrioNode, host: HostRoot) -> str | None:
-    """What has to be known of the directory. Raises Refused where CRI-O does not look there."""
+    """A warning where CRI-O reads the hook's directory only after its next start. Raises Refused
+    where it does not read it at all."""
     directory = os.path.dirname(node.hook.host)
     now, later = (
         [host.resolve(os.path.normpath(name)).host for name in names]

@@ -1,6 +1,6 @@
 """The configuration files that CRI-O loads, in its order.
 
-Invariant: what is read is what lies on disk. The root file comes first, then every file in the
+Invariant: files are read from disk. The root file comes first, then every file in the
 drop-in directory and in those below it, whatever its name, in the order of Go's filepath.Walk.
 Everything that would keep CRI-O from starting is refused here, and so is a file that others than
 root can change.
@@ -30,9 +30,9 @@ def load(
 
     `root` and `directory` are names on the host, `overlay` maps host paths to states that they are
     going to have. An empty `root` or `directory` is not read: the root file then stands there
-    without a name and as missing. A drop-in that we cannot parse is loaded as `unread`:
-    `engine.unread` asks CRI-O what it says. Raises Refused for what else cannot be read, parsed or
-    trusted.
+    without a name and as missing. A drop-in that we cannot parse is loaded as `unread`;
+    `preflight.require_harmless` asks CRI-O what it says. Raises Refused for any other file that
+    cannot be read, parsed or trusted.
     """
     overlay = overlay or {}
     unread = ConfigFile("", HostPath(host.agent_path(ROOT), ROOT), None, {})

@@ -1,11 +1,11 @@
-"""What a CRI-O makes of its configuration files together, and what it says of itself.
+"""How a CRI-O merges its configuration files, and what it shows of its own settings.
 
-Invariant: pure, and nothing that is given is changed. A key in a later file takes the place of the
-same key in an earlier one, arrays as a whole; a flag, or else a variable of the environment, takes
-the place of all files (`Overrides`). The table of handlers keeps those that only an earlier file
-has. Whether a handler that a later file names again keeps its other keys is a matter of the TOML
-decoder that a CRI-O was built with: the running one shows it (`Rules.by_key`), and an edit has to
-be right both ways. A key of a handler that this CRI-O does not know has no effect.
+Invariant: pure, and arguments are never changed. A key in a later file replaces the same key in an
+earlier file, arrays as a whole. A flag, or else a variable, replaces the values of all files
+(`Overrides`). Handlers that only an earlier file has are kept. Whether a handler that a later file
+names again keeps its other keys depends on the TOML decoder of the CRI-O build. The running CRI-O
+shows it (`Rules.by_key`), and an edit has to be right in both cases. A key of a handler that this
+CRI-O does not know has no effect.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ _KEYS: Mapping[str, Version] = {
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A setting from outside the files: its values, one unless it is a list, and the flag or the
-    variable that it comes from."""
+    """A setting from outside the files: its values (one, unless it is a list), and the flag or the
+    variable from which it comes."""
 
     values: tuple[str, ...]
     source: str
@@ -78,9 +78,9 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """The settings of a CRI-O process that its flags or its environment make, None where neither
-    does; they win over every file. `config` and `directory` say which files it reads, an empty
-    value none; `handlers` are whole tables. `environment` is False where it could not be read."""
+    """The settings of a CRI-O process from its flags and its environment, each None where neither
+    makes it. They win over every file. `config` and `directory` are the files that it reads; with
+    an empty value it reads none. `environment` is False where the environment cannot be read."""
 
     config: Setting | None = None
     directory: Setting | None = None
@@ -121,9 +121,9 @@ _FIELDS = (
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The rules of one CRI-O: `default` is the built-in default runtime, `handler` what it has for
-    it where no file says anything; `by_key`: a handler that is named again keeps the keys that it
-    had; `keys` are those that it knows in a handler; `overrides` win over all files."""
+    """The rules of one CRI-O. `default` is the built-in default runtime, and `handler` is its
+    built-in table. `by_key` means that a handler that a later file names again keeps its other
+    keys. `keys` are the known keys of a handler. `overrides` win over all files."""
 
     since: Version
     default: str
@@ -158,8 +158,8 @@ def rules(
     version: Version, files: Files = (), running: Data | None = None,
     overrides: Overrides = _NO_OVERRIDES,
 ) -> Rules:  # fmt: skip
-    """The rules of a version. What the daemon itself shows of its built-in handler and of keys
-    (`running`, as of `shown`) is better than the tables, which know some versions only."""
+    """The rules of a version. `running` is what the daemon shows (see `shown`). It wins over the
+    tables of this module, which cover some versions only."""
     found = max((r for r in RULES if version >= r.since), key=lambda r: r.since)
     table = get(running, ("runtimes", found.default))
     named = any(get(file.data, (*RUNTIMES, found.default)) is not None for file in files)
@@ -179,7 +179,7 @@ def shown_keys(shown_section: Data | None) -> frozenset[str]:
 
 
 def _keeps_keys(crio_rules: Rules, files: Files, shown_section: Data | None) -> bool:
-    """Does the running daemon show a key of a handler that only an earlier file has?"""
+    """Does the running daemon show a key that only an earlier file sets in a handler?"""
     apart, together = (
         effective(replace(crio_rules, by_key=by_key), files) for by_key in (False, True)
     )
@@ -191,7 +191,7 @@ def _keeps_keys(crio_rules: Rules, files: Files, shown_section: Data | None) -> 
 
 
 def merged(files: Iterable[ConfigFile], *, by_key: bool) -> Data:
-    """Everything that the files say together."""
+    """All settings of the files together."""
     whole: Data = {}
     for file in files:
         given = file.data
@@ -203,7 +203,7 @@ def merged(files: Iterable[ConfigFile], *, by_key: bool) -> Data:
 
 
 def effective(crio_rules: Rules, files: Files) -> Effective:
-    """What the daemon makes of these files at its next start, if that is as this one was."""
+    """The effective configuration after a start on these files with the same flags."""
     section = get(merged(files, by_key=crio_rules.by_key), RUNTIME) or {}
     named = section.get("runtimes") or {}
     given = named.get(crio_rules.default)
@@ -281,8 +281,9 @@ def _wrong(file: ConfigFile, path: Path, words: str) -> Refused:
 
 
 def shown(config: Mapping[str, Any] | None, dump: Mapping[str, Any] | None) -> Data | None:
-    """What the running CRI-O says of its `crio.runtime` section, in the names of the files: from
-    Status (1.33 and later), else from its effective configuration. None where it says nothing."""
+    """The section `crio.runtime` that the running CRI-O shows, with the key names of the files. It
+    comes from Status (1.33 and later), else from the effective configuration. None where neither
+    has it."""
     status = get(config, ("crio",))
     if isinstance(status, Mapping):
         runtimes = status.get("Runtimes")

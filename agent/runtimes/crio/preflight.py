@@ -1,9 +1,9 @@
 """Asking CRI-O's own executable, before anything is changed, what it makes of the candidate.
 
-Invariant: nothing is written. The executable is given the flags that the running CRI-O has, for the
-settings of handlers. The files as they will be are handed over in memory, the drop-ins as
-one that says what all of them say together; the executable reads the files as they are by itself,
-so that a difference in anything but our keys shows where our idea of its merging is wrong.
+Invariant: nothing is written. The executable gets the flags of the running CRI-O that set handlers.
+The future files are handed over in memory, with all drop-ins merged into one. The executable reads
+the present files by itself. So a difference in any other key than ours shows that our model of its
+merging is wrong.
 """
 
 from __future__ import annotations
