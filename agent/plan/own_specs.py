@@ -229,9 +229,9 @@ class _Proposer:
 def _with_places(
     ownership: Ownership, view: RuntimeView, desired: Mapping[str, DesiredSpec], *, fixed: bool
 ) -> Ownership:
-    """The ownership with the directory of our file, for each kind that only useless files of other
-    writers describe: the one where the runtime takes all devices of the kind from ours. `fixed`: an
-    option gives the directory."""
+    """The ownership with the directory of our file for each kind that only unusable files of other
+    writers describe. In that directory our file wins over theirs. `fixed` means that an option
+    gives the directory."""
     last = [spec.path for spec in view.dirs if spec.path is not None][-1:]
     candidates = (ownership.directory, *(() if fixed else last))
     places = {}

@@ -126,8 +126,9 @@ def crio_config(
     host: HostRoot, executable: str, config: str | None, directory: str,
     descriptors: Sequence[int] = (), flags: Sequence[str] = (), sources: Sequence[Source] = (),
 ) -> Dump:  # fmt: skip
-    """`crio -c FILE -d DIRECTORY FLAGS config`: all that is not as by default. Without a root file
-    an empty one stands in: one that is named has to exist."""
+    """`crio -c FILE -d DIRECTORY FLAGS config`: all settings that differ from the default.
+
+    Without a root file, an empty one is given, because a named file has to exist."""
     words = ["-c", config or os.devnull, "-d", directory, *flags, "config"]
     return _dump(host, [executable, *words], descriptors, sources)
 
@@ -174,7 +175,7 @@ _PAIR = re.compile(r'(?<!\w)(\w+)=("(?:[^"\\]|\\.)*"|\S+)')
 
 
 def entry(line: str) -> dict[str, str] | None:
-    """A log entry of a runtime by its keys, in logfmt or as JSON; None for what is none."""
+    """The keys and values of a log entry, in logfmt or JSON; None where the line is no entry."""
     if line.startswith("{"):
         try:
             found = budget.json_value(line, budget.LINE)
@@ -186,8 +187,8 @@ def entry(line: str) -> dict[str, str] | None:
 
 
 def last_words(output: str) -> str:
-    """The last lines of a program's output that are no log entries; a value that it repeats can
-    have several."""
+    """The last lines of a program's output that are not log entries. They can be several, because a
+    repeated value can have several lines."""
     words: list[str] = []
     goes_on = False
     for line in filter(None, map(str.strip, output.splitlines())):

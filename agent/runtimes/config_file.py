@@ -19,9 +19,9 @@ Overlay: TypeAlias = Mapping[str, FileState | None]  # by host path: files as th
 
 @dataclass(frozen=True, slots=True)
 class ConfigFile:
-    """One loaded file. `name` is how the daemon finds it, `path` where it lies once links are
-    followed; `state` is None and `data` {} where it is missing (the root file may be). `unread` is
-    why we cannot parse it, although the runtime may; `data` is {} then, too."""
+    """One loaded file. `name` is the path that the daemon uses, `path` the one without links. Where
+    the file does not exist (only a root file may not), `state` is None and `data` is {}. `unread`
+    is the reason why we cannot parse it, although the runtime may; then `data` is {} too."""
 
     name: str
     path: HostPath

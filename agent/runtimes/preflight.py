@@ -26,7 +26,7 @@ UNKNOWN = "the runtime's executable is not known; give --executable-path"
 
 @dataclass(frozen=True, slots=True)
 class Preflight:
-    """The outcome: `done` false means that it was not possible, and `note` says why."""
+    """The outcome. `done` is false where the check was not possible, and `note` says why."""
 
     done: bool
     note: str

@@ -24,7 +24,7 @@ def _never() -> None:
 
 
 class NotProven(Exception):
-    """The runtime has not the desired state. The message says what is wrong."""
+    """The runtime does not have the desired state. The message says what is wrong."""
 
 
 @dataclass(frozen=True, slots=True)

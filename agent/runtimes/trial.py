@@ -1,12 +1,12 @@
 """The trial start: the runtime's own executable is started once on the files as they will be,
 before the running runtime is restarted on them (DESIGN section 5.2).
 
-A dump of the configuration does not show what only a start finds: values that the CRI plugin turns
-down, a base specification that is gone, a program that is missing (containerd 1.6 to 2.4 and CRI-O
-1.30 and 1.37). A restart also activates what others changed since the runtime was started.
+Only a start finds some faults that a dump of the configuration does not show: values that the CRI
+plugin rejects, a missing base specification, a missing program (containerd 1.6 to 2.4 and CRI-O
+1.30 and 1.37). A restart also activates what others changed since the start of the runtime.
 
 Invariant: the program runs in namespaces of its own (`host.isolation`), is asked on a private
-socket, and is ended. A failure that the namespaces can have caused is no verdict. What it says is
+socket, and is ended. A failure that the namespaces may have caused is no verdict. Its output is
 masked, because it can repeat any value of its files.
 """
 

@@ -126,7 +126,6 @@ class Containerd:
         return node
 
     def check_shape(self, file: ConfigFile) -> None:
-        """As the protocol says."""
         load.check_shape(file)
 
     def evidence(self, answer: Answer) -> tuple[Evidence, ...]:
@@ -142,7 +141,6 @@ class Containerd:
         return get(answer.config, ("containerd", "runtimes"))
 
     def unproven(self, desired: Desired, answer: Answer) -> list[str]:
-        """As the protocol says."""
         return unproven(desired, answer)
 
     def watch_paths(
@@ -203,11 +201,9 @@ class ContainerdNode:
         return self.files[0]
 
     def load(self, host: HostRoot, overlay: Overlay | None = None) -> Files:
-        """As the protocol says."""
         return load.load(host, self.gen, self.root.name, overlay or {})
 
     def effective(self, files: Files) -> Effective:
-        """As the protocol says."""
         return merge.effective(self.gen, files)
 
     def running(self) -> Effective:
@@ -232,7 +228,6 @@ class ContainerdNode:
         return (*found, _dump_evidence(config_dump(host, self.executable, path).data))
 
     def edits(self, host: HostRoot, request: EditRequest) -> tuple[Edits, tuple[str, ...]]:
-        """As the protocol says."""
         settings, memory, available = request.settings, request.memory, request.available
         capabilities = handlers.shown_capabilities(
             self.runtime.answer.config, self._missing_shims(host)
@@ -266,14 +261,12 @@ class ContainerdNode:
         return tuple(kind for kind in self.gen.missing_shims if not has_shim(kind))
 
     def preflight(self, host: HostRoot, candidate: Candidate) -> Preflight:
-        """As the protocol says."""
         preflight.require_harmless(host, self, candidate.files)
         return preflight.check(host, self, candidate)
 
     def launch(
         self, host: HostRoot, executable: str, desired: Desired, files: Mapping[str, bytes | None]
     ) -> Launch:
-        """As the protocol says."""
         return trial.launch(host, self, executable, desired, files)
 
     def restart_hazard(self, host: HostRoot, files: Files) -> RestartHazard | None:

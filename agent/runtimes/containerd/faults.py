@@ -48,8 +48,8 @@ def ignored(gen: Generation, files: Files) -> tuple[ConfigFile, str] | None:
 
 
 def misplaced_version(files: Files) -> str | None:
-    """A `version` that was meant for the file and stands in a table, in words: appended to a file,
-    it is a key of the last table, and the file's sections of version 2 are not read
+    """An error for a `version` that was meant for the whole file but is in a table. A line at the
+    end of a file belongs to its last table, and then the file's sections of version 2 are not read
     (containerd#3843)."""
     for file in files:
         given = file.data.get("plugins", {})

@@ -100,7 +100,8 @@ def load_file(host: HostRoot, name: str, overlay: Overlay = _NO_OVERLAY) -> Conf
 
 
 def checked_file(host: HostRoot, name: str, overlay: Overlay) -> ConfigFile:
-    """A file of any runtime, parsed, and nobody's but root's. Raises Refused."""
+    """A parsed file of any runtime. Raises Refused, also where another user than root can change
+    it."""
     path = host.resolve(name)
     if path.host in overlay:
         above, state = os.path.dirname(path.host), overlay[path.host]
@@ -266,8 +267,8 @@ def matches(pattern: str, path: str) -> bool:
 def _expression(pattern: str) -> str:
     """The regular expression of a pattern: `*`, `?`, `[set]`, `[^set]` and backslash.
 
-    What stands between two stars is taken where it comes first, and nowhere else: the second star
-    takes the rest. To try other places would take for ever with many stars.
+    The text between two stars is matched at its first place only, and the second star takes the
+    rest. To try other places would take too long with many stars.
     """
     if len(pattern) > _LONGEST:
         return "(?!)"

@@ -92,7 +92,7 @@ def plugins(gen: Generation, files: Files) -> Data:
 
 
 def cri_name(gen: Generation, files: Files) -> str:
-    """The name of the CRI's section once everything is migrated."""
+    """The name of the CRI section after the migration of all files."""
     return CRI_V3 if gen.merge == "deep" else gen.names[version_of(gen, files)][0]
 
 
@@ -236,7 +236,7 @@ def _all_plugins(gen: Generation, files: Files) -> Data:
 
 
 def _spelled(name: str, order: tuple[str, ...], given: Data) -> str:
-    """A file of version 1 says `cri` where the others say the long name."""
+    """The section name as this file spells it: `cri` in a file of version 1."""
     return CRI_V1 if name == CRI_V2 and CRI_V1 in order and CRI_V2 not in given else name
 
 

@@ -57,8 +57,8 @@ def launch(
 
 
 def _config(node: ContainerdNode, files: Mapping[str, bytes | None]) -> tuple[str, ...]:
-    """How containerd is told its root file. It takes the usual one by itself, there or not; one
-    that is named has to exist."""
+    """The arguments that name the root file. The usual one needs none, because containerd reads it
+    where it exists; a named file has to exist."""
     root, running = node.root, node.runtime.process
     exists = (
         files[root.path.host] is not None if root.path.host in files else root.state is not None
@@ -108,8 +108,8 @@ def _strings(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def reason(output: str) -> str:
-    """Why containerd does not serve the CRI: what it says of the first plugin of the CRI that does
-    not load, else what it says last."""
+    """Why containerd does not serve the CRI: the error of the first CRI plugin that does not load,
+    else the last words of the output."""
     for line in output.splitlines():
         entry = command.entry(line)
         if entry is None:

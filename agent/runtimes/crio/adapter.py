@@ -116,7 +116,6 @@ class Crio:
         return node
 
     def check_shape(self, file: ConfigFile) -> None:
-        """As the protocol says."""
         merge.check_shape(file)
 
     def evidence(self, answer: Answer) -> tuple[Evidence, ...]:
@@ -139,7 +138,6 @@ class Crio:
         return (_shown(answer) or {}).get("runtimes")
 
     def unproven(self, desired: Desired, answer: Answer) -> list[str]:
-        """As the protocol says."""
         return desired_state.unproven(desired, answer)
 
     def watch_paths(
@@ -220,12 +218,10 @@ class CrioNode:
         return command_line.setting_file(host, self.runtime.process, setting.source)
 
     def load(self, host: HostRoot, overlay: Overlay | None = None) -> Files:
-        """As the protocol says."""
         known = {**self.overlay, **(overlay or {})}
         return load.load(host, self.root.name, self.directory, known)
 
     def effective(self, files: Files) -> Effective:
-        """As the protocol says."""
         return merge.effective(self.rules, files)
 
     def by_files(self, files: Files) -> Effective:
@@ -234,7 +230,6 @@ class CrioNode:
         return merge.effective(replace(self.rules, overrides=free), files)
 
     def running(self) -> Effective:
-        """As the protocol says."""
         by_files = self.effective(self.files)
         default = ADAPTER.shown_default(self.runtime.answer)
         tables = {n: t for n, t in get(self.shown, ("runtimes",), {}).items() if t}
@@ -244,11 +239,9 @@ class CrioNode:
         )  # fmt: skip
 
     def evidence(self, host: HostRoot) -> tuple[Evidence, ...]:
-        """As the protocol says; nothing more can be asked."""
         return ADAPTER.evidence(self.runtime.answer)
 
     def edits(self, host: HostRoot, request: EditRequest) -> tuple[Edits, tuple[str, ...]]:
-        """As the protocol says."""
         inputs = edit.EditInput(
             host, request.settings, request.store, self, request.memory, request.decision,
             request.available, request.hook_program,
@@ -257,13 +250,11 @@ class CrioNode:
         return found, (*unread_warnings(self.files), *edit.warnings(inputs, found))
 
     def preflight(self, host: HostRoot, candidate: Candidate) -> Preflight:
-        """As the protocol says."""
         return preflight.check(host, self, candidate)
 
     def launch(
         self, host: HostRoot, executable: str, desired: Desired, files: Mapping[str, bytes | None]
     ) -> Launch:
-        """As the protocol says."""
         return trial.launch(host, self, executable, desired, files)
 
     def restart_hazard(self, host: HostRoot, files: Files) -> RestartHazard | None:
@@ -296,7 +287,6 @@ class CrioNode:
         return (*keys, *([merge.DEFAULT] if desired.default is not None else []))
 
     def owner(self, files: Files, key: tuple[str, ...]) -> ConfigFile | None:
-        """As the protocol says."""
         return merge.owner(files, key)
 
     def pod_states(self, effective: Effective, below: str | None) -> Mapping[str, object]:
@@ -309,7 +299,6 @@ class CrioNode:
         return True
 
     def hook_programs(self, host: HostRoot, overlay: Overlay) -> Iterable[tuple[HostPath, str]]:
-        """As the protocol says."""
         return hook.programs(self, host, overlay)
 
     def watch_paths(self, host: HostRoot) -> Iterator[str]:

@@ -71,8 +71,8 @@ def program(data: bytes) -> str | None:
 
 
 def programs(node: CrioNode, host: HostRoot, overlay: Overlay) -> Iterator[tuple[HostPath, str]]:
-    """Files in which CRI-O will find OCI hooks, whoever wrote them, each with a program that it
-    names, as its own or in its arguments; `overlay` are files as they will be."""
+    """The files of all OCI hooks that CRI-O will find, each with a program that the hook runs or
+    names in its arguments. Files in `overlay` replace those on disk."""
     for found in _hooks(node, host, overlay):
         for name in (found.program, *found.called):
             if name.startswith("/"):
