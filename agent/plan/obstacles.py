@@ -179,8 +179,8 @@ def _place_refusal(host: HostRoot, changes: tuple[Change, ...]) -> AgentError | 
             continue
         above = writable.nearest_existing(os.path.dirname(change.path.agent))
         outside = writable.nearest_existing(change.outside.agent)
-        here, there = (host.mount(HostPath(path, path)) for path in (above, outside))
-        if here != there and not files.has_nameless_files(above):
+        mount, outside_mount = (host.mount(HostPath(path, path)) for path in (above, outside))
+        if mount != outside_mount and not files.has_nameless_files(above):
             return Refused(
                 f"cannot write {change.path} in one step: its file system has no files without a "
                 f"name, and {change.outside} is on another mount; mount {change.outside} as a whole"

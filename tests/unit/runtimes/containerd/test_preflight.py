@@ -41,7 +41,7 @@ runtime_type = "io.containerd.runc.v2"
 """
 
 
-class EditInput:
+class Scene:
     """A root file, a drop-in, and an executable that prints what a test says."""
 
     def __init__(self, directory: Path) -> None:
@@ -89,11 +89,11 @@ class EditInput:
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> EditInput:
-    return EditInput(tmp_path)
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
 
 
-def test_change_of_our_keys_alone_is_accepted(scene: EditInput) -> None:
+def test_change_of_our_keys_alone_is_accepted(scene: Scene) -> None:
     """Handler, switch, imports and version may; nothing was written for it."""
     before = sorted(p.name for p in scene.directory.iterdir())
     result = scene.check()
@@ -102,7 +102,7 @@ def test_change_of_our_keys_alone_is_accepted(scene: EditInput) -> None:
     assert not scene.drop_in.exists()
 
 
-def test_staged_files_are_the_candidates(scene: EditInput) -> None:
+def test_staged_files_are_the_candidates(scene: Scene) -> None:
     """In memory, the root file in its own spelling, importing the others by descriptor only."""
     scene.check()
     first, second = scene.calls()
@@ -113,7 +113,7 @@ def test_staged_files_are_the_candidates(scene: EditInput) -> None:
     assert str(scene.directory) not in staged
 
 
-def test_without_a_root_file_the_built_in_configuration_is_before(scene: EditInput) -> None:
+def test_without_a_root_file_the_built_in_configuration_is_before(scene: Scene) -> None:
     """1.x cannot dump without a file."""
     scene.root.unlink()
     scene.answers(f"cat {scene.directory}/before", f"cat {scene.directory}/before")
@@ -122,7 +122,7 @@ def test_without_a_root_file_the_built_in_configuration_is_before(scene: EditInp
     assert scene.calls()[0] == "config default"
 
 
-def test_unknown_executable_is_told(scene: EditInput) -> None:
+def test_unknown_executable_is_told(scene: Scene) -> None:
     """With the option that names it."""
     result = scene.check(executable=False)
     assert not result.done
@@ -130,7 +130,7 @@ def test_unknown_executable_is_told(scene: EditInput) -> None:
 
 
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.chmod(0o644)])
-def test_executable_that_cannot_be_run_is_told(spoil: object, scene: EditInput) -> None:
+def test_executable_that_cannot_be_run_is_told(spoil: object, scene: Scene) -> None:
     """The merge model has to do."""
     assert callable(spoil)
     spoil(scene.executable)
@@ -139,14 +139,14 @@ def test_executable_that_cannot_be_run_is_told(spoil: object, scene: EditInput) 
     assert "cannot be asked" in result.note
 
 
-def test_candidate_that_is_turned_down_is_refused(scene: EditInput) -> None:
+def test_candidate_that_is_turned_down_is_refused(scene: Scene) -> None:
     """In the executable's words."""
     scene.answers(f"cat {scene.directory}/before", "echo 'containerd: no such key' >&2; exit 1")
     with pytest.raises(Refused, match=r"^cannot apply: .*rejects .*no such key.*nothing was chang"):
         scene.check()
 
 
-def test_configuration_that_is_turned_down_already_is_refused(scene: EditInput) -> None:
+def test_configuration_that_is_turned_down_already_is_refused(scene: Scene) -> None:
     """Another fault than ours: repair it first."""
     scene.answers("echo broken >&2; exit 1", "echo broken >&2; exit 1")
     with pytest.raises(Refused, match=rf"^cannot use {scene.root}: .*as it is .broken"):
@@ -165,7 +165,7 @@ def test_configuration_that_is_turned_down_already_is_refused(scene: EditInput) 
     ],
 )  # fmt: skip
 def test_anything_else_that_would_change_is_refused(
-    old: str, new: str, named: str, scene: EditInput
+    old: str, new: str, named: str, scene: Scene
 ) -> None:
     """By the key, in the executable's own words for it."""
     assert old in AFTER
@@ -175,7 +175,7 @@ def test_anything_else_that_would_change_is_refused(
     assert named in told.value.message
 
 
-def test_default_without_a_table_is_refused(scene: EditInput) -> None:
+def test_default_without_a_table_is_refused(scene: Scene) -> None:
     """rc 0 proves little: such a configuration is dumped, and the CRI does not load."""
     text = AFTER.replace('default_runtime_name = "runc"', 'default_runtime_name = "gone"')
     (scene.directory / "after").write_text(text)
@@ -183,14 +183,14 @@ def test_default_without_a_table_is_refused(scene: EditInput) -> None:
         scene.check()
 
 
-def test_handler_that_gets_lost_is_refused(scene: EditInput) -> None:
+def test_handler_that_gets_lost_is_refused(scene: Scene) -> None:
     """Observed on 2.1 where versions are mixed: rc 0, and the handler is not there."""
     (scene.directory / "after").write_text(BEFORE)
     with pytest.raises(Refused, match="would not have the handler nvidia"):
         scene.check()
 
 
-def test_executable_that_hides_what_it_migrates_is_no_judge(scene: EditInput) -> None:
+def test_executable_that_hides_what_it_migrates_is_no_judge(scene: Scene) -> None:
     """The first releases of 2.0 (read in containerd#11747, not run): no dump shows the handlers of
     version 2 files, though the daemon has them."""
     scene.root.write_text(scene.root.read_text().replace("version = 3", "version = 2"))
@@ -201,7 +201,7 @@ def test_executable_that_hides_what_it_migrates_is_no_judge(scene: EditInput) ->
     assert len(scene.calls()) == 3
 
 
-def test_executable_that_shows_what_it_migrates_is_believed(scene: EditInput) -> None:
+def test_executable_that_shows_what_it_migrates_is_believed(scene: Scene) -> None:
     """It prints the setting of the probe, so the handler is lost indeed."""
     scene.root.write_text(scene.root.read_text().replace("version = 3", "version = 2"))
     shown = BEFORE.replace("enable_cdi", "max_container_log_line_size = 12345\nenable_cdi")
@@ -211,7 +211,7 @@ def test_executable_that_shows_what_it_migrates_is_believed(scene: EditInput) ->
         scene.check()
 
 
-def test_fault_that_is_known_is_refused_without_an_executable(scene: EditInput) -> None:
+def test_fault_that_is_known_is_refused_without_an_executable(scene: Scene) -> None:
     """What the table of generations says has to do then."""
     scene.root.write_text("disabled_plugins = ['cri']\n" + scene.root.read_text())
     with pytest.raises(Refused, match=r"^cannot use .*config.toml has 'cri' in disabled_plugins"):
