@@ -229,21 +229,19 @@ class ContainerdNode:
 
     def edits(self, host: HostRoot, request: EditRequest) -> tuple[Edits, tuple[str, ...]]:
         settings, memory, available = request.settings, request.memory, request.available
-        capabilities = handlers.shown_capabilities(
-            self.runtime.answer.config, self._missing_shims(host)
-        )
+        features = handlers.shown_features(self.runtime.answer.config, self._missing_shims(host))
 
         def derive(effective: Effective) -> Desired:
             return handlers.derive_desired(
                 effective, request.decision, available, settings.runtime_name, memory.default,
-                settings.runtime_type, capabilities,
+                settings.runtime_type, features,
             )  # fmt: skip
 
         warnings = (
             *unread_warnings(self.files),
             *faults.hidden(self.gen, self.files),
             *faults.doubtful(self.gen, self.files),
-            *handlers.left_out(self.effective(self.files), available, memory.default, capabilities),
+            *handlers.left_out(self.effective(self.files), available, memory.default, features),
         )
         inputs = EditInput(host, self.gen, self.files, self.drop_in, memory, derive)
         return edit.edits(inputs), warnings

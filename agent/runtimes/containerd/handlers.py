@@ -47,7 +47,7 @@ _LINUX_ONLY = ("runtime_engine", "runtime_root")
 
 
 @dataclass(frozen=True, slots=True)
-class Capabilities:
+class Features:
     """What the running containerd can do. `keys` are the keys that it knows in a handler's table,
     in the spelling of `plain`; None where it does not show them. `missing_shims` are the runtime
     types for which it has no shim."""
@@ -56,14 +56,12 @@ class Capabilities:
     missing_shims: tuple[str, ...] = ()
 
 
-def shown_capabilities(
-    config: Mapping[str, Any] | None, missing_shims: tuple[str, ...]
-) -> Capabilities:
+def shown_features(config: Mapping[str, Any] | None, missing_shims: tuple[str, ...]) -> Features:
     """The same from the verbose Status: each table there has every key that this version knows."""
     tables = get(config, ("containerd", "runtimes"))
     tables = tables.values() if isinstance(tables, Mapping) else ()
     keys = frozenset(plain(key) for table in tables if isinstance(table, Mapping) for key in table)
-    return Capabilities(keys or None, missing_shims)
+    return Features(keys or None, missing_shims)
 
 
 def plain(key: str) -> str:
@@ -73,7 +71,7 @@ def plain(key: str) -> str:
 
 def derive_desired(
     effective: Effective, decision: Decision, available: tuple[Binary, ...], name: str,
-    remembered: str | None, runtime_type: str, capabilities: Capabilities | None = None,
+    remembered: str | None, runtime_type: str, features: Features | None = None,
 ) -> Desired:  # fmt: skip
     """The desired state that follows from a decision on a node with this effective configuration.
 
@@ -82,13 +80,13 @@ def derive_desired(
     default runtime could not run pods.
     """
     ours = (*OUR_NAMES, *(binary.handler for binary in available))
-    capabilities = capabilities or Capabilities()
+    features = features or Features()
     _refuse_sandbox(effective, available)
-    usable = replace(effective, runtimes=_usable_handlers(effective, capabilities))
-    made = _made_runc(effective, usable, ours, remembered, capabilities)
+    usable = replace(effective, runtimes=_usable_handlers(effective, features))
+    made = _made_runc(effective, usable, ours, remembered, features)
     base = made or effective.table(_base(effective, usable, ours, remembered))
     handlers = {
-        binary.handler: _handler(base, binary.path, decision, runtime_type, effective, capabilities,
+        binary.handler: _handler(base, binary.path, decision, runtime_type, effective, features,
                                  effective.table(binary.handler))
         for binary in available
     }  # fmt: skip
@@ -99,9 +97,9 @@ def derive_desired(
     elif is_nvidia(effective, effective.default, ours):
         default = first_foreign(usable, ours, (remembered, "runc", "crun"))
     else:
-        _refuse_unusable_default(effective, capabilities)
+        _refuse_unusable_default(effective, features)
         default = default_for(effective, None, ours, remembered, "default_runtime_name")
-    _refuse_cgroup_switch(effective, handlers, default, capabilities)
+    _refuse_cgroup_switch(effective, handlers, default, features)
     return Desired(handlers, default, decision.enable_cdi)
 
 
@@ -124,22 +122,19 @@ def has_ordinary_runc(effective: Effective, missing_shims: tuple[str, ...]) -> b
 
 
 def left_out(
-    effective: Effective,
-    available: tuple[Binary, ...],
-    remembered: str | None,
-    capabilities: Capabilities,
+    effective: Effective, available: tuple[Binary, ...], remembered: str | None, features: Features
 ) -> tuple[str, ...]:
     """Warnings about keys that our handlers do not inherit: this containerd does not know them."""
     ours = (*OUR_NAMES, *(binary.handler for binary in available))
     name = _base(
         effective,
-        replace(effective, runtimes=_usable_handlers(effective, capabilities)),
+        replace(effective, runtimes=_usable_handlers(effective, features)),
         ours,
         remembered,
     )
     table = {} if is_nvidia(effective, name, ours) else effective.table(name)
-    keys = [key for key in table if not _is_known(key, capabilities)]
-    if capabilities.keys is not None and _is_runc_v2(table):
+    keys = [key for key in table if not _is_known(key, features)]
+    if features.keys is not None and _is_runc_v2(table):
         keys += [f"options.{key}" for key in table.get("options") or {} if not _is_option(key)]
     return tuple(
         f"{key} of handler {name} is not copied to NVIDIA's handlers: this containerd does not "
@@ -148,12 +143,12 @@ def left_out(
     )
 
 
-def _usable_handlers(effective: Effective, capabilities: Capabilities) -> dict[str, Data]:
+def _usable_handlers(effective: Effective, features: Features) -> dict[str, Data]:
     """The handlers that can run pods."""
     return {
         n: t
         for n, t in effective.runtimes.items()
-        if why_unusable(t, capabilities.missing_shims) is None
+        if why_unusable(t, features.missing_shims) is None
     }
 
 
@@ -170,10 +165,10 @@ def _refuse_sandbox(effective: Effective, available: tuple[Binary, ...]) -> None
             )
 
 
-def _refuse_unusable_default(effective: Effective, capabilities: Capabilities) -> None:
+def _refuse_unusable_default(effective: Effective, features: Features) -> None:
     """Raises Refused for a default runtime of somebody else's that cannot run pods."""
     why = (
-        why_unusable(effective.table(effective.default), capabilities.missing_shims)
+        why_unusable(effective.table(effective.default), features.missing_shims)
         if effective.default in effective.runtimes
         else None
     )
@@ -185,17 +180,14 @@ def _refuse_unusable_default(effective: Effective, capabilities: Capabilities) -
 
 
 def _refuse_cgroup_switch(
-    effective: Effective,
-    handlers: Mapping[str, Data],
-    default: str | None,
-    capabilities: Capabilities,
+    effective: Effective, handlers: Mapping[str, Data], default: str | None, features: Features
 ) -> None:
     """Raises Refused for `systemd_cgroup`, which is the v1.linux shim's: with a default runtime of
     another shim, containerd 1.x does not serve the CRI (observed on 1.6.20 and 1.7.24)."""
     name = default or effective.default
     old_type = effective.table(effective.default).get("runtime_type")
     new_type = (handlers.get(name) or effective.table(name)).get("runtime_type")
-    switched = old_type == LINUX != new_type and LINUX not in capabilities.missing_shims
+    switched = old_type == LINUX != new_type and LINUX not in features.missing_shims
     if switched and effective.section.get("systemd_cgroup"):
         raise Refused(
             f"cannot make {name} the default runtime: systemd_cgroup = true is for handlers of "
@@ -222,7 +214,7 @@ def _made_runc(
     usable: Effective,
     ours: tuple[str, ...],
     remembered: str | None,
-    capabilities: Capabilities,
+    features: Features,
 ) -> Data | None:
     """The table of an ordinary `runc`, None where none is needed. It is needed where the default is
     NVIDIA's and no file defines a handler that could become the default again.
@@ -237,18 +229,18 @@ def _made_runc(
     if found is not None and (found != "runc" or defined):
         return None
     current = effective.table("runc")
-    made = _ordinary(current if defined else {}, effective, capabilities)
-    made = made or _ordinary(effective.table(effective.default), effective, capabilities)
+    made = _ordinary(current if defined else {}, effective, features)
+    made = made or _ordinary(effective.table(effective.default), effective, features)
     if found is not None and not made:
         return None
     made = {"runtime_type": RUNC_V2, **made, "options": made.get("options", {})}
-    return _with_cleared_keys(made, current, capabilities)
+    return _with_cleared_keys(made, current, features)
 
 
-def _ordinary(table: Data, effective: Effective, capabilities: Capabilities) -> Data:
+def _ordinary(table: Data, effective: Effective, features: Features) -> Data:
     """The settings of a handler that are for all pods, without its program and without NVIDIA's
     annotations."""
-    kept = _inherited(table, effective, capabilities)
+    kept = _inherited(table, effective, features)
     for key in ("runtime_type", "runtime_path"):
         kept.pop(key, None)
     patterns = kept.pop("container_annotations", [])
@@ -256,7 +248,7 @@ def _ordinary(table: Data, effective: Effective, capabilities: Capabilities) -> 
     return {**kept, "container_annotations": foreign} if foreign else kept
 
 
-def _inherited(table: Data, effective: Effective, capabilities: Capabilities) -> Data:
+def _inherited(table: Data, effective: Effective, features: Features) -> Data:
     """The settings that a handler of runc can inherit from this table. Zero values are left out,
     because they are the default."""
     if is_sandbox(table):
@@ -270,7 +262,7 @@ def _inherited(table: Data, effective: Effective, capabilities: Capabilities) ->
     own = _LINUX_ONLY if _is_runc_v2(table) else ("runtime_type", "runtime_path", *_LINUX_ONLY)
     kept = {
         key: copy.deepcopy(value) for key, value in table.items()
-        if value and key not in (*own, "options") and _is_known(key, capabilities)
+        if value and key not in (*own, "options") and _is_known(key, features)
     }  # fmt: skip
     return {**kept, "options": options} if options else kept
 
@@ -279,8 +271,8 @@ def _is_runc_v2(table: Data) -> bool:
     return bool(table.get("runtime_type") == RUNC_V2)
 
 
-def _is_known(key: str, capabilities: Capabilities) -> bool:
-    return capabilities.keys is None or plain(key) in capabilities.keys
+def _is_known(key: str, features: Features) -> bool:
+    return features.keys is None or plain(key) in features.keys
 
 
 def _is_option(key: str) -> bool:
@@ -289,11 +281,11 @@ def _is_option(key: str) -> bool:
 
 def _handler(
     base: Data, binary: str, decision: Decision, runtime_type: str, effective: Effective,
-    capabilities: Capabilities, current: Data,
+    features: Features, current: Data,
 ) -> Data:  # fmt: skip
     """The table of a handler of ours: the settings of the base, with our binary under every
     spelling of BinaryName in the current table."""
-    table = _inherited(base, effective, capabilities)
+    table = _inherited(base, effective, features)
     options = {"BinaryName": binary, **dict.fromkeys((key for key, _ in binaries(current)), binary)}
     options |= table.pop("options", {})
     table["runtime_type"] = table.get("runtime_type") or runtime_type
@@ -306,16 +298,16 @@ def _handler(
     table = {**table, "options": options}
     named = [value for _, value in binaries(current)]
     if not named or not _is_runc_v2(current) or any(value != binary for value in named):
-        return _with_cleared_keys(table, current, capabilities)
+        return _with_cleared_keys(table, current, features)
     # It runs our binary already, so the admin may have given it more than the base says.
     more = [Set(path, value) for path, value in leaves(current) if not get(base, path, True)]
     return emptied(table, apply({}, more))
 
 
-def _with_cleared_keys(table: Data, current: Data, capabilities: Capabilities) -> Data:
+def _with_cleared_keys(table: Data, current: Data, features: Features) -> Data:
     """The table, with every other key of the present handler set to its zero value, because a
     drop-in cannot delete keys."""
-    known = {key: value for key, value in current.items() if _is_known(key, capabilities)}
+    known = {key: value for key, value in current.items() if _is_known(key, features)}
     for key in FILLED:
         if known.get(key) not in (None, "", SANDBOXER):
             table = {key: SANDBOXER, **table}

@@ -41,11 +41,7 @@ def content(path: str | None) -> bytes:
     search = _PATH if directory in _PATH else (*_PATH, directory)
     data = {
         "version": "1.0.0",
-        "hook": {
-            "path": path,
-            "args": [_BINARY, "prestart"],
-            "env": [f"PATH={':'.join(search)}"],
-        },
+        "hook": {"path": path, "args": [_BINARY, "prestart"], "env": [f"PATH={':'.join(search)}"]},
         "when": {"always": True, "commands": [".*"]},
         "stages": ["prestart"],
     }

@@ -148,10 +148,7 @@ def _builtin(name: str) -> Data:
     }
 
 
-RULES = (
-    Rules((0, 0, 0), "runc", _builtin("runc")),
-    Rules((1, 31, 0), "crun", _builtin("crun")),
-)
+RULES = (Rules((0, 0, 0), "runc", _builtin("runc")), Rules((1, 31, 0), "crun", _builtin("crun")))
 
 
 def rules(

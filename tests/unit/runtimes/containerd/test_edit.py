@@ -23,7 +23,7 @@ from agent.runtimes import desired_state
 from agent.runtimes.base import Edits, Effective
 from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.containerd import edit, generations, handlers, load, merge
-from agent.runtimes.containerd.handlers import Capabilities
+from agent.runtimes.containerd.handlers import Features
 from agent.runtimes.containerd.overlay import EditInput
 from agent.runtimes.desired_state import Desired
 from agent.state.store import Memory, Original
@@ -126,7 +126,7 @@ class Tree:
         def derive(cri: Effective) -> Desired:
             return handlers.derive_desired(
                 cri, decision, available, "nvidia", self.memory.default, "io.containerd.runc.v2",
-                Capabilities(None, self.generation.missing_shims),
+                Features(None, self.generation.missing_shims),
             )  # fmt: skip
 
         host = self.host

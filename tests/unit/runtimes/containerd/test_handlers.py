@@ -10,7 +10,7 @@ import pytest
 from agent.errors import Refused
 from agent.runtimes.base import Effective
 from agent.runtimes.containerd import handlers
-from agent.runtimes.containerd.handlers import Capabilities
+from agent.runtimes.containerd.handlers import Features
 from agent.runtimes.desired_state import differences
 from agent.toml.edit import Data
 from agent.toolkit.programs import Binary
@@ -218,7 +218,7 @@ def test_default_that_cannot_run_pods_is_refused(
     """It is somebody else's: not ours to repair. Where ours becomes the default, it is left."""
     table: Data = {"options": {"SystemdCgroup": True}} | ({} if kind is None else {
         "runtime_type": kind})  # fmt: skip
-    seen = Capabilities(None, missing_shims)
+    seen = Features(None, missing_shims)
     settings = node({"runc": table}, "runc")
     with pytest.raises(Refused, match=f"^cannot use runc as default runtime: .*{why}"):
         handlers.derive_desired(settings, ROW3, BINARIES, "nvidia", None, TYPE, seen)
@@ -244,7 +244,7 @@ def test_default_to_go_back_to_can_run_pods(
 ) -> None:
     """One that can is taken, else runc is repaired, with its own options where it has any."""
     settings = node({**runtimes, "nvidia": only()}, "nvidia")
-    seen = Capabilities(None, ("io.containerd.runc.v1",))
+    seen = Features(None, ("io.containerd.runc.v1",))
     found = handlers.derive_desired(settings, ROW3, BINARIES, "nvidia", None, TYPE, seen)
     assert found.default == default
     assert ("runc" in found.handlers) is made
@@ -281,7 +281,7 @@ def test_cgroup_switch_of_the_old_shim_is_refused() -> None:
     for decision in (ROW3, ROW6):
         with pytest.raises(Refused, match=r"^cannot make .* the default runtime: systemd_cgroup"):
             derive_desired(settings, decision)
-    seen = Capabilities(None, (LINUX,))
+    seen = Features(None, (LINUX,))
     found = handlers.derive_desired(settings, ROW3, BINARIES, "nvidia", None, TYPE, seen)
     assert found.handlers["runc"]["options"] == {"SystemdCgroup": True}
 
@@ -327,7 +327,7 @@ def test_what_nobody_knows_is_neither_copied_nor_demanded() -> None:
             }
         }
     }
-    seen = handlers.shown_capabilities(config, ())
+    seen = handlers.shown_features(config, ())
     base: Data = {
         **RUNC, "typo": True, "cgroup_writable": True, "base_runtime_spec": "/s",
         "options": {"SystemdCgroup": True, "version": 2, "TypeUrl": "x", "shimcgroup": "/y"},
@@ -344,6 +344,6 @@ def test_what_nobody_knows_is_neither_copied_nor_demanded() -> None:
     assert [text.partition(" of ")[0] for text in told] == [
         "typo", "cgroup_writable", "options.version", "options.TypeUrl",
     ]  # fmt: skip
-    assert handlers.shown_capabilities(None, ()) == Capabilities()
+    assert handlers.shown_features(None, ()) == Features()
     everything = derive_desired(settings).handlers["nvidia"]
     assert everything["typo"] is everything["cgroup_writable"] is True
