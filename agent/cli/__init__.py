@@ -32,6 +32,7 @@ cannot be proven is undone.
   toolkit-agent plan     what would be done, and why; changes nothing
   toolkit-agent apply    do it
   toolkit-agent status   what is
+  toolkit-agent doctor   what is wrong, and what to do
   toolkit-agent config   every option, and where its value comes from
   toolkit-agent revert   back to the files of before
   toolkit-agent run      do it, and keep the node right until stopped
@@ -116,6 +117,33 @@ def status(output: str, **given: str | None) -> None:
     found = report(_context(given))
     emit(output, found, render_status.text, "Status", render_status.data)
     if not found.ready:
+        raise SystemExit(1)
+
+
+@cli.command(cls=Command)
+@click.option("--bundle", metavar="FILE", help="Also write an archive for a bug report.")
+@output_option
+def doctor(output: str, bundle: str | None, **given: str | None) -> None:
+    """Say what is wrong with this node, why it matters and what to do, the worst first.
+
+    Works on nodes that other tools configured, too. It changes nothing.
+    """
+    from agent.cli import render_doctor
+    from agent.doctor.check import diagnose
+    from agent.doctor.gather import gather
+    from agent.doctor.table import CHECKS
+    from agent.plan.context import reading_context
+    from agent.reports.node import report
+
+    ctx = reading_context(settings_of(given))
+    seen = report(ctx)
+    found = diagnose(gather(ctx, seen), CHECKS)
+    if bundle:
+        from agent.cli import bundle as archive
+
+        archive.write(bundle, ctx.settings, seen, found)
+    emit(output, found, render_doctor.text, "Doctor", render_doctor.data)
+    if found.faults:
         raise SystemExit(1)
 
 

@@ -25,7 +25,7 @@ _Result = TypeVar("_Result")
 
 EPILOG = """\b
 Exit codes: 0 done or nothing to do; 1 plan found changes, status or wait: not ready,
-cdi validate found something;
+doctor or cdi validate found a fault;
 2 usage; 3 refused, nothing touched; 4 runtime unreachable; 5 failed and rolled back;
 6 rollback failed; 7 another instance holds the lock."""
 

@@ -21,7 +21,7 @@ from agent.cri.process import Process
 from agent.decide import DEFAULT_DIRS
 from agent.errors import Refused
 from agent.host import trees, trust
-from agent.host.paths import HostRoot, open_host_root
+from agent.host.paths import HostPath, HostRoot, open_host_root
 from agent.log import Log, Silent
 from agent.options.settings import Settings
 from agent.runtimes import registry, restart
@@ -169,10 +169,23 @@ def open_host(settings: Settings) -> HostRoot:
 def open_context(settings: Settings, log: Log | None = None) -> Context:
     """The context of a real run. Raises UsageError or Refused."""
     host = open_host(settings)
+    return context(settings, host, _state_directory(settings, host), log)
+
+
+def reading_context(settings: Settings, log: Log | None = None) -> Context:
+    """The context of a run that only reads: the state is where there is some, and nothing has to be
+    writable. Raises UsageError or Refused."""
+    host = open_host(settings)
+    places, used = _state_places(settings, host)
+    return context(settings, host, next(iter(used or places)), log)
+
+
+def context(settings: Settings, host: HostRoot, state: str, log: Log | None = None) -> Context:
+    """The context with its state in the directory of that host path."""
     return Context(
         settings=settings,
         host=host,
-        store=Store(_state_directory(settings, host), host),
+        store=Store(state, host),
         publisher=Publisher(
             trust.system_name(host, settings.status_dir), settings.entry == "nvidia-toolkit", host
         ),
@@ -187,11 +200,8 @@ def _state_directory(settings: Settings, host: HostRoot) -> str:
     Without --state-dir, a directory that has state already is taken. A pod that sees the host
     read-only keeps its state beside the toolkit, and a person on the node has to find it there.
     """
-    asked = host.name(settings.state_dir)
-    in_toolkit = host.name(os.path.join(settings.toolkit_install_dir, ".toolkit-agent"))
-    places = {name: host.resolve(name) for name in (asked, in_toolkit)}
-    names = places if settings.origins["state_dir"] == "default" else (asked,)
-    used = [name for name in names if _has_state(places[name].agent)]
+    places, used = _state_places(settings, host)
+    asked, in_toolkit = next(iter(places)), list(places)[-1]
     if len(used) > 1:
         raise Refused(
             f"cannot choose between two state directories, {asked} and {in_toolkit}; compare "
@@ -210,6 +220,18 @@ def _state_directory(settings: Settings, host: HostRoot) -> str:
         f"cannot keep a journal in {asked}: it is not on a writable mount of "
         "the host; mount it, or give another directory with --state-dir"
     )
+
+
+def _state_places(
+    settings: Settings, host: HostRoot
+) -> tuple[dict[str, HostPath], tuple[str, ...]]:
+    """The two places for state by their names: what was asked for and that beside the toolkit; and
+    the names of those where there is some that is ours to use."""
+    asked = host.name(settings.state_dir)
+    beside = host.name(os.path.join(settings.toolkit_install_dir, ".toolkit-agent"))
+    places = {name: host.resolve(name) for name in (asked, beside)}
+    names = places if settings.origins["state_dir"] == "default" else (asked,)
+    return places, tuple(name for name in names if _has_state(places[name].agent))
 
 
 def _has_state(directory: str) -> bool:

@@ -124,6 +124,27 @@ class Restoration:
     drop_in_goes: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Defect:
+    """What is wrong with configuration files, as `text` says. `deadly`: the runtime does not start
+    on them, or does not serve the CRI. `handler` is the one whose pods fail, "" where it is not
+    about one."""
+
+    text: str
+    remedy: str
+    deadly: bool = False
+    handler: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A file (its host path) that a `program` writes anew at each start, from `source`."""
+
+    path: str
+    program: str
+    source: str
+
+
 class CannotSwitch(Refused):
     """No edit can switch native CDI on, although it is on in the desired state."""
 
@@ -277,6 +298,15 @@ class ConfiguredRuntime(Protocol):
 
     def restart_hazard(self, host: HostRoot, files: Files) -> RestartHazard | None:
         """What would keep the runtime from a start on these files, None for nothing."""
+
+    def defects(self, host: HostRoot) -> Iterable[Defect]:
+        """What is wrong with the files as they are, the worst first."""
+
+    def rendered(self) -> Iterable[Rendered]:
+        """The files that another program writes anew."""
+
+    def cgroup_drivers(self) -> Mapping[str, str]:
+        """By what each handler makes cgroups, "systemd" or "cgroupfs", where the files say it."""
 
     def needs_restart(self, changed: tuple[str, ...]) -> bool:
         """Does a change of these files (host paths) take effect only at the next start?"""

@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import replace
 
 from agent.cri import process
-from agent.cri.client import Unimplemented
+from agent.cri.client import Answer, Unimplemented
 from agent.cri.process import Process
 from agent.decide import DEFAULT_DIRS
 from agent.errors import Refused, Unreachable
 from agent.host import trust
 from agent.host.paths import HostPath, HostRoot
 from agent.options.settings import Settings
-from agent.runtimes import registry
+from agent.runtimes import command, registry
 from agent.runtimes.base import Endpoint, Runtime
+from agent.toolkit import programs
+
+_VERSION = re.compile(r"(?<![\w.])v?(\d+\.\d+\.\d+[\w.+~-]*)")
 
 
 def find_runtime(settings: Settings, host: HostRoot) -> Runtime:
@@ -103,6 +108,60 @@ def _explained(
     for item in registry.REGISTERED:
         error = registry.adapter(item.kind).explained(error, settings, host, socket)
     return error
+
+
+def sockets(settings: Settings, host: HostRoot) -> Iterator[Endpoint]:
+    """Where a runtime listens, as far as there is something, whoever it is."""
+    given = [(kind, path) for kind, path in registry.sockets("auto")]
+    if settings.socket:
+        kind = "" if settings.runtime == "auto" else settings.runtime
+        given.insert(0, (kind, settings.socket))
+    for kind, path in given:
+        with contextlib.suppress(Refused):
+            socket = host.resolve(host.name(path))
+            if os.path.lexists(socket.agent):
+                yield Endpoint(kind, socket)
+
+
+def asleep(settings: Settings, host: HostRoot) -> tuple[Runtime, str] | None:
+    """The runtime that would answer here, and the host path of its executable; None where there is
+    none. What it loads can be looked at while it is down. Its answer has the version only."""
+    for item in registry.REGISTERED:
+        if settings.runtime not in ("auto", item.kind):
+            continue
+        socket = host.locate(settings.socket or item.sockets[0])
+        running = None
+        with contextlib.suppress(Unreachable):
+            running = process.find(socket.agent, socket.host, host, item.kind)
+        if running is not None and not process.is_kind(running, item.kind):
+            continue
+        with contextlib.suppress(Refused):
+            program = _program_of(settings, host, running, item.kind)
+            if program and (version := executable_version(host, program)):
+                answer = Answer(item.cri_name, version, False, None, ())
+                return Runtime(Endpoint(item.kind, socket), running, answer), program
+    return None
+
+
+def _program_of(
+    settings: Settings, host: HostRoot, running: Process | None, kind: str
+) -> str | None:
+    """Host path of a runtime's executable, that of the process or the first one of that name."""
+    if found := executable(settings, host, running):
+        return found if os.path.basename(found).startswith(kind) else None
+    names = (f"{above}/{kind}" for above in programs.DIRECTORIES)
+    found = next((name for name in names if programs.runs(host, name)), None)
+    if found:
+        trust.require(host, found, f"run {found}")
+    return found
+
+
+def executable_version(host: HostRoot, program: str) -> str | None:
+    """The version that the executable of that host path gives; None where it gives none. It has to
+    be root's alone."""
+    done = command.run(host, [program, "--version"], timeout=10)
+    found = _VERSION.search(done.out.decode("utf-8", "replace")) if done.code == 0 else None
+    return found[1] if found else None
 
 
 def given_drop_in(settings: Settings, host: HostRoot) -> HostPath | None:

@@ -26,6 +26,7 @@ LAYERS = (
     ("agent.cli",),
     ("agent.daemon",),
     ("agent.transaction",),
+    ("agent.doctor",),
     ("agent.reports",),
     ("agent.plan",),
     ("agent.runtimes",),

@@ -24,10 +24,12 @@ from agent.host.paths import HostPath, HostRoot
 from agent.options.settings import Settings
 from agent.runtimes import find
 from agent.runtimes.base import (
+    Defect,
     EditRequest,
     Edits,
     Effective,
     Files,
+    Rendered,
     RestartHazard,
     Restoration,
     Runtime,
@@ -43,6 +45,7 @@ from agent.runtimes.containerd import (
     load,
     merge,
     preflight,
+    rendered,
     trial,
 )
 from agent.runtimes.containerd.generations import CRI_PLUGINS, GENERATIONS, Generation, generation
@@ -270,6 +273,23 @@ class ContainerdNode:
     def restart_hazard(self, host: HostRoot, files: Files) -> RestartHazard | None:
         """CDI specs of which this containerd dies."""
         return deadly_specs.deadly(host, self.gen, files)
+
+    def defects(self, host: HostRoot) -> Iterable[Defect]:
+        """As the protocol says."""
+        lacking = self._lacking(host)
+        return faults.defects(self.gen, self.files, self.effective(self.files), lacking)
+
+    def rendered(self) -> Iterable[Rendered]:
+        """k3s, RKE2, k0s and MicroK8s write the configuration of their containerd."""
+        for file in self.files:
+            if found := rendered.renderer(file):
+                yield Rendered(file.path.host, found.program, found.source)
+
+    def cgroup_drivers(self) -> Mapping[str, str]:
+        """The option SystemdCgroup of each handler."""
+        tables = self.effective(self.files).runtimes
+        found = {name: faults.cgroup_driver(table) for name, table in tables.items()}
+        return {name: driver for name, driver in found.items() if driver}
 
     def needs_restart(self, changed: tuple[str, ...]) -> bool:
         """containerd reads its files once."""

@@ -5,9 +5,10 @@ Invariant: pure; each finding names the file, so that an error can say what to r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from agent.runtimes.base import Defect, Effective
 from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.containerd.generations import (
     CRI_V1,
@@ -18,6 +19,7 @@ from agent.runtimes.containerd.generations import (
     Generation,
 )
 from agent.runtimes.containerd.merge import Files, has_section, names, version_of
+from agent.runtimes.desired import LINUX, binaries, is_runc
 from agent.toml import edit as tomledit
 from agent.toml import text as tomltext
 from agent.toml.edit import Data, Path, get
@@ -185,3 +187,54 @@ def _uri(gen: Generation, file: ConfigFile, entry: str) -> str:
     if "." in entry or not old:
         return entry
     return CRI_V2 if entry == CRI_V1 else f"io.containerd.{entry}"
+
+
+def defects(
+    gen: Generation, files: Files, found: Effective, lacking: Sequence[str]
+) -> Iterator[Defect]:
+    """All of this, and handlers that cannot run pods; `found` is what the files make together,
+    `lacking` are types of handlers for which there is no shim."""
+    if why := fatal(gen, files):
+        yield Defect(why, "give all files the version of the root file", deadly=True)
+    if entry := disabled(gen, files):
+        text = f"disabled_plugins in {entry[0].path} names {entry[1]!r}"
+        remedy = "take that name out of the list, and restart containerd"
+        yield Defect(f"{text}: the CRI is switched off", remedy, deadly=True)
+    for name, table in found.runtimes.items():
+        yield from _of_handler(name, table, lacking)
+    if unread := ignored(gen, files):
+        text = f"containerd does not read {unread[1]} of {unread[0].path}, which has no version"
+        remedy = "write the version and the names of that version into the file"
+        yield Defect(text + (f": {where}" if (where := misplaced_version(files)) else ""), remedy)
+    if (file := ambiguous(gen, files)) is not None:
+        text = f"{file.path} has the CRI section under two names, and chance decides which counts"
+        yield Defect(text, "keep one of the sections")
+    for text in (*hidden(gen, files), *doubtful(gen, files)):
+        yield Defect(text, "put all settings of the section into the last file, or use one file")
+
+
+def _of_handler(name: str, table: Data, lacking: Sequence[str]) -> Iterator[Defect]:
+    """Why pods of a handler are not created, or run by another program than the file seems to say.
+    Each was observed: Status and the dump look well."""
+    kind = table.get("runtime_type")
+    if not kind:
+        text = f'handler {name} has no runtime_type: "container.Runtime.Name must be set"'
+        remedy = f'set runtime_type = "io.containerd.runc.v2" in the table of {name}'
+        yield Defect(text, remedy, handler=name)
+    elif kind in lacking:
+        text = f"handler {name} has runtime_type {kind}, for which this containerd has no shim"
+        yield Defect(text, 'set runtime_type = "io.containerd.runc.v2"', handler=name)
+    spelled = dict(binaries(table))
+    if len(spelled) > 1 and is_runc(table):
+        pairs = " and ".join(f"{key} = {value}" for key, value in spelled.items())
+        text = f"handler {name} names its program twice: {pairs}"
+        yield Defect(text, "keep BinaryName, and remove the other spelling", handler=name)
+
+
+def cgroup_driver(table: Data) -> str | None:
+    """By what a handler of runc makes cgroups; None for another shim."""
+    if not is_runc(table) or table.get("runtime_type") == LINUX:
+        return None
+    options = table.get("options") or {}
+    on = any(value is True for key, value in options.items() if key.lower() == "systemdcgroup")
+    return "systemd" if on else "cgroupfs"

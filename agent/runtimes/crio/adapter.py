@@ -23,10 +23,12 @@ from agent.host.paths import HostPath, HostRoot, is_below
 from agent.options.settings import Settings
 from agent.runtimes import find
 from agent.runtimes.base import (
+    Defect,
     EditRequest,
     Edits,
     Effective,
     Files,
+    Rendered,
     RestartHazard,
     Restoration,
     Runtime,
@@ -271,6 +273,20 @@ class CrioNode:
             "handler"
         )
         return RestartHazard(path, why, "take that back first", ADAPTER.title)
+
+    def defects(self, host: HostRoot) -> Iterable[Defect]:
+        """What is wrong with a file, CRI-O says at its start, and `look` refuses it."""
+        return ()
+
+    def rendered(self) -> Iterable[Rendered]:
+        """Nobody writes its files anew."""
+        return ()
+
+    def cgroup_drivers(self) -> Mapping[str, str]:
+        """One for all handlers; systemd is the built-in one."""
+        effective = self.effective(self.files)
+        driver = str(effective.section.get("cgroup_manager") or "systemd")
+        return dict.fromkeys(effective.runtimes, driver)
 
     def needs_restart(self, changed: tuple[str, ...]) -> bool:
         """CRI-O reads changed hooks at once, and all other files at its start."""

@@ -14,10 +14,12 @@ from agent.host.isolation import View
 from agent.host.paths import HostPath, HostRoot
 from agent.options.settings import Settings
 from agent.runtimes.base import (
+    Defect,
     EditRequest,
     Edits,
     Effective,
     Files,
+    Rendered,
     RestartHazard,
     Restoration,
     Runtime,
@@ -179,6 +181,18 @@ class MadeUpNode:
     def restart_hazard(self, host: HostRoot, files: Files) -> RestartHazard | None:
         """Nothing ends it."""
         return None
+
+    def defects(self, host: HostRoot) -> Iterable[Defect]:
+        """There is no way to do it wrong."""
+        return ()
+
+    def rendered(self) -> Iterable[Rendered]:
+        """Its file is the admin's."""
+        return ()
+
+    def cgroup_drivers(self) -> Mapping[str, str]:
+        """It does not say."""
+        return {}
 
     def needs_restart(self, changed: tuple[str, ...]) -> bool:
         """It reads its file once."""

@@ -1,0 +1,77 @@
+"""The archive of `doctor --bundle`: what a bug report needs to know of a node.
+
+Invariant: it has what the commands print as JSON, with their redaction, and no content of a file.
+Root alone can read it, and no file is overwritten.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import tarfile
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from agent import __version__
+from agent.cli import render_config, render_doctor, render_plan, render_status
+from agent.cli.render import document
+from agent.doctor.check import Diagnosis
+from agent.errors import Refused, reason
+from agent.options.settings import Settings, effective
+from agent.reports.node import Report
+
+
+def write(path: str, settings: Settings, report: Report, diagnosis: Diagnosis) -> None:
+    """Write the archive to a new file at this path. Raises Refused."""
+    content = _archive(documents(settings, report, diagnosis))
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        text = f"{path} exists" if isinstance(error, FileExistsError) else reason(error)
+        raise Refused(f"cannot write the bundle: {text}; give the name of a new file") from error
+    try:
+        with open(fd, "wb") as file:
+            file.write(content)
+    except OSError as error:
+        with suppress(OSError):
+            os.unlink(path)
+        raise Refused(f"cannot write the bundle to {path}: {reason(error)}") from error
+
+
+def documents(settings: Settings, report: Report, diagnosis: Diagnosis) -> Mapping[str, str]:
+    """The texts of the archive by file name."""
+    found: dict[str, tuple[str, Mapping[str, Any]]] = {
+        "doctor.json": ("Doctor", render_doctor.data(diagnosis)),
+        "status.json": ("Status", render_status.data(report)),
+        "config.json": ("Config", render_config.data(effective(settings))),
+        "versions.json": ("Versions", _versions(report)),
+    }
+    if report.proposal is not None:
+        found["plan.json"] = ("Plan", render_plan.data(report.proposal))
+    return {name: document(kind, body) + "\n" for name, (kind, body) in found.items()}
+
+
+def _versions(report: Report) -> dict[str, Any]:
+    kernel = os.uname()
+    answer = report.proposal.runtime.answer if report.proposal else None
+    return {
+        "agent": __version__,
+        "python": sys.version.split()[0],
+        "kernel": kernel.release,
+        "machine": kernel.machine,
+        "runtime": f"{answer.name} {answer.version}" if answer else None,
+    }
+
+
+def _archive(texts: Mapping[str, str]) -> bytes:
+    """The texts as a compressed archive, in a directory of its own."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, text in sorted(texts.items()):
+            data = text.encode("utf-8", "surrogateescape")
+            entry = tarfile.TarInfo(f"toolkit-agent-doctor/{name}")
+            entry.size, entry.mode = len(data), 0o600
+            archive.addfile(entry, io.BytesIO(data))
+    return buffer.getvalue()

@@ -1,0 +1,91 @@
+"""What `doctor` prints.
+
+Invariant: pure functions of a diagnosis. The first lines name the worst finding and its remedy, and
+a line has 80 columns unless a single word is longer.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+from agent.doctor.check import ORDER, Diagnosis, Finding
+
+_COLUMNS = 80
+_INDENT = " " * 9
+
+
+def data(diagnosis: Diagnosis) -> dict[str, Any]:
+    """A diagnosis for JSON."""
+    found = {item.check.id for item in diagnosis.findings}
+    skipped = {check.id: why for check, why in diagnosis.skipped}
+    return {
+        "healthy": not diagnosis.faults,
+        "findings": [
+            {
+                "check": item.check.id,
+                "severity": item.found.severity,
+                "found": item.found.text,
+                "evidence": list(item.found.evidence),
+                "why": item.check.why,
+                "remedy": item.remedy,
+            }
+            for item in diagnosis.findings
+        ],
+        "checks": [
+            {
+                "check": check.id,
+                "title": check.title,
+                "result": "found" if check.id in found
+                else "not looked at" if check.id in skipped else "passed",
+                "reason": skipped.get(check.id),
+            }
+            for check in diagnosis.checks
+        ],
+    }  # fmt: skip
+
+
+def text(diagnosis: Diagnosis) -> str:
+    """A diagnosis for a person."""
+    lines = [line for item in diagnosis.findings for line in _finding(item)]
+    if not diagnosis.faults:
+        lines = [*_wrapped("ok", "no fault was found"), "", *lines]
+    return "\n".join([*lines, _summary(diagnosis), *_skipped(diagnosis)])
+
+
+def _finding(item: Finding) -> Iterator[str]:
+    yield from _wrapped(item.found.severity, item.found.text)
+    yield from _wrapped("  do", item.remedy)
+    if item.found.severity != "info":
+        yield from _wrapped("  why", item.check.why)
+    for evidence in item.found.evidence:
+        yield from _wrapped("  seen", evidence)
+    yield ""
+
+
+def _wrapped(label: str, words: str) -> list[str]:
+    """A paragraph beside its label."""
+    return textwrap.wrap(
+        words, _COLUMNS, initial_indent=f"{label:<9}", subsequent_indent=_INDENT,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+
+
+def _summary(diagnosis: Diagnosis) -> str:
+    """How many findings there are of each severity."""
+    severities = [item.found.severity for item in diagnosis.findings]
+    counts = [(severities.count(name), name) for name in ORDER]
+    words = [f"{number} {name}{'' if number == 1 or name == 'info' else 's'}"
+             for number, name in counts]  # fmt: skip
+    return f"{len(diagnosis.checks)} checks: {', '.join(words)}"
+
+
+def _skipped(diagnosis: Diagnosis) -> Iterator[str]:
+    """The checks that did not look, by reason."""
+    for why in dict.fromkeys(why for _, why in diagnosis.skipped):
+        names = [check.id for check, reason in diagnosis.skipped if reason == why]
+        yield from textwrap.wrap(
+            f"not looked at: {', '.join(names)}: {why}", _COLUMNS, subsequent_indent="  ",
+            break_long_words=False, break_on_hyphens=False,
+        )  # fmt: skip

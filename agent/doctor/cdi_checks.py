@@ -1,0 +1,235 @@
+"""Checks of CDI: who injects a device, and whether its spec can be used.
+
+Invariant: pure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from agent.decide import CDI_PREFIX, NVIDIA_PREFIX
+from agent.doctor.check import Check, Found, Severity
+from agent.doctor.facts import Facts, SpecProblem
+
+_FIELD = ("k8s.device-plugin.nvidia.com", "k8s.gpu.nvidia.com")  # these ask by the CRI's field
+_NUMBER = re.compile(r"\.so\.(\d+(?:\.\d+){1,3})\b")
+_GONE = "missing on the host"
+
+
+def _asked(facts: Facts) -> tuple[tuple[str, ...], str, str]:
+    """Strategy, annotation prefix and who says so: the plugin that runs, else what is published."""
+    for plugin in facts.plugins.value or ():
+        if plugin.strategy:
+            prefix = plugin.prefix or CDI_PREFIX
+            return plugin.strategy, prefix, f"the device plugin (process {plugin.pid})"
+    agent = facts.agent.value
+    lines = agent.published if agent else {}
+    strategy = tuple(filter(None, lines.get("DEVICE_LIST_STRATEGY", "").split(",")))
+    return strategy, lines.get("CDI_ANNOTATION_PREFIX", CDI_PREFIX), "the published status"
+
+
+def _switch(facts: Facts) -> Iterator[Found]:
+    runtime = facts.runtime.get()
+    if runtime.switch != "false":
+        return
+    strategy, _, source = _asked(facts)
+    agent, specs = facts.agent.value, facts.specs.value
+    needs = [f"{source} asks by the CRI's field"] if "cdi-cri" in strategy else []
+    if agent and agent.published.get("TOOLKIT_NATIVE_CDI") == "true":
+        needs.append("the published status says TOOLKIT_NATIVE_CDI=true")
+    if specs and any(item[0].startswith(_FIELD) for item in specs.devices):
+        needs.append("there are specs of a device plugin or DRA driver")
+    text = f"CDI is switched off in {runtime.title} {runtime.version} (enable_cdi = false)"
+    yield Found("fault" if needs else "warning", text, tuple(needs))
+
+
+def _unsupported(facts: Facts) -> Iterator[Found]:
+    runtime = facts.runtime.get()
+    if runtime.native is False and runtime.switch == "absent":
+        text = f"{runtime.title} {runtime.version} knows no CDI"
+        yield Found("warning", text)
+
+
+def _directories(facts: Facts) -> Iterator[Found]:
+    specs = facts.specs.get()
+    for name, names in specs.unread:
+        text = f"the runtime does not read {name}, and there are specs in it"
+        evidence = (f"specs: {', '.join(names[:5])}", f"it reads: {', '.join(specs.directories)}")
+        yield Found("fault" if any("nvidia" in n for n in names) else "warning", text, evidence)
+
+
+def _by_file(problems: list[SpecProblem]) -> Iterator[tuple[SpecProblem, tuple[str, ...]]]:
+    """The first problem of each file, and how many more there are."""
+    for name in dict.fromkeys(item.file for item in problems):
+        mine = [item for item in problems if item.file == name]
+        more = f"and {len(mine) - 1} more of this file" if len(mine) > 1 else ""
+        yield mine[0], tuple(filter(None, (mine[0].where, more)))
+
+
+def _kind(problem: SpecProblem) -> str:
+    if not problem.error:
+        return "doubt"
+    if " too, and the runtime takes it from none" in problem.text:
+        return "conflict"
+    if problem.text.startswith("hook binary"):
+        return "hook"
+    return "stale" if _GONE in problem.text else "invalid"
+
+
+def _of_kind(facts: Facts, kind: str) -> list[SpecProblem]:
+    return [item for item in facts.specs.get().problems if _kind(item) == kind]
+
+
+def _conflict(facts: Facts) -> Iterator[Found]:
+    for problem, evidence in _by_file(_of_kind(facts, "conflict")):
+        yield Found("fault", f"{problem.file}: {problem.text}", evidence, problem.remedy)
+
+
+def _invalid(facts: Facts) -> Iterator[Found]:
+    for problem, evidence in _by_file(_of_kind(facts, "invalid")):
+        yield Found("fault", f"{problem.file}: {problem.text}", evidence, problem.remedy)
+
+
+def _hook(facts: Facts) -> Iterator[Found]:
+    for problem, evidence in _by_file(_of_kind(facts, "hook")):
+        yield Found("fault", f"{problem.file}: {problem.text}", evidence)
+
+
+def _stale(facts: Facts) -> Iterator[Found]:
+    now = facts.driver.value.library if facts.driver.value else ""
+    for problem, evidence in _by_file(_of_kind(facts, "stale")):
+        made = next(iter(_NUMBER.findall(problem.text)), "")
+        text = f"{problem.file}: {problem.text}"
+        if made and now and made != now:
+            text = f"{problem.file} was made for driver {made}, and driver {now} is installed"
+            evidence = (problem.text, *evidence)
+        yield Found("fault", text, evidence)
+
+
+def _doubt(facts: Facts) -> Iterator[Found]:
+    for problem, evidence in _by_file(_of_kind(facts, "doubt")):
+        yield Found("info", f"{problem.file}: {problem.text}", evidence, problem.remedy)
+
+
+def _nobody(facts: Facts) -> Iterator[Found]:
+    runtime, (strategy, prefix, source) = facts.runtime.get(), _asked(facts)
+    if not strategy or runtime.native is None:
+        return
+    said = f"{source}: DEVICE_LIST_STRATEGY={','.join(strategy)}, CDI_ANNOTATION_PREFIX={prefix}"
+    if not runtime.native and set(strategy) == {"cdi-cri"}:
+        text = "devices are asked for by the CRI's field, which this runtime ignores"
+        yield Found("fault", text, (said,), "set DEVICE_LIST_STRATEGY=cdi-annotations")
+    if strategy == ("envvar",) and not facts.config.get().nvidia_default:
+        hooks = any("nvidia" in program for _, program, _ in facts.config.get().hooks)
+        text = "devices are asked for by variable, and NVIDIA's runtime is not the default"
+        if not hooks:
+            yield Found("fault", text, (said,), "set DEVICE_LIST_STRATEGY=cdi-cri, or make NVIDIA's"
+                        " runtime the default")  # fmt: skip
+    if "cdi-annotations" in strategy and (why := _unanswered(facts, prefix)):
+        severity: Severity = "warning" if "cdi-cri" in strategy and runtime.native else "fault"
+        yield Found(severity, f"nobody answers annotations {prefix}: {why}", (said,))
+
+
+def _unanswered(facts: Facts, prefix: str) -> str:
+    """Why nobody injects devices for an annotation with this prefix; "" where somebody does."""
+    if not prefix.endswith("/"):
+        return "a prefix has to end in a slash"
+    if facts.runtime.get().native and prefix == CDI_PREFIX:
+        return ""
+    config, toolkit = facts.config.get(), facts.toolkit.get()
+    if prefix not in toolkit.prefixes:
+        return f"the runtime does not, and {toolkit.config} has another prefix"
+    if not config.passes.get(prefix, False):
+        return "the handlers do not pass them on (container_annotations)"
+    return "" if config.nvidia_default else "NVIDIA's runtime would, and is not the default"
+
+
+def _twice(facts: Facts) -> Iterator[Found]:
+    runtime, config, toolkit = facts.runtime.get(), facts.config.get(), facts.toolkit.get()
+    strategy, _, source = _asked(facts)
+    passed = config.passes.get(CDI_PREFIX, False)
+    if runtime.native and CDI_PREFIX in toolkit.prefixes and passed:
+        text = f"annotations {CDI_PREFIX} are answered twice: by the runtime and by NVIDIA's"
+        said = f"annotation-prefixes in {toolkit.config} has {CDI_PREFIX}"
+        yield Found("warning", text, (said,), f"make it {NVIDIA_PREFIX} there")
+    if "envvar" in strategy and any(item.startswith("cdi") for item in strategy):
+        text = "devices are asked for by variable and by CDI: pods of NVIDIA's runtime get both"
+        yield Found("warning", text, (f"{source}: {','.join(strategy)}",))
+
+
+def _plugin(facts: Facts) -> Iterator[Found]:
+    agent = facts.agent.value
+    wanted = agent.published.get("DEVICE_LIST_STRATEGY", "") if agent else ""
+    for plugin in facts.plugins.get():
+        shown = ",".join(plugin.strategy) or "envvar"
+        fits = set(wanted.split(",")) & set(plugin.strategy or ("envvar",))
+        if wanted and not fits:
+            text = f"the device plugin uses {shown}, and this node needs {wanted}"
+            yield Found("fault", text, (f"process {plugin.pid}",))
+        if plugin.hook_missing:
+            text = f"the device plugin writes the hook {plugin.hook} into specs: it is not there"
+            yield Found("fault", text, (f"process {plugin.pid}",),
+                        "set NVIDIA_CDI_HOOK_PATH to what the status file says")  # fmt: skip
+
+
+CHECKS = (
+    Check(
+        "cdi-off", "CDI is switched on in the runtime",
+        "Devices that a device plugin or a DRA driver asks for are left out without a word.",
+        "`toolkit-agent apply`, or set enable_cdi = true and restart the runtime", _switch,
+    ),
+    Check(
+        "cdi-directories", "The runtime reads the directories with specs",
+        'Containers fail with "unresolvable CDI devices".',
+        "add the directory to cdi_spec_dirs, or have the specs written to one that is read "
+        "(--cdi-output-dir)", _directories,
+    ),
+    Check(
+        "spec-invalid", "Specs can be read by this runtime",
+        "The runtime takes nothing from the file, and its devices do not exist.",
+        "write the file anew, or remove it", _invalid,
+    ),
+    Check(
+        "spec-conflict", "No device is defined twice in a directory",
+        "The runtime takes such a device from neither file.",
+        "remove one of the files", _conflict,
+    ),
+    Check(
+        "spec-stale", "Specs name what the host has",
+        "Containers with the device are not created: the driver was changed since.",
+        "write the spec anew (nvidia-ctk cdi generate), or remove it and run `toolkit-agent apply`",
+        _stale,
+    ),
+    Check(
+        "spec-hook", "Hooks of specs are there",
+        "Containers with the device are not started.",
+        "install NVIDIA's toolkit where the spec names it, or write the spec anew", _hook,
+    ),
+    Check(
+        "cdi-nobody", "Somebody answers what the device plugin asks for",
+        "Pods start without their GPU, and nothing fails.",
+        "give the device plugin what the status file says (DEVICE_LIST_STRATEGY, "
+        "CDI_ANNOTATION_PREFIX)", _nobody,
+    ),
+    Check(
+        "plugin-strategy", "The device plugin fits the node",
+        "Pods start without their GPU, or not at all.",
+        "have the plugin read the status file, see deploy/README.md", _plugin,
+    ),
+    Check(
+        "cdi-twice", "Devices are injected once",
+        "A device is injected twice, or a container gets more GPUs than it asked for.",
+        "use one strategy", _twice,
+    ),
+    Check(
+        "cdi-unsupported", "The runtime knows CDI",
+        "DRA does not work on this node, and the device plugin needs annotations.",
+        "upgrade the runtime; until then `toolkit-agent apply` has NVIDIA's runtime inject",
+        _unsupported,
+    ),
+    Check(
+        "spec-doubt", "Specs could be judged",
+        "Not everything in the file was looked at.", "look at the file", _doubt,
+    ),
+)  # fmt: skip

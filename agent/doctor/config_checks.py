@@ -1,0 +1,254 @@
+"""Checks of the runtime's files: whether they load, who wins, and what their handlers name.
+
+Invariant: pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from agent.doctor.check import Check, Found
+from agent.doctor.facts import Facts, NotSeen
+from agent.doctor.runtime_checks import split
+
+
+def _refused(facts: Facts) -> Iterator[Found]:
+    if not facts.refused:
+        return
+    if not facts.machine.root and "permission denied" in facts.refused:
+        raise NotSeen(facts.refused.partition(";")[0])
+    text, remedy = split(facts.refused)
+    yield Found("fault", text.removeprefix("cannot use the configuration: "), remedy=remedy)
+
+
+def _deadly(facts: Facts) -> Iterator[Found]:
+    config = facts.config.get()
+    for defect in config.defects:
+        if defect.deadly:
+            yield Found("fault", defect.text, (f"root file: {config.root}",), defect.remedy)
+
+
+def _dormant(facts: Facts) -> Iterator[Found]:
+    config = facts.config.get()
+    if config.dormant:
+        text = f"the runtime would not come back from a restart: {config.dormant}"
+        evidence = f"{config.unloaded} was changed after the runtime was started"
+        yield Found("fault", text, (evidence,), f"repair {config.unloaded} before any restart")
+
+
+def _default_missing(facts: Facts) -> Iterator[Found]:
+    config = facts.config.get()
+    if config.default not in config.handlers:
+        text = f"the default runtime is {config.default}, and there is no such handler"
+        known = ", ".join(sorted(config.handlers)) or "none"
+        yield Found("fault", text, (f"handlers: {known}", f"files: {', '.join(config.files)}"))
+
+
+def _hazard(facts: Facts) -> Iterator[Found]:
+    config = facts.config.get()
+    if config.hazard and config.default in config.handlers:
+        text, remedy = split(config.hazard[1])
+        yield Found("fault", text, remedy=remedy)
+
+
+def _binary(facts: Facts) -> Iterator[Found]:
+    config = facts.config.get()
+    for handler in config.handlers.values():
+        for path in handler.missing:
+            used = handler.nvidia or handler.name == config.default
+            text = f"handler {handler.name} runs {path}, which is not there"
+            yield Found("fault" if used else "warning", text)
+
+
+def _defect(facts: Facts) -> Iterator[Found]:
+    for defect in facts.config.get().defects:
+        if not defect.deadly:
+            severity = "fault" if defect.handler else "warning"
+            yield Found("fault" if severity == "fault" else "warning", defect.text,
+                        remedy=defect.remedy)  # fmt: skip
+
+
+def _cgroups(facts: Facts) -> Iterator[Found]:
+    config, kubelet = facts.config.get(), facts.kubelet.get()
+    if not kubelet.cgroups:
+        return
+    wrong = [
+        item.name
+        for item in config.handlers.values()
+        if item.cgroups and item.cgroups != kubelet.cgroups
+        and (item.nvidia or item.name == config.default)
+    ]  # fmt: skip
+    if wrong:
+        names, driver = ", ".join(wrong), config.handlers[wrong[0]].cgroups
+        text = f"the kubelet makes cgroups by {kubelet.cgroups}, and handler {names} by {driver}"
+        yield Found("fault", text, (f"cgroupDriver in {kubelet.cgroups_source}",))
+
+
+def _stray(facts: Facts) -> Iterator[Found]:
+    config = facts.config.get()
+    for path, nvidia in config.strays:
+        text = f"{path} is there, and the runtime does not load it"
+        if nvidia:
+            evidence = f"the runtime loads: {', '.join(config.files) or 'no file'}"
+            yield Found("fault" if not config.nvidia_handlers else "warning", text, (evidence,))
+        else:
+            yield Found("info", text)
+
+
+def _handler_missing(facts: Facts) -> Iterator[Found]:
+    config, runtime = facts.config.get(), facts.runtime.get()
+    ours = {item.name for item in config.nvidia_handlers}
+    if lacking := sorted(ours - set(runtime.handlers)):
+        text = f"handler {', '.join(lacking)} is in the files, and the running runtime has none"
+        shown = f"it shows: {', '.join(runtime.handlers) or 'no handler'}"
+        yield Found("fault", text, (shown,), "restart the runtime: it read its files before")
+    elif not ours and facts.agent.get().managed:
+        yield Found("fault", 'no handler of NVIDIA\'s is configured ("no runtime for nvidia")')
+    elif not ours:
+        yield Found("info", "no handler of NVIDIA's is configured: pods with a runtime class fail")
+
+
+def _overridden(facts: Facts) -> Iterator[Found]:
+    for key, file, later in facts.config.get().overrides:
+        yield Found("fault", f"{later} is read after {file}, and sets {key} to something else",
+                    remedy=f"remove the key from {later}")  # fmt: skip
+
+
+def _unloaded(facts: Facts) -> Iterator[Found]:
+    config = facts.config.get()
+    if config.unloaded and not config.dormant:
+        text = f"{config.unloaded} was changed after the runtime was started, and is not what runs"
+        yield Found("warning", text)
+
+
+def _rendered(facts: Facts) -> Iterator[Found]:
+    config = facts.config.get()
+    for path, program, source in config.rendered:
+        text = f"{program} writes {path} anew at each start"
+        yield Found("info", text, remedy=f"put settings into {source}")
+
+
+def _nvidia_default(facts: Facts) -> Iterator[Found]:
+    config, runtime = facts.config.get(), facts.runtime.get()
+    if config.nvidia_default and runtime.native:
+        text = f"{config.default} is the default runtime, although the runtime injects CDI devices"
+        open_ = facts.toolkit.value is not None and facts.toolkit.value.variables
+        evidence = "any image with NVIDIA_VISIBLE_DEVICES=all gets every GPU" if open_ else ""
+        yield Found("warning", text, (evidence,) if evidence else ())
+
+
+def _locked(facts: Facts) -> Iterator[Found]:
+    config = facts.config.get()
+    if config.locked:
+        text = f"{config.root} cannot be written: {config.locked.partition(';')[0]}"
+        yield Found("info", text)
+
+
+def _sandbox(facts: Facts) -> Iterator[Found]:
+    for handler in facts.config.get().handlers.values():
+        if handler.sandbox and handler.name.startswith("nvidia"):
+            yield Found("warning", f"handler {handler.name} is a sandbox, and not NVIDIA's runtime")
+
+
+def _hooks(facts: Facts) -> Iterator[Found]:
+    config, runtime = facts.config.get(), facts.runtime.get()
+    for path, program, there in config.hooks:
+        if not there:
+            yield Found("fault", f"the OCI hook {path} runs {program}, which is not there")
+        elif "nvidia" in program and runtime.native:
+            yield Found("warning", f"the OCI hook {path} runs {program} beside native CDI")
+
+
+LOADING = (
+    Check(
+        "config-refused", "The runtime's files can be read",
+        "A runtime does not start on files that it cannot read, and nothing can be edited.",
+        "repair the file that is named; the running runtime still uses what it loaded", _refused,
+    ),
+    Check(
+        "config-deadly", "The runtime serves the CRI on its files",
+        "The node is NotReady after the next start of the runtime.",
+        "repair the file that is named, then restart the runtime", _deadly,
+    ),
+    Check(
+        "config-default", "The default runtime is a handler",
+        "The runtime does not serve the CRI, or creates no pod without a runtime class.",
+        "add that handler, or name one that is there as the default", _default_missing,
+    ),
+    Check(
+        "config-dormant", "Files that were changed since the start can be started on",
+        "The node works until something restarts the runtime.",
+        "repair the file before any restart", _dormant,
+    ),
+    Check(
+        "spec-crash", "No file ends the runtime at its start",
+        "The runtime ends as soon as it reads the file, at each start again.",
+        "repair or remove the file", _hazard,
+    ),
+)  # fmt: skip
+
+HANDLERS = (
+    Check(
+        "handler-binary", "The programs of handlers are there",
+        "The runtime lists the handler all the same; each of its pods fails.",
+        "install the program (NVIDIA's: `toolkit-agent apply`), or correct the path", _binary,
+    ),
+    Check(
+        "handler-defect", "Handlers can run pods, and files say one thing",
+        "Status and dump look well; pods of the handler fail, or settings are not read.",
+        "correct the table of the handler", _defect,
+    ),
+    Check(
+        "handler-cgroup", "Handlers and kubelet use the same cgroup driver",
+        "systemd and the runtime both manage the cgroups, and containers are killed at random.",
+        "set SystemdCgroup in the options of the handlers to what the kubelet's cgroupDriver says",
+        _cgroups,
+    ),
+    Check(
+        "config-import", "Drop-ins are loaded",
+        "The handlers in the file do not exist for the runtime.",
+        "import the directory in the root file (imports), or move the file to one that is loaded",
+        _stray,
+    ),
+    Check(
+        "config-override", "No later file has another word",
+        "The file that is read last wins, and NVIDIA's settings are not in force.",
+        "remove the key from the later file", _overridden,
+    ),
+    Check(
+        "handler-missing", "The running runtime has NVIDIA's handler",
+        'Pods with the runtime class fail: "no runtime for nvidia is configured".',
+        "`toolkit-agent apply`", _handler_missing,
+    ),
+    Check(
+        "config-unloaded", "What is on disk is what runs",
+        "A restart changes more than it seems.",
+        "restart the runtime at a time of your choice, or take the change back", _unloaded,
+    ),
+    Check(
+        "default-nvidia", "NVIDIA's runtime is the default only where it is needed",
+        "All pods depend on NVIDIA's runtime, and any image can ask it for GPUs.",
+        "`toolkit-agent apply` takes the default back", _nvidia_default,
+    ),
+    Check(
+        "hook-foreign", "No OCI hook injects beside CDI",
+        "The hook is run for every container: it injects GPUs twice, or containers fail.",
+        "remove the file of the hook, or install its program", _hooks,
+    ),
+    Check(
+        "handler-sandbox", "A handler called nvidia is NVIDIA's",
+        "The agent leaves such a handler alone, and pods of the class get no GPU by it.",
+        "rename the sandbox, or give another --runtime-name", _sandbox,
+    ),
+    Check(
+        "config-rendered", "No other program writes the files",
+        "What is edited there is gone with the next start of that program.",
+        "put settings into the place that the program makes the file from", _rendered,
+    ),
+    Check(
+        "host-readonly", "The files can be written",
+        "`apply` refuses, and the node cannot be configured.",
+        "make the file system writable, or have the runtime load another file (--config); with "
+        "--no-runtime-config nothing of it is changed", _locked,
+    ),
+)  # fmt: skip

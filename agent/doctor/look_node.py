@@ -1,0 +1,215 @@
+"""What is on the node besides the runtime: specs, driver, kubelet, device plugin, other tools.
+
+Invariant: reads only. Of the environment of foreign processes only the settings of the device
+plugin are kept, whose values are no secrets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+
+from agent.cdi.driver import driver, kernel, platform
+from agent.cdi.specs import read
+from agent.cri import process
+from agent.decide import DEFAULT_DIRS
+from agent.doctor.facts import (
+    DriverFacts,
+    KubeletFacts,
+    MachineFacts,
+    PluginFacts,
+    SpecFacts,
+    SpecProblem,
+)
+from agent.errors import AgentError, Refused, Unreachable
+from agent.host import files
+from agent.host.paths import HostRoot
+from agent.plan.context import Context
+from agent.reports import specs as reports
+from agent.runtimes import find
+from agent.runtimes.base import Runtime
+from agent.toolkit import device_nodes, programs
+
+_INSTALLERS = ("nvidia-ctk-installer", "nvidia-toolkit")
+_PLUGIN = "nvidia-device-plugin"
+_KUBELET_CONFIG = "/var/lib/kubelet/config.yaml"
+_PCI = "/sys/bus/pci/devices"
+_ENFORCE = "/sys/fs/selinux/enforce"
+
+
+def machine(ctx: Context, runtime: Runtime | None) -> MachineFacts:
+    """The node itself; `runtime` is the one that is looked at."""
+    installers = [
+        f"{os.path.basename(words[0])} (process {pid})"
+        for pid, words in process.command_lines(ctx.host)
+        if os.path.basename(words[0]) in _INSTALLERS
+    ]
+    return MachineFacts(
+        root=os.geteuid() == 0,
+        enforcing=_line(ctx.host, _ENFORCE) == "1",
+        installers=tuple(installers),
+        runtimes=tuple(_listening(ctx, runtime)),
+    )
+
+
+def _listening(ctx: Context, runtime: Runtime | None) -> Iterator[str]:
+    """Sockets of other runtimes behind which somebody listens."""
+    for endpoint in find.sockets(ctx.settings, ctx.host):
+        if runtime is not None and endpoint.socket.host == runtime.socket.host:
+            continue
+        with contextlib.suppress(Unreachable, OSError):
+            process.peer(endpoint.socket.agent, endpoint.socket.host, 1.0)
+            yield endpoint.socket.host
+
+
+def _line(host: HostRoot, name: str) -> str:
+    """The text of a small file of the kernel's; "" where it cannot be read."""
+    try:
+        with open(host.agent_path(name), encoding="ascii", errors="replace") as file:
+            return file.read(256).strip()
+    except OSError:
+        return ""
+
+
+def specs(ctx: Context) -> SpecFacts:
+    """All specs, and those in usual directories that the runtime does not read."""
+    found = reports.inventory(ctx.settings, ctx.host)
+    writers = {file.name: file.writer for file in found.files}
+    problems = tuple(
+        SpecProblem(
+            item.file, writers.get(item.file, ""), item.problem.what, item.problem.remedy,
+            item.problem.where, item.problem.severity == "error",
+        )
+        for item in found.findings
+    )  # fmt: skip
+    devices = tuple((d.name, d.file, d.writer, str(d.state), d.why) for d in found.devices)
+    known = {item.path.host for item in found.directories if item.path and not item.unread}
+    unread = [
+        (item.name, _specs_in(item.path.agent))
+        for item in found.directories
+        if item.unread and item.path
+    ]
+    for name in DEFAULT_DIRS:
+        with contextlib.suppress(AgentError):
+            path = ctx.host.resolve(name)
+            if path.host not in known and name not in [known_name for known_name, _ in unread]:
+                unread.append((name, _specs_in(path.agent)))
+    return SpecFacts(
+        tuple(item.name for item in found.directories if not item.unread),
+        problems, devices, tuple((name, names) for name, names in unread if names),
+    )  # fmt: skip
+
+
+def _specs_in(directory: str) -> tuple[str, ...]:
+    try:
+        return tuple(n for n in sorted(files.names(directory)) if n.endswith((".json", ".yaml")))
+    except (OSError, ValueError):
+        return ()
+
+
+def kubelet(host: HostRoot) -> KubeletFacts:
+    """The kubelet, by its command line and its file."""
+    words = next(
+        (w for _, w in process.command_lines(host) if os.path.basename(w[0]) == "kubelet"), ()
+    )
+    name = _flag(words, "config") or _KUBELET_CONFIG
+    said = _kubelet_file(host, name)
+    flag = _flag(words, "cgroup-driver")
+    endpoint = _flag(words, "container-runtime-endpoint") or said.get("containerRuntimeEndpoint")
+    return KubeletFacts(
+        cgroups=flag or str(said.get("cgroupDriver") or ""),
+        cgroups_source="the kubelet's command line" if flag else name,
+        socket=str(endpoint or "").removeprefix("unix://"),
+    )
+
+
+def _kubelet_file(host: HostRoot, name: str) -> dict[str, object]:
+    try:
+        path = host.resolve(name)
+        found = files.read(path.agent, path.host)
+        data = read.document(found.data).data if found else {}
+    except (Refused, read.Broken):
+        return {}
+    return {str(key): value for key, value in data.items()} if isinstance(data, dict) else {}
+
+
+def _flag(words: Sequence[str], name: str) -> str:
+    """The value of a flag on a command line; the last one counts."""
+    found = ""
+    for word, after in zip(words[1:], (*words[2:], ""), strict=False):
+        key, equals, value = word.partition("=")
+        if key in (f"--{name}", f"-{name}"):
+            found = value if equals else after
+    return found
+
+
+def plugins(host: HostRoot) -> tuple[PluginFacts, ...]:
+    """The running device plugins, with their settings: the command line beats the environment."""
+    return tuple(
+        _plugin(host, pid, words)
+        for pid, words in process.command_lines(host)
+        if os.path.basename(words[0]) == _PLUGIN
+    )
+
+
+def _plugin(host: HostRoot, pid: int, words: Sequence[str]) -> PluginFacts:
+    running = process.inspect(pid, host.proc)
+    env = (process.environment(running) if running else None) or {}
+
+    def setting(flag: str, variable: str) -> str:
+        return _flag(words, flag) or env.get(variable, "")
+
+    strategy = setting("device-list-strategy", "DEVICE_LIST_STRATEGY")
+    hook = setting("nvidia-cdi-hook-path", "NVIDIA_CDI_HOOK_PATH")
+    return PluginFacts(
+        pid,
+        tuple(item for item in strategy.split(",") if item),
+        setting("cdi-annotation-prefix", "CDI_ANNOTATION_PREFIX"),
+        hook,
+        bool(hook) and programs.runs(host, hook) is None,
+    )
+
+
+def driver_facts(ctx: Context) -> DriverFacts:
+    """The driver, in the kernel and in files."""
+    host, places = ctx.host, driver.places(ctx.settings)
+    gpus, others = _gpus(host)
+    problem = library = ""
+    missing: tuple[str, ...] = ()
+    try:
+        library = driver.find(host, places).version
+    except AgentError as error:
+        problem = error.message
+    with contextlib.suppress(AgentError, OSError):
+        root = driver.root_of(host, places)
+        missing = tuple(map(str, device_nodes.missing(ctx.settings, host, root)))
+    return DriverFacts(
+        gpus=gpus,
+        module=kernel.version(host) or "",
+        library=library,
+        missing_nodes=missing,
+        problem=problem,
+        other=", ".join(others),
+        platform="WSL2" if platform.wsl(host) else "Tegra" if platform.tegra(host) else "",
+    )
+
+
+def _gpus(host: HostRoot) -> tuple[int, list[str]]:
+    """The number of NVIDIA GPUs on the PCI bus, and the drivers that hold them but NVIDIA's."""
+    try:
+        names = files.names(host.agent_path(_PCI))
+    except (OSError, ValueError):
+        return 0, []
+    found, others = 0, set()
+    for name in names:
+        base = f"{_PCI}/{name}"
+        if _line(host, f"{base}/vendor") != "0x10de":
+            continue
+        if not _line(host, f"{base}/class").startswith("0x03"):
+            continue
+        found += 1
+        with contextlib.suppress(OSError):
+            used = os.path.basename(os.readlink(host.agent_path(f"{base}/driver")))
+            others |= {used} - {"nvidia"}
+    return found, sorted(others)
