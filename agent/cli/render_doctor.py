@@ -13,7 +13,7 @@ from typing import Any
 from agent.doctor.check import ORDER, Diagnosis, Finding
 
 _COLUMNS = 80
-_INDENT = " " * 9
+_HEADLINE = 2  # lines: the third is for the remedy
 
 
 def data(diagnosis: Diagnosis) -> dict[str, Any]:
@@ -50,24 +50,30 @@ def text(diagnosis: Diagnosis) -> str:
     """A diagnosis for a person."""
     lines = [line for item in diagnosis.findings for line in _finding(item)]
     if not diagnosis.faults:
-        lines = [*_wrapped("ok", "no fault was found"), "", *lines]
+        lines = ["ok: no fault was found", "", *lines]
     return "\n".join([*lines, _summary(diagnosis), *_skipped(diagnosis)])
 
 
 def _finding(item: Finding) -> Iterator[str]:
-    yield from _wrapped(item.found.severity, item.found.text)
-    yield from _wrapped("  do", item.remedy)
+    headline = _wrapped(f"{item.found.severity}: ", item.found.text)
+    yield from headline[: _HEADLINE - 1]
+    if len(headline) > _HEADLINE:
+        yield f"{headline[_HEADLINE - 1]} …"
+    else:
+        yield from headline[_HEADLINE - 1 :]
+    yield from _wrapped("  do: ", item.remedy)
     if item.found.severity != "info":
-        yield from _wrapped("  why", item.check.why)
-    for evidence in item.found.evidence:
-        yield from _wrapped("  seen", evidence)
+        yield from _wrapped("  why: ", item.check.why)
+    whole = (item.found.text,) if len(headline) > _HEADLINE else ()
+    for evidence in (*whole, *item.found.evidence):
+        yield from _wrapped("  seen: ", evidence)
     yield ""
 
 
 def _wrapped(label: str, words: str) -> list[str]:
-    """A paragraph beside its label."""
+    """A paragraph behind its label."""
     return textwrap.wrap(
-        words, _COLUMNS, initial_indent=f"{label:<9}", subsequent_indent=_INDENT,
+        words, _COLUMNS - 2, initial_indent=label, subsequent_indent=" " * 4,
         break_long_words=False, break_on_hyphens=False,
     )  # fmt: skip
 

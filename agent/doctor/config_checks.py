@@ -189,14 +189,14 @@ LOADING = (
 
 HANDLERS = (
     Check(
-        "handler-binary", "The programs of handlers are there",
-        "The runtime lists the handler all the same; each of its pods fails.",
-        "install the program (NVIDIA's: `toolkit-agent apply`), or correct the path", _binary,
-    ),
-    Check(
         "handler-defect", "Handlers can run pods, and files say one thing",
         "Status and dump look well; pods of the handler fail, or settings are not read.",
         "correct the table of the handler", _defect,
+    ),
+    Check(
+        "handler-binary", "The programs of handlers are there",
+        "The runtime lists the handler all the same; each of its pods fails.",
+        "install the program (NVIDIA's: `toolkit-agent apply`), or correct the path", _binary,
     ),
     Check(
         "handler-cgroup", "Handlers and kubelet use the same cgroup driver",

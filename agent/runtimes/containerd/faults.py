@@ -195,7 +195,8 @@ def defects(
     """All of this, and handlers that cannot run pods; `found` is what the files make together,
     `lacking` are types of handlers for which there is no shim."""
     if why := fatal(gen, files):
-        yield Defect(why, "give all files the version of the root file", deadly=True)
+        remedy = "give it the version of the root file" if "says version" in why else "repair it"
+        yield Defect(why, f"{remedy}, then restart containerd", deadly=True)
     if entry := disabled(gen, files):
         text = f"disabled_plugins in {entry[0].path} names {entry[1]!r}"
         remedy = "take that name out of the list, and restart containerd"
