@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from agent.doctor.check import Check, Found
 from agent.doctor.facts import Facts, NotSeen
 from agent.doctor.runtime_checks import split
+from agent.toolkit.programs import is_nvidia
 
 
 def _refused(facts: Facts) -> Iterator[Found]:
@@ -60,11 +61,19 @@ def _binary(facts: Facts) -> Iterator[Found]:
             yield Found("fault" if used else "warning", text)
 
 
+def _program(facts: Facts) -> Iterator[Found]:
+    for handler in facts.config.get().nvidia_handlers:
+        if handler.programs and not any(map(is_nvidia, handler.programs)):
+            named = " and ".join(handler.programs)
+            yield Found("fault", f"handler {handler.name} runs {named}: not NVIDIA's runtime")
+        elif not handler.programs:
+            yield Found("fault", f"handler {handler.name} names no program, and runs ordinary pods")
+
+
 def _defect(facts: Facts) -> Iterator[Found]:
     for defect in facts.config.get().defects:
         if not defect.deadly:
-            severity = "fault" if defect.handler else "warning"
-            yield Found("fault" if severity == "fault" else "warning", defect.text,
+            yield Found("fault" if defect.handler else "warning", defect.text,
                         remedy=defect.remedy)  # fmt: skip
 
 
@@ -194,6 +203,17 @@ HANDLERS = (
         "correct the table of the handler", _defect,
     ),
     Check(
+        "config-override", "No later file has another word",
+        "The file that is read last wins, and NVIDIA's settings are not in force.",
+        "remove the key from the later file", _overridden,
+    ),
+    Check(
+        "handler-program", "Handlers called nvidia run NVIDIA's runtime",
+        "Pods of the handler start without a GPU, and nothing fails.",
+        "correct BinaryName (runtime_path) in the file that is read last, or run "
+        "`toolkit-agent apply`", _program,
+    ),
+    Check(
         "handler-binary", "The programs of handlers are there",
         "The runtime lists the handler all the same; each of its pods fails.",
         "install the program (NVIDIA's: `toolkit-agent apply`), or correct the path", _binary,
@@ -209,11 +229,6 @@ HANDLERS = (
         "The handlers in the file do not exist for the runtime.",
         "import the directory in the root file (imports), or move the file to one that is loaded",
         _stray,
-    ),
-    Check(
-        "config-override", "No later file has another word",
-        "The file that is read last wins, and NVIDIA's settings are not in force.",
-        "remove the key from the later file", _overridden,
     ),
     Check(
         "handler-missing", "The running runtime has NVIDIA's handler",

@@ -19,7 +19,7 @@ from agent.plan.context import Context
 from agent.runtimes import low_level
 from agent.runtimes.base import ConfiguredRuntime, Effective
 from agent.runtimes.config_file import ConfigFile
-from agent.runtimes.desired import is_nvidia, is_sandbox, leaves
+from agent.runtimes.desired import LINUX, is_nvidia, is_sandbox, leaves
 from agent.toml.edit import Path, dotted
 from agent.toolkit import programs, tree
 
@@ -81,6 +81,8 @@ def _handler(
 ) -> HandlerFacts:
     table = effective.runtimes[name]
     named = low_level.executables(table)
+    if not named and table.get("runtime_type") == LINUX and effective.linux_runtime:
+        named = (effective.linux_runtime,)
     return HandlerFacts(
         name,
         nvidia=is_nvidia(effective, name),

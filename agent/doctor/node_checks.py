@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from agent.doctor.check import Check, Found
+from agent.doctor.check import Check, Found, Severity
 from agent.doctor.facts import Facts
 from agent.doctor.runtime_checks import split
 
@@ -71,16 +71,19 @@ def _refuses(facts: Facts) -> Iterator[Found]:
     known = facts.refused or facts.down is not None
     if agent.problem and not known:
         text, remedy = split(agent.problem)
-        severity = "fault" if agent.managed and not agent.code else "info"
-        text = text if severity == "fault" else f"apply would refuse: {text}"
-        yield Found("fault" if severity == "fault" else "info", text, remedy=remedy)
+        if agent.managed and not agent.code:
+            yield Found("fault", text, remedy=remedy)
+        else:
+            yield Found("info", f"apply would refuse: {text}", remedy=remedy)
 
 
 def _drift(facts: Facts) -> Iterator[Found]:
     agent = facts.agent.get()
     if agent.managed and agent.drift:
         first, *rest = agent.drift
-        yield Found("warning", f"the node drifted: {first}", tuple(rest[:5]))
+        runs = any(item.startswith("running runtime:") for item in agent.drift)
+        severity: Severity = "fault" if runs else "warning"
+        yield Found(severity, f"the node drifted: {first}", tuple(rest[:5]))
 
 
 def _stale(facts: Facts) -> Iterator[Found]:

@@ -134,11 +134,16 @@ def _not_imported(node: CliNode) -> None:
 
 
 def _overridden(node: CliNode) -> None:
+    restart(node, table("runc", node.section, "/bin/true"))
     replace(node.config, "[grpc]", f'imports = ["{node.etc}/conf.d/*.toml"]\n[grpc]')
     assert node.agent("apply").returncode == 0
     later = node.etc / "conf.d/zz-site.toml"
     later.write_text("version = 3\n" + table("nvidia", node.section, "/bin/true"))
     node.restart()
+
+
+def _another_program(node: CliNode) -> None:
+    restart(node, base(node).replace(f"{node.toolkit}/nvidia-container-runtime", "/bin/true"))
 
 
 def _switched_off(node: CliNode) -> None:
@@ -244,6 +249,7 @@ FAULTS = {
     "two spellings": Fault(_two_spellings, ("handler nvidia names its program twice",)),
     "not imported": Fault(_not_imported, ("conf.d/99-nvidia.toml is there", "does not load")),
     "overridden": Fault(_overridden, ("zz-site.toml is read after",)),
+    "another program": Fault(_another_program, ("handler nvidia runs /bin/true",)),
     "CDI switched off": Fault(
         _switched_off, ("CDI is switched off", "enable_cdi = true"), version="1.7.24"
     ),
