@@ -49,7 +49,8 @@ def data(diagnosis: Diagnosis) -> dict[str, Any]:
 def text(diagnosis: Diagnosis) -> str:
     """A diagnosis for a person."""
     lines = [line for item in diagnosis.findings for line in _finding(item)]
-    if not diagnosis.faults:
+    severities = {item.found.severity for item in diagnosis.findings}
+    if severities <= {"info"}:
         lines = ["ok: no fault was found", "", *lines]
     return "\n".join([*lines, _summary(diagnosis), *_skipped(diagnosis)])
 

@@ -41,7 +41,10 @@ def _switch(facts: Facts) -> Iterator[Found]:
     if specs and any(item[0].startswith(_FIELD) for item in specs.devices):
         needs.append("there are specs of a device plugin or DRA driver")
     text = f"CDI is switched off in {runtime.title} {runtime.version} (enable_cdi = false)"
-    yield Found("fault" if needs else "warning", text, tuple(needs))
+    config = facts.config.value
+    soon = config is not None and config.enable_cdi is True
+    remedy = "restart the runtime: its files switch CDI on by now" if soon else ""
+    yield Found("fault" if needs else "warning", text, tuple(needs), remedy)
 
 
 def _unsupported(facts: Facts) -> Iterator[Found]:
@@ -52,7 +55,11 @@ def _unsupported(facts: Facts) -> Iterator[Found]:
 
 
 def _directories(facts: Facts) -> Iterator[Found]:
-    specs = facts.specs.get()
+    specs, runtime = facts.specs.get(), facts.runtime.value
+    if runtime is not None and runtime.spec_dirs == () and runtime.native:
+        yield Found("fault", "the runtime reads no directory with specs: cdi_spec_dirs is empty",
+                    remedy="remove the key, or name the directories in it")  # fmt: skip
+        return
     for name, names in specs.unread:
         text = f"the runtime does not read {name}, and there are specs in it"
         evidence = (f"specs: {', '.join(names[:5])}", f"it reads: {', '.join(specs.directories)}")
@@ -110,6 +117,18 @@ def _stale(facts: Facts) -> Iterator[Found]:
 def _doubt(facts: Facts) -> Iterator[Found]:
     for problem, evidence in _by_file(_of_kind(facts, "doubt")):
         yield Found("info", f"{problem.file}: {problem.text}", evidence, problem.remedy)
+
+
+def _none(facts: Facts) -> Iterator[Found]:
+    specs, config, driver = facts.specs.get(), facts.config.get(), facts.driver.get()
+    runtime = facts.runtime.get()
+    if not (config.nvidia_handlers and driver.library and runtime.native):
+        return
+    if not any("nvidia.com/" in name and state == "resolvable"
+               for name, _, _, state, _ in specs.devices):  # fmt: skip
+        managed = facts.agent.value is not None and facts.agent.value.managed
+        text = f"no CDI spec in {', '.join(specs.directories)} has a device of NVIDIA's"
+        yield Found("fault" if managed else "warning", text)
 
 
 def _nobody(facts: Facts) -> Iterator[Found]:
@@ -205,6 +224,11 @@ CHECKS = (
         "spec-hook", "Hooks of specs are there",
         "Containers with the device are not started.",
         "install NVIDIA's toolkit where the spec names it, or write the spec anew", _hook,
+    ),
+    Check(
+        "spec-none", "There are specs for NVIDIA's devices",
+        'Containers that ask for a device fail: "unresolvable CDI devices".',
+        "`toolkit-agent apply` writes them", _none,
     ),
     Check(
         "cdi-nobody", "Somebody answers what the device plugin asks for",

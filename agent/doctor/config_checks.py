@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from agent.doctor.check import Check, Found
+from agent.doctor.check import Check, Found, Severity
 from agent.doctor.facts import Facts, NotSeen
 from agent.doctor.runtime_checks import split
 from agent.toolkit.programs import is_nvidia
@@ -73,7 +73,7 @@ def _program(facts: Facts) -> Iterator[Found]:
 def _defect(facts: Facts) -> Iterator[Found]:
     for defect in facts.config.get().defects:
         if not defect.deadly:
-            yield Found("fault" if defect.handler else "warning", defect.text,
+            yield Found("fault" if defect.harmful else "warning", defect.text,
                         remedy=defect.remedy)  # fmt: skip
 
 
@@ -134,23 +134,40 @@ def _rendered(facts: Facts) -> Iterator[Found]:
     config = facts.config.get()
     for path, program, source in config.rendered:
         text = f"{program} writes {path} anew at each start"
-        yield Found("info", text, remedy=f"put settings into {source}")
+        severity: Severity = "warning" if config.nvidia_handlers else "info"
+        yield Found(severity, text, remedy=f"put settings into {source}")
 
 
 def _nvidia_default(facts: Facts) -> Iterator[Found]:
     config, runtime = facts.config.get(), facts.runtime.get()
     if config.nvidia_default and runtime.native:
         text = f"{config.default} is the default runtime, although the runtime injects CDI devices"
-        open_ = facts.toolkit.value is not None and facts.toolkit.value.variables
-        evidence = "any image with NVIDIA_VISIBLE_DEVICES=all gets every GPU" if open_ else ""
-        yield Found("warning", text, (evidence,) if evidence else ())
+        yield Found("warning", text)
+
+
+def _isolation(facts: Facts) -> Iterator[Found]:
+    config, runtime, toolkit = facts.config.get(), facts.runtime.get(), facts.toolkit.get()
+    if toolkit.variables and runtime.native:
+        who = "any image" if config.nvidia_default else "any pod of NVIDIA's handlers"
+        text = f"{who} with NVIDIA_VISIBLE_DEVICES=all gets every GPU"
+        key = "accept-nvidia-visible-devices-envvar-when-unprivileged"
+        severity: Severity = "warning" if config.nvidia_default else "info"
+        yield Found(severity, text, (f"{toolkit.config} does not have {key} = false",))
+
+
+def _calls(facts: Facts) -> Iterator[Found]:
+    toolkit = facts.toolkit.get()
+    if not toolkit.callable:
+        named = ", ".join(toolkit.calls)
+        text = f"NVIDIA's runtime finds none of the low-level runtimes that it tries: {named}"
+        yield Found("fault", text, (f"runtimes in {toolkit.config}",))
 
 
 def _locked(facts: Facts) -> Iterator[Found]:
     config = facts.config.get()
     if config.locked:
         text = f"{config.root} cannot be written: {config.locked.partition(';')[0]}"
-        yield Found("info", text)
+        yield Found("warning", text)
 
 
 def _sandbox(facts: Facts) -> Iterator[Found]:
@@ -219,6 +236,11 @@ HANDLERS = (
         "install the program (NVIDIA's: `toolkit-agent apply`), or correct the path", _binary,
     ),
     Check(
+        "toolkit-calls", "NVIDIA's runtime finds runc or crun",
+        'Each pod of its handlers fails: "no runtime binary found from candidate list".',
+        "give the whole path of runc or crun in that list, or run `toolkit-agent apply`", _calls,
+    ),
+    Check(
         "handler-cgroup", "Handlers and kubelet use the same cgroup driver",
         "systemd and the runtime both manage the cgroups, and containers are killed at random.",
         "set SystemdCgroup in the options of the handlers to what the kubelet's cgroupDriver says",
@@ -244,6 +266,11 @@ HANDLERS = (
         "default-nvidia", "NVIDIA's runtime is the default only where it is needed",
         "All pods depend on NVIDIA's runtime, and any image can ask it for GPUs.",
         "`toolkit-agent apply` takes the default back", _nvidia_default,
+    ),
+    Check(
+        "isolation", "Only who was given a GPU can use it",
+        "A container takes GPUs of others, and the scheduler does not know it.",
+        "`toolkit-agent apply`, or set that key to false", _isolation,
     ),
     Check(
         "hook-foreign", "No OCI hook injects beside CDI",

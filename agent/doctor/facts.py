@@ -96,7 +96,7 @@ class DefectFacts:
     text: str
     remedy: str
     deadly: bool = False
-    handler: str = ""
+    harmful: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +127,7 @@ class ConfigFacts:
     hazard: tuple[str, str] | None = None
     locked: str = ""
     passes: Mapping[str, bool] = field(default_factory=dict)
+    enable_cdi: bool | None = None
     hooks: tuple[tuple[str, str, bool], ...] = ()
 
     @property
@@ -187,12 +188,15 @@ class AgentFacts:
 @dataclass(frozen=True, slots=True)
 class ToolkitFacts:
     """NVIDIA's toolkit: the config.toml that handlers of NVIDIA's read, the annotation prefixes
-    that it answers, whether an unprivileged container may ask by variable, and whether its programs
-    have a label of SELinux."""
+    that it answers, whether an unprivileged container may ask by variable, the low-level runtimes
+    that it tries, whether one of them is there, and whether its programs have a label of SELinux.
+    """
 
     config: str
     prefixes: tuple[str, ...]
     variables: bool = False
+    calls: tuple[str, ...] = ()
+    callable: bool = True
     labelled: bool = True
 
 

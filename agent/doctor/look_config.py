@@ -5,6 +5,7 @@ Invariant: reads only.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ from agent.toolkit import programs, tree
 
 _HOSTS_CONFIG = "/etc/nvidia-container-runtime/config.toml"
 _DIRECTORIES = ("conf.d", "config.d")  # where tools put drop-ins that nothing loads
+_LOW_LEVEL = ("runc", "crun")  # NVIDIA's default
+_SCRIPT = 1 << 16  # bytes of a wrapper
 _SWITCHES = ("enable_cdi", "default_runtime_name", "default_runtime")
 
 
@@ -44,12 +47,13 @@ def config(ctx: Context, node: ConfiguredRuntime, *, alive: bool) -> ConfigFacts
         default=effective.default,
         handlers={name: _handler(host, node, effective, name) for name in effective.runtimes},
         defects=tuple(
-            DefectFacts(d.text, d.remedy, d.deadly, d.handler) for d in node.defects(host)
+            DefectFacts(d.text, d.remedy, d.deadly, d.harmful) for d in node.defects(host)
         ),
         unloaded=unloaded.path.host if unloaded else "",
         dormant=_why_not(ctx, node) if unloaded else "",
         hazard=(hazard.path.host, hazard.later) if hazard else None,
         locked=_locked(node.root),
+        enable_cdi=effective.enable_cdi,
         passes={prefix: node.passes_annotation(effective, prefix) for prefix in prefixes},
         hooks=tuple(
             (path.host, program, programs.runs(host, program) is not None)
@@ -88,9 +92,22 @@ def _handler(
         nvidia=is_nvidia(effective, name),
         sandbox=is_sandbox(table),
         programs=named,
-        missing=tuple(path for path in named if _is_missing(host, path)),
+        missing=tuple(path for path in _with_wrapped(host, named) if _is_missing(host, path)),
         cgroups=node.cgroup_drivers().get(name, ""),
     )
+
+
+def _with_wrapped(host: HostRoot, named: tuple[str, ...]) -> Iterator[str]:
+    """Programs, and those that they are wrappers of, as NVIDIA's installer and this agent make
+    them: `NAME` is a script that runs `NAME.real`."""
+    for path in named:
+        yield path
+        if not path.startswith("/"):
+            continue
+        with contextlib.suppress(AgentError):
+            found = files.read(host.resolve(path).agent, path, _SCRIPT)
+            if found and found.data.startswith(b"#!") and f"{path}.real".encode() in found.data:
+                yield f"{path}.real"
 
 
 def _is_missing(host: HostRoot, name: str) -> bool:
@@ -168,7 +185,9 @@ def toolkit(ctx: Context, node: ConfiguredRuntime) -> ToolkitFacts:
     for name in (*(path for path in beside if path.startswith("/")), _HOSTS_CONFIG):
         if found := tree.read_config_file(ctx.host.resolve(name).agent):
             labelled = all(_has_label(ctx.host, path) for path in named if path.startswith("/"))
-            return ToolkitFacts(name, found.prefixes, found.variables, labelled)
+            calls = found.runtimes or _LOW_LEVEL
+            there = low_level.first(ctx.host, calls) is not None
+            return ToolkitFacts(name, found.prefixes, found.variables, calls, there, labelled)
     raise NotSeen("there is no config.toml of NVIDIA's toolkit")
 
 

@@ -21,7 +21,7 @@ def _driver(facts: Facts) -> Iterator[Found]:
     text = text.removeprefix("cannot make a CDI spec: ")
     if driver.platform:
         remedy = f"{driver.platform} needs specs of its own kind (`cdi generate --mode`)"
-        yield Found("info", text, remedy=remedy)
+        yield Found("warning", text, remedy=remedy)
     elif driver.gpus:
         yield Found("fault", text, (f"{driver.gpus} NVIDIA GPUs on the PCI bus",), remedy)
     else:

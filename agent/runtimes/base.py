@@ -127,13 +127,12 @@ class Restoration:
 @dataclass(frozen=True, slots=True)
 class Defect:
     """What is wrong with configuration files, as `text` says. `deadly`: the runtime does not start
-    on them, or does not serve the CRI. `handler` is the one whose pods fail, "" where it is not
-    about one."""
+    on them, or does not serve the CRI. `harmful`: pods fail, or settings are not read."""
 
     text: str
     remedy: str
     deadly: bool = False
-    handler: str = ""
+    harmful: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import stat
 import tarfile
 import tempfile
@@ -25,11 +26,11 @@ _V2 = 'plugins."io.containerd.grpc.v1.cri"'
 _V3 = 'plugins."io.containerd.cri.v1.runtime"'
 
 
-def head(node: CliNode, *options: str, code: int = 1) -> str:
+def head(node: CliNode, *options: str) -> str:
     """The first three lines, with the paths of the node shortened."""
     done = node.agent("doctor", *options)
-    assert done.returncode == code, checks.said(done)
-    assert "Traceback" not in done.stderr
+    assert done.returncode == done.stdout.startswith("fault: "), checks.said(done)
+    assert done.stderr == ""
     return "\n".join(done.stdout.splitlines()[:3]).replace(str(node.directory), "@")
 
 
@@ -226,6 +227,70 @@ def _changed(node: CliNode) -> None:
     node.write(base(node))
 
 
+def _no_wrapped_program(node: CliNode) -> None:
+    """The wrapper of NVIDIA's installer is there, and what it runs is not."""
+    program = node.toolkit / "nvidia-container-runtime"
+    program.write_text(f'#!/bin/sh\nexec {program}.real "$@"\n', encoding="ascii")
+    restart(node, base(node))
+
+
+def _no_low_level(node: CliNode) -> None:
+    """Case 24: NVIDIA's runtime looks for runc where this distribution has none."""
+    _toolkit_config(node, '[nvidia-container-runtime]\nruntimes = ["/usr/libexec/none/runc"]\n')
+
+
+def _toolkit_config(node: CliNode, text: str) -> None:
+    path = node.toolkit / ".config/nvidia-container-runtime/config.toml"
+    path.parent.mkdir(parents=True)
+    path.write_text(text, encoding="utf-8")
+    restart(node, base(node))
+
+
+def _restart_pending(node: CliNode) -> None:
+    """The switch is on in the file, and nobody restarted the runtime."""
+    restart(node, base(node))
+    replace(node.config, f"[{node.section}.containerd]", f"[{node.section}]\n  enable_cdi = true\n"
+            f"[{node.section}.containerd]")  # fmt: skip
+
+
+def _no_spec_dirs(node: CliNode) -> None:
+    restart(node, f"[{node.section}]\n  cdi_spec_dirs = []\n" + base(node))
+
+
+def _version_at_the_end(node: CliNode) -> None:
+    """Case 09: `echo version = 2 >> config.toml`."""
+    restart(node, base(node))
+    text = node.config.read_text("utf-8")
+    first, _, rest = text.partition("\n")
+    node.config.write_text(f"{rest.rstrip()}\n{first}\n", encoding="utf-8")
+
+
+def _empty_runc_table(node: CliNode) -> None:
+    """Case 10: a vendor's drop-in has an empty table of runc, and takes all of the section."""
+    (node.etc / "conf.d").mkdir()
+    tables = table("nvidia", node.section, "/bin/true").replace("/bin/true", str(
+        node.toolkit / "nvidia-container-runtime"))  # fmt: skip
+    (node.etc / "conf.d/nvidia_gpu.toml").write_text(
+        f'[{node.section}.containerd]\ndefault_runtime_name = "nvidia"\n{tables}'
+        f"[{node.section}.containerd.runtimes.runc]\n"
+    )
+    node.write(base(node))
+    replace(node.config, "[grpc]", f'imports = ["{node.etc}/conf.d/*.toml"]\n[grpc]')
+    node.restart()
+
+
+def _written_by_others(node: CliNode) -> None:
+    restart(node, base(node))
+    node.config.chmod(0o666)
+
+
+def _socket_of_nobody(node: CliNode) -> None:
+    node.supervisor.__exit__(None, None, None)
+    with socket.socket(socket.AF_UNIX) as server:
+        node.socket.unlink(missing_ok=True)
+        server.bind(str(node.socket))
+
+
 def _k3s(node: CliNode) -> None:
     """The generated file of a k3s has NVIDIA's handler, and its program went away."""
     _no_binary(node)
@@ -266,6 +331,16 @@ FAULTS = {
     "status of an old boot": Fault(_old_boot, ("written before this boot",)),
     "failed change": Fault(_failed_change, ("failed",)),
     "changed since the start": Fault(_changed, ("handler nvidia", "restart")),
+    "no wrapped program": Fault(_no_wrapped_program, ("nvidia-container-runtime.real",)),
+    "no low-level runtime": Fault(_no_low_level, ("none of the low-level", "none/runc")),
+    "restart pending": Fault(
+        _restart_pending, ("config.toml was changed", "restart the runtime"), "1.7.24"
+    ),
+    "no spec directories": Fault(_no_spec_dirs, ("cdi_spec_dirs is empty",)),
+    "version at the end": Fault(_version_at_the_end, ("`version` on line", "top"), "1.7.24"),
+    "empty runc table": Fault(_empty_runc_table, ("handler runc has no runtime_type",), "1.7.24"),
+    "written by others": Fault(_written_by_others, ("written by others", "chmod go-w")),
+    "socket of nobody": Fault(_socket_of_nobody, ("connection refused", "start the runtime")),
     "k3s": Fault(_k3s, ("handler nvidia runs @/nvidia/toolkit",)),
 }
 
@@ -286,7 +361,7 @@ def test_first_three_lines_name_the_cause(place: Path, name: str) -> None:
         fault.plant(node)
         before = snapshot(node.etc), snapshot(node.validations), snapshot(node.toolkit)
         said = head(node, *(word.replace("@", str(place)) for word in fault.options))
-        assert said.startswith("fault: "), said
+        assert said.startswith(("fault: ", "warning: ")), said
         for words in fault.says:
             assert words in " ".join(said.split()), said
         after = snapshot(node.etc), snapshot(node.validations), snapshot(node.toolkit)

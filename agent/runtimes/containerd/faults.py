@@ -203,15 +203,21 @@ def defects(
         yield Defect(f"{text}: the CRI is switched off", remedy, deadly=True)
     for name, table in found.runtimes.items():
         yield from _of_handler(name, table, lacking)
-    if unread := ignored(gen, files):
+    if misplaced := misplaced_version(files):
+        text, _, remedy = misplaced.partition("; ")
+        yield Defect(f"{text}: its sections are not read", remedy)
+    elif unread := ignored(gen, files):
         text = f"containerd does not read {unread[1]} of {unread[0].path}, which has no version"
-        remedy = "write the version and the names of that version into the file"
-        yield Defect(text + (f": {where}" if (where := misplaced_version(files)) else ""), remedy)
+        yield Defect(text, "write the version of these names at the top of the file")
     if (file := ambiguous(gen, files)) is not None:
         text = f"{file.path} has the CRI section under two names, and chance decides which counts"
         yield Defect(text, "keep one of the sections")
-    for text in (*hidden(gen, files), *doubtful(gen, files)):
-        yield Defect(text, "put all settings of the section into the last file, or use one file")
+    for text in hidden(gen, files):
+        remedy = "put all settings of the section into the last file, or use one file"
+        yield Defect(text, remedy, harmful=False)
+    for text in doubtful(gen, files) if not misplaced else ():
+        what, _, remedy = text.partition("; ")
+        yield Defect(what, remedy, harmful=False)
 
 
 def _of_handler(name: str, table: Data, lacking: Sequence[str]) -> Iterator[Defect]:
@@ -221,15 +227,15 @@ def _of_handler(name: str, table: Data, lacking: Sequence[str]) -> Iterator[Defe
     if not kind:
         text = f'handler {name} has no runtime_type: "container.Runtime.Name must be set"'
         remedy = f'set runtime_type = "io.containerd.runc.v2" in the table of {name}'
-        yield Defect(text, remedy, handler=name)
+        yield Defect(text, remedy)
     elif kind in lacking:
         text = f"handler {name} has runtime_type {kind}, for which this containerd has no shim"
-        yield Defect(text, 'set runtime_type = "io.containerd.runc.v2"', handler=name)
+        yield Defect(text, 'set runtime_type = "io.containerd.runc.v2"')
     spelled = dict(binaries(table))
     if len(spelled) > 1 and is_runc(table):
         pairs = " and ".join(f"{key} = {value}" for key, value in spelled.items())
         text = f"handler {name} names its program twice: {pairs}"
-        yield Defect(text, "keep BinaryName, and remove the other spelling", handler=name)
+        yield Defect(text, "keep BinaryName, and remove the other spelling")
 
 
 def cgroup_driver(table: Data) -> str | None:

@@ -32,6 +32,7 @@ from agent.doctor.table import CHECKS
 
 DIRS = ("/etc/cdi", "/var/run/cdi")
 NVIDIA = "/usr/local/nvidia/toolkit/nvidia-container-runtime"
+DEVICE = ("nvidia.com/gpu=0", "/var/run/cdi/x.yaml", "toolkit-agent", "resolvable", "")
 RUNTIME = RuntimeFacts(
     "containerd", "2.1.9", "/run/containerd/containerd.sock", process="7",
     unit="containerd.service", executable="/usr/bin/containerd", next_version="2.1.9",
@@ -60,7 +61,7 @@ DRIVER = DriverFacts(gpus=1, module="550.54.15", library="550.54.15")
 HEALTHY = Facts(
     runtime=Part(RUNTIME),
     config=Part(CONFIG),
-    specs=Part(SpecFacts(DIRS)),
+    specs=Part(SpecFacts(DIRS, devices=(DEVICE,))),
     agent=Part(AGENT),
     toolkit=Part(TOOLKIT),
     kubelet=Part(KubeletFacts("systemd", "/var/lib/kubelet/config.yaml", RUNTIME.socket)),
@@ -111,6 +112,7 @@ class Case:
     words: str
 
 
+DEFECT = DefectFacts("t", "r")
 DOWN = Down("cannot reach /run/x.sock: no such file or directory; is the runtime up?")
 NO_CDI = replace(RUNTIME, switch="false")
 CASES = [
@@ -132,10 +134,10 @@ CASES = [
     Case("runtime-process", changed("runtime", process=""), "info", "hostPID"),
     Case("runtime-process", changed("runtime", unit=""), "info", "--restart-mode"),
     Case("rights", replace(HEALTHY, machine=MachineFacts(root=False)), "info", "root"),
-    Case("handler-defect", changed("config", defects=(DefectFacts("t", "r", handler="runc"),)),
+    Case("handler-defect", changed("config", defects=(DEFECT,)),
          "fault", "t"),
-    Case("handler-defect", changed("config", defects=(DefectFacts("hides", "r"),)), "warning",
-         "hides"),
+    Case("handler-defect", changed("config", defects=(replace(DEFECT, harmful=False),)), "warning",
+         "t"),
     Case("config-override", changed("config", overrides=(("k", "/a", "/b"),)), "fault", "/b"),
     Case("handler-program", handler("nvidia", programs=("/bin/true",)), "fault", "/bin/true"),
     Case("handler-program", handler("nvidia", programs=()), "fault", "no program"),
@@ -156,9 +158,9 @@ CASES = [
          "warning", "/h.json"),
     Case("hook-foreign", changed("config", hooks=(("/h.json", "/gone", False),)), "fault", "/gone"),
     Case("handler-sandbox", handler("nvidia-x", sandbox=True), "warning", "nvidia-x"),
-    Case("config-rendered", changed("config", rendered=(("/c", "k3s", "/t.tmpl"),)), "info",
+    Case("config-rendered", changed("config", rendered=(("/c", "k3s", "/t.tmpl"),)), "warning",
          "/t.tmpl"),
-    Case("host-readonly", changed("config", locked="read-only file system; x"), "info", "--config"),
+    Case("host-readonly", changed("config", locked="read-only; x"), "warning", "--config"),
     Case("cdi-off", changed("runtime", switch="false"), "fault", "enable_cdi = true"),
     Case("cdi-off", plugin("envvar", facts=replace(HEALTHY, runtime=Part(NO_CDI))), "warning",
          "enable_cdi"),
@@ -183,6 +185,13 @@ CASES = [
     Case("plugin-strategy",
          replace(HEALTHY, plugins=Part((replace(PLUGIN, hook="/h", hook_missing=True),))), "fault",
          "/h"),
+    Case("spec-none", replace(HEALTHY, specs=Part(SpecFacts(DIRS))), "fault", "no CDI spec"),
+    Case("cdi-directories", changed("runtime", spec_dirs=()), "fault", "cdi_spec_dirs is empty"),
+    Case("toolkit-calls", changed("toolkit", calls=("runc",), callable=False), "fault", "runc"),
+    Case("isolation", changed("toolkit", variables=True), "info", "any pod"),
+    Case("isolation", replace(changed("config", default="nvidia"),
+                              toolkit=Part(replace(TOOLKIT, variables=True))), "warning",
+         "any image"),
     Case("cdi-twice", replace(
         changed("config", passes={"cdi.k8s.io/": True}),
         toolkit=Part(replace(TOOLKIT, prefixes=("cdi.k8s.io/",)))), "warning", "twice"),
@@ -198,7 +207,7 @@ CASES = [
     Case("driver", changed("driver", problem="cannot make a CDI spec: none; install"), "fault",
          "install"),
     Case("driver", changed("driver", problem="none", gpus=0), "info", "none"),
-    Case("driver", changed("driver", problem="none", platform="WSL2"), "info", "WSL2"),
+    Case("driver", changed("driver", problem="none", platform="WSL2"), "warning", "WSL2"),
     Case("driver-nodes", changed("driver", missing_nodes=("/dev/nvidiactl",)), "fault",
          "nvidiactl"),
     Case("agent-refuses", changed("agent", problem="cannot x: y; do z"), "fault", "do z"),
