@@ -56,7 +56,9 @@ def _unsupported(facts: Facts) -> Iterator[Found]:
 
 def _directories(facts: Facts) -> Iterator[Found]:
     specs, runtime = facts.specs.get(), facts.runtime.value
-    if runtime is not None and runtime.spec_dirs == () and runtime.native:
+    if runtime is None or not runtime.native:
+        return
+    if runtime.spec_dirs == ():
         yield Found("fault", "the runtime reads no directory with specs: cdi_spec_dirs is empty",
                     remedy="remove the key, or name the directories in it")  # fmt: skip
         return

@@ -160,7 +160,9 @@ def _calls(facts: Facts) -> Iterator[Found]:
     if not toolkit.callable:
         named = ", ".join(toolkit.calls)
         text = f"NVIDIA's runtime finds none of the low-level runtimes that it tries: {named}"
-        yield Found("fault", text, (f"runtimes in {toolkit.config}",))
+        # A name alone may be in the PATH of the runtime (k3s brings its own runc).
+        severity: Severity = "fault" if any("/" in path for path in toolkit.calls) else "warning"
+        yield Found(severity, text, (f"runtimes in {toolkit.config}",))
 
 
 def _locked(facts: Facts) -> Iterator[Found]:

@@ -111,10 +111,11 @@ def _with_wrapped(host: HostRoot, named: tuple[str, ...]) -> Iterator[str]:
 
 
 def _is_missing(host: HostRoot, name: str) -> bool:
-    """Is there no such program? What we may not look at counts as there."""
+    """Is there no such program? What we may not look at counts as there, and so does a name alone,
+    which the runtime looks up in its own PATH, but for NVIDIA's."""
     if "/" not in name:
         places = (f"{above}/{name}" for above in programs.DIRECTORIES)
-        return not any(programs.runs(host, place) for place in places)
+        return programs.is_nvidia(name) and not any(programs.runs(host, p) for p in places)
     try:
         found = os.stat(host.resolve(name).agent)
     except PermissionError:
