@@ -99,7 +99,7 @@ def _node(ctx: Context, runtime: Runtime | None) -> tuple[ConfiguredRuntime | No
 def _down(
     ctx: Context, runtime: Runtime | None, node: ConfiguredRuntime | None, error: AgentError
 ) -> Down:
-    reason = part(lambda: propose.why_not(ctx, node) if node else "").value or ""
+    reason = part(lambda: propose.start_failure(ctx, node) if node else "").value or ""
     unit = f"{runtime.kind}.service" if runtime else ""
     there = tuple(item.socket.host for item in find.sockets(ctx.settings, ctx.host))
     denied = os.geteuid() != 0 and "permission denied" in error.message
@@ -153,9 +153,9 @@ def _agent(ctx: Context, report: Report, memory: Memory) -> AgentFacts:
         drift=report.drift,
         unfinished=report.unfinished or "",
         failed=report.failed or "",
-        left=tuple((item.path, item.what, item.remedy) for item in report.left),
+        left=tuple((item.path, item.what, item.remedy) for item in report.left_over_files),
         warnings=proposal.warnings if proposal else (),
-        restart="; ".join(proposal.gaps) if proposal else "",
+        restart="; ".join(proposal.unproven) if proposal else "",
     )
 
 

@@ -20,7 +20,7 @@ from agent.plan.context import Context
 from agent.runtimes import low_level
 from agent.runtimes.base import ConfiguredRuntime, Effective
 from agent.runtimes.config_file import ConfigFile
-from agent.runtimes.desired import LINUX, is_nvidia, is_sandbox, leaves
+from agent.runtimes.desired_state import LINUX, is_nvidia, is_sandbox, leaves
 from agent.toml.edit import Path, dotted
 from agent.toolkit import programs, tree
 
@@ -64,7 +64,7 @@ def config(ctx: Context, node: ConfiguredRuntime, *, alive: bool) -> ConfigFacts
 
 def _why_not(ctx: Context, node: ConfiguredRuntime) -> str:
     try:
-        return propose.why_not(ctx, node)
+        return propose.start_failure(ctx, node)
     except (AgentError, OSError):
         return ""
 

@@ -276,8 +276,8 @@ class ContainerdNode:
 
     def defects(self, host: HostRoot) -> Iterable[Defect]:
         """As the protocol says."""
-        lacking = self._lacking(host)
-        return faults.defects(self.gen, self.files, self.effective(self.files), lacking)
+        missing = self._missing_shims(host)
+        return faults.defects(self.gen, self.files, self.effective(self.files), missing)
 
     def rendered(self) -> Iterable[Rendered]:
         """k3s, RKE2, k0s and MicroK8s write the configuration of their containerd."""

@@ -19,7 +19,7 @@ from agent.runtimes.containerd.generations import (
     Generation,
 )
 from agent.runtimes.containerd.merge import Files, has_section, names, version_of
-from agent.runtimes.desired import LINUX, binaries, is_runc
+from agent.runtimes.desired_state import LINUX, binaries, is_runc
 from agent.toml import edit as tomledit
 from agent.toml import text as tomltext
 from agent.toml.edit import Data, Path, get
