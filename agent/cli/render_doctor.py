@@ -72,9 +72,10 @@ def _finding(item: Finding) -> Iterator[str]:
 
 
 def _wrapped(label: str, words: str) -> list[str]:
-    """A paragraph behind its label."""
+    """A paragraph behind its label, without the control characters that words of others have."""
+    safe = "".join(char if char.isprintable() else " " for char in words)
     return textwrap.wrap(
-        words, _COLUMNS - 2, initial_indent=label, subsequent_indent=" " * 4,
+        safe, _COLUMNS - 2, initial_indent=label, subsequent_indent=" " * 4,
         break_long_words=False, break_on_hyphens=False,
     )  # fmt: skip
 

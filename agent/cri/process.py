@@ -118,6 +118,11 @@ def find(socket_path: str, name: str, host: HostRoot, kind: str) -> Process | No
     return fits[0] if len(fits) == 1 else None
 
 
+def is_trusted(process: Process) -> bool:
+    """Does a process belong to root, or to our own user?"""
+    return _user(process) is None
+
+
 def _user(process: Process) -> int | None:
     """A user other than root among the uids of a process. The owner of its directory in /proc does
     not count, because that is root for a process that makes itself undumpable."""

@@ -66,9 +66,9 @@ def _listening(ctx: Context, runtime: Runtime | None) -> Iterator[str]:
 def _line(host: HostRoot, name: str) -> str:
     """The text of a small file of the kernel's; "" where it cannot be read."""
     try:
-        with open(host.agent_path(name), encoding="ascii", errors="replace") as file:
+        with open(host.resolve(name).agent, encoding="ascii", errors="replace") as file:
             return file.read(256).strip()
-    except OSError:
+    except (OSError, Refused):
         return ""
 
 
@@ -110,9 +110,7 @@ def _specs_in(directory: str) -> tuple[str, ...]:
 
 def kubelet(host: HostRoot) -> KubeletFacts:
     """The kubelet, by its command line and its file."""
-    words = next(
-        (w for _, w in process.command_lines(host) if os.path.basename(w[0]) == "kubelet"), ()
-    )
+    words = next(_kubelets(host), ())
     name = _flag(words, "config") or _KUBELET_CONFIG
     said = _kubelet_file(host, name)
     flag = _flag(words, "cgroup-driver")
@@ -122,6 +120,16 @@ def kubelet(host: HostRoot) -> KubeletFacts:
         cgroups_source="the kubelet's command line" if flag else name,
         socket=str(endpoint or "").removeprefix("unix://"),
     )
+
+
+def _kubelets(host: HostRoot) -> Iterator[Sequence[str]]:
+    """Command lines of services of the host that are a kubelet. Anybody can call a process so, and
+    what it is told decides about advice."""
+    for pid, words in process.command_lines(host):
+        if os.path.basename(words[0]) == "kubelet":
+            found = process.inspect(pid, host.proc)
+            if found and found.unit and process.is_trusted(found):
+                yield words
 
 
 def _kubelet_file(host: HostRoot, name: str) -> dict[str, object]:
