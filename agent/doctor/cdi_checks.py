@@ -147,23 +147,33 @@ def _nobody(facts: Facts) -> Iterator[Found]:
         if not hooks:
             yield Found("fault", text, (said,), "set DEVICE_LIST_STRATEGY=cdi-cri, or make NVIDIA's"
                         " runtime the default")  # fmt: skip
-    if "cdi-annotations" in strategy and (why := _unanswered(facts, prefix)):
+    if "cdi-annotations" in strategy and (unanswered := _unanswered(facts, prefix)):
+        why, remedy = unanswered
         severity: Severity = "warning" if "cdi-cri" in strategy and runtime.native else "fault"
-        yield Found(severity, f"nobody answers annotations {prefix}: {why}", (said,))
+        toolkit = facts.toolkit.value
+        evidence = (said, f"config: {toolkit.config}") if toolkit else (said,)
+        yield Found(severity, f"nobody answers annotations {prefix}: {why}", evidence, remedy)
 
 
-def _unanswered(facts: Facts, prefix: str) -> str:
-    """Why nobody injects devices for an annotation with this prefix; "" where somebody does."""
+def _unanswered(facts: Facts, prefix: str) -> tuple[str, str] | None:
+    """Why nobody injects devices for an annotation with this prefix, and what to do; None where
+    somebody does."""
+    native = facts.runtime.get().native
     if not prefix.endswith("/"):
-        return "a prefix has to end in a slash"
-    if facts.runtime.get().native and prefix == CDI_PREFIX:
-        return ""
+        return "a prefix has to end in a slash", f"set CDI_ANNOTATION_PREFIX={prefix}/"
+    if native and prefix == CDI_PREFIX:
+        return None
+    usual = f"set CDI_ANNOTATION_PREFIX={CDI_PREFIX}" if native else "`toolkit-agent apply`"
     config, toolkit = facts.config.get(), facts.toolkit.get()
     if prefix not in toolkit.prefixes:
-        return f"the runtime does not, and {toolkit.config} has another prefix"
+        remedy = f"{usual}, or add it to annotation-prefixes in config.toml"
+        return "NVIDIA's runtime has another prefix", remedy
     if not config.passes.get(prefix, False):
-        return "the handlers do not pass them on (container_annotations)"
-    return "" if config.nvidia_default else "NVIDIA's runtime would, and is not the default"
+        remedy = f"{usual}, or add {prefix}* to their container_annotations"
+        return "handlers do not pass them on", remedy
+    if config.nvidia_default:
+        return None
+    return "NVIDIA's runtime would, and is not the default", usual
 
 
 def _twice(facts: Facts) -> Iterator[Found]:

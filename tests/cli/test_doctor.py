@@ -291,6 +291,22 @@ def _socket_of_nobody(node: CliNode) -> None:
         server.bind(str(node.socket))
 
 
+def _wrong_prefix(node: CliNode) -> None:
+    """k8s-device-plugin#481: the plugin's annotations have a prefix that nobody answers."""
+    restart(node, table("runc", node.section, "/bin/true"))
+    assert node.agent("apply").returncode == 0
+    config = node.toolkit / ".config/nvidia-container-runtime/config.toml"
+    replace(config, '"nvidia.cdi.k8s.io/"', '"vendor.example/"')
+
+
+def _default_taken_back(node: CliNode) -> None:
+    """Without native CDI only the default runtime brings GPUs to pods without a class."""
+    restart(node, table("runc", node.section, "/bin/true"))
+    assert node.agent("apply").returncode == 0
+    replace(node.config, 'default_runtime_name = "nvidia"', 'default_runtime_name = "runc"')
+    node.restart()
+
+
 def _k3s(node: CliNode) -> None:
     """The generated file of a k3s has NVIDIA's handler, and its program went away."""
     _no_binary(node)
@@ -341,6 +357,12 @@ FAULTS = {
     "empty runc table": Fault(_empty_runc_table, ("handler runc has no runtime_type",), "1.7.24"),
     "written by others": Fault(_written_by_others, ("written by others", "chmod go-w")),
     "socket of nobody": Fault(_socket_of_nobody, ("connection refused", "start the runtime")),
+    "wrong prefix": Fault(
+        _wrong_prefix, ("nobody answers annotations nvidia.cdi.k8s.io/", "prefix"), "1.6.20"
+    ),
+    "default taken back": Fault(
+        _default_taken_back, ("nobody answers annotations", "is not the default"), "1.6.20"
+    ),
     "k3s": Fault(_k3s, ("handler nvidia runs @/nvidia/toolkit",)),
 }
 
