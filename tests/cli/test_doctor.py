@@ -349,9 +349,7 @@ FAULTS = {
     "changed since the start": Fault(_changed, ("handler nvidia", "restart")),
     "no wrapped program": Fault(_no_wrapped_program, ("nvidia-container-runtime.real",)),
     "no low-level runtime": Fault(_no_low_level, ("none of the low-level", "none/runc")),
-    "restart pending": Fault(
-        _restart_pending, ("config.toml was changed", "restart the runtime"), "1.7.24"
-    ),
+    "restart pending": Fault(_restart_pending, ("restart the runtime",), "1.7.24"),
     "no spec directories": Fault(_no_spec_dirs, ("cdi_spec_dirs is empty",)),
     "version at the end": Fault(_version_at_the_end, ("`version` on line", "top"), "1.7.24"),
     "empty runc table": Fault(_empty_runc_table, ("handler runc has no runtime_type",), "1.7.24"),
