@@ -8,7 +8,9 @@ import json
 import re
 from typing import Any
 
-_KEY = r"""("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^\s"'#:][^:]*?):(?:\s+(.*))?$"""
+# A colon ends a bare key only where a space or the end of the line follows.
+_BARE = r"""(?:[^\s"'#:]|:(?=\S))(?:[^:]|:(?=\S))*?"""
+_KEY = rf"""("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|{_BARE}):(?:\s+(.*))?$"""
 
 Line = tuple[int, str]
 

@@ -384,6 +384,7 @@ def test_specs_of_the_agent_are_read(data: dict[str, Any]) -> None:
 
 
 @example(data={"a": {"'": ""}})
+@example(data={"a": {":0": None, "b:c": "d:e"}})
 @given(data=st.dictionaries(st.sampled_from("abcd"), _DATA, min_size=1, max_size=4))
 def test_specs_of_others_are_read(data: dict[str, Any]) -> None:
     """The same in the style of a common library, as far as its scalars need no folding."""
