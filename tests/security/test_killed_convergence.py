@@ -57,8 +57,10 @@ def test_readiness_goes_with_a_killed_convergence(tmp_path: Path) -> None:
         alone: list[float] = []
 
         def watch(ended: threading.Event) -> None:
+            ready, twin = node.validations / READY, node.validations / TWIN
             while not ended.wait(0.001):
-                if not (node.validations / TWIN).exists() and (node.validations / READY).exists():
+                # Both can come or go between two looks: the barrier has to be there both times.
+                if ready.exists() and not twin.exists() and ready.exists():
                     alone.append(time.time())
 
         with beside(watch):
