@@ -105,7 +105,7 @@ def test_upgrade_from_row_6_keeps_the_annotation_answered(pod: dict[str, Any], p
             checks.done(result)
             text = result.stdout + result.stderr
             assert "ml/train-0" in text
-            assert "row 4 says" in text
+            assert "applies row 4" in text
             assert "shop/web" not in text
         assert node.supervisor.starts == starts
         node.script(pods=OTHERS)
