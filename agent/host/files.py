@@ -30,7 +30,6 @@ from agent.host.paths import HostPath
 
 LIMIT = budget.TOML.size  # bytes; a configuration file larger than this is refused
 _LABEL = "security.selinux"
-_PRIVATE = 0o700  # the mode of a new directory until it gets its own
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}~")
 
 
@@ -359,7 +358,7 @@ def missing_directories(path: str) -> tuple[str, ...]:
 def make_directory(path: str, mode: int = 0o755) -> None:
     """Make a directory that does not exist, durably, whatever the umask. Raises OSError."""
     with nofollow.open_parent(path) as (directory, name):
-        os.mkdir(name, _PRIVATE, dir_fd=directory)
+        os.mkdir(name, mode, dir_fd=directory)  # what a kill leaves has no other mode, as a rule
         _set_mode(directory, name, mode)
         os.fsync(directory)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import time
 
 import pytest
 
@@ -37,6 +38,7 @@ def test_file_that_waits_for_a_restart_to_end_the_runtime(
         root, mirrors = root_of(node), DORMANT["mirrors"]
         root.write_text(text(node))
         node.restart()
+        time.sleep(3)  # the start of a process and the time of a file are told apart by seconds
         root.write_text(text(node, mirrors.keys, mirrors.tables))
         said = head(node)
         assert said.startswith("fault: the runtime would not come back from a restart")
