@@ -149,7 +149,7 @@ def _agent(ctx: Context, report: Report, memory: Memory) -> AgentFacts:
         code=problem.status_code if problem and without else "",
         published=report.published,
         not_published=report.not_published or "",
-        error=_told(ctx),
+        error=_published_error(ctx),
         drift=report.drift,
         unfinished=report.unfinished or "",
         failed=report.failed or "",
@@ -159,8 +159,9 @@ def _agent(ctx: Context, report: Report, memory: Memory) -> AgentFacts:
     )
 
 
-def _told(ctx: Context) -> str:
-    """The reason in the file of a failure; "" where there is none that can be believed."""
+def _published_error(ctx: Context) -> str:
+    """The reason in the published error file; "" where there is no such file, or where another
+    user than root can write it."""
     name = os.path.join(ctx.publisher.directory, status.ERROR)
     try:
         size = budget.STATUS_FILE.size

@@ -358,7 +358,7 @@ def missing_directories(path: str) -> tuple[str, ...]:
 def make_directory(path: str, mode: int = 0o755) -> None:
     """Make a directory that does not exist, durably, whatever the umask. Raises OSError."""
     with nofollow.open_parent(path) as (directory, name):
-        os.mkdir(name, mode, dir_fd=directory)  # what a kill leaves has no other mode, as a rule
+        os.mkdir(name, mode, dir_fd=directory)  # final at once: a kill may come before the chmod
         _set_mode(directory, name, mode)
         os.fsync(directory)
 

@@ -82,11 +82,8 @@ class Proposal:
 
     @property
     def is_default(self) -> bool:
-        """Will a handler of ours be the default runtime? Where the options forbid a change of the
-        configuration, the runtime's own answer counts."""
-        if self.edits is not None:
-            return self.decision.is_default
-        return registry.shows_nvidia(self.runtime.answer)
+        """Will a handler of ours be the default runtime?"""
+        return _is_default(self.runtime, self.decision, self.edits)
 
     @property
     def configured(self) -> bool:
@@ -194,11 +191,16 @@ def _toolkit(
     """The toolkit's directory, made for the future default runtime."""
     if seen.toolkit is None:
         return None
-    is_default = configuration.decision.is_default
-    if configuration.edits is None:
-        is_default = registry.shows_nvidia(seen.runtime.answer)
-    decision = replace(configuration.decision, is_default=is_default)
+    decision = configuration.decision
+    is_default = _is_default(seen.runtime, decision, configuration.edits)
+    decision = replace(decision, is_default=is_default)
     return install.propose(ctx.settings, ctx.host, seen.toolkit, decision, calls, root)
+
+
+def _is_default(runtime: Runtime, decision: Decision, edits: Edits | None) -> bool:
+    """Will a handler of ours be the default runtime? Without edits, because the options forbid
+    them, the runtime's own answer counts."""
+    return decision.is_default if edits is not None else registry.shows_nvidia(runtime.answer)
 
 
 def _specs(

@@ -111,8 +111,8 @@ def _explained(
 
 
 def sockets(settings: Settings, host: HostRoot) -> Iterator[Endpoint]:
-    """Where a runtime listens, as far as there is something, whoever it is."""
-    given = [(kind, path) for kind, path in registry.sockets("auto")]
+    """The sockets of runtimes that exist on this node, whether or not anything answers there."""
+    given = [*registry.sockets("auto")]
     if settings.socket:
         kind = "" if settings.runtime == "auto" else settings.runtime
         given.insert(0, (kind, settings.socket))
@@ -124,8 +124,8 @@ def sockets(settings: Settings, host: HostRoot) -> Iterator[Endpoint]:
 
 
 def asleep(settings: Settings, host: HostRoot) -> tuple[Runtime, str] | None:
-    """The runtime that would answer here, and the host path of its executable; None where there is
-    none. What it loads can be looked at while it is down. Its answer has the version only."""
+    """The runtime that is installed here but does not answer, and the host path of its executable;
+    None where there is none. Its answer has only the version, so that its files can be loaded."""
     for item in registry.REGISTERED:
         if settings.runtime not in ("auto", item.kind):
             continue
@@ -157,8 +157,8 @@ def _program_of(
 
 
 def executable_version(host: HostRoot, program: str) -> str | None:
-    """The version that the executable of that host path gives; None where it gives none. It has to
-    be root's alone."""
+    """The version that the executable at a host path prints; None where it prints none. The caller
+    has checked that only root can replace the executable, because it is run."""
     done = command.run(host, [program, "--version"], timeout=10)
     found = _VERSION.search(done.out.decode("utf-8", "replace")) if done.code == 0 else None
     return found[1] if found else None

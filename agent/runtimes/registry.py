@@ -67,11 +67,9 @@ def sockets(asked: str) -> Iterator[tuple[str, str]]:
 def present(host: HostRoot, settings: Settings) -> tuple[str, ...]:
     """The kinds whose usual socket exists; all that the options allow where none does, because the
     socket may be elsewhere."""
-    kinds = {
-        kind for kind, path in sockets(settings.runtime) if os.path.lexists(host.agent_path(path))
-    }
-    asked = dict.fromkeys(kind for kind, _ in sockets(settings.runtime))
-    return tuple(kind for kind in asked if kind in kinds) or tuple(asked)
+    asked = [*sockets(settings.runtime)]
+    found = [kind for kind, path in asked if os.path.lexists(host.agent_path(path))]
+    return tuple(dict.fromkeys(found or [kind for kind, _ in asked]))
 
 
 def ask(path: str, name: str, timeout: float = 10.0) -> Answer:

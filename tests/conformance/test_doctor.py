@@ -38,7 +38,7 @@ def test_file_that_waits_for_a_restart_to_end_the_runtime(
         root, mirrors = root_of(node), DORMANT["mirrors"]
         root.write_text(text(node))
         node.restart()
-        time.sleep(3)  # the start of a process and the time of a file are told apart by seconds
+        time.sleep(3)  # a file counts as newer only if it is 0.1 s younger than the process
         root.write_text(text(node, mirrors.keys, mirrors.tables))
         said = head(node)
         assert said.startswith("fault: the runtime would not come back from a restart")
