@@ -52,7 +52,7 @@ cli.add_command(cdi)
 @output_option
 def plan(output: str, **given: str | None) -> None:
     """Show the decision with its evidence, the diff of every file, and restarts. Writes nothing."""
-    from agent.cli import render_plan
+    from agent.cli.render import plan as render_plan
     from agent.plan.observe import observe
     from agent.plan.propose import propose
     from agent.state.store import current_memory
@@ -71,7 +71,7 @@ def apply(output: str, *, retry: bool, **given: str | None) -> None:
     """Make the node right, once; on a node that is right it writes and restarts nothing."""
     from dataclasses import replace
 
-    from agent.cli import render_apply
+    from agent.cli.render import apply as render_apply
     from agent.transaction.converge import converge
 
     outcome = converge(replace(_context(given), refresh=True, retry=retry))
@@ -111,7 +111,7 @@ def converge_child(
 @output_option
 def status(output: str, **given: str | None) -> None:
     """Show runtime, CDI, handlers, files, status file, drift and the last transaction."""
-    from agent.cli import render_status
+    from agent.cli.render import status as render_status
     from agent.reports.node import report
 
     found = report(_context(given))
@@ -128,7 +128,7 @@ def doctor(output: str, bundle: str | None, **given: str | None) -> None:
 
     Works on nodes that other tools configured, too. It changes nothing.
     """
-    from agent.cli import render_doctor
+    from agent.cli.render import doctor as render_doctor
     from agent.doctor.check import diagnose
     from agent.doctor.gather import gather
     from agent.doctor.table import CHECKS
@@ -153,7 +153,7 @@ def doctor(output: str, bundle: str | None, **given: str | None) -> None:
 @output_option
 def revert(output: str, *, keep_edits: bool, and_toolkit: bool, **given: str | None) -> None:
     """Put the original files back, restart the runtime on them and prove it."""
-    from agent.cli import render_apply
+    from agent.cli.render import apply as render_apply
     from agent.transaction.revert import revert as undo
 
     done = undo(_context(given), keep_edits=keep_edits, toolkit=and_toolkit)
@@ -189,7 +189,7 @@ def config(output: str, **given: str | None) -> None:
 
     Needs neither a runtime nor root.
     """
-    from agent.cli import render_config
+    from agent.cli.render import config as render_config
     from agent.options.settings import effective
 
     settings = settings_of(given)

@@ -148,6 +148,6 @@ def emit(
     if output == "table":
         click.echo(redact_text(text(result)))
     else:
-        from agent.cli.render import document
+        from agent.cli.render.base import document
 
         click.echo(document(kind, data(result), output))

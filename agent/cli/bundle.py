@@ -15,8 +15,11 @@ from contextlib import suppress
 from typing import Any
 
 from agent import __version__
-from agent.cli import render_config, render_doctor, render_plan, render_status
-from agent.cli.render import document
+from agent.cli.render import config as render_config
+from agent.cli.render import doctor as render_doctor
+from agent.cli.render import plan as render_plan
+from agent.cli.render import status as render_status
+from agent.cli.render.base import document
 from agent.doctor.check import Diagnosis
 from agent.errors import Refused, reason
 from agent.options.settings import Settings, effective

@@ -67,7 +67,7 @@ def generate(**given: str | None) -> None:
 @output_option
 def list_devices(output: str, **given: str | None) -> None:
     """List every device of every spec on the node, and whether a container can have it."""
-    from agent.cli import render_cdi
+    from agent.cli.render import cdi as render_cdi
     from agent.plan.context import open_host
     from agent.reports import specs
 
@@ -84,7 +84,7 @@ def validate(files: tuple[str, ...], output: str, **given: str | None) -> None:
 
     `-` is standard input. Exit code 1 where there is anything to tell.
     """
-    from agent.cli import render_cdi
+    from agent.cli.render import cdi as render_cdi
     from agent.plan.context import open_host
     from agent.reports import specs
 

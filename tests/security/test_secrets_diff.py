@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from agent.cli.diffs import diff
+from agent.cli.render.diffs import diff
 from agent.errors import Refused
 from agent.host.files import Change, FileState
 from agent.host.paths import HostPath

@@ -7,7 +7,9 @@ import tomllib
 
 import pytest
 
-from agent.cli import diffs, render, render_apply
+from agent.cli.render import apply as render_apply
+from agent.cli.render import base as render
+from agent.cli.render import diffs
 from agent.host.files import Change, FileState
 from agent.host.paths import HostPath
 from agent.transaction.revert import Reverted

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from agent.cli.render_plan import decision_data, head, spec_lines
+from agent.cli.render.plan import decision_data, head, spec_lines
 from agent.runtimes.restart import down_message
 from agent.transaction.converge import Outcome
 from agent.transaction.revert import Reverted

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from agent.cli.render_plan import spec_data
+from agent.cli.render.plan import spec_data
 from agent.reports.node import Report
 
 

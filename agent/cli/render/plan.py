@@ -16,7 +16,7 @@ from agent.toolkit.install import ToolkitProposal
 
 def data(proposal: Proposal) -> dict[str, Any]:
     """A plan for JSON."""
-    from agent.cli.diffs import diff  # `apply` needs no diffs
+    from agent.cli.render.diffs import diff  # `apply` needs no diffs
 
     node, restart = proposal.node, proposal.restart
     return {
@@ -59,7 +59,7 @@ def data(proposal: Proposal) -> dict[str, Any]:
 
 def text(proposal: Proposal) -> str:
     """A plan for a person."""
-    from agent.cli.diffs import diff
+    from agent.cli.render.diffs import diff
 
     lines = [*head(proposal), "", *_toolkit_lines(proposal.toolkit)]
     lines += [f"make device node {node}" for node in proposal.nodes]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from agent.cdi.specs.installed import SpecFile
-from agent.cli.render import table
+from agent.cli.render.base import table
 from agent.reports.specs import Inventory
 
 

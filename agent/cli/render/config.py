@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from agent.cli.render import table
+from agent.cli.render.base import table
 from agent.options.settings import Effective
 
 
