@@ -1,7 +1,7 @@
-"""The protocol of a container runtime, and its data. The rest of the program knows no more of it.
+"""What every container runtime has in common. The rest of the program knows no more of it.
 
 `RuntimeAdapter` is one kind of runtime. `ConfiguredRuntime` is a runtime of that kind on this node,
-with the files that it loads. Everything that differs between runtimes is behind these two.
+with the files that it loads. Everything that differs between runtimes is behind these two classes.
 `registry` lists the kinds. A new runtime is a folder with an adapter, and a line in the registry.
 
 Invariant: nothing here, and nothing outside the folders of the runtimes, names one of them.
@@ -9,9 +9,10 @@ Invariant: nothing here, and nothing outside the folders of the runtimes, names 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from agent.cri.client import Answer, Unimplemented
 from agent.cri.process import Process
@@ -158,138 +159,150 @@ class RestartHazard(Refused):
         self.later = f"{path} {why}: it would not come back from a restart; {remedy}"
 
 
-class RuntimeAdapter(Protocol):
-    """One kind of runtime."""
+class RuntimeAdapter(ABC):
+    """One kind of runtime. A method that is not abstract has the answer of most runtimes.
 
-    @property
-    def kind(self) -> str:
-        """Its name in options and in the journal."""
+    `kind`: the name in options and in the journal. `title`: the name for a person.
+    `low_level`: the OCI runtimes that it is shipped with, the usual one first.
+    `starts_again`: does systemd start it again after a SIGTERM?
+    `lists_handlers`: do its lists of pods say which handler a pod was created with?
+    `shows_reloaded`: does it show settings that it has only reloaded, and that a restart puts in
+    force?
+    `restart_note`: what a person should know while it restarts.
+    `stop_seconds`: how long a restart may wait for containers that are being stopped.
+    """
 
-    @property
-    def title(self) -> str:
-        """Its name for a person."""
-
-    @property
-    def low_level(self) -> tuple[str, ...]:
-        """The OCI runtimes that it is shipped with, the usual one first."""
-
-    @property
-    def starts_again(self) -> bool:
-        """Does systemd start it again after a SIGTERM?"""
-
-    @property
-    def lists_handlers(self) -> bool:
-        """Do its lists of pods say which handler a pod was created with?"""
-
-    @property
-    def shows_reloaded(self) -> bool:
-        """Does it show settings that it has only reloaded, and that a restart puts in force?"""
-
-    @property
-    def restart_note(self) -> str:
-        """What a person should know while it restarts; may be empty."""
-
-    @property
-    def stop_seconds(self) -> int:
-        """How long a restart may wait for containers that are being stopped."""
+    kind: str
+    title: str
+    low_level: tuple[str, ...]
+    starts_again = True
+    lists_handlers = True
+    shows_reloaded = False
+    restart_note = ""
+    stop_seconds = 0
 
     def completed(self, answer: Answer, socket: str, timeout: float) -> Answer:
         """The answer with what this runtime shows besides the CRI. `socket` is an agent path,
         `timeout` is in seconds. Raises Unreachable."""
+        return answer
 
     def explained(
         self, error: Unimplemented, settings: Settings, host: HostRoot, socket: HostPath
     ) -> Unimplemented:
         """The error with the reason why a process of this kind does not serve the CRI, where its
         files show the reason."""
+        return error
 
+    @abstractmethod
     def look(
         self, settings: Settings, host: HostRoot, runtime: Runtime, overlay: Overlay | None = None
     ) -> ConfiguredRuntime:
         """The files and the executable of a runtime of this kind. Files in `overlay` replace those
         on disk. Raises Refused."""
 
+    @abstractmethod
     def check_shape(self, file: ConfigFile) -> None:
         """Raise Refused for a value of a wrong type in a setting that this agent reads."""
 
+    @abstractmethod
     def evidence(self, answer: Answer) -> tuple[Evidence, ...]:
         """What it shows of CDI, best source first."""
 
+    @abstractmethod
     def shown_default(self, answer: Answer) -> object:
         """The default runtime that it shows, unchecked."""
 
+    @abstractmethod
     def shown_handlers(self, answer: Answer) -> object:
         """The tables of handlers that it shows, unchecked."""
 
+    @abstractmethod
     def unproven(self, desired: Desired, answer: Answer) -> list[str]:
         """What the running runtime lacks of the desired state, in words; empty for nothing."""
 
+    @abstractmethod
     def watch_paths(
         self, settings: Settings, host: HostRoot, running: Process | None
     ) -> Iterator[str]:
         """The host paths and directories on which a runtime depends whose configuration cannot be
         read. Raises AgentError or OSError after the paths that are known."""
 
+    @abstractmethod
     def low_level_program(self, effective: Effective, name: str) -> str | None:
         """The OCI runtime that a handler of others runs, None where the handler names none."""
 
     def pod_handler(self, info: Mapping[str, object]) -> str:
         """The handler of a pod from its verbose status, "" for the default. It is used where
         `lists_handlers` is false."""
+        return ""
 
+    @abstractmethod
     def pod_programs(
         self, info: Mapping[str, object], running: Effective, handler: str
     ) -> tuple[str, ...]:
         """The programs by which the containers of a pod are run."""
 
 
-class ConfiguredRuntime(Protocol):
-    """A runtime of this node with the files that it loads."""
+@dataclass(frozen=True, slots=True)
+class ConfiguredRuntime(ABC):
+    """A runtime of this node with the files that it loads. A method that is not abstract has the
+    answer of most runtimes.
 
-    @property
-    def adapter(self) -> RuntimeAdapter:
-        """Its kind."""
+    `files`: the files that it loads. The root file comes first, even where it does not exist.
+    `executable`: host path of the executable that a restart will run, None where it is not known.
+    `drop_in`: our own file. `imports_drop_in`: it is loaded only because another file imports it.
+    """
 
-    @property
-    def runtime(self) -> Runtime:
-        """What answers."""
+    adapter: ClassVar[RuntimeAdapter]
+    imports_drop_in: ClassVar[bool] = False
 
-    @property
-    def files(self) -> Files:
-        """The files that it loads. The root file comes first, even where it does not exist."""
+    runtime: Runtime
+    files: Files
+    executable: str | None
+    drop_in: HostPath
 
     @property
     def root(self) -> ConfigFile:
         """The root file."""
+        return self.files[0]
 
-    @property
-    def executable(self) -> str | None:
-        """Host path of the executable that a restart will run, None where it is not known."""
-
-    @property
-    def drop_in(self) -> HostPath:
-        """Our own file."""
-
+    @abstractmethod
     def load(self, host: HostRoot, overlay: Overlay | None = None) -> Files:
         """The files, read again. Files in `overlay` replace those on disk. Raises Refused."""
 
+    @abstractmethod
     def effective(self, files: Files) -> Effective:
         """The effective configuration after a start on these files."""
+
+    def shown_tables(self, by_files: Effective) -> Mapping[str, Data]:
+        """The tables of the handlers that the running runtime shows, with the keys of a file."""
+        return {}
 
     def running(self) -> Effective:
         """The configuration that the running runtime shows; that of its files where it shows
         nothing."""
+        by_files = self.effective(self.files)
+        default = self.adapter.shown_default(self.runtime.answer)
+        return Effective(
+            default if isinstance(default, str) and default else by_files.default,
+            {**by_files.runtimes, **self.shown_tables(by_files)},
+            by_files.enable_cdi, by_files.section,
+        )  # fmt: skip
 
     def evidence(self, host: HostRoot) -> tuple[Evidence, ...]:
         """The evidence of CDI, best source first. The executable is run only where the runtime
         shows nothing."""
+        return self.adapter.evidence(self.runtime.answer)
 
+    @abstractmethod
     def edits(self, host: HostRoot, request: EditRequest) -> tuple[Edits, tuple[str, ...]]:
         """The edits, and warnings. Raises Refused."""
 
+    @abstractmethod
     def preflight(self, host: HostRoot, candidate: Candidate) -> Preflight:
         """The check of the future files by the runtime's own executable. Raises Refused."""
 
+    @abstractmethod
     def launch(
         self, host: HostRoot, executable: str, desired: Desired, files: Mapping[str, bytes | None]
     ) -> Launch:
@@ -297,47 +310,58 @@ class ConfiguredRuntime(Protocol):
 
     def restart_hazard(self, host: HostRoot, files: Files) -> RestartHazard | None:
         """What would keep the runtime from a start on these files, None for nothing."""
+        return None
 
     def defects(self, host: HostRoot) -> Iterable[Defect]:
-        """What is wrong with the files as they are, the worst first."""
+        """What is wrong with the files as they are, the worst first. `look` has refused files with
+        which the runtime does not start."""
+        return ()
 
     def rendered(self) -> Iterable[Rendered]:
         """The files that another program writes anew."""
+        return ()
 
     def cgroup_drivers(self) -> Mapping[str, str]:
         """By what each handler makes cgroups, "systemd" or "cgroupfs", where the files say it."""
+        return {}
 
     def needs_restart(self, changed: tuple[str, ...]) -> bool:
         """Does a change of these files (host paths) take effect only at the next start?"""
+        return True
 
+    @abstractmethod
     def shows(self, file: ConfigFile) -> tuple[object, list[Data]]:
         """The settings that the running runtime shows, and the sections of a file that it would
         show there."""
 
-    def reload_keys(self, desired: Desired) -> tuple[tuple[str, ...], ...]:
+    def reload_keys(self, desired: Desired) -> tuple[Path, ...]:
         """The keys that this runtime shows after a reload although only a restart puts them in
         force. Empty for a runtime that shows only what is in force."""
+        return ()
 
-    def owner(self, files: Files, key: tuple[str, ...]) -> ConfigFile | None:
+    def owner(self, files: Files, key: Path) -> ConfigFile | None:
         """The file whose value counts for one of the keys in `reload_keys`."""
+        return None
 
     def pod_states(self, effective: Effective, below: str | None) -> Mapping[str, object]:
         """The state of each handler ("" is the default) that has to stay as it is for its pods.
-        `below` is the low-level program that NVIDIA's runtime calls."""
+        `below` is the low-level program that NVIDIA's runtime calls. By default a handler only has
+        to exist."""
+        return dict.fromkeys(("", *effective.runtimes))
 
     def passes_annotation(self, effective: Effective, prefix: str) -> bool:
         """Does a container's annotation with this prefix reach NVIDIA's runtime?"""
+        return True
 
     def hook_programs(self, host: HostRoot, overlay: Overlay) -> Iterable[tuple[HostPath, str]]:
         """The files with OCI hooks that the runtime will read, each with the program it names."""
+        return ()
 
+    @abstractmethod
     def watch_paths(self, host: HostRoot) -> Iterator[str]:
         """Host paths and directories whose change can make this node wrong."""
 
-    @property
-    def imports_drop_in(self) -> bool:
-        """Is our drop-in loaded only because another file imports it?"""
-
+    @abstractmethod
     def own_keys(self, data: Data, *, switch: bool) -> Iterable[Path]:
         """The paths of our keys in a file's data: our handlers, a default runtime that is one of
         them, and, with `switch`, a CDI switch that is on."""
@@ -345,7 +369,9 @@ class ConfiguredRuntime(Protocol):
     def restored(self, host: str, current: Data, restoration: Restoration) -> list[Op]:
         """The operations that take our keys out of the file at the host path `host`, with further
         ones that this runtime needs."""
+        return restoration.ops
 
     def finished(self, host: HostRoot, changes: tuple[Change, ...]) -> tuple[Change, ...]:
         """The changes of a revert, adapted to this runtime. For example, a file that another file
         imports by name is emptied instead of removed."""
+        return changes

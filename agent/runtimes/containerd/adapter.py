@@ -1,4 +1,4 @@
-"""containerd behind the protocol of all runtimes.
+"""The adapter of containerd.
 
 Invariant: reads only. Later steps use one observation of the node, so that a decision and the edit
 that follows from it are about the same moment.
@@ -24,6 +24,7 @@ from agent.host.paths import HostPath, HostRoot
 from agent.options.settings import Settings
 from agent.runtimes import find
 from agent.runtimes.base import (
+    ConfiguredRuntime,
     Defect,
     EditRequest,
     Edits,
@@ -69,22 +70,11 @@ from agent.toolkit import programs
 _STUB = b"# Emptied by toolkit-agent: another file imports this one by name.\n"
 
 
-@dataclass(frozen=True, slots=True)
-class Containerd:
+class Containerd(RuntimeAdapter):
     """The kind of runtime."""
 
-    kind: str = "containerd"
-    title: str = "containerd"
-    low_level: tuple[str, ...] = ("runc", "crun")
-    starts_again: bool = True
-    lists_handlers: bool = True
-    shows_reloaded: bool = False
-    restart_note: str = ""
-    stop_seconds: int = 0
-
-    def completed(self, answer: Answer, socket: str, timeout: float) -> Answer:
-        """The answer as it is, because Status shows everything."""
-        return answer
+    kind = title = "containerd"
+    low_level = ("runc", "crun")
 
     def explained(
         self, error: Unimplemented, settings: Settings, host: HostRoot, socket: HostPath
@@ -166,10 +156,6 @@ class Containerd:
         named = dict(sorted(binaries(table))) if is_runc(table) else {}
         return list(named.values())[-1] if named else None  # so does containerd choose
 
-    def pod_handler(self, info: Mapping[str, object]) -> str:
-        """Not used, because containerd's lists show the handler."""
-        return ""
-
     def pod_programs(
         self, info: Mapping[str, object], running: Effective, handler: str
     ) -> tuple[str, ...]:
@@ -180,28 +166,17 @@ class Containerd:
         return tuple(value for value in values if isinstance(value, str))
 
 
-ADAPTER: RuntimeAdapter = Containerd()
+ADAPTER = Containerd()
 
 
 @dataclass(frozen=True, slots=True)
-class ContainerdNode:
-    """A containerd with its configuration. `files` starts with the root file, there or not."""
+class ContainerdNode(ConfiguredRuntime):
+    """A containerd with its configuration."""
 
-    runtime: Runtime
+    adapter = ADAPTER
+    imports_drop_in = True
+
     gen: Generation
-    files: Files
-    executable: str | None
-    drop_in: HostPath
-
-    @property
-    def adapter(self) -> RuntimeAdapter:
-        """containerd's."""
-        return ADAPTER
-
-    @property
-    def root(self) -> ConfigFile:
-        """The root file."""
-        return self.files[0]
 
     def load(self, host: HostRoot, overlay: Overlay | None = None) -> Files:
         return load.load(host, self.gen, self.root.name, overlay or {})
@@ -209,18 +184,12 @@ class ContainerdNode:
     def effective(self, files: Files) -> Effective:
         return merge.effective(self.gen, files)
 
-    def running(self) -> Effective:
+    def shown_tables(self, by_files: Effective) -> Mapping[str, Data]:
         """The handlers that Status shows, with their tables from the files, because Status shows
         some keys under other names."""
-        by_files = self.effective(self.files)
-        default = ADAPTER.shown_default(self.runtime.answer)
         shown = ADAPTER.shown_handlers(self.runtime.answer)
         names = shown if isinstance(shown, dict) and shown else self.runtime.answer.handlers
-        tables = {name: by_files.table(name) for name in names if name}
-        return Effective(
-            default if isinstance(default, str) and default else by_files.default,
-            {**by_files.runtimes, **tables}, by_files.enable_cdi, by_files.section,
-        )  # fmt: skip
+        return {name: by_files.table(name) for name in names if name}
 
     def evidence(self, host: HostRoot) -> tuple[Evidence, ...]:
         """Status, and the dump where Status shows nothing."""
@@ -275,7 +244,6 @@ class ContainerdNode:
         return deadly_specs.deadly(host, self.gen, files)
 
     def defects(self, host: HostRoot) -> Iterable[Defect]:
-        """As the protocol says."""
         missing = self._missing_shims(host)
         return faults.defects(self.gen, self.files, self.effective(self.files), missing)
 
@@ -291,38 +259,17 @@ class ContainerdNode:
         found = {name: faults.cgroup_driver(table) for name, table in tables.items()}
         return {name: driver for name, driver in found.items() if driver}
 
-    def needs_restart(self, changed: tuple[str, ...]) -> bool:
-        """containerd reads its files once."""
-        return True
-
     def shows(self, file: ConfigFile) -> tuple[object, list[Data]]:
         """The CRI section, in Status and in the file."""
         names = merge.names(self.gen, self.files, file)
         sections = [get(file.data, ("plugins", name)) or {} for name in names]
         return self.runtime.answer.config or {}, sections
 
-    def reload_keys(self, desired: Desired) -> tuple[tuple[str, ...], ...]:
-        """containerd does not reload."""
-        return ()
-
-    def owner(self, files: Files, key: tuple[str, ...]) -> ConfigFile | None:
-        """Not used, because there are no such keys."""
-        return None
-
-    def pod_states(self, effective: Effective, below: str | None) -> Mapping[str, object]:
-        """A handler only has to exist, for containers that start again, because containerd keeps
-        for each pod the program that runs it."""
-        return dict.fromkeys(("", *effective.runtimes))
-
     def passes_annotation(self, effective: Effective, prefix: str) -> bool:
         """containerd passes what a handler of ours lists."""
         tables = [table for name, table in effective.runtimes.items() if is_ours(name, table)]
         known = {item for table in tables for item in table.get("container_annotations") or ()}
         return f"{prefix}*" in known
-
-    def hook_programs(self, host: HostRoot, overlay: Overlay) -> Iterable[tuple[HostPath, str]]:
-        """containerd has no OCI hooks."""
-        return ()
 
     def watch_paths(self, host: HostRoot) -> Iterator[str]:
         """Its files, and the directories of imports with a wildcard."""
@@ -333,11 +280,6 @@ class ContainerdNode:
                 absolute = import_pattern(self.gen, file.name, pattern)
                 if absolute is not None and "*" in absolute:
                     yield _fixed_part(absolute)
-
-    @property
-    def imports_drop_in(self) -> bool:
-        """containerd loads what is imported."""
-        return True
 
     def own_keys(self, data: Data, *, switch: bool) -> Iterable[Path]:
         """In each plugin's section that has handlers."""

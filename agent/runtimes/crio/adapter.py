@@ -1,4 +1,4 @@
-"""CRI-O behind the protocol of all runtimes.
+"""The adapter of CRI-O.
 
 Invariant: reads only. The flags and the environment of the process behind the socket decide which
 files are read and which settings are fixed. An option of ours that contradicts them is refused
@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from agent.cri.client import Answer, Unimplemented
+from agent.cri.client import Answer
 from agent.cri.process import Process
 from agent.cri.versions import parse_version
 from agent.decide import Evidence, Switch, Unseen
@@ -23,14 +23,12 @@ from agent.host.paths import HostPath, HostRoot, is_below
 from agent.options.settings import Settings
 from agent.runtimes import find
 from agent.runtimes.base import (
-    Defect,
+    ConfiguredRuntime,
     EditRequest,
     Edits,
     Effective,
     Files,
-    Rendered,
     RestartHazard,
-    Restoration,
     Runtime,
     RuntimeAdapter,
 )
@@ -49,27 +47,25 @@ from agent.runtimes.crio.merge import Overrides, Rules, Setting
 from agent.runtimes.desired_state import Desired, is_ours, programs_of
 from agent.runtimes.preflight import Candidate, Preflight, first_unread, unread_warnings
 from agent.runtimes.trial import Launch
-from agent.toml.edit import Data, Op, Path, get
+from agent.toml.edit import Data, Path, get
 
 _OURS = "99-nvidia.conf"
 _HANDLER = "io.kubernetes.cri-o.RuntimeHandler"
 _STATE = "/run/runc"  # where CRI-O has a low-level runtime keep its state if nothing is said
 
 
-@dataclass(frozen=True, slots=True)
-class Crio:
+class Crio(RuntimeAdapter):
     """The kind of runtime."""
 
-    kind: str = "crio"
-    title: str = "CRI-O"
-    low_level: tuple[str, ...] = ("crun", "runc")
-    starts_again: bool = False
-    lists_handlers: bool = False
-    shows_reloaded: bool = True
-    restart_note: str = "it ends once the containers have ended that are being stopped"
-    # It ends once the containers have ended that are being stopped, each in its grace period, or
-    # when systemd's stop timeout is over (90 s by default).
-    stop_seconds: int = 90
+    kind = "crio"
+    title = "CRI-O"
+    low_level = ("crun", "runc")
+    starts_again = False
+    lists_handlers = False
+    shows_reloaded = True
+    restart_note = "it ends once the containers have ended that are being stopped"
+    # Each container has its grace period. systemd's stop timeout (90 s by default) ends the wait.
+    stop_seconds = 90
 
     def completed(self, answer: Answer, socket: str, timeout: float) -> Answer:
         """The answer with CRI-O's effective configuration, where Status does not show it (before
@@ -79,12 +75,6 @@ class Crio:
         from agent.runtimes.crio import config_request  # its HTTP client takes long to load
 
         return replace(answer, dump=config_request.effective_config(socket, timeout))
-
-    def explained(
-        self, error: Unimplemented, settings: Settings, host: HostRoot, socket: HostPath
-    ) -> Unimplemented:
-        """The error as it is, because CRI-O always serves the CRI."""
-        return error
 
     def look(
         self, settings: Settings, host: HostRoot, runtime: Runtime, overlay: Overlay | None = None
@@ -172,38 +162,25 @@ class Crio:
         return tuple(programs_of(running.table(handler or running.default)))
 
 
-ADAPTER: RuntimeAdapter = Crio()
+ADAPTER = Crio()
 
 
 @dataclass(frozen=True, slots=True)
-class CrioNode:
+class CrioNode(ConfiguredRuntime):
     """A CRI-O with its configuration.
 
-    `files` starts with the root file, even where it does not exist. `directory` is the drop-in
-    directory, empty where CRI-O reads none. `drop_in` is our file; it is the root file where CRI-O
-    reads no drop-ins. `hook` is the file of our OCI hook. The running process reads hooks from
-    `hooks_read`, and the next one from `hooks_later`. Files in `overlay` replace those on disk."""
+    `directory` is the drop-in directory, empty where CRI-O reads none; then `drop_in` is the root
+    file. `hook` is the file of our OCI hook. The running process reads hooks from `hooks_read`, and
+    the next one from `hooks_later`. Files in `overlay` replace those on disk."""
 
-    runtime: Runtime
+    adapter = ADAPTER
+
     rules: Rules
-    files: Files
-    executable: str | None
     directory: str
-    drop_in: HostPath
     hook: HostPath
     hooks_read: tuple[str, ...]
     hooks_later: tuple[str, ...]
     overlay: Overlay = field(default_factory=dict)
-
-    @property
-    def adapter(self) -> RuntimeAdapter:
-        """CRI-O's."""
-        return ADAPTER
-
-    @property
-    def root(self) -> ConfigFile:
-        """The root file."""
-        return self.files[0]
 
     @property
     def overrides(self) -> Overrides:
@@ -231,17 +208,8 @@ class CrioNode:
         free = replace(self.overrides, default=None)
         return merge.effective(replace(self.rules, overrides=free), files)
 
-    def running(self) -> Effective:
-        by_files = self.effective(self.files)
-        default = ADAPTER.shown_default(self.runtime.answer)
-        tables = {n: t for n, t in get(self.shown, ("runtimes",), {}).items() if t}
-        return Effective(
-            default if isinstance(default, str) and default else by_files.default,
-            {**by_files.runtimes, **tables}, by_files.enable_cdi, by_files.section,
-        )  # fmt: skip
-
-    def evidence(self, host: HostRoot) -> tuple[Evidence, ...]:
-        return ADAPTER.evidence(self.runtime.answer)
+    def shown_tables(self, by_files: Effective) -> Mapping[str, Data]:
+        return {n: t for n, t in get(self.shown, ("runtimes",), {}).items() if t}
 
     def edits(self, host: HostRoot, request: EditRequest) -> tuple[Edits, tuple[str, ...]]:
         inputs = edit.EditInput(
@@ -274,14 +242,6 @@ class CrioNode:
         )
         return RestartHazard(path, why, "take that back first", ADAPTER.title)
 
-    def defects(self, host: HostRoot) -> Iterable[Defect]:
-        """What is wrong with a file, CRI-O says at its start, and `look` refuses it."""
-        return ()
-
-    def rendered(self) -> Iterable[Rendered]:
-        """Nobody writes its files anew."""
-        return ()
-
     def cgroup_drivers(self) -> Mapping[str, str]:
         """One for all handlers; systemd is the built-in one."""
         effective = self.effective(self.files)
@@ -296,23 +256,19 @@ class CrioNode:
         """The section `crio.runtime`."""
         return self.shown or {}, [get(file.data, merge.RUNTIME) or {}]
 
-    def reload_keys(self, desired: Desired) -> tuple[tuple[str, ...], ...]:
+    def reload_keys(self, desired: Desired) -> tuple[Path, ...]:
         """On SIGHUP CRI-O shows new handlers at once, and pods still get the old ones (observed on
         1.37, read in 1.24 to 1.36)."""
         keys = [(*merge.RUNTIMES, name, "runtime_path") for name in desired.handlers]
         return (*keys, *([merge.DEFAULT] if desired.default is not None else []))
 
-    def owner(self, files: Files, key: tuple[str, ...]) -> ConfigFile | None:
+    def owner(self, files: Files, key: Path) -> ConfigFile | None:
         return merge.owner(files, key)
 
     def pod_states(self, effective: Effective, below: str | None) -> Mapping[str, object]:
         """The state by which CRI-O finds the pods of each handler again (`pod_state`)."""
         found = {name: pod_state(effective, name, below) for name in effective.runtimes}
         return {**found, "": found.get(effective.default)}
-
-    def passes_annotation(self, effective: Effective, prefix: str) -> bool:
-        """CRI-O passes all annotations."""
-        return True
 
     def hook_programs(self, host: HostRoot, overlay: Overlay) -> Iterable[tuple[HostPath, str]]:
         return hook.programs(self, host, overlay)
@@ -329,11 +285,6 @@ class CrioNode:
             if self.directory and is_below(file.name, self.directory):
                 yield os.path.dirname(file.name)
 
-    @property
-    def imports_drop_in(self) -> bool:
-        """CRI-O reads whole directories."""
-        return False
-
     def own_keys(self, data: Data, *, switch: bool) -> Iterable[Path]:
         """CRI-O has no switch."""
         tables = get(data, merge.RUNTIMES) or {}
@@ -343,10 +294,6 @@ class CrioNode:
         default = get(data, merge.DEFAULT)
         if default and is_ours(default, tables.get(default, {})):
             yield merge.DEFAULT
-
-    def restored(self, host: str, current: Data, restoration: Restoration) -> list[Op]:
-        """The operations as they are, because CRI-O needs no others."""
-        return restoration.ops
 
     def finished(self, host: HostRoot, changes: tuple[Change, ...]) -> tuple[Change, ...]:
         """The changes with temporary files outside the drop-in directory (`edit.guarded`)."""

@@ -57,7 +57,7 @@ class Scene:
         socket = HostPath("/s", "/s")
         runtime = Runtime(Endpoint("containerd", socket), self.running, answer)
         files = load.load(HOST, gen, str(self.root))
-        return ContainerdNode(runtime, gen, files, str(self.executable), HostPath("/d", "/d"))
+        return ContainerdNode(runtime, files, str(self.executable), HostPath("/d", "/d"), gen)
 
     def edits(self) -> Edits:
         """No edits: the files as they are."""

@@ -95,7 +95,7 @@ def node(
     runtime = Runtime(Endpoint("containerd", socket), None, Answer("containerd", "1.7.24", True,
                                                                   None, ()))  # fmt: skip
     files = (ConfigFile(path.host, path, None, data),)
-    return ContainerdNode(runtime, generation((1, 7, 24)), files, None, path)
+    return ContainerdNode(runtime, files, None, path, generation((1, 7, 24)))
 
 
 def decision(**given: Any) -> Decision:

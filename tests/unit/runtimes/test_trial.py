@@ -134,9 +134,8 @@ def node_with(directory: Path, text: str) -> ContainerdNode:
     process = Process(os.getpid(), 1, "/bin/c", str(root), None, ("c",), "/proc")
     runtime = Runtime(Endpoint("containerd", socket), process, answer)
     drop_in = HostPath("/d", "/d")
-    return ContainerdNode(
-        runtime, gen, load.load(HOST, gen, str(root)), "/usr/bin/containerd", drop_in
-    )
+    files = load.load(HOST, gen, str(root))
+    return ContainerdNode(runtime, files, "/usr/bin/containerd", drop_in, gen)
 
 
 def test_trial_containerd_has_places_of_its_own(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from agent.cri.client import Answer, Unimplemented
+from agent.cri.client import Answer
 from agent.cri.process import Process
 from agent.decide import Evidence, Switch
 from agent.host import files
@@ -14,14 +14,11 @@ from agent.host.isolation import View
 from agent.host.paths import HostPath, HostRoot
 from agent.options.settings import Settings
 from agent.runtimes.base import (
-    Defect,
+    ConfiguredRuntime,
     EditRequest,
     Edits,
     Effective,
     Files,
-    Rendered,
-    RestartHazard,
-    Restoration,
     Runtime,
     RuntimeAdapter,
 )
@@ -37,34 +34,19 @@ FILE = "/etc/made-up.toml"
 REGISTERED = Registered("made-up", "made-up", ("/run/made-up.sock",), __name__)
 
 
-@dataclass(frozen=True, slots=True)
-class MadeUp:
+class MadeUp(RuntimeAdapter):
     """The kind of runtime."""
 
-    kind: str = "made-up"
-    title: str = "Made-up"
-    low_level: tuple[str, ...] = ("runc",)
-    starts_again: bool = True
-    lists_handlers: bool = True
-    shows_reloaded: bool = False
-    restart_note: str = ""
-    stop_seconds: int = 0
-
-    def completed(self, answer: Answer, socket: str, timeout: float) -> Answer:
-        """Its Status says all."""
-        return answer
-
-    def explained(
-        self, error: Unimplemented, settings: Settings, host: HostRoot, socket: HostPath
-    ) -> Unimplemented:
-        """It never says why."""
-        return error
+    kind = "made-up"
+    title = "Made-up"
+    low_level = ("runc",)
 
     def look(
         self, settings: Settings, host: HostRoot, runtime: Runtime, overlay: Overlay | None = None
     ) -> MadeUpNode:
         """Its one file."""
-        return MadeUpNode(runtime, load(host, overlay or {}))
+        loaded = load(host, overlay or {})
+        return MadeUpNode(runtime, loaded, None, loaded[0].path)
 
     def check_shape(self, file: ConfigFile) -> None:
         """Anything goes."""
@@ -97,10 +79,6 @@ class MadeUp:
         found = effective.table(name).get("runtime_path")
         return found if isinstance(found, str) else None
 
-    def pod_handler(self, info: Mapping[str, object]) -> str:
-        """Its lists say it."""
-        return ""
-
     def pod_programs(
         self, info: Mapping[str, object], running: Effective, handler: str
     ) -> tuple[str, ...]:
@@ -108,32 +86,14 @@ class MadeUp:
         return ()
 
 
-ADAPTER: RuntimeAdapter = MadeUp()
+ADAPTER = MadeUp()
 
 
 @dataclass(frozen=True, slots=True)
-class MadeUpNode:
-    """It, with its file."""
+class MadeUpNode(ConfiguredRuntime):
+    """It, with its file, which is the drop-in too."""
 
-    runtime: Runtime
-    files: Files
-    executable: str | None = None
-    imports_drop_in: bool = False
-
-    @property
-    def adapter(self) -> RuntimeAdapter:
-        """Its kind."""
-        return ADAPTER
-
-    @property
-    def root(self) -> ConfigFile:
-        """Its file."""
-        return self.files[0]
-
-    @property
-    def drop_in(self) -> HostPath:
-        """It has no drop-ins."""
-        return self.root.path
+    adapter = ADAPTER
 
     def load(self, host: HostRoot, overlay: Overlay | None = None) -> Files:
         """Its file by now."""
@@ -144,14 +104,6 @@ class MadeUpNode:
         data = files[0].data
         tables = {"runc": {"runtime_path": "/usr/bin/runc"}, **data.get("handlers", {})}
         return Effective(data.get("default", "runc"), tables, None, data)
-
-    def running(self) -> Effective:
-        """It runs what its file says."""
-        return self.effective(self.files)
-
-    def evidence(self, host: HostRoot) -> tuple[Evidence, ...]:
-        """As its kind says."""
-        return ADAPTER.evidence(self.runtime.answer)
 
     def edits(self, host: HostRoot, request: EditRequest) -> tuple[Edits, tuple[str, ...]]:
         """A table for each handler."""
@@ -178,49 +130,9 @@ class MadeUpNode:
         """It is started without anything."""
         return Launch((executable,), {}, View("/tmp", (), (), files, ()), FILE, str)
 
-    def restart_hazard(self, host: HostRoot, files: Files) -> RestartHazard | None:
-        """Nothing ends it."""
-        return None
-
-    def defects(self, host: HostRoot) -> Iterable[Defect]:
-        """There is no way to do it wrong."""
-        return ()
-
-    def rendered(self) -> Iterable[Rendered]:
-        """Its file is the admin's."""
-        return ()
-
-    def cgroup_drivers(self) -> Mapping[str, str]:
-        """It does not say."""
-        return {}
-
-    def needs_restart(self, changed: tuple[str, ...]) -> bool:
-        """It reads its file once."""
-        return True
-
     def shows(self, file: ConfigFile) -> tuple[object, list[Data]]:
         """All of it."""
         return self.runtime.answer.config or {}, [file.data]
-
-    def reload_keys(self, desired: Desired) -> tuple[tuple[str, ...], ...]:
-        """It does not reload."""
-        return ()
-
-    def owner(self, files: Files, key: tuple[str, ...]) -> ConfigFile | None:
-        """Its file."""
-        return files[0]
-
-    def pod_states(self, effective: Effective, below: str | None) -> Mapping[str, object]:
-        """The handler has to be there."""
-        return dict.fromkeys(("", *effective.runtimes))
-
-    def passes_annotation(self, effective: Effective, prefix: str) -> bool:
-        """It passes all."""
-        return True
-
-    def hook_programs(self, host: HostRoot, overlay: Overlay) -> Iterable[tuple[HostPath, str]]:
-        """It has no hooks."""
-        return ()
 
     def watch_paths(self, host: HostRoot) -> Iterator[str]:
         """Its file."""
@@ -232,14 +144,6 @@ class MadeUpNode:
         yield from (("handlers", name) for name, table in tables.items() if is_ours(name, table))
         if is_ours(str(data.get("default")), {}):
             yield ("default",)
-
-    def restored(self, host: str, current: Data, restoration: Restoration) -> list[Op]:
-        """Nothing is needed besides."""
-        return restoration.ops
-
-    def finished(self, host: HostRoot, changes: tuple[Change, ...]) -> tuple[Change, ...]:
-        """Nothing is needed besides."""
-        return changes
 
 
 def load(host: HostRoot, overlay: Overlay) -> Files:

@@ -205,7 +205,7 @@ def undo(after: str, before: str) -> list[Op]:
     drop_in = HostPath(NARROW, NARROW.replace("*", ""))
     answer = Answer("containerd", "2.1.9", True, {}, ())
     runtime = Runtime(Endpoint("containerd", drop_in), None, answer)
-    node = ContainerdNode(runtime, generation((2, 1, 0)), (), None, drop_in)
+    node = ContainerdNode(runtime, (), None, drop_in, generation((2, 1, 0)))
     data = (tomledit.parse(after.encode(), "f"), tomledit.parse(before.encode(), "f"))
     known = Original(None, 0o644, 0, 0, "")
     return inverse(node, "f", data, known, switch=True, drop_in_goes=True)

@@ -253,7 +253,7 @@ def check_real(real: Real, directory: Path, before: str, after: str) -> None:
     candidate = load.load(HOST, gen, str(root), {str(root): state})
     answer = Answer("containerd", real.version, True, {}, ())
     runtime = Runtime(Endpoint("containerd", path), None, answer)
-    node = ContainerdNode(runtime, gen, files, str(real.executable), path)
+    node = ContainerdNode(runtime, files, str(real.executable), path, gen)
     names = ("nvidia",)
     done = preflight.check(HOST, node, Candidate(candidate, names, names))
     assert done.done, done.note

@@ -27,7 +27,7 @@ def node(host: HostRoot, words: tuple[str, ...], variables: dict[str, str],
     later = merge.hooks_dirs(files, overrides)
     ours = HostPath(host.agent_path(f"{USUAL}/oci-nvidia-hook.json"), f"{USUAL}/x.json")
     nothing = cast("Any", None)
-    return CrioNode(nothing, nothing, files, None, "", ours, ours, read or later, later)
+    return CrioNode(nothing, files, None, ours, nothing, "", ours, read or later, later)
 
 
 @pytest.mark.parametrize(
