@@ -22,7 +22,8 @@ from agent.host.paths import HostRoot, is_below
 from agent.options.settings import Settings
 from agent.plan.context import Context
 from agent.runtimes import low_level
-from agent.runtimes.base import ConfiguredRuntime, Effective, Files, Runtime
+from agent.runtimes.base import ConfiguredRuntime, Effective, Runtime
+from agent.runtimes.config_file import Files
 from agent.runtimes.desired_state import is_ours
 from agent.toolkit import install, programs, tree
 from agent.toolkit.tree import ToolkitConfig

@@ -16,7 +16,8 @@ from agent.host.paths import HostPath, HostRoot, is_below
 from agent.options.settings import Settings
 from agent.plan import own_specs, pod_guard
 from agent.runtimes import find, low_level
-from agent.runtimes.base import ConfiguredRuntime, Files
+from agent.runtimes.base import ConfiguredRuntime
+from agent.runtimes.config_file import Files
 from agent.state.store import Memory
 from agent.toolkit import install, tree
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, ClassVar
 
 from agent.cri.client import Answer, Unimplemented
 from agent.cri.process import Process
@@ -21,7 +21,7 @@ from agent.errors import Refused
 from agent.host.files import Change
 from agent.host.paths import HostPath, HostRoot
 from agent.options.settings import Settings
-from agent.runtimes.config_file import ConfigFile, Overlay
+from agent.runtimes.config_file import ConfigFile, Files, Overlay
 from agent.state.store import Memory, Store
 from agent.toml.edit import Data, Op, Path
 from agent.toolkit.programs import Binary
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from agent.runtimes.desired_state import Desired
     from agent.runtimes.preflight import Candidate, Preflight
     from agent.runtimes.trial import Launch
-
-Files: TypeAlias = tuple[ConfigFile, ...]
 
 
 @dataclass(frozen=True, slots=True)

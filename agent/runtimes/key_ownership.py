@@ -50,6 +50,14 @@ def is_proven(memory: Memory, file: ConfigFile) -> bool:
     return bool(known and file.state and known.written == file.state.digest)
 
 
+def is_untouched(memory: Memory, file: ConfigFile) -> bool:
+    """Was this file made by us, and not edited since?"""
+    known = memory.files.get(file.path.host)
+    if known is None or known.digest is not None:
+        return False
+    return condition(known, file.state) == "as written"
+
+
 def is_ours_alone(original: Original, now: FileState) -> bool:
     """Has a file only keys, values and comments that we wrote?"""
     try:

@@ -15,9 +15,8 @@ from typing import Any
 
 from agent.errors import Refused
 from agent.host.paths import HostPath
-from agent.runtimes.base import Files
 from agent.runtimes.command import Dump
-from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.config_file import ConfigFile, Files
 from agent.toml import edit as tomledit
 from agent.toml.edit import Data, Path
 
@@ -37,7 +36,7 @@ class Candidate:
     """Files as they will be, the handlers that they have to define, and the names of handlers
     that may differ from today's."""
 
-    files: tuple[ConfigFile, ...]
+    files: Files
     present: tuple[str, ...]
     ours: tuple[str, ...]
 

@@ -13,14 +13,14 @@ from collections.abc import Iterable, Iterator
 from agent.errors import Refused
 from agent.host import budget
 from agent.toml import text as tomltext
-from agent.toml.ops import Append, Op, Set, Unset, apply, get, identical, without_empty
+from agent.toml.ops import Append, Op, Set, Unset, apply, deep_merge, get, identical, without_empty
 from agent.toml.read import decoded, has_comments, parse, parsed
 from agent.toml.text import BOM, Data, Oddity, encoded
 from agent.toml.write import Path, dotted, render, scalar
 
 __all__ = [
-    "Append", "Data", "Op", "Path", "Set", "Unset", "apply", "decoded", "dotted", "edit", "encoded",
-    "get", "has_comments", "parse", "render", "scalar", "without_empty",
+    "Append", "Data", "Op", "Path", "Set", "Unset", "apply", "decoded", "deep_merge", "dotted",
+    "edit", "encoded", "get", "has_comments", "parse", "render", "scalar", "without_empty",
 ]  # fmt: skip
 
 _MOST_PARTS = 100  # edits of single keys that make one table into another; each reads the text

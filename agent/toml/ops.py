@@ -76,6 +76,18 @@ def apply(data: Data, ops: Iterable[Op]) -> Data:
     return result
 
 
+def deep_merge(below: Data, above: Mapping[str, Any]) -> Data:
+    """The merge of two tables, key by key. Any other value of `above` replaces that of `below`."""
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            result[key] = deep_merge(old, value)
+        else:
+            result[key] = value
+    return result
+
+
 def _unset(data: Any, path: Path) -> None:
     if not isinstance(data, dict) or path[0] not in data:
         return

@@ -22,7 +22,8 @@ from agent.plan import garbled_files, obstacles, own_specs, pod_guard, toolkit_u
 from agent.plan.context import Context
 from agent.plan.propose import start_failure, trial_verdict
 from agent.runtimes import find, registry
-from agent.runtimes.base import ConfiguredRuntime, Effective, Files
+from agent.runtimes.base import ConfiguredRuntime, Effective
+from agent.runtimes.config_file import Files
 from agent.runtimes.desired_state import OUR_NAMES, Desired
 from agent.runtimes.preflight import Candidate
 from agent.runtimes.restart import Restart, down_message

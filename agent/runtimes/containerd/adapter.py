@@ -29,7 +29,6 @@ from agent.runtimes.base import (
     EditRequest,
     Edits,
     Effective,
-    Files,
     Rendered,
     RestartHazard,
     Restoration,
@@ -37,7 +36,7 @@ from agent.runtimes.base import (
     RuntimeAdapter,
 )
 from agent.runtimes.command import config_dump
-from agent.runtimes.config_file import ConfigFile, Overlay
+from agent.runtimes.config_file import ConfigFile, Files, Overlay
 from agent.runtimes.containerd import (
     deadly_specs,
     edit,

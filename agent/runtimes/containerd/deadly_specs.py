@@ -13,7 +13,7 @@ from agent.decide import DEFAULT_DIRS
 from agent.errors import AgentError
 from agent.host.paths import HostPath, HostRoot
 from agent.runtimes.base import RestartHazard
-from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.config_file import Files
 from agent.runtimes.containerd import merge
 from agent.runtimes.containerd.generations import Generation
 
@@ -27,7 +27,7 @@ def _crash(path: HostPath, what: str) -> RestartHazard:
     )
 
 
-def deadly(host: HostRoot, gen: Generation, files: tuple[ConfigFile, ...]) -> RestartHazard | None:
+def deadly(host: HostRoot, gen: Generation, files: Files) -> RestartHazard | None:
     """The first CDI spec that would make a containerd with these files crash or wait for ever, None
     where there is none."""
     effective = merge.effective(gen, files)

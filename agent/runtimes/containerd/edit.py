@@ -14,7 +14,7 @@ from agent.errors import Refused
 from agent.host.files import Change, FileState
 from agent.runtimes import desired_state
 from agent.runtimes.base import CannotSwitch, Edits, Effective
-from agent.runtimes.config_file import ConfigFile, Overlay
+from agent.runtimes.config_file import ConfigFile, Files, Overlay, with_text
 from agent.runtimes.containerd import faults, handlers, load, merge, rendered
 from agent.runtimes.containerd.generations import Generation
 from agent.runtimes.containerd.overlay import (
@@ -24,11 +24,10 @@ from agent.runtimes.containerd.overlay import (
     drop_in_forms,
     drop_in_overlay,
     import_glob,
-    is_untouched,
     owner_overlay,
-    with_text,
 )
 from agent.runtimes.desired_state import Desired
+from agent.runtimes.key_ownership import is_untouched
 from agent.runtimes.preflight import first_difference
 from agent.toml import edit as tomledit
 from agent.toml.edit import Data, Op, Path, Set, Unset, get
@@ -53,9 +52,7 @@ def edits(inputs: EditInput) -> Edits:
     return replace(_first_possible(inputs, basis, desired), desired=strict)
 
 
-def _with_kept_settings(
-    inputs: EditInput, basis: tuple[ConfigFile, ...], desired: Desired
-) -> Desired:
+def _with_kept_settings(inputs: EditInput, basis: Files, desired: Desired) -> Desired:
     """The desired state, adapted to a drop-in that we wrote for another row.
 
     Our handler is no longer the default runtime where this row does not ask for it. A runc in the
@@ -77,7 +74,7 @@ def _our_runc(inputs: EditInput, now: Effective, before: Effective) -> Data | No
     return {**runc, "options": runc.get("options", {})}
 
 
-def _with_our_runc(inputs: EditInput, basis: tuple[ConfigFile, ...]) -> Effective:
+def _with_our_runc(inputs: EditInput, basis: Files) -> Effective:
     """The effective configuration of the other files, with the runc of our drop-in where it cannot
     be derived again: the default runtime was NVIDIA's, and a later file has changed that."""
     now, before = (merge.effective(inputs.gen, files) for files in (inputs.files, basis))
@@ -87,9 +84,7 @@ def _with_our_runc(inputs: EditInput, basis: tuple[ConfigFile, ...]) -> Effectiv
     return replace(before, runtimes={**before.runtimes, "runc": runc})
 
 
-def _with_stale_cleared(
-    inputs: EditInput, basis: tuple[ConfigFile, ...], desired: Desired
-) -> Desired:
+def _with_stale_cleared(inputs: EditInput, basis: Files, desired: Desired) -> Desired:
     """The desired state, with the keys that our drop-in loses set to their zero values, because the
     running containerd may still have them."""
     now, before = (merge.effective(inputs.gen, files) for files in (inputs.files, basis))
@@ -140,7 +135,7 @@ def _refuse_unusable_files(inputs: EditInput) -> None:
         )
 
 
-def _hides_or_changes(inputs: EditInput, basis: tuple[ConfigFile, ...], desired: Desired) -> bool:
+def _hides_or_changes(inputs: EditInput, basis: Files, desired: Desired) -> bool:
     """Does our present drop-in hide or change settings of the other files?"""
     others, together = (
         strip(merge.settings(inputs.gen, files), inputs.gen, desired)
@@ -156,7 +151,7 @@ def _contains(some: Any, whole: Any) -> bool:
     return bool(some == whole)
 
 
-def _first_possible(inputs: EditInput, basis: tuple[ConfigFile, ...], desired: Desired) -> Edits:
+def _first_possible(inputs: EditInput, basis: Files, desired: Desired) -> Edits:
     """The edits with the first form of the drop-in that reaches the desired state and changes
     nothing else.
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from agent.runtimes.base import Defect, Effective
-from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.config_file import ConfigFile, Files
 from agent.runtimes.containerd.generations import (
     CRI_V1,
     CRI_V2,
@@ -18,7 +18,7 @@ from agent.runtimes.containerd.generations import (
     STREAMING,
     Generation,
 )
-from agent.runtimes.containerd.merge import Files, has_section, names, version_of
+from agent.runtimes.containerd.merge import has_section, names, version_of
 from agent.runtimes.desired_state import LINUX, binaries, is_runc
 from agent.toml import edit as tomledit
 from agent.toml import text as tomltext

@@ -10,20 +10,24 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Collection
 from functools import lru_cache
 from itertools import islice
 from types import MappingProxyType
 
 from agent.errors import Refused
-from agent.host import budget, trust
+from agent.host import budget
 from agent.host.paths import HostRoot
-from agent.runtimes.config_file import ConfigFile, Overlay
+from agent.runtimes.config_file import (
+    ConfigFile,
+    Files,
+    Overlay,
+    Unparsed,
+    checked_file,
+    names,
+    refuse_unread,
+)
 from agent.runtimes.containerd.generations import CRI_V1, CRI_V2, CRI_V3, IMAGES, Generation
-from agent.toml import edit as tomledit
-from agent.toml import text as tomltext
 from agent.toml.edit import Path, get
-from agent.toml.text import Kind
 
 DEFAULT_ROOT = "/etc/containerd/config.toml"
 
@@ -31,17 +35,7 @@ _LONGEST = 4096  # characters of a path, as the kernel
 _NO_OVERLAY: Overlay = MappingProxyType({})
 
 
-class Unparsed(Refused):
-    """A file whose text we cannot parse. `file` is that file without data."""
-
-    def __init__(self, message: str, file: ConfigFile) -> None:
-        super().__init__(message)
-        self.file = file
-
-
-def load(
-    host: HostRoot, gen: Generation, root: str, overlay: Overlay = _NO_OVERLAY
-) -> tuple[ConfigFile, ...]:
+def load(host: HostRoot, gen: Generation, root: str, overlay: Overlay = _NO_OVERLAY) -> Files:
     """The root file and all that it imports, breadth first, as this generation loads them.
 
     `root` is its name on the host. `overlay` maps host paths to states that they are going to
@@ -99,42 +93,6 @@ def load_file(host: HostRoot, name: str, overlay: Overlay = _NO_OVERLAY) -> Conf
     return file
 
 
-def checked_file(host: HostRoot, name: str, overlay: Overlay) -> ConfigFile:
-    """A parsed file of any runtime. Raises Refused, also where another user than root can change
-    it."""
-    path = host.resolve(name)
-    if path.host in overlay:
-        above, state = os.path.dirname(path.host), overlay[path.host]
-        trust.require(host, above, f"use {path}", allow_sticky=True)
-    else:
-        path, state = trust.read_file(host, name)
-    if state is not None:
-        tomledit.decoded(state.data, path.host)  # what is no text is no runtime's to read either
-    try:
-        data = {} if state is None else tomledit.parse(state.data, path.host)
-    except Refused as error:
-        file = ConfigFile(name, path, state, {}, error.message.partition(": ")[2])
-        raise Unparsed(
-            f"{error.message} (also where no edit of it is needed: the result of any edit depends "
-            "on every file that the runtime loads)",
-            file,
-        ) from error
-    return ConfigFile(name, path, state, data)
-
-
-def refuse_unread(file: ConfigFile, reader: Collection[Kind], who: str = "") -> None:
-    """Raise Refused for a file that the runtime's own TOML reader rejects. `who` is the name of the
-    runtime where it is not containerd."""
-    text = tomledit.decoded(file.state.data, file.path.host) if file.state else ""
-    odd = tomltext.minds(text, reader)
-    if odd is not None:
-        readers = f"{who} does not start on it" if who else odd.readers
-        raise Refused(
-            f"cannot use {file.path}: {odd.words}; {readers}, so the running one was started on "
-            f"another content; {odd.remedy}"
-        )
-
-
 def _expand(host: HostRoot, gen: Generation, where: tuple[str, str], overlay: Overlay) -> list[str]:
     """Host names of the files that one import (file, pattern) stands for, in the order of Go's
     filepath.Glob."""
@@ -184,21 +142,6 @@ def _names(host: HostRoot, directory: str, part: str, overlay: Overlay) -> list[
     if not any(char in part for char in "*?["):
         return [part]  # a missing directory shows at the next step, a missing file matches nothing
     return [name for name in sorted(names(host, directory, overlay)) if matches(part, name)]
-
-
-def names(host: HostRoot, directory: str, overlay: Overlay) -> set[str]:
-    """The present and future names in a directory, none where it does not exist. Raises Refused,
-    also where another user than root can add a file, because the runtime would load it."""
-    path, existing = trust.list_directory(host, directory)
-    found = set(existing)
-    above = path.host.rstrip("/") + "/"
-    for name, state in overlay.items():
-        first, slash, _ = name.removeprefix(above).partition("/")
-        if name.startswith(above) and state is not None:
-            found.add(first)  # the file, or a directory that comes with it
-        elif name.startswith(above) and not slash:
-            found.discard(first)
-    return found
 
 
 def disabled_cri(file: ConfigFile) -> str | None:

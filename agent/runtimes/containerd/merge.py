@@ -7,11 +7,11 @@ between versions is a field of `Generation`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from agent.runtimes.base import Effective
-from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.config_file import ConfigFile, Files
 from agent.runtimes.containerd.generations import (
     CRI_V1,
     CRI_V2,
@@ -25,9 +25,8 @@ from agent.runtimes.containerd.generations import (
     Generation,
     section_name,
 )
-from agent.toml.edit import Data, Path, get
+from agent.toml.edit import Data, Path, deep_merge, get
 
-Files = tuple[ConfigFile, ...]
 # Deprecated tables that containerd 1.x turns into handlers of these names.
 LEGACY = {"default_runtime": "default", "untrusted_workload_runtime": "untrusted"}
 # The v1.linux shim's plugin, in files of version 2 and 1.
@@ -176,18 +175,6 @@ def _image_part(old: Data) -> Data:
     if isinstance(below, dict) and "runtimes" in below:
         part |= {key: value for key, value in below.items() if key in SNAPSHOTS}
     return part
-
-
-def deep_merge(below: Data, above: Mapping[str, Any]) -> Data:
-    """Tables merge key by key; everything else is replaced (containerd 2.x)."""
-    result = dict(below)
-    for key, value in above.items():
-        old = result.get(key)
-        if isinstance(old, dict) and isinstance(value, dict):
-            result[key] = deep_merge(old, value)
-        else:
-            result[key] = value
-    return result
 
 
 def settings(gen: Generation, files: Files) -> Data:

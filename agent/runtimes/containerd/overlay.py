@@ -7,7 +7,7 @@ what else it would change, is judged in `edit` on all files together.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,12 +16,12 @@ from agent.host.files import FileState, new_state
 from agent.host.paths import HostPath, HostRoot
 from agent.runtimes import desired_state
 from agent.runtimes.base import Effective
-from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.config_file import ConfigFile, Files, fresh_state, with_text
 from agent.runtimes.containerd import load, merge
 from agent.runtimes.containerd.generations import CRI_V3, Generation, section_name
 from agent.runtimes.containerd.load import import_pattern, matches
 from agent.runtimes.desired_state import Desired
-from agent.runtimes.key_ownership import HEADER, condition
+from agent.runtimes.key_ownership import HEADER, is_untouched
 from agent.state.store import Memory
 from agent.toml import edit as tomledit
 from agent.toml.edit import Append, Data, Op, Path, Set, Unset, get
@@ -37,7 +37,7 @@ class EditInput:
 
     host: HostRoot
     gen: Generation
-    files: tuple[ConfigFile, ...]
+    files: Files
     drop_in: HostPath
     memory: Memory
     derive: Callable[[Effective], Desired]
@@ -57,7 +57,7 @@ class DropInForm:
     new_name: bool = False
 
 
-def drop_in_forms(inputs: EditInput, basis: tuple[ConfigFile, ...]) -> Iterator[DropInForm]:
+def drop_in_forms(inputs: EditInput, basis: Files) -> Iterator[DropInForm]:
     """The possible forms of a drop-in beside these files, the usual one first."""
     gen, root = inputs.gen, inputs.root
     versions = [
@@ -74,21 +74,13 @@ def drop_in_forms(inputs: EditInput, basis: tuple[ConfigFile, ...]) -> Iterator[
             yield DropInForm(version, new_name=True)
 
 
-def _highest_drop_in_version(gen: Generation, basis: tuple[ConfigFile, ...]) -> int:
+def _highest_drop_in_version(gen: Generation, basis: Files) -> int:
     """The version of a drop-in where the root file has none."""
     return next((file.version for file in basis if file.version), gen.unversioned)
 
 
-def is_untouched(memory: Memory, file: ConfigFile) -> bool:
-    """Was this file made by us, and not edited since?"""
-    known = memory.files.get(file.path.host)
-    if known is None or known.digest is not None:
-        return False
-    return condition(known, file.state) == "as written"
-
-
 def drop_in_overlay(
-    inputs: EditInput, basis: tuple[ConfigFile, ...], desired: Desired, form: DropInForm
+    inputs: EditInput, basis: Files, desired: Desired, form: DropInForm
 ) -> dict[str, FileState | None]:
     """containerd 2.x: a minimal drop-in and, where nothing imports it yet, a narrow import."""
     differences = desired_state.differences(desired, merge.effective(inputs.gen, basis))
@@ -148,20 +140,6 @@ def import_glob(drop_in: HostPath) -> str:
     """The import that we write for a drop-in."""
     stem, suffix = os.path.splitext(drop_in.host)
     return f"{stem}*{suffix}"
-
-
-def fresh_state(loaded: Iterable[ConfigFile]) -> FileState:
-    """The state of a new file. Our handlers copy settings from these files, which can include
-    passwords. So only a user who can read all of them can read the new file."""
-    mode = 0o644
-    for file in loaded:
-        mode &= file.state.mode if file.state else mode
-    return new_state(mode=mode | 0o600)
-
-
-def with_text(state: FileState, text: str) -> FileState:
-    """The file with another text, and owner, mode and label as they are."""
-    return FileState(tomledit.encoded(text), state.mode, state.uid, state.gid, state.label)
 
 
 def _ops(

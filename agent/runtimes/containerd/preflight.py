@@ -18,9 +18,8 @@ from agent.errors import Refused
 from agent.host.files import new_state
 from agent.host.paths import HostRoot
 from agent.runtimes import command, preflight
-from agent.runtimes.base import Files
 from agent.runtimes.command import Dump
-from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.config_file import ConfigFile, Files
 from agent.runtimes.containerd import faults
 from agent.runtimes.containerd.generations import CRI_V2, CRI_V3
 from agent.runtimes.containerd.merge import LEGACY, LINUX_PLUGIN
@@ -82,9 +81,7 @@ def _without_executable(node: ContainerdNode, candidate: Candidate, note: str) -
     return Preflight(False, note)
 
 
-def dump(
-    host: HostRoot, executable: str, files: tuple[ConfigFile, ...], plugins: tuple[str, ...] = ()
-) -> Dump:
+def dump(host: HostRoot, executable: str, files: Files, plugins: tuple[str, ...] = ()) -> Dump:
     """What the executable of a containerd makes of these files together; `plugins` as in
     `command.config_dump`."""
     if files[0].state is None:
@@ -96,7 +93,7 @@ def dump(
 
 
 @contextmanager
-def _stage(files: tuple[ConfigFile, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _stage(files: Files) -> Iterator[tuple[str, tuple[int, ...]]]:
     """The files in memory; the root imports all others, literally and in their order."""
     with ExitStack() as stack:
 
@@ -139,7 +136,7 @@ def _missing(after: Data, candidate: Candidate) -> str | None:
     return next((name for name in needed if name not in runtimes), None)
 
 
-def _hides_migrated(host: HostRoot, executable: str, files: tuple[ConfigFile, ...]) -> bool:
+def _hides_migrated(host: HostRoot, executable: str, files: Files) -> bool:
     """Does this executable print files of older versions without their CRI settings?
 
     The first releases of 2.0 do, while the daemon reads them (containerd#11747; read, not run).

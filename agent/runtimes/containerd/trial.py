@@ -15,7 +15,7 @@ from agent.errors import Refused
 from agent.host.isolation import View
 from agent.host.paths import HostRoot, is_below
 from agent.runtimes import command, trial
-from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.config_file import Files
 from agent.runtimes.containerd.load import DEFAULT_ROOT
 from agent.runtimes.desired_state import Desired, binaries
 from agent.runtimes.trial import Launch
@@ -67,7 +67,7 @@ def _config(node: ContainerdNode, files: Mapping[str, bytes | None]) -> tuple[st
     return ("-c", root.name) if named or (root.name != DEFAULT_ROOT and exists) else ()
 
 
-def _read(files: tuple[ConfigFile, ...]) -> Iterator[str]:
+def _read(files: Files) -> Iterator[str]:
     """Every path that the files name and that containerd does not write to, and their own."""
     for file in files:
         yield from (file.name, file.path.host)
@@ -88,7 +88,7 @@ def _written(host: HostRoot, node: ContainerdNode) -> Iterator[str]:
                     yield host.resolve(name).host
 
 
-def _proxies(files: tuple[ConfigFile, ...]) -> tuple[str, ...]:
+def _proxies(files: Files) -> tuple[str, ...]:
     """Sockets of proxy plugins, which containerd connects to."""
     return tuple(
         value

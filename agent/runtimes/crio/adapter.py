@@ -27,12 +27,11 @@ from agent.runtimes.base import (
     EditRequest,
     Edits,
     Effective,
-    Files,
     RestartHazard,
     Runtime,
     RuntimeAdapter,
 )
-from agent.runtimes.config_file import ConfigFile, Overlay
+from agent.runtimes.config_file import ConfigFile, Files, Overlay
 from agent.runtimes.crio import (
     command_line,
     desired_state,

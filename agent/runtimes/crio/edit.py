@@ -21,12 +21,11 @@ from agent.host.paths import HostPath, HostRoot, is_below
 from agent.options.settings import Settings
 from agent.runtimes import low_level
 from agent.runtimes.base import Edits, Effective
-from agent.runtimes.config_file import ConfigFile
-from agent.runtimes.containerd.overlay import fresh_state, is_untouched, with_text
+from agent.runtimes.config_file import ConfigFile, Files, fresh_state, with_text
 from agent.runtimes.crio import desired_state, hook, merge
 from agent.runtimes.crio.desired_state import PresentState
 from agent.runtimes.desired_state import OUR_NAMES, Desired, is_ours, leaves, same
-from agent.runtimes.key_ownership import HEADER
+from agent.runtimes.key_ownership import HEADER, is_untouched
 from agent.runtimes.preflight import first_difference
 from agent.state.store import Memory, Original, Store
 from agent.toml import edit as tomledit
@@ -129,7 +128,7 @@ def _refuse_fixed(inputs: EditInput, desired: Desired) -> None:
             )
 
 
-def _present_state(inputs: EditInput, rest: tuple[ConfigFile, ...]) -> PresentState:
+def _present_state(inputs: EditInput, rest: Files) -> PresentState:
     """The state of the node: its own default runtimes, and the handlers that pods may use."""
     node = inputs.node
     shown = node.shown
@@ -155,9 +154,7 @@ def _unedited(inputs: EditInput, file: ConfigFile) -> ConfigFile:
     )
 
 
-def _with_place(
-    inputs: EditInput, future: Mapping[str, FileState | None]
-) -> tuple[ConfigFile, ...]:
+def _with_place(inputs: EditInput, future: Mapping[str, FileState | None]) -> Files:
     """The files as they will be. Our drop-in is at its place among them, even where it does not
     exist."""
     node = inputs.node
@@ -170,7 +167,7 @@ def _with_place(
     return tuple(missing.get(file.path.host, file) for file in found)
 
 
-def _files_after(files: tuple[ConfigFile, ...], place: ConfigFile) -> tuple[ConfigFile, ...]:
+def _files_after(files: Files, place: ConfigFile) -> Files:
     """The files that CRI-O reads after the file `place`."""
     names = [file.path.host for file in files]
     return files[names.index(place.path.host) + 1 :]
@@ -245,7 +242,7 @@ def _cleared_keys(now: Data, after: Data) -> Data:
 
 
 def _drop_in(
-    inputs: EditInput, basis: tuple[ConfigFile, ...], existing: ConfigFile, desired: Desired, *,
+    inputs: EditInput, basis: Files, existing: ConfigFile, desired: Desired, *,
     fresh: bool,
 ) -> FileState | None:  # fmt: skip
     """The future content of our drop-in, None where none is needed."""
@@ -296,7 +293,7 @@ def _in_place(
     return sorted(ops, key=lambda op: len(op.path))
 
 
-def _check(inputs: EditInput, after: tuple[ConfigFile, ...], desired: Desired) -> None:
+def _check(inputs: EditInput, after: Files, desired: Desired) -> None:
     """Check that the files together have the desired state and no other change.
 
     Raises Refused, which names the file that prevents it.
@@ -329,7 +326,7 @@ def _check(inputs: EditInput, after: tuple[ConfigFile, ...], desired: Desired) -
         )
 
 
-def _strip(inputs: EditInput, found: tuple[ConfigFile, ...]) -> Data:
+def _strip(inputs: EditInput, found: Files) -> Data:
     """Settings without the keys that an edit of ours may change."""
     whole = merge.merged(found, by_key=inputs.node.rules.by_key)
     ours = [

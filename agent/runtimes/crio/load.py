@@ -14,8 +14,15 @@ import stat
 from agent.errors import Refused
 from agent.host import budget
 from agent.host.paths import HostPath, HostRoot
-from agent.runtimes.config_file import ConfigFile, Overlay
-from agent.runtimes.containerd.load import Unparsed, checked_file, names, refuse_unread
+from agent.runtimes.config_file import (
+    ConfigFile,
+    Files,
+    Overlay,
+    Unparsed,
+    checked_file,
+    names,
+    refuse_unread,
+)
 from agent.runtimes.crio.merge import check_shape
 from agent.toml.text import BURNT_SUSHI
 
@@ -23,9 +30,7 @@ ROOT = "/etc/crio/crio.conf"
 DIRECTORY = "/etc/crio/crio.conf.d"
 
 
-def load(
-    host: HostRoot, root: str, directory: str, overlay: Overlay | None = None
-) -> tuple[ConfigFile, ...]:
+def load(host: HostRoot, root: str, directory: str, overlay: Overlay | None = None) -> Files:
     """The root file, there or not, and all drop-ins.
 
     `root` and `directory` are names on the host, `overlay` maps host paths to states that they are

@@ -17,11 +17,8 @@ from typing import Any
 from agent.cri.versions import Version
 from agent.errors import Refused
 from agent.runtimes.base import Effective
-from agent.runtimes.config_file import ConfigFile
-from agent.runtimes.containerd.merge import deep_merge
-from agent.toml.edit import Data, Path, get
-
-Files = tuple[ConfigFile, ...]
+from agent.runtimes.config_file import ConfigFile, Files
+from agent.toml.edit import Data, Path, deep_merge, get
 
 RUNTIME: Path = ("crio", "runtime")
 RUNTIMES: Path = (*RUNTIME, "runtimes")

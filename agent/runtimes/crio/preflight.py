@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from agent.host.paths import HostRoot
 from agent.runtimes import command, preflight
 from agent.runtimes.command import Dump
-from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.config_file import ConfigFile, Files
 from agent.runtimes.crio import merge
 from agent.runtimes.preflight import (
     Candidate,
@@ -104,9 +104,7 @@ def _as_it_is(host: HostRoot, node: CrioNode, executable: str) -> Dump:
     return command.crio_config(host, executable, root, node.directory, flags=flags, sources=sources)
 
 
-def _as_it_will_be(
-    host: HostRoot, node: CrioNode, executable: str, files: tuple[ConfigFile, ...]
-) -> Dump:
+def _as_it_will_be(host: HostRoot, node: CrioNode, executable: str, files: Files) -> Dump:
     root, others = files[0], merge.merged(files[1:], by_key=node.rules.by_key)
     texts = [root.state.data if root.state else b"", tomledit.render(others).encode()]
     staged = [memory_file(text) for text in texts]

@@ -18,11 +18,10 @@ from agent.runtimes.base import (
     EditRequest,
     Edits,
     Effective,
-    Files,
     Runtime,
     RuntimeAdapter,
 )
-from agent.runtimes.config_file import ConfigFile, Overlay
+from agent.runtimes.config_file import ConfigFile, Files, Overlay
 from agent.runtimes.desired_state import Desired, is_ours
 from agent.runtimes.preflight import UNKNOWN, Candidate, Preflight
 from agent.runtimes.registry import Registered
