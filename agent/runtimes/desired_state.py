@@ -1,7 +1,7 @@
-"""The desired state of a runtime, and its differences from files and from the running runtime.
+"""The desired state of a runtime, and whose a handler is.
 
-Invariant: pure. The same desired state is compared with the files (before a change) and with the
-runtime's own Status (as the proof). A missing value counts as the zero value, as in the runtime.
+Invariant: pure. A missing value counts as the zero value, as in the runtimes. Each runtime compares
+the desired state with its files (before a change) and with what it shows (as the proof).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agent.cri.client import Answer
 from agent.errors import Refused
 from agent.runtimes.base import Effective
 from agent.state import schema
@@ -25,20 +24,6 @@ OUR_NAMES = ("nvidia", "nvidia-cdi", "nvidia-legacy")
 FILLED = ("sandboxer", "sandbox_mode")  # containerd puts its own value where there is none:
 SANDBOXER = "podsandbox"
 _BINARY = "nvidia-container-runtime"
-_RUNTIMES: Path = ("containerd", "runtimes")
-_DEFAULT: Path = ("containerd", "default_runtime_name")
-
-# Names in Status where they are not those of the file (containerd's JSON tags).
-_STATUS_KEYS = {
-    "runtime_type": "runtimeType", "runtime_path": "runtimePath", "runtime_root": "runtimeRoot",
-    "runtime_engine": "runtimeEngine", "pod_annotations": "PodAnnotations",
-    "container_annotations": "ContainerAnnotations", "base_runtime_spec": "baseRuntimeSpec",
-    "cni_conf_dir": "cniConfDir", "cni_max_conf_num": "cniMaxConfNum",
-    "cgroup_writable": "cgroupWritable", "sandbox_mode": "sandboxMode",
-}  # fmt: skip
-
-
-STATUS_NAMES = {name: key for key, name in _STATUS_KEYS.items()}  # from Status to the file
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,21 +173,6 @@ def emptied(table: Data, current: Data) -> Data:
     return table
 
 
-def differences(desired: Desired, effective: Effective) -> dict[Path, Any]:
-    """The keys below the CRI section that differ from the desired state, with desired values."""
-    found: dict[Path, Any] = {}
-    for name, table in desired.handlers.items():
-        current = effective.runtimes.get(name)
-        for path, value in leaves(table):
-            if current is None or not _is_same_value(path[-1], value, get(current, path)):
-                found[(*_RUNTIMES, name, *path)] = value
-    if desired.default is not None and effective.default != desired.default:
-        found[_DEFAULT] = desired.default
-    if desired.enable_cdi and effective.enable_cdi is not True:
-        found[("enable_cdi",)] = True
-    return found
-
-
 def leaves(table: Data, above: Path = ()) -> Iterator[tuple[Path, Any]]:
     """Every value in a table and in its sub-tables, with its path."""
     for key, value in table.items():
@@ -217,51 +187,3 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, bool) or isinstance(other, bool):
         return bool(one) is bool(other)
     return bool(one == other) or (not one and not other)
-
-
-def _is_same_value(key: str, one: Any, other: Any) -> bool:
-    """Are two values of a handler's key equal? Some keys have a default other than zero."""
-    if key in FILLED:
-        one, other = one or SANDBOXER, other or SANDBOXER
-    return same(one, other)
-
-
-def unproven(desired: Desired, answer: Answer) -> list[str]:
-    """What the running runtime lacks of the desired state, in words; empty for nothing."""
-    shown = get(answer.config, _RUNTIMES)
-    if not isinstance(shown, Mapping):
-        # No verbose information: all that can be had is the list of handlers.
-        missing = [name for name in desired.handlers if name not in answer.handlers]
-        wrong = [name for name in desired.absent if name in answer.handlers]
-        return [f"handler {n} is not listed" for n in missing] + [
-            f"handler {n} is still there" for n in wrong
-        ]
-    problems = [f"handler {name} is still there" for name in desired.absent if name in shown]
-    for name, table in desired.handlers.items():
-        running = shown.get(name)
-        if not isinstance(running, Mapping):
-            problems.append(f"handler {name} is missing")
-        elif answer.handlers and name not in answer.handlers:
-            problems.append(f"handler {name} is not listed")
-        else:
-            problems += [f"handler {name}: {text}" for text in _table_problems(table, running)]
-    default = get(answer.config, ("containerd", "defaultRuntimeName"))
-    if desired.default is not None and default != desired.default:
-        problems.append(f"the default runtime is {default}, not {desired.default}")
-    if desired.enable_cdi and get(answer.config, ("enableCDI",), False) not in (True, None):
-        problems.append("enableCDI is not on")
-    return problems
-
-
-def _table_problems(table: Data, running: Mapping[str, Any]) -> Iterator[str]:
-    options = running.get("options") or {}
-    for key, value in table["options"].items():
-        if not same(value, options.get(key)):
-            yield f"option {key} is not as wanted"
-    for key, value in binaries({"options": options}):
-        if value != table["options"].get("BinaryName", ""):
-            yield f"option {key} names another binary"
-    for key, value in table.items():
-        shown = _STATUS_KEYS.get(key, key)
-        if key != "options" and shown in running and not _is_same_value(key, value, running[shown]):
-            yield f"{key} is not as wanted"

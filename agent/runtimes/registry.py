@@ -15,7 +15,7 @@ from agent.cri.client import Answer
 from agent.host.paths import HostRoot
 from agent.options.settings import Settings
 from agent.runtimes.base import RuntimeAdapter
-from agent.runtimes.desired_state import STATUS_NAMES, is_ours
+from agent.runtimes.desired_state import is_ours
 from agent.toml.edit import get
 
 
@@ -93,7 +93,5 @@ def shows_nvidia(answer: Answer) -> bool:
     """Does the runtime show a default runtime that is NVIDIA's, whatever its name?"""
     adapter = adapter_of(answer)
     default = str(adapter.shown_default(answer))
-    found = get(adapter.shown_handlers(answer), (default,))
-    table = found if isinstance(found, dict) else {}
-    named = {STATUS_NAMES.get(str(key), str(key)): value for key, value in table.items()}
-    return is_ours(default, named)
+    table = get(adapter.shown_handlers(answer), (default,))
+    return is_ours(default, table if isinstance(table, dict) else {})

@@ -173,7 +173,7 @@ def _read_answer(found: cri.Answer) -> None:
         registry.adapter_of(found).unproven(
             Desired({"nvidia": table, "runc": table}, default, True, ("old",)), found
         )
-    handlers.shown_features(found.config, ("io.containerd.runtime.v1.linux",))
+    handlers.shown_features(found, ("io.containerd.runtime.v1.linux",))
     [*registry.adapter("crio").evidence(found)]
     registry.adapter("containerd").evidence(found)
 

@@ -58,7 +58,6 @@ from agent.runtimes.desired_state import (
     is_ours,
     is_runc,
     programs_of,
-    unproven,
 )
 from agent.runtimes.preflight import Candidate, Preflight, unread_warnings
 from agent.runtimes.trial import Launch
@@ -130,10 +129,10 @@ class Containerd(RuntimeAdapter):
 
     def shown_handlers(self, answer: Answer) -> object:
         """The handlers' tables in Status."""
-        return get(answer.config, ("containerd", "runtimes"))
+        return handlers.shown_handlers(answer)
 
     def unproven(self, desired: Desired, answer: Answer) -> list[str]:
-        return unproven(desired, answer)
+        return handlers.unproven(desired, answer)
 
     def watch_paths(
         self, settings: Settings, host: HostRoot, running: Process | None
@@ -200,7 +199,7 @@ class ContainerdNode(ConfiguredRuntime):
 
     def edits(self, host: HostRoot, request: EditRequest) -> tuple[Edits, tuple[str, ...]]:
         settings, memory, available = request.settings, request.memory, request.available
-        features = handlers.shown_features(self.runtime.answer.config, self._missing_shims(host))
+        features = handlers.shown_features(self.runtime.answer, self._missing_shims(host))
 
         def derive(effective: Effective) -> Desired:
             return handlers.derive_desired(

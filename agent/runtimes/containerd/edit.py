@@ -44,7 +44,7 @@ def edits(inputs: EditInput) -> Edits:
     basis = tuple(file for file in inputs.files if file is not ours)
     desired = _with_kept_settings(inputs, basis, inputs.derive(_with_our_runc(inputs, basis)))
     strict = _with_stale_cleared(inputs, basis, desired)
-    right = not desired_state.differences(strict, merge.effective(inputs.gen, inputs.files))
+    right = not handlers.differences(strict, merge.effective(inputs.gen, inputs.files))
     if right and not (ours and _hides_or_changes(inputs, basis, desired)):
         return Edits((), strict, inputs.files)
     if inputs.gen.merge == "replace":
@@ -184,7 +184,7 @@ def _override_later_files(
     """The overlay, with the keys changed by which files that are loaded after ours override it."""
     for _ in range(_ROUNDS):
         files = load.load(inputs.host, inputs.gen, inputs.root.name, overlay)
-        differences = desired_state.differences(desired, merge.effective(inputs.gen, files))
+        differences = handlers.differences(desired, merge.effective(inputs.gen, files))
         changed: dict[str, FileState | None] = {}
         for path, value in differences.items():
             owner = merge.owner(inputs.gen, files, path)
@@ -221,7 +221,7 @@ def _checked(inputs: EditInput, overlay: Overlay, desired: Desired) -> Edits:
             "comments and without what this containerd does not read"
         )
     effective = merge.effective(inputs.gen, after)
-    if differences := desired_state.differences(desired, effective):
+    if differences := handlers.differences(desired, effective):
         path = next(iter(differences))
         owner = merge.owner(inputs.gen, after, path)
         raise (CannotSwitch if path == _SWITCH else Refused)(

@@ -1,5 +1,6 @@
-"""The desired handlers of a containerd: NVIDIA's binary, and the settings of the handler that runs
-the node's pods without NVIDIA.
+"""The desired handlers of a containerd, and their differences from its files and from its Status.
+
+They have NVIDIA's binary, and the settings of the handler that runs the node's pods without NVIDIA.
 
 Invariant: pure. Nothing is inherited from a handler that cannot run pods, and such a handler never
 becomes the default runtime. Observed on 1.6.20, 1.7.24 and 2.1.9: Status, `config dump` and a start
@@ -9,10 +10,12 @@ show no error for a handler without a type, or of a type without a shim, but eac
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from agent.cri.client import Answer
 from agent.decide import Decision
 from agent.errors import Refused
 from agent.runtimes.base import Effective
@@ -31,11 +34,16 @@ from agent.runtimes.desired_state import (
     is_runc,
     is_sandbox,
     leaves,
+    same,
 )
-from agent.toml.edit import Data, Set, apply, get, without_empty
+from agent.toml.edit import Data, Path, Set, apply, get, without_empty
 from agent.toolkit.programs import Binary
 
 _RUNC_V1 = "io.containerd.runc.v1"
+_RUNTIMES: Path = ("containerd", "runtimes")
+_DEFAULT: Path = ("containerd", "default_runtime_name")
+# Status spells a handler's key `runtimeType` or `PodAnnotations` (containerd's JSON tags).
+_HUMP = re.compile("(?<=[a-z])(?=[A-Z])")
 # What the shim v2 of runc knows (containerd's runc/options/oci.proto, 1.6 to 2.4). containerd hands
 # on whatever a file says, and Status shows it: a typo looks like an option.
 _OPTIONS = frozenset({
@@ -48,25 +56,19 @@ _LINUX_ONLY = ("runtime_engine", "runtime_root")
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What the running containerd can do. `keys` are the keys that it knows in a handler's table,
-    in the spelling of `plain`; None where it does not show them. `missing_shims` are the runtime
-    types for which it has no shim."""
+    """What the running containerd can do. `keys` are the keys that it knows in a handler's table;
+    None where it does not show them. `missing_shims` are the runtime types for which it has no
+    shim."""
 
     keys: frozenset[str] | None = None
     missing_shims: tuple[str, ...] = ()
 
 
-def shown_features(config: Mapping[str, Any] | None, missing_shims: tuple[str, ...]) -> Features:
+def shown_features(answer: Answer, missing_shims: tuple[str, ...]) -> Features:
     """The same from the verbose Status: each table there has every key that this version knows."""
-    tables = get(config, ("containerd", "runtimes"))
-    tables = tables.values() if isinstance(tables, Mapping) else ()
-    keys = frozenset(plain(key) for table in tables if isinstance(table, Mapping) for key in table)
+    tables = shown_handlers(answer) or {}
+    keys = frozenset(key for table in tables.values() for key in table)
     return Features(keys or None, missing_shims)
-
-
-def plain(key: str) -> str:
-    """A key as files and Status both have it: `runtime_type` is `runtimeType` there."""
-    return key.replace("_", "").lower()
 
 
 def derive_desired(
@@ -272,7 +274,7 @@ def _is_runc_v2(table: Data) -> bool:
 
 
 def _is_known(key: str, features: Features) -> bool:
-    return features.keys is None or plain(key) in features.keys
+    return features.keys is None or key in features.keys
 
 
 def _is_option(key: str) -> bool:
@@ -312,3 +314,77 @@ def _with_cleared_keys(table: Data, current: Data, features: Features) -> Data:
         if known.get(key) not in (None, "", SANDBOXER):
             table = {key: SANDBOXER, **table}
     return emptied(table, known)
+
+
+def differences(desired: Desired, effective: Effective) -> dict[Path, Any]:
+    """The keys below the CRI section that differ from the desired state, with desired values."""
+    found: dict[Path, Any] = {}
+    for name, table in desired.handlers.items():
+        current = effective.runtimes.get(name)
+        for path, value in leaves(table):
+            if current is None or not _is_same_value(path[-1], value, get(current, path)):
+                found[(*_RUNTIMES, name, *path)] = value
+    if desired.default is not None and effective.default != desired.default:
+        found[_DEFAULT] = desired.default
+    if desired.enable_cdi and effective.enable_cdi is not True:
+        found[("enable_cdi",)] = True
+    return found
+
+
+def _is_same_value(key: str, one: Any, other: Any) -> bool:
+    """Are two values of a handler's key equal? Some keys have a default other than zero."""
+    if key in FILLED:
+        one, other = one or SANDBOXER, other or SANDBOXER
+    return same(one, other)
+
+
+def shown_handlers(answer: Answer) -> dict[str, Data] | None:
+    """The handlers in Status, with the keys of a file; None where Status does not show them."""
+    shown = get(answer.config, _RUNTIMES)
+    if not isinstance(shown, Mapping):
+        return None
+    return {
+        str(name): {_HUMP.sub("_", key).lower(): value for key, value in table.items()}
+        for name, table in shown.items()
+        if isinstance(table, Mapping)
+    }
+
+
+def unproven(desired: Desired, answer: Answer) -> list[str]:
+    """What the running runtime lacks of the desired state, in words; empty for nothing."""
+    shown = shown_handlers(answer)
+    if shown is None:
+        # No verbose information: all that can be had is the list of handlers.
+        missing = [name for name in desired.handlers if name not in answer.handlers]
+        wrong = [name for name in desired.absent if name in answer.handlers]
+        return [f"handler {n} is not listed" for n in missing] + [
+            f"handler {n} is still there" for n in wrong
+        ]
+    problems = [f"handler {name} is still there" for name in desired.absent if name in shown]
+    for name, table in desired.handlers.items():
+        running = shown.get(name)
+        if running is None:
+            problems.append(f"handler {name} is missing")
+        elif answer.handlers and name not in answer.handlers:
+            problems.append(f"handler {name} is not listed")
+        else:
+            problems += [f"handler {name}: {text}" for text in _table_problems(table, running)]
+    default = get(answer.config, ("containerd", "defaultRuntimeName"))
+    if desired.default is not None and default != desired.default:
+        problems.append(f"the default runtime is {default}, not {desired.default}")
+    if desired.enable_cdi and get(answer.config, ("enableCDI",), False) not in (True, None):
+        problems.append("enableCDI is not on")
+    return problems
+
+
+def _table_problems(table: Data, running: Data) -> Iterator[str]:
+    options = running.get("options") or {}
+    for key, value in table["options"].items():
+        if not same(value, options.get(key)):
+            yield f"option {key} is not as wanted"
+    for key, value in binaries({"options": options}):
+        if value != table["options"].get("BinaryName", ""):
+            yield f"option {key} names another binary"
+    for key, value in table.items():
+        if key != "options" and key in running and not _is_same_value(key, value, running[key]):
+            yield f"{key} is not as wanted"

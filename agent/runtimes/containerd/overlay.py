@@ -17,7 +17,7 @@ from agent.host.paths import HostPath, HostRoot
 from agent.runtimes import desired_state
 from agent.runtimes.base import Effective
 from agent.runtimes.config_file import ConfigFile, Files, fresh_state, with_text
-from agent.runtimes.containerd import load, merge
+from agent.runtimes.containerd import handlers, load, merge
 from agent.runtimes.containerd.generations import CRI_V3, Generation, section_name
 from agent.runtimes.containerd.load import import_pattern, matches
 from agent.runtimes.desired_state import Desired
@@ -83,7 +83,7 @@ def drop_in_overlay(
     inputs: EditInput, basis: Files, desired: Desired, form: DropInForm
 ) -> dict[str, FileState | None]:
     """containerd 2.x: a minimal drop-in and, where nothing imports it yet, a narrow import."""
-    differences = desired_state.differences(desired, merge.effective(inputs.gen, basis))
+    differences = handlers.differences(desired, merge.effective(inputs.gen, basis))
     known = (file for file in inputs.files if file.path.host == inputs.drop_in.host)
     existing = next(known, None) or load.load_file(inputs.host, inputs.drop_in.host)
     fresh = existing.state is None or is_untouched(inputs.memory, existing)
@@ -173,7 +173,7 @@ def owner_overlay(inputs: EditInput, desired: Desired) -> dict[str, FileState | 
     gen, files = inputs.gen, inputs.files
     owner = next((f for f in reversed(files) if merge.has_section(gen, files, f)), inputs.root)
     effective = merge.effective(gen, files)
-    differences = desired_state.differences(desired, effective)
+    differences = handlers.differences(desired, effective)
     if owner.state is None:
         text, data = f"{HEADER}version = {gen.root_version}\n", {}
         section: Path = ("plugins", section_name(gen.root_version))

@@ -154,7 +154,7 @@ def test_annotations_of_an_earlier_decision_are_taken_back() -> None:
     found = derive_desired(settings, ROW3)
     assert found.handlers["nvidia"]["container_annotations"] == []
     path = ("containerd", "runtimes", "nvidia", "container_annotations")
-    assert desired_state.differences(found, settings)[path] == []
+    assert handlers.differences(found, settings)[path] == []
 
 
 def test_binary_is_written_in_every_spelling_that_is_there() -> None:
@@ -223,24 +223,24 @@ def test_gaps_are_the_keys_that_differ() -> None:
     """And nothing that is right already."""
     desired = derive_desired(cri({"runc": RUNC}), ROW4, binaries=BINARIES[:1])
     base = ("containerd", "runtimes", "nvidia")
-    assert desired_state.differences(desired, cri({"runc": RUNC}, switch=False)) == {
+    assert handlers.differences(desired, cri({"runc": RUNC}, switch=False)) == {
         (*base, "runtime_type"): TYPE,
         (*base, "options", "BinaryName"): RUNTIME,
         (*base, "options", "SystemdCgroup"): True,
         ("enable_cdi",): True,
     }
     wrong = {"runtime_type": TYPE, "options": {"BinaryName": "/old", "SystemdCgroup": True}}
-    assert desired_state.differences(
-        desired, cri({"runc": RUNC, "nvidia": wrong}, switch=True)
-    ) == {(*base, "options", "BinaryName"): RUNTIME}
+    assert handlers.differences(desired, cri({"runc": RUNC, "nvidia": wrong}, switch=True)) == {
+        (*base, "options", "BinaryName"): RUNTIME
+    }
     right = cri({"runc": RUNC, **desired.handlers}, switch=True)
-    assert desired_state.differences(desired, right) == {}
+    assert handlers.differences(desired, right) == {}
 
 
 def test_default_is_a_gap_until_the_handler_is_desired() -> None:
     """It is written once the handler is wanted there."""
     desired = derive_desired(cri({"runc": RUNC}), ROW6)
-    found = desired_state.differences(desired, cri({"runc": RUNC, **desired.handlers}))
+    found = handlers.differences(desired, cri({"runc": RUNC, **desired.handlers}))
     assert found == {("containerd", "default_runtime_name"): "nvidia"}
 
 
@@ -283,8 +283,8 @@ def answer(
 
 def test_runtime_that_shows_all_that_is_wanted_is_proven() -> None:
     """With and without a list of handlers, which 1.x does not send."""
-    assert desired_state.unproven(WISH, answer()) == []
-    assert desired_state.unproven(WISH, answer(handlers=("", "nvidia", "runc"))) == []
+    assert handlers.unproven(WISH, answer()) == []
+    assert handlers.unproven(WISH, answer(handlers=("", "nvidia", "runc"))) == []
 
 
 @pytest.mark.parametrize(
@@ -303,24 +303,24 @@ def test_runtime_that_shows_all_that_is_wanted_is_proven() -> None:
 )
 def test_runtime_that_lacks_something_is_not_proven(shown: Answer, problem: str) -> None:
     """The sentence says which; it goes into the error."""
-    assert any(problem in text for text in desired_state.unproven(WISH, shown))
+    assert any(problem in text for text in handlers.unproven(WISH, shown))
 
 
 def test_default_and_absence_are_proven() -> None:
     """After an apply in row 6, and after a revert."""
     row6 = Desired({}, default="nvidia")
-    assert desired_state.unproven(row6, answer(default="nvidia")) == []
-    assert desired_state.unproven(row6, answer()) == ["the default runtime is runc, not nvidia"]
+    assert handlers.unproven(row6, answer(default="nvidia")) == []
+    assert handlers.unproven(row6, answer()) == ["the default runtime is runc, not nvidia"]
     gone = Desired({}, absent=("nvidia", "nvidia-cdi"))
-    assert desired_state.unproven(gone, answer()) == ["handler nvidia is still there"]
+    assert handlers.unproven(gone, answer()) == ["handler nvidia is still there"]
 
 
 def test_list_of_handlers_is_what_is_left_without_verbose_information() -> None:
     """A runtime that shows no configuration is believed by its list."""
     bare = Answer("containerd", "2.1.9", True, None, ("", "nvidia", "runc"))
-    assert desired_state.unproven(WISH, bare) == []
+    assert handlers.unproven(WISH, bare) == []
     none = Answer("containerd", "2.1.9", True, None, ("", "runc"))
-    assert desired_state.unproven(WISH, none) == ["handler nvidia is not listed"]
+    assert handlers.unproven(WISH, none) == ["handler nvidia is not listed"]
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from agent.cri.client import Answer
 from agent.errors import Refused
 from agent.runtimes.base import Effective
 from agent.runtimes.containerd import handlers
-from agent.runtimes.containerd.handlers import Features
-from agent.runtimes.desired_state import differences
+from agent.runtimes.containerd.handlers import Features, differences
 from agent.toml.edit import Data
 from agent.toolkit.programs import Binary
 from tests.unit.runtimes.test_desired_state import (
@@ -313,6 +313,11 @@ def test_sandboxer_of_an_earlier_tool_goes_back_to_containerds_own() -> None:
         assert differences(wanted, cri({**wanted.handlers, "nvidia": right})) == {}
 
 
+def answer_with(config: Data | None) -> Answer:
+    """An answer of a containerd with this in its Status."""
+    return Answer("containerd", "2.1.9", True, config, ())
+
+
 def test_what_nobody_knows_is_neither_copied_nor_demanded() -> None:
     """Keys that the running containerd does not show, and options that runc's shim has not."""
     config: Data = {
@@ -327,7 +332,7 @@ def test_what_nobody_knows_is_neither_copied_nor_demanded() -> None:
             }
         }
     }
-    seen = handlers.shown_features(config, ())
+    seen = handlers.shown_features(answer_with(config), ())
     base: Data = {
         **RUNC, "typo": True, "cgroup_writable": True, "base_runtime_spec": "/s",
         "options": {"SystemdCgroup": True, "version": 2, "TypeUrl": "x", "shimcgroup": "/y"},
@@ -344,6 +349,6 @@ def test_what_nobody_knows_is_neither_copied_nor_demanded() -> None:
     assert [text.partition(" of ")[0] for text in told] == [
         "typo", "cgroup_writable", "options.version", "options.TypeUrl",
     ]  # fmt: skip
-    assert handlers.shown_features(None, ()) == Features()
+    assert handlers.shown_features(answer_with(None), ()) == Features()
     everything = derive_desired(settings).handlers["nvidia"]
     assert everything["typo"] is everything["cgroup_writable"] is True
