@@ -12,8 +12,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -115,7 +116,7 @@ def json_value(data: bytes | str, budget: Budget) -> Any:
     except RecursionError as error:
         raise OverBudget("it is nested too deeply") from error
     refuse_deep(value, JSON_DEPTH)
-    return _repaired(value) if "\\u" in text else value
+    return with_strings(value, partial(_SURROGATE.sub, "\ufffd")) if "\\u" in text else value
 
 
 def refuse_deep(value: Any, depth: int) -> None:
@@ -134,13 +135,14 @@ def refuse_deep(value: Any, depth: int) -> None:
     raise OverBudget(too_deep(depth))
 
 
-def _repaired(value: Any) -> Any:
+def with_strings(value: Any, change: Callable[[str], str]) -> Any:
+    """The value with all strings in it changed, keys included."""
     if isinstance(value, str):
-        return _SURROGATE.sub("\ufffd", value)
+        return change(value)
     if isinstance(value, list):
-        return [_repaired(item) for item in value]
+        return [with_strings(item, change) for item in value]
     if isinstance(value, dict):
-        return {_repaired(key): _repaired(item) for key, item in value.items()}
+        return {change(key): with_strings(item, change) for key, item in value.items()}
     return value
 
 

@@ -107,13 +107,9 @@ class _BoundedSocket(socket.socket):
         if self._left < 0:
             raise NoBus(f"no answer in {budget.BUS.size} bytes")
         self._tail = self._tail[-_LONGEST:] + data
-        if b"()" in self._tail and _endless(self._tail):
+        if any(found[1][0] == len(found[2]) for found in _EMPTY.finditer(self._tail)):
             raise NoBus("what it says is not D-Bus")
         return data
-
-
-def _endless(data: bytes) -> bool:
-    return any(found[1][0] == len(found[2]) for found in _EMPTY.finditer(data))
 
 
 class Bus(DBusConnection):
@@ -285,10 +281,15 @@ class OverBus:
             raise SystemdError(f"systemd does not stop {name}: {error}") from error
 
 
-def _ties(connection: Bus, name: str) -> Ties:
+def _properties(connection: Bus, name: str) -> tuple[str, dict[str, Any]]:
+    """The object path of a unit, and its properties."""
     (path,) = connection.call(*_MANAGER, "LoadUnit", "s", name)
     (variants,) = connection.call(path, _PROPERTIES, "GetAll", "s", _UNIT)
-    found: dict[str, Any] = {key: value for key, (_, value) in variants.items()}
+    return path, {key: value for key, (_, value) in variants.items()}
+
+
+def _ties(connection: Bus, name: str) -> Ties:
+    path, found = _properties(connection, name)
     service: dict[str, Any] = {}
     if name.endswith(".service"):
         for key in ("Restart", "MainPID"):
@@ -311,9 +312,7 @@ def _reset_limit(connection: Bus, name: str) -> None:
 
 
 def _unit(connection: Bus, name: str) -> Unit:
-    (path,) = connection.call(*_MANAGER, "LoadUnit", "s", name)
-    (variants,) = connection.call(path, _PROPERTIES, "GetAll", "s", _UNIT)
-    found: dict[str, Any] = {key: value for key, (_, value) in variants.items()}
+    path, found = _properties(connection, name)
     active, result = str(found["ActiveState"]), ""
     if active not in UP and name.endswith(".service"):
         with suppress(BusError):

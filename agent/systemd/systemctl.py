@@ -6,7 +6,7 @@ Invariant: the programs run in the host root, with checked arguments and a deadl
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from agent.host.paths import HostRoot
 from agent.runtimes import command
@@ -36,17 +36,10 @@ class Systemctl:
         self._env = env
 
     def unit(self, name: str) -> Unit:
-        done = self._run("systemctl", "show", f"--property={','.join(_SHOWN)}", name)
-        if done.code is None or done.code in _NOT_RUN or "connect to" in done.error:
-            raise SystemdError(_failure(done))
-        return _parse(name, done.out.decode("utf-8", "replace"))
+        return _parse(name, self._show(name, _SHOWN))
 
     def ties(self, name: str) -> Ties:
-        keys = ",".join((*STOPS, "Restart", "MainPID"))
-        done = self._run("systemctl", "show", f"--property={keys}", name)
-        if done.code is None or done.code in _NOT_RUN or "connect to" in done.error:
-            raise SystemdError(_failure(done))
-        found = _values(done.out.decode("utf-8", "replace"))
+        found = _values(self._show(name, (*STOPS, "Restart", "MainPID")))
         pid = found.get("MainPID", "")
         return Ties(
             bound=tuple(found.get("BoundBy", "").split()),
@@ -83,6 +76,13 @@ class Systemctl:
         done = self._run("systemctl", "stop", name)
         if done.code not in (0, _NOT_LOADED):
             raise SystemdError(f"systemctl stop {name}: {_failure(done)}")
+
+    def _show(self, name: str, properties: Iterable[str]) -> str:
+        """What `systemctl show` prints of a unit."""
+        done = self._run("systemctl", "show", f"--property={','.join(properties)}", name)
+        if done.code is None or done.code in _NOT_RUN or "connect to" in done.error:
+            raise SystemdError(_failure(done))
+        return done.out.decode("utf-8", "replace")
 
     def _run(self, *argv: str, timeout: float = _TIMEOUT) -> Output:
         return command.run(self._host, argv, timeout, env=self._env)

@@ -58,7 +58,8 @@ def _soname(read: Callable[[int, int], bytes]) -> str | None:
         return ""
     word = struct.Struct(order + ("QQ" if wide else "II"))
     found: dict[int, int] = {}
-    entries = _whole(read(min(dynamic[1], budget.ELF.size), dynamic[0]), word)
+    entries = read(min(dynamic[1], budget.ELF.size), dynamic[0])
+    entries = entries[: len(entries) - len(entries) % word.size]
     for tag, value in word.iter_unpack(entries):
         if tag == 0:
             break
@@ -68,10 +69,6 @@ def _soname(read: Callable[[int, int], bytes]) -> str | None:
     strings = _in_file(found[_DT_STRTAB], loads)
     name, zero, _ = read(256, strings + found[_DT_SONAME]).partition(b"\0")
     return name.decode("ascii") if zero and name and b"/" not in name else None
-
-
-def _whole(data: bytes, word: struct.Struct) -> bytes:
-    return data[: len(data) - len(data) % word.size]
 
 
 def _headers(head: bytes, order: str, *, wide: bool) -> tuple[int, int, int]:

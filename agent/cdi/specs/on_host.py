@@ -58,16 +58,13 @@ def _node(node: Data, where: str, host: HostRoot) -> Iterator[Problem]:
         return
     actual = next((word for word, test in _TYPES.items() if test(found.st_mode)), None)
     if actual is None:
-        link = " but a link, which the runtime does not follow" if _is_link(found) else ""
+        is_link = stat.S_ISLNK(found.st_mode)
+        link = " but a link, which the runtime does not follow" if is_link else ""
         text = f"{quoted(path)} is no device node{link}: {_NOT_CREATED}"
         yield Problem("use", where, text, "name the device node itself as hostPath")
     elif kind not in ("", actual):
         text = f"{quoted(path)} is of type {actual}, not {kind}: {_NOT_CREATED}"
         yield Problem("use", f"{where}.type", text, f"write {actual}, or nothing")
-
-
-def _is_link(found: os.stat_result) -> bool:
-    return stat.S_ISLNK(found.st_mode)
 
 
 def _mount(mount: Data, where: str, host: HostRoot) -> Iterator[Problem]:

@@ -90,7 +90,10 @@ def with_executable(reader: Reader, executable: str) -> Reader:
     """The reader with what its executable (an agent path) shows; unchanged where the file cannot be
     read, or is no program of Go with CDI."""
     try:
-        with open(executable, "rb") as file, _mapped(file.fileno()) as data:
+        with (
+            open(executable, "rb") as file,
+            mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data,
+        ):
             if data.find(_FIRST_FIELD) < 0:
                 return reader
             has = [(version, data.find(field) >= 0) for version, field in _FIELDS]
@@ -106,10 +109,6 @@ def with_executable(reader: Reader, executable: str) -> Reader:
     if newest is not None and limit is not None:
         newest = min(newest, limit, key=version_index)
     return replace(reader, newest=newest, limit=limit)
-
-
-def _mapped(fd: int) -> mmap.mmap:
-    return mmap.mmap(fd, 0, prot=mmap.PROT_READ)
 
 
 def can_read(reader: Reader, version: str) -> bool:

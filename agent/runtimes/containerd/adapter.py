@@ -336,8 +336,8 @@ class ContainerdNode(ConfiguredRuntime):
                 state = overlay[file.path.host]
                 data = tomledit.parse(state.data, file.path.host) if state else {}
             for item in data.get("imports", []):
-                literal = functools.partial(load.literal, self.gen, file.name)
-                if "*" not in item and host.resolve(literal(item)).host == path.host:
+                name = import_pattern(self.gen, file.name, item)
+                if name and "*" not in item and host.resolve(name).host == path.host:
                     return True
         return False
 

@@ -42,9 +42,12 @@ def edits(inputs: EditInput) -> Edits:
     _refuse_unusable_files(inputs)
     ours = _our_drop_in(inputs)
     basis = tuple(file for file in inputs.files if file is not ours)
-    desired = _with_kept_settings(inputs, basis, inputs.derive(_with_our_runc(inputs, basis)))
-    strict = _with_stale_cleared(inputs, basis, desired)
-    right = not handlers.differences(strict, merge.effective(inputs.gen, inputs.files))
+    now, before = (merge.effective(inputs.gen, files) for files in (inputs.files, basis))
+    runc = _our_runc(inputs, now, before)
+    desired = inputs.derive(_with_our_runc(before, runc))
+    desired = _with_kept_settings(desired, now, before, runc)
+    strict = _with_stale_cleared(desired, now, before)
+    right = not handlers.differences(strict, now)
     if right and not (ours and _hides_or_changes(inputs, basis, desired)):
         return Edits((), strict, inputs.files)
     if inputs.gen.merge == "replace":
@@ -52,15 +55,17 @@ def edits(inputs: EditInput) -> Edits:
     return replace(_first_possible(inputs, basis, desired), desired=strict)
 
 
-def _with_kept_settings(inputs: EditInput, basis: Files, desired: Desired) -> Desired:
-    """The desired state, adapted to a drop-in that we wrote for another row.
+def _with_kept_settings(
+    desired: Desired, now: Effective, before: Effective, runc: Data | None
+) -> Desired:
+    """The desired state, adapted to a drop-in that we wrote for another row. `now` is the effective
+    configuration, `before` the one without that drop-in, and `runc` as `_our_runc` gives it.
 
     Our handler is no longer the default runtime where this row does not ask for it. A runc in the
     drop-in stays, because pods may run by it, and a CDI switch that is on stays on."""
-    now, before = (merge.effective(inputs.gen, files) for files in (inputs.files, basis))
     if desired.default is None and desired_state.is_nvidia(now, now.default):
         desired = replace(desired, default=before.default)
-    if "runc" not in desired.handlers and (runc := _our_runc(inputs, now, before)):
+    if runc is not None and "runc" not in desired.handlers:
         desired = replace(desired, handlers={**desired.handlers, "runc": runc})
     keeps_switch = now.enable_cdi is True and before.enable_cdi is False
     return replace(desired, enable_cdi=desired.enable_cdi or keeps_switch)
@@ -74,20 +79,17 @@ def _our_runc(inputs: EditInput, now: Effective, before: Effective) -> Data | No
     return {**runc, "options": runc.get("options", {})}
 
 
-def _with_our_runc(inputs: EditInput, basis: Files) -> Effective:
+def _with_our_runc(before: Effective, runc: Data | None) -> Effective:
     """The effective configuration of the other files, with the runc of our drop-in where it cannot
     be derived again: the default runtime was NVIDIA's, and a later file has changed that."""
-    now, before = (merge.effective(inputs.gen, files) for files in (inputs.files, basis))
-    runc = _our_runc(inputs, now, before)
     if runc is None or desired_state.is_nvidia(before, before.default):
         return before
     return replace(before, runtimes={**before.runtimes, "runc": runc})
 
 
-def _with_stale_cleared(inputs: EditInput, basis: Files, desired: Desired) -> Desired:
+def _with_stale_cleared(desired: Desired, now: Effective, before: Effective) -> Desired:
     """The desired state, with the keys that our drop-in loses set to their zero values, because the
     running containerd may still have them."""
-    now, before = (merge.effective(inputs.gen, files) for files in (inputs.files, basis))
     tables = {
         name: {**table, **_stale_keys(table, now.table(name), before.table(name))}
         for name, table in desired.handlers.items()

@@ -133,11 +133,6 @@ def _is_there(host: HostRoot, name: str, overlay: Overlay) -> bool:
     return os.path.lexists(path.agent)
 
 
-def literal(gen: Generation, importing: str, name: str) -> str:
-    """Host name of a file that is imported by name (no glob)."""
-    return import_pattern(gen, importing, name) or name
-
-
 def _names(host: HostRoot, directory: str, part: str, overlay: Overlay) -> list[str]:
     if not any(char in part for char in "*?["):
         return [part]  # a missing directory shows at the next step, a missing file matches nothing

@@ -60,11 +60,8 @@ class DropInForm:
 def drop_in_forms(inputs: EditInput, basis: Files) -> Iterator[DropInForm]:
     """The possible forms of a drop-in beside these files, the usual one first."""
     gen, root = inputs.gen, inputs.root
-    versions = [
-        gen.root_version
-        if root.state is None
-        else root.version or _highest_drop_in_version(gen, basis)
-    ]
+    first = next((file.version for file in basis if file.version), gen.unversioned)
+    versions = [gen.root_version if root.state is None else root.version or first]
     if gen.reads == "set":
         read = merge.version_of(gen, basis)
         versions = [read if versions[0] < gen.lowest else versions[0], read]
@@ -72,11 +69,6 @@ def drop_in_forms(inputs: EditInput, basis: Files) -> Iterator[DropInForm]:
         yield DropInForm(version)
         if version >= 2:
             yield DropInForm(version, new_name=True)
-
-
-def _highest_drop_in_version(gen: Generation, basis: Files) -> int:
-    """The version of a drop-in where the root file has none."""
-    return next((file.version for file in basis if file.version), gen.unversioned)
 
 
 def drop_in_overlay(

@@ -187,12 +187,9 @@ def require_harmless(host: HostRoot, node: ContainerdNode, files: Files) -> None
     if executable is None:
         raise unread_refusal(file, preflight.UNSEEN)
     whole = dump(host, executable, files, _READ)
-    rest = dump(host, executable, tuple(map(_emptied, files)), _READ)
+    readable = (replace(f, state=new_state(), unread="") if f.unread else f for f in files)
+    rest = dump(host, executable, tuple(readable), _READ)
     require_same_effect(file, executable, (whole, rest), _of_ours)
-
-
-def _emptied(file: ConfigFile) -> ConfigFile:
-    return replace(file, state=new_state(b""), unread="") if file.unread else file
 
 
 def _of_ours(dump: Data) -> dict[str, Any]:

@@ -72,7 +72,9 @@ def edits(inputs: EditInput) -> Edits:
     )
     base = desired_state.base(effective, inputs.available, name, inputs.memory.default, present)
     _refuse_fixed(inputs, desired)
-    later = tuple(_with_desired(file, desired) for file in _files_after(rest, existing))
+    names = [file.path.host for file in rest]
+    after_ours = rest[names.index(existing.path.host) + 1 :]
+    later = tuple(_with_desired(file, desired) for file in after_ours)
     future |= {file.path.host: file.state for file in later}
     basis = (*rest[: len(rest) - len(later)], *later)
     future[node.drop_in.host] = _drop_in(inputs, basis, existing, desired, fresh=fresh)
@@ -165,12 +167,6 @@ def _with_place(inputs: EditInput, future: Mapping[str, FileState | None]) -> Fi
     absent = (f for f in found if f.path.host == node.drop_in.host)
     missing = {file.path.host: replace(file, state=None) for file in absent}
     return tuple(missing.get(file.path.host, file) for file in found)
-
-
-def _files_after(files: Files, place: ConfigFile) -> Files:
-    """The files that CRI-O reads after the file `place`."""
-    names = [file.path.host for file in files]
-    return files[names.index(place.path.host) + 1 :]
 
 
 def _with_desired(file: ConfigFile, desired: Desired) -> ConfigFile:
@@ -360,14 +356,13 @@ def _hook(inputs: EditInput) -> Iterator[Change]:
 
 
 def _writes_hook(inputs: EditInput) -> bool:
-    """Is our own hook needed? It is not where one of NVIDIA's hooks runs already."""
-    return inputs.decision.hook and not _other_injecting_hooks(inputs)
-
-
-def _other_injecting_hooks(inputs: EditInput) -> tuple[hook.Hook, ...]:
-    """The hooks of others that run NVIDIA's hook for all containers, as ours would."""
-    found = hook.of_others(inputs.node, inputs.host)
-    return tuple(h for h in found if h.for_all and programs.runs(inputs.host, h.program))
+    """Is our own hook needed? It is not where a hook of others runs NVIDIA's program for all
+    containers, as ours would."""
+    host = inputs.host
+    return inputs.decision.hook and not any(
+        one.for_all and programs.runs(host, one.program)
+        for one in hook.of_others(inputs.node, host)
+    )
 
 
 def _left_behind(inputs: EditInput) -> Iterator[tuple[HostPath, FileState | None]]:
