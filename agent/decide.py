@@ -126,17 +126,39 @@ class Decision:
         return self.mode == "hook"
 
 
-_RULES = {
-    1: "CDI is not wanted: the nvidia runtime is the default and works by environment variable",
-    2: "CDI is not wanted on CRI-O: an OCI hook injects, no handler is needed",
-    3: "containerd injects CDI devices itself (enableCDI is on)",
-    4: "containerd can inject CDI devices itself once enable_cdi is switched on, and it may be",
-    5: "containerd has CDI switched off and it may not be switched on: the nvidia runtime injects",
-    6: "the runtime knows no CDI: the nvidia runtime injects",
-    7: "containerd has CDI spec directories and no switch any more: it injects CDI devices itself",
-    8: "CRI-O injects CDI devices itself",
-    9: "the runtime does not answer, or is neither containerd nor CRI-O",
-}
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A row of the table. The other columns follow from these."""
+
+    native: bool | None
+    reason: str
+    rule: str
+    is_default: bool = False
+    mode: str = "cdi"
+
+
+_ROWS = {
+    1: _Row(False, "not-requested",
+            "CDI is not wanted: the nvidia runtime is the default and works by environment "
+            "variable", is_default=True, mode="auto"),
+    2: _Row(False, "not-requested",
+            "CDI is not wanted on CRI-O: an OCI hook injects, no handler is needed", mode="hook"),
+    3: _Row(True, "enabled", "containerd injects CDI devices itself (enableCDI is on)"),
+    4: _Row(True, "enabled-by-agent",
+            "containerd can inject CDI devices itself once enable_cdi is switched on, and it may "
+            "be"),
+    5: _Row(False, "disabled",
+            "containerd has CDI switched off and it may not be switched on: the nvidia runtime "
+            "injects", is_default=True),
+    6: _Row(False, "unsupported", "the runtime knows no CDI: the nvidia runtime injects",
+            is_default=True),
+    7: _Row(True, "enabled",
+            "containerd has CDI spec directories and no switch any more: it injects CDI devices "
+            "itself"),
+    8: _Row(True, "enabled", "CRI-O injects CDI devices itself"),
+    9: _Row(None, "unknown", "the runtime does not answer, or is neither containerd nor CRI-O",
+            mode=""),
+}  # fmt: skip
 
 DEFAULT_DIRS = ("/etc/cdi", "/var/run/cdi")
 
@@ -201,7 +223,7 @@ def _can_switch_on(question: Question, switch: Switch) -> bool:
 def _fill(
     question: Question, version: Version | None, seen: Evidence, row: int, source: str
 ) -> Decision:
-    native = None if row == 9 else row in (3, 4, 7, 8)
+    columns, native = _ROWS[row], _ROWS[row].native
     field = bool(native) and _cri_field(question, version)
     strategy: tuple[str, ...] = ("cdi-cri",) if field else ("cdi-annotations",)
     if not question.cdi or row == 9:
@@ -215,18 +237,15 @@ def _fill(
         prefixes = (NVIDIA_PREFIX,)  # forced: containerd goes on answering cdi.k8s.io/ itself
     if question.prefixes is not None and row != 9:
         prefixes = question.prefixes
-    modes = {1: "auto", 2: "hook", 9: ""}
-    reasons = {1: "not-requested", 2: "not-requested", 4: "enabled-by-agent", 5: "disabled",
-               6: "unsupported", 9: "unknown"}  # fmt: skip
     dirs = seen.spec_dirs if isinstance(seen.spec_dirs, tuple) else DEFAULT_DIRS
     return Decision(
         row=row,
-        rule=_RULES[row],
+        rule=columns.rule,
         native=native,
         source=source,
-        reason=reasons.get(row, "enabled"),
-        mode=modes.get(row, "cdi"),
-        is_default=row in (1, 5, 6),
+        reason=columns.reason,
+        mode=columns.mode,
+        is_default=columns.is_default,
         enable_cdi=row == 4,
         strategy=strategy,
         annotation_prefix=_annotation_prefix(native) if question.cdi else None,
