@@ -156,7 +156,8 @@ class _Proposer:
         by_kind = {one.kind: one for one in desired if one.kind in _kinds(settings)}
         ownership = _with_places(ownership, view, by_kind, fixed=fixed)
         overridden = _overridden(settings, ownership, view, desired)
-        warnings = (*crowded, *provider.unknown(view), *overridden)
+        texts = {spec.text.encode() for spec in desired if spec.text}
+        warnings = (*crowded, *provider.unknown(view, texts), *overridden)
         return self._decided(ownership, desired, warnings)
 
     def _with_providers(
@@ -262,14 +263,15 @@ def _overridden(
     our file."""
     kind, directory = settings.cdi_kind, ownership.directory
     text = next((spec.text for spec in desired if spec.kind == kind and spec.text), None)
-    if text is None or _wins(ownership, view, kind, directory, text.encode()):
+    rivals = [
+        path
+        for path, data in ownership.foreign()
+        if view.place(path) > view.number(directory.host) and crashes.has_kind(data, kind)
+    ]
+    if text is None or not rivals or _wins(ownership, view, kind, directory, text.encode()):
         return
-    for path, data in ownership.foreign():
-        later = view.place(path) > view.number(directory.host)
-        if later and crashes.has_kind(data, kind):
-            yield (
-                f"{path} defines {kind} too, and wins over {directory}/{file_name(kind)}; remove it"
-            )
+    for path in rivals:
+        yield f"{path} defines {kind} too, and wins over {directory}/{file_name(kind)}; remove it"
 
 
 def _kinds(settings: Settings) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 
-from agent.cdi.specs.read import Broken, document, kinds
 from agent.cdi.specs.shape import edits, fit_to_shape
 
 # pkg/parser of the CDI library before 1.1 slices name[1:len-1] where the first letter is valid; it
@@ -29,6 +28,8 @@ def crashing_kind(data: bytes) -> str | None:
     when it reads one (observed on 1.7.24 and 2.1.9), whatever else is wrong with the file."""
     if not _SUSPICIOUS.search(data):
         return None
+    from agent.cdi.specs.read import kinds  # slow to load, and rarely needed
+
     return next((kind for kind in kinds(data) if _CRASHES.fullmatch(kind)), None)
 
 
@@ -43,6 +44,8 @@ def crashing_item(data: bytes) -> str | None:
     pointer (observed on 1.7.24 and 2.1.9)."""
     if not _EMPTY.search(data):
         return None
+    from agent.cdi.specs.read import Broken, document
+
     try:
         spec, problems = fit_to_shape(document(data).data)
     except Broken:
@@ -58,5 +61,8 @@ def crashing_item(data: bytes) -> str | None:
 
 def has_kind(data: bytes, kind: str) -> bool:
     """Is this a spec of that kind?"""
-    possible = kind.encode() in data or re.search(_SPELT, data) is not None
-    return possible and kind in kinds(data)
+    if kind.encode() not in data and re.search(_SPELT, data) is None:
+        return False
+    from agent.cdi.specs.read import kinds
+
+    return kind in kinds(data)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from agent.cdi import emit
-from agent.cdi.specs import on_host, read, rules
+from agent.cdi.specs import on_host, rules
 from agent.cdi.specs.readers import UNKNOWN_READER, Reader
 from agent.cdi.specs.scalar import quoted
 from agent.cdi.specs.shape import Problem, fit_to_shape
@@ -97,6 +97,8 @@ def examine(
     name: str, data: bytes, host: HostRoot, reader: Reader = UNKNOWN_READER, place: int = 0
 ) -> SpecFile:
     """The spec in the bytes of a file, and its problems. Never raises."""
+    from agent.cdi.specs import read  # slow to load; not each node has a spec
+
     try:
         document = read.document(data)
     except read.Broken as error:

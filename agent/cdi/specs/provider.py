@@ -8,10 +8,10 @@ files of the kind together, because a stale file that can be read still takes pa
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from agent.cdi.specs import crashes, installed, read, spec_files
+from agent.cdi.specs import crashes, installed, spec_files
 from agent.cdi.specs.installed import SpecFile
 from agent.cdi.specs.readers import Reader
 from agent.cdi.specs.spec_files import Directory
@@ -106,11 +106,16 @@ def providers(
     return tuple(found)
 
 
-def unknown(view: RuntimeView) -> Iterator[str]:
-    """A warning about each file whose kind is unknown, because it may be one of ours."""
+def unknown(view: RuntimeView, known: Collection[bytes] = ()) -> Iterator[str]:
+    """A warning about each file whose kind is unknown, because it may be one of ours. `known` are
+    contents that need no look."""
     for directory in view.dirs:
         for path, taken in spec_files.contents(view.host, directory.path):
+            if taken in known:
+                continue
             if isinstance(taken, bytes):
+                from agent.cdi.specs import read  # slow to load; not each node has a spec
+
                 if not _may_be_nvidias(path.name, taken) or read.kinds(taken):
                     continue
                 file = view.file(path, taken)

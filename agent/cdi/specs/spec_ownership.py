@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from agent.cdi import emit
 from agent.cdi.make.generate import DesiredSpec
-from agent.cdi.specs import crashes, read
+from agent.cdi.specs import crashes
 from agent.cdi.specs.provider import OURS, Provider
 from agent.errors import AgentError, DriverFailed, NoDevices, NoDriver, Refused
 from agent.host import files
@@ -50,6 +50,8 @@ def file_name(kind: str) -> str:
 def is_named_by_kind(name: str, data: bytes) -> bool:
     """Has a file the name that we give to a spec of its kind? A copy under another name is not
     ours."""
+    from agent.cdi.specs import read  # slow to load; not each node has a spec
+
     return any(name == file_name(kind) for kind in read.kinds(data))
 
 
@@ -152,7 +154,7 @@ class Ownership:
         if (blocked := self.blocked(kind)) is not None:
             dead = self.providers[kind][-1]
             return SpecStatus(kind, dead.file, dead.writer, blocked.message), removal
-        if before is not None and removal is None and read.kinds(before.data):
+        if before is not None and removal is None and _is_spec(before.data):
             raise Refused(f"cannot write {path}: it is a spec of another kind; move it away")
         if desired.problem is None:
             return _written(path, before, desired)
@@ -187,6 +189,12 @@ class Ownership:
         """The path of our spec of a kind; a link there is followed."""
         path = above.child(file_name(kind))
         return self.host.resolve(path.host) if os.path.islink(path.agent) else path
+
+
+def _is_spec(data: bytes) -> bool:
+    from agent.cdi.specs import read
+
+    return bool(read.kinds(data))
 
 
 def _removal(path: HostPath, before: files.FileState | None) -> Change | None:
