@@ -2,7 +2,8 @@
 
 Invariant: an event is a constant lower-case phrase and its data is in keys. No line holds the
 content of a configuration file, or the user and the password of a URL. All lines of a process have
-the same `transaction`, because a process makes one convergence. structlog is loaded with the first
+the same `transaction`, because a process makes one convergence; but lines about a change that an
+earlier process began have the `transaction` of that process. structlog is loaded with the first
 line, because most commands write none.
 """
 
@@ -68,11 +69,12 @@ class StderrLog:
 
         json = structlog.processors.JSONRenderer(ensure_ascii=False, default=repr)
         person = structlog.dev.ConsoleRenderer(colors=False)
+        mark = process_transaction()
         level = logging.DEBUG if self._debug else logging.INFO
         logger: Log = structlog.wrap_logger(
             structlog.PrintLogger(sys.stderr),
             processors=[
-                lambda _, __, data: redact(data) | {"transaction": _transaction()},
+                lambda _, __, data: redact({**data, "transaction": data.get("transaction", mark)}),
                 structlog.processors.add_log_level,
                 structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
                 person if sys.stderr.isatty() else json,
@@ -89,8 +91,19 @@ def _printable(_: Any, __: str, line: Any) -> Any:
 
 
 @functools.cache
-def _transaction() -> str:
+def process_transaction() -> str:
+    """The id under which this process logs."""
     return os.urandom(4).hex()
+
+
+class TransactionLog:
+    """Writes to `log`, under the id of a transaction; None: under that of this process."""
+
+    def __init__(self, log: Log, transaction: str | None) -> None:
+        given = {"transaction": transaction} if transaction else {}
+        self.info = functools.partial(log.info, **given)
+        self.warning = functools.partial(log.warning, **given)
+        self.error = functools.partial(log.error, **given)
 
 
 def failed(error: AgentError) -> dict[str, Any]:

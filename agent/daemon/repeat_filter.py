@@ -20,9 +20,7 @@ from agent.log import Log
 AGAIN = 600.0  # seconds
 FAILED = "failed"
 # The events of level info that say how things are; those of the other levels all do.
-_STATES = frozenset({
-    "unfinished change found", "failure not told", "not tidied", "restart put off"
-})  # fmt: skip
+_STATES = frozenset({"unfinished change found", "restart put off"})
 _MOST = 1000  # lines that are noted
 _LIMIT = 1 << 20
 

@@ -256,7 +256,7 @@ class Loop:
             self.changes += DEVICE_WEIGHT if _devices(self.seen) != _devices(before) else 1
         self.failures = self.failures + 1 if code not in (0, NOT_YET) else 0
         if code != self.code:
-            log("waiting" if code else "right", "code", code)
+            log("waiting" if code else "right", "code", code, "info")
         self.code = code
 
     def pause(self, interval: float) -> float:
@@ -455,10 +455,10 @@ def _directory(path: str) -> int:
     return here
 
 
-def log(event: str, key: str, number: int) -> None:
+def log(event: str, key: str, number: int, level: str = "warning") -> None:
     """Write a line as `agent.log` does. An error of the log is ignored."""
     moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    line = f'{{"{key}": {number}, "event": "{event}", "level": "info", "ts": "{moment}"}}\n'
+    line = f'{{"{key}": {number}, "event": "{event}", "level": "{level}", "ts": "{moment}"}}\n'
     try:
         os.write(2, line.encode())
     except OSError:
@@ -577,7 +577,7 @@ def main() -> int:
     runner = ChildRunner(argv, deadline, requests, readiness, sys.argv[5], sys.argv[6:8])
     try:
         code = Loop(runner.converge, runner.wait, requests).run(interval)
-        log("stopped", "code", code)
+        log("stopped", "code", code, "info")
     finally:
         readiness.remove()
         if pid_file:

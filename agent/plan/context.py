@@ -245,4 +245,4 @@ def best_effort(log: Log, *actions: Callable[[], None]) -> None:
         try:
             action()
         except Refused as error:
-            log.info("not tidied", reason=error.message)
+            log.warning("not tidied", reason=error.message)

@@ -156,4 +156,4 @@ def _start(ctx: Context) -> None:
                 systemd.restart(name)
                 ctx.log.info("runtime started", unit=name)
         except SystemdError as failure:
-            ctx.log.info("runtime not started", unit=name, reason=str(failure))
+            ctx.log.warning("runtime not started", unit=name, reason=str(failure))

@@ -102,6 +102,7 @@ JOURNAL: Mapping[str, Check] = {
     "restart": _or_none(_each(text, text)), "memory": mapping, "old_memory": mapping,
     "fingerprint": text, "twin": _or_none(_base64), "barrier": _or_none(_base64),
     "switch": _or_none(text), "executable": _or_none(path), "stuck": _or_none(_each(text, text)),
+    "transaction": _or_none(text),
 }  # fmt: skip
 WANTED: Mapping[str, Check] = {
     "handlers": _tables, "default": _or_none(text), "enable_cdi": flag, "absent": _all(text),

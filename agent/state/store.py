@@ -147,6 +147,7 @@ class Journal:
     memory, old_memory: the memory after success, and before the change.
     switch: the mark of the timer on the host that undoes the change, if there is one.
     executable: the host path of the runtime's executable.
+    transaction: the id under which the log has the change; None in a journal of an older version.
     stuck: set where the runtime could not be brought back: a hash of the files and the executable
         at that time, and the error.
     """
@@ -169,6 +170,7 @@ class Journal:
     switch: str | None = None
     executable: str | None = None
     stuck: tuple[str, str] | None = None
+    transaction: str | None = None
 
 
 class Store:

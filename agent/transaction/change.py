@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from agent.cri.client import Answer
 from agent.errors import AgentError, Refused, RollbackFailed, RolledBack, Unreachable
 from agent.host.files import Change
-from agent.host.paths import HostPath, HostRoot
-from agent.log import Log
+from agent.host.paths import HostPath
+from agent.log import TransactionLog, process_transaction
 from agent.plan.context import Context, best_effort
 from agent.runtimes import registry
 from agent.runtimes.base import Endpoint, Runtime
@@ -25,11 +25,11 @@ from agent.runtimes.proof import Identity, NotProven, prove
 from agent.runtimes.restart import Restart, RestartFailed
 from agent.state import store
 from agent.state.store import (
+    AWAITING,
     TIDYING,
     Failure,
     Journal,
     Memory,
-    Store,
     decode,
     encode,
     memory_from_json,
@@ -38,6 +38,7 @@ from agent.state.store import (
 from agent.status import Saved
 from agent.transaction import file_changes, host_timer, quiet_moment
 from agent.transaction.file_changes import Undone
+from agent.transaction.host_timer import Switch
 
 
 class NotAccepted(RolledBack):
@@ -85,56 +86,54 @@ def carry_out(ctx: Context, request: Request) -> Completed:
     quiet_until = ctx.clock() + quiet_moment.LIMIT
     if restart is not None and restart.kind != "none":
         quiet_moment.wait(ctx, socket, quiet_until, touched=False)
-    journal = _prepare(ctx, request)
-    barrier = journal.barrier is not None
+    change = _begin(ctx, request)
+    barrier = change.journal.barrier is not None
     begun: set[str] = set()
     try:
         request.check()
-        file_changes.write(request.changes, journal, begun)
-        journal = ctx.store.advance(journal, "written")
-        ctx.log.info("files written", files=[entry.host for entry in journal.entries])
+        file_changes.write(request.changes, change.journal, begun)
+        change.advance("written")
+        change.log.info("files written", files=[entry.host for entry in change.journal.entries])
         if restart is None:
-            commit(ctx, journal)
+            change.commit()
             return Completed(None, restarted=False, pending=False, barrier=barrier)
         if restart.kind == "none":
-            ctx.store.advance(journal, "awaiting-restart")
+            change.advance(AWAITING)
             return Completed(None, restarted=False, pending=True, barrier=barrier)
         # Once more: a pod can have come while files were written.
         quiet_moment.wait(ctx, socket, quiet_until, touched=True)
-        journal = ctx.store.advance(journal, "restarted")
+        change.advance("restarted")
     except Refused:
-        _undo_files(ctx, journal, begun)
+        change.undo_files(begun)
         raise
     try:
-        host_timer.arm(ctx, journal)
-        adapter = registry.adapter(journal.kind)
+        change.switch.arm(ctx.settings.proof_timeout)
+        adapter = registry.adapter(change.journal.kind)
         if adapter.restart_note:
-            ctx.log.info(
+            change.log.info(
                 "restarting the runtime", runtime=adapter.title, target=restart.target,
                 note=adapter.restart_note,
             )  # fmt: skip
         restart.act(request.runtime.process)
-        ctx.log.info("runtime restarted", kind=restart.kind, target=restart.target)
-        answer = prove_change(ctx, journal)
-        host_timer.claim(ctx.store, journal)
-        commit(ctx, journal)
+        change.log.info("runtime restarted", kind=restart.kind, target=restart.target)
+        answer = change.prove()
+        change.switch.claim()
+        change.commit()
     except (RestartFailed, NotProven, Refused) as error:
-        ctx.log.info("change not proven", reason=str(error))
-        raise _roll_back(ctx, journal, request, error) from error
+        change.log.warning("change not proven", reason=str(error))
+        raise _roll_back(change, request, error) from error
     return Completed(answer, restarted=True, pending=False, barrier=barrier)
 
 
-def _roll_back(ctx: Context, journal: Journal, request: Request, error: Exception) -> RolledBack:
+def _roll_back(change: Transaction, request: Request, error: Exception) -> RolledBack:
     """Undo a change after its restart. Returns the error that says so. Raises RollbackFailed."""
     why = str(error)
     has_left = True
     try:
-        has_left = undo_and_prove(
-            ctx, journal, request.restart, start_failure=request.start_failure
-        )
+        has_left = change.undo_and_prove(request.restart, start_failure=request.start_failure)
     finally:
         if has_left:  # whatever the cause is, the same restart is not tried again
-            best_effort(ctx.log, lambda: remember_failure(ctx, journal.fingerprint, why))
+            change.remember_failure(why)
     failed = f"cannot {request.purpose}: {why}; the old configuration is back"
     if not has_left:  # no runtime has seen the candidate: nothing is known against it
         return RolledBack(failed)
@@ -143,7 +142,7 @@ def _roll_back(ctx: Context, journal: Journal, request: Request, error: Exceptio
     return NotAccepted(f"{failed} and proven; look in the runtime's log for the cause")
 
 
-def _prepare(ctx: Context, request: Request) -> Journal:
+def _begin(ctx: Context, request: Request) -> Transaction:
     """Do everything that can fail without harm: keep the originals, write the journal, reserve
     space. Then withdraw readiness."""
     ctx.publisher.check_writable()
@@ -157,7 +156,7 @@ def _prepare(ctx: Context, request: Request) -> Journal:
         entries=entries,
         wanted=request.desired.to_json(),
         before=tuple(state.to_json() for state in request.before),
-        process=_running(ctx, request),
+        process=_running(request, ctx.invocation),
         kind=runtime.kind,
         socket=runtime.socket.host,
         restart=(restart.kind, restart.target) if restart else None,
@@ -168,177 +167,250 @@ def _prepare(ctx: Context, request: Request) -> Journal:
         barrier=encode(saved.barrier),
         switch=host_timer.choose(ctx.host, restart),
         executable=runtime.process.executable if runtime.process else None,
+        transaction=process_transaction(),
     )
     ctx.store.write_journal(journal)
+    change = Transaction(ctx, journal)
     try:
         file_changes.reserve(request.changes, journal)
         if request.restart is not None:
             ctx.publisher.withdraw()
     except AgentError:
-        _undo_files(ctx, journal, ())
+        change.undo_files(())
         raise
-    return journal
+    return change
 
 
-def _running(ctx: Context, request: Request) -> Identity:
+def _running(request: Request, invocation: Callable[[str], Identity]) -> Identity:
     """The identity of the process that runs on the old files."""
     process, restart = request.runtime.process, request.restart
     if process is not None:
         return process.identity
     by_systemd = restart is not None and restart.kind == "systemd"
-    return ctx.invocation(restart.target) if restart is not None and by_systemd else None
+    return invocation(restart.target) if restart is not None and by_systemd else None
 
 
-def _undo_files(ctx: Context, journal: Journal, begun: Collection[str]) -> None:
-    """Undo a change that no runtime has seen. Raises RollbackFailed."""
-    finish_undo(ctx, journal, file_changes.undo(ctx.store, journal, begun))
+class Transaction:
+    """A change in progress: the steps that finish or undo it, by its `journal`.
 
-
-def finish_undo(
-    ctx: Context, journal: Journal, undone: Undone, *, recovering: bool = False
-) -> None:
-    """End an undo. Where a file could not be restored, the journal stays, and the next start tries
-    again.
-
-    Raises RollbackFailed where a file could not be restored, and where somebody changed a file
-    meanwhile, which was left alone. With `recovering`, the second case is only logged, because the
-    next steps work on the file as it is.
+    The process that began it uses it, or a later one that finishes or undoes what is left. `log`
+    writes all lines under the id of the process that began it.
     """
-    if not undone.failed:
-        _end_undo(ctx, journal, undone.foreign)
-        if recovering and undone.foreign:
-            ctx.log.warning("change not undone", files=str(undone))
-            return
-    if undone.failed or undone.foreign:
-        where = ctx.store.path("originals")
-        raise RollbackFailed(f"cannot undo the change of {undone}; the originals are in {where}")
 
+    def __init__(self, ctx: Context, journal: Journal) -> None:
+        self.ctx = ctx
+        self.journal = journal
+        self.log = TransactionLog(ctx.log, journal.transaction)
+        self.switch = Switch(ctx.host, ctx.store, ctx.reach, self.log, journal)
+        kind, target = journal.restart or ("none", "")
+        socket = HostPath(ctx.host.agent_path(journal.socket), journal.socket)
+        # Where the runtime of this change listens.
+        self.endpoint = Endpoint(journal.kind, socket, target if kind == "systemd" else None)
 
-def _restore_memory(store: Store, journal: Journal, foreign: tuple[str, ...]) -> None:
-    """Restore what was remembered before the change, because a commit may have replaced it.
+    @property
+    def in_this_boot(self) -> bool:
+        """Was the change begun since this boot?"""
+        return self.journal.boot_id == self.ctx.boot_id
 
-    The originals of files that somebody edited after our change are kept, because `revert` has to
-    take our keys out of these files.
-    """
-    memory = memory_from_json(journal.old_memory, "the journal")
-    left = tuple(entry for entry in journal.entries if entry.host in foreign)
-    known = file_changes.remembered(memory, left).files
-    edited = {host: replace(known[host], edited=True) for host in foreign if host in known}
-    memory = replace(memory, files={**memory.files, **edited})
-    if memory != store.memory():
-        store.remember(memory)
+    @property
+    def states_before(self) -> tuple[Desired, ...]:
+        """The states that prove an undo. One of them has to hold."""
+        return tuple(Desired.from_json(dict(state)) for state in self.journal.before)
 
+    @property
+    def _old_process(self) -> Identity:
+        """The process that ran on the old files. After a reboot the numbers of a process say
+        nothing, and any process is another one."""
+        return self.journal.process if self.in_this_boot else None
 
-def _end_undo(ctx: Context, journal: Journal, foreign: tuple[str, ...]) -> None:
-    """Restore what was published of the old state, as far as the disk permits."""
-    # What was ready before a reboot is not known to be so now.
-    saved = Saved(decode(journal.twin), decode(journal.barrier))
-    saved = saved if journal.boot_id == ctx.boot_id else Saved()
+    def advance(self, stage: str) -> None:
+        """Note the next stage, durably. Raises Refused."""
+        self.journal = self.ctx.store.advance(self.journal, stage)
 
-    def end() -> None:
-        _restore_memory(ctx.store, journal, foreign)
-        close(ctx, journal)
-        if not foreign:  # the message names where the originals are
-            ctx.store.prune(ctx.store.memory())
+    def undo_files(self, begun: Collection[str] | None, *, recovering: bool = False) -> None:
+        """Undo a change that no runtime has seen; `begun` is that of `file_changes.undo`. Raises
+        RollbackFailed as `_finish_undo` does."""
+        undone = file_changes.undo(self.ctx.store, self.journal, begun)
+        self._finish_undo(undone, recovering=recovering)
 
-    # A journal that stays is undone once more, to no effect.
-    best_effort(ctx.log, lambda: ctx.publisher.restore(saved), end)
+    def _finish_undo(self, undone: Undone, *, recovering: bool) -> None:
+        """End an undo. Where a file could not be restored, the journal stays, and the next start
+        tries again.
 
-
-def journal_endpoint(host: HostRoot, journal: Journal) -> Endpoint:
-    """Where the runtime that a journal names listens."""
-    socket = HostPath(host.agent_path(journal.socket), journal.socket)
-    kind, target = journal.restart or ("none", "")
-    return Endpoint(journal.kind, socket, target if kind == "systemd" else None)
-
-
-def prove_change(ctx: Context, journal: Journal) -> Answer:
-    """The proof of a change after its restart. Raises NotProven."""
-    desired = Desired.from_json(dict(journal.wanted))
-    # After a reboot the numbers of a process say nothing, and any process is another one.
-    old = journal.process if journal.boot_id == ctx.boot_id else None
-    return _prove(ctx, journal, old, desired)
-
-
-def _prove(
-    ctx: Context, journal: Journal, old: Identity, *states: Desired, timeout: float | None = None
-) -> Answer:
-    """The proof that another process than `old` is as one of these states. Raises NotProven."""
-
-    def problems(answer: Answer) -> list[str]:
-        adapter = registry.adapter_of(answer)
-        return min((adapter.unproven(state, answer) for state in states), key=len)
-
-    probe, limit = ctx.probe(journal_endpoint(ctx.host, journal)), ctx.settings.proof_timeout
-    return prove(probe, old, problems, limit if timeout is None else min(timeout, limit))
-
-
-def undo_and_prove(
-    ctx: Context,
-    journal: Journal,
-    restart: Restart | None,
-    *,
-    stopping: bool = False,
-    restarted: bool = False,
-    recovering: bool = False,
-    start_failure: Callable[[], str] = str,
-) -> bool:
-    """Restore the old files, restart the runtime on them, prove the old state, and restore
-    readiness.
-
-    Returns whether the runtime had left its old files. `restart` is None where somebody else
-    restarts the runtime. `stopping` means that the old process runs and may have got its signal to
-    end. `restarted` means that the runtime may run on the old files already. With `recovering`, a
-    file that somebody changed meanwhile is only logged. `start_failure` is that of Request. Raises
-    RollbackFailed where the runtime does not come back, and the journal stays; and where somebody
-    changed a file meanwhile.
-    """
-    undone = file_changes.undo(ctx.store, journal)
-    has_left = False
-    # Files that are half-way are no configuration to start a runtime on.
-    if restart is not None and restart.kind != "none" and not undone.failed:
-        # A file that somebody else has edited by then may well keep what is ours in it.
-        before = () if undone.foreign else states_before(journal)
-        try:
-            back = restarted and is_back(ctx, journal, before, ctx.settings.proof_timeout)
-            has_left = back or _return_to_old_files(
-                ctx, journal, restart, before, stopping=stopping
+        Raises RollbackFailed where a file could not be restored, and where somebody changed a file
+        meanwhile, which was left alone. With `recovering`, the second case is only logged, because
+        the next steps work on the file as it is.
+        """
+        if not undone.failed:
+            self._end_undo(undone.foreign)
+            if recovering and undone.foreign:
+                self.log.warning("change not undone", files=str(undone))
+                return
+        if undone.failed or undone.foreign:
+            where = self.ctx.store.path("originals")
+            raise RollbackFailed(
+                f"cannot undo the change of {undone}; the originals are in {where}"
             )
-        except (RestartFailed, NotProven) as error:
-            raise _stuck_error(ctx, journal, undone, str(error), start_failure()) from error
-    finish_undo(ctx, journal, undone, recovering=recovering)
-    return has_left
 
+    def _end_undo(self, foreign: tuple[str, ...]) -> None:
+        """Restore what was published of the old state, as far as the disk permits."""
+        store, publisher, journal = self.ctx.store, self.ctx.publisher, self.journal
+        # What was ready before a reboot is not known to be so now.
+        saved = Saved(decode(journal.twin), decode(journal.barrier))
+        saved = saved if self.in_this_boot else Saved()
 
-def states_before(journal: Journal) -> tuple[Desired, ...]:
-    """The states that prove an undo. One of them has to hold."""
-    return tuple(Desired.from_json(dict(state)) for state in journal.before)
+        def end() -> None:
+            self._restore_memory(foreign)
+            self.close()
+            if not foreign:  # the message names where the originals are
+                store.prune(store.memory())
 
+        # A journal that stays is undone once more, to no effect.
+        best_effort(self.log, lambda: publisher.restore(saved), end)
 
-def _stuck_error(
-    ctx: Context, journal: Journal, undone: Undone, error: str, start_failure: str
-) -> RollbackFailed:
-    """The error for a runtime that did not come back. The journal notes it: the runtime is not
-    restarted again before a file or its executable has changed. Somebody may start it meanwhile."""
-    state = str(undone) or "its files are as before"
-    if start_failure:
-        state = f"the original files do not load ({start_failure}): repair them; {state}"
-    text = f"cannot bring the runtime back: {error}; {state}; start it by hand and look in its log"
-    mark = stuck_fingerprint(ctx.host, journal)
-    best_effort(ctx.log, lambda: ctx.store.write_journal(replace(journal, stuck=(mark, text))))
-    return RollbackFailed(text)
+    def _restore_memory(self, foreign: tuple[str, ...]) -> None:
+        """Restore what was remembered before the change, because a commit may have replaced it.
 
+        The originals of files that somebody edited after our change are kept, because `revert` has
+        to take our keys out of these files.
+        """
+        memory = memory_from_json(self.journal.old_memory, "the journal")
+        left = tuple(entry for entry in self.journal.entries if entry.host in foreign)
+        known = file_changes.remembered(memory, left).files
+        edited = {host: replace(known[host], edited=True) for host in foreign if host in known}
+        memory = replace(memory, files={**memory.files, **edited})
+        if memory != self.ctx.store.memory():
+            self.ctx.store.remember(memory)
 
-def stuck_fingerprint(host: HostRoot, journal: Journal) -> str:
-    """A hash of what a new try to start the runtime depends on: the changed files, the content of
-    their directories, and the executable."""
-    facts: list[object] = []
-    for entry in journal.entries:
-        facts.append(store.digest_of(entry.agent, entry.host))
-        facts.append(_file_identity(os.path.dirname(entry.agent)))
-    if journal.executable:
-        facts.append(_file_identity(host.agent_path(journal.executable)))
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    def prove(self) -> Answer:
+        """The proof of the change after its restart. Raises NotProven."""
+        return self._prove(self._old_process, Desired.from_json(dict(self.journal.wanted)))
+
+    def _prove(self, old: Identity, *states: Desired, timeout: float | None = None) -> Answer:
+        """The proof that another process than `old` is as one of these states. Raises NotProven."""
+
+        def problems(answer: Answer) -> list[str]:
+            adapter = registry.adapter_of(answer)
+            return min((adapter.unproven(state, answer) for state in states), key=len)
+
+        probe, limit = self.ctx.probe(self.endpoint), self.ctx.settings.proof_timeout
+        return prove(probe, old, problems, limit if timeout is None else min(timeout, limit))
+
+    def undo_and_prove(
+        self,
+        restart: Restart | None,
+        *,
+        stopping: bool = False,
+        restarted: bool = False,
+        recovering: bool = False,
+        start_failure: Callable[[], str] = str,
+    ) -> bool:
+        """Restore the old files, restart the runtime on them, prove the old state, and restore
+        readiness.
+
+        Returns whether the runtime had left its old files. `restart` is None where somebody else
+        restarts the runtime. `stopping` means that the old process runs and may have got its signal
+        to end. `restarted` means that the runtime may run on the old files already. With
+        `recovering`, a file that somebody changed meanwhile is only logged. `start_failure` is that
+        of Request. Raises RollbackFailed where the runtime does not come back, and the journal
+        stays; and where somebody changed a file meanwhile.
+        """
+        undone = file_changes.undo(self.ctx.store, self.journal)
+        has_left = False
+        # Files that are half-way are no configuration to start a runtime on.
+        if restart is not None and restart.kind != "none" and not undone.failed:
+            # A file that somebody else has edited by then may well keep what is ours in it.
+            before = () if undone.foreign else self.states_before
+            try:
+                back = restarted and self.is_back(before, self.ctx.settings.proof_timeout)
+                has_left = back or self._return_to_old_files(restart, before, stopping=stopping)
+            except (RestartFailed, NotProven) as error:
+                raise self._stuck_error(undone, str(error), start_failure()) from error
+        self._finish_undo(undone, recovering=recovering)
+        return has_left
+
+    def _stuck_error(self, undone: Undone, error: str, start_failure: str) -> RollbackFailed:
+        """The error for a runtime that did not come back. The journal notes it: the runtime is not
+        restarted again before a file or its executable has changed. Somebody may start it
+        meanwhile."""
+        state = str(undone) or "its files are as before"
+        if start_failure:
+            state = f"the original files do not load ({start_failure}): repair them; {state}"
+        text = (
+            f"cannot bring the runtime back: {error}; {state}; start it by hand and look in its log"
+        )
+        stuck = replace(self.journal, stuck=(self.stuck_fingerprint(), text))
+        best_effort(self.log, lambda: self.ctx.store.write_journal(stuck))
+        return RollbackFailed(text)
+
+    def stuck_fingerprint(self) -> str:
+        """A hash of what a new try to start the runtime depends on: the changed files, the content
+        of their directories, and the executable."""
+        facts: list[object] = []
+        for entry in self.journal.entries:
+            facts.append(store.digest_of(entry.agent, entry.host))
+            facts.append(_file_identity(os.path.dirname(entry.agent)))
+        if self.journal.executable:
+            facts.append(_file_identity(self.ctx.host.agent_path(self.journal.executable)))
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def is_back(self, before: tuple[Desired, ...], timeout: float) -> bool:
+        """Does a process answer that is newer than the change and is in one of these states?"""
+        try:
+            self._prove(self._old_process, *(before or (Desired({}),)), timeout=timeout)
+        except NotProven:
+            return False
+        return True
+
+    def _return_to_old_files(
+        self, restart: Restart, before: tuple[Desired, ...], *, stopping: bool
+    ) -> bool:
+        """Restart the runtime on its old files, and prove that it is in one of the states in
+        `before`.
+
+        Returns False where the runtime never left the old files; then it is not restarted. Raises
+        RestartFailed or NotProven.
+        """
+        try:
+            running = self.ctx.running(self.endpoint)
+            seen = running.identity if running else self.ctx.invocation(self.endpoint.unit)
+        except Unreachable:
+            running, seen = None, None  # it died of the new configuration
+        if seen is not None and seen == self._old_process and not stopping:
+            return False
+        restart.act(running)
+        self._prove(seen, *(before or (Desired({}),)))
+        return True
+
+    def remember_failure(self, why: str) -> None:
+        """Remember that the change failed, so that it is not tried again."""
+        failure = Failure(why, self.ctx.wall())
+        best_effort(
+            self.log, lambda: self.ctx.store.remember_failure(self.journal.fingerprint, failure)
+        )
+
+    def commit(self) -> None:
+        """Commit the change: remember it, then close the journal. Raises Refused."""
+        memory = memory_from_json(self.journal.memory, "the journal")
+        best_effort(self.log, self._log_edited_files)
+        self.ctx.store.remember(memory)
+        self.close()
+        best_effort(self.log, lambda: self.ctx.store.prune(memory))
+
+    def _log_edited_files(self) -> None:
+        for entry in self.journal.entries:
+            if store.digest_of(entry.agent, entry.host) != entry.after:
+                self.log.warning("file changed since it was written", path=entry.host)
+
+    def close(self) -> None:
+        """Remove what the change needed while it was in progress, then the journal."""
+        self.switch.disarm()  # first: what it would move is removed next
+        if left := file_changes.tidy(self.journal):
+            self.log.warning("not tidied", files=list(left))
+            if self.journal.stage != TIDYING:
+                self.advance(TIDYING)
+        else:
+            self.ctx.store.close_journal()
 
 
 def _file_identity(path: str) -> list[int] | None:
@@ -347,66 +419,3 @@ def _file_identity(path: str) -> list[int] | None:
     except OSError:
         return None
     return [found.st_ino, found.st_mtime_ns]
-
-
-def is_back(ctx: Context, journal: Journal, before: tuple[Desired, ...], timeout: float) -> bool:
-    """Does a process answer that is newer than the change and is in one of these states?"""
-    try:
-        old = journal.process if journal.boot_id == ctx.boot_id else None
-        _prove(ctx, journal, old, *(before or (Desired({}),)), timeout=timeout)
-    except NotProven:
-        return False
-    return True
-
-
-def _return_to_old_files(
-    ctx: Context, journal: Journal, restart: Restart, before: tuple[Desired, ...], *, stopping: bool
-) -> bool:
-    """Restart the runtime on its old files, and prove that it is in one of the states in `before`.
-
-    Returns False where the runtime never left the old files; then it is not restarted. Raises
-    RestartFailed or NotProven.
-    """
-    endpoint = journal_endpoint(ctx.host, journal)
-    try:
-        running = ctx.running(endpoint)
-        seen = running.identity if running else ctx.invocation(endpoint.unit)
-    except Unreachable:
-        running, seen = None, None  # it died of the new configuration
-    same = seen is not None and seen == journal.process and journal.boot_id == ctx.boot_id
-    if same and not stopping:
-        return False
-    restart.act(running)
-    _prove(ctx, journal, seen, *(before or (Desired({}),)))
-    return True
-
-
-def remember_failure(ctx: Context, fingerprint: str, why: str) -> None:
-    """Remember that a candidate failed, so that it is not tried again. Raises Refused."""
-    ctx.store.remember_failure(fingerprint, Failure(why, ctx.wall()))
-
-
-def commit(ctx: Context, journal: Journal) -> None:
-    """Commit the change: remember it, then close the journal. Raises Refused."""
-    memory = memory_from_json(journal.memory, "the journal")
-    best_effort(ctx.log, lambda: _log_edited_files(ctx.log, journal))
-    ctx.store.remember(memory)
-    close(ctx, journal)
-    best_effort(ctx.log, lambda: ctx.store.prune(memory))
-
-
-def _log_edited_files(log: Log, journal: Journal) -> None:
-    for entry in journal.entries:
-        if store.digest_of(entry.agent, entry.host) != entry.after:
-            log.warning("file changed since it was written", path=entry.host)
-
-
-def close(ctx: Context, journal: Journal) -> None:
-    """Remove what the change needed while it was in progress, then the journal."""
-    host_timer.disarm(ctx, journal)  # first: what it would move is removed next
-    if left := file_changes.tidy(journal):
-        ctx.log.info("not tidied", files=list(left))
-        if journal.stage != TIDYING:
-            ctx.store.advance(journal, TIDYING)
-    else:
-        ctx.store.close_journal()

@@ -156,7 +156,7 @@ def publish_failure(publisher: Publisher, log: Log, error: AgentError) -> None:
             publisher.withdraw()
         publisher.publish_error(error)
     except Refused as second:
-        log.info("failure not told", reason=second.message)
+        log.warning("failure not told", reason=second.message)
 
 
 def _converge(
@@ -266,7 +266,7 @@ def _after_failure(
     section 3). Raises `error` in all other cases."""
     if proposal.decision.row != 4 or memory.enabled_cdi:
         raise error
-    ctx.log.info("native CDI could not be switched on", reason=error.message)
+    ctx.log.warning("native CDI could not be switched on", reason=error.message)
     try:
         second = propose(ctx, observe(ctx, memory), may_enable=False)
         return _converge(ctx, second, memory, barrier=barrier, refused_cdi=True)

@@ -13,16 +13,18 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from agent.errors import Refused, reason
 from agent.host import files, trust
 from agent.host.paths import HostRoot
-from agent.plan.context import Context
+from agent.log import Log
 from agent.runtimes import registry
 from agent.runtimes.proof import NotProven
 from agent.runtimes.restart import Restart
 from agent.state.store import Entry, Journal, Store, parents
-from agent.systemd.units import Command, SystemdError, Timer
+from agent.systemd.units import Command, Systemd, SystemdError, Timer, Unit
 
 MARGIN = 20  # seconds beyond the proof; so long may the restart itself take
 FIRED = "the timer on the host has undone it meanwhile"
@@ -43,103 +45,109 @@ def choose(host: HostRoot, restart: Restart | None) -> str | None:
     return os.urandom(4).hex() if needed else None
 
 
-def arm(ctx: Context, journal: Journal) -> None:
-    """Set the timer on the host. Where that is not possible, the cause is logged, and the change
-    goes on."""
-    if journal.switch is None or journal.restart is None:
-        return
-    unit = journal.restart[1]
-    try:
-        timer = _timer(ctx, journal, unit)
-        files.write(_guard(ctx.store, journal), files.new_state(b"", 0o600))
-        ctx.reach(ctx.host, unit)[0].start_timer(timer)
-    except (CannotArm, SystemdError, OSError) as error:
-        why = reason(error) if isinstance(error, OSError) else str(error)
-        ctx.log.info("no switch on the host", reason=why)
-        disarm(ctx, journal)
-    else:
-        ctx.log.info("switch on the host set", unit=timer.name, seconds=timer.delay)
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """The switch of the change that `journal` describes, which may have none. `reach` connects to
+    the host's systemd."""
 
+    host: HostRoot
+    store: Store
+    reach: Callable[[HostRoot, str], tuple[Systemd, Unit]]
+    log: Log
+    journal: Journal
 
-def claim(store: Store, journal: Journal) -> None:
-    """Remove the guard, so that the switch does nothing and this agent can commit.
+    def arm(self, proof_timeout: float) -> None:
+        """Set the timer on the host; the proof takes `proof_timeout` seconds at most. Where that is
+        not possible, the cause is logged, and the change goes on."""
+        if self.journal.switch is None or self.journal.restart is None:
+            return
+        unit = self.journal.restart[1]
+        try:
+            timer = self.timer(unit, proof_timeout)
+            files.write(self._guard, files.new_state(b"", 0o600))
+            self.reach(self.host, unit)[0].start_timer(timer)
+        except (CannotArm, SystemdError, OSError) as error:
+            why = reason(error) if isinstance(error, OSError) else str(error)
+            self.log.warning("no switch on the host", reason=why)
+            self.disarm()
+        else:
+            self.log.info("switch on the host set", unit=timer.name, seconds=timer.delay)
 
-    Raises NotProven where the switch has begun, and Refused where the guard cannot be removed.
-    """
-    if journal.switch is None:
-        return
-    try:
-        files.remove(_guard(store, journal))
-    except OSError as error:
-        raise Refused(f"cannot remove {_guard(store, journal)}: {reason(error)}") from error
-    if has_fired(store, journal):
-        raise NotProven(FIRED)
+    def claim(self) -> None:
+        """Remove the guard, so that the switch does nothing and this agent can commit.
 
+        Raises NotProven where the switch has begun, and Refused where the guard cannot be removed.
+        """
+        if self.journal.switch is None:
+            return
+        try:
+            files.remove(self._guard)
+        except OSError as error:
+            raise Refused(f"cannot remove {self._guard}: {reason(error)}") from error
+        if self.has_fired():
+            raise NotProven(FIRED)
 
-def has_fired(store: Store, journal: Journal) -> bool:
-    """Has the switch begun, and maybe ended, to undo this change?"""
-    return journal.switch is not None and os.path.lexists(_fired(store, journal))
+    def has_fired(self) -> bool:
+        """Has the switch begun, and maybe ended, to undo this change?"""
+        return self.journal.switch is not None and os.path.lexists(self._fired)
 
+    def disarm(self) -> None:
+        """Remove the switch, whatever it has done. Without its guard it is harmless, so a failure
+        to stop it is only logged."""
+        if self.journal.switch is None or self.journal.restart is None:
+            return
+        try:
+            for path in (self._guard, self._fired):
+                files.discard(path)
+        except OSError as error:
+            self.log.warning("switch on the host not disarmed", reason=reason(error))
+        try:
+            systemd, _ = self.reach(self.host, self.journal.restart[1])
+            for name in Timer(self._name, 0, (), "").units:
+                systemd.stop(name)
+        except SystemdError as error:
+            self.log.warning("switch on the host not stopped", unit=self._name, reason=str(error))
 
-def disarm(ctx: Context, journal: Journal) -> None:
-    """Remove the switch, whatever it has done. Without its guard it is harmless, so a failure to
-    stop it is only logged."""
-    if journal.switch is None or journal.restart is None:
-        return
-    try:
-        for path in (_guard(ctx.store, journal), _fired(ctx.store, journal)):
-            files.discard(path)
-    except OSError as error:
-        ctx.log.info("switch on the host not disarmed", reason=reason(error))
-    try:
-        systemd, _ = ctx.reach(ctx.host, journal.restart[1])
-        for name in Timer(_name(journal), 0, (), "").units:
-            systemd.stop(name)
-    except SystemdError as error:
-        ctx.log.info("switch on the host not stopped", unit=_name(journal), reason=str(error))
+    @property
+    def _name(self) -> str:
+        return f"toolkit-agent-undo-{self.journal.switch}"
 
+    @property
+    def _guard(self) -> str:
+        return self.store.path(f"switch-{self.journal.switch}.armed")
 
-def _name(journal: Journal) -> str:
-    return f"toolkit-agent-undo-{journal.switch}"
+    @property
+    def _fired(self) -> str:
+        return self.store.path(f"switch-{self.journal.switch}.fired")
 
+    def timer(self, unit: str, proof_timeout: float) -> Timer:
+        """The timer of the switch. Raises CannotArm."""
+        delay = int(proof_timeout) + MARGIN + registry.adapter(self.journal.kind).stop_seconds
+        text = f"Undo a change of {unit} by a toolkit-agent that is gone"
+        return Timer(self._name, delay, self._commands(unit), text)
 
-def _guard(store: Store, journal: Journal) -> str:
-    return store.path(f"switch-{journal.switch}.armed")
-
-
-def _fired(store: Store, journal: Journal) -> str:
-    return store.path(f"switch-{journal.switch}.fired")
-
-
-def _timer(ctx: Context, journal: Journal, unit: str) -> Timer:
-    """The timer of the switch. Raises CannotArm."""
-    delay = int(ctx.settings.proof_timeout) + MARGIN + registry.adapter(journal.kind).stop_seconds
-    text = f"Undo a change of {unit} by a toolkit-agent that is gone"
-    return Timer(_name(journal), delay, _commands(ctx, journal, unit), text)
-
-
-def _commands(ctx: Context, journal: Journal, unit: str) -> tuple[Command, ...]:
-    """The commands that restore each file by itself and restart the runtime."""
-    move, remove, prune, systemctl = (
-        _program(ctx.host, name) for name in ("mv", "rm", "rmdir", "systemctl")
-    )
-    state = _same_on_host(ctx.host, ctx.host.name(ctx.store.directory), ctx.store.directory)
-    armed, fired = (
-        _plain(os.path.join(state, os.path.basename(path(ctx.store, journal))))
-        for path in (_guard, _fired)
-    )
-    commands = [Command((move, "-T", armed, fired))]
-    for entry in reversed(journal.entries):
-        directory = os.path.dirname(entry.host)
-        _same_on_host(ctx.host, directory, os.path.dirname(entry.agent))
-        if entry.before is not None:
-            commands += _bring_back(ctx.host, entry, move, state)
-            continue
-        commands.append(Command((remove, "-f", _plain(entry.host)), may_fail=True))
-        made = parents(entry.host, entry.made)
-        commands += [Command((prune, _plain(folder)), may_fail=True) for folder in made]
-    commands.append(Command((systemctl, "reset-failed", unit), may_fail=True))
-    return (*commands, Command((systemctl, "restart", unit)))
+    def _commands(self, unit: str) -> tuple[Command, ...]:
+        """The commands that restore each file by itself and restart the runtime."""
+        host, directory = self.host, self.store.directory
+        move, remove, prune, systemctl = (
+            _program(host, name) for name in ("mv", "rm", "rmdir", "systemctl")
+        )
+        state = _same_on_host(host, host.name(directory), directory)
+        armed, fired = (
+            _plain(os.path.join(state, os.path.basename(path)))
+            for path in (self._guard, self._fired)
+        )
+        commands = [Command((move, "-T", armed, fired))]
+        for entry in reversed(self.journal.entries):
+            _same_on_host(host, os.path.dirname(entry.host), os.path.dirname(entry.agent))
+            if entry.before is not None:
+                commands += _bring_back(host, entry, move, state)
+                continue
+            commands.append(Command((remove, "-f", _plain(entry.host)), may_fail=True))
+            made = parents(entry.host, entry.made)
+            commands += [Command((prune, _plain(folder)), may_fail=True) for folder in made]
+        commands.append(Command((systemctl, "reset-failed", unit), may_fail=True))
+        return (*commands, Command((systemctl, "restart", unit)))
 
 
 def _bring_back(host: HostRoot, entry: Entry, move: str, state: str) -> tuple[Command, ...]:

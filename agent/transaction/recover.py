@@ -17,8 +17,9 @@ from agent.runtimes import restart
 from agent.runtimes.proof import NotProven
 from agent.runtimes.restart import Restart
 from agent.state import store
-from agent.state.store import TIDYING, Entry, Journal
-from agent.transaction import change, file_changes, host_timer
+from agent.state.store import AWAITING, TIDYING, Entry
+from agent.transaction import host_timer
+from agent.transaction.change import Transaction
 
 _PAUSE = 0.1  # seconds between two looks at a socket
 _COARSE = 0.05  # seconds; neither start times nor times of files are exact
@@ -37,7 +38,7 @@ class Recovered:
     @property
     def waiting(self) -> bool:
         """Files are written, the restart is still to come."""
-        return self.outcome == "awaiting-restart"
+        return self.outcome == AWAITING
 
 
 def recover(ctx: Context) -> Recovered:
@@ -46,80 +47,76 @@ def recover(ctx: Context) -> Recovered:
     journal = ctx.store.journal()
     if journal is None:
         return Recovered()
+    left = Transaction(ctx, journal)
     if journal.stage == TIDYING:
-        best_effort(ctx.log, lambda: change.close(ctx, journal))
+        best_effort(left.log, left.close)
         return Recovered()
-    ctx.log.info("unfinished change found", purpose=journal.purpose, stage=journal.stage)
-    barrier = journal.barrier is not None and journal.boot_id == ctx.boot_id
+    left.log.info("unfinished change found", purpose=journal.purpose, stage=journal.stage)
+    barrier = journal.barrier is not None and left.in_this_boot
     old_restart = restart.resume(*journal.restart, ctx.host) if journal.restart else None
     if journal.stuck is not None:
-        _refuse_without_cause(ctx, journal)
-    if host_timer.has_fired(ctx.store, journal):
-        ctx.log.info("the switch on the host has fired")
-        _remember_failure(ctx, journal, host_timer.FIRED)
-        return _undo(ctx, journal, old_restart, barrier=barrier, by_switch=True)
-    if not _has_restarted(ctx, journal):
-        if journal.stage == "awaiting-restart" and store.is_written(journal):
-            return Recovered("awaiting-restart", barrier)
+        _refuse_without_cause(left, *journal.stuck)
+    if left.switch.has_fired():
+        left.log.warning("the switch on the host has fired")
+        left.remember_failure(host_timer.FIRED)
+        _undo(left, old_restart, by_switch=True)
+        return Recovered("undone", barrier)
+    if not _has_restarted(left):
+        if journal.stage == AWAITING and store.is_written(journal):
+            return Recovered(AWAITING, barrier)
         stopping = journal.stage == "restarted"  # it is still there, and may be about to end
-        return _undo(
-            ctx, journal, old_restart if stopping else None, barrier=barrier, stopping=stopping
-        )
+        _undo(left, old_restart if stopping else None, stopping=stopping)
+        return Recovered("undone", barrier)
     if store.is_written(journal):
         try:
-            change.prove_change(ctx, journal)
-            host_timer.claim(ctx.store, journal)
+            left.prove()
+            left.switch.claim()
         except NotProven as error:
-            ctx.log.info("change not proven", reason=str(error))
-            _remember_failure(ctx, journal, str(error))
+            left.log.warning("change not proven", reason=str(error))
+            left.remember_failure(str(error))
         else:
-            change.commit(ctx, journal)
+            left.commit()
             return Recovered("committed", barrier)
-    return _undo(ctx, journal, old_restart, barrier=barrier)
+    _undo(left, old_restart)
+    return Recovered("undone", barrier)
 
 
 def _undo(
-    ctx: Context, journal: Journal, old_restart: Restart | None, *,
-    barrier: bool, stopping: bool = False, by_switch: bool = False,
-) -> Recovered:  # fmt: skip
+    left: Transaction, old_restart: Restart | None, *,
+    stopping: bool = False, by_switch: bool = False,
+) -> None:  # fmt: skip
     """Undo the change. A runtime that runs well on the restored files is not restarted.
 
     Raises RollbackFailed. A file that somebody else changed meanwhile is left alone and is no
     failure, because the next steps work on it as it is.
     """
-    healthy = not stopping and _is_healthy(ctx, journal)
-    if healthy or old_restart is None:
-        undone = file_changes.undo(ctx.store, journal)
-        change.finish_undo(ctx, journal, undone, recovering=True)
-        return Recovered("undone", barrier)
-    change.undo_and_prove(
-        ctx, journal, old_restart, stopping=stopping, restarted=by_switch, recovering=True
-    )
-    return Recovered("undone", barrier)
+    if old_restart is None or (not stopping and _is_healthy(left)):
+        left.undo_files(None, recovering=True)
+    else:
+        left.undo_and_prove(old_restart, stopping=stopping, restarted=by_switch, recovering=True)
 
 
-def _is_healthy(ctx: Context, journal: Journal) -> bool:
+def _is_healthy(left: Transaction) -> bool:
     """Does the runtime run already on the files as an undo would leave them?
 
     This is so where somebody repaired a file or restarted the runtime after the change failed.
     """
     try:
-        running = ctx.running(change.journal_endpoint(ctx.host, journal))
+        running = left.ctx.running(left.endpoint)
     except Unreachable:
         return False
     if running is None:
         return False
-    began = process.start_moment(running, ctx.wall)
+    began = process.start_moment(running, left.ctx.wall)
     foreign = False
-    for entry in journal.entries:
+    for entry in left.journal.entries:
         now = store.digest_of(entry.agent, entry.host)
         if now == entry.after and now != entry.before:
             return False  # the undo is still to come, and the runtime may be on the candidate
         foreign = foreign or now != entry.before
         if _change_time(entry) >= began - _COARSE:
             return False
-    states = () if foreign else change.states_before(journal)
-    return change.is_back(ctx, journal, states, _PATIENCE)
+    return left.is_back(() if foreign else left.states_before, _PATIENCE)
 
 
 def _change_time(entry: Entry) -> float:
@@ -137,17 +134,11 @@ def _directory_time(directory: str) -> float:
         return 0.0
 
 
-def _refuse_without_cause(ctx: Context, journal: Journal) -> None:
+def _refuse_without_cause(left: Transaction, mark: str, text: str) -> None:
     """Raise RollbackFailed where the runtime could not be started again and nothing has changed
     since then."""
-    assert journal.stuck is not None
-    mark, text = journal.stuck
-    if mark == change.stuck_fingerprint(ctx.host, journal) and not _is_healthy(ctx, journal):
+    if mark == left.stuck_fingerprint() and not _is_healthy(left):
         raise RollbackFailed(text)
-
-
-def _remember_failure(ctx: Context, journal: Journal, why: str) -> None:
-    best_effort(ctx.log, lambda: change.remember_failure(ctx, journal.fingerprint, why))
 
 
 def give_up_waiting(ctx: Context) -> Recovered:
@@ -156,12 +147,11 @@ def give_up_waiting(ctx: Context) -> Recovered:
     journal = ctx.store.journal()
     if journal is None:
         return Recovered()
-    undone = file_changes.undo(ctx.store, journal)
-    change.finish_undo(ctx, journal, undone, recovering=True)
+    Transaction(ctx, journal).undo_files(None, recovering=True)
     return Recovered("undone", journal.barrier is not None)
 
 
-def _has_restarted(ctx: Context, journal: Journal) -> bool:
+def _has_restarted(left: Transaction) -> bool:
     """May the runtime have read the new files, because it is another process or down?
 
     Where a restart was under way, this waits for the new process, and for a while also for the end
@@ -169,21 +159,22 @@ def _has_restarted(ctx: Context, journal: Journal) -> bool:
     and cannot be seen now is taken for the old one, because only this agent would have restarted
     it.
     """
-    if journal.boot_id != ctx.boot_id:
+    if not left.in_this_boot:
         return True
+    ctx, journal = left.ctx, left.journal
     if journal.restart is None:
         return False
-    endpoint, began = change.journal_endpoint(ctx.host, journal), ctx.clock()
+    began = ctx.clock()
     end = began + ctx.settings.proof_timeout
     while True:
         try:
-            if ctx.identity(endpoint) != journal.process:
+            if ctx.identity(left.endpoint) != journal.process:
                 return True
             if journal.stage != "restarted" or ctx.clock() >= min(end, began + _DYING):
                 return False
         except Unreachable:
             if journal.stage == "prepared":
                 return False  # it went down by itself
-            if journal.stage == "written" or ctx.clock() >= end or ctx.given_up(endpoint):
+            if journal.stage == "written" or ctx.clock() >= end or ctx.given_up(left.endpoint):
                 return True
         ctx.sleep(_PAUSE)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agent.log import StderrLog
+from agent.log import StderrLog, TransactionLog
 
 
 class Terminal(io.StringIO):
@@ -45,6 +45,17 @@ def test_all_lines_of_a_process_have_one_transaction(capsys: pytest.CaptureFixtu
     first, second = lines(capsys)
     assert len(first["transaction"]) == 8
     assert first["transaction"] == second["transaction"]
+
+
+def test_line_about_an_earlier_change_has_its_transaction(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A journal of an older version names none: then it is that of this process."""
+    StderrLog().info("files written")
+    TransactionLog(StderrLog(), "0a0a0a0a").warning("change not proven")
+    TransactionLog(StderrLog(), None).error("failed")
+    own, earlier, unknown = (line["transaction"] for line in lines(capsys))
+    assert (earlier, unknown) == ("0a0a0a0a", own)
 
 
 def test_no_line_has_a_user_of_a_url(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ from agent.transaction import change, recover
 from agent.transaction.change import NotAccepted, Request
 from tests.unit.support.faults import CODES, Faults, Killed
 from tests.unit.support.made_node import BEFORE, NAMES, NEW, OLD, STATUS, WANTED, Node, ticks
+from tests.unit.support.recorded_log import RecordedLog
 
 
 @pytest.fixture
@@ -447,3 +448,26 @@ def test_full_disk_does_not_stop_a_recovery(node: Node) -> None:
     with Faults.full_disk().installed():
         assert recover.recover(node.context()).outcome == "undone"
     assert node.tree() == OLD
+
+
+@pytest.mark.parametrize("verdict", ["good", "bad"])
+def test_recovery_logs_under_the_transaction_that_it_ends(
+    verdict: str, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log is searched for the id of the change that was interrupted."""
+    node.verdict = verdict
+
+    def act(process: Process | None) -> None:
+        node.act(process)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(change, "process_transaction", lambda: "the first")
+        patch.setattr(node, "way", lambda *_: Restart("systemd", "c.service", act))
+        with pytest.raises(Killed):
+            node.apply()
+    log = RecordedLog()
+    recover.recover(replace(node.context(), log=log))
+    assert {line.data["transaction"] for line in log.lines} == {"the first"}
+    warned = {line.event for line in log.lines if line.level == "warning"}
+    assert warned == (set() if verdict == "good" else {"change not proven"})

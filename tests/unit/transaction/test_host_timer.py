@@ -24,7 +24,7 @@ from agent.state.store import Memory
 from agent.systemd import units
 from agent.systemd.units import RESTART_TIMEOUT, SystemdError, Ties, Timer, Unit
 from agent.transaction import change, host_timer, recover
-from agent.transaction.change import NotAccepted, Request
+from agent.transaction.change import NotAccepted, Request, Transaction
 from agent.transaction.host_timer import FIRED, MARGIN
 from tests.unit.support.faults import Faults, Killed
 from tests.unit.support.made_node import BEFORE, NEW, OLD, SETTINGS, STATUS, WANTED, Node
@@ -153,9 +153,11 @@ def test_timer_is_set_before_the_restart_and_gone_after_the_proof(node: Containe
     def act(process: Process | None) -> None:
         seen.extend(node.systemd.timers.values())
         assert len(node.guards()) == 1
-        journal = node.context().store.journal()
+        ctx = node.context()
+        journal = ctx.store.journal()
         assert journal is not None
-        crio = host_timer._timer(node.context(), replace(journal, kind="crio"), "crio.service")
+        switch = Transaction(ctx, replace(journal, kind="crio")).switch
+        crio = switch.timer("crio.service", SETTINGS.proof_timeout)
         assert crio.delay == SETTINGS.proof_timeout + MARGIN + 90, "it waits for its containers"
         node.act(process)
 
