@@ -5,6 +5,7 @@
     ├── Refused            3  nothing was touched
     │   ├── CandidateFailed   the same change failed before
     │   ├── TrialFailed       the runtime would not start on the new files
+    │   ├── RestartBudget     `run` restarted the runtime too often
     │   ├── FilesDoNotLoad    the runtime would not start on the files as they are
     │   ├── NoDriver          there is no NVIDIA driver (yet)
     │   ├── NoDevices         the devices that a CDI spec is about are not there (yet)
@@ -60,6 +61,16 @@ class CandidateFailed(Refused):
 
 class TrialFailed(Refused):
     code = "TRIAL_FAILED"
+
+
+class RestartBudget(Refused):
+    """A restart is needed, and allowed at `until` (seconds of the monotonic clock)."""
+
+    code = "RESTART_BUDGET"
+
+    def __init__(self, message: str, until: float) -> None:
+        super().__init__(message)
+        self.until = until
 
 
 class FilesDoNotLoad(Refused):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from agent.daemon.repeat_filter import FAILED, RepeatFilter
 from agent.daemon.summary import failure_fields, success_fields
 from agent.daemon.supervisor import ASIDE, NOT_YET
-from agent.errors import AgentError, PutOff, StoodAside
+from agent.errors import AgentError, PutOff, RestartBudget, StoodAside
 from agent.plan.context import Context
 from agent.plan.propose import Proposal
 from agent.plan.watch import watch_paths
@@ -49,7 +49,7 @@ def work(ctx: Context, inherited: Inherited) -> int:
     ctx = replace(
         ctx, lock_fd=inherited.lock, log=repeats, refresh=inherited.refresh,
         restart_after=inherited.since + restart_spread.delay(name, settings.restart_spread),
-        barrier=inherited.barrier, on_proposal=proposals.append,
+        has_restart_budget=True, barrier=inherited.barrier, on_proposal=proposals.append,
     )  # fmt: skip
     node, spec, code, reason = None, None, 0, ""
     entries: tuple[str, ...] = ()
@@ -62,7 +62,7 @@ def work(ctx: Context, inherited: Inherited) -> int:
         repeats.forget(FAILED)
         ctx.log.info("converged", **success_fields(outcome))
     except PutOff as error:
-        code, reason, entries = NOT_YET, error.message, (f"@{error.until}",)
+        code, reason, entries = NOT_YET, error.message, _watched_for(error)
         ctx.log.info("restart put off", **failure_fields(error, proposals[-1]))
     except StoodAside as error:
         code, reason = ASIDE, error.message
@@ -70,11 +70,18 @@ def work(ctx: Context, inherited: Inherited) -> int:
         ctx.log.info("standing aside", reason=error.message)
     except AgentError as error:
         code, reason = error.exit_code, error.message
-        entries = (error.path.agent,) if isinstance(error, RestartHazard) else ()
+        entries = _watched_for(error)
         ctx.log.error(FAILED, **failure_fields(error, proposals[-1]))
     finally:
         _report((reason, *entries, *watch_paths(ctx, node, spec)), inherited.pipe)
     return code
+
+
+def _watched_for(error: AgentError) -> tuple[str, ...]:
+    """What ends this error, besides what is watched anyway."""
+    if isinstance(error, PutOff | RestartBudget):
+        return (f"@{error.until}",)
+    return (error.path.agent,) if isinstance(error, RestartHazard) else ()
 
 
 def _report(parts: tuple[str, ...], pipe: int) -> None:

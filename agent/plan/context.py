@@ -60,8 +60,9 @@ class Context:
     `lock_fd` is the descriptor of the lock that the parent process holds for this one. `refresh`
     means that NVML is asked even where its answer is known. `retry` means that a candidate is tried
     that has failed before. Before `restart_after` (a time of `clock`) no change that needs a
-    restart is made. `barrier` means that a convergence removed `toolkit-ready` and did not finish;
-    the next successful one writes it again.
+    restart is made. `has_restart_budget` means that restarts are counted and limited. `barrier`
+    means that a convergence removed `toolkit-ready` and did not finish; the next successful one
+    writes it again.
     `on_proposal` gets each proposal before anything is refused or written."""
 
     settings: Settings
@@ -83,6 +84,7 @@ class Context:
     lock_fd: int | None = None
     retry: bool = False
     restart_after: float = 0.0
+    has_restart_budget: bool = False
     on_proposal: Callable[[Any], None] = _ignore
     refresh: bool = False
     barrier: bool = False

@@ -81,6 +81,10 @@ def _base64(value: Any) -> bool:
     return isinstance(value, str) and _BASE64.fullmatch(value) is not None
 
 
+def _seconds(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1e12
+
+
 _ID = _number((1 << 63) - 1)  # of a process, or when it started
 
 # A missing field has a default, or is an error where the value is needed.
@@ -104,6 +108,7 @@ JOURNAL: Mapping[str, Check] = {
     "switch": _or_none(text), "executable": _or_none(path), "stuck": _or_none(_each(text, text)),
     "transaction": _or_none(text),
 }  # fmt: skip
+RESTARTS: Mapping[str, Check] = {"boot_id": text, "times": _all(_seconds)}
 WANTED: Mapping[str, Check] = {
     "handlers": _tables, "default": _or_none(text), "enable_cdi": flag, "absent": _all(text),
 }  # fmt: skip

@@ -7,6 +7,7 @@ and is removed last.
     memory.json     the files that we changed, each with its original and our last version
     journal.json    the change in progress, if there is one
     failed.json     configurations that were tried and failed
+    restarts.json   when `run` restarted the runtime
     originals/HASH  the original files
     lock            see `agent.host.lock`
     aside*          how a revert gets the lock of a `run` (see `agent.transaction.stand_aside`)
@@ -310,6 +311,25 @@ class Store:
     def forget_failure(self) -> None:
         """Let every candidate be tried again."""
         self._remove("failed.json")
+
+    def restarts(self, boot_id: str) -> tuple[float, ...]:
+        """When `run` restarted the runtime since this boot (seconds since the boot)."""
+        data = self._load("restarts.json")
+        if data is None:
+            return ()
+        try:
+            schema.require(data, schema.RESTARTS)
+            return tuple(data["times"]) if data["boot_id"] == boot_id else ()
+        except (KeyError, ValueError) as error:
+            raise self._broken("restarts.json") from error
+
+    def note_restarts(self, boot_id: str, times: tuple[float, ...]) -> None:
+        """Replace what `restarts` gives."""
+        self._save("restarts.json", {"boot_id": boot_id, "times": times})
+
+    def forget_restarts(self) -> None:
+        """Let `run` restart the runtime again."""
+        self._remove("restarts.json")
 
     def keep_original(self, data: bytes) -> str:
         """Store an original durably under its digest, and give the digest."""

@@ -52,6 +52,7 @@ class Request:
     `restart` is None where the running runtime is right already and only files are written. One of
     the states in `before` proves an undo. `memory` is remembered after success, with the changed
     files added. `check` raises Refused where the node is not as it was when the change was planned.
+    `restarting` is called right before the restart and may raise Refused.
     `start_failure` returns why the runtime does not start on the present files; it returns "" where
     the runtime does start, or where the reason is not known.
     """
@@ -65,6 +66,7 @@ class Request:
     memory: Memory
     fingerprint: str
     check: Callable[[], None] = lambda: None
+    restarting: Callable[[], None] = lambda: None
     start_failure: Callable[[], str] = str
 
 
@@ -102,6 +104,7 @@ def carry_out(ctx: Context, request: Request) -> Completed:
             return Completed(None, restarted=False, pending=True, barrier=barrier)
         # Once more: a pod can have come while files were written.
         quiet_moment.wait(ctx, socket, quiet_until, touched=True)
+        request.restarting()
         change.advance("restarted")
     except Refused:
         change.undo_files(begun)

@@ -47,7 +47,7 @@ from agent.state import store
 from agent.state.store import Memory
 from agent.status import Publisher, lines
 from agent.toolkit import device_nodes, install
-from agent.transaction import change, recover, restart_spread
+from agent.transaction import change, recover, restart_budget, restart_spread
 from agent.transaction.change import NotAccepted
 
 PENDING = "cannot publish yet: the configuration is written; restart the runtime"
@@ -163,7 +163,9 @@ def _converge(
     ctx: Context, proposal: Proposal, memory: Memory, *, barrier: bool, refused_cdi: bool = False
 ) -> Outcome:
     _refuse(ctx, proposal)
-    restart_spread.check_time(ctx, proposal.restart)
+    if proposal.restart is not None and proposal.restart.kind != "none":
+        restart_spread.check_time(ctx)
+        restart_budget.require(ctx, proposal.edits.changes if proposal.edits else ())
     nodes = device_nodes.create(proposal.nodes, ctx.log)
     if nodes:  # they belong into the spec
         proposal = propose(ctx, observe(ctx, memory), may_enable=False if refused_cdi else None)
@@ -189,6 +191,7 @@ def _converge(
         memory=_memory_after(memory, proposal, refused_cdi=refused_cdi),
         fingerprint=candidate.fingerprint(ctx.host, proposal.node, proposal.edits),
         check=functools.partial(refuse_changed, proposal.node, ctx.host),
+        restarting=functools.partial(restart_budget.use, ctx),
         start_failure=functools.partial(start_failure, ctx, proposal.node),
     )
     try:

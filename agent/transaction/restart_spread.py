@@ -11,7 +11,6 @@ import time
 
 from agent.errors import PutOff
 from agent.plan.context import Context
-from agent.runtimes.restart import Restart
 
 
 def delay(name: str, spread: float) -> float:
@@ -20,10 +19,10 @@ def delay(name: str, spread: float) -> float:
     return spread * int.from_bytes(digest[:8], "big") / 2**64
 
 
-def check_time(ctx: Context, restart: Restart | None) -> None:
-    """Raises PutOff where a restart is needed before `ctx.restart_after`."""
+def check_time(ctx: Context) -> None:
+    """Raises PutOff where a restart is due before `ctx.restart_after`."""
     left = ctx.restart_after - ctx.clock()
-    if restart is None or restart.kind == "none" or left <= 0:
+    if left <= 0:
         return
     moment = time.strftime("%H:%M:%S", time.gmtime(round(ctx.wall() + left)))
     text = f"cannot be ready yet: restart put off until {moment} UTC (restart spread)"

@@ -184,6 +184,7 @@ def _forget(host: HostRoot, store: Store, memory: Memory) -> None:
     with contextlib.suppress(OSError):
         known_gpus.forget(store)
     store.forget_failure()
+    store.forget_restarts()
     store.prune(Memory())
 
 

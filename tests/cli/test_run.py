@@ -103,6 +103,30 @@ def test_node_is_kept_right(node: CliNode) -> None:
     assert watcher.lies == []
 
 
+def test_fight_with_another_program_ends_after_three_restarts(node: CliNode) -> None:
+    """The failure is told, the runtime is left alone, and a person is not limited."""
+    original = node.config.read_bytes()
+    with running(node) as daemon:
+        settle(daemon)
+        for _ in range(2):
+            node.config.write_bytes(original)
+            node.restart()
+            daemon.until(lambda: has_handler(node))
+            settle(daemon)
+        node.config.write_bytes(original)
+        node.restart()
+        daemon.until(lambda: node.error().get("TOOLKIT_ERROR_CODE") == "RESTART_BUDGET")
+        tells(node, 3, "RESTART_BUDGET", str(node.config))
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.until(lambda: not daemon.idle())
+        daemon.until(daemon.idle)
+        assert node.config.read_bytes() == original
+        assert node.supervisor.starts == 7
+        daemon.end()
+    checks.done(node.agent("apply"))
+    assert has_handler(node)
+
+
 def test_nothing_is_touched_while_nothing_happens(node: CliNode) -> None:
     """A short interval: convergences come and go, and leave no trace."""
     with running(node, "--interval=1") as daemon:

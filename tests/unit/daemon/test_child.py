@@ -14,7 +14,7 @@ from agent.cri.client import Answer
 from agent.daemon import child, repeat_filter, supervisor
 from agent.daemon.child import Inherited
 from agent.decide import Evidence, Question, Switch, decide
-from agent.errors import AgentError, PutOff, Refused, RollbackFailed, RolledBack
+from agent.errors import AgentError, PutOff, Refused, RestartBudget, RollbackFailed, RolledBack
 from agent.host.paths import HostPath
 from agent.plan.context import Context
 from agent.plan.propose import Proposal
@@ -119,6 +119,14 @@ def test_restart_that_is_put_off_is_no_failure(run: Child) -> None:
     )  # fmt: skip
     run.work(waits)
     assert run.log.events() == ["restart put off"]
+
+
+def test_end_of_the_hour_is_watched_where_the_restarts_are_used_up(run: Child) -> None:
+    def refuses(ctx: Context) -> None:
+        assert ctx.has_restart_budget
+        raise RestartBudget("cannot apply: restarted 3 times", 7.5)
+
+    assert run.work(refuses) == (3, b"cannot apply: restarted 3 times\0@7.5\0/a\0/b\0")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,46 @@
+"""How often `run` may restart the runtime, so that a fight with another program ends.
+
+Invariant: `run` begins `LIMIT` restarts an hour at most, also where it is started anew in between.
+A restart that brings a runtime back is not counted and never refused. `apply` and `revert` have no
+budget, because somebody asks for them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+from agent.errors import RestartBudget
+from agent.host.files import Change
+from agent.plan.context import Context
+
+LIMIT = 3
+PERIOD = 3600.0  # seconds
+
+
+def require(ctx: Context, changes: tuple[Change, ...]) -> None:
+    """Raise RestartBudget where `run` has used up its restarts. Raises Refused."""
+    earlier = _recent(ctx)
+    if not ctx.has_restart_budget or len(earlier) < LIMIT:
+        return
+    left = earlier[-LIMIT] + PERIOD - ctx.uptime()
+    moment = time.strftime("%H:%M:%S", time.gmtime(math.ceil(ctx.wall() + left)))
+    what = ", ".join(item.path.host for item in changes) or "the configuration"
+    raise RestartBudget(
+        f"cannot apply: `run` restarted the runtime {LIMIT} times in the last hour, and does not "
+        f"do so again before {moment} UTC; find out what changes {what} back, or run "
+        "`toolkit-agent apply`, which has no limit",
+        math.ceil(ctx.clock() + left),
+    )
+
+
+def use(ctx: Context) -> None:
+    """Count a restart that is about to begin. Raises Refused."""
+    if ctx.has_restart_budget:
+        ctx.store.note_restarts(ctx.boot_id, (*_recent(ctx), ctx.uptime())[-LIMIT:])
+
+
+def _recent(ctx: Context) -> tuple[float, ...]:
+    """The restarts of the last hour (seconds since the boot), the earliest first."""
+    now = ctx.uptime()
+    return tuple(at for at in ctx.store.restarts(ctx.boot_id) if 0 <= now - at < PERIOD)

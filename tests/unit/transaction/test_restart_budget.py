@@ -1,0 +1,92 @@
+"""`run` restarts the runtime three times an hour at most; nobody else is limited."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agent.cri import process
+from agent.errors import Refused, RestartBudget
+from agent.plan.context import Context
+from agent.transaction import restart_budget
+from agent.transaction.change import NotAccepted, Request
+from tests.unit.support import made_node
+from tests.unit.support.made_node import Node
+
+
+class BudgetNode(Node):
+    """The made-up node with a `run`, whose machine started `uptime` seconds ago."""
+
+    uptime = 100.0
+
+    def run(self) -> Context:
+        """The context of `run`."""
+        return replace(
+            self.context(), has_restart_budget=True, uptime=lambda: self.uptime, wall=lambda: 7200.0
+        )
+
+    def restart_at(self, *times: float) -> None:
+        """`run` restarts the runtime at these times."""
+        for self.uptime in times:
+            restart_budget.require(self.run(), ())
+            restart_budget.use(self.run())
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BudgetNode:
+    return BudgetNode(tmp_path, monkeypatch)
+
+
+def test_fourth_restart_in_an_hour_is_refused(node: BudgetNode) -> None:
+    """The error names what is to be written, and when the next restart is allowed."""
+    node.restart_at(100, 200, 300)
+    node.uptime, node.clock = 400, 50
+    with pytest.raises(RestartBudget) as refused:
+        restart_budget.require(node.run(), node.changes())
+    assert str(node.etc / "config.toml") in str(refused.value)
+    assert "before 02:55:00 UTC" in str(refused.value)
+    assert refused.value.until == 50 + 3300
+    node.restart_at(100 + restart_budget.PERIOD)
+    with pytest.raises(RestartBudget):
+        node.restart_at(199 + restart_budget.PERIOD)
+    node.restart_at(200 + restart_budget.PERIOD)
+
+
+def test_restarts_of_another_boot_do_not_count(
+    node: BudgetNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.restart_at(100, 200, 300)
+    monkeypatch.setattr(process, "boot_id", lambda: "another")
+    node.restart_at(310, 320, 330)
+    with pytest.raises(RestartBudget):
+        node.restart_at(340)
+
+
+def test_apply_is_neither_counted_nor_refused(node: BudgetNode) -> None:
+    for _ in range(restart_budget.LIMIT + 1):
+        restart_budget.use(node.context())
+    node.restart_at(100, 200, 300)
+    restart_budget.require(node.context(), ())
+
+
+def test_rollback_is_not_counted(node: BudgetNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The change is, although it failed."""
+    node.verdict = "bad"
+    use = functools.partial(restart_budget.use, node.run())
+    monkeypatch.setattr(made_node, "Request", functools.partial(Request, restarting=use))
+    with pytest.raises(NotAccepted):
+        node.apply()
+    assert node.restarts == 2
+    assert node.run().store.restarts(process.boot_id()) == (100.0,)
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"format": 1, "boot_id": "b", "times": ["1"]}'])
+def test_damaged_count_is_named(text: str, node: BudgetNode) -> None:
+    path = node.directory / "state/restarts.json"
+    path.write_text(text)
+    path.chmod(0o600)
+    with pytest.raises(Refused, match=r"restarts\.json"):
+        restart_budget.require(node.run(), ())
