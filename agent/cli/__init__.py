@@ -58,9 +58,9 @@ def plan(output: str, **given: str | None) -> None:
     from agent.state.store import current_memory
 
     ctx = _context(given)
-    proposal = propose(ctx, observe(ctx, current_memory(ctx.store)))
+    proposal = propose(ctx, observe(ctx.settings, ctx.host, current_memory(ctx.store)))
     emit(output, proposal, render_plan.text, "Plan", render_plan.data)
-    if not proposal.right:
+    if not proposal.nothing_to_do:
         raise SystemExit(1)
 
 

@@ -73,7 +73,10 @@ def work(ctx: Context, inherited: Inherited) -> int:
         entries = _watched_for(error)
         ctx.log.error(FAILED, **failure_fields(error, proposals[-1]))
     finally:
-        _report((reason, *entries, *watch_paths(ctx, node, spec)), inherited.pipe)
+        _report(
+            (reason, *entries, *watch_paths(settings, ctx.host, ctx.publisher, node, spec)),
+            inherited.pipe,
+        )
     return code
 
 

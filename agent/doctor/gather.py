@@ -13,15 +13,26 @@ from typing import TypeVar
 
 from agent import status
 from agent.doctor import look_config, look_node
-from agent.doctor.facts import AgentFacts, Down, Facts, NotSeen, Part, RuntimeFacts
+from agent.doctor.facts import (
+    AgentFacts,
+    ConfigFacts,
+    Down,
+    Facts,
+    NotSeen,
+    Part,
+    RuntimeFacts,
+)
 from agent.errors import AgentError, NoDriver, NoToolkit, Refused
 from agent.host import budget, trust
-from agent.plan import propose
-from agent.plan.context import Context
+from agent.host.paths import HostRoot
+from agent.options.settings import Settings
+from agent.plan import in_force, propose
+from agent.plan.context import Context, Reach
+from agent.plan.propose import Proposal
 from agent.reports.node import Report
 from agent.runtimes import find, registry
 from agent.runtimes.base import ConfiguredRuntime, Runtime
-from agent.state.store import Memory
+from agent.status import Publisher
 from agent.systemd.units import SystemdError
 
 _Value = TypeVar("_Value")
@@ -29,26 +40,33 @@ _Value = TypeVar("_Value")
 
 def gather(ctx: Context, report: Report) -> Facts:
     """Look at the node of a report."""
-    runtime, error = _runtime(ctx)
-    known, ctx = (runtime, ctx) if runtime else _asleep(ctx)
-    node, refused = _node(ctx, known)
-    down = _down(ctx, known, node, error) if error is not None else None
+    settings, host = ctx.settings, ctx.host
+    runtime, error = _runtime(settings, host, report.proposal)
+    known, settings = (runtime, settings) if runtime else _asleep(settings, host)
+    node, refused = _node(settings, host, known, report.proposal)
     why = refused.partition(";")[0] or ("no runtime answers" if error else "")
-    memory = part(ctx.store.memory).value or Memory()
-    config = part(lambda: look_config.config(ctx, _present(node, why), alive=runtime is not None))
-    toolkit = part(lambda: look_config.toolkit(ctx, _present(node, why)))
+
+    def start_failure() -> str:
+        looked = part(lambda: propose.start_failure(host, ctx.start_trial, node) if node else "")
+        return looked.value or ""
+
+    def config() -> ConfigFacts:
+        there = _present(node, why)
+        unloaded = in_force.first_unloaded(report.memory, there, ctx.wall) if runtime else None
+        return look_config.config(host, there, unloaded, start_failure() if unloaded else "")
+
     return Facts(
-        machine=look_node.machine(ctx, runtime),
-        runtime=part(lambda: _runtime_facts(ctx, _present(runtime, why))),
-        down=down,
-        config=config,
+        machine=look_node.machine(settings, host, runtime),
+        runtime=part(lambda: _runtime_facts(settings, host, _present(runtime, why))),
+        down=_down(ctx, known, error, start_failure()) if error is not None else None,
+        config=part(config),
         refused=refused,
-        specs=part(lambda: look_node.specs(ctx)),
-        agent=part(lambda: _agent(ctx, report, memory)),
-        toolkit=toolkit,
-        kubelet=part(lambda: look_node.kubelet(ctx.host)),
-        plugins=part(lambda: look_node.plugins(ctx.host)),
-        driver=part(lambda: look_node.driver_facts(ctx)),
+        specs=part(lambda: look_node.specs(settings, host, runtime)),
+        agent=part(lambda: _agent(report, _published_error(host, ctx.publisher))),
+        toolkit=part(lambda: look_config.toolkit(host, _present(node, why))),
+        kubelet=part(lambda: look_node.kubelet(host)),
+        plugins=part(lambda: look_node.plugins(host)),
+        driver=part(lambda: look_node.driver_facts(settings, host)),
     )
 
 
@@ -70,59 +88,63 @@ def _present(value: _Value | None, why: str) -> _Value:
     return value
 
 
-def _runtime(ctx: Context) -> tuple[Runtime | None, AgentError | None]:
+def _runtime(
+    settings: Settings, host: HostRoot, proposal: Proposal | None
+) -> tuple[Runtime | None, AgentError | None]:
+    """The runtime of the report's proposal; where that could not be made, the one that answers."""
     try:
-        return find.find_runtime(ctx.settings, ctx.host), None
+        return proposal.runtime if proposal else find.find_runtime(settings, host), None
     except AgentError as error:
         return None, error
 
 
-def _asleep(ctx: Context) -> tuple[Runtime | None, Context]:
-    """The runtime that would answer; the context names its executable then."""
-    found = part(lambda: find.asleep(ctx.settings, ctx.host)).value
+def _asleep(settings: Settings, host: HostRoot) -> tuple[Runtime | None, Settings]:
+    """The runtime that would answer; the settings name its executable then."""
+    found = part(lambda: find.asleep(settings, host)).value
     if found is None:
-        return None, ctx
+        return None, settings
     runtime, program = found
-    return runtime, replace(ctx, settings=replace(ctx.settings, executable_path=program))
+    return runtime, replace(settings, executable_path=program)
 
 
-def _node(ctx: Context, runtime: Runtime | None) -> tuple[ConfiguredRuntime | None, str]:
-    """The runtime with its files, or why they cannot be used."""
+def _node(
+    settings: Settings, host: HostRoot, runtime: Runtime | None, proposal: Proposal | None
+) -> tuple[ConfiguredRuntime | None, str]:
+    """The runtime with its files as they are, or why they cannot be used."""
     if runtime is None:
         return None, ""
+    if proposal and proposal.node and not proposal.repairs:  # otherwise it counts as repaired
+        return proposal.node, ""
     try:
-        return registry.adapter(runtime.kind).look(ctx.settings, ctx.host, runtime), ""
+        return registry.adapter(runtime.kind).look(settings, host, runtime), ""
     except AgentError as error:
         return None, error.message
 
 
-def _down(
-    ctx: Context, runtime: Runtime | None, node: ConfiguredRuntime | None, error: AgentError
-) -> Down:
-    reason = part(lambda: propose.start_failure(ctx, node) if node else "").value or ""
-    unit = f"{runtime.kind}.service" if runtime else ""
+def _down(ctx: Context, runtime: Runtime | None, error: AgentError, start_failure: str) -> Down:
+    unit = _unit(ctx.host, ctx.reach, f"{runtime.kind}.service") if runtime else ""
     there = tuple(item.socket.host for item in find.sockets(ctx.settings, ctx.host))
     denied = os.geteuid() != 0 and "permission denied" in error.message
-    return Down(error.message, there, _unit(ctx, unit), reason, denied)
+    return Down(error.message, there, unit, start_failure, denied)
 
 
-def _unit(ctx: Context, name: str) -> str:
-    if not name or os.geteuid() != 0:
+def _unit(host: HostRoot, reach: Reach, name: str) -> str:
+    if os.geteuid() != 0:
         return ""
     try:
-        return str(ctx.reach(ctx.host, name)[1])
+        return str(reach(host, name)[1])
     except SystemdError:
         return ""
 
 
-def _runtime_facts(ctx: Context, runtime: Runtime) -> RuntimeFacts:
+def _runtime_facts(settings: Settings, host: HostRoot, runtime: Runtime) -> RuntimeFacts:
     adapter, running = registry.adapter(runtime.kind), runtime.process
     default, handlers = registry.shown(runtime.answer)
     seen = adapter.evidence(runtime.answer)
     found = next((item for item in seen if item.seen), seen[0])
     dirs = found.spec_dirs if isinstance(found.spec_dirs, tuple) else None
-    program = part(lambda: find.executable(ctx.settings, ctx.host, running)).value or ""
-    after = find.executable_version(ctx.host, program) if program else None
+    program = part(lambda: find.executable(settings, host, running)).value or ""
+    after = find.executable_version(host, program) if program else None
     return RuntimeFacts(
         title=adapter.title,
         version=runtime.version,
@@ -139,17 +161,17 @@ def _runtime_facts(ctx: Context, runtime: Runtime) -> RuntimeFacts:
     )
 
 
-def _agent(ctx: Context, report: Report, memory: Memory) -> AgentFacts:
+def _agent(report: Report, published_error: str) -> AgentFacts:
     """What the agent did, and what it would do."""
     proposal, problem = report.proposal, report.problem
     without = isinstance(problem, NoToolkit | NoDriver)
     return AgentFacts(
-        managed=bool(memory.files) or bool(report.published),
+        managed=bool(report.memory.files) or bool(report.published),
         problem=problem.message if problem else "",
         code=problem.status_code if problem and without else "",
         published=report.published,
         not_published=report.not_published or "",
-        error=_published_error(ctx),
+        error=published_error,
         drift=report.drift,
         unfinished=report.unfinished or "",
         failed=report.failed or "",
@@ -159,13 +181,13 @@ def _agent(ctx: Context, report: Report, memory: Memory) -> AgentFacts:
     )
 
 
-def _published_error(ctx: Context) -> str:
+def _published_error(host: HostRoot, publisher: Publisher) -> str:
     """The reason in the published error file; "" where there is no such file, or where another
     user than root can write it."""
-    name = os.path.join(ctx.publisher.directory, status.ERROR)
+    name = os.path.join(publisher.directory, status.ERROR)
     try:
         size = budget.STATUS_FILE.size
-        found = trust.read_file(ctx.host, name, size, allow_sticky=True, links=False)[1]
+        found = trust.read_file(host, name, size, allow_sticky=True, links=False)[1]
         values = status.parse(found.data, name) if found else {}
     except (Refused, OSError):
         return ""

@@ -15,8 +15,6 @@ from agent.doctor.facts import ConfigFacts, DefectFacts, HandlerFacts, NotSeen, 
 from agent.errors import AgentError, Refused, reason
 from agent.host import files, writable
 from agent.host.paths import HostRoot
-from agent.plan import in_force, propose
-from agent.plan.context import Context
 from agent.runtimes import low_level
 from agent.runtimes.base import ConfiguredRuntime, Effective
 from agent.runtimes.config_file import ConfigFile
@@ -31,10 +29,12 @@ _SCRIPT = 1 << 16  # bytes of a wrapper
 _SWITCHES = ("enable_cdi", "default_runtime_name", "default_runtime")
 
 
-def config(ctx: Context, node: ConfiguredRuntime, *, alive: bool) -> ConfigFacts:
-    """The configuration; `alive`: the runtime answers."""
-    effective, host = node.effective(node.files), ctx.host
-    unloaded = in_force.first_unloaded(ctx, node) if alive else None
+def config(
+    host: HostRoot, node: ConfiguredRuntime, unloaded: ConfigFile | None, dormant: str
+) -> ConfigFacts:
+    """The configuration. `unloaded` is the first file that the runtime has not loaded, and
+    `dormant` is that of ConfigFacts."""
+    effective = node.effective(node.files)
     hazard = node.restart_hazard(host, node.files)
     prefixes = (CDI_PREFIX, NVIDIA_PREFIX)
     return ConfigFacts(
@@ -50,7 +50,7 @@ def config(ctx: Context, node: ConfiguredRuntime, *, alive: bool) -> ConfigFacts
             DefectFacts(d.text, d.remedy, d.deadly, d.harmful) for d in node.defects(host)
         ),
         unloaded=unloaded.path.host if unloaded else "",
-        dormant=_why_not(ctx, node) if unloaded else "",
+        dormant=dormant,
         hazard=(hazard.path.host, hazard.later) if hazard else None,
         locked=_locked(node.root),
         enable_cdi=effective.enable_cdi,
@@ -60,13 +60,6 @@ def config(ctx: Context, node: ConfiguredRuntime, *, alive: bool) -> ConfigFacts
             for path, program in node.hook_programs(host, {})
         ),
     )
-
-
-def _why_not(ctx: Context, node: ConfiguredRuntime) -> str:
-    try:
-        return propose.start_failure(ctx, node)
-    except (AgentError, OSError):
-        return ""
 
 
 def _locked(root: ConfigFile) -> str:
@@ -171,7 +164,7 @@ def _speaks_of_nvidia(path: str) -> bool:
     return found is not None and b"nvidia" in found.data
 
 
-def toolkit(ctx: Context, node: ConfiguredRuntime) -> ToolkitFacts:
+def toolkit(host: HostRoot, node: ConfiguredRuntime) -> ToolkitFacts:
     """The settings of the runtime that handlers of NVIDIA's call. Raises NotSeen."""
     effective = node.effective(node.files)
     named = [
@@ -184,10 +177,10 @@ def toolkit(ctx: Context, node: ConfiguredRuntime) -> ToolkitFacts:
         raise NotSeen("no handler runs NVIDIA's runtime")
     beside = [os.path.join(os.path.dirname(path), tree.CONFIG) for path in named]
     for name in (*(path for path in beside if path.startswith("/")), _HOSTS_CONFIG):
-        if found := tree.read_config_file(ctx.host.resolve(name).agent):
-            labelled = all(_has_label(ctx.host, path) for path in named if path.startswith("/"))
+        if found := tree.read_config_file(host.resolve(name).agent):
+            labelled = all(_has_label(host, path) for path in named if path.startswith("/"))
             calls = found.runtimes or _LOW_LEVEL
-            there = low_level.first(ctx.host, calls) is not None
+            there = low_level.first(host, calls) is not None
             return ToolkitFacts(name, found.prefixes, found.variables, calls, there, labelled)
     raise NotSeen("there is no config.toml of NVIDIA's toolkit")
 

@@ -25,7 +25,7 @@ from agent.doctor.facts import (
 from agent.errors import AgentError, Refused, Unreachable
 from agent.host import files
 from agent.host.paths import HostRoot
-from agent.plan.context import Context
+from agent.options.settings import Settings
 from agent.reports import specs as reports
 from agent.runtimes import find
 from agent.runtimes.base import Runtime
@@ -38,24 +38,24 @@ _PCI = "/sys/bus/pci/devices"
 _ENFORCE = "/sys/fs/selinux/enforce"
 
 
-def machine(ctx: Context, runtime: Runtime | None) -> MachineFacts:
+def machine(settings: Settings, host: HostRoot, runtime: Runtime | None) -> MachineFacts:
     """The node itself; `runtime` is the one that is looked at."""
     installers = [
         f"{os.path.basename(words[0])} (process {pid})"
-        for pid, words in process.command_lines(ctx.host)
+        for pid, words in process.command_lines(host)
         if os.path.basename(words[0]) in _INSTALLERS
     ]
     return MachineFacts(
         root=os.geteuid() == 0,
-        enforcing=_line(ctx.host, _ENFORCE) == "1",
+        enforcing=_line(host, _ENFORCE) == "1",
         installers=tuple(installers),
-        runtimes=tuple(_listening(ctx, runtime)),
+        runtimes=tuple(_listening(settings, host, runtime)),
     )
 
 
-def _listening(ctx: Context, runtime: Runtime | None) -> Iterator[str]:
+def _listening(settings: Settings, host: HostRoot, runtime: Runtime | None) -> Iterator[str]:
     """Sockets of other runtimes behind which somebody listens."""
-    for endpoint in find.sockets(ctx.settings, ctx.host):
+    for endpoint in find.sockets(settings, host):
         if runtime is not None and endpoint.socket.host == runtime.socket.host:
             continue
         with contextlib.suppress(Unreachable, OSError):
@@ -72,9 +72,9 @@ def _line(host: HostRoot, name: str) -> str:
         return ""
 
 
-def specs(ctx: Context) -> SpecFacts:
-    """All specs, and those in usual directories that the runtime does not read."""
-    found = reports.inventory(ctx.settings, ctx.host)
+def specs(settings: Settings, host: HostRoot, runtime: Runtime | None) -> SpecFacts:
+    """All specs as `runtime` sees them, and those in usual directories that it does not read."""
+    found = reports.inventory(settings, host, runtime)
     writers = {file.name: file.writer for file in found.files}
     problems = tuple(
         SpecProblem(
@@ -92,7 +92,7 @@ def specs(ctx: Context) -> SpecFacts:
     ]
     for name in DEFAULT_DIRS:
         with contextlib.suppress(AgentError):
-            path = ctx.host.resolve(name)
+            path = host.resolve(name)
             if path.host not in known and name not in [known_name for known_name, _ in unread]:
                 unread.append((name, _specs_in(path.agent)))
     return SpecFacts(
@@ -179,9 +179,9 @@ def _plugin(host: HostRoot, pid: int, words: Sequence[str]) -> PluginFacts:
     )
 
 
-def driver_facts(ctx: Context) -> DriverFacts:
+def driver_facts(settings: Settings, host: HostRoot) -> DriverFacts:
     """The driver, in the kernel and in files."""
-    host, places = ctx.host, driver.places(ctx.settings)
+    places = driver.places(settings)
     gpus, others = _gpus(host)
     problem = library = ""
     missing: tuple[str, ...] = ()
@@ -191,7 +191,7 @@ def driver_facts(ctx: Context) -> DriverFacts:
         problem = error.message
     with contextlib.suppress(AgentError, OSError):
         root = driver.root_of(host, places)
-        missing = tuple(map(str, device_nodes.missing(ctx.settings, host, root)))
+        missing = tuple(map(str, device_nodes.missing(settings, host, root)))
     return DriverFacts(
         gpus=gpus,
         module=kernel.version(host) or "",

@@ -18,9 +18,9 @@ from agent import __version__
 from agent.errors import CandidateFailed, Refused
 from agent.host import files
 from agent.host.paths import HostRoot
-from agent.plan.context import Context
 from agent.runtimes.base import ConfiguredRuntime, Edits, Runtime
 from agent.runtimes.config_file import ConfigFile
+from agent.state.store import Store
 
 _DAY = 86400.0  # seconds
 _UNIT_DIRECTORIES = (
@@ -29,16 +29,19 @@ _UNIT_DIRECTORIES = (
 )  # fmt: skip
 
 
-def known_failure(ctx: Context, node: ConfiguredRuntime, edits: Edits) -> CandidateFailed | None:
-    """The refusal to try this candidate again, None where it may be tried."""
-    failure = None if ctx.retry else ctx.store.failures().get(fingerprint(ctx.host, node, edits))
-    if failure is None or not 0 <= ctx.wall() - failure.at < _DAY:
+def known_failure(
+    host: HostRoot, store: Store, node: ConfiguredRuntime, edits: Edits, now: float
+) -> CandidateFailed | None:
+    """The refusal to try this candidate again at the time `now` (seconds since the epoch), None
+    where it may be tried. Raises Refused."""
+    failure = store.failures().get(fingerprint(host, node, edits))
+    if failure is None or not 0 <= now - failure.at < _DAY:
         return None
     return CandidateFailed(
-        f"cannot apply: the same change failed before ({failure.why}) and nothing that it depends "
-        "on has changed since; correct the cause. It is tried again when the configuration, the "
-        "unit, the executable or the agent is another one, after a day, or by `toolkit-agent apply "
-        "--retry`"
+        f"cannot apply: the same change failed before ({failure.reason}) and nothing that it "
+        "depends on has changed since; correct the cause. It is tried again when the "
+        "configuration, the unit, the executable or the agent is another one, after a day, or by "
+        "`toolkit-agent apply --retry`"
     )
 
 

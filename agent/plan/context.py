@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from agent.cdi.driver.driver import DRIVER_CONTAINER
 from agent.cri import process
@@ -35,6 +35,9 @@ from agent.systemd.units import Systemd, SystemdError, Unit
 
 if TYPE_CHECKING:
     from agent.runtimes.trial import Launch, Result
+
+Reach: TypeAlias = Callable[[HostRoot, str], tuple[Systemd, Unit]]
+StartTrial: TypeAlias = "Callable[[HostRoot, Launch, Callable[[Answer], list[str]]], Result]"
 
 
 def _ignore(_: Any) -> None:
@@ -77,10 +80,8 @@ class Context:
     choose_restart: Callable[[str, Process | None, HostRoot, str], Restart] = field(
         default=restart.choose
     )
-    reach: Callable[[HostRoot, str], tuple[Systemd, Unit]] = field(default=systemd.reach)
-    start_trial: Callable[[HostRoot, Launch, Callable[[Answer], list[str]]], Result] = field(
-        default=_start_once
-    )
+    reach: Reach = field(default=systemd.reach)
+    start_trial: StartTrial = field(default=_start_once)
     lock_fd: int | None = None
     retry: bool = False
     restart_after: float = 0.0

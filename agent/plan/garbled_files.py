@@ -18,8 +18,9 @@ from agent.errors import AgentError, Refused, Unreachable, reason
 from agent.host import files, trust
 from agent.host.files import Change, FileState
 from agent.host.paths import HostPath, HostRoot
+from agent.log import Log
 from agent.options.settings import Settings
-from agent.plan.context import Context
+from agent.plan.context import Context, Reach
 from agent.runtimes import find, key_ownership, registry
 from agent.runtimes.config_file import ConfigFile
 from agent.state.store import Memory, Original
@@ -33,11 +34,12 @@ _PAUSE = 0.1  # seconds between two looks for the runtime
 
 @dataclass(frozen=True, slots=True)
 class Garbled:
-    """A file of ours that cannot be used any more. `why` says so in words, `now` is its present
-    content (None where it is not a file). It becomes `state`; where that is None, it is removed."""
+    """A file of ours that cannot be used any more. `fault` is the reason in words, `now` is its
+    present content (None where it is not a file). It becomes `state`; where that is None, it is
+    removed."""
 
     path: HostPath
-    why: str
+    fault: str
     now: FileState | None
     state: FileState | None
 
@@ -94,20 +96,20 @@ def _fault(
     return now, "nothing is in it any more" if empty else None
 
 
-def repair(ctx: Context, memory: Memory) -> tuple[str, ...]:
+def repair(settings: Settings, host: HostRoot, log: Log, memory: Memory) -> tuple[str, ...]:
     """Write every garbled file again. Returns their host paths. Raises Refused."""
-    found = find_garbled(ctx.settings, ctx.host, memory)
+    found = find_garbled(settings, host, memory)
     for item in found:
         trust.require(
-            ctx.host, os.path.dirname(item.path.host), f"write {item.path}", allow_sticky=True
+            host, os.path.dirname(item.path.host), f"write {item.path}", allow_sticky=True
         )
         try:
             _put(item)
         except OSError as error:
             raise Refused(
-                f"cannot rewrite {item.path}: {reason(error)}; somebody garbled it ({item.why})"
+                f"cannot rewrite {item.path}: {reason(error)}; somebody garbled it ({item.fault})"
             ) from error
-        ctx.log.warning("garbled file is rewritten", path=item.path.host, why=item.why)
+        log.warning("garbled file is rewritten", path=item.path.host, why=item.fault)
     return tuple(item.path.host for item in found)
 
 
@@ -132,7 +134,7 @@ def revive(ctx: Context, error: Unreachable) -> None:
     started once; other runtimes are started by whatever supervises them. Raises `error` where the
     runtime stays down."""
     if ctx.settings.restart_mode in ("auto", "systemd"):
-        _start(ctx)
+        _start(ctx.settings.runtime, ctx.host, ctx.reach, ctx.log)
     end = ctx.clock() + ctx.settings.proof_timeout
     while True:
         try:
@@ -147,13 +149,13 @@ def revive(ctx: Context, error: Unreachable) -> None:
         ctx.sleep(_PAUSE)
 
 
-def _start(ctx: Context) -> None:
-    for kind in dict.fromkeys(kind for kind, _ in registry.sockets(ctx.settings.runtime)):
+def _start(runtime: str, host: HostRoot, reach: Reach, log: Log) -> None:
+    for kind in dict.fromkeys(kind for kind, _ in registry.sockets(runtime)):
         name = f"{kind}.service"
         try:
-            systemd, unit = ctx.reach(ctx.host, name)
+            systemd, unit = reach(host, name)
             if unit.load == "loaded" and (unit.given_up or unit.active == "activating"):
                 systemd.restart(name)
-                ctx.log.info("runtime started", unit=name)
+                log.info("runtime started", unit=name)
         except SystemdError as failure:
-            ctx.log.warning("runtime not started", unit=name, reason=str(failure))
+            log.warning("runtime not started", unit=name, reason=str(failure))

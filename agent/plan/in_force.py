@@ -12,7 +12,7 @@ was proven before is believed, and so is one of which nothing is known.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -30,14 +30,15 @@ from agent.toml.edit import Data, get
 _MISSING = object()
 
 
-def first_unloaded(ctx: Context, node: ConfiguredRuntime) -> ConfigFile | None:
+def first_unloaded(
+    memory: Memory, node: ConfiguredRuntime, wall: Callable[[], float]
+) -> ConfigFile | None:
     """The first file whose present content the running runtime has not loaded; None where there is
-    none, or where that is not known."""
+    none, or where that is not known. `wall` gives the time (seconds since the epoch)."""
     running = node.runtime.process
     if running is None:
         return None
-    memory, files = ctx.store.memory(), node.files
-    changed = (f for f in files if process.changed_since_start(running, f.path.agent, ctx.wall))
+    changed = (f for f in node.files if process.changed_since_start(running, f.path.agent, wall))
     unproven = (file for file in changed if not is_proven(memory, file))
     return next((file for file in unproven if not _is_shown(node, file)), None)
 
@@ -79,12 +80,12 @@ def _key(name: str) -> str:
 
 
 def unproven_after_reload(
-    ctx: Context, node: ConfiguredRuntime, edits: Edits, memory: Memory
+    node: ConfiguredRuntime, edits: Edits, memory: Memory, boot_id: str, wall: Callable[[], float]
 ) -> tuple[str, ...]:
     """Why a restart is needed although the runtime shows all desired values. Empty where it is
-    not."""
+    not. `boot_id` and `wall` are those of Context."""
     running, keys = node.runtime.process, node.reload_keys(edits.desired)
-    if not keys or running is None or memory.proven == (ctx.boot_id, *running.identity):
+    if not keys or running is None or memory.proven == (boot_id, *running.identity):
         return ()
     title = node.adapter.title
     for key in keys:
@@ -93,7 +94,7 @@ def unproven_after_reload(
             continue
         if now is None:
             return (f"{title} shows what no file says, and may only have reloaded it",)
-        if process.changed_since_start(running, now.path.agent, ctx.wall):
+        if process.changed_since_start(running, now.path.agent, wall):
             return (
                 f"{now.path} was changed after {title} was started: it may only have reloaded it",
             )

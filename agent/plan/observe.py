@@ -14,7 +14,6 @@ from agent.host.files import Change
 from agent.host.paths import HostRoot
 from agent.options.settings import Settings
 from agent.plan import garbled_files
-from agent.plan.context import Context
 from agent.runtimes import find, registry
 from agent.runtimes.base import ConfiguredRuntime, Runtime
 from agent.state.store import Memory
@@ -38,19 +37,19 @@ class Observation:
     repairs: tuple[Change, ...] = ()
 
 
-def observe(ctx: Context, memory: Memory) -> Observation:
+def observe(settings: Settings, host: HostRoot, memory: Memory) -> Observation:
     """Observe the node. `memory` is what is remembered of it. Raises Unreachable or Refused."""
-    toolkit, warning = _toolkit(ctx.settings, ctx.host)
-    runtime = find.find_runtime(ctx.settings, ctx.host)
+    toolkit, warning = _toolkit(settings, host)
+    runtime = find.find_runtime(settings, host)
     adapter = registry.adapter(runtime.kind)
-    if ctx.settings.no_runtime_config:
+    if settings.no_runtime_config:
         evidence = adapter.evidence(runtime.answer)
         return Observation(memory, toolkit, warning, runtime, None, evidence)
-    repairs = garbled_files.find_garbled(ctx.settings, ctx.host, memory)
+    repairs = garbled_files.find_garbled(settings, host, memory)
     overlay = {item.path.host: item.state for item in repairs}
-    node = adapter.look(ctx.settings, ctx.host, runtime, overlay)
+    node = adapter.look(settings, host, runtime, overlay)
     changes = tuple(item.change for item in repairs)
-    evidence = node.evidence(ctx.host)
+    evidence = node.evidence(host)
     return Observation(memory, toolkit, warning, runtime, node, evidence, changes)
 
 

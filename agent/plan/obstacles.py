@@ -19,7 +19,6 @@ from agent.host.paths import HostPath, HostRoot
 from agent.host.writable import Need
 from agent.options.settings import Settings
 from agent.plan import own_specs
-from agent.plan.context import Context
 from agent.state.store import Store
 from agent.status import Publisher
 from agent.toolkit import install, programs
@@ -47,24 +46,25 @@ class _Demand:
 
 
 def of_changes(
-    ctx: Context, changes: tuple[Change, ...], *, transaction: bool,
-    spec: own_specs.SpecProposal | None = None, toolkit: install.ToolkitProposal | None = None,
+    host: HostRoot, store: Store, publisher: Publisher, changes: tuple[Change, ...], *,
+    transaction: bool, spec: own_specs.SpecProposal | None = None,
+    toolkit: install.ToolkitProposal | None = None,
 ) -> AgentError | None:  # fmt: skip
     """Why the proposed changes cannot be written, None where nothing is known to prevent them.
 
     `transaction` means that files of the runtime change or that it restarts, which needs a journal.
     """
     try:
-        ctx.publisher.require()
+        publisher.require()
     except Refused as error:
         return error
     demands = [*_configuration(changes)]
     if transaction:
-        demands += _state(ctx.store, changes)
-    demands += _status(ctx.publisher)
+        demands += _state(store, changes)
+    demands += _status(publisher)
     demands += _toolkit(toolkit)
     demands += _specs(spec)
-    return _first(ctx.host, demands) or _place_refusal(ctx.host, changes)
+    return _first(host, demands) or _place_refusal(host, changes)
 
 
 def of_removal(host: HostRoot, paths: Iterable[HostPath]) -> AgentError | None:

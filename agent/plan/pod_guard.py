@@ -20,7 +20,6 @@ from agent.decide import CDI_PREFIX, NVIDIA_PREFIX, Decision, PodNeeds
 from agent.errors import Refused
 from agent.host.paths import HostRoot, is_below
 from agent.options.settings import Settings
-from agent.plan.context import Context
 from agent.runtimes import low_level
 from agent.runtimes.base import ConfiguredRuntime, Effective, Runtime
 from agent.runtimes.config_file import Files
@@ -71,14 +70,18 @@ def gpu_service(
     return GpuService(default, found, answers.variables, config is not None)
 
 
-def needs(ctx: Context, node: ConfiguredRuntime, decision: Decision) -> PodNeeds | None:
-    """What running pods would lose by a decision, None where they would lose nothing.
+def needs(
+    settings: Settings, host: HostRoot, node: ConfiguredRuntime, decision: Decision,
+    counts: Callable[[Sandbox], bool],
+) -> PodNeeds | None:  # fmt: skip
+    """What the running pods that count would lose by a decision, None where they would lose
+    nothing.
 
     Raises Unreachable. Raises Refused where an OCI hook would replace the handlers, because then
     nothing can be kept.
     """
-    now = gpu_service(node, node.running(), _toolkit_config(ctx.settings, ctx.host))
-    if ctx.settings.accept_envvar is False:  # an order to answer them no more
+    now = gpu_service(node, node.running(), _toolkit_config(settings, host))
+    if settings.accept_envvar is False:  # an order to answer them no more
         now = replace(now, variables=False)
     native = frozenset([CDI_PREFIX] if decision.native else [])
     answered = frozenset(decision.prefixes)
@@ -87,9 +90,8 @@ def needs(ctx: Context, node: ConfiguredRuntime, decision: Decision) -> PodNeeds
     # An OCI hook answers variables, whatever the default runtime is.
     default, variables = (
         decision.is_default or decision.hook,
-        install.accepts_variables(ctx.settings),
+        install.accepts_variables(settings),
     )
-    counts = _counting(ctx)
     found = _needs(node, now, GpuService(default, answered | native, variables), native, counts)
     if found is not None and decision.hook:
         raise _refusal("apply", found.pods, f"annotations {', '.join(found.prefixes)}")
@@ -100,11 +102,10 @@ def _is_ready(pod: Sandbox) -> bool:
     return pod.ready
 
 
-def _counting(ctx: Context) -> Callable[[Sandbox], bool]:
-    """The test whether a pod counts: it is ready, or it is older than a boot that was a moment
-    ago."""
-    uptime = ctx.uptime()
-    booted = ctx.wall() - uptime if uptime < _STARTING else 0.0
+def counting(now: float, uptime: float) -> Callable[[Sandbox], bool]:
+    """The test whether a pod counts: it is ready, or it is older than a boot that was a moment ago.
+    `now` is in seconds since the epoch, `uptime` in seconds since the boot."""
+    booted = now - uptime if uptime < _STARTING else 0.0
     return lambda pod: pod.ready or 0 < pod.created < booted
 
 
@@ -212,22 +213,27 @@ def handler_users(
 
 
 def apply_refusal(
-    ctx: Context, node: ConfiguredRuntime, after: Files, called: tuple[str, ...]
-) -> Refused | None:
+    settings: Settings, host: HostRoot, node: ConfiguredRuntime, after: Files,
+    called: tuple[str, ...],
+) -> Refused | None:  # fmt: skip
     """The refusal of an apply that running pods would not survive, None where they would.
 
     `after` are the files as they will be, and `called` are the low-level runtimes that NVIDIA's
     runtime will call. Raises Unreachable."""
-    now, later = _states(ctx, node, node.effective(after), called)
+    config = _toolkit_config(settings, host)
+    now, later = _states(host, node, node.effective(after), called, config)
     used, what = handler_users(node, now, later)
     return _refusal("apply", used, what) if used else None
 
 
-def revert_refusal(ctx: Context, node: ConfiguredRuntime, after: Files) -> Refused | None:
+def revert_refusal(
+    settings: Settings, host: HostRoot, node: ConfiguredRuntime, after: Files
+) -> Refused | None:
     """The refusal of a revert that running pods would not survive, None where they would. `after`
     are the files as they will be. Raises Unreachable."""
-    config, effective_after = _toolkit_config(ctx.settings, ctx.host), node.effective(after)
-    now, later = _states(ctx, node, effective_after, config.runtimes if config else ())
+    config, effective_after = _toolkit_config(settings, host), node.effective(after)
+    called = config.runtimes if config else ()
+    now, later = _states(host, node, effective_after, called, config)
     used, moved = handler_users(node, now, later)
     before, restored = (
         gpu_service(node, node.running(), config),
@@ -243,24 +249,25 @@ def revert_refusal(ctx: Context, node: ConfiguredRuntime, after: Files) -> Refus
 
 
 def _states(
-    ctx: Context, node: ConfiguredRuntime, after: Effective, called: tuple[str, ...]
-) -> tuple[Mapping[str, object], Mapping[str, object]]:
-    """What pods of each handler need, now and after the change."""
-    config = _toolkit_config(ctx.settings, ctx.host)
-    later = low_level.first(ctx.host, called)
-    below = low_level.first(ctx.host, config.runtimes) if config else None
+    host: HostRoot, node: ConfiguredRuntime, after: Effective, called: tuple[str, ...],
+    config: ToolkitConfig | None,
+) -> tuple[Mapping[str, object], Mapping[str, object]]:  # fmt: skip
+    """What pods of each handler need, now and after the change. `config` is that of
+    `gpu_service`."""
+    later = low_level.first(host, called)
+    below = low_level.first(host, config.runtimes) if config else None
     now = node.pod_states(node.running(), below or later)
     return now, node.pod_states(after, later or below)
 
 
 def low_level_kept(
-    ctx: Context, node: ConfiguredRuntime | None, called: tuple[str, ...]
+    settings: Settings, host: HostRoot, node: ConfiguredRuntime | None, called: tuple[str, ...]
 ) -> tuple[tuple[str, ...], str | None]:
     """The low-level runtimes that NVIDIA's runtime is to call, and a warning where running pods
     keep the present one in place. Another one would not find these pods. Raises Unreachable."""
-    config = _toolkit_config(ctx.settings, ctx.host)
-    now = low_level.first(ctx.host, config.runtimes) if config and node else None
-    later = low_level.first(ctx.host, called)
+    config = _toolkit_config(settings, host)
+    now = low_level.first(host, config.runtimes) if config and node else None
+    later = low_level.first(host, called)
     if node is None or not now or not later or os.path.basename(now) == os.path.basename(later):
         return called, None
     running = node.running()

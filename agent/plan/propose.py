@@ -22,15 +22,16 @@ from agent.host.paths import HostRoot
 from agent.options.settings import Settings
 from agent.plan import in_force, obstacles, own_specs, pod_guard, toolkit_users
 from agent.plan.candidate import known_failure, loaded_digest
-from agent.plan.context import Context
+from agent.plan.context import Context, StartTrial
 from agent.plan.observe import Observation
-from agent.plan.toolkit_users import MovedToolkit
+from agent.plan.toolkit_users import ChangedNode, MovedToolkit
 from agent.runtimes import find, low_level, registry
 from agent.runtimes.base import CannotSwitch, ConfiguredRuntime, EditRequest, Edits, Runtime
 from agent.runtimes.desired_state import Desired
 from agent.runtimes.preflight import Candidate, Preflight
 from agent.runtimes.restart import Restart
-from agent.status import is_publishable
+from agent.state.store import Memory, Store
+from agent.status import Publisher, is_publishable
 from agent.toolkit import device_nodes, install, programs
 from agent.toolkit.device_nodes import MissingNode
 
@@ -42,14 +43,14 @@ if TYPE_CHECKING:
 class Proposal:
     """What a plan shows.
 
-    `edits` is None where the options forbid a change of the runtime's configuration. `unproven`
-    lists what the running runtime lacks, and `restart` is the way to restart it; it is None where
-    no restart is due. `trial` is the verdict of the trial start before a restart. `cdi_refused`
-    means that the runtime does not start with native CDI on. `blocked` is the reason for which
-    `apply` refuses. `repairs` are our own files that somebody made unusable; they are written
-    first. `toolkit` is None where the node has none and needs none, `spec` where no CDI specs are
-    asked for. `nodes` are the device nodes to create. `moved_toolkits` are directories in which we
-    installed the toolkit under other options."""
+    `node` and `edits` are None where the options forbid a change of the runtime's configuration.
+    `unproven` lists what the running runtime lacks, and `restart` is the way to restart it; it is
+    None where no restart is due. `trial` is the verdict of the trial start before a restart.
+    `cdi_refused` means that the runtime does not start with native CDI on. `blocked` is the reason
+    for which `apply` refuses. `repairs` are our own files that somebody made unusable; they are
+    written first. `toolkit` is None where the node has none and needs none, `spec` where no CDI
+    specs are asked for. `nodes` are the device nodes to create. `moved_toolkits` are directories in
+    which we installed the toolkit under other options."""
 
     runtime: Runtime
     node: ConfiguredRuntime | None
@@ -69,26 +70,41 @@ class Proposal:
     moved_toolkits: tuple[MovedToolkit, ...] = ()
 
     @property
+    def config_changes(self) -> tuple[Change, ...]:
+        """The changes of the runtime's files."""
+        return self.edits.changes if self.edits else ()
+
+    @property
     def changes(self) -> tuple[Change, ...]:
         """Every file that would be written, without the toolkit's programs."""
         spec, toolkit = self.spec, self.toolkit
         found = (
             *self.repairs,
             *(spec.changes if spec else ()),
-            *(self.edits.changes if self.edits else ()),
+            *self.config_changes,
             toolkit.config if toolkit else None,
         )
         return tuple(change for change in found if change is not None)
 
     @property
-    def is_default(self) -> bool:
-        """Will a handler of ours be the default runtime?"""
-        return _is_default(self.runtime, self.decision, self.edits)
+    def changed_node(self) -> ChangedNode | None:
+        """The runtime's files as they will be, None where the options forbid a change of them."""
+        if self.node is None or self.edits is None:
+            return None
+        return ChangedNode(self.node, self.edits.changes, self.edits.files)
 
     @property
-    def configured(self) -> bool:
+    def is_default(self) -> bool:
+        """Will a handler of ours be the default runtime? Without edits, because the options forbid
+        them, the runtime's own answer counts."""
+        if self.edits is None:
+            return registry.shows_nvidia(self.runtime.answer)
+        return self.decision.is_default
+
+    @property
+    def is_configured(self) -> bool:
         """Are the runtime and its files as desired?"""
-        return not (self.edits and self.edits.changes) and self.restart is None
+        return not self.config_changes and self.restart is None
 
     @property
     def refusal(self) -> AgentError | None:
@@ -98,7 +114,7 @@ class Proposal:
         return self.blocked or next((found for found in problems if found is not None), None)
 
     @property
-    def right(self) -> bool:
+    def nothing_to_do(self) -> bool:
         """Is there nothing to write, nothing to restart and no obstacle?"""
         possible = self.spec is None or self.spec.problem is None
         installed = self.toolkit is None or self.toolkit.right
@@ -107,42 +123,23 @@ class Proposal:
             and installed
             and not self.nodes
             and not self.changes
-            and not any(item.why is None for item in self.moved_toolkits)
-            and (self.restart is None)
+            and all(item.needed_by for item in self.moved_toolkits)
+            and self.restart is None
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Configuration:
-    """The decision, and what follows from it for the runtime's files; fields as in Proposal."""
-
-    decision: Decision
-    warnings: tuple[str, ...]
-    edits: Edits | None = None
-    unproven: tuple[str, ...] = ()
-    restart: Restart | None = None
-    preflight: Preflight | None = None
-    trial: Trial | None = None
-    blocked: AgentError | None = None
-    cdi_refused: bool = False
-
-    @property
-    def failed(self) -> bool:
-        """Is it known that the runtime does not start on these files?"""
-        return isinstance(self.blocked, TrialFailed | CandidateFailed)
 
 
 def propose(ctx: Context, seen: Observation, *, may_enable: bool | None = None) -> Proposal:
     """What would be done, without doing it. `may_enable` overrides the option that allows native
     CDI to be switched on. Raises Unreachable or Refused."""
-    configuration = _configuration(ctx, seen, may_enable)
-    decision, node = configuration.decision, seen.node
-    root = driver.root_of(ctx.host, driver.places(ctx.settings))
-    calls, kept = _low_level(ctx, seen, configuration.edits)
-    pods = _pods_in_the_way(ctx, node, configuration, calls)
-    toolkit = _toolkit(ctx, seen, configuration, calls, root)
-    hook = install.cdi_hook(ctx.settings, ctx.host, seen.toolkit)
-    spec = _specs(ctx, seen.runtime, decision, hook)
+    settings, host = ctx.settings, ctx.host
+    begun = _configuration(ctx, seen, may_enable)
+    root = driver.root_of(host, driver.places(settings))
+    calls, kept = _low_level(settings, host, seen, begun.edits)
+    pods = _pods_in_the_way(settings, host, begun, calls)
+    toolkit = _toolkit(settings, host, seen.toolkit, begun, calls, root)
+    hook = install.cdi_hook(settings, host, seen.toolkit)
+    gpus = KnownGpus(ctx.store, host, ctx.boot_id, refresh=ctx.refresh)
+    spec = _specs(settings, host, gpus, begun, hook)
     notes = (
         kept,
         *_refusals(pods),
@@ -152,66 +149,53 @@ def propose(ctx: Context, seen: Observation, *, may_enable: bool | None = None) 
             "NVIDIA_DRIVER_ROOT", root.host_path if root else None, "--driver-root"
         ),
     )
-    nodes, refused = device_nodes.possible(device_nodes.missing(ctx.settings, ctx.host, root))
-    moved_toolkits = _moved_toolkits(ctx.settings, ctx.host, seen, configuration.edits)
-    proposal = Proposal(
-        runtime=seen.runtime,
-        node=node,
-        decision=decision,
+    nodes, refused = device_nodes.possible(device_nodes.missing(settings, host, root))
+    moved_toolkits: tuple[MovedToolkit, ...] = ()
+    if begun.changed_node is not None and seen.toolkit is not None:
+        moved_toolkits = toolkit_users.moved_toolkits(
+            settings, host, begun.changed_node, seen.memory, seen.toolkit.directory
+        )
+    proposal = replace(
+        begun,
         warnings=(
-            *configuration.warnings,
+            *begun.warnings,
             *(text for text in notes if text),
             *(toolkit.warnings if toolkit else ()),
             *(spec.warnings if spec else ()),
             *refused,
             *(item.warning for item in moved_toolkits),
         ),
-        edits=configuration.edits,
-        unproven=configuration.unproven,
-        restart=configuration.restart,
-        preflight=configuration.preflight,
-        trial=configuration.trial,
-        blocked=configuration.blocked or pods,
-        cdi_refused=configuration.cdi_refused,
-        repairs=seen.repairs,
+        blocked=begun.blocked or pods,
         toolkit=toolkit,
         spec=spec,
         nodes=nodes,
         moved_toolkits=moved_toolkits,
     )
-    if (blocked := _unwritable(ctx, proposal)) is None:
+    if (blocked := _unwritable(host, ctx.store, ctx.publisher, proposal)) is None:
         return proposal
     return replace(proposal, blocked=blocked, warnings=(*proposal.warnings, *_refusals(blocked)))
 
 
 def _toolkit(
-    ctx: Context, seen: Observation, configuration: _Configuration, calls: tuple[str, ...],
-    root: DriverRoot | None,
+    settings: Settings, host: HostRoot, found: install.Toolkit | None, begun: Proposal,
+    calls: tuple[str, ...], root: DriverRoot | None,
 ) -> install.ToolkitProposal | None:  # fmt: skip
     """The toolkit's directory, made for the future default runtime."""
-    if seen.toolkit is None:
+    if found is None:
         return None
-    decision = configuration.decision
-    is_default = _is_default(seen.runtime, decision, configuration.edits)
-    decision = replace(decision, is_default=is_default)
-    return install.propose(ctx.settings, ctx.host, seen.toolkit, decision, calls, root)
-
-
-def _is_default(runtime: Runtime, decision: Decision, edits: Edits | None) -> bool:
-    """Will a handler of ours be the default runtime? Without edits, because the options forbid
-    them, the runtime's own answer counts."""
-    return decision.is_default if edits is not None else registry.shows_nvidia(runtime.answer)
+    decision = replace(begun.decision, is_default=begun.is_default)
+    return install.propose(settings, host, found, decision, calls, root)
 
 
 def _specs(
-    ctx: Context, runtime: Runtime, decision: Decision, hook: str | None
+    settings: Settings, host: HostRoot, gpus: KnownGpus, begun: Proposal, hook: str | None
 ) -> own_specs.SpecProposal | None:
     """The CDI specs, for the runtime or NVIDIA's programs to read."""
-    program = find.program(ctx.settings, ctx.host, runtime) if decision.native else None
+    runtime, decision = begun.runtime, begun.decision
+    program = find.program(settings, host, runtime) if decision.native else None
     directories, reader = find.spec_directories(runtime), _reader(runtime, decision)
-    gpus = KnownGpus(ctx.store, ctx.host, ctx.boot_id, refresh=ctx.refresh)
     return own_specs.propose(
-        ctx.settings, ctx.host, gpus, decision.spec_dirs, hook, reader, directories, program
+        settings, host, gpus, decision.spec_dirs, hook, reader, directories, program
     )
 
 
@@ -220,7 +204,7 @@ def _refusals(error: AgentError | None) -> tuple[str, ...]:
 
 
 def _low_level(
-    ctx: Context, seen: Observation, edits: Edits | None
+    settings: Settings, host: HostRoot, seen: Observation, edits: Edits | None
 ) -> tuple[tuple[str, ...], str | None]:
     """The low-level runtimes that NVIDIA's runtime is to call, and a warning."""
     if seen.toolkit is None:
@@ -231,39 +215,30 @@ def _low_level(
         # Of the files as they are: the default may become ours by these very edits.
         base = edits.base or base or node.effective(node.files).default
         called = edits.called
-    calls = low_level.runtimes(ctx.settings, ctx.host, seen.runtime.kind, effective, base, called)
-    return pod_guard.low_level_kept(ctx, node, calls)
+    calls = low_level.runtimes(settings, host, seen.runtime.kind, effective, base, called)
+    return pod_guard.low_level_kept(settings, host, node, calls)
 
 
 def _pods_in_the_way(
-    ctx: Context, node: ConfiguredRuntime | None, configuration: _Configuration,
-    calls: tuple[str, ...],
-) -> Refused | None:  # fmt: skip
+    settings: Settings, host: HostRoot, begun: Proposal, calls: tuple[str, ...]
+) -> Refused | None:
     """The refusal of a change that running pods would not survive. `calls` are the low-level
     runtimes that NVIDIA's runtime will call."""
-    edits = configuration.edits
-    if node is None or edits is None or configuration.restart is None:
+    changed = begun.changed_node
+    if changed is None or begun.restart is None:
         return None
-    return pod_guard.apply_refusal(ctx, node, edits.files, calls)
+    return pod_guard.apply_refusal(settings, host, changed.node, changed.files, calls)
 
 
-def _moved_toolkits(
-    settings: Settings, host: HostRoot, seen: Observation, edits: Edits | None
-) -> tuple[MovedToolkit, ...]:
-    if seen.node is None or edits is None or seen.toolkit is None:
-        return ()
-    after = toolkit_users.ChangedNode(seen.node, edits.changes, edits.files)
-    return toolkit_users.moved_toolkits(settings, host, after, seen.memory, seen.toolkit.directory)
-
-
-def _unwritable(ctx: Context, proposal: Proposal) -> AgentError | None:
+def _unwritable(
+    host: HostRoot, store: Store, publisher: Publisher, proposal: Proposal
+) -> AgentError | None:
     """Why a proposal cannot be written, None where it can or where nothing has to be written."""
-    if proposal.right or proposal.refusal is not None:
+    if proposal.nothing_to_do or proposal.refusal is not None:
         return None
-    changes = proposal.edits.changes if proposal.edits else ()
     return obstacles.of_changes(
-        ctx, changes, transaction=not proposal.configured, spec=proposal.spec,
-        toolkit=proposal.toolkit,
+        host, store, publisher, proposal.config_changes,
+        transaction=not proposal.is_configured, spec=proposal.spec, toolkit=proposal.toolkit,
     )  # fmt: skip
 
 
@@ -285,28 +260,29 @@ def _unpublishable_warning(key: str, path: str | None, option: str) -> str | Non
     )
 
 
-def _configuration(ctx: Context, seen: Observation, may_enable: bool | None) -> _Configuration:
+def _configuration(ctx: Context, seen: Observation, may_enable: bool | None) -> Proposal:
     """The decision and the runtime's files. Where native CDI cannot be switched on, row 5 of
     DESIGN section 3 holds."""
     node, memory = seen.node, seen.memory
     if node is None:
         decision = _decision(ctx, seen, may_enable=False)
-        return _Configuration(decision, decision.warnings)
+        return Proposal(seen.runtime, None, decision, decision.warnings)
     allowed = ctx.settings.may_enable_cdi if may_enable is None else may_enable
     allowed = allowed and memory.cdi_refused != loaded_digest(seen.runtime, node.files)
-    configuration = _with_checks(ctx, node, _with_edits(ctx, seen, node, allowed))
-    if not configuration.failed or configuration.decision.row != 4 or memory.enabled_cdi:
-        return configuration
-    without = _with_checks(ctx, node, _with_edits(ctx, seen, node, False))
-    text = f"native CDI cannot be switched on: {configuration.blocked}"
+    begun = _with_checks(ctx, memory, _with_edits(ctx, seen, node, allowed))
+    does_not_start = isinstance(begun.blocked, TrialFailed | CandidateFailed)
+    if not does_not_start or begun.decision.row != 4 or memory.enabled_cdi:
+        return begun
+    without = _with_checks(ctx, memory, _with_edits(ctx, seen, node, False))
+    text = f"native CDI cannot be switched on: {begun.blocked}"
     return replace(without, cdi_refused=True, warnings=(*without.warnings, text))
 
 
 def _with_edits(
     ctx: Context, seen: Observation, node: ConfiguredRuntime, may_enable: bool
-) -> _Configuration:
+) -> Proposal:
     """The decision, the edits that follow from it, and whether a restart is due."""
-    settings, memory, toolkit = ctx.settings, seen.memory, seen.toolkit
+    settings, memory, toolkit, runtime = ctx.settings, seen.memory, seen.toolkit, seen.runtime
     assert toolkit is not None
     decision = _decision(ctx, seen, may_enable=may_enable)
     available, left_out = ((), ()) if decision.hook else install.binaries(settings, toolkit)
@@ -320,15 +296,18 @@ def _with_edits(
         # No edit can switch native CDI on here, so row 5 holds.
         decision = _decision(ctx, seen, may_enable=False)
         edits, notes = node.edits(ctx.host, replace(request, decision=decision))
-    unproven = tuple(node.adapter.unproven(edits.desired, seen.runtime.answer))
-    unproven = unproven or in_force.unproven_after_reload(ctx, node, edits, memory)
+    unproven = tuple(node.adapter.unproven(edits.desired, runtime.answer))
+    unproven = unproven or in_force.unproven_after_reload(
+        node, edits, memory, ctx.boot_id, ctx.wall
+    )
     restart = None
     if unproven:
-        runtime = seen.runtime
         restart = ctx.choose_restart(settings.restart_mode, runtime.process, ctx.host, runtime.kind)
     warnings = (*decision.warnings, *left_out, *notes, *_hard_links(edits.changes))
     warnings += restart.warnings if restart else ()
-    return _Configuration(decision, warnings, edits, unproven, restart)
+    return Proposal(
+        runtime, node, decision, warnings, edits, unproven, restart, repairs=seen.repairs
+    )
 
 
 def _decision(ctx: Context, seen: Observation, *, may_enable: bool) -> Decision:
@@ -340,7 +319,10 @@ def _decision(ctx: Context, seen: Observation, *, may_enable: bool) -> Decision:
         may_enable=may_enable,
     )  # fmt: skip
     decision = decided()
-    needs = pod_guard.needs(ctx, seen.node, decision) if seen.node else None
+    if seen.node is None:
+        return decision
+    counts = pod_guard.counting(ctx.wall(), ctx.uptime())
+    needs = pod_guard.needs(ctx.settings, ctx.host, seen.node, decision, counts)
     return decided(needs=needs) if needs else decision
 
 
@@ -370,19 +352,17 @@ def _decide(
     )
 
 
-def _with_checks(
-    ctx: Context, node: ConfiguredRuntime, configuration: _Configuration
-) -> _Configuration:
-    """The configuration with the results of all checks: the runtime survives a restart, its
-    executable accepts the files, the candidate has not failed before, and a trial start succeeds.
-    """
-    warnings, restart, edits = configuration.warnings, configuration.restart, configuration.edits
+def _with_checks(ctx: Context, memory: Memory, begun: Proposal) -> Proposal:
+    """The proposal with the results of all checks: the runtime survives a restart, its executable
+    accepts the files, the candidate has not failed before, and a trial start succeeds."""
+    warnings, restart, edits, node = begun.warnings, begun.restart, begun.edits, begun.node
     assert edits is not None
+    assert node is not None
     hazard = node.restart_hazard(ctx.host, edits.files)
     if hazard is not None:
         warnings = (*warnings, *(_refusals(hazard) if restart else (hazard.later,)))
     checked = None
-    if edits.changes or restart:
+    if not begun.is_configured:
         names = tuple(edits.desired.handlers)
         ours = (*names, *edits.desired.absent)
         checked = node.preflight(ctx.host, Candidate(edits.files, names, ours))
@@ -391,9 +371,9 @@ def _with_checks(
     blocked: AgentError | None = hazard if restart else None
     trial = None
     if restart and blocked is None:
-        blocked = known_failure(ctx, node, edits)
+        blocked = None if ctx.retry else known_failure(ctx.host, ctx.store, node, edits, ctx.wall())
         if blocked is None:
-            trial = trial_verdict(ctx, node, edits.changes, edits.desired, "apply")
+            trial = trial_verdict(ctx, memory, node, edits.changes, edits.desired, "apply")
             blocked = trial.refusal
         if blocked is not None:
             warnings = (*warnings, *_refusals(blocked))
@@ -401,18 +381,13 @@ def _with_checks(
             warnings = (*warnings, f"not tried: {trial.note}")
         elif trial is not None and trial.warning:
             warnings = (*warnings, trial.warning)
-    return replace(
-        configuration, preflight=checked, warnings=warnings, blocked=blocked, trial=trial
-    )
+    return replace(begun, preflight=checked, warnings=warnings, blocked=blocked, trial=trial)
 
 
 def trial_verdict(
-    ctx: Context,
-    node: ConfiguredRuntime,
-    changes: tuple[Change, ...],
-    desired: Desired,
-    purpose: str,
-) -> Trial:
+    ctx: Context, memory: Memory, node: ConfiguredRuntime, changes: tuple[Change, ...],
+    desired: Desired, purpose: str,
+) -> Trial:  # fmt: skip
     """The verdict of a trial start on the files after these changes. Where no trial start can be
     made, no restart may activate changes of others on which no runtime has run yet."""
     from agent.runtimes import trial  # a restart takes longer than to load them
@@ -422,22 +397,24 @@ def trial_verdict(
         verdict = trial.Trial(False, subject)
     else:
         verdict = trial.judge(ctx.host, subject, changes, purpose, ctx.start_trial)
-    if verdict.refusal is not None or (unseen := in_force.first_unloaded(ctx, node)) is None:
+    if verdict.refusal is not None:
+        return verdict
+    if (unloaded := in_force.first_unloaded(memory, node, ctx.wall)) is None:
         return verdict
     if isinstance(subject, str) or not verdict.done:
-        return replace(verdict, refusal=in_force.refusal(unseen, purpose, verdict.note))
+        return replace(verdict, refusal=in_force.refusal(unloaded, purpose, verdict.note))
     return trial.warn_of_present(ctx.host, subject, verdict, ctx.start_trial)
 
 
-def start_failure(ctx: Context, node: ConfiguredRuntime) -> str:
+def start_failure(host: HostRoot, start_trial: StartTrial, node: ConfiguredRuntime) -> str:
     """Why the runtime does not start on the present files; "" where it does, or where that is not
     known."""
     from agent.runtimes import trial  # needed only where something failed
 
-    subject = trial.subject(ctx.host, node, Desired({}))
+    subject = trial.subject(host, node, Desired({}))
     if isinstance(subject, str):
         return ""
-    return ctx.start_trial(ctx.host, subject.launch({}), lambda _: []).failure
+    return start_trial(host, subject.launch({}), lambda _: []).failure
 
 
 def _hard_links(changes: tuple[Change, ...]) -> tuple[str, ...]:

@@ -79,20 +79,20 @@ def refusal(
 
 @dataclass(frozen=True, slots=True)
 class MovedToolkit:
-    """A directory in which we installed the toolkit under other options. `why` is the reason why
-    it has to stay, None where it can be removed."""
+    """A directory in which we installed the toolkit under other options. `needed_by` is the reason
+    why it has to stay, None where it can be removed."""
 
     directory: HostPath
-    why: str | None
+    needed_by: str | None
 
     @property
     def warning(self) -> str:
         """The warning for a plan."""
-        if self.why is None:
+        if self.needed_by is None:
             return f"the toolkit in {self.directory} is removed: nothing needs it any more"
         return (
             f"the toolkit in {self.directory} is left from another --toolkit-install-dir "
-            f"({self.why}); it goes with an apply once nothing needs it"
+            f"({self.needed_by}); it goes with an apply once nothing needs it"
         )
 
 

@@ -22,7 +22,6 @@ from agent.errors import AgentError
 from agent.host.paths import HostPath, HostRoot
 from agent.options.settings import Settings
 from agent.plan import own_specs
-from agent.plan.context import Context
 from agent.runtimes import registry
 from agent.runtimes.base import ConfiguredRuntime
 from agent.status import Publisher
@@ -30,13 +29,13 @@ from agent.toolkit import install, programs
 
 
 def watch_paths(
-    ctx: Context, node: ConfiguredRuntime | None, spec: own_specs.SpecProposal | None = None
-) -> tuple[str, ...]:
+    settings: Settings, host: HostRoot, publisher: Publisher, node: ConfiguredRuntime | None,
+    spec: own_specs.SpecProposal | None,
+) -> tuple[str, ...]:  # fmt: skip
     """The watch list. `node` is None where the configuration could not be read, `spec` is None
     where no specs were proposed."""
-    settings, host = ctx.settings, ctx.host
     found = [*(_of_node(host, node) if node is not None else _of_settings(settings, host))]
-    found += [*_published(ctx.publisher), *_programs(settings, host), *_cdi(settings, host, node)]
+    found += [*_published(publisher), *_programs(settings, host), *_cdi(settings, host, node)]
     found += [f"={path}" for path in (spec.judged_paths if spec else ())]
     return tuple(dict.fromkeys(found))
 

@@ -26,6 +26,7 @@ from agent.runtimes import registry
 from agent.runtimes.key_ownership import condition
 from agent.state import store
 from agent.state.store import TIDYING, Memory, Original
+from agent.status import Publisher
 from agent.toolkit.tree import CONFIG
 
 
@@ -33,7 +34,8 @@ from agent.toolkit.tree import CONFIG
 class Report:
     """The state of a node. `problem` is the error because of which other parts are missing. `ready`
     means that the published decision is valid and up to date. `default` and `handlers` are those
-    that the running runtime shows. `specs` are the CDI specs on disk."""
+    that the running runtime shows. `specs` are the CDI specs on disk. `memory` is what is
+    remembered, empty where it cannot be read."""
 
     ready: bool
     proposal: Proposal | None
@@ -48,6 +50,7 @@ class Report:
     handlers: tuple[str, ...]
     specs: tuple[SpecStatus, ...]
     left_over_files: tuple[LeftOver, ...]
+    memory: Memory
 
 
 def report(ctx: Context) -> Report:
@@ -59,8 +62,8 @@ def report(ctx: Context) -> Report:
         journal = ctx.store.journal()
         if journal is not None and journal.stage != TIDYING:
             unfinished = f"{journal.purpose} ({journal.stage})"
-        failed = next((item.why for item in reversed(ctx.store.failures().values())), None)
-        proposal = propose(ctx, observe(ctx, memory))
+        failed = next((item.reason for item in reversed(ctx.store.failures().values())), None)
+        proposal = propose(ctx, observe(ctx.settings, ctx.host, memory))
         problem = proposal.refusal
     except AgentError as error:
         problem = error
@@ -72,7 +75,7 @@ def report(ctx: Context) -> Report:
         ]
         drift += _toolkit_drift(proposal)
         drift += [f"running runtime: {text}" for text in proposal.unproven]
-    published, missing = _published(ctx)
+    published, missing = _published(ctx.host, ctx.publisher, ctx.boot_id)
     if proposal is not None and published:
         now = dict(status.lines(facts(ctx.settings, ctx.host, proposal), ctx.boot_id, ctx.wall()))
         if now["TOOLKIT_CONFIG_HASH"] != published.get("TOOLKIT_CONFIG_HASH"):
@@ -81,7 +84,8 @@ def report(ctx: Context) -> Report:
         (
             name,
             item.digest is not None,
-            _condition(ctx.host.agent_path(name), name, item) + _stale(ctx, proposal, name, item),
+            _condition(ctx.host.agent_path(name), name, item)
+            + _stale(ctx.host, proposal, name, item),
         )
         for name, item in sorted(memory.files.items())
     )
@@ -90,7 +94,7 @@ def report(ctx: Context) -> Report:
     return Report(
         ready, proposal, problem, published, missing, touched, unfinished, failed, tuple(drift),
         default, tuple(handlers), _on_disk(proposal.spec) if proposal and proposal.spec else (),
-        _left_over(ctx.settings, ctx.host, proposal, memory),
+        _left_over(ctx.settings, ctx.host, proposal, memory), memory,
     )  # fmt: skip
 
 
@@ -126,15 +130,15 @@ def _condition(agent: str, host: str, original: Original) -> str:
         return error.message
 
 
-def _stale(ctx: Context, proposal: Proposal | None, host: str, original: Original) -> str:
+def _stale(host: HostRoot, proposal: Proposal | None, name: str, original: Original) -> str:
     """A note where the runtime does not load a configuration file that we made, because another
     toolkit replaced the file that imported it."""
     node = proposal.node if proposal else None
-    ours = original.digest is None and host.endswith((".toml", ".conf"))
-    if node is None or not ours or not os.path.lexists(ctx.host.agent_path(host)):
+    ours = original.digest is None and name.endswith((".toml", ".conf"))
+    if node is None or not ours or not os.path.lexists(host.agent_path(name)):
         return ""
     loaded = {file.path.host for file in node.files}
-    return "" if host in loaded else ", and the runtime does not load it"
+    return "" if name in loaded else ", and the runtime does not load it"
 
 
 def _left_over(
@@ -147,8 +151,10 @@ def _left_over(
         return ()
 
 
-def _published(ctx: Context) -> tuple[dict[str, str], str | None]:
+def _published(
+    host: HostRoot, publisher: Publisher, boot_id: str
+) -> tuple[dict[str, str], str | None]:
     try:
-        return status.read_valid(ctx.host, ctx.publisher.directory, ctx.boot_id), None
+        return status.read_valid(host, publisher.directory, boot_id), None
     except Refused as error:
         return {}, error.message

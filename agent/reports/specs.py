@@ -22,6 +22,7 @@ from agent.errors import AgentError, Refused
 from agent.host.paths import HostPath, HostRoot
 from agent.options.settings import Settings
 from agent.runtimes import find, registry
+from agent.runtimes.base import Runtime
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +55,10 @@ class _RuntimeReader:
     executable: str | None = None
 
 
-def inventory(settings: Settings, host: HostRoot) -> Inventory:
-    """Examine every spec on the node."""
-    node = _runtime(settings, host)
+def inventory(settings: Settings, host: HostRoot, runtime: Runtime | None = None) -> Inventory:
+    """Examine every spec on the node. `runtime` is the one that was found already; otherwise it is
+    looked for."""
+    node = _reading_runtime(settings, host, runtime)
     dirs = _directories(settings, host, node)
     files = installed.specs(host, dirs, node.reader)
     if node.executable and any(map(installed.doubt, files)):
@@ -77,7 +79,7 @@ def inventory(settings: Settings, host: HostRoot) -> Inventory:
 
 def of_files(settings: Settings, host: HostRoot, paths: Sequence[str]) -> Inventory:
     """Examine each of these files by itself; `-` is standard input. Raises Refused."""
-    node = _runtime(settings, host)
+    node = _reading_runtime(settings, host)
     typed = sys.stdin.buffer.read(spec_files.LIMIT + 1) if "-" in paths else b""
     files = [_given(path, host, node.reader, typed) for path in paths]
     if node.executable and any(map(installed.doubt, files)):
@@ -116,9 +118,11 @@ def _given(name: str, host: HostRoot, reader: Reader, typed: bytes) -> SpecFile:
     return installed.examine(name, taken or b"", host, reader)
 
 
-def _runtime(settings: Settings, host: HostRoot) -> _RuntimeReader:
+def _reading_runtime(
+    settings: Settings, host: HostRoot, runtime: Runtime | None = None
+) -> _RuntimeReader:
     try:
-        runtime = find.find_runtime(settings, host)
+        runtime = runtime or find.find_runtime(settings, host)
     except AgentError as error:
         cause = error.message.partition(";")[0]
         return _RuntimeReader(UNKNOWN_READER, DEFAULT_DIRS, (f"{cause}: versions were not judged",))

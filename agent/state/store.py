@@ -125,7 +125,7 @@ class Entry:
 class Failure:
     """Why a candidate failed, and when, in seconds since the epoch."""
 
-    why: str
+    reason: str
     at: float
 
 
@@ -305,7 +305,7 @@ class Store:
         """Note a candidate that failed, so that it is not tried again unchanged."""
         known = {mark: old for mark, old in self.failures().items() if mark != fingerprint}
         latest = [*known.items(), (fingerprint, failure)][-_FAILURES:]
-        data = {mark: {"why": item.why[:1000], "at": item.at} for mark, item in latest}
+        data = {mark: {"why": item.reason[:1000], "at": item.at} for mark, item in latest}
         self._save("failed.json", {"candidates": data})
 
     def forget_failure(self) -> None:

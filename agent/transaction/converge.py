@@ -87,7 +87,7 @@ def _refuse_first(ctx: Context) -> Proposal | None:
     refusal does not even create that. Returns None on other nodes. Raises AgentError."""
     if os.path.lexists(ctx.store.directory):
         return None
-    proposal = propose(ctx, observe(ctx, Memory()))
+    proposal = _propose(ctx, Memory())
     _refuse(ctx, proposal)
     return proposal
 
@@ -117,25 +117,29 @@ def _spec_problem(proposal: Proposal) -> AgentError | None:
     return proposal.spec.problem if proposal.spec else None
 
 
+def _propose(ctx: Context, memory: Memory, *, may_enable: bool | None = None) -> Proposal:
+    return propose(ctx, observe(ctx.settings, ctx.host, memory), may_enable=may_enable)
+
+
 def _recover_and_converge(ctx: Context, first: Proposal | None) -> Outcome:
     recovered = recover.recover(ctx)
     memory = store.current_memory(ctx.store)
-    repaired = garbled_files.repair(ctx, memory)
+    repaired = garbled_files.repair(ctx.settings, ctx.host, ctx.log, memory)
     try:
         # The first proposal still holds if no other process changed the state meanwhile.
-        proposal = first if first and memory == Memory() else propose(ctx, observe(ctx, memory))
+        proposal = first if first and memory == Memory() else _propose(ctx, memory)
     except Unreachable as error:
         if not repaired:
             raise
         garbled_files.revive(ctx, error)
-        proposal = propose(ctx, observe(ctx, memory))
+        proposal = _propose(ctx, memory)
     if recovered.waiting:
         if _still_waits(proposal):
             written = _install(ctx, proposal)
             return publish(ctx, Outcome(proposal, written, pending=True), barrier=False)
         _refuse(ctx, proposal)
         recovered = recover.give_up_waiting(ctx)
-        proposal = propose(ctx, observe(ctx, ctx.store.memory()))
+        proposal = _propose(ctx, ctx.store.memory())
     barrier = recovered.barrier or ctx.barrier
     outcome = _converge(ctx, proposal, ctx.store.memory(), barrier=barrier)
     return replace(outcome, recovered=recovered.outcome, changed=(*repaired, *outcome.changed))
@@ -143,8 +147,8 @@ def _recover_and_converge(ctx: Context, first: Proposal | None) -> Outcome:
 
 def _still_waits(proposal: Proposal) -> bool:
     """Is the written change still the right one, and its restart still not ours to do?"""
-    changes = proposal.edits.changes if proposal.edits else ()
-    return not changes and proposal.restart is not None and proposal.restart.kind == "none"
+    restart = proposal.restart
+    return not proposal.config_changes and restart is not None and restart.kind == "none"
 
 
 def publish_failure(publisher: Publisher, log: Log, error: AgentError) -> None:
@@ -165,17 +169,17 @@ def _converge(
     _refuse(ctx, proposal)
     if proposal.restart is not None and proposal.restart.kind != "none":
         restart_spread.check_time(ctx)
-        restart_budget.require(ctx, proposal.edits.changes if proposal.edits else ())
+        restart_budget.require(ctx, proposal.config_changes)
     nodes = device_nodes.create(proposal.nodes, ctx.log)
     if nodes:  # they belong into the spec
-        proposal = propose(ctx, observe(ctx, memory), may_enable=False if refused_cdi else None)
+        proposal = _propose(ctx, memory, may_enable=False if refused_cdi else None)
         _refuse(ctx, proposal)
     written = (*nodes, *_install(ctx, proposal))
     for warning in proposal.warnings:
         ctx.log.warning("warning of the plan", text=warning)
     if proposal.restart is not None and proposal.restart.along:
         ctx.log.info("units are restarted along", units=list(proposal.restart.along))
-    if proposal.configured:
+    if proposal.is_configured:
         outcome = clean_up(ctx, memory, Outcome(proposal, written))
         return publish(ctx, outcome, barrier=barrier)
     assert proposal.node is not None
@@ -192,7 +196,7 @@ def _converge(
         fingerprint=candidate.fingerprint(ctx.host, proposal.node, proposal.edits),
         check=functools.partial(refuse_changed, proposal.node, ctx.host),
         restarting=functools.partial(restart_budget.use, ctx),
-        start_failure=functools.partial(start_failure, ctx, proposal.node),
+        start_failure=functools.partial(start_failure, ctx.host, ctx.start_trial, proposal.node),
     )
     try:
         done = change.carry_out(ctx, request)
@@ -238,10 +242,8 @@ def clean_up(ctx: Context, memory: Memory, outcome: Outcome) -> Outcome:
 
 
 def _is_needed(settings: Settings, host: HostRoot, proposal: Proposal, directory: str) -> bool:
-    if proposal.node is None or proposal.edits is None:
-        return True
-    changed = toolkit_users.ChangedNode(proposal.node, proposal.edits.changes, proposal.edits.files)
-    return toolkit_users.why_kept(settings, host, changed, directory) is not None
+    changed = proposal.changed_node
+    return changed is None or toolkit_users.why_kept(settings, host, changed, directory) is not None
 
 
 def down_units(log: Log, restart: Restart | None) -> tuple[str, ...]:
@@ -271,7 +273,7 @@ def _after_failure(
         raise error
     ctx.log.warning("native CDI could not be switched on", reason=error.message)
     try:
-        second = propose(ctx, observe(ctx, memory), may_enable=False)
+        second = _propose(ctx, memory, may_enable=False)
         return _converge(ctx, second, memory, barrier=barrier, refused_cdi=True)
     except Refused as other:
         if isinstance(error, RolledBack):  # the runtime was restarted: that is no refusal

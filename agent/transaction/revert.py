@@ -79,7 +79,7 @@ def revert(ctx: Context, *, keep_edits: bool = False, toolkit: bool = False) -> 
 def _revert(ctx: Context, *, keep_edits: bool, toolkit: bool) -> Reverted:
     waiting = recover.recover(ctx).waiting
     memory = store.current_memory(ctx.store)
-    garbled_files.repair(ctx, memory)
+    garbled_files.repair(ctx.settings, ctx.host, ctx.log, memory)
     plan = _plan(ctx, memory, keep_edits=keep_edits, toolkit=toolkit)
     if waiting:  # no runtime has seen the last change, so that one is undone first
         recover.give_up_waiting(ctx)
@@ -125,7 +125,9 @@ def _plan(ctx: Context, memory: Memory, *, keep_edits: bool, toolkit: bool) -> _
     dirs = _spec_dirs(ctx.settings, ctx.host)
     blocked = obstacles.of_removal(ctx.host, own_specs.written_by_us(ctx.settings, ctx.host, dirs))
     if request is not None and blocked is None:
-        blocked = obstacles.of_changes(ctx, request.changes, transaction=True)
+        blocked = obstacles.of_changes(
+            ctx.host, ctx.store, ctx.publisher, request.changes, transaction=True
+        )
     if toolkit and blocked is None:
         blocked = obstacles.of_toolkit_removal(ctx.settings, ctx.host)
     if blocked is not None:
@@ -197,7 +199,7 @@ def _request(
     effective_after, effective_now = node.effective(after), node.effective(node.files)
     default, running = registry.shown(node.runtime.answer)
     removed_handlers = _removed_handlers(effective_now, effective_after, running)
-    if used := pod_guard.revert_refusal(ctx, node, after):
+    if used := pod_guard.revert_refusal(ctx.settings, ctx.host, node, after):
         raise used
     desired = Desired({}, effective_after.default, False, removed_handlers)
     root_removed, notes = _removed_root(ctx.host, node, memory)
@@ -219,7 +221,7 @@ def _request(
     if not checked.done:
         notes = (*notes, f"not pre-flighted: {checked.note}")
     if restart is not None:
-        notes = (*notes, *_trial_notes(ctx, node, changes, desired))
+        notes = (*notes, *_trial_notes(ctx, memory, node, changes, desired))
     request = change.Request(
         purpose="revert",
         runtime=node.runtime,
@@ -227,7 +229,7 @@ def _request(
         restart=restart,
         desired=desired,
         before=states_of(node),
-        start_failure=functools.partial(start_failure, ctx, node),
+        start_failure=functools.partial(start_failure, ctx.host, ctx.start_trial, node),
         memory=memory,
         fingerprint="revert",
         check=(lambda: None)
@@ -238,10 +240,11 @@ def _request(
 
 
 def _trial_notes(
-    ctx: Context, node: ConfiguredRuntime, changes: tuple[Change, ...], desired: Desired
-) -> tuple[str, ...]:
+    ctx: Context, memory: Memory, node: ConfiguredRuntime, changes: tuple[Change, ...],
+    desired: Desired,
+) -> tuple[str, ...]:  # fmt: skip
     """Notes from a trial start. Raises Refused where the runtime would not start again."""
-    trial = trial_verdict(ctx, node, changes, desired, "revert")
+    trial = trial_verdict(ctx, memory, node, changes, desired, "revert")
     if trial.refusal is not None:
         raise trial.refusal
     if trial.done and not trial.warning:

@@ -186,7 +186,7 @@ class ModelNode:
     def propose(self) -> Proposal:
         """`plan`."""
         ctx = self._context()
-        return propose.propose(ctx, observe(ctx, ctx.store.memory()))
+        return propose.propose(ctx, observe(ctx.settings, ctx.host, ctx.store.memory()))
 
     def apply(self) -> Outcome:
         """`apply`."""

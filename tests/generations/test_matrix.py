@@ -74,7 +74,7 @@ def converges(node: ModelNode, row: Row) -> None:
     assert node.starts == 2
 
     right = node.whole()
-    assert node.propose().right
+    assert node.propose().nothing_to_do
     node.apply()
     assert touched(right, node.whole()) == []
     assert node.starts == 2

@@ -12,17 +12,16 @@ import pytest
 
 from agent.cri.client import Answer
 from agent.cri.process import Process
+from agent.errors import CandidateFailed
 from agent.host.paths import HostPath, HostRoot
-from agent.options.settings import resolve
 from agent.plan import candidate, in_force
-from agent.plan.context import Context
 from agent.runtimes.base import Edits, Endpoint, Runtime
+from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.containerd import load
 from agent.runtimes.containerd.adapter import ContainerdNode
 from agent.runtimes.containerd.generations import generation
 from agent.runtimes.desired_state import Desired
 from agent.state.store import Failure, Store
-from agent.status import Publisher
 from tests.unit.support.made_node import ticks
 
 HOST = HostRoot("/")
@@ -63,17 +62,13 @@ class Scene:
         """No edits: the files as they are."""
         return Edits((), Desired({}), self.node().files)
 
-    def context(self, *, retry: bool = False) -> Context:
-        """A context whose clock says `now`."""
-        return Context(
-            resolve({}, {}, "toolkit-agent"), HOST, self.store,
-            Publisher(str(self.directory)), wall=lambda: self.now, retry=retry,
-        )  # fmt: skip
+    def refusal(self) -> CandidateFailed | None:
+        """Is the candidate one that failed before `now`?"""
+        return candidate.known_failure(HOST, self.store, self.node(), self.edits(), self.now)
 
-    def refused(self, *, retry: bool = False) -> bool:
-        """Is the candidate one that failed before?"""
-        found = candidate.known_failure(self.context(retry=retry), self.node(), self.edits())
-        return found is not None
+    def unloaded(self) -> ConfigFile | None:
+        """The first file that the runtime has not loaded."""
+        return in_force.first_unloaded(self.store.memory(), self.node(), time.time)
 
     def fail(self) -> None:
         """The candidate fails."""
@@ -87,23 +82,22 @@ def scene(tmp_path: Path) -> Scene:
 
 
 def test_same_candidate_is_refused(scene: Scene) -> None:
-    """Until a day has passed, or somebody asks; a clock that was set back does not prolong it."""
-    assert not scene.refused()
+    """Until a day has passed; a clock that was set back does not prolong it."""
+    assert not scene.refusal()
     scene.fail()
-    assert scene.refused()
-    assert not scene.refused(retry=True)
+    assert scene.refusal()
     scene.now += 86399
-    assert scene.refused()
+    assert scene.refusal()
     scene.now += 2
-    assert not scene.refused()
+    assert not scene.refusal()
     scene.now = 10.0
-    assert not scene.refused()
+    assert not scene.refusal()
 
 
 def test_message_says_what_to_do(scene: Scene) -> None:
     """And why it failed."""
     scene.fail()
-    found = candidate.known_failure(scene.context(), scene.node(), scene.edits())
+    found = scene.refusal()
     assert found is not None
     assert "(it died)" in found.message
     assert "apply --retry" in found.message
@@ -124,9 +118,9 @@ def test_changed_cause_makes_another_candidate(
     }
     for name, change in changes.items():
         change()
-        assert not scene.refused(), name
+        assert not scene.refusal(), name
         scene.fail()
-        assert scene.refused(), name
+        assert scene.refusal(), name
 
 
 def test_unit_is_a_part_of_it(scene: Scene, tmp_path: Path) -> None:
@@ -151,7 +145,7 @@ def test_failure_of_an_earlier_version_is_forgotten(scene: Scene) -> None:
     path.write_text(f'{{"format": 1, "candidates": {{"{mark}": "it died"}}}}')
     assert scene.store.failures() == {mark: Failure("it died", 0.0)}
     scene.now = 1e9
-    assert not scene.refused()
+    assert not scene.refusal()
 
 
 # --- files that the runtime has not loaded -----------------------------------------------------
@@ -161,11 +155,7 @@ def test_older_file_is_loaded(scene: Scene) -> None:
     """Whatever the runtime shows."""
     scene.now = os.stat(scene.root).st_ctime
     scene.running = replace(scene.running, start=ticks(60))
-    assert in_force.first_unloaded(_timed(scene), scene.node()) is None
-
-
-def _timed(scene: Scene) -> Context:
-    return replace(scene.context(), wall=time.time)
+    assert scene.unloaded() is None
 
 
 @pytest.mark.parametrize(
@@ -192,7 +182,7 @@ def test_younger_file_counts_as_loaded_where_the_runtime_shows_it(
     if loaded:
         below["base"] = str(scene.spec)
     scene.shown = shown
-    found = in_force.first_unloaded(_timed(scene), scene.node())
+    found = scene.unloaded()
     assert (found is None) is loaded
     if found is not None:
         refusal = in_force.refusal(found, "apply", "no rights")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -106,7 +107,8 @@ def decision(**given: Any) -> Decision:
 
 def needs(ctx: Context, *args: Any, **given: Any) -> PodNeeds | None:
     """What running pods would lose by a native row."""
-    return pod_guard.needs(ctx, node(*args), decision(**given))
+    counts = pod_guard.counting(ctx.wall(), ctx.uptime())
+    return pod_guard.needs(ctx.settings, ctx.host, node(*args), decision(**given), counts)
 
 
 def test_annotations_of_our_handlers_count(ctx: Context, answers: ToolkitConfig) -> None:
@@ -216,11 +218,12 @@ def test_low_level_program_of_running_pods_stays_first(
     crun, runc = str(programs / "crun"), str(programs / "runc")
     (config / "config.toml").write_text(f'[nvidia-container-runtime]\nruntimes = ["{crun}"]\n')
     answers.add("web", handler="runc")
-    assert pod_guard.low_level_kept(ctx, node(), (crun, runc)) == ((crun, runc), None)
+    kept = functools.partial(pod_guard.low_level_kept, ctx.settings, ctx.host)
+    assert kept(node(), (crun, runc)) == ((crun, runc), None)
     assert answers.asked == []
-    assert pod_guard.low_level_kept(ctx, node("runc"), (runc,)) == ((runc,), None)
+    assert kept(node("runc"), (runc,)) == ((runc,), None)
     answers.add("train", handler="nvidia")
-    called, warning = pod_guard.low_level_kept(ctx, node("runc"), (runc,))
+    called, warning = kept(node("runc"), (runc,))
     assert called == (crun, runc)
     assert warning is not None
     assert "ml/train (nvidia)" in warning

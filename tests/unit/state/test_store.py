@@ -143,8 +143,8 @@ def test_failure_is_remembered_until_it_is_forgotten(store: Store) -> None:
     store.remember_failure("f", Failure("it died " * 1000, 1.0))
     store.remember_failure("g", Failure("it hung", 2.0))
     assert set(store.failures()) == {"f", "g"}
-    assert store.failures()["f"].why.startswith("it died")
-    assert len(store.failures()["f"].why) <= 1000
+    assert store.failures()["f"].reason.startswith("it died")
+    assert len(store.failures()["f"].reason) <= 1000
     store.forget_failure()
     store.forget_failure()
     assert store.failures() == {}

@@ -183,7 +183,7 @@ def test_timer_undoes_for_an_agent_that_is_gone(node: ContainedNode) -> None:
         assert node.restarts == 2
     assert recover.recover(node.context()).outcome == "undone"
     assert node.restarts == 2, "it runs on its old files already"
-    assert [item.why for item in node.context().store.failures().values()] == [FIRED]
+    assert [item.reason for item in node.context().store.failures().values()] == [FIRED]
     assert (node.guards(), node.strays(), node.status()) == ([], [], STATUS)
     assert node.systemd.timers == {}
 
