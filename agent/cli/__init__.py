@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from agent import __version__
-from agent.cli.base import EPILOG, Command, LongLived, emit, output_option, settings_of, usage_error
+from agent.cli.base import (
+    Command,
+    Group,
+    LongLived,
+    complete_file,
+    emit,
+    output_option,
+    settings_of,
+    usage_error,
+)
 from agent.cli.cdi import cdi
 from agent.cli.start import run_and_end
 from agent.errors import AgentError, Locked
@@ -27,31 +36,22 @@ _HELP = """Make this node's container runtime right for NVIDIA GPUs and CDI, and
 It asks the runtime itself whether it injects CDI devices, registers the nvidia handlers in its
 configuration, restarts it, proves the result and publishes the decision in `toolkit-ready`. What
 cannot be proven is undone.
-
-\b
-  toolkit-agent plan     what would be done, and why; changes nothing
-  toolkit-agent apply    do it
-  toolkit-agent status   what is
-  toolkit-agent doctor   what is wrong, and what to do
-  toolkit-agent config   every option, and where its value comes from
-  toolkit-agent revert   back to the files of before
-  toolkit-agent run      do it, and keep the node right until stopped
 """
 
 
-@click.group(help=_HELP, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="toolkit-agent")
 def cli() -> None:
     """Group the commands."""
 
 
-cli.add_command(cdi)
-
-
-@cli.command(cls=Command)
+@cli.command(cls=Command, short_help="Show what would be done, and why; change nothing.")
 @output_option
 def plan(output: str, **given: str | None) -> None:
-    """Show the decision with its evidence, the diff of every file, and restarts. Writes nothing."""
+    """Show the decision with its evidence, the diff of every file, and restarts. Writes nothing.
+
+    The exit code is 1 where there is something to change.
+    """
     from agent.cli.render import plan as render_plan
     from agent.plan.observe import observe
     from agent.plan.propose import propose
@@ -64,7 +64,7 @@ def plan(output: str, **given: str | None) -> None:
         raise SystemExit(1)
 
 
-@cli.command(cls=Command)
+@cli.command(cls=Command, short_help="Make the node right, once.")
 @click.option("--retry", is_flag=True, help="Try a change that failed before once more.")
 @output_option
 def apply(output: str, *, retry: bool, **given: str | None) -> None:
@@ -78,7 +78,7 @@ def apply(output: str, *, retry: bool, **given: str | None) -> None:
     emit(output, outcome, render_apply.outcome_text, "Outcome", render_apply.outcome_data)
 
 
-@cli.command(cls=LongLived)
+@cli.command(cls=LongLived, short_help="Make the node right, and keep it right until stopped.")
 def run(**given: str | None) -> None:
     """Make the node right, publish, and keep it right until stopped; SIGHUP: look now.
 
@@ -107,10 +107,13 @@ def converge_child(
     raise SystemExit(child.work(ctx, inherited))
 
 
-@cli.command(cls=Command)
+@cli.command(cls=Command, short_help="Show what is: runtime, CDI, handlers, files, drift.")
 @output_option
 def status(output: str, **given: str | None) -> None:
-    """Show runtime, CDI, handlers, files, status file, drift and the last transaction."""
+    """Show runtime, CDI, handlers, files, status file, drift and the last transaction.
+
+    The exit code is 1 where the node is not ready.
+    """
     from agent.cli.render import status as render_status
     from agent.reports.node import report
 
@@ -120,13 +123,19 @@ def status(output: str, **given: str | None) -> None:
         raise SystemExit(1)
 
 
-@cli.command(cls=Command)
-@click.option("--bundle", metavar="FILE", help="Also write an archive for a bug report.")
+@cli.command(cls=Command, short_help="Say what is wrong, why it matters and what to do.")
+@click.option(
+    "--bundle",
+    metavar="FILE",
+    shell_complete=complete_file,
+    help="Also write an archive for a bug report.",
+)
 @output_option
 def doctor(output: str, bundle: str | None, **given: str | None) -> None:
     """Say what is wrong with this node, why it matters and what to do, the worst first.
 
-    Works on nodes that other tools configured, too. It changes nothing.
+    Works on nodes that other tools configured, too. It changes nothing. The exit code is 1 where
+    there is a fault.
     """
     from agent.cli.render import doctor as render_doctor
     from agent.doctor.check import diagnose
@@ -147,7 +156,7 @@ def doctor(output: str, bundle: str | None, **given: str | None) -> None:
         raise SystemExit(1)
 
 
-@cli.command(cls=Command)
+@cli.command(cls=Command, short_help="Put the original files back.")
 @click.option("--keep-edits", is_flag=True, help="Take our keys out of files edited since.")
 @click.option("--toolkit", "and_toolkit", is_flag=True, help="Remove the installed toolkit too.")
 @output_option
@@ -160,10 +169,18 @@ def revert(output: str, *, keep_edits: bool, and_toolkit: bool, **given: str | N
     emit(output, done, render_apply.reverted_text, "Reverted", render_apply.reverted_data)
 
 
-@cli.command(cls=Command)
-@click.option("--timeout", type=click.FloatRange(min=0), help="Seconds; default: for ever.")
+@cli.command(cls=Command, short_help="Block until the decision is published, and print it.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Give up after this time. [default: never]",
+)
 def wait(timeout: float | None, **given: str | None) -> None:
-    """Block until the decision is published, then print its lines. For init containers."""
+    """Block until the decision is published, then print its lines. For init containers.
+
+    The exit code is 1 where the time is over.
+    """
     import time
 
     from agent import status as contract
@@ -182,12 +199,13 @@ def wait(timeout: float | None, **given: str | None) -> None:
     click.echo("".join(f"{key}={value}\n" for key, value in values.items()), nl=False)
 
 
-@cli.command(cls=Command)
+@cli.command(cls=Command, short_help="Show every option, and where its value comes from.")
 @output_option
 def config(output: str, **given: str | None) -> None:
     """Show every option with its value and where that came from; `-`: found on the node.
 
-    Needs neither a runtime nor root.
+    It takes the options of all commands (`toolkit-agent run --help-all` shows them), and needs
+    neither a runtime nor root.
     """
     from agent.cli.render import config as render_config
     from agent.options.settings import effective
@@ -197,6 +215,9 @@ def config(output: str, **given: str | None) -> None:
     for text in settings.warnings:
         _print_error(f"warning: {text}")
     emit(output, values, render_config.text, "Config", render_config.data)
+
+
+cli.add_command(cdi)
 
 
 def _context(

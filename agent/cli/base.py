@@ -6,45 +6,39 @@ Invariant: every command takes every option of the table, and prints one documen
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from agent.errors import AgentError, UsageError
+from agent.options.option import FALSE, TRUE
 from agent.redaction import redact_text
 
 if TYPE_CHECKING:
-    from agent.options.option import Option
+    from click.shell_completion import CompletionItem
+
+    from agent.options.option import Option, Topic
     from agent.options.settings import Entry, Settings
 
 _Result = TypeVar("_Result")
 
-EPILOG = """\b
-Exit codes: 0 done or nothing to do; 1 plan found changes, status or wait: not ready,
-doctor or cdi validate found a fault;
-2 usage; 3 refused, nothing touched; 4 runtime unreachable; 5 failed and rolled back;
-6 rollback failed; 7 another instance holds the lock."""
+_EVERY = __name__  # in the context of click: show all options
 
 
-def flag(option: Option, *, shown: bool = True) -> click.Option:
-    """A click option for an entry of the table. A boolean is written --x, --x=true or --x=false. An
-    option that is not `shown` is accepted and is not in the help text."""
-    env = f" [{', '.join(option.env)}]" if option.env else ""
-    default = f" Default: {option.default}." if option.default else ""
-    extra: dict[str, Any] = {"metavar": option.kind.upper()}
-    if option.kind == "bool":
-        extra = {"is_flag": False, "flag_value": "true", "metavar": "BOOL"}
-    elif option.kind == "choice":
-        extra = {"metavar": "|".join(option.choices)}
-    elif option.kind == "list":
-        extra |= {"multiple": True, "callback": _joined}
+def flag(option: Option, *, concerned: bool = True) -> click.Option:
+    """A click option for an entry of the table. One that is not `concerned` is accepted, but it is
+    neither shown nor completed, and it has no flag of one letter."""
+    flags = [name for name in option.all_flags if concerned or name.startswith("--")]
+    several = option.kind == "list"
     return click.Option(
-        [*option.all_flags, option.name], default=None, help=f"{option.help}{default}{env}",
-        hidden=not (option.supported and shown), **extra,
+        [*flags, option.name], default=None, help=option.help, hidden=not concerned,
+        multiple=several, callback=_joined if several else None,
+        shell_complete=functools.partial(_complete, option),
     )  # fmt: skip
 
 
@@ -53,31 +47,140 @@ def _joined(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> st
     return ",".join(given) if given else None
 
 
+def _complete(
+    option: Option, ctx: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem] | list[str]:
+    """What a shell may put in the place of an incomplete value."""
+    if option.kind in ("path", "file"):
+        return complete_file(ctx, parameter, incomplete)
+    choices = ("true", "false") if option.kind == "bool" else option.choices
+    return [choice for choice in choices if choice.startswith(incomplete)]
+
+
+def complete_file(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Let the shell complete the name of a file."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="file")]
+
+
+class Group(click.Group):
+    """Commands in the order in which they were added. Without a command, it says which there are
+    and ends with exit code 2."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - as in click
+        """The names of the commands."""
+        return list(self.commands)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the command line. Raises click's Exit without words."""
+        if args:
+            return super().parse_args(ctx, args)
+        formatter = ctx.make_formatter()
+        self.format_usage(ctx, formatter)
+        self.format_commands(ctx, formatter)
+        formatter.write_paragraph()
+        formatter.write_text(f"{ctx.command_path} --help says more.")
+        click.echo(formatter.getvalue(), err=True, nl=False)
+        raise click.exceptions.Exit(2)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the exit codes below the help of the program."""
+        _write_epilog(ctx, formatter)
+
+
+def _write_epilog(ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    if ctx.parent is None:
+        from agent.cli.help import write_exit_codes
+
+        write_exit_codes(formatter)
+
+
+def _show_all(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        ctx.meta[_EVERY] = True
+        click.echo(ctx.get_help())
+        ctx.exit()
+
+
 class Command(click.Command):
     """A command with every option of the table, before its own options. The options are made when
     click asks for them, because those of all commands take as long as the rest of --help."""
 
-    def __init__(self, name: str | None, epilog: str = EPILOG, **given: Any) -> None:
-        super().__init__(name, epilog=epilog, **given)
-        self._complete = False
+    _complete = False
+    _alone: Mapping[str, str]  # by the flag of a boolean: what it means without a value
 
-    def options(self) -> list[click.Option]:
-        """The options of the table."""
-        from agent.options.table import OPTIONS
+    def topics(self) -> Sequence[Topic]:
+        """The options that it accepts."""
+        from agent.options.table import TOPICS
 
-        return [flag(option) for option in OPTIONS]
+        return TOPICS
+
+    def concern(self, ctx: click.Context) -> str:
+        """Its name in the table."""
+        return ctx.command_path.partition(" ")[2] or str(self.name)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Give click the options."""
         if not self._complete:
             self._complete = True
-            self.params = [*self.options(), *self.params]
+            every = click.Option(
+                ["--help-all"], is_flag=True, is_eager=True, expose_value=False,
+                callback=_show_all, help="Show all options and exit.",
+            )  # fmt: skip
+            topics, command = self.topics(), self.concern(ctx)
+            shown = {option.name for topic in topics for option in topic.of(command)}
+            table = [option for topic in topics for option in topic.options]
+            made = [flag(option, concerned=option.name in shown) for option in table]
+            self._alone = {
+                name: f"{option.all_flags[0]}=true"
+                for option, one in zip(table, made, strict=True)
+                for name in (one.opts if option.kind == "bool" else ())
+            }
+            self.params = [*made, *self.params, every]
         return super().get_params(ctx)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the command line. Raises click's UsageError."""
+        self.get_params(ctx)
+        try:
+            return super().parse_args(ctx, list(_with_values(args, self._alone)))
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx
+            raise
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options that concern the command."""
+        from agent.cli.help import write_options
+
+        table = {option.name for topic in self.topics() for option in topic.options}
+        own = [one for one in self.get_params(ctx) if one.name not in table]
+        write_options(
+            ctx, formatter, self.topics(), self.concern(ctx), own, every=ctx.meta.get(_EVERY, False)
+        )
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the exit codes below the help of a program."""
+        _write_epilog(ctx, formatter)
+
+
+def _with_values(words: Sequence[str], alone: Mapping[str, str]) -> Iterator[str]:
+    """The words of a command line. A boolean option that stands alone gets its value, because click
+    would take the next word for it."""
+    rest = iter(itertools.zip_longest(words, words[1:]))
+    for word, after in rest:
+        yield alone[word] if word in alone and after not in TRUE | FALSE else word
+        if word == "--":
+            yield from (word for word, _ in rest)
 
 
 class LongLived(Command):
     """A command that writes a log. Its errors are lines of the log unless stderr is a terminal. It
     removes the ready file of a dead process before anything else can fail."""
+
+    def concern(self, _: click.Context) -> str:
+        """Its name in the table."""
+        return "run"
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the command line. Raises SystemExit for a wrong option."""
@@ -115,21 +218,23 @@ def _errors_in_log(ctx: click.Context) -> Iterator[None]:
             raise
         from agent.log import StderrLog, failed
 
-        name = ctx.find_root().info_name or ""
-        found = error if isinstance(error, AgentError) else usage_error(error, name)
+        found = error if isinstance(error, AgentError) else usage_error(error, ctx.command_path)
         StderrLog().error("failed", **failed(found))
         raise SystemExit(found.exit_code) from error
 
 
 def usage_error(error: click.ClickException, name: str) -> AgentError:
-    """An error of click about a command line of the program `name`, as a UsageError."""
-    text = error.format_message().rstrip(".")
-    return UsageError(f"cannot use the command line: {text}; see {name} --help")
+    """An error of click about a command line, as a UsageError. `name` is that of the program, for
+    an error that does not know its command."""
+    text = error.format_message()
+    path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else name
+    end = "" if text.endswith((".", "?", ")")) else "."
+    return UsageError(f"cannot use the command line: {text}{end} See {path} --help.")
 
 
 output_option = click.option(
     "-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table",
-    show_default=True, help="How to show the result.",
+    metavar="table|json|yaml", show_default=True, help="How to show the result.",
 )  # fmt: skip
 
 

@@ -7,37 +7,46 @@ a runtime, and `generate` never asks one.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
-from agent.cli.base import Command, emit, flag, output_option, settings_of
+from agent.cli.base import Command, Group, complete_file, emit, output_option, settings_of
+
+if TYPE_CHECKING:
+    from agent.options.option import Topic
 
 
-@click.group()
+@click.group(cls=Group, short_help="Make CDI specs, list their devices, find what is wrong.")
 def cdi() -> None:
     """Container Device Interface specs."""
 
 
 class Generate(Command):
-    """A command whose help shows only the options that decide what it writes. It accepts all
-    others, so that all commands of a pod can have the same options."""
+    """A command with options of its own in the table, and variables of its own."""
 
-    def options(self) -> list[click.Option]:
+    def topics(self) -> Sequence[Topic]:
         """Its own options, then those of all commands."""
         from dataclasses import replace
 
-        from agent.options.cdi import GENERATE, GENERATE_ENV, GENERATE_SHOWN
-        from agent.options.table import OPTIONS
+        from agent.options.cdi import GENERATE, GENERATE_ENV
+        from agent.options.option import MAKE_SPEC, Topic
+        from agent.options.table import TOPICS
 
         own = {name: (variable,) for name, variable in GENERATE_ENV.items()}
-        every = (replace(one, env=(*own.get(one.name, ()), *one.env)) for one in OPTIONS)
         return [
-            *map(flag, GENERATE),
-            *(flag(one, shown=one.name in GENERATE_SHOWN) for one in every),
-        ]
+            Topic("Options", MAKE_SPEC, tuple(replace(one, main=True) for one in GENERATE)),
+            *(
+                replace(topic, options=tuple(
+                    replace(one, env=(*own.get(one.name, ()), *one.env)) for one in topic.options
+                ))
+                for topic in TOPICS
+            ),
+        ]  # fmt: skip
 
 
-@cdi.command(cls=Generate, epilog="Exit codes: 0 done; 2 usage; 3 refused, nothing written.")
+@cdi.command(cls=Generate, short_help="Print a CDI spec, or write it to a file.")
 def generate(**given: str | None) -> None:
     """Print a CDI spec, or write it to a file. Needs no runtime; nvidia.com/gpu loads the driver's
     NVML. Options are those of `nvidia-ctk cdi generate`, with its environment."""
@@ -63,7 +72,9 @@ def generate(**given: str | None) -> None:
         click.echo(found, nl=False)
 
 
-@cdi.command("list", cls=Command)
+@cdi.command(
+    "list", cls=Command, short_help="List every device, and whether a container can have it."
+)
 @output_option
 def list_devices(output: str, **given: str | None) -> None:
     """List every device of every spec on the node, and whether a container can have it."""
@@ -76,13 +87,13 @@ def list_devices(output: str, **given: str | None) -> None:
     emit(output, found, render_cdi.list_text, "CDIDevices", render_cdi.list_data)
 
 
-@cdi.command(cls=Command)
-@click.argument("files", nargs=-1, metavar="[FILE]...")
+@cdi.command(cls=Command, short_help="Tell all that a runtime would choke on.")
+@click.argument("files", nargs=-1, metavar="[FILE]...", shell_complete=complete_file)
 @output_option
 def validate(files: tuple[str, ...], output: str, **given: str | None) -> None:
     """Tell all that a runtime would choke on, in the specs on the node or in these files.
 
-    `-` is standard input. Exit code 1 where there is anything to tell.
+    `-` is standard input. The exit code is 1 where there is anything to tell.
     """
     from agent.cli.render import cdi as render_cdi
     from agent.plan.context import open_host

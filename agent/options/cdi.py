@@ -45,18 +45,20 @@ SPECS = (
            "Hooks to make all the same; chmod is made only so.",
            default="", flags=("--enable-hook", "--enable-hooks")),
     Option("ldconfig_path", "path", _env("LDCONFIG_PATH"),
-           "ldconfig on the host, for hooks; default: what nvidia-cdi-hook finds."),
+           "ldconfig on the host, for hooks.",
+           unset="what nvidia-cdi-hook finds"),
     Option("library_search_paths", "list", _env("LIBRARY_SEARCH_PATHS"),
-           "Directories with the driver's libraries; default: the usual ones, else the loader's "
-           "cache. For a Tegra: below the driver root, and searched before it.",
-           default="", flags=("--library-search-path",)),
+           "Directories with the driver's libraries. For a Tegra: below the driver root, and "
+           "searched before it.",
+           default="", unset="the usual ones, else the loader's cache",
+           flags=("--library-search-path",)),
     Option("config_search_paths", "list", _env("CONFIG_SEARCH_PATHS"),
-           "Directories with the driver's configuration files for graphics; default: the usual "
-           "ones.",
-           default="", flags=("--config-search-path",)),
+           "Directories with the driver's configuration files for graphics.",
+           default="", unset="the usual ones", flags=("--config-search-path",)),
     Option("csv_files", "list", _env("CSV_FILES"),
            "For a Tegra: files on the host that list what containers get.",
-           default=_CSV_FILES, flags=("--csv.file",)),
+           default=_CSV_FILES, unset=f"devices.csv, drivers.csv and l4t.csv in {CSV_DIRECTORY}",
+           flags=("--csv.file",)),
     Option("csv_ignore_patterns", "list", _env("CSV_IGNORE_PATTERNS"),
            "For a Tegra: patterns of listed links to leave out; **/ stands for any directory.",
            default="", flags=("--csv.ignore-pattern",)),
@@ -71,17 +73,19 @@ GENERATE = (
            "Which spec. nvml, csv (Tegra) and wsl (WSL2) make nvidia.com/gpu, each GPU and MIG "
            "device; auto takes the one of these that fits the machine; gpu is nvml.",
            default="management", flags=("--mode", "--discovery-mode"), choices=MODES),
-    Option("output", "text", ("NVIDIA_CTK_CDI_OUTPUT_FILE_PATH",),
-           "Write the spec to this file on the host, whole or not at all; default: print it."),
+    Option("output", "file", ("NVIDIA_CTK_CDI_OUTPUT_FILE_PATH",),
+           "Write the spec to this file on the host, whole or not at all.",
+           unset="print it"),
     Option("form", "choice", _env("OUTPUT_FORMAT"),
-           "How to write it; default: as the name of the output ends, else yaml.",
+           "How to write it.",
+           unset="as the name of the output ends, else yaml",
            flags=("--format",), choices=("yaml", "json")),
     Option("vendor", "text", _env("VENDOR"),
-           "Vendor of the kind; default: nvidia.com, or that of --cdi-kind.",
-           flags=("--vendor", "--cdi-vendor")),
+           "Vendor of the kind.",
+           unset="nvidia.com, or that of --cdi-kind", flags=("--vendor", "--cdi-vendor")),
     Option("class_name", "text", _env("CLASS"),
-           "Class of the kind; default: gpu, or that of the mode.",
-           flags=("--class", "--cdi-class")),
+           "Class of the kind.",
+           unset="gpu, or that of the mode", flags=("--class", "--cdi-class")),
     Option("device_ids", "list", _env("DEVICE_IDS"),
            "GPUs and MIG devices by index or UUID, or IMEX channels by number; none: an empty "
            "device.",
@@ -89,9 +93,10 @@ GENERATE = (
     Option("no_all_device", "bool", _env("NO_ALL_DEVICE"),
            "Make no device that stands for all others.",
            default="false"),
-    Option("hook_path", "text", ("NVIDIA_CTK_CDI_HOOK_PATH",),
+    Option("hook_path", "file", ("NVIDIA_CTK_CDI_HOOK_PATH",),
            "Program of hooks: a path on the host, taken as it is, or nvidia-cdi-hook or "
-           "nvidia-ctk; default: nvidia-cdi-hook where it is installed.",
+           "nvidia-ctk.",
+           unset="nvidia-cdi-hook where it is installed",
            flags=("--nvidia-cdi-hook-path", "--nvidia-ctk-path")),
     Option("feature_flags", "list", _env("FEATURE_FLAGS"),
            f"Several or all of: {', '.join(FEATURES)}.",
@@ -99,8 +104,3 @@ GENERATE = (
 )  # fmt: skip
 # Variables of `nvidia-ctk` for options of all commands; only `cdi generate` reads them.
 GENERATE_ENV = {"driver_root": "NVIDIA_CTK_DRIVER_ROOT", "dev_root": "NVIDIA_CTK_DEV_ROOT"}
-# The options in the help text of `cdi generate`, besides its own.
-GENERATE_SHOWN = (
-    "host_root", "driver_root", "driver_root_ctr_path", "dev_root", "dev_root_ctr_path",
-    "toolkit_install_dir", "cdi_kind", *(option.name for option in SPECS),
-)  # fmt: skip

@@ -1,4 +1,4 @@
-"""One option of the program.
+"""One option of the program, and one topic of the help text.
 
 Invariant: data only; the table of all options is in `agent.options.table`.
 """
@@ -8,7 +8,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["text", "path", "bool", "list", "choice", "seconds", "duration", "version"]
+Kind = Literal["text", "path", "file", "bool", "list", "choice", "seconds", "duration", "version"]
+
+# The spellings of Go's strconv.ParseBool, which reads upstream's options (MicroK8s passes 1 and 0).
+TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
+FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
+
+# Commands that an option can concern.
+RUN = ("run",)
+CHANGE = ("plan", "apply", "run", "revert")
+DECIDE = ("plan", "apply", "run", "status", "doctor", "verify")
+NODE = (*DECIDE, "revert")
+READ_SPECS = ("cdi list", "cdi validate")
+MAKE_SPEC = ("cdi generate",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +29,11 @@ class Option:
 
     `supported` is false where the program accepts the option and does nothing with it. `keep_empty`
     is true where an empty value differs from no value. `flags` is empty where the only flag is the
-    name with dashes.
+    name with dashes; the first flag is the usual one.
+
+    The rest is for help texts. `unset` says in words what holds without a value, if `default` does
+    not. `commands` are those that the option concerns; it is empty where they are those of its
+    topic. `main` is true where the option is in the short help text.
     """
 
     name: str
@@ -29,8 +45,28 @@ class Option:
     choices: tuple[str, ...] = ()
     supported: bool = True
     keep_empty: bool = False
+    unset: str = ""
+    commands: tuple[str, ...] = ()
+    main: bool = False
 
     @property
     def all_flags(self) -> tuple[str, ...]:
         """The flags on the command line, the usual one first."""
         return self.flags or ("--" + self.name.replace("_", "-"),)
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """Options that belong together in a help text, and the commands that they concern."""
+
+    title: str
+    commands: tuple[str, ...]
+    options: tuple[Option, ...]
+
+    def of(self, command: str) -> tuple[Option, ...]:
+        """The options that concern a command, without those that have no effect."""
+        return tuple(
+            option
+            for option in self.options
+            if option.supported and command in (option.commands or self.commands)
+        )

@@ -14,14 +14,10 @@ from typing import Any, Literal
 from agent.errors import UsageError
 from agent.options import gpu_operator
 from agent.options.cdi import HOOKS, NAME_STRATEGIES
-from agent.options.option import Option
+from agent.options.option import FALSE, TRUE, Option
 from agent.options.table import OPTIONS
 
 Entry = Literal["toolkit-agent", "nvidia-toolkit"]
-
-# The spellings of Go's strconv.ParseBool, which reads upstream's options (MicroK8s passes 1 and 0).
-_TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
-_FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 
 _KIND = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9]/[A-Za-z][A-Za-z0-9_-]*[A-Za-z0-9]")
 _HANDLER_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
@@ -258,9 +254,9 @@ def parse(option: Option, raw: str, where: str) -> Any:
 
 def parse_bool(text: str, where: str) -> bool:
     """A boolean in a spelling of Go's strconv.ParseBool. Raises UsageError."""
-    if text in _TRUE:
+    if text in TRUE:
         return True
-    if text in _FALSE:
+    if text in FALSE:
         return False
     raise UsageError(f"cannot use {where}={text}: give true or false")
 

@@ -101,7 +101,7 @@ KNOWN = {flag: option for option in OPTIONS for flag in option.all_flags}
 
 # A value that an option takes, by kind.
 GOOD = {
-    "text": "some-text", "path": "/some/path", "bool": "true", "list": "envvar",
+    "text": "some-text", "path": "/some/path", "file": "x", "bool": "true", "list": "envvar",
     "seconds": "5", "duration": "5m", "version": "1.30",
 }  # fmt: skip
 
@@ -395,11 +395,12 @@ def parsed(*words: str) -> dict[str, Any]:
         (["--set-as-default=true"], True),
         (["--set-as-default=false"], False),
         (["--set-as-default=0"], False),
+        (["--set-as-default", "false"], False),
         ([], None),
     ],
 )
 def test_boolean_flag_is_written_as_upstream_s(words: list[str], value: bool | None) -> None:
-    """Alone it means true; a value is joined by an equals sign."""
+    """Alone it means true; the next word counts only where it is a boolean."""
     params = parsed(*words)
     del params["output"]
     assert resolve(params, {}, "toolkit-agent").set_as_default is value
