@@ -24,6 +24,7 @@ from agent.cli.base import (
 )
 from agent.cli.cdi import cdi
 from agent.cli.start import run_and_end
+from agent.cli.verify import verify
 from agent.errors import AgentError, Locked
 from agent.redaction import redact_text
 
@@ -218,6 +219,7 @@ def config(output: str, **given: str | None) -> None:
 
 
 cli.add_command(cdi)
+cli.add_command(verify)
 
 
 def _context(

@@ -26,9 +26,21 @@ if TYPE_CHECKING:
 
 _Answer = TypeVar("_Answer")
 
+# The codes with which a runtime, and not gRPC, says that a call failed.
+_ANSWERS = ("UNKNOWN", "INTERNAL", "INVALID_ARGUMENT", "ALREADY_EXISTS", "FAILED_PRECONDITION")
 
-class _NotFound(Unreachable):
-    """What was asked for is there no more."""
+
+class Rejected(Unreachable):
+    """The runtime answered with an error. `words` are its own, without what they may repeat of a
+    configuration."""
+
+    def __init__(self, message: str, words: str) -> None:
+        super().__init__(message)
+        self.words = words
+
+
+class NotFound(Rejected):
+    """What was asked for is not there, or not any more."""
 
 
 class Unimplemented(Unreachable):
@@ -107,10 +119,8 @@ def answer_of(version: Any, status: Any) -> Answer:
 class PodQuestions:
     """Questions about pods, on one channel and all together within one time."""
 
-    def __init__(self, service: _Service, name: str, timeout: float) -> None:
-        self._service = service
-        self._name = name
-        self._end = time.monotonic() + timeout
+    def __init__(self, session: Session) -> None:
+        self._ask = session.ask
 
     def sandboxes(self) -> tuple[Sandbox, ...]:
         """All pods that the runtime knows. Raises Unreachable."""
@@ -165,11 +175,21 @@ class PodQuestions:
     def _info(self, method: str, request: Any) -> Mapping[str, Any]:
         try:
             answer = self._ask(method, request)
-        except _NotFound:
+        except NotFound:
             return {}
-        return _json(dict(answer.info).get("info")) or {}
+        return json_of(answer)
 
-    def _ask(self, method: str, request: Any) -> Any:
+
+class Session:
+    """Calls on one channel, all together within one time; `end` is a time of time.monotonic()."""
+
+    def __init__(self, service: _Service, name: str, end: float) -> None:
+        self._service = service
+        self._name = name
+        self._end = end
+
+    def ask(self, method: str, request: Any) -> Any:
+        """The answer to a call. Raises Unreachable, Rejected where the runtime gives an error."""
         left = self._end - time.monotonic()
         if left <= 0:
             raise Unreachable(f"cannot reach {self._name}: no answer in time; is the runtime up?")
@@ -177,10 +197,27 @@ class PodQuestions:
 
 
 @contextmanager
-def pod_questions(path: str, name: str, timeout: float = 10.0) -> Iterator[PodQuestions]:
-    """Questions about pods, `timeout` seconds for all of them. `name` is for messages."""
+def session(
+    path: str, name: str, timeout: float = 10.0, known: tuple[str, ...] = ()
+) -> Iterator[Session]:
+    """Calls about pods, `timeout` seconds for all of them. `name` is for messages; `known` are
+    texts of ours that the runtime may repeat in its errors."""
     with _channel(path, budget.PODS) as channel:
-        yield PodQuestions(_Service(channel, name, budget.PODS), name, timeout)
+        service = _Service(channel, name, budget.PODS, known)
+        yield Session(service, name, time.monotonic() + timeout)
+
+
+@contextmanager
+def pod_questions(path: str, name: str, timeout: float = 10.0) -> Iterator[PodQuestions]:
+    """Questions about pods, as `session`."""
+    with session(path, name, timeout) as opened:
+        yield PodQuestions(opened)
+
+
+def json_of(answer: Any) -> Mapping[str, Any]:
+    """What only this runtime says in a verbose answer about a pod or a container; {} where that is
+    not JSON."""
+    return _json(dict(answer.info).get("info")) or {}
 
 
 @contextmanager
@@ -203,22 +240,26 @@ def _channel(path: str, limits: Budget) -> Iterator[grpc.Channel]:
 
 
 class _Service:
-    """The CRI's RuntimeService behind a channel; `name` is for messages."""
+    """The CRI's services behind a channel; `name` is for messages, `known` as for `session`."""
 
-    def __init__(self, channel: grpc.Channel, name: str, limits: Budget) -> None:
+    def __init__(
+        self, channel: grpc.Channel, name: str, limits: Budget, known: tuple[str, ...] = ()
+    ) -> None:
         self._channel = channel
         self._name = name
         self._limits = limits
+        self._known = known
 
     def ask(self, method: str, request: Any, timeout: float) -> Any:
         """The answer within `timeout` seconds. Raises Unreachable."""
         from agent._cri import api_pb2
 
+        service = "ImageService" if method.startswith("Image") else "RuntimeService"
         call: Callable[..., bytes] = self._channel.unary_unary(
-            f"/runtime.v1.RuntimeService/{method}",
+            f"/runtime.v1.{service}/{method}",
             request_serializer=type(request).SerializeToString,
         )
-        data = _call(self._name, lambda: call(request, timeout=timeout))
+        data = _call(self._name, self._known, lambda: call(request, timeout=timeout))
         kind = getattr(api_pb2, f"{method}Response")
         try:
             return protobuf.parsed(data, kind, self._limits)
@@ -229,7 +270,7 @@ class _Service:
             ) from error
 
 
-def _call(name: str, call: Callable[[], _Answer]) -> _Answer:
+def _call(name: str, known: tuple[str, ...], call: Callable[[], _Answer]) -> _Answer:
     import grpc
 
     try:
@@ -238,21 +279,22 @@ def _call(name: str, call: Callable[[], _Answer]) -> _Answer:
         from agent.toml.masking import masked  # needed only where something failed
 
         # A runtime repeats in it what its configuration says.
-        code, details = error.code(), masked(error.details() or "", (name,))
+        code, details = error.code(), masked(error.details() or "", (name, *known))
         if code is grpc.StatusCode.UNIMPLEMENTED:
             raise Unimplemented(
                 f"cannot use {name}: it does not serve CRI v1 ({details}); look in the runtime's "
                 "log for why its CRI plugin did not load"
             ) from error
         if code is grpc.StatusCode.NOT_FOUND:
-            raise _NotFound(f"cannot find it behind {name}: {details}") from error
+            raise NotFound(f"cannot find it behind {name}: {details}", details) from error
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             details = "no answer in time"
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             details = f"its answer is too large ({details})"
-        raise Unreachable(
-            f"cannot reach {name}: {details or code.name}; is the runtime up?"
-        ) from error
+        text = f"cannot reach {name}: {details or code.name}; is the runtime up?"
+        if code.name in _ANSWERS:
+            raise Rejected(text, details or code.name) from error
+        raise Unreachable(text) from error
 
 
 def _json(text: str | None) -> Mapping[str, Any] | None:

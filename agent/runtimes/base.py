@@ -23,7 +23,7 @@ from agent.host.paths import HostPath, HostRoot
 from agent.options.settings import Settings
 from agent.runtimes.config_file import ConfigFile, Files, Overlay
 from agent.state.store import Memory, Store
-from agent.toml.edit import Data, Op, Path
+from agent.toml.edit import Data, Op, Path, get
 from agent.toolkit.programs import Binary
 
 if TYPE_CHECKING:
@@ -322,6 +322,12 @@ class ConfiguredRuntime(ABC):
     def cgroup_drivers(self) -> Mapping[str, str]:
         """By what each handler makes cgroups, "systemd" or "cgroupfs", where the files say it."""
         return {}
+
+    def sandbox_image(self, host: HostRoot) -> str | None:
+        """The image of which each pod has a container, None where it is not known. Some runtimes
+        do not show it in Status; then the executable is run."""
+        found = get(self.runtime.answer.config, ("sandboxImage",))
+        return found if isinstance(found, str) and found else None
 
     def needs_restart(self, changed: tuple[str, ...]) -> bool:
         """Does a change of these files (host paths) take effect only at the next start?"""

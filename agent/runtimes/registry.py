@@ -91,7 +91,10 @@ def shown(answer: Answer) -> tuple[str | None, tuple[str, ...]]:
 
 def shows_nvidia(answer: Answer) -> bool:
     """Does the runtime show a default runtime that is NVIDIA's, whatever its name?"""
-    adapter = adapter_of(answer)
-    default = str(adapter.shown_default(answer))
-    table = get(adapter.shown_handlers(answer), (default,))
-    return is_ours(default, table if isinstance(table, dict) else {})
+    return is_shown_as_nvidia(answer, str(adapter_of(answer).shown_default(answer)))
+
+
+def is_shown_as_nvidia(answer: Answer, name: str) -> bool:
+    """Is the handler of this name NVIDIA's, as the runtime shows it?"""
+    table = get(adapter_of(answer).shown_handlers(answer), (name,))
+    return is_ours(name, table if isinstance(table, dict) else {})

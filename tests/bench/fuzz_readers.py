@@ -184,8 +184,8 @@ class _Service:
     def __init__(self, data: bytes) -> None:
         self._data = data
 
-    def ask(self, method: str, request: object, timeout: float) -> object:
-        """As the service of a channel."""
+    def ask(self, method: str, request: object) -> object:
+        """As the session on a channel."""
         kind = getattr(api_pb2, f"{method}Response")
         return protobuf.parsed(self._data, kind, budget.PODS)
 
@@ -195,7 +195,7 @@ _NOTHING = Effective("", {}, None, {})
 
 def _read_pods(data: bytes) -> None:
     service: Any = _Service(data)
-    questions = cri.PodQuestions(service, "socket", 60)
+    questions = cri.PodQuestions(service)
     for ask in (questions.sandboxes, questions.containers):
         with suppress(ValueError):
             ask()

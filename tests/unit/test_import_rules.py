@@ -28,6 +28,7 @@ LAYERS = (
     ("agent.transaction",),
     ("agent.doctor",),
     ("agent.reports",),
+    ("agent.verify",),
     ("agent.plan",),
     ("agent.runtimes",),
     ("agent.cdi", "agent.toolkit", "agent.status"),
@@ -45,7 +46,7 @@ LEVEL = {name: len(LAYERS) - number for number, names in enumerate(LAYERS) for n
 
 # A library that is slow, big or hard is known to one module only.
 ONLY = {
-    "click": {"agent.cli", "agent.cli.base", "agent.cli.cdi"},
+    "click": {"agent.cli", "agent.cli.base", "agent.cli.cdi", "agent.cli.verify"},
     "grpc": {"agent.cri.client"},
     "jeepney": {"agent.systemd.dbus"},
     "tomlkit": {"agent.toml.statement"},

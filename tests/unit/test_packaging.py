@@ -80,6 +80,50 @@ FIELDS = {
     "ContainerMetadata": ["1 string name", "2 uint32 attempt"],
     "ContainerStatusRequest": ["1 string container_id", "2 bool verbose"],
     "ContainerStatusResponse": ["2 map<string, string> info"],
+    "RunPodSandboxRequest": ["1 PodSandboxConfig config", "2 string runtime_handler"],
+    "RunPodSandboxResponse": ["1 string pod_sandbox_id"],
+    "PodSandboxConfig": [
+        "1 PodSandboxMetadata metadata",
+        "6 map<string, string> labels",
+        "8 LinuxPodSandboxConfig linux",
+    ],
+    "LinuxPodSandboxConfig": [
+        "1 string cgroup_parent",
+        "2 LinuxSandboxSecurityContext security_context",
+    ],
+    "LinuxSandboxSecurityContext": ["1 NamespaceOption namespace_options"],
+    "NamespaceOption": [
+        "1 NamespaceMode network",
+        "2 NamespaceMode pid",
+        "3 NamespaceMode ipc",
+    ],
+    "StopPodSandboxRequest": ["1 string pod_sandbox_id"],
+    "StopPodSandboxResponse": [],
+    "RemovePodSandboxRequest": ["1 string pod_sandbox_id"],
+    "RemovePodSandboxResponse": [],
+    "CreateContainerRequest": [
+        "1 string pod_sandbox_id",
+        "2 ContainerConfig config",
+        "3 PodSandboxConfig sandbox_config",
+    ],
+    "CreateContainerResponse": ["1 string container_id"],
+    "ContainerConfig": [
+        "1 ContainerMetadata metadata",
+        "2 ImageSpec image",
+        "9 map<string, string> labels",
+        "10 map<string, string> annotations",
+        "15 LinuxContainerConfig linux",
+        "17 repeated CDIDevice CDI_devices",
+    ],
+    "ImageSpec": ["1 string image", "18 string user_specified_image"],
+    "LinuxContainerConfig": ["2 LinuxContainerSecurityContext security_context"],
+    "LinuxContainerSecurityContext": ["3 NamespaceOption namespace_options"],
+    "CDIDevice": ["1 string name"],
+    "StartContainerRequest": ["1 string container_id"],
+    "StartContainerResponse": [],
+    "ImageStatusRequest": ["1 ImageSpec image"],
+    "ImageStatusResponse": ["1 Image image"],
+    "Image": ["1 string id"],
 }
 METHODS = {
     "Version": ("VersionRequest", "VersionResponse"),
@@ -88,6 +132,11 @@ METHODS = {
     "PodSandboxStatus": ("PodSandboxStatusRequest", "PodSandboxStatusResponse"),
     "ListContainers": ("ListContainersRequest", "ListContainersResponse"),
     "ContainerStatus": ("ContainerStatusRequest", "ContainerStatusResponse"),
+    "RunPodSandbox": ("RunPodSandboxRequest", "RunPodSandboxResponse"),
+    "StopPodSandbox": ("StopPodSandboxRequest", "StopPodSandboxResponse"),
+    "RemovePodSandbox": ("RemovePodSandboxRequest", "RemovePodSandboxResponse"),
+    "CreateContainer": ("CreateContainerRequest", "CreateContainerResponse"),
+    "StartContainer": ("StartContainerRequest", "StartContainerResponse"),
 }
 SCALARS = {
     FieldDescriptor.TYPE_STRING: "string",
@@ -161,6 +210,7 @@ def test_states_have_the_numbers_of_the_interface() -> None:
     assert dict(api_pb2.ContainerState.items()) == {
         f"CONTAINER_{name}": number for number, name in enumerate(names)
     }
+    assert dict(api_pb2.NamespaceMode.items()) == {"POD": 0, "CONTAINER": 1, "NODE": 2}
 
 
 def test_service_is_called_by_the_name_of_the_interface() -> None:
@@ -169,6 +219,8 @@ def test_service_is_called_by_the_name_of_the_interface() -> None:
     assert service.full_name == "runtime.v1.RuntimeService"
     assert methods == METHODS
     assert all(hasattr(api_pb2_grpc.RuntimeServiceServicer, name) for name in METHODS)
+    (image,) = api_pb2.DESCRIPTOR.services_by_name["ImageService"].methods
+    assert image.full_name == "runtime.v1.ImageService.ImageStatus"
 
 
 def test_messages_do_not_collide_with_another_package() -> None:

@@ -65,6 +65,7 @@ from agent.toml import edit as tomledit
 from agent.toml.edit import Data, Op, Path, Set, Unset, get
 from agent.toolkit import programs
 
+_IMAGES = "io.containerd.cri.v1.images"  # the plugin, since 2.0
 _STUB = b"# Emptied by toolkit-agent: another file imports this one by name.\n"
 
 
@@ -256,6 +257,16 @@ class ContainerdNode(ConfiguredRuntime):
         tables = self.effective(self.files).runtimes
         found = {name: faults.cgroup_driver(table) for name, table in tables.items()}
         return {name: driver for name, driver in found.items() if driver}
+
+    def sandbox_image(self, host: HostRoot) -> str | None:
+        """The one in Status (1.x), or that in the dump (2.0 and later do not show it)."""
+        shown = super(ContainerdNode, self).sandbox_image(host)
+        if shown or self.executable is None:
+            return shown
+        path = self.root.name if self.root.state is not None else None
+        dump = config_dump(host, self.executable, path, plugins=(_IMAGES,))
+        found = get(dump.data, ("plugins", _IMAGES, "pinned_images", "sandbox"))
+        return found if isinstance(found, str) and found else None
 
     def shows(self, file: ConfigFile) -> tuple[object, list[Data]]:
         """The CRI section, in Status and in the file."""

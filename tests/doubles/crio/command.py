@@ -127,7 +127,7 @@ def _serve(
     daemon, ended = Daemon(generation, document), threading.Event()
     inner = f"crio-{os.getpid()}"
     service = Service(number, daemon, read_script, ended)
-    server = start(service, f"unix-abstract:{inner}", service.pod_calls())
+    server = start(service, f"unix-abstract:{inner}")
     front = Front(socket, inner, lambda path: page(daemon, read_script, path), ended)
     front.open()
     while signal.sigwait(_SIGNALS) == signal.SIGHUP:

@@ -33,7 +33,6 @@ from agent._cri import api_pb2, api_pb2_grpc
 from tests.conformance import statusfile
 from tests.conformance.program import AgentNode
 from tests.conformance.shapes import BINARIES, HOOK
-from tests.doubles.crio import pods
 from tests.doubles.crio.generation import generation_of
 from tests.doubles.runtime.install import make_program, start_program
 from tests.doubles.runtime.supervisor import Supervisor
@@ -275,24 +274,29 @@ class CrioNode(AgentNode):
         assert self.supervisor.wait_until(lambda s: s.starts > starts)
         return self.answer()
 
-    def run_pod(self, name: str, handler: str = "") -> str:
+    def run_pod(
+        self, name: str, handler: str = "", *, namespace: str = "default",
+        labels: Mapping[str, str] = MappingProxyType({}),
+    ) -> str:  # fmt: skip
         """Run a pod and give its id; a grpc.RpcError where the daemon has no such handler."""
-        request = pods.MESSAGES["RunRequest"](runtime_handler=handler)
-        request.config.metadata.name, request.config.metadata.namespace = name, "default"
+        metadata = api_pb2.PodSandboxMetadata(name=name, namespace=namespace)
+        config = api_pb2.PodSandboxConfig(metadata=metadata, labels=labels)
+        request = api_pb2.RunPodSandboxRequest(config=config, runtime_handler=handler)
         with self.channel() as channel:
-            return str(pods.call(channel, "RunPodSandbox", request).pod_sandbox_id)
+            service = api_pb2_grpc.RuntimeServiceStub(channel)
+            return str(service.RunPodSandbox(request, timeout=5).pod_sandbox_id)
 
     def stop_pod(self, number: str) -> None:
         """Stop a pod; a grpc.RpcError where its handler is gone."""
-        self._end_pod("StopPodSandbox", number)
+        request = api_pb2.StopPodSandboxRequest(pod_sandbox_id=number)
+        with self.channel() as channel:
+            api_pb2_grpc.RuntimeServiceStub(channel).StopPodSandbox(request, timeout=5)
 
     def remove_pod(self, number: str) -> None:
         """Stop and remove a pod; a grpc.RpcError where its handler is gone."""
-        self._end_pod("RemovePodSandbox", number)
-
-    def _end_pod(self, call: str, number: str) -> None:
+        request = api_pb2.RemovePodSandboxRequest(pod_sandbox_id=number)
         with self.channel() as channel:
-            pods.call(channel, call, pods.MESSAGES["Pod"](pod_sandbox_id=number))
+            api_pb2_grpc.RuntimeServiceStub(channel).RemovePodSandbox(request, timeout=5)
 
     def ready(self) -> bytes | None:
         """The bytes of `toolkit-ready`, None where it is not there."""

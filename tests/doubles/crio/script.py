@@ -14,13 +14,16 @@ class CrioScript(Script):
     """How the runtime misbehaves: as the scripted containerd, but for its switch for CDI.
 
     `http_status` other than 200 is what HTTP answers; `by_key` merges a handler's keys over those
-    of an earlier file (see `load`); `no_reload` does nothing on SIGHUP.
+    of an earlier file (see `load`); `no_reload` does nothing on SIGHUP; `broken_handlers` run no
+    pod ("" is the default); with `removes_pods` somebody removes each pod at once.
     """
 
     runtime_name: str = "cri-o"
     http_status: int = 200
     by_key: bool = False
     no_reload: bool = False
+    broken_handlers: tuple[str, ...] = ()
+    removes_pods: bool = False
 
     def __post_init__(self) -> None:
         if self.enable_cdi is not None:

@@ -21,7 +21,7 @@ from tests.doubles.runtime.script import Pod, Script
 PID = 4242  # of every container: nobody looks for its process
 
 
-class BaseService(api_pb2_grpc.RuntimeServiceServicer):
+class BaseService(api_pb2_grpc.RuntimeServiceServicer, api_pb2_grpc.ImageServiceServicer):
     """Answer as a runtime of that version; `ended` releases the calls that are kept waiting."""
 
     def __init__(
@@ -49,14 +49,15 @@ class BaseService(api_pb2_grpc.RuntimeServiceServicer):
     def ListPodSandbox(  # noqa: N802 - the interface's name
         self, request: api_pb2.ListPodSandboxRequest, context: grpc.ServicerContext
     ) -> api_pb2.ListPodSandboxResponse:
-        """List the pods of the script; they have no labels."""
+        """List the pods of the script and those that were run."""
         script = self.enter(context)
         wanted = request.filter
         answer = api_pb2.ListPodSandboxResponse()
         for pod in (*script.pods, *self.more_pods()):
             number = number_of(pod)
             state = api_pb2.SANDBOX_READY if pod.ready else api_pb2.SANDBOX_NOTREADY
-            if wanted.label_selector or (wanted.id and wanted.id != number):
+            selected = pod.labels.items() >= wanted.label_selector.items()
+            if not selected or (wanted.id and wanted.id != number):
                 continue
             if wanted.HasField("state") and wanted.state.state != state:
                 continue
@@ -65,6 +66,7 @@ class BaseService(api_pb2_grpc.RuntimeServiceServicer):
                 metadata=api_pb2.PodSandboxMetadata(
                     name=pod.name, uid=number[:32], namespace=pod.namespace
                 ),
+                labels=pod.labels,
                 state=state,
                 created_at=_created(pod),
                 runtime_handler=self.listed_handler(pod),
@@ -112,6 +114,14 @@ class BaseService(api_pb2_grpc.RuntimeServiceServicer):
             abort(context, "NOT_FOUND", "an error occurred when try to find sandbox: not found")
         info = {"info": json.dumps(self.pod_info(pod))} if request.verbose else None
         return api_pb2.PodSandboxStatusResponse(info=info)
+
+    def ImageStatus(  # noqa: N802 - the interface's name
+        self, request: api_pb2.ImageStatusRequest, context: grpc.ServicerContext
+    ) -> api_pb2.ImageStatusResponse:
+        """Say whether an image is there: an empty answer where it is not."""
+        script, name = self.enter(context), request.image.image
+        image = api_pb2.Image(id="sha256:0") if name in script.images else None
+        return api_pb2.ImageStatusResponse(image=image)
 
     def listed_handler(self, pod: Pod) -> str:
         """The handler of a pod as lists have it."""
@@ -189,11 +199,11 @@ def conditions(script: Script) -> tuple[api_pb2.RuntimeCondition, ...]:
     )
 
 
-def start(service: BaseService, address: str, *more: grpc.GenericRpcHandler) -> grpc.Server:
-    """Serve on an address, and what `more` does; the server stops when it is told to."""
+def start(service: BaseService, address: str) -> grpc.Server:
+    """Serve on an address; the server stops when it is told to."""
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=8))
     api_pb2_grpc.add_RuntimeServiceServicer_to_server(service, server)
-    server.add_generic_rpc_handlers(more)
+    api_pb2_grpc.add_ImageServiceServicer_to_server(service, server)
     server.add_insecure_port(address)
     server.start()
     return server

@@ -69,6 +69,7 @@ class Pod:
     bare: bool = False
     age: float = 0.0
     started: bool = True
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 def made_pod(data: Mapping[str, Any]) -> Pod:
@@ -86,7 +87,8 @@ class Script:
     At each call: `silent` never answers, `unimplemented` has no CRI, the first `fail_first` calls
     of a process end with `fail_code`; else the answers deviate: `drop_handler` shows no nvidia
     handler whatever the files say, `enable_cdi` and `default` show these values, `no_verbose` gives
-    no `info`, `runtime_ready`, `runtime_name` and `version_name` are reported, `pods` are listed.
+    no `info`, `runtime_ready`, `runtime_name` and `version_name` are reported, `pods` are listed,
+    `images` are on the node.
     `log_calls` is a file that gets the name of each call.
     """
 
@@ -105,6 +107,7 @@ class Script:
     runtime_name: str = "containerd"
     version_name: str | None = None
     pods: tuple[Pod, ...] = field(default=())
+    images: tuple[str, ...] = ()
     log_calls: str | None = None
 
     def disguise(self, config: Table) -> Table:

@@ -1,0 +1,142 @@
+"""Pods of the agent's own: what `verify` runs and removes.
+
+Invariant: each pod carries the label by which a later run finds and removes it. A pod uses the
+network of the node, so no network plugin is needed, and its image is one that is on the node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from agent.cri.client import Session, json_of, session
+
+if TYPE_CHECKING:
+    from agent._cri import api_pb2
+
+NAMESPACE = "toolkit-agent-verify"
+_LABELS = {"toolkit-agent/verify": "true"}
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRequest:
+    """A CDI device (a qualified name) that a container asks for: by an annotation with this prefix,
+    or by the CRI's field where the prefix is empty."""
+
+    device: str
+    prefix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod of ours. `created` are seconds since the epoch."""
+
+    id: str
+    uid: str
+    ready: bool
+    created: float
+
+
+class PodCalls:
+    """Calls that run pods. All of them raise Unreachable; Rejected where the runtime answers with
+    an error, and NotFound where it does not know the pod or the container."""
+
+    def __init__(self, opened: Session) -> None:
+        self._ask = opened.ask
+
+    def has_image(self, image: str) -> bool:
+        """Is this image on the node?"""
+        from agent._cri import api_pb2
+
+        request = api_pb2.ImageStatusRequest(image=api_pb2.ImageSpec(image=image))
+        return bool(self._ask("ImageStatus", request).HasField("image"))
+
+    def run(
+        self, uid: str, handler: str, cgroup_parent: str
+    ) -> tuple[str, api_pb2.PodSandboxConfig]:
+        """Run a pod under a handler ("": the default). Returns its id and its configuration."""
+        from agent._cri import api_pb2
+
+        security = api_pb2.LinuxSandboxSecurityContext(namespace_options=_namespaces())
+        config = api_pb2.PodSandboxConfig(
+            metadata=api_pb2.PodSandboxMetadata(
+                name=f"verify-{handler or 'default'}", uid=uid, namespace=NAMESPACE
+            ),
+            labels=_LABELS,
+            linux=api_pb2.LinuxPodSandboxConfig(
+                cgroup_parent=cgroup_parent, security_context=security
+            ),
+        )
+        request = api_pb2.RunPodSandboxRequest(config=config, runtime_handler=handler)
+        return str(self._ask("RunPodSandbox", request).pod_sandbox_id), config
+
+    def create(
+        self, sandbox: str, pod: api_pb2.PodSandboxConfig, image: str, asked: DeviceRequest
+    ) -> str:
+        """Create a container with a device in a pod, and do not start it. Returns its id."""
+        from agent._cri import api_pb2
+
+        security = api_pb2.LinuxContainerSecurityContext(namespace_options=_namespaces())
+        config = api_pb2.ContainerConfig(
+            metadata=api_pb2.ContainerMetadata(
+                name=f"by-{'annotation' if asked.prefix else 'field'}"
+            ),
+            image=api_pb2.ImageSpec(image=image, user_specified_image=image),
+            labels=_LABELS,
+            annotations={f"{asked.prefix}verify": asked.device} if asked.prefix else {},
+            linux=api_pb2.LinuxContainerConfig(security_context=security),
+            CDI_devices=[] if asked.prefix else [api_pb2.CDIDevice(name=asked.device)],
+        )
+        request = api_pb2.CreateContainerRequest(
+            pod_sandbox_id=sandbox, config=config, sandbox_config=pod
+        )
+        return str(self._ask("CreateContainer", request).container_id)
+
+    def start(self, container: str) -> None:
+        """Start the process of a container."""
+        from agent._cri import api_pb2
+
+        self._ask("StartContainer", api_pb2.StartContainerRequest(container_id=container))
+
+    def info(self, container: str) -> Mapping[str, Any]:
+        """What only this runtime knows of a container: `runtimeSpec` and `pid` are used."""
+        from agent._cri import api_pb2
+
+        request = api_pb2.ContainerStatusRequest(container_id=container, verbose=True)
+        return json_of(self._ask("ContainerStatus", request))
+
+    def remove(self, sandbox: str) -> None:
+        """Remove a pod with its containers."""
+        from agent._cri import api_pb2
+
+        self._ask("StopPodSandbox", api_pb2.StopPodSandboxRequest(pod_sandbox_id=sandbox))
+        self._ask("RemovePodSandbox", api_pb2.RemovePodSandboxRequest(pod_sandbox_id=sandbox))
+
+    def pods(self) -> tuple[Pod, ...]:
+        """The pods of this agent's that the runtime knows."""
+        from agent._cri import api_pb2
+
+        labelled = api_pb2.PodSandboxFilter(label_selector=_LABELS)
+        answer = self._ask("ListPodSandbox", api_pb2.ListPodSandboxRequest(filter=labelled))
+        return tuple(
+            Pod(item.id, item.metadata.uid, item.state == api_pb2.SANDBOX_READY,
+                item.created_at / 1e9)
+            for item in answer.items
+            if item.metadata.namespace == NAMESPACE  # again, because what is listed is removed
+        )  # fmt: skip
+
+
+def _namespaces() -> Any:
+    from agent._cri import api_pb2
+
+    return api_pb2.NamespaceOption(network=api_pb2.NODE, pid=api_pb2.CONTAINER, ipc=api_pb2.NODE)
+
+
+@contextmanager
+def pod_calls(path: str, name: str, known: tuple[str, ...], timeout: float) -> Iterator[PodCalls]:
+    """Calls to the runtime behind the socket at an agent path, `timeout` seconds for all of them.
+    `name` and `known` as in `client.session`."""
+    with session(path, name, timeout, known) as opened:
+        yield PodCalls(opened)
