@@ -95,6 +95,7 @@ class Settings:
     status_dir: str
     state_dir: str
     proof_timeout: float
+    verify: str
     interval: float
     restart_spread: float
     node_name: str | None

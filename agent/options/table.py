@@ -70,6 +70,10 @@ _RESTART = (
     Option("proof_timeout", "seconds", ("AGENT_PROOF_TIMEOUT",),
            "How long a restarted runtime may take to prove itself.",
            default="60"),
+    Option("verify", "choice", ("AGENT_VERIFY",),
+           "Whether a restarted runtime also has to run a pod under the default handler and each "
+           "of ours; auto: where the sandbox image is on the node.",
+           default="auto", choices=("auto", "off"), commands=("apply", "run")),
     Option("restart_spread", "duration", ("AGENT_RESTART_SPREAD",),
            "Put a restart that is needed off by a part of this time, such as 300, 300s or "
            "5m, counted from the start of run; the node's name decides the part, so that a first "

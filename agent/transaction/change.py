@@ -39,6 +39,7 @@ from agent.status import Saved
 from agent.transaction import file_changes, host_timer, quiet_moment
 from agent.transaction.file_changes import Undone
 from agent.transaction.host_timer import Switch
+from agent.transaction.pod_proof import NO_PODS, PodProof, PodsFail
 
 
 class NotAccepted(RolledBack):
@@ -54,7 +55,8 @@ class Request:
     files added. `check` raises Refused where the node is not as it was when the change was planned.
     `restarting` is called right before the restart and may raise Refused.
     `start_failure` returns why the runtime does not start on the present files; it returns "" where
-    the runtime does start, or where the reason is not known.
+    the runtime does start, or where the reason is not known. `pods` is the part of the proof in
+    which pods run.
     """
 
     purpose: str
@@ -68,16 +70,19 @@ class Request:
     check: Callable[[], None] = lambda: None
     restarting: Callable[[], None] = lambda: None
     start_failure: Callable[[], str] = str
+    pods: PodProof = NO_PODS
 
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """A completed change. `answer` is the last answer of the proof, None without a restart."""
+    """A completed change. `answer` is the last answer of the proof, None without a restart; `pods`
+    says which pods ran in it."""
 
     answer: Answer | None
     restarted: bool
     pending: bool
     barrier: bool  # was `toolkit-ready` there before?
+    pods: str = ""
 
 
 def carry_out(ctx: Context, request: Request) -> Completed:
@@ -87,6 +92,7 @@ def carry_out(ctx: Context, request: Request) -> Completed:
     restart, socket = request.restart, request.runtime.socket
     quiet_until = ctx.clock() + quiet_moment.LIMIT
     if restart is not None and restart.kind != "none":
+        request.pods.before()
         quiet_moment.wait(ctx, socket, quiet_until, touched=False)
     change = _begin(ctx, request)
     barrier = change.journal.barrier is not None
@@ -120,12 +126,13 @@ def carry_out(ctx: Context, request: Request) -> Completed:
         restart.act(request.runtime.process)
         change.log.info("runtime restarted", kind=restart.kind, target=restart.target)
         answer = change.prove()
+        pods = request.pods.after()
         change.switch.claim()
         change.commit()
     except (RestartFailed, NotProven, Refused) as error:
         change.log.warning("change not proven", reason=str(error))
         raise _roll_back(change, request, error) from error
-    return Completed(answer, restarted=True, pending=False, barrier=barrier)
+    return Completed(answer, restarted=True, pending=False, barrier=barrier, pods=pods)
 
 
 def _roll_back(change: Transaction, request: Request, error: Exception) -> RolledBack:
@@ -142,6 +149,8 @@ def _roll_back(change: Transaction, request: Request, error: Exception) -> Rolle
         return RolledBack(failed)
     if isinstance(error, Refused):
         return RolledBack(f"{failed} and proven")
+    if isinstance(error, PodsFail):  # the runtime itself accepted everything
+        return RolledBack(f"{failed} and proven; repair the handler, or give --verify=off")
     return NotAccepted(f"{failed} and proven; look in the runtime's log for the cause")
 
 

@@ -7,6 +7,7 @@ change and published after the proof; a node that is right already is not writte
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from dataclasses import dataclass, replace
 
@@ -47,8 +48,9 @@ from agent.state import store
 from agent.state.store import Memory
 from agent.status import Publisher, lines
 from agent.toolkit import device_nodes, install
-from agent.transaction import change, recover, restart_budget, restart_spread
+from agent.transaction import change, pod_proof, recover, restart_budget, restart_spread
 from agent.transaction.change import NotAccepted
+from agent.transaction.pod_proof import NO_PODS, PodProof
 
 PENDING = "cannot publish yet: the configuration is written; restart the runtime"
 
@@ -56,7 +58,8 @@ PENDING = "cannot publish yet: the configuration is written; restart the runtime
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How a convergence ended. `pending` means that files are written and somebody else has to
-    restart the runtime. `down` are units that the restart took along and that did not come back."""
+    restart the runtime. `down` are units that the restart took along and that did not come back.
+    `pods` says which pods ran in the proof."""
 
     proposal: Proposal
     changed: tuple[str, ...] = ()
@@ -64,6 +67,7 @@ class Outcome:
     pending: bool = False
     recovered: str | None = None
     down: tuple[str, ...] = ()
+    pods: str = ""
 
 
 def converge(ctx: Context) -> Outcome:
@@ -197,6 +201,7 @@ def _converge(
         check=functools.partial(refuse_changed, proposal.node, ctx.host),
         restarting=functools.partial(restart_budget.use, ctx),
         start_failure=functools.partial(start_failure, ctx.host, ctx.start_trial, proposal.node),
+        pods=_pod_proof(ctx, proposal),
     )
     try:
         done = change.carry_out(ctx, request)
@@ -211,6 +216,25 @@ def _converge(
     outcome = replace(_outcome(proposal, done, written), down=down_units(ctx.log, proposal.restart))
     outcome = clean_up(ctx, request.memory, outcome)
     return publish(ctx, outcome, barrier=barrier or done.barrier)
+
+
+def _pod_proof(ctx: Context, proposal: Proposal) -> PodProof:
+    """The proof that pods run after a restart, under the default handler and each of ours."""
+    assert proposal.node is not None
+    assert proposal.edits is not None
+    if ctx.settings.verify == "off" or proposal.restart is None:
+        return NO_PODS
+    from agent.verify.verify import pod_runner  # only a restart needs it
+
+    handlers = proposal.edits.desired.handlers
+    ours = tuple(handlers)
+    words = (*ours, *itertools.chain(*map(desired_state.programs_of, handlers.values())))
+    runner = functools.partial(
+        pod_runner, ctx.host, proposal.runtime, proposal.node, words, pod_proof.SECONDS_FOR_POD
+    )
+    shown = registry.shown(proposal.runtime.answer)[1]
+    present = tuple(name for name in ours if name in shown)
+    return pod_proof.of_change(runner, ("", *present), ("", *ours), ctx.log, ctx.clock)
 
 
 def clean_up(ctx: Context, memory: Memory, outcome: Outcome) -> Outcome:
@@ -289,6 +313,7 @@ def _outcome(proposal: Proposal, done: change.Completed, written: tuple[str, ...
         (*written, *(item.path.host for item in proposal.edits.changes)),
         restarted=done.restarted,
         pending=done.pending,
+        pods=done.pods,
     )
 
 

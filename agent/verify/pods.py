@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Literal
 from agent.cri.client import Rejected, Unimplemented
 from agent.cri.pod_calls import DeviceRequest, PodCalls
 from agent.errors import Unreachable
-from agent.plan.context import uninterrupted
 from agent.verify import judge
 from agent.verify.judge import Effects
 from agent.verify.probe_spec import LEFT_OVER
@@ -96,7 +95,7 @@ class PodRunner:
         uid = os.urandom(16).hex()
         self.made.add(uid)
         known = (look.asked.device for look in looks)
-        with uninterrupted(), self.open(*known) as calls:
+        with self.open(*known) as calls:
             pod, config = calls.run(uid, handler, parent)
             try:
                 return [Verdict("ok"), *(self._look(calls, pod, config, look) for look in looks)]

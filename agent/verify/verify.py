@@ -14,7 +14,7 @@ from functools import partial
 from agent.cri.pod_calls import DeviceRequest, pod_calls
 from agent.errors import Unreachable
 from agent.host.paths import HostRoot
-from agent.plan.context import Context
+from agent.plan.context import Context, uninterrupted
 from agent.runtimes import find, registry
 from agent.runtimes.base import ConfiguredRuntime, Runtime
 from agent.runtimes.desired_state import programs_of
@@ -23,7 +23,7 @@ from agent.verify.devices import Found
 from agent.verify.injection import Injection
 from agent.verify.pods import Look, PodRunner, Result, Verdict
 
-_SECONDS = 10.0  # for all calls about one pod
+_SECONDS = 5.0  # for all calls about one pod
 _DEVICE = "device injected"
 
 
@@ -70,10 +70,11 @@ def verify(ctx: Context) -> Verification:
     runner = pod_runner(ctx.host, runtime, node)
     if isinstance(runner, str):
         return Verification(title, default, obstacle=runner)
-    try:
-        proofs = tuple(_proofs(ctx, node, runner))
-    finally:
-        runner.tidy()
+    with uninterrupted():  # so that nothing of it is left
+        try:
+            proofs = tuple(_proofs(ctx, node, runner))
+        finally:
+            runner.tidy()
     return Verification(title, default, runner.image, proofs)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ import pytest
 
 from agent.cri.client import pod_questions
 from tests.conformance import checks
+from tests.conformance.trees import contents
 from tests.doubles.toolkit.toolkit_node import ToolkitNode
 from tests.sampling import sample, sampled_params
 from tests.tools.lending import Lending
@@ -235,3 +238,32 @@ def test_a_broken_node_fails_and_says_why(
         answer = verify(node)
         assert answer.code == 1
         assert re.search(expected, answer.reasons), answer.reasons
+
+
+@pytest.mark.parametrize("generation", sampled_params(GENERATIONS, 1, f"{__name__}.undone"))
+def test_a_change_after_which_no_pod_runs_is_undone(generation: str, runtime: Runtime) -> None:
+    """The handler's program is there and runs nothing; Status shows it as it should be."""
+    with ToolkitNode(runtime) as node:
+        program = node.source / "deb/usr/bin/nvidia-container-runtime"
+        program.write_text("#!/bin/sh\nexit 1\n", "ascii")
+        before = node.tree()
+        done = node.agent("apply")
+        assert done.returncode == 5, checks.said(done)
+        assert "cannot apply: no pod runs under " in done.stderr
+        assert "the old configuration is back and proven" in done.stderr
+        assert contents(node.tree()) == contents(before)
+        assert verify(node).proofs("ok")[0] == ("runc", "pod runs")
+        checks.done(node.agent("apply", "--retry", "--verify=off"))
+
+
+@pytest.mark.parametrize("generation", sampled_params(GENERATIONS, 1, f"{__name__}.told"))
+def test_told_to_end_it_leaves_nothing(generation: str, node: ToolkitNode) -> None:
+    """Whatever it is doing at that moment."""
+    before = state(node)
+    for seconds in (0.3, 0.6, 0.9, 1.2):
+        started = node.start_agent("verify", node.directory / "run/verify.log")
+        time.sleep(seconds)
+        started.send_signal(signal.SIGTERM)
+        started.wait(60)
+        assert state(node) == before
+    (node.directory / "run/verify.log").unlink()

@@ -21,6 +21,7 @@ def outcome_data(outcome: Outcome) -> dict[str, Any]:
         "restarted": outcome.restarted,
         "pending": outcome.pending,
         "recovered": outcome.recovered,
+        "pods": outcome.pods or None,
         "warnings": [*outcome.proposal.warnings, *_down_messages(outcome)],
     }
 
@@ -40,6 +41,8 @@ def outcome_text(outcome: Outcome) -> str:
         lines.append("Proven:   the runtime was restarted and answers as wanted")
     elif not outcome.changed:
         lines.append("Nothing to do: the node is right")
+    if outcome.pods:
+        lines.append(f"Pods:     {outcome.pods}")
     warnings = (*outcome.proposal.warnings, *_down_messages(outcome))
     return "\n".join([*lines, *(f"Warning:  {text}" for text in warnings)])
 

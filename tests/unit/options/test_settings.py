@@ -83,6 +83,7 @@ TABLE = f"""
 --status-dir OUTPUT_DIR
 --state-dir AGENT_STATE_DIR
 --proof-timeout AGENT_PROOF_TIMEOUT
+--verify AGENT_VERIFY
 --interval AGENT_INTERVAL
 --restart-spread AGENT_RESTART_SPREAD
 --node-name NODE_NAME
