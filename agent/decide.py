@@ -139,21 +139,22 @@ class _Row:
 
 _ROWS = {
     1: _Row(False, "not-requested",
-            "CDI is not wanted: the nvidia runtime is the default and works by environment "
-            "variable", is_default=True, mode="auto"),
+            "CDI is disabled by option: the nvidia runtime is the default, and injects by "
+            "environment variable", is_default=True, mode="auto"),
     2: _Row(False, "not-requested",
-            "CDI is not wanted on CRI-O: an OCI hook injects, no handler is needed", mode="hook"),
+            "CDI is disabled by option: on CRI-O an OCI hook injects, and no handler is needed",
+            mode="hook"),
     3: _Row(True, "enabled", "containerd injects CDI devices itself (enableCDI is on)"),
     4: _Row(True, "enabled-by-agent",
-            "containerd can inject CDI devices itself once enable_cdi is switched on, and it may "
-            "be"),
+            "containerd can inject CDI devices itself once enable_cdi is switched on, which this "
+            "agent may do"),
     5: _Row(False, "disabled",
-            "containerd has CDI switched off and it may not be switched on: the nvidia runtime "
+            "CDI is off in containerd, and this agent may not switch it on: the nvidia runtime "
             "injects", is_default=True),
     6: _Row(False, "unsupported", "the runtime knows no CDI: the nvidia runtime injects",
             is_default=True),
     7: _Row(True, "enabled",
-            "containerd has CDI spec directories and no switch any more: it injects CDI devices "
+            "containerd has CDI spec directories and no enable_cdi setting: it injects CDI devices "
             "itself"),
     8: _Row(True, "enabled", "CRI-O injects CDI devices itself"),
     9: _Row(None, "unknown", "the runtime does not answer, or is neither containerd nor CRI-O",
