@@ -161,6 +161,9 @@ _ROWS = {
             mode=""),
 }  # fmt: skip
 
+# The first version that obeys the CRI's field for CDI devices.
+_FIELD_SINCE: dict[str, Version] = {"containerd": (1, 7, 2), "cri-o": (1, 28, 0)}
+
 DEFAULT_DIRS = ("/etc/cdi", "/var/run/cdi")
 
 
@@ -299,12 +302,10 @@ def _with_pod_needs(question: Question, decision: Decision) -> Decision:
 
 
 def _cri_field(question: Question, version: Version | None) -> bool:
-    """Do CDI devices in the CRI's own field reach the runtime? containerd before 1.7.2 and CRI-O
-    before 1.28 ignore the field, and a kubelet before 1.28 drops it."""
+    """Do CDI devices in the CRI's own field reach the runtime? A kubelet before 1.28 drops it."""
     if question.kubelet is not None and question.kubelet < (1, 28):
         return False
-    since = (1, 7, 2) if question.runtime == "containerd" else (1, 28, 0)
-    return version is None or version >= since
+    return version is None or version >= _FIELD_SINCE[question.runtime or ""]
 
 
 def _evidence_words(question: Question, seen: Evidence) -> tuple[str, ...]:

@@ -160,7 +160,8 @@ class RestartHazard(Refused):
 class RuntimeAdapter(ABC):
     """One kind of runtime. A method that is not abstract has the answer of most runtimes.
 
-    `kind`: the name in options and in the journal. `title`: the name for a person.
+    `kind`: the name in options and in the journal. The runtime's executable and its systemd unit
+    have this name too. `title`: the name for a person.
     `low_level`: the OCI runtimes that it is shipped with, the usual one first.
     `starts_again`: does systemd start it again after a SIGTERM?
     `lists_handlers`: do its lists of pods say which handler a pod was created with?

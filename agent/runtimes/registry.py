@@ -21,7 +21,7 @@ from agent.toml.edit import get
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """A kind of runtime: `kind` is its name in options, `cri_name` what it calls itself through the
+    """A kind of runtime: `kind` as in `RuntimeAdapter`, `cri_name` is the name that it gives in the
     CRI, `sockets` are the host paths where it usually listens, `module` has its ADAPTER."""
 
     kind: str
