@@ -36,7 +36,7 @@ SpecDirs = tuple[str, ...] | None | Unseen
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What one source shows. `source` is cri-status or config-dump. `spec_dirs` is None where the
+    """What one source shows. `source` is cri-status or config-dump. `spec_dirs` is None if the
     key is absent."""
 
     source: str
@@ -65,11 +65,11 @@ class PodNeeds:
 class Question:
     """All that the decision depends on.
 
-    `runtime` is the name that the CRI gave, None where nothing answered. `evidence` is ordered
+    `runtime` is the name that the CRI gave, None if nothing answered. `evidence` is ordered
     best first. `enabled_by_agent` means that this agent wrote `enable_cdi = true`.
-    `set_as_default`, `mode`, `strategy` and `prefixes` come from options, None where none is given.
+    `set_as_default`, `mode`, `strategy` and `prefixes` come from options, None if none is given.
     `default_negotiable` means that the decision may overrule a false `set_as_default`. `needs` is
-    None where no running pod needs anything that the row would take away.
+    None if no running pod needs anything that the row would take away.
     """
 
     cdi: bool = True
@@ -93,7 +93,7 @@ class Question:
 class Decision:
     """One row, with everything that other parts derive from it.
 
-    `native` is None where it is unknown (row 9). `enable_cdi` means that `enable_cdi = true` is
+    `native` is None if it is unknown (row 9). `enable_cdi` means that `enable_cdi = true` is
     written. `prefixes` are the annotation prefixes that the nvidia runtime answers; containerd has
     to pass `pass_prefixes` on to the handlers. `evidence` is what was seen, in words. `variables`
     means that an unprivileged container may ask by environment variable although CDI is on.

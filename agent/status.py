@@ -37,8 +37,8 @@ Lines: TypeAlias = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The published facts, named as in the contract. `annotation_prefix` is None where CDI is off;
-    a path is None where there is no hook or no driver."""
+    """The published facts, named as in the contract. `annotation_prefix` is None if CDI is off;
+    a path is None if there is no hook or no driver."""
 
     runtime: str
     runtime_version: str
@@ -130,7 +130,7 @@ def parse(data: bytes, path: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """The bytes of the twin and of the barrier before a change; None where there was no file."""
+    """The bytes of the twin and of the barrier before a change; None if there was no file."""
 
     twin: bytes | None = None
     barrier: bytes | None = None
@@ -140,7 +140,7 @@ class Saved:
 class Publisher:
     """Writes the status files into `directory` (a host path, see `trust.system_name`).
 
-    `foreign_barrier`: gpu-operator's validator owns `toolkit-ready`; we write to it where it
+    `foreign_barrier`: gpu-operator's validator owns `toolkit-ready`; we write to it if it
     exists, and never create it.
 
     Containers may mount the directory or one above it, as those of gpu-operator do. So no link on
@@ -276,7 +276,7 @@ def _same(old: bytes, new: Lines) -> bool:
 
 
 def _read(host: HostRoot, directory: str, name: str) -> FileState | None:
-    """A status file. Raises Refused where others can write to it, or its path has a link."""
+    """A status file. Raises Refused if others can write to it, or its path has a link."""
     path = os.path.join(directory, name)
     return trust.read_file(host, path, _LIMIT, allow_sticky=True, links=False)[1]
 

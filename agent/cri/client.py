@@ -51,9 +51,9 @@ class Unimplemented(Unreachable):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Version and Status of one moment. `config` is the parsed `info["config"]`, None where the
-    runtime did not send it; `handlers` is empty where the runtime does not list them (1.x).
-    `dump` is CRI-O's effective configuration, where it was asked for."""
+    """Version and Status of one moment. `config` is the parsed `info["config"]`, None if the
+    runtime did not send it; `handlers` is empty if the runtime does not list them (1.x).
+    `dump` is CRI-O's effective configuration, if it was asked for."""
 
     name: str
     version: str
@@ -67,7 +67,7 @@ class Answer:
 class Sandbox:
     """A pod that the runtime knows. `handler` is the handler that it was created with as the list
     says it: "" for the default, and for every pod of CRI-O; `created` are seconds since the epoch,
-    0 where the list does not say."""
+    0 if the list does not say."""
 
     id: str
     name: str
@@ -158,7 +158,7 @@ class PodQuestions:
         )
 
     def sandbox_info(self, sandbox: str) -> Mapping[str, Any]:
-        """What only this runtime knows of a pod; {} where there is no such pod any more, and where
+        """What only this runtime knows of a pod; {} if there is no such pod any more, and if
         the answer is not JSON. Raises Unreachable."""
         from agent._cri import api_pb2
 
@@ -276,7 +276,7 @@ def _call(name: str, known: tuple[str, ...], call: Callable[[], _Answer]) -> _An
     try:
         return call()
     except grpc.RpcError as error:
-        from agent.toml.masking import masked  # needed only where something failed
+        from agent.toml.masking import masked  # needed only if something failed
 
         # A runtime repeats in it what its configuration says.
         code, details = error.code(), masked(error.details() or "", (name, *known))

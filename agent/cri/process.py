@@ -44,10 +44,10 @@ class Process:
 
 
 def peer(path: str, name: str, timeout: float = 5.0) -> int:
-    """The pid of the process behind a unix socket; 0 where we cannot see its pid namespace.
+    """The pid of the process behind a unix socket; 0 if we cannot see its pid namespace.
 
     SO_PEERCRED names that process reliably (observed on containerd 1.6 to 2.4 and CRI-O), which the
-    credentials of a message do not. Raises Unreachable where nothing listens, or where a process of
+    credentials of a message do not. Raises Unreachable if nothing listens, or if a process of
     a user other than root does; `name` is the path in the message.
     """
     try:
@@ -72,7 +72,7 @@ def peer(path: str, name: str, timeout: float = 5.0) -> int:
 
 
 def _trusted() -> tuple[int, int]:
-    """The users whose process may be a runtime: root, and our own user where we are not root."""
+    """The users whose process may be a runtime: root, and our own user if we are not root."""
     return 0, os.geteuid()
 
 
@@ -98,7 +98,7 @@ def short_socket_path(path: str) -> Iterator[str]:
 
 
 def find(socket_path: str, name: str, host: HostRoot, kind: str) -> Process | None:
-    """The process that listens on the CRI socket, or None where it cannot be found.
+    """The process that listens on the CRI socket, or None if it cannot be found.
 
     Where we cannot see its pid (another pid namespace), it is the only process in the host's /proc
     that belongs to root, is of this kind and is run by systemd. Raises Unreachable.
@@ -140,7 +140,7 @@ def _pids(proc: str) -> list[int]:
 
 
 def inspect(pid: int, proc: str) -> Process | None:
-    """A process as /proc shows it, or None where it has ended."""
+    """A process as /proc shows it, or None if it has ended."""
     base = f"{proc}/{pid}"
     start = start_time(pid, proc)
     if start is None:
@@ -161,7 +161,7 @@ def inspect(pid: int, proc: str) -> Process | None:
 
 
 def environment(process: Process) -> dict[str, str] | None:
-    """The variables with which a process was started; None where we may not read them. Of two with
+    """The variables with which a process was started; None if we may not read them. Of two with
     one name the first counts, as for the process. They may hold secrets, and are never shown."""
     try:
         with open(f"{process.proc}/{process.pid}/environ", "rb") as file:
@@ -194,7 +194,7 @@ def _is_too_much(data: bytes) -> bool:
 
 
 def start_time(pid: int, proc: str = "/proc") -> int | None:
-    """The start time of a running process, in clock ticks since boot; None where it has ended."""
+    """The start time of a running process, in clock ticks since boot; None if it has ended."""
     text = _read(f"{proc}/{pid}/stat")
     fields = text[text.rfind(b")") + 2 :].split()
     if len(fields) < 20 or fields[0] in (b"Z", b"X") or not fields[19].isdigit():
@@ -263,7 +263,7 @@ def is_service_name(text: str) -> bool:
 
 
 def boot_id(proc: str = "/proc") -> str:
-    """The kernel's id of this boot; empty where it cannot be read."""
+    """The kernel's id of this boot; empty if it cannot be read."""
     return _read(f"{proc}/sys/kernel/random/boot_id").decode("ascii", "replace").strip()
 
 

@@ -20,7 +20,7 @@ _TEXT = (9, 12)  # field types string and bytes
 
 
 def parsed(data: bytes, kind: type[_Message], budget: Budget) -> _Message:
-    """The message in `data`. Raises ValueError with a part of a sentence where there is none, or
+    """The message in `data`. Raises ValueError with a part of a sentence if there is none, or
     one that exceeds the budget (OverBudget)."""
     from google.protobuf.message import DecodeError
 
@@ -37,7 +37,7 @@ def parsed(data: bytes, kind: type[_Message], budget: Budget) -> _Message:
 
 def _fields(data: bytes, kind: Descriptor, most: int) -> int:
     """How many fields a message has, those in its messages included; counting ends above `most`.
-    Raises IndexError where the message is cut short."""
+    Raises IndexError if the message is cut short."""
     count = 0
     todo: list[tuple[int, int, Descriptor]] = [(0, len(data), kind)]
     while todo:

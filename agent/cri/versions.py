@@ -9,6 +9,6 @@ Version: TypeAlias = tuple[int, int, int]
 
 
 def parse_version(text: str) -> Version | None:
-    """(major, minor, patch) of a version with any suffix; None where there is no number."""
+    """(major, minor, patch) of a version with any suffix; None if there is no number."""
     found = re.match(r"v?(\d{1,5})\.(\d{1,5})(?:\.(\d{1,5}))?", text.strip())
     return (int(found[1]), int(found[2]), int(found[3] or 0)) if found else None

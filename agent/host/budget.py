@@ -22,7 +22,7 @@ from typing import Any
 @dataclass(frozen=True, slots=True)
 class Budget:
     """The limits of one kind of input: its `size` in bytes, the number of its `values`, and the
-    `depth` of nesting; 0 where a limit does not apply."""
+    `depth` of nesting; 0 if a limit does not apply."""
 
     size: int
     values: int = 0
@@ -100,7 +100,7 @@ _SURROGATE = re.compile("[\ud800-\udbff\ude00-\udfff\udc00-\udc7f]")
 
 
 def json_value(data: bytes | str, budget: Budget) -> Any:
-    """The value of a JSON text. Raises ValueError where it is not JSON or exceeds the budget.
+    """The value of a JSON text. Raises ValueError if it is not JSON or exceeds the budget.
 
     Values are counted before parsing, by punctuation, including that in strings. Half of a UTF-16
     pair becomes U+FFFD, as in Go, except for the surrogates with which Python keeps the bytes of a
@@ -120,7 +120,7 @@ def json_value(data: bytes | str, budget: Budget) -> Any:
 
 
 def refuse_deep(value: Any, depth: int) -> None:
-    """Raise OverBudget where lists and mappings are nested more than `depth` levels deep, so that a
+    """Raise OverBudget if lists and mappings are nested more than `depth` levels deep, so that a
     recursive function can walk through the value."""
     level = [value]
     for _ in range(depth + 1):

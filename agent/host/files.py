@@ -54,8 +54,8 @@ class FileState:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One file before and after a change; None where there is no file. `outside` is a directory for
-    its temporary files, where the reader of its own directory takes every name in it."""
+    """One file before and after a change; None if there is no file. `outside` is a directory for
+    its temporary files, if the reader of its own directory takes every name in it."""
 
     path: HostPath
     before: FileState | None
@@ -85,7 +85,7 @@ def final_name(entry: str) -> str | None:
 
 
 def read(path: str, name: str | None = None, limit: int = LIMIT) -> FileState | None:
-    """The file at an agent path, or None where there is none.
+    """The file at an agent path, or None if there is none.
 
     Raises Refused for anything but a readable regular file of at most `limit` bytes; `name` is the
     path in the message. No part of the path may be a link (resolve it before).
@@ -180,8 +180,8 @@ def place(path: str, state: FileState, *, fresh: bool, transient: str, outside: 
 
     No name in that directory ever shows anything but complete, final bytes. `fresh`: there must be
     no file yet. Otherwise the new bytes have the name `transient` for a moment. `outside` is a path
-    on the same file system for the incomplete file, used where the file system has no files without
-    a name (O_TMPFILE). Raises OSError, or Refused where there is no way.
+    on the same file system for the incomplete file, used if the file system has no files without
+    a name (O_TMPFILE). Raises OSError, or Refused if there is no way.
     """
     with nofollow.open_parent(path) as (directory, base):
         fd = _open_nameless(directory)
@@ -210,7 +210,7 @@ def _open_nameless(directory: int) -> int | None:
 
 def has_nameless_files(path: str) -> bool:
     """Does the file system of a directory have files without a name (O_TMPFILE)? No name in the
-    directory changes. True where another error prevents an answer: the write will report it."""
+    directory changes. True if another error prevents an answer: the write will report it."""
     try:
         with nofollow.open_directory(path, os.O_RDONLY) as directory:
             fd = _open_nameless(directory)
@@ -325,7 +325,7 @@ def move(old: str, new: str) -> None:
 
 
 def names(path: str, most: Budget = budget.DIRECTORY) -> list[str]:
-    """The names in a directory. Raises OSError, also where there are more than `most`."""
+    """The names in a directory. Raises OSError, also if there are more than `most`."""
     with nofollow.open_directory(path, os.O_RDONLY) as directory:
         try:
             return budget.names(directory, most)

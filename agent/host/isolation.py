@@ -2,7 +2,7 @@
 
 Invariant: the program has its own mounts, network and processes. It sees the host's files
 read-only, except for some directories, which are empty and writable for it, and some files, which
-are replaced by others. It ends with its context at the latest, also where this process is killed.
+are replaced by others. It ends with its context at the latest, also if this process is killed.
 `agent.host.isolation_child` makes the namespaces.
 """
 
@@ -40,7 +40,7 @@ class View:
     writable: more directories of that kind.
     visible: paths below these that keep their content.
     files: contents by path without links; None hides the file.
-    programs: executable files that must exist; an empty one is made where the host has none.
+    programs: executable files that must exist; an empty one is made if the host has none.
     """
 
     work: str
@@ -83,7 +83,7 @@ def start(
 ) -> Iterator[IsolatedProgram]:
     """Start a program, by its host path, and end it with the context.
 
-    Raises CannotIsolate where the namespaces cannot be made, or the program cannot be started.
+    Raises CannotIsolate if the namespaces cannot be made, or the program cannot be started.
     """
     log = os.memfd_create("toolkit-agent-output")
     try:

@@ -158,7 +158,7 @@ def _set_up_network() -> None:
     """Set up loopback, with a default route and a global address.
 
     Without a `stream_server_address` containerd takes the address of the interface with the default
-    route, and does not serve the CRI where there is none (observed on 1.6).
+    route, and does not serve the CRI if there is none (observed on 1.6).
     """
     up, has_route, documentation = 0x1 | 0x8 | 0x40, 0x1, "192.0.2.1"
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
@@ -232,7 +232,7 @@ class _Stage:
         _mount(held, path, "", _BIND | _ALL)
 
     def _put(self, path: str, content: bytes | None, mode: int) -> None:
-        """Make a file with this content, or hide the file where the content is None."""
+        """Make a file with this content, or hide the file if the content is None."""
         if content is not None and os.path.isfile(path):
             new = self._name()
             _write(new, content, mode)

@@ -19,7 +19,7 @@ from agent.host import nofollow
 def take(path: str) -> int:
     """Take the lock at an agent path. Gives the descriptor that holds it until it is closed.
 
-    Raises Locked where another process holds it, Refused.
+    Raises Locked if another process holds it, Refused.
     """
     above, name = os.path.split(path)
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -49,11 +49,11 @@ def _lock(path: str, fd: int) -> None:
 
 @contextlib.contextmanager
 def held(path: str, inherited: int | None = None) -> Iterator[None]:
-    """Hold the lock at an agent path. Raises Locked where another process holds it, Refused.
+    """Hold the lock at an agent path. Raises Locked if another process holds it, Refused.
 
     `inherited` is the descriptor of a parent that holds the lock for us, or that released it to a
     revert (see `agent.transaction.stand_aside`); then it is locked again, for the parent too. It is
-    not used where somebody removed the file since, because others would lock a new file.
+    not used if somebody removed the file since, because others would lock a new file.
     """
     if inherited is not None and is_current(path, inherited):
         _lock(path, inherited)

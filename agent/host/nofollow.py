@@ -24,7 +24,7 @@ def open_directory(path: str, flags: int = os.O_PATH) -> Iterator[int]:
     """A descriptor of the directory at a resolved agent path. With os.O_RDONLY for `flags` the
     directory can be listed and forced to disk.
 
-    Raises OSError: ELOOP where a part of the path is a link, EXDEV where a part is `..`.
+    Raises OSError: ELOOP if a part of the path is a link, EXDEV if a part is `..`.
     """
     raw = os.fsencode(path)
     if b"\0" in raw:

@@ -132,7 +132,7 @@ class HostRoot:
 
     @property
     def is_host(self) -> bool:
-        """True where the agent runs on the host itself, not in a container."""
+        """True if the agent runs on the host itself, not in a container."""
         return self.root == "/"
 
     @property
@@ -144,7 +144,7 @@ class HostRoot:
     def locate(self, given: str) -> HostPath:
         """The file or directory that an option names, there or not, with its links followed.
 
-        Raises Refused where it leads out of the host root.
+        Raises Refused if it leads out of the host root.
         """
         return self.with_mounts_of(given).resolve(self.name(given))
 
@@ -181,7 +181,7 @@ class HostRoot:
     def with_view(self, agent: str, host: str) -> HostRoot:
         """The same host root, in which the agent's directory `agent` shows the host's directory
         `host`; also under the name that this has without links (/usr/local/nvidia is
-        /var/usrlocal/nvidia where /usr is read-only)."""
+        /var/usrlocal/nvidia if /usr is read-only)."""
         if self.is_host:
             return self
         found = self._with((os.path.realpath(agent), host))
@@ -197,7 +197,7 @@ class HostRoot:
 
     def _view_of(self, path: str) -> tuple[tuple[str, str] | None, str]:
         """The mount of the agent's own that holds a path, with its name on the host, and the rest
-        of the path. No view where the container has the mount for itself."""
+        of the path. No view if the container has the mount for itself."""
         mount, rest = self._own_mount(path)
         if mount is None:
             return None, ""
@@ -220,7 +220,7 @@ class HostRoot:
         return frozenset(mount.point for mount in self.mounts)
 
     def mount(self, path: HostPath) -> Mount | None:
-        """The mount that holds a file, there or not; None where that is not known."""
+        """The mount that holds a file, there or not; None if that is not known."""
         found = [mount for mount in self.mounts if is_below(path.agent, mount.point)]
         # Of mounts at one point the last hides the others; `max` takes the first of equal ones.
         return max(reversed(found), key=lambda mount: len(mount.point), default=None)
@@ -350,7 +350,7 @@ def _same(one: str, other: str) -> bool:
 
 
 def open_host_root(root: str | None, paths: Iterable[str] = ()) -> HostRoot:
-    """The host root as asked for, else `/host` where something is mounted there, else `/`.
+    """The host root as asked for, else `/host` if something is mounted there, else `/`.
 
     `paths` are those that the options and the defaults name: the mounts that hold them are found
     now. Raises UsageError, Refused.

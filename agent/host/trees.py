@@ -59,7 +59,7 @@ def copy(source: str, path: str, mode: int) -> tuple[str, os.stat_result]:
 
 
 def hard_link(source: str, path: str) -> os.stat_result:
-    """Give a file a second name, or copy it where that is not possible. Raises OSError."""
+    """Give a file a second name, or copy it if that is not possible. Raises OSError."""
     with nofollow.open_parent(source) as (old, name), nofollow.open_parent(path) as (new, base):
         try:
             os.link(name, base, src_dir_fd=old, dst_dir_fd=new, follow_symlinks=False)
@@ -94,7 +94,7 @@ def make_symlink(target: str, path: str) -> None:
 def exchange(one: str, other: str) -> None:
     """Two directories beside each other exchange their names, in one step.
 
-    Raises OSError, with nothing changed: EINVAL or ENOSYS where the file system or the kernel
+    Raises OSError, with nothing changed: EINVAL or ENOSYS if the file system or the kernel
     cannot. The caller forces the result to disk, so that an error of that is not taken for this.
     """
     with nofollow.open_parent(one) as (fd, first):

@@ -29,7 +29,7 @@ _PART = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 def distrust(found: FileState | os.stat_result) -> str | None:
     """Why a user other than root can change a file or a directory, and what to do about it; None
-    where no such user can."""
+    if no such user can."""
     if isinstance(found, FileState):
         uid, mode = found.uid, found.mode
     else:
@@ -42,7 +42,7 @@ def distrust(found: FileState | os.stat_result) -> str | None:
 
 
 def distrust_owner(found: os.stat_result) -> str | None:
-    """The same where the mode does not count: a link, a device, a sticky directory."""
+    """The same if the mode does not count: a link, a device, a sticky directory."""
     return _distrust_uid(found.st_uid)
 
 
@@ -57,7 +57,7 @@ class OpenPath:
     """A path of the host that was opened: its descriptor, its path without links, its status.
 
     `distrust` says why a user other than root can change what the path leads to, and what to do
-    about it; None where no such user can. It covers every directory and link on the way, the owner
+    about it; None if no such user can. It covers every directory and link on the way, the owner
     of the file, and the mode of a regular file. The caller judges the mode of a directory, device
     or socket (`distrust(found)`). `route` are the host paths of all parts and links on the way,
     whose owners and modes decide about trust.
@@ -75,8 +75,8 @@ def open_path(host: HostRoot, name: str, flags: int = os.O_PATH) -> Iterator[Ope
     """Open a host path; the descriptor is closed when the context ends.
 
     With `flags` other than O_PATH the file is opened without waiting (O_NONBLOCK), by the
-    descriptor that was judged. Raises OSError where the file does not exist or cannot be opened,
-    ELOOP for too many links; Refused where the path leads out of the host root or into a process.
+    descriptor that was judged. Raises OSError if the file does not exist or cannot be opened,
+    ELOOP for too many links; Refused if the path leads out of the host root or into a process.
     """
     with _walked(host, name) as walk:
         if walk.left:
@@ -93,7 +93,7 @@ def require(
     Gives the path without links.
 
     Others must not be able to write to the directory at the end, or to the innermost one that
-    exists. `allow_sticky`: they may where it is sticky, because they cannot change entries of root
+    exists. `allow_sticky`: they may if it is sticky, because they cannot change entries of root
     there. `links` False: no link may be on the way. Raises Refused: cannot `purpose`, which part of
     the path is not root's, and what to do.
     """
@@ -114,7 +114,7 @@ def _linked(name: str, path: HostPath, *, links: bool) -> str | None:
 
 
 def _cannot(purpose: str, name: str, why: str) -> str:
-    """The message, without the path twice where the purpose ends with it."""
+    """The message, without the path twice if the purpose ends with it."""
     named = purpose.endswith(f" {name}") and why.startswith(f"{name} ")
     return f"cannot {purpose}: {'it' + why.removeprefix(name) if named else why}"
 
@@ -123,7 +123,7 @@ def make_directory(
     host: HostRoot, name: str, purpose: str, mode: int = 0o755, *,
     allow_sticky: bool = False, links: bool = True,
 ) -> HostPath:  # fmt: skip
-    """Make a directory that only root can write to, and the directories above it, where missing.
+    """Make a directory that only root can write to, and the directories above it, if missing.
 
     Nothing is made below a directory that others can write to. The result is judged again, because
     in a sticky directory somebody else can be faster. Raises Refused as `require`, OSError.
@@ -138,9 +138,9 @@ def read_file(
     allow_sticky: bool = False, links: bool = True,
 ) -> tuple[HostPath, FileState | None]:  # fmt: skip
     """The path without links, and the file there as `files.read` gives it; None for no file.
-    `links` and `allow_sticky` (where there is no file) as in `require`.
+    `links` and `allow_sticky` (if there is no file) as in `require`.
 
-    Raises Refused for what `files.read` and `HostRoot.resolve` refuse, and where a user other than
+    Raises Refused for what `files.read` and `HostRoot.resolve` refuse, and if a user other than
     root can change the file or make it.
     """
     try:
@@ -164,7 +164,7 @@ def system_name(host: HostRoot, given: str) -> str:
     `/` and directly below it, such as /var/run.
 
     A container that mounts a directory, such as /run/nvidia, can make links further down. These
-    belong to root too, and stay in the path. Raises Refused where it leads out of the host root.
+    belong to root too, and stay in the path. Raises Refused if it leads out of the host root.
     """
     parts = host.name(given).split("/")
     if ".." in parts:
@@ -173,9 +173,9 @@ def system_name(host: HostRoot, given: str) -> str:
 
 
 def list_directory(host: HostRoot, name: str) -> tuple[HostPath, list[str]]:
-    """The path without links, and the names in the directory there; none where it is missing.
+    """The path without links, and the names in the directory there; none if it is missing.
 
-    Raises Refused where a user other than root can add to them.
+    Raises Refused if a user other than root can add to them.
     """
     try:
         with _walked(host, name) as walk:
@@ -249,7 +249,7 @@ class _Walk:
         return fd
 
     def writable(self, *, allow_sticky: bool = False) -> str | None:
-        """Why others can make entries in the current directory; None where they cannot."""
+        """Why others can make entries in the current directory; None if they cannot."""
         found = self.here[-1].found
         if not stat.S_ISDIR(found.st_mode) or (allow_sticky and _shared(found)):
             return None
@@ -282,8 +282,8 @@ class _Walk:
             )
 
     def _next(self) -> _Part | None:
-        """The next part; None where it does not exist. A directory that the host root does not show
-        is skipped where a view shows something below it."""
+        """The next part; None if it does not exist. A directory that the host root does not show
+        is skipped if a view shows something below it."""
         left = self.left.copy()
         path = os.path.join(self.path, self.left.pop())
         while True:
@@ -299,7 +299,7 @@ class _Walk:
         return None
 
     def _open(self, path: str) -> int:
-        """A part below the current one; where a view shows it, from the view's directory."""
+        """A part below the current one; if a view shows it, from the view's directory."""
         here = self.here[-1]
         below, agent = os.path.relpath(path, here.path), self._host.agent_path(path)
         if agent == os.path.join(self._host.agent_path(here.path), below):
@@ -338,7 +338,7 @@ class _Walk:
 
     def _judge(self, part: _Part) -> None:
         """Note why a part is not trusted, unless an earlier part is not. A directory on the way
-        must belong to root, and must not be writable by others; where it is sticky, the owner of
+        must belong to root, and must not be writable by others; if it is sticky, the owner of
         each entry decides."""
         if self.distrust:
             return

@@ -30,7 +30,7 @@ class Need:
 
 
 def require(need: Need, mount_points: Collection[str] = ()) -> None:
-    """Raises OSError where the file cannot be written, replaced or removed."""
+    """Raises OSError if the file cannot be written, replaced or removed."""
     above, base = os.path.split(need.path)
     directory = nearest_existing(above)
     if directory != above and os.path.lexists(directory):
@@ -52,7 +52,7 @@ def nearest_existing(path: str) -> str:
 
 
 def _require_directory(path: str) -> None:
-    """Raises OSError where no name can be made, moved or removed in a directory."""
+    """Raises OSError if no name can be made, moved or removed in a directory."""
     if not stat.S_ISDIR(os.lstat(path).st_mode):
         raise _error(errno.ENOTDIR, path)
     if os.statvfs(path).f_flag & os.ST_RDONLY:
@@ -74,7 +74,7 @@ def _require_replaceable(path: str, mount_points: Collection[str]) -> None:
 
 
 def _flags(path: str) -> int:
-    """Attributes as lsattr shows them; 0 where the file system has none."""
+    """Attributes as lsattr shows them; 0 if the file system has none."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         fd = os.open(path, flags)

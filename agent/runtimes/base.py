@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """Where a runtime listens. This is known also while it is down. `unit` is the systemd unit of
-    the runtime, where it is needed."""
+    the runtime, if it is needed."""
 
     kind: str
     socket: HostPath
@@ -44,7 +44,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """A runtime that answers: its process (None where it cannot be seen) and its answer."""
+    """A runtime that answers: its process (None if it cannot be seen) and its answer."""
 
     endpoint: Endpoint
     process: Process | None
@@ -69,7 +69,7 @@ class Runtime:
 @dataclass(frozen=True, slots=True)
 class Effective:
     """The effective configuration: built-in defaults and all files, as the runtime merges them.
-    `linux_runtime` is what the v1.linux shim runs where a handler names nothing; empty without it.
+    `linux_runtime` is what the v1.linux shim runs if a handler names nothing; empty without it.
     """
 
     default: str
@@ -79,14 +79,14 @@ class Effective:
     linux_runtime: str = ""
 
     def table(self, name: str) -> Data:
-        """The table of a handler, empty where there is none."""
+        """The table of a handler, empty if there is none."""
         return self.runtimes.get(name) or {}
 
 
 @dataclass(frozen=True, slots=True)
 class EditRequest:
     """What edits are made from, besides the node. `hook_program` is the host path of the program
-    that an OCI hook would run, None where there is none."""
+    that an OCI hook would run, None if there is none."""
 
     settings: Settings
     store: Store
@@ -101,7 +101,7 @@ class Edits:
     """The changes, in the order of their writes, after which `desired` holds at the next start.
 
     `files` are the files as they will be. `base` is the handler from which ours inherit. `called`
-    is the low-level program that our present handlers call. Both are None where they are not known.
+    is the low-level program that our present handlers call. Both are None if they are not known.
     """
 
     changes: tuple[Change, ...]
@@ -149,7 +149,7 @@ class CannotSwitch(Refused):
 
 class RestartHazard(Refused):
     """The runtime would not start again after a restart. `path` is the file that causes this.
-    `later` is the warning for a node where no restart is due."""
+    `later` is the warning for a node if no restart is due."""
 
     def __init__(self, path: HostPath, why: str, remedy: str, runtime: str) -> None:
         super().__init__(f"cannot restart {runtime}: {path} {why}; {remedy}")
@@ -188,7 +188,7 @@ class RuntimeAdapter(ABC):
     def explained(
         self, error: Unimplemented, settings: Settings, host: HostRoot, socket: HostPath
     ) -> Unimplemented:
-        """The error with the reason why a process of this kind does not serve the CRI, where its
+        """The error with the reason why a process of this kind does not serve the CRI, if its
         files show the reason."""
         return error
 
@@ -228,10 +228,10 @@ class RuntimeAdapter(ABC):
 
     @abstractmethod
     def low_level_program(self, effective: Effective, name: str) -> str | None:
-        """The OCI runtime that a handler of others runs, None where the handler names none."""
+        """The OCI runtime that a handler of others runs, None if the handler names none."""
 
     def pod_handler(self, info: Mapping[str, object]) -> str:
-        """The handler of a pod from its verbose status, "" for the default. It is used where
+        """The handler of a pod from its verbose status, "" for the default. It is used if
         `lists_handlers` is false."""
         return ""
 
@@ -247,8 +247,8 @@ class ConfiguredRuntime(ABC):
     """A runtime of this node with the files that it loads. A method that is not abstract has the
     answer of most runtimes.
 
-    `files`: the files that it loads. The root file comes first, even where it does not exist.
-    `executable`: host path of the executable that a restart will run, None where it is not known.
+    `files`: the files that it loads. The root file comes first, even if it does not exist.
+    `executable`: host path of the executable that a restart will run, None if it is not known.
     `drop_in`: our own file. `imports_drop_in`: it is loaded only because another file imports it.
     """
 
@@ -278,7 +278,7 @@ class ConfiguredRuntime(ABC):
         return {}
 
     def running(self) -> Effective:
-        """The configuration that the running runtime shows; that of its files where it shows
+        """The configuration that the running runtime shows; that of its files if it shows
         nothing."""
         by_files = self.effective(self.files)
         default = self.adapter.shown_default(self.runtime.answer)
@@ -289,7 +289,7 @@ class ConfiguredRuntime(ABC):
         )  # fmt: skip
 
     def evidence(self, host: HostRoot) -> tuple[Evidence, ...]:
-        """The evidence of CDI, best source first. The executable is run only where the runtime
+        """The evidence of CDI, best source first. The executable is run only if the runtime
         shows nothing."""
         return self.adapter.evidence(self.runtime.answer)
 
@@ -321,7 +321,7 @@ class ConfiguredRuntime(ABC):
         return ()
 
     def cgroup_drivers(self) -> Mapping[str, str]:
-        """By what each handler makes cgroups, "systemd" or "cgroupfs", where the files say it."""
+        """By what each handler makes cgroups, "systemd" or "cgroupfs", if the files say it."""
         return {}
 
     def sandbox_image(self, host: HostRoot) -> str | None:

@@ -33,7 +33,7 @@ _ENV = {"PATH": PATH, "LC_ALL": "C"}
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """The result of a command. `code` is None where it could not be run, and `error` says why."""
+    """The result of a command. `code` is None if it could not be run, and `error` says why."""
 
     code: int | None
     out: bytes = b""
@@ -142,7 +142,7 @@ def _dump(
     if done.code is None:
         return Dump(None, f"{executable}: {done.error}")
     if done.code != 0:
-        from agent.toml import masking  # needed only where something failed
+        from agent.toml import masking  # needed only if something failed
 
         # chroot(1) itself ends with 125 to 127: the executable was not run at all.
         *_, last = done.error.strip().splitlines() or [""]
@@ -175,7 +175,7 @@ _PAIR = re.compile(r'(?<!\w)(\w+)=("(?:[^"\\]|\\.)*"|\S+)')
 
 
 def entry(line: str) -> dict[str, str] | None:
-    """The keys and values of a log entry, in logfmt or JSON; None where the line is no entry."""
+    """The keys and values of a log entry, in logfmt or JSON; None if the line is no entry."""
     if line.startswith("{"):
         try:
             found = budget.json_value(line, budget.LINE)

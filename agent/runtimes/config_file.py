@@ -46,7 +46,7 @@ class ConfigFile:
     @property
     def source(self) -> Source:
         """What a message about the file is explained with."""
-        from agent.toml.masking import Source  # needed only where something fails
+        from agent.toml.masking import Source  # needed only if something fails
 
         text = tomltext.decoded(self.state.data) if self.state else ""
         return Source(self.path.host, text, self.data)
@@ -102,8 +102,8 @@ def refuse_unread(file: ConfigFile, reader: Collection[Kind], title: str = "") -
 
 
 def names(host: HostRoot, directory: str, overlay: Overlay) -> set[str]:
-    """The present and future names in a directory, none where it does not exist. Raises Refused,
-    also where another user than root can add a file, because the runtime would load it."""
+    """The present and future names in a directory, none if it does not exist. Raises Refused,
+    also if another user than root can add a file, because the runtime would load it."""
     path, existing = trust.list_directory(host, directory)
     found = set(existing)
     above = path.host.rstrip("/") + "/"

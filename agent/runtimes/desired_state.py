@@ -21,7 +21,7 @@ RUNC_V2 = "io.containerd.runc.v2"
 LINUX = "io.containerd.runtime.v1.linux"
 _RUNC = "io.containerd.runc."
 OUR_NAMES = ("nvidia", "nvidia-cdi", "nvidia-legacy")
-FILLED = ("sandboxer", "sandbox_mode")  # containerd puts its own value where there is none:
+FILLED = ("sandboxer", "sandbox_mode")  # containerd puts its own value if there is none:
 SANDBOXER = "podsandbox"
 _BINARY = "nvidia-container-runtime"
 
@@ -29,7 +29,7 @@ _BINARY = "nvidia-container-runtime"
 @dataclass(frozen=True, slots=True)
 class Desired:
     """The desired state: whole tables of `handlers`, the default runtime (None leaves the present
-    one), `enable_cdi` where it is set to true, and `absent` names, which must not be handlers."""
+    one), `enable_cdi` if it is set to true, and `absent` names, which must not be handlers."""
 
     handlers: Mapping[str, Data]
     default: str | None = None
@@ -130,10 +130,10 @@ def default_for(
     remembered: str | None,
     key: str,
 ) -> str | None:
-    """The default runtime to write, None where the present one stays.
+    """The default runtime to write, None if the present one stays.
 
     `own_default` is one of our handlers, or None. `key` is the name of the setting in a file.
-    Raises Refused where no handler can become the default runtime again.
+    Raises Refused if no handler can become the default runtime again.
     """
     if own_default is not None:
         return own_default
@@ -157,7 +157,7 @@ def default_for(
 def first_foreign(
     effective: Effective, ours: tuple[str, ...], names: tuple[str | None, ...]
 ) -> str | None:
-    """The first of these names that is a handler of others, None where there is none."""
+    """The first of these names that is a handler of others, None if there is none."""
     for name in names:
         if name and name in effective.runtimes and not is_nvidia(effective, name, ours):
             return name

@@ -29,8 +29,8 @@ _VERSION = re.compile(r"(?<![\w.])v?(\d+\.\d+\.\d+[\w.+~-]*)")
 def find_runtime(settings: Settings, host: HostRoot) -> Runtime:
     """The runtime of this node.
 
-    Raises Unreachable where none answers; the error names a runtime of another kind than the one
-    that the options ask for. Raises Refused where a runtime answers that the options exclude.
+    Raises Unreachable if none answers; the error names a runtime of another kind than the one
+    that the options ask for. Raises Refused if a runtime answers that the options exclude.
     """
     try:
         return _find(settings, host)
@@ -47,7 +47,7 @@ def find_runtime(settings: Settings, host: HostRoot) -> Runtime:
 
 
 def _of_other_kind(settings: Settings, host: HostRoot) -> Runtime | None:
-    """The runtime of another kind that answers, where the options ask for one kind."""
+    """The runtime of another kind that answers, if the options ask for one kind."""
     if settings.runtime == "auto":
         return None
     for item in registry.REGISTERED:
@@ -104,7 +104,7 @@ def _runtime(settings: Settings, host: HostRoot, given: str) -> Runtime:
 def _explained(
     error: Unimplemented, settings: Settings, host: HostRoot, socket: HostPath
 ) -> Unimplemented:
-    """The error with the reason from the runtime's own configuration, where that shows one."""
+    """The error with the reason from the runtime's own configuration, if that shows one."""
     for item in registry.REGISTERED:
         error = registry.adapter(item.kind).explained(error, settings, host, socket)
     return error
@@ -125,7 +125,7 @@ def sockets(settings: Settings, host: HostRoot) -> Iterator[Endpoint]:
 
 def asleep(settings: Settings, host: HostRoot) -> tuple[Runtime, str] | None:
     """The runtime that is installed here but does not answer, and the host path of its executable;
-    None where there is none. Its answer has only the version, so that its files can be loaded."""
+    None if there is none. Its answer has only the version, so that its files can be loaded."""
     for item in registry.REGISTERED:
         if settings.runtime not in ("auto", item.kind):
             continue
@@ -157,7 +157,7 @@ def _program_of(
 
 
 def executable_version(host: HostRoot, program: str) -> str | None:
-    """The version that the executable at a host path prints; None where it prints none. The caller
+    """The version that the executable at a host path prints; None if it prints none. The caller
     has checked that only root can replace the executable, because it is run."""
     done = command.run(host, [program, "--version"], timeout=10)
     found = _VERSION.search(done.out.decode("utf-8", "replace")) if done.code == 0 else None
@@ -165,7 +165,7 @@ def executable_version(host: HostRoot, program: str) -> str | None:
 
 
 def given_drop_in(settings: Settings, host: HostRoot) -> HostPath | None:
-    """The drop-in that the options name; None where they name none."""
+    """The drop-in that the options name; None if they name none."""
     given, named = settings.drop_in_config, settings.drop_in_config_host_path
     if given and named:
         return host.resolve(given if host.is_host else named)
@@ -173,9 +173,9 @@ def given_drop_in(settings: Settings, host: HostRoot) -> HostPath | None:
 
 
 def executable(settings: Settings, host: HostRoot, running: Process | None) -> str | None:
-    """Host path of the executable that a restart will run, None where it is not known.
+    """Host path of the executable that a restart will run, None if it is not known.
 
-    It is run by that path, for a dump and for a trial start. Raises Refused where another user than
+    It is run by that path, for a dump and for a trial start. Raises Refused if another user than
     root could replace it.
     """
     if settings.executable_path:

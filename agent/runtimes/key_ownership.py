@@ -28,7 +28,7 @@ _MISSING = object()
 _PROGRAM_KEYS = frozenset({"binaryname", "runtime", "runtime_path", "runtime_engine"})
 
 Condition = Literal["gone", "as before", "as written", "edited since"]
-Keys = Mapping[str, Any]  # values by path, which is spelled as JSON; None where the key is removed
+Keys = Mapping[str, Any]  # values by path, which is spelled as JSON; None if the key is removed
 
 
 def condition(original: Original, now: FileState | None) -> Condition:

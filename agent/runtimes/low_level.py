@@ -87,6 +87,6 @@ def _is_itself(host: HostRoot, path: str) -> bool:
 
 
 def _real(host: HostRoot, path: str) -> str | None:
-    """Agent path of a program, which is given by its path or its name; None where there is none."""
+    """Agent path of a program, which is given by its path or its name; None if there is none."""
     places = [path] if "/" in path else [f"{above}/{path}" for above in programs.DIRECTORIES]
     return next((found for name in places if (found := programs.runs(host, name))), None)

@@ -25,7 +25,7 @@ UNKNOWN = "the runtime's executable is not known; give --executable-path"
 
 @dataclass(frozen=True, slots=True)
 class Preflight:
-    """The outcome. `done` is false where the check was not possible, and `note` says why."""
+    """The outcome. `done` is false if the check was not possible, and `note` says why."""
 
     done: bool
     note: str
@@ -45,7 +45,7 @@ def ask(
     executable: str, root: HostPath, before: Callable[[], Dump], after: Callable[[], Dump]
 ) -> tuple[Dump, Data] | str:
     """The dumps that a runtime's executable makes of the present files and of the future ones, or
-    the reason why it cannot make them. Raises Refused where it rejects the candidate.
+    the reason why it cannot make them. Raises Refused if it rejects the candidate.
 
     Both run at the same time, because they take most of the time of a plan.
     """
@@ -73,7 +73,7 @@ def rejected_already(executable: str, root: HostPath, dump: Dump) -> Refused:
 
 
 def refuse_missing(handler: str | None) -> None:
-    """Raise Refused where a handler would be missing; None is no handler."""
+    """Raise Refused if a handler would be missing; None is no handler."""
     if handler:
         raise Refused(
             f"cannot apply: the runtime would not have the handler {handler}; nothing was changed"
@@ -81,7 +81,7 @@ def refuse_missing(handler: str | None) -> None:
 
 
 def refuse_difference(before: Data, after: Data, view: str) -> None:
-    """Raise Refused where two dumps differ. They are given without the keys that may change."""
+    """Raise Refused if two dumps differ. They are given without the keys that may change."""
     difference = first_difference(before, after)
     if difference is not None:
         raise Refused(
@@ -91,7 +91,7 @@ def refuse_difference(before: Data, after: Data, view: str) -> None:
 
 
 def accepted(executable: str) -> Preflight:
-    """The outcome where the executable accepts the candidate."""
+    """The outcome if the executable accepts the candidate."""
     return Preflight(True, f"{executable} accepts the new configuration")
 
 
@@ -112,7 +112,7 @@ def _first_leaf(value: Any) -> Path:
 
 
 def first_difference(one: Any, other: Any, above: Path = ()) -> Path | None:
-    """The path of the first key in which two sets of data differ; None where they are equal."""
+    """The path of the first key in which two sets of data differ; None if they are equal."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in [*one, *(key for key in other if key not in one)]:
             if key not in one or key not in other:
@@ -130,7 +130,7 @@ UNSEEN = f"nothing shows what it does to our keys: {UNKNOWN}"
 def require_same_effect(
     file: ConfigFile, executable: str, dumps: tuple[Dump, Dump], ours: Callable[[Data], Data]
 ) -> None:
-    """Raise Refused where a file has an effect on our keys. `dumps` are those with the file and
+    """Raise Refused if a file has an effect on our keys. `dumps` are those with the file and
     without it, and `ours` takes our keys from a dump."""
     whole, rest = dumps
     if whole.data is None:
@@ -141,7 +141,7 @@ def require_same_effect(
         )
     difference = first_difference(ours(whole.data), ours(rest.data))
     if difference is not None:
-        from agent.toml.masking import safe_path  # needed only where something failed
+        from agent.toml.masking import safe_path  # needed only if something failed
 
         raise unread_refusal(file, f"it sets {safe_path(difference)}, as {executable} shows")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from agent.cri.client import Answer, Unimplemented
 from agent.errors import Unreachable
 
-# Pid and start time; pid 0 and systemd's InvocationID as a number where the process cannot be seen.
+# Pid and start time; pid 0 and systemd's InvocationID as a number if the process cannot be seen.
 Identity = tuple[int, int] | None
 
 _ANSWERS = 3
@@ -30,7 +30,7 @@ class NotProven(Exception):
 @dataclass(frozen=True, slots=True)
 class Probe:
     """The functions that a proof needs: the identity of the process behind the socket, its answer,
-    and time. `given_up` returns why nothing will answer any more, None where something may."""
+    and time. `given_up` returns why nothing will answer any more, None if something may."""
 
     identity: Callable[[], Identity]
     ask: Callable[[], Answer]
@@ -94,7 +94,7 @@ def _judge(
 
 
 def _ask_once(probe: Probe) -> tuple[Identity, Answer | Unimplemented | None]:
-    """One answer and the process that gave it, no answer where the process changed meanwhile. The
+    """One answer and the process that gave it, no answer if the process changed meanwhile. The
     error that the CRI is not served counts as an answer, which a process that is about to end can
     give too."""
     before = probe.identity()

@@ -48,7 +48,7 @@ def adapter(kind: str) -> RuntimeAdapter:
 
 
 def kind_of(cri_name: str) -> str | None:
-    """The kind of the runtime with this name in the CRI, None where it is not registered."""
+    """The kind of the runtime with this name in the CRI, None if it is not registered."""
     return next((item.kind for item in REGISTERED if item.cri_name == cri_name), None)
 
 
@@ -65,7 +65,7 @@ def sockets(asked: str) -> Iterator[tuple[str, str]]:
 
 
 def present(host: HostRoot, settings: Settings) -> tuple[str, ...]:
-    """The kinds whose usual socket exists; all that the options allow where none does, because the
+    """The kinds whose usual socket exists; all that the options allow if none does, because the
     socket may be elsewhere."""
     asked = [*sockets(settings.runtime)]
     found = [kind for kind, path in asked if os.path.lexists(host.agent_path(path))]
@@ -80,7 +80,7 @@ def ask(path: str, name: str, timeout: float = 10.0) -> Answer:
 
 
 def shown(answer: Answer) -> tuple[str | None, tuple[str, ...]]:
-    """The default runtime and the handlers that the runtime shows; None and () where it shows
+    """The default runtime and the handlers that the runtime shows; None and () if it shows
     none."""
     found = adapter_of(answer)
     default, tables = found.shown_default(answer), found.shown_handlers(answer)

@@ -54,10 +54,10 @@ class Restart:
 
 
 def choose(mode: str, process: Process | None, host: HostRoot, kind: str) -> Restart:
-    """The way to restart for a value of --restart-mode. Raises Refused where it cannot work.
+    """The way to restart for a value of --restart-mode. Raises Refused if it cannot work.
 
     "auto" takes the systemd unit that owns the process behind the CRI socket. "systemd" does the
-    same; where no unit owns it, or no process can be seen, it takes the unit with the runtime's
+    same; if no unit owns it, or no process can be seen, it takes the unit with the runtime's
     name.
     """
     if mode == "none":
@@ -160,7 +160,7 @@ def still_down(
 
 
 def resume(kind: str, target: str, host: HostRoot) -> Restart | None:
-    """The restart that a journal names, for a runtime that may be down; None where somebody else
+    """The restart that a journal names, for a runtime that may be down; None if somebody else
     has to restart it."""
     if kind == "systemd" and is_service_name(target):
         return Restart("systemd", target, lambda _: _restart_unit(target, host))

@@ -64,7 +64,7 @@ class Launch:
 
     def explain(self, output: str) -> str:
         """Why it does not serve the CRI, without values of its files."""
-        from agent.toml import masking  # needed only where something failed
+        from agent.toml import masking  # needed only if something failed
 
         return masking.explained(self.reason(output), self.sources, (self.argv[0], self.socket))
 
@@ -80,7 +80,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """The verdict on a restart. `done` is false where no trial was made, and `note` says why.
+    """The verdict on a restart. `done` is false if no trial was made, and `note` says why.
     `refusal` forbids the restart. `warning` says what is wrong although it is allowed."""
 
     done: bool
@@ -147,7 +147,7 @@ def judge(
 
 
 def warn_of_present(host: HostRoot, subject: Subject, verdict: Trial, start: Start) -> Trial:
-    """The verdict, with a warning where the runtime would not start on the present files."""
+    """The verdict, with a warning if the runtime would not start on the present files."""
     present = start(host, subject.launch({}), lambda _: [])
     if not present.failure:
         return verdict
@@ -218,7 +218,7 @@ def _failure(
     clock: Callable[[], float],
     sleep: Callable[[float], None],
 ) -> str | None:
-    """What is wrong with the runtime, "" for nothing; None where it did not answer in time."""
+    """What is wrong with the runtime, "" for nothing; None if it did not answer in time."""
     socket = program.path(launch.socket)
     while True:
         ended = program.has_ended()

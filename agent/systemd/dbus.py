@@ -1,6 +1,6 @@
 """The host's systemd over D-Bus, by jeepney's connection.
 
-Invariant: the only module that imports jeepney, and it is itself imported only where systemd is
+Invariant: the only module that imports jeepney, and it is itself imported only if systemd is
 asked. A call has a deadline and a size, and ends in an answer, in systemd's own error, or in NoBus.
 No bus is ever started for a call. Each question has a connection of its own. A restart that systemd
 accepted does not count as failed because the connection was lost.
@@ -242,7 +242,7 @@ class OverBus:
             raise SystemdError(f"{unit} after its restart")
 
     def _settled(self, connection: Bus, name: str, end: float) -> Unit | None:
-        """The unit without a job, or when the time is up; None where the bus went away: then it
+        """The unit without a job, or when the time is up; None if the bus went away: then it
         shows by the runtime itself what became of it."""
         try:
             while (unit := _unit(connection, name)).busy and self._clock() < end:

@@ -19,7 +19,7 @@ _FORCED: Sequence[Mapping[str, str]] = ({}, {"SYSTEMCTL_FORCE_BUS": "1"})
 
 def candidates(host: HostRoot) -> Iterable[tuple[str, Systemd]]:
     """All connections to try, with their names, the best first."""
-    from agent.systemd import dbus  # with jeepney, needed only where systemd is asked
+    from agent.systemd import dbus  # with jeepney, needed only if systemd is asked
 
     for path in (dbus.SYSTEM_BUS, dbus.PRIVATE):
         yield f"D-Bus at {path}", dbus.OverBus(dbus.opener(host, path))

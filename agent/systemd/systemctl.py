@@ -1,4 +1,4 @@
-"""systemd by the host's `systemctl` and `systemd-run`, where D-Bus cannot be reached.
+"""systemd by the host's `systemctl` and `systemd-run`, if D-Bus cannot be reached.
 
 Invariant: the programs run in the host root, with checked arguments and a deadline.
 """
@@ -23,7 +23,7 @@ from agent.systemd.units import (
 )
 
 _SHOWN = ("LoadState", "ActiveState", "SubState", "Result", "InvocationID", "Job", *CARRIES)
-_NOT_RUN = range(125, 128)  # exit codes of chroot(1) where it could not run the program
+_NOT_RUN = range(125, 128)  # exit codes of chroot(1) if it could not run the program
 _TIMEOUT = 30.0
 _NOT_LOADED = 5  # exit code for a unit that does not exist
 

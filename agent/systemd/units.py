@@ -26,7 +26,7 @@ _UNIT = re.compile(r"\b[A-Za-z0-9:_.@-]+\.(?:service|socket|target|timer|slice|s
 def masked_message(text: str) -> str:
     """A message of systemd with the names of units, and with everything else masked that it may
     quote from a unit file."""
-    from agent.toml.masking import masked  # needed only where something failed
+    from agent.toml.masking import masked  # needed only if something failed
 
     return masked(text, _UNIT.findall(text))
 
@@ -65,9 +65,9 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Ties:
-    """What depends on a unit: `bound` units are stopped where it ends by itself, `stopped` units
-    where it is stopped. `restart` is its restart policy, `main_pid` its main process; "" and None
-    where they are not known."""
+    """What depends on a unit: `bound` units are stopped if it ends by itself, `stopped` units
+    if it is stopped. `restart` is its restart policy, `main_pid` its main process; "" and None
+    if they are not known."""
 
     bound: tuple[str, ...] = ()
     stopped: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
 """Surgical edits of TOML files, behind a guard.
 
 Invariant: the text that `edit` returns parses, with the standard library, to exactly the data that
-was wanted, and has every comment of the text that it was given, still above what it is about; where
+was wanted, and has every comment of the text that it was given, still above what it is about; if
 no way of writing achieves that, nothing is returned and the edit is refused.
 """
 
@@ -30,10 +30,10 @@ _EDITABLE = {*tomltext.GO_TOML_1, *tomltext.GO_TOML_2} - {"carriage return"}
 
 
 def edit(text: str, ops: Iterable[Op], name: str) -> str:
-    """The text with the operations carried out, or the same text where they change nothing.
+    """The text with the operations carried out, or the same text if they change nothing.
 
     `text` is what `decoded` gives; bytes that are no TOML 1.0 stay where they are. Raises Refused,
-    naming the file, where the result cannot be written faithfully.
+    naming the file, if the result cannot be written faithfully.
     """
     mark, text = text[: text.startswith(BOM)], text.removeprefix(BOM)
     crlf = "\r\n" in text and text.count("\r\n") == text.count("\n")
@@ -75,7 +75,7 @@ def _propose(text: str, op: Op, data: Data, wanted: Data, name: str) -> tuple[st
 
 def _proposals(text: str, op: Op, data: Data, wanted: Data) -> Iterator[tuple[str, str]]:
     """Texts, each with the name of the way that it was made in."""
-    from agent.toml import place, statement  # with tomlkit; needed only where a file changes
+    from agent.toml import place, statement  # with tomlkit; needed only if a file changes
 
     old, new, parts = get(data, op.path), get(wanted, op.path), []
     if isinstance(old, dict) and isinstance(new, dict):
@@ -95,7 +95,7 @@ def _proposals(text: str, op: Op, data: Data, wanted: Data) -> Iterator[tuple[st
 
 
 def _guarded(text: str, proposal: str, op: Op, data: Data, wanted: Data) -> Data | None:
-    """The data of a proposal, None where it is not what was wanted."""
+    """The data of a proposal, None if it is not what was wanted."""
     from agent.toml import scan
 
     try:

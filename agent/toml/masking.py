@@ -226,8 +226,8 @@ def _values(data: Any, above: Path = ()) -> Iterator[tuple[Path, Any]]:
 
 
 def _line(file: Source, path: Path) -> str:
-    """`line N of ` for the statement that gives a key its value; empty where it is not found."""
-    from agent.toml import scan  # needed only where something failed
+    """`line N of ` for the statement that gives a key its value; empty if it is not found."""
+    from agent.toml import scan  # needed only if something failed
 
     try:
         found = scan.statements(file.text)

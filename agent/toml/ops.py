@@ -43,7 +43,7 @@ Op: TypeAlias = Set | Unset | Append
 
 
 def get(data: Any, path: Path, default: Any = None) -> Any:
-    """The value at a path, or the default where a step is missing or not a table."""
+    """The value at a path, or the default if a step is missing or not a table."""
     for part in path:
         if not isinstance(data, Mapping) or part not in data:
             return default
@@ -54,7 +54,7 @@ def get(data: Any, path: Path, default: Any = None) -> Any:
 def apply(data: Data, ops: Iterable[Op]) -> Data:
     """What the operations mean, on plain data; the argument stays as it is.
 
-    Raises Refused where a step of a path exists and is not a table, or a list is none.
+    Raises Refused if a step of a path exists and is not a table, or a list is none.
     """
     result = copy.deepcopy(data)
     for op in ops:

@@ -23,7 +23,7 @@ from agent.toml.scan import Statement
 from agent.toml.text import Data
 from agent.toml.write import Path, quote, scalar, tables
 
-# The name of a way to write an edit, and the way itself. It has no text where it is of no use, and
+# The name of a way to write an edit, and the way itself. It has no text if it is of no use, and
 # may raise one of `statement.ERRORS`.
 Way: TypeAlias = tuple[str, Callable[[], str | None]]
 
@@ -60,7 +60,7 @@ class _Sheet:
 
 def ways(text: str, path: Path, wanted: Data) -> Iterator[Way]:
     """Ways to give the key at `path` the value that it has in the wanted data, or to take it out
-    where it is in them no more. New lines end with LF. A table that is to become another one is not
+    if it is in them no more. New lines end with LF. A table that is to become another one is not
     for here: its parts are."""
     sheet = _Sheet(text, scan.statements(text))
     value = get(wanted, path)
@@ -73,7 +73,7 @@ def ways(text: str, path: Path, wanted: Data) -> Iterator[Way]:
         return
     old, size = sheet.lines(one), len(one.base)
     if value is None:
-        # Tables that this leaves empty go too where they are inline: as `apply` has it, then not.
+        # Tables that this leaves empty go too if they are inline: as `apply` has it, then not.
         empty = next(n for n in range(len(path) + 1) if get(wanted, path[:n]) is None)
         for end in [max(empty, len(one.path) + 1), len(path)]:
             rest = path[size:end] if one.path != path else path[size : size + 1]

@@ -33,7 +33,7 @@ def parsed(text: str, name: str) -> Data:
     try:
         return tomltext.loads(text)
     except tomllib.TOMLDecodeError as error:
-        from agent.toml.masking import masked  # needed only where something failed
+        from agent.toml.masking import masked  # needed only if something failed
 
         why = masked(str(error))  # it can repeat what stands there
         raise Refused(f"cannot read {name}: it is not valid TOML: {why}; repair it") from error

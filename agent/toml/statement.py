@@ -42,7 +42,7 @@ def with_value(text: str, path: Path, value: Any) -> str:
 
 
 def without(text: str, path: Path) -> str:
-    """The statement without the key at `path`; an empty text where that is all of it."""
+    """The statement without the key at `path`; an empty text if that is all of it."""
     document, table, (key, *_) = _innermost(text, path)
     if isinstance(table, InlineTable):  # of the spaces around it, those behind it remain
         body = table.value.body
@@ -60,7 +60,7 @@ def beside(raw: Path, path: Path, value: Any) -> str:
 
 
 def with_comma(text: str) -> str:
-    """The statement with a comma behind the last item of its list: tomlkit forgets that comma where
+    """The statement with a comma behind the last item of its list: tomlkit forgets that comma if
     a comment follows the item."""
     code = [t for t in TOKEN.finditer(text) if not (t[0][0] == "#" or t[0].isspace())]
     if len(code) < 2 or code[-1][0] != "]" or code[-2][0] in ("[", ","):
@@ -94,7 +94,7 @@ def _put(table: Any, key: str, value: Any) -> None:
 
 
 def _relist(old: Any, new: list[Any]) -> bool:
-    """Add items at the end of a list, or take some out; False where neither makes the new one."""
+    """Add items at the end of a list, or take some out; False if neither makes the new one."""
     items = old.unwrap()
     if new[: len(items)] != items:
         gone, kept = [], 0

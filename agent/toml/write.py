@@ -39,7 +39,7 @@ def dotted(path: Path) -> str:
 
 
 def quote(key: str) -> str:
-    """A key, bare where TOML allows it."""
+    """A key, bare if TOML allows it."""
     return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else scalar(key)
 
 

@@ -1,4 +1,4 @@
-"""The driver's control nodes in /dev, which nothing makes where nvidia-modprobe does not run.
+"""The driver's control nodes in /dev, which nothing makes if nvidia-modprobe does not run.
 
 Invariant: a node that is right is not touched. Major numbers are those that the kernel gave the
 loaded modules. A node that cannot be made is a warning, because the driver's own tools may make it.

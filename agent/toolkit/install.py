@@ -38,7 +38,7 @@ class Toolkit:
     writable: bool = True
 
     def path(self, name: str) -> str | None:
-        """Host path of a program after the install; None where there will be none."""
+        """Host path of a program after the install; None if there will be none."""
         if not self.writable and self.origin.kind == "host":
             return f"{self.origin.place}/{name}" if name in self.origin.programs else None
         return tree.paths(self.origin, self.directory.host).get(name)
@@ -46,7 +46,7 @@ class Toolkit:
 
 @dataclass(frozen=True, slots=True)
 class ToolkitProposal:
-    """The directory as it should be. `config` is the change of config.toml, None where it has the
+    """The directory as it should be. `config` is the change of config.toml, None if it has the
     right content; `problem` is why nothing can be installed."""
 
     found: Toolkit
@@ -116,7 +116,7 @@ def propose(
 
 def _as_it_is(found: Toolkit, decision: Decision) -> str:
     """The warning that nothing can be written, and that the present toolkit is used. Raises Refused
-    where the toolkit is to be installed from packages."""
+    if the toolkit is to be installed from packages."""
     if found.origin.kind == "packages":
         raise Refused(
             f"cannot install the toolkit in {found.directory}: it cannot be written; mount it "
@@ -158,7 +158,7 @@ def _warnings(found: Toolkit, decision: Decision) -> tuple[str, ...]:
 
 
 def require_trusted(host: HostRoot, name: str, purpose: str) -> None:
-    """Raise Refused where another user than root can write to a toolkit's directory (its host path)
+    """Raise Refused if another user than root can write to a toolkit's directory (its host path)
     or to the one above it, because a directory beside it takes its place."""
     path = trust.require(host, name, purpose)
     trust.require(host, os.path.dirname(path.host), purpose)
@@ -174,7 +174,7 @@ def require_removable(settings: Settings, host: HostRoot, moved: Iterable[str]) 
 
 
 def _refuse(settings: Settings, host: HostRoot, directory: HostPath, decision: Decision) -> None:
-    """Raise Refused where a directory is unfit for programs that run as root and that the node may
+    """Raise Refused if a directory is unfit for programs that run as root and that the node may
     depend on."""
     if not host.is_host and not host.on_mount(directory):
         raise Refused(
@@ -265,9 +265,9 @@ def new_file_sizes(proposal: ToolkitProposal) -> tuple[int, ...]:
 
 
 def write(proposal: ToolkitProposal | None, log: Log) -> tuple[str, ...]:
-    """Install what is proposed; gives the directory's host path where that changed anything.
+    """Install what is proposed; gives the directory's host path if that changed anything.
 
-    Raises the proposal's problem, or Refused where the disk fails; then the directory is unchanged.
+    Raises the proposal's problem, or Refused if the disk fails; then the directory is unchanged.
     """
     if proposal is None:
         return ()
@@ -295,7 +295,7 @@ def _sources(desired: Tree) -> tuple[str, ...]:
 
 
 def installed_paths(settings: Settings, host: HostRoot) -> tuple[str, ...]:
-    """Host paths of the toolkit's directory, without links and as the option gives it; none where
+    """Host paths of the toolkit's directory, without links and as the option gives it; none if
     we did not install it. Raises Refused."""
     directory = programs.directory(settings, host)
     if tree.read_list(directory.agent) is None:
@@ -314,7 +314,7 @@ def paths_after_removal(
 
 def remove(settings: Settings, host: HostRoot) -> tuple[str, ...]:
     """Remove what we installed, and restore what was there before. Gives the directory's host path
-    where there was anything to remove. Raises Refused."""
+    if there was anything to remove. Raises Refused."""
     directory = programs.directory(settings, host)
     return (directory.host,) if _remove(directory) else ()
 

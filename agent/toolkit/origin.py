@@ -45,7 +45,7 @@ def find(settings: Settings, host: HostRoot, installed: HostPath) -> Origin:
     """The toolkit: from the source tree, else the installed one, else that of the host's packages.
 
     Raises Refused for an option whose directory has no toolkit, and for a program that another user
-    than root can exchange; NoToolkit where no toolkit is found.
+    than root can exchange; NoToolkit if no toolkit is found.
     """
     root = _source_root(settings, host)
     if root is not None:
@@ -65,7 +65,7 @@ def find(settings: Settings, host: HostRoot, installed: HostPath) -> Origin:
 
 
 def _on_the_host(host: HostRoot, installed: HostPath) -> Iterator[Origin]:
-    """Toolkits on the host; the second one is read, and judged, only where the first one lacks the
+    """Toolkits on the host; the second one is read, and judged, only if the first one lacks the
     runtime."""
     if found := _installed(installed):
         yield found
@@ -74,7 +74,7 @@ def _on_the_host(host: HostRoot, installed: HostPath) -> Iterator[Origin]:
 
 
 def _source_root(settings: Settings, host: HostRoot) -> str | None:
-    """The tree to install from, of the package type of the host; None where there is none."""
+    """The tree to install from, of the package type of the host; None if there is none."""
     asked = settings.toolkit_source_root
     if asked is None:
         if host.is_host or not os.path.isdir(ARTIFACTS):
@@ -107,7 +107,7 @@ def _program(root: HostRoot, name: str) -> str | None:
 
 def _judged(root: HostRoot, name: str, needed: int = 0) -> str | None:
     """Agent path of a regular file at a path of a tree, with one of the `needed` permissions; links
-    are followed inside the tree. None where there is none. Raises Refused where another user than
+    are followed inside the tree. None if there is none. Raises Refused if another user than
     root can exchange the file or a part of its path, because it is copied, or named, by the
     path."""
     try:

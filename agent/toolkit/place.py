@@ -45,7 +45,7 @@ def put(live: str, desired: Tree) -> None:
 
 
 def _put_first(top: str, live: str, desired: Tree, kept: InstalledList) -> None:
-    """As `put`, where directories above are missing, `top` being the first of them. They are moved
+    """As `put`, if directories above are missing, `top` being the first of them. They are moved
     into place together with it, so that an interrupted install leaves none."""
     draft = trees.draft_name(top)
     new = draft + live[len(top) :]
@@ -118,7 +118,7 @@ def _take_place(new: str, live: str, kept: InstalledList, desired: Tree) -> None
 
 
 def _one_by_one(new: str, live: str, kept: InstalledList, desired: Tree) -> None:
-    """Replace each file in one step, where the file system cannot exchange two directories:
+    """Replace each file in one step, if the file system cannot exchange two directories:
     programs before the scripts that call them. A directory that is not ours is kept."""
     if tree.read_list(live) is None:
         copy = trees.draft_name(live)

@@ -46,7 +46,7 @@ def directory_name(settings: Settings, host: HostRoot) -> str:
 
 def find(settings: Settings, host: HostRoot, base: str) -> str | None:
     """Host path of a toolkit binary: in the install directory, else in /usr/bin. Raises Refused
-    where another user than root can exchange it, because runtimes run it as root."""
+    if another user than root can exchange it, because runtimes run it as root."""
     for above in (directory_name(settings, host), "/usr/bin"):
         candidate = os.path.join(above, base)
         if runs(host, candidate):
@@ -56,7 +56,7 @@ def find(settings: Settings, host: HostRoot, base: str) -> str | None:
 
 
 def runs(host: HostRoot, name: str) -> str | None:
-    """Agent path of the program at a host path, links followed; None where there is none."""
+    """Agent path of the program at a host path, links followed; None if there is none."""
     try:
         agent = host.resolve(name).agent
         found = os.stat(agent, follow_symlinks=False)

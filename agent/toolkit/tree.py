@@ -146,7 +146,7 @@ def paths(origin: Origin, directory: str) -> Mapping[str, str]:
 
 
 def read_list(directory: str) -> InstalledList | None:
-    """Our list in a directory (an agent path); None where there is none. A list that cannot be
+    """Our list in a directory (an agent path); None if there is none. A list that cannot be
     parsed names no files. Raises Refused."""
     found = files.read(os.path.join(directory, LIST))
     if found is None:
@@ -170,7 +170,7 @@ def _listed(data: Any) -> InstalledList:
 class ToolkitConfig:
     """The settings of nvidia-container-runtime in config.toml: the low-level runtimes that it tries
     in this order, the annotation prefixes that it answers, and whether an unprivileged container
-    may ask by environment variable (NVIDIA's defaults where a key is missing)."""
+    may ask by environment variable (NVIDIA's defaults if a key is missing)."""
 
     runtimes: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ("cdi.k8s.io/",)
@@ -179,7 +179,7 @@ class ToolkitConfig:
 
 def read_config(directory: str) -> ToolkitConfig | None:
     """The settings in config.toml of a directory (an agent path), whether or not it is ours. None
-    where there is no file, or one that cannot be read."""
+    if there is no file, or one that cannot be read."""
     return read_config_file(os.path.join(directory, CONFIG))
 
 
@@ -267,7 +267,7 @@ def is_text(path: str, entry: Text) -> bool:
 
 
 def unchanged(path: str, entry: Copy, kept: CopyRecord | None) -> bool:
-    """Is the file at this agent path still the copy of an entry? The source is read only where it
+    """Is the file at this agent path still the copy of an entry? The source is read only if it
     may have changed. Raises Refused."""
     try:
         here = os.stat(path, follow_symlinks=False)

@@ -52,7 +52,7 @@ fi
 
 @dataclass(frozen=True, slots=True)
 class Wrapper:
-    """A wrapper; all paths are the host's. `config` is the toolkit's config.toml, None where the
+    """A wrapper; all paths are the host's. `config` is the toolkit's config.toml, None if the
     program does not read it. `libraries`: the toolkit's directory is searched for libraries, too.
     `runtimes` are tried in this order while the driver's module is not loaded; with none the driver
     does not matter."""

@@ -98,7 +98,7 @@ class Driver:
         return libraries(self.root, pattern, self.search)
 
     def node(self, path: str) -> Node | None:
-        """The character device at a path; None where there is none."""
+        """The character device at a path; None if there is none."""
         return next(iter(nodes_at(self.devs, [os.path.split(path)])), None)
 
     def read_link(self, path: str) -> str | None:
@@ -180,7 +180,7 @@ def asked_root(host: HostRoot, settings: Settings) -> DriverRoot:
 def dev_roots(host: HostRoot, places: Places, root: DriverRoot) -> tuple[DriverRoot, ...]:
     """Where device nodes may be: as the options say, else below the driver root, then on the host.
 
-    gpu-operator always gives --dev-root, namely the driver root where that has nvidiactl. Then
+    gpu-operator always gives --dev-root, namely the driver root if that has nvidiactl. Then
     the host is searched for the other nodes, too.
     """
     asked = _asked(host, places.dev_root, places.dev_root_seen)
@@ -239,7 +239,7 @@ def published_roots(found: Driver) -> tuple[str, str]:
 
 
 def refuse_distrusted(tried: Iterable[DriverRoot]) -> None:
-    """Raise DriverDistrusted where another user than root can change what is in a root."""
+    """Raise DriverDistrusted if another user than root can change what is in a root."""
     for root in tried:
         if root.distrust:
             raise DriverDistrusted(
@@ -249,14 +249,14 @@ def refuse_distrusted(tried: Iterable[DriverRoot]) -> None:
 
 
 def left_out(tried: Iterable[DriverRoot], below: str = "") -> str:
-    """The first path that was found and left out, with the reason; "" where there is none."""
+    """The first path that was found and left out, with the reason; "" if there is none."""
     found = ((path, why) for root in tried for path, why in root.left_out.items()
              if path.startswith(root.host_path.rstrip("/") + below))  # fmt: skip
     return next((f"{path} does not count: {why}" for path, why in found), "")
 
 
 def root_of(host: HostRoot, places: Places) -> DriverRoot | None:
-    """The driver root with a driver, else the first one that is tried; None where there is none."""
+    """The driver root with a driver, else the first one that is tried; None if there is none."""
     tried = roots(host, places)
     found = (root for root in tried if _versions(root, _inside(root, places.libraries)))
     return next(found, tried[0] if tried else None)

@@ -122,7 +122,7 @@ def _stores(library: ctypes.CDLL) -> Iterator[str]:
 
 
 def _adapters(library: ctypes.CDLL) -> list[int]:
-    """Handles of adapters, from the newer function where it exists and works."""
+    """Handles of adapters, from the newer function if it exists and works."""
     for name, kind in (("D3DKMTEnumAdapters3", _Adapters3), ("D3DKMTEnumAdapters2", _Adapters2)):
         with contextlib.suppress(AttributeError):
             found = kind()
@@ -151,7 +151,7 @@ def _query(
 
 
 def _store(library: ctypes.CDLL, adapter: int) -> str:
-    """The directory of an adapter's driver; "" where the library does not name it."""
+    """The directory of an adapter's driver; "" if the library does not name it."""
     found = _Registry(query=_STORE)
     if _query(library, adapter, _REGISTRY, found, _EMPTY):
         return ""

@@ -23,7 +23,7 @@ _LIMIT = 1 << 20  # bytes
 
 
 def gpus(host: HostRoot) -> Answer:
-    """GPUs of the driver's own list, for use where NVML does not answer. MIG devices are not in it,
+    """GPUs of the driver's own list, for use if NVML does not answer. MIG devices are not in it,
     because only NVML knows their names."""
     directory = _driver(host, "nvidia/gpus")
     infos = [_information(f"{directory}/{name}/information") for name in _names(directory)]
@@ -76,7 +76,7 @@ def _shown_capabilities(host: HostRoot) -> Iterator[tuple[str, int]]:
 
 
 def version(host: HostRoot) -> str | None:
-    """The version of the loaded driver module; None where the kernel does not show it."""
+    """The version of the loaded driver module; None if the kernel does not show it."""
     found = _VERSION.search(_read(_driver(host, "nvidia/version")))
     return found[1] if found else None
 

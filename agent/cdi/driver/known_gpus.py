@@ -1,13 +1,13 @@
 """The last answer of NVML, kept for as long as the kernel shows the same GPUs.
 
 A question to NVML has effects: it wakes GPUs that nothing else uses (seconds each, without
-nvidia-persistenced), makes missing device nodes, and hangs where the driver hangs. So NVML is asked
-where the node is to be made right (`apply`, the start of `run`, its interval, SIGHUP); otherwise,
-also by `plan` and `status`, only where the kernel shows other GPUs or MIG devices than at the last
+nvidia-persistenced), makes missing device nodes, and hangs if the driver hangs. So NVML is asked
+if the node is to be made right (`apply`, the start of `run`, its interval, SIGHUP); otherwise,
+also by `plan` and `status`, only if the kernel shows other GPUs or MIG devices than at the last
 answer.
 
 Invariant: an answer is used again only in the same boot, for the same library and with the same
-list of the kernel. It stays in use where the library fails later.
+list of the kernel. It stays in use if the library fails later.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class KnownGpus:
         return _answer(same)
 
     def keep(self) -> None:
-        """Save the answer, where it is new. Nothing depends on the saved answer."""
+        """Save the answer, if it is new. Nothing depends on the saved answer."""
         if self._known is None or self._known == self._saved:
             return
         content = files.new_state(json.dumps(asdict(self._known)).encode(), 0o600)

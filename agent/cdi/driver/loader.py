@@ -26,7 +26,7 @@ _LONGEST = 4096  # bytes of a path, as the kernel
 
 
 def soname(path: str) -> str | None:
-    """DT_SONAME of the file at an agent path, "" where it has none; None for what is no ELF."""
+    """DT_SONAME of the file at an agent path, "" if it has none; None for what is no ELF."""
     try:
         with open(path, "rb", opener=_open) as file:
             return _soname(lambda size, at: os.pread(file.fileno(), size, at))

@@ -5,7 +5,7 @@ A device node is a name for two numbers, and the process that makes the node cho
 
 Invariant: reads only. A node whose numbers the kernel has given to another driver is never taken
 for one of NVIDIA's. Where the kernel does not list the driver (it is not loaded yet, or registers
-another name), a number counts only where no other driver has it, and where the kernel gives such
+another name), a number counts only if no other driver has it, and if the kernel gives such
 numbers to that driver or to any driver (Documentation/admin-guide/devices.txt).
 """
 
@@ -47,13 +47,13 @@ class Majors:
     misc: Mapping[int, tuple[str, ...]]
 
     def listed(self, start: str) -> str | None:
-        """The name of a driver in the kernel's list that starts so; None where there is none."""
+        """The name of a driver in the kernel's list that starts so; None if there is none."""
         every = (name for names in self.names.values() for name in names)
         return next((name for name in every if name.startswith(start)), None)
 
     def mismatch(self, node: str, major: int, minor: int) -> str | None:
         """Why a node, by its path in a container, belongs to another driver than its name says;
-        None where it may belong to it."""
+        None if it may belong to it."""
         own = next((nodes for nodes in _NODES if fnmatch.fnmatchcase(node, nodes.path)), None)
         if own is None:
             return None

@@ -30,7 +30,7 @@ TIMEOUT = 60.0  # seconds; eight GPUs without nvidia-persistenced have taken twe
 
 # Models that drive a display, and cannot compute.
 NO_GPUS = frozenset(("DGX Display", "NVIDIA DGX Display"))
-UNLOADABLE = "it cannot be loaded"  # the start of an error where the library cannot be used at all
+UNLOADABLE = "it cannot be loaded"  # the start of an error if the library cannot be used at all
 # Words in the names of GPUs that are part of a Tegra (go-nvlib, pkg/nvlib/info).
 _INTEGRATED = ("(nvgpu)", "NVIDIA Thor")
 
@@ -48,7 +48,7 @@ class Mig:
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A GPU; `uuid` is "" where it is unknown, `bus` is its PCI address, "" where it is not on a
+    """A GPU; `uuid` is "" if it is unknown, `bus` is its PCI address, "" if it is not on a
     PCI bus. With `mig` only its `instances` can be used. `model` is its name in NVML."""
 
     index: int
@@ -63,7 +63,7 @@ class Gpu:
 @dataclass(frozen=True, slots=True)
 class Answer:
     """GPUs, and a warning for each GPU that cannot be used; `error` is why there is no answer.
-    `cuda` is the newest version of CUDA that the driver knows (13.1 is 13010), 0 where it does not
+    `cuda` is the newest version of CUDA that the driver knows (13.1 is 13010), 0 if it does not
     say."""
 
     gpus: tuple[Gpu, ...] = ()
@@ -88,7 +88,7 @@ def is_integrated_model(model: str) -> bool:
 def ask(
     library: Library, timeout: float = TIMEOUT, clock: Callable[[], float] = time.monotonic
 ) -> Answer:
-    """Ask a libnvidia-ml. Raises DriverFailed where it crashes or hangs."""
+    """Ask a libnvidia-ml. Raises DriverFailed if it crashes or hangs."""
     reader, writer = os.pipe()
     try:
         child = subprocess.Popen(
@@ -126,7 +126,7 @@ def ask(
 
 
 def _read(reader: int, deadline: float, clock: Callable[[], float]) -> bytes | None:
-    """Everything up to the end of the pipe; None where the deadline passes first."""
+    """Everything up to the end of the pipe; None if the deadline passes first."""
     parts: list[bytes] = []
     poll = select.poll()
     poll.register(reader, select.POLLIN)
@@ -141,7 +141,7 @@ def _read(reader: int, deadline: float, clock: Callable[[], float]) -> bytes | N
 
 
 def _end(child: subprocess.Popen[bytes]) -> int | None:
-    """The exit code of a child that has finished its work; None where even SIGKILL has to wait for
+    """The exit code of a child that has finished its work; None if even SIGKILL has to wait for
     the driver."""
     for limit in (1.0, 5.0):
         try:
@@ -159,7 +159,7 @@ def _signal(number: int) -> str:
 
 
 def _parsed(data: bytes) -> Answer | None:
-    """The answer that the child wrote; None where it is not complete."""
+    """The answer that the child wrote; None if it is not complete."""
     try:
         return _answer(budget.json_value(data, budget.CHILD))
     except (ValueError, KeyError, TypeError):
@@ -177,7 +177,7 @@ def _answer(found: dict[str, Any]) -> Answer:
 
 
 def parsed(gpus: Sequence[dict[str, Any]], warnings: Sequence[str], cuda: int = 0) -> Answer:
-    """An answer from plain data. Raises KeyError or TypeError where the data is something else."""
+    """An answer from plain data. Raises KeyError or TypeError if the data is something else."""
     return Answer(
         tuple(
             Gpu(

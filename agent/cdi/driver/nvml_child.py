@@ -74,7 +74,7 @@ def _found(count: int) -> dict[str, Any]:
 
 
 def _cuda() -> int:
-    """The newest version of CUDA that the driver knows; 0 where it does not say."""
+    """The newest version of CUDA that the driver knows; 0 if it does not say."""
     try:
         return int(pynvml.nvmlSystemGetCudaDriverVersion())
     except pynvml.NVMLError:

@@ -18,7 +18,7 @@ _TEGRA_RELEASE, _FAMILY = "/etc/nv_tegra_release", "/sys/devices/soc0/family"
 
 
 def refuse_other(host: HostRoot) -> None:
-    """Raise NoDriver where the machine is WSL2 or a Tegra, because no kernel module can be
+    """Raise NoDriver if the machine is WSL2 or a Tegra, because no kernel module can be
     loaded."""
     for what, mode, found in (("WSL2", "wsl", wsl(host)), ("a Tegra system", "csv", tegra(host))):
         if found:

@@ -93,7 +93,7 @@ class DriverRoot:
     def trusted_file(
         self, inside: str, fits: Callable[[int], bool] = lambda _: True
     ) -> RootFile | None:
-        """The file at a path, where its mode `fits` and root alone can exchange it; None otherwise.
+        """The file at a path, if its mode `fits` and root alone can exchange it; None otherwise.
         Others may write to a device, a socket or a directory."""
         if inside not in self._looks:
             self._looks[inside] = self._look(inside)
@@ -117,7 +117,7 @@ class DriverRoot:
         return self._tree.agent_path(inside)
 
     def resolve(self, inside: str) -> str | None:
-        """The path with every link followed; None where it leads nowhere or outside."""
+        """The path with every link followed; None if it leads nowhere or outside."""
         try:
             return self._tree.resolve(inside).host
         except Refused:
@@ -158,8 +158,8 @@ class DriverRoot:
         return f"{self._below(inside)} {why}" if why else None
 
     def mount_source(self, inside: str) -> str:
-        """The host path of a path inside, for a spec: with links as they are where the host's own
-        links lead to the same file and are trusted, else without links. Without links, too, where
+        """The host path of a path inside, for a spec: with links as they are if the host's own
+        links lead to the same file and are trusted, else without links. Without links, too, if
         the host does not show the root under its own path."""
         if self.host_path == "/" and self._tree.root == self._host.root:
             return inside
@@ -223,7 +223,7 @@ class DriverRoot:
         return self.read_link(inside) is not None
 
     def read_link(self, inside: str) -> str | None:
-        """The target of a link, as it is written; None where the path is no link."""
+        """The target of a link, as it is written; None if the path is no link."""
         directory, name = os.path.split(inside)
         real = self.resolve(directory)
         try:
@@ -233,7 +233,7 @@ class DriverRoot:
 
 
 def _entry(directory: int, name: str) -> os.stat_result | None:
-    """The stat result of a name in an open directory; None where the name is gone."""
+    """The stat result of a name in an open directory; None if the name is gone."""
     try:
         return os.stat(name, dir_fd=directory, follow_symlinks=False)
     except OSError:

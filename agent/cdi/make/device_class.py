@@ -1,6 +1,6 @@
 """Specs of the device classes that come with GPUs (`agent.options.device_classes`).
 
-Invariant: pure in what was found; there is no spec where there are no devices. Entries are those of
+Invariant: pure in what was found; there is no spec if there are no devices. Entries are those of
 NVIDIA's generator (pkg/nvcdi v1.20, the modes of these names).
 """
 
@@ -41,8 +41,8 @@ def spec(
     device_class: DeviceClass, nodes: Sequence[Node], roots: Sequence[DriverRoot],
     choice: Choice = EVERYTHING,
 ) -> Spec | None:  # fmt: skip
-    """The spec of a class that has these nodes; None where no node is a device of it. Files are
-    looked for in `roots`, in this order. Raises NoDevices where a chosen number does not exist."""
+    """The spec of a class that has these nodes; None if no node is a device of it. Files are
+    looked for in `roots`, in this order. Raises NoDevices if a chosen number does not exist."""
     if device_class.numbered:
         devices = _numbered(device_class, nodes)
         devices = _chosen(device_class, devices, choice.ids) if devices else ()
@@ -56,7 +56,7 @@ def spec(
 
 def missing_numbers(device_class: DeviceClass, devs: Sequence[DriverRoot]) -> str | None:
     """Why there is no numbered node although the kernel driver that makes them is there; None
-    where the driver is not there either."""
+    if the driver is not there either."""
     remedy = "make one (NVreg_CreateImexChannel0=1, or mknod) where containers need it"
     for nodes in device_class.nodes if device_class.numbered else ():
         for dev in devs:

@@ -95,7 +95,7 @@ def mount(
 
 
 def remedy(path: str) -> str:
-    """What else helps where a host path can be changed by another user than root: some daemons of
+    """What else helps if a host path can be changed by another user than root: some daemons of
     NVIDIA make their directories anew, for the user that they run as."""
     if path.endswith(_SOCKETS[0]):
         return ", or let nvidia-persistenced run as root (without --user)"

@@ -158,7 +158,7 @@ def build(
     mode: str, settings: Settings, host: HostRoot, *, hook: str | None = None,
     ask: AskNvml | None = None, choice: Choice = EVERYTHING,
 ) -> BuiltSpec:  # fmt: skip
-    """The spec of a mode of `cdi generate`. Raises NoDriver, NoDevices, or DriverFailed where NVML
+    """The spec of a mode of `cdi generate`. Raises NoDriver, NoDevices, or DriverFailed if NVML
     crashes or hangs."""
     mode = gpu_mode(settings, host, ask) if mode == "auto" else mode
     return _Builder(settings, host, hook, ask, choice).build(mode)
@@ -293,7 +293,7 @@ class _Builder:
         return _with_left_out(spec, roots, warnings, program.judged_paths)
 
     def device_class(self, one: DeviceClass) -> BuiltSpec:
-        """The spec of a device class. Raises NoDevices, or NoDriver where all of its nodes belong
+        """The spec of a device class. Raises NoDevices, or NoDriver if all of its nodes belong
         to another driver or can be changed by another user than root."""
         places, own = driver.places(self.settings), driver.host_root(self.host)
         where = tuple((nodes.directory, nodes.pattern) for nodes in one.nodes)
@@ -328,7 +328,7 @@ class _Builder:
         )
 
     def _hook_warnings(self, program: HookProgram) -> tuple[str, ...]:
-        """A warning where hooks are switched on and cannot be made."""
+        """A warning if hooks are switched on and cannot be made."""
         why = program.distrust or "there is no nvidia-cdi-hook on the host"
         text = (
             f"the CDI spec has no hooks: {why}; programs in containers find the driver's libraries "
@@ -381,7 +381,7 @@ def _some(paths: Sequence[str]) -> str:
 
 
 def _firmware(host: HostRoot) -> str:
-    """The kernel's extra firmware directory; "" where none is set."""
+    """The kernel's extra firmware directory; "" if none is set."""
     try:
         with open(host.agent_path(_FIRMWARE), encoding="utf-8", errors="surrogateescape") as file:
             return file.read(4096).strip()

@@ -39,8 +39,8 @@ def spec(
     strategies: Sequence[str], *, merged: bool = True, lost: Sequence[str] = (),
 ) -> tuple[Spec, tuple[str, ...]]:  # fmt: skip
     """The spec, and a warning for each device that is not in it. `merged` adds a device `all`;
-    `lost` are NVML's warnings about other GPUs. Raises NoDevices where there is no GPU, DevicesLost
-    where none can be used."""
+    `lost` are NVML's warnings about other GPUs. Raises NoDevices if there is no GPU, DevicesLost
+    if none can be used."""
     devices: list[Device] = []
     missing: list[str] = []
     for gpu in gpus:
@@ -65,7 +65,7 @@ def spec(
 def chosen(gpus: Sequence[Gpu], ids: Sequence[str], lost: Sequence[str] = ()) -> tuple[Gpu, ...]:
     """The GPUs and MIG devices with these indices (`0`, `0:1`) or UUIDs. A GPU that is split into
     MIG devices can be chosen as a whole, as in NVIDIA's generator. Raises NoDevices for an id that
-    does not exist, DevicesLost where NVML's warnings (`lost`) say why it is missing."""
+    does not exist, DevicesLost if NVML's warnings (`lost`) say why it is missing."""
     if transform.ALL in ids:
         return tuple(gpus)
     found: dict[Gpu, None] = {}

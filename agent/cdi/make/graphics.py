@@ -89,7 +89,7 @@ def _modules(directory: str) -> tuple[str, ...]:
 
 def _configs(driver: Driver, machine: str) -> tuple[Mount, ...]:
     directories = driver.configs or _CONFIG_DIRECTORIES
-    # (what to look for, where a container has it)
+    # (what to look for, if a container has it)
     configs = ((path.removeprefix("/usr/share/").removeprefix("/etc/"), path) for path in _CONFIGS)
     # Some packages name the machine in it; some put them into the driver root itself (GKE).
     names = (*_VULKAN, f"vulkan/icd.d/nvidia_icd.{machine}.json")

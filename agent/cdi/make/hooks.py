@@ -1,6 +1,6 @@
 """Hooks: calls of NVIDIA's program on the host, which finishes a container before it starts.
 
-Invariant: there is no hook where the program is not on the host, because then no container would
+Invariant: there is no hook if the program is not on the host, because then no container would
 start, and none that is switched off. Names, arguments and their order are those of nvidia-cdi-hook
 (v1.20); nvidia-ctk of an older toolkit has the same commands below `hook`.
 """
@@ -19,7 +19,7 @@ from agent.errors import Refused
 from agent.host import trust
 from agent.host.paths import HostRoot
 
-# Hooks that are made only where an option enables them.
+# Hooks that are made only if an option enables them.
 _OPTIONAL = ("chmod",)
 # Directories of device nodes that an old crun makes for root only (containers/crun#1047).
 _CLOSED = ("/dev/dri", "/dev/nvidia-caps")
@@ -33,7 +33,7 @@ _LINKS = (
 
 @dataclass(frozen=True, slots=True)
 class HookProgram:
-    """The program of hooks on the host. `path` is None where there is none, or where another user
+    """The program of hooks on the host. `path` is None if there is none, or if another user
     than root can change it, as `distrust` says. `judged_paths` are the agent paths whose owners,
     modes and links decided that."""
 
@@ -66,9 +66,9 @@ def find_program(host: HostRoot, path: str | None) -> HookProgram:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """The hooks that may be made: `path` is the program on the host, None where there is none;
+    """The hooks that may be made: `path` is the program on the host, None if there is none;
     `enabled` wins over `disabled`; `ldconfig` is the program that makes the loader's cache, ""
-    where the hook finds it by itself."""
+    if the hook finds it by itself."""
 
     path: str | None
     disabled: tuple[str, ...] = ()
@@ -85,7 +85,7 @@ class Hooks:
         return name not in self.enabled and (name in off or "all" in off)
 
     def make(self, name: str, *args: str) -> tuple[Hook, ...]:
-        """The hook of this name; nothing where it is switched off or has no program."""
+        """The hook of this name; nothing if it is switched off or has no program."""
         if self.path is None or self._is_off(name):
             return ()
         base = os.path.basename(self.path)
@@ -153,7 +153,7 @@ def _links(root: DriverRoot, libraries: Sequence[str]) -> tuple[str, ...]:
 
 
 def _soname_links(root: DriverRoot, directory: str, name: str) -> list[str]:
-    """Links by soname and by plain name, where the driver root has them too."""
+    """Links by soname and by plain name, if the driver root has them too."""
     soname = loader.soname(root.agent_path(f"{directory}/{name}"))
     if soname is None:
         return []

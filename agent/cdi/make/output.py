@@ -18,10 +18,10 @@ _NAMES = (programs.CDI_HOOK, programs.CTK)
 
 
 def hook(settings: Settings, host: HostRoot, asked: str) -> str | None:
-    """Host path of the program of hooks; None where there is none.
+    """Host path of the program of hooks; None if there is none.
 
     `asked` is a path, which is not checked, or the name of a program. Raises UsageError for an
-    unknown name, and Refused where the named program is not on the host.
+    unknown name, and Refused if the named program is not on the host.
     """
     if asked.startswith("/"):
         return asked

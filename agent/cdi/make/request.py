@@ -26,7 +26,7 @@ _ENDINGS = {".json": "json", ".yaml": "yaml", ".yml": "yaml"}
 class Choice:
     """The part of a spec that is asked for: `ids` are indices or UUIDs of devices, `all` or `none`;
     `merged` adds a device `all`; `several` allows more than one GPU on a Tegra; `groups` adds the
-    groups of device nodes; `vendor` and `class_name` replace those of the mode where they are not
+    groups of device nodes; `vendor` and `class_name` replace those of the mode if they are not
     empty."""
 
     ids: tuple[str, ...] = ("all",)
@@ -115,7 +115,7 @@ def _check(values: Mapping[str, Any]) -> None:
 
 def _form(output: str, asked: str | None) -> tuple[str, tuple[str, ...]]:
     """YAML or JSON: what the ending of the output file says, because a runtime reads the file by
-    its ending; and a warning where the option asks for the other one."""
+    its ending; and a warning if the option asks for the other one."""
     implied = _ENDINGS.get(os.path.splitext(output)[1].lower())
     if implied and asked not in (None, implied):
         return implied, (f"{output} is written as {implied}, as its name says, not as {asked}",)

@@ -106,7 +106,7 @@ def build(
 
 
 def _ask(root: DriverRoot, ask: AskInRoot) -> Answer:
-    """NVML's answer; an error where there is no NVML."""
+    """NVML's answer; an error if there is no NVML."""
     library = next(iter(driver.libraries(root, _NVML)), None)
     return ask(root, library) if library else Answer(error=f"{UNLOADABLE}: it is not there")
 
@@ -210,7 +210,7 @@ class _Builder:
         return tuple(driver_files.mount(self.own, path) for path in found)
 
     def _compat(self) -> tuple[Hook, ...]:
-        """The hook for a newer CUDA of an image, where the driver says which CUDA it has itself."""
+        """The hook for a newer CUDA of an image, if the driver says which CUDA it has itself."""
         cuda = self.answer.cuda
         if not cuda:
             return ()
@@ -245,8 +245,8 @@ class _Builder:
         return tuple(Device(name, self._node_edits(nodes)) for name in names)
 
     def _several_gpus(self) -> tuple[tuple[Device, ...], tuple[str, ...]]:
-        """An integrated GPU and one on the PCI bus, and warnings; nothing where there is one GPU
-        only, or where their order is unknown."""
+        """An integrated GPU and one on the PCI bus, and warnings; nothing if there is one GPU
+        only, or if their order is unknown."""
         if len(self.answer.gpus) < 2:
             return (), ()
         chosen = gpu.chosen(self.answer.gpus, self.choice.ids)

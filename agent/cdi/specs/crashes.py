@@ -2,7 +2,7 @@
 
 Invariant: reads as containerd does, which takes JSON and YAML alike, in any spelling (escapes,
 merge keys, anchors, UTF-16; names of keys regardless of case), because an overlooked spelling would
-cost a node. A file is parsed only where its bytes are suspicious.
+cost a node. A file is parsed only if its bytes are suspicious.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import re
 
 from agent.cdi.specs.shape import edits, fit_to_shape
 
-# pkg/parser of the CDI library before 1.1 slices name[1:len-1] where the first letter is valid; it
-# checks the class only where the vendor is valid.
+# pkg/parser of the CDI library before 1.1 slices name[1:len-1] if the first letter is valid; it
+# checks the class only if the vendor is valid.
 _CRASHES = re.compile(r"(?s)[A-Za-z]/.+|[A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9]/[A-Za-z]")
 
 # A file with such a kind has one of these: the kind itself, or a spelling that has to be parsed.

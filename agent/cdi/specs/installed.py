@@ -126,7 +126,7 @@ def examine(
 
 
 def doubt(file: SpecFile) -> str:
-    """Why it is unknown whether the runtime reads a file; "" where it is known."""
+    """Why it is unknown whether the runtime reads a file; "" if it is known."""
     return next((problem.what for problem in file.problems if problem.unsure), "")
 
 

@@ -45,7 +45,7 @@ def check(spec: Data, host: HostRoot) -> Iterator[Problem]:
 
 
 def _node(node: Data, where: str, host: HostRoot) -> Iterator[Problem]:
-    """The runtime looks at the node where the spec lacks type or numbers (fillMissingInfo)."""
+    """The runtime looks at the node if the spec lacks type or numbers (fillMissingInfo)."""
     path, kind = node.get("hostPath") or node.get("path", ""), node.get("type", "")
     if not path or (kind and (node.get("major") or kind == "p")):
         return
@@ -107,7 +107,7 @@ def _stat(host: HostRoot, path: str) -> os.stat_result:
 
 
 def _kept(path: str, found: os.stat_result) -> os.stat_result:
-    """The stat result. Raises _Missing where a path ends in a slash and is no directory."""
+    """The stat result. Raises _Missing if a path ends in a slash and is no directory."""
     if path.endswith("/") and not stat.S_ISDIR(found.st_mode):
         raise _Missing("is not there (it is not a directory, as the slash behind it says)")
     return found

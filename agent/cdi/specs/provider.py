@@ -25,7 +25,7 @@ _DEAD = ("invalid", "incomplete", "conflicting")
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """A spec file of another writer. `why` is why no device can be had from it, "" where one can.
+    """A spec file of another writer. `why` is why no device can be had from it, "" if one can.
     `doubt` is why it is unknown whether one can. `lost` are the devices that cannot be had from it,
     each with the reason. `unread`: the content of the file is unknown because of `why`, and a file
     of ours wins over it whatever it contains."""
@@ -45,7 +45,7 @@ class Provider:
 
     @property
     def partly(self) -> str:
-        """A problem of some devices, where others can be had; "" where there is none."""
+        """A problem of some devices, if others can be had; "" if there is none."""
         if not self.lost:
             return ""
         named = ", ".join(name for name, _ in self.lost[:_NAMED])
@@ -131,7 +131,7 @@ def _may_be_nvidias(name: str, data: bytes) -> bool:
 
 
 def _unread(file: SpecFile) -> str:
-    """Why the content of a file that a runtime may read is unknown; "" where it is known."""
+    """Why the content of a file that a runtime may read is unknown; "" if it is known."""
     return file.problems[0].what if file.problems and not (file.spec or file.broken) else ""
 
 

@@ -279,7 +279,7 @@ def _converted(found: Any, tag: str | None) -> Any:
 
 @lru_cache(maxsize=1024)  # called several times for each file
 def kinds(data: bytes) -> tuple[str, ...]:
-    """The kind of a spec: several where the key is there several times, none where it is no spec.
+    """The kind of a spec: several if the key is there several times, none if it is no spec.
 
     Only the first document is read, and of a document that exceeds the budget only the beginning.
     """

@@ -48,7 +48,7 @@ class Reader:
     """A runtime as a reader of specs.
 
     `newest` is the version of CDI that it reads for sure, `limit` the highest one that it may read;
-    None where that is unknown. `brittle`: does a vendor of one letter crash it; None where that is
+    None if that is unknown. `brittle`: does a vendor of one letter crash it; None if that is
     unknown. `off` is why it reads no specs at all.
     """
 
@@ -63,7 +63,7 @@ UNKNOWN_READER = Reader()
 
 
 def reader_of(name: str, version: str, *, enabled: bool | None = None) -> Reader:
-    """The reader for a version of a runtime; `enabled` is False where its CDI is switched off."""
+    """The reader for a version of a runtime; `enabled` is False if its CDI is switched off."""
     label = f"{name} {version}"
     parsed = parse_version(version)
     if parsed is None:
@@ -87,7 +87,7 @@ def _limits(name: str, version: Version) -> tuple[str | None, str | None]:
 
 
 def with_executable(reader: Reader, executable: str) -> Reader:
-    """The reader with what its executable (an agent path) shows; unchanged where the file cannot be
+    """The reader with what its executable (an agent path) shows; unchanged if the file cannot be
     read, or is no program of Go with CDI."""
     try:
         with (

@@ -2,7 +2,7 @@
 
 Invariant: the result has the fields and types of this table only, so that rules need not check them
 again. A value that does not fit is left out, and is a problem. Types are those of the structs of
-the CDI library (specs-go/config.go of 0.3 to 1.1). A value fits where Go's JSON reader accepts it:
+the CDI library (specs-go/config.go of 0.3 to 1.1). A value fits if Go's JSON reader accepts it:
 names of fields in any case, numbers for strings, null for a missing value.
 """
 
@@ -24,8 +24,8 @@ Spoils = Literal["file", "use", "nothing"]
 class Problem:
     """A problem of a spec: where it is, what it is, and what to do about it.
 
-    `spoils`: "file" where a runtime takes nothing from the file, "use" where containers with that
-    part of it are not created or not started, "nothing" where it has no effect. `unsure`: the
+    `spoils`: "file" if a runtime takes nothing from the file, "use" if containers with that
+    part of it are not created or not started, "nothing" if it has no effect. `unsure`: the
     version of the runtime does not tell whether it spoils the file.
     """
 
@@ -37,7 +37,7 @@ class Problem:
 
     @property
     def effect(self) -> str | None:
-        """The effect in a runtime; None where there is none."""
+        """The effect in a runtime; None if there is none."""
         effects = {"file": "the runtime takes nothing from the file",
                    "use": "containers with it are not created or not started"}  # fmt: skip
         return effects.get(self.spoils)
@@ -190,12 +190,12 @@ class _Shaper:
         return _error(at, f"there is no field {quoted(key)} here", remedy)
 
     def field(self, name: str, value: Value, kind: Type, where: str) -> dict[str, Any]:
-        """The field with its value; nothing where the value does not fit."""
+        """The field with its value; nothing if the value does not fit."""
         found = self.value(value, kind, where)
         return {} if found is None else {name: found}
 
     def value(self, value: Value, kind: Type, where: str) -> Any:
-        """The value, where it is of that type; None otherwise."""
+        """The value, if it is of that type; None otherwise."""
         if isinstance(kind, ListOf):
             return self._list(value, kind, where)
         if isinstance(kind, Number):

@@ -26,7 +26,7 @@ TOO_LARGE = Problem("nothing", "", f"{_LARGE}, and was not looked at", "make it 
 
 @dataclass(frozen=True, slots=True)
 class Directory:
-    """A directory of specs under the name that the runtime has for it. `path` is None where it does
+    """A directory of specs under the name that the runtime has for it. `path` is None if it does
     not exist; `unread` is why the runtime reads no file of it."""
 
     name: str
@@ -166,7 +166,7 @@ def _found(
 
 
 def content(path: HostPath, found: os.stat_result) -> bytes | Problem | None:
-    """The bytes of a file at a path without links; None where it is gone."""
+    """The bytes of a file at a path without links; None if it is gone."""
     if stat.S_ISFIFO(found.st_mode):
         text = "it is a pipe: a runtime that reads it waits for ever, at its start too"
         return Problem("file", "", text, "remove it")

@@ -1,7 +1,7 @@
 """The owner of each kind of device on a node: a spec file of ours, or one of another writer.
 
-Invariant: reads only. A kind other than the management spec's is ours only where no device of it
-can be had from a file of another writer, and then only where our file wins over that one, because
+Invariant: reads only. A kind other than the management spec's is ours only if no device of it
+can be had from a file of another writer, and then only if our file wins over that one, because
 two files of one directory with the same device cancel each other.
 """
 
@@ -27,7 +27,7 @@ _REMEDY = "write that file anew, or remove it"
 @dataclass(frozen=True, slots=True)
 class SpecStatus:
     """The spec file of a kind, present or to be written (its host path), and its writer; both are
-    "" where there is none. `problem` is why ours cannot be made."""
+    "" if there is none. `problem` is why ours cannot be made."""
 
     kind: str
     file: str = ""
@@ -61,7 +61,7 @@ class Ownership:
 
     Our files have the `names`, and lie in `directory`. `providers` are the files of other writers,
     by kind. `places` is where our file goes, for each kind of which no device can be had from
-    other writers; None where our file would win nowhere.
+    other writers; None if our file would win nowhere.
     """
 
     host: HostRoot
@@ -135,7 +135,7 @@ class Ownership:
     def device_spec(
         self, kind: str, desired: DesiredSpec | None
     ) -> tuple[SpecStatus, Change | None]:
-        """The spec of a kind other than management; `desired` is None where ours is to go."""
+        """The spec of a kind other than management; `desired` is None if ours is to go."""
         try:
             return self._device_spec(kind, desired)
         except AgentError as error:
@@ -198,7 +198,7 @@ def _is_spec(data: bytes) -> bool:
 
 
 def _removal(path: HostPath, before: files.FileState | None) -> Change | None:
-    """The removal of a file of ours; None where it is not ours."""
+    """The removal of a file of ours; None if it is not ours."""
     return Change(path, before, None) if before and emit.is_ours(before.data) else None
 
 

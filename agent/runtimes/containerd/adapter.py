@@ -191,7 +191,7 @@ class ContainerdNode(ConfiguredRuntime):
         return {name: by_files.table(name) for name in names if name}
 
     def evidence(self, host: HostRoot) -> tuple[Evidence, ...]:
-        """Status, and the dump where Status shows nothing."""
+        """Status, and the dump if Status shows nothing."""
         found = ADAPTER.evidence(self.runtime.answer)
         if found[0].seen or self.executable is None:
             return found
@@ -356,7 +356,7 @@ class ContainerdNode(ConfiguredRuntime):
 def root_name(settings: Settings, host: HostRoot, running: Process | None) -> str:
     """Host name of the root file: what the process was started with, or the option.
 
-    Raises Refused where the two disagree: the running containerd would never read our edit.
+    Raises Refused if the two disagree: the running containerd would never read our edit.
     """
     loaded = None
     if running is not None:
@@ -418,7 +418,7 @@ def _switch(data: Mapping[str, object], key: str) -> Switch:
 
 def _with_default_table(current: Data, ops: list[Op]) -> list[Op]:
     """The operations without those that remove the default runtime's table while other handlers
-    stay. containerd 1.x does not serve the CRI where a file has handlers but not the default."""
+    stay. containerd 1.x does not serve the CRI if a file has handlers but not the default."""
     after = tomledit.apply(current, ops)
     for name, section in after.get("plugins", {}).items():
         below: Path = ("plugins", name, "containerd")

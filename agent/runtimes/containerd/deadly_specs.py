@@ -29,7 +29,7 @@ def _crash(path: HostPath, what: str) -> RestartHazard:
 
 def deadly(host: HostRoot, gen: Generation, files: Files) -> RestartHazard | None:
     """The first CDI spec that would make a containerd with these files crash or wait for ever, None
-    where there is none."""
+    if there is none."""
     effective = merge.effective(gen, files)
     if effective.enable_cdi is not True:
         return None

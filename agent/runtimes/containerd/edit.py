@@ -2,7 +2,7 @@
 
 Invariant: an edit changes our keys and nothing else, in as few files as possible. Its effect is
 computed on all files together, as this generation of containerd merges them. The edit is refused
-where it would change anything that is not ours (DESIGN section 4).
+if it would change anything that is not ours (DESIGN section 4).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ROUNDS = 5  # one corrected difference can show another one that it has hidden
 
 
 def edits(inputs: EditInput) -> Edits:
-    """The changes that make the files right; none where they already are. Raises Refused."""
+    """The changes that make the files right; none if they already are. Raises Refused."""
     _refuse_unusable_files(inputs)
     ours = _our_drop_in(inputs)
     basis = tuple(file for file in inputs.files if file is not ours)
@@ -61,7 +61,7 @@ def _with_kept_settings(
     """The desired state, adapted to a drop-in that we wrote for another row. `now` is the effective
     configuration, `before` the one without that drop-in, and `runc` as `_our_runc` gives it.
 
-    Our handler is no longer the default runtime where this row does not ask for it. A runc in the
+    Our handler is no longer the default runtime if this row does not ask for it. A runc in the
     drop-in stays, because pods may run by it, and a CDI switch that is on stays on."""
     if desired.default is None and desired_state.is_nvidia(now, now.default):
         desired = replace(desired, default=before.default)
@@ -72,7 +72,7 @@ def _with_kept_settings(
 
 
 def _our_runc(inputs: EditInput, now: Effective, before: Effective) -> Data | None:
-    """The table of an ordinary runc that only our own drop-in defines, None where there is none."""
+    """The table of an ordinary runc that only our own drop-in defines, None if there is none."""
     runc = now.table("runc")
     if runc == before.table("runc") or handlers.has_ordinary_runc(before, inputs.gen.missing_shims):
         return None
@@ -80,7 +80,7 @@ def _our_runc(inputs: EditInput, now: Effective, before: Effective) -> Data | No
 
 
 def _with_our_runc(before: Effective, runc: Data | None) -> Effective:
-    """The effective configuration of the other files, with the runc of our drop-in where it cannot
+    """The effective configuration of the other files, with the runc of our drop-in if it cannot
     be derived again: the default runtime was NVIDIA's, and a later file has changed that."""
     if runc is None or desired_state.is_nvidia(before, before.default):
         return before
@@ -173,7 +173,7 @@ def _first_possible(inputs: EditInput, basis: Files, desired: Desired) -> Edits:
 
 
 def _our_drop_in(inputs: EditInput) -> ConfigFile | None:
-    """The loaded drop-in, where only we have written it; None otherwise."""
+    """The loaded drop-in, if only we have written it; None otherwise."""
     for file in inputs.files[1:]:
         if file.path.host == inputs.drop_in.host and is_untouched(inputs.memory, file):
             return file
@@ -202,7 +202,7 @@ def _override_later_files(
 
 
 def _with_value(state: FileState, file: ConfigFile, key: Path, value: Any) -> FileState:
-    """The file with that value. Raises Refused, or CannotSwitch where the key is the CDI switch."""
+    """The file with that value. Raises Refused, or CannotSwitch if the key is the CDI switch."""
     try:
         before = tomledit.decoded(state.data, file.path.host)
         text = tomledit.edit(before, [Set(key, value)], file.path.host)
@@ -212,7 +212,7 @@ def _with_value(state: FileState, file: ConfigFile, key: Path, value: Any) -> Fi
 
 
 def _checked(inputs: EditInput, overlay: Overlay, desired: Desired) -> Edits:
-    """The edits. Raises Refused where their effect is not the desired one, or changes more than our
+    """The edits. Raises Refused if their effect is not the desired one, or changes more than our
     keys."""
     after = load.load(inputs.host, inputs.gen, inputs.root.name, overlay)
     fault = faults.fatal(inputs.gen, after)

@@ -83,7 +83,7 @@ def doubtful(gen: Generation, files: Files) -> tuple[str, ...]:
 
 
 def _statements(text: str) -> tuple[Statement, ...]:
-    from agent.toml import scan  # needed only where something is amiss
+    from agent.toml import scan  # needed only if something is amiss
 
     try:
         return scan.statements(text)
@@ -142,7 +142,7 @@ def _first_hidden(table: Data, other: Data) -> Path:
 
 
 def fatal(gen: Generation, files: Files) -> str | None:
-    """Why this containerd does not start on these files, in words; None where nothing is known."""
+    """Why this containerd does not start on these files, in words; None if nothing is known."""
     numbered = [file for file in files if file.version]
     counted = [file for file in numbered if (file.version or 0) >= gen.lowest]
     for file in (counted[-1:] if gen.reads == "set" else counted) if gen.strict else ():
@@ -170,7 +170,7 @@ def _short_names(gen: Generation, files: Files) -> Iterator[str]:
             lists += [("plugins", name) for name in file.data.get("plugins", {})]
         for key, entry in lists:
             if "." not in _uri(gen, file, entry):
-                from agent.toml.masking import masked  # needed only where something is at fault
+                from agent.toml.masking import masked  # needed only if something is at fault
 
                 name = masked(repr(entry))  # anything can stand there
                 yield f"{file.path} has {name} in {key}, which is no full name of a plugin"

@@ -59,7 +59,7 @@ class Generation:
     `merge`: the section of a plugin in a later file replaces the earlier ones ("replace"), or is
     merged into them ("deep").
     `reads`: "set": all files are read by one version, that of the last file which names one of at
-    least `lowest`, or by `unversioned` where none does. "file": each file by its own, none as 0.
+    least `lowest`, or by `unversioned` if none does. "file": each file by its own, none as 0.
     `names`: under which names the CRI's settings are found, by that version. Of several names the
     first that has a key hides the others' (see TWO_LEVELS).
     `renames`: files of version 1 or none get the names of version 2 before anything else.
@@ -69,7 +69,7 @@ class Generation:
     directory.
     `root_version`: that of `containerd config default`, and of a root file that we create.
     `shown_imports`: what `config default` and `config dump` print as imports. Nothing loads it.
-    `enable_cdi`: the default of the key, None where there is no such key.
+    `enable_cdi`: the default of the key, None if there is no such key.
     `runc`: the built-in handler, as far as it has to be written out.
     `missing_shims`: runtime types of 1.x for which it has no shim.
     `toml`: what its TOML reader accepts besides TOML 1.0.

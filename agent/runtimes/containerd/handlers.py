@@ -57,7 +57,7 @@ _LINUX_ONLY = ("runtime_engine", "runtime_root")
 @dataclass(frozen=True, slots=True)
 class Features:
     """What the running containerd can do. `keys` are the keys that it knows in a handler's table;
-    None where it does not show them. `missing_shims` are the runtime types for which it has no
+    None if it does not show them. `missing_shims` are the runtime types for which it has no
     shim."""
 
     keys: frozenset[str] | None = None
@@ -77,8 +77,8 @@ def derive_desired(
 ) -> Desired:  # fmt: skip
     """The desired state that follows from a decision on a node with this effective configuration.
 
-    `name` is the handler that becomes the default where the decision says so, `remembered` the
-    default before our first change. Raises Refused where pods would lose a sandbox, or where the
+    `name` is the handler that becomes the default if the decision says so, `remembered` the
+    default before our first change. Raises Refused if pods would lose a sandbox, or if the
     default runtime could not run pods.
     """
     ours = (*OUR_NAMES, *(binary.handler for binary in available))
@@ -106,7 +106,7 @@ def derive_desired(
 
 
 def why_unusable(table: Data, missing_shims: tuple[str, ...]) -> str | None:
-    """Why no pod of a containerd handler can be created, in words; None where no reason is
+    """Why no pod of a containerd handler can be created, in words; None if no reason is
     known."""
     kind = table.get("runtime_type")
     if not kind:
@@ -202,7 +202,7 @@ def _base(
     effective: Effective, usable: Effective, ours: tuple[str, ...], remembered: str | None
 ) -> str:
     """The handler from which ours inherit: the first of the default, the remembered default, runc
-    and crun that is not NVIDIA's and can run pods; the default where there is none.
+    and crun that is not NVIDIA's and can run pods; the default if there is none.
 
     A sandbox is never taken, because only runc's shim knows BinaryName: our binary would never run.
     """
@@ -218,7 +218,7 @@ def _made_runc(
     remembered: str | None,
     features: Features,
 ) -> Data | None:
-    """The table of an ordinary `runc`, None where none is needed. It is needed where the default is
+    """The table of an ordinary `runc`, None if none is needed. It is needed if the default is
     NVIDIA's and no file defines a handler that could become the default again.
 
     On such a node (cloud images ship them), only NVIDIA's handler has the cgroup driver and the
@@ -339,7 +339,7 @@ def _is_same_value(key: str, one: Any, other: Any) -> bool:
 
 
 def shown_handlers(answer: Answer) -> dict[str, Data] | None:
-    """The handlers in Status, with the keys of a file; None where Status does not show them."""
+    """The handlers in Status, with the keys of a file; None if Status does not show them."""
     shown = get(answer.config, _RUNTIMES)
     if not isinstance(shown, Mapping):
         return None

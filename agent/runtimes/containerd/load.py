@@ -39,7 +39,7 @@ def load(host: HostRoot, gen: Generation, root: str, overlay: Overlay = _NO_OVER
     """The root file and all that it imports, breadth first, as this generation loads them.
 
     `root` is its name on the host. `overlay` maps host paths to states that they are going to
-    have. The root file comes first even where it is missing. An imported file that we cannot parse
+    have. The root file comes first even if it is missing. An imported file that we cannot parse
     is loaded as `unread`; `preflight.require_harmless` asks the runtime what it says. Raises
     Refused for another file that cannot be read or parsed, for a wrong type, and for an import
     without a wildcard that does not exist.
@@ -148,7 +148,8 @@ def disabled_cri(file: ConfigFile) -> str | None:
 
 
 def check_shape(file: ConfigFile) -> None:
-    """Refuse wrong types where we are going to read: containerd would not start on them."""
+    """Raise Refused for a value of a wrong type that this agent reads. containerd does not start on
+    such a file."""
     expected: tuple[tuple[str, type], ...] = (
         ("version", int),
         ("imports", list),
@@ -188,7 +189,7 @@ def _wrong(file: ConfigFile, key: str, kind: str) -> Refused:
 
 
 def import_pattern(gen: Generation, importing: str, pattern: str) -> str | None:
-    """The absolute host pattern of one import, or None where it depends on the daemon's cwd."""
+    """The absolute host pattern of one import, or None if it depends on the daemon's cwd."""
     if os.path.isabs(pattern):
         return os.path.normpath(pattern)
     if "*" in pattern and not gen.relative_globs:

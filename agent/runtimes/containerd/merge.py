@@ -101,7 +101,7 @@ def cri_section(gen: Generation, files: Files) -> Data:
 
 
 def _renamed(gen: Generation, file: ConfigFile) -> Data:
-    """The plugins of a file, with long names for short ones where the daemon renames them."""
+    """The plugins of a file, with long names for short ones if the daemon renames them."""
     given = file.data.get("plugins", {})
     if not gen.renames or (file.version or 0) >= gen.lowest or CRI_V1 not in given:
         return dict(given)
@@ -167,7 +167,7 @@ def _with_sandboxer(handler: Any) -> Any:
 
 def _image_part(old: Data) -> Data:
     """The settings that move to the images plugin. Observed on 2.1.9: the snapshotter and similar
-    keys are lost where there is no `runtimes` beside them."""
+    keys are lost if there is no `runtimes` beside them."""
     part = {key: value for key, value in old.items() if key in IMAGE_KEYS}
     if SANDBOX_IMAGE in old:
         part["pinned_images"] = {"sandbox": old[SANDBOX_IMAGE]}

@@ -50,7 +50,7 @@ class EditInput:
 
 @dataclass(frozen=True, slots=True)
 class DropInForm:
-    """The form of a drop-in: its version (None where it has none), and whether it uses the section
+    """The form of a drop-in: its version (None if it has none), and whether it uses the section
     name of version 3 whatever its version is."""
 
     version: int | None
@@ -74,7 +74,7 @@ def drop_in_forms(inputs: EditInput, basis: Files) -> Iterator[DropInForm]:
 def drop_in_overlay(
     inputs: EditInput, basis: Files, desired: Desired, form: DropInForm
 ) -> dict[str, FileState | None]:
-    """containerd 2.x: a minimal drop-in and, where nothing imports it yet, a narrow import."""
+    """containerd 2.x: a minimal drop-in and, if nothing imports it yet, a narrow import."""
     differences = handlers.differences(desired, merge.effective(inputs.gen, basis))
     known = (file for file in inputs.files if file.path.host == inputs.drop_in.host)
     existing = next(known, None) or load.load_file(inputs.host, inputs.drop_in.host)
@@ -140,8 +140,8 @@ def _ops(
     differences: Mapping[Path, Any],
     desired: Desired,
 ) -> list[Op]:
-    """The operations on one file that remove these differences: a whole table where a handler is
-    new to the file, single keys where it is not. `section_of` returns the section of a key."""
+    """The operations on one file that remove these differences: a whole table if a handler is
+    new to the file, single keys if it is not. `section_of` returns the section of a key."""
     ops: list[Op] = []
     for name, table in desired.handlers.items():
         own_differences = {

@@ -48,7 +48,7 @@ _READ = (CRI_V2, CRI_V3, *LINUX_PLUGIN)  # plugins that a plan is made from
 def check(host: HostRoot, node: ContainerdNode, candidate: Candidate) -> Preflight:
     """Compare the executable's dump of the files as they are and as they will be.
 
-    Raises Refused where it turns the candidate down, or where more would change than our keys.
+    Raises Refused if it turns the candidate down, or if more would change than our keys.
     rc 0 alone proves little: a default without a table and a missing import pass it.
     """
     if node.executable is None:
@@ -73,7 +73,7 @@ def check(host: HostRoot, node: ContainerdNode, candidate: Candidate) -> Preflig
 
 
 def _without_executable(node: ContainerdNode, candidate: Candidate, note: str) -> Preflight:
-    """The outcome where the executable cannot be asked: the faults that are known for this
+    """The outcome if the executable cannot be asked: the faults that are known for this
     generation count. Raises Refused."""
     fault = faults.fatal(node.gen, candidate.files)
     if fault is not None:

@@ -26,7 +26,7 @@ class Renderer:
 
 
 def renderer(file: ConfigFile) -> Renderer | None:
-    """The program that writes a file again at each start, None where there is none."""
+    """The program that writes a file again at each start, None if there is none."""
     head = file.state.data[:_LINES] if file.state else b""
     for name in dict.fromkeys((file.path.host, file.name)):
         if found := _by_place(name, file.version) or _by_header(name, head, file.version):

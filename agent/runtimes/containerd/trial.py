@@ -58,7 +58,7 @@ def launch(
 
 def _config(node: ContainerdNode, files: Mapping[str, bytes | None]) -> tuple[str, ...]:
     """The arguments that name the root file. The usual one needs none, because containerd reads it
-    where it exists; a named file has to exist."""
+    if it exists; a named file has to exist."""
     root, running = node.root, node.runtime.process
     exists = (
         files[root.path.host] is not None if root.path.host in files else root.state is not None

@@ -2,7 +2,7 @@
 
 Invariant: reads only. The flags and the environment of the process behind the socket decide which
 files are read and which settings are fixed. An option of ours that contradicts them is refused
-where it would decide what is written, and is ignored elsewhere.
+if it would decide what is written, and is ignored elsewhere.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Crio(RuntimeAdapter):
     stop_seconds = 90
 
     def completed(self, answer: Answer, socket: str, timeout: float) -> Answer:
-        """The answer with CRI-O's effective configuration, where Status does not show it (before
+        """The answer with CRI-O's effective configuration, if Status does not show it (before
         1.33). Raises Unreachable."""
         if "crio" in (answer.config or {}):
             return answer
@@ -143,7 +143,7 @@ class Crio(RuntimeAdapter):
                 yield os.path.join(directory, name)
 
     def low_level_program(self, effective: Effective, name: str) -> str | None:
-        """The handler's program, None where it runs virtual machines."""
+        """The handler's program, None if it runs virtual machines."""
         table = effective.table(name)
         path = table.get("runtime_path") if table.get("runtime_type") != "vm" else None
         return path if isinstance(path, str) else None
@@ -168,7 +168,7 @@ ADAPTER = Crio()
 class CrioNode(ConfiguredRuntime):
     """A CRI-O with its configuration.
 
-    `directory` is the drop-in directory, empty where CRI-O reads none; then `drop_in` is the root
+    `directory` is the drop-in directory, empty if CRI-O reads none; then `drop_in` is the root
     file. `hook` is the file of our OCI hook. The running process reads hooks from `hooks_read`, and
     the next one from `hooks_later`. Files in `overlay` replace those on disk."""
 
@@ -188,7 +188,7 @@ class CrioNode(ConfiguredRuntime):
 
     @property
     def shown(self) -> Data | None:
-        """The settings that the running CRI-O shows, None where it shows none."""
+        """The settings that the running CRI-O shows, None if it shows none."""
         return _shown(self.runtime.answer)
 
     def setting_file(self, host: HostRoot, setting: Setting) -> str:
@@ -322,10 +322,10 @@ def pod_state(effective: Effective, name: str, below: str | None) -> object:
 
 
 def places(settings: Settings, host: HostRoot, running: Process | None) -> tuple[str, str]:
-    """Host paths of the root file and of the drop-in directory that the process reads; empty where
+    """Host paths of the root file and of the drop-in directory that the process reads; empty if
     it reads none.
 
-    `--config` counts only where no process can be seen and the file exists, because gpu-operator
+    `--config` counts only if no process can be seen and the file exists, because gpu-operator
     names a file that CRI-O never reads.
     """
     if running is not None:
@@ -340,7 +340,7 @@ def places(settings: Settings, host: HostRoot, running: Process | None) -> tuple
 
 def drop_in(settings: Settings, host: HostRoot, directory: str, root: ConfigFile) -> HostPath:
     """Our drop-in: that of the option, else 99-nvidia.conf. Where CRI-O reads no drop-ins, it is
-    the root file. Raises Refused where CRI-O would not read the file of the option."""
+    the root file. Raises Refused if CRI-O would not read the file of the option."""
     if not directory:
         return root.path
     found = find.given_drop_in(settings, host)

@@ -99,7 +99,7 @@ def _given(words: tuple[str, ...]) -> Iterator[tuple[str, str]]:
 
 
 def _absolute(setting: Setting | None, directory: str | None) -> Setting | None:
-    """The setting with absolute paths, where the working directory is known."""
+    """The setting with absolute paths, if the working directory is known."""
     if setting is None or directory is None:
         return setting
     paths = (

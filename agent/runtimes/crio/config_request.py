@@ -1,7 +1,7 @@
 """CRI-O's effective configuration, by HTTP on the socket of its CRI.
 
 Invariant: reads only. The size of the answer and the time for all of it are limited. Any failure
-gives None, because there is other, weaker evidence. This module is loaded only where it is needed,
+gives None, because there is other, weaker evidence. This module is loaded only if it is needed,
 because an HTTP client takes as long to load as the rest of the agent.
 """
 
@@ -64,7 +64,7 @@ class _Connection(http.client.HTTPConnection):
 def effective_config(
     path: str, timeout: float = 10.0, clock: Callable[[], float] = time.monotonic
 ) -> Data | None:
-    """The whole effective configuration (`GET /config`), None where CRI-O does not give it. `path`
+    """The whole effective configuration (`GET /config`), None if CRI-O does not give it. `path`
     is an agent path, `timeout` is in seconds."""
     end = clock() + timeout
     connection = _Connection(path, end, clock)

@@ -46,7 +46,7 @@ class PresentState:
     """The state of the node before the change.
 
     `defaults` are the default runtimes in its files, that of the last file first. `builtin` is the
-    built-in one, None where it is not known to run. `handlers` are NVIDIA's handlers of the running
+    built-in one, None if it is not known to run. `handlers` are NVIDIA's handlers of the running
     CRI-O, which pods may use. `root` is the state directory of handlers that name none."""
 
     defaults: tuple[str, ...] = ()
@@ -70,7 +70,7 @@ def derive_desired(
     """The desired state that follows from a decision. `effective` is the effective configuration
     without our own drop-in.
 
-    Raises Refused where no handler can become the default runtime again.
+    Raises Refused if no handler can become the default runtime again.
     """
     ours = _names(available, name)
     inherited = base(effective, available, name, remembered, present)
@@ -93,8 +93,8 @@ def base(
     effective: Effective, available: tuple[Binary, ...], name: str, remembered: str | None,
     present: PresentState = _NOTHING,
 ) -> str | None:  # fmt: skip
-    """The handler from which ours inherit, None where there is only NVIDIA's. It is the default
-    runtime, or the earlier default where the present one is NVIDIA's. A handler for virtual
+    """The handler from which ours inherit, None if there is only NVIDIA's. It is the default
+    runtime, or the earlier default if the present one is NVIDIA's. A handler for virtual
     machines is never taken.
 
     A handler of ours that the running CRI-O has keeps its state directory and its low-level

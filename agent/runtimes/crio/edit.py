@@ -1,7 +1,7 @@
 """The edits that bring CRI-O's files to the desired state.
 
-Invariant: one drop-in and one hook are ours. A file of others is edited only where CRI-O reads it
-after ours and it overrides our keys, and only in these keys. The root file is edited also where
+Invariant: one drop-in and one hook are ours. A file of others is edited only if CRI-O reads it
+after ours and it overrides our keys, and only in these keys. The root file is edited also if
 CRI-O reads no drop-ins. The effect is computed on all files together, as CRI-O merges them. A
 setting that a flag or a variable of the process fixes is refused, because no file can change it.
 """
@@ -57,7 +57,7 @@ class EditInput:
 
 
 def edits(inputs: EditInput) -> Edits:
-    """The changes that make the files right; none where they already are. Raises Refused."""
+    """The changes that make the files right; none if they already are. Raises Refused."""
     node, decision, name = inputs.node, inputs.decision, inputs.settings.runtime_name
     _refuse_fileless(inputs)
     future = {path.host: state for path, state in _left_behind(inputs)}
@@ -89,7 +89,7 @@ def edits(inputs: EditInput) -> Edits:
 
 
 def _refuse_fileless(inputs: EditInput) -> None:
-    """Raise Refused where no edit can help: CRI-O reads no files, or no directory of CDI specs."""
+    """Raise Refused if no edit can help: CRI-O reads no files, or no directory of CDI specs."""
     node, overrides = inputs.node, inputs.node.overrides
     if not node.directory and not node.root.name and overrides.directory:
         raise Refused(
@@ -110,7 +110,7 @@ def _refuse_fileless(inputs: EditInput) -> None:
 
 
 def _refuse_fixed(inputs: EditInput, desired: Desired) -> None:
-    """Raise Refused where a flag or a variable of CRI-O fixes a setting that has to be changed,
+    """Raise Refused if a flag or a variable of CRI-O fixes a setting that has to be changed,
     because it wins over every file."""
     overrides = inputs.node.overrides
     fixed = overrides.default
@@ -157,7 +157,7 @@ def _unedited(inputs: EditInput, file: ConfigFile) -> ConfigFile:
 
 
 def _with_place(inputs: EditInput, future: Mapping[str, FileState | None]) -> Files:
-    """The files as they will be. Our drop-in is at its place among them, even where it does not
+    """The files as they will be. Our drop-in is at its place among them, even if it does not
     exist."""
     node = inputs.node
     found = node.load(inputs.host, future)
@@ -170,13 +170,13 @@ def _with_place(inputs: EditInput, future: Mapping[str, FileState | None]) -> Fi
 
 
 def _with_desired(file: ConfigFile, desired: Desired) -> ConfigFile:
-    """A file that is read after ours, with the desired values where it overrides them."""
+    """A file that is read after ours, with the desired values if it overrides them."""
     ops: list[Op] = []
     for name, table in desired.handlers.items():
         whole = (*merge.RUNTIMES, name)
         current = get(file.data, whole)
         if current is not None:
-            # All of it: where the decoder keeps no keys, this table is all that counts.
+            # All of it: if the decoder keeps no keys, this table is all that counts.
             wrong = {path: v for path, v in leaves(table) if not same(v, get(current, path))}
             ops += [Set((*whole, *path), value) for path, value in wrong.items()]
     named = get(file.data, merge.DEFAULT)
@@ -201,7 +201,7 @@ def _changes(inputs: EditInput, future: Mapping[str, FileState | None]) -> Itera
 
 
 def guarded(host: HostRoot, node: CrioNode, change: Change) -> Change:
-    """The change, with a place for temporary files outside the drop-in directory where the file is
+    """The change, with a place for temporary files outside the drop-in directory if the file is
     in it, because CRI-O reads every file in that directory and below."""
     if not node.directory:
         return change
@@ -241,7 +241,7 @@ def _drop_in(
     inputs: EditInput, basis: Files, existing: ConfigFile, desired: Desired, *,
     fresh: bool,
 ) -> FileState | None:  # fmt: skip
-    """The future content of our drop-in, None where none is needed."""
+    """The future content of our drop-in, None if none is needed."""
     node = inputs.node
     state = existing.state
     if not fresh and state is not None:
@@ -335,7 +335,7 @@ def _strip(inputs: EditInput, found: Files) -> Data:
 
 
 def _hook(inputs: EditInput) -> Iterator[Change]:
-    """The change that writes our hook, where it is needed. Raises Refused where CRI-O would not
+    """The change that writes our hook, if it is needed. Raises Refused if CRI-O would not
     run it."""
     if not _writes_hook(inputs):
         return
@@ -356,7 +356,7 @@ def _hook(inputs: EditInput) -> Iterator[Change]:
 
 
 def _writes_hook(inputs: EditInput) -> bool:
-    """Is our own hook needed? It is not where a hook of others runs NVIDIA's program for all
+    """Is our own hook needed? It is not if a hook of others runs NVIDIA's program for all
     containers, as ours would."""
     host = inputs.host
     return inputs.decision.hook and not any(
@@ -415,7 +415,7 @@ def warnings(inputs: EditInput, planned: Edits) -> tuple[str, ...]:
 
 
 def _of_overrides(inputs: EditInput) -> Iterator[str]:
-    """A warning where flags or environment of CRI-O are not known."""
+    """A warning if flags or environment of CRI-O are not known."""
     running = inputs.node.runtime.process
     if running is None:
         yield "the flags and the environment of CRI-O are not known: its process cannot be seen"
@@ -427,7 +427,7 @@ def _of_overrides(inputs: EditInput) -> Iterator[str]:
 
 
 def _of_base(inputs: EditInput, planned: Edits) -> Iterator[str]:
-    """A warning where our handlers keep another low-level runtime than the default one."""
+    """A warning if our handlers keep another low-level runtime than the default one."""
     effective = inputs.node.effective(planned.files)
     default = effective.table(effective.default)
     if planned.base in (None, effective.default) or is_ours(

@@ -1,4 +1,4 @@
-"""The OCI hook that replaces handlers on a CRI-O where CDI is off.
+"""The OCI hook that replaces handlers on a CRI-O if CDI is off.
 
 Invariant: the file has the bytes that NVIDIA's installer writes, and is written only to a directory
 from which CRI-O reads hooks.
@@ -31,7 +31,7 @@ _PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", 
 
 
 def content(path: str | None) -> bytes:
-    """The hook's file, for its program's host path. Raises NoToolkit where there is none."""
+    """The hook's file, for its program's host path. Raises NoToolkit if there is none."""
     if path is None:
         raise NoToolkit(
             f"cannot write the OCI hook: there is no {_BINARY} in the toolkit; install the whole "
@@ -61,7 +61,7 @@ class Hook:
 
 
 def program(data: bytes) -> str | None:
-    """The program that a hook's file names, None where CRI-O ignores the file."""
+    """The program that a hook's file names, None if CRI-O ignores the file."""
     found = _read(HostPath("", ""), data)
     return found.program if found else None
 
@@ -125,7 +125,7 @@ def _hooks(node: CrioNode, host: HostRoot, overlay: Overlay) -> Iterator[Hook]:
 
 
 def _read(path: HostPath, data: bytes) -> Hook | None:
-    """A hook of version 1.0.0 or 0.1.0, None where CRI-O ignores the file. Version 0.1.0 needs no
+    """A hook of version 1.0.0 or 0.1.0, None if CRI-O ignores the file. Version 0.1.0 needs no
     version key and has the program as a string. The case of keys does not matter."""
     try:
         given = _lower(budget.json_value(data, budget.HOOK))
@@ -183,8 +183,8 @@ def _is_nvidia(host: HostRoot, found: Hook) -> bool:
 
 
 def warning(node: CrioNode, host: HostRoot) -> str | None:
-    """A warning where CRI-O reads the hook's directory only after its next start. Raises Refused
-    where it does not read it at all."""
+    """A warning if CRI-O reads the hook's directory only after its next start. Raises Refused
+    if it does not read it at all."""
     directory = os.path.dirname(node.hook.host)
     now, later = (
         [host.resolve(os.path.normpath(name)).host for name in names]

@@ -30,7 +30,7 @@ _DEFAULT_SPECS = ("/etc/cdi", "/var/run/cdi")
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TRACE = "io.containers.trace-syscall"
 
-# Keys of a handler by their names in Status, where these are more than another spelling.
+# Keys of a handler by their names in Status, if these are more than another spelling.
 _IRREGULAR = {"ExecCPUAffinity": "exec_cpu_affinity"}
 # What CRI-O fills in by itself in a handler that is silent on it; a copy would only go stale.
 DERIVED = frozenset({
@@ -75,9 +75,9 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """The settings of a CRI-O process from its flags and its environment, each None where neither
+    """The settings of a CRI-O process from its flags and its environment, each None if neither
     makes it. They win over every file. `config` and `directory` are the files that it reads; with
-    an empty value it reads none. `environment` is False where the environment cannot be read."""
+    an empty value it reads none. `environment` is False if the environment cannot be read."""
 
     config: Setting | None = None
     directory: Setting | None = None
@@ -246,7 +246,8 @@ def owner(files: Files, path: Path) -> ConfigFile | None:
 
 
 def check_shape(file: ConfigFile) -> None:
-    """Refuse wrong types where we are going to read: CRI-O would not start on them."""
+    """Raise Refused for a value of a wrong type that this agent reads. CRI-O does not start on such
+    a file."""
     expected: tuple[tuple[Path, type, str], ...] = (
         (("crio",), dict, "a table"),
         (RUNTIME, dict, "a table"),
@@ -276,7 +277,7 @@ def _wrong(file: ConfigFile, path: Path, words: str) -> Refused:
 
 def shown(config: Mapping[str, Any] | None, dump: Mapping[str, Any] | None) -> Data | None:
     """The section `crio.runtime` that the running CRI-O shows, with the key names of the files. It
-    comes from Status (1.33 and later), else from the effective configuration. None where neither
+    comes from Status (1.33 and later), else from the effective configuration. None if neither
     has it."""
     status = get(config, ("crio",))
     if isinstance(status, Mapping):

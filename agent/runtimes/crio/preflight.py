@@ -39,7 +39,7 @@ _AFTER_HANDLERS = frozenset({"hostnetwork_disable_selinux", "disable_hostport_ma
 def check(host: HostRoot, node: CrioNode, candidate: Candidate) -> Preflight:
     """Compare what the executable shows of the files as they are and as they will be.
 
-    Raises Refused where it turns the candidate down, or where more would change than our keys.
+    Raises Refused if it turns the candidate down, or if more would change than our keys.
     """
     if node.executable is None:
         return Preflight(False, preflight.UNKNOWN)
@@ -121,7 +121,7 @@ def _as_it_will_be(host: HostRoot, node: CrioNode, executable: str, files: Files
 def _strip(data: Data, handlers: Set[str]) -> Data:
     """What must not differ: all settings, and those handlers.
 
-    What CRI-O shows is a template (template.go of 1.24 to 1.36). It leaves handlers out where they
+    What CRI-O shows is a template (template.go of 1.24 to 1.36). It leaves handlers out if they
     are those that are built in, all or none; and settings of `crio.runtime` that it has after them
     end up in the last one.
     """
