@@ -82,7 +82,7 @@ def _fault(
         if now is None:
             return None, "it is a link that leads nowhere" if link else None
         data = tomledit.parse(now.data, path.host)
-        odd = text.minds(tomledit.decoded(now.data, path.host), GO_TOML_2)
+        odd = text.first_rejected(tomledit.decoded(now.data, path.host), GO_TOML_2)
         if odd is not None and key_ownership.is_ours_alone(original, now):
             return now, odd.words
         file = ConfigFile(path.host, path, now, data)

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a runtime listens. This is known also while it is down. `unit` is the systemd unit of
-    the runtime, if it is needed."""
+    """The socket of a runtime, which is known also while the runtime is down. `unit` is its systemd
+    unit, if that is needed."""
 
     kind: str
     socket: HostPath
@@ -69,7 +69,8 @@ class Runtime:
 @dataclass(frozen=True, slots=True)
 class Effective:
     """The effective configuration: built-in defaults and all files, as the runtime merges them.
-    `linux_runtime` is what the v1.linux shim runs if a handler names nothing; empty without it.
+    `linux_runtime` is the program that the v1.linux shim runs for a handler that names none; empty
+    without that shim.
     """
 
     default: str
@@ -125,7 +126,7 @@ class Restoration:
 
 @dataclass(frozen=True, slots=True)
 class Defect:
-    """What is wrong with configuration files, as `text` says. `deadly`: the runtime does not start
+    """A fault in configuration files, which `text` describes. `deadly`: the runtime does not start
     on them, or does not serve the CRI. `harmful`: pods fail, or settings are not read."""
 
     text: str
@@ -149,7 +150,7 @@ class CannotSwitch(Refused):
 
 class RestartHazard(Refused):
     """The runtime would not start again after a restart. `path` is the file that causes this.
-    `later` is the warning for a node if no restart is due."""
+    `later` is the warning for a node that needs no restart now."""
 
     def __init__(self, path: HostPath, why: str, remedy: str, runtime: str) -> None:
         super().__init__(f"cannot restart {runtime}: {path} {why}; {remedy}")
@@ -205,7 +206,7 @@ class RuntimeAdapter(ABC):
 
     @abstractmethod
     def evidence(self, answer: Answer) -> tuple[Evidence, ...]:
-        """What it shows of CDI, best source first."""
+        """The evidence of CDI that it shows, best source first."""
 
     @abstractmethod
     def shown_default(self, answer: Answer) -> object:
@@ -239,7 +240,7 @@ class RuntimeAdapter(ABC):
     def pod_programs(
         self, info: Mapping[str, object], running: Effective, handler: str
     ) -> tuple[str, ...]:
-        """The programs by which the containers of a pod are run."""
+        """The programs that run the containers of a pod."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,7 +322,8 @@ class ConfiguredRuntime(ABC):
         return ()
 
     def cgroup_drivers(self) -> Mapping[str, str]:
-        """By what each handler makes cgroups, "systemd" or "cgroupfs", if the files say it."""
+        """The cgroup driver of each handler, "systemd" or "cgroupfs", as far as the files say
+        it."""
         return {}
 
     def sandbox_image(self, host: HostRoot) -> str | None:
@@ -336,8 +338,8 @@ class ConfiguredRuntime(ABC):
 
     @abstractmethod
     def shows(self, file: ConfigFile) -> tuple[object, list[Data]]:
-        """The settings that the running runtime shows, and the sections of a file that it would
-        show there."""
+        """The settings that the running runtime shows, and the sections of a file in which the same
+        settings are."""
 
     def reload_keys(self, desired: Desired) -> tuple[Path, ...]:
         """The keys that this runtime shows after a reload although only a restart puts them in

@@ -92,7 +92,7 @@ def refuse_unread(file: ConfigFile, reader: Collection[Kind], title: str = "") -
     accepts besides TOML 1.0. `title` is the name of the runtime in the error; without it, the error
     names the versions of containerd that accept the file."""
     text = tomledit.decoded(file.state.data, file.path.host) if file.state else ""
-    odd = tomltext.minds(text, reader)
+    odd = tomltext.first_rejected(text, reader)
     if odd is not None:
         readers = f"{title} does not start on it" if title else odd.readers
         raise Refused(

@@ -1,8 +1,8 @@
-"""Asking a runtime's own executable, before anything is changed, what it makes of the candidate.
+"""The check of a candidate by the runtime's own executable, before anything is changed.
 
 Invariant: nothing is written. Staged files live in memory and are handed to the executable as
-`/proc/self/fd/N`, so that not even a full or read-only disk is in the way and no reader ever finds
-a stage.
+`/proc/self/fd/N`, so that a full or read-only disk does not matter, and no other program finds
+them.
 """
 
 from __future__ import annotations
@@ -162,5 +162,5 @@ def unread_warnings(files: Files) -> Iterator[str]:
 
 
 def unread_refusal(file: ConfigFile, why: str) -> Refused:
-    """The refusal of a file that we cannot parse; `explain` it matters."""
+    """The refusal of a file that we cannot parse. `why` is the reason why that file matters."""
     return Refused(f"cannot use {file.path}: {file.unread}; no edit of it is needed, but {why}")

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _TIMEOUT = 15.0  # seconds for one start; real ones take 0.1 to 0.4 (observed)
 _PAUSE = 0.02  # seconds between two questions
 _OF_THE_MANAGER = ("NOTIFY_", "LISTEN_", "WATCHDOG_", "INVOCATION_", "JOURNAL_")
-# What a program says that is not allowed something here, and would be on the host itself.
+# Messages of a program that is not permitted something here, and would be on the host itself.
 _OF_THE_NAMESPACES = re.compile(
     "read-only file system|operation not permitted|permission denied|no space left on device"
     "|network is unreachable|no default routes|cannot assign requested address",

@@ -48,14 +48,14 @@ def edit(text: str, ops: Iterable[Op], name: str) -> str:
 
 
 def _refuse_unsafe(text: str, name: str) -> None:
-    """Refuse a text in which a place cannot be told, or a value not be written as it is, and one
-    of which all places do not fit into memory."""
+    """Raise Refused for a text with too many lines, and for one in which the places of keys are not
+    certain or a value cannot be written back as it is."""
     if text.count("\n") > budget.TOML_LINES:
         raise Refused(
             f"cannot edit {name}: it has more than {budget.TOML_LINES} lines; make it smaller"
         )
-    line = tomltext.in_values(text)
-    odd = Oddity("encoding", line) if line else tomltext.minds(text, _EDITABLE)
+    line = tomltext.line_of_bad_byte(text)
+    odd = Oddity("encoding", line) if line else tomltext.first_rejected(text, _EDITABLE)
     if odd is not None:
         raise Refused(f"cannot edit {name}: {odd.words} ({odd.readers}); {odd.remedy}")
 
@@ -74,7 +74,7 @@ def _propose(text: str, op: Op, data: Data, wanted: Data, name: str) -> tuple[st
 
 
 def _proposals(text: str, op: Op, data: Data, wanted: Data) -> Iterator[tuple[str, str]]:
-    """Texts, each with the name of the way that it was made in."""
+    """Proposed texts, each with the name of the way in which it was made."""
     from agent.toml import place, statement  # with tomlkit; needed only if a file changes
 
     old, new, parts = get(data, op.path), get(wanted, op.path), []

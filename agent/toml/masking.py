@@ -1,12 +1,12 @@
-"""What other programs say, without what they may repeat of a configuration.
+"""Messages of other programs, without the values of a configuration that they may repeat.
 
-A runtime that turns a value down repeats it ("Can't convert hunter2(string) to int"), and the value
+A runtime that rejects a value repeats it ("Can't convert hunter2(string) to int"), and the value
 can be a password. No list of what is secret is ever complete. So this module has the opposite list:
 the words of the runtimes' messages, the words of the keys in the files, and names of ours. Whatever
 is not in it is shown as `…`.
 
-Invariant: pure. Each word that `masked` returns is known before the text is read, but for small
-numbers of lines and columns. Keys that hold what was masked are named instead of it.
+Invariant: pure. Each word that `masked` returns is known before the text is read, except for small
+numbers of lines and columns. The keys of masked values are named instead.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _AGAIN = re.compile(rf"{HIDDEN}(?:\s*{HIDDEN})+")
 
 # The words of the messages of containerd 1.6 to 2.4, CRI-O, Go's libraries, gRPC, systemd and
 # tomllib; names of runtimes, plugins and usual directories; types of Go; words of usual keys.
-_SAID = """
+_KNOWN_WORDS = """
 a about above absolute access additional address addresses after again all allowed already also
 always an and annotations another any api apparmor are argument arguments array as at attempt audit
 auth authentication authorized available away backend bad bare base basic be because been before
@@ -117,9 +117,9 @@ class Source:
 
 @lru_cache(maxsize=1)
 def _known() -> frozenset[str]:
-    """The words of `_SAID`, and those of the kernel's errors, in lower case."""
+    """The words of `_KNOWN_WORDS`, and those of the kernel's errors, in lower case."""
     kernel = " ".join(os.strerror(number) for number in errno.errorcode)
-    return frozenset(re.findall(r"[a-z]+\d*", f"{_SAID} {kernel}".lower()))
+    return frozenset(re.findall(r"[a-z]+\d*", f"{_KNOWN_WORDS} {kernel}".lower()))
 
 
 def masked(text: str, names: Collection[str] = (), words: Collection[str] = ()) -> str:

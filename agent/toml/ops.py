@@ -1,6 +1,7 @@
-"""Edits as data: what is to be set or taken out, and what that makes of a configuration's data.
+"""Edits as data: operations that set or remove keys, and the data after them.
 
-Invariant: pure; arguments stay as they are. How a text is edited is `agent.toml.edit`'s to know.
+Invariant: pure, and arguments are never changed. `agent.toml.edit` carries the operations out on a
+text.
 """
 
 from __future__ import annotations
@@ -52,9 +53,9 @@ def get(data: Any, path: Path, default: Any = None) -> Any:
 
 
 def apply(data: Data, ops: Iterable[Op]) -> Data:
-    """What the operations mean, on plain data; the argument stays as it is.
+    """The data after the operations. The argument is not changed.
 
-    Raises Refused if a step of a path exists and is not a table, or a list is none.
+    Raises Refused if a part of a path is not a table, or if the value to extend is not a list.
     """
     result = copy.deepcopy(data)
     for op in ops:

@@ -1,12 +1,12 @@
 """Where an edit goes in a TOML text: the statement that it is about, or where a new one belongs.
 
 Invariant: every proposal differs from the text in the lines of the edited key alone, plus new ones
-in the style of their neighbours. Comments that would go move to lines of their own, but for those
-behind what is taken out. Whether a proposal means what was wanted is not judged here.
+in the style of their neighbours. Comments that would be lost move to lines of their own, except for
+those behind a removed value. `edit` checks whether a proposal has the desired meaning.
 
 A key goes where its table is: into the braces of an inline table, below a [header], beside dotted
 keys; else its table gets a header at the end of the file, where it cannot come between a comment
-and what the comment is about. Keys and values are tomlkit's to write.
+and what the comment is about. tomlkit writes keys and values.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from agent.toml.scan import Statement
 from agent.toml.text import Data
 from agent.toml.write import Path, quote, scalar, tables
 
-# The name of a way to write an edit, and the way itself. It has no text if it is of no use, and
+# The name of a way to write an edit, and the way itself. It returns None if it does not fit, and
 # may raise one of `statement.ERRORS`.
 Way: TypeAlias = tuple[str, Callable[[], str | None]]
 
@@ -59,9 +59,9 @@ class _Sheet:
 
 
 def ways(text: str, path: Path, wanted: Data) -> Iterator[Way]:
-    """Ways to give the key at `path` the value that it has in the wanted data, or to take it out
-    if it is in them no more. New lines end with LF. A table that is to become another one is not
-    for here: its parts are."""
+    """Ways to give the key at `path` the value that it has in the wanted data, or to remove it if
+    these do not have it. New lines end with LF. To turn one table into another, call this for each
+    of its parts."""
     sheet = _Sheet(text, scan.statements(text))
     value = get(wanted, path)
     one = sheet.owner(path)
@@ -73,7 +73,8 @@ def ways(text: str, path: Path, wanted: Data) -> Iterator[Way]:
         return
     old, size = sheet.lines(one), len(one.base)
     if value is None:
-        # Tables that this leaves empty go too if they are inline: as `apply` has it, then not.
+        # Inline tables that this leaves empty: the first proposal removes them, as `apply` does,
+        # and the second one keeps them.
         empty = next(n for n in range(len(path) + 1) if get(wanted, path[:n]) is None)
         for end in [max(empty, len(one.path) + 1), len(path)]:
             rest = path[size:end] if one.path != path else path[size : size + 1]
@@ -118,7 +119,7 @@ def _after(sheet: _Sheet, one: Statement | None, path: Path, value: Any) -> str 
 
 
 def _at_end(sheet: _Sheet, path: Path, value: Any) -> str:
-    """A table, or the one that a key is in, as the last one: each header as a line of ours."""
+    """A table, or the table of a key, at the end of the text, with headers of its own."""
     table, path = (value, path) if isinstance(value, dict) else ({path[-1]: value}, path[:-1])
     style, blocks = _style(sheet), []
     for inner, keys in tables(table, path):

@@ -1,6 +1,7 @@
-"""TOML of a file that somebody wrote, or a refusal that names the file.
+"""Parses TOML files of the host.
 
-Invariant: what is no TOML to any runtime is refused, and no value of the file is repeated.
+Invariant: a file that no runtime can read is refused. The error names the file, and repeats none of
+its values.
 """
 
 from __future__ import annotations
@@ -14,9 +15,8 @@ from agent.toml.text import Data, NotText
 
 
 def parse(data: bytes, name: str) -> Data:
-    """TOML of a file's bytes, as the runtimes read them: what some runtime takes besides TOML 1.0
-    is no error here (`tomltext.oddities` tells it). Raises Refused naming the file and the place
-    of the error."""
+    """The data of a file's bytes. What a runtime accepts besides TOML 1.0 is no error here (see
+    `oddities` in `agent.toml.text`). Raises Refused naming the file and the place of the error."""
     return parsed(decoded(data, name), name)
 
 

@@ -1,8 +1,7 @@
-"""Where everything lies in a TOML text: headers, keys, values, entries, comments, as offsets.
+"""The places of headers, keys, values, entries and comments in a TOML text, as offsets.
 
-Invariant: nothing is read here but places; what a text means is `agent.toml.text`'s to say. The
-text has to be one that its `loads` accepts. Where a place cannot be told, `Unreadable` is raised,
-never a guess made.
+Invariant: only places are found here; `agent.toml.text` reads values, and its `loads` has to accept
+the text. If a place is not certain, `Unreadable` is raised.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _BARE = re.compile(r"[^,#\]}\r\n]+")
 
 
 class Unreadable(ValueError):
-    """The text is not what the scanner takes TOML to be."""
+    """The scanner does not understand the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +111,8 @@ def name(raw: str) -> str:
 
 
 def comments(text: str) -> Counter[str]:
-    """Every comment, on a line of its own or behind something. A part of a text will do that
-    begins and ends outside of strings."""
+    """Every comment, on a line of its own or behind something. `text` may be a part that begins and
+    ends outside of strings."""
     return Counter(part[0].rstrip() for part in PARTS.finditer(text) if part[0][0] == "#")
 
 

@@ -4,9 +4,9 @@ tomlkit gets the lines of one statement, never a file. With whole files it write
 valid document in five (tables out of order, dotted keys beside headers), needs seconds for a
 thousand tables, and puts new keys below comments that are about something else.
 
-Invariant: `text` is the whole lines of a statement; what is returned is whole lines, too, in which
-only the key at `path` differs. `path` counts from the table that the statement stands in. Whether
-the result means what was wanted is not judged here. Any of `ERRORS` says that tomlkit cannot do it.
+Invariant: `text` is the whole lines of a statement. The result is whole lines too, and differs only
+in the key at `path`. `path` counts from the table that the statement stands in. `edit` checks
+whether the result has the desired meaning. tomlkit raises one of `ERRORS` if it cannot do it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""TOML as it lies on a disk: bytes that runtimes read although TOML 1.0 does not allow them.
+"""TOML in files of the host: what runtimes read although TOML 1.0 does not allow it.
 
 Invariant: `encoded(decoded(data)) == data` for all bytes, so that an edit leaves every byte that it
-is not about. Values are what the runtime makes of the bytes. What a runtime does not read is named
-(`Oddity`), and its reader decides by its own rules whether it minds.
+is not about. Values are those that the runtime reads. Everything that TOML 1.0 does not allow is an
+`Oddity`. `first_rejected` finds one that a runtime's reader does not accept.
 
 Observed with `config dump` of containerd 1.6.20, 1.7.24 and 2.1.9 and with `crio config` of 1.37;
 the reader of CRI-O 1.30 (BurntSushi/toml 1.3.2) by its source.
@@ -39,9 +39,9 @@ GO_TOML_2: frozenset[Kind] = frozenset({
 BURNT_SUSHI: frozenset[Kind] = GO_TOML_2 | {"byte order mark"}
 
 BOM = "\ufeff"
-# A string that is not closed goes on to its end, and none is tried in two ways, so that nothing in
-# it is read again and again, or kept in memory for another try. No look-ahead stands in
-# a group with "*+": with one, Python before 3.11.5 finds no match (cpython#106052).
+# A string that is not closed matches up to its end. Quantifiers are possessive, so that nothing is
+# matched twice or kept in memory for another try. No look-ahead is in a group with "*+": with one,
+# Python before 3.11.5 finds no match (cpython#106052).
 STRING = (
     r'"""[^"\\]*+(?:"{0,2}+(?:\\.|[^"\\])[^"\\]*+)*+(?:"""{1,3}|"{0,2}\\?\Z)|'
     r"'''.*?(?:'''{1,3}|\Z)|"
@@ -150,8 +150,8 @@ def encoded(text: str) -> bytes:
 
 
 def loads(text: str) -> Data:
-    """The data of a decoded text. Raises tomllib.TOMLDecodeError, and OverBudget for what takes
-    more memory or time than a file of that size should."""
+    """The data of a decoded text. Raises tomllib.TOMLDecodeError, and OverBudget for a text that
+    would take too much memory or time."""
     _refuse_much(text)
     text = _lines_ended(text.removeprefix(BOM))
     try:
@@ -167,7 +167,7 @@ def loads(text: str) -> Data:
 
 
 def _refuse_much(text: str) -> None:
-    """Count what a text consists of, before anything is made of it."""
+    """Raise OverBudget for a text with too many or too long parts, before it is parsed."""
     if len(text) > budget.TOML.values:
         parts = sum(1 for _ in TOKEN.finditer(text)) + text.count(".") + text.count("\\")
         if parts > budget.TOML.values:
@@ -182,14 +182,15 @@ def _refuse_much(text: str) -> None:
 
 
 def _loads(text: str) -> Data:
-    """What the standard library makes of it, as far as any runtime takes it."""
+    """The data by the standard library. Raises TOMLDecodeError also for numbers that no runtime
+    accepts."""
     try:
         data = tomllib.loads(text)
     except RecursionError as error:
         raise OverBudget("it is nested too deeply") from error
     except tomllib.TOMLDecodeError:
         raise
-    except ValueError as error:  # an integer of which Python does not even count the digits
+    except ValueError as error:  # an integer with more digits than Python converts
         raise tomllib.TOMLDecodeError("a number in it is too long") from error
     budget.refuse_deep(data, budget.TOML.depth)
     if _LONG_NUMBER.search(text) and not _fits(data):
@@ -206,13 +207,13 @@ def _fits(value: Any) -> bool:
 
 
 def _lines_ended(text: str) -> str:
-    """With a line feed for each carriage return that ends a line by itself."""
+    """The text with a line feed for each carriage return that ends a line by itself."""
     return _LONE_CR.sub(lambda found: found[1] or "\n", text) if "\r" in text else text
 
 
 def oddities(text: str) -> tuple[Oddity, ...]:
-    """What in a decoded text TOML 1.0 does not allow, the first of each kind, though some runtime
-    reads it."""
+    """What a decoded text has that some runtime reads although TOML 1.0 does not allow it, the
+    first of each kind."""
     found = [Oddity("byte order mark", 1)] if text.startswith(BOM) else []
     text = text.removeprefix(BOM)
     kinds: dict[Kind, Oddity] = {}
@@ -229,18 +230,18 @@ def oddities(text: str) -> tuple[Oddity, ...]:
 
 
 def _may_be_11(text: str) -> bool:
-    """Has it what TOML 1.1 looks like? Few files have, and to be sure takes as long as reading."""
+    """Can a text have TOML 1.1? Few texts can, and a certain answer takes as long as parsing."""
     lines = text.split("\n") if "{" in text else ()
     return bool(_LOOKS_11.search(text)) or any(x.count("{") != x.count("}") for x in lines)
 
 
-def minds(text: str, reader: Collection[Kind]) -> Oddity | None:
-    """The first of these that a reader does not take."""
+def first_rejected(text: str, reader: Collection[Kind]) -> Oddity | None:
+    """The first oddity that a reader does not accept, None if there is none."""
     return next((one for one in oddities(text) if one.kind not in reader), None)
 
 
-def in_values(text: str) -> int | None:
-    """The line of a byte outside comments that is not UTF-8: a value that only its bytes tell."""
+def line_of_bad_byte(text: str) -> int | None:
+    """The line of the first byte outside comments that is not UTF-8, None if there is none."""
     for part in PARTS.finditer(text):
         if part[0][0] != "#" and (found := _BYTE.search(part[0])):
             return _line(text, part.start() + found.start())
@@ -256,8 +257,8 @@ def _line(text: str, at: int) -> int:
 
 
 def _plain(text: str) -> tuple[str, list[Oddity]]:
-    """TOML 1.1 as TOML 1.0, with what was changed. Of a text that is neither as much stays as is
-    needed for tomllib to refuse it."""
+    """The text with TOML 1.1 written as TOML 1.0, and the oddities that were replaced. A text that
+    is neither stays one that tomllib refuses."""
     if "{" not in text and "\\" not in text:
         return text, []
     tokens = list(TOKEN.finditer(text))
@@ -302,7 +303,7 @@ def _in_braces(tokens: list[re.Match[str]]) -> Iterator[int]:
 def _make_plain(
     tokens: list[re.Match[str]], parts: list[str], number: int, text: str, odd: list[Oddity]
 ) -> None:
-    """Take out of one token in an inline table what TOML 1.0 does not allow there."""
+    """Remove from one token in an inline table what TOML 1.0 does not allow there."""
     word, at = tokens[number][0], tokens[number].start()
     before, after = _code(tokens, number, -1), _code(tokens, number, 1)
     if word == "," and after == "}" and before not in ("{", ","):

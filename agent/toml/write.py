@@ -1,4 +1,4 @@
-"""TOML written anew: values, keys, headers, whole tables.
+"""Writes TOML: values, keys, headers, whole tables.
 
 Invariant: what is written here parses to exactly what it was made from.
 """

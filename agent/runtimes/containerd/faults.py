@@ -77,7 +77,7 @@ def doubtful(gen: Generation, files: Files) -> tuple[str, ...]:
     found = [misplaced] if misplaced else []
     for file in files if gen.toml == GO_TOML_1 else ():
         text = tomledit.decoded(file.state.data, file.path.host) if file.state else ""
-        if odd := tomltext.minds(text, GO_TOML_2):
+        if odd := tomltext.first_rejected(text, GO_TOML_2):
             found.append(f"{file.path}: {odd.words}; {odd.readers}; {odd.remedy}")
     return tuple(found)
 
@@ -222,7 +222,7 @@ def defects(
 
 def _of_handler(name: str, table: Data, lacking: Sequence[str]) -> Iterator[Defect]:
     """Why pods of a handler are not created, or run by another program than the file seems to say.
-    Each was observed: Status and the dump look well."""
+    Each was observed. Neither Status nor the dump shows it."""
     kind = table.get("runtime_type")
     if not kind:
         text = f'handler {name} has no runtime_type: "container.Runtime.Name must be set"'
@@ -239,7 +239,7 @@ def _of_handler(name: str, table: Data, lacking: Sequence[str]) -> Iterator[Defe
 
 
 def cgroup_driver(table: Data) -> str | None:
-    """By what a handler of runc makes cgroups; None for another shim."""
+    """The cgroup driver of a handler of runc; None for another shim."""
     if not is_runc(table) or table.get("runtime_type") == LINUX:
         return None
     options = table.get("options") or {}

@@ -15,15 +15,15 @@ from agent.cri.versions import Version
 from agent.toml.edit import Data
 from agent.toml.text import GO_TOML_1, GO_TOML_2, Kind
 
-# What the plugin with handlers and CDI is called, in files of version 1, 2, and 3 or 4.
+# Names of the plugin with handlers and CDI in files of version 1, of version 2, and of 3 and 4.
 CRI_V1 = "cri"
 CRI_V2 = "io.containerd.grpc.v1.cri"
 CRI_V3 = "io.containerd.cri.v1.runtime"
 CRI_PLUGINS = (CRI_V3, CRI_V2, CRI_V1)
-# The plugin that has had the images' part of it since version 3.
+# The plugin with the settings of images, since version 3.
 IMAGES = "io.containerd.cri.v1.images"
 
-# Keys of a version 2 section by where they went in version 3; all others went to CRI_V3.
+# Keys of the CRI section of version 2 that other plugins have in version 3; CRI_V3 has the others.
 STREAMING = frozenset({
     "disable_tcp_service", "enable_tls_streaming", "stream_idle_timeout", "stream_server_address",
     "stream_server_port", "x509_key_pair_streaming",
@@ -33,9 +33,9 @@ IMAGE_KEYS = frozenset({
     "max_concurrent_downloads", "registry", "stats_collect_period",
 })  # fmt: skip
 SANDBOX_IMAGE = "sandbox_image"
-# The same of the keys below `containerd`.
+# The same for keys in the table `containerd`.
 SNAPSHOTS = frozenset({"snapshotter", "disable_snapshot_annotations", "discard_unpacked_layers"})
-# Where a key of its own under the new name hides the old name's: below these one level deeper.
+# Tables in which the sections under the old and the new name are merged key by key.
 TWO_LEVELS = frozenset({"containerd", "cni"})
 
 # The `runc` handler that containerd has when no file defines any (`containerd config default`).
@@ -58,12 +58,13 @@ class Generation:
     `since`: the first version.
     `merge`: the section of a plugin in a later file replaces the earlier ones ("replace"), or is
     merged into them ("deep").
-    `reads`: "set": all files are read by one version, that of the last file which names one of at
-    least `lowest`, or by `unversioned` if none does. "file": each file by its own, none as 0.
-    `names`: under which names the CRI's settings are found, by that version. Of several names the
-    first that has a key hides the others' (see TWO_LEVELS).
+    `reads`: "set": one version counts for all files, that of the last file with a version of at
+    least `lowest`, else `unversioned`. "file": each file has its own, 0 if it names none.
+    `names`: the sections with the CRI's settings, by that version. A key in the first of several
+    hides the same key in the others (but see TWO_LEVELS).
     `renames`: files of version 1 or none get the names of version 2 before anything else.
-    `highest`: the highest version of a file; `strict`: higher ones are refused, not taken for it.
+    `highest`: the highest version of a file. `strict`: a higher one is refused, else it is read as
+    the highest.
     `higher_drop_in`: a drop-in may name a higher version than the root file.
     `relative_globs`: globs are taken relative to the importing file, not to the daemon's working
     directory.

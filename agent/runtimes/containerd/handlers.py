@@ -44,13 +44,14 @@ _RUNTIMES: Path = ("containerd", "runtimes")
 _DEFAULT: Path = ("containerd", "default_runtime_name")
 # Status spells a handler's key `runtimeType` or `PodAnnotations` (containerd's JSON tags).
 _HUMP = re.compile("(?<=[a-z])(?=[A-Z])")
-# What the shim v2 of runc knows (containerd's runc/options/oci.proto, 1.6 to 2.4). containerd hands
-# on whatever a file says, and Status shows it: a typo looks like an option.
+# Options that runc's shim v2 knows (containerd's runc/options/oci.proto, 1.6 to 2.4). containerd
+# passes on any other name too, and Status shows it, so that a typo looks like an option.
 _OPTIONS = frozenset({
     "nopivotroot", "nonewkeyring", "shimcgroup", "iouid", "iogid", "binaryname", "root", "criupath",
     "systemdcgroup", "criuimagepath", "criuworkpath", "taskapiaddress", "taskapiversion",
 })  # fmt: skip
-# The v1.linux shim's own: with them, containerd 1.x does not serve the CRI for any other handler.
+# Keys of the v1.linux shim. If a handler of another shim has one, containerd 1.x does not serve the
+# CRI.
 _LINUX_ONLY = ("runtime_engine", "runtime_root")
 
 

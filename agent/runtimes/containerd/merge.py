@@ -60,9 +60,9 @@ def _table(value: Any) -> Data:
 def version_of(gen: Generation, files: Iterable[ConfigFile]) -> int:
     """The version by which a set of files is read as a whole: the last one that counts.
 
-    Observed on 1.6.20, 1.7.24 and 2.1.9: a later file's number takes the place of the earlier
-    one's, so a version 3 drop-in makes 2.1.9 drop a version 2 root file's CRI section, and a
-    version 2 drop-in makes it migrate everything, the root file's own names winning.
+    Observed on 1.6.20, 1.7.24 and 2.1.9: the version in a later file replaces that in an earlier
+    one. With a drop-in of version 3, 2.1.9 ignores the CRI section of a root file of version 2.
+    With a drop-in of version 2 it migrates all files, and the root file's own names win.
     """
     named = [file.version for file in files if (file.version or 0) >= gen.lowest and file.version]
     return min(named[-1], gen.highest) if named else gen.unversioned
@@ -202,7 +202,8 @@ def owner(gen: Generation, files: Files, path: Path) -> tuple[ConfigFile, Path] 
 
 
 def place(gen: Generation, files: Files, file: ConfigFile, path: Path) -> str:
-    """The name of the section of this file in which a CRI key counts, there or to be written."""
+    """The name of the section of this file in which a CRI key counts, whether or not the key
+    exists."""
     order = names(gen, files, file)
     given = file.data.get("plugins", {})
     shown = given if gen.reads == "file" else _all_plugins(gen, files)

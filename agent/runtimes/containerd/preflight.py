@@ -1,8 +1,8 @@
-"""Asking the runtime's own executable, before anything is changed, what it makes of the candidate.
+"""The check of a candidate by containerd's own executable, before anything is changed.
 
 Invariant: nothing is written. The staged files live in memory and are handed to the executable as
-`/proc/self/fd/N`, with their imports rewritten to one another, so that not even a full or read-only
-disk is in the way and no reader ever finds a stage.
+`/proc/self/fd/N`, with their imports rewritten to one another, so that a full or read-only disk
+does not matter, and no other program finds them.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ _READ = (CRI_V2, CRI_V3, *LINUX_PLUGIN)  # plugins that a plan is made from
 def check(host: HostRoot, node: ContainerdNode, candidate: Candidate) -> Preflight:
     """Compare the executable's dump of the files as they are and as they will be.
 
-    Raises Refused if it turns the candidate down, or if more would change than our keys.
-    rc 0 alone proves little: a default without a table and a missing import pass it.
+    Raises Refused if it rejects the candidate, or if more would change than our keys. Exit code 0
+    is not enough: containerd accepts a default runtime without a table, and a missing import.
     """
     if node.executable is None:
         return _without_executable(node, candidate, UNKNOWN)

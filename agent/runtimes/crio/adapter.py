@@ -50,7 +50,7 @@ from agent.toml.edit import Data, Path, get
 
 _OURS = "99-nvidia.conf"
 _HANDLER = "io.kubernetes.cri-o.RuntimeHandler"
-_STATE = "/run/runc"  # where CRI-O has a low-level runtime keep its state if nothing is said
+_STATE = "/run/runc"  # the state directory of a low-level runtime if no file names one
 
 
 class Crio(RuntimeAdapter):

@@ -84,8 +84,9 @@ def _split(setting: Setting | None) -> Setting | None:
 def _given(words: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     """The flags on a command line, each with its value.
 
-    As Go's flag package reads them: one dash or two, the value behind `=` or as the next word.
-    Which of the other flags take none need not be known: a daemon is given no word that is no flag.
+    As Go's flag package reads them: one dash or two, the value behind `=` or as the next word. It
+    need not be known which other flags have a value, because every word on a daemon's command line
+    is a flag or its value.
     """
     rest = iter(words[1:])
     for word in rest:

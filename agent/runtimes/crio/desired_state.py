@@ -28,13 +28,13 @@ from agent.toml.edit import Data, Path, get
 from agent.toolkit.programs import Binary
 
 _VM = "vm"  # kata and the like: no binary of ours would ever run there
-# Of the low-level runtime itself, or of no use to one of ours.
+# Keys that belong to the low-level runtime itself, or are of no use to our handlers.
 _OWN = frozenset({
     "runtime_path", "runtime_type", "runtime_config_path", "inherit_default_runtime",
 })  # fmt: skip
-# What a handler is nothing without; of other keys only those count that this CRI-O shows anywhere.
+# Keys that are always compared. Another key is compared only if this CRI-O shows it in a handler.
 _ESSENTIAL = frozenset({"runtime_path", "runtime_type", "runtime_root"})
-# What CRI-O itself rewrites after it has read it; it shows something else than the file says.
+# Keys whose values CRI-O changes after it has read them, so that it shows other ones.
 _REWRITTEN = frozenset({
     "monitor_path", "monitor_cgroup", "monitor_env", "monitor_exec_cgroup",
     "container_min_memory", "container_create_timeout", "stream_websockets",
@@ -131,7 +131,8 @@ def _handler(effective: Effective, inherited: str, binary: Binary, present: Pres
         table["runtime_root"] = present.root_of(running)
     if current.get("inherit_default_runtime"):
         table["inherit_default_runtime"] = False  # it would win over the path
-    # What an earlier tool's handler has besides goes; the admin may have given more to ours.
+    # Other keys of an earlier tool's handler are cleared. Those of our own handler stay, because
+    # the admin may have added them.
     return table if current.get("runtime_path") in (None, binary.path) else emptied(table, current)
 
 

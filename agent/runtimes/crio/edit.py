@@ -176,7 +176,7 @@ def _with_desired(file: ConfigFile, desired: Desired) -> ConfigFile:
         whole = (*merge.RUNTIMES, name)
         current = get(file.data, whole)
         if current is not None:
-            # All of it: if the decoder keeps no keys, this table is all that counts.
+            # All keys, because some decoders forget those of earlier files.
             wrong = {path: v for path, v in leaves(table) if not same(v, get(current, path))}
             ops += [Set((*whole, *path), value) for path, value in wrong.items()]
     named = get(file.data, merge.DEFAULT)

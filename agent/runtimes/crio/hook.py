@@ -1,4 +1,4 @@
-"""The OCI hook that replaces handlers on a CRI-O if CDI is off.
+"""The OCI hook that replaces handlers on CRI-O while CDI is off.
 
 Invariant: the file has the bytes that NVIDIA's installer writes, and is written only to a directory
 from which CRI-O reads hooks.

@@ -32,7 +32,7 @@ _TRACE = "io.containers.trace-syscall"
 
 # Keys of a handler by their names in Status, if these are more than another spelling.
 _IRREGULAR = {"ExecCPUAffinity": "exec_cpu_affinity"}
-# What CRI-O fills in by itself in a handler that is silent on it; a copy would only go stale.
+# Keys that CRI-O fills in if a handler lacks them. A copy would become outdated.
 DERIVED = frozenset({
     "runtime_path", "monitor_path", "monitor_cgroup", "disallowed_annotations",
     "container_create_timeout", "inherit_default_runtime",
@@ -139,7 +139,8 @@ def _builtin(name: str) -> Data:
     return {
         "runtime_type": "oci",
         "runtime_root": f"/run/{name}",
-        # In the spelling that every version knows: one that it does not costs a handler its life.
+        # In a spelling that every version knows. CRI-O drops a handler with one that it does not
+        # know.
         "allowed_annotations": [_TRACE, "io.kubernetes.cri-o.Devices"],
         "monitor_env": [_PATH],
     }

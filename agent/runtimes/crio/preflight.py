@@ -1,4 +1,4 @@
-"""Asking CRI-O's own executable, before anything is changed, what it makes of the candidate.
+"""The check of a candidate by CRI-O's own executable, before anything is changed.
 
 Invariant: nothing is written. The executable gets the flags of the running CRI-O that set handlers.
 The future files are handed over in memory, with all drop-ins merged into one. The executable reads
@@ -39,7 +39,7 @@ _AFTER_HANDLERS = frozenset({"hostnetwork_disable_selinux", "disable_hostport_ma
 def check(host: HostRoot, node: CrioNode, candidate: Candidate) -> Preflight:
     """Compare what the executable shows of the files as they are and as they will be.
 
-    Raises Refused if it turns the candidate down, or if more would change than our keys.
+    Raises Refused if it rejects the candidate, or if more would change than our keys.
     """
     if node.executable is None:
         return Preflight(False, preflight.UNKNOWN)
@@ -88,7 +88,7 @@ def require_harmless(host: HostRoot, node: CrioNode) -> None:
 
 
 def _ours(data: Data) -> Data:
-    """What of CRI-O's view a plan is made from."""
+    """The part of CRI-O's view from which a plan is made."""
     section = get(data, merge.RUNTIME) or {}
     keys = (merge.DEFAULT[-1], merge.SPEC_DIRS[-1], "hooks_dir")
     tables = {

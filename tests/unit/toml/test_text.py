@@ -42,10 +42,10 @@ def test_what_somebody_reads_is_read(odd: Odd) -> None:
 
 @pytest.mark.parametrize("odd", READ, ids=str)
 def test_readers_are_told_apart(odd: Odd) -> None:
-    """What one of them minds is named with its line, and so is what to do."""
+    """What one of them first_rejected is named with its line, and so is what to do."""
     text = tomltext.decoded(odd.document)
     for name, takes in READERS.items():
-        found = tomltext.minds(text, takes)
+        found = tomltext.first_rejected(text, takes)
         assert (found is None) == (name in odd.readers)
         if found is not None:
             assert found.line == odd.line
