@@ -7,20 +7,25 @@ an error is one line that starts with "cannot", with the exit code of its class.
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from agent import __version__
+from agent.cli import about
 from agent.cli.base import (
     Command,
     Group,
     LongLived,
     complete_file,
+    duration,
     emit,
     output_option,
     settings_of,
     usage_error,
+    wait_lock_option,
+    with_lock,
 )
 from agent.cli.cdi import cdi
 from agent.cli.start import run_and_end
@@ -53,6 +58,10 @@ def plan(output: str, **given: str | None) -> None:
 
     The exit code is 1 where there is something to change.
     """
+    _plan(output, given)
+
+
+def _plan(output: str, given: dict[str, str | None]) -> None:
     from agent.cli.render import plan as render_plan
     from agent.plan.observe import observe
     from agent.plan.propose import propose
@@ -66,16 +75,24 @@ def plan(output: str, **given: str | None) -> None:
 
 
 @cli.command(cls=Command, short_help="Make the node right, once.")
+@click.option("--dry-run", is_flag=True, help="Do what `plan` does, with its exit codes.")
 @click.option("--retry", is_flag=True, help="Try a change that failed before once more.")
+@wait_lock_option
 @output_option
-def apply(output: str, *, retry: bool, **given: str | None) -> None:
+def apply(
+    output: str, *, dry_run: bool, retry: bool, wait_lock: float | None, **given: str | None
+) -> None:
     """Make the node right, once; on a node that is right it writes and restarts nothing."""
     from dataclasses import replace
 
     from agent.cli.render import apply as render_apply
     from agent.transaction.converge import converge
 
-    outcome = converge(replace(_context(given), refresh=True, retry=retry))
+    if dry_run:
+        _plan(output, given)
+        return
+    ctx = replace(_context(given), refresh=True, retry=retry)
+    outcome = with_lock(ctx, wait_lock, lambda: converge(ctx))
     emit(output, outcome, render_apply.outcome_text, "Outcome", render_apply.outcome_data)
 
 
@@ -160,21 +177,26 @@ def doctor(output: str, bundle: str | None, **given: str | None) -> None:
 @cli.command(cls=Command, short_help="Put the original files back.")
 @click.option("--keep-edits", is_flag=True, help="Take our keys out of files edited since.")
 @click.option("--toolkit", "and_toolkit", is_flag=True, help="Remove the installed toolkit too.")
+@wait_lock_option
 @output_option
-def revert(output: str, *, keep_edits: bool, and_toolkit: bool, **given: str | None) -> None:
+def revert(
+    output: str, *, keep_edits: bool, and_toolkit: bool, wait_lock: float | None,
+    **given: str | None,
+) -> None:  # fmt: skip
     """Put the original files back, restart the runtime on them and prove it."""
     from agent.cli.render import apply as render_apply
     from agent.transaction.revert import revert as undo
 
-    done = undo(_context(given), keep_edits=keep_edits, toolkit=and_toolkit)
+    ctx = _context(given)
+    done = with_lock(ctx, wait_lock, lambda: undo(ctx, keep_edits=keep_edits, toolkit=and_toolkit))
     emit(output, done, render_apply.reverted_text, "Reverted", render_apply.reverted_data)
 
 
 @cli.command(cls=Command, short_help="Block until the decision is published, and print it.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0),
-    metavar="SECONDS",
+    callback=duration,
+    metavar="DURATION",
     help="Give up after this time. [default: never]",
 )
 def wait(timeout: float | None, **given: str | None) -> None:
@@ -220,6 +242,8 @@ def config(output: str, **given: str | None) -> None:
 
 cli.add_command(cdi)
 cli.add_command(verify)
+cli.add_command(about.version)
+cli.add_command(about.completion)
 
 
 def _context(
@@ -281,6 +305,8 @@ def _child_options(given: dict[str, str | None]) -> list[str]:
 
 def _run(command: click.Command, name: str) -> int:
     """Run a command and return its exit code. Each failure becomes one line on stderr."""
+    if "_TOOLKIT_AGENT_COMPLETE" in os.environ:
+        from agent.cli import completion  # noqa: F401 - click finds its classes
     try:
         command.main(prog_name=name, standalone_mode=False)
     except click.exceptions.Exit as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from agent.errors import AgentError, UsageError
+from agent.errors import AgentError, Locked, UsageError
 from agent.options.option import FALSE, TRUE
 from agent.redaction import redact_text
 
@@ -24,9 +25,12 @@ if TYPE_CHECKING:
 
     from agent.options.option import Option, Topic
     from agent.options.settings import Entry, Settings
+    from agent.plan.context import Context
 
 _Result = TypeVar("_Result")
 
+_LOCK_POLL = 0.5  # seconds between two tries to take the lock
+_EVER = "for ever"  # a duration without an end
 _EVERY = __name__  # in the context of click: show all options
 
 
@@ -74,7 +78,7 @@ class Group(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the command line. Raises click's Exit without words."""
-        if args:
+        if args or ctx.resilient_parsing:  # to complete a command line
             return super().parse_args(ctx, args)
         formatter = ctx.make_formatter()
         self.format_usage(ctx, formatter)
@@ -165,11 +169,14 @@ class Command(click.Command):
 
 
 def _with_values(words: Sequence[str], alone: Mapping[str, str]) -> Iterator[str]:
-    """The words of a command line. A boolean option that stands alone gets its value, because click
-    would take the next word for it."""
+    """The words of a command line as click understands them. A boolean option that stands alone
+    gets its value, because click would take the next word for it. `-o=json` becomes two words."""
     rest = iter(itertools.zip_longest(words, words[1:]))
     for word, after in rest:
-        yield alone[word] if word in alone and after not in TRUE | FALSE else word
+        if word[:1] == "-" and word[1:2] != "-" and word[2:3] == "=":
+            yield from (word[:2], word[3:])
+        else:
+            yield alone[word] if word in alone and after not in TRUE | FALSE else word
         if word == "--":
             yield from (word for word, _ in rest)
 
@@ -226,7 +233,7 @@ def _errors_in_log(ctx: click.Context) -> Iterator[None]:
 def usage_error(error: click.ClickException, name: str) -> AgentError:
     """An error of click about a command line, as a UsageError. `name` is that of the program, for
     an error that does not know its command."""
-    text = error.format_message()
+    text = " ".join(error.format_message().split())
     path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else name
     end = "" if text.endswith((".", "?", ")")) else "."
     return UsageError(f"cannot use the command line: {text}{end} See {path} --help.")
@@ -256,3 +263,35 @@ def emit(
         from agent.cli.render.base import document
 
         click.echo(document(kind, data(result), output))
+
+
+def duration(_: click.Context, option: click.Parameter, text: str | None) -> float | None:
+    """The seconds of a text, written as the durations of the table. Raises UsageError."""
+    from agent.options.settings import parse_duration
+
+    if text is None or text == _EVER:
+        return math.inf if text else None
+    return parse_duration(text, option.opts[0])
+
+
+wait_lock_option = click.option(
+    "--wait-lock", is_flag=False, flag_value=_EVER, callback=duration, metavar="[=DURATION]",
+    help="Wait for another toolkit-agent that holds the lock, in place of exit code 7.",
+)  # fmt: skip
+
+
+def with_lock(ctx: Context, seconds: float | None, work: Callable[[], _Result]) -> _Result:
+    """The result of work that takes the node's lock. While another process holds it, the work is
+    tried again for so many seconds. Raises what the work raises, after the time also Locked."""
+    end = ctx.clock() + (seconds or 0)
+    waits = False
+    while True:
+        try:
+            return work()
+        except Locked as error:
+            if ctx.clock() >= end:
+                raise
+            if not waits:
+                ctx.log.info("waiting for the lock", reason=error.message)
+            waits = True
+        ctx.sleep(_LOCK_POLL)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import io
 import os
-import sys
 import tarfile
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from agent import __version__
+from agent.cli.about import versions
 from agent.cli.render import config as render_config
 from agent.cli.render import doctor as render_doctor
 from agent.cli.render import plan as render_plan
@@ -49,23 +48,11 @@ def documents(settings: Settings, report: Report, diagnosis: Diagnosis) -> Mappi
         "doctor.json": ("Doctor", render_doctor.data(diagnosis)),
         "status.json": ("Status", render_status.data(report)),
         "config.json": ("Config", render_config.data(effective(settings))),
-        "versions.json": ("Versions", _versions(report)),
+        "version.json": ("Version", versions()),
     }
     if report.proposal is not None:
         found["plan.json"] = ("Plan", render_plan.data(report.proposal))
     return {name: document(kind, body) + "\n" for name, (kind, body) in found.items()}
-
-
-def _versions(report: Report) -> dict[str, Any]:
-    kernel = os.uname()
-    answer = report.proposal.runtime.answer if report.proposal else None
-    return {
-        "agent": __version__,
-        "python": sys.version.split()[0],
-        "kernel": kernel.release,
-        "machine": kernel.machine,
-        "runtime": f"{answer.name} {answer.version}" if answer else None,
-    }
 
 
 def _archive(texts: Mapping[str, str]) -> bytes:

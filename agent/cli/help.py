@@ -31,7 +31,7 @@ def write_options(
     number = sum(len(topic.of(command)) for topic in topics)
     every = every or number <= _FEW
     records = (parameter.get_help_record(ctx) for parameter in own)
-    sections = {_OWN: [record for record in records if record is not None]}
+    sections = {_OWN: [(one[0].replace(" [=", "[="), one[1]) for one in records if one]}
     for topic in topics:
         shown = [one for one in topic.of(command) if every or one.main]
         rows = [row for one in shown for row in _rows(one, formatter.width, every)]

@@ -244,7 +244,7 @@ def parse(option: Option, raw: str, where: str) -> Any:
         case "seconds":
             return _parse_seconds(text, where)
         case "duration":
-            return _parse_duration(text, where)
+            return parse_duration(text, where)
         case "version":
             found = re.match(r"v?(\d{1,4})\.(\d{1,4})", text)
             if not found:
@@ -281,8 +281,9 @@ def _parse_seconds(text: str, where: str) -> float:
     return value
 
 
-def _parse_duration(text: str, where: str) -> float:
-    """Seconds of a duration in a form that Go's time.ParseDuration takes, or of a plain number."""
+def parse_duration(text: str, where: str) -> float:
+    """Seconds of a duration in a form that Go's time.ParseDuration takes, or of a plain number.
+    Raises UsageError."""
     found = _DURATION.fullmatch(text)
     if text and found:
         hours, minutes, seconds = (float(part or 0) for part in found.groups())

@@ -441,7 +441,7 @@ def test_bundle_has_no_secret_and_is_root_s_alone(place: Path) -> None:
                 for item in archive
             }
         assert set(texts) == {
-            "config.json", "doctor.json", "plan.json", "status.json", "versions.json",
+            "config.json", "doctor.json", "plan.json", "status.json", "version.json",
         }  # fmt: skip
         for text in texts.values():
             assert secret not in text

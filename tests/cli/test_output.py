@@ -6,14 +6,19 @@ import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.cli.cli_node import CliNode, shows
+from agent import __version__
+from agent.host import lock
+from tests.cli.cli_node import CliNode, fails, shows
 from tests.conformance import checks
+from tests.conformance.trees import touched
 from tests.tools import forked
 
 
@@ -143,3 +148,42 @@ def test_exit_code_tells_an_error_that_cannot_be_printed() -> None:
         env={"PATH": os.defpath}, timeout=30, check=False,
     )  # fmt: skip
     assert done.returncode == 2
+
+
+def test_dry_run_is_a_plan(node: CliNode) -> None:
+    """In what it prints and in its exit code; nothing is written."""
+    before = node.tree()
+    for code in (1, 0):
+        planned, dry = node.agent("plan", "-o", "json"), node.agent("apply", "--dry-run", "-o=json")
+        assert (dry.returncode, planned.returncode) == (code, code)
+        assert json.loads(dry.stdout) == json.loads(planned.stdout)
+        if code:
+            assert touched(before, node.tree()) == []
+            checks.done(node.agent("apply"))
+
+
+def test_apply_and_revert_wait_for_the_lock(node: CliNode) -> None:
+    """Until its holder is gone, or until the time is over."""
+    node.state.mkdir(exist_ok=True)
+    for command in ("apply", "revert"):
+        with lock.held(str(node.state / "lock")):
+            fails(node.agent(command, "--wait-lock=1s"), 7, "another toolkit-agent")
+    with ThreadPoolExecutor(1) as pool:
+        with lock.held(str(node.state / "lock")):
+            waiting = pool.submit(node.agent, "apply", "--wait-lock")
+            time.sleep(2)
+            assert not waiting.done()
+        checks.done(waiting.result(60))
+        assert "waiting for the lock" in waiting.result().stderr
+
+
+def test_version_says_what_a_report_needs() -> None:
+    """As a table and as a document, and without a node."""
+
+    def said(*words: str) -> str:
+        return forked.run(forked.AGENT, words, {}, Path.cwd()).stdout
+
+    found = yaml.safe_load(said("version", "-o", "yaml"))
+    assert (found["kind"], found["agent"], found["cri"]) == ("Version", __version__, "runtime.v1")
+    assert said("version").splitlines()[0].split() == ["agent:", __version__]
+    assert said("--version").split()[-1] == __version__

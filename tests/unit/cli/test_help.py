@@ -10,15 +10,16 @@ import pytest
 from click.testing import CliRunner
 
 from agent import cli
+from agent.cli.base import Command
 from agent.cli.cdi import cdi
 from agent.errors import EXIT_CODES, AgentError
 from agent.options.table import OPTIONS, TOPICS
 
 README = Path(__file__).resolve().parents[3] / "README.md"
-COMMANDS = sorted(
-    [name for name, command in cli.cli.commands.items() if not command.hidden and name != "cdi"]
-    + [f"cdi {name}" for name in cdi.commands]
-)
+COMMANDS = [
+    *(n for n, one in cli.cli.commands.items() if isinstance(one, Command) and not one.hidden),
+    *(f"cdi {name}" for name in cdi.commands),
+]
 
 
 def printed(*words: str, program: click.Command = cli.cli, code: int = 0) -> str:
@@ -90,6 +91,12 @@ def test_boolean_takes_no_file_for_its_value() -> None:
     command = cdi.commands["validate"]
     params = command.make_context("validate", ["--debug", "x.yaml", "--", "--debug"]).params
     assert (params["debug"], params["files"]) == ("true", ("x.yaml", "--debug"))
+
+
+def test_value_of_a_short_option_may_follow_an_equals_sign() -> None:
+    """As kubectl takes it."""
+    params = cli.cli.commands["status"].make_context("status", ["-o=json", "-v=false"]).params
+    assert (params["output"], params["debug"]) == ("json", "false")
 
 
 @pytest.mark.parametrize(("words", "first"), [((), "plan"), (("cdi",), "generate")])

@@ -1,0 +1,61 @@
+"""The commands about the program itself: `version` and `completion`.
+
+Invariant: they look at nothing of the node.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+
+import click
+
+from agent import __version__
+from agent.cli.base import Command, emit, output_option
+
+CRI_API = "runtime.v1"
+SHELLS = ("bash", "zsh", "fish")
+
+
+@click.command(cls=Command, short_help="Print the versions of the agent and of what it runs on.")
+@output_option
+def version(output: str, **_: str | None) -> None:
+    """Print the versions of the agent, of the CRI that it speaks, of its documents, of Python and
+    of the kernel."""
+    emit(output, versions(), _text, "Version", dict)
+
+
+def versions() -> Mapping[str, str]:
+    """The versions by name."""
+    from agent.cli.render.base import API
+
+    kernel = os.uname()
+    return {
+        "agent": __version__,
+        "cri": CRI_API,
+        "documents": API,
+        "python": sys.version.split()[0],
+        "kernel": kernel.release,
+        "machine": kernel.machine,
+    }
+
+
+def _text(found: Mapping[str, str]) -> str:
+    return "\n".join(f"{name + ':':<10} {value}" for name, value in found.items())
+
+
+@click.command(short_help="Print a script that completes commands and options in a shell.")
+@click.argument("shell", type=click.Choice(SHELLS), metavar="|".join(SHELLS))
+def completion(shell: str) -> None:
+    """Print a script for a shell, which then completes commands, options, their values and the
+    names of files.
+
+    \b
+    bash  source <(toolkit-agent completion bash)
+    zsh   source <(toolkit-agent completion zsh)      after compinit
+    fish  toolkit-agent completion fish | source
+    """
+    from agent.cli.completion import script
+
+    click.echo(script(shell, click.get_current_context().find_root().command))
