@@ -23,6 +23,9 @@ from agent.redaction import redact
 class Log(Protocol):
     """Takes events with their data, each at a level."""
 
+    def debug(self, event: str, /, **data: Any) -> None:
+        """Something was seen or decided. Written with --debug only."""
+
     def info(self, event: str, /, **data: Any) -> None:
         """Something was done, or is waited for."""
 
@@ -39,7 +42,7 @@ class Silent:
     def info(self, event: str, /, **data: Any) -> None:
         """Write nothing."""
 
-    warning = error = info
+    debug = warning = error = info
 
 
 class StderrLog:
@@ -47,6 +50,12 @@ class StderrLog:
 
     def __init__(self, *, debug: bool = False) -> None:
         self._debug = debug
+
+    def debug(self, event: str, /, **data: Any) -> None:
+        """Write a line of level debug, where those are wanted."""
+        if self._debug:
+            with contextlib.suppress(OSError):
+                self._logger.debug(event, **data)
 
     def info(self, event: str, /, **data: Any) -> None:
         """Write a line of level info."""
@@ -68,7 +77,7 @@ class StderrLog:
         import structlog
 
         json = structlog.processors.JSONRenderer(ensure_ascii=False, default=repr)
-        person = structlog.dev.ConsoleRenderer(colors=False)
+        console = structlog.dev.ConsoleRenderer(colors=False)
         mark = process_transaction()
         level = logging.DEBUG if self._debug else logging.INFO
         logger: Log = structlog.wrap_logger(
@@ -77,12 +86,20 @@ class StderrLog:
                 lambda _, __, data: redact({**data, "transaction": data.get("transaction", mark)}),
                 structlog.processors.add_log_level,
                 structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
-                person if sys.stderr.isatty() else json,
+                *([_readable, console] if sys.stderr.isatty() else [json]),
                 _printable,
             ],
             wrapper_class=structlog.make_filtering_bound_logger(level),
         )
         return logger
+
+
+def _readable(_: Any, __: str, data: Any) -> Any:
+    """A processor of structlog, because a person does not read lists of Python."""
+    return {
+        key: ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+        for key, value in data.items()
+    }
 
 
 def _printable(_: Any, __: str, line: Any) -> Any:
@@ -101,6 +118,7 @@ class TransactionLog:
 
     def __init__(self, log: Log, transaction: str | None) -> None:
         given = {"transaction": transaction} if transaction else {}
+        self.debug = functools.partial(log.debug, **given)
         self.info = functools.partial(log.info, **given)
         self.warning = functools.partial(log.warning, **given)
         self.error = functools.partial(log.error, **given)

@@ -34,7 +34,8 @@ from agent.errors import AgentError, Locked
 from agent.redaction import redact_text
 
 if TYPE_CHECKING:
-    from agent.options.settings import Entry
+    from agent.log import StderrLog
+    from agent.options.settings import Entry, Settings
     from agent.plan.context import Context
 
 _HELP = """Make this node's container runtime right for NVIDIA GPUs and CDI, and never break it.
@@ -162,7 +163,8 @@ def doctor(output: str, bundle: str | None, **given: str | None) -> None:
     from agent.plan.context import reading_context
     from agent.reports.node import report
 
-    ctx = reading_context(settings_of(given))
+    settings = settings_of(given)
+    ctx = reading_context(settings, _log(settings))
     seen = report(ctx)
     found = diagnose(gather(ctx, seen), CHECKS)
     if bundle:
@@ -250,14 +252,24 @@ def _context(
     given: dict[str, str | None], entry: Entry = "toolkit-agent", *, warn: bool = True
 ) -> Context:
     """The context of a command; `warn`: log the warnings of the options."""
-    from agent.log import StderrLog
     from agent.plan.context import open_context
 
     settings = settings_of(given, entry)
-    log = StderrLog(debug=settings.debug)
+    log = _log(settings)
     for text in settings.warnings if warn else ():
         log.warning("warning of the options", text=text)
     return open_context(settings, log)
+
+
+def _log(settings: Settings) -> StderrLog:
+    """The log of a command. Options that were given are its first line, if everything is logged."""
+    from agent.log import StderrLog
+
+    log = StderrLog(debug=settings.debug)
+    given = {name: origin for name, origin in settings.origins.items() if origin != "default"}
+    log.debug("options", **{name: f"{getattr(settings, name, None)} ({origin})"
+                            for name, origin in given.items()})  # fmt: skip
+    return log
 
 
 @click.command(cls=LongLived, context_settings={"help_option_names": ["-h", "--help"]})

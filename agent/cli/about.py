@@ -45,9 +45,9 @@ def _text(found: Mapping[str, str]) -> str:
     return "\n".join(f"{name + ':':<10} {value}" for name, value in found.items())
 
 
-@click.command(short_help="Print a script that completes commands and options in a shell.")
+@click.command(cls=Command, short_help="Print a script that completes command lines in a shell.")
 @click.argument("shell", type=click.Choice(SHELLS), metavar="|".join(SHELLS))
-def completion(shell: str) -> None:
+def completion(shell: str, **_: str | None) -> None:
     """Print a script for a shell, which then completes commands, options, their values and the
     names of files.
 

@@ -34,6 +34,10 @@ class RepeatFilter:
         self._log = log
         self._clock = clock
 
+    def debug(self, event: str, /, **data: Any) -> None:
+        """Write what was seen."""
+        self._log.debug(event, **data)
+
     def info(self, event: str, /, **data: Any) -> None:
         """Write what was done; write how things are unless that was written a short while ago."""
         if event not in _STATES or self._is_news(event, data):

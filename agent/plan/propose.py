@@ -19,6 +19,7 @@ from agent.decide import Decision, Evidence, PodNeeds, Question, decide
 from agent.errors import AgentError, CandidateFailed, Refused, TrialFailed
 from agent.host.files import Change
 from agent.host.paths import HostRoot
+from agent.log import Log
 from agent.options.settings import Settings
 from agent.plan import in_force, obstacles, own_specs, pod_guard, toolkit_users
 from agent.plan.candidate import known_failure, loaded_digest
@@ -128,11 +129,35 @@ class Proposal:
         )
 
 
+def _log_decision(log: Log, seen: Observation, proposal: Proposal) -> None:
+    """Log what the decision is made from, and what it is."""
+    runtime, decision, restart = seen.runtime, proposal.decision, proposal.restart
+    log.debug(
+        "runtime observed",
+        runtime=runtime.answer.name,
+        version=runtime.version,
+        socket=runtime.socket.host,
+        pid=runtime.process.pid if runtime.process else None,
+        unit=runtime.endpoint.unit,
+        files=[file.path.host for file in seen.node.files] if seen.node else [],
+    )
+    log.debug(
+        "decided",
+        row=decision.row,
+        rule=decision.rule,
+        evidence=list(decision.evidence),
+        changes=[change.path.host for change in proposal.config_changes],
+        unproven=list(proposal.unproven),
+        restart=restart.kind if restart else None,
+    )
+
+
 def propose(ctx: Context, seen: Observation, *, may_enable: bool | None = None) -> Proposal:
     """What would be done, without doing it. `may_enable` overrides the option that allows native
     CDI to be switched on. Raises Unreachable or Refused."""
     settings, host = ctx.settings, ctx.host
     begun = _configuration(ctx, seen, may_enable)
+    _log_decision(ctx.log, seen, begun)
     root = driver.root_of(host, driver.places(settings))
     calls, kept = _low_level(settings, host, seen, begun.edits)
     pods = _pods_in_the_way(settings, host, begun, calls)

@@ -187,3 +187,19 @@ def test_version_says_what_a_report_needs() -> None:
     assert (found["kind"], found["agent"], found["cri"]) == ("Version", __version__, "runtime.v1")
     assert said("version").splitlines()[0].split() == ["agent:", __version__]
     assert said("--version").split()[-1] == __version__
+
+
+@pytest.mark.parametrize("command", ["plan", "status", "doctor", "apply"])
+def test_v_logs_what_was_seen_and_what_follows(node: CliNode, command: str) -> None:
+    """The options that were given, what the decision is made from, and the decision."""
+    quiet = node.agent(command)
+    assert '"level": "debug"' not in quiet.stderr
+    found = {line["event"]: line for line in map(json.loads, _logged(node.agent(command, "-v")))}
+    assert str(node.socket) in found["options"]["socket"]
+    assert found["runtime observed"]["socket"] == str(node.socket)
+    assert found["decided"]["row"] == 3
+    assert all(line["transaction"] for line in found.values())
+
+
+def _logged(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return [line for line in done.stderr.splitlines() if line.startswith("{")]

@@ -89,3 +89,21 @@ def test_stderr_that_is_full_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(sys, "stderr", Full())
     StderrLog().info("files written")
+
+
+def test_debug_lines_are_written_on_demand(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without it, structlog is not even loaded for them."""
+    StderrLog().debug("decided", row=3)
+    assert lines(capsys) == []
+    StderrLog(debug=True).debug("decided", row=3)
+    (line,) = lines(capsys)
+    assert (line["event"], line["level"], line["row"]) == ("decided", "debug", 3)
+
+
+def test_person_reads_no_lists_of_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a terminal the items stand by themselves."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    StderrLog().info("files written", files=["/a", "/b"], units=[])
+    assert "/a, /b" in terminal.getvalue()
+    assert "[" not in terminal.getvalue().partition("]")[2]

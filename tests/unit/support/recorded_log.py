@@ -19,6 +19,9 @@ class RecordedLog:
     def __init__(self) -> None:
         self.lines: list[Line] = []
 
+    def debug(self, event: str, /, **data: Any) -> None:
+        self.lines.append(Line("debug", event, data))
+
     def info(self, event: str, /, **data: Any) -> None:
         self.lines.append(Line("info", event, data))
 
