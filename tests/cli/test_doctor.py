@@ -5,7 +5,6 @@ Most nodes were never touched by this agent: somebody has them from another inst
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -21,6 +20,7 @@ import pytest
 from tests.cli.cli_node import CliNode, fails, shows
 from tests.conformance import checks, statusfile
 from tests.conformance.trees import snapshot, touched
+from tests.tools import documents
 
 _V2 = 'plugins."io.containerd.grpc.v1.cri"'
 _V3 = 'plugins."io.containerd.cri.v1.runtime"'
@@ -445,7 +445,7 @@ def test_bundle_has_no_secret_and_is_root_s_alone(place: Path) -> None:
         }  # fmt: skip
         for text in texts.values():
             assert secret not in text
-            json.loads(text)
+            documents.check_output(text)
         before = path.read_bytes()
         fails(node.agent("doctor", f"--bundle={path}"), 3, str(path), "exists")
         assert path.read_bytes() == before

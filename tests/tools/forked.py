@@ -27,7 +27,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.tools import fork_client
+from tests.tools import documents, fork_client
 
 VARIABLE = "TOOLKIT_AGENT_EXEC"
 _ROOT = Path(__file__).resolve().parents[2]
@@ -181,7 +181,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run `program` with `data` for its input; returns what it printed.
 
-    Raises subprocess.TimeoutExpired.
+    Raises subprocess.TimeoutExpired, and AssertionError for a document without a schema.
     """
     with ExitStack() as stack:
         streams = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
@@ -198,6 +198,7 @@ def run(
         for file in streams:
             file.seek(0)
         _, output, error = (file.read().decode() for file in streams)
+    documents.check_output(output)
     return subprocess.CompletedProcess(process.args, code, output, error)
 
 
