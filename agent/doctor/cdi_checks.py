@@ -40,6 +40,8 @@ def _switch(facts: Facts) -> Iterator[Found]:
         needs.append("the published status says TOOLKIT_NATIVE_CDI=true")
     if specs and any(item[0].startswith(_FIELD) for item in specs.devices):
         needs.append("there are specs of a device plugin or DRA driver")
+    if facts.machine.dra:
+        needs.append(f"a DRA driver is on this node ({facts.machine.dra})")
     text = f"CDI is switched off in {runtime.title} {runtime.version} (enable_cdi = false)"
     config = facts.config.value
     soon = config is not None and config.enable_cdi is True
@@ -51,7 +53,13 @@ def _unsupported(facts: Facts) -> Iterator[Found]:
     runtime = facts.runtime.get()
     if runtime.native is False and runtime.switch == "absent":
         text = f"{runtime.title} {runtime.version} knows no CDI"
-        yield Found("warning", text)
+        injects = facts.config.value is not None and facts.config.value.nvidia_default
+        if facts.machine.dra:
+            text += ", which the DRA driver on this node needs"
+            yield Found("fault", text, (facts.machine.dra,), "upgrade the runtime, or use the "
+                        "device plugin on this node")  # fmt: skip
+        else:
+            yield Found("info" if injects else "warning", text)
 
 
 def _directories(facts: Facts) -> Iterator[Found]:
@@ -109,16 +117,54 @@ def _stale(facts: Facts) -> Iterator[Found]:
     now = facts.driver.value.library if facts.driver.value else ""
     for problem, evidence in _by_file(_of_kind(facts, "stale")):
         made = next(iter(_NUMBER.findall(problem.text)), "")
-        text = f"{problem.file}: {problem.text}"
+        text, remedy = f"{problem.file}: {problem.text}", ""
+        if problem.text.startswith("device node"):
+            remedy = "`toolkit-agent apply` makes it, and `nvidia-modprobe -u -c=0` too"
+        elif problem.writer == "toolkit-agent":
+            remedy = "`toolkit-agent apply` writes it anew"
         if made and now and made != now:
             text = f"{problem.file} was made for driver {made}, and driver {now} is installed"
             evidence = (problem.text, *evidence)
-        yield Found("fault", text, evidence)
+        yield Found("fault", text, evidence, remedy)
 
 
 def _doubt(facts: Facts) -> Iterator[Found]:
     for problem, evidence in _by_file(_of_kind(facts, "doubt")):
-        yield Found("info", f"{problem.file}: {problem.text}", evidence, problem.remedy)
+        unread = problem.text.startswith("the directory") and facts.machine.root
+        severity: Severity = "warning" if unread else "info"
+        yield Found(severity, f"{problem.file}: {problem.text}", evidence, problem.remedy)
+
+
+def _has_device(facts: Facts) -> bool:
+    """Can a container have any device of NVIDIA's?"""
+    found = facts.specs.get().devices
+    return any("nvidia.com/" in name and state == "resolvable" for name, _, _, state, _ in found)
+
+
+def _misnamed(facts: Facts) -> Iterator[Found]:
+    for path in facts.specs.get().misnamed if not _has_device(facts) else ():
+        yield Found("warning", f"{path} is a spec, and its name ends in neither .json nor .yaml")
+
+
+def _open(facts: Facts) -> Iterator[Found]:
+    for path in facts.specs.get().open:
+        yield Found("fault", f"{path} can be changed by others than root")
+
+
+def _nri(facts: Facts) -> Iterator[Found]:
+    machine, config, toolkit = facts.machine, facts.config.value, facts.toolkit.value
+    for name in machine.nri_asked if not machine.nri else ():
+        text = f"{name} is to be an NRI plugin, and the runtime has no NRI socket"
+        yield Found("fault", text)
+    passed = config is not None and config.passes.get(NVIDIA_PREFIX)
+    answers = passed and toolkit is not None and NVIDIA_PREFIX in toolkit.prefixes
+    if machine.nri and machine.nri_asked and answers:
+        text = f"{machine.nri_asked[0]} answers {NVIDIA_PREFIX} by NRI; NVIDIA's handlers do too"
+        yield Found("warning", text, remedy="use the NRI plugin without NVIDIA's handlers")
+    if machine.nri_plugins:
+        names = ", ".join(machine.nri_plugins)
+        yield Found("info", f"NRI plugins that start with the runtime change containers: {names}",
+                    remedy="look at them where a container has more than it should")  # fmt: skip
 
 
 def _none(facts: Facts) -> Iterator[Found]:
@@ -126,8 +172,7 @@ def _none(facts: Facts) -> Iterator[Found]:
     runtime = facts.runtime.get()
     if not (config.nvidia_handlers and driver.library and runtime.native):
         return
-    if not any("nvidia.com/" in name and state == "resolvable"
-               for name, _, _, state, _ in specs.devices):  # fmt: skip
+    if not _has_device(facts):
         managed = facts.agent.value is not None and facts.agent.value.managed
         text = f"no CDI spec in {', '.join(specs.directories)} has a device of NVIDIA's"
         yield Found("fault" if managed else "warning", text)
@@ -198,6 +243,12 @@ def _plugin(facts: Facts) -> Iterator[Found]:
         if wanted and not fits:
             text = f"the device plugin uses {shown}, and this node needs {wanted}"
             yield Found("fault", text, (f"process {plugin.pid}",))
+        root = facts.driver.value.root if facts.driver.value else ""
+        by_spec = any(item.startswith("cdi") for item in plugin.strategy)
+        if root and by_spec and root != plugin.driver_root:
+            text = f"the device plugin has the driver at {plugin.driver_root}, and it is at {root}"
+            yield Found("fault", text, (f"process {plugin.pid}",),
+                        f"set NVIDIA_DRIVER_ROOT={root}")  # fmt: skip
         if plugin.hook_missing:
             text = f"the device plugin writes the hook {plugin.hook} into specs: it is not there"
             yield Found("fault", text, (f"process {plugin.pid}",),
@@ -238,6 +289,16 @@ CHECKS = (
         "install NVIDIA's toolkit where the spec names it, or write the spec anew", _hook,
     ),
     Check(
+        "spec-open", "Only root can write specs",
+        "Whoever can write a spec is root on the node: the runtime runs its hooks.",
+        "chown root: and chmod go-w it, after a look at what it says", _open,
+    ),
+    Check(
+        "spec-name", "Specs have names that runtimes read",
+        "The runtime passes the file over, and its devices do not exist.",
+        "rename it to end in .yaml", _misnamed,
+    ),
+    Check(
         "spec-none", "There are specs for NVIDIA's devices",
         'Containers that ask for a device fail: "unresolvable CDI devices".',
         "`toolkit-agent apply` writes them", _none,
@@ -257,6 +318,11 @@ CHECKS = (
         "cdi-twice", "Devices are injected once",
         "A device is injected twice, or a container gets more GPUs than it asked for.",
         "use one strategy", _twice,
+    ),
+    Check(
+        "nri", "NRI plugins and NVIDIA's handlers agree",
+        "A pod gets no device, or gets it twice.",
+        "switch NRI on in the runtime, or the plugin off (ENABLE_NRI_PLUGIN)", _nri,
     ),
     Check(
         "cdi-unsupported", "The runtime knows CDI",

@@ -33,6 +33,9 @@ def _dormant(facts: Facts) -> Iterator[Found]:
     config = facts.config.get()
     if config.dormant:
         text = f"the runtime would not come back from a restart: {config.dormant}"
+        if not config.unloaded:
+            yield Found("warning", text)
+            return
         evidence = f"{config.unloaded} was changed after the runtime was started"
         yield Found("fault", text, (evidence,), f"repair {config.unloaded} before any restart")
 
@@ -55,9 +58,9 @@ def _hazard(facts: Facts) -> Iterator[Found]:
 def _binary(facts: Facts) -> Iterator[Found]:
     config = facts.config.get()
     for handler in config.handlers.values():
-        for path in handler.missing:
+        for path, why in handler.missing:
             used = handler.nvidia or handler.name == config.default
-            text = f"handler {handler.name} runs {path}, which is not there"
+            text = f"handler {handler.name} runs {path}, which {why}"
             yield Found("fault" if used else "warning", text)
 
 
@@ -95,13 +98,32 @@ def _cgroups(facts: Facts) -> Iterator[Found]:
 
 def _stray(facts: Facts) -> Iterator[Found]:
     config = facts.config.get()
+    managed = facts.agent.value is not None and facts.agent.value.managed
     for path, nvidia in config.strays:
         text = f"{path} is there, and the runtime does not load it"
+        ours = managed and path == config.drop_in
+        remedy = "`toolkit-agent apply` has it loaded again" if ours else ""
         if nvidia:
             evidence = f"the runtime loads: {', '.join(config.files) or 'no file'}"
-            yield Found("fault" if not config.nvidia_handlers else "warning", text, (evidence,))
+            severity: Severity = "warning" if config.nvidia_handlers else "fault"
+            yield Found(severity, text, (evidence,), remedy)
         else:
             yield Found("info", text)
+    for path in config.aside if not config.nvidia_handlers else ():
+        yield Found("warning", f"{path} is there, and the runtime does not load it")
+
+
+def _lost(facts: Facts) -> Iterator[Found]:
+    config = facts.config.get()
+    for name, file, table in config.lost:
+        evidence = (
+            f"the runtime does not take [{table}] from it",
+            *(d.text for d in config.defects),
+        )
+        yield Found(
+            "warning" if config.nvidia_handlers else "fault",
+            f"handler {name} in {file} has no effect", evidence[:2],
+        )  # fmt: skip
 
 
 def _handler_missing(facts: Facts) -> Iterator[Found]:
@@ -128,6 +150,13 @@ def _unloaded(facts: Facts) -> Iterator[Found]:
     if config.unloaded and not config.dormant:
         text = f"{config.unloaded} was changed after the runtime was started, and is not what runs"
         yield Found("warning", text)
+
+
+def _reloaded(facts: Facts) -> Iterator[Found]:
+    config = facts.config.get()
+    if config.reloaded:
+        text = f"{config.reloaded} was changed after the runtime was started"
+        yield Found("warning", f"{text}, which may only have reloaded it")
 
 
 def _rendered(facts: Facts) -> Iterator[Found]:
@@ -165,6 +194,27 @@ def _calls(facts: Facts) -> Iterator[Found]:
         yield Found(severity, text, (f"runtimes in {toolkit.config}",))
 
 
+def _settings(facts: Facts) -> Iterator[Found]:
+    toolkit = facts.toolkit.get()
+    platform = facts.driver.value.platform if facts.driver.value else ""
+    if toolkit.broken:
+        text, remedy = split(toolkit.broken)
+        yield Found("fault", text, ("NVIDIA's runtime reads this file for each container",), remedy)
+    elif toolkit.mode not in _MODES:
+        text = f"{toolkit.config} has the mode {toolkit.mode}, which NVIDIA's runtime does not know"
+        yield Found("fault", text, remedy="make it auto")
+    elif toolkit.mode == "csv" and platform != "Tegra":
+        text = f"{toolkit.config} has the mode csv, and this is no Tegra"
+        yield Found("fault", text, remedy="make it auto")
+    severity: Severity = "fault" if toolkit.mode == "legacy" else "warning"
+    for key, path in toolkit.absent if toolkit.mode != "cdi" else ():  # which uses none of them
+        text = f"{key} of NVIDIA's runtime is {path}, which is not there"
+        yield Found(severity, text, (f"in {toolkit.config}",))
+    if toolkit.no_cgroups and toolkit.mode in ("auto", "legacy"):
+        text = f"{toolkit.config} has no-cgroups = true: containers may not open their GPUs"
+        yield Found(severity, text, remedy="make nvidia-container-cli.no-cgroups false there")
+
+
 def _locked(facts: Facts) -> Iterator[Found]:
     config = facts.config.get()
     if config.locked:
@@ -187,6 +237,8 @@ def _hooks(facts: Facts) -> Iterator[Found]:
             yield Found("warning", f"the OCI hook {path} runs {program} beside native CDI")
 
 
+_MODES = ("auto", "legacy", "csv", "cdi", "jit-cdi")
+
 LOADING = (
     Check(
         "config-refused", "The runtime's files can be read",
@@ -204,9 +256,9 @@ LOADING = (
         "add that handler, or name one that is there as the default", _default_missing,
     ),
     Check(
-        "config-dormant", "Files that were changed since the start can be started on",
+        "config-dormant", "The runtime would come back from a restart",
         "The node works until something restarts the runtime.",
-        "repair the file before any restart", _dormant,
+        "repair what the reason names before any restart", _dormant,
     ),
     Check(
         "spec-crash", "No file ends the runtime at its start",
@@ -238,6 +290,11 @@ HANDLERS = (
         "install the program (NVIDIA's: `toolkit-agent apply`), or correct the path", _binary,
     ),
     Check(
+        "toolkit-config", "NVIDIA's runtime can use its config.toml",
+        "Containers of its handlers fail, or start without their GPU.",
+        "correct the key, or run `toolkit-agent apply` to have a toolkit of its own", _settings,
+    ),
+    Check(
         "toolkit-calls", "NVIDIA's runtime finds runc or crun",
         'Each pod of its handlers fails: "no runtime binary found from candidate list".',
         "give the whole path of runc or crun in that list, or run `toolkit-agent apply`", _calls,
@@ -255,6 +312,12 @@ HANDLERS = (
         _stray,
     ),
     Check(
+        "handler-lost", "Handlers stand in a section that the runtime reads",
+        'Pods with the runtime class fail: "no runtime for nvidia is configured".',
+        "move the table to the section that this version reads, in the file that is read last, or "
+        "run `toolkit-agent apply`", _lost,
+    ),
+    Check(
         "handler-missing", "The running runtime has NVIDIA's handler",
         'Pods with the runtime class fail: "no runtime for nvidia is configured".',
         "`toolkit-agent apply`", _handler_missing,
@@ -263,6 +326,11 @@ HANDLERS = (
         "config-unloaded", "What is on disk is what runs",
         "A restart changes more than it seems.",
         "restart the runtime at a time of your choice, or take the change back", _unloaded,
+    ),
+    Check(
+        "config-reloaded", "The runtime was started on its handlers",
+        "The runtime shows new handlers after a reload, and pods are still run by the old ones.",
+        "restart the runtime: a reload is not enough", _reloaded,
     ),
     Check(
         "default-nvidia", "NVIDIA's runtime is the default only where it is needed",

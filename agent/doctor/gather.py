@@ -12,6 +12,8 @@ from dataclasses import replace
 from typing import TypeVar
 
 from agent import status
+from agent.cri import process
+from agent.cri.process import Process
 from agent.doctor import look_config, look_node
 from agent.doctor.facts import (
     AgentFacts,
@@ -26,12 +28,13 @@ from agent.errors import AgentError, NoDriver, NoToolkit, Refused
 from agent.host import budget, trust
 from agent.host.paths import HostRoot
 from agent.options.settings import Settings
-from agent.plan import in_force, propose
+from agent.plan import garbled_files, in_force, propose
 from agent.plan.context import Context, Reach
 from agent.plan.propose import Proposal
 from agent.reports.node import Report
 from agent.runtimes import find, registry
 from agent.runtimes.base import ConfiguredRuntime, Runtime
+from agent.state.store import Memory
 from agent.status import Publisher
 from agent.systemd.units import SystemdError
 
@@ -44,6 +47,8 @@ def gather(ctx: Context, report: Report) -> Facts:
     runtime, error = _runtime(settings, host, report.proposal)
     known, settings = (runtime, settings) if runtime else _asleep(settings, host)
     node, refused = _node(settings, host, known, report.proposal)
+    if refused:
+        refused = _garbled(settings, host, report.memory) or refused
     why = refused.partition(";")[0] or ("no runtime answers" if error else "")
 
     def start_failure() -> str:
@@ -52,8 +57,11 @@ def gather(ctx: Context, report: Report) -> Facts:
 
     def config() -> ConfigFacts:
         there = _present(node, why)
-        unloaded = in_force.first_unloaded(report.memory, there, ctx.wall) if runtime else None
-        return look_config.config(host, there, unloaded, start_failure() if unloaded else "")
+        if runtime is None:
+            return look_config.config(host, there)
+        unloaded = in_force.first_unloaded(report.memory, there, ctx.wall)
+        reloaded = _reloaded(ctx, report.memory, there)
+        return look_config.config(host, there, unloaded, reloaded, start_failure())
 
     return Facts(
         machine=look_node.machine(settings, host, runtime),
@@ -62,11 +70,12 @@ def gather(ctx: Context, report: Report) -> Facts:
         config=part(config),
         refused=refused,
         specs=part(lambda: look_node.specs(settings, host, runtime)),
-        agent=part(lambda: _agent(report, _published_error(host, ctx.publisher))),
+        agent=part(lambda: _agent(report, host, ctx.publisher)),
         toolkit=part(lambda: look_config.toolkit(host, _present(node, why))),
         kubelet=part(lambda: look_node.kubelet(host)),
         plugins=part(lambda: look_node.plugins(host)),
         driver=part(lambda: look_node.driver_facts(settings, host)),
+        units=part(lambda: look_node.units(host, ctx.reach, _present(runtime, why))),
     )
 
 
@@ -121,6 +130,30 @@ def _node(
         return None, error.message
 
 
+def _garbled(settings: Settings, host: HostRoot, memory: Memory) -> str:
+    """The error for a file of ours that somebody garbled, which is no reason to refuse."""
+    found = part(lambda: garbled_files.find_garbled(settings, host, memory)).value or ()
+    for item in found:
+        why = item.fault.partition(";")[0]
+        return f"cannot use {item.path}: {why}; `toolkit-agent apply` writes it anew"
+    return ""
+
+
+def _reloaded(ctx: Context, memory: Memory, node: ConfiguredRuntime) -> str:
+    """A file with handlers of NVIDIA's that the runtime may only have reloaded: it shows them, and
+    pods get what it had at its start."""
+    running = node.runtime.process
+    if not node.adapter.shows_reloaded or running is None:
+        return ""
+    if memory.proven == (ctx.boot_id, *running.identity):
+        return ""
+    for file in node.files:
+        ours = any(True for _ in node.own_keys(file.data, switch=False))
+        if ours and process.changed_since_start(running, file.path.agent, ctx.wall):
+            return file.path.host
+    return ""
+
+
 def _down(ctx: Context, runtime: Runtime | None, error: AgentError, start_failure: str) -> Down:
     unit = _unit(ctx.host, ctx.reach, f"{runtime.kind}.service") if runtime else ""
     there = tuple(item.socket.host for item in find.sockets(ctx.settings, ctx.host))
@@ -154,6 +187,7 @@ def _runtime_facts(settings: Settings, host: HostRoot, runtime: Runtime) -> Runt
         unit=(running.unit if running else None) or "",
         executable=program,
         next_version=after or "",
+        gone=running is not None and _is_gone(host, running, program),
         default=default,
         handlers=handlers,
         switch=found.switch.value,
@@ -161,7 +195,16 @@ def _runtime_facts(settings: Settings, host: HostRoot, runtime: Runtime) -> Runt
     )
 
 
-def _agent(report: Report, published_error: str) -> AgentFacts:
+def _is_gone(host: HostRoot, running: Process, program: str) -> bool:
+    """Was the executable of a process deleted, and nothing put in its place?"""
+    try:
+        deleted = os.readlink(f"{running.proc}/{running.pid}/exe").endswith(" (deleted)")
+    except OSError:
+        return False
+    return deleted and bool(program) and not os.path.lexists(host.agent_path(program))
+
+
+def _agent(report: Report, host: HostRoot, publisher: Publisher) -> AgentFacts:
     """What the agent did, and what it would do."""
     proposal, problem = report.proposal, report.problem
     without = isinstance(problem, NoToolkit | NoDriver)
@@ -171,7 +214,9 @@ def _agent(report: Report, published_error: str) -> AgentFacts:
         code=problem.status_code if problem and without else "",
         published=report.published,
         not_published=report.not_published or "",
-        error=published_error,
+        specs_gone=any(not spec.file for spec in report.specs),
+        barrier=_barrier(host, publisher) if report.published else "",
+        error=_published_error(host, publisher),
         drift=report.drift,
         unfinished=report.unfinished or "",
         failed=report.failed or "",
@@ -181,14 +226,33 @@ def _agent(report: Report, published_error: str) -> AgentFacts:
     )
 
 
+def _barrier(host: HostRoot, publisher: Publisher) -> str:
+    """What is wrong with the barrier, where its twin is right."""
+    try:
+        barrier, twin = (
+            _status_file(host, publisher, name) for name in (status.READY, status.TWIN)
+        )
+    except (Refused, OSError) as error:
+        return str(error)
+    path = os.path.join(publisher.directory, status.READY)
+    if barrier is None:
+        return f"cannot read {path}: it is not there, although {status.TWIN} is"
+    return f"{path} does not say what {status.TWIN} says" if barrier != twin else ""
+
+
+def _status_file(host: HostRoot, publisher: Publisher, name: str) -> bytes | None:
+    """A file of the status directory, None where there is none. Raises Refused, OSError."""
+    path = os.path.join(publisher.directory, name)
+    found = trust.read_file(host, path, budget.STATUS_FILE.size, allow_sticky=True, links=False)[1]
+    return found.data if found else None
+
+
 def _published_error(host: HostRoot, publisher: Publisher) -> str:
     """The reason in the published error file; "" where there is no such file, or where another
     user than root can write it."""
-    name = os.path.join(publisher.directory, status.ERROR)
     try:
-        size = budget.STATUS_FILE.size
-        found = trust.read_file(host, name, size, allow_sticky=True, links=False)[1]
-        values = status.parse(found.data, name) if found else {}
+        found = _status_file(host, publisher, status.ERROR)
+        values = status.parse(found, status.ERROR) if found else {}
     except (Refused, OSError):
         return ""
     return values.get("TOOLKIT_ERROR_REASON", "").replace("_", " ")

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 
 from agent.decide import CDI_PREFIX, NVIDIA_PREFIX
 from agent.doctor.facts import ConfigFacts, DefectFacts, HandlerFacts, NotSeen, ToolkitFacts
@@ -19,30 +21,50 @@ from agent.runtimes import low_level
 from agent.runtimes.base import ConfiguredRuntime, Effective
 from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.desired_state import LINUX, is_nvidia, is_sandbox, leaves
-from agent.toml.edit import Path, dotted
+from agent.toml import edit as tomledit
+from agent.toml.edit import Path, dotted, get
 from agent.toolkit import programs, tree
 
 _HOSTS_CONFIG = "/etc/nvidia-container-runtime/config.toml"
 _DIRECTORIES = ("conf.d", "config.d")  # where tools put drop-ins that nothing loads
 _LOW_LEVEL = ("runc", "crun")  # NVIDIA's default
+# Keys of NVIDIA's config.toml that name a path of the host.
+_HOST_PATHS = (
+    ("nvidia-container-cli", "path"),
+    ("nvidia-container-cli", "root"),
+    ("nvidia-container-cli", "ldconfig"),
+    ("nvidia-container-runtime-hook", "path"),
+    ("nvidia-ctk", "path"),
+)
 _SCRIPT = 1 << 16  # bytes of a wrapper
+_SHELLS = ("/bin/sh", "/usr/bin/env")  # every host with a shell has them
+_WRAPPED = re.compile(rb"/[^\s\"']+\.real\b")  # what a wrapper runs
+_MACHINES = {"x86_64": 62, "aarch64": 183}  # e_machine of an ELF file
+_PROGRAM_KEYS = ("binaryname", "runtime_path", "runtime")
 _SWITCHES = ("enable_cdi", "default_runtime_name", "default_runtime")
 
 
 def config(
-    host: HostRoot, node: ConfiguredRuntime, unloaded: ConfigFile | None, dormant: str
+    host: HostRoot,
+    node: ConfiguredRuntime,
+    unloaded: ConfigFile | None = None,
+    reloaded: str = "",
+    dormant: str = "",
 ) -> ConfigFacts:
-    """The configuration. `unloaded` is the first file that the runtime has not loaded, and
-    `dormant` is that of ConfigFacts."""
+    """The configuration. `unloaded` is the first file that the runtime has not loaded; `reloaded`
+    and `dormant` are those of ConfigFacts."""
     effective = node.effective(node.files)
     hazard = node.restart_hazard(host, node.files)
     prefixes = (CDI_PREFIX, NVIDIA_PREFIX)
+    unloaded_files = tuple(_strays(host, node))
     return ConfigFacts(
         root=node.root.name,
         files=tuple(item.path.host for item in node.files if item.state is not None),
         drop_in=node.drop_in.host,
         overrides=tuple(_overrides(node)),
-        strays=tuple(_strays(host, node)),
+        lost=tuple(_lost(node, effective)),
+        strays=tuple((path, nvidia) for path, usual, nvidia in unloaded_files if usual),
+        aside=tuple(path for path, usual, nvidia in unloaded_files if nvidia and not usual),
         rendered=tuple((item.path, item.program, item.source) for item in node.rendered()),
         default=effective.default,
         handlers={name: _handler(host, node, effective, name) for name in effective.runtimes},
@@ -50,6 +72,7 @@ def config(
             DefectFacts(d.text, d.remedy, d.deadly, d.harmful) for d in node.defects(host)
         ),
         unloaded=unloaded.path.host if unloaded else "",
+        reloaded=reloaded,
         dormant=dormant,
         hazard=(hazard.path.host, hazard.later) if hazard else None,
         locked=_locked(node.root),
@@ -85,7 +108,9 @@ def _handler(
         nvidia=is_nvidia(effective, name),
         sandbox=is_sandbox(table),
         programs=named,
-        missing=tuple(path for path in _with_wrapped(host, named) if _is_missing(host, path)),
+        missing=tuple(
+            (path, why) for path in _with_wrapped(host, named) if (why := _why_not_run(host, path))
+        ),
         cgroups=node.cgroup_drivers().get(name, ""),
     )
 
@@ -99,23 +124,44 @@ def _with_wrapped(host: HostRoot, named: tuple[str, ...]) -> Iterator[str]:
             continue
         with contextlib.suppress(AgentError):
             found = files.read(host.resolve(path).agent, path, _SCRIPT)
-            if found and found.data.startswith(b"#!") and f"{path}.real".encode() in found.data:
-                yield f"{path}.real"
+            if found and found.data.startswith(b"#!"):
+                yield from (os.fsdecode(name) for name in _WRAPPED.findall(found.data))
 
 
-def _is_missing(host: HostRoot, name: str) -> bool:
-    """Is there no such program? What we may not look at counts as there, and so does a name alone,
-    which the runtime looks up in its own PATH, but for NVIDIA's."""
+def _why_not_run(host: HostRoot, name: str) -> str:
+    """Why a program cannot be run; "" where it can. What we may not look at counts as there, and so
+    does a name alone, which the runtime looks up in its own PATH, but for NVIDIA's."""
     if "/" not in name:
         places = (f"{above}/{name}" for above in programs.DIRECTORIES)
-        return programs.is_nvidia(name) and not any(programs.runs(host, p) for p in places)
+        lacks = programs.is_nvidia(name) and not any(programs.runs(host, p) for p in places)
+        return "is not there" if lacks else ""
     try:
         found = os.stat(host.resolve(name).agent)
     except PermissionError:
-        return False
+        return ""
     except (OSError, Refused):
-        return True
-    return not (stat.S_ISREG(found.st_mode) and found.st_mode & 0o111)
+        link = os.path.islink(host.agent_path(name))
+        return "is a dangling link" if link else "is not there"
+    if not stat.S_ISREG(found.st_mode):
+        return "is no file"
+    return _why_not_loaded(host, name) if found.st_mode & 0o111 else "is not executable"
+
+
+def _why_not_loaded(host: HostRoot, name: str) -> str:
+    """Why the kernel does not start a program: a script without its interpreter, or a program for
+    another processor."""
+    try:
+        with open(host.resolve(name).agent, "rb") as file:
+            head = file.read(256)
+    except (OSError, Refused):
+        return ""
+    if head.startswith(b"#!"):
+        words = os.fsdecode(head[2:].partition(b"\n")[0]).split()
+        lacks = words and words[0] not in _SHELLS and not _exists(host, words[0])
+        return f"is a script for {words[0]}, which is not there" if lacks else ""
+    machine = int.from_bytes(head[18:20], "little")
+    other = head[:4] == b"\x7fELF" and machine != _MACHINES.get(os.uname().machine, machine)
+    return "is a program for another processor" if other else ""
 
 
 def _overrides(node: ConfiguredRuntime) -> Iterator[tuple[str, str, str]]:
@@ -140,23 +186,39 @@ def _tail(path: Path) -> Path:
     return path[2:] if path[0] == "plugins" else path
 
 
-def _strays(host: HostRoot, node: ConfiguredRuntime) -> Iterator[tuple[str, bool]]:
-    """Files that look like drop-ins and are not loaded, and whether they speak of NVIDIA."""
+def _lost(node: ConfiguredRuntime, effective: Effective) -> Iterator[tuple[str, str, str]]:
+    """Handlers in loaded files that run NVIDIA's runtime, and that the runtime does not have:
+    their table belongs to a section of another version or name, or a later file hides it."""
+    for file in node.files:
+        for path, value in leaves(file.data):
+            if path[-1].lower() not in _PROGRAM_KEYS or not isinstance(value, str):
+                continue
+            above = path[:-2] if path[-2:-1] == ("options",) else path[:-1]
+            if not above or not programs.is_nvidia(value):
+                continue
+            if value not in low_level.executables(effective.table(above[-1])):
+                yield above[-1], file.path.host, dotted(above)
+
+
+def _strays(host: HostRoot, node: ConfiguredRuntime) -> Iterator[tuple[str, bool, bool]]:
+    """Files that the runtime does not load, each with whether it has the name and the place of a
+    drop-in, and whether it speaks of NVIDIA's runtime."""
     loaded = {file.path.host for file in node.files}
     beside, ending = os.path.split(node.drop_in.host)[0], os.path.splitext(node.drop_in.host)[1]
     root = os.path.dirname(node.root.path.host)
-    for directory in dict.fromkeys((beside, *(f"{root}/{name}" for name in _DIRECTORIES))):
+    for directory in dict.fromkeys((beside, *(f"{root}/{name}" for name in _DIRECTORIES), root)):
         try:
             above = host.resolve(directory)
             names = files.names(above.agent)
         except (AgentError, OSError, ValueError):
             continue
-        for path in (above.child(name) for name in sorted(names) if name.endswith(ending)):
+        for path in (above.child(name) for name in sorted(names)):
             if path.host not in loaded and os.path.isfile(path.agent):
-                yield path.host, _speaks_of_nvidia(path.agent)
+                usual = directory != root and path.host.endswith(ending)
+                yield path.host, usual, _names_nvidias(path.agent)
 
 
-def _speaks_of_nvidia(path: str) -> bool:
+def _names_nvidias(path: str) -> bool:
     try:
         found = files.read(path)
     except Refused:
@@ -177,12 +239,43 @@ def toolkit(host: HostRoot, node: ConfiguredRuntime) -> ToolkitFacts:
         raise NotSeen("no handler runs NVIDIA's runtime")
     beside = [os.path.join(os.path.dirname(path), tree.CONFIG) for path in named]
     for name in (*(path for path in beside if path.startswith("/")), _HOSTS_CONFIG):
-        if found := tree.read_config_file(host.resolve(name).agent):
+        if found := files.read(host.resolve(name).agent, name):
             labelled = all(_has_label(host, path) for path in named if path.startswith("/"))
-            calls = found.runtimes or _LOW_LEVEL
-            there = low_level.first(host, calls) is not None
-            return ToolkitFacts(name, found.prefixes, found.variables, calls, there, labelled)
+            return replace(_settings(host, name, found.data), labelled=labelled)
     raise NotSeen("there is no config.toml of NVIDIA's toolkit")
+
+
+def _settings(host: HostRoot, name: str, text: bytes) -> ToolkitFacts:
+    """What a config.toml says."""
+    try:
+        data = tomledit.parse(text, name)
+    except (Refused, ValueError, RecursionError) as error:
+        return ToolkitFacts(name, broken=error.message if isinstance(error, Refused) else "no TOML")
+    found = tree.config_of(data)
+    calls = found.runtimes or _LOW_LEVEL
+    others = [path for name in calls if (path := low_level.first(host, (name,)))]
+    paths = [(".".join(key), str(get(data, key, "")).removeprefix("@")) for key in _HOST_PATHS]
+    return ToolkitFacts(
+        name, found.prefixes, found.variables, calls,
+        not all(map(programs.is_nvidia, others)),
+        mode=str(get(data, ("nvidia-container-runtime", "mode"), "auto") or "auto"),
+        no_cgroups=get(data, ("nvidia-container-cli", "no-cgroups"), False) is True,
+        absent=tuple(
+            (key, path) for key, path in paths
+            if path.startswith("/") and not _exists(host, path)
+        ),
+    )  # fmt: skip
+
+
+def _exists(host: HostRoot, name: str) -> bool:
+    """Is something there? What we may not look at counts as there."""
+    try:
+        os.stat(host.resolve(name).agent)
+    except PermissionError:
+        return True
+    except (OSError, Refused):
+        return False
+    return True
 
 
 def _has_label(host: HostRoot, path: str) -> bool:

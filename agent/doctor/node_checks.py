@@ -82,7 +82,7 @@ def _drift(facts: Facts) -> Iterator[Found]:
     if agent.managed and agent.drift:
         first, *rest = agent.drift
         runs = any(item.startswith("running runtime:") for item in agent.drift)
-        severity: Severity = "fault" if runs else "warning"
+        severity: Severity = "fault" if runs or agent.specs_gone else "warning"
         yield Found(severity, f"the node drifted: {first}", tuple(rest[:5]))
 
 
@@ -91,6 +91,9 @@ def _stale(facts: Facts) -> Iterator[Found]:
     if agent.not_published and not agent.not_published.endswith("it is not there (yet)"):
         text, remedy = split(agent.not_published)
         yield Found("fault" if agent.managed else "warning", text, remedy=remedy)
+    elif agent.barrier:
+        text, remedy = split(agent.barrier)
+        yield Found("fault", text, remedy=remedy)
 
 
 def _unpublished(facts: Facts) -> Iterator[Found]:
@@ -173,7 +176,7 @@ CHECKS = (
     Check(
         "agent-drift", "The node is as the agent left it",
         "Somebody changed files or the runtime since.",
-        "`toolkit-agent plan` shows what `apply` would do", _drift,
+        "`toolkit-agent apply` makes it so again (`plan` shows what it would do)", _drift,
     ),
     Check(
         "installer", "One installer configures the node",

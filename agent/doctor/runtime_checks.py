@@ -5,6 +5,7 @@ Invariant: pure.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from agent.doctor.check import Check, Found
@@ -35,7 +36,8 @@ def _socket(facts: Facts) -> Iterator[Found]:
     if remedy.startswith("run as root"):
         remedy = "run doctor as root"
     if remedy in ("", "is the runtime up?"):
-        remedy = ""
+        slow = "no answer in time" in text  # it runs, and starting it does not help
+        remedy = "look in the runtime's log for what it waits for, and restart it" if slow else ""
     there = f"sockets that are there: {', '.join(down.sockets) or 'none'}"
     yield Found("warning" if down.denied else "fault", text, (*_unit(facts), there), remedy)
 
@@ -61,6 +63,9 @@ def _wrong_runtime(facts: Facts) -> Iterator[Found]:
 
 def _upgrade(facts: Facts) -> Iterator[Found]:
     runtime = facts.runtime.get()
+    if runtime.gone:
+        text = f"{runtime.executable}, which runs as {runtime.title}, is not there any more"
+        yield Found("fault", text, remedy="install the runtime again before any restart")
     after = runtime.next_version.lstrip("v")
     if after and after != runtime.version.lstrip("v"):
         text = f"{runtime.title} {runtime.version} runs, and {runtime.executable} is {after}"
@@ -79,7 +84,37 @@ def _process(facts: Facts) -> Iterator[Found]:
 
 def _rights(facts: Facts) -> Iterator[Found]:
     if not facts.machine.root:
-        yield Found("info", "doctor does not run as root, and cannot see everything")
+        unread = tuple(f"not readable: {name}" for name in facts.machine.unread)
+        yield Found("info", "doctor does not run as root, and cannot see everything", unread)
+
+
+def _units(facts: Facts) -> Iterator[Found]:
+    unit = facts.runtime.get().unit
+    units = facts.units.get()
+    for item in units:
+        if not item.up:
+            text = f"{item.state}, and it goes down with {unit}"
+            yield Found("warning", text, remedy=f"systemctl start {item.name}")
+    if lost := [item.name for item in units if item.up and item.bound]:
+        text = f"{', '.join(lost)} stops for good if {unit} ends by itself (BindsTo)"
+        yield Found("info", text, remedy="restart by systemd only: --restart-mode=systemd")
+
+
+# Programs of the toolkit. Ubuntu has a profile of nvidia-modprobe in force, which is right.
+_TOOLKIT = ("nvidia-container", "nvidia-cdi", "nvidia-ctk")
+
+
+def _confined(facts: Facts) -> Iterator[Found]:
+    machine, config = facts.machine, facts.config.value
+    if machine.confined:
+        text = f"AppArmor confines the runtime and all that it starts: {machine.confined}"
+        yield Found("warning", text)
+    named = [path for item in config.nvidia_handlers for path in item.programs] if config else []
+    names = {os.path.basename(path) for path in named}
+    for profile in machine.profiles:
+        name = os.path.basename(profile)
+        if name.startswith(_TOOLKIT) or name in names:
+            yield Found("warning", f"AppArmor confines a program of NVIDIA's: {profile}")
 
 
 CHECKS = (
@@ -114,6 +149,17 @@ CHECKS = (
         "runtime-process", "Process and systemd unit of the runtime can be seen",
         "A restart needs to know whom to restart.",
         "give --restart-mode=signal or none", _process,
+    ),
+    Check(
+        "units", "Units that go down with the runtime are up",
+        "What such a unit serves (Docker, the kubelet) is gone until it is started by hand.",
+        "start the unit", _units,
+    ),
+    Check(
+        "apparmor", "AppArmor lets NVIDIA's programs work",
+        "What a profile does not allow fails: hooks, and with them containers with a GPU.",
+        'look for apparmor="DENIED" in the kernel\'s log; `aa-complain PROFILE` lets it pass',
+        _confined,
     ),
     Check(
         "rights", "doctor may read what it has to",

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 from agent.errors import Refused, reason
 from agent.host import budget, files, trust
 from agent.toml import edit as tomledit
-from agent.toml.edit import get
+from agent.toml.edit import Data, get
 from agent.toolkit import programs, wrapper
 from agent.toolkit.origin import Origin
 from agent.toolkit.wrapper import Wrapper
@@ -190,8 +190,11 @@ def read_config_file(path: str) -> ToolkitConfig | None:
         data: Any = tomledit.parse(found.data, path) if found else None
     except (Refused, ValueError, RecursionError):
         return None
-    if data is None:
-        return None
+    return None if data is None else config_of(data)
+
+
+def config_of(data: Data) -> ToolkitConfig:
+    """The settings in the data of a config.toml."""
     runtime, defaults = ("nvidia-container-runtime",), ToolkitConfig()
     prefixes = get(data, (*runtime, "modes", "cdi", "annotation-prefixes"))
     return ToolkitConfig(

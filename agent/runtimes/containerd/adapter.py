@@ -57,6 +57,7 @@ from agent.runtimes.desired_state import (
     binaries,
     is_ours,
     is_runc,
+    is_sandbox,
     programs_of,
 )
 from agent.runtimes.preflight import Candidate, Preflight, unread_warnings
@@ -220,14 +221,16 @@ class ContainerdNode(ConfiguredRuntime):
     def _missing_shims(self, host: HostRoot) -> tuple[str, ...]:
         """The runtime types for which this containerd has no shim. A shim of an earlier containerd
         1.x may still be installed."""
+        return tuple(kind for kind in self.gen.missing_shims if not self._has_shim(host, kind))
+
+    def _has_shim(self, host: HostRoot, kind: str) -> bool:
+        """Is there a program for a runtime type, beside the executable or in its PATH?"""
+        running = self.runtime.process
+        path = ((process.environment(running) if running else None) or {}).get("PATH", "")
         beside = (os.path.dirname(self.executable),) if self.executable else ()
-
-        def has_shim(kind: str) -> bool:
-            name = "-".join(("containerd-shim", *kind.split(".")[-2:]))
-            places = (*beside, *programs.DIRECTORIES)
-            return any(programs.runs(host, f"{place}/{name}") for place in places)
-
-        return tuple(kind for kind in self.gen.missing_shims if not has_shim(kind))
+        name = "-".join(("containerd-shim", *kind.split(".")[-2:]))
+        places = (*beside, *programs.DIRECTORIES, *filter(None, path.split(":")))
+        return any(programs.runs(host, f"{place}/{name}") for place in places)
 
     def preflight(self, host: HostRoot, candidate: Candidate) -> Preflight:
         preflight.require_harmless(host, self, candidate.files)
@@ -243,8 +246,18 @@ class ContainerdNode(ConfiguredRuntime):
         return deadly_specs.deadly(host, self.gen, files)
 
     def defects(self, host: HostRoot) -> Iterable[Defect]:
-        missing = self._missing_shims(host)
-        return faults.defects(self.gen, self.files, self.effective(self.files), missing)
+        effective = self.effective(self.files)
+        for name, path in faults.base_specs(effective):
+            if not os.path.lexists(host.agent_path(path)):
+                text = f"handler {name} has base_runtime_spec {path}, which is not there"
+                yield Defect(text, "write that file, or remove the key", deadly=True)
+        sandboxes = {
+            str(table["runtime_type"]) for table in effective.runtimes.values()
+            if is_sandbox(table) and not table.get("runtime_path")
+        }  # fmt: skip
+        missing = (kind for kind in sorted(sandboxes) if not self._has_shim(host, kind))
+        lacking = (*self._missing_shims(host), *missing)
+        yield from faults.defects(self.gen, self.files, effective, lacking)
 
     def rendered(self) -> Iterable[Rendered]:
         """k3s, RKE2, k0s and MicroK8s write the configuration of their containerd."""

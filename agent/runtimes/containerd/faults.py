@@ -19,11 +19,12 @@ from agent.runtimes.containerd.generations import (
     Generation,
 )
 from agent.runtimes.containerd.merge import has_section, names, version_of
-from agent.runtimes.desired_state import LINUX, binaries, is_runc
+from agent.runtimes.desired_state import LINUX, OUR_NAMES, binaries, is_runc, is_sandbox
 from agent.toml import edit as tomledit
 from agent.toml import text as tomltext
 from agent.toml.edit import Data, Path, get
 from agent.toml.text import GO_TOML_1, GO_TOML_2
+from agent.toolkit.programs import is_nvidia
 
 if TYPE_CHECKING:
     from agent.toml.scan import Statement
@@ -189,6 +190,13 @@ def _uri(gen: Generation, file: ConfigFile, entry: str) -> str:
     return CRI_V2 if entry == CRI_V1 else f"io.containerd.{entry}"
 
 
+def base_specs(found: Effective) -> Iterator[tuple[str, str]]:
+    """The handlers that take a file as the base of their containers, with that file."""
+    for name, table in found.runtimes.items():
+        if isinstance(path := table.get("base_runtime_spec"), str) and path:
+            yield name, path
+
+
 def defects(
     gen: Generation, files: Files, found: Effective, lacking: Sequence[str]
 ) -> Iterator[Defect]:
@@ -203,6 +211,12 @@ def defects(
         yield Defect(f"{text}: the CRI is switched off", remedy, deadly=True)
     for name, table in found.runtimes.items():
         yield from _of_handler(name, table, lacking)
+        if table.get("runtime_type") in lacking and is_sandbox(table):
+            text = (
+                f"handler {name} has runtime_type {table['runtime_type']}, whose shim is not there"
+            )
+            remedy = "install that shim in the runtime's PATH, or remove the handler"
+            yield Defect(text, remedy, harmful=name in (found.default, *OUR_NAMES))
     if misplaced := misplaced_version(files):
         text, _, remedy = misplaced.partition("; ")
         yield Defect(f"{text}: its sections are not read", remedy)
@@ -228,9 +242,13 @@ def _of_handler(name: str, table: Data, lacking: Sequence[str]) -> Iterator[Defe
         text = f'handler {name} has no runtime_type: "container.Runtime.Name must be set"'
         remedy = f'set runtime_type = "io.containerd.runc.v2" in the table of {name}'
         yield Defect(text, remedy)
-    elif kind in lacking:
+    elif kind in lacking and not is_sandbox(table):
         text = f"handler {name} has runtime_type {kind}, for which this containerd has no shim"
         yield Defect(text, 'set runtime_type = "io.containerd.runc.v2"')
+    path = table.get("runtime_path")
+    if isinstance(path, str) and is_nvidia(path):
+        text = f"handler {name} has runtime_path = {path}, which containerd takes for a shim"
+        yield Defect(text, "remove that key, and write the path as BinaryName into its options")
     spelled = dict(binaries(table))
     if len(spelled) > 1 and is_runc(table):
         pairs = " and ".join(f"{key} = {value}" for key, value in spelled.items())
