@@ -145,7 +145,7 @@ class Publisher:
 
     Containers may mount the directory or one above it, as those of gpu-operator do. So no link on
     the way is followed. A directory to which others can write is refused: nothing is written there,
-    and nothing there is believed.
+    and nothing is read from there.
     """
 
     directory: str

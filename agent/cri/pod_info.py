@@ -1,6 +1,6 @@
-"""What a runtime says of a pod and of a container in words of its own (verbose CRI answers).
+"""Details of pods and containers in verbose CRI answers, whose form each runtime chooses.
 
-Invariant: pure; what is missing or of another type than expected is as if it were not said. Seen on
+Invariant: pure. A value that is missing or has an unexpected type counts as not given. Seen on
 containerd 1.6 to 2.3 and CRI-O 1.30 and 1.37.
 """
 
@@ -17,7 +17,7 @@ _VISIBLE = "NVIDIA_VISIBLE_DEVICES="
 
 def asks_by_variable(info: Mapping[str, Any]) -> bool:
     """Does a container ask NVIDIA's runtime for devices by environment variable? One that got its
-    devices from a CDI spec is told "void", in CRI-O 1.30 before what its image says."""
+    devices from a CDI spec has the value "void", in CRI-O 1.30 before the value of its image."""
     words = get(info, ("runtimeSpec", "process", "env"))
     said = [str(word) for word in words] if isinstance(words, list) else []
     given = [word.removeprefix(_VISIBLE) for word in said if word.startswith(_VISIBLE)]

@@ -1,4 +1,4 @@
-"""Messages of protobuf from bytes of somebody else's, within a budget.
+"""Parses protobuf messages of other programs within a budget.
 
 Invariant: fields are counted along the description of the message before any of them is parsed. The
 library takes a hundred bytes of memory for an empty message of two.

@@ -365,8 +365,8 @@ def make_directory(path: str, mode: int = 0o755) -> None:
 
 def _set_mode(above: int, name: str, mode: int) -> None:
     """Give a new directory its mode, by its descriptor. A user who can write to the directory above
-    can exchange it. So only an empty directory of ours, which is as good as the one that was made,
-    gets the mode."""
+    can exchange it. So only an empty directory of ours gets the mode; it may be another one than
+    was made, which makes no difference."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(name, flags, dir_fd=above)
     try:

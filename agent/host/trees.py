@@ -94,8 +94,8 @@ def make_symlink(target: str, path: str) -> None:
 def exchange(one: str, other: str) -> None:
     """Two directories beside each other exchange their names, in one step.
 
-    Raises OSError, with nothing changed: EINVAL or ENOSYS if the file system or the kernel
-    cannot. The caller forces the result to disk, so that an error of that is not taken for this.
+    Raises OSError, with nothing changed: EINVAL or ENOSYS if the file system or the kernel cannot.
+    The caller forces the result to disk, so that an error of that is a separate one.
     """
     with nofollow.open_parent(one) as (fd, first):
         names = os.fsencode(first), os.fsencode(os.path.basename(other))

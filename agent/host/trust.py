@@ -126,7 +126,7 @@ def make_directory(
     """Make a directory that only root can write to, and the directories above it, if missing.
 
     Nothing is made below a directory that others can write to. The result is judged again, because
-    in a sticky directory somebody else can be faster. Raises Refused as `require`, OSError.
+    in a sticky directory another process can be faster. Raises Refused as `require`, OSError.
     """
     path = require(host, name, purpose, allow_sticky=True, links=links)
     files.make_directories(path.agent, mode)

@@ -16,7 +16,7 @@ from agent.runtimes.base import Effective
 from agent.state import schema
 from agent.toml.edit import Data, Path, Set, apply, get
 
-# The shims of runc: v2, v1 (gone in containerd 2.0), and the one before them (likewise).
+# Shims of runc: v2, v1, and the one before v1. containerd 2.0 and later have v2 only.
 RUNC_V2 = "io.containerd.runc.v2"
 LINUX = "io.containerd.runtime.v1.linux"
 _RUNC = "io.containerd.runc."

@@ -81,7 +81,7 @@ def _runtime(settings: Settings, host: HostRoot, given: str) -> Runtime:
     socket, because the answer decides which files are edited."""
     socket = trust.require(host, given, f"use the socket {given}", allow_sticky=True)
     name = socket.host
-    process.peer(socket.agent, name)  # a plain file or a dead socket is told apart before gRPC
+    process.peer(socket.agent, name)  # its errors say more than those of gRPC
     try:
         answer = registry.ask(socket.agent, name)
     except Unimplemented as error:
@@ -124,7 +124,7 @@ def sockets(settings: Settings, host: HostRoot) -> Iterator[Endpoint]:
 
 
 def asleep(settings: Settings, host: HostRoot) -> tuple[Runtime, str] | None:
-    """The runtime that is installed here but does not answer, and the host path of its executable;
+    """The runtime that is installed here and does not answer, and the host path of its executable;
     None if there is none. Its answer has only the version, so that its files can be loaded."""
     for item in registry.REGISTERED:
         if settings.runtime not in ("auto", item.kind):

@@ -193,7 +193,7 @@ def _by_systemd(unit: str, host: HostRoot, *, is_runtime_unit: bool) -> Restart:
         along = units.units_restarted_with(systemd, found)
         lost = [name for name in along if _cannot_return(systemd.unit(name))]
     except SystemdError:
-        along, lost = (), []  # worth a line in a plan, and no more
+        along, lost = (), []  # not important enough for an error
     warnings = (
         f"{name} is stopped with {unit}, and systemd cannot start it again" for name in lost
     )

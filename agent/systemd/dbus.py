@@ -242,8 +242,8 @@ class OverBus:
             raise SystemdError(f"{unit} after its restart")
 
     def _settled(self, connection: Bus, name: str, end: float) -> Unit | None:
-        """The unit without a job, or when the time is up; None if the bus went away: then it
-        shows by the runtime itself what became of it."""
+        """The unit without a job, or when the time is up; None if the connection was lost. Then the
+        runtime itself shows the result."""
         try:
             while (unit := _unit(connection, name)).busy and self._clock() < end:
                 self._sleep(_PAUSE)

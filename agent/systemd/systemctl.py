@@ -1,4 +1,4 @@
-"""systemd by the host's `systemctl` and `systemd-run`, if D-Bus cannot be reached.
+"""systemd through the host's `systemctl` and `systemd-run`, for when D-Bus cannot be reached.
 
 Invariant: the programs run in the host root, with checked arguments and a deadline.
 """

@@ -1,4 +1,4 @@
-"""The state of systemd units, and the requests that we make of systemd.
+"""The state of systemd units, and the requests to systemd.
 
 Invariant: units are named in full. systemd is never reloaded. A restart resets the unit's start
 limit first, and is over when its job is over, by D-Bus as well as by systemctl.

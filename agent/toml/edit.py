@@ -1,8 +1,8 @@
 """Surgical edits of TOML files, behind a guard.
 
 Invariant: the text that `edit` returns parses, with the standard library, to exactly the data that
-was wanted, and has every comment of the text that it was given, still above what it is about; if
-no way of writing achieves that, nothing is returned and the edit is refused.
+was wanted, and has every comment of the given text, still above the same key or header. If no way
+of writing achieves that, the edit is refused.
 """
 
 from __future__ import annotations

@@ -112,6 +112,6 @@ def identical(one: Any, other: Any) -> bool:
 
 
 def without_empty(data: Data) -> Data:
-    """Data without empty tables, however deep; to containerd they are as good as absent."""
+    """The data without empty tables at any depth, which mean nothing to containerd."""
     pruned = {k: without_empty(v) if isinstance(v, dict) else v for k, v in data.items()}
     return {key: value for key, value in pruned.items() if value != {}}

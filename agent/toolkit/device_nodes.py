@@ -56,7 +56,7 @@ class MissingNode:
 
     @property
     def exists(self) -> bool:
-        """Is there by now a node with the right numbers?"""
+        """Does the node exist now, with the right numbers?"""
         try:
             found = os.stat(self.agent, follow_symlinks=False)
         except OSError:

@@ -88,8 +88,8 @@ def is_loaded(host: HostRoot) -> bool:
 
 
 def trace(host: HostRoot) -> tuple[str, ...]:
-    """What the kernel shows of GPUs and of their instances. While it stays the same, NVML has no
-    new GPU to list. (NVML may have lost one: a GPU that fell off the bus stays in the kernel's
+    """What the kernel shows of GPUs and of their instances. As long as it stays the same, NVML
+    lists no new GPU. (NVML may list one GPU less: one that fell off the bus stays in the kernel's
     list.)
 
     UUIDs are not part of it, because the kernel knows one only after the GPU has been used. Times
@@ -113,10 +113,7 @@ def watch_paths(host: HostRoot) -> Iterator[str]:
     instance) may stay the same. An entry `PREFIX*DIRECTORY` stands for the names in a directory
     that start so."""
     yield _driver(host, "nvidia/version")
-    for module in (
-        "nvidia",
-        "nvidia_uvm",
-    ):  # nvidia_uvm may come later, with nodes of its own
+    for module in ("nvidia", "nvidia_uvm"):  # the second may be loaded later, with its own nodes
         yield host.agent_path(f"/sys/module/{module}")
     yield _driver(host, "nvidia-caps/mig-minors")
     yield f"*{_driver(host, 'nvidia/gpus')}"

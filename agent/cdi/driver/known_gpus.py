@@ -52,7 +52,7 @@ class KnownGpus:
         """As `nvml.ask`. Raises DriverFailed."""
         trace = self._trace(library)
         same = self._known if self._known and self._known.trace == trace else None
-        # An error comes back quickly, and may be gone by now; a crash or a hang takes long.
+        # An error takes little time, and its cause may be gone. A crash or a hang takes long.
         stale = same is None or (bool(same.failure) and not same.crashed)
         if trace != self._asked and (stale or self._refresh):
             same = _asked(library, trace, same.answer if same else None)

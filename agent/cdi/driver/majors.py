@@ -27,7 +27,7 @@ _DYNAMIC = frozenset((*range(234, 255), *range(384, 512)))
 _MISC = 10  # shared by many small drivers, which the minor number tells apart
 
 # Nodes of the driver itself, how the names of their drivers start in /proc/devices, and a major
-# number that is theirs for good. The NVIDIA driver called itself nvidia-frontend there before 550,
+# number that is always theirs. The NVIDIA driver called itself nvidia-frontend there before 550,
 # and has more names since.
 _DRIVER_NODES = (
     ClassNodes("/dev", "nvidia-uvm*", "nvidia-uvm"),

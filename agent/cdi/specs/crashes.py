@@ -50,7 +50,7 @@ def crashing_item(data: bytes) -> str | None:
         spec, problems = fit_to_shape(document(data).data)
     except Broken:
         return None
-    if any(problem.spoils == "file" for problem in problems):
+    if any(problem.impact == "file" for problem in problems):
         return None
     for where, part in edits(spec):
         for field in ("deviceNodes", "mounts", "hooks"):

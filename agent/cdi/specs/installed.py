@@ -1,4 +1,5 @@
-"""Every spec on a node: its content, its problems, and the file from which each device is taken.
+"""Every spec on a node: its content, its problems, and the file from which the runtime takes each
+device.
 
 Invariant: conflicts are decided as in the CDI library (pkg/cdi/cache.go): in order of file names, a
 later directory over an earlier one; two files of one directory with the same device cancel each
@@ -40,7 +41,7 @@ class SpecFile:
     @property
     def broken(self) -> Problem | None:
         """The problem for which a runtime takes nothing from the file."""
-        return next((p for p in self.problems if p.spoils == "file"), None)
+        return next((p for p in self.problems if p.impact == "file"), None)
 
     def devices(self) -> Iterator[tuple[int, str]]:
         """Number and qualified name of each device."""
@@ -51,7 +52,7 @@ class SpecFile:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device of a file, whether a container can get it from that file, and why not."""
+    """A device of a file: whether a container can get it from that file; if not, why."""
 
     name: str
     file: str
@@ -103,11 +104,11 @@ def examine(
         document = read.document(data)
     except read.Broken as error:
         # A file that is too large for us may be fine for a runtime.
-        spoils: Literal["file", "nothing"] = "file"
+        impact: Literal["file", "nothing"] = "file"
         text, remedy = error.text, "repair the file, or remove it"
         if isinstance(error, read.TooLarge):
-            spoils, text, remedy = "nothing", f"{text}, and was not looked at", "make it smaller"
-        problem = Problem(spoils, "", text, remedy)
+            impact, text, remedy = "nothing", f"{text}, and was not looked at", "make it smaller"
+        problem = Problem(impact, "", text, remedy)
         return SpecFile(name, writer(name, data, ""), place, {}, (problem,))
     spec, problems = fit_to_shape(document.data)
     if len(spec.get("devices", ())) > budget.SPEC_DEVICES:
@@ -209,7 +210,7 @@ def _complete(file: SpecFile, number: int) -> tuple[State, str]:
     """The state of a device that is taken from this file."""
     for problem in file.problems:
         mine = problem.where.startswith((f"devices[{number}].", "containerEdits"))
-        if problem.spoils == "use" and mine:
+        if problem.impact == "use" and mine:
             return "incomplete", f"{problem.where}: {problem.what}"
     return "resolvable", ""
 

@@ -1,5 +1,5 @@
-"""Spec files of other writers that describe a kind of ours: whether a device can be had from them,
-and where a spec of ours wins over those from which none can.
+"""Spec files of other writers that describe a kind of ours: whether a container can get a device
+from them, and where a spec of ours wins over those that give none.
 
 Invariant: reads only. The state of a device is decided as by the runtime (`installed`), over all
 files of the kind together, because a stale file that can be read still takes part in conflicts.
@@ -25,10 +25,10 @@ _DEAD = ("invalid", "incomplete", "conflicting")
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """A spec file of another writer. `why` is why no device can be had from it, "" if one can.
-    `doubt` is why it is unknown whether one can. `lost` are the devices that cannot be had from it,
-    each with the reason. `unread`: the content of the file is unknown because of `why`, and a file
-    of ours wins over it whatever it contains."""
+    """A spec file of another writer. `why` is why it gives no device, "" if it gives one. `doubt`
+    is why that is unknown. `lost` are the devices that it does not give, each with the reason.
+    `unread`: the content of the file is unknown because of `why`, and a file of ours wins over it
+    whatever it contains."""
 
     file: str
     writer: str
@@ -38,14 +38,15 @@ class Provider:
     unread: bool = False
 
     def dead(self, kind: str) -> str:
-        """Why no device can be had from it."""
+        """Why it gives no device."""
         if self.unread:
             return f"{self} describes {kind}, and which devices is not known: {self.why}"
         return f"{self} describes {kind}, and no container gets a device of it: {self.why}"
 
     @property
     def partly(self) -> str:
-        """A problem of some devices, if others can be had; "" if there is none."""
+        """The problem of a file that gives some of its devices and not others; "" if there is
+        none."""
         if not self.lost:
             return ""
         named = ", ".join(name for name, _ in self.lost[:_NAMED])

@@ -4,7 +4,7 @@ crash it.
 Invariant: the table has observed versions only. A version between two observed ones is like one of
 them, and nothing is known about a version before the first. Within containerd 1.7 the library grew,
 too: 1.7.13 went from CDI 0.5 to 0.6 (containerd #9685), and a distribution may link a newer one.
-There the executable of the runtime tells more, because it has the names of all fields that it
+There the executable of the runtime shows more, because it contains the names of all fields that it
 reads.
 """
 

@@ -17,19 +17,19 @@ from agent.cdi.specs.scalar import Plain, go_text, quoted
 if TYPE_CHECKING:
     from agent.cdi.specs.read import Value
 
-Spoils = Literal["file", "use", "nothing"]
+Impact = Literal["file", "use", "nothing"]
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
     """A problem of a spec: where it is, what it is, and what to do about it.
 
-    `spoils`: "file" if a runtime takes nothing from the file, "use" if containers with that
+    `impact`: "file" if a runtime takes nothing from the file, "use" if containers with that
     part of it are not created or not started, "nothing" if it has no effect. `unsure`: the
-    version of the runtime does not tell whether it spoils the file.
+    version of the runtime does not show whether the problem has this impact.
     """
 
-    spoils: Spoils
+    impact: Impact
     where: str
     what: str
     remedy: str
@@ -40,11 +40,11 @@ class Problem:
         """The effect in a runtime; None if there is none."""
         effects = {"file": "the runtime takes nothing from the file",
                    "use": "containers with it are not created or not started"}  # fmt: skip
-        return effects.get(self.spoils)
+        return effects.get(self.impact)
 
     @property
     def severity(self) -> Literal["error", "warning"]:
-        return "warning" if self.spoils == "nothing" else "error"
+        return "warning" if self.impact == "nothing" else "error"
 
 
 class Problems(list[Problem]):
@@ -60,8 +60,8 @@ class Problems(list[Problem]):
     def add(self, problem: Problem) -> None:
         """Add a problem, unless there are very many of its kind. The first problem of each device
         is always added, because it decides the state of the device."""
-        count = self._counts[problem.spoils] = self._counts.get(problem.spoils, 0) + 1
-        part = f"{problem.spoils} {problem.where.partition('.')[0]}"
+        count = self._counts[problem.impact] = self._counts.get(problem.impact, 0) + 1
+        part = f"{problem.impact} {problem.where.partition('.')[0]}"
         if count <= self.MOST or part not in self._parts:
             self.append(problem)
         self._parts.add(part)

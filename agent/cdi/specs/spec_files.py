@@ -1,7 +1,7 @@
 """The files that a runtime loads from directories of specs, and their content.
 
-Invariant: files are chosen as by the CDI library (pkg/cdi/spec-dirs.go): by their ending alone, dot
-files and links to files included, directories not. Reads only, and no more than the budget.
+Invariant: files are chosen as by the CDI library (pkg/cdi/spec-dirs.go): by their ending alone,
+with dot files and links to files, and without directories. Reads only, and within the budget.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The owner of each kind of device on a node: a spec file of ours, or one of another writer.
 
-Invariant: reads only. A kind other than the management spec's is ours only if no device of it
-can be had from a file of another writer, and then only if our file wins over that one, because
-two files of one directory with the same device cancel each other.
+Invariant: reads only. A kind other than the management spec's is ours only if no file of another
+writer gives a device of it, and our file wins over those files, because two files of one directory
+with the same device cancel each other.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Ownership:
         ]
 
     def provider(self, kind: str) -> SpecStatus | None:
-        """The file of another writer from which a device of a kind can be had."""
+        """The file of another writer that gives a device of a kind."""
         usable = next((one for one in self.providers.get(kind, ()) if not one.why), None)
         return SpecStatus(kind, usable.file, usable.writer) if usable else None
 
@@ -166,8 +166,8 @@ class Ownership:
         return SpecStatus(kind, path.host, OURS, why), None
 
     def leftovers(self) -> list[Change]:
-        """The removal of our specs from directories where they belong no more. They would win over
-        the new ones there, or stay in effect when those are gone."""
+        """The removal of our specs from directories where they no longer belong. They would win
+        over the new ones there, or stay in effect when those are gone."""
 
         def is_left(path: HostPath, data: bytes) -> bool:
             if path.name in self.names:

@@ -169,7 +169,7 @@ def _refuse_sandbox(effective: Effective, available: tuple[Binary, ...]) -> None
 
 
 def _refuse_unusable_default(effective: Effective, features: Features) -> None:
-    """Raises Refused for a default runtime of somebody else's that cannot run pods."""
+    """Raise Refused for a default runtime of others that cannot run pods."""
     why = (
         why_unusable(effective.table(effective.default), features.missing_shims)
         if effective.default in effective.runtimes
@@ -185,8 +185,9 @@ def _refuse_unusable_default(effective: Effective, features: Features) -> None:
 def _refuse_cgroup_switch(
     effective: Effective, handlers: Mapping[str, Data], default: str | None, features: Features
 ) -> None:
-    """Raises Refused for `systemd_cgroup`, which is the v1.linux shim's: with a default runtime of
-    another shim, containerd 1.x does not serve the CRI (observed on 1.6.20 and 1.7.24)."""
+    """Raise Refused for `systemd_cgroup`, which only the v1.linux shim may have: with a default
+    runtime of another shim, containerd 1.x does not serve the CRI (observed on 1.6.20 and
+    1.7.24)."""
     name = default or effective.default
     old_type = effective.table(effective.default).get("runtime_type")
     new_type = (handlers.get(name) or effective.table(name)).get("runtime_type")
@@ -355,7 +356,7 @@ def unproven(desired: Desired, answer: Answer) -> list[str]:
     """What the running runtime lacks of the desired state, in words; empty for nothing."""
     shown = shown_handlers(answer)
     if shown is None:
-        # No verbose information: all that can be had is the list of handlers.
+        # There is no verbose information, but only the list of handlers.
         missing = [name for name in desired.handlers if name not in answer.handlers]
         wrong = [name for name in desired.absent if name in answer.handlers]
         return [f"handler {n} is not listed" for n in missing] + [

@@ -82,7 +82,7 @@ def _without_executable(node: ContainerdNode, candidate: Candidate, note: str) -
 
 
 def dump(host: HostRoot, executable: str, files: Files, plugins: tuple[str, ...] = ()) -> Dump:
-    """What the executable of a containerd makes of these files together; `plugins` as in
+    """The dump that the executable of a containerd makes of these files together; `plugins` as in
     `command.config_dump`."""
     if files[0].state is None:
         # 1.x cannot dump without a file; its defaults are what runs then.

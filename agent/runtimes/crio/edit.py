@@ -377,7 +377,7 @@ def _left_behind(inputs: EditInput) -> Iterator[tuple[HostPath, FileState | None
         path = HostPath(inputs.host.agent_path(name), name)
         now = files.read(path.agent, name)
         if now is None or now.digest != original.written or original.edited:
-            continue  # gone already, or somebody else's by now: `warnings` names it
+            continue  # it is gone, or others have changed it: `warnings` names it
         yield path, _original(inputs, original, now)
 
 

@@ -84,12 +84,12 @@ def _agreement(found: Inventory, root: Path) -> None:
         by_file[finding.file].append(finding.problem)
     for device in found.devices:
         problems = by_file[device.file]
-        whole = [p for p in problems if p.spoils == "file"]
+        whole = [p for p in problems if p.impact == "file"]
         assert (device.state == "invalid") == bool(whole)
         if device.state == "resolvable":
             assert not [p for p in problems if p.severity == "error" and p.where.startswith("cont")]
         if device.state in ("incomplete", "conflicting"):
-            assert [p for p in problems if p.spoils == "use"]
+            assert [p for p in problems if p.impact == "use"]
     for file in found.files:
         alone = _looked(root, _real(root, file.name))
         here = [p for p in by_file[file.name] if " too, and the runtime" not in p.what]

@@ -39,7 +39,7 @@ def test_version_too_new_for_the_runtime_is_reported(case: SpecCase) -> None:
     assert problems(case.text) == ()
     old = problems(case.text, who=reader_of("containerd", "1.7.24~ds1"))
     assert case.says in said(old)
-    assert old[0].spoils == "file"
+    assert old[0].impact == "file"
     assert problems(case.text, who=reader_of("cri-o", "1.37.0")) == ()
     assert problems(case.text, who=reader_of("containerd", "v2.4.0-beta.0")) == ()
 
