@@ -100,7 +100,7 @@ def short_socket_path(path: str) -> Iterator[str]:
 def find(socket_path: str, name: str, host: HostRoot, kind: str) -> Process | None:
     """The process that listens on the CRI socket, or None if it cannot be found.
 
-    Where we cannot see its pid (another pid namespace), it is the only process in the host's /proc
+    If we cannot see its pid (another pid namespace), it is the only process in the host's /proc
     that belongs to root, is of this kind and is run by systemd. Raises Unreachable.
     """
     pid = peer(socket_path, name)

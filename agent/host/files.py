@@ -7,7 +7,7 @@ directory is forced to disk.
 
 Every path here is an agent path whose links were followed before (`HostRoot.resolve`). Its
 directory is opened first, without following any link, and everything else happens relative to that
-descriptor. Where somebody puts a link in the place of a directory meanwhile, there is an error, and
+descriptor. If somebody puts a link in the place of a directory meanwhile, there is an error, and
 no file elsewhere changes.
 """
 

@@ -312,7 +312,7 @@ class HostRoot:
         """The host path of a mounted directory: the one with the same device and inode.
 
         Candidates are the same name below the host root, and the directory's name on each mount of
-        the same device there. Where the host has the directory under two names, the name on its own
+        the same device there. If the host has the directory under two names, the name on its own
         mount comes before the one that leads through the whole disk.
         """
         candidates = [mount.point]

@@ -5,7 +5,7 @@ who made a link on the way, decides what the path leads to.
 
 Invariant: one walk from our own root through the host root, with a descriptor for each part of the
 path. Every part is judged by its descriptor, and the last descriptor is what the caller reads,
-mounts or names. Links are followed inside the host root only, as in `HostRoot.resolve`. Where root
+mounts or names. Links are followed inside the host root only, as in `HostRoot.resolve`. If root
 alone can change every part, only root can change what the path leads to. A later look-up by name,
 by us or by a program that we start, then finds the same.
 """

@@ -28,7 +28,7 @@ Overlay: TypeAlias = Mapping[str, FileState | None]  # by host path: files as th
 
 @dataclass(frozen=True, slots=True)
 class ConfigFile:
-    """One loaded file. `name` is the path that the daemon uses, `path` the one without links. Where
+    """One loaded file. `name` is the path that the daemon uses, `path` the one without links. If
     the file does not exist (only a root file may not), `state` is None and `data` is {}. `unread`
     is the reason why we cannot parse it, although the runtime may; then `data` is {} too."""
 

@@ -104,7 +104,7 @@ def still_ours(original: Original, current: Data) -> Iterator[Path]:
 
 def is_rewritten(original: Original, current: Data, path: Path) -> bool:
     """Did somebody else write a handler or a key that looks like ours? We did not write it, or its
-    value is another one, or somebody changed the program of the handler. Where an older version
+    value is another one, or somebody changed the program of the handler. If an older version
     of this agent did not note what it wrote, the answer is no."""
     if not original.keys:
         return False

@@ -31,7 +31,7 @@ def runtimes(
     """The low-level runtimes that nvidia-container-runtime tries, the first one first.
 
     They are `called`, which it calls now, then the programs of the handler `base` and of the
-    default runtime, then the usual ones of this kind of runtime. Where `effective` is None, those
+    default runtime, then the usual ones of this kind of runtime. If `effective` is None, those
     in the toolkit's config.toml come first. An option replaces the whole list."""
     asked = settings.low_level_runtimes
     if asked:

@@ -1,6 +1,6 @@
 """Ways to restart a runtime, chosen before anything is touched.
 
-Invariant: a restart acts on a unit that was checked, or on the very process that was checked. Where
+Invariant: a restart acts on a unit that was checked, or on the very process that was checked. If
 there is neither, the change is refused beforehand.
 """
 
@@ -98,7 +98,7 @@ def choose(mode: str, process: Process | None, host: HostRoot, kind: str) -> Res
 
 
 def _by_signal(process: Process, host: HostRoot, kind: str) -> Restart:
-    """A restart by SIGTERM. Where a systemd unit owns the process, systemd takes its end for a stop
+    """A restart by SIGTERM. If a systemd unit owns the process, systemd takes its end for a stop
     of the unit. Units that are bound to it are stopped then, and nothing starts them again. Raises
     Refused."""
     target, unit = f"pid {process.pid}", process.unit

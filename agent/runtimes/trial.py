@@ -119,7 +119,7 @@ Start = Callable[[HostRoot, Launch, Callable[[Answer], list[str]]], Result]
 def judge(
     host: HostRoot, subject: Subject, changes: tuple[Change, ...], purpose: str, start: Start
 ) -> Trial:
-    """Start the runtime on the files after `changes`. Where that fails, start it on the present
+    """Start the runtime on the files after `changes`. If that fails, start it on the present
     files too, to find out which of them are at fault.
 
     Never raises: a refusal is part of the verdict.

@@ -30,7 +30,7 @@ _VOLATILE = ("tmpfs", "ramfs")
 
 @dataclass(frozen=True, slots=True)
 class Toolkit:
-    """The directory of the toolkit, and the origin of its files. Where the directory is not
+    """The directory of the toolkit, and the origin of its files. If the directory is not
     `writable`, the toolkit is used as it is."""
 
     directory: HostPath

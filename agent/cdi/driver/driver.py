@@ -121,8 +121,9 @@ class Driver:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where options say that the driver is: host paths, and agent paths (`…_seen`), None without
-    the option. `libraries` and `configs` are directories on the host, below the driver root."""
+    """The places of the driver that options name: host paths, and agent paths (`…_seen`), None
+    without the option. `libraries` and `configs` are directories on the host, below the driver
+    root."""
 
     driver_root: str | None = None
     driver_root_seen: str | None = None
@@ -133,7 +134,7 @@ class Places:
 
 
 def places(settings: Settings) -> Places:
-    """Where the options say that the driver is."""
+    """The places of the driver that the options name."""
     return Places(
         driver_root=settings.driver_root,
         driver_root_seen=settings.driver_root_ctr_path,
@@ -178,7 +179,8 @@ def asked_root(host: HostRoot, settings: Settings) -> DriverRoot:
 
 
 def dev_roots(host: HostRoot, places: Places, root: DriverRoot) -> tuple[DriverRoot, ...]:
-    """Where device nodes may be: as the options say, else below the driver root, then on the host.
+    """The roots that may have device nodes: that of the options, else the driver root and then the
+    host.
 
     gpu-operator always gives --dev-root, namely the driver root if that has nvidiactl. Then
     the host is searched for the other nodes, too.

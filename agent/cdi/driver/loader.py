@@ -72,7 +72,7 @@ def _soname(read: Callable[[int, int], bytes]) -> str | None:
 
 
 def _headers(head: bytes, order: str, *, wide: bool) -> tuple[int, int, int]:
-    """Where the program headers are, how large one is, how many there are."""
+    """The offset of the program headers, the size of one, and their number."""
     table = struct.unpack_from(order + ("Q" if wide else "I"), head, 32 if wide else 28)[0]
     size, count = struct.unpack_from(order + "HH", head, 54 if wide else 42)
     return table, size, count

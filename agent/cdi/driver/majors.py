@@ -4,9 +4,9 @@ A device node is a name for two numbers, and the process that makes the node cho
 /dev/nvidia9 can be the memory of the machine.
 
 Invariant: reads only. A node whose numbers the kernel has given to another driver is never taken
-for one of NVIDIA's. Where the kernel does not list the driver (it is not loaded yet, or registers
-another name), a number counts only if no other driver has it, and if the kernel gives such
-numbers to that driver or to any driver (Documentation/admin-guide/devices.txt).
+for one of NVIDIA's. If the kernel does not list the driver (it is not loaded yet, or registers
+another name), a number counts under two conditions: no other driver has it, and the kernel gives
+such numbers to that driver or to any driver (Documentation/admin-guide/devices.txt).
 """
 
 from __future__ import annotations

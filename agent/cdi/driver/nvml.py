@@ -88,7 +88,7 @@ def is_integrated_model(model: str) -> bool:
 def ask(
     library: Library, timeout: float = TIMEOUT, clock: Callable[[], float] = time.monotonic
 ) -> Answer:
-    """Ask a libnvidia-ml. Raises DriverFailed if it crashes or hangs."""
+    """The GPUs that NVML lists. Raises DriverFailed if it crashes or hangs."""
     reader, writer = os.pipe()
     try:
         child = subprocess.Popen(

@@ -62,7 +62,7 @@ class DriverRoot:
         self.distrust = self._judge_root()
 
     def _judge_root(self) -> str | None:
-        """Why the root's path on the host is not trusted. Where the host does not show the root
+        """Why the root's path on the host is not trusted. If the host does not show the root
         under that path, the files below the agent path are judged only."""
         try:
             with trust.open_path(self._host, self.host_path) as root:

@@ -19,7 +19,7 @@ _PLATFORMS = tuple(
     f"libnvidia-egl-{name}.so.*.*" for name in ("gbm", "wayland", "wayland2", "xcb", "xlib")
 )
 _CONFIG_DIRECTORIES = ("/etc", "/usr/local/share", "/usr/share")
-# Where a container has them, whichever of the directories above they are in here.
+# Their paths in a container, in whichever of these directories they are on the host.
 _CONFIGS = (
     *(f"/usr/share/{name}" for name in (
         "glvnd/egl_vendor.d/10_nvidia.json",

@@ -43,7 +43,7 @@ class HookProgram:
 
 
 def find_program(host: HostRoot, path: str | None) -> HookProgram:
-    """The program at a host path. Where it is yet to be installed, the nearest directory that
+    """The program at a host path. If it is yet to be installed, the nearest directory that
     exists is judged."""
     above = path
     while above is not None:

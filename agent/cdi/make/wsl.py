@@ -85,7 +85,7 @@ def _edits(root: DriverRoot, context: BuildContext, store: str) -> ContainerEdit
 
 
 def _stores_in_use(host: HostRoot, own: DriverRoot) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Directories of the drivers that Windows uses, and warnings. Where Windows does not name them,
+    """Directories of the drivers that Windows uses, and warnings. If Windows does not name them,
     the only driver that exists is taken. Raises NoDriver if there are several."""
     error = f"there is no {_DXCORE} in {LIBRARIES}"
     for path in own.glob(LIBRARIES, _DXCORE):

@@ -157,7 +157,7 @@ def _first_possible(inputs: EditInput, basis: Files, desired: Desired) -> Edits:
     """The edits with the first form of the drop-in that reaches the desired state and changes
     nothing else.
 
-    The usual form has the root file's version and the section name of that version. Where files of
+    The usual form has the root file's version and the section name of that version. If files of
     several versions are mixed, this form can hide settings of another file, and another form may
     not.
     """

@@ -157,7 +157,7 @@ def _runtime_part(old: Data) -> Data:
 
 
 def _with_sandboxer(handler: Any) -> Any:
-    """The handler with `sandboxer`, which is the name of `sandbox_mode` in version 3. Where both
+    """The handler with `sandboxer`, which is the name of `sandbox_mode` in version 3. If both
     are set, `sandboxer` wins."""
     if not isinstance(handler, dict) or "sandbox_mode" not in handler:
         return handler

@@ -112,7 +112,7 @@ def _stage(files: Files) -> Iterator[tuple[str, tuple[int, ...]]]:
 def _text(file: ConfigFile, op: Op) -> bytes:
     """The file's own text with other imports: its spelling is part of what has to be accepted.
 
-    Where imports cannot be changed in it, a rendering with the same meaning stands in. A file that
+    If imports cannot be changed in it, a text with the same meaning is used. A file that
     we cannot parse is staged as it is; `require_harmless` checks that it imports nothing.
     """
     if file.unread and file.state:
@@ -173,7 +173,7 @@ def _strip(dump: Data, candidate: Candidate) -> Data:
 
 
 def cri_section(dump: Data) -> Path:
-    """Where a dump has the CRI: dumps are always rewritten to the executable's own version."""
+    """The path of the CRI section in a dump, which always has the executable's own version."""
     found = get(dump, ("plugins", CRI_V3))
     return ("plugins", CRI_V3 if isinstance(found, dict) else CRI_V2)
 

@@ -125,7 +125,7 @@ class Crio(RuntimeAdapter):
         return (_shown(answer) or {}).get("default_runtime")
 
     def shown_handlers(self, answer: Answer) -> object:
-        """The handlers' tables, likewise."""
+        """The handlers' tables, from Status or the effective configuration."""
         return (_shown(answer) or {}).get("runtimes")
 
     def unproven(self, desired: Desired, answer: Answer) -> list[str]:
@@ -309,7 +309,7 @@ def _directories(value: object) -> tuple[str, ...] | Unseen:
 
 def pod_state(effective: Effective, name: str, below: str | None) -> object:
     """The state by which CRI-O finds a pod of a handler again: low-level program, its state
-    directory, and the type. Where it changes, CRI-O shows the pod as ended although its processes
+    directory, and the type. If it changes, CRI-O shows the pod as ended although its processes
     run (observed).
     """
     table = effective.runtimes[name]
@@ -339,7 +339,7 @@ def places(settings: Settings, host: HostRoot, running: Process | None) -> tuple
 
 
 def drop_in(settings: Settings, host: HostRoot, directory: str, root: ConfigFile) -> HostPath:
-    """Our drop-in: that of the option, else 99-nvidia.conf. Where CRI-O reads no drop-ins, it is
+    """Our drop-in: that of the option, else 99-nvidia.conf. If CRI-O reads no drop-ins, it is
     the root file. Raises Refused if CRI-O would not read the file of the option."""
     if not directory:
         return root.path

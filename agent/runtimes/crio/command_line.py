@@ -1,7 +1,7 @@
 """The settings that the flags and the environment of a CRI-O process make.
 
 A flag wins over a variable, and both win over every file (read in criocli.go, observed on 1.30 and
-1.37). Where a flag is given twice, the last value counts; a list takes all values, and each may
+1.37). If a flag is given twice, the last value counts; a list takes all values, and each may
 have several parts with commas between them. An empty value counts: with an empty `--config` or
 `--config-dir` nothing is read, and an empty `--default-runtime` is the built-in default. A relative
 path starts at the working directory of the process.
@@ -36,7 +36,7 @@ _ENVIRONMENT = re.compile(r"(?m)^\s*EnvironmentFile\s*=\s*-?\s*(/\S+)")
 
 
 def overrides(process: Process | None) -> Overrides:
-    """The settings of a process. Where it cannot be seen, there are none, and `environment` is
+    """The settings of a process. If it cannot be seen, there are none, and `environment` is
     False."""
     if process is None:
         return Overrides(environment=False)
