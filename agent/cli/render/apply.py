@@ -5,12 +5,14 @@ Invariant: pure functions of what was done.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent.cli.render.plan import decision_data, head, spec_lines
 from agent.runtimes.restart import down_message
-from agent.transaction.converge import Outcome
-from agent.transaction.revert import Reverted
+
+if TYPE_CHECKING:
+    from agent.transaction.converge import Outcome
+    from agent.transaction.revert import Reverted
 
 
 def outcome_data(outcome: Outcome) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import functools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from agent.cri import process
 from agent.cri.client import Answer, Unimplemented
@@ -37,17 +38,7 @@ from agent.runtimes.base import (
 )
 from agent.runtimes.command import config_dump
 from agent.runtimes.config_file import ConfigFile, Files, Overlay
-from agent.runtimes.containerd import (
-    deadly_specs,
-    edit,
-    faults,
-    handlers,
-    load,
-    merge,
-    preflight,
-    rendered,
-    trial,
-)
+from agent.runtimes.containerd import deadly_specs, edit, faults, handlers, load, merge, rendered
 from agent.runtimes.containerd.generations import CRI_PLUGINS, GENERATIONS, Generation, generation
 from agent.runtimes.containerd.load import DEFAULT_ROOT, import_pattern
 from agent.runtimes.containerd.overlay import EditInput, import_glob
@@ -60,11 +51,13 @@ from agent.runtimes.desired_state import (
     is_sandbox,
     programs_of,
 )
-from agent.runtimes.preflight import Candidate, Preflight, unread_warnings
-from agent.runtimes.trial import Launch
+from agent.runtimes.preflight import Candidate, Preflight, first_unread, unread_warnings
 from agent.toml import edit as tomledit
 from agent.toml.edit import Data, Op, Path, Set, Unset, get
 from agent.toolkit import programs
+
+if TYPE_CHECKING:
+    from agent.runtimes.trial import Launch
 
 _IMAGES = "io.containerd.cri.v1.images"  # the plugin, since 2.0
 _STUB = b"# Emptied by toolkit-agent: another file imports this one by name.\n"
@@ -115,7 +108,10 @@ class Containerd(RuntimeAdapter):
             executable=find.executable(settings, host, runtime.process),
             drop_in=drop_in(settings, host, root),
         )
-        preflight.require_harmless(host, node, node.files)
+        if first_unread(node.files):
+            from agent.runtimes.containerd import preflight  # its executable is run
+
+            preflight.require_harmless(host, node, node.files)
         return node
 
     def check_shape(self, file: ConfigFile) -> None:
@@ -233,12 +229,16 @@ class ContainerdNode(ConfiguredRuntime):
         return any(programs.runs(host, f"{place}/{name}") for place in places)
 
     def preflight(self, host: HostRoot, candidate: Candidate) -> Preflight:
+        from agent.runtimes.containerd import preflight  # only where something changes
+
         preflight.require_harmless(host, self, candidate.files)
         return preflight.check(host, self, candidate)
 
     def launch(
         self, host: HostRoot, executable: str, desired: Desired, files: Mapping[str, bytes | None]
     ) -> Launch:
+        from agent.runtimes.containerd import trial  # only where something changes
+
         return trial.launch(host, self, executable, desired, files)
 
     def restart_hazard(self, host: HostRoot, files: Files) -> RestartHazard | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from agent.cri.client import Answer
 from agent.cri.process import Process
@@ -32,21 +33,14 @@ from agent.runtimes.base import (
     RuntimeAdapter,
 )
 from agent.runtimes.config_file import ConfigFile, Files, Overlay
-from agent.runtimes.crio import (
-    command_line,
-    desired_state,
-    edit,
-    hook,
-    load,
-    merge,
-    preflight,
-    trial,
-)
+from agent.runtimes.crio import command_line, desired_state, edit, hook, load, merge
 from agent.runtimes.crio.merge import Overrides, Rules, Setting
 from agent.runtimes.desired_state import Desired, is_ours, programs_of
 from agent.runtimes.preflight import Candidate, Preflight, first_unread, unread_warnings
-from agent.runtimes.trial import Launch
 from agent.toml.edit import Data, Path, get
+
+if TYPE_CHECKING:
+    from agent.runtimes.trial import Launch
 
 _OURS = "99-nvidia.conf"
 _HANDLER = "io.kubernetes.cri-o.RuntimeHandler"
@@ -103,6 +97,8 @@ class Crio(RuntimeAdapter):
             overlay=overlay or {},
         )
         if first_unread(node.files):
+            from agent.runtimes.crio import preflight  # its executable is run
+
             preflight.require_harmless(host, node)
         return node
 
@@ -219,11 +215,15 @@ class CrioNode(ConfiguredRuntime):
         return found, (*unread_warnings(self.files), *edit.warnings(inputs, found))
 
     def preflight(self, host: HostRoot, candidate: Candidate) -> Preflight:
+        from agent.runtimes.crio import preflight  # only where something changes
+
         return preflight.check(host, self, candidate)
 
     def launch(
         self, host: HostRoot, executable: str, desired: Desired, files: Mapping[str, bytes | None]
     ) -> Launch:
+        from agent.runtimes.crio import trial  # only where something changes
+
         return trial.launch(host, self, executable, desired, files)
 
     def restart_hazard(self, host: HostRoot, files: Files) -> RestartHazard | None:
