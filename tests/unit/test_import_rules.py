@@ -47,9 +47,13 @@ LEVEL = {name: len(LAYERS) - number for number, names in enumerate(LAYERS) for n
 # A library that is slow, big or hard is known to one module only.
 ONLY = {
     "click": {
-        "agent.cli", "agent.cli.about", "agent.cli.base", "agent.cli.cdi", "agent.cli.completion",
+        "agent.cli",
+        "agent.cli.about",
+        "agent.cli.base",
+        "agent.cli.cdi",
+        "agent.cli.completion",
         "agent.cli.verify",
-    },  # fmt: skip
+    },
     "grpc": {"agent.cri.client"},
     "jeepney": {"agent.systemd.dbus"},
     "tomlkit": {"agent.toml.statement"},
