@@ -176,6 +176,9 @@ def doctor(output: str, bundle: str | None, **given: str | None) -> None:
         raise SystemExit(1)
 
 
+cli.add_command(verify)
+
+
 @cli.command(cls=Command, short_help="Put the original files back.")
 @click.option("--keep-edits", is_flag=True, help="Take our keys out of files edited since.")
 @click.option("--toolkit", "and_toolkit", is_flag=True, help="Remove the installed toolkit too.")
@@ -243,7 +246,6 @@ def config(output: str, **given: str | None) -> None:
 
 
 cli.add_command(cdi)
-cli.add_command(verify)
 cli.add_command(about.version)
 cli.add_command(about.completion)
 
