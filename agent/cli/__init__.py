@@ -30,7 +30,7 @@ from agent.cli.base import (
 from agent.cli.cdi import cdi
 from agent.cli.start import run_and_end
 from agent.cli.verify import verify
-from agent.errors import AgentError, Locked
+from agent.errors import AgentError, Locked, Refused
 from agent.redaction import redact_text
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def apply(
     if dry_run:
         _plan(output, given)
         return
-    ctx = replace(_context(given), refresh=True, retry=retry)
+    ctx = replace(_writing_context(given), refresh=True, retry=retry)
     outcome = with_lock(ctx, wait_lock, lambda: converge(ctx))
     emit(output, outcome, render_apply.outcome_text, "Outcome", render_apply.outcome_data)
 
@@ -192,7 +192,7 @@ def revert(
     from agent.cli.render import apply as render_apply
     from agent.transaction.revert import revert as undo
 
-    ctx = _context(given)
+    ctx = _writing_context(given)
     done = with_lock(ctx, wait_lock, lambda: undo(ctx, keep_edits=keep_edits, toolkit=and_toolkit))
     emit(output, done, render_apply.reverted_text, "Reverted", render_apply.reverted_data)
 
@@ -263,6 +263,20 @@ def _context(
     return open_context(settings, log)
 
 
+def _writing_context(given: dict[str, str | None], entry: Entry = "toolkit-agent") -> Context:
+    """The context of a command that changes the node. Raises Refused where this user cannot."""
+    from agent.host import trees
+
+    ctx = _context(given, entry)
+    if os.geteuid() != 0 and not trees.is_writable(ctx.store.directory):
+        raise Refused(
+            "cannot change this node: only root can read the runtime's process, write its "
+            "configuration and restart it; run this as root, for instance with sudo (plan, status "
+            "and doctor need root only for what this user cannot read)"
+        )
+    return ctx
+
+
 def _log(settings: Settings) -> StderrLog:
     """The log of a command. Options that were given are its first line, if everything is logged."""
     from agent.log import StderrLog
@@ -290,7 +304,7 @@ def _run_until_stopped(given: dict[str, str | None], entry: Entry) -> None:
 
     from agent.transaction.converge import converge, publish_failure
 
-    ctx = _context(given, entry)
+    ctx = _writing_context(given, entry)
     from agent.daemon import pid_file
     from agent.daemon.start import become_supervisor
     from agent.daemon.summary import success_fields

@@ -53,7 +53,7 @@ def peer(path: str, name: str, timeout: float = 5.0) -> int:
     try:
         found = os.stat(path)
     except OSError as error:
-        raise Unreachable(f"cannot reach {name}: {reason(error)}; is the runtime up?") from error
+        raise Unreachable(f"cannot reach {name}: {_why(error)}") from error
     if not stat.S_ISSOCK(found.st_mode):
         raise Unreachable(f"cannot reach {name}: it is not a socket; give the CRI socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
@@ -63,12 +63,17 @@ def peer(path: str, name: str, timeout: float = 5.0) -> int:
                 client.connect(short)
             raw = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         except OSError as error:
-            text = "no answer" if isinstance(error, TimeoutError) else reason(error)
-            raise Unreachable(f"cannot reach {name}: {text}; is the runtime up?") from error
+            raise Unreachable(f"cannot reach {name}: {_why(error)}") from error
     pid, uid, _ = struct.unpack("3i", raw)
     if uid not in _trusted():
         raise _wrong_user(name, uid)
     return int(pid)
+
+
+def _why(error: OSError) -> str:
+    """Why nothing can be asked, and what to do."""
+    text = "no answer" if isinstance(error, TimeoutError) else reason(error)
+    return text if isinstance(error, PermissionError) else f"{text}; is the runtime up?"
 
 
 def _trusted() -> tuple[int, int]:

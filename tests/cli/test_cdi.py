@@ -214,3 +214,17 @@ def test_runtime_with_cdi_off_reads_no_spec(place: Path) -> None:
         found = shows(node.agent("cdi list", "-o", "json"), "CDIDevices")
         assert [d["state"] for d in found["devices"]] == ["unread"]
         assert "CDI switched off" in found["notes"][0]
+
+
+@pytest.mark.parametrize(
+    "text", ["version = 3\n", "# by hand\n[plugins]\n  x = 1\n", "", "- a\n"],
+    ids=["TOML", "tables of TOML", "empty", "a list"],
+)  # fmt: skip
+def test_file_of_another_kind_is_not_to_become_a_spec(place: Path, text: str) -> None:
+    """Somebody named the wrong file."""
+    path = place / "config.toml"
+    path.write_text(text)
+    done = forked.run(forked.AGENT, ["cdi", "validate", path], {}, place)
+    assert done.returncode == 1
+    assert "this is no CDI spec: name another file" in done.stdout
+    assert "write a spec" not in done.stdout

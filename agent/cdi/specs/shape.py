@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from agent.cdi.specs.read import Value
 
 Impact = Literal["file", "use", "nothing"]
+_NO_SPEC = "this is no CDI spec: name another file, or move this one out of the spec directory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +125,11 @@ def fit_to_shape(value: Value) -> tuple[dict[str, Any], Problems]:
     """The spec in a file's data, and what did not fit."""
     shaper = _Shaper()
     if isinstance(value, Plain) and value.value is None:
-        shaper.problems.add(_error("", "the file is empty", "write a spec or remove the file"))
+        shaper.problems.add(_error("", "the file is empty", _NO_SPEC))
         return {}, shaper.problems
     if not isinstance(value, Mapping):
         text = f"it is {_kind(value)}, not a mapping with cdiVersion, kind and devices"
-        shaper.problems.add(_error("", text, "write a spec, or remove the file"))
+        shaper.problems.add(_error("", text, _NO_SPEC))
         return {}, shaper.problems
     return shaper.struct(value, _SPEC, ""), shaper.problems
 
