@@ -188,6 +188,14 @@ def test_help_loads_no_library_that_it_does_not_need(arguments: list[str]) -> No
     assert loaded & heavy == set()
 
 
+def test_work_loads_no_help() -> None:
+    """Only a person who asks pays for help texts and completion."""
+    loaded = loads("-m", "agent", "config")
+    assert "agent.cli.base" in loaded
+    unneeded = {"agent.cli.help", "agent.cli.completion", "click.shell_completion", "difflib"}
+    assert loaded & unneeded == set()
+
+
 def test_a_runtime_is_loaded_where_there_is_one() -> None:
     """The HTTP client of CRI-O takes longest of all to load."""
     commands = "import agent.plan.propose, agent.transaction.converge, agent.transaction.revert"
