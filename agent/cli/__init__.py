@@ -311,7 +311,7 @@ def _run_until_stopped(given: dict[str, str | None], entry: Entry) -> None:
 
     try:
         if ctx.settings.no_daemon:
-            with pid_file.held(ctx):
+            with pid_file.held(ctx.host, ctx.settings.pid_file):
                 outcome = converge(replace(ctx, refresh=True))
             ctx.log.info("converged", **success_fields(outcome))
             return

@@ -20,7 +20,8 @@ from collections.abc import Iterator
 from agent.daemon import supervisor
 from agent.errors import Locked, Refused, reason
 from agent.host import nofollow, trust
-from agent.plan.context import Context, uninterrupted
+from agent.host.paths import HostRoot
+from agent.plan.context import uninterrupted
 
 _CONTENT = re.compile(rb"[0-9]{0,10}\n?")
 _ELSE = "remove it, or give another --pid-file"
@@ -28,32 +29,31 @@ _NO_FILE = f"it is not a regular file; {_ELSE}"
 _NOT_OPENED = (errno.ELOOP, errno.EISDIR, errno.ENXIO)  # a link, a directory, a socket
 
 
-def find(ctx: Context) -> str | None:
-    """The agent path of the pid file that the options name, if they name one.
+def find(host: HostRoot, given: str | None) -> str | None:
+    """The agent path of the pid file that an option gives, if it does.
 
     Its directory is made if it is missing. Raises Refused where somebody else than root can write
     to that directory. The file itself is not looked at.
     """
-    given = ctx.settings.pid_file
     if not given:
         return None
     above, name = os.path.split(given)
     purpose = f"use the pid file {given}"
     try:
-        place = trust.system_name(ctx.host, above)
-        directory = trust.make_directory(ctx.host, place, purpose, allow_sticky=True, links=False)
+        place = trust.system_name(host, above)
+        directory = trust.make_directory(host, place, purpose, allow_sticky=True, links=False)
     except OSError as error:
         raise Refused(f"cannot {purpose}: {reason(error)}") from error
     return os.path.join(directory.agent, name)
 
 
 @contextlib.contextmanager
-def held(ctx: Context) -> Iterator[None]:
-    """Hold the pid file, if the options name one, during a convergence without a supervisor.
+def held(host: HostRoot, given: str | None) -> Iterator[None]:
+    """Hold the pid file, if an option gives one, during a convergence without a supervisor.
 
     Signals that would end this process wait until the file is gone. Raises Locked or Refused.
     """
-    path = find(ctx)
+    path = find(host, given)
     if path is None:
         yield
         return

@@ -34,11 +34,11 @@ def become_supervisor(ctx: Context, options: Sequence[str]) -> NoReturn:
     fd = ctx.store.take_lock()
     os.set_inheritable(fd, True)
     stand_aside.clear(ctx.store)
-    _set_not_ready(ctx)
+    _set_not_ready(ctx.settings.ready_file or "")
     logged = os.memfd_create("logged", 0)  # see RepeatFilter
     os.set_inheritable(logged, True)
     signal.pthread_sigmask(signal.SIG_BLOCK, supervisor.SIGNALS)
-    path, held = pid_file.find(ctx), ""
+    path, held = pid_file.find(ctx.host, ctx.settings.pid_file), ""
     if path is not None:
         number = pid_file.take(path)
         os.set_inheritable(number, True)
@@ -58,9 +58,9 @@ def become_supervisor(ctx: Context, options: Sequence[str]) -> NoReturn:
     )
 
 
-def _set_not_ready(ctx: Context) -> None:
+def _set_not_ready(ready_file: str) -> None:
     """Raises Refused where the ready file cannot be written."""
-    readiness = supervisor.Readiness(ctx.settings.ready_file or "")
+    readiness = supervisor.Readiness(ready_file)
     try:
         readiness.set_not_ready(b"cannot be ready yet: the first look at this node is not over")
     except OSError as error:

@@ -66,7 +66,9 @@ def gather(ctx: Context, report: Report) -> Facts:
     return Facts(
         machine=look_node.machine(settings, host, runtime),
         runtime=part(lambda: _runtime_facts(settings, host, _present(runtime, why))),
-        down=_down(ctx, known, error, start_failure()) if error is not None else None,
+        down=_down(settings, host, ctx.reach, known, error, start_failure())
+        if error is not None
+        else None,
         config=part(config),
         refused=refused,
         specs=part(lambda: look_node.specs(settings, host, runtime)),
@@ -135,7 +137,7 @@ def _garbled(settings: Settings, host: HostRoot, memory: Memory) -> str:
     found = part(lambda: garbled_files.find_garbled(settings, host, memory)).value or ()
     for item in found:
         why = item.fault.partition(";")[0]
-        return f"cannot use {item.path}: {why}; `toolkit-agent apply` writes it anew"
+        return f"cannot use {item.repair.path}: {why}; `toolkit-agent apply` writes it anew"
     return ""
 
 
@@ -154,9 +156,12 @@ def _reloaded(ctx: Context, memory: Memory, node: ConfiguredRuntime) -> str:
     return ""
 
 
-def _down(ctx: Context, runtime: Runtime | None, error: AgentError, start_failure: str) -> Down:
-    unit = _unit(ctx.host, ctx.reach, f"{runtime.kind}.service") if runtime else ""
-    there = tuple(item.socket.host for item in find.sockets(ctx.settings, ctx.host))
+def _down(
+    settings: Settings, host: HostRoot, reach: Reach, runtime: Runtime | None, error: AgentError,
+    start_failure: str,
+) -> Down:  # fmt: skip
+    unit = _unit(host, reach, f"{runtime.kind}.service") if runtime else ""
+    there = tuple(item.socket.host for item in find.sockets(settings, host))
     denied = os.geteuid() != 0 and "permission denied" in error.message
     return Down(error.message, there, unit, start_failure, denied)
 

@@ -34,19 +34,11 @@ _PAUSE = 0.1  # seconds between two looks for the runtime
 
 @dataclass(frozen=True, slots=True)
 class Garbled:
-    """A file of ours that cannot be used any more. `fault` is the reason in words, `now` is its
-    present content (None where it is not a file). It becomes `state`; where that is None, it is
-    removed."""
+    """A file of ours that cannot be used any more, the reason in words, and its repair. The
+    repair's `before` is None where there is no file, but a directory or a link."""
 
-    path: HostPath
     fault: str
-    now: FileState | None
-    state: FileState | None
-
-    @property
-    def change(self) -> Change:
-        """The repair as a change, for a plan."""
-        return Change(self.path, self.now, self.state)
+    repair: Change
 
 
 def find_garbled(settings: Settings, host: HostRoot, memory: Memory) -> tuple[Garbled, ...]:
@@ -56,9 +48,9 @@ def find_garbled(settings: Settings, host: HostRoot, memory: Memory) -> tuple[Ga
         if original.digest is not None or original.written is None or name.endswith(".json"):
             continue
         path = HostPath(host.agent_path(name), name)
-        now, why = _fault(settings, host, path, original)
-        if why is not None:
-            garbled.append(Garbled(path, why, now, _written(original)))
+        now, fault = _fault(settings, host, path, original)
+        if fault is not None:
+            garbled.append(Garbled(fault, Change(path, now, _written(original))))
     return tuple(garbled)
 
 
@@ -100,33 +92,31 @@ def repair(settings: Settings, host: HostRoot, log: Log, memory: Memory) -> tupl
     """Write every garbled file again. Returns their host paths. Raises Refused."""
     found = find_garbled(settings, host, memory)
     for item in found:
-        trust.require(
-            host, os.path.dirname(item.path.host), f"write {item.path}", allow_sticky=True
-        )
+        path = item.repair.path
+        trust.require(host, os.path.dirname(path.host), f"write {path}", allow_sticky=True)
         try:
-            _put(item)
+            _put(path.agent, item.repair.after)
         except OSError as error:
             raise Refused(
-                f"cannot rewrite {item.path}: {reason(error)}; somebody garbled it ({item.fault})"
+                f"cannot rewrite {path}: {reason(error)}; somebody garbled it ({item.fault})"
             ) from error
-        log.warning("garbled file is rewritten", path=item.path.host, why=item.fault)
-    return tuple(item.path.host for item in found)
+        log.warning("garbled file is rewritten", path=path.host, why=item.fault)
+    return tuple(item.repair.path.host for item in found)
 
 
-def _put(item: Garbled) -> None:
-    """Write the file as it was, in one step. Raises OSError or Refused."""
-    agent = item.path.agent
+def _put(agent: str, state: FileState | None) -> None:
+    """Write the file as it was, in one step; None removes it. Raises OSError or Refused."""
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISDIR(os.lstat(agent).st_mode):
             files.remove_empty_directory(agent)
-    if item.state is None:
+    if state is None:
         files.remove(agent)
         return
     directory, name = os.path.split(agent)
     transient = f".{name}.toolkit-agent-new~"
     outside = os.path.join(os.path.dirname(directory), transient)
     fresh = not os.path.lexists(agent)
-    files.place(agent, item.state, fresh=fresh, transient=transient, outside=outside)
+    files.place(agent, state, fresh=fresh, transient=transient, outside=outside)
 
 
 def revive(ctx: Context, error: Unreachable) -> None:

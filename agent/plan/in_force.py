@@ -18,13 +18,15 @@ from typing import Any
 
 from agent.cri import process
 from agent.errors import Refused, Unreachable
-from agent.plan.context import Context, best_effort
+from agent.log import Log
+from agent.plan.context import best_effort
 from agent.runtimes import registry
 from agent.runtimes.base import ConfiguredRuntime, Edits, Endpoint
 from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.desired_state import leaves, same
 from agent.runtimes.key_ownership import is_proven
-from agent.state.store import Memory
+from agent.runtimes.proof import Identity
+from agent.state.store import Memory, Store
 from agent.toml.edit import Data, get
 
 _MISSING = object()
@@ -101,14 +103,18 @@ def unproven_after_reload(
     return ()
 
 
-def remember_proven(ctx: Context, endpoint: Endpoint) -> None:
-    """Remember the process that was proven just now, so that it is believed from now on."""
+def remember_proven(
+    store: Store, log: Log, endpoint: Endpoint, boot_id: str,
+    identity: Callable[[Endpoint], Identity],
+) -> None:  # fmt: skip
+    """Remember the process that was proven just now, so that it is believed from now on. `boot_id`
+    and `identity` are those of Context."""
     if not registry.adapter(endpoint.kind).shows_reloaded:
         return
     try:
-        identity = ctx.identity(endpoint)
+        found = identity(endpoint)
     except Unreachable:
         return
-    if identity is not None:
-        proven = (ctx.boot_id, *identity)
-        best_effort(ctx.log, lambda: ctx.store.remember(replace(ctx.store.memory(), proven=proven)))
+    if found is not None:
+        proven = (boot_id, *found)
+        best_effort(log, lambda: store.remember(replace(store.memory(), proven=proven)))

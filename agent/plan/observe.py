@@ -45,12 +45,10 @@ def observe(settings: Settings, host: HostRoot, memory: Memory) -> Observation:
     if settings.no_runtime_config:
         evidence = adapter.evidence(runtime.answer)
         return Observation(memory, toolkit, warning, runtime, None, evidence)
-    repairs = garbled_files.find_garbled(settings, host, memory)
-    overlay = {item.path.host: item.state for item in repairs}
+    repairs = tuple(item.repair for item in garbled_files.find_garbled(settings, host, memory))
+    overlay = {change.path.host: change.after for change in repairs}
     node = adapter.look(settings, host, runtime, overlay)
-    changes = tuple(item.change for item in repairs)
-    evidence = node.evidence(host)
-    return Observation(memory, toolkit, warning, runtime, node, evidence, changes)
+    return Observation(memory, toolkit, warning, runtime, node, node.evidence(host), repairs)
 
 
 def _toolkit(settings: Settings, host: HostRoot) -> tuple[install.Toolkit | None, str | None]:

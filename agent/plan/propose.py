@@ -7,6 +7,7 @@ made from one observation.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from agent.cdi.driver.known_gpus import KnownGpus
 from agent.cdi.driver.root import DriverRoot
 from agent.cdi.specs import readers
 from agent.cdi.specs.readers import Reader
+from agent.cri.client import Sandbox
 from agent.decide import Decision, Evidence, PodNeeds, Question, decide
 from agent.errors import AgentError, CandidateFailed, Refused, TrialFailed
 from agent.host.files import Change
@@ -28,6 +30,7 @@ from agent.plan.observe import Observation
 from agent.plan.toolkit_users import ChangedNode, MovedToolkit
 from agent.runtimes import find, low_level, registry
 from agent.runtimes.base import CannotSwitch, ConfiguredRuntime, EditRequest, Edits, Runtime
+from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.desired_state import Desired
 from agent.runtimes.preflight import Candidate, Preflight
 from agent.runtimes.restart import Restart
@@ -290,7 +293,10 @@ def _configuration(ctx: Context, seen: Observation, may_enable: bool | None) -> 
     DESIGN section 3 holds."""
     node, memory = seen.node, seen.memory
     if node is None:
-        decision = _decision(ctx, seen, may_enable=False)
+        decision = _decide(
+            ctx.settings, seen.runtime, seen.evidence, enabled_by_agent=memory.enabled_cdi,
+            may_enable=False,
+        )  # fmt: skip
         return Proposal(seen.runtime, None, decision, decision.warnings)
     allowed = ctx.settings.may_enable_cdi if may_enable is None else may_enable
     allowed = allowed and memory.cdi_refused != loaded_digest(seen.runtime, node.files)
@@ -309,7 +315,9 @@ def _with_edits(
     """The decision, the edits that follow from it, and whether a restart is due."""
     settings, memory, toolkit, runtime = ctx.settings, seen.memory, seen.toolkit, seen.runtime
     assert toolkit is not None
-    decision = _decision(ctx, seen, may_enable=may_enable)
+    counts = pod_guard.counting(ctx.wall(), ctx.uptime())
+    decided = functools.partial(_decision, settings, ctx.host, seen, node, counts)
+    decision = decided(may_enable=may_enable)
     available, left_out = ((), ()) if decision.hook else install.binaries(settings, toolkit)
     hook = toolkit.path(programs.RUNTIME_HOOK)
     request = EditRequest(settings, ctx.store, memory, decision, available, hook)
@@ -319,7 +327,7 @@ def _with_edits(
         if memory.enabled_cdi:
             raise
         # No edit can switch native CDI on here, so row 5 holds.
-        decision = _decision(ctx, seen, may_enable=False)
+        decision = decided(may_enable=False)
         edits, notes = node.edits(ctx.host, replace(request, decision=decision))
     unproven = tuple(node.adapter.unproven(edits.desired, runtime.answer))
     unproven = unproven or in_force.unproven_after_reload(
@@ -335,19 +343,19 @@ def _with_edits(
     )
 
 
-def _decision(ctx: Context, seen: Observation, *, may_enable: bool) -> Decision:
+def _decision(
+    settings: Settings, host: HostRoot, seen: Observation, node: ConfiguredRuntime,
+    counts: Callable[[Sandbox], bool], *, may_enable: bool,
+) -> Decision:  # fmt: skip
     """The decision, with what running pods keep. Pods are looked at only where it would take
     something away."""
     decided = functools.partial(
         _decide,
-        ctx.settings, seen.runtime, seen.evidence, enabled_by_agent=seen.memory.enabled_cdi,
+        settings, seen.runtime, seen.evidence, enabled_by_agent=seen.memory.enabled_cdi,
         may_enable=may_enable,
     )  # fmt: skip
     decision = decided()
-    if seen.node is None:
-        return decision
-    counts = pod_guard.counting(ctx.wall(), ctx.uptime())
-    needs = pod_guard.needs(ctx.settings, ctx.host, seen.node, decision, counts)
+    needs = pod_guard.needs(settings, host, node, decision, counts)
     return decided(needs=needs) if needs else decision
 
 
@@ -398,7 +406,10 @@ def _with_checks(ctx: Context, memory: Memory, begun: Proposal) -> Proposal:
     if restart and blocked is None:
         blocked = None if ctx.retry else known_failure(ctx.host, ctx.store, node, edits, ctx.wall())
         if blocked is None:
-            trial = trial_verdict(ctx, memory, node, edits.changes, edits.desired, "apply")
+            trial = trial_verdict(
+                ctx.host, ctx.start_trial, node, edits.changes, edits.desired, "apply",
+                in_force.first_unloaded(memory, node, ctx.wall),
+            )  # fmt: skip
             blocked = trial.refusal
         if blocked is not None:
             warnings = (*warnings, *_refusals(blocked))
@@ -410,25 +421,24 @@ def _with_checks(ctx: Context, memory: Memory, begun: Proposal) -> Proposal:
 
 
 def trial_verdict(
-    ctx: Context, memory: Memory, node: ConfiguredRuntime, changes: tuple[Change, ...],
-    desired: Desired, purpose: str,
+    host: HostRoot, start_trial: StartTrial, node: ConfiguredRuntime,
+    changes: tuple[Change, ...], desired: Desired, purpose: str, unloaded: ConfigFile | None,
 ) -> Trial:  # fmt: skip
-    """The verdict of a trial start on the files after these changes. Where no trial start can be
-    made, no restart may activate changes of others on which no runtime has run yet."""
+    """The verdict of a trial start on the files after these changes. `unloaded` is a file of others
+    on which no runtime has run yet. Where no trial start can be made, no restart may activate it.
+    """
     from agent.runtimes import trial  # a restart takes longer than to load them
 
-    subject = trial.subject(ctx.host, node, desired)
+    subject = trial.subject(host, node, desired)
     if isinstance(subject, str):
         verdict = trial.Trial(False, subject)
     else:
-        verdict = trial.judge(ctx.host, subject, changes, purpose, ctx.start_trial)
-    if verdict.refusal is not None:
-        return verdict
-    if (unloaded := in_force.first_unloaded(memory, node, ctx.wall)) is None:
+        verdict = trial.judge(host, subject, changes, purpose, start_trial)
+    if verdict.refusal is not None or unloaded is None:
         return verdict
     if isinstance(subject, str) or not verdict.done:
         return replace(verdict, refusal=in_force.refusal(unloaded, purpose, verdict.note))
-    return trial.warn_of_present(ctx.host, subject, verdict, ctx.start_trial)
+    return trial.warn_of_present(host, subject, verdict, start_trial)
 
 
 def start_failure(host: HostRoot, start_trial: StartTrial, node: ConfiguredRuntime) -> str:

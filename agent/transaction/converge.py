@@ -76,9 +76,13 @@ def converge(ctx: Context) -> Outcome:
     Raises AgentError. The failure is also published beside the status file.
     """
     try:
-        first = _refuse_first(ctx)
+        one = _Convergence(ctx)
+        # On a node without a state directory a refusal does not even create that.
+        first = None if os.path.lexists(ctx.store.directory) else one.propose(Memory())
+        if first:
+            one.refuse(first)
         with ctx.locked():
-            return _recover_and_converge(ctx, first)
+            return one.recover_and_converge(first)
     except Locked:
         raise  # the process that holds the lock publishes its own result
     except AgentError as error:
@@ -86,136 +90,192 @@ def converge(ctx: Context) -> Outcome:
         raise
 
 
-def _refuse_first(ctx: Context) -> Proposal | None:
-    """Make the proposal before the lock is taken, on a node without a state directory, so that a
-    refusal does not even create that. Returns None on other nodes. Raises AgentError."""
-    if os.path.lexists(ctx.store.directory):
-        return None
-    proposal = _propose(ctx, Memory())
-    _refuse(ctx, proposal)
-    return proposal
+class _Convergence:
+    """The steps of one convergence. `barrier` means that `toolkit-ready` existed before the first
+    change of it, whoever owns that file."""
 
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self._barrier = ctx.barrier
 
-def _refuse(ctx: Context, proposal: Proposal) -> None:
-    """Raise the error that prevents a proposal, before anything is written."""
-    ctx.on_proposal(proposal)
-    error = proposal.refusal
-    if error is None or (proposal.nodes and error == _spec_problem(proposal)):
-        return  # the driver may be found once its device nodes are there
-    if proposal.spec is not None and isinstance(error, NoDriver | NoDevices | DriverFailed):
-        # The devices are gone, and so are specs and readiness.
-        own_specs.write(ctx.settings, proposal.spec, ctx.publisher, ctx.log)
-    about_spec = error == _spec_problem(proposal) or isinstance(error, obstacles.SpecUnwritable)
-    if about_spec and not _has_needed_spec(ctx.settings, ctx.host, proposal):
-        ctx.publisher.withdraw()  # a node without its devices is not ready
-    raise error
+    def propose(self, memory: Memory, *, may_enable: bool | None = None) -> Proposal:
+        """A proposal from a new observation. Raises Unreachable or Refused."""
+        seen = observe(self._ctx.settings, self._ctx.host, memory)
+        return propose(self._ctx, seen, may_enable=may_enable)
 
+    def refuse(self, proposal: Proposal) -> None:
+        """Raise the error that prevents a proposal, before anything is written."""
+        ctx, spec = self._ctx, proposal.spec
+        ctx.on_proposal(proposal)
+        error = proposal.refusal
+        is_spec_problem = spec is not None and error == spec.problem
+        if error is None or (proposal.nodes and is_spec_problem):
+            return  # the driver may be found once its device nodes are there
+        if spec is not None and isinstance(error, NoDriver | NoDevices | DriverFailed):
+            # The devices are gone, and so are specs and readiness.
+            own_specs.write(ctx.settings, spec, ctx.publisher, ctx.log)
+        if spec is not None and (is_spec_problem or isinstance(error, obstacles.SpecUnwritable)):
+            dirs = proposal.decision.spec_dirs
+            if not own_specs.has_needed(ctx.settings, ctx.host, dirs, spec.needed):
+                ctx.publisher.withdraw()  # a node without its devices is not ready
+        raise error
 
-def _has_needed_spec(settings: Settings, host: HostRoot, proposal: Proposal) -> bool:
-    assert proposal.spec is not None
-    dirs = proposal.decision.spec_dirs
-    return own_specs.has_needed(settings, host, dirs, proposal.spec.needed)
+    def recover_and_converge(self, first: Proposal | None) -> Outcome:
+        """Finish or undo an earlier change, then converge. `first` is a proposal that was made
+        before the lock was taken."""
+        ctx = self._ctx
+        recovered = recover.recover(ctx)
+        memory = store.current_memory(ctx.store)
+        repaired = garbled_files.repair(ctx.settings, ctx.host, ctx.log, memory)
+        try:
+            # The first proposal still holds if no other process changed the state meanwhile.
+            proposal = first if first and memory == Memory() else self.propose(memory)
+        except Unreachable as error:
+            if not repaired:
+                raise
+            garbled_files.revive(ctx, error)
+            proposal = self.propose(memory)
+        if recovered.waiting:
+            if _still_waits(proposal):
+                return self._publish(Outcome(proposal, self._install(proposal), pending=True))
+            self.refuse(proposal)
+            recovered = recover.give_up_waiting(ctx)
+            proposal = self.propose(ctx.store.memory())
+        self._barrier |= recovered.barrier
+        outcome = self._converge(proposal, ctx.store.memory())
+        return replace(outcome, recovered=recovered.outcome, changed=(*repaired, *outcome.changed))
 
-
-def _spec_problem(proposal: Proposal) -> AgentError | None:
-    return proposal.spec.problem if proposal.spec else None
-
-
-def _propose(ctx: Context, memory: Memory, *, may_enable: bool | None = None) -> Proposal:
-    return propose(ctx, observe(ctx.settings, ctx.host, memory), may_enable=may_enable)
-
-
-def _recover_and_converge(ctx: Context, first: Proposal | None) -> Outcome:
-    recovered = recover.recover(ctx)
-    memory = store.current_memory(ctx.store)
-    repaired = garbled_files.repair(ctx.settings, ctx.host, ctx.log, memory)
-    try:
-        # The first proposal still holds if no other process changed the state meanwhile.
-        proposal = first if first and memory == Memory() else _propose(ctx, memory)
-    except Unreachable as error:
-        if not repaired:
+    def _converge(
+        self, proposal: Proposal, memory: Memory, *, refused_cdi: bool = False
+    ) -> Outcome:
+        """Converge by a proposal. `refused_cdi` means that native CDI could not be switched on."""
+        ctx = self._ctx
+        self.refuse(proposal)
+        if proposal.restart is not None and proposal.restart.kind != "none":
+            restart_spread.check_time(ctx.restart_after, ctx.clock, ctx.wall)
+            restart_budget.require(ctx, proposal.config_changes)
+        nodes = device_nodes.create(proposal.nodes, ctx.log)
+        if nodes:  # they belong into the spec
+            proposal = self.propose(memory, may_enable=False if refused_cdi else None)
+            self.refuse(proposal)
+        written = (*nodes, *self._install(proposal))
+        for warning in proposal.warnings:
+            ctx.log.warning("warning of the plan", text=warning)
+        if proposal.restart is not None and proposal.restart.along:
+            ctx.log.info("units are restarted along", units=list(proposal.restart.along))
+        if proposal.is_configured:
+            return self._publish(self._clean_up(memory, Outcome(proposal, written)))
+        refused_cdi = refused_cdi or proposal.cdi_refused
+        request = self._request(proposal, _memory_after(memory, proposal, refused_cdi=refused_cdi))
+        try:
+            done = change.carry_out(ctx, request)
+        except NotAccepted as error:
+            down_units(ctx.log, proposal.restart)
+            return self._after_failure(proposal, memory, error)
+        except (RolledBack, RollbackFailed):
+            down_units(ctx.log, proposal.restart)
             raise
-        garbled_files.revive(ctx, error)
-        proposal = _propose(ctx, memory)
-    if recovered.waiting:
-        if _still_waits(proposal):
-            written = _install(ctx, proposal)
-            return publish(ctx, Outcome(proposal, written, pending=True), barrier=False)
-        _refuse(ctx, proposal)
-        recovered = recover.give_up_waiting(ctx)
-        proposal = _propose(ctx, ctx.store.memory())
-    barrier = recovered.barrier or ctx.barrier
-    outcome = _converge(ctx, proposal, ctx.store.memory(), barrier=barrier)
-    return replace(outcome, recovered=recovered.outcome, changed=(*repaired, *outcome.changed))
+        if done.restarted:
+            in_force.remember_proven(
+                ctx.store, ctx.log, proposal.runtime.endpoint, ctx.boot_id, ctx.identity
+            )
+        self._barrier |= done.barrier
+        runtime = proposal.runtime
+        outcome = Outcome(
+            replace(proposal, runtime=replace(runtime, answer=done.answer or runtime.answer)),
+            (*written, *(item.path.host for item in request.changes)),
+            restarted=done.restarted,
+            pending=done.pending,
+            pods=done.pods,
+            down=down_units(ctx.log, proposal.restart),
+        )
+        return self._publish(self._clean_up(request.memory, outcome))
 
+    def _request(self, proposal: Proposal, memory: Memory) -> change.Request:
+        """The change of the runtime's files. `memory` is what is to be remembered then."""
+        ctx, node, edits = self._ctx, proposal.node, proposal.edits
+        assert node is not None
+        assert edits is not None
+        return change.Request(
+            purpose="apply",
+            runtime=proposal.runtime,
+            changes=edits.changes,
+            restart=proposal.restart,
+            desired=edits.desired,
+            before=states_of(node),
+            memory=memory,
+            fingerprint=candidate.fingerprint(ctx.host, node, edits),
+            check=functools.partial(refuse_changed, node, ctx.host),
+            restarting=functools.partial(restart_budget.use, ctx),
+            start_failure=functools.partial(start_failure, ctx.host, ctx.start_trial, node),
+            pods=_pod_proof(ctx, proposal),
+        )
 
-def _still_waits(proposal: Proposal) -> bool:
-    """Is the written change still the right one, and its restart still not ours to do?"""
-    restart = proposal.restart
-    return not proposal.config_changes and restart is not None and restart.kind == "none"
+    def _install(self, proposal: Proposal) -> tuple[str, ...]:
+        """Write what a runtime needs at its start: the programs of the handlers, which it asks for
+        their features, and the specs. Returns the host paths of what was written."""
+        ctx = self._ctx
+        spec = None if proposal.spec and proposal.spec.late else proposal.spec
+        return (
+            *install.write(proposal.toolkit, ctx.log),
+            *own_specs.write(ctx.settings, spec, ctx.publisher, ctx.log),
+        )
 
+    def _clean_up(self, memory: Memory, outcome: Outcome) -> Outcome:
+        """Remove what nothing needs any more, after the runtime was proven without it: our specs
+        where none are asked for, and the toolkit in its old directories. `memory` is what is
+        remembered."""
+        ctx, proposal = self._ctx, outcome.proposal
+        if outcome.pending:
+            return outcome
+        late = proposal.spec if proposal.spec and proposal.spec.late else None
+        gone = own_specs.write(ctx.settings, late, ctx.publisher, ctx.log)
+        left = []
+        for item in proposal.moved_toolkits:
+            host = item.directory.host
+            try:
+                # Asked again: a pod can have come since.
+                if not _is_needed(ctx.settings, ctx.host, proposal, host) and install.remove_from(
+                    ctx.host, host
+                ):
+                    ctx.log.info("toolkit removed", directory=host)
+                    gone = (*gone, host)
+                    continue
+            except Refused as error:
+                ctx.log.warning("toolkit not removed", error=error.message)
+            left.append(host)
+        if tuple(left) != memory.moved:
+            now = replace(ctx.store.memory(), moved=tuple(left))
+            best_effort(ctx.log, lambda: ctx.store.remember(now))
+        return replace(outcome, changed=(*outcome.changed, *gone))
 
-def publish_failure(publisher: Publisher, log: Log, error: AgentError) -> None:
-    """Publish a failure beside the status file. The status file itself is removed where no runtime
-    answers (row 9) and where the toolkit is missing. A failure of this function is only logged,
-    because it must not hide the first one."""
-    try:
-        if isinstance(error, Unreachable | NoToolkit):
-            publisher.withdraw()
-        publisher.publish_error(error)
-    except Refused as second:
-        log.warning("failure not told", reason=second.message)
+    def _after_failure(self, proposal: Proposal, memory: Memory, error: AgentError) -> Outcome:
+        """Converge again without native CDI, where it could not be switched on (row 5 of DESIGN
+        section 3). Raises `error` in all other cases."""
+        if proposal.decision.row != 4 or memory.enabled_cdi:
+            raise error
+        self._ctx.log.warning("native CDI could not be switched on", reason=error.message)
+        try:
+            second = self.propose(memory, may_enable=False)
+            return self._converge(second, memory, refused_cdi=True)
+        except Refused as other:
+            if isinstance(error, RolledBack):  # the runtime was restarted: that is no refusal
+                raise RolledBack(f"{error.message}; then: {other.message}") from other
+            raise
 
-
-def _converge(
-    ctx: Context, proposal: Proposal, memory: Memory, *, barrier: bool, refused_cdi: bool = False
-) -> Outcome:
-    _refuse(ctx, proposal)
-    if proposal.restart is not None and proposal.restart.kind != "none":
-        restart_spread.check_time(ctx)
-        restart_budget.require(ctx, proposal.config_changes)
-    nodes = device_nodes.create(proposal.nodes, ctx.log)
-    if nodes:  # they belong into the spec
-        proposal = _propose(ctx, memory, may_enable=False if refused_cdi else None)
-        _refuse(ctx, proposal)
-    written = (*nodes, *_install(ctx, proposal))
-    for warning in proposal.warnings:
-        ctx.log.warning("warning of the plan", text=warning)
-    if proposal.restart is not None and proposal.restart.along:
-        ctx.log.info("units are restarted along", units=list(proposal.restart.along))
-    if proposal.is_configured:
-        outcome = clean_up(ctx, memory, Outcome(proposal, written))
-        return publish(ctx, outcome, barrier=barrier)
-    assert proposal.node is not None
-    assert proposal.edits is not None
-    refused_cdi = refused_cdi or proposal.cdi_refused
-    request = change.Request(
-        purpose="apply",
-        runtime=proposal.runtime,
-        changes=proposal.edits.changes,
-        restart=proposal.restart,
-        desired=proposal.edits.desired,
-        before=states_of(proposal.node),
-        memory=_memory_after(memory, proposal, refused_cdi=refused_cdi),
-        fingerprint=candidate.fingerprint(ctx.host, proposal.node, proposal.edits),
-        check=functools.partial(refuse_changed, proposal.node, ctx.host),
-        restarting=functools.partial(restart_budget.use, ctx),
-        start_failure=functools.partial(start_failure, ctx.host, ctx.start_trial, proposal.node),
-        pods=_pod_proof(ctx, proposal),
-    )
-    try:
-        done = change.carry_out(ctx, request)
-    except NotAccepted as error:
-        down_units(ctx.log, proposal.restart)
-        return _after_failure(ctx, proposal, memory, error, barrier=barrier)
-    except (RolledBack, RollbackFailed):
-        down_units(ctx.log, proposal.restart)
-        raise
-    if done.restarted:
-        in_force.remember_proven(ctx, proposal.runtime.endpoint)
-    outcome = replace(_outcome(proposal, done, written), down=down_units(ctx.log, proposal.restart))
-    outcome = clean_up(ctx, request.memory, outcome)
-    return publish(ctx, outcome, barrier=barrier or done.barrier)
+    def _publish(self, outcome: Outcome) -> Outcome:
+        """Publish the status for the device plugin, unless a restart is still needed."""
+        ctx = self._ctx
+        if outcome.pending:
+            ctx.publisher.withdraw()
+            ctx.publisher.publish_error(Pending(PENDING))
+            return outcome
+        facts = published.facts(ctx.settings, ctx.host, outcome.proposal)
+        content = lines(facts, ctx.boot_id, ctx.wall())
+        ctx.publisher.publish(content, barrier_was_there=self._barrier)
+        if outcome.changed or outcome.restarted:
+            best_effort(ctx.log, ctx.store.forget_failure)
+        return outcome
 
 
 def _pod_proof(ctx: Context, proposal: Proposal) -> PodProof:
@@ -237,32 +297,22 @@ def _pod_proof(ctx: Context, proposal: Proposal) -> PodProof:
     return pod_proof.of_change(runner, ("", *present), ("", *ours), ctx.log, ctx.clock)
 
 
-def clean_up(ctx: Context, memory: Memory, outcome: Outcome) -> Outcome:
-    """Remove what nothing needs any more, after the runtime was proven without it: our specs where
-    none are asked for, and the toolkit in its old directories. `memory` is what is remembered."""
-    proposal = outcome.proposal
-    if outcome.pending:
-        return outcome
-    late = proposal.spec if proposal.spec and proposal.spec.late else None
-    gone = own_specs.write(ctx.settings, late, ctx.publisher, ctx.log)
-    left = []
-    for item in proposal.moved_toolkits:
-        host = item.directory.host
-        try:
-            # Asked again: a pod can have come since.
-            if not _is_needed(ctx.settings, ctx.host, proposal, host) and install.remove_from(
-                ctx.host, host
-            ):
-                ctx.log.info("toolkit removed", directory=host)
-                gone = (*gone, host)
-                continue
-        except Refused as error:
-            ctx.log.warning("toolkit not removed", error=error.message)
-        left.append(host)
-    if tuple(left) != memory.moved:
-        now = replace(ctx.store.memory(), moved=tuple(left))
-        best_effort(ctx.log, lambda: ctx.store.remember(now))
-    return replace(outcome, changed=(*outcome.changed, *gone))
+def _still_waits(proposal: Proposal) -> bool:
+    """Is the written change still the right one, and its restart still not ours to do?"""
+    restart = proposal.restart
+    return not proposal.config_changes and restart is not None and restart.kind == "none"
+
+
+def publish_failure(publisher: Publisher, log: Log, error: AgentError) -> None:
+    """Publish a failure beside the status file. The status file itself is removed where no runtime
+    answers (row 9) and where the toolkit is missing. A failure of this function is only logged,
+    because it must not hide the first one."""
+    try:
+        if isinstance(error, Unreachable | NoToolkit):
+            publisher.withdraw()
+        publisher.publish_error(error)
+    except Refused as second:
+        log.warning("failure not told", reason=second.message)
 
 
 def _is_needed(settings: Settings, host: HostRoot, proposal: Proposal, directory: str) -> bool:
@@ -276,45 +326,6 @@ def down_units(log: Log, restart: Restart | None) -> tuple[str, ...]:
     for name in down:
         log.warning("unit not running again", unit=name, text=down_message(name))
     return down
-
-
-def _install(ctx: Context, proposal: Proposal) -> tuple[str, ...]:
-    """Write what a runtime needs at its start: the programs of the handlers, which it asks for
-    their features, and the specs. Returns the host paths of what was written."""
-    spec = None if proposal.spec and proposal.spec.late else proposal.spec
-    return (
-        *install.write(proposal.toolkit, ctx.log),
-        *own_specs.write(ctx.settings, spec, ctx.publisher, ctx.log),
-    )
-
-
-def _after_failure(
-    ctx: Context, proposal: Proposal, memory: Memory, error: AgentError, *, barrier: bool
-) -> Outcome:
-    """Converge again without native CDI, where it could not be switched on (row 5 of DESIGN
-    section 3). Raises `error` in all other cases."""
-    if proposal.decision.row != 4 or memory.enabled_cdi:
-        raise error
-    ctx.log.warning("native CDI could not be switched on", reason=error.message)
-    try:
-        second = _propose(ctx, memory, may_enable=False)
-        return _converge(ctx, second, memory, barrier=barrier, refused_cdi=True)
-    except Refused as other:
-        if isinstance(error, RolledBack):  # the runtime was restarted: that is no refusal
-            raise RolledBack(f"{error.message}; then: {other.message}") from other
-        raise
-
-
-def _outcome(proposal: Proposal, done: change.Completed, written: tuple[str, ...]) -> Outcome:
-    assert proposal.edits is not None
-    runtime = replace(proposal.runtime, answer=done.answer) if done.answer else proposal.runtime
-    return Outcome(
-        replace(proposal, runtime=runtime),
-        (*written, *(item.path.host for item in proposal.edits.changes)),
-        restarted=done.restarted,
-        pending=done.pending,
-        pods=done.pods,
-    )
 
 
 def _memory_after(memory: Memory, proposal: Proposal, *, refused_cdi: bool) -> Memory:
@@ -365,21 +376,3 @@ def states_of(node: ConfiguredRuntime) -> tuple[Desired, ...]:
         for name, shown_handlers in states
     )
     return (shown,) if shown == computed else (shown, computed)
-
-
-def publish(ctx: Context, outcome: Outcome, *, barrier: bool) -> Outcome:
-    """Publish the status for the device plugin, unless a restart is still needed.
-
-    `barrier` means that `toolkit-ready` existed before the change, whoever owns it.
-    """
-    if outcome.pending:
-        ctx.publisher.withdraw()
-        ctx.publisher.publish_error(Pending(PENDING))
-        return outcome
-    content = lines(
-        published.facts(ctx.settings, ctx.host, outcome.proposal), ctx.boot_id, ctx.wall()
-    )
-    ctx.publisher.publish(content, barrier_was_there=barrier)
-    if outcome.changed or outcome.restarted:
-        best_effort(ctx.log, ctx.store.forget_failure)
-    return outcome

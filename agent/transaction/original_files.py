@@ -13,7 +13,6 @@ from agent.errors import Refused
 from agent.host import files
 from agent.host.files import Change, FileState
 from agent.host.paths import HostPath, HostRoot
-from agent.plan.context import Context
 from agent.runtimes.base import ConfiguredRuntime, Restoration
 from agent.runtimes.key_ownership import HEADER, condition, imported, is_rewritten, still_ours
 from agent.state.store import Memory, Original, Store
@@ -24,21 +23,22 @@ _STUB = b"# Emptied by toolkit-agent: another file imports this one by name.\n"
 
 
 def changes(
-    ctx: Context, node: ConfiguredRuntime, memory: Memory, *, keep_edits: bool
+    host: HostRoot, store: Store, node: ConfiguredRuntime, memory: Memory, *, keep_edits: bool
 ) -> tuple[Change, ...]:
     """The change of each file. The drop-in comes first, because the root file's import depends on
     what is left of the drop-in. Raises Refused."""
     found = []
     drop_in_goes = True
-    for host in sorted(memory.files, key=lambda host: host != node.drop_in.host):
-        item = _change(ctx, node, memory, host, keep_edits, drop_in_goes)
+    for name in sorted(memory.files, key=lambda name: name != node.drop_in.host):
+        path = HostPath(host.agent_path(name), name)
+        item = _change(store, node, memory, path, keep_edits, drop_in_goes)
         if item is None:
             continue
         found.append(item)
-        made_by_us = memory.files[host].digest is None
-        if node.imports_drop_in and host == node.drop_in.host and made_by_us:
+        made_by_us = memory.files[name].digest is None
+        if node.imports_drop_in and name == node.drop_in.host and made_by_us:
             drop_in_goes = not _has_content(item)
-    return node.finished(ctx.host, tuple(found))
+    return node.finished(host, tuple(found))
 
 
 def removed(host: HostRoot, memory: Memory) -> tuple[str, ...]:
@@ -68,10 +68,10 @@ def _has_content(change: Change) -> bool:
 
 
 def _change(
-    ctx: Context,
+    store: Store,
     node: ConfiguredRuntime,
     memory: Memory,
-    host: str,
+    path: HostPath,
     keep_edits: bool,
     drop_in_goes: bool,
 ) -> Change | None:
@@ -80,8 +80,8 @@ def _change(
     `drop_in_goes` means that no settings of others are in our drop-in, so that its import can be
     removed.
     """
+    host = path.host
     original = memory.files[host]
-    path = HostPath(ctx.host.agent_path(host), host)
     now = files.read(path.agent, host)
     found = condition(original, now)
     if now is None:
@@ -89,7 +89,7 @@ def _change(
         return Change(path, None, loaded.state) if loaded and loaded.state else None
     if found == "as before":
         return None
-    data = ctx.store.original_bytes(original.digest) if original.digest else None
+    data = store.original_bytes(original.digest) if original.digest else None
     if found == "as written" and drop_in_goes:
         if data is None:
             return Change(path, now, None)

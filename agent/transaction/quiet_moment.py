@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import signal
+from collections.abc import Callable
 
 from agent.cri import client
 from agent.cri.client import PodQuestions
@@ -36,7 +37,7 @@ def wait(ctx: Context, socket: HostPath, end: float, *, touched: bool) -> None:
     """
     logged = False
     while (left := end - ctx.clock()) > 0:
-        found = _unfinished(ctx, socket, left)
+        found = _unfinished(socket, left, ctx.wall)
         if not found:
             return
         if not logged:
@@ -51,12 +52,12 @@ def wait(ctx: Context, socket: HostPath, end: float, *, touched: bool) -> None:
             ctx.log.warning("restart without a quiet moment", unfinished=found, waited=LIMIT)
 
 
-def _unfinished(ctx: Context, socket: HostPath, timeout: float) -> list[str]:
+def _unfinished(socket: HostPath, timeout: float, wall: Callable[[], float]) -> list[str]:
     """The pods and containers that are being started, for a message; [] where the runtime does not
     answer."""
     try:
         with client.pod_questions(socket.agent, socket.host, min(5.0, timeout)) as questions:
-            return being_made(questions, ctx.wall())
+            return being_made(questions, wall())
     except Unreachable:
         return []
 

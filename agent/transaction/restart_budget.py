@@ -13,6 +13,7 @@ import time
 from agent.errors import RestartBudget
 from agent.host.files import Change
 from agent.plan.context import Context
+from agent.state.store import Store
 
 LIMIT = 3
 PERIOD = 3600.0  # seconds
@@ -20,7 +21,7 @@ PERIOD = 3600.0  # seconds
 
 def require(ctx: Context, changes: tuple[Change, ...]) -> None:
     """Raise RestartBudget where `run` has used up its restarts. Raises Refused."""
-    earlier = _recent(ctx)
+    earlier = _recent(ctx.store, ctx.boot_id, ctx.uptime())
     if not ctx.has_restart_budget or len(earlier) < LIMIT:
         return
     left = earlier[-LIMIT] + PERIOD - ctx.uptime()
@@ -37,10 +38,11 @@ def require(ctx: Context, changes: tuple[Change, ...]) -> None:
 def use(ctx: Context) -> None:
     """Count a restart that is about to begin. Raises Refused."""
     if ctx.has_restart_budget:
-        ctx.store.note_restarts(ctx.boot_id, (*_recent(ctx), ctx.uptime())[-LIMIT:])
+        now = ctx.uptime()
+        times = (*_recent(ctx.store, ctx.boot_id, now), now)
+        ctx.store.note_restarts(ctx.boot_id, times[-LIMIT:])
 
 
-def _recent(ctx: Context) -> tuple[float, ...]:
-    """The restarts of the last hour (seconds since the boot), the earliest first."""
-    now = ctx.uptime()
-    return tuple(at for at in ctx.store.restarts(ctx.boot_id) if 0 <= now - at < PERIOD)
+def _recent(store: Store, boot_id: str, now: float) -> tuple[float, ...]:
+    """The restarts of the hour before `now` (seconds since the boot), the earliest first."""
+    return tuple(at for at in store.restarts(boot_id) if 0 <= now - at < PERIOD)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 
 from agent.errors import PutOff
-from agent.plan.context import Context
 
 
 def delay(name: str, spread: float) -> float:
@@ -19,11 +19,11 @@ def delay(name: str, spread: float) -> float:
     return spread * int.from_bytes(digest[:8], "big") / 2**64
 
 
-def check_time(ctx: Context) -> None:
-    """Raises PutOff where a restart is due before `ctx.restart_after`."""
-    left = ctx.restart_after - ctx.clock()
+def check_time(restart_after: float, clock: Callable[[], float], wall: Callable[[], float]) -> None:
+    """Raises PutOff where a restart is due before `restart_after`, a time of `clock`."""
+    left = restart_after - clock()
     if left <= 0:
         return
-    moment = time.strftime("%H:%M:%S", time.gmtime(round(ctx.wall() + left)))
+    moment = time.strftime("%H:%M:%S", time.gmtime(round(wall() + left)))
     text = f"cannot be ready yet: restart put off until {moment} UTC (restart spread)"
-    raise PutOff(text, ctx.restart_after)
+    raise PutOff(text, restart_after)

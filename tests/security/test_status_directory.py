@@ -24,9 +24,6 @@ from agent.daemon import pid_file
 from agent.errors import Refused
 from agent.host import trees, trust
 from agent.host.paths import HostRoot
-from agent.options.settings import resolve
-from agent.plan.context import Context
-from agent.state.store import Store
 from agent.status import ERROR, READY, TWIN, Publisher
 from tests.cli.cli_node import CliNode, fails
 from tests.conformance import checks
@@ -262,25 +259,20 @@ def test_link_of_the_system_is_followed(tmp_path: Path) -> None:
 # --- the pid file, which lies below /run/nvidia too ---------------------------------------------
 
 
-def _context(tmp_path: Path, pid_file: Path) -> Context:
-    settings = resolve({"pid_file": str(pid_file)}, {}, "nvidia-toolkit")
-    return Context(settings, HOST, Store(str(tmp_path / "state")), Publisher(str(tmp_path / "s")))
-
-
 @attacks
 def test_pid_file_of_others_is_refused_and_untouched(
-    attack: Attack, why: str, directory: Path, victim: Path, tmp_path: Path
+    attack: Attack, why: str, directory: Path, victim: Path
 ) -> None:
     """No directory and no file is made, and none is removed."""
     attack(directory, victim)
     before = _shape(directory.parents[2])
     if attack is _sticky:  # where others cannot touch a file of root's
-        with pid_file.held(_context(tmp_path, directory / "toolkit.pid")):
+        with pid_file.held(HOST, str(directory / "toolkit.pid")):
             assert (directory / "toolkit.pid").is_file()
     else:
         with (
             pytest.raises(Refused, match="cannot use the pid file") as told,
-            pid_file.held(_context(tmp_path, directory / "toolkit.pid")),
+            pid_file.held(HOST, str(directory / "toolkit.pid")),
         ):
             pass
         assert why in told.value.message
@@ -290,7 +282,7 @@ def test_pid_file_of_others_is_refused_and_untouched(
 def test_directory_of_the_pid_file_is_made(tmp_path: Path) -> None:
     """As on a fresh node; /run is empty at a boot."""
     path = tmp_path / "run/nvidia/toolkit/toolkit.pid"
-    with pid_file.held(_context(tmp_path, path)):
+    with pid_file.held(HOST, str(path)):
         assert path.read_text() == f"{os.getpid()}\n"
         assert path.parent.stat().st_mode & 0o777 == 0o755
     assert not path.exists()
