@@ -118,7 +118,7 @@ def _needs(
     variables = now.variables and (loses_default or (now.known and not later.variables))
     if not prefixes and not variables:
         return None
-    found = tuple(_requesting_pods(node, now, prefixes, counts, variables=variables))
+    found = tuple(_requesting_pods(node, prefixes, counts, variables=variables))
     if not found:
         return None
     used = {prefix for requesting in found for prefix in requesting.prefixes}
@@ -140,8 +140,8 @@ class _RequestingPod:
 
 
 def _requesting_pods(
-    node: ConfiguredRuntime, now: GpuService, prefixes: frozenset[str],
-    counts: Callable[[Sandbox], bool], *, variables: bool,
+    node: ConfiguredRuntime, prefixes: frozenset[str], counts: Callable[[Sandbox], bool], *,
+    variables: bool,
 ) -> Iterator[_RequestingPod]:  # fmt: skip
     """Pods that ask for GPUs in one of these ways and run by our handlers, or by the default
     runtime where that is ours.
@@ -149,9 +149,7 @@ def _requesting_pods(
     No list shows environment variables. So each container is examined, until enough pods are found
     for a message.
     """
-    running = node.running()
-    ours = {name for name, table in running.runtimes.items() if is_ours(name, table)}
-    ours |= {""} if now.default else set()
+    ours = _our_handlers(node.running())
     shown = 0
     with _questions(node.runtime) as ask:
         for pod, containers in _with_containers(node, ask, ours, counts):
@@ -194,6 +192,18 @@ def _with_handler(node: ConfiguredRuntime, ask: PodQuestions, pod: Sandbox) -> S
     return replace(pod, handler=node.adapter.pod_handler(ask.sandbox_info(pod.id)))
 
 
+def _ready_pods(node: ConfiguredRuntime) -> list[Sandbox]:
+    """The pods that are ready, with their handlers. Raises Unreachable."""
+    with _questions(node.runtime) as ask:
+        return [_with_handler(node, ask, pod) for pod in ask.sandboxes() if pod.ready]
+
+
+def _our_handlers(running: Effective) -> set[str]:
+    """The handlers of ours; "" is one where the default runtime is ours."""
+    ours = {name for name, table in running.runtimes.items() if is_ours(name, table)}
+    return ours | ({""} if is_ours(running.default, running.table(running.default)) else set())
+
+
 def handler_users(
     node: ConfiguredRuntime, now: Mapping[str, object], later: Mapping[str, object]
 ) -> tuple[tuple[str, ...], str]:
@@ -202,9 +212,7 @@ def handler_users(
     changed = {name for name, state in now.items() if name not in later or later[name] != state}
     if not changed:
         return (), ""
-    with _questions(node.runtime) as ask:
-        ready = [_with_handler(node, ask, pod) for pod in ask.sandboxes() if pod.ready]
-    users = [pod for pod in ready if pod.handler in changed]
+    users = [pod for pod in _ready_pods(node) if pod.handler in changed]
     gone = any(pod.handler not in later for pod in users)
     moved = any(pod.handler in later for pod in users)
     what = ["handlers that would go"] if gone else []
@@ -270,12 +278,8 @@ def low_level_kept(
     later = low_level.first(host, called)
     if node is None or not now or not later or os.path.basename(now) == os.path.basename(later):
         return called, None
-    running = node.running()
-    ours = {name for name, table in running.runtimes.items() if is_ours(name, table)}
-    ours |= {""} if is_ours(running.default, running.table(running.default)) else set()
-    with _questions(node.runtime) as ask:
-        ready = [_with_handler(node, ask, pod) for pod in ask.sandboxes() if pod.ready]
-    used = pod_names(pod for pod in ready if pod.handler in ours)
+    ours = _our_handlers(node.running())
+    used = pod_names(pod for pod in _ready_pods(node) if pod.handler in ours)
     if not used:
         return called, None
     return tuple(dict.fromkeys((now, *called))), (

@@ -22,7 +22,7 @@ from agent.runtimes import registry
 from agent.runtimes.base import Endpoint, Runtime
 from agent.runtimes.desired_state import Desired
 from agent.runtimes.proof import Identity, NotProven, prove
-from agent.runtimes.restart import Restart, RestartFailed
+from agent.runtimes.restart import Restart, RestartFailed, down_message
 from agent.state import store
 from agent.state.store import (
     AWAITING,
@@ -76,18 +76,33 @@ class Request:
 @dataclass(frozen=True, slots=True)
 class Completed:
     """A completed change. `answer` is the last answer of the proof, None without a restart; `pods`
-    says which pods ran in it."""
+    says which pods ran in it. `down` are units that the restart took along and that did not come
+    back."""
 
     answer: Answer | None
     restarted: bool
     pending: bool
     barrier: bool  # was `toolkit-ready` there before?
     pods: str = ""
+    down: tuple[str, ...] = ()
 
 
 def carry_out(ctx: Context, request: Request) -> Completed:
     """Make the change and prove it. Raises Refused where nothing was touched, RolledBack where the
     change was undone, and RollbackFailed where the undo failed too."""
+    restart = request.restart
+    if restart is not None and restart.along:
+        ctx.log.info("units are restarted along", units=list(restart.along))
+    try:
+        done = _carry_out(ctx, request)
+    finally:
+        down = restart.down() if restart is not None else ()
+        for name in down:
+            ctx.log.warning("unit not running again", unit=name, text=down_message(name))
+    return replace(done, down=down)
+
+
+def _carry_out(ctx: Context, request: Request) -> Completed:
     request.check()
     restart, socket = request.restart, request.runtime.socket
     quiet_until = ctx.clock() + quiet_moment.LIMIT

@@ -20,13 +20,11 @@ from agent.errors import (
     NoToolkit,
     Pending,
     Refused,
-    RollbackFailed,
     RolledBack,
     Unreachable,
 )
 from agent.host.paths import HostRoot
 from agent.log import Log
-from agent.options.settings import Settings
 from agent.plan import (
     candidate,
     garbled_files,
@@ -43,7 +41,6 @@ from agent.plan.propose import Proposal, propose, start_failure
 from agent.runtimes import desired_state, registry
 from agent.runtimes.base import ConfiguredRuntime
 from agent.runtimes.desired_state import Desired
-from agent.runtimes.restart import Restart, down_message
 from agent.state import store
 from agent.state.store import Memory
 from agent.status import Publisher, lines
@@ -161,8 +158,6 @@ class _Convergence:
         written = (*nodes, *self._install(proposal))
         for warning in proposal.warnings:
             ctx.log.warning("warning of the plan", text=warning)
-        if proposal.restart is not None and proposal.restart.along:
-            ctx.log.info("units are restarted along", units=list(proposal.restart.along))
         if proposal.is_configured:
             return self._publish(self._clean_up(memory, Outcome(proposal, written)))
         refused_cdi = refused_cdi or proposal.cdi_refused
@@ -170,11 +165,7 @@ class _Convergence:
         try:
             done = change.carry_out(ctx, request)
         except NotAccepted as error:
-            down_units(ctx.log, proposal.restart)
             return self._after_failure(proposal, memory, error)
-        except (RolledBack, RollbackFailed):
-            down_units(ctx.log, proposal.restart)
-            raise
         if done.restarted:
             in_force.remember_proven(
                 ctx.store, ctx.log, proposal.runtime.endpoint, ctx.boot_id, ctx.identity
@@ -187,7 +178,7 @@ class _Convergence:
             restarted=done.restarted,
             pending=done.pending,
             pods=done.pods,
-            down=down_units(ctx.log, proposal.restart),
+            down=done.down,
         )
         return self._publish(self._clean_up(request.memory, outcome))
 
@@ -230,20 +221,21 @@ class _Convergence:
             return outcome
         late = proposal.spec if proposal.spec and proposal.spec.late else None
         gone = own_specs.write(ctx.settings, late, ctx.publisher, ctx.log)
-        left = []
+        left, changed = [], proposal.changed_node
         for item in proposal.moved_toolkits:
-            host = item.directory.host
+            name = item.directory.host
             try:
                 # Asked again: a pod can have come since.
-                if not _is_needed(ctx.settings, ctx.host, proposal, host) and install.remove_from(
-                    ctx.host, host
-                ):
-                    ctx.log.info("toolkit removed", directory=host)
-                    gone = (*gone, host)
+                unneeded = changed is not None and not toolkit_users.why_kept(
+                    ctx.settings, ctx.host, changed, name
+                )
+                if unneeded and install.remove_from(ctx.host, name):
+                    ctx.log.info("toolkit removed", directory=name)
+                    gone = (*gone, name)
                     continue
             except Refused as error:
                 ctx.log.warning("toolkit not removed", error=error.message)
-            left.append(host)
+            left.append(name)
         if tuple(left) != memory.moved:
             now = replace(ctx.store.memory(), moved=tuple(left))
             best_effort(ctx.log, lambda: ctx.store.remember(now))
@@ -313,19 +305,6 @@ def publish_failure(publisher: Publisher, log: Log, error: AgentError) -> None:
         publisher.publish_error(error)
     except Refused as second:
         log.warning("failure not told", reason=second.message)
-
-
-def _is_needed(settings: Settings, host: HostRoot, proposal: Proposal, directory: str) -> bool:
-    changed = proposal.changed_node
-    return changed is None or toolkit_users.why_kept(settings, host, changed, directory) is not None
-
-
-def down_units(log: Log, restart: Restart | None) -> tuple[str, ...]:
-    """The units that ran before a restart and do not run after it. Each is logged."""
-    down = restart.down() if restart is not None else ()
-    for name in down:
-        log.warning("unit not running again", unit=name, text=down_message(name))
-    return down
 
 
 def _memory_after(memory: Memory, proposal: Proposal, *, refused_cdi: bool) -> Memory:

@@ -18,12 +18,11 @@ from agent.errors import AgentError, Locked, Refused, Unreachable
 from agent.host import files
 from agent.host.files import Change
 from agent.host.paths import HostRoot
-from agent.options.settings import Settings
 from agent.plan import garbled_files, in_force, obstacles, own_specs, pod_guard, toolkit_users
 from agent.plan.context import Context
 from agent.plan.propose import start_failure, trial_verdict
 from agent.runtimes import find, registry
-from agent.runtimes.base import ConfiguredRuntime, Effective
+from agent.runtimes.base import ConfiguredRuntime, Effective, Runtime
 from agent.runtimes.config_file import Files
 from agent.runtimes.desired_state import OUR_NAMES, Desired
 from agent.runtimes.preflight import Candidate
@@ -32,7 +31,7 @@ from agent.state import store
 from agent.state.store import Memory, Store, parents
 from agent.toolkit import install
 from agent.transaction import change, original_files, recover, stand_aside
-from agent.transaction.converge import down_units, publish_failure, refuse_changed, states_of
+from agent.transaction.converge import publish_failure, refuse_changed, states_of
 
 if TYPE_CHECKING:
     from agent.runtimes.trial import Trial
@@ -109,13 +108,8 @@ class _Revert:
         for note in (*plan.notes, *(restart.warnings if restart else ())):
             ctx.log.warning("warning of the plan", text=note)
         if request is not None:
-            if restart is not None and restart.along:
-                ctx.log.info("units are restarted along", units=list(restart.along))
-            try:
-                end = change.carry_out(ctx, request)
-            finally:
-                down = down_units(ctx.log, restart)
-            plan = replace(plan, notes=(*plan.notes, *map(down_message, down)))
+            end = change.carry_out(ctx, request)
+            plan = replace(plan, notes=(*plan.notes, *map(down_message, end.down)))
             changed = tuple(item.path.host for item in request.changes)
             done = Reverted(changed, (), end.restarted, pending=end.pending)
         if self._memory.files or own_specs.written_by_us(ctx.settings, ctx.host, plan.dirs):
@@ -140,7 +134,7 @@ class _Revert:
         if self._toolkit:
             self._refuse_needed()
         request, notes = self._request() if self._memory.files else (None, ())
-        dirs = _spec_dirs(ctx.settings, ctx.host)
+        dirs = self._spec_dirs()
         specs = own_specs.written_by_us(ctx.settings, ctx.host, dirs)
         blocked = obstacles.of_removal(ctx.host, specs)
         if request is not None and blocked is None:
@@ -161,10 +155,9 @@ class _Revert:
         names = install.installed_paths(settings, host)
         if not names and not moved:
             return
-        node = self._configured_runtime()
-        changed = toolkit_users.ChangedNode(node, (), node.files)
-        if self._memory.files:
-            changed = toolkit_users.ChangedNode(node, *self._planned_files(node))
+        node = self._node
+        after = self._planned_files if self._memory.files else ((), node.files)
+        changed = toolkit_users.ChangedNode(node, *after)
         left = install.paths_after_removal(settings, host, names) if names else ()
         directories = [(names, left)] if names else []
         directories += [((name,), ()) for name in moved]
@@ -172,9 +165,10 @@ class _Revert:
             if error := toolkit_users.refusal(settings, host, changed, directory, remaining):
                 raise error
 
-    def _planned_files(self, node: ConfiguredRuntime) -> tuple[tuple[Change, ...], Files]:
+    @functools.cached_property
+    def _planned_files(self) -> tuple[tuple[Change, ...], Files]:
         """The changes of a revert, and the files as they will be."""
-        host = self._ctx.host
+        host, node = self._ctx.host, self._node
         changes = original_files.changes(
             host, self._ctx.store, node, self._memory, keep_edits=self._keep_edits
         )
@@ -184,9 +178,9 @@ class _Revert:
 
     def _request(self) -> tuple[change.Request | None, tuple[str, ...]]:
         """The change of files and runtime, None where none is needed; and notes."""
-        ctx, memory, node = self._ctx, self._memory, self._configured_runtime()
+        ctx, memory, node = self._ctx, self._memory, self._node
         host, runtime = ctx.host, node.runtime
-        changes, after = self._planned_files(node)
+        changes, after = self._planned_files
         effective_after, effective_now = node.effective(after), node.effective(node.files)
         default, running = registry.shown(runtime.answer)
         removed_handlers = _removed_handlers(effective_now, effective_after, running)
@@ -232,12 +226,26 @@ class _Revert:
         )
         return request, notes
 
-    def _configured_runtime(self) -> ConfiguredRuntime:
+    @functools.cached_property
+    def _runtime(self) -> Runtime:
+        """The runtime. Raises Refused or Unreachable."""
+        return find.find_runtime(self._ctx.settings, self._ctx.host)
+
+    def _spec_dirs(self) -> tuple[str, ...]:
+        """The directories that may have specs of ours: those that the runtime reads, if it says so,
+        and the default ones."""
+        try:
+            return find.spec_directories(self._runtime)
+        except (Refused, Unreachable):
+            return DEFAULT_DIRS
+
+    @functools.cached_property
+    def _node(self) -> ConfiguredRuntime:
         """The runtime with its files. A file that somebody removed, although another file imports
         it by name, counts with its original content, because no runtime starts without it. Raises
         Refused or Unreachable."""
         settings, host, memory = self._ctx.settings, self._ctx.host, self._memory
-        runtime = find.find_runtime(settings, host)
+        runtime = self._runtime
         adapter = registry.adapter(runtime.kind)
         try:
             return adapter.look(settings, host, runtime)
@@ -247,16 +255,6 @@ class _Revert:
             if not overlay:
                 raise
             return adapter.look(settings, host, runtime, overlay)
-
-
-def _spec_dirs(settings: Settings, host: HostRoot) -> tuple[str, ...]:
-    """The directories that may have specs of ours: those that the runtime reads, if it says so, and
-    the default ones."""
-    try:
-        runtime = find.find_runtime(settings, host)
-    except (Refused, Unreachable):
-        return DEFAULT_DIRS
-    return find.spec_directories(runtime)
 
 
 def _forget(host: HostRoot, store: Store, memory: Memory) -> None:
