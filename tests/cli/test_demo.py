@@ -17,7 +17,8 @@ from tests.tools.nobody import as_nobody
 from tests.tools.runtimes import CACHE_VARIABLE, ROOT
 
 DEMO = [sys.executable, str(ROOT / "deploy/demo.d/demo.py")]
-STEPS = ("plan", "apply", "cat", "apply", "status", "revert")
+STEPS = ("plan", "apply", "grep", "verify", "apply", "revert")
+LINES = 120  # a person reads them all
 
 
 @pytest.fixture
@@ -65,6 +66,8 @@ def runs(argv: list[str], env: dict[str, str]) -> str:
     assert steps[-len(STEPS) :] == list(STEPS)
     assert "\nTOOLKIT_NATIVE_CDI=true\n" in done.stdout
     assert "Nothing to do: the node is right" in done.stdout
+    assert "Nothing was touched, and containerd runs." in done.stdout
+    assert done.stdout.count("\n") <= LINES
     return done.stdout
 
 
@@ -75,6 +78,8 @@ def test_demo_succeeds_on_a_real_containerd(place: Path) -> None:
     assert "A real containerd " in text
     assert "NOTE" not in text
     assert "edit /etc/containerd/config.toml" in text
+    assert 'no runtime for "nvidia" is configured' in text
+    assert "\nProven.\n" in text
 
 
 def test_demo_without_a_containerd_uses_the_double_and_says_so(place: Path) -> None:
@@ -82,6 +87,7 @@ def test_demo_without_a_containerd_uses_the_double_and_says_so(place: Path) -> N
     text = runs(DEMO, environment(place, **{CACHE_VARIABLE: str(place / "none")}))
     assert "NOTE: no real containerd (" in text
     assert "A scripted one stands in" in text
+    assert "No pod was tried: " in text
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else: run tests/run")

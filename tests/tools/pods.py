@@ -73,7 +73,7 @@ class PodNode(PrivateNode):
 
     def __exit__(self, *error: object) -> None:
         try:
-            self._kill_pods()
+            kill_pods(os.readlink(self._mounts.prefix[1].partition("=")[2]))
         finally:
             super().__exit__(*error)
 
@@ -101,14 +101,14 @@ class PodNode(PrivateNode):
             assert time.monotonic() < end, f"the CRI does not have {name}"
             time.sleep(0.02)
 
-    def _kill_pods(self) -> None:
-        """Kill each shim that is left, after its children: without it they would live on."""
-        own = os.readlink(self._mounts.prefix[1].partition("=")[2])
-        shims = [p.pid for p in _processes() if p.is_shim and p.namespace() == own]
-        for shim in shims:
-            for pid in [*(p.pid for p in _processes() if p.parent == shim), shim]:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+
+def kill_pods(mount_namespace: str) -> None:
+    """Kill each shim with these mounts, after its children: without it they would live on."""
+    shims = [p.pid for p in _processes() if p.is_shim and p.namespace() == mount_namespace]
+    for shim in shims:
+        for pid in [*(p.pid for p in _processes() if p.parent == shim), shim]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 @dataclass(frozen=True)

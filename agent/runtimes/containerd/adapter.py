@@ -277,7 +277,7 @@ class ContainerdNode(ConfiguredRuntime):
         if shown or self.executable is None:
             return shown
         path = self.root.name if self.root.state is not None else None
-        dump = config_dump(host, self.executable, path, plugins=(_IMAGES,))
+        dump = config_dump(host, self.executable, path, (), (), (_IMAGES,))
         found = get(dump.data, ("plugins", _IMAGES, "pinned_images", "sandbox"))
         return found if isinstance(found, str) and found else None
 
