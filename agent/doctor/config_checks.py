@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from agent.doctor.check import Check, Found, Severity
-from agent.doctor.facts import Facts, NotSeen
+from agent.doctor.facts import MISSING, Facts, NotSeen
 from agent.doctor.runtime_checks import split
 from agent.toolkit.programs import is_nvidia
 
@@ -60,7 +60,9 @@ def _binary(facts: Facts) -> Iterator[Found]:
     for handler in config.handlers.values():
         for path, why in handler.missing:
             used = handler.nvidia or handler.name == config.default
-            text = f"handler {handler.name} runs {path}, which {why}"
+            text = f"handler {handler.name} runs {why}: {path}"
+            if why == MISSING:
+                text = f"handler {handler.name} runs {path}, which is not there"
             yield Found("fault" if used else "warning", text)
 
 

@@ -12,6 +12,8 @@ from typing import Generic, TypeVar
 
 _Value = TypeVar("_Value")
 
+MISSING = "nothing"  # why a program cannot be run that is not there
+
 
 class NotSeen(Exception):
     """A part of the facts is missing; the message says why."""
@@ -81,8 +83,8 @@ class Down:
 @dataclass(frozen=True, slots=True)
 class HandlerFacts:
     """A handler of the files. `nvidia`: it runs NVIDIA's runtime; `missing` are programs that it
-    names and that cannot be run, each with the reason; `cgroups` is "systemd", "cgroupfs" or ""
-    where it is not told."""
+    names and that cannot be run, each with what is there instead; `cgroups` is "systemd",
+    "cgroupfs" or "" where it is not told."""
 
     name: str
     nvidia: bool = False

@@ -13,7 +13,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from agent.decide import CDI_PREFIX, NVIDIA_PREFIX
-from agent.doctor.facts import ConfigFacts, DefectFacts, HandlerFacts, NotSeen, ToolkitFacts
+from agent.doctor.facts import (
+    MISSING,
+    ConfigFacts,
+    DefectFacts,
+    HandlerFacts,
+    NotSeen,
+    ToolkitFacts,
+)
 from agent.errors import AgentError, Refused, reason
 from agent.host import files, writable
 from agent.host.paths import HostRoot
@@ -40,7 +47,8 @@ _SCRIPT = 1 << 16  # bytes of a wrapper
 _SHELLS = ("/bin/sh", "/usr/bin/env")  # every host with a shell has them
 _WRAPPED = re.compile(rb"/[^\s\"']+\.real\b")  # what a wrapper runs
 _MACHINES = {"x86_64": 62, "aarch64": 183}  # e_machine of an ELF file
-_PROGRAM_KEYS = ("binaryname", "runtime_path", "runtime")
+_PROGRAM_KEYS = ("binaryname", "runtime_path")
+_UNNAMED = (("default_runtime",), ("untrusted_workload_runtime",))  # handlers by another name
 _SWITCHES = ("enable_cdi", "default_runtime_name", "default_runtime")
 
 
@@ -129,27 +137,27 @@ def _with_wrapped(host: HostRoot, named: tuple[str, ...]) -> Iterator[str]:
 
 
 def _why_not_run(host: HostRoot, name: str) -> str:
-    """Why a program cannot be run; "" where it can. What we may not look at counts as there, and so
-    does a name alone, which the runtime looks up in its own PATH, but for NVIDIA's."""
+    """What is there instead of a program that can be run; "" for such a one. What we may not look
+    at counts as there, and so does a name alone, which the runtime looks up in its own PATH, but
+    for NVIDIA's."""
     if "/" not in name:
         places = (f"{above}/{name}" for above in programs.DIRECTORIES)
         lacks = programs.is_nvidia(name) and not any(programs.runs(host, p) for p in places)
-        return "is not there" if lacks else ""
+        return MISSING if lacks else ""
     try:
         found = os.stat(host.resolve(name).agent)
     except PermissionError:
         return ""
     except (OSError, Refused):
         link = os.path.islink(host.agent_path(name))
-        return "is a dangling link" if link else "is not there"
+        return "a dangling link" if link else MISSING
     if not stat.S_ISREG(found.st_mode):
-        return "is no file"
-    return _why_not_loaded(host, name) if found.st_mode & 0o111 else "is not executable"
+        return "no file"
+    return _why_not_loaded(host, name) if found.st_mode & 0o111 else "a file that is not executable"
 
 
 def _why_not_loaded(host: HostRoot, name: str) -> str:
-    """Why the kernel does not start a program: a script without its interpreter, or a program for
-    another processor."""
+    """What a program is that the kernel does not start."""
     try:
         with open(host.resolve(name).agent, "rb") as file:
             head = file.read(256)
@@ -158,10 +166,10 @@ def _why_not_loaded(host: HostRoot, name: str) -> str:
     if head.startswith(b"#!"):
         words = os.fsdecode(head[2:].partition(b"\n")[0]).split()
         lacks = words and words[0] not in _SHELLS and not _exists(host, words[0])
-        return f"is a script for {words[0]}, which is not there" if lacks else ""
+        return f"a script without its interpreter {words[0]}" if lacks else ""
     machine = int.from_bytes(head[18:20], "little")
     other = head[:4] == b"\x7fELF" and machine != _MACHINES.get(os.uname().machine, machine)
-    return "is a program for another processor" if other else ""
+    return "a program for another processor" if other else ""
 
 
 def _overrides(node: ConfiguredRuntime) -> Iterator[tuple[str, str, str]]:
@@ -191,10 +199,12 @@ def _lost(node: ConfiguredRuntime, effective: Effective) -> Iterator[tuple[str, 
     their table belongs to a section of another version or name, or a later file hides it."""
     for file in node.files:
         for path, value in leaves(file.data):
-            if path[-1].lower() not in _PROGRAM_KEYS or not isinstance(value, str):
+            if not isinstance(value, str) or not programs.is_nvidia(value):
                 continue
-            above = path[:-2] if path[-2:-1] == ("options",) else path[:-1]
-            if not above or not programs.is_nvidia(value):
+            in_options = path[-2:-1] == ("options",)
+            above = path[:-2] if in_options else path[:-1]
+            keys = (*_PROGRAM_KEYS, "runtime") if in_options else _PROGRAM_KEYS
+            if path[-1].lower() not in keys or above[-1:] in _UNNAMED or not above:
                 continue
             if value not in low_level.executables(effective.table(above[-1])):
                 yield above[-1], file.path.host, dotted(above)

@@ -53,6 +53,24 @@ def test_file_that_waits_for_a_restart_to_end_the_runtime(
         assert "mirrors" in said
 
 
+@pytest.mark.parametrize(
+    ("name", "generation"),
+    [(name, found.generations[-1]) for name, found in DORMANT.items() if name != "mirrors"],
+)
+def test_value_that_a_start_turns_down_is_named(
+    name: str, generation: str, runtime: Runtime
+) -> None:
+    """containerd#4574: the dump accepts it, and the runtime still runs on what was before."""
+    with PrivateNode(runtime, BY_NAME["kubeadm-v2"]) as node:
+        root_of(node).write_text(text(node))
+        node.restart()
+        time.sleep(3)  # a file counts as newer only if it is 0.1 s younger than the process
+        root_of(node).write_text(text(node, DORMANT[name].keys, DORMANT[name].tables))
+        said = head(node)
+        assert said.startswith("fault: the runtime would not come back from a restart")
+        assert root_of(node).name in said
+
+
 @pytest.mark.parametrize("generation", _EVERY)
 def test_node_that_was_configured_has_no_fault(generation: str, runtime: Runtime) -> None:
     """By this agent, of every generation; nothing that is no finding of a human's is one here."""

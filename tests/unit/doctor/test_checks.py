@@ -12,6 +12,7 @@ import pytest
 
 from agent.doctor.check import Check, Severity, diagnose
 from agent.doctor.facts import (
+    MISSING,
     AgentFacts,
     ConfigFacts,
     DefectFacts,
@@ -143,8 +144,8 @@ CASES = [
     Case("config-override", changed("config", overrides=(("k", "/a", "/b"),)), "fault", "/b"),
     Case("handler-program", handler("nvidia", programs=("/bin/true",)), "fault", "/bin/true"),
     Case("handler-program", handler("nvidia", programs=()), "fault", "no program"),
-    Case("handler-binary", handler("nvidia", missing=((NVIDIA, "is no file"),)), "fault", NVIDIA),
-    Case("handler-binary", handler("kata", missing=(("/bin/kata", "is not there"),)), "warning",
+    Case("handler-binary", handler("nvidia", missing=((NVIDIA, "no file"),)), "fault", NVIDIA),
+    Case("handler-binary", handler("kata", missing=(("/bin/kata", MISSING),)), "warning",
          "/bin/kata"),
     Case("handler-lost", changed("config", lost=(("nvidia", "/a", "plugins.cri"),)), "warning",
          "/a"),

@@ -1,0 +1,282 @@
+"""Faults that nobody reported: `doctor` names each in its first three lines.
+
+Each was planted by hand, and was not named at first, or not by its cause.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.cli import crio
+from tests.cli.cli_node import CliNode
+from tests.cli.test_doctor import base, head, replace, restart, table
+from tests.cli.test_doctor_nodes import crio_handler
+from tests.cli.test_doctor_nodes import head as any_head
+from tests.conformance import checks, statusfile
+from tests.conformance.trees import snapshot, touched
+from tests.doubles.containerd.sample import SECTIONS
+from tests.doubles.crio.crio_node import CrioNode
+
+_NVIDIA = "nvidia-container-runtime"
+
+
+@dataclass(frozen=True)
+class Planted:
+    """As `Fault`, on a node whose configuration another installer wrote."""
+
+    plant: Callable[[CliNode], None]
+    says: tuple[str, ...]
+    version: str = "2.1.9"
+    options: tuple[str, ...] = ()
+
+
+def program(data: bytes, mode: int = 0o755) -> Callable[[CliNode], None]:
+    """NVIDIA's runtime has this content."""
+
+    def plant(node: CliNode) -> None:
+        restart(node, base(node))
+        (node.toolkit / _NVIDIA).write_bytes(data)
+        (node.toolkit / _NVIDIA).chmod(mode)
+
+    return plant
+
+
+def settings(text: str) -> Callable[[CliNode], None]:
+    """NVIDIA's config.toml says this."""
+
+    def plant(node: CliNode) -> None:
+        path = node.toolkit / ".config/nvidia-container-runtime/config.toml"
+        path.parent.mkdir(parents=True)
+        path.write_text(text, encoding="utf-8")
+        restart(node, base(node))
+
+    return plant
+
+
+def other_text(old: str, new: str) -> Callable[[CliNode], None]:
+    """The configuration has something else; `@` is NVIDIA's directory, `%` the section."""
+
+    def plant(node: CliNode) -> None:
+        before, after = (t.replace("@", str(node.toolkit)).replace("%", node.section)
+                         for t in (old, new))  # fmt: skip
+        text = base(node)
+        assert before in text
+        restart(node, text.replace(before, after))
+
+    return plant
+
+
+def spec(name: str, mode: int, edits: str) -> Callable[[CliNode], None]:
+    """A spec of this name, mode and content."""
+
+    def plant(node: CliNode) -> None:
+        directory = node.directory / "cdi"
+        directory.mkdir()
+        restart(node, f'[{node.section}]\n  cdi_spec_dirs = ["{directory}"]\n' + base(node))
+        text = f"cdiVersion: 0.5.0\nkind: nvidia.com/gpu\ndevices:\n- name: all\n  {edits}\n"
+        (directory / name).write_text(text, encoding="utf-8")
+        (directory / name).chmod(mode)
+
+    return plant
+
+
+def _dangling(node: CliNode) -> None:
+    restart(node, base(node))
+    (node.toolkit / _NVIDIA).unlink()
+    (node.toolkit / _NVIDIA).symlink_to("gone.real")
+
+
+def _no_base_spec(node: CliNode) -> None:
+    path = node.etc / "base.json"
+    path.write_text('{"ociVersion": "1.0.2", "process": {"cwd": "/"}, "linux": {}}')
+    text = f'.runc]\n  base_runtime_spec = "{path}"\n'
+    restart(node, base(node).replace(".runc]\n", text, 1))
+    path.unlink()
+
+
+def _other_ending(node: CliNode) -> None:
+    """conf.d is imported, for *.toml only."""
+    (node.etc / "conf.d").mkdir()
+    (node.etc / "conf.d/nvidia.conf").write_text(f"version = 3\n{base(node)}")
+    node.write(table("runc", node.section, "/bin/true"))
+    replace(node.config, "[grpc]", f'imports = ["{node.etc}/conf.d/*.toml"]\n[grpc]')
+    node.restart()
+
+
+def _hidden(node: CliNode) -> None:
+    """containerd 1.x takes the whole section from the file of somebody who wanted a mirror."""
+    (node.etc / "conf.d").mkdir()
+    text = f'version = 2\n[{node.section}.registry]\nconfig_path = "/etc/containerd/certs.d"\n'
+    (node.etc / "conf.d/50-mirror.toml").write_text(text)
+    node.write(base(node))
+    replace(node.config, "[grpc]", f'imports = ["{node.etc}/conf.d/*.toml"]\n[grpc]')
+    node.restart()
+
+
+def _rewritten(node: CliNode) -> None:
+    """A configuration management tool writes its own file again (gpu-operator#598)."""
+    restart(node, table("runc", node.section, "/bin/true"))
+    checks.done(node.agent("apply"))
+    restart(node, table("runc", node.section, "/bin/true"))
+
+
+def _open_barrier(node: CliNode) -> None:
+    checks.done(node.agent("apply"))
+    (node.validations / statusfile.READY).chmod(0o666)
+
+
+def _garbled_drop_in(node: CliNode) -> None:
+    checks.done(node.agent("apply"))
+    node.drop_in.write_text("[x")
+
+
+_RUNC = '  runtime_type = "io.containerd.runc.v2"\n  [%.containerd.runtimes.nvidia.options]\n'
+_CALLS = f'[{_NVIDIA}]\nruntimes = ["/bin/true"]\n'
+_SPECS = ("--cdi-output-dir=@/cdi",)
+_ARM = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\x00\x28\x00" + bytes(44)
+
+PLANTED = {
+    "mode of the program": Planted(program(b"", 0o644), ("not executable", "install the program")),
+    "dangling program": Planted(_dangling, ("runs a dangling link", "install the program")),
+    "interpreter": Planted(
+        program(b"#!/bin/gone-sh\n"), ("runs a script without its interpreter /bin/gone-sh",)
+    ),
+    "wrapped elsewhere": Planted(
+        program(b'#!/bin/sh\nexec /opt/gone/x.real "$@"\n'), ("/opt/gone/x.real, which is not",)
+    ),
+    "other processor": Planted(program(_ARM), ("runs a program for another processor",)),
+    "base specification": Planted(_no_base_spec, ("base_runtime_spec", "write that file")),
+    "shim": Planted(
+        other_text(_RUNC, _RUNC.replace("runc.v2", "nvrunc.v2")),
+        ("io.containerd.nvrunc.v2, whose shim", "install that shim"),
+    ),
+    "program as shim": Planted(
+        other_text(_RUNC, f'  runtime_path = "@/{_NVIDIA}"\n{_RUNC}'),
+        ("has runtime_path =", "BinaryName"),
+    ),
+    "section of another version": Planted(
+        other_text("%.containerd.runtimes.nvidia", f"{SECTIONS[2]}.containerd.runtimes.nvidia"),
+        ("handler nvidia in @/etc/config.toml has no effect", "section"),
+    ),
+    "other ending": Planted(_other_ending, ("conf.d/nvidia.conf is there", "does not load")),
+    "hidden by a mirror": Planted(
+        _hidden, ("handler nvidia in @/etc/config.toml has no effect", "read last"), "1.7.24"
+    ),
+    "rewritten": Planted(_rewritten, ("99-nvidia.toml is there", "`toolkit-agent apply`")),
+    "rewritten in place": Planted(
+        _rewritten, ("no handler of NVIDIA's", "`toolkit-agent apply`"), "1.7.24"
+    ),
+    "barrier of others": Planted(_open_barrier, (f"{statusfile.READY}: it can be written",)),
+    "garbled drop-in": Planted(_garbled_drop_in, ("99-nvidia.toml", "apply` writes it anew")),
+    "no TOML for NVIDIA's runtime": Planted(settings("[x\n"), ("config.toml", "repair")),
+    "unknown mode": Planted(settings(f'{_CALLS}mode = "cid"\n'), ("the mode cid", "make it auto")),
+    "csv without Tegra": Planted(settings(f'{_CALLS}mode = "csv"\n'), ("csv", "no Tegra")),
+    "command line tool": Planted(
+        settings(f'{_CALLS}mode = "legacy"\n[nvidia-container-cli]\npath = "/gone/cli"\n'),
+        ("nvidia-container-cli.path", "/gone/cli, which is not there"),
+    ),
+    "no cgroups": Planted(
+        settings(f"{_CALLS}[nvidia-container-cli]\nno-cgroups = true\n"), ("no-cgroups = true",)
+    ),
+    "calls itself": Planted(
+        settings(f'[{_NVIDIA}]\nruntimes = ["/usr/bin/{_NVIDIA}"]\n'), ("none of the low-level",)
+    ),
+    "spec of another name": Planted(
+        spec("nvidia.yml", 0o644, "containerEdits: {env: [A=b]}"),
+        ("nvidia.yml is a spec", "rename it"), options=_SPECS,
+    ),
+    "spec of everybody": Planted(
+        spec("nvidia.yaml", 0o666, "containerEdits: {env: [A=b]}"),
+        ("can be changed by others", "go-w"), options=_SPECS,
+    ),
+    "spec with nothing in it": Planted(
+        spec("nvidia.yaml", 0o644, "containerEdits: {}"), ("brings nothing",), options=_SPECS
+    ),
+    "slow runtime": Planted(
+        lambda node: node.script(silent=True), ("no answer in time", "restart it")
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_first_three_lines_name_what_was_planted(place: Path, name: str) -> None:
+    """And nothing on the node is touched."""
+    fault = PLANTED[name]
+    with CliNode(place, fault.version) as node:
+        node.write(base(node))
+        fault.plant(node)
+        before = snapshot(node.etc), snapshot(node.validations), snapshot(node.toolkit)
+        said = head(node, *(word.replace("@", str(place)) for word in fault.options))
+        assert said.startswith(("fault: ", "warning: ")), said
+        for words in fault.says:
+            assert words in " ".join(said.split()), said
+        after = snapshot(node.etc), snapshot(node.validations), snapshot(node.toolkit)
+        assert [touched(*pair) for pair in zip(before, after, strict=True)] == [[], [], []]
+
+
+def _no_conmon(node: CrioNode) -> None:
+    """Case 24: nvidia-ctk's drop-in has no monitor_path, and conmon is not in the PATH."""
+    (node.bin / "conmon").rename(node.directory / "conmon")
+    node.drop_in.write_text(crio_handler("nvidia", node.toolkit / _NVIDIA))
+
+
+def _backup(node: CrioNode) -> None:
+    """CRI-O reads a backup too, and it wins."""
+    node.drop_in.write_text(crio_handler("nvidia", node.toolkit / _NVIDIA))
+    text = crio_handler("nvidia", node.bin / "runc")
+    (node.drop_ins / "99-nvidia.conf.bak").write_text(text)
+    node.restart()
+
+
+def _wrong_table(node: CrioNode) -> None:
+    text = crio_handler("nvidia", node.toolkit / _NVIDIA).replace("crio.runtime.", "crio.")
+    node.drop_in.write_text(text)
+    node.restart()
+
+
+def _unread_root(node: CrioNode) -> None:
+    """gpu-operator's default name of the file, which CRI-O does not read."""
+    (node.etc / "config.toml").write_text(crio_handler("nvidia", node.toolkit / _NVIDIA))
+
+
+def _only_reloaded(node: CrioNode) -> None:
+    time.sleep(0.3)  # a file is newer only if it is 0.1 s younger than the process
+    node.drop_in.write_text(crio_handler("nvidia", node.toolkit / _NVIDIA))
+    node.supervisor.send(signal.SIGHUP)
+    while "nvidia" not in node.answer().runtimes:
+        time.sleep(0.05)
+
+
+CRIO = {
+    "no conmon": (_no_conmon, ("would not come back", "99-nvidia.conf before")),
+    "backup": (_backup, ("99-nvidia.conf.bak is read after", "remove the key")),
+    "wrong table": (_wrong_table, ("handler nvidia in", "has no effect")),
+    "unread root file": (_unread_root, ("config.toml is there", "does not load")),
+    "only reloaded": (_only_reloaded, ("have reloaded it", "restart the runtime")),
+}
+
+
+@pytest.mark.parametrize("name", CRIO)
+def test_first_three_lines_name_what_was_planted_on_crio(place: Path, name: str) -> None:
+    """And nothing on the node is touched."""
+    plant, says = CRIO[name]
+    with crio.make(place) as node:
+        plant(node)
+        said = any_head(node)
+        assert said.startswith(("fault: ", "warning: ")), said
+        for words in says:
+            assert words in said, said
+
+
+def test_crio_set_up_by_hand_has_no_fault(place: Path) -> None:
+    """Nobody who did it right is told otherwise."""
+    with crio.make(place) as node:
+        node.drop_in.write_text(crio_handler("nvidia", node.toolkit / _NVIDIA))
+        node.restart()
+        assert any_head(node).startswith("ok: no fault was found")

@@ -1,0 +1,63 @@
+"""Device plugin's strategy, annotation prefix, default runtime and native CDI, every combination.
+
+What a pod gets is told here a second time, from what runtimes and NVIDIA's runtime do: the runtime
+injects what is in the CRI's field and behind `cdi.k8s.io/`, if it has CDI switched on; NVIDIA's
+runtime injects what a variable names, and what is behind a prefix of its own that its handler
+passes on, if it runs the pod.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from agent.doctor.cdi_checks import CHECKS
+from agent.doctor.check import diagnose
+from agent.doctor.facts import AgentFacts, Facts, Part, PluginFacts
+from tests.unit.doctor.test_checks import CONFIG, HEALTHY, RUNTIME, TOOLKIT
+
+CDI, NVIDIA = "cdi.k8s.io/", "nvidia.cdi.k8s.io/"
+STRATEGIES = ("envvar", "cdi-annotations", "cdi-cri", "cdi-annotations,cdi-cri", "envvar,cdi-cri")
+CELLS = [*itertools.product(STRATEGIES, (CDI, NVIDIA, "cdi.k8s.io"), (True, False), (True, False))]
+
+
+def node(strategy: str, prefix: str, native: bool, default: bool) -> Facts:
+    """A node that is like that, and whose NVIDIA runtime answers NVIDIA's prefix."""
+    plugin = PluginFacts(9, tuple(strategy.split(",")), prefix)
+    return replace(
+        HEALTHY,
+        runtime=Part(replace(RUNTIME, switch="true" if native else "false")),
+        config=Part(replace(CONFIG, default="nvidia" if default else "runc")),
+        toolkit=Part(replace(TOOLKIT, prefixes=(NVIDIA,))),
+        plugins=Part((plugin,)),
+        agent=Part(AgentFacts()),
+    )
+
+
+def times(strategy: str, prefix: str, native: bool, default: bool) -> int:
+    """How often a pod without a runtime class gets its device. Field and annotation of one device
+    count once for a runtime."""
+    asked = strategy.split(",")
+    annotated = "cdi-annotations" in asked
+    by_runtime = native and ("cdi-cri" in asked or (annotated and prefix == CDI))
+    by_annotation = default and annotated and prefix == NVIDIA
+    by_variable = default and "envvar" in asked
+    return by_runtime + (by_annotation or by_variable)
+
+
+@pytest.mark.parametrize(("strategy", "prefix", "native", "default"), CELLS)
+def test_pod_without_its_device_is_a_fault(
+    strategy: str, prefix: str, native: bool, default: bool
+) -> None:
+    """And a pod that gets it once is none; twice is worth a warning."""
+    found = diagnose(node(strategy, prefix, native, default), CHECKS).findings
+    of = {item.check.id: item.found.severity for item in found}
+    number = times(strategy, prefix, native, default)
+    if number == 0:
+        assert "fault" in (of.get("cdi-nobody"), of.get("cdi-off")), found
+    else:
+        assert of.get("cdi-nobody") != "fault", found
+    if number == 2 and "envvar" in strategy:
+        assert of.get("cdi-twice") == "warning", found
