@@ -15,6 +15,7 @@ import pytest
 
 from tests.cli import crio
 from tests.cli.cli_node import CliNode
+from tests.cli.hosted import HostedNode
 from tests.cli.test_doctor import base, head, replace, restart, table
 from tests.cli.test_doctor_nodes import crio_handler
 from tests.cli.test_doctor_nodes import head as any_head
@@ -280,3 +281,56 @@ def test_crio_set_up_by_hand_has_no_fault(place: Path) -> None:
         node.drop_in.write_text(crio_handler("nvidia", node.toolkit / _NVIDIA))
         node.restart()
         assert any_head(node).startswith("ok: no fault was found")
+
+
+def process(node: HostedNode, name: str, *env: str) -> None:
+    """A process of the host, as its /proc shows it."""
+    place = node.host / "proc/4001"
+    place.mkdir()
+    (place / "cmdline").write_bytes(f"/work/{name}\0".encode())
+    (place / "environ").write_bytes("".join(f"{word}\0" for word in env).encode())
+    (place / "stat").write_text(f"4001 (x) S {'1 ' * 30}")
+    (place / "status").write_text("Uid:\t0\t0\t0\t0\n")
+
+
+def _profile(node: HostedNode) -> None:
+    """And Ubuntu's own of nvidia-modprobe, which is no fault."""
+    path = node.host / "sys/kernel/security/apparmor/profiles"
+    path.parent.mkdir(parents=True)
+    path.write_text("nvidia_modprobe (enforce)\n/usr/bin/nvidia-cdi-hook (enforce)\n")
+
+
+def _dra(node: HostedNode) -> None:
+    (node.host / "var/lib/kubelet/plugins/gpu.nvidia.com").mkdir(parents=True)
+
+
+HOSTED: dict[str, tuple[Callable[[HostedNode], None], str, tuple[str, ...]]] = {
+    "AppArmor": (_profile, "2.1.9", ("AppArmor confines", "nvidia-cdi-hook", "aa-complain")),
+    "DRA without CDI": (_dra, "1.6.20", ("knows no CDI", "DRA driver", "upgrade the runtime")),
+    "DRA with CDI off": (_dra, "1.7.24", ("CDI is switched off", "enable_cdi = true")),
+    "NRI is off": (
+        lambda node: process(node, "nvidia-ctk-installer", "ENABLE_NRI_PLUGIN=true"),
+        "2.1.9", ("no NRI socket", "switch NRI on"),
+    ),
+    "strategy that nobody answers": (
+        lambda node: process(node, "nvidia-device-plugin", "DEVICE_LIST_STRATEGY=envvar"),
+        "2.1.9", ("by variable", "DEVICE_LIST_STRATEGY=cdi-cri"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTED)
+def test_first_three_lines_name_what_was_planted_on_the_host(place: Path, name: str) -> None:
+    """Of processes, of the kernel, of the kubelet's directories."""
+    plant, version, says = HOSTED[name]
+    with HostedNode(place, version) as node:
+        for path in ("bin/true", "usr/bin/runc"):
+            (node.host / path).parent.mkdir(parents=True, exist_ok=True)
+            (node.host / path).touch(0o755)
+        with node.config.open("a") as file:
+            file.write(base(node).replace(str(node.host), ""))
+        node.restart()
+        plant(node)
+        said = any_head(node)
+        for words in says:
+            assert words in said, said
