@@ -113,11 +113,11 @@ class ConfigFacts:
     table. `strays` are files in directories for drop-ins that nothing loads, each with whether it
     speaks of NVIDIA; `aside` are files of other names and places that do. `rendered` are files that
     a program writes anew: path, program, source. `unloaded` is a file that changed after the
-    process was started, and that it does not show; `reloaded` is one that it has only reloaded;
-    `dormant` is why the runtime, which runs, would not start on the files now. `hazard` is a file
-    of which it would end at a start, and why. `locked` is why the root file cannot be written.
-    `passes`: does a handler pass annotations with this prefix on? `hooks` are OCI hooks: file,
-    program, whether the program is there.
+    process was started, and of which it does not show all; `reloaded` is one that it has only
+    reloaded; `dormant` is why the runtime, which runs, would not start on the files now. `hazard`
+    is a file of which it would end at a start, and why. `locked` is why the root file cannot be
+    written. `passes`: does a handler pass annotations with this prefix on? `hooks` are OCI hooks:
+    file, program, whether the program is there.
     """
 
     root: str

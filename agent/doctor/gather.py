@@ -34,6 +34,7 @@ from agent.plan.propose import Proposal
 from agent.reports.node import Report
 from agent.runtimes import find, registry
 from agent.runtimes.base import ConfiguredRuntime, Runtime
+from agent.runtimes.config_file import ConfigFile
 from agent.state.store import Memory
 from agent.status import Publisher
 from agent.systemd.units import SystemdError
@@ -61,7 +62,9 @@ def gather(ctx: Context, report: Report) -> Facts:
             return look_config.config(host, there)
         unloaded = in_force.first_unloaded(report.memory, there, ctx.wall)
         reloaded = _reloaded(ctx, report.memory, there)
-        return look_config.config(host, there, unloaded, reloaded, start_failure())
+        if (failure := start_failure()) and unloaded is None:
+            unloaded = _changed(ctx, there)  # in what the runtime does not show
+        return look_config.config(host, there, unloaded, reloaded, failure)
 
     return Facts(
         machine=look_node.machine(settings, host, runtime),
@@ -139,6 +142,16 @@ def _garbled(settings: Settings, host: HostRoot, memory: Memory) -> str:
         why = item.fault.partition(";")[0]
         return f"cannot use {item.repair.path}: {why}; `toolkit-agent apply` writes it anew"
     return ""
+
+
+def _changed(ctx: Context, node: ConfiguredRuntime) -> ConfigFile | None:
+    """The first file that was changed after the runtime was started."""
+    running = node.runtime.process
+    if running is None:
+        return None
+    changed = (f for f in node.files
+               if process.changed_since_start(running, f.path.agent, ctx.wall))  # fmt: skip
+    return next(changed, None)
 
 
 def _reloaded(ctx: Context, memory: Memory, node: ConfiguredRuntime) -> str:
