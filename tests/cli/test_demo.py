@@ -56,7 +56,7 @@ def processes_of(place: Path) -> list[str]:
 def runs(argv: list[str], env: dict[str, str]) -> str:
     """The output of a demo that ended well and shows its steps in their order."""
     done = subprocess.run(
-        argv, env=env, capture_output=True, text=True, timeout=90, check=False, cwd="/"
+        argv, env=env, capture_output=True, text=True, timeout=240, check=False, cwd="/"
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
