@@ -55,10 +55,10 @@ conmonrs connect connectex connecting connection connections container container
 context control controlled controller convert copy core cpu cpuset cpusets create created creating
 creation cri crio criu crun ctr current daemon data date dates datetime dead deadline debug declare
 declared decode decoding default defaults defined delete denied dependency deprecated desc
-descriptor destructive details dev device devices devmapper dial digest digit digits dir directories
-directory dirs disable disabled discard disk dns document does doesn don downloads drop dump
-duplicate duplicated duration each early either element empty enable enabled encode encoding end
-ended endpoint engine entry env environment eof equal erofs err error errors escape escaped etc
+descriptor destructive details dev device devices devmapper dial did digest digit digits dir
+directories directory dirs disable disabled discard disk dns document does doesn don downloads drop
+dump duplicate duplicated duration each early either element empty enable enabled encode encoding
+end ended endpoint engine entry env environment eof equal erofs err error errors escape escaped etc
 event events exceeded exec executable execute exist existing exists exit exited expect expected
 expects failed failing failure failures false fatal feature features field fields fifo file files
 filesystem find first flag flags float float32 float64 for forbidden format found frame from fs full
@@ -66,43 +66,44 @@ function gc generate generation get getting gid global go goaway goroutine got g
 handler handlers handshake has hash have header hexadecimal hook hooks host hostname hosts http
 https hugetlb id identitytoken idle if ignore ignored ignoring image images immutable implemented
 import imports in include incompatible index infinite info information infra init initialize
-initialized initializing inline input inside install int int16 int32 int64 int8 integer integers
-interactive interface internal into introspection invalid invocation io ip ipv4 ipv6 irqbalance is
-isn isolate it its job jobs journalctl json k8 kata kernel key keys kind kubelet kubernetes label
-labels last layer layers leading lease leases least left length less level lib libexec library like
-limit line lines link linux list listen listener literal load loaded loading local location lock log
-logger logs long lookup lost lstat lz4 main make managed manager manually map marshal mask masked
-match matching max maximum may maybe memory message metadata method minimum mirror mirrors missing
-mix mkdir mode module monitor mount mounts mtls must mutate mutually name named names namespace
-namespaces native need needed needs nested network new newline next nil no node non none nor not
-nothing now nri null number numbers nvidia nvml object oci octal of off offline offset old on once
-one only oom open opencontainers opened opening operation opt option options or org os other out
-output overflow overlay overlayfs override overwrite own package panic parse parsed parser parsing
-part password path paths pattern pem permission permitted pid pids pigz ping pinned pinns pipe pivot
-pki place platform plugin plugins pod pointer policy polkit port positive preface prefix prepare
-present previous privileged problem proc process processor processors profile progress protocol
-provided proxy pull queued range rate rdt re reached read reader reading readlink reason receive
-received recursion recursive redefine refused register registered registry rejected reload remote
-remounted remove removed rename request require required requires reset resolve resolver resource
-resources response restart result retry return returned revert root rootless row rpc run runc
-running runsc runtime runtimes s sandbox sandboxed sandboxer sandboxes sbin scheme score seccomp
-section security see seen select self selinux send server service services set setting settings
-setup sha256 shadow share shim shm should shutdown shutting signal signature signed size skip
-skipping slice snapshot snapshots snapshotter snapshotters soci sock socket some source spaces spec
-special specification specified specify stargz start started starting starts stat state statement
-static status still stop stopped storage stored stream streaming strict strictly string strings
-struct structure subchannel subcommand success support supported symlink symlinks syntax sys syscall
-sysctl sysctls system systemctl systemd t table tables tag takes target task tasks tcp template
-temporarily text than that the their them then there these they this time timed timeout timeouts
-timer tls to tolerate tombstone toml too top tracing trailing transaction transfer transient
-translate transport trap tree true trusted try ttrpc two type typed types udp uid uint uint16 uint32
-uint64 uint8 ulimit ulimits unable unavailable unclosed undefined understood unescaped unexpected
-unicode unimplemented unit units unix unknown unlink unmarshal unmarshaling unmounted unpack
-unpacked unqualified unset unsigned unsupported until untrusted unused uri url usable usage use used
-user username using usr utf utf8 uuid v1 v2 v3 v4 valid validate validating validation value values
-var variable verifier version via volume wait waiting want warning was watch watching were when
-where whether which while whitespace will with within without word worker working workload would
-write writer writing wrong x x509 xeu yaml yes yet you your zero zfs zstd
+initialized initializing inject injection inline input inside install int int16 int32 int64 int8
+integer integers interactive interface internal into introspection invalid invocation io ip ipv4
+ipv6 irqbalance is isn isolate it its job jobs journalctl json k8 kata kernel key keys kind kubelet
+kubernetes label labels last layer layers leading lease leases least left length less level lib
+libexec library like limit line lines link linux list listen listener literal load loaded loading
+local location lock log logger logs long lookup lost lstat lz4 main make managed manager manually
+map marshal mask masked match matching max maximum may maybe memory message metadata method minimum
+mirror mirrors missing mix mkdir mode module monitor mount mounts mtls must mutate mutually name
+named names namespace namespaces native need needed needs nested network new newline next nil no
+node non none nor not nothing now nri null number numbers nvidia nvml object oci octal of off
+offline offset old on once one only oom open opencontainers opened opening operation opt option
+options or org os other out output overflow overlay overlayfs override overwrite own package panic
+parse parsed parser parsing part password path paths pattern pem permission permitted pid pids pigz
+ping pinned pinns pipe pivot pki place platform plugin plugins pod pointer policy polkit port
+positive preface prefix prepare present previous privileged problem proc process processor
+processors profile progress protocol provided proxy pull queued range rate rdt re reached read
+reader reading readlink reason receive received recursion recursive redefine refused register
+registered registry rejected reload remote remounted remove removed rename request require required
+requires reset resolve resolver resource resources response restart result retrieve retry return
+returned revert root rootless row rpc run runc running runsc runtime runtimes s sandbox sandboxed
+sandboxer sandboxes sbin scheme score seccomp section security see seen select self selinux send
+server service services set setting settings setup sha256 shadow share shim shm should shutdown
+shutting signal signature signed size skip skipping slice snapshot snapshots snapshotter
+snapshotters soci sock socket some source spaces spec special specification specified specify stargz
+start started starting starts stat state statement static status still stop stopped storage stored
+stream streaming strict strictly string strings struct structure subchannel subcommand success
+successfully support supported symlink symlinks syntax sys syscall sysctl sysctls system systemctl
+systemd t table tables tag takes target task tasks tcp template temporarily terminate text than that
+the their them then there these they this time timed timeout timeouts timer tls to tolerate
+tombstone toml too top tracing trailing transaction transfer transient translate transport trap tree
+true trusted try ttrpc two type typed types udp uid uint uint16 uint32 uint64 uint8 ulimit ulimits
+unable unavailable unclosed undefined understood unescaped unexpected unicode unimplemented unit
+units unix unknown unlink unmarshal unmarshaling unmounted unpack unpacked unqualified unresolvable
+unset unsigned unsupported until untrusted unused uri url usable usage use used user username using
+usr utf utf8 uuid v1 v2 v3 v4 valid validate validating validation value values var variable
+verifier version via volume wait waiting want warning was watch watching were when where whether
+which while whitespace will with within without word worker working workload would write writer
+writing wrong x x509 xeu yaml yes yet you your zero zfs zstd
 """
 
 

@@ -59,7 +59,8 @@ def text(found: Verification) -> str:
 
 
 def _proofs(found: Verification) -> Iterator[str]:
-    named = [(proof.handler or f"{found.default} (default)", proof) for proof in found.proofs]
+    default = f"{found.default} (default)".strip()
+    named = [(proof.handler or default, proof) for proof in found.proofs]
     width = max(len(name) for name, _ in named)
     for name, proof in named:
         yield f"{proof.verdict.result:<9}  {name:<{width}}  {proof.what}"
