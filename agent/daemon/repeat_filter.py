@@ -4,7 +4,8 @@ Each convergence of `run` is a process of its own. The lines that were logged ar
 a file without a name, whose descriptor the supervisor hands down to each child.
 
 Invariant: an event that reports an action is always logged; only events that report a state are
-held back. A file that cannot be read or written costs repeated lines, and nothing else.
+held back. A warning about a change has the transaction of that change, so that it is news with each
+change. A file that cannot be read or written costs repeated lines, and nothing else.
 """
 
 from __future__ import annotations

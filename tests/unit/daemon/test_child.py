@@ -16,6 +16,7 @@ from agent.daemon.child import Inherited
 from agent.decide import Evidence, Question, Switch, decide
 from agent.errors import AgentError, PutOff, Refused, RestartBudget, RollbackFailed, RolledBack
 from agent.host.paths import HostPath
+from agent.log import TransactionLog
 from agent.plan.context import Context
 from agent.plan.propose import Proposal
 from agent.runtimes.base import Endpoint, Runtime
@@ -110,6 +111,18 @@ def test_warning_is_said_once_in_ten_minutes(run: Child) -> None:
     events = run.log.events()
     assert events.count("warning of the plan") == 2
     assert events.count("runtime restarted") == 2
+
+
+def test_warning_about_a_change_is_said_for_each_change(run: Child) -> None:
+    """The same cause again, but of another change."""
+    for transaction in ("0a", "0b", "0b"):
+
+        def warns(ctx: Context, transaction: str = transaction) -> None:
+            TransactionLog(ctx.log, transaction).warning("change not proven", reason="it died")
+            fails()
+
+        run.work(warns)
+    assert run.log.events().count("change not proven") == 2
 
 
 def test_restart_that_is_put_off_is_no_failure(run: Child) -> None:
