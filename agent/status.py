@@ -26,6 +26,8 @@ VERSION = 1
 READY = "toolkit-ready"
 TWIN = ".toolkit-ctr-ready"
 ERROR = ".toolkit-ctr-error"
+# The end of the error for a missing file.
+NOT_PUBLISHED = "no decision is published yet"
 
 _FORBIDDEN = re.compile(r"[^A-Za-z0-9_./:,@%+=-]")
 _LINE = re.compile(r"[A-Z_][A-Z0-9_]*=[A-Za-z0-9_./:,@%+=-]*")
@@ -290,7 +292,7 @@ def read_valid(host: HostRoot, directory: str, boot_id: str) -> dict[str, str]:
     path = os.path.join(directory, TWIN)
     found = _read(host, directory, TWIN)
     if found is None:
-        raise Refused(f"cannot read {path}: it is not there (yet)")
+        raise Refused(f"cannot read {path}: {NOT_PUBLISHED}")
     values = parse(found.data, path)
     version = values.get("TOOLKIT_STATUS_VERSION", "")
     if not version.isdigit() or len(version) > 9 or int(version) > VERSION:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from agent.doctor.check import Check, Found, Severity
 from agent.doctor.facts import Facts
 from agent.doctor.runtime_checks import split
+from agent.status import NOT_PUBLISHED
 
 
 def _driver(facts: Facts) -> Iterator[Found]:
@@ -88,7 +89,7 @@ def _drift(facts: Facts) -> Iterator[Found]:
 
 def _stale(facts: Facts) -> Iterator[Found]:
     agent = facts.agent.get()
-    if agent.not_published and not agent.not_published.endswith("it is not there (yet)"):
+    if agent.not_published and not agent.not_published.endswith(NOT_PUBLISHED):
         text, remedy = split(agent.not_published)
         yield Found("fault" if agent.managed else "warning", text, remedy=remedy)
     elif agent.barrier:
@@ -98,7 +99,7 @@ def _stale(facts: Facts) -> Iterator[Found]:
 
 def _unpublished(facts: Facts) -> Iterator[Found]:
     agent = facts.agent.get()
-    if agent.managed and agent.not_published.endswith("it is not there (yet)"):
+    if agent.managed and agent.not_published.endswith(NOT_PUBLISHED):
         text = "the agent changed this node, and no decision is published"
         yield Found("fault", text, (agent.not_published,))
     elif not agent.managed:
@@ -159,13 +160,13 @@ CHECKS = (
         "`toolkit-agent apply` makes them, and `nvidia-modprobe -u -c=0` too", _nodes,
     ),
     Check(
-        "agent-refuses", "apply has nothing in its way",
+        "agent-refuses", "Nothing prevents `apply`",
         "The agent leaves the node as it is.",
         "do what the error says", _refuses,
     ),
     Check(
-        "status-stale", "The status file can be believed",
-        "Device plugins that wait for it wait on, or use a decision of before.",
+        "status-stale", "The status file is valid",
+        "Device plugins that wait for it do not start, or use an outdated decision.",
         "`toolkit-agent apply` writes it anew", _stale,
     ),
     Check(

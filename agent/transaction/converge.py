@@ -304,7 +304,7 @@ def publish_failure(publisher: Publisher, log: Log, error: AgentError) -> None:
             publisher.withdraw()
         publisher.publish_error(error)
     except Refused as second:
-        log.warning("failure not told", reason=second.message)
+        log.warning("failure not published", reason=second.message)
 
 
 def _memory_after(memory: Memory, proposal: Proposal, *, refused_cdi: bool) -> Memory:

@@ -166,7 +166,7 @@ def test_damaged_original_is_refused_before_the_revert(node: CliNode) -> None:
 
 def test_wait_believes_no_status_that_others_can_write(node: CliNode) -> None:
     """`wait` believes no file that others can write, and no other one than today's."""
-    fails(node.agent("wait", "--timeout=0.1"), 1, "not there")
+    fails(node.agent("wait", "--timeout=0.1"), 1, "no decision is published")
     checks.done(node.agent("apply"))
     checks.done(node.agent("wait", "--timeout=0.1"))
     twin = node.validations / statusfile.TWIN

@@ -46,7 +46,7 @@ def _edit(old: bytes, new: bytes) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("spoil", "cause"),
     [
-        (Path.unlink, "it is not there"),
+        (Path.unlink, "no decision is published yet"),
         (_edit(BOOT.encode(), b"another"), "before this boot"),
         (_edit(b"VERSION=1\n", b"VERSION=2\n"), "version 2"),
         (_edit(b"VERSION=1\n", b"VERSION=x\n"), "version x"),
@@ -128,6 +128,6 @@ def test_wait_skips_what_may_not_be_believed(ours: Publisher, directory: Path) -
 def test_wait_gives_up_in_time_with_the_last_reason(timeout: float, directory: Path) -> None:
     """Neither early nor late."""
     clock = Clock()
-    with pytest.raises(Refused, match=r"^cannot read .*not there"):
+    with pytest.raises(Refused, match=r"^cannot read .*no decision is published"):
         status.wait(HOST, str(directory), BOOT, timeout, clock, clock.sleep)
     assert timeout <= clock.now <= timeout + 0.01

@@ -2,7 +2,7 @@
 
 A question to NVML has effects: it wakes GPUs that nothing else uses (seconds each, without
 nvidia-persistenced), makes missing device nodes, and hangs if the driver hangs. So NVML is asked
-if the node is to be made right (`apply`, the start of `run`, its interval, SIGHUP); otherwise,
+when the node is to be configured (`apply`, the start of `run`, its interval, SIGHUP). Otherwise,
 also by `plan` and `status`, only if the kernel shows other GPUs or MIG devices than at the last
 answer.
 

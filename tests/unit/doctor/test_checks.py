@@ -31,6 +31,7 @@ from agent.doctor.facts import (
     UnitFacts,
 )
 from agent.doctor.table import CHECKS
+from agent.status import NOT_PUBLISHED
 
 DIRS = ("/etc/cdi", "/var/run/cdi")
 NVIDIA = "/usr/local/nvidia/toolkit/nvidia-container-runtime"
@@ -272,7 +273,7 @@ CASES = [
          "no toolkit"),
     Case("status-stale", changed("agent", not_published="cannot trust f: old boot"), "fault",
          "old boot"),
-    Case("status-missing", changed("agent", not_published="f: it is not there (yet)"), "fault",
+    Case("status-missing", changed("agent", not_published=f"f: {NOT_PUBLISHED}"), "fault",
          "no decision"),
     Case("status-missing", changed("agent", managed=False), "info", "never"),
     Case("agent-drift", changed("agent", drift=("a is missing",)), "warning", "a is missing"),
