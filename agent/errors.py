@@ -34,8 +34,8 @@ from agent.redaction import redact_text
 EXIT_CODES = {
     0: "done, or nothing to do; or files are written and the restart is left to you "
     "(--restart-mode=none)",
-    1: "plan: there are changes; status, wait: not ready; doctor: a fault; verify: a proof "
-    "failed; cdi validate: a finding; any command: stdout is closed or full",
+    1: "plan: there are changes, or apply would refuse; status, wait: not ready; doctor: a fault; "
+    "verify: a proof failed; cdi validate: a finding; any command: stdout is closed or full",
     2: "an option or an environment variable is not valid",
     3: "refused; nothing was touched; verify: something could not be tried",
     4: "the runtime does not answer on its CRI socket",

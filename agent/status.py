@@ -302,6 +302,23 @@ def read_valid(host: HostRoot, directory: str, boot_id: str) -> dict[str, str]:
     return values
 
 
+def read_error(host: HostRoot, directory: str) -> str | None:
+    """The published reason of the last failure, as a person can read it; None where there is none,
+    and for a file that others can write to."""
+    try:
+        found = _read(host, directory, ERROR)
+        values = parse(found.data, ERROR) if found else {}
+    except Refused:
+        return None
+    return readable(values["TOOLKIT_ERROR_REASON"]) if "TOOLKIT_ERROR_REASON" in values else None
+
+
+def readable(reason: str) -> str:
+    """A reason from the file of an error, in which underscores stand for spaces and the like.
+    Another text becomes comparable with it."""
+    return _FORBIDDEN.sub(" ", reason).replace("_", " ")
+
+
 def wait(
     host: HostRoot,
     directory: str,

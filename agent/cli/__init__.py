@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NoReturn
 
 import click
@@ -34,7 +36,8 @@ from agent.errors import AgentError, Locked, Refused
 from agent.redaction import redact_text
 
 if TYPE_CHECKING:
-    from agent.log import StderrLog
+    from agent.cli.render.plan import Diffs
+    from agent.log import Log, StderrLog
     from agent.options.settings import Entry, Settings
     from agent.plan.context import Context
 
@@ -53,24 +56,33 @@ def cli() -> None:
 
 
 @cli.command(cls=Command, short_help="Show what would be done, and why; change nothing.")
+@click.option(
+    "--diff", "diffs", type=click.Choice(["all", "config", "none"]), default="config",
+    metavar="all|config|none", show_default=True,
+    help="Files that are shown as a diff; config: the runtime's.",
+)  # fmt: skip
 @output_option
-def plan(output: str, **given: str | None) -> None:
-    """Show the decision with its evidence, the diff of every file, and restarts. Writes nothing.
+def plan(output: str, diffs: Diffs, **given: str | None) -> None:
+    """Show the decision, what apply would do, and the diff of the files. Writes nothing.
 
-    The exit code is 1 where there is something to change.
+    It also says why apply would refuse. The exit code is 1 where there is something to change, and
+    where apply would refuse.
     """
-    _plan(output, given)
+    _plan(output, given, diffs)
 
 
-def _plan(output: str, given: dict[str, str | None]) -> None:
+def _plan(output: str, given: dict[str, str | None], diffs: Diffs = "config") -> None:
+    from functools import partial
+
     from agent.cli.render import plan as render_plan
-    from agent.plan.observe import observe
-    from agent.plan.propose import propose
-    from agent.state.store import current_memory
+    from agent.plan.context import reading_context, state_refusal
+    from agent.plan.propose import preview
 
-    ctx = _context(given)
-    proposal = propose(ctx, observe(ctx.settings, ctx.host, current_memory(ctx.store)))
-    emit(output, proposal, render_plan.text, "Plan", render_plan.data)
+    settings = settings_of(given)
+    with _progress(settings, "looking at the node and trying the change") as log:
+        ctx = reading_context(settings, log)
+        proposal = preview(ctx, state_refusal(settings, ctx.host))
+    emit(output, proposal, partial(render_plan.text, diffs=diffs), "Plan", render_plan.data)
     if not proposal.nothing_to_do:
         raise SystemExit(1)
 
@@ -87,13 +99,16 @@ def apply(
     from dataclasses import replace
 
     from agent.cli.render import apply as render_apply
+    from agent.plan.context import open_context
     from agent.transaction.converge import converge
 
     if dry_run:
         _plan(output, given)
         return
-    ctx = replace(_writing_context(given), refresh=True, retry=retry)
-    outcome = with_lock(ctx, wait_lock, lambda: converge(ctx))
+    settings = settings_of(given)
+    with _progress(settings, "looking at the node and trying the change") as log:
+        ctx = replace(_writing(open_context(settings, log)), refresh=True, retry=retry)
+        outcome = with_lock(ctx, wait_lock, lambda: converge(ctx))
     emit(output, outcome, render_apply.outcome_text, "Outcome", render_apply.outcome_data)
 
 
@@ -126,19 +141,49 @@ def converge_child(
     raise SystemExit(child.work(ctx, inherited))
 
 
-@cli.command(cls=Command, short_help="Show what is: runtime, CDI, handlers, files, drift.")
+@cli.command(cls=Command, short_help="Show what is wrong, and what is: runtime, CDI, files.")
+@click.option("-w", "--watch", "watching", is_flag=True, help="Show it again and again.")
+@click.option("--wait", "waiting", is_flag=True, help="Wait until the node is ready.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Give up --wait after this time. [default: never]",
+)
 @output_option
-def status(output: str, **given: str | None) -> None:
-    """Show runtime, CDI, handlers, files, status file, drift and the last transaction.
+def status(
+    output: str, *, watching: bool, waiting: bool, timeout: float | None, **given: str | None
+) -> None:
+    """Show what is wrong with this node, then its runtime, handlers, CDI, files and status file.
 
     The exit code is 1 where the node is not ready.
     """
-    from agent.cli.render import status as render_status
-    from agent.reports.node import report
+    import time
 
-    found = report(_context(given))
-    emit(output, found, render_status.text, "Status", render_status.data)
-    if not found.ready:
+    from agent.cli import watch
+    from agent.cli.render import status as render_status
+    from agent.plan.context import reading_context
+    from agent.reports.node import Report, report
+
+    settings = settings_of(given)
+
+    def look() -> Report:
+        return report(reading_context(settings, log))
+
+    def show(found: Report) -> None:
+        if watching:
+            click.clear()  # on a terminal only
+        emit(output, found, render_status.text, "Status", render_status.data)
+        sys.stdout.flush()
+
+    words = "waiting until the node is ready" if waiting else "looking at the node"
+    with _progress(settings, words) as log:
+        found = watch.until_ready(look, timeout if waiting else 0, time.monotonic, time.sleep)
+    show(found)
+    if watching:
+        with contextlib.suppress(KeyboardInterrupt):
+            watch.for_ever(look, show, time.monotonic, time.sleep)
+    elif not found.ready:
         raise SystemExit(1)
 
 
@@ -156,17 +201,20 @@ def doctor(output: str, bundle: str | None, **given: str | None) -> None:
     Works on nodes that other tools configured, too. It changes nothing. The exit code is 1 where
     there is a fault.
     """
+    from agent.cli import progress
     from agent.cli.render import doctor as render_doctor
     from agent.doctor.check import diagnose
     from agent.doctor.gather import gather
     from agent.doctor.table import CHECKS
+    from agent.log import Silent
     from agent.plan.context import reading_context
     from agent.reports.node import report
 
     settings = settings_of(given)
     ctx = reading_context(settings, _log(settings))
-    seen = report(ctx)
-    found = diagnose(gather(ctx, seen), CHECKS)
+    with progress.shown(Silent(), "looking at the node"):
+        seen = report(ctx)
+        found = diagnose(gather(ctx, seen), CHECKS)
     if bundle:
         from agent.cli import bundle as archive
 
@@ -190,10 +238,15 @@ def revert(
 ) -> None:  # fmt: skip
     """Put the original files back, restart the runtime on them and prove it."""
     from agent.cli.render import apply as render_apply
+    from agent.plan.context import open_context
     from agent.transaction.revert import revert as undo
 
-    ctx = _writing_context(given)
-    done = with_lock(ctx, wait_lock, lambda: undo(ctx, keep_edits=keep_edits, toolkit=and_toolkit))
+    settings = settings_of(given)
+    with _progress(settings, "looking at the node") as log:
+        ctx = _writing(open_context(settings, log))
+        done = with_lock(
+            ctx, wait_lock, lambda: undo(ctx, keep_edits=keep_edits, toolkit=and_toolkit)
+        )
     emit(output, done, render_apply.reverted_text, "Reverted", render_apply.reverted_data)
 
 
@@ -220,9 +273,11 @@ def wait(timeout: float | None, **given: str | None) -> None:
     host = open_host_root(settings.host_root, [settings.status_dir])
     directory = trust.system_name(host, settings.status_dir)
     try:
-        values = contract.wait(host, directory, boot_id(), timeout, time.monotonic, time.sleep)
+        with _progress(settings, "waiting for the decision"):
+            values = contract.wait(host, directory, boot_id(), timeout, time.monotonic, time.sleep)
     except AgentError as error:
-        click.echo(error.message, err=True)
+        last = contract.read_error(host, directory)
+        click.echo(error.message + (f"; the last failure: {last}" if last else ""), err=True)
         raise SystemExit(1) from error
     click.echo("".join(f"{key}={value}\n" for key, value in values.items()), nl=False)
 
@@ -253,21 +308,36 @@ cli.add_command(about.completion)
 def _context(
     given: dict[str, str | None], entry: Entry = "toolkit-agent", *, warn: bool = True
 ) -> Context:
-    """The context of a command; `warn`: log the warnings of the options."""
+    """The context of a command that writes a log; `warn`: log the warnings of the options."""
     from agent.plan.context import open_context
 
     settings = settings_of(given, entry)
     log = _log(settings)
-    for text in settings.warnings if warn else ():
-        log.warning("warning of the options", text=text)
+    if warn:
+        _warn_of_options(settings, log)
     return open_context(settings, log)
 
 
-def _writing_context(given: dict[str, str | None], entry: Entry = "toolkit-agent") -> Context:
+@contextlib.contextmanager
+def _progress(settings: Settings, words: str) -> Iterator[Log]:
+    """The log of a command that shows its result at the end; `words` are its first step."""
+    from agent.cli import progress
+
+    log = _log(settings)
+    _warn_of_options(settings, log)
+    with progress.shown(log, words, debug=settings.debug) as shown:
+        yield shown
+
+
+def _warn_of_options(settings: Settings, log: Log) -> None:
+    for text in settings.warnings:
+        log.warning("warning of the options", text=text)
+
+
+def _writing(ctx: Context) -> Context:
     """The context of a command that changes the node. Raises Refused where this user cannot."""
     from agent.host import trees
 
-    ctx = _context(given, entry)
     if os.geteuid() != 0 and not trees.is_writable(ctx.store.directory):
         raise Refused(
             "cannot change this node: only root can read the runtime's process, write its "
@@ -304,7 +374,7 @@ def _run_until_stopped(given: dict[str, str | None], entry: Entry) -> None:
 
     from agent.transaction.converge import converge, publish_failure
 
-    ctx = _writing_context(given, entry)
+    ctx = _writing(_context(given, entry))
     from agent.daemon import pid_file
     from agent.daemon.start import become_supervisor
     from agent.daemon.summary import success_fields

@@ -8,11 +8,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import click
 
 from agent import __version__
 from agent.cli.base import Command, emit, output_option
+
+if TYPE_CHECKING:
+    from agent.cli.render.base import Screen
 
 CRI_API = "runtime.v1"
 SHELLS = ("bash", "zsh", "fish")
@@ -41,7 +45,7 @@ def versions() -> Mapping[str, str]:
     }
 
 
-def _text(found: Mapping[str, str]) -> str:
+def _text(found: Mapping[str, str], _: Screen) -> str:
     return "\n".join(f"{name + ':':<10} {value}" for name, value in found.items())
 
 

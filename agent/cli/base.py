@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from agent.cli.terminal import screen
 from agent.errors import AgentError, Locked, UsageError
 from agent.options.option import FALSE, TRUE
 from agent.redaction import redact_text
@@ -23,11 +24,14 @@ from agent.redaction import redact_text
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from agent.cli.render.base import Screen
     from agent.options.option import Option, Topic
     from agent.options.settings import Entry, Settings
     from agent.plan.context import Context
 
 _Result = TypeVar("_Result")
+_Command = TypeVar("_Command")
+_COLOR = "agent.color"  # the key of --color among what click keeps for a command
 
 _LOCK_POLL = 0.5  # seconds between two tries to take the lock
 _EVER = "for ever"  # a duration without an end
@@ -239,10 +243,23 @@ def usage_error(error: click.ClickException, name: str) -> AgentError:
     return UsageError(f"cannot use the command line: {text}{end} See {path} --help.")
 
 
-output_option = click.option(
-    "-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table",
-    metavar="table|json|yaml", show_default=True, help="How to show the result.",
-)  # fmt: skip
+def output_option(command: _Command, forms: Sequence[str] = ()) -> _Command:
+    """Give a command the options about what it prints; `forms` are further choices of --output."""
+    choices = ["table", *forms, "json", "yaml"]
+    output = click.option(
+        "-o", "--output", type=click.Choice(choices), default="table",
+        metavar="|".join(choices), show_default=True, help="How to show the result.",
+    )  # fmt: skip
+    color = click.option(
+        "--color", type=click.Choice(["auto", "always", "never"]), default="auto",
+        metavar="auto|always|never", show_default=True, expose_value=False,
+        callback=_remember_color, help="Colours; auto: on a terminal, unless NO_COLOR is set.",
+    )  # fmt: skip
+    return output(color(command))  # type: ignore[type-var]
+
+
+def _remember_color(ctx: click.Context, _: click.Parameter, value: str) -> None:
+    ctx.meta[_COLOR] = value
 
 
 def settings_of(given: dict[str, str | None], entry: Entry = "toolkit-agent") -> Settings:
@@ -253,12 +270,13 @@ def settings_of(given: dict[str, str | None], entry: Entry = "toolkit-agent") ->
 
 
 def emit(
-    output: str, result: _Result, text: Callable[[_Result], str], kind: str,
+    output: str, result: _Result, text: Callable[[_Result, Screen], str], kind: str,
     data: Callable[[_Result], dict[str, Any]],
 ) -> None:  # fmt: skip
     """Print a result in the form that `output` names: as a text, or as a document of a kind."""
-    if output == "table":
-        click.echo(redact_text(text(result)))
+    if output not in ("json", "yaml"):
+        shown = screen(click.get_current_context().meta[_COLOR])
+        click.echo(redact_text(text(result, shown)), color=shown.color)
     else:
         from agent.cli.render.base import document
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -75,7 +76,7 @@ def generate(**given: str | None) -> None:
 @cdi.command(
     "list", cls=Command, short_help="List every device, and whether a container can have it."
 )
-@output_option
+@partial(output_option, forms=("wide", "name"))
 def list_devices(output: str, **given: str | None) -> None:
     """List every device of every spec on the node, and whether a container can have it."""
     from agent.cli.render import cdi as render_cdi
@@ -84,7 +85,9 @@ def list_devices(output: str, **given: str | None) -> None:
 
     settings = settings_of(given)
     found = specs.inventory(settings, open_host(settings))
-    emit(output, found, render_cdi.list_text, "CDIDevices", render_cdi.list_data)
+    texts = {"name": render_cdi.name_text, "wide": render_cdi.wide_text}
+    text = texts.get(output, render_cdi.list_text)
+    emit(output, found, text, "CDIDevices", render_cdi.list_data)
 
 
 @cdi.command(cls=Command, short_help="Tell all that a runtime would choke on.")

@@ -17,10 +17,14 @@ def verify(output: str, **given: str | None) -> None:
     It runs a pod of its own under the default handler and each of ours, from the sandbox image that
     is on the node, and removes it. Exit: 0 proven, 1 a proof failed, 3 could not be tried.
     """
+    from agent.cli import progress
     from agent.cli.render import verify as render_verify
+    from agent.log import Silent
     from agent.plan.context import reading_context
     from agent.verify.verify import verify as prove
 
-    found = prove(reading_context(settings_of(given)))
+    settings = settings_of(given)
+    with progress.shown(Silent(), "running a pod under each handler"):
+        found = prove(reading_context(settings))
     emit(output, found, render_verify.text, "Verification", render_verify.data)
     raise SystemExit(_EXIT_CODES[found.result])

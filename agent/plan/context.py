@@ -179,8 +179,20 @@ def reading_context(settings: Settings, log: Log | None = None) -> Context:
     """The context of a run that only reads: the state is where there is some, and nothing has to be
     writable. Raises UsageError or Refused."""
     host = open_host(settings)
-    places, used = _state_places(settings, host)
+    try:
+        places, used = _state_places(settings, host)
+    except Refused:  # of the other place; the state itself is judged where it is read
+        places, used = {settings.state_dir: host.resolve(settings.state_dir)}, ()
     return context(settings, host, next(iter(used or places)), log)
+
+
+def state_refusal(settings: Settings, host: HostRoot) -> Refused | None:
+    """Why no change can be made here: there is no place for the state. None where there is one."""
+    try:
+        _state_directory(settings, host)
+    except Refused as error:
+        return error
+    return None
 
 
 def context(settings: Settings, host: HostRoot, state: str, log: Log | None = None) -> Context:

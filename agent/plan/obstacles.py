@@ -120,9 +120,8 @@ def _state(store: Store, changes: tuple[Change, ...]) -> Iterator[_Demand]:
     directory = store.directory
 
     def refused(path: str) -> Callable[[str], AgentError]:
-        return lambda why: Refused(
-            f"cannot write {path}: {why}; give another state directory with --state-dir"
-        )
+        other = "; give another state directory with --state-dir" if os.geteuid() == 0 else ""
+        return lambda why: Refused(f"cannot write {path}: {why}{other}")
 
     for name in _STATE:
         path = os.path.join(directory, name)

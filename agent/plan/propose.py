@@ -6,6 +6,7 @@ made from one observation.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from agent.options.settings import Settings
 from agent.plan import in_force, obstacles, own_specs, pod_guard, toolkit_users
 from agent.plan.candidate import known_failure, loaded_digest
 from agent.plan.context import Context, StartTrial
-from agent.plan.observe import Observation
+from agent.plan.observe import Observation, observe
 from agent.plan.toolkit_users import ChangedNode, MovedToolkit
 from agent.runtimes import find, low_level, registry
 from agent.runtimes.base import CannotSwitch, ConfiguredRuntime, EditRequest, Edits, Runtime
@@ -34,7 +35,7 @@ from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.desired_state import Desired
 from agent.runtimes.preflight import Candidate, Preflight
 from agent.runtimes.restart import Restart
-from agent.state.store import Memory, Store
+from agent.state.store import Memory, Store, current_memory
 from agent.status import Publisher, is_publishable
 from agent.toolkit import device_nodes, install, programs
 from agent.toolkit.device_nodes import MissingNode
@@ -118,12 +119,19 @@ class Proposal:
         return self.blocked or next((found for found in problems if found is not None), None)
 
     @property
+    def refusals(self) -> tuple[AgentError, ...]:
+        """Every reason for which an apply refuses. A driver may be found once its device nodes are
+        there."""
+        problem = self.spec.problem if self.spec and not self.nodes else None
+        found = (self.blocked, self.toolkit.problem if self.toolkit else None, problem)
+        return tuple(error for error in found if error is not None)
+
+    @property
     def nothing_to_do(self) -> bool:
         """Is there nothing to write, nothing to restart and no obstacle?"""
-        possible = self.spec is None or self.spec.problem is None
         installed = self.toolkit is None or self.toolkit.right
         return (
-            possible
+            self.refusal is None
             and installed
             and not self.nodes
             and not self.changes
@@ -202,6 +210,47 @@ def propose(ctx: Context, seen: Observation, *, may_enable: bool | None = None) 
     if (blocked := _unwritable(host, ctx.store, ctx.publisher, proposal)) is None:
         return proposal
     return replace(proposal, blocked=blocked, warnings=(*proposal.warnings, *_refusals(blocked)))
+
+
+def preview(ctx: Context, obstacle: AgentError | None = None) -> Proposal:
+    """The proposal for a person. Where no change can be planned, it has the decision and the
+    reason. `obstacle` is a reason of the caller's. Raises Unreachable, and Refused where the
+    runtime cannot even be asked."""
+    memory = Memory()
+    try:
+        memory = current_memory(ctx.store)
+        proposal = propose(ctx, observe(ctx.settings, ctx.host, memory))
+    except Refused as error:
+        return _decision_only(ctx, memory, obstacle or error)
+    if obstacle is None:
+        return proposal
+    warnings = (*proposal.warnings, *_refusals(obstacle))
+    return replace(proposal, blocked=obstacle, warnings=warnings)
+
+
+def _decision_only(ctx: Context, memory: Memory, refusal: AgentError) -> Proposal:
+    """The proposal that changes nothing because of a refusal."""
+    settings, host = ctx.settings, ctx.host
+    runtime = find.find_runtime(settings, host)
+    adapter = registry.adapter(runtime.kind)
+    evidence = adapter.evidence(runtime.answer)
+    if not settings.no_runtime_config:
+        with contextlib.suppress(Refused):
+            evidence = adapter.look(settings, host, runtime, {}).evidence(host)
+    decision = _decide(
+        settings, runtime, evidence, enabled_by_agent=memory.enabled_cdi,
+        may_enable=settings.may_enable_cdi,
+    )  # fmt: skip
+    decided = Proposal(runtime, None, decision, decision.warnings, blocked=refusal)
+    spec = _specs(
+        settings, host, KnownGpus(ctx.store, host, ctx.boot_id, refresh=False), decided, None
+    )
+    problem = spec.problem if spec else None
+    return replace(
+        decided,
+        warnings=(*decided.warnings, *_refusals(refusal), *_refusals(problem)),
+        spec=replace(spec, changes=()) if spec else None,
+    )
 
 
 def _toolkit(

@@ -18,8 +18,7 @@ from agent.host.paths import HostRoot
 from agent.options.settings import Settings
 from agent.plan import own_specs
 from agent.plan.context import Context
-from agent.plan.observe import observe
-from agent.plan.propose import Proposal, propose
+from agent.plan.propose import Proposal, preview
 from agent.plan.published import facts
 from agent.reports.left_over import LeftOver, left_over
 from agent.runtimes import registry
@@ -29,19 +28,22 @@ from agent.state.store import TIDYING, Memory, Original
 from agent.status import Publisher
 from agent.toolkit.tree import CONFIG
 
+OUT_OF_DATE = "the published decision is out of date"
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
     """The state of a node. `problem` is the error because of which other parts are missing. `ready`
     means that the published decision is valid and up to date. `default` and `handlers` are those
-    that the running runtime shows. `specs` are the CDI specs on disk. `memory` is what is
-    remembered, empty where it cannot be read."""
+    that the running runtime shows. `specs` are the CDI specs on disk. `error` is the published
+    reason of the last failure. `memory` is what is remembered, empty where it cannot be read."""
 
     ready: bool
     proposal: Proposal | None
     problem: AgentError | None
     published: dict[str, str]
     not_published: str | None
+    error: str | None
     files: tuple[tuple[str, bool, str], ...]
     unfinished: str | None
     failed: str | None
@@ -63,8 +65,8 @@ def report(ctx: Context) -> Report:
         if journal is not None and journal.stage != TIDYING:
             unfinished = f"{journal.purpose} ({journal.stage})"
         failed = next((item.reason for item in reversed(ctx.store.failures().values())), None)
-        proposal = propose(ctx, observe(ctx.settings, ctx.host, memory))
-        problem = proposal.refusal
+        proposal = preview(ctx)
+        problem = next(iter(proposal.refusals), None)
     except AgentError as error:
         problem = error
     drift: list[str] = []
@@ -79,7 +81,7 @@ def report(ctx: Context) -> Report:
     if proposal is not None and published:
         now = dict(status.lines(facts(ctx.settings, ctx.host, proposal), ctx.boot_id, ctx.wall()))
         if now["TOOLKIT_CONFIG_HASH"] != published.get("TOOLKIT_CONFIG_HASH"):
-            drift.append("the published decision is out of date")
+            drift.append(OUT_OF_DATE)
     touched = tuple(
         (
             name,
@@ -92,8 +94,10 @@ def report(ctx: Context) -> Report:
     ready = bool(published) and problem is None and not drift and unfinished is None
     default, handlers = registry.shown(proposal.runtime.answer) if proposal else (None, ())
     return Report(
-        ready, proposal, problem, published, missing, touched, unfinished, failed, tuple(drift),
-        default, tuple(handlers), _on_disk(proposal.spec) if proposal and proposal.spec else (),
+        ready, proposal, problem, published, missing,
+        status.read_error(ctx.host, ctx.publisher.directory), touched, unfinished, failed,
+        tuple(drift), default, tuple(handlers),
+        _on_disk(proposal.spec) if proposal and proposal.spec else (),
         _left_over(ctx.settings, ctx.host, proposal, memory), memory,
     )  # fmt: skip
 

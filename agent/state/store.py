@@ -199,7 +199,8 @@ class Store:
             files.make_directories(self.path("originals"), 0o700)
         except (OSError, Refused) as error:
             why = f"cannot {purpose}: {reason(error)}" if isinstance(error, OSError) else str(error)
-            raise Refused(f"{why}; or give another one with --state-dir") from error
+            other = "; or give another one with --state-dir" if os.geteuid() == 0 else ""
+            raise Refused(f"{why}{other}") from error
 
     def take_lock(self) -> int:
         """Take the lock of the node, in the directory, which is made if it is missing. Gives the

@@ -99,11 +99,12 @@ class CliNode(AgentNode, DoubleNode):
 @dataclass(frozen=True)
 class Refusal:
     """How a command has to end: the exit code, what the line names, and the code that is told
-    beside `toolkit-ready` (None where nothing can be told there)."""
+    beside `toolkit-ready` (None where nothing can be told there). `early`: a plan fails, too."""
 
     code: int
     names: str
     told: str | None = "REFUSED"
+    early: bool = False
 
 
 def fails(result: subprocess.CompletedProcess[str], code: int, *names: str) -> None:
@@ -116,6 +117,17 @@ def fails(result: subprocess.CompletedProcess[str], code: int, *names: str) -> N
     assert len(lines) == 1, checks.said(result)
     for name in names:
         assert name in lines[0], checks.said(result)
+
+
+def is_refused(
+    command: str, result: subprocess.CompletedProcess[str], code: int, *names: str
+) -> None:
+    """The command fails; a plan shows why `apply` would refuse."""
+    if command == "plan" and code == 3:
+        for name in names:
+            checks.foresees(result, name)
+    else:
+        fails(result, code, *names)
 
 
 def error_of(line: str) -> str:
@@ -143,7 +155,7 @@ def refuses(
     pid, starts = node.supervisor.pid, node.supervisor.starts
     for command in commands:
         result = node.agent(command, *options, env=env, prefix=prefix)
-        fails(result, refusal.code, refusal.names)
+        is_refused("" if refusal.early else command, result, refusal.code, refusal.names)
         assert touched(before, node.tree()) == [], checks.said(result)
         assert node.ready() == ready
         if command == "apply" and refusal.told:

@@ -71,10 +71,16 @@ def test_list_shows_the_same_in_every_form(root: Path) -> None:
         ("nvidia.com/gpu=gpu0", "/var/run/cdi/nvidia.yaml", "nvidia-cdi-refresh", "resolvable"),
     ]
     assert [d["resolvable"] for d in found["devices"]] == [False, True, True]
-    table = run(root, "list").stdout.splitlines()
+    table = run(root, "list", "-o", "wide").stdout.splitlines()
     assert table[0].split() == ["DEVICE", "RESOLVABLE", "WRITER", "FILE", "WHY"]
     assert "shadowed: /var/run/cdi/a.yaml defines it too, and wins" in table[1]
     assert "neither YAML nor JSON" in next(line for line in table if "bad.json" in line)
+    names = [gpu, "nvidia.com/gpu=gpu0"]
+    assert run(root, "list", "-o", "name").stdout.splitlines() == names
+    text = run(root, "list").stdout
+    assert f"/var/run/cdi/a.yaml (by vendor.example)\n  yes      {gpu}\n" in text
+    assert f"  no       {gpu}\n           shadowed: /var/run/cdi/a.yaml defines it too" in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_output_directory_is_looked_at(root: Path) -> None:
@@ -101,7 +107,8 @@ def test_validate_reports_each_problem_with_its_remedy(root: Path) -> None:
     assert all(finding["severity"] == "error" for finding in found["findings"])
     assert found["findings"][1]["where"] == "kind"
     text = run(root, "validate").stdout
-    assert "/var/run/cdi/.bad.yaml\n  error: there is no field 'foo' here\n    remove it" in text
+    error = "  error:   there is no field 'foo' here\n  do:      remove it"
+    assert f"/var/run/cdi/.bad.yaml\n{error}" in text
     assert "3 files: 4 errors, 0 warnings." in text
 
 
@@ -113,7 +120,7 @@ def test_given_files_are_read_by_any_name(root: Path) -> None:
     assert run(root, "validate", "some.txt", "link", "-", data=GOOD.encode()).returncode == 0
     result = run(root, "validate", "some.txt", "bad")
     assert result.returncode == 1
-    assert result.stdout.startswith("bad\n  error: it is neither YAML nor JSON")
+    assert result.stdout.startswith("bad\n  error:   it is neither YAML nor JSON")
     assert run(root, "validate", "-", data=b"").returncode == 1
     os.mkfifo(root / "pipe")
     assert "is a pipe" in run(root, "validate", "pipe").stdout

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.cli_node import fails, shows
+from tests.cli.cli_node import fails, is_refused, shows
 from tests.cli.crio import CONFIG_MODE, HOOK_BINARY, NAMES, OFF, make, restarts
 from tests.conformance.trees import touched
 from tests.doubles.crio.crio_node import CrioNode
@@ -66,8 +66,9 @@ def test_default_set_by_a_flag_is_what_handlers_inherit(
         before, pid = node.tree(), node.supervisor.pid
         assert shows(node.agent("apply", "-o", "json"), "Outcome")["changed"] == []
         for command in ("plan", "apply"):
-            fails(node.agent(command, OFF, CONFIG_MODE), 3, source, "nvidia the default", "runc")
-            fails(node.agent(command, "--native-cdi=false"), 3, source)
+            done = node.agent(command, OFF, CONFIG_MODE)
+            is_refused(command, done, 3, source, "nvidia the default", "runc")
+            is_refused(command, node.agent(command, "--native-cdi=false"), 3, source)
         assert touched(before, node.tree()) == []
         assert (node.supervisor.pid, restarts(node)) == (pid, 1)
         shows(node.agent("revert", "-o", "json"), "Reverted")
@@ -179,7 +180,7 @@ def test_crio_that_reads_no_spec_is_refused(place: Path, variable: bool) -> None
         before = node.tree()
         named = "CONTAINER_CDI_SPEC_DIRS" if variable else str(late)
         for command in ("plan", "apply"):
-            fails(node.agent(command), 3, "cdi_spec_dirs is empty", named)
+            is_refused(command, node.agent(command), 3, "cdi_spec_dirs is empty", named)
         assert touched(before, node.tree()) == []
         assert node.agent("apply", OFF).returncode == 0
 

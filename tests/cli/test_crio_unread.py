@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.cli_node import fails
+from tests.cli.cli_node import is_refused
 from tests.cli.crio import make, restarts
 from tests.conformance import checks
 from tests.conformance.trees import contents, snapshot
@@ -75,7 +75,7 @@ def test_unread_drop_in_with_our_keys_is_refused(
     before = contents(snapshot(running.etc))
     for command in ("plan", "apply"):
         words = (f"cannot use {path}: ", "no edit of it is needed, but ", why)
-        fails(running.agent(command), 3, *words)
+        is_refused(command, running.agent(command), 3, *words)
     assert contents(snapshot(running.etc)) == before
     assert restarts(running) == 0
 

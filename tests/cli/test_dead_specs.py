@@ -108,7 +108,7 @@ def test_stale_spec_in_the_winning_directory_is_refused(node: GpuHost) -> None:
     (node.cdi / GPU).unlink()
     files = contents(snapshot(node.host / "etc"))
     says = f"cannot provide {KIND}: /run/cdi/nvidia.yaml (nvidia-cdi-refresh)"
-    assert f"apply refuses: {says}" in node.agent("plan").stdout
+    assert f"Refused:   {says}" in node.agent("plan").stdout
     for _ in range(2):
         fails(node.agent("apply"), 3, says, OLD, "write that file anew, or remove it")
     assert node.ready() is None

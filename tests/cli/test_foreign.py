@@ -69,7 +69,7 @@ def test_deadly_spec_is_shown_by_plan_and_status(nodes: Nodes, version: str, set
     plan = shows(node.agent("plan", "-o", "json"), "Plan", 1)
     assert plan["changes"]
     assert f"apply refuses: cannot restart containerd: {path}" in plan["warnings"][-1]
-    assert f"Warning: apply refuses: cannot restart containerd: {path}" in node.agent("plan").stdout
+    assert f"\nRefused:   cannot restart containerd: {path}" in node.agent("plan").stdout
     status = shows(node.agent("status", "-o", "json"), "Status", 1)
     assert str(path) in status["problem"]
     assert str(path) in status["warnings"][-1]
@@ -84,7 +84,7 @@ def test_right_node_is_warned_of_its_next_restart(nodes: Nodes, version: str, se
     result = node.agent("plan")
     checks.done(result)
     assert f"{path} has kind v/gpu" in result.stdout
-    assert "apply refuses" not in result.stdout
+    assert "Refused:" not in result.stdout
     assert "Nothing to do" in node.agent("apply").stdout
     assert str(path) in node.agent("status").stdout
 

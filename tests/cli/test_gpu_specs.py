@@ -104,8 +104,8 @@ def test_kind_that_others_provide_is_left_to_them(directory: str, node: GpuHost)
     node.say(extra=[BROKEN])
     plan = node.agent("plan")
     writer = "nvidia-cdi-refresh" if directory == "run/cdi" else "nvidia-ctk"
-    assert f"Not ours: {KIND} is in /{directory}/nvidia.yaml, by {writer}" in plan.stdout
-    assert f"remove /run/cdi/{GPU}" in plan.stdout
+    assert f"Not ours:  {KIND} is in /{directory}/nvidia.yaml, by {writer}" in plan.stdout
+    assert f"remove     /run/cdi/{GPU}" in plan.stdout
     assert said(node.agent("apply")) == []
     assert node.specs() == sorted([MANAGEMENT, "nvidia.yaml"])
     assert theirs.read_text() == spec(KIND)
@@ -203,7 +203,7 @@ def test_nvml_is_not_asked_while_the_module_is_not_loaded(node: GpuHost) -> None
     node.say(ONE, extra=[BROKEN])
     result = node.agent("apply")
     assert said(result) == []
-    assert "Skipped: cannot make a CDI spec for nvidia.com/gpu" in result.stdout
+    assert "Skipped:   cannot make a CDI spec for nvidia.com/gpu" in result.stdout
     assert "kernel module is not loaded" in result.stdout
     assert node.specs() == [MANAGEMENT]
     assert node.ready()

@@ -40,7 +40,8 @@ def test_option_that_leads_out_of_the_host_root_is_refused(hosted: HostedNode, o
     outside.mkdir()
     name = f"/etc/{'../' * 9}{str(outside)[1:]}/x"
     told = "REFUSED" if option in ("drop-in-config", "socket") else None
-    refuses(hosted, Refusal(3, "leads out of the host root", told), f"--{option}={name}")
+    refusal = Refusal(3, "leads out of the host root", told, early=option != "drop-in-config")
+    refuses(hosted, refusal, f"--{option}={name}")
     assert list(outside.iterdir()) == []
 
 

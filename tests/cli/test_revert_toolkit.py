@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.cli_node import Refusal, fails, refuses, shows
+from tests.cli.cli_node import Refusal, fails, is_refused, refuses, shows
 from tests.cli.installing import (
     BEFORE,
     FOREIGN,
@@ -68,7 +68,7 @@ def test_without_the_option_it_stays(sourced: SourceNode) -> None:
     checks.done(sourced.agent("revert"))
     assert reverted(sourced) == [str(sourced.toolkit)]
     assert not sourced.toolkit.parent.exists()
-    fails(sourced.agent("plan"), 3, "cannot find the NVIDIA container toolkit")
+    is_refused("plan", sourced.agent("plan"), 3, "cannot find the NVIDIA container toolkit")
 
 
 def test_somebody_else_s_directory_comes_back(sourced: SourceNode) -> None:

@@ -76,4 +76,4 @@ def test_unknown_runtime_is_refused(node: CliNode) -> None:
 
 def test_other_runtime_than_asked_for_is_refused(node: CliNode) -> None:
     """A containerd behind the socket that CRI-O was asked for."""
-    refuses(node, Refusal(3, str(node.socket)), "--runtime=crio")
+    refuses(node, Refusal(3, str(node.socket), early=True), "--runtime=crio")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.cli_node import CliNode, Refusal, fails, refuses, shows
+from tests.cli.cli_node import CliNode, Refusal, is_refused, refuses, shows
 from tests.conformance.trees import touched
 from tests.doubles.containerd.sample import SECTIONS, handler
 from tests.doubles.crio.crio_node import CrioNode
@@ -60,7 +60,7 @@ def test_crio_file_on_which_it_would_not_start_is_refused(
         path.write_bytes(data)
         before, pid = node.tree(), node.supervisor.pid
         for command in ("plan", "apply", "apply"):
-            fails(node.agent(command), 3, says)
+            is_refused(command, node.agent(command), 3, says)
         status = node.agent("status")
         assert status.returncode == 1
         assert says in status.stdout
@@ -81,7 +81,7 @@ def test_version_at_the_end_is_named(place: Path) -> None:
     with version_last(place, "2.1.9") as node:
         names = "`version` on line "
         refuses(node, Refusal(3, names))
-        said = node.agent("plan").stderr
+        said = node.agent("plan").stdout
         assert "has no version of its own; move that line to the top of the file" in said
         assert "config migrate" not in said
 

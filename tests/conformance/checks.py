@@ -180,6 +180,23 @@ def refused(result: subprocess.CompletedProcess[str], code: int, names: str) -> 
     assert re.search(rf"(?m)\bcannot\b.*{re.escape(names)}", result.stderr), said(result)
 
 
+def foresees(result: subprocess.CompletedProcess[str], names: str) -> None:
+    """It is a plan that shows the decision, and why `apply` would refuse."""
+    assert result.returncode == 1, said(result)
+    assert result.stdout.startswith("Cannot apply:"), said(result)
+    assert "\nDecision:" in result.stdout, said(result)
+    told = [line for line in result.stdout.splitlines() if line.startswith("Refused:")]
+    assert any("cannot " in line and names in line for line in told), said(result)
+
+
+def tells(command: str, result: subprocess.CompletedProcess[str], code: int, names: str) -> None:
+    """The command is refused; a plan shows the refusal."""
+    if command == "plan" and code == 3:
+        foresees(result, names)
+    else:
+        refused(result, code, names)
+
+
 def done(result: subprocess.CompletedProcess[str], code: int = 0) -> None:
     """It ended with that exit code."""
     assert result.returncode == code, said(result)

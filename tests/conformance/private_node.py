@@ -197,7 +197,9 @@ class PrivateNode:
     def _environment(self) -> dict[str, str]:
         """The only environment that the runtime and the agent get: nothing of the caller's."""
         path = f"{self.runtime.runc.parent}:{self.runtime.executable.parent}:{os.defpath}"
-        return {"PATH": path, "LC_ALL": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
+        return {
+            "PATH": path, "LC_ALL": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "1000",
+        }  # fmt: skip
 
     def _containerd(self) -> list[str]:
         root = ["-c", str(self.config_directory / "config.toml")] if self.shape.explicit else []

@@ -53,7 +53,7 @@ class AgentNode:
 
     def agent_environment(self) -> dict[str, str]:
         """All that the program under test gets."""
-        return {"PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1"}
+        return {"PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "1000"}
 
     def agent(
         self,

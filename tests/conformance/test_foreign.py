@@ -99,7 +99,7 @@ def test_deadly_spec_refuses_a_restart(
         make(foreign)
         plan = node.agent("plan")
         checks.done(plan, 1)
-        assert "apply refuses: cannot restart containerd: /var/run/cdi/site.yaml" in plan.stdout
+        assert "Refused:   cannot restart containerd: /var/run/cdi/site.yaml" in plan.stdout
         assert "/var/run/cdi/site.yaml" in node.agent("status").stdout
         for _ in range(2):
             checks.refused(node.agent("apply"), 3, "/var/run/cdi/site.yaml")

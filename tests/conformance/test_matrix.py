@@ -45,7 +45,7 @@ def refuses(node: PrivateNode, expected: Refused) -> None:
     assert (node.wait() is not None) == expected.answers
     before, pid = node.whole(), node.supervisor.pid
     for command in ("plan", "apply"):
-        checks.refused(node.agent(command), expected.code, expected.names)
+        checks.tells(command, node.agent(command), expected.code, expected.names)
         told = {path for path in touched(before, node.whole()) if path.startswith(TOLD)}
         assert set(touched(before, node.whole())) <= told
         checks.not_published(node)

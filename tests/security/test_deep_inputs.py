@@ -60,7 +60,7 @@ TOMLS = {
 
 @pytest.mark.parametrize("name", TOMLS)
 def test_deep_configuration_is_refused_with_one_line(name: str, node: CliNode) -> None:
-    """`plan` refuses it with one line that names the file."""
+    """`plan` names the file, and says that `apply` would refuse."""
     before = node.config.read_bytes()
     assert b"version" in before
     node.config.write_bytes(before + b"\n" + TOMLS[name] + b"\n")
@@ -69,10 +69,7 @@ def test_deep_configuration_is_refused_with_one_line(name: str, node: CliNode) -
         done = node.agent("plan")
     finally:
         node.config.write_bytes(before)
-    assert done.returncode == 3, done.stderr
-    assert done.stderr.startswith("cannot "), done.stderr
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert str(node.config) in done.stderr
+    checks.foresees(done, str(node.config))
     assert time.monotonic() - started < 20  # with the start of the program, on a busy machine
 
 
@@ -269,5 +266,5 @@ def test_endless_imports_are_refused(node: CliNode) -> None:
         finally:
             node.config.write_bytes(before)
         assert "Traceback" not in done.stderr
-        assert done.returncode == 3, done.stderr
+        checks.foresees(done, "")
     assert text

@@ -36,7 +36,7 @@ from agent.status import Publisher
 from agent.toolkit import install, origin, programs
 from agent.transaction import host_timer
 from agent.transaction.host_timer import CannotArm
-from tests.cli.cli_node import CliNode, Refusal, fails, refuses
+from tests.cli.cli_node import CliNode, Refusal, fails, is_refused, refuses
 from tests.cli.crio import OFF
 from tests.cli.crio import make as crio_node
 from tests.cli.installing import SourceNode
@@ -150,7 +150,7 @@ def test_crio_drop_ins_of_others_are_refused(place: Path) -> None:
         directory = node.drop_in.parent
         os.chown(directory, _USER, _USER)
         for command in ("plan", "apply"):
-            fails(node.agent(command), 3, f"{directory}: it {_BELONGS}")
+            is_refused(command, node.agent(command), 3, f"{directory}: it {_BELONGS}")
         assert not node.drop_in.exists()
 
 

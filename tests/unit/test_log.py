@@ -74,10 +74,13 @@ def test_bytes_that_are_no_text(capsys: pytest.CaptureFixture[str]) -> None:
 def test_person_at_a_terminal_reads_no_json(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    StderrLog().warning("device node not made", error="cannot make http://a:b@c")
+    StderrLog().warning(
+        "device node not made", error="cannot make http://a:b@c", paths=["/a", "/b"]
+    )
     text = terminal.getvalue()
     assert "[warning  ] device node not made" in text
     assert "http://…@c" in text
+    assert "paths='/a, /b'" in text
 
 
 def test_stderr_that_is_full_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

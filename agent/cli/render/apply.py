@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from agent.cli.render.plan import decision_data, head, spec_lines
+from agent.cli.render.base import Screen, Tone
+from agent.cli.render.plan import decision_data, head, spec_lines, warning_lines
 from agent.runtimes.restart import down_message
 
 if TYPE_CHECKING:
@@ -28,25 +29,34 @@ def outcome_data(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def outcome_text(outcome: Outcome) -> str:
+def outcome_text(outcome: Outcome, screen: Screen) -> str:
     """The end of an apply for a person."""
-    lines = head(outcome.proposal)
-    lines += [f"Changed:  {path}" for path in outcome.changed]
-    lines += spec_lines(outcome.proposal)
+    label, words, tone = _end(outcome)
+    lines = [*screen.entry(label, words, tone), "", *head(outcome.proposal, screen)]
+    changed = dict.fromkeys(outcome.changed)
+    for path in changed:
+        lines += screen.entry("Changed:", path)
+    lines += spec_lines(outcome.proposal, screen)
     if outcome.recovered:
-        lines.append(f"Earlier:  an unfinished change was {outcome.recovered}")
-    if outcome.pending:
-        lines.append("Pending:  files are written; restart the runtime, then run apply again")
-    elif outcome.restarted and outcome.down:
-        lines.append("Restarted: the runtime answers as wanted, but not all that ran is back")
-    elif outcome.restarted:
-        lines.append("Proven:   the runtime was restarted and answers as wanted")
-    elif not outcome.changed:
-        lines.append("Nothing to do: the node is right")
+        lines += screen.entry("Earlier:", f"an unfinished change was {outcome.recovered}")
     if outcome.pods:
-        lines.append(f"Pods:     {outcome.pods}")
-    warnings = (*outcome.proposal.warnings, *_down_messages(outcome))
-    return "\n".join([*lines, *(f"Warning:  {text}" for text in warnings)])
+        lines += screen.entry("Pods:", outcome.pods)
+    lines += warning_lines(outcome.proposal, screen, *_down_messages(outcome))
+    return "\n".join(lines)
+
+
+def _end(outcome: Outcome) -> tuple[str, str, Tone]:
+    """The first line of a text: what was reached."""
+    if outcome.pending:
+        return "Pending:", "files are written; restart the runtime, then run apply again", "warn"
+    if outcome.restarted and outcome.down:
+        words = "the runtime answers as wanted, but not all that ran is back"
+        return "Restarted:", words, "warn"
+    if outcome.restarted:
+        return "Proven:", "the runtime was restarted and answers as wanted", "good"
+    if outcome.changed:
+        return "Done:", "files are written; no restart was needed", "good"
+    return "Nothing to do:", "the node is right", "good"
 
 
 def _down_messages(outcome: Outcome) -> list[str]:
@@ -64,13 +74,20 @@ def reverted_data(done: Reverted) -> dict[str, Any]:
     }
 
 
-def reverted_text(done: Reverted) -> str:
+def reverted_text(done: Reverted, screen: Screen) -> str:
     """The end of a revert for a person."""
     gone = set(done.removed)
-    lines = [f"{'Removed: ' if path in gone else 'Restored:'} {path}" for path in done.changed]
+    lines = []
     if done.pending:
-        lines.append("Pending:  files are restored; restart the runtime")
+        lines += screen.entry("Pending:", "files are restored; restart the runtime", "warn")
     elif done.restarted:
-        lines.append("Proven:   the runtime was restarted on its old configuration")
-    lines = lines or ["Nothing to do: nothing was ever applied, or all is reverted"]
-    return "\n".join([*lines, *(f"Warning:  {text}" for text in done.notes)])
+        words = "the runtime was restarted on its old configuration"
+        lines += screen.entry("Proven:", words, "good")
+    for path in done.changed:
+        lines += screen.entry("Removed:" if path in gone else "Restored:", path)
+    if not lines:
+        words = "nothing was ever applied, or all is reverted"
+        lines = screen.entry("Nothing to do:", words, "good")
+    for text in dict.fromkeys(done.notes):
+        lines += screen.entry("Warning:", text, "warn")
+    return "\n".join(lines)

@@ -6,11 +6,12 @@ a printable character.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from dataclasses import replace
 from typing import Any
 
-from agent.cdi.specs.installed import SpecFile
-from agent.cli.render.base import table
+from agent.cdi.specs.installed import Device, SpecFile
+from agent.cli.render.base import Screen, Tone, counted, printable
 from agent.reports.specs import Inventory
 
 
@@ -53,8 +54,33 @@ def _unread(file: SpecFile) -> str | None:
     return file.problems[0].what if file.problems and not file.spec else None
 
 
-def list_text(found: Inventory) -> str:
-    """The same for a person. Files from which nothing can be read have a line too."""
+def list_text(found: Inventory, screen: Screen) -> str:
+    """The same for a person: each file with its devices. Files from which nothing can be read are
+    there, too."""
+    lines: list[str] = []
+    for file in found.files:
+        writer = f" (by {file.writer})" if file.writer else ""
+        lines.append(screen.paint(printable(f"{file.name}{writer}"), "bold"))
+        devices = [device for device in found.devices if device.file == file.name]
+        for device in devices:
+            usable = device.state == "resolvable"
+            lines += screen.entry("  yes" if usable else "  no", device.name, _tone(device))
+            lines += screen.entry("", f"{device.state}: {device.why}") if device.why else []
+        if not devices:
+            why = file.problems[0].what if file.problems else "it has no devices"
+            lines += screen.entry("  no", why, "bad")
+    if found.devices:
+        total = counted(len(found.devices), "device")
+        lines += ["", f"{total}; yes: a container can request it (RESOLVABLE)"]
+    return "\n".join([*(lines or [_none(found)]), *_notes(found, screen)])
+
+
+def _tone(device: Device) -> Tone:
+    return "good" if device.state == "resolvable" else "bad"
+
+
+def wide_text(found: Inventory, screen: Screen) -> str:
+    """One line for each device, however wide the screen is."""
     rows = [("DEVICE", "RESOLVABLE", "WRITER", "FILE", "WHY")]
     for device in found.devices:
         yes = "yes" if device.state == "resolvable" else "no"
@@ -65,9 +91,23 @@ def list_text(found: Inventory) -> str:
         if file.name not in with_devices:
             why = file.problems[0].what if file.problems else "it has no devices"
             rows.append(("-", "no", file.writer or "-", file.name, why))
+    cells = [tuple(map(printable, row)) for row in rows]
+    lines = replace(screen, width=sys.maxsize).table(cells) if len(rows) > 1 else [_none(found)]
+    return "\n".join([*lines, *_notes(found, screen)])
+
+
+def name_text(found: Inventory, _: Screen) -> str:
+    """The qualified name of each device, once."""
+    return "\n".join(dict.fromkeys(printable(device.name) for device in found.devices))
+
+
+def _none(found: Inventory) -> str:
     looked = ", ".join(directory.name for directory in found.directories) or "none"
-    lines = _table(rows) if len(rows) > 1 else [f"There are no CDI specs in {looked}."]
-    return "\n".join([*lines, *(_clean(f"Note: {note}.") for note in found.notes)])
+    return f"There are no CDI specs in {looked}."
+
+
+def _notes(found: Inventory, screen: Screen) -> list[str]:
+    return [line for note in found.notes for line in screen.entry("Note:", f"{note}.")]
 
 
 def findings_data(found: Inventory) -> dict[str, Any]:
@@ -90,7 +130,7 @@ def findings_data(found: Inventory) -> dict[str, Any]:
     }
 
 
-def findings_text(found: Inventory) -> str:
+def findings_text(found: Inventory, screen: Screen) -> str:
     """The same for a person: a block of lines for each file."""
     lines: list[str] = []
     file = None
@@ -98,27 +138,15 @@ def findings_text(found: Inventory) -> str:
         problem = finding.problem
         if finding.file != file:
             file = finding.file
-            lines.append(_clean(file))
+            lines.append(screen.paint(printable(file), "bold"))
         where = f"{problem.where}: " if problem.where else ""
-        lines.append(_clean(f"  {problem.severity}: {where}{problem.what}"))
-        lines.append(_clean(f"    {problem.remedy}"))
+        tone: Tone = "bad" if problem.severity == "error" else "warn"
+        lines += screen.entry(f"  {problem.severity}:", f"{where}{problem.what}", tone)
+        lines += screen.entry("  do:", problem.remedy)
     errors = sum(finding.problem.severity == "error" for finding in found.findings)
     warnings = len(found.findings) - errors
     lines.append(
-        f"{_count(len(found.files), 'file')}: {_count(errors, 'error')}, "
-        f"{_count(warnings, 'warning')}."
+        f"{counted(len(found.files), 'file')}: {counted(errors, 'error')}, "
+        f"{counted(warnings, 'warning')}."
     )
-    return "\n".join([*lines, *(_clean(f"Note: {note}.") for note in found.notes)])
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    return table([tuple(map(_clean, row)) for row in rows])
-
-
-def _clean(text: str) -> str:
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode()
-                   for char in text)  # fmt: skip
+    return "\n".join([*lines, *_notes(found, screen)])

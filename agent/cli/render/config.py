@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from agent.cli.render.base import table
+from agent.cli.render.base import Screen
 from agent.options.settings import Effective
 
 
@@ -27,11 +27,11 @@ def data(values: Iterable[Effective]) -> dict[str, Any]:
     }
 
 
-def text(values: Iterable[Effective]) -> str:
+def text(values: Iterable[Effective], screen: Screen) -> str:
     """The same for a person."""
     rows = [("OPTION", "VALUE", "ORIGIN")]
     rows += [(item.option.all_flags[0], _setting(item.value), item.origin) for item in values]
-    return "\n".join(table(rows))
+    return "\n".join(screen.table(rows))
 
 
 def _setting(value: object) -> str:

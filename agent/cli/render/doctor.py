@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
+from agent.cli.render.base import Screen, Tone
 from agent.doctor.check import ORDER, Diagnosis, Finding
 
 _COLUMNS = 80
@@ -46,17 +47,21 @@ def data(diagnosis: Diagnosis) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def text(diagnosis: Diagnosis) -> str:
+def text(diagnosis: Diagnosis, screen: Screen) -> str:
     """A diagnosis for a person."""
-    lines = [line for item in diagnosis.findings for line in _finding(item)]
+    lines = [line for item in diagnosis.findings for line in _finding(item, screen)]
     severities = {item.found.severity for item in diagnosis.findings}
     if severities <= {"info"}:
-        lines = ["ok: no fault was found", "", *lines]
+        lines = [screen.paint("ok: no fault was found", "good"), "", *lines]
     return "\n".join([*lines, _summary(diagnosis), *_skipped(diagnosis)])
 
 
-def _finding(item: Finding) -> Iterator[str]:
-    headline = _wrapped(f"{item.found.severity}: ", item.found.text)
+def _finding(item: Finding, screen: Screen) -> Iterator[str]:
+    severity = item.found.severity
+    headline = _wrapped(f"{severity}: ", item.found.text)
+    if severity != "info":
+        tone: Tone = "bad" if severity == "fault" else "warn"
+        headline[0] = headline[0].replace(severity, screen.paint(severity, tone), 1)
     yield from headline[: _HEADLINE - 1]
     if len(headline) > _HEADLINE:
         yield f"{headline[_HEADLINE - 1]} …"

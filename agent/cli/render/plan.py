@@ -5,13 +5,17 @@ Invariant: pure functions of a proposal.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal, TypeAlias
 
 from agent.cdi.specs.spec_ownership import SpecStatus
+from agent.cli.render.base import Screen, Tone, counted
 from agent.decide import Decision
 from agent.host.files import Change
 from agent.plan.propose import Proposal
 from agent.toolkit.install import ToolkitProposal
+
+Diffs: TypeAlias = Literal["all", "config", "none"]
 
 
 def data(proposal: Proposal) -> dict[str, Any]:
@@ -53,35 +57,120 @@ def data(proposal: Proposal) -> dict[str, Any]:
         "trial": {"done": proposal.trial.done, "note": proposal.trial.note}
         if proposal.trial
         else None,
+        "refused": [error.message for error in proposal.refusals],
         "warnings": list(proposal.warnings),
     }
 
 
-def text(proposal: Proposal) -> str:
-    """A plan for a person."""
+def text(proposal: Proposal, screen: Screen, diffs: Diffs = "config") -> str:
+    """A plan for a person: the verdict, the decision, one line for each thing that `apply` would
+    do, and the diffs that `diffs` selects."""
+    lines = [*_verdict(proposal, screen), "", *head(proposal, screen)]
+    for error in proposal.refusals:
+        lines += screen.entry("Refused:", error.message, "bad")
+    if done := steps(proposal, screen):
+        lines += ["", *done]
+    notes = [*_checks(proposal, screen), *spec_lines(proposal, screen)]
+    notes += warning_lines(proposal, screen)
+    if notes:
+        lines += ["", *notes]
+    for change in _shown(proposal, diffs):
+        lines += ["", *_colored(change, screen)]
+    return "\n".join(lines)
+
+
+def _verdict(proposal: Proposal, screen: Screen) -> list[str]:
+    """The first line: is anything to be done, and can it be done?"""
+    if proposal.refusals:
+        return screen.entry("Cannot apply:", "the reason is below the decision", "bad")
+    if proposal.nothing_to_do:
+        return screen.entry("Nothing to do:", "the node is right", "good")
+    restart = proposal.restart
+    specs = proposal.spec.changes if proposal.spec else ()
+    files = len(configuration(proposal)) + len(specs)
+    parts = [counted(files, "file")] if files else []
+    if proposal.toolkit and proposal.toolkit.difference:
+        parts.insert(0, "the toolkit")
+    parts += [counted(len(proposal.nodes), "device node")] if proposal.nodes else []
+    if restart is not None:
+        whose = " (yours to do)" if restart.kind == "none" else ""
+        parts.append(f"a restart of {proposal.runtime.answer.name}{whose}")
+    words = f"{', '.join(parts) or 'old files to remove'} (`toolkit-agent apply`)"
+    return screen.entry("Changes:", words, "warn")
+
+
+def steps(proposal: Proposal, screen: Screen) -> list[str]:
+    """One line for each thing that `apply` would do, in its order."""
+    specs = proposal.spec.changes if proposal.spec else ()
+    found = [("make", f"device node {node}") for node in proposal.nodes]
+    found += _toolkit_steps(proposal.toolkit)
+    found += [(_action(change), _spec_words(change)) for change in specs]
+    found += [(_action(change), change.path.host) for change in configuration(proposal)]
+    restart = proposal.restart
+    if restart is not None:
+        how = {"systemd": f"{restart.target}, by systemd", "signal": f"SIGTERM to {restart.target}",
+               "none": "yours to do (--restart-mode=none)"}[restart.kind]  # fmt: skip
+        found.append(("restart", f"{how}, because {'; '.join(proposal.unproven)}"))
+        if restart.along:
+            found.append(("with it", f"{', '.join(restart.along)}, by systemd"))
+    return [line for verb, words in found for line in screen.entry(verb, words)]
+
+
+def configuration(proposal: Proposal) -> tuple[Change, ...]:
+    """The changes of the runtime's own configuration."""
+    return (*proposal.repairs, *(proposal.edits.changes if proposal.edits else ()))
+
+
+def _toolkit_steps(toolkit: ToolkitProposal | None) -> list[tuple[str, str]]:
+    if toolkit is None or not toolkit.difference:
+        return []
+    directory, source = str(toolkit.found.directory), toolkit.found.origin.place
+    origin = "" if source == directory else f", from {source}"
+    write, remove = toolkit.difference.write, toolkit.difference.remove
+    more = f", {len(remove)} removed" if remove else ""
+    return [("install", f"{directory} (toolkit, {counted(len(write), 'file')}{more}{origin})")]
+
+
+def _spec_words(change: Change) -> str:
+    """A CDI spec and the number of its devices."""
+    if change.after is None:
+        return f"{change.path.host} (CDI spec)"
+    from agent.cdi.specs import read
+
+    spec = read.document(change.after.data).data
+    devices = spec["devices"] if isinstance(spec, dict) else ()
+    return f"{change.path.host} (CDI spec, {counted(len(devices), 'device')})"
+
+
+def _checks(proposal: Proposal, screen: Screen) -> list[str]:
+    """The checks that were made. A warning tells of those that could not be made."""
+    found = (("Checked:", proposal.preflight), ("Tried:", proposal.trial))
+    return [line for label, check in found if check is not None and check.done
+            for line in screen.entry(label, check.note)]  # fmt: skip
+
+
+def warning_lines(proposal: Proposal, screen: Screen, *more: str) -> list[str]:
+    """The warnings, and `more` of them, each once; those about refusals are told elsewhere."""
+    refused = {f"apply refuses: {error.message}" for error in proposal.refusals}
+    texts = dict.fromkeys((*proposal.warnings, *more))
+    return [line for text in texts if text not in refused
+            for line in screen.entry("Warning:", text, "warn")]  # fmt: skip
+
+
+def _shown(proposal: Proposal, diffs: Diffs) -> tuple[Change, ...]:
+    """The changes whose diffs are shown."""
+    if diffs == "none":
+        return ()
+    return proposal.changes if diffs == "all" else configuration(proposal)
+
+
+def _colored(change: Change, screen: Screen) -> Iterator[str]:
     from agent.cli.render.diffs import diff
 
-    lines = [*head(proposal), "", *_toolkit_lines(proposal.toolkit)]
-    lines += [f"make device node {node}" for node in proposal.nodes]
-    for change in proposal.changes:
-        lines += [f"{_action(change)} {change.path.host}", diff(change), ""]
-    if not proposal.changes and not lines[-2].startswith("install "):
-        lines.append("Files: nothing to change.")
-    lines += spec_lines(proposal)
-    if proposal.restart is None:
-        lines.append("Restart: none; the running runtime is as it should be.")
-    else:
-        kind, target = proposal.restart.kind, proposal.restart.target
-        how = {"systemd": f"{target}, by systemd", "signal": f"SIGTERM to {target}",
-               "none": "yours to do (--restart-mode=none)"}[kind]  # fmt: skip
-        lines.append(f"Restart: {how}, because {'; '.join(proposal.unproven)}.")
-        if proposal.restart.along:
-            lines.append(f"With it: {', '.join(proposal.restart.along)}, by systemd.")
-    if proposal.preflight:
-        lines.append(f"Pre-flight: {proposal.preflight.note}.")
-    if proposal.trial and proposal.trial.done:
-        lines.append(f"Trial start: {proposal.trial.note}.")
-    return "\n".join([*lines, *(f"Warning: {text}" for text in proposal.warnings)])
+    tones: dict[str, Tone] = {"+": "good", "-": "bad", "@": "bold"}
+    for line in diff(change).split("\n"):
+        tone = tones.get(line[:1])
+        yield screen.paint(line, tone) if tone else line
 
 
 def decision_data(decision: Decision) -> dict[str, Any]:
@@ -106,34 +195,34 @@ def decision_data(decision: Decision) -> dict[str, Any]:
     }
 
 
-def head(proposal: Proposal) -> list[str]:
+def head(proposal: Proposal, screen: Screen) -> list[str]:
     """Runtime and decision for a person."""
     decision, runtime = proposal.decision, proposal.runtime
-    default = "the default runtime" if decision.is_default else "not the default runtime"
-    prefix = decision.annotation_prefix
-    by = f"{decision.reason}, by {decision.source}"
-    how = "an OCI hook, no handlers" if decision.hook else f"nvidia runtime in {decision.mode} mode"
-    how = how if decision.hook else f"{how}, {default}"
+    used = [text for text in decision.evidence if text.endswith(" (used)")]
+    seen = used or decision.evidence[2:]  # the first two repeat the options and the runtime
+    default = "the default" if decision.is_default else "not the default"
+    how = "an OCI hook" if decision.hook else f"nvidia (mode {decision.mode}) is {default}"
+    parts = [f"DEVICE_LIST_STRATEGY={','.join(decision.strategy)}"]
+    if decision.annotation_prefix and "cdi-annotations" in decision.strategy:
+        parts.append(f"CDI_ANNOTATION_PREFIX={decision.annotation_prefix}")
+    where = f"{runtime.answer.name} {runtime.version} at {runtime.socket.host}"
     return [
-        f"Runtime:  {runtime.answer.name} {runtime.version} at {runtime.socket.host}",
-        f"Decision: row {decision.row}, native CDI {_word(decision.native)} ({by})",
-        f"Why:      {decision.rule}",
-        *(f"Seen:     {text}" for text in decision.evidence),
-        f"So:       {how}; DEVICE_LIST_STRATEGY={','.join(decision.strategy)}"
-        + (f", CDI_ANNOTATION_PREFIX={prefix}" if prefix else ""),
+        *screen.entry("Runtime:", where),
+        *screen.entry("Decision:", f"row {decision.row}: {decision.rule}"),
+        *screen.entry("Seen:", "; ".join(seen) or f"version {runtime.version}"),
+        *screen.entry("So:", f"{', '.join(parts)}, {how}"),
     ]
 
 
-def spec_lines(proposal: Proposal) -> list[str]:
+def spec_lines(proposal: Proposal, screen: Screen) -> list[str]:
     """Kinds that are somebody else's, or nobody's for a reason that no warning tells."""
     specs = proposal.spec.specs if proposal.spec else ()
-    theirs = [
-        f"Not ours: {spec.kind} is in {spec.file}, by {spec.writer}" for spec in specs
-        if spec.is_foreign
-    ]  # fmt: skip
-    told = " ".join(proposal.warnings)
-    nobodys = [spec.problem for spec in specs if spec.problem and spec.problem not in told]
-    return [*theirs, *(f"Skipped: {problem}" for problem in nobodys)]
+    found = [("Not ours:", f"{spec.kind} is in {spec.file}, by {spec.writer}") for spec in specs
+             if spec.is_foreign]  # fmt: skip
+    told = " ".join((*proposal.warnings, *(error.message for error in proposal.refusals)))
+    found += [("Skipped:", spec.problem) for spec in specs
+              if spec.problem and spec.problem not in told]  # fmt: skip
+    return [line for label, words in found for line in screen.entry(label, words)]
 
 
 def _toolkit_data(toolkit: ToolkitProposal | None) -> dict[str, Any] | None:
@@ -147,20 +236,8 @@ def _toolkit_data(toolkit: ToolkitProposal | None) -> dict[str, Any] | None:
     }
 
 
-def _toolkit_lines(toolkit: ToolkitProposal | None) -> list[str]:
-    if toolkit is None or not toolkit.difference:
-        return []
-    found, different = toolkit.found, toolkit.difference
-    names = (*different.write, *(f"{name} (goes)" for name in different.remove))
-    return [f"install {found.directory} from {found.origin.place}: {', '.join(names)}", ""]
-
-
 def _action(change: Change) -> str:
     return "create" if change.before is None else "remove" if change.after is None else "edit"
-
-
-def _word(value: bool | None) -> str:
-    return {True: "yes", False: "no", None: "unknown"}[value]
 
 
 def spec_data(spec: SpecStatus) -> dict[str, str | None]:

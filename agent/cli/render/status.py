@@ -1,19 +1,22 @@
 """What `status` prints.
 
-Invariant: pure functions of a report; the table has a line for each value of the JSON.
+Invariant: pure functions of a report. The text has one screen where the node is right.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterator
 from typing import Any
 
-from agent.cli.render.plan import spec_data
-from agent.reports.node import Report
+from agent.cli.render.base import Screen
+from agent.cli.render.plan import spec_data, steps, warning_lines
+from agent.reports.node import OUT_OF_DATE, Report
+from agent.status import readable
 
 
 def data(report: Report) -> dict[str, Any]:
-    """A status report for JSON, and for the table."""
+    """A status report for JSON."""
     proposal = report.proposal
     answer = proposal.runtime.answer if proposal else None
     toolkit = proposal.toolkit if proposal else None
@@ -50,32 +53,97 @@ def data(report: Report) -> dict[str, Any]:
         "drift": list(report.drift),
         "warnings": list(proposal.warnings) if proposal else [],
         "transaction": {"unfinished": report.unfinished, "failed": report.failed},
+        "error": report.error,
         "published": dict(report.published),
         "notPublished": report.not_published,
     }
 
 
-def text(report: Report) -> str:
-    """A status report for a person."""
-    rows = list(_rows(data(report)))
-    width = max(len(key) for key, _ in rows)
-    return "\n".join(f"{key:<{width}}  {value}" for key, value in rows)
+def text(report: Report, screen: Screen) -> str:
+    """A status report for a person: what is wrong, then what is."""
+    lines = [*_verdict(report, screen), *_wrong(report, screen), ""]
+    for label, words in _parts(report):
+        lines += screen.entry(label, words)
+    if report.proposal:
+        lines += warning_lines(report.proposal, screen)
+    return "\n".join(lines)
 
 
-def _rows(found: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, str]]:
-    for key, value in found.items():
-        name = f"{above}{key}"
-        if isinstance(value, Mapping):
-            yield from _rows(value, f"{name}.")
-        elif isinstance(value, list):
-            yield from ((name, _cell(item)) for item in value)
-        else:
-            yield name, _cell(value)
+def _verdict(report: Report, screen: Screen) -> list[str]:
+    """The first line: is the node ready, and what is to be done?"""
+    if report.ready:
+        return screen.entry("Ready:", "the node is right, and its status is published", "good")
+    if report.problem is not None:
+        words = "`toolkit-agent apply` would refuse" if report.proposal else "nothing can be asked"
+    elif not (report.files or report.published):
+        words = "this node is not configured; run `toolkit-agent apply` (`plan` shows what it does)"
+    elif report.unfinished:
+        words = f"a change is not finished: {report.unfinished}"
+    elif report.drift:
+        words = "the node is not as decided; `toolkit-agent apply` does this:"
+    else:
+        words = f"the node is right, but {report.not_published}; run `toolkit-agent apply`"
+    return screen.entry("Not ready:", words, "bad")
 
 
-def _cell(value: object) -> str:
-    if isinstance(value, Mapping):
-        return " ".join(f"{key}={_cell(item)}" for key, item in value.items())
-    return {True: "yes", False: "no", None: "-"}.get(value, str(value)) if (
-        value is None or isinstance(value, bool)
-    ) else str(value)  # fmt: skip
+def _wrong(report: Report, screen: Screen) -> list[str]:
+    """Everything that is wrong, the cause first."""
+    refusals = report.proposal.refusals if report.proposal else ()
+    causes = dict.fromkeys(error.message for error in refusals or filter(None, [report.problem]))
+    lines = [line for cause in causes for line in screen.entry("Problem:", cause, "bad")]
+    if report.files or report.published:
+        lines += steps(report.proposal, screen) if report.proposal else []
+        if OUT_OF_DATE in report.drift:
+            lines += screen.entry("publish", "the decision, because it is not the published one")
+    told = {_comparable(cause) for cause in causes}
+    last = report.failed or report.error
+    if last and _comparable(last) not in told:
+        lines += screen.entry("Last try:", last, "bad")
+    return lines
+
+
+def _comparable(text: str) -> str:
+    """A reason as it is comparable with one from the file of the error, which has no spaces."""
+    return readable(text)[:400]
+
+
+def _parts(report: Report) -> Iterator[tuple[str, str]]:
+    """What is, in groups: labels and texts."""
+    proposal = report.proposal
+    if proposal is not None:
+        answer, decision = proposal.runtime.answer, proposal.decision
+        state = "" if answer.ready else ", NOT ready"
+        yield "Runtime:", f"{answer.name} {answer.version} at {proposal.runtime.socket.host}{state}"
+        default = f"; default: {report.default}" if report.default else ""
+        yield "Handlers:", f"{', '.join(sorted(report.handlers)) or 'none'}{default}"
+        yield "Decision:", f"row {decision.row}: {decision.rule}"
+        yield "CDI:", f"specs are read in {', '.join(decision.spec_dirs) or 'no directory'}"
+    refused = {error.message for error in proposal.refusals} if proposal else set()
+    for spec in report.specs:
+        by = f", by {spec.writer}" if spec.is_foreign else ""
+        if spec.file:
+            yield "", f"{spec.kind}: {spec.file}{by}"
+        if spec.problem and spec.problem not in refused:
+            yield "", f"{spec.kind}: {spec.problem}"
+    if proposal is not None and proposal.toolkit is not None:
+        found = proposal.toolkit.found
+        same = str(found.directory) == found.origin.place
+        yield "Toolkit:", f"{found.directory}{'' if same else f', from {found.origin.place}'}"
+    label = "Files:"
+    for path, _, now in report.files:
+        yield label, f"{path}: {now}"
+        label = ""
+    for item in report.left_over_files:
+        yield "Left over:", f"{item.path} ({item.what}); remove it: `{item.remedy}`"
+    yield "Status:", _published(report)
+
+
+def _published(report: Report) -> str:
+    """The published decision."""
+    if not report.published:
+        return f"not published: {report.not_published}"
+    since = report.published.get("TOOLKIT_TIMESTAMP", "")
+    when = time.strftime("%F %T UTC", time.gmtime(int(since))) if since.isdecimal() else "?"
+    keys = ("DEVICE_LIST_STRATEGY", "CDI_ANNOTATION_PREFIX")
+    values = (f"{key}={report.published[key]}" for key in keys if key in report.published)
+    return f"published {when}: {', '.join(values)}"

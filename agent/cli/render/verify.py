@@ -1,22 +1,20 @@
 """What `verify` prints.
 
-Invariant: pure functions of a verification. One line for each proof, its reason below it; a line
-has 80 columns unless a single word is longer.
+Invariant: pure functions of a verification. One line for each proof, its reason below it.
 """
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from agent.cli.render.base import Screen, Tone
 from agent.verify.verify import Verification
 
-_COLUMNS = 80
-_SUMMARIES = {
-    "ok": "Proven.",
-    "failed": "A proof failed: see `toolkit-agent doctor`.",
-    "undecided": "Undecided: not everything could be tried.",
+_SUMMARIES: Mapping[str, tuple[str, str, Tone]] = {
+    "ok": ("Proven:", "pods run, and get what they ask for", "good"),
+    "failed": ("Failed:", "a proof failed; see `toolkit-agent doctor`", "bad"),
+    "undecided": ("Undecided:", "not everything could be tried", "warn"),
 }
 
 
@@ -44,34 +42,27 @@ def data(found: Verification) -> dict[str, Any]:
     }
 
 
-def text(found: Verification) -> str:
-    """A verification for a person."""
-    lines = [f"Runtime:  {found.runtime}"]
-    if found.image:
-        lines.append(f"Image:    {found.image}")
+def text(found: Verification, screen: Screen) -> str:
+    """A verification for a person: the verdict, then each proof."""
+    label, words, tone = _SUMMARIES[found.result]
+    lines = [*screen.entry(label, words, tone), "", *screen.entry("Runtime:", found.runtime)]
+    lines += screen.entry("Image:", found.image) if found.image else []
     tried = dict.fromkeys((p.device, p.asked_by, p.seen_in) for p in found.proofs if p.asked_by)
-    lines += [f"Device:   {device}\nAsked:    by {by}; looked for in {where}"
-              for device, by, where in tried]  # fmt: skip
-    lines += ["", *_proofs(found)] if found.proofs else []
+    for device, by, where in tried:
+        lines += screen.entry("Device:", device)
+        lines += screen.entry("Asked:", f"by {by}; looked for in {where}")
+    lines += ["", *_proofs(found, screen)] if found.proofs else []
     if found.obstacle:
-        lines += ["", *_wrapped(f"No pod was tried: {found.obstacle}.", "")]
-    return "\n".join([*lines, "", _SUMMARIES[found.result]])
+        lines += ["", *screen.entry("No pod:", f"{found.obstacle}.", "warn")]
+    return "\n".join(lines)
 
 
-def _proofs(found: Verification) -> Iterator[str]:
+def _proofs(found: Verification, screen: Screen) -> Iterator[str]:
     default = f"{found.default} (default)".strip()
     named = [(proof.handler or default, proof) for proof in found.proofs]
     width = max(len(name) for name, _ in named)
     for name, proof in named:
-        yield f"{proof.verdict.result:<9}  {name:<{width}}  {proof.what}"
-        if proof.verdict.text:
-            yield from _wrapped(proof.verdict.text, " " * 11)
-
-
-def _wrapped(words: str, indent: str) -> list[str]:
-    """A paragraph without the control characters that words of others have."""
-    safe = "".join(char if char.isprintable() else " " for char in words)
-    return textwrap.wrap(
-        safe, _COLUMNS, initial_indent=indent, subsequent_indent=indent,
-        break_long_words=False, break_on_hyphens=False,
-    )  # fmt: skip
+        result = proof.verdict.result
+        tone = _SUMMARIES[result][2] if result in _SUMMARIES else None
+        yield from screen.entry(result, f"{name:<{width}}  {proof.what}", tone)
+        yield from screen.entry("", proof.verdict.text) if proof.verdict.text else ()

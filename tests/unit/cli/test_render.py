@@ -10,6 +10,7 @@ import pytest
 from agent.cli.render import apply as render_apply
 from agent.cli.render import base as render
 from agent.cli.render import diffs
+from agent.cli.render.base import Screen
 from agent.host.files import Change, FileState
 from agent.host.paths import HostPath
 from agent.transaction.revert import Reverted
@@ -170,5 +171,5 @@ def test_document_says_what_it_is() -> None:
 
 def test_file_that_a_revert_removes_is_not_restored() -> None:
     """A file of ours goes, and one of the admin's comes back."""
-    text = render_apply.reverted_text(Reverted(("/etc/a", "/etc/b"), removed=("/etc/b",)))
-    assert text.splitlines() == ["Restored: /etc/a", "Removed:  /etc/b"]
+    text = render_apply.reverted_text(Reverted(("/etc/a", "/etc/b"), removed=("/etc/b",)), Screen())
+    assert text.splitlines() == ["Restored:  /etc/a", "Removed:   /etc/b"]

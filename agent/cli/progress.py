@@ -1,0 +1,116 @@
+"""The step in progress, for a person at a terminal.
+
+Invariant: nothing of it is written where standard error is no terminal. It is one line that is
+rewritten, appears only where a step takes longer than a second, and is gone at the end. Its thread
+takes no signals: those that must not end a change in progress are blocked in all threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from agent.cli.render import progress as render
+from agent.log import Log
+
+_PATIENCE = 1.0  # seconds
+_PAUSE = 0.25  # seconds between two looks at the clock
+_ERASE = "\r\x1b[2K"
+_IN_RESULT = "warning of the plan"  # an event; a result has the warnings itself
+
+
+@contextlib.contextmanager
+def shown(log: Log, words: str, *, debug: bool = False) -> Iterator[Log]:
+    """A log for a command that shows its result at the end. At a terminal, the steps in the log
+    become the progress, which begins with `words`. With `debug`, the log is what it is."""
+    if debug or not sys.stderr.isatty():
+        yield log
+        return
+    with _Progress(log, sys.stderr, words) as progress:
+        yield progress
+
+
+class _Progress:
+    """Takes the events of a log. Warnings stay on the screen. Those of a plan are shown only where
+    the command fails, because they are in its result otherwise."""
+
+    def __init__(self, log: Log, stream: TextIO, words: str) -> None:
+        self._log, self._stream = log, stream
+        self._words, self._since = words, time.monotonic()
+        self._drawn = False
+        self._kept: list[str] = []
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._draw_until_over, daemon=True)
+
+    def __enter__(self) -> _Progress:
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            self._thread.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._erase()
+        for text in self._kept if kind is not None else ():
+            self._log.warning(_IN_RESULT, text=text)
+
+    def debug(self, event: str, /, **data: Any) -> None:
+        """Show nothing."""
+
+    def info(self, event: str, /, **data: Any) -> None:
+        """Show the step that begins with an event."""
+        if words := render.step(event, data):
+            with self._lock:
+                self._words, self._since = words, time.monotonic()
+
+    def warning(self, event: str, /, **data: Any) -> None:
+        """Show a warning that stays, or keep it."""
+        if event == _IN_RESULT:
+            self._kept.append(str(data["text"]))
+            return
+        with self._lock:
+            self._erase()
+            self._log.warning(event, **data)
+
+    def error(self, event: str, /, **data: Any) -> None:
+        """Show an error."""
+        with self._lock:
+            self._erase()
+            self._log.error(event, **data)
+
+    def _draw_until_over(self) -> None:
+        while not self._over.wait(_PAUSE):
+            with self._lock:
+                seconds = time.monotonic() - self._since
+                if seconds >= _PATIENCE:
+                    self._write(_ERASE + render.line(self._words, seconds, _columns(self._stream)))
+                    self._drawn = True
+
+    def _erase(self) -> None:
+        if self._drawn:
+            self._write(_ERASE)
+            self._drawn = False
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # progress is not worth a failure
+            self._stream.write(text)
+            self._stream.flush()
+
+
+def _columns(stream: TextIO) -> int:
+    """The width of the terminal behind a stream."""
+    import os
+
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
