@@ -79,9 +79,9 @@ def test_ready_file_goes_when_a_change_is_undone(node: CliNode, ready: Ready) ->
     with running(node, ready.option, "--set-as-default=true") as daemon:
         daemon.until(lambda: "cannot apply" in ready.reason(), 30)
         tells(node, 5, "ROLLED_BACK")
-        time.sleep(3)  # the next tries are refused, because nothing has changed
+        # The next tries are refused, because nothing has changed.
+        daemon.until(lambda: "failed before" in ready.reason(), 30)
         assert not ready.holds()
-        assert "failed before" in ready.reason()
 
 
 def test_restart_of_somebody_else_is_waited_for(node: CliNode, ready: Ready) -> None:
