@@ -34,7 +34,7 @@ class Unseen(enum.Enum):
 SpecDirs = tuple[str, ...] | None | Unseen
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Evidence:
     """What one source shows. `source` is cri-status or config-dump. `spec_dirs` is None if the
     key is absent."""
@@ -48,7 +48,7 @@ class Evidence:
         return self.switch is not Switch.UNSEEN or self.spec_dirs is not Unseen.UNSEEN
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PodNeeds:
     """What running pods would lose by a new row. They keep it until they are gone.
 
@@ -61,7 +61,7 @@ class PodNeeds:
     variables: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Question:
     """All that the decision depends on.
 
@@ -89,7 +89,7 @@ class Question:
     needs: PodNeeds | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Decision:
     """One row, with everything that other parts derive from it.
 
@@ -126,7 +126,7 @@ class Decision:
         return self.mode == "hook"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Row:
     """A row of the table. The other columns follow from these."""
 

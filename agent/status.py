@@ -37,7 +37,7 @@ _LIMIT = budget.STATUS_FILE.size
 Lines: TypeAlias = tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Facts:
     """The published facts, named as in the contract. `annotation_prefix` is None if CDI is off;
     a path is None if there is no hook or no driver."""
@@ -130,7 +130,7 @@ def parse(data: bytes, path: str) -> dict[str, str]:
     return values
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Saved:
     """The bytes of the twin and of the barrier before a change; None if there was no file."""
 
@@ -138,7 +138,7 @@ class Saved:
     barrier: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Publisher:
     """Writes the status files into `directory` (a host path, see `trust.system_name`).
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DeviceNode:
     """A device node. An empty `host_path` means `path`; numbers 0 mean that the runtime reads them
     from the node."""
@@ -27,7 +27,7 @@ class DeviceNode:
     gid: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Mount:
     """A bind mount from the host."""
 
@@ -37,7 +37,7 @@ class Mount:
     type: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Hook:
     """An OCI hook: `path` on the host, `args` with the program's own name first; `timeout` in
     seconds."""
@@ -49,7 +49,7 @@ class Hook:
     timeout: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ContainerEdits:
     """Changes to a container."""
 
@@ -60,7 +60,7 @@ class ContainerEdits:
     additional_gids: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Device:
     """A device, which containers request by its name."""
 
@@ -69,7 +69,7 @@ class Device:
     annotations: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Spec:
     """Devices of one kind (`vendor/class`), and the edits that a container gets with any of
     them."""

@@ -49,7 +49,7 @@ class Unimplemented(Unreachable):
     code = "CRI_UNIMPLEMENTED"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Answer:
     """Version and Status of one moment. `config` is the parsed `info["config"]`, None if the
     runtime did not send it; `handlers` is empty if the runtime does not list them (1.x).
@@ -63,7 +63,7 @@ class Answer:
     dump: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Sandbox:
     """A pod that the runtime knows. `handler` is the handler that it was created with as the list
     says it: "" for the default, and for every pod of CRI-O; `created` are seconds since the epoch,
@@ -77,7 +77,7 @@ class Sandbox:
     created: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Container:
     """A container that the runtime knows, in the pod with the id `sandbox`. `attempt` counts the
     containers of this name that the pod had before; `started`: it is no longer in CREATED;

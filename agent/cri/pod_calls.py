@@ -20,7 +20,7 @@ NAMESPACE = "toolkit-agent-verify"
 _LABELS = {"toolkit-agent/verify": "true"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DeviceRequest:
     """A CDI device (a qualified name) that a container asks for: by an annotation with this prefix,
     or by the CRI's field where the prefix is empty."""
@@ -29,7 +29,7 @@ class DeviceRequest:
     prefix: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Pod:
     """A pod of ours. `created` are seconds since the epoch."""
 

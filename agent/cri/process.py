@@ -24,7 +24,7 @@ _UNIT = re.compile(r"[A-Za-z0-9@_.:\\-]+\.service")
 _USERS = re.compile(r"user\.slice|user-[0-9]+\.slice|user@[^/]*\.service")  # parts of a cgroup path
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Process:
     """A running runtime. `start` is its start time in clock ticks since boot (proc(5), field 22).
     `executable` and `config` are paths as the process sees them. `unit` is the systemd unit of its

@@ -21,7 +21,7 @@ from agent.transaction import restart_spread, stand_aside
 from agent.transaction.converge import PENDING, converge, publish_failure
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Inherited:
     """What the supervisor hands down.
 

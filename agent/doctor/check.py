@@ -16,7 +16,7 @@ Severity = Literal["fault", "warning", "info"]
 ORDER: Sequence[Severity] = ("fault", "warning", "info")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Found:
     """What a check found: a sentence, the evidence for it, and what to do where that is not what
     the check says in general."""
@@ -27,7 +27,7 @@ class Found:
     remedy: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Check:
     """An entry of the table. `id` never changes its meaning; `why` says what comes of such a
     finding, and `remedy` what to do. `find` may raise NotSeen."""
@@ -39,7 +39,7 @@ class Check:
     find: Callable[[Facts], Iterable[Found]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Finding:
     """A finding with everything that a person needs."""
 
@@ -52,7 +52,7 @@ class Finding:
         return self.found.remedy or self.check.remedy
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Diagnosis:
     """All findings, the worst first, and the checks that did not look, each with the reason."""
 

@@ -19,7 +19,7 @@ class NotSeen(Exception):
     """A part of the facts is missing; the message says why."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Part(Generic[_Value]):
     """A part of the facts, or `why` it is missing."""
 
@@ -33,7 +33,7 @@ class Part(Generic[_Value]):
         return self.value
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RuntimeFacts:
     """The runtime that answers.
 
@@ -67,7 +67,7 @@ class RuntimeFacts:
         return None if self.switch == "unseen" else False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Down:
     """Why no runtime can be asked: the error in words, the sockets that are there, the state of its
     unit, and the reason that the runtime gives where it is started on its files ("" where it
@@ -80,7 +80,7 @@ class Down:
     denied: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class HandlerFacts:
     """A handler of the files. `nvidia`: it runs NVIDIA's runtime; `missing` are programs that it
     names and that cannot be run, each with what is there instead; `cgroups` is "systemd",
@@ -94,7 +94,7 @@ class HandlerFacts:
     cgroups: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DefectFacts:
     """A defect of the files, as the runtime's adapter knows it."""
 
@@ -104,7 +104,7 @@ class DefectFacts:
     harmful: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ConfigFacts:
     """The files that the runtime loads, in its order, and what they make together.
 
@@ -152,7 +152,7 @@ class ConfigFacts:
         return tuple(item for item in self.handlers.values() if item.nvidia)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SpecProblem:
     """A problem of a spec file or of a directory; an `error` costs containers their devices."""
 
@@ -164,7 +164,7 @@ class SpecProblem:
     error: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SpecFacts:
     """The CDI specs: directories that are read, problems, devices by state ("resolvable" etc.) with
     file and reason, directories with specs that nothing reads, and `misnamed` files, which are
@@ -179,7 +179,7 @@ class SpecFacts:
     open: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class AgentFacts:
     """What this agent knows and did: `managed` where it changed the node. `problem` is why `apply`
     refuses now, `code` the kind of that error; `published` the lines of the status file,
@@ -202,7 +202,7 @@ class AgentFacts:
     restart: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ToolkitFacts:
     """NVIDIA's toolkit: the config.toml that handlers of NVIDIA's read, the annotation prefixes
     that it answers, whether an unprivileged container may ask by variable, the low-level runtimes
@@ -223,7 +223,7 @@ class ToolkitFacts:
     absent: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class KubeletFacts:
     """The kubelet: the cgroup driver and the socket that it was told, "" where it was not; `source`
     is where it says so."""
@@ -233,7 +233,7 @@ class KubeletFacts:
     socket: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PluginFacts:
     """A process of NVIDIA's device plugin, with the settings of it that have to fit the node.
     `driver_root` is where it says that the driver is on the host."""
@@ -246,7 +246,7 @@ class PluginFacts:
     driver_root: str = "/"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DriverFacts:
     """The driver: GPUs on the PCI bus, the version of the loaded module, the version of the
     libraries, device nodes that are missing, and `problem` where there is none; `other` is the
@@ -263,7 +263,7 @@ class DriverFacts:
     root: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class UnitFacts:
     """A systemd unit that goes down with the runtime's, and its state in words. `bound`: also where
     the runtime ends by itself, after which systemd does not start it again."""
@@ -274,7 +274,7 @@ class UnitFacts:
     bound: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class MachineFacts:
     """The rest of the node. `installers` are processes of other toolkits' installers, `sockets` of
     runtimes that answer, each with who answers. `unread` are files of the host that this user may
@@ -296,7 +296,7 @@ class MachineFacts:
     dra: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Facts:
     """All of it."""
 

@@ -19,7 +19,7 @@ from itertools import islice
 from typing import Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Budget:
     """The limits of one kind of input: its `size` in bytes, the number of its `values`, and the
     `depth` of nesting; 0 if a limit does not apply."""

@@ -33,7 +33,7 @@ _LABEL = "security.selinux"
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}~")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FileState:
     """A regular file as read: its bytes, and what a rewrite keeps.
 
@@ -52,7 +52,7 @@ class FileState:
         return digest(self.data)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Change:
     """One file before and after a change; None if there is no file. `outside` is a directory for
     its temporary files, if the reader of its own directory takes every name in it."""

@@ -32,7 +32,7 @@ class CannotIsolate(Exception):
     """The namespaces cannot be made here; the message says why."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class View:
     """The file system as the program sees it. All paths are host paths.
 

@@ -39,7 +39,7 @@ _STANDARD = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class HostPath:
     """One file under both of its names: `agent` is opened, `host` is written."""
 
@@ -58,7 +58,7 @@ class HostPath:
         return HostPath(os.path.join(self.agent, name), os.path.join(self.host, name))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Mount:
     """A line of mountinfo: the directory `root` of the file system on `device` is mounted at
     `point`. `kind` is the type of the file system."""
@@ -103,7 +103,7 @@ def _rebase(path: str, old: str, new: str) -> str:
     return os.path.join(new, rest) if rest else new
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class HostRoot:
     """The host as the agent sees it: the directory that holds its files, and the agent's mounts.
 

@@ -52,7 +52,7 @@ def _distrust_uid(uid: int) -> str | None:
     return f"belongs to user {uid}, who could become root with it; chown it to root"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class OpenPath:
     """A path of the host that was opened: its descriptor, its path without links, its status.
 
@@ -203,7 +203,7 @@ def _walked(host: HostRoot, name: str) -> Iterator[_Walk]:
         yield walk
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Part:
     """A part of the path: its host path, descriptor and status."""
 

@@ -20,7 +20,7 @@ _IMMUTABLE, _APPEND = 0x10, 0x20
 _LONGEST_ADDITION = 32  # characters by which a temporary name is longer than the file's own
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Need:
     """A file that is to be written or removed, at a resolved agent path. `sizes` are the bytes of
     each file that is made for it in its directory."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ClassNodes:
     """Device nodes: their directory, a pattern of their names, how the name of their kernel driver
     starts in /proc/devices, and a major number that is that driver's for good."""
@@ -26,7 +26,7 @@ class ClassNodes:
         return f"{self.directory}/{self.pattern}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DeviceClass:
     """A class of devices: the mode of `cdi generate` that makes its spec, its kind, its device
     nodes and the files that a container needs with them. `numbered`: each node `NAME<number>` is a

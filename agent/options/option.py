@@ -23,7 +23,7 @@ READ_SPECS = ("cdi list", "cdi validate")
 MAKE_SPEC = ("cdi generate",)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Option:
     """One option, with its environment variables in the order of their precedence.
 
@@ -55,7 +55,7 @@ class Option:
         return self.flags or ("--" + self.name.replace("_", "-"),)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Topic:
     """Options that belong together in a help text, and the commands that they concern."""
 

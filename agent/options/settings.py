@@ -31,7 +31,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 STRATEGIES = ("envvar", "volume-mounts", "cdi-annotations", "cdi-cri")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Settings:
     """A value for each supported option, by its name. Paths are as given; `host.paths` resolves
     them.
@@ -172,7 +172,7 @@ def resolve(given: Mapping[str, str | None], env: Mapping[str, str], entry: Entr
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Effective:
     """An option with the value in force and its origin. `value` is plain data; it is None where it
     is found on the node or left to the decision."""

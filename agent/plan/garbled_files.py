@@ -32,7 +32,7 @@ from agent.toml.text import GO_TOML_2
 _PAUSE = 0.1  # seconds between two looks for the runtime
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Garbled:
     """A file of ours that cannot be used any more, the reason in words, and its repair. The
     repair's `before` is None where there is no file, but a directory or a link."""

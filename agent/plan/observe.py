@@ -20,7 +20,7 @@ from agent.state.store import Memory
 from agent.toolkit import install
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Observation:
     """What was seen.
 

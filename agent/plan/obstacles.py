@@ -37,7 +37,7 @@ class SpecUnwritable(Refused):
     """The spec that a node needs cannot be written."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Demand:
     """A file that has to be writable, and the refusal where it is not."""
 

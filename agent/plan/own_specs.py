@@ -37,7 +37,7 @@ from agent.status import Publisher
 _MODES_WITHOUT_SPECS = ("legacy", "csv", "jit-cdi")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SpecProposal:
     """The specs as they should be, and the changes that make them so.
 
@@ -109,7 +109,7 @@ def _refusal(error: AgentError) -> str:
     return f"apply refuses: {error.message}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Proposer:
     """Makes the proposal of a node; `mode` is the mode of nvidia.com/gpu that fits the machine."""
 

@@ -45,7 +45,7 @@ _OPERANDS = {
 _STARTING = 600.0  # seconds in which a kubelet has made the pods of before anew, after a boot
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GpuService:
     """What a node does for pods that ask for GPUs.
 
@@ -130,7 +130,7 @@ def _needs(
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _RequestingPod:
     """A pod with a container that asks NVIDIA's runtime for devices, and how it asks."""
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from agent.runtimes.trial import Trial
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Proposal:
     """What a plan shows.
 

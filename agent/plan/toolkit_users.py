@@ -25,7 +25,7 @@ from agent.toolkit import install, tree
 _PLUGIN = "k8s.device-plugin."
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ChangedNode:
     """A node after a change: the changes, and its whole configuration then."""
 
@@ -77,7 +77,7 @@ def refusal(
     return None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class MovedToolkit:
     """A directory in which we installed the toolkit under other options. `needed_by` is the reason
     why it has to stay, None where it can be removed."""

@@ -24,7 +24,7 @@ from agent.toolkit import install
 _REMEDY = "toolkit-agent revert --keep-edits --toolkit"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LeftOver:
     """A file or a directory (host path) that nothing uses, its kind in words, and the command that
     removes it."""

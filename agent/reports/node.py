@@ -31,7 +31,7 @@ from agent.toolkit.tree import CONFIG
 OUT_OF_DATE = "the published decision is out of date"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Report:
     """The state of a node. `problem` is the error because of which other parts are missing. `ready`
     means that the published decision is valid and up to date. `default` and `handlers` are those

@@ -25,7 +25,7 @@ from agent.runtimes import find, registry
 from agent.runtimes.base import Runtime
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Finding:
     """A problem of a file or a directory."""
 
@@ -33,7 +33,7 @@ class Finding:
     problem: Problem
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Inventory:
     """All specs on the node. `notes` say what is not covered."""
 
@@ -45,7 +45,7 @@ class Inventory:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _RuntimeReader:
     """The runtime as a reader of the directories `names`; `executable` is its agent path."""
 

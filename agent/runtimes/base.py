@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from agent.runtimes.trial import Launch
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Endpoint:
     """The socket of a runtime, which is known also while the runtime is down. `unit` is its systemd
     unit, if that is needed."""
@@ -42,7 +42,7 @@ class Endpoint:
     unit: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Runtime:
     """A runtime that answers: its process (None if it cannot be seen) and its answer."""
 
@@ -66,7 +66,7 @@ class Runtime:
         return self.answer.version
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Effective:
     """The effective configuration: built-in defaults and all files, as the runtime merges them.
     `linux_runtime` is the program that the v1.linux shim runs for a handler that names none; empty
@@ -84,7 +84,7 @@ class Effective:
         return self.runtimes.get(name) or {}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EditRequest:
     """What edits are made from, besides the node. `hook_program` is the host path of the program
     that an OCI hook would run, None if there is none."""
@@ -97,7 +97,7 @@ class EditRequest:
     hook_program: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Edits:
     """The changes, in the order of their writes, after which `desired` holds at the next start.
 
@@ -112,7 +112,7 @@ class Edits:
     called: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Restoration:
     """How a file is restored. `ops` take our keys out, `original` is the file's data before us, and
     `imported` are the imports that we wrote. `drop_in_goes` means that the import of our drop-in is
@@ -124,7 +124,7 @@ class Restoration:
     drop_in_goes: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Defect:
     """A fault in configuration files, which `text` describes. `deadly`: the runtime does not start
     on them, or does not serve the CRI. `harmful`: pods fail, or settings are not read."""
@@ -135,7 +135,7 @@ class Defect:
     harmful: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Rendered:
     """A file (its host path) that a `program` writes anew at each start, from `source`."""
 
@@ -243,7 +243,7 @@ class RuntimeAdapter(ABC):
         """The programs that run the containers of a pod."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ConfiguredRuntime(ABC):
     """A runtime of this node with the files that it loads. A method that is not abstract has the
     answer of most runtimes.

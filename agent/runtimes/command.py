@@ -31,7 +31,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ENV = {"PATH": PATH, "LC_ALL": "C"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Output:
     """The result of a command. `code` is None if it could not be run, and `error` says why."""
 
@@ -99,7 +99,7 @@ def _read(child: subprocess.Popen[bytes], end: float) -> tuple[bytes, bytes]:
     return bytes(parts[out]), bytes(parts[errors])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Dump:
     """A parsed `config dump`, or None and why there is none. `rejected` means that the executable
     ran and rejected the configuration."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Overlay: TypeAlias = Mapping[str, FileState | None]  # by host path: files as they will be
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ConfigFile:
     """One loaded file. `name` is the path that the daemon uses, `path` the one without links. If
     the file does not exist (only a root file may not), `state` is None and `data` is {}. `unread`

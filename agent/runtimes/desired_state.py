@@ -26,7 +26,7 @@ SANDBOXER = "podsandbox"
 _BINARY = "nvidia-container-runtime"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Desired:
     """The desired state: whole tables of `handlers`, the default runtime (None leaves the present
     one), `enable_cdi` if it is set to true, and `absent` names, which must not be handlers."""

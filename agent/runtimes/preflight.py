@@ -23,7 +23,7 @@ from agent.toml.edit import Data, Path
 UNKNOWN = "the runtime's executable is not known; give --executable-path"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Preflight:
     """The outcome. `done` is false if the check was not possible, and `note` says why."""
 
@@ -31,7 +31,7 @@ class Preflight:
     note: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Candidate:
     """Files as they will be, the handlers that they have to define, and the names of handlers
     that may differ from today's."""

@@ -27,7 +27,7 @@ class NotProven(Exception):
     """The runtime does not have the desired state. The message says what is wrong."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Probe:
     """The functions that a proof needs: the identity of the process behind the socket, its answer,
     and time. `given_up` returns why nothing will answer any more, None if something may."""

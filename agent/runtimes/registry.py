@@ -19,7 +19,7 @@ from agent.runtimes.desired_state import is_ours
 from agent.toml.edit import get
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Registered:
     """A kind of runtime: `kind` as in `RuntimeAdapter`, `cri_name` is the name that it gives in the
     CRI, `sockets` are the host paths where it usually listens, `module` has its ADAPTER."""

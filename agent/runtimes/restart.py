@@ -36,7 +36,7 @@ def _nothing() -> tuple[str, ...]:
     return ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Restart:
     """How this node's runtime is restarted.
 

@@ -49,7 +49,7 @@ _OF_THE_NAMESPACES = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Launch:
     """How a runtime is started for a trial: by `argv`, the executable's host path first, with the
     CRI on `socket` (host path). `reason` finds in the output the runtime's own words on why it does
@@ -69,7 +69,7 @@ class Launch:
         return masking.explained(self.reason(output), self.sources, (self.argv[0], self.socket))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Result:
     """The result of one start. `failure` is the reason why the runtime did not serve the CRI as it
     has to. `impossible` is the reason why there is no verdict. Both are empty after a success."""
@@ -78,7 +78,7 @@ class Result:
     impossible: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Trial:
     """The verdict on a restart. `done` is false if no trial was made, and `note` says why.
     `refusal` forbids the restart. `warning` says what is wrong although it is allowed."""
@@ -89,7 +89,7 @@ class Trial:
     warning: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Subject:
     """What is tried. `launch` makes the start with some files in the place of the real ones, and
     `problems` returns what an answer lacks, in words."""

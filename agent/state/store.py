@@ -33,7 +33,7 @@ _FORMAT = 1
 _FAILURES = 16  # candidates that are kept; after more changes the oldest no longer matter
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Original:
     """A file as it was before our first change, and what we wrote last.
 
@@ -55,7 +55,7 @@ class Original:
     text: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Memory:
     """All that `revert` needs.
 
@@ -73,7 +73,7 @@ class Memory:
     moved: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Entry:
     """One file of a change: its digests before and after, None for no file.
 
@@ -121,7 +121,7 @@ class Entry:
         return os.path.join(directory or beside, f".{name}.toolkit-agent-{what}~")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Failure:
     """Why a candidate failed, and when, in seconds since the epoch."""
 
@@ -133,7 +133,7 @@ TIDYING = "tidying"
 AWAITING = "awaiting-restart"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Journal:
     """A change in progress.
 

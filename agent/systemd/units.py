@@ -35,7 +35,7 @@ class SystemdError(Exception):
     """systemd refused or failed, or cannot be reached; the message says why."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Unit:
     """A unit at one moment. `invocation` is a new number with each start, None before the first.
     `busy`: a job of the unit is queued or running. `carries` are units that are restarted along."""
@@ -63,7 +63,7 @@ class Unit:
         return f"{self.name} is " + ", ".join(filter(None, words))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Ties:
     """What depends on a unit: `bound` units are stopped if it ends by itself, `stopped` units
     if it is stopped. `restart` is its restart policy, `main_pid` its main process; "" and None
@@ -75,7 +75,7 @@ class Ties:
     main_pid: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Command:
     """A program of the host with its arguments; `may_fail`: the next one runs even if it fails."""
 
@@ -83,7 +83,7 @@ class Command:
     may_fail: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Timer:
     """Commands that systemd runs after `delay` seconds, as NAME.timer and NAME.service."""
 

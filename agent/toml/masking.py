@@ -107,7 +107,7 @@ writing wrong x x509 xeu yaml yes yet you your zero zfs zstd
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Source:
     """A configuration file that a program was given: its host path, decoded text, and data."""
 

@@ -16,7 +16,7 @@ from agent.toml.text import Data
 from agent.toml.write import Path, dotted
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Set:
     """Give the key at `path` this value; a table replaces whatever was there."""
 
@@ -24,7 +24,7 @@ class Set:
     value: Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Unset:
     """Remove the key at `path`; absent is fine. Whether a table that this leaves empty stays in the
     text depends on its spelling; to every reader of these files it is the same."""
@@ -32,7 +32,7 @@ class Unset:
     path: Path
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Append:
     """Add `value` to the list at `path` unless it is in it; an absent list is made."""
 

@@ -28,7 +28,7 @@ from agent.toml.write import Path, quote, scalar, tables
 Way: TypeAlias = tuple[str, Callable[[], str | None]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Sheet:
     """A text and the places of its statements."""
 
@@ -137,7 +137,7 @@ def _insert(text: str, at: int, lines: str) -> str:
     return text[:at] + gap + lines + text[at:]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Style:
     """How most of a text is written: the spelling of keys, the indentation of the headers that are
     there, and what is added to it for a table that is in another one, and for a key."""

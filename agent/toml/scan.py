@@ -33,7 +33,7 @@ class Unreadable(ValueError):
     """The scanner does not understand the text."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Span:
     """A value's place: `text[start:end]`."""
 
@@ -41,7 +41,7 @@ class Span:
     end: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Entry:
     """A key and its value. `path` counts from the table that the entry stands in; `raw` is how
     its parts are written."""
@@ -51,7 +51,7 @@ class Entry:
     value: Span
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Statement:
     """One header, or one key with its value; `text[start:end]` are its whole lines.
 

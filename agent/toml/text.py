@@ -76,7 +76,7 @@ class NotText(ValueError):
     """Bytes that no runtime reads; the message says what they are."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Oddity:
     """Something that TOML 1.0 does not allow; `words` say what it is and on which line."""
 

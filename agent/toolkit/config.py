@@ -17,7 +17,7 @@ _CAPABILITIES = "compat32,compute,display,graphics,ngx,utility,video"
 _CSV = "/etc/nvidia-container-runtime/host-files-for-container.d"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Config:
     """The values that differ between nodes. All paths are the host's. `programs` are the paths of
     nvidia-container-cli, nvidia-ctk and nvidia-container-runtime-hook by name; `runtimes` are the

@@ -34,7 +34,7 @@ _NODES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ControlNode:
     """A character device that the driver needs in /dev."""
 
@@ -43,7 +43,7 @@ class ControlNode:
     minor: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class MissingNode:
     """A node that does not exist, or has other numbers than the driver; both of its paths."""
 

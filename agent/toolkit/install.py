@@ -28,7 +28,7 @@ from agent.toolkit.tree import Difference, Tree
 _VOLATILE = ("tmpfs", "ramfs")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Toolkit:
     """The directory of the toolkit, and the origin of its files. If the directory is not
     `writable`, the toolkit is used as it is."""
@@ -44,7 +44,7 @@ class Toolkit:
         return tree.paths(self.origin, self.directory.host).get(name)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ToolkitProposal:
     """The directory as it should be. `config` is the change of config.toml, None if it has the
     right content; `problem` is why nothing can be installed."""

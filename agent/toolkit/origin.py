@@ -30,7 +30,7 @@ _SCRIPT = 1 << 13  # bytes; the start of a wrapper, which names its program
 Kind = Literal["packages", "installed", "host"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Origin:
     """A toolkit on the node. `programs` and `libraries` map names to agent paths without links.
     Programs of kind `host` are run where they are, the others are copied."""

@@ -26,7 +26,7 @@ DIRECTORIES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Binary:
     """A handler's name and its binary on the host."""
 

@@ -32,7 +32,7 @@ _PROGRAM, _TEXT = 0o755, 0o644
 _INSTALLER_FILES = re.compile(r"(nvidia-|libnvidia-container(-go)?\.so).*|\.config")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Copy:
     """A copy of the file at an agent path."""
 
@@ -40,7 +40,7 @@ class Copy:
     mode: int = _PROGRAM
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Text:
     """A file with this content."""
 
@@ -48,7 +48,7 @@ class Text:
     mode: int = _TEXT
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Link:
     """A symbolic link."""
 
@@ -59,7 +59,7 @@ Entry: TypeAlias = Copy | Text | Link
 Tree: TypeAlias = Mapping[str, Entry]  # by path below the directory
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CopyRecord:
     """A copy when it was made: SHA-256, size and time (ns) of the file, and the signature of its
     source."""
@@ -70,7 +70,7 @@ class CopyRecord:
     source: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class InstalledList:
     """Our list: copies, our other files, and how many directories above we made."""
 
@@ -83,7 +83,7 @@ class InstalledList:
         return (*self.copies, *self.others)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Difference:
     """Names of files to write, and names of our files to remove."""
 
@@ -166,7 +166,7 @@ def _listed(data: Any) -> InstalledList:
     return InstalledList(copies, tuple(map(str, data.get("others", ()))), int(data.get("made", 0)))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ToolkitConfig:
     """The settings of nvidia-container-runtime in config.toml: the low-level runtimes that it tries
     in this order, the annotation prefixes that it answers, and whether an unprivileged container

@@ -50,7 +50,7 @@ fi
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Wrapper:
     """A wrapper; all paths are the host's. `config` is the toolkit's config.toml, None if the
     program does not read it. `libraries`: the toolkit's directory is searched for libraries, too.

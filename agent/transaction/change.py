@@ -46,7 +46,7 @@ class NotAccepted(RolledBack):
     """The runtime did not prove the change. Everything is as it was before."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Request:
     """A change to carry out.
 
@@ -73,7 +73,7 @@ class Request:
     pods: PodProof = NO_PODS
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Completed:
     """A completed change. `answer` is the last answer of the proof, None without a restart; `pods`
     says which pods ran in it. `down` are units that the restart took along and that did not come

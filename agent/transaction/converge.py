@@ -52,7 +52,7 @@ from agent.transaction.pod_proof import NO_PODS, PodProof
 PENDING = "cannot publish yet: the configuration is written; restart the runtime"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Outcome:
     """How a convergence ended. `pending` means that files are written and somebody else has to
     restart the runtime. `down` are units that the restart took along and that did not come back.

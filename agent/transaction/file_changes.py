@@ -122,7 +122,7 @@ def _cannot_write(entry: Entry, error: OSError) -> Refused:
     return Refused(f"cannot write {entry.host}: {reason(error)}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Undone:
     """What could not be undone. `foreign` are files that somebody else has changed; they stay as
     they are (host paths). `failed` names the files that have to be tried again, with the cause."""

@@ -45,7 +45,7 @@ def choose(host: HostRoot, restart: Restart | None) -> str | None:
     return os.urandom(4).hex() if needed else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Switch:
     """The switch of the change that `journal` describes, which may have none. `reach` connects to
     the host's systemd."""

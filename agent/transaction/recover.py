@@ -27,7 +27,7 @@ _PATIENCE = 3.0  # seconds for the answers of a runtime that may be well
 _DYING = 3.0  # seconds that a runtime which was told to end may still answer
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Recovered:
     """What became of an unfinished change. `outcome` is committed, undone or awaiting-restart, None
     where there was none. `barrier` means that `toolkit-ready` existed before the change."""

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from agent.runtimes.trial import Trial
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Reverted:
     """The result of a revert. `changed` are the host paths that were changed, `removed` those that
     do not exist any more. `pending` means that somebody still has to restart the runtime. `notes`
@@ -50,7 +50,7 @@ class Reverted:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Plan:
     """A revert that nothing prevents. `request` is None where no file and no runtime has to change.
     `dirs` are the directories that may have specs of ours."""

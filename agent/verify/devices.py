@@ -23,7 +23,7 @@ from agent.verify.pods import Verdict
 from agent.verify.probe_spec import probe_device
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Found:
     """A device by its qualified name, and what it brings into a container."""
 

@@ -20,7 +20,7 @@ from agent.runtimes.base import ConfiguredRuntime, Runtime
 _MODES_WITHOUT_CDI = ("legacy", "csv", "jit-cdi")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Injection:
     """The way of devices into containers.
 

@@ -15,7 +15,7 @@ from agent.toml.edit import get
 _MOST = 3  # parts that a message names
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Effects:
     """What a container gets with a device: variables (NAME=VALUE), paths of device nodes, and where
     something is mounted."""

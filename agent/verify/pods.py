@@ -32,7 +32,7 @@ _EXEC = 1.0  # seconds until the process of a container is the program of its im
 _SYSTEMD_PARENT = "system.slice"  # systemd makes no cgroup without a slice above it
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Verdict:
     """A result, and for each but "ok" its reason."""
 
@@ -44,7 +44,7 @@ class _Gone(Exception):
     """Somebody else has stopped or removed the pod."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Look:
     """A container with a device. `expected` is what it gets with it. `start`: it is run, and judged
     by its process; otherwise it is only created, and judged by its runtime spec."""
@@ -54,7 +54,7 @@ class Look:
     start: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PodRunner:
     """Runs pods from an image that is on the node.
 

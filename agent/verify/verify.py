@@ -27,7 +27,7 @@ _SECONDS = 5.0  # for all calls about one pod
 _DEVICE = "device injected"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Proof:
     """One proof. `handler` is "" for the default; `what` is to be proven, with the CDI `device`
     where there is one, how it is asked for, and where it is looked for."""
@@ -40,7 +40,7 @@ class Proof:
     seen_in: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Verification:
     """All proofs. `default` is the name of the default runtime; `image` is that of the pods, ""
     where it is not known; `obstacle` is why no pod was tried."""

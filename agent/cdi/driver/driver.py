@@ -57,7 +57,7 @@ _SEARCHED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Node:
     """A character device of the driver: its path `inside` the device root, its path on the host,
     and its numbers, mode and group."""
@@ -70,7 +70,7 @@ class Node:
     gid: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Driver:
     """A driver on the node. Paths are inside `root`. `directories` hold libraries of its version.
     `search` and `configs` are the directories that options give for libraries and configuration
@@ -119,7 +119,7 @@ class Driver:
         return None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Places:
     """The places of the driver that options name: host paths, and agent paths (`…_seen`), None
     without the option. `libraries` and `configs` are directories on the host, below the driver

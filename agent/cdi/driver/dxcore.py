@@ -32,7 +32,7 @@ _DRIVER_VERSION, _REGISTRY, _STORE = 13, 48, 2
 _WDDM = 2700  # the first version that WSL2 can use
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Stores:
     """Directories of the drivers in use, in the order of GPUs; `error` is why there is no
     answer."""

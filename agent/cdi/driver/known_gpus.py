@@ -28,7 +28,7 @@ from agent.state.store import Store
 _NAME = "gpus.json"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Known:
     """The last good answer for a trace, and the failure since then; `crashed`: the library crashed
     or hung, instead of returning an error."""

@@ -38,7 +38,7 @@ _DRIVER_NODES = (
 _NODES = (*(nodes for one in DEVICE_CLASSES for nodes in one.nodes), *_DRIVER_NODES)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Majors:
     """Names of the drivers of character devices, by major number; of those that share a major
     number (`misc`), by minor number."""

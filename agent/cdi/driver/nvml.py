@@ -35,7 +35,7 @@ UNLOADABLE = "it cannot be loaded"  # the start of an error if the library canno
 _INTEGRATED = ("(nvgpu)", "NVIDIA Thor")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Mig:
     """A MIG device: its index on its GPU, and its instances. `graphics`: it can render as well."""
 
@@ -46,7 +46,7 @@ class Mig:
     graphics: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Gpu:
     """A GPU; `uuid` is "" if it is unknown, `bus` is its PCI address, "" if it is not on a
     PCI bus. With `mig` only its `instances` can be used. `model` is its name in NVML."""
@@ -60,7 +60,7 @@ class Gpu:
     model: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Answer:
     """GPUs, and a warning for each GPU that cannot be used; `error` is why there is no answer.
     `cuda` is the newest version of CUDA that the driver knows (13.1 is 13010), 0 if it does not
@@ -72,7 +72,7 @@ class Answer:
     cuda: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Library:
     """The driver's NVML: its agent path, for messages, and the descriptor of the file to load."""
 

@@ -28,7 +28,7 @@ from agent.host.trust import OpenPath
 _LIST = os.O_RDONLY | os.O_DIRECTORY
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RootFile:
     """A file in a driver root: its path without links, and its stat result."""
 
@@ -36,7 +36,7 @@ class RootFile:
     found: os.stat_result
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Lookup:
     """A file that was looked up; `distrust` is why another user could change it."""
 

@@ -30,7 +30,7 @@ _SOCKETS = ("nvidia-persistenced/socket", "nvidia-fabricmanager/socket")
 _TEMPORARY, _MPS = "/tmp", "nvidia-mps"  # noqa: S108 - the driver's own place
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BuildContext:
     """What a spec depends on besides the driver: the hooks that may be made, the kernel's release,
     its extra firmware directory ("" for none) and the machine's architecture."""

@@ -39,7 +39,7 @@ _FIRMWARE = "/sys/module/firmware_class/parameters/path"
 AskNvml: TypeAlias = "Callable[[Library], Answer]"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BuiltSpec:
     """A spec, its warnings, the agent paths whose owners, modes and links decided what may be in
     it, and the driver that it describes, if any."""
@@ -50,7 +50,7 @@ class BuiltSpec:
     driver: Driver | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DesiredSpec:
     """A spec that a node is to have: its text, or the `problem` why there is none; otherwise as
     `BuiltSpec`."""
@@ -200,7 +200,7 @@ def _ask_in_root(ask: AskNvml | None) -> Callable[[DriverRoot, str], Answer]:
     return ask_in_root
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Builder:
     """Makes the specs of a node, with hooks by the program at the host path `hook`."""
 

@@ -25,7 +25,7 @@ CONTROL_NODES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class KernelGpus:
     """What the kernel says about GPUs: names of DRM nodes by PCI address, and the minor numbers of
     MIG capabilities by their names (`gpu0/gi1/access`)."""
@@ -125,7 +125,7 @@ def device_names(gpu: Gpu, part: Mig | None, strategies: Sequence[str]) -> tuple
     return tuple(dict.fromkeys(names[name] for name in strategies if names[name]))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GpuEdits:
     """Makes the edits of one GPU and of its MIG devices."""
 

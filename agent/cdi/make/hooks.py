@@ -31,7 +31,7 @@ _LINKS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class HookProgram:
     """The program of hooks on the host. `path` is None if there is none, or if another user
     than root can change it, as `distrust` says. `judged_paths` are the agent paths whose owners,
@@ -64,7 +64,7 @@ def find_program(host: HostRoot, path: str | None) -> HookProgram:
     return HookProgram()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Hooks:
     """The hooks that may be made: `path` is the program on the host, None if there is none;
     `enabled` wins over `disabled`; `ldconfig` is the program that makes the loader's cache, ""

@@ -22,7 +22,7 @@ _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9]")
 _ENDINGS = {".json": "json", ".yaml": "yaml", ".yml": "yaml"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Choice:
     """The part of a spec that is asked for: `ids` are indices or UUIDs of devices, `all` or `none`;
     `merged` adds a device `all`; `several` allows more than one GPU on a Tegra; `groups` adds the
@@ -45,7 +45,7 @@ class Choice:
 EVERYTHING = Choice()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Request:
     """`output` is a path, "" for standard output; `hook_path` is a program, "" for the installed
     one; `warnings` name options that have no effect."""

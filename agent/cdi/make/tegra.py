@@ -42,7 +42,7 @@ _THOR = "0000:01:00."  # the PCI address of a Thor's integrated GPU
 AskInRoot = Callable[[DriverRoot, str], Answer]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CsvLists:
     """The paths that CSV files list, by type (dev, dir, lib, sym); warnings about files that were
     not read; and the files that are missing, because no JetPack has all of the default ones."""
@@ -159,7 +159,7 @@ def _lines(text: str) -> Iterator[tuple[str, str]]:
             yield kind, path
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Builder:
     """Makes the spec of a driver root; `own` is the host as a driver root, `devs` are the roots of
     device nodes."""

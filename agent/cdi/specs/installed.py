@@ -26,7 +26,7 @@ from agent.host.paths import HostRoot
 State = Literal["resolvable", "shadowed", "conflicting", "invalid", "incomplete", "unread"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SpecFile:
     """A file and its problems. `place` is the number of its directory; `spec` is the part of it
     that could be read, which has so many `values`."""
@@ -50,7 +50,7 @@ class SpecFile:
             yield number, f"{kind}={device.get('name', '')}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Device:
     """A device of a file: whether a container can get it from that file; if not, why."""
 

@@ -23,7 +23,7 @@ _NAMED = 3  # devices in a warning
 _DEAD = ("invalid", "incomplete", "conflicting")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Provider:
     """A spec file of another writer. `why` is why it gives no device, "" if it gives one. `doubt`
     is why that is unknown. `lost` are the devices that it does not give, each with the reason.
@@ -57,7 +57,7 @@ class Provider:
         return f"{self.file} ({self.writer})"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RuntimeView:
     """What the runtime sees: the directories that it reads, in its order, and how it reads them."""
 

@@ -48,7 +48,7 @@ class TooLarge(Broken):
 Value: TypeAlias = "str | Plain | list[Any] | dict[str, Any]"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Document:
     """The first document, with the number of its values. `more`: further documents follow, which
     runtimes do not read."""

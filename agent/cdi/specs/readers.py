@@ -43,7 +43,7 @@ _FIRST_FIELD = b"\x0eContainerEdits"
 _FIELDS = (("0.7.0", b"\x0eAdditionalGIDs"), ("1.1.0", b"\x11HostInterfaceName"))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Reader:
     """A runtime as a reader of specs.
 

@@ -21,7 +21,7 @@ Impact = Literal["file", "use", "nothing"]
 _NO_SPEC = "this is no CDI spec: name another file, or move this one out of the spec directory"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Problem:
     """A problem of a spec: where it is, what it is, and what to do about it.
 
@@ -68,7 +68,7 @@ class Problems(list[Problem]):
         self._parts.add(part)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Number:
     """An integer field and its bounds."""
 
@@ -77,7 +77,7 @@ class Number:
     high: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ListOf:
     """A list. With `pointers`, Go accepts null as an item, and crashes on it."""
 

@@ -24,7 +24,7 @@ _LARGE = f"it is larger than {LIMIT >> 20} MiB: it slows the runtime down at eve
 TOO_LARGE = Problem("nothing", "", f"{_LARGE}, and was not looked at", "make it smaller")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Directory:
     """A directory of specs under the name that the runtime has for it. `path` is None if it does
     not exist; `unread` is why the runtime reads no file of it."""

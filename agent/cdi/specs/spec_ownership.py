@@ -24,7 +24,7 @@ _GONE = (NoDriver, NoDevices, DriverFailed)
 _REMEDY = "write that file anew, or remove it"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SpecStatus:
     """The spec file of a kind, present or to be written (its host path), and its writer; both are
     "" if there is none. `problem` is why ours cannot be made."""
@@ -55,7 +55,7 @@ def is_named_by_kind(name: str, data: bytes) -> bool:
     return any(name == file_name(kind) for kind in read.kinds(data))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Ownership:
     """Every file (`entries`) of the spec directories, and which of them are ours.
 

@@ -34,7 +34,7 @@ def document(kind: str, body: Mapping[str, Any], form: str = "json") -> str:
     return json.dumps(data, indent=2, ensure_ascii=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Screen:
     """The place where a text is shown: the columns of a line, and whether it has colours."""
 

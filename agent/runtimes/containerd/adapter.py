@@ -165,7 +165,7 @@ class Containerd(RuntimeAdapter):
 ADAPTER = Containerd()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ContainerdNode(ConfiguredRuntime):
     """A containerd with its configuration."""
 
@@ -273,7 +273,7 @@ class ContainerdNode(ConfiguredRuntime):
 
     def sandbox_image(self, host: HostRoot) -> str | None:
         """The one in Status (1.x), or that in the dump (2.0 and later do not show it)."""
-        shown = super(ContainerdNode, self).sandbox_image(host)
+        shown = super().sandbox_image(host)
         if shown or self.executable is None:
             return shown
         path = self.root.name if self.root.state is not None else None

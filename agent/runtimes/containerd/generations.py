@@ -51,7 +51,7 @@ _RUNC_17: Data = {**_RUNC_16, "sandbox_mode": "podsandbox"}
 _RUNC_2: Data = {"runtime_type": "io.containerd.runc.v2"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Generation:
     """The rules of a range of versions.
 

@@ -55,7 +55,7 @@ _OPTIONS = frozenset({
 _LINUX_ONLY = ("runtime_engine", "runtime_root")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Features:
     """What the running containerd can do. `keys` are the keys that it knows in a handler's table;
     None if it does not show them. `missing_shims` are the runtime types for which it has no

@@ -30,7 +30,7 @@ LEGACY: Path = ("containerd", "default_runtime")
 RUNTIMES: Path = ("containerd", "runtimes")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EditInput:
     """What an edit is made from. `derive` derives the desired state from the effective
     configuration without our drop-in."""
@@ -48,7 +48,7 @@ class EditInput:
         return self.files[0]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DropInForm:
     """The form of a drop-in: its version (None if it has none), and whether it uses the section
     name of version 3 whatever its version is."""

@@ -15,7 +15,7 @@ from agent.runtimes.config_file import ConfigFile
 _LINES = 1024  # bytes at the beginning of a file, in which a header is looked for
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Renderer:
     """A program, and the file or directory from which it makes the configuration. `imports` means
     that imports there are imports in the result too."""

@@ -160,7 +160,7 @@ class Crio(RuntimeAdapter):
 ADAPTER = Crio()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CrioNode(ConfiguredRuntime):
     """A CRI-O with its configuration.
 

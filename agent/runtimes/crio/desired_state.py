@@ -41,7 +41,7 @@ _REWRITTEN = frozenset({
 })  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PresentState:
     """The state of the node before the change.
 

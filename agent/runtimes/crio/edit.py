@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from agent.runtimes.crio.adapter import CrioNode
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EditInput:
     """What an edit is made from."""
 

@@ -48,7 +48,7 @@ def content(path: str | None) -> bytes:
     return (json.dumps(data, indent=2) + "\n").encode()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Hook:
     """An OCI hook that CRI-O finds: its file, its program, and whether CRI-O runs it for every
     container before the start. `called` are the paths and names in its arguments, because a shell

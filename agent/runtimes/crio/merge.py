@@ -59,7 +59,7 @@ _KEYS: Mapping[str, Version] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Setting:
     """A setting from outside the files: its values (one, unless it is a list), and the flag or the
     variable from which it comes."""
@@ -73,7 +73,7 @@ class Setting:
         return self.values[-1] if self.values else ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Overrides:
     """The settings of a CRI-O process from its flags and its environment, each None if neither
     makes it. They win over every file. `config` and `directory` are the files that it reads; with
@@ -116,7 +116,7 @@ _FIELDS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Rules:
     """The rules of one CRI-O. `default` is the built-in default runtime, and `handler` is its
     built-in table. `by_key` means that a handler that a later file names again keeps its other

@@ -88,7 +88,7 @@ class MadeUp(RuntimeAdapter):
 ADAPTER = MadeUp()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class MadeUpNode(ConfiguredRuntime):
     """It, with its file, which is the drop-in too."""
 
