@@ -27,17 +27,19 @@ if TYPE_CHECKING:
 
 Result = Literal["ok", "failed", "undecided", "not tried"]
 
-_TRIES = 3  # pods, until one is not removed by somebody else
-_EXEC = 1.0  # seconds until the process of a container is the program of its image
+_TRIES = 4  # pods, until one is not removed by somebody else
+_STOPPING = 0.2  # seconds until a pod that is being stopped is listed as such
+_EXEC = 2.0  # seconds until the process of a container is the program of its image
 _SYSTEMD_PARENT = "system.slice"  # systemd makes no cgroup without a slice above it
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A result, and for each but "ok" its reason."""
+    """A result, and for each but "ok" its reason; `by_runtime`: in the runtime's own words."""
 
     result: Result
     text: str = ""
+    by_runtime: bool = False
 
 
 class _Gone(Exception):
@@ -74,13 +76,20 @@ class PodRunner:
     def prove(self, handler: str, looks: Sequence[Look] = ()) -> list[Verdict]:
         """Does a pod run under this handler ("": the default), and if so, does a container in it
         get each device? The verdict on the pod, then one for each look, if the pod ran."""
+        failed = False
         for _ in range(_TRIES):
             try:
-                return self._in_pod(handler, looks)
+                verdicts = self._in_pod(handler, looks)
+                # A failure counts if it is seen twice: the first pod may be about to be removed.
+                if failed or all(verdict.result != "failed" for verdict in verdicts):
+                    return verdicts
+                failed = True
             except _Gone:
                 continue
             except Rejected as error:
-                return [Verdict("failed", error.words)]
+                if failed:
+                    return [Verdict("failed", error.words, by_runtime=True)]
+                failed = True
             except Unimplemented:
                 return [Verdict("undecided", "the runtime does not run pods for us")]
             except Unreachable as error:
@@ -107,15 +116,19 @@ class PodRunner:
     ) -> Verdict:
         try:
             container = calls.create(pod, config, self.image, look.asked)
-            if not look.start:
+            if look.start:
+                calls.start(container)
+                verdict = self._process_verdict(calls.info(container), look.expected)
+            else:
                 found = judge.of_runtime_spec(calls.info(container).get("runtimeSpec"))
-                return _verdict(judge.problem(look.expected, found))
-            calls.start(container)
-            return self._process_verdict(calls.info(container), look.expected)
+                verdict = _verdict(judge.problem(look.expected, found))
         except Rejected as error:
-            if any(other.id == pod and other.ready for other in calls.pods()):
-                return Verdict("failed", error.words)
-            raise _Gone from error
+            verdict = Verdict("failed", error.words, by_runtime=True)
+        if verdict.result != "ok":
+            self.sleep(_STOPPING)
+            if not any(other.id == pod and other.ready for other in calls.pods()):
+                raise _Gone
+        return verdict
 
     def _process_verdict(self, info: Mapping[str, object], expected: Effects) -> Verdict:
         """The verdict on a running container. Until its process is the program of the image, it is
@@ -128,8 +141,10 @@ class PodRunner:
             found = _of_process(f"{self.proc}/{pid}", expected)
             if found is None:
                 return Verdict("undecided", f"process {pid} of the container cannot be seen")
-            text = judge.problem(expected, found)
-            if not text or self.clock() >= end:
+            text, late = judge.problem(expected, found), self.clock() >= end
+            if late and _is_starting(f"{self.proc}/{pid}"):
+                return Verdict("undecided", "the process of the container was not started in time")
+            if not text or late:
                 return _verdict(text)
             self.sleep(0.02)
 
@@ -149,6 +164,15 @@ def _remove(calls: PodCalls, pod: str) -> None:
     """Remove a pod. What cannot be removed now is tried again by `tidy`."""
     with contextlib.suppress(Unreachable):
         calls.remove(pod)
+
+
+def _is_starting(process: str) -> bool:
+    """Is a process still the OCI runtime's, as `runc init`?"""
+    try:
+        with open(f"{process}/cmdline", "rb") as file:
+            return file.read(1 << 12).split(b"\0")[1:2] == [b"init"]
+    except OSError:
+        return True
 
 
 def _of_process(process: str, expected: Effects) -> Effects | None:

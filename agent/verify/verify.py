@@ -142,7 +142,8 @@ def _looks(way: Injection, handler: str, found: Found) -> tuple[Look, ...]:
 def _device_proof(
     node: ConfiguredRuntime, way: Injection, handler: str, look: Look, verdict: Verdict
 ) -> Proof:
-    if verdict.result == "failed" and (why := way.explained(node, handler)):
+    silent = verdict.result == "failed" and not verdict.by_runtime
+    if silent and (why := way.explained(node, handler)):
         verdict = Verdict("failed", f"{verdict.text}: {why}")
     prefix, seen_in = look.asked.prefix, "a running process" if look.start else "a runtime spec"
     asked_by = f"annotation {prefix}" if prefix else "CRI field"
