@@ -95,7 +95,11 @@ def _cgroups(facts: Facts) -> Iterator[Found]:
     if wrong:
         names, driver = ", ".join(wrong), config.handlers[wrong[0]].cgroups
         text = f"the kubelet makes cgroups by {kubelet.cgroups}, and handler {names} by {driver}"
-        yield Found("fault", text, (f"cgroupDriver in {kubelet.cgroups_source}",))
+        evidence = [f"cgroupDriver in {kubelet.cgroups_source}"]
+        asked = facts.runtime.get().tells_cgroups and config.default in wrong
+        if asked:
+            evidence.append("a kubelet of 1.31 or later asks the runtime instead of that setting")
+        yield Found("warning" if asked else "fault", text, tuple(evidence))
 
 
 def _stray(facts: Facts) -> Iterator[Found]:

@@ -40,7 +40,7 @@ class RuntimeFacts:
     `switch` is what it shows of `enableCDI` ("true", "false", "null", "absent", "unseen");
     `spec_dirs` is None where it does not show them. `next_version` is that of its executable, ""
     where it cannot be told; `gone`: that executable is not there. `process` is its pid, "" where it
-    cannot be seen.
+    cannot be seen. `tells_cgroups`: does it tell a kubelet its cgroup driver?
     """
 
     title: str
@@ -56,6 +56,7 @@ class RuntimeFacts:
     handlers: tuple[str, ...] = ()
     switch: str = "true"
     spec_dirs: tuple[str, ...] | None = None
+    tells_cgroups: bool = False
 
     @property
     def native(self) -> bool | None:

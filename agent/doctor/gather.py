@@ -14,6 +14,7 @@ from typing import TypeVar
 from agent import status
 from agent.cri import process
 from agent.cri.process import Process
+from agent.cri.versions import parse_version
 from agent.doctor import look_config, look_node
 from agent.doctor.facts import (
     AgentFacts,
@@ -210,6 +211,7 @@ def _runtime_facts(settings: Settings, host: HostRoot, runtime: Runtime) -> Runt
         handlers=handlers,
         switch=found.switch.value,
         spec_dirs=dirs,
+        tells_cgroups=(parse_version(runtime.version) or (0,)) >= adapter.cgroup_driver_since,
     )
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from agent.cri.client import Answer, Unimplemented
 from agent.cri.process import Process
+from agent.cri.versions import Version
 from agent.decide import Decision, Evidence
 from agent.errors import Refused
 from agent.host.files import Change
@@ -170,6 +171,7 @@ class RuntimeAdapter(ABC):
     force?
     `restart_note`: what a person should know while it restarts.
     `stop_seconds`: how long a restart may wait for containers that are being stopped.
+    `cgroup_driver_since`: the first version that tells a kubelet its cgroup driver (RuntimeConfig).
     """
 
     kind: str
@@ -180,6 +182,7 @@ class RuntimeAdapter(ABC):
     shows_reloaded = False
     restart_note = ""
     stop_seconds = 0
+    cgroup_driver_since: Version = (0, 0, 0)
 
     def completed(self, answer: Answer, socket: str, timeout: float) -> Answer:
         """The answer with what this runtime shows besides the CRI. `socket` is an agent path,

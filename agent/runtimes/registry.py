@@ -41,9 +41,9 @@ REGISTERED = [
 
 
 def adapter(kind: str) -> RuntimeAdapter:
-    """The adapter of a kind. Raises StopIteration for one that is not registered."""
-    found = next(item for item in REGISTERED if item.kind == kind)
-    loaded: RuntimeAdapter = importlib.import_module(found.module).ADAPTER
+    """The adapter of a kind. Raises KeyError for one that is not registered."""
+    modules = {item.kind: item.module for item in REGISTERED}
+    loaded: RuntimeAdapter = importlib.import_module(modules[kind]).ADAPTER
     return loaded
 
 
@@ -53,7 +53,7 @@ def kind_of(cri_name: str) -> str | None:
 
 
 def adapter_of(answer: Answer) -> RuntimeAdapter:
-    """The adapter of the runtime that gave an answer. Raises StopIteration as `adapter`."""
+    """The adapter of the runtime that gave an answer. Raises KeyError as `adapter`."""
     return adapter(kind_of(answer.name) or "")
 
 

@@ -68,6 +68,7 @@ class Containerd(RuntimeAdapter):
 
     kind = title = "containerd"
     low_level = ("runc", "crun")
+    cgroup_driver_since = (2, 0, 0)
 
     def explained(
         self, error: Unimplemented, settings: Settings, host: HostRoot, socket: HostPath

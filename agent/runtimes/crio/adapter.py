@@ -59,6 +59,7 @@ class Crio(RuntimeAdapter):
     restart_note = "it ends once the containers have ended that are being stopped"
     # Each container has its grace period. systemd's stop timeout (90 s by default) ends the wait.
     stop_seconds = 90
+    cgroup_driver_since = (1, 28, 0)
 
     def completed(self, answer: Answer, socket: str, timeout: float) -> Answer:
         """The answer with CRI-O's effective configuration, if Status does not show it (before
