@@ -353,7 +353,9 @@ class SystemdNode:
         """Run the tests' Python in a container of the node; /run/agent.pid has its pid there."""
         pod = ["unshare", "-m", *([] if host_pid else ["-p", "--fork"])]
         script = _POD.format(hidden=_HIDDEN if hidden else "")
-        environment = ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONDONTWRITEBYTECODE=1"]
+        # Wide, so that each sentence is on one line.
+        environment = ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "COLUMNS=1000"]
+        environment.append("PYTHONDONTWRITEBYTECODE=1")
         inside = [*pod, "sh", "-c", script, "sh", str(ROOT), *environment, sys.executable, *argv]
         return subprocess.run(
             ["nsenter", "-t", str(self.pid), "-m", "-p", "-C", "--", *inside],

@@ -103,6 +103,7 @@ def test_documents_mean_what_they_are_made_from(random: randoms.Random) -> None:
     assert all(kept(comment, found.text) for comment in found.comments)
 
 
+@pytest.mark.timeout(600)
 @given(random)
 def test_edit_is_right_or_refused(random: randoms.Random) -> None:
     """Right data, untouched neighbours, comments, line ends; a second time nothing."""
