@@ -199,7 +199,9 @@ class Store:
             files.make_directories(self.path("originals"), 0o700)
         except (OSError, Refused) as error:
             why = f"cannot {purpose}: {reason(error)}" if isinstance(error, OSError) else str(error)
-            other = "; or give another one with --state-dir" if os.geteuid() == 0 else ""
+            # Another directory does not help a person who is not root.
+            lacks_root = os.geteuid() != 0 and "permission denied" in why.lower()
+            other = "" if lacks_root else "; or give another one with --state-dir"
             raise Refused(f"{why}{other}") from error
 
     def take_lock(self) -> int:
