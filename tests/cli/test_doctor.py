@@ -79,6 +79,20 @@ class Fault:
     options: tuple[str, ...] = ()
 
 
+def names_the_cause(place: Path, fault: Fault) -> None:
+    """The first lines name the fault, once it is planted, and nothing on the node is touched."""
+    with CliNode(place, fault.version) as node:
+        node.write(base(node))
+        fault.plant(node)
+        before = snapshot(node.etc), snapshot(node.validations), snapshot(node.toolkit)
+        said = head(node, *(word.replace("@", str(place)) for word in fault.options))
+        assert said.startswith(("fault: ", "warning: ")), said
+        for words in fault.says:
+            assert words in " ".join(said.split()), said
+        after = snapshot(node.etc), snapshot(node.validations), snapshot(node.toolkit)
+        assert [touched(*pair) for pair in zip(before, after, strict=True)] == [[], [], []]
+
+
 _CONFIG = ("--config=@/etc/config.toml",)  # no process says it
 _SPECS = ("--cdi-output-dir=@/cdi",)
 
@@ -375,17 +389,7 @@ def place() -> Iterator[Path]:
 @pytest.mark.parametrize("name", FAULTS)
 def test_first_three_lines_name_the_cause(place: Path, name: str) -> None:
     """And nothing on the node is touched."""
-    fault = FAULTS[name]
-    with CliNode(place, fault.version) as node:
-        node.write(base(node))
-        fault.plant(node)
-        before = snapshot(node.etc), snapshot(node.validations), snapshot(node.toolkit)
-        said = head(node, *(word.replace("@", str(place)) for word in fault.options))
-        assert said.startswith(("fault: ", "warning: ")), said
-        for words in fault.says:
-            assert words in " ".join(said.split()), said
-        after = snapshot(node.etc), snapshot(node.validations), snapshot(node.toolkit)
-        assert [touched(*pair) for pair in zip(before, after, strict=True)] == [[], [], []]
+    names_the_cause(place, FAULTS[name])
 
 
 def test_dead_runtime_whose_files_are_right(place: Path) -> None:

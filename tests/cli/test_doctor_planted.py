@@ -8,7 +8,6 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,25 +15,14 @@ import pytest
 from tests.cli import crio
 from tests.cli.cli_node import CliNode
 from tests.cli.hosted import HostedNode
-from tests.cli.test_doctor import base, head, replace, restart, table
+from tests.cli.test_doctor import Fault, base, names_the_cause, replace, restart, table
 from tests.cli.test_doctor_nodes import crio_handler
 from tests.cli.test_doctor_nodes import head as any_head
 from tests.conformance import checks, statusfile
-from tests.conformance.trees import snapshot, touched
 from tests.doubles.containerd.sample import SECTIONS
 from tests.doubles.crio.crio_node import CrioNode
 
 _NVIDIA = "nvidia-container-runtime"
-
-
-@dataclass(frozen=True)
-class Planted:
-    """As `Fault`, on a node whose configuration another installer wrote."""
-
-    plant: Callable[[CliNode], None]
-    says: tuple[str, ...]
-    version: str = "2.1.9"
-    options: tuple[str, ...] = ()
 
 
 def program(data: bytes, mode: int = 0o755) -> Callable[[CliNode], None]:
@@ -143,63 +131,63 @@ _SPECS = ("--cdi-output-dir=@/cdi",)
 _ARM = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\x00\x28\x00" + bytes(44)
 
 PLANTED = {
-    "mode of the program": Planted(program(b"", 0o644), ("not executable", "install the program")),
-    "dangling program": Planted(_dangling, ("runs a dangling link", "install the program")),
-    "interpreter": Planted(
+    "mode of the program": Fault(program(b"", 0o644), ("not executable", "install the program")),
+    "dangling program": Fault(_dangling, ("runs a dangling link", "install the program")),
+    "interpreter": Fault(
         program(b"#!/bin/gone-sh\n"), ("runs a script without its interpreter /bin/gone-sh",)
     ),
-    "wrapped elsewhere": Planted(
+    "wrapped elsewhere": Fault(
         program(b'#!/bin/sh\nexec /opt/gone/x.real "$@"\n'), ("/opt/gone/x.real, which is not",)
     ),
-    "other processor": Planted(program(_ARM), ("runs a program for another processor",)),
-    "base specification": Planted(_no_base_spec, ("base_runtime_spec", "write that file")),
-    "shim": Planted(
+    "other processor": Fault(program(_ARM), ("runs a program for another processor",)),
+    "base specification": Fault(_no_base_spec, ("base_runtime_spec", "write that file")),
+    "shim": Fault(
         other_text(_RUNC, _RUNC.replace("runc.v2", "nvrunc.v2")),
         ("io.containerd.nvrunc.v2, whose shim", "install that shim"),
     ),
-    "program as shim": Planted(
+    "program as shim": Fault(
         other_text(_RUNC, f'  runtime_path = "@/{_NVIDIA}"\n{_RUNC}'),
         ("has runtime_path =", "BinaryName"),
     ),
-    "section of another version": Planted(
+    "section of another version": Fault(
         other_text("%.containerd.runtimes.nvidia", f"{SECTIONS[2]}.containerd.runtimes.nvidia"),
         ("handler nvidia in @/etc/config.toml has no effect", "section"),
     ),
-    "other ending": Planted(_other_ending, ("conf.d/nvidia.conf is there", "does not load")),
-    "hidden by a mirror": Planted(
+    "other ending": Fault(_other_ending, ("conf.d/nvidia.conf is there", "does not load")),
+    "hidden by a mirror": Fault(
         _hidden, ("handler nvidia in @/etc/config.toml has no effect", "read last"), "1.7.24"
     ),
-    "rewritten": Planted(_rewritten, ("99-nvidia.toml is there", "`toolkit-agent apply`")),
-    "rewritten in place": Planted(
+    "rewritten": Fault(_rewritten, ("99-nvidia.toml is there", "`toolkit-agent apply`")),
+    "rewritten in place": Fault(
         _rewritten, ("no handler of NVIDIA's", "`toolkit-agent apply`"), "1.7.24"
     ),
-    "barrier of others": Planted(_open_barrier, (f"{statusfile.READY}: it can be written",)),
-    "garbled drop-in": Planted(_garbled_drop_in, ("99-nvidia.toml", "apply` writes it anew")),
-    "no TOML for NVIDIA's runtime": Planted(settings("[x\n"), ("config.toml", "repair")),
-    "unknown mode": Planted(settings(f'{_CALLS}mode = "cid"\n'), ("the mode cid", "make it auto")),
-    "csv without Tegra": Planted(settings(f'{_CALLS}mode = "csv"\n'), ("csv", "no Tegra")),
-    "command line tool": Planted(
+    "barrier of others": Fault(_open_barrier, (f"{statusfile.READY}: it can be written",)),
+    "garbled drop-in": Fault(_garbled_drop_in, ("99-nvidia.toml", "apply` writes it anew")),
+    "no TOML for NVIDIA's runtime": Fault(settings("[x\n"), ("config.toml", "repair")),
+    "unknown mode": Fault(settings(f'{_CALLS}mode = "cid"\n'), ("the mode cid", "make it auto")),
+    "csv without Tegra": Fault(settings(f'{_CALLS}mode = "csv"\n'), ("csv", "no Tegra")),
+    "command line tool": Fault(
         settings(f'{_CALLS}mode = "legacy"\n[nvidia-container-cli]\npath = "/gone/cli"\n'),
         ("nvidia-container-cli.path", "/gone/cli, which is not there"),
     ),
-    "no cgroups": Planted(
+    "no cgroups": Fault(
         settings(f"{_CALLS}[nvidia-container-cli]\nno-cgroups = true\n"), ("no-cgroups = true",)
     ),
-    "calls itself": Planted(
+    "calls itself": Fault(
         settings(f'[{_NVIDIA}]\nruntimes = ["/usr/bin/{_NVIDIA}"]\n'), ("none of the low-level",)
     ),
-    "spec of another name": Planted(
+    "spec of another name": Fault(
         spec("nvidia.yml", 0o644, "containerEdits: {env: [A=b]}"),
         ("nvidia.yml is a spec", "rename it"), options=_SPECS,
     ),
-    "spec of everybody": Planted(
+    "spec of everybody": Fault(
         spec("nvidia.yaml", 0o666, "containerEdits: {env: [A=b]}"),
         ("can be changed by others", "go-w"), options=_SPECS,
     ),
-    "spec with nothing in it": Planted(
+    "spec with nothing in it": Fault(
         spec("nvidia.yaml", 0o644, "containerEdits: {}"), ("brings nothing",), options=_SPECS
     ),
-    "slow runtime": Planted(
+    "slow runtime": Fault(
         lambda node: node.script(silent=True), ("no answer in time", "restart it")
     ),
 }  # fmt: skip
@@ -208,23 +196,19 @@ PLANTED = {
 @pytest.mark.parametrize("name", PLANTED)
 def test_first_three_lines_name_what_was_planted(place: Path, name: str) -> None:
     """And nothing on the node is touched."""
-    fault = PLANTED[name]
-    with CliNode(place, fault.version) as node:
-        node.write(base(node))
-        fault.plant(node)
-        before = snapshot(node.etc), snapshot(node.validations), snapshot(node.toolkit)
-        said = head(node, *(word.replace("@", str(place)) for word in fault.options))
-        assert said.startswith(("fault: ", "warning: ")), said
-        for words in fault.says:
-            assert words in " ".join(said.split()), said
-        after = snapshot(node.etc), snapshot(node.validations), snapshot(node.toolkit)
-        assert [touched(*pair) for pair in zip(before, after, strict=True)] == [[], [], []]
+    names_the_cause(place, PLANTED[name])
+
+
+def _write_later(node: CrioNode, text: str) -> None:
+    """Write the drop-in so that it is newer than the process: by 0.1 s at least."""
+    time.sleep(0.3)
+    node.drop_in.write_text(text)
 
 
 def _no_conmon(node: CrioNode) -> None:
     """Case 24: nvidia-ctk's drop-in has no monitor_path, and conmon is not in the PATH."""
     (node.bin / "conmon").rename(node.directory / "conmon")
-    node.drop_in.write_text(crio_handler("nvidia", node.toolkit / _NVIDIA))
+    _write_later(node, crio_handler("nvidia", node.toolkit / _NVIDIA))
 
 
 def _backup(node: CrioNode) -> None:
@@ -247,8 +231,7 @@ def _unread_root(node: CrioNode) -> None:
 
 
 def _only_reloaded(node: CrioNode) -> None:
-    time.sleep(0.3)  # a file is newer only if it is 0.1 s younger than the process
-    node.drop_in.write_text(crio_handler("nvidia", node.toolkit / _NVIDIA))
+    _write_later(node, crio_handler("nvidia", node.toolkit / _NVIDIA))
     node.supervisor.send(signal.SIGHUP)
     while "nvidia" not in node.answer().runtimes:
         time.sleep(0.05)
