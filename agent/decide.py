@@ -137,6 +137,10 @@ class _Row:
     mode: str = "cdi"
 
 
+# Modes in which nvidia-container-runtime finds out by itself what a container gets. It then reads
+# neither CDI specs nor annotations.
+MODES_WITHOUT_CDI = ("legacy", "csv", "jit-cdi")
+
 _ROWS = {
     1: _Row(False, "not-requested",
             "CDI is disabled by option: the nvidia runtime is the default, and injects by "
@@ -334,7 +338,7 @@ def _with_overrides(question: Question, decision: Decision) -> Decision:
     if decision.row == 9:
         return decision
     decision, warnings = _with_given_default(question, decision)
-    if question.mode in ("legacy", "csv", "jit-cdi") and decision.row in (5, 6):
+    if question.mode in MODES_WITHOUT_CDI and decision.row in (5, 6):
         warnings.append(
             f"mode {question.mode} was given, but this node needs cdi: in that mode "
             "nvidia-container-runtime ignores annotations, and the device plugin's pods get no "

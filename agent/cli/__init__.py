@@ -65,8 +65,8 @@ def cli() -> None:
 def plan(output: str, diffs: Diffs, **given: str | None) -> None:
     """Show the decision, what apply would do, and the diff of the files. Writes nothing.
 
-    It also says why apply would refuse. The exit code is 1 where there is something to change, and
-    where apply would refuse.
+    It also says why apply would refuse. The exit code is 1 if there is something to change, and
+    if apply would refuse.
     """
     _plan(output, given, diffs)
 
@@ -156,7 +156,7 @@ def status(
 ) -> None:
     """Show what is wrong with this node, then its runtime, handlers, CDI, files and status file.
 
-    The exit code is 1 where the node is not ready.
+    The exit code is 1 if the node is not ready.
     """
     import time
 
@@ -198,7 +198,7 @@ def status(
 def doctor(output: str, bundle: str | None, **given: str | None) -> None:
     """Say what is wrong with this node, why it matters and what to do, the worst first.
 
-    Works on nodes that other tools configured, too. It changes nothing. The exit code is 1 where
+    Works on nodes that other tools configured, too. It changes nothing. The exit code is 1 if
     there is a fault.
     """
     from agent.cli import progress
@@ -260,7 +260,7 @@ def revert(
 def wait(timeout: float | None, **given: str | None) -> None:
     """Block until the decision is published, then print its lines. For init containers.
 
-    The exit code is 1 where the time is over.
+    The exit code is 1 if the time is over.
     """
     import time
 
@@ -335,7 +335,7 @@ def _warn_of_options(settings: Settings, log: Log) -> None:
 
 
 def _writing(ctx: Context) -> Context:
-    """The context of a command that changes the node. Raises Refused where this user cannot."""
+    """The context of a command that changes the node. Raises Refused if this user cannot."""
     from agent.host import trees
 
     if os.geteuid() != 0 and not trees.is_writable(ctx.store.directory):

@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 _Command = TypeVar("_Command")
-_COLOR = "agent.color"  # the key of --color among what click keeps for a command
+# Keys of --color and --help-all among what click keeps for a command.
+_COLOR, _EVERY = "agent.color", "agent.every"
 
 _LOCK_POLL = 0.5  # seconds between two tries to take the lock
 _EVER = "for ever"  # a duration without an end
-_EVERY = __name__  # in the context of click: show all options
 
 
 def flag(option: Option, *, concerned: bool = True) -> click.Option:
@@ -72,7 +72,18 @@ def complete_file(_: click.Context, __: click.Parameter, incomplete: str) -> lis
     return [CompletionItem(incomplete, type="file")]
 
 
-class Group(click.Group):
+class _Described(click.Command):
+    """A command whose help ends with the exit codes, if it is a program."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the exit codes below the help of a program."""
+        if ctx.parent is None:
+            from agent.cli.help import write_exit_codes
+
+            write_exit_codes(formatter)
+
+
+class Group(_Described, click.Group):
     """Commands in the order in which they were added. Without a command, it says which there are
     and ends with exit code 2."""
 
@@ -92,17 +103,6 @@ class Group(click.Group):
         click.echo(formatter.getvalue(), err=True, nl=False)
         raise click.exceptions.Exit(2)
 
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the exit codes below the help of the program."""
-        _write_epilog(ctx, formatter)
-
-
-def _write_epilog(ctx: click.Context, formatter: click.HelpFormatter) -> None:
-    if ctx.parent is None:
-        from agent.cli.help import write_exit_codes
-
-        write_exit_codes(formatter)
-
 
 def _show_all(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
     if asked and not ctx.resilient_parsing:
@@ -111,7 +111,7 @@ def _show_all(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
         ctx.exit()
 
 
-class Command(click.Command):
+class Command(_Described):
     """A command with every option of the table, before its own options. The options are made when
     click asks for them, because those of all commands take as long as the rest of --help."""
 
@@ -166,10 +166,6 @@ class Command(click.Command):
         write_options(
             ctx, formatter, self.topics(), self.concern(ctx), own, every=ctx.meta.get(_EVERY, False)
         )
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the exit codes below the help of a program."""
-        _write_epilog(ctx, formatter)
 
 
 def _with_values(words: Sequence[str], alone: Mapping[str, str]) -> Iterator[str]:

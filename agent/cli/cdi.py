@@ -96,7 +96,7 @@ def list_devices(output: str, **given: str | None) -> None:
 def validate(files: tuple[str, ...], output: str, **given: str | None) -> None:
     """Tell all that a runtime would choke on, in the specs on the node or in these files.
 
-    `-` is standard input. The exit code is 1 where there is anything to tell.
+    `-` is standard input. The exit code is 1 if there is anything to tell.
     """
     from agent.cli.render import cdi as render_cdi
     from agent.plan.context import open_host

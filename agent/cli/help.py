@@ -1,7 +1,7 @@
 """The help texts: options by topic, and the exit codes.
 
 Invariant: no line is longer than 80 columns, and no name is broken. This module is loaded only
-where a help text is shown.
+if a help text is shown.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The step in progress, for a person at a terminal.
 
-Invariant: nothing of it is written where standard error is no terminal. It is one line that is
-rewritten, appears only where a step takes longer than a second, and is gone at the end. Its thread
+Invariant: nothing of it is written if standard error is no terminal. It is one line that is
+rewritten, appears only if a step takes longer than a second, and is gone at the end. Its thread
 takes no signals: those that must not end a change in progress are blocked in all threads.
 """
 
@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from agent.cli import terminal
 from agent.cli.render import progress as render
 from agent.log import Log
 
@@ -36,7 +37,7 @@ def shown(log: Log, words: str, *, debug: bool = False) -> Iterator[Log]:
 
 
 class _Progress:
-    """Takes the events of a log. Warnings stay on the screen. Those of a plan are shown only where
+    """Takes the events of a log. Warnings stay on the screen. Those of a plan are shown only if
     the command fails, because they are in its result otherwise."""
 
     def __init__(self, log: Log, stream: TextIO, words: str) -> None:
@@ -92,7 +93,8 @@ class _Progress:
             with self._lock:
                 seconds = time.monotonic() - self._since
                 if seconds >= _PATIENCE:
-                    self._write(_ERASE + render.line(self._words, seconds, _columns(self._stream)))
+                    width = terminal.columns(self._stream)
+                    self._write(_ERASE + render.line(self._words, seconds, width))
                     self._drawn = True
 
     def _erase(self) -> None:
@@ -104,13 +106,3 @@ class _Progress:
         with contextlib.suppress(OSError, ValueError):  # progress is not worth a failure
             self._stream.write(text)
             self._stream.flush()
-
-
-def _columns(stream: TextIO) -> int:
-    """The width of the terminal behind a stream."""
-    import os
-
-    try:
-        return os.get_terminal_size(stream.fileno()).columns or 80
-    except (OSError, ValueError):
-        return 80

@@ -1,7 +1,7 @@
 """Looking at a node again and again, for `status --watch` and `status --wait`.
 
-Invariant: time and sleep are parameters. A look starts the runtime once where a restart is due, so
-looks take a tenth of the time at most.
+Invariant: time and sleep are parameters. A look can start the runtime for a trial, which is
+expensive. So a pause is at least ten times as long as the look before it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def until_ready(
     clock: Callable[[], float],
     sleep: Callable[[float], None],
 ) -> Report:
-    """The first report of a ready node. The last report where the node is not ready within
+    """The first report of a ready node. The last report if the node is not ready within
     `timeout` seconds (None: wait for ever)."""
     end = None if timeout is None else clock() + timeout
     while True:

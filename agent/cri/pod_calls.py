@@ -23,7 +23,7 @@ _LABELS = {"toolkit-agent/verify": "true"}
 @dataclass(frozen=True)
 class DeviceRequest:
     """A CDI device (a qualified name) that a container asks for: by an annotation with this prefix,
-    or by the CRI's field where the prefix is empty."""
+    or by the CRI's field if the prefix is empty."""
 
     device: str
     prefix: str = ""
@@ -40,8 +40,8 @@ class Pod:
 
 
 class PodCalls:
-    """Calls that run pods. All of them raise Unreachable; Rejected where the runtime answers with
-    an error, and NotFound where it does not know the pod or the container."""
+    """Calls that run pods. All of them raise Unreachable; Rejected if the runtime answers with
+    an error, and NotFound if it does not know the pod or the container."""
 
     def __init__(self, opened: Session) -> None:
         self._ask = opened.ask

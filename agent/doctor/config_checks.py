@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from agent.decide import MODES_WITHOUT_CDI
 from agent.doctor.check import Check, Found, Severity
 from agent.doctor.facts import MISSING, Facts, NotSeen
 from agent.doctor.runtime_checks import split
 from agent.toolkit.programs import is_nvidia
+
+_MODES = ("auto", "cdi", *MODES_WITHOUT_CDI)  # that nvidia-container-runtime knows
 
 
 def _refused(facts: Facts) -> Iterator[Found]:
@@ -242,8 +245,6 @@ def _hooks(facts: Facts) -> Iterator[Found]:
         elif "nvidia" in program and runtime.native:
             yield Found("warning", f"the OCI hook {path} runs {program} beside native CDI")
 
-
-_MODES = ("auto", "legacy", "csv", "cdi", "jit-cdi")
 
 LOADING = (
     Check(

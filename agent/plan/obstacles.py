@@ -19,7 +19,7 @@ from agent.host.paths import HostPath, HostRoot
 from agent.host.writable import Need
 from agent.options.settings import Settings
 from agent.plan import own_specs
-from agent.state.store import Store
+from agent.state.store import Store, hint
 from agent.status import Publisher
 from agent.toolkit import install, programs
 
@@ -120,8 +120,7 @@ def _state(store: Store, changes: tuple[Change, ...]) -> Iterator[_Demand]:
     directory = store.directory
 
     def refused(path: str) -> Callable[[str], AgentError]:
-        other = "; give another state directory with --state-dir" if os.geteuid() == 0 else ""
-        return lambda why: Refused(f"cannot write {path}: {why}{other}")
+        return lambda why: Refused(f"cannot write {path}: {why}{hint(why)}")
 
     for name in _STATE:
         path = os.path.join(directory, name)

@@ -24,6 +24,7 @@ from agent.cdi.specs import crashes, provider, readers, spec_files
 from agent.cdi.specs.provider import RuntimeView
 from agent.cdi.specs.readers import Reader
 from agent.cdi.specs.spec_ownership import Ownership, SpecStatus, file_name, is_named_by_kind
+from agent.decide import MODES_WITHOUT_CDI
 from agent.errors import AgentError, DriverDistrusted, Refused, reason
 from agent.host import files, trust
 from agent.host.files import Change
@@ -32,9 +33,6 @@ from agent.log import Log
 from agent.options.device_classes import DEVICE_CLASSES
 from agent.options.settings import Settings
 from agent.status import Publisher
-
-# Modes of nvidia-container-runtime that find out by themselves what a container gets.
-_MODES_WITHOUT_SPECS = ("legacy", "csv", "jit-cdi")
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def propose(
         proposal = proposer.propose(spec_dirs, reader, executable)
     except AgentError as error:
         proposal = proposer.impossible(error)
-    return _without_needed(proposal) if settings.mode in _MODES_WITHOUT_SPECS else proposal
+    return _without_needed(proposal) if settings.mode in MODES_WITHOUT_CDI else proposal
 
 
 def _without_needed(proposal: SpecProposal) -> SpecProposal:

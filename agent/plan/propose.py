@@ -276,8 +276,13 @@ def _specs(
     )
 
 
+def refusal_text(error: AgentError) -> str:
+    """The warning that tells of a refusal."""
+    return f"apply refuses: {error.message}"
+
+
 def _refusals(error: AgentError | None) -> tuple[str, ...]:
-    return (f"apply refuses: {error.message}",) if error is not None else ()
+    return (refusal_text(error),) if error is not None else ()
 
 
 def _low_level(

@@ -199,10 +199,7 @@ class Store:
             files.make_directories(self.path("originals"), 0o700)
         except (OSError, Refused) as error:
             why = f"cannot {purpose}: {reason(error)}" if isinstance(error, OSError) else str(error)
-            # Another directory does not help a person who is not root.
-            lacks_root = os.geteuid() != 0 and "permission denied" in why.lower()
-            other = "" if lacks_root else "; or give another one with --state-dir"
-            raise Refused(f"{why}{other}") from error
+            raise Refused(f"{why}{hint(why)}") from error
 
     def take_lock(self) -> int:
         """Take the lock of the node, in the directory, which is made if it is missing. Gives the
@@ -449,6 +446,14 @@ def is_written(journal: Journal) -> bool:
         return all(digest_of(entry.agent, entry.host) == entry.after for entry in journal.entries)
     except Refused:
         return False  # it is a link or a directory now
+
+
+def hint(why: str) -> str:
+    """What to do, as the end of an error of the state directory, whose cause is `why`. Another
+    directory does not help a person who only lacks root."""
+    if os.geteuid() != 0 and "permission denied" in why.lower():
+        return ""
+    return "; give another state directory with --state-dir"
 
 
 def current_memory(store: Store) -> Memory:

@@ -24,7 +24,7 @@ _SECONDS = 8.0  # after which no further pod is run
 @dataclass(frozen=True)
 class PodProof:
     """Runs a pod before and after a change. `before` is called while nothing is touched. `after`
-    returns which pods ran, in words; it raises NotProven where one must run and does not."""
+    returns which pods ran, in words; it raises NotProven if one must run and does not."""
 
     before: Callable[[], None]
     after: Callable[[], str]

@@ -20,9 +20,11 @@ PERIOD = 3600.0  # seconds
 
 
 def require(ctx: Context, changes: tuple[Change, ...]) -> None:
-    """Raise RestartBudget where `run` has used up its restarts. Raises Refused."""
+    """Raise RestartBudget if `run` has used up its restarts. Raises Refused."""
+    if not ctx.has_restart_budget:
+        return
     earlier = _recent(ctx.store, ctx.boot_id, ctx.uptime())
-    if not ctx.has_restart_budget or len(earlier) < LIMIT:
+    if len(earlier) < LIMIT:
         return
     left = earlier[-LIMIT] + PERIOD - ctx.uptime()
     moment = time.strftime("%H:%M:%S", time.gmtime(math.ceil(ctx.wall() + left)))

@@ -1,7 +1,7 @@
 """The device with which a container is tried.
 
-Invariant: a device of the node's own specs where there is one; otherwise one of ours, which is gone
-at the end.
+Invariant: it is a device of the node's own specs if there is one. Otherwise it is one of ours,
+which is gone at the end.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Found:
 
 @contextmanager
 def device(ctx: Context, way: Injection) -> Iterator[Found | Verdict]:
-    """A device to try, or the verdict where there is none."""
+    """A device to try, or the verdict if there is none."""
     if way.unusual:
         yield Verdict("not tried", way.unusual)
         return
@@ -54,7 +54,7 @@ def device(ctx: Context, way: Injection) -> Iterator[Found | Verdict]:
 def _installed(
     host: HostRoot, kinds: Sequence[str], names: Sequence[str]
 ) -> Found | Verdict | None:
-    """A device of the first of these kinds that has one; None where no file describes one. `names`
+    """A device of the first of these kinds that has one; None if no file describes one. `names`
     are the directories."""
     dirs = spec_files.directories(host, names, UNKNOWN_READER)
     files = installed.specs(host, dirs)

@@ -1,7 +1,7 @@
 """How devices are to reach the containers of this node.
 
-Invariant: reads only. What is published counts, because the device plugin follows it; where nothing
-is, what the runtime shows.
+Invariant: reads only. What is published counts, because the device plugin follows it. If nothing
+is published, what the runtime shows counts.
 """
 
 from __future__ import annotations
@@ -11,13 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from agent import status
-from agent.decide import Decision, Question, decide
+from agent.decide import MODES_WITHOUT_CDI, Decision, Question, decide
 from agent.errors import Refused
 from agent.plan.context import Context
 from agent.runtimes import registry
 from agent.runtimes.base import ConfiguredRuntime, Runtime
-
-_MODES_WITHOUT_CDI = ("legacy", "csv", "jit-cdi")
 
 
 @dataclass(frozen=True)
@@ -28,8 +26,8 @@ class Injection:
     `prefixes` has the prefix of an annotation for each way to ask, "" for the CRI's field.
     `spec_dirs` are where the specs are read. `handler` is the published name of ours, "" for none.
     `default_injects`: is the default runtime meant to? `has_driver`: the decision was published
-    with a driver, so there are devices. `unusual` is why no container can get a device here, ""
-    where one can."""
+    with a driver, so there are devices. `unusual` is why no container can get a device here; it
+    is "" if one can."""
 
     native: bool
     evident: Decision
@@ -41,7 +39,7 @@ class Injection:
     unusual: str = ""
 
     def why_not(self, handler: str) -> str:
-        """Why no device is tried under this handler ("": the default); "" where one is."""
+        """Why no device is tried under this handler ("": the default); "" if one is tried."""
         if self.unusual or self.native:
             return self.unusual
         if handler.endswith("legacy"):
@@ -52,7 +50,7 @@ class Injection:
 
     def explained(self, node: ConfiguredRuntime, handler: str) -> str:
         """Why a device did not reach a container under this handler, as far as configuration shows
-        it; "" where it does not."""
+        it; "" if it does not."""
         if self.native:
             off = not self.evident.native
             return f"the runtime injects no CDI devices ({self.evident.reason})" if off else ""
@@ -88,7 +86,7 @@ def _published(values: Mapping[str, str], evident: Decision, *, writes_specs: bo
     mode, unusual = values.get("TOOLKIT_RUNTIME_MODE", ""), ""
     if values.get("TOOLKIT_CDI_ENABLED") != "true":
         unusual = "CDI is off by option; GPUs come by environment variable"
-    elif not native and mode in _MODES_WITHOUT_CDI:
+    elif not native and mode in MODES_WITHOUT_CDI:
         unusual = f"nvidia-container-runtime reads no annotations in mode {mode}"
     published_dirs = tuple(filter(None, values.get("TOOLKIT_CDI_SPEC_DIRS", "").split(",")))
     return Injection(

@@ -58,7 +58,7 @@ def of_runtime_spec(spec: object) -> Effects:
 
 
 def problem(expected: Effects, found: Effects) -> str:
-    """What of a device is missing in a container or there more than once; "" where nothing is."""
+    """What of a device is missing in a container or there more than once; "" if nothing is."""
     missing: list[str] = []
     twice: list[str] = []
     for what, wanted, there in (

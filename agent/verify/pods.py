@@ -97,8 +97,8 @@ class PodRunner:
         return [Verdict("undecided", "something removes each pod before it can be looked at")]
 
     def _in_pod(self, handler: str, looks: Sequence[Look]) -> list[Verdict]:
-        """As `prove`. The pod is removed before this returns. Raises _Gone where somebody else did
-        that, Rejected where no pod runs, and Unreachable."""
+        """As `prove`. The pod is removed before this returns. Raises _Gone if somebody else did
+        that, Rejected if no pod runs, and Unreachable."""
         driver = self.drivers.get(handler) or self.drivers.get(self.default)
         parent = _SYSTEMD_PARENT if driver == "systemd" else ""
         uid = os.urandom(16).hex()
@@ -176,7 +176,7 @@ def _is_starting(process: str) -> bool:
 
 
 def _of_process(process: str, expected: Effects) -> Effects | None:
-    """What a process has, as far as it is looked for; None where it has ended, or may not be
+    """What a process has, as far as it is looked for; None if it has ended, or may not be
     read."""
     try:
         with open(f"{process}/environ", "rb") as file:

@@ -27,8 +27,8 @@ LEFT_OVER = 60.0  # seconds after which an object of ours is one of an interrupt
 def probe_device(host: HostRoot, directories: Sequence[str]) -> Iterator[tuple[str, Effects]]:
     """A device that the reader of these directories (host paths) finds, and what it brings.
 
-    Its spec is written into the last one that is there, and removed at the end; where none is, the
-    last one is made for it. Raises Refused.
+    Its spec is written into the last one that is there, and removed at the end. If none is there,
+    the last one is made for it. Raises Refused.
     """
     # It begins with a letter, as CDI before 0.5.0 wants the name of a device.
     mark = f"p{os.urandom(6).hex()}"

@@ -30,7 +30,7 @@ _DEVICE = "device injected"
 @dataclass(frozen=True)
 class Proof:
     """One proof. `handler` is "" for the default; `what` is to be proven, with the CDI `device`
-    where there is one, how it is asked for, and where it is looked for."""
+    if there is one, how it is asked for, and where it is looked for."""
 
     handler: str
     what: str
@@ -43,7 +43,7 @@ class Proof:
 @dataclass(frozen=True)
 class Verification:
     """All proofs. `default` is the name of the default runtime; `image` is that of the pods, ""
-    where it is not known; `obstacle` is why no pod was tried."""
+    if it is not known; `obstacle` is why no pod was tried."""
 
     runtime: str
     default: str
@@ -61,7 +61,7 @@ class Verification:
 
 
 def verify(ctx: Context) -> Verification:
-    """Prove it. Raises Unreachable where no runtime answers, Refused where its files cannot be
+    """Prove it. Raises Unreachable if no runtime answers, Refused if its files cannot be
     read."""
     runtime = find.find_runtime(ctx.settings, ctx.host)
     node = registry.adapter(runtime.kind).look(ctx.settings, ctx.host, runtime)
@@ -83,7 +83,7 @@ def pod_runner(
     seconds: float = _SECONDS,
 ) -> PodRunner | str:  # fmt: skip
     """What runs pods on this runtime, or why none can be run. Nothing is pulled. `words` are ours,
-    and may be shown where the runtime's errors repeat them. `seconds` is the limit for one pod."""
+    and may be shown if the runtime's errors repeat them. `seconds` is the limit for one pod."""
     image = node.sandbox_image(host)
     if image is None:
         return "the sandbox image is not known"

@@ -12,7 +12,7 @@ from agent.cdi.specs.spec_ownership import SpecStatus
 from agent.cli.render.base import Screen, Tone, counted
 from agent.decide import Decision
 from agent.host.files import Change
-from agent.plan.propose import Proposal
+from agent.plan.propose import Proposal, refusal_text
 from agent.toolkit.install import ToolkitProposal
 
 Diffs: TypeAlias = Literal["all", "config", "none"]
@@ -118,7 +118,7 @@ def steps(proposal: Proposal, screen: Screen) -> list[str]:
 
 def configuration(proposal: Proposal) -> tuple[Change, ...]:
     """The changes of the runtime's own configuration."""
-    return (*proposal.repairs, *(proposal.edits.changes if proposal.edits else ()))
+    return (*proposal.repairs, *proposal.config_changes)
 
 
 def _toolkit_steps(toolkit: ToolkitProposal | None) -> list[tuple[str, str]]:
@@ -151,7 +151,7 @@ def _checks(proposal: Proposal, screen: Screen) -> list[str]:
 
 def warning_lines(proposal: Proposal, screen: Screen, *more: str) -> list[str]:
     """The warnings, and `more` of them, each once; those about refusals are told elsewhere."""
-    refused = {f"apply refuses: {error.message}" for error in proposal.refusals}
+    refused = set(map(refusal_text, proposal.refusals))
     texts = dict.fromkeys((*proposal.warnings, *more))
     return [line for text in texts if text not in refused
             for line in screen.entry("Warning:", text, "warn")]  # fmt: skip
