@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from agent.toml.edit import get
+from agent.toml.document import get
 
 _VISIBLE = "NVIDIA_VISIBLE_DEVICES="
 

@@ -28,8 +28,8 @@ from agent.runtimes import low_level
 from agent.runtimes.base import ConfiguredRuntime, Effective
 from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.desired_state import LINUX, is_nvidia, is_sandbox, leaves
-from agent.toml import edit as tomledit
-from agent.toml.edit import Path, dotted, get
+from agent.toml import document
+from agent.toml.document import Path, dotted, get
 from agent.toolkit import programs, tree
 
 _HOSTS_CONFIG = "/etc/nvidia-container-runtime/config.toml"
@@ -258,7 +258,7 @@ def toolkit(host: HostRoot, node: ConfiguredRuntime) -> ToolkitFacts:
 def _settings(host: HostRoot, name: str, text: bytes) -> ToolkitFacts:
     """What a config.toml says."""
     try:
-        data = tomledit.parse(text, name)
+        data = document.parse(text, name)
     except (Refused, ValueError, RecursionError) as error:
         return ToolkitFacts(name, broken=error.message if isinstance(error, Refused) else "no TOML")
     found = tree.config_of(data)

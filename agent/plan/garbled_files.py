@@ -25,9 +25,8 @@ from agent.runtimes import find, key_ownership, registry
 from agent.runtimes.config_file import ConfigFile
 from agent.state.store import Memory, Original
 from agent.systemd.units import SystemdError
-from agent.toml import edit as tomledit
-from agent.toml import text
-from agent.toml.text import GO_TOML_2
+from agent.toml import dialect, document
+from agent.toml.dialect import GO_TOML_2
 
 _PAUSE = 0.1  # seconds between two looks for the runtime
 
@@ -56,7 +55,7 @@ def find_garbled(settings: Settings, host: HostRoot, memory: Memory) -> tuple[Ga
 
 def _written(original: Original) -> FileState | None:
     """The file as we wrote it last, None where that is not known."""
-    data = tomledit.encoded(original.text or "")
+    data = document.encoded(original.text or "")
     if files.digest(data) != original.written:
         return None
     return FileState(data, original.mode, original.uid, original.gid)
@@ -73,8 +72,8 @@ def _fault(
         now = files.read(real.agent, path.host)
         if now is None:
             return None, "it is a link that leads nowhere" if link else None
-        data = tomledit.parse(now.data, path.host)
-        odd = text.first_rejected(tomledit.decoded(now.data, path.host), GO_TOML_2)
+        data = document.parse(now.data, path.host)
+        odd = dialect.first_rejected(document.decoded(now.data, path.host), GO_TOML_2)
         if odd is not None and key_ownership.is_ours_alone(original, now):
             return now, odd.words
         file = ConfigFile(path.host, path, now, data)
@@ -84,7 +83,7 @@ def _fault(
         return now, error.message.partition(": ")[2] or error.message
     if why := trust.distrust(now):
         return now, f"it {why}"
-    empty = not tomledit.without_empty(data).keys() - {"version"}
+    empty = not document.without_empty(data).keys() - {"version"}
     return now, "nothing is in it any more" if empty else None
 
 

@@ -27,7 +27,7 @@ from agent.runtimes.desired_state import leaves, same
 from agent.runtimes.key_ownership import is_proven
 from agent.runtimes.proof import Identity
 from agent.state.store import Memory, Store
-from agent.toml.edit import Data, get
+from agent.toml.document import Data, get
 
 _MISSING = object()
 

@@ -24,7 +24,7 @@ from agent.host.paths import HostPath, HostRoot
 from agent.options.settings import Settings
 from agent.runtimes.config_file import ConfigFile, Files, Overlay
 from agent.state.store import Memory, Store
-from agent.toml.edit import Data, Op, Path, get
+from agent.toml.document import Data, Op, Path, get
 from agent.toolkit.programs import Binary
 
 if TYPE_CHECKING:

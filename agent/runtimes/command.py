@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from agent.errors import Refused
 from agent.host import budget
 from agent.host.paths import HostRoot
-from agent.toml import edit as tomledit
-from agent.toml.edit import Data
+from agent.toml import document
+from agent.toml.document import Data
 
 if TYPE_CHECKING:
     from agent.toml.masking import Source
@@ -152,7 +152,7 @@ def _dump(
         return Dump(None, error, rejected=done.code not in range(125, 128))
     try:
         out = _excerpt(done.out, plugins) if plugins else done.out
-        return Dump(tomledit.parse(out, f"the output of {executable}"))
+        return Dump(document.parse(out, f"the output of {executable}"))
     except Refused as error:
         return Dump(None, error.message)
 

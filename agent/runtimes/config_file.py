@@ -15,10 +15,9 @@ from agent.errors import Refused
 from agent.host import trust
 from agent.host.files import FileState, new_state
 from agent.host.paths import HostPath, HostRoot
-from agent.toml import edit as tomledit
-from agent.toml import text as tomltext
-from agent.toml.edit import Data
-from agent.toml.text import Kind
+from agent.toml import dialect, document
+from agent.toml.dialect import Kind
+from agent.toml.document import Data
 
 if TYPE_CHECKING:
     from agent.toml.masking import Source
@@ -48,7 +47,7 @@ class ConfigFile:
         """What a message about the file is explained with."""
         from agent.toml.masking import Source  # needed only if something fails
 
-        text = tomltext.decoded(self.state.data) if self.state else ""
+        text = dialect.decoded(self.state.data) if self.state else ""
         return Source(self.path.host, text, self.data)
 
 
@@ -74,9 +73,9 @@ def checked_file(host: HostRoot, name: str, overlay: Overlay) -> ConfigFile:
     else:
         path, state = trust.read_file(host, name)
     if state is not None:
-        tomledit.decoded(state.data, path.host)  # no runtime reads it either
+        document.decoded(state.data, path.host)  # no runtime reads it either
     try:
-        data = {} if state is None else tomledit.parse(state.data, path.host)
+        data = {} if state is None else document.parse(state.data, path.host)
     except Refused as error:
         file = ConfigFile(name, path, state, {}, error.message.partition(": ")[2])
         raise Unparsed(
@@ -91,8 +90,8 @@ def refuse_unread(file: ConfigFile, reader: Collection[Kind], title: str = "") -
     """Raise Refused for a file that the runtime's own TOML reader rejects. `reader` is what that
     accepts besides TOML 1.0. `title` is the name of the runtime in the error; without it, the error
     names the versions of containerd that accept the file."""
-    text = tomledit.decoded(file.state.data, file.path.host) if file.state else ""
-    odd = tomltext.first_rejected(text, reader)
+    text = document.decoded(file.state.data, file.path.host) if file.state else ""
+    odd = dialect.first_rejected(text, reader)
     if odd is not None:
         readers = f"{title} does not start on it" if title else odd.readers
         raise Refused(
@@ -127,4 +126,4 @@ def fresh_state(loaded: Iterable[ConfigFile]) -> FileState:
 
 def with_text(state: FileState, text: str) -> FileState:
     """The file with another text, and owner, mode and label as they are."""
-    return FileState(tomledit.encoded(text), state.mode, state.uid, state.gid, state.label)
+    return FileState(document.encoded(text), state.mode, state.uid, state.gid, state.label)

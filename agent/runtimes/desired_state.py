@@ -14,7 +14,7 @@ from typing import Any
 from agent.errors import Refused
 from agent.runtimes.base import Effective
 from agent.state import schema
-from agent.toml.edit import Data, Path, Set, apply, get
+from agent.toml.document import Data, Path, Set, apply, get
 
 # Shims of runc: v2, v1, and the one before v1. containerd 2.0 and later have v2 only.
 RUNC_V2 = "io.containerd.runc.v2"

@@ -15,9 +15,9 @@ from agent.host.files import FileState
 from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.containerd.generations import CRI_PLUGINS
 from agent.state.store import Memory, Original
-from agent.toml import edit as tomledit
-from agent.toml.edit import Data, Path, get
-from agent.toml.text import BOM
+from agent.toml import document
+from agent.toml.dialect import BOM
+from agent.toml.document import Data, Path, get
 
 HEADER = (
     "# Written by toolkit-agent: the NVIDIA container runtime for this node.\n"
@@ -61,12 +61,12 @@ def is_untouched(memory: Memory, file: ConfigFile) -> bool:
 def is_ours_alone(original: Original, now: FileState) -> bool:
     """Has a file only keys, values and comments that we wrote?"""
     try:
-        data = tomledit.parse(now.data, "")
+        data = document.parse(now.data, "")
     except Refused:
         return False
-    text = tomledit.decoded(now.data, "").removeprefix(BOM).removeprefix(HEADER)
+    text = document.decoded(now.data, "").removeprefix(BOM).removeprefix(HEADER)
     ours = {_path(key): value for key, value in original.keys.items()}
-    return not tomledit.has_comments(text) and all(
+    return not document.has_comments(text) and all(
         ours.get(path, _MISSING) == value for path, value in _leaves(data)
     )
 
@@ -125,7 +125,7 @@ def _path(key: str) -> Path:
 
 def _parsed(data: bytes | None) -> Data:
     try:
-        return tomledit.parse(data or b"", "")
+        return document.parse(data or b"", "")
     except Refused:
         return {}
 

@@ -14,7 +14,7 @@ from agent.options.settings import Settings
 from agent.runtimes import registry
 from agent.runtimes.base import Effective
 from agent.runtimes.desired_state import is_nvidia, programs_of
-from agent.toml.edit import Data
+from agent.toml.document import Data
 from agent.toolkit import programs, tree
 
 _HOSTS_CONFIG = "/etc/nvidia-container-runtime/config.toml"

@@ -17,8 +17,8 @@ from agent.errors import Refused
 from agent.host.paths import HostPath
 from agent.runtimes.command import Dump
 from agent.runtimes.config_file import ConfigFile, Files
-from agent.toml import edit as tomledit
-from agent.toml.edit import Data, Path
+from agent.toml import document
+from agent.toml.document import Data, Path
 
 UNKNOWN = "the runtime's executable is not known; give --executable-path"
 
@@ -85,7 +85,7 @@ def refuse_difference(before: Data, after: Data, view: str) -> None:
     difference = first_difference(before, after)
     if difference is not None:
         raise Refused(
-            f"cannot apply: {tomledit.dotted(difference)} would change too, says the runtime's own "
+            f"cannot apply: {document.dotted(difference)} would change too, says the runtime's own "
             f"{view}; nothing was changed; please report this with the output of `plan`"
         )
 

@@ -16,7 +16,7 @@ from agent.host.paths import HostRoot
 from agent.options.settings import Settings
 from agent.runtimes.base import RuntimeAdapter
 from agent.runtimes.desired_state import is_ours
-from agent.toml.edit import get
+from agent.toml.document import get
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from agent.runtimes.base import ConfiguredRuntime
 from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.desired_state import Desired
 from agent.runtimes.preflight import UNKNOWN
-from agent.toml import edit as tomledit
+from agent.toml import document
 
 if TYPE_CHECKING:
     from agent.toml.masking import Source
@@ -176,7 +176,7 @@ def sources(loaded: Iterable[ConfigFile], files: Mapping[str, bytes | None]) -> 
         found.pop(name, None)
         if data is not None and not name.endswith(".json"):
             with contextlib.suppress(Refused):
-                found[name] = Source(name, tomledit.decoded(data, name), tomledit.parse(data, name))
+                found[name] = Source(name, document.decoded(data, name), document.parse(data, name))
     return tuple(found.values())
 
 

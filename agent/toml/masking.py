@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import Any
 
 from agent.redaction import HIDDEN, redact_text
-from agent.toml.text import Data
+from agent.toml.dialect import Data
 from agent.toml.write import Path, dotted
 
 _MOST = 300  # characters of what is shown

@@ -1,7 +1,7 @@
 """Edits as data: operations that set or remove keys, and the data after them.
 
-Invariant: pure, and arguments are never changed. `agent.toml.edit` carries the operations out on a
-text.
+Invariant: pure, and arguments are never changed. `agent.toml.document` carries the operations out
+on a text.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from agent.errors import Refused
-from agent.toml.text import Data
+from agent.toml.dialect import Data
 from agent.toml.write import Path, dotted
 
 

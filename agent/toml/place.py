@@ -18,9 +18,9 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from agent.toml import scan, statement
+from agent.toml.dialect import Data
 from agent.toml.ops import get
 from agent.toml.scan import Statement
-from agent.toml.text import Data
 from agent.toml.write import Path, quote, scalar, tables
 
 # The name of a way to write an edit, and the way itself. It returns None if it does not fit, and

@@ -10,20 +10,20 @@ import tomllib
 
 from agent.errors import Refused
 from agent.host.budget import OverBudget
-from agent.toml import text as tomltext
-from agent.toml.text import Data, NotText
+from agent.toml import dialect
+from agent.toml.dialect import Data, NotText
 
 
 def parse(data: bytes, name: str) -> Data:
     """The data of a file's bytes. What a runtime accepts besides TOML 1.0 is no error here (see
-    `oddities` in `agent.toml.text`). Raises Refused naming the file and the place of the error."""
+    `dialect.oddities`). Raises Refused naming the file and the place of the error."""
     return parsed(decoded(data, name), name)
 
 
 def decoded(data: bytes, name: str) -> str:
     """A file's bytes as text to edit; `encoded` makes the same bytes of it. Raises Refused."""
     try:
-        return tomltext.decoded(data)
+        return dialect.decoded(data)
     except NotText as error:
         raise Refused(f"cannot read {name}: {error}") from error
 
@@ -31,7 +31,7 @@ def decoded(data: bytes, name: str) -> str:
 def parsed(text: str, name: str) -> Data:
     """The data of a decoded text. Raises Refused as `parse` does."""
     try:
-        return tomltext.loads(text)
+        return dialect.loads(text)
     except tomllib.TOMLDecodeError as error:
         from agent.toml.masking import masked  # needed only if something failed
 

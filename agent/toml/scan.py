@@ -1,7 +1,7 @@
 """The places of headers, keys, values, entries and comments in a TOML text, as offsets.
 
-Invariant: only places are found here; `agent.toml.text` reads values, and its `loads` has to accept
-the text. If a place is not certain, `Unreadable` is raised.
+Invariant: only places are found here; `agent.toml.dialect` reads values, and its `loads` has to
+accept the text. If a place is not certain, `Unreadable` is raised.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, TypeAlias
 
-from agent.toml import text as tomltext
-from agent.toml.text import PARTS, TOKEN
+from agent.toml import dialect
+from agent.toml.dialect import PARTS, TOKEN
 from agent.toml.write import Path
 
 Kind: TypeAlias = Literal["table", "array", "key"]
@@ -107,7 +107,7 @@ def name(raw: str) -> str:
         return raw
     if "\\" not in raw or raw[0] == "'":
         return raw[1:-1]
-    return str(tomltext.loads(f"k = {raw}")["k"])
+    return str(dialect.loads(f"k = {raw}")["k"])
 
 
 def comments(text: str) -> Counter[str]:

@@ -17,7 +17,7 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import InlineTable, Whitespace
 
-from agent.toml.text import TOKEN
+from agent.toml.dialect import TOKEN
 from agent.toml.write import Path, scalar
 
 # tomlkit raises what its lists and dictionaries raise, too.

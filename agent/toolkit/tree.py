@@ -17,8 +17,8 @@ from typing import Any, TypeAlias
 
 from agent.errors import Refused, reason
 from agent.host import budget, files, trust
-from agent.toml import edit as tomledit
-from agent.toml.edit import Data, get
+from agent.toml import document
+from agent.toml.document import Data, get
 from agent.toolkit import programs, wrapper
 from agent.toolkit.origin import Origin
 from agent.toolkit.wrapper import Wrapper
@@ -187,7 +187,7 @@ def read_config_file(path: str) -> ToolkitConfig | None:
     """As `read_config`, of a config.toml at an agent path."""
     try:
         found = files.read(path)
-        data: Any = tomledit.parse(found.data, path) if found else None
+        data: Any = document.parse(found.data, path) if found else None
     except (Refused, ValueError, RecursionError):
         return None
     return None if data is None else config_of(data)

@@ -20,7 +20,7 @@ from agent.host import files
 from agent.host.files import Change, FileState
 from agent.runtimes import key_ownership
 from agent.state.store import Entry, Journal, Memory, Original, Store, digest_of
-from agent.toml import edit as tomledit
+from agent.toml import document
 
 _NOT_OURS = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)
 
@@ -69,7 +69,7 @@ def _text(change: Change, known: Original | None) -> str | None:
     garble the file, and then it has to be written again."""
     made = known.digest is None if known else change.before is None
     name = change.path.host
-    return tomledit.decoded(change.after.data, name) if change.after and made else None
+    return document.decoded(change.after.data, name) if change.after and made else None
 
 
 def reserve(changes: tuple[Change, ...], journal: Journal) -> None:

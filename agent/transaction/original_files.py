@@ -16,8 +16,8 @@ from agent.host.paths import HostPath, HostRoot
 from agent.runtimes.base import ConfiguredRuntime, Restoration
 from agent.runtimes.key_ownership import HEADER, condition, imported, is_rewritten, still_ours
 from agent.state.store import Memory, Original, Store
-from agent.toml import edit as tomledit
-from agent.toml.edit import Data, Op, Path, Set, Unset
+from agent.toml import document
+from agent.toml.document import Data, Op, Path, Set, Unset
 
 _STUB = b"# Emptied by toolkit-agent: another file imports this one by name.\n"
 
@@ -64,7 +64,7 @@ def originals(store: Store, memory: Memory, hosts: tuple[str, ...]) -> dict[str,
 
 def _has_content(change: Change) -> bool:
     state = change.after
-    return bool(state and tomledit.parse(state.data, change.path.host).keys() - {"version"})
+    return bool(state and document.parse(state.data, change.path.host).keys() - {"version"})
 
 
 def _change(
@@ -102,13 +102,13 @@ def _change(
         )
     if host.endswith(".json"):
         return None  # a hook has no keys to take out: the whole file is somebody else's by now
-    both = (tomledit.parse(now.data, host), tomledit.parse(data or b"", host))
+    both = (document.parse(now.data, host), document.parse(data or b"", host))
     ops = inverse(node, host, both, original, switch=memory.enabled_cdi, drop_in_goes=drop_in_goes)
-    text = tomledit.edit(tomledit.decoded(now.data, host).removeprefix(HEADER), ops, host)
-    text = _without_emptied(text, tomledit.parse(data or b"", host), ops, host)
+    text = document.edit(document.decoded(now.data, host).removeprefix(HEADER), ops, host)
+    text = _without_emptied(text, document.parse(data or b"", host), ops, host)
     if data is None and _is_empty(text, host):
         return Change(path, now, None)
-    after = tomledit.encoded(text)
+    after = document.encoded(text)
     if after == now.data:
         return None
     return Change(path, now, FileState(after, now.mode, now.uid, now.gid, now.label))
@@ -116,8 +116,8 @@ def _change(
 
 def _is_empty(text: str, host: str) -> bool:
     """Is nothing left in a file but its version?"""
-    data = tomledit.without_empty(tomledit.parse(tomledit.encoded(text), host))
-    return not data.keys() - {"version"} and not tomledit.has_comments(text)
+    data = document.without_empty(document.parse(document.encoded(text), host))
+    return not data.keys() - {"version"} and not document.has_comments(text)
 
 
 def inverse(
@@ -141,7 +141,7 @@ def inverse(
     for key in dict.fromkeys(paths):
         if key == ("version",):
             continue  # the rest of the file is written in it
-        old = tomledit.get(before, key)
+        old = document.get(before, key)
         ops.append(Unset(key) if old is None else Set(key, old))
     back = Restoration(ops, before, imported(known), drop_in_goes)
     return node.restored(host, current, back)
@@ -156,10 +156,10 @@ def _without_emptied(text: str, before: Data, done: list[Op], host: str) -> str:
         lengths = (min(len(table), len(path)) for path in paths)
         return any(table[:n] == path[:n] for n, path in zip(lengths, paths, strict=True))
 
-    empty = _empty_tables(tomledit.parse(tomledit.encoded(text), host))
-    ops = [Unset(path) for path in empty if tomledit.get(before, path) is None and had_ours(path)]
+    empty = _empty_tables(document.parse(document.encoded(text), host))
+    ops = [Unset(path) for path in empty if document.get(before, path) is None and had_ours(path)]
     with contextlib.suppress(Refused):  # an empty table does no harm to anybody
-        return tomledit.edit(text, ops, host)
+        return document.edit(text, ops, host)
     return text
 
 
@@ -168,5 +168,5 @@ def _empty_tables(data: Data, above: Path = ()) -> Iterable[Path]:
     for key, value in data.items():
         if isinstance(value, dict):
             yield from _empty_tables(value, (*above, key))
-            if not tomledit.without_empty(value):
+            if not document.without_empty(value):
                 yield (*above, key)

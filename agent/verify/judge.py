@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agent.toml.edit import get
+from agent.toml.document import get
 
 _MOST = 3  # parts that a message names
 

@@ -40,7 +40,7 @@ from agent.runtimes.desired_state import Desired
 from agent.state.store import Store
 from agent.systemd import systemctl
 from agent.systemd.dbus import Bus, BusError, NoBus
-from agent.toml import edit as tomledit
+from agent.toml import document
 from agent.toolkit import device_nodes, tree
 from tests.bench.fuzz import Reader
 from tests.unit.support.ld_cache import make_cache
@@ -226,23 +226,23 @@ def _pod_examples() -> Iterator[bytes]:
 
 
 def _read_toml(data: bytes) -> None:
-    parsed = tomledit.parse(data, "file")
+    parsed = document.parse(data, "file")
     if len(data) > 20_000:
         return
-    text = tomledit.decoded(data, "file")
-    repr(tomledit.without_empty(parsed))
+    text = document.decoded(data, "file")
+    repr(document.without_empty(parsed))
     path = ("plugins", "io.containerd.grpc.v1.cri", "containerd", "runtimes", "nvidia")
     with suppress(Refused):
-        tomledit.edit(text, [tomledit.Set(path, {"runtime_type": "x"})], "file")
+        document.edit(text, [document.Set(path, {"runtime_type": "x"})], "file")
     with suppress(Refused):
-        tomledit.edit(text, [tomledit.Append(("imports",), "/x"), tomledit.Unset(path)], "file")
+        document.edit(text, [document.Append(("imports",), "/x"), document.Unset(path)], "file")
 
 
 def _config(data: bytes) -> ConfigFile:
     from agent.host import files
 
     place = HostPath("/etc/file", "/etc/file")
-    return ConfigFile("/etc/file", place, files.new_state(data), tomledit.parse(data, "file"))
+    return ConfigFile("/etc/file", place, files.new_state(data), document.parse(data, "file"))
 
 
 def _read_containerd(data: bytes) -> None:

@@ -59,28 +59,28 @@ _DECISION = (
 
 _EDITS = (
     Mutant(
-        "comments-lost", "edits", "agent/toml/edit.py",
+        "comments-lost", "edits", "agent/toml/document.py",
         "if right and not lost and not moved",
         "if right and not moved",
-        ("tests/unit/toml/test_edit.py",),
+        ("tests/unit/toml/test_document.py",),
     ),
     Mutant(
-        "comments-moved", "edits", "agent/toml/edit.py",
+        "comments-moved", "edits", "agent/toml/document.py",
         "if right and not lost and not moved",
         "if right and not lost",
-        ("tests/unit/toml/test_edit.py",),
+        ("tests/unit/toml/test_document.py",),
     ),
     Mutant(
         "true-is-one", "edits", "agent/toml/ops.py",
         "return type(one) is type(other) and bool(one == other)",
         "return bool(one == other)",
-        ("tests/unit/toml/test_edit.py",),
+        ("tests/unit/toml/test_document.py",),
     ),
     Mutant(
-        "line-ends-mixed", "edits", "agent/toml/edit.py",
+        "line-ends-mixed", "edits", "agent/toml/document.py",
         'return mark + (text.replace("\\n", "\\r\\n") if crlf else text)',
         "return mark + text",
-        ("tests/unit/toml/test_edit.py",),
+        ("tests/unit/toml/test_document.py",),
     ),
     Mutant(
         "commas-of-inner-lists", "edits", "agent/toml/scan.py",

@@ -22,15 +22,15 @@ MIRRORS = 1000
 
 def refusals(count: int) -> None:
     """Edit that many documents and print what came of it."""
-    from tests.unit.support.toml_documents import document, operations
-    from tests.unit.toml.test_edit_properties import attempt, check
+    from tests.unit.support.toml_documents import operations, random_document
+    from tests.unit.toml.test_document_properties import attempt, check
 
     refused: Counter[str] = Counter()
     wrong: list[str] = []
     edits, documents = 0, 0
     for seed in range(count):
         random = randoms.Random(seed)  # noqa: S311 (the same documents each time)
-        found, bad = document(random), False
+        found, bad = random_document(random), False
         for op in operations(random, found.data):
             edits += 1
             after = attempt(found, op)
@@ -53,14 +53,14 @@ def refusals(count: int) -> None:
 
 def known_texts() -> Iterator[tuple[str, str]]:
     """Give the files of all shapes of nodes, and the texts of the tests, with names."""
-    from agent.toml import text as tomltext
+    from agent.toml import dialect
     from tests.generations.shapes import SHAPES
     from tests.unit.support.odd_toml import DOCUMENTS
-    from tests.unit.toml.test_edit import BROKEN, SPELLINGS
+    from tests.unit.toml.test_document import BROKEN, SPELLINGS
 
     for shape in SHAPES:
         texts = getattr(shape, "texts", None) or {
-            path.name: tomltext.decoded(path.read_bytes())
+            path.name: dialect.decoded(path.read_bytes())
             for path in sorted(
                 (ROOT / "tests/data/shapes" / (shape.files or shape.name)).rglob("*")
             )
@@ -72,29 +72,28 @@ def known_texts() -> Iterator[tuple[str, str]]:
     unsafe = ("CR", "one CR", "two CR", "Latin-1 in a string", "Latin-1 in a key")
     for odd in DOCUMENTS:
         if odd.readers and odd.name not in unsafe:  # those are refused, as README says
-            yield odd.name, tomltext.decoded(odd.document)
+            yield odd.name, dialect.decoded(odd.document)
 
 
 def known_edits() -> None:
     """Do all edits of the agent, each by itself, on all known texts; print what is refused."""
     from agent.errors import Refused
-    from agent.toml import edit as tomledit
-    from agent.toml import text as tomltext
+    from agent.toml import dialect, document
     from tests.unit.support.toml_documents import operations
 
     edits, refused = 0, 0
     for number, (name, text) in enumerate(known_texts()):
         try:
-            data = tomltext.loads(text)
+            data = dialect.loads(text)
         except ValueError:
             continue  # a shape of which the agent has to say so
         random = randoms.Random(number)  # noqa: S311 (the same edits each time)
         for op in (op for _ in range(5) for op in operations(random, data)):
             edits += 1
             try:
-                wanted = tomledit.apply(data, [op])
-                after = tomltext.loads(tomledit.edit(text, [op], "f"))
-                assert tomledit.without_empty(after) == tomledit.without_empty(wanted), name
+                wanted = document.apply(data, [op])
+                after = dialect.loads(document.edit(text, [op], "f"))
+                assert document.without_empty(after) == document.without_empty(wanted), name
             except Refused as error:
                 refused += 1
                 print(f"refused: {name}: {error.message}")
@@ -136,8 +135,8 @@ def times() -> None:
     """Print what reading and editing a big file costs."""
     import tomlkit
 
-    from agent.toml import edit as tomledit
-    from agent.toml.edit import Append, Op, Set
+    from agent.toml import document
+    from agent.toml.document import Append, Op, Set
 
     text = mirrors()
     section = ("plugins", "io.containerd.grpc.v1.cri")
@@ -148,20 +147,20 @@ def times() -> None:
         Set(handler, table),
         Append(("imports",), "/x"),
     ]
-    done = tomledit.edit(text, ops, "f")
+    done = document.edit(text, ops, "f")
     print(f"with {MIRRORS} mirrors ({len(text) // 1024} KiB):")
     timed(
-        "read it (all that a look without changes does)", lambda: tomledit.parse(done.encode(), "")
+        "read it (all that a look without changes does)", lambda: document.parse(done.encode(), "")
     )
-    timed("three edits that change nothing", lambda: tomledit.edit(done, ops, "f"))
-    timed("one edit", lambda: tomledit.edit(text, ops[:1], "f"))
-    timed("three edits", lambda: tomledit.edit(text, ops, "f"))
+    timed("three edits that change nothing", lambda: document.edit(done, ops, "f"))
+    timed("one edit", lambda: document.edit(text, ops[:1], "f"))
+    timed("three edits", lambda: document.edit(text, ops, "f"))
     timed("tomlkit alone, to parse it", lambda: tomlkit.parse(text))
 
 
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
-    from tests.unit.toml.test_edit_properties import counted_ways
+    from tests.unit.toml.test_document_properties import counted_ways
 
     with counted_ways() as counted:
         refusals(int(sys.argv[1]) if sys.argv[1:] else 5000)

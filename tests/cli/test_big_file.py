@@ -27,6 +27,6 @@ def test_apply_that_changes_nothing_loads_no_editor(tmp_path: Path) -> None:
         before = node.config.read_bytes()
         second = node.agent("apply", env={"PYTHONPROFILEIMPORTTIME": "1"})
         checks.done(second)
-        assert "agent.toml.edit" in imported(second.stderr)
+        assert "agent.toml.document" in imported(second.stderr)
         assert imported(second.stderr).isdisjoint(_EDITING)
         assert node.config.read_bytes() == before

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from agent.errors import Refused
-from agent.toml import edit as tomledit
+from agent.toml import document
 from tests.conformance import checks
 from tests.conformance.private_node import PrivateNode
 from tests.conformance.shapes import BY_NAME
@@ -31,7 +31,7 @@ def _text(generation: str, more: str = "") -> str:
     version = 3 if generation == "2.1" else 2
     text = f'version = {version}\n{more}\n[plugins."io.containerd.example.v1.theirs"]\n{_KEYS}'
     with pytest.raises(Refused):
-        tomledit.parse(text.encode(), "it")
+        document.parse(text.encode(), "it")
     return text
 
 

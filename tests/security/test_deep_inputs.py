@@ -22,8 +22,7 @@ from agent.host import budget
 from agent.runtimes import command
 from agent.runtimes.containerd.load import matches
 from agent.state.store import Store
-from agent.toml import edit as tomledit
-from agent.toml import text as tomltext
+from agent.toml import dialect, document
 from tests.cli.cli_node import CliNode
 from tests.conformance import checks
 from tests.doubles.containerd.sample import handler
@@ -91,7 +90,7 @@ def test_reading_takes_little_time(data: bytes) -> None:
     """Of the processor: five seconds would be a hang."""
     before = time.process_time()
     with pytest.raises(Refused, match=r"^cannot read f: "):
-        tomledit.parse(data, "f")
+        document.parse(data, "f")
     assert time.process_time() - before < 2
 
 
@@ -102,7 +101,7 @@ def test_reading_takes_little_time(data: bytes) -> None:
 )  # fmt: skip
 def test_strings_have_the_end_that_they_had(text: str) -> None:
     """What is closed is one token, and the tokens are the text."""
-    tokens = [found[0] for found in tomltext.TOKEN.finditer(text)]
+    tokens = [found[0] for found in dialect.TOKEN.finditer(text)]
     assert "".join(tokens) == text
     for word in tokens:
         if word[0] in "\"'":

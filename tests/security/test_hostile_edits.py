@@ -11,8 +11,8 @@ import tomllib
 
 import pytest
 
-from agent.toml import edit as tomledit
-from agent.toml.edit import Append, Op, Set, Unset
+from agent.toml import document
+from agent.toml.document import Append, Op, Set, Unset
 
 PATHS = [f"/e{number}" for number in range(6_000)]
 KEYS = "".join(f"k{number} = 1\n" for number in range(4_000))
@@ -46,6 +46,6 @@ def test_edit_takes_little_time(name: str) -> None:
     """Of the processor."""
     text, op = HOSTILE[name]
     before = time.process_time()
-    after = tomledit.edit(text, [op], "f")
+    after = document.edit(text, [op], "f")
     assert time.process_time() - before < 5
-    assert tomllib.loads(after) == tomledit.apply(tomllib.loads(text), [op])
+    assert tomllib.loads(after) == document.apply(tomllib.loads(text), [op])

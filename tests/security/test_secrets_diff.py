@@ -20,8 +20,8 @@ from agent.cli.render.diffs import diff
 from agent.errors import Refused
 from agent.host.files import Change, FileState
 from agent.host.paths import HostPath
-from agent.toml import edit as tomledit
-from agent.toml.edit import Set, Unset
+from agent.toml import document
+from agent.toml.document import Set, Unset
 from tests.security.planted import SEPARATORS, leaked, piece
 
 PATH = HostPath("/host/etc/containerd/config.toml", "/etc/containerd/config.toml")
@@ -36,7 +36,7 @@ _TABLES = (
     '[proxy_plugins."a b"]', f"[{_HEAD}.registry.mirrors.\"r.example\"]",
     "[crio.runtime.workloads.a]", "[stream_processors.\"io.containerd.x\"]",
 )  # fmt: skip
-_EDITS: tuple[tomledit.Op, ...] = (
+_EDITS: tuple[document.Op, ...] = (
     Set(("plugins", _CRI, "enable_cdi"), True),
     Set(("plugins", _CRI, "containerd", "default_runtime_name"), "nvidia"),
     Set(("plugins", _CRI, "containerd", "runtimes", "nvidia"), {"runtime_type": "x"}),
@@ -64,7 +64,7 @@ def value(chance: random.Random, pieces: list[str]) -> str:
     return chance.choice(spellings)()
 
 
-def document(chance: random.Random, pieces: list[str]) -> str:
+def made_document(chance: random.Random, pieces: list[str]) -> str:
     """A file with secrets as values, in comments, and as users in the names of hosts."""
     lines = []
     for table in ("", *chance.sample(_TABLES, 3)):
@@ -95,14 +95,14 @@ def test_no_piece_is_shown(seed: int) -> None:
     """The file goes, comes, is edited by us, and is garbled."""
     chance = random.Random(seed)  # noqa: S311
     pieces: list[str] = []
-    text = document(chance, pieces)
+    text = made_document(chance, pieces)
     try:
         tomllib.loads(text)
     except tomllib.TOMLDecodeError:
         reject()
-    states = [None, text, document(chance, pieces), f"{text}\nx = {piece(chance)}", text[:-20]]
+    states = [None, text, made_document(chance, pieces), f"{text}\nx = {piece(chance)}", text[:-20]]
     with contextlib.suppress(Refused):
-        states.append(tomledit.edit(text, [chance.choice(_EDITS)], "x"))
+        states.append(document.edit(text, [chance.choice(_EDITS)], "x"))
     for before, after in ((chance.choice(states), chance.choice(states)) for _ in range(6)):
         old, new = (None if one is None else FileState(one.encode()) for one in (before, after))
         found = diff(Change(PATH, old, new))
@@ -113,7 +113,7 @@ def test_no_piece_is_shown(seed: int) -> None:
 def test_our_edit_is_readable() -> None:
     """What is ours is shown, old and new, with the table that it stands in."""
     text = f'[{_HEAD}]\n  enable_cdi = false # off\n  sandbox_image = "a"\n'
-    new = tomledit.edit(text, [_EDITS[0]], "x")
+    new = document.edit(text, [_EDITS[0]], "x")
     found = diff(Change(PATH, FileState(text.encode()), FileState(new.encode())))
     assert found.splitlines()[3:] == [
         f" [{_HEAD}]", "-  enable_cdi = false  # …", "+  enable_cdi = true  # …",

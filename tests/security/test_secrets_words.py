@@ -24,8 +24,7 @@ from agent.errors import Refused
 from agent.host.paths import HostRoot
 from agent.runtimes import command
 from agent.systemd.units import masked_message
-from agent.toml import edit as tomledit
-from agent.toml import write
+from agent.toml import document, write
 from agent.toml.masking import Source, explained, masked
 from tests.security.planted import SEPARATORS, leaked, output, piece
 from tests.tools import forked, runtimes
@@ -70,7 +69,7 @@ def test_message_of_containerd_is_shown_without_values(
     runtime = runtimes.load().find(generation)
     assert runtime is not None, runtimes.load().reason(generation)
     pieces, value = planted(random.Random(seed))  # noqa: S311
-    data = tomledit.apply({"version": 2}, [tomledit.Set(PLACES[place], value)])
+    data = document.apply({"version": 2}, [document.Set(PLACES[place], value)])
     text = write.render(data)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "config.toml")
@@ -91,7 +90,7 @@ def test_dump_names_the_key(generation: str) -> None:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "config.toml")
         path.write_text(text, encoding="utf-8")
-        source = Source(str(path), text, tomledit.parse(text.encode(), ""))
+        source = Source(str(path), text, document.parse(text.encode(), ""))
         dump = command.config_dump(HostRoot("/"), str(runtime.executable), str(path), (), [source])
     assert dump.error == (
         f"containerd: (4, 1): Can't convert …(string) to int (… is the value of "
@@ -176,7 +175,7 @@ def test_numbers_are_values(number: int, form: str) -> None:
 def test_toml_error_has_a_place_and_no_content(text: str) -> None:
     """Our own parser repeats keys and characters; the error has the line and the column."""
     with pytest.raises(Refused) as caught:
-        tomledit.parse(text.encode(), "/etc/containerd/config.toml")
+        document.parse(text.encode(), "/etc/containerd/config.toml")
     assert "zq" not in caught.value.message
     assert "hunter" not in caught.value.message
     assert "not valid TOML" in caught.value.message

@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING
 
 from agent.redaction import HIDDEN, redact_text
 from agent.runtimes.key_ownership import is_public
-from agent.toml import scan
-from agent.toml import text as tomltext
+from agent.toml import dialect, scan
+from agent.toml.dialect import BOM
 from agent.toml.masking import safe_key
 from agent.toml.scan import Entry, Span, Statement
-from agent.toml.text import BOM
 from agent.toml.write import Path
 
 if TYPE_CHECKING:
@@ -72,8 +71,8 @@ def _range(start: int, end: int) -> str:
 
 def _text(data: bytes) -> str:
     try:
-        return tomltext.decoded(data).removeprefix(BOM)
-    except tomltext.NotText:
+        return dialect.decoded(data).removeprefix(BOM)
+    except dialect.NotText:
         return data.decode("utf-8", "replace")
 
 

@@ -52,8 +52,8 @@ from agent.runtimes.desired_state import (
     programs_of,
 )
 from agent.runtimes.preflight import Candidate, Preflight, first_unread, unread_warnings
-from agent.toml import edit as tomledit
-from agent.toml.edit import Data, Op, Path, Set, Unset, get
+from agent.toml import document
+from agent.toml.document import Data, Op, Path, Set, Unset, get
 from agent.toolkit import programs
 
 if TYPE_CHECKING:
@@ -359,7 +359,7 @@ class ContainerdNode(ConfiguredRuntime):
             data = file.data
             if file.path.host in overlay:
                 state = overlay[file.path.host]
-                data = tomledit.parse(state.data, file.path.host) if state else {}
+                data = document.parse(state.data, file.path.host) if state else {}
             for item in data.get("imports", []):
                 name = import_pattern(self.gen, file.name, item)
                 if name and "*" not in item and host.resolve(name).host == path.host:
@@ -433,12 +433,12 @@ def _switch(data: Mapping[str, object], key: str) -> Switch:
 def _with_default_table(current: Data, ops: list[Op]) -> list[Op]:
     """The operations without those that remove the default runtime's table while other handlers
     stay. containerd 1.x does not serve the CRI if a file has handlers but not the default."""
-    after = tomledit.apply(current, ops)
+    after = document.apply(current, ops)
     for name, section in after.get("plugins", {}).items():
         below: Path = ("plugins", name, "containerd")
-        default = tomledit.get(section, ("containerd", "default_runtime_name")) or "runc"
-        runtimes = tomledit.get(after, (*below, "runtimes")) or {}
+        default = document.get(section, ("containerd", "default_runtime_name")) or "runc"
+        runtimes = document.get(after, (*below, "runtimes")) or {}
         table = (*below, "runtimes", default)
-        if runtimes and default not in runtimes and tomledit.get(current, table) is not None:
+        if runtimes and default not in runtimes and document.get(current, table) is not None:
             ops = [op for op in ops if op.path[: len(table)] != table]
     return ops

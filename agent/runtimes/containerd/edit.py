@@ -29,8 +29,8 @@ from agent.runtimes.containerd.overlay import (
 from agent.runtimes.desired_state import Desired
 from agent.runtimes.key_ownership import is_untouched
 from agent.runtimes.preflight import first_difference
-from agent.toml import edit as tomledit
-from agent.toml.edit import Data, Op, Path, Set, Unset, get
+from agent.toml import document
+from agent.toml.document import Data, Op, Path, Set, Unset, get
 
 _SECTION_DEFAULT: Path = ("containerd", "default_runtime_name")
 _SWITCH: Path = ("enable_cdi",)
@@ -204,8 +204,8 @@ def _override_later_files(
 def _with_value(state: FileState, file: ConfigFile, key: Path, value: Any) -> FileState:
     """The file with that value. Raises Refused, or CannotSwitch if the key is the CDI switch."""
     try:
-        before = tomledit.decoded(state.data, file.path.host)
-        text = tomledit.edit(before, [Set(key, value)], file.path.host)
+        before = document.decoded(state.data, file.path.host)
+        text = document.edit(before, [Set(key, value)], file.path.host)
     except Refused as error:
         raise (CannotSwitch(error.message) if key[2:] == _SWITCH else error) from error
     return with_text(state, text)
@@ -227,7 +227,7 @@ def _checked(inputs: EditInput, overlay: Overlay, desired: Desired) -> Edits:
         path = next(iter(differences))
         owner = merge.owner(inputs.gen, after, path)
         raise (CannotSwitch if path == _SWITCH else Refused)(
-            f"cannot set {tomledit.dotted(path)}: {owner[0].path if owner else inputs.root.path} "
+            f"cannot set {document.dotted(path)}: {owner[0].path if owner else inputs.root.path} "
             "overrides it; remove the key there"
         )
     if effective.default not in effective.runtimes:
@@ -241,7 +241,7 @@ def _checked(inputs: EditInput, overlay: Overlay, desired: Desired) -> Edits:
     )
     if difference is not None:
         raise Refused(
-            f"cannot add {inputs.drop_in} to what containerd loads: {tomledit.dotted(difference)} "
+            f"cannot add {inputs.drop_in} to what containerd loads: {document.dotted(difference)} "
             "would change too; look at that file, or give another one with --drop-in-config"
         )
     by_host = {file.path.host: file for file in (*inputs.files, *after)}
@@ -283,4 +283,4 @@ def strip(settings: Data, gen: Generation, desired: Desired) -> Data:
     ops += [Unset((*section, *path)) for path in (LEGACY, (*RUNTIMES, "default"))]
     if get(settings, (*section, *RUNTIMES, "runc")) == gen.runc:
         ops.append(Unset((*section, *RUNTIMES, "runc")))
-    return tomledit.without_empty(tomledit.apply(settings, ops))
+    return document.without_empty(document.apply(settings, ops))

@@ -20,10 +20,9 @@ from agent.runtimes.containerd.generations import (
 )
 from agent.runtimes.containerd.merge import has_section, names, version_of
 from agent.runtimes.desired_state import LINUX, OUR_NAMES, binaries, is_runc, is_sandbox
-from agent.toml import edit as tomledit
-from agent.toml import text as tomltext
-from agent.toml.edit import Data, Path, get
-from agent.toml.text import GO_TOML_1, GO_TOML_2
+from agent.toml import dialect, document
+from agent.toml.dialect import GO_TOML_1, GO_TOML_2
+from agent.toml.document import Data, Path, get
 from agent.toolkit.programs import is_nvidia
 
 if TYPE_CHECKING:
@@ -58,12 +57,12 @@ def misplaced_version(files: Files) -> str | None:
         given = file.data.get("plugins", {})
         if file.version is not None or file.state is None or not {CRI_V2, CRI_V3} & given.keys():
             continue
-        text = tomledit.decoded(file.state.data, file.path.host)
+        text = document.decoded(file.state.data, file.path.host)
         for one in _statements(text):
             value = get(file.data, one.path)
             if len(one.path) > 1 and one.path[-1] == "version" and type(value) is int:
                 line = text.count("\n", 0, one.start) + 1
-                table = tomledit.dotted(one.path[:-1])
+                table = document.dotted(one.path[:-1])
                 return (
                     f"`version` on line {line} stands in the table [{table}], and {file.path} has "
                     "no version of its own; move that line to the top of the file"
@@ -77,8 +76,8 @@ def doubtful(gen: Generation, files: Files) -> tuple[str, ...]:
     misplaced = misplaced_version(files)
     found = [misplaced] if misplaced else []
     for file in files if gen.toml == GO_TOML_1 else ():
-        text = tomledit.decoded(file.state.data, file.path.host) if file.state else ""
-        if odd := tomltext.first_rejected(text, GO_TOML_2):
+        text = document.decoded(file.state.data, file.path.host) if file.state else ""
+        if odd := dialect.first_rejected(text, GO_TOML_2):
             found.append(f"{file.path}: {odd.words}; {odd.readers}; {odd.remedy}")
     return tuple(found)
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from agent.cri.versions import Version
-from agent.toml.edit import Data
-from agent.toml.text import GO_TOML_1, GO_TOML_2, Kind
+from agent.toml.dialect import GO_TOML_1, GO_TOML_2, Kind
+from agent.toml.document import Data
 
 # Names of the plugin with handlers and CDI in files of version 1, of version 2, and of 3 and 4.
 CRI_V1 = "cri"

@@ -36,7 +36,7 @@ from agent.runtimes.desired_state import (
     leaves,
     same,
 )
-from agent.toml.edit import Data, Path, Set, apply, get, without_empty
+from agent.toml.document import Data, Path, Set, apply, get, without_empty
 from agent.toolkit.programs import Binary
 
 _RUNC_V1 = "io.containerd.runc.v1"

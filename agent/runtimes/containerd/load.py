@@ -27,7 +27,7 @@ from agent.runtimes.config_file import (
     refuse_unread,
 )
 from agent.runtimes.containerd.generations import CRI_V1, CRI_V2, CRI_V3, IMAGES, Generation
-from agent.toml.edit import Path, get
+from agent.toml.document import Path, get
 
 DEFAULT_ROOT = "/etc/containerd/config.toml"
 

@@ -25,7 +25,7 @@ from agent.runtimes.containerd.generations import (
     Generation,
     section_name,
 )
-from agent.toml.edit import Data, Path, deep_merge, get
+from agent.toml.document import Data, Path, deep_merge, get
 
 # Deprecated tables that containerd 1.x turns into handlers of these names.
 LEGACY = {"default_runtime": "default", "untrusted_workload_runtime": "untrusted"}

@@ -23,8 +23,8 @@ from agent.runtimes.containerd.load import import_pattern, matches
 from agent.runtimes.desired_state import Desired
 from agent.runtimes.key_ownership import HEADER, is_untouched
 from agent.state.store import Memory
-from agent.toml import edit as tomledit
-from agent.toml.edit import Append, Data, Op, Path, Set, Unset, get
+from agent.toml import document
+from agent.toml.document import Append, Data, Op, Path, Set, Unset, get
 
 LEGACY: Path = ("containerd", "default_runtime")
 RUNTIMES: Path = ("containerd", "runtimes")
@@ -87,10 +87,10 @@ def drop_in_overlay(
             "give another one with --drop-in-config"
         )
     state = existing.state or fresh_state(inputs.files)
-    text, data = tomledit.decoded(state.data, inputs.drop_in.host), existing.data
+    text, data = document.decoded(state.data, inputs.drop_in.host), existing.data
     if fresh:
         data = {"version": form.version} if form.version else {}
-        text = HEADER + tomledit.render(data)
+        text = HEADER + document.render(data)
     file = replace(existing, state=state, data=data)
     others = tuple(item for item in basis if item.path != file.path)
 
@@ -99,7 +99,7 @@ def drop_in_overlay(
         new = form.new_name and CRI_V3 in merge.names(inputs.gen, files, file)
         return ("plugins", CRI_V3 if new else merge.place(inputs.gen, files, file, path))
 
-    text = tomledit.edit(text, _ops(section_of, data, differences, desired), inputs.drop_in.host)
+    text = document.edit(text, _ops(section_of, data, differences, desired), inputs.drop_in.host)
     overlay: dict[str, FileState | None] = {inputs.drop_in.host: with_text(state, text)}
     if not any(_imports(inputs, file) for file in basis):
         overlay[inputs.root.path.host] = _root_with_import(inputs)
@@ -123,8 +123,8 @@ def _root_with_import(inputs: EditInput) -> FileState:
         text = f'{HEADER}version = {inputs.gen.root_version}\nimports = ["{glob}"]\n'
         return new_state(text.encode())
     name = root.path.host
-    before = tomledit.decoded(root.state.data, name)
-    text = tomledit.edit(before, [Append(("imports",), glob)], name)
+    before = document.decoded(root.state.data, name)
+    text = document.edit(before, [Append(("imports",), glob)], name)
     return with_text(root.state, text)
 
 
@@ -170,7 +170,7 @@ def owner_overlay(inputs: EditInput, desired: Desired) -> dict[str, FileState | 
         text, data = f"{HEADER}version = {gen.root_version}\n", {}
         section: Path = ("plugins", section_name(gen.root_version))
     else:
-        text, data = tomledit.decoded(owner.state.data, owner.path.host), owner.data
+        text, data = document.decoded(owner.state.data, owner.path.host), owner.data
         section = ("plugins", merge.cri_name(gen, files))
     ops: list[Op] = []
     if get(data, (*section, *RUNTIMES)) is None:
@@ -180,7 +180,7 @@ def owner_overlay(inputs: EditInput, desired: Desired) -> dict[str, FileState | 
     ops += _without_legacy_default(section, data, effective) if desired.default is not None else []
     ops += _ops(lambda _: section, data, differences, desired)
     state = owner.state or fresh_state(files)
-    return {owner.path.host: with_text(state, tomledit.edit(text, ops, owner.path.host))}
+    return {owner.path.host: with_text(state, document.edit(text, ops, owner.path.host))}
 
 
 def _without_legacy_default(section: Path, data: Data, effective: Effective) -> list[Op]:

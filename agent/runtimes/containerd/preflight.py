@@ -36,8 +36,8 @@ from agent.runtimes.preflight import (
     require_same_effect,
     unread_refusal,
 )
-from agent.toml import edit as tomledit
-from agent.toml.edit import Data, Op, Path, Set, Unset, get
+from agent.toml import document
+from agent.toml.document import Data, Op, Path, Set, Unset, get
 
 if TYPE_CHECKING:
     from agent.runtimes.containerd.adapter import ContainerdNode
@@ -119,10 +119,10 @@ def _text(file: ConfigFile, op: Op) -> bytes:
         return file.state.data
     name = file.path.host
     try:
-        text = tomledit.decoded(file.state.data, name) if file.state else ""
-        return tomledit.encoded(tomledit.edit(text, [op], name))
+        text = document.decoded(file.state.data, name) if file.state else ""
+        return document.encoded(document.edit(text, [op], name))
     except Refused:
-        return tomledit.render(tomledit.apply(file.data, [op])).encode()
+        return document.render(document.apply(file.data, [op])).encode()
 
 
 def _missing(after: Data, candidate: Candidate) -> str | None:
@@ -169,7 +169,7 @@ def _strip(dump: Data, candidate: Candidate) -> Data:
         Unset(("imports",)),
         Unset(("version",)),
     ]
-    return tomledit.apply(dump, ops)
+    return document.apply(dump, ops)
 
 
 def cri_section(dump: Data) -> Path:

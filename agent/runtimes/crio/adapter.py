@@ -37,7 +37,7 @@ from agent.runtimes.crio import command_line, desired_state, edit, hook, load, m
 from agent.runtimes.crio.merge import Overrides, Rules, Setting
 from agent.runtimes.desired_state import Desired, is_ours, programs_of
 from agent.runtimes.preflight import Candidate, Preflight, first_unread, unread_warnings
-from agent.toml.edit import Data, Path, get
+from agent.toml.document import Data, Path, get
 
 if TYPE_CHECKING:
     from agent.runtimes.trial import Launch

@@ -16,8 +16,8 @@ from typing import Any
 from agent.cri.process import short_socket_path
 from agent.errors import Refused
 from agent.host import budget
-from agent.toml import edit as tomledit
-from agent.toml.edit import Data
+from agent.toml import document
+from agent.toml.document import Data
 
 
 class _Timed(socket.socket):
@@ -80,7 +80,7 @@ def effective_config(
                 return None
         if length is not None and int(length) != len(data):
             return None
-        return tomledit.parse(data, "the configuration that CRI-O shows")
+        return document.parse(data, "the configuration that CRI-O shows")
     except (OSError, http.client.HTTPException, ValueError, Refused):
         return None
     finally:

@@ -24,7 +24,7 @@ from agent.runtimes.desired_state import (
     leaves,
     same,
 )
-from agent.toml.edit import Data, Path, get
+from agent.toml.document import Data, Path, get
 from agent.toolkit.programs import Binary
 
 _VM = "vm"  # kata and the like: no binary of ours would ever run there

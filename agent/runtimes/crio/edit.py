@@ -28,8 +28,8 @@ from agent.runtimes.desired_state import OUR_NAMES, Desired, is_ours, leaves, sa
 from agent.runtimes.key_ownership import HEADER, is_untouched
 from agent.runtimes.preflight import first_difference
 from agent.state.store import Memory, Original, Store
-from agent.toml import edit as tomledit
-from agent.toml.edit import Data, Op, Set, Unset, get
+from agent.toml import document
+from agent.toml.document import Data, Op, Set, Unset, get
 from agent.toolkit import programs
 from agent.toolkit.programs import Binary
 
@@ -152,7 +152,7 @@ def _unedited(inputs: EditInput, file: ConfigFile) -> ConfigFile:
     if file.state.digest != known.written:
         return file
     return replace(
-        file, data=tomledit.parse(inputs.store.original_bytes(known.digest), file.path.host)
+        file, data=document.parse(inputs.store.original_bytes(known.digest), file.path.host)
     )
 
 
@@ -185,9 +185,9 @@ def _with_desired(file: ConfigFile, desired: Desired) -> ConfigFile:
     if not ops or file.state is None:
         return file
     name = file.path.host
-    text = tomledit.edit(tomledit.decoded(file.state.data, name), ops, name)
+    text = document.edit(document.decoded(file.state.data, name), ops, name)
     state = with_text(file.state, text)
-    return replace(file, state=state, data=tomledit.parse(state.data, name))
+    return replace(file, state=state, data=document.parse(state.data, name))
 
 
 def _changes(inputs: EditInput, future: Mapping[str, FileState | None]) -> Iterator[Change]:
@@ -249,8 +249,8 @@ def _drop_in(
             inputs, existing.data, desired_state.differences(desired, node.by_files(basis)), desired
         )
         name = node.drop_in.host
-        text = tomledit.edit(tomledit.decoded(state.data, name), ops, name)
-        empty = not tomledit.without_empty(tomledit.parse(tomledit.encoded(text), name))
+        text = document.edit(document.decoded(state.data, name), ops, name)
+        empty = not document.without_empty(document.parse(document.encoded(text), name))
         known = inputs.memory.files.get(name)
         made = known is not None and known.digest is None and not known.edited
         return None if empty and made else with_text(state, text)
@@ -261,10 +261,10 @@ def _drop_in(
     depth = len(merge.RUNTIMES)
     changed = {path[depth] for path in differences if path[:depth] == merge.RUNTIMES}
     ops += [Set((*merge.RUNTIMES, n), t) for n, t in desired.handlers.items() if n in changed]
-    data: Data = tomledit.apply({}, ops)
+    data: Data = document.apply({}, ops)
     if state is not None and existing.data == data:
         return state
-    return with_text(state or fresh_state(node.files), HEADER + tomledit.render(data))
+    return with_text(state or fresh_state(node.files), HEADER + document.render(data))
 
 
 def _in_place(
@@ -304,7 +304,7 @@ def _check(inputs: EditInput, after: Files, desired: Desired) -> None:
         # Any key of a handler there can take all others away.
         owner = merge.owner(after, path[: len(merge.RUNTIMES) + 1])
         raise Refused(
-            f"cannot set {tomledit.dotted(path)}: {owner.path if owner else node.root.path} is "
+            f"cannot set {document.dotted(path)}: {owner.path if owner else node.root.path} is "
             f"read after {node.drop_in} and overrides it; remove the key there, or give a later "
             "name with --drop-in-config"
         )
@@ -317,7 +317,7 @@ def _check(inputs: EditInput, after: Files, desired: Desired) -> None:
     difference = first_difference(now, later)
     if difference is not None:
         raise Refused(
-            f"cannot edit {node.drop_in}: {tomledit.dotted(difference)} would change too; move "
+            f"cannot edit {node.drop_in}: {document.dotted(difference)} would change too; move "
             "what is not NVIDIA's in there to a file of its own"
         )
 
@@ -331,7 +331,7 @@ def _strip(inputs: EditInput, found: Files) -> Data:
         if is_ours(name, table, inputs.names)
     ]
     ops: list[Op] = [Unset((*merge.RUNTIMES, name)) for name in ours]
-    return tomledit.without_empty(tomledit.apply(whole, [*ops, Unset(merge.DEFAULT)]))
+    return document.without_empty(document.apply(whole, [*ops, Unset(merge.DEFAULT)]))
 
 
 def _hook(inputs: EditInput) -> Iterator[Change]:

@@ -24,7 +24,7 @@ from agent.runtimes.config_file import (
     refuse_unread,
 )
 from agent.runtimes.crio.merge import check_shape
-from agent.toml.text import BURNT_SUSHI
+from agent.toml.dialect import BURNT_SUSHI
 
 ROOT = "/etc/crio/crio.conf"
 DIRECTORY = "/etc/crio/crio.conf.d"

@@ -18,7 +18,7 @@ from agent.cri.versions import Version
 from agent.errors import Refused
 from agent.runtimes.base import Effective
 from agent.runtimes.config_file import ConfigFile, Files
-from agent.toml.edit import Data, Path, deep_merge, get
+from agent.toml.document import Data, Path, deep_merge, get
 
 RUNTIME: Path = ("crio", "runtime")
 RUNTIMES: Path = (*RUNTIME, "runtimes")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Set
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from agent.host.paths import HostRoot
@@ -26,9 +26,8 @@ from agent.runtimes.preflight import (
     require_same_effect,
     unread_refusal,
 )
-from agent.toml import edit as tomledit
-from agent.toml.edit import Data, Op, Unset, get
-from agent.toml.edit import Set as SetKey
+from agent.toml import document
+from agent.toml.document import Data, Op, Set, Unset, get
 
 if TYPE_CHECKING:
     from agent.runtimes.crio.adapter import CrioNode
@@ -106,7 +105,7 @@ def _as_it_is(host: HostRoot, node: CrioNode, executable: str) -> Dump:
 
 def _as_it_will_be(host: HostRoot, node: CrioNode, executable: str, files: Files) -> Dump:
     root, others = files[0], merge.merged(files[1:], by_key=node.rules.by_key)
-    texts = [root.state.data if root.state else b"", tomledit.render(others).encode()]
+    texts = [root.state.data if root.state else b"", document.render(others).encode()]
     staged = [memory_file(text) for text in texts]
     try:
         names = [f"/proc/self/fd/{fd}" for fd in staged]
@@ -118,7 +117,7 @@ def _as_it_will_be(host: HostRoot, node: CrioNode, executable: str, files: Files
             os.close(fd)
 
 
-def _strip(data: Data, handlers: Set[str]) -> Data:
+def _strip(data: Data, handlers: Collection[str]) -> Data:
     """What must not differ: all settings, and those handlers.
 
     What CRI-O shows is a template (template.go of 1.24 to 1.36). It leaves handlers out if they
@@ -138,5 +137,5 @@ def _strip(data: Data, handlers: Set[str]) -> Data:
         for name in handlers
     }
     whole = {**section, **moved, "runtimes": kept}
-    ops: list[Op] = [SetKey(merge.RUNTIME, whole), Unset(merge.DEFAULT)]
-    return tomledit.without_empty(tomledit.apply(data, ops))
+    ops: list[Op] = [Set(merge.RUNTIME, whole), Unset(merge.DEFAULT)]
+    return document.without_empty(document.apply(data, ops))

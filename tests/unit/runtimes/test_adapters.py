@@ -17,7 +17,7 @@ from agent.runtimes import registry
 from agent.runtimes.base import ConfiguredRuntime, EditRequest, Edits, Endpoint, Runtime
 from agent.runtimes.desired_state import is_ours
 from agent.state.store import Memory, Original, Store
-from agent.toml import edit as tomledit
+from agent.toml import document
 from agent.toolkit.programs import Binary
 from agent.transaction.original_files import inverse
 from tests.unit.support import made_up_runtime
@@ -137,8 +137,8 @@ def test_own_keys_go_again(world: World) -> None:
         if file.state is None:
             continue
         ops = inverse(node, file.path.host, (file.data, {}), known, switch=True, drop_in_goes=True)
-        text = tomledit.decoded(file.state.data, file.path.host)
-        data = tomledit.encoded(tomledit.edit(text, ops, file.path.host))
+        text = document.decoded(file.state.data, file.path.host)
+        data = document.encoded(document.edit(text, ops, file.path.host))
         overlay[file.path.host] = replace(file.state, data=data)
     effective = node.effective(node.load(world.host, overlay))
     assert not [name for name, table in effective.runtimes.items() if is_ours(name, table)]

@@ -16,7 +16,7 @@ from agent.runtimes import desired_state, registry
 from agent.runtimes.base import Effective
 from agent.runtimes.containerd import handlers
 from agent.runtimes.desired_state import Desired
-from agent.toml.edit import Data
+from agent.toml.document import Data
 from agent.toolkit.programs import Binary
 
 TOOLKIT = "/usr/local/nvidia/toolkit"

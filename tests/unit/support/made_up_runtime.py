@@ -26,8 +26,8 @@ from agent.runtimes.desired_state import Desired, is_ours
 from agent.runtimes.preflight import UNKNOWN, Candidate, Preflight
 from agent.runtimes.registry import Registered
 from agent.runtimes.trial import Launch
-from agent.toml import edit as tomledit
-from agent.toml.edit import Data, Op, Path, Set, get
+from agent.toml import document
+from agent.toml.document import Data, Op, Path, Set, get
 
 FILE = "/etc/made-up.toml"
 REGISTERED = Registered("made-up", "made-up", ("/run/made-up.sock",), __name__)
@@ -112,8 +112,8 @@ class MadeUpNode(ConfiguredRuntime):
         if request.decision.is_default and self.root.data.get("default") != "nvidia":
             ops.append(Set(("default",), "nvidia"))
         before = self.root.state
-        text = tomledit.decoded(before.data if before else b"", FILE)
-        data = tomledit.encoded(tomledit.edit(text, ops, FILE))
+        text = document.decoded(before.data if before else b"", FILE)
+        data = document.encoded(document.edit(text, ops, FILE))
         after = replace(before, data=data) if before else new_state(data)
         changes = (Change(self.root.path, before, after),) if ops else ()
         desired = Desired(tables, "nvidia" if request.decision.is_default else None)
@@ -149,4 +149,4 @@ def load(host: HostRoot, overlay: Overlay) -> Files:
     """Its one file, there or not."""
     path = HostPath(host.agent_path(FILE), FILE)
     state: FileState | None = overlay[FILE] if FILE in overlay else files.read(path.agent, FILE)
-    return (ConfigFile(FILE, path, state, tomledit.parse(state.data, FILE) if state else {}),)
+    return (ConfigFile(FILE, path, state, document.parse(state.data, FILE) if state else {}),)

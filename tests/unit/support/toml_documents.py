@@ -1,11 +1,11 @@
 """TOML documents in containerd's shape and in any spelling, and edits of them.
 
-`document(random)` makes data like a containerd configuration and writes it as people and tools do:
-headers, dotted keys, inline tables and mixtures of them, arrays of tables, either quote, lists and
-strings of several lines, indented or not, commented, in any order, with LF or CRLF, with or without
-a final newline. `operations(random, data)` are edits as the agent does them: `plan.py` those that
-make a node right, `revert.py` those that undo. `random` is a `random.Random`, or hypothesis's own,
-which can shrink.
+`random_document(random)` makes data like a containerd configuration and writes it as people and
+tools do: headers, dotted keys, inline tables and mixtures of them, arrays of tables, either quote,
+lists and strings of several lines, indented or not, commented, in any order, with LF or CRLF, with
+or without a final newline. `operations(random, data)` are edits as the agent does them: `plan.py`
+those that make a node right, `revert.py` those that undo. `random` is a `random.Random`, or
+hypothesis's own, which can shrink.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from agent.toml.edit import Append, Op, Path, Set, Unset
+from agent.toml.document import Append, Op, Path, Set, Unset
 
 Data: TypeAlias = dict[str, Any]
 Random: TypeAlias = randoms.Random
@@ -125,7 +125,7 @@ def _handler(random: Random) -> Data:
     return table
 
 
-def document(random: Random) -> Document:
+def random_document(random: Random) -> Document:
     """Return one document; its text parses to its data."""
     wanted = data(random)
     writer = _Writer(random)

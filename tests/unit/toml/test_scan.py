@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.toml import scan
-from tests.unit.support.toml_documents import document
+from tests.unit.support.toml_documents import random_document
 
 # A text, and its statements as kind, path and value.
 TEXTS: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
@@ -75,7 +75,7 @@ def test_entries_of_an_inline_table() -> None:
 @given(st.randoms(use_true_random=False))
 def test_no_comment_is_overlooked(random: randoms.Random) -> None:
     """Above, behind, and in lists; and no string is taken for one."""
-    found = document(random)
+    found = random_document(random)
     assert scan.comments(found.text) == Counter(found.comments)
 
 

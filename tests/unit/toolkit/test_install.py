@@ -14,7 +14,7 @@ from agent.options.settings import Settings
 from agent.runtimes import low_level
 from agent.runtimes.base import Effective
 from agent.runtimes.desired_state import LINUX
-from agent.toml.edit import Data
+from agent.toml.document import Data
 from agent.toolkit import install, tree
 from agent.toolkit.install import ToolkitProposal
 from agent.toolkit.tree import Text

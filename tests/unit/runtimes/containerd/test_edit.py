@@ -27,11 +27,11 @@ from agent.runtimes.containerd.handlers import Features
 from agent.runtimes.containerd.overlay import EditInput
 from agent.runtimes.desired_state import Desired
 from agent.state.store import Memory, Original
-from agent.toml.edit import get
+from agent.toml.document import get
 from agent.toolkit.programs import Binary
 from tests.conformance import shapes
 from tests.conformance.shapes import OURS, Row, Shape
-from tests.unit.support.toml_documents import document
+from tests.unit.support.toml_documents import random_document
 
 TOOLKIT = "/usr/local/nvidia/toolkit"
 RUNTIME = f"{TOOLKIT}/nvidia-container-runtime"
@@ -651,7 +651,7 @@ def test_any_root_file_is_made_right_or_refused(random: randoms.Random, number: 
     """Whatever its spelling: our keys only, and the second time nothing."""
     with tempfile.TemporaryDirectory() as folder:
         tree = Tree(Path(os.path.realpath(folder)), number)
-        tree.write({"config.toml": document(random).text})
+        tree.write({"config.toml": random_document(random).text})
         before = tree.text(ROOT)
         try:
             edits = tree.plan()

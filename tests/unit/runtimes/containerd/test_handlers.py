@@ -12,7 +12,7 @@ from agent.errors import Refused
 from agent.runtimes.base import Effective
 from agent.runtimes.containerd import handlers
 from agent.runtimes.containerd.handlers import Features, differences
-from agent.toml.edit import Data
+from agent.toml.document import Data
 from agent.toolkit.programs import Binary
 from tests.unit.runtimes.test_desired_state import (
     BINARIES,

@@ -21,7 +21,7 @@ from agent.host.paths import HostPath, HostRoot
 from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.containerd import faults, generations, load, merge
 from agent.runtimes.containerd.generations import Generation
-from agent.toml.edit import get
+from agent.toml.document import get
 
 CAPTURES = Path(__file__).resolve().parents[3] / "data" / "captures"
 V1, V2, V3 = '"cri"', '"io.containerd.grpc.v1.cri"', '"io.containerd.cri.v1.runtime"'

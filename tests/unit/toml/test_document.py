@@ -1,6 +1,6 @@
 """Edits of TOML: what an operation means, and every shape that is known to break editors.
 
-`test_edit_properties.py` does the same on random documents.
+`test_document_properties.py` does the same on random documents.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from agent.errors import Refused
-from agent.toml import edit as tomledit
-from agent.toml import place, statement
-from agent.toml.edit import Append, Data, Op, Set, Unset
+from agent.toml import document, place, statement
+from agent.toml.document import Append, Data, Op, Set, Unset
 
 HANDLER = {"runtime_type": "io.containerd.runc.v2", "options": {"BinaryName": "/opt/nvidia"}}
 RUNTIMES = ("plugins", "x", "containerd", "runtimes")
@@ -23,9 +22,9 @@ NVIDIA = (*RUNTIMES, "nvidia")
 
 def edited(text: str, *ops: Op) -> str:
     """Return the edited text, after checking the guard's promises on it."""
-    out = tomledit.edit(text, ops, "/etc/f.toml")
-    assert tomllib.loads(out) == tomledit.apply(tomllib.loads(text), ops)
-    assert tomledit.edit(out, ops, "/etc/f.toml") == out
+    out = document.edit(text, ops, "/etc/f.toml")
+    assert tomllib.loads(out) == document.apply(tomllib.loads(text), ops)
+    assert document.edit(out, ops, "/etc/f.toml") == out
     return out
 
 
@@ -187,7 +186,7 @@ def test_proposal_that_is_not_what_was_wanted_is_refused(
     """Wrong data, a type that Python takes for the same, a lost comment, no TOML at all."""
     monkeypatch.setattr(place, "ways", lambda *_: iter([("other", lambda: proposal)]))
     with pytest.raises(Refused, match=r"^cannot edit /etc/f.toml: .*\[headers\]"):
-        tomledit.edit("# one\na = true\n", [Set(("a",), 1)], "/etc/f.toml")
+        document.edit("# one\na = true\n", [Set(("a",), 1)], "/etc/f.toml")
 
 
 @pytest.mark.parametrize("key", ["above", "behind"])
@@ -202,7 +201,7 @@ def test_key_between_a_comment_and_what_it_is_about_is_refused(
         assert edited("# one\na = 1\n", op) == ways[key]
         return
     with pytest.raises(Refused, match=r"^cannot edit f: "):
-        tomledit.edit("# one\na = 1\n", [op], "f")
+        document.edit("# one\na = 1\n", [op], "f")
 
 
 def test_way_that_tomlkit_cannot_go_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +292,7 @@ def test_list_is_extended_with_its_comments() -> None:
 def test_edit_that_changes_nothing_returns_the_same_bytes(op: Op) -> None:
     """Nothing to change, nothing touched, however odd the spelling."""
     text = "imports=['/etc/a.toml',]\r\n\r\n[plugins]\n'x'={enable_cdi=false}   #end"
-    assert tomledit.edit(text, [op], "f") == text
+    assert document.edit(text, [op], "f") == text
 
 
 @pytest.mark.parametrize("text", ["", "# only a comment", "# only a comment\n", "\n\n", "a = 1"])
@@ -322,9 +321,9 @@ def test_unset_takes_the_key_and_what_it_leaves_empty() -> None:
 def test_unset_of_an_absent_key_changes_nothing() -> None:
     """An empty table that was empty before is the admin's."""
     data: Data = {"plugins": {"x": {}}}
-    assert tomledit.apply(data, [Unset(("plugins", "x", "y"))]) == data
+    assert document.apply(data, [Unset(("plugins", "x", "y"))]) == data
     text = "[plugins.x]\n"
-    assert tomledit.edit(text, [Unset(("plugins", "x", "y"))], "f") == text
+    assert document.edit(text, [Unset(("plugins", "x", "y"))], "f") == text
 
 
 def test_set_does_not_take_true_for_one() -> None:
@@ -335,7 +334,7 @@ def test_set_does_not_take_true_for_one() -> None:
 def test_apply_leaves_its_argument_alone() -> None:
     """The plan compares before and after."""
     data: Data = {"a": {"b": [1]}}
-    tomledit.apply(data, [Append(("a", "b"), 2), Set(("a", "c"), 1), Unset(("a", "b"))])
+    document.apply(data, [Append(("a", "b"), 2), Set(("a", "c"), 1), Unset(("a", "b"))])
     assert data == {"a": {"b": [1]}}
 
 
@@ -350,7 +349,7 @@ def test_apply_leaves_its_argument_alone() -> None:
 def test_path_through_something_else_is_refused(text: str, op: Op, named: str) -> None:
     """Overwriting what is in the way would lose it."""
     with pytest.raises(Refused, match=r"^cannot ") as caught:
-        tomledit.edit(text, [op], "f")
+        document.edit(text, [op], "f")
     assert named in caught.value.message
 
 
@@ -373,7 +372,7 @@ def test_path_through_something_else_is_refused(text: str, op: Op, named: str) -
 def test_what_is_no_toml_is_refused_by_name(data: bytes, words: str) -> None:
     """What no runtime reads."""
     with pytest.raises(Refused, match=r"^cannot read /etc/f.toml: ") as caught:
-        tomledit.parse(data, "/etc/f.toml")
+        document.parse(data, "/etc/f.toml")
     assert words in caught.value.message
 
 
@@ -387,19 +386,19 @@ def test_what_is_no_toml_is_refused_by_name(data: bytes, words: str) -> None:
 )  # fmt: skip
 def test_scalar_is_written_as_toml_reads_it(value: Any) -> None:
     """Values of other handlers are inherited, whatever they are."""
-    assert tomllib.loads(f"k = {tomledit.scalar(value)}\n")["k"] == value
+    assert tomllib.loads(f"k = {document.scalar(value)}\n")["k"] == value
 
 
 def test_render_writes_keys_before_tables_and_quotes_what_needs_it() -> None:
     """A key that came after a sub-table would belong to that."""
     table = {"options": {"BinaryName": "/n"}, "runtime_type": "r", "my key": {"a.b": {}}}
-    text = tomledit.render(table, ("plugins", "io.containerd.cri.v1.runtime"))
+    text = document.render(table, ("plugins", "io.containerd.cri.v1.runtime"))
     assert tomllib.loads(text) == {"plugins": {"io.containerd.cri.v1.runtime": table}}
     assert text.splitlines()[0] == '[plugins."io.containerd.cri.v1.runtime"]'
 
 
 def test_get_stops_where_there_is_no_table() -> None:
     """A wrong type on the way is an absence, not a crash."""
-    assert tomledit.get({"a": {"b": 1}}, ("a", "b")) == 1
-    assert tomledit.get({"a": 1}, ("a", "b"), "x") == "x"
-    assert tomledit.get(None, ("a",)) is None
+    assert document.get({"a": {"b": 1}}, ("a", "b")) == 1
+    assert document.get({"a": 1}, ("a", "b"), "x") == "x"
+    assert document.get(None, ("a",)) is None

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator
 
 from agent.errors import Refused
 from agent.host import budget
-from agent.toml import text as tomltext
+from agent.toml import dialect
+from agent.toml.dialect import BOM, Data, Oddity, encoded
 from agent.toml.ops import Append, Op, Set, Unset, apply, deep_merge, get, identical, without_empty
 from agent.toml.read import decoded, has_comments, parse, parsed
-from agent.toml.text import BOM, Data, Oddity, encoded
 from agent.toml.write import Path, dotted, render, scalar
 
 __all__ = [
@@ -26,7 +26,7 @@ __all__ = [
 _MOST_PARTS = 100  # edits of single keys that make one table into another; each reads the text
 
 # A carriage return that ends a line is none to the scanner.
-_EDITABLE = {*tomltext.GO_TOML_1, *tomltext.GO_TOML_2} - {"carriage return"}
+_EDITABLE = {*dialect.GO_TOML_1, *dialect.GO_TOML_2} - {"carriage return"}
 
 
 def edit(text: str, ops: Iterable[Op], name: str) -> str:
@@ -54,8 +54,8 @@ def _refuse_unsafe(text: str, name: str) -> None:
         raise Refused(
             f"cannot edit {name}: it has more than {budget.TOML_LINES} lines; make it smaller"
         )
-    line = tomltext.line_of_bad_byte(text)
-    odd = Oddity("encoding", line) if line else tomltext.first_rejected(text, _EDITABLE)
+    line = dialect.line_of_bad_byte(text)
+    odd = Oddity("encoding", line) if line else dialect.first_rejected(text, _EDITABLE)
     if odd is not None:
         raise Refused(f"cannot edit {name}: {odd.words} ({odd.readers}); {odd.remedy}")
 
@@ -66,7 +66,7 @@ def _propose(text: str, op: Op, data: Data, wanted: Data, name: str) -> tuple[st
         found = _guarded(text, proposal, op, data, wanted)
         if found is not None:
             return proposal, found
-    odd = next((f"; {one.words}" for one in tomltext.oddities(text) if "1.1" in one.words), "")
+    odd = next((f"; {one.words}" for one in dialect.oddities(text) if "1.1" in one.words), "")
     raise Refused(
         f"cannot edit {name}: no safe way to set {dotted(op.path)} in its spelling was found{odd}; "
         "write that table with plain [headers] and try again"
@@ -99,7 +99,7 @@ def _guarded(text: str, proposal: str, op: Op, data: Data, wanted: Data) -> Data
     from agent.toml import scan
 
     try:
-        found = tomltext.loads(proposal)
+        found = dialect.loads(proposal)
         lost = scan.comments(text) - scan.comments(proposal)
         moved = scan.comments_above(text, op.path) - scan.comments_above(proposal, op.path)
     except ValueError:

@@ -22,10 +22,10 @@ from agent.runtimes.base import Endpoint, Runtime
 from agent.runtimes.containerd.adapter import ContainerdNode
 from agent.runtimes.containerd.generations import generation
 from agent.state.store import Original
-from agent.toml import edit as tomledit
-from agent.toml.edit import Append, Data, Op, Path, Set, Unset
+from agent.toml import document
+from agent.toml.document import Append, Data, Op, Path, Set, Unset
 from agent.transaction.original_files import inverse
-from tests.unit.support.toml_documents import CRI, NARROW, Document, document, operations
+from tests.unit.support.toml_documents import CRI, NARROW, Document, operations, random_document
 
 random = st.randoms(use_true_random=False)
 
@@ -56,7 +56,7 @@ def kept(comment: str, text: str) -> bool:
 
 def check(before: Document, op: Op, after: str) -> None:
     """Check all that an edit promises."""
-    wanted = tomledit.apply(before.data, [op])
+    wanted = document.apply(before.data, [op])
     found = tomllib.loads(after)
     if isinstance(op, Unset):  # whether a table that it empties stays is the spelling's matter
         assert leaves(found) == leaves(wanted)
@@ -65,7 +65,7 @@ def check(before: Document, op: Op, after: str) -> None:
     if wanted == before.data:
         assert after == before.text
         return
-    assert tomledit.edit(after, [op], "f") == after
+    assert document.edit(after, [op], "f") == after
     length = len(op.path)
     others = {p: v for p, v in leaves(before.data).items() if p[:length] != op.path}
     assert others.items() <= leaves(found).items()
@@ -73,10 +73,10 @@ def check(before: Document, op: Op, after: str) -> None:
         assert "\n" not in after.replace("\r\n", "")
     # A comment behind what goes may go with it; one on a line of its own never does.
     whole = own_lines(before)
-    takes = isinstance(op, Unset) or isinstance(tomledit.get(before.data, op.path), dict)
+    takes = isinstance(op, Unset) or isinstance(document.get(before.data, op.path), dict)
     lost = [c for c in before.comments if not kept(c, after)]
     assert [c for c in lost if c in whole or not takes] == []
-    if tomledit.get(before.data, op.path) is None:
+    if document.get(before.data, op.path) is None:
         assert is_insertion(before.text, after)
 
 
@@ -90,7 +90,7 @@ def is_insertion(before: str, after: str) -> bool:
 def attempt(found: Document, op: Op) -> str | None:
     """Return the edited text, None where the edit is refused; all else is a failure."""
     try:
-        return tomledit.edit(found.text, [op], "/etc/f.toml")
+        return document.edit(found.text, [op], "/etc/f.toml")
     except Refused:
         return None
 
@@ -98,7 +98,7 @@ def attempt(found: Document, op: Op) -> str | None:
 @given(random)
 def test_documents_mean_what_they_are_made_from(random: randoms.Random) -> None:
     """Otherwise the tests below would test nothing."""
-    found = document(random)
+    found = random_document(random)
     assert typed(tomllib.loads(found.text)) == typed(found.data)
     assert all(kept(comment, found.text) for comment in found.comments)
 
@@ -107,7 +107,7 @@ def test_documents_mean_what_they_are_made_from(random: randoms.Random) -> None:
 @given(random)
 def test_edit_is_right_or_refused(random: randoms.Random) -> None:
     """Right data, untouched neighbours, comments, line ends; a second time nothing."""
-    found = document(random)
+    found = random_document(random)
     for op in operations(random, found.data):
         after = attempt(found, op)
         if after is not None:
@@ -117,20 +117,20 @@ def test_edit_is_right_or_refused(random: randoms.Random) -> None:
 @given(random)
 def test_edits_together_are_one_after_the_other(random: randoms.Random) -> None:
     """All of them or, where one is refused, none."""
-    found = document(random)
+    found = random_document(random)
     ops = operations(random, found.data)
     try:
-        after = tomledit.edit(found.text, ops, "f")
+        after = document.edit(found.text, ops, "f")
     except Refused:
         return
-    assert leaves(tomllib.loads(after)) == leaves(tomledit.apply(found.data, ops))
+    assert leaves(tomllib.loads(after)) == leaves(document.apply(found.data, ops))
 
 
 def documents() -> Iterator[tuple[int, Document, list[Op]]]:
     """Give the same documents each time, each with its seed and some edits."""
     for seed in range(DOCUMENTS):
         random = randoms.Random(seed)  # noqa: S311
-        found = document(random)
+        found = random_document(random)
         yield seed, found, operations(random, found.data)
 
 
@@ -146,7 +146,7 @@ def test_edits_are_not_refused() -> None:
 def counted_ways() -> Iterator[Counter[str]]:
     """Count the ways in which texts are changed; an edit of a table is many, part by part."""
     ways: Counter[str] = Counter()
-    proposals = tomledit._proposals
+    proposals = document._proposals
 
     def watched(text: str, op: Op, *data: Data) -> Iterator[tuple[str, str]]:
         for way, proposal in proposals(text, op, *data):
@@ -157,7 +157,7 @@ def counted_ways() -> Iterator[Counter[str]]:
                 raise
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tomledit, "_proposals", watched)
+        patch.setattr(document, "_proposals", watched)
         yield ways
 
 
@@ -165,7 +165,7 @@ def test_edits_are_done_by_tomlkit() -> None:
     """Ways of our own are for what it cannot do."""
     with counted_ways() as ways:
         for _, found, ops in documents():
-            tomledit.edit(found.text, ops, "f")
+            document.edit(found.text, ops, "f")
     by_tomlkit = sum(number for way, number in ways.items() if way.startswith("tomlkit"))
     assert by_tomlkit > 0.95 * ways.total()
 
@@ -175,7 +175,7 @@ def test_what_was_added_can_be_taken_out_again() -> None:
     for _, found, _ in documents():
         after = attempt(found, Set(HANDLER, {"options": {"BinaryName": "/n"}}))
         assert after is not None
-        back = tomledit.edit(after, [Unset(HANDLER)], "f")
+        back = document.edit(after, [Unset(HANDLER)], "f")
         assert leaves(tomllib.loads(back)) == leaves(found.data)
         assert all(kept(comment, back) for comment in found.comments)
 
@@ -192,11 +192,11 @@ def test_what_the_agent_did_is_undone_by_its_own_inverse() -> None:
             Set((*section, "enable_cdi"), True),
         ]
         admins = Set((*section, "containerd", "runtimes", "site"), {"runtime_type": "r"})
-        after = tomledit.edit(tomledit.edit(found.text, ours, "f"), [admins], "f")
+        after = document.edit(document.edit(found.text, ours, "f"), [admins], "f")
         # With an import of the same name before, it is the admin's and stays.
         inverse = undo(after, found.text)
-        back = tomledit.edit(after, inverse, "f")
-        wanted = leaves(tomledit.apply(found.data, [admins]))
+        back = document.edit(after, inverse, "f")
+        wanted = leaves(document.apply(found.data, [admins]))
         assert leaves(tomllib.loads(back)) == wanted
         assert all(kept(c, back) for c in found.comments if c in own_lines(found))
 
@@ -207,7 +207,7 @@ def undo(after: str, before: str) -> list[Op]:
     answer = Answer("containerd", "2.1.9", True, {}, ())
     runtime = Runtime(Endpoint("containerd", drop_in), None, answer)
     node = ContainerdNode(runtime, (), None, drop_in, generation((2, 1, 0)))
-    data = (tomledit.parse(after.encode(), "f"), tomledit.parse(before.encode(), "f"))
+    data = (document.parse(after.encode(), "f"), document.parse(before.encode(), "f"))
     known = Original(None, 0o644, 0, 0, "")
     return inverse(node, "f", data, known, switch=True, drop_in_goes=True)
 
