@@ -12,26 +12,42 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from agent.host import budget
 from agent.host.budget import OverBudget
 
 Data: TypeAlias = dict[str, Any]
-Kind: TypeAlias = Literal[
-    "byte order mark", "carriage return", "encoding", "control character", "line break",
-    "line break before a comma", "trailing comma", "escape", "escaped slash",
-]  # fmt: skip
+Kind: TypeAlias = str
+
+_INLINE = "it uses TOML 1.1 ({} in an inline table, line {{line}})"
+_NOT_UTF8 = "line {line} is not UTF-8"
+_SAVE = "save it as UTF-8 with LF as line ends"
+_JOIN = "write the table on one line"
+
+# What TOML 1.0 does not allow: what it is, and what to do.
+_ODD: dict[Kind, tuple[str, str]] = {
+    "byte order mark": ("it begins with a byte order mark", "save it as UTF-8 without one"),
+    "carriage return": ("line {line} ends with a carriage return alone", _SAVE),
+    "encoding": (_NOT_UTF8, _SAVE),
+    "encoding of a comment": (_NOT_UTF8, _SAVE),
+    "control character": ("line {line} has a control character in a comment", "take it out"),
+    "line break": (_INLINE.format("line break"), _JOIN),
+    "line break before a comma": (_INLINE.format("line break"), _JOIN),
+    "trailing comma": (_INLINE.format("trailing comma"), "take the comma out"),
+    "escape": ("it uses TOML 1.1 (escape \\x or \\e, line {line})", "write \\u and four digits"),
+    "escaped slash": ("line {line} has an escaped slash", "write the slash alone"),
+}
 
 # What readers take besides TOML 1.0: go-toml v1 (containerd 1.x), go-toml v2 (2.x), and
 # BurntSushi/toml (CRI-O; TOML 1.1 since its version 1.6). Within 2.x and CRI-O the version of the
 # reader is the builder's choice: there the runtime's own executable has the last word.
 GO_TOML_1: frozenset[Kind] = frozenset({
-    "byte order mark", "carriage return", "encoding", "control character", "line break",
-    "escaped slash",
+    "byte order mark", "carriage return", "encoding", "encoding of a comment", "control character",
+    "line break", "escaped slash",
 })  # fmt: skip
 GO_TOML_2: frozenset[Kind] = frozenset({
     "line break", "line break before a comma", "trailing comma", "escape",
@@ -78,7 +94,7 @@ class NotText(ValueError):
 
 @dataclass(frozen=True)
 class Oddity:
-    """Something that TOML 1.0 does not allow; `words` say what it is and on which line."""
+    """Something that TOML 1.0 does not allow, and the line on which it begins."""
 
     kind: Kind
     line: int
@@ -86,43 +102,20 @@ class Oddity:
     @property
     def words(self) -> str:
         """What it is and where, as a part of a sentence."""
-        return _WORDS[self.kind].format(line=self.line)
+        return _ODD[self.kind][0].format(line=self.line)
 
     @property
     def readers(self) -> str:
         """Which containerd reads it, in words."""
-        if self.kind in GO_TOML_1:
-            mind = "" if self.kind in GO_TOML_2 else ", 2.x does not start on it"
-            return f"containerd 1.6 and 1.7 read it{mind}"
-        return "containerd 1.6 and 1.7 do not start on it"
+        if self.kind not in GO_TOML_1:
+            return "containerd 1.6 and 1.7 do not start on it"
+        also = "" if self.kind in GO_TOML_2 else ", 2.x does not start on it"
+        return f"containerd 1.6 and 1.7 read it{also}"
 
     @property
     def remedy(self) -> str:
         """What to do."""
-        return _REMEDIES.get(self.kind, "save it as UTF-8 with LF as line ends")
-
-
-_INLINE = "it uses TOML 1.1 ({} in an inline table, line {{line}})"
-_WORDS: dict[Kind, str] = {
-    "byte order mark": "it begins with a byte order mark",
-    "carriage return": "line {line} ends with a carriage return alone",
-    "encoding": "line {line} is not UTF-8",
-    "control character": "line {line} has a control character in a comment",
-    "line break": _INLINE.format("line break"),
-    "line break before a comma": _INLINE.format("line break"),
-    "trailing comma": _INLINE.format("trailing comma"),
-    "escape": "it uses TOML 1.1 (escape \\x or \\e, line {line})",
-    "escaped slash": "line {line} has an escaped slash",
-}
-_REMEDIES: dict[Kind, str] = {
-    "byte order mark": "save it as UTF-8 without one",
-    "control character": "take it out",
-    "line break": "write the table on one line",
-    "line break before a comma": "write the table on one line",
-    "trailing comma": "take the comma out",
-    "escape": "write \\u and four digits",
-    "escaped slash": "write the slash alone",
-}
+        return _ODD[self.kind][1]
 
 
 def decoded(data: bytes) -> str:
@@ -211,22 +204,31 @@ def _lines_ended(text: str) -> str:
     return _LONE_CR.sub(lambda found: found[1] or "\n", text) if "\r" in text else text
 
 
+def first_rejected(text: str, reader: Collection[Kind]) -> Oddity | None:
+    """The first oddity that a reader does not accept, None if there is none."""
+    return next((one for one in oddities(text) if one.kind not in reader), None)
+
+
 def oddities(text: str) -> tuple[Oddity, ...]:
     """What a decoded text has that some runtime reads although TOML 1.0 does not allow it, the
     first of each kind."""
-    found = [Oddity("byte order mark", 1)] if text.startswith(BOM) else []
+    found: list[tuple[Kind, int]] = [("byte order mark", 0)] if text.startswith(BOM) else []
     text = text.removeprefix(BOM)
-    kinds: dict[Kind, Oddity] = {}
-    for kind, pattern in (("encoding", _BYTE), ("control character", _KEPT)):
-        if place := pattern.search(text):
-            found.append(_odd(kind, text, place.start()))  # type: ignore[arg-type]
+    if _BYTE.search(text):
+        for part in PARTS.finditer(text):
+            if byte := _BYTE.search(part[0]):
+                kind = "encoding of a comment" if part[0][0] == "#" else "encoding"
+                found.append((kind, part.start() + byte.start()))
+    if control := _KEPT.search(text):
+        found.append(("control character", control.start()))
     if "\r" in text:
         lone = (match.start() for match in _LONE_CR.finditer(text) if match[1] is None)
-        found += [_odd("carriage return", text, at) for at in [*lone][:1]]
+        found += [("carriage return", at) for at in lone]
         text = _lines_ended(text)
-    for one in _plain(text)[1] if _may_be_11(text) else ():
-        kinds.setdefault(one.kind, one)
-    return (*found, *kinds.values())
+    if _may_be_11(text):
+        found += _plain(text)[1]
+    first = dict(reversed(found))
+    return tuple(Oddity(kind, text.count("\n", 0, first[kind]) + 1) for kind in dict(found))
 
 
 def _may_be_11(text: str) -> bool:
@@ -235,93 +237,56 @@ def _may_be_11(text: str) -> bool:
     return bool(_LOOKS_11.search(text)) or any(x.count("{") != x.count("}") for x in lines)
 
 
-def first_rejected(text: str, reader: Collection[Kind]) -> Oddity | None:
-    """The first oddity that a reader does not accept, None if there is none."""
-    return next((one for one in oddities(text) if one.kind not in reader), None)
-
-
-def line_of_bad_byte(text: str) -> int | None:
-    """The line of the first byte outside comments that is not UTF-8, None if there is none."""
-    for part in PARTS.finditer(text):
-        if part[0][0] != "#" and (found := _BYTE.search(part[0])):
-            return _line(text, part.start() + found.start())
-    return None
-
-
-def _odd(kind: Kind, text: str, at: int) -> Oddity:
-    return Oddity(kind, _line(text, at))
-
-
-def _line(text: str, at: int) -> int:
-    return text.count("\n", 0, at) + 1
-
-
-def _plain(text: str) -> tuple[str, list[Oddity]]:
-    """The text with TOML 1.1 written as TOML 1.0, and the oddities that were replaced. A text that
-    is neither stays one that tomllib refuses."""
-    if "{" not in text and "\\" not in text:
-        return text, []
-    tokens = list(TOKEN.finditer(text))
+def _plain(text: str) -> tuple[str, list[tuple[Kind, int]]]:
+    """The text with TOML 1.1 written as TOML 1.0, and what was replaced, with its place. A text
+    that is neither stays one that tomllib refuses."""
+    tokens = list(TOKEN.finditer(text)) if "{" in text or "\\" in text else []
     if sum(len(token[0]) for token in tokens) != len(text):
         return text, []
-    odd: list[Oddity] = []
-    parts = [_without_escapes(token, text, odd) for token in tokens]
-    for number in _in_braces(tokens):
-        _make_plain(tokens, parts, number, text, odd)
+    following, after = [], ""  # for each token the next one that is neither comment nor space
+    for token in reversed(tokens):
+        following.append(after)
+        after = after if token[0][0] == "#" or token[0].isspace() else token[0]
+    odd: list[tuple[Kind, int]] = []
+    parts, open_, before = [], [""], ""
+    for token, after in zip(tokens, reversed(following), strict=True):
+        part = word = token[0]
+        if word in ("]", "}") and len(open_) > 1:
+            open_.pop()
+        if word[0] == '"':
+            part = _without_escapes(token, odd)
+        elif open_[-1] == "{":
+            part = _in_braces(token, before, after, odd)
+        if word in ("[", "{"):
+            open_.append(word)
+        parts.append(part)
+        before = before if word[0] == "#" or word.isspace() else word
     return "".join(parts), odd
 
 
-def _without_escapes(token: re.Match[str], text: str, odd: list[Oddity]) -> str:
-    """A token, without the escapes in strings that TOML 1.0 does not have."""
-    if token[0][0] != '"' or "\\" not in token[0]:
-        return token[0]
+def _without_escapes(token: re.Match[str], odd: list[tuple[Kind, int]]) -> str:
+    """A string without the escapes that TOML 1.0 does not have."""
 
     def plain(found: re.Match[str]) -> str:
         letter, digits, slash = found.groups()
         if not (letter or digits or slash):
             return found[0]
-        kind: Kind = "escaped slash" if slash else "escape"
-        odd.append(_odd(kind, text, token.start() + found.start()))
+        odd.append(("escaped slash" if slash else "escape", token.start() + found.start()))
         return "/" if slash else f"\\u00{digits or '1b'}"
 
     return _ESCAPE.sub(plain, token[0])
 
 
-def _in_braces(tokens: list[re.Match[str]]) -> Iterator[int]:
-    """Numbers of the tokens that are directly in an inline table."""
-    open_: list[str] = []
-    for number, token in enumerate(tokens):
-        word = token[0]
-        if word in ("]", "}") and open_:
-            open_.pop()
-        if open_ and open_[-1] == "{":
-            yield number
-        if word in ("[", "{"):
-            open_.append(word)
-
-
-def _make_plain(
-    tokens: list[re.Match[str]], parts: list[str], number: int, text: str, odd: list[Oddity]
-) -> None:
-    """Remove from one token in an inline table what TOML 1.0 does not allow there."""
-    word, at = tokens[number][0], tokens[number].start()
-    before, after = _code(tokens, number, -1), _code(tokens, number, 1)
+def _in_braces(token: re.Match[str], before: str, after: str, odd: list[tuple[Kind, int]]) -> str:
+    """A token of an inline table as TOML 1.0 allows it there."""
+    word = token[0]
     if word == "," and after == "}" and before not in ("{", ","):
-        parts[number] = ""
-        odd.append(_odd("trailing comma", text, at))
-    elif word[0] == "#":
-        parts[number] = ""
-    elif word.isspace() and "\n" in word and (before in ("{", ",") or after in (",", "}")):
-        parts[number] = " "
-        odd.append(_odd("line break before a comma" if after == "," else "line break", text, at))
-
-
-def _code(tokens: list[re.Match[str]], number: int, step: int) -> str:
-    """The nearest token in one direction that is neither a comment nor white space."""
-    number += step
-    while 0 <= number < len(tokens):
-        word = tokens[number][0]
-        if not (word[0] == "#" or word.isspace()):
-            return word
-        number += step
-    return ""
+        odd.append(("trailing comma", token.start()))
+        return ""
+    if word[0] == "#":
+        return ""
+    if "\n" in word and word.isspace() and (before in ("{", ",") or after in (",", "}")):
+        kind = "line break before a comma" if after == "," else "line break"
+        odd.append((kind, token.start()))
+        return " "
+    return word

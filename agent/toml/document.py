@@ -1,6 +1,7 @@
-"""Surgical edits of TOML files, behind a guard.
+"""Reading TOML files of the host, and surgical edits of them, behind a guard.
 
-Invariant: the text that `edit` returns parses, with the standard library, to exactly the data that
+Invariant: a file that no runtime can read is refused; the error names the file, and repeats none of
+its values. The text that `edit` returns parses, with the standard library, to exactly the data that
 was wanted, and has every comment of the given text, still above the same key or header. If no way
 of writing achieves that, the edit is refused.
 """
@@ -8,14 +9,14 @@ of writing achieves that, the edit is refused.
 from __future__ import annotations
 
 import contextlib
+import tomllib
 from collections.abc import Iterable, Iterator
 
 from agent.errors import Refused
 from agent.host import budget
 from agent.toml import dialect
-from agent.toml.dialect import BOM, Data, Oddity, encoded
+from agent.toml.dialect import BOM, Data, encoded
 from agent.toml.ops import Append, Op, Set, Unset, apply, deep_merge, get, identical, without_empty
-from agent.toml.read import decoded, has_comments, parse, parsed
 from agent.toml.write import Path, dotted, render, scalar
 
 __all__ = [
@@ -25,8 +26,42 @@ __all__ = [
 
 _MOST_PARTS = 100  # edits of single keys that make one table into another; each reads the text
 
-# A carriage return that ends a line is none to the scanner.
-_EDITABLE = {*dialect.GO_TOML_1, *dialect.GO_TOML_2} - {"carriage return"}
+# A carriage return that ends a line is none to the scanner, and a value with a byte that is not
+# UTF-8 cannot be written back as it is.
+_EDITABLE = {*dialect.GO_TOML_1, *dialect.GO_TOML_2} - {"carriage return", "encoding"}
+
+
+def parse(data: bytes, name: str) -> Data:
+    """The data of a file's bytes. What a runtime accepts besides TOML 1.0 is no error here (see
+    `dialect.oddities`). Raises Refused naming the file and the place of the error."""
+    return _parsed(decoded(data, name), name)
+
+
+def decoded(data: bytes, name: str) -> str:
+    """A file's bytes as text to edit; `encoded` makes the same bytes of it. Raises Refused."""
+    try:
+        return dialect.decoded(data)
+    except dialect.NotText as error:
+        raise Refused(f"cannot read {name}: {error}") from error
+
+
+def _parsed(text: str, name: str) -> Data:
+    try:
+        return dialect.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        from agent.toml.masking import masked  # needed only if something failed
+
+        why = masked(str(error))  # it can repeat what stands there
+        raise Refused(f"cannot read {name}: it is not valid TOML: {why}; repair it") from error
+    except budget.OverBudget as error:
+        raise Refused(f"cannot read {name}: {error}; make it smaller") from error
+
+
+def has_comments(text: str) -> bool:
+    """Is there any comment in a text?"""
+    from agent.toml import scan
+
+    return bool(scan.comments(text))
 
 
 def edit(text: str, ops: Iterable[Op], name: str) -> str:
@@ -38,7 +73,7 @@ def edit(text: str, ops: Iterable[Op], name: str) -> str:
     mark, text = text[: text.startswith(BOM)], text.removeprefix(BOM)
     crlf = "\r\n" in text and text.count("\r\n") == text.count("\n")
     text = text.replace("\r\n", "\n") if crlf else text
-    current = parsed(text, name)
+    current = _parsed(text, name)
     for op in ops:
         wanted = apply(current, [op])
         if not identical(wanted, current):
@@ -54,9 +89,7 @@ def _refuse_unsafe(text: str, name: str) -> None:
         raise Refused(
             f"cannot edit {name}: it has more than {budget.TOML_LINES} lines; make it smaller"
         )
-    line = dialect.line_of_bad_byte(text)
-    odd = Oddity("encoding", line) if line else dialect.first_rejected(text, _EDITABLE)
-    if odd is not None:
+    if odd := dialect.first_rejected(text, _EDITABLE):
         raise Refused(f"cannot edit {name}: {odd.words} ({odd.readers}); {odd.remedy}")
 
 
@@ -75,21 +108,21 @@ def _propose(text: str, op: Op, data: Data, wanted: Data, name: str) -> tuple[st
 
 def _proposals(text: str, op: Op, data: Data, wanted: Data) -> Iterator[tuple[str, str]]:
     """Proposed texts, each with the name of the way in which it was made."""
-    from agent.toml import place, statement  # with tomlkit; needed only if a file changes
+    from agent.toml import place  # with tomlkit; needed only if a file changes
 
-    old, new, parts = get(data, op.path), get(wanted, op.path), []
+    old, new = get(data, op.path), get(wanted, op.path)
     if isinstance(old, dict) and isinstance(new, dict):
-        parts = [*_parts(op.path, old, new)]
+        parts = list(_parts(op.path, old, new))
+        if len(parts) <= _MOST_PARTS:
+            with contextlib.suppress(Refused):
+                yield "part by part", edit(text, parts, "")
     else:
         for way, write in place.ways(text, op.path, wanted):
-            with contextlib.suppress(*statement.ERRORS):
+            with contextlib.suppress(*place.ERRORS):
                 proposal = write()
                 if proposal is not None:
                     yield way, proposal
     if old is not None and new is not None:
-        with contextlib.suppress(Refused):
-            if 0 < len(parts) <= _MOST_PARTS:
-                yield "part by part", edit(text, parts, "")
         with contextlib.suppress(Refused):
             yield "out and in", edit(text, [Unset(op.path), Set(op.path, new)], "")
 

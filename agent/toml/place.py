@@ -2,29 +2,47 @@
 
 Invariant: every proposal differs from the text in the lines of the edited key alone, plus new ones
 in the style of their neighbours. Comments that would be lost move to lines of their own, except for
-those behind a removed value. `edit` checks whether a proposal has the desired meaning.
+those behind a removed value. `document.edit` checks whether a proposal has the desired meaning.
 
 A key goes where its table is: into the braces of an inline table, below a [header], beside dotted
 keys; else its table gets a header at the end of the file, where it cannot come between a comment
-and what the comment is about. tomlkit writes keys and values.
+and what the comment is about.
+
+tomlkit writes keys and values. It gets the lines of one statement, never a file. With whole files
+it writes wrong data for one valid document in five (tables out of order, dotted keys beside
+headers), needs seconds for a thousand tables, and puts new keys below comments that are about
+something else.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeAlias
 
-from agent.toml import scan, statement
-from agent.toml.dialect import Data
+import tomlkit
+from tomlkit.exceptions import TOMLKitError
+from tomlkit.items import InlineTable, Whitespace
+
+from agent.toml import scan
+from agent.toml.dialect import TOKEN, Data
 from agent.toml.ops import get
 from agent.toml.scan import Statement
 from agent.toml.write import Path, quote, scalar, tables
 
+# tomlkit raises what its lists and dictionaries raise, too.
+ERRORS = (
+    TOMLKitError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
+    RecursionError,
+)  # fmt: skip
+
+_MOST_TOKENS = 20_000  # with an inline table: each dotted key in one takes longer than the last
+_MOST_GONE = 100  # items that are taken out of a list one by one: each time tomlkit copies the list
+
 # The name of a way to write an edit, and the way itself. It returns None if it does not fit, and
-# may raise one of `statement.ERRORS`.
+# may raise one of ERRORS.
 Way: TypeAlias = tuple[str, Callable[[], str | None]]
 
 
@@ -57,6 +75,37 @@ class _Sheet:
                 found = one
         return found
 
+    def header_indent(self, path: Path) -> str:
+        """The indentation of a new header: that of headers with as many parts, else one step more
+        than that of headers with fewer parts, if those are indented."""
+        indents: dict[int, str] = {}
+        for one in self.statements:
+            if one.kind != "key":
+                indents.setdefault(len(one.path), self.indent(one))
+        above = max((size for size in indents if size < len(path)), default=None)
+        outer = indents[above] if above else ""
+        return indents.get(len(path), outer and outer + self.step)
+
+    @cached_property
+    def step(self) -> str:
+        """What the first key below a header is indented more than the header."""
+        header = ""
+        for one in self.statements:
+            indent = self.indent(one)
+            if one.kind == "key" and one.base:
+                return indent.removeprefix(header)
+            header = indent
+        return ""
+
+    def spelling(self, part: str) -> str:
+        """A part of a key as it is written first; containerd 1.x takes an escape in a key as it
+        stands (observed)."""
+        for one in self.statements:
+            for known, raw in zip(reversed(one.path), reversed(one.raw), strict=False):
+                if known == part and "\\" not in raw:
+                    return raw
+        return quote(part)
+
 
 def ways(text: str, path: Path, wanted: Data) -> Iterator[Way]:
     """Ways to give the key at `path` the value that it has in the wanted data, or to remove it if
@@ -66,10 +115,13 @@ def ways(text: str, path: Path, wanted: Data) -> Iterator[Way]:
     value = get(wanted, path)
     one = sheet.owner(path)
     if one is None:
-        if value is not None:
-            yield from _adding(sheet, path, value)
-        else:
+        if value is None:
             yield "lines out", lambda: _without_lines(sheet, path)
+            return
+        if not isinstance(value, dict):
+            yield "tomlkit", lambda: _after(sheet, sheet.last(path[:-1]), path, value)
+        if isinstance(value, dict) or len(path) > 1:
+            yield "tomlkit, below a new header", lambda: _at_end(sheet, path, value)
         return
     old, size = sheet.lines(one), len(one.base)
     if value is None:
@@ -78,26 +130,18 @@ def ways(text: str, path: Path, wanted: Data) -> Iterator[Way]:
         empty = next(n for n in range(len(path) + 1) if get(wanted, path[:n]) is None)
         for end in [max(empty, len(one.path) + 1), len(path)]:
             rest = path[size:end] if one.path != path else path[size : size + 1]
-            yield "tomlkit", partial(_changed, sheet, one, partial(statement.without, old, rest))
+            yield "tomlkit", partial(_changed, sheet, one, partial(_without, old, rest))
     else:
-        for like, way in ((old, "tomlkit"), (statement.with_comma(old), "tomlkit after a comma")):
-            new = partial(statement.with_value, like, path[size:], value)
+        for like, way in ((old, "tomlkit"), (_with_comma(old), "tomlkit after a comma")):
+            new = partial(_with_value, like, path[size:], value)
             yield way, partial(_changed, sheet, one, new)
     anew = get(wanted, one.path)
     if anew is not None:
-        start, end = one.value.start - one.start, one.value.end - one.start
-        lines = old[:start] + scalar(anew) + old[end:]
+        lines = text[one.start : one.value.start] + scalar(anew) + text[one.value.stop : one.end]
         yield "value anew", lambda: _changed(sheet, one, lambda: lines)
 
 
 # New keys and tables
-
-
-def _adding(sheet: _Sheet, path: Path, value: Any) -> Iterator[Way]:
-    if not isinstance(value, dict):
-        yield "tomlkit", lambda: _after(sheet, sheet.last(path[:-1]), path, value)
-    if isinstance(value, dict) or len(path) > 1:
-        yield "tomlkit, below a new header", lambda: _at_end(sheet, path, value)
 
 
 def _after(sheet: _Sheet, one: Statement | None, path: Path, value: Any) -> str | None:
@@ -106,8 +150,8 @@ def _after(sheet: _Sheet, one: Statement | None, path: Path, value: Any) -> str 
     if len(path) == 1:
         one = next((s for s in sheet.statements if s.path == ("version",)), one)
     if one is not None:
-        like, step = (one.raw, "") if one.kind == "key" else ((), _style(sheet).key_step)
-        line = statement.beside(like, path[len(one.base) :], value)
+        like, step = (one.raw, "") if one.kind == "key" else ((), sheet.step)
+        line = _beside(like, path[len(one.base) :], value)
         return _insert(sheet.text, one.end, sheet.indent(one) + step + line)
     if len(path) > 1:
         return None
@@ -115,17 +159,17 @@ def _after(sheet: _Sheet, one: Statement | None, path: Path, value: Any) -> str 
     while lines and lines[-1].lstrip().startswith("#"):
         lines.pop()
     at = sum(len(line) + 1 for line in lines) if sheet.statements else len(sheet.text)
-    return _insert(sheet.text, at, statement.beside((), path, value))
+    return _insert(sheet.text, at, _beside((), path, value))
 
 
 def _at_end(sheet: _Sheet, path: Path, value: Any) -> str:
     """A table, or the table of a key, at the end of the text, with headers of its own."""
     table, path = (value, path) if isinstance(value, dict) else ({path[-1]: value}, path[:-1])
-    style, blocks = _style(sheet), []
+    blocks = []
     for inner, keys in tables(table, path):
-        indent = style.indent(path) + style.table_step * (len(inner) - len(path))
-        lines = [f"[{'.'.join(style.spelling.get(part) or quote(part) for part in inner)}]\n"]
-        lines += [style.key_step + statement.beside((), (k,), v) for k, v in keys.items()]
+        indent = sheet.header_indent(inner)
+        lines = [f"[{'.'.join(map(sheet.spelling, inner))}]\n"]
+        lines += [sheet.step + _beside((), (key,), item) for key, item in keys.items()]
         blocks.append("".join(indent + line for line in lines))
     text = sheet.text
     gap = "\n" if text.strip() and not text.endswith("\n\n") else ""
@@ -137,45 +181,10 @@ def _insert(text: str, at: int, lines: str) -> str:
     return text[:at] + gap + lines + text[at:]
 
 
-@dataclass(frozen=True)
-class _Style:
-    """How most of a text is written: the spelling of keys, the indentation of the headers that are
-    there, and what is added to it for a table that is in another one, and for a key."""
-
-    spelling: Mapping[str, str]
-    indents: Mapping[Path, str]
-    table_step: str
-    key_step: str
-
-    def indent(self, path: Path) -> str:
-        """The indentation of a new header."""
-        like = (self.indents[other] for other in self.indents if other[:-1] == path[:-1])
-        above = _nearest(self.indents, path)
-        return next(like, "" if above is None else above + self.table_step)
-
-
-def _style(sheet: _Sheet) -> _Style:
-    spelling: dict[str, str] = {}
-    indents: dict[Path, str] = {}
-    steps: Counter[tuple[bool, str]] = Counter()
-    for one in sheet.statements:
-        for part, raw in zip(one.path[-len(one.raw) :], one.raw, strict=True):
-            if "\\" not in raw:  # containerd 1.x takes an escape in a key as it stands (observed)
-                spelling.setdefault(part, raw)
-        is_key, indent = one.kind == "key", sheet.indent(one)
-        outer = indents.get(one.base) if is_key else _nearest(indents, one.path)
-        if outer is not None and indent.startswith(outer):
-            steps[is_key, indent[len(outer) :]] += 1
-        if not is_key:
-            indents[one.path] = indent
-    usual = dict(step for step, _ in reversed(steps.most_common()))
-    return _Style(spelling, indents, usual.get(False, ""), usual.get(True, ""))
-
-
-def _nearest(indents: Mapping[Path, str], path: Path) -> str | None:
-    """The indentation of the innermost table on a path that has a header."""
-    outer = (path[:size] for size in reversed(range(1, len(path))))
-    return next((indents[path] for path in outer if path in indents), None)
+def _beside(raw: Path, path: Path, value: Any) -> str:
+    """A new statement, written like one whose key has the parts `raw`."""
+    like = f"{'.'.join(raw)} = 0\n" if raw else ""
+    return _with_value(like, path, value).removeprefix(like)
 
 
 # Statements that are there
@@ -184,7 +193,7 @@ def _nearest(indents: Mapping[Path, str], path: Path) -> str | None:
 def _changed(sheet: _Sheet, one: Statement, change: Callable[[], str]) -> str:
     """The text with other lines for a statement, and comments that these lack above them."""
     old, new = sheet.lines(one), change()
-    kept = scan.comments(new) if new else scan.comments(sheet.text[one.value.end : one.end])
+    kept = scan.comments(new) if new else scan.comments(sheet.text[one.value.stop : one.end])
     above = _comment_lines(sheet, one, scan.comments(old) - kept)
     return sheet.text[: one.start] + above + new + sheet.text[one.end :]
 
@@ -204,8 +213,86 @@ def _without_lines(sheet: _Sheet, path: Path) -> str:
             if one.kind != "key":
                 code = len(above.rstrip())
                 above = above[: above.index("\n", code) + 1] if code else ""
-            kept += above
-            inside = scan.comments(text[one.value.start : one.value.end])
-            kept += _comment_lines(sheet, one, inside)
+            kept += above + _comment_lines(sheet, one, scan.comments(text[one.value]))
             at = one.end
     return kept + text[at:]
+
+
+# One statement, changed by tomlkit. `text` is its whole lines, and so is the result. `path` counts
+# from the table that the statement stands in. Each raises one of ERRORS if tomlkit cannot do it.
+
+
+def _with_value(text: str, path: Path, value: Any) -> str:
+    """The statement with another value: for its own key, or for one in its inline table."""
+    document, table, (key, *below) = _innermost(text, path)
+    for part in reversed(below):
+        value = {part: value}
+    old = table.get(key)
+    if not (isinstance(old, list) and isinstance(value, list) and _relist(old, value)):
+        _put(table, key, value)
+    return tomlkit.dumps(document)
+
+
+def _without(text: str, path: Path) -> str:
+    """The statement without the key at `path`; an empty text if that is all of it."""
+    document, table, (key, *_) = _innermost(text, path)
+    if isinstance(table, InlineTable):  # of the spaces around it, those behind it remain
+        body = table.value.body
+        at = next((at for at, (other, _) in enumerate(body) if other == key), 0)
+        if at and isinstance(body[at - 1][1], Whitespace) and body[at - 1][1].as_string() != ",":
+            body[at - 1] = (None, tomlkit.ws(""))
+    del table[key]
+    return tomlkit.dumps(document)
+
+
+def _with_comma(text: str) -> str:
+    """The statement with a comma behind the last item of its list: tomlkit forgets that comma if
+    a comment follows the item."""
+    code = [t for t in TOKEN.finditer(text) if not (t[0][0] == "#" or t[0].isspace())]
+    if len(code) < 2 or code[-1][0] != "]" or code[-2][0] in ("[", ","):
+        return text
+    at = code[-2].end()
+    return f"{text[:at]},{text[at:]}"
+
+
+def _innermost(text: str, path: Path) -> tuple[Any, Any, Path]:
+    """The parsed text, its innermost table on a path that has keys, and the rest of the path."""
+    if "{" in text and sum(1 for _ in TOKEN.finditer(text)) > _MOST_TOKENS:
+        raise ValueError("too long for tomlkit")
+    document = tomlkit.parse(text)
+    table: Any = document
+    while len(path) > 1 and isinstance(table.get(path[0]), dict) and table[path[0]]:
+        table, path = table[path[0]], path[1:]
+    return document, table, path
+
+
+def _put(table: Any, key: str, value: Any) -> None:
+    """Set a key; a new one in an inline table is spaced, or on a line, like the others there."""
+    item = tomlkit.value(scalar(value))
+    body = table.value.body if isinstance(table, InlineTable) and key not in table else ()
+    spaces = [part.s if isinstance(part, Whitespace) else "" for _, part in body] or [""]
+    first, last = spaces[0], spaces[-1]
+    if "\n" in last:
+        item.trivia.indent = first.rpartition("\n")[2]
+    table[key] = item
+    if last and "," not in last:
+        table.append(None, tomlkit.ws(last))
+
+
+def _relist(old: Any, new: list[Any]) -> bool:
+    """Add items at the end of a list, or take some out; False if neither makes the new one."""
+    items = old.unwrap()
+    if new[: len(items)] != items:
+        gone, kept = [], 0
+        for number, item in enumerate(items):
+            if kept < len(new) and item == new[kept]:
+                kept += 1
+            else:
+                gone.append(number)
+        if kept < len(new) or len(gone) > _MOST_GONE:
+            return False
+        for number in reversed(gone):
+            del old[number]
+    for item in new[len(old) :]:
+        old.append(tomlkit.value(scalar(item)))
+    return True

@@ -34,21 +34,13 @@ class Unreadable(ValueError):
 
 
 @dataclass(frozen=True)
-class Span:
-    """A value's place: `text[start:end]`."""
-
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
 class Entry:
-    """A key and its value. `path` counts from the table that the entry stands in; `raw` is how
-    its parts are written."""
+    """A key and its value, `text[value]`. `path` counts from the table that the entry stands in;
+    `raw` is how its parts are written."""
 
     path: Path
     raw: Path
-    value: Span
+    value: slice
 
 
 @dataclass(frozen=True)
@@ -65,7 +57,7 @@ class Statement:
     base: Path
     start: int
     code: int
-    value: Span
+    value: slice
     end: int
 
 
@@ -86,17 +78,17 @@ def statements(text: str) -> tuple[Statement, ...]:
             kind = "table" if header[1] else "array"
             raw = tuple(_PARTS.findall(header[1] or header[2]))
             base = path = tuple(map(name, raw))
-            entry = Entry(path, raw, Span(header.end(), header.end()))
+            entry = Entry(path, raw, slice(header.end(), header.end()))
         else:
             entry = _entry(text, code)
             path = (*base, *entry.path)
-        rest = _matched(_NO_CODE, text, entry.value.end)
+        rest = _matched(_NO_CODE, text, entry.value.stop)
         found.append(Statement(kind, path, entry.raw, base, at, code, entry.value, rest.end()))
         at = rest.end()
     return tuple(found)
 
 
-def entries(text: str, value: Span) -> list[Entry]:
+def entries(text: str, value: slice) -> list[Entry]:
     """The entries of an inline table."""
     return [_entry(text, start) for start in _group(text, value.start)[0]]
 
@@ -121,7 +113,7 @@ def comments_behind(text: str, path: Path) -> Counter[str]:
     found: Counter[str] = Counter()
     for one in statements(text):
         if one.path[: len(path)] == path:
-            found += comments(text[one.value.end : one.end])
+            found += comments(text[one.value.stop : one.end])
     return found
 
 
@@ -148,7 +140,7 @@ def _matched(pattern: re.Pattern[str], text: str, at: int) -> re.Match[str]:
 def _entry(text: str, at: int) -> Entry:
     key = _matched(_PAIR, text, at)
     raw = tuple(_PARTS.findall(key[1]))
-    return Entry(tuple(map(name, raw)), raw, Span(key.end(), _value_end(text, key.end())))
+    return Entry(tuple(map(name, raw)), raw, slice(key.end(), _value_end(text, key.end())))
 
 
 def _value_end(text: str, at: int) -> int:

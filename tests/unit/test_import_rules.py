@@ -56,7 +56,7 @@ ONLY = {
     },
     "grpc": {"agent.cri.client"},
     "jeepney": {"agent.systemd.dbus"},
-    "tomlkit": {"agent.toml.statement"},
+    "tomlkit": {"agent.toml.place"},
     "structlog": {"agent.log"},
     "yaml": {"agent.cdi.specs.read"},
     "pynvml": {"agent.cdi.driver.nvml_child"},

@@ -20,7 +20,7 @@ from agent.runtimes.key_ownership import is_public
 from agent.toml import dialect, scan
 from agent.toml.dialect import BOM
 from agent.toml.masking import safe_key
-from agent.toml.scan import Entry, Span, Statement
+from agent.toml.scan import Entry, Statement
 from agent.toml.write import Path
 
 if TYPE_CHECKING:
@@ -117,13 +117,13 @@ def _comment(line: str) -> str:
 def _statement(text: str, one: Statement) -> list[str]:
     """What is shown of the lines of a statement."""
     indent = text[one.start : one.code]
-    rest = "  # " + HIDDEN if "#" in text[one.value.end : one.end] else ""
+    rest = "  # " + HIDDEN if "#" in text[one.value.stop : one.end] else ""
     if one.kind != "key":
         left, right = ("[[", "]]") if one.kind == "array" else ("[", "]")
         return [f"{indent}{left}{_key(one.raw)}{right}{rest}"]
     value = _value(text, one.value, one.path)
     first, *inner = f"{indent}{_key(one.raw)} = {value}{rest}".split("\n")
-    hidden = text.count("\n", one.value.start, one.value.end) - len(inner)
+    hidden = text.count("\n", one.value.start, one.value.stop) - len(inner)
     return [first, *inner, *[HIDDEN] * hidden]
 
 
@@ -139,9 +139,9 @@ def _part(part: str) -> str:
     return part if inside == scan.name(part) else f'"{inside}"'
 
 
-def _value(text: str, value: Span, path: Path) -> str:
+def _value(text: str, value: slice, path: Path) -> str:
     """A value of a key of ours, and the keys of an inline table; else nothing of it."""
-    said = text[value.start : value.end]
+    said = text[value]
     if said.startswith("{") and "\n" not in said:
         entries = scan.entries(text, value)
         pairs = (_entry(text, entry, path) for entry in entries)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from agent.errors import Refused
-from agent.toml import document, place, statement
+from agent.toml import document, place
 from agent.toml.document import Append, Data, Op, Set, Unset
 
 HANDLER = {"runtime_type": "io.containerd.runc.v2", "options": {"BinaryName": "/opt/nvidia"}}
@@ -206,7 +206,7 @@ def test_key_between_a_comment_and_what_it_is_about_is_refused(
 
 def test_way_that_tomlkit_cannot_go_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever it raises, the next way is tried."""
-    monkeypatch.setattr(statement, "with_value", lambda *_: int("none"))
+    monkeypatch.setattr(place, "_with_value", lambda *_: int("none"))
     assert edited("[a]\nb = 1 # x\n", Set(("a", "b"), 2)) == "[a]\nb = 2 # x\n"
 
 

@@ -55,11 +55,9 @@ def test_statements_have_kind_path_value_and_place(name: str) -> None:
     text, wanted = TEXTS[name]
     tomllib.loads(text)
     found = scan.statements(text)
-    assert [
-        (one.kind, "|".join(one.path), text[one.value.start : one.value.end]) for one in found
-    ] == wanted
+    assert [(one.kind, "|".join(one.path), text[one.value]) for one in found] == wanted
     for one, following in itertools.pairwise(found):
-        assert one.start <= one.code < one.value.end < one.end <= following.start
+        assert one.start <= one.code < one.value.stop < one.end <= following.start
 
 
 def test_entries_of_an_inline_table() -> None:
@@ -67,7 +65,7 @@ def test_entries_of_an_inline_table() -> None:
     text = "t = { a.'b c' = [1, [2, 3], 4], d = { e = 1, f = 2 }, \"g\" = ',' }"
     (one,) = scan.statements(text)
     found = scan.entries(text, one.value)
-    assert [(entry.path, text[entry.value.start : entry.value.end]) for entry in found] == [
+    assert [(entry.path, text[entry.value]) for entry in found] == [
         (("a", "b c"), "[1, [2, 3], 4]"), (("d",), "{ e = 1, f = 2 }"), (("g",), "','"),
     ]  # fmt: skip
 
