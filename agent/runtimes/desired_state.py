@@ -49,9 +49,8 @@ class Desired:
     def from_json(cls, data: Data) -> Desired:
         """From the journal. Raises Refused."""
         try:
-            schema.require(data, schema.WANTED)
-            return cls(data["handlers"], data["default"], data["enable_cdi"], tuple(data["absent"]))
-        except (KeyError, ValueError) as error:
+            return schema.make(cls, data)
+        except ValueError as error:
             raise Refused(
                 f"cannot read the journal: what it wants is damaged ({error}); look at the "
                 "runtime's configuration, then move journal.json away"

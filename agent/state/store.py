@@ -28,11 +28,13 @@ from agent.host import budget, files, lock, trust
 from agent.host.files import FileState
 from agent.host.paths import HostRoot
 from agent.state import schema
+from agent.state.schema import AbsolutePath, Base64, Count, Keys, Mode, ProcessId, Table, UserId
 
 _FORMAT = 1
 _FAILURES = 16  # candidates that are kept; after more changes the oldest no longer matter
 
 
+@schema.stored
 @dataclass(frozen=True)
 class Original:
     """A file as it was before our first change, and what we wrote last.
@@ -45,16 +47,17 @@ class Original:
     """
 
     digest: str | None
-    mode: int
-    uid: int
-    gid: int
+    mode: Mode
+    uid: UserId
+    gid: UserId
     written: str | None
     edited: bool = False
-    made: int = 0
-    keys: Mapping[str, Any] = field(default_factory=dict)
+    made: Count = 0
+    keys: Mapping[Keys, Any] = field(default_factory=dict)
     text: str | None = None
 
 
+@schema.stored
 @dataclass(frozen=True)
 class Memory:
     """All that `revert` needs.
@@ -65,14 +68,15 @@ class Memory:
     start time). `moved` are host paths of directories in which we installed a toolkit earlier.
     """
 
-    files: Mapping[str, Original] = field(default_factory=dict)
+    files: Mapping[AbsolutePath, Original] = field(default_factory=dict)
     default: str | None = None
     enabled_cdi: bool = False
     cdi_refused: str | None = None
-    proven: tuple[str, int, int] | None = None
-    moved: tuple[str, ...] = ()
+    proven: tuple[str, ProcessId, ProcessId] | None = None
+    moved: tuple[AbsolutePath, ...] = ()
 
 
+@schema.stored
 @dataclass(frozen=True)
 class Entry:
     """One file of a change: its digests before and after, None for no file.
@@ -82,17 +86,17 @@ class Entry:
     are not stored, because a container and the host have different names for one file.
     """
 
-    host: str
+    host: AbsolutePath
     agent: str
     before: str | None
     after: str | None
-    mode: int
-    uid: int
-    gid: int
-    made: int = 0
-    outside: str | None = None
+    mode: Mode
+    uid: UserId
+    gid: UserId
+    made: Count = 0
+    outside: AbsolutePath | None = None
     outside_agent: str | None = None
-    keys: Mapping[str, Any] = field(default_factory=dict)
+    keys: Mapping[Keys, Any] = field(default_factory=dict)
     text: str | None = None
 
     @property
@@ -157,19 +161,19 @@ class Journal:
     boot_id: str
     stage: str
     entries: tuple[Entry, ...]
-    wanted: Mapping[str, Any]
-    before: tuple[Mapping[str, Any], ...]
-    process: tuple[int, int] | None
+    wanted: Table
+    before: tuple[Table, ...]
+    process: tuple[ProcessId, ProcessId] | None
     kind: str
-    socket: str
+    socket: AbsolutePath
     restart: tuple[str, str] | None
-    memory: Mapping[str, Any]
-    old_memory: Mapping[str, Any]
+    memory: Table
+    old_memory: Table
     fingerprint: str
-    twin: str | None = None
-    barrier: str | None = None
+    twin: Base64 | None = None
+    barrier: Base64 | None = None
     switch: str | None = None
-    executable: str | None = None
+    executable: AbsolutePath | None = None
     stuck: tuple[str, str] | None = None
     transaction: str | None = None
 
@@ -249,26 +253,15 @@ class Store:
         if data is None:
             return None
         try:
-            schema.require(data, schema.JOURNAL)
-            entries = tuple(self._entry(entry) for entry in data.pop("entries"))
-            pairs: dict[str, Any] = {
-                key: tuple(value) if (value := data.pop(key)) else None
-                for key in ("process", "restart")
-            }
-            stuck = data.pop("stuck", None)  # older versions had none
-            pairs["stuck"] = tuple(stuck) if stuck else None
-            before = data.pop("before")  # older versions had one state
-            states = (before,) if isinstance(before, dict) else tuple(before)
-            return Journal(entries=entries, before=states, **pairs, **data)
+            if isinstance(data["before"], dict):  # older versions had one state
+                data["before"] = [data["before"]]
+            for entry in data["entries"]:
+                outside = entry.get("outside")
+                entry["agent"] = self._host.agent_path(entry["host"])
+                entry["outside_agent"] = self._host.agent_path(outside) if outside else None
+            return schema.make(Journal, data)
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise self._broken("journal.json") from error
-
-    def _entry(self, data: Mapping[str, Any]) -> Entry:
-        schema.require(data, schema.FILE)
-        outside = data.get("outside")
-        where = self._host.agent_path(outside) if outside else None
-        agent = self._host.agent_path(data["host"])
-        return Entry(agent=agent, outside_agent=where, **data)
 
     def write_journal(self, journal: Journal) -> None:
         """Write the journal, durably."""
@@ -318,8 +311,8 @@ class Store:
         if data is None:
             return ()
         try:
-            schema.require(data, schema.RESTARTS)
-            return tuple(data["times"]) if data["boot_id"] == boot_id else ()
+            times: tuple[float, ...] = schema.fitting("tuple[Seconds, ...]", data["times"])
+            return times if data["boot_id"] == boot_id else ()
         except (KeyError, ValueError) as error:
             raise self._broken("restarts.json") from error
 
@@ -407,17 +400,8 @@ def memory_to_json(memory: Memory) -> dict[str, Any]:
 def memory_from_json(data: Mapping[str, Any], name: str) -> Memory:
     """A memory from plain data. Raises Refused, with the file `name`, where it is damaged."""
     try:
-        schema.require(data, schema.MEMORY)
-        for item in data["files"].values():
-            schema.require(item, schema.FILE)
-        originals = {host: Original(**item) for host, item in data["files"].items()}
-        proven = data.get("proven")
-        return Memory(
-            originals, data["default"], data["enabled_cdi"], data["cdi_refused"],
-            (str(proven[0]), int(proven[1]), int(proven[2])) if proven else None,
-            tuple(map(str, data.get("moved", ()))),
-        )  # fmt: skip
-    except (TypeError, KeyError, AttributeError, IndexError, ValueError, OverflowError) as error:
+        return schema.make(Memory, {**data, "files": data["files"], "default": data["default"]})
+    except (KeyError, ValueError) as error:
         raise Refused(f"cannot read {name}: it is damaged; move it away") from error
 
 
