@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agent.cri import protobuf
@@ -24,7 +25,7 @@ from agent.host.budget import Budget
 if TYPE_CHECKING:
     import grpc
 
-_Answer = TypeVar("_Answer")
+_Session = TypeVar("_Session", bound="Session")
 
 # The codes with which a runtime, and not gRPC, says that a call failed.
 _ANSWERS = ("UNKNOWN", "INTERNAL", "INVALID_ARGUMENT", "ALREADY_EXISTS", "FAILED_PRECONDITION")
@@ -67,7 +68,7 @@ class Answer:
 class Sandbox:
     """A pod that the runtime knows. `handler` is the handler that it was created with as the list
     says it: "" for the default, and for every pod of CRI-O; `created` are seconds since the epoch,
-    0 if the list does not say."""
+    0 if the list does not say; `uid` is the kubelet's."""
 
     id: str
     name: str
@@ -75,6 +76,7 @@ class Sandbox:
     handler: str
     ready: bool
     created: float = 0.0
+    uid: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,14 +95,13 @@ class Container:
 
 
 def ask(path: str, name: str, timeout: float = 10.0) -> Answer:
-    """Version and verbose Status. Raises Unreachable, or Unimplemented; `name` is for messages."""
+    """Version and verbose Status, within `timeout` seconds. `path` is an agent path, `name` is for
+    messages. Raises Unreachable, or Unimplemented."""
     from agent._cri import api_pb2
 
-    question = api_pb2.StatusRequest(verbose=True)
-    with _channel(path, budget.STATUS) as channel:
-        service = _Service(channel, name, budget.STATUS)
-        version = service.ask("Version", api_pb2.VersionRequest(), timeout)
-        status = service.ask("Status", question, timeout)
+    with session(Session, path, name, timeout, limits=budget.STATUS) as calls:
+        version = calls.ask("Version", api_pb2.VersionRequest())
+        status = calls.ask("Status", api_pb2.StatusRequest(verbose=True))
     return answer_of(version, status)
 
 
@@ -116,17 +117,56 @@ def answer_of(version: Any, status: Any) -> Answer:
     )
 
 
-class PodQuestions:
-    """Questions about pods, on one channel and all together within one time."""
+class Session:
+    """Calls on one channel, all together within `timeout` seconds. `name` is for messages; `known`
+    are texts of ours that the runtime may repeat in its errors."""
 
-    def __init__(self, session: Session) -> None:
-        self._ask = session.ask
+    def __init__(
+        self, channel: grpc.Channel, name: str, timeout: float, limits: Budget,
+        known: tuple[str, ...],
+    ) -> None:  # fmt: skip
+        self._channel = channel
+        self._name = name
+        self._end = time.monotonic() + timeout
+        self._limits = limits
+        self._known = known
 
-    def sandboxes(self) -> tuple[Sandbox, ...]:
-        """All pods that the runtime knows. Raises Unreachable."""
+    def ask(self, method: str, request: Any) -> Any:
+        """The answer to a call. Raises Unreachable, Rejected if the runtime gives an error."""
+        import grpc
+
         from agent._cri import api_pb2
 
-        answer = self._ask("ListPodSandbox", api_pb2.ListPodSandboxRequest())
+        service = "ImageService" if method.startswith("Image") else "RuntimeService"
+        call: Callable[..., bytes] = self._channel.unary_unary(
+            f"/runtime.v1.{service}/{method}",
+            request_serializer=type(request).SerializeToString,
+        )
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise _unreachable(self._name, "no answer in time")
+        try:
+            data = call(request, timeout=left)
+        except grpc.RpcError as error:
+            raise _failure(error, self._name, self._known) from error
+        try:
+            return protobuf.parsed(data, getattr(api_pb2, f"{method}Response"), self._limits)
+        except ValueError as error:
+            raise Unreachable(
+                f"cannot use the answer of {self._name} to {method}: {error}; look at what listens "
+                "there"
+            ) from error
+
+
+class PodQuestions(Session):
+    """Questions about pods."""
+
+    def sandboxes(self, labels: Mapping[str, str] = MappingProxyType({})) -> tuple[Sandbox, ...]:
+        """All pods with these labels that the runtime knows. Raises Unreachable."""
+        from agent._cri import api_pb2
+
+        chosen = api_pb2.PodSandboxFilter(label_selector=labels) if labels else None
+        answer = self.ask("ListPodSandbox", api_pb2.ListPodSandboxRequest(filter=chosen))
         return tuple(
             Sandbox(
                 id=item.id,
@@ -135,6 +175,7 @@ class PodQuestions:
                 handler=item.runtime_handler,
                 ready=item.state == api_pb2.SANDBOX_READY,
                 created=item.created_at / 1e9,
+                uid=item.metadata.uid,
             )
             for item in answer.items
         )
@@ -143,7 +184,7 @@ class PodQuestions:
         """All containers that the runtime knows, in whatever state. Raises Unreachable."""
         from agent._cri import api_pb2
 
-        answer = self._ask("ListContainers", api_pb2.ListContainersRequest())
+        answer = self.ask("ListContainers", api_pb2.ListContainersRequest())
         return tuple(
             Container(
                 id=item.id,
@@ -160,68 +201,28 @@ class PodQuestions:
     def sandbox_info(self, sandbox: str) -> Mapping[str, Any]:
         """What only this runtime knows of a pod; {} if there is no such pod any more, and if
         the answer is not JSON. Raises Unreachable."""
-        from agent._cri import api_pb2
-
-        request = api_pb2.PodSandboxStatusRequest(pod_sandbox_id=sandbox, verbose=True)
-        return self._info("PodSandboxStatus", request)
+        return self._info("PodSandboxStatus", pod_sandbox_id=sandbox)
 
     def container_info(self, container: str) -> Mapping[str, Any]:
         """The same of a container."""
+        return self._info("ContainerStatus", container_id=container)
+
+    def _info(self, method: str, **asked: str) -> Mapping[str, Any]:
         from agent._cri import api_pb2
 
-        request = api_pb2.ContainerStatusRequest(container_id=container, verbose=True)
-        return self._info("ContainerStatus", request)
-
-    def _info(self, method: str, request: Any) -> Mapping[str, Any]:
+        request = getattr(api_pb2, f"{method}Request")(verbose=True, **asked)
         try:
-            answer = self._ask(method, request)
+            return _json(dict(self.ask(method, request).info).get("info")) or {}
         except NotFound:
             return {}
-        return json_of(answer)
-
-
-class Session:
-    """Calls on one channel, all together within one time; `end` is a time of time.monotonic()."""
-
-    def __init__(self, service: _Service, name: str, end: float) -> None:
-        self._service = service
-        self._name = name
-        self._end = end
-
-    def ask(self, method: str, request: Any) -> Any:
-        """The answer to a call. Raises Unreachable, Rejected where the runtime gives an error."""
-        left = self._end - time.monotonic()
-        if left <= 0:
-            raise Unreachable(f"cannot reach {self._name}: no answer in time; is the runtime up?")
-        return self._service.ask(method, request, left)
 
 
 @contextmanager
 def session(
-    path: str, name: str, timeout: float = 10.0, known: tuple[str, ...] = ()
-) -> Iterator[Session]:
-    """Calls about pods, `timeout` seconds for all of them. `name` is for messages; `known` are
-    texts of ours that the runtime may repeat in its errors."""
-    with _channel(path, budget.PODS) as channel:
-        service = _Service(channel, name, budget.PODS, known)
-        yield Session(service, name, time.monotonic() + timeout)
-
-
-@contextmanager
-def pod_questions(path: str, name: str, timeout: float = 10.0) -> Iterator[PodQuestions]:
-    """Questions about pods, as `session`."""
-    with session(path, name, timeout) as opened:
-        yield PodQuestions(opened)
-
-
-def json_of(answer: Any) -> Mapping[str, Any]:
-    """What only this runtime says in a verbose answer about a pod or a container; {} where that is
-    not JSON."""
-    return _json(dict(answer.info).get("info")) or {}
-
-
-@contextmanager
-def _channel(path: str, limits: Budget) -> Iterator[grpc.Channel]:
+    kind: type[_Session], path: str, name: str, timeout: float, known: tuple[str, ...] = (),
+    limits: Budget = budget.PODS,
+) -> Iterator[_Session]:  # fmt: skip
+    """A session of this kind with the runtime behind the socket at an agent path."""
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     import grpc
 
@@ -236,65 +237,39 @@ def _channel(path: str, limits: Budget) -> Iterator[grpc.Channel]:
         short_socket_path(path) as short,
         grpc.insecure_channel(f"unix:{short}", options=options) as channel,
     ):
-        yield channel
+        yield kind(channel, name, timeout, limits, known)
 
 
-class _Service:
-    """The CRI's services behind a channel; `name` is for messages, `known` as for `session`."""
+def pod_questions(
+    path: str, name: str, timeout: float = 10.0
+) -> AbstractContextManager[PodQuestions]:
+    """Questions about pods, as `session`."""
+    return session(PodQuestions, path, name, timeout)
 
-    def __init__(
-        self, channel: grpc.Channel, name: str, limits: Budget, known: tuple[str, ...] = ()
-    ) -> None:
-        self._channel = channel
-        self._name = name
-        self._limits = limits
-        self._known = known
 
-    def ask(self, method: str, request: Any, timeout: float) -> Any:
-        """The answer within `timeout` seconds. Raises Unreachable."""
-        from agent._cri import api_pb2
+def _failure(error: Any, name: str, known: tuple[str, ...]) -> Unreachable:
+    """A failed call as an error of ours."""
+    from agent.toml.masking import masked  # needed only if something failed
 
-        service = "ImageService" if method.startswith("Image") else "RuntimeService"
-        call: Callable[..., bytes] = self._channel.unary_unary(
-            f"/runtime.v1.{service}/{method}",
-            request_serializer=type(request).SerializeToString,
+    # A runtime repeats in it what its configuration says.
+    code, details = error.code().name, masked(error.details() or "", (name, *known))
+    if code == "UNIMPLEMENTED":
+        return Unimplemented(
+            f"cannot use {name}: it does not serve CRI v1 ({details}); look in the runtime's "
+            "log for why its CRI plugin did not load"
         )
-        data = _call(self._name, self._known, lambda: call(request, timeout=timeout))
-        kind = getattr(api_pb2, f"{method}Response")
-        try:
-            return protobuf.parsed(data, kind, self._limits)
-        except ValueError as error:
-            raise Unreachable(
-                f"cannot use the answer of {self._name} to {method}: {error}; look at what listens "
-                "there"
-            ) from error
+    if code == "NOT_FOUND":
+        return NotFound(f"cannot find it behind {name}: {details}", details)
+    if code == "DEADLINE_EXCEEDED":
+        details = "no answer in time"
+    if code == "RESOURCE_EXHAUSTED":
+        details = f"its answer is too large ({details})"
+    failure = _unreachable(name, details or code)
+    return Rejected(failure.message, details or code) if code in _ANSWERS else failure
 
 
-def _call(name: str, known: tuple[str, ...], call: Callable[[], _Answer]) -> _Answer:
-    import grpc
-
-    try:
-        return call()
-    except grpc.RpcError as error:
-        from agent.toml.masking import masked  # needed only if something failed
-
-        # A runtime repeats in it what its configuration says.
-        code, details = error.code(), masked(error.details() or "", (name, *known))
-        if code is grpc.StatusCode.UNIMPLEMENTED:
-            raise Unimplemented(
-                f"cannot use {name}: it does not serve CRI v1 ({details}); look in the runtime's "
-                "log for why its CRI plugin did not load"
-            ) from error
-        if code is grpc.StatusCode.NOT_FOUND:
-            raise NotFound(f"cannot find it behind {name}: {details}", details) from error
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            details = "no answer in time"
-        if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-            details = f"its answer is too large ({details})"
-        text = f"cannot reach {name}: {details or code.name}; is the runtime up?"
-        if code.name in _ANSWERS:
-            raise Rejected(text, details or code.name) from error
-        raise Unreachable(text) from error
+def _unreachable(name: str, why: str) -> Unreachable:
+    return Unreachable(f"cannot reach {name}: {why}; is the runtime up?")
 
 
 def _json(text: str | None) -> Mapping[str, Any] | None:

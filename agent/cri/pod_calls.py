@@ -6,12 +6,11 @@ network of the node, so no network plugin is needed, and its image is one that i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from agent.cri.client import Session, json_of, session
+from agent.cri.client import PodQuestions, Sandbox, session
 
 if TYPE_CHECKING:
     from agent._cri import api_pb2
@@ -29,29 +28,16 @@ class DeviceRequest:
     prefix: str = ""
 
 
-@dataclass(frozen=True)
-class Pod:
-    """A pod of ours. `created` are seconds since the epoch."""
-
-    id: str
-    uid: str
-    ready: bool
-    created: float
-
-
-class PodCalls:
+class PodCalls(PodQuestions):
     """Calls that run pods. All of them raise Unreachable; Rejected if the runtime answers with
     an error, and NotFound if it does not know the pod or the container."""
-
-    def __init__(self, opened: Session) -> None:
-        self._ask = opened.ask
 
     def has_image(self, image: str) -> bool:
         """Is this image on the node?"""
         from agent._cri import api_pb2
 
         request = api_pb2.ImageStatusRequest(image=api_pb2.ImageSpec(image=image))
-        return bool(self._ask("ImageStatus", request).HasField("image"))
+        return bool(self.ask("ImageStatus", request).HasField("image"))
 
     def run(
         self, uid: str, handler: str, cgroup_parent: str
@@ -70,7 +56,7 @@ class PodCalls:
             ),
         )
         request = api_pb2.RunPodSandboxRequest(config=config, runtime_handler=handler)
-        return str(self._ask("RunPodSandbox", request).pod_sandbox_id), config
+        return str(self.ask("RunPodSandbox", request).pod_sandbox_id), config
 
     def create(
         self, sandbox: str, pod: api_pb2.PodSandboxConfig, image: str, asked: DeviceRequest
@@ -92,40 +78,25 @@ class PodCalls:
         request = api_pb2.CreateContainerRequest(
             pod_sandbox_id=sandbox, config=config, sandbox_config=pod
         )
-        return str(self._ask("CreateContainer", request).container_id)
+        return str(self.ask("CreateContainer", request).container_id)
 
     def start(self, container: str) -> None:
         """Start the process of a container."""
         from agent._cri import api_pb2
 
-        self._ask("StartContainer", api_pb2.StartContainerRequest(container_id=container))
-
-    def info(self, container: str) -> Mapping[str, Any]:
-        """What only this runtime knows of a container: `runtimeSpec` and `pid` are used."""
-        from agent._cri import api_pb2
-
-        request = api_pb2.ContainerStatusRequest(container_id=container, verbose=True)
-        return json_of(self._ask("ContainerStatus", request))
+        self.ask("StartContainer", api_pb2.StartContainerRequest(container_id=container))
 
     def remove(self, sandbox: str) -> None:
         """Remove a pod with its containers."""
         from agent._cri import api_pb2
 
-        self._ask("StopPodSandbox", api_pb2.StopPodSandboxRequest(pod_sandbox_id=sandbox))
-        self._ask("RemovePodSandbox", api_pb2.RemovePodSandboxRequest(pod_sandbox_id=sandbox))
+        self.ask("StopPodSandbox", api_pb2.StopPodSandboxRequest(pod_sandbox_id=sandbox))
+        self.ask("RemovePodSandbox", api_pb2.RemovePodSandboxRequest(pod_sandbox_id=sandbox))
 
-    def pods(self) -> tuple[Pod, ...]:
+    def pods(self) -> list[Sandbox]:
         """The pods of this agent's that the runtime knows."""
-        from agent._cri import api_pb2
-
-        labelled = api_pb2.PodSandboxFilter(label_selector=_LABELS)
-        answer = self._ask("ListPodSandbox", api_pb2.ListPodSandboxRequest(filter=labelled))
-        return tuple(
-            Pod(item.id, item.metadata.uid, item.state == api_pb2.SANDBOX_READY,
-                item.created_at / 1e9)
-            for item in answer.items
-            if item.metadata.namespace == NAMESPACE  # again, because what is listed is removed
-        )  # fmt: skip
+        # The namespace is compared too, because what is listed is removed.
+        return [pod for pod in self.sandboxes(_LABELS) if pod.namespace == NAMESPACE]
 
 
 def _namespaces() -> Any:
@@ -134,9 +105,9 @@ def _namespaces() -> Any:
     return api_pb2.NamespaceOption(network=api_pb2.NODE, pid=api_pb2.CONTAINER, ipc=api_pb2.NODE)
 
 
-@contextmanager
-def pod_calls(path: str, name: str, known: tuple[str, ...], timeout: float) -> Iterator[PodCalls]:
+def pod_calls(
+    path: str, name: str, known: tuple[str, ...], timeout: float
+) -> AbstractContextManager[PodCalls]:
     """Calls to the runtime behind the socket at an agent path, `timeout` seconds for all of them.
-    `name` and `known` as in `client.session`."""
-    with session(path, name, timeout, known) as opened:
-        yield PodCalls(opened)
+    `name` and `known` as in `client.Session`."""
+    return session(PodCalls, path, name, timeout, known)

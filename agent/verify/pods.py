@@ -118,9 +118,9 @@ class PodRunner:
             container = calls.create(pod, config, self.image, look.asked)
             if look.start:
                 calls.start(container)
-                verdict = self._process_verdict(calls.info(container), look.expected)
+                verdict = self._process_verdict(calls.container_info(container), look.expected)
             else:
-                found = judge.of_runtime_spec(calls.info(container).get("runtimeSpec"))
+                found = judge.of_runtime_spec(calls.container_info(container).get("runtimeSpec"))
                 verdict = _verdict(judge.problem(look.expected, found))
         except Rejected as error:
             verdict = Verdict("failed", error.words, by_runtime=True)

@@ -178,14 +178,14 @@ def _read_answer(found: cri.Answer) -> None:
     registry.adapter("containerd").evidence(found)
 
 
-class _Service:
-    """Answers every question with the same bytes."""
+class _Questions(cri.PodQuestions):
+    """Every question has the same bytes as its answer."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
 
-    def ask(self, method: str, request: object) -> object:
-        """As the session on a channel."""
+    def ask(self, method: str, request: Any) -> Any:
+        """As a session on a channel."""
         kind = getattr(api_pb2, f"{method}Response")
         return protobuf.parsed(self._data, kind, budget.PODS)
 
@@ -194,8 +194,7 @@ _NOTHING = Effective("", {}, None, {})
 
 
 def _read_pods(data: bytes) -> None:
-    service: Any = _Service(data)
-    questions = cri.PodQuestions(service)
+    questions = _Questions(data)
     for ask in (questions.sandboxes, questions.containers):
         with suppress(ValueError):
             ask()
