@@ -13,10 +13,11 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
+from agent.decide import Decision
 from agent.errors import AgentError, Refused, reason
 from agent.host import budget, files, trust
 from agent.host.files import FileState
@@ -37,67 +38,39 @@ _LIMIT = budget.STATUS_FILE.size
 Lines: TypeAlias = tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True)
-class Facts:
-    """The published facts, named as in the contract. `annotation_prefix` is None if CDI is off;
-    a path is None if there is no hook or no driver."""
+def lines(
+    decision: Decision, *, runtime: str, version: str, socket: str, cdi_enabled: bool,
+    runtime_name: str, is_default: bool, paths: Mapping[str, str | None], boot_id: str, now: float,
+) -> Lines:  # fmt: skip
+    """The keys and values of the file, in the order of the contract.
 
-    runtime: str
-    runtime_version: str
-    socket: str
-    cdi_enabled: bool
-    native: bool
-    source: str
-    reason: str
-    spec_dirs: Sequence[str]
-    cri_field: bool
-    runtime_name: str
-    mode: str
-    is_default: bool
-    strategy: Sequence[str]
-    annotation_prefix: str | None
-    hook_path: str | None
-    driver_root: str | None = None
-    dev_root: str | None = None
-
-
-def lines(facts: Facts, boot_id: str, now: float) -> Lines:
-    """The keys and values of the file, in order; `now` in seconds since the epoch."""
-    decided: list[tuple[str, str]] = [
-        ("TOOLKIT_CONTAINER_RUNTIME", facts.runtime),
-        ("TOOLKIT_CONTAINER_RUNTIME_VERSION", facts.runtime_version),
-        ("TOOLKIT_CRI_SOCKET", facts.socket),
-        ("TOOLKIT_CDI_ENABLED", _bool(facts.cdi_enabled)),
-        ("TOOLKIT_NATIVE_CDI", _bool(facts.native)),
-        ("TOOLKIT_NATIVE_CDI_SOURCE", facts.source),
-        ("TOOLKIT_NATIVE_CDI_REASON", facts.reason),
-        ("TOOLKIT_CDI_SPEC_DIRS", ",".join(facts.spec_dirs)),
-        ("TOOLKIT_CRI_CDI_FIELD", _bool(facts.cri_field)),
-        ("TOOLKIT_RUNTIME_NAME", facts.runtime_name),
-        ("TOOLKIT_RUNTIME_MODE", facts.mode),
-        ("TOOLKIT_RUNTIME_IS_DEFAULT", _bool(facts.is_default)),
+    `runtime` and `version` are as the runtime spells them. `paths` are the host paths that the
+    device plugin uses, by its own variables; None where there is none. `now` is in seconds since
+    the epoch.
+    """
+    decided = [
+        ("TOOLKIT_CONTAINER_RUNTIME", runtime),
+        ("TOOLKIT_CONTAINER_RUNTIME_VERSION", version),
+        ("TOOLKIT_CRI_SOCKET", socket),
+        ("TOOLKIT_CDI_ENABLED", _bool(cdi_enabled)),
+        ("TOOLKIT_NATIVE_CDI", _bool(decision.native)),
+        ("TOOLKIT_NATIVE_CDI_SOURCE", decision.source),
+        ("TOOLKIT_NATIVE_CDI_REASON", decision.reason),
+        ("TOOLKIT_CDI_SPEC_DIRS", ",".join(decision.spec_dirs)),
+        ("TOOLKIT_CRI_CDI_FIELD", _bool(decision.cri_field)),
+        ("TOOLKIT_RUNTIME_NAME", "" if decision.hook else runtime_name),
+        ("TOOLKIT_RUNTIME_MODE", decision.mode),
+        ("TOOLKIT_RUNTIME_IS_DEFAULT", _bool(is_default)),
     ]
-    plugin = [("DEVICE_LIST_STRATEGY", ",".join(facts.strategy))]
-    if facts.annotation_prefix is not None:
-        plugin.append(("CDI_ANNOTATION_PREFIX", facts.annotation_prefix))
-    plugin += [
-        (key, path) for key, path in paths(facts) if path is not None and is_publishable(path)
-    ]
-    version = ("TOOLKIT_STATUS_VERSION", str(VERSION))
-    hashed = _clean([version, *decided, *plugin])
-    checksum = hashlib.sha256(_text(hashed)).hexdigest()
+    plugin = [("DEVICE_LIST_STRATEGY", ",".join(decision.strategy))]
+    if decision.annotation_prefix is not None:
+        plugin.append(("CDI_ANNOTATION_PREFIX", decision.annotation_prefix))
+    plugin += [(key, path) for key, path in paths.items() if path and is_publishable(path)]
+    head = ("TOOLKIT_STATUS_VERSION", str(VERSION))
+    checksum = hashlib.sha256(_text(_clean([head, *decided, *plugin]))).hexdigest()
     moment = [("TOOLKIT_BOOT_ID", boot_id), ("TOOLKIT_TIMESTAMP", str(int(now)))]
     summary = ("TOOLKIT_CONFIG_HASH", f"sha256:{checksum}")
-    return _clean([version, *moment, *decided, summary, *plugin])
-
-
-def paths(facts: Facts) -> tuple[tuple[str, str | None], ...]:
-    """The host paths that the device plugin uses, by the names of its environment variables."""
-    return (
-        ("NVIDIA_CDI_HOOK_PATH", facts.hook_path),
-        ("NVIDIA_DRIVER_ROOT", facts.driver_root),
-        ("NVIDIA_DEV_ROOT", facts.dev_root),
-    )
+    return _clean([head, *moment, *decided, summary, *plugin])
 
 
 def is_publishable(path: str) -> bool:
@@ -106,7 +79,7 @@ def is_publishable(path: str) -> bool:
     return not _FORBIDDEN.search(path)
 
 
-def _bool(value: bool) -> str:
+def _bool(value: bool | None) -> str:
     return "true" if value else "false"
 
 

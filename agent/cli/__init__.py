@@ -136,9 +136,12 @@ def converge_child(
     """Converge once as a child of `run`, which hands down the descriptors."""
     from agent.daemon import child
 
-    inherited = child.Inherited(lock_fd, watch_fd, logged_fd, since, refresh, barrier)
     ctx = _context(given, entry, warn=False)  # its parent has warned
-    raise SystemExit(child.work(ctx, inherited))
+    code = child.work(
+        ctx, lock=lock_fd, pipe=watch_fd, logged=logged_fd, since=since, refresh=refresh,
+        barrier=barrier,
+    )  # fmt: skip
+    raise SystemExit(code)
 
 
 @cli.command(cls=Command, short_help="Show what is wrong, and what is: runtime, CDI, files.")
@@ -376,8 +379,8 @@ def _run_until_stopped(given: dict[str, str | None], entry: Entry) -> None:
 
     ctx = _writing(_context(given, entry))
     from agent.daemon import pid_file
+    from agent.daemon.child import success_fields
     from agent.daemon.start import become_supervisor
-    from agent.daemon.summary import success_fields
 
     try:
         if ctx.settings.no_daemon:

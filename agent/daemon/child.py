@@ -1,90 +1,92 @@
 """One convergence of `run`, in a process of its own: the child of `agent.daemon.supervisor`.
 
 Invariant: however the convergence ends, its report to the supervisor is written, so that the right
-paths are watched. The last line in the log says what state the node is in.
+paths are watched. The last line in the log says what state the node is in; its keys are the same
+whatever was done, but without a decision its keys are missing.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 from agent.daemon.repeat_filter import FAILED, RepeatFilter
-from agent.daemon.summary import failure_fields, success_fields
 from agent.daemon.supervisor import ASIDE, NOT_YET
-from agent.errors import AgentError, PutOff, RestartBudget, StoodAside
+from agent.errors import (
+    AgentError,
+    PutOff,
+    RestartBudget,
+    RollbackFailed,
+    RolledBack,
+    StoodAside,
+)
+from agent.log import failed
 from agent.plan.context import Context
 from agent.plan.propose import Proposal
 from agent.plan.watch import watch_paths
+from agent.runtimes import registry
 from agent.runtimes.base import RestartHazard
-from agent.transaction import restart_spread, stand_aside
-from agent.transaction.converge import PENDING, converge, publish_failure
+from agent.transaction import restart_limits, stand_aside
+from agent.transaction.converge import PENDING, Outcome, converge, publish_failure
+
+_RECOVERED = {
+    "committed": "finished an earlier change",
+    "undone": "undid an earlier change",
+}
 
 
-@dataclass(frozen=True)
-class Inherited:
-    """What the supervisor hands down.
+def work(
+    ctx: Context, *, lock: int, pipe: int, logged: int, since: float, refresh: bool = False,
+    barrier: bool = False,
+) -> int:  # fmt: skip
+    """Converge once; gives the exit code.
 
-    `lock`, `pipe` and `logged` are descriptors: of the lock, of the pipe for the report, and of the
-    file of `RepeatFilter`. `since` is the monotonic time at which the supervisor started. `refresh`
-    and `barrier` are explained in `agent.daemon.supervisor`.
+    `lock`, `pipe` and `logged` are descriptors that the supervisor hands down: of the lock, of the
+    pipe for the report, and of the file of `RepeatFilter`. `since` is the monotonic time at which
+    the supervisor started. `refresh` and `barrier` are explained in `agent.daemon.supervisor`.
     """
-
-    lock: int
-    pipe: int
-    logged: int
-    since: float
-    refresh: bool
-    barrier: bool = False
-
-
-def work(ctx: Context, inherited: Inherited) -> int:
-    """Converge once; gives the exit code."""
-    for fd in (inherited.lock, inherited.pipe, inherited.logged):
+    for fd in (lock, pipe, logged):
         os.set_inheritable(fd, False)
-    repeats = RepeatFilter(inherited.logged, ctx.log, ctx.clock)
+    repeats = RepeatFilter(logged, ctx.log, ctx.clock)
     settings = ctx.settings
     proposals: list[Proposal | None] = [None]
     name = settings.node_name or os.uname().nodename
     ctx = replace(
-        ctx, lock_fd=inherited.lock, log=repeats, refresh=inherited.refresh,
-        restart_after=inherited.since + restart_spread.delay(name, settings.restart_spread),
-        has_restart_budget=True, barrier=inherited.barrier, on_proposal=proposals.append,
+        ctx, lock_fd=lock, log=repeats, refresh=refresh, barrier=barrier,
+        restart_after=since + restart_limits.delay(name, settings.restart_spread),
+        has_restart_budget=True, on_proposal=proposals.append,
     )  # fmt: skip
     node, spec, code, reason = None, None, 0, ""
     entries: tuple[str, ...] = ()
     try:
-        stand_aside.yield_to_revert(ctx.store, ctx.log, inherited.lock, os.getppid())
+        stand_aside.yield_to_revert(ctx.store, ctx.log, lock, os.getppid())
         outcome = converge(ctx)
         node, spec = outcome.proposal.node, outcome.proposal.spec
         if outcome.pending:
             code, reason = NOT_YET, PENDING
         repeats.forget(FAILED)
         ctx.log.info("converged", **success_fields(outcome))
-    except PutOff as error:
-        code, reason, entries = NOT_YET, error.message, _watched_for(error)
-        ctx.log.info("restart put off", **failure_fields(error, proposals[-1]))
     except StoodAside as error:
         code, reason = ASIDE, error.message
         publish_failure(ctx.publisher, ctx.log, error)
         ctx.log.info("standing aside", reason=error.message)
     except AgentError as error:
         code, reason = error.exit_code, error.message
-        entries = _watched_for(error)
-        ctx.log.error(FAILED, **failure_fields(error, proposals[-1]))
+        # What ends this error, besides what is watched anyway.
+        if isinstance(error, PutOff | RestartBudget):
+            entries = (f"@{error.until}",)
+        elif isinstance(error, RestartHazard):
+            entries = (error.path.agent,)
+        if isinstance(error, PutOff):
+            code, is_ready = NOT_YET, {"ready": False, "reason": reason}
+            ctx.log.info("restart put off", **_failure_fields(error, proposals[-1], is_ready))
+        else:
+            ctx.log.error(FAILED, **_failure_fields(error, proposals[-1], failed(error)))
     finally:
-        _report(
-            (reason, *entries, *watch_paths(settings, ctx.host, ctx.publisher, node, spec)),
-            inherited.pipe,
-        )
+        watched = watch_paths(settings, ctx.host, ctx.publisher, node, spec)
+        _report((reason, *entries, *watched), pipe)
     return code
-
-
-def _watched_for(error: AgentError) -> tuple[str, ...]:
-    """What ends this error, besides what is watched anyway."""
-    if isinstance(error, PutOff | RestartBudget):
-        return (f"@{error.until}",)
-    return (error.path.agent,) if isinstance(error, RestartHazard) else ()
 
 
 def _report(parts: tuple[str, ...], pipe: int) -> None:
@@ -94,3 +96,45 @@ def _report(parts: tuple[str, ...], pipe: int) -> None:
             file.write(data)
     except BrokenPipeError:
         return  # the supervisor was killed; the work is done all the same
+
+
+def success_fields(outcome: Outcome) -> dict[str, Any]:
+    """The fields of the log line of a convergence that succeeded."""
+    parts = [_RECOVERED[outcome.recovered]] if outcome.recovered in _RECOVERED else []
+    if outcome.changed:
+        parts.append(f"changed {len(outcome.changed)} files")
+    if outcome.restarted:
+        parts.append("restarted the runtime")
+    if outcome.pending:
+        parts.append("the restart is somebody else's")
+    return {
+        **_decision(outcome.proposal),
+        "ready": not outcome.pending,
+        "done": ", ".join(parts) or "nothing to do",
+        "changed": list(outcome.changed),
+    }
+
+
+def _failure_fields(
+    error: AgentError, proposal: Proposal | None, why: dict[str, Any]
+) -> dict[str, Any]:
+    """The fields of a convergence that was refused, undone or put off. `proposal` is the last one,
+    if there was any."""
+    done = "nothing"
+    if isinstance(error, RollbackFailed):
+        done = "changed the node and could not undo it"
+    elif isinstance(error, RolledBack):
+        done = "undid its change"
+    return {**_decision(proposal), **why, "done": done}
+
+
+def _decision(proposal: Proposal | None) -> dict[str, Any]:
+    if proposal is None:
+        return {}
+    return {
+        "runtime": proposal.runtime.answer.name,
+        "version": proposal.runtime.version,
+        "row": proposal.decision.row,
+        "native": proposal.decision.native,
+        "default": registry.shown(proposal.runtime.answer)[0],
+    }

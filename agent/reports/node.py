@@ -19,7 +19,7 @@ from agent.options.settings import Settings
 from agent.plan import own_specs
 from agent.plan.context import Context
 from agent.plan.propose import Proposal, preview
-from agent.plan.published import facts
+from agent.plan.published import lines
 from agent.reports.left_over import LeftOver, left_over
 from agent.runtimes import registry
 from agent.runtimes.key_ownership import condition
@@ -79,7 +79,7 @@ def report(ctx: Context) -> Report:
         drift += [f"running runtime: {text}" for text in proposal.unproven]
     published, missing = _published(ctx.host, ctx.publisher, ctx.boot_id)
     if proposal is not None and published:
-        now = dict(status.lines(facts(ctx.settings, ctx.host, proposal), ctx.boot_id, ctx.wall()))
+        now = dict(lines(ctx.settings, ctx.host, proposal, ctx.boot_id, ctx.wall()))
         if now["TOOLKIT_CONFIG_HASH"] != published.get("TOOLKIT_CONFIG_HASH"):
             drift.append(OUT_OF_DATE)
     touched = tuple(

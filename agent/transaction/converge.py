@@ -43,9 +43,9 @@ from agent.runtimes.base import ConfiguredRuntime
 from agent.runtimes.desired_state import Desired
 from agent.state import store
 from agent.state.store import Memory
-from agent.status import Publisher, lines
+from agent.status import Publisher
 from agent.toolkit import device_nodes, install
-from agent.transaction import change, pod_proof, recover, restart_budget, restart_spread
+from agent.transaction import change, pod_proof, recover, restart_limits
 from agent.transaction.change import NotAccepted
 from agent.transaction.pod_proof import NO_PODS, PodProof
 
@@ -149,8 +149,7 @@ class _Convergence:
         ctx = self._ctx
         self.refuse(proposal)
         if proposal.restart is not None and proposal.restart.kind != "none":
-            restart_spread.check_time(ctx.restart_after, ctx.clock, ctx.wall)
-            restart_budget.require(ctx, proposal.config_changes)
+            restart_limits.require(ctx, proposal.config_changes)
         nodes = device_nodes.create(proposal.nodes, ctx.log)
         if nodes:  # they belong into the spec
             proposal = self.propose(memory, may_enable=False if refused_cdi else None)
@@ -197,7 +196,7 @@ class _Convergence:
             memory=memory,
             fingerprint=candidate.fingerprint(ctx.host, node, edits),
             check=functools.partial(refuse_changed, node, ctx.host),
-            restarting=functools.partial(restart_budget.use, ctx),
+            restarting=functools.partial(restart_limits.use, ctx),
             start_failure=functools.partial(start_failure, ctx.host, ctx.start_trial, node),
             pods=_pod_proof(ctx, proposal),
         )
@@ -262,8 +261,7 @@ class _Convergence:
             ctx.publisher.withdraw()
             ctx.publisher.publish_error(Pending(PENDING))
             return outcome
-        facts = published.facts(ctx.settings, ctx.host, outcome.proposal)
-        content = lines(facts, ctx.boot_id, ctx.wall())
+        content = published.lines(ctx.settings, ctx.host, outcome.proposal, ctx.boot_id, ctx.wall())
         ctx.publisher.publish(content, barrier_was_there=self._barrier)
         if outcome.changed or outcome.restarted:
             best_effort(ctx.log, ctx.store.forget_failure)

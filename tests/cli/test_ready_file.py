@@ -7,14 +7,14 @@ import time
 
 import pytest
 
-from agent.transaction import restart_spread
+from agent.transaction import restart_limits
 from tests.cli.cli_node import CliNode, fails, tells
 from tests.cli.daemon import published, running, settle
 from tests.conformance import checks
 
 # A name whose part of the time is near its middle.
 NAME = next(
-    name for name in map("node-{}".format, range(99)) if 0.45 < restart_spread.delay(name, 1) < 0.55
+    name for name in map("node-{}".format, range(99)) if 0.45 < restart_limits.delay(name, 1) < 0.55
 )
 
 

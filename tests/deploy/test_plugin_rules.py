@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ from tests.deploy.plugin_rules import start as start_plugin
 from tests.tools.driver import VERSION, make_driver, make_nodes, remove_driver
 from tests.tools.runtimes import ROOT
 from tests.tools.shells import SHELLS, start
-from tests.unit.support.published import FACTS
+from tests.unit.support.published import DECISION, PATHS, lines
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 _LIBRARY = f"usr/lib/x86_64-linux-gnu/libnvidia-ml.so.{VERSION}"
@@ -47,10 +46,10 @@ def _publish(host: Path) -> None:
         root, dev = None, None
     else:
         root, dev = driver.published_roots(found)
-    facts = replace(FACTS, strategy=("cdi-cri",), driver_root=root, dev_root=dev)
+    paths = {**PATHS, "NVIDIA_DRIVER_ROOT": root, "NVIDIA_DEV_ROOT": dev}
     directory = (host / _FILE).parent
     directory.mkdir(parents=True, exist_ok=True)
-    status.Publisher(str(directory)).publish(status.lines(facts, _BOOT, 1.7e9))
+    status.Publisher(str(directory)).publish(lines(boot=_BOOT, paths=paths))
 
 
 class _Plugin:
@@ -106,8 +105,8 @@ def _plugin(shell: tuple[str, ...], host: Path) -> Iterator[_Plugin]:
 def _served(root: str, dev: str) -> dict[str, object]:
     return {
         "strategies": ["cdi-cri"],
-        "prefix": FACTS.annotation_prefix,
-        "hook": FACTS.hook_path,
+        "prefix": DECISION.annotation_prefix,
+        "hook": PATHS["NVIDIA_CDI_HOOK_PATH"],
         "library": f"{root}{_LIBRARY}",
         "node": f"{dev}dev/nvidia0",
     }

@@ -8,8 +8,8 @@ import hashlib
 import re
 import stat
 import subprocess
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -19,7 +19,7 @@ from agent import status
 from agent.errors import Refused, RolledBack
 from agent.status import ERROR, READY, TWIN, Lines, Publisher, Saved
 from tests.unit.support.faults import CODES, Faults, Killed, count
-from tests.unit.support.published import BOOT, FACTS, content, lines
+from tests.unit.support.published import BOOT, PATHS, content, lines
 
 TEXT = f"""\
 TOOLKIT_STATUS_VERSION=1
@@ -77,11 +77,7 @@ def test_file_is_the_contracts(ours: Publisher, directory: Path) -> None:
 
 def test_lines_have_no_prefix_where_cdi_is_off() -> None:
     """No prefix where CDI is off, no path where there is nothing, an empty name in hook mode."""
-    facts = replace(
-        FACTS, annotation_prefix=None, hook_path=None, runtime_name="", driver_root=None,
-        dev_root=None,
-    )  # fmt: skip
-    keys = dict(lines(facts))
+    keys = dict(lines(annotation_prefix=None, mode="hook", paths=dict.fromkeys(PATHS)))
     assert "CDI_ANNOTATION_PREFIX" not in keys
     assert keys["TOOLKIT_RUNTIME_NAME"] == ""
     assert list(keys)[-1] == "DEVICE_LIST_STRATEGY"
@@ -91,26 +87,28 @@ def test_hash_is_of_the_decision_only() -> None:
     """Another moment and another boot leave it, any other fact changes it."""
     known = dict(lines())["TOOLKIT_CONFIG_HASH"]
     assert dict(lines(now=5, boot="x"))["TOOLKIT_CONFIG_HASH"] == known
-    for change in (
+    changes: tuple[dict[str, Any], ...] = (
         {"native": False},
         {"strategy": ("envvar",)},
-        {"hook_path": None},
-        {"driver_root": "/"},
-    ):
-        assert dict(lines(replace(FACTS, **change)))["TOOLKIT_CONFIG_HASH"] != known
+        {"paths": {**PATHS, "NVIDIA_CDI_HOOK_PATH": None}},
+        {"paths": {**PATHS, "NVIDIA_DRIVER_ROOT": "/"}},
+    )
+    for change in changes:
+        assert dict(lines(**change))["TOOLKIT_CONFIG_HASH"] != known
 
 
 @given(text=st.text(max_size=30))
 def test_no_value_can_break_a_line(text: str) -> None:
     """Spaces, quotes, line ends, `$()` and letters of other scripts become `_`."""
-    facts = replace(FACTS, runtime_version=text, socket=text, spec_dirs=(text,), hook_path=text)
-    for key, value in lines(facts, boot=text):
+    paths = dict.fromkeys(PATHS, text)
+    found = lines(boot=text, version=text, socket=text, spec_dirs=(text,), paths=paths)
+    for key, value in found:
         assert LINE.fullmatch(f"{key}={value}".encode("ascii"))
 
 
 def test_shell_can_source_it(ours: Publisher, directory: Path) -> None:
     """`. toolkit-ready` sets the variables and runs nothing, whatever a version string holds."""
-    ours.publish(lines(replace(FACTS, runtime_version="1;touch x $(touch y) `touch z`&'\"")))
+    ours.publish(lines(version="1;touch x $(touch y) `touch z`&'\""))
     done = subprocess.run(
         ["sh", "-euc", '. "$0"; echo "$TOOLKIT_CDI_SPEC_DIRS|$DEVICE_LIST_STRATEGY"',
          str(directory / READY)],
@@ -144,9 +142,7 @@ def test_equal_but_for_the_timestamp_is_not_rewritten(ours: Publisher, directory
     assert [(s.st_ino, s.st_mtime_ns) for s in after] == [(s.st_ino, s.st_mtime_ns) for s in before]
 
 
-@pytest.mark.parametrize(
-    "other", [lines(boot="another"), lines(replace(FACTS, native=False)), lines()[:-1]]
-)
+@pytest.mark.parametrize("other", [lines(boot="another"), lines(native=False), lines()[:-1]])
 def test_anything_else_is_rewritten(other: Lines, ours: Publisher, directory: Path) -> None:
     """Another boot, another decision, one line less."""
     ours.publish(lines())

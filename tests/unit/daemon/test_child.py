@@ -12,7 +12,6 @@ import pytest
 
 from agent.cri.client import Answer
 from agent.daemon import child, repeat_filter, supervisor
-from agent.daemon.child import Inherited
 from agent.decide import Evidence, Question, Switch, decide
 from agent.errors import AgentError, PutOff, Refused, RestartBudget, RollbackFailed, RolledBack
 from agent.host.paths import HostPath
@@ -57,9 +56,8 @@ class Child:
         self._monkeypatch.setattr(child, "converge", converge)
         reader, writer = os.pipe()
         os.set_blocking(reader, False)
-        inherited = Inherited(self._told, writer, self._told, 0.0, refresh=False)
         try:
-            code = child.work(self.ctx, inherited)
+            code = child.work(self.ctx, lock=self._told, pipe=writer, logged=self._told, since=0.0)
         except ZeroDivisionError:
             code = 1
         found = os.read(reader, 1000)

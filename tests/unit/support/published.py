@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from agent import status
-from agent.status import Facts, Lines
+from agent.decide import Evidence, Question, Switch, decide
+from agent.status import Lines
 
 BOOT = "0f0e0d0c-1111-2222-3333-444455556666"
-FACTS = Facts(
-    runtime="containerd",
-    runtime_version="1.7.24~ds1",
-    socket="/run/containerd/containerd.sock",
-    cdi_enabled=True,
-    native=True,
-    source="cri-status",
-    reason="enabled",
-    spec_dirs=("/etc/cdi", "/var/run/cdi"),
-    cri_field=True,
-    runtime_name="nvidia",
-    mode="cdi",
-    is_default=False,
-    strategy=("cdi-cri",),
-    annotation_prefix="cdi.k8s.io/",
-    hook_path="/usr/local/nvidia/toolkit/nvidia-cdi-hook",
-    driver_root="/run/nvidia/driver",
-    dev_root="/",
-)
+EVIDENCE = (Evidence("cri-status", Switch.TRUE, ("/etc/cdi", "/var/run/cdi")),)
+DECISION = decide(Question(version="1.7.24", evidence=EVIDENCE))
+PATHS: Mapping[str, str | None] = {
+    "NVIDIA_CDI_HOOK_PATH": "/usr/local/nvidia/toolkit/nvidia-cdi-hook",
+    "NVIDIA_DRIVER_ROOT": "/run/nvidia/driver",
+    "NVIDIA_DEV_ROOT": "/",
+}
 
 
-def lines(facts: Facts = FACTS, now: float = 1.7e9, boot: str = BOOT) -> Lines:
-    """The contract's lines of these facts."""
-    return status.lines(facts, boot, now)
+def lines(
+    now: float = 1.7e9, boot: str = BOOT, *, version: str = "1.7.24~ds1",
+    socket: str = "/run/containerd/containerd.sock", paths: Mapping[str, str | None] = PATHS,
+    **decided: Any,
+) -> Lines:  # fmt: skip
+    """The contract's lines of a node; `decided` are other values of its decision."""
+    return status.lines(
+        replace(DECISION, **decided), runtime="containerd", version=version, socket=socket,
+        cdi_enabled=True, runtime_name="nvidia", is_default=False, paths=paths, boot_id=boot,
+        now=now,
+    )  # fmt: skip
 
 
 def content(directory: Path) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""`run` restarts the runtime three times an hour at most; nobody else is limited."""
+"""`run` restarts the runtime three times an hour at most, and first at the node's own time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from agent.cri import process
 from agent.errors import Refused, RestartBudget
 from agent.plan.context import Context
-from agent.transaction import restart_budget
+from agent.transaction import restart_limits
 from agent.transaction.change import NotAccepted, Request
 from tests.unit.support import made_node
 from tests.unit.support.made_node import Node
@@ -31,8 +31,8 @@ class BudgetNode(Node):
     def restart_at(self, *times: float) -> None:
         """`run` restarts the runtime at these times."""
         for self.uptime in times:
-            restart_budget.require(self.run(), ())
-            restart_budget.use(self.run())
+            restart_limits.require(self.run(), ())
+            restart_limits.use(self.run())
 
 
 @pytest.fixture
@@ -45,14 +45,14 @@ def test_fourth_restart_in_an_hour_is_refused(node: BudgetNode) -> None:
     node.restart_at(100, 200, 300)
     node.uptime, node.clock = 400, 50
     with pytest.raises(RestartBudget) as refused:
-        restart_budget.require(node.run(), node.changes())
+        restart_limits.require(node.run(), node.changes())
     assert str(node.etc / "config.toml") in str(refused.value)
     assert "before 02:55:00 UTC" in str(refused.value)
     assert refused.value.until == 50 + 3300
-    node.restart_at(100 + restart_budget.PERIOD)
+    node.restart_at(100 + restart_limits.PERIOD)
     with pytest.raises(RestartBudget):
-        node.restart_at(199 + restart_budget.PERIOD)
-    node.restart_at(200 + restart_budget.PERIOD)
+        node.restart_at(199 + restart_limits.PERIOD)
+    node.restart_at(200 + restart_limits.PERIOD)
 
 
 def test_restarts_of_another_boot_do_not_count(
@@ -66,16 +66,16 @@ def test_restarts_of_another_boot_do_not_count(
 
 
 def test_apply_is_neither_counted_nor_refused(node: BudgetNode) -> None:
-    for _ in range(restart_budget.LIMIT + 1):
-        restart_budget.use(node.context())
+    for _ in range(restart_limits.LIMIT + 1):
+        restart_limits.use(node.context())
     node.restart_at(100, 200, 300)
-    restart_budget.require(node.context(), ())
+    restart_limits.require(node.context(), ())
 
 
 def test_rollback_is_not_counted(node: BudgetNode, monkeypatch: pytest.MonkeyPatch) -> None:
     """The change is, although it failed."""
     node.verdict = "bad"
-    use = functools.partial(restart_budget.use, node.run())
+    use = functools.partial(restart_limits.use, node.run())
     monkeypatch.setattr(made_node, "Request", functools.partial(Request, restarting=use))
     with pytest.raises(NotAccepted):
         node.apply()
@@ -89,4 +89,23 @@ def test_damaged_count_is_named(text: str, node: BudgetNode) -> None:
     path.write_text(text)
     path.chmod(0o600)
     with pytest.raises(Refused, match=r"restarts\.json"):
-        restart_budget.require(node.run(), ())
+        restart_limits.require(node.run(), ())
+
+
+def test_part_is_of_the_name() -> None:
+    """The same for ever (a pod that is made anew waits until the same moment), and inside
+    the time."""
+    assert restart_limits.delay("node-1", 300) == restart_limits.delay("node-1", 300)
+    assert round(restart_limits.delay("node-1", 300), 1) == 62.8
+
+
+def test_parts_are_spread_evenly() -> None:
+    """A thousand nodes that are numbered: in each tenth of the time about a tenth of them."""
+    parts = [restart_limits.delay(f"gpu-node-{number:04}", 10) for number in range(1000)]
+    counts = [sum(tenth <= part < tenth + 1 for part in parts) for tenth in range(10)]
+    assert sum(counts) == 1000
+    assert all(70 < count < 130 for count in counts), counts
+
+
+def test_no_time_is_no_wait() -> None:
+    assert restart_limits.delay("node-1", 0) == 0

@@ -1,0 +1,64 @@
+"""When a restart may begin: the budget of `run`, and the spread over the nodes of a cluster.
+
+Invariant: `run` begins `LIMIT` restarts an hour at most, also if it is started anew in between, so
+that a fight with another program ends. The spread delays a restart before anything is touched, so
+that a first rollout does not restart all runtimes of a cluster at once. A restart that brings a
+runtime back is neither counted nor refused nor delayed. `apply` and `revert` have no budget,
+because somebody asks for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+
+from agent.errors import PutOff, RestartBudget
+from agent.host.files import Change
+from agent.plan.context import Context
+
+LIMIT = 3
+PERIOD = 3600.0  # seconds
+
+
+def delay(name: str, spread: float) -> float:
+    """The delay in seconds, between 0 and `spread`, that a node's name decides."""
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+    return spread * int.from_bytes(digest[:8], "big") / 2**64
+
+
+def require(ctx: Context, changes: tuple[Change, ...]) -> None:
+    """Raise PutOff before the node's time has come, and RestartBudget if `run` has used up its
+    restarts. Raises Refused."""
+    now = ctx.clock()
+    if now < ctx.restart_after:
+        moment = time.gmtime(round(ctx.wall() + ctx.restart_after - now))
+        raise PutOff(
+            f"cannot be ready yet: restart put off until {time.strftime('%H:%M:%S', moment)} UTC "
+            "(restart spread)",
+            ctx.restart_after,
+        )
+    earlier = _recent(ctx) if ctx.has_restart_budget else ()
+    if len(earlier) < LIMIT:
+        return
+    left = earlier[-LIMIT] + PERIOD - ctx.uptime()
+    moment = time.gmtime(math.ceil(ctx.wall() + left))
+    what = ", ".join(item.path.host for item in changes) or "the configuration"
+    raise RestartBudget(
+        f"cannot apply: `run` restarted the runtime {LIMIT} times in the last hour, and does not "
+        f"do so again before {time.strftime('%H:%M:%S', moment)} UTC; find out what changes {what} "
+        "back, or run `toolkit-agent apply`, which has no limit",
+        math.ceil(now + left),
+    )
+
+
+def use(ctx: Context) -> None:
+    """Count a restart that is about to begin. Raises Refused."""
+    if ctx.has_restart_budget:
+        ctx.store.note_restarts(ctx.boot_id, (*_recent(ctx), ctx.uptime())[-LIMIT:])
+
+
+def _recent(ctx: Context) -> tuple[float, ...]:
+    """The restarts of the last hour (seconds since the boot), the earliest first."""
+    now = ctx.uptime()
+    return tuple(at for at in ctx.store.restarts(ctx.boot_id) if 0 <= now - at < PERIOD)
