@@ -7,23 +7,16 @@ made from one observation.
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from agent.cdi.driver import driver
 from agent.cdi.driver.known_gpus import KnownGpus
-from agent.cdi.driver.root import DriverRoot
 from agent.cdi.specs import readers
-from agent.cdi.specs.readers import Reader
-from agent.cri.client import Sandbox
-from agent.decide import Decision, Evidence, PodNeeds, Question, decide
+from agent.decide import Decision, PodNeeds, Question, decide
 from agent.errors import AgentError, CandidateFailed, Refused, TrialFailed
 from agent.host.files import Change
 from agent.host.paths import HostRoot
-from agent.log import Log
-from agent.options.settings import Settings
 from agent.plan import in_force, obstacles, own_specs, pod_guard, toolkit_users
 from agent.plan.candidate import known_failure, loaded_digest
 from agent.plan.context import Context, StartTrial
@@ -35,8 +28,8 @@ from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.desired_state import Desired
 from agent.runtimes.preflight import Candidate, Preflight
 from agent.runtimes.restart import Restart
-from agent.state.store import Memory, Store, current_memory
-from agent.status import Publisher, is_publishable
+from agent.state.store import Memory, current_memory
+from agent.status import is_publishable
 from agent.toolkit import device_nodes, install, programs
 from agent.toolkit.device_nodes import MissingNode
 
@@ -82,14 +75,9 @@ class Proposal:
     @property
     def changes(self) -> tuple[Change, ...]:
         """Every file that would be written, without the toolkit's programs."""
-        spec, toolkit = self.spec, self.toolkit
-        found = (
-            *self.repairs,
-            *(spec.changes if spec else ()),
-            *self.config_changes,
-            toolkit.config if toolkit else None,
-        )
-        return tuple(change for change in found if change is not None)
+        specs = self.spec.changes if self.spec else ()
+        config = (self.toolkit.config,) if self.toolkit and self.toolkit.config else ()
+        return (*self.repairs, *specs, *self.config_changes, *config)
 
     @property
     def changed_node(self) -> ChangedNode | None:
@@ -112,13 +100,6 @@ class Proposal:
         return not self.config_changes and self.restart is None
 
     @property
-    def refusal(self) -> AgentError | None:
-        """Why an apply refuses."""
-        parts = (self.toolkit, self.spec)
-        problems = (part.problem for part in parts if part is not None)
-        return self.blocked or next((found for found in problems if found is not None), None)
-
-    @property
     def refusals(self) -> tuple[AgentError, ...]:
         """Every reason for which an apply refuses. A driver may be found once its device nodes are
         there."""
@@ -129,87 +110,20 @@ class Proposal:
     @property
     def nothing_to_do(self) -> bool:
         """Is there nothing to write, nothing to restart and no obstacle?"""
-        installed = self.toolkit is None or self.toolkit.right
-        return (
-            self.refusal is None
-            and installed
-            and not self.nodes
-            and not self.changes
-            and all(item.needed_by for item in self.moved_toolkits)
-            and self.restart is None
+        return not (
+            self.refusals
+            or (self.toolkit and not self.toolkit.right)
+            or self.nodes
+            or self.changes
+            or not all(item.needed_by for item in self.moved_toolkits)
+            or self.restart
         )
-
-
-def _log_decision(log: Log, seen: Observation, proposal: Proposal) -> None:
-    """Log what the decision is made from, and what it is."""
-    runtime, decision, restart = seen.runtime, proposal.decision, proposal.restart
-    log.debug(
-        "runtime observed",
-        runtime=runtime.answer.name,
-        version=runtime.version,
-        socket=runtime.socket.host,
-        pid=runtime.process.pid if runtime.process else None,
-        unit=runtime.endpoint.unit,
-        files=[file.path.host for file in seen.node.files] if seen.node else [],
-    )
-    log.debug(
-        "decided",
-        row=decision.row,
-        rule=decision.rule,
-        evidence=list(decision.evidence),
-        changes=[change.path.host for change in proposal.config_changes],
-        unproven=list(proposal.unproven),
-        restart=restart.kind if restart else None,
-    )
 
 
 def propose(ctx: Context, seen: Observation, *, may_enable: bool | None = None) -> Proposal:
     """What would be done, without doing it. `may_enable` overrides the option that allows native
     CDI to be switched on. Raises Unreachable or Refused."""
-    settings, host = ctx.settings, ctx.host
-    begun = _configuration(ctx, seen, may_enable)
-    _log_decision(ctx.log, seen, begun)
-    root = driver.root_of(host, driver.places(settings))
-    calls, kept = _low_level(settings, host, seen, begun.edits)
-    pods = _pods_in_the_way(settings, host, begun, calls)
-    toolkit = _toolkit(settings, host, seen.toolkit, begun, calls, root)
-    hook = install.cdi_hook(settings, host, seen.toolkit)
-    gpus = KnownGpus(ctx.store, host, ctx.boot_id, refresh=ctx.refresh)
-    spec = _specs(settings, host, gpus, begun, hook)
-    notes = (
-        kept,
-        *_refusals(pods),
-        seen.toolkit_warning,
-        _unpublishable_warning("NVIDIA_CDI_HOOK_PATH", hook, "--toolkit-install-dir"),
-        _unpublishable_warning(
-            "NVIDIA_DRIVER_ROOT", root.host_path if root else None, "--driver-root"
-        ),
-    )
-    nodes, refused = device_nodes.possible(device_nodes.missing(settings, host, root))
-    moved_toolkits: tuple[MovedToolkit, ...] = ()
-    if begun.changed_node is not None and seen.toolkit is not None:
-        moved_toolkits = toolkit_users.moved_toolkits(
-            settings, host, begun.changed_node, seen.memory, seen.toolkit.directory
-        )
-    proposal = replace(
-        begun,
-        warnings=(
-            *begun.warnings,
-            *(text for text in notes if text),
-            *(toolkit.warnings if toolkit else ()),
-            *(spec.warnings if spec else ()),
-            *refused,
-            *(item.warning for item in moved_toolkits),
-        ),
-        blocked=begun.blocked or pods,
-        toolkit=toolkit,
-        spec=spec,
-        nodes=nodes,
-        moved_toolkits=moved_toolkits,
-    )
-    if (blocked := _unwritable(host, ctx.store, ctx.publisher, proposal)) is None:
-        return proposal
-    return replace(proposal, blocked=blocked, warnings=(*proposal.warnings, *_refusals(blocked)))
+    return _Proposer(ctx, seen).propose(may_enable)
 
 
 def preview(ctx: Context, obstacle: AgentError | None = None) -> Proposal:
@@ -224,7 +138,7 @@ def preview(ctx: Context, obstacle: AgentError | None = None) -> Proposal:
         return _decision_only(ctx, memory, obstacle or error)
     if obstacle is None:
         return proposal
-    warnings = (*proposal.warnings, *_refusals(obstacle))
+    warnings = (*proposal.warnings, refusal_text(obstacle))
     return replace(proposal, blocked=obstacle, warnings=warnings)
 
 
@@ -237,43 +151,16 @@ def _decision_only(ctx: Context, memory: Memory, refusal: AgentError) -> Proposa
     if not settings.no_runtime_config:
         with contextlib.suppress(Refused):
             evidence = adapter.look(settings, host, runtime, {}).evidence(host)
-    decision = _decide(
-        settings, runtime, evidence, enabled_by_agent=memory.enabled_cdi,
-        may_enable=settings.may_enable_cdi,
-    )  # fmt: skip
-    decided = Proposal(runtime, None, decision, decision.warnings, blocked=refusal)
-    spec = _specs(
-        settings, host, KnownGpus(ctx.store, host, ctx.boot_id, refresh=False), decided, None
-    )
-    problem = spec.problem if spec else None
-    return replace(
-        decided,
-        warnings=(*decided.warnings, *_refusals(refusal), *_refusals(problem)),
+    proposer = _Proposer(ctx, Observation(memory, None, None, runtime, None, evidence))
+    decision = proposer.decision(may_enable=settings.may_enable_cdi)
+    spec = proposer.specs(decision, None)
+    errors = (refusal, spec.problem if spec else None)
+    return Proposal(
+        runtime, None, decision,
+        (*decision.warnings, *(refusal_text(error) for error in errors if error)),
+        blocked=refusal,
         spec=replace(spec, changes=()) if spec else None,
-    )
-
-
-def _toolkit(
-    settings: Settings, host: HostRoot, found: install.Toolkit | None, begun: Proposal,
-    calls: tuple[str, ...], root: DriverRoot | None,
-) -> install.ToolkitProposal | None:  # fmt: skip
-    """The toolkit's directory, made for the future default runtime."""
-    if found is None:
-        return None
-    decision = replace(begun.decision, is_default=begun.is_default)
-    return install.propose(settings, host, found, decision, calls, root)
-
-
-def _specs(
-    settings: Settings, host: HostRoot, gpus: KnownGpus, begun: Proposal, hook: str | None
-) -> own_specs.SpecProposal | None:
-    """The CDI specs, for the runtime or NVIDIA's programs to read."""
-    runtime, decision = begun.runtime, begun.decision
-    program = find.program(settings, host, runtime) if decision.native else None
-    directories, reader = find.spec_directories(runtime), _reader(runtime, decision)
-    return own_specs.propose(
-        settings, host, gpus, decision.spec_dirs, hook, reader, directories, program
-    )
+    )  # fmt: skip
 
 
 def refusal_text(error: AgentError) -> str:
@@ -281,58 +168,239 @@ def refusal_text(error: AgentError) -> str:
     return f"apply refuses: {error.message}"
 
 
-def _refusals(error: AgentError | None) -> tuple[str, ...]:
-    return (refusal_text(error),) if error is not None else ()
+class _Proposer:
+    """Makes a proposal from one observation."""
+
+    def __init__(self, ctx: Context, seen: Observation) -> None:
+        self._ctx = ctx
+        self._seen = seen
+        self._settings = ctx.settings
+        self._host = ctx.host
+        self._memory = seen.memory
+
+    def propose(self, may_enable: bool | None) -> Proposal:
+        """See the function of this name."""
+        settings, host, seen = self._settings, self._host, self._seen
+        begun = self._configuration(may_enable)
+        self._log(begun)
+        decision, blocked, changed = begun.decision, begun.blocked, begun.changed_node
+        root = driver.root_of(host, driver.places(settings))
+        hook = install.cdi_hook(settings, host, seen.toolkit)
+        calls, kept = self._low_level(begun.edits)
+        warnings = [*begun.warnings, kept]
+        if changed is not None and begun.restart is not None:
+            pods = pod_guard.apply_refusal(settings, host, changed.node, changed.files, calls)
+            warnings += [refusal_text(pods)] if pods else []
+            blocked = blocked or pods
+        warnings += [
+            seen.toolkit_warning,
+            _unpublishable("NVIDIA_CDI_HOOK_PATH", hook, "--toolkit-install-dir"),
+            _unpublishable("NVIDIA_DRIVER_ROOT", root.host_path if root else None, "--driver-root"),
+        ]
+        toolkit, moved_toolkits = None, tuple[MovedToolkit, ...]()
+        if seen.toolkit is not None:  # the future default runtime decides what is in it
+            future = replace(decision, is_default=begun.is_default)
+            toolkit = install.propose(settings, host, seen.toolkit, future, calls, root)
+            warnings += toolkit.warnings
+            if changed is not None:
+                moved_toolkits = toolkit_users.moved_toolkits(
+                    settings, host, changed, self._memory, seen.toolkit.directory
+                )
+        spec = self.specs(decision, hook)
+        nodes, refused = device_nodes.possible(device_nodes.missing(settings, host, root))
+        warnings += [*(spec.warnings if spec else ()), *refused]
+        warnings += [item.warning for item in moved_toolkits]
+        proposal = replace(
+            begun, warnings=tuple(filter(None, warnings)), blocked=blocked, toolkit=toolkit,
+            spec=spec, nodes=nodes, moved_toolkits=moved_toolkits,
+        )  # fmt: skip
+        if proposal.nothing_to_do or proposal.refusals:
+            return proposal
+        blocked = obstacles.of_changes(
+            host, self._ctx.store, self._ctx.publisher, proposal.config_changes,
+            transaction=not proposal.is_configured, spec=spec, toolkit=toolkit,
+        )  # fmt: skip
+        if blocked is None:
+            return proposal
+        warnings.append(refusal_text(blocked))
+        return replace(proposal, blocked=blocked, warnings=tuple(filter(None, warnings)))
+
+    def _log(self, begun: Proposal) -> None:
+        """Log what the decision is made from, and what it is."""
+        runtime, decision, restart = begun.runtime, begun.decision, begun.restart
+        self._ctx.log.debug(
+            "runtime observed",
+            runtime=runtime.answer.name,
+            version=runtime.version,
+            socket=runtime.socket.host,
+            pid=runtime.process.pid if runtime.process else None,
+            unit=runtime.endpoint.unit,
+            files=[file.path.host for file in begun.node.files] if begun.node else [],
+        )
+        self._ctx.log.debug(
+            "decided",
+            row=decision.row,
+            rule=decision.rule,
+            evidence=list(decision.evidence),
+            changes=[change.path.host for change in begun.config_changes],
+            unproven=list(begun.unproven),
+            restart=restart.kind if restart else None,
+        )
+
+    def specs(self, decision: Decision, hook: str | None) -> own_specs.SpecProposal | None:
+        """The CDI specs. Where the runtime does not read them, NVIDIA's runtime does, and it can
+        read all specs of ours. `hook` is the host path of NVIDIA's program for hooks."""
+        ctx, settings, host = self._ctx, self._settings, self._host
+        runtime = self._seen.runtime
+        program, reader = None, readers.UNKNOWN_READER
+        if decision.native:
+            program = find.program(settings, host, runtime)
+            reader = readers.reader_of(runtime.answer.name, runtime.version)
+        return own_specs.propose(
+            settings, host, KnownGpus(ctx.store, host, ctx.boot_id, refresh=ctx.refresh),
+            decision.spec_dirs, hook, reader, find.spec_directories(runtime), program,
+        )  # fmt: skip
+
+    def _low_level(self, edits: Edits | None) -> tuple[tuple[str, ...], str | None]:
+        """The low-level runtimes that NVIDIA's runtime is to call, and a warning."""
+        node = self._seen.node
+        if self._seen.toolkit is None:
+            return (), None
+        effective, base, called = None, self._memory.default, None
+        if node is not None and edits is not None:
+            effective = node.effective(edits.files)
+            # Of the files as they are: the default may become ours by these very edits.
+            base = edits.base or base or node.effective(node.files).default
+            called = edits.called
+        calls = low_level.runtimes(
+            self._settings, self._host, self._seen.runtime.kind, effective, base, called
+        )
+        return pod_guard.low_level_kept(self._settings, self._host, node, calls)
+
+    def _configuration(self, may_enable: bool | None) -> Proposal:
+        """The decision and the runtime's files. Where native CDI cannot be switched on, row 5 of
+        DESIGN section 3 holds."""
+        seen, memory, node = self._seen, self._memory, self._seen.node
+        if node is None:
+            decision = self.decision(may_enable=False)
+            return Proposal(seen.runtime, None, decision, decision.warnings)
+        allowed = self._settings.may_enable_cdi if may_enable is None else may_enable
+        allowed = allowed and memory.cdi_refused != loaded_digest(seen.runtime, node.files)
+        begun = self._with_edits(node, allowed)
+        does_not_start = isinstance(begun.blocked, TrialFailed | CandidateFailed)
+        if not does_not_start or begun.decision.row != 4 or memory.enabled_cdi:
+            return begun
+        without = self._with_edits(node, False)
+        text = f"native CDI cannot be switched on: {begun.blocked}"
+        return replace(without, cdi_refused=True, warnings=(*without.warnings, text))
+
+    def _with_edits(self, node: ConfiguredRuntime, may_enable: bool) -> Proposal:
+        """The decision, the edits that follow from it, whether a restart is due, and the results of
+        all checks."""
+        ctx, seen, memory, settings = self._ctx, self._seen, self._memory, self._settings
+        assert seen.toolkit is not None
+        decision = self._kept_decision(node, may_enable)
+        available, left_out = (
+            ((), ()) if decision.hook else install.binaries(settings, seen.toolkit)
+        )
+        hook = seen.toolkit.path(programs.RUNTIME_HOOK)
+        request = EditRequest(settings, ctx.store, memory, decision, available, hook)
+        try:
+            edits, notes = node.edits(self._host, request)
+        except CannotSwitch:
+            if memory.enabled_cdi:
+                raise
+            # No edit can switch native CDI on here, so row 5 holds.
+            decision = self._kept_decision(node, False)
+            edits, notes = node.edits(self._host, replace(request, decision=decision))
+        unproven = tuple(node.adapter.unproven(edits.desired, seen.runtime.answer))
+        unproven = unproven or in_force.unproven_after_reload(
+            node, edits, memory, ctx.boot_id, ctx.wall
+        )
+        restart = None
+        if unproven:
+            restart = ctx.choose_restart(
+                settings.restart_mode, seen.runtime.process, self._host, seen.runtime.kind
+            )
+        hard_links = (
+            f"{item.path} has {item.before.links} names (hard links): the others keep the old "
+            "content"
+            for item in edits.changes
+            if item.before is not None and item.before.links > 1
+        )
+        warnings = (*decision.warnings, *left_out, *notes, *hard_links)
+        begun = Proposal(
+            seen.runtime, node, decision, warnings + (restart.warnings if restart else ()), edits,
+            unproven, restart, repairs=seen.repairs,
+        )  # fmt: skip
+        return self._with_checks(begun, node, edits)
+
+    def _kept_decision(self, node: ConfiguredRuntime, may_enable: bool) -> Decision:
+        """The decision, with what running pods keep. Pods are looked at only where it would take
+        something away."""
+        decision = self.decision(may_enable=may_enable)
+        counts = pod_guard.counting(self._ctx.wall(), self._ctx.uptime())
+        needs = pod_guard.needs(self._settings, self._host, node, decision, counts)
+        return self.decision(may_enable=may_enable, needs=needs) if needs else decision
+
+    def decision(self, *, may_enable: bool, needs: PodNeeds | None = None) -> Decision:
+        """The decision for this runtime under these settings. `needs` is what running pods keep."""
+        settings, runtime = self._settings, self._seen.runtime
+        return decide(
+            Question(
+                cdi=settings.cdi_enabled,
+                runtime=runtime.answer.name,
+                version=runtime.version,
+                evidence=self._seen.evidence,
+                may_enable=may_enable,
+                enabled_by_agent=self._memory.enabled_cdi,
+                forced={"true": True, "false": False}.get(settings.native_cdi),
+                set_as_default=settings.set_as_default,
+                default_negotiable=settings.default_is_negotiable,
+                mode=settings.mode,
+                strategy=settings.device_list_strategy,
+                prefixes=settings.annotation_prefixes,
+                kubelet=settings.kubelet_version,
+                crio_mode=settings.crio_config_mode,
+                needs=needs,
+            )
+        )
+
+    def _with_checks(self, begun: Proposal, node: ConfiguredRuntime, edits: Edits) -> Proposal:
+        """The proposal with the results of all checks: the runtime survives a restart, its
+        executable accepts the files, the candidate has not failed before, and a trial start
+        succeeds."""
+        ctx, host, warnings = self._ctx, self._host, [*begun.warnings]
+        hazard = node.restart_hazard(host, edits.files)
+        if hazard is not None:
+            warnings.append(refusal_text(hazard) if begun.restart else hazard.later)
+        checked = trial = None
+        if not begun.is_configured:
+            names = tuple(edits.desired.handlers)
+            ours = (*names, *edits.desired.absent)
+            checked = node.preflight(host, Candidate(edits.files, names, ours))
+            if not checked.done:
+                warnings.append(f"not pre-flighted: {checked.note}")
+        blocked: AgentError | None = hazard if begun.restart else None
+        if begun.restart and blocked is None:
+            if not ctx.retry:
+                blocked = known_failure(host, ctx.store, node, edits, ctx.wall())
+            if blocked is None:
+                unloaded = in_force.first_unloaded(self._memory, node, ctx.wall)
+                trial = trial_verdict(
+                    host, ctx.start_trial, node, edits.changes, edits.desired, "apply", unloaded
+                )
+                blocked = trial.refusal
+            if blocked is not None:
+                warnings.append(refusal_text(blocked))
+            elif trial and (text := trial.warning if trial.done else f"not tried: {trial.note}"):
+                warnings.append(text)
+        return replace(
+            begun, preflight=checked, warnings=tuple(warnings), blocked=blocked, trial=trial
+        )
 
 
-def _low_level(
-    settings: Settings, host: HostRoot, seen: Observation, edits: Edits | None
-) -> tuple[tuple[str, ...], str | None]:
-    """The low-level runtimes that NVIDIA's runtime is to call, and a warning."""
-    if seen.toolkit is None:
-        return (), None
-    effective, base, called, node = None, seen.memory.default, None, seen.node
-    if node is not None and edits is not None:
-        effective = node.effective(edits.files)
-        # Of the files as they are: the default may become ours by these very edits.
-        base = edits.base or base or node.effective(node.files).default
-        called = edits.called
-    calls = low_level.runtimes(settings, host, seen.runtime.kind, effective, base, called)
-    return pod_guard.low_level_kept(settings, host, node, calls)
-
-
-def _pods_in_the_way(
-    settings: Settings, host: HostRoot, begun: Proposal, calls: tuple[str, ...]
-) -> Refused | None:
-    """The refusal of a change that running pods would not survive. `calls` are the low-level
-    runtimes that NVIDIA's runtime will call."""
-    changed = begun.changed_node
-    if changed is None or begun.restart is None:
-        return None
-    return pod_guard.apply_refusal(settings, host, changed.node, changed.files, calls)
-
-
-def _unwritable(
-    host: HostRoot, store: Store, publisher: Publisher, proposal: Proposal
-) -> AgentError | None:
-    """Why a proposal cannot be written, None where it can or where nothing has to be written."""
-    if proposal.nothing_to_do or proposal.refusal is not None:
-        return None
-    return obstacles.of_changes(
-        host, store, publisher, proposal.config_changes,
-        transaction=not proposal.is_configured, spec=proposal.spec, toolkit=proposal.toolkit,
-    )  # fmt: skip
-
-
-def _reader(runtime: Runtime, decision: Decision) -> Reader:
-    """The program that reads the specs. Where the runtime does not, NVIDIA's runtime does, and it
-    can read all specs of ours."""
-    if not decision.native:
-        return readers.UNKNOWN_READER
-    return readers.reader_of(runtime.answer.name, runtime.version)
-
-
-def _unpublishable_warning(key: str, path: str | None, option: str) -> str | None:
+def _unpublishable(key: str, path: str | None, option: str) -> str | None:
     """A warning where the status file leaves a path out because it cannot hold it."""
     if path is None or is_publishable(path):
         return None
@@ -340,138 +408,6 @@ def _unpublishable_warning(key: str, path: str | None, option: str) -> str | Non
         f"{key} is not published because {path} has a character that the status file cannot hold: "
         f"set the variable of the device plugin by hand, or give another {option}"
     )
-
-
-def _configuration(ctx: Context, seen: Observation, may_enable: bool | None) -> Proposal:
-    """The decision and the runtime's files. Where native CDI cannot be switched on, row 5 of
-    DESIGN section 3 holds."""
-    node, memory = seen.node, seen.memory
-    if node is None:
-        decision = _decide(
-            ctx.settings, seen.runtime, seen.evidence, enabled_by_agent=memory.enabled_cdi,
-            may_enable=False,
-        )  # fmt: skip
-        return Proposal(seen.runtime, None, decision, decision.warnings)
-    allowed = ctx.settings.may_enable_cdi if may_enable is None else may_enable
-    allowed = allowed and memory.cdi_refused != loaded_digest(seen.runtime, node.files)
-    begun = _with_checks(ctx, memory, _with_edits(ctx, seen, node, allowed))
-    does_not_start = isinstance(begun.blocked, TrialFailed | CandidateFailed)
-    if not does_not_start or begun.decision.row != 4 or memory.enabled_cdi:
-        return begun
-    without = _with_checks(ctx, memory, _with_edits(ctx, seen, node, False))
-    text = f"native CDI cannot be switched on: {begun.blocked}"
-    return replace(without, cdi_refused=True, warnings=(*without.warnings, text))
-
-
-def _with_edits(
-    ctx: Context, seen: Observation, node: ConfiguredRuntime, may_enable: bool
-) -> Proposal:
-    """The decision, the edits that follow from it, and whether a restart is due."""
-    settings, memory, toolkit, runtime = ctx.settings, seen.memory, seen.toolkit, seen.runtime
-    assert toolkit is not None
-    counts = pod_guard.counting(ctx.wall(), ctx.uptime())
-    decided = functools.partial(_decision, settings, ctx.host, seen, node, counts)
-    decision = decided(may_enable=may_enable)
-    available, left_out = ((), ()) if decision.hook else install.binaries(settings, toolkit)
-    hook = toolkit.path(programs.RUNTIME_HOOK)
-    request = EditRequest(settings, ctx.store, memory, decision, available, hook)
-    try:
-        edits, notes = node.edits(ctx.host, request)
-    except CannotSwitch:
-        if memory.enabled_cdi:
-            raise
-        # No edit can switch native CDI on here, so row 5 holds.
-        decision = decided(may_enable=False)
-        edits, notes = node.edits(ctx.host, replace(request, decision=decision))
-    unproven = tuple(node.adapter.unproven(edits.desired, runtime.answer))
-    unproven = unproven or in_force.unproven_after_reload(
-        node, edits, memory, ctx.boot_id, ctx.wall
-    )
-    restart = None
-    if unproven:
-        restart = ctx.choose_restart(settings.restart_mode, runtime.process, ctx.host, runtime.kind)
-    warnings = (*decision.warnings, *left_out, *notes, *_hard_links(edits.changes))
-    warnings += restart.warnings if restart else ()
-    return Proposal(
-        runtime, node, decision, warnings, edits, unproven, restart, repairs=seen.repairs
-    )
-
-
-def _decision(
-    settings: Settings, host: HostRoot, seen: Observation, node: ConfiguredRuntime,
-    counts: Callable[[Sandbox], bool], *, may_enable: bool,
-) -> Decision:  # fmt: skip
-    """The decision, with what running pods keep. Pods are looked at only where it would take
-    something away."""
-    decided = functools.partial(
-        _decide,
-        settings, seen.runtime, seen.evidence, enabled_by_agent=seen.memory.enabled_cdi,
-        may_enable=may_enable,
-    )  # fmt: skip
-    decision = decided()
-    needs = pod_guard.needs(settings, host, node, decision, counts)
-    return decided(needs=needs) if needs else decision
-
-
-def _decide(
-    settings: Settings, runtime: Runtime, seen: tuple[Evidence, ...], *,
-    enabled_by_agent: bool, may_enable: bool, needs: PodNeeds | None = None,
-) -> Decision:  # fmt: skip
-    """The decision for this runtime under these settings. `needs` is what running pods keep."""
-    return decide(
-        Question(
-            cdi=settings.cdi_enabled,
-            runtime=runtime.answer.name,
-            version=runtime.version,
-            evidence=seen,
-            may_enable=may_enable,
-            enabled_by_agent=enabled_by_agent,
-            forced={"true": True, "false": False}.get(settings.native_cdi),
-            set_as_default=settings.set_as_default,
-            default_negotiable=settings.default_is_negotiable,
-            mode=settings.mode,
-            strategy=settings.device_list_strategy,
-            prefixes=settings.annotation_prefixes,
-            kubelet=settings.kubelet_version,
-            crio_mode=settings.crio_config_mode,
-            needs=needs,
-        )
-    )
-
-
-def _with_checks(ctx: Context, memory: Memory, begun: Proposal) -> Proposal:
-    """The proposal with the results of all checks: the runtime survives a restart, its executable
-    accepts the files, the candidate has not failed before, and a trial start succeeds."""
-    warnings, restart, edits, node = begun.warnings, begun.restart, begun.edits, begun.node
-    assert edits is not None
-    assert node is not None
-    hazard = node.restart_hazard(ctx.host, edits.files)
-    if hazard is not None:
-        warnings = (*warnings, *(_refusals(hazard) if restart else (hazard.later,)))
-    checked = None
-    if not begun.is_configured:
-        names = tuple(edits.desired.handlers)
-        ours = (*names, *edits.desired.absent)
-        checked = node.preflight(ctx.host, Candidate(edits.files, names, ours))
-    if checked is not None and not checked.done:
-        warnings = (*warnings, f"not pre-flighted: {checked.note}")
-    blocked: AgentError | None = hazard if restart else None
-    trial = None
-    if restart and blocked is None:
-        blocked = None if ctx.retry else known_failure(ctx.host, ctx.store, node, edits, ctx.wall())
-        if blocked is None:
-            trial = trial_verdict(
-                ctx.host, ctx.start_trial, node, edits.changes, edits.desired, "apply",
-                in_force.first_unloaded(memory, node, ctx.wall),
-            )  # fmt: skip
-            blocked = trial.refusal
-        if blocked is not None:
-            warnings = (*warnings, *_refusals(blocked))
-        elif trial is not None and not trial.done:
-            warnings = (*warnings, f"not tried: {trial.note}")
-        elif trial is not None and trial.warning:
-            warnings = (*warnings, trial.warning)
-    return replace(begun, preflight=checked, warnings=warnings, blocked=blocked, trial=trial)
 
 
 def trial_verdict(
@@ -504,12 +440,3 @@ def start_failure(host: HostRoot, start_trial: StartTrial, node: ConfiguredRunti
     if isinstance(subject, str):
         return ""
     return start_trial(host, subject.launch({}), lambda _: []).failure
-
-
-def _hard_links(changes: tuple[Change, ...]) -> tuple[str, ...]:
-    """A warning for each file with hard links that is going to be replaced."""
-    return tuple(
-        f"{item.path} has {item.before.links} names (hard links): the others keep the old content"
-        for item in changes
-        if item.before is not None and item.before.links > 1
-    )

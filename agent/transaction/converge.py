@@ -104,14 +104,15 @@ class _Convergence:
         """Raise the error that prevents a proposal, before anything is written."""
         ctx, spec = self._ctx, proposal.spec
         ctx.on_proposal(proposal)
-        error = proposal.refusal
-        is_spec_problem = spec is not None and error == spec.problem
-        if error is None or (proposal.nodes and is_spec_problem):
-            return  # the driver may be found once its device nodes are there
+        error = next(iter(proposal.refusals), None)
+        if error is None:
+            return
         if spec is not None and isinstance(error, NoDriver | NoDevices | DriverFailed):
             # The devices are gone, and so are specs and readiness.
             own_specs.write(ctx.settings, spec, ctx.publisher, ctx.log)
-        if spec is not None and (is_spec_problem or isinstance(error, obstacles.SpecUnwritable)):
+        if spec is not None and (
+            error == spec.problem or isinstance(error, obstacles.SpecUnwritable)
+        ):
             dirs = proposal.decision.spec_dirs
             if not own_specs.has_needed(ctx.settings, ctx.host, dirs, spec.needed):
                 ctx.publisher.withdraw()  # a node without its devices is not ready
