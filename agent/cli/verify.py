@@ -20,11 +20,11 @@ def verify(output: str, **given: str | None) -> None:
     from agent.cli import progress
     from agent.cli.render import verify as render_verify
     from agent.log import Silent
-    from agent.plan.context import reading_context
+    from agent.plan.context import open_host
     from agent.verify.verify import verify as prove
 
     settings = settings_of(given)
     with progress.shown(Silent(), "running a pod under each handler"):
-        found = prove(reading_context(settings))
+        found = prove(settings, open_host(settings))
     emit(output, found, render_verify.text, "Verification", render_verify.data)
     raise SystemExit(_EXIT_CODES[found.result])

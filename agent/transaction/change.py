@@ -6,6 +6,7 @@ be reached, the journal stays, and RollbackFailed says what prevents it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -39,7 +40,7 @@ from agent.status import Saved
 from agent.transaction import file_changes, host_timer, quiet_moment
 from agent.transaction.file_changes import Undone
 from agent.transaction.host_timer import Switch
-from agent.transaction.pod_proof import NO_PODS, PodProof, PodsFail
+from agent.transaction.pod_proof import PodProof, PodsFail
 
 
 class NotAccepted(RolledBack):
@@ -70,7 +71,7 @@ class Request:
     check: Callable[[], None] = lambda: None
     restarting: Callable[[], None] = lambda: None
     start_failure: Callable[[], str] = str
-    pods: PodProof = NO_PODS
+    pods: PodProof | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ def _carry_out(ctx: Context, request: Request) -> Completed:
     restart, socket = request.restart, request.runtime.socket
     quiet_until = ctx.clock() + quiet_moment.LIMIT
     if restart is not None and restart.kind != "none":
-        request.pods.before()
+        if request.pods:
+            request.pods.before()
         quiet_moment.wait(ctx, socket, quiet_until, touched=False)
     change = _begin(ctx, request)
     barrier = change.journal.barrier is not None
@@ -141,7 +143,7 @@ def _carry_out(ctx: Context, request: Request) -> Completed:
         restart.act(request.runtime.process)
         change.log.info("runtime restarted", kind=restart.kind, target=restart.target)
         answer = change.prove()
-        pods = request.pods.after()
+        pods = request.pods.after() if request.pods else ""
         change.switch.claim()
         change.commit()
     except (RestartFailed, NotProven, Refused) as error:
@@ -176,6 +178,9 @@ def _begin(ctx: Context, request: Request) -> Transaction:
     saved = ctx.publisher.save()
     entries = file_changes.entries(ctx.store, request.changes, request.memory)
     runtime, restart = request.runtime, request.restart
+    old = runtime.process.identity if runtime.process else None
+    if old is None and restart is not None and restart.kind == "systemd":
+        old = ctx.invocation(restart.target)
     journal = Journal(
         purpose=request.purpose,
         boot_id=ctx.boot_id,
@@ -183,7 +188,7 @@ def _begin(ctx: Context, request: Request) -> Transaction:
         entries=entries,
         wanted=request.desired.to_json(),
         before=tuple(state.to_json() for state in request.before),
-        process=_running(request, ctx.invocation),
+        process=old,
         kind=runtime.kind,
         socket=runtime.socket.host,
         restart=(restart.kind, restart.target) if restart else None,
@@ -208,25 +213,17 @@ def _begin(ctx: Context, request: Request) -> Transaction:
     return change
 
 
-def _running(request: Request, invocation: Callable[[str], Identity]) -> Identity:
-    """The identity of the process that runs on the old files."""
-    process, restart = request.runtime.process, request.restart
-    if process is not None:
-        return process.identity
-    by_systemd = restart is not None and restart.kind == "systemd"
-    return invocation(restart.target) if restart is not None and by_systemd else None
-
-
 class Transaction:
     """A change in progress: the steps that finish or undo it, by its `journal`.
 
-    The process that began it uses it, or a later one that finishes or undoes what is left. `log`
-    writes all lines under the id of the process that began it.
+    The process that began it uses it, or a later one that finishes or undoes what is left
+    (`recovering`). `log` writes all lines under the id of the process that began it.
     """
 
-    def __init__(self, ctx: Context, journal: Journal) -> None:
+    def __init__(self, ctx: Context, journal: Journal, *, recovering: bool = False) -> None:
         self.ctx = ctx
         self.journal = journal
+        self._recovering = recovering
         self.log = TransactionLog(ctx.log, journal.transaction)
         self.switch = Switch(ctx.host, ctx.store, ctx.reach, self.log, journal)
         kind, target = journal.restart or ("none", "")
@@ -240,11 +237,6 @@ class Transaction:
         return self.journal.boot_id == self.ctx.boot_id
 
     @property
-    def states_before(self) -> tuple[Desired, ...]:
-        """The states that prove an undo. One of them has to hold."""
-        return tuple(Desired.from_json(dict(state)) for state in self.journal.before)
-
-    @property
     def _old_process(self) -> Identity:
         """The process that ran on the old files. After a reboot the numbers of a process say
         nothing, and any process is another one."""
@@ -254,60 +246,52 @@ class Transaction:
         """Note the next stage, durably. Raises Refused."""
         self.journal = self.ctx.store.advance(self.journal, stage)
 
-    def undo_files(self, begun: Collection[str] | None, *, recovering: bool = False) -> None:
+    def undo_files(self, begun: Collection[str] | None = None) -> None:
         """Undo a change that no runtime has seen; `begun` is that of `file_changes.undo`. Raises
         RollbackFailed as `_finish_undo` does."""
-        undone = file_changes.undo(self.ctx.store, self.journal, begun)
-        self._finish_undo(undone, recovering=recovering)
+        self._finish_undo(file_changes.undo(self.ctx.store, self.journal, begun))
 
-    def _finish_undo(self, undone: Undone, *, recovering: bool) -> None:
+    def _finish_undo(self, undone: Undone) -> None:
         """End an undo. Where a file could not be restored, the journal stays, and the next start
         tries again.
 
         Raises RollbackFailed where a file could not be restored, and where somebody changed a file
-        meanwhile, which was left alone. With `recovering`, the second case is only logged, because
+        meanwhile, which was left alone. While recovering, the second case is only logged, because
         the next steps work on the file as it is.
         """
         if not undone.failed:
             self._end_undo(undone.foreign)
-            if recovering and undone.foreign:
-                self.log.warning("change not undone", files=str(undone))
-                return
-        if undone.failed or undone.foreign:
+        if self._recovering and undone.foreign and not undone.failed:
+            self.log.warning("change not undone", files=str(undone))
+        elif undone.failed or undone.foreign:
             where = self.ctx.store.path("originals")
             raise RollbackFailed(
                 f"cannot undo the change of {undone}; the originals are in {where}"
             )
 
     def _end_undo(self, foreign: tuple[str, ...]) -> None:
-        """Restore what was published of the old state, as far as the disk permits."""
+        """Restore what was published and remembered of the old state, as far as the disk permits.
+        A commit may have replaced the memory."""
         store, publisher, journal = self.ctx.store, self.ctx.publisher, self.journal
         # What was ready before a reboot is not known to be so now.
         saved = Saved(decode(journal.twin), decode(journal.barrier))
         saved = saved if self.in_this_boot else Saved()
 
         def end() -> None:
-            self._restore_memory(foreign)
+            memory = memory_from_json(journal.old_memory, "the journal")
+            # `revert` has to take our keys out of files that somebody edited after our change.
+            left = tuple(entry for entry in journal.entries if entry.host in foreign)
+            known = file_changes.remembered(memory, left).files
+            edited = {host: replace(known[host], edited=True) for host in foreign if host in known}
+            memory = replace(memory, files={**memory.files, **edited})
+            if memory != store.memory():
+                store.remember(memory)
             self.close()
             if not foreign:  # the message names where the originals are
                 store.prune(store.memory())
 
         # A journal that stays is undone once more, to no effect.
         best_effort(self.log, lambda: publisher.restore(saved), end)
-
-    def _restore_memory(self, foreign: tuple[str, ...]) -> None:
-        """Restore what was remembered before the change, because a commit may have replaced it.
-
-        The originals of files that somebody edited after our change are kept, because `revert` has
-        to take our keys out of these files.
-        """
-        memory = memory_from_json(self.journal.old_memory, "the journal")
-        left = tuple(entry for entry in self.journal.entries if entry.host in foreign)
-        known = file_changes.remembered(memory, left).files
-        edited = {host: replace(known[host], edited=True) for host in foreign if host in known}
-        memory = replace(memory, files={**memory.files, **edited})
-        if memory != self.ctx.store.memory():
-            self.ctx.store.remember(memory)
 
     def prove(self) -> Answer:
         """The proof of the change after its restart. Raises NotProven."""
@@ -324,36 +308,30 @@ class Transaction:
         return prove(probe, old, problems, limit if timeout is None else min(timeout, limit))
 
     def undo_and_prove(
-        self,
-        restart: Restart | None,
-        *,
-        stopping: bool = False,
-        restarted: bool = False,
-        recovering: bool = False,
+        self, restart: Restart | None, *, stopping: bool = False, restarted: bool = False,
         start_failure: Callable[[], str] = str,
-    ) -> bool:
+    ) -> bool:  # fmt: skip
         """Restore the old files, restart the runtime on them, prove the old state, and restore
         readiness.
 
         Returns whether the runtime had left its old files. `restart` is None where somebody else
         restarts the runtime. `stopping` means that the old process runs and may have got its signal
-        to end. `restarted` means that the runtime may run on the old files already. With
-        `recovering`, a file that somebody changed meanwhile is only logged. `start_failure` is that
-        of Request. Raises RollbackFailed where the runtime does not come back, and the journal
-        stays; and where somebody changed a file meanwhile.
+        to end. `restarted` means that the runtime may run on the old files already. `start_failure`
+        is that of Request. Raises RollbackFailed where the runtime does not come back, and the
+        journal stays; and as `_finish_undo` does.
         """
         undone = file_changes.undo(self.ctx.store, self.journal)
         has_left = False
         # Files that are half-way are no configuration to start a runtime on.
         if restart is not None and restart.kind != "none" and not undone.failed:
-            # A file that somebody else has edited by then may well keep what is ours in it.
-            before = () if undone.foreign else self.states_before
+            foreign, timeout = bool(undone.foreign), self.ctx.settings.proof_timeout
             try:
-                back = restarted and self.is_back(before, self.ctx.settings.proof_timeout)
-                has_left = back or self._return_to_old_files(restart, before, stopping=stopping)
+                has_left = (
+                    restarted and self.is_back(timeout, foreign=foreign)
+                ) or self._return_to_old_files(restart, foreign=foreign, stopping=stopping)
             except (RestartFailed, NotProven) as error:
                 raise self._stuck_error(undone, str(error), start_failure()) from error
-        self._finish_undo(undone, recovering=recovering)
+        self._finish_undo(undone)
         return has_left
 
     def _stuck_error(self, undone: Undone, error: str, start_failure: str) -> RollbackFailed:
@@ -381,19 +359,22 @@ class Transaction:
             facts.append(_file_identity(self.ctx.host.agent_path(self.journal.executable)))
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
-    def is_back(self, before: tuple[Desired, ...], timeout: float) -> bool:
-        """Does a process answer that is newer than the change and is in one of these states?"""
+    def _states_before(self, *, foreign: bool) -> tuple[Desired, ...]:
+        """The states of which one proves an undo. Where somebody else has changed a file
+        (`foreign`), it may well keep what is ours in it, and any state does."""
+        states = (Desired.from_json(dict(state)) for state in self.journal.before)
+        return (() if foreign else tuple(states)) or (Desired({}),)
+
+    def is_back(self, timeout: float, *, foreign: bool) -> bool:
+        """Does a process answer that is newer than the change and is as before it?"""
         try:
-            self._prove(self._old_process, *(before or (Desired({}),)), timeout=timeout)
+            self._prove(self._old_process, *self._states_before(foreign=foreign), timeout=timeout)
         except NotProven:
             return False
         return True
 
-    def _return_to_old_files(
-        self, restart: Restart, before: tuple[Desired, ...], *, stopping: bool
-    ) -> bool:
-        """Restart the runtime on its old files, and prove that it is in one of the states in
-        `before`.
+    def _return_to_old_files(self, restart: Restart, *, foreign: bool, stopping: bool) -> bool:
+        """Restart the runtime on its old files, and prove that it is as before the change.
 
         Returns False where the runtime never left the old files; then it is not restarted. Raises
         RestartFailed or NotProven.
@@ -406,7 +387,7 @@ class Transaction:
         if seen is not None and seen == self._old_process and not stopping:
             return False
         restart.act(running)
-        self._prove(seen, *(before or (Desired({}),)))
+        self._prove(seen, *self._states_before(foreign=foreign))
         return True
 
     def remember_failure(self, why: str) -> None:
@@ -419,15 +400,13 @@ class Transaction:
     def commit(self) -> None:
         """Commit the change: remember it, then close the journal. Raises Refused."""
         memory = memory_from_json(self.journal.memory, "the journal")
-        best_effort(self.log, self._log_edited_files)
+        with contextlib.suppress(Refused):  # of a file that cannot be read
+            for entry in self.journal.entries:
+                if store.digest_of(entry.agent, entry.host) != entry.after:
+                    self.log.warning("file changed since it was written", path=entry.host)
         self.ctx.store.remember(memory)
         self.close()
         best_effort(self.log, lambda: self.ctx.store.prune(memory))
-
-    def _log_edited_files(self) -> None:
-        for entry in self.journal.entries:
-            if store.digest_of(entry.agent, entry.host) != entry.after:
-                self.log.warning("file changed since it was written", path=entry.host)
 
     def close(self) -> None:
         """Remove what the change needed while it was in progress, then the journal."""

@@ -7,7 +7,6 @@ change and published after the proof; a node that is right already is not writte
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 from dataclasses import dataclass, replace
 
@@ -45,9 +44,9 @@ from agent.state import store
 from agent.state.store import Memory
 from agent.status import Publisher
 from agent.toolkit import device_nodes, install
-from agent.transaction import change, pod_proof, recover, restart_limits
+from agent.transaction import change, recover, restart_limits
 from agent.transaction.change import NotAccepted
-from agent.transaction.pod_proof import NO_PODS, PodProof
+from agent.transaction.pod_proof import PodProof
 
 PENDING = "cannot publish yet: the configuration is written; restart the runtime"
 
@@ -187,6 +186,9 @@ class _Convergence:
         ctx, node, edits = self._ctx, proposal.node, proposal.edits
         assert node is not None
         assert edits is not None
+        pods = None
+        if ctx.settings.verify != "off" and proposal.restart is not None:
+            pods = PodProof(ctx.host, node, edits.desired.handlers, ctx.log, ctx.clock)
         return change.Request(
             purpose="apply",
             runtime=proposal.runtime,
@@ -199,7 +201,7 @@ class _Convergence:
             check=functools.partial(refuse_changed, node, ctx.host),
             restarting=functools.partial(restart_limits.use, ctx),
             start_failure=functools.partial(start_failure, ctx.host, ctx.start_trial, node),
-            pods=_pod_proof(ctx, proposal),
+            pods=pods,
         )
 
     def _install(self, proposal: Proposal) -> tuple[str, ...]:
@@ -267,25 +269,6 @@ class _Convergence:
         if outcome.changed or outcome.restarted:
             best_effort(ctx.log, ctx.store.forget_failure)
         return outcome
-
-
-def _pod_proof(ctx: Context, proposal: Proposal) -> PodProof:
-    """The proof that pods run after a restart, under the default handler and each of ours."""
-    assert proposal.node is not None
-    assert proposal.edits is not None
-    if ctx.settings.verify == "off" or proposal.restart is None:
-        return NO_PODS
-    from agent.verify.verify import pod_runner  # only a restart needs it
-
-    handlers = proposal.edits.desired.handlers
-    ours = tuple(handlers)
-    words = (*ours, *itertools.chain(*map(desired_state.programs_of, handlers.values())))
-    runner = functools.partial(
-        pod_runner, ctx.host, proposal.runtime, proposal.node, words, pod_proof.SECONDS_FOR_POD
-    )
-    shown = registry.shown(proposal.runtime.answer)[1]
-    present = tuple(name for name in ours if name in shown)
-    return pod_proof.of_change(runner, ("", *present), ("", *ours), ctx.log, ctx.clock)
 
 
 def _still_waits(proposal: Proposal) -> bool:

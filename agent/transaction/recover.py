@@ -47,15 +47,17 @@ def recover(ctx: Context) -> Recovered:
     journal = ctx.store.journal()
     if journal is None:
         return Recovered()
-    left = Transaction(ctx, journal)
+    left = Transaction(ctx, journal, recovering=True)
     if journal.stage == TIDYING:
         best_effort(left.log, left.close)
         return Recovered()
     left.log.info("unfinished change found", purpose=journal.purpose, stage=journal.stage)
     barrier = journal.barrier is not None and left.in_this_boot
     old_restart = restart.resume(*journal.restart, ctx.host) if journal.restart else None
-    if journal.stuck is not None:
-        _refuse_without_cause(left, *journal.stuck)
+    if journal.stuck is not None:  # it could not be started again
+        mark, text = journal.stuck
+        if mark == left.stuck_fingerprint() and not _is_healthy(left):
+            raise RollbackFailed(text)  # and nothing has changed since then
     if left.switch.has_fired():
         left.log.warning("the switch on the host has fired")
         left.remember_failure(host_timer.FIRED)
@@ -91,9 +93,9 @@ def _undo(
     failure, because the next steps work on it as it is.
     """
     if old_restart is None or (not stopping and _is_healthy(left)):
-        left.undo_files(None, recovering=True)
+        left.undo_files()
     else:
-        left.undo_and_prove(old_restart, stopping=stopping, restarted=by_switch, recovering=True)
+        left.undo_and_prove(old_restart, stopping=stopping, restarted=by_switch)
 
 
 def _is_healthy(left: Transaction) -> bool:
@@ -116,7 +118,7 @@ def _is_healthy(left: Transaction) -> bool:
         foreign = foreign or now != entry.before
         if _change_time(entry) >= began - _COARSE:
             return False
-    return left.is_back(() if foreign else left.states_before, _PATIENCE)
+    return left.is_back(_PATIENCE, foreign=foreign)
 
 
 def _change_time(entry: Entry) -> float:
@@ -124,21 +126,11 @@ def _change_time(entry: Entry) -> float:
     try:
         return os.lstat(entry.agent).st_ctime
     except OSError:
-        return _directory_time(os.path.dirname(entry.agent))
-
-
-def _directory_time(directory: str) -> float:
+        pass
     try:
-        return os.stat(directory).st_mtime
+        return os.stat(os.path.dirname(entry.agent)).st_mtime
     except OSError:
         return 0.0
-
-
-def _refuse_without_cause(left: Transaction, mark: str, text: str) -> None:
-    """Raise RollbackFailed where the runtime could not be started again and nothing has changed
-    since then."""
-    if mark == left.stuck_fingerprint() and not _is_healthy(left):
-        raise RollbackFailed(text)
 
 
 def give_up_waiting(ctx: Context) -> Recovered:
@@ -147,7 +139,7 @@ def give_up_waiting(ctx: Context) -> Recovered:
     journal = ctx.store.journal()
     if journal is None:
         return Recovered()
-    Transaction(ctx, journal).undo_files(None, recovering=True)
+    Transaction(ctx, journal, recovering=True).undo_files()
     return Recovered("undone", journal.barrier is not None)
 
 

@@ -6,14 +6,10 @@ is published, what the runtime shows counts.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from agent import status
 from agent.decide import MODES_WITHOUT_CDI, Decision, Question, decide
-from agent.errors import Refused
-from agent.plan.context import Context
 from agent.runtimes import registry
 from agent.runtimes.base import ConfiguredRuntime, Runtime
 
@@ -65,19 +61,15 @@ class Injection:
         return f"nvidia-container-runtime does not answer {prefix} (annotation-prefixes)"
 
 
-def of_node(ctx: Context, runtime: Runtime) -> Injection:
-    """The injection on this node."""
-    answer = runtime.answer
+def of_node(runtime: Runtime, published: Mapping[str, str], *, writes_specs: bool) -> Injection:
+    """The injection on this node. `published` are the lines of the status file, none if nothing
+    valid is published. `writes_specs`: the options ask this agent for CDI specs."""
+    answer, values = runtime.answer, published
     evidence = registry.adapter(runtime.kind).evidence(answer)
     evident = decide(Question(True, answer.name, answer.version, evidence, may_enable=False))
-    with contextlib.suppress(Refused):
-        published = status.read_valid(ctx.host, ctx.publisher.directory, ctx.boot_id)
-        return _published(published, evident, writes_specs=ctx.settings.cdi_output_dir is not None)
-    prefix = "" if evident.cri_field else evident.annotation_prefix or ""
-    return Injection(bool(evident.native), evident, (prefix,), evident.spec_dirs)
-
-
-def _published(values: Mapping[str, str], evident: Decision, *, writes_specs: bool) -> Injection:
+    if not values:
+        prefix = "" if evident.cri_field else evident.annotation_prefix or ""
+        return Injection(bool(evident.native), evident, (prefix,), evident.spec_dirs)
     native = values.get("TOOLKIT_NATIVE_CDI") == "true"
     strategy = values.get("DEVICE_LIST_STRATEGY", "").split(",")
     by_field = ("",) if native and "cdi-cri" in strategy else ()

@@ -6,7 +6,7 @@ what its process has.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +24,6 @@ class Effects:
     nodes: tuple[str, ...] = ()
     mounts: tuple[str, ...] = ()
 
-    def __str__(self) -> str:
-        counts = ((len(self.nodes), "device node"), (len(self.mounts), "mount"),
-                  (len(self.variables), "variable"))  # fmt: skip
-        return ", ".join(f"{n} {what}{'s' if n > 1 else ''}" for n, what in counts if n)
-
 
 def effects(spec: Mapping[str, Any], device: str) -> Effects:
     """What a container gets with the device of this (unqualified) name of a CDI spec."""
@@ -38,13 +33,9 @@ def effects(spec: Mapping[str, Any], device: str) -> Effects:
     variables = {word.partition("=")[0]: word for edit in edits for word in edit.get("env", ())}
     return Effects(
         tuple(variables.values()),
-        _unique(node["path"] for edit in edits for node in edit.get("deviceNodes", ())),
-        _unique(mount["containerPath"] for edit in edits for mount in edit.get("mounts", ())),
+        (*dict.fromkeys(n["path"] for edit in edits for n in edit.get("deviceNodes", ())),),
+        (*dict.fromkeys(m["containerPath"] for edit in edits for m in edit.get("mounts", ())),),
     )
-
-
-def _unique(items: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(items))
 
 
 def of_runtime_spec(spec: object) -> Effects:
@@ -74,9 +65,10 @@ def problem(expected: Effects, found: Effects) -> str:
     if missing and len(missing) == total:
         return "the container has nothing of the device"
     texts = ((missing, "not in the container"), (twice, "more than once in the container"))
-    return "; ".join(f"{_listed(items)}: {text}" for items, text in texts if items)
-
-
-def _listed(items: Sequence[str]) -> str:
-    more = f" and {len(items) - _MOST} more" if len(items) > _MOST else ""
-    return ", ".join(items[:_MOST]) + more
+    return "; ".join(
+        ", ".join(items[:_MOST])
+        + (f" and {len(items) - _MOST} more" if len(items) > _MOST else "")
+        + f": {text}"
+        for items, text in texts
+        if items
+    )

@@ -20,13 +20,13 @@ from agent.cri.pod_calls import DeviceRequest, PodCalls
 from agent.errors import Unreachable
 from agent.verify import judge
 from agent.verify.judge import Effects
-from agent.verify.probe_spec import LEFT_OVER
 
 if TYPE_CHECKING:
     from agent._cri import api_pb2
 
 Result = Literal["ok", "failed", "undecided", "not tried"]
 
+LEFT_OVER = 60.0  # seconds after which an object of ours is one of an interrupted run
 _TRIES = 4  # pods, until one is not removed by somebody else
 _STOPPING = 0.2  # seconds until a pod that is being stopped is listed as such
 _EXEC = 2.0  # seconds until the process of a container is the program of its image

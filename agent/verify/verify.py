@@ -7,19 +7,23 @@ configured, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 
+from agent import status
 from agent.cri.pod_calls import DeviceRequest, pod_calls
-from agent.errors import Unreachable
+from agent.cri.process import boot_id
+from agent.errors import Refused, Unreachable
+from agent.host import trust
 from agent.host.paths import HostRoot
-from agent.plan.context import Context, uninterrupted
+from agent.options.settings import Settings
+from agent.plan.context import uninterrupted
 from agent.runtimes import find, registry
-from agent.runtimes.base import ConfiguredRuntime, Runtime
+from agent.runtimes.base import ConfiguredRuntime
 from agent.runtimes.desired_state import programs_of
 from agent.verify import devices, injection
-from agent.verify.devices import Found
+from agent.verify.devices import Device
 from agent.verify.injection import Injection
 from agent.verify.pods import Look, PodRunner, Result, Verdict
 
@@ -60,41 +64,50 @@ class Verification:
         return next((one for one in ("failed", "undecided") if one in results), "ok")
 
 
-def verify(ctx: Context) -> Verification:
+def verify(settings: Settings, host: HostRoot) -> Verification:
     """Prove it. Raises Unreachable if no runtime answers, Refused if its files cannot be
     read."""
-    runtime = find.find_runtime(ctx.settings, ctx.host)
-    node = registry.adapter(runtime.kind).look(ctx.settings, ctx.host, runtime)
+    runtime = find.find_runtime(settings, host)
+    node = registry.adapter(runtime.kind).look(settings, host, runtime)
     title = f"{runtime.answer.name} {runtime.version}"
     default = registry.shown(runtime.answer)[0] or ""
-    runner = pod_runner(ctx.host, runtime, node)
+    runner = pod_runner(host, node)
     if isinstance(runner, str):
         return Verification(title, default, obstacle=runner)
+    published: Mapping[str, str] = {}
+    with contextlib.suppress(Refused):
+        directory = trust.system_name(host, settings.status_dir)
+        published = status.read_valid(host, directory, boot_id())
+    way = injection.of_node(runtime, published, writes_specs=settings.cdi_output_dir is not None)
     with uninterrupted():  # so that nothing of it is left
         try:
-            proofs = tuple(_proofs(ctx, node, runner))
+            with devices.device(host, settings.cdi_kind, way) as found:
+                proofs = tuple(_proofs(node, runner, way, found))
         finally:
             runner.tidy()
     return Verification(title, default, runner.image, proofs)
 
 
 def pod_runner(
-    host: HostRoot, runtime: Runtime, node: ConfiguredRuntime, words: tuple[str, ...] = (),
-    seconds: float = _SECONDS,
-) -> PodRunner | str:  # fmt: skip
+    host: HostRoot, node: ConfiguredRuntime, words: Iterable[str] = (), seconds: float = _SECONDS
+) -> PodRunner | str:
     """What runs pods on this runtime, or why none can be run. Nothing is pulled. `words` are ours,
-    and may be shown if the runtime's errors repeat them. `seconds` is the limit for one pod."""
+    and may be shown if the runtime's errors repeat them, like the names of handlers and of their
+    programs. `seconds` is the limit for one pod."""
+    runtime, socket = node.runtime, node.runtime.socket
     image = node.sandbox_image(host)
     if image is None:
         return "the sandbox image is not known"
-    words = (image, *words, *_own_words(runtime))
-    socket = runtime.socket
+    known = [image, *words]
+    tables = registry.adapter(runtime.kind).shown_handlers(runtime.answer)
+    for name, table in tables.items() if isinstance(tables, dict) else ():
+        known += [str(name), *(programs_of(table) if isinstance(table, dict) else ())]
     runner = PodRunner(
         image=image,
         drivers=node.cgroup_drivers(),
         default=registry.shown(runtime.answer)[0] or "",
         proc=host.proc,
-        open=lambda *known: pod_calls(socket.agent, socket.host, (*words, *known), seconds),
+        open=lambda *more: pod_calls(socket.agent, socket.host, (*known, *more), seconds),
     )
     try:
         with runner.open() as calls:
@@ -105,38 +118,27 @@ def pod_runner(
     return runner
 
 
-def _own_words(runtime: Runtime) -> Iterator[str]:
-    """The names of handlers and their programs, which the runtime's errors repeat."""
-    tables = registry.adapter(runtime.kind).shown_handlers(runtime.answer)
-    for name, table in tables.items() if isinstance(tables, dict) else ():
-        yield str(name)
-        yield from programs_of(table) if isinstance(table, dict) else ()
-
-
-def _proofs(ctx: Context, node: ConfiguredRuntime, runner: PodRunner) -> Iterator[Proof]:
-    way = injection.of_node(ctx, node.runtime)
-    with devices.device(ctx, way) as found:
-        for handler in _handlers(node.runtime, way):
-            looks: tuple[Look, ...] = ()
-            if isinstance(found, Found):
-                looks = _looks(way, handler, found)
-            pod, *verdicts = runner.prove(handler, looks)
-            yield Proof(handler, "pod runs", pod)
-            for look, verdict in zip(looks, verdicts, strict=False):
-                yield _device_proof(node, way, handler, look, verdict)
-            if isinstance(found, Found) and not looks:
-                verdict = Verdict("not tried", way.why_not(handler))
-                yield Proof(handler, _DEVICE, verdict, found.name)
-        if isinstance(found, Verdict):
-            yield Proof("", _DEVICE, found)
-
-
-def _looks(way: Injection, handler: str, found: Found) -> tuple[Look, ...]:
-    """The containers to try under a handler, one for each way to ask."""
-    if way.why_not(handler):
-        return ()
-    requests = (DeviceRequest(found.name, prefix) for prefix in way.prefixes)
-    return tuple(Look(asked, found.effects, start=not way.native) for asked in requests)
+def _proofs(
+    node: ConfiguredRuntime, runner: PodRunner, way: Injection, found: Device | Verdict
+) -> Iterator[Proof]:
+    """The proofs under the default handler ("") and each of NVIDIA's: those that the runtime shows,
+    and the one that is published."""
+    answer = node.runtime.answer
+    shown = (n for n in registry.shown(answer)[1] if registry.is_shown_as_nvidia(answer, n))
+    for handler in ("", *sorted({*shown, way.handler} - {""})):
+        looks: tuple[Look, ...] = ()
+        if isinstance(found, tuple) and not way.why_not(handler):
+            name, effects = found
+            requests = (DeviceRequest(name, prefix) for prefix in way.prefixes)
+            looks = tuple(Look(asked, effects, start=not way.native) for asked in requests)
+        pod, *verdicts = runner.prove(handler, looks)
+        yield Proof(handler, "pod runs", pod)
+        for look, verdict in zip(looks, verdicts, strict=False):
+            yield _device_proof(node, way, handler, look, verdict)
+        if isinstance(found, tuple) and not looks:
+            yield Proof(handler, _DEVICE, Verdict("not tried", way.why_not(handler)), found[0])
+    if isinstance(found, Verdict):
+        yield Proof("", _DEVICE, found)
 
 
 def _device_proof(
@@ -149,11 +151,3 @@ def _device_proof(
     asked_by = f"annotation {prefix}" if prefix else "CRI field"
     what = f"{_DEVICE} by {'annotation' if prefix else asked_by}"
     return Proof(handler, what, verdict, look.asked.device, asked_by, seen_in)
-
-
-def _handlers(runtime: Runtime, way: Injection) -> tuple[str, ...]:
-    """The default ("") and each handler of NVIDIA's: those that the runtime shows, and the one that
-    is published."""
-    is_nvidia = partial(registry.is_shown_as_nvidia, runtime.answer)
-    names = (way.handler, *filter(is_nvidia, registry.shown(runtime.answer)[1]))
-    return ("", *sorted(set(filter(None, names))))
