@@ -78,11 +78,12 @@ def work(
             entries = (f"@{error.until}",)
         elif isinstance(error, RestartHazard):
             entries = (error.path.agent,)
+        fields = _failure_fields(error, proposals[-1])
         if isinstance(error, PutOff):
-            code, is_ready = NOT_YET, {"ready": False, "reason": reason}
-            ctx.log.info("restart put off", **_failure_fields(error, proposals[-1], is_ready))
+            code = NOT_YET
+            ctx.log.info("restart put off", **fields)
         else:
-            ctx.log.error(FAILED, **_failure_fields(error, proposals[-1], failed(error)))
+            ctx.log.error(FAILED, **fields)
     finally:
         watched = watch_paths(settings, ctx.host, ctx.publisher, node, spec)
         _report((reason, *entries, *watched), pipe)
@@ -115,9 +116,7 @@ def success_fields(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _failure_fields(
-    error: AgentError, proposal: Proposal | None, why: dict[str, Any]
-) -> dict[str, Any]:
+def _failure_fields(error: AgentError, proposal: Proposal | None) -> dict[str, Any]:
     """The fields of a convergence that was refused, undone or put off. `proposal` is the last one,
     if there was any."""
     done = "nothing"
@@ -125,6 +124,8 @@ def _failure_fields(
         done = "changed the node and could not undo it"
     elif isinstance(error, RolledBack):
         done = "undid its change"
+    put_off = isinstance(error, PutOff)
+    why = {"ready": False, "reason": error.message} if put_off else failed(error)
     return {**_decision(proposal), **why, "done": done}
 
 
