@@ -72,12 +72,7 @@ def work(
         publish_failure(ctx.publisher, ctx.log, error)
         ctx.log.info("standing aside", reason=error.message)
     except AgentError as error:
-        code, reason = error.exit_code, error.message
-        # What ends this error, besides what is watched anyway.
-        if isinstance(error, PutOff | RestartBudget):
-            entries = (f"@{error.until}",)
-        elif isinstance(error, RestartHazard):
-            entries = (error.path.agent,)
+        code, reason, entries = error.exit_code, error.message, _watched_for(error)
         fields = _failure_fields(error, proposals[-1])
         if isinstance(error, PutOff):
             code = NOT_YET
@@ -88,6 +83,13 @@ def work(
         watched = watch_paths(settings, ctx.host, ctx.publisher, node, spec)
         _report((reason, *entries, *watched), pipe)
     return code
+
+
+def _watched_for(error: AgentError) -> tuple[str, ...]:
+    """What ends this error, besides what is watched anyway."""
+    if isinstance(error, PutOff | RestartBudget):
+        return (f"@{error.until}",)
+    return (error.path.agent,) if isinstance(error, RestartHazard) else ()
 
 
 def _report(parts: tuple[str, ...], pipe: int) -> None:
