@@ -142,7 +142,7 @@ _OTHER_FAULTS = (
     Case("unknown field", False, _V + "foo: 1\n", lenient=True),
     Case("unknown version", False, _V.replace("0.5.0", "9.9.9"), lenient=True),
     Case("no version", False, spec("v/gpu", ""), lenient=True),
-    Case("kind twice", False, with_line("kind: ab/cd\nkind: v/gpu"), lenient=True),
+    Case("kind twice", False, with_line("kind: ab/cd\nkind: v/gpu")),
 )
 
 _ITEM = spec("ab/cd").replace("[A=1]}", "[A=1], mounts: %s}")

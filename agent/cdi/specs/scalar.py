@@ -64,17 +64,11 @@ def go_text(value: bool | int | float) -> str:
         return str(value)
     if not math.isfinite(value):
         return {"inf": "+Inf", "-inf": "-Inf"}.get(repr(value), "NaN")
-    sign = "-" if repr(value).startswith("-") else ""
-    mantissa, exponent = f"{abs(value):.16e}".split("e")
-    for places in range(17):
-        short = f"{abs(value):.{places}e}"
-        if float(short) == abs(value):
-            mantissa, exponent = short.split("e")
-            break
-    if -4 <= int(exponent) < 6:
-        fixed = f"{abs(value):.{max(len(mantissa.replace('.', '')) - 1 - int(exponent), 0)}f}"
-        return sign + fixed
-    return f"{sign}{mantissa}e{exponent[0]}{exponent[1:].zfill(2)}"
+    # As few digits as tell this number from all others: 17 always do.
+    places = next(places for places in range(17) if float(f"{value:.{places}e}") == value)
+    text = f"{value:.{places}e}"
+    exponent = int(text.partition("e")[2])
+    return f"{value:.{max(places - exponent, 0)}f}" if -4 <= exponent < 6 else text
 
 
 def quoted(text: str) -> str:
