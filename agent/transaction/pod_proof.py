@@ -16,7 +16,7 @@ from agent.runtimes import registry
 from agent.runtimes.base import ConfiguredRuntime
 from agent.runtimes.desired_state import programs_of
 from agent.runtimes.proof import NotProven
-from agent.toml.edit import Data
+from agent.toml.dialect import Data
 
 if TYPE_CHECKING:
     from agent.verify.pods import PodRunner, Verdict
