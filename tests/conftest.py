@@ -9,6 +9,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -22,8 +23,6 @@ from tests.generations import table as model_table
 from tests.tools import surroundings
 from tests.tools.runtimes import WANTED, Inventory, Runtime, load
 
-pytest_plugins = ("tests.tools.processes",)
-
 # The same examples each time: a failure is the change's, not the day's. `search` looks for others
 # (tests/run --hypothesis-profile=search tests/unit).
 settings.register_profile("short", deadline=None, derandomize=True, database=None, max_examples=40)
@@ -33,6 +32,7 @@ settings.register_profile("search", deadline=None, max_examples=10_000)
 # A property of a test's report: where tests run in several processes, reports are all that arrives.
 _USED = "real runtime"
 INVENTORY = pytest.StashKey[Inventory]()
+_IGNORED = pytest.StashKey[list[int]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -71,10 +71,16 @@ def runtime(generation: str) -> Runtime:
 @pytest.hookimpl(tryfirst=True)  # before there are other processes
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Make what the tests were started with the same everywhere."""
+    given = getattr(session.config, "workerinput", {})
     try:
-        surroundings.settle()
+        session.config.stash[_IGNORED] = surroundings.settle(given.get("ignored", ()))
     except RuntimeError as error:
         raise pytest.UsageError(str(error)) from error
+
+
+def pytest_configure_node(node: Any) -> None:
+    """Tell another process of these tests what it has to ignore, too."""
+    node.workerinput["ignored"] = node.config.stash[_IGNORED]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -160,7 +160,7 @@ class Copy:
 
     def pytest(self, *words: str) -> Run:
         """Run tests. Raises CannotRun where pytest itself does not work."""
-        share = ["--processes", str(self.processes)]
+        share = ["-n", str(self.processes), "--dist", "worksteal"]
         began = time.monotonic()
         done = subprocess.run(
             [str(self.program("pytest")), "-q", *share, "-p", "no:cacheprovider", "-r", "fEp",

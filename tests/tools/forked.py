@@ -2,7 +2,7 @@
 
     done = forked.run(forked.AGENT, ["plan"], env, directory)
 
-A run of tests has one server (`fork_server.py`), from the first use to the end of the run.
+Each test process has one server (`fork_server.py`), from the first use to the end of the process.
 What the server cannot do is executed: a command before the program, an interpreter with an
 environment of its own. TOOLKIT_AGENT_EXEC=1 executes everything, which shows whether the server
 causes a failure.
@@ -11,6 +11,7 @@ causes a failure.
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import re
 import select
@@ -217,25 +218,12 @@ def _can_fork(prefix: Sequence[str], env: Mapping[str, str]) -> bool:
 
 def address() -> str:
     """Where the server of this test process listens; empty where everything is executed."""
-    if os.environ.get(VARIABLE) == "1":
-        return ""
-    if os.getpid() not in _servers:
-        _servers[os.getpid()] = _start_server(os.getpid())
-    return _servers[os.getpid()][0]
+    return "" if os.environ.get(VARIABLE) == "1" else _start_server(os.getpid())
 
 
-# Address and process, by the process of the tests that has started it, or uses its parent's.
-_servers: dict[int, tuple[str, subprocess.Popen[bytes]]] = {}
-
-
-def inherit() -> None:
-    """Let this process, which was forked, use the server of its parent, if there is one."""
-    if os.getppid() in _servers:
-        _servers[os.getpid()] = _servers[os.getppid()]
-
-
-def _start_server(owner: int) -> tuple[str, subprocess.Popen[bytes]]:
-    """Start it for the process `owner`, which is this one; gives its address, too."""
+@functools.cache
+def _start_server(owner: int) -> str:
+    """Start it for the process `owner`, which is this one; gives its address."""
     folder = tempfile.mkdtemp(prefix="fork-")  # nobody else may enter it
     found = f"{folder}/server"
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
@@ -255,12 +243,11 @@ def _start_server(owner: int) -> tuple[str, subprocess.Popen[bytes]]:
             )
         os.close(reading)
     atexit.register(_stop, owner, server, lifeline, folder)
-    return found, server
+    return found
 
 
 def _stop(owner: int, server: subprocess.Popen[bytes], lifeline: int, folder: str) -> None:
     if os.getpid() == owner:
         os.close(lifeline)
-        server.terminate()  # it may still be at its imports
         server.wait()
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,6 +1,6 @@
 """Make each test process independent of how it was started.
 
-    surroundings.settle()
+    left = surroundings.settle()
 
 Whoever starts them has an umask, ignores signals (`nohup`, `&`), has variables that Python, git,
 shells and the program under test read, a language, and a directory for temporary files. What the
@@ -15,7 +15,7 @@ import re
 import signal
 import subprocess
 import tempfile
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from tests.tools.mounts import cover, mount_points, separate
 _KEPT = re.compile(
     r"PATH|HOME|LD_LIBRARY_PATH|TMPDIR|XDG_C(ACHE|ONFIG)_HOME|APT_CONFIG"
     r"|(HTTPS?|FTP|ALL|NO)_PROXY|SSL_CERT_(FILE|DIR)|(REQUESTS|CURL)_CA_BUNDLE"
-    r"|(PIP|HYPOTHESIS|TOOLKIT_AGENT)_\w+|PYTEST_(CURRENT_TEST|VERSION)"
+    r"|(PIP|PYTEST_XDIST|HYPOTHESIS|TOOLKIT_AGENT)_\w+|PYTEST_(CURRENT_TEST|VERSION)"
 )
 _FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 # Under these a node of the tests has its own; and the name of a socket has 107 bytes at most.
@@ -42,8 +42,9 @@ _PLACES = (
 )
 
 
-def settle() -> None:
-    """Make this process independent of how it was started.
+def settle(ignored: Iterable[int] = ()) -> list[int]:
+    """Make this process independent of how it was started. `ignored`: signals that its parent
+    ignores. Returns the signals that this process now ignores; its children have their defaults.
 
     Raises RuntimeError where tests cannot run, with what to do.
     """
@@ -55,7 +56,7 @@ def settle() -> None:
     _hide()
     with suppress(locale.Error):  # files opened without an encoding are UTF-8
         locale.setlocale(locale.LC_ALL, "C.UTF-8")
-    _settle_signals()
+    return _settle_signals(ignored)
 
 
 def _settle_environment(environment: MutableMapping[str, str]) -> None:
@@ -101,12 +102,13 @@ def _hide() -> None:
     cover("/run", ())
 
 
-def _settle_signals() -> None:
+def _settle_signals(ignored: Iterable[int]) -> list[int]:
     """Give each ignored signal an empty handler, which exec resets to the default. Python ignores
     SIGPIPE and SIGXFSZ itself, and subprocess restores them."""
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     own = {signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD}
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or no exit code could be told
     found = {n for n in signal.valid_signals() - own if signal.getsignal(n) is signal.SIG_IGN}
-    for number in found:
+    for number in found | set(ignored):
         signal.signal(number, lambda *_: None)
+    return sorted(int(number) for number in found | set(ignored))
