@@ -235,15 +235,15 @@ class HostRoot:
     def resolve(self, host: str, route: list[str] | None = None) -> HostPath:
         """Follow every link of a host path, inside the host root.
 
-        The last parts need not exist. A dangling link is refused, and so is a link of /proc that
-        leads into a process. Each directory and link that the path leads through is added to
-        `route`, and so is its end. Raises Refused.
+        The last parts need not exist. A dangling link is refused, unless a `route` is asked for;
+        each directory and link on the way is added to it, and so is the end. A link of /proc that
+        leads into a process is refused, too. Raises Refused.
         """
         refuse_odd(host)
-        found = self._follow(host, host, [], [] if route is None else route)
+        found = self._follow(host, host, [], route)
         return HostPath(self.agent_path(found), found)
 
-    def _follow(self, path: str, asked: str, links: list[str], route: list[str]) -> str:
+    def _follow(self, path: str, asked: str, links: list[str], route: list[str] | None) -> str:
         done = "/"
         for part in path.split("/"):
             if part in ("", "."):
@@ -257,7 +257,8 @@ class HostRoot:
                 done = os.path.dirname(done)
                 continue
             here = os.path.join(done, part)
-            route.append(here)
+            if route is not None:
+                route.append(here)
             target = self._readlink(here, asked)
             if target is None:
                 done = here
@@ -270,7 +271,7 @@ class HostRoot:
             if len(links) > _MAX_LINKS:
                 raise Refused(f"cannot follow {asked}: too many links; look at {here}")
             done = self._follow(os.path.join(done, target), asked, links, route)
-            if not os.path.lexists(self.agent_path(done)):
+            if route is None and not os.path.lexists(self.agent_path(done)):
                 raise Refused(
                     f"cannot follow {asked}: the link {here} is dangling, {done} is missing; "
                     "restore it or remove the link"

@@ -137,8 +137,8 @@ def open_path(host: HostRoot, name: str, flags: int = os.O_PATH) -> Iterator[Ope
     """Open a host path; the descriptor is closed when the context ends.
 
     With `flags` other than O_PATH the file is opened without waiting (O_NONBLOCK). Raises OSError
-    if the file does not exist or cannot be opened; Refused if a link on the way is dangling, or the
-    path leads out of the host root or into a process.
+    if the file does not exist or cannot be opened; Refused if there are too many links, or the path
+    leads out of the host root or into a process.
     """
     way = _way(host, name)
     waiting = 0 if flags & os.O_PATH else os.O_NONBLOCK
@@ -215,6 +215,8 @@ def read_file(
         why = why or way.writable(allow_sticky=allow_sticky)
     if why := why or _linked(name, way.path, links=links):
         raise Refused(_cannot(f"use {name}", name, why))
+    if way.end is None:
+        return host.resolve(name), None  # refuses a dangling link
     return way.path, files.read(way.path.agent, way.path.host, limit)
 
 
