@@ -52,25 +52,25 @@ class StderrLog:
         self._debug = debug
 
     def debug(self, event: str, /, **data: Any) -> None:
-        """Write a line of level debug, where those are wanted."""
+        """Write a line of level debug, if those are wanted."""
         if self._debug:
-            with contextlib.suppress(OSError):
-                self._logger.debug(event, **data)
+            self._write("debug", event, data)
 
     def info(self, event: str, /, **data: Any) -> None:
         """Write a line of level info."""
-        with contextlib.suppress(OSError):
-            self._logger.info(event, **data)
+        self._write("info", event, data)
 
     def warning(self, event: str, /, **data: Any) -> None:
         """Write a line of level warning."""
-        with contextlib.suppress(OSError):
-            self._logger.warning(event, **data)
+        self._write("warning", event, data)
 
     def error(self, event: str, /, **data: Any) -> None:
         """Write a line of level error."""
+        self._write("error", event, data)
+
+    def _write(self, level: str, event: str, data: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):
-            self._logger.error(event, **data)
+            getattr(self._logger, level)(event, **data)
 
     @functools.cached_property
     def _logger(self) -> Log:

@@ -85,67 +85,40 @@ def start(
 
     Raises CannotIsolate if the namespaces cannot be made, or the program cannot be started.
     """
-    log = os.memfd_create("toolkit-agent-output")
-    try:
-        child = _start(log)
-        try:
-            yield IsolatedProgram(
-                child, _prepared(child, _described(host, argv, env, view, log)), log
-            )
-        finally:
-            _end(child)
-    finally:
-        os.close(log)
-
-
-def _start(log: int) -> subprocess.Popen[str]:
-    try:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-S", "-c", _CHILD, _ROOT],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            pass_fds=[log],
-        )
-    except OSError as error:
-        raise CannotIsolate(
-            f"no process can be started: {os.strerror(error.errno or 0)}"
-        ) from error
-
-
-def _described(
-    host: HostRoot, argv: Sequence[str], env: Mapping[str, str], view: View, log: int
-) -> str:
     files = {
         path: None if content is None else base64.b64encode(content).decode()
         for path, content in view.files.items()
     }
-    return json.dumps({
-        "root": host.root, "argv": list(argv), "env": dict(env), "log": log, "work": view.work,
-        "writable": view.writable, "visible": view.visible, "files": files,
-        "programs": view.programs,
-    })  # fmt: skip
+    with (
+        open(os.memfd_create("toolkit-agent-output"), "rb") as log,
+        open(os.memfd_create("toolkit-agent-input"), "w+", encoding="utf-8") as given,
+    ):
+        program = {"root": host.root, "argv": list(argv), "env": dict(env), "log": log.fileno()}
+        json.dump({**vars(view), **program, "files": files}, given)
+        given.seek(0)
+        try:
+            child = subprocess.Popen(
+                [sys.executable, "-P", "-S", "-c", _CHILD, _ROOT],
+                stdin=given,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                pass_fds=[log.fileno()],
+            )
+        except OSError as error:
+            why = os.strerror(error.errno or 0)
+            raise CannotIsolate(f"no process can be started: {why}") from error
+        with child:
+            try:
+                yield IsolatedProgram(child, _pid(child), log.fileno())
+            finally:
+                child.kill()  # the kernel then kills the program (PR_SET_PDEATHSIG)
 
 
-def _prepared(child: subprocess.Popen[str], description: str) -> int:
+def _pid(child: subprocess.Popen[str]) -> int:
     """The pid of the program, once it runs. Raises CannotIsolate."""
-    assert child.stdin is not None
     assert child.stdout is not None
-    with contextlib.suppress(BrokenPipeError):
-        child.stdin.write(description)
-        child.stdin.close()
     word, _, rest = child.stdout.readline().strip().partition(" ")
     if word == "pid":
         return int(rest)
     raise CannotIsolate(rest or "the process that makes the namespaces ended")
-
-
-def _end(child: subprocess.Popen[str]) -> None:
-    """End the child. The kernel then kills the program (PR_SET_PDEATHSIG)."""
-    child.kill()
-    child.wait()
-    for stream in (child.stdin, child.stdout):
-        if stream is not None:
-            with contextlib.suppress(BrokenPipeError):
-                stream.close()

@@ -84,7 +84,11 @@ def _become(given: dict[str, Any], failed: int) -> NoReturn:
         step = "keep mounts apart"
         _mount("", "/", "", _ALL | _PRIVATE)
         step = "enter the host root"
-        _enter(given["root"])
+        if given["root"] != "/":
+            # A root is read-only as a whole only as a mount.
+            _mount(given["root"], given["root"], "", _BIND | _ALL)
+            os.chroot(given["root"])
+        os.chdir("/")
         step = "make the host read-only"
         _make_read_only()
         step = "set up a network"
@@ -117,13 +121,6 @@ def _mount(source: str, target: str, kind: str, flags: int, data: str = "") -> N
     except OSError as error:
         error.filename = target
         raise
-
-
-def _enter(root: str) -> None:
-    if root != "/":
-        _mount(root, root, "", _BIND | _ALL)  # a root is read-only as a whole only as a mount
-        os.chroot(root)
-    os.chdir("/")
 
 
 def _make_read_only() -> None:
@@ -160,6 +157,8 @@ def _set_up_network() -> None:
     Without a `stream_server_address` containerd takes the address of the interface with the default
     route, and does not serve the CRI if there is none (observed on 1.6).
     """
+    import ctypes  # here, because the import is slow
+
     up, has_route, documentation = 0x1 | 0x8 | 0x40, 0x1, "192.0.2.1"
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
 
@@ -169,22 +168,13 @@ def _set_up_network() -> None:
         fcntl.ioctl(control, 0x8914, struct.pack("16sH14x", b"lo", up))  # SIOCSIFFLAGS
         fcntl.ioctl(control, 0x8916, struct.pack("16s16s", b"lo:1", address(documentation)))
         any_address = address("0.0.0.0")  # noqa: S104 - a destination, nothing listens
-        name = _Text(b"lo")
+        name = ctypes.create_string_buffer(b"lo")
         route = struct.pack(
             "@L16s16s16sHhLPhPLLH",
-            0, any_address, any_address, any_address, has_route, 0, 0, 0, 0, name.address, 0, 0, 0,
+            0, any_address, any_address, any_address, has_route, 0, 0, 0, 0,
+            ctypes.addressof(name), 0, 0, 0,
         )  # fmt: skip
         fcntl.ioctl(control, 0x890B, route)  # SIOCADDRT
-
-
-class _Text:
-    """A C string with its address, for a structure."""
-
-    def __init__(self, text: bytes) -> None:
-        import ctypes
-
-        self._buffer = ctypes.create_string_buffer(text)
-        self.address = ctypes.addressof(self._buffer)
 
 
 class _Stage:
@@ -249,7 +239,7 @@ class _Stage:
 
     def _renew(self, directory: str) -> None:
         """Replace a directory by a writable one with the same entries."""
-        if _is_writable(directory):
+        if not os.statvfs(directory).f_flag & os.ST_RDONLY:
             return  # made before
         if directory == "/":
             raise _CannotStart("a directory at the top of the host would have to be made")
@@ -278,10 +268,6 @@ def _existing(path: str) -> str:
     while not os.path.isdir(path):
         path = os.path.dirname(path)
     return path
-
-
-def _is_writable(directory: str) -> bool:
-    return not os.statvfs(directory).f_flag & os.ST_RDONLY
 
 
 def _write(path: str, content: bytes, mode: int) -> None:

@@ -14,6 +14,7 @@ import os
 import stat
 
 from agent.host import files, nofollow, syscalls
+from agent.host.writable import nearest_existing
 
 _BLOCK = 1 << 20
 _EXCHANGE = 2
@@ -36,9 +37,7 @@ def unfinished(path: str) -> list[str]:
 
 def is_writable(path: str) -> bool:
     """Can entries be made in a directory, or in the innermost one above it that exists?"""
-    while not os.path.isdir(path) and path != "/":
-        path = os.path.dirname(path)
-    return os.access(path, os.W_OK)
+    return os.access(nearest_existing(path), os.W_OK)
 
 
 def copy(source: str, path: str, mode: int) -> tuple[str, os.stat_result]:
