@@ -25,27 +25,18 @@ class Switch(enum.Enum):
     UNSEEN = "unseen"
 
 
-class Unseen(enum.Enum):
-    """Stands for spec directories that could not be read. An absent key is None instead."""
-
-    UNSEEN = "unseen"
-
-
-SpecDirs = tuple[str, ...] | None | Unseen
-
-
 @dataclass(frozen=True)
 class Evidence:
-    """What one source shows. `source` is cri-status or config-dump. `spec_dirs` is None if the
-    key is absent."""
+    """What one source shows. `source` is cri-status or config-dump. `spec_dirs` is None if it does
+    not show them."""
 
     source: str
     switch: Switch = Switch.UNSEEN
-    spec_dirs: SpecDirs = Unseen.UNSEEN
+    spec_dirs: tuple[str, ...] | None = None
 
     @property
     def seen(self) -> bool:
-        return self.switch is not Switch.UNSEEN or self.spec_dirs is not Unseen.UNSEEN
+        return self.switch is not Switch.UNSEEN or self.spec_dirs is not None
 
 
 @dataclass(frozen=True)
@@ -183,24 +174,20 @@ def decide(question: Question) -> Decision:
 def _row(question: Question, version: Version | None, seen: Evidence) -> tuple[int, str]:
     if question.runtime not in ("containerd", "cri-o"):
         return 9, "version"
+    is_crio, forced = question.runtime == "cri-o", question.forced
     if not question.cdi:
-        hook = question.runtime == "cri-o" and question.crio_mode != "config"
-        return (2 if hook else 1), seen.source
-    if question.forced is not None:
-        return _forced_row(question, seen), "forced"
-    if question.runtime == "cri-o":
-        if isinstance(seen.spec_dirs, tuple):
-            return 8, seen.source
-        return (8 if version is not None and version >= (1, 24, 0) else 6), "version"
-    return _containerd_row(question, version, seen)
-
-
-def _forced_row(question: Question, seen: Evidence) -> int:
-    if question.runtime == "cri-o":
-        return 8 if question.forced else 6
-    if question.forced:
-        return 4 if _can_switch_on(question, seen.switch) else 3
-    return 6 if seen.switch in (Switch.ABSENT, Switch.UNSEEN) else 5
+        return (2 if is_crio and question.crio_mode != "config" else 1), seen.source
+    if forced is not None and is_crio:
+        return (8 if forced else 6), "forced"
+    if forced:
+        return (4 if _can_switch_on(question, seen.switch) else 3), "forced"
+    if forced is not None:
+        return (6 if seen.switch in (Switch.ABSENT, Switch.UNSEEN) else 5), "forced"
+    if not is_crio:
+        return _containerd_row(question, version, seen)
+    if seen.spec_dirs is not None:
+        return 8, seen.source
+    return (8 if version is not None and version >= (1, 24, 0) else 6), "version"
 
 
 def _containerd_row(question: Question, version: Version | None, seen: Evidence) -> tuple[int, str]:
@@ -209,7 +196,7 @@ def _containerd_row(question: Question, version: Version | None, seen: Evidence)
             return (4 if _can_switch_on(question, seen.switch) else 3), seen.source
         case Switch.FALSE:
             return (4 if question.may_enable else 5), seen.source
-        case Switch.ABSENT | Switch.UNSEEN if isinstance(seen.spec_dirs, tuple):
+        case Switch.ABSENT | Switch.UNSEEN if seen.spec_dirs is not None:
             return 7, seen.source
         case Switch.ABSENT:
             return 6, seen.source
@@ -232,10 +219,14 @@ def _fill(
     question: Question, version: Version | None, seen: Evidence, row: int, source: str
 ) -> Decision:
     columns, native = _ROWS[row], _ROWS[row].native
-    field = bool(native) and _cri_field(question, version)
+    # A kubelet before 1.28 drops the CRI's own field for CDI devices.
+    reaches = question.kubelet is None or question.kubelet >= (1, 28)
+    reads = version is None or version >= _FIELD_SINCE.get(question.runtime or "", (0, 0, 0))
+    field = bool(native) and reaches and reads
     strategy: tuple[str, ...] = ("cdi-cri",) if field else ("cdi-annotations",)
     if not question.cdi or row == 9:
         strategy = ("envvar",) if row != 9 else ()
+    annotation_prefix = CDI_PREFIX if native else NVIDIA_PREFIX
     prefixes: tuple[str, ...] = ()
     if question.cdi and row != 9:
         prefixes = (NVIDIA_PREFIX,) if native else (NVIDIA_PREFIX, CDI_PREFIX)
@@ -245,7 +236,7 @@ def _fill(
         prefixes = (NVIDIA_PREFIX,)  # forced: containerd goes on answering cdi.k8s.io/ itself
     if question.prefixes is not None and row != 9:
         prefixes = question.prefixes
-    dirs = seen.spec_dirs if isinstance(seen.spec_dirs, tuple) else DEFAULT_DIRS
+    dirs = DEFAULT_DIRS if seen.spec_dirs is None else seen.spec_dirs
     return Decision(
         row=row,
         rule=columns.rule,
@@ -256,7 +247,7 @@ def _fill(
         is_default=columns.is_default,
         enable_cdi=row == 4,
         strategy=strategy,
-        annotation_prefix=_annotation_prefix(native) if question.cdi else None,
+        annotation_prefix=annotation_prefix if question.cdi and row != 9 else None,
         cri_field=field,
         prefixes=prefixes,
         pass_prefixes=prefixes if row in (5, 6) or question.prefixes else (),
@@ -264,12 +255,6 @@ def _fill(
         evidence=_evidence_words(question, seen),
         warnings=(),
     )  # fmt: skip
-
-
-def _annotation_prefix(native: bool | None) -> str | None:
-    if native is None:
-        return None
-    return CDI_PREFIX if native else NVIDIA_PREFIX
 
 
 def _with_pod_needs(question: Question, decision: Decision) -> Decision:
@@ -305,22 +290,14 @@ def _with_pod_needs(question: Question, decision: Decision) -> Decision:
     )
 
 
-def _cri_field(question: Question, version: Version | None) -> bool:
-    """Do CDI devices in the CRI's own field reach the runtime? A kubelet before 1.28 drops it."""
-    if question.kubelet is not None and question.kubelet < (1, 28):
-        return False
-    return version is None or version >= _FIELD_SINCE[question.runtime or ""]
-
-
 def _evidence_words(question: Question, seen: Evidence) -> tuple[str, ...]:
     words = [
         f"CDI {'is' if question.cdi else 'is not'} wanted",
         f"the CRI names the runtime {question.runtime or 'nothing'} {question.version}".rstrip(),
     ]
     for item in question.evidence:
-        dirs = item.spec_dirs
-        shown = ", ".join(dirs) if isinstance(dirs, tuple) else "absent"
-        shown = "unseen" if dirs is Unseen.UNSEEN else shown
+        nothing = "unseen" if item.switch is Switch.UNSEEN else "absent"
+        shown = nothing if item.spec_dirs is None else ", ".join(item.spec_dirs)
         used = " (used)" if item is seen else ""
         words.append(f"{item.source}: enableCDI {item.switch.value}, cdiSpecDirs {shown}{used}")
     if question.forced is not None:

@@ -54,7 +54,7 @@ def gather(ctx: Context, report: Report) -> Facts:
     why = refused.partition(";")[0] or ("no runtime answers" if error else "")
 
     def start_failure() -> str:
-        looked = part(lambda: propose.start_failure(host, ctx.start_trial, node) if node else "")
+        looked = part(lambda: propose.start_failure(ctx.start_trial, node) if node else "")
         return looked.value or ""
 
     def config() -> ConfigFacts:
@@ -194,7 +194,7 @@ def _runtime_facts(settings: Settings, host: HostRoot, runtime: Runtime) -> Runt
     default, handlers = registry.shown(runtime.answer)
     seen = adapter.evidence(runtime.answer)
     found = next((item for item in seen if item.seen), seen[0])
-    dirs = found.spec_dirs if isinstance(found.spec_dirs, tuple) else None
+    dirs = found.spec_dirs
     program = part(lambda: find.executable(settings, host, running)).value or ""
     after = find.executable_version(host, program) if program else None
     return RuntimeFacts(

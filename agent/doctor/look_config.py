@@ -25,9 +25,16 @@ from agent.errors import AgentError, Refused, reason
 from agent.host import files, writable
 from agent.host.paths import HostRoot
 from agent.runtimes import low_level
-from agent.runtimes.base import ConfiguredRuntime, Effective
+from agent.runtimes.base import ConfiguredRuntime
 from agent.runtimes.config_file import ConfigFile
-from agent.runtimes.desired_state import LINUX, is_nvidia, is_sandbox, leaves
+from agent.runtimes.desired_state import (
+    LINUX,
+    Effective,
+    is_nvidia,
+    is_sandbox,
+    leaves,
+    programs_of,
+)
 from agent.toml import document
 from agent.toml.document import Path, dotted, get
 from agent.toolkit import programs, tree
@@ -62,7 +69,7 @@ def config(
     """The configuration. `unloaded` is the first file that the runtime has not loaded; `reloaded`
     and `dormant` are those of ConfigFacts."""
     effective = node.effective(node.files)
-    hazard = node.restart_hazard(host, node.files)
+    hazard = node.restart_hazard(node.files)
     prefixes = (CDI_PREFIX, NVIDIA_PREFIX)
     unloaded_files = tuple(_strays(host, node))
     return ConfigFacts(
@@ -73,12 +80,10 @@ def config(
         lost=tuple(_lost(node, effective)),
         strays=tuple((path, nvidia) for path, usual, nvidia in unloaded_files if usual),
         aside=tuple(path for path, usual, nvidia in unloaded_files if nvidia and not usual),
-        rendered=tuple((item.path, item.program, item.source) for item in node.rendered()),
+        rendered=tuple(node.rendered()),
         default=effective.default,
         handlers={name: _handler(host, node, effective, name) for name in effective.runtimes},
-        defects=tuple(
-            DefectFacts(d.text, d.remedy, d.deadly, d.harmful) for d in node.defects(host)
-        ),
+        defects=tuple(DefectFacts(d.text, d.remedy, d.deadly, d.harmful) for d in node.defects()),
         unloaded=unloaded.path.host if unloaded else "",
         reloaded=reloaded,
         dormant=dormant,
@@ -88,7 +93,7 @@ def config(
         passes={prefix: node.passes_annotation(effective, prefix) for prefix in prefixes},
         hooks=tuple(
             (path.host, program, programs.runs(host, program) is not None)
-            for path, program in node.hook_programs(host, {})
+            for path, program in node.hook_programs({})
         ),
     )
 
@@ -108,7 +113,7 @@ def _handler(
     host: HostRoot, node: ConfiguredRuntime, effective: Effective, name: str
 ) -> HandlerFacts:
     table = effective.runtimes[name]
-    named = low_level.executables(table)
+    named = tuple(programs_of(table))
     if not named and table.get("runtime_type") == LINUX and effective.linux_runtime:
         named = (effective.linux_runtime,)
     return HandlerFacts(
@@ -206,7 +211,7 @@ def _lost(node: ConfiguredRuntime, effective: Effective) -> Iterator[tuple[str, 
             keys = (*_PROGRAM_KEYS, "runtime") if in_options else _PROGRAM_KEYS
             if path[-1].lower() not in keys or above[-1:] in _UNNAMED or not above:
                 continue
-            if value not in low_level.executables(effective.table(above[-1])):
+            if value not in programs_of(effective.table(above[-1])):
                 yield above[-1], file.path.host, dotted(above)
 
 
@@ -243,7 +248,7 @@ def toolkit(host: HostRoot, node: ConfiguredRuntime) -> ToolkitFacts:
         path
         for name, table in effective.runtimes.items()
         if is_nvidia(effective, name)
-        for path in low_level.executables(table)
+        for path in programs_of(table)
     ]
     if not named:
         raise NotSeen("no handler runs NVIDIA's runtime")

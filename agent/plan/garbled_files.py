@@ -22,7 +22,7 @@ from agent.log import Log
 from agent.options.settings import Settings
 from agent.plan.context import Context, Reach
 from agent.runtimes import find, key_ownership, registry
-from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.config_file import ConfigFile, check_shape
 from agent.state.store import Memory, Original
 from agent.systemd.units import SystemdError
 from agent.toml import dialect, document
@@ -78,7 +78,7 @@ def _fault(
             return now, odd.words
         file = ConfigFile(path.host, path, now, data)
         for kind in registry.present(host, settings):
-            registry.adapter(kind).check_shape(file)
+            check_shape(file, registry.adapter(kind).shape)
     except Refused as error:
         return now, error.message.partition(": ")[2] or error.message
     if why := trust.distrust(now):

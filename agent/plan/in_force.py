@@ -22,7 +22,7 @@ from agent.log import Log
 from agent.plan.context import best_effort
 from agent.runtimes import registry
 from agent.runtimes.base import ConfiguredRuntime, Edits, Endpoint
-from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.config_file import ConfigFile, owner
 from agent.runtimes.desired_state import leaves, same
 from agent.runtimes.key_ownership import is_proven
 from agent.runtimes.proof import Identity
@@ -91,7 +91,7 @@ def unproven_after_reload(
         return ()
     title = node.adapter.title
     for key in keys:
-        now, later = node.owner(node.files, key), node.owner(edits.files, key)
+        now, later = owner(node.files, key), owner(edits.files, key)
         if later is None or is_proven(memory, later):
             continue
         if now is None:

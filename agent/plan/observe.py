@@ -48,7 +48,7 @@ def observe(settings: Settings, host: HostRoot, memory: Memory) -> Observation:
     repairs = tuple(item.repair for item in garbled_files.find_garbled(settings, host, memory))
     overlay = {change.path.host: change.after for change in repairs}
     node = adapter.look(settings, host, runtime, overlay)
-    return Observation(memory, toolkit, warning, runtime, node, node.evidence(host), repairs)
+    return Observation(memory, toolkit, warning, runtime, node, node.evidence(), repairs)
 
 
 def _toolkit(settings: Settings, host: HostRoot) -> tuple[install.Toolkit | None, str | None]:

@@ -21,9 +21,9 @@ from agent.errors import Refused
 from agent.host.paths import HostRoot, is_below
 from agent.options.settings import Settings
 from agent.runtimes import low_level
-from agent.runtimes.base import ConfiguredRuntime, Effective, Runtime
+from agent.runtimes.base import ConfiguredRuntime, Runtime
 from agent.runtimes.config_file import Files
-from agent.runtimes.desired_state import is_ours
+from agent.runtimes.desired_state import Effective, is_ours
 from agent.toolkit import install, programs, tree
 from agent.toolkit.tree import ToolkitConfig
 

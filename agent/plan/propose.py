@@ -16,7 +16,6 @@ from agent.cdi.specs import readers
 from agent.decide import Decision, PodNeeds, Question, decide
 from agent.errors import AgentError, CandidateFailed, Refused, TrialFailed
 from agent.host.files import Change
-from agent.host.paths import HostRoot
 from agent.plan import in_force, obstacles, own_specs, pod_guard, toolkit_users
 from agent.plan.candidate import known_failure, loaded_digest
 from agent.plan.context import Context, StartTrial
@@ -150,7 +149,7 @@ def _decision_only(ctx: Context, memory: Memory, refusal: AgentError) -> Proposa
     evidence = adapter.evidence(runtime.answer)
     if not settings.no_runtime_config:
         with contextlib.suppress(Refused):
-            evidence = adapter.look(settings, host, runtime, {}).evidence(host)
+            evidence = adapter.look(settings, host, runtime, {}).evidence()
     proposer = _Proposer(ctx, Observation(memory, None, None, runtime, None, evidence))
     decision = proposer.decision(may_enable=settings.may_enable_cdi)
     spec = proposer.specs(decision, None)
@@ -306,13 +305,13 @@ class _Proposer:
         hook = seen.toolkit.path(programs.RUNTIME_HOOK)
         request = EditRequest(settings, ctx.store, memory, decision, available, hook)
         try:
-            edits, notes = node.edits(self._host, request)
+            edits, notes = node.edits(request)
         except CannotSwitch:
             if memory.enabled_cdi:
                 raise
             # No edit can switch native CDI on here, so row 5 holds.
             decision = self._kept_decision(node, False)
-            edits, notes = node.edits(self._host, replace(request, decision=decision))
+            edits, notes = node.edits(replace(request, decision=decision))
         unproven = tuple(node.adapter.unproven(edits.desired, seen.runtime.answer))
         unproven = unproven or in_force.unproven_after_reload(
             node, edits, memory, ctx.boot_id, ctx.wall
@@ -371,14 +370,14 @@ class _Proposer:
         executable accepts the files, the candidate has not failed before, and a trial start
         succeeds."""
         ctx, host, warnings = self._ctx, self._host, [*begun.warnings]
-        hazard = node.restart_hazard(host, edits.files)
+        hazard = node.restart_hazard(edits.files)
         if hazard is not None:
             warnings.append(refusal_text(hazard) if begun.restart else hazard.later)
         checked = trial = None
         if not begun.is_configured:
             names = tuple(edits.desired.handlers)
             ours = (*names, *edits.desired.absent)
-            checked = node.preflight(host, Candidate(edits.files, names, ours))
+            checked = node.preflight(Candidate(edits.files, names, ours))
             if not checked.done:
                 warnings.append(f"not pre-flighted: {checked.note}")
         blocked: AgentError | None = hazard if begun.restart else None
@@ -388,7 +387,7 @@ class _Proposer:
             if blocked is None:
                 unloaded = in_force.first_unloaded(self._memory, node, ctx.wall)
                 trial = trial_verdict(
-                    host, ctx.start_trial, node, edits.changes, edits.desired, "apply", unloaded
+                    ctx.start_trial, node, edits.changes, edits.desired, "apply", unloaded
                 )
                 blocked = trial.refusal
             if blocked is not None:
@@ -411,7 +410,7 @@ def _unpublishable(key: str, path: str | None, option: str) -> str | None:
 
 
 def trial_verdict(
-    host: HostRoot, start_trial: StartTrial, node: ConfiguredRuntime,
+    start_trial: StartTrial, node: ConfiguredRuntime,
     changes: tuple[Change, ...], desired: Desired, purpose: str, unloaded: ConfigFile | None,
 ) -> Trial:  # fmt: skip
     """The verdict of a trial start on the files after these changes. `unloaded` is a file of others
@@ -419,24 +418,16 @@ def trial_verdict(
     """
     from agent.runtimes import trial  # a restart takes longer than to load them
 
-    subject = trial.subject(host, node, desired)
-    if isinstance(subject, str):
-        verdict = trial.Trial(False, subject)
-    else:
-        verdict = trial.judge(host, subject, changes, purpose, start_trial)
-    if verdict.refusal is not None or unloaded is None:
+    warn = unloaded is not None
+    verdict = trial.judge(node, desired, changes, purpose, start_trial, warn=warn)
+    if unloaded is None or verdict.refusal is not None or verdict.done:
         return verdict
-    if isinstance(subject, str) or not verdict.done:
-        return replace(verdict, refusal=in_force.refusal(unloaded, purpose, verdict.note))
-    return trial.warn_of_present(host, subject, verdict, start_trial)
+    return replace(verdict, refusal=in_force.refusal(unloaded, purpose, verdict.note))
 
 
-def start_failure(host: HostRoot, start_trial: StartTrial, node: ConfiguredRuntime) -> str:
+def start_failure(start_trial: StartTrial, node: ConfiguredRuntime) -> str:
     """Why the runtime does not start on the present files; "" where it does, or where that is not
     known."""
     from agent.runtimes import trial  # needed only where something failed
 
-    subject = trial.subject(host, node, Desired({}))
-    if isinstance(subject, str):
-        return ""
-    return start_trial(host, subject.launch({}), lambda _: []).failure
+    return trial.start_on_present(node, start_trial).failure

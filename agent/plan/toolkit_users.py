@@ -15,9 +15,10 @@ from agent.host.files import Change
 from agent.host.paths import HostPath, HostRoot, is_below
 from agent.options.settings import Settings
 from agent.plan import own_specs, pod_guard
-from agent.runtimes import find, low_level
+from agent.runtimes import find
 from agent.runtimes.base import ConfiguredRuntime
 from agent.runtimes.config_file import Files
+from agent.runtimes.desired_state import programs_of
 from agent.state.store import Memory
 from agent.toolkit import install, tree
 
@@ -60,7 +61,7 @@ def refusal(
         return is_below(path, *names) and path not in left
 
     overlay = {item.path.host: item.after for item in changed.changes}
-    for file, path in node.hook_programs(host, overlay):
+    for file, path in node.hook_programs(overlay):
         if is_removed(path):
             return Refused(
                 f"cannot remove the toolkit: the OCI hook {file} runs {path}, without which no "
@@ -68,7 +69,7 @@ def refusal(
             )
     effective = node.effective(changed.files)
     for handler in effective.runtimes:
-        for path in low_level.executables(effective.table(handler)):
+        for path in programs_of(effective.table(handler)):
             if is_removed(path):
                 return Refused(
                     f"cannot remove the toolkit: handler {handler} of the restored configuration "
@@ -102,7 +103,7 @@ def moved_toolkits(
     """Our toolkit directories other than the current one: those that are remembered, and those of
     programs that handlers and hooks name now."""
     found = {}
-    for name in (*memory.moved, *_program_directories(host, changed.node)):
+    for name in (*memory.moved, *_program_directories(changed.node)):
         try:
             path = host.resolve(name)
             if path.host != current.host and tree.read_list(path.agent) is not None:
@@ -115,12 +116,10 @@ def moved_toolkits(
     )
 
 
-def _program_directories(host: HostRoot, node: ConfiguredRuntime) -> Iterator[str]:
+def _program_directories(node: ConfiguredRuntime) -> Iterator[str]:
     effective = node.effective(node.files)
-    programs = [
-        path for name in effective.runtimes for path in low_level.executables(effective.table(name))
-    ]
-    programs += [path for _, path in node.hook_programs(host, {})]
+    programs = [path for name in effective.runtimes for path in programs_of(effective.table(name))]
+    programs += [path for _, path in node.hook_programs({})]
     return (os.path.dirname(path) for path in dict.fromkeys(programs) if path.startswith("/"))
 
 

@@ -42,7 +42,7 @@ def watch_paths(
 
 def _of_node(host: HostRoot, node: ConfiguredRuntime) -> Iterator[str]:
     yield from _path(host, node.runtime.socket.host)
-    for name in node.watch_paths(host):
+    for name in node.watch_paths():
         yield from _path(host, name)
 
 
@@ -110,6 +110,5 @@ def _cdi(settings: Settings, host: HostRoot, node: ConfiguredRuntime | None) -> 
         return
     yield from generate.watch_paths(settings, host)
     seen = node.adapter.evidence(node.runtime.answer)[0].spec_dirs if node else ()
-    spec_dirs = seen if isinstance(seen, tuple) else ()
-    for directory in own_specs.directories(settings, host, spec_dirs):
+    for directory in own_specs.directories(settings, host, seen or ()):
         yield f"!k8s.*{directory.agent}"

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from agent.host.paths import HostPath, HostRoot, is_below
 from agent.options.settings import Settings
 from agent.plan import own_specs
-from agent.runtimes import find, low_level
+from agent.runtimes import find
 from agent.runtimes.base import ConfiguredRuntime
-from agent.runtimes.desired_state import is_ours
+from agent.runtimes.desired_state import is_ours, programs_of
 from agent.state.store import Memory
 from agent.toolkit import install
 
@@ -43,7 +43,7 @@ def left_over(
     directories = (*current, *memory.moved)
     if node is None or not memory.files or not directories:
         return ()
-    programs = [path for path in _programs(host, node) if path.startswith("/")]
+    programs = [path for path in _programs(node) if path.startswith("/")]
     if not programs or any(is_below(path, *directories) for path in programs):
         return ()
     found = [(path.host, "CDI spec") for path in _specs(settings, host, node)]
@@ -56,10 +56,10 @@ def _specs(settings: Settings, host: HostRoot, node: ConfiguredRuntime) -> tuple
     return own_specs.written_by_us(settings, host, spec_dirs)
 
 
-def _programs(host: HostRoot, node: ConfiguredRuntime) -> Iterator[str]:
+def _programs(node: ConfiguredRuntime) -> Iterator[str]:
     """NVIDIA's programs that the configuration runs, by handlers and hooks."""
     tables = node.effective(node.files).runtimes
     for name, table in tables.items():
         if is_ours(name, table):
-            yield from low_level.executables(table)
-    yield from (path for _, path in node.hook_programs(host, {}))
+            yield from programs_of(table)
+    yield from (path for _, path in node.hook_programs({}))

@@ -127,7 +127,7 @@ def _reading_runtime(
         cause = error.message.partition(";")[0]
         return _RuntimeReader(UNKNOWN_READER, DEFAULT_DIRS, (f"{cause}: versions were not judged",))
     evidence = registry.adapter_of(runtime.answer).evidence(runtime.answer)
-    dirs = next((item.spec_dirs for item in evidence if isinstance(item.spec_dirs, tuple)), None)
+    dirs = next((item.spec_dirs for item in evidence if item.spec_dirs is not None), None)
     enabled = False if any(item.switch is Switch.FALSE for item in evidence) else None
     reader = readers.reader_of(runtime.answer.name, runtime.version, enabled=enabled)
     program = find.program(settings, host, runtime)

@@ -9,26 +9,27 @@ Invariant: nothing here, and nothing outside the folders of the runtimes, names 
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from agent.cri.client import Answer, Unimplemented
 from agent.cri.process import Process
-from agent.cri.versions import Version
-from agent.decide import Decision, Evidence
+from agent.cri.versions import Version, parse_version
+from agent.decide import Decision, Evidence, Switch
 from agent.errors import Refused
 from agent.host.files import Change
 from agent.host.paths import HostPath, HostRoot
 from agent.options.settings import Settings
-from agent.runtimes.config_file import ConfigFile, Files, Overlay
+from agent.runtimes.config_file import ConfigFile, Files, Overlay, Shape
+from agent.runtimes.desired_state import OUR_NAMES, Desired, Effective
 from agent.state.store import Memory, Store
 from agent.toml.document import Data, Op, Path, get
 from agent.toolkit.programs import Binary
 
 if TYPE_CHECKING:
-    from agent.runtimes.desired_state import Desired
     from agent.runtimes.preflight import Candidate, Preflight
     from agent.runtimes.trial import Launch
 
@@ -68,27 +69,10 @@ class Runtime:
 
 
 @dataclass(frozen=True)
-class Effective:
-    """The effective configuration: built-in defaults and all files, as the runtime merges them.
-    `linux_runtime` is the program that the v1.linux shim runs for a handler that names none; empty
-    without that shim.
-    """
-
-    default: str
-    runtimes: Mapping[str, Data]
-    enable_cdi: bool | None
-    section: Data
-    linux_runtime: str = ""
-
-    def table(self, name: str) -> Data:
-        """The table of a handler, empty if there is none."""
-        return self.runtimes.get(name) or {}
-
-
-@dataclass(frozen=True)
 class EditRequest:
-    """What edits are made from, besides the node. `hook_program` is the host path of the program
-    that an OCI hook would run, None if there is none."""
+    """What edits are made from, besides the node: the decision, the programs that are `available`
+    as handlers, and what is remembered. `hook_program` is the host path of the program that an OCI
+    hook would run, None if there is none."""
 
     settings: Settings
     store: Store
@@ -96,6 +80,12 @@ class EditRequest:
     decision: Decision
     available: tuple[Binary, ...]
     hook_program: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of handlers that are ours whatever they run."""
+        available = (binary.handler for binary in self.available)
+        return (*OUR_NAMES, *available, self.settings.runtime_name)
 
 
 @dataclass(frozen=True)
@@ -114,18 +104,6 @@ class Edits:
 
 
 @dataclass(frozen=True)
-class Restoration:
-    """How a file is restored. `ops` take our keys out, `original` is the file's data before us, and
-    `imported` are the imports that we wrote. `drop_in_goes` means that the import of our drop-in is
-    removed too."""
-
-    ops: list[Op]
-    original: Data
-    imported: tuple[str, ...]
-    drop_in_goes: bool
-
-
-@dataclass(frozen=True)
 class Defect:
     """A fault in configuration files, which `text` describes. `deadly`: the runtime does not start
     on them, or does not serve the CRI. `harmful`: pods fail, or settings are not read."""
@@ -134,15 +112,6 @@ class Defect:
     remedy: str
     deadly: bool = False
     harmful: bool = True
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A file (its host path) that a `program` writes anew at each start, from `source`."""
-
-    path: str
-    program: str
-    source: str
 
 
 class CannotSwitch(Refused):
@@ -165,6 +134,7 @@ class RuntimeAdapter(ABC):
     `kind`: the name in options and in the journal. The runtime's executable and its systemd unit
     have this name too. `title`: the name for a person.
     `low_level`: the OCI runtimes that it is shipped with, the usual one first.
+    `shape`: the types of the settings that are read of its files.
     `starts_again`: does systemd start it again after a SIGTERM?
     `lists_handlers`: do its lists of pods say which handler a pod was created with?
     `shows_reloaded`: does it show settings that it has only reloaded, and that a restart puts in
@@ -177,12 +147,22 @@ class RuntimeAdapter(ABC):
     kind: str
     title: str
     low_level: tuple[str, ...]
+    shape: Shape = ()
     starts_again = True
     lists_handlers = True
     shows_reloaded = False
     restart_note = ""
     stop_seconds = 0
     cgroup_driver_since: Version = (0, 0, 0)
+
+    def version_of(self, runtime: Runtime) -> Version:
+        """The version of a runtime of this kind. Raises Refused if it is not known."""
+        version = parse_version(runtime.version)
+        if version is None:
+            raise Refused(
+                f"cannot work with {self.title} {runtime.version!r}: that is not a version number"
+            )
+        return version
 
     def completed(self, answer: Answer, socket: str, timeout: float) -> Answer:
         """The answer with what this runtime shows besides the CRI. `socket` is an agent path,
@@ -204,24 +184,46 @@ class RuntimeAdapter(ABC):
         on disk. Raises Refused."""
 
     @abstractmethod
-    def check_shape(self, file: ConfigFile) -> None:
-        """Raise Refused for a value of a wrong type in a setting that this agent reads."""
-
-    @abstractmethod
     def evidence(self, answer: Answer) -> tuple[Evidence, ...]:
         """The evidence of CDI that it shows, best source first."""
 
     @abstractmethod
-    def shown_default(self, answer: Answer) -> object:
-        """The default runtime that it shows, unchecked."""
+    def shown(self, answer: Answer) -> tuple[str | None, Mapping[str, Data] | None]:
+        """The default runtime, and the tables of the handlers with the keys of a file; None for
+        what the runtime does not show."""
 
     @abstractmethod
-    def shown_handlers(self, answer: Answer) -> object:
-        """The tables of handlers that it shows, unchecked."""
+    def table_problems(
+        self, table: Data, running: Data, shown: Mapping[str, Data]
+    ) -> Iterable[str]:
+        """What the running table of a handler lacks of the desired one, in words. `shown` are all
+        tables that the runtime shows."""
 
-    @abstractmethod
     def unproven(self, desired: Desired, answer: Answer) -> list[str]:
-        """What the running runtime lacks of the desired state, in words; empty for nothing."""
+        """What the running runtime lacks of the desired state, in words; empty for nothing. If it
+        shows only the names of handlers, only these are compared."""
+        default, tables = self.shown(answer)
+        listed = answer.handlers or tuple(tables or ())
+        found = [
+            f"handler {name} is still there"
+            for name in desired.absent
+            if name in listed or name in (tables or ())
+        ]
+        for name, table in desired.handlers.items():
+            if tables is not None and name not in tables:
+                found.append(f"handler {name} is missing")
+            elif name not in listed:
+                found.append(f"handler {name} is not listed")
+            elif tables is not None:
+                problems = self.table_problems(table, tables[name], tables)
+                found += [f"handler {name}: {text}" for text in problems]
+        if tables is None:
+            return found
+        if desired.default not in (None, default):
+            found.append(f"the default runtime is {default}, not {desired.default}")
+        if desired.enable_cdi and self.evidence(answer)[0].switch in (Switch.ABSENT, Switch.FALSE):
+            found.append("enableCDI is not on")
+        return found
 
     @abstractmethod
     def watch_paths(
@@ -251,14 +253,16 @@ class ConfiguredRuntime(ABC):
     """A runtime of this node with the files that it loads. A method that is not abstract has the
     answer of most runtimes.
 
-    `files`: the files that it loads. The root file comes first, even if it does not exist.
-    `executable`: host path of the executable that a restart will run, None if it is not known.
+    `host`: the host root of the node. `files`: the files that it loads. The root file comes first,
+    even if it does not exist. `executable`: host path of the executable that a restart will run,
+    None if it is not known.
     `drop_in`: our own file. `imports_drop_in`: it is loaded only because another file imports it.
     """
 
     adapter: ClassVar[RuntimeAdapter]
     imports_drop_in: ClassVar[bool] = False
 
+    host: HostRoot
     runtime: Runtime
     files: Files
     executable: str | None
@@ -270,58 +274,57 @@ class ConfiguredRuntime(ABC):
         return self.files[0]
 
     @abstractmethod
-    def load(self, host: HostRoot, overlay: Overlay | None = None) -> Files:
+    def load(self, overlay: Overlay | None = None) -> Files:
         """The files, read again. Files in `overlay` replace those on disk. Raises Refused."""
 
     @abstractmethod
     def effective(self, files: Files) -> Effective:
         """The effective configuration after a start on these files."""
 
-    def shown_tables(self, by_files: Effective) -> Mapping[str, Data]:
-        """The tables of the handlers that the running runtime shows, with the keys of a file."""
-        return {}
-
     def running(self) -> Effective:
         """The configuration that the running runtime shows; that of its files if it shows
         nothing."""
         by_files = self.effective(self.files)
-        default = self.adapter.shown_default(self.runtime.answer)
-        return Effective(
-            default if isinstance(default, str) and default else by_files.default,
-            {**by_files.runtimes, **self.shown_tables(by_files)},
-            by_files.enable_cdi, by_files.section,
-        )  # fmt: skip
+        default, tables = self.adapter.shown(self.runtime.answer)
+        shown = tables or {name: {} for name in self.runtime.answer.handlers if name}
+        tables = {name: table or by_files.table(name) for name, table in shown.items()}
+        return replace(
+            by_files,
+            default=default or by_files.default,
+            runtimes={**by_files.runtimes, **tables},
+        )
 
-    def evidence(self, host: HostRoot) -> tuple[Evidence, ...]:
+    def evidence(self) -> tuple[Evidence, ...]:
         """The evidence of CDI, best source first. The executable is run only if the runtime
         shows nothing."""
         return self.adapter.evidence(self.runtime.answer)
 
     @abstractmethod
-    def edits(self, host: HostRoot, request: EditRequest) -> tuple[Edits, tuple[str, ...]]:
+    def edits(self, request: EditRequest) -> tuple[Edits, tuple[str, ...]]:
         """The edits, and warnings. Raises Refused."""
 
     @abstractmethod
-    def preflight(self, host: HostRoot, candidate: Candidate) -> Preflight:
+    def preflight(self, candidate: Candidate) -> Preflight:
         """The check of the future files by the runtime's own executable. Raises Refused."""
 
     @abstractmethod
     def launch(
-        self, host: HostRoot, executable: str, desired: Desired, files: Mapping[str, bytes | None]
+        self, executable: str, desired: Desired, files: Mapping[str, bytes | None]
     ) -> Launch:
         """How a trial start is made with `files` (by host path) in the place of the real ones."""
 
-    def restart_hazard(self, host: HostRoot, files: Files) -> RestartHazard | None:
+    def restart_hazard(self, files: Files) -> RestartHazard | None:
         """What would keep the runtime from a start on these files, None for nothing."""
         return None
 
-    def defects(self, host: HostRoot) -> Iterable[Defect]:
+    def defects(self) -> Iterable[Defect]:
         """What is wrong with the files as they are, the worst first. `look` has refused files with
         which the runtime does not start."""
         return ()
 
-    def rendered(self) -> Iterable[Rendered]:
-        """The files that another program writes anew."""
+    def rendered(self) -> Iterable[tuple[str, str, str]]:
+        """The files (host paths) that a program writes anew at each start, with the name of that
+        program, and the file from which it makes them."""
         return ()
 
     def cgroup_drivers(self) -> Mapping[str, str]:
@@ -329,15 +332,11 @@ class ConfiguredRuntime(ABC):
         it."""
         return {}
 
-    def sandbox_image(self, host: HostRoot) -> str | None:
+    def sandbox_image(self) -> str | None:
         """The image of which each pod has a container, None where it is not known. Some runtimes
         do not show it in Status; then the executable is run."""
         found = get(self.runtime.answer.config, ("sandboxImage",))
         return found if isinstance(found, str) and found else None
-
-    def needs_restart(self, changed: tuple[str, ...]) -> bool:
-        """Does a change of these files (host paths) take effect only at the next start?"""
-        return True
 
     @abstractmethod
     def shows(self, file: ConfigFile) -> tuple[object, list[Data]]:
@@ -349,10 +348,6 @@ class ConfiguredRuntime(ABC):
         force. Empty for a runtime that shows only what is in force."""
         return ()
 
-    def owner(self, files: Files, key: Path) -> ConfigFile | None:
-        """The file whose value counts for one of the keys in `reload_keys`."""
-        return None
-
     def pod_states(self, effective: Effective, below: str | None) -> Mapping[str, object]:
         """The state of each handler ("" is the default) that has to stay as it is for its pods.
         `below` is the low-level program that NVIDIA's runtime calls. By default a handler only has
@@ -363,25 +358,29 @@ class ConfiguredRuntime(ABC):
         """Does a container's annotation with this prefix reach NVIDIA's runtime?"""
         return True
 
-    def hook_programs(self, host: HostRoot, overlay: Overlay) -> Iterable[tuple[HostPath, str]]:
+    def hook_programs(self, overlay: Overlay) -> Iterable[tuple[HostPath, str]]:
         """The files with OCI hooks that the runtime will read, each with the program it names."""
         return ()
 
-    @abstractmethod
-    def watch_paths(self, host: HostRoot) -> Iterator[str]:
+    def watch_paths(self) -> Iterator[str]:
         """Host paths and directories whose change can make this node wrong."""
+        yield from (self.drop_in.host, os.path.dirname(self.drop_in.host))
+        yield from (file.name for file in self.files if file.name)
 
     @abstractmethod
     def own_keys(self, data: Data, *, switch: bool) -> Iterable[Path]:
         """The paths of our keys in a file's data: our handlers, a default runtime that is one of
         them, and, with `switch`, a CDI switch that is on."""
 
-    def restored(self, host: str, current: Data, restoration: Restoration) -> list[Op]:
-        """The operations that take our keys out of the file at the host path `host`, with further
-        ones that this runtime needs."""
-        return restoration.ops
+    def restored(
+        self, name: str, ops: list[Op], data: tuple[Data, Data], imported: tuple[str, ...] | None
+    ) -> list[Op]:
+        """The operations `ops`, which take our keys out of the file at the host path `name`, with
+        further ones that this runtime needs. `data` are the file's data now and before us.
+        `imported` are the imports that we wrote, None if our drop-in stays."""
+        return ops
 
-    def finished(self, host: HostRoot, changes: tuple[Change, ...]) -> tuple[Change, ...]:
+    def finished(self, changes: tuple[Change, ...]) -> tuple[Change, ...]:
         """The changes of a revert, adapted to this runtime. For example, a file that another file
         imports by name is emptied instead of removed."""
         return changes

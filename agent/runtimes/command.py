@@ -119,24 +119,14 @@ def config_dump(
     `plugins`: the only plugins whose settings are parsed, however much there is of others.
     """
     words = ["-c", config, "config", "dump"] if config else ["config", "default"]
-    return _dump(host, [executable, *words], descriptors, sources, plugins)
+    return dump(host, [executable, *words], descriptors, sources, plugins)
 
 
-def crio_config(
-    host: HostRoot, executable: str, config: str | None, directory: str,
-    descriptors: Sequence[int] = (), flags: Sequence[str] = (), sources: Sequence[Source] = (),
+def dump(
+    host: HostRoot, argv: Sequence[str], descriptors: Sequence[int] = (),
+    sources: Sequence[Source] = (), plugins: Sequence[str] = (),
 ) -> Dump:  # fmt: skip
-    """`crio -c FILE -d DIRECTORY FLAGS config`: all settings that differ from the default.
-
-    Without a root file, an empty one is given, because a named file has to exist."""
-    words = ["-c", config or os.devnull, "-d", directory, *flags, "config"]
-    return _dump(host, [executable, *words], descriptors, sources)
-
-
-def _dump(
-    host: HostRoot, argv: Sequence[str], descriptors: Sequence[int], sources: Sequence[Source],
-    plugins: Sequence[str] = (),
-) -> Dump:  # fmt: skip
+    """What a program prints as TOML; `sources` and `plugins` as in `config_dump`."""
     executable = argv[0]
     done = run(host, argv, descriptors=descriptors)
     if done.code is None:

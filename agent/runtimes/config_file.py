@@ -7,7 +7,7 @@ that root runs.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -17,7 +17,7 @@ from agent.host.files import FileState, new_state
 from agent.host.paths import HostPath, HostRoot
 from agent.toml import dialect, document
 from agent.toml.dialect import Kind
-from agent.toml.document import Data
+from agent.toml.document import Data, Path, get
 
 if TYPE_CHECKING:
     from agent.toml.masking import Source
@@ -52,6 +52,12 @@ class ConfigFile:
 
 
 Files: TypeAlias = tuple[ConfigFile, ...]
+# The types of the settings that the agent reads, tables first. "*" stands for any key.
+Shape: TypeAlias = tuple[tuple[Path, type], ...]
+_KINDS = {
+    dict: "a table", str: "a string", int: "a whole number", bool: "true or false",
+    list: "a list of strings",
+}  # fmt: skip
 
 
 class Unparsed(Refused):
@@ -86,6 +92,27 @@ def checked_file(host: HostRoot, name: str, overlay: Overlay) -> ConfigFile:
     return ConfigFile(name, path, state, data)
 
 
+def check_shape(file: ConfigFile, shape: Shape) -> None:
+    """Raise Refused for a value of another type than `shape` says. No runtime starts on such a
+    file."""
+    for path, kind in shape:
+        for key, value in _values(file.data, path):
+            items = value if isinstance(value, list) else ()
+            if type(value) is not kind or any(not isinstance(item, str) for item in items):
+                raise Refused(
+                    f"cannot use {file.path}: {'.'.join(key)} is not {_KINDS[kind]}; repair it"
+                )
+
+
+def _values(data: object, pattern: Path, above: Path = ()) -> Iterator[tuple[Path, object]]:
+    """The values at the paths that a pattern stands for."""
+    if not pattern:
+        yield above, data
+    elif isinstance(data, dict):
+        for key in data if pattern[0] == "*" else data.keys() & {pattern[0]}:
+            yield from _values(data[key], pattern[1:], (*above, key))
+
+
 def refuse_unread(file: ConfigFile, reader: Collection[Kind], title: str = "") -> None:
     """Raise Refused for a file that the runtime's own TOML reader rejects. `reader` is what that
     accepts besides TOML 1.0. `title` is the name of the runtime in the error; without it, the error
@@ -98,6 +125,12 @@ def refuse_unread(file: ConfigFile, reader: Collection[Kind], title: str = "") -
             f"cannot use {file.path}: {odd.words}; {readers}, so the running one was started on "
             f"another content; {odd.remedy}"
         )
+
+
+def owner(files: Files, path: Path) -> ConfigFile | None:
+    """The last file that has a key."""
+    missing = object()
+    return next((f for f in reversed(files) if get(f.data, path, missing) is not missing), None)
 
 
 def names(host: HostRoot, directory: str, overlay: Overlay) -> set[str]:

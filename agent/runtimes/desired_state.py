@@ -7,14 +7,13 @@ the desired state with its files (before a change) and with what it shows (as th
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from agent.errors import Refused
-from agent.runtimes.base import Effective
 from agent.state import schema
-from agent.toml.document import Data, Path, Set, apply, get
+from agent.toml.document import Data, Op, Path, Set, apply, get
 
 # Shims of runc: v2, v1, and the one before v1. containerd 2.0 and later have v2 only.
 RUNC_V2 = "io.containerd.runc.v2"
@@ -23,7 +22,26 @@ _RUNC = "io.containerd.runc."
 OUR_NAMES = ("nvidia", "nvidia-cdi", "nvidia-legacy")
 FILLED = ("sandboxer", "sandbox_mode")  # containerd puts its own value if there is none:
 SANDBOXER = "podsandbox"
+_DEFAULTS = {**dict.fromkeys(FILLED, SANDBOXER), "runtime_type": "oci"}  # the last is CRI-O's
 _BINARY = "nvidia-container-runtime"
+
+
+@dataclass(frozen=True)
+class Effective:
+    """The effective configuration: built-in defaults and all files, as the runtime merges them.
+    `linux_runtime` is the program that the v1.linux shim runs for a handler that names none; empty
+    without that shim.
+    """
+
+    default: str
+    runtimes: Mapping[str, Data]
+    enable_cdi: bool | None
+    section: Data
+    linux_runtime: str = ""
+
+    def table(self, name: str) -> Data:
+        """The table of a handler, empty if there is none."""
+        return self.runtimes.get(name) or {}
 
 
 @dataclass(frozen=True)
@@ -122,35 +140,13 @@ def binaries(table: Data) -> Iterator[tuple[str, str]]:
             yield key, value
 
 
-def default_for(
-    effective: Effective,
-    own_default: str | None,
-    ours: tuple[str, ...],
-    remembered: str | None,
-    key: str,
-) -> str | None:
-    """The default runtime to write, None if the present one stays.
-
-    `own_default` is one of our handlers, or None. `key` is the name of the setting in a file.
-    Raises Refused if no handler can become the default runtime again.
-    """
-    if own_default is not None:
-        return own_default
-    if is_nvidia(effective, effective.default, ours):
-        found = first_foreign(effective, ours, (remembered, "runc", "crun"))
-        if found is None:
-            raise Refused(
-                f"cannot take {effective.default} back as default runtime: there is no handler "
-                "runc or crun to go back to; add the handler that was the default before, or leave "
-                f"{effective.default} the default with --set-as-default=true"
-            )
-        return found
+def require_default(effective: Effective, key: str) -> None:
+    """Raise Refused if the default runtime is no handler. `key` is its name in a file."""
     if effective.default not in effective.runtimes:
         raise Refused(
             f"cannot use the configuration: {key} is {effective.default}, and there is no such "
             "handler; add it or correct the name"
         )
-    return None
 
 
 def first_foreign(
@@ -179,6 +175,61 @@ def leaves(table: Data, above: Path = ()) -> Iterator[tuple[Path, Any]]:
             yield from leaves(value, (*above, key))
         else:
             yield (*above, key), value
+
+
+def differences(
+    desired: Desired, effective: Effective, runtimes: Path, default: Path
+) -> dict[Path, Any]:
+    """The keys that differ from the desired state, with their desired values. `runtimes` and
+    `default` are the paths of the handlers and of the default runtime."""
+    found: dict[Path, Any] = {}
+    for name, table in desired.handlers.items():
+        current = effective.runtimes.get(name)
+        for path, value in leaves(table):
+            if current is None or not same_value(path[-1], value, get(current, path)):
+                found[(*runtimes, name, *path)] = value
+    if desired.default not in (None, effective.default):
+        found[default] = desired.default
+    if desired.enable_cdi and effective.enable_cdi is not True:
+        found[("enable_cdi",)] = True
+    return found
+
+
+def own_keys(data: Data, runtimes: Path, default: Path) -> Iterator[Path]:
+    """The paths of our handlers, and of a default runtime that is one of them. `runtimes` and
+    `default` as in `differences`."""
+    tables = get(data, runtimes) or {}
+    yield from ((*runtimes, name) for name, table in tables.items() if is_ours(name, table))
+    name = get(data, default)
+    if name and is_ours(name, tables.get(name, {})):
+        yield default
+
+
+def operations(
+    desired: Desired, different: Mapping[Path, Any], runtimes: Path, data: Data,
+    section_of: Callable[[Path], Path] = lambda _: (),
+) -> list[Op]:  # fmt: skip
+    """The operations on a file's data that remove these differences: a whole table if a handler is
+    new to the file, single keys if it is not. `section_of` returns the section of a key."""
+    values: dict[Path, Any] = {}
+    for path, value in different.items():
+        handler = path[: len(runtimes) + 1]
+        whole = (*section_of(handler), *handler)
+        if handler[:-1] == runtimes and get(data, whole) is None:
+            values[whole] = desired.handlers[handler[-1]]
+        else:
+            values[(*section_of(path), *path)] = value
+    # Keys come before the tables below them.
+    return [Set(path, values[path]) for path in sorted(values, key=len)]
+
+
+def same_value(key: str, one: Any, other: Any) -> bool:
+    """Are two values of a handler's key equal? Some keys have a default other than zero, and the
+    order of a list does not matter."""
+    default = _DEFAULTS.get(key)
+    if isinstance(one, list) and isinstance(other, list):
+        one, other = sorted(map(str, one)), sorted(map(str, other))
+    return same(one or default, other or default) if default else same(one, other)
 
 
 def same(one: Any, other: Any) -> bool:

@@ -192,7 +192,7 @@ def spec_directories(runtime: Runtime) -> tuple[str, ...]:
     """The directories that may have specs of ours: those that the runtime reads, if it says so, and
     the default ones."""
     seen = registry.adapter_of(runtime.answer).evidence(runtime.answer)[0].spec_dirs
-    return (*(seen if isinstance(seen, tuple) else ()), *DEFAULT_DIRS)
+    return (*(seen or ()), *DEFAULT_DIRS)
 
 
 def program(settings: Settings, host: HostRoot, runtime: Runtime) -> str | None:

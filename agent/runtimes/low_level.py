@@ -12,8 +12,7 @@ from agent.errors import Refused
 from agent.host.paths import HostRoot
 from agent.options.settings import Settings
 from agent.runtimes import registry
-from agent.runtimes.base import Effective
-from agent.runtimes.desired_state import is_nvidia, programs_of
+from agent.runtimes.desired_state import Effective, is_nvidia
 from agent.toml.document import Data
 from agent.toolkit import programs, tree
 
@@ -74,11 +73,6 @@ def called_by(host: HostRoot, table: Data) -> str | None:
 def first(host: HostRoot, called: tuple[str, ...]) -> str | None:
     """The first of these low-level runtimes that exists, which is the one that is called."""
     return next((path for path in called if _real(host, path)), None)
-
-
-def executables(table: Data) -> tuple[str, ...]:
-    """Every program that a handler names."""
-    return tuple(programs_of(table))
 
 
 def _is_itself(host: HostRoot, path: str) -> bool:

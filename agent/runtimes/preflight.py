@@ -43,9 +43,9 @@ class Candidate:
 
 def ask(
     executable: str, root: HostPath, before: Callable[[], Dump], after: Callable[[], Dump]
-) -> tuple[Dump, Data] | str:
+) -> tuple[Data, Data] | str:
     """The dumps that a runtime's executable makes of the present files and of the future ones, or
-    the reason why it cannot make them. Raises Refused if it rejects the candidate.
+    the reason why it cannot make them. Raises Refused if it rejects either of them.
 
     Both run at the same time, because they take most of the time of a plan.
     """
@@ -53,45 +53,33 @@ def ask(
         first = other.submit(before)
         new = after()
         old = first.result()
-    if old.data is None and not old.rejected:
-        return f"the runtime's executable cannot be asked: {old.error}"
-    if new.data is not None:
-        return old, new.data
-    if old.data is None:
-        raise rejected_already(executable, root, old)
-    raise Refused(
-        f"cannot apply: {executable} rejects the new configuration "
-        f"({new.error}); nothing was changed"
-    )
-
-
-def rejected_already(executable: str, root: HostPath, dump: Dump) -> Refused:
-    """The refusal of files that the executable rejects without any change of ours."""
-    return Refused(
-        f"cannot use {root}: {executable} rejects it as it is ({dump.error}); repair it first"
-    )
-
-
-def refuse_missing(handler: str | None) -> None:
-    """Raise Refused if a handler would be missing; None is no handler."""
-    if handler:
+    if old.data is None and old.rejected:
         raise Refused(
-            f"cannot apply: the runtime would not have the handler {handler}; nothing was changed"
+            f"cannot use {root}: {executable} rejects it as it is ({old.error}); repair it first"
         )
+    if old.data is None:
+        return f"the runtime's executable cannot be asked: {old.error}"
+    if new.data is None:
+        raise Refused(
+            f"cannot apply: {executable} rejects the new configuration "
+            f"({new.error}); nothing was changed"
+        )
+    return old.data, new.data
 
 
-def refuse_difference(before: Data, after: Data, view: str) -> None:
-    """Raise Refused if two dumps differ. They are given without the keys that may change."""
+def compare(executable: str, missing: str | None, before: Data, after: Data) -> Preflight:
+    """The outcome for two dumps without the keys that may change, and a handler that the second
+    lacks (None if it lacks none). Raises Refused if there is one, or if the dumps differ."""
+    if missing:
+        raise Refused(
+            f"cannot apply: the runtime would not have the handler {missing}; nothing was changed"
+        )
     difference = first_difference(before, after)
     if difference is not None:
         raise Refused(
             f"cannot apply: {document.dotted(difference)} would change too, says the runtime's own "
-            f"{view}; nothing was changed; please report this with the output of `plan`"
+            "dump; nothing was changed; please report this with the output of `plan`"
         )
-
-
-def accepted(executable: str) -> Preflight:
-    """The outcome if the executable accepts the candidate."""
     return Preflight(True, f"{executable} accepts the new configuration")
 
 
@@ -124,22 +112,25 @@ def first_difference(one: Any, other: Any, above: Path = ()) -> Path | None:
     return None if one == other and type(one) is type(other) else above
 
 
-UNSEEN = f"nothing shows what it does to our keys: {UNKNOWN}"
-
-
-def require_same_effect(
-    file: ConfigFile, executable: str, dumps: tuple[Dump, Dump], ours: Callable[[Data], Data]
-) -> None:
-    """Raise Refused if a file has an effect on our keys. `dumps` are those with the file and
-    without it, and `ours` takes our keys from a dump."""
-    whole, rest = dumps
-    if whole.data is None:
-        raise unread_refusal(file, f"{executable} does not read it either: {whole.error}")
-    if rest.data is None:
-        raise unread_refusal(
-            file, f"{executable} does not load the others without it: {rest.error}"
-        )
-    difference = first_difference(ours(whole.data), ours(rest.data))
+def require_harmless(
+    files: Files, executable: str | None, whole: Callable[[str], Dump],
+    rest: Callable[[str], Dump], ours: Callable[[Data], Data],
+) -> None:  # fmt: skip
+    """Check that the files that we cannot parse have no effect on our keys. `whole` and `rest` make
+    the executable's dumps with these files and without them, and `ours` takes our keys from a dump.
+    Raises Refused, which names the first of the files, and what is known of its effect."""
+    file = first_unread(files)
+    if file is None:
+        return
+    if executable is None:
+        raise unread_refusal(file, f"nothing shows what it does to our keys: {UNKNOWN}")
+    with_it, without = whole(executable), rest(executable)
+    if with_it.data is None:
+        raise unread_refusal(file, f"{executable} does not read it either: {with_it.error}")
+    if without.data is None:
+        why = f"{executable} does not load the others without it: {without.error}"
+        raise unread_refusal(file, why)
+    difference = first_difference(ours(with_it.data), ours(without.data))
     if difference is not None:
         from agent.toml.masking import safe_path  # needed only if something failed
 

@@ -19,10 +19,6 @@ _APART = 0.2  # seconds between two answers
 _PAUSE = 0.05  # seconds between two tries while nothing answers
 
 
-def _never() -> None:
-    """No reason to give up: the runtime may answer at any time."""
-
-
 class NotProven(Exception):
     """The runtime does not have the desired state. The message says what is wrong."""
 
@@ -36,7 +32,7 @@ class Probe:
     ask: Callable[[], Answer]
     clock: Callable[[], float]
     sleep: Callable[[float], None]
-    given_up: Callable[[], str | None] = _never
+    given_up: Callable[[], str | None] = lambda: None
 
 
 def prove(

@@ -16,7 +16,6 @@ from agent.host.paths import HostRoot
 from agent.options.settings import Settings
 from agent.runtimes.base import RuntimeAdapter
 from agent.runtimes.desired_state import is_ours
-from agent.toml.document import get
 
 
 @dataclass(frozen=True)
@@ -82,19 +81,16 @@ def ask(path: str, name: str, timeout: float = 10.0) -> Answer:
 def shown(answer: Answer) -> tuple[str | None, tuple[str, ...]]:
     """The default runtime and the handlers that the runtime shows; None and () if it shows
     none."""
-    found = adapter_of(answer)
-    default, tables = found.shown_default(answer), found.shown_handlers(answer)
-    listed = tuple(name for name in answer.handlers if name)
-    names = tuple(sorted(tables)) if isinstance(tables, dict) and tables else listed
-    return (default if isinstance(default, str) else None), names
+    default, tables = adapter_of(answer).shown(answer)
+    return default, tuple(sorted(tables or filter(None, answer.handlers)))
 
 
 def shows_nvidia(answer: Answer) -> bool:
     """Does the runtime show a default runtime that is NVIDIA's, whatever its name?"""
-    return is_shown_as_nvidia(answer, str(adapter_of(answer).shown_default(answer)))
+    return is_shown_as_nvidia(answer, str(adapter_of(answer).shown(answer)[0]))
 
 
 def is_shown_as_nvidia(answer: Answer, name: str) -> bool:
     """Is the handler of this name NVIDIA's, as the runtime shows it?"""
-    table = get(adapter_of(answer).shown_handlers(answer), (name,))
-    return is_ours(name, table if isinstance(table, dict) else {})
+    tables = adapter_of(answer).shown(answer)[1] or {}
+    return is_ours(name, tables.get(name, {}))

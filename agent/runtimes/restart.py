@@ -7,12 +7,12 @@ there is neither, the change is refused beforehand.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from agent.cri.process import Process, is_kind, is_service_name, start_time
@@ -20,7 +20,7 @@ from agent.errors import Refused
 from agent.host.paths import HostRoot
 from agent.runtimes import registry
 from agent.systemd import reach, units
-from agent.systemd.units import Systemd, SystemdError, Unit
+from agent.systemd.units import Systemd, SystemdError
 
 _ALONG = 20.0  # seconds in which units that were restarted along have to be up again
 _PAUSE = 0.2
@@ -30,10 +30,6 @@ Kind = Literal["systemd", "signal", "none"]
 
 class RestartFailed(Exception):
     """The restart could not be carried out; the message says why."""
-
-
-def _nothing() -> tuple[str, ...]:
-    return ()
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ class Restart:
     act: Callable[[Process | None], None]
     along: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    down: Callable[[], tuple[str, ...]] = _nothing
+    down: Callable[[], tuple[str, ...]] = tuple
 
 
 def choose(mode: str, process: Process | None, host: HostRoot, kind: str) -> Restart:
@@ -129,11 +125,7 @@ def _by_signal(process: Process, host: HostRoot, kind: str) -> Restart:
             f"cannot restart {kind} by a signal: {', '.join(left_stopped)} would be stopped with "
             f"{unit}, and nothing starts them again; give --restart-mode=systemd"
         )
-    return Restart("signal", target, _terminate, along, down=_down_check(systemd, along))
-
-
-def _down_check(systemd: Systemd, names: tuple[str, ...]) -> Callable[[], tuple[str, ...]]:
-    return functools.partial(still_down, systemd, names)
+    return Restart("signal", target, _terminate, along, down=partial(still_down, systemd, along))
 
 
 def still_down(
@@ -162,17 +154,17 @@ def still_down(
 def resume(kind: str, target: str, host: HostRoot) -> Restart | None:
     """The restart that a journal names, for a runtime that may be down; None if somebody else
     has to restart it."""
+
+    def restart_unit(_: Process | None) -> None:
+        try:
+            systemd = _by_systemd(target, host, is_runtime_unit=True)
+        except Refused as error:
+            raise RestartFailed(error.message) from error
+        systemd.act(None)
+
     if kind == "systemd" and is_service_name(target):
-        return Restart("systemd", target, lambda _: _restart_unit(target, host))
+        return Restart("systemd", target, restart_unit)
     return Restart("signal", target, _terminate) if kind == "signal" else None
-
-
-def _restart_unit(unit: str, host: HostRoot) -> None:
-    try:
-        systemd = _by_systemd(unit, host, is_runtime_unit=True)
-    except Refused as error:
-        raise RestartFailed(error.message) from error
-    systemd.act(None)
 
 
 def _by_systemd(unit: str, host: HostRoot, *, is_runtime_unit: bool) -> Restart:
@@ -188,43 +180,32 @@ def _by_systemd(unit: str, host: HostRoot, *, is_runtime_unit: bool) -> Restart:
             f"cannot restart {unit}: systemd cannot be reached: {error}; mount the host's /run "
             "below the host root, or give --restart-mode=none and restart it yourself"
         ) from error
-    _check_unit(found, is_runtime_unit=is_runtime_unit)
+    loaded = found.load == "loaded"
+    if not loaded or not (is_runtime_unit or found.active == "active"):
+        wrong = f"ActiveState is {found.active}" if loaded else f"LoadState is {found.load}"
+        raise Refused(
+            f"cannot restart {unit}: its {wrong}; repair the unit, or give "
+            "--restart-mode=signal or none"
+        )
     try:
         along = units.units_restarted_with(systemd, found)
-        lost = [name for name in along if _cannot_return(systemd.unit(name))]
+        others = [systemd.unit(name) for name in along]
     except SystemdError:
-        along, lost = (), []  # not important enough for an error
+        along, others = (), []  # not important enough for an error
+    # systemd cannot start a scope or a unit without its file.
+    lost = [one.name for one in others if one.name.endswith(".scope") or one.load != "loaded"]
+
+    def act(_: Process | None) -> None:
+        try:
+            systemd.restart(unit)
+        except SystemdError as error:
+            raise RestartFailed(str(error)) from error
+
     warnings = (
         f"{name} is stopped with {unit}, and systemd cannot start it again" for name in lost
     )
-    act = functools.partial(_restart_by, systemd, unit)
-    return Restart("systemd", unit, act, along, tuple(warnings), _down_check(systemd, along))
-
-
-def _cannot_return(unit: Unit) -> bool:
-    """Can systemd not start this unit? It cannot start a scope or a unit without its file."""
-    return unit.name.endswith(".scope") or unit.load != "loaded"
-
-
-def _check_unit(unit: Unit, *, is_runtime_unit: bool) -> None:
-    """Raise Refused for a unit that systemd would not restart."""
-    wrong = None
-    if unit.load != "loaded":
-        wrong = f"its LoadState is {unit.load}"
-    elif not is_runtime_unit and unit.active != "active":
-        wrong = f"its ActiveState is {unit.active}"
-    if wrong:
-        raise Refused(
-            f"cannot restart {unit.name}: {wrong}; repair the unit, or give "
-            "--restart-mode=signal or none"
-        )
-
-
-def _restart_by(systemd: Systemd, unit: str, _: Process | None) -> None:
-    try:
-        systemd.restart(unit)
-    except SystemdError as error:
-        raise RestartFailed(str(error)) from error
+    down = partial(still_down, systemd, along)
+    return Restart("systemd", unit, act, along, tuple(warnings), down)
 
 
 def _terminate(process: Process | None) -> None:

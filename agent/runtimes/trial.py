@@ -17,7 +17,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.cri import process
@@ -89,56 +89,42 @@ class Trial:
     warning: str = ""
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What is tried. `launch` makes the start with some files in the place of the real ones, and
-    `problems` returns what an answer lacks, in words."""
-
-    runtime: str
-    executable: str
-    launch: Callable[[Mapping[str, bytes | None]], Launch]
-    problems: Callable[[Answer], list[str]]
-
-
-def subject(host: HostRoot, node: ConfiguredRuntime, desired: Desired) -> Subject | str:
-    """The subject of a trial start of this runtime, or the reason why none can be made."""
-    executable = node.executable
-    if executable is None:
-        return UNKNOWN
-    return Subject(
-        node.adapter.title,
-        executable,
-        lambda files: node.launch(host, executable, desired, files),
-        lambda answer: node.adapter.unproven(desired, answer),
-    )
-
-
 Start = Callable[[HostRoot, Launch, Callable[[Answer], list[str]]], Result]
 
 
 def judge(
-    host: HostRoot, subject: Subject, changes: tuple[Change, ...], purpose: str, start: Start
-) -> Trial:
+    node: ConfiguredRuntime, desired: Desired, changes: tuple[Change, ...], purpose: str,
+    start: Start, *,
+    warn: bool = False,
+) -> Trial:  # fmt: skip
     """Start the runtime on the files after `changes`. If that fails, start it on the present
-    files too, to find out which of them are at fault.
+    files too, to find out which of them are at fault. With `warn` it is started on these anyway,
+    and the verdict has a warning if that fails.
 
     Never raises: a refusal is part of the verdict.
     """
+    name, title = node.executable, node.adapter.title
+    if name is None:
+        return Trial(False, UNKNOWN)
     after = {item.path.host: item.after.data if item.after else None for item in changes}
-    result = start(host, subject.launch(after), subject.problems)
+    launch = node.launch(name, desired, after)
+    result = start(node.host, launch, lambda answer: node.adapter.unproven(desired, answer))
     if result.impossible:
         return Trial(False, result.impossible)
-    name = subject.executable
+    present = start_on_present(node, start) if result.failure or warn else Result()
     if not result.failure:
-        return Trial(True, f"{name} starts on it and serves the CRI")
-    present = start(host, subject.launch({}), lambda _: [])
+        warning = (
+            f"the files as they are do not load ({present.failure}): {title} would not come back "
+            "from a restart on them, nor could this change be undone"
+        )
+        note = f"{name} starts on it and serves the CRI"
+        return Trial(True, note, warning=warning if present.failure else "")
     if present.impossible:
         return Trial(False, present.impossible)
     if present.failure:
         return Trial(True, f"{name} does not start", FilesDoNotLoad(
             f"cannot {purpose}: the file on disk does not load in {name} ({present.failure}); the "
-            f"running {subject.runtime} was started on an older one; repair the file, nothing was "
-            "changed"
+            f"running {title} was started on an older one; repair the file, nothing was changed"
         ))  # fmt: skip
     what = "the original files" if purpose == "revert" else "the new configuration"
     return Trial(True, f"{name} does not start on it", TrialFailed(
@@ -146,16 +132,11 @@ def judge(
     ))  # fmt: skip
 
 
-def warn_of_present(host: HostRoot, subject: Subject, verdict: Trial, start: Start) -> Trial:
-    """The verdict, with a warning if the runtime would not start on the present files."""
-    present = start(host, subject.launch({}), lambda _: [])
-    if not present.failure:
-        return verdict
-    return replace(
-        verdict,
-        warning=f"the files as they are do not load ({present.failure}): {subject.runtime} would "
-        "not come back from a restart on them, nor could this change be undone",
-    )
+def start_on_present(node: ConfiguredRuntime, start: Start) -> Result:
+    """The result of a start on the files as they are."""
+    if node.executable is None:
+        return Result(impossible=UNKNOWN)
+    return start(node.host, node.launch(node.executable, Desired({}), {}), lambda _: [])
 
 
 def work_directory(host: HostRoot, writable: tuple[str, ...], needed: Iterable[str]) -> str:

@@ -22,7 +22,6 @@ from agent.errors import (
     RolledBack,
     Unreachable,
 )
-from agent.host.paths import HostRoot
 from agent.log import Log
 from agent.plan import (
     candidate,
@@ -198,9 +197,9 @@ class _Convergence:
             before=states_of(node),
             memory=memory,
             fingerprint=candidate.fingerprint(ctx.host, node, edits),
-            check=functools.partial(refuse_changed, node, ctx.host),
+            check=functools.partial(refuse_changed, node),
             restarting=functools.partial(restart_limits.use, ctx),
-            start_failure=functools.partial(start_failure, ctx.host, ctx.start_trial, node),
+            start_failure=functools.partial(start_failure, ctx.start_trial, node),
             pods=pods,
         )
 
@@ -304,11 +303,11 @@ def _memory_after(memory: Memory, proposal: Proposal, *, refused_cdi: bool) -> M
     return replace(memory, default=default, enabled_cdi=enabled, cdi_refused=refused, moved=moved)
 
 
-def refuse_changed(node: ConfiguredRuntime, host: HostRoot) -> None:
+def refuse_changed(node: ConfiguredRuntime) -> None:
     """Check that the runtime's files are still those that the plan was made from, and that no file
     was added or removed. Raises Refused."""
     planned = {file.name: file.state and file.state.digest for file in node.files}
-    now = {file.name: file.state and file.state.digest for file in node.load(host)}
+    now = {file.name: file.state and file.state.digest for file in node.load()}
     for name in (*planned, *now):
         if name not in planned or name not in now or planned[name] != now[name]:
             raise Refused(

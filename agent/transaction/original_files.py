@@ -13,7 +13,7 @@ from agent.errors import Refused
 from agent.host import files
 from agent.host.files import Change, FileState
 from agent.host.paths import HostPath, HostRoot
-from agent.runtimes.base import ConfiguredRuntime, Restoration
+from agent.runtimes.base import ConfiguredRuntime
 from agent.runtimes.key_ownership import HEADER, condition, imported, is_rewritten, still_ours
 from agent.state.store import Memory, Original, Store
 from agent.toml import document
@@ -38,7 +38,7 @@ def changes(
         made_by_us = memory.files[name].digest is None
         if node.imports_drop_in and name == node.drop_in.host and made_by_us:
             drop_in_goes = not _has_content(item)
-    return node.finished(host, tuple(found))
+    return node.finished(tuple(found))
 
 
 def removed(host: HostRoot, memory: Memory) -> tuple[str, ...]:
@@ -128,7 +128,7 @@ def inverse(
 
     Our keys are those that are visibly ours and those that we remember. A handler that another
     toolkit has written since stays. `data` are the file's data now and before us. `switch` means
-    that we switched CDI on. `drop_in_goes` is that of Restoration."""
+    that we switched CDI on, `drop_in_goes` that the import of our drop-in is removed too."""
     current, before = data
     visible = [*node.own_keys(current, switch=switch)]
     foreign = [path for path in visible if is_rewritten(known, current, path)]
@@ -143,8 +143,7 @@ def inverse(
             continue  # the rest of the file is written in it
         old = document.get(before, key)
         ops.append(Unset(key) if old is None else Set(key, old))
-    back = Restoration(ops, before, imported(known), drop_in_goes)
-    return node.restored(host, current, back)
+    return node.restored(host, ops, data, imported(known) if drop_in_goes else None)
 
 
 def _without_emptied(text: str, before: Data, done: list[Op], host: str) -> str:

@@ -182,7 +182,7 @@ class _Revert:
         )
         # The root file first: once it no longer imports them, the others can go.
         changes = tuple(sorted(changes, key=lambda item: item.path.host != node.root.path.host))
-        return changes, node.load(host, {item.path.host: item.after for item in changes})
+        return changes, node.load({item.path.host: item.after for item in changes})
 
     def _request(self) -> tuple[change.Request | None, list[str]]:
         """The change of files and runtime, None where none is needed; and notes."""
@@ -205,17 +205,16 @@ class _Revert:
         if not changes and (is_root_gone or not remaining):
             return None, notes
         restart = None
-        # Without changes the runtime runs on older files.
-        if not is_root_gone and (
-            not changes or node.needs_restart(tuple(item.path.host for item in changes))
-        ):
+        # Without changes the runtime runs on older files. Hooks are read at once.
+        is_due = not changes or any(not item.path.host.endswith(".json") for item in changes)
+        if is_due and not is_root_gone:
             restart = ctx.choose_restart(
                 ctx.settings.restart_mode, node.runtime.process, host, node.runtime.kind
             )
-            if blocked := node.restart_hazard(host, after):
+            if blocked := node.restart_hazard(after):
                 raise blocked
         changed = (name for name in now.runtimes if now.table(name) != effective.table(name))
-        checked = node.preflight(host, Candidate(after, (), (*OUR_NAMES, *removed, *changed)))
+        checked = node.preflight(Candidate(after, (), (*OUR_NAMES, *removed, *changed)))
         if not checked.done:
             notes.append(f"not pre-flighted: {checked.note}")
         if restart is not None:
@@ -228,10 +227,10 @@ class _Revert:
             restart=restart,
             desired=desired,
             before=states_of(node),
-            start_failure=functools.partial(start_failure, host, ctx.start_trial, node),
+            start_failure=functools.partial(start_failure, ctx.start_trial, node),
             memory=self._memory,
             fingerprint="revert",
-            check=(lambda: None) if created else functools.partial(refuse_changed, node, host),
+            check=(lambda: None) if created else functools.partial(refuse_changed, node),
         ), notes  # fmt: skip
 
     def _removed_files(self) -> tuple[bool, list[str]]:
@@ -256,9 +255,7 @@ class _Revert:
         """Notes from a trial start. Raises Refused where the runtime would not start again."""
         ctx = self._ctx
         unloaded = in_force.first_unloaded(self._memory, self._node, ctx.wall)
-        trial = trial_verdict(
-            ctx.host, ctx.start_trial, self._node, changes, desired, "revert", unloaded
-        )
+        trial = trial_verdict(ctx.start_trial, self._node, changes, desired, "revert", unloaded)
         if trial.refusal is not None:
             raise trial.refusal
         note = trial.warning if trial.done else f"not tried: {trial.note}"

@@ -95,13 +95,13 @@ def pod_runner(
     and may be shown if the runtime's errors repeat them, like the names of handlers and of their
     programs. `seconds` is the limit for one pod."""
     runtime, socket = node.runtime, node.runtime.socket
-    image = node.sandbox_image(host)
+    image = node.sandbox_image()
     if image is None:
         return "the sandbox image is not known"
     known = [image, *words]
-    tables = registry.adapter(runtime.kind).shown_handlers(runtime.answer)
-    for name, table in tables.items() if isinstance(tables, dict) else ():
-        known += [str(name), *(programs_of(table) if isinstance(table, dict) else ())]
+    tables = registry.adapter(runtime.kind).shown(runtime.answer)[1] or {}
+    for name, table in tables.items():
+        known += [name, *programs_of(table)]
     runner = PodRunner(
         image=image,
         drivers=node.cgroup_drivers(),

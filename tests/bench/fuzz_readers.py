@@ -30,13 +30,12 @@ from agent.errors import AgentError, Refused, Unreachable
 from agent.host import budget, paths
 from agent.host.paths import HostPath, HostRoot
 from agent.runtimes import command, registry
-from agent.runtimes.base import Effective
-from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.config_file import ConfigFile, check_shape
 from agent.runtimes.containerd import faults, handlers, load, merge
 from agent.runtimes.containerd.generations import GENERATIONS
 from agent.runtimes.crio import command_line, config_request, hook
 from agent.runtimes.crio import merge as crio
-from agent.runtimes.desired_state import Desired
+from agent.runtimes.desired_state import Desired, Effective
 from agent.state.store import Store
 from agent.systemd import systemctl
 from agent.systemd.dbus import Bus, BusError, NoBus
@@ -246,7 +245,7 @@ def _config(data: bytes) -> ConfigFile:
 
 def _read_containerd(data: bytes) -> None:
     file = _config(data)
-    load.check_shape(file)
+    check_shape(file, load.SHAPE)
     for gen in GENERATIONS:
         with suppress(AgentError):
             merge.effective(gen, (file,))
@@ -259,7 +258,7 @@ def _read_containerd(data: bytes) -> None:
 
 def _read_crio(data: bytes) -> None:
     file = _config(data)
-    crio.check_shape(file)
+    check_shape(file, crio.SHAPE)
     for version in ((1, 30, 0), (1, 37, 0)):
         found = crio.rules(version)
         crio.effective(found, (file,))

@@ -342,6 +342,9 @@ def test_spec_directories_of_others_are_refused(root: Path, part: str) -> None:
 class _Hooks:
     """As much of a CRI-O as `hook.require` looks at."""
 
+    def __init__(self, host: HostRoot) -> None:
+        self.host = host
+
     hook = HostPath("", "/etc/hooks.d/nvidia.json")
     hooks_read = ("/srv/hooks/",)
     hooks_later = ("/etc/hooks.d",)
@@ -351,10 +354,10 @@ class _Hooks:
 def test_any_hooks_directory_of_others_is_refused(root: Path, part: str) -> None:
     """Any of those that CRI-O reads, also one that has yet to be made."""
     host = HostRoot(str(root))
-    hook.require(_Hooks(), host)  # type: ignore[arg-type]
+    hook.require(_Hooks(host))  # type: ignore[arg-type]
     _give(root / part)
     with pytest.raises(Refused, match=f"^cannot use the hooks directory .*{_BELONGS}"):
-        hook.require(_Hooks(), host)  # type: ignore[arg-type]
+        hook.require(_Hooks(host))  # type: ignore[arg-type]
 
 
 def test_timer_refuses_programs_of_others(root: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.decide import Decision, Evidence, PodNeeds, Question, SpecDirs, Switch, Unseen, decide
+from agent.decide import Decision, Evidence, PodNeeds, Question, Switch, decide
 
 GOLDEN = Path(__file__).with_name("golden") / "decisions.json"
 
@@ -29,7 +29,9 @@ NVIDIA, CDI = "nvidia.cdi.k8s.io/", "cdi.k8s.io/"
 ROWS = range(1, 10)
 
 
-def seen(switch: str, dirs: SpecDirs = DIRS, source: str = "cri-status") -> tuple[Evidence, ...]:
+def seen(
+    switch: str, dirs: tuple[str, ...] | None = DIRS, source: str = "cri-status"
+) -> tuple[Evidence, ...]:
     """Return what one source says."""
     return (Evidence(source, Switch(switch), dirs),)
 
@@ -86,7 +88,7 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "1.7.2, on": (3, {"version": "1.7.2", "evidence": ON}),
     "1.7.1, on": (3, {"version": "1.7.1", "evidence": ON}),
     "1.7.0, on": (3, {"version": "1.7.0", "evidence": ON}),
-    "on, dirs unseen": (3, {"version": "2.1.9", "evidence": seen("true", Unseen.UNSEEN)}),
+    "on, dirs unseen": (3, {"version": "2.1.9", "evidence": seen("true", None)}),
     "on, dirs absent": (3, {"version": "2.1.9", "evidence": seen("true", None)}),
     "on, other dirs": (3, {"version": "2.1.9", "evidence": seen("true", ("/run/cdi",))}),
     "on, may not enable": (3, {"version": "2.1.9", "evidence": ON, "may_enable": False}),
@@ -108,7 +110,7 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "1.7.0, off": (4, {"version": "1.7.0", "evidence": OFF}),
     "2.1, off": (4, {"version": "2.1.9", "evidence": OFF}),
     "off, dirs absent": (4, {"version": "2.1.9", "evidence": seen("false", None)}),
-    "off, dirs unseen": (4, {"version": "2.1.9", "evidence": seen("false", Unseen.UNSEEN)}),
+    "off, dirs unseen": (4, {"version": "2.1.9", "evidence": seen("false", None)}),
     "on by our own hand": (4, {"version": "1.7.24", "evidence": ON, "enabled_by_agent": True}),
     "on by our own hand, may not any more": (
         3,
@@ -344,7 +346,7 @@ TABLE: dict[int, tuple[str, bool, bool, set[str], str | None, bool | None]] = {
     9: ("", False, False, set(), None, None),
 }
 
-directories = st.none() | st.just(Unseen.UNSEEN) | st.lists(st.text(max_size=9)).map(tuple)
+directories = st.none() | st.lists(st.text(max_size=9)).map(tuple)
 evidence = st.builds(
     Evidence, st.sampled_from(["cri-status", "config-dump"]), st.sampled_from(Switch), directories
 )

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from agent.cri import process
 from agent.cri.client import Answer, Unimplemented
 from agent.cri.process import Process
-from agent.cri.versions import parse_version
 from agent.decide import Evidence, Switch
 from agent.errors import Refused, Unreachable
 from agent.host import budget
@@ -29,10 +28,7 @@ from agent.runtimes.base import (
     Defect,
     EditRequest,
     Edits,
-    Effective,
-    Rendered,
     RestartHazard,
-    Restoration,
     Runtime,
     RuntimeAdapter,
 )
@@ -41,14 +37,15 @@ from agent.runtimes.config_file import ConfigFile, Files, Overlay
 from agent.runtimes.containerd import deadly_specs, edit, faults, handlers, load, merge, rendered
 from agent.runtimes.containerd.generations import CRI_PLUGINS, GENERATIONS, Generation, generation
 from agent.runtimes.containerd.load import DEFAULT_ROOT, import_pattern
-from agent.runtimes.containerd.overlay import EditInput, import_glob
 from agent.runtimes.desired_state import (
     LINUX,
     Desired,
+    Effective,
     binaries,
     is_ours,
     is_runc,
     is_sandbox,
+    own_keys,
     programs_of,
 )
 from agent.runtimes.preflight import Candidate, Preflight, first_unread, unread_warnings
@@ -68,6 +65,7 @@ class Containerd(RuntimeAdapter):
 
     kind = title = "containerd"
     low_level = ("runc", "crun")
+    shape = load.SHAPE
     cgroup_driver_since = (2, 0, 0)
 
     def explained(
@@ -82,27 +80,21 @@ class Containerd(RuntimeAdapter):
                 files = load.load(host, GENERATIONS[-1], name)
         except (Refused, Unreachable):
             return error
-        for file in files:
-            entry = load.disabled_cri(file)
-            if entry is not None:
-                return Unimplemented(
-                    f"{error.message.partition(';')[0]}: disabled_plugins in {file.path} names "
-                    f"{entry!r}; take it out and restart containerd"
-                )
-        return error
+        if (found := faults.disabled(GENERATIONS[-1], files)) is None:
+            return error
+        return Unimplemented(
+            f"{error.message.partition(';')[0]}: disabled_plugins in {found[0].path} names "
+            f"{found[1]!r}; take it out and restart containerd"
+        )
 
     def look(
         self, settings: Settings, host: HostRoot, runtime: Runtime, overlay: Overlay | None = None
     ) -> ContainerdNode:
         """The node of a containerd that was found. Raises Refused."""
-        version = parse_version(runtime.version)
-        if version is None:
-            raise Refused(
-                f"cannot work with containerd {runtime.version!r}: that is not a version number"
-            )
-        gen = generation(version)
+        gen = generation(self.version_of(runtime))
         root = root_name(settings, host, runtime.process)
         node = ContainerdNode(
+            host=host,
             runtime=runtime,
             gen=gen,
             files=load.load(host, gen, root, overlay or {}),
@@ -112,26 +104,22 @@ class Containerd(RuntimeAdapter):
         if first_unread(node.files):
             from agent.runtimes.containerd import preflight  # its executable is run
 
-            preflight.require_harmless(host, node, node.files)
+            preflight.require_harmless(node, node.files)
         return node
-
-    def check_shape(self, file: ConfigFile) -> None:
-        load.check_shape(file)
 
     def evidence(self, answer: Answer) -> tuple[Evidence, ...]:
         """What Status shows of CDI."""
         return (_evidence("cri-status", answer.config, "enableCDI", "cdiSpecDirs"),)
 
-    def shown_default(self, answer: Answer) -> object:
-        """The default runtime in Status."""
-        return get(answer.config, ("containerd", "defaultRuntimeName"))
+    def shown(self, answer: Answer) -> tuple[str | None, Mapping[str, Data] | None]:
+        """As in Status."""
+        default = get(answer.config, ("containerd", "defaultRuntimeName"))
+        return default if isinstance(default, str) else None, handlers.shown_handlers(answer)
 
-    def shown_handlers(self, answer: Answer) -> object:
-        """The handlers' tables in Status."""
-        return handlers.shown_handlers(answer)
-
-    def unproven(self, desired: Desired, answer: Answer) -> list[str]:
-        return handlers.unproven(desired, answer)
+    def table_problems(
+        self, table: Data, running: Data, shown: Mapping[str, Data]
+    ) -> Iterable[str]:
+        return handlers.table_problems(table, running)
 
     def watch_paths(
         self, settings: Settings, host: HostRoot, running: Process | None
@@ -139,7 +127,8 @@ class Containerd(RuntimeAdapter):
         """Root file, drop-in and imports of a containerd whose configuration cannot be read."""
         root = root_name(settings, host, running)
         yield root
-        yield from _with_directory(drop_in(settings, host, root).host)
+        own = drop_in(settings, host, root).host
+        yield from (own, os.path.dirname(own))
         imports = load.load_file(host, root).data.get("imports", [])
         for pattern in imports[: budget.CONFIG.values]:
             absolute = os.path.normpath(os.path.join(os.path.dirname(root), pattern))
@@ -175,96 +164,78 @@ class ContainerdNode(ConfiguredRuntime):
 
     gen: Generation
 
-    def load(self, host: HostRoot, overlay: Overlay | None = None) -> Files:
-        return load.load(host, self.gen, self.root.name, overlay or {})
+    def load(self, overlay: Overlay | None = None) -> Files:
+        return load.load(self.host, self.gen, self.root.name, overlay or {})
 
     def effective(self, files: Files) -> Effective:
         return merge.effective(self.gen, files)
 
-    def shown_tables(self, by_files: Effective) -> Mapping[str, Data]:
-        """The handlers that Status shows, with their tables from the files, because Status shows
-        some keys under other names."""
-        shown = ADAPTER.shown_handlers(self.runtime.answer)
-        names = shown if isinstance(shown, dict) and shown else self.runtime.answer.handlers
-        return {name: by_files.table(name) for name in names if name}
-
-    def evidence(self, host: HostRoot) -> tuple[Evidence, ...]:
+    def evidence(self) -> tuple[Evidence, ...]:
         """Status, and the dump if Status shows nothing."""
         found = ADAPTER.evidence(self.runtime.answer)
         if found[0].seen or self.executable is None:
             return found
         path = self.root.name if self.root.state is not None else None
-        return (*found, _dump_evidence(config_dump(host, self.executable, path).data))
+        return (*found, _dump_evidence(config_dump(self.host, self.executable, path).data))
 
-    def edits(self, host: HostRoot, request: EditRequest) -> tuple[Edits, tuple[str, ...]]:
-        settings, memory, available = request.settings, request.memory, request.available
-        features = handlers.shown_features(self.runtime.answer, self._missing_shims(host))
-
-        def derive(effective: Effective) -> Desired:
-            return handlers.derive_desired(
-                effective, request.decision, available, settings.runtime_name, memory.default,
-                settings.runtime_type, features,
-            )  # fmt: skip
-
+    def edits(self, request: EditRequest) -> tuple[Edits, tuple[str, ...]]:
+        features = handlers.shown_features(self.runtime.answer, self._missing_shims())
         warnings = (
             *unread_warnings(self.files),
-            *faults.hidden(self.gen, self.files),
-            *faults.doubtful(self.gen, self.files),
-            *handlers.left_out(self.effective(self.files), available, memory.default, features),
+            *(f"{one.text}; {one.remedy}" for one in faults.doubtful(self.gen, self.files)),
+            *handlers.left_out(self.effective(self.files), request, features),
         )
-        inputs = EditInput(host, self.gen, self.files, self.drop_in, memory, derive)
-        return edit.edits(inputs), warnings
+        return edit.edits(self, request, features), warnings
 
-    def _missing_shims(self, host: HostRoot) -> tuple[str, ...]:
+    def _missing_shims(self) -> tuple[str, ...]:
         """The runtime types for which this containerd has no shim. A shim of an earlier containerd
         1.x may still be installed."""
-        return tuple(kind for kind in self.gen.missing_shims if not self._has_shim(host, kind))
+        return tuple(kind for kind in self.gen.missing_shims if not self._has_shim(kind))
 
-    def _has_shim(self, host: HostRoot, kind: str) -> bool:
+    def _has_shim(self, kind: str) -> bool:
         """Is there a program for a runtime type, beside the executable or in its PATH?"""
         running = self.runtime.process
         path = ((process.environment(running) if running else None) or {}).get("PATH", "")
         beside = (os.path.dirname(self.executable),) if self.executable else ()
         name = "-".join(("containerd-shim", *kind.split(".")[-2:]))
         places = (*beside, *programs.DIRECTORIES, *filter(None, path.split(":")))
-        return any(programs.runs(host, f"{place}/{name}") for place in places)
+        return any(programs.runs(self.host, f"{place}/{name}") for place in places)
 
-    def preflight(self, host: HostRoot, candidate: Candidate) -> Preflight:
+    def preflight(self, candidate: Candidate) -> Preflight:
         from agent.runtimes.containerd import preflight  # only where something changes
 
-        preflight.require_harmless(host, self, candidate.files)
-        return preflight.check(host, self, candidate)
+        preflight.require_harmless(self, candidate.files)
+        return preflight.check(self, candidate)
 
     def launch(
-        self, host: HostRoot, executable: str, desired: Desired, files: Mapping[str, bytes | None]
+        self, executable: str, desired: Desired, files: Mapping[str, bytes | None]
     ) -> Launch:
         from agent.runtimes.containerd import trial  # only where something changes
 
-        return trial.launch(host, self, executable, desired, files)
+        return trial.launch(self, executable, desired, files)
 
-    def restart_hazard(self, host: HostRoot, files: Files) -> RestartHazard | None:
+    def restart_hazard(self, files: Files) -> RestartHazard | None:
         """CDI specs of which this containerd dies."""
-        return deadly_specs.deadly(host, self.gen, files)
+        return deadly_specs.deadly(self.host, self.gen, files)
 
-    def defects(self, host: HostRoot) -> Iterable[Defect]:
+    def defects(self) -> Iterable[Defect]:
         effective = self.effective(self.files)
         for name, path in faults.base_specs(effective):
-            if not os.path.lexists(host.agent_path(path)):
+            if not os.path.lexists(self.host.agent_path(path)):
                 text = f"handler {name} has base_runtime_spec {path}, which is not there"
                 yield Defect(text, "write that file, or remove the key", deadly=True)
         sandboxes = {
             str(table["runtime_type"]) for table in effective.runtimes.values()
             if is_sandbox(table) and not table.get("runtime_path")
         }  # fmt: skip
-        missing = (kind for kind in sorted(sandboxes) if not self._has_shim(host, kind))
-        lacking = (*self._missing_shims(host), *missing)
+        missing = (kind for kind in sorted(sandboxes) if not self._has_shim(kind))
+        lacking = (*self._missing_shims(), *missing)
         yield from faults.defects(self.gen, self.files, effective, lacking)
 
-    def rendered(self) -> Iterable[Rendered]:
+    def rendered(self) -> Iterable[tuple[str, str, str]]:
         """k3s, RKE2, k0s and MicroK8s write the configuration of their containerd."""
-        for file in self.files:
-            if found := rendered.renderer(file):
-                yield Rendered(file.path.host, found.program, found.source)
+        found = ((file.path.host, rendered.renderer(file)) for file in self.files)
+        return ((path, one.program, one.source) for path, one in found if one)
 
     def cgroup_drivers(self) -> Mapping[str, str]:
         """The option SystemdCgroup of each handler."""
@@ -272,13 +243,13 @@ class ContainerdNode(ConfiguredRuntime):
         found = {name: faults.cgroup_driver(table) for name, table in tables.items()}
         return {name: driver for name, driver in found.items() if driver}
 
-    def sandbox_image(self, host: HostRoot) -> str | None:
+    def sandbox_image(self) -> str | None:
         """The one in Status (1.x), or that in the dump (2.0 and later do not show it)."""
-        shown = super().sandbox_image(host)
+        shown = super().sandbox_image()
         if shown or self.executable is None:
             return shown
         path = self.root.name if self.root.state is not None else None
-        dump = config_dump(host, self.executable, path, (), (), (_IMAGES,))
+        dump = config_dump(self.host, self.executable, path, (), (), (_IMAGES,))
         found = get(dump.data, ("plugins", _IMAGES, "pinned_images", "sandbox"))
         return found if isinstance(found, str) and found else None
 
@@ -294,11 +265,10 @@ class ContainerdNode(ConfiguredRuntime):
         known = {item for table in tables for item in table.get("container_annotations") or ()}
         return f"{prefix}*" in known
 
-    def watch_paths(self, host: HostRoot) -> Iterator[str]:
-        """Its files, and the directories of imports with a wildcard."""
-        yield from _with_directory(self.drop_in.host)
+    def watch_paths(self) -> Iterator[str]:
+        """Also the directories of imports with a wildcard."""
+        yield from super().watch_paths()
         for file in self.files:
-            yield file.name
             for pattern in file.data.get("imports", []):
                 absolute = import_pattern(self.gen, file.name, pattern)
                 if absolute is not None and "*" in absolute:
@@ -307,54 +277,44 @@ class ContainerdNode(ConfiguredRuntime):
     def own_keys(self, data: Data, *, switch: bool) -> Iterable[Path]:
         """In each plugin's section that has handlers."""
         for name, section in data.get("plugins", {}).items():
-            if not isinstance(section, dict):
-                continue
             above: Path = ("plugins", name)
-            runtimes = get(section, ("containerd", "runtimes"), {})
-            for handler, table in runtimes.items():
-                if is_ours(handler, table):
-                    yield (*above, "containerd", "runtimes", handler)
-            default = get(section, ("containerd", "default_runtime_name"))
-            if default and is_ours(default, runtimes.get(default, {})):
-                yield (*above, "containerd", "default_runtime_name")
-            if switch and section.get("enable_cdi") is True:
+            yield from own_keys(data, (*above, *handlers.RUNTIMES), (*above, *handlers.DEFAULT))
+            if switch and get(section, ("enable_cdi",)) is True:
                 yield (*above, "enable_cdi")
 
-    def restored(self, host: str, current: Data, restoration: Restoration) -> list[Op]:
+    def restored(
+        self, name: str, ops: list[Op], data: tuple[Data, Data], imported: tuple[str, ...] | None
+    ) -> list[Op]:
         """Our imports are removed. In containerd 1.x the table of the default runtime stays as long
         as other handlers do."""
-        ops = restoration.ops
+        current, before = data
         if self.gen.merge == "replace":
             ops = _with_default_table(current, ops)
-        if not restoration.drop_in_goes:
+        if imported is None:
             return ops
-        pattern = functools.partial(import_pattern, self.gen, host)
-        gone = {
-            pattern(item) or item for item in (import_glob(self.drop_in), *restoration.imported)
-        }
-        listed, old = current.get("imports", []), restoration.original.get("imports", [])
+        pattern = functools.partial(import_pattern, self.gen, name)
+        gone = {pattern(item) or item for item in (edit.import_glob(self.drop_in), *imported)}
+        listed, old = current.get("imports", []), before.get("imports", [])
         kept = [item for item in listed if item in old or (pattern(item) or item) not in gone]
         if kept == listed:
             return ops
-        keep = kept or "imports" in restoration.original  # an empty list of the admin's comes back
+        keep = kept or "imports" in before  # an empty list of the admin's comes back
         return [*ops, Set(("imports",), kept) if keep else Unset(("imports",))]
 
-    def finished(self, host: HostRoot, changes: tuple[Change, ...]) -> tuple[Change, ...]:
+    def finished(self, changes: tuple[Change, ...]) -> tuple[Change, ...]:
         """A file that another one imports by name is emptied instead of removed, because containerd
         does not start without it."""
         overlay = {item.path.host: item.after for item in changes}
         kept = []
         for item in changes:
-            if item.after is None and self._imported_by_name(host, item.path, overlay):
+            if item.after is None and self._imported_by_name(item.path, overlay):
                 state = item.before or FileState(b"")
                 emptied = FileState(_STUB, state.mode, state.uid, state.gid)
                 item = Change(item.path, item.before, emptied)
             kept.append(item)
         return tuple(kept)
 
-    def _imported_by_name(
-        self, host: HostRoot, path: HostPath, overlay: Mapping[str, FileState | None]
-    ) -> bool:
+    def _imported_by_name(self, path: HostPath, overlay: Mapping[str, FileState | None]) -> bool:
         for file in self.files:
             data = file.data
             if file.path.host in overlay:
@@ -362,7 +322,7 @@ class ContainerdNode(ConfiguredRuntime):
                 data = document.parse(state.data, file.path.host) if state else {}
             for item in data.get("imports", []):
                 name = import_pattern(self.gen, file.name, item)
-                if name and "*" not in item and host.resolve(name).host == path.host:
+                if name and "*" not in item and self.host.resolve(name).host == path.host:
                     return True
         return False
 
@@ -391,11 +351,6 @@ def drop_in(settings: Settings, host: HostRoot, root: str) -> HostPath:
     return find.given_drop_in(settings, host) or host.resolve(
         os.path.join(os.path.dirname(root), "conf.d", "99-nvidia.toml")
     )
-
-
-def _with_directory(path: str) -> Iterator[str]:
-    yield path
-    yield os.path.dirname(path)
 
 
 def _fixed_part(pattern: str) -> str:

@@ -18,15 +18,6 @@ from agent.runtimes.containerd import merge
 from agent.runtimes.containerd.generations import Generation
 
 
-def _crash(path: HostPath, what: str) -> RestartHazard:
-    kind = what.startswith("kind ")
-    rule = "a vendor or class of one letter" if kind else "it"
-    remedy = "rename the kind or remove the file" if kind else "repair or remove the file"
-    return RestartHazard(
-        path, f"has {what}, and containerd before 2.4 crashes on {rule}", remedy, "containerd"
-    )
-
-
 def deadly(host: HostRoot, gen: Generation, files: Files) -> RestartHazard | None:
     """The first CDI spec that would make a containerd with these files crash or wait for ever, None
     if there is none."""
@@ -35,25 +26,27 @@ def deadly(host: HostRoot, gen: Generation, files: Files) -> RestartHazard | Non
         return None
     dirs = effective.section.get("cdi_spec_dirs")
     for name in dirs if isinstance(dirs, list) else DEFAULT_DIRS:
-        directory = _directory(host, os.path.normpath(str(name)))
-        if directory is None:
+        name = os.path.normpath(str(name))
+        try:
+            above = host.resolve(os.path.dirname(name)).host
+        except AgentError:
             continue
-        for path in spec_files.pipes(host, directory):
-            return RestartHazard(
-                path, "is a pipe, and containerd waits for what is in it", "remove it", "containerd"
-            )
-        for path, data in spec_files.entries(host, directory) if gen.brittle_cdi else ():
-            if what := crashes.crash(data):
-                return _crash(path, what)
+        agent = host.agent_path(os.path.join(above, os.path.basename(name)))
+        # A directory that is a link itself is not read (observed), links above it are followed.
+        if not os.path.islink(agent) and (found := _in(host, gen, HostPath(agent, name))):
+            return found
     return None
 
 
-def _directory(host: HostRoot, name: str) -> HostPath | None:
-    """A spec directory, under its own name. One that is a link itself is not read (observed),
-    links above it are followed."""
-    try:
-        above = host.resolve(os.path.dirname(name))
-    except AgentError:
-        return None
-    agent = host.agent_path(os.path.join(above.host, os.path.basename(name)))
-    return None if os.path.islink(agent) else HostPath(agent, name)
+def _in(host: HostRoot, gen: Generation, directory: HostPath) -> RestartHazard | None:
+    for path in spec_files.pipes(host, directory):
+        why = "is a pipe, and containerd waits for what is in it"
+        return RestartHazard(path, why, "remove it", "containerd")
+    for path, data in spec_files.entries(host, directory) if gen.brittle_cdi else ():
+        if what := crashes.crash(data):
+            is_kind = what.startswith("kind ")
+            rule = "a vendor or class of one letter" if is_kind else "it"
+            remedy = f"{'rename the kind' if is_kind else 'repair'} or remove the file"
+            why = f"has {what}, and containerd before 2.4 crashes on {rule}"
+            return RestartHazard(path, why, remedy, "containerd")
+    return None

@@ -7,52 +7,63 @@ if it would change anything that is not ours (DESIGN section 4).
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from agent.errors import Refused
-from agent.host.files import Change, FileState
+from agent.host.files import Change, FileState, new_state
+from agent.host.paths import HostPath
 from agent.runtimes import desired_state
-from agent.runtimes.base import CannotSwitch, Edits, Effective
-from agent.runtimes.config_file import ConfigFile, Files, Overlay, with_text
+from agent.runtimes.base import CannotSwitch, EditRequest, Edits
+from agent.runtimes.config_file import ConfigFile, Files, Overlay, fresh_state, with_text
 from agent.runtimes.containerd import faults, handlers, load, merge, rendered
-from agent.runtimes.containerd.generations import Generation
-from agent.runtimes.containerd.overlay import (
-    LEGACY,
-    RUNTIMES,
-    EditInput,
-    drop_in_forms,
-    drop_in_overlay,
-    import_glob,
-    owner_overlay,
-)
-from agent.runtimes.desired_state import Desired
-from agent.runtimes.key_ownership import is_untouched
+from agent.runtimes.containerd.generations import CRI_V3, Generation, section_name
+from agent.runtimes.containerd.handlers import DEFAULT, RUNTIMES, Features
+from agent.runtimes.containerd.load import import_pattern, matches
+from agent.runtimes.desired_state import Desired, Effective, operations
+from agent.runtimes.key_ownership import HEADER, is_untouched
 from agent.runtimes.preflight import first_difference
+from agent.state.store import Memory
 from agent.toml import document
-from agent.toml.document import Data, Op, Path, Set, Unset, get
+from agent.toml.document import Append, Data, Op, Path, Set, Unset, get
 
-_SECTION_DEFAULT: Path = ("containerd", "default_runtime_name")
+if TYPE_CHECKING:
+    from agent.runtimes.containerd.adapter import ContainerdNode
+
+LEGACY: Path = ("containerd", "default_runtime")
 _SWITCH: Path = ("enable_cdi",)
+# The version of a drop-in (None if it has none), and whether it uses the section name of version 3
+# whatever its version is.
+Form: TypeAlias = tuple[int | None, bool]
 _ROUNDS = 5  # one corrected difference can show another one that it has hidden
 
 
-def edits(inputs: EditInput) -> Edits:
+def edits(node: ContainerdNode, request: EditRequest, features: Features) -> Edits:
     """The changes that make the files right; none if they already are. Raises Refused."""
-    _refuse_unusable_files(inputs)
-    ours = _our_drop_in(inputs)
-    basis = tuple(file for file in inputs.files if file is not ours)
-    now, before = (merge.effective(inputs.gen, files) for files in (inputs.files, basis))
-    runc = _our_runc(inputs, now, before)
-    desired = inputs.derive(_with_our_runc(before, runc))
+    for defect in faults.unusable(node.gen, node.files):
+        raise Refused(f"cannot edit the configuration: {defect.text}; {defect.remedy}")
+    memory = request.memory
+    drop_ins = (file for file in node.files[1:] if file.path.host == node.drop_in.host)
+    ours = next((file for file in drop_ins if is_untouched(memory, file)), None)
+    basis = tuple(file for file in node.files if file is not ours)
+    now, before = node.effective(node.files), node.effective(basis)
+    runc = _our_runc(node, now, before)
+    desired = handlers.derive_desired(_with_our_runc(before, runc), request, features)
     desired = _with_kept_settings(desired, now, before, runc)
-    strict = _with_stale_cleared(desired, now, before)
+    # The running containerd may still have what our drop-in loses.
+    tables = {
+        name: {**table, **_stale_keys(table, now.table(name), before.table(name))}
+        for name, table in desired.handlers.items()
+    }
+    strict = replace(desired, handlers=tables)
     right = not handlers.differences(strict, now)
-    if right and not (ours and _hides_or_changes(inputs, basis, desired)):
-        return Edits((), strict, inputs.files)
-    if inputs.gen.merge == "replace":
-        return _checked(inputs, owner_overlay(inputs, desired), desired)
-    return replace(_first_possible(inputs, basis, desired), desired=strict)
+    if right and not (ours and _hides_or_changes(node, basis, desired)):
+        return Edits((), strict, node.files)
+    if node.gen.merge == "replace":
+        return _checked(node, owner_overlay(node, desired), desired)
+    return replace(_first_possible(node, memory, basis, desired), desired=strict)
 
 
 def _with_kept_settings(
@@ -71,10 +82,10 @@ def _with_kept_settings(
     return replace(desired, enable_cdi=desired.enable_cdi or keeps_switch)
 
 
-def _our_runc(inputs: EditInput, now: Effective, before: Effective) -> Data | None:
+def _our_runc(node: ContainerdNode, now: Effective, before: Effective) -> Data | None:
     """The table of an ordinary runc that only our own drop-in defines, None if there is none."""
     runc = now.table("runc")
-    if runc == before.table("runc") or handlers.has_ordinary_runc(before, inputs.gen.missing_shims):
+    if runc == before.table("runc") or handlers.has_ordinary_runc(before, node.gen.missing_shims):
         return None
     return {**runc, "options": runc.get("options", {})}
 
@@ -85,16 +96,6 @@ def _with_our_runc(before: Effective, runc: Data | None) -> Effective:
     if runc is None or desired_state.is_nvidia(before, before.default):
         return before
     return replace(before, runtimes={**before.runtimes, "runc": runc})
-
-
-def _with_stale_cleared(desired: Desired, now: Effective, before: Effective) -> Desired:
-    """The desired state, with the keys that our drop-in loses set to their zero values, because the
-    running containerd may still have them."""
-    tables = {
-        name: {**table, **_stale_keys(table, now.table(name), before.table(name))}
-        for name, table in desired.handlers.items()
-    }
-    return replace(desired, handlers=tables)
 
 
 def _stale_keys(table: Data, now: Data, before: Data) -> Data:
@@ -110,38 +111,10 @@ def _stale_keys(table: Data, now: Data, before: Data) -> Data:
     }
 
 
-_SECTION_2 = 'plugins."io.containerd.grpc.v1.cri"'
-
-
-def _refuse_unusable_files(inputs: EditInput) -> None:
-    """Raise Refused for files in which no edit of ours would have an effect."""
-    if found := faults.ignored(inputs.gen, inputs.files):
-        # Never `config migrate`: it leaves out what containerd does not read (seen with 2.1.9).
-        remedy = faults.misplaced_version(inputs.files) or (
-            f"it has no effect now; if it is intended, call the section {_SECTION_2} and write "
-            "`version = 2` at the top of that file"
-        )
-        raise Refused(
-            f"cannot add to {found[0].path}: {found[1]} and the version of the files do not go "
-            f"together in this containerd; {remedy}"
-        )
-    if file := faults.ambiguous(inputs.gen, inputs.files):
-        raise Refused(
-            f"cannot add to {file.path}: it has both plugins.cri and its long name, and which of "
-            "them containerd uses is not defined; keep only one of them"
-        )
-    if found := faults.disabled(inputs.gen, inputs.files):
-        raise Refused(
-            f"cannot use {found[0].path}: disabled_plugins names {found[1]!r}, and containerd "
-            "would not serve the CRI after a restart; take it out"
-        )
-
-
-def _hides_or_changes(inputs: EditInput, basis: Files, desired: Desired) -> bool:
+def _hides_or_changes(node: ContainerdNode, basis: Files, desired: Desired) -> bool:
     """Does our present drop-in hide or change settings of the other files?"""
     others, together = (
-        strip(merge.settings(inputs.gen, files), inputs.gen, desired)
-        for files in (basis, inputs.files)
+        strip(merge.settings(node.gen, files), node.gen, desired) for files in (basis, node.files)
     )
     return not _contains(others, together)
 
@@ -153,7 +126,7 @@ def _contains(some: Any, whole: Any) -> bool:
     return bool(some == whole)
 
 
-def _first_possible(inputs: EditInput, basis: Files, desired: Desired) -> Edits:
+def _first_possible(node: ContainerdNode, memory: Memory, basis: Files, desired: Desired) -> Edits:
     """The edits with the first form of the drop-in that reaches the desired state and changes
     nothing else.
 
@@ -162,34 +135,141 @@ def _first_possible(inputs: EditInput, basis: Files, desired: Desired) -> Edits:
     not.
     """
     refusal: Refused | None = None
-    for form in drop_in_forms(inputs, basis):
+    for form in drop_in_forms(node, basis):
         try:
-            overlay = drop_in_overlay(inputs, basis, desired, form)
-            return _checked(inputs, _override_later_files(inputs, overlay, desired), desired)
+            overlay = drop_in_overlay(node, memory, basis, desired, form)
+            return _checked(node, _override_later_files(node, overlay, desired), desired)
         except Refused as error:
             refusal = refusal or error
     assert refusal is not None
     raise refusal
 
 
-def _our_drop_in(inputs: EditInput) -> ConfigFile | None:
-    """The loaded drop-in, if only we have written it; None otherwise."""
-    for file in inputs.files[1:]:
-        if file.path.host == inputs.drop_in.host and is_untouched(inputs.memory, file):
-            return file
-    return None
+def drop_in_forms(node: ContainerdNode, basis: Files) -> Iterator[Form]:
+    """The possible forms of a drop-in beside these files, the usual one first."""
+    gen, root = node.gen, node.root
+    first = next((file.version for file in basis if file.version), gen.unversioned)
+    versions = [gen.highest if root.state is None else root.version or first]
+    if gen.reads == "set":
+        read = merge.version_of(gen, basis)
+        versions = [read if versions[0] < gen.lowest else versions[0], read]
+    for version in dict.fromkeys(versions):
+        yield version, False
+        if version >= 2:
+            yield version, True
+
+
+def drop_in_overlay(
+    node: ContainerdNode, memory: Memory, basis: Files, desired: Desired, form: Form
+) -> dict[str, FileState | None]:
+    """containerd 2.x: a minimal drop-in and, if nothing imports it yet, a narrow import."""
+    version, new_name = form
+    differences = handlers.differences(desired, node.effective(basis))
+    known = (file for file in node.files if file.path.host == node.drop_in.host)
+    existing = next(known, None) or load.load_file(node.host, node.drop_in.host)
+    fresh = existing.state is None or is_untouched(memory, existing)
+    is_unloaded = existing.state is not None and all(f.path != existing.path for f in node.files)
+    if is_unloaded and existing.version not in (None, version):
+        raise Refused(
+            f"cannot add {node.drop_in}: it says version {existing.version}, and "
+            f"{node.root.path} version {version}; remove that file, which nothing loads, or "
+            "give another one with --drop-in-config"
+        )
+    state = existing.state or fresh_state(node.files)
+    text, data = document.decoded(state.data, node.drop_in.host), existing.data
+    if fresh:
+        data = {"version": version} if version else {}
+        text = HEADER + document.render(data)
+    file = replace(existing, state=state, data=data)
+    others = tuple(item for item in basis if item.path != file.path)
+
+    def section_of(path: Path) -> Path:
+        files = (*others, file)
+        new = new_name and CRI_V3 in merge.names(node.gen, files, file)
+        return ("plugins", CRI_V3 if new else merge.place(node.gen, files, file, path))
+
+    ops = operations(desired, differences, RUNTIMES, data, section_of)
+    text = document.edit(text, ops, node.drop_in.host)
+    overlay: dict[str, FileState | None] = {node.drop_in.host: with_text(state, text)}
+    if not any(_imports(node, file) for file in basis):
+        overlay[node.root.path.host] = _root_with_import(node)
+    return overlay
+
+
+def _imports(node: ContainerdNode, file: ConfigFile) -> bool:
+    """Does this file's `imports` cover our drop-in, also when it is not there yet?"""
+    patterns = (import_pattern(node.gen, file.name, item) for item in file.data.get("imports", []))
+    return any(p is not None and matches(p, node.drop_in.host) for p in patterns)
+
+
+def _root_with_import(node: ContainerdNode) -> FileState:
+    """The root file with one more import. It is a glob, so that containerd starts also without the
+    drop-in, and a narrow one, so that no forgotten file is loaded."""
+    glob = import_glob(node.drop_in)
+    root = node.root
+    if root.state is None:
+        text = f'{HEADER}version = {node.gen.highest}\nimports = ["{glob}"]\n'
+        return new_state(text.encode())
+    name = root.path.host
+    before = document.decoded(root.state.data, name)
+    text = document.edit(before, [Append(("imports",), glob)], name)
+    return with_text(root.state, text)
+
+
+def import_glob(drop_in: HostPath) -> str:
+    """The import that we write for a drop-in."""
+    stem, suffix = os.path.splitext(drop_in.host)
+    return f"{stem}*{suffix}"
+
+
+def owner_overlay(node: ContainerdNode, desired: Desired) -> dict[str, FileState | None]:
+    """containerd 1.x: the last file that has the CRI section owns it, and is edited in place."""
+    gen, files = node.gen, node.files
+    owner = next((f for f in reversed(files) if merge.has_section(gen, files, f)), node.root)
+    effective = node.effective(files)
+    differences = handlers.differences(desired, effective)
+    if owner.state is None:
+        text, data = f"{HEADER}version = {gen.highest}\n", {}
+        section: Path = ("plugins", section_name(gen.highest))
+    else:
+        text, data = document.decoded(owner.state.data, owner.path.host), owner.data
+        section = ("plugins", merge.cri_name(gen, files))
+    ops: list[Op] = []
+    if get(data, (*section, *RUNTIMES)) is None:
+        # `runtimes` in a file replaces the built-in table, and the CRI plugin does not load
+        # without the default runtime's (observed on 1.6 and 1.7).
+        ops.append(Set((*section, *RUNTIMES, "runc"), gen.runc))
+    ops += _without_legacy_default(section, data, effective) if desired.default is not None else []
+    ops += operations(desired, differences, RUNTIMES, data, lambda _: section)
+    state = owner.state or fresh_state(files)
+    return {owner.path.host: with_text(state, document.edit(text, ops, owner.path.host))}
+
+
+def _without_legacy_default(section: Path, data: Data, effective: Effective) -> list[Op]:
+    """The operations that take out the deprecated `default_runtime` table, because it would win
+    over the name that we set.
+
+    containerd shows it as a handler called "default". A handler of others is kept under this name.
+    """
+    legacy = (*section, *LEGACY)
+    table = get(data, legacy) or {}
+    if not table.get("runtime_type"):
+        return []
+    named = (*section, *RUNTIMES, "default")
+    keeps_table = not desired_state.is_nvidia(effective, "default") and get(data, named) is None
+    return [*([Set(named, table)] if keeps_table else []), Unset(legacy)]
 
 
 def _override_later_files(
-    inputs: EditInput, overlay: dict[str, FileState | None], desired: Desired
+    node: ContainerdNode, overlay: dict[str, FileState | None], desired: Desired
 ) -> dict[str, FileState | None]:
     """The overlay, with the keys changed by which files that are loaded after ours override it."""
     for _ in range(_ROUNDS):
-        files = load.load(inputs.host, inputs.gen, inputs.root.name, overlay)
-        differences = handlers.differences(desired, merge.effective(inputs.gen, files))
+        files = node.load(overlay)
+        differences = handlers.differences(desired, node.effective(files))
         changed: dict[str, FileState | None] = {}
         for path, value in differences.items():
-            owner = merge.owner(inputs.gen, files, path)
+            owner = merge.owner(node.gen, files, path)
             if owner is None or owner[0].state is None:
                 continue  # `_checked` refuses, naming the key
             file, section = owner
@@ -211,61 +291,61 @@ def _with_value(state: FileState, file: ConfigFile, key: Path, value: Any) -> Fi
     return with_text(state, text)
 
 
-def _checked(inputs: EditInput, overlay: Overlay, desired: Desired) -> Edits:
+def _checked(node: ContainerdNode, overlay: Overlay, desired: Desired) -> Edits:
     """The edits. Raises Refused if their effect is not the desired one, or changes more than our
     keys."""
-    after = load.load(inputs.host, inputs.gen, inputs.root.name, overlay)
-    fault = faults.fatal(inputs.gen, after)
-    if fault and not faults.fatal(inputs.gen, inputs.files):
+    after = node.load(overlay)
+    fault = faults.fatal(node.gen, after)
+    if fault and not faults.fatal(node.gen, node.files):
         raise Refused(
-            f"cannot add {inputs.drop_in} to what containerd loads: {fault}; bring the files to "
+            f"cannot add {node.drop_in} to what containerd loads: {fault}; bring the files to "
             "one version; `containerd config migrate` shows a file in the newest, without its "
             "comments and without what this containerd does not read"
         )
-    effective = merge.effective(inputs.gen, after)
+    effective = node.effective(after)
     if differences := handlers.differences(desired, effective):
         path = next(iter(differences))
-        owner = merge.owner(inputs.gen, after, path)
+        owner = merge.owner(node.gen, after, path)
         raise (CannotSwitch if path == _SWITCH else Refused)(
-            f"cannot set {document.dotted(path)}: {owner[0].path if owner else inputs.root.path} "
+            f"cannot set {document.dotted(path)}: {owner[0].path if owner else node.root.path} "
             "overrides it; remove the key there"
         )
     if effective.default not in effective.runtimes:
         raise Refused(
-            f"cannot edit {inputs.root.path}: default_runtime_name is {effective.default}, and "
+            f"cannot edit {node.root.path}: default_runtime_name is {effective.default}, and "
             "there is no such handler; add it or correct the name"
         )
     difference = first_difference(
-        strip(merge.settings(inputs.gen, inputs.files), inputs.gen, desired),
-        strip(merge.settings(inputs.gen, after), inputs.gen, desired),
+        strip(merge.settings(node.gen, node.files), node.gen, desired),
+        strip(merge.settings(node.gen, after), node.gen, desired),
     )
     if difference is not None:
         raise Refused(
-            f"cannot add {inputs.drop_in} to what containerd loads: {document.dotted(difference)} "
+            f"cannot add {node.drop_in} to what containerd loads: {document.dotted(difference)} "
             "would change too; look at that file, or give another one with --drop-in-config"
         )
-    by_host = {file.path.host: file for file in (*inputs.files, *after)}
+    by_host = {file.path.host: file for file in (*node.files, *after)}
     changes = []
     for name, state in overlay.items():
         file = by_host[name]
-        before = load.load_file(inputs.host, file.name)
+        before = load.load_file(node.host, file.name)
         if before.state is None or state is None or before.state.data != state.data:
             changes.append(Change(file.path, before.state, state))
     for change in changes:
-        _refuse_rendered(inputs, by_host[change.path.host])
+        _refuse_rendered(node, by_host[change.path.host])
     # The root file last: until it imports them, nothing that was written before has an effect.
-    changes.sort(key=lambda change: change.path.host == inputs.root.path.host)
+    changes.sort(key=lambda change: change.path.host == node.root.path.host)
     return Edits(tuple(changes), desired, after)
 
 
-def _refuse_rendered(inputs: EditInput, file: ConfigFile) -> None:
+def _refuse_rendered(node: ContainerdNode, file: ConfigFile) -> None:
     """Raise Refused for a file that another program writes again at its start. The error names the
     file to change instead."""
     found = rendered.renderer(file) if file.state else None
     if found is None:
         return
-    glob = import_glob(inputs.drop_in)
-    imported = inputs.gen.merge == "deep" and found.imports
+    glob = import_glob(node.drop_in)
+    imported = node.gen.merge == "deep" and found.imports
     what = f'imports = ["{glob}"]' if imported else "the NVIDIA handlers"
     raise Refused(
         f"cannot edit {file.path}: {found.program} writes it anew at each start, and the change "
@@ -278,7 +358,7 @@ def strip(settings: Data, gen: Generation, desired: Desired) -> Data:
     """Settings without the keys that an edit of ours may change."""
     section: Path = ("plugins", "cri")
     ops: list[Op] = [Unset((*section, *RUNTIMES, name)) for name in desired.handlers]
-    ops += [Unset((*section, *_SECTION_DEFAULT)), Unset((*section, "enable_cdi"))]
+    ops += [Unset((*section, *DEFAULT)), Unset((*section, "enable_cdi"))]
     # containerd 1.x's deprecated table, and what it is called once it is a handler
     ops += [Unset((*section, *path)) for path in (LEGACY, (*RUNTIMES, "default"))]
     if get(settings, (*section, *RUNTIMES, "runc")) == gen.runc:

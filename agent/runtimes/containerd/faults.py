@@ -5,10 +5,10 @@ Invariant: pure; each finding names the file, so that an error can say what to r
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
-from agent.runtimes.base import Defect, Effective
+from agent.runtimes.base import Defect
 from agent.runtimes.config_file import ConfigFile, Files
 from agent.runtimes.containerd.generations import (
     CRI_V1,
@@ -19,14 +19,11 @@ from agent.runtimes.containerd.generations import (
     Generation,
 )
 from agent.runtimes.containerd.merge import has_section, names, version_of
-from agent.runtimes.desired_state import LINUX, OUR_NAMES, binaries, is_runc, is_sandbox
+from agent.runtimes.desired_state import LINUX, OUR_NAMES, Effective, binaries, is_runc, is_sandbox
 from agent.toml import dialect, document
 from agent.toml.dialect import GO_TOML_1, GO_TOML_2
 from agent.toml.document import Data, Path, get
 from agent.toolkit.programs import is_nvidia
-
-if TYPE_CHECKING:
-    from agent.toml.scan import Statement
 
 _LISTS = ("disabled_plugins", "required_plugins")
 
@@ -49,46 +46,63 @@ def ignored(gen: Generation, files: Files) -> tuple[ConfigFile, str] | None:
     return None
 
 
-def misplaced_version(files: Files) -> str | None:
-    """An error for a `version` that was meant for the whole file but is in a table. A line at the
-    end of a file belongs to its last table, and then the file's sections of version 2 are not read
+def misplaced_version(files: Files) -> Defect | None:
+    """A `version` that was meant for the whole file but is in a table. A line at the end of a file
+    belongs to its last table, and then the file's sections of version 2 are not read
     (containerd#3843)."""
     for file in files:
         given = file.data.get("plugins", {})
         if file.version is not None or file.state is None or not {CRI_V2, CRI_V3} & given.keys():
             continue
+        from agent.toml import scan  # needed only if something is amiss
+
         text = document.decoded(file.state.data, file.path.host)
-        for one in _statements(text):
-            value = get(file.data, one.path)
-            if len(one.path) > 1 and one.path[-1] == "version" and type(value) is int:
-                line = text.count("\n", 0, one.start) + 1
-                table = document.dotted(one.path[:-1])
-                return (
-                    f"`version` on line {line} stands in the table [{table}], and {file.path} has "
-                    "no version of its own; move that line to the top of the file"
-                )
+        with contextlib.suppress(scan.Unreadable):
+            for one in scan.statements(text):
+                value = get(file.data, one.path)
+                if len(one.path) > 1 and one.path[-1] == "version" and type(value) is int:
+                    line = text.count("\n", 0, one.start) + 1
+                    table = document.dotted(one.path[:-1])
+                    return Defect(
+                        f"`version` on line {line} stands in the table [{table}], and {file.path} "
+                        "has no version of its own",
+                        "move that line to the top of the file",
+                    )
     return None
 
 
-def doubtful(gen: Generation, files: Files) -> tuple[str, ...]:
-    """Warnings about files with which this containerd starts, but which it may read differently
-    than their author meant."""
-    misplaced = misplaced_version(files)
-    found = [misplaced] if misplaced else []
+def doubtful(gen: Generation, files: Files) -> Iterator[Defect]:
+    """Files with which this containerd starts, but which it may read differently than their author
+    meant."""
+    if (found := misplaced_version(files)) and not ignored(gen, files):
+        yield found
+    for text in hidden(gen, files):
+        remedy = "put all settings of the section into the last file, or use one file"
+        yield Defect(text, remedy, harmful=False)
     for file in files if gen.toml == GO_TOML_1 else ():
         text = document.decoded(file.state.data, file.path.host) if file.state else ""
         if odd := dialect.first_rejected(text, GO_TOML_2):
-            found.append(f"{file.path}: {odd.words}; {odd.readers}; {odd.remedy}")
-    return tuple(found)
+            yield Defect(f"{file.path}: {odd.words}; {odd.readers}", odd.remedy, harmful=False)
 
 
-def _statements(text: str) -> tuple[Statement, ...]:
-    from agent.toml import scan  # needed only if something is amiss
-
-    try:
-        return scan.statements(text)
-    except scan.Unreadable:
-        return ()
+def unusable(gen: Generation, files: Files) -> Iterator[Defect]:
+    """Files in which an edit of ours would have no effect, or none that is certain."""
+    if disabling := disabled(gen, files):
+        text = f"disabled_plugins in {disabling[0].path} names {disabling[1]!r}"
+        remedy = "take that name out of the list, and restart containerd"
+        yield Defect(f"{text}: the CRI is switched off", remedy, deadly=True)
+    if unread := ignored(gen, files):
+        file, section = unread
+        # Never `config migrate`: it leaves out what containerd does not read (seen with 2.1.9).
+        yield misplaced_version(files) or Defect(
+            f"containerd does not read {section} of {file.path}, whose version is "
+            f"{file.version or 'missing'}",
+            f'if it is intended, call the section plugins."{CRI_V2}" and write `version = 2` at '
+            "the top of that file",
+        )
+    if (found := ambiguous(gen, files)) is not None:
+        text = f"{found.path} has the CRI section under two names, and chance decides which counts"
+        yield Defect(text, "keep one of the sections")
 
 
 def ambiguous(gen: Generation, files: Files) -> ConfigFile | None:
@@ -151,7 +165,7 @@ def fatal(gen: Generation, files: Files) -> str | None:
                 f"{file.path} says version {file.version}, and this containerd reads files up to "
                 f"version {gen.highest}"
             )
-    for file in numbered if not gen.higher_drop_in else ():
+    for file in numbered if gen.reads == "file" else ():
         if (file.version or 0) > (numbered[0].version or 0):
             return (
                 f"{file.path} says version {file.version}, which is higher than version "
@@ -204,10 +218,7 @@ def defects(
     if why := fatal(gen, files):
         remedy = "give it the version of the root file" if "says version" in why else "repair it"
         yield Defect(why, f"{remedy}, then restart containerd", deadly=True)
-    if entry := disabled(gen, files):
-        text = f"disabled_plugins in {entry[0].path} names {entry[1]!r}"
-        remedy = "take that name out of the list, and restart containerd"
-        yield Defect(f"{text}: the CRI is switched off", remedy, deadly=True)
+    yield from unusable(gen, files)
     for name, table in found.runtimes.items():
         yield from _of_handler(name, table, lacking)
         if table.get("runtime_type") in lacking and is_sandbox(table):
@@ -216,21 +227,7 @@ def defects(
             )
             remedy = "install that shim in the runtime's PATH, or remove the handler"
             yield Defect(text, remedy, harmful=name in (found.default, *OUR_NAMES))
-    if misplaced := misplaced_version(files):
-        text, _, remedy = misplaced.partition("; ")
-        yield Defect(f"{text}: its sections are not read", remedy)
-    elif unread := ignored(gen, files):
-        text = f"containerd does not read {unread[1]} of {unread[0].path}, which has no version"
-        yield Defect(text, "write the version of these names at the top of the file")
-    if (file := ambiguous(gen, files)) is not None:
-        text = f"{file.path} has the CRI section under two names, and chance decides which counts"
-        yield Defect(text, "keep one of the sections")
-    for text in hidden(gen, files):
-        remedy = "put all settings of the section into the last file, or use one file"
-        yield Defect(text, remedy, harmful=False)
-    for text in doubtful(gen, files) if not misplaced else ():
-        what, _, remedy = text.partition("; ")
-        yield Defect(what, remedy, harmful=False)
+    yield from doubtful(gen, files)
 
 
 def _of_handler(name: str, table: Data, lacking: Sequence[str]) -> Iterator[Defect]:

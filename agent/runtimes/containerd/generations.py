@@ -8,7 +8,7 @@ with it have no version numbers in them. The rules were observed on 1.6.20, 1.7.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from agent.cri.versions import Version
@@ -62,14 +62,10 @@ class Generation:
     least `lowest`, else `unversioned`. "file": each file has its own, 0 if it names none.
     `names`: the sections with the CRI's settings, by that version. A key in the first of several
     hides the same key in the others (but see TWO_LEVELS).
-    `renames`: files of version 1 or none get the names of version 2 before anything else.
-    `highest`: the highest version of a file. `strict`: a higher one is refused, else it is read as
-    the highest.
-    `higher_drop_in`: a drop-in may name a higher version than the root file.
+    `highest`: the highest version of a file, that of `containerd config default` and of a root file
+    that we create. `strict`: a higher one is refused, else it is read as the highest.
     `relative_globs`: globs are taken relative to the importing file, not to the daemon's working
     directory.
-    `root_version`: that of `containerd config default`, and of a root file that we create.
-    `shown_imports`: what `config default` and `config dump` print as imports. Nothing loads it.
     `enable_cdi`: the default of the key, None if there is no such key.
     `runc`: the built-in handler, as far as it has to be written out.
     `missing_shims`: runtime types of 1.x for which it has no shim.
@@ -84,22 +80,22 @@ class Generation:
     lowest: int
     unversioned: int
     names: Mapping[int, tuple[str, ...]]
-    renames: bool
     highest: int
     strict: bool
-    higher_drop_in: bool
     relative_globs: bool
-    root_version: int
-    shown_imports: tuple[str, ...]
     enable_cdi: bool | None
     runc: Data
     missing_shims: tuple[str, ...] = ()
     toml: frozenset[Kind] = GO_TOML_2
     brittle_cdi: bool = True
 
+    @property
+    def renames(self) -> bool:
+        """Do files of version 1 or none get the names of version 2 before anything else?"""
+        return self.merge == "deep" and self.reads == "set"
+
 
 _SHIMS_1X = ("io.containerd.runtime.v1.linux", "io.containerd.runc.v1")
-_CONF_D = ("/etc/containerd/conf.d/*.toml",)
 _NAMES_1X = {1: (CRI_V1,), 2: (CRI_V2,)}
 _NAMES_20 = {2: (CRI_V3, CRI_V2), 3: (CRI_V3,)}
 _NAMES_23 = {
@@ -111,44 +107,24 @@ _NAMES_23 = {
 }
 
 
-GENERATIONS = (
-    Generation(
-        "1.6", since=(0, 0, 0), merge="replace", reads="set", lowest=1, unversioned=1,
-        names=_NAMES_1X, renames=False, highest=2, strict=False, higher_drop_in=True,
-        relative_globs=False, root_version=2, shown_imports=(), enable_cdi=None, runc=_RUNC_16,
-        toml=GO_TOML_1,
-    ),
-    Generation(
-        "1.7", since=(1, 7, 0), merge="replace", reads="set", lowest=1, unversioned=1,
-        names=_NAMES_1X, renames=False, highest=2, strict=True, higher_drop_in=True,
-        relative_globs=True, root_version=2, shown_imports=(), enable_cdi=False, runc=_RUNC_17,
-        toml=GO_TOML_1,
-    ),
-    Generation(
-        "2.0", since=(2, 0, 0), merge="deep", reads="set", lowest=2, unversioned=3,
-        names=_NAMES_20, renames=True, highest=3, strict=True, higher_drop_in=True,
-        relative_globs=True, root_version=3, shown_imports=(), enable_cdi=True, runc=_RUNC_2,
-        missing_shims=_SHIMS_1X,
-    ),
-    Generation(
-        "2.2", since=(2, 2, 0), merge="deep", reads="set", lowest=2, unversioned=3,
-        names=_NAMES_20, renames=True, highest=3, strict=True, higher_drop_in=True,
-        relative_globs=True, root_version=3, shown_imports=_CONF_D, enable_cdi=True, runc=_RUNC_2,
-        missing_shims=_SHIMS_1X,
-    ),
-    Generation(
-        "2.3", since=(2, 3, 0), merge="deep", reads="file", lowest=0, unversioned=3,
-        names=_NAMES_23, renames=False, highest=4, strict=True, higher_drop_in=False,
-        relative_globs=True, root_version=4, shown_imports=_CONF_D, enable_cdi=True, runc=_RUNC_2,
-        missing_shims=_SHIMS_1X,
-    ),
-    Generation(
-        "2.4", since=(2, 4, 0), merge="deep", reads="file", lowest=0, unversioned=3,
-        names=_NAMES_23, renames=False, highest=4, strict=True, higher_drop_in=False,
-        relative_globs=True, root_version=4, shown_imports=_CONF_D, enable_cdi=True, runc=_RUNC_2,
-        missing_shims=_SHIMS_1X, brittle_cdi=False,
-    ),
+_1_6 = Generation(
+    "1.6", since=(0, 0, 0), merge="replace", reads="set", lowest=1, unversioned=1, names=_NAMES_1X,
+    highest=2, strict=False, relative_globs=False, enable_cdi=None, runc=_RUNC_16, toml=GO_TOML_1,
 )  # fmt: skip
+_1_7 = replace(
+    _1_6, name="1.7", since=(1, 7, 0), strict=True, relative_globs=True, enable_cdi=False,
+    runc=_RUNC_17,
+)  # fmt: skip
+_2_0 = Generation(
+    "2.0", since=(2, 0, 0), merge="deep", reads="set", lowest=2, unversioned=3, names=_NAMES_20,
+    highest=3, strict=True, relative_globs=True, enable_cdi=True, runc=_RUNC_2,
+    missing_shims=_SHIMS_1X,
+)  # fmt: skip
+_2_3 = replace(
+    _2_0, name="2.3", since=(2, 3, 0), reads="file", lowest=0, names=_NAMES_23, highest=4
+)
+_2_4 = replace(_2_3, name="2.4", since=(2, 4, 0), brittle_cdi=False)
+GENERATIONS = (_1_6, _1_7, _2_0, _2_3, _2_4)
 
 
 def generation(version: Version) -> Generation:

@@ -10,38 +10,39 @@ show no error for a handler without a type, or of a type without a shim, but eac
 from __future__ import annotations
 
 import copy
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from agent.cri.client import Answer
-from agent.decide import Decision
 from agent.errors import Refused
-from agent.runtimes.base import Effective
+from agent.runtimes import desired_state
+from agent.runtimes.base import EditRequest
 from agent.runtimes.desired_state import (
     FILLED,
     LINUX,
-    OUR_NAMES,
     RUNC_V2,
     SANDBOXER,
     Desired,
+    Effective,
     binaries,
-    default_for,
     emptied,
     first_foreign,
     is_nvidia,
     is_runc,
     is_sandbox,
     leaves,
+    require_default,
     same,
+    same_value,
 )
 from agent.toml.document import Data, Path, Set, apply, get, without_empty
 from agent.toolkit.programs import Binary
 
 _RUNC_V1 = "io.containerd.runc.v1"
-_RUNTIMES: Path = ("containerd", "runtimes")
-_DEFAULT: Path = ("containerd", "default_runtime_name")
+RUNTIMES: Path = ("containerd", "runtimes")
+DEFAULT: Path = ("containerd", "default_runtime_name")
 # Status spells a handler's key `runtimeType` or `PodAnnotations` (containerd's JSON tags).
 _HUMP = re.compile("(?<=[a-z])(?=[A-Z])")
 # Options that runc's shim v2 knows (containerd's runc/options/oci.proto, 1.6 to 2.4). containerd
@@ -72,38 +73,30 @@ def shown_features(answer: Answer, missing_shims: tuple[str, ...]) -> Features:
     return Features(keys or None, missing_shims)
 
 
-def derive_desired(
-    effective: Effective, decision: Decision, available: tuple[Binary, ...], name: str,
-    remembered: str | None, runtime_type: str, features: Features | None = None,
-) -> Desired:  # fmt: skip
+def derive_desired(effective: Effective, request: EditRequest, features: Features) -> Desired:
     """The desired state that follows from a decision on a node with this effective configuration.
 
-    `name` is the handler that becomes the default if the decision says so, `remembered` the
-    default before our first change. Raises Refused if pods would lose a sandbox, or if the
-    default runtime could not run pods.
+    Raises Refused if pods would lose a sandbox, or if the default runtime could not run pods.
     """
-    ours = (*OUR_NAMES, *(binary.handler for binary in available))
-    features = features or Features()
-    _refuse_sandbox(effective, available)
-    usable = replace(effective, runtimes=_usable_handlers(effective, features))
-    made = _made_runc(effective, usable, ours, remembered, features)
-    base = made or effective.table(_base(effective, usable, ours, remembered))
+    _refuse_sandbox(effective, request.available)
+    made = _made_runc(effective, request, features)
+    base = made or effective.table(_base(effective, request, features))
     handlers = {
-        binary.handler: _handler(base, binary.path, decision, runtime_type, effective, features,
-                                 effective.table(binary.handler))
-        for binary in available
-    }  # fmt: skip
-    if decision.is_default:
-        default: str | None = name
+        binary.handler: _handler(base, binary, request, effective, features)
+        for binary in request.available
+    }
+    default: str | None = None
+    if request.decision.is_default:
+        default = request.settings.runtime_name
     elif made is not None:
         default, handlers["runc"] = "runc", made
-    elif is_nvidia(effective, effective.default, ours):
-        default = first_foreign(usable, ours, (remembered, "runc", "crun"))
+    elif is_nvidia(effective, effective.default, request.names):
+        default = _earlier_default(effective, request, features)
     else:
         _refuse_unusable_default(effective, features)
-        default = default_for(effective, None, ours, remembered, "default_runtime_name")
+        require_default(effective, DEFAULT[-1])
     _refuse_cgroup_switch(effective, handlers, default, features)
-    return Desired(handlers, default, decision.enable_cdi)
+    return Desired(handlers, default, request.decision.enable_cdi)
 
 
 def why_unusable(table: Data, missing_shims: tuple[str, ...]) -> str | None:
@@ -119,23 +112,14 @@ def why_unusable(table: Data, missing_shims: tuple[str, ...]) -> str | None:
 
 def has_ordinary_runc(effective: Effective, missing_shims: tuple[str, ...]) -> bool:
     """Do files define a `runc` that runs pods without NVIDIA's program?"""
-    defined = without_empty(get(effective.section, ("containerd", "runtimes"), {})).get("runc")
     usable = why_unusable(effective.table("runc"), missing_shims) is None
-    return bool(defined) and usable and not is_nvidia(effective, "runc", ())
+    return _defines_runc(effective) and usable and not is_nvidia(effective, "runc", ())
 
 
-def left_out(
-    effective: Effective, available: tuple[Binary, ...], remembered: str | None, features: Features
-) -> tuple[str, ...]:
+def left_out(effective: Effective, request: EditRequest, features: Features) -> tuple[str, ...]:
     """Warnings about keys that our handlers do not inherit: this containerd does not know them."""
-    ours = (*OUR_NAMES, *(binary.handler for binary in available))
-    name = _base(
-        effective,
-        replace(effective, runtimes=_usable_handlers(effective, features)),
-        ours,
-        remembered,
-    )
-    table = {} if is_nvidia(effective, name, ours) else effective.table(name)
+    name = _base(effective, request, features)
+    table = {} if is_nvidia(effective, name, request.names) else effective.table(name)
     keys = [key for key in table if not _is_known(key, features)]
     if features.keys is not None and _is_runc_v2(table):
         keys += [f"options.{key}" for key in table.get("options") or {} if not _is_option(key)]
@@ -144,15 +128,6 @@ def left_out(
         "know it"
         for key in keys
     )
-
-
-def _usable_handlers(effective: Effective, features: Features) -> dict[str, Data]:
-    """The handlers that can run pods."""
-    return {
-        n: t
-        for n, t in effective.runtimes.items()
-        if why_unusable(t, features.missing_shims) is None
-    }
 
 
 def _refuse_sandbox(effective: Effective, available: tuple[Binary, ...]) -> None:
@@ -170,11 +145,8 @@ def _refuse_sandbox(effective: Effective, available: tuple[Binary, ...]) -> None
 
 def _refuse_unusable_default(effective: Effective, features: Features) -> None:
     """Raise Refused for a default runtime of others that cannot run pods."""
-    why = (
-        why_unusable(effective.table(effective.default), features.missing_shims)
-        if effective.default in effective.runtimes
-        else None
-    )
+    table = effective.runtimes.get(effective.default)
+    why = why_unusable(table, features.missing_shims) if table is not None else None
     if why is not None:
         raise Refused(
             f"cannot use {effective.default} as default runtime: {why}, and none of its pods can "
@@ -200,36 +172,41 @@ def _refuse_cgroup_switch(
         )
 
 
-def _base(
-    effective: Effective, usable: Effective, ours: tuple[str, ...], remembered: str | None
-) -> str:
+def _earlier_default(
+    effective: Effective, request: EditRequest, features: Features, first: str | None = None
+) -> str | None:
+    """The first of `first`, the remembered default, runc and crun that is not NVIDIA's and can run
+    pods; None if there is none."""
+    usable = {
+        name: table for name, table in effective.runtimes.items()
+        if why_unusable(table, features.missing_shims) is None
+    }  # fmt: skip
+    names = (first, request.memory.default, "runc", "crun")
+    return first_foreign(replace(effective, runtimes=usable), request.names, names)
+
+
+def _base(effective: Effective, request: EditRequest, features: Features) -> str:
     """The handler from which ours inherit: the first of the default, the remembered default, runc
     and crun that is not NVIDIA's and can run pods; the default if there is none.
 
     A sandbox is never taken, because only runc's shim knows BinaryName: our binary would never run.
     """
-    names = (effective.default, remembered, "runc", "crun")
-    candidates = tuple(name for name in names if name and not is_sandbox(effective.table(name)))
-    return first_foreign(usable, ours, candidates) or effective.default
+    tables = {name: t for name, t in effective.runtimes.items() if not is_sandbox(t)}
+    plain = replace(effective, runtimes=tables)
+    return _earlier_default(plain, request, features, effective.default) or effective.default
 
 
-def _made_runc(
-    effective: Effective,
-    usable: Effective,
-    ours: tuple[str, ...],
-    remembered: str | None,
-    features: Features,
-) -> Data | None:
+def _made_runc(effective: Effective, request: EditRequest, features: Features) -> Data | None:
     """The table of an ordinary `runc`, None if none is needed. It is needed if the default is
     NVIDIA's and no file defines a handler that could become the default again.
 
     On such a node (cloud images ship them), only NVIDIA's handler has the cgroup driver and the
     base spec with the limits of every container. Pods of a bare runc would run without them.
     """
-    if not is_nvidia(effective, effective.default, ours):
+    if not is_nvidia(effective, effective.default, request.names):
         return None
-    found = first_foreign(usable, ours, (remembered, "runc", "crun"))
-    defined = without_empty(get(effective.section, ("containerd", "runtimes"), {})).get("runc")
+    found = _earlier_default(effective, request, features)
+    defined = _defines_runc(effective)
     if found is not None and (found != "runc" or defined):
         return None
     current = effective.table("runc")
@@ -239,6 +216,11 @@ def _made_runc(
         return None
     made = {"runtime_type": RUNC_V2, **made, "options": made.get("options", {})}
     return _with_cleared_keys(made, current, features)
+
+
+def _defines_runc(effective: Effective) -> bool:
+    """Do files define a `runc`?"""
+    return bool(without_empty(get(effective.section, RUNTIMES, {})).get("runc"))
 
 
 def _ordinary(table: Data, effective: Effective, features: Features) -> Data:
@@ -284,16 +266,16 @@ def _is_option(key: str) -> bool:
 
 
 def _handler(
-    base: Data, binary: str, decision: Decision, runtime_type: str, effective: Effective,
-    features: Features, current: Data,
-) -> Data:  # fmt: skip
+    base: Data, program: Binary, request: EditRequest, effective: Effective, features: Features
+) -> Data:
     """The table of a handler of ours: the settings of the base, with our binary under every
     spelling of BinaryName in the current table."""
+    binary, current = program.path, effective.table(program.handler)
     table = _inherited(base, effective, features)
     options = {"BinaryName": binary, **dict.fromkeys((key for key, _ in binaries(current)), binary)}
     options |= table.pop("options", {})
-    table["runtime_type"] = table.get("runtime_type") or runtime_type
-    annotations = [prefix + "*" for prefix in decision.pass_prefixes]
+    table["runtime_type"] = table.get("runtime_type") or request.settings.runtime_type
+    annotations = [prefix + "*" for prefix in request.decision.pass_prefixes]
     annotations += [
         item for item in table.pop("container_annotations", []) if item not in annotations
     ]
@@ -318,31 +300,12 @@ def _with_cleared_keys(table: Data, current: Data, features: Features) -> Data:
     return emptied(table, known)
 
 
-def differences(desired: Desired, effective: Effective) -> dict[Path, Any]:
-    """The keys below the CRI section that differ from the desired state, with desired values."""
-    found: dict[Path, Any] = {}
-    for name, table in desired.handlers.items():
-        current = effective.runtimes.get(name)
-        for path, value in leaves(table):
-            if current is None or not _is_same_value(path[-1], value, get(current, path)):
-                found[(*_RUNTIMES, name, *path)] = value
-    if desired.default is not None and effective.default != desired.default:
-        found[_DEFAULT] = desired.default
-    if desired.enable_cdi and effective.enable_cdi is not True:
-        found[("enable_cdi",)] = True
-    return found
-
-
-def _is_same_value(key: str, one: Any, other: Any) -> bool:
-    """Are two values of a handler's key equal? Some keys have a default other than zero."""
-    if key in FILLED:
-        one, other = one or SANDBOXER, other or SANDBOXER
-    return same(one, other)
+differences = functools.partial(desired_state.differences, runtimes=RUNTIMES, default=DEFAULT)
 
 
 def shown_handlers(answer: Answer) -> dict[str, Data] | None:
     """The handlers in Status, with the keys of a file; None if Status does not show them."""
-    shown = get(answer.config, _RUNTIMES)
+    shown = get(answer.config, RUNTIMES)
     if not isinstance(shown, Mapping):
         return None
     return {
@@ -352,34 +315,8 @@ def shown_handlers(answer: Answer) -> dict[str, Data] | None:
     }
 
 
-def unproven(desired: Desired, answer: Answer) -> list[str]:
-    """What the running runtime lacks of the desired state, in words; empty for nothing."""
-    shown = shown_handlers(answer)
-    if shown is None:
-        # There is no verbose information, but only the list of handlers.
-        missing = [name for name in desired.handlers if name not in answer.handlers]
-        wrong = [name for name in desired.absent if name in answer.handlers]
-        return [f"handler {n} is not listed" for n in missing] + [
-            f"handler {n} is still there" for n in wrong
-        ]
-    problems = [f"handler {name} is still there" for name in desired.absent if name in shown]
-    for name, table in desired.handlers.items():
-        running = shown.get(name)
-        if running is None:
-            problems.append(f"handler {name} is missing")
-        elif answer.handlers and name not in answer.handlers:
-            problems.append(f"handler {name} is not listed")
-        else:
-            problems += [f"handler {name}: {text}" for text in _table_problems(table, running)]
-    default = get(answer.config, ("containerd", "defaultRuntimeName"))
-    if desired.default is not None and default != desired.default:
-        problems.append(f"the default runtime is {default}, not {desired.default}")
-    if desired.enable_cdi and get(answer.config, ("enableCDI",), False) not in (True, None):
-        problems.append("enableCDI is not on")
-    return problems
-
-
-def _table_problems(table: Data, running: Data) -> Iterator[str]:
+def table_problems(table: Data, running: Data) -> Iterator[str]:
+    """What a handler in Status lacks of the desired table, in words."""
     options = running.get("options") or {}
     for key, value in table["options"].items():
         if not same(value, options.get(key)):
@@ -388,5 +325,5 @@ def _table_problems(table: Data, running: Data) -> Iterator[str]:
         if value != table["options"].get("BinaryName", ""):
             yield f"option {key} names another binary"
     for key, value in table.items():
-        if key != "options" and key in running and not _is_same_value(key, value, running[key]):
+        if key != "options" and key in running and not same_value(key, value, running[key]):
             yield f"{key} is not as wanted"

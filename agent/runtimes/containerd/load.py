@@ -21,15 +21,37 @@ from agent.runtimes.config_file import (
     ConfigFile,
     Files,
     Overlay,
+    Shape,
     Unparsed,
+    check_shape,
     checked_file,
     names,
     refuse_unread,
 )
-from agent.runtimes.containerd.generations import CRI_V1, CRI_V2, CRI_V3, IMAGES, Generation
-from agent.toml.document import Path, get
+from agent.runtimes.containerd.generations import (
+    CRI_PLUGINS,
+    Generation,
+)
 
 DEFAULT_ROOT = "/etc/containerd/config.toml"
+SHAPE: Shape = (
+    (("version",), int),
+    (("imports",), list),
+    (("plugins",), dict),
+    *(
+        (("plugins", name, *path), kind)
+        for name in CRI_PLUGINS
+        for path, kind in (
+            ((), dict),
+            (("enable_cdi",), bool),
+            (("containerd",), dict),
+            (("containerd", "runtimes"), dict),
+            (("containerd", "default_runtime_name"), str),
+            (("containerd", "runtimes", "*"), dict),
+            (("containerd", "runtimes", "*", "options"), dict),
+        )
+    ),
+)
 
 _LONGEST = 4096  # characters of a path, as the kernel
 _NO_OVERLAY: Overlay = MappingProxyType({})
@@ -89,7 +111,7 @@ def _importer(loaded: dict[str, ConfigFile], name: str) -> str:
 def load_file(host: HostRoot, name: str, overlay: Overlay = _NO_OVERLAY) -> ConfigFile:
     """One file by its name on the host; missing is not an error here."""
     file = checked_file(host, name, overlay)
-    check_shape(file)
+    check_shape(file, SHAPE)
     return file
 
 
@@ -137,55 +159,6 @@ def _names(host: HostRoot, directory: str, part: str, overlay: Overlay) -> list[
     if not any(char in part for char in "*?["):
         return [part]  # a missing directory shows at the next step, a missing file matches nothing
     return [name for name in sorted(names(host, directory, overlay)) if matches(part, name)]
-
-
-def disabled_cri(file: ConfigFile) -> str | None:
-    """The entry of `disabled_plugins` that switches the CRI off: the usual reason why a containerd
-    does not serve it (Docker's package ships such a file)."""
-    names = {CRI_V1, CRI_V2, CRI_V3, IMAGES}
-    entries = file.data.get("disabled_plugins")
-    return next((e for e in entries if e in names), None) if isinstance(entries, list) else None
-
-
-def check_shape(file: ConfigFile) -> None:
-    """Raise Refused for a value of a wrong type that this agent reads. containerd does not start on
-    such a file."""
-    expected: tuple[tuple[str, type], ...] = (
-        ("version", int),
-        ("imports", list),
-        ("plugins", dict),
-    )
-    for key, kind in expected:
-        value = file.data.get(key)
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            raise _wrong(file, key, kind.__name__)
-    if any(not isinstance(item, str) for item in file.data.get("imports", [])):
-        raise _wrong(file, "imports", "list of strings")
-    for name in (CRI_V1, CRI_V2, CRI_V3):
-        section = get(file.data, ("plugins", name))
-        for path, kind in _SHAPE:
-            value = section if not path else get(section, path)
-            if value is not None and not isinstance(value, kind):
-                raise _wrong(file, ".".join(("plugins", name, *path)), kind.__name__)
-        for handler, table in (get(section, ("containerd", "runtimes")) or {}).items():
-            if not isinstance(table, dict):
-                raise _wrong(file, f"runtimes.{handler}", "dict")
-            if not isinstance(table.get("options", {}), dict):
-                raise _wrong(file, f"runtimes.{handler}.options", "dict")
-
-
-_SHAPE: tuple[tuple[Path, type], ...] = (
-    ((), dict),
-    (("enable_cdi",), bool),
-    (("containerd",), dict),
-    (("containerd", "runtimes"), dict),
-    (("containerd", "default_runtime_name"), str),
-)
-
-
-def _wrong(file: ConfigFile, key: str, kind: str) -> Refused:
-    names = {"dict": "table", "str": "string", "int": "whole number", "bool": "true or false"}
-    return Refused(f"cannot use {file.path}: {key} is not a {names.get(kind, kind)}; repair it")
 
 
 def import_pattern(gen: Generation, importing: str, pattern: str) -> str | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from agent.runtimes.base import Effective
 from agent.runtimes.config_file import ConfigFile, Files
 from agent.runtimes.containerd.generations import (
     CRI_V1,
@@ -25,6 +24,7 @@ from agent.runtimes.containerd.generations import (
     Generation,
     section_name,
 )
+from agent.runtimes.desired_state import Effective
 from agent.toml.document import Data, Path, deep_merge, get
 
 # Deprecated tables that containerd 1.x turns into handlers of these names.

@@ -7,7 +7,6 @@ does not matter, and no other program finds them.
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,19 +22,7 @@ from agent.runtimes.config_file import ConfigFile, Files
 from agent.runtimes.containerd import faults
 from agent.runtimes.containerd.generations import CRI_V2, CRI_V3
 from agent.runtimes.containerd.merge import LEGACY, LINUX_PLUGIN
-from agent.runtimes.preflight import (
-    UNKNOWN,
-    Candidate,
-    Preflight,
-    accepted,
-    ask,
-    first_unread,
-    memory_file,
-    refuse_difference,
-    refuse_missing,
-    require_same_effect,
-    unread_refusal,
-)
+from agent.runtimes.preflight import UNKNOWN, Candidate, Preflight, ask, compare, memory_file
 from agent.toml import document
 from agent.toml.document import Data, Op, Path, Set, Unset, get
 
@@ -45,31 +32,29 @@ if TYPE_CHECKING:
 _READ = (CRI_V2, CRI_V3, *LINUX_PLUGIN)  # plugins that a plan is made from
 
 
-def check(host: HostRoot, node: ContainerdNode, candidate: Candidate) -> Preflight:
+def check(node: ContainerdNode, candidate: Candidate) -> Preflight:
     """Compare the executable's dump of the files as they are and as they will be.
 
     Raises Refused if it rejects the candidate, or if more would change than our keys. Exit code 0
     is not enough: containerd accepts a default runtime without a table, and a missing import.
     """
-    if node.executable is None:
+    executable = node.executable
+    if executable is None:
         return _without_executable(node, candidate, UNKNOWN)
     asked = ask(
-        node.executable,
+        executable,
         node.root.path,
-        functools.partial(dump, host, node.executable, node.files),
-        functools.partial(dump, host, node.executable, candidate.files),
+        lambda: dump(node.host, executable, node.files),
+        lambda: dump(node.host, executable, candidate.files),
     )
     if isinstance(asked, str):
         return _without_executable(node, candidate, asked)
     before, after = asked
     missing = _missing(after, candidate)
-    if missing and _hides_migrated(host, node.executable, candidate.files):
-        note = f"{node.executable} does not show what it makes of files below version 3"
+    if missing and _hides_migrated(node.host, executable, candidate.files):
+        note = f"{executable} does not show what it makes of files below version 3"
         return _without_executable(node, candidate, note)
-    refuse_missing(missing)
-    old, new = _strip(before.data or {}, candidate), _strip(after, candidate)
-    refuse_difference(old, new, "dump")
-    return accepted(node.executable)
+    return compare(executable, missing, _strip(before, candidate), _strip(after, candidate))
 
 
 def _without_executable(node: ContainerdNode, candidate: Candidate, note: str) -> Preflight:
@@ -178,18 +163,16 @@ def cri_section(dump: Data) -> Path:
     return ("plugins", CRI_V3 if isinstance(found, dict) else CRI_V2)
 
 
-def require_harmless(host: HostRoot, node: ContainerdNode, files: Files) -> None:
-    """Check that the files that we cannot parse have no effect on our keys. Raises Refused, which
-    names the first of them, and what is known of its effect."""
-    file, executable = first_unread(files), node.executable
-    if file is None:
-        return
-    if executable is None:
-        raise unread_refusal(file, preflight.UNSEEN)
-    whole = dump(host, executable, files, _READ)
-    readable = (replace(f, state=new_state(), unread="") if f.unread else f for f in files)
-    rest = dump(host, executable, tuple(readable), _READ)
-    require_same_effect(file, executable, (whole, rest), _of_ours)
+def require_harmless(node: ContainerdNode, files: Files) -> None:
+    """As `runtimes.preflight.require_harmless`."""
+    readable = tuple(replace(f, state=new_state(), unread="") if f.unread else f for f in files)
+    preflight.require_harmless(
+        files,
+        node.executable,
+        lambda executable: dump(node.host, executable, files, _READ),
+        lambda executable: dump(node.host, executable, readable, _READ),
+        _of_ours,
+    )
 
 
 def _of_ours(dump: Data) -> dict[str, Any]:

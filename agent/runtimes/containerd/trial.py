@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.errors import Refused
 from agent.host.isolation import View
-from agent.host.paths import HostRoot, is_below
+from agent.host.paths import is_below
 from agent.runtimes import command, trial
 from agent.runtimes.config_file import Files
 from agent.runtimes.containerd.load import DEFAULT_ROOT
@@ -34,7 +34,6 @@ _WRITTEN_KEYS = (*_SOCKETS, *_DIRECTORIES, "root", "state")
 
 
 def launch(
-    host: HostRoot,
     node: ContainerdNode,
     executable: str,
     desired: Desired,
@@ -42,9 +41,9 @@ def launch(
 ) -> Launch:
     """The start of this containerd with `files` presented in the place of the real ones."""
     needed = {executable, *files, *_read(node.files)}
-    found = dict.fromkeys((*_WRITABLE, *_written(host, node)))
+    found = dict.fromkeys((*_WRITABLE, *_written(node)))
     writable = tuple(path for path in found if not any(is_below(one, path) for one in needed))
-    work = trial.work_directory(host, writable, needed)
+    work = trial.work_directory(node.host, writable, needed)
     own = {name: os.path.join(work, f"trial-{name}") for name in ("root", "state", "socket")}
     argv = (
         executable, *_config(node, files), "--root", own["root"], "--state", own["state"],
@@ -76,7 +75,7 @@ def _read(files: Files) -> Iterator[str]:
                 yield value
 
 
-def _written(host: HostRoot, node: ContainerdNode) -> Iterator[str]:
+def _written(node: ContainerdNode) -> Iterator[str]:
     """Directories in which this containerd has sockets, or data that `--root` does not move."""
     yield os.path.dirname(node.runtime.socket.host)
     for file in node.files:
@@ -85,7 +84,7 @@ def _written(host: HostRoot, node: ContainerdNode) -> Iterator[str]:
             if key in (*_SOCKETS, *_DIRECTORIES) and value.startswith("/"):
                 name = os.path.dirname(value) if key in _SOCKETS else value
                 with contextlib.suppress(Refused):
-                    yield host.resolve(name).host
+                    yield node.host.resolve(name).host
 
 
 def _proxies(files: Files) -> tuple[str, ...]:

@@ -14,20 +14,18 @@ from typing import TYPE_CHECKING
 
 from agent.cri.client import Answer
 from agent.cri.process import Process
-from agent.cri.versions import parse_version
-from agent.decide import Evidence, Switch, Unseen
+from agent.decide import Evidence
 from agent.errors import Refused
 from agent.host import budget
 from agent.host import files as host_files
 from agent.host.files import Change
 from agent.host.paths import HostPath, HostRoot, is_below
 from agent.options.settings import Settings
-from agent.runtimes import find
+from agent.runtimes import config_file, find
 from agent.runtimes.base import (
     ConfiguredRuntime,
     EditRequest,
     Edits,
-    Effective,
     RestartHazard,
     Runtime,
     RuntimeAdapter,
@@ -35,7 +33,7 @@ from agent.runtimes.base import (
 from agent.runtimes.config_file import ConfigFile, Files, Overlay
 from agent.runtimes.crio import command_line, desired_state, edit, hook, load, merge
 from agent.runtimes.crio.merge import Overrides, Rules, Setting
-from agent.runtimes.desired_state import Desired, is_ours, programs_of
+from agent.runtimes.desired_state import Desired, Effective, own_keys, programs_of
 from agent.runtimes.preflight import Candidate, Preflight, first_unread, unread_warnings
 from agent.toml.document import Data, Path, get
 
@@ -53,6 +51,7 @@ class Crio(RuntimeAdapter):
     kind = "crio"
     title = "CRI-O"
     low_level = ("crun", "runc")
+    shape = merge.SHAPE
     starts_again = False
     lists_handlers = False
     shows_reloaded = True
@@ -74,11 +73,6 @@ class Crio(RuntimeAdapter):
         self, settings: Settings, host: HostRoot, runtime: Runtime, overlay: Overlay | None = None
     ) -> CrioNode:
         """The node of a CRI-O that was found. Raises Refused."""
-        version = parse_version(runtime.version)
-        if version is None:
-            raise Refused(
-                f"cannot work with CRI-O {runtime.version!r}: that is not a version number"
-            )
         root, directory = places(settings, host, runtime.process)
         overrides = command_line.overrides(runtime.process)
         files = load.load(host, root, directory, overlay)
@@ -86,8 +80,9 @@ class Crio(RuntimeAdapter):
         later = merge.hooks_dirs(files, overrides)
         read = (shown or {}).get("hooks_dir")
         node = CrioNode(
+            host=host,
             runtime=runtime,
-            rules=merge.rules(version, files, shown, overrides),
+            rules=merge.rules(self.version_of(runtime), files, shown, overrides),
             files=files,
             executable=find.executable(settings, host, runtime.process),
             directory=directory,
@@ -100,11 +95,8 @@ class Crio(RuntimeAdapter):
         if first_unread(node.files):
             from agent.runtimes.crio import preflight  # its executable is run
 
-            preflight.require_harmless(host, node)
+            preflight.require_harmless(node)
         return node
-
-    def check_shape(self, file: ConfigFile) -> None:
-        merge.check_shape(file)
 
     def evidence(self, answer: Answer) -> tuple[Evidence, ...]:
         """The spec directories, because CRI-O has no switch for CDI. Status shows them from 1.33
@@ -112,21 +104,28 @@ class Crio(RuntimeAdapter):
         shown = [("cri-status", merge.shown(answer.config, None))]
         if answer.dump is not None:
             shown.append(("config-dump", merge.shown(None, answer.dump)))
+        listed = ((source, (data or {}).get("cdi_spec_dirs")) for source, data in shown)
         return tuple(
-            Evidence(source, Switch.UNSEEN, _directories((data or {}).get("cdi_spec_dirs")))
-            for source, data in shown
+            Evidence(source, spec_dirs=tuple(map(str, dirs)) if isinstance(dirs, list) else None)
+            for source, dirs in listed
         )
 
-    def shown_default(self, answer: Answer) -> object:
-        """The default runtime, from Status or the effective configuration."""
-        return (_shown(answer) or {}).get("default_runtime")
+    def shown(self, answer: Answer) -> tuple[str | None, Mapping[str, Data] | None]:
+        """As in Status or the effective configuration."""
+        section = _shown(answer) or {}
+        default = section.get("default_runtime")
+        return default if isinstance(default, str) else None, section.get("runtimes")
 
-    def shown_handlers(self, answer: Answer) -> object:
-        """The handlers' tables, from Status or the effective configuration."""
-        return (_shown(answer) or {}).get("runtimes")
+    def table_problems(
+        self, table: Data, running: Data, shown: Mapping[str, Data]
+    ) -> Iterable[str]:
+        return desired_state.table_problems(table, running, shown)
 
     def unproven(self, desired: Desired, answer: Answer) -> list[str]:
-        return desired_state.unproven(desired, answer)
+        """Names do not prove anything, because CRI-O lists handlers that it has only reloaded."""
+        if self.shown(answer)[1] is None:
+            return ["it does not show its handlers"]
+        return super().unproven(desired, answer)
 
     def watch_paths(
         self, settings: Settings, host: HostRoot, running: Process | None
@@ -188,13 +187,13 @@ class CrioNode(ConfiguredRuntime):
         """The settings that the running CRI-O shows, None if it shows none."""
         return _shown(self.runtime.answer)
 
-    def setting_file(self, host: HostRoot, setting: Setting) -> str:
+    def setting_file(self, setting: Setting) -> str:
         """The file that sets a flag or a variable of the running process, for messages."""
-        return command_line.setting_file(host, self.runtime.process, setting.source)
+        return command_line.setting_file(self.host, self.runtime.process, setting.source)
 
-    def load(self, host: HostRoot, overlay: Overlay | None = None) -> Files:
+    def load(self, overlay: Overlay | None = None) -> Files:
         known = {**self.overlay, **(overlay or {})}
-        return load.load(host, self.root.name, self.directory, known)
+        return load.load(self.host, self.root.name, self.directory, known)
 
     def effective(self, files: Files) -> Effective:
         return merge.effective(self.rules, files)
@@ -204,38 +203,31 @@ class CrioNode(ConfiguredRuntime):
         free = replace(self.overrides, default=None)
         return merge.effective(replace(self.rules, overrides=free), files)
 
-    def shown_tables(self, by_files: Effective) -> Mapping[str, Data]:
-        return {n: t for n, t in get(self.shown, ("runtimes",), {}).items() if t}
+    def edits(self, request: EditRequest) -> tuple[Edits, tuple[str, ...]]:
+        found = edit.edits(self, request)
+        return found, (*unread_warnings(self.files), *edit.warnings(self, request, found))
 
-    def edits(self, host: HostRoot, request: EditRequest) -> tuple[Edits, tuple[str, ...]]:
-        inputs = edit.EditInput(
-            host, request.settings, request.store, self, request.memory, request.decision,
-            request.available, request.hook_program,
-        )  # fmt: skip
-        found = edit.edits(inputs)
-        return found, (*unread_warnings(self.files), *edit.warnings(inputs, found))
-
-    def preflight(self, host: HostRoot, candidate: Candidate) -> Preflight:
+    def preflight(self, candidate: Candidate) -> Preflight:
         from agent.runtimes.crio import preflight  # only where something changes
 
-        return preflight.check(host, self, candidate)
+        return preflight.check(self, candidate)
 
     def launch(
-        self, host: HostRoot, executable: str, desired: Desired, files: Mapping[str, bytes | None]
+        self, executable: str, desired: Desired, files: Mapping[str, bytes | None]
     ) -> Launch:
         from agent.runtimes.crio import trial  # only where something changes
 
-        return trial.launch(host, self, executable, desired, files)
+        return trial.launch(self, executable, desired, files)
 
-    def restart_hazard(self, host: HostRoot, files: Files) -> RestartHazard | None:
+    def restart_hazard(self, files: Files) -> RestartHazard | None:
         """A default runtime without a handler."""
         effective, fixed = self.effective(files), self.overrides.default
         if effective.default in effective.runtimes:
             return None
-        path, what = (merge.owner(files, merge.DEFAULT) or self.root).path, "default_runtime"
+        path, what = (config_file.owner(files, merge.DEFAULT) or self.root).path, "default_runtime"
         if fixed:
-            place, what = self.setting_file(host, fixed), fixed.source
-            path = HostPath(host.agent_path(place), place) if place.startswith("/") else path
+            place, what = self.setting_file(fixed), fixed.source
+            path = HostPath(self.host.agent_path(place), place) if place.startswith("/") else path
         why = (
             f"makes {effective.default} the default runtime by {what}, and there would be no such "
             "handler"
@@ -248,10 +240,6 @@ class CrioNode(ConfiguredRuntime):
         driver = str(effective.section.get("cgroup_manager") or "systemd")
         return dict.fromkeys(effective.runtimes, driver)
 
-    def needs_restart(self, changed: tuple[str, ...]) -> bool:
-        """CRI-O reads changed hooks at once, and all other files at its start."""
-        return any(name != self.hook.host for name in changed)
-
     def shows(self, file: ConfigFile) -> tuple[object, list[Data]]:
         """The section `crio.runtime`."""
         return self.shown or {}, [get(file.data, merge.RUNTIME) or {}]
@@ -262,50 +250,33 @@ class CrioNode(ConfiguredRuntime):
         keys = [(*merge.RUNTIMES, name, "runtime_path") for name in desired.handlers]
         return (*keys, *([merge.DEFAULT] if desired.default is not None else []))
 
-    def owner(self, files: Files, key: Path) -> ConfigFile | None:
-        return merge.owner(files, key)
-
     def pod_states(self, effective: Effective, below: str | None) -> Mapping[str, object]:
         """The state by which CRI-O finds the pods of each handler again (`pod_state`)."""
         found = {name: pod_state(effective, name, below) for name in effective.runtimes}
         return {**found, "": found.get(effective.default)}
 
-    def hook_programs(self, host: HostRoot, overlay: Overlay) -> Iterable[tuple[HostPath, str]]:
-        return hook.programs(self, host, overlay)
+    def hook_programs(self, overlay: Overlay) -> Iterable[tuple[HostPath, str]]:
+        return hook.programs(self, overlay)
 
-    def watch_paths(self, host: HostRoot) -> Iterator[str]:
-        """Its files and the directories with drop-ins, because any new name in them counts."""
-        yield from (self.drop_in.host, os.path.dirname(self.drop_in.host), self.hook.host)
+    def watch_paths(self) -> Iterator[str]:
+        """Also the hook, and the directories with drop-ins, because any new name in them counts."""
+        yield from (*super().watch_paths(), self.hook.host)
         if self.directory:
             yield self.directory
-        for file in self.files:
-            if not file.name:
-                continue  # a root file that CRI-O does not read
-            yield file.name
-            if self.directory and is_below(file.name, self.directory):
-                yield os.path.dirname(file.name)
+            names = (file.name for file in self.files)
+            yield from (os.path.dirname(n) for n in names if is_below(n, self.directory))
 
     def own_keys(self, data: Data, *, switch: bool) -> Iterable[Path]:
         """CRI-O has no switch."""
-        tables = get(data, merge.RUNTIMES) or {}
-        for handler, table in tables.items():
-            if is_ours(handler, table):
-                yield (*merge.RUNTIMES, handler)
-        default = get(data, merge.DEFAULT)
-        if default and is_ours(default, tables.get(default, {})):
-            yield merge.DEFAULT
+        return own_keys(data, merge.RUNTIMES, merge.DEFAULT)
 
-    def finished(self, host: HostRoot, changes: tuple[Change, ...]) -> tuple[Change, ...]:
+    def finished(self, changes: tuple[Change, ...]) -> tuple[Change, ...]:
         """The changes with temporary files outside the drop-in directory (`edit.guarded`)."""
-        return tuple(edit.guarded(host, self, item) for item in changes)
+        return tuple(edit.guarded(self, item) for item in changes)
 
 
 def _shown(answer: Answer) -> Data | None:
     return merge.shown(answer.config, answer.dump)
-
-
-def _directories(value: object) -> tuple[str, ...] | Unseen:
-    return tuple(map(str, value)) if isinstance(value, list) else Unseen.UNSEEN
 
 
 def pod_state(effective: Effective, name: str, below: str | None) -> object:

@@ -16,6 +16,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from agent.cri.process import Process, environment
 from agent.errors import Refused
@@ -23,11 +24,18 @@ from agent.host import files
 from agent.host.paths import HostRoot
 from agent.runtimes.crio.merge import Overrides, Setting
 
-# Names of the flags that are looked at. Two forms of one flag are never given together.
-_FLAGS = (
-    "config", "c", "config-dir", "d", "default-runtime", "hooks-dir", "cdi-spec-dirs", "runtimes",
-)  # fmt: skip
-_LISTS = ("hooks-dir", "cdi-spec-dirs", "runtimes")
+# The flags that make each setting, in all forms. Two forms of one flag are never given together.
+_FLAGS = {
+    "config": ("config", "c"),
+    "directory": ("config-dir", "d"),
+    "default": ("default-runtime",),
+    "hooks_dirs": ("hooks-dir",),
+    "spec_dirs": ("cdi-spec-dirs",),
+    "runtimes": ("runtimes",),
+}
+_NAMES = frozenset(name for flags in _FLAGS.values() for name in flags)
+_LISTS = ("hooks_dirs", "spec_dirs", "runtimes")
+_PATHS = ("config", "directory", "hooks_dirs", "spec_dirs")
 
 _CONFIGURED = ("/etc/sysconfig/crio", "/etc/default/crio")  # as the packaged units read them
 _UNITS = ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system",
@@ -41,44 +49,31 @@ def overrides(process: Process | None) -> Overrides:
     if process is None:
         return Overrides(environment=False)
     variables = environment(process)
-    found = parse(process.command, variables or {})
-    directory = _directory(process)
-    return replace(
-        found,
-        environment=variables is not None,
-        config=_absolute(found.config, directory),
-        directory=_absolute(found.directory, directory),
-        hooks_dirs=_absolute(found.hooks_dirs, directory),
-        spec_dirs=_absolute(found.spec_dirs, directory),
-    )
+    try:
+        directory = os.readlink(f"{process.proc}/{process.pid}/cwd")
+    except OSError:
+        directory = ""
+    found = parse(process.command, variables or {}, directory)
+    return replace(found, environment=variables is not None)
 
 
-def parse(words: tuple[str, ...], variables: Mapping[str, str]) -> Overrides:
-    """The settings that a command line and environment variables make."""
+def parse(words: tuple[str, ...], variables: Mapping[str, str], directory: str = "") -> Overrides:
+    """The settings that a command line and environment variables make. `directory` is the working
+    directory of the process; without it, relative paths stay as they are."""
     given = tuple(_given(words))
-
-    def setting(flag: str, variable: str, short: str = "") -> Setting | None:
-        values = tuple(value for name, value in given if name in (flag, short))
+    found: dict[str, Any] = {}
+    for name, flags in _FLAGS.items():
+        values = [value for flag, value in given if flag in flags]
+        source, variable = f"--{flags[0]}", f"CONTAINER_{flags[0].replace('-', '_').upper()}"
+        if not values and variable in variables:
+            values, source = [variables[variable]], variable
+        if name in _LISTS:
+            values = [part.strip() for value in values for part in value.split(",")]
+        if name in _PATHS:
+            values = [os.path.normpath(os.path.join(directory, v)) if v else "" for v in values]
         if values:
-            return Setting(values if flag in _LISTS else values[-1:], f"--{flag}")
-        return Setting((variables[variable],), variable) if variable in variables else None
-
-    return Overrides(
-        config=setting("config", "CONTAINER_CONFIG", "c"),
-        directory=setting("config-dir", "CONTAINER_CONFIG_DIR", "d"),
-        default=setting("default-runtime", "CONTAINER_DEFAULT_RUNTIME"),
-        hooks_dirs=_split(setting("hooks-dir", "CONTAINER_HOOKS_DIR")),
-        spec_dirs=_split(setting("cdi-spec-dirs", "CONTAINER_CDI_SPEC_DIRS")),
-        runtimes=_split(setting("runtimes", "CONTAINER_RUNTIMES")),
-    )
-
-
-def _split(setting: Setting | None) -> Setting | None:
-    """The setting of a list, with each value split at its commas."""
-    if setting is None:
-        return None
-    parts = (part.strip() for value in setting.values for part in value.split(","))
-    return replace(setting, values=tuple(parts))
+            found[name] = Setting(tuple(values if name in _LISTS else values[-1:]), source)
+    return Overrides(**found)
 
 
 def _given(words: tuple[str, ...]) -> Iterator[tuple[str, str]]:
@@ -93,28 +88,10 @@ def _given(words: tuple[str, ...]) -> Iterator[tuple[str, str]]:
         if word == "--":
             return
         name, equals, value = word[2 if word.startswith("--") else 1 :].partition("=")
-        if word.startswith("-") and name in _FLAGS:
+        if word.startswith("-") and name in _NAMES:
             following = value if equals else next(rest, None)
             if following is not None:
                 yield name, following
-
-
-def _absolute(setting: Setting | None, directory: str | None) -> Setting | None:
-    """The setting with absolute paths, if the working directory is known."""
-    if setting is None or directory is None:
-        return setting
-    paths = (
-        os.path.normpath(os.path.join(directory, value)) if value else ""
-        for value in setting.values
-    )
-    return replace(setting, values=tuple(paths))
-
-
-def _directory(process: Process) -> str | None:
-    try:
-        return os.readlink(f"{process.proc}/{process.pid}/cwd")
-    except OSError:
-        return None
 
 
 def setting_file(host: HostRoot, process: Process | None, source: str) -> str:

@@ -46,29 +46,17 @@ class _Timed(socket.socket):
         return super().recv_into(*given)
 
 
-class _Connection(http.client.HTTPConnection):
-    """HTTP over a unix socket. `end` is the deadline, a time of `clock`."""
-
-    def __init__(self, path: str, end: float, clock: Callable[[], float]) -> None:
-        super().__init__("localhost")
-        self._path = path
-        self._end, self._clock = end, clock
-
-    def connect(self) -> None:
-        self.sock = _Timed(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.end, self.sock.clock = self._end, self._clock
-        with short_socket_path(self._path) as short:
-            self.sock.connect(short)
-
-
 def effective_config(
     path: str, timeout: float = 10.0, clock: Callable[[], float] = time.monotonic
 ) -> Data | None:
     """The whole effective configuration (`GET /config`), None if CRI-O does not give it. `path`
     is an agent path, `timeout` is in seconds."""
-    end = clock() + timeout
-    connection = _Connection(path, end, clock)
+    connection = http.client.HTTPConnection("localhost")
+    connection.sock = sock = _Timed(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.end, sock.clock = clock() + timeout, clock
     try:
+        with short_socket_path(path) as short:
+            sock.connect(short)
         connection.request("GET", "/config", headers={"Connection": "close"})
         response = connection.getresponse()
         if response.status != http.client.OK:

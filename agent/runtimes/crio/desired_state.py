@@ -7,24 +7,24 @@ the running CRI-O shows (as the proof). A missing value counts as the zero value
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from agent.cri.client import Answer
-from agent.decide import Decision
-from agent.runtimes.base import Effective
+from agent.errors import Refused
+from agent.runtimes import desired_state
+from agent.runtimes.base import EditRequest
 from agent.runtimes.crio import merge
 from agent.runtimes.desired_state import (
-    OUR_NAMES,
     Desired,
-    default_for,
+    Effective,
     emptied,
     first_foreign,
-    leaves,
-    same,
+    is_nvidia,
+    require_default,
+    same_value,
 )
-from agent.toml.document import Data, Path, get
+from agent.toml.document import Data
 from agent.toolkit.programs import Binary
 
 _VM = "vm"  # kata and the like: no binary of ours would ever run there
@@ -63,36 +63,38 @@ _NOTHING = PresentState()
 
 
 def derive_desired(
-    effective: Effective, decision: Decision, available: tuple[Binary, ...], name: str,
-    remembered: str | None,
-    present: PresentState = _NOTHING,
-) -> Desired:  # fmt: skip
+    effective: Effective, request: EditRequest, present: PresentState = _NOTHING
+) -> Desired:
     """The desired state that follows from a decision. `effective` is the effective configuration
     without our own drop-in.
 
     Raises Refused if no handler can become the default runtime again.
     """
-    ours = _names(available, name)
-    inherited = base(effective, available, name, remembered, present)
+    decision, default = request.decision, None
+    inherited = base(effective, request, present) or effective.default
     handlers = {
-        binary.handler: _handler(effective, inherited or effective.default, binary, present)
-        for binary in (() if decision.hook else available)
+        binary.handler: _handler(effective, inherited, binary, present)
+        for binary in (() if decision.hook else request.available)
     }
-    own_default = name if decision.is_default and not decision.hook else None
-    old_default = first_foreign(effective, ours, _defaults(effective, remembered, present))
-    return Desired(
-        handlers, default_for(effective, own_default, ours, old_default, merge.DEFAULT[-1])
-    )
-
-
-def _names(available: tuple[Binary, ...], name: str) -> tuple[str, ...]:
-    return (*OUR_NAMES, *(binary.handler for binary in available), name)
+    if decision.is_default and not decision.hook:
+        default = request.settings.runtime_name
+    elif is_nvidia(effective, effective.default, request.names):
+        earlier = _defaults(effective, request, present)
+        default = first_foreign(effective, request.names, earlier)
+        if default is None:
+            raise Refused(
+                f"cannot take {effective.default} back as default runtime: there is no handler "
+                "runc or crun to go back to; add the handler that was the default before, or leave "
+                f"{effective.default} the default with --set-as-default=true"
+            )
+    else:
+        require_default(effective, merge.DEFAULT[-1])
+    return Desired(handlers, default)
 
 
 def base(
-    effective: Effective, available: tuple[Binary, ...], name: str, remembered: str | None,
-    present: PresentState = _NOTHING,
-) -> str | None:  # fmt: skip
+    effective: Effective, request: EditRequest, present: PresentState = _NOTHING
+) -> str | None:
     """The handler from which ours inherit, None if there is only NVIDIA's. It is the default
     runtime, or the earlier default if the present one is NVIDIA's. A handler for virtual
     machines is never taken.
@@ -101,15 +103,15 @@ def base(
     runtime. Otherwise CRI-O takes running containers for ended (observed on 1.30 and 1.37).
     """
     usable = [n for n, table in effective.runtimes.items() if table.get("runtime_type") != _VM]
-    names = (effective.default, *_defaults(effective, remembered, present))
+    names = (effective.default, *_defaults(effective, request, present))
     roots = {present.root_of(table) for table in present.handlers.values()}
     same = [n for n in (*names, *usable) if n and present.root_of(effective.table(n)) in roots]
     order = (*(same if len(roots) == 1 else ()), *names)
-    return first_foreign(effective, _names(available, name), tuple(n for n in order if n in usable))
+    return first_foreign(effective, request.names, tuple(n for n in order if n in usable))
 
 
 def _defaults(
-    effective: Effective, remembered: str | None, present: PresentState
+    effective: Effective, request: EditRequest, present: PresentState
 ) -> tuple[str | None, ...]:
     """Candidates for the default runtime instead of NVIDIA's, best first: those in the files, the
     remembered one, those with the state directory of the present default (NVIDIA's installer copies
@@ -117,7 +119,7 @@ def _defaults(
     current = present.handlers.get(effective.default)
     root = present.root_of(current) if current is not None else None
     twins = (n for n, table in effective.runtimes.items() if present.root_of(table) == root)
-    return (*present.defaults, remembered, *twins, present.builtin, "runc", "crun")
+    return (*present.defaults, request.memory.default, *twins, present.builtin, "runc", "crun")
 
 
 def _handler(effective: Effective, inherited: str, binary: Binary, present: PresentState) -> Data:
@@ -136,58 +138,16 @@ def _handler(effective: Effective, inherited: str, binary: Binary, present: Pres
     return table if current.get("runtime_path") in (None, binary.path) else emptied(table, current)
 
 
-def differences(desired: Desired, effective: Effective) -> dict[Path, Any]:
-    """The keys of a file that differ from the desired state, with their desired values."""
-    found: dict[Path, Any] = {}
-    if desired.default is not None and effective.default != desired.default:
-        found[merge.DEFAULT] = desired.default
-    for name, table in desired.handlers.items():
-        current = effective.runtimes.get(name)
-        for path, value in leaves(table):
-            if current is None or not same(value, get(current, path)):
-                found[(*merge.RUNTIMES, name, *path)] = value
-    return found
+differences = functools.partial(
+    desired_state.differences, runtimes=merge.RUNTIMES, default=merge.DEFAULT
+)
 
 
-def unproven(desired: Desired, answer: Answer) -> list[str]:
-    """What the running CRI-O lacks of the desired state, in words; empty for nothing.
-
-    CRI-O does not know a key that it shows in no handler. Such a key is not compared.
-    """
-    shown = merge.shown(answer.config, answer.dump)
-    tables = get(shown, ("runtimes",))
-    if shown is None or not isinstance(tables, Mapping):
-        return ["it does not show its handlers"]
-    listed = answer.handlers or tuple(tables)
+def table_problems(table: Data, running: Data, shown: Mapping[str, Data]) -> Iterator[str]:
+    """What a running handler lacks of the desired table, in words. CRI-O does not know a key that
+    it shows in no handler. Such a key is not compared."""
     known = merge.shown_keys(shown) | _ESSENTIAL
-    problems = [
-        f"handler {name} is still there"
-        for name in desired.absent
-        if name in tables or name in listed
-    ]
-    for name, table in desired.handlers.items():
-        running = tables.get(name)
-        if not isinstance(running, Mapping):
-            problems.append(f"handler {name} is missing")
-        elif name not in listed:
-            problems.append(f"handler {name} is not listed")
-        else:
-            problems += [
-                f"handler {name}: {key} is not as wanted"
-                for key, value in table.items()
-                if key in known
-                and key not in _REWRITTEN
-                and not _is_same(key, value, running.get(key))
-            ]
-    default = shown.get("default_runtime")
-    if desired.default is not None and default != desired.default:
-        problems.append(f"the default runtime is {default}, not {desired.default}")
-    return problems
-
-
-def _is_same(key: str, value: Any, shown: Any) -> bool:
-    if key == "runtime_type":
-        return (value or "oci") == (shown or "oci")
-    if isinstance(value, list) and isinstance(shown, list):
-        return sorted(map(str, value)) == sorted(map(str, shown))
-    return same(value, shown)
+    for key, value in table.items():
+        compared = key in known and key not in _REWRITTEN
+        if compared and not same_value(key, value, running.get(key)):
+            yield f"{key} is not as wanted"

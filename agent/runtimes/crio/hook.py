@@ -66,56 +66,56 @@ def program(data: bytes) -> str | None:
     return found.program if found else None
 
 
-def programs(node: CrioNode, host: HostRoot, overlay: Overlay) -> Iterator[tuple[HostPath, str]]:
+def programs(node: CrioNode, overlay: Overlay) -> Iterator[tuple[HostPath, str]]:
     """The files of all OCI hooks that CRI-O will find, each with a program that the hook runs or
     names in its arguments. Files in `overlay` replace those on disk."""
-    for found in _hooks(node, host, overlay):
+    for found in _hooks(node, overlay):
         for name in (found.program, *found.called):
             if name.startswith("/"):
                 yield found.path, name
 
 
-def of_nvidia(node: CrioNode, host: HostRoot) -> tuple[Hook, ...]:
+def of_nvidia(node: CrioNode) -> tuple[Hook, ...]:
     """The hooks that CRI-O finds and that run NVIDIA's hook, whatever their files are called. Of
     two files with one name that of the later directory counts (read in hooks.go)."""
-    by_name = {os.path.basename(found.path.host): found for found in _hooks(node, host, {})}
-    return tuple(found for found in by_name.values() if _is_nvidia(host, found))
+    by_name = {os.path.basename(found.path.host): found for found in _hooks(node, {})}
+    return tuple(found for found in by_name.values() if _is_nvidia(node.host, found))
 
 
-def of_others(node: CrioNode, host: HostRoot) -> tuple[Hook, ...]:
+def of_others(node: CrioNode) -> tuple[Hook, ...]:
     """The hooks of `of_nvidia` without our own file."""
-    return tuple(found for found in of_nvidia(node, host) if found.path.host != node.hook.host)
+    return tuple(found for found in of_nvidia(node) if found.path.host != node.hook.host)
 
 
-def hidden_by(node: CrioNode, host: HostRoot) -> HostPath | None:
+def hidden_by(node: CrioNode) -> HostPath | None:
     """The file of our hook's name in a later directory, which CRI-O takes in its place."""
-    directories = [path.host for path in _directories(node, host)]
+    directories = [path.host for path in _directories(node)]
     here = os.path.dirname(node.hook.host)
     later = directories[directories.index(here) + 1 :] if here in directories else []
     for name in reversed(later):
         path = os.path.join(name, os.path.basename(node.hook.host))
-        if os.path.lexists(host.agent_path(path)):
-            return HostPath(host.agent_path(path), path)
+        if os.path.lexists(node.host.agent_path(path)):
+            return HostPath(node.host.agent_path(path), path)
     return None
 
 
-def _directories(node: CrioNode, host: HostRoot) -> Iterator[HostPath]:
+def _directories(node: CrioNode) -> Iterator[HostPath]:
     for name in dict.fromkeys((*node.hooks_read, *node.hooks_later)):
         with contextlib.suppress(Refused):
-            yield host.resolve(os.path.normpath(name))
+            yield node.host.resolve(os.path.normpath(name))
 
 
-def require(node: CrioNode, host: HostRoot) -> None:
+def require(node: CrioNode) -> None:
     """Check that only root can write to the directories from which CRI-O reads hooks, because CRI-O
     runs hooks as root. Raises Refused."""
     looked = (os.path.dirname(node.hook.host), *node.hooks_read, *node.hooks_later)
     for name in dict.fromkeys(os.path.normpath(name) for name in looked):
-        trust.require(host, name, f"use the hooks directory {name}")
+        trust.require(node.host, name, f"use the hooks directory {name}")
 
 
-def _hooks(node: CrioNode, host: HostRoot, overlay: Overlay) -> Iterator[Hook]:
-    for directory in _directories(node, host):
-        for path, data in spec_files.entries(host, directory):
+def _hooks(node: CrioNode, overlay: Overlay) -> Iterator[Hook]:
+    for directory in _directories(node):
+        for path, data in spec_files.entries(node.host, directory):
             if path.host in overlay:
                 state = overlay[path.host]
                 data = state.data if state else b""
@@ -182,12 +182,12 @@ def _is_nvidia(host: HostRoot, found: Hook) -> bool:
     return any(os.path.basename(name).startswith(_PROGRAMS) for name in names)
 
 
-def warning(node: CrioNode, host: HostRoot) -> str | None:
+def warning(node: CrioNode) -> str | None:
     """A warning if CRI-O reads the hook's directory only after its next start. Raises Refused
     if it does not read it at all."""
     directory = os.path.dirname(node.hook.host)
     now, later = (
-        [host.resolve(os.path.normpath(name)).host for name in names]
+        [node.host.resolve(os.path.normpath(name)).host for name in names]
         for names in (node.hooks_read, node.hooks_later)
     )
     if directory in now:

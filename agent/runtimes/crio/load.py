@@ -19,11 +19,12 @@ from agent.runtimes.config_file import (
     Files,
     Overlay,
     Unparsed,
+    check_shape,
     checked_file,
     names,
     refuse_unread,
 )
-from agent.runtimes.crio.merge import check_shape
+from agent.runtimes.crio.merge import SHAPE
 from agent.toml.dialect import BURNT_SUSHI
 
 ROOT = "/etc/crio/crio.conf"
@@ -63,7 +64,7 @@ def load_file(host: HostRoot, name: str, overlay: Overlay) -> ConfigFile:
     """One file by its name on the host; missing is not an error here."""
     file = checked_file(host, name, overlay)
     refuse_unread(file, BURNT_SUSHI, "CRI-O")
-    check_shape(file)
+    check_shape(file, SHAPE)
     return file
 
 

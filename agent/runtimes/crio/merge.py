@@ -15,21 +15,36 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from agent.cri.versions import Version
-from agent.errors import Refused
-from agent.runtimes.base import Effective
-from agent.runtimes.config_file import ConfigFile, Files
+from agent.runtimes.config_file import ConfigFile, Files, Shape
+from agent.runtimes.desired_state import Effective
 from agent.toml.document import Data, Path, deep_merge, get
 
 RUNTIME: Path = ("crio", "runtime")
 RUNTIMES: Path = (*RUNTIME, "runtimes")
 DEFAULT: Path = (*RUNTIME, "default_runtime")
 SPEC_DIRS: Path = (*RUNTIME, "cdi_spec_dirs")
+SHAPE: Shape = (
+    (("crio",), dict),
+    (RUNTIME, dict),
+    (RUNTIMES, dict),
+    (DEFAULT, str),
+    ((*RUNTIME, "hooks_dir"), list),
+    (SPEC_DIRS, list),
+    ((*RUNTIMES, "*"), dict),
+    ((*RUNTIMES, "*", "runtime_path"), str),
+    ((*RUNTIMES, "*", "runtime_type"), str),
+)
 DEFAULT_HOOKS = "/usr/share/containers/oci/hooks.d"
 _DEFAULT_SPECS = ("/etc/cdi", "/var/run/cdi")
 
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TRACE = "io.containers.trace-syscall"
 
+# Keys of the section, by their names in Status.
+_IN_STATUS = {
+    "default_runtime": "DefaultRuntime", "runtimes": "Runtimes", "cdi_spec_dirs": "CDISpecDirs",
+    "hooks_dir": "HooksDir",
+}  # fmt: skip
 # Keys of a handler by their names in Status, if these are more than another spelling.
 _IRREGULAR = {"ExecCPUAffinity": "exec_cpu_affinity"}
 # Keys that CRI-O fills in if a handler lacks them. A copy would become outdated.
@@ -162,14 +177,13 @@ def rules(
         shown_table = {k: v for k, v in table.items() if k not in DERIVED | _COMPUTED and v}
         found = replace(found, handler=shown_table)
     known = {key for key, since in _KEYS.items() if version >= since}
-    keys = frozenset(known | shown_keys(running))
+    keys = frozenset(known | shown_keys(get(running, ("runtimes",)) or {}))
     found = replace(found, keys=keys, overrides=overrides)
     return replace(found, by_key=_keeps_keys(found, files, running))
 
 
-def shown_keys(shown_section: Data | None) -> frozenset[str]:
+def shown_keys(tables: Mapping[str, Data]) -> frozenset[str]:
     """The keys that the daemon shows in any of its handlers."""
-    tables = get(shown_section, ("runtimes",)) or {}
     return frozenset(key for table in tables.values() for key in table) - _COMPUTED
 
 
@@ -240,67 +254,23 @@ def explicit_defaults(files: Files) -> tuple[str, ...]:
     return tuple(name for name in found if isinstance(name, str) and name)
 
 
-def owner(files: Files, path: Path) -> ConfigFile | None:
-    """The file whose value of a key is in force."""
-    missing = object()
-    return next((f for f in reversed(files) if get(f.data, path, missing) is not missing), None)
-
-
-def check_shape(file: ConfigFile) -> None:
-    """Raise Refused for a value of a wrong type that this agent reads. CRI-O does not start on such
-    a file."""
-    expected: tuple[tuple[Path, type, str], ...] = (
-        (("crio",), dict, "a table"),
-        (RUNTIME, dict, "a table"),
-        (RUNTIMES, dict, "a table"),
-        (DEFAULT, str, "a string"),
-        ((*RUNTIME, "hooks_dir"), list, "a list of strings"),
-        ((*RUNTIME, "cdi_spec_dirs"), list, "a list of strings"),
-    )
-    for path, kind, words in expected:
-        value = get(file.data, path)
-        items = value if isinstance(value, list) else ()
-        if value is not None and (
-            not isinstance(value, kind) or any(not isinstance(item, str) for item in items)
-        ):
-            raise _wrong(file, path, words)
-    for name, table in (get(file.data, RUNTIMES) or {}).items():
-        if not isinstance(table, dict):
-            raise _wrong(file, (*RUNTIMES, name), "a table")
-        for key in ("runtime_path", "runtime_type"):
-            if not isinstance(table.get(key, ""), str):
-                raise _wrong(file, (*RUNTIMES, name, key), "a string")
-
-
-def _wrong(file: ConfigFile, path: Path, words: str) -> Refused:
-    return Refused(f"cannot use {file.path}: {'.'.join(path)} is not {words}; repair it")
-
-
 def shown(config: Mapping[str, Any] | None, dump: Mapping[str, Any] | None) -> Data | None:
     """The section `crio.runtime` that the running CRI-O shows, with the key names of the files. It
     comes from Status (1.33 and later), else from the effective configuration. None if neither
     has it."""
-    status = get(config, ("crio",))
+    section, status = get(dump, RUNTIME), get(config, ("crio",))
     if isinstance(status, Mapping):
-        runtimes = status.get("Runtimes")
-        tables = runtimes if isinstance(runtimes, Mapping) else {}
-        return {
-            "default_runtime": status.get("DefaultRuntime"),
-            "runtimes": {
-                name: {_toml_name(key): value for key, value in table.items()}
-                for name, table in tables.items()
-                if isinstance(table, Mapping)
-            },
-            "cdi_spec_dirs": status.get("CDISpecDirs"),
-            "hooks_dir": status.get("HooksDir"),
-        }
-    section = get(dump, RUNTIME)
+        section = {key: status[name] for key, name in _IN_STATUS.items() if name in status}
     if not isinstance(section, Mapping):
         return None
-    runtimes = section.get("runtimes")
-    tables = runtimes if isinstance(runtimes, Mapping) else {}
-    kept = {name: table for name, table in tables.items() if isinstance(table, Mapping)}
-    return {**section, "runtimes": kept} if "runtimes" in section else dict(section)
+    found, tables = dict(section), section.get("runtimes")
+    if "runtimes" in found:
+        found["runtimes"] = {
+            name: {_toml_name(key): value for key, value in table.items()}
+            for name, table in (tables.items() if isinstance(tables, Mapping) else ())
+            if isinstance(table, Mapping)
+        }
+    return found
 
 
 def _toml_name(name: str) -> str:

@@ -8,26 +8,27 @@ merging is wrong.
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Collection
+from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING
 
-from agent.host.paths import HostRoot
 from agent.runtimes import command, preflight
 from agent.runtimes.command import Dump
 from agent.runtimes.config_file import ConfigFile, Files
 from agent.runtimes.crio import merge
 from agent.runtimes.preflight import (
+    UNKNOWN,
     Candidate,
     Preflight,
+    ask,
+    compare,
     first_unread,
     memory_file,
-    require_same_effect,
     unread_refusal,
 )
 from agent.toml import document
-from agent.toml.document import Data, Op, Set, Unset, get
+from agent.toml.document import Data, Op, Unset, get
+from agent.toml.document import Set as SetKey
 
 if TYPE_CHECKING:
     from agent.runtimes.crio.adapter import CrioNode
@@ -35,35 +36,30 @@ if TYPE_CHECKING:
 _AFTER_HANDLERS = frozenset({"hostnetwork_disable_selinux", "disable_hostport_mapping", "timezone"})
 
 
-def check(host: HostRoot, node: CrioNode, candidate: Candidate) -> Preflight:
+def check(node: CrioNode, candidate: Candidate) -> Preflight:
     """Compare what the executable shows of the files as they are and as they will be.
 
     Raises Refused if it rejects the candidate, or if more would change than our keys.
     """
-    if node.executable is None:
-        return Preflight(False, preflight.UNKNOWN)
+    executable = node.executable
+    if executable is None:
+        return Preflight(False, UNKNOWN)
     if late := _late(node, candidate):
         raise unread_refusal(late, f"it is read after {node.drop_in} and can have the last word")
     # The candidate is handed over without what we cannot parse; so are the files as they are.
-    apart = first_unread(node.files) is not None
-    asked = preflight.ask(
-        node.executable,
+    before = _as_it_will_be if first_unread(node.files) else _as_it_is
+    asked = ask(
+        executable,
         node.root.path,
-        functools.partial(_as_it_will_be, host, node, node.executable, node.files)
-        if apart
-        else functools.partial(_as_it_is, host, node, node.executable),
-        functools.partial(_as_it_will_be, host, node, node.executable, candidate.files),
+        lambda: before(node, executable, node.files),
+        lambda: _as_it_will_be(node, executable, candidate.files),
     )
     if isinstance(asked, str):
         return Preflight(False, asked)
-    before, after = asked
-    if before.data is None:
-        raise preflight.rejected_already(node.executable, node.root.path, before)
-    runtimes = get(after, merge.RUNTIMES) or {}
-    preflight.refuse_missing(next((n for n in candidate.present if n not in runtimes), None))
-    both = {*(get(before.data, merge.RUNTIMES) or {})} & runtimes.keys() - {*candidate.ours}
-    preflight.refuse_difference(_strip(before.data, both), _strip(after, both), "view of it")
-    return preflight.accepted(node.executable)
+    tables, runtimes = (get(data, merge.RUNTIMES) or {} for data in asked)
+    missing = next((name for name in candidate.present if name not in runtimes), None)
+    both = {*tables} & runtimes.keys() - {*candidate.ours}
+    return compare(executable, missing, *(_strip(data, both) for data in asked))
 
 
 def _late(node: CrioNode, candidate: Candidate) -> ConfigFile | None:
@@ -74,16 +70,15 @@ def _late(node: CrioNode, candidate: Candidate) -> ConfigFile | None:
     return first_unread(candidate.files[names.index(node.drop_in.host) :])
 
 
-def require_harmless(host: HostRoot, node: CrioNode) -> None:
-    """See that the drop-ins that we cannot parse have no effect on our keys. Raises Refused."""
-    file, executable = first_unread(node.files), node.executable
-    if file is None:
-        return
-    if executable is None:
-        raise unread_refusal(file, preflight.UNSEEN)
-    whole = _as_it_is(host, node, executable)
-    rest = _as_it_will_be(host, node, executable, node.files)
-    require_same_effect(file, executable, (whole, rest), _ours)
+def require_harmless(node: CrioNode) -> None:
+    """As `runtimes.preflight.require_harmless`."""
+    preflight.require_harmless(
+        node.files,
+        node.executable,
+        lambda executable: _as_it_is(node, executable, node.files),
+        lambda executable: _as_it_will_be(node, executable, node.files),
+        _ours,
+    )
 
 
 def _ours(data: Data) -> Data:
@@ -97,27 +92,36 @@ def _ours(data: Data) -> Data:
     return {**{key: section[key] for key in keys if key in section}, "runtimes": tables}
 
 
-def _as_it_is(host: HostRoot, node: CrioNode, executable: str) -> Dump:
+def _as_it_is(node: CrioNode, executable: str, files: Files) -> Dump:
+    """What CRI-O shows of these files, which are those on disk."""
     root = node.root.name if node.root.state is not None else None
-    flags, sources = node.overrides.flags, [file.source for file in node.files]
-    return command.crio_config(host, executable, root, node.directory, flags=flags, sources=sources)
+    return _dump(node, (executable, root or os.devnull, node.directory), (), files)
 
 
-def _as_it_will_be(host: HostRoot, node: CrioNode, executable: str, files: Files) -> Dump:
+def _as_it_will_be(node: CrioNode, executable: str, files: Files) -> Dump:
+    """What CRI-O shows of these files, with all drop-ins merged into one."""
     root, others = files[0], merge.merged(files[1:], by_key=node.rules.by_key)
     texts = [root.state.data if root.state else b"", document.render(others).encode()]
     staged = [memory_file(text) for text in texts]
     try:
-        names = [f"/proc/self/fd/{fd}" for fd in staged]
-        flags = node.overrides.flags
-        sources = [file.source for file in files]
-        return command.crio_config(host, executable, names[0], names[1], staged, flags, sources)
+        first, second = (f"/proc/self/fd/{fd}" for fd in staged)
+        return _dump(node, (executable, first, second), staged, files)
     finally:
         for fd in staged:
             os.close(fd)
 
 
-def _strip(data: Data, handlers: Collection[str]) -> Data:
+def _dump(
+    node: CrioNode, names: tuple[str, str, str], descriptors: Sequence[int], files: Files
+) -> Dump:
+    """`crio -c FILE -d DIRECTORY FLAGS config`: all settings that differ from the default. `names`
+    are those of the executable, the root file, which has to exist, and the directory."""
+    executable, root, directory = names
+    words = [executable, "-c", root, "-d", directory, *node.overrides.flags, "config"]
+    return command.dump(node.host, words, descriptors, [file.source for file in files])
+
+
+def _strip(data: Data, handlers: Set[str]) -> Data:
     """What must not differ: all settings, and those handlers.
 
     What CRI-O shows is a template (template.go of 1.24 to 1.36). It leaves handlers out if they
@@ -137,5 +141,5 @@ def _strip(data: Data, handlers: Collection[str]) -> Data:
         for name in handlers
     }
     whole = {**section, **moved, "runtimes": kept}
-    ops: list[Op] = [Set(merge.RUNTIME, whole), Unset(merge.DEFAULT)]
+    ops: list[Op] = [SetKey(merge.RUNTIME, whole), Unset(merge.DEFAULT)]
     return document.without_empty(document.apply(data, ops))

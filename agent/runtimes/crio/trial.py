@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from agent.cri.process import Process
 from agent.cri.versions import parse_version
 from agent.host.isolation import View
-from agent.host.paths import HostRoot
 from agent.runtimes import command, trial
 from agent.runtimes.crio import hook
 from agent.runtimes.desired_state import Desired
@@ -31,12 +30,12 @@ _PLACES = (
 
 
 def launch(
-    host: HostRoot, node: CrioNode, executable: str, desired: Desired,
+    node: CrioNode, executable: str, desired: Desired,
     files: Mapping[str, bytes | None],
 ) -> Launch:  # fmt: skip
     """The start of this CRI-O with `files` presented in the place of the real ones."""
     needed = {executable, node.directory, *(file.path.host for file in node.files), *files}
-    work = trial.work_directory(host, _WRITABLE, needed)
+    work = trial.work_directory(node.host, _WRITABLE, needed)
     places = {name: os.path.join(work, f"trial-{name}") for name in _PLACES}
     argv = [executable, *_flags(node.runtime.process, executable)]
     for name, path in places.items():

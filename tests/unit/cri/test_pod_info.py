@@ -13,8 +13,8 @@ import pytest
 from agent._cri import api_pb2
 from agent.cri import pod_info
 from agent.runtimes import registry
-from agent.runtimes.base import Effective
 from agent.runtimes.crio.adapter import pod_state
+from agent.runtimes.desired_state import Effective
 from tests.doubles.containerd.generation import CAPTURES, generation_of
 from tests.doubles.containerd.service import Runtime, Service
 from tests.doubles.crio.generation import generation_of as crio_generation

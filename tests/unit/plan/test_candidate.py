@@ -56,7 +56,7 @@ class Scene:
         socket = HostPath("/s", "/s")
         runtime = Runtime(Endpoint("containerd", socket), self.running, answer)
         files = load.load(HOST, gen, str(self.root))
-        return ContainerdNode(runtime, files, str(self.executable), HostPath("/d", "/d"), gen)
+        return ContainerdNode(HOST, runtime, files, str(self.executable), HostPath("/d", "/d"), gen)
 
     def edits(self) -> Edits:
         """No edits: the files as they are."""

@@ -14,7 +14,7 @@ import pytest
 from agent.cri import client
 from agent.cri.client import Answer, Container, Sandbox
 from agent.decide import Decision, Evidence, PodNeeds, Question, Switch, decide
-from agent.host.paths import HostPath
+from agent.host.paths import HostPath, HostRoot
 from agent.plan import pod_guard
 from agent.plan.context import Context
 from agent.runtimes.base import Endpoint, Runtime
@@ -96,7 +96,7 @@ def node(
     runtime = Runtime(Endpoint("containerd", socket), None, Answer("containerd", "1.7.24", True,
                                                                   None, ()))  # fmt: skip
     files = (ConfigFile(path.host, path, None, data),)
-    return ContainerdNode(runtime, files, None, path, generation((1, 7, 24)))
+    return ContainerdNode(HostRoot("/"), runtime, files, None, path, generation((1, 7, 24)))
 
 
 def decision(**given: Any) -> Decision:

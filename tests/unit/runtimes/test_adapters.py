@@ -53,7 +53,7 @@ class World:
         settings = resolve({}, {}, "toolkit-agent")
         available = (Binary("nvidia", PROGRAM),)
         request = EditRequest(settings, self.store, Memory(), ROW_6, available)
-        return (node or self.node).edits(self.host, request)[0]
+        return (node or self.node).edits(request)[0]
 
     def after(self) -> ConfiguredRuntime:
         """Return the node with these edits written."""
@@ -140,14 +140,14 @@ def test_own_keys_go_again(world: World) -> None:
         text = document.decoded(file.state.data, file.path.host)
         data = document.encoded(document.edit(text, ops, file.path.host))
         overlay[file.path.host] = replace(file.state, data=data)
-    effective = node.effective(node.load(world.host, overlay))
+    effective = node.effective(node.load(overlay))
     assert not [name for name, table in effective.runtimes.items() if is_ours(name, table)]
     assert not is_ours(effective.default, {})
 
 
 def test_files_are_watched(world: World) -> None:
     """Those that are loaded, and those of a runtime that does not answer."""
-    watched = {*world.node.watch_paths(world.host)}
+    watched = {*world.node.watch_paths()}
     assert {file.name for file in world.node.files if file.state} <= watched
     settings = resolve({}, {}, "toolkit-agent")
     assert next(world.node.adapter.watch_paths(settings, world.host, None)) in watched

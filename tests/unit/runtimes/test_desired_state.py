@@ -13,11 +13,12 @@ from agent.cri.client import Answer
 from agent.decide import Decision, Evidence, Question, Switch, decide
 from agent.errors import Refused
 from agent.runtimes import desired_state, registry
-from agent.runtimes.base import Effective
 from agent.runtimes.containerd import handlers
-from agent.runtimes.desired_state import Desired
+from agent.runtimes.containerd.handlers import Features
+from agent.runtimes.desired_state import Desired, Effective
 from agent.toml.document import Data
 from agent.toolkit.programs import Binary
+from tests.unit.support.edit_request import edit_request
 
 TOOLKIT = "/usr/local/nvidia/toolkit"
 RUNTIME = f"{TOOLKIT}/nvidia-container-runtime"
@@ -32,6 +33,7 @@ TYPE = "io.containerd.runc.v2"
 ROW3 = decide(Question(version="2.1.9", evidence=(Evidence("cri-status", Switch.TRUE),)))
 ROW4 = decide(Question(version="1.7.24", evidence=(Evidence("cri-status", Switch.FALSE),)))
 ROW6 = decide(Question(version="1.6.20", evidence=(Evidence("cri-status", Switch.ABSENT, None),)))
+unproven = registry.adapter("containerd").unproven
 
 
 def cri(
@@ -44,10 +46,11 @@ def cri(
 def derive_desired(
     settings: Effective, decision: Decision = ROW3, name: str = "nvidia",
     remembered: str | None = None,
-    binaries: tuple[Binary, ...] = BINARIES,
+    binaries: tuple[Binary, ...] = BINARIES, features: Features | None = None,
 ) -> Desired:  # fmt: skip
     """Return the wish."""
-    return handlers.derive_desired(settings, decision, binaries, name, remembered, TYPE)
+    request = edit_request(decision, binaries, name, remembered)
+    return handlers.derive_desired(settings, request, features or Features())
 
 
 def handler(name: str, key: str = "BinaryName") -> Data:
@@ -283,8 +286,8 @@ def answer(
 
 def test_runtime_that_shows_all_that_is_wanted_is_proven() -> None:
     """With and without a list of handlers, which 1.x does not send."""
-    assert handlers.unproven(WISH, answer()) == []
-    assert handlers.unproven(WISH, answer(handlers=("", "nvidia", "runc"))) == []
+    assert unproven(WISH, answer()) == []
+    assert unproven(WISH, answer(handlers=("", "nvidia", "runc"))) == []
 
 
 @pytest.mark.parametrize(
@@ -303,24 +306,24 @@ def test_runtime_that_shows_all_that_is_wanted_is_proven() -> None:
 )
 def test_runtime_that_lacks_something_is_not_proven(shown: Answer, problem: str) -> None:
     """The sentence says which; it goes into the error."""
-    assert any(problem in text for text in handlers.unproven(WISH, shown))
+    assert any(problem in text for text in unproven(WISH, shown))
 
 
 def test_default_and_absence_are_proven() -> None:
     """After an apply in row 6, and after a revert."""
     row6 = Desired({}, default="nvidia")
-    assert handlers.unproven(row6, answer(default="nvidia")) == []
-    assert handlers.unproven(row6, answer()) == ["the default runtime is runc, not nvidia"]
+    assert unproven(row6, answer(default="nvidia")) == []
+    assert unproven(row6, answer()) == ["the default runtime is runc, not nvidia"]
     gone = Desired({}, absent=("nvidia", "nvidia-cdi"))
-    assert handlers.unproven(gone, answer()) == ["handler nvidia is still there"]
+    assert unproven(gone, answer()) == ["handler nvidia is still there"]
 
 
 def test_list_of_handlers_is_what_is_left_without_verbose_information() -> None:
     """A runtime that shows no configuration is believed by its list."""
     bare = Answer("containerd", "2.1.9", True, None, ("", "nvidia", "runc"))
-    assert handlers.unproven(WISH, bare) == []
+    assert unproven(WISH, bare) == []
     none = Answer("containerd", "2.1.9", True, None, ("", "runc"))
-    assert handlers.unproven(WISH, none) == ["handler nvidia is not listed"]
+    assert unproven(WISH, none) == ["handler nvidia is not listed"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -22,7 +24,7 @@ from agent.runtimes.containerd.adapter import ContainerdNode
 from agent.runtimes.containerd.generations import generation
 from agent.runtimes.crio import trial as crio_trial
 from agent.runtimes.desired_state import Desired
-from agent.runtimes.trial import Launch, Result, Subject, Trial
+from agent.runtimes.trial import Launch, Result, Trial
 
 HOST = HostRoot("/")
 CANDIDATE = (Change(HostPath("/c", "/c"), FileState(b"old"), FileState(b"new")),)
@@ -33,7 +35,7 @@ def judged(new: Result, old: Result = Result(), purpose: str = "apply") -> tuple
     how often the runtime was started."""
     starts = []
 
-    def launch(files: Mapping[str, bytes | None]) -> Launch:
+    def launch(_: str, __: Desired, files: Mapping[str, bytes | None]) -> Launch:
         assert files in ({"/c": b"new"}, {})
         return Launch(("/bin/r",), {}, View("/mnt", files=files), "/mnt/s", str)
 
@@ -41,8 +43,9 @@ def judged(new: Result, old: Result = Result(), purpose: str = "apply") -> tuple
         starts.append(given)
         return new if given.view.files else old
 
-    subject = Subject("containerd", "/bin/r", launch, lambda _: [])
-    return trial.judge(HOST, subject, CANDIDATE, purpose, start), len(starts)
+    adapter = SimpleNamespace(title="containerd")
+    node: Any = SimpleNamespace(host=HOST, adapter=adapter, executable="/bin/r", launch=launch)
+    return trial.judge(node, Desired({}), CANDIDATE, purpose, start), len(starts)
 
 
 def test_candidate_that_starts_is_started_once() -> None:
@@ -135,7 +138,7 @@ def node_with(directory: Path, text: str) -> ContainerdNode:
     runtime = Runtime(Endpoint("containerd", socket), process, answer)
     drop_in = HostPath("/d", "/d")
     files = load.load(HOST, gen, str(root))
-    return ContainerdNode(runtime, files, "/usr/bin/containerd", drop_in, gen)
+    return ContainerdNode(HOST, runtime, files, "/usr/bin/containerd", drop_in, gen)
 
 
 def test_trial_containerd_has_places_of_its_own(tmp_path: Path) -> None:
@@ -163,7 +166,7 @@ def test_trial_containerd_has_places_of_its_own(tmp_path: Path) -> None:
     )
     desired = Desired({"nvidia": {"options": {"BinaryName": "/n/nvidia-container-runtime"}}})
     files = {str(tmp_path / "conf.d/99-nvidia.toml"): b"x"}
-    launch = trial_containerd.launch(HOST, node, "/usr/bin/containerd", desired, files)
+    launch = trial_containerd.launch(node, "/usr/bin/containerd", desired, files)
     assert launch.argv[:3] == ("/usr/bin/containerd", "-c", str(tmp_path / "config.toml"))
     view = launch.view
     own = dict(zip(launch.argv[3::2], launch.argv[4::2], strict=True))
@@ -182,7 +185,7 @@ def test_directory_with_what_the_runtime_reads_is_not_hidden(tmp_path: Path) -> 
     """A socket beside the configuration does not make it go away."""
     text = f'version = 3\n[grpc]\naddress = "{tmp_path}/c.sock"\n'
     node = node_with(tmp_path, text)
-    view = trial_containerd.launch(HOST, node, "/usr/bin/containerd", Desired({}), {}).view
+    view = trial_containerd.launch(node, "/usr/bin/containerd", Desired({}), {}).view
     assert str(tmp_path) not in (*view.writable, view.work)
 
 

@@ -17,12 +17,11 @@ from agent.runtimes.base import (
     ConfiguredRuntime,
     EditRequest,
     Edits,
-    Effective,
     Runtime,
     RuntimeAdapter,
 )
 from agent.runtimes.config_file import ConfigFile, Files, Overlay
-from agent.runtimes.desired_state import Desired, is_ours
+from agent.runtimes.desired_state import Desired, Effective, own_keys
 from agent.runtimes.preflight import UNKNOWN, Candidate, Preflight
 from agent.runtimes.registry import Registered
 from agent.runtimes.trial import Launch
@@ -45,27 +44,21 @@ class MadeUp(RuntimeAdapter):
     ) -> MadeUpNode:
         """Its one file."""
         loaded = load(host, overlay or {})
-        return MadeUpNode(runtime, loaded, None, loaded[0].path)
-
-    def check_shape(self, file: ConfigFile) -> None:
-        """Anything goes."""
+        return MadeUpNode(host, runtime, loaded, None, loaded[0].path)
 
     def evidence(self, answer: Answer) -> tuple[Evidence, ...]:
         """It always reads CDI specs."""
         return (Evidence("cri-status", Switch.TRUE, ("/etc/cdi",)),)
 
-    def shown_default(self, answer: Answer) -> object:
+    def shown(self, answer: Answer) -> tuple[str | None, Mapping[str, Data] | None]:
         """As in its file."""
-        return get(answer.config, ("default",))
+        return get(answer.config, ("default",)), get(answer.config, ("handlers",))
 
-    def shown_handlers(self, answer: Answer) -> object:
-        """As in its file."""
-        return get(answer.config, ("handlers",))
-
-    def unproven(self, desired: Desired, answer: Answer) -> list[str]:
-        """Handlers that it does not show as they should be."""
-        shown = get(answer.config, ("handlers",), {})
-        return [f"handler {name}" for name, t in desired.handlers.items() if shown.get(name) != t]
+    def table_problems(
+        self, table: Data, running: Data, shown: Mapping[str, Data]
+    ) -> Iterable[str]:
+        """It changes nothing that it reads."""
+        return [] if table == running else ["another table"]
 
     def watch_paths(
         self, settings: Settings, host: HostRoot, running: Process | None
@@ -94,9 +87,9 @@ class MadeUpNode(ConfiguredRuntime):
 
     adapter = ADAPTER
 
-    def load(self, host: HostRoot, overlay: Overlay | None = None) -> Files:
+    def load(self, overlay: Overlay | None = None) -> Files:
         """Its file by now."""
-        return load(host, overlay or {})
+        return load(self.host, overlay or {})
 
     def effective(self, files: Files) -> Effective:
         """What the file says; runc is built in."""
@@ -104,7 +97,7 @@ class MadeUpNode(ConfiguredRuntime):
         tables = {"runc": {"runtime_path": "/usr/bin/runc"}, **data.get("handlers", {})}
         return Effective(data.get("default", "runc"), tables, None, data)
 
-    def edits(self, host: HostRoot, request: EditRequest) -> tuple[Edits, tuple[str, ...]]:
+    def edits(self, request: EditRequest) -> tuple[Edits, tuple[str, ...]]:
         """A table for each handler."""
         tables = {one.handler: {"runtime_path": one.path} for one in request.available}
         now = self.root.data.get("handlers", {})
@@ -117,14 +110,14 @@ class MadeUpNode(ConfiguredRuntime):
         after = replace(before, data=data) if before else new_state(data)
         changes = (Change(self.root.path, before, after),) if ops else ()
         desired = Desired(tables, "nvidia" if request.decision.is_default else None)
-        return Edits(changes, desired, self.load(host, {FILE: after})), ()
+        return Edits(changes, desired, self.load({FILE: after})), ()
 
-    def preflight(self, host: HostRoot, candidate: Candidate) -> Preflight:
+    def preflight(self, candidate: Candidate) -> Preflight:
         """It cannot be asked."""
         return Preflight(False, UNKNOWN)
 
     def launch(
-        self, host: HostRoot, executable: str, desired: Desired, files: Mapping[str, bytes | None]
+        self, executable: str, desired: Desired, files: Mapping[str, bytes | None]
     ) -> Launch:
         """It is started without anything."""
         return Launch((executable,), {}, View("/tmp", (), (), files, ()), FILE, str)
@@ -133,16 +126,9 @@ class MadeUpNode(ConfiguredRuntime):
         """All of it."""
         return self.runtime.answer.config or {}, [file.data]
 
-    def watch_paths(self, host: HostRoot) -> Iterator[str]:
-        """Its file."""
-        yield FILE
-
     def own_keys(self, data: Data, *, switch: bool) -> Iterable[Path]:
         """Handlers, and a default that is one."""
-        tables = data.get("handlers", {})
-        yield from (("handlers", name) for name, table in tables.items() if is_ours(name, table))
-        if is_ours(str(data.get("default")), {}):
-            yield ("default",)
+        return own_keys(data, ("handlers",), ("default",))
 
 
 def load(host: HostRoot, overlay: Overlay) -> Files:

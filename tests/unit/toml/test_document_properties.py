@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from agent.cri.client import Answer
 from agent.errors import Refused
-from agent.host.paths import HostPath
+from agent.host.paths import HostPath, HostRoot
 from agent.runtimes.base import Endpoint, Runtime
 from agent.runtimes.containerd.adapter import ContainerdNode
 from agent.runtimes.containerd.generations import generation
@@ -206,7 +206,7 @@ def undo(after: str, before: str) -> list[Op]:
     drop_in = HostPath(NARROW, NARROW.replace("*", ""))
     answer = Answer("containerd", "2.1.9", True, {}, ())
     runtime = Runtime(Endpoint("containerd", drop_in), None, answer)
-    node = ContainerdNode(runtime, (), None, drop_in, generation((2, 1, 0)))
+    node = ContainerdNode(HostRoot("/"), runtime, (), None, drop_in, generation((2, 1, 0)))
     data = (document.parse(after.encode(), "f"), document.parse(before.encode(), "f"))
     known = Original(None, 0o644, 0, 0, "")
     return inverse(node, "f", data, known, switch=True, drop_in_goes=True)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from agent.decide import decide
 from agent.plan.context import Context
 from agent.runtimes import low_level
-from agent.runtimes.base import Effective
+from agent.runtimes.desired_state import Effective
 from agent.toolkit import config, tree
 from agent.toolkit.config import Config
 from agent.toolkit.tree import Text

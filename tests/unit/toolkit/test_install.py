@@ -12,8 +12,7 @@ from agent.errors import NoToolkit, Refused
 from agent.host.paths import HostRoot, Mount
 from agent.options.settings import Settings
 from agent.runtimes import low_level
-from agent.runtimes.base import Effective
-from agent.runtimes.desired_state import LINUX
+from agent.runtimes.desired_state import LINUX, Effective
 from agent.toml.document import Data
 from agent.toolkit import install, tree
 from agent.toolkit.install import ToolkitProposal

@@ -15,22 +15,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.cri.client import Answer
 from agent.cri.versions import parse_version
 from agent.decide import Decision, Evidence, Question, Switch, decide
 from agent.errors import Refused
-from agent.host.paths import HostRoot
+from agent.host.paths import HostPath, HostRoot
 from agent.runtimes import desired_state
-from agent.runtimes.base import Edits, Effective
+from agent.runtimes.base import Edits, Endpoint, Runtime
 from agent.runtimes.config_file import ConfigFile
-from agent.runtimes.containerd import edit, generations, handlers, load, merge
+from agent.runtimes.containerd import edit, generations, load, merge
+from agent.runtimes.containerd.adapter import ContainerdNode
 from agent.runtimes.containerd.handlers import Features
-from agent.runtimes.containerd.overlay import EditInput
-from agent.runtimes.desired_state import Desired
+from agent.runtimes.desired_state import Effective
 from agent.state.store import Memory, Original
 from agent.toml.document import get
 from agent.toolkit.programs import Binary
 from tests.conformance import shapes
 from tests.conformance.shapes import OURS, Row, Shape
+from tests.unit.support.edit_request import edit_request
 from tests.unit.support.toml_documents import random_document
 
 TOOLKIT = "/usr/local/nvidia/toolkit"
@@ -123,17 +125,15 @@ class Tree:
             if binary in self.binaries
         )
 
-        def derive(cri: Effective) -> Desired:
-            return handlers.derive_desired(
-                cri, decision, available, "nvidia", self.memory.default, "io.containerd.runc.v2",
-                Features(None, self.generation.missing_shims),
-            )  # fmt: skip
-
-        host = self.host
-        drop_in = host.locate(self.prefix + DROP_IN)
-        return edit.edits(
-            EditInput(host, self.generation, self.files(), drop_in, self.memory, derive)
-        )
+        place = HostPath("/none", "/none")
+        answer = Answer("containerd", self.number, True, None, ())
+        runtime = Runtime(Endpoint("containerd", place), None, answer)
+        node = ContainerdNode(
+            self.host, runtime, self.files(), None, self.host.locate(self.prefix + DROP_IN),
+            self.generation,
+        )  # fmt: skip
+        request = edit_request(decision, available, memory=self.memory)
+        return edit.edits(node, request, Features(None, self.generation.missing_shims))
 
     def apply(self, edits: Edits) -> None:
         """Carry a plan out and remember it, as a transaction does."""
@@ -552,7 +552,7 @@ def test_settings_that_containerd_ignores_are_refused(
     """On 2.0 to 2.2, with what to do; a guess would lose what the admin meant."""
     tree = Tree(tmp_path)
     tree.write({"config.toml": text})
-    with pytest.raises(Refused, match=r"^cannot add to /etc/containerd/config.toml: ") as caught:
+    with pytest.raises(Refused, match=r"^cannot edit the configuration: ") as caught:
         tree.plan()
     assert named in caught.value.message
     assert "write `version = 2` at the top" in caught.value.message

@@ -9,9 +9,9 @@ import pytest
 
 from agent.cri.client import Answer
 from agent.errors import Refused
-from agent.runtimes.base import Effective
 from agent.runtimes.containerd import handlers
 from agent.runtimes.containerd.handlers import Features, differences
+from agent.runtimes.desired_state import Effective
 from agent.toml.document import Data
 from agent.toolkit.programs import Binary
 from tests.unit.runtimes.test_desired_state import (
@@ -25,6 +25,7 @@ from tests.unit.runtimes.test_desired_state import (
     derive_desired,
     handler,
 )
+from tests.unit.support.edit_request import edit_request
 
 
 def test_handler_with_another_shim_is_no_base() -> None:
@@ -221,8 +222,8 @@ def test_default_that_cannot_run_pods_is_refused(
     seen = Features(None, missing_shims)
     settings = node({"runc": table}, "runc")
     with pytest.raises(Refused, match=f"^cannot use runc as default runtime: .*{why}"):
-        handlers.derive_desired(settings, ROW3, BINARIES, "nvidia", None, TYPE, seen)
-    found = handlers.derive_desired(settings, ROW6, BINARIES, "nvidia", None, TYPE, seen)
+        derive_desired(settings, ROW3, features=seen)
+    found = derive_desired(settings, ROW6, features=seen)
     assert found.handlers["nvidia"]["options"] == {"BinaryName": RUNTIME, "SystemdCgroup": True}
     assert set(found.handlers) == {item.handler for item in BINARIES}
 
@@ -245,7 +246,7 @@ def test_default_to_go_back_to_can_run_pods(
     """One that can is taken, else runc is repaired, with its own options where it has any."""
     settings = node({**runtimes, "nvidia": only()}, "nvidia")
     seen = Features(None, ("io.containerd.runc.v1",))
-    found = handlers.derive_desired(settings, ROW3, BINARIES, "nvidia", None, TYPE, seen)
+    found = derive_desired(settings, ROW3, features=seen)
     assert found.default == default
     assert ("runc" in found.handlers) is made
     if made:
@@ -282,7 +283,7 @@ def test_cgroup_switch_of_the_old_shim_is_refused() -> None:
         with pytest.raises(Refused, match=r"^cannot make .* the default runtime: systemd_cgroup"):
             derive_desired(settings, decision)
     seen = Features(None, (LINUX,))
-    found = handlers.derive_desired(settings, ROW3, BINARIES, "nvidia", None, TYPE, seen)
+    found = derive_desired(settings, ROW3, features=seen)
     assert found.handlers["runc"]["options"] == {"SystemdCgroup": True}
 
 
@@ -338,14 +339,12 @@ def test_what_nobody_knows_is_neither_copied_nor_demanded() -> None:
         "options": {"SystemdCgroup": True, "version": 2, "TypeUrl": "x", "shimcgroup": "/y"},
     }  # fmt: skip
     settings = node({"runc": base}, "runc")
-    table = handlers.derive_desired(settings, ROW3, BINARIES, "nvidia", None, TYPE, seen).handlers[
-        "nvidia"
-    ]
+    table = derive_desired(settings, ROW3, features=seen).handlers["nvidia"]
     assert table == {
         "runtime_type": TYPE, "base_runtime_spec": "/s",
         "options": {"BinaryName": RUNTIME, "SystemdCgroup": True, "shimcgroup": "/y"},
     }  # fmt: skip
-    told = handlers.left_out(settings, BINARIES, None, seen)
+    told = handlers.left_out(settings, edit_request(ROW3, BINARIES), seen)
     assert [text.partition(" of ")[0] for text in told] == [
         "typo", "cgroup_writable", "options.version", "options.TypeUrl",
     ]  # fmt: skip

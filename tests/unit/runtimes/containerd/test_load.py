@@ -13,6 +13,7 @@ from agent.errors import Refused
 from agent.host.files import FileState
 from agent.host.paths import HostRoot
 from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.containerd import faults
 from agent.runtimes.containerd import load as config
 from agent.runtimes.containerd.generations import GENERATIONS, Generation
 
@@ -307,7 +308,8 @@ def test_overlay_of_broken_text_is_refused_by_name(tree: Tree) -> None:
 def test_disabled_cri_is_refused(text: str, entry: str | None, tree: Tree) -> None:
     """Docker's package ships such a file."""
     tree.write("config.toml", text=text)
-    assert config.disabled_cri(config.load_file(tree.host, ROOT)) == entry
+    found = faults.disabled(LATEST, (config.load_file(tree.host, ROOT),))
+    assert (found and found[1]) == entry
 
 
 # --- whose the files are -----------------------------------------------------------------------

@@ -77,6 +77,7 @@ class Scene:
         answer = Answer("containerd", "2.1.9", True, {}, ())
         socket = HostPath("/s", "/s")
         node = ContainerdNode(
+            host=HOST,
             runtime=Runtime(Endpoint("containerd", socket), None, answer),
             gen=gen,
             files=load.load(HOST, gen, str(self.root)),
@@ -85,7 +86,7 @@ class Scene:
         )
         state = FileState(b"version = 3\n")
         after = load.load(HOST, gen, str(self.root), {str(self.drop_in): state})
-        return preflight.check(HOST, node, Candidate(after, names, names))
+        return preflight.check(node, Candidate(after, names, names))
 
 
 @pytest.fixture
@@ -253,7 +254,7 @@ def check_real(real: Real, directory: Path, before: str, after: str) -> None:
     candidate = load.load(HOST, gen, str(root), {str(root): state})
     answer = Answer("containerd", real.version, True, {}, ())
     runtime = Runtime(Endpoint("containerd", path), None, answer)
-    node = ContainerdNode(runtime, files, str(real.executable), path, gen)
+    node = ContainerdNode(HOST, runtime, files, str(real.executable), path, gen)
     names = ("nvidia",)
-    done = preflight.check(HOST, node, Candidate(candidate, names, names))
+    done = preflight.check(node, Candidate(candidate, names, names))
     assert done.done, done.note

@@ -10,7 +10,7 @@ import pytest
 
 from agent.errors import Refused
 from agent.host.files import new_state
-from agent.host.paths import HostPath, HostRoot
+from agent.host.paths import HostPath
 from agent.runtimes.command import _excerpt
 from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.containerd import preflight
@@ -44,8 +44,8 @@ def test_missing_executable_is_refused_with_the_option() -> None:
     file = ConfigFile(path.host, path, new_state(b"x"), {}, "it is nested more than 64 levels deep")
     node = cast("Any", SimpleNamespace(executable=None))
     with pytest.raises(Refused, match=r"^cannot use /a\.toml: it is nested .*--executable-path"):
-        preflight.require_harmless(HostRoot("/"), node, (file,))
-    preflight.require_harmless(HostRoot("/"), node, ())
+        preflight.require_harmless(node, (file,))
+    preflight.require_harmless(node, ())
     assert [text.partition(" ")[0] for text in unread_warnings((file,))] == ["/a.toml"]
 
 

@@ -27,7 +27,7 @@ def node(host: HostRoot, words: tuple[str, ...], variables: dict[str, str],
     later = merge.hooks_dirs(files, overrides)
     ours = HostPath(host.agent_path(f"{USUAL}/oci-nvidia-hook.json"), f"{USUAL}/x.json")
     nothing = cast("Any", None)
-    return CrioNode(nothing, files, None, ours, nothing, "", ours, read or later, later)
+    return CrioNode(host, nothing, files, None, ours, nothing, "", ours, read or later, later)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,6 @@ def test_every_directory_is_looked_through(
         (tmp_path / name[1:]).mkdir(parents=True)
         (tmp_path / name[1:] / f"{number}.json").write_text(TEXT)
     host = HostRoot(str(tmp_path))
-    found = hook.of_nvidia(node(host, words, variables, read), host)
+    found = hook.of_nvidia(node(host, words, variables, read))
     assert sorted(Path(one.path.host).parent.as_posix() for one in found) == sorted(looked)
     assert all(one.for_all for one in found)

@@ -16,29 +16,28 @@ from agent.errors import Refused
 from agent.host.files import FileState
 from agent.host.paths import HostPath
 from agent.runtimes import registry
-from agent.runtimes.base import Effective
-from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.config_file import ConfigFile, check_shape, owner
 from agent.runtimes.crio import desired_state, merge
 from agent.runtimes.crio.merge import (
     Overrides,
     Setting,
-    check_shape,
     effective,
     explicit_defaults,
     hooks_dirs,
     merged,
-    owner,
     rules,
     shown,
     spec_dirs,
 )
-from agent.runtimes.desired_state import Desired
+from agent.runtimes.desired_state import Desired, Effective
 from agent.toolkit.programs import Binary
+from tests.unit.support.edit_request import edit_request
 
 CAPTURE = Path(__file__).resolve().parents[3] / "data/captures/cri-o-1.37"
 STATUS = json.loads((CAPTURE / "status-info-config.json").read_text())
 DUMP = tomllib.loads((CAPTURE / "http-config.toml").read_text().partition("---stderr")[0])
 TODAY = rules((1, 37, 0))
+unproven = registry.adapter("crio").unproven
 NATIVE = decide(Question(runtime="cri-o", version="1.37.0"))
 OFF = decide(Question(cdi=False, runtime="cri-o", version="1.37.0", crio_mode="config"))
 HOOK = decide(Question(cdi=False, runtime="cri-o", version="1.37.0"))
@@ -183,12 +182,14 @@ def test_owner_is_the_last_file_with_the_key() -> None:
 def test_wrong_types_are_refused(text: str) -> None:
     """CRI-O would not start on them."""
     with pytest.raises(Refused, match=r"^cannot use /etc/crio/crio\.conf: crio.* is not a"):
-        check_shape(file(text))
+        check_shape(file(text), merge.SHAPE)
 
 
 def derived(decision: Any, *texts: str, remembered: str | None = None) -> Desired:
     """Return the wish on a node with these files."""
-    return desired_state.derive_desired(cri(*texts), decision, BINARIES, "nvidia", remembered)
+    return desired_state.derive_desired(
+        cri(*texts), edit_request(decision, BINARIES, remembered=remembered)
+    )
 
 
 def test_wish_inherits_all_but_what_is_the_handlers_own() -> None:
@@ -272,7 +273,7 @@ def test_missing_settings_are_told_in_words(
     desired: Desired, said: Answer, problems: list[str]
 ) -> None:
     """What is lacking, in words; what CRI-O rewrites by itself is not held against it."""
-    assert desired_state.unproven(desired, said) == problems
+    assert unproven(desired, said) == problems
 
 
 def fixed(*values: str, source: str = "--flag") -> Setting:
@@ -383,9 +384,9 @@ def test_what_pods_run_by_stays(
     directory and, with it, the handler that it inherits from."""
     there = desired_state.PresentState(defaults=explicit_defaults(files(*texts)), **before)
     used = cri(*texts)
-    desired = desired_state.derive_desired(used, NATIVE, BINARIES, "nvidia", None, there)
+    desired = desired_state.derive_desired(used, edit_request(NATIVE, BINARIES), there)
     assert desired.default == default
-    assert desired_state.base(used, BINARIES, "nvidia", None, there) == base
+    assert desired_state.base(used, edit_request(NATIVE, BINARIES), there) == base
     assert desired.handlers["nvidia"]["runtime_root"] == root
 
 
@@ -393,8 +394,8 @@ def test_proof_asks_for_keys_that_crio_knows() -> None:
     """A key that it shows in no handler is none; one that another handler has is missing here."""
     table = {**TABLE, "runtime_rot": "/x", "seccomp_profile": "/p"}
     said = answer(nvidia=RUNNING)
-    assert desired_state.unproven(Desired({"nvidia": table}), said) == []
+    assert unproven(Desired({"nvidia": table}), said) == []
     said = answer(nvidia=RUNNING, other={"SeccompProfile": "/q"})
-    assert desired_state.unproven(Desired({"nvidia": table}), said) == [
+    assert unproven(Desired({"nvidia": table}), said) == [
         "handler nvidia: seccomp_profile is not as wanted"
     ]
