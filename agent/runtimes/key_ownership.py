@@ -14,10 +14,12 @@ from agent.errors import Refused
 from agent.host.files import FileState
 from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.containerd.generations import CRI_PLUGINS
+from agent.runtimes.desired_state import leaves
 from agent.state.store import Memory, Original
 from agent.toml import document
 from agent.toml.dialect import BOM
 from agent.toml.document import Data, Path, get
+from agent.toml.ops import identical
 
 HEADER = (
     "# Written by toolkit-agent: the NVIDIA container runtime for this node.\n"
@@ -67,7 +69,7 @@ def is_ours_alone(original: Original, now: FileState) -> bool:
     text = document.decoded(now.data, "").removeprefix(BOM).removeprefix(HEADER)
     ours = {_path(key): value for key, value in original.keys.items()}
     return not document.has_comments(text) and all(
-        ours.get(path, _MISSING) == value for path, value in _leaves(data)
+        ours.get(path, _MISSING) == value for path, value in leaves(data)
     )
 
 
@@ -76,12 +78,15 @@ def changed(before: bytes | None, after: bytes | None, name: str) -> dict[str, A
     only the added entries are taken."""
     if after is None or name.endswith(".json"):
         return {}
-    old, new = _parsed(before), _parsed(after)
-    found = {json.dumps(path): value for path, value in _differences(old, new)}
-    added = [item for item in new.get("imports", []) if item not in old.get("imports", [])]
-    if json.dumps(IMPORTS) in found:
-        found[json.dumps(IMPORTS)] = added
-    return {key: value for key, value in found.items() if _is_plain(value)}
+    old, new = (dict(leaves(_parsed(data))) for data in (before, after))
+    found = {
+        path: value for path, value in new.items()
+        if path not in old or not identical(value, old[path])
+    }  # fmt: skip
+    found |= {path: None for path in old if path not in new}
+    if IMPORTS in found:
+        found[IMPORTS] = [item for item in new.get(IMPORTS, []) if item not in old.get(IMPORTS, [])]
+    return {json.dumps(path): value for path, value in found.items() if _is_plain(value)}
 
 
 def merged(known: Keys, more: Keys) -> dict[str, Any]:
@@ -130,29 +135,6 @@ def _parsed(data: bytes | None) -> Data:
         return {}
 
 
-def _differences(old: Data, new: Data, above: Path = ()) -> Iterator[tuple[Path, Any]]:
-    for key, value in new.items():
-        before, path = old.get(key, _MISSING), (*above, key)
-        if isinstance(value, dict):
-            yield from _differences(before if isinstance(before, dict) else {}, value, path)
-        elif before is _MISSING or before != value or type(before) is not type(value):
-            yield path, value
-    for key, value in old.items():
-        if key not in new:
-            removed = _leaves(value, (*above, key)) if isinstance(value, dict) else ()
-            yield from ((path, None) for path, _ in removed)
-            if not isinstance(value, dict):
-                yield (*above, key), None
-
-
-def _leaves(data: Data, above: Path = ()) -> Iterator[tuple[Path, Any]]:
-    for key, value in data.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, (*above, key))
-        else:
-            yield (*above, key), value
-
-
 def _is_plain(value: Any) -> bool:
     try:
         return bool(json.loads(json.dumps(value)) == value)
@@ -178,25 +160,18 @@ def is_public(path: Path) -> bool:
     match path:
         case ("version",) | ("imports",):
             return True
-        case ("plugins", section, *rest) if section in CRI_PLUGINS:
-            return tuple(rest) in _OF_SECTION or _is_handlers(tuple(rest))
         case ("crio", "runtime", key):
             return key in _OF_CRIO
         case ("crio", "runtime", "runtimes", _, key):
             return key in _OF_HANDLER
-    return False
-
-
-def _is_handlers(path: Path) -> bool:
-    """Is it a key of a handler of containerd, by its path from the CRI section?"""
-    match path:
-        case ("containerd", "runtimes", _, *rest) | ("containerd", "default_runtime", *rest):
-            pass
-        case _:
+        case ("plugins", section, *_) if section not in CRI_PLUGINS:
             return False
-    match rest:
-        case [key]:
+        case ("plugins", _, "containerd", "runtimes", _, key) | (
+            "plugins", _, "containerd", "default_runtime", key
+        ):  # fmt: skip
             return key in _OF_HANDLER
-        case ["options", key]:
+        case ("plugins", _, "containerd", "runtimes", _, "options", key) | (
+            "plugins", _, "containerd", "default_runtime", "options", key
+        ):  # fmt: skip
             return key.lower() in _OF_SHIM
-    return False
+    return path[:1] == ("plugins",) and path[2:] in _OF_SECTION

@@ -11,14 +11,15 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 from agent.errors import Refused
 from agent.host.paths import HostPath
 from agent.runtimes.command import Dump
 from agent.runtimes.config_file import ConfigFile, Files
+from agent.runtimes.desired_state import leaves
 from agent.toml import document
 from agent.toml.document import Data, Path
+from agent.toml.ops import identical
 
 UNKNOWN = "the runtime's executable is not known; give --executable-path"
 
@@ -91,25 +92,13 @@ def memory_file(data: bytes) -> int:
     return fd
 
 
-def _first_leaf(value: Any) -> Path:
-    """The path of the first value in a table, so that a message can name a setting."""
-    if isinstance(value, dict) and value:
-        key, below = next(iter(value.items()))
-        return (key, *_first_leaf(below))
-    return ()
-
-
-def first_difference(one: Any, other: Any, above: Path = ()) -> Path | None:
+def first_difference(one: Data, other: Data) -> Path | None:
     """The path of the first key in which two sets of data differ; None if they are equal."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        for key in [*one, *(key for key in other if key not in one)]:
-            if key not in one or key not in other:
-                return (*above, key, *_first_leaf(one.get(key, other.get(key))))
-            found = first_difference(one[key], other[key], (*above, key))
-            if found is not None:
-                return found
-        return None
-    return None if one == other and type(one) is type(other) else above
+    old, new = dict(leaves(one)), dict(leaves(other))
+    for path in (*old, *(path for path in new if path not in old)):
+        if path not in old or path not in new or not identical(old[path], new[path]):
+            return path
+    return None
 
 
 def require_harmless(

@@ -12,9 +12,9 @@ import re
 import socket
 import struct
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from jeepney.auth import AuthenticationError
 from jeepney.io.blocking import DBusConnection, DBusConnectionBase, prep_socket
@@ -37,8 +37,6 @@ from agent.systemd.units import (
     Unit,
     masked_message,
 )
-
-_Answer = TypeVar("_Answer")
 
 # The private socket is systemd's own: it needs no bus daemon, and only root may use it.
 SYSTEM_BUS, PRIVATE = "/run/dbus/system_bus_socket", "/run/systemd/private"
@@ -129,29 +127,25 @@ class Bus(DBusConnection):
     def hello(self) -> None:
         """Register with the bus. Raises NoBus or BusError."""
         if not self._private:
-            self._call(*_BUS, "Hello", peer=_BUS[1])
+            self.call(*_BUS, "Hello", peer=_BUS[1])
             return
         # systemd reads what arrives together with the end of the authentication, and answers it
         # only after something more has come (observed on systemd 257).
         end = time.monotonic() + self._timeout
         while True:
             try:
-                self._call("/", "org.freedesktop.DBus.Peer", "Ping", timeout=_NUDGE)
+                self.call("/", "org.freedesktop.DBus.Peer", "Ping", timeout=_NUDGE)
                 return
             except _NoAnswer:
                 if time.monotonic() >= end:
                     raise
 
     def call(
-        self, path: str, interface: str, member: str, signature: str = "", *body: Any
-    ) -> tuple[Any, ...]:
-        """Call a method of systemd and return its answer. Raises NoBus or BusError."""
-        return self._call(path, interface, member, signature, body)
-
-    def _call(
-        self, path: str, interface: str, member: str, signature: str = "",
-        body: tuple[Any, ...] = (), peer: str = _SYSTEMD, timeout: float | None = None,
+        self, path: str, interface: str, member: str, signature: str = "", *body: Any,
+        peer: str = _SYSTEMD, timeout: float | None = None,
     ) -> tuple[Any, ...]:  # fmt: skip
+        """Call a method, of systemd unless `peer` is given, and return its answer. Raises NoBus or
+        BusError."""
         address = DBusAddress(path, bus_name=peer, interface=interface)
         message = new_method_call(address, member, signature or None, body)
         if self._private:
@@ -207,35 +201,33 @@ class OverBus:
         self._clock = clock
         self._sleep = sleep
 
+    @contextmanager
+    def _asked(self, what: str = "") -> Iterator[Bus]:
+        """A connection. An error on it is a SystemdError, which begins with `what`."""
+        try:
+            with self._connect() as connection:
+                yield connection
+        except (NoBus, BusError) as error:
+            raise SystemdError(f"{what}{error}") from error
+
     def unit(self, name: str) -> Unit:
-        return self._ask(_unit, name)
+        with self._asked() as connection:
+            return _unit(connection, name)
 
     def ties(self, name: str) -> Ties:
-        return self._ask(_ties, name)
-
-    def _ask(self, question: Callable[[Bus, str], _Answer], name: str) -> _Answer:
-        try:
-            with self._connect() as connection:
-                return question(connection, name)
-        except (NoBus, BusError) as error:
-            raise SystemdError(str(error)) from error
+        with self._asked() as connection:
+            return _ties(connection, name)
 
     def start(self, name: str) -> None:
-        try:
-            with self._connect() as connection:
-                _reset_limit(connection, name)
-                connection.call(*_MANAGER, "StartUnit", "ss", name, "replace")
-        except (NoBus, BusError) as error:
-            raise SystemdError(f"systemd does not start {name}: {error}") from error
+        with self._asked(f"systemd does not start {name}: ") as connection:
+            _reset_limit(connection, name)
+            connection.call(*_MANAGER, "StartUnit", "ss", name, "replace")
 
     def restart(self, name: str, timeout: float = RESTART_TIMEOUT) -> None:
-        try:
-            with self._connect() as connection:
-                _reset_limit(connection, name)
-                connection.call(*_MANAGER, "RestartUnit", "ss", name, "replace")
-                unit = self._settled(connection, name, self._clock() + timeout)
-        except (NoBus, BusError) as error:
-            raise SystemdError(f"systemd does not restart {name}: {error}") from error
+        with self._asked(f"systemd does not restart {name}: ") as connection:
+            _reset_limit(connection, name)
+            connection.call(*_MANAGER, "RestartUnit", "ss", name, "replace")
+            unit = self._settled(connection, name, self._clock() + timeout)
         if unit is not None and unit.busy:
             raise SystemdError(f"systemd is not done with {name} after {timeout:g} s: {unit}")
         if unit is not None and not unit.up:
@@ -263,22 +255,17 @@ class OverBus:
         what = [text, ("Type", ("s", "oneshot")), ("ExecStart", ("a(sasb)", commands))]
         first, second = timer.units
         body = (first, "fail", when, [(second, what)])
-        try:
-            with self._connect() as connection:
-                connection.call(*_MANAGER, "StartTransientUnit", "ssa(sv)a(sa(sv))", *body)
-        except (NoBus, BusError) as error:
-            raise SystemdError(f"systemd does not start {first}: {error}") from error
+        with self._asked(f"systemd does not start {first}: ") as connection:
+            connection.call(*_MANAGER, "StartTransientUnit", "ssa(sv)a(sa(sv))", *body)
 
     def stop(self, name: str) -> None:
-        try:
-            with self._connect() as connection:
+        with self._asked(f"systemd does not stop {name}: ") as connection:
+            try:
                 connection.call(*_MANAGER, "StopUnit", "ss", name, "replace")
                 self._settled(connection, name, self._clock() + 5.0)
-        except BusError as error:
-            if not error.name.endswith(".NoSuchUnit"):
-                raise SystemdError(f"systemd does not stop {name}: {error}") from error
-        except NoBus as error:
-            raise SystemdError(f"systemd does not stop {name}: {error}") from error
+            except BusError as error:
+                if not error.name.endswith(".NoSuchUnit"):
+                    raise
 
 
 def _properties(connection: Bus, name: str) -> tuple[str, dict[str, Any]]:

@@ -7,6 +7,7 @@ limit first, and is over when its job is over, by D-Bus as well as by systemctl.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -123,19 +124,7 @@ class Systemd(Protocol):
 def units_restarted_with(systemd: Systemd, unit: Unit) -> tuple[str, ...]:
     """The running units that systemd would restart along with this one, directly or through
     another. Raises SystemdError."""
-    found: list[str] = []
-    seen = {unit.name}
-    queue = list(unit.carries)
-    while queue and len(seen) < _MOST:
-        name = queue.pop(0)
-        if name in seen:
-            continue
-        seen.add(name)
-        other = systemd.unit(name)
-        if other.up:
-            found.append(name)
-            queue += other.carries
-    return tuple(sorted(found))
+    return _running(systemd, unit.name, unit.carries, lambda other: other.carries)
 
 
 def units_left_stopped(systemd: Systemd, name: str) -> tuple[str, ...]:
@@ -144,14 +133,25 @@ def units_left_stopped(systemd: Systemd, name: str) -> tuple[str, ...]:
     systemd stops the units that are bound to it, and the units that need these. It restarts only
     units that still run then (observed on systemd 252 and 257). Raises SystemdError.
     """
+    bound = systemd.ties(name).bound
+    return _running(systemd, name, bound, lambda other: systemd.ties(other.name).stopped)
+
+
+def _running(
+    systemd: Systemd, name: str, first: Iterable[str], following: Callable[[Unit], Iterable[str]]
+) -> tuple[str, ...]:
+    """The running units among `first`, and those that follow from them. `name` is no part."""
     found: list[str] = []
-    queue = list(systemd.ties(name).bound)
-    while queue and len(found) < _MOST:
+    seen, queue = {name}, [*first]
+    while queue and len(seen) < _MOST:
         other = queue.pop(0)
-        if other in (name, *found) or not systemd.unit(other).up:
+        if other in seen:
             continue
-        found.append(other)
-        queue += systemd.ties(other).stopped
+        seen.add(other)
+        unit = systemd.unit(other)
+        if unit.up:
+            found.append(other)
+            queue += following(unit)
     return tuple(sorted(found))
 
 

@@ -22,7 +22,7 @@ from agent.runtimes.containerd import faults, handlers, load, merge, rendered
 from agent.runtimes.containerd.generations import CRI_V3, Generation, section_name
 from agent.runtimes.containerd.handlers import DEFAULT, RUNTIMES, Features
 from agent.runtimes.containerd.load import import_pattern, matches
-from agent.runtimes.desired_state import Desired, Effective, operations
+from agent.runtimes.desired_state import Desired, Effective, leaves, operations
 from agent.runtimes.key_ownership import HEADER, is_untouched
 from agent.runtimes.preflight import first_difference
 from agent.state.store import Memory
@@ -116,14 +116,7 @@ def _hides_or_changes(node: ContainerdNode, basis: Files, desired: Desired) -> b
     others, together = (
         strip(merge.settings(node.gen, files), node.gen, desired) for files in (basis, node.files)
     )
-    return not _contains(others, together)
-
-
-def _contains(some: Any, whole: Any) -> bool:
-    """Has `whole` everything that `some` has?"""
-    if isinstance(some, dict) and isinstance(whole, dict):
-        return all(key in whole and _contains(value, whole[key]) for key, value in some.items())
-    return bool(some == whole)
+    return any(get(together, path) != value for path, value in leaves(others))
 
 
 def _first_possible(node: ContainerdNode, memory: Memory, basis: Files, desired: Desired) -> Edits:

@@ -19,7 +19,15 @@ from agent.runtimes.containerd.generations import (
     Generation,
 )
 from agent.runtimes.containerd.merge import has_section, names, version_of
-from agent.runtimes.desired_state import LINUX, OUR_NAMES, Effective, binaries, is_runc, is_sandbox
+from agent.runtimes.desired_state import (
+    LINUX,
+    OUR_NAMES,
+    Effective,
+    binaries,
+    is_runc,
+    is_sandbox,
+    leaves,
+)
 from agent.toml import dialect, document
 from agent.toml.dialect import GO_TOML_1, GO_TOML_2
 from agent.toml.document import Data, Path, get
@@ -140,19 +148,14 @@ def hidden(gen: Generation, files: Files) -> tuple[str, ...]:
         f"{owners[-1].path} hides {'.'.join(path)} of {file.path}: containerd 1.x takes all of "
         f"plugins.{name} from the last file that has it"
         for file in owners[:-1]
-        if (path := _first_hidden(file.data["plugins"][name], section))
+        for path in _hidden_keys(file.data["plugins"][name], section)[:1]
     )
 
 
-def _first_hidden(table: Data, other: Data) -> Path:
-    """The path of the first value in a table that another table does not have; () for none."""
-    for key, value in table.items():
-        if isinstance(value, dict) and isinstance(nested := other.get(key, {}), dict):
-            if below := _first_hidden(value, nested):
-                return (key, *below)
-        elif value and key not in other:
-            return (key,)
-    return ()
+def _hidden_keys(table: Data, other: Data) -> list[Path]:
+    """The paths of the values in a table that another table does not have."""
+    missing = object()
+    return [path for path, value in leaves(table) if value and get(other, path, missing) is missing]
 
 
 def fatal(gen: Generation, files: Files) -> str | None:
