@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from agent.host.budget import Budget, OverBudget, too_large, too_many
 
 if TYPE_CHECKING:
-    from google.protobuf.descriptor import Descriptor, FieldDescriptor
+    from google.protobuf.descriptor import Descriptor
     from google.protobuf.message import Message
 
 _Message = TypeVar("_Message", bound="Message")
@@ -54,7 +54,7 @@ def _fields(data: bytes, kind: Descriptor, most: int) -> int:
                 field = kind.fields_by_number.get(tag >> 3)
                 if field is not None and field.message_type is not None:
                     todo.append((at, at + size, field.message_type))
-                elif _is_packed(field):
+                elif field is not None and field.type not in _TEXT:  # packed
                     count += size
             elif wire in (_FIXED64, _FIXED32):
                 size = 8 if wire == _FIXED64 else 4
@@ -64,10 +64,6 @@ def _fields(data: bytes, kind: Descriptor, most: int) -> int:
             if at > end:
                 raise IndexError
     return count
-
-
-def _is_packed(field: FieldDescriptor | None) -> bool:
-    return field is not None and field.type not in _TEXT
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:

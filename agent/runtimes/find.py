@@ -85,7 +85,9 @@ def _runtime(settings: Settings, host: HostRoot, given: str) -> Runtime:
     try:
         answer = registry.ask(socket.agent, name)
     except Unimplemented as error:
-        raise _explained(error, settings, host, socket) from error
+        for item in registry.REGISTERED:
+            error = registry.adapter(item.kind).explained(error, settings, host, socket)
+        raise error
     kind = registry.kind_of(answer.name)
     if kind is None:
         titles = [registry.adapter(item.kind).title for item in registry.REGISTERED]
@@ -99,15 +101,6 @@ def _runtime(settings: Settings, host: HostRoot, given: str) -> Runtime:
         )
     running = process.find(socket.agent, name, host, kind)
     return Runtime(Endpoint(kind, socket), running, answer)
-
-
-def _explained(
-    error: Unimplemented, settings: Settings, host: HostRoot, socket: HostPath
-) -> Unimplemented:
-    """The error with the reason from the runtime's own configuration, if that shows one."""
-    for item in registry.REGISTERED:
-        error = registry.adapter(item.kind).explained(error, settings, host, socket)
-    return error
 
 
 def sockets(settings: Settings, host: HostRoot) -> Iterator[Endpoint]:

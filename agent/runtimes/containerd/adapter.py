@@ -47,6 +47,8 @@ from agent.runtimes.desired_state import (
     is_sandbox,
     own_keys,
     programs_of,
+    same,
+    same_value,
 )
 from agent.runtimes.preflight import Candidate, Preflight, first_unread, unread_warnings
 from agent.toml import document
@@ -119,7 +121,16 @@ class Containerd(RuntimeAdapter):
     def table_problems(
         self, table: Data, running: Data, shown: Mapping[str, Data]
     ) -> Iterable[str]:
-        return handlers.table_problems(table, running)
+        options = running.get("options") or {}
+        for key, value in table["options"].items():
+            if not same(value, options.get(key)):
+                yield f"option {key} is not as wanted"
+        for key, value in binaries({"options": options}):
+            if value != table["options"].get("BinaryName", ""):
+                yield f"option {key} names another binary"
+        for key, value in table.items():
+            if key != "options" and key in running and not same_value(key, value, running[key]):
+                yield f"{key} is not as wanted"
 
     def watch_paths(
         self, settings: Settings, host: HostRoot, running: Process | None

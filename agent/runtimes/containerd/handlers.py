@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from agent.cri.client import Answer
@@ -34,8 +34,6 @@ from agent.runtimes.desired_state import (
     is_sandbox,
     leaves,
     require_default,
-    same,
-    same_value,
 )
 from agent.toml.document import Data, Path, Set, apply, get, without_empty
 from agent.toolkit.programs import Binary
@@ -313,17 +311,3 @@ def shown_handlers(answer: Answer) -> dict[str, Data] | None:
         for name, table in shown.items()
         if isinstance(table, Mapping)
     }
-
-
-def table_problems(table: Data, running: Data) -> Iterator[str]:
-    """What a handler in Status lacks of the desired table, in words."""
-    options = running.get("options") or {}
-    for key, value in table["options"].items():
-        if not same(value, options.get(key)):
-            yield f"option {key} is not as wanted"
-    for key, value in binaries({"options": options}):
-        if value != table["options"].get("BinaryName", ""):
-            yield f"option {key} names another binary"
-    for key, value in table.items():
-        if key != "options" and key in running and not same_value(key, value, running[key]):
-            yield f"{key} is not as wanted"

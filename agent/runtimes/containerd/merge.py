@@ -7,6 +7,7 @@ between versions is a field of `Generation`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -119,9 +120,12 @@ def _migrated(given: Data, order: tuple[str, ...]) -> Data:
         old = result.pop(name, None)
         if isinstance(old, dict):
             result[CRI_V3] = _names_merged(result.get(CRI_V3, {}), _runtime_part(old))
-            images = _image_part(old)
-            if images:
-                result[IMAGES] = _images_merged(result.get(IMAGES, {}), images)
+            if images := _image_part(old):
+                # The old name's keys win, and only `pinned_images` are merged.
+                new = result.get(IMAGES, {})
+                pinned = {**new.get("pinned_images", {}), **images.get("pinned_images", {})}
+                both = {**new, **images}
+                result[IMAGES] = {**both, "pinned_images": pinned} if pinned else both
             streaming = {key: value for key, value in old.items() if key in STREAMING}
             if streaming:
                 result[CRI_V2] = streaming
@@ -136,13 +140,6 @@ def _names_merged(new: Data, old: Data) -> Data:
         if isinstance(old.get(key), dict) and isinstance(new.get(key), dict):
             result[key] = {**old[key], **new[key]}
     return result
-
-
-def _images_merged(new: Data, old: Data) -> Data:
-    """The merge of the images' settings under the new and the old name. The old name's keys win,
-    and only `pinned_images` are merged."""
-    pinned = {**new.get("pinned_images", {}), **old.get("pinned_images", {})}
-    return {**new, **old, **({"pinned_images": pinned} if pinned else {})}
 
 
 def _runtime_part(old: Data) -> Data:
@@ -206,26 +203,18 @@ def place(gen: Generation, files: Files, file: ConfigFile, path: Path) -> str:
     exists."""
     order = names(gen, files, file)
     given = file.data.get("plugins", {})
-    shown = given if gen.reads == "file" else _all_plugins(gen, files)
+    shown: Data = given
+    if gen.reads == "set":
+        shown = functools.reduce(deep_merge, (_renamed(gen, other) for other in files), {})
     level = 2 if path[0] in TWO_LEVELS else 1
     for name in order:
         if get(shown, (name, *path[:level]), _MISSING) is not _MISSING:
-            return _spelled(name, order, given)
+            # A file of version 1 may call it `cri`.
+            short = name == CRI_V2 and CRI_V1 in order and CRI_V2 not in given
+            return CRI_V1 if short else name
     usual = section_name(file.version or version_of(gen, files))
     present = next((name for name in order if name in given), None)
     return present or (usual if usual in order else order[0])
-
-
-def _all_plugins(gen: Generation, files: Files) -> Data:
-    merged: Data = {}
-    for file in files:
-        merged = deep_merge(merged, _renamed(gen, file))
-    return merged
-
-
-def _spelled(name: str, order: tuple[str, ...], given: Data) -> str:
-    """The section name as this file spells it: `cri` in a file of version 1."""
-    return CRI_V1 if name == CRI_V2 and CRI_V1 in order and CRI_V2 not in given else name
 
 
 def has_section(gen: Generation, files: Files, file: ConfigFile) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agent.errors import Refused
 from agent.host.isolation import View
@@ -17,8 +17,9 @@ from agent.host.paths import is_below
 from agent.runtimes import command, trial
 from agent.runtimes.config_file import Files
 from agent.runtimes.containerd.load import DEFAULT_ROOT
-from agent.runtimes.desired_state import Desired, binaries
+from agent.runtimes.desired_state import Desired, binaries, leaves
 from agent.runtimes.trial import Launch
+from agent.toml.document import Data
 
 if TYPE_CHECKING:
     from agent.runtimes.containerd.adapter import ContainerdNode
@@ -34,10 +35,7 @@ _WRITTEN_KEYS = (*_SOCKETS, *_DIRECTORIES, "root", "state")
 
 
 def launch(
-    node: ContainerdNode,
-    executable: str,
-    desired: Desired,
-    files: Mapping[str, bytes | None],
+    node: ContainerdNode, executable: str, desired: Desired, files: Mapping[str, bytes | None]
 ) -> Launch:
     """The start of this containerd with `files` presented in the place of the real ones."""
     needed = {executable, *files, *_read(node.files)}
@@ -50,7 +48,10 @@ def launch(
         "--address", own["socket"],
     )  # fmt: skip
     programs = (path for table in desired.handlers.values() for _, path in binaries(table))
-    view = View(work, writable, _proxies(node.files), files, tuple(sorted({*programs} - {""})))
+    # containerd connects to the sockets of proxy plugins.
+    proxies = (path for file in node.files for path in _paths(file.data.get(_PROXIES) or {}))
+    visible = tuple(path for key, path in proxies if key == "address")
+    view = View(work, writable, visible, files, tuple(sorted({*programs} - {""})))
     env, sources = trial.environment(node.runtime.process), trial.sources(node.files, files)
     return Launch(argv, env, view, own["socket"], reason, sources)
 
@@ -70,8 +71,8 @@ def _read(files: Files) -> Iterator[str]:
     """Every path that the files name and that containerd does not write to, and their own."""
     for file in files:
         yield from (file.name, file.path.host)
-        for key, value in _strings(file.data):
-            if key not in _WRITTEN_KEYS and value.startswith("/") and value not in _WRITABLE:
+        for key, value in _paths(file.data):
+            if key not in _WRITTEN_KEYS and value not in _WRITABLE:
                 yield value
 
 
@@ -80,30 +81,18 @@ def _written(node: ContainerdNode) -> Iterator[str]:
     yield os.path.dirname(node.runtime.socket.host)
     for file in node.files:
         without = {key: value for key, value in file.data.items() if key != _PROXIES}
-        for key, value in _strings(without):
-            if key in (*_SOCKETS, *_DIRECTORIES) and value.startswith("/"):
+        for key, value in _paths(without):
+            if key in (*_SOCKETS, *_DIRECTORIES):
                 name = os.path.dirname(value) if key in _SOCKETS else value
                 with contextlib.suppress(Refused):
                     yield node.host.resolve(name).host
 
 
-def _proxies(files: Files) -> tuple[str, ...]:
-    """Sockets of proxy plugins, which containerd connects to."""
-    return tuple(
-        value
-        for file in files
-        for key, value in _strings(file.data.get(_PROXIES) or {})
-        if key == "address" and value.startswith("/")
-    )
-
-
-def _strings(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every string in a document, with its key."""
-    if isinstance(data, dict):
-        for name, value in data.items():
-            yield from _strings(value, name)
-    elif isinstance(data, str):
-        yield key, data
+def _paths(data: Data) -> Iterator[tuple[str, str]]:
+    """Every absolute path in a document, with its key."""
+    for path, value in leaves(data):
+        if isinstance(value, str) and value.startswith("/"):
+            yield path[-1], value
 
 
 def reason(output: str) -> str:

@@ -31,9 +31,9 @@ from agent.runtimes.base import (
     RuntimeAdapter,
 )
 from agent.runtimes.config_file import ConfigFile, Files, Overlay
-from agent.runtimes.crio import command_line, desired_state, edit, hook, load, merge
+from agent.runtimes.crio import command_line, edit, hook, load, merge
 from agent.runtimes.crio.merge import Overrides, Rules, Setting
-from agent.runtimes.desired_state import Desired, Effective, own_keys, programs_of
+from agent.runtimes.desired_state import Desired, Effective, own_keys, programs_of, same_value
 from agent.runtimes.preflight import Candidate, Preflight, first_unread, unread_warnings
 from agent.toml.document import Data, Path, get
 
@@ -42,6 +42,13 @@ if TYPE_CHECKING:
 
 _OURS = "99-nvidia.conf"
 _HANDLER = "io.kubernetes.cri-o.RuntimeHandler"
+# Keys that are always compared. Another key is compared only if this CRI-O shows it in a handler.
+_ESSENTIAL = frozenset({"runtime_path", "runtime_type", "runtime_root"})
+# Keys whose values CRI-O changes after it has read them, so that it shows other ones.
+_REWRITTEN = frozenset({
+    "monitor_path", "monitor_cgroup", "monitor_env", "monitor_exec_cgroup",
+    "container_min_memory", "container_create_timeout", "stream_websockets",
+})  # fmt: skip
 _STATE = "/run/runc"  # the state directory of a low-level runtime if no file names one
 
 
@@ -119,7 +126,12 @@ class Crio(RuntimeAdapter):
     def table_problems(
         self, table: Data, running: Data, shown: Mapping[str, Data]
     ) -> Iterable[str]:
-        return desired_state.table_problems(table, running, shown)
+        """CRI-O does not know a key that it shows in no handler. Such a key is not compared."""
+        known = merge.shown_keys(shown) | _ESSENTIAL
+        for key, value in table.items():
+            compared = key in known and key not in _REWRITTEN
+            if compared and not same_value(key, value, running.get(key)):
+                yield f"{key} is not as wanted"
 
     def unproven(self, desired: Desired, answer: Answer) -> list[str]:
         """Names do not prove anything, because CRI-O lists handlers that it has only reloaded."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from agent.errors import Refused
@@ -22,7 +22,6 @@ from agent.runtimes.desired_state import (
     first_foreign,
     is_nvidia,
     require_default,
-    same_value,
 )
 from agent.toml.document import Data
 from agent.toolkit.programs import Binary
@@ -31,13 +30,6 @@ _VM = "vm"  # kata and the like: no binary of ours would ever run there
 # Keys that belong to the low-level runtime itself, or are of no use to our handlers.
 _OWN = frozenset({
     "runtime_path", "runtime_type", "runtime_config_path", "inherit_default_runtime",
-})  # fmt: skip
-# Keys that are always compared. Another key is compared only if this CRI-O shows it in a handler.
-_ESSENTIAL = frozenset({"runtime_path", "runtime_type", "runtime_root"})
-# Keys whose values CRI-O changes after it has read them, so that it shows other ones.
-_REWRITTEN = frozenset({
-    "monitor_path", "monitor_cgroup", "monitor_env", "monitor_exec_cgroup",
-    "container_min_memory", "container_create_timeout", "stream_websockets",
 })  # fmt: skip
 
 
@@ -141,13 +133,3 @@ def _handler(effective: Effective, inherited: str, binary: Binary, present: Pres
 differences = functools.partial(
     desired_state.differences, runtimes=merge.RUNTIMES, default=merge.DEFAULT
 )
-
-
-def table_problems(table: Data, running: Data, shown: Mapping[str, Data]) -> Iterator[str]:
-    """What a running handler lacks of the desired table, in words. CRI-O does not know a key that
-    it shows in no handler. Such a key is not compared."""
-    known = merge.shown_keys(shown) | _ESSENTIAL
-    for key, value in table.items():
-        compared = key in known and key not in _REWRITTEN
-        if compared and not same_value(key, value, running.get(key)):
-            yield f"{key} is not as wanted"

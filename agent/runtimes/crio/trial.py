@@ -30,9 +30,8 @@ _PLACES = (
 
 
 def launch(
-    node: CrioNode, executable: str, desired: Desired,
-    files: Mapping[str, bytes | None],
-) -> Launch:  # fmt: skip
+    node: CrioNode, executable: str, desired: Desired, files: Mapping[str, bytes | None]
+) -> Launch:
     """The start of this CRI-O with `files` presented in the place of the real ones."""
     needed = {executable, node.directory, *(file.path.host for file in node.files), *files}
     work = trial.work_directory(node.host, _WRITABLE, needed)
