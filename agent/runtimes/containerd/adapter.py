@@ -186,8 +186,15 @@ class ContainerdNode(ConfiguredRuntime):
         found = ADAPTER.evidence(self.runtime.answer)
         if found[0].seen or self.executable is None:
             return found
+        dump = self._dump(self.executable)
+        sections = (get(dump, ("plugins", name)) for name in CRI_PLUGINS)
+        section = next((one for one in sections if "containerd" in (one or {})), None)
+        return (*found, _evidence("config-dump", section, "enable_cdi", "cdi_spec_dirs"))
+
+    def _dump(self, executable: str, *plugins: str) -> Data | None:
+        """What the executable makes of the files on disk; `plugins` as in `config_dump`."""
         path = self.root.name if self.root.state is not None else None
-        return (*found, _dump_evidence(config_dump(self.host, self.executable, path).data))
+        return config_dump(self.host, executable, path, plugins=plugins).data
 
     def edits(self, request: EditRequest) -> tuple[Edits, tuple[str, ...]]:
         features = handlers.shown_features(self.runtime.answer, self._missing_shims())
@@ -259,9 +266,8 @@ class ContainerdNode(ConfiguredRuntime):
         shown = super().sandbox_image()
         if shown or self.executable is None:
             return shown
-        path = self.root.name if self.root.state is not None else None
-        dump = config_dump(self.host, self.executable, path, (), (), (_IMAGES,))
-        found = get(dump.data, ("plugins", _IMAGES, "pinned_images", "sandbox"))
+        dump = self._dump(self.executable, _IMAGES)
+        found = get(dump, ("plugins", _IMAGES, "pinned_images", "sandbox"))
         return found if isinstance(found, str) and found else None
 
     def shows(self, file: ConfigFile) -> tuple[object, list[Data]]:
@@ -371,29 +377,14 @@ def _fixed_part(pattern: str) -> str:
     return pattern
 
 
-def _dump_evidence(data: Data | None) -> Evidence:
-    for name in CRI_PLUGINS:
-        section = get(data, ("plugins", name))
-        if isinstance(section, dict) and "containerd" in section:
-            return _evidence("config-dump", section, "enable_cdi", "cdi_spec_dirs")
-    return Evidence("config-dump")
-
-
 def _evidence(source: str, data: object, switch: str, dirs: str) -> Evidence:
     if not isinstance(data, dict) or "containerd" not in data:
         return Evidence(source)
-    listed = data.get(dirs)
-    found = tuple(map(str, listed)) if isinstance(listed, list) else None
-    return Evidence(source, _switch(data, switch), found)
-
-
-def _switch(data: Mapping[str, object], key: str) -> Switch:
-    if key not in data:
-        return Switch.ABSENT
-    for value, switch in ((True, Switch.TRUE), (False, Switch.FALSE), (None, Switch.NULL)):
-        if data[key] is value:
-            return switch
-    return Switch.UNSEEN
+    listed, found = data.get(dirs), Switch.ABSENT
+    if switch in data:
+        values = ((True, Switch.TRUE), (False, Switch.FALSE), (None, Switch.NULL))
+        found = next((seen for value, seen in values if data[switch] is value), Switch.UNSEEN)
+    return Evidence(source, found, tuple(map(str, listed)) if isinstance(listed, list) else None)
 
 
 def _with_default_table(current: Data, ops: list[Op]) -> list[Op]:

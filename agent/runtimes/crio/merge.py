@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from agent.cri.versions import Version
-from agent.runtimes.config_file import ConfigFile, Files, Shape
+from agent.runtimes.config_file import ConfigFile, Files, Shape, owner
 from agent.runtimes.desired_state import Effective
 from agent.toml.document import Data, Path, deep_merge, get
 
@@ -137,7 +137,6 @@ class Rules:
     built-in table. `by_key` means that a handler that a later file names again keeps its other
     keys. `keys` are the known keys of a handler. `overrides` win over all files."""
 
-    since: Version
     default: str
     handler: Data
     by_key: bool = False
@@ -150,53 +149,39 @@ class Rules:
         return f"/run/{self.default}"
 
 
-def _builtin(name: str) -> Data:
-    return {
-        "runtime_type": "oci",
-        "runtime_root": f"/run/{name}",
-        # In a spelling that every version knows. CRI-O drops a handler with one that it does not
-        # know.
-        "allowed_annotations": [_TRACE, "io.kubernetes.cri-o.Devices"],
-        "monitor_env": [_PATH],
-    }
-
-
-RULES = (Rules((0, 0, 0), "runc", _builtin("runc")), Rules((1, 31, 0), "crun", _builtin("crun")))
-
-
 def rules(
     version: Version, files: Files = (), running: Data | None = None,
     overrides: Overrides = _NO_OVERRIDES,
 ) -> Rules:  # fmt: skip
     """The rules of a version. `running` is what the daemon shows (see `shown`). It wins over the
     tables of this module, which cover some versions only."""
-    found = max((r for r in RULES if version >= r.since), key=lambda r: r.since)
-    table = get(running, ("runtimes", found.default))
-    named = any(get(file.data, (*RUNTIMES, found.default)) is not None for file in files)
-    if isinstance(table, dict) and not named:
-        shown_table = {k: v for k, v in table.items() if k not in DERIVED | _COMPUTED and v}
-        found = replace(found, handler=shown_table)
-    known = {key for key, since in _KEYS.items() if version >= since}
-    keys = frozenset(known | shown_keys(get(running, ("runtimes",)) or {}))
-    found = replace(found, keys=keys, overrides=overrides)
-    return replace(found, by_key=_keeps_keys(found, files, running))
+    default = "crun" if version >= (1, 31, 0) else "runc"
+    handler: Data = {
+        "runtime_type": "oci",
+        "runtime_root": f"/run/{default}",
+        # In a spelling that every version knows. CRI-O drops a handler with one that it does not
+        # know.
+        "allowed_annotations": [_TRACE, "io.kubernetes.cri-o.Devices"],
+        "monitor_env": [_PATH],
+    }
+    tables = get(running, ("runtimes",)) or {}
+    if default in tables and owner(files, (*RUNTIMES, default)) is None:
+        unread = DERIVED | _COMPUTED
+        handler = {k: v for k, v in tables[default].items() if k not in unread and v}
+    known = frozenset(key for key, since in _KEYS.items() if version >= since)
+    found = Rules(default, handler, False, known | shown_keys(tables), overrides)
+    # Does the running daemon show a key that only an earlier file sets in a handler?
+    apart, together = effective(found, files), effective(replace(found, by_key=True), files)
+    for name, table in together.runtimes.items():
+        for key, value in table.items():
+            if key not in DERIVED and value and value != apart.table(name).get(key):
+                return replace(found, by_key=get(tables, (name, key)) == value)
+    return found
 
 
 def shown_keys(tables: Mapping[str, Data]) -> frozenset[str]:
     """The keys that the daemon shows in any of its handlers."""
     return frozenset(key for table in tables.values() for key in table) - _COMPUTED
-
-
-def _keeps_keys(crio_rules: Rules, files: Files, shown_section: Data | None) -> bool:
-    """Does the running daemon show a key that only an earlier file sets in a handler?"""
-    apart, together = (
-        effective(replace(crio_rules, by_key=by_key), files) for by_key in (False, True)
-    )
-    for name, table in together.runtimes.items():
-        for key, value in table.items():
-            if key not in DERIVED and value and value != apart.table(name).get(key):
-                return bool(get(shown_section, ("runtimes", name, key)) == value)
-    return False
 
 
 def merged(files: Iterable[ConfigFile], *, by_key: bool) -> Data:
