@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from typing import Any
 
@@ -102,6 +103,5 @@ def _file_identity(host: HostRoot, path: str) -> tuple[int, ...] | None:
         found = os.stat(host.resolve(path).agent)
     except (OSError, Refused):
         return None
-    if not os.path.isfile(host.resolve(path).agent):
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    regular = stat.S_ISREG(found.st_mode)
+    return (found.st_ino, found.st_size, found.st_mtime_ns) if regular else None

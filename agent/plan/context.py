@@ -40,20 +40,11 @@ Reach: TypeAlias = Callable[[HostRoot, str], tuple[Systemd, Unit]]
 StartTrial: TypeAlias = "Callable[[HostRoot, Launch, Callable[[Answer], list[str]]], Result]"
 
 
-def _ignore(_: Any) -> None:
-    """Do nothing with a proposal."""
-
-
 def _start_once(host: HostRoot, launch: Launch, problems: Callable[[Answer], list[str]]) -> Result:
     """`trial.start_once`. Its module is loaded only where a restart is due."""
     from agent.runtimes import trial
 
     return trial.start_once(host, launch, problems)
-
-
-def _uptime() -> float:
-    """Seconds since the machine was started."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @dataclass(frozen=True)
@@ -76,17 +67,15 @@ class Context:
     wall: Callable[[], float] = time.time
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
-    uptime: Callable[[], float] = _uptime
-    choose_restart: Callable[[str, Process | None, HostRoot, str], Restart] = field(
-        default=restart.choose
-    )
-    reach: Reach = field(default=systemd.reach)
-    start_trial: StartTrial = field(default=_start_once)
+    uptime: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME)
+    choose_restart: Callable[[str, Process | None, HostRoot, str], Restart] = restart.choose
+    reach: Reach = systemd.reach
+    start_trial: StartTrial = _start_once
     lock_fd: int | None = None
     retry: bool = False
     restart_after: float = 0.0
     has_restart_budget: bool = False
-    on_proposal: Callable[[Any], None] = _ignore
+    on_proposal: Callable[[Any], None] = lambda _: None
     refresh: bool = False
     barrier: bool = False
 
@@ -246,12 +235,15 @@ def _state_places(
     beside = host.name(os.path.join(settings.toolkit_install_dir, ".toolkit-agent"))
     places = {name: host.resolve(name) for name in (asked, beside)}
     names = places if settings.origins["state_dir"] == "default" else (asked,)
-    return places, tuple(name for name in names if _has_state(places[name].agent))
-
-
-def _has_state(directory: str) -> bool:
-    names = ("memory.json", "journal.json")
-    return any(os.path.lexists(os.path.join(directory, name)) for name in names)
+    used = (
+        name
+        for name in names
+        if any(
+            os.path.lexists(os.path.join(places[name].agent, file))
+            for file in ("memory.json", "journal.json")
+        )
+    )
+    return places, tuple(used)
 
 
 def best_effort(log: Log, *actions: Callable[[], None]) -> None:

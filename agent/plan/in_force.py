@@ -27,7 +27,7 @@ from agent.runtimes.desired_state import leaves, same
 from agent.runtimes.key_ownership import is_proven
 from agent.runtimes.proof import Identity
 from agent.state.store import Memory, Store
-from agent.toml.document import Data, get
+from agent.toml.document import get
 
 _MISSING = object()
 
@@ -59,13 +59,11 @@ def _is_shown(node: ConfiguredRuntime, file: ConfigFile) -> bool:
     if file.unread:
         return False
     shown, sections = node.shows(file)
-    return all(_shows(shown, section) for section in sections)
-
-
-def _shows(shown: object, section: Data) -> bool:
     plain = _plain(shown)
     return all(
-        same(value, get(plain, tuple(map(_key, path)), _MISSING)) for path, value in leaves(section)
+        same(value, get(plain, tuple(map(_key, path)), _MISSING))
+        for section in sections
+        for path, value in leaves(section)
     )
 
 

@@ -39,10 +39,17 @@ class SpecUnwritable(Refused):
 
 @dataclass(frozen=True)
 class _Demand:
-    """A file that has to be writable, and the refusal where it is not."""
+    """A file that has to be writable. `what` cannot be done where it is not; `remedy` is the rest
+    of the refusal, by its reason."""
 
     need: Need
-    refusal: Callable[[str], AgentError]
+    what: str
+    remedy: Callable[[str], str] = lambda _: ""
+    error: type[Refused] = Refused
+
+    def refusal(self, why: str) -> AgentError:
+        """The refusal for this reason."""
+        return self.error(f"cannot {self.what}: {why}{self.remedy(why)}")
 
 
 def of_changes(
@@ -61,15 +68,28 @@ def of_changes(
     demands = [*_configuration(changes)]
     if transaction:
         demands += _state(store, changes)
-    demands += _status(publisher)
+    demands += (
+        _Demand(
+            Need(publisher.path(name), (1024,)), f"write the status file in {publisher.directory}"
+        )
+        for name in (status.TWIN, status.READY, status.ERROR)
+    )
     demands += _toolkit(toolkit)
-    demands += _specs(spec)
+    # Any other spec that cannot be written is only a warning.
+    demands += (
+        _Demand(
+            Need(change.path.agent, (len(change.after.data),)), f"write {change.path}",
+            error=SpecUnwritable,
+        )
+        for change in (spec.changes if spec else ())
+        if change.after is not None and spec is not None and spec.is_needed(change.path.name)
+    )  # fmt: skip
     return _first(host, demands) or _place_refusal(host, changes)
 
 
 def of_removal(host: HostRoot, paths: Iterable[HostPath]) -> AgentError | None:
     """Why one of these files cannot be removed, None where all can."""
-    return _first(host, [_demand(path, (), "remove") for path in paths])
+    return _first(host, [_Demand(Need(path.agent), f"remove {path}") for path in paths])
 
 
 def of_toolkit_removal(settings: Settings, host: HostRoot) -> AgentError | None:
@@ -77,12 +97,9 @@ def of_toolkit_removal(settings: Settings, host: HostRoot) -> AgentError | None:
     if not install.installed_paths(settings, host):
         return None
     directory = programs.directory(settings, host)
-
-    def refused(why: str) -> AgentError:
-        return Refused(f"cannot remove {directory}: {why}")
-
     places = (directory.agent, os.path.dirname(directory.agent))
-    return _first(host, [_Demand(Need(os.path.join(place, "old")), refused) for place in places])
+    needs = (Need(os.path.join(place, "old")) for place in places)
+    return _first(host, [_Demand(need, f"remove {directory}") for need in needs])
 
 
 def _first(host: HostRoot, demands: list[_Demand]) -> AgentError | None:
@@ -95,49 +112,32 @@ def _first(host: HostRoot, demands: list[_Demand]) -> AgentError | None:
     full = writable.first_without_space(demand.need for demand in demands)
     if full is None:
         return None
-    (short,) = {id(d): d for d in demands if d.need is full}.values()
+    short = next(demand for demand in demands if demand.need is full)
     return short.refusal(reason(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
-
-
-def _demand(path: HostPath, sizes: tuple[int, ...], what: str = "write") -> _Demand:
-    return _Demand(Need(path.agent, sizes), lambda why: Refused(f"cannot {what} {path}: {why}"))
 
 
 def _configuration(changes: tuple[Change, ...]) -> Iterator[_Demand]:
     """The room for each file, and for the copy of its original beside it."""
     for change in changes:
         states = (change.after, None if change.outside else change.before)
-        sizes = tuple(len(state.data) for state in states if state)
-        elsewhere = _ELSEWHERE if change.before is not None else ""
+        need = Need(change.path.agent, tuple(len(state.data) for state in states if state))
+        existed = change.before is not None
+        remedy = _elsewhere if existed else (lambda _: "")
+        yield _Demand(need, f"write {change.path}", remedy)
 
-        def refused(why: str, path: HostPath = change.path, more: str = elsewhere) -> AgentError:
-            return Refused(f"cannot write {path}: {why}{more if _READ_ONLY in why else ''}")
 
-        yield _Demand(Need(change.path.agent, sizes), refused)
+def _elsewhere(why: str) -> str:
+    return _ELSEWHERE if _READ_ONLY in why else ""
 
 
 def _state(store: Store, changes: tuple[Change, ...]) -> Iterator[_Demand]:
-    directory = store.directory
-
-    def refused(path: str) -> Callable[[str], AgentError]:
-        return lambda why: Refused(f"cannot write {path}: {why}{hint(why)}")
-
     for name in _STATE:
-        path = os.path.join(directory, name)
-        yield _Demand(Need(path, (_RECORDS,)), refused(path))
+        path = store.path(name)
+        yield _Demand(Need(path, (_RECORDS,)), f"write {path}", hint)
     kept = tuple(len(change.before.data) for change in changes if change.before)
-    originals = os.path.join(directory, "originals", "0" * 64)
-    yield _Demand(Need(originals, kept or (0,)), refused(os.path.dirname(originals)))
-
-
-def _status(publisher: Publisher) -> Iterator[_Demand]:
-    directory = publisher.directory
-
-    def refused(why: str) -> AgentError:
-        return Refused(f"cannot write the status file in {directory}: {why}")
-
-    for name in (status.TWIN, status.READY, status.ERROR):
-        yield _Demand(Need(publisher.path(name), (1024,)), refused)
+    originals = store.path("originals")
+    need = Need(os.path.join(originals, "0" * 64), kept or (0,))
+    yield _Demand(need, f"write {originals}", hint)
 
 
 def _toolkit(toolkit: install.ToolkitProposal | None) -> Iterator[_Demand]:
@@ -145,28 +145,11 @@ def _toolkit(toolkit: install.ToolkitProposal | None) -> Iterator[_Demand]:
     if toolkit is None or not toolkit.difference:
         return
     directory = toolkit.found.directory
-
-    def refused(why: str) -> AgentError:
-        return Refused(f"cannot install the toolkit in {directory}: {why}")
-
+    what = f"install the toolkit in {directory}"
     above = os.path.dirname(directory.agent)
-    yield _Demand(Need(os.path.join(above, "new"), install.new_file_sizes(toolkit)), refused)
+    yield _Demand(Need(os.path.join(above, "new"), install.new_file_sizes(toolkit)), what)
     if os.path.lexists(directory.agent):
-        yield _Demand(Need(os.path.join(directory.agent, "new")), refused)
-
-
-def _specs(spec: own_specs.SpecProposal | None) -> Iterator[_Demand]:
-    """The room for the spec that the node needs. Any other spec that cannot be written is only a
-    warning."""
-    for change in spec.changes if spec else ():
-        if change.after is None or spec is None or not spec.is_needed(change.path.name):
-            continue
-        path = change.path
-
-        def refused(why: str, path: HostPath = path) -> AgentError:
-            return SpecUnwritable(f"cannot write {path}: {why}")
-
-        yield _Demand(Need(path.agent, (len(change.after.data),)), refused)
+        yield _Demand(Need(os.path.join(directory.agent, "new")), what)
 
 
 def _place_refusal(host: HostRoot, changes: tuple[Change, ...]) -> AgentError | None:

@@ -10,7 +10,7 @@ no pod is ready, and the kubelet creates the earlier pods again with their old a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -71,11 +71,10 @@ def gpu_service(
 
 
 def needs(
-    settings: Settings, host: HostRoot, node: ConfiguredRuntime, decision: Decision,
-    counts: Callable[[Sandbox], bool],
-) -> PodNeeds | None:  # fmt: skip
-    """What the running pods that count would lose by a decision, None where they would lose
-    nothing.
+    settings: Settings, host: HostRoot, node: ConfiguredRuntime, decision: Decision, booted: float
+) -> PodNeeds | None:
+    """What the running pods would lose by a decision, None where they would lose nothing. `booted`
+    is that of `recent_boot`.
 
     Raises Unreachable. Raises Refused where an OCI hook would replace the handlers, because then
     nothing can be kept.
@@ -88,93 +87,66 @@ def needs(
     if node.adapter.lists_handlers:  # containerd passes only what it is told to
         answered &= frozenset(decision.pass_prefixes)
     # An OCI hook answers variables, whatever the default runtime is.
-    default, variables = (
-        decision.is_default or decision.hook,
-        install.accepts_variables(settings),
+    later = GpuService(
+        decision.is_default or decision.hook, answered | native, install.accepts_variables(settings)
     )
-    found = _needs(node, now, GpuService(default, answered | native, variables), native, counts)
+    found = _needs(node, now, later, native, booted)
     if found is not None and decision.hook:
         raise _refusal("apply", found.pods, f"annotations {', '.join(found.prefixes)}")
     return found
 
 
-def _is_ready(pod: Sandbox) -> bool:
-    return pod.ready
-
-
-def counting(now: float, uptime: float) -> Callable[[Sandbox], bool]:
-    """The test whether a pod counts: it is ready, or it is older than a boot that was a moment ago.
-    `now` is in seconds since the epoch, `uptime` in seconds since the boot."""
-    booted = now - uptime if uptime < _STARTING else 0.0
-    return lambda pod: pod.ready or 0 < pod.created < booted
+def recent_boot(now: float, uptime: float) -> float:
+    """When the machine was started (seconds since the epoch, like `now`), if that was a moment ago;
+    0 otherwise. Older pods count although they are not ready. `uptime` is in seconds."""
+    return now - uptime if uptime < _STARTING else 0.0
 
 
 def _needs(
     node: ConfiguredRuntime, now: GpuService, later: GpuService, native: frozenset[str],
-    counts: Callable[[Sandbox], bool] = _is_ready,
+    booted: float = 0.0,
 ) -> PodNeeds | None:  # fmt: skip
+    """What pods would lose that ask for GPUs and run by our handlers, or by the default runtime
+    where that is ours."""
     loses_default = now.default and not later.default
     prefixes = now.prefixes - (native if loses_default else later.prefixes)
     variables = now.variables and (loses_default or (now.known and not later.variables))
     if not prefixes and not variables:
         return None
-    found = tuple(_requesting_pods(node, prefixes, counts, variables=variables))
-    if not found:
+    ours = _our_handlers(node.running())
+    pods: list[Sandbox] = []
+    used: set[str] = set()
+    by_variable = False
+    with _questions(node.runtime) as ask:
+        for pod, containers in _with_containers(node, ask, ours, booted):
+            keys = {key for item in containers for key in item.annotations}
+            found = {p for p in prefixes if any(key.startswith(p) for key in keys)}
+            # No list shows variables. So each container is examined, until enough pods are found
+            # for a message.
+            asks = variables and not found and len(pods) <= _SHOWN
+            asks = asks and any(
+                pod_info.asks_by_variable(ask.container_info(item.id)) for item in containers
+            )
+            if (found or asks) and (pod := _with_handler(node, ask, pod)).handler in ours:
+                pods.append(pod)
+                used |= found
+                by_variable |= asks
+    if not pods:
         return None
-    used = {prefix for requesting in found for prefix in requesting.prefixes}
     return PodNeeds(
-        pod_names(requesting.pod for requesting in found),
+        pod_names(pods),
         default=loses_default,
         prefixes=tuple(sorted(used)),
-        variables=any(requesting.variable for requesting in found) and not later.variables,
+        variables=by_variable and not later.variables,
     )
 
 
-@dataclass(frozen=True)
-class _RequestingPod:
-    """A pod with a container that asks NVIDIA's runtime for devices, and how it asks."""
-
-    pod: Sandbox
-    prefixes: frozenset[str] = frozenset()
-    variable: bool = False
-
-
-def _requesting_pods(
-    node: ConfiguredRuntime, prefixes: frozenset[str], counts: Callable[[Sandbox], bool], *,
-    variables: bool,
-) -> Iterator[_RequestingPod]:  # fmt: skip
-    """Pods that ask for GPUs in one of these ways and run by our handlers, or by the default
-    runtime where that is ours.
-
-    No list shows environment variables. So each container is examined, until enough pods are found
-    for a message.
-    """
-    ours = _our_handlers(node.running())
-    shown = 0
-    with _questions(node.runtime) as ask:
-        for pod, containers in _with_containers(node, ask, ours, counts):
-            keys = {key for item in containers for key in item.annotations}
-            used = frozenset(p for p in prefixes if any(key.startswith(p) for key in keys))
-            variable = variables and not used and shown <= _SHOWN
-            variable = variable and any(
-                pod_info.asks_by_variable(ask.container_info(item.id)) for item in containers
-            )
-            if used or variable:
-                pod = _with_handler(node, ask, pod)
-                if pod.handler in ours:
-                    shown += 1
-                    yield _RequestingPod(pod, used, variable)
-
-
 def _with_containers(
-    node: ConfiguredRuntime,
-    ask: PodQuestions,
-    handlers: set[str],
-    counts: Callable[[Sandbox], bool],
+    node: ConfiguredRuntime, ask: PodQuestions, handlers: set[str], booted: float
 ) -> Iterator[tuple[Sandbox, tuple[Container, ...]]]:
     """Pods that count, each with the newest container of each name, because a container that has
     ended may start again. Where the list shows handlers, only pods of `handlers` are taken."""
-    ready = {pod.id: pod for pod in ask.sandboxes() if counts(pod)}
+    ready = {pod.id: pod for pod in ask.sandboxes() if pod.ready or 0 < pod.created < booted}
     if node.adapter.lists_handlers:
         ready = {key: pod for key, pod in ready.items() if pod.handler in handlers}
     newest: dict[str, dict[str, Container]] = {}
@@ -204,19 +176,24 @@ def _our_handlers(running: Effective) -> set[str]:
     return ours | ({""} if is_ours(running.default, running.table(running.default)) else set())
 
 
-def handler_users(
-    node: ConfiguredRuntime, now: Mapping[str, object], later: Mapping[str, object]
-) -> tuple[tuple[str, ...], str]:
+def _handler_users(
+    host: HostRoot, node: ConfiguredRuntime, after: Effective, called: tuple[str, ...],
+    config: ToolkitConfig | None,
+) -> tuple[tuple[str, ...], str]:  # fmt: skip
     """Pods of handlers whose state (see `ConfiguredRuntime.pod_states`) would change, and what
-    would become of these handlers, in words. Raises Unreachable."""
+    would become of these handlers, in words. `called` are the low-level runtimes that NVIDIA's
+    runtime will call, `config` is that of `gpu_service`. Raises Unreachable."""
+    below_later = low_level.first(host, called)
+    below = low_level.first(host, config.runtimes) if config else None
+    now = node.pod_states(node.running(), below or below_later)
+    later = node.pod_states(after, below_later or below)
     changed = {name for name, state in now.items() if name not in later or later[name] != state}
-    if not changed:
-        return (), ""
-    users = [pod for pod in _ready_pods(node) if pod.handler in changed]
-    gone = any(pod.handler not in later for pod in users)
-    moved = any(pod.handler in later for pod in users)
-    what = ["handlers that would go"] if gone else []
-    what += ["handlers of which the low-level runtime or its state would move"] if moved else []
+    users = [pod for pod in _ready_pods(node) if pod.handler in changed] if changed else []
+    what = []
+    if any(pod.handler not in later for pod in users):
+        what.append("handlers that would go")
+    if any(pod.handler in later for pod in users):
+        what.append("handlers of which the low-level runtime or its state would move")
     return pod_names(users), ", ".join(what)
 
 
@@ -229,8 +206,7 @@ def apply_refusal(
     `after` are the files as they will be, and `called` are the low-level runtimes that NVIDIA's
     runtime will call. Raises Unreachable."""
     config = _toolkit_config(settings, host)
-    now, later = _states(host, node, node.effective(after), called, config)
-    used, what = handler_users(node, now, later)
+    used, what = _handler_users(host, node, node.effective(after), called, config)
     return _refusal("apply", used, what) if used else None
 
 
@@ -239,33 +215,17 @@ def revert_refusal(
 ) -> Refused | None:
     """The refusal of a revert that running pods would not survive, None where they would. `after`
     are the files as they will be. Raises Unreachable."""
-    config, effective_after = _toolkit_config(settings, host), node.effective(after)
+    config, restored = _toolkit_config(settings, host), node.effective(after)
     called = config.runtimes if config else ()
-    now, later = _states(host, node, effective_after, called, config)
-    used, moved = handler_users(node, now, later)
-    before, restored = (
-        gpu_service(node, node.running(), config),
-        gpu_service(node, effective_after, config),
-    )
-    lost = _needs(node, before, restored, frozenset())
+    used, moved = _handler_users(host, node, restored, called, config)
+    before, later = (gpu_service(node, item, config) for item in (node.running(), restored))
+    lost = _needs(node, before, later, frozenset())
     what = [moved] if used else []
     if lost is not None:
         what += ["the default runtime that would go"] if lost.default else []
         what += [f"annotations {prefix} that nothing would answer" for prefix in lost.prefixes]
     users = tuple(dict.fromkeys((*used, *(lost.pods if lost else ()))))
     return _refusal("revert", users, ", ".join(what)) if users else None
-
-
-def _states(
-    host: HostRoot, node: ConfiguredRuntime, after: Effective, called: tuple[str, ...],
-    config: ToolkitConfig | None,
-) -> tuple[Mapping[str, object], Mapping[str, object]]:  # fmt: skip
-    """What pods of each handler need, now and after the change. `config` is that of
-    `gpu_service`."""
-    later = low_level.first(host, called)
-    below = low_level.first(host, config.runtimes) if config else None
-    now = node.pod_states(node.running(), below or later)
-    return now, node.pod_states(after, later or below)
 
 
 def low_level_kept(
@@ -346,20 +306,19 @@ def _refusal(purpose: str, users: tuple[str, ...], what: str) -> Refused:
 
 def _of_operator(users: tuple[str, ...]) -> str:
     """What to do about pods of gpu-operator, whose DaemonSets create them again; "" without any."""
-    parts = {part for user in users for part in _OPERANDS if _is_operand(user, part)}
-    if not parts and not any(user.startswith("gpu-operator/") for user in users):
+    pods = [user.partition("/")[2] for user in users]
+    labels = dict.fromkeys(
+        f"nvidia.com/gpu.deploy.{label}=false"
+        for name, label in _OPERANDS.items()
+        if any(pod == name or pod.startswith((f"{name}-", f"{name} ")) for pod in pods)
+    )
+    if not labels and not any(user.startswith("gpu-operator/") for user in users):
         return ""
-    labels = [f"nvidia.com/gpu.deploy.{_OPERANDS[part]}=false" for part in sorted(parts)]
-    which = " ".join(dict.fromkeys(labels)) or "nvidia.com/gpu.deploy.operator-validator=false"
+    which = " ".join(labels) or "nvidia.com/gpu.deploy.operator-validator=false"
     return (
         "; those of gpu-operator come back until its labels on the node say otherwise: "
         f"`kubectl label node NODE --overwrite {which}`, and see deploy/README"
     )
-
-
-def _is_operand(user: str, name: str) -> bool:
-    pod = user.partition("/")[2]
-    return pod == name or pod.startswith((f"{name}-", f"{name} "))
 
 
 def _shown_names(users: tuple[str, ...]) -> str:

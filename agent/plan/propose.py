@@ -338,8 +338,8 @@ class _Proposer:
         """The decision, with what running pods keep. Pods are looked at only where it would take
         something away."""
         decision = self.decision(may_enable=may_enable)
-        counts = pod_guard.counting(self._ctx.wall(), self._ctx.uptime())
-        needs = pod_guard.needs(self._settings, self._host, node, decision, counts)
+        booted = pod_guard.recent_boot(self._ctx.wall(), self._ctx.uptime())
+        needs = pod_guard.needs(self._settings, self._host, node, decision, booted)
         return self.decision(may_enable=may_enable, needs=needs) if needs else decision
 
     def decision(self, *, may_enable: bool, needs: PodNeeds | None = None) -> Decision:

@@ -217,15 +217,14 @@ _UNDO = (
     ),
     Mutant(
         "dead-pods-count", "revert", "agent/plan/pod_guard.py",
-        "ready = [_with_handler(node, ask, pod) for pod in ask.sandboxes() if pod.ready]\n"
-        "    users",
-        "ready = [_with_handler(node, ask, pod) for pod in ask.sandboxes()]\n    users",
+        "return [_with_handler(node, ask, pod) for pod in ask.sandboxes() if pod.ready]",
+        "return [_with_handler(node, ask, pod) for pod in ask.sandboxes()]",
         ("tests/cli/test_revert.py::test_revert_is_refused_while_pods_use_a_handler",),
     ),
     Mutant(
         "pods-of-the-default-forgotten", "revert", "agent/plan/pod_guard.py",
-        'ours |= {""} if now.default else set()',
-        "",
+        'ours | ({""} if is_ours(running.default, running.table(running.default)) else set())',
+        "ours",
         ("tests/cli/test_running_pods.py",),
     ),
     Mutant(
@@ -236,7 +235,7 @@ _UNDO = (
     ),
     Mutant(
         "default-kept-for-ever", "revert", "agent/plan/pod_guard.py",
-        "ready = {pod.id: pod for pod in ask.sandboxes() if counts(pod)}",
+        "ready = {pod.id: pod for pod in ask.sandboxes() if pod.ready or 0 < pod.created < booted}",
         "ready = {pod.id: pod for pod in ask.sandboxes()}",
         ("tests/cli/test_running_pods.py",),
     ),

@@ -107,8 +107,8 @@ def decision(**given: Any) -> Decision:
 
 def needs(ctx: Context, *args: Any, **given: Any) -> PodNeeds | None:
     """What running pods would lose by a native row."""
-    counts = pod_guard.counting(ctx.wall(), ctx.uptime())
-    return pod_guard.needs(ctx.settings, ctx.host, node(*args), decision(**given), counts)
+    booted = pod_guard.recent_boot(ctx.wall(), ctx.uptime())
+    return pod_guard.needs(ctx.settings, ctx.host, node(*args), decision(**given), booted)
 
 
 def test_annotations_of_our_handlers_count(ctx: Context, answers: ToolkitConfig) -> None:
