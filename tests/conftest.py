@@ -26,7 +26,7 @@ from tests.tools.runtimes import WANTED, Inventory, Runtime, load
 # The same examples each time: a failure is the change's, not the day's. `search` looks for others
 # (tests/run --hypothesis-profile=search tests/unit).
 settings.register_profile("short", deadline=None, derandomize=True, database=None, max_examples=40)
-settings.register_profile("long", settings.get_profile("short"), max_examples=1000)
+settings.register_profile("long", settings.get_profile("short"), max_examples=250)
 settings.register_profile("search", deadline=None, max_examples=10_000)
 
 # A property of a test's report: where tests run in several processes, reports are all that arrives.
@@ -42,7 +42,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Read once what is there."""
+    """Say how long this run may be, and read once what is there."""
+    sampling.settle(long=config.getoption("--long"))
     if not config.getoption("--hypothesis-profile"):
         settings.load_profile("long" if config.getoption("--long") else "short")
     config.stash[INVENTORY] = load()

@@ -1,8 +1,9 @@
-"""The sample of cases that a run without `--long` tries: another one for each commit.
+"""The sample of cases that a run tries: another one for each commit.
 
-A test that has hundreds of cases of one kind takes some of them by default and all of them with
-`--long`. The commit decides the sample, so that a failure repeats on the same commit, and later
-commits try other cases. TOOLKIT_AGENT_TEST_SEED=WORD overrides the commit.
+A test that has many cases of one kind takes some of them, and more or all of them with `--long`;
+the others are not even collected, because that alone takes a while. The commit decides the sample,
+so that a failure repeats on the same commit, and later commits try other cases.
+TOOLKIT_AGENT_TEST_SEED=WORD overrides the commit.
 """
 
 from __future__ import annotations
@@ -20,6 +21,17 @@ import pytest
 VARIABLE = "TOOLKIT_AGENT_TEST_SEED"
 
 T = TypeVar("T")
+_run = {"long": False}
+
+
+def settle(*, long: bool) -> None:
+    """Say which kind of run this is, before tests are collected."""
+    _run["long"] = long
+
+
+def by_run(short: int, long: int) -> int:
+    """The number for this kind of run."""
+    return long if _run["long"] else short
 
 
 @functools.cache
@@ -43,14 +55,15 @@ def sample(cases: Sequence[T], count: int, name: str) -> list[T]:
 
 
 def sampled_params(
-    cases: Sequence[T], count: int, name: str, identify: Callable[[T], str] = str
+    cases: Sequence[T],
+    count: int,
+    name: str,
+    identify: Callable[[T], str] = str,
+    long: int | None = None,
 ) -> list[T | object]:
-    """All cases as parameters of a test: a sample of them, and the others for the long run."""
-    chosen = set(sample(range(len(cases)), count, name))
-    return [
-        pytest.param(case, id=identify(case), marks=() if number in chosen else pytest.mark.long)
-        for number, case in enumerate(cases)
-    ]
+    """Cases as parameters of a test: `count` of them, `long` of them or all in a long run."""
+    wanted = by_run(count, len(cases) if long is None else long)
+    return [pytest.param(case, id=identify(case)) for case in sample(cases, wanted, name)]
 
 
 def _rank(text: str) -> bytes:

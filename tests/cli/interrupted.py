@@ -28,7 +28,7 @@ from tests.cli.installing import beside, installed, put_foreign, release
 from tests.conformance import checks, statusfile, steps
 from tests.conformance.trees import Contents, contents
 from tests.doubles.containerd.sample import SECTIONS, handler
-from tests.sampling import sample
+from tests.sampling import by_run, sample
 from tests.tools import forked
 from tests.tools.driver import make_driver
 from tests.tools.waiting import holds_now
@@ -220,14 +220,8 @@ CASES: Mapping[str, tuple[type[PlainNode], str]] = {
     "take-over": (TakeOverNode, "apply"),
     "revert-toolkit": (TakeOverNode, "revert --toolkit"),
 }
-_PARTS = 4  # the steps of a command are shared out among so many tests
-_SOME = 2  # of them without --long
-_EVERY = 4  # one of so many with it, others for each commit: each starts a runtime several times
+_SOME, _MORE = 2, 8  # steps that are tried, without and with --long: each is several restarts
 _as_root = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root: run as root")
-
-parts = pytest.mark.parametrize(
-    "part", ["some", *(pytest.param(number, marks=pytest.mark.long) for number in range(_PARTS))]
-)
 
 
 def cases(*without: str) -> pytest.MarkDecorator:
@@ -240,13 +234,10 @@ def cases(*without: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("kind", "command"), found)
 
 
-def of_part(found: Sequence[int], part: int | str, name: str) -> list[int]:
-    """The steps of one part; `name` tells samples apart."""
-    assert len(found) > 10
-    if isinstance(part, str):
-        return sample(found, _SOME, name)
-    mine = list(found[part::_PARTS])
-    return sample(mine, len(mine) // _EVERY + 1, f"{name} {part}")
+def some_of(found: Sequence[int], name: str) -> list[int]:
+    """Steps to try, others for each commit; `name` tells samples apart."""
+    assert len(found) > 5
+    return sample(found, by_run(_SOME, _MORE), name)
 
 
 class Case:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.interrupted import Case, PlainNode, cases, of_part, parts, readable
+from tests.cli.interrupted import Case, PlainNode, cases, readable, some_of
 from tests.conformance import checks, steps
 from tests.conformance.trees import contents
 
-_RARELY = 5  # so often as the single step, where everything fails from it on
 _CODES = ("ENOSPC", "EDQUOT", "EIO", "EROFS", "EPERM")
 _NO_ROOM = ("ENOSPC", "EDQUOT")
 
@@ -23,15 +22,14 @@ most = cases("revert-in-place")
 fewer = cases("revert-in-place", "upgrade", "take-over", "revert-toolkit")
 
 
-@parts
 @most
 def test_one_failing_step_is_done_refused_or_undone(
-    kind: type[PlainNode], command: str, part: int | str, place: Path
+    kind: type[PlainNode], command: str, place: Path
 ) -> None:
     """Done, refused with nothing touched, or undone and proven; once it is over, all is as ever."""
     with kind(place) as node:
         case = Case(node)
-        for k in points(case, command, part):
+        for k in points(case, command):
             fault = f"fail:{k}:{_CODES[k % len(_CODES)]}"
             case.prepare(command)
             result = node.in_steps(command, fault)
@@ -43,22 +41,17 @@ def test_one_failing_step_is_done_refused_or_undone(
                 raise
 
 
-@parts
 @pytest.mark.parametrize("where", ["everywhere", "configuration"])
 @fewer
 def test_lasting_failure_is_reported_and_repaired_later(
-    kind: type[PlainNode], command: str, where: str, part: int | str, place: Path
+    kind: type[PlainNode], command: str, where: str, place: Path
 ) -> None:
     """What cannot be undone is told (6), and undone or finished when the disk is well again. A full
     disk is in no undo's way."""
     with kind(place) as node:
         case = Case(node)
         disk = {"STEPS_DISK": str(node.etc)} if where == "configuration" else {}
-        found = points(case, command, part)
-        if disk:
-            log = steps.read(node.log)
-            found = [k for k in found if any(str(node.etc) in step for step in log[k - 1 : k + 9])]
-        for k in found if part == "some" else found[::_RARELY]:
+        for k in points(case, command, *disk.values()):
             code = _CODES[k % len(_CODES)]
             case.prepare(command)
             result = node.in_steps(command, f"since:{k}:{code}", env=disk)
@@ -91,10 +84,12 @@ def test_what_cannot_be_removed_is_removed_later(place: Path) -> None:
         case.recover()
 
 
-def points(case: Case, command: str, part: int | str) -> list[int]:
-    """The steps of one part."""
-    found = range(1, len(case.count(command)) + 1, case.node.every)
-    return of_part(found, part, f"fault {type(case.node).__name__} {command}")
+def points(case: Case, command: str, near: str = "") -> list[int]:
+    """The steps to try, each soon before one on that path."""
+    log = case.count(command)
+    steps_of_kind = range(1, len(log) + 1, case.node.every)
+    found = [k for k in steps_of_kind if any(near in step for step in log[k - 1 : k + 9])]
+    return some_of(found, f"fault {type(case.node).__name__} {command}")
 
 
 def ends_well(case: Case, command: str, result: subprocess.CompletedProcess[str]) -> None:

@@ -7,21 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.interrupted import CASES, Case, PlainNode, cases, of_part, parts
+from tests.cli.interrupted import CASES, Case, PlainNode, cases, some_of
 from tests.conformance import checks, steps
 
 pytestmark = pytest.mark.timeout(600)
 
 
-@parts
 @cases()
 def test_next_command_repairs_a_command_killed_at_any_step(
-    kind: type[PlainNode], command: str, part: int | str, place: Path
+    kind: type[PlainNode], command: str, place: Path
 ) -> None:
     """The next `apply` makes the node right, `revert` then puts it back, and nothing is left."""
     with kind(place) as node:
         case = Case(node)
-        for k in points(case, command, part):
+        for k in points(case, command):
             case.prepare(command)
             killed = node.in_steps(command, str(k))
             assert killed.returncode == -signal.SIGKILL, checks.said(killed)
@@ -52,7 +51,7 @@ def test_toolkit_killed_around_the_exchange_is_old_or_new(name: str, place: Path
             case.give_up() if k == at else case.recover()
 
 
-def points(case: Case, command: str, part: int | str) -> list[int]:
-    """The steps of one part."""
+def points(case: Case, command: str) -> list[int]:
+    """The steps to try."""
     case.count(command)
-    return of_part(steps.seen(case.node.log), part, f"kill {type(case.node).__name__} {command}")
+    return some_of(steps.seen(case.node.log), f"kill {type(case.node).__name__} {command}")

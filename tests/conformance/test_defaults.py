@@ -15,7 +15,7 @@ from tests.conformance import checks
 from tests.conformance.private_node import PrivateNode
 from tests.conformance.shapes import BY_NAME, Shape
 from tests.conformance.trees import contents, touched
-from tests.sampling import sample
+from tests.sampling import by_run, sample
 from tests.tools.runtimes import Runtime
 
 pytestmark = pytest.mark.real
@@ -32,14 +32,10 @@ _EDIT = '\n# by the admin\n[debug]\n  level = "info" # for the ticket\n'
 
 def cells(count: int, name: str) -> list[object]:
     """Some of them; all in a long run."""
-    chosen = sample(range(len(_CELLS)), count, name)
     return [
-        pytest.param(
-            shape, generation, id=f"{shape.name}-{generation}",
-            marks=() if number in chosen else pytest.mark.long,
-        )
-        for number, (shape, generation) in enumerate(_CELLS)
-    ]  # fmt: skip
+        pytest.param(shape, generation, id=f"{shape.name}-{generation}")
+        for shape, generation in sample(_CELLS, by_run(count, len(_CELLS)), name)
+    ]
 
 
 def settings(node: PrivateNode) -> dict[str, object]:

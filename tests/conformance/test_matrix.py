@@ -10,21 +10,17 @@ from tests.conformance import checks, steps
 from tests.conformance.private_node import PrivateNode
 from tests.conformance.shapes import SHAPES, Refused, Row, Shape
 from tests.conformance.trees import touched
-from tests.sampling import sample
+from tests.sampling import by_run, sample
 from tests.tools.runtimes import Runtime
 
 pytestmark = pytest.mark.real
 
 _ALL = [(shape, generation) for shape in SHAPES for generation in shape.cells]
 # A cell is a dozen starts of a real containerd; all of them take five minutes.
-_SOME = sample(range(len(_ALL)), 45, "matrix")
 CELLS = [
-    pytest.param(
-        shape, generation, id=f"{shape.name}-{generation}",
-        marks=() if number in _SOME else pytest.mark.long,
-    )
-    for number, (shape, generation) in enumerate(_ALL)
-]  # fmt: skip
+    pytest.param(shape, generation, id=f"{shape.name}-{generation}")
+    for shape, generation in sample(_ALL, by_run(25, len(_ALL)), "matrix")
+]
 
 
 @pytest.mark.parametrize(("shape", "generation"), CELLS)

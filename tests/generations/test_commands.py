@@ -35,7 +35,7 @@ _RUNNING = [
 _ALONE = [cell for cell in _RUNNING if str(cell) not in _FEW and "+" not in cell.shape.name]
 _CELLS = [
     *(cell for cell in _RUNNING if str(cell) in _FEW),
-    *sampled_params(_ALONE, 5, "commands"),
+    *sampled_params(_ALONE, 5, "commands", long=40),
 ]
 
 

@@ -26,6 +26,7 @@ from tests.doubles.containerd.load import Node, RefusedError, load
 from tests.doubles.containerd.populate import effective
 from tests.generations.model_node import Texts, write_files
 from tests.generations.shapes import SHAPES
+from tests.sampling import by_run, sample
 from tests.tools.runtimes import Runtime
 from tests.tools.runtimes import load as inventory
 
@@ -104,13 +105,13 @@ VERSIONS = {"1.6": "1.6.20", "1.7": "1.7.24", "2.1": "2.1.9"}
 @pytest.mark.real
 @pytest.mark.parametrize("generation", VERSIONS)
 def test_rules_are_those_of_the_real_one(generation: str, tmp_path: Path) -> None:
-    """Every file tree gives the same effective configuration, or is refused by all three."""
+    """A file tree gives the same effective configuration, or is refused by all three."""
     runtime = inventory().find(generation)
     assert runtime is not None
     wrong = {}
-    for name, shape in WITH_TEXTS.items():
+    for name in sample([*WITH_TEXTS], by_run(40, len(WITH_TEXTS)), generation):
         directory = tmp_path / name
-        write_files(directory, shape)
+        write_files(directory, WITH_TEXTS[name])
         config = directory / "etc/containerd/config.toml"
         if not config.exists() or name in UNSEEN.get(generation, ()):
             continue

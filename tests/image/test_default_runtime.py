@@ -14,7 +14,7 @@ import pytest
 
 from tests.conformance import checks
 from tests.conformance.trees import contents, touched
-from tests.sampling import sample
+from tests.sampling import by_run, sample
 from tests.tools.pods import PodNode, Pods
 from tests.tools.runtimes import Runtime
 
@@ -30,13 +30,10 @@ _NODES = {
     "v2-runc-is-nvidia": ("1.6", "1.7", "2.1"),
 }
 _CASES = [
-    pytest.param(
-        files, generation,
-        marks=pytest.mark.long if generation not in sample([*generations], 1, files) else (),
-    )
+    (files, generation)
     for files, generations in _NODES.items()
-    for generation in generations
-]  # fmt: skip
+    for generation in sample(generations, by_run(1, len(generations)), files)
+]
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from agent.cri.client import pod_questions
 from tests.conformance import checks
 from tests.conformance.trees import contents
 from tests.doubles.toolkit.toolkit_node import ToolkitNode
-from tests.sampling import sample, sampled_params
+from tests.sampling import by_run, sample, sampled_params
 from tests.tools.lending import Lending
 from tests.tools.pods import PodNode
 from tests.tools.runtimes import Runtime
@@ -221,14 +221,11 @@ FAULTS: dict[Callable[[ToolkitNode], str], list[str]] = {
 @pytest.mark.parametrize(
     ("generation", "fault"),
     [
-        pytest.param(
-            generation, fault, id=f"{fault.__name__}-{generation}",
-            marks=() if generation in sample(known, 1, fault.__name__) else pytest.mark.long,
-        )
+        pytest.param(generation, fault, id=f"{fault.__name__}-{generation}")
         for fault, known in FAULTS.items()
-        for generation in known
+        for generation in sample(known, by_run(1, len(known)), fault.__name__)
     ],
-)  # fmt: skip
+)
 def test_a_broken_node_fails_and_says_why(
     generation: str, runtime: Runtime, fault: Callable[[ToolkitNode], str]
 ) -> None:
