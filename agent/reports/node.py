@@ -6,7 +6,9 @@ reported.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from agent import status
@@ -14,21 +16,33 @@ from agent.cdi.specs.provider import OURS
 from agent.cdi.specs.spec_ownership import SpecStatus
 from agent.errors import AgentError, Refused
 from agent.host import files
-from agent.host.paths import HostRoot
+from agent.host.paths import HostRoot, is_below
 from agent.options.settings import Settings
 from agent.plan import own_specs
 from agent.plan.context import Context
 from agent.plan.propose import Proposal, preview
 from agent.plan.published import lines
-from agent.reports.left_over import LeftOver, left_over
-from agent.runtimes import registry
+from agent.runtimes import find, registry
+from agent.runtimes.base import ConfiguredRuntime
+from agent.runtimes.desired_state import is_ours, programs_of
 from agent.runtimes.key_ownership import condition
 from agent.state import store
 from agent.state.store import TIDYING, Memory, Original
-from agent.status import Publisher
+from agent.toolkit import install
 from agent.toolkit.tree import CONFIG
 
 OUT_OF_DATE = "the published decision is out of date"
+_REMEDY = "toolkit-agent revert --keep-edits --toolkit"
+
+
+@dataclass(frozen=True)
+class LeftOver:
+    """A file or a directory (host path) of ours that nothing uses any more, its kind in words, and
+    the command that removes it."""
+
+    path: str
+    what: str
+    remedy: str = _REMEDY
 
 
 @dataclass(frozen=True)
@@ -57,6 +71,7 @@ class Report:
 
 def report(ctx: Context) -> Report:
     """The report of this node. A broken node is reported, and raises nothing."""
+    settings, host, directory = ctx.settings, ctx.host, ctx.publisher.directory
     proposal, problem = None, None
     memory, unfinished, failed = Memory(), None, None
     try:
@@ -69,37 +84,49 @@ def report(ctx: Context) -> Report:
         problem = next(iter(proposal.refusals), None)
     except AgentError as error:
         problem = error
+    published: dict[str, str] = {}
+    missing = None
+    try:
+        published = status.read_valid(host, directory, ctx.boot_id)
+    except Refused as error:
+        missing = error.message
     drift: list[str] = []
+    left_over: tuple[LeftOver, ...] = ()
+    default, handlers = None, tuple[str, ...]()
     if proposal is not None:
-        drift += [
-            f"{change.path.host} is missing or differs from what `apply` writes"
-            for change in proposal.changes
-        ]
-        drift += _toolkit_drift(proposal)
-        drift += [f"running runtime: {text}" for text in proposal.unproven]
-    published, missing = _published(ctx.host, ctx.publisher, ctx.boot_id)
-    if proposal is not None and published:
-        now = dict(lines(ctx.settings, ctx.host, proposal, ctx.boot_id, ctx.wall()))
-        if now["TOOLKIT_CONFIG_HASH"] != published.get("TOOLKIT_CONFIG_HASH"):
+        drift += _drift(proposal)
+        now = dict(lines(settings, host, proposal, ctx.boot_id, ctx.wall())) if published else {}
+        if now.get("TOOLKIT_CONFIG_HASH") != published.get("TOOLKIT_CONFIG_HASH"):
             drift.append(OUT_OF_DATE)
+        default, handlers = registry.shown(proposal.runtime.answer)
+        with contextlib.suppress(AgentError):
+            left_over = tuple(_left_over(settings, host, proposal.node, memory))
     touched = tuple(
-        (
-            name,
-            item.digest is not None,
-            _condition(ctx.host.agent_path(name), name, item)
-            + _stale(ctx.host, proposal, name, item),
-        )
+        (name, item.digest is not None, _condition(host, proposal, name, item))
         for name, item in sorted(memory.files.items())
     )
     ready = bool(published) and problem is None and not drift and unfinished is None
-    default, handlers = registry.shown(proposal.runtime.answer) if proposal else (None, ())
     return Report(
-        ready, proposal, problem, published, missing,
-        status.read_error(ctx.host, ctx.publisher.directory), touched, unfinished, failed,
-        tuple(drift), default, tuple(handlers),
-        _on_disk(proposal.spec) if proposal and proposal.spec else (),
-        _left_over(ctx.settings, ctx.host, proposal, memory), memory,
+        ready, proposal, problem, published, missing, status.read_error(host, directory), touched,
+        unfinished, failed, tuple(drift), default, tuple(handlers),
+        _on_disk(proposal.spec) if proposal and proposal.spec else (), left_over, memory,
     )  # fmt: skip
+
+
+def _drift(proposal: Proposal) -> Iterator[str]:
+    """What differs from a node that is right. config.toml is among the changes of a proposal, not
+    among the programs of the toolkit."""
+    for change in proposal.changes:
+        yield f"{change.path.host} is missing or differs from what `apply` writes"
+    if proposal.toolkit is not None:
+        directory, different = proposal.toolkit.found.directory, proposal.toolkit.difference
+        for name in different.write:
+            if name != CONFIG:
+                yield f"{directory}/{name} is missing or differs from what `apply` writes"
+        for name in different.remove:
+            yield f"{directory}/{name} should be gone"
+    for text in proposal.unproven:
+        yield f"running runtime: {text}"
 
 
 def _on_disk(proposed: own_specs.SpecProposal) -> tuple[SpecStatus, ...]:
@@ -113,52 +140,40 @@ def _on_disk(proposed: own_specs.SpecProposal) -> tuple[SpecStatus, ...]:
     )
 
 
-def _toolkit_drift(proposal: Proposal) -> list[str]:
-    """The drift of the toolkit's programs. config.toml is not one of them, because it is among the
-    changes of the proposal."""
-    if proposal.toolkit is None:
-        return []
-    directory, different = proposal.toolkit.found.directory, proposal.toolkit.difference
-    names = [name for name in different.write if name != CONFIG]
-    return [
-        *(f"{directory}/{name} is missing or differs from what `apply` writes" for name in names),
-        *(f"{directory}/{name} should be gone" for name in different.remove),
-    ]
+def _condition(host: HostRoot, proposal: Proposal | None, name: str, original: Original) -> str:
+    """The condition of a file that we wrote, in words. An edit by others is not a fault.
 
-
-def _condition(agent: str, host: str, original: Original) -> str:
-    """The condition of a file that we wrote, in words. An edit by others is not a fault."""
+    Another toolkit may have replaced the file that imported one that we made.
+    """
+    agent = host.agent_path(name)
     try:
-        return condition(original, files.read(agent, host))
+        found: str = condition(original, files.read(agent, name))
     except Refused as error:
-        return error.message
-
-
-def _stale(host: HostRoot, proposal: Proposal | None, name: str, original: Original) -> str:
-    """A note where the runtime does not load a configuration file that we made, because another
-    toolkit replaced the file that imported it."""
+        found = error.message
     node = proposal.node if proposal else None
-    ours = original.digest is None and name.endswith((".toml", ".conf"))
-    if node is None or not ours or not os.path.lexists(host.agent_path(name)):
-        return ""
-    loaded = {file.path.host for file in node.files}
-    return "" if name in loaded else ", and the runtime does not load it"
+    made = original.digest is None and name.endswith((".toml", ".conf"))
+    if node is None or not made or not os.path.lexists(agent):
+        return found
+    loaded = any(file.path.host == name for file in node.files)
+    return found if loaded else f"{found}, and the runtime does not load it"
 
 
 def _left_over(
-    settings: Settings, host: HostRoot, proposal: Proposal | None, memory: Memory
-) -> tuple[LeftOver, ...]:
-    """The left-over files, none where they cannot be determined."""
-    try:
-        return left_over(settings, host, proposal.node, memory) if proposal else ()
-    except AgentError:
-        return ()
-
-
-def _published(
-    host: HostRoot, publisher: Publisher, boot_id: str
-) -> tuple[dict[str, str], str | None]:
-    try:
-        return status.read_valid(host, publisher.directory, boot_id), None
-    except Refused as error:
-        return {}, error.message
+    settings: Settings, host: HostRoot, node: ConfiguredRuntime | None, memory: Memory
+) -> Iterator[LeftOver]:
+    """Our specs and the directories of our toolkit, if no handler and no hook runs a program of
+    ours, but one of somebody else's. Raises Refused."""
+    current = install.installed_paths(settings, host)
+    directories = (*current, *memory.moved)
+    if node is None or not memory.files or not directories:
+        return
+    programs = [path for _, path in node.hook_programs({})]
+    for name, table in node.effective(node.files).runtimes.items():
+        programs += programs_of(table) if is_ours(name, table) else ()
+    programs = [path for path in programs if path.startswith("/")]
+    if not programs or any(is_below(path, *directories) for path in programs):
+        return
+    for path in own_specs.written_by_us(settings, host, find.spec_directories(node.runtime)):
+        yield LeftOver(path.host, "CDI spec")
+    for directory in (*current[:1], *memory.moved):
+        yield LeftOver(directory, "toolkit")
