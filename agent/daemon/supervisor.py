@@ -54,7 +54,7 @@ _MOST_COUNTED = 1_000  # names of a directory that are watched
 _MOST_NAMES = 10_000  # names of a directory that are read
 _MOST_LISTED = 1 << 20  # bytes of a report
 
-_TYPE, _LINK, _SOCKET = 0o170000, 0o120000, 0o140000
+_TYPE, _LINK = 0o170000, 0o120000
 
 
 def signature(entry: bytes) -> object:
@@ -68,47 +68,39 @@ def signature(entry: bytes) -> object:
     """
     if entry.startswith(b"@"):
         return time.monotonic() >= float(entry[1:])
-    if entry.startswith(b"="):
-        return _identity(entry[1:])
-    if entry.startswith(b"!"):
-        prefix, _, directory = entry[1:].partition(b"*")
-        names = _names(directory, entry, lambda name: not name.startswith(prefix))
+    try:
+        if entry.startswith(b"="):
+            found = os.lstat(entry[1:])
+            return (found.st_mode, found.st_ino, found.st_dev, found.st_rdev, found.st_uid,
+                    found.st_gid)  # fmt: skip
+        if entry.startswith(b"/"):
+            own = os.lstat(entry)
+            is_link = own.st_mode & _TYPE == _LINK
+            return (_facts(own), _facts(os.stat(entry))) if is_link else _facts(own)
+        others = entry.startswith(b"!")
+        prefix, _, directory = entry.removeprefix(b"!").partition(b"*")
+        names = _names(directory, entry, lambda name: name.startswith(prefix) != others)
         if isinstance(names, int):
             return names
-        return [(name, signature(directory + b"/" + name)) for name in names]
-    if not entry.startswith(b"/"):
-        prefix, _, directory = entry.partition(b"*")
-        return _nodes(directory, _names(directory, entry, lambda name: name.startswith(prefix)))
-    try:
-        own = os.lstat(entry)
-        if own.st_mode & _TYPE != _LINK:
-            return _facts(own)
-        return _facts(own), _facts(os.stat(entry))
+        look = signature if others else _device
+        return [(name, look(directory + b"/" + name)) for name in names]
     except OSError as error:
-        return _missing(error)
-
-
-def _missing(error: OSError) -> "int | None":
-    return None if error.errno in (errno.ENOENT, errno.ENOTDIR) else error.errno
-
-
-def _identity(path: bytes) -> object:
-    try:
-        found = os.lstat(path)
-    except OSError as error:
-        return _missing(error)
-    return (
-        found.st_mode, found.st_ino, found.st_dev, found.st_rdev, found.st_uid, found.st_gid,
-    )  # fmt: skip
+        return None if error.errno in (errno.ENOENT, errno.ENOTDIR) else error.errno
 
 
 def _facts(found: os.stat_result) -> object:
-    if found.st_mode & _TYPE == _SOCKET:
-        return found.st_ino, found.st_dev, found.st_mode, found.st_ctime_ns
     return (
         found.st_mode, found.st_ino, found.st_dev, found.st_size, found.st_mtime_ns,
         found.st_ctime_ns, found.st_rdev, found.st_uid, found.st_gid,
     )  # fmt: skip
+
+
+def _device(path: bytes) -> object:
+    """What counts of a device node. What the kernel makes anew in /proc under its old name shows in
+    its time."""
+    found = os.lstat(path)
+    moment = 0 if found.st_rdev else found.st_ctime_ns
+    return found.st_rdev, found.st_mode, found.st_uid, found.st_gid, moment
 
 
 # A cache: the names of an entry, with the modification time of the directory at that moment.
@@ -118,24 +110,21 @@ _listed: "dict[bytes, tuple[int, list[bytes] | None]]" = {}
 def _names(
     directory: bytes, entry: bytes, counts: "Callable[[bytes], bool]"
 ) -> "list[bytes] | int":
-    """The names in a directory that count, or a number that stands for all of them: an error, or
-    the time of a directory with too many names.
+    """The names in a directory that count; the time of the directory if it has too many names.
+    Raises OSError.
 
     The time of /dev itself would not do, because it changes with every terminal. In /proc and /sys,
     whose directories have no size, the time never changes, so these are read each time.
     """
-    try:
-        found = os.stat(directory)
-        moment = found.st_mtime_ns
-        known = _listed.get(entry)
-        if known is None or known[0] != moment or not found.st_size:
-            known = moment, _read_names(directory, counts)
-            # A second change within the same tick of the clock would not show in the time.
-            if time.time_ns() - moment > 10**9:
-                _listed[entry] = known
-        return moment if known[1] is None else known[1]
-    except OSError as error:
-        return error.errno or -1
+    found = os.stat(directory)
+    moment = found.st_mtime_ns
+    known = _listed.get(entry)
+    if known is None or known[0] != moment or not found.st_size:
+        known = moment, _read_names(directory, counts)
+        # A second change within the same tick of the clock would not show in the time.
+        if time.time_ns() - moment > 10**9:
+            _listed[entry] = known
+    return moment if known[1] is None else known[1]
 
 
 def _read_names(directory: bytes, counts: "Callable[[bytes], bool]") -> "list[bytes] | None":
@@ -148,22 +137,6 @@ def _read_names(directory: bytes, counts: "Callable[[bytes], bool]") -> "list[by
             if number >= _MOST_NAMES or len(found) > _MOST_COUNTED:
                 return None
     return sorted(found)
-
-
-def _nodes(directory: bytes, names: "list[bytes] | int") -> object:
-    """What counts of device nodes. What the kernel makes anew in /proc under its old name shows in
-    its time."""
-    if isinstance(names, int):
-        return names
-    try:
-        found = [(name, os.lstat(directory + b"/" + name)) for name in names]
-    except OSError as error:
-        return error.errno
-    return [
-        (name, item.st_rdev, item.st_mode, item.st_uid, item.st_gid,
-         0 if item.st_rdev else item.st_ctime_ns)
-        for name, item in found
-    ]  # fmt: skip
 
 
 def signatures(entries: "Iterable[bytes]") -> dict[bytes, object]:
@@ -423,7 +396,7 @@ def _drain(reader: int) -> bytes:
 def withdraw(paths: "Iterable[str]") -> bool:
     """Remove status files in this order, up to the first that cannot be removed. Gives whether
     the first one existed. No part of a path may be a link: links were followed at the start."""
-    found = []
+    there = []
     for path in paths:
         try:
             above, name = os.path.split(path)
@@ -433,13 +406,13 @@ def withdraw(paths: "Iterable[str]") -> bool:
                 os.fsync(directory)
             finally:
                 os.close(directory)
-            found.append(path)
+            there.append(True)
         except FileNotFoundError:
-            found.append("")
+            there.append(False)
         except OSError as error:
             log("readiness not withdrawn", "errno", error.errno or 0)
             break
-    return bool(found and found[0])
+    return there[:1] == [True]
 
 
 def _directory(path: str) -> int:

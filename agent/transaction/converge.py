@@ -132,7 +132,9 @@ class _Convergence:
             garbled_files.revive(ctx, error)
             proposal = self.propose(memory)
         if recovered.waiting:
-            if _still_waits(proposal):
+            restart = proposal.restart
+            if not proposal.config_changes and restart is not None and restart.kind == "none":
+                # The change is still the right one, and its restart is not ours to do.
                 return self._publish(Outcome(proposal, self._install(proposal), pending=True))
             self.refuse(proposal)
             recovered = recover.give_up_waiting(ctx)
@@ -270,12 +272,6 @@ class _Convergence:
         return outcome
 
 
-def _still_waits(proposal: Proposal) -> bool:
-    """Is the written change still the right one, and its restart still not ours to do?"""
-    restart = proposal.restart
-    return not proposal.config_changes and restart is not None and restart.kind == "none"
-
-
 def publish_failure(publisher: Publisher, log: Log, error: AgentError) -> None:
     """Publish a failure beside the status file. The status file itself is removed where no runtime
     answers (row 9) and where the toolkit is missing. A failure of this function is only logged,
@@ -306,14 +302,15 @@ def _memory_after(memory: Memory, proposal: Proposal, *, refused_cdi: bool) -> M
 def refuse_changed(node: ConfiguredRuntime) -> None:
     """Check that the runtime's files are still those that the plan was made from, and that no file
     was added or removed. Raises Refused."""
-    planned = {file.name: file.state and file.state.digest for file in node.files}
-    now = {file.name: file.state and file.state.digest for file in node.load()}
-    for name in (*planned, *now):
-        if name not in planned or name not in now or planned[name] != now[name]:
-            raise Refused(
-                f"cannot write: somebody changed {name} in the meantime; nothing was changed; "
-                "try again"
-            )
+    planned, now = (
+        {(file.name, file.state and file.state.digest) for file in loaded}
+        for loaded in (node.files, node.load())
+    )
+    if changed := sorted(name for name, _ in planned ^ now):
+        raise Refused(
+            f"cannot write: somebody changed {changed[0]} in the meantime; nothing was changed; "
+            "try again"
+        )
 
 
 def states_of(node: ConfiguredRuntime) -> tuple[Desired, ...]:
@@ -323,16 +320,14 @@ def states_of(node: ConfiguredRuntime) -> tuple[Desired, ...]:
     In the second, it shows what its files say, because somebody may have changed them after its
     start. Nothing else is compared, so that no detail makes an undo fail.
     """
-    default, handlers = registry.shown(node.runtime.answer)
     effective = node.effective(node.files)
-    states = ((default, handlers), (effective.default, tuple(effective.runtimes)))
     shown, computed = (
         Desired(
-            {},
-            name,
-            False,
-            tuple(ours for ours in desired_state.OUR_NAMES if ours not in shown_handlers),
+            {}, default, False, tuple(name for name in desired_state.OUR_NAMES if name not in there)
         )
-        for name, shown_handlers in states
+        for default, there in (
+            registry.shown(node.runtime.answer),
+            (effective.default, tuple(effective.runtimes)),
+        )
     )
     return (shown,) if shown == computed else (shown, computed)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from agent.errors import Refused, reason
@@ -144,19 +144,19 @@ def undo(store: Store, journal: Journal, begun: Collection[str] | None = None) -
     `begun` are the files that may have been written (host paths), None where that is not known. Any
     other file that is not as before was changed by somebody else, and is no failure.
     """
-    undone = _undo(store, journal, begun)
-    return _undo(store, journal, begun) if undone.failed else undone
-
-
-def _undo(store: Store, journal: Journal, begun: Collection[str] | None) -> Undone:
-    foreign, failed = [], []
-    for entry in reversed(journal.entries):
-        try:
-            if not _undo_one(store, entry) and (begun is None or entry.host in begun):
-                foreign.append(entry.host)
-        except (OSError, Refused) as error:
-            text = reason(error) if isinstance(error, OSError) else error.message
-            failed.append(f"{entry.host}: {text}")
+    foreign: list[str] = []
+    failed: list[str] = []
+    for _ in range(2):
+        foreign, failed = [], []
+        for entry in reversed(journal.entries):
+            try:
+                if not _undo_one(store, entry) and (begun is None or entry.host in begun):
+                    foreign.append(entry.host)
+            except (OSError, Refused) as error:
+                text = reason(error) if isinstance(error, OSError) else error.message
+                failed.append(f"{entry.host}: {text}")
+        if not failed:
+            break
     return Undone(tuple(foreign), tuple(failed))
 
 
@@ -237,9 +237,6 @@ def remembered(memory: Memory, journal_entries: tuple[Entry, ...]) -> Memory:
             old, written=entry.after, edited=edited, made=old.made or entry.made,
             keys=key_ownership.merged(old.keys, entry.keys), text=entry.text,
         )  # fmt: skip
-    return replace(memory, files=_without_restored(known))
-
-
-def _without_restored(known: Mapping[str, Original]) -> dict[str, Original]:
-    """The remembered files without those that have their original content again."""
-    return {host: item for host, item in known.items() if item.written != item.digest}
+    # A file that has its original content again is forgotten.
+    left = {host: item for host, item in known.items() if item.written != item.digest}
+    return replace(memory, files=left)

@@ -37,7 +37,8 @@ def changes(
         found.append(item)
         made_by_us = memory.files[name].digest is None
         if node.imports_drop_in and name == node.drop_in.host and made_by_us:
-            drop_in_goes = not _has_content(item)
+            left = document.parse(item.after.data, name) if item.after else {}
+            drop_in_goes = not left.keys() - {"version"}
     return node.finished(tuple(found))
 
 
@@ -60,11 +61,6 @@ def originals(store: Store, memory: Memory, hosts: tuple[str, ...]) -> dict[str,
             data = store.original_bytes(known.digest)
             found[host] = FileState(data, known.mode, known.uid, known.gid)
     return found
-
-
-def _has_content(change: Change) -> bool:
-    state = change.after
-    return bool(state and document.parse(state.data, change.path.host).keys() - {"version"})
 
 
 def _change(
