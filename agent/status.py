@@ -104,14 +104,6 @@ def parse(data: bytes, path: str) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Saved:
-    """The bytes of the twin and of the barrier before a change; None if there was no file."""
-
-    twin: bytes | None = None
-    barrier: bytes | None = None
-
-
-@dataclass(frozen=True)
 class Publisher:
     """Writes the status files into `directory` (a host path, see `trust.system_name`).
 
@@ -170,10 +162,10 @@ class Publisher:
             self._make()
             files.discard(files.stage(self.path(TWIN), files.new_state(b"\n", 0o600)))
 
-    def save(self) -> Saved:
-        """The current files, for `restore` after an undo."""
-        twin, barrier = self._current(TWIN), self._current(READY)
-        return Saved(twin.data if twin else None, barrier.data if barrier else None)
+    def save(self) -> dict[str, bytes]:
+        """The content of the twin and of the barrier by their names, for `restore`."""
+        found = ((name, self._current(name)) for name in (TWIN, READY))
+        return {name: state.data for name, state in found if state}
 
     def withdraw(self) -> None:
         """Remove the status files, the barrier first. Raises Refused."""
@@ -186,11 +178,11 @@ class Publisher:
             self.require()
             self._remove(ERROR)
 
-    def restore(self, saved: Saved) -> None:
+    def restore(self, saved: Mapping[str, bytes | None]) -> None:
         """Write the saved files again, the barrier last. Raises Refused."""
         with self._refusing():
-            for name, data in ((TWIN, saved.twin), (READY, saved.barrier)):
-                if data is not None:
+            for name in (TWIN, READY):
+                if (data := saved.get(name)) is not None:
                     self._make()
                     self._write(name, data)
 

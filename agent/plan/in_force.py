@@ -5,7 +5,7 @@ is no obstacle where a trial start shows that the runtime starts on them. Withou
 nobody has seen it do so. CRI-O shows new handlers after a reload, although pods still get the old
 ones. What it shows is therefore no evidence where the file may be younger than the process.
 
-Invariant: reads only, except `remember_proven`. A file is in force if it is older than the
+Invariant: reads only. A file is in force if it is older than the
 process, if we wrote it and proved it, or if the runtime shows every setting in it. A process that
 was proven before is believed, and so is one of which nothing is known.
 """
@@ -13,20 +13,15 @@ was proven before is believed, and so is one of which nothing is known.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from agent.cri import process
-from agent.errors import Refused, Unreachable
-from agent.log import Log
-from agent.plan.context import best_effort
-from agent.runtimes import registry
-from agent.runtimes.base import ConfiguredRuntime, Edits, Endpoint
-from agent.runtimes.config_file import ConfigFile, owner
+from agent.errors import Refused
+from agent.runtimes.base import ConfiguredRuntime, Edits
+from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.desired_state import leaves, same
 from agent.runtimes.key_ownership import is_proven
-from agent.runtimes.proof import Identity
-from agent.state.store import Memory, Store
+from agent.state.store import Memory
 from agent.toml.document import get
 
 _MISSING = object()
@@ -99,20 +94,3 @@ def unproven_after_reload(
                 f"{now.path} was changed after {title} was started: it may only have reloaded it",
             )
     return ()
-
-
-def remember_proven(
-    store: Store, log: Log, endpoint: Endpoint, boot_id: str,
-    identity: Callable[[Endpoint], Identity],
-) -> None:  # fmt: skip
-    """Remember the process that was proven just now, so that it is believed from now on. `boot_id`
-    and `identity` are those of Context."""
-    if not registry.adapter(endpoint.kind).shows_reloaded:
-        return
-    try:
-        found = identity(endpoint)
-    except Unreachable:
-        return
-    if found is not None:
-        proven = (boot_id, *found)
-        best_effort(log, lambda: store.remember(replace(store.memory(), proven=proven)))

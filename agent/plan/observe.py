@@ -39,7 +39,13 @@ class Observation:
 
 def observe(settings: Settings, host: HostRoot, memory: Memory) -> Observation:
     """Observe the node. `memory` is what is remembered of it. Raises Unreachable or Refused."""
-    toolkit, warning = _toolkit(settings, host)
+    toolkit, warning = None, None
+    try:
+        toolkit = install.find_toolkit(settings, host)
+    except NoToolkit as error:
+        if not settings.no_runtime_config:
+            raise
+        warning = error.message  # no handler is registered, so the node can do without
     runtime = find.find_runtime(settings, host)
     adapter = registry.adapter(runtime.kind)
     if settings.no_runtime_config:
@@ -49,13 +55,3 @@ def observe(settings: Settings, host: HostRoot, memory: Memory) -> Observation:
     overlay = {change.path.host: change.after for change in repairs}
     node = adapter.look(settings, host, runtime, overlay)
     return Observation(memory, toolkit, warning, runtime, node, node.evidence(), repairs)
-
-
-def _toolkit(settings: Settings, host: HostRoot) -> tuple[install.Toolkit | None, str | None]:
-    """The toolkit. Where no handler is registered, a missing toolkit is only a warning."""
-    try:
-        return install.find_toolkit(settings, host), None
-    except NoToolkit as error:
-        if not settings.no_runtime_config:
-            raise
-        return None, error.message

@@ -10,6 +10,7 @@ only the type and the owner count, but not the content.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 
@@ -17,9 +18,8 @@ from agent import status
 from agent.cdi.driver import driver
 from agent.cdi.make import generate
 from agent.cri import process
-from agent.cri.process import Process
 from agent.errors import AgentError
-from agent.host.paths import HostPath, HostRoot
+from agent.host.paths import HostRoot
 from agent.options.settings import Settings
 from agent.plan import own_specs
 from agent.runtimes import registry
@@ -35,7 +35,9 @@ def watch_paths(
     """The watch list. `node` is None where the configuration could not be read, `spec` is None
     where no specs were proposed."""
     found = [*(_of_node(host, node) if node is not None else _of_settings(settings, host))]
-    found += [*_published(publisher), *_programs(settings, host), *_cdi(settings, host, node)]
+    # Not their directory and the error file: others write there, and so do our own failures.
+    found += [publisher.path(name) for name in (status.READY, status.TWIN)]
+    found += [*_programs(settings, host), *_cdi(settings, host, node)]
     found += [f"={path}" for path in (spec.judged_paths if spec else ())]
     return tuple(dict.fromkeys(found))
 
@@ -56,41 +58,19 @@ def _of_settings(settings: Settings, host: HostRoot) -> Iterator[str]:
             yield host.agent_path(host.name(path))
             continue
         yield socket.agent
-        yield from _of_process(settings, host, _running(host, socket, kind), kind)
-
-
-def _running(host: HostRoot, socket: HostPath, kind: str) -> Process | None:
-    try:
-        return process.find(socket.agent, socket.host, host, kind)
-    except AgentError:
-        return None
-
-
-def _of_process(
-    settings: Settings, host: HostRoot, running: Process | None, kind: str
-) -> Iterator[str]:
-    """The files of a runtime whose configuration may be at fault."""
-    try:
-        for name in registry.adapter(kind).watch_paths(settings, host, running):
-            yield from _path(host, name)
-    except (AgentError, OSError):
-        return
+        running = None
+        with contextlib.suppress(AgentError):
+            running = process.find(socket.agent, socket.host, host, kind)
+        with contextlib.suppress(AgentError, OSError):
+            for name in registry.adapter(kind).watch_paths(settings, host, running):
+                yield from _path(host, name)
 
 
 def _path(host: HostRoot, name: str) -> Iterator[str]:
     """The agent paths of a host path and of the target of its links. Both can be replaced."""
     yield host.agent_path(name)
-    try:
+    with contextlib.suppress(AgentError):
         yield host.resolve(name).agent
-    except AgentError:
-        return
-
-
-def _published(publisher: Publisher) -> Iterator[str]:
-    """The status files. Their directory and the error file are no part of the list, because others
-    write there, and so do our own failures."""
-    for name in (status.READY, status.TWIN):
-        yield publisher.path(name)
 
 
 def _programs(settings: Settings, host: HostRoot) -> Iterator[str]:

@@ -36,7 +36,7 @@ from agent.state.store import (
     memory_from_json,
     memory_to_json,
 )
-from agent.status import Saved
+from agent.status import READY, TWIN
 from agent.transaction import file_changes, host_timer, quiet_moment
 from agent.transaction.file_changes import Undone
 from agent.transaction.host_timer import Switch
@@ -195,8 +195,8 @@ def _begin(ctx: Context, request: Request) -> Transaction:
         memory=memory_to_json(file_changes.remembered(request.memory, entries)),
         old_memory=memory_to_json(request.memory),
         fingerprint=request.fingerprint,
-        twin=encode(saved.twin),
-        barrier=encode(saved.barrier),
+        twin=encode(saved.get(TWIN)),
+        barrier=encode(saved.get(READY)),
         switch=host_timer.choose(ctx.host, restart),
         executable=runtime.process.executable if runtime.process else None,
         transaction=process_transaction(),
@@ -274,8 +274,8 @@ class Transaction:
         A commit may have replaced the memory."""
         store, publisher, journal = self.ctx.store, self.ctx.publisher, self.journal
         # What was ready before a reboot is not known to be so now.
-        saved = Saved(decode(journal.twin), decode(journal.barrier))
-        saved = saved if self.in_this_boot else Saved()
+        saved = {TWIN: decode(journal.twin), READY: decode(journal.barrier)}
+        saved = saved if self.in_this_boot else {}
 
         def end() -> None:
             memory = memory_from_json(journal.old_memory, "the journal")

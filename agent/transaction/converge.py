@@ -6,6 +6,7 @@ change and published after the proof; a node that is right already is not writte
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from dataclasses import dataclass, replace
@@ -26,7 +27,6 @@ from agent.log import Log
 from agent.plan import (
     candidate,
     garbled_files,
-    in_force,
     obstacles,
     own_specs,
     published,
@@ -37,7 +37,7 @@ from agent.plan.context import Context, best_effort
 from agent.plan.observe import observe
 from agent.plan.propose import Proposal, propose, start_failure
 from agent.runtimes import desired_state, registry
-from agent.runtimes.base import ConfiguredRuntime
+from agent.runtimes.base import ConfiguredRuntime, Endpoint
 from agent.runtimes.desired_state import Desired
 from agent.state import store
 from agent.state.store import Memory
@@ -167,9 +167,7 @@ class _Convergence:
         except NotAccepted as error:
             return self._after_failure(proposal, memory, error)
         if done.restarted:
-            in_force.remember_proven(
-                ctx.store, ctx.log, proposal.runtime.endpoint, ctx.boot_id, ctx.identity
-            )
+            self._remember_proven(proposal.runtime.endpoint)
         self._barrier |= done.barrier
         runtime = proposal.runtime
         outcome = Outcome(
@@ -204,6 +202,18 @@ class _Convergence:
             start_failure=functools.partial(start_failure, ctx.start_trial, node),
             pods=pods,
         )
+
+    def _remember_proven(self, endpoint: Endpoint) -> None:
+        """Remember the process that was proven just now, so that it is believed from now on, where
+        the runtime also shows what it has only reloaded."""
+        ctx, found = self._ctx, None
+        if registry.adapter(endpoint.kind).shows_reloaded:
+            with contextlib.suppress(Unreachable):
+                found = ctx.identity(endpoint)
+        if found is not None:
+            proven = (ctx.boot_id, *found)
+            store = ctx.store
+            best_effort(ctx.log, lambda: store.remember(replace(store.memory(), proven=proven)))
 
     def _install(self, proposal: Proposal) -> tuple[str, ...]:
         """Write what a runtime needs at its start: the programs of the handlers, which it asks for

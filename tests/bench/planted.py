@@ -253,7 +253,7 @@ _UNDO = (
     ),
     Mutant(
         "ready-after-a-reboot", "recover", "agent/transaction/change.py",
-        "    saved = saved if journal.boot_id == ctx.boot_id else Saved()\n",
+        "        saved = saved if self.in_this_boot else {}\n",
         "",
         ("tests/unit/transaction/test_change.py",),
     ),
@@ -408,8 +408,8 @@ _SUPERVISOR = (
     ),
     Mutant(
         "barrier-not-watched", "supervisor", "agent/plan/watch.py",
-        "for name in (status.READY, status.TWIN):",
-        "for name in (status.TWIN,):",
+        "for name in (status.READY, status.TWIN)]",
+        "for name in (status.TWIN,)]",
         ("tests/operator/test_containerd.py::test_barrier_of_the_validator_is_refilled_and_never_made",),
     ),
     Mutant(

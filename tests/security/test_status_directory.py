@@ -120,7 +120,7 @@ def test_nothing_is_written(attack: Attack, why: str, directory: Path, victim: P
     for operation in (
         lambda: publisher.publish(lines()),
         lambda: publisher.publish_error(Refused("cannot x: y")),
-        lambda: publisher.restore(status.Saved(b"a", b"b")),
+        lambda: publisher.restore({TWIN: b"a", READY: b"b"}),
         publisher.withdraw,
         publisher.check_writable,
     ):
@@ -129,7 +129,7 @@ def test_nothing_is_written(attack: Attack, why: str, directory: Path, victim: P
         assert told.value.message.startswith(f"cannot write the status file in {directory}: ")
         assert why in told.value.message
     publisher.sweep()
-    assert publisher.save() == status.Saved()
+    assert publisher.save() == {}
     assert _shape(directory.parents[2]) == before
 
 
@@ -197,7 +197,7 @@ def test_link_or_pipe_in_the_place_of_a_file_is_replaced(
         os.mkfifo(path)
     else:
         path.symlink_to(victim / name if kind == "link" else "/dev/zero")
-    assert publisher.save() == status.Saved()
+    assert publisher.save() == {}
     publisher.publish(lines())
     publisher.publish_error(Refused("cannot x: y"))
     assert (victim / name).read_text() == "somebody's\n"

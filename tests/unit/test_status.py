@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from agent import status
 from agent.errors import Refused, RolledBack
-from agent.status import ERROR, READY, TWIN, Lines, Publisher, Saved
+from agent.status import ERROR, READY, TWIN, Lines, Publisher
 from tests.unit.support.faults import CODES, Faults, Killed, count
 from tests.unit.support.published import BOOT, PATHS, content, lines
 
@@ -214,8 +214,8 @@ def test_rollback_restores_the_barrier_last(ours: Publisher, directory: Path) ->
 
 def test_rollback_makes_no_readiness(ours: Publisher, directory: Path) -> None:
     """Where there was no readiness, a rollback makes none."""
-    assert ours.save() == Saved()
-    ours.restore(Saved())
+    assert ours.save() == {}
+    ours.restore({})
     assert not directory.exists()
 
 

@@ -51,7 +51,7 @@ def test_foreign_barrier_emptied_again_is_refilled(foreign: Publisher, directory
 def test_foreign_barrier_comes_back_after_a_proof(foreign: Publisher, directory: Path) -> None:
     """Withdrawn for a change, it is put back if it was there."""
     (directory / READY).touch()
-    there = foreign.save().barrier is not None
+    there = READY in foreign.save()
     foreign.withdraw()
     assert content(directory) == {}
     foreign.publish(lines(), barrier_was_there=there)
