@@ -52,14 +52,13 @@ def removed(host: HostRoot, memory: Memory) -> tuple[str, ...]:
     )
 
 
-def originals(store: Store, memory: Memory, hosts: tuple[str, ...]) -> dict[str, FileState | None]:
-    """Files as they were before us. Raises Refused."""
+def removed_originals(host: HostRoot, store: Store, memory: Memory) -> dict[str, FileState | None]:
+    """These files as they were before us, by their host paths. Raises Refused."""
     found: dict[str, FileState | None] = {}
-    for host in hosts:
-        known = memory.files[host]
-        if known.digest is not None:
-            data = store.original_bytes(known.digest)
-            found[host] = FileState(data, known.mode, known.uid, known.gid)
+    for name in removed(host, memory):
+        known = memory.files[name]
+        data = store.original_bytes(known.digest or "")
+        found[name] = FileState(data, known.mode, known.uid, known.gid)
     return found
 
 

@@ -45,16 +45,6 @@ class Reverted:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """A revert that nothing prevents. `request` is None where no file and no runtime has to change.
-    `dirs` are the directories that may have specs of ours."""
-
-    request: change.Request | None
-    dirs: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-
-
 def revert(ctx: Context, *, keep_edits: bool = False, toolkit: bool = False) -> Reverted:
     """Undo everything that was ever applied, prove it, and withdraw readiness.
 
@@ -70,13 +60,13 @@ def revert(ctx: Context, *, keep_edits: bool = False, toolkit: bool = False) -> 
             memory = store.current_memory(locked.store)
             garbled_files.repair(locked.settings, locked.host, locked.log, memory)
             one = _Revert(locked, memory, keep_edits=keep_edits, toolkit=toolkit)
-            plan = one.plan()
+            one.check()
             if waiting:  # no runtime has seen the last change, so that one is undone first
                 recover.give_up_waiting(locked)
                 memory = locked.store.memory()
                 one = _Revert(locked, memory, keep_edits=keep_edits, toolkit=toolkit)
-                plan = one.plan()
-            return one.carry_out(plan)
+                one.check()
+            return one.carry_out()
     except Locked:
         raise
     except AgentError as error:
@@ -93,9 +83,10 @@ class _Revert:
         self._keep_edits = keep_edits
         self._toolkit = toolkit
 
-    def carry_out(self, plan: _Plan) -> Reverted:
-        """Revert by a plan. Raises AgentError."""
-        ctx, request, notes = self._ctx, plan.request, [*plan.notes]
+    def carry_out(self) -> Reverted:
+        """Revert. Raises AgentError."""
+        ctx, (request, found) = self._ctx, self._request
+        notes = [*found]
         restarted = pending = False
         changed: list[str] = []
         restart = request.restart if request else None
@@ -106,11 +97,11 @@ class _Revert:
             notes += map(down_message, end.down)
             changed += (item.path.host for item in request.changes)
             restarted, pending = end.restarted, end.pending
-        if self._memory.files or own_specs.written_by_us(ctx.settings, ctx.host, plan.dirs):
+        if self._memory.files or own_specs.written_by_us(ctx.settings, ctx.host, self._spec_dirs):
             ctx.publisher.withdraw()  # first, because the node is not ready whatever follows
         if not pending:
             self._forget()
-        changed += own_specs.remove(ctx.settings, ctx.host, plan.dirs)
+        changed += own_specs.remove(ctx.settings, ctx.host, self._spec_dirs)
         if self._toolkit and not pending:
             changed += install.remove(ctx.settings, ctx.host)
             changed += (name for name in self._memory.moved if install.remove_from(ctx.host, name))
@@ -133,19 +124,15 @@ class _Revert:
         store.forget_restarts()
         store.prune(Memory())
 
-    def plan(self) -> _Plan:
-        """The plan of a revert. Everything that can refuse it is checked here, and nothing is
-        written. Raises AgentError."""
+    def check(self) -> None:
+        """Check everything that can refuse the revert. Nothing is written. Raises AgentError."""
         ctx = self._ctx
         settings, host = ctx.settings, ctx.host
         if self._toolkit:
             self._refuse_needed()
-        request, notes = self._request() if self._memory.files else (None, [])
-        try:  # the directories that may have specs of ours
-            dirs = find.spec_directories(self._runtime)
-        except (Refused, Unreachable):
-            dirs = DEFAULT_DIRS
-        blocked = obstacles.of_removal(host, own_specs.written_by_us(settings, host, dirs))
+        request, _ = self._request
+        specs = own_specs.written_by_us(settings, host, self._spec_dirs)
+        blocked = obstacles.of_removal(host, specs)
         if request is not None and blocked is None:
             blocked = obstacles.of_changes(
                 host, ctx.store, ctx.publisher, request.changes, transaction=True
@@ -154,7 +141,15 @@ class _Revert:
             blocked = obstacles.of_toolkit_removal(settings, host)
         if blocked is not None:
             raise blocked
-        return _Plan(request, dirs, tuple(notes))
+
+    @functools.cached_property
+    def _spec_dirs(self) -> tuple[str, ...]:
+        """The directories that may have specs of ours: those that the runtime reads, if it says so,
+        and the default ones."""
+        try:
+            return find.spec_directories(self._runtime)
+        except (Refused, Unreachable):
+            return DEFAULT_DIRS
 
     def _refuse_needed(self) -> None:
         """Raise Refused where a pod runs by the toolkit, or where a remaining file names a program
@@ -184,30 +179,32 @@ class _Revert:
         changes = tuple(sorted(changes, key=lambda item: item.path.host != node.root.path.host))
         return changes, node.load({item.path.host: item.after for item in changes})
 
+    @functools.cached_property
     def _request(self) -> tuple[change.Request | None, list[str]]:
-        """The change of files and runtime, None where none is needed; and notes."""
+        """The change of files and runtime, None where none is needed; and notes. Raises AgentError
+        where it is not possible."""
+        if not self._memory.files:
+            return None, []
         ctx, node, host = self._ctx, self._node, self._ctx.host
         answer = node.runtime.answer
         changes, after = self._planned_files
         effective, now = node.effective(after), node.effective(node.files)
         default, running = registry.shown(answer)
         # Those in the present files (a runc that we made included), and those of ours that run.
-        names = (*now.runtimes, *(name for name in running if name in OUR_NAMES))
-        removed = tuple(name for name in dict.fromkeys(names) if name not in effective.runtimes)
+        names = dict.fromkeys((*now.runtimes, *(name for name in running if name in OUR_NAMES)))
+        removed = tuple(name for name in names if name not in effective.runtimes)
         if used := pod_guard.revert_refusal(ctx.settings, host, node, after):
             raise used
         desired = Desired({}, effective.default, False, removed)
         is_root_gone, notes = self._removed_files()
-        is_ours = default in (*OUR_NAMES, *removed)
-        remaining = node.adapter.unproven(
-            desired if is_ours else replace(desired, default=None), answer
-        )
-        if not changes and (is_root_gone or not remaining):
+        ours = default in (*OUR_NAMES, *removed)
+        running_as = desired if ours else replace(desired, default=None)
+        if not changes and (is_root_gone or not node.adapter.unproven(running_as, answer)):
             return None, notes
         restart = None
-        # Without changes the runtime runs on older files. Hooks are read at once.
-        is_due = not changes or any(not item.path.host.endswith(".json") for item in changes)
-        if is_due and not is_root_gone:
+        # Without changes the runtime runs on older files.
+        paths = tuple(item.path.host for item in changes)
+        if not is_root_gone and (not changes or node.needs_restart(paths)):
             restart = ctx.choose_restart(
                 ctx.settings.restart_mode, node.runtime.process, host, node.runtime.kind
             )
@@ -276,8 +273,7 @@ class _Revert:
         try:
             return adapter.look(settings, host, self._runtime)
         except Refused:
-            removed = original_files.removed(host, memory)
-            overlay = original_files.originals(self._ctx.store, memory, removed)
+            overlay = original_files.removed_originals(host, self._ctx.store, memory)
             if not overlay:
                 raise
             return adapter.look(settings, host, self._runtime, overlay)
