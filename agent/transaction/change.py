@@ -10,18 +10,19 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from agent.cri.client import Answer
 from agent.errors import AgentError, Refused, RollbackFailed, RolledBack, Unreachable
 from agent.host.files import Change
-from agent.host.paths import HostPath
+from agent.host.paths import HostPath, HostRoot
 from agent.log import TransactionLog, process_transaction
 from agent.plan.context import Context, best_effort
+from agent.plan.propose import start_failure
 from agent.runtimes import registry
-from agent.runtimes.base import Endpoint, Runtime
-from agent.runtimes.desired_state import Desired
+from agent.runtimes.base import ConfiguredRuntime, Endpoint
+from agent.runtimes.desired_state import OUR_NAMES, Desired
 from agent.runtimes.proof import Identity, NotProven, prove
 from agent.runtimes.restart import Restart, RestartFailed, down_message
 from agent.state import store
@@ -37,7 +38,7 @@ from agent.state.store import (
     memory_to_json,
 )
 from agent.status import READY, TWIN
-from agent.transaction import file_changes, host_timer, quiet_moment
+from agent.transaction import file_changes, host_timer, quiet_moment, restart_limits
 from agent.transaction.file_changes import Undone
 from agent.transaction.host_timer import Switch
 from agent.transaction.pod_proof import PodProof, PodsFail
@@ -51,27 +52,21 @@ class NotAccepted(RolledBack):
 class Request:
     """A change to carry out.
 
-    `restart` is None where the running runtime is right already and only files are written. One of
-    the states in `before` proves an undo. `memory` is remembered after success, with the changed
-    files added. `check` raises Refused where the node is not as it was when the change was planned.
-    `restarting` is called right before the restart and may raise Refused.
-    `start_failure` returns why the runtime does not start on the present files; it returns "" where
-    the runtime does start, or where the reason is not known. `pods` is the part of the proof in
-    which pods run.
+    `node` is as it was when the change was planned; `overlaid` means that it was looked at with
+    other files than those on disk, so that these cannot be compared. `restart` is None where the
+    running runtime is right already and only files are written. `memory` is remembered after
+    success, with the changed files added. `pods` is the part of the proof in which pods run.
     """
 
     purpose: str
-    runtime: Runtime
+    node: ConfiguredRuntime
     changes: tuple[Change, ...]
     restart: Restart | None
     desired: Desired
-    before: tuple[Desired, ...]
     memory: Memory
     fingerprint: str
-    check: Callable[[], None] = lambda: None
-    restarting: Callable[[], None] = lambda: None
-    start_failure: Callable[[], str] = str
     pods: PodProof | None = None
+    overlaid: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,18 +99,18 @@ def carry_out(ctx: Context, request: Request) -> Completed:
 
 
 def _carry_out(ctx: Context, request: Request) -> Completed:
-    request.check()
-    restart, socket = request.restart, request.runtime.socket
+    _refuse_changed(ctx.host, request)
+    restart, runtime = request.restart, request.node.runtime
     quiet_until = ctx.clock() + quiet_moment.LIMIT
     if restart is not None and restart.kind != "none":
         if request.pods:
             request.pods.before()
-        quiet_moment.wait(ctx, socket, quiet_until, touched=False)
+        quiet_moment.wait(ctx, runtime.socket, quiet_until, touched=False)
     change = _begin(ctx, request)
     barrier = change.journal.barrier is not None
     begun: set[str] = set()
     try:
-        request.check()
+        _refuse_changed(ctx.host, request)
         file_changes.write(request.changes, change.journal, begun)
         change.advance("written")
         change.log.info("files written", files=[entry.host for entry in change.journal.entries])
@@ -126,8 +121,8 @@ def _carry_out(ctx: Context, request: Request) -> Completed:
             change.advance(AWAITING)
             return Completed(None, restarted=False, pending=True, barrier=barrier)
         # Once more: a pod can have come while files were written.
-        quiet_moment.wait(ctx, socket, quiet_until, touched=True)
-        request.restarting()
+        quiet_moment.wait(ctx, runtime.socket, quiet_until, touched=True)
+        restart_limits.use(ctx)
         change.advance("restarted")
     except Refused:
         change.undo_files(begun)
@@ -140,7 +135,7 @@ def _carry_out(ctx: Context, request: Request) -> Completed:
                 "restarting the runtime", runtime=adapter.title, target=restart.target,
                 note=adapter.restart_note,
             )  # fmt: skip
-        restart.act(request.runtime.process)
+        restart.act(runtime.process)
         change.log.info("runtime restarted", kind=restart.kind, target=restart.target)
         answer = change.prove()
         pods = request.pods.after() if request.pods else ""
@@ -152,12 +147,47 @@ def _carry_out(ctx: Context, request: Request) -> Completed:
     return Completed(answer, restarted=True, pending=False, barrier=barrier, pods=pods)
 
 
+def _refuse_changed(host: HostRoot, request: Request) -> None:
+    """Check that the runtime's files are still those that the plan was made from, and that no file
+    was added or removed. Raises Refused."""
+    node = request.node
+    if request.overlaid:
+        return
+    planned, now = (
+        {(file.name, file.state and file.state.digest) for file in loaded}
+        for loaded in (node.files, node.load(host))
+    )
+    if changed := sorted(name for name, _ in planned ^ now):
+        raise Refused(
+            f"cannot write: somebody changed {changed[0]} in the meantime; nothing was changed; "
+            "try again"
+        )
+
+
+def _states_of(node: ConfiguredRuntime) -> tuple[Desired, ...]:
+    """The states that prove that a runtime is as before a change. One of them has to hold.
+
+    In the first, it shows the same default runtime and the same handlers with our names as before.
+    In the second, it shows what its files say, because somebody may have changed them after its
+    start. Nothing else is compared, so that no detail makes an undo fail.
+    """
+    effective = node.effective(node.files)
+    shown, computed = (
+        Desired({}, default, False, tuple(name for name in OUR_NAMES if name not in there))
+        for default, there in (
+            registry.shown(node.runtime.answer),
+            (effective.default, tuple(effective.runtimes)),
+        )
+    )
+    return (shown,) if shown == computed else (shown, computed)
+
+
 def _roll_back(change: Transaction, request: Request, error: Exception) -> RolledBack:
     """Undo a change after its restart. Returns the error that says so. Raises RollbackFailed."""
     why = str(error)
     has_left = True
     try:
-        has_left = change.undo_and_prove(request.restart, start_failure=request.start_failure)
+        has_left = change.undo_and_prove(request.restart, node=request.node)
     finally:
         if has_left:  # whatever the cause is, the same restart is not tried again
             change.remember_failure(why)
@@ -177,7 +207,7 @@ def _begin(ctx: Context, request: Request) -> Transaction:
     ctx.publisher.check_writable()
     saved = ctx.publisher.save()
     entries = file_changes.entries(ctx.store, request.changes, request.memory)
-    runtime, restart = request.runtime, request.restart
+    runtime, restart = request.node.runtime, request.restart
     old = runtime.process.identity if runtime.process else None
     if old is None and restart is not None and restart.kind == "systemd":
         old = ctx.invocation(restart.target)
@@ -187,7 +217,7 @@ def _begin(ctx: Context, request: Request) -> Transaction:
         stage="prepared",
         entries=entries,
         wanted=request.desired.to_json(),
-        before=tuple(state.to_json() for state in request.before),
+        before=tuple(state.to_json() for state in _states_of(request.node)),
         process=old,
         kind=runtime.kind,
         socket=runtime.socket.host,
@@ -309,16 +339,16 @@ class Transaction:
 
     def undo_and_prove(
         self, restart: Restart | None, *, stopping: bool = False, restarted: bool = False,
-        start_failure: Callable[[], str] = str,
+        node: ConfiguredRuntime | None = None,
     ) -> bool:  # fmt: skip
         """Restore the old files, restart the runtime on them, prove the old state, and restore
         readiness.
 
         Returns whether the runtime had left its old files. `restart` is None where somebody else
         restarts the runtime. `stopping` means that the old process runs and may have got its signal
-        to end. `restarted` means that the runtime may run on the old files already. `start_failure`
-        is that of Request. Raises RollbackFailed where the runtime does not come back, and the
-        journal stays; and as `_finish_undo` does.
+        to end. `restarted` means that the runtime may run on the old files already. `node` is that
+        of Request. Raises RollbackFailed where the runtime does not come back, and the journal
+        stays; and as `_finish_undo` does.
         """
         undone = file_changes.undo(self.ctx.store, self.journal)
         has_left = False
@@ -330,17 +360,19 @@ class Transaction:
                     restarted and self.is_back(timeout, foreign=foreign)
                 ) or self._return_to_old_files(restart, foreign=foreign, stopping=stopping)
             except (RestartFailed, NotProven) as error:
-                raise self._stuck_error(undone, str(error), start_failure()) from error
+                raise self._stuck_error(undone, str(error), node) from error
         self._finish_undo(undone)
         return has_left
 
-    def _stuck_error(self, undone: Undone, error: str, start_failure: str) -> RollbackFailed:
+    def _stuck_error(
+        self, undone: Undone, error: str, node: ConfiguredRuntime | None
+    ) -> RollbackFailed:
         """The error for a runtime that did not come back. The journal notes it: the runtime is not
         restarted again before a file or its executable has changed. Somebody may start it
         meanwhile."""
         state = str(undone) or "its files are as before"
-        if start_failure:
-            state = f"the original files do not load ({start_failure}): repair them; {state}"
+        if node and (why := start_failure(self.ctx.host, self.ctx.start_trial, node)):
+            state = f"the original files do not load ({why}): repair them; {state}"
         text = (
             f"cannot bring the runtime back: {error}; {state}; start it by hand and look in its log"
         )

@@ -7,7 +7,6 @@ change and published after the proof; a node that is right already is not writte
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 from dataclasses import dataclass, replace
 
@@ -35,10 +34,9 @@ from agent.plan import (
 from agent.plan.candidate import loaded_digest
 from agent.plan.context import Context, best_effort
 from agent.plan.observe import observe
-from agent.plan.propose import Proposal, propose, start_failure
+from agent.plan.propose import Proposal, propose
 from agent.runtimes import desired_state, registry
-from agent.runtimes.base import ConfiguredRuntime, Endpoint
-from agent.runtimes.desired_state import Desired
+from agent.runtimes.base import Endpoint
 from agent.state import store
 from agent.state.store import Memory
 from agent.status import Publisher
@@ -190,16 +188,12 @@ class _Convergence:
             pods = PodProof(ctx.host, node, edits.desired.handlers, ctx.log, ctx.clock)
         return change.Request(
             purpose="apply",
-            runtime=proposal.runtime,
+            node=node,
             changes=edits.changes,
             restart=proposal.restart,
             desired=edits.desired,
-            before=states_of(node),
             memory=memory,
             fingerprint=candidate.fingerprint(ctx.host, node, edits),
-            check=functools.partial(refuse_changed, node),
-            restarting=functools.partial(restart_limits.use, ctx),
-            start_failure=functools.partial(start_failure, ctx.start_trial, node),
             pods=pods,
         )
 
@@ -307,37 +301,3 @@ def _memory_after(memory: Memory, proposal: Proposal, *, refused_cdi: bool) -> M
     enabled = memory.enabled_cdi or proposal.edits.desired.enable_cdi
     moved = tuple(item.directory.host for item in proposal.moved_toolkits)
     return replace(memory, default=default, enabled_cdi=enabled, cdi_refused=refused, moved=moved)
-
-
-def refuse_changed(node: ConfiguredRuntime) -> None:
-    """Check that the runtime's files are still those that the plan was made from, and that no file
-    was added or removed. Raises Refused."""
-    planned, now = (
-        {(file.name, file.state and file.state.digest) for file in loaded}
-        for loaded in (node.files, node.load())
-    )
-    if changed := sorted(name for name, _ in planned ^ now):
-        raise Refused(
-            f"cannot write: somebody changed {changed[0]} in the meantime; nothing was changed; "
-            "try again"
-        )
-
-
-def states_of(node: ConfiguredRuntime) -> tuple[Desired, ...]:
-    """The states that prove that a runtime is as before a change. One of them has to hold.
-
-    In the first, it shows the same default runtime and the same handlers with our names as before.
-    In the second, it shows what its files say, because somebody may have changed them after its
-    start. Nothing else is compared, so that no detail makes an undo fail.
-    """
-    effective = node.effective(node.files)
-    shown, computed = (
-        Desired(
-            {}, default, False, tuple(name for name in desired_state.OUR_NAMES if name not in there)
-        )
-        for default, there in (
-            registry.shown(node.runtime.answer),
-            (effective.default, tuple(effective.runtimes)),
-        )
-    )
-    return (shown,) if shown == computed else (shown, computed)

@@ -18,7 +18,7 @@ from agent.host import files
 from agent.host.files import Change
 from agent.plan import garbled_files, in_force, obstacles, own_specs, pod_guard, toolkit_users
 from agent.plan.context import Context
-from agent.plan.propose import start_failure, trial_verdict
+from agent.plan.propose import trial_verdict
 from agent.runtimes import find, registry
 from agent.runtimes.base import ConfiguredRuntime, Runtime
 from agent.runtimes.config_file import Files
@@ -29,7 +29,7 @@ from agent.state import store
 from agent.state.store import Memory, parents
 from agent.toolkit import install
 from agent.transaction import change, original_files, recover, stand_aside
-from agent.transaction.converge import publish_failure, refuse_changed, states_of
+from agent.transaction.converge import publish_failure
 
 
 @dataclass(frozen=True)
@@ -216,18 +216,15 @@ class _Revert:
             notes.append(f"not pre-flighted: {checked.note}")
         if restart is not None:
             notes += self._tried(changes, desired)
-        created = any(item.before is None for item in changes)  # was looked at as it will be
         return change.Request(
             purpose="revert",
-            runtime=node.runtime,
+            node=node,
             changes=changes,
             restart=restart,
             desired=desired,
-            before=states_of(node),
-            start_failure=functools.partial(start_failure, ctx.start_trial, node),
             memory=self._memory,
             fingerprint="revert",
-            check=(lambda: None) if created else functools.partial(refuse_changed, node),
+            overlaid=any(item.before is None for item in changes),
         ), notes  # fmt: skip
 
     def _removed_files(self) -> tuple[bool, list[str]]:

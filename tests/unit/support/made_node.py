@@ -7,6 +7,8 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -20,10 +22,10 @@ from agent.host.paths import HostPath, HostRoot
 from agent.options.settings import resolve
 from agent.plan.context import Context
 from agent.runtimes import restart
-from agent.runtimes.base import Endpoint, Runtime
+from agent.runtimes.base import ConfiguredRuntime, Effective, Endpoint, Runtime
 from agent.runtimes.desired_state import Desired
 from agent.runtimes.restart import Kind, Restart
-from agent.state.store import Store
+from agent.state.store import Memory, Store
 from agent.status import READY, TWIN, Publisher
 from agent.systemd.units import Systemd, SystemdError, Unit
 from agent.transaction import change, quiet_moment, recover
@@ -34,7 +36,6 @@ OLD = {"config.toml": "old", "goes.toml": "goes"}
 NEW = {"config.toml": "new", "conf.d/99-nvidia.toml": "comes"}
 NAMES = ("conf.d/99-nvidia.toml", "goes.toml", "config.toml")  # the root file last
 WANTED = Desired({"nvidia": {"options": {"BinaryName": "/n"}}})
-BEFORE = Desired({}, "runc", False, ("nvidia",))
 SETTINGS = replace(resolve({}, {}, "toolkit-agent"), proof_timeout=5.0)
 STATUS = {READY: "before", TWIN: "before"}
 
@@ -163,21 +164,24 @@ class Node:
             for name in NAMES
         )
 
+    def request(
+        self, way: Restart | None, changes: tuple[Change, ...] | None = None,
+        memory: Memory | None = None,
+    ) -> Request:  # fmt: skip
+        """The change that a plan would ask for."""
+        runtime = Runtime(Endpoint("containerd", self.path("s")), self.find(), self.ask())
+        configured = SimpleNamespace(
+            runtime=runtime, files=(), load=lambda _: (), executable=None,
+            effective=lambda _: Effective("runc", {"runc": {}}, None, {}),
+        )  # fmt: skip
+        node, memory = cast("ConfiguredRuntime", configured), memory or Memory()
+        return Request("apply", node, changes or self.changes(), way, WANTED, memory, "f")
+
     def apply(self, kind: Kind | None = "systemd") -> change.Completed:
         """Carry the change out; `kind` None: only files have to be written."""
         ctx = self.context()
-        socket = HostPath("/c.sock", "/c.sock")
-        request = Request(
-            purpose="apply",
-            runtime=Runtime(Endpoint("containerd", socket), self.find(), self.ask()),
-            changes=self.changes(),
-            restart=self.way(kind) if kind else None,
-            desired=WANTED,
-            before=(BEFORE,),
-            memory=ctx.store.memory(),
-            fingerprint="f",
-        )
-        return change.carry_out(ctx, request)
+        way = self.way(kind) if kind else None
+        return change.carry_out(ctx, self.request(way, memory=ctx.store.memory()))
 
     def outcome(self, faults: Faults) -> str:
         """Carry it out with faults; gives the class of what came of it."""

@@ -14,14 +14,13 @@ from agent.cri import process
 from agent.cri.process import Process
 from agent.errors import Refused, RollbackFailed, RolledBack, Unreachable
 from agent.runtimes import restart
-from agent.runtimes.base import Endpoint, Runtime
 from agent.runtimes.restart import Restart, RestartFailed
 from agent.state.store import Memory
 from agent.status import READY
 from agent.transaction import change, recover
-from agent.transaction.change import NotAccepted, Request
+from agent.transaction.change import NotAccepted
 from tests.unit.support.faults import CODES, Faults, Killed
-from tests.unit.support.made_node import BEFORE, NAMES, NEW, OLD, STATUS, WANTED, Node, ticks
+from tests.unit.support.made_node import NAMES, NEW, OLD, STATUS, Node, ticks
 from tests.unit.support.recorded_log import RecordedLog
 
 
@@ -101,9 +100,8 @@ def test_old_process_that_still_answers_is_waited_for(node: Node) -> None:
             node.act()
 
     ctx = replace(node.context(), sleep=sleep)
-    runtime = Runtime(Endpoint("containerd", node.path("s")), node.find(), node.ask())
     way = Restart("signal", "pid 100", lambda _: told.append(node.clock))
-    request = Request("apply", runtime, node.changes(), way, WANTED, (BEFORE,), Memory(), "f")
+    request = node.request(way)
     assert change.carry_out(ctx, request).restarted
     assert node.tree() == node.loaded == NEW
     assert node.restarts == 1
@@ -125,9 +123,8 @@ def test_restart_that_fails_is_undone(dies: bool, node: Node) -> None:
         raise first.pop()
 
     ctx = node.context()
-    runtime = Runtime(Endpoint("containerd", node.path("s")), node.find(), node.ask())
     way = Restart("systemd", "c.service", act)
-    request = Request("apply", runtime, node.changes(), way, WANTED, (BEFORE,), Memory(), "f")
+    request = node.request(way)
     with pytest.raises(RolledBack, match="systemctl restart") as told:
         change.carry_out(ctx, request)
     assert isinstance(told.value, NotAccepted) is dies
@@ -345,9 +342,8 @@ def test_edit_of_somebody_else_is_left_alone_and_told(node: Node) -> None:
     node.verdict = "bad"
     ctx = node.context()
     act = edited_after_writing(node, "config.toml", "the admin's")
-    runtime = Runtime(Endpoint("containerd", node.path("s")), node.find(), node.ask())
     way = Restart("systemd", "c", act)
-    request = Request("apply", runtime, node.changes(), way, WANTED, (BEFORE,), Memory(), "f")
+    request = node.request(way)
     with pytest.raises(RollbackFailed, match=r"^cannot undo .*config\.toml.*somebody else"):
         change.carry_out(ctx, request)
     assert node.tree() == {**OLD, "config.toml": "the admin's"}
@@ -359,10 +355,9 @@ def test_edit_of_somebody_else_is_left_alone_and_told(node: Node) -> None:
 def test_file_that_changed_since_the_plan_is_not_written(node: Node) -> None:
     """Refused, with what was written until then undone."""
     ctx = node.context()
-    runtime = Runtime(Endpoint("containerd", node.path("s")), node.find(), node.ask())
     changes = node.changes()
     (node.etc / "config.toml").write_text("the admin's")
-    request = Request("apply", runtime, changes, node.way(), WANTED, (BEFORE,), Memory(), "f")
+    request = node.request(node.way(), changes)
     with pytest.raises((Refused, RollbackFailed), match=r"config\.toml.*somebody"):
         change.carry_out(ctx, request)
     assert node.tree() == {**OLD, "config.toml": "the admin's"}
@@ -376,8 +371,7 @@ def test_file_that_came_since_the_plan_is_not_written(node: Node) -> None:
     (node.etc / "conf.d").mkdir()
     (node.etc / "conf.d/99-nvidia.toml").write_text("the admin's")
     ctx = node.context()
-    runtime = Runtime(Endpoint("containerd", node.path("s")), node.find(), node.ask())
-    request = Request("apply", runtime, changes, node.way(), WANTED, (BEFORE,), Memory(), "f")
+    request = node.request(node.way(), changes)
     with pytest.raises((Refused, RollbackFailed), match=r"99-nvidia\.toml.*somebody"):
         change.carry_out(ctx, request)
     assert node.tree() == {**OLD, "conf.d/99-nvidia.toml": "the admin's"}

@@ -18,16 +18,14 @@ from agent.host import files
 from agent.host.files import FileState
 from agent.host.paths import HostPath, HostRoot
 from agent.plan.context import Context
-from agent.runtimes.base import Endpoint, Runtime
 from agent.runtimes.restart import Restart
-from agent.state.store import Memory
 from agent.systemd import units
 from agent.systemd.units import RESTART_TIMEOUT, SystemdError, Ties, Timer, Unit
 from agent.transaction import change, host_timer, recover
-from agent.transaction.change import NotAccepted, Request, Transaction
+from agent.transaction.change import NotAccepted, Transaction
 from agent.transaction.host_timer import FIRED, MARGIN
 from tests.unit.support.faults import Faults, Killed
-from tests.unit.support.made_node import BEFORE, NEW, OLD, SETTINGS, STATUS, WANTED, Node
+from tests.unit.support.made_node import NEW, OLD, SETTINGS, STATUS, Node
 from tests.unit.support.recorded_log import RecordedLog
 
 
@@ -114,9 +112,8 @@ class ContainedNode(Node):
 
     def carry_out(self, act: Callable[[Process | None], None], kind: Any = "systemd") -> None:
         """The change, with a restart of the test's."""
-        runtime = Runtime(Endpoint("containerd", self.path("s")), self.find(), self.ask())
         way = Restart(kind, "c.service", act)
-        request = Request("apply", runtime, self.changes(), way, WANTED, (BEFORE,), Memory(), "f")
+        request = self.request(way)
         change.carry_out(self.context(), request)
 
     def lost(self) -> Timer:

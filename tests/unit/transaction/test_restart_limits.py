@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +11,7 @@ from agent.cri import process
 from agent.errors import Refused, RestartBudget
 from agent.plan.context import Context
 from agent.transaction import restart_limits
-from agent.transaction.change import NotAccepted, Request
-from tests.unit.support import made_node
+from agent.transaction.change import NotAccepted
 from tests.unit.support.made_node import Node
 
 
@@ -25,8 +23,11 @@ class BudgetNode(Node):
     def run(self) -> Context:
         """The context of `run`."""
         return replace(
-            self.context(), has_restart_budget=True, uptime=lambda: self.uptime, wall=lambda: 7200.0
-        )
+            Node.context(self),
+            has_restart_budget=True,
+            uptime=lambda: self.uptime,
+            wall=lambda: 7200.0,
+        )  # fmt: skip
 
     def restart_at(self, *times: float) -> None:
         """`run` restarts the runtime at these times."""
@@ -75,8 +76,7 @@ def test_apply_is_neither_counted_nor_refused(node: BudgetNode) -> None:
 def test_rollback_is_not_counted(node: BudgetNode, monkeypatch: pytest.MonkeyPatch) -> None:
     """The change is, although it failed."""
     node.verdict = "bad"
-    use = functools.partial(restart_limits.use, node.run())
-    monkeypatch.setattr(made_node, "Request", functools.partial(Request, restarting=use))
+    monkeypatch.setattr(node, "context", node.run)
     with pytest.raises(NotAccepted):
         node.apply()
     assert node.restarts == 2
