@@ -76,7 +76,11 @@ def take(path: str) -> int:
             with nofollow.open_parent(path) as (directory, name):
                 fd = _open(directory, name, path)
                 if _has_name(directory, name, fd):
-                    _write(fd)
+                    text = f"{os.getpid()}\n".encode()
+                    os.fchmod(fd, 0o600)
+                    # In this order no reader finds a part of one pid and a part of another.
+                    os.pwrite(fd, text, 0)
+                    os.ftruncate(fd, len(text))
                     return fd
             os.close(fd)  # its owner removed it and ended after we opened it
     except OSError as error:
@@ -120,11 +124,3 @@ def _has_name(directory: int, name: str, fd: int) -> bool:
     except FileNotFoundError:
         return False
     return os.path.samestat(found, os.fstat(fd))
-
-
-def _write(fd: int) -> None:
-    """Overwrite, then truncate: a reader never finds a part of one pid and a part of another."""
-    text = f"{os.getpid()}\n".encode()
-    os.fchmod(fd, 0o600)
-    os.pwrite(fd, text, 0)
-    os.ftruncate(fd, len(text))

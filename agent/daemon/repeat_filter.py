@@ -10,6 +10,8 @@ change. A file that cannot be read or written costs repeated lines, and nothing 
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -34,54 +36,46 @@ class RepeatFilter:
         self._fd = fd
         self._log = log
         self._clock = clock
-
-    def debug(self, event: str, /, **data: Any) -> None:
-        """Write what was seen."""
-        self._log.debug(event, **data)
+        self.debug = log.debug
+        self.warning = functools.partial(self._write_news, log.warning)
+        self.error = functools.partial(self._write_news, log.error)
 
     def info(self, event: str, /, **data: Any) -> None:
         """Write what was done; write how things are unless that was written a short while ago."""
-        if event not in _STATES or self._is_news(event, data):
+        if event in _STATES:
+            self._write_news(self._log.info, event, **data)
+        else:
             self._log.info(event, **data)
 
-    def warning(self, event: str, /, **data: Any) -> None:
-        """Write a warning, unless it was written a short while ago."""
+    def _write_news(self, write: Callable[..., None], event: str, /, **data: Any) -> None:
         if self._is_news(event, data):
-            self._log.warning(event, **data)
-
-    def error(self, event: str, /, **data: Any) -> None:
-        """Write an error, unless it was written a short while ago."""
-        if self._is_news(event, data):
-            self._log.error(event, **data)
+            write(event, **data)
 
     def _is_news(self, event: str, data: dict[str, Any]) -> bool:
         text = json.dumps([event, data], sort_keys=True, default=str)
         key = f"{event} {hashlib.sha256(text.encode(errors='replace')).hexdigest()}"
-        known, now = self._read(), self._clock()
+        known, now = self._load(), self._clock()
         if 0 <= now - known.get(key, now - AGAIN) < AGAIN:
             return False
         recent = [(name, at) for name, at in known.items() if now - at < AGAIN and name != key]
-        self._write(dict([*recent[-_MOST:], (key, now)]))
+        self._save(dict([*recent[-_MOST:], (key, now)]))
         return True
 
     def forget(self, event: str) -> None:
         """The state of an event is over: the next one is logged at once."""
-        known = self._read()
+        known = self._load()
         left = {key: at for key, at in known.items() if not key.startswith(f"{event} ")}
         if left != known:
-            self._write(left)
+            self._save(left)
 
-    def _read(self) -> dict[str, float]:
+    def _load(self) -> dict[str, float]:
         try:
             found = json.loads(os.pread(self._fd, _LIMIT, 0) or b"{}")
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
 
-    def _write(self, known: dict[str, float]) -> None:
-        data = json.dumps(known).encode()
-        try:
+    def _save(self, known: dict[str, float]) -> None:
+        with contextlib.suppress(OSError):
             os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, data, 0)
-        except OSError:
-            return
+            os.pwrite(self._fd, json.dumps(known).encode(), 0)

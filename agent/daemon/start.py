@@ -34,7 +34,14 @@ def become_supervisor(ctx: Context, options: Sequence[str]) -> NoReturn:
     fd = ctx.store.take_lock()
     os.set_inheritable(fd, True)
     stand_aside.clear(ctx.store)
-    _set_not_ready(ctx.settings.ready_file or "")
+    readiness = supervisor.Readiness(ctx.settings.ready_file or "")
+    try:
+        readiness.set_not_ready(b"cannot be ready yet: the first look at this node is not over")
+    except OSError as error:
+        raise Refused(
+            f"cannot write the ready file {readiness.path}: {reason(error)}; give a file in a "
+            "directory of this process's own, such as an emptyDir in memory"
+        ) from error
     logged = os.memfd_create("logged", 0)  # see RepeatFilter
     os.set_inheritable(logged, True)
     signal.pthread_sigmask(signal.SIG_BLOCK, supervisor.SIGNALS)
@@ -52,19 +59,7 @@ def become_supervisor(ctx: Context, options: Sequence[str]) -> NoReturn:
     program = [sys.executable, "-I", "-S", supervisor.__file__]
     published = [ctx.publisher.path(name) for name in (status.READY, status.TWIN)]
     words = [str(ctx.settings.interval), str(deadline), held]
-    words += [ctx.settings.ready_file or "", ctx.store.path(stand_aside.REQUEST), *published]
+    words += [readiness.path, ctx.store.path(stand_aside.REQUEST), *published]
     os.execve(  # noqa: S606 - no shell
         sys.executable, [*program, *words, *child], os.environ
     )
-
-
-def _set_not_ready(ready_file: str) -> None:
-    """Raises Refused where the ready file cannot be written."""
-    readiness = supervisor.Readiness(ready_file)
-    try:
-        readiness.set_not_ready(b"cannot be ready yet: the first look at this node is not over")
-    except OSError as error:
-        raise Refused(
-            f"cannot write the ready file {readiness.path}: {reason(error)}; give a file in a "
-            "directory of this process's own, such as an emptyDir in memory"
-        ) from error
