@@ -69,8 +69,6 @@ class PodRunner:
     default: str
     proc: str
     open: Callable[..., AbstractContextManager[PodCalls]]
-    sleep: Callable[[float], None] = time.sleep
-    clock: Callable[[], float] = time.monotonic
     made: set[str] = field(default_factory=set)
 
     def prove(self, handler: str, looks: Sequence[Look] = ()) -> list[Verdict]:
@@ -125,7 +123,7 @@ class PodRunner:
         except Rejected as error:
             verdict = Verdict("failed", error.words, by_runtime=True)
         if verdict.result != "ok":
-            self.sleep(_STOPPING)
+            time.sleep(_STOPPING)
             if not any(other.id == pod and other.ready for other in calls.pods()):
                 raise _Gone
         return verdict
@@ -136,17 +134,17 @@ class PodRunner:
         pid = info.get("pid")
         if not isinstance(pid, int) or pid <= 1:
             return Verdict("undecided", "the runtime does not tell the pid of the container")
-        end = self.clock() + _EXEC
+        end = time.monotonic() + _EXEC
         while True:
             found = _of_process(f"{self.proc}/{pid}", expected)
             if found is None:
                 return Verdict("undecided", f"process {pid} of the container cannot be seen")
-            text, late = judge.problem(expected, found), self.clock() >= end
+            text, late = judge.problem(expected, found), time.monotonic() >= end
             if late and _is_starting(f"{self.proc}/{pid}"):
                 return Verdict("undecided", "the process of the container was not started in time")
             if not text or late:
                 return _verdict(text)
-            self.sleep(0.02)
+            time.sleep(0.02)
 
     def tidy(self) -> None:
         """Remove every pod of ours that is left, of this run and of interrupted ones."""
