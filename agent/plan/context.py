@@ -21,7 +21,7 @@ from agent.cri.process import Process
 from agent.decide import DEFAULT_DIRS
 from agent.errors import Refused
 from agent.host import trees, trust
-from agent.host.paths import HostPath, HostRoot, open_host_root
+from agent.host.paths import HostRoot, open_host_root
 from agent.log import Log, Silent
 from agent.options.settings import Settings
 from agent.runtimes import registry, restart
@@ -161,31 +161,25 @@ def open_host(settings: Settings) -> HostRoot:
 def open_context(settings: Settings, log: Log | None = None) -> Context:
     """The context of a real run. Raises UsageError or Refused."""
     host = open_host(settings)
-    return context(settings, host, _state_directory(settings, host), log)
+    state, refusal = _state_directory(settings, host)
+    if refusal is not None:
+        raise refusal
+    return _context(settings, host, state, log)
 
 
 def reading_context(settings: Settings, log: Log | None = None) -> Context:
     """The context of a run that only reads: the state is where there is some, and nothing has to be
     writable. Raises UsageError or Refused."""
     host = open_host(settings)
-    try:
-        places, used = _state_places(settings, host)
-    except Refused:  # of the other place; the state itself is judged where it is read
-        places, used = {settings.state_dir: host.resolve(settings.state_dir)}, ()
-    return context(settings, host, next(iter(used or places)), log)
+    return _context(settings, host, _state_directory(settings, host)[0], log)
 
 
 def state_refusal(settings: Settings, host: HostRoot) -> Refused | None:
     """Why no change can be made here: there is no place for the state. None where there is one."""
-    try:
-        _state_directory(settings, host)
-    except Refused as error:
-        return error
-    return None
+    return _state_directory(settings, host)[1]
 
 
-def context(settings: Settings, host: HostRoot, state: str, log: Log | None = None) -> Context:
-    """The context with its state in the directory of that host path."""
+def _context(settings: Settings, host: HostRoot, state: str, log: Log | None) -> Context:
     return Context(
         settings=settings,
         host=host,
@@ -197,53 +191,47 @@ def context(settings: Settings, host: HostRoot, state: str, log: Log | None = No
     )
 
 
-def _state_directory(settings: Settings, host: HostRoot) -> str:
-    """The state directory (host path, links as given). It is on the host, because a container's
-    own file system ends with the container.
+def _state_directory(settings: Settings, host: HostRoot) -> tuple[str, Refused | None]:
+    """The state directory (host path, links as given), and why no change can be made with it. It is
+    on the host, because a container's own file system ends with the container.
 
     Without --state-dir, a directory that has state already is taken. A pod that sees the host
     read-only keeps its state beside the toolkit, and a person on the node has to find it there.
     """
-    places, used = _state_places(settings, host)
-    asked, in_toolkit = next(iter(places)), list(places)[-1]
-    if len(used) > 1:
-        raise Refused(
-            f"cannot choose between two state directories, {asked} and {in_toolkit}; compare "
+    asked = host.name(settings.state_dir)
+    beside = host.name(os.path.join(settings.toolkit_install_dir, ".toolkit-agent"))
+    try:
+        places = {name: host.resolve(name).agent for name in (asked, beside)}
+        writable = [
+            name
+            for name, place in places.items()
+            if host.is_host or (host.on_mount(host.resolve(name)) and trees.is_writable(place))
+        ]
+    except Refused as error:  # the state itself is judged where it is read
+        return asked, error
+    known = places if settings.origins["state_dir"] == "default" else (asked,)
+    used = [
+        name
+        for name in known
+        for file in ("memory.json", "journal.json")
+        if os.path.lexists(os.path.join(places[name], file))
+    ]
+    if len(set(used)) > 1:
+        return used[0], Refused(
+            f"cannot choose between two state directories, {asked} and {beside}; compare "
             "memory.json in both, and give the right one with --state-dir"
         )
-    for name in used or places:
-        place = places[name]
-        if host.is_host or (host.on_mount(place) and trees.is_writable(place.agent)):
-            return name
     if used:
-        raise Refused(
+        return used[0], None if used[0] in writable else Refused(
             f"cannot write to {used[0]}, where this node's state is: mount it writable, or run "
             "`toolkit-agent revert` on the node first"
         )
-    raise Refused(
+    if writable:
+        return writable[0], None
+    return asked, Refused(
         f"cannot keep a journal in {asked}: it is not on a writable mount of "
         "the host; mount it, or give another directory with --state-dir"
     )
-
-
-def _state_places(
-    settings: Settings, host: HostRoot
-) -> tuple[dict[str, HostPath], tuple[str, ...]]:
-    """The two places for state by their names: what was asked for and that beside the toolkit; and
-    the names of those where there is some that is ours to use."""
-    asked = host.name(settings.state_dir)
-    beside = host.name(os.path.join(settings.toolkit_install_dir, ".toolkit-agent"))
-    places = {name: host.resolve(name) for name in (asked, beside)}
-    names = places if settings.origins["state_dir"] == "default" else (asked,)
-    used = (
-        name
-        for name in names
-        if any(
-            os.path.lexists(os.path.join(places[name].agent, file))
-            for file in ("memory.json", "journal.json")
-        )
-    )
-    return places, tuple(used)
 
 
 def best_effort(log: Log, *actions: Callable[[], None]) -> None:
