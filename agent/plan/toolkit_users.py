@@ -46,15 +46,14 @@ def refusal(
         return used
     spec_dirs = find.spec_directories(node.runtime)
     if (spec := own_specs.foreign_spec_with(settings, host, spec_dirs, names)) is not None:
-        when = ""
-        if spec.name.startswith(_PLUGIN):
-            when = (
-                " once no device plugin runs here: it is the plugin's, which writes it when it "
-                "starts and leaves it behind"
-            )
+        of_plugin = (
+            " once no device plugin runs here: it is the plugin's, which writes it when it starts "
+            "and leaves it behind"
+        )
         return Refused(
             f"cannot remove the toolkit: {spec} has hooks in {names[0]}, without which no "
-            f"container with its devices would start; remove that file first{when}"
+            "container with its devices would start; remove that file first"
+            + (of_plugin if spec.name.startswith(_PLUGIN) else "")
         )
 
     def is_removed(path: str) -> bool:

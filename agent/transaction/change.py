@@ -71,16 +71,19 @@ class Request:
 
 @dataclass(frozen=True)
 class Completed:
-    """A completed change. `answer` is the last answer of the proof, None without a restart; `pods`
-    says which pods ran in it. `down` are units that the restart took along and that did not come
-    back."""
+    """A completed change. `answer` is the last answer of the proof, None without a restart.
+    `pending` means that somebody else has to restart the runtime. `pods` says which pods ran in the
+    proof. `down` are units that the restart took along and that did not come back."""
 
-    answer: Answer | None
-    restarted: bool
-    pending: bool
-    barrier: bool  # was `toolkit-ready` there before?
+    answer: Answer | None = None
+    pending: bool = False
     pods: str = ""
     down: tuple[str, ...] = ()
+
+    @property
+    def restarted(self) -> bool:
+        """Was the runtime restarted?"""
+        return self.answer is not None
 
 
 def carry_out(ctx: Context, request: Request) -> Completed:
@@ -107,7 +110,6 @@ def _carry_out(ctx: Context, request: Request) -> Completed:
             request.pods.before()
         quiet_moment.wait(ctx, runtime.socket, quiet_until, touched=False)
     change = _begin(ctx, request)
-    barrier = change.journal.barrier is not None
     begun: set[str] = set()
     try:
         _refuse_changed(ctx.host, request)
@@ -116,10 +118,10 @@ def _carry_out(ctx: Context, request: Request) -> Completed:
         change.log.info("files written", files=[entry.host for entry in change.journal.entries])
         if restart is None:
             change.commit()
-            return Completed(None, restarted=False, pending=False, barrier=barrier)
+            return Completed()
         if restart.kind == "none":
             change.advance(AWAITING)
-            return Completed(None, restarted=False, pending=True, barrier=barrier)
+            return Completed(pending=True)
         # Once more: a pod can have come while files were written.
         quiet_moment.wait(ctx, runtime.socket, quiet_until, touched=True)
         restart_limits.use(ctx)
@@ -144,7 +146,7 @@ def _carry_out(ctx: Context, request: Request) -> Completed:
     except (RestartFailed, NotProven, Refused) as error:
         change.log.warning("change not proven", reason=str(error))
         raise _roll_back(change, request, error) from error
-    return Completed(answer, restarted=True, pending=False, barrier=barrier, pods=pods)
+    return Completed(answer, pods=pods)
 
 
 def _refuse_changed(host: HostRoot, request: Request) -> None:

@@ -39,7 +39,7 @@ from agent.runtimes import desired_state, registry
 from agent.runtimes.base import Endpoint
 from agent.state import store
 from agent.state.store import Memory
-from agent.status import Publisher
+from agent.status import READY, Publisher
 from agent.toolkit import device_nodes, install
 from agent.transaction import change, recover, restart_limits
 from agent.transaction.change import NotAccepted
@@ -160,13 +160,13 @@ class _Convergence:
             return self._publish(self._clean_up(memory, Outcome(proposal, written)))
         refused_cdi = refused_cdi or proposal.cdi_refused
         request = self._request(proposal, _memory_after(memory, proposal, refused_cdi=refused_cdi))
+        self._barrier |= READY in ctx.publisher.save()
         try:
             done = change.carry_out(ctx, request)
         except NotAccepted as error:
             return self._after_failure(proposal, memory, error)
         if done.restarted:
             self._remember_proven(proposal.runtime.endpoint)
-        self._barrier |= done.barrier
         runtime = proposal.runtime
         outcome = Outcome(
             replace(proposal, runtime=replace(runtime, answer=done.answer or runtime.answer)),

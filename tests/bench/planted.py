@@ -375,8 +375,8 @@ _STATUS = (
     ),
     Mutant(
         "barrier-of-the-validator-lost", "status", "agent/transaction/converge.py",
-        "barrier=barrier or done.barrier)",
-        "barrier=barrier)",
+        "        self._barrier |= READY in ctx.publisher.save()\n",
+        "",
         ("tests/operator/test_containerd.py::test_barrier_of_the_validator_is_refilled_and_never_made",),
     ),
     Mutant(
