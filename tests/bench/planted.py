@@ -150,19 +150,19 @@ _TRANSACTION = (
     ),
     Mutant(
         "journal-closed-too-early", "transaction", "agent/transaction/change.py",
-        "    ctx.store.remember(memory)\n    close(ctx, journal)\n",
-        "    close(ctx, journal)\n    ctx.store.remember(memory)\n",
+        "        self.ctx.store.remember(memory)\n        self.close()\n",
+        "        self.close()\n        self.ctx.store.remember(memory)\n",
         ("tests/unit/transaction/test_change.py",),
     ),
     Mutant(
         "stage-not-told", "transaction", "agent/transaction/change.py",
-        '        journal = ctx.store.advance(journal, "restarted")\n',
+        '        change.advance("restarted")\n',
         "",
         ("tests/unit/transaction/test_change.py",),
     ),
     Mutant(
         "failure-not-remembered", "transaction", "agent/transaction/change.py",
-        "best_effort(ctx.log, lambda: remember_failure(ctx, journal.fingerprint, why))",
+        "change.remember_failure(why)",
         "pass",
         ("tests/cli/test_restart.py::test_runtime_that_dies_on_the_new_configuration_gets_the_old_one",),
     ),
@@ -183,9 +183,8 @@ _PROOF = (
     ),
     Mutant(
         "old-process-proves-itself", "proof", "agent/transaction/change.py",
-        "    old = journal.process if journal.boot_id == ctx.boot_id else None\n"
-        "    return _prove(ctx, journal, old, desired)",
-        "    return _prove(ctx, journal, None, desired)",
+        "return self._prove(self._old_process, Desired",
+        "return self._prove(None, Desired",
         ("tests/unit/transaction/test_change.py",),
     ),
 )  # fmt: skip
@@ -247,7 +246,7 @@ _UNDO = (
     ),
     Mutant(
         "reboot-not-noticed", "recover", "agent/transaction/recover.py",
-        "    if journal.boot_id != ctx.boot_id:\n        return True\n",
+        "    if not left.in_this_boot:\n        return True\n",
         "",
         ("tests/unit/transaction/test_change.py",),
     ),
@@ -259,14 +258,14 @@ _UNDO = (
     ),
     Mutant(
         "switch-that-fired-is-passed-over", "deadman", "agent/transaction/host_timer.py",
-        "    if has_fired(store, journal):\n        raise NotProven(FIRED)\n",
+        "        if self.has_fired():\n            raise NotProven(FIRED)\n",
         "",
         ("tests/unit/transaction/test_host_timer.py",),
     ),
     Mutant(
         "switch-stays-armed", "deadman", "agent/transaction/host_timer.py",
-        "for path in (_guard(ctx.store, journal), _fired(ctx.store, journal)):",
-        "for path in (_fired(ctx.store, journal),):",
+        "for path in (self._guard, self._fired):",
+        "for path in (self._fired,):",
         ("tests/unit/transaction/test_host_timer.py",),
     ),
 )  # fmt: skip
@@ -308,7 +307,7 @@ _SPECS = (
     ),
     Mutant(
         "deadly-spec-passed-over", "specs", "agent/plan/propose.py",
-        "blocked: AgentError | None = hazard if restart else None",
+        "blocked: AgentError | None = hazard if begun.restart else None",
         "blocked: AgentError | None = None",
         ("tests/cli/test_foreign.py::test_deadly_spec_refuses_a_restart",),
     ),
@@ -381,8 +380,8 @@ _STATUS = (
     ),
     Mutant(
         "ready-before-the-restart", "status", "agent/transaction/converge.py",
-        "    if outcome.pending:\n        ctx.publisher.withdraw()\n",
-        "    if outcome.pending:\n",
+        "        if outcome.pending:\n            ctx.publisher.withdraw()\n",
+        "        if outcome.pending:\n",
         ("tests/cli/test_restart.py::test_restart_by_others_is_proven_by_the_next_apply",),
     ),
     Mutant(
@@ -402,8 +401,8 @@ _SUPERVISOR = (
     ),
     Mutant(
         "failure-without-a-list", "supervisor", "agent/daemon/child.py",
-        "    finally:\n        _report(",
-        "    else:\n        _report(",
+        "    finally:\n        watched",
+        "    else:\n        watched",
         ("tests/unit/daemon/test_child.py",),
     ),
     Mutant(
