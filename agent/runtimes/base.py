@@ -24,7 +24,13 @@ from agent.host.files import Change
 from agent.host.paths import HostPath, HostRoot
 from agent.options.settings import Settings
 from agent.runtimes.config_file import ConfigFile, Files, Overlay, Shape
-from agent.runtimes.desired_state import OUR_NAMES, Desired, Effective
+from agent.runtimes.desired_state import (
+    OUR_NAMES,
+    Desired,
+    Effective,
+    programs_of,
+    same_value,
+)
 from agent.state.store import Memory, Store
 from agent.toml.document import Data, Op, Path, get
 from agent.toolkit.programs import Binary
@@ -192,12 +198,13 @@ class RuntimeAdapter(ABC):
         """The default runtime, and the tables of the handlers with the keys of a file; None for
         what the runtime does not show."""
 
-    @abstractmethod
     def table_problems(
         self, table: Data, running: Data, shown: Mapping[str, Data]
     ) -> Iterable[str]:
         """What the running table of a handler lacks of the desired one, in words. `shown` are all
         tables that the runtime shows."""
+        wrong = (k for k, value in table.items() if not same_value(k, value, running.get(k)))
+        return (f"{key} is not as wanted" for key in wrong)
 
     def unproven(self, desired: Desired, answer: Answer) -> list[str]:
         """What the running runtime lacks of the desired state, in words; empty for nothing. If it
@@ -232,20 +239,24 @@ class RuntimeAdapter(ABC):
         """The host paths and directories on which a runtime depends whose configuration cannot be
         read. Raises AgentError or OSError after the paths that are known."""
 
-    @abstractmethod
     def low_level_program(self, effective: Effective, name: str) -> str | None:
-        """The OCI runtime that a handler of others runs, None if the handler names none."""
+        """The OCI runtime that a handler of others runs, None if the handler names none, or runs
+        virtual machines."""
+        table = effective.table(name)
+        path = table.get("runtime_path") if table.get("runtime_type") != "vm" else None
+        return path if isinstance(path, str) else None
 
     def pod_handler(self, info: Mapping[str, object]) -> str:
         """The handler of a pod from its verbose status, "" for the default. It is used if
         `lists_handlers` is false."""
         return ""
 
-    @abstractmethod
     def pod_programs(
         self, info: Mapping[str, object], running: Effective, handler: str
     ) -> tuple[str, ...]:
-        """The programs that run the containers of a pod."""
+        """The programs that run the containers of a pod: those in its handler's present table, if
+        the pod itself does not say."""
+        return tuple(programs_of(running.table(handler or running.default)))
 
 
 @dataclass(frozen=True)
@@ -338,10 +349,10 @@ class ConfiguredRuntime(ABC):
         found = get(self.runtime.answer.config, ("sandboxImage",))
         return found if isinstance(found, str) and found else None
 
-    @abstractmethod
     def shows(self, file: ConfigFile) -> tuple[object, list[Data]]:
         """The settings that the running runtime shows, and the sections of a file in which the same
         settings are."""
+        return self.runtime.answer.config or {}, [file.data]
 
     def reload_keys(self, desired: Desired) -> tuple[Path, ...]:
         """The keys that this runtime shows after a reload although only a restart puts them in

@@ -33,7 +33,7 @@ from agent.runtimes.base import (
 from agent.runtimes.config_file import ConfigFile, Files, Overlay
 from agent.runtimes.crio import command_line, edit, hook, load, merge
 from agent.runtimes.crio.merge import Overrides, Rules, Setting
-from agent.runtimes.desired_state import Desired, Effective, own_keys, programs_of, same_value
+from agent.runtimes.desired_state import Desired, Effective, own_keys, same_value
 from agent.runtimes.preflight import Candidate, Preflight, first_unread, unread_warnings
 from agent.toml.document import Data, Path, get
 
@@ -150,23 +150,11 @@ class Crio(RuntimeAdapter):
             for name in host_files.some_names(here, budget.CONFIG)[0]:
                 yield os.path.join(directory, name)
 
-    def low_level_program(self, effective: Effective, name: str) -> str | None:
-        """The handler's program, None if it runs virtual machines."""
-        table = effective.table(name)
-        path = table.get("runtime_path") if table.get("runtime_type") != "vm" else None
-        return path if isinstance(path, str) else None
-
     def pod_handler(self, info: Mapping[str, object]) -> str:
         """The handler in the pod's annotations. CRI-O does not resolve the default: a pod without a
         handler always belongs to the present default runtime."""
         found = get(info, ("runtimeSpec", "annotations", _HANDLER))
         return found if isinstance(found, str) else ""
-
-    def pod_programs(
-        self, info: Mapping[str, object], running: Effective, handler: str
-    ) -> tuple[str, ...]:
-        """The programs in the handler's present table."""
-        return tuple(programs_of(running.table(handler or running.default)))
 
 
 ADAPTER = Crio()

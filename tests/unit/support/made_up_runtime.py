@@ -54,28 +54,11 @@ class MadeUp(RuntimeAdapter):
         """As in its file."""
         return get(answer.config, ("default",)), get(answer.config, ("handlers",))
 
-    def table_problems(
-        self, table: Data, running: Data, shown: Mapping[str, Data]
-    ) -> Iterable[str]:
-        """It changes nothing that it reads."""
-        return [] if table == running else ["another table"]
-
     def watch_paths(
         self, settings: Settings, host: HostRoot, running: Process | None
     ) -> Iterator[str]:
         """Its file."""
         yield FILE
-
-    def low_level_program(self, effective: Effective, name: str) -> str | None:
-        """What the handler names."""
-        found = effective.table(name).get("runtime_path")
-        return found if isinstance(found, str) else None
-
-    def pod_programs(
-        self, info: Mapping[str, object], running: Effective, handler: str
-    ) -> tuple[str, ...]:
-        """It does not say."""
-        return ()
 
 
 ADAPTER = MadeUp()
@@ -121,10 +104,6 @@ class MadeUpNode(ConfiguredRuntime):
     ) -> Launch:
         """It is started without anything."""
         return Launch((executable,), {}, View("/tmp", (), (), files, ()), FILE, str)
-
-    def shows(self, file: ConfigFile) -> tuple[object, list[Data]]:
-        """All of it."""
-        return self.runtime.answer.config or {}, [file.data]
 
     def own_keys(self, data: Data, *, switch: bool) -> Iterable[Path]:
         """Handlers, and a default that is one."""
