@@ -1,25 +1,5 @@
 """Every way in which the program ends badly, with its exit code.
 
-    AgentError
-    ├── UsageError         2  options or environment that make no sense
-    ├── Refused            3  nothing was touched
-    │   ├── CandidateFailed   the same change failed before
-    │   ├── TrialFailed       the runtime would not start on the new files
-    │   ├── RestartBudget     `run` restarted the runtime too often
-    │   ├── FilesDoNotLoad    the runtime would not start on the files as they are
-    │   ├── NoDriver          there is no NVIDIA driver (yet)
-    │   ├── NoDevices         the devices that a CDI spec is about are not there (yet)
-    │   │   └── DevicesLost   they should be, and something keeps each of them away
-    │   ├── DriverFailed      the driver's own library crashed, or does not answer
-    │   └── NoToolkit         the handlers' binary is not on the host (yet)
-    ├── Unreachable        4  the runtime does not answer the CRI
-    ├── RolledBack         5  a change was made, failed, and was undone
-    ├── RollbackFailed     6  a change was made, failed, and could not be undone
-    ├── Locked             7  another instance is at work
-    ├── Pending            0  written, and waiting for a restart (told in the status directory only)
-    ├── StoodAside         0  a revert is complete, and `run` leaves the node alone (likewise)
-    └── PutOff             0  nothing was touched: a restart is put off (likewise, and by run only)
-
 A message starts with "cannot", names the path and the cause, and says what to do.
 """
 
@@ -46,10 +26,15 @@ EXIT_CODES = {
 
 
 class AgentError(Exception):
-    """Base of all errors that a person sees; `code` goes into the status file."""
+    """Base of all errors that a person sees; `code` goes into the status file. Both are those of
+    the class above, unless a class has its own."""
 
     exit_code: ClassVar[int] = 3
     code: ClassVar[str] = "FAILED"
+
+    def __init_subclass__(cls, code: str | None = None, exit_code: int | None = None) -> None:
+        cls.code = cls.code if code is None else code
+        cls.exit_code = cls.exit_code if exit_code is None else exit_code
 
     def __init__(self, message: str, *, code: str | None = None) -> None:
         message = redact_text(message)  # options and keys can hold URLs
@@ -58,106 +43,93 @@ class AgentError(Exception):
         self.status_code = code or self.code
 
 
-class UsageError(AgentError):
-    exit_code = 2
-    code = "USAGE"
+class UsageError(AgentError, code="USAGE", exit_code=2):
+    """Options or environment make no sense."""
 
 
-class Refused(AgentError):
-    exit_code = 3
-    code = "REFUSED"
+class Refused(AgentError, code="REFUSED", exit_code=3):
+    """Nothing was touched."""
 
 
-class CandidateFailed(Refused):
-    code = "CANDIDATE_FAILED"
+class CandidateFailed(Refused, code="CANDIDATE_FAILED"):
+    """The same change failed before."""
 
 
-class TrialFailed(Refused):
-    code = "TRIAL_FAILED"
+class TrialFailed(Refused, code="TRIAL_FAILED"):
+    """The runtime would not start on the new files."""
 
 
-class RestartBudget(Refused):
-    """A restart is needed, and allowed at `until` (seconds of the monotonic clock)."""
-
-    code = "RESTART_BUDGET"
-
-    def __init__(self, message: str, until: float) -> None:
-        super().__init__(message)
-        self.until = until
+class FilesDoNotLoad(Refused, code="FILES_DO_NOT_LOAD"):
+    """The runtime would not start on the files as they are."""
 
 
-class FilesDoNotLoad(Refused):
-    code = "FILES_DO_NOT_LOAD"
-
-
-class NoDriver(Refused):
-    code = "NO_DRIVER"
+class NoDriver(Refused, code="NO_DRIVER"):
+    """There is no NVIDIA driver (yet)."""
 
 
 class DriverDistrusted(NoDriver):
     """There may be one, but somebody else than root decides what it is."""
 
 
-class NoDevices(Refused):
-    code = "NO_DEVICES"
+class NoDevices(Refused, code="NO_DEVICES"):
+    """The devices that a CDI spec is about are not there (yet)."""
 
 
 class DevicesLost(NoDevices):
     """They should be there, and something keeps each of them away."""
 
 
-class DriverFailed(Refused):
-    code = "DRIVER_FAILED"
+class DriverFailed(Refused, code="DRIVER_FAILED"):
+    """The driver's own library crashed, or does not answer."""
 
 
-class NoToolkit(Refused):
-    code = "NO_TOOLKIT"
+class NoToolkit(Refused, code="NO_TOOLKIT"):
+    """The handlers' binary is not on the host (yet)."""
 
 
-class Unreachable(AgentError):
-    exit_code = 4
-    code = "RUNTIME_UNREACHABLE"
+class Unreachable(AgentError, code="RUNTIME_UNREACHABLE", exit_code=4):
+    """The runtime does not answer the CRI."""
 
 
-class RolledBack(AgentError):
-    exit_code = 5
-    code = "ROLLED_BACK"
+class RolledBack(AgentError, code="ROLLED_BACK", exit_code=5):
+    """A change was made, failed, and was undone."""
 
 
-class RollbackFailed(AgentError):
-    exit_code = 6
-    code = "ROLLBACK_FAILED"
+class RollbackFailed(AgentError, code="ROLLBACK_FAILED", exit_code=6):
+    """A change was made, failed, and could not be undone."""
 
 
-class Pending(AgentError):
-    """No failure: a restart is somebody else's to do, and is not done yet."""
-
-    exit_code = 0
-    code = "RESTART_PENDING"
+class Locked(AgentError, code="LOCKED", exit_code=7):
+    """Another instance is at work."""
 
 
-class PutOff(AgentError):
-    """No failure: a restart is needed, and is asked for at `until` (seconds of the monotonic
-    clock)."""
-
-    exit_code = 0
-    code = "RESTART_PUT_OFF"
+class RestartBudget(Refused, code="RESTART_BUDGET"):
+    """`run` restarted the runtime too often: a restart is needed, and allowed at `until` (seconds
+    of the monotonic clock)."""
 
     def __init__(self, message: str, until: float) -> None:
         super().__init__(message)
         self.until = until
 
 
-class StoodAside(AgentError):
-    """No failure: a revert is complete, and the `run` beside it leaves the node alone."""
-
-    exit_code = 0
-    code = "REVERTED"
+# No failures: told in the status directory only.
 
 
-class Locked(AgentError):
-    exit_code = 7
-    code = "LOCKED"
+class PutOff(AgentError, code="RESTART_PUT_OFF", exit_code=0):
+    """Nothing was touched, by `run`: a restart is needed, and is asked for at `until` (seconds of
+    the monotonic clock)."""
+
+    def __init__(self, message: str, until: float) -> None:
+        super().__init__(message)
+        self.until = until
+
+
+class Pending(AgentError, code="RESTART_PENDING", exit_code=0):
+    """Files are written, and a restart is somebody else's to do, and is not done yet."""
+
+
+class StoodAside(AgentError, code="REVERTED", exit_code=0):
+    """A revert is complete, and the `run` beside it leaves the node alone."""
 
 
 def reason(error: OSError) -> str:
