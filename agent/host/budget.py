@@ -146,15 +146,6 @@ def with_strings(value: Any, change: Callable[[str], str]) -> Any:
     return value
 
 
-def names(directory: str | int, budget: Budget = DIRECTORY) -> list[str]:
-    """The names in a directory, given by path or descriptor. Raises OSError; OverBudget as soon as
-    there is one name too many."""
-    found, more = some_names(directory, budget)
-    if more:
-        raise OverBudget(too_many(budget, "names"))
-    return found
-
-
 def some_names(directory: str | int, budget: Budget) -> tuple[list[str], bool]:
     """The names in a directory, as many as the budget has values, and whether there are more.
     Raises OSError."""

@@ -326,11 +326,10 @@ def move(old: str, new: str) -> None:
 
 def names(path: str, most: Budget = budget.DIRECTORY) -> list[str]:
     """The names in a directory. Raises OSError, also if there are more than `most`."""
-    with nofollow.open_directory(path, os.O_RDONLY) as directory:
-        try:
-            return budget.names(directory, most)
-        except budget.OverBudget as error:
-            raise OSError(f"{error}; remove what is not needed") from error
+    found, more = some_names(path, most)
+    if more:
+        raise OSError(f"{budget.too_many(most, 'names')}; remove what is not needed")
+    return found
 
 
 def some_names(path: str, most: Budget) -> tuple[list[str], bool]:

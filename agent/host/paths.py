@@ -83,9 +83,7 @@ def parse_mountinfo(lines: Iterable[str]) -> tuple[Mount, ...]:
 
 
 def _unescape(text: str) -> str:
-    for code, char in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        text = text.replace(code, char)
-    return text
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)
 
 
 def is_below(path: str, *directories: str) -> bool:

@@ -39,7 +39,7 @@ _FAILURES = 16  # candidates that are kept; after more changes the oldest no lon
 class Original:
     """A file as it was before our first change, and what we wrote last.
 
-    `digest` is None where there was no file. `written` is the digest of what we wrote last.
+    `digest` is None if there was no file. `written` is the digest of what we wrote last.
     `edited`: somebody changed the file between two of our changes. `made` is the number of
     directories above the file that we made for it. `keys` are the values that we gave to keys, by
     path (see `agent.runtimes.key_ownership`). `text` is what we wrote last to a file that we made.
@@ -141,19 +141,19 @@ AWAITING = "awaiting-restart"
 class Journal:
     """A change in progress.
 
-    stage: prepared, written, restarted or awaiting-restart; tidying where only some temporary files
+    stage: prepared, written, restarted or awaiting-restart; tidying if only some temporary files
         of ours are still to be removed.
     wanted, before: `Desired` as JSON: the state that proves the change, and the states of which one
         proves the undo.
     process: the identity of the runtime that ran with the old files.
     kind, socket: which runtime, and the host path of its socket.
-    restart: how the runtime is restarted (kind, target); None where no restart is needed.
+    restart: how the runtime is restarted (kind, target); None if no restart is needed.
     twin, barrier: the status files before the change (base64).
     memory, old_memory: the memory after success, and before the change.
     switch: the mark of the timer on the host that undoes the change, if there is one.
     executable: the host path of the runtime's executable.
     transaction: the id under which the log has the change; None in a journal of an older version.
-    stuck: set where the runtime could not be brought back: a hash of the files and the executable
+    stuck: set if the runtime could not be brought back: a hash of the files and the executable
         at that time, and the error.
     """
 
@@ -179,7 +179,7 @@ class Journal:
 
 
 class Store:
-    """The state directory. Every method raises Refused where the disk refuses a read or a write."""
+    """The state directory. Every method raises Refused if the disk refuses a read or a write."""
 
     def __init__(self, name: str, host: HostRoot | None = None) -> None:
         """`name` is the directory's host path, with links in it as they were given. Raises Refused
@@ -193,7 +193,7 @@ class Store:
         return os.path.join(self.directory, name)
 
     def create(self) -> None:
-        """Make the directory (0700) with its parents. Raises Refused, with nothing made, where
+        """Make the directory (0700) with its parents. Raises Refused, with nothing made, if
         others could write to it."""
         purpose, above = f"use the state directory {self.directory}", os.path.dirname(self._name)
         try:
@@ -207,7 +207,7 @@ class Store:
 
     def take_lock(self) -> int:
         """Take the lock of the node, in the directory, which is made if it is missing. Gives the
-        descriptor that holds it. Raises Locked where another process holds it, Refused."""
+        descriptor that holds it. Raises Locked if another process holds it, Refused."""
         self.create()
         return lock.take(self.path("lock"))
 
@@ -219,7 +219,7 @@ class Store:
             yield
 
     def read(self, name: str) -> FileState | None:
-        """The file of that name, None where there is none. Raises Refused where a user other than
+        """The file of that name, None if there is none. Raises Refused if a user other than
         root can write to the directory."""
         path = os.path.join(self._name, name)
         return trust.read_file(self._host, path, budget.STATE.size, allow_sticky=True)[1]
@@ -236,7 +236,7 @@ class Store:
                 self.prune(self.memory())
 
     def memory(self) -> Memory:
-        """The memory; an empty one where there is no file yet."""
+        """The memory; an empty one if there is no file yet."""
         data = self._load("memory.json")
         return Memory() if data is None else memory_from_json(data, self.path("memory.json"))
 
@@ -333,7 +333,7 @@ class Store:
         return name
 
     def original_bytes(self, digest: str) -> bytes:
-        """A stored original. Raises Refused where it is missing or damaged."""
+        """A stored original. Raises Refused if it is missing or damaged."""
         path = self.path(f"originals/{digest}")
         found = self.read(f"originals/{digest}")
         if found is None or found.digest != digest:
@@ -398,7 +398,7 @@ def memory_to_json(memory: Memory) -> dict[str, Any]:
 
 
 def memory_from_json(data: Mapping[str, Any], name: str) -> Memory:
-    """A memory from plain data. Raises Refused, with the file `name`, where it is damaged."""
+    """A memory from plain data. Raises Refused, with the file `name`, if it is damaged."""
     try:
         return schema.make(Memory, {**data, "files": data["files"], "default": data["default"]})
     except (KeyError, ValueError) as error:
@@ -441,7 +441,7 @@ def hint(why: str) -> str:
 
 
 def current_memory(store: Store) -> Memory:
-    """The memory; where a written change only waits for its restart, the memory with that change.
+    """The memory; if a written change only waits for its restart, the memory with that change.
     Raises Refused."""
     journal = store.journal()
     if journal is not None and journal.stage == AWAITING and is_written(journal):
