@@ -10,16 +10,15 @@ from tests.conformance import checks, steps
 from tests.conformance.private_node import PrivateNode
 from tests.conformance.shapes import SHAPES, Refused, Row, Shape
 from tests.conformance.trees import touched
-from tests.sampling import by_run, sample
 from tests.tools.runtimes import Runtime
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.cases(25)]
 
-_ALL = [(shape, generation) for shape in SHAPES for generation in shape.cells]
 # A cell is a dozen starts of a real containerd; all of them take five minutes.
 CELLS = [
     pytest.param(shape, generation, id=f"{shape.name}-{generation}")
-    for shape, generation in sample(_ALL, by_run(25, len(_ALL)), "matrix")
+    for shape in SHAPES
+    for generation in shape.cells
 ]
 
 
