@@ -67,7 +67,7 @@ def test_runtime_without_cdi_passes_over_devices(generation: str, runtime: Runti
         assert injected(pods.create(cdi_devices=["vendor.example/gpu=77"])) == []
 
 
-@pytest.mark.parametrize("generation", sampled_params(["1.6", "1.7", "2.1"], 1, __name__))
+@pytest.mark.parametrize("generation", sampled_params(["1.6", "1.7", "2.1"], 1, __name__, long=2))
 def test_running_container_outlives_a_restart(generation: str, runtime: Runtime) -> None:
     """It runs, outlives a restart of its runtime, and ends when it is told to."""
     with PodNode(runtime) as node, Pods(node) as pods:

@@ -14,7 +14,7 @@ from tests.tools.pods import PodNode, Pods
 pytestmark = pytest.mark.real
 
 
-@pytest.mark.parametrize("generation", sampled_params(["1.6", "1.7", "2.1"], 1, __name__))
+@pytest.mark.parametrize("generation", sampled_params(["1.6", "1.7", "2.1"], 1, __name__, long=2))
 def test_restart_waits_for_the_start_of_a_container(generation: str, runtime: Any) -> None:
     """Created, and started a second later: the restart comes after that, and the container
     runs through it. The next restart waits for nobody: nothing is young or unstarted."""

@@ -18,7 +18,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("generation", sampled_params(["1.6", "1.7", "2.1"], 1, __name__))
+@pytest.mark.parametrize("generation", sampled_params(["1.6", "1.7", "2.1"], 1, __name__, long=2))
 def test_revert_is_refused_while_pods_run_by_the_toolkit(generation: str, runtime: Runtime) -> None:
     """Also those of the default runtime, when nvidia was that and is it no more."""
     with ToolkitNode(runtime) as node, Pods(node) as pods:
@@ -44,7 +44,7 @@ def test_revert_is_refused_while_pods_run_by_the_toolkit(generation: str, runtim
         pods.create(beside=other).start()
 
 
-@pytest.mark.parametrize("generation", sampled_params(["1.6", "1.7", "2.1"], 1, __name__))
+@pytest.mark.parametrize("generation", sampled_params(["1.6", "1.7", "2.1"], 1, __name__, long=2))
 def test_ended_pods_can_be_removed_without_the_toolkit(generation: str, runtime: Runtime) -> None:
     """They can be removed without handler and program: stopping them was these's last work."""
     with ToolkitNode(runtime) as node, Pods(node) as pods:

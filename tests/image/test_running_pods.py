@@ -85,7 +85,7 @@ def test_upgrade_keeps_the_gpu_of_a_pod_by_annotation(
         checks.done(node.agent("revert"))
 
 
-@pytest.mark.parametrize("generation", sampled_params(["1.6", "1.7", "2.1"], 1, __name__))
+@pytest.mark.parametrize("generation", sampled_params(["1.6", "1.7", "2.1"], 1, __name__, long=2))
 def test_revert_is_refused_while_pods_use_a_handler(generation: str, runtime: Any) -> None:
     """Running ones are named once; dead ones can be removed after their handler is gone."""
     with UpgradedNode(runtime) as node, Pods(node) as pods:

@@ -154,7 +154,7 @@ def test_device_plugin_works_with_native_cdi(generation: str, node: ToolkitNode)
         file.unlink()
 
 
-@pytest.mark.parametrize("generation", sampled_params(["1.6", "1.7", "2.1"], 1, __name__))
+@pytest.mark.parametrize("generation", sampled_params(["1.6", "1.7", "2.1"], 1, __name__, long=2))
 def test_only_privileged_containers_get_devices_by_variable(
     generation: str, node: ToolkitNode
 ) -> None:

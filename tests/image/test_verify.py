@@ -101,7 +101,7 @@ def test_a_right_node_is_proven(generation: str, node: ToolkitNode) -> None:
     assert devices == {MANAGEMENT}
 
 
-@pytest.mark.parametrize("generation", sampled_params(["1.6", "1.7", "2.1"], 1, __name__))
+@pytest.mark.parametrize("generation", sampled_params(["1.6", "1.7", "2.1"], 1, __name__, long=2))
 def test_a_node_of_nobody_is_judged(generation: str, runtime: Runtime) -> None:
     """Where we have done nothing, the default handler is tried with a device of our own."""
     with PodNode(runtime) as node:
@@ -237,7 +237,7 @@ def test_a_broken_node_fails_and_says_why(
         assert re.search(expected, answer.reasons), answer.reasons
 
 
-@pytest.mark.parametrize("generation", sampled_params(GENERATIONS, 1, f"{__name__}.undone"))
+@pytest.mark.parametrize("generation", sampled_params(GENERATIONS, 1, f"{__name__}.undone", long=2))
 def test_a_change_after_which_no_pod_runs_is_undone(generation: str, runtime: Runtime) -> None:
     """The handler's program is there and runs nothing; Status shows it as it should be."""
     with ToolkitNode(runtime) as node:
@@ -253,7 +253,7 @@ def test_a_change_after_which_no_pod_runs_is_undone(generation: str, runtime: Ru
         checks.done(node.agent("apply", "--retry", "--verify=off"))
 
 
-@pytest.mark.parametrize("generation", sampled_params(GENERATIONS, 1, f"{__name__}.told"))
+@pytest.mark.parametrize("generation", sampled_params(GENERATIONS, 1, f"{__name__}.told", long=2))
 def test_told_to_end_it_leaves_nothing(generation: str, node: ToolkitNode) -> None:
     """Whatever it is doing at that moment."""
     before = state(node)
