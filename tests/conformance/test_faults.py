@@ -13,7 +13,7 @@ from tests.conformance import brittle, checks, statusfile, steps
 from tests.conformance.private_node import PrivateNode
 from tests.conformance.shapes import BY_NAME, Row, Shape
 from tests.conformance.trees import Contents, contents, touched
-from tests.sampling import sample
+from tests.sampling import by_run, sample
 from tests.tools.runtimes import Runtime
 
 pytestmark = pytest.mark.real
@@ -24,8 +24,8 @@ _KINDS = [
     for name, generation in (("kubeadm-v3", "2.1"), ("kubeadm-v2", "1.7"), ("no-root-file", "2.1"))
 ]
 _SHORT = "--proof-timeout=8"
-# Only every so many steps where all of them would take minutes.
-_STRIDE = 29
+# A few steps of each command, others for each commit: all of them would take minutes.
+_FEW, _MORE = 2, 8
 
 kinds = pytest.mark.parametrize(("shape", "generation"), _KINDS)
 
@@ -125,34 +125,23 @@ def test_restart_by_others_is_proven_by_the_next_apply(
         assert node.supervisor.starts == 2
 
 
-@kinds
-def test_change_killed_at_some_steps_is_repaired(
-    shape: Shape, generation: str, runtime: Runtime, tmp_path: Path
-) -> None:
-    """As below, at a few steps."""
-    with PrivateNode(runtime, shape) as node:
-        survives_kills(node, tmp_path / "steps", _STRIDE)
-
-
-@pytest.mark.long
 @pytest.mark.timeout(1800)
 @kinds
-def test_change_killed_at_many_steps_is_repaired(
+def test_change_killed_at_some_steps_is_repaired(
     shape: Shape, generation: str, runtime: Runtime, tmp_path: Path
 ) -> None:
     """Killed before a step, `apply` again makes the node right, and `revert`, killed before one of
     its steps and run again, restores the bytes."""
     with PrivateNode(runtime, shape) as node:
-        survives_kills(node, tmp_path / "steps", 4)
+        survives_kills(node, tmp_path / "steps")
 
 
-def survives_kills(node: PrivateNode, log: Path, stride: int) -> None:
-    """Kill `apply` and `revert` in turn, each before every `stride`-th step, and check what is
-    left."""
+def survives_kills(node: PrivateNode, log: Path) -> None:
+    """Kill `apply` and `revert` in turn, each before some steps, and check what is left."""
     before = checks.observe(node)
-    applying = counted(node, "apply", log, stride)
+    applying = counted(node, "apply", log)
     right = contents(node.tree())
-    reverting = counted(node, "revert", log, stride)
+    reverting = counted(node, "revert", log)
     for number, (forth, back) in enumerate(zip_longest(applying, reverting)):
         for command, step in (("apply", forth), ("revert", back)):
             if step is not None:
@@ -173,13 +162,12 @@ def survives_kills(node: PrivateNode, log: Path, stride: int) -> None:
                 checks.not_published(node)
 
 
-def counted(node: PrivateNode, command: str, log: Path, stride: int) -> list[int]:
-    """Every `stride`-th step of a command that nothing interrupts."""
+def counted(node: PrivateNode, command: str, log: Path) -> list[int]:
+    """Some steps of a command that nothing interrupts."""
     checks.done(node.agent_in_steps(command, log=log))
     found = steps.seen(log)
-    assert len(found) > max(10, stride)
-    name = f"{command} {node.shape.name}"
-    return sample(found, len(found) // stride, name)
+    assert len(found) > 29
+    return sample(found, by_run(_FEW, _MORE), f"{command} {node.shape.name}")
 
 
 def is_old_or_new(node: PrivateNode, old: Contents, new: Contents, step: str) -> None:
