@@ -5,9 +5,9 @@ is no obstacle where a trial start shows that the runtime starts on them. Withou
 nobody has seen it do so. CRI-O shows new handlers after a reload, although pods still get the old
 ones. What it shows is therefore no evidence where the file may be younger than the process.
 
-Invariant: reads only. A file is in force if it is older than the
-process, if we wrote it and proved it, or if the runtime shows every setting in it. A process that
-was proven before is believed, and so is one of which nothing is known.
+Invariant: reads only. A file is in force if it is older than the process, if we wrote it and proved
+it, or if the runtime shows every setting in it. A process that was proven before is believed, and
+so is one of which nothing is known.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from agent.cri import process
 from agent.errors import Refused
 from agent.runtimes.base import ConfiguredRuntime, Edits
-from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.config_file import ConfigFile, owner
 from agent.runtimes.desired_state import leaves, same
 from agent.runtimes.key_ownership import is_proven
 from agent.state.store import Memory

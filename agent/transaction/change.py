@@ -102,7 +102,7 @@ def carry_out(ctx: Context, request: Request) -> Completed:
 
 
 def _carry_out(ctx: Context, request: Request) -> Completed:
-    _refuse_changed(ctx.host, request)
+    _refuse_changed(request)
     restart, runtime = request.restart, request.node.runtime
     quiet_until = ctx.clock() + quiet_moment.LIMIT
     if restart is not None and restart.kind != "none":
@@ -112,7 +112,7 @@ def _carry_out(ctx: Context, request: Request) -> Completed:
     change = _begin(ctx, request)
     begun: set[str] = set()
     try:
-        _refuse_changed(ctx.host, request)
+        _refuse_changed(request)
         file_changes.write(request.changes, change.journal, begun)
         change.advance("written")
         change.log.info("files written", files=[entry.host for entry in change.journal.entries])
@@ -149,7 +149,7 @@ def _carry_out(ctx: Context, request: Request) -> Completed:
     return Completed(answer, pods=pods)
 
 
-def _refuse_changed(host: HostRoot, request: Request) -> None:
+def _refuse_changed(request: Request) -> None:
     """Check that the runtime's files are still those that the plan was made from, and that no file
     was added or removed. Raises Refused."""
     node = request.node
@@ -157,7 +157,7 @@ def _refuse_changed(host: HostRoot, request: Request) -> None:
         return
     planned, now = (
         {(file.name, file.state and file.state.digest) for file in loaded}
-        for loaded in (node.files, node.load(host))
+        for loaded in (node.files, node.load())
     )
     if changed := sorted(name for name, _ in planned ^ now):
         raise Refused(
@@ -373,7 +373,7 @@ class Transaction:
         restarted again before a file or its executable has changed. Somebody may start it
         meanwhile."""
         state = str(undone) or "its files are as before"
-        if node and (why := start_failure(self.ctx.host, self.ctx.start_trial, node)):
+        if node and (why := start_failure(self.ctx.start_trial, node)):
             state = f"the original files do not load ({why}): repair them; {state}"
         text = (
             f"cannot bring the runtime back: {error}; {state}; start it by hand and look in its log"

@@ -22,8 +22,8 @@ from agent.host.paths import HostPath, HostRoot
 from agent.options.settings import resolve
 from agent.plan.context import Context
 from agent.runtimes import restart
-from agent.runtimes.base import ConfiguredRuntime, Effective, Endpoint, Runtime
-from agent.runtimes.desired_state import Desired
+from agent.runtimes.base import ConfiguredRuntime, Endpoint, Runtime
+from agent.runtimes.desired_state import Desired, Effective
 from agent.runtimes.restart import Kind, Restart
 from agent.state.store import Memory, Store
 from agent.status import READY, TWIN, Publisher
@@ -171,7 +171,7 @@ class Node:
         """The change that a plan would ask for."""
         runtime = Runtime(Endpoint("containerd", self.path("s")), self.find(), self.ask())
         configured = SimpleNamespace(
-            runtime=runtime, files=(), load=lambda _: (), executable=None,
+            runtime=runtime, files=(), load=lambda: (), executable=None,
             effective=lambda _: Effective("runc", {"runc": {}}, None, {}),
         )  # fmt: skip
         node, memory = cast("ConfiguredRuntime", configured), memory or Memory()
