@@ -202,9 +202,9 @@ class _Revert:
         if not changes and (is_root_gone or not node.adapter.unproven(running_as, answer)):
             return None, notes
         restart = None
-        # Without changes the runtime runs on older files.
-        paths = tuple(item.path.host for item in changes)
-        if not is_root_gone and (not changes or node.needs_restart(paths)):
+        # Without changes the runtime runs on older files. It reads changed OCI hooks at once.
+        is_due = not changes or any(not item.path.host.endswith(".json") for item in changes)
+        if is_due and not is_root_gone:
             restart = ctx.choose_restart(
                 ctx.settings.restart_mode, node.runtime.process, host, node.runtime.kind
             )
