@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from agent.cri.client import Answer
 from agent.errors import AgentError, Refused, RollbackFailed, RolledBack, Unreachable
 from agent.host.files import Change
-from agent.host.paths import HostPath, HostRoot
+from agent.host.paths import HostPath
 from agent.log import TransactionLog, process_transaction
 from agent.plan.context import Context, best_effort
 from agent.plan.propose import start_failure
