@@ -37,7 +37,8 @@ from agent.runtimes.desired_state import (
 )
 from agent.toml import document
 from agent.toml.document import Path, dotted, get
-from agent.toolkit import programs, tree
+from agent.toolkit import programs
+from agent.toolkit.config import CONFIG, config_of
 
 _HOSTS_CONFIG = "/etc/nvidia-container-runtime/config.toml"
 _DIRECTORIES = ("conf.d", "config.d")  # where tools put drop-ins that nothing loads
@@ -252,7 +253,7 @@ def toolkit(host: HostRoot, node: ConfiguredRuntime) -> ToolkitFacts:
     ]
     if not named:
         raise NotSeen("no handler runs NVIDIA's runtime")
-    beside = [os.path.join(os.path.dirname(path), tree.CONFIG) for path in named]
+    beside = [os.path.join(os.path.dirname(path), CONFIG) for path in named]
     for name in (*(path for path in beside if path.startswith("/")), _HOSTS_CONFIG):
         if found := files.read(host.resolve(name).agent, name):
             labelled = all(_has_label(host, path) for path in named if path.startswith("/"))
@@ -266,7 +267,7 @@ def _settings(host: HostRoot, name: str, text: bytes) -> ToolkitFacts:
         data = document.parse(text, name)
     except (Refused, ValueError, RecursionError) as error:
         return ToolkitFacts(name, broken=error.message if isinstance(error, Refused) else "no TOML")
-    found = tree.config_of(data)
+    found = config_of(data)
     calls = found.runtimes or _LOW_LEVEL
     others = [path for name in calls if (path := low_level.first(host, (name,)))]
     paths = [(".".join(key), str(get(data, key, "")).removeprefix("@")) for key in _HOST_PATHS]

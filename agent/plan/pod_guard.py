@@ -24,8 +24,8 @@ from agent.runtimes import low_level
 from agent.runtimes.base import ConfiguredRuntime, Runtime
 from agent.runtimes.config_file import Files
 from agent.runtimes.desired_state import Effective, is_ours
-from agent.toolkit import install, programs, tree
-from agent.toolkit.tree import ToolkitConfig
+from agent.toolkit import programs
+from agent.toolkit.config import ToolkitConfig, accepts_variables, read_config
 
 _SHOWN = 20  # names in a message; a node has up to some hundred pods
 _TIMEOUT = 20.0  # seconds for all questions together
@@ -88,7 +88,7 @@ def needs(
         answered &= frozenset(decision.pass_prefixes)
     # An OCI hook answers variables, whatever the default runtime is.
     later = GpuService(
-        decision.is_default or decision.hook, answered | native, install.accepts_variables(settings)
+        decision.is_default or decision.hook, answered | native, accepts_variables(settings)
     )
     found = _needs(node, now, later, native, booted)
     if found is not None and decision.hook:
@@ -326,7 +326,7 @@ def _shown_names(users: tuple[str, ...]) -> str:
 
 
 def _toolkit_config(settings: Settings, host: HostRoot) -> ToolkitConfig | None:
-    return tree.read_config(programs.directory(settings, host).agent)
+    return read_config(programs.directory(settings, host).agent)
 
 
 def _questions(runtime: Runtime) -> AbstractContextManager[PodQuestions]:

@@ -111,7 +111,7 @@ class Proposal:
         """Is there nothing to write, nothing to restart and no obstacle?"""
         return not (
             self.refusals
-            or (self.toolkit and not self.toolkit.right)
+            or (self.toolkit and not self.toolkit.is_installed)
             or self.nodes
             or self.changes
             or not all(item.needed_by for item in self.moved_toolkits)
@@ -183,7 +183,7 @@ class _Proposer:
         begun = self._configuration(may_enable)
         self._log(begun)
         decision, blocked, changed = begun.decision, begun.blocked, begun.changed_node
-        root = driver.root_of(host, driver.places(settings))
+        root = driver.root_of(host, settings)
         hook = install.cdi_hook(settings, host, seen.toolkit)
         calls, kept = self._low_level(begun.edits)
         warnings = [*begun.warnings, kept]

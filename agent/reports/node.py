@@ -29,7 +29,7 @@ from agent.runtimes.key_ownership import condition
 from agent.state import store
 from agent.state.store import TIDYING, Memory, Original
 from agent.toolkit import install
-from agent.toolkit.tree import CONFIG
+from agent.toolkit.config import CONFIG
 
 OUT_OF_DATE = "the published decision is out of date"
 _REMEDY = "toolkit-agent revert --keep-edits --toolkit"

@@ -14,7 +14,8 @@ from agent.options.settings import Settings
 from agent.runtimes import registry
 from agent.runtimes.desired_state import Effective, is_nvidia
 from agent.toml.document import Data
-from agent.toolkit import programs, tree
+from agent.toolkit import programs
+from agent.toolkit.config import CONFIG, read_config, read_config_file
 
 _HOSTS_CONFIG = "/etc/nvidia-container-runtime/config.toml"
 
@@ -38,7 +39,7 @@ def runtimes(
     adapter = registry.adapter(kind)
     usual = adapter.low_level
     if effective is None:
-        config = tree.read_config(programs.directory(settings, host).agent)
+        config = read_config(programs.directory(settings, host).agent)
         found: list[str | None] = [*(config.runtimes if config else ())]
     else:
         names = (base, effective.default, *usual)
@@ -60,9 +61,9 @@ def called_by(host: HostRoot, table: Data) -> str | None:
     path = table.get("runtime_path")
     if not isinstance(path, str) or not programs.is_nvidia(path):
         return None
-    for name in (os.path.join(os.path.dirname(path), tree.CONFIG), _HOSTS_CONFIG):
+    for name in (os.path.join(os.path.dirname(path), CONFIG), _HOSTS_CONFIG):
         try:
-            config = tree.read_config_file(host.resolve(name).agent)
+            config = read_config_file(host.resolve(name).agent)
         except Refused:
             continue
         if config and config.runtimes:

@@ -7,12 +7,12 @@ loaded modules. A node that cannot be made is a warning, because the driver's ow
 from __future__ import annotations
 
 import os
-import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from agent.cdi.driver import driver
+from agent.cdi.driver import driver, majors
+from agent.cdi.driver.majors import Majors
 from agent.cdi.driver.root import DriverRoot
 from agent.errors import reason
 from agent.host import files, mknod
@@ -21,8 +21,6 @@ from agent.log import Log
 from agent.options.settings import Settings
 
 _MODE = 0o666
-_LIMIT = 1 << 16  # bytes of /proc/devices
-_LINE = re.compile(r" *([0-9]{1,4}) +(\S+) *")  # the kernel has 12 bits for a major number
 
 # Name, names of the module in /proc/devices, and minor number (nvidia-container-toolkit 1.20,
 # pkg/system/nvdevices). Before 550 the driver called itself nvidia-frontend there.
@@ -35,24 +33,17 @@ _NODES = (
 
 
 @dataclass(frozen=True)
-class ControlNode:
-    """A character device that the driver needs in /dev."""
+class MissingNode:
+    """A node that does not exist, or has other numbers than the driver; both of its paths."""
 
     name: str
     major: int
     minor: int
-
-
-@dataclass(frozen=True)
-class MissingNode:
-    """A node that does not exist, or has other numbers than the driver; both of its paths."""
-
-    node: ControlNode
     agent: str
     host: str
 
     def __str__(self) -> str:
-        return f"{self.host} ({self.node.major}:{self.node.minor})"
+        return f"{self.host} ({self.major}:{self.minor})"
 
     @property
     def exists(self) -> bool:
@@ -61,7 +52,7 @@ class MissingNode:
             found = os.stat(self.agent, follow_symlinks=False)
         except OSError:
             return False
-        numbers = os.makedev(self.node.major, self.node.minor)
+        numbers = os.makedev(self.major, self.minor)
         return stat.S_ISCHR(found.st_mode) and found.st_rdev == numbers
 
     def failure(self, why: str) -> str:
@@ -69,17 +60,13 @@ class MissingNode:
         return f"cannot make the device node {self}: {why}"
 
 
-def control_nodes(proc_devices: str) -> tuple[ControlNode, ...]:
-    """The control nodes of the loaded modules, from the text of /proc/devices."""
-    characters, _, _ = proc_devices.partition("Block devices:")
-    lines = (_LINE.fullmatch(line) for line in characters.splitlines())
-    majors = {match[2]: int(match[1]) for match in lines if match}
-    found = []
+def control_nodes(kernel: Majors) -> Iterator[tuple[str, int, int]]:
+    """Name, major and minor number of each control node of the modules that the kernel lists."""
+    numbers = {name: major for major, names in kernel.names.items() for name in names}
     for name, modules, minor in _NODES:
-        major = next((majors[module] for module in modules if module in majors), None)
+        major = next((numbers[module] for module in modules if module in numbers), None)
         if major is not None:
-            found.append(ControlNode(name, major, minor))
-    return tuple(found)
+            yield name, major, minor
 
 
 def missing(settings: Settings, host: HostRoot, root: DriverRoot | None) -> tuple[MissingNode, ...]:
@@ -88,27 +75,19 @@ def missing(settings: Settings, host: HostRoot, root: DriverRoot | None) -> tupl
     asked = settings.create_device_nodes
     if not settings.cdi_enabled or "control" not in asked or "none" in asked:
         return ()
-    needed = control_nodes(_proc_devices(host))
+    needed = tuple(control_nodes(majors.read(host)))
     dev = _dev_root(settings, host, root) if root and needed else None
     directory = dev.resolve("/dev") if dev else None
     if dev is None or directory is None:
         return ()
     above, shown = dev.agent_path(directory), dev.host_path.rstrip("/") + "/dev"
-    found = (MissingNode(node, f"{above}/{node.name}", f"{shown}/{node.name}") for node in needed)
+    found = (MissingNode(*node, f"{above}/{node[0]}", f"{shown}/{node[0]}") for node in needed)
     return tuple(item for item in found if not item.exists)
-
-
-def _proc_devices(host: HostRoot) -> str:
-    try:
-        with open(os.path.join(host.proc, "devices"), encoding="ascii", errors="replace") as file:
-            return file.read(_LIMIT)
-    except OSError:
-        return ""
 
 
 def _dev_root(settings: Settings, host: HostRoot, root: DriverRoot) -> DriverRoot | None:
     """The device root that has nodes of the driver already, else the first one that is searched."""
-    searched = driver.dev_roots(host, driver.places(settings), root)
+    searched = driver.dev_roots(host, settings, root)
     used = (dev for dev in searched if driver.device_nodes((dev,)))
     return next(used, searched[0] if searched else None)
 
@@ -126,10 +105,10 @@ def create(needed: tuple[MissingNode, ...], log: Log) -> tuple[str, ...]:
     """Make the nodes, as far as permissions allow. Gives host paths of the new nodes."""
     made = []
     for above in {os.path.dirname(item.agent) for item in needed}:
-        files.sweep(above, [item.node.name for item in needed])  # left by a killed process
+        files.sweep(above, [item.name for item in needed])  # left by a killed process
     for item in needed:
         try:
-            mknod.make(item.agent, item.node.major, item.node.minor, _MODE)
+            mknod.make(item.agent, item.major, item.minor, _MODE)
         except OSError as error:
             log.warning("device node not made", error=item.failure(reason(error)))
             continue

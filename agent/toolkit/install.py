@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from agent.cdi.driver import driver
 from agent.cdi.driver.root import DriverRoot
-from agent.decide import DEFAULT_DIRS, Decision
+from agent.decide import Decision
 from agent.errors import AgentError, NoToolkit, Refused, reason
 from agent.host import files, trees, trust
 from agent.host.files import Change
@@ -57,7 +57,7 @@ class ToolkitProposal:
     problem: AgentError | None = None
 
     @property
-    def right(self) -> bool:
+    def is_installed(self) -> bool:
         """Is nothing to be written, and does nothing prevent it?"""
         return self.problem is None and not self.difference
 
@@ -99,7 +99,7 @@ def propose(
 ) -> ToolkitProposal:  # fmt: skip
     """The directory for a decision; `runtimes` are the low-level runtimes that the toolkit tries in
     this order, `root` is the driver root."""
-    text = config.render(_config(settings, host, found, decision, runtimes, root))
+    text = _config(settings, host, found, decision, runtimes, root)
     desired = tree.build(found.origin, found.directory.host, runtimes, text)
     unchanged = ToolkitProposal(found, desired, Difference())
     try:
@@ -135,7 +135,7 @@ def _as_it_is(found: Toolkit, decision: Decision) -> str:
 
 
 def _change(directory: HostPath, text: bytes) -> Change | None:
-    path = directory.child(tree.CONFIG)
+    path = directory.child(config.CONFIG)
     try:
         before = files.read(path.agent, path.host)
     except Refused:
@@ -209,36 +209,16 @@ def _refuse(settings: Settings, host: HostRoot, directory: HostPath, decision: D
 def _config(
     settings: Settings, host: HostRoot, found: Toolkit, decision: Decision,
     runtimes: tuple[str, ...], root: DriverRoot | None,
-) -> config.Config:  # fmt: skip
+) -> bytes:  # fmt: skip
     driver_root = root.host_path if root else settings.driver_root or driver.HOST_DRIVER
     real = root is not None and root.trusted_file("/sbin/ldconfig.real") is not None
     ldconfig = os.path.join(driver_root, "sbin/ldconfig" + (".real" if real else ""))
     names = (programs.CLI, programs.CTK, programs.RUNTIME_HOOK)
-    return config.Config(
-        mode="auto" if decision.hook else decision.mode,
-        # The runtime's own default without CDI; none with native CDI on CRI-O.
-        prefixes=decision.prefixes if decision.native else decision.prefixes or ("cdi.k8s.io/",),
-        default_kind=settings.cdi_default_kind,
-        spec_dirs=decision.spec_dirs or DEFAULT_DIRS,
-        runtimes=runtimes,
-        driver_root=driver_root,
-        ldconfig=ldconfig,
-        programs={name: found.path(name) or name for name in names},
-        accept_envvar=accepts_variables(settings) or decision.variables,
-        accept_mounts=settings.accept_mounts,
-        skip_mode_detection=settings.hook_skip_mode_detection,
-        debug=settings.runtime_debug,
-        log_level=settings.runtime_log_level,
-        cli_debug=settings.cli_debug,
-        user="root:video" if _is_suse(host) else "",
-        features=settings.opt_in_features or (),
+    paths = {name: found.path(name) or name for name in names}
+    user = "root:video" if _is_suse(host) else ""
+    return config.render(
+        config.data(settings, decision, runtimes, paths, driver_root, ldconfig, user)
     )
-
-
-def accepts_variables(settings: Settings) -> bool:
-    """Do these options let an unprivileged container ask for GPUs by environment variable?"""
-    given = settings.accept_envvar
-    return not settings.cdi_enabled if given is None else given
 
 
 def _is_suse(host: HostRoot) -> bool:
@@ -281,17 +261,14 @@ def write(proposal: ToolkitProposal | None, log: Log) -> tuple[str, ...]:
         place.put(directory.agent, proposal.tree)
     except OSError as error:
         # The error has the whole path of a file that is read, and the name of one that is written.
-        named = str(error.filename)
-        where = f"{named}: " if named in _sources(proposal.tree) else ""
+        copies = (entry for entry in proposal.tree.values() if isinstance(entry, tree.Copy))
+        is_read = error.filename in [entry.source for entry in copies]
+        where = f"{error.filename}: " if is_read else ""
         raise Refused(
             f"cannot install the toolkit in {directory}: {where}{reason(error)}"
         ) from error
     log.info("toolkit installed", directory=directory.host, source=proposal.found.origin.place)
     return (directory.host,)
-
-
-def _sources(desired: Tree) -> tuple[str, ...]:
-    return tuple(entry.source for entry in desired.values() if isinstance(entry, tree.Copy))
 
 
 def installed_paths(settings: Settings, host: HostRoot) -> tuple[str, ...]:

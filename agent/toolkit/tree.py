@@ -6,6 +6,7 @@ stay.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,14 +18,11 @@ from typing import Any, TypeAlias
 
 from agent.errors import Refused, reason
 from agent.host import budget, files, trust
-from agent.toml import document
-from agent.toml.document import Data, get
 from agent.toolkit import programs, wrapper
+from agent.toolkit.config import CONFIG
 from agent.toolkit.origin import Origin
-from agent.toolkit.wrapper import Wrapper
 
 LIST = ".toolkit-agent.json"
-CONFIG = ".config/nvidia-container-runtime/config.toml"
 _OLD_HOOK = "nvidia-container-toolkit"  # an older name of the hook, which some OCI hooks still use
 _PROGRAM, _TEXT = 0o755, 0o644
 
@@ -109,30 +107,23 @@ def build(origin: Origin, directory: str, runtimes: tuple[str, ...], config: byt
         program = f"{directory}/{name}.real" if copied else f"{origin.place}/{name}"
         if copied:
             tree[f"{name}.real"] = Copy(source)
-        text = wrapper.text(_wrapper(name, program, directory, runtimes))
+        text = wrapper.text(
+            program, directory,
+            config=f"{directory}/{CONFIG}" if name.startswith(programs.RUNTIME) else None,
+            libraries=name == programs.CLI,
+            runtimes=runtimes if name in programs.RUNTIMES else (),
+        )  # fmt: skip
         tree[name] = Text(text, _PROGRAM)
     if programs.RUNTIME_HOOK in tree:
         tree[_OLD_HOOK] = Link(programs.RUNTIME_HOOK)
     for name, source in origin.libraries.items():
-        real = os.path.basename(source)
-        tree[real] = Copy(source, _library_mode(source))
+        real, mode = os.path.basename(source), _TEXT
+        with contextlib.suppress(OSError):
+            mode |= os.stat(source).st_mode & _PROGRAM
+        tree[real] = Copy(source, mode)
         if real != name:
             tree[name] = Link(real)
     return {**tree, CONFIG: Text(config)}
-
-
-def _wrapper(name: str, program: str, directory: str, runtimes: tuple[str, ...]) -> Wrapper:
-    settings = f"{directory}/{CONFIG}" if name.startswith(programs.RUNTIME) else None
-    falls_back = name in programs.RUNTIMES
-    return Wrapper(program, directory, settings, name == programs.CLI,
-                   runtimes if falls_back else ())  # fmt: skip
-
-
-def _library_mode(source: str) -> int:
-    try:
-        return os.stat(source).st_mode & _PROGRAM | _TEXT
-    except OSError:
-        return _TEXT
 
 
 def paths(origin: Origin, directory: str) -> Mapping[str, str]:
@@ -164,49 +155,6 @@ def _listed(data: Any) -> InstalledList:
         for name, item in data.get("copies", {}).items()
     }  # fmt: skip
     return InstalledList(copies, tuple(map(str, data.get("others", ()))), int(data.get("made", 0)))
-
-
-@dataclass(frozen=True)
-class ToolkitConfig:
-    """The settings of nvidia-container-runtime in config.toml: the low-level runtimes that it tries
-    in this order, the annotation prefixes that it answers, and whether an unprivileged container
-    may ask by environment variable (NVIDIA's defaults if a key is missing)."""
-
-    runtimes: tuple[str, ...] = ()
-    prefixes: tuple[str, ...] = ("cdi.k8s.io/",)
-    variables: bool = True
-
-
-def read_config(directory: str) -> ToolkitConfig | None:
-    """The settings in config.toml of a directory (an agent path), whether or not it is ours. None
-    if there is no file, or one that cannot be read."""
-    return read_config_file(os.path.join(directory, CONFIG))
-
-
-def read_config_file(path: str) -> ToolkitConfig | None:
-    """As `read_config`, of a config.toml at an agent path."""
-    try:
-        found = files.read(path)
-        data: Any = document.parse(found.data, path) if found else None
-    except (Refused, ValueError, RecursionError):
-        return None
-    return None if data is None else config_of(data)
-
-
-def config_of(data: Data) -> ToolkitConfig:
-    """The settings in the data of a config.toml."""
-    runtime, defaults = ("nvidia-container-runtime",), ToolkitConfig()
-    prefixes = get(data, (*runtime, "modes", "cdi", "annotation-prefixes"))
-    return ToolkitConfig(
-        _strings(get(data, (*runtime, "runtimes"))),
-        defaults.prefixes if prefixes is None else _strings(prefixes),
-        get(data, ("accept-nvidia-visible-devices-envvar-when-unprivileged",), True) is True,
-    )
-
-
-def _strings(value: Any) -> tuple[str, ...]:
-    items = value if isinstance(value, list) else ()
-    return tuple(item for item in items if isinstance(item, str))
 
 
 def to_bytes(found: InstalledList) -> bytes:

@@ -7,7 +7,7 @@ with the same arguments.
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 HEAD = b"#!/bin/sh\n# Written by toolkit-agent, which overwrites it.\n"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -50,35 +50,29 @@ fi
 """
 
 
-@dataclass(frozen=True)
-class Wrapper:
-    """A wrapper; all paths are the host's. `config` is the toolkit's config.toml, None if the
-    program does not read it. `libraries`: the toolkit's directory is searched for libraries, too.
-    `runtimes` are tried in this order while the driver's module is not loaded; with none the driver
-    does not matter."""
+def text(
+    program: str, directory: str, *, config: str | None = None, libraries: bool = False,
+    runtimes: Sequence[str] = (),
+) -> bytes:  # fmt: skip
+    """The content of the script for a program; all paths are the host's.
 
-    program: str
-    directory: str
-    config: str | None = None
-    libraries: bool = False
-    runtimes: tuple[str, ...] = ()
-
-
-def text(wrapper: Wrapper) -> bytes:
-    """The content of the script."""
-    directory = shlex.quote(wrapper.directory)
+    `config` is the toolkit's config.toml, None if the program does not read it. `libraries`: the
+    toolkit's `directory` is searched for libraries, too. `runtimes` are tried in this order while
+    the driver's module is not loaded; with none the driver does not matter.
+    """
+    place = shlex.quote(directory)
     lines = [f'PATH="${{PATH:-{_PATH}}}"']
-    if wrapper.runtimes:
-        runtimes = " ".join(map(shlex.quote, wrapper.runtimes))
-        lines += _FALL_BACK.format(runtimes=runtimes).splitlines()
-    lines.append(f'PATH={directory}:"$PATH"')
+    if runtimes:
+        listed = " ".join(map(shlex.quote, runtimes))
+        lines += _FALL_BACK.format(runtimes=listed).splitlines()
+    lines.append(f'PATH={place}:"$PATH"')
     names = ["PATH"]
-    if wrapper.config is not None:
-        lines.append(f"NVIDIA_CTK_CONFIG_FILE_PATH={shlex.quote(wrapper.config)}")
+    if config is not None:
+        lines.append(f"NVIDIA_CTK_CONFIG_FILE_PATH={shlex.quote(config)}")
         names.append("NVIDIA_CTK_CONFIG_FILE_PATH")
-    if wrapper.libraries:
+    if libraries:
         rest = '"${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"'
-        lines.append(f"LD_LIBRARY_PATH={directory}{rest}")
+        lines.append(f"LD_LIBRARY_PATH={place}{rest}")
         names.append("LD_LIBRARY_PATH")
-    lines += [f"export {' '.join(names)}", f'exec {shlex.quote(wrapper.program)} "$@"']
+    lines += [f"export {' '.join(names)}", f'exec {shlex.quote(program)} "$@"']
     return HEAD + ("\n".join(lines) + "\n").encode()

@@ -21,7 +21,7 @@ from typing import Any
 from agent import status
 from agent._cri import api_pb2
 from agent.cdi import emit
-from agent.cdi.driver import kernel, loader, nvml
+from agent.cdi.driver import kernel, loader, majors, nvml
 from agent.cdi.make import tegra
 from agent.cdi.specs import crashes, installed, read
 from agent.cri import client as cri
@@ -40,7 +40,7 @@ from agent.state.store import Store
 from agent.systemd import systemctl
 from agent.systemd.dbus import Bus, BusError, NoBus
 from agent.toml import document
-from agent.toolkit import device_nodes, tree
+from agent.toolkit import config, tree
 from tests.bench.fuzz import Reader
 from tests.unit.support.ld_cache import make_cache
 
@@ -303,7 +303,7 @@ def _read_proc(data: bytes) -> None:
             variables = process.environment(found)
             command_line.parse(found.command, variables or {})
             pod_info.monitored(found.command)
-    device_nodes.control_nodes(data.decode("ascii", "replace"))
+    majors.parsed(data.decode("ascii", "replace"))
     for line in data.decode("utf-8", "surrogateescape").splitlines():
         kernel._information(str(_file("information", line.encode("utf-8", "surrogateescape"))))
         break
@@ -362,7 +362,7 @@ def _read_list(data: bytes) -> None:
 
 
 def _read_answers(data: bytes) -> None:
-    tree.read_config_file(str(_file("toolkit.toml", data)))
+    config.read_config_file(str(_file("toolkit.toml", data)))
 
 
 # ---- programs and sockets

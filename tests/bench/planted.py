@@ -316,8 +316,8 @@ _SPECS = (
 _TOOLKIT = (
     Mutant(
         "ldconfig-of-the-container", "toolkit", "agent/toolkit/config.py",
-        '"ldconfig": f"@{config.ldconfig}",',
-        '"ldconfig": config.ldconfig,',
+        '"ldconfig": f"@{ldconfig}",',
+        '"ldconfig": ldconfig,',
         ("tests/unit/toolkit/test_config.py",),
     ),
     Mutant(

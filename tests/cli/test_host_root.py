@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.toolkit.tree import CONFIG
+from agent.toolkit.config import CONFIG
 from tests.cli.cli_node import Refusal, refuses, shows
 from tests.cli.hosted import HostedNode
 from tests.conformance import checks, statusfile

@@ -73,8 +73,12 @@ class Majors:
 
 def read(host: HostRoot) -> Majors:
     """The drivers that the kernel lists now."""
-    text = _text(host, "devices").partition("Block devices:")[0]
-    return Majors(_listed(text), _listed(_text(host, "misc")))
+    return parsed(_text(host, "devices"), _text(host, "misc"))
+
+
+def parsed(devices: str, misc: str = "") -> Majors:
+    """The drivers in the texts of /proc/devices and /proc/misc."""
+    return Majors(_listed(devices.partition("Block devices:")[0]), _listed(misc))
 
 
 def _listed(text: str) -> dict[int, tuple[str, ...]]:

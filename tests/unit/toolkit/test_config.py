@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.decide import decide
+from agent.decide import Decision, decide
+from agent.options.settings import Settings, resolve
 from agent.plan.context import Context
 from agent.runtimes import low_level
 from agent.runtimes.desired_state import Effective
-from agent.toolkit import config, tree
-from agent.toolkit.config import Config
+from agent.toolkit import config
 from agent.toolkit.tree import Text
 from tests.unit.support.made_toolkit import DRIVER, ROWS, TOOLKIT, Host, packages, proposed
 
@@ -138,7 +139,7 @@ def written(ctx: Context, row: int, cri: Effective | None = None) -> dict[str, A
     runtimes = low_level.runtimes(ctx.settings, ctx.host, "containerd", cri, None)
     found = proposed(ctx, decide(asked), runtimes)
     assert found.problem is None
-    entry = found.tree[tree.CONFIG]
+    entry = found.tree[config.CONFIG]
     assert isinstance(entry, Text)
     assert (entry.mode, found.config is not None) == (0o644, True)
     return flat(tomllib.loads(entry.data.decode()))
@@ -261,16 +262,23 @@ _TEXT = st.text(max_size=12)
 _TEXTS = st.lists(_TEXT, max_size=3).map(tuple)
 
 
+_PROGRAMS = ("nvidia-container-cli", "nvidia-ctk", "nvidia-container-runtime-hook")
+
+
 @settings(max_examples=40)
 @given(
-    wanted=st.builds(
-        Config, mode=_TEXT, prefixes=_TEXTS, default_kind=_TEXT, spec_dirs=_TEXTS, runtimes=_TEXTS,
-        driver_root=_TEXT, ldconfig=_TEXT, accept_envvar=st.booleans(), accept_mounts=st.booleans(),
-        debug=_TEXT, log_level=_TEXT, cli_debug=_TEXT, user=_TEXT, features=_TEXTS,
-        programs=st.fixed_dictionaries(dict.fromkeys(
-            ("nvidia-container-cli", "nvidia-ctk", "nvidia-container-runtime-hook"), _TEXT)),
-    )
+    decided=st.builds(partial(replace, decide(ROWS[3])), mode=_TEXT, prefixes=_TEXTS,
+                      spec_dirs=_TEXTS),
+    asked=st.builds(partial(replace, resolve({}, {}, "toolkit-agent")), cdi_default_kind=_TEXT,
+                    accept_envvar=st.booleans(), accept_mounts=st.booleans(), runtime_debug=_TEXT,
+                    runtime_log_level=_TEXT, cli_debug=_TEXT, opt_in_features=_TEXTS),
+    runtimes=_TEXTS, texts=st.tuples(_TEXT, _TEXT, _TEXT),
+    programs=st.fixed_dictionaries(dict.fromkeys(_PROGRAMS, _TEXT)),
 )  # fmt: skip
-def test_text_says_what_was_meant(wanted: Config) -> None:
+def test_text_says_what_was_meant(
+    decided: Decision, asked: Settings, runtimes: tuple[str, ...], texts: tuple[str, str, str],
+    programs: dict[str, str],
+) -> None:  # fmt: skip
     """Whatever the names are."""
-    assert tomllib.loads(config.render(wanted).decode()) == config.data(wanted)
+    wanted = config.data(asked, decided, runtimes, programs, *texts)
+    assert tomllib.loads(config.render(wanted).decode()) == wanted

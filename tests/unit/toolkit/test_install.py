@@ -14,7 +14,7 @@ from agent.options.settings import Settings
 from agent.runtimes import low_level
 from agent.runtimes.desired_state import LINUX, Effective
 from agent.toml.document import Data
-from agent.toolkit import install, tree
+from agent.toolkit import config, install, tree
 from agent.toolkit.install import ToolkitProposal
 from agent.toolkit.tree import Text
 from tests.unit.support.made_toolkit import (
@@ -218,13 +218,13 @@ def propose(host: Host, row: int, *mounts: Mount, **env: str) -> ToolkitProposal
 def test_all_files_are_written_into_a_new_directory(host: Host) -> None:
     """All of it is to be written, on a directory of which nothing else is known."""
     proposed = propose(host, 6)
-    assert (proposed.problem, proposed.warnings, proposed.right) == (None, (), False)
+    assert (proposed.problem, proposed.warnings, proposed.is_installed) == (None, (), False)
     assert set(proposed.difference.write) == set(proposed.tree)
     assert {f"{name}.17.0" for name in LIBRARIES} <= set(proposed.tree)
     entry = proposed.tree[RUNTIME]
     assert isinstance(entry, Text)
     assert f"exec {TOOLKIT}/{RUNTIME}.real " in entry.data.decode()
-    assert f"={TOOLKIT}/{tree.CONFIG}\n" in entry.data.decode()
+    assert f"={TOOLKIT}/{config.CONFIG}\n" in entry.data.decode()
 
 
 @pytest.mark.parametrize("row", [1, 2, 3, 6])

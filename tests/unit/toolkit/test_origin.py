@@ -9,14 +9,13 @@ import pytest
 from agent.errors import NoToolkit, Refused
 from agent.toolkit import origin, programs, wrapper
 from agent.toolkit.origin import Origin
-from agent.toolkit.wrapper import Wrapper
 from tests.unit.support.made_toolkit import ALL, LIBRARIES, TOOLKIT, Host
 from tests.unit.support.made_toolkit import packages as whole
 from tests.unit.support.made_toolkit import programs as made
 
 RUNTIME, HOOK, CTK = "nvidia-container-runtime", "nvidia-container-runtime-hook", "nvidia-ctk"
-OURS = wrapper.text(Wrapper(f"{TOOLKIT}/{RUNTIME}.real", TOOLKIT, runtimes=("runc",))).decode()
-STANDS_BEFORE_HOST = wrapper.text(Wrapper(f"/usr/bin/{RUNTIME}", TOOLKIT)).decode()
+OURS = wrapper.text(f"{TOOLKIT}/{RUNTIME}.real", TOOLKIT, runtimes=("runc",)).decode()
+STANDS_BEFORE_HOST = wrapper.text(f"/usr/bin/{RUNTIME}", TOOLKIT).decode()
 
 
 def theirs(name: str) -> str:

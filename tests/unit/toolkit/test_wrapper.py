@@ -8,8 +8,9 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from agent.toolkit import wrapper
-from agent.toolkit.wrapper import Wrapper
 from tests.doubles.toolkit import modules
 from tests.tools.shells import SHELLS, shellcheck, start
 
@@ -54,17 +54,21 @@ class Bench:
         self.toolkit = directory / _ODD
         self.toolkit.mkdir()
         self.program = make_program(self.toolkit / "program.real")
-        self.plain = Wrapper(str(self.program), str(self.toolkit))
+        self.plain = partial(wrapper.text, program=str(self.program), directory=str(self.toolkit))
 
-    def write(self, wanted: Wrapper) -> Path:
+    def write(self, wanted: Callable[[], bytes]) -> Path:
         """The wrapper as it lies on a node."""
         path = self.toolkit / "program"
-        path.write_bytes(wrapper.text(wanted))
+        path.write_bytes(wanted())
         path.chmod(0o755)
         return path
 
     def run(
-        self, wanted: Wrapper, *argv: str, env: Mapping[str, str], before: tuple[str, ...] = ()
+        self,
+        wanted: Callable[[], bytes],
+        *argv: str,
+        env: Mapping[str, str],
+        before: tuple[str, ...] = (),
     ) -> Ran:
         """Call it; `before` are words that make way for the shell."""
         words = [*before, *self.shell, str(self.write(wanted)), *argv]
@@ -116,17 +120,18 @@ def test_path_has_the_toolkit_first_and_the_nodes_always(bench: Bench, path: str
 @pytest.mark.parametrize("given", [None, "", "/x y:/z"], ids=["unset", "empty", "set"])
 def test_library_path_has_no_empty_part(bench: Bench, given: str | None) -> None:
     """An empty part of LD_LIBRARY_PATH would be the working directory."""
-    wanted = replace(bench.plain, libraries=True, config=f"{bench.toolkit}/config.toml")
+    config = f"{bench.toolkit}/config.toml"
+    wanted = partial(bench.plain, libraries=True, config=config)
     env = {"PATH": _USUAL, _CONFIG: "/other"}
     ran = bench.run(wanted, env=env if given is None else {**env, "LD_LIBRARY_PATH": given})
     rest = f":{given}" if given else ""
     assert ran.environment["LD_LIBRARY_PATH"] == f"{bench.toolkit}{rest}"
-    assert ran.environment[_CONFIG] == wanted.config
+    assert ran.environment[_CONFIG] == config
 
 
 def test_shell_reports_a_missing_program(bench: Bench) -> None:
     """The shell says so."""
-    wanted = replace(bench.plain, program="/not/there")
+    wanted = partial(bench.plain, program="/not/there")
     ran = bench.run(wanted, env={"PATH": _USUAL})
     assert (ran.code, "/not/there" in ran.said) == (127, True)
 
@@ -135,7 +140,7 @@ def test_signals_reach_the_program(bench: Bench) -> None:
     """There is nobody between it and whoever started it."""
     sleep = shutil.which("sleep", path=_USUAL)
     assert sleep is not None
-    path = bench.write(replace(bench.plain, program=sleep))
+    path = bench.write(partial(bench.plain, program=sleep))
     with subprocess.Popen([*bench.shell, str(path), "60"], env={"PATH": _USUAL}) as process:
         command = Path(f"/proc/{process.pid}/cmdline")
         until = time.monotonic() + 20
@@ -151,7 +156,7 @@ def test_signals_reach_the_program(bench: Bench) -> None:
 @example(argv=[b"\x01", b"\x7f", b"\x81\x88", b"\xff", b"-"])
 def test_words_arrive_as_they_are(bench: Bench, argv: list[bytes]) -> None:
     """Bytes that are no text too. What prints them here is no shell."""
-    path = bench.write(replace(bench.plain, program=_PRINTF))
+    path = bench.write(partial(bench.plain, program=_PRINTF))
     words = [*map(os.fsencode, bench.shell), os.fsencode(path), b"%s\\0", *argv]
     done = subprocess.run(words, env={"PATH": _USUAL}, capture_output=True, check=True)
     assert done.stdout == b"".join(word + b"\0" for word in argv or [b""])
@@ -202,7 +207,7 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
 @pytest.mark.parametrize("driver", ["sys", "proc"])
 def test_driver_is_seen_in_either_place(bench: Bench, kernel: Kernel, driver: str) -> None:
     """It is seen in either place."""
-    wanted = replace(bench.plain, runtimes=("runc",))
+    wanted = partial(bench.plain, runtimes=("runc",))
     make_program(bench.directory / "bin/runc")
     env = kernel.environment(bench.directory / "bin")
     ran = bench.run(wanted, "create", env=env, before=kernel.words(driver))
@@ -233,7 +238,7 @@ def test_without_a_driver_the_first_runtime_that_is_there_goes_on(
     for name in ("text", "bin/text"):
         (bench.directory / name).write_text("no program")
     names = [f"{bench.directory}{name}" if name[0] == "/" else name for name in runtimes]
-    wanted = replace(bench.plain, runtimes=tuple(names), config="/config", libraries=True)
+    wanted = partial(bench.plain, runtimes=tuple(names), config="/config", libraries=True)
     env = kernel.environment(bench.directory / "bin")
     ran = bench.run(wanted, "state", "a b", env=env, before=kernel.words("none"))
     assert (ran.program, ran.argv) == (f"{bench.directory}/{chosen}", ["state", "a b"])
@@ -260,7 +265,7 @@ def test_only_making_a_container_says_something(
     containerd takes what is said in other calls for the answer."""
     kernel.log.write_text("")
     runc = make_program(bench.directory / "bin/runc")
-    wanted = replace(bench.plain, runtimes=("runc",))
+    wanted = partial(bench.plain, runtimes=("runc",))
     env = kernel.environment(runc.parent)
     ran = bench.run(wanted, *words.split(), env=env, before=kernel.words("none"))
     assert (ran.argv, ran.program) == (words.split(), str(runc))
@@ -285,7 +290,7 @@ def test_node_without_a_log_gets_no_message(
         (dev / "kmsg").mkdir()
     script = f'mount --bind /dev/null {dev}/null && mount --rbind {dev} /dev && exec "$@"'
     before = (*kernel.words("none"), "/bin/sh", "-c", f"PATH={_USUAL}:$PATH; {script}", "sh")
-    wanted = replace(bench.plain, runtimes=(str(runc),))
+    wanted = partial(bench.plain, runtimes=(str(runc),))
     ran = bench.run(wanted, "create", env=kernel.environment(_USUAL), before=before)
     assert (ran.program, ran.said) == (str(runc), "")
     assert {path.name for path in dev.iterdir()} == {"null"} | (
@@ -295,7 +300,7 @@ def test_node_without_a_log_gets_no_message(
 
 def test_missing_runtime_is_reported_with_a_shells_exit_code(bench: Bench, kernel: Kernel) -> None:
     """It says so, and gives what a shell gives for what is not there."""
-    wanted = replace(bench.plain, runtimes=("/missing/runc", "runc", "crun"))
+    wanted = partial(bench.plain, runtimes=("/missing/runc", "runc", "crun"))
     env = kernel.environment("/nowhere")
     ran = bench.run(wanted, "create", env=env, before=kernel.words("none"))
     assert (ran.program, ran.code) == ("", 127)
@@ -306,10 +311,10 @@ def test_wrappers_pass_shellcheck(tmp_path: Path) -> None:
     """Finds nothing in any of them."""
     paths = []
     for number, place in enumerate(("/usr/local/nvidia/toolkit", "/opt/a b/toolkit")):
-        plain = Wrapper(f"{place}/x.real", place)
-        both = replace(plain, config=f"{place}/c", libraries=True)
-        several = replace(both, runtimes=(f"{place}/runc", "runc", "crun"))
-        for kind, item in enumerate((plain, both, several, replace(several, runtimes=("runc",)))):
+        plain = partial(wrapper.text, program=f"{place}/x.real", directory=place)
+        both = partial(plain, config=f"{place}/c", libraries=True)
+        several = partial(both, runtimes=(f"{place}/runc", "runc", "crun"))
+        for kind, item in enumerate((plain, both, several, partial(several, runtimes=("runc",)))):
             paths.append(tmp_path / f"{number}-{kind}")
-            paths[-1].write_bytes(wrapper.text(item))
+            paths[-1].write_bytes(item())
     assert shellcheck(*paths) == ""
