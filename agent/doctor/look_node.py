@@ -292,16 +292,15 @@ def _plugin(host: HostRoot, pid: int, words: Sequence[str]) -> PluginFacts:
 
 def driver_facts(settings: Settings, host: HostRoot) -> DriverFacts:
     """The driver, in the kernel and in files."""
-    places = driver.places(settings)
     gpus, others = _gpus(host)
     problem = library = above = ""
     missing: tuple[str, ...] = ()
     try:
-        library = driver.find(host, places).version
+        library = driver.find(host, settings).version
     except AgentError as error:
         problem = error.message
     with contextlib.suppress(AgentError, OSError):
-        root = driver.root_of(host, places)
+        root = driver.root_of(host, settings)
         above = root.host_path if root and library else ""
         missing = tuple(map(str, device_nodes.missing(settings, host, root)))
     return DriverFacts(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from agent.cdi import emit
@@ -21,11 +21,17 @@ from agent.cdi.driver.known_gpus import KnownGpus
 from agent.cdi.make import generate, gpu
 from agent.cdi.make.generate import DesiredSpec
 from agent.cdi.specs import crashes, provider, readers, spec_files
-from agent.cdi.specs.provider import RuntimeView
+from agent.cdi.specs.provider import Provider, RuntimeView, usable
 from agent.cdi.specs.readers import Reader
-from agent.cdi.specs.spec_ownership import Ownership, SpecStatus, file_name, is_named_by_kind
+from agent.cdi.specs.spec_ownership import (
+    Ownership,
+    SpecStatus,
+    file_name,
+    foreign,
+    is_named_by_kind,
+)
 from agent.decide import MODES_WITHOUT_CDI
-from agent.errors import AgentError, DriverDistrusted, Refused, reason
+from agent.errors import AgentError, Refused, reason
 from agent.host import files, trust
 from agent.host.files import Change
 from agent.host.paths import HostPath, HostRoot
@@ -67,8 +73,8 @@ def propose(
     hook: str | None, reader: Reader, read: tuple[str, ...] = (), executable: str | None = None,
 ) -> SpecProposal | None:  # fmt: skip
     """The specs for a runtime that reads `spec_dirs` as `reader` does, with hooks by the program at
-    the host path `hook`. None where no specs are asked for and none of ours is in the directories
-    that are `read`. `executable` is the agent path of the runtime's program; it is examined where
+    the host path `hook`. None if no specs are asked for and none of ours is in the directories
+    that are `read`. `executable` is the agent path of the runtime's program; it is examined if
     the provider of a kind depends on it.
 
     Never raises an AgentError, so that a plan for a node without a driver shows the rest as well.
@@ -76,22 +82,20 @@ def propose(
     if not settings.cdi_enabled or settings.cdi_output_dir is None:
         return _removal(settings, host, (*spec_dirs, *read))
     mode = generate.gpu_mode(settings, host, gpus.ask)
-    proposer = _Proposer(settings, host, gpus, mode, hook)
+    needed = settings.cdi_kind if mode == "nvml" else gpu.KIND
     try:
-        proposal = proposer.propose(spec_dirs, reader, executable)
+        view = RuntimeView(host, spec_files.directories(host, spec_dirs, reader), reader)
+        proposal = _proposal(settings, view, gpus, spec_dirs, mode, needed, hook, executable)
     except AgentError as error:
-        proposal = proposer.impossible(error)
-    return _without_needed(proposal) if settings.mode in MODES_WITHOUT_CDI else proposal
-
-
-def _without_needed(proposal: SpecProposal) -> SpecProposal:
-    """The proposal for a node that can work without a spec: a missing spec is a warning."""
-    proposal = replace(proposal, needed="")
-    if proposal.problem is None:
-        return proposal
-    refusal = _refusal(proposal.problem)
-    warnings = (text for text in proposal.warnings if text != refusal)
-    return replace(proposal, problem=None, warnings=(proposal.problem.message, *warnings))
+        status = SpecStatus(settings.cdi_kind, problem=error.message)
+        proposal = SpecProposal((status,), problem=error, gpus=gpus)
+    problem, warnings = proposal.problem, proposal.warnings
+    if settings.mode in MODES_WITHOUT_CDI:  # the node can work without a spec
+        needed, problem = "", None
+        warnings = (*((proposal.problem.message,) if proposal.problem else ()), *warnings)
+    elif problem is not None:
+        warnings = (*warnings, f"apply refuses: {problem.message}")
+    return replace(proposal, needed=needed, problem=problem, warnings=warnings)
 
 
 def _removal(settings: Settings, host: HostRoot, spec_dirs: tuple[str, ...]) -> SpecProposal | None:
@@ -103,173 +107,125 @@ def _removal(settings: Settings, host: HostRoot, spec_dirs: tuple[str, ...]) -> 
     return SpecProposal((), tuple(changes), late=True) if changes else None
 
 
-def _refusal(error: AgentError) -> str:
-    return f"apply refuses: {error.message}"
-
-
-@dataclass(frozen=True)
-class _Proposer:
-    """Makes the proposal of a node; `mode` is the mode of nvidia.com/gpu that fits the machine."""
-
-    settings: Settings
-    host: HostRoot
-    gpus: KnownGpus
-    mode: str
-    hook: str | None
-
-    @property
-    def needed(self) -> str:
-        """The kind that the node needs."""
-        return self.settings.cdi_kind if self.mode == "nvml" else gpu.KIND
-
-    def impossible(self, error: AgentError) -> SpecProposal:
-        """The proposal where the needed spec cannot be made, and nothing changes."""
-        status = SpecStatus(self.settings.cdi_kind, problem=error.message)
-        return SpecProposal(
-            (status,), (), (_refusal(error),), error, gpus=self.gpus, needed=self.needed
-        )
-
-    def propose(
-        self, spec_dirs: tuple[str, ...], reader: Reader, executable: str | None
-    ) -> SpecProposal:
-        """The proposal. Raises AgentError."""
-        settings, host = self.settings, self.host
-        directory = _directory(settings, host, spec_dirs)
-        places = tuple(dict.fromkeys((directory, *directories(settings, host, spec_dirs))))
-        _refuse_writable(host, (settings.cdi_output_dir, *spec_dirs))
-        crowded: list[str] = []
-        entries = [
-            item for place in places for item in spec_files.entries(host, place, crowded.append)
-        ]
-        view = RuntimeView(host, spec_files.directories(host, spec_dirs, reader), reader)
-        fixed = settings.origins["cdi_output_dir"] != "default"
-        own_place = view.number(directory.host) if fixed else len(view.dirs) - 1
-        ownership = Ownership(host, directory, _names(settings), entries)
-        ownership, view = self._with_providers(ownership, view, executable, own_place)
-        # NVML is not asked where its answer would not be used.
-        provided = frozenset(k for k in _kinds(settings) if ownership.provider(k) is not None)
-        desired = generate.desired_specs(
-            self.mode, settings, host, self.hook, self.gpus.ask, provided, view.reader
-        )
-        by_kind = {one.kind: one for one in desired if one.kind in _kinds(settings)}
-        ownership = _with_places(ownership, view, by_kind, fixed=fixed)
-        overridden = _overridden(settings, ownership, view, desired)
-        texts = {spec.text.encode() for spec in desired if spec.text}
-        warnings = (*crowded, *provider.unknown(view, texts), *overridden)
-        return self._decided(ownership, desired, warnings)
-
-    def _with_providers(
-        self, ownership: Ownership, view: RuntimeView, executable: str | None, own_place: int
-    ) -> tuple[Ownership, RuntimeView]:
-        """The ownership with the providers of each kind; `own_place` as in `provider.providers`.
-        Where they depend on what the runtime reads, and its version does not tell that, its
-        executable is examined."""
-
-        def with_providers(view: RuntimeView) -> Ownership:
-            entries = ownership.foreign()
-            found = {
-                kind: provider.providers(view, kind, entries, own_place)
-                for kind in _kinds(self.settings)
-            }
-            return replace(ownership, providers=found)
-
-        first = with_providers(view)
-        doubted = any(one.doubt for found in first.providers.values() for one in found)
-        if not doubted or executable is None:
-            return first, view
+def _proposal(
+    settings: Settings, view: RuntimeView, gpus: KnownGpus, spec_dirs: tuple[str, ...],
+    mode: str, needed: str, hook: str | None, executable: str | None,
+) -> SpecProposal:  # fmt: skip
+    """The proposal, with the mode of nvidia.com/gpu that fits the machine. Raises AgentError."""
+    host, kinds, names = view.host, _kinds(settings), _names(settings)
+    directory = _directory(settings, host, spec_dirs)
+    _refuse_writable(host, (settings.cdi_output_dir, *spec_dirs))
+    crowded: list[str] = []
+    entries = [
+        item
+        for place in dict.fromkeys((directory, *directories(settings, host, spec_dirs)))
+        for item in spec_files.entries(host, place, crowded.append)
+    ]
+    others = foreign(entries, names)
+    fixed = settings.origins["cdi_output_dir"] != "default"
+    own_place = view.number(directory.host) if fixed else len(view.dirs) - 1
+    providers = _providers(view, kinds, others, own_place)
+    if executable and any(one.doubt for found in providers.values() for one in found):
+        # The version of the runtime does not tell what it reads.
         view = replace(view, reader=readers.with_executable(view.reader, executable))
-        return with_providers(view), view
-
-    def _decided(
-        self, ownership: Ownership, desired: Sequence[DesiredSpec], more: Sequence[str]
-    ) -> SpecProposal:
-        """The proposal for these desired specs; `more` are further warnings."""
-        settings, kinds = self.settings, _kinds(self.settings)
-        by_kind = {spec.kind: spec for spec in desired}
-        management = by_kind.pop(settings.cdi_kind, None)
-        found = [ownership.device_spec(kind, by_kind.get(kind)) for kind in kinds]
-        if management is None:  # one may be left from a driver that had one
-            found.append(ownership.device_spec(settings.cdi_kind, None))
-        statuses = tuple(status for status, _ in found if status.writer or status.problem)
-        changes = [change for _, change in found if change is not None]
-        removals = (
-            *ownership.leftovers(), *(change for change in changes if change.after is None),
-        )  # fmt: skip
-        own, change = None, None
-        try:
-            if management:
-                own, change = ownership.management(management)
-        except AgentError as error:
-            failed, directory = self.impossible(error), ownership.directory
-            if isinstance(error, DriverDistrusted):
-                gone = ownership.removal(settings.cdi_kind)
-                removals = (*removals, *((gone,) if gone else ()))
-            return replace(
-                failed, specs=(*failed.specs, *statuses), changes=removals, directory=directory
-            )
-        statuses = (own, *statuses) if own else statuses
-        broken = (text for kind in kinds for text in ownership.warnings(kind))
-        proposal = SpecProposal(
-            statuses, removals, (*_warnings(desired, statuses), *broken, *more),
-            directory=ownership.directory, gpus=self.gpus, needed=self.needed,
-            judged_paths=tuple(dict.fromkeys(itertools.chain(*(s.judged_paths for s in desired)))),
-            driver=next((spec.driver for spec in desired if spec.driver), None),
-        )  # fmt: skip
-        missing = by_kind[self.needed].problem if self.needed in by_kind else None
-        if (problem := ownership.blocked(gpu.KIND) or missing) is not None:
-            warnings = (text for text in proposal.warnings if text != problem.message)
-            return replace(
-                proposal, problem=problem, warnings=(*warnings, _refusal(problem)), judged_paths=()
-            )
-        new = (change, *(change for change in changes if change.after is not None))
-        return replace(proposal, changes=(*removals, *(spec for spec in new if spec is not None)))
-
-
-def _with_places(
-    ownership: Ownership, view: RuntimeView, desired: Mapping[str, DesiredSpec], *, fixed: bool
-) -> Ownership:
-    """The ownership with the directory of our file for each kind that only unusable files of other
-    writers describe. In that directory our file wins over theirs. `fixed` means that an option
-    gives the directory."""
+        providers = _providers(view, kinds, others, own_place)
+    # NVML is not asked if its answer would not be used.
+    provided = frozenset(kind for kind, found in providers.items() if usable(found))
+    desired = generate.desired_specs(mode, settings, host, hook, gpus.ask, provided, view.reader)
+    texts = {spec.kind: spec.text.encode() for spec in desired if spec.text}
     last = [spec.path for spec in view.dirs if spec.path is not None][-1:]
-    candidates = (ownership.directory, *(() if fixed else last))
-    places = {}
-    for kind, found in ownership.providers.items():
-        spec = desired.get(kind)
-        if not found or ownership.provider(kind) or spec is None or spec.text is None:
-            continue
-        text = spec.text.encode()
-        places[kind] = next(
-            (place for place in candidates if _wins(ownership, view, kind, place, text)), None
+    candidates = (directory, *(() if fixed else last))
+    places = {
+        kind: next(
+            (place for place in candidates if _wins(view, others, kind, place, texts[kind])), None
         )
-    return replace(ownership, places=places)
+        for kind, found in providers.items() if found and not usable(found) and kind in texts
+    }  # fmt: skip
+    ownership = Ownership(host, directory, names, entries, providers, places)
+    management = texts.get(settings.cdi_kind)
+    more = (
+        *(text for kind in kinds for text in ownership.warnings(kind)),
+        *crowded,
+        *provider.unknown(view, texts.values()),
+        *(_overridden(settings, view, others, directory, management) if management else ()),
+    )
+    return _decided(settings, ownership, desired, gpus, needed, more)
 
 
-def _wins(ownership: Ownership, view: RuntimeView, kind: str, place: HostPath, text: bytes) -> bool:
-    """Would the runtime take the devices of a kind from a spec of ours in this directory?"""
-    path, entries = place.child(file_name(kind)), ownership.foreign()
-    if any(entry == path for entry, _ in entries):
+def _providers(
+    view: RuntimeView, kinds: Sequence[str], others: Sequence[tuple[HostPath, bytes]],
+    own_place: int,
+) -> dict[str, tuple[Provider, ...]]:  # fmt: skip
+    """The files of other writers by kind; `own_place` as in `provider.providers`."""
+    return {kind: provider.providers(view, kind, others, own_place) for kind in kinds}
+
+
+def _decided(
+    settings: Settings, ownership: Ownership, desired: Sequence[DesiredSpec], gpus: KnownGpus,
+    needed: str, more: Sequence[str],
+) -> SpecProposal:  # fmt: skip
+    """The proposal for these desired specs; `more` are further warnings."""
+    by_kind = {spec.kind: spec for spec in desired}
+    management = by_kind.pop(settings.cdi_kind, None)
+    problem: AgentError | None = None
+    if management is None:  # one may be left from a driver that had one
+        found = [ownership.device_spec(settings.cdi_kind, None)]
+    else:
+        problem = management.problem
+        try:
+            found = [ownership.management(management)]
+        except AgentError as error:
+            problem = error
+            found = [(SpecStatus(settings.cdi_kind, problem=error.message), None)]
+    found += (ownership.device_spec(kind, by_kind.get(kind)) for kind in _kinds(settings))
+    statuses = tuple(status for status, _ in found if status.writer or status.problem)
+    changes = [change for _, change in found if change is not None]
+    removals = (*ownership.leftovers(), *(change for change in changes if change.after is None))
+    missing = by_kind[needed].problem if needed in by_kind else None
+    problem = problem or ownership.blocked(gpu.KIND) or missing
+    said = problem.message if problem else None
+    judged_paths = itertools.chain.from_iterable(spec.judged_paths for spec in desired)
+    return SpecProposal(
+        statuses,
+        removals if problem else (*removals, *(one for one in changes if one.after is not None)),
+        tuple(text for text in (*_warnings(desired, statuses), *more) if text != said),
+        problem,
+        ownership.directory,
+        gpus,
+        judged_paths=() if problem else tuple(dict.fromkeys(judged_paths)),
+        driver=next((spec.driver for spec in desired if spec.driver), None),
+    )
+
+
+def _wins(
+    view: RuntimeView, others: Sequence[tuple[HostPath, bytes]], kind: str, place: HostPath,
+    text: bytes,
+) -> bool:  # fmt: skip
+    """Would the runtime take the devices of a kind from a spec of ours in this directory, beside
+    the files of other writers?"""
+    path = place.child(file_name(kind))
+    if any(entry == path for entry, _ in others):
         return False
-    rivals = [(entry, data) for entry, data in entries if crashes.has_kind(data, kind)]
+    rivals = [(entry, data) for entry, data in others if crashes.has_kind(data, kind)]
     return provider.wins(view, rivals, path, text)
 
 
 def _overridden(
-    settings: Settings, ownership: Ownership, view: RuntimeView, desired: Sequence[DesiredSpec]
-) -> Iterator[str]:
+    settings: Settings, view: RuntimeView, others: Sequence[tuple[HostPath, bytes]],
+    directory: HostPath, text: bytes,
+) -> Iterator[str]:  # fmt: skip
     """A warning for each file of another writer that has the management spec's device and wins over
-    our file."""
-    kind, directory = settings.cdi_kind, ownership.directory
-    text = next((spec.text for spec in desired if spec.kind == kind and spec.text), None)
+    our file, which has this text."""
+    kind, own_place = settings.cdi_kind, view.number(directory.host)
     rivals = [
         path
-        for path, data in ownership.foreign()
-        if view.place(path) > view.number(directory.host) and crashes.has_kind(data, kind)
+        for path, data in others
+        if view.place(path) > own_place and crashes.has_kind(data, kind)
     ]
-    if text is None or not rivals or _wins(ownership, view, kind, directory, text.encode()):
-        return
-    for path in rivals:
-        yield f"{path} defines {kind} too, and wins over {directory}/{file_name(kind)}; remove it"
+    if rivals and not _wins(view, others, kind, directory, text):
+        for path in rivals:
+            ours = f"{directory}/{file_name(kind)}"
+            yield f"{path} defines {kind} too, and wins over {ours}; remove it"
 
 
 def _kinds(settings: Settings) -> tuple[str, ...]:
@@ -384,16 +340,16 @@ def written_by_us(
 
 def has_needed(settings: Settings, host: HostRoot, spec_dirs: tuple[str, ...], needed: str) -> bool:
     """Is our spec of the `needed` kind in a directory that a runtime with `spec_dirs` reads?"""
-
-    def is_ours(path: HostPath) -> bool:
-        try:
-            found = files.read(path.agent)
-        except Refused:
-            return False  # a link or a directory is no spec of ours
-        return found is not None and emit.is_ours(found.data)
-
     places = directories(settings, host, spec_dirs)
-    return any(is_ours(place.child(file_name(needed))) for place in places)
+    return any(_is_own_spec(place.child(file_name(needed))) for place in places)
+
+
+def _is_own_spec(path: HostPath) -> bool:
+    try:
+        found = files.read(path.agent)
+    except Refused:
+        return False  # a link or a directory is no spec of ours
+    return found is not None and emit.is_ours(found.data)
 
 
 def foreign_spec_with(

@@ -6,7 +6,7 @@ import contextlib
 
 from agent import status
 from agent.cdi.driver import driver
-from agent.cdi.make.hooks import find_program
+from agent.cdi.make.hooks import find_hooks
 from agent.errors import AgentError
 from agent.host.paths import HostRoot
 from agent.options.settings import Settings
@@ -24,7 +24,7 @@ def lines(
     found = proposal.spec.driver if proposal.spec else None
     driver_root = dev_root = None
     with contextlib.suppress(AgentError):  # there may be no driver
-        found = found or driver.find(host, driver.places(settings))
+        found = found or driver.find(host, settings)
         driver_root, dev_root = driver.published_roots(found)
     return status.lines(
         proposal.decision,
@@ -35,7 +35,7 @@ def lines(
         runtime_name=settings.runtime_name,
         is_default=proposal.is_default,
         paths={
-            "NVIDIA_CDI_HOOK_PATH": find_program(host, hook).path,
+            "NVIDIA_CDI_HOOK_PATH": find_hooks(settings, host, hook).path,
             "NVIDIA_DRIVER_ROOT": driver_root,
             "NVIDIA_DEV_ROOT": dev_root,
         },

@@ -86,7 +86,7 @@ def _cdi(settings: Settings, host: HostRoot, node: ConfiguredRuntime | None) -> 
     that start with `k8s.` are left out, because a DRA driver writes one for every pod."""
     if not settings.cdi_enabled or settings.cdi_output_dir is None:
         # The toolkit's config.toml names the driver's root all the same.
-        yield from driver.watch_paths(host, driver.places(settings))
+        yield from driver.watch_paths(host, settings)
         return
     yield from generate.watch_paths(settings, host)
     seen = node.adapter.evidence(node.runtime.answer)[0].spec_dirs if node else ()

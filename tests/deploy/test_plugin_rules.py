@@ -18,6 +18,7 @@ from agent.cdi.driver import driver
 from agent.errors import AgentError
 from agent.host.paths import HostRoot
 from agent.options import settings
+from agent.options.settings import resolve
 from tests.deploy.plugin_rules import STRATEGIES, Invalid
 from tests.deploy.plugin_rules import start as start_plugin
 from tests.tools.driver import VERSION, make_driver, make_nodes, remove_driver
@@ -29,6 +30,7 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").stri
 _LIBRARY = f"usr/lib/x86_64-linux-gnu/libnvidia-ml.so.{VERSION}"
 _FILE = "run/nvidia/validations/.toolkit-ctr-ready"
 _CONTAINER = "run/nvidia/driver"
+_DEFAULTS = resolve({}, {}, "toolkit-agent")
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes device nodes: run it as root")
 
@@ -41,7 +43,7 @@ def test_strategies_are_the_plugin_s() -> None:
 def _publish(host: Path) -> None:
     """Write the decision of a node whose host root this is, as the agent does."""
     try:
-        found = driver.find(HostRoot(str(host)), driver.Places())
+        found = driver.find(HostRoot(str(host)), _DEFAULTS)
     except AgentError:
         root, dev = None, None
     else:
@@ -141,7 +143,9 @@ def test_plugin_gets_host_nodes_beside_a_driver_container(host: Path) -> None:
     """The nodes are made in the host's /dev only: the published root of nodes says so."""
     make_driver(host / _CONTAINER, nodes=False)
     make_nodes(host)
-    roots = driver.published_roots(driver.find(HostRoot(str(host)), driver.Places()))
+    roots = driver.published_roots(
+        driver.find(HostRoot(str(host)), resolve({}, {}, "toolkit-agent"))
+    )
     assert roots == ("/run/nvidia/driver", "/")
 
 

@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 
 from agent.cdi.driver import driver
-from agent.cdi.driver.driver import Places
 from agent.cdi.driver.nvml import Answer, Library
 from agent.cdi.make import generate
 from agent.daemon.supervisor import signature
@@ -30,6 +29,8 @@ from tests.doubles.nvml.nvml import FakeGpu
 from tests.tools.beside import beside
 from tests.tools.driver import LIBRARIES, VERSION, elf, make_driver
 from tests.tools.kernel import make_kernel, make_node
+
+_DEFAULTS = resolve({}, {}, "toolkit-agent")
 
 USER = 1234
 HOOK = "/usr/bin/nvidia-cdi-hook"
@@ -254,9 +255,9 @@ def test_cached_library_of_a_user_is_passed_over(host: Path) -> None:
     with pytest.raises(
         NoDriver, match=r"/opt/his/libcuda.so.999.1 does not count: /opt/his belongs"
     ):
-        driver.find(HostRoot(str(host)), Places())
+        driver.find(HostRoot(str(host)), _DEFAULTS)
     os.chown(his, 0, 0)
-    assert driver.find(HostRoot(str(host)), Places()).version == "999.1"
+    assert driver.find(HostRoot(str(host)), _DEFAULTS).version == "999.1"
 
 
 ROOT = "run/nvidia/driver"

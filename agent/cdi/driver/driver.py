@@ -69,6 +69,11 @@ class Node:
     mode: int
     gid: int
 
+    @property
+    def host_path_if_other(self) -> str:
+        """Its path on the host for a spec: "" if the container has it under the same path."""
+        return "" if self.host_path == self.inside else self.host_path
+
 
 @dataclass(frozen=True)
 class Driver:
@@ -119,51 +124,26 @@ class Driver:
         return None
 
 
-@dataclass(frozen=True)
-class Places:
-    """The places of the driver that options name: host paths, and agent paths (`…_seen`), None
-    without the option. `libraries` and `configs` are directories on the host, below the driver
-    root."""
-
-    driver_root: str | None = None
-    driver_root_seen: str | None = None
-    dev_root: str | None = None
-    dev_root_seen: str | None = None
-    libraries: tuple[str, ...] = ()
-    configs: tuple[str, ...] = ()
-
-
-def places(settings: Settings) -> Places:
-    """The places of the driver that the options name."""
-    return Places(
-        driver_root=settings.driver_root,
-        driver_root_seen=settings.driver_root_ctr_path,
-        dev_root=settings.dev_root,
-        dev_root_seen=settings.dev_root_ctr_path,
-        libraries=settings.library_search_paths,
-        configs=settings.config_search_paths,
-    )
-
-
 def host_root(host: HostRoot) -> DriverRoot:
     """The host itself as a driver root."""
     return DriverRoot(host.locate(HOST_DRIVER).agent, HOST_DRIVER, host)
 
 
-def roots(host: HostRoot, places: Places) -> tuple[DriverRoot, ...]:
+def roots(host: HostRoot, settings: Settings) -> tuple[DriverRoot, ...]:
     """The driver roots to try: that of the options, else a driver container's and then the host."""
-    asked = _asked(host, places.driver_root, places.driver_root_seen)
+    asked, seen = _asked_root(host, settings), settings.driver_root_ctr_path
     names = (asked,) if asked else (DRIVER_CONTAINER, HOST_DRIVER)
-    found = (_open(host, name, places.driver_root_seen) for name in names)
-    return tuple(root for root in found if root)
+    return tuple(root for name in names if (root := _open(host, name, seen)))
 
 
-def _asked(host: HostRoot, name: str | None, seen: str | None) -> str | None:
-    """The host path of a directory of which options give the host path, the agent path or both."""
-    return name or (host.name(seen) if seen else None)
+def _asked_root(host: HostRoot, settings: Settings) -> str | None:
+    """The host path of the driver root that options give, by its path on the host or ours."""
+    seen = settings.driver_root_ctr_path
+    return settings.driver_root or (host.name(seen) if seen else None)
 
 
 def _open(host: HostRoot, name: str, seen: str | None) -> DriverRoot | None:
+    """The root at a host path; options may give the agent path `seen` too."""
     try:
         agent = seen if seen and os.path.isdir(seen) else host.locate(name).agent
     except Refused:
@@ -173,45 +153,45 @@ def _open(host: HostRoot, name: str, seen: str | None) -> DriverRoot | None:
 
 def asked_root(host: HostRoot, settings: Settings) -> DriverRoot:
     """The driver root of the options, else the host, for machines without a driver container."""
-    found = roots(host, places(settings))
-    asked = settings.driver_root or settings.driver_root_ctr_path
-    return found[0] if asked and found else host_root(host)
+    found = roots(host, settings) if _asked_root(host, settings) else ()
+    return found[0] if found else host_root(host)
 
 
-def dev_roots(host: HostRoot, places: Places, root: DriverRoot) -> tuple[DriverRoot, ...]:
+def dev_roots(host: HostRoot, settings: Settings, root: DriverRoot) -> tuple[DriverRoot, ...]:
     """The roots that may have device nodes: that of the options, else the driver root and then the
     host.
 
     gpu-operator always gives --dev-root, namely the driver root if that has nvidiactl. Then
     the host is searched for the other nodes, too.
     """
-    asked = _asked(host, places.dev_root, places.dev_root_seen)
+    seen = settings.dev_root_ctr_path
+    asked = settings.dev_root or (host.name(seen) if seen else None)
+    found = _open(host, asked, seen) if asked else None
     if asked and asked != root.host_path:
-        found = _open(host, asked, places.dev_root_seen)
         return (found,) if found else ()
-    first = (asked and _open(host, asked, places.dev_root_seen)) or root
+    first = found or root
     return (first,) if first.host_path == HOST_DRIVER else (first, host_root(host))
 
 
-def find(host: HostRoot, places: Places) -> Driver:
+def find(host: HostRoot, settings: Settings) -> Driver:
     """The driver. Raises NoDriver, which names what is missing and where it was looked for, or
     DriverDistrusted."""
-    tried = roots(host, places)
+    tried = roots(host, settings)
     for root in tried:
         if root.distrust:
             continue
-        search = _inside(root, places.libraries)
+        search = _inside(root, settings.library_search_paths)
         version = _version(host, root, search)
         if version is None:
             continue
-        devs = dev_roots(host, places, root)
+        devs = dev_roots(host, settings, root)
         if nodes := device_nodes(devs):
             for other in tried[: tried.index(root)]:
                 if other.distrust:
                     root.left_out[other.host_path] = other.distrust
-            found = _directories(root, version, search)
-            configs = _inside(root, places.configs)
-            return Driver(root, version, found, nodes, devs, search, configs)
+            found = map(os.path.dirname, libraries(root, f"lib*.so.{version}", search))
+            configs = _inside(root, settings.config_search_paths)
+            return Driver(root, version, tuple(dict.fromkeys(found)), nodes, devs, search, configs)
         refuse_distrusted(devs)
         platform.refuse_other(host)
         raise NoDriver(
@@ -220,12 +200,13 @@ def find(host: HostRoot, places: Places) -> Driver:
         )
     refuse_distrusted(tried)
     platform.refuse_other(host)
-    names = " or ".join(places.libraries or (root.host_path for root in tried))
-    names = names or places.driver_root or HOST_DRIVER
+    asked = settings.library_search_paths
+    names = " or ".join(asked or (root.host_path for root in tried))
+    names = names or settings.driver_root or HOST_DRIVER
     raise NoDriver(
         f"cannot make a CDI spec: there is no NVIDIA driver (libcuda or libnvidia-ml) in {names}; "
         + (left_out(tried) or "install one, or give --driver-root")
-        + ("" if places.libraries else f"; {_SEARCHED}")
+        + ("" if asked else f"; {_SEARCHED}")
     )
 
 
@@ -257,10 +238,10 @@ def left_out(tried: Iterable[DriverRoot], below: str = "") -> str:
     return next((f"{path} does not count: {why}" for path, why in found), "")
 
 
-def root_of(host: HostRoot, places: Places) -> DriverRoot | None:
+def root_of(host: HostRoot, settings: Settings) -> DriverRoot | None:
     """The driver root with a driver, else the first one that is tried; None if there is none."""
-    tried = roots(host, places)
-    found = (root for root in tried if _versions(root, _inside(root, places.libraries)))
+    tried, search = roots(host, settings), settings.library_search_paths
+    found = (root for root in tried if _versions(root, _inside(root, search)))
     return next(found, tried[0] if tried else None)
 
 
@@ -271,20 +252,20 @@ def _inside(root: DriverRoot, directories: Iterable[str]) -> tuple[str, ...]:
                  for path in directories)  # fmt: skip
 
 
-def watch_paths(host: HostRoot, places: Places) -> Iterator[str]:
+def watch_paths(host: HostRoot, settings: Settings) -> Iterator[str]:
     """Agent paths that change when the driver comes, goes or is exchanged. `PREFIX*DIRECTORY`
     stands for names in a directory that start so, `=PATH` for a path of which only the owner
     counts. A directory of libraries changes with its entries."""
-    name = _asked(host, places.driver_root, places.driver_root_seen)
-    yield places.driver_root_seen or host.agent_path(host.name(name or DRIVER_CONTAINER))
-    for root in roots(host, places):
+    name = _asked_root(host, settings) or DRIVER_CONTAINER
+    yield settings.driver_root_ctr_path or host.agent_path(host.name(name))
+    for root in roots(host, settings):
         yield from (f"={path}" for path in root.judged_paths)
         yield root.agent_path("/")
-        names = _inside(root, places.libraries) or _LIBRARY_DIRECTORIES[1:]
+        names = _inside(root, settings.library_search_paths) or _LIBRARY_DIRECTORIES[1:]
         for path in dict.fromkeys(root.resolve(name) for name in names):
             if path is not None:
                 yield root.agent_path(path)
-        for dev in dev_roots(host, places, root):
+        for dev in dev_roots(host, settings, root):
             yield f"nvidia*{dev.agent_path('/dev')}"
             for directory, _ in _NODES[1:]:  # a directory's time changes with its names
                 yield dev.agent_path(directory)
@@ -299,9 +280,9 @@ def _version(host: HostRoot, root: DriverRoot, search: Sequence[str]) -> str | N
     if len(found) > 1:
         from agent.cdi.driver import kernel  # few nodes need it here
 
-        loaded = kernel.version(host)
-        return loaded if loaded in found else found[0]
-    return found[0] if found else None
+        if (loaded := kernel.version(host)) in found:
+            return loaded
+    return next(iter(found), None)
 
 
 def _versions(root: DriverRoot, search: Sequence[str]) -> tuple[str, ...]:
@@ -311,11 +292,6 @@ def _versions(root: DriverRoot, search: Sequence[str]) -> tuple[str, ...]:
         for path in libraries(root, f"{library}*.*", search)
     )
     return tuple(dict.fromkeys(version for version in found if _VERSION.fullmatch(version)))
-
-
-def _directories(root: DriverRoot, version: str, search: Sequence[str]) -> tuple[str, ...]:
-    found = libraries(root, f"lib*.so.{version}", search)
-    return tuple(dict.fromkeys(os.path.dirname(path) for path in found))
 
 
 def libraries(root: DriverRoot, pattern: str, search: Sequence[str] = ()) -> tuple[str, ...]:
@@ -351,13 +327,12 @@ def device_nodes(devs: Sequence[DriverRoot]) -> tuple[Node, ...]:
 
 def nodes_at(devs: Sequence[DriverRoot], places: Iterable[tuple[str, str]]) -> tuple[Node, ...]:
     """Character devices by (directory, pattern), each from the first root that has it."""
-    found = []
+    found: list[Node] = []
     for directory, pattern in places:
-        by_path: dict[str, Node] = {}
-        for dev in devs:
-            for node in _nodes(dev, directory, pattern):
-                by_path.setdefault(node.inside, node)
-        found += [by_path[path] for path in sorted(by_path)]
+        nodes = {
+            node.inside: node for dev in reversed(devs) for node in _nodes(dev, directory, pattern)
+        }
+        found += (nodes[path] for path in sorted(nodes))
     return tuple(found)
 
 
@@ -371,11 +346,5 @@ def _nodes(dev: DriverRoot, directory: str, pattern: str) -> Iterator[Node]:
         if why := dev.majors.mismatch(inside, major, minor):
             dev.leave_out(inside, why)
             continue
-        yield Node(
-            inside=inside,
-            host_path=os.path.join(above, name),
-            major=major,
-            minor=minor,
-            mode=stat.S_IMODE(seen.st_mode),
-            gid=seen.st_gid,
-        )
+        mode = stat.S_IMODE(seen.st_mode)
+        yield Node(inside, os.path.join(above, name), major, minor, mode, seen.st_gid)

@@ -25,7 +25,7 @@ _LIMIT = 1 << 20  # bytes
 def gpus(host: HostRoot) -> Answer:
     """GPUs of the driver's own list, for use if NVML does not answer. MIG devices are not in it,
     because only NVML knows their names."""
-    directory = _driver(host, "nvidia/gpus")
+    directory, capabilities = _driver(host, "nvidia/gpus"), _driver(host, _CAPABILITIES)
     infos = [_information(f"{directory}/{name}/information") for name in _names(directory)]
     if not infos:
         return Answer(error=f"{directory} lists no GPU")
@@ -38,7 +38,7 @@ def gpus(host: HostRoot) -> Answer:
             continue
         if not (_PCI.fullmatch(bus) and minor.isascii() and minor.isdigit()):
             warnings.append(f"GPU {index} is not in the CDI spec: {directory} does not describe it")
-        elif _is_split(host, minor):
+        elif any(name.startswith("gi") for name in _names(f"{capabilities}/gpu{minor}/mig")):
             warnings.append(
                 f"GPU {index} is not in the CDI spec: it is split into MIG devices, whose names "
                 "only NVML knows"
@@ -61,18 +61,16 @@ def mig_minors(host: HostRoot) -> Mapping[str, int]:
     list of all possible ones, else from the capabilities that exist."""
     text = _read(_driver(host, "nvidia-caps/mig-minors"))
     found = (_CAPABILITY.fullmatch(line.strip()) for line in text.splitlines())
-    listed = {match[1]: int(match[2]) for match in found if match}
-    return listed or dict(_shown_capabilities(host))
-
-
-def _shown_capabilities(host: HostRoot) -> Iterator[tuple[str, int]]:
+    if listed := {match[1]: int(match[2]) for match in found if match}:
+        return listed
+    shown = {}
     for directory, start in _capabilities(host):
-        for name in _names(directory):
-            info = _information(f"{directory}/{name}/access")
-            minor = info.get("DeviceFileMinor", "")
-            if name.startswith(start) and start != "gpu" and minor.isascii() and minor.isdigit():
+        for name in _names(directory) if start != "gpu" else ():
+            minor = _information(f"{directory}/{name}/access").get("DeviceFileMinor", "")
+            if name.startswith(start) and minor.isascii() and minor.isdigit():
                 inside = os.path.relpath(f"{directory}/{name}", _driver(host, _CAPABILITIES))
-                yield f"{inside.replace('/mig/', '/')}/access", int(minor)
+                shown[f"{inside.replace('/mig/', '/')}/access"] = int(minor)
+    return shown
 
 
 def version(host: HostRoot) -> str | None:
@@ -149,11 +147,6 @@ def _driver(host: HostRoot, name: str) -> str:
 def _information(path: str) -> dict[str, str]:
     lines = (line.partition(":") for line in _read(path).splitlines())
     return {key.strip(): value.strip() for key, _, value in lines}
-
-
-def _is_split(host: HostRoot, minor: str) -> bool:
-    directory = _driver(host, f"nvidia/capabilities/gpu{minor}/mig")
-    return any(name.startswith("gi") for name in _names(directory))
 
 
 def _is_gone(host: HostRoot, bus: str) -> bool:

@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from agent.cdi.driver import kernel, nvml
 from agent.cdi.driver.nvml import Answer, Library
@@ -55,7 +54,12 @@ class KnownGpus:
         # An error takes little time, and its cause may be gone. A crash or a hang takes long.
         stale = same is None or (bool(same.failure) and not same.crashed)
         if trace != self._asked and (stale or self._refresh):
-            same = _asked(library, trace, same.answer if same else None)
+            before = same.answer if same else None
+            try:
+                answer = nvml.ask(library)
+                same = _Known(trace, before if answer.error else answer, answer.error)
+            except DriverFailed as error:
+                same = _Known(trace, before, error.message, crashed=True)
             self._asked = trace
         assert same is not None
         self._known = same
@@ -84,14 +88,6 @@ def forget(store: Store) -> None:
     files.discard(store.path(_NAME))
 
 
-def _asked(library: Library, trace: str, before: Answer | None) -> _Known:
-    try:
-        answer = nvml.ask(library)
-    except DriverFailed as error:
-        return _Known(trace, before, error.message, crashed=True)
-    return _Known(trace, before, answer.error) if answer.error else _Known(trace, answer)
-
-
 def _answer(known: _Known) -> Answer:
     if known.answer is None and known.crashed:
         raise DriverFailed(known.failure)
@@ -108,17 +104,15 @@ def _answer(known: _Known) -> Answer:
 
 def _load(store: Store) -> _Known | None:
     try:
-        found = store.read(_NAME)
-        return _known(budget.json_value(found.data, budget.CHILD)) if found else None
+        if (found := store.read(_NAME)) is None:
+            return None
+        data = budget.json_value(found.data, budget.CHILD)
+        answer = data["answer"]
+        return _Known(
+            str(data["trace"]),
+            nvml.parsed(answer["gpus"], answer["warnings"], answer["cuda"]) if answer else None,
+            str(data["failure"]),
+            bool(data["crashed"]),
+        )
     except (AgentError, ValueError, KeyError, TypeError):
         return None
-
-
-def _known(data: dict[str, Any]) -> _Known:
-    answer = data["answer"]
-    return _Known(
-        str(data["trace"]),
-        nvml.parsed(answer["gpus"], answer["warnings"], answer["cuda"]) if answer else None,
-        str(data["failure"]),
-        bool(data["crashed"]),
-    )

@@ -6,6 +6,7 @@ there, the result is an answer, an error in words, or DriverFailed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -14,10 +15,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from agent.errors import DriverFailed
+from agent.errors import DriverFailed, Refused
 from agent.host import budget
+
+if TYPE_CHECKING:
+    from agent.cdi.driver.root import DriverRoot
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -80,6 +84,10 @@ class Library:
     fd: int
 
 
+# Asks the driver's NVML for the GPUs. May raise DriverFailed.
+AskNvml = Callable[[Library], Answer]
+
+
 def is_integrated_model(model: str) -> bool:
     """Is a GPU with this name in NVML part of a Tegra?"""
     return any(word in model for word in _INTEGRATED)
@@ -118,11 +126,27 @@ def ask(
         )
     answer = _parsed(data)
     if answer is None and code is not None and code < 0:
+        names = {one.value: one.name for one in signal.Signals}
         raise DriverFailed(
-            f"cannot ask the NVIDIA driver: {library.name} crashed ({_signal(-code)}); reinstall "
-            "the driver, and look at the kernel's log"
+            f"cannot ask the NVIDIA driver: {library.name} crashed "
+            f"({names.get(-code, f'signal {-code}')}); reinstall the driver, and look at the "
+            "kernel's log"
         )
     return answer or Answer(error=f"the process that asks it ended with {code}")
+
+
+def ask_in(root: DriverRoot, path: str, how: AskNvml | None = None) -> Answer:
+    """Ask the NVML at a path of a driver root, by `ask` or in another way. The file that is asked
+    is the one that was judged. Raises DriverFailed."""
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(root.opened(path, os.O_RDONLY))
+        except (OSError, Refused) as error:
+            return Answer(error=f"{UNLOADABLE}: {path} cannot be opened ({error})")
+        if file.distrust:
+            why = f"others than root can change it: {file.distrust}"
+            return Answer(error=f"{UNLOADABLE}: {why}")
+        return (how or ask)(Library(file.path.agent, file.fd))
 
 
 def _read(reader: int, deadline: float, clock: Callable[[], float]) -> bytes | None:
@@ -151,41 +175,25 @@ def _end(child: subprocess.Popen[bytes]) -> int | None:
     return None
 
 
-def _signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # it has no name
-        return f"signal {number}"
-
-
 def _parsed(data: bytes) -> Answer | None:
     """The answer that the child wrote; None if it is not complete."""
     try:
-        return _answer(budget.json_value(data, budget.CHILD))
+        found = budget.json_value(data, budget.CHILD)
+        if "error" in found:
+            return Answer(error=str(found["error"]))
+        lost = [f"{name} is not in the CDI spec: {why}" for name, why in found["lost"]]
+        return parsed(found["gpus"], lost, found["cuda"])
     except (ValueError, KeyError, TypeError):
         return None
-
-
-def _answer(found: dict[str, Any]) -> Answer:
-    if "error" in found:
-        return Answer(error=str(found["error"]))
-    return parsed(
-        found["gpus"],
-        [f"{name} is not in the CDI spec: {why}" for name, why in found["lost"]],
-        found["cuda"],
-    )
 
 
 def parsed(gpus: Sequence[dict[str, Any]], warnings: Sequence[str], cuda: int = 0) -> Answer:
     """An answer from plain data. Raises KeyError or TypeError if the data is something else."""
     return Answer(
         tuple(
-            Gpu(
-                gpu["index"], gpu["uuid"], gpu["minor"], gpu["bus"], gpu["mig"],
-                tuple(Mig(**part) for part in gpu["instances"]), gpu["model"],
-            )
+            Gpu(**{**gpu, "instances": tuple(Mig(**part) for part in gpu["instances"])})
             for gpu in gpus
         ),
         tuple(map(str, warnings)),
         cuda=cuda,
-    )  # fmt: skip
+    )

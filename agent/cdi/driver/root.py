@@ -16,7 +16,7 @@ import fnmatch
 import functools
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from agent.cdi.driver import majors
@@ -30,17 +30,11 @@ _LIST = os.O_RDONLY | os.O_DIRECTORY
 
 @dataclass(frozen=True)
 class RootFile:
-    """A file in a driver root: its path without links, and its stat result."""
+    """A file in a driver root: its path without links, its mode, and why another user than root
+    could exchange it."""
 
     path: str
-    found: os.stat_result
-
-
-@dataclass(frozen=True)
-class _Lookup:
-    """A file that was looked up; `distrust` is why another user could change it."""
-
-    file: RootFile
+    mode: int
     distrust: str | None
 
 
@@ -58,7 +52,7 @@ class DriverRoot:
         self.judged_paths: dict[str, None] = {}
         self._tree = HostRoot(agent)
         self._host = host
-        self._looks: dict[str, _Lookup | None] = {}
+        self._looks: dict[str, RootFile | None] = {}
         self.distrust = self._judge_root()
 
     def _judge_root(self) -> str | None:
@@ -97,18 +91,18 @@ class DriverRoot:
         Others may write to a device, a socket or a directory."""
         if inside not in self._looks:
             self._looks[inside] = self._look(inside)
-        look = self._looks[inside]
-        if look is None or not fits(look.file.found.st_mode):
+        file = self._looks[inside]
+        if file is None or not fits(file.mode):
             return None
-        if look.distrust:
-            self.leave_out(inside, look.distrust)
+        if file.distrust:
+            self.leave_out(inside, file.distrust)
             return None
-        return look.file
+        return file
 
-    def _look(self, inside: str) -> _Lookup | None:
+    def _look(self, inside: str) -> RootFile | None:
         try:
             with self.opened(inside) as found:
-                return _Lookup(RootFile(found.path.host, found.found), self._why(found))
+                return RootFile(found.path.host, found.found.st_mode, self._why(found))
         except (OSError, Refused):
             return None
 
@@ -129,17 +123,21 @@ class DriverRoot:
         is judged once, and `judged_paths` does not have each of them."""
         found = []
         with contextlib.suppress(OSError, Refused), self.opened(directory, _LIST) as above:
-            shared = above.found.st_mode & stat.S_ISVTX
-            why = self._why(above) or (None if shared else self._say(directory, above.found))
-            for name in sorted(
-                fnmatch.filter(budget.some_names(above.fd, budget.DIRECTORY)[0], pattern)
-            ):
-                path, item = os.path.join(directory, name), _entry(above.fd, name)
-                if item is not None and stat.S_ISLNK(item.st_mode):
-                    self.leave_out(path, "it is a link, which runtimes do not follow")
-                if item is None or not stat.S_ISCHR(item.st_mode):
+            why = self._why(above)
+            if not why and not above.found.st_mode & stat.S_ISVTX:  # sticky: owners count
+                why = self._with_path(directory, trust.distrust(above.found))
+            names = budget.some_names(above.fd, budget.DIRECTORY)[0]
+            for name in sorted(fnmatch.filter(names, pattern)):
+                path = os.path.join(directory, name)
+                try:
+                    item = os.stat(name, dir_fd=above.fd, follow_symlinks=False)
+                except OSError:  # it is gone
                     continue
-                if wrong := why or self._say(path, item, trust.distrust_owner):
+                if stat.S_ISLNK(item.st_mode):
+                    self.leave_out(path, "it is a link, which runtimes do not follow")
+                if not stat.S_ISCHR(item.st_mode):
+                    continue
+                if wrong := why or self._with_path(path, trust.distrust_owner(item)):
                     self.leave_out(path, wrong)
                 else:
                     found.append((name, item))
@@ -149,12 +147,8 @@ class DriverRoot:
         """Why another user than root can change the path to an opened file."""
         return self.distrust or (found.distrust and self._below(found.distrust))
 
-    def _say(
-        self, inside: str, found: os.stat_result,
-        judge: Callable[[os.stat_result], str | None] = trust.distrust,
-    ) -> str | None:  # fmt: skip
-        """Why a `judge` does not trust a file, with its host path."""
-        why = judge(found)
+    def _with_path(self, inside: str, why: str | None) -> str | None:
+        """A reason not to trust a file, after its host path."""
         return f"{self._below(inside)} {why}" if why else None
 
     def mount_source(self, inside: str) -> str:
@@ -165,7 +159,7 @@ class DriverRoot:
             return inside
         spelled = self._below(inside)
         look = self._looks.get(inside)
-        real = self._below(look.file.path if look else self.resolve(inside) or inside)
+        real = self._below(look.path if look else self.resolve(inside) or inside)
         try:
             with (
                 trust.open_path(self._host, spelled) as one,
@@ -183,40 +177,36 @@ class DriverRoot:
         """Paths in a directory whose names match, sorted. Each part of a `pattern` with slashes is
         matched in its directory."""
         part, _, rest = pattern.partition("/")
-        found: list[str] = []
-        for name in self._names(directory):
+        real, found = self.resolve(directory), list[str]()
+        try:
+            names = budget.some_names(self.agent_path(real), budget.DIRECTORY)[0] if real else ()
+        except OSError:
+            return ()
+        for name in sorted(names):
             if not fnmatch.fnmatchcase(name, part) or (name[0] == "." and part[0] != "."):
                 continue
             path = os.path.join(directory, name)
             found += self.glob(path, rest) if rest else (path,)
         return tuple(found)
 
-    def _names(self, directory: str) -> Sequence[str]:
-        real = self.resolve(directory)
-        if real is None:
-            return ()
-        try:
-            return sorted(budget.some_names(self.agent_path(real), budget.DIRECTORY)[0])
-        except OSError:
-            return ()
-
     def files(self, directories: Iterable[str], pattern: str) -> tuple[str, ...]:
         """Paths in these directories that match and are no directories (sockets included)."""
-        found = (path for directory in directories for path in self.glob(directory, pattern))
-        return tuple(path for path in found if self._is_file(path))
+        return self._fitting(directories, pattern, lambda mode: not stat.S_ISDIR(mode))
 
     def directories(self, directories: Iterable[str], pattern: str) -> tuple[str, ...]:
         """Directories in these directories that match."""
+        return self._fitting(directories, pattern, stat.S_ISDIR)
+
+    def _fitting(
+        self, directories: Iterable[str], pattern: str, fits: Callable[[int], bool]
+    ) -> tuple[str, ...]:
         found = (path for directory in directories for path in self.glob(directory, pattern))
-        return tuple(path for path in found if self.trusted_file(path, stat.S_ISDIR))
+        return tuple(path for path in found if self.trusted_file(path, fits))
 
     def real_files(self, directories: Iterable[str], pattern: str) -> tuple[str, ...]:
         """As `files`, with links followed, each file once, in the order in which they are found."""
         found = (self.trusted_file(path) for path in self.files(directories, pattern))
         return tuple(dict.fromkeys(item.path for item in found if item))
-
-    def _is_file(self, path: str) -> bool:
-        return self.trusted_file(path, lambda mode: not stat.S_ISDIR(mode)) is not None
 
     def is_link(self, inside: str) -> bool:
         """Is a path itself a link? Links above it are followed."""
@@ -230,11 +220,3 @@ class DriverRoot:
             return os.readlink(self.agent_path(os.path.join(real, name))) if real else None
         except OSError:
             return None
-
-
-def _entry(directory: int, name: str) -> os.stat_result | None:
-    """The stat result of a name in an open directory; None if the name is gone."""
-    try:
-        return os.stat(name, dir_fd=directory, follow_symlinks=False)
-    except OSError:
-        return None

@@ -23,11 +23,6 @@ _NUMBERED = re.compile(r"(?:0|[1-9][0-9]{0,6})")
 _NUMBERS = 1 << 20  # IMEX channels at most
 
 
-def by_mode(mode: str) -> DeviceClass:
-    """The device class of a mode of `cdi generate`."""
-    return next(one for one in DEVICE_CLASSES if one.mode == mode)
-
-
 def watch_paths(dev: DriverRoot) -> Iterator[str]:
     """Agent paths of all nodes below a device root, as entries `PREFIX*DIRECTORY`. Of numbered
     nodes there can be thousands, so their directory is watched: its time changes with its names."""
@@ -43,11 +38,13 @@ def spec(
 ) -> Spec | None:  # fmt: skip
     """The spec of a class that has these nodes; None if no node is a device of it. Files are
     looked for in `roots`, in this order. Raises NoDevices if a chosen number does not exist."""
+    devices: tuple[Device, ...] = ()
     if device_class.numbered:
-        devices = _numbered(device_class, nodes)
-        devices = _chosen(device_class, devices, choice.ids) if devices else ()
-    else:
-        devices = _single(device_class, nodes, roots) if nodes else ()
+        devices = _chosen(device_class, _numbered(device_class, nodes), choice.ids)
+    elif nodes:
+        mounts = tuple(mount for path in device_class.mounts for mount in _mounts(path, roots)[:1])
+        edits = transform.joined(driver_files.node_edits(nodes), ContainerEdits(mounts=mounts))
+        devices = (Device(transform.ALL, edits),)
     if not devices:
         return None
     common = ContainerEdits(env=(driver_files.VOID,))
@@ -72,7 +69,7 @@ def missing_numbers(device_class: DeviceClass, devs: Sequence[DriverRoot]) -> st
 def _chosen(
     device_class: DeviceClass, devices: tuple[Device, ...], ids: Sequence[str]
 ) -> tuple[Device, ...]:
-    if transform.ALL in ids:
+    if transform.ALL in ids or not devices:
         return devices
     by_number = {device.name: device for device in devices}
     name = device_class.nodes[0].pattern.removesuffix("*")
@@ -86,35 +83,24 @@ def _chosen(
     return tuple(by_number[number] for number in numbers)
 
 
-def _single(
-    device_class: DeviceClass, nodes: Sequence[Node], roots: Sequence[DriverRoot]
-) -> tuple[Device, ...]:
-    mounts = tuple(mount for path in device_class.mounts for mount in _mounts(path, roots)[:1])
-    edits = transform.joined(driver_files.node_edits(nodes), ContainerEdits(mounts=mounts))
-    return (Device(transform.ALL, edits),)
-
-
-def _mounts(path: str, roots: Sequence[DriverRoot]) -> tuple[Mount, ...]:
+def _mounts(path: str, roots: Sequence[DriverRoot]) -> list[Mount]:
     """A file, or the directory of udev's data, from each root that has it."""
     is_directory = not os.path.splitext(path)[1]
-    return tuple(
+    return [
         driver_files.mount(root, path)
         for root in roots
         if root.trusted_file(path, lambda mode: stat.S_ISDIR(mode) == is_directory)
-    )
+    ]
 
 
 def _numbered(device_class: DeviceClass, nodes: Sequence[Node]) -> tuple[Device, ...]:
     """A device for each node, by its number. Nodes come and go, with major numbers of their own, so
     the runtime looks at the node itself."""
     prefix = device_class.nodes[0].path.removesuffix("*")
-    numbers = ((node, node.inside.removeprefix(prefix)) for node in nodes)
-    return tuple(
-        Device(number, ContainerEdits(device_nodes=(_plain(node),)))
-        for node, number in numbers
-        if _NUMBERED.fullmatch(number) and int(number) < _NUMBERS
-    )
-
-
-def _plain(node: Node) -> DeviceNode:
-    return DeviceNode(node.inside, "" if node.host_path == node.inside else node.host_path)
+    devices = []
+    for node in nodes:
+        number = node.inside.removeprefix(prefix)
+        if _NUMBERED.fullmatch(number) and int(number) < _NUMBERS:
+            plain = DeviceNode(node.inside, node.host_path_if_other)
+            devices.append(Device(number, ContainerEdits(device_nodes=(plain,))))
+    return tuple(devices)

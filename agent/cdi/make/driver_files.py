@@ -73,7 +73,7 @@ def node_edits(nodes: Iterable[Node]) -> ContainerEdits:
         device_nodes=tuple(
             DeviceNode(
                 path=node.inside,
-                host_path="" if node.host_path == node.inside else node.host_path,
+                host_path=node.host_path_if_other,
                 major=node.major,
                 minor=node.minor,
                 file_mode=node.mode,

@@ -7,11 +7,10 @@ the command is quick; modules that only other specs need are imported where thes
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from agent.cdi import emit
 from agent.cdi.driver import driver, platform
@@ -19,24 +18,21 @@ from agent.cdi.driver.driver import Driver
 from agent.cdi.driver.root import DriverRoot
 from agent.cdi.make import device_class, driver_files, transform
 from agent.cdi.make.driver_files import BuildContext
-from agent.cdi.make.hooks import HookProgram, Hooks, find_program
+from agent.cdi.make.hooks import find_hooks
 from agent.cdi.make.request import EMPTY, EVERYTHING, Choice
 from agent.cdi.model import ContainerEdits, Device, Spec
 from agent.cdi.specs import readers, rules
 from agent.cdi.specs.readers import UNKNOWN_READER, Reader
-from agent.errors import AgentError, DevicesLost, DriverFailed, NoDevices, NoDriver, Refused
+from agent.errors import AgentError, DevicesLost, DriverFailed, NoDevices, NoDriver
 from agent.host.paths import HostRoot
 from agent.options.device_classes import DEVICE_CLASSES, DeviceClass
 from agent.options.settings import Settings
 
 if TYPE_CHECKING:
-    from agent.cdi.driver.nvml import Answer, Library
+    from agent.cdi.driver.nvml import Answer, AskNvml
 
 _NAMED = 4  # paths in a warning
 _FIRMWARE = "/sys/module/firmware_class/parameters/path"
-
-# Asks the driver's NVML for the GPUs. May raise DriverFailed.
-AskNvml: TypeAlias = "Callable[[Library], Answer]"
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,6 @@ def watch_paths(settings: Settings, host: HostRoot) -> Iterator[str]:
     for names in a directory that start so."""
     from agent.cdi.driver import kernel
 
-    places = driver.places(settings)
     yield from kernel.watch_paths(host)
     yield f"dxg*{host.agent_path('/dev')}"
     if platform.wsl(host):
@@ -84,11 +79,11 @@ def watch_paths(settings: Settings, host: HostRoot) -> Iterator[str]:
         from agent.cdi.make import tegra
 
         yield from tegra.watch_paths(host, settings)
-    yield from driver.watch_paths(host, places)
+    yield from driver.watch_paths(host, settings)
     yield host.agent_path("/etc/cufile.json")
-    for root in driver.roots(host, places):
+    for root in driver.roots(host, settings):
         yield from driver_files.watch_paths(root)
-        for dev in driver.dev_roots(host, places, root):
+        for dev in driver.dev_roots(host, settings, root):
             yield from device_class.watch_paths(dev)
 
 
@@ -103,43 +98,34 @@ def desired_specs(
     away."""
     from agent.cdi.make import gpu
 
-    builder = _Builder(settings, host, hook, ask, EVERYTHING)
-    found = []
-    if gpu_mode == "nvml":
-        found.append(_desired(settings.cdi_kind, builder.management, reader))
-    without = {*(one.kind for one in found), *without}
-    if gpu.KIND not in without:
-        found.append(_desired(gpu.KIND, lambda: builder.build(gpu_mode), reader))
-    for one in DEVICE_CLASSES:
-        if one.kind not in without:
-            desired = _desired(one.kind, functools.partial(builder.device_class, one), reader)
-            found += () if desired.is_absent else (desired,)
-    return tuple(found)
+    builder = _Builder(settings, host, _context(settings, host, hook), ask, EVERYTHING)
+    modes = {settings.cdi_kind: "management"} if gpu_mode == "nvml" else {}
+    for kind, mode in ((gpu.KIND, gpu_mode), *((one.kind, one.mode) for one in DEVICE_CLASSES)):
+        if kind not in without:
+            modes.setdefault(kind, mode)
+    found = ((mode, _desired(kind, builder, mode, reader)) for kind, mode in modes.items())
+    always = ("management", gpu_mode)
+    return tuple(one for mode, one in found if mode in always or not one.is_absent)
 
 
-def _desired(kind: str, build: Callable[[], BuiltSpec], reader: Reader) -> DesiredSpec:
+def _desired(kind: str, builder: _Builder, mode: str, reader: Reader) -> DesiredSpec:
     try:
-        built = build()
+        built = builder.build(mode)
         spec, warnings = built.spec, built.warnings
         if not readers.can_read(reader, rules.minimum_version(spec)):
-            spec, more = _without_groups(spec, reader)
-            warnings = (*warnings, *more)
-        text = emit.text(spec)
-        return DesiredSpec(kind, text, None, warnings, built.judged_paths, built.driver)
+            # Groups are the newest feature that a spec of ours can have. NVIDIA's generator writes
+            # them (v1.19 and later), and such a runtime refuses the whole file.
+            spec = transform.without_groups(spec)
+            if spec != built.spec:
+                text = (
+                    f"CDI specs have no groups of device nodes, because {reader.name} may read no "
+                    f"more than CDI {reader.newest}: only root in a container can open nodes that "
+                    "are not open to everybody; update it"
+                )
+                warnings = (*warnings, text)
+        return DesiredSpec(kind, emit.text(spec), None, warnings, built.judged_paths, built.driver)
     except AgentError as error:
         return DesiredSpec(kind, None, error)
-
-
-def _without_groups(spec: Spec, reader: Reader) -> tuple[Spec, tuple[str, ...]]:
-    """The spec without groups, the newest feature that a spec of ours can have. NVIDIA's generator
-    writes them (v1.19 and later), and such a runtime refuses the whole file."""
-    less = transform.without_groups(spec)
-    text = (
-        f"CDI specs have no groups of device nodes, because {reader.name} may read no more than "
-        f"CDI {reader.newest}: only root in a container can open nodes that are not open to "
-        "everybody; update it"
-    )
-    return less, (text,) if less != spec else ()
 
 
 def spec_text(
@@ -161,84 +147,64 @@ def build(
     """The spec of a mode of `cdi generate`. Raises NoDriver, NoDevices, or DriverFailed if NVML
     crashes or hangs."""
     mode = gpu_mode(settings, host, ask) if mode == "auto" else mode
-    return _Builder(settings, host, hook, ask, choice).build(mode)
+    return _Builder(settings, host, _context(settings, host, hook), ask, choice).build(mode)
 
 
 def gpu_mode(settings: Settings, host: HostRoot, ask: AskNvml | None = None) -> str:
     """The mode of nvidia.com/gpu that fits the machine: nvml, csv or wsl."""
     if platform.wsl(host):
         # A GPU can be handed to Linux's own driver there.
-        places = driver.places(settings)
-        roots = driver.roots(host, places)
-        nodes = any(driver.device_nodes(driver.dev_roots(host, places, root)) for root in roots)
+        roots = driver.roots(host, settings)
+        nodes = any(driver.device_nodes(driver.dev_roots(host, settings, root)) for root in roots)
         return "nvml" if nodes else "wsl"
     if platform.tegra(host):
         from agent.cdi.make import tegra
 
         with contextlib.suppress(DriverFailed):  # the spec's own problem will name it
-            return "csv" if tegra.is_integrated_only(host, settings, _ask_in_root(ask)) else "nvml"
+            return "csv" if tegra.is_integrated_only(host, settings, ask) else "nvml"
     return "nvml"
-
-
-def _ask_in_root(ask: AskNvml | None) -> Callable[[DriverRoot, str], Answer]:
-    """Ask the NVML at a path of a driver root. The file that is asked is the one that was
-    judged."""
-    from agent.cdi.driver import nvml
-
-    def ask_in_root(root: DriverRoot, library: str) -> Answer:
-        with contextlib.ExitStack() as stack:
-            try:
-                file = stack.enter_context(root.opened(library, os.O_RDONLY))
-            except (OSError, Refused) as error:
-                return nvml.Answer(error=f"{nvml.UNLOADABLE}: {library} cannot be opened ({error})")
-            if file.distrust:
-                return nvml.Answer(
-                    error=f"{nvml.UNLOADABLE}: others than root can change it: {file.distrust}"
-                )
-            return (ask or nvml.ask)(nvml.Library(file.path.agent, file.fd))
-
-    return ask_in_root
 
 
 @dataclass(frozen=True)
 class _Builder:
-    """Makes the specs of a node, with hooks by the program at the host path `hook`."""
+    """Makes the specs of a node."""
 
     settings: Settings
     host: HostRoot
-    hook: str | None
+    context: BuildContext
     ask: AskNvml | None
     choice: Choice
 
     def build(self, mode: str) -> BuiltSpec:
-        """The spec of a mode other than auto."""
+        """The spec of a mode other than auto. Raises NoDriver, NoDevices or DriverFailed."""
         if mode == "management":
-            return self.management()
+            return self._management()
         if mode in ("nvml", "gpu"):
-            return self.gpus()
+            return self._gpus()
         if mode in ("csv", "wsl"):
-            return self.platform(mode)
-        return self.device_class(device_class.by_mode(mode))
+            return self._platform(mode)
+        return self._device_class(next(one for one in DEVICE_CLASSES if one.mode == mode))
 
-    def management(self) -> BuiltSpec:
-        """The management spec. Raises NoDriver."""
-        program, found = find_program(self.host, self.hook), self._driver()
-        spec = driver_files.management_spec(found, self._context(program), self.settings.cdi_kind)
-        warnings = (*self._hook_warnings(program), *_other_nodes(found, self.host))
-        return _built(spec, found, warnings, program)
+    def _management(self) -> BuiltSpec:
+        found = driver.find(self.host, self.settings)
+        spec = driver_files.management_spec(found, self.context, self.settings.cdi_kind)
+        warnings = (*self.context.hooks.warnings, *_other_nodes(found, self.host))
+        return self._of_driver(spec, found, warnings)
 
-    def gpus(self) -> BuiltSpec:
-        """The spec `nvidia.com/gpu` of the Linux driver. Raises NoDriver, NoDevices or
-        DriverFailed."""
+    def _of_driver(self, spec: Spec, found: Driver, warnings: tuple[str, ...]) -> BuiltSpec:
+        judged_paths = self.context.hooks.judged_paths
+        return _built(spec, (found.root, *found.devs), warnings, judged_paths, found)
+
+    def _gpus(self) -> BuiltSpec:
+        """The spec `nvidia.com/gpu` of the Linux driver."""
         from agent.cdi.driver import kernel
         from agent.cdi.make import gpu
 
-        program, found = find_program(self.host, self.hook), self._driver()
-        context, warnings = self._context(program), self._hook_warnings(program)
+        found, hook_warnings = driver.find(self.host, self.settings), self.context.hooks.warnings
         if EMPTY in self.choice.ids:
             empty = Device(EMPTY, ContainerEdits(env=("NVCT_EMPTY_DEVICE=",)))
-            spec = Spec(gpu.KIND, (empty,), gpu.common_edits(found, context))
-            return _built(transform.finish(spec, merged=False), found, warnings, program)
+            spec = Spec(gpu.KIND, (empty,), gpu.common_edits(found, self.context))
+            return self._of_driver(transform.finish(spec, merged=False), found, hook_warnings)
         answer = self._answer(found)
         known = gpu.KernelGpus(
             {one.bus: kernel.drm_names(self.host, one.bus) for one in answer.gpus},
@@ -246,10 +212,10 @@ class _Builder:
         )
         chosen = gpu.chosen(answer.gpus, self.choice.ids, answer.warnings)
         spec, missing = gpu.spec(
-            found, context, chosen, known, self.settings.device_name_strategies,
+            found, self.context, chosen, known, self.settings.device_name_strategies,
             merged=self.choice.merged, lost=answer.warnings,
         )  # fmt: skip
-        return _built(spec, found, (*answer.warnings, *missing, *warnings), program)
+        return self._of_driver(spec, found, (*answer.warnings, *missing, *hook_warnings))
 
     def _answer(self, found: Driver) -> Answer:
         """The GPUs from NVML, else from the kernel's list."""
@@ -262,7 +228,7 @@ class _Builder:
         elif not kernel.is_loaded(self.host):
             why = "its kernel module is not loaded"
         else:
-            answer = _ask_in_root(self.ask)(found.root, library)
+            answer = nvml.ask_in(found.root, library, self.ask)
             if not answer.error:
                 return answer
             why = answer.error
@@ -278,31 +244,28 @@ class _Builder:
         )
         return nvml.Answer(listed.gpus, (warning, *listed.warnings))
 
-    def platform(self, mode: str) -> BuiltSpec:
-        """The spec `nvidia.com/gpu` of a Tegra (csv) or of WSL2 (wsl). Raises NoDriver, NoDevices
-        or DriverFailed."""
+    def _platform(self, mode: str) -> BuiltSpec:
+        """The spec `nvidia.com/gpu` of a Tegra (csv) or of WSL2 (wsl)."""
         from agent.cdi.make import tegra, wsl
 
-        program = find_program(self.host, self.hook)
-        node = self.host, self.settings, self._context(program)
+        node = self.host, self.settings, self.context
         spec, warnings, roots = (
-            wsl.build(*node) if mode == "wsl"
-            else tegra.build(*node, _ask_in_root(self.ask), self.choice)
-        )  # fmt: skip
-        warnings = (*warnings, *self._hook_warnings(program))
-        return _with_left_out(spec, roots, warnings, program.judged_paths)
+            wsl.build(*node) if mode == "wsl" else tegra.build(*node, self.ask, self.choice)
+        )
+        hooks = self.context.hooks
+        return _built(spec, roots, (*warnings, *hooks.warnings), hooks.judged_paths)
 
-    def device_class(self, one: DeviceClass) -> BuiltSpec:
+    def _device_class(self, one: DeviceClass) -> BuiltSpec:
         """The spec of a device class. Raises NoDevices, or NoDriver if all of its nodes belong
         to another driver or can be changed by another user than root."""
-        places, own = driver.places(self.settings), driver.host_root(self.host)
+        own = driver.host_root(self.host)
         where = tuple((nodes.directory, nodes.pattern) for nodes in one.nodes)
         tried: list[DriverRoot] = []
-        for root in driver.roots(self.host, places):
-            devs = driver.dev_roots(self.host, places, root)
+        for root in driver.roots(self.host, self.settings):
+            devs = driver.dev_roots(self.host, self.settings, root)
             nodes = driver.nodes_at(devs, where)
             if spec := device_class.spec(one, nodes, (root, own), self.choice):
-                return _with_left_out(spec, (root, own, *devs))
+                return _built(spec, (root, own, *devs))
             tried += devs
         start = f"cannot make a CDI spec for {one.kind}"
         if distrusted := driver.left_out(tried):
@@ -312,29 +275,11 @@ class _Builder:
         names = ", ".join(nodes.path for nodes in one.nodes)
         raise NoDevices(f"{start}: there is no {names}; load its kernel module")
 
-    def _driver(self) -> Driver:
-        return driver.find(self.host, driver.places(self.settings))
 
-    def _hooks(self, program: HookProgram) -> Hooks:
-        chosen = self.settings
-        return Hooks(
-            program.path, chosen.disabled_hooks, chosen.enabled_hooks, chosen.ldconfig_path or ""
-        )
-
-    def _context(self, program: HookProgram) -> BuildContext:
-        machine = os.uname()
-        return BuildContext(
-            self._hooks(program), machine.release, _firmware(self.host), machine.machine
-        )
-
-    def _hook_warnings(self, program: HookProgram) -> tuple[str, ...]:
-        """A warning if hooks are switched on and cannot be made."""
-        why = program.distrust or "there is no nvidia-cdi-hook on the host"
-        text = (
-            f"the CDI spec has no hooks: {why}; programs in containers find the driver's libraries "
-            "by LD_LIBRARY_PATH only"
-        )
-        return () if program.path or not self._hooks(program).any_enabled else (text,)
+def _context(settings: Settings, host: HostRoot, hook: str | None) -> BuildContext:
+    machine = os.uname()
+    hooks = find_hooks(settings, host, hook)
+    return BuildContext(hooks, machine.release, _firmware(host), machine.machine)
 
 
 def _other_nodes(found: Driver, host: HostRoot) -> Iterator[str]:
@@ -353,13 +298,7 @@ def _other_nodes(found: Driver, host: HostRoot) -> Iterator[str]:
             )
 
 
-def _built(spec: Spec, found: Driver, warnings: tuple[str, ...], program: HookProgram) -> BuiltSpec:
-    """The spec of a driver, with its warnings."""
-    roots = (found.root, *found.devs)
-    return _with_left_out(spec, roots, warnings, program.judged_paths, found)
-
-
-def _with_left_out(
+def _built(
     spec: Spec, roots: Iterable[DriverRoot], warnings: tuple[str, ...] = (),
     judged_paths: tuple[str, ...] = (), found: Driver | None = None,
 ) -> BuiltSpec:  # fmt: skip

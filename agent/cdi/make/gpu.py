@@ -11,11 +11,11 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from agent.cdi.driver.driver import Driver, Node
+from agent.cdi.driver.driver import Driver
 from agent.cdi.driver.nvml import Gpu, Mig
 from agent.cdi.make import driver_files, graphics, transform
 from agent.cdi.make.driver_files import BuildContext
-from agent.cdi.model import ContainerEdits, Device, Hook, Spec
+from agent.cdi.model import ContainerEdits, Device, Spec
 from agent.errors import DevicesLost, NoDevices
 
 KIND = "nvidia.com/gpu"
@@ -44,15 +44,16 @@ def spec(
     devices: list[Device] = []
     missing: list[str] = []
     for gpu in gpus:
-        edits = GpuEdits(driver, context, gpu, kernel)
         for part in gpu.instances if gpu.mig else (None,):
-            found, names = edits.of(part), device_names(gpu, part, strategies)
-            if isinstance(found, str):
-                missing.append(f"{_title(gpu, part)} is not in the CDI spec: {found}")
+            title = f"MIG device {gpu.index}:{part.index}" if part else f"GPU {gpu.index}"
+            edits = gpu_edits(driver, context, kernel, gpu, part)
+            names = device_names(gpu, part, strategies)
+            if isinstance(edits, str):
+                missing.append(f"{title} is not in the CDI spec: {edits}")
             elif not names:
-                missing.append(f"{_title(gpu, part)} is not in the CDI spec: it has no UUID")
+                missing.append(f"{title} is not in the CDI spec: it has no UUID")
             else:
-                devices += (Device(name, found) for name in names)
+                devices += (Device(name, edits) for name in names)
     if not devices:
         start, reasons = f"cannot make a CDI spec for {KIND}", (*lost, *missing)
         if reasons:
@@ -110,10 +111,6 @@ def common_edits(driver: Driver, context: BuildContext) -> ContainerEdits:
     )
 
 
-def _title(gpu: Gpu, part: Mig | None) -> str:
-    return f"MIG device {gpu.index}:{part.index}" if part else f"GPU {gpu.index}"
-
-
 def device_names(gpu: Gpu, part: Mig | None, strategies: Sequence[str]) -> tuple[str, ...]:
     """The names of a GPU, or of a MIG device of it."""
     number = f"{gpu.index}:{part.index}" if part else str(gpu.index)
@@ -125,51 +122,40 @@ def device_names(gpu: Gpu, part: Mig | None, strategies: Sequence[str]) -> tuple
     return tuple(dict.fromkeys(names[name] for name in strategies if names[name]))
 
 
-@dataclass(frozen=True)
-class GpuEdits:
-    """Makes the edits of one GPU and of its MIG devices."""
+def gpu_edits(
+    driver: Driver, context: BuildContext, kernel: KernelGpus, gpu: Gpu, part: Mig | None = None
+) -> ContainerEdits | str:
+    """The edits of a GPU, or of a MIG device of it; a string says why there are none."""
+    paths = [f"/dev/nvidia{gpu.minor}"]
+    if part:
+        above = f"gpu{gpu.minor}/gi{part.gpu_instance}"
+        for name in (f"{above}/access", f"{above}/ci{part.compute_instance}/access"):
+            number = kernel.capabilities.get(name)
+            if number is None:
+                return f"the kernel does not list its capability {name}"
+            paths.append(f"/dev/nvidia-caps/nvidia-cap{number}")
+    nodes = []
+    for path in paths:
+        node = driver.node(path)
+        if node is None:
+            where = driver.places(path)
+            return f"there is no device node {path} in {where}; run nvidia-modprobe"
+        nodes.append(node)
+    drm = kernel.drm.get(gpu.bus, ()) if part is None or part.graphics else ()
+    shown = [node for name in drm if (node := driver.node(f"/dev/dri/{name}"))]
+    hooks, inside = context.hooks, [node.inside for node in (*nodes, *shown)]
+    links = tuple(_links_by_address(driver, gpu.bus, [node.inside for node in shown]))
+    return transform.joined(
+        driver_files.node_edits((*nodes, *shown)),
+        ContainerEdits(hooks=(*hooks.symlinks(links), *hooks.folders(() if part else inside))),
+    )
 
-    driver: Driver
-    context: BuildContext
-    gpu: Gpu
-    kernel: KernelGpus
 
-    def of(self, part: Mig | None) -> ContainerEdits | str:
-        """The edits of a MIG device, or of the whole GPU for None; a string says why there are
-        none."""
-        paths = [f"/dev/nvidia{self.gpu.minor}"]
-        if part:
-            above = f"gpu{self.gpu.minor}/gi{part.gpu_instance}"
-            for name in (f"{above}/access", f"{above}/ci{part.compute_instance}/access"):
-                number = self.kernel.capabilities.get(name)
-                if number is None:
-                    return f"the kernel does not list its capability {name}"
-                paths.append(f"/dev/nvidia-caps/nvidia-cap{number}")
-        nodes = []
-        for path in paths:
-            node = self.driver.node(path)
-            if node is None:
-                where = self.driver.places(path)
-                return f"there is no device node {path} in {where}; run nvidia-modprobe"
-            nodes.append(node)
-        drm = self._drm() if part is None or part.graphics else ()
-        edits = driver_files.node_edits((*nodes, *drm))
-        folders = () if part else tuple(node.inside for node in (*nodes, *drm))
-        hooks = (*self._by_path(drm), *self.context.hooks.folders(folders))
-        return transform.joined(edits, ContainerEdits(hooks=hooks))
-
-    def _drm(self) -> tuple[Node, ...]:
-        names = self.kernel.drm.get(self.gpu.bus, ())
-        return tuple(node for name in names if (node := self.driver.node(f"/dev/dri/{name}")))
-
-    def _by_path(self, nodes: Sequence[Node]) -> tuple[Hook, ...]:
-        return self.context.hooks.symlinks(tuple(self._links({node.inside for node in nodes})))
-
-    def _links(self, paths: set[str]) -> Iterator[str]:
-        """Links by PCI address that lead to these nodes. They are named as in a container; NVIDIA's
-        generator puts the device root before them."""
-        for what in ("card", "render"):
-            link = f"/dev/dri/by-path/pci-{self.gpu.bus}-{what}"
-            target = self.driver.read_link(link)
-            if target and os.path.normpath(os.path.join(os.path.dirname(link), target)) in paths:
-                yield f"{target}::{link}"
+def _links_by_address(driver: Driver, bus: str, paths: Sequence[str]) -> Iterator[str]:
+    """Links by PCI address that lead to these nodes. They are named as in a container; NVIDIA's
+    generator puts the device root before them."""
+    for what in ("card", "render"):
+        link = f"/dev/dri/by-path/pci-{bus}-{what}"
+        target = driver.read_link(link)
+        if target and os.path.normpath(os.path.join(os.path.dirname(link), target)) in paths:
+            yield f"{target}::{link}"

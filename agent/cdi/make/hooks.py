@@ -18,6 +18,7 @@ from agent.cdi.model import Hook
 from agent.errors import Refused
 from agent.host import trust
 from agent.host.paths import HostRoot
+from agent.options.settings import Settings
 
 # Hooks that are made only if an option enables them.
 _OPTIONAL = ("chmod",)
@@ -32,53 +33,30 @@ _LINKS = (
 
 
 @dataclass(frozen=True)
-class HookProgram:
-    """The program of hooks on the host. `path` is None if there is none, or if another user
-    than root can change it, as `distrust` says. `judged_paths` are the agent paths whose owners,
-    modes and links decided that."""
-
-    path: str | None = None
-    distrust: str | None = None
-    judged_paths: tuple[str, ...] = ()
-
-
-def find_program(host: HostRoot, path: str | None) -> HookProgram:
-    """The program at a host path. If it is yet to be installed, the nearest directory that
-    exists is judged."""
-    above = path
-    while above is not None:
-        try:
-            with trust.open_path(host, above) as found:
-                why = found.distrust
-                if above != path and not why and (lax := trust.distrust(found.found)):
-                    why = f"{above} {lax}"
-                judged_paths = tuple(map(host.agent_path, found.route))
-        except FileNotFoundError:
-            above = os.path.dirname(above)
-            continue
-        except (OSError, Refused) as error:
-            return HookProgram(distrust=f"{path} cannot be opened ({error})")
-        if why:
-            return HookProgram(None, f"{path} is not used, because {why}", judged_paths)
-        return HookProgram(path, judged_paths=judged_paths)
-    return HookProgram()
-
-
-@dataclass(frozen=True)
 class Hooks:
-    """The hooks that may be made: `path` is the program on the host, None if there is none;
-    `enabled` wins over `disabled`; `ldconfig` is the program that makes the loader's cache, ""
-    if the hook finds it by itself."""
+    """The hooks that may be made: `path` is the program on the host, None if there is none or if
+    another user than root can change it, as `distrust` says. `enabled` wins over `disabled`;
+    `ldconfig` is the program that makes the loader's cache, "" if the hook finds it by itself.
+    `judged_paths` are the agent paths whose owners, modes and links decided about the program."""
 
     path: str | None
     disabled: tuple[str, ...] = ()
     enabled: tuple[str, ...] = ()
     ldconfig: str = ""
+    distrust: str | None = None
+    judged_paths: tuple[str, ...] = ()
 
     @property
-    def any_enabled(self) -> bool:
-        """Is any hook switched on?"""
-        return "all" not in self.disabled or bool(self.enabled)
+    def warnings(self) -> tuple[str, ...]:
+        """A warning if hooks are switched on and cannot be made."""
+        if self.path or ("all" in self.disabled and not self.enabled):
+            return ()
+        why = self.distrust or "there is no nvidia-cdi-hook on the host"
+        text = (
+            f"the CDI spec has no hooks: {why}; programs in containers find the driver's libraries "
+            "by LD_LIBRARY_PATH only"
+        )
+        return (text,)
 
     def _is_off(self, name: str) -> bool:
         off = {*self.disabled, *_OPTIONAL}
@@ -126,6 +104,32 @@ class Hooks:
         )
         words = (word for folder in found for word in ("--path", folder))
         return self.make("chmod", "--mode", "755", *words) if found else ()
+
+
+def find_hooks(settings: Settings, host: HostRoot, path: str | None) -> Hooks:
+    """The hooks that options allow, by the program at a host path. If it is yet to be installed,
+    the nearest directory that exists is judged."""
+    why: str | None = None
+    judged_paths: tuple[str, ...] = ()
+    above = path
+    while above is not None:
+        try:
+            with trust.open_path(host, above) as found:
+                judged_paths = tuple(map(host.agent_path, found.route))
+                distrust = found.distrust
+                if above != path and not distrust and (lax := trust.distrust(found.found)):
+                    distrust = f"{above} {lax}"
+            why = f"{path} is not used, because {distrust}" if distrust else None
+            break
+        except FileNotFoundError:
+            above = os.path.dirname(above)
+        except (OSError, Refused) as error:
+            why = f"{path} cannot be opened ({error})"
+            break
+    return Hooks(
+        None if why else path, settings.disabled_hooks, settings.enabled_hooks,
+        settings.ldconfig_path or "", why, judged_paths,
+    )  # fmt: skip
 
 
 def _folders(files: Iterable[str]) -> tuple[str, ...]:

@@ -12,16 +12,16 @@ import fnmatch
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from agent.cdi.driver import driver, kernel
 from agent.cdi.driver.driver import Driver, Node
-from agent.cdi.driver.nvml import UNLOADABLE, Answer, Gpu, is_integrated_model
+from agent.cdi.driver.nvml import UNLOADABLE, Answer, AskNvml, Gpu, ask_in, is_integrated_model
 from agent.cdi.driver.root import DriverRoot
 from agent.cdi.make import driver_files, gpu, transform
 from agent.cdi.make.driver_files import BuildContext
-from agent.cdi.make.gpu import GpuEdits, KernelGpus
+from agent.cdi.make.gpu import KernelGpus
 from agent.cdi.make.request import Choice
 from agent.cdi.model import ContainerEdits, Device, Hook, Mount, Spec
 from agent.errors import NoDevices, NoDriver, Refused, reason
@@ -38,9 +38,6 @@ _REGULAR = re.compile(r"/dev/nvidia[0-9]+")
 _WILD = re.compile(r"[*?\[]")
 _THOR = "0000:01:00."  # the PCI address of a Thor's integrated GPU
 
-# Asks NVML, given a driver root and the path of NVML in it. May raise DriverFailed.
-AskInRoot = Callable[[DriverRoot, str], Answer]
-
 
 @dataclass(frozen=True)
 class CsvLists:
@@ -56,7 +53,7 @@ class CsvLists:
         return self.paths.get(kind, ())
 
 
-def is_integrated_only(host: HostRoot, settings: Settings, ask: AskInRoot) -> bool:
+def is_integrated_only(host: HostRoot, settings: Settings, ask: AskNvml | None) -> bool:
     """Is this a Tegra that mode csv is for? One with GPUs on the PCI bus only is a machine like any
     other. May raise DriverFailed."""
     answer = _ask(driver.asked_root(host, settings), ask)
@@ -72,7 +69,7 @@ def watch_paths(host: HostRoot, settings: Settings) -> Iterator[str]:
 
 
 def build(
-    host: HostRoot, settings: Settings, context: BuildContext, ask: AskInRoot, choice: Choice
+    host: HostRoot, settings: Settings, context: BuildContext, ask: AskNvml | None, choice: Choice
 ) -> tuple[Spec, tuple[str, ...], tuple[DriverRoot, ...]]:
     """The spec, warnings, and the driver roots in which its files were looked for. Raises NoDriver,
     NoDevices or DriverFailed."""
@@ -90,7 +87,7 @@ def build(
     driver.refuse_distrusted((root,))
     answer = _ask(root, ask)
     drm = {one.bus: kernel.drm_names(host, one.bus) for one in answer.gpus if one.bus}
-    devs = driver.dev_roots(host, driver.places(settings), root)
+    devs = driver.dev_roots(host, settings, root)
     builder = _Builder(
         root, own, devs, KernelGpus(drm, {}), context, lists, answer, settings, choice
     )  # fmt: skip
@@ -105,10 +102,10 @@ def build(
     return found, warnings, (root, own, *devs)
 
 
-def _ask(root: DriverRoot, ask: AskInRoot) -> Answer:
+def _ask(root: DriverRoot, ask: AskNvml | None) -> Answer:
     """NVML's answer; an error if there is no NVML."""
     library = next(iter(driver.libraries(root, _NVML)), None)
-    return ask(root, library) if library else Answer(error=f"{UNLOADABLE}: it is not there")
+    return ask_in(root, library, ask) if library else Answer(error=f"{UNLOADABLE}: it is not there")
 
 
 def read(host: HostRoot, names: Iterable[str]) -> CsvLists:
@@ -270,7 +267,7 @@ class _Builder:
 
     def _discrete(self, one: Gpu) -> ContainerEdits | str:
         found = Driver(self.root, "", (), (), self.devs)
-        edits = GpuEdits(found, self.context, one, self.kernel).of(None)
+        edits = gpu.gpu_edits(found, self.context, self.kernel, one)
         if isinstance(edits, str):
             return edits
         listed = (

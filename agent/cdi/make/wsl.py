@@ -41,7 +41,7 @@ def build(
     """The spec, warnings, and the driver roots in which its files were looked for. Raises
     NoDriver."""
     own, asked = driver.host_root(host), driver.asked_root(host, settings)
-    devs = driver.dev_roots(host, driver.places(settings), asked)
+    devs = driver.dev_roots(host, settings, asked)
     nodes = driver.nodes_at(devs, (os.path.split(DXG),))
     stores, warnings = _stores_in_use(host, own)
     return _spec(own, nodes, context, stores), warnings, (own, *devs)

@@ -102,19 +102,15 @@ def examine(
 
     try:
         document = read.document(data)
+        spec, problems = fit_to_shape(document.data)
+        if len(spec.get("devices", ())) > budget.SPEC_DEVICES:
+            raise read.TooLarge(f"it has more than {budget.SPEC_DEVICES} devices")
     except read.Broken as error:
-        # A file that is too large for us may be fine for a runtime.
-        impact: Literal["file", "nothing"] = "file"
-        text, remedy = error.text, "repair the file, or remove it"
-        if isinstance(error, read.TooLarge):
-            impact, text, remedy = "nothing", f"{text}, and was not looked at", "make it smaller"
-        problem = Problem(impact, "", text, remedy)
-        return SpecFile(name, writer(name, data, ""), place, {}, (problem,))
-    spec, problems = fit_to_shape(document.data)
-    if len(spec.get("devices", ())) > budget.SPEC_DEVICES:
-        text = f"it has more than {budget.SPEC_DEVICES} devices, and was not looked at"
-        problem = Problem("nothing", "", text, "make it smaller")
-        return SpecFile(name, writer(name, data, ""), place, {}, (problem,))
+        fault = Problem("file", "", error.text, "repair the file, or remove it")
+        if isinstance(error, read.TooLarge):  # it may be fine for a runtime
+            text = f"{error.text}, and was not looked at"
+            fault = Problem("nothing", "", text, "make it smaller")
+        return SpecFile(name, writer(name, data, ""), place, {}, (fault,))
     if document.more:
         text = "there is more than one document, and runtimes read the first only"
         problems.add(Problem("nothing", "", text, "give each a file of its own"))
@@ -154,10 +150,18 @@ def devices(found: Sequence[SpecFile], dirs: Sequence[Directory]) -> list[Device
     listed = []
     for file in found:
         for number, name in file.devices():
-            state, why = _state(file, dirs[file.place])
-            if not state and name in conflicts:
-                state, why = "conflicting", _against(file.name, conflicts[name])
-            elif not state:
+            state: State
+            if dirs[file.place].unread:
+                state, why = "unread", dirs[file.place].unread
+            elif file.broken:
+                where = f"{file.broken.where}: " if file.broken.where else ""
+                state, why = "invalid", where + file.broken.what
+            elif name in conflicts:
+                rivals = [other for other in conflicts[name] if other != file.name]
+                state, why = "conflicting", f"{_define(rivals)} it too"
+                if len(rivals) == len(conflicts[name]):
+                    why = f"{' and '.join(rivals)} cancel each other, and this one too"
+            else:
                 state, why = _complete(file, number)
                 if winners[name].name != file.name:
                     other = f"{winners[name].name} defines it too, and wins"
@@ -167,24 +171,8 @@ def devices(found: Sequence[SpecFile], dirs: Sequence[Directory]) -> list[Device
     return listed
 
 
-def _against(file: str, names: Sequence[str]) -> str:
-    """Why the device of a file is taken from none of the files with these names."""
-    if file not in names:
-        return f"{' and '.join(names)} cancel each other, and this one too"
-    return f"{_define([name for name in names if name != file])} it too"
-
-
 def _define(names: Sequence[str]) -> str:
     return f"{' and '.join(names)} {'defines' if len(names) == 1 else 'define'}"
-
-
-def _state(file: SpecFile, directory: Directory) -> tuple[State | None, str]:
-    if directory.unread:
-        return "unread", directory.unread
-    if file.broken:
-        where = f"{file.broken.where}: " if file.broken.where else ""
-        return "invalid", where + file.broken.what
-    return None, ""
 
 
 def _resolve(

@@ -14,6 +14,7 @@ from typing import Any
 
 from agent.cdi.specs.scalar import quoted
 from agent.cdi.specs.shape import Problem, edits
+from agent.cdi.specs.spec_files import cause
 from agent.errors import Refused, reason
 from agent.host.paths import HostRoot
 
@@ -28,10 +29,10 @@ Data = Mapping[str, Any]
 class _Missing(Exception):
     """A file is missing; `text` says why. `unseen`: it may exist, but only root can see it."""
 
-    def __init__(self, text: str, *, unseen: bool = False) -> None:
+    def __init__(self, text: str, cause: BaseException | None = None) -> None:
         super().__init__(text)
-        self.text = text
-        self.unseen = unseen
+        self.unseen = isinstance(cause, PermissionError)
+        self.text = "permission denied" if self.unseen else text
 
 
 def check(spec: Data, host: HostRoot) -> Iterator[Problem]:
@@ -51,8 +52,7 @@ def _node(node: Data, where: str, host: HostRoot) -> Iterator[Problem]:
         return
     try:
         # The working directory of runtimes is /, so a relative path starts there.
-        above, name = os.path.split(os.path.join("/", path).rstrip("/"))
-        found = _kept(path, _lstat(host, above, name))
+        found = _look_up(host, os.path.join("/", path), follow=False)
     except _Missing as error:
         yield _problem(where, f"device node {quoted(path)}", error, _NOT_CREATED)
         return
@@ -73,7 +73,7 @@ def _mount(mount: Data, where: str, host: HostRoot) -> Iterator[Problem]:
     if not (binds and path.startswith("/")):
         return
     try:
-        _stat(host, path)
+        _look_up(host, path)
     except _Missing as error:
         yield _problem(where, f"mount source {quoted(path)}", error, _NOT_STARTED)
 
@@ -84,7 +84,7 @@ def _hook(hook: Data, where: str, host: HostRoot) -> Iterator[Problem]:
     if hook.get("hookName") == "startContainer" or not path.startswith("/"):
         return
     try:
-        found = _stat(host, path)
+        found = _look_up(host, path)
     except _Missing as error:
         yield _problem(where, f"hook binary {quoted(path)}", error, _NOT_STARTED)
         return
@@ -100,44 +100,24 @@ def _problem(where: str, what: str, error: _Missing, so: str) -> Problem:
     return Problem("use", where, f"{what} {error.text}: {so}", remedy)
 
 
-def _stat(host: HostRoot, path: str) -> os.stat_result:
-    """The stat result of a path, links followed inside the host root. Raises _Missing."""
-    above, name = os.path.split(_resolved(host, path))
-    return _kept(path, _lstat(host, above, name))
-
-
-def _kept(path: str, found: os.stat_result) -> os.stat_result:
-    """The stat result. Raises _Missing if a path ends in a slash and is no directory."""
+def _look_up(host: HostRoot, path: str, *, follow: bool = True) -> os.stat_result:
+    """The stat result of a path, links followed inside the host root, those at its end only with
+    `follow`. Raises _Missing."""
+    try:
+        if follow:
+            real = host.resolve(path).host
+        else:
+            above, name = os.path.split(path.rstrip("/"))
+            real = os.path.join(host.resolve(above).host, name)
+        if _CONTROL.search(os.path.basename(real)):
+            raise _Missing("has a control character in its name")
+        found = os.lstat(host.agent_path(real))
+    except Refused as error:
+        raise _Missing(f"is not there ({cause(error)})", error.__cause__) from error
+    except (FileNotFoundError, ValueError) as error:  # ValueError: no path can have that name
+        raise _Missing("is missing on the host") from error
+    except OSError as error:
+        raise _Missing(f"is not there ({reason(error)})", error) from error
     if path.endswith("/") and not stat.S_ISDIR(found.st_mode):
         raise _Missing("is not there (it is not a directory, as the slash behind it says)")
     return found
-
-
-def _lstat(host: HostRoot, above: str, name: str) -> os.stat_result:
-    """The stat result of a name in a directory, links not followed. Raises _Missing."""
-    directory = _resolved(host, above)
-    if _CONTROL.search(name):
-        raise _Missing("has a control character in its name")
-    try:
-        return os.lstat(host.agent_path(os.path.join(directory, name)))
-    except FileNotFoundError as error:
-        raise _Missing("is missing on the host") from error
-    except OSError as error:
-        raise _missing(error, f"is not there ({reason(error)})") from error
-    except ValueError as error:  # a character that no path can have
-        raise _Missing("is missing on the host") from error
-
-
-def _resolved(host: HostRoot, path: str) -> str:
-    try:
-        return host.resolve(path).host
-    except Refused as error:
-        cause = error.message.partition(": ")[2].partition(";")[0]
-        raise _missing(error.__cause__, f"is not there ({cause})") from error
-    except ValueError as error:
-        raise _Missing("is missing on the host") from error
-
-
-def _missing(error: BaseException | None, text: str) -> _Missing:
-    unseen = isinstance(error, PermissionError)
-    return _Missing("permission denied" if unseen else text, unseen=unseen)

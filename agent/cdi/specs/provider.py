@@ -8,7 +8,7 @@ files of the kind together, because a stale file that can be read still takes pa
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from agent.cdi.specs import crashes, installed, spec_files
@@ -55,6 +55,11 @@ class Provider:
 
     def __str__(self) -> str:
         return f"{self.file} ({self.writer})"
+
+
+def usable(found: Iterable[Provider]) -> Provider | None:
+    """The first file that gives a device."""
+    return next((one for one in found if not one.why), None)
 
 
 @dataclass(frozen=True)

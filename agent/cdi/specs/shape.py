@@ -124,18 +124,12 @@ _SPEC: Mapping[str, Type] = {
 def fit_to_shape(value: Value) -> tuple[dict[str, Any], Problems]:
     """The spec in a file's data, and what did not fit."""
     shaper = _Shaper()
-    if isinstance(value, Plain) and value.value is None:
-        shaper.problems.add(_error("", "the file is empty", _NO_SPEC))
-        return {}, shaper.problems
-    if not isinstance(value, Mapping):
-        text = f"it is {_kind(value)}, not a mapping with cdiVersion, kind and devices"
-        shaper.problems.add(_error("", text, _NO_SPEC))
-        return {}, shaper.problems
-    return shaper.struct(value, _SPEC, ""), shaper.problems
-
-
-def _error(where: str, what: str, remedy: str) -> Problem:
-    return Problem("file", where, what, remedy)
+    if isinstance(value, Mapping):
+        return shaper.struct(value, _SPEC, ""), shaper.problems
+    text = f"it is {_kind(value)}, not a mapping with cdiVersion, kind and devices"
+    text = "the file is empty" if _is_null(value) else text
+    shaper.problems.add(Problem("file", "", text, _NO_SPEC))
+    return {}, shaper.problems
 
 
 def fold(name: str) -> str:
@@ -143,13 +137,15 @@ def fold(name: str) -> str:
     return name.replace("\u017f", "s").lower()
 
 
+def _is_null(value: Value) -> bool:
+    return isinstance(value, Plain) and value.value is None
+
+
 def _kind(value: Value) -> str:
-    if isinstance(value, Plain):
-        kinds = {bool: "a boolean", int: "a number", float: "a number", type(None): "nothing"}
-        return kinds[type(value.value)]
-    return (
-        "text" if isinstance(value, str) else "a list" if isinstance(value, list) else "a mapping"
-    )
+    found = value.value if isinstance(value, Plain) else value
+    kinds = {bool: "a boolean", int: "a number", float: "a number", type(None): "nothing",
+             str: "text", list: "a list", dict: "a mapping"}  # fmt: skip
+    return kinds[type(found)]
 
 
 class _Shaper:
@@ -158,44 +154,34 @@ class _Shaper:
     def __init__(self) -> None:
         self.problems = Problems()
 
-    def wrong(self, where: str, value: Value, wanted: str) -> None:
+    def _wrong(self, where: str, value: Value, wanted: str) -> None:
         """Add the problem that a value has another type."""
-        self.problems.add(
-            _error(where, f"it is {_kind(value)}, not {wanted}", "correct it")
-        )  # fmt: skip
+        text = f"it is {_kind(value)}, not {wanted}"
+        self.problems.add(Problem("file", where, text, "correct it"))
 
     def struct(
         self, value: Mapping[str, Any], fields: Mapping[str, Type], at: str
     ) -> dict[str, Any]:
-        """A mapping reduced to the fields of the table."""
+        """A mapping reduced to the fields of the table whose values fit."""
         names = {fold(name): name for name in fields}
         found: dict[str, Any] = {}
         for key in sorted(value):  # Go takes the last of several spellings
             where = f"{at}.{key}" if at else key
             name = names.get(fold(key))
             if name is None:
-                self.problems.add(self._unknown(at, key, fields))
+                remedy = f"remove it, or spell it as one of {', '.join(fields)}"
+                text = f"there is no field {quoted(key)} here"
+                self.problems.add(Problem("file", at, text, remedy))
                 continue
             if name != key:
-                self.problems.add(
-                    Problem("nothing", where, f"the field is called {name}", "spell it so")
-                )
-            item = value[key]
-            if not (isinstance(item, Plain) and item.value is None):
-                found |= self.field(name, item, fields[name], where)
+                text = f"the field is called {name}"
+                self.problems.add(Problem("nothing", where, text, "spell it so"))
+            if not _is_null(value[key]):
+                fitting = self._value(value[key], fields[name], where)
+                found |= {} if fitting is None else {name: fitting}
         return found
 
-    def _unknown(self, at: str, key: str, fields: Mapping[str, Type]) -> Problem:
-        known = ", ".join(fields)
-        remedy = f"remove it, or spell it as one of {known}"
-        return _error(at, f"there is no field {quoted(key)} here", remedy)
-
-    def field(self, name: str, value: Value, kind: Type, where: str) -> dict[str, Any]:
-        """The field with its value; nothing if the value does not fit."""
-        found = self.value(value, kind, where)
-        return {} if found is None else {name: found}
-
-    def value(self, value: Value, kind: Type, where: str) -> Any:
+    def _value(self, value: Value, kind: Type, where: str) -> Any:
         """The value, if it is of that type; None otherwise."""
         if isinstance(kind, ListOf):
             return self._list(value, kind, where)
@@ -206,10 +192,10 @@ class _Shaper:
         if kind == "bool":
             if isinstance(value, Plain) and isinstance(value.value, bool):
                 return value.value
-            self.wrong(where, value, "true or false")
+            self._wrong(where, value, "true or false")
             return None
         if not isinstance(value, Mapping):
-            self.wrong(where, value, "a mapping")
+            self._wrong(where, value, "a mapping")
             return None
         if kind == "texts":
             return self._texts(value, where)
@@ -218,16 +204,13 @@ class _Shaper:
 
     def _list(self, value: Value, kind: ListOf, where: str) -> list[Any] | None:
         if not isinstance(value, list):
-            self.wrong(where, value, "a list")
+            self._wrong(where, value, "a list")
             return None
         found: list[Any] = []
         for number, item in enumerate(value):
-            place = f"{where}[{number}]"
-            if isinstance(item, Plain) and item.value is None:
+            if _is_null(item):
                 found.append(None if kind.pointers else _zero(kind.item))
-                continue
-            taken = self.value(item, kind.item, place)
-            if taken is not None:
+            elif (taken := self._value(item, kind.item, f"{where}[{number}]")) is not None:
                 found.append(taken)
         return found
 
@@ -236,11 +219,11 @@ class _Shaper:
         if isinstance(number, float) and number.is_integer() and abs(number) < 1e21:
             number = int(number)  # Go converts YAML to JSON, which writes 5.0 as 5
         if type(number) is not int:
-            self.wrong(where, value, kind.name)
+            self._wrong(where, value, kind.name)
             return None
         if not kind.low <= number <= kind.high:
             text = f"{number} is not {kind.name}"
-            self.problems.add(_error(where, text, "correct it"))
+            self.problems.add(Problem("file", where, text, "correct it"))
             return None
         return number
 
@@ -248,21 +231,18 @@ class _Shaper:
         if isinstance(value, str):
             return value
         if not isinstance(value, Plain) or value.value is None:
-            self.wrong(where, value, "text")
+            self._wrong(where, value, "text")
             return None
         text = go_text(value.value)
         if text != value.text:
-            self.problems.add(
-                Problem("nothing", where, f"without quotes it is {_kind(value)}, which the runtime "
-                        f"writes as {text}", "put it in quotes")
-            )  # fmt: skip
+            what = f"without quotes it is {_kind(value)}, which the runtime writes as {text}"
+            self.problems.add(Problem("nothing", where, what, "put it in quotes"))
         return text
 
     def _texts(self, value: Mapping[str, Any], where: str) -> dict[str, str]:
         found = {}
         for key, item in value.items():
-            nothing = isinstance(item, Plain) and item.value is None
-            text = "" if nothing else self._string(item, f"{where}.{key}")
+            text = "" if _is_null(item) else self._string(item, f"{where}.{key}")
             if text is not None:
                 found[key] = text
         return found

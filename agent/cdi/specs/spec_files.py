@@ -161,7 +161,7 @@ def _found(
             text = f"it cannot be read: {reason(error)}"
             yield path, Problem("nothing", "", text, "look at it")
         except Refused as error:
-            text = f"it is a link that cannot be followed: {_cause(error)}"
+            text = f"it is a link that cannot be followed: {cause(error)}"
             yield path, Problem("file", "", text, "remove it")
 
 
@@ -177,9 +177,10 @@ def content(path: HostPath, found: os.stat_result) -> bytes | Problem | None:
     try:
         state = files.read(path.agent, path.host, LIMIT)
     except Refused as error:
-        return Problem("nothing", "", f"it cannot be read: {_cause(error)}", "run as root")
+        return Problem("nothing", "", f"it cannot be read: {cause(error)}", "run as root")
     return None if state is None else state.data
 
 
-def _cause(error: Refused) -> str:
+def cause(error: Refused) -> str:
+    """The reason in the message of a refusal, without what was tried and what to do."""
     return error.message.partition(": ")[2].partition(";")[0]

@@ -8,14 +8,14 @@ with the same device cancel each other.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from agent.cdi import emit
+from agent.cdi.emit import is_ours
 from agent.cdi.make.generate import DesiredSpec
 from agent.cdi.specs import crashes
-from agent.cdi.specs.provider import OURS, Provider
-from agent.errors import AgentError, DriverFailed, NoDevices, NoDriver, Refused
+from agent.cdi.specs.provider import OURS, Provider, usable
+from agent.errors import AgentError, DriverDistrusted, DriverFailed, NoDevices, NoDriver, Refused
 from agent.host import files
 from agent.host.files import Change
 from agent.host.paths import HostPath, HostRoot
@@ -55,6 +55,13 @@ def is_named_by_kind(name: str, data: bytes) -> bool:
     return any(name == file_name(kind) for kind in read.kinds(data))
 
 
+def foreign(
+    entries: Sequence[tuple[HostPath, bytes]], names: Sequence[str]
+) -> list[tuple[HostPath, bytes]]:
+    """Files of other writers, including a file under one of our names that we did not write."""
+    return [(path, data) for path, data in entries if path.name not in names or not is_ours(data)]
+
+
 @dataclass(frozen=True)
 class Ownership:
     """Every file (`entries`) of the spec directories, and which of them are ours.
@@ -68,26 +75,13 @@ class Ownership:
     directory: HostPath
     names: Sequence[str]
     entries: Sequence[tuple[HostPath, bytes]]
-    providers: Mapping[str, Sequence[Provider]] = field(default_factory=dict)
-    places: Mapping[str, HostPath | None] = field(default_factory=dict)
-
-    def foreign(self) -> list[tuple[HostPath, bytes]]:
-        """Files of other writers, including a file under our name that we did not write."""
-        return [
-            (path, data)
-            for path, data in self.entries
-            if not (path.name in self.names and emit.is_ours(data))
-        ]
-
-    def provider(self, kind: str) -> SpecStatus | None:
-        """The file of another writer that gives a device of a kind."""
-        usable = next((one for one in self.providers.get(kind, ()) if not one.why), None)
-        return SpecStatus(kind, usable.file, usable.writer) if usable else None
+    providers: Mapping[str, Sequence[Provider]]
+    places: Mapping[str, HostPath | None]
 
     def warnings(self, kind: str) -> tuple[str, ...]:
         """What is wrong, or may be wrong, with the files of other writers that are of a kind."""
         found = self.providers.get(kind, ())
-        if any(not one.why for one in found):
+        if usable(found):
             doubts = (
                 f"{one} describes {kind}, and it is not sure that it is read: {one.doubt}"
                 for one in found
@@ -109,28 +103,24 @@ class Ownership:
         )
 
     def management(self, desired: DesiredSpec) -> tuple[SpecStatus, Change | None]:
-        """The management spec, which replaces any file of its name. Raises Refused."""
-        if desired.problem is not None:
-            raise desired.problem
+        """The management spec, which replaces any file of its name. If others than root can change
+        the driver, ours is removed. Raises Refused if another file defines its device, because the
+        runtime uses neither of two such files of one directory (CDI's cache.go)."""
         path = self._path(desired.kind, self.directory)
-        self._refuse_twins(path, desired.kind)
-        return _written(path, files.read(path.agent, path.host), desired)
-
-    def removal(self, kind: str) -> Change | None:
-        """The removal of our management spec."""
-        path = self._path(kind, self.directory)
-        return _removal(path, files.read(path.agent, path.host))
-
-    def _refuse_twins(self, ours: HostPath, kind: str) -> None:
-        """Two files of one directory with the same device make it unresolvable (CDI's cache.go)."""
-        for path, data in self.entries:
-            beside = os.path.dirname(path.host) == self.directory.host
-            if beside and path.name != ours.name and crashes.has_kind(data, kind):
+        before = files.read(path.agent, path.host)
+        if desired.problem is not None:
+            distrusted = isinstance(desired.problem, DriverDistrusted)
+            status = SpecStatus(desired.kind, problem=desired.problem.message)
+            return status, _removal(path, before) if distrusted else None
+        for entry, data in self.entries:
+            beside = os.path.dirname(entry.host) == self.directory.host and entry.name != path.name
+            if beside and crashes.has_kind(data, desired.kind):
                 raise Refused(
-                    f"cannot write {ours}: {path} defines {kind} too, and the runtime uses "
-                    "neither of two files with the same device; remove it, or give another "
+                    f"cannot write {path}: {entry} defines {desired.kind} too, and the runtime "
+                    "uses neither of two files with the same device; remove it, or give another "
                     "--cdi-kind"
                 )
+        return _written(path, before, desired)
 
     def device_spec(
         self, kind: str, desired: DesiredSpec | None
@@ -147,8 +137,8 @@ class Ownership:
         path = self._path(kind, self.places.get(kind) or self.directory)
         before = files.read(path.agent, path.host)
         removal = _removal(path, before)
-        if (provider := self.provider(kind)) is not None:
-            return provider, removal
+        if (provider := usable(self.providers.get(kind, ()))) is not None:
+            return SpecStatus(kind, provider.file, provider.writer), removal
         if desired is None:
             return SpecStatus(kind), removal
         if (blocked := self.blocked(kind)) is not None:
@@ -165,25 +155,21 @@ class Ownership:
             return SpecStatus(kind, problem=why), removal
         return SpecStatus(kind, path.host, OURS, why), None
 
-    def leftovers(self) -> list[Change]:
-        """The removal of our specs from directories where they no longer belong. They would win
-        over the new ones there, or stay in effect when those are gone."""
-
-        def is_left(path: HostPath, data: bytes) -> bool:
+    def leftovers(self) -> Iterator[Change]:
+        """The removal of our specs from directories where they no longer belong, and of those of a
+        kind that no option asks for. They would win over the new ones, or stay in effect when those
+        are gone."""
+        moved = {file_name(kind): place for kind, place in self.places.items() if place}
+        for path, data in self.entries:
+            if not is_ours(data):
+                continue
+            place = moved.get(path.name, self.directory)
             if path.name in self.names:
-                return os.path.dirname(path.host) != self._directory_of(path.name)
-            return is_named_by_kind(path.name, data)  # of a kind that no option asks for
-
-        return [
-            Change(path, files.new_state(data), None)
-            for path, data in self.entries
-            if emit.is_ours(data) and is_left(path, data)
-        ]
-
-    def _directory_of(self, name: str) -> str:
-        """The directory in which our file of that name belongs."""
-        found = (place for kind, place in self.places.items() if file_name(kind) == name)
-        return (next(found, None) or self.directory).host
+                is_left = os.path.dirname(path.host) != place.host
+            else:
+                is_left = is_named_by_kind(path.name, data)
+            if is_left:
+                yield Change(path, files.new_state(data), None)
 
     def _path(self, kind: str, above: HostPath) -> HostPath:
         """The path of our spec of a kind; a link there is followed."""
@@ -199,7 +185,7 @@ def _is_spec(data: bytes) -> bool:
 
 def _removal(path: HostPath, before: files.FileState | None) -> Change | None:
     """The removal of a file of ours; None if it is not ours."""
-    return Change(path, before, None) if before and emit.is_ours(before.data) else None
+    return Change(path, before, None) if before and is_ours(before.data) else None
 
 
 def _written(

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from agent.cdi.driver import driver, platform
-from agent.cdi.driver.driver import Places
 from agent.errors import NoDriver
 from agent.host.paths import HostRoot
+from agent.options.settings import resolve
 from tests.tools.driver import make_driver, make_nodes
 from tests.tools.kernel import make_node
+
+_DEFAULTS = resolve({}, {}, "toolkit-agent")
 
 needs_nodes = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root: run as root")
 
@@ -25,7 +27,7 @@ def test_wsl_is_named_with_its_mode(linux: bool, tmp_path: Path) -> None:
     if linux:
         make_driver(tmp_path, nodes=False)
     with pytest.raises(NoDriver) as caught:
-        driver.find(HostRoot(str(tmp_path)), Places())
+        driver.find(HostRoot(str(tmp_path)), _DEFAULTS)
     said = caught.value.message
     assert said.startswith("cannot make a CDI spec: this is WSL2 (/dev/dxg), which has no driver")
     assert "give --mode=wsl, which makes nvidia.com/gpu" in said
@@ -39,7 +41,7 @@ def test_gpu_handed_through_to_wsl_is_a_usual_one(tmp_path: Path) -> None:
     make_node(tmp_path / "dev/dxg", 10, 125)
     make_driver(tmp_path)
     make_nodes(tmp_path)
-    assert driver.find(HostRoot(str(tmp_path)), Places()).nodes
+    assert driver.find(HostRoot(str(tmp_path)), _DEFAULTS).nodes
 
 
 @pytest.mark.parametrize(
@@ -52,7 +54,7 @@ def test_tegra_is_named_with_its_mode(path: str, text: str, tmp_path: Path) -> N
     (tmp_path / path).parent.mkdir(parents=True)
     (tmp_path / path).write_text(text)
     with pytest.raises(NoDriver, match=r"a Tegra system \(/.*; give --mode=csv"):
-        driver.find(HostRoot(str(tmp_path)), Places())
+        driver.find(HostRoot(str(tmp_path)), _DEFAULTS)
 
 
 def test_other_machines_are_neither_wsl_nor_tegra(tmp_path: Path) -> None:
@@ -63,4 +65,4 @@ def test_other_machines_are_neither_wsl_nor_tegra(tmp_path: Path) -> None:
     (tmp_path / "sys/devices/soc0/family").write_text("Snapdragon")
     platform.refuse_other(HostRoot(str(tmp_path)))
     with pytest.raises(NoDriver, match="there is no NVIDIA driver"):
-        driver.find(HostRoot(str(tmp_path)), Places())
+        driver.find(HostRoot(str(tmp_path)), _DEFAULTS)

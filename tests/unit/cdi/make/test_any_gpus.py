@@ -19,6 +19,7 @@ from agent.cdi.make.hooks import Hooks
 from agent.cdi.specs import rules
 from agent.errors import NoDevices
 from agent.host.paths import HostRoot
+from agent.options.settings import resolve
 from tests.doubles.nvml.nvml import FakeGpu, FakePart
 from tests.tools.driver import make_driver
 from tests.tools.kernel import make_kernel
@@ -50,7 +51,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Driver:
     gpus = [FakeGpu(n, mig=1, parts=(FakePart(0, n % 3),)) for n in range(10)]
     make_driver(host)
     make_kernel(host, host, gpus)
-    return driver.find(HostRoot(str(host)), driver.Places())
+    return driver.find(HostRoot(str(host)), resolve({}, {}, "toolkit-agent"))
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -11,7 +11,6 @@ import pytest
 
 from agent.cdi import emit
 from agent.cdi.driver import driver, loader
-from agent.cdi.driver.driver import Places
 from agent.cdi.driver.root import DriverRoot
 from agent.cdi.make import driver_files
 from agent.cdi.make.driver_files import BuildContext
@@ -20,6 +19,7 @@ from agent.cdi.model import Spec
 from agent.cdi.specs import rules
 from agent.errors import NoDriver
 from agent.host.paths import HostRoot
+from agent.options.settings import resolve
 from tests.tools.driver import (
     CAPABILITIES,
     LIBRARIES,
@@ -30,6 +30,8 @@ from tests.tools.driver import (
     remove_driver,
 )
 from tests.unit.support.ld_cache import make_cache
+
+_DEFAULTS = resolve({}, {}, "toolkit-agent")
 
 needs_nodes = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root: run as root")
 pytestmark = needs_nodes
@@ -46,7 +48,9 @@ def root(tmp_path: Path) -> Path:
 def found(root: Path, host: Path | None = None) -> driver.Driver:
     """The driver in `root`; the host root is `host`, else `/`."""
     name = str(root) if host is None else f"/{root.relative_to(host)}"
-    return driver.find(HostRoot(str(host or "/")), Places(driver_root=name))
+    return driver.find(
+        HostRoot(str(host or "/")), resolve({"driver_root": name}, {}, "toolkit-agent")
+    )
 
 
 def spec(root: Path, hook: str | None = HOOK, host: Path | None = None) -> Spec:
@@ -132,7 +136,7 @@ def test_spec_has_no_hooks_without_their_binary(root: Path) -> None:
 def test_paths_of_the_hosts_own_driver_are_equal(tmp_path: Path) -> None:
     """Seen below a host root, named as the host names it; then host and container path are one."""
     make_driver(tmp_path)
-    there = driver.find(HostRoot(str(tmp_path)), Places())
+    there = driver.find(HostRoot(str(tmp_path)), _DEFAULTS)
     made = driver_files.management_spec(there, BuildContext(Hooks(None), "6"))
     assert made.devices[0].container_edits.device_nodes[0].host_path == ""
     assert {m.host_path == m.container_path for m in made.container_edits.mounts} == {True}
@@ -142,7 +146,7 @@ def test_driver_container_is_preferred(tmp_path: Path) -> None:
     """Where both are there, the one that a driver container installed is loaded."""
     make_driver(tmp_path, "1.2.3")
     make_driver(tmp_path / "run/nvidia/driver")
-    assert driver.find(HostRoot(str(tmp_path)), Places()).version == VERSION
+    assert driver.find(HostRoot(str(tmp_path)), _DEFAULTS).version == VERSION
 
 
 def test_driver_container_without_nodes_takes_those_of_the_host(tmp_path: Path) -> None:
@@ -150,7 +154,7 @@ def test_driver_container_without_nodes_takes_those_of_the_host(tmp_path: Path) 
     make_driver(tmp_path / "run/nvidia/driver", nodes=False)
     make_driver(tmp_path)
     shutil.rmtree(tmp_path / "usr")
-    got = driver.find(HostRoot(str(tmp_path)), Places())
+    got = driver.find(HostRoot(str(tmp_path)), _DEFAULTS)
     assert (got.root.host_path, got.nodes[0].host_path) == (
         "/run/nvidia/driver",
         "/dev/nvidia-modeset",
@@ -277,9 +281,9 @@ def test_missing_driver_is_an_error_with_the_places(tmp_path: Path, what: str) -
         make_driver(root, nodes=what == "upgraded away")
     if what == "upgraded away":
         remove_driver(root)
-    places = Places(driver_root="/driver", dev_root="/driver")
+    settings = resolve({"driver_root": "/driver", "dev_root": "/driver"}, {}, "toolkit-agent")
     with pytest.raises(NoDriver, match=r"^cannot make a CDI spec: .*driver"):
-        driver.find(HostRoot(str(tmp_path)), places)
+        driver.find(HostRoot(str(tmp_path)), settings)
 
 
 def test_libraries_are_found_by_the_loaders_cache(root: Path) -> None:
