@@ -119,7 +119,7 @@ def _proposal(
     entries = [
         item
         for place in dict.fromkeys((directory, *directories(settings, host, spec_dirs)))
-        for item in spec_files.entries(host, place, crowded.append)
+        for item in spec_files.entries(host, place, crowded)
     ]
     others = foreign(entries, names)
     fixed = settings.origins["cdi_output_dir"] != "default"

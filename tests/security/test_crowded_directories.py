@@ -74,7 +74,7 @@ def test_bounded_number_of_specs_is_read(crowded: Path) -> None:
     told: list[str] = []
     place = HostPath(str(crowded), str(crowded))
     try:
-        found = [path.name for path, _ in spec_files.entries(HostRoot("/"), place, told.append)]
+        found = [path.name for path, _ in spec_files.entries(HostRoot("/"), place, told)]
     finally:
         (crowded / "zz.nvidia.com-gpu.yaml").unlink()
     assert len(found) == budget.SPEC_FILES
@@ -97,7 +97,7 @@ def test_large_specs_together_are_bounded(tmp_path: Path) -> None:
         (tmp_path / f"{number}.yaml").write_bytes(b"# " + b"x" * (1 << 20))
     told: list[str] = []
     place = HostPath(str(tmp_path), str(tmp_path))
-    found = list(spec_files.entries(HostRoot("/"), place, told.append))
+    found = list(spec_files.entries(HostRoot("/"), place, told))
     assert sum(len(data) for _, data in found) <= budget.SPECS.size
     assert len(found) + len(told) == 10
     assert all(str(tmp_path) in text for text in told)

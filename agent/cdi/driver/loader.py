@@ -14,9 +14,14 @@ from collections.abc import Callable
 
 from agent.host import budget
 
+_ELF = b"\x7fELF\x02\x01"  # 64 bits, little endian
+_HEADER_OF_ELF = struct.Struct("<Q14xHH")  # of its program headers: offset, size of one, number
+_SEGMENT = struct.Struct("<I4xQQ8xQ")  # kind, offset, address, length in the file
+_DYNAMIC = struct.Struct("<QQ")
 _PT_LOAD, _PT_DYNAMIC = 1, 2
 _DT_STRTAB, _DT_SONAME = 5, 14
-_LARGEST_HEADER = 256  # bytes of a program header: 32 or 56
+_LARGEST_HEADER = 256  # bytes of a program header: 56
+_FLAGS_TO_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
 _OLD_CACHE, _NEW_CACHE = b"ld.so-1.7.0\0", b"glibc-ld.so.cache1.1"
 _OLD_ENTRY, _HEADER, _ENTRY = 12, 48, struct.Struct("<iIIIQ")
@@ -26,88 +31,57 @@ _LONGEST = 4096  # bytes of a path, as the kernel
 
 
 def soname(path: str) -> str | None:
-    """DT_SONAME of the file at an agent path, "" if it has none; None for what is no ELF."""
+    """DT_SONAME of the file at an agent path, "" if it has none; None for what is no library of a
+    64-bit machine that NVIDIA has a driver for."""
     try:
-        with open(path, "rb", opener=_open) as file:
+        with open(path, "rb", opener=lambda name, _: os.open(name, _FLAGS_TO_OPEN)) as file:
             return _soname(lambda size, at: os.pread(file.fileno(), size, at))
-    except (OSError, struct.error, IndexError, ValueError, OverflowError):
+    except (OSError, struct.error, ValueError, OverflowError):
         return None
-
-
-def _open(path: str, _: int) -> int:
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
 def _soname(read: Callable[[int, int], bytes]) -> str | None:
     head = read(64, 0)
-    if head[:4] != b"\x7fELF":
+    if not head.startswith(_ELF):
         return None
-    wide, order = head[4] == 2, "<" if head[5] == 1 else ">"
-    table, size, count = _headers(head, order, wide=wide)
+    table, size, count = _HEADER_OF_ELF.unpack_from(head, 32)
     loads, dynamic = [], None
     if size > _LARGEST_HEADER:
         return None
     for index in range(min(count, budget.ELF.values)):
-        raw = read(size, table + index * size)
-        kind, offset, address, length = _segment(raw, order, wide=wide)
+        kind, offset, address, length = _SEGMENT.unpack_from(read(size, table + index * size))
         if kind == _PT_LOAD:
             loads.append((address, offset, length))
         elif kind == _PT_DYNAMIC:
             dynamic = offset, length
     if dynamic is None:
         return ""
-    word = struct.Struct(order + ("QQ" if wide else "II"))
     found: dict[int, int] = {}
     entries = read(min(dynamic[1], budget.ELF.size), dynamic[0])
-    entries = entries[: len(entries) - len(entries) % word.size]
-    for tag, value in word.iter_unpack(entries):
+    entries = entries[: len(entries) - len(entries) % _DYNAMIC.size]
+    for tag, value in _DYNAMIC.iter_unpack(entries):
         if tag == 0:
             break
         found.setdefault(tag, value)
     if _DT_SONAME not in found or _DT_STRTAB not in found:
         return ""
-    strings = _in_file(found[_DT_STRTAB], loads)
-    name, zero, _ = read(256, strings + found[_DT_SONAME]).partition(b"\0")
+    strings = found[_DT_STRTAB]  # an address; where it is in the file, a segment says
+    offsets = (at - start for start, at, size in loads if start <= strings < start + size)
+    at = strings + next(offsets, 0) + found[_DT_SONAME]
+    name, zero, _ = read(256, at).partition(b"\0")
     return name.decode("ascii") if zero and name and b"/" not in name else None
-
-
-def _headers(head: bytes, order: str, *, wide: bool) -> tuple[int, int, int]:
-    """The offset of the program headers, the size of one, and their number."""
-    table = struct.unpack_from(order + ("Q" if wide else "I"), head, 32 if wide else 28)[0]
-    size, count = struct.unpack_from(order + "HH", head, 54 if wide else 42)
-    return table, size, count
-
-
-def _segment(raw: bytes, order: str, *, wide: bool) -> tuple[int, int, int, int]:
-    """Kind, offset in the file, address and length in the file of one program header."""
-    if wide:
-        kind, _, offset, address, _, length = struct.unpack_from(order + "IIQQQQ", raw)
-    else:
-        kind, offset, address, _, length = struct.unpack_from(order + "IIIII", raw)
-    return kind, offset, address, length
-
-
-def _in_file(address: int, loads: list[tuple[int, int, int]]) -> int:
-    for start, offset, length in loads:
-        if start <= address < start + length:
-            return address - start + offset
-    return address
 
 
 def cached_paths(data: bytes) -> tuple[str, ...]:
     """Paths of 64-bit libraries in a loader's cache, in its order."""
     try:
-        return _cache_entries(data[_start(data) :])
+        start = 0
+        if data.startswith(_OLD_CACHE):  # the new format is behind the old one, aligned
+            end = 16 + struct.unpack_from("<I", data, 12)[0] * _OLD_ENTRY
+            start = -(-end // 8) * 8
+        return _cache_entries(data[start:])
     except (struct.error, ValueError):
         return ()
-
-
-def _start(data: bytes) -> int:
-    if not data.startswith(_OLD_CACHE):
-        return 0
-    count = struct.unpack_from("<I", data, 12)[0]
-    end = 16 + count * _OLD_ENTRY
-    return int(-(-end // 8) * 8)  # the new format is aligned behind the old one
 
 
 def _cache_entries(data: bytes) -> tuple[str, ...]:

@@ -58,13 +58,11 @@ class Hooks:
         )
         return (text,)
 
-    def _is_off(self, name: str) -> bool:
-        off = {*self.disabled, *_OPTIONAL}
-        return name not in self.enabled and (name in off or "all" in off)
-
     def make(self, name: str, *args: str) -> tuple[Hook, ...]:
         """The hook of this name; nothing if it is switched off or has no program."""
-        if self.path is None or self._is_off(name):
+        off = {*self.disabled, *_OPTIONAL}
+        is_off = name not in self.enabled and (name in off or "all" in off)
+        if self.path is None or is_off:
             return ()
         base = os.path.basename(self.path)
         words = (base, *(("hook",) if base == "nvidia-ctk" else ()), name, *args)
@@ -93,9 +91,10 @@ class Hooks:
     def cache(self, files: Iterable[str]) -> tuple[Hook, ...]:
         """The hook that adds the directories of those files that are libraries to the loader's
         cache."""
-        folders = tuple(word for folder in _folders(files) for word in ("--folder", folder))
+        found = dict.fromkeys(os.path.dirname(path) for path in files if _is_library(path))
+        folders = (word for folder in found for word in ("--folder", folder))
         ldconfig = ("--ldconfig-path", self.ldconfig) if self.ldconfig else ()
-        return self.make("update-ldcache", *ldconfig, *folders) if folders else ()
+        return self.make("update-ldcache", *ldconfig, *folders) if found else ()
 
     def folders(self, nodes: Iterable[str]) -> tuple[Hook, ...]:
         """The hook that makes the directories of these device nodes readable to everybody."""
@@ -132,12 +131,8 @@ def find_hooks(settings: Settings, host: HostRoot, path: str | None) -> Hooks:
     )  # fmt: skip
 
 
-def _folders(files: Iterable[str]) -> tuple[str, ...]:
-    found = (os.path.dirname(path) for path in files if _is_library(os.path.basename(path)))
-    return tuple(dict.fromkeys(found))
-
-
-def _is_library(name: str) -> bool:
+def _is_library(path: str) -> bool:
+    name = os.path.basename(path)
     return fnmatch.fnmatchcase(name, "lib?*.so*") and name.rpartition(".so")[2][:1] in ("", ".")
 
 

@@ -8,11 +8,11 @@ environment keep their order, because it has a meaning.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TypeVar
 
-from agent.cdi.model import ContainerEdits, Device, DeviceNode, Mount, Spec
+from agent.cdi.model import ContainerEdits, Device, Spec
 
 ALL = "all"
 
@@ -21,7 +21,8 @@ T = TypeVar("T")
 
 def finish(spec: Spec, *, merged: bool = True) -> Spec:
     """The spec as it is written; `merged` adds a device `all`, unless there is one."""
-    done = _sorted(_simplified(spec))
+    done = _mapped(_simplified(spec), _in_order)
+    done = replace(done, devices=tuple(sorted(done.devices, key=lambda device: device.name)))
     if not merged or not done.devices or any(device.name == ALL for device in done.devices):
         return done
     every = joined(*(device.container_edits for device in done.devices))
@@ -30,12 +31,7 @@ def finish(spec: Spec, *, merged: bool = True) -> Spec:
 
 def without_groups(spec: Spec) -> Spec:
     """The spec without groups, for a runtime that refuses a file with groups."""
-    devices = (
-        replace(device, container_edits=replace(device.container_edits, additional_gids=()))
-        for device in spec.devices
-    )
-    common = replace(spec.container_edits, additional_gids=())
-    return replace(spec, devices=tuple(devices), container_edits=common)
+    return _mapped(spec, lambda edits: replace(edits, additional_gids=()))
 
 
 def joined(*parts: ContainerEdits) -> ContainerEdits:
@@ -53,58 +49,44 @@ def _once(parts: Iterable[tuple[T, ...]]) -> tuple[T, ...]:
     return tuple(dict.fromkeys(item for part in parts for item in part))
 
 
-def _difference(items: tuple[T, ...], common: tuple[T, ...]) -> tuple[T, ...]:
-    return tuple(item for item in items if item not in common)
+def _mapped(spec: Spec, change: Callable[[ContainerEdits], ContainerEdits]) -> Spec:
+    devices = tuple(
+        replace(device, container_edits=change(device.container_edits)) for device in spec.devices
+    )
+    return replace(spec, devices=devices, container_edits=change(spec.container_edits))
 
 
 def _simplified(spec: Spec) -> Spec:
     """The spec without the edits of a device that the whole spec has too, unless the device would
-    have none left."""
+    have none left. Groups stay, as in NVIDIA's generator."""
     common = joined(spec.container_edits)
     devices = []
     for device in spec.devices:
         whole = joined(device.container_edits)
-        rest = _without(whole, common)
+        rest = ContainerEdits(
+            env=_difference(whole.env, common.env),
+            device_nodes=_difference(whole.device_nodes, common.device_nodes),
+            hooks=_difference(whole.hooks, common.hooks),
+            mounts=_difference(whole.mounts, common.mounts),
+        )
         # A device without edits is not valid; groups alone do not count as edits.
-        empty = replace(rest, additional_gids=()) == ContainerEdits()
-        devices.append(replace(device, container_edits=whole if empty else rest))
+        edits = whole
+        if rest != ContainerEdits():
+            edits = replace(rest, additional_gids=whole.additional_gids)
+        devices.append(replace(device, container_edits=edits))
     return replace(spec, devices=tuple(devices), container_edits=common)
 
 
-def _without(edits: ContainerEdits, common: ContainerEdits) -> ContainerEdits:
-    """Edits without the common ones. Groups stay, as in NVIDIA's generator."""
-    return ContainerEdits(
-        env=_difference(edits.env, common.env),
-        device_nodes=_difference(edits.device_nodes, common.device_nodes),
-        hooks=_difference(edits.hooks, common.hooks),
-        mounts=_difference(edits.mounts, common.mounts),
-        additional_gids=edits.additional_gids,
-    )
-
-
-def _sorted(spec: Spec) -> Spec:
-    devices = (
-        replace(device, container_edits=_in_order(device.container_edits))
-        for device in spec.devices
-    )
-    return replace(
-        spec,
-        devices=tuple(sorted(devices, key=lambda device: device.name)),
-        container_edits=_in_order(spec.container_edits),
-    )
+def _difference(items: tuple[T, ...], common: tuple[T, ...]) -> tuple[T, ...]:
+    return tuple(item for item in items if item not in common)
 
 
 def _in_order(edits: ContainerEdits) -> ContainerEdits:
     """Sorted by depth, so that no mount hides another one that lies below it."""
+    nodes = sorted(edits.device_nodes, key=lambda node: _depth(node.path))
+    mounts = sorted(edits.mounts, key=lambda mount: _depth(mount.container_path))
+    return replace(edits, device_nodes=tuple(nodes), mounts=tuple(mounts))
 
-    def node(item: DeviceNode) -> tuple[int, str]:
-        return item.path.count("/"), item.path
 
-    def mount(item: Mount) -> tuple[int, str]:
-        return item.container_path.count("/"), item.container_path
-
-    return replace(
-        edits,
-        device_nodes=tuple(sorted(edits.device_nodes, key=node)),
-        mounts=tuple(sorted(edits.mounts, key=mount)),
-    )
+def _depth(path: str) -> tuple[int, str]:
+    return path.count("/"), path

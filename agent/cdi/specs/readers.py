@@ -71,7 +71,8 @@ def reader_of(name: str, version: str, *, enabled: bool | None = None) -> Reader
     # Imported here, because `cdi generate` does not need it.
     from agent.runtimes.containerd.generations import generation
 
-    newest, limit = _limits(name, parsed)
+    known = [(newest, limit) for since, newest, limit in _READ.get(name, ()) if parsed >= since]
+    newest, limit = known[-1] if known else (None, None)
     off = ""
     if name == "containerd" and parsed < (1, 7, 0):
         off = f"{label} knows no CDI"
@@ -79,11 +80,6 @@ def reader_of(name: str, version: str, *, enabled: bool | None = None) -> Reader
         off = f"{label} has CDI switched off"
     brittle = generation(parsed).brittle_cdi if name == "containerd" else None
     return Reader(label, newest, limit, brittle, off)
-
-
-def _limits(name: str, version: Version) -> tuple[str | None, str | None]:
-    known = [(newest, limit) for since, newest, limit in _READ.get(name, ()) if version >= since]
-    return known[-1] if known else (None, None)
 
 
 def with_executable(reader: Reader, executable: str) -> Reader:

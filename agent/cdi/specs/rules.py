@@ -68,7 +68,8 @@ def check(spec: Data, reader: Reader = UNKNOWN_READER) -> Iterator[Problem]:
         elif name in seen:
             yield _refused(f"{where}.name", f"device {name} is there twice", "remove one of them")
         seen.add(name)
-        if _is_empty(device.get("containerEdits", {})):
+        part = device.get("containerEdits", {})
+        if "intelRdt" not in part and not any(part.values()):
             yield _refused(
                 f"{where}.containerEdits", f"device {quoted(name)} brings nothing",
                 "give it a device node, a mount, a hook or a variable",
@@ -80,10 +81,6 @@ def check(spec: Data, reader: Reader = UNKNOWN_READER) -> Iterator[Problem]:
 
 def _refused(where: str, what: str, remedy: str) -> Problem:
     return Problem("file", where, what, remedy)
-
-
-def _is_empty(part: Data) -> bool:
-    return "intelRdt" not in part and not any(part.values())
 
 
 def needed(spec: Data) -> tuple[str, str, str]:

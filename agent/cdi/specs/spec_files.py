@@ -6,9 +6,10 @@ with dot files and links to files, and without directories. Reads only, and with
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from agent.cdi.specs.readers import Reader
@@ -84,24 +85,23 @@ def contents(
             yield path, taken
 
 
-def _no_warning(_: str) -> None:
-    return
-
-
 def entries(
-    host: HostRoot, directory: HostPath, warn: Callable[[str], None] = _no_warning
+    host: HostRoot, directory: HostPath, warnings: list[str] | None = None
 ) -> Iterator[tuple[HostPath, bytes]]:
-    """The specs in a directory that can be read, with their content. `warn` takes a warning about
-    those that exceed the budget."""
-    left = budget.SPECS.size
-    if _is_crowded(directory):
-        warn(
+    """The specs in a directory that can be read, with their content. Warnings about those
+    that exceed the budget are added to `warnings`."""
+    warnings = [] if warnings is None else warnings
+    left, crowded = budget.SPECS.size, False
+    with contextlib.suppress(OSError):
+        crowded = _names(directory)[1]
+    if crowded:
+        warnings.append(
             f"{directory} has more than {budget.SPEC_FILES} specs or {budget.DIRECTORY.values} "
             "names, of which not all were looked at; remove what is not needed"
         )
     for path, taken in contents(host, directory):
         if taken == TOO_LARGE or (isinstance(taken, bytes) and len(taken) > left):
-            warn(
+            warnings.append(
                 f"{path} was not looked at: it is larger than {LIMIT} bytes, or the files of "
                 f"{directory} than {budget.SPECS.size}; make it smaller, or remove it"
             )
@@ -126,13 +126,6 @@ def _names(directory: HostPath) -> tuple[list[str], bool]:
     found.sort(key=lambda name: ("nvidia" not in name, os.fsencode(name)))
     crowded = crowded or len(found) > budget.SPEC_FILES
     return sorted(found[: budget.SPEC_FILES], key=os.fsencode), crowded
-
-
-def _is_crowded(directory: HostPath) -> bool:
-    try:
-        return _names(directory)[1]
-    except OSError:
-        return False
 
 
 def _found(

@@ -232,15 +232,17 @@ def test_files_that_are_no_libraries_do_no_harm(root: Path) -> None:
     assert not [word for word in made.container_edits.hooks[0].args if "libodd" in word]
 
 
-@pytest.mark.parametrize(("wide", "order"), [(True, "<"), (False, "<"), (True, ">")])
-def test_soname_is_read_from_any_elf_file(tmp_path: Path, wide: bool, order: str) -> None:
-    """Of both word sizes and byte orders; none is told from no ELF file."""
+def test_soname_is_read_from_elf_files_of_a_driver(tmp_path: Path) -> None:
+    """Of 64 bits, little endian; none is told from no ELF file."""
     from agent.cdi.driver.loader import soname
 
     path = tmp_path / "lib"
     for name in ("libx.so.1", ""):
-        path.write_bytes(elf(name, wide=wide, order=order))
+        path.write_bytes(elf(name))
         assert soname(str(path)) == name
+    for wide, order in ((False, "<"), (True, ">")):
+        path.write_bytes(elf("libx.so.1", wide=wide, order=order))
+        assert soname(str(path)) is None
     assert soname(str(tmp_path / "none")) is None
 
 
