@@ -33,8 +33,9 @@ _PAUSE = 0.1  # seconds between two looks for the runtime
 
 @dataclass(frozen=True)
 class Garbled:
-    """A file of ours that cannot be used any more, the reason in words, and its repair. The
-    repair's `before` is None where there is no file, but a directory or a link."""
+    """A file of ours that cannot be used any more, the reason in words, and its repair: the file as
+    we wrote it last, or its removal if that is not known. The repair's `before` is None if there is
+    no file, but a directory or a link."""
 
     fault: str
     repair: Change
@@ -49,22 +50,17 @@ def find_garbled(settings: Settings, host: HostRoot, memory: Memory) -> tuple[Ga
         path = HostPath(host.agent_path(name), name)
         now, fault = _fault(settings, host, path, original)
         if fault is not None:
-            garbled.append(Garbled(fault, Change(path, now, _written(original))))
+            data = document.encoded(original.text or "")
+            is_known = files.digest(data) == original.written
+            written = FileState(data, original.mode, original.uid, original.gid)
+            garbled.append(Garbled(fault, Change(path, now, written if is_known else None)))
     return tuple(garbled)
-
-
-def _written(original: Original) -> FileState | None:
-    """The file as we wrote it last, None where that is not known."""
-    data = document.encoded(original.text or "")
-    if files.digest(data) != original.written:
-        return None
-    return FileState(data, original.mode, original.uid, original.gid)
 
 
 def _fault(
     settings: Settings, host: HostRoot, path: HostPath, original: Original
 ) -> tuple[FileState | None, str | None]:
-    """The present file, and why it is not a configuration file of ours; None where it is one."""
+    """The present file, and why it is not a configuration file of ours; None if it is one."""
     now = None
     try:
         link = os.path.islink(path.agent)
@@ -120,7 +116,7 @@ def _put(agent: str, state: FileState | None) -> None:
 
 def revive(ctx: Context, error: Unreachable) -> None:
     """Wait for a runtime that was down because of such a file. A unit that systemd has given up is
-    started once; other runtimes are started by whatever supervises them. Raises `error` where the
+    started once; other runtimes are started by whatever supervises them. Raises `error` if the
     runtime stays down."""
     if ctx.settings.restart_mode in ("auto", "systemd"):
         _start(ctx.settings.runtime, ctx.host, ctx.reach, ctx.log)

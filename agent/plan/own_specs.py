@@ -1,7 +1,7 @@
 """The CDI specs that the agent itself writes on the node.
 
 Invariant: a spec is derived from the driver, so no journal keeps an original of it. It is written
-in one step, and only where its bytes differ. The node needs one kind: that of the management spec,
+in one step, and only if its bytes differ. The node needs one kind: that of the management spec,
 or nvidia.com/gpu on WSL2 and on a Tegra. The node is not ready without that spec. Any other spec
 that cannot be made is a warning. Modes of nvidia-container-runtime that inject devices without a
 spec need none.
@@ -45,7 +45,7 @@ from agent.status import Publisher
 class SpecProposal:
     """The specs as they should be, and the changes that make them so.
 
-    `needed` is the kind without which the node is not ready, "" where there is none. `problem` is
+    `needed` is the kind without which the node is not ready, "" if there is none. `problem` is
     why its spec cannot be made; then `changes` only remove specs of devices that are gone.
     `directory` is where our specs go. `late` changes wait until the runtime is proven without
     them. `judged_paths` are the agent paths whose owners, modes and links decide what may be in the
@@ -263,7 +263,7 @@ def _directory(settings: Settings, host: HostRoot, spec_dirs: tuple[str, ...]) -
 
 
 def _refuse_writable(host: HostRoot, given: Iterable[str | None]) -> None:
-    """Raise Refused where another user than root can write to a directory of specs, because the
+    """Raise Refused if another user than root can write to a directory of specs, because the
     hooks of a spec run as root."""
     for name in dict.fromkeys(host.name(one) for one in given if one):
         trust.require(host, name, f"use the CDI directory {name}")
@@ -275,7 +275,7 @@ def write(
 ) -> tuple[str, ...]:  # fmt: skip
     """Make the changes. Returns the host paths of the files that were written or removed.
 
-    Withdraws readiness and raises the proposal's problem, or Refused where the needed spec cannot
+    Withdraws readiness and raises the proposal's problem, or Refused if the needed spec cannot
     be written."""
     if proposal is None:
         return ()

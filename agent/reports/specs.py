@@ -1,7 +1,7 @@
 """The CDI specs of this node as its runtime sees them, and their problems.
 
 Invariant: reads only, and works without a runtime: then the default directories are read, and
-versions are not judged. The CRI client is loaded only where there is a socket.
+versions are not judged. The CRI client is loaded only if there is a socket.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from agent.cdi.specs import installed, readers, spec_files
 from agent.cdi.specs.installed import Device, SpecFile
@@ -60,33 +60,35 @@ def inventory(settings: Settings, host: HostRoot, runtime: Runtime | None = None
     looked for."""
     node = _reading_runtime(settings, host, runtime)
     dirs = _directories(settings, host, node)
-    files = installed.specs(host, dirs, node.reader)
-    if node.executable and any(map(installed.doubt, files)):
-        node = replace(node, reader=readers.with_executable(node.reader, node.executable))
-        files = installed.specs(host, dirs, node.reader)
+    reader, files = _examined(node, lambda reader: installed.specs(host, dirs, reader))
     found = [(file.name, problem) for file in files for problem in file.problems]
     found += [*installed.conflicts(files, dirs), *spec_files.unreadable(dirs)]
-    notes = (*node.notes, *((f"{node.reader.off}: it reads no specs",) if node.reader.off else ()))
-    return Inventory(
-        reader=node.reader,
-        directories=dirs,
-        files=tuple(files),
-        devices=tuple(installed.devices(files, dirs)),
-        findings=_sorted(found),
-        notes=notes,
-    )
+    notes = (*node.notes, *((f"{reader.off}: it reads no specs",) if reader.off else ()))
+    devices = tuple(installed.devices(files, dirs))
+    return Inventory(reader, dirs, tuple(files), devices, _sorted(found), notes)
 
 
 def of_files(settings: Settings, host: HostRoot, paths: Sequence[str]) -> Inventory:
     """Examine each of these files by itself; `-` is standard input. Raises Refused."""
     node = _reading_runtime(settings, host)
     typed = sys.stdin.buffer.read(spec_files.LIMIT + 1) if "-" in paths else b""
-    files = [_given(path, host, node.reader, typed) for path in paths]
-    if node.executable and any(map(installed.doubt, files)):
-        reader = readers.with_executable(node.reader, node.executable)
-        files = [_given(path, host, reader, typed) for path in paths]
+    reader, files = _examined(
+        node, lambda reader: [_given(path, host, reader, typed) for path in paths]
+    )
     found = [(file.name, problem) for file in files for problem in file.problems]
-    return Inventory(node.reader, (), tuple(files), (), _sorted(found), node.notes)
+    return Inventory(reader, (), tuple(files), (), _sorted(found), node.notes)
+
+
+def _examined(
+    node: _RuntimeReader, examine: Callable[[Reader], list[SpecFile]]
+) -> tuple[Reader, list[SpecFile]]:
+    """The files as the runtime reads them. If its version does not tell how, its executable is
+    examined too."""
+    files = examine(node.reader)
+    if not node.executable or not any(map(installed.doubt, files)):
+        return node.reader, files
+    reader = readers.with_executable(node.reader, node.executable)
+    return reader, examine(reader)
 
 
 def _sorted(found: Sequence[tuple[str, Problem]]) -> tuple[Finding, ...]:
@@ -131,10 +133,8 @@ def _reading_runtime(
     enabled = False if any(item.switch is Switch.FALSE for item in evidence) else None
     reader = readers.reader_of(runtime.answer.name, runtime.version, enabled=enabled)
     program = find.program(settings, host, runtime)
-    if dirs is None:
-        notes = ("the runtime does not say where it reads specs",)
-        return _RuntimeReader(reader, DEFAULT_DIRS, notes, program)
-    return _RuntimeReader(reader, dirs, (), program)
+    notes = ("the runtime does not say where it reads specs",) if dirs is None else ()
+    return _RuntimeReader(reader, DEFAULT_DIRS if dirs is None else dirs, notes, program)
 
 
 def _directories(settings: Settings, host: HostRoot, node: _RuntimeReader) -> tuple[Directory, ...]:

@@ -39,9 +39,11 @@ class Toolkit:
 
     def path(self, name: str) -> str | None:
         """Host path of a program after the install; None if there will be none."""
-        if not self.writable and self.origin.kind == "host":
-            return f"{self.origin.place}/{name}" if name in self.origin.programs else None
-        return tree.paths(self.origin, self.directory.host).get(name)
+        if name not in self.origin.programs:
+            return None
+        is_wrapped = self.writable and name.startswith(programs.RUNTIME)
+        stays = self.origin.kind == "host" and not is_wrapped
+        return f"{self.origin.place if stays else self.directory.host}/{name}"
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,13 @@ def propose(
         warnings = _warnings(found, decision)
         if difference and not found.writable:
             return replace(unchanged, warnings=(*warnings, _as_it_is(found, decision)))
-        change = _change(found.directory, text)
+        path = found.directory.child(config.CONFIG)
+        before = None
+        with contextlib.suppress(Refused):  # a link or a directory: it is replaced
+            before = files.read(path.agent, path.host)
+        after = files.new_state(text)
+        same = before is not None and before.data == after.data
+        change = None if same else Change(path, before, after)
         return ToolkitProposal(found, desired, difference, change, warnings)
     except AgentError as error:
         return replace(unchanged, warnings=(f"apply refuses: {error.message}",), problem=error)
@@ -132,17 +140,6 @@ def _as_it_is(found: Toolkit, decision: Decision) -> str:
         f"{text}; containers get devices only if that one has mode {decision.mode} and answers "
         f"{decision.annotation_prefix}"
     )
-
-
-def _change(directory: HostPath, text: bytes) -> Change | None:
-    path = directory.child(config.CONFIG)
-    try:
-        before = files.read(path.agent, path.host)
-    except Refused:
-        before = None  # a link or a directory: it is replaced
-    after = files.new_state(text)
-    same = before is not None and before.data == after.data
-    return None if same else Change(path, before, after)
 
 
 def _warnings(found: Toolkit, decision: Decision) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,41 +40,38 @@ class Origin:
     programs: Mapping[str, str]
     libraries: Mapping[str, str]
 
+    @property
+    def is_usable(self) -> bool:
+        """Is one of the two programs there that the agent needs?"""
+        return programs.RUNTIME in self.programs or programs.RUNTIME_HOOK in self.programs
+
 
 def find(settings: Settings, host: HostRoot, installed: HostPath) -> Origin:
-    """The toolkit: from the source tree, else the installed one, else that of the host's packages.
+    """The toolkit: from the source tree, else the installed one, else that of the host's packages,
+    which is read, and judged, only if the first one lacks the runtime.
 
     Raises Refused for an option whose directory has no toolkit, and for a program that another user
     than root can exchange; NoToolkit if no toolkit is found.
     """
-    root = _source_root(settings, host)
-    if root is not None:
-        return _packages(root)
-    found = []
-    for origin in _on_the_host(host, installed):
-        if programs.RUNTIME in origin.programs:
-            return origin
-        found.append(origin)
-    if not found:
-        raise NoToolkit(
-            f"cannot find the NVIDIA container toolkit: {programs.RUNTIME} is neither in "
-            f"{settings.toolkit_install_dir}/toolkit nor in /usr/bin of the host; install the "
-            "toolkit, or give --toolkit-source-root or --toolkit-install-dir"
-        )
-    return found[0]
+    if packages := _from_source_root(settings, host):
+        return packages
+    first = _installed(installed)
+    if first and programs.RUNTIME in first.programs:
+        return first
+    second = _host(host)
+    if second and programs.RUNTIME in second.programs:
+        return second
+    if found := first or second:
+        return found
+    raise NoToolkit(
+        f"cannot find the NVIDIA container toolkit: {programs.RUNTIME} is neither in "
+        f"{settings.toolkit_install_dir}/toolkit nor in /usr/bin of the host; install the "
+        "toolkit, or give --toolkit-source-root or --toolkit-install-dir"
+    )
 
 
-def _on_the_host(host: HostRoot, installed: HostPath) -> Iterator[Origin]:
-    """Toolkits on the host; the second one is read, and judged, only if the first one lacks the
-    runtime."""
-    if found := _installed(installed):
-        yield found
-    if found := _host(host):
-        yield found
-
-
-def _source_root(settings: Settings, host: HostRoot) -> str | None:
-    """The tree to install from, of the package type of the host; None if there is none."""
+def _from_source_root(settings: Settings, host: HostRoot) -> Origin | None:
+    """Unpacked packages of the host's type; None if there is no tree to install from."""
     asked = settings.toolkit_source_root
     if asked is None:
         if host.is_host or not os.path.isdir(ARTIFACTS):
@@ -84,8 +81,10 @@ def _source_root(settings: Settings, host: HostRoot) -> str | None:
     if kind == "auto":
         kind = "rpm" if programs.runs(host, "/usr/bin/rpm") else "deb"
     for root in (asked, os.path.join(asked, kind)):
-        if os.path.isdir(root) and _program(_open(root), programs.RUNTIME):
-            return root
+        if os.path.isdir(root):
+            found = _packages(root)
+            if programs.RUNTIME in found.programs:
+                return found
     raise Refused(
         f"cannot install the toolkit: there is no {programs.RUNTIME} in {asked} or in "
         f"{os.path.join(asked, kind)}; give the directory of unpacked packages with "
@@ -100,9 +99,10 @@ def _open(root: str) -> HostRoot:
         raise Refused(f"cannot install the toolkit from {root}: {error.message}") from error
 
 
-def _program(root: HostRoot, name: str) -> str | None:
-    candidates = (_judged(root, f"{above}/{name}", _RUNS) for above in programs.DIRECTORIES)
-    return next((path for path in candidates if path), None)
+def _first(root: HostRoot, above: Sequence[str], name: str, needed: int = 0) -> str | None:
+    """As `_judged`, for a name in the first of these directories that has it."""
+    found = (_judged(root, f"{directory}/{name}", needed) for directory in above)
+    return next((path for path in found if path), None)
 
 
 def _judged(root: HostRoot, name: str, needed: int = 0) -> str | None:
@@ -126,13 +126,13 @@ def _judged(root: HostRoot, name: str, needed: int = 0) -> str | None:
 
 def _packages(place: str) -> Origin:
     root = _open(place)
-    found = {name: path for name in _NAMES if (path := _program(root, name))}
-    libraries = {}
-    for name in LIBRARIES:
-        candidates = (_judged(root, f"{above}/{name}") for above in _LIBRARY_DIRECTORIES)
-        if path := next((path for path in candidates if path), None):
-            libraries[name] = path
-    return Origin("packages", place, found, libraries)
+    found = {name: _first(root, programs.DIRECTORIES, name, _RUNS) for name in _NAMES}
+    libraries = {name: _first(root, _LIBRARY_DIRECTORIES, name) for name in LIBRARIES}
+    return Origin("packages", place, _present(found), _present(libraries))
+
+
+def _present(found: Mapping[str, str | None]) -> dict[str, str]:
+    return {name: path for name, path in found.items() if path}
 
 
 def _installed(directory: HostPath) -> Origin | None:
@@ -141,41 +141,26 @@ def _installed(directory: HostPath) -> Origin | None:
     itself."""
     if not os.path.isdir(directory.agent):
         return None
-    root = _open(directory.agent)
-
-    def program(name: str) -> str | None:
-        real = f"{name}.real"
-        path = _judged(root, f"/{real}", _RUNS)
-        if path is None and (plain := _judged(root, f"/{name}", _RUNS)):
-            path = None if _is_ours(plain) or _mentions(plain, real) else plain
-        return path
-
-    found = {name: path for name in _NAMES if (path := program(name))}
-    libraries = {name: path for name in LIBRARIES if (path := _judged(root, f"/{name}"))}
-    return Origin("installed", directory.host, found, libraries) if _is_usable(found) else None
+    root, found = _open(directory.agent), dict[str, str | None]()
+    for name in _NAMES:
+        found[name] = _judged(root, f"/{name}.real", _RUNS)
+        if not found[name] and (plain := _judged(root, f"/{name}", _RUNS)):
+            text = _beginning(plain)
+            calls_real = text.startswith(b"#!") and f"{name}.real".encode() in text
+            if not (text.startswith(wrapper.HEAD) or calls_real):
+                found[name] = plain
+    libraries = {name: _judged(root, f"/{name}") for name in LIBRARIES}
+    origin = Origin("installed", directory.host, _present(found), _present(libraries))
+    return origin if origin.is_usable else None
 
 
 def _host(host: HostRoot) -> Origin | None:
     """What a package installed. A link to our own wrapper is left out, because it calls itself."""
-    runs = ((name, _judged(host, f"/usr/bin/{name}", _RUNS)) for name in _NAMES)
-    found = {name: path for name, path in runs if path and not _is_ours(path)}
-    return Origin("host", "/usr/bin", found, {}) if _is_usable(found) else None
-
-
-def _is_usable(found: Mapping[str, str]) -> bool:
-    """Is one of the two programs there that the agent needs?"""
-    return programs.RUNTIME in found or programs.RUNTIME_HOOK in found
-
-
-def _is_ours(path: str) -> bool:
-    """Is this file a wrapper that we wrote?"""
-    return _beginning(path).startswith(wrapper.HEAD)
-
-
-def _mentions(path: str, name: str) -> bool:
-    """Is this a script that calls a program of this name?"""
-    text = _beginning(path)
-    return text.startswith(b"#!") and name.encode() in text
+    found = {name: _judged(host, f"/usr/bin/{name}", _RUNS) for name in _NAMES}
+    own = {name: path for name, path in _present(found).items()
+           if not _beginning(path).startswith(wrapper.HEAD)}  # fmt: skip
+    origin = Origin("host", "/usr/bin", own, {})
+    return origin if origin.is_usable else None
 
 
 def _beginning(path: str) -> bytes:

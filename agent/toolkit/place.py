@@ -74,7 +74,10 @@ def _build(new: str, live: str, desired: Tree, kept: InstalledList) -> None:
         if isinstance(entry, Link):
             trees.make_symlink(entry.target, path)
         elif isinstance(entry, Text):
-            _put_text(f"{live}/{name}", path, entry)
+            if tree.is_text(f"{live}/{name}", entry):
+                trees.hard_link(f"{live}/{name}", path)
+            else:
+                files.write(path, files.new_state(entry.data, entry.mode))
         else:
             copies[name] = _put_copy(f"{live}/{name}", path, entry, kept.copies.get(name))
     for directory in sorted({os.path.dirname(f"{new}/{name}") for name in desired}, reverse=True):
@@ -85,13 +88,6 @@ def _build(new: str, live: str, desired: Tree, kept: InstalledList) -> None:
 
 def _write_list(directory: str, found: InstalledList) -> None:
     files.write(f"{directory}/{LIST}", files.new_state(tree.to_bytes(found)))
-
-
-def _put_text(old: str, path: str, entry: Text) -> None:
-    if tree.is_text(old, entry):
-        trees.hard_link(old, path)
-    else:
-        files.write(path, files.new_state(entry.data, entry.mode))
 
 
 def _put_copy(old: str, path: str, entry: Copy, kept: CopyRecord | None) -> CopyRecord:
@@ -124,18 +120,14 @@ def _one_by_one(new: str, live: str, kept: InstalledList, desired: Tree) -> None
         copy = trees.draft_name(live)
         trees.hard_link_tree(live, copy)
         _keep(copy, live)
-    names = sorted(desired, key=lambda name: _rank(name, desired))
-    for name in names:
+    order = (Copy, Link, Text)
+    for name in sorted(desired, key=lambda name: (order.index(type(desired[name])), name)):
         files.make_directories(os.path.dirname(f"{live}/{name}"))
         files.move(f"{new}/{name}", f"{live}/{name}")
     for name in kept.names:
         if name not in desired:
             files.remove(f"{live}/{name}")
     _write_list(live, tree.read_list(new) or InstalledList())
-
-
-def _rank(name: str, desired: Tree) -> tuple[bool, bool, str]:
-    return isinstance(desired[name], Text), isinstance(desired[name], Link), name
 
 
 def _retire(old: str, live: str) -> None:
@@ -204,7 +196,7 @@ def remove(live: str) -> bool:
     if os.path.isdir(before):
         _restore(before, live, kept)
     elif _foreign(live, kept):
-        _remove_ours(live, kept)
+        _remove_names(live, (*kept.names, LIST))
     else:
         _remove_whole(live, kept)
     return True
@@ -219,7 +211,7 @@ def _remove_whole(live: str, kept: InstalledList) -> None:
     except OSError as error:
         if error.errno not in _NO_EXCHANGE:
             raise
-        _remove_ours(live, kept)
+        _remove_names(live, (*kept.names, LIST))
         files.remove_directories((live,))
         return
     if top == live:
@@ -280,10 +272,6 @@ def _carry(path: str, target: str) -> None:
         is_directory = os.path.isdir(target) and not os.path.islink(target)
         trees.remove(target) if is_directory else files.remove(target)
     trees.hard_link_tree(path, target)
-
-
-def _remove_ours(live: str, kept: InstalledList) -> None:
-    _remove_names(live, (*kept.names, LIST))
 
 
 def _remove_names(live: str, names: Iterable[str]) -> None:

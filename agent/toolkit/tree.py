@@ -126,16 +126,6 @@ def build(origin: Origin, directory: str, runtimes: tuple[str, ...], config: byt
     return {**tree, CONFIG: Text(config)}
 
 
-def paths(origin: Origin, directory: str) -> Mapping[str, str]:
-    """Host paths of the programs after the install."""
-    return {
-        name: f"{origin.place}/{name}"
-        if origin.kind == "host" and not name.startswith(programs.RUNTIME)
-        else f"{directory}/{name}"
-        for name in origin.programs
-    }
-
-
 def read_list(directory: str) -> InstalledList | None:
     """Our list in a directory (an agent path); None if there is none. A list that cannot be
     parsed names no files. Raises Refused."""

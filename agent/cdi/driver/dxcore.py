@@ -13,7 +13,6 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -103,22 +102,14 @@ def main() -> NoReturn:
     error = ""
     try:
         library = ctypes.CDLL(f"/proc/self/fd/{sys.argv[1]}")
-        stores = list(dict.fromkeys(_stores(library)))
+        found = (_store(library, adapter) for adapter in _adapters(library))
+        stores = [path for path in dict.fromkeys(found) if path]
     except OSError as problem:
         error = f"it cannot be used ({problem})"
     except AttributeError:
         error = "it lacks the functions that name the driver"
     os.write(answer, json.dumps({"stores": stores, "error": error}).encode())
     os._exit(0)
-
-
-def _stores(library: ctypes.CDLL) -> Iterator[str]:
-    for adapter in _adapters(library):
-        version = ctypes.c_uint(0)
-        if _query(library, adapter, _DRIVER_VERSION, version) or version.value < _WDDM:
-            continue
-        if path := _store(library, adapter):
-            yield path
 
 
 def _adapters(library: ctypes.CDLL) -> list[int]:
@@ -151,8 +142,11 @@ def _query(
 
 
 def _store(library: ctypes.CDLL, adapter: int) -> str:
-    """The directory of an adapter's driver; "" if the library does not name it."""
-    found = _Registry(query=_STORE)
+    """The directory of an adapter's driver; "" if WSL2 cannot use the adapter, or if the library
+    does not name it."""
+    version, found = ctypes.c_uint(0), _Registry(query=_STORE)
+    if _query(library, adapter, _DRIVER_VERSION, version) or version.value < _WDDM:
+        return ""
     if _query(library, adapter, _REGISTRY, found, _EMPTY):
         return ""
     length = found.size

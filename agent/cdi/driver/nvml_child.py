@@ -6,6 +6,7 @@ writes one JSON document to its pipe and nothing elsewhere, and ends by its dead
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import math
@@ -49,36 +50,27 @@ def main() -> NoReturn:
 
 def _asked(library: str, fd: int) -> dict[str, Any]:
     path = f"/proc/self/fd/{fd}"
+    gpus: list[dict[str, Any]] = []
+    lost: list[tuple[str, str]] = []
     try:
         # The descriptor is of the file that was judged; by its name the loader may find another.
         pynvml.nvmlLib = ctypes.CDLL(path)
         pynvml.nvmlInit()
-        return _found(pynvml.nvmlDeviceGetCount())
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            try:
+                gpu = _gpu(index, lost)
+            except pynvml.NVMLError as error:
+                lost.append((f"GPU {index}", str(error)))
+            else:
+                gpus += [gpu] if gpu else []
     except OSError as error:
         return {"error": f"{UNLOADABLE} ({str(error).replace(path, library)})"}
     except pynvml.NVMLError as error:
         return {"error": str(error)}
-
-
-def _found(count: int) -> dict[str, Any]:
-    gpus: list[dict[str, Any]] = []
-    lost: list[tuple[str, str]] = []
-    for index in range(count):
-        try:
-            gpu = _gpu(index, lost)
-        except pynvml.NVMLError as error:
-            lost.append((f"GPU {index}", str(error)))
-        else:
-            gpus += [gpu] if gpu else []
-    return {"gpus": gpus, "lost": lost, "cuda": _cuda()}
-
-
-def _cuda() -> int:
-    """The newest version of CUDA that the driver knows; 0 if it does not say."""
-    try:
-        return int(pynvml.nvmlSystemGetCudaDriverVersion())
-    except pynvml.NVMLError:
-        return 0
+    cuda = 0  # the newest version that the driver knows; 0 if it does not say
+    with contextlib.suppress(pynvml.NVMLError):
+        cuda = int(pynvml.nvmlSystemGetCudaDriverVersion())
+    return {"gpus": gpus, "lost": lost, "cuda": cuda}
 
 
 def _gpu(index: int, lost: list[tuple[str, str]]) -> dict[str, Any] | None:
@@ -153,16 +145,11 @@ def _instances(index: int, gpu: Any, lost: list[tuple[str, str]]) -> list[dict[s
 
 def _has_graphics(gpu: Any, instance: int) -> bool:
     """Has the profile of a GPU instance graphics? Older drivers have no such profile."""
-    try:
+    with contextlib.suppress(pynvml.NVMLError):
         handle = pynvml.nvmlDeviceGetGpuInstanceById(gpu, instance)
         profile = pynvml.nvmlGpuInstanceGetInfo(handle).profileId
-    except pynvml.NVMLError:
-        return False
-    return any(_profile(gpu, number) == profile for number in _GRAPHICS)
-
-
-def _profile(gpu: Any, number: int) -> int | None:
-    try:
-        return int(pynvml.nvmlDeviceGetGpuInstanceProfileInfo(gpu, number).id)
-    except pynvml.NVMLError:
-        return None
+        for number in _GRAPHICS:
+            with contextlib.suppress(pynvml.NVMLError):
+                if pynvml.nvmlDeviceGetGpuInstanceProfileInfo(gpu, number).id == profile:
+                    return True
+    return False

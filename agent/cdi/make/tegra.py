@@ -114,37 +114,29 @@ def read(host: HostRoot, names: Iterable[str]) -> CsvLists:
     warnings, missing = [], []
     for name in names:
         try:
-            text, why = _text(host, name)
+            for kind, path in _lines(_text(host, name)):
+                found[kind] = (*found.get(kind, ()), path)
         except FileNotFoundError:
             missing.append(name)
-            continue
-        if why:
+        except (OSError, Refused) as error:
+            why = error.message if isinstance(error, Refused) else reason(error)
             warnings.append(f"{name} is not read: {why}")
-        for kind, path in _lines(text):
-            found[kind] = (*found.get(kind, ()), path)
     return CsvLists(found, tuple(warnings), tuple(missing))
 
 
-def _text(host: HostRoot, name: str) -> tuple[str, str]:
-    """The text of a file, and why it is not read. Raises FileNotFoundError."""
-    try:
-        with trust.open_path(host, name, os.O_RDONLY) as file:
-            if file.distrust:
-                return "", f"not root alone decides what is in it: {file.distrust}"
-            if not stat.S_ISREG(file.found.st_mode):
-                return "", "it is not a regular file"
-            data = os.read(file.fd, budget.CSV.size + 1)
-    except FileNotFoundError:
-        raise
-    except Refused as error:
-        return "", error.message
-    except OSError as error:
-        return "", reason(error)
+def _text(host: HostRoot, name: str) -> str:
+    """The text of a file. Raises OSError, or Refused with nothing but the reason."""
+    with trust.open_path(host, name, os.O_RDONLY) as file:
+        if file.distrust:
+            raise Refused(f"not root alone decides what is in it: {file.distrust}")
+        if not stat.S_ISREG(file.found.st_mode):
+            raise Refused("it is not a regular file")
+        data = os.read(file.fd, budget.CSV.size + 1)
     if len(data) > budget.CSV.size:
-        return "", budget.too_large(budget.CSV)
+        raise Refused(budget.too_large(budget.CSV))
     if data.count(b"\n") > budget.CSV.values:
-        return "", budget.too_many(budget.CSV, "lines")
-    return data.decode("utf-8", "replace"), ""
+        raise Refused(budget.too_many(budget.CSV, "lines"))
+    return data.decode("utf-8", "replace")
 
 
 def _lines(text: str) -> Iterator[tuple[str, str]]:
@@ -251,19 +243,17 @@ class _Builder:
             return (), ("all GPUs are one device, because NVML lists them in an unknown order",)
         devices: list[Device] = []
         warnings = []
+        # By convention the second node is the other GPU's, and the third the display's.
+        own = (name for name in self.lists.of("dev") if name != "/dev/nvidia1")
+        integrated = self._node_edits(self._nodes((*own, "/dev/nvidia2")))
         for one in chosen:
-            edits = self._integrated() if _is_integrated(one) else self._discrete(one)
+            edits = integrated if _is_integrated(one) else self._discrete(one)
             if isinstance(edits, str):
                 warnings.append(f"GPU {one.index} is not in the CDI spec: {edits}")
                 continue
             names = gpu.device_names(one, None, self.settings.device_name_strategies)
             devices += (Device(name, edits) for name in names)
         return tuple(devices), tuple(warnings)
-
-    def _integrated(self) -> ContainerEdits:
-        """By convention the second node is the other GPU's, and the third the display's."""
-        names = (name for name in self.lists.of("dev") if name != "/dev/nvidia1")
-        return self._node_edits(self._nodes((*names, "/dev/nvidia2")))
 
     def _discrete(self, one: Gpu) -> ContainerEdits | str:
         found = Driver(self.root, "", (), (), self.devs)
