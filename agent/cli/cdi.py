@@ -52,15 +52,14 @@ def generate(**given: str | None) -> None:
     """Print a CDI spec, or write it to a file. Needs no runtime; nvidia.com/gpu loads the driver's
     NVML. Options are those of `nvidia-ctk cdi generate`, with its environment."""
     from agent.cdi.driver.driver import DRIVER_CONTAINER
-    from agent.cdi.make import output
     from agent.cdi.make.generate import spec_text
-    from agent.cdi.make.request import request, with_environment
+    from agent.cdi.make.request import hook_program, request, with_environment, write_output
     from agent.host.paths import open_host_root
 
     asked = request(given, os.environ)
     settings = settings_of(with_environment(given, os.environ))
     host = open_host_root(settings.host_root, (*settings.option_paths, DRIVER_CONTAINER))
-    hook = output.hook(settings, host, asked.hook_path)
+    hook = hook_program(settings, host, asked.hook_path)
     found, warnings = spec_text(
         asked.mode, settings, host, asked.form, hook=hook, choice=asked.choice,
         mark=not asked.output,
@@ -68,7 +67,8 @@ def generate(**given: str | None) -> None:
     for warning in (*asked.warnings, *warnings):
         click.echo(f"warning: {warning}", err=True)
     if asked.output:
-        click.echo(f"written: {output.write(host, asked.output, asked.form, found)}", err=True)
+        path = write_output(host, asked.output, asked.form, found)
+        click.echo(f"written: {path}", err=True)
     else:
         click.echo(found, nl=False)
 

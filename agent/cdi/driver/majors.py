@@ -48,7 +48,8 @@ class Majors:
 
     def listed(self, start: str) -> str | None:
         """The name of a driver in the kernel's list that starts so; None if there is none."""
-        every = (name for names in self.names.values() for name in names)
+        every = (name for numbers in (self.names, self.misc) for names in numbers.values()
+                 for name in names)  # fmt: skip
         return next((name for name in every if name.startswith(start)), None)
 
     def mismatch(self, node: str, major: int, minor: int) -> str | None:
@@ -60,9 +61,8 @@ class Majors:
         names = self.misc.get(minor, ()) if major == _MISC else self.names.get(major, ())
         if any(name.startswith(own.driver) for name in names):
             return None
-        listed = any(name.startswith(own.driver) for numbers in (self.names, self.misc)
-                     for drivers in numbers.values() for name in drivers)  # fmt: skip
-        if not names and (major == own.major or (major in _DYNAMIC and not listed)):
+        may_be_dynamic = major in _DYNAMIC and self.listed(own.driver) is None
+        if not names and (major == own.major or may_be_dynamic):
             return None
         owner = f"those of {names[0]}" if names else "those of no loaded driver"
         return (

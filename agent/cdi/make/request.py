@@ -1,6 +1,7 @@
-"""What `cdi generate` is asked for.
+"""What `cdi generate` is asked for, the program of its hooks, and its output file.
 
-Invariant: a `Request` is complete and valid; below it nothing reads the environment.
+Invariant: a `Request` is complete and valid; below it nothing reads the environment. The file has
+its whole content at every moment; only the file and missing directories above it are written.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from agent.cdi.model import Spec
-from agent.errors import UsageError
+from agent.errors import Refused, UsageError, reason
+from agent.host import files
+from agent.host.paths import HostPath, HostRoot
 from agent.options.cdi import FEATURES, GENERATE, GENERATE_ENV
-from agent.options.settings import display_name, parse, raw_value
+from agent.options.settings import Settings, display_name, parse, raw_value
+from agent.toolkit import programs
 
 EMPTY = "none"  # the id of a device that brings nothing
 
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9]")
+_HOOK_PROGRAMS = (programs.CDI_HOOK, programs.CTK)
 _ENDINGS = {".json": "json", ".yaml": "yaml", ".yml": "yaml"}
 
 
@@ -120,3 +125,40 @@ def _form(output: str, asked: str | None) -> tuple[str, tuple[str, ...]]:
     if implied and asked not in (None, implied):
         return implied, (f"{output} is written as {implied}, as its name says, not as {asked}",)
     return implied or asked or "yaml", ()
+
+
+def hook_program(settings: Settings, host: HostRoot, asked: str) -> str | None:
+    """Host path of the program of hooks; None if there is none.
+
+    `asked` is a path, which is not checked, or the name of a program. Raises UsageError for an
+    unknown name, and Refused if the named program is not on the host.
+    """
+    if asked.startswith("/"):
+        return asked
+    if asked and asked not in _HOOK_PROGRAMS:
+        raise UsageError(
+            f"cannot use {asked!r} as the program of hooks: give an absolute path, or "
+            f"{' or '.join(_HOOK_PROGRAMS)}"
+        )
+    found = programs.find(settings, host, asked or programs.CDI_HOOK)
+    if asked and found is None:
+        directory = programs.directory_name(settings, host)
+        raise Refused(
+            f"cannot make hooks: there is no {asked} in {directory} or /usr/bin; give its path "
+            "with --nvidia-cdi-hook-path"
+        )
+    return found
+
+
+def write_output(host: HostRoot, asked: str, form: str, text: str) -> HostPath:
+    """Write a spec to the path of the option, and give that path. A name without an ending gets
+    that of the form, because runtimes read no other file. Raises Refused."""
+    if os.path.splitext(asked)[1] not in (".json", ".yaml"):
+        asked = f"{asked}.{form}"
+    path = host.locate(os.path.join(os.getcwd(), asked))
+    try:
+        files.make_directories(os.path.dirname(path.agent))
+        files.write(path.agent, files.new_state(text.encode()))
+    except OSError as error:
+        raise Refused(f"cannot write {path}: {reason(error)}") from error
+    return path
