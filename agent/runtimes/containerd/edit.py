@@ -20,7 +20,7 @@ from agent.runtimes.base import CannotSwitch, EditRequest, Edits
 from agent.runtimes.config_file import ConfigFile, Files, Overlay, fresh_state, with_text
 from agent.runtimes.containerd import faults, handlers, load, merge, rendered
 from agent.runtimes.containerd.generations import CRI_V3, Generation, section_name
-from agent.runtimes.containerd.handlers import DEFAULT, RUNTIMES, Features
+from agent.runtimes.containerd.handlers import LEGACY, RUNTIMES, Features
 from agent.runtimes.containerd.load import import_pattern, matches
 from agent.runtimes.desired_state import Desired, Effective, leaves, operations
 from agent.runtimes.key_ownership import HEADER, is_untouched
@@ -32,7 +32,6 @@ from agent.toml.document import Append, Data, Op, Path, Set, Unset, get
 if TYPE_CHECKING:
     from agent.runtimes.containerd.adapter import ContainerdNode
 
-LEGACY: Path = ("containerd", "default_runtime")
 _SWITCH: Path = ("enable_cdi",)
 # The version of a drop-in (None if it has none), and whether it uses the section name of version 3
 # whatever its version is.
@@ -350,10 +349,7 @@ def _refuse_rendered(node: ContainerdNode, file: ConfigFile) -> None:
 def strip(settings: Data, gen: Generation, desired: Desired) -> Data:
     """Settings without the keys that an edit of ours may change."""
     section: Path = ("plugins", "cri")
-    ops: list[Op] = [Unset((*section, *RUNTIMES, name)) for name in desired.handlers]
-    ops += [Unset((*section, *DEFAULT)), Unset((*section, "enable_cdi"))]
-    # containerd 1.x's deprecated table, and what it is called once it is a handler
-    ops += [Unset((*section, *path)) for path in (LEGACY, (*RUNTIMES, "default"))]
-    if get(settings, (*section, *RUNTIMES, "runc")) == gen.runc:
-        ops.append(Unset((*section, *RUNTIMES, "runc")))
-    return document.without_empty(document.apply(settings, ops))
+    runc = (*section, *RUNTIMES, "runc")
+    if get(settings, runc) == gen.runc:
+        settings = document.apply(settings, [Unset(runc)])
+    return document.without_empty(handlers.without_own_keys(settings, section, desired.handlers))

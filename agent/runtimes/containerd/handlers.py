@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from agent.cri.client import Answer
@@ -35,12 +35,13 @@ from agent.runtimes.desired_state import (
     leaves,
     require_default,
 )
-from agent.toml.document import Data, Path, Set, apply, get, without_empty
+from agent.toml.document import Data, Path, Set, Unset, apply, get, without_empty
 from agent.toolkit.programs import Binary
 
 _RUNC_V1 = "io.containerd.runc.v1"
 RUNTIMES: Path = ("containerd", "runtimes")
 DEFAULT: Path = ("containerd", "default_runtime_name")
+LEGACY: Path = ("containerd", "default_runtime")
 # Status spells a handler's key `runtimeType` or `PodAnnotations` (containerd's JSON tags).
 _HUMP = re.compile("(?<=[a-z])(?=[A-Z])")
 # Options that runc's shim v2 knows (containerd's runc/options/oci.proto, 1.6 to 2.4). containerd
@@ -296,6 +297,15 @@ def _with_cleared_keys(table: Data, current: Data, features: Features) -> Data:
         if known.get(key) not in (None, "", SANDBOXER):
             table = {key: SANDBOXER, **table}
     return emptied(table, known)
+
+
+def without_own_keys(data: Data, section: Path, names: Iterable[str]) -> Data:
+    """Data without the keys of the CRI section that an edit of ours may change: the handlers of
+    these names, the default runtime, the CDI switch, and containerd 1.x's deprecated table, which
+    is called "default" once it is a handler."""
+    handlers = ((*RUNTIMES, name) for name in (*names, "default"))
+    keys = (*handlers, DEFAULT, LEGACY, ("enable_cdi",))
+    return apply(data, [Unset((*section, *key)) for key in keys])
 
 
 differences = functools.partial(desired_state.differences, runtimes=RUNTIMES, default=DEFAULT)

@@ -19,7 +19,7 @@ from agent.host.paths import HostRoot
 from agent.runtimes import command, preflight
 from agent.runtimes.command import Dump
 from agent.runtimes.config_file import ConfigFile, Files
-from agent.runtimes.containerd import faults
+from agent.runtimes.containerd import faults, handlers
 from agent.runtimes.containerd.generations import CRI_V2, CRI_V3
 from agent.runtimes.containerd.merge import LEGACY, LINUX_PLUGIN
 from agent.runtimes.preflight import UNKNOWN, Candidate, Preflight, ask, compare, memory_file
@@ -142,19 +142,8 @@ _PROBE = f'version = 2\n[plugins."{CRI_V2}"]\n{_PROBED} = {_PROBE_VALUE}\n'
 
 
 def _strip(dump: Data, candidate: Candidate) -> Data:
-    section = cri_section(dump)
-    runtimes = (*section, "containerd", "runtimes")
-    ops: list[Op] = [Unset((*runtimes, name)) for name in candidate.ours]
-    ops += [
-        Unset((*section, "containerd", "default_runtime_name")),
-        # containerd 1.x's deprecated table, and what it is called once it is a handler
-        Unset((*section, "containerd", "default_runtime")),
-        Unset((*runtimes, "default")),
-        Unset((*section, "enable_cdi")),
-        Unset(("imports",)),
-        Unset(("version",)),
-    ]
-    return document.apply(dump, ops)
+    rest = {key: value for key, value in dump.items() if key not in ("imports", "version")}
+    return handlers.without_own_keys(rest, cri_section(dump), candidate.ours)
 
 
 def cri_section(dump: Data) -> Path:
