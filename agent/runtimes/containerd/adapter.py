@@ -10,7 +10,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from agent.cri import process
@@ -322,16 +322,7 @@ class ContainerdNode(ConfiguredRuntime):
         """A file that another one imports by name is emptied instead of removed, because containerd
         does not start without it."""
         overlay = {item.path.host: item.after for item in changes}
-        kept = []
-        for item in changes:
-            if item.after is None and self._imported_by_name(item.path, overlay):
-                state = item.before or FileState(b"")
-                emptied = FileState(_STUB, state.mode, state.uid, state.gid)
-                item = Change(item.path, item.before, emptied)
-            kept.append(item)
-        return tuple(kept)
-
-    def _imported_by_name(self, path: HostPath, overlay: Mapping[str, FileState | None]) -> bool:
+        needed = set()
         for file in self.files:
             data = file.data
             if file.path.host in overlay:
@@ -339,9 +330,14 @@ class ContainerdNode(ConfiguredRuntime):
                 data = document.parse(state.data, file.path.host) if state else {}
             for item in data.get("imports", []):
                 name = import_pattern(self.gen, file.name, item)
-                if name and "*" not in item and self.host.resolve(name).host == path.host:
-                    return True
-        return False
+                if name and "*" not in item:
+                    needed.add(self.host.resolve(name).host)
+        return tuple(
+            replace(item, after=replace(item.before or FileState(b""), data=_STUB))
+            if item.after is None and item.path.host in needed
+            else item
+            for item in changes
+        )
 
 
 def root_name(settings: Settings, host: HostRoot, running: Process | None) -> str:

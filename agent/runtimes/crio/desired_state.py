@@ -51,12 +51,7 @@ class PresentState:
         return str(table.get("runtime_root") or self.root)
 
 
-_NOTHING = PresentState()
-
-
-def derive_desired(
-    effective: Effective, request: EditRequest, present: PresentState = _NOTHING
-) -> Desired:
+def derive_desired(effective: Effective, request: EditRequest, present: PresentState) -> Desired:
     """The desired state that follows from a decision. `effective` is the effective configuration
     without our own drop-in.
 
@@ -84,9 +79,7 @@ def derive_desired(
     return Desired(handlers, default)
 
 
-def base(
-    effective: Effective, request: EditRequest, present: PresentState = _NOTHING
-) -> str | None:
+def base(effective: Effective, request: EditRequest, present: PresentState) -> str | None:
     """The handler from which ours inherit, None if there is only NVIDIA's. It is the default
     runtime, or the earlier default if the present one is NVIDIA's. A handler for virtual
     machines is never taken.

@@ -188,7 +188,9 @@ def test_wrong_types_are_refused(text: str) -> None:
 def derived(decision: Any, *texts: str, remembered: str | None = None) -> Desired:
     """Return the wish on a node with these files."""
     return desired_state.derive_desired(
-        cri(*texts), edit_request(decision, BINARIES, remembered=remembered)
+        cri(*texts),
+        edit_request(decision, BINARIES, remembered=remembered),
+        desired_state.PresentState(),
     )
 
 
