@@ -16,6 +16,7 @@ from agent.errors import Refused
 from agent.host import files
 from agent.host.files import Change, FileState
 from agent.host.paths import HostPath
+from tests.sampling import by_run, sample
 from tests.unit.support.faults import Faults
 from tests.unit.support.made_node import NEW, OLD, Node
 
@@ -51,10 +52,10 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outside:
     return Outside(tmp_path, monkeypatch)
 
 
-@pytest.fixture
-def stride(request: pytest.FixtureRequest) -> int:
-    """Every call with --long, else every third one."""
-    return 1 if request.config.getoption("--long") else 3
+def some_calls(node: Outside, name: str) -> list[int]:
+    """The numbers of some calls, others for each commit; of half of them in a long run."""
+    count = node.calls()
+    return sample(range(1, count + 1), count // by_run(6, 2), name)
 
 
 @pytest.mark.parametrize("verdict", ["good", "bad", "dead"])
@@ -69,12 +70,10 @@ def test_files_are_whole_at_every_moment(verdict: str, node: Outside) -> None:
 
 
 @pytest.mark.parametrize("verdict", ["good", "dead"])
-def test_change_killed_before_any_call_leaves_whole_files(
-    verdict: str, node: Outside, stride: int
-) -> None:
+def test_change_killed_before_any_call_leaves_whole_files(verdict: str, node: Outside) -> None:
     """A runtime that is started then finds whole files, and the next start finishes or undoes."""
     node.verdict = verdict
-    for k in range(1, node.calls() + 1, stride):
+    for k in some_calls(node, verdict):
         node.reset()
         faults = node.watched(Faults.killed(k).decide)
         assert node.outcome(faults) == "Killed"
@@ -85,10 +84,10 @@ def test_change_killed_before_any_call_leaves_whole_files(
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS])
-def test_any_failing_call_is_done_refused_or_undone(code: int, node: Outside, stride: int) -> None:
+def test_any_failing_call_is_done_refused_or_undone(code: int, node: Outside) -> None:
     """Whichever it is: done, refused, or undone."""
     node.verdict = "good"
-    for k in range(1 + code % stride, node.calls() + 1, stride):
+    for k in some_calls(node, str(code)):
         node.reset()
         outcome = node.outcome(node.watched(Faults.failing(k, code).decide))
         assert node.tree() in (OLD, NEW)

@@ -240,6 +240,7 @@ def shaped(shape: Shape, number: str, folder: Path, *, on_host: bool = False) ->
     return tree
 
 
+@pytest.mark.cases(80)
 @pytest.mark.parametrize("on_host", [False, True])
 @pytest.mark.parametrize(("name", "number"), list(cells()))
 def test_shape_is_made_right_in_our_keys_only(
