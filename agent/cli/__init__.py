@@ -206,9 +206,8 @@ def doctor(output: str, bundle: str | None, **given: str | None) -> None:
     """
     from agent.cli import progress
     from agent.cli.render import doctor as render_doctor
-    from agent.doctor.check import diagnose
-    from agent.doctor.gather import gather
-    from agent.doctor.table import CHECKS
+    from agent.doctor.diagnosis import diagnose
+    from agent.doctor.node import Node
     from agent.log import Silent
     from agent.plan.context import reading_context
     from agent.reports.node import report
@@ -217,7 +216,7 @@ def doctor(output: str, bundle: str | None, **given: str | None) -> None:
     ctx = reading_context(settings, _log(settings))
     with progress.shown(Silent(), "looking at the node"):
         seen = report(ctx)
-        found = diagnose(gather(ctx, seen), CHECKS)
+        found = diagnose(Node(ctx, seen))
     if bundle:
         from agent.cli import bundle as archive
 

@@ -19,7 +19,7 @@ from agent.cli.render import doctor as render_doctor
 from agent.cli.render import plan as render_plan
 from agent.cli.render import status as render_status
 from agent.cli.render.base import document
-from agent.doctor.check import Diagnosis
+from agent.doctor.diagnosis import Diagnosis
 from agent.errors import Refused, reason
 from agent.options.settings import Settings, effective
 from agent.reports.node import Report

@@ -1,257 +1,301 @@
 """Checks of CDI: who injects a device, and whether its spec can be used.
 
-Invariant: pure.
+Invariant: reads only.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 from collections.abc import Iterator
+from functools import partial
 
-from agent.decide import CDI_PREFIX, NVIDIA_PREFIX
+from agent.cdi.specs.provider import OURS
+from agent.decide import CDI_PREFIX, DEFAULT_DIRS, NVIDIA_PREFIX, Switch
 from agent.doctor.check import Check, Found, Severity
-from agent.doctor.facts import Facts, SpecProblem
+from agent.doctor.node import Node, seen
+from agent.doctor.surroundings import environment, names
+from agent.errors import Refused
+from agent.host import files
+from agent.host.paths import HostPath
+from agent.reports.specs import Finding
+from agent.toolkit import programs
 
 _FIELD = ("k8s.device-plugin.nvidia.com", "k8s.gpu.nvidia.com")  # these ask by the CRI's field
 _NUMBER = re.compile(r"\.so\.(\d+(?:\.\d+){1,3})\b")
-_GONE = "missing on the host"
+_ENDINGS = (".json", ".yaml")
+_NRI_SOCKET, _NRI_PLUGINS = "/var/run/nri/nri.sock", "/opt/nri/plugins"
+_DRA = tuple(f"/var/lib/kubelet/plugins/{name}.nvidia.com" for name in ("gpu", "compute-domain"))
 
 
-def _asked(facts: Facts) -> tuple[tuple[str, ...], str, str]:
+def _asked(node: Node) -> tuple[tuple[str, ...], str, str]:
     """Strategy, annotation prefix and who says so: the plugin that runs, else what is published."""
-    for plugin in facts.plugins.value or ():
+    for plugin in node.plugins:
         if plugin.strategy:
             prefix = plugin.prefix or CDI_PREFIX
             return plugin.strategy, prefix, f"the device plugin (process {plugin.pid})"
-    agent = facts.agent.value
-    lines = agent.published if agent else {}
+    lines = node.report.published
     strategy = tuple(filter(None, lines.get("DEVICE_LIST_STRATEGY", "").split(",")))
     return strategy, lines.get("CDI_ANNOTATION_PREFIX", CDI_PREFIX), "the published status"
 
 
-def _switch(facts: Facts) -> Iterator[Found]:
-    runtime = facts.runtime.get()
-    if runtime.switch != "false":
+def _dra(node: Node) -> str:
+    """The directory by which a DRA driver of NVIDIA's is seen, "" for none."""
+    return next((name for name in _DRA if os.path.isdir(node.host.agent_path(name))), "")
+
+
+def _switch(node: Node) -> Iterator[Found]:
+    if node.evidence.switch is not Switch.FALSE:
         return
-    strategy, _, source = _asked(facts)
-    agent, specs = facts.agent.value, facts.specs.value
+    strategy, _, source = _asked(node)
     needs = [f"{source} asks by the CRI's field"] if "cdi-cri" in strategy else []
-    if agent and agent.published.get("TOOLKIT_NATIVE_CDI") == "true":
+    if node.report.published.get("TOOLKIT_NATIVE_CDI") == "true":
         needs.append("the published status says TOOLKIT_NATIVE_CDI=true")
-    if specs and any(item[0].startswith(_FIELD) for item in specs.devices):
+    specs = seen(lambda: node.specs)
+    if specs and any(device.name.startswith(_FIELD) for device in specs.devices):
         needs.append("there are specs of a device plugin or DRA driver")
-    if facts.machine.dra:
-        needs.append(f"a DRA driver is on this node ({facts.machine.dra})")
-    text = f"CDI is switched off in {runtime.title} {runtime.version} (enable_cdi = false)"
-    config = facts.config.value
-    soon = config is not None and config.enable_cdi is True
-    remedy = "restart the runtime: its files switch CDI on by now" if soon else ""
+    if driver := _dra(node):
+        needs.append(f"a DRA driver is on this node ({driver})")
+    text = f"CDI is switched off in {node.title} {node.runtime.version} (enable_cdi = false)"
+    soon = seen(lambda: node.effective.enable_cdi)
+    remedy = "restart the runtime: its files switch CDI on by now" if soon is True else ""
     yield Found("fault" if needs else "warning", text, tuple(needs), remedy)
 
 
-def _unsupported(facts: Facts) -> Iterator[Found]:
-    runtime = facts.runtime.get()
-    if runtime.native is False and runtime.switch == "absent":
-        text = f"{runtime.title} {runtime.version} knows no CDI"
-        injects = facts.config.value is not None and facts.config.value.nvidia_default
-        if facts.machine.dra:
-            text += ", which the DRA driver on this node needs"
-            yield Found("fault", text, (facts.machine.dra,), "upgrade the runtime, or use the "
-                        "device plugin on this node")  # fmt: skip
-        else:
-            yield Found("info" if injects else "warning", text)
-
-
-def _directories(facts: Facts) -> Iterator[Found]:
-    specs, runtime = facts.specs.get(), facts.runtime.value
-    if runtime is None or not runtime.native:
+def _unsupported(node: Node) -> Iterator[Found]:
+    if node.native is not False or node.evidence.switch is not Switch.ABSENT:
         return
-    if runtime.spec_dirs == ():
+    text = f"{node.title} {node.runtime.version} knows no CDI"
+    if driver := _dra(node):
+        yield Found("fault", f"{text}, which the DRA driver on this node needs", (driver,),
+                    "upgrade the runtime, or use the device plugin on this node")  # fmt: skip
+    else:
+        yield Found("info" if seen(lambda: node.nvidia_default) else "warning", text)
+
+
+def _directories(node: Node) -> Iterator[Found]:
+    if node.error or not node.native:
+        return
+    if node.evidence.spec_dirs == ():
         yield Found("fault", "the runtime reads no directory with specs: cdi_spec_dirs is empty",
                     remedy="remove the key, or name the directories in it")  # fmt: skip
         return
-    for name, names in specs.unread:
+    for name, found in _unread(node):
         text = f"the runtime does not read {name}, and there are specs in it"
-        evidence = (f"specs: {', '.join(names[:5])}", f"it reads: {', '.join(specs.directories)}")
-        yield Found("fault" if any("nvidia" in n for n in names) else "warning", text, evidence)
+        evidence = (f"specs: {', '.join(found[:5])}", f"it reads: {', '.join(_read(node))}")
+        severity: Severity = "fault" if any("nvidia" in n for n in found) else "warning"
+        yield Found(severity, text, evidence)
 
 
-def _by_file(problems: list[SpecProblem]) -> Iterator[tuple[SpecProblem, tuple[str, ...]]]:
-    """The first problem of each file, and how many more there are."""
-    for name in dict.fromkeys(item.file for item in problems):
-        mine = [item for item in problems if item.file == name]
-        more = f"and {len(mine) - 1} more of this file" if len(mine) > 1 else ""
-        yield mine[0], tuple(filter(None, (mine[0].where, more)))
+def _read(node: Node) -> list[str]:
+    """The directories that the runtime reads."""
+    return [item.name for item in node.specs.directories if not item.unread]
 
 
-def _kind(problem: SpecProblem) -> str:
-    if not problem.error:
+def _unread(node: Node) -> Iterator[tuple[str, list[str]]]:
+    """Usual directories that the runtime does not read, each with the specs in it."""
+    directories = node.specs.directories
+    places = {item.name: item.path for item in directories if item.path and item.unread}
+    known = {item.path for item in directories if not item.unread}
+    for name in DEFAULT_DIRS:
+        with contextlib.suppress(Refused):
+            path = node.host.resolve(name)
+            if path not in known:
+                places.setdefault(name, path)
+    for name, path in places.items():
+        if found := [n for n in names(path.agent) if n.endswith(_ENDINGS)]:
+            yield name, found
+
+
+def _problems(node: Node, kind: str) -> Iterator[tuple[Finding, tuple[str, ...]]]:
+    """The first problem of this kind of each file, with its evidence: where it is, and how many
+    more there are."""
+    found = [item for item in node.specs.findings if _kind(item) == kind]
+    for name in dict.fromkeys(item.file for item in found):
+        first, *rest = [item for item in found if item.file == name]
+        more = f"and {len(rest)} more of this file" if rest else ""
+        yield first, tuple(filter(None, (first.problem.where, more)))
+
+
+def _kind(finding: Finding) -> str:
+    problem = finding.problem
+    if problem.severity != "error":
         return "doubt"
-    if " too, and the runtime takes it from none" in problem.text:
+    if " too, and the runtime takes it from none" in problem.what:
         return "conflict"
-    if problem.text.startswith("hook binary"):
+    if problem.what.startswith("hook binary"):
         return "hook"
-    return "stale" if _GONE in problem.text else "invalid"
+    return "stale" if "missing on the host" in problem.what else "invalid"
 
 
-def _of_kind(facts: Facts, kind: str) -> list[SpecProblem]:
-    return [item for item in facts.specs.get().problems if _kind(item) == kind]
+def _broken(kind: str, node: Node) -> Iterator[Found]:
+    for item, evidence in _problems(node, kind):
+        yield Found("fault", f"{item.file}: {item.problem.what}", evidence, item.problem.remedy)
 
 
-def _conflict(facts: Facts) -> Iterator[Found]:
-    for problem, evidence in _by_file(_of_kind(facts, "conflict")):
-        yield Found("fault", f"{problem.file}: {problem.text}", evidence, problem.remedy)
+def _hook(node: Node) -> Iterator[Found]:
+    for item, evidence in _problems(node, "hook"):
+        yield Found("fault", f"{item.file}: {item.problem.what}", evidence)
 
 
-def _invalid(facts: Facts) -> Iterator[Found]:
-    for problem, evidence in _by_file(_of_kind(facts, "invalid")):
-        yield Found("fault", f"{problem.file}: {problem.text}", evidence, problem.remedy)
-
-
-def _hook(facts: Facts) -> Iterator[Found]:
-    for problem, evidence in _by_file(_of_kind(facts, "hook")):
-        yield Found("fault", f"{problem.file}: {problem.text}", evidence)
-
-
-def _stale(facts: Facts) -> Iterator[Found]:
-    now = facts.driver.value.library if facts.driver.value else ""
-    for problem, evidence in _by_file(_of_kind(facts, "stale")):
-        made = next(iter(_NUMBER.findall(problem.text)), "")
-        text, remedy = f"{problem.file}: {problem.text}", ""
-        if problem.text.startswith("device node"):
+def _stale(node: Node) -> Iterator[Found]:
+    now = node.driver.library
+    ours = {file.name for file in node.specs.files if file.writer == OURS}
+    for item, evidence in _problems(node, "stale"):
+        what = item.problem.what
+        made = next(iter(_NUMBER.findall(what)), "")
+        text, remedy = f"{item.file}: {what}", ""
+        if what.startswith("device node"):
             remedy = "`toolkit-agent apply` makes it, and `nvidia-modprobe -u -c=0` too"
-        elif problem.writer == "toolkit-agent":
+        elif item.file in ours:
             remedy = "`toolkit-agent apply` writes it anew"
         if made and now and made != now:
-            text = f"{problem.file} was made for driver {made}, and driver {now} is installed"
-            evidence = (problem.text, *evidence)
+            text = f"{item.file} was made for driver {made}, and driver {now} is installed"
+            evidence = (what, *evidence)
         yield Found("fault", text, evidence, remedy)
 
 
-def _doubt(facts: Facts) -> Iterator[Found]:
-    for problem, evidence in _by_file(_of_kind(facts, "doubt")):
-        unread = problem.text.startswith("the directory") and facts.machine.root
+def _doubt(node: Node) -> Iterator[Found]:
+    for item, evidence in _problems(node, "doubt"):
+        unread = item.problem.what.startswith("the directory") and node.is_root
         severity: Severity = "warning" if unread else "info"
-        yield Found(severity, f"{problem.file}: {problem.text}", evidence, problem.remedy)
+        yield Found(severity, f"{item.file}: {item.problem.what}", evidence, item.problem.remedy)
 
 
-def _has_device(facts: Facts) -> bool:
+def _has_device(node: Node) -> bool:
     """Can a container have any device of NVIDIA's?"""
-    found = facts.specs.get().devices
-    return any("nvidia.com/" in name and state == "resolvable" for name, _, _, state, _ in found)
+    usable = (item.name for item in node.specs.devices if item.state == "resolvable")
+    return any("nvidia.com/" in name for name in usable)
 
 
-def _misnamed(facts: Facts) -> Iterator[Found]:
-    for path in facts.specs.get().misnamed if not _has_device(facts) else ():
-        yield Found("warning", f"{path} is a spec, and its name ends in neither .json nor .yaml")
+def _misnamed(node: Node) -> Iterator[Found]:
+    """Files whose content is a spec of NVIDIA's, and whose names no runtime reads."""
+    read = [item.path for item in node.specs.directories if item.path and not item.unread]
+    for directory in read if not _has_device(node) else ():
+        for path in (directory.child(name) for name in names(directory.agent)):
+            if not path.name.endswith(_ENDINGS) and _is_spec(path):
+                text = f"{path.host} is a spec, and its name ends in neither .json nor .yaml"
+                yield Found("warning", text)
 
 
-def _open(facts: Facts) -> Iterator[Found]:
-    for path in facts.specs.get().open:
-        yield Found("fault", f"{path} can be changed by others than root")
+def _is_spec(path: HostPath) -> bool:
+    try:
+        found = files.read(path.agent)
+    except Refused:
+        return False
+    return found is not None and b"cdiVersion" in found.data and b"nvidia.com/" in found.data
 
 
-def _nri(facts: Facts) -> Iterator[Found]:
-    machine, config, toolkit = facts.machine, facts.config.value, facts.toolkit.value
-    for name in machine.nri_asked if not machine.nri else ():
-        text = f"{name} is to be an NRI plugin, and the runtime has no NRI socket"
-        yield Found("fault", text)
-    passed = config is not None and config.passes.get(NVIDIA_PREFIX)
-    answers = passed and toolkit is not None and NVIDIA_PREFIX in toolkit.prefixes
-    if machine.nri and machine.nri_asked and answers:
-        text = f"{machine.nri_asked[0]} answers {NVIDIA_PREFIX} by NRI; NVIDIA's handlers do too"
+def _open(node: Node) -> Iterator[Found]:
+    specs = node.specs
+    places = [(item.path.host, item.path.agent) for item in specs.directories if item.path]
+    places += [(file.name, node.host.agent_path(file.name)) for file in specs.files]
+    for name, path in places:
+        with contextlib.suppress(OSError):
+            found = os.stat(path)
+            if found.st_mode & 0o002 or found.st_uid not in (0, os.geteuid()):
+                yield Found("fault", f"{name} can be changed by others than root")
+
+
+def _nri(node: Node) -> Iterator[Found]:
+    """NRI plugins besides NVIDIA's handlers."""
+    asked = next((name for pid, name in node.installers.items() if _asks_for_nri(node, pid)), "")
+    is_on = os.path.exists(node.host.agent_path(_NRI_SOCKET))
+    if asked and not is_on:
+        yield Found("fault", f"{asked} is to be an NRI plugin, and the runtime has no NRI socket")
+    passed = seen(lambda: node.passes(NVIDIA_PREFIX))
+    answers = passed and seen(lambda: NVIDIA_PREFIX in node.toolkit.config.prefixes)
+    if asked and is_on and answers:
+        text = f"{asked} answers {NVIDIA_PREFIX} by NRI; NVIDIA's handlers do too"
         yield Found("warning", text, remedy="use the NRI plugin without NVIDIA's handlers")
-    if machine.nri_plugins:
-        names = ", ".join(machine.nri_plugins)
-        yield Found("info", f"NRI plugins that start with the runtime change containers: {names}",
-                    remedy="look at them where a container has more than it should")  # fmt: skip
+    with contextlib.suppress(Refused):
+        if started := ", ".join(names(node.host.resolve(_NRI_PLUGINS).agent)):
+            text = f"NRI plugins that start with the runtime change containers: {started}"
+            remedy = "look at them where a container has more than it should"
+            yield Found("info", text, remedy=remedy)
 
 
-def _none(facts: Facts) -> Iterator[Found]:
-    specs, config, driver = facts.specs.get(), facts.config.get(), facts.driver.get()
-    runtime = facts.runtime.get()
-    if not (config.nvidia_handlers and driver.library and runtime.native):
-        return
-    if not _has_device(facts):
-        managed = facts.agent.value is not None and facts.agent.value.managed
-        text = f"no CDI spec in {', '.join(specs.directories)} has a device of NVIDIA's"
-        yield Found("fault" if managed else "warning", text)
+def _asks_for_nri(node: Node, pid: int) -> bool:
+    asked = environment(node.host, pid).get("ENABLE_NRI_PLUGIN", "")
+    return asked.lower() in ("1", "t", "true")
 
 
-def _nobody(facts: Facts) -> Iterator[Found]:
-    runtime, (strategy, prefix, source) = facts.runtime.get(), _asked(facts)
-    if not strategy or runtime.native is None:
+def _none(node: Node) -> Iterator[Found]:
+    needed = node.nvidia_handlers and node.driver.library and node.native
+    if needed and not _has_device(node):
+        text = f"no CDI spec in {', '.join(_read(node))} has a device of NVIDIA's"
+        yield Found("fault" if node.managed else "warning", text)
+
+
+def _nobody(node: Node) -> Iterator[Found]:
+    native, (strategy, prefix, source) = node.native, _asked(node)
+    if not strategy or native is None:
         return
     said = f"{source}: DEVICE_LIST_STRATEGY={','.join(strategy)}, CDI_ANNOTATION_PREFIX={prefix}"
-    if not runtime.native and set(strategy) == {"cdi-cri"}:
+    if not native and set(strategy) == {"cdi-cri"}:
         text = "devices are asked for by the CRI's field, which this runtime ignores"
         yield Found("fault", text, (said,), "set DEVICE_LIST_STRATEGY=cdi-annotations")
-    if strategy == ("envvar",) and not facts.config.get().nvidia_default:
-        hooks = any("nvidia" in program for _, program, _ in facts.config.get().hooks)
-        text = "devices are asked for by variable, and NVIDIA's runtime is not the default"
-        if not hooks:
+    if strategy == ("envvar",) and not node.nvidia_default:
+        hooks = node.configured.hook_programs({})
+        if not any("nvidia" in program for _, program in hooks):
+            text = "devices are asked for by variable, and NVIDIA's runtime is not the default"
             yield Found("fault", text, (said,), "set DEVICE_LIST_STRATEGY=cdi-cri, or make NVIDIA's"
                         " runtime the default")  # fmt: skip
-    if "cdi-annotations" in strategy and (unanswered := _unanswered(facts, prefix)):
+    if "cdi-annotations" in strategy and (unanswered := _unanswered(node, prefix)):
         why, remedy = unanswered
-        severity: Severity = "warning" if "cdi-cri" in strategy and runtime.native else "fault"
-        toolkit = facts.toolkit.value
-        evidence = (said, f"config: {toolkit.config}") if toolkit else (said,)
+        severity: Severity = "warning" if "cdi-cri" in strategy and native else "fault"
+        toolkit = seen(lambda: node.toolkit)
+        evidence = (said, f"config: {toolkit.path}") if toolkit else (said,)
         yield Found(severity, f"nobody answers annotations {prefix}: {why}", evidence, remedy)
 
 
-def _unanswered(facts: Facts, prefix: str) -> tuple[str, str] | None:
-    """Why nobody injects devices for an annotation with this prefix, and what to do; None where
+def _unanswered(node: Node, prefix: str) -> tuple[str, str] | None:
+    """Why nobody injects devices for an annotation with this prefix, and what to do; None if
     somebody does."""
-    native = facts.runtime.get().native
     if not prefix.endswith("/"):
         return "a prefix has to end in a slash", f"set CDI_ANNOTATION_PREFIX={prefix}/"
-    if native and prefix == CDI_PREFIX:
+    if node.native and prefix == CDI_PREFIX:
         return None
-    usual = f"set CDI_ANNOTATION_PREFIX={CDI_PREFIX}" if native else "`toolkit-agent apply`"
-    config, toolkit = facts.config.get(), facts.toolkit.get()
-    if prefix not in toolkit.prefixes:
+    usual = f"set CDI_ANNOTATION_PREFIX={CDI_PREFIX}" if node.native else "`toolkit-agent apply`"
+    if prefix not in node.toolkit.config.prefixes:
         remedy = f"{usual}, or add it to annotation-prefixes in config.toml"
         return "NVIDIA's runtime has another prefix", remedy
-    if not config.passes.get(prefix, False):
+    if not node.passes(prefix):
         remedy = f"{usual}, or add {prefix}* to their container_annotations"
         return "handlers do not pass them on", remedy
-    if config.nvidia_default:
+    if node.nvidia_default:
         return None
     return "NVIDIA's runtime would, and is not the default", usual
 
 
-def _twice(facts: Facts) -> Iterator[Found]:
-    runtime, config, toolkit = facts.runtime.get(), facts.config.get(), facts.toolkit.get()
-    strategy, _, source = _asked(facts)
-    passed = config.passes.get(CDI_PREFIX, False)
-    if runtime.native and CDI_PREFIX in toolkit.prefixes and passed:
+def _twice(node: Node) -> Iterator[Found]:
+    strategy, _, source = _asked(node)
+    toolkit = node.toolkit
+    if node.native and CDI_PREFIX in toolkit.config.prefixes and node.passes(CDI_PREFIX):
         text = f"annotations {CDI_PREFIX} are answered twice: by the runtime and by NVIDIA's"
-        said = f"annotation-prefixes in {toolkit.config} has {CDI_PREFIX}"
+        said = f"annotation-prefixes in {toolkit.path} has {CDI_PREFIX}"
         yield Found("warning", text, (said,), f"make it {NVIDIA_PREFIX} there")
     if "envvar" in strategy and any(item.startswith("cdi") for item in strategy):
         text = "devices are asked for by variable and by CDI: pods of NVIDIA's runtime get both"
         yield Found("warning", text, (f"{source}: {','.join(strategy)}",))
 
 
-def _plugin(facts: Facts) -> Iterator[Found]:
-    agent = facts.agent.value
-    wanted = agent.published.get("DEVICE_LIST_STRATEGY", "") if agent else ""
-    for plugin in facts.plugins.get():
-        shown = ",".join(plugin.strategy) or "envvar"
-        fits = set(wanted.split(",")) & set(plugin.strategy or ("envvar",))
-        if wanted and not fits:
-            text = f"the device plugin uses {shown}, and this node needs {wanted}"
-            yield Found("fault", text, (f"process {plugin.pid}",))
-        root = facts.driver.value.root if facts.driver.value else ""
-        by_spec = any(item.startswith("cdi") for item in plugin.strategy)
+def _plugin(node: Node) -> Iterator[Found]:
+    needed, root = node.report.published.get("DEVICE_LIST_STRATEGY", ""), node.driver.root
+    for plugin in node.plugins:
+        process = (f"process {plugin.pid}",)
+        strategy = plugin.strategy or ("envvar",)
+        if needed and not set(needed.split(",")) & set(strategy):
+            text = f"the device plugin uses {','.join(strategy)}, and this node needs {needed}"
+            yield Found("fault", text, process)
+        by_spec = any(item.startswith("cdi") for item in strategy)
         if root and by_spec and root != plugin.driver_root:
             text = f"the device plugin has the driver at {plugin.driver_root}, and it is at {root}"
-            yield Found("fault", text, (f"process {plugin.pid}",),
-                        f"set NVIDIA_DRIVER_ROOT={root}")  # fmt: skip
-        if plugin.hook_missing:
+            yield Found("fault", text, process, f"set NVIDIA_DRIVER_ROOT={root}")
+        if plugin.hook and programs.runs(node.host, plugin.hook) is None:
             text = f"the device plugin writes the hook {plugin.hook} into specs: it is not there"
-            yield Found("fault", text, (f"process {plugin.pid}",),
+            yield Found("fault", text, process,
                         "set NVIDIA_CDI_HOOK_PATH to what the status file says")  # fmt: skip
 
 
@@ -270,12 +314,12 @@ CHECKS = (
     Check(
         "spec-invalid", "Specs can be read by this runtime",
         "The runtime takes nothing from the file, and its devices do not exist.",
-        "write the file anew, or remove it", _invalid,
+        "write the file anew, or remove it", partial(_broken, "invalid"),
     ),
     Check(
         "spec-conflict", "No device is defined twice in a directory",
         "The runtime takes such a device from neither file.",
-        "remove one of the files", _conflict,
+        "remove one of the files", partial(_broken, "conflict"),
     ),
     Check(
         "spec-stale", "Specs name what the host has",

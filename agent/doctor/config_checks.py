@@ -1,249 +1,130 @@
-"""Checks of the runtime's files: whether they load, who wins, and what their handlers name.
+"""Checks of the runtime's files: whether it starts on them, and whether they are in force.
 
-Invariant: pure.
+Invariant: reads only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from agent.decide import MODES_WITHOUT_CDI
-from agent.doctor.check import Check, Found, Severity
-from agent.doctor.facts import MISSING, Facts, NotSeen
-from agent.doctor.runtime_checks import split
-from agent.toolkit.programs import is_nvidia
+from agent.doctor.check import Check, Found, Severity, split
+from agent.doctor.node import Node, NotSeen
+from agent.errors import reason
+from agent.host import writable
+from agent.runtimes.desired_state import is_sandbox
+from agent.toolkit import programs
 
-_MODES = ("auto", "cdi", *MODES_WITHOUT_CDI)  # that nvidia-container-runtime knows
 
-
-def _refused(facts: Facts) -> Iterator[Found]:
-    if not facts.refused:
+def _refused(node: Node) -> Iterator[Found]:
+    if not node.refused:
         return
-    if not facts.machine.root and "permission denied" in facts.refused:
-        raise NotSeen(facts.refused.partition(";")[0])
-    text, remedy = split(facts.refused)
+    if not node.is_root and "permission denied" in node.refused:
+        raise NotSeen(node.refused.partition(";")[0])
+    text, remedy = split(node.refused)
     yield Found("fault", text.removeprefix("cannot use the configuration: "), remedy=remedy)
 
 
-def _deadly(facts: Facts) -> Iterator[Found]:
-    config = facts.config.get()
-    for defect in config.defects:
+def _deadly(node: Node) -> Iterator[Found]:
+    for defect in node.configured.defects():
         if defect.deadly:
-            yield Found("fault", defect.text, (f"root file: {config.root}",), defect.remedy)
+            evidence = f"root file: {node.configured.root.name}"
+            yield Found("fault", defect.text, (evidence,), defect.remedy)
 
 
-def _dormant(facts: Facts) -> Iterator[Found]:
-    config = facts.config.get()
-    if config.dormant:
-        text = f"the runtime would not come back from a restart: {config.dormant}"
-        if not config.unloaded:
+def _default_missing(node: Node) -> Iterator[Found]:
+    default, handlers = node.effective.default, node.effective.runtimes
+    if default not in handlers:
+        text = f"the default runtime is {default}, and there is no such handler"
+        known = ", ".join(sorted(handlers)) or "none"
+        yield Found("fault", text, (f"handlers: {known}", f"files: {', '.join(node.loaded)}"))
+
+
+def _dormant(node: Node) -> Iterator[Found]:
+    if node.dormant:
+        text = f"the runtime would not come back from a restart: {node.dormant}"
+        if not node.unloaded:
             yield Found("warning", text)
             return
-        evidence = f"{config.unloaded} was changed after the runtime was started"
-        yield Found("fault", text, (evidence,), f"repair {config.unloaded} before any restart")
+        evidence = f"{node.unloaded} was changed after the runtime was started"
+        yield Found("fault", text, (evidence,), f"repair {node.unloaded} before any restart")
 
 
-def _default_missing(facts: Facts) -> Iterator[Found]:
-    config = facts.config.get()
-    if config.default not in config.handlers:
-        text = f"the default runtime is {config.default}, and there is no such handler"
-        known = ", ".join(sorted(config.handlers)) or "none"
-        yield Found("fault", text, (f"handlers: {known}", f"files: {', '.join(config.files)}"))
-
-
-def _hazard(facts: Facts) -> Iterator[Found]:
-    config = facts.config.get()
-    if config.hazard and config.default in config.handlers:
-        text, remedy = split(config.hazard[1])
+def _hazard(node: Node) -> Iterator[Found]:
+    hazard = node.configured.restart_hazard(node.configured.files)
+    if hazard and node.effective.default in node.effective.runtimes:
+        text, remedy = split(hazard.later)
         yield Found("fault", text, remedy=remedy)
 
 
-def _binary(facts: Facts) -> Iterator[Found]:
-    config = facts.config.get()
-    for handler in config.handlers.values():
-        for path, why in handler.missing:
-            used = handler.nvidia or handler.name == config.default
-            text = f"handler {handler.name} runs {why}: {path}"
-            if why == MISSING:
-                text = f"handler {handler.name} runs {path}, which is not there"
-            yield Found("fault" if used else "warning", text)
-
-
-def _program(facts: Facts) -> Iterator[Found]:
-    for handler in facts.config.get().nvidia_handlers:
-        if handler.programs and not any(map(is_nvidia, handler.programs)):
-            named = " and ".join(handler.programs)
-            yield Found("fault", f"handler {handler.name} runs {named}: not NVIDIA's runtime")
-        elif not handler.programs:
-            yield Found("fault", f"handler {handler.name} names no program, and runs ordinary pods")
-
-
-def _defect(facts: Facts) -> Iterator[Found]:
-    for defect in facts.config.get().defects:
-        if not defect.deadly:
-            yield Found("fault" if defect.harmful else "warning", defect.text,
-                        remedy=defect.remedy)  # fmt: skip
-
-
-def _cgroups(facts: Facts) -> Iterator[Found]:
-    config, kubelet = facts.config.get(), facts.kubelet.get()
-    if not kubelet.cgroups:
-        return
-    wrong = [
-        item.name
-        for item in config.handlers.values()
-        if item.cgroups and item.cgroups != kubelet.cgroups
-        and (item.nvidia or item.name == config.default)
-    ]  # fmt: skip
-    if wrong:
-        names, driver = ", ".join(wrong), config.handlers[wrong[0]].cgroups
-        text = f"the kubelet makes cgroups by {kubelet.cgroups}, and handler {names} by {driver}"
-        evidence = [f"cgroupDriver in {kubelet.cgroups_source}"]
-        asked = facts.runtime.get().tells_cgroups and config.default in wrong
-        if asked:
-            evidence.append("a kubelet of 1.31 or later asks the runtime instead of that setting")
-        yield Found("warning" if asked else "fault", text, tuple(evidence))
-
-
-def _stray(facts: Facts) -> Iterator[Found]:
-    config = facts.config.get()
-    managed = facts.agent.value is not None and facts.agent.value.managed
-    for path, nvidia in config.strays:
-        text = f"{path} is there, and the runtime does not load it"
-        ours = managed and path == config.drop_in
-        remedy = "`toolkit-agent apply` has it loaded again" if ours else ""
-        if nvidia:
-            evidence = f"the runtime loads: {', '.join(config.files) or 'no file'}"
-            severity: Severity = "warning" if config.nvidia_handlers else "fault"
-            yield Found(severity, text, (evidence,), remedy)
-        else:
-            yield Found("info", text)
-    for path in config.aside if not config.nvidia_handlers else ():
-        yield Found("warning", f"{path} is there, and the runtime does not load it")
-
-
-def _lost(facts: Facts) -> Iterator[Found]:
-    config = facts.config.get()
-    for name, file, table in config.lost:
-        evidence = (
-            f"the runtime does not take [{table}] from it",
-            *(d.text for d in config.defects),
-        )
-        yield Found(
-            "warning" if config.nvidia_handlers else "fault",
-            f"handler {name} in {file} has no effect", evidence[:2],
-        )  # fmt: skip
-
-
-def _handler_missing(facts: Facts) -> Iterator[Found]:
-    config, runtime = facts.config.get(), facts.runtime.get()
-    ours = {item.name for item in config.nvidia_handlers}
-    if lacking := sorted(ours - set(runtime.handlers)):
-        text = f"handler {', '.join(lacking)} is in the files, and the running runtime has none"
-        shown = f"it shows: {', '.join(runtime.handlers) or 'no handler'}"
-        yield Found("fault", text, (shown,), "restart the runtime: it read its files before")
-    elif not ours and facts.agent.get().managed:
-        yield Found("fault", 'no handler of NVIDIA\'s is configured ("no runtime for nvidia")')
-    elif not ours:
-        yield Found("info", "no handler of NVIDIA's is configured: pods with a runtime class fail")
-
-
-def _overridden(facts: Facts) -> Iterator[Found]:
-    for key, file, later in facts.config.get().overrides:
-        yield Found("fault", f"{later} is read after {file}, and sets {key} to something else",
-                    remedy=f"remove the key from {later}")  # fmt: skip
-
-
-def _unloaded(facts: Facts) -> Iterator[Found]:
-    config = facts.config.get()
-    if config.unloaded and not config.dormant:
-        text = f"{config.unloaded} was changed after the runtime was started, and is not what runs"
+def _unloaded(node: Node) -> Iterator[Found]:
+    if node.unloaded and not node.dormant:
+        text = f"{node.unloaded} was changed after the runtime was started, and is not what runs"
         yield Found("warning", text)
 
 
-def _reloaded(facts: Facts) -> Iterator[Found]:
-    config = facts.config.get()
-    if config.reloaded:
-        text = f"{config.reloaded} was changed after the runtime was started"
-        yield Found("warning", f"{text}, which may only have reloaded it")
+def _reloaded(node: Node) -> Iterator[Found]:
+    """A runtime that has only reloaded a file shows its handlers, and pods get what it had at its
+    start."""
+    running, memory = node.runtime.process, node.report.memory
+    if not node.configured.adapter.shows_reloaded or running is None:
+        return
+    if memory.proven == (node.ctx.boot_id, *running.identity):
+        return
+    for file in node.changed_files():
+        if any(True for _ in node.configured.own_keys(file.data, switch=False)):
+            text = f"{file.path.host} was changed after the runtime was started"
+            yield Found("warning", f"{text}, which may only have reloaded it")
+            return
 
 
-def _rendered(facts: Facts) -> Iterator[Found]:
-    config = facts.config.get()
-    for path, program, source in config.rendered:
+def _nvidia_default(node: Node) -> Iterator[Found]:
+    if node.nvidia_default and node.native:
+        text = "is the default runtime, although the runtime injects CDI devices"
+        yield Found("warning", f"{node.effective.default} {text}")
+
+
+def _isolation(node: Node) -> Iterator[Found]:
+    if node.toolkit.config.variables and node.native:
+        default = node.nvidia_default
+        pods = "any image" if default else "any pod of NVIDIA's handlers"
+        key = "accept-nvidia-visible-devices-envvar-when-unprivileged"
+        yield Found(
+            "warning" if default else "info",
+            f"{pods} with NVIDIA_VISIBLE_DEVICES=all gets every GPU",
+            (f"{node.toolkit.path} does not have {key} = false",),
+        )
+
+
+def _hooks(node: Node) -> Iterator[Found]:
+    native = node.native
+    for path, program in node.configured.hook_programs({}):
+        text = f"the OCI hook {path.host} runs {program}"
+        if programs.runs(node.host, program) is None:
+            yield Found("fault", f"{text}, which is not there")
+        elif "nvidia" in program and native:
+            yield Found("warning", f"{text} beside native CDI")
+
+
+def _sandbox(node: Node) -> Iterator[Found]:
+    for name, table in node.effective.runtimes.items():
+        if is_sandbox(table) and name.startswith("nvidia"):
+            yield Found("warning", f"handler {name} is a sandbox, and not NVIDIA's runtime")
+
+
+def _rendered(node: Node) -> Iterator[Found]:
+    for path, program, source in node.configured.rendered():
         text = f"{program} writes {path} anew at each start"
-        severity: Severity = "warning" if config.nvidia_handlers else "info"
+        severity: Severity = "warning" if node.nvidia_handlers else "info"
         yield Found(severity, text, remedy=f"put settings into {source}")
 
 
-def _nvidia_default(facts: Facts) -> Iterator[Found]:
-    config, runtime = facts.config.get(), facts.runtime.get()
-    if config.nvidia_default and runtime.native:
-        text = f"{config.default} is the default runtime, although the runtime injects CDI devices"
-        yield Found("warning", text)
-
-
-def _isolation(facts: Facts) -> Iterator[Found]:
-    config, runtime, toolkit = facts.config.get(), facts.runtime.get(), facts.toolkit.get()
-    if toolkit.variables and runtime.native:
-        who = "any image" if config.nvidia_default else "any pod of NVIDIA's handlers"
-        text = f"{who} with NVIDIA_VISIBLE_DEVICES=all gets every GPU"
-        key = "accept-nvidia-visible-devices-envvar-when-unprivileged"
-        severity: Severity = "warning" if config.nvidia_default else "info"
-        yield Found(severity, text, (f"{toolkit.config} does not have {key} = false",))
-
-
-def _calls(facts: Facts) -> Iterator[Found]:
-    toolkit = facts.toolkit.get()
-    if not toolkit.callable:
-        named = ", ".join(toolkit.calls)
-        text = f"NVIDIA's runtime finds none of the low-level runtimes that it tries: {named}"
-        # A name alone may be in the PATH of the runtime (k3s brings its own runc).
-        severity: Severity = "fault" if any("/" in path for path in toolkit.calls) else "warning"
-        yield Found(severity, text, (f"runtimes in {toolkit.config}",))
-
-
-def _settings(facts: Facts) -> Iterator[Found]:
-    toolkit = facts.toolkit.get()
-    platform = facts.driver.value.platform if facts.driver.value else ""
-    if toolkit.broken:
-        text, remedy = split(toolkit.broken)
-        yield Found("fault", text, ("NVIDIA's runtime reads this file for each container",), remedy)
-    elif toolkit.mode not in _MODES:
-        text = f"{toolkit.config} has the mode {toolkit.mode}, which NVIDIA's runtime does not know"
-        yield Found("fault", text, remedy="make it auto")
-    elif toolkit.mode == "csv" and platform != "Tegra":
-        text = f"{toolkit.config} has the mode csv, and this is no Tegra"
-        yield Found("fault", text, remedy="make it auto")
-    severity: Severity = "fault" if toolkit.mode == "legacy" else "warning"
-    for key, path in toolkit.absent if toolkit.mode != "cdi" else ():  # which uses none of them
-        text = f"{key} of NVIDIA's runtime is {path}, which is not there"
-        yield Found(severity, text, (f"in {toolkit.config}",))
-    if toolkit.no_cgroups and toolkit.mode in ("auto", "legacy"):
-        text = f"{toolkit.config} has no-cgroups = true: containers may not open their GPUs"
-        yield Found(severity, text, remedy="make nvidia-container-cli.no-cgroups false there")
-
-
-def _locked(facts: Facts) -> Iterator[Found]:
-    config = facts.config.get()
-    if config.locked:
-        text = f"{config.root} cannot be written: {config.locked.partition(';')[0]}"
-        yield Found("warning", text)
-
-
-def _sandbox(facts: Facts) -> Iterator[Found]:
-    for handler in facts.config.get().handlers.values():
-        if handler.sandbox and handler.name.startswith("nvidia"):
-            yield Found("warning", f"handler {handler.name} is a sandbox, and not NVIDIA's runtime")
-
-
-def _hooks(facts: Facts) -> Iterator[Found]:
-    config, runtime = facts.config.get(), facts.runtime.get()
-    for path, program, there in config.hooks:
-        if not there:
-            yield Found("fault", f"the OCI hook {path} runs {program}, which is not there")
-        elif "nvidia" in program and runtime.native:
-            yield Found("warning", f"the OCI hook {path} runs {program} beside native CDI")
+def _locked(node: Node) -> Iterator[Found]:
+    root = node.configured.root
+    try:
+        if node.is_root:
+            writable.require(writable.Need(root.path.agent))
+    except OSError as error:
+        yield Found("warning", f"{root.name} cannot be written: {reason(error).partition(';')[0]}")
 
 
 LOADING = (
@@ -274,61 +155,7 @@ LOADING = (
     ),
 )  # fmt: skip
 
-HANDLERS = (
-    Check(
-        "handler-defect", "Handlers can run pods, and files say one thing",
-        "Status and dump look well; pods of the handler fail, or settings are not read.",
-        "correct the table of the handler", _defect,
-    ),
-    Check(
-        "config-override", "No later file has another word",
-        "The file that is read last wins, and NVIDIA's settings are not in force.",
-        "remove the key from the later file", _overridden,
-    ),
-    Check(
-        "handler-program", "Handlers called nvidia run NVIDIA's runtime",
-        "Pods of the handler start without a GPU, and nothing fails.",
-        "correct BinaryName (runtime_path) in the file that is read last, or run "
-        "`toolkit-agent apply`", _program,
-    ),
-    Check(
-        "handler-binary", "The programs of handlers are there",
-        "The runtime lists the handler all the same; each of its pods fails.",
-        "install the program (NVIDIA's: `toolkit-agent apply`), or correct the path", _binary,
-    ),
-    Check(
-        "toolkit-config", "NVIDIA's runtime can use its config.toml",
-        "Containers of its handlers fail, or start without their GPU.",
-        "correct the key, or run `toolkit-agent apply` to have a toolkit of its own", _settings,
-    ),
-    Check(
-        "toolkit-calls", "NVIDIA's runtime finds runc or crun",
-        'Each pod of its handlers fails: "no runtime binary found from candidate list".',
-        "give the whole path of runc or crun in that list, or run `toolkit-agent apply`", _calls,
-    ),
-    Check(
-        "handler-cgroup", "Handlers and kubelet use the same cgroup driver",
-        "systemd and the runtime both manage the cgroups, and containers are killed at random.",
-        "set SystemdCgroup in the options of the handlers to what the kubelet's cgroupDriver says",
-        _cgroups,
-    ),
-    Check(
-        "config-import", "Drop-ins are loaded",
-        "The handlers in the file do not exist for the runtime.",
-        "import the directory in the root file (imports), or move the file to one that is loaded",
-        _stray,
-    ),
-    Check(
-        "handler-lost", "Handlers stand in a section that the runtime reads",
-        'Pods with the runtime class fail: "no runtime for nvidia is configured".',
-        "move the table to the section that this version reads, in the file that is read last, or "
-        "run `toolkit-agent apply`", _lost,
-    ),
-    Check(
-        "handler-missing", "The running runtime has NVIDIA's handler",
-        'Pods with the runtime class fail: "no runtime for nvidia is configured".',
-        "`toolkit-agent apply`", _handler_missing,
-    ),
+IN_FORCE = (
     Check(
         "config-unloaded", "What is on disk is what runs",
         "A restart changes more than it seems.",

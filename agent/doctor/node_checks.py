@@ -1,130 +1,160 @@
 """Checks of the driver, of the machine, and of what this agent and others did to the node.
 
-Invariant: pure.
+Invariant: reads only.
 """
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Iterator
 
-from agent.doctor.check import Check, Found, Severity
-from agent.doctor.facts import Facts
-from agent.doctor.runtime_checks import split
-from agent.status import NOT_PUBLISHED
+from agent import status
+from agent.doctor.check import Check, Found, Severity, split
+from agent.doctor.node import Node
+from agent.doctor.surroundings import text
+from agent.errors import NoDriver, NoToolkit, Refused
+from agent.host import trust
+
+_ENFORCE = "/sys/fs/selinux/enforce"
 
 
-def _driver(facts: Facts) -> Iterator[Found]:
-    driver = facts.driver.get()
+def _driver(node: Node) -> Iterator[Found]:
+    driver = node.driver
     if not driver.problem:
         return
-    text, remedy = split(driver.problem)
+    words, remedy = split(driver.problem)
     remedy = remedy.partition(";")[0]
-    text = text.removeprefix("cannot make a CDI spec: ")
+    words = words.removeprefix("cannot make a CDI spec: ")
     if driver.platform:
         remedy = f"{driver.platform} needs specs of its own kind (`cdi generate --mode`)"
-        yield Found("warning", text, remedy=remedy)
+        yield Found("warning", words, remedy=remedy)
     elif driver.gpus:
-        yield Found("fault", text, (f"{driver.gpus} NVIDIA GPUs on the PCI bus",), remedy)
+        yield Found("fault", words, (f"{driver.gpus} NVIDIA GPUs on the PCI bus",), remedy)
     else:
-        yield Found("info", text, ("no NVIDIA GPU on the PCI bus",), remedy)
+        yield Found("info", words, ("no NVIDIA GPU on the PCI bus",), remedy)
 
 
-def _module(facts: Facts) -> Iterator[Found]:
-    driver = facts.driver.get()
+def _module(node: Node) -> Iterator[Found]:
+    driver = node.driver
     if driver.platform:
         return
     if driver.other:
-        text = f"another driver holds the GPUs: {driver.other}"
-        yield Found("fault" if driver.other == "nouveau" else "info", text)
+        words = f"another driver holds the GPUs: {driver.other}"
+        yield Found("fault" if driver.other == "nouveau" else "info", words)
     elif driver.gpus and driver.library and not driver.module:
         yield Found("fault", f"driver {driver.library} is installed, and its module is not loaded")
 
 
-def _mismatch(facts: Facts) -> Iterator[Found]:
-    driver = facts.driver.get()
-    if driver.module and driver.library and driver.module != driver.library:
-        text = f"the module is of driver {driver.module}, and the libraries are {driver.library}"
-        yield Found("fault", text)
+def _mismatch(node: Node) -> Iterator[Found]:
+    module, library = node.driver.module, node.driver.library
+    if module and library and module != library:
+        yield Found("fault", f"the module is of driver {module}, and the libraries are {library}")
 
 
-def _nodes(facts: Facts) -> Iterator[Found]:
-    driver = facts.driver.get()
-    if driver.missing_nodes:
-        yield Found("fault", f"missing device nodes: {', '.join(driver.missing_nodes)}")
+def _nodes(node: Node) -> Iterator[Found]:
+    if missing := ", ".join(node.driver.missing_nodes):
+        yield Found("fault", f"missing device nodes: {missing}")
 
 
-def _failed(facts: Facts) -> Iterator[Found]:
-    agent = facts.agent.get()
-    if agent.failed:
-        yield Found("fault", f"the last change failed and was undone: {agent.failed}")
-    elif agent.error:
-        yield Found("warning", f"the last run of the agent failed: {agent.error}")
+def _failed(node: Node) -> Iterator[Found]:
+    failed, error = node.report.failed, node.report.error
+    if failed:
+        yield Found("fault", f"the last change failed and was undone: {failed}")
+    elif error:
+        yield Found("warning", f"the last run of the agent failed: {error}")
 
 
-def _unfinished(facts: Facts) -> Iterator[Found]:
-    agent = facts.agent.get()
-    if agent.unfinished:
-        yield Found("fault", f"a change is not finished: {agent.unfinished}")
+def _unfinished(node: Node) -> Iterator[Found]:
+    if node.report.unfinished:
+        yield Found("fault", f"a change is not finished: {node.report.unfinished}")
 
 
-def _refuses(facts: Facts) -> Iterator[Found]:
-    agent = facts.agent.get()
-    known = facts.refused or facts.down is not None
-    if agent.problem and not known:
-        text, remedy = split(agent.problem)
-        if agent.managed and not agent.code:
-            yield Found("fault", text, remedy=remedy)
-        else:
-            yield Found("info", f"apply would refuse: {text}", remedy=remedy)
+def _refuses(node: Node) -> Iterator[Found]:
+    problem = node.report.problem
+    if problem is None or node.refused or node.error:  # other checks name it
+        return
+    words, remedy = split(problem.message)
+    if node.managed and not isinstance(problem, NoToolkit | NoDriver):
+        yield Found("fault", words, remedy=remedy)
+    else:
+        yield Found("info", f"apply would refuse: {words}", remedy=remedy)
 
 
-def _drift(facts: Facts) -> Iterator[Found]:
-    agent = facts.agent.get()
-    if agent.managed and agent.drift:
-        first, *rest = agent.drift
-        runs = any(item.startswith("running runtime:") for item in agent.drift)
-        severity: Severity = "fault" if runs or agent.specs_gone else "warning"
+def _drift(node: Node) -> Iterator[Found]:
+    report = node.report
+    if node.managed and report.drift:
+        first, *rest = report.drift
+        runs = any(item.startswith("running runtime:") for item in report.drift)
+        gone = any(not spec.file for spec in report.specs)
+        severity: Severity = "fault" if runs or gone else "warning"
         yield Found(severity, f"the node drifted: {first}", tuple(rest[:5]))
 
 
-def _stale(facts: Facts) -> Iterator[Found]:
-    agent = facts.agent.get()
-    if agent.not_published and not agent.not_published.endswith(NOT_PUBLISHED):
-        text, remedy = split(agent.not_published)
-        yield Found("fault" if agent.managed else "warning", text, remedy=remedy)
-    elif agent.barrier:
-        text, remedy = split(agent.barrier)
-        yield Found("fault", text, remedy=remedy)
+def _stale(node: Node) -> Iterator[Found]:
+    problem = node.report.not_published or ""
+    if problem and not problem.endswith(status.NOT_PUBLISHED):
+        words, remedy = split(problem)
+        yield Found("fault" if node.managed else "warning", words, remedy=remedy)
+    elif node.report.published and (barrier := _barrier(node)):
+        words, remedy = split(barrier)
+        yield Found("fault", words, remedy=remedy)
 
 
-def _unpublished(facts: Facts) -> Iterator[Found]:
-    agent = facts.agent.get()
-    if agent.managed and agent.not_published.endswith(NOT_PUBLISHED):
-        text = "the agent changed this node, and no decision is published"
-        yield Found("fault", text, (agent.not_published,))
-    elif not agent.managed:
+def _barrier(node: Node) -> str:
+    """What is wrong with the barrier, if its twin is right."""
+    directory = node.ctx.publisher.directory
+    path, twin = (os.path.join(directory, name) for name in (status.READY, status.TWIN))
+    read = functools.partial(trust.read_file, node.host, allow_sticky=True, links=False)
+    try:
+        found, right = read(path)[1], read(twin)[1]
+    except (Refused, OSError) as error:
+        return str(error)
+    if found is None:
+        return f"cannot read {path}: it is not there, although {status.TWIN} is"
+    same = right is not None and found.data == right.data
+    return "" if same else f"{path} does not say what {status.TWIN} says"
+
+
+def _unpublished(node: Node) -> Iterator[Found]:
+    problem = node.report.not_published or ""
+    if node.managed and problem.endswith(status.NOT_PUBLISHED):
+        words = "the agent changed this node, and no decision is published"
+        yield Found("fault", words, (problem,))
+    elif not node.managed:
         yield Found("info", "this node was never configured by toolkit-agent")
 
 
-def _left(facts: Facts) -> Iterator[Found]:
-    for path, what, remedy in facts.agent.get().left:
-        yield Found("warning", f"{path} ({what}) is left over: another toolkit took over",
-                    remedy=f"`{remedy}`")  # fmt: skip
+def _left(node: Node) -> Iterator[Found]:
+    for item in node.report.left_over_files:
+        words = f"{item.path} ({item.what}) is left over: another toolkit took over"
+        yield Found("warning", words, remedy=f"`{item.remedy}`")
 
 
-def _installer(facts: Facts) -> Iterator[Found]:
-    if not facts.machine.installers:
-        return
-    managed = facts.agent.value is not None and facts.agent.value.managed
-    text = f"another installer is at work: {', '.join(facts.machine.installers)}"
-    yield Found("fault" if managed else "info", text)
+def _installer(node: Node) -> Iterator[Found]:
+    if found := ", ".join(node.installers.values()):
+        words = f"another installer is at work: {found}"
+        yield Found("fault" if node.managed else "info", words)
 
 
-def _label(facts: Facts) -> Iterator[Found]:
-    toolkit = facts.toolkit.get()
-    if facts.machine.enforcing and not toolkit.labelled:
-        text = "SELinux is enforcing, and programs of the toolkit have no label"
-        yield Found("fault", text, (f"beside {toolkit.config}",))
+def _label(node: Node) -> Iterator[Found]:
+    toolkit = node.toolkit
+    if text(node.host, _ENFORCE, 256) == "1":
+        named = (path for name in node.nvidia_handlers for path in node.programs(name))
+        if not all(_has_label(node, path) for path in named if path.startswith("/")):
+            words = "SELinux is enforcing, and programs of the toolkit have no label"
+            yield Found("fault", words, (f"beside {toolkit.path}",))
+
+
+def _has_label(node: Node, path: str) -> bool:
+    """Has a program a label of its own? One that is not there lacks none."""
+    try:
+        label = os.getxattr(node.host.resolve(path).agent, "security.selinux")
+    except FileNotFoundError:
+        return True
+    except (OSError, Refused):
+        return False
+    return b"unlabeled_t" not in label
 
 
 CHECKS = (

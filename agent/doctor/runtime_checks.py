@@ -1,120 +1,179 @@
 """Checks of the runtime: whether it answers, and what runs.
 
-Invariant: pure.
+Invariant: reads only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 
-from agent.doctor.check import Check, Found
-from agent.doctor.facts import Facts
+from agent.cri import process
+from agent.cri.process import Process
+from agent.doctor.check import Check, Found, split
+from agent.doctor.node import Node, NotSeen, seen
+from agent.doctor.surroundings import KUBELET_CONFIG, text
+from agent.errors import Unreachable
+from agent.runtimes import find
+from agent.systemd.units import SystemdError
+
+_PROFILES = "/sys/kernel/security/apparmor/profiles"
+_FOR_ROOT = (KUBELET_CONFIG, _PROFILES)  # what often only root may read
 
 
-def split(message: str) -> tuple[str, str]:
-    """An error of ours as what is wrong and what to do: a semicolon stands between them."""
-    text, _, remedy = message.partition("; ")
-    return text, remedy
+def _start(node: Node) -> Iterator[Found]:
+    if node.error and node.start_failure:
+        words = f"the runtime does not start on its files: {node.start_failure}"
+        yield Found("fault", words, (node.error.message, *_unit(node)))
 
 
-def _start(facts: Facts) -> Iterator[Found]:
-    if facts.down and facts.down.reason:
-        text = f"the runtime does not start on its files: {facts.down.reason}"
-        yield Found("fault", text, (facts.down.error, *_unit(facts)))
+def _unit(node: Node) -> tuple[str, ...]:
+    """The state of the unit of the runtime that does not answer, as far as it can be seen."""
+    with contextlib.suppress(SystemdError):
+        if node.asleep and node.is_root:
+            return (str(node.ctx.reach(node.host, f"{node.asleep[0].kind}.service")[1]),)
+    return ()
 
 
-def _unit(facts: Facts) -> tuple[str, ...]:
-    return (facts.down.unit,) if facts.down and facts.down.unit else ()
-
-
-def _socket(facts: Facts) -> Iterator[Found]:
-    down = facts.down
-    if down is None:
+def _socket(node: Node) -> Iterator[Found]:
+    if node.error is None:
         return
-    text, remedy = split(down.error)
+    words, remedy = split(node.error.message)
     if remedy.startswith("run as root"):
         remedy = "run doctor as root"
     if remedy in ("", "is the runtime up?"):
-        slow = "no answer in time" in text  # it runs, and starting it does not help
+        slow = "no answer in time" in words  # it runs, and starting it does not help
         remedy = "look in the runtime's log for what it waits for, and restart it" if slow else ""
-    there = f"sockets that are there: {', '.join(down.sockets) or 'none'}"
-    yield Found("warning" if down.denied else "fault", text, (*_unit(facts), there), remedy)
+    there = ", ".join(item.socket.host for item in find.sockets(node.settings, node.host))
+    denied = not node.is_root and "permission denied" in words
+    evidence = (*_unit(node), f"sockets that are there: {there or 'none'}")
+    yield Found("warning" if denied else "fault", words, evidence, remedy)
 
 
-def _ready(facts: Facts) -> Iterator[Found]:
-    runtime = facts.runtime.get()
-    if not runtime.ready:
-        yield Found("fault", f"{runtime.title} {runtime.version} says that it is not ready")
+def _ready(node: Node) -> Iterator[Found]:
+    if not node.runtime.answer.ready:
+        words = f"{node.title} {node.runtime.version} says that it is not ready"
+        yield Found("fault", words)
 
 
-def _wrong_runtime(facts: Facts) -> Iterator[Found]:
-    runtime, kubelet = facts.runtime.get(), facts.kubelet.get()
-    used = kubelet.socket
-    alias = {used, f"/run{used.removeprefix('/var/run')}" if used.startswith("/var/run") else used}
-    if used and runtime.socket not in alias:
-        text = f"the kubelet uses {used}, and this is a look at {runtime.socket}"
-        yield Found("fault", text, remedy=f"give --socket={used}")
-    elif facts.machine.runtimes and not used:
-        others = ", ".join(facts.machine.runtimes)
-        text = f"more than one runtime listens: {runtime.socket} is looked at, and {others}"
-        yield Found("warning", text)
+def _wrong_runtime(node: Node) -> Iterator[Found]:
+    socket, used = node.runtime.socket.host, node.kubelet.socket
+    if used:
+        if socket not in (used, used.removeprefix("/var")):
+            words = f"the kubelet uses {used}, and this is a look at {socket}"
+            yield Found("fault", words, remedy=f"give --socket={used}")
+    elif others := ", ".join(_other_sockets(node)):
+        words = f"more than one runtime listens: {socket} is looked at, and {others}"
+        yield Found("warning", words)
 
 
-def _upgrade(facts: Facts) -> Iterator[Found]:
-    runtime = facts.runtime.get()
-    if runtime.gone:
-        text = f"{runtime.executable}, which runs as {runtime.title}, is not there any more"
-        yield Found("fault", text, remedy="install the runtime again before any restart")
-    after = runtime.next_version.lstrip("v")
-    if after and after != runtime.version.lstrip("v"):
-        text = f"{runtime.title} {runtime.version} runs, and {runtime.executable} is {after}"
-        yield Found("warning", text)
+def _other_sockets(node: Node) -> Iterator[str]:
+    """Usual sockets of other runtimes, with a process behind them."""
+    for socket in (item.socket for item in find.sockets(node.settings, node.host)):
+        with contextlib.suppress(Unreachable, OSError):
+            if socket.host != node.runtime.socket.host:
+                process.peer(socket.agent, socket.host, 1.0)
+                yield socket.host
 
 
-def _process(facts: Facts) -> Iterator[Found]:
-    runtime = facts.runtime.get()
-    if not runtime.process:
-        text = f"the process behind {runtime.socket} cannot be seen"
-        yield Found("info", text, remedy="in a pod: set hostPID, and mount the host's / at /host")
-    elif not runtime.unit:
-        text = f"no systemd unit runs {runtime.title} (process {runtime.process})"
-        yield Found("info", text, remedy="give --restart-mode=signal or none")
+def _upgrade(node: Node) -> Iterator[Found]:
+    version, program = node.runtime.version, node.executable
+    if not program:
+        return
+    if _is_deleted(node.runtime.process) and not os.path.lexists(node.host.agent_path(program)):
+        words = f"{program}, which runs as {node.title}, is not there any more"
+        yield Found("fault", words, remedy="install the runtime again before any restart")
+    after = find.executable_version(node.host, program) or version
+    if after.lstrip("v") != version.lstrip("v"):
+        yield Found("warning", f"{node.title} {version} runs, and {program} is {after}")
 
 
-def _rights(facts: Facts) -> Iterator[Found]:
-    if not facts.machine.root:
-        unread = tuple(f"not readable: {name}" for name in facts.machine.unread)
+def _is_deleted(running: Process | None) -> bool:
+    """Was the executable of a process removed or replaced?"""
+    try:
+        link = os.readlink(f"{running.proc}/{running.pid}/exe") if running else ""
+    except OSError:
+        return False
+    return link.endswith(" (deleted)")
+
+
+def _process(node: Node) -> Iterator[Found]:
+    running = node.runtime.process
+    if running is None:
+        words = f"the process behind {node.runtime.socket.host} cannot be seen"
+        yield Found("info", words, remedy="in a pod: set hostPID, and mount the host's / at /host")
+    elif not running.unit:
+        words = f"no systemd unit runs {node.title} (process {running.pid})"
+        yield Found("info", words, remedy="give --restart-mode=signal or none")
+
+
+def _rights(node: Node) -> Iterator[Found]:
+    if not node.is_root:
+        unread = tuple(f"not readable: {name}" for name in _FOR_ROOT if _is_denied(node, name))
         yield Found("info", "doctor does not run as root, and cannot see everything", unread)
 
 
-def _units(facts: Facts) -> Iterator[Found]:
-    unit = facts.runtime.get().unit
-    units = facts.units.get()
+def _is_denied(node: Node, name: str) -> bool:
+    path = node.host.agent_path(name)
+    return os.path.exists(path) and not os.access(path, os.R_OK, effective_ids=True)
+
+
+def _units(node: Node) -> Iterator[Found]:
+    running = node.runtime.process
+    name = running.unit if running else None
+    if not name:
+        raise NotSeen("no systemd unit runs the runtime")
+    if not node.is_root:
+        raise NotSeen("only root may ask systemd")
+    try:
+        systemd, unit = node.ctx.reach(node.host, name)
+        bound = systemd.ties(name).bound
+        found = [systemd.unit(other) for other in dict.fromkeys((*bound, *unit.carries))]
+    except SystemdError as error:
+        raise NotSeen(f"systemd cannot be asked: {error}") from error
+    units = [item for item in found if item.load == "loaded"]
     for item in units:
         if not item.up:
-            text = f"{item.state}, and it goes down with {unit}"
-            yield Found("warning", text, remedy=f"systemctl start {item.name}")
-    if lost := [item.name for item in units if item.up and item.bound]:
-        text = f"{', '.join(lost)} stops for good if {unit} ends by itself (BindsTo)"
-        yield Found("info", text, remedy="restart by systemd only: --restart-mode=systemd")
+            words = f"{item}, and it goes down with {name}"
+            yield Found("warning", words, remedy=f"systemctl start {item.name}")
+    if lost := [item.name for item in units if item.up and item.name in bound]:
+        words = f"{', '.join(lost)} stops for good if {name} ends by itself (BindsTo)"
+        yield Found("info", words, remedy="restart by systemd only: --restart-mode=systemd")
 
 
 # Programs of the toolkit. Ubuntu has a profile of nvidia-modprobe in force, which is right.
 _TOOLKIT = ("nvidia-container", "nvidia-cdi", "nvidia-ctk")
 
 
-def _confined(facts: Facts) -> Iterator[Found]:
-    machine, config = facts.machine, facts.config.value
-    if machine.confined:
-        text = f"AppArmor confines the runtime and all that it starts: {machine.confined}"
-        yield Found("warning", text)
-    named = [path for item in config.nvidia_handlers for path in item.programs] if config else []
-    names = {os.path.basename(path) for path in named}
-    for profile in machine.profiles:
+def _confined(node: Node) -> Iterator[Found]:
+    for profile in _enforced(_confinement(None if node.error else node.runtime.process)):
+        words = f"AppArmor confines the runtime and all that it starts: {profile}"
+        yield Found("warning", words)
+    handlers = seen(lambda: node.nvidia_handlers) or ()
+    names = {os.path.basename(path) for name in handlers for path in node.programs(name)}
+    for profile in _enforced(text(node.host, _PROFILES)):
         name = os.path.basename(profile)
         if name.startswith(_TOOLKIT) or name in names:
             yield Found("warning", f"AppArmor confines a program of NVIDIA's: {profile}")
+
+
+def _confinement(running: Process | None) -> str:
+    """The AppArmor profile of a process, as the kernel writes it: `NAME (enforce)`."""
+    try:
+        path = f"{running.proc}/{running.pid}/attr/current" if running else os.devnull
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read(256).strip("\0\n")
+    except OSError:
+        return ""
+
+
+def _enforced(lines: str) -> Iterator[str]:
+    """The names of AppArmor profiles that are in force; parts of profiles are left out."""
+    for line in lines.splitlines():
+        name, _, mode = line.rpartition(" (")
+        if mode.rstrip(")") in ("enforce", "kill") and "//" not in name:
+            yield name
 
 
 CHECKS = (

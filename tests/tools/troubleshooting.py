@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agent.doctor.table import CHECKS
+from agent.doctor.diagnosis import CHECKS
 
 README = Path(__file__).resolve().parents[2] / "deploy/README.md"
 _BEGIN = "<!-- checks: written by tests/tools/troubleshooting.py -->\n"

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from agent.cli.render.base import Screen, Tone
-from agent.doctor.check import ORDER, Diagnosis, Finding
+from agent.doctor.check import ORDER
+from agent.doctor.diagnosis import Diagnosis, Finding
 
 _COLUMNS = 80
 _HEADLINE = 2  # lines: the third is for the remedy

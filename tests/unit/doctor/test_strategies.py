@@ -9,31 +9,28 @@ passes on, if it runs the pod.
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from agent.doctor.cdi_checks import CHECKS
-from agent.doctor.check import diagnose
-from agent.doctor.facts import AgentFacts, Facts, Part, PluginFacts
-from tests.unit.doctor.test_checks import CONFIG, HEALTHY, RUNTIME, TOOLKIT
+from agent.doctor.diagnosis import diagnose
+from agent.doctor.node import Node
+from tests.unit.doctor.test_checks import NO_CDI, default, healthy, plugin
 
 CDI, NVIDIA = "cdi.k8s.io/", "nvidia.cdi.k8s.io/"
 STRATEGIES = ("envvar", "cdi-annotations", "cdi-cri", "cdi-annotations,cdi-cri", "envvar,cdi-cri")
 CELLS = [*itertools.product(STRATEGIES, (CDI, NVIDIA, "cdi.k8s.io"), (True, False), (True, False))]
 
 
-def node(strategy: str, prefix: str, native: bool, default: bool) -> Facts:
+def like(directory: Path, strategy: str, prefix: str, native: bool, nvidia_default: bool) -> Node:
     """A node that is like that, and whose NVIDIA runtime answers NVIDIA's prefix."""
-    plugin = PluginFacts(9, tuple(strategy.split(",")), prefix)
-    return replace(
-        HEALTHY,
-        runtime=Part(replace(RUNTIME, switch="true" if native else "false")),
-        config=Part(replace(CONFIG, default="nvidia" if default else "runc")),
-        toolkit=Part(replace(TOOLKIT, prefixes=(NVIDIA,))),
-        plugins=Part((plugin,)),
-        agent=Part(AgentFacts()),
-    )
+    node = healthy(directory)
+    plugin(strategy, prefix)(node)
+    default("nvidia" if nvidia_default else "runc")(node)
+    if not native:
+        NO_CDI(node)
+    return node
 
 
 def times(strategy: str, prefix: str, native: bool, default: bool) -> int:
@@ -47,14 +44,14 @@ def times(strategy: str, prefix: str, native: bool, default: bool) -> int:
     return by_runtime + (by_annotation or by_variable)
 
 
-@pytest.mark.parametrize(("strategy", "prefix", "native", "default"), CELLS)
+@pytest.mark.parametrize(("strategy", "prefix", "native", "nvidia_default"), CELLS)
 def test_pod_without_its_device_is_a_fault(
-    strategy: str, prefix: str, native: bool, default: bool
+    tmp_path: Path, strategy: str, prefix: str, native: bool, nvidia_default: bool
 ) -> None:
     """And a pod that gets it once is none; twice is worth a warning."""
-    found = diagnose(node(strategy, prefix, native, default), CHECKS).findings
+    found = diagnose(like(tmp_path, strategy, prefix, native, nvidia_default), CHECKS).findings
     of = {item.check.id: item.found.severity for item in found}
-    number = times(strategy, prefix, native, default)
+    number = times(strategy, prefix, native, nvidia_default)
     if number == 0:
         assert "fault" in (of.get("cdi-nobody"), of.get("cdi-off")), found
     else:

@@ -1,0 +1,240 @@
+"""One look at a node, for the checks.
+
+Invariant: reads only. A part is looked at when the first check asks for it, and once. A part that
+cannot be seen raises one of `UNSEEN` in each check that asks for it, and no other check suffers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cached_property
+from typing import TypeVar
+
+from agent.cri import process
+from agent.decide import Evidence, Switch
+from agent.doctor import surroundings
+from agent.doctor.surroundings import Driver, Kubelet, Plugin
+from agent.doctor.toolkit import Toolkit
+from agent.errors import AgentError
+from agent.plan import garbled_files, in_force, propose
+from agent.plan.context import Context
+from agent.reports import specs as reports
+from agent.reports.node import Report
+from agent.reports.specs import Inventory
+from agent.runtimes import find, registry
+from agent.runtimes.base import ConfiguredRuntime, Runtime
+from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.desired_state import LINUX, Effective, is_nvidia, programs_of
+
+_Value = TypeVar("_Value")
+_NO_RUNTIME = "no runtime answers"
+
+
+class NotSeen(Exception):
+    """A part of the node cannot be seen; the message says why."""
+
+
+UNSEEN = (NotSeen, AgentError, OSError)
+
+
+def seen(look: Callable[[], _Value]) -> _Value | None:
+    """What a look gives, None if it cannot see that."""
+    try:
+        return look()
+    except UNSEEN:
+        return None
+
+
+class Node:
+    """The node of a report. A test replaces a part by an attribute of its name."""
+
+    def __init__(self, ctx: Context, report: Report) -> None:
+        self.ctx, self.report = ctx, report
+        self.settings, self.host = ctx.settings, ctx.host
+        self.is_root = os.geteuid() == 0
+
+    @property
+    def managed(self) -> bool:
+        """Has this agent changed the node?"""
+        return bool(self.report.memory.files) or bool(self.report.published)
+
+    @cached_property
+    def answering(self) -> Runtime | AgentError:
+        """The runtime that answers, or why none does."""
+        proposal = self.report.proposal
+        try:
+            return proposal.runtime if proposal else find.find_runtime(self.settings, self.host)
+        except AgentError as error:
+            return error
+
+    @property
+    def error(self) -> AgentError | None:
+        """Why no runtime answers."""
+        return self.answering if isinstance(self.answering, AgentError) else None
+
+    @cached_property
+    def runtime(self) -> Runtime:
+        """The runtime that answers. Raises NotSeen."""
+        if isinstance(self.answering, AgentError):
+            raise NotSeen(_NO_RUNTIME)
+        return self.answering
+
+    @property
+    def title(self) -> str:
+        """The name of the runtime that answers."""
+        return registry.adapter(self.runtime.kind).title
+
+    @cached_property
+    def executable(self) -> str:
+        """Host path of the executable that a restart will run, "" if it is not known."""
+        look = find.executable
+        return seen(lambda: look(self.settings, self.host, self.runtime.process)) or ""
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """What the runtime shows of CDI."""
+        found = registry.adapter(self.runtime.kind).evidence(self.runtime.answer)
+        return next((item for item in found if item.seen), found[0])
+
+    @property
+    def native(self) -> bool | None:
+        """Does the runtime inject CDI devices itself? None if it does not say."""
+        switch = self.evidence.switch
+        if switch in (Switch.ABSENT, Switch.UNSEEN) and self.evidence.spec_dirs is not None:
+            return True
+        return None if switch is Switch.UNSEEN else switch in (Switch.TRUE, Switch.NULL)
+
+    @cached_property
+    def asleep(self) -> tuple[Runtime, str] | None:
+        """The runtime that would answer, and its executable (host path)."""
+        return seen(lambda: find.asleep(self.settings, self.host))
+
+    @cached_property
+    def _files(self) -> tuple[ConfiguredRuntime | None, str]:
+        """The runtime with its files as they are, or why these cannot be used."""
+        settings, runtime, proposal = self.settings, self.answering, self.report.proposal
+        if proposal and proposal.node and not proposal.repairs:  # otherwise it counts as repaired
+            return proposal.node, ""
+        if isinstance(runtime, AgentError):
+            if self.asleep is None:
+                return None, ""
+            runtime, program = self.asleep
+            settings = replace(settings, executable_path=program)
+        try:
+            return registry.adapter(runtime.kind).look(settings, self.host, runtime), ""
+        except AgentError as error:
+            find_garbled = garbled_files.find_garbled
+            garbled = seen(lambda: find_garbled(settings, self.host, self.report.memory))
+            for item in garbled or ():  # a file of ours, which is no reason to refuse
+                why = item.fault.partition(";")[0]
+                path = item.repair.path
+                return None, f"cannot use {path}: {why}; `toolkit-agent apply` writes it anew"
+            return None, error.message
+
+    @cached_property
+    def refused(self) -> str:
+        """Why the files cannot be used."""
+        return self._files[1]
+
+    @cached_property
+    def configured(self) -> ConfiguredRuntime:
+        """The runtime with its files, also while it does not answer. Raises NotSeen."""
+        found, refused = self._files
+        if found is None:
+            raise NotSeen(refused.partition(";")[0] or _NO_RUNTIME)
+        return found
+
+    @cached_property
+    def loaded(self) -> tuple[str, ...]:
+        """Host paths of the files that the runtime loads, in its order."""
+        return tuple(f.path.host for f in self.configured.files if f.state is not None)
+
+    @cached_property
+    def effective(self) -> Effective:
+        """What the files make together."""
+        return self.configured.effective(self.configured.files)
+
+    @cached_property
+    def nvidia_handlers(self) -> tuple[str, ...]:
+        """The handlers that run NVIDIA's runtime."""
+        return tuple(name for name in self.effective.runtimes if is_nvidia(self.effective, name))
+
+    @property
+    def nvidia_default(self) -> bool:
+        """Is the default handler NVIDIA's?"""
+        return self.effective.default in self.nvidia_handlers
+
+    def programs(self, handler: str) -> tuple[str, ...]:
+        """The programs that a handler names; else the one that the v1.linux shim runs for it."""
+        table, linux = self.effective.table(handler), self.effective.linux_runtime
+        named = tuple(programs_of(table))
+        return (linux,) if not named and table.get("runtime_type") == LINUX and linux else named
+
+    def passes(self, prefix: str) -> bool:
+        """Do handlers pass annotations with this prefix on?"""
+        return self.configured.passes_annotation(self.effective, prefix)
+
+    @cached_property
+    def start_failure(self) -> str:
+        """Why the runtime does not start on its files; "" if it does, or if that is not known."""
+        trial = self.ctx.start_trial
+        return seen(lambda: propose.start_failure(trial, self.configured)) or ""
+
+    @cached_property
+    def dormant(self) -> str:
+        """Why the runtime, which runs, would not start on its files now."""
+        return "" if self.error else self.start_failure
+
+    @cached_property
+    def unloaded(self) -> str:
+        """Host path of a file that was changed after the start of the runtime, and of which it does
+        not show all. If it would not start now, it may show all of that file."""
+        if self.error:
+            return ""
+        memory, wall = self.report.memory, self.ctx.wall
+        found = in_force.first_unloaded(memory, self.configured, wall)
+        if found is None and self.dormant:
+            found = next(self.changed_files(), None)
+        return found.path.host if found else ""
+
+    def changed_files(self) -> Iterator[ConfigFile]:
+        """The files that were changed after the runtime was started."""
+        running, wall = self.configured.runtime.process, self.ctx.wall
+        for file in self.configured.files if running else ():
+            if running and process.changed_since_start(running, file.path.agent, wall):
+                yield file
+
+    @cached_property
+    def specs(self) -> Inventory:
+        """The CDI specs, as the runtime sees them."""
+        runtime = None if self.error else self.runtime
+        return reports.inventory(self.settings, self.host, runtime)
+
+    @cached_property
+    def toolkit(self) -> Toolkit:
+        """The config.toml that NVIDIA's handlers read. Raises NotSeen."""
+        programs = [path for name in self.nvidia_handlers for path in self.programs(name)]
+        if not programs:
+            raise NotSeen("no handler runs NVIDIA's runtime")
+        if found := Toolkit.read(self.host, programs):
+            return found
+        raise NotSeen("there is no config.toml of NVIDIA's toolkit")
+
+    @cached_property
+    def kubelet(self) -> Kubelet:
+        return surroundings.kubelet(self.host)
+
+    @cached_property
+    def plugins(self) -> tuple[Plugin, ...]:
+        return surroundings.plugins(self.host)
+
+    @cached_property
+    def driver(self) -> Driver:
+        return surroundings.driver(self.settings, self.host)
+
+    @cached_property
+    def installers(self) -> dict[int, str]:
+        """Processes of other toolkits' installers, in words by their pid."""
+        return surroundings.installers(self.host)

@@ -1,0 +1,54 @@
+"""The config.toml of NVIDIA's toolkit that handlers of NVIDIA's read.
+
+Invariant: reads only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from agent.errors import Refused
+from agent.host import files
+from agent.host.paths import HostRoot
+from agent.toml import document
+from agent.toml.document import Data, Path, get
+from agent.toolkit import tree
+from agent.toolkit.tree import ToolkitConfig
+
+_HOSTS_CONFIG = "/etc/nvidia-container-runtime/config.toml"
+
+
+@dataclass(frozen=True)
+class Toolkit:
+    """The file at a host path, with its data; `broken` is why it cannot be read."""
+
+    path: str
+    data: Data = field(default_factory=dict)
+    broken: str = ""
+
+    @classmethod
+    def read(cls, host: HostRoot, programs: Iterable[str]) -> Toolkit | None:
+        """The file that these programs (host paths) read, None if there is none."""
+        beside = [os.path.join(os.path.dirname(path), tree.CONFIG) for path in programs]
+        for path in (*(path for path in beside if path.startswith("/")), _HOSTS_CONFIG):
+            if found := files.read(host.resolve(path).agent, path):
+                try:
+                    return cls(path, document.parse(found.data, path))
+                except Refused as error:
+                    return cls(path, broken=error.message)
+                except (ValueError, RecursionError):
+                    return cls(path, broken="no TOML")
+        return None
+
+    @property
+    def config(self) -> ToolkitConfig:
+        """What NVIDIA's runtime takes from it; nothing if it is broken."""
+        if self.broken:
+            return ToolkitConfig(prefixes=(), variables=False)
+        return tree.config_of(self.data)
+
+    def text(self, key: Path, default: str = "") -> str:
+        """The text of a key, or the default for an empty one."""
+        return str(get(self.data, key, "") or default)
