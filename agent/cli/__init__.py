@@ -293,13 +293,11 @@ def config(output: str, **given: str | None) -> None:
     neither a runtime nor root.
     """
     from agent.cli.render import config as render_config
-    from agent.options.settings import effective
 
     settings = settings_of(given)
-    values = effective(settings)
     for text in settings.warnings:
         _print_error(f"warning: {text}")
-    emit(output, values, render_config.text, "Config", render_config.data)
+    emit(output, settings, render_config.text, "Config", render_config.data)
 
 
 cli.add_command(cdi)

@@ -21,7 +21,7 @@ from agent.cli.render import status as render_status
 from agent.cli.render.base import document
 from agent.doctor.diagnosis import Diagnosis
 from agent.errors import Refused, reason
-from agent.options.settings import Settings, effective
+from agent.options.settings import Settings
 from agent.reports.node import Report
 
 
@@ -47,7 +47,7 @@ def documents(settings: Settings, report: Report, diagnosis: Diagnosis) -> Mappi
     found: dict[str, tuple[str, Mapping[str, Any]]] = {
         "doctor.json": ("Doctor", render_doctor.data(diagnosis)),
         "status.json": ("Status", render_status.data(report)),
-        "config.json": ("Config", render_config.data(effective(settings))),
+        "config.json": ("Config", render_config.data(settings)),
         "version.json": ("Version", versions()),
     }
     if report.proposal is not None:

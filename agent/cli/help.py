@@ -71,7 +71,7 @@ def _value(option: Option) -> str:
     """How the value of an option is written."""
     if option.kind == "bool":
         return "[=BOOL]"
-    return " " + ("|".join(option.choices) or option.kind.upper())
+    return " " + ("|".join(option.choices) if option.kind == "choice" else option.kind.upper())
 
 
 def write_exit_codes(formatter: click.HelpFormatter) -> None:

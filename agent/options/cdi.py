@@ -9,8 +9,7 @@ from __future__ import annotations
 from agent.options.device_classes import DEVICE_CLASSES
 from agent.options.option import Option
 
-NAME_STRATEGIES = ("index", "uuid", "type-index")
-HOOKS = (
+_HOOKS = (
     "all", "create-symlinks", "enable-cuda-compat", "update-ldcache",
     "disable-device-node-modification", "update-application-profile", "chmod",
 )  # fmt: skip
@@ -28,6 +27,13 @@ FEATURES = (
 )  # fmt: skip
 
 
+_ABSOLUTE, _ABSOLUTE_NEEDS = "/.*", "give an absolute path"
+_WORD = "([A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9])?"
+_WORD_NEEDS = (
+    "give two or more letters, digits and _ - . with a letter first and none of _ - . last"
+)
+
+
 def _env(name: str) -> tuple[str, ...]:
     return (f"NVIDIA_CTK_CDI_GENERATE_{name}",)
 
@@ -37,13 +43,14 @@ SPECS = (
     Option("device_name_strategies", "list", _env("DEVICE_NAME_STRATEGIES"),
            "Names of nvidia.com/gpu devices, several or all of: index (0, 0:1), uuid, type-index "
            "(gpu0, mig0:1).",
-           default="index,uuid", flags=("--device-name-strategy",)),
+           default="index,uuid", flags=("--device-name-strategy",),
+           choices=("index", "uuid", "type-index")),
     Option("disabled_hooks", "list", _env("DISABLED_HOOKS"),
            "Hooks to leave out of CDI specs, by their names; all: none is made.",
-           default="", flags=("--disable-hook", "--disable-hooks")),
+           default="", flags=("--disable-hook", "--disable-hooks"), choices=_HOOKS),
     Option("enabled_hooks", "list", _env("ENABLED_HOOKS"),
            "Hooks to make all the same; chmod is made only so.",
-           default="", flags=("--enable-hook", "--enable-hooks")),
+           default="", flags=("--enable-hook", "--enable-hooks"), choices=_HOOKS[1:]),
     Option("ldconfig_path", "path", _env("LDCONFIG_PATH"),
            "ldconfig on the host, for hooks.",
            unset="what nvidia-cdi-hook finds"),
@@ -51,14 +58,15 @@ SPECS = (
            "Directories with the driver's libraries. For a Tegra: below the driver root, and "
            "searched before it.",
            default="", unset="the usual ones, else the loader's cache",
-           flags=("--library-search-path",)),
+           flags=("--library-search-path",), pattern=_ABSOLUTE, needs=_ABSOLUTE_NEEDS),
     Option("config_search_paths", "list", _env("CONFIG_SEARCH_PATHS"),
            "Directories with the driver's configuration files for graphics.",
-           default="", unset="the usual ones", flags=("--config-search-path",)),
+           default="", unset="the usual ones", flags=("--config-search-path",),
+           pattern=_ABSOLUTE, needs=_ABSOLUTE_NEEDS),
     Option("csv_files", "list", _env("CSV_FILES"),
            "For a Tegra: files on the host that list what containers get.",
            default=_CSV_FILES, unset=f"devices.csv, drivers.csv and l4t.csv in {CSV_DIRECTORY}",
-           flags=("--csv.file",)),
+           flags=("--csv.file",), pattern=_ABSOLUTE, needs=_ABSOLUTE_NEEDS),
     Option("csv_ignore_patterns", "list", _env("CSV_IGNORE_PATTERNS"),
            "For a Tegra: patterns of listed links to leave out; **/ stands for any directory.",
            default="", flags=("--csv.ignore-pattern",)),
@@ -82,10 +90,12 @@ GENERATE = (
            flags=("--format",), choices=("yaml", "json")),
     Option("vendor", "text", _env("VENDOR"),
            "Vendor of the kind.",
-           unset="nvidia.com, or that of --cdi-kind", flags=("--vendor", "--cdi-vendor")),
+           unset="nvidia.com, or that of --cdi-kind", flags=("--vendor", "--cdi-vendor"),
+           pattern=_WORD, needs=_WORD_NEEDS),
     Option("class_name", "text", _env("CLASS"),
            "Class of the kind.",
-           unset="gpu, or that of the mode", flags=("--class", "--cdi-class")),
+           unset="gpu, or that of the mode", flags=("--class", "--cdi-class"),
+           pattern=_WORD, needs=_WORD_NEEDS),
     Option("device_ids", "list", _env("DEVICE_IDS"),
            "GPUs and MIG devices by index or UUID, or IMEX channels by number; none: an empty "
            "device.",
@@ -100,7 +110,7 @@ GENERATE = (
            flags=("--nvidia-cdi-hook-path", "--nvidia-ctk-path")),
     Option("feature_flags", "list", _env("FEATURE_FLAGS"),
            f"Several or all of: {', '.join(FEATURES)}.",
-           default="", flags=("--feature-flag", "--feature-flags")),
+           default="", flags=("--feature-flag", "--feature-flags"), choices=FEATURES),
 )  # fmt: skip
 # Variables of `nvidia-ctk` for options of all commands; only `cdi generate` reads them.
 GENERATE_ENV = {"driver_root": "NVIDIA_CTK_DRIVER_ROOT", "dev_root": "NVIDIA_CTK_DEV_ROOT"}

@@ -5,10 +5,11 @@ Invariant: data only; the table of all options is in `agent.options.table`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["text", "path", "file", "bool", "list", "choice", "seconds", "duration", "version"]
+Kind = Literal["text", "path", "file", "bool", "list", "choice", "duration", "version"]
 
 # The spellings of Go's strconv.ParseBool, which reads upstream's options (MicroK8s passes 1 and 0).
 TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
@@ -29,7 +30,8 @@ class Option:
 
     `supported` is false where the program accepts the option and does nothing with it. `keep_empty`
     is true where an empty value differs from no value. `flags` is empty where the only flag is the
-    name with dashes; the first flag is the usual one.
+    name with dashes; the first flag is the usual one. A value, or each item of a list, is one of
+    `choices`, or matches `pattern` as a whole; `needs` ends the error for another one.
 
     The rest is for help texts. `unset` says in words what holds without a value, if `default` does
     not. `commands` are those that the option concerns; it is empty where they are those of its
@@ -43,6 +45,8 @@ class Option:
     default: str | None = None
     flags: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
+    pattern: str = ".*"
+    needs: str = ""
     supported: bool = True
     keep_empty: bool = False
     unset: str = ""
@@ -53,6 +57,12 @@ class Option:
     def all_flags(self) -> tuple[str, ...]:
         """The flags on the command line, the usual one first."""
         return self.flags or ("--" + self.name.replace("_", "-"),)
+
+    def allows(self, word: str) -> bool:
+        """Can this be a value, or an item of a list?"""
+        if self.choices:
+            return word in self.choices
+        return re.fullmatch(self.pattern, word) is not None
 
 
 @dataclass(frozen=True)

@@ -13,22 +13,14 @@ from typing import Any, Literal
 
 from agent.errors import UsageError
 from agent.options import gpu_operator
-from agent.options.cdi import HOOKS, NAME_STRATEGIES
 from agent.options.option import FALSE, TRUE, Option
 from agent.options.table import OPTIONS
 
 Entry = Literal["toolkit-agent", "nvidia-toolkit"]
 
-_KIND = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9]/[A-Za-z][A-Za-z0-9_-]*[A-Za-z0-9]")
-_HANDLER_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
-_HOOK_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.json")
-_FEATURE = re.compile(r"[A-Za-z0-9_-]{1,100}")
-_LEVELS = ("panic", "fatal", "error", "warn", "warning", "info", "debug", "trace")
 _NUMBER = r"(\d{1,6}(?:\.\d{1,6})?)"
 _DURATION = re.compile(rf"(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s?)?", re.ASCII)
-_CONTROL = re.compile("[\x00-\x1f\x7f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-STRATEGIES = ("envvar", "volume-mounts", "cdi-annotations", "cdi-cri")
 
 
 @dataclass(frozen=True)
@@ -172,34 +164,6 @@ def resolve(given: Mapping[str, str | None], env: Mapping[str, str], entry: Entr
     )
 
 
-@dataclass(frozen=True)
-class Effective:
-    """An option with the value in force and its origin. `value` is plain data; it is None where it
-    is found on the node or left to the decision."""
-
-    option: Option
-    value: bool | float | str | list[str] | None
-    origin: str
-
-
-def effective(settings: Settings) -> tuple[Effective, ...]:
-    """Every supported option, in the order of the table."""
-    found = []
-    for option in OPTIONS:
-        if not option.supported:
-            continue
-        value = getattr(settings, option.name)
-        if isinstance(value, tuple):
-            version = option.kind == "version"
-            value = ".".join(map(str, value)) if version else list(value)
-        elif option.name == "enable_cdi_in_runtime" and value is None:
-            value = settings.may_enable_cdi
-        elif option.name == "cdi_output_dir" and value is None:
-            value = ""
-        found.append(Effective(option, value, settings.origins[option.name]))
-    return tuple(found)
-
-
 def raw_value(
     option: Option, given: Mapping[str, str | None], env: Mapping[str, str]
 ) -> tuple[str | None, str]:
@@ -231,54 +195,37 @@ def parse(option: Option, raw: str, where: str) -> Any:
         raise UsageError(f"cannot use {where}: it is not UTF-8; give another name")
     match option.kind:
         case "bool":
-            return parse_bool(text, where)
-        case "list":
-            return tuple(part for item in text.split(",") if (part := item.strip()))
-        case "path":
-            return _parse_path(text, where, empty=option.keep_empty)
-        case "choice":
-            if text not in option.choices:
-                allowed = ", ".join(option.choices)
-                raise UsageError(f"cannot use {where}={text}: give one of {allowed}")
-            return text
-        case "seconds":
-            return _parse_seconds(text, where)
+            if text not in TRUE | FALSE:
+                raise _unusable(where, text, "give true or false")
+            return text in TRUE
         case "duration":
             return parse_duration(text, where)
         case "version":
             found = re.match(r"v?(\d{1,4})\.(\d{1,4})", text)
             if not found:
-                raise UsageError(f"cannot use {where}={text}: give a version such as 1.31")
+                raise _unusable(where, text, "give a version such as 1.31")
             return int(found[1]), int(found[2])
-    return text
+        case "list":
+            words = (part.strip() for part in text.split(","))
+            return tuple(_word(option, word, where) for word in words if word)
+    return _word(option, text, where)
 
 
-def parse_bool(text: str, where: str) -> bool:
-    """A boolean in a spelling of Go's strconv.ParseBool. Raises UsageError."""
-    if text in TRUE:
-        return True
-    if text in FALSE:
-        return False
-    raise UsageError(f"cannot use {where}={text}: give true or false")
-
-
-def _parse_path(text: str, where: str, *, empty: bool) -> str:
-    if not text and empty:
+def _word(option: Option, text: str, where: str) -> str:
+    """A value, or an item of a list."""
+    if not text and option.keep_empty:
         return ""
-    path = text.removeprefix("unix://")
-    if not path.startswith("/"):
-        raise UsageError(f"cannot use {where}={text}: give an absolute path")
-    return path
+    word = text.removeprefix("unix://") if option.kind == "path" else text
+    if option.kind == "path" and not word.startswith("/"):
+        raise _unusable(where, text, "give an absolute path")
+    if not option.allows(word):
+        raise _unusable(where, text, option.needs or f"give one of {', '.join(option.choices)}")
+    return word
 
 
-def _parse_seconds(text: str, where: str) -> float:
-    try:
-        value = float(text.removesuffix("s"))
-    except ValueError:
-        value = -1.0
-    if not 0 < value <= 86400:
-        raise UsageError(f"cannot use {where}={text}: give seconds between 0 and 86400")
-    return value
+def _unusable(where: str, text: str, needs: str) -> UsageError:
+    shown = text if text.isprintable() else repr(text)
+    return UsageError(f"cannot use {where}={shown}: {needs}")
 
 
 def parse_duration(text: str, where: str) -> float:
@@ -290,7 +237,7 @@ def parse_duration(text: str, where: str) -> float:
         value = 3600 * hours + 60 * minutes + seconds
         if value <= 86400:
             return value
-    raise UsageError(f"cannot use {where}={text}: give a time such as 300, 300s or 5m, at most 24h")
+    raise _unusable(where, text, "give a time such as 300, 300s or 5m, at most 24h")
 
 
 def _check(values: Mapping[str, Any]) -> None:
@@ -300,89 +247,10 @@ def _check(values: Mapping[str, Any]) -> None:
             "cannot work with docker: Docker reads CDI specs by itself and is not a CRI runtime; "
             "give --runtime=containerd or crio, or leave it out"
         )
-    if not _HANDLER_NAME.fullmatch(values["runtime_name"]):
-        raise UsageError(
-            f"cannot use {values['runtime_name']!r} as a handler name: "
-            "Kubernetes wants letters, digits, dots and dashes"
-        )
-    for name in ("cdi_kind", "cdi_default_kind"):
-        if not _KIND.fullmatch(values[name]):
-            raise UsageError(
-                f"cannot use CDI kind {values[name]!r}: give VENDOR/CLASS, two or more "
-                "characters each"
-            )
-    if not _HOOK_FILE.fullmatch(values["crio_hook_filename"]):
-        raise UsageError(
-            f"cannot use hook file name {values['crio_hook_filename']!r}: CRI-O reads NAME.json, "
-            "without a slash"
-        )
-    if values["device_list_strategy"] == ():
-        raise UsageError("cannot use an empty device list strategy: name one or leave it out")
-    if (values["pid_file"] or gpu_operator.PID_FILE).rpartition("/")[2] != "toolkit.pid":
-        raise UsageError(
-            f"cannot use {values['pid_file']} as pid file: its name has to be toolkit.pid, as for "
-            "NVIDIA's installer"
-        )
-    for strategy in values["device_list_strategy"] or ():
-        if strategy not in STRATEGIES:
-            raise UsageError(
-                f"cannot use device list strategy {strategy!r}: give {', '.join(STRATEGIES)}"
-            )
-    _check_specs(values)
-    for prefix in values["annotation_prefixes"] or ():
-        if not re.fullmatch(r"[A-Za-z0-9.-]+/", prefix):
-            raise UsageError(
-                f"cannot use annotation prefix {prefix!r}: give a DNS name that ends in '/'"
-            )
-    _check_toolkit(values)
-
-
-def _check_toolkit(values: Mapping[str, Any]) -> None:
-    """Check the values that config.toml and the wrappers get. Raises UsageError."""
-    if ":" in values["toolkit_install_dir"]:
-        raise UsageError(
-            f"cannot use the toolkit directory {values['toolkit_install_dir']}: it is to be in "
-            "PATH, where a colon ends a name; give another one"
-        )
-    for name in values["create_device_nodes"]:
-        if name not in ("none", "control"):
-            raise UsageError(f"cannot create device nodes {name!r}: give control or none")
-    for name in values["low_level_runtimes"] or ():
-        if _CONTROL.search(name) or ("/" in name and not name.startswith("/")):
-            raise UsageError(
-                f"cannot use low-level runtime {name!r}: give a name or an absolute path"
-            )
-        if name.rpartition("/")[2].startswith("nvidia-container-runtime"):
-            raise UsageError(
-                f"cannot use low-level runtime {name!r}: nvidia-container-runtime would call "
-                "itself for ever; give the one that it is to call, such as runc"
-            )
-    if values["runtime_log_level"] not in _LEVELS:
-        raise UsageError(
-            f"cannot use log level {values['runtime_log_level']!r}: give one of "
-            f"{', '.join(_LEVELS)}"
-        )
-    for text in (values["runtime_debug"], values["cli_debug"]):
-        if _CONTROL.search(text):
-            raise UsageError(f"cannot use {text!r} as a log file: give a plain path")
-    for name in values["opt_in_features"] or ():
-        if not _FEATURE.fullmatch(name):
-            raise UsageError(f"cannot use {name!r} as a feature: give letters, digits and dashes")
-
-
-def _check_specs(values: Mapping[str, Any]) -> None:
-    """Check the values that decide the content of CDI specs. Raises UsageError."""
-    if not values["device_name_strategies"]:
-        raise UsageError("cannot use an empty device name strategy: name one or leave it out")
-    for name, allowed, what in (
-        ("device_name_strategies", NAME_STRATEGIES, "device name strategy"),
-        ("disabled_hooks", HOOKS, "hook"),
-        ("enabled_hooks", HOOKS[1:], "hook"),
-    ):
-        for word in values[name]:
-            if word not in allowed:
-                raise UsageError(f"cannot use {what} {word!r}: give {', '.join(allowed)}")
-    for name in ("library_search_paths", "config_search_paths", "csv_files"):
-        for path in values[name]:
-            if not path.startswith("/"):
-                raise UsageError(f"cannot use the path {path!r}: give an absolute path")
+    for name in ("device_list_strategy", "device_name_strategies"):
+        if values[name] == ():
+            words = name.replace("_", " ").replace("ies", "y")
+            raise UsageError(f"cannot use an empty {words}: name one or leave it out")
+    for name in ("proof_timeout", "interval"):
+        if not values[name]:
+            raise UsageError(f"cannot use 0 as {name.replace('_', ' ')}: give a time such as 60s")

@@ -1,8 +1,8 @@
 """The table of every option: its flags, its environment variables, its kind and its default.
 
-Invariant: an option is described here (those of NVIDIA's toolkit in `agent.options.toolkit`, those
-of CDI specs in `agent.options.cdi`) and nowhere else. The command line, the environment and the
-help text come from this table. Names and precedence are those of nvidia-container-toolkit's
+Invariant: an option is described here (those of CDI specs in `agent.options.cdi`) and nowhere else.
+The command line, the environment, the help text and the values that are allowed come from this
+table. Names and precedence are those of nvidia-container-toolkit's
 installer (v1.20) where it has the option, so that gpu-operator needs no change.
 """
 
@@ -20,7 +20,13 @@ from agent.options.option import (
     Option,
     Topic,
 )
-from agent.options.toolkit import TOOLKIT
+
+_CRT = "--nvidia-container-runtime"
+_NO_CONTROL = r"[^\x00-\x1f\x7f]*"
+_KIND = r"[A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9]/[A-Za-z][A-Za-z0-9_-]*[A-Za-z0-9]"
+_KIND_NEEDS = "give VENDOR/CLASS, two or more characters each"
+_LEVELS = ("panic", "fatal", "error", "warn", "warning", "info", "debug", "trace")
+STRATEGIES = ("envvar", "volume-mounts", "cdi-annotations", "cdi-cri")
 
 
 def _unsupported(name: str, flag: str, env: tuple[str, ...], kind: Kind = "text") -> Option:
@@ -67,19 +73,19 @@ _RESTART = (
            "checked process that something starts again), none (write files, somebody else "
            "restarts).",
            default="auto", choices=("auto", "systemd", "signal", "none"), main=True),
-    Option("proof_timeout", "seconds", ("AGENT_PROOF_TIMEOUT",),
+    Option("proof_timeout", "duration", ("AGENT_PROOF_TIMEOUT",),
            "How long a restarted runtime may take to prove itself.",
-           default="60"),
+           default="60s"),
     Option("verify", "choice", ("AGENT_VERIFY",),
            "Whether a restarted runtime also has to run a pod under the default handler and each "
            "of ours; auto: where the sandbox image is on the node.",
            default="auto", choices=("auto", "off"), commands=("apply", "run")),
     Option("restart_spread", "duration", ("AGENT_RESTART_SPREAD",),
-           "Put a restart that is needed off by a part of this time, such as 300, 300s or "
-           "5m, counted from the start of run; the node's name decides the part, so that a first "
-           "rollout does not restart all runtimes of a cluster at once. Meanwhile nothing is "
-           "touched. A node that is right is not held up, nor is a rollback, nor a restart that "
-           "becomes necessary after this time. Of no effect with --no-daemon.",
+           "Put a restart that is needed off by a part of this time, counted from the start of "
+           "run; the node's name decides the part, so that a first rollout does not restart all "
+           "runtimes of a cluster at once. Meanwhile nothing is touched. A node that is right is "
+           "not held up, nor is a rollback, nor a restart that becomes necessary after this time. "
+           "Of no effect with --no-daemon.",
            default="0", commands=RUN),
 )  # fmt: skip
 
@@ -94,7 +100,7 @@ _DECISION = (
            unset="what the decision says", main=True),
     Option("device_list_strategy", "list", ("AGENT_DEVICE_LIST_STRATEGY",),
            "Override the device plugin's strategy in the status file.",
-           unset="what the decision says", main=True),
+           unset="what the decision says", choices=STRATEGIES, main=True),
     Option("native_cdi", "choice", ("AGENT_NATIVE_CDI",),
            "Override what the runtime says about native CDI.",
            default="auto", choices=("auto", "true", "false")),
@@ -104,20 +110,23 @@ _DECISION = (
     Option("runtime_name", "text",
            ("NVIDIA_RUNTIME_NAME", "CONTAINERD_RUNTIME_CLASS", "DOCKER_RUNTIME_NAME"),
            "Name of the handler.",
-           default="nvidia", flags=("--runtime-name", "--nvidia-runtime-name", "--runtime-class")),
+           default="nvidia", pattern=r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?",
+           needs="give a name of letters, digits, dots and dashes, as Kubernetes wants it",
+           flags=("--runtime-name", "--nvidia-runtime-name", "--runtime-class")),
     Option("runtime_type", "text", ("CONTAINERD_RUNTIME_TYPE",),
            "runtime_type of a handler that has none to inherit.",
            default="io.containerd.runc.v2"),
     Option("mode", "choice", ("NVIDIA_CONTAINER_RUNTIME_MODE",),
            "Mode of nvidia-container-runtime.",
            unset="what the decision says",
-           flags=("--nvidia-container-runtime.mode", "--nvidia-container-runtime-mode"),
+           flags=(_CRT + ".mode", _CRT + "-mode"),
            choices=("auto", "cdi", "legacy", "csv", "jit-cdi")),
     Option("annotation_prefixes", "list",
            ("NVIDIA_CONTAINER_RUNTIME_MODES_CDI_ANNOTATION_PREFIXES",),
            "Annotation prefixes that the handler answers.",
            unset="what the decision says",
-           flags=("--nvidia-container-runtime.modes.cdi.annotation-prefixes",)),
+           pattern="[A-Za-z0-9.-]+/", needs="give a DNS name that ends in '/'",
+           flags=(_CRT + ".modes.cdi.annotation-prefixes",)),
     Option("kubelet_version", "version", ("KUBELET_VERSION",),
            "Version of the kubelet (older than 1.28 knows no CDI field)."),
     Option("no_runtime_config", "bool", ("NO_RUNTIME_CONFIG",),
@@ -134,7 +143,9 @@ _CRIO = (
            default="/usr/share/containers/oci/hooks.d", flags=("--hooks-dir",)),
     Option("crio_hook_filename", "text", ("CRIO_HOOK_FILENAME",),
            "Name of the OCI hook's file.",
-           default="oci-nvidia-hook.json", flags=("--hook-filename",)),
+           default="oci-nvidia-hook.json", flags=("--hook-filename",),
+           pattern=r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.json",
+           needs="give NAME.json, without a slash"),
 )  # fmt: skip
 
 _DRIVER = (
@@ -159,7 +170,64 @@ _DRIVER = (
            default="/var/run/cdi", keep_empty=True, commands=(*NODE, *READ_SPECS)),
     Option("cdi_kind", "text", ("CDI_KIND",),
            "Kind (vendor/class) of the management spec.",
-           default="management.nvidia.com/gpu"),
+           default="management.nvidia.com/gpu", pattern=_KIND, needs=_KIND_NEEDS),
+)  # fmt: skip
+
+_TOOLKIT = (
+    Option("toolkit_install_dir", "path", ("TOOLKIT_INSTALL_DIR", "ROOT"),
+           "The toolkit is in the directory `toolkit` below this one.",
+           default="/usr/local/nvidia", flags=("--toolkit-install-dir", "--root"),
+           pattern="[^:]+",
+           needs="it is to be in PATH, where a colon ends a name; give another one",
+           commands=(*NODE, *MAKE_SPEC), main=True),
+    Option("toolkit_source_root", "path", ("TOOLKIT_SOURCE_ROOT",),
+           "Unpacked packages to install the toolkit from, or a directory with deb and rpm below "
+           "it.",
+           unset="/artifacts in a container that has it, else the toolkit that is on the host"),
+    Option("toolkit_package_type", "choice", ("TOOLKIT_PACKAGE_TYPE",),
+           "Which of deb and rpm to install; auto: rpm where the host has /usr/bin/rpm.",
+           default="auto", choices=("auto", "deb", "rpm")),
+    Option("create_device_nodes", "list", ("CREATE_DEVICE_NODES",),
+           'Device nodes to make where they are missing: control; "" or none for none. With CDI '
+           "only.",
+           default="control", choices=("control", "none"), keep_empty=True),
+    Option("cdi_default_kind", "text", ("NVIDIA_CONTAINER_RUNTIME_MODES_CDI_DEFAULT_KIND",),
+           "Kind of a device that is asked for by its name alone, as in NVIDIA_VISIBLE_DEVICES.",
+           default="nvidia.com/gpu", pattern=_KIND, needs=_KIND_NEEDS,
+           flags=(_CRT + ".modes.cdi.default-kind",)),
+    Option("low_level_runtimes", "list", ("NVIDIA_CONTAINER_RUNTIME_RUNTIMES",),
+           "What nvidia-container-runtime calls.",
+           unset="what this node's handlers run, runc, crun", flags=(_CRT + ".runtimes",),
+           pattern=rf"(/({_NO_CONTROL}/)?)?(?!nvidia-container-runtime)[^/\x00-\x1f\x7f]+",
+           needs="give a name or an absolute path such as runc; nvidia-container-runtime would "
+           "call itself for ever"),
+    Option("runtime_debug", "file", ("NVIDIA_CONTAINER_RUNTIME_DEBUG",),
+           "Log file of nvidia-container-runtime.",
+           default="/dev/null", flags=(_CRT + ".debug", _CRT + "-debug"),
+           pattern=_NO_CONTROL, needs="give a plain path"),
+    Option("runtime_log_level", "text", ("NVIDIA_CONTAINER_RUNTIME_LOG_LEVEL",),
+           "What it logs.",
+           default="info", flags=(_CRT + ".log-level", _CRT + "-debug-log-level"),
+           choices=_LEVELS),
+    Option("cli_debug", "file", ("NVIDIA_CONTAINER_CLI_DEBUG",),
+           "Log file of nvidia-container-cli.",
+           default="", flags=("--nvidia-container-cli.debug", "--nvidia-container-cli-debug"),
+           pattern=_NO_CONTROL, needs="give a plain path"),
+    Option("hook_skip_mode_detection", "bool",
+           ("NVIDIA_CONTAINER_RUNTIME_HOOK_SKIP_MODE_DETECTION",),
+           "The OCI hook works whatever the mode is.",
+           default="true", flags=(_CRT + "-hook.skip-mode-detection",)),
+    Option("accept_envvar", "bool", ("ACCEPT_NVIDIA_VISIBLE_DEVICES_ENVVAR_WHEN_UNPRIVILEGED",),
+           "May an unprivileged container ask for GPUs by NVIDIA_VISIBLE_DEVICES, past the "
+           "scheduler.",
+           unset="only where CDI is off",
+           flags=("--accept-nvidia-visible-devices-envvar-when-unprivileged",)),
+    Option("accept_mounts", "bool", ("ACCEPT_NVIDIA_VISIBLE_DEVICES_AS_VOLUME_MOUNTS",),
+           "May a container ask for GPUs by its mounts.",
+           default="false", flags=("--accept-nvidia-visible-devices-as-volume-mounts",)),
+    Option("opt_in_features", "list", ("NVIDIA_CONTAINER_TOOLKIT_OPT_IN_FEATURES",),
+           "Names to be true below `features` in config.toml.",
+           pattern="[A-Za-z0-9_-]{1,100}", needs="give letters, digits and dashes"),
 )  # fmt: skip
 
 _STATE = (
@@ -172,9 +240,9 @@ _STATE = (
 )  # fmt: skip
 
 _DAEMON = (
-    Option("interval", "seconds", ("AGENT_INTERVAL",),
+    Option("interval", "duration", ("AGENT_INTERVAL",),
            "How long between two looks at the whole node, besides those when something changed.",
-           default="600"),
+           default="10m"),
     Option("node_name", "text", ("NODE_NAME",),
            "Name of the node, for --restart-spread.",
            unset="the host name"),
@@ -187,7 +255,9 @@ _DAEMON = (
            default="false", flags=("--no-daemon", "-n")),
     Option("pid_file", "path", ("TOOLKIT_PID_FILE", "PID_FILE"),
            'Has our pid, and our lock, while we run; "" means none.',
-           unset="none; nvidia-toolkit: /run/nvidia/toolkit/toolkit.pid", keep_empty=True),
+           unset="none; nvidia-toolkit: /run/nvidia/toolkit/toolkit.pid", keep_empty=True,
+           pattern="(.*/)?toolkit[.]pid",
+           needs="its name has to be toolkit.pid, as for NVIDIA's installer"),
     Option("enable_nri_plugin", "bool", ("ENABLE_NRI_PLUGIN",),
            "As --no-runtime-config, except with --no-daemon; the NRI plugin itself is not "
            "served.",
@@ -220,7 +290,7 @@ TOPICS = (
     Topic("Decision", DECIDE, _DECISION),
     Topic("CRI-O with CDI off", DECIDE, _CRIO),
     Topic("Driver and CDI specs", (*DECIDE, *MAKE_SPEC), (*_DRIVER, *SPECS)),
-    Topic("Toolkit", DECIDE, TOOLKIT),
+    Topic("Toolkit", DECIDE, _TOOLKIT),
     Topic("State and status", NODE, _STATE),
     Topic("Daemon", RUN, _DAEMON),
     Topic("Options", NODE, _LOG),

@@ -100,9 +100,9 @@ def test_hooks_can_be_switched_off(host: Path, mode: str) -> None:
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("--device-name-strategy=name", "device name strategy 'name'"),
+        ("--device-name-strategy=name", "--device-name-strategy=name: give one of"),
         ("--device-name-strategy=", "empty device name strategy"),
-        ("--disable-hook=ldconfig", "hook 'ldconfig'"),
+        ("--disable-hook=ldconfig", "--disable-hook=ldconfig: give one of"),
         ("--mode=tegra", "give one of management, auto, nvml, gpu, csv, wsl, "),
     ],
 )
@@ -179,7 +179,11 @@ def test_output_is_there_as_a_whole_or_not_at_all(host: Path) -> None:
     place(host, GPUS, ["abort nvmlDeviceGetCount_v2"])
     fails(run(host, "--mode=gpu", "--output=/etc/cdi/a.yaml"), 3, "crashed (SIGABRT)")
     assert (path.read_bytes(), path.stat().st_ino) == before
-    fails(run(host, "--mode=gpu", "--output=/etc/cdi/a.yaml", "--vendor=1"), 2, "'1'")
+    fails(
+        run(host, "--mode=gpu", "--output=/etc/cdi/a.yaml", "--vendor=1"),
+        2,
+        "--vendor=1: give two or more",
+    )
     fails(run(host, "--output=/etc/cdi/a.yaml/b.yaml"), 3, "/etc/cdi/a.yaml is not a directory")
     (host / "etc/b.yaml").mkdir()
     fails(run(host, "--output=/etc/b.yaml"), 3, "cannot write /etc/b.yaml: is a directory")
@@ -313,13 +317,13 @@ def test_every_variable_of_the_peer_is_obeyed(host: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--enable-hook=all"], "hook 'all'"),
-        (["--vendor=a"], "'a' as the vendor of a CDI kind"),
-        (["--class=a/b"], "'a/b' as the class of a CDI kind"),
+        (["--enable-hook=all"], "--enable-hook=all: give one of create-symlinks"),
+        (["--vendor=a"], "--vendor=a: give two or more letters"),
+        (["--class=a/b"], "--class=a/b: give two or more letters"),
         (["--device-id="], "empty device id"),
-        (["--feature-flag=more"], "feature flag 'more'"),
+        (["--feature-flag=more"], "--feature-flag=more: give one of"),
         (["--format=toml"], "give one of yaml, json"),
-        (["--csv.file=devices.csv"], "the path 'devices.csv': give an absolute path"),
+        (["--csv.file=devices.csv"], "--csv.file=devices.csv: give an absolute path"),
         (["--ldconfig-path=ldconfig"], "give an absolute path"),
     ],
 )

@@ -17,7 +17,7 @@ from agent import status
 from agent.cdi.driver import driver
 from agent.errors import AgentError
 from agent.host.paths import HostRoot
-from agent.options import settings
+from agent.options import table
 from agent.options.settings import resolve
 from tests.deploy.plugin_rules import STRATEGIES, Invalid
 from tests.deploy.plugin_rules import start as start_plugin
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes device nodes: r
 
 def test_strategies_are_the_plugin_s() -> None:
     """Every word that can be published is one that the plugin knows."""
-    assert set(settings.STRATEGIES) <= STRATEGIES
+    assert set(table.STRATEGIES) <= STRATEGIES
 
 
 def _publish(host: Path) -> None:

@@ -7,7 +7,6 @@ its whole content at every moment; only the file and missing directories above i
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,13 +15,12 @@ from agent.cdi.model import Spec
 from agent.errors import Refused, UsageError, reason
 from agent.host import files
 from agent.host.paths import HostPath, HostRoot
-from agent.options.cdi import FEATURES, GENERATE, GENERATE_ENV
+from agent.options.cdi import GENERATE, GENERATE_ENV
 from agent.options.settings import Settings, display_name, parse, raw_value
 from agent.toolkit import programs
 
 EMPTY = "none"  # the id of a device that brings nothing
 
-_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9]")
 _HOOK_PROGRAMS = (programs.CDI_HOOK, programs.CTK)
 _ENDINGS = {".json": "json", ".yaml": "yaml", ".yml": "yaml"}
 
@@ -84,7 +82,8 @@ def request(given: Mapping[str, str | None], env: Mapping[str, str]) -> Request:
         values[option.name] = (
             None if text is None else parse(option, text, display_name(option, origin))
         )
-    _check(values)
+    if not values["device_ids"]:
+        raise UsageError("cannot use an empty device id: name one or leave it out")
     form, warnings = _form(values["output"] or "", values["form"])
     empty = EMPTY in values["device_ids"]
     if empty and not values["no_all_device"]:
@@ -102,20 +101,6 @@ def request(given: Mapping[str, str | None], env: Mapping[str, str]) -> Request:
         values["spec_mode"], form, values["output"] or "", values["hook_path"] or "", choice,
         warnings,
     )  # fmt: skip
-
-
-def _check(values: Mapping[str, Any]) -> None:
-    for name, what in (("vendor", "vendor"), ("class_name", "class")):
-        if values[name] and not _WORD.fullmatch(values[name]):
-            raise UsageError(
-                f"cannot use {values[name]!r} as the {what} of a CDI kind: give two or more "
-                "letters, digits and _ - . with a letter first and none of _ - . last"
-            )
-    if not values["device_ids"]:
-        raise UsageError("cannot use an empty device id: name one or leave it out")
-    for flag in values["feature_flags"]:
-        if flag not in FEATURES:
-            raise UsageError(f"cannot use feature flag {flag!r}: give {', '.join(FEATURES)}")
 
 
 def _form(output: str, asked: str | None) -> tuple[str, tuple[str, ...]]:

@@ -5,32 +5,48 @@ Invariant: pure functions of the settings.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
 from agent.cli.render.base import Screen
-from agent.options.settings import Effective
+from agent.options.option import Option
+from agent.options.settings import Settings
+from agent.options.table import OPTIONS
 
 
-def data(values: Iterable[Effective]) -> dict[str, Any]:
-    """Every option with its origin."""
+def data(settings: Settings) -> dict[str, Any]:
+    """Every option that has an effect, with its value and where this came from. The value is None
+    if it is found on the node or left to the decision."""
     return {
         "options": [
             {
-                "option": item.option.all_flags[0],
-                "value": item.value,
-                "origin": item.origin,
-                "environment": list(item.option.env),
+                "option": option.all_flags[0],
+                "value": value,
+                "origin": settings.origins[option.name],
+                "environment": list(option.env),
             }
-            for item in values
+            for option, value in _values(settings)
         ]
     }
 
 
-def text(values: Iterable[Effective], screen: Screen) -> str:
+def _values(settings: Settings) -> Iterator[tuple[Option, Any]]:
+    for option in (one for one in OPTIONS if one.supported):
+        value = getattr(settings, option.name)
+        if isinstance(value, tuple):
+            value = ".".join(map(str, value)) if option.kind == "version" else list(value)
+        elif option.name == "enable_cdi_in_runtime" and value is None:
+            value = settings.may_enable_cdi
+        elif option.name == "cdi_output_dir" and value is None:
+            value = ""
+        yield option, value
+
+
+def text(settings: Settings, screen: Screen) -> str:
     """The same for a person."""
     rows = [("OPTION", "VALUE", "ORIGIN")]
-    rows += [(item.option.all_flags[0], _setting(item.value), item.origin) for item in values]
+    for option, value in _values(settings):
+        rows.append((option.all_flags[0], _setting(value), settings.origins[option.name]))
     return "\n".join(screen.table(rows))
 
 

@@ -217,7 +217,7 @@ def test_pid_file_has_a_default_under_upstreams_name_only(entry: Entry, path: st
 @pytest.mark.parametrize("path", ["/run/x.pid", "/run/toolkit.pid.old", "/run/toolkit.pid/"])
 def test_pid_file_has_its_name(path: str) -> None:
     """As upstream's installer insists."""
-    with pytest.raises(UsageError, match=r"^cannot use .* as pid file: its name has to be toolkit"):
+    with pytest.raises(UsageError, match=r"^cannot use .*: its name has to be toolkit"):
         resolve({"pid_file": path}, {}, "nvidia-toolkit")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 import pytest
@@ -426,24 +425,21 @@ def test_origins_can_be_shown() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("CREATE_DEVICE_NODES", "all", "cannot create device nodes 'all'"),
-        (
-            "NVIDIA_CONTAINER_RUNTIME_RUNTIMES",
-            "bin/runc",
-            "cannot use low-level runtime 'bin/runc'",
-        ),
-        ("NVIDIA_CONTAINER_RUNTIME_RUNTIMES", "runc,a\x1bb", "cannot use low-level runtime"),
+        ("CREATE_DEVICE_NODES", "all", "give one of control, none"),
+        ("NVIDIA_CONTAINER_RUNTIME_RUNTIMES", "bin/runc", "give a name or an absolute path"),
+        ("NVIDIA_CONTAINER_RUNTIME_RUNTIMES", "runc,a\x1bb", "give a name or an absolute path"),
         ("NVIDIA_CONTAINER_RUNTIME_RUNTIMES", "/opt/nvidia-container-runtime", "itself for ever"),
-        ("NVIDIA_CONTAINER_RUNTIME_LOG_LEVEL", "loud", "cannot use log level 'loud'"),
-        ("NVIDIA_CONTAINER_RUNTIME_DEBUG", "/a\x1b/b", "as a log file"),
-        ("NVIDIA_CONTAINER_RUNTIME_MODES_CDI_DEFAULT_KIND", "gpu", "cannot use CDI kind 'gpu'"),
-        ("NVIDIA_CONTAINER_TOOLKIT_OPT_IN_FEATURES", "a b", "cannot use 'a b' as a feature"),
+        ("NVIDIA_CONTAINER_RUNTIME_LOG_LEVEL", "loud", "give one of panic"),
+        ("NVIDIA_CONTAINER_RUNTIME_DEBUG", "/a\x1b/b", "give a plain path"),
+        ("NVIDIA_CONTAINER_RUNTIME_MODES_CDI_DEFAULT_KIND", "gpu", "give VENDOR/CLASS"),
+        ("NVIDIA_CONTAINER_TOOLKIT_OPT_IN_FEATURES", "a b", "give letters, digits and dashes"),
     ],
 )
 def test_nothing_odd_gets_into_the_toolkit_s_files(name: str, value: str, words: str) -> None:
     """They are read by programs of root's, one of them a shell."""
-    with pytest.raises(UsageError, match=re.escape(words)):
+    with pytest.raises(UsageError, match=f"^cannot use {name}=.*{words}") as caught:
         with_env({name: value})
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize(
@@ -464,5 +460,5 @@ def test_byte_that_is_no_text_is_a_usage_error(name: str) -> None:
 
 def test_colon_in_the_toolkit_directory_is_a_usage_error() -> None:
     """The wrappers put it into PATH."""
-    with pytest.raises(UsageError, match="cannot use the toolkit directory /a:b: "):
+    with pytest.raises(UsageError, match="cannot use TOOLKIT_INSTALL_DIR=/a:b: "):
         resolve({}, {"TOOLKIT_INSTALL_DIR": "/a:b"}, "toolkit-agent")
