@@ -93,8 +93,6 @@ def propose(
     if settings.mode in MODES_WITHOUT_CDI:  # the node can work without a spec
         needed, problem = "", None
         warnings = (*((proposal.problem.message,) if proposal.problem else ()), *warnings)
-    elif problem is not None:
-        warnings = (*warnings, f"apply refuses: {problem.message}")
     return replace(proposal, needed=needed, problem=problem, warnings=warnings)
 
 

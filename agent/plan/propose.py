@@ -135,10 +135,7 @@ def preview(ctx: Context, obstacle: AgentError | None = None) -> Proposal:
         proposal = propose(ctx, observe(ctx.settings, ctx.host, memory))
     except Refused as error:
         return _decision_only(ctx, memory, obstacle or error)
-    if obstacle is None:
-        return proposal
-    warnings = (*proposal.warnings, refusal_text(obstacle))
-    return replace(proposal, blocked=obstacle, warnings=warnings)
+    return replace(proposal, blocked=obstacle) if obstacle else proposal
 
 
 def _decision_only(ctx: Context, memory: Memory, refusal: AgentError) -> Proposal:
@@ -153,18 +150,10 @@ def _decision_only(ctx: Context, memory: Memory, refusal: AgentError) -> Proposa
     proposer = _Proposer(ctx, Observation(memory, None, None, runtime, None, evidence))
     decision = proposer.decision(may_enable=settings.may_enable_cdi)
     spec = proposer.specs(decision, None)
-    errors = (refusal, spec.problem if spec else None)
     return Proposal(
-        runtime, None, decision,
-        (*decision.warnings, *(refusal_text(error) for error in errors if error)),
-        blocked=refusal,
+        runtime, None, decision, decision.warnings, blocked=refusal,
         spec=replace(spec, changes=()) if spec else None,
     )  # fmt: skip
-
-
-def refusal_text(error: AgentError) -> str:
-    """The warning that tells of a refusal."""
-    return f"apply refuses: {error.message}"
 
 
 class _Proposer:
@@ -189,7 +178,6 @@ class _Proposer:
         warnings = [*begun.warnings, kept]
         if changed is not None and begun.restart is not None:
             pods = pod_guard.apply_refusal(settings, host, changed.node, changed.files, calls)
-            warnings += [refusal_text(pods)] if pods else []
             blocked = blocked or pods
         warnings += [
             seen.toolkit_warning,
@@ -219,10 +207,7 @@ class _Proposer:
             host, self._ctx.store, self._ctx.publisher, proposal.config_changes,
             transaction=not proposal.is_configured, spec=spec, toolkit=toolkit,
         )  # fmt: skip
-        if blocked is None:
-            return proposal
-        warnings.append(refusal_text(blocked))
-        return replace(proposal, blocked=blocked, warnings=tuple(filter(None, warnings)))
+        return replace(proposal, blocked=blocked) if blocked else proposal
 
     def _log(self, begun: Proposal) -> None:
         """Log what the decision is made from, and what it is."""
@@ -371,8 +356,8 @@ class _Proposer:
         succeeds."""
         ctx, host, warnings = self._ctx, self._host, [*begun.warnings]
         hazard = node.restart_hazard(edits.files)
-        if hazard is not None:
-            warnings.append(refusal_text(hazard) if begun.restart else hazard.later)
+        if hazard is not None and begun.restart is None:
+            warnings.append(hazard.later)
         checked = trial = None
         if not begun.is_configured:
             names = tuple(edits.desired.handlers)
@@ -390,10 +375,8 @@ class _Proposer:
                     ctx.start_trial, node, edits.changes, edits.desired, "apply", unloaded
                 )
                 blocked = trial.refusal
-            if blocked is not None:
-                warnings.append(refusal_text(blocked))
-            elif trial and (text := trial.warning if trial.done else f"not tried: {trial.note}"):
-                warnings.append(text)
+                note = trial.warning if trial.done else f"not tried: {trial.note}"
+                warnings += [note] if note and blocked is None else []
         return replace(
             begun, preflight=checked, warnings=tuple(warnings), blocked=blocked, trial=trial
         )

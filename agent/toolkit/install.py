@@ -119,7 +119,7 @@ def propose(
         change = None if same else Change(path, before, after)
         return ToolkitProposal(found, desired, difference, change, warnings)
     except AgentError as error:
-        return replace(unchanged, warnings=(f"apply refuses: {error.message}",), problem=error)
+        return replace(unchanged, problem=error)
 
 
 def _as_it_is(found: Toolkit, decision: Decision) -> str:

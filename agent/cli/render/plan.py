@@ -12,7 +12,7 @@ from agent.cdi.specs.spec_ownership import SpecStatus
 from agent.cli.render.base import Screen, Tone, counted
 from agent.decide import Decision
 from agent.host.files import Change
-from agent.plan.propose import Proposal, refusal_text
+from agent.plan.propose import Proposal
 from agent.toolkit.install import ToolkitProposal
 
 Diffs: TypeAlias = Literal["all", "config", "none"]
@@ -58,7 +58,7 @@ def data(proposal: Proposal) -> dict[str, Any]:
         if proposal.trial
         else None,
         "refused": [error.message for error in proposal.refusals],
-        "warnings": list(proposal.warnings),
+        "warnings": warnings_data(proposal),
     }
 
 
@@ -149,12 +149,16 @@ def _checks(proposal: Proposal, screen: Screen) -> list[str]:
             for line in screen.entry(label, check.note)]  # fmt: skip
 
 
+def warnings_data(proposal: Proposal) -> list[str]:
+    """The warnings for JSON, with the reasons for which `apply` refuses."""
+    refused = (f"apply refuses: {error.message}" for error in proposal.refusals)
+    return [*proposal.warnings, *refused]
+
+
 def warning_lines(proposal: Proposal, screen: Screen, *more: str) -> list[str]:
-    """The warnings, and `more` of them, each once; those about refusals are told elsewhere."""
-    refused = set(map(refusal_text, proposal.refusals))
+    """The warnings, and `more` of them, each once."""
     texts = dict.fromkeys((*proposal.warnings, *more))
-    return [line for text in texts if text not in refused
-            for line in screen.entry("Warning:", text, "warn")]  # fmt: skip
+    return [line for text in texts for line in screen.entry("Warning:", text, "warn")]
 
 
 def _shown(proposal: Proposal, diffs: Diffs) -> tuple[Change, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from agent.cli.render.base import Screen
-from agent.cli.render.plan import spec_data, steps, warning_lines
+from agent.cli.render.plan import spec_data, steps, warning_lines, warnings_data
 from agent.reports.node import OUT_OF_DATE, Report
 from agent.status import readable
 
@@ -51,7 +51,7 @@ def data(report: Report) -> dict[str, Any]:
             for item in report.left_over_files
         ],
         "drift": list(report.drift),
-        "warnings": list(proposal.warnings) if proposal else [],
+        "warnings": warnings_data(proposal) if proposal else [],
         "transaction": {"unfinished": report.unfinished, "failed": report.failed},
         "error": report.error,
         "published": dict(report.published),

@@ -78,7 +78,7 @@ def test_diffs_are_those_that_were_asked_for() -> None:
 def test_all_refusals_are_listed_once_below_the_decision() -> None:
     """A person repairs them all at once, and reads none twice."""
     error, driver = Refused("cannot write /etc: read-only"), NoDriver("cannot find the driver")
-    warnings = ("apply refuses: cannot write /etc: read-only", "mind this", "mind this")
+    warnings = ("mind this", "mind this")
     refused = replace(
         RIGHT, blocked=error, spec=SpecProposal((), problem=driver), warnings=warnings
     )
@@ -89,4 +89,6 @@ def test_all_refusals_are_listed_once_below_the_decision() -> None:
     ]  # fmt: skip
     assert [line for line in lines if "mind this" in line] == ["Warning:   mind this"]
     assert not refused.nothing_to_do
-    assert plan.data(refused)["refused"] == [error.message, driver.message]
+    data = plan.data(refused)
+    assert data["refused"] == [error.message, driver.message]
+    assert data["warnings"][2:] == [f"apply refuses: {text}" for text in data["refused"]]
