@@ -10,13 +10,13 @@ import functools
 import itertools
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from agent.cli.terminal import screen
 from agent.errors import AgentError, Locked, UsageError
 from agent.options.option import FALSE, TRUE
 from agent.redaction import redact_text
@@ -269,14 +269,19 @@ def emit(
     output: str, result: _Result, text: Callable[[_Result, Screen], str], kind: str,
     data: Callable[[_Result], dict[str, Any]],
 ) -> None:  # fmt: skip
-    """Print a result in the form that `output` names: as a text, or as a document of a kind."""
-    if output not in ("json", "yaml"):
-        shown = screen(click.get_current_context().meta[_COLOR])
-        click.echo(redact_text(text(result, shown)), color=shown.color)
-    else:
-        from agent.cli.render.base import document
+    """Print a result in the form that `output` names: as a text, or as a document of a kind. If
+    standard output is no terminal, a line has 80 columns, or those that the variable COLUMNS
+    names."""
+    from agent.cli.render.base import Screen, document
 
+    if output in ("json", "yaml"):
         click.echo(document(kind, data(result), output))
+        return
+    color = click.get_current_context().meta[_COLOR]
+    plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    colored = color == "always" or (color == "auto" and sys.stdout.isatty() and not plain)
+    screen = Screen(shutil.get_terminal_size((80, 24)).columns, colored)
+    click.echo(redact_text(text(result, screen)), color=colored)
 
 
 def duration(_: click.Context, option: click.Parameter, text: str | None) -> float | None:
@@ -288,6 +293,10 @@ def duration(_: click.Context, option: click.Parameter, text: str | None) -> flo
     return parse_duration(text, option.opts[0])
 
 
+timeout_option = click.option(
+    "--timeout", callback=duration, metavar="DURATION",
+    help="Give up waiting after this time, such as 30s or 5m. [default: never]",
+)  # fmt: skip
 wait_lock_option = click.option(
     "--wait-lock", is_flag=False, flag_value=_EVER, callback=duration, metavar="[=DURATION]",
     help="Wait for another toolkit-agent that holds the lock, in place of exit code 7.",

@@ -27,22 +27,25 @@ from agent.reports.node import Report
 
 def write(path: str, settings: Settings, report: Report, diagnosis: Diagnosis) -> None:
     """Write the archive to a new file at this path. Raises Refused."""
-    content = _archive(documents(settings, report, diagnosis))
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         text = f"{path} exists" if isinstance(error, FileExistsError) else reason(error)
         raise Refused(f"cannot write the bundle: {text}; give the name of a new file") from error
     try:
-        with open(fd, "wb") as file:
-            file.write(content)
+        with open(fd, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
+            for name, text in sorted(_documents(settings, report, diagnosis).items()):
+                content = text.encode("utf-8", "surrogateescape")
+                entry = tarfile.TarInfo(f"toolkit-agent-doctor/{name}")
+                entry.size, entry.mode = len(content), 0o600
+                archive.addfile(entry, io.BytesIO(content))
     except OSError as error:
         with suppress(OSError):
             os.unlink(path)
         raise Refused(f"cannot write the bundle to {path}: {reason(error)}") from error
 
 
-def documents(settings: Settings, report: Report, diagnosis: Diagnosis) -> Mapping[str, str]:
+def _documents(settings: Settings, report: Report, diagnosis: Diagnosis) -> Mapping[str, str]:
     """The texts of the archive by file name."""
     found: dict[str, tuple[str, Mapping[str, Any]]] = {
         "doctor.json": ("Doctor", render_doctor.data(diagnosis)),
@@ -53,15 +56,3 @@ def documents(settings: Settings, report: Report, diagnosis: Diagnosis) -> Mappi
     if report.proposal is not None:
         found["plan.json"] = ("Plan", render_plan.data(report.proposal))
     return {name: document(kind, body) + "\n" for name, (kind, body) in found.items()}
-
-
-def _archive(texts: Mapping[str, str]) -> bytes:
-    """The texts as a compressed archive, in a directory of its own."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for name, text in sorted(texts.items()):
-            data = text.encode("utf-8", "surrogateescape")
-            entry = tarfile.TarInfo(f"toolkit-agent-doctor/{name}")
-            entry.size, entry.mode = len(data), 0o600
-            archive.addfile(entry, io.BytesIO(data))
-    return buffer.getvalue()

@@ -13,6 +13,7 @@ from click.shell_completion import (
     ShellComplete,
     ZshComplete,
     add_completion_class,
+    get_completion_class,
 )
 
 VARIABLE = "_TOOLKIT_AGENT_COMPLETE"
@@ -52,12 +53,13 @@ class _Fish(_Joined, FishComplete):
     pass
 
 
-SHELLS: dict[str, type[ShellComplete]] = {"bash": _Bash, "zsh": _Zsh, "fish": _Fish}
-for made in SHELLS.values():
+for made in (_Bash, _Zsh, _Fish):
     add_completion_class(made)
 
 
 def script(shell: str, program: click.Command) -> str:
     """The script that a shell has to read."""
+    found = get_completion_class(shell)
+    assert found is not None
     # Not the method of bash's class, which starts a bash to ask for its version.
-    return ShellComplete.source(SHELLS[shell](program, {}, PROGRAM, VARIABLE))
+    return ShellComplete.source(found(program, {}, PROGRAM, VARIABLE))

@@ -8,21 +8,32 @@ takes no signals: those that must not end a change in progress are blocked in al
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
-from agent.cli import terminal
-from agent.cli.render import progress as render
+from agent.cli.render.base import printable
 from agent.log import Log
 
 _PATIENCE = 1.0  # seconds
 _PAUSE = 0.25  # seconds between two looks at the clock
 _ERASE = "\r\x1b[2K"
 _IN_RESULT = "warning of the plan"  # an event; a result has the warnings itself
+# What goes on after an event. An event that is not here begins no step that takes long.
+_AFTER = {
+    "waiting for the lock": "waiting for another toolkit-agent that holds the lock",
+    "waiting for a quiet moment": "waiting for pods that are being started",
+    "files written": "restarting the runtime",
+    "restarting the runtime": "restarting the runtime",
+    "runtime restarted": "proving that the runtime works",
+    "change not proven": "undoing the change",
+    "unfinished change found": "finishing an earlier change",
+    "waiting for run to stand aside": "waiting for `run` to stand aside",
+}
 
 
 @contextlib.contextmanager
@@ -69,7 +80,7 @@ class _Progress:
 
     def info(self, event: str, /, **data: Any) -> None:
         """Show the step that begins with an event."""
-        if words := render.step(event, data):
+        if words := step(event, data):
             with self._lock:
                 self._words, self._since = words, time.monotonic()
 
@@ -93,9 +104,15 @@ class _Progress:
             with self._lock:
                 seconds = time.monotonic() - self._since
                 if seconds >= _PATIENCE:
-                    width = terminal.columns(self._stream)
-                    self._write(_ERASE + render.line(self._words, seconds, width))
+                    self._write(_ERASE + line(self._words, seconds, self._columns()))
                     self._drawn = True
+
+    def _columns(self) -> int:
+        """The width of the terminal, whatever COLUMNS says."""
+        try:
+            return os.get_terminal_size(self._stream.fileno()).columns or 80
+        except (OSError, ValueError):
+            return 80
 
     def _erase(self) -> None:
         if self._drawn:
@@ -106,3 +123,18 @@ class _Progress:
         with contextlib.suppress(OSError, ValueError):  # progress is not worth a failure
             self._stream.write(text)
             self._stream.flush()
+
+
+def step(event: str, data: Mapping[str, Any]) -> str | None:
+    """The step that begins with an event, None where none does."""
+    words = _AFTER.get(event)
+    waited = data.get("unfinished")
+    return f"{words}: {', '.join(waited)}" if words and isinstance(waited, list) else words
+
+
+def line(words: str, seconds: float, width: int) -> str:
+    """The line of a step that has taken so many seconds, cut to fit the screen."""
+    end = f" … {seconds:.0f} s"
+    text = printable(words)
+    room = width - len(end) - 1  # a full line would wrap
+    return (text if len(text) <= room else f"{text[: room - 1]}…") + end

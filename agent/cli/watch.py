@@ -6,8 +6,8 @@ expensive. So a pause is at least ten times as long as the look before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NoReturn
+import math
+from collections.abc import Callable, Iterator
 
 from agent.reports.node import Report
 
@@ -15,37 +15,26 @@ _PAUSE = 2.0  # seconds between two looks, at least
 _SHARE = 10  # a pause is at least so many times as long as a look
 
 
-def until_ready(
+def reports(
     look: Callable[[], Report],
-    timeout: float | None,
     clock: Callable[[], float],
     sleep: Callable[[float], None],
-) -> Report:
-    """The first report of a ready node. The last report if the node is not ready within
-    `timeout` seconds (None: wait for ever)."""
-    end = None if timeout is None else clock() + timeout
+    seconds: float = math.inf,
+) -> Iterator[Report]:
+    """A report again and again for so many seconds, the last one at their end."""
+    end = clock() + seconds
     while True:
         begun = clock()
-        found = look()
+        yield look()
         now = clock()
-        if found.ready or (end is not None and now >= end):
-            return found
-        pause = _pause(now - begun)
-        sleep(pause if end is None else min(pause, end - now))
+        if now >= end:
+            return
+        sleep(min(max(_PAUSE, _SHARE * (now - begun)), end - now))
 
 
-def for_ever(
-    look: Callable[[], Report],
-    show: Callable[[Report], None],
-    clock: Callable[[], float],
-    sleep: Callable[[float], None],
-) -> NoReturn:
-    """Show each report."""
-    while True:
-        begun = clock()
-        show(look())
-        sleep(_pause(clock() - begun))
-
-
-def _pause(taken: float) -> float:
-    return max(_PAUSE, _SHARE * taken)
+def until_ready(found: Iterator[Report]) -> Report:
+    """The first of these reports in which the node is ready, else the last one."""
+    report = next(found)
+    while not report.ready and (later := next(found, None)):
+        report = later
+    return report

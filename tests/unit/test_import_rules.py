@@ -53,7 +53,6 @@ ONLY = {
         "agent.cli.base",
         "agent.cli.cdi",
         "agent.cli.completion",
-        "agent.cli.verify",
     },
     "grpc": {"agent.cri.client"},
     "jeepney": {"agent.systemd.dbus"},

@@ -99,6 +99,16 @@ def test_value_of_a_short_option_may_follow_an_equals_sign() -> None:
     assert (params["output"], params["debug"]) == ("json", "false")
 
 
+@pytest.mark.parametrize("command", ["status", "wait"])
+def test_timeouts_are_durations(command: str) -> None:
+    """Of every command; a number alone is seconds."""
+    for text, seconds in (("90", 90), ("0.5", 0.5), ("30s", 30), ("5m", 300)):
+        found = cli.cli.commands[command].make_context(command, ["--timeout", text])
+        assert found.params["timeout"] == seconds
+    shown = " ".join(printed(command, "--help").split())
+    assert "--timeout DURATION Give up waiting after this time, such as 30s" in shown
+
+
 @pytest.mark.parametrize(("words", "first"), [((), "plan"), (("cdi",), "generate")])
 def test_without_a_command_the_commands_are_shown(words: tuple[str, ...], first: str) -> None:
     """On one screen, and not as an error."""

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from agent.cli import progress
-from agent.cli.render.progress import line, step
+from agent.cli.progress import line, step
 from agent.log import Silent
 
 

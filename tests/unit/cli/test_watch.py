@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, cast
-
-import pytest
 
 from agent.cli import watch
 from agent.reports.node import Report
@@ -42,9 +41,14 @@ def reports(clock: Clock, *ready: bool, takes: float = 0.0) -> Any:
     return look
 
 
+def waited(clock: Clock, look: Any, seconds: float = math.inf) -> Report:
+    """What `status --wait` shows."""
+    return watch.until_ready(watch.reports(look, clock, clock.sleep, seconds))
+
+
 def test_wait_ends_when_the_node_is_ready() -> None:
     clock = Clock()
-    found = watch.until_ready(reports(clock, False, False, True), None, clock, clock.sleep)
+    found = waited(clock, reports(clock, False, False, True))
     assert found.ready
     assert clock.now == 4
 
@@ -52,24 +56,20 @@ def test_wait_ends_when_the_node_is_ready() -> None:
 def test_wait_ends_at_its_timeout_with_the_last_look() -> None:
     """The look at the very end counts: the node may just have become ready."""
     clock = Clock()
-    found = watch.until_ready(reports(clock, False, False, True), 3, clock, clock.sleep)
+    found = waited(clock, reports(clock, False, False, True), 3)
     assert (found.ready, clock.now) == (True, 3)
-    found = watch.until_ready(reports(clock, False, False, False), 3, clock, clock.sleep)
+    found = waited(clock, reports(clock, False, False, False), 3)
     assert not found.ready
 
 
 def test_timeout_of_zero_looks_once() -> None:
     clock = Clock()
-    assert not watch.until_ready(reports(clock, False), 0, clock, clock.sleep).ready
+    assert not waited(clock, reports(clock, False), 0).ready
     assert clock.now == 0
 
 
 def test_slow_looks_are_rare() -> None:
     """A look that starts the runtime once is not made all the time."""
-    clock, shown = Clock(), list[float]()
-    with pytest.raises(StopIteration):
-        watch.for_ever(
-            reports(clock, False, False, takes=1.0), lambda _: shown.append(clock.now), clock,
-            clock.sleep,
-        )  # fmt: skip
-    assert shown == [1.0, 12.0]
+    clock = Clock()
+    found = watch.reports(reports(clock, False, False, takes=1.0), clock, clock.sleep)
+    assert [clock.now for _, _ in zip(range(2), found, strict=False)] == [1.0, 12.0]
