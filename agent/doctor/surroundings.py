@@ -164,16 +164,15 @@ class Driver:
 
 def driver(settings: Settings, host: HostRoot) -> Driver:
     """The driver, in the kernel and in files."""
-    places = drivers.places(settings)
     gpus = [*_gpus(host)]
     problem = library = above = ""
     missing: tuple[str, ...] = ()
     try:
-        library = drivers.find(host, places).version
+        library = drivers.find(host, settings).version
     except AgentError as error:
         problem = error.message
     with contextlib.suppress(AgentError, OSError):
-        root = drivers.root_of(host, places)
+        root = drivers.root_of(host, settings)
         above = root.host_path if root and library else ""
         missing = tuple(map(str, device_nodes.missing(settings, host, root)))
     return Driver(

@@ -14,8 +14,7 @@ from agent.host import files
 from agent.host.paths import HostRoot
 from agent.toml import document
 from agent.toml.document import Data, Path, get
-from agent.toolkit import tree
-from agent.toolkit.tree import ToolkitConfig
+from agent.toolkit.config import CONFIG, ToolkitConfig, config_of
 
 _HOSTS_CONFIG = "/etc/nvidia-container-runtime/config.toml"
 
@@ -31,7 +30,7 @@ class Toolkit:
     @classmethod
     def read(cls, host: HostRoot, programs: Iterable[str]) -> Toolkit | None:
         """The file that these programs (host paths) read, None if there is none."""
-        beside = [os.path.join(os.path.dirname(path), tree.CONFIG) for path in programs]
+        beside = [os.path.join(os.path.dirname(path), CONFIG) for path in programs]
         for path in (*(path for path in beside if path.startswith("/")), _HOSTS_CONFIG):
             if found := files.read(host.resolve(path).agent, path):
                 try:
@@ -47,7 +46,7 @@ class Toolkit:
         """What NVIDIA's runtime takes from it; nothing if it is broken."""
         if self.broken:
             return ToolkitConfig(prefixes=(), variables=False)
-        return tree.config_of(self.data)
+        return config_of(self.data)
 
     def text(self, key: Path, default: str = "") -> str:
         """The text of a key, or the default for an empty one."""
