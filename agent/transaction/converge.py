@@ -159,7 +159,7 @@ class _Convergence:
         if proposal.is_configured:
             return self._publish(self._clean_up(memory, Outcome(proposal, written)))
         refused_cdi = refused_cdi or proposal.cdi_refused
-        request = self._request(proposal, _memory_after(memory, proposal, refused_cdi=refused_cdi))
+        request = self._request(proposal, memory, refused_cdi=refused_cdi)
         self._barrier |= READY in ctx.publisher.save()
         try:
             done = change.carry_out(ctx, request)
@@ -178,11 +178,22 @@ class _Convergence:
         )
         return self._publish(self._clean_up(request.memory, outcome))
 
-    def _request(self, proposal: Proposal, memory: Memory) -> change.Request:
-        """The change of the runtime's files. `memory` is what is to be remembered then."""
+    def _request(self, proposal: Proposal, memory: Memory, *, refused_cdi: bool) -> change.Request:
+        """The change of the runtime's files. Besides files, it is to be remembered what the default
+        runtime was, that we switched CDI on, and that it could not be switched on."""
         ctx, node, edits = self._ctx, proposal.node, proposal.edits
         assert node is not None
         assert edits is not None
+        current, default = node.effective(node.files), memory.default
+        if default is None and not desired_state.is_nvidia(current, current.default):
+            default = current.default
+        memory = replace(
+            memory,
+            default=default,
+            enabled_cdi=memory.enabled_cdi or edits.desired.enable_cdi,
+            cdi_refused=loaded_digest(proposal.runtime, edits.files) if refused_cdi else None,
+            moved=tuple(item.directory.host for item in proposal.moved_toolkits),
+        )
         pods = None
         if ctx.settings.verify != "off" and proposal.restart is not None:
             pods = PodProof(ctx.host, node, edits.desired.handlers, ctx.log, ctx.clock)
@@ -286,18 +297,3 @@ def publish_failure(publisher: Publisher, log: Log, error: AgentError) -> None:
         publisher.publish_error(error)
     except Refused as second:
         log.warning("failure not published", reason=second.message)
-
-
-def _memory_after(memory: Memory, proposal: Proposal, *, refused_cdi: bool) -> Memory:
-    """What is to be remembered besides files: the earlier default runtime, that we switched CDI on,
-    and that it could not be switched on."""
-    assert proposal.edits is not None
-    assert proposal.node is not None
-    current = proposal.node.effective(proposal.node.files)
-    default = memory.default
-    if default is None and not desired_state.is_nvidia(current, current.default):
-        default = current.default
-    refused = loaded_digest(proposal.runtime, proposal.edits.files) if refused_cdi else None
-    enabled = memory.enabled_cdi or proposal.edits.desired.enable_cdi
-    moved = tuple(item.directory.host for item in proposal.moved_toolkits)
-    return replace(memory, default=default, enabled_cdi=enabled, cdi_refused=refused, moved=moved)
