@@ -8,6 +8,7 @@ in memory.
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,10 +22,12 @@ from agent.cri.process import short_socket_path
 from agent.errors import Unreachable
 from agent.host import budget
 from agent.host.budget import Budget
+from agent.toml.document import get
 
 if TYPE_CHECKING:
     import grpc
 
+_VISIBLE = "NVIDIA_VISIBLE_DEVICES="  # as containers ask NVIDIA's runtime by variable
 _Session = TypeVar("_Session", bound="Session")
 
 # The codes with which a runtime, and not gRPC, says that a call failed.
@@ -278,3 +281,20 @@ def _json(text: str | None) -> Mapping[str, Any] | None:
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
+
+
+def asks_by_variable(info: Mapping[str, Any]) -> bool:
+    """Does a container ask NVIDIA's runtime for devices by environment variable? One that got its
+    devices from a CDI spec has the value "void", in CRI-O 1.30 before the value of its image."""
+    words = get(info, ("runtimeSpec", "process", "env"))
+    said = [str(word) for word in words] if isinstance(words, list) else []
+    given = [word.removeprefix(_VISIBLE) for word in said if word.startswith(_VISIBLE)]
+    return bool(given) and "void" not in given and given[-1] not in ("", "none")
+
+
+def monitored(words: tuple[str, ...]) -> tuple[str, str] | None:
+    """Namespace and name of the pod of a container that this conmon watches. Its `-n` is
+    `k8s_CONTAINER_POD_NAMESPACE_UID_ATTEMPT`, and none of these has an underscore."""
+    name = dict(itertools.pairwise(words)).get("-n", "")
+    parts = name.split("_")
+    return (parts[3], parts[2]) if len(parts) == 6 and parts[0] == "k8s" else None

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
-from agent.cri import client, pod_info, process
+from agent.cri import client, process
 from agent.cri.client import Container, PodQuestions, Sandbox
 from agent.decide import CDI_PREFIX, NVIDIA_PREFIX, Decision, PodNeeds
 from agent.errors import Refused
@@ -125,7 +125,7 @@ def _needs(
             # for a message.
             asks = variables and not found and len(pods) <= _SHOWN
             asks = asks and any(
-                pod_info.asks_by_variable(ask.container_info(item.id)) for item in containers
+                client.asks_by_variable(ask.container_info(item.id)) for item in containers
             )
             if (found or asks) and (pod := _with_handler(node, ask, pod)).handler in ours:
                 pods.append(pod)
@@ -283,7 +283,7 @@ def _monitors(
         is_monitor = os.path.basename(line[0]).startswith("conmon")
         if not is_monitor or not any(is_below(word, *directories) for word in line[1:]):
             continue
-        pod = pod_info.monitored(line)
+        pod = client.monitored(line)
         if pod is None:
             yield f"the container of {line[0]} with pid {pid}"
         elif pod not in known:

@@ -25,7 +25,7 @@ from agent.cdi.driver import kernel, loader, majors, nvml
 from agent.cdi.make import tegra
 from agent.cdi.specs import crashes, installed, read
 from agent.cri import client as cri
-from agent.cri import pod_info, process, protobuf
+from agent.cri import process, protobuf
 from agent.errors import AgentError, Refused, Unreachable
 from agent.host import budget, paths
 from agent.host.paths import HostPath, HostRoot
@@ -202,7 +202,7 @@ def _read_pods(data: bytes) -> None:
             info = about("id")
             registry.adapter("crio").pod_handler(info)
             registry.adapter("containerd").pod_programs(info, _NOTHING, "")
-            pod_info.asks_by_variable(info)
+            cri.asks_by_variable(info)
 
 
 def _pod_examples() -> Iterator[bytes]:
@@ -302,7 +302,7 @@ def _read_proc(data: bytes) -> None:
             process.is_kind(found, "containerd")
             variables = process.environment(found)
             command_line.parse(found.command, variables or {})
-            pod_info.monitored(found.command)
+            cri.monitored(found.command)
     majors.parsed(data.decode("ascii", "replace"))
     for line in data.decode("utf-8", "surrogateescape").splitlines():
         kernel._information(str(_file("information", line.encode("utf-8", "surrogateescape"))))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from agent._cri import api_pb2
-from agent.cri import pod_info
+from agent.cri import client
 from agent.runtimes import registry
 from agent.runtimes.crio.adapter import pod_state
 from agent.runtimes.desired_state import Effective
@@ -168,7 +168,7 @@ def test_handlers_and_programs_are_read(runtime: str) -> None:
         assert OF_CRIO.pod_handler(of_pod["nvidia"]) == "nvidia"
         assert OF_CRIO.pod_handler(of_pod["default"]) == ""
         assert OF_CRIO.pod_programs(of_pod["nvidia"], NOTHING, "") == ()
-        assert {pod_info.monitored(tuple(line)) for line in data["monitors"]} == {
+        assert {client.monitored(tuple(line)) for line in data["monitors"]} == {
             ("default", "gpu-pod"), ("default", "plain-pod")
         }  # fmt: skip
     else:
@@ -177,8 +177,8 @@ def test_handlers_and_programs_are_read(runtime: str) -> None:
         listed = {p["metadata"]["name"]: p["runtime_handler"] for p in data["list-pod-sandbox"]}
         assert listed == {"gpu-pod": "nvidia", "plain-pod": ""}
     # Both got their device by CDI, or none: no variable asks for one.
-    assert not pod_info.asks_by_variable(of_container["nvidia"])
-    assert not pod_info.asks_by_variable(of_container["default"])
+    assert not client.asks_by_variable(of_container["nvidia"])
+    assert not client.asks_by_variable(of_container["default"])
 
 
 @pytest.mark.parametrize(
@@ -196,14 +196,14 @@ def test_handlers_and_programs_are_read(runtime: str) -> None:
 )
 def test_variables_decide_whether_a_pod_asks_for_gpus(env: object, asks: bool) -> None:
     """CRI-O 1.30 has CDI's own "void" before what the image says."""
-    assert pod_info.asks_by_variable({"runtimeSpec": {"process": {"env": env}}}) is asks
+    assert client.asks_by_variable({"runtimeSpec": {"process": {"env": env}}}) is asks
 
 
 @pytest.mark.parametrize("info", [{}, {"runtimeSpec": []}, {"runtimeOptions": 3}, {"info": "x"}])
 def test_answers_of_another_form_are_ignored(info: Mapping[str, Any]) -> None:
     """Nothing is said then."""
     assert (OF_CRIO.pod_handler(info), OF_CONTAINERD.pod_programs(info, NOTHING, "")) == ("", ())
-    assert pod_info.asks_by_variable(info) is False
+    assert client.asks_by_variable(info) is False
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_answers_of_another_form_are_ignored(info: Mapping[str, Any]) -> None:
 )  # fmt: skip
 def test_monitors_of_podman_are_ignored(words: tuple[str, ...]) -> None:
     """Podman's watch no pod of Kubernetes."""
-    assert pod_info.monitored(words) is None
+    assert client.monitored(words) is None
 
 
 CRUN = {"runtime_path": "/usr/libexec/crio/crun", "runtime_root": "/run/crun"}
