@@ -18,7 +18,7 @@ from agent.runtimes.command import Dump
 from agent.runtimes.config_file import ConfigFile, Files
 from agent.runtimes.desired_state import leaves
 from agent.toml import document
-from agent.toml.document import Data, Path
+from agent.toml.document import Data, Path, deep_merge
 from agent.toml.ops import identical
 
 UNKNOWN = "the runtime's executable is not known; give --executable-path"
@@ -95,7 +95,7 @@ def memory_file(data: bytes) -> int:
 def first_difference(one: Data, other: Data) -> Path | None:
     """The path of the first key in which two sets of data differ; None if they are equal."""
     old, new = dict(leaves(one)), dict(leaves(other))
-    for path in (*old, *(path for path in new if path not in old)):
+    for path, _ in leaves(deep_merge(one, other)):
         if path not in old or path not in new or not identical(old[path], new[path]):
             return path
     return None
