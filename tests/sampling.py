@@ -24,7 +24,7 @@ VARIABLE = "TOOLKIT_AGENT_TEST_SEED"
 T = TypeVar("T")
 _ROOT = Path(__file__).parents[1]
 # So many cases of a test run without `--long`.
-_CASES = {"cli": 4, "conformance": 5, "operator": 4, "image": 3, "security": 5}
+_CASES = {"cli": 2, "conformance": 5, "operator": 4, "image": 3, "security": 5}
 _run = {"long": False}
 
 

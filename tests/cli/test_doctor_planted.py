@@ -193,6 +193,7 @@ PLANTED = {
 }  # fmt: skip
 
 
+@pytest.mark.cases(6)
 @pytest.mark.parametrize("name", PLANTED)
 def test_first_three_lines_name_what_was_planted(place: Path, name: str) -> None:
     """And nothing on the node is touched."""

@@ -13,7 +13,7 @@ import struct
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -206,17 +206,18 @@ _MIRRORS = json.dumps({
                              for n in range(1000)}},
 }).encode()  # fmt: skip
 
-STATUSES = {
-    "16 MB of text": _status(b'{"a": "' + b"x" * (16 * MIB - 100) + b'"}'),
-    "empty lists": _status(b'{"a": [' + b"[]," * 600_000 + b"[]]}"),
-    "empty handlers": field(3, b"") * 900_000,
-    "empty conditions": field(1, field(1, b"") * 900_000),
-    "empty pairs": b"".join(field(2, field(1, b"%d" % n)) for n in range(150_000)),
-    "deep config": _status(b'{"a": ' + b"[" * 99_000 + b"]" * 99_000 + b"}"),
-    "long number": _status(b'{"containerd": ' + b"1" * 5_000 + b"}"),
-    "half a pair": _status(b'{"containerd": {"defaultRuntimeName": "\\ud800"}}'),
-    "no message": b"\xff" * 1000,
-    "cut short": _status(_MIRRORS)[:-10],
+# Made where they are needed: tens of megabytes.
+STATUSES: dict[str, Callable[[], bytes]] = {
+    "16 MB of text": lambda: _status(b'{"a": "' + b"x" * (16 * MIB - 100) + b'"}'),
+    "empty lists": lambda: _status(b'{"a": [' + b"[]," * 600_000 + b"[]]}"),
+    "empty handlers": lambda: field(3, b"") * 900_000,
+    "empty conditions": lambda: field(1, field(1, b"") * 900_000),
+    "empty pairs": lambda: b"".join(field(2, field(1, b"%d" % n)) for n in range(150_000)),
+    "deep config": lambda: _status(b'{"a": ' + b"[" * 99_000 + b"]" * 99_000 + b"}"),
+    "long number": lambda: _status(b'{"containerd": ' + b"1" * 5_000 + b"}"),
+    "half a pair": lambda: _status(b'{"containerd": {"defaultRuntimeName": "\\ud800"}}'),
+    "no message": lambda: b"\xff" * 1000,
+    "cut short": lambda: _status(_MIRRORS)[:-10],
 }
 
 
@@ -234,7 +235,7 @@ def test_oversized_status_ends_with_one_line(name: str, tmp_path: Path) -> None:
     """`plan` ends with one line, or as if the runtime showed nothing: then it names what `apply`
     would miss."""
     socket = tmp_path / "s"
-    with hostile.runtime(socket, {"Status": STATUSES[name]}):
+    with hostile.runtime(socket, {"Status": STATUSES[name]()}):
         done = hostile.agent("plan", *_options(tmp_path, socket))
     done.fits()
     assert done.code in (1, 4), done.err
@@ -265,13 +266,13 @@ def _pods(count: int, size: int) -> dict[str, bytes]:
     return {"ListPodSandbox": b"".join(pods), "ListContainers": containers.SerializeToString()}
 
 
-LISTS = {
-    "large annotations": _pods(500, 15_000),
-    "20 MB": _pods(500, 40_000),
-    "empty pods": {"ListPodSandbox": field(1, b"") * 4_000_000,
+LISTS: dict[str, Callable[[], dict[str, bytes]]] = {
+    "large annotations": lambda: _pods(500, 15_000),
+    "20 MB": lambda: _pods(500, 40_000),
+    "empty pods": lambda: {"ListPodSandbox": field(1, b"") * 4_000_000,
                    "ListContainers": field(1, b"") * 4_000_000},
-    "many pods": _pods(60_000, 1),
-    "many annotations": {
+    "many pods": lambda: _pods(60_000, 1),
+    "many annotations": lambda: {
         "ListPodSandbox": b"\xff",
         "ListContainers": field(1, b"".join(field(9, field(1, b"%d" % n)) for n in range(90_000))),
     },
@@ -296,7 +297,7 @@ print(sum(map(len, found)), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 def test_oversized_list_of_pods_is_one_error_line(name: str, tmp_path: Path) -> None:
     """500 pods with much in their annotations are read; what is more is an error in one line."""
     socket = tmp_path / "s"
-    with hostile.runtime(socket, LISTS[name]):
+    with hostile.runtime(socket, LISTS[name]()):
         done = hostile.python("-c", _ASK, str(socket))
     assert done.code == 0, done.err
     *said, last = done.out.splitlines()

@@ -242,6 +242,7 @@ _shown: ctypes.Array[ctypes.c_char]
 
 
 def _import_all() -> None:
+    gc.disable()  # nearly all of it stays
     for name in _MODULES:
         importlib.import_module(name)
     for name in _PACKAGES:
@@ -251,6 +252,7 @@ def _import_all() -> None:
                 importlib.import_module(module.name)
     gc.collect()
     gc.freeze()  # no collection writes to pages that are shared
+    gc.enable()
 
 
 def main() -> NoReturn:
