@@ -25,29 +25,19 @@ from agent.host.files import FileState
 from agent.host.paths import HostPath, HostRoot
 
 
-def distrust(found: FileState | os.stat_result) -> str | None:
+def distrust(found: FileState | os.stat_result, *, owner_only: bool = False) -> str | None:
     """Why a user other than root can change a file or a directory, and what to do about it; None
-    if no such user can."""
+    if no such user can. `owner_only`: the mode does not count, as for a link, a device or a sticky
+    directory."""
     if isinstance(found, FileState):
         uid, mode = found.uid, found.mode
     else:
         uid, mode = found.st_uid, stat.S_IMODE(found.st_mode)
-    if why := _distrust_uid(uid):
-        return why
-    if mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if uid not in (0, os.geteuid()):
+        return f"belongs to user {uid}, who could become root with it; chown it to root"
+    if mode & (stat.S_IWGRP | stat.S_IWOTH) and not owner_only:
         return f"can be written by others (mode {mode:04o}), who could become root; chmod go-w it"
     return None
-
-
-def distrust_owner(found: os.stat_result) -> str | None:
-    """The same if the mode does not count: a link, a device, a sticky directory."""
-    return _distrust_uid(found.st_uid)
-
-
-def _distrust_uid(uid: int) -> str | None:
-    if uid in (0, os.geteuid()):
-        return None
-    return f"belongs to user {uid}, who could become root with it; chown it to root"
 
 
 @dataclass(frozen=True)
@@ -105,7 +95,7 @@ def _way(host: HostRoot, name: str) -> _Way:
 def _judged(part: str, found: os.stat_result, *, owner_only: bool = False) -> str | None:
     """Why a part of a way is not trusted. A directory must belong to root, and must not be writable
     by others; if it is sticky, the owner of each entry decides."""
-    why = distrust_owner(found) if owner_only or _is_sticky(found) else distrust(found)
+    why = distrust(found, owner_only=owner_only or _is_sticky(found))
     return f"{part} {why}" if why else None
 
 
