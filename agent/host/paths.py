@@ -233,9 +233,9 @@ class HostRoot:
     def resolve(self, host: str, route: list[str] | None = None) -> HostPath:
         """Follow every link of a host path, inside the host root.
 
-        The last parts need not exist. A dangling link is refused, unless a `route` is asked for;
-        each directory and link on the way is added to it, and so is the end. A link of /proc that
-        leads into a process is refused, too. Raises Refused.
+        The last parts need not exist. A link of /proc that leads into a process is refused. So are
+        a dangling link and a part that cannot be looked at, unless a `route` is asked for, to which
+        each directory and link on the way is added, and the end. Raises Refused.
         """
         refuse_odd(host)
         found = self._follow(host, host, [], route)
@@ -257,7 +257,7 @@ class HostRoot:
             here = os.path.join(done, part)
             if route is not None:
                 route.append(here)
-            target = self._readlink(here, asked)
+            target = self._readlink(here, asked, strict=route is None)
             if target is None:
                 done = here
                 continue
@@ -276,11 +276,11 @@ class HostRoot:
                 )
         return done
 
-    def _readlink(self, here: str, asked: str) -> str | None:
+    def _readlink(self, here: str, asked: str, *, strict: bool) -> str | None:
         try:
             return os.readlink(self.agent_path(here))
         except OSError as error:
-            if error.errno in (errno.EINVAL, errno.ENOENT):
+            if not strict or error.errno in (errno.EINVAL, errno.ENOENT):
                 return None
             if error.errno == errno.ENOTDIR:
                 above = os.path.dirname(here)

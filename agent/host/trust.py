@@ -80,7 +80,7 @@ def _way(host: HostRoot, name: str) -> _Way:
     for part in dict.fromkeys(route):
         try:
             found = os.lstat(host.agent_path(part))
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             continue  # it does not exist, or a view shows only something below it
         above = parts.get(os.path.dirname(part))
         parts[part] = found
