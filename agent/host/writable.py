@@ -33,15 +33,19 @@ def require(need: Need, mount_points: Collection[str] = ()) -> None:
     """Raises OSError if the file cannot be written, replaced or removed."""
     above, base = os.path.split(need.path)
     directory = nearest_existing(above)
-    if directory != above and os.path.lexists(directory):
-        _require_directory(directory)
-    elif os.path.lexists(above):
-        _require_directory(above)
+    _require_directory(directory)
     longest = os.pathconf(directory, "PC_NAME_MAX")
     if need.sizes and len(os.fsencode(base)) + _LONGEST_ADDITION > longest:
         raise _error(errno.ENAMETOOLONG, need.path)
-    if os.path.lexists(need.path):
-        _require_replaceable(need.path, mount_points)
+    if not os.path.lexists(need.path):
+        return
+    kind = os.lstat(need.path).st_mode
+    if stat.S_ISDIR(kind):
+        raise _error(errno.EISDIR, need.path)
+    if need.path in mount_points:  # a file that is mounted cannot be replaced
+        raise _error(errno.EBUSY, need.path)
+    if stat.S_ISREG(kind) and _flags(need.path) & (_IMMUTABLE | _APPEND):
+        raise _error(errno.EPERM, need.path)
 
 
 def nearest_existing(path: str) -> str:
@@ -61,16 +65,6 @@ def _require_directory(path: str) -> None:
         raise _error(errno.EPERM, path)
     if not os.access(path, os.W_OK | os.X_OK, effective_ids=True):
         raise _error(errno.EACCES, path)
-
-
-def _require_replaceable(path: str, mount_points: Collection[str]) -> None:
-    found = os.lstat(path)
-    if stat.S_ISDIR(found.st_mode):
-        raise _error(errno.EISDIR, path)
-    if path in mount_points:  # a file that is mounted cannot be replaced
-        raise _error(errno.EBUSY, path)
-    if stat.S_ISREG(found.st_mode) and _flags(path) & (_IMMUTABLE | _APPEND):
-        raise _error(errno.EPERM, path)
 
 
 def _flags(path: str) -> int:
