@@ -24,11 +24,11 @@ from dataclasses import dataclass, field, replace
 from agent.errors import Refused, UsageError, reason
 from agent.host import budget
 
-_MAX_LINKS = 40  # as the kernel
+MAX_LINKS = 40  # as the kernel
 _PATH_MAX = 4096  # as the kernel
 
 # The target of such a link depends on a process, and may have no name.
-_MAGIC = re.compile(r"/proc/[0-9]+/.")
+MAGIC = re.compile(r"/proc/[0-9]+/.")
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
 
 # Mounts that a container usually has for itself. A path below one of these is a path of the
@@ -223,6 +223,10 @@ class HostRoot:
         # Of mounts at one point the last hides the others; `max` takes the first of equal ones.
         return max(reversed(found), key=lambda mount: len(mount.point), default=None)
 
+    def has_view_below(self, host: str) -> bool:
+        """Does a view show a directory below a host path?"""
+        return any(is_below(view, host) and view != host for _, view in self.views)
+
     def agent_path(self, host: str) -> str:
         """The agent path of a host path; links are not followed."""
         for agent, directory in self.views:
@@ -230,18 +234,17 @@ class HostRoot:
                 return _rebase(host, directory, agent)
         return host if self.is_host else self.root + host
 
-    def resolve(self, host: str, route: list[str] | None = None) -> HostPath:
+    def resolve(self, host: str) -> HostPath:
         """Follow every link of a host path, inside the host root.
 
-        The last parts need not exist. A link of /proc that leads into a process is refused. So are
-        a dangling link and a part that cannot be looked at, unless a `route` is asked for, to which
-        each directory and link on the way is added, and the end. Raises Refused.
+        The last parts need not exist. A dangling link is refused, and so is a link of /proc that
+        leads into a process. Raises Refused.
         """
         refuse_odd(host)
-        found = self._follow(host, host, [], route)
+        found = self._follow(host, host, [])
         return HostPath(self.agent_path(found), found)
 
-    def _follow(self, path: str, asked: str, links: list[str], route: list[str] | None) -> str:
+    def _follow(self, path: str, asked: str, links: list[str]) -> str:
         done = "/"
         for part in path.split("/"):
             if part in ("", "."):
@@ -255,32 +258,30 @@ class HostRoot:
                 done = os.path.dirname(done)
                 continue
             here = os.path.join(done, part)
-            if route is not None:
-                route.append(here)
-            target = self._readlink(here, asked, strict=route is None)
+            target = self._readlink(here, asked)
             if target is None:
                 done = here
                 continue
-            if _MAGIC.match(here):
+            if MAGIC.match(here):
                 raise Refused(
                     f"cannot follow {asked}: {here} leads into a process; name the file itself"
                 )
             links.append(here)
-            if len(links) > _MAX_LINKS:
+            if len(links) > MAX_LINKS:
                 raise Refused(f"cannot follow {asked}: too many links; look at {here}")
-            done = self._follow(os.path.join(done, target), asked, links, route)
-            if route is None and not os.path.lexists(self.agent_path(done)):
+            done = self._follow(os.path.join(done, target), asked, links)
+            if not os.path.lexists(self.agent_path(done)):
                 raise Refused(
                     f"cannot follow {asked}: the link {here} is dangling, {done} is missing; "
                     "restore it or remove the link"
                 )
         return done
 
-    def _readlink(self, here: str, asked: str, *, strict: bool) -> str | None:
+    def _readlink(self, here: str, asked: str) -> str | None:
         try:
             return os.readlink(self.agent_path(here))
         except OSError as error:
-            if not strict or error.errno in (errno.EINVAL, errno.ENOENT):
+            if error.errno in (errno.EINVAL, errno.ENOENT):
                 return None
             if error.errno == errno.ENOTDIR:
                 above = os.path.dirname(here)

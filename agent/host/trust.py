@@ -3,105 +3,53 @@
 It is not enough to look at the nearest directory. Somebody who can write a directory further up, or
 who made a link on the way, decides what the path leads to.
 
-Invariant: every directory and link on the way from our own root is judged, in the order in which
-`HostRoot.resolve` follows them. If root alone can change each of them, only root can change what
-the path leads to; a later look-up by name, by us or by a program that we start, then finds the
-same. Otherwise the first part that others can change is found: it lies in a directory of root's, so
-that nobody could exchange it meanwhile. The end of the path is opened without following any link.
+Invariant: one walk from our own root through the host root, with a descriptor for each part of the
+path. Every part is judged by its descriptor, and the last descriptor is what the caller reads,
+mounts or names. Links are followed inside the host root only, as in `HostRoot.resolve`. If root
+alone can change every part, only root can change what the path leads to. A later look-up by name,
+by us or by a program that we start, then finds the same.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
+import errno
 import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from agent.errors import Refused, reason
-from agent.host import files, nofollow
+from agent.host import budget, files, nofollow
 from agent.host.files import FileState
-from agent.host.paths import HostPath, HostRoot
+from agent.host.paths import MAGIC, MAX_LINKS, HostPath, HostRoot, refuse_odd
+
+_PART = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def distrust(found: FileState | os.stat_result, *, owner_only: bool = False) -> str | None:
+def distrust(found: FileState | os.stat_result) -> str | None:
     """Why a user other than root can change a file or a directory, and what to do about it; None
-    if no such user can. `owner_only`: the mode does not count, as for a link, a device or a sticky
-    directory."""
+    if no such user can."""
     if isinstance(found, FileState):
         uid, mode = found.uid, found.mode
     else:
         uid, mode = found.st_uid, stat.S_IMODE(found.st_mode)
-    if uid not in (0, os.geteuid()):
-        return f"belongs to user {uid}, who could become root with it; chown it to root"
-    if mode & (stat.S_IWGRP | stat.S_IWOTH) and not owner_only:
+    if why := _distrust_uid(uid):
+        return why
+    if mode & (stat.S_IWGRP | stat.S_IWOTH):
         return f"can be written by others (mode {mode:04o}), who could become root; chmod go-w it"
     return None
 
 
-@dataclass(frozen=True)
-class _Way:
-    """The way to a path of the host: its path without links, and the status of each part of the way
-    that exists, by host path. `distrust` is as in `OpenPath`."""
-
-    path: HostPath
-    parts: dict[str, os.stat_result]
-    distrust: str | None
-
-    @property
-    def end(self) -> os.stat_result | None:
-        """The status of what is there; None if it does not exist."""
-        return self.parts.get(self.path.host)
-
-    def writable(self, *, allow_sticky: bool = False) -> str | None:
-        """Why others can make entries in the directory at the end, or in the innermost one that
-        exists; None if they cannot."""
-        part = self.path.host
-        while part not in self.parts:
-            part = os.path.dirname(part)
-        found = self.parts[part]
-        if not stat.S_ISDIR(found.st_mode) or (allow_sticky and _is_sticky(found)):
-            return None
-        why = distrust(found)
-        return f"{part} {why}" if why else None
+def distrust_owner(found: os.stat_result) -> str | None:
+    """The same if the mode does not count: a link, a device, a sticky directory."""
+    return _distrust_uid(found.st_uid)
 
 
-def _way(host: HostRoot, name: str) -> _Way:
-    """Follow a host path and judge every part of the way. Raises OSError, Refused."""
-    route = ["/"]
-    path = host.resolve(name, route)
-    above_root = [] if host.is_host else host.root.split("/")[1:-1]
-    reasons = [  # a user who can exchange the host root can change all that is in it
-        _judged(above, os.lstat(above))
-        for above in itertools.accumulate(above_root, os.path.join, initial="/")
-    ]
-    parts: dict[str, os.stat_result] = {}
-    for part in dict.fromkeys(route):
-        try:
-            found = os.lstat(host.agent_path(part))
-        except FileNotFoundError:
-            continue  # it does not exist, or a view shows only something below it
-        above = parts.get(os.path.dirname(part))
-        parts[part] = found
-        is_link = stat.S_ISLNK(found.st_mode)
-        if is_link and above is not None and not _is_sticky(above):
-            continue  # only root can have made it, or the directory is not trusted
-        is_end = part == path.host and not stat.S_ISREG(found.st_mode)
-        reasons.append(_judged(part, found, owner_only=is_link or is_end))
-    return _Way(path, parts, next(filter(None, reasons), None))
-
-
-def _judged(part: str, found: os.stat_result, *, owner_only: bool = False) -> str | None:
-    """Why a part of a way is not trusted. A directory must belong to root, and must not be writable
-    by others; if it is sticky, the owner of each entry decides."""
-    why = distrust(found, owner_only=owner_only or _is_sticky(found))
-    return f"{part} {why}" if why else None
-
-
-def _is_sticky(found: os.stat_result) -> bool:
-    """Is it a directory in which others cannot change the entries of root?"""
-    return stat.S_ISDIR(found.st_mode) and bool(found.st_mode & stat.S_ISVTX)
+def _distrust_uid(uid: int) -> str | None:
+    if uid in (0, os.geteuid()):
+        return None
+    return f"belongs to user {uid}, who could become root with it; chown it to root"
 
 
 @dataclass(frozen=True)
@@ -126,17 +74,16 @@ class OpenPath:
 def open_path(host: HostRoot, name: str, flags: int = os.O_PATH) -> Iterator[OpenPath]:
     """Open a host path; the descriptor is closed when the context ends.
 
-    With `flags` other than O_PATH the file is opened without waiting (O_NONBLOCK). Raises OSError
-    if the file does not exist or cannot be opened; Refused if there are too many links, or the path
-    leads out of the host root or into a process.
+    With `flags` other than O_PATH the file is opened without waiting (O_NONBLOCK), by the
+    descriptor that was judged. Raises OSError if the file does not exist or cannot be opened,
+    ELOOP for too many links; Refused if the path leads out of the host root or into a process.
     """
-    way = _way(host, name)
-    waiting = 0 if flags & os.O_PATH else os.O_NONBLOCK
-    fd = nofollow.walk(way.path.agent, flags | waiting | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        yield OpenPath(fd, way.path, os.fstat(fd), way.distrust, tuple(way.parts))
-    finally:
-        os.close(fd)
+    with _walked(host, name) as walk:
+        if walk.left:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        fd = walk.here[-1].fd if flags == os.O_PATH else walk.open(flags)
+        route = tuple(dict.fromkeys(walk.route))
+        yield OpenPath(fd, walk.whole, walk.here[-1].found, walk.distrust, route)
 
 
 def require(
@@ -151,13 +98,13 @@ def require(
     the path is not root's, and what to do.
     """
     try:
-        way = _way(host, name)
+        with _walked(host, name) as walk:
+            why, path = walk.distrust or walk.writable(allow_sticky=allow_sticky), walk.whole
     except OSError as error:
         raise Refused(f"cannot {purpose}: {reason(error)}") from error
-    why = way.distrust or way.writable(allow_sticky=allow_sticky)
-    if why := why or _linked(name, way.path, links=links):
+    if why := why or _linked(name, path, links=links):
         raise Refused(_cannot(purpose, name, why))
-    return way.path
+    return path
 
 
 def _linked(name: str, path: HostPath, *, links: bool) -> str | None:
@@ -197,17 +144,19 @@ def read_file(
     root can change the file or make it.
     """
     try:
-        way = _way(host, name)
+        with _walked(host, name) as walk:
+            path, regular = walk.whole, stat.S_ISREG(walk.here[-1].found.st_mode)
+            why = walk.distrust
+            if walk.left and why is None:
+                why = walk.writable(allow_sticky=allow_sticky)
+            if why := why or _linked(name, path, links=links):
+                raise Refused(_cannot(f"use {name}", name, why))
+            if walk.left:
+                return host.resolve(name), None  # `resolve` refuses a dangling link
+            fd = walk.open(os.O_RDONLY) if regular else walk.here[-1].fd
+            return path, files.read_open(fd, path.host, limit)
     except OSError as error:
         raise Refused(f"cannot read {name}: {reason(error)}") from error
-    why = way.distrust
-    if way.end is None:
-        why = why or way.writable(allow_sticky=allow_sticky)
-    if why := why or _linked(name, way.path, links=links):
-        raise Refused(_cannot(f"use {name}", name, why))
-    if way.end is None:
-        return host.resolve(name), None  # refuses a dangling link
-    return way.path, files.read(way.path.agent, way.path.host, limit)
 
 
 def system_name(host: HostRoot, given: str) -> str:
@@ -229,11 +178,183 @@ def list_directory(host: HostRoot, name: str) -> tuple[HostPath, list[str]]:
     Raises Refused if a user other than root can add to them.
     """
     try:
-        way = _way(host, name)
-        if why := way.distrust or way.writable():
-            raise Refused(_cannot(f"use the directory {name}", name, why))
-        if way.end is None or not stat.S_ISDIR(way.end.st_mode):
-            return way.path, []
-        return way.path, files.names(way.path.agent)
+        with _walked(host, name) as walk:
+            if why := walk.distrust or walk.writable():
+                raise Refused(_cannot(f"use the directory {name}", name, why))
+            if walk.left or not stat.S_ISDIR(walk.here[-1].found.st_mode):
+                return walk.whole, []
+            directory = walk.open(os.O_RDONLY | os.O_DIRECTORY)
+            found, more = budget.some_names(directory, budget.DIRECTORY)
+            if more:
+                much = budget.too_many(budget.DIRECTORY, "names")
+                raise OSError(f"{much}; remove what is not needed")
+            return walk.whole, found
+    except NotADirectoryError:
+        return host.resolve(name), []
     except OSError as error:
         raise Refused(f"cannot read the directory {name}: {reason(error)}") from error
+
+
+@contextlib.contextmanager
+def _walked(host: HostRoot, name: str) -> Iterator[_Walk]:
+    refuse_odd(name)
+    with contextlib.ExitStack() as stack:
+        walk = _Walk(host, name, stack)
+        walk.go()
+        yield walk
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of the path: its host path, descriptor and status."""
+
+    path: str
+    fd: int
+    found: os.stat_result
+
+
+class _Walk:
+    """The walk along one path from the host root. `here` are the parts from the root to the current
+    one. `left` are the names that follow, the next one last."""
+
+    def __init__(self, host: HostRoot, name: str, stack: contextlib.ExitStack) -> None:
+        self.distrust: str | None = None
+        self.left = [""]  # not empty, because a part above the host root is not the last one
+        self.route = ["/"]
+        self._host = host
+        self._name = name
+        self._stack = stack
+        self._links = 0
+        if not host.is_host:
+            self._judge_above(host.root)
+        root = self._part("/", nofollow.walk(host.agent_path("/"), _PART | os.O_DIRECTORY))
+        self.here = [root]
+        self.left = _parts(name)
+        self._judge(root)
+
+    @property
+    def path(self) -> str:
+        return self.here[-1].path
+
+    @property
+    def whole(self) -> HostPath:
+        """The whole path, without links as far as it exists."""
+        path = os.path.join(self.path, *reversed(self.left))
+        return HostPath(self._host.agent_path(path), path)
+
+    def open(self, flags: int) -> int:
+        """Open the current part by its descriptor; closed with the walk. Raises OSError."""
+        again = f"/proc/self/fd/{self.here[-1].fd}"
+        fd = os.open(again, flags | os.O_CLOEXEC | os.O_NONBLOCK)
+        self._stack.callback(os.close, fd)
+        return fd
+
+    def writable(self, *, allow_sticky: bool = False) -> str | None:
+        """Why others can make entries in the current directory; None if they cannot."""
+        found = self.here[-1].found
+        if not stat.S_ISDIR(found.st_mode) or (allow_sticky and _shared(found)):
+            return None
+        why = distrust(found)
+        return f"{self.path} {why}" if why else None
+
+    def go(self) -> None:
+        """Walk to the end, or to the last part that exists. Raises OSError, Refused."""
+        while self.left:
+            if self.left[-1] == "..":
+                self.left.pop()
+                self._up()
+                continue
+            part = self._next()
+            if part is None:
+                return
+            self.route.append(part.path)
+            if stat.S_ISLNK(part.found.st_mode):
+                self._follow(part)
+                continue
+            self._judge(part)
+            self.here.append(part)
+
+    def _up(self) -> None:
+        if len(self.here) > 1:
+            self.here.pop()
+        elif not self._host.is_host:
+            raise Refused(
+                f"cannot follow {self._name}: it leads out of the host root; name it without '..'"
+            )
+
+    def _next(self) -> _Part | None:
+        """The next part; None if it does not exist. A directory that the host root does not show
+        is skipped if a view shows something below it."""
+        left = self.left.copy()
+        path = os.path.join(self.path, self.left.pop())
+        while True:
+            try:
+                return self._part(path, self._open(path))
+            except FileNotFoundError:
+                if not (self.left and self._host.has_view_below(path)):
+                    break
+            path = os.path.join(path, self.left.pop())
+        if ".." in left:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._name)
+        self.left = left
+        return None
+
+    def _open(self, path: str) -> int:
+        """A part below the current one; if a view shows it, from the view's directory."""
+        here = self.here[-1]
+        below, agent = os.path.relpath(path, here.path), self._host.agent_path(path)
+        if agent == os.path.join(self._host.agent_path(here.path), below):
+            return os.open(below, _PART, dir_fd=here.fd)
+        return nofollow.walk(agent, _PART)
+
+    def _part(self, path: str, fd: int) -> _Part:
+        self._stack.callback(os.close, fd)
+        return _Part(path, fd, os.fstat(fd))
+
+    def _judge_above(self, root: str) -> None:
+        """A user who can exchange the host root can change all that is in it."""
+        fd = os.open("/", _PART)
+        path = "/"
+        self._judge(self._part(path, fd))
+        for name in root.split("/")[1:-1]:
+            path = os.path.join(path, name)
+            fd = os.open(name, _PART | os.O_DIRECTORY, dir_fd=fd)
+            self._judge(self._part(path, fd))
+
+    def _follow(self, link: _Part) -> None:
+        self._links += 1
+        if self._links > MAX_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), self._name)
+        if MAGIC.match(link.path):
+            raise Refused(
+                f"cannot follow {self._name}: {link.path} leads into a process; name the file "
+                "itself"
+            )
+        if _shared(self.here[-1].found):  # elsewhere only root can have made the link
+            self._judge(link)
+        target = os.readlink("", dir_fd=link.fd)
+        if target.startswith("/"):
+            del self.here[1:]
+        self.left += _parts(target)
+
+    def _judge(self, part: _Part) -> None:
+        """Note why a part is not trusted, unless an earlier part is not. A directory on the way
+        must belong to root, and must not be writable by others; if it is sticky, the owner of
+        each entry decides."""
+        if self.distrust:
+            return
+        mode = part.found.st_mode
+        last = not self.left and not stat.S_ISLNK(mode)
+        lax = stat.S_ISLNK(mode) or _shared(part.found) or (last and not stat.S_ISREG(mode))
+        why = distrust_owner(part.found) if lax else distrust(part.found)
+        self.distrust = f"{part.path} {why}" if why else None
+
+
+def _shared(found: os.stat_result) -> bool:
+    """Is it a directory in which others cannot change the entries of root (sticky)?"""
+    return stat.S_ISDIR(found.st_mode) and bool(found.st_mode & stat.S_ISVTX)
+
+
+def _parts(path: str) -> list[str]:
+    """The parts of a path, the last one first."""
+    return [part for part in reversed(path.split("/")) if part not in ("", ".")]

@@ -137,7 +137,7 @@ class DriverRoot:
                     self.leave_out(path, "it is a link, which runtimes do not follow")
                 if not stat.S_ISCHR(item.st_mode):
                     continue
-                if wrong := why or self._with_path(path, trust.distrust(item, owner_only=True)):
+                if wrong := why or self._with_path(path, trust.distrust_owner(item)):
                     self.leave_out(path, wrong)
                 else:
                     found.append((name, item))
