@@ -40,7 +40,7 @@ def test_sample_is_of_the_seed_and_keeps_the_order(monkeypatch: pytest.MonkeyPat
     ("path", "wanted", "count"),
     [
         pytest.param(
-            "tests/cli/test_x.py", None, 4, id="a folder in which each case starts programs"
+            "tests/cli/test_x.py", None, 2, id="a folder in which each case starts programs"
         ),
         pytest.param("tests/cli/test_x.py", 25, 25, id="a number of its own"),
         pytest.param("tests/cli/test_named.py", None, 60, id="a module that was asked for"),
