@@ -1,7 +1,7 @@
 """The decision: is CDI native on this node, and what follows from it.
 
 Invariant: `decide` is pure and total. It answers every question with one row of the table in
-DESIGN section 3, and says what was asked, what was seen, where, and which rule decided.
+README.md, and says what was asked, what was seen, where, and which rule decided.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ class DeviceClass:
     numbered: bool = False
 
 
-# Modes, kinds and nodes are those of NVIDIA's generator (pkg/nvcdi v1.20).
+# Modes, kinds and nodes are those of NVIDIA's generator (pkg/nvcdi v1.20),
+# if it has the class. Its order is kept: `imex` is the last.
 DEVICE_CLASSES = (
     DeviceClass("gdrcopy", "nvidia.com/gdrcopy", (ClassNodes("/dev", "gdrdrv", "gdrdrv"),)),
     DeviceClass(

@@ -123,7 +123,7 @@ class Settings:
     def default_is_negotiable(self) -> bool:
         """May the decision overrule `set_as_default`? gpu-operator always sets
         NVIDIA_RUNTIME_SET_AS_DEFAULT=false, so that under its entry point this is a preference and
-        no order (DESIGN section 3)."""
+        no order."""
         return self.entry == "nvidia-toolkit" and self.origins["set_as_default"] != "command line"
 
 

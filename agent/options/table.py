@@ -43,7 +43,7 @@ _RUNTIME = (
            commands=(*NODE, *READ_SPECS), main=True),
     Option("socket", "path", ("RUNTIME_SOCKET", "CONTAINERD_SOCKET", "DOCKER_SOCKET"),
            "CRI socket of the runtime.",
-           unset="the first usual one that exists", commands=(*NODE, *READ_SPECS), main=True),
+           unset="the first usual one that answers", commands=(*NODE, *READ_SPECS), main=True),
     Option("config", "path",
            ("RUNTIME_CONFIG", "CONTAINERD_CONFIG", "CRIO_CONFIG", "DOCKER_CONFIG"),
            "Root configuration file. CRI-O's is never written; it counts only where no process "

@@ -262,8 +262,8 @@ class _Proposer:
         return pod_guard.low_level_kept(self._settings, self._host, node, calls)
 
     def _configuration(self, may_enable: bool | None) -> Proposal:
-        """The decision and the runtime's files. Where native CDI cannot be switched on, row 5 of
-        DESIGN section 3 holds."""
+        """The decision and the runtime's files. If native CDI cannot be switched on, row 5
+        holds."""
         seen, memory, node = self._seen, self._memory, self._seen.node
         if node is None:
             decision = self.decision(may_enable=False)

@@ -1,5 +1,5 @@
 """The trial start: the runtime's own executable is started once on the files as they will be,
-before the running runtime is restarted on them (DESIGN section 5.2).
+before the running runtime is restarted on them.
 
 Only a start finds some faults that a dump of the configuration does not show: values that the CRI
 plugin rejects, a missing base specification, a missing program (containerd 1.6 to 2.4 and CRI-O

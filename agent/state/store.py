@@ -7,8 +7,10 @@ and is removed last.
     memory.json     the files that we changed, each with its original and our last version
     journal.json    the change in progress, if there is one
     failed.json     configurations that were tried and failed
+    gpus.json       the GPUs as the driver's library last reported them; only saves time
     restarts.json   when `run` restarted the runtime
     originals/HASH  the original files
+    switch-*        the undo by a timer on the host (see `agent.transaction.host_timer`)
     lock            see `agent.host.lock`
     aside*          how a revert gets the lock of a `run` (see `agent.transaction.stand_aside`)
 """

@@ -1,6 +1,6 @@
 """One convergence: propose, apply, verify, publish.
 
-Invariant: the order of steps is that of DESIGN section 5. Readiness is withdrawn before the first
+Invariant: the order of steps is that of agent/README.md. Readiness is withdrawn before the first
 change and published after the proof; a node that is right already is not written to.
 """
 
@@ -260,8 +260,8 @@ class _Convergence:
         return replace(outcome, changed=(*outcome.changed, *gone))
 
     def _after_failure(self, proposal: Proposal, memory: Memory, error: AgentError) -> Outcome:
-        """Converge again without native CDI, where it could not be switched on (row 5 of DESIGN
-        section 3). Raises `error` in all other cases."""
+        """Converge again without native CDI (row 5) if it could not be switched on.
+        Raises `error` in all other cases."""
         if proposal.decision.row != 4 or memory.enabled_cdi:
             raise error
         self._ctx.log.warning("native CDI could not be switched on", reason=error.message)

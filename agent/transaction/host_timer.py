@@ -1,4 +1,4 @@
-"""The timer on the host that undoes a change when this agent cannot (DESIGN 5.7).
+"""The timer on the host that undoes a change when this agent cannot.
 
 A runtime that does not start on its new files cannot start our container either. So a timer is set
 on the host before the restart. It puts the originals back and restarts the runtime, with nothing

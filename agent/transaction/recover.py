@@ -1,8 +1,8 @@
 """Finish or undo the change that an earlier run left unfinished.
 
 Invariant: afterwards there is no journal, except one of a change for which somebody else has to
-restart the runtime. A change that the runtime proves is committed, and every other change is undone
-(DESIGN section 5).
+restart the runtime. A change that the runtime proves is committed, and every other change is
+undone.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ _DEFAULT_DIRS = ["/etc/cdi", "/var/run/cdi"]
 
 @dataclass(frozen=True)
 class Row:
-    """What DESIGN says of it; `own_dirs`: the runtime's own spec directories are known."""
+    """What the agent writes into it; `own_dirs`: the runtime's own spec directories are known."""
 
     number: int
     version: str

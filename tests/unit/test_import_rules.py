@@ -35,7 +35,7 @@ LAYERS = (
     ("agent.cdi", "agent.toolkit", "agent.status"),
     ("agent.state",),
     ("agent.systemd",),
-    ("agent.runtimes.command", "agent.runtimes.containerd.generations", "agent.cri", "agent.log"),
+    ("agent.runtimes.containerd.generations", "agent.cri", "agent.log"),
     ("agent.decide", "agent.runtimes.command", "agent._cri"),
     ("agent.cri.versions", "agent.toml"),
     ("agent.host",),

@@ -2,7 +2,7 @@
 
 Invariant: an edit changes our keys and nothing else, in as few files as possible. Its effect is
 computed on all files together, as this generation of containerd merges them. The edit is refused
-if it would change anything that is not ours (DESIGN section 4).
+if it would change anything that is not ours.
 """
 
 from __future__ import annotations

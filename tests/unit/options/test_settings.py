@@ -102,7 +102,7 @@ KNOWN = {flag: option for option in OPTIONS for flag in option.all_flags}
 # A value that an option takes, by kind.
 GOOD = {
     "text": "some-text", "path": "/some/path", "file": "x", "bool": "true", "list": "envvar",
-    "seconds": "5", "duration": "5m", "version": "1.30",
+    "duration": "5m", "version": "1.30",
 }  # fmt: skip
 
 
