@@ -26,8 +26,8 @@ EXIT_CODES = {
 
 
 class AgentError(Exception):
-    """Base of all errors that a person sees; `code` goes into the status file. Both are those of
-    the class above, unless a class has its own."""
+    """Base of all errors that a person sees; `code` goes into the status file. A class
+    without its own has those of its base class."""
 
     exit_code: ClassVar[int] = 3
     code: ClassVar[str] = "FAILED"
@@ -116,7 +116,7 @@ class RestartBudget(Refused, code="RESTART_BUDGET"):
 
 
 class PutOff(AgentError, code="RESTART_PUT_OFF", exit_code=0):
-    """Nothing was touched, by `run`: a restart is needed, and is asked for at `until` (seconds of
+    """`run` touched nothing: a restart is needed, and is put off until `until` (seconds of
     the monotonic clock)."""
 
     def __init__(self, message: str, until: float) -> None:

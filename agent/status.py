@@ -46,7 +46,7 @@ def lines(
     """The keys and values of the file, in the order of the contract.
 
     `runtime` and `version` are as the runtime spells them. `paths` are the host paths that the
-    device plugin uses, by its own variables; None where there is none. `now` is in seconds since
+    device plugin uses, by its own variables; None if there is none. `now` is in seconds since
     the epoch.
     """
     decided = [
@@ -258,7 +258,7 @@ def read_valid(host: HostRoot, directory: str, boot_id: str) -> dict[str, str]:
 
 
 def read_error(host: HostRoot, directory: str) -> str | None:
-    """The published reason of the last failure, as a person can read it; None where there is none,
+    """The published reason of the last failure, as a person can read it; None if there is none,
     and for a file that others can write to."""
     try:
         found = _read(host, directory, ERROR)

@@ -205,7 +205,7 @@ class LongLived(Command):
 
 
 def _ready_file(args: list[str]) -> str | None:
-    """The ready file that the command line or the environment names, also where another word of the
+    """The ready file that the command line or the environment names, also if another word of the
     command line is wrong."""
     found = os.environ.get("AGENT_READY_FILE")
     for word, after in itertools.zip_longest(args, args[1:]):

@@ -27,6 +27,7 @@ from agent.reports.node import Report
 
 def write(path: str, settings: Settings, report: Report, diagnosis: Diagnosis) -> None:
     """Write the archive to a new file at this path. Raises Refused."""
+    texts = _documents(settings, report, diagnosis)
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     except OSError as error:
@@ -34,7 +35,7 @@ def write(path: str, settings: Settings, report: Report, diagnosis: Diagnosis) -
         raise Refused(f"cannot write the bundle: {text}; give the name of a new file") from error
     try:
         with open(fd, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
-            for name, text in sorted(_documents(settings, report, diagnosis).items()):
+            for name, text in sorted(texts.items()):
                 content = text.encode("utf-8", "surrogateescape")
                 entry = tarfile.TarInfo(f"toolkit-agent-doctor/{name}")
                 entry.size, entry.mode = len(content), 0o600

@@ -126,7 +126,7 @@ class _Progress:
 
 
 def step(event: str, data: Mapping[str, Any]) -> str | None:
-    """The step that begins with an event, None where none does."""
+    """The step that begins with an event, None if none does."""
     words = _AFTER.get(event)
     waited = data.get("unfinished")
     return f"{words}: {', '.join(waited)}" if words and isinstance(waited, list) else words

@@ -30,7 +30,8 @@ class DeviceRequest:
 
 class PodCalls(PodQuestions):
     """Calls that run pods. All of them raise Unreachable; Rejected if the runtime answers with
-    an error, and NotFound if it does not know the pod or the container."""
+    an error, and NotFound if it does not know the pod or the container, for which `PodQuestions`
+    has empty answers."""
 
     def has_image(self, image: str) -> bool:
         """Is this image on the node?"""

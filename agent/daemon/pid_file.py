@@ -32,7 +32,7 @@ _NOT_OPENED = (errno.ELOOP, errno.EISDIR, errno.ENXIO)  # a link, a directory, a
 def find(host: HostRoot, given: str | None) -> str | None:
     """The agent path of the pid file that an option gives, if it does.
 
-    Its directory is made if it is missing. Raises Refused where somebody else than root can write
+    Its directory is made if it is missing. Raises Refused if somebody else than root can write
     to that directory. The file itself is not looked at.
     """
     if not given:
@@ -69,7 +69,7 @@ def held(host: HostRoot, given: str | None) -> Iterator[None]:
 def take(path: str) -> int:
     """Write our pid to the file at an agent path. The descriptor holds the file until it is closed.
 
-    Raises Locked where another process holds it, with its file unchanged. Raises Refused.
+    Raises Locked if another process holds it, with its file unchanged. Raises Refused.
     """
     try:
         while True:

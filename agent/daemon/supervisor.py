@@ -1,15 +1,15 @@
 """The waiting process of `run`: it watches paths, and a child process converges the node.
 
 Invariant: this module imports only os, sys, signal, time and errno, so that waiting costs next to
-nothing. A convergence counts only where no watched path changed while it ran, so that no change is
-lost. Where a child cannot finish (it is killed, or crashes), readiness is withdrawn, because nobody
+nothing. A convergence counts only if no watched path changed while it ran, so that no change is
+lost. If a child cannot finish (it is killed, or crashes), readiness is withdrawn, because nobody
 has proven the node.
 
 `start.py` takes the lock, blocks the signals, and executes this file:
 
     supervisor.py INTERVAL DEADLINE PIDFILE READYFILE REQUEST READY TWIN ARGV...
 
-    INTERVAL    seconds between two convergences where nothing changes
+    INTERVAL    seconds between two convergences if nothing changes
     DEADLINE    seconds after which a child is killed
     PIDFILE     DESCRIPTOR:PATH of the pid file, which goes with this process; or empty
     READYFILE   the ready file (see `Readiness`); or empty
@@ -20,13 +20,13 @@ has proven the node.
 The protocol with a child:
 
     --watch-fd=N  added to ARGV. The child writes its report to this pipe: the reason why the node
-                  is not ready ("" where it is), then the entries to watch (see `signature`); each
+                  is not ready ("" if it is), then the entries to watch (see `signature`); each
                   part ends with NUL.
-    --refresh     added where an answer that leaves no trace in a file, such as NVML's, must not be
+    --refresh     added if an answer that leaves no trace in a file, such as NVML's, must not be
                   trusted any more.
-    --barrier     added where this process withdrew READY, so that the child puts it back.
+    --barrier     added if this process withdrew READY, so that the child puts it back.
     SIGTERM       tells the child to end. It finishes or undoes a change in progress first.
-    exit code     one of `FINISHED` where the child came to its end and withdrew what it had to.
+    exit code     one of `FINISHED` if the child came to its end and withdrew what it had to.
                   With ASIDE it has released the lock to a `revert`, for good.
 """
 
@@ -58,7 +58,7 @@ _TYPE, _LINK = 0o170000, 0o120000
 
 
 def signature(entry: bytes) -> object:
-    """A value that changes when a watched entry changes; None where there is nothing.
+    """A value that changes when a watched entry changes; None if there is nothing.
 
     /PATH               a file or directory and, for a link, also its target
     =/PATH              type, owner and identity of a path, not its content: for /tmp and the like
@@ -96,8 +96,8 @@ def _facts(found: os.stat_result) -> object:
 
 
 def _device(path: bytes) -> object:
-    """What counts of a device node. What the kernel makes anew in /proc under its old name shows in
-    its time."""
+    """What counts of a device node. A file that the kernel replaces in /proc keeps its name; only
+    its time changes."""
     found = os.lstat(path)
     moment = 0 if found.st_rdev else found.st_ctime_ns
     return found.st_rdev, found.st_mode, found.st_uid, found.st_gid, moment
@@ -128,7 +128,7 @@ def _names(
 
 
 def _read_names(directory: bytes, counts: "Callable[[bytes], bool]") -> "list[bytes] | None":
-    """The names that count, None where there are too many. Raises OSError."""
+    """The names that count, None if there are too many. Raises OSError."""
     found = []
     with os.scandir(directory) as entries:
         for number, entry in enumerate(entries):
@@ -172,7 +172,7 @@ class Requests:
 class Loop:
     """Converge, wait for a change, and converge again.
 
-    `converge` gives an exit code and the entries to watch (None where the child named none). `wait`
+    `converge` gives an exit code and the entries to watch (None if the child named none). `wait`
     waits so many seconds or until a signal, and notes the signal in `requests`.
     """
 
@@ -233,7 +233,7 @@ class Loop:
         self.code = code
 
     def pause(self, interval: float) -> float:
-        """Seconds until the next convergence where nothing changes."""
+        """Seconds until the next convergence if nothing changes."""
         if self.changes:
             return backoff(self.changes - IN_A_ROW + 1)
         return backoff(self.failures) if self.failures else jittered(interval)
@@ -241,7 +241,7 @@ class Loop:
     def wait_for_change(self, seconds: float) -> None:
         """Wait for a signal, for a change, or until the time is over.
 
-        Where paths change all the time, only devices end the wait early; later not even these.
+        If paths change all the time, only devices end the wait early; later not even these.
         """
         end = self.clock() + seconds
         while not (self.requests.stop or self.requests.converge):
@@ -325,7 +325,7 @@ class ChildRunner:
         """Run one child to its end and publish the result. Gives its exit code and the entries to
         watch.
 
-        Readiness is withdrawn where the child did not finish, but not where we told it to end.
+        Readiness is withdrawn if the child did not finish, but not if we told it to end.
         """
         code, reason, listed = self._run()
         self.readiness.update(code, reason)
@@ -416,7 +416,7 @@ def withdraw(paths: "Iterable[str]") -> bool:
 
 
 def _directory(path: str) -> int:
-    """A descriptor of a directory. Raises OSError, also where a part of the path is a link."""
+    """A descriptor of a directory. Raises OSError, also if a part of the path is a link."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     here = os.open("/", flags)
     for part in filter(None, path.split("/")):

@@ -49,10 +49,12 @@ class Diagnosis:
 
 def diagnose(node: Node, checks: Sequence[Check] = CHECKS) -> Diagnosis:
     """Make the checks. Findings of one severity stay in the order of the checks."""
-    findings, skipped = [], []
+    findings: list[Finding] = []
+    skipped: list[tuple[Check, str]] = []
     for check in checks:
         try:
-            findings += [Finding(check, found) for found in check.find(node)]
+            # Lazily, because what was found stays if a later part of the node is not seen.
+            findings.extend(Finding(check, found) for found in check.find(node))
         except OSError as error:
             name = error.filename or "the node"
             skipped.append((check, f"cannot read {name}: {error.strerror or error}"))

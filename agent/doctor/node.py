@@ -190,7 +190,7 @@ class Node:
     @cached_property
     def unloaded(self) -> str:
         """Host path of a file that was changed after the start of the runtime, and of which it does
-        not show all. If it would not start now, it may show all of that file."""
+        not show all. If the runtime would not start now, every such file counts."""
         if self.error:
             return ""
         memory, wall = self.report.memory, self.ctx.wall

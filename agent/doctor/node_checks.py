@@ -14,7 +14,7 @@ from agent.doctor.check import Check, Found, Severity, split
 from agent.doctor.node import Node
 from agent.doctor.surroundings import text
 from agent.errors import NoDriver, NoToolkit, Refused
-from agent.host import trust
+from agent.host import budget, trust
 
 _ENFORCE = "/sys/fs/selinux/enforce"
 
@@ -105,7 +105,9 @@ def _barrier(node: Node) -> str:
     """What is wrong with the barrier, if its twin is right."""
     directory = node.ctx.publisher.directory
     path, twin = (os.path.join(directory, name) for name in (status.READY, status.TWIN))
-    read = functools.partial(trust.read_file, node.host, allow_sticky=True, links=False)
+    read = functools.partial(
+        trust.read_file, node.host, limit=budget.STATUS_FILE.size, allow_sticky=True, links=False
+    )
     try:
         found, right = read(path)[1], read(twin)[1]
     except (Refused, OSError) as error:

@@ -28,14 +28,14 @@ MAKE_SPEC = ("cdi generate",)
 class Option:
     """One option, with its environment variables in the order of their precedence.
 
-    `supported` is false where the program accepts the option and does nothing with it. `keep_empty`
-    is true where an empty value differs from no value. `flags` is empty where the only flag is the
+    `supported` is false if the program accepts the option and does nothing with it. `keep_empty`
+    is true if an empty value differs from no value. `flags` is empty if the only flag is the
     name with dashes; the first flag is the usual one. A value, or each item of a list, is one of
     `choices`, or matches `pattern` as a whole; `needs` ends the error for another one.
 
     The rest is for help texts. `unset` says in words what holds without a value, if `default` does
-    not. `commands` are those that the option concerns; it is empty where they are those of its
-    topic. `main` is true where the option is in the short help text.
+    not. `commands` are those that the option concerns; it is empty if they are those of its
+    topic. `main` is true if the option is in the short help text.
     """
 
     name: str

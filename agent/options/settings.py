@@ -28,7 +28,7 @@ class Settings:
     """A value for each supported option, by its name. Paths are as given; `host.paths` resolves
     them.
 
-    A value is None where it was not given and is found on the node. `origins` maps the name of an
+    A value is None if it was not given and is found on the node. `origins` maps the name of an
     option to "default", "command line" or the environment variable that set it. `ignored` names the
     options that were given and are not supported. `warnings` are sentences about given values that
     have another effect than they seem to have.
@@ -104,7 +104,7 @@ class Settings:
 
     @property
     def may_enable_cdi(self) -> bool:
-        """May `enable_cdi` be written? By default exactly where CDI is enabled."""
+        """May `enable_cdi` be written? By default exactly if CDI is enabled."""
         asked = self.enable_cdi_in_runtime
         return self.cdi_enabled if asked is None else asked
 
@@ -168,7 +168,7 @@ def raw_value(
     option: Option, given: Mapping[str, str | None], env: Mapping[str, str]
 ) -> tuple[str | None, str]:
     """The text that was given for an option, else its default, and its origin: "command line", the
-    environment variable, or "default". The text is None where there is no default either."""
+    environment variable, or "default". The text is None if there is no default either."""
     value = given.get(option.name)
     if value is not None:
         return value, "command line"

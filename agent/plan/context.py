@@ -41,7 +41,7 @@ StartTrial: TypeAlias = "Callable[[HostRoot, Launch, Callable[[Answer], list[str
 
 
 def _start_once(host: HostRoot, launch: Launch, problems: Callable[[Answer], list[str]]) -> Result:
-    """`trial.start_once`. Its module is loaded only where a restart is due."""
+    """`trial.start_once`. Its module is loaded only if a restart is due."""
     from agent.runtimes import trial
 
     return trial.start_once(host, launch, problems)
@@ -52,7 +52,7 @@ class Context:
     """Settings and functions of one run.
 
     `lock_fd` is the descriptor of the lock that the parent process holds for this one. `refresh`
-    means that NVML is asked even where its answer is known. `retry` means that a candidate is tried
+    means that NVML is asked even if its answer is known. `retry` means that a candidate is tried
     that has failed before. Before `restart_after` (a time of `clock`) no change that needs a
     restart is made. `has_restart_budget` means that restarts are counted and limited. `barrier`
     means that a convergence removed `toolkit-ready` and did not finish; the next successful one
@@ -175,7 +175,7 @@ def reading_context(settings: Settings, log: Log | None = None) -> Context:
 
 
 def state_refusal(settings: Settings, host: HostRoot) -> Refused | None:
-    """Why no change can be made here: there is no place for the state. None where there is one."""
+    """Why no change can be made here: there is no place for the state. None if there is one."""
     return _state_directory(settings, host)[1]
 
 

@@ -1,9 +1,9 @@
 """Whether the running runtime has its present files in force.
 
 Somebody can have changed files after the start of the runtime, and a restart activates them. That
-is no obstacle where a trial start shows that the runtime starts on them. Without a trial start
+is no obstacle if a trial start shows that the runtime starts on them. Without a trial start
 nobody has seen it do so. CRI-O shows new handlers after a reload, although pods still get the old
-ones. What it shows is therefore no evidence where the file may be younger than the process.
+ones. What it shows is therefore no evidence if the file may be younger than the process.
 
 Invariant: reads only. A file is in force if it is older than the process, if we wrote it and proved
 it, or if the runtime shows every setting in it. A process that was proven before is believed, and
@@ -30,8 +30,8 @@ _MISSING = object()
 def first_unloaded(
     memory: Memory, node: ConfiguredRuntime, wall: Callable[[], float]
 ) -> ConfigFile | None:
-    """The first file whose present content the running runtime has not loaded; None where there is
-    none, or where that is not known. `wall` gives the time (seconds since the epoch)."""
+    """The first file whose present content the running runtime has not loaded; None if there is
+    none, or if that is not known. `wall` gives the time (seconds since the epoch)."""
     running = node.runtime.process
     if running is None:
         return None
@@ -77,7 +77,7 @@ def _key(name: str) -> str:
 def unproven_after_reload(
     node: ConfiguredRuntime, edits: Edits, memory: Memory, boot_id: str, wall: Callable[[], float]
 ) -> tuple[str, ...]:
-    """Why a restart is needed although the runtime shows all desired values. Empty where it is
+    """Why a restart is needed although the runtime shows all desired values. Empty if it is
     not. `boot_id` and `wall` are those of Context."""
     running, keys = node.runtime.process, node.reload_keys(edits.desired)
     if not keys or running is None or memory.proven == (boot_id, *running.identity):

@@ -24,8 +24,8 @@ from agent.toolkit import install
 class Observation:
     """What was seen.
 
-    `node` is None where the options forbid a change of the runtime's configuration. `toolkit` is
-    None where the node has none and needs none; then `toolkit_warning` says so. `repairs` are our
+    `node` is None if the options forbid a change of the runtime's configuration. `toolkit` is
+    None if the node has none and needs none; then `toolkit_warning` says so. `repairs` are our
     own garbled files; everything else was read as if they were repaired already."""
 
     memory: Memory

@@ -39,8 +39,8 @@ class SpecUnwritable(Refused):
 
 @dataclass(frozen=True)
 class _Demand:
-    """A file that has to be writable. `what` cannot be done where it is not; `remedy` is the rest
-    of the refusal, by its reason."""
+    """A file that has to be writable. `what` is what cannot be done if it is not. `remedy` makes
+    the end of the refusal from the reason."""
 
     need: Need
     what: str
@@ -57,7 +57,7 @@ def of_changes(
     transaction: bool, spec: own_specs.SpecProposal | None = None,
     toolkit: install.ToolkitProposal | None = None,
 ) -> AgentError | None:  # fmt: skip
-    """Why the proposed changes cannot be written, None where nothing is known to prevent them.
+    """Why the proposed changes cannot be written, None if nothing is known to prevent them.
 
     `transaction` means that files of the runtime change or that it restarts, which needs a journal.
     """
@@ -88,12 +88,12 @@ def of_changes(
 
 
 def of_removal(host: HostRoot, paths: Iterable[HostPath]) -> AgentError | None:
-    """Why one of these files cannot be removed, None where all can."""
+    """Why one of these files cannot be removed, None if all can."""
     return _first(host, [_Demand(Need(path.agent), f"remove {path}") for path in paths])
 
 
 def of_toolkit_removal(settings: Settings, host: HostRoot) -> AgentError | None:
-    """Why the toolkit that we installed cannot be removed, None where it can."""
+    """Why the toolkit that we installed cannot be removed, None if it can."""
     if not install.installed_paths(settings, host):
         return None
     directory = programs.directory(settings, host)

@@ -1,6 +1,6 @@
 """Running pods that depend on what would change, found through the CRI.
 
-Invariant: reads only, and asks nothing where nothing that a pod may depend on would change. A pod
+Invariant: reads only, and asks nothing if nothing that a pod may depend on would change. A pod
 keeps what it has until it is gone: its handler, its low-level runtime and state directory, the
 annotation prefix, and the default runtime that it was created under. A pod that is not ready does
 not count, because the kubelet starts no container in it again. Soon after a boot this is different:
@@ -62,7 +62,7 @@ class GpuService:
 def gpu_service(
     node: ConfiguredRuntime, effective: Effective, config: ToolkitConfig | None
 ) -> GpuService:
-    """The service under these settings. `config` is the toolkit's config.toml, None where it is
+    """The service under these settings. `config` is the toolkit's config.toml, None if it is
     missing or cannot be read."""
     answers = config or ToolkitConfig(prefixes=(CDI_PREFIX, NVIDIA_PREFIX))
     found = frozenset(p for p in answers.prefixes if node.passes_annotation(effective, p))
@@ -73,10 +73,10 @@ def gpu_service(
 def needs(
     settings: Settings, host: HostRoot, node: ConfiguredRuntime, decision: Decision, booted: float
 ) -> PodNeeds | None:
-    """What the running pods would lose by a decision, None where they would lose nothing. `booted`
+    """What the running pods would lose by a decision, None if they would lose nothing. `booted`
     is that of `recent_boot`.
 
-    Raises Unreachable. Raises Refused where an OCI hook would replace the handlers, because then
+    Raises Unreachable. Raises Refused if an OCI hook would replace the handlers, because then
     nothing can be kept.
     """
     now = gpu_service(node, node.running(), _toolkit_config(settings, host))
@@ -145,7 +145,7 @@ def _with_containers(
     node: ConfiguredRuntime, ask: PodQuestions, handlers: set[str], booted: float
 ) -> Iterator[tuple[Sandbox, tuple[Container, ...]]]:
     """Pods that count, each with the newest container of each name, because a container that has
-    ended may start again. Where the list shows handlers, only pods of `handlers` are taken."""
+    ended may start again. If the list shows handlers, only pods of `handlers` are taken."""
     ready = {pod.id: pod for pod in ask.sandboxes() if pod.ready or 0 < pod.created < booted}
     if node.adapter.lists_handlers:
         ready = {key: pod for key, pod in ready.items() if pod.handler in handlers}
@@ -171,7 +171,7 @@ def _ready_pods(node: ConfiguredRuntime) -> list[Sandbox]:
 
 
 def _our_handlers(running: Effective) -> set[str]:
-    """The handlers of ours; "" is one where the default runtime is ours."""
+    """The handlers of ours; "" is one if the default runtime is ours."""
     ours = {name for name, table in running.runtimes.items() if is_ours(name, table)}
     return ours | ({""} if is_ours(running.default, running.table(running.default)) else set())
 
@@ -201,7 +201,7 @@ def apply_refusal(
     settings: Settings, host: HostRoot, node: ConfiguredRuntime, after: Files,
     called: tuple[str, ...],
 ) -> Refused | None:  # fmt: skip
-    """The refusal of an apply that running pods would not survive, None where they would.
+    """The refusal of an apply that running pods would not survive, None if they would.
 
     `after` are the files as they will be, and `called` are the low-level runtimes that NVIDIA's
     runtime will call. Raises Unreachable."""
@@ -213,7 +213,7 @@ def apply_refusal(
 def revert_refusal(
     settings: Settings, host: HostRoot, node: ConfiguredRuntime, after: Files
 ) -> Refused | None:
-    """The refusal of a revert that running pods would not survive, None where they would. `after`
+    """The refusal of a revert that running pods would not survive, None if they would. `after`
     are the files as they will be. Raises Unreachable."""
     config, restored = _toolkit_config(settings, host), node.effective(after)
     called = config.runtimes if config else ()
@@ -231,7 +231,7 @@ def revert_refusal(
 def low_level_kept(
     settings: Settings, host: HostRoot, node: ConfiguredRuntime | None, called: tuple[str, ...]
 ) -> tuple[tuple[str, ...], str | None]:
-    """The low-level runtimes that NVIDIA's runtime is to call, and a warning where running pods
+    """The low-level runtimes that NVIDIA's runtime is to call, and a warning if running pods
     keep the present one in place. Another one would not find these pods. Raises Unreachable."""
     config = _toolkit_config(settings, host)
     now = low_level.first(host, config.runtimes) if config and node else None
@@ -251,7 +251,7 @@ def low_level_kept(
 def toolkit_refusal(
     host: HostRoot, node: ConfiguredRuntime, directories: tuple[str, ...]
 ) -> Refused | None:
-    """The refusal to remove the programs in a directory (its host paths), None where no pod runs by
+    """The refusal to remove the programs in a directory (its host paths), None if no pod runs by
     them. Raises Unreachable.
 
     The present default runtime does not matter. containerd remembers for each pod the program that

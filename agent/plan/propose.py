@@ -40,12 +40,12 @@ if TYPE_CHECKING:
 class Proposal:
     """What a plan shows.
 
-    `node` and `edits` are None where the options forbid a change of the runtime's configuration.
+    `node` and `edits` are None if the options forbid a change of the runtime's configuration.
     `unproven` lists what the running runtime lacks, and `restart` is the way to restart it; it is
-    None where no restart is due. `trial` is the verdict of the trial start before a restart.
+    None if no restart is due. `trial` is the verdict of the trial start before a restart.
     `cdi_refused` means that the runtime does not start with native CDI on. `blocked` is the reason
     for which `apply` refuses. `repairs` are our own files that somebody made unusable; they are
-    written first. `toolkit` is None where the node has none and needs none, `spec` where no CDI
+    written first. `toolkit` is None if the node has none and needs none, `spec` if no CDI
     specs are asked for. `nodes` are the device nodes to create. `moved_toolkits` are directories in
     which we installed the toolkit under other options."""
 
@@ -80,7 +80,7 @@ class Proposal:
 
     @property
     def changed_node(self) -> ChangedNode | None:
-        """The runtime's files as they will be, None where the options forbid a change of them."""
+        """The runtime's files as they will be, None if the options forbid a change of them."""
         if self.node is None or self.edits is None:
             return None
         return ChangedNode(self.node, self.edits.changes, self.edits.files)
@@ -126,8 +126,8 @@ def propose(ctx: Context, seen: Observation, *, may_enable: bool | None = None) 
 
 
 def preview(ctx: Context, obstacle: AgentError | None = None) -> Proposal:
-    """The proposal for a person. Where no change can be planned, it has the decision and the
-    reason. `obstacle` is a reason of the caller's. Raises Unreachable, and Refused where the
+    """The proposal for a person. If no change can be planned, it has the decision and the
+    reason. `obstacle` is a reason of the caller's. Raises Unreachable, and Refused if the
     runtime cannot even be asked."""
     memory = Memory()
     try:
@@ -167,7 +167,7 @@ class _Proposer:
         self._memory = seen.memory
 
     def propose(self, may_enable: bool | None) -> Proposal:
-        """See the function of this name."""
+        """What would be done; `may_enable` as in `propose`."""
         settings, host, seen = self._settings, self._host, self._seen
         begun = self._configuration(may_enable)
         self._log(begun)
@@ -232,7 +232,7 @@ class _Proposer:
         )
 
     def specs(self, decision: Decision, hook: str | None) -> own_specs.SpecProposal | None:
-        """The CDI specs. Where the runtime does not read them, NVIDIA's runtime does, and it can
+        """The CDI specs. If the runtime does not read them, NVIDIA's runtime does, and it can
         read all specs of ours. `hook` is the host path of NVIDIA's program for hooks."""
         ctx, settings, host = self._ctx, self._settings, self._host
         runtime = self._seen.runtime
@@ -320,7 +320,7 @@ class _Proposer:
         return self._with_checks(begun, node, edits)
 
     def _kept_decision(self, node: ConfiguredRuntime, may_enable: bool) -> Decision:
-        """The decision, with what running pods keep. Pods are looked at only where it would take
+        """The decision, with what running pods keep. Pods are looked at only if it would take
         something away."""
         decision = self.decision(may_enable=may_enable)
         booted = pod_guard.recent_boot(self._ctx.wall(), self._ctx.uptime())
@@ -397,7 +397,7 @@ def trial_verdict(
     changes: tuple[Change, ...], desired: Desired, purpose: str, unloaded: ConfigFile | None,
 ) -> Trial:  # fmt: skip
     """The verdict of a trial start on the files after these changes. `unloaded` is a file of others
-    on which no runtime has run yet. Where no trial start can be made, no restart may activate it.
+    on which no runtime has run yet. If no trial start can be made, no restart may activate it.
     """
     from agent.runtimes import trial  # a restart takes longer than to load them
 
@@ -409,8 +409,8 @@ def trial_verdict(
 
 
 def start_failure(start_trial: StartTrial, node: ConfiguredRuntime) -> str:
-    """Why the runtime does not start on the present files; "" where it does, or where that is not
+    """Why the runtime does not start on the present files; "" if it does, or if that is not
     known."""
-    from agent.runtimes import trial  # needed only where something failed
+    from agent.runtimes import trial  # needed only if something failed
 
     return trial.start_on_present(node, start_trial).failure

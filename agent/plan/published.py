@@ -20,7 +20,7 @@ def lines(
 ) -> Lines:
     """The lines of the status file. `now` is in seconds since the epoch."""
     hook = install.cdi_hook(settings, host, proposal.toolkit.found if proposal.toolkit else None)
-    # The driver of the proposed specs; only where there are none it is searched.
+    # The driver of the proposed specs; only if there are none it is searched.
     found = proposal.spec.driver if proposal.spec else None
     driver_root = dev_root = None
     with contextlib.suppress(AgentError):  # there may be no driver

@@ -39,7 +39,7 @@ def refusal(
     settings: Settings, host: HostRoot, changed: ChangedNode, names: tuple[str, ...],
     left: tuple[str, ...] = (),
 ) -> Refused | None:  # fmt: skip
-    """The refusal to remove a directory (`names` are its host paths), None where it can be removed.
+    """The refusal to remove a directory (`names` are its host paths), None if it can be removed.
     `left` are programs that the removal leaves in place. Raises Refused or Unreachable."""
     node = changed.node
     if used := pod_guard.toolkit_refusal(host, node, names):
@@ -80,7 +80,7 @@ def refusal(
 @dataclass(frozen=True)
 class MovedToolkit:
     """A directory in which we installed the toolkit under other options. `needed_by` is the reason
-    why it has to stay, None where it can be removed."""
+    why it has to stay, None if it can be removed."""
 
     directory: HostPath
     needed_by: str | None
@@ -123,7 +123,7 @@ def _program_directories(node: ConfiguredRuntime) -> Iterator[str]:
 
 
 def why_kept(settings: Settings, host: HostRoot, changed: ChangedNode, name: str) -> str | None:
-    """Why a directory (its host path) stays, None where nothing needs it."""
+    """Why a directory (its host path) stays, None if nothing needs it."""
     try:
         install.require_trusted(host, name, f"remove the toolkit in {name}")
         error: AgentError | None = refusal(settings, host, changed, (name,))

@@ -32,7 +32,7 @@ def watch_paths(
     settings: Settings, host: HostRoot, publisher: Publisher, node: ConfiguredRuntime | None,
     spec: own_specs.SpecProposal | None,
 ) -> tuple[str, ...]:  # fmt: skip
-    """The watch list. `node` is None where the configuration could not be read, `spec` is None
+    """The watch list. `node` is None if the configuration could not be read, `spec` is None
     where no specs were proposed."""
     found = [*(_of_node(host, node) if node is not None else _of_settings(settings, host))]
     # Not their directory and the error file: others write there, and so do our own failures.

@@ -1,6 +1,6 @@
 """The report of `status`: the runtime, the decision, the files, the published status, and drift.
 
-Invariant: reads only and needs no lock. Where one part cannot be read, the others are still
+Invariant: reads only and needs no lock. If one part cannot be read, the others are still
 reported.
 """
 
@@ -50,7 +50,7 @@ class Report:
     """The state of a node. `problem` is the error because of which other parts are missing. `ready`
     means that the published decision is valid and up to date. `default` and `handlers` are those
     that the running runtime shows. `specs` are the CDI specs on disk. `error` is the published
-    reason of the last failure. `memory` is what is remembered, empty where it cannot be read."""
+    reason of the last failure. `memory` is what is remembered, empty if it cannot be read."""
 
     ready: bool
     proposal: Proposal | None
@@ -143,7 +143,7 @@ def _on_disk(proposed: own_specs.SpecProposal) -> tuple[SpecStatus, ...]:
 def _condition(host: HostRoot, proposal: Proposal | None, name: str, original: Original) -> str:
     """The condition of a file that we wrote, in words. An edit by others is not a fault.
 
-    Another toolkit may have replaced the file that imported one that we made.
+    A file that we made is not loaded if another toolkit replaced the file that imported it.
     """
     agent = host.agent_path(name)
     try:
@@ -161,8 +161,8 @@ def _condition(host: HostRoot, proposal: Proposal | None, name: str, original: O
 def _left_over(
     settings: Settings, host: HostRoot, node: ConfiguredRuntime | None, memory: Memory
 ) -> Iterator[LeftOver]:
-    """Our specs and the directories of our toolkit, if no handler and no hook runs a program of
-    ours, but one of somebody else's. Raises Refused."""
+    """Our specs and the directories of our toolkit, if handlers or hooks run NVIDIA's programs and
+    none of these is ours. Raises Refused."""
     current = install.installed_paths(settings, host)
     directories = (*current, *memory.moved)
     if node is None or not memory.files or not directories:

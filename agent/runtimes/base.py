@@ -344,7 +344,7 @@ class ConfiguredRuntime(ABC):
         return {}
 
     def sandbox_image(self) -> str | None:
-        """The image of which each pod has a container, None where it is not known. Some runtimes
+        """The image of which each pod has a container, None if it is not known. Some runtimes
         do not show it in Status; then the executable is run."""
         found = get(self.runtime.answer.config, ("sandboxImage",))
         return found if isinstance(found, str) and found else None

@@ -69,7 +69,7 @@ def is_ours_alone(original: Original, now: FileState) -> bool:
     text = document.decoded(now.data, "").removeprefix(BOM).removeprefix(HEADER)
     ours = {_path(key): value for key, value in original.keys.items()}
     return not document.has_comments(text) and all(
-        ours.get(path, _MISSING) == value for path, value in leaves(data)
+        ours.get(path, _MISSING) == value for path, value in _values(data)
     )
 
 
@@ -78,7 +78,7 @@ def changed(before: bytes | None, after: bytes | None, name: str) -> dict[str, A
     only the added entries are taken."""
     if after is None or name.endswith(".json"):
         return {}
-    old, new = (dict(leaves(_parsed(data))) for data in (before, after))
+    old, new = (dict(_values(_parsed(data))) for data in (before, after))
     found = {
         path: value for path, value in new.items()
         if path not in old or not identical(value, old[path])
@@ -122,6 +122,11 @@ def is_rewritten(original: Original, current: Data, path: Path) -> bool:
 def imported(original: Original) -> tuple[str, ...]:
     """Imports that we added to a file."""
     return tuple(original.keys.get(json.dumps(IMPORTS)) or ())
+
+
+def _values(data: Data) -> Iterator[tuple[Path, Any]]:
+    """The values in a file with their paths. An empty table is none: it says nothing."""
+    return ((path, value) for path, value in leaves(data) if value != {})
 
 
 def _path(key: str) -> Path:

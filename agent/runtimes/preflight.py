@@ -69,8 +69,8 @@ def ask(
 
 
 def compare(executable: str, missing: str | None, before: Data, after: Data) -> Preflight:
-    """The outcome for two dumps without the keys that may change, and a handler that the second
-    lacks (None if it lacks none). Raises Refused if there is one, or if the dumps differ."""
+    """The outcome for two dumps without the keys that may change. `missing` is a handler that the
+    second one lacks, or None. Raises Refused for a missing handler and for a difference."""
     if missing:
         raise Refused(
             f"cannot apply: the runtime would not have the handler {missing}; nothing was changed"

@@ -71,8 +71,7 @@ _STORED: dict[str, type[Any]] = {}
 
 
 def stored(cls: type[_Made]) -> type[_Made]:
-    """Let a dataclass be the type of a field of another one. A field without a default has to be in
-    the file."""
+    """Register a dataclass, so that fields of other ones can have it as type."""
     _STORED[cls.__name__] = cls
     return cls
 

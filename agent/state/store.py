@@ -401,10 +401,13 @@ def memory_to_json(memory: Memory) -> dict[str, Any]:
 
 def memory_from_json(data: Mapping[str, Any], name: str) -> Memory:
     """A memory from plain data. Raises Refused, with the file `name`, if it is damaged."""
+    damaged = f"cannot read {name}: it is damaged; move it away"
+    if not {"files", "default"} <= data.keys():
+        raise Refused(damaged)
     try:
-        return schema.make(Memory, {**data, "files": data["files"], "default": data["default"]})
+        return schema.make(Memory, data)
     except (KeyError, ValueError) as error:
-        raise Refused(f"cannot read {name}: it is damaged; move it away") from error
+        raise Refused(damaged) from error
 
 
 def parents(path: str, count: int) -> tuple[str, ...]:

@@ -140,7 +140,7 @@ def units_left_stopped(systemd: Systemd, name: str) -> tuple[str, ...]:
 def _running(
     systemd: Systemd, name: str, first: Iterable[str], following: Callable[[Unit], Iterable[str]]
 ) -> tuple[str, ...]:
-    """The running units among `first`, and those that follow from them. `name` is no part."""
+    """The running units among `first`, and those that follow from them, without `name`."""
     found: list[str] = []
     seen, queue = {name}, [*first]
     while queue and len(seen) < _MOST:

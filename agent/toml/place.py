@@ -88,7 +88,7 @@ class _Sheet:
 
     @cached_property
     def step(self) -> str:
-        """What the first key below a header is indented more than the header."""
+        """By how much the first key below a header is indented more than the header."""
         header = ""
         for one in self.statements:
             indent = self.indent(one)

@@ -1,12 +1,12 @@
 """Carry out one change: journal, write, restart, prove, commit; or undo it and prove that.
 
-Invariant: afterwards files and runtime agree, on the new state or on the old one. Where neither can
+Invariant: afterwards files and runtime agree, on the new state or on the old one. If neither can
 be reached, the journal stays, and RollbackFailed says what prevents it.
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -29,6 +29,7 @@ from agent.state import store
 from agent.state.store import (
     AWAITING,
     TIDYING,
+    Entry,
     Failure,
     Journal,
     Memory,
@@ -52,8 +53,8 @@ class NotAccepted(RolledBack):
 class Request:
     """A change to carry out.
 
-    `node` is as it was when the change was planned; `overlaid` means that it was looked at with
-    other files than those on disk, so that these cannot be compared. `restart` is None where the
+    `node` is as it was when the change was planned; `overlaid`: it was read with other files
+    in the place of some on disk, so it is not compared with the disk. `restart` is None if the
     running runtime is right already and only files are written. `memory` is remembered after
     success, with the changed files added. `pods` is the part of the proof in which pods run.
     """
@@ -87,8 +88,8 @@ class Completed:
 
 
 def carry_out(ctx: Context, request: Request) -> Completed:
-    """Make the change and prove it. Raises Refused where nothing was touched, RolledBack where the
-    change was undone, and RollbackFailed where the undo failed too."""
+    """Make the change and prove it. Raises Refused if nothing was touched, RolledBack if the
+    change was undone, and RollbackFailed if the undo failed too."""
     restart = request.restart
     if restart is not None and restart.along:
         ctx.log.info("units are restarted along", units=list(restart.along))
@@ -284,10 +285,10 @@ class Transaction:
         self._finish_undo(file_changes.undo(self.ctx.store, self.journal, begun))
 
     def _finish_undo(self, undone: Undone) -> None:
-        """End an undo. Where a file could not be restored, the journal stays, and the next start
+        """End an undo. If a file could not be restored, the journal stays, and the next start
         tries again.
 
-        Raises RollbackFailed where a file could not be restored, and where somebody changed a file
+        Raises RollbackFailed if a file could not be restored, and if somebody changed a file
         meanwhile, which was left alone. While recovering, the second case is only logged, because
         the next steps work on the file as it is.
         """
@@ -346,10 +347,10 @@ class Transaction:
         """Restore the old files, restart the runtime on them, prove the old state, and restore
         readiness.
 
-        Returns whether the runtime had left its old files. `restart` is None where somebody else
+        Returns whether the runtime had left its old files. `restart` is None if somebody else
         restarts the runtime. `stopping` means that the old process runs and may have got its signal
         to end. `restarted` means that the runtime may run on the old files already. `node` is that
-        of Request. Raises RollbackFailed where the runtime does not come back, and the journal
+        of Request. Raises RollbackFailed if the runtime does not come back, and the journal
         stays; and as `_finish_undo` does.
         """
         undone = file_changes.undo(self.ctx.store, self.journal)
@@ -394,7 +395,7 @@ class Transaction:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def _states_before(self, *, foreign: bool) -> tuple[Desired, ...]:
-        """The states of which one proves an undo. Where somebody else has changed a file
+        """The states of which one proves an undo. If somebody else has changed a file
         (`foreign`), it may well keep what is ours in it, and any state does."""
         states = (Desired.from_json(dict(state)) for state in self.journal.before)
         return (() if foreign else tuple(states)) or (Desired({}),)
@@ -410,7 +411,7 @@ class Transaction:
     def _return_to_old_files(self, restart: Restart, *, foreign: bool, stopping: bool) -> bool:
         """Restart the runtime on its old files, and prove that it is as before the change.
 
-        Returns False where the runtime never left the old files; then it is not restarted. Raises
+        Returns False if the runtime never left the old files; then it is not restarted. Raises
         RestartFailed or NotProven.
         """
         try:
@@ -434,13 +435,15 @@ class Transaction:
     def commit(self) -> None:
         """Commit the change: remember it, then close the journal. Raises Refused."""
         memory = memory_from_json(self.journal.memory, "the journal")
-        with contextlib.suppress(Refused):  # of a file that cannot be read
-            for entry in self.journal.entries:
-                if store.digest_of(entry.agent, entry.host) != entry.after:
-                    self.log.warning("file changed since it was written", path=entry.host)
+        for entry in self.journal.entries:
+            best_effort(self.log, functools.partial(self._warn_if_changed, entry))
         self.ctx.store.remember(memory)
         self.close()
         best_effort(self.log, lambda: self.ctx.store.prune(memory))
+
+    def _warn_if_changed(self, entry: Entry) -> None:
+        if store.digest_of(entry.agent, entry.host) != entry.after:
+            self.log.warning("file changed since it was written", path=entry.host)
 
     def close(self) -> None:
         """Remove what the change needed while it was in progress, then the journal."""

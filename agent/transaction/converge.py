@@ -288,8 +288,8 @@ class _Convergence:
 
 
 def publish_failure(publisher: Publisher, log: Log, error: AgentError) -> None:
-    """Publish a failure beside the status file. The status file itself is removed where no runtime
-    answers (row 9) and where the toolkit is missing. A failure of this function is only logged,
+    """Publish a failure beside the status file. The status file itself is removed if no runtime
+    answers (row 9) and if the toolkit is missing. A failure of this function is only logged,
     because it must not hide the first one."""
     try:
         if isinstance(error, Unreachable | NoToolkit):

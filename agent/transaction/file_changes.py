@@ -75,7 +75,7 @@ def _text(change: Change, known: Original | None) -> str | None:
 def reserve(changes: tuple[Change, ...], journal: Journal) -> None:
     """Put the originals beside their files, ready for a rename. Raises Refused.
 
-    Where nothing may lie beside a file, its original lies in another directory. Where that is not
+    If nothing may lie beside a file, its original lies in another directory. If that is not
     writable, only the store has it.
     """
     for change, entry in zip(changes, journal.entries, strict=True):
@@ -91,7 +91,7 @@ def reserve(changes: tuple[Change, ...], journal: Journal) -> None:
 
 def write(changes: tuple[Change, ...], journal: Journal, begun: set[str]) -> None:
     """Make the change. `begun` collects the host paths of files whose write has begun, for `undo`.
-    Raises Refused where a file has changed since the plan, or cannot be written."""
+    Raises Refused if a file has changed since the plan, or cannot be written."""
     for change, entry in zip(changes, journal.entries, strict=True):
         if digest_of(entry.agent, entry.host) != entry.before:
             raise Refused(
@@ -141,7 +141,7 @@ class Undone:
 def undo(store: Store, journal: Journal, begun: Collection[str] | None = None) -> Undone:
     """Restore every file as far as possible. What fails is tried twice.
 
-    `begun` are the files that may have been written (host paths), None where that is not known. Any
+    `begun` are the files that may have been written (host paths), None if that is not known. Any
     other file that is not as before was changed by somebody else, and is no failure.
     """
     foreign: list[str] = []
@@ -166,7 +166,7 @@ def _discard(path: str) -> None:
 
 
 def _undo_one(store: Store, entry: Entry) -> bool:
-    """Restore one file. Returns False where somebody else has changed it."""
+    """Restore one file. Returns False if somebody else has changed it."""
     now = digest_of(entry.agent, entry.host)
     _discard(entry.new)
     if entry.unfinished != entry.new:
@@ -188,7 +188,7 @@ def _undo_one(store: Store, entry: Entry) -> bool:
 
 
 def _move_back(entry: Entry) -> bool:
-    """Move the original back from where it lies ready. Returns False where there is none, or where
+    """Move the original back from where it lies ready. Returns False if there is none, or if
     it lies on another mount."""
     if not os.path.lexists(entry.undo):
         return False

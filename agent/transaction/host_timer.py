@@ -39,7 +39,7 @@ class CannotArm(Exception):
 
 
 def choose(host: HostRoot, restart: Restart | None) -> str | None:
-    """The identifier of the switch of a change. None where it needs no switch, because outside a
+    """The identifier of the switch of a change. None if it needs no switch, because outside a
     container this agent survives a stop of the runtime."""
     needed = restart is not None and restart.kind == "systemd" and not host.is_host
     return os.urandom(4).hex() if needed else None
@@ -57,7 +57,7 @@ class Switch:
     journal: Journal
 
     def arm(self, proof_timeout: float) -> None:
-        """Set the timer on the host; the proof takes `proof_timeout` seconds at most. Where that is
+        """Set the timer on the host; the proof takes `proof_timeout` seconds at most. If that is
         not possible, the cause is logged, and the change goes on."""
         if self.journal.switch is None or self.journal.restart is None:
             return
@@ -76,7 +76,7 @@ class Switch:
     def claim(self) -> None:
         """Remove the guard, so that the switch does nothing and this agent can commit.
 
-        Raises NotProven where the switch has begun, and Refused where the guard cannot be removed.
+        Raises NotProven if the switch has begun, and Refused if the guard cannot be removed.
         """
         if self.journal.switch is None:
             return
@@ -151,7 +151,7 @@ class Switch:
 
 
 def _bring_back(host: HostRoot, entry: Entry, move: str, state: str) -> tuple[Command, ...]:
-    """The commands that move the original over the file in one step. Where the original does not
+    """The commands that move the original over the file in one step. If the original does not
     lie ready yet, because this agent could not write there, a command puts it there first."""
     waiting = os.path.join(entry.outside or os.path.dirname(entry.host),
                            os.path.basename(entry.undo))  # fmt: skip
@@ -185,7 +185,7 @@ def _program(host: HostRoot, name: str) -> str:
 
 
 def _same_on_host(host: HostRoot, path: str, agent: str) -> str:
-    """The host path of a directory. Raises CannotArm where it is not certain that the host has the
+    """The host path of a directory. Raises CannotArm if it is not certain that the host has the
     directory at this path."""
     try:
         if os.path.samefile(host.root + path, agent):

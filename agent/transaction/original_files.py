@@ -70,7 +70,7 @@ def _change(
     keep_edits: bool,
     drop_in_goes: bool,
 ) -> Change | None:
-    """The change of one file, None where it has its original content already or is gone.
+    """The change of one file, None if it has its original content already or is gone.
 
     `drop_in_goes` means that no settings of others are in our drop-in, so that its import can be
     removed.

@@ -30,9 +30,9 @@ _SHOWN = 5  # names in a log line
 
 def wait(ctx: Context, socket: HostPath, end: float, *, touched: bool) -> None:
     """Wait until the runtime behind `socket` starts no pod, at most until `end` (by `ctx.clock`);
-    log a warning where it still does then.
+    log a warning if it still does then.
 
-    A signal that would end this process ends the wait. Where files are written already (`touched`),
+    A signal that would end this process ends the wait. If files are written already (`touched`),
     Refused is raised, and the caller undoes them.
     """
     logged = False
@@ -53,7 +53,7 @@ def wait(ctx: Context, socket: HostPath, end: float, *, touched: bool) -> None:
 
 
 def _unfinished(socket: HostPath, timeout: float, wall: Callable[[], float]) -> list[str]:
-    """The pods and containers that are being started, for a message; [] where the runtime does not
+    """The pods and containers that are being started, for a message; [] if the runtime does not
     answer."""
     try:
         with client.pod_questions(socket.agent, socket.host, min(5.0, timeout)) as questions:

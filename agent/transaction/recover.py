@@ -42,7 +42,7 @@ class Recovered:
 
 
 def recover(ctx: Context) -> Recovered:
-    """Deal with an unfinished change. Raises RollbackFailed where it can be neither finished nor
+    """Deal with an unfinished change. Raises RollbackFailed if it can be neither finished nor
     undone."""
     journal = ctx.store.journal()
     if journal is None:
@@ -101,7 +101,7 @@ def _undo(
 def _is_healthy(left: Transaction) -> bool:
     """Does the runtime run already on the files as an undo would leave them?
 
-    This is so where somebody repaired a file or restarted the runtime after the change failed.
+    This is so if somebody repaired a file or restarted the runtime after the change failed.
     """
     try:
         running = left.ctx.running(left.endpoint)
@@ -146,7 +146,7 @@ def give_up_waiting(ctx: Context) -> Recovered:
 def _has_restarted(left: Transaction) -> bool:
     """May the runtime have read the new files, because it is another process or down?
 
-    Where a restart was under way, this waits for the new process, and for a while also for the end
+    If a restart was under way, this waits for the new process, and for a while also for the end
     of the old one, which answers until it has tidied up. A process that could not be seen before
     and cannot be seen now is taken for the old one, because only this agent would have restarted
     it.

@@ -28,8 +28,8 @@ def delay(name: str, spread: float) -> float:
 
 
 def require(ctx: Context, changes: tuple[Change, ...]) -> None:
-    """Raise PutOff before the node's time has come, and RestartBudget if `run` has used up its
-    restarts. Raises Refused."""
+    """Raise PutOff if the node's time has not come, RestartBudget if `run` has used up its
+    restarts, and Refused if the state cannot be read."""
     now = ctx.clock()
     if now < ctx.restart_after:
         moment = time.gmtime(round(ctx.wall() + ctx.restart_after - now))

@@ -49,9 +49,9 @@ def revert(ctx: Context, *, keep_edits: bool = False, toolkit: bool = False) -> 
     """Undo everything that was ever applied, prove it, and withdraw readiness.
 
     With `toolkit`, the installed toolkit is removed too. With `keep_edits`, only our keys are taken
-    out of a file that somebody edited. Raises Refused, with nothing touched, where a file was
-    edited (without `keep_edits`), where a pod still uses a handler that would go, where anything
-    needs a program that would go, and where a file cannot be written. A `run` that holds the lock
+    out of a file that somebody edited. Raises Refused, with nothing touched, if a file was
+    edited (without `keep_edits`), if a pod still uses a handler that would go, if anything
+    needs a program that would go, and if a file cannot be written. A `run` that holds the lock
     is asked to stand aside, and does nothing more after a revert.
     """
     try:
@@ -60,12 +60,11 @@ def revert(ctx: Context, *, keep_edits: bool = False, toolkit: bool = False) -> 
             memory = store.current_memory(locked.store)
             garbled_files.repair(locked.settings, locked.host, locked.log, memory)
             one = _Revert(locked, memory, keep_edits=keep_edits, toolkit=toolkit)
-            one.check()
             if waiting:  # no runtime has seen the last change, so that one is undone first
+                one.check()
                 recover.give_up_waiting(locked)
                 memory = locked.store.memory()
                 one = _Revert(locked, memory, keep_edits=keep_edits, toolkit=toolkit)
-                one.check()
             return one.carry_out()
     except Locked:
         raise
@@ -84,7 +83,8 @@ class _Revert:
         self._toolkit = toolkit
 
     def carry_out(self) -> Reverted:
-        """Revert. Raises AgentError."""
+        """Revert, if nothing refuses it. Raises AgentError."""
+        self.check()
         ctx, (request, found) = self._ctx, self._request
         notes = [*found]
         restarted = pending = False
@@ -152,7 +152,7 @@ class _Revert:
             return DEFAULT_DIRS
 
     def _refuse_needed(self) -> None:
-        """Raise Refused where a pod runs by the toolkit, or where a remaining file names a program
+        """Raise Refused if a pod runs by the toolkit, or if a remaining file names a program
         of it that would be removed."""
         settings, host, moved = self._ctx.settings, self._ctx.host, self._memory.moved
         install.require_removable(settings, host, moved)
@@ -181,7 +181,7 @@ class _Revert:
 
     @functools.cached_property
     def _request(self) -> tuple[change.Request | None, list[str]]:
-        """The change of files and runtime, None where none is needed; and notes. Raises AgentError
+        """The change of files and runtime, None if none is needed; and notes. Raises AgentError
         where it is not possible."""
         if not self._memory.files:
             return None, []
@@ -246,7 +246,7 @@ class _Revert:
         return is_root_gone, notes
 
     def _tried(self, changes: tuple[Change, ...], desired: Desired) -> list[str]:
-        """Notes from a trial start. Raises Refused where the runtime would not start again."""
+        """Notes from a trial start. Raises Refused if the runtime would not start again."""
         ctx = self._ctx
         unloaded = in_force.first_unloaded(self._memory, self._node, ctx.wall)
         trial = trial_verdict(ctx.start_trial, self._node, changes, desired, "revert", unloaded)

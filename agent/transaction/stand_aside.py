@@ -7,7 +7,7 @@ Files in the state directory:
     aside.reverted  the `run` that must do nothing more, because the revert is complete
 
 Invariant: if one of the two is killed, the other does not wait for ever. A request is over when the
-lock on its file is, which the kernel releases with the process. Where no revert was completed,
+lock on its file is, which the kernel releases with the process. If no revert was completed,
 `run` goes on. The files of one `run` do not count for a later `run`, which is another process.
 """
 
@@ -36,8 +36,8 @@ _CHANGE_TIMEOUT = 30.0  # seconds, beyond the proof, in which a `run` ends a cha
 def node_lock(ctx: Context) -> Iterator[Context]:
     """The context with the lock held. A `run` that holds the lock is asked to release it.
 
-    If the body succeeds, that `run` does nothing more; otherwise it goes on. Raises Locked where
-    another command holds the lock, or where a change in progress takes too long; Refused.
+    If the body succeeds, that `run` does nothing more; otherwise it goes on. Raises Locked if
+    another command holds the lock, or if a change in progress takes too long; Refused.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -98,7 +98,7 @@ def clear(store: Store) -> None:
 
 def yield_to_revert(store: Store, log: Log, lock_fd: int, run: int) -> None:
     """In a child of the `run` with the pid `run`: release the lock to a revert that asks for it,
-    and wait for its end. Raises StoodAside where the revert was completed; Refused."""
+    and wait for its end. Raises StoodAside if the revert was completed; Refused."""
     path, ours = store.path(REQUEST), f"{run} {process.start_time(run)}"
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)

@@ -1,8 +1,8 @@
 """The device with which a container is tried.
 
 Invariant: it is a device of the node's own specs if there is one. Otherwise it is one of ours,
-which sets one variable. Its spec goes with it; those of interrupted runs are removed by a later
-one. `toolkit-agent verify` writes nothing else on the node.
+which sets one variable. Its spec goes with it; a later run removes specs that an interrupted run
+left. `toolkit-agent verify` writes nothing else on the node.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def _installed(
 def _probe_device(host: HostRoot, directories: Sequence[str]) -> Iterator[Device]:
     """A device that the reader of these directories (host paths) finds.
 
-    Its spec is written into the last one that is there, and removed at the end. If none is there,
-    the last one is made for it. Raises Refused.
+    Its spec goes into the last of these directories that exists, and is removed at the end. If none
+    exists, the last one is made. Raises Refused.
     """
     # It begins with a letter, as CDI before 0.5.0 wants the name of a device.
     mark = f"p{os.urandom(6).hex()}"

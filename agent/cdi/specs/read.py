@@ -67,9 +67,8 @@ def document(data: bytes) -> Document:
 
 @lru_cache(maxsize=1024)  # called several times for each file
 def kinds(data: bytes) -> tuple[str, ...]:
-    """The kind of a spec: several if the key is there in several spellings, none if it is no spec.
-
-    Of a document that exceeds the budget, only the beginning counts.
+    """The kind of a spec: several if the key is there in several spellings, none if the file is no
+    spec or broken. Of a document that exceeds the budget, only the beginning counts.
     """
     builder = _Builder(data)
     try:
@@ -141,7 +140,7 @@ class _Builder:
             return True
 
     def _value(self, event: Any, depth: int) -> Any:
-        """The value that begins with an event, below so many lists and mappings."""
+        """The value that begins with this event, in `depth` lists and mappings."""
         self._read += 1
         if self._read > _LIMITS.values:
             raise TooLarge(budget.too_many(_LIMITS))

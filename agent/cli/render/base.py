@@ -42,7 +42,7 @@ class Screen:
     color: bool = False
 
     def paint(self, text: str, tone: Tone) -> str:
-        """The text in a colour, where there are colours."""
+        """The text in a colour, if there are colours."""
         return f"\x1b[{_TONES[tone]}m{text}\x1b[0m" if self.color else text
 
     def entry(self, label: str, words: str, tone: Tone | None = None) -> list[str]:
@@ -57,7 +57,7 @@ class Screen:
         return [f"{name}{first[len(label) :]}".rstrip(), *more]
 
     def table(self, rows: Sequence[tuple[str, ...]]) -> list[str]:
-        """Lines with aligned columns; the first row is the heading. Where the table is wider than
+        """Lines with aligned columns; the first row is the heading. If the table is wider than
         the screen, a long cell goes on below itself, after a space or a comma."""
         widths = self._widths([max(map(len, column)) for column in zip(*rows, strict=True)])
         return [line for row in rows for line in _row(row, widths, self.width)]
@@ -88,7 +88,7 @@ def _row(row: tuple[str, ...], widths: list[int], width: int) -> Iterator[str]:
 
 
 def _broken(cell: str, width: int) -> list[str]:
-    """The lines of a cell, of at most `width` columns where its words allow that."""
+    """The lines of a cell, of at most `width` columns if its words allow that."""
     lines = [""]
     for word in re.findall(r"[^ ,]*[ ,]?", cell):
         if lines[-1] and len(lines[-1] + word.rstrip()) > width:

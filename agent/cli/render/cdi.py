@@ -48,7 +48,7 @@ def list_data(found: Inventory) -> dict[str, Any]:
 
 
 def _unread(file: SpecFile) -> str | None:
-    """Why nothing of a file is shown; None where something is."""
+    """Why nothing of a file is shown; None if something is."""
     if file.broken:
         return file.broken.what
     return file.problems[0].what if file.problems and not file.spec else None

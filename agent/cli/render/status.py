@@ -1,6 +1,6 @@
 """What `status` prints.
 
-Invariant: pure functions of a report. The text has one screen where the node is right.
+Invariant: pure functions of a report. The text has one screen if the node is right.
 """
 
 from __future__ import annotations

@@ -220,7 +220,7 @@ class ContainerdNode(ConfiguredRuntime):
         return any(programs.runs(self.host, f"{place}/{name}") for place in places)
 
     def preflight(self, candidate: Candidate) -> Preflight:
-        from agent.runtimes.containerd import preflight  # only where something changes
+        from agent.runtimes.containerd import preflight  # only if something changes
 
         preflight.require_harmless(self, candidate.files)
         return preflight.check(self, candidate)
@@ -228,7 +228,7 @@ class ContainerdNode(ConfiguredRuntime):
     def launch(
         self, executable: str, desired: Desired, files: Mapping[str, bytes | None]
     ) -> Launch:
-        from agent.runtimes.containerd import trial  # only where something changes
+        from agent.runtimes.containerd import trial  # only if something changes
 
         return trial.launch(self, executable, desired, files)
 
@@ -321,6 +321,8 @@ class ContainerdNode(ConfiguredRuntime):
     def finished(self, changes: tuple[Change, ...]) -> tuple[Change, ...]:
         """A file that another one imports by name is emptied instead of removed, because containerd
         does not start without it."""
+        if all(item.after for item in changes):
+            return changes
         overlay = {item.path.host: item.after for item in changes}
         needed = set()
         for file in self.files:

@@ -208,14 +208,14 @@ class CrioNode(ConfiguredRuntime):
         return found, (*unread_warnings(self.files), *edit.warnings(self, request, found))
 
     def preflight(self, candidate: Candidate) -> Preflight:
-        from agent.runtimes.crio import preflight  # only where something changes
+        from agent.runtimes.crio import preflight  # only if something changes
 
         return preflight.check(self, candidate)
 
     def launch(
         self, executable: str, desired: Desired, files: Mapping[str, bytes | None]
     ) -> Launch:
-        from agent.runtimes.crio import trial  # only where something changes
+        from agent.runtimes.crio import trial  # only if something changes
 
         return trial.launch(self, executable, desired, files)
 
