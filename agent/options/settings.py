@@ -199,7 +199,7 @@ def parse(option: Option, raw: str, where: str) -> Any:
                 raise _unusable(where, text, "give true or false")
             return text in TRUE
         case "duration":
-            return parse_duration(text, where)
+            return parse_duration(_word(option, text, where), where)
         case "version":
             found = re.match(r"v?(\d{1,4})\.(\d{1,4})", text)
             if not found:
@@ -251,6 +251,3 @@ def _check(values: Mapping[str, Any]) -> None:
         if values[name] == ():
             words = name.replace("_", " ").replace("ies", "y")
             raise UsageError(f"cannot use an empty {words}: name one or leave it out")
-    for name in ("proof_timeout", "interval"):
-        if not values[name]:
-            raise UsageError(f"cannot use 0 as {name.replace('_', ' ')}: give a time such as 60s")

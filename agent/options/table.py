@@ -22,6 +22,7 @@ from agent.options.option import (
 )
 
 _CRT = "--nvidia-container-runtime"
+_NOT_ZERO = r".*[1-9].*"
 _NO_CONTROL = r"[^\x00-\x1f\x7f]*"
 _KIND = r"[A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9]/[A-Za-z][A-Za-z0-9_-]*[A-Za-z0-9]"
 _KIND_NEEDS = "give VENDOR/CLASS, two or more characters each"
@@ -75,7 +76,7 @@ _RESTART = (
            default="auto", choices=("auto", "systemd", "signal", "none"), main=True),
     Option("proof_timeout", "duration", ("AGENT_PROOF_TIMEOUT",),
            "How long a restarted runtime may take to prove itself.",
-           default="60s"),
+           default="60s", pattern=_NOT_ZERO, needs="give a time such as 60s"),
     Option("verify", "choice", ("AGENT_VERIFY",),
            "Whether a restarted runtime also has to run a pod under the default handler and each "
            "of ours; auto: where the sandbox image is on the node.",
@@ -242,7 +243,7 @@ _STATE = (
 _DAEMON = (
     Option("interval", "duration", ("AGENT_INTERVAL",),
            "How long between two looks at the whole node, besides those when something changed.",
-           default="10m"),
+           default="10m", pattern=_NOT_ZERO, needs="give a time such as 10m"),
     Option("node_name", "text", ("NODE_NAME",),
            "Name of the node, for --restart-spread.",
            unset="the host name"),
