@@ -5,7 +5,6 @@ Invariant: reads only.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -14,9 +13,7 @@ from agent.host import files
 from agent.host.paths import HostRoot
 from agent.toml import document
 from agent.toml.document import Data, Path, get
-from agent.toolkit.config import CONFIG, ToolkitConfig, config_of
-
-_HOSTS_CONFIG = "/etc/nvidia-container-runtime/config.toml"
+from agent.toolkit.config import HOSTS_CONFIG, ToolkitConfig, config_beside, config_of
 
 
 @dataclass(frozen=True)
@@ -30,8 +27,8 @@ class Toolkit:
     @classmethod
     def read(cls, host: HostRoot, programs: Iterable[str]) -> Toolkit | None:
         """The file that these programs (host paths) read, None if there is none."""
-        beside = [os.path.join(os.path.dirname(path), CONFIG) for path in programs]
-        for path in (*(path for path in beside if path.startswith("/")), _HOSTS_CONFIG):
+        beside = (config_beside(path) for path in programs if path.startswith("/"))
+        for path in (*beside, HOSTS_CONFIG):
             if found := files.read(host.resolve(path).agent, path):
                 try:
                     return cls(path, document.parse(found.data, path))

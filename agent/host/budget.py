@@ -154,6 +154,14 @@ def some_names(directory: str | int, budget: Budget) -> tuple[list[str], bool]:
     return found[: budget.values], len(found) > budget.values
 
 
+def names(directory: str | int, budget: Budget = DIRECTORY) -> list[str]:
+    """All names in a directory. Raises OSError, also if there are more than the budget has."""
+    found, more = some_names(directory, budget)
+    if more:
+        raise OSError(f"{too_many(budget, 'names')}; remove what is not needed")
+    return found
+
+
 def lines(path: str, budget: Budget, errors: str = "surrogateescape") -> Iterator[str]:
     """The lines of a file of the kernel, without line ends. Raises OSError, OverBudget."""
     left = budget.size

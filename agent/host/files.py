@@ -326,10 +326,8 @@ def move(old: str, new: str) -> None:
 
 def names(path: str, most: Budget = budget.DIRECTORY) -> list[str]:
     """The names in a directory. Raises OSError, also if there are more than `most`."""
-    found, more = some_names(path, most)
-    if more:
-        raise OSError(f"{budget.too_many(most, 'names')}; remove what is not needed")
-    return found
+    with nofollow.open_directory(path, os.O_RDONLY) as directory:
+        return budget.names(directory, most)
 
 
 def some_names(path: str, most: Budget) -> tuple[list[str], bool]:

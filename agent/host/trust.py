@@ -183,12 +183,7 @@ def list_directory(host: HostRoot, name: str) -> tuple[HostPath, list[str]]:
                 raise Refused(_cannot(f"use the directory {name}", name, why))
             if walk.left or not stat.S_ISDIR(walk.here[-1].found.st_mode):
                 return walk.whole, []
-            directory = walk.open(os.O_RDONLY | os.O_DIRECTORY)
-            found, more = budget.some_names(directory, budget.DIRECTORY)
-            if more:
-                much = budget.too_many(budget.DIRECTORY, "names")
-                raise OSError(f"{much}; remove what is not needed")
-            return walk.whole, found
+            return walk.whole, budget.names(walk.open(os.O_RDONLY | os.O_DIRECTORY))
     except NotADirectoryError:
         return host.resolve(name), []
     except OSError as error:

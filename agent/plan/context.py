@@ -201,22 +201,22 @@ def _state_directory(settings: Settings, host: HostRoot) -> tuple[str, Refused |
     asked = host.name(settings.state_dir)
     beside = host.name(os.path.join(settings.toolkit_install_dir, ".toolkit-agent"))
     try:
-        places = {name: host.resolve(name).agent for name in (asked, beside)}
+        places = {name: host.resolve(name) for name in (asked, beside)}
         writable = [
             name
             for name, place in places.items()
-            if host.is_host or (host.on_mount(host.resolve(name)) and trees.is_writable(place))
+            if host.is_host or (host.on_mount(place) and trees.is_writable(place.agent))
         ]
     except Refused as error:  # the state itself is judged where it is read
         return asked, error
     known = places if settings.origins["state_dir"] == "default" else (asked,)
+    files = ("memory.json", "journal.json")
     used = [
         name
         for name in known
-        for file in ("memory.json", "journal.json")
-        if os.path.lexists(os.path.join(places[name], file))
+        if any(os.path.lexists(os.path.join(places[name].agent, file)) for file in files)
     ]
-    if len(set(used)) > 1:
+    if len(used) > 1:
         return used[0], Refused(
             f"cannot choose between two state directories, {asked} and {beside}; compare "
             "memory.json in both, and give the right one with --state-dir"

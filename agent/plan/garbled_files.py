@@ -22,7 +22,7 @@ from agent.log import Log
 from agent.options.settings import Settings
 from agent.plan.context import Context, Reach
 from agent.runtimes import find, key_ownership, registry
-from agent.runtimes.config_file import ConfigFile, check_shape
+from agent.runtimes.config_file import ConfigFile, check_shape, is_hook
 from agent.state.store import Memory, Original
 from agent.systemd.units import SystemdError
 from agent.toml import dialect, document
@@ -45,7 +45,7 @@ def find_garbled(settings: Settings, host: HostRoot, memory: Memory) -> tuple[Ga
     """Every file that we made and that cannot be used any more."""
     garbled = []
     for name, original in sorted(memory.files.items()):
-        if original.digest is not None or original.written is None or name.endswith(".json"):
+        if original.digest is not None or original.written is None or is_hook(name):
             continue
         path = HostPath(host.agent_path(name), name)
         now, fault = _fault(settings, host, path, original)

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 Overlay: TypeAlias = Mapping[str, FileState | None]  # by host path: files as they will be
 
 
+def is_hook(name: str) -> bool:
+    """Is a file that a runtime reads an OCI hook, and has no settings? Only hooks are JSON."""
+    return name.endswith(".json")
+
+
 @dataclass(frozen=True)
 class ConfigFile:
     """One loaded file. `name` is the path that the daemon uses, `path` the one without links. If

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from agent.errors import Refused
 from agent.host.files import FileState
-from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.config_file import ConfigFile, is_hook
 from agent.runtimes.containerd.generations import CRI_PLUGINS
 from agent.runtimes.desired_state import leaves
 from agent.state.store import Memory, Original
@@ -76,7 +76,7 @@ def is_ours_alone(original: Original, now: FileState) -> bool:
 def changed(before: bytes | None, after: bytes | None, name: str) -> dict[str, Any]:
     """The keys in which two contents of a file differ, with their new values. Of a list of imports
     only the added entries are taken."""
-    if after is None or name.endswith(".json"):
+    if after is None or is_hook(name):
         return {}
     old, new = (dict(_values(_parsed(data))) for data in (before, after))
     found = {

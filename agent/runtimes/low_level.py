@@ -6,8 +6,6 @@ itself for ever.
 
 from __future__ import annotations
 
-import os
-
 from agent.errors import Refused
 from agent.host.paths import HostRoot
 from agent.options.settings import Settings
@@ -15,9 +13,7 @@ from agent.runtimes import registry
 from agent.runtimes.desired_state import Effective, is_nvidia
 from agent.toml.document import Data
 from agent.toolkit import programs
-from agent.toolkit.config import CONFIG, read_config, read_config_file
-
-_HOSTS_CONFIG = "/etc/nvidia-container-runtime/config.toml"
+from agent.toolkit.config import HOSTS_CONFIG, config_beside, read_config, read_config_file
 
 
 def runtimes(
@@ -55,13 +51,12 @@ def runtimes(
 def called_by(host: HostRoot, table: Data) -> str | None:
     """The low-level runtime that a handler with NVIDIA's runtime calls now, None for any other.
 
-    It is in the config.toml beside the program, where NVIDIA's installer and this agent put it,
-    else in the host's own. Only this runtime finds the running containers again (observed on CRI-O
-    1.30 and 1.37)."""
+    It is in the config.toml beside the program, else in the host's own. Only this runtime finds the
+    running containers again (observed on CRI-O 1.30 and 1.37)."""
     path = table.get("runtime_path")
     if not isinstance(path, str) or not programs.is_nvidia(path):
         return None
-    for name in (os.path.join(os.path.dirname(path), CONFIG), _HOSTS_CONFIG):
+    for name in (config_beside(path), HOSTS_CONFIG):
         try:
             config = read_config_file(host.resolve(name).agent)
         except Refused:

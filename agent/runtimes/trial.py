@@ -30,7 +30,7 @@ from agent.host.isolation import CannotIsolate, View
 from agent.host.paths import HostRoot, is_below
 from agent.runtimes import command, registry
 from agent.runtimes.base import ConfiguredRuntime
-from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.config_file import ConfigFile, is_hook
 from agent.runtimes.desired_state import Desired
 from agent.runtimes.preflight import UNKNOWN
 from agent.toml import document
@@ -155,7 +155,7 @@ def sources(loaded: Iterable[ConfigFile], files: Mapping[str, bytes | None]) -> 
     found = {file.path.host: file.source for file in loaded}
     for name, data in files.items():
         found.pop(name, None)
-        if data is not None and not name.endswith(".json"):
+        if data is not None and not is_hook(name):
             with contextlib.suppress(Refused):
                 found[name] = Source(name, document.decoded(data, name), document.parse(data, name))
     return tuple(found.values())

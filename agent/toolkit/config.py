@@ -18,6 +18,7 @@ from agent.options.settings import Settings
 from agent.toml import document, write
 from agent.toml.document import Data, get
 
+HOSTS_CONFIG = "/etc/nvidia-container-runtime/config.toml"
 CONFIG = ".config/nvidia-container-runtime/config.toml"  # below the toolkit's directory
 
 _HEAD = "# Written by toolkit-agent, which overwrites it.\n"
@@ -103,6 +104,12 @@ def read_config(directory: str) -> ToolkitConfig | None:
     """The settings in config.toml of a directory (an agent path), whether or not it is ours. None
     if there is no file, or one that cannot be read."""
     return read_config_file(os.path.join(directory, CONFIG))
+
+
+def config_beside(program: str) -> str:
+    """Host path of the config.toml beside a program, where NVIDIA's installer and this agent put
+    it. A program without one reads the host's own (HOSTS_CONFIG)."""
+    return os.path.join(os.path.dirname(program), CONFIG)
 
 
 def read_config_file(path: str) -> ToolkitConfig | None:

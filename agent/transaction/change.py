@@ -435,8 +435,8 @@ class Transaction:
     def commit(self) -> None:
         """Commit the change: remember it, then close the journal. Raises Refused."""
         memory = memory_from_json(self.journal.memory, "the journal")
-        for entry in self.journal.entries:
-            best_effort(self.log, functools.partial(self._warn_if_changed, entry))
+        looks = (functools.partial(self._warn_if_changed, one) for one in self.journal.entries)
+        best_effort(self.log, *looks)
         self.ctx.store.remember(memory)
         self.close()
         best_effort(self.log, lambda: self.ctx.store.prune(memory))

@@ -14,6 +14,7 @@ from agent.host import files
 from agent.host.files import Change, FileState
 from agent.host.paths import HostPath, HostRoot
 from agent.runtimes.base import ConfiguredRuntime
+from agent.runtimes.config_file import is_hook
 from agent.runtimes.key_ownership import HEADER, condition, imported, is_rewritten, still_ours
 from agent.state.store import Memory, Original, Store
 from agent.toml import document
@@ -95,7 +96,7 @@ def _change(
             f"cannot revert {host}: somebody edited it since; --keep-edits takes our keys out and "
             "leaves the rest as it is"
         )
-    if host.endswith(".json"):
+    if is_hook(host):
         return None  # a hook has no keys to take out: the whole file is somebody else's by now
     both = (document.parse(now.data, host), document.parse(data or b"", host))
     ops = inverse(node, host, both, original, switch=memory.enabled_cdi, drop_in_goes=drop_in_goes)

@@ -21,7 +21,7 @@ from agent.plan.context import Context
 from agent.plan.propose import trial_verdict
 from agent.runtimes import find, registry
 from agent.runtimes.base import ConfiguredRuntime, Runtime
-from agent.runtimes.config_file import Files
+from agent.runtimes.config_file import Files, is_hook
 from agent.runtimes.desired_state import OUR_NAMES, Desired
 from agent.runtimes.preflight import Candidate
 from agent.runtimes.restart import down_message
@@ -203,7 +203,7 @@ class _Revert:
             return None, notes
         restart = None
         # Without changes the runtime runs on older files. It reads changed OCI hooks at once.
-        is_due = not changes or any(not item.path.host.endswith(".json") for item in changes)
+        is_due = not changes or any(not is_hook(item.path.host) for item in changes)
         if is_due and not is_root_gone:
             restart = ctx.choose_restart(
                 ctx.settings.restart_mode, node.runtime.process, host, node.runtime.kind

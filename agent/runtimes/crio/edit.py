@@ -19,7 +19,7 @@ from agent.host.files import Change, FileState, new_state
 from agent.host.paths import HostPath, is_below
 from agent.runtimes import config_file, low_level
 from agent.runtimes.base import EditRequest, Edits
-from agent.runtimes.config_file import ConfigFile, Files, fresh_state, with_text
+from agent.runtimes.config_file import ConfigFile, Files, fresh_state, is_hook, with_text
 from agent.runtimes.crio import desired_state, hook, merge
 from agent.runtimes.crio.desired_state import PresentState
 from agent.runtimes.desired_state import Desired, Effective, is_ours, leaves, operations, same
@@ -304,7 +304,7 @@ def _left_behind(node: CrioNode, request: EditRequest) -> Iterator[tuple[str, Fi
     kept = {node.drop_in.host, *((node.hook.host,) if _writes_hook(node, request) else ())}
     loaded = {file.path.host for file in node.files}
     for name, known in sorted(request.memory.files.items()):
-        if name in kept or not (name in loaded or name.endswith(".json")):
+        if name in kept or not (name in loaded or is_hook(name)):
             continue
         now = files.read(node.host.agent_path(name), name)
         if now is None or now.digest != known.written or known.edited:

@@ -18,7 +18,7 @@ from agent.cdi.specs import spec_files
 from agent.errors import NoToolkit, Refused
 from agent.host import budget, trust
 from agent.host.paths import HostPath, HostRoot
-from agent.runtimes.config_file import Overlay
+from agent.runtimes.config_file import Overlay, is_hook
 
 if TYPE_CHECKING:
     from agent.runtimes.crio.adapter import CrioNode
@@ -119,7 +119,7 @@ def _hooks(node: CrioNode, overlay: Overlay) -> Iterator[Hook]:
             if path.host in overlay:
                 state = overlay[path.host]
                 data = state.data if state else b""
-            found = _read(path, data) if path.host.endswith(".json") else None
+            found = _read(path, data) if is_hook(path.host) else None
             if found is not None:
                 yield found
 

@@ -15,6 +15,7 @@ from agent.cri.process import Process
 from agent.cri.versions import parse_version
 from agent.host.isolation import View
 from agent.runtimes import command, trial
+from agent.runtimes.config_file import is_hook
 from agent.runtimes.crio import hook
 from agent.runtimes.desired_state import Desired
 from agent.runtimes.trial import Launch
@@ -68,7 +69,7 @@ def _programs(desired: Desired, files: Mapping[str, bytes | None]) -> Iterator[s
         if isinstance(path, str) and path.startswith("/"):
             yield path
     for name, content in files.items():
-        if name.endswith(".json") and content and (path := hook.program(content)):
+        if is_hook(name) and content and (path := hook.program(content)):
             yield path
 
 
