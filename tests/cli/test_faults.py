@@ -88,6 +88,7 @@ def points(case: Case, command: str, near: str = "") -> list[int]:
     """The steps to try, each soon before one on that path."""
     log = case.count(command)
     steps_of_kind = range(1, len(log) + 1, case.node.every)
+    assert len(steps_of_kind) > 10
     found = [k for k in steps_of_kind if any(near in step for step in log[k - 1 : k + 9])]
     return some_of(found, f"fault {type(case.node).__name__} {command}")
 

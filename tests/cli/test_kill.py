@@ -54,4 +54,6 @@ def test_toolkit_killed_around_the_exchange_is_old_or_new(name: str, place: Path
 def points(case: Case, command: str) -> list[int]:
     """The steps to try."""
     case.count(command)
-    return some_of(steps.seen(case.node.log), f"kill {type(case.node).__name__} {command}")
+    found = steps.seen(case.node.log)
+    assert len(found) > 10
+    return some_of(found, f"kill {type(case.node).__name__} {command}")
