@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ import grpc
 from tests.cli.cli_node import CliNode
 from tests.conformance import cri, statusfile
 from tests.tools import forked
-from tests.tools.waiting import SOON, holds_now
+from tests.tools.waiting import SOON, wait_until
 
 
 class Daemon:
@@ -36,13 +35,9 @@ class Daemon:
         """What it said so far."""
         return self.log.read_text()
 
-    def until(self, holds: Callable[[], bool], seconds: float = SOON) -> None:
+    def until(self, holds: Callable[[], bool]) -> None:
         """Wait until it holds; an assertion fails otherwise, or when the process ends."""
-        end = time.monotonic() + seconds
-        while not holds_now(holds):
-            assert self.process.poll() is None, self.said()
-            assert time.monotonic() < end, self.said()
-            time.sleep(0.02)
+        wait_until(holds, self.said, lambda: self.process.poll() is None)
 
     def idle(self) -> bool:
         """No child runs."""
@@ -65,7 +60,7 @@ def running(node: CliNode, *options: str) -> Iterator[Daemon]:
     finally:
         daemon.process.terminate()
         try:
-            daemon.process.wait(30)
+            daemon.process.wait(SOON)
         except subprocess.TimeoutExpired:
             daemon.process.kill()
             daemon.process.wait()
@@ -98,11 +93,11 @@ def files(node: CliNode) -> tuple[bytes | None, bytes | None]:
 
 def settle(daemon: Daemon) -> None:
     """Right, and nothing more to do."""
-    daemon.until(lambda: published(daemon.node) is not None and has_handler(daemon.node), 20)
+    daemon.until(lambda: published(daemon.node) is not None and has_handler(daemon.node))
     calm = [0.0]
 
     def rests() -> bool:
         calm[0] = calm[0] + 1 if daemon.idle() else 0
         return calm[0] > 40
 
-    daemon.until(rests, 20)
+    daemon.until(rests)

@@ -17,8 +17,7 @@ import os
 import shutil
 import stat
 import subprocess
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -31,7 +30,7 @@ from tests.doubles.containerd.sample import SECTIONS, handler
 from tests.sampling import by_run, sample
 from tests.tools import forked
 from tests.tools.driver import make_driver
-from tests.tools.waiting import holds_now
+from tests.tools.waiting import wait_until
 
 SPEC = "management.nvidia.com-gpu.yaml"
 _PUBLISHED = {statusfile.READY, statusfile.TWIN}
@@ -98,7 +97,7 @@ class PlainNode(CliNode):
 
     def stopped(self, process: forked.Started) -> int:
         """Wait until it, or its child, waits at its step; gives the pid."""
-        eventually(lambda: self.waiting.exists() or process.poll() is not None)
+        wait_until(lambda: self.waiting.exists() or process.poll() is not None)
         return int(self.waiting.read_text("ascii"))
 
     @property
@@ -340,11 +339,3 @@ def readable(tree: Contents) -> Contents:
         for path, entry in tree.items()
         if not path.endswith("~") and not stat.S_ISDIR(entry[0])
     }
-
-
-def eventually(holds: Callable[[], bool], seconds: float = 30.0) -> None:
-    """Wait until it holds."""
-    end = time.monotonic() + seconds
-    while not holds_now(holds):
-        assert time.monotonic() < end
-        time.sleep(0.05)

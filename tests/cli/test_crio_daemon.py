@@ -9,7 +9,6 @@ import signal
 import socket as sockets
 import struct
 import subprocess
-import time
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ import pytest
 from agent._cri import api_pb2, api_pb2_grpc
 from tests.doubles.crio.crio_node import Answer, CrioNode
 from tests.doubles.crio.generation import CAPTURE, VERSIONS, captured_status
+from tests.tools.waiting import wait_until
 
 NVIDIA = "[crio.runtime.runtimes.nvidia]\nruntime_path = '{}'\nruntime_type = 'oci'\n"
 DEFAULT = "[crio.runtime]\ndefault_runtime = '{}'\n"
@@ -38,19 +38,14 @@ def nvidia(node: CrioNode) -> str:
 
 def until(node: CrioNode, holds: Callable[[Answer], bool]) -> Answer:
     """Ask until the answer is so."""
-    deadline = time.monotonic() + 10
-    while not holds(answer := node.ask()):
-        assert time.monotonic() < deadline, answer
-        time.sleep(0.02)
-    return answer
+    wait_until(lambda: holds(node.ask()), node.ask)
+    return node.ask()
 
 
 def logged(node: CrioNode, text: str) -> None:
     """Wait until the daemon has said so."""
-    deadline = time.monotonic() + 10
-    while text not in node.supervisor.log.read_text():
-        assert time.monotonic() < deadline, node.supervisor.log.read_text()
-        time.sleep(0.02)
+    read = node.supervisor.log.read_text
+    wait_until(lambda: text in read(), read)
 
 
 def test_double_answers_like_the_captured_daemon(tmp_path: Path) -> None:

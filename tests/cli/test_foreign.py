@@ -134,5 +134,5 @@ def test_run_goes_on_when_the_file_has_gone(nodes: Nodes) -> None:
     with running(node) as daemon:
         daemon.until(lambda: str(path) in node.error().get("TOOLKIT_ERROR_REASON", ""))
         path.unlink()
-        daemon.until((node.validations / "toolkit-ready").exists, 10)
+        daemon.until((node.validations / "toolkit-ready").exists)
         assert node.settled().cdi is True

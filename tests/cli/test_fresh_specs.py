@@ -190,7 +190,7 @@ def test_specs_are_kept_fresh(node: GpuHost) -> None:
     """Each of these, while readiness stays and nothing is restarted."""
     ready = node.validations / "toolkit-ready"
     with running(node) as daemon:
-        daemon.until(ready.exists, 20)
+        daemon.until(ready.exists)
         starts = node.supervisor.starts
         for name, (disturb, holds) in STEPS.items():
             disturb(node)
@@ -209,12 +209,12 @@ def test_node_is_ready_once_its_module_is_loaded(place: Path) -> None:
         shutil.rmtree(node.host / "dev")
         shutil.rmtree(node.host / "proc/driver/nvidia")
         with running(node) as daemon:
-            daemon.until(lambda: node.error().get("TOOLKIT_ERROR_CODE") == "NO_DRIVER", 20)
+            daemon.until(lambda: node.error().get("TOOLKIT_ERROR_CODE") == "NO_DRIVER")
             assert node.specs() == []
             make_driver(node.host)
             node.set(ONE)
-            daemon.until(lambda: has("0", ONE.name)(node), 10)
-            daemon.until((node.validations / "toolkit-ready").exists, 20)
+            daemon.until(lambda: has("0", ONE.name)(node))
+            daemon.until((node.validations / "toolkit-ready").exists)
             assert node.specs() == sorted([MANAGEMENT, GPU])
 
 
@@ -226,7 +226,7 @@ def test_node_that_comes_late_is_in_the_spec(place: Path) -> None:
         for dev in (node.host / "dev", root / "dev"):
             (dev / "nvidia-uvm-tools").unlink()
         with running(node) as daemon:
-            daemon.until((node.validations / "toolkit-ready").exists, 20)
+            daemon.until((node.validations / "toolkit-ready").exists)
             assert not says("nvidia-uvm-tools")(node)
             for where, text in (
                 (node.host, "path: /dev/nvidia-uvm-tools"),
@@ -244,7 +244,7 @@ def test_spec_goes_when_others_can_write_the_driver_root(place: Path) -> None:
         root = in_a_container(node)
         ready = node.validations / "toolkit-ready"
         with running(node) as daemon:
-            daemon.until(ready.exists, 20)
+            daemon.until(ready.exists)
             rest(daemon)
             assert node.specs() == [MANAGEMENT, GPU]
             root.chmod(0o777)

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.cli.cli_node import fails
-from tests.cli.interrupted import Case, OldNode, PlainNode, SpecNode, eventually
+from tests.cli.interrupted import Case, OldNode, PlainNode, SpecNode
 from tests.conformance import checks, statusfile
 from tests.conformance.trees import contents, touched
 from tests.doubles.containerd.sample import SECTIONS, handler
 from tests.sampling import sampled_params
+from tests.tools.waiting import wait_until
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root: run as root")
 
@@ -164,7 +165,7 @@ def test_second_agent_at_once_exits_with_7(first: str, place: Path) -> None:
         assert (touched(found, node.tree()), node.rest()) == ([], rest)
         if first == "run":
             node.go.touch()
-            eventually((node.validations / statusfile.READY).exists)
+            wait_until((node.validations / statusfile.READY).exists)
             process.terminate()
         assert node.finish(process).returncode == 0
         case.recover()
@@ -186,7 +187,7 @@ def test_child_of_a_killed_run_keeps_the_lock(word: str, place: Path) -> None:
             if dies:
                 os.kill(child, signal.SIGKILL)
             node.go.touch()
-            eventually(lambda: node.agent("apply").returncode == 0)
+            wait_until(lambda: node.agent("apply").returncode == 0)
             case.recover()
 
 
@@ -197,8 +198,8 @@ def test_run_starts_another_child_for_a_killed_one(word: str, place: Path) -> No
     with SpecNode(place) as node:
         case = Case(node)
         process = node.start_in_steps("run", f"kill:@{word}")
-        eventually((node.validations / statusfile.READY).exists)
-        eventually(lambda: contents(node.tree()) == case.new)
+        wait_until((node.validations / statusfile.READY).exists)
+        wait_until(lambda: contents(node.tree()) == case.new)
         process.terminate()
         assert node.finish(process).returncode == 0
         case.is_right()

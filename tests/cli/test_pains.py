@@ -30,7 +30,7 @@ def test_p4_rewritten_configuration_is_repaired_with_one_restart(place: Path, ve
             starts = node.supervisor.starts
             node.config.write_text(first)
             node.restart()
-            daemon.until(lambda: "nvidia" in node.answer().runtimes, 20)
+            daemon.until(lambda: "nvidia" in node.answer().runtimes)
             settle(daemon)
             assert node.supervisor.starts == starts + 2  # theirs, and one of ours
 

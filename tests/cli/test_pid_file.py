@@ -32,7 +32,7 @@ def test_pid_file_is_held_to_the_end(node: CliNode) -> None:
     """A second one ends with 7, whatever state directory it has; SIGTERM takes the file away."""
     path, option = _option(node)
     with running(node, option) as daemon:
-        daemon.until(lambda: _waiting(daemon), 20)
+        daemon.until(lambda: _waiting(daemon))
         assert path.read_text() == f"{daemon.process.pid}\n"
         before = path.stat()
         other = f"--state-dir={node.directory}/other"
@@ -63,10 +63,10 @@ def test_child_does_not_hold_it(node: CliNode) -> None:
     with running(node, option) as daemon:
         pid = daemon.process.pid
         children = Path(f"/proc/{pid}/task/{pid}/children")
-        daemon.until(lambda: bool(children.read_text().strip()), 20)
+        daemon.until(lambda: bool(children.read_text().strip()))
         child = int(children.read_text().split()[0])
         # Before its exec a child has all files of its parent.
-        daemon.until(lambda: _command_line(child) != _command_line(pid), 20)
+        daemon.until(lambda: _command_line(child) != _command_line(pid))
         os.kill(child, signal.SIGSTOP)  # until it was looked at
         try:
             assert path in _open_files(pid)
@@ -78,7 +78,7 @@ def test_child_does_not_hold_it(node: CliNode) -> None:
 def test_no_pid_file_is_made_unless_asked_for(node: CliNode) -> None:
     """Under our own name there is none by default; what is in the way of one is told."""
     with running(node) as daemon:
-        daemon.until(lambda: _waiting(daemon), 20)
+        daemon.until(lambda: _waiting(daemon))
         assert list(node.directory.rglob("toolkit.pid")) == []
         daemon.end()
     path, option = _option(node)

@@ -103,24 +103,24 @@ def test_spec_goes_and_comes_with_the_driver(wsl: OtherNode) -> None:
     """`run` takes the spec away with it, and readiness, and makes both anew."""
     away = wsl.host / "away"
     with running(wsl) as daemon:
-        daemon.until(wsl.is_ready, 20)
+        daemon.until(wsl.is_ready)
         (wsl.host / STORE).rename(away)
         (wsl.host / other_hosts.OTHER_STORE).touch()
-        daemon.until(lambda: wsl.failure() == "NO_DRIVER", 20)
+        daemon.until(lambda: wsl.failure() == "NO_DRIVER")
         assert wsl.ready() is None
         assert not wsl.spec.exists()
         away.rename(wsl.host / STORE)
-        daemon.until(lambda: wsl.is_ready() and wsl.spec.exists(), 20)
+        daemon.until(lambda: wsl.is_ready() and wsl.spec.exists())
 
 
 def test_changed_csv_files_are_read_again(tegra: OtherNode) -> None:
     """A file that is added to is read again."""
     with running(tegra) as daemon:
-        daemon.until(tegra.is_ready, 20)
+        daemon.until(tegra.is_ready)
         with open(tegra.host / CSV / "l4t.csv", "a") as file:
             file.write("lib, /etc/nv_extra\n")
         (tegra.host / "etc/nv_extra").touch()
-        daemon.until(lambda: "nv_extra" in tegra.spec.read_text(), 20)
+        daemon.until(lambda: "nv_extra" in tegra.spec.read_text())
 
 
 def test_our_spec_goes_beside_one_of_nvidia_ctk(wsl: OtherNode) -> None:

@@ -14,7 +14,7 @@ import pytest
 from tests.cli.cli_node import CliNode, fails, tells
 from tests.cli.daemon import files, has_handler, published, running, settle
 from tests.conformance import checks, statusfile
-from tests.tools.waiting import SOON
+from tests.tools.waiting import wait_until
 
 
 class Watcher:
@@ -162,7 +162,7 @@ def test_not_ready_while_the_toolkit_is_gone(node: CliNode) -> None:
         settle(daemon)
         before, starts = files(node), node.supervisor.starts
         node.toolkit.rename(away)
-        daemon.until(lambda: not (node.validations / statusfile.READY).exists(), 3)
+        daemon.until(lambda: not (node.validations / statusfile.READY).exists())
         daemon.until(lambda: bool(node.error()))
         tells(node, 3, "NO_TOOLKIT")
         away.rename(node.toolkit)
@@ -175,7 +175,7 @@ def test_first_failure_is_no_end(node: CliNode) -> None:
     good = node.config.read_bytes()
     node.config.write_bytes(good + b"[broken")
     with running(node) as daemon:
-        daemon.until(lambda: '"waiting"' in daemon.said(), 20)
+        daemon.until(lambda: '"waiting"' in daemon.said())
         tells(node, 3, "REFUSED")
         time.sleep(2.5)  # it has tried again by now
         assert daemon.said().count("cannot read") == 1
@@ -188,7 +188,7 @@ def test_stop_during_a_change_finishes_it_first(node: CliNode) -> None:
     """The change is finished first, and the node is right."""
     node.supervisor.delay = 0.5
     with running(node) as daemon:
-        daemon.until((node.state / "journal.json").exists, 20)
+        daemon.until((node.state / "journal.json").exists)
         daemon.end()
         assert not (node.state / "journal.json").exists()
         assert published(node) is not None
@@ -200,14 +200,11 @@ def test_killed_run_leaves_its_child_the_lock(node: CliNode) -> None:
     """Its child finishes under the lock that it inherited; nobody can come between."""
     node.supervisor.delay = 0.5
     with running(node) as daemon:
-        daemon.until((node.state / "journal.json").exists, 20)
+        daemon.until((node.state / "journal.json").exists)
         daemon.process.kill()
         daemon.process.wait()
         fails(node.agent("apply"), 7, "another toolkit-agent")
-        end = time.monotonic() + SOON
-        while published(node) is None:
-            assert time.monotonic() < end, daemon.said()
-            time.sleep(0.05)
+        wait_until(lambda: published(node) is not None, daemon.said)
     assert node.supervisor.starts == 2
 
 
@@ -271,7 +268,7 @@ def test_run_without_daemon_applies_once(node: CliNode) -> None:
 def test_child_gets_the_options(node: CliNode) -> None:
     """Those of the command line; the environment is inherited."""
     with running(node, "--set-as-default", "--runtime-name=gpu") as daemon:
-        daemon.until(lambda: published(node) is not None, 20)
+        daemon.until(lambda: published(node) is not None)
         assert node.answer().default == "gpu"
 
 

@@ -102,6 +102,6 @@ def test_new_version_of_the_source_is_installed_without_a_restart(sourced: Sourc
         sourced.source.rename(sourced.directory / "old")
         new.rename(sourced.source)
         library = sourced.toolkit / "libnvidia-container.so.1.20.0"
-        daemon.until(lambda: library.exists() and beside(sourced.toolkit) == ["toolkit"], 20)
+        daemon.until(lambda: library.exists() and beside(sourced.toolkit) == ["toolkit"])
         assert sourced.supervisor.starts == starts
         daemon.end()

@@ -19,7 +19,7 @@ from tests.conformance.shapes import BY_NAME, OURS, Shape
 from tests.tools.beside import beside
 from tests.tools.driver import make_driver, remove_driver
 from tests.tools.runtimes import Runtime
-from tests.tools.waiting import SOON, holds_now
+from tests.tools.waiting import SOON, wait_until
 
 pytestmark = pytest.mark.real
 
@@ -122,15 +122,15 @@ def test_run_repairs_ten_disturbances_within_5_seconds(
         log = node.directory / "run.log"
         process = node.start_agent("run", log)
 
-        def until(holds: Callable[[], bool], what: str, seconds: float = SOON) -> None:
-            end = time.monotonic() + seconds
-            while not holds_now(holds):
-                assert process.poll() is None, log.read_text("utf-8")
-                assert time.monotonic() < end, f"{what}: {log.read_text('utf-8')}"
-                time.sleep(0.02)
+        def until(holds: Callable[[], bool], what: str) -> None:
+            wait_until(
+                holds,
+                lambda: f"{what}: {log.read_text('utf-8')}",
+                lambda: process.poll() is None,
+            )
 
         try:
-            until(lambda: node.published() is not None, "start", 20)
+            until(lambda: node.published() is not None, "start")
             wanted, said = node.configuration(), node.published()
             for what, disturb in DISTURBANCES.items():
                 disturb(node)
@@ -148,7 +148,7 @@ def test_run_repairs_ten_disturbances_within_5_seconds(
                 time.sleep(0.8)  # everything that follows from it
                 assert node.published() == said, what
             process.terminate()
-            assert process.wait(5) == 0
+            assert process.wait(SOON) == 0
             assert node.published() == said
         finally:
             process.kill()

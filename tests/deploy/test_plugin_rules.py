@@ -24,6 +24,7 @@ from tests.deploy.plugin_rules import start as start_plugin
 from tests.tools.driver import VERSION, make_driver, make_nodes, remove_driver
 from tests.tools.runtimes import ROOT
 from tests.tools.shells import SHELLS, start
+from tests.tools.waiting import SOON, wait_until
 from tests.unit.support.published import DECISION, PATHS, lines
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -63,24 +64,21 @@ class _Plugin:
 
     def made_anew(self) -> None:
         """The container ends well, and the kubelet makes another one."""
-        assert self.process.wait(20) == 0
+        assert self.process.wait(SOON) == 0
         self.process = subprocess.Popen(self._command, env=self._env)
 
     def says(self, count: int) -> object:
         """What the `count`-th start of the plugin came to."""
-        end = time.monotonic() + 20
-        while True:
-            lines = self._said.read_text("utf-8").splitlines() if self._said.exists() else []
-            if len(lines) >= count:
-                return json.loads(lines[count - 1])
-            assert time.monotonic() < end, lines
-            time.sleep(0.02)
+        wait_until(lambda: len(self._lines()) >= count, self._lines)
+        return json.loads(self._lines()[count - 1])
 
     def says_nothing(self, besides: int = 0) -> bool:
         """It is not started for some looks at the decision, after `besides` starts."""
         time.sleep(0.7)
-        said = self._said.read_text("utf-8") if self._said.exists() else ""
-        return len(said.splitlines()) == besides
+        return len(self._lines()) == besides
+
+    def _lines(self) -> list[str]:
+        return self._said.read_text("utf-8").splitlines() if self._said.exists() else []
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import pytest
 
 from tests.tools.runtimes import ROOT
 from tests.tools.shells import SHELLS, shellcheck, start
+from tests.tools.waiting import SOON, wait_until
 
 SCRIPTS = ROOT / "deploy/device-plugin"
 BOOT = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -81,10 +82,7 @@ class Plugin:
         return self.out.read_text("ascii").splitlines() if self.out.exists() else []
 
     def until(self, holds: Callable[[list[str]], bool]) -> list[str]:
-        end = time.monotonic() + 10
-        while not holds(self.said()):
-            assert time.monotonic() < end, self.said()
-            time.sleep(0.02)
+        wait_until(lambda: holds(self.said()), self.said)
         return self.said()
 
     def stays(self) -> bool:
@@ -97,7 +95,7 @@ class Plugin:
     def end(self) -> int:
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(10)
+        return self.process.wait(SOON)
 
 
 @pytest.fixture(params=SHELLS, ids=lambda words: words[0])
@@ -106,7 +104,7 @@ def plugin(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Plugin]:
     yield found
     if found.process is not None:
         found.process.terminate()
-        found.process.wait(10)
+        found.process.wait(SOON)
 
 
 def test_waits_then_starts_with_the_decision(plugin: Plugin) -> None:

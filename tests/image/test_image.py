@@ -147,7 +147,7 @@ def run_once(pods: Pods, *command: str) -> Container:
     """Run a command in a container of the image, to its end."""
     container = pods.create(build.NAME, command=command)
     container.start()
-    container.wait(lambda c: c.status().state == "EXITED", 30)
+    container.wait(lambda c: c.status().state == "EXITED")
     return container
 
 
@@ -196,7 +196,7 @@ def test_pod_of_the_image_makes_its_node_right(generation: str, node: PodNode) -
         )
         container.start()
         started = container.status()
-        container.wait(lambda _: ready.exists(), 60)
+        container.wait(lambda _: ready.exists())
         node.wait()
         assert node.supervisor.starts == starts + 1
         assert container.status() == started
@@ -253,7 +253,7 @@ def test_pod_of_gpu_operator_runs_the_image(generation: str, node: PodNode) -> N
         starts = node.supervisor.starts
         container.start()
         twin = ready.with_name(statusfile.TWIN)
-        container.wait(lambda _: twin.exists(), 60)
+        container.wait(lambda _: twin.exists())
         node.wait()
         assert node.supervisor.starts == starts + 1
         assert set(OURS) <= set(node.status().runtimes)

@@ -10,6 +10,7 @@ import pytest
 from tests.conformance import checks
 from tests.sampling import sampled_params
 from tests.tools.pods import PodNode, Pods
+from tests.tools.waiting import SOON, wait_until
 
 pytestmark = pytest.mark.real
 
@@ -22,14 +23,11 @@ def test_restart_waits_for_the_start_of_a_container(generation: str, runtime: An
         container, starts = pods.create(), node.supervisor.starts
         log = node.directory / "apply.log"
         process = node.start_agent("apply", log)
-        end = time.monotonic() + 25
-        while "waiting for a quiet moment" not in log.read_text():
-            assert time.monotonic() < end, log.read_text()
-            time.sleep(0.05)
+        wait_until(lambda: "waiting for a quiet moment" in log.read_text(), log.read_text)
         time.sleep(1)
         assert node.supervisor.starts == starts
         container.start()
-        assert process.wait(30) == 0, log.read_text()
+        assert process.wait(SOON) == 0, log.read_text()
         assert f"tests/{container.pod}" in log.read_text()
         assert "although" not in log.read_text()
         assert node.supervisor.starts == starts + 1

@@ -33,6 +33,7 @@ from typing import Self
 from tests.conformance import cri
 from tests.tools.node_tools import NodeTools
 from tests.tools.runtimes import ROOT
+from tests.tools.waiting import SOON
 
 CGROUPS = Path("/sys/fs/cgroup")
 STATE = "var/lib/toolkit-agent"
@@ -188,7 +189,7 @@ class SystemdNode:
         self.run("systemctl", "reset-failed")
         # systemd forgets transient units in its own time.
         with suppress(AssertionError):
-            self._until(lambda: not self._left(), "it is not as it booted", 10)
+            self._until(lambda: not self._left(), "it is not as it booted")
         assert self._left() == [], self.told()
         listed = self.run("systemctl", "list-units", "--all", "--plain", "--no-legend")
         assert [line for line in listed.splitlines() if "toolkit-agent" in line] == []
@@ -266,8 +267,8 @@ class SystemdNode:
         """Wait until something holds."""
         self._until(true, "it never held")
 
-    def _until(self, true: Callable[[], bool], otherwise: str, timeout: float = 60.0) -> None:
-        end, pause = time.monotonic() + timeout, 0.05
+    def _until(self, true: Callable[[], bool], otherwise: str) -> None:
+        end, pause = time.monotonic() + SOON, 0.05
         while time.monotonic() < end:
             with suppress(OSError, KeyError):
                 if true():

@@ -7,9 +7,8 @@ import os
 import socket as sockets
 import subprocess
 import sys
-import time
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -23,7 +22,7 @@ from tests.operator.environment import Env, driver_ready
 from tests.tools.driver import make_driver
 from tests.tools.mounts import PrivateMounts
 from tests.tools.runtimes import Runtime
-from tests.tools.waiting import holds_now
+from tests.tools.waiting import wait_until
 
 SPEC = "management.nvidia.com-gpu.yaml"
 PROGRAMS = "/usr/local/nvidia/toolkit"
@@ -168,7 +167,7 @@ class CrioOperatorNode:
             self._supervisor = self._stack.enter_context(
                 Supervisor(argv, self._environment(), self.directory)
             )
-            wait_until(lambda: bool(self.handlers()), 10)
+            wait_until(lambda: bool(self.handlers()))
             self._stack = self._stack.pop_all()
         return self
 
@@ -245,15 +244,6 @@ def get_config(socket: Path) -> dict[str, Any]:
         connection.request("GET", "/config")
         text = connection.getresponse().read().decode()
     return dict(tomllib.loads(text)["crio"])
-
-
-def wait_until(holds: Callable[[], bool], seconds: float) -> None:
-    """Wait until it holds; a TimeoutError where it does not."""
-    end = time.monotonic() + seconds
-    while not holds_now(holds):
-        if time.monotonic() > end:
-            raise TimeoutError
-        time.sleep(0.05)
 
 
 def make_local(prefix: Sequence[str], directory: Path, *, toolkit: bool = True) -> None:

@@ -14,14 +14,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, Self
 
 from tests.operator.environment import MOUNTS, SCRIPT, Bind
 from tests.tools.runtimes import ROOT
-from tests.tools.waiting import holds_now
+from tests.tools.waiting import wait_until
 
 _BIN = "opt/pod/bin"
 # Everything that the script calls. Its two waits of five seconds are short ones here.
@@ -147,13 +146,9 @@ class Pod:
         """What its containers said so far."""
         return self.log.read_text("utf-8")
 
-    def until(self, holds: Callable[[], bool], seconds: float = 30.0) -> None:
-        """Wait until it holds; an assertion fails where it does not, or where the pod ends."""
-        end = time.monotonic() + seconds
-        while not holds_now(holds):
-            assert self.process.poll() is None, self.said()
-            assert time.monotonic() < end, self.said()
-            time.sleep(0.05)
+    def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until it holds; an assertion fails if it does not, or if the pod ends."""
+        wait_until(holds, self.said, lambda: self.process.poll() is None)
 
     def rest(self) -> None:
         """Wait until it has looked at the node, and has nothing to do."""

@@ -100,7 +100,7 @@ def test_barrier_of_the_validator_is_refilled_and_never_made(
         right(node, pod, 2)
         pod.rest()  # who is still at it would find the barrier without being woken
         places.validate_toolkit()
-        pod.until(places.refilled, 5)
+        pod.until(places.refilled)
         assert places.twin_path.read_bytes() == places.ready.read_bytes()
 
         # Somebody writes the configuration anew and restarts: the barrier goes, and comes back with

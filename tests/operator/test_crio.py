@@ -66,7 +66,7 @@ def test_handlers_go_below_the_host_without_a_mounted_socket(node: CrioOperatorN
         assert node.places.spec.exists()
         assert not node.places.ready.exists()
         node.places.validate_toolkit()
-        pod.until(node.places.refilled, 5)
+        pod.until(node.places.refilled)
 
         before = node.drop_in.stat(), node.places.twin_path.stat()
         assert pod.stop() == 0, pod.said()

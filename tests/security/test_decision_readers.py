@@ -19,6 +19,7 @@ import pytest
 
 from tests.tools.runtimes import ROOT
 from tests.tools.shells import SHELLS, start
+from tests.tools.waiting import SOON
 
 _SCRIPTS = ROOT / "deploy/device-plugin"
 _NAME = ".toolkit-ctr-ready"
@@ -131,7 +132,7 @@ def _read(reader: str, file: Path) -> tuple[int | None, str, str]:
             start_new_session=True,
         ) as process,
     ):
-        end = time.monotonic() + 30
+        end = time.monotonic() + SOON
         while process.poll() is None and not (reader != "wait" and log.stat().st_size):
             assert time.monotonic() < end, "it hangs"
             time.sleep(0.02)
@@ -195,7 +196,7 @@ def test_entrypoint_reads_by_the_same_script(shell: tuple[str, ...], file: Path)
             process.wait(1)
         assert not out.exists()
         file.chmod(0o644)
-        assert process.wait(10) == 0
+        assert process.wait(SOON) == 0
         assert process.stderr is not None
         assert b"others can write it" in process.stderr.read()
     assert out.read_text(encoding="ascii") == "cdi-cri\n"

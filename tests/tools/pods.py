@@ -15,7 +15,6 @@ import os
 import shutil
 import signal
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from tests.conformance.private_node import PrivateNode
 from tests.conformance.shapes import Shape
 from tests.tools import pause_image
 from tests.tools.runtimes import Runtime
+from tests.tools.waiting import wait_until
 
 _PROTO = Path(__file__).with_name("cri_pod.proto")
 # Strict servers reset a stream whose authority is the escaped path of a socket.
@@ -96,10 +96,10 @@ class PodNode(PrivateNode):
         words = [str(ctr), "-a", str(self.socket), "-n", "k8s.io", "images", "import", str(tar)]
         result = self.inside(words, timeout=120)
         assert result.returncode == 0, result.stderr
-        end = time.monotonic() + 30
-        while "image" not in call(self.reachable_socket, "ImageStatus", image={"image": name}):
-            assert time.monotonic() < end, f"the CRI does not have {name}"
-            time.sleep(0.02)
+        wait_until(
+            lambda: "image" in call(self.reachable_socket, "ImageStatus", image={"image": name}),
+            lambda: f"the CRI does not have {name}",
+        )
 
 
 def kill_pods(mount_namespace: str) -> None:
@@ -219,12 +219,9 @@ class Container:
         lines = self._log.read_text("utf-8", "replace").splitlines()
         return "".join(f"{line.split(' ', 3)[3]}\n" for line in lines)
 
-    def wait(self, holds: Callable[[Container], bool], timeout: float) -> None:
+    def wait(self, holds: Callable[[Container], bool]) -> None:
         """Wait until `holds(self)`, asked often; an AssertionError with its log if it never did."""
-        deadline = time.monotonic() + timeout
-        while not holds(self):
-            assert time.monotonic() < deadline, self.log()
-            time.sleep(0.1)
+        wait_until(lambda: holds(self), self.log)
 
 
 class Pods:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from tests.cli.namespace import Namespace
 from tests.doubles.runtime.install import make_program, start_program
 from tests.tools import forked
 from tests.tools.forked import Program
+from tests.tools.waiting import SOON, wait_until
 
 ENV = {"PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1", "WORD": "a b\u00fc"}
 
@@ -135,10 +135,10 @@ def test_forked_process_can_be_killed_by_its_pid(number: signal.Signals, tmp_pat
         forking("import time; print('up', flush=True); time.sleep(60)"),
         [], ENV, tmp_path, tmp_path / "log",
     )  # fmt: skip
-    until(lambda: (tmp_path / "log").read_text() == "up\n")
+    wait_until(lambda: (tmp_path / "log").read_text() == "up\n")
     assert process.poll() is None
     process.send_signal(number)
-    assert process.wait(10) == -number
+    assert process.wait(SOON) == -number
     told = "KeyboardInterrupt" in (tmp_path / "log").read_text()
     assert told == (number == signal.SIGINT)
     process.kill()  # is free by now
@@ -157,7 +157,7 @@ def test_forgotten_process_is_ended(tmp_path: Path) -> None:
     )
     pid = process.pid
     del process
-    until(lambda: not Path(f"/proc/{pid}").exists())
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root: run tests/run as root")
@@ -201,11 +201,11 @@ def test_program_that_is_killed_takes_the_forked_one_along(tmp_path: Path) -> No
     call = "open('pid', 'w').write(str(os.getpid()))\nimport time\ntime.sleep(60)"
     program = make_program(tmp_path / "p", sys.executable, call, server=forked.address())
     with subprocess.Popen([program], env=ENV, cwd=tmp_path) as process:
-        until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text() != "")
+        wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text() != "")
         pid = int((tmp_path / "pid").read_text())
         assert pid != process.pid
         process.kill()
-    until(lambda: not Path(f"/proc/{pid}").exists())
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
 
 
 def test_forked_daemon_has_a_session_of_its_own(tmp_path: Path) -> None:
@@ -215,18 +215,9 @@ def test_forked_daemon_has_a_session_of_its_own(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as log:
         argv = [str(program), "-c", "file"]
         process = start_program(argv, ENV, tmp_path, log.fileno())
-    until(lambda: (tmp_path / "log").read_text() != "")
+    wait_until(lambda: (tmp_path / "log").read_text() != "")
     assert (tmp_path / "log").read_text() == "True\n"
     words = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
     assert [word.decode() for word in words] == [sys.executable, *argv, ""]
     process.terminate()
-    assert process.wait(10) == -signal.SIGTERM
-
-
-def until(holds: object, seconds: float = 20.0) -> None:
-    """Wait until it holds."""
-    assert callable(holds)
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    assert process.wait(SOON) == -signal.SIGTERM

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
-# Seconds. The agent is faster (tests/bench/waiting.py measures it), but a busy machine is not.
-SOON = 20.0
+# Seconds. The agent is faster (tests/bench/waiting.py measures it), but a busy machine is not, and
+# only a failure waits for so long.
+SOON = 60.0
+_PAUSE = 0.02
+
+
+def wait_until(
+    condition: Callable[[], bool],
+    explain: Callable[[], object] = lambda: "it never held",
+    alive: Callable[[], bool] = lambda: True,
+) -> None:
+    """Wait until the condition holds.
+
+    `explain` gives the words of the AssertionError that is raised if it does not hold after SOON
+    seconds, or not yet when `alive` is false.
+    """
+    end = time.monotonic() + SOON
+    while not holds_now(condition):
+        assert alive(), explain()
+        assert time.monotonic() < end, explain()
+        time.sleep(_PAUSE)
 
 
 def holds_now(condition: Callable[[], bool]) -> bool:

@@ -101,7 +101,7 @@ class ToolkitNode(PodNode):
         process = Path("/proc") / str(container.status().pid)
         command = "".join(f"{word}\0" for word in spec["process"]["args"])
         # It is started when the runtime has said so to runc's process, which is then replaced.
-        container.wait(lambda _: (process / "cmdline").read_text("utf-8") == command, 10)
+        container.wait(lambda _: (process / "cmdline").read_text("utf-8") == command)
         calls = (c for c in self.calls() if container.id in c["argv"] and "mode" in c)
         mine = next(calls, {})
         return Made(

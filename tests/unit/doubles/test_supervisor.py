@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from tests.doubles.runtime.supervisor import Supervisor
+from tests.tools.waiting import SOON
 
 
 def test_supervisor_waits_and_gives_up_as_told(tmp_path: Path) -> None:
@@ -48,4 +49,4 @@ def test_supervisor_runs_as_a_program(tmp_path: Path) -> None:
             time.sleep(0.01)
         assert int((tmp_path / "pid").read_text()) == process.pid
         process.terminate()
-        assert process.wait(5) == 0
+        assert process.wait(SOON) == 0

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from agent.host import isolation
 from agent.host.isolation import CannotIsolate, IsolatedProgram, View
 from agent.host.paths import HostRoot
 from tests.tools.nobody import as_nobody
-from tests.tools.waiting import SOON
+from tests.tools.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0, reason="namespaces need root: run tests/run as root"
@@ -34,10 +33,7 @@ def work(tmp_path: Path) -> Path:
 
 def ended(program: IsolatedProgram) -> str:
     """Wait for the end of a program; gives what it said."""
-    deadline = time.monotonic() + SOON
-    while not program.has_ended():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(program.has_ended)
     return program.output()
 
 
@@ -131,10 +127,7 @@ def test_end_takes_everything_along(work: Path) -> None:
     script = "setsid sleep 1000 & echo $!; exec sleep 1000"
     argv = ["/bin/sh", "-c", script]
     with isolation.start(HostRoot("/"), argv, _ENV, View(str(work))) as program:
-        deadline = time.monotonic() + SOON
-        while not program.output():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: bool(program.output()))
         children = Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text().split()
         program.end()
         assert program.has_ended()
@@ -155,10 +148,7 @@ def test_program_ends_with_us(work: Path) -> None:
         assert process.stdout is not None
         pid = int(process.stdout.readline())
         os.kill(process.pid, signal.SIGKILL)
-    deadline = time.monotonic() + SOON
-    while Path(f"/proc/{pid}").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
 
 
 def test_mounts_are_read_only_on_kernels_before_5_12(work: Path) -> None:

@@ -17,6 +17,7 @@ from agent.host.paths import HostRoot
 from agent.runtimes import restart
 from agent.runtimes.restart import RestartFailed
 from agent.systemd import dbus
+from tests.tools.waiting import SOON
 
 HOST = HostRoot("/")
 PROCESS = Process(
@@ -150,7 +151,7 @@ def test_signal_ends_the_process(child: subprocess.Popen[bytes]) -> None:
     way = restart.choose("signal", process, HOST, "containerd")
     assert (way.kind, way.target) == ("signal", f"pid {child.pid}")
     way.act(process)
-    assert child.wait(5) == -signal.SIGTERM
+    assert child.wait(SOON) == -signal.SIGTERM
 
 
 def test_reused_pid_gets_no_signal(child: subprocess.Popen[bytes]) -> None:

@@ -7,7 +7,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +19,7 @@ from hypothesis import strategies as st
 from agent.toolkit import wrapper
 from tests.doubles.toolkit import modules
 from tests.tools.shells import SHELLS, shellcheck, start
+from tests.tools.waiting import SOON, wait_until
 
 KMSG = Path("/dev/kmsg")
 _USUAL = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -143,11 +143,10 @@ def test_signals_reach_the_program(bench: Bench) -> None:
     path = bench.write(partial(bench.plain, program=sleep))
     with subprocess.Popen([*bench.shell, str(path), "60"], env={"PATH": _USUAL}) as process:
         command = Path(f"/proc/{process.pid}/cmdline")
-        until = time.monotonic() + 20
-        while command.read_bytes() != f"{sleep}\0".encode() + b"60\0":
-            assert time.monotonic() < until, command.read_bytes()
+        words = f"{sleep}\0".encode() + b"60\0"
+        wait_until(lambda: command.read_bytes() == words, command.read_bytes)
         process.terminate()
-        assert process.wait(20) == -signal.SIGTERM
+        assert process.wait(SOON) == -signal.SIGTERM
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
