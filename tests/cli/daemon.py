@@ -44,6 +44,16 @@ class Daemon:
         pid = self.process.pid
         return not Path(f"/proc/{pid}/task/{pid}/children").read_text().strip()
 
+    def rest(self) -> None:
+        """Wait until no child has run for a while: a child may follow from what one wrote."""
+        calm = [0]
+
+        def rests() -> bool:
+            calm[0] = calm[0] + 1 if self.idle() else 0
+            return calm[0] > 40
+
+        self.until(rests)
+
     def end(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Stop it; it does not wait for what it waits for."""
         self.process.send_signal(number)
@@ -94,10 +104,4 @@ def files(node: CliNode) -> tuple[bytes | None, bytes | None]:
 def settle(daemon: Daemon) -> None:
     """Right, and nothing more to do."""
     daemon.until(lambda: published(daemon.node) is not None and has_handler(daemon.node))
-    calm = [0.0]
-
-    def rests() -> bool:
-        calm[0] = calm[0] + 1 if daemon.idle() else 0
-        return calm[0] > 40
-
-    daemon.until(rests)
+    daemon.rest()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.daemon import Daemon, running
+from tests.cli.daemon import running
 from tests.cli.gpu_host import GPU, MANAGEMENT, GpuHost
 from tests.conformance.foreign_specs import spec
 from tests.doubles.nvml.nvml import FakeGpu, FakePart
@@ -175,17 +175,6 @@ STEPS: dict[str, Step] = {
 }  # fmt: skip
 
 
-def rest(daemon: Daemon) -> None:
-    """Nothing more to do: one thing after the other without a pause would look like a fight."""
-    calm = [0]
-
-    def rests() -> bool:
-        calm[0] = calm[0] + 1 if daemon.idle() else 0
-        return calm[0] > 5
-
-    daemon.until(rests)
-
-
 def test_specs_are_kept_fresh(node: GpuHost) -> None:
     """Each of these, while readiness stays and nothing is restarted."""
     ready = node.validations / "toolkit-ready"
@@ -198,7 +187,7 @@ def test_specs_are_kept_fresh(node: GpuHost) -> None:
                 daemon.until(functools.partial(holds, node))
             except AssertionError as error:
                 raise AssertionError(f"{name}: {node.names()}") from error
-            rest(daemon)
+            daemon.rest()
         assert (node.supervisor.starts, node.error()) == (starts, {})
         assert ready.exists()
 
@@ -232,7 +221,7 @@ def test_node_that_comes_late_is_in_the_spec(place: Path) -> None:
                 (node.host, "path: /dev/nvidia-uvm-tools"),
                 (root, "hostPath: /run/nvidia/driver/dev/nvidia-uvm-tools"),
             ):
-                rest(daemon)
+                daemon.rest()
                 make_node(where / "dev/nvidia-uvm-tools", UVM, 1)
                 daemon.until(functools.partial(both_say, node, text))
 
@@ -245,7 +234,7 @@ def test_spec_goes_when_others_can_write_the_driver_root(place: Path) -> None:
         ready = node.validations / "toolkit-ready"
         with running(node) as daemon:
             daemon.until(ready.exists)
-            rest(daemon)
+            daemon.rest()
             assert node.specs() == [MANAGEMENT, GPU]
             root.chmod(0o777)
             daemon.until(lambda: node.specs() == [])
