@@ -139,5 +139,5 @@ def _decision(proposal: Proposal | None) -> dict[str, Any]:
         "version": proposal.runtime.version,
         "row": proposal.decision.row,
         "native": proposal.decision.native,
-        "default": registry.shown(proposal.runtime.answer)[0],
+        "default": registry.shown_handler_names(proposal.runtime.answer)[0],
     }

@@ -182,7 +182,7 @@ def _settings(node: Node) -> Iterator[Found]:
 def _calls(node: Node) -> Iterator[Found]:
     toolkit = node.toolkit
     calls = toolkit.config.runtimes or _LOW_LEVEL
-    there = [path for name in calls if (path := low_level.first(node.host, (name,)))]
+    there = [path for name in calls if (path := low_level.first_existing(node.host, (name,)))]
     if not toolkit.broken and all(map(programs.is_nvidia, there)):
         text = "NVIDIA's runtime finds none of the low-level runtimes that it tries"
         # A name alone may be in the PATH of the runtime (k3s brings its own runc).
@@ -271,7 +271,7 @@ def _lost(node: Node) -> Iterator[Found]:
 
 
 def _handler_missing(node: Node) -> Iterator[Found]:
-    shown = registry.shown(node.runtime.answer)[1]
+    shown = registry.shown_handler_names(node.runtime.answer)[1]
     ours = node.nvidia_handlers
     if lacking := sorted({*ours} - {*shown}):
         text = f"handler {', '.join(lacking)} is in the files, and the running runtime has none"

@@ -107,9 +107,9 @@ class Node:
         return None if switch is Switch.UNSEEN else switch in (Switch.TRUE, Switch.NULL)
 
     @cached_property
-    def asleep(self) -> tuple[Runtime, str] | None:
+    def silent_runtime(self) -> tuple[Runtime, str] | None:
         """The runtime that would answer, and its executable (host path)."""
-        return seen(lambda: find.asleep(self.settings, self.host))
+        return seen(lambda: find.silent_runtime(self.settings, self.host))
 
     @cached_property
     def _files(self) -> tuple[ConfiguredRuntime | None, str]:
@@ -118,12 +118,14 @@ class Node:
         if proposal and proposal.node and not proposal.repairs:  # otherwise it counts as repaired
             return proposal.node, ""
         if isinstance(runtime, AgentError):
-            if self.asleep is None:
+            if self.silent_runtime is None:
                 return None, ""
-            runtime, program = self.asleep
+            runtime, program = self.silent_runtime
             settings = replace(settings, executable_path=program)
         try:
-            return registry.adapter(runtime.kind).look(settings, self.host, runtime), ""
+            return registry.adapter(runtime.kind).configured_runtime(
+                settings, self.host, runtime
+            ), ""
         except AgentError as error:
             find_garbled = garbled_files.find_garbled
             garbled = seen(lambda: find_garbled(settings, self.host, self.report.memory))

@@ -31,8 +31,8 @@ def _start(node: Node) -> Iterator[Found]:
 def _unit(node: Node) -> tuple[str, ...]:
     """The state of the unit of the runtime that does not answer, as far as it can be seen."""
     with contextlib.suppress(SystemdError):
-        if node.asleep and node.is_root:
-            return (str(node.ctx.reach(node.host, f"{node.asleep[0].kind}.service")[1]),)
+        if node.silent_runtime and node.is_root:
+            return (str(node.ctx.reach(node.host, f"{node.silent_runtime[0].kind}.service")[1]),)
     return ()
 
 

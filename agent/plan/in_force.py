@@ -53,7 +53,7 @@ def _is_shown(node: ConfiguredRuntime, file: ConfigFile) -> bool:
     """Does the runtime show every setting of the file's CRI section?"""
     if file.unread:
         return False
-    shown, sections = node.shows(file)
+    shown, sections = node.comparable_settings(file)
     plain = _plain(shown)
     return all(
         same(value, get(plain, tuple(map(_key, path)), _MISSING))

@@ -53,5 +53,5 @@ def observe(settings: Settings, host: HostRoot, memory: Memory) -> Observation:
         return Observation(memory, toolkit, warning, runtime, None, evidence)
     repairs = tuple(item.repair for item in garbled_files.find_garbled(settings, host, memory))
     overlay = {change.path.host: change.after for change in repairs}
-    node = adapter.look(settings, host, runtime, overlay)
+    node = adapter.configured_runtime(settings, host, runtime, overlay)
     return Observation(memory, toolkit, warning, runtime, node, node.evidence(), repairs)

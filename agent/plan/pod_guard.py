@@ -183,8 +183,8 @@ def _handler_users(
     """Pods of handlers whose state (see `ConfiguredRuntime.pod_states`) would change, and what
     would become of these handlers, in words. `called` are the low-level runtimes that NVIDIA's
     runtime will call, `config` is that of `gpu_service`. Raises Unreachable."""
-    below_later = low_level.first(host, called)
-    below = low_level.first(host, config.runtimes) if config else None
+    below_later = low_level.first_existing(host, called)
+    below = low_level.first_existing(host, config.runtimes) if config else None
     now = node.pod_states(node.running(), below or below_later)
     later = node.pod_states(after, below_later or below)
     changed = {name for name, state in now.items() if name not in later or later[name] != state}
@@ -234,8 +234,8 @@ def low_level_kept(
     """The low-level runtimes that NVIDIA's runtime is to call, and a warning if running pods
     keep the present one in place. Another one would not find these pods. Raises Unreachable."""
     config = _toolkit_config(settings, host)
-    now = low_level.first(host, config.runtimes) if config and node else None
-    later = low_level.first(host, called)
+    now = low_level.first_existing(host, config.runtimes) if config and node else None
+    later = low_level.first_existing(host, called)
     if node is None or not now or not later or os.path.basename(now) == os.path.basename(later):
         return called, None
     ours = _our_handlers(node.running())

@@ -146,7 +146,7 @@ def _decision_only(ctx: Context, memory: Memory, refusal: AgentError) -> Proposa
     evidence = adapter.evidence(runtime.answer)
     if not settings.no_runtime_config:
         with contextlib.suppress(Refused):
-            evidence = adapter.look(settings, host, runtime, {}).evidence()
+            evidence = adapter.configured_runtime(settings, host, runtime, {}).evidence()
     proposer = _Proposer(ctx, Observation(memory, None, None, runtime, None, evidence))
     decision = proposer.decision(may_enable=settings.may_enable_cdi)
     spec = proposer.specs(decision, None)
@@ -255,7 +255,7 @@ class _Proposer:
             effective = node.effective(edits.files)
             # Of the files as they are: the default may become ours by these very edits.
             base = edits.base or base or node.effective(node.files).default
-            called = edits.called
+            called = edits.low_level
         calls = low_level.runtimes(
             self._settings, self._host, self._seen.runtime.kind, effective, base, called
         )

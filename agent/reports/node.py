@@ -98,7 +98,7 @@ def report(ctx: Context) -> Report:
         now = dict(lines(settings, host, proposal, ctx.boot_id, ctx.wall())) if published else {}
         if now.get("TOOLKIT_CONFIG_HASH") != published.get("TOOLKIT_CONFIG_HASH"):
             drift.append(OUT_OF_DATE)
-        default, handlers = registry.shown(proposal.runtime.answer)
+        default, handlers = registry.shown_handler_names(proposal.runtime.answer)
         with contextlib.suppress(AgentError):
             left_over = tuple(_left_over(settings, host, proposal.node, memory))
     touched = tuple(

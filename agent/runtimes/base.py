@@ -1,4 +1,4 @@
-"""What every container runtime has in common. The rest of the program knows no more of it.
+"""The interface to all container runtimes. The rest of the program uses a runtime only through it.
 
 `RuntimeAdapter` is one kind of runtime. `ConfiguredRuntime` is a runtime of that kind on this node,
 with the files that it loads. Everything that differs between runtimes is behind these two classes.
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """The socket of a runtime, which is known also while the runtime is down. `unit` is its systemd
-    unit, if that is needed."""
+    """Where a runtime is, also while it is down: its kind and its CRI socket. `unit` is the name of
+    its systemd unit; None if the unit is not known, or not needed."""
 
     kind: str
     socket: HostPath
@@ -52,7 +52,8 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Runtime:
-    """A runtime that answers: its process (None if it cannot be seen) and its answer."""
+    """A runtime that answers: its endpoint, its process (None if the process cannot be seen from
+    here), and its answer."""
 
     endpoint: Endpoint
     process: Process | None
@@ -60,12 +61,12 @@ class Runtime:
 
     @property
     def kind(self) -> str:
-        """The kind, as an option names it (--runtime)."""
+        """The kind, as --runtime names it."""
         return self.endpoint.kind
 
     @property
     def socket(self) -> HostPath:
-        """Its CRI socket."""
+        """The CRI socket."""
         return self.endpoint.socket
 
     @property
@@ -76,9 +77,10 @@ class Runtime:
 
 @dataclass(frozen=True)
 class EditRequest:
-    """What edits are made from, besides the node: the decision, the programs that are `available`
-    as handlers, and what is remembered. `hook_program` is the host path of the program that an OCI
-    hook would run, None if there is none."""
+    """The input of `ConfiguredRuntime.edits`: the settings, what the agent remembers (`store`,
+    `memory`), the decision, and NVIDIA's programs for which there can be a handler (`available`).
+    `hook_program` is the host path of the program that an OCI hook would run, None if there is
+    none."""
 
     settings: Settings
     store: Store
@@ -88,8 +90,8 @@ class EditRequest:
     hook_program: str | None = None
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Names of handlers that are ours whatever they run."""
+    def own_names(self) -> tuple[str, ...]:
+        """The names of handlers that are ours, whichever program they run."""
         available = (binary.handler for binary in self.available)
         return (*OUR_NAMES, *available, self.settings.runtime_name)
 
@@ -98,21 +100,23 @@ class EditRequest:
 class Edits:
     """The changes, in the order of their writes, after which `desired` holds at the next start.
 
-    `files` are the files as they will be. `base` is the handler from which ours inherit. `called`
-    is the low-level program that our present handlers call. Both are None if they are not known.
+    `files` are the files after the changes. `base` is the handler from which our handlers inherit.
+    `low_level` is the low-level runtime that our present handlers call. Each of the two is None if
+    it is not known.
     """
 
     changes: tuple[Change, ...]
     desired: Desired
     files: Files
     base: str | None = None
-    called: str | None = None
+    low_level: str | None = None
 
 
 @dataclass(frozen=True)
 class Defect:
-    """A fault in configuration files, which `text` describes. `deadly`: the runtime does not start
-    on them, or does not serve the CRI. `harmful`: pods fail, or settings are not read."""
+    """A fault in configuration files: `text` describes the fault, `remedy` says what to do.
+    `deadly`: the runtime does not start on the files, or does not serve the CRI. `harmful`: pods
+    fail, or settings are not read."""
 
     text: str
     remedy: str
@@ -126,7 +130,7 @@ class CannotSwitch(Refused):
 
 class RestartHazard(Refused):
     """The runtime would not start again after a restart. `path` is the file that causes this.
-    `later` is the warning for a node that needs no restart now."""
+    `later` is the text of a warning, for a node that needs no restart now."""
 
     def __init__(self, path: HostPath, why: str, remedy: str, runtime: str) -> None:
         super().__init__(f"cannot restart {runtime}: {path} {why}; {remedy}")
@@ -135,19 +139,21 @@ class RestartHazard(Refused):
 
 
 class RuntimeAdapter(ABC):
-    """One kind of runtime. A method that is not abstract has the answer of most runtimes.
+    """One kind of runtime. A method that is not abstract returns the answer of most runtimes.
 
     `kind`: the name in options and in the journal. The runtime's executable and its systemd unit
-    have this name too. `title`: the name for a person.
-    `low_level`: the OCI runtimes that it is shipped with, the usual one first.
-    `shape`: the types of the settings that are read of its files.
-    `starts_again`: does systemd start it again after a SIGTERM?
-    `lists_handlers`: do its lists of pods say which handler a pod was created with?
-    `shows_reloaded`: does it show settings that it has only reloaded, and that a restart puts in
-    force?
-    `restart_note`: what a person should know while it restarts.
+    have this name too.
+    `title`: the name in messages.
+    `low_level`: the OCI runtimes that distributions ship with this runtime, the usual one first.
+    `shape`: the types of the settings that the agent reads in the runtime's files.
+    `starts_again`: does systemd start the runtime again after a SIGTERM?
+    `lists_handlers`: do the runtime's lists of pods show the handler of each pod?
+    `shows_reloaded`: does the runtime show settings that it has only reloaded, and that come into
+    force with a restart?
+    `restart_note`: a note for a person who waits for a restart.
     `stop_seconds`: how long a restart may wait for containers that are being stopped.
-    `cgroup_driver_since`: the first version that tells a kubelet its cgroup driver (RuntimeConfig).
+    `cgroup_driver_since`: the first version that tells the kubelet its cgroup driver (the CRI's
+    call RuntimeConfig).
     """
 
     kind: str
@@ -171,45 +177,47 @@ class RuntimeAdapter(ABC):
         return version
 
     def completed(self, answer: Answer, socket: str, timeout: float) -> Answer:
-        """The answer with what this runtime shows besides the CRI. `socket` is an agent path,
-        `timeout` is in seconds. Raises Unreachable."""
+        """The answer, with the settings that this runtime shows outside the CRI. `socket` is an
+        agent path, `timeout` is in seconds. Raises Unreachable."""
         return answer
 
     def explained(
         self, error: Unimplemented, settings: Settings, host: HostRoot, socket: HostPath
     ) -> Unimplemented:
-        """The error with the reason why a process of this kind does not serve the CRI, if its
-        files show the reason."""
+        """The error that the CRI is not served, with the cause if the files of a runtime of this
+        kind show the cause; else the same error."""
         return error
 
     @abstractmethod
-    def look(
+    def configured_runtime(
         self, settings: Settings, host: HostRoot, runtime: Runtime, overlay: Overlay | None = None
     ) -> ConfiguredRuntime:
-        """The files and the executable of a runtime of this kind. Files in `overlay` replace those
-        on disk. Raises Refused."""
+        """Load the files of a runtime of this kind, and find its executable. Files in `overlay`
+        replace those on disk. Raises Refused for files with which the runtime does not start."""
 
     @abstractmethod
     def evidence(self, answer: Answer) -> tuple[Evidence, ...]:
-        """The evidence of CDI that it shows, best source first."""
+        """The evidence of CDI in an answer, the best source first."""
 
     @abstractmethod
-    def shown(self, answer: Answer) -> tuple[str | None, Mapping[str, Data] | None]:
-        """The default runtime, and the tables of the handlers with the keys of a file; None for
-        what the runtime does not show."""
+    def shown_handlers(self, answer: Answer) -> tuple[str | None, Mapping[str, Data] | None]:
+        """The name of the default runtime, and the table of each handler by its name. The keys of
+        a table are spelled as in the files. Each of the two is None if the runtime does not show
+        it."""
 
     def table_problems(
         self, table: Data, running: Data, shown: Mapping[str, Data]
     ) -> Iterable[str]:
-        """What the running table of a handler lacks of the desired one, in words. `shown` are all
-        tables that the runtime shows."""
+        """The differences between a handler's desired table and its running table, in words.
+        `shown` are all tables that the runtime shows."""
         wrong = (k for k, value in table.items() if not same_value(k, value, running.get(k)))
         return (f"{key} is not as wanted" for key in wrong)
 
     def unproven(self, desired: Desired, answer: Answer) -> list[str]:
-        """What the running runtime lacks of the desired state, in words; empty for nothing. If it
-        shows only the names of handlers, only these are compared."""
-        default, tables = self.shown(answer)
+        """The differences between the desired state and the running runtime, in words; empty if
+        there is none. If the runtime shows only the names of its handlers, only names are
+        compared."""
+        default, tables = self.shown_handlers(answer)
         listed = answer.handlers or tuple(tables or ())
         found = [
             f"handler {name} is still there"
@@ -236,38 +244,39 @@ class RuntimeAdapter(ABC):
     def watch_paths(
         self, settings: Settings, host: HostRoot, running: Process | None
     ) -> Iterator[str]:
-        """The host paths and directories on which a runtime depends whose configuration cannot be
-        read. Raises AgentError or OSError after the paths that are known."""
+        """The host paths of files and directories to watch while the runtime's configuration cannot
+        be read. Raises AgentError or OSError after the last path that is known."""
 
     def low_level_program(self, effective: Effective, name: str) -> str | None:
-        """The OCI runtime that a handler of others runs, None if the handler names none, or runs
-        virtual machines."""
+        """The OCI runtime that a handler of others runs. None if the handler names none, or if it
+        runs virtual machines."""
         table = effective.table(name)
         path = table.get("runtime_path") if table.get("runtime_type") != "vm" else None
         return path if isinstance(path, str) else None
 
     def pod_handler(self, info: Mapping[str, object]) -> str:
-        """The handler of a pod from its verbose status, "" for the default. It is used if
-        `lists_handlers` is false."""
+        """The handler of a pod, "" for the default. `info` is the pod's verbose status. Called only
+        if `lists_handlers` is false."""
         return ""
 
     def pod_programs(
         self, info: Mapping[str, object], running: Effective, handler: str
     ) -> tuple[str, ...]:
-        """The programs that run the containers of a pod: those in its handler's present table, if
-        the pod itself does not say."""
+        """The programs that run the containers of a pod. `info` is the pod's verbose status. If the
+        status does not show the programs, those in the present table of `handler` count."""
         return tuple(programs_of(running.table(handler or running.default)))
 
 
 @dataclass(frozen=True)
 class ConfiguredRuntime(ABC):
-    """A runtime of this node with the files that it loads. A method that is not abstract has the
-    answer of most runtimes.
+    """A runtime of this node with its configuration files. A method that is not abstract returns
+    the answer of most runtimes.
 
-    `host`: the host root of the node. `files`: the files that it loads. The root file comes first,
-    even if it does not exist. `executable`: host path of the executable that a restart will run,
-    None if it is not known.
-    `drop_in`: our own file. `imports_drop_in`: it is loaded only because another file imports it.
+    `host`: the host root of the node.
+    `files`: the files that the runtime loads. The root file comes first, even if it does not exist.
+    `executable`: the host path of the executable that a restart will run, None if it is not known.
+    `drop_in`: the file for our own settings.
+    `imports_drop_in`: is the drop-in loaded only because another file imports it?
     """
 
     adapter: ClassVar[RuntimeAdapter]
@@ -281,22 +290,22 @@ class ConfiguredRuntime(ABC):
 
     @property
     def root(self) -> ConfigFile:
-        """The root file."""
+        """The root file, whether or not it exists."""
         return self.files[0]
 
     @abstractmethod
     def load(self, overlay: Overlay | None = None) -> Files:
-        """The files, read again. Files in `overlay` replace those on disk. Raises Refused."""
+        """Read the files again. Files in `overlay` replace those on disk. Raises Refused."""
 
     @abstractmethod
     def effective(self, files: Files) -> Effective:
         """The effective configuration after a start on these files."""
 
     def running(self) -> Effective:
-        """The configuration that the running runtime shows; that of its files if it shows
-        nothing."""
+        """The configuration that the running runtime shows. The files fill in what the runtime does
+        not show."""
         by_files = self.effective(self.files)
-        default, tables = self.adapter.shown(self.runtime.answer)
+        default, tables = self.adapter.shown_handlers(self.runtime.answer)
         shown = tables or {name: {} for name in self.runtime.answer.handlers if name}
         tables = {name: table or by_files.table(name) for name, table in shown.items()}
         return replace(
@@ -312,86 +321,91 @@ class ConfiguredRuntime(ABC):
 
     @abstractmethod
     def edits(self, request: EditRequest) -> tuple[Edits, tuple[str, ...]]:
-        """The edits, and warnings. Raises Refused."""
+        """The edits that a request needs, and warnings. Raises Refused."""
 
     @abstractmethod
     def preflight(self, candidate: Candidate) -> Preflight:
-        """The check of the future files by the runtime's own executable. Raises Refused."""
+        """Check the future files with the runtime's own executable. Raises Refused if it rejects
+        them."""
 
     @abstractmethod
     def launch(
         self, executable: str, desired: Desired, files: Mapping[str, bytes | None]
     ) -> Launch:
-        """How a trial start is made with `files` (by host path) in the place of the real ones."""
+        """The arguments and the view of a trial start. `files` are contents by host path (None: no
+        such file), and replace the real files."""
 
     def restart_hazard(self, files: Files) -> RestartHazard | None:
-        """What would keep the runtime from a start on these files, None for nothing."""
+        """The first obstacle to a start of the runtime on these files, None if there is none."""
         return None
 
     def defects(self) -> Iterable[Defect]:
-        """What is wrong with the files as they are, the worst first. `look` has refused files with
-        which the runtime does not start."""
+        """The defects in the present files, the worst first. Files on which the runtime does not
+        start are not among them, because `configured_runtime` refuses those."""
         return ()
 
     def rendered(self) -> Iterable[tuple[str, str, str]]:
-        """The files (host paths) that a program writes anew at each start, with the name of that
-        program, and the file from which it makes them."""
+        """The files that another program writes anew at each start. Each item is the file's host
+        path, the name of that program, and the source from which the program makes the file."""
         return ()
 
     def cgroup_drivers(self) -> Mapping[str, str]:
-        """The cgroup driver of each handler, "systemd" or "cgroupfs", as far as the files say
-        it."""
+        """The cgroup driver ("systemd" or "cgroupfs") by handler, for the handlers whose files name
+        one."""
         return {}
 
     def sandbox_image(self) -> str | None:
-        """The image of which each pod has a container, None if it is not known. Some runtimes
-        do not show it in Status; then the executable is run."""
+        """The image of the sandbox container of each pod, None if it is not known. If Status does
+        not show the image, an adapter may run the executable."""
         found = get(self.runtime.answer.config, ("sandboxImage",))
         return found if isinstance(found, str) and found else None
 
-    def shows(self, file: ConfigFile) -> tuple[object, list[Data]]:
-        """The settings that the running runtime shows, and the sections of a file in which the same
-        settings are."""
+    def comparable_settings(self, file: ConfigFile) -> tuple[object, list[Data]]:
+        """Two things to compare: the settings that the running runtime shows, and the sections of
+        `file` that set the same keys."""
         return self.runtime.answer.config or {}, [file.data]
 
     def reload_keys(self, desired: Desired) -> tuple[Path, ...]:
-        """The keys that this runtime shows after a reload although only a restart puts them in
-        force. Empty for a runtime that shows only what is in force."""
+        """The keys of the desired state that this runtime shows after a reload although only a
+        restart puts them in force."""
         return ()
 
     def pod_states(self, effective: Effective, below: str | None) -> Mapping[str, object]:
-        """The state of each handler ("" is the default) that has to stay as it is for its pods.
-        `below` is the low-level program that NVIDIA's runtime calls. By default a handler only has
-        to exist."""
+        """For each handler ("" is the default), a value that must not change while pods of the
+        handler run. `below` is the low-level runtime that NVIDIA's runtime calls. Most runtimes
+        require only that the handler exists."""
         return dict.fromkeys(("", *effective.runtimes))
 
     def passes_annotation(self, effective: Effective, prefix: str) -> bool:
-        """Does a container's annotation with this prefix reach NVIDIA's runtime?"""
+        """Does the runtime pass a container's annotation with this prefix on to NVIDIA's
+        runtime?"""
         return True
 
     def hook_programs(self, overlay: Overlay) -> Iterable[tuple[HostPath, str]]:
-        """The files with OCI hooks that the runtime will read, each with the program it names."""
+        """The OCI hooks that the runtime will read: each item is a file, and a program that it
+        names. Files in `overlay` replace those on disk."""
         return ()
 
     def watch_paths(self) -> Iterator[str]:
-        """Host paths and directories whose change can make this node wrong."""
+        """The host paths of files and directories that are watched, because a change of one can
+        require a convergence."""
         yield from (self.drop_in.host, os.path.dirname(self.drop_in.host))
         yield from (file.name for file in self.files if file.name)
 
     @abstractmethod
     def own_keys(self, data: Data, *, switch: bool) -> Iterable[Path]:
-        """The paths of our keys in a file's data: our handlers, a default runtime that is one of
-        them, and, with `switch`, a CDI switch that is on."""
+        """The paths of our keys in a file's data: our handlers, and a default runtime that is one
+        of them. With `switch`, also a CDI switch that is on."""
 
-    def restored(
+    def revert_operations(
         self, name: str, ops: list[Op], data: tuple[Data, Data], imported: tuple[str, ...] | None
     ) -> list[Op]:
-        """The operations `ops`, which take our keys out of the file at the host path `name`, with
-        further ones that this runtime needs. `data` are the file's data now and before us.
-        `imported` are the imports that we wrote, None if our drop-in stays."""
+        """The operations with which a revert takes our keys out of the file at the host path
+        `name`: `ops`, adapted to this runtime. `data` are the file's data now and before our first
+        change. `imported` are the imports that we wrote, None if our drop-in stays."""
         return ops
 
-    def finished(self, changes: tuple[Change, ...]) -> tuple[Change, ...]:
-        """The changes of a revert, adapted to this runtime. For example, a file that another file
-        imports by name is emptied instead of removed."""
+    def adapted_revert(self, changes: tuple[Change, ...]) -> tuple[Change, ...]:
+        """The changes of a revert, adapted to this runtime. For example, containerd's adapter
+        empties a file that another file imports by name, and does not remove it."""
         return changes

@@ -1,8 +1,8 @@
 """Run the runtime's own executable in the host root, to learn how it reads a file.
 
 Invariant: arguments are a list, never a shell command. Each run has a deadline and a limit for its
-output. Output is never repeated as it is, because it may have credentials of the configuration in
-it; a `Dump` has masked words only.
+output. The output of a program can contain credentials of the configuration. So messages never
+quote it directly, and the error in a `Dump` has masked words only.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ _ENV = {"PATH": PATH, "LC_ALL": "C"}
 
 @dataclass(frozen=True)
 class Output:
-    """The result of a command. `code` is None if it could not be run, and `error` says why."""
+    """The result of a command: exit status, standard output, and the end of standard error. If the
+    command could not be run to its end, `code` is None and `error` is the reason."""
 
     code: int | None
     out: bytes = b""
@@ -46,8 +47,8 @@ def run(
 ) -> Output:  # fmt: skip
     """Run a program of the host, by its host path, with the host root as its root directory.
 
-    `timeout` in seconds; `descriptors` stay open in it under the same numbers; `env` is added to
-    an environment of our own.
+    `timeout` is in seconds. The program inherits `descriptors` under the same numbers. `env` is
+    added to a fixed environment (PATH and LC_ALL). Never raises.
     """
     command = list(argv) if host.is_host else ["chroot", host.root, *argv]
     path = os.environ.get("PATH", _ENV["PATH"]) if host.is_host else _ENV["PATH"]
@@ -77,8 +78,8 @@ def run(
 
 
 def _read(child: subprocess.Popen[bytes], end: float) -> tuple[bytes, bytes]:
-    """All that a child writes to standard output, and the end of what it writes to standard error.
-    Raises TimeoutError after `end`, and OverBudget."""
+    """The standard output of a child, and the last bytes of its standard error. Raises TimeoutError
+    when the monotonic clock reaches `end`; OverBudget for too much output."""
     assert child.stdout is not None
     assert child.stderr is not None
     out, errors = child.stdout.fileno(), child.stderr.fileno()
@@ -101,8 +102,8 @@ def _read(child: subprocess.Popen[bytes], end: float) -> tuple[bytes, bytes]:
 
 @dataclass(frozen=True)
 class Dump:
-    """A parsed `config dump`, or None and why there is none. `rejected` means that the executable
-    ran and rejected the configuration."""
+    """A parsed `config dump`. If there is none, `data` is None and `error` is the reason.
+    `rejected` means that the executable ran and rejected the configuration."""
 
     data: Data | None
     error: str = ""
@@ -113,11 +114,12 @@ def config_dump(
     host: HostRoot, executable: str, config: str | None, descriptors: Sequence[int] = (),
     sources: Sequence[Source] = (), plugins: Sequence[str] = (),
 ) -> Dump:  # fmt: skip
-    """`containerd -c FILE config dump`; without a file `config default`.
+    """The output of `containerd -c FILE config dump`; without a file, of `config default`.
 
-    `-c` has to come before the sub-command. `sources`: the files that it reads, for its errors.
-    `plugins`: the only plugins whose settings are parsed, however much there is of others.
+    `sources` are the files that containerd reads; they mask its errors. With `plugins`, only the
+    settings of these plugins are parsed.
     """
+    # `-c` has to come before the sub-command.
     words = ["-c", config, "config", "dump"] if config else ["config", "default"]
     return dump(host, [executable, *words], descriptors, sources, plugins)
 
@@ -126,7 +128,8 @@ def dump(
     host: HostRoot, argv: Sequence[str], descriptors: Sequence[int] = (),
     sources: Sequence[Source] = (), plugins: Sequence[str] = (),
 ) -> Dump:  # fmt: skip
-    """What a program prints as TOML; `sources` and `plugins` as in `config_dump`."""
+    """The TOML that a program prints. `argv` has the host path of the program first; `sources` and
+    `plugins` are as in `config_dump`."""
     executable = argv[0]
     done = run(host, argv, descriptors=descriptors)
     if done.code is None:
@@ -148,8 +151,8 @@ def dump(
 
 
 def _excerpt(out: bytes, plugins: Sequence[str]) -> bytes:
-    """The keys above all tables, and the tables of these plugins. In a dump each header has a line
-    of its own, and each value too (observed on 1.6.20, 1.7.24 and 2.1.9)."""
+    """The part of a dump with the keys above all tables and the tables of these plugins. Each
+    header and each value in a dump is one line (observed on 1.6.20, 1.7.24 and 2.1.9)."""
     names = "|".join(map(re.escape, plugins))
     header = re.compile(rf"plugins\.[\"']?(?:{names})[\"']?[.\]]".encode())
     kept, keep = [], True
@@ -165,7 +168,7 @@ _PAIR = re.compile(r'(?<!\w)(\w+)=("(?:[^"\\]|\\.)*"|\S+)')
 
 
 def entry(line: str) -> dict[str, str] | None:
-    """The keys and values of a log entry, in logfmt or JSON; None if the line is no entry."""
+    """The keys and values of a log entry, in logfmt or JSON. None if the line is no log entry."""
     if line.startswith("{"):
         try:
             found = budget.json_value(line, budget.LINE)
@@ -177,8 +180,8 @@ def entry(line: str) -> dict[str, str] | None:
 
 
 def last_words(output: str) -> str:
-    """The last lines of a program's output that are not log entries. They can be several, because a
-    repeated value can have several lines."""
+    """The last lines of a program's output that are not log entries, joined by spaces. There can be
+    several lines, because a value that the program quotes can have several."""
     words: list[str] = []
     goes_on = False
     for line in filter(None, map(str.strip, output.splitlines())):

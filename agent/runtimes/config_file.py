@@ -1,4 +1,4 @@
-"""The configuration files of a runtime, as every runtime reads and writes them.
+"""The configuration files of a runtime: the parts of loading that all runtimes share.
 
 Invariant: a file that another user than root can change is refused, because it names the programs
 that root runs.
@@ -22,19 +22,21 @@ from agent.toml.document import Data, Path, get
 if TYPE_CHECKING:
     from agent.toml.masking import Source
 
-Overlay: TypeAlias = Mapping[str, FileState | None]  # by host path: files as they will be
+# The future state of files by host path. None: the file will not exist.
+Overlay: TypeAlias = Mapping[str, FileState | None]
 
 
 def is_hook(name: str) -> bool:
-    """Is a file that a runtime reads an OCI hook, and has no settings? Only hooks are JSON."""
+    """Is a file of a runtime an OCI hook, not a file with settings? Only hooks are JSON."""
     return name.endswith(".json")
 
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """One loaded file. `name` is the path that the daemon uses, `path` the one without links. If
-    the file does not exist (only a root file may not), `state` is None and `data` is {}. `unread`
-    is the reason why we cannot parse it, although the runtime may; then `data` is {} too."""
+    """One loaded file. `name` is the path that the daemon uses, `path` is the path without links.
+    If the file does not exist (only a root file may be missing), `state` is None and `data` is {}.
+    If the agent cannot parse the file, although the runtime may, `unread` is the reason and `data`
+    is {}."""
 
     name: str
     path: HostPath
@@ -49,7 +51,7 @@ class ConfigFile:
 
     @property
     def source(self) -> Source:
-        """What a message about the file is explained with."""
+        """The file's text and data, by which an error of the runtime about the file is masked."""
         from agent.toml.masking import Source  # needed only if something fails
 
         text = dialect.decoded(self.state.data) if self.state else ""
@@ -66,7 +68,7 @@ _KINDS = {
 
 
 class Unparsed(Refused):
-    """A file whose text we cannot parse. `file` is that file without data."""
+    """The agent cannot parse a file. `file` is that file, without data."""
 
     def __init__(self, message: str, file: ConfigFile) -> None:
         super().__init__(message)
@@ -74,9 +76,9 @@ class Unparsed(Refused):
 
 
 def checked_file(host: HostRoot, name: str, overlay: Overlay) -> ConfigFile:
-    """A file by its host path, parsed; without data if it does not exist. A file in `overlay`
-    counts as it is there. Raises Unparsed for a text that is not TOML; Refused for a file that
-    cannot be read, or that another user than root can change."""
+    """Read and parse the file with the host path `name`. A file in `overlay` has the state given
+    there. If the file does not exist, the result has no data. Raises Unparsed for a text that is
+    not TOML; Refused for a file that cannot be read, or that another user than root can change."""
     path = host.resolve(name)
     if path.host in overlay:
         above, state = os.path.dirname(path.host), overlay[path.host]
@@ -98,7 +100,7 @@ def checked_file(host: HostRoot, name: str, overlay: Overlay) -> ConfigFile:
 
 
 def check_shape(file: ConfigFile, shape: Shape) -> None:
-    """Raise Refused for a value of another type than `shape` says. No runtime starts on such a
+    """Raise Refused for a value of another type than that in `shape`. No runtime starts on such a
     file."""
     for path, kind in shape:
         for key, value in _values(file.data, path):
@@ -110,7 +112,7 @@ def check_shape(file: ConfigFile, shape: Shape) -> None:
 
 
 def _values(data: object, pattern: Path, above: Path = ()) -> Iterator[tuple[Path, object]]:
-    """The values at the paths that a pattern stands for."""
+    """The values at all paths that match a pattern of `Shape`, each with its path."""
     if not pattern:
         yield above, data
     elif isinstance(data, dict):
@@ -119,9 +121,9 @@ def _values(data: object, pattern: Path, above: Path = ()) -> Iterator[tuple[Pat
 
 
 def refuse_unread(file: ConfigFile, reader: Collection[Kind], title: str = "") -> None:
-    """Raise Refused for a file that the runtime's own TOML reader rejects. `reader` is what that
-    accepts besides TOML 1.0. `title` is the name of the runtime in the error; without it, the error
-    names the versions of containerd that accept the file."""
+    """Raise Refused for a file that the runtime's own TOML reader rejects. `reader` lists what that
+    reader accepts besides TOML 1.0. `title` is the name of the runtime in the error; without a
+    title, the error names the versions of containerd that accept the file."""
     text = document.decoded(file.state.data, file.path.host) if file.state else ""
     odd = dialect.first_rejected(text, reader)
     if odd is not None:
@@ -133,29 +135,30 @@ def refuse_unread(file: ConfigFile, reader: Collection[Kind], title: str = "") -
 
 
 def owner(files: Files, path: Path) -> ConfigFile | None:
-    """The last file that has a key."""
+    """The last file that sets the key at this path, None if no file does."""
     missing = object()
     return next((f for f in reversed(files) if get(f.data, path, missing) is not missing), None)
 
 
-def names(host: HostRoot, directory: str, overlay: Overlay) -> set[str]:
-    """The present and future names in a directory, none if it does not exist. Raises Refused,
-    also if another user than root can add a file, because the runtime would load it."""
+def directory_names(host: HostRoot, directory: str, overlay: Overlay) -> set[str]:
+    """The names in a directory of the host, as they will be with `overlay`; none if the directory
+    does not exist. Raises Refused, also if another user than root can add a file, because the
+    runtime would load that file."""
     path, existing = trust.list_directory(host, directory)
-    found = set(existing)
+    result = set(existing)
     above = path.host.rstrip("/") + "/"
     for name, state in overlay.items():
         first, slash, _ = name.removeprefix(above).partition("/")
         if name.startswith(above) and state is not None:
-            found.add(first)  # the file, or a directory that comes with it
+            result.add(first)  # the file, or a directory that comes with it
         elif name.startswith(above) and not slash:
-            found.discard(first)
-    return found
+            result.discard(first)
+    return result
 
 
 def fresh_state(loaded: Iterable[ConfigFile]) -> FileState:
-    """The state of a new file. Our handlers copy settings from these files, which can include
-    passwords. So only a user who can read all of them can read the new file."""
+    """The state of a new file beside the loaded files: readable only for users who can read all of
+    these, because our handlers copy their settings, which can include passwords."""
     mode = 0o644
     for file in loaded:
         mode &= file.state.mode if file.state else mode
@@ -163,5 +166,5 @@ def fresh_state(loaded: Iterable[ConfigFile]) -> FileState:
 
 
 def with_text(state: FileState, text: str) -> FileState:
-    """The file with another text, and owner, mode and label as they are."""
+    """The state of a file with another text, but the same owner, mode and label."""
     return FileState(document.encoded(text), state.mode, state.uid, state.gid, state.label)

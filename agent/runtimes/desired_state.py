@@ -1,7 +1,7 @@
-"""The desired state of a runtime, and whose a handler is.
+"""The desired state of a runtime, and the rules by which a handler is NVIDIA's or ours.
 
-Invariant: pure. A missing value counts as the zero value, as in the runtimes. Each runtime compares
-the desired state with its files (before a change) and with what it shows (as the proof).
+Invariant: pure. A missing value counts as the zero value, as in the runtimes. Each adapter compares
+the desired state with the files (before a change) and with the running runtime (as the proof).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ RUNC_V2 = "io.containerd.runc.v2"
 LINUX = "io.containerd.runtime.v1.linux"
 _RUNC = "io.containerd.runc."
 OUR_NAMES = ("nvidia", "nvidia-cdi", "nvidia-legacy")
-FILLED = ("sandboxer", "sandbox_mode")  # containerd puts its own value if there is none:
+FILLED = ("sandboxer", "sandbox_mode")  # keys that containerd sets to SANDBOXER if they are missing
 SANDBOXER = "podsandbox"
 _DEFAULTS = {**dict.fromkeys(FILLED, SANDBOXER), "runtime_type": "oci"}  # the last is CRI-O's
 _BINARY = "nvidia-container-runtime"
@@ -29,6 +29,9 @@ _BINARY = "nvidia-container-runtime"
 @dataclass(frozen=True)
 class Effective:
     """The effective configuration: built-in defaults and all files, as the runtime merges them.
+
+    `default` is the default runtime, `runtimes` has the table of each handler by name, `section` is
+    the section with the CRI's settings. `enable_cdi` is None if the runtime has no such switch.
     `linux_runtime` is the program that the v1.linux shim runs for a handler that names none; empty
     without that shim.
     """
@@ -40,14 +43,15 @@ class Effective:
     linux_runtime: str = ""
 
     def table(self, name: str) -> Data:
-        """The table of a handler, empty if there is none."""
+        """The table of a handler, empty if the handler does not exist."""
         return self.runtimes.get(name) or {}
 
 
 @dataclass(frozen=True)
 class Desired:
     """The desired state: whole tables of `handlers`, the default runtime (None leaves the present
-    one), `enable_cdi` if it is set to true, and `absent` names, which must not be handlers."""
+    one), `enable_cdi` (false leaves the present value), and `absent` names, which must not be
+    handlers."""
 
     handlers: Mapping[str, Data]
     default: str | None = None
@@ -55,7 +59,7 @@ class Desired:
     absent: tuple[str, ...] = ()
 
     def to_json(self) -> Data:
-        """For the journal."""
+        """The state as the journal stores it."""
         return {
             "handlers": dict(self.handlers),
             "default": self.default,
@@ -65,18 +69,18 @@ class Desired:
 
     @classmethod
     def from_json(cls, data: Data) -> Desired:
-        """From the journal. Raises Refused."""
+        """The state in a journal. Raises Refused if the data is damaged."""
         try:
             return schema.make(cls, data)
         except ValueError as error:
             raise Refused(
-                f"cannot read the journal: what it wants is damaged ({error}); look at the "
+                f"cannot read the journal: its desired state is damaged ({error}); look at the "
                 "runtime's configuration, then move journal.json away"
             ) from error
 
 
 def is_ours(name: str, table: Data, names: tuple[str, ...] = OUR_NAMES) -> bool:
-    """Has a handler one of our names, or does it call an nvidia-container-runtime?
+    """Has a handler one of `names`, or does it call an nvidia-container-runtime?
 
     A sandbox (gVisor, Kata) is never ours, whatever its name, because its pods would lose their
     protection.
@@ -87,9 +91,9 @@ def is_ours(name: str, table: Data, names: tuple[str, ...] = OUR_NAMES) -> bool:
 
 
 def is_nvidia(effective: Effective, name: str, names: tuple[str, ...] = OUR_NAMES) -> bool:
-    """Is a handler of this configuration NVIDIA's? Besides those of `is_ours`, a handler with the
-    name of the program is. A handler of the v1.linux shim that names no program calls the one in
-    the shim's own settings."""
+    """Is a handler of this configuration NVIDIA's? It is if `is_ours` says so, if its name is that
+    of NVIDIA's program, or if it belongs to the v1.linux shim, names no program, and the settings
+    of the shim name NVIDIA's."""
     table = effective.table(name)
     if is_ours(name, table, names) or (_is_binary(name) and not is_sandbox(table)):
         return True
@@ -98,7 +102,8 @@ def is_nvidia(effective: Effective, name: str, names: tuple[str, ...] = OUR_NAME
 
 
 def is_runc(table: Data) -> bool:
-    """Does containerd run this handler with runc's shim? Only that shim knows BinaryName."""
+    """Does containerd run the pods of this handler with runc's shim? Only that shim knows
+    BinaryName."""
     return str(table.get("runtime_type") or _RUNC).startswith(_RUNC)
 
 
@@ -125,11 +130,11 @@ def _is_binary(path: str) -> bool:
 
 
 def binaries(table: Data) -> Iterator[tuple[str, str]]:
-    """Every spelling of the binary in a handler's options.
+    """The options of a handler that name its binary: each key with its value.
 
-    containerd passes options on by name regardless of case: with `binaryName` in one file and
-    `BinaryName` in another, Status shows the one and pods run the other (observed on 2.1.9).
-    `Runtime` is the option of the v1.linux shim; NVIDIA's installer writes both in version 1 files.
+    containerd ignores the case of an option's name: with `binaryName` in one file and `BinaryName`
+    in another, Status shows one value and pods run the other (observed on 2.1.9). `Runtime` is the
+    option of the v1.linux shim; NVIDIA's installer writes both into files of version 1.
     """
     options = table.get("options") or {}
     for key, value in options.items():
@@ -141,7 +146,8 @@ def binaries(table: Data) -> Iterator[tuple[str, str]]:
 
 
 def require_default(effective: Effective, key: str) -> None:
-    """Raise Refused if the default runtime is no handler. `key` is its name in a file."""
+    """Raise Refused if the default runtime is no handler. `key` is the name of the setting in the
+    runtime's files."""
     if effective.default not in effective.runtimes:
         raise Refused(
             f"cannot use the configuration: {key} is {effective.default}, and there is no such "
@@ -152,7 +158,8 @@ def require_default(effective: Effective, key: str) -> None:
 def first_foreign(
     effective: Effective, ours: tuple[str, ...], names: tuple[str | None, ...]
 ) -> str | None:
-    """The first of these names that is a handler of others, None if there is none."""
+    """The first of `names` that is an existing handler and not NVIDIA's, None if there is none.
+    `ours` are the names of our handlers."""
     for name in names:
         if name and name in effective.runtimes and not is_nvidia(effective, name, ours):
             return name
@@ -160,7 +167,7 @@ def first_foreign(
 
 
 def emptied(table: Data, current: Data) -> Data:
-    """The table, with every other key of the current table set to its zero value."""
+    """The table, with every further key of the current table set to its zero value."""
     for path, value in leaves(current):
         known = isinstance(value, bool | int | float | str | list)
         if known and value and path[-1] not in FILLED and get(table, path, table) is table:
@@ -181,18 +188,18 @@ def differences(
     desired: Desired, effective: Effective, runtimes: Path, default: Path
 ) -> dict[Path, Any]:
     """The keys that differ from the desired state, with their desired values. `runtimes` and
-    `default` are the paths of the handlers and of the default runtime."""
-    found: dict[Path, Any] = {}
+    `default` are the paths of the handlers and of the default runtime in a file."""
+    different: dict[Path, Any] = {}
     for name, table in desired.handlers.items():
         current = effective.runtimes.get(name)
         for path, value in leaves(table):
             if current is None or not same_value(path[-1], value, get(current, path)):
-                found[(*runtimes, name, *path)] = value
+                different[(*runtimes, name, *path)] = value
     if desired.default not in (None, effective.default):
-        found[default] = desired.default
+        different[default] = desired.default
     if desired.enable_cdi and effective.enable_cdi is not True:
-        found[("enable_cdi",)] = True
-    return found
+        different[("enable_cdi",)] = True
+    return different
 
 
 def own_keys(data: Data, runtimes: Path, default: Path) -> Iterator[Path]:
@@ -209,8 +216,8 @@ def operations(
     desired: Desired, different: Mapping[Path, Any], runtimes: Path, data: Data,
     section_of: Callable[[Path], Path] = lambda _: (),
 ) -> list[Op]:  # fmt: skip
-    """The operations on a file's data that remove these differences: a whole table if a handler is
-    new to the file, single keys if it is not. `section_of` returns the section of a key."""
+    """The operations on a file's data that set the keys in `different`. A handler that is new to
+    the file is set as a whole table. `section_of` returns the path of the section for a key."""
     values: dict[Path, Any] = {}
     for path, value in different.items():
         handler = path[: len(runtimes) + 1]
@@ -224,8 +231,8 @@ def operations(
 
 
 def same_value(key: str, one: Any, other: Any) -> bool:
-    """Are two values of a handler's key equal? Some keys have a default other than zero, and the
-    order of a list does not matter."""
+    """Are two values of this key of a handler equal? A missing value counts as the key's default,
+    and the order of a list does not matter."""
     default = _DEFAULTS.get(key)
     if isinstance(one, list) and isinstance(other, list):
         one, other = sorted(map(str, one)), sorted(map(str, other))

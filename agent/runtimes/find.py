@@ -1,6 +1,7 @@
 """Find the runtime of the node, its executable and its directories.
 
-Invariant: reads only. Only root decides which process answers and which program is run.
+Invariant: reads only. A socket, and a program that is run, count only if nobody but root can
+replace them.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ _VERSION = re.compile(r"(?<![\w.])v?(\d+\.\d+\.\d+[\w.+~-]*)")
 def find_runtime(settings: Settings, host: HostRoot) -> Runtime:
     """The runtime of this node.
 
-    Raises Unreachable if none answers; the error names a runtime of another kind than the one
-    that the options ask for. Raises Refused if a runtime answers that the options exclude.
+    Raises Unreachable if no runtime answers; if one of another kind than --runtime answers, the
+    error names it. Raises Refused if --socket leads to a runtime of another kind than --runtime.
     """
     try:
         return _find(settings, host)
@@ -47,7 +48,7 @@ def find_runtime(settings: Settings, host: HostRoot) -> Runtime:
 
 
 def _of_other_kind(settings: Settings, host: HostRoot) -> Runtime | None:
-    """The runtime of another kind that answers, if the options ask for one kind."""
+    """A runtime of another kind than --runtime that answers, None if there is none."""
     if settings.runtime == "auto":
         return None
     for item in registry.REGISTERED:
@@ -77,8 +78,8 @@ def _find(settings: Settings, host: HostRoot) -> Runtime:
 
 
 def _runtime(settings: Settings, host: HostRoot, given: str) -> Runtime:
-    """The runtime behind the socket at the host path `given`. Only root may be able to replace the
-    socket, because the answer decides which files are edited."""
+    """The runtime behind the socket at the host path `given`. Raises Refused if anybody but root
+    can replace the socket, because the answer decides which files are edited."""
     socket = trust.require(host, given, f"use the socket {given}", allow_sticky=True)
     name = socket.host
     process.peer(socket.agent, name)  # its errors say more than those of gRPC
@@ -104,7 +105,8 @@ def _runtime(settings: Settings, host: HostRoot, given: str) -> Runtime:
 
 
 def sockets(settings: Settings, host: HostRoot) -> Iterator[Endpoint]:
-    """The sockets of runtimes that exist on this node, whether or not anything answers there."""
+    """The CRI sockets that exist on this node, whether or not a runtime answers: that of --socket,
+    then the usual ones."""
     given = [*registry.sockets("auto")]
     if settings.socket:
         kind = "" if settings.runtime == "auto" else settings.runtime
@@ -116,9 +118,10 @@ def sockets(settings: Settings, host: HostRoot) -> Iterator[Endpoint]:
                 yield Endpoint(kind, socket)
 
 
-def asleep(settings: Settings, host: HostRoot) -> tuple[Runtime, str] | None:
-    """The runtime that is installed here and does not answer, and the host path of its executable;
-    None if there is none. Its answer has only the version, so that its files can be loaded."""
+def silent_runtime(settings: Settings, host: HostRoot) -> tuple[Runtime, str] | None:
+    """An installed runtime that does not answer, and the host path of its executable; None if no
+    runtime is installed. The answer in `Runtime` has only the version that the executable prints,
+    which is enough to load the configuration files."""
     for item in registry.REGISTERED:
         if settings.runtime not in ("auto", item.kind):
             continue
@@ -139,26 +142,27 @@ def asleep(settings: Settings, host: HostRoot) -> tuple[Runtime, str] | None:
 def _program_of(
     settings: Settings, host: HostRoot, running: Process | None, kind: str
 ) -> str | None:
-    """Host path of a runtime's executable, that of the process or the first one of that name."""
-    if found := executable(settings, host, running):
-        return found if os.path.basename(found).startswith(kind) else None
+    """The host path of a runtime's executable: that of the process, else the first program with the
+    name of the kind. None if there is none. Raises Refused."""
+    if path := executable(settings, host, running):
+        return path if os.path.basename(path).startswith(kind) else None
     names = (f"{above}/{kind}" for above in programs.DIRECTORIES)
-    found = next((name for name in names if programs.runs(host, name)), None)
-    if found:
-        trust.require(host, found, f"run {found}")
-    return found
+    path = next((name for name in names if programs.runs(host, name)), None)
+    if path:
+        trust.require(host, path, f"run {path}")
+    return path
 
 
 def executable_version(host: HostRoot, program: str) -> str | None:
-    """The version that the executable at a host path prints; None if it prints none. The caller
-    has checked that only root can replace the executable, because it is run."""
+    """The version that the executable at a host path prints, None if it prints none. The executable
+    is run, so the caller has to check first that only root can replace it."""
     done = command.run(host, [program, "--version"], timeout=10)
     found = _VERSION.search(done.out.decode("utf-8", "replace")) if done.code == 0 else None
     return found[1] if found else None
 
 
 def given_drop_in(settings: Settings, host: HostRoot) -> HostPath | None:
-    """The drop-in that the options name; None if they name none."""
+    """The drop-in that --drop-in-config names, None without that option. Raises Refused."""
     given, named = settings.drop_in_config, settings.drop_in_config_host_path
     if given and named:
         return host.resolve(given if host.is_host else named)
@@ -166,32 +170,33 @@ def given_drop_in(settings: Settings, host: HostRoot) -> HostPath | None:
 
 
 def executable(settings: Settings, host: HostRoot, running: Process | None) -> str | None:
-    """Host path of the executable that a restart will run, None if it is not known.
+    """The host path of the executable that a restart will run, None if it is not known.
 
-    It is run by that path, for a dump and for a trial start. Raises Refused if another user than
-    root could replace it.
+    Dumps and trial starts run the file at this path. Raises Refused if anybody but root can replace
+    that file.
     """
     if settings.executable_path:
-        found = host.name(settings.executable_path)
+        path = host.name(settings.executable_path)
     elif running is not None and running.executable is not None:
-        found = host.seen_by_host(running.executable)
+        path = host.seen_by_host(running.executable)
     else:
         return None
-    trust.require(host, found, f"run {found}")
-    return found
+    trust.require(host, path, f"run {path}")
+    return path
 
 
 def spec_directories(runtime: Runtime) -> tuple[str, ...]:
-    """The directories that may have specs of ours: those that the runtime reads, if it says so, and
-    the default ones."""
-    seen = registry.adapter_of(runtime.answer).evidence(runtime.answer)[0].spec_dirs
-    return (*(seen or ()), *DEFAULT_DIRS)
+    """The directories that may have CDI specs of ours: those that the runtime shows, then the
+    default ones."""
+    shown = registry.adapter_of(runtime.answer).evidence(runtime.answer)[0].spec_dirs
+    return (*(shown or ()), *DEFAULT_DIRS)
 
 
 def program(settings: Settings, host: HostRoot, runtime: Runtime) -> str | None:
-    """The agent path of the runtime's executable, with links followed inside the host root."""
+    """The agent path of the runtime's executable, with links followed inside the host root. None if
+    it is not known or not trusted."""
     try:
-        found = executable(settings, host, runtime.process)
-        return host.resolve(found).agent if found else None
+        path = executable(settings, host, runtime.process)
+        return host.resolve(path).agent if path else None
     except Refused:
         return None

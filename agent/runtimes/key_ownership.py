@@ -1,7 +1,7 @@
 """Which keys of a configuration file are ours, and whether somebody else edited the file.
 
-Invariant: plans, `status` and `revert` ask the same function whether somebody edited a file after
-we wrote it.
+Invariant: `condition` alone decides whether somebody edited a file after our last write. Plans,
+`status` and `revert` all use it.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ _MISSING = object()
 _PROGRAM_KEYS = frozenset({"binaryname", "runtime", "runtime_path", "runtime_engine"})
 
 Condition = Literal["gone", "as before", "as written", "edited since"]
-Keys = Mapping[str, Any]  # values by path, which is spelled as JSON; None if the key is removed
+Keys = Mapping[str, Any]  # values by path; the path is JSON; None means that the key is removed
 
 
 def condition(original: Original, now: FileState | None) -> Condition:
-    """The present condition of a file that we wrote."""
+    """The condition of a file that we wrote, compared with its original and our last write. `now`
+    is the present state of the file."""
     if now is None:
         return "gone"
     if now.digest == original.digest:
@@ -47,13 +48,13 @@ def condition(original: Original, now: FileState | None) -> Condition:
 
 
 def is_proven(memory: Memory, file: ConfigFile) -> bool:
-    """Has the file the content that we wrote last? That was committed with a proof."""
+    """Has the file the content of our last write? Only proven content is in `memory`."""
     known = memory.files.get(file.path.host)
     return bool(known and file.state and known.written == file.state.digest)
 
 
 def is_untouched(memory: Memory, file: ConfigFile) -> bool:
-    """Was this file made by us, and not edited since?"""
+    """Did we create this file, and has nobody edited it since?"""
     known = memory.files.get(file.path.host)
     if known is None or known.digest is not None:
         return False
@@ -73,33 +74,37 @@ def is_ours_alone(original: Original, now: FileState) -> bool:
     )
 
 
-def changed(before: bytes | None, after: bytes | None, name: str) -> dict[str, Any]:
-    """The keys in which two contents of a file differ, with their new values. Of a list of imports
-    only the added entries are taken."""
+def changed_keys(before: bytes | None, after: bytes | None, name: str) -> dict[str, Any]:
+    """The keys in which two contents of a file differ, with their new values. For a list of
+    imports, only the added entries. `name` is the file's host path. A removed file and an OCI hook
+    have none."""
     if after is None or is_hook(name):
         return {}
     old, new = (dict(_values(_parsed(data))) for data in (before, after))
-    found = {
+    differences = {
         path: value for path, value in new.items()
         if path not in old or not identical(value, old[path])
     }  # fmt: skip
-    found |= {path: None for path in old if path not in new}
-    if IMPORTS in found:
-        found[IMPORTS] = [item for item in new.get(IMPORTS, []) if item not in old.get(IMPORTS, [])]
-    return {json.dumps(path): value for path, value in found.items() if _is_plain(value)}
+    differences |= {path: None for path in old if path not in new}
+    if IMPORTS in differences:
+        known = old.get(IMPORTS, [])
+        differences[IMPORTS] = [item for item in new.get(IMPORTS, []) if item not in known]
+    return {json.dumps(path): value for path, value in differences.items() if _is_plain(value)}
 
 
-def merged(known: Keys, more: Keys) -> dict[str, Any]:
-    """The keys of all our changes, the last value of each."""
+def merged_keys(known: Keys, more: Keys) -> dict[str, Any]:
+    """The keys of an earlier change and of a later one, each with its last value; the imports of
+    both."""
     imports = json.dumps(IMPORTS)
-    found = {**known, **more}
+    result = {**known, **more}
     if imports in known and imports in more:
-        found[imports] = list(dict.fromkeys((*known[imports], *more[imports])))
-    return found
+        result[imports] = list(dict.fromkeys((*known[imports], *more[imports])))
+    return result
 
 
 def still_ours(original: Original, current: Data) -> Iterator[Path]:
-    """The paths of the keys that we set or removed and that are unchanged since then."""
+    """The paths of the keys that we set or removed and that nobody changed since. `current` is the
+    file's present data. Imports are not among them."""
     for key, value in original.keys.items():
         path = _path(key)
         now = get(current, path, _MISSING)
@@ -108,9 +113,9 @@ def still_ours(original: Original, current: Data) -> Iterator[Path]:
 
 
 def is_rewritten(original: Original, current: Data, path: Path) -> bool:
-    """Did somebody else write a handler or a key that looks like ours? We did not write it, or its
-    value is another one, or somebody changed the program of the handler. If an older version
-    of this agent did not note what it wrote, the answer is no."""
+    """Did somebody else write the handler or the key at this path, although it looks like ours?
+    True if we never wrote it, if its value differs from ours, or if somebody changed the program of
+    the handler. False if an older version of this agent did not note which keys it wrote."""
     if not original.keys:
         return False
     written = {_path(key): value for key, value in original.keys.items() if value is not None}
@@ -119,13 +124,13 @@ def is_rewritten(original: Original, current: Data, path: Path) -> bool:
     return not below or any(get(current, key) != below[key] for key in decisive)
 
 
-def imported(original: Original) -> tuple[str, ...]:
-    """Imports that we added to a file."""
+def added_imports(original: Original) -> tuple[str, ...]:
+    """The imports that we added to a file."""
     return tuple(original.keys.get(json.dumps(IMPORTS)) or ())
 
 
 def _values(data: Data) -> Iterator[tuple[Path, Any]]:
-    """The values in a file with their paths. An empty table is none: it says nothing."""
+    """The values in a file with their paths, without empty tables, which set nothing."""
     return ((path, value) for path, value in leaves(data) if value != {})
 
 
@@ -147,36 +152,37 @@ def _is_plain(value: Any) -> bool:
         return False
 
 
-_OF_SECTION = frozenset({
+_PUBLIC_SECTION_KEYS = frozenset({
     ("enable_cdi",), ("cdi_spec_dirs",), ("containerd", "default_runtime_name"),
 })  # fmt: skip
-_OF_CRIO = frozenset({"default_runtime", "hooks_dir", "cdi_spec_dirs"})
-_OF_HANDLER = frozenset({
+_PUBLIC_CRIO_KEYS = frozenset({"default_runtime", "hooks_dir", "cdi_spec_dirs"})
+_PUBLIC_HANDLER_KEYS = frozenset({
     "runtime_type", "runtime_path", "runtime_root", "runtime_engine", "monitor_path",
     "allowed_annotations", "pod_annotations", "container_annotations", "sandbox_mode", "sandboxer",
     "privileged_without_host_devices", "privileged_without_host_devices_all_devices_allowed",
     "container_min_memory",
 })  # fmt: skip
-_OF_SHIM = frozenset({"binaryname", "root", "systemdcgroup"})
+_PUBLIC_SHIM_OPTIONS = frozenset({"binaryname", "root", "systemdcgroup"})
 
 
 def is_public(path: Path) -> bool:
-    """Is this a key that our edits may set by themselves, not one that our handlers inherit?"""
+    """May `plan` show the value of this key? Only values of keys that our edits set are public.
+    Values that our handlers inherit can be secret."""
     match path:
         case ("version",) | ("imports",):
             return True
         case ("crio", "runtime", key):
-            return key in _OF_CRIO
+            return key in _PUBLIC_CRIO_KEYS
         case ("crio", "runtime", "runtimes", _, key):
-            return key in _OF_HANDLER
+            return key in _PUBLIC_HANDLER_KEYS
         case ("plugins", section, *_) if section not in CRI_PLUGINS:
             return False
         case ("plugins", _, "containerd", "runtimes", _, key) | (
             "plugins", _, "containerd", "default_runtime", key
         ):  # fmt: skip
-            return key in _OF_HANDLER
+            return key in _PUBLIC_HANDLER_KEYS
         case ("plugins", _, "containerd", "runtimes", _, "options", key) | (
             "plugins", _, "containerd", "default_runtime", "options", key
         ):  # fmt: skip
-            return key.lower() in _OF_SHIM
-    return path[:1] == ("plugins",) and path[2:] in _OF_SECTION
+            return key.lower() in _PUBLIC_SHIM_OPTIONS
+    return path[:1] == ("plugins",) and path[2:] in _PUBLIC_SECTION_KEYS

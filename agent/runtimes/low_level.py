@@ -1,7 +1,7 @@
 """The low-level OCI runtimes that NVIDIA's runtime calls to run containers.
 
-Invariant: NVIDIA's runtime itself is never one of them, under any name, because it would call
-itself for ever.
+Invariant: NVIDIA's runtime is never listed as its own low-level runtime, under any name. It would
+call itself for ever.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ def runtimes(
     kind: str,
     effective: Effective | None,
     base: str | None,
-    called: str | None = None,
+    current: str | None = None,
 ) -> tuple[str, ...]:
-    """The low-level runtimes that nvidia-container-runtime tries, the first one first.
+    """The low-level runtimes for the toolkit's config.toml, in the order in which
+    nvidia-container-runtime tries them.
 
-    They are `called`, which it calls now, then the programs of the handler `base` and of the
-    default runtime, then the usual ones of this kind of runtime. If `effective` is None, those
-    in the toolkit's config.toml come first. An option replaces the whole list."""
-    asked = settings.low_level_runtimes
-    if asked:
-        return asked
+    The list has `current`, which NVIDIA's runtime calls now; the programs of the handler `base` and
+    of the default runtime; and the usual ones of this kind of runtime. If `effective` is None, the
+    list begins with that in the present config.toml. --nvidia-container-runtime.runtimes replaces
+    the whole list."""
+    if settings.low_level_runtimes:
+        return settings.low_level_runtimes
     adapter = registry.adapter(kind)
     usual = adapter.low_level
     if effective is None:
@@ -42,17 +43,18 @@ def runtimes(
         foreign = (name for name in names if name and not is_nvidia(effective, name, ()))
         found = [adapter.low_level_program(effective, name) for name in foreign]
     present = [path for path in found if path and _real(host, path)]
-    if called and _real(host, called) not in [_real(host, path) for path in present[:1]]:
-        present.insert(0, called)
+    if current and _real(host, current) not in [_real(host, path) for path in present[:1]]:
+        present.insert(0, current)
     candidates = dict.fromkeys((*present, *usual))
     return tuple(path for path in candidates if not _is_itself(host, path))
 
 
 def called_by(host: HostRoot, table: Data) -> str | None:
-    """The low-level runtime that a handler with NVIDIA's runtime calls now, None for any other.
+    """The low-level runtime that a CRI-O handler with NVIDIA's runtime calls now. None for any
+    other handler. `table` is the handler's table.
 
-    It is in the config.toml beside the program, else in the host's own. Only this runtime finds the
-    running containers again (observed on CRI-O 1.30 and 1.37)."""
+    The name is read in the config.toml beside NVIDIA's program, else in the host's own. Only this
+    low-level runtime finds the running containers again (observed on CRI-O 1.30 and 1.37)."""
     path = table.get("runtime_path")
     if not isinstance(path, str) or not programs.is_nvidia(path):
         return None
@@ -62,21 +64,23 @@ def called_by(host: HostRoot, table: Data) -> str | None:
         except Refused:
             continue
         if config and config.runtimes:
-            return first(host, config.runtimes)
+            return first_existing(host, config.runtimes)
     return None
 
 
-def first(host: HostRoot, called: tuple[str, ...]) -> str | None:
-    """The first of these low-level runtimes that exists, which is the one that is called."""
-    return next((path for path in called if _real(host, path)), None)
+def first_existing(host: HostRoot, runtimes: tuple[str, ...]) -> str | None:
+    """The first of these low-level runtimes that exists, None if none does. NVIDIA's runtime calls
+    this one."""
+    return next((path for path in runtimes if _real(host, path)), None)
 
 
 def _is_itself(host: HostRoot, path: str) -> bool:
-    """Is this NVIDIA's runtime, under whatever name?"""
+    """Is this program NVIDIA's runtime, under any name?"""
     return programs.is_nvidia(path) or programs.is_nvidia(_real(host, path) or path)
 
 
 def _real(host: HostRoot, path: str) -> str | None:
-    """Agent path of a program, which is given by its path or its name; None if there is none."""
+    """The agent path of a program, given by its host path or its name; None if it does not
+    exist."""
     places = [path] if "/" in path else [f"{above}/{path}" for above in programs.DIRECTORIES]
     return next((found for name in places if (found := programs.runs(host, name))), None)

@@ -26,7 +26,8 @@ UNKNOWN = "the runtime's executable is not known; give --executable-path"
 
 @dataclass(frozen=True)
 class Preflight:
-    """The outcome. `done` is false if the check was not possible, and `note` says why."""
+    """The result of the check. If the check was not possible, `done` is false and `note` is the
+    reason. A rejected candidate has no `Preflight`: the error Refused is raised."""
 
     done: bool
     note: str
@@ -34,21 +35,22 @@ class Preflight:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Files as they will be, the handlers that they have to define, and the names of handlers
-    that may differ from today's."""
+    """The future files, the handlers that they have to define (`present`), and the handlers that
+    may differ from the present ones (`ours`)."""
 
     files: Files
     present: tuple[str, ...]
     ours: tuple[str, ...]
 
 
-def ask(
+def dump_both(
     executable: str, root: HostPath, before: Callable[[], Dump], after: Callable[[], Dump]
 ) -> tuple[Data, Data] | str:
-    """The dumps that a runtime's executable makes of the present files and of the future ones, or
-    the reason why it cannot make them. Raises Refused if it rejects either of them.
+    """The executable's dumps of the present files and of the future files, or the reason why it
+    cannot make them. `before` and `after` make one dump each. Raises Refused if the executable
+    rejects the present or the future files.
 
-    Both run at the same time, because they take most of the time of a plan.
+    Both dumps are made at the same time, because they take most of the time of a plan.
     """
     with ThreadPoolExecutor(1) as other:
         first = other.submit(before)
@@ -69,8 +71,9 @@ def ask(
 
 
 def compare(executable: str, missing: str | None, before: Data, after: Data) -> Preflight:
-    """The outcome for two dumps without the keys that may change. `missing` is a handler that the
-    second one lacks, or None. Raises Refused for a missing handler and for a difference."""
+    """The result for two dumps, from which the keys that may change are removed. `missing` is a
+    handler that the second dump lacks, or None. Raises Refused for a missing handler and for a
+    difference."""
     if missing:
         raise Refused(
             f"cannot apply: the runtime would not have the handler {missing}; nothing was changed"
@@ -78,14 +81,15 @@ def compare(executable: str, missing: str | None, before: Data, after: Data) -> 
     difference = first_difference(before, after)
     if difference is not None:
         raise Refused(
-            f"cannot apply: {document.dotted(difference)} would change too, says the runtime's own "
-            "dump; nothing was changed; please report this with the output of `plan`"
+            f"cannot apply: the runtime's own dump shows that {document.dotted(difference)} would "
+            "change too; nothing was changed; please report this with the output of `plan`"
         )
     return Preflight(True, f"{executable} accepts the new configuration")
 
 
 def memory_file(data: bytes) -> int:
-    """A descriptor of a file in memory, which only this process and its children can see."""
+    """Make a file in memory with this content, and return its descriptor. Only this process and its
+    children can see the file."""
     fd = os.memfd_create("toolkit-agent-stage")
     with os.fdopen(os.dup(fd), "wb") as file:
         file.write(data)
@@ -105,14 +109,15 @@ def require_harmless(
     files: Files, executable: str | None, whole: Callable[[str], Dump],
     rest: Callable[[str], Dump], ours: Callable[[Data], Data],
 ) -> None:  # fmt: skip
-    """Check that the files that we cannot parse have no effect on our keys. `whole` and `rest` make
-    the executable's dumps with these files and without them, and `ours` takes our keys from a dump.
-    Raises Refused, which names the first of the files, and what is known of its effect."""
+    """Check that the files that we cannot parse have no effect on our keys. Given the host path of
+    the executable, `whole` returns its dump with these files, and `rest` its dump without them.
+    `ours` returns the part of a dump with our keys. Raises Refused, which names the first of the
+    files and its effect."""
     file = first_unread(files)
     if file is None:
         return
     if executable is None:
-        raise unread_refusal(file, f"nothing shows what it does to our keys: {UNKNOWN}")
+        raise unread_refusal(file, f"its effect on our keys is not known: {UNKNOWN}")
     with_it, without = whole(executable), rest(executable)
     if with_it.data is None:
         raise unread_refusal(file, f"{executable} does not read it either: {with_it.error}")
@@ -127,12 +132,12 @@ def require_harmless(
 
 
 def first_unread(files: Files) -> ConfigFile | None:
-    """The first file that we cannot parse."""
+    """The first file that we cannot parse, None if we can parse all."""
     return next((file for file in files if file.unread), None)
 
 
 def unread_warnings(files: Files) -> Iterator[str]:
-    """For each file that we cannot parse, what that means."""
+    """A warning for each file that we cannot parse. `require_harmless` has checked the files."""
     for file in files:
         if file.unread:
             yield (
@@ -142,5 +147,5 @@ def unread_warnings(files: Files) -> Iterator[str]:
 
 
 def unread_refusal(file: ConfigFile, why: str) -> Refused:
-    """The refusal of a file that we cannot parse. `why` is the reason why that file matters."""
+    """The error for a file that we cannot parse. `why` is the reason why the file matters."""
     return Refused(f"cannot use {file.path}: {file.unread}; no edit of it is needed, but {why}")

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from agent.cri.client import Answer, Unimplemented
 from agent.errors import Unreachable
 
-# Pid and start time; pid 0 and systemd's InvocationID as a number if the process cannot be seen.
+# Pid and start time of a process. If the process cannot be seen: 0 and systemd's InvocationID of
+# its unit as a number.
 Identity = tuple[int, int] | None
 
-_ANSWERS = 3
+_ANSWERS = 3  # equal answers of one process that decide
 _APART = 0.2  # seconds between two answers
 _PAUSE = 0.05  # seconds between two tries while nothing answers
 
@@ -25,8 +26,8 @@ class NotProven(Exception):
 
 @dataclass(frozen=True)
 class Probe:
-    """The functions that a proof needs: the identity of the process behind the socket, its answer,
-    and time. `given_up` returns why nothing will answer any more, None if something may."""
+    """The functions that a proof needs. `identity` returns the process behind the socket, `ask` its
+    answer. `given_up` returns the reason why no process will ever answer, None while one may."""
 
     identity: Callable[[], Identity]
     ask: Callable[[], Answer]
@@ -38,11 +39,12 @@ class Probe:
 def prove(
     probe: Probe, old: Identity, problems: Callable[[Answer], list[str]], timeout: float
 ) -> Answer:
-    """Wait until another process than `old` answers as wanted, three times, 0.2 s apart.
+    """Wait until a process other than `old` has answered as desired, three times, 0.2 s apart, and
+    return its last answer.
 
-    `old` None accepts any process. `timeout` in seconds. Raises NotProven: after three answers of
-    one process that are not as wanted or say that it does not serve the CRI, when nothing answers
-    and nothing ever will, or when the time is up.
+    If `old` is None, any process counts. `problems` returns the differences between an answer and
+    the desired state. `timeout` is in seconds. Raises NotProven after three answers of one process
+    with problems, or without a CRI; if no process will ever answer; and after the timeout.
     """
     end = probe.clock() + timeout
     last = "nothing answered"
@@ -80,8 +82,8 @@ def prove(
 def _judge(
     answer: Answer | Unimplemented, problems: Callable[[Answer], list[str]]
 ) -> tuple[list[str], bool]:
-    """What is wrong with an answer, and whether that is final. A runtime that is not ready yet is
-    not final."""
+    """The problems of an answer, and whether they are final. They are not final while the runtime
+    is not ready."""
     if isinstance(answer, Unimplemented):
         return [str(answer)], True
     if not answer.ready:
@@ -90,9 +92,9 @@ def _judge(
 
 
 def _ask_once(probe: Probe) -> tuple[Identity, Answer | Unimplemented | None]:
-    """One answer and the process that gave it, no answer if the process changed meanwhile. The
-    error that the CRI is not served counts as an answer, which a process that is about to end can
-    give too."""
+    """One answer and the process that gave it; neither if the process changed meanwhile. The error
+    that the CRI is not served counts as an answer, because a process that is about to end can give
+    it too. Raises Unreachable."""
     before = probe.identity()
     answer: Answer | Unimplemented
     try:

@@ -20,8 +20,8 @@ from agent.runtimes.desired_state import is_ours
 
 @dataclass(frozen=True)
 class Registered:
-    """A kind of runtime: `kind` as in `RuntimeAdapter`, `cri_name` is the name that it gives in the
-    CRI, `sockets` are the host paths where it usually listens, `module` has its ADAPTER."""
+    """A kind of runtime: `kind` as in `RuntimeAdapter`, `cri_name` is its name in answers of the
+    CRI, `sockets` are the host paths of its usual CRI sockets, `module` defines its ADAPTER."""
 
     kind: str
     cri_name: str
@@ -52,45 +52,48 @@ def kind_of(cri_name: str) -> str | None:
 
 
 def adapter_of(answer: Answer) -> RuntimeAdapter:
-    """The adapter of the runtime that gave an answer. Raises KeyError as `adapter`."""
+    """The adapter of the runtime that gave an answer. Raises KeyError if its kind is not
+    registered."""
     return adapter(kind_of(answer.name) or "")
 
 
 def sockets(asked: str) -> Iterator[tuple[str, str]]:
-    """Kinds and host paths of the sockets to look at for --runtime: one kind, or "auto"."""
+    """The kind and the host path of each usual socket. `asked` is a value of --runtime: one kind,
+    or "auto" for all."""
     for item in REGISTERED:
         if asked in ("auto", item.kind):
             yield from ((item.kind, path) for path in item.sockets)
 
 
 def present(host: HostRoot, settings: Settings) -> tuple[str, ...]:
-    """The kinds whose usual socket exists; all that the options allow if none does, because the
-    socket may be elsewhere."""
+    """The kinds of which a usual socket exists. If no socket exists, all kinds that the options
+    allow, because the socket may have another path."""
     asked = [*sockets(settings.runtime)]
     found = [kind for kind, path in asked if os.path.lexists(host.agent_path(path))]
     return tuple(dict.fromkeys(found or [kind for kind, _ in asked]))
 
 
 def ask(path: str, name: str, timeout: float = 10.0) -> Answer:
-    """As `client.ask`, with what the runtime shows besides the CRI. Raises Unreachable."""
+    """As `client.ask`, with the settings that the runtime shows outside the CRI
+    (`RuntimeAdapter.completed`). Raises Unreachable."""
     answer = client.ask(path, name, timeout)
     kind = kind_of(answer.name)
     return adapter(kind).completed(answer, path, timeout) if kind else answer
 
 
-def shown(answer: Answer) -> tuple[str | None, tuple[str, ...]]:
-    """The default runtime and the handlers that the runtime shows; None and () if it shows
-    none."""
-    default, tables = adapter_of(answer).shown(answer)
+def shown_handler_names(answer: Answer) -> tuple[str | None, tuple[str, ...]]:
+    """The name of the default runtime (None if it is not shown), and the sorted names of the
+    handlers that the runtime shows."""
+    default, tables = adapter_of(answer).shown_handlers(answer)
     return default, tuple(sorted(tables or filter(None, answer.handlers)))
 
 
 def shows_nvidia(answer: Answer) -> bool:
-    """Does the runtime show a default runtime that is NVIDIA's, whatever its name?"""
-    return is_shown_as_nvidia(answer, str(adapter_of(answer).shown(answer)[0]))
+    """Is the default runtime that the runtime shows NVIDIA's, whatever its name is?"""
+    return is_shown_as_nvidia(answer, str(adapter_of(answer).shown_handlers(answer)[0]))
 
 
 def is_shown_as_nvidia(answer: Answer, name: str) -> bool:
-    """Is the handler of this name NVIDIA's, as the runtime shows it?"""
-    tables = adapter_of(answer).shown(answer)[1] or {}
+    """Is the handler of this name NVIDIA's, according to the table that the runtime shows?"""
+    tables = adapter_of(answer).shown_handlers(answer)[1] or {}
     return is_ours(name, tables.get(name, {}))

@@ -1,7 +1,7 @@
 """Ways to restart a runtime, chosen before anything is touched.
 
-Invariant: a restart acts on a unit that was checked, or on the very process that was checked. If
-there is neither, the change is refused beforehand.
+Invariant: a restart acts on the unit or on the process that was checked. If there is neither, the
+change is refused beforehand.
 """
 
 from __future__ import annotations
@@ -22,39 +22,40 @@ from agent.runtimes import registry
 from agent.systemd import reach, units
 from agent.systemd.units import Systemd, SystemdError
 
-_ALONG = 20.0  # seconds in which units that were restarted along have to be up again
+_UP_SECONDS = 20.0  # in which the units that systemd restarted with the runtime have to run again
 _PAUSE = 0.2
 
 Kind = Literal["systemd", "signal", "none"]
 
 
 class RestartFailed(Exception):
-    """The restart could not be carried out; the message says why."""
+    """The restart could not be carried out. The message is the reason."""
 
 
 @dataclass(frozen=True)
 class Restart:
-    """How this node's runtime is restarted.
+    """A way to restart this node's runtime.
 
-    `target` is a unit or a pid, for people. `act` restarts the runtime. `along` are the running
-    units that systemd restarts with it. `down` waits for these units after the restart, starts
-    those that systemd has given up, and returns those that do not run. `warnings` are what a person
-    has to know before the restart."""
+    `target` is the unit or the pid, as shown to a person. `act` restarts the runtime and raises
+    RestartFailed. `restarted_units` are the running units that systemd restarts with the runtime.
+    `down` is called after the restart: it waits for these units, starts those that systemd has
+    given up, and returns those that do not run. `warnings` are for a person, before the
+    restart."""
 
     kind: Kind
     target: str
     act: Callable[[Process | None], None]
-    along: tuple[str, ...] = ()
+    restarted_units: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     down: Callable[[], tuple[str, ...]] = tuple
 
 
 def choose(mode: str, process: Process | None, host: HostRoot, kind: str) -> Restart:
-    """The way to restart for a value of --restart-mode. Raises Refused if it cannot work.
+    """The way to restart for a value of --restart-mode. `process` is the runtime's, None if it
+    cannot be seen. Raises Refused if that way cannot work.
 
-    "auto" takes the systemd unit that owns the process behind the CRI socket. "systemd" does the
-    same; if no unit owns it, or no process can be seen, it takes the unit with the runtime's
-    name.
+    "auto" restarts the systemd unit that owns the process. "systemd" does the same; if no unit owns
+    the process, or if the process cannot be seen, it restarts the unit with the runtime's name.
     """
     if mode == "none":
         return Restart("none", "nobody", lambda _: None)
@@ -94,9 +95,9 @@ def choose(mode: str, process: Process | None, host: HostRoot, kind: str) -> Res
 
 
 def _by_signal(process: Process, host: HostRoot, kind: str) -> Restart:
-    """A restart by SIGTERM. If a systemd unit owns the process, systemd takes its end for a stop
-    of the unit. Units that are bound to it are stopped then, and nothing starts them again. Raises
-    Refused."""
+    """A restart by SIGTERM. If a systemd unit owns the process, systemd takes the end of the
+    process for a stop of the unit, stops the units that are bound to that unit, and starts none of
+    them again. Raises Refused if a unit would stay stopped."""
     target, unit = f"pid {process.pid}", process.unit
     if unit is None:
         return Restart("signal", target, _terminate)
@@ -105,10 +106,8 @@ def _by_signal(process: Process, host: HostRoot, kind: str) -> Restart:
         ties = systemd.ties(unit)
         if ties.main_pid != process.pid:  # the unit does not end with it
             return Restart("signal", target, _terminate)
-        left_stopped, along = (
-            units.units_left_stopped(systemd, unit),
-            units.units_restarted_with(systemd, found),
-        )
+        left_stopped = units.units_left_stopped(systemd, unit)
+        restarted_units = units.units_restarted_with(systemd, found)
     except SystemdError as error:
         text = (
             f"{unit} owns process {process.pid}, and systemd cannot be asked which units go down "
@@ -125,17 +124,18 @@ def _by_signal(process: Process, host: HostRoot, kind: str) -> Restart:
             f"cannot restart {kind} by a signal: {', '.join(left_stopped)} would be stopped with "
             f"{unit}, and nothing starts them again; give --restart-mode=systemd"
         )
-    return Restart("signal", target, _terminate, along, down=partial(still_down, systemd, along))
+    down = partial(still_down, systemd, restarted_units)
+    return Restart("signal", target, _terminate, restarted_units, down=down)
 
 
 def still_down(
     systemd: Systemd, names: tuple[str, ...], *,
     clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep,
 ) -> tuple[str, ...]:  # fmt: skip
-    """The units of these that do not run after 20 seconds. A unit that systemd has given up is
-    started once. A unit whose state is not known does not count."""
+    """Wait until the units in `names` run, for 20 s at most, and return those that do not. A unit
+    that systemd has given up is started once. A unit whose state is not known is not returned."""
     started: set[str] = set()
-    end = clock() + _ALONG
+    end = clock() + _UP_SECONDS
     while True:
         down = []
         for name in names:
@@ -152,8 +152,8 @@ def still_down(
 
 
 def resume(kind: str, target: str, host: HostRoot) -> Restart | None:
-    """The restart that a journal names, for a runtime that may be down; None if somebody else
-    has to restart it."""
+    """The restart that a journal names by `kind` and `target`, for a runtime that may be down. None
+    if the restart is left to a person."""
 
     def restart_unit(_: Process | None) -> None:
         try:
@@ -168,10 +168,11 @@ def resume(kind: str, target: str, host: HostRoot) -> Restart | None:
 
 
 def _by_systemd(unit: str, host: HostRoot, *, is_runtime_unit: bool) -> Restart:
-    """A restart through systemd, which has answered a question first.
+    """A restart of `unit` by systemd. Raises Refused if systemd cannot be reached, or if the unit
+    is not loaded.
 
     `is_runtime_unit` means that the unit is known to run the runtime. Any other unit has to be
-    active, because a second runtime would be started otherwise. Raises Refused.
+    active, because otherwise its restart would start a second runtime.
     """
     try:
         systemd, found = reach.reach(host, unit)
@@ -188,10 +189,10 @@ def _by_systemd(unit: str, host: HostRoot, *, is_runtime_unit: bool) -> Restart:
             "--restart-mode=signal or none"
         )
     try:
-        along = units.units_restarted_with(systemd, found)
-        others = [systemd.unit(name) for name in along]
+        restarted_units = units.units_restarted_with(systemd, found)
+        others = [systemd.unit(name) for name in restarted_units]
     except SystemdError:
-        along, others = (), []  # not important enough for an error
+        restarted_units, others = (), []  # not important enough for an error
     # systemd cannot start a scope or a unit without its file.
     lost = [one.name for one in others if one.name.endswith(".scope") or one.load != "loaded"]
 
@@ -204,14 +205,15 @@ def _by_systemd(unit: str, host: HostRoot, *, is_runtime_unit: bool) -> Restart:
     warnings = (
         f"{name} is stopped with {unit}, and systemd cannot start it again" for name in lost
     )
-    down = partial(still_down, systemd, along)
-    return Restart("systemd", unit, act, along, tuple(warnings), down)
+    down = partial(still_down, systemd, restarted_units)
+    return Restart("systemd", unit, act, restarted_units, tuple(warnings), down)
 
 
 def _terminate(process: Process | None) -> None:
-    """Send SIGTERM to the process that was checked, never to another one that got its pid.
+    """Send SIGTERM to the process that was checked, never to another process with the same pid.
+    Raises RestartFailed.
 
-    SIGHUP would end containerd too, and leave its socket behind.
+    SIGHUP would end containerd too, but leave its socket behind.
     """
     if process is None:
         return  # it is dead, and whatever supervises it is starting it again
@@ -222,7 +224,7 @@ def _terminate(process: Process | None) -> None:
     except OSError as error:
         raise RestartFailed(f"process {process.pid}: {os.strerror(error.errno or 0)}") from error
     try:
-        # From here on the descriptor is this process, whoever gets its pid later.
+        # The descriptor stands for this process from here on, even if another process gets its pid.
         if start_time(process.pid) == process.start:
             signal.pidfd_send_signal(fd, signal.SIGTERM)
     except ProcessLookupError:

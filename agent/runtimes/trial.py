@@ -1,13 +1,13 @@
-"""The trial start: the runtime's own executable is started once on the files as they will be,
-before the running runtime is restarted on them.
+"""The trial start: the runtime's own executable is started once on the future files, before the
+running runtime is restarted on them.
 
 Only a start finds some faults that a dump of the configuration does not show: values that the CRI
 plugin rejects, a missing base specification, a missing program (containerd 1.6 to 2.4 and CRI-O
 1.30 and 1.37). A restart also activates what others changed since the start of the runtime.
 
-Invariant: the program runs in namespaces of its own (`host.isolation`), is asked on a private
-socket, and is ended. A failure that the namespaces may have caused is no verdict. Its output is
-masked, because it can repeat any value of its files.
+Invariant: the program runs in its own namespaces (`host.isolation`), answers on a private socket,
+and is ended. A failure that the namespaces may have caused is no verdict. The program's output is
+masked, because it can quote any value of the files.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _TIMEOUT = 15.0  # seconds for one start; real ones take 0.1 to 0.4 (observed)
 _PAUSE = 0.02  # seconds between two questions
 _OF_THE_MANAGER = ("NOTIFY_", "LISTEN_", "WATCHDOG_", "INVOCATION_", "JOURNAL_")
-# Messages of a program that is not permitted something here, and would be on the host itself.
+# Errors that a program gets in the namespaces of a trial, and would not get on the host itself.
 _OF_THE_NAMESPACES = re.compile(
     "read-only file system|operation not permitted|permission denied|no space left on device"
     "|network is unreachable|no default routes|cannot assign requested address",
@@ -51,9 +51,10 @@ _OF_THE_NAMESPACES = re.compile(
 
 @dataclass(frozen=True)
 class Launch:
-    """How a runtime is started for a trial: by `argv`, the executable's host path first, with the
-    CRI on `socket` (host path). `reason` finds in the output the runtime's own words on why it does
-    not serve the CRI. `sources` are the files that it reads."""
+    """The trial start of a runtime: `argv` (the executable's host path first), `env`, the `view` of
+    the host's files, and the host path of the CRI's `socket`. `reason` finds in the output the
+    reason why the runtime does not serve the CRI. `sources` are the files that the runtime
+    reads."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
@@ -63,7 +64,8 @@ class Launch:
     sources: tuple[Source, ...] = ()
 
     def explain(self, output: str) -> str:
-        """Why it does not serve the CRI, without values of its files."""
+        """The reason in the output why the runtime does not serve the CRI, with the values of its
+        files masked."""
         from agent.toml import masking  # needed only if something failed
 
         return masking.explained(self.reason(output), self.sources, (self.argv[0], self.socket))
@@ -71,8 +73,8 @@ class Launch:
 
 @dataclass(frozen=True)
 class Result:
-    """The result of one start. `failure` is the reason why the runtime did not serve the CRI as it
-    has to. `impossible` is the reason why there is no verdict. Both are empty after a success."""
+    """The result of one start. `failure` is the reason why the runtime did not serve the CRI as
+    desired. `impossible` is the reason why there is no verdict. Both are empty after a success."""
 
     failure: str = ""
     impossible: str = ""
@@ -80,8 +82,9 @@ class Result:
 
 @dataclass(frozen=True)
 class Trial:
-    """The verdict on a restart. `done` is false if no trial was made, and `note` says why.
-    `refusal` forbids the restart. `warning` says what is wrong although it is allowed."""
+    """The verdict on a restart. If no trial was possible, `done` is false and `note` is the reason.
+    `refusal` forbids the restart; None allows it. `warning` names a fault that does not forbid the
+    restart."""
 
     done: bool
     note: str
@@ -97,11 +100,12 @@ def judge(
     start: Start, *,
     warn: bool = False,
 ) -> Trial:  # fmt: skip
-    """Start the runtime on the files after `changes`. If that fails, start it on the present
-    files too, to find out which of them are at fault. With `warn` it is started on these anyway,
-    and the verdict has a warning if that fails.
+    """Start the runtime on the files after `changes`, and judge the restart.
 
-    Never raises: a refusal is part of the verdict.
+    If the start fails, the runtime is started on the present files too: if they do not load either,
+    the present files are at fault. With `warn`, this second start is always made, and its failure
+    is a warning. `purpose` ("apply" or "revert") is for messages. `start` makes one start. Never
+    raises: a refusal is part of the verdict.
     """
     name, title = node.executable, node.adapter.title
     if name is None:
@@ -133,23 +137,25 @@ def judge(
 
 
 def start_on_present(node: ConfiguredRuntime, start: Start) -> Result:
-    """The result of a start on the files as they are."""
+    """The result of a trial start on the present files."""
     if node.executable is None:
         return Result(impossible=UNKNOWN)
     return start(node.host, node.launch(node.executable, Desired({}), {}), lambda _: [])
 
 
 def work_directory(host: HostRoot, writable: tuple[str, ...], needed: Iterable[str]) -> str:
-    """A directory of the host (host path) that may be empty and writable for a trial."""
+    """The host path of a directory that can be empty and writable during a trial, because no path
+    in `needed` is in it. `writable` are preferred directories."""
     for path in (*writable, "/mnt", "/media", "/srv"):
         holds = any(is_below(one, path) for one in needed)
         if not holds and os.path.isdir(host.root + path):
             return path
-    return "/tmp"  # noqa: S108 - an empty one of the trial's own
+    return "/tmp"  # noqa: S108 - the trial mounts an empty directory there
 
 
 def sources(loaded: Iterable[ConfigFile], files: Mapping[str, bytes | None]) -> tuple[Source, ...]:
-    """The files that a runtime reads, with `files` (by host path) in the place of those loaded."""
+    """The files that a runtime reads during a trial, as sources for masking: `loaded`, with `files`
+    (contents by host path, None if removed) in their places."""
     from agent.toml.masking import Source
 
     found = {file.path.host: file.source for file in loaded}
@@ -177,7 +183,8 @@ def start_once(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Result:
-    """Start the runtime, ask it until it answers, and end it."""
+    """Start the runtime in namespaces, ask it until it is ready (15 s at most), and end it.
+    `problems` returns the differences between an answer and the desired state."""
     try:
         with isolation.start(host, launch.argv, launch.env, launch.view) as program:
             failure = _failure(program, launch, problems, clock() + _TIMEOUT, clock, sleep)
@@ -199,7 +206,8 @@ def _failure(
     clock: Callable[[], float],
     sleep: Callable[[float], None],
 ) -> str | None:
-    """What is wrong with the runtime, "" for nothing; None if it did not answer in time."""
+    """The fault of the started runtime, "" if there is none, None if it did not answer before
+    `end`."""
     socket = program.path(launch.socket)
     while True:
         ended = program.has_ended()

@@ -91,8 +91,8 @@ def carry_out(ctx: Context, request: Request) -> Completed:
     """Make the change and prove it. Raises Refused if nothing was touched, RolledBack if the
     change was undone, and RollbackFailed if the undo failed too."""
     restart = request.restart
-    if restart is not None and restart.along:
-        ctx.log.info("units are restarted along", units=list(restart.along))
+    if restart is not None and restart.restarted_units:
+        ctx.log.info("units are restarted along", units=list(restart.restarted_units))
     try:
         done = _carry_out(ctx, request)
     finally:
@@ -178,7 +178,7 @@ def _states_of(node: ConfiguredRuntime) -> tuple[Desired, ...]:
     shown, computed = (
         Desired({}, default, False, tuple(name for name in OUR_NAMES if name not in there))
         for default, there in (
-            registry.shown(node.runtime.answer),
+            registry.shown_handler_names(node.runtime.answer),
             (effective.default, tuple(effective.runtimes)),
         )
     )

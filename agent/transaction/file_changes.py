@@ -53,7 +53,7 @@ def entries(store: Store, changes: tuple[Change, ...], memory: Memory) -> tuple[
                 made=made,
                 outside=change.outside.host if change.outside else None,
                 outside_agent=change.outside.agent if change.outside else None,
-                keys=key_ownership.changed(
+                keys=key_ownership.changed_keys(
                     change.before.data if change.before else None,
                     change.after.data if change.after else None,
                     change.path.host,
@@ -235,7 +235,7 @@ def remembered(memory: Memory, journal_entries: tuple[Entry, ...]) -> Memory:
         edited = old.edited or entry.before not in (old.written, old.digest)
         known[entry.host] = replace(
             old, written=entry.after, edited=edited, made=old.made or entry.made,
-            keys=key_ownership.merged(old.keys, entry.keys), text=entry.text,
+            keys=key_ownership.merged_keys(old.keys, entry.keys), text=entry.text,
         )  # fmt: skip
     # A file that has its original content again is forgotten.
     left = {host: item for host, item in known.items() if item.written != item.digest}

@@ -15,7 +15,7 @@ from agent.host.files import Change, FileState
 from agent.host.paths import HostPath, HostRoot
 from agent.runtimes.base import ConfiguredRuntime
 from agent.runtimes.config_file import is_hook
-from agent.runtimes.key_ownership import HEADER, condition, imported, is_rewritten, still_ours
+from agent.runtimes.key_ownership import HEADER, added_imports, condition, is_rewritten, still_ours
 from agent.state.store import Memory, Original, Store
 from agent.toml import document
 from agent.toml.document import Data, Op, Path, Set, Unset
@@ -40,7 +40,7 @@ def changes(
         if node.imports_drop_in and name == node.drop_in.host and made_by_us:
             left = document.parse(item.after.data, name) if item.after else {}
             drop_in_goes = not left.keys() - {"version"}
-    return node.finished(tuple(found))
+    return node.adapted_revert(tuple(found))
 
 
 def removed(host: HostRoot, memory: Memory) -> tuple[str, ...]:
@@ -139,7 +139,7 @@ def inverse(
             continue  # the rest of the file is written in it
         old = document.get(before, key)
         ops.append(Unset(key) if old is None else Set(key, old))
-    return node.restored(host, ops, data, imported(known) if drop_in_goes else None)
+    return node.revert_operations(host, ops, data, added_imports(known) if drop_in_goes else None)
 
 
 def _without_emptied(text: str, before: Data, done: list[Op], host: str) -> str:

@@ -58,7 +58,7 @@ class PodProof:
         words = (*self._handlers, *itertools.chain(*map(programs_of, self._handlers.values())))
         self._runner = pod_runner(self._host, self._node, words, _SECONDS_FOR_POD)
         if not isinstance(self._runner, str):
-            shown = registry.shown(self._node.runtime.answer)[1]
+            shown = registry.shown_handler_names(self._node.runtime.answer)[1]
             present = (name for name in self._handlers if name in shown)
             found = self._verdicts(self._runner, ("", *present))
             self._failed_before = {n for n, verdict in found.items() if verdict.result == "failed"}

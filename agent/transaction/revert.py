@@ -189,7 +189,7 @@ class _Revert:
         answer = node.runtime.answer
         changes, after = self._planned_files
         effective, now = node.effective(after), node.effective(node.files)
-        default, running = registry.shown(answer)
+        default, running = registry.shown_handler_names(answer)
         # Those in the present files (a runc that we made included), and those of ours that run.
         names = dict.fromkeys((*now.runtimes, *(name for name in running if name in OUR_NAMES)))
         removed = tuple(name for name in names if name not in effective.runtimes)
@@ -268,9 +268,9 @@ class _Revert:
         settings, host, memory = self._ctx.settings, self._ctx.host, self._memory
         adapter = registry.adapter(self._runtime.kind)
         try:
-            return adapter.look(settings, host, self._runtime)
+            return adapter.configured_runtime(settings, host, self._runtime)
         except Refused:
             overlay = original_files.removed_originals(host, self._ctx.store, memory)
             if not overlay:
                 raise
-            return adapter.look(settings, host, self._runtime, overlay)
+            return adapter.configured_runtime(settings, host, self._runtime, overlay)

@@ -68,9 +68,9 @@ def verify(settings: Settings, host: HostRoot) -> Verification:
     """Prove it. Raises Unreachable if no runtime answers, Refused if its files cannot be
     read."""
     runtime = find.find_runtime(settings, host)
-    node = registry.adapter(runtime.kind).look(settings, host, runtime)
+    node = registry.adapter(runtime.kind).configured_runtime(settings, host, runtime)
     title = f"{runtime.answer.name} {runtime.version}"
-    default = registry.shown(runtime.answer)[0] or ""
+    default = registry.shown_handler_names(runtime.answer)[0] or ""
     runner = pod_runner(host, node)
     if isinstance(runner, str):
         return Verification(title, default, obstacle=runner)
@@ -99,13 +99,13 @@ def pod_runner(
     if image is None:
         return "the sandbox image is not known"
     known = [image, *words]
-    tables = registry.adapter(runtime.kind).shown(runtime.answer)[1] or {}
+    tables = registry.adapter(runtime.kind).shown_handlers(runtime.answer)[1] or {}
     for name, table in tables.items():
         known += [name, *programs_of(table)]
     runner = PodRunner(
         image=image,
         drivers=node.cgroup_drivers(),
-        default=registry.shown(runtime.answer)[0] or "",
+        default=registry.shown_handler_names(runtime.answer)[0] or "",
         proc=host.proc,
         open=lambda *more: pod_calls(socket.agent, socket.host, (*known, *more), seconds),
     )
@@ -124,7 +124,9 @@ def _proofs(
     """The proofs under the default handler ("") and each of NVIDIA's: those that the runtime shows,
     and the one that is published."""
     answer = node.runtime.answer
-    shown = (n for n in registry.shown(answer)[1] if registry.is_shown_as_nvidia(answer, n))
+    shown = (
+        n for n in registry.shown_handler_names(answer)[1] if registry.is_shown_as_nvidia(answer, n)
+    )
     for handler in ("", *sorted({*shown, way.handler} - {""})):
         looks: tuple[Look, ...] = ()
         if isinstance(found, tuple) and not way.why_not(handler):

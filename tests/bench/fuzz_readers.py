@@ -165,7 +165,7 @@ def _read_status(data: bytes) -> None:
 
 def _read_answer(found: cri.Answer) -> None:
     """What is asked of an answer before anything is decided."""
-    registry.shown(found)
+    registry.shown_handler_names(found)
     registry.shows_nvidia(found)
     table = {"runtime_type": "io.containerd.runc.v2", "options": {"BinaryName": "/x"}}
     for default in ("nvidia", "runc"):
@@ -249,9 +249,9 @@ def _read_containerd(data: bytes) -> None:
     for gen in GENERATIONS:
         with suppress(AgentError):
             merge.effective(gen, (file,))
-            faults.fatal(gen, (file,))
-            faults.disabled(gen, (file,))
-            faults.hidden(gen, (file,))
+            faults.fatal_fault(gen, (file,))
+            faults.disabling_entry(gen, (file,))
+            faults.hidden_settings(gen, (file,))
             for pattern in file.data.get("imports", []):
                 load.matches(load.import_pattern(gen, file.name, pattern) or "", "/x/y")
 

@@ -164,7 +164,7 @@ def test_crio_that_reads_no_file_is_refused(place: Path) -> None:
     socket = ("--listen", f"{place}/crio.sock", "--cdi-spec-dirs", f"{place}/cdi")
     with started(place, ("--config=", "--config-dir=", *socket)) as node:
         before = node.tree()
-        fails(node.agent("apply"), 3, "--config-dir", "reads nothing")
+        fails(node.agent("apply"), 3, "--config-dir", "reads no files")
         assert touched(before, node.tree()) == []
 
 

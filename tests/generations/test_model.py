@@ -79,7 +79,7 @@ def modelled(version: str, config: Path) -> tuple[set[str], str, bool | None] | 
         files = config_files.load(HostRoot("/"), gen, str(config))
     except Refused:
         return None
-    if faults.fatal(gen, files) or faults.disabled(gen, files):
+    if faults.fatal_fault(gen, files) or faults.disabling_entry(gen, files):
         return None
     cri = merge.effective(gen, files)
     return set(cri.runtimes), cri.default, cri.enable_cdi

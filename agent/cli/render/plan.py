@@ -48,7 +48,7 @@ def data(proposal: Proposal) -> dict[str, Any]:
             "needed": restart is not None,
             "kind": restart.kind if restart else None,
             "target": restart.target if restart else None,
-            "along": list(restart.along) if restart else [],
+            "along": list(restart.restarted_units) if restart else [],
             "because": list(proposal.unproven),
         },
         "preflight": {"done": proposal.preflight.done, "note": proposal.preflight.note}
@@ -111,8 +111,8 @@ def steps(proposal: Proposal, screen: Screen) -> list[str]:
         how = {"systemd": f"{restart.target}, by systemd", "signal": f"SIGTERM to {restart.target}",
                "none": "yours to do (--restart-mode=none)"}[restart.kind]  # fmt: skip
         found.append(("restart", f"{how}, because {'; '.join(proposal.unproven)}"))
-        if restart.along:
-            found.append(("with it", f"{', '.join(restart.along)}, by systemd"))
+        if restart.restarted_units:
+            found.append(("with it", f"{', '.join(restart.restarted_units)}, by systemd"))
     return [line for verb, words in found for line in screen.entry(verb, words)]
 
 

@@ -1,7 +1,7 @@
 """The adapter of containerd.
 
-Invariant: reads only. Later steps use one observation of the node, so that a decision and the edit
-that follows from it are about the same moment.
+Invariant: reads only. A `ContainerdNode` has one observation of the node, so that a decision and
+its edits are based on the same moment.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _STUB = b"# Emptied by toolkit-agent: another file imports this one by name.\n"
 
 
 class Containerd(RuntimeAdapter):
-    """The kind of runtime."""
+    """containerd as a kind of runtime."""
 
     kind = title = "containerd"
     low_level = ("runc", "crun")
@@ -73,7 +73,8 @@ class Containerd(RuntimeAdapter):
     def explained(
         self, error: Unimplemented, settings: Settings, host: HostRoot, socket: HostPath
     ) -> Unimplemented:
-        """A containerd whose configuration disables the CRI plugin."""
+        """The error with the entry of `disabled_plugins` that disables the CRI plugin, if there is
+        one."""
         try:
             running = process.find(socket.agent, socket.host, host, self.kind)
             name = root_name(settings, host, running)
@@ -82,17 +83,18 @@ class Containerd(RuntimeAdapter):
                 files = load.load(host, GENERATIONS[-1], name)
         except (Refused, Unreachable):
             return error
-        if (found := faults.disabled(GENERATIONS[-1], files)) is None:
+        if (disabling := faults.disabling_entry(GENERATIONS[-1], files)) is None:
             return error
+        file, entry = disabling
         return Unimplemented(
-            f"{error.message.partition(';')[0]}: disabled_plugins in {found[0].path} names "
-            f"{found[1]!r}; take it out and restart containerd"
+            f"{error.message.partition(';')[0]}: disabled_plugins in {file.path} names "
+            f"{entry!r}; take it out and restart containerd"
         )
 
-    def look(
+    def configured_runtime(
         self, settings: Settings, host: HostRoot, runtime: Runtime, overlay: Overlay | None = None
     ) -> ContainerdNode:
-        """The node of a containerd that was found. Raises Refused."""
+        """Load the files of a containerd, and find its executable. Raises Refused."""
         gen = generation(self.version_of(runtime))
         root = root_name(settings, host, runtime.process)
         node = ContainerdNode(
@@ -110,13 +112,13 @@ class Containerd(RuntimeAdapter):
         return node
 
     def evidence(self, answer: Answer) -> tuple[Evidence, ...]:
-        """What Status shows of CDI."""
+        """The evidence in Status."""
         return (_evidence("cri-status", answer.config, "enableCDI", "cdiSpecDirs"),)
 
-    def shown(self, answer: Answer) -> tuple[str | None, Mapping[str, Data] | None]:
-        """As in Status."""
+    def shown_handlers(self, answer: Answer) -> tuple[str | None, Mapping[str, Data] | None]:
+        """The default runtime and the handlers in Status."""
         default = get(answer.config, ("containerd", "defaultRuntimeName"))
-        return default if isinstance(default, str) else None, handlers.shown_handlers(answer)
+        return default if isinstance(default, str) else None, handlers.shown_tables(answer)
 
     def table_problems(
         self, table: Data, running: Data, shown: Mapping[str, Data]
@@ -135,7 +137,7 @@ class Containerd(RuntimeAdapter):
     def watch_paths(
         self, settings: Settings, host: HostRoot, running: Process | None
     ) -> Iterator[str]:
-        """Root file, drop-in and imports of a containerd whose configuration cannot be read."""
+        """The root file, the drop-in and the imports."""
         root = root_name(settings, host, running)
         yield root
         own = drop_in(settings, host, root).host
@@ -146,18 +148,19 @@ class Containerd(RuntimeAdapter):
             yield _fixed_part(absolute)
 
     def low_level_program(self, effective: Effective, name: str) -> str | None:
-        """The program in the options, or that of the v1.linux shim; None for containerd's runc."""
+        """The program in the options, or that of the v1.linux shim. None for containerd's own
+        runc."""
         table = effective.table(name)
         if table.get("runtime_type") == LINUX:
             return next(programs_of(table), None) or effective.linux_runtime or None
         named = dict(sorted(binaries(table))) if is_runc(table) else {}
-        return list(named.values())[-1] if named else None  # so does containerd choose
+        return list(named.values())[-1] if named else None  # containerd takes the last spelling
 
     def pod_programs(
         self, info: Mapping[str, object], running: Effective, handler: str
     ) -> tuple[str, ...]:
-        """The programs that containerd keeps for each pod until the pod is gone, whatever becomes
-        of its handler. Containers that start again are run by them too."""
+        """The programs in the pod's status. containerd keeps them until the pod is gone, also for
+        containers that start again, even if its handler changes."""
         options = info.get("runtimeOptions")
         values = options.values() if isinstance(options, Mapping) else ()
         return tuple(value for value in values if isinstance(value, str))
@@ -192,7 +195,7 @@ class ContainerdNode(ConfiguredRuntime):
         return (*found, _evidence("config-dump", section, "enable_cdi", "cdi_spec_dirs"))
 
     def _dump(self, executable: str, *plugins: str) -> Data | None:
-        """What the executable makes of the files on disk; `plugins` as in `config_dump`."""
+        """The executable's dump of the files on disk; `plugins` as in `config_dump`."""
         path = self.root.name if self.root.state is not None else None
         return config_dump(self.host, executable, path, plugins=plugins).data
 
@@ -201,17 +204,19 @@ class ContainerdNode(ConfiguredRuntime):
         warnings = (
             *unread_warnings(self.files),
             *(f"{one.text}; {one.remedy}" for one in faults.doubtful(self.gen, self.files)),
-            *handlers.left_out(self.effective(self.files), request, features),
+            *handlers.unknown_key_warnings(self.effective(self.files), request, features),
         )
         return edit.edits(self, request, features), warnings
 
     def _missing_shims(self) -> tuple[str, ...]:
-        """The runtime types for which this containerd has no shim. A shim of an earlier containerd
-        1.x may still be installed."""
+        """The runtime types for which this containerd has no shim. A type of its generation's
+        `missing_shims` is not among them if the shim of an earlier containerd 1.x is still
+        installed."""
         return tuple(kind for kind in self.gen.missing_shims if not self._has_shim(kind))
 
     def _has_shim(self, kind: str) -> bool:
-        """Is there a program for a runtime type, beside the executable or in its PATH?"""
+        """Does the shim of a runtime type exist beside the executable, in the usual directories, or
+        in the PATH of the running process?"""
         running = self.runtime.process
         path = ((process.environment(running) if running else None) or {}).get("PATH", "")
         beside = (os.path.dirname(self.executable),) if self.executable else ()
@@ -233,8 +238,8 @@ class ContainerdNode(ConfiguredRuntime):
         return trial.launch(self, executable, desired, files)
 
     def restart_hazard(self, files: Files) -> RestartHazard | None:
-        """CDI specs of which this containerd dies."""
-        return deadly_specs.deadly(self.host, self.gen, files)
+        """The first CDI spec that would make this containerd crash or hang."""
+        return deadly_specs.first_deadly(self.host, self.gen, files)
 
     def defects(self) -> Iterable[Defect]:
         effective = self.effective(self.files)
@@ -251,9 +256,9 @@ class ContainerdNode(ConfiguredRuntime):
         yield from faults.defects(self.gen, self.files, effective, lacking)
 
     def rendered(self) -> Iterable[tuple[str, str, str]]:
-        """k3s, RKE2, k0s and MicroK8s write the configuration of their containerd."""
-        found = ((file.path.host, rendered.renderer(file)) for file in self.files)
-        return ((path, one.program, one.source) for path, one in found if one)
+        """The files that k3s, RKE2, k0s or MicroK8s write."""
+        renderers = ((file.path.host, rendered.renderer(file)) for file in self.files)
+        return ((path, one.program, one.source) for path, one in renderers if one)
 
     def cgroup_drivers(self) -> Mapping[str, str]:
         """The option SystemdCgroup of each handler."""
@@ -262,7 +267,7 @@ class ContainerdNode(ConfiguredRuntime):
         return {name: driver for name, driver in found.items() if driver}
 
     def sandbox_image(self) -> str | None:
-        """The one in Status (1.x), or that in the dump (2.0 and later do not show it)."""
+        """The image in Status (1.x), else in the executable's dump (2.0 and later)."""
         shown = super().sandbox_image()
         if shown or self.executable is None:
             return shown
@@ -270,20 +275,20 @@ class ContainerdNode(ConfiguredRuntime):
         found = get(dump, ("plugins", _IMAGES, "pinned_images", "sandbox"))
         return found if isinstance(found, str) and found else None
 
-    def shows(self, file: ConfigFile) -> tuple[object, list[Data]]:
+    def comparable_settings(self, file: ConfigFile) -> tuple[object, list[Data]]:
         """The CRI section, in Status and in the file."""
         names = merge.names(self.gen, self.files, file)
         sections = [get(file.data, ("plugins", name)) or {} for name in names]
         return self.runtime.answer.config or {}, sections
 
     def passes_annotation(self, effective: Effective, prefix: str) -> bool:
-        """containerd passes what a handler of ours lists."""
+        """Does a handler of ours list the prefix in container_annotations?"""
         tables = [table for name, table in effective.runtimes.items() if is_ours(name, table)]
         known = {item for table in tables for item in table.get("container_annotations") or ()}
         return f"{prefix}*" in known
 
     def watch_paths(self) -> Iterator[str]:
-        """Also the directories of imports with a wildcard."""
+        """The usual paths, and the directories of imports with a wildcard."""
         yield from super().watch_paths()
         for file in self.files:
             for pattern in file.data.get("imports", []):
@@ -292,18 +297,18 @@ class ContainerdNode(ConfiguredRuntime):
                     yield _fixed_part(absolute)
 
     def own_keys(self, data: Data, *, switch: bool) -> Iterable[Path]:
-        """In each plugin's section that has handlers."""
+        """The paths of our keys, in the section of each plugin that has handlers."""
         for name, section in data.get("plugins", {}).items():
             above: Path = ("plugins", name)
             yield from own_keys(data, (*above, *handlers.RUNTIMES), (*above, *handlers.DEFAULT))
             if switch and get(section, ("enable_cdi",)) is True:
                 yield (*above, "enable_cdi")
 
-    def restored(
+    def revert_operations(
         self, name: str, ops: list[Op], data: tuple[Data, Data], imported: tuple[str, ...] | None
     ) -> list[Op]:
-        """Our imports are removed. In containerd 1.x the table of the default runtime stays as long
-        as other handlers do."""
+        """The operations, with our imports removed too. With containerd 1.x, the table of the
+        default runtime is kept while the file has other handlers."""
         current, before = data
         if self.gen.merge == "replace":
             ops = _with_default_table(current, ops)
@@ -318,9 +323,9 @@ class ContainerdNode(ConfiguredRuntime):
         keep = kept or "imports" in before  # an empty list of the admin's comes back
         return [*ops, Set(("imports",), kept) if keep else Unset(("imports",))]
 
-    def finished(self, changes: tuple[Change, ...]) -> tuple[Change, ...]:
-        """A file that another one imports by name is emptied instead of removed, because containerd
-        does not start without it."""
+    def adapted_revert(self, changes: tuple[Change, ...]) -> tuple[Change, ...]:
+        """The changes; but a file that another file imports by name is emptied, not removed,
+        because containerd does not start without it."""
         if all(item.after for item in changes):
             return changes
         overlay = {item.path.host: item.after for item in changes}
@@ -343,9 +348,9 @@ class ContainerdNode(ConfiguredRuntime):
 
 
 def root_name(settings: Settings, host: HostRoot, running: Process | None) -> str:
-    """Host name of the root file: what the process was started with, or the option.
+    """The host path of the root file: that of the running process, else --config.
 
-    Raises Refused if the two disagree: the running containerd would never read our edit.
+    Raises Refused if the two differ, because the running containerd would never read our edit.
     """
     loaded = None
     if running is not None:
@@ -362,14 +367,16 @@ def root_name(settings: Settings, host: HostRoot, running: Process | None) -> st
 
 
 def drop_in(settings: Settings, host: HostRoot, root: str) -> HostPath:
-    """Our drop-in: as asked for, else conf.d/99-nvidia.toml beside the root file."""
+    """The file for our drop-in: that of the option, else conf.d/99-nvidia.toml beside the root
+    file."""
     return find.given_drop_in(settings, host) or host.resolve(
         os.path.join(os.path.dirname(root), "conf.d", "99-nvidia.toml")
     )
 
 
 def _fixed_part(pattern: str) -> str:
-    """The directory above the first part with a wildcard. Its time changes with its entries."""
+    """The directory above the first part with a wildcard. Its modification time changes when an
+    entry comes or goes."""
     while any(char in pattern for char in "*?["):
         pattern = os.path.dirname(pattern)
     return pattern

@@ -1,7 +1,7 @@
-"""CDI specs with which containerd does not start again, although its configuration is right.
+"""CDI specs that keep containerd from starting again, although its configuration is right.
 
-Invariant: reads only. No restart is made on files with which this containerd would read a CDI spec
-that makes it crash. It would crash at every start from then on, with the old files too.
+Invariant: reads only. containerd is not restarted while it would read such a spec, because from
+then on it would crash at every start, with the old files too.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from agent.runtimes.containerd import merge
 from agent.runtimes.containerd.generations import Generation
 
 
-def deadly(host: HostRoot, gen: Generation, files: Files) -> RestartHazard | None:
-    """The first CDI spec that would make a containerd with these files crash or wait for ever, None
-    if there is none."""
+def first_deadly(host: HostRoot, gen: Generation, files: Files) -> RestartHazard | None:
+    """The first CDI spec that would make a containerd with these configuration files crash or wait
+    for ever, None if there is none."""
     effective = merge.effective(gen, files)
     if effective.enable_cdi is not True:
         return None
@@ -33,12 +33,16 @@ def deadly(host: HostRoot, gen: Generation, files: Files) -> RestartHazard | Non
             continue
         agent = host.agent_path(os.path.join(above, os.path.basename(name)))
         # A directory that is a link itself is not read (observed), links above it are followed.
-        if not os.path.islink(agent) and (found := _in(host, gen, HostPath(agent, name))):
-            return found
+        if os.path.islink(agent):
+            continue
+        if hazard := _first_in_directory(host, gen, HostPath(agent, name)):
+            return hazard
     return None
 
 
-def _in(host: HostRoot, gen: Generation, directory: HostPath) -> RestartHazard | None:
+def _first_in_directory(
+    host: HostRoot, gen: Generation, directory: HostPath
+) -> RestartHazard | None:
     for path in spec_files.pipes(host, directory):
         why = "is a pipe, and containerd waits for what is in it"
         return RestartHazard(path, why, "remove it", "containerd")

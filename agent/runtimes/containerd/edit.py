@@ -33,14 +33,15 @@ if TYPE_CHECKING:
     from agent.runtimes.containerd.adapter import ContainerdNode
 
 _SWITCH: Path = ("enable_cdi",)
-# The version of a drop-in (None if it has none), and whether it uses the section name of version 3
-# whatever its version is.
+# The version of a drop-in (None if it has none), and whether the drop-in uses the section name of
+# version 3 although its version is lower.
 Form: TypeAlias = tuple[int | None, bool]
-_ROUNDS = 5  # one corrected difference can show another one that it has hidden
+_ROUNDS = 5  # a corrected difference can uncover another one
 
 
 def edits(node: ContainerdNode, request: EditRequest, features: Features) -> Edits:
-    """The changes that make the files right; none if they already are. Raises Refused."""
+    """The changes that bring the files to the desired state, none if they have it. Raises
+    Refused."""
     for defect in faults.unusable(node.gen, node.files):
         raise Refused(f"cannot edit the configuration: {defect.text}; {defect.remedy}")
     memory = request.memory
@@ -51,7 +52,7 @@ def edits(node: ContainerdNode, request: EditRequest, features: Features) -> Edi
     runc = _our_runc(node, now, before)
     desired = handlers.derive_desired(_with_our_runc(before, runc), request, features)
     desired = _with_kept_settings(desired, now, before, runc)
-    # The running containerd may still have what our drop-in loses.
+    # The running containerd may still have settings that our drop-in loses with this edit.
     tables = {
         name: {**table, **_stale_keys(table, now.table(name), before.table(name))}
         for name, table in desired.handlers.items()
@@ -69,7 +70,7 @@ def _with_kept_settings(
     desired: Desired, now: Effective, before: Effective, runc: Data | None
 ) -> Desired:
     """The desired state, adapted to a drop-in that we wrote for another row. `now` is the effective
-    configuration, `before` the one without that drop-in, and `runc` as `_our_runc` gives it.
+    configuration, `before` the one without that drop-in, and `runc` is the result of `_our_runc`.
 
     Our handler is no longer the default runtime if this row does not ask for it. A runc in the
     drop-in stays, because pods may run by it, and a CDI switch that is on stays on."""
@@ -82,7 +83,8 @@ def _with_kept_settings(
 
 
 def _our_runc(node: ContainerdNode, now: Effective, before: Effective) -> Data | None:
-    """The table of an ordinary runc that only our own drop-in defines, None if there is none."""
+    """The table of an ordinary runc that only our own drop-in defines, None if no such table
+    exists."""
     runc = now.table("runc")
     if runc == before.table("runc") or handlers.has_ordinary_runc(before, node.gen.missing_shims):
         return None
@@ -90,15 +92,16 @@ def _our_runc(node: ContainerdNode, now: Effective, before: Effective) -> Data |
 
 
 def _with_our_runc(before: Effective, runc: Data | None) -> Effective:
-    """The effective configuration of the other files, with the runc of our drop-in if it cannot
-    be derived again: the default runtime was NVIDIA's, and a later file has changed that."""
+    """The effective configuration of the other files, with the runc of our drop-in if that runc
+    cannot be derived again: it was made because the default runtime was NVIDIA's, and a later file
+    has changed the default."""
     if runc is None or desired_state.is_nvidia(before, before.default):
         return before
     return replace(before, runtimes={**before.runtimes, "runc": runc})
 
 
 def _stale_keys(table: Data, now: Data, before: Data) -> Data:
-    """The keys of a handler that only our own drop-in has and that are not desired any more, with
+    """The keys of a handler that only our own drop-in sets and that are no longer desired, with
     their zero values."""
     return {
         key: type(value)()
@@ -154,7 +157,9 @@ def drop_in_forms(node: ContainerdNode, basis: Files) -> Iterator[Form]:
 def drop_in_overlay(
     node: ContainerdNode, memory: Memory, basis: Files, desired: Desired, form: Form
 ) -> dict[str, FileState | None]:
-    """containerd 2.x: a minimal drop-in and, if nothing imports it yet, a narrow import."""
+    """The future files of containerd 2.x: a minimal drop-in of this form and, if nothing imports
+    the drop-in yet, the root file with a narrow import. `basis` are the files without our drop-in.
+    Raises Refused."""
     version, new_name = form
     differences = handlers.differences(desired, node.effective(basis))
     known = (file for file in node.files if file.path.host == node.drop_in.host)
@@ -189,14 +194,14 @@ def drop_in_overlay(
 
 
 def _imports(node: ContainerdNode, file: ConfigFile) -> bool:
-    """Does this file's `imports` cover our drop-in, also when it is not there yet?"""
+    """Do the imports of this file match the path of our drop-in, which need not exist yet?"""
     patterns = (import_pattern(node.gen, file.name, item) for item in file.data.get("imports", []))
     return any(p is not None and matches(p, node.drop_in.host) for p in patterns)
 
 
 def _root_with_import(node: ContainerdNode) -> FileState:
-    """The root file with one more import. It is a glob, so that containerd starts also without the
-    drop-in, and a narrow one, so that no forgotten file is loaded."""
+    """The root file with one more import. The import is a glob, so that containerd also starts
+    without the drop-in; the glob is narrow, so that no forgotten file is loaded."""
     glob = import_glob(node.drop_in)
     root = node.root
     if root.state is None:
@@ -215,7 +220,7 @@ def import_glob(drop_in: HostPath) -> str:
 
 
 def owner_overlay(node: ContainerdNode, desired: Desired) -> dict[str, FileState | None]:
-    """containerd 1.x: the last file that has the CRI section owns it, and is edited in place."""
+    """The future file of containerd 1.x: the last file with the CRI section, edited in place."""
     gen, files = node.gen, node.files
     owner = next((f for f in reversed(files) if merge.has_section(gen, files, f)), node.root)
     effective = node.effective(files)
@@ -238,10 +243,11 @@ def owner_overlay(node: ContainerdNode, desired: Desired) -> dict[str, FileState
 
 
 def _without_legacy_default(section: Path, data: Data, effective: Effective) -> list[Op]:
-    """The operations that take out the deprecated `default_runtime` table, because it would win
-    over the name that we set.
+    """The operations that remove the deprecated table `default_runtime`, because it would win over
+    the name that we set.
 
-    containerd shows it as a handler called "default". A handler of others is kept under this name.
+    containerd shows that table as a handler called "default". If it is not NVIDIA's, it is kept as
+    an ordinary handler of that name.
     """
     legacy = (*section, *LEGACY)
     table = get(data, legacy) or {}
@@ -255,7 +261,8 @@ def _without_legacy_default(section: Path, data: Data, effective: Effective) -> 
 def _override_later_files(
     node: ContainerdNode, overlay: dict[str, FileState | None], desired: Desired
 ) -> dict[str, FileState | None]:
-    """The overlay, with the keys changed by which files that are loaded after ours override it."""
+    """The overlay, with corrected keys in the files that are loaded after our drop-in and override
+    it."""
     for _ in range(_ROUNDS):
         files = node.load(overlay)
         differences = handlers.differences(desired, node.effective(files))
@@ -263,7 +270,7 @@ def _override_later_files(
         for path, value in differences.items():
             owner = merge.owner(node.gen, files, path)
             if owner is None or owner[0].state is None:
-                continue  # `_checked` refuses, naming the key
+                continue  # `_checked` refuses this key
             file, section = owner
             state = changed.get(file.path.host) or owner[0].state
             changed[file.path.host] = _with_value(state, file, (*section, *path), value)
@@ -274,7 +281,8 @@ def _override_later_files(
 
 
 def _with_value(state: FileState, file: ConfigFile, key: Path, value: Any) -> FileState:
-    """The file with that value. Raises Refused, or CannotSwitch if the key is the CDI switch."""
+    """The file with another value at a key. Raises Refused, or CannotSwitch if the key is the CDI
+    switch."""
     try:
         before = document.decoded(state.data, file.path.host)
         text = document.edit(before, [Set(key, value)], file.path.host)
@@ -284,11 +292,11 @@ def _with_value(state: FileState, file: ConfigFile, key: Path, value: Any) -> Fi
 
 
 def _checked(node: ContainerdNode, overlay: Overlay, desired: Desired) -> Edits:
-    """The edits. Raises Refused if their effect is not the desired one, or changes more than our
-    keys."""
+    """The edits that lead to the files in `overlay`. Raises Refused if these files do not have the
+    desired state, or if more than our keys would change."""
     after = node.load(overlay)
-    fault = faults.fatal(node.gen, after)
-    if fault and not faults.fatal(node.gen, node.files):
+    fault = faults.fatal_fault(node.gen, after)
+    if fault and not faults.fatal_fault(node.gen, node.files):
         raise Refused(
             f"cannot add {node.drop_in} to what containerd loads: {fault}; bring the files to "
             "one version; `containerd config migrate` shows a file in the newest, without its "
@@ -331,18 +339,18 @@ def _checked(node: ContainerdNode, overlay: Overlay, desired: Desired) -> Edits:
 
 
 def _refuse_rendered(node: ContainerdNode, file: ConfigFile) -> None:
-    """Raise Refused for a file that another program writes again at its start. The error names the
+    """Raise Refused for a file that another program writes anew at each start. The error names the
     file to change instead."""
-    found = rendered.renderer(file) if file.state else None
-    if found is None:
+    renderer = rendered.renderer(file) if file.state else None
+    if renderer is None:
         return
-    glob = import_glob(node.drop_in)
-    imported = node.gen.merge == "deep" and found.imports
-    what = f'imports = ["{glob}"]' if imported else "the NVIDIA handlers"
+    program, source = renderer.program, renderer.source
+    imported = node.gen.merge == "deep" and renderer.imports
+    setting = f'imports = ["{import_glob(node.drop_in)}"]' if imported else "the NVIDIA handlers"
     raise Refused(
-        f"cannot edit {file.path}: {found.program} writes it anew at each start, and the change "
-        f"would be lost; put {what} into {found.source} and restart {found.program}, or leave the "
-        "configuration alone with --no-runtime-config"
+        f"cannot edit {file.path}: {program} writes it anew at each start, and the change would be "
+        f"lost; put {setting} into {source} and restart {program}, or leave the configuration "
+        "alone with --no-runtime-config"
     )
 
 

@@ -1,6 +1,7 @@
-"""Faults in files with which containerd does not start or serve the CRI, or which it ignores.
+"""Faults in containerd's files: those that keep it from starting or from serving the CRI, and
+settings that it ignores.
 
-Invariant: pure; each finding names the file, so that an error can say what to repair.
+Invariant: pure. Each finding names the file to repair.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ from agent.toolkit.programs import is_nvidia
 _LISTS = ("disabled_plugins", "required_plugins")
 
 
-def ignored(gen: Generation, files: Files) -> tuple[ConfigFile, str] | None:
-    """The file and section of CRI settings that this containerd does not read, because the file has
-    version 1 or none.
+def ignored_section(gen: Generation, files: Files) -> tuple[ConfigFile, str] | None:
+    """The first file with a section of CRI settings that this containerd does not read because the
+    file has version 1 or none, and the name of that section. None if there is no such file.
 
-    2.0 to 2.2 do not read them, unless a later file is of version 2. 1.x never read names of
-    version 2 in such a file, so they are no setting that was in use.
+    2.0 to 2.2 do not read such a section, unless a later file has version 2. containerd 1.x is not
+    checked: it never read names of version 2 in such a file, so no setting was lost.
     """
     if gen.merge == "replace":
         return None
@@ -55,9 +56,9 @@ def ignored(gen: Generation, files: Files) -> tuple[ConfigFile, str] | None:
 
 
 def misplaced_version(files: Files) -> Defect | None:
-    """A `version` that was meant for the whole file but is in a table. A line at the end of a file
-    belongs to its last table, and then the file's sections of version 2 are not read
-    (containerd#3843)."""
+    """The defect of a file whose `version` is in a table, although it was meant for the whole file.
+    A line at the end of a file belongs to the file's last table, so the sections of version 2 are
+    not read (containerd#3843)."""
     for file in files:
         given = file.data.get("plugins", {})
         if file.version is not None or file.state is None or not {CRI_V2, CRI_V3} & given.keys():
@@ -80,11 +81,11 @@ def misplaced_version(files: Files) -> Defect | None:
 
 
 def doubtful(gen: Generation, files: Files) -> Iterator[Defect]:
-    """Files with which this containerd starts, but which it may read differently than their author
-    meant."""
-    if (found := misplaced_version(files)) and not ignored(gen, files):
-        yield found
-    for text in hidden(gen, files):
+    """The defects of files on which this containerd starts, but which it may read differently than
+    their author meant."""
+    if (defect := misplaced_version(files)) and not ignored_section(gen, files):
+        yield defect
+    for text in hidden_settings(gen, files):
         remedy = "put all settings of the section into the last file, or use one file"
         yield Defect(text, remedy, harmful=False)
     for file in files if gen.toml == GO_TOML_1 else ():
@@ -94,12 +95,12 @@ def doubtful(gen: Generation, files: Files) -> Iterator[Defect]:
 
 
 def unusable(gen: Generation, files: Files) -> Iterator[Defect]:
-    """Files in which an edit of ours would have no effect, or none that is certain."""
-    if disabling := disabled(gen, files):
+    """The defects of files in which the effect of an edit would be nothing, or not certain."""
+    if disabling := disabling_entry(gen, files):
         text = f"disabled_plugins in {disabling[0].path} names {disabling[1]!r}"
         remedy = "take that name out of the list, and restart containerd"
         yield Defect(f"{text}: the CRI is switched off", remedy, deadly=True)
-    if unread := ignored(gen, files):
+    if unread := ignored_section(gen, files):
         file, section = unread
         # Never `config migrate`: it leaves out what containerd does not read (seen with 2.1.9).
         yield misplaced_version(files) or Defect(
@@ -108,14 +109,17 @@ def unusable(gen: Generation, files: Files) -> Iterator[Defect]:
             f'if it is intended, call the section plugins."{CRI_V2}" and write `version = 2` at '
             "the top of that file",
         )
-    if (found := ambiguous(gen, files)) is not None:
-        text = f"{found.path} has the CRI section under two names, and chance decides which counts"
+    if (file_with_both := ambiguous_file(gen, files)) is not None:
+        text = (
+            f"{file_with_both.path} has the CRI section under two names, and chance decides which "
+            "counts"
+        )
         yield Defect(text, "keep one of the sections")
 
 
-def ambiguous(gen: Generation, files: Files) -> ConfigFile | None:
-    """A file with the section `cri` and the one with the long name. containerd makes one section of
-    both, and which value counts is random."""
+def ambiguous_file(gen: Generation, files: Files) -> ConfigFile | None:
+    """The first file with the CRI section under both its short and its long name, None if there is
+    none. containerd merges the two sections, and chance decides which value counts."""
     for file in files if gen.merge == "deep" else ():
         renamed = gen.renames or file.version is not None
         given = file.data.get("plugins", {})
@@ -124,8 +128,8 @@ def ambiguous(gen: Generation, files: Files) -> ConfigFile | None:
     return None
 
 
-def disabled(gen: Generation, files: Files) -> tuple[ConfigFile, str] | None:
-    """The file and the entry of `disabled_plugins` because of which the CRI is not served."""
+def disabling_entry(gen: Generation, files: Files) -> tuple[ConfigFile, str] | None:
+    """The file and the entry of `disabled_plugins` that disable the CRI, None if none does."""
     needed = {CRI_V2, CRI_V3, IMAGES}
     if gen.merge == "replace":
         needed = set(gen.names[version_of(gen, files)])
@@ -136,9 +140,9 @@ def disabled(gen: Generation, files: Files) -> tuple[ConfigFile, str] | None:
     return None
 
 
-def hidden(gen: Generation, files: Files) -> tuple[str, ...]:
-    """Warnings about settings that containerd 1.x ignores, because a later file has the CRI section
-    too and replaces the whole section (observed on 1.6 and 1.7)."""
+def hidden_settings(gen: Generation, files: Files) -> tuple[str, ...]:
+    """Warnings about settings that containerd 1.x ignores because a later file replaces the whole
+    CRI section (observed on 1.6 and 1.7)."""
     owners = [file for file in files if has_section(gen, files, file)]
     if gen.merge == "deep" or len(owners) < 2:
         return ()
@@ -158,8 +162,8 @@ def _hidden_keys(table: Data, other: Data) -> list[Path]:
     return [path for path, value in leaves(table) if value and get(other, path, missing) is missing]
 
 
-def fatal(gen: Generation, files: Files) -> str | None:
-    """Why this containerd does not start on these files, in words; None if nothing is known."""
+def fatal_fault(gen: Generation, files: Files) -> str | None:
+    """The reason why this containerd does not start on these files, None if no reason is known."""
     numbered = [file for file in files if file.version]
     counted = [file for file in numbered if (file.version or 0) >= gen.lowest]
     for file in (counted[-1:] if gen.reads == "set" else counted) if gen.strict else ():
@@ -189,7 +193,7 @@ def _short_names(gen: Generation, files: Files) -> Iterator[str]:
             if "." not in _uri(gen, file, entry):
                 from agent.toml.masking import masked  # needed only if something is at fault
 
-                name = masked(repr(entry))  # anything can stand there
+                name = masked(repr(entry))  # the entry can be any text, also a secret
                 yield f"{file.path} has {name} in {key}, which is no full name of a plugin"
 
 
@@ -206,36 +210,36 @@ def _uri(gen: Generation, file: ConfigFile, entry: str) -> str:
     return CRI_V2 if entry == CRI_V1 else f"io.containerd.{entry}"
 
 
-def base_specs(found: Effective) -> Iterator[tuple[str, str]]:
-    """The handlers that take a file as the base of their containers, with that file."""
-    for name, table in found.runtimes.items():
+def base_specs(effective: Effective) -> Iterator[tuple[str, str]]:
+    """The handlers with a base runtime spec, each with the host path of that file."""
+    for name, table in effective.runtimes.items():
         if isinstance(path := table.get("base_runtime_spec"), str) and path:
             yield name, path
 
 
 def defects(
-    gen: Generation, files: Files, found: Effective, lacking: Sequence[str]
+    gen: Generation, files: Files, effective: Effective, lacking: Sequence[str]
 ) -> Iterator[Defect]:
-    """All of this, and handlers that cannot run pods; `found` is what the files make together,
-    `lacking` are types of handlers for which there is no shim."""
-    if why := fatal(gen, files):
+    """All defects that this module knows, and handlers that cannot run pods, the worst first.
+    `effective` is the configuration of these files, `lacking` are runtime types without a shim."""
+    if why := fatal_fault(gen, files):
         remedy = "give it the version of the root file" if "says version" in why else "repair it"
         yield Defect(why, f"{remedy}, then restart containerd", deadly=True)
     yield from unusable(gen, files)
-    for name, table in found.runtimes.items():
-        yield from _of_handler(name, table, lacking)
+    for name, table in effective.runtimes.items():
+        yield from _handler_defects(name, table, lacking)
         if table.get("runtime_type") in lacking and is_sandbox(table):
             text = (
                 f"handler {name} has runtime_type {table['runtime_type']}, whose shim is not there"
             )
             remedy = "install that shim in the runtime's PATH, or remove the handler"
-            yield Defect(text, remedy, harmful=name in (found.default, *OUR_NAMES))
+            yield Defect(text, remedy, harmful=name in (effective.default, *OUR_NAMES))
     yield from doubtful(gen, files)
 
 
-def _of_handler(name: str, table: Data, lacking: Sequence[str]) -> Iterator[Defect]:
-    """Why pods of a handler are not created, or run by another program than the file seems to say.
-    Each was observed. Neither Status nor the dump shows it."""
+def _handler_defects(name: str, table: Data, lacking: Sequence[str]) -> Iterator[Defect]:
+    """The defects of a handler whose pods are not created, or are run by another program than the
+    file seems to name. Each was observed; neither Status nor the dump shows it."""
     kind = table.get("runtime_type")
     if not kind:
         text = f'handler {name} has no runtime_type: "container.Runtime.Name must be set"'
@@ -256,7 +260,8 @@ def _of_handler(name: str, table: Data, lacking: Sequence[str]) -> Iterator[Defe
 
 
 def cgroup_driver(table: Data) -> str | None:
-    """The cgroup driver of a handler of runc; None for another shim."""
+    """The cgroup driver of a handler of runc's shim, "systemd" or "cgroupfs"; None for another
+    shim."""
     if not is_runc(table) or table.get("runtime_type") == LINUX:
         return None
     options = table.get("options") or {}

@@ -1,8 +1,8 @@
-"""The generations of containerd, as data: what each reads of its configuration, and how.
+"""The generations of containerd: a table of the rules by which each reads its configuration.
 
-Invariant: whatever differs between versions is a field in this table, and the modules that work
-with it have no version numbers in them. The rules were observed on 1.6.20, 1.7.24, 2.0.11, 2.1.9,
-2.2.7, 2.3.4 and 2.4.0-beta.0.
+Invariant: every difference between versions is a field of `Generation`. The modules that use the
+table contain no version numbers. The rules were observed on 1.6.20, 1.7.24, 2.0.11, 2.1.9, 2.2.7,
+2.3.4 and 2.4.0-beta.0.
 """
 
 from __future__ import annotations
@@ -53,24 +53,26 @@ _RUNC_2: Data = {"runtime_type": "io.containerd.runc.v2"}
 
 @dataclass(frozen=True)
 class Generation:
-    """The rules of a range of versions.
+    """The rules of a range of containerd's versions. A "file version" below is the value of the key
+    `version` in a configuration file.
 
-    `since`: the first version.
-    `merge`: the section of a plugin in a later file replaces the earlier ones ("replace"), or is
-    merged into them ("deep").
-    `reads`: "set": one version counts for all files, that of the last file with a version of at
-    least `lowest`, else `unversioned`. "file": each file has its own, 0 if it names none.
-    `names`: the sections with the CRI's settings, by that version. A key in the first of several
-    hides the same key in the others (but see TWO_LEVELS).
-    `highest`: the highest version of a file, that of `containerd config default` and of a root file
-    that we create. `strict`: a higher one is refused, else it is read as the highest.
+    `since`: the first version of containerd.
+    `merge`: the section of a plugin in a later file replaces the earlier sections ("replace"), or
+    is merged into them ("deep").
+    `reads`: "set": one file version counts for all files, that of the last file whose version is
+    `lowest` or higher; without such a file, `unversioned`. "file": the version of each file counts
+    for that file, 0 if the file has none.
+    `names`: the sections with the CRI's settings, by file version. A key in the first of several
+    sections hides the same key in the others (but see TWO_LEVELS).
+    `highest`: the highest file version. `containerd config default` has it, and so has a root file
+    that we create. `strict`: a file with a higher version is refused; else it is read as `highest`.
     `relative_globs`: globs are taken relative to the importing file, not to the daemon's working
     directory.
     `enable_cdi`: the default of the key, None if there is no such key.
-    `runc`: the built-in handler, as far as it has to be written out.
-    `missing_shims`: runtime types of 1.x for which it has no shim.
-    `toml`: what its TOML reader accepts besides TOML 1.0.
-    `brittle_cdi`: a CDI spec whose vendor or class is one letter makes it panic.
+    `runc`: the table of the built-in handler, with the keys that a file has to write out.
+    `missing_shims`: runtime types of 1.x for which there is no shim.
+    `toml`: the extensions to TOML 1.0 that the TOML reader accepts.
+    `brittle_cdi`: a CDI spec whose vendor or class has one letter makes containerd panic.
     """
 
     name: str
@@ -91,7 +93,8 @@ class Generation:
 
     @property
     def renames(self) -> bool:
-        """Do files of version 1 or none get the names of version 2 before anything else?"""
+        """Are sections of a file of version 1 or none renamed to those of version 2 before the
+        files are merged?"""
         return self.merge == "deep" and self.reads == "set"
 
 
@@ -128,10 +131,10 @@ GENERATIONS = (_1_6, _1_7, _2_0, _2_3, _2_4)
 
 
 def generation(version: Version) -> Generation:
-    """The newest generation that a version has reached."""
+    """The generation to which a version of containerd belongs."""
     return max((g for g in GENERATIONS if version >= g.since), key=lambda g: g.since)
 
 
 def section_name(version: int) -> str:
-    """The plugin whose section holds handlers and `enable_cdi` in a file of this version."""
+    """The name of the section with handlers and `enable_cdi` in a file of this file version."""
     return CRI_V1 if version <= 1 else CRI_V2 if version == 2 else CRI_V3

@@ -1,6 +1,7 @@
 """The desired handlers of a containerd, and their differences from its files and from its Status.
 
-They have NVIDIA's binary, and the settings of the handler that runs the node's pods without NVIDIA.
+A desired handler has NVIDIA's binary, and the settings of the handler that runs the node's pods
+without NVIDIA (the base).
 
 Invariant: pure. Nothing is inherited from a handler that cannot run pods, and such a handler never
 becomes the default runtime. Observed on 1.6.20, 1.7.24 and 2.1.9: Status, `config dump` and a start
@@ -42,7 +43,7 @@ _RUNC_V1 = "io.containerd.runc.v1"
 RUNTIMES: Path = ("containerd", "runtimes")
 DEFAULT: Path = ("containerd", "default_runtime_name")
 LEGACY: Path = ("containerd", "default_runtime")
-# Status spells a handler's key `runtimeType` or `PodAnnotations` (containerd's JSON tags).
+# Status spells the keys of a handler as `runtimeType` or `PodAnnotations` (containerd's JSON tags).
 _HUMP = re.compile("(?<=[a-z])(?=[A-Z])")
 # Options that runc's shim v2 knows (containerd's runc/options/oci.proto, 1.6 to 2.4). containerd
 # passes on any other name too, and Status shows it, so that a typo looks like an option.
@@ -57,8 +58,8 @@ _LINUX_ONLY = ("runtime_engine", "runtime_root")
 
 @dataclass(frozen=True)
 class Features:
-    """What the running containerd can do. `keys` are the keys that it knows in a handler's table;
-    None if it does not show them. `missing_shims` are the runtime types for which it has no
+    """The features of the running containerd. `keys` are the keys that it knows in a handler's
+    table, None if it does not show them. `missing_shims` are the runtime types for which it has no
     shim."""
 
     keys: frozenset[str] | None = None
@@ -66,16 +67,18 @@ class Features:
 
 
 def shown_features(answer: Answer, missing_shims: tuple[str, ...]) -> Features:
-    """The same from the verbose Status: each table there has every key that this version knows."""
-    tables = shown_handlers(answer) or {}
+    """The features that a verbose Status shows: each table in it has every key that this version
+    knows."""
+    tables = shown_tables(answer) or {}
     keys = frozenset(key for table in tables.values() for key in table)
     return Features(keys or None, missing_shims)
 
 
 def derive_desired(effective: Effective, request: EditRequest, features: Features) -> Desired:
-    """The desired state that follows from a decision on a node with this effective configuration.
+    """The desired state for the decision of a request, on a node with this effective configuration.
 
-    Raises Refused if pods would lose a sandbox, or if the default runtime could not run pods.
+    Raises Refused if pods would lose a sandbox, if the default runtime could not run pods, or if
+    containerd would not serve the CRI.
     """
     _refuse_sandbox(effective, request.available)
     made = _made_runc(effective, request, features)
@@ -89,7 +92,7 @@ def derive_desired(effective: Effective, request: EditRequest, features: Feature
         default = request.settings.runtime_name
     elif made is not None:
         default, handlers["runc"] = "runc", made
-    elif is_nvidia(effective, effective.default, request.names):
+    elif is_nvidia(effective, effective.default, request.own_names):
         default = _earlier_default(effective, request, features)
     else:
         _refuse_unusable_default(effective, features)
@@ -99,8 +102,7 @@ def derive_desired(effective: Effective, request: EditRequest, features: Feature
 
 
 def why_unusable(table: Data, missing_shims: tuple[str, ...]) -> str | None:
-    """Why no pod of a containerd handler can be created, in words; None if no reason is
-    known."""
+    """The reason why no pod of a handler can be created, None if no reason is known."""
     kind = table.get("runtime_type")
     if not kind:
         return "it has no runtime_type"
@@ -110,15 +112,18 @@ def why_unusable(table: Data, missing_shims: tuple[str, ...]) -> str | None:
 
 
 def has_ordinary_runc(effective: Effective, missing_shims: tuple[str, ...]) -> bool:
-    """Do files define a `runc` that runs pods without NVIDIA's program?"""
+    """Do the files define a `runc` that can run pods without NVIDIA's program?"""
     usable = why_unusable(effective.table("runc"), missing_shims) is None
     return _defines_runc(effective) and usable and not is_nvidia(effective, "runc", ())
 
 
-def left_out(effective: Effective, request: EditRequest, features: Features) -> tuple[str, ...]:
-    """Warnings about keys that our handlers do not inherit: this containerd does not know them."""
+def unknown_key_warnings(
+    effective: Effective, request: EditRequest, features: Features
+) -> tuple[str, ...]:
+    """Warnings about the keys of the base that our handlers do not inherit, because this containerd
+    does not know them."""
     name = _base(effective, request, features)
-    table = {} if is_nvidia(effective, name, request.names) else effective.table(name)
+    table = {} if is_nvidia(effective, name, request.own_names) else effective.table(name)
     keys = [key for key in table if not _is_known(key, features)]
     if features.keys is not None and _is_runc_v2(table):
         keys += [f"options.{key}" for key in table.get("options") or {} if not _is_option(key)]
@@ -130,8 +135,8 @@ def left_out(effective: Effective, request: EditRequest, features: Features) -> 
 
 
 def _refuse_sandbox(effective: Effective, available: tuple[Binary, ...]) -> None:
-    """Raise Refused for a sandbox under one of our names (google/gvisor#10997). As a handler of
-    runc it would take the sandbox from all pods that ask for it."""
+    """Raise Refused for a sandbox under one of our names (google/gvisor#10997). If we made it a
+    handler of runc, all pods that use it would run without their sandbox."""
     for binary in available:
         table = effective.table(binary.handler)
         if is_sandbox(table):
@@ -156,8 +161,8 @@ def _refuse_unusable_default(effective: Effective, features: Features) -> None:
 def _refuse_cgroup_switch(
     effective: Effective, handlers: Mapping[str, Data], default: str | None, features: Features
 ) -> None:
-    """Raise Refused for `systemd_cgroup`, which only the v1.linux shim may have: with a default
-    runtime of another shim, containerd 1.x does not serve the CRI (observed on 1.6.20 and
+    """Raise Refused if the new default runtime does not allow `systemd_cgroup = true`, because it
+    has another shim than v1.linux. containerd 1.x would not serve the CRI (observed on 1.6.20 and
     1.7.24)."""
     name = default or effective.default
     old_type = effective.table(effective.default).get("runtime_type")
@@ -174,21 +179,21 @@ def _refuse_cgroup_switch(
 def _earlier_default(
     effective: Effective, request: EditRequest, features: Features, first: str | None = None
 ) -> str | None:
-    """The first of `first`, the remembered default, runc and crun that is not NVIDIA's and can run
-    pods; None if there is none."""
+    """The first handler of `first`, the remembered default, runc and crun that is not NVIDIA's and
+    can run pods; None if none of them is."""
     usable = {
         name: table for name, table in effective.runtimes.items()
         if why_unusable(table, features.missing_shims) is None
     }  # fmt: skip
     names = (first, request.memory.default, "runc", "crun")
-    return first_foreign(replace(effective, runtimes=usable), request.names, names)
+    return first_foreign(replace(effective, runtimes=usable), request.own_names, names)
 
 
 def _base(effective: Effective, request: EditRequest, features: Features) -> str:
-    """The handler from which ours inherit: the first of the default, the remembered default, runc
-    and crun that is not NVIDIA's and can run pods; the default if there is none.
+    """The handler from which our handlers inherit: the first of the default, the remembered
+    default, runc and crun that is not NVIDIA's and can run pods; else the default.
 
-    A sandbox is never taken, because only runc's shim knows BinaryName: our binary would never run.
+    A sandbox is never the base. Only runc's shim knows BinaryName, so our binary would never run.
     """
     tables = {name: t for name, t in effective.runtimes.items() if not is_sandbox(t)}
     plain = replace(effective, runtimes=tables)
@@ -196,34 +201,34 @@ def _base(effective: Effective, request: EditRequest, features: Features) -> str
 
 
 def _made_runc(effective: Effective, request: EditRequest, features: Features) -> Data | None:
-    """The table of an ordinary `runc`, None if none is needed. It is needed if the default is
-    NVIDIA's and no file defines a handler that could become the default again.
+    """The table of an ordinary `runc` that we have to define, None if it is not needed. It is
+    needed if the default is NVIDIA's and no file defines a handler that could become the default.
 
-    On such a node (cloud images ship them), only NVIDIA's handler has the cgroup driver and the
-    base spec with the limits of every container. Pods of a bare runc would run without them.
+    On such a node (some cloud images), only NVIDIA's handler has the cgroup driver and the base
+    spec with the limits of every container. Pods of a bare runc would run without these limits.
     """
-    if not is_nvidia(effective, effective.default, request.names):
+    if not is_nvidia(effective, effective.default, request.own_names):
         return None
-    found = _earlier_default(effective, request, features)
+    earlier = _earlier_default(effective, request, features)
     defined = _defines_runc(effective)
-    if found is not None and (found != "runc" or defined):
+    if earlier is not None and (earlier != "runc" or defined):
         return None
     current = effective.table("runc")
     made = _ordinary(current if defined else {}, effective, features)
     made = made or _ordinary(effective.table(effective.default), effective, features)
-    if found is not None and not made:
+    if earlier is not None and not made:
         return None
     made = {"runtime_type": RUNC_V2, **made, "options": made.get("options", {})}
     return _with_cleared_keys(made, current, features)
 
 
 def _defines_runc(effective: Effective) -> bool:
-    """Do files define a `runc`?"""
+    """Do the files define a `runc`?"""
     return bool(without_empty(get(effective.section, RUNTIMES, {})).get("runc"))
 
 
 def _ordinary(table: Data, effective: Effective, features: Features) -> Data:
-    """The settings of a handler that are for all pods, without its program and without NVIDIA's
+    """The settings that an ordinary runc can take from a handler: all but its program and NVIDIA's
     annotations."""
     kept = _inherited(table, effective, features)
     for key in ("runtime_type", "runtime_path"):
@@ -234,8 +239,8 @@ def _ordinary(table: Data, effective: Effective, features: Features) -> Data:
 
 
 def _inherited(table: Data, effective: Effective, features: Features) -> Data:
-    """The settings that a handler of runc can inherit from this table. Zero values are left out,
-    because they are the default."""
+    """The settings that a handler of runc's shim can inherit from this table, without zero values,
+    because these are the default."""
     if is_sandbox(table):
         return {}
     options = {
@@ -267,8 +272,8 @@ def _is_option(key: str) -> bool:
 def _handler(
     base: Data, program: Binary, request: EditRequest, effective: Effective, features: Features
 ) -> Data:
-    """The table of a handler of ours: the settings of the base, with our binary under every
-    spelling of BinaryName in the current table."""
+    """The table of one of our handlers: the settings of `base`, with our binary under every
+    spelling of BinaryName that the current table has."""
     binary, current = program.path, effective.table(program.handler)
     table = _inherited(base, effective, features)
     options = {"BinaryName": binary, **dict.fromkeys((key for key, _ in binaries(current)), binary)}
@@ -284,13 +289,13 @@ def _handler(
     named = [value for _, value in binaries(current)]
     if not named or not _is_runc_v2(current) or any(value != binary for value in named):
         return _with_cleared_keys(table, current, features)
-    # It runs our binary already, so the admin may have given it more than the base says.
+    # The handler runs our binary already, so its further settings may be the admin's.
     more = [Set(path, value) for path, value in leaves(current) if not get(base, path, True)]
     return emptied(table, apply({}, more))
 
 
 def _with_cleared_keys(table: Data, current: Data, features: Features) -> Data:
-    """The table, with every other key of the present handler set to its zero value, because a
+    """The table, with every further key of the present handler set to its zero value, because a
     drop-in cannot delete keys."""
     known = {key: value for key, value in current.items() if _is_known(key, features)}
     for key in FILLED:
@@ -300,9 +305,9 @@ def _with_cleared_keys(table: Data, current: Data, features: Features) -> Data:
 
 
 def without_own_keys(data: Data, section: Path, names: Iterable[str]) -> Data:
-    """Data without the keys of the CRI section that an edit of ours may change: the handlers of
-    these names, the default runtime, the CDI switch, and containerd 1.x's deprecated table, which
-    is called "default" once it is a handler."""
+    """The data without the keys of a CRI section that an edit of ours may change: the handlers in
+    `names`, the default runtime, the CDI switch, and containerd 1.x's deprecated table of the
+    default runtime, which can be a handler called "default"."""
     handlers = ((*RUNTIMES, name) for name in (*names, "default"))
     keys = (*handlers, DEFAULT, LEGACY, ("enable_cdi",))
     return apply(data, [Unset((*section, *key)) for key in keys])
@@ -311,8 +316,9 @@ def without_own_keys(data: Data, section: Path, names: Iterable[str]) -> Data:
 differences = functools.partial(desired_state.differences, runtimes=RUNTIMES, default=DEFAULT)
 
 
-def shown_handlers(answer: Answer) -> dict[str, Data] | None:
-    """The handlers in Status, with the keys of a file; None if Status does not show them."""
+def shown_tables(answer: Answer) -> dict[str, Data] | None:
+    """The table of each handler in Status, with keys as in a file. None if Status does not show
+    handlers."""
     shown = get(answer.config, RUNTIMES)
     if not isinstance(shown, Mapping):
         return None

@@ -1,8 +1,8 @@
 """The configuration files that containerd loads, in its order.
 
 Invariant: files are read from disk. A config dump is evidence about a running daemon, never the
-source of an edit. Everything that would keep containerd from starting is refused here. So is a file
-that another user than root can change, because it names the programs that root runs.
+source of an edit. Files on which containerd would not start are refused here. So is a file that
+another user than root can change, because it names the programs that root runs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from agent.runtimes.config_file import (
     Unparsed,
     check_shape,
     checked_file,
-    names,
+    directory_names,
     refuse_unread,
 )
 from agent.runtimes.containerd.generations import (
@@ -58,13 +58,13 @@ _NO_OVERLAY: Overlay = MappingProxyType({})
 
 
 def load(host: HostRoot, gen: Generation, root: str, overlay: Overlay = _NO_OVERLAY) -> Files:
-    """The root file and all that it imports, breadth first, as this generation loads them.
+    """The root file and all files that it imports, breadth first, as this generation loads them.
 
-    `root` is its name on the host. `overlay` maps host paths to states that they are going to
-    have. The root file comes first even if it is missing. An imported file that we cannot parse
-    is loaded as `unread`; `preflight.require_harmless` asks the runtime what it says. Raises
-    Refused for another file that cannot be read or parsed, for a wrong type, and for an import
-    without a wildcard that does not exist.
+    `root` is the root file's host path. Files in `overlay` replace those on disk. The root file
+    comes first, even if it is missing. An imported file that we cannot parse is loaded as `unread`;
+    `preflight.require_harmless` checks it later. Raises Refused for any other file that cannot be
+    read or parsed, for a value of a wrong type, and for an import without a wildcard whose file
+    does not exist.
     """
     pending = [root]
     loaded: dict[str, ConfigFile] = {}
@@ -82,7 +82,7 @@ def load(host: HostRoot, gen: Generation, root: str, overlay: Overlay = _NO_OVER
         if file.state is None and name != root:
             raise Refused(
                 f"cannot use {_importer(loaded, name)}: it imports {name}, which does not exist, "
-                "and containerd does not start so; remove the import or restore the file"
+                "so containerd does not start; remove the import or restore the file"
             )
         if not file.unread:
             refuse_unread(file, gen.toml)
@@ -109,15 +109,16 @@ def _importer(loaded: dict[str, ConfigFile], name: str) -> str:
 
 
 def load_file(host: HostRoot, name: str, overlay: Overlay = _NO_OVERLAY) -> ConfigFile:
-    """One file by its name on the host; missing is not an error here."""
+    """One file by its host path, parsed. A missing file has no data and is no error here. Raises
+    Refused."""
     file = checked_file(host, name, overlay)
     check_shape(file, SHAPE)
     return file
 
 
 def _expand(host: HostRoot, gen: Generation, where: tuple[str, str], overlay: Overlay) -> list[str]:
-    """Host names of the files that one import (file, pattern) stands for, in the order of Go's
-    filepath.Glob."""
+    """The host paths of the files that an import stands for, in the order of Go's filepath.Glob.
+    `where` is the importing file and the pattern."""
     absolute = import_pattern(gen, *where)
     if absolute is None:
         return []
@@ -141,7 +142,8 @@ def _expand(host: HostRoot, gen: Generation, where: tuple[str, str], overlay: Ov
 
 
 def _is_file(host: HostRoot, name: str) -> bool:
-    """A glob in the middle of a pattern matches files too; nothing is below them."""
+    """Is this a regular file? A glob in the middle of a pattern matches files too, but nothing is
+    below a file."""
     try:
         return stat.S_ISREG(os.lstat(host.agent_path(name)).st_mode)
     except OSError:
@@ -158,11 +160,14 @@ def _is_there(host: HostRoot, name: str, overlay: Overlay) -> bool:
 def _names(host: HostRoot, directory: str, part: str, overlay: Overlay) -> list[str]:
     if not any(char in part for char in "*?["):
         return [part]  # a missing directory shows at the next step, a missing file matches nothing
-    return [name for name in sorted(names(host, directory, overlay)) if matches(part, name)]
+    return [
+        name for name in sorted(directory_names(host, directory, overlay)) if matches(part, name)
+    ]
 
 
 def import_pattern(gen: Generation, importing: str, pattern: str) -> str | None:
-    """The absolute host pattern of one import, or None if it depends on the daemon's cwd."""
+    """The absolute pattern of an import, for host paths. `importing` is the host path of the
+    importing file. None if the pattern depends on the daemon's working directory."""
     if os.path.isabs(pattern):
         return os.path.normpath(pattern)
     if "*" in pattern and not gen.relative_globs:
@@ -171,16 +176,17 @@ def import_pattern(gen: Generation, importing: str, pattern: str) -> str | None:
 
 
 def matches(pattern: str, path: str) -> bool:
-    """Go's filepath.Match for absolute patterns: `*` stops at a slash and takes dot files."""
+    """Does an absolute pattern match a path, as by Go's filepath.Match? `*` does not match a slash,
+    and matches the dot at the beginning of a name."""
     return re.fullmatch(_expression(pattern), path, re.DOTALL) is not None
 
 
 @lru_cache
 def _expression(pattern: str) -> str:
-    """The regular expression of a pattern: `*`, `?`, `[set]`, `[^set]` and backslash.
+    """The regular expression of a pattern with `*`, `?`, `[set]`, `[^set]` and backslash.
 
-    The text between two stars is matched at its first place only, and the second star takes the
-    rest. To try other places would take too long with many stars.
+    The text between two stars matches at its first place only, and the second star takes the rest.
+    Trying other places would take too long for a pattern with many stars.
     """
     if len(pattern) > _LONGEST:
         return "(?!)"

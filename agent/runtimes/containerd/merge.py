@@ -1,8 +1,8 @@
 """How a containerd merges its configuration files.
 
-Invariant: pure, and arguments are never changed. The same model answers what is in force, what else
-an edit would change, and where a key has to be written to take effect. Every rule that differs
-between versions is a field of `Generation`.
+Invariant: pure, and arguments are never changed. One model of merging serves three questions: which
+settings are in force, which other settings an edit would change, and in which file and section a
+key takes effect. Every rule that differs between versions is a field of `Generation`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _MISSING = object()
 
 
 def effective(gen: Generation, files: Files) -> Effective:
-    """The effective configuration of the daemon after a start on these files."""
+    """The effective configuration of containerd after a start on these files."""
     sections = plugins(gen, files)
     section = _table(sections.get(cri_name(gen, files)))
     named = get(section, ("containerd", "runtimes"))
@@ -59,18 +59,19 @@ def _table(value: Any) -> Data:
 
 
 def version_of(gen: Generation, files: Iterable[ConfigFile]) -> int:
-    """The version by which a set of files is read as a whole: the last one that counts.
+    """The file version that counts for all files together, if `gen.reads` is "set".
 
-    Observed on 1.6.20, 1.7.24 and 2.1.9: the version in a later file replaces that in an earlier
-    one. With a drop-in of version 3, 2.1.9 ignores the CRI section of a root file of version 2.
-    With a drop-in of version 2 it migrates all files, and the root file's own names win.
+    Observed on 1.6.20, 1.7.24 and 2.1.9: the version in a later file replaces the version in an
+    earlier file. With a drop-in of version 3, 2.1.9 ignores the CRI section of a root file of
+    version 2. With a drop-in of version 2, it migrates all files, and the root file's own section
+    names win.
     """
     named = [file.version for file in files if (file.version or 0) >= gen.lowest and file.version]
     return min(named[-1], gen.highest) if named else gen.unversioned
 
 
 def names(gen: Generation, files: Files, file: ConfigFile) -> tuple[str, ...]:
-    """The names of the sections with CRI settings in this file, the one that wins first."""
+    """The names of the sections with CRI settings in `file`. The name that wins comes first."""
     if gen.reads == "file":
         return gen.names[min(file.version or 0, gen.highest)]
     found = gen.names[version_of(gen, files)]
@@ -79,7 +80,7 @@ def names(gen: Generation, files: Files, file: ConfigFile) -> tuple[str, ...]:
 
 
 def plugins(gen: Generation, files: Files) -> Data:
-    """All plugin sections, merged and migrated; the CRI's is below `cri_name`."""
+    """The sections of all plugins, merged and migrated. The CRI section has the name `cri_name`."""
     merged: Data = {}
     for file in files:
         given = _renamed(gen, file)
@@ -97,12 +98,13 @@ def cri_name(gen: Generation, files: Files) -> str:
 
 
 def cri_section(gen: Generation, files: Files) -> Data:
-    """The CRI section that the files make together, without built-in defaults."""
+    """The merged CRI section of all files, without built-in defaults."""
     return _table(plugins(gen, files).get(cri_name(gen, files)))
 
 
 def _renamed(gen: Generation, file: ConfigFile) -> Data:
-    """The plugins of a file, with long names for short ones if the daemon renames them."""
+    """The plugin sections of a file, with long names in place of short ones if this generation
+    renames them."""
     given = file.data.get("plugins", {})
     if not gen.renames or (file.version or 0) >= gen.lowest or CRI_V1 not in given:
         return dict(given)
@@ -111,8 +113,8 @@ def _renamed(gen: Generation, file: ConfigFile) -> Data:
 
 
 def _migrated(given: Data, order: tuple[str, ...]) -> Data:
-    """The plugins with the sections under older names moved to those of version 3. `order` are the
-    names, the one that wins first."""
+    """The plugin sections, with those under older names moved to the names of version 3. `order`
+    has the names of the CRI section; the name that wins comes first."""
     if CRI_V3 not in order:
         return given
     result = dict(given)
@@ -133,8 +135,8 @@ def _migrated(given: Data, order: tuple[str, ...]) -> Data:
 
 
 def _names_merged(new: Data, old: Data) -> Data:
-    """The merge of the CRI section under its new name and its old name. A key under the new name
-    wins, the whole `runtimes` included."""
+    """The CRI section under its new name merged with that under its old name. A key under the new
+    name wins, and so does the whole table `runtimes`."""
     result = {**old, **new}
     for key in TWO_LEVELS:
         if isinstance(old.get(key), dict) and isinstance(new.get(key), dict):
@@ -154,8 +156,8 @@ def _runtime_part(old: Data) -> Data:
 
 
 def _with_sandboxer(handler: Any) -> Any:
-    """The handler with `sandboxer`, which is the name of `sandbox_mode` in version 3. If both
-    are set, `sandboxer` wins."""
+    """The handler with `sandboxer`, the name of `sandbox_mode` in version 3. If both keys are set,
+    `sandboxer` wins."""
     if not isinstance(handler, dict) or "sandbox_mode" not in handler:
         return handler
     rest = {key: value for key, value in handler.items() if key != "sandbox_mode"}
@@ -163,8 +165,8 @@ def _with_sandboxer(handler: Any) -> Any:
 
 
 def _image_part(old: Data) -> Data:
-    """The settings that move to the images plugin. Observed on 2.1.9: the snapshotter and similar
-    keys are lost if there is no `runtimes` beside them."""
+    """The settings that move to the plugin for images. Observed on 2.1.9: the snapshotter and
+    similar keys are lost if the same table has no `runtimes`."""
     part = {key: value for key, value in old.items() if key in IMAGE_KEYS}
     if SANDBOX_IMAGE in old:
         part["pinned_images"] = {"sandbox": old[SANDBOX_IMAGE]}
@@ -175,10 +177,8 @@ def _image_part(old: Data) -> Data:
 
 
 def settings(gen: Generation, files: Files) -> Data:
-    """All settings of the files together, with the CRI section below `plugins.cri`.
-
-    They are used to check that an edit changes only what it is meant to change.
-    """
+    """All merged settings of the files, with the CRI section as `plugins.cri`. They show whether an
+    edit changes more than our keys."""
     whole: Data = {}
     for file in files:
         without = ("imports", "version", "plugins")
@@ -190,7 +190,8 @@ def settings(gen: Generation, files: Files) -> Data:
 
 
 def owner(gen: Generation, files: Files, path: Path) -> tuple[ConfigFile, Path] | None:
-    """The file whose value of a CRI key is in force, and the key's full path in it."""
+    """The file whose value of a CRI key is in force, and the path of the CRI section in that file.
+    None if no file sets the key. `path` is relative to the CRI section."""
     for file in reversed(files):
         name = place(gen, files, file, path)
         if get(file.data, ("plugins", name, *path), _MISSING) is not _MISSING:
@@ -199,17 +200,17 @@ def owner(gen: Generation, files: Files, path: Path) -> tuple[ConfigFile, Path] 
 
 
 def place(gen: Generation, files: Files, file: ConfigFile, path: Path) -> str:
-    """The name of the section of this file in which a CRI key counts, whether or not the key
+    """The name of the section of `file` in which a CRI key takes effect, whether or not the key
     exists."""
     order = names(gen, files, file)
     given = file.data.get("plugins", {})
-    shown: Data = given
+    sections: Data = given
     if gen.reads == "set":
-        shown = functools.reduce(deep_merge, (_renamed(gen, other) for other in files), {})
+        sections = functools.reduce(deep_merge, (_renamed(gen, other) for other in files), {})
     level = 2 if path[0] in TWO_LEVELS else 1
     for name in order:
-        if get(shown, (name, *path[:level]), _MISSING) is not _MISSING:
-            # A file of version 1 may call it `cri`.
+        if get(sections, (name, *path[:level]), _MISSING) is not _MISSING:
+            # A file of version 1 may call this section `cri`.
             short = name == CRI_V2 and CRI_V1 in order and CRI_V2 not in given
             return CRI_V1 if short else name
     usual = section_name(file.version or version_of(gen, files))
@@ -218,6 +219,6 @@ def place(gen: Generation, files: Files, file: ConfigFile, path: Path) -> str:
 
 
 def has_section(gen: Generation, files: Files, file: ConfigFile) -> bool:
-    """Does the daemon see any CRI settings in this file?"""
+    """Does `file` have a section in which containerd looks for CRI settings?"""
     given = file.data.get("plugins", {})
     return any(isinstance(given.get(name), dict) for name in names(gen, files, file))

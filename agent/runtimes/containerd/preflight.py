@@ -1,8 +1,7 @@
 """The check of a candidate by containerd's own executable, before anything is changed.
 
-Invariant: nothing is written. The staged files live in memory and are handed to the executable as
-`/proc/self/fd/N`, with their imports rewritten to one another, so that a full or read-only disk
-does not matter, and no other program finds them.
+Invariant: nothing is written. The staged files are in memory, and import one another as
+`/proc/self/fd/N`. So a full or read-only disk does not matter, and no other program finds them.
 """
 
 from __future__ import annotations
@@ -22,34 +21,35 @@ from agent.runtimes.config_file import ConfigFile, Files
 from agent.runtimes.containerd import faults, handlers
 from agent.runtimes.containerd.generations import CRI_V2, CRI_V3
 from agent.runtimes.containerd.merge import LEGACY, LINUX_PLUGIN
-from agent.runtimes.preflight import UNKNOWN, Candidate, Preflight, ask, compare, memory_file
+from agent.runtimes.preflight import UNKNOWN, Candidate, Preflight, compare, dump_both, memory_file
 from agent.toml import document
 from agent.toml.document import Data, Op, Path, Set, Unset, get
 
 if TYPE_CHECKING:
     from agent.runtimes.containerd.adapter import ContainerdNode
 
-_READ = (CRI_V2, CRI_V3, *LINUX_PLUGIN)  # plugins that a plan is made from
+_READ = (CRI_V2, CRI_V3, *LINUX_PLUGIN)  # the plugins whose settings a plan uses
 
 
 def check(node: ContainerdNode, candidate: Candidate) -> Preflight:
-    """Compare the executable's dump of the files as they are and as they will be.
+    """Compare the executable's dumps of the present and of the future files.
 
-    Raises Refused if it rejects the candidate, or if more would change than our keys. Exit code 0
-    is not enough: containerd accepts a default runtime without a table, and a missing import.
+    Raises Refused if the executable rejects the candidate, or if more than our keys would change.
+    Exit code 0 is not enough: containerd accepts a default runtime without a table, and a missing
+    import.
     """
     executable = node.executable
     if executable is None:
         return _without_executable(node, candidate, UNKNOWN)
-    asked = ask(
+    dumps = dump_both(
         executable,
         node.root.path,
         lambda: dump(node.host, executable, node.files),
         lambda: dump(node.host, executable, candidate.files),
     )
-    if isinstance(asked, str):
-        return _without_executable(node, candidate, asked)
-    before, after = asked
+    if isinstance(dumps, str):
+        return _without_executable(node, candidate, dumps)
+    before, after = dumps
     missing = _missing(after, candidate)
     if missing and _hides_migrated(node.host, executable, candidate.files):
         note = f"{executable} does not show what it makes of files below version 3"
@@ -58,17 +58,19 @@ def check(node: ContainerdNode, candidate: Candidate) -> Preflight:
 
 
 def _without_executable(node: ContainerdNode, candidate: Candidate, note: str) -> Preflight:
-    """The outcome if the executable cannot be asked: the faults that are known for this
-    generation count. Raises Refused."""
-    fault = faults.fatal(node.gen, candidate.files)
+    """The result if the executable makes no usable dump; `note` is the reason. Raises Refused for a
+    fault that is known for this generation."""
+    fault = faults.fatal_fault(node.gen, candidate.files)
     if fault is not None:
-        raise Refused(f"cannot use {node.root.path}: containerd does not start so: {fault}")
+        raise Refused(
+            f"cannot use {node.root.path}: containerd would not start on it, because {fault}; "
+            "bring the files to one version"
+        )
     return Preflight(False, note)
 
 
 def dump(host: HostRoot, executable: str, files: Files, plugins: tuple[str, ...] = ()) -> Dump:
-    """The dump that the executable of a containerd makes of these files together; `plugins` as in
-    `command.config_dump`."""
+    """The executable's dump of these files together; `plugins` as in `command.config_dump`."""
     if files[0].state is None:
         # 1.x cannot dump without a file; its defaults are what runs then.
         return command.config_dump(host, executable, None)
@@ -79,7 +81,8 @@ def dump(host: HostRoot, executable: str, files: Files, plugins: tuple[str, ...]
 
 @contextmanager
 def _stage(files: Files) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The files in memory; the root imports all others, literally and in their order."""
+    """Stage the files in memory, and return the path of the root file and all descriptors. The root
+    file imports the others by name, in their order."""
     with ExitStack() as stack:
 
         def keep(text: bytes) -> int:
@@ -95,10 +98,11 @@ def _stage(files: Files) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _text(file: ConfigFile, op: Op) -> bytes:
-    """The file's own text with other imports: its spelling is part of what has to be accepted.
+    """The file's own text with other imports (`op`), because containerd has to accept its spelling
+    too.
 
-    If imports cannot be changed in it, a text with the same meaning is used. A file that
-    we cannot parse is staged as it is; `require_harmless` checks that it imports nothing.
+    If the imports cannot be changed in that text, a text with the same data is used. A file that we
+    cannot parse is staged unchanged; `require_harmless` checks that it imports nothing.
     """
     if file.unread and file.state:
         return file.state.data
@@ -111,29 +115,31 @@ def _text(file: ConfigFile, op: Op) -> bytes:
 
 
 def _missing(after: Data, candidate: Candidate) -> str | None:
-    """A needed handler that would be missing, that of the default runtime included."""
+    """A handler that the candidate needs and the dump lacks, None if none is missing. The default
+    runtime is needed too."""
     section = cri_section(after)
     runtimes = get(after, (*section, "containerd", "runtimes"), {})
     default = get(after, (*section, "containerd", "default_runtime_name"))
     if get(after, (*section, "containerd", "default_runtime", "runtime_type")):
-        default = None  # containerd 1.x makes a handler of it, and that the default
+        default = None  # containerd 1.x makes this table the default runtime
     needed = (*candidate.present, *([default] if default else []))
     return next((name for name in needed if name not in runtimes), None)
 
 
 def _hides_migrated(host: HostRoot, executable: str, files: Files) -> bool:
-    """Does this executable print files of older versions without their CRI settings?
+    """Does the executable's dump lack the CRI settings of files of older versions?
 
-    The first releases of 2.0 do, while the daemon reads them (containerd#11747; read, not run).
+    That is so in the first releases of 2.0, although the daemon reads these settings
+    (containerd#11747; read, not run).
     """
     if all(file.state is None or (file.version or 0) > 2 for file in files):
         return False
     fd = memory_file(_PROBE.encode())
     try:
-        shown = command.config_dump(host, executable, f"/proc/self/fd/{fd}", (fd,))
+        probe = command.config_dump(host, executable, f"/proc/self/fd/{fd}", (fd,))
     finally:
         os.close(fd)
-    plugins = (shown.data or {}).get("plugins", {})
+    plugins = (probe.data or {}).get("plugins", {})
     return not any(get(plugins, (name, _PROBED)) == _PROBE_VALUE for name in (CRI_V2, CRI_V3))
 
 
@@ -153,7 +159,7 @@ def cri_section(dump: Data) -> Path:
 
 
 def require_harmless(node: ContainerdNode, files: Files) -> None:
-    """As `runtimes.preflight.require_harmless`."""
+    """As `runtimes.preflight.require_harmless`. Raises Refused."""
     readable = tuple(replace(f, state=new_state(), unread="") if f.unread else f for f in files)
     preflight.require_harmless(
         files,
@@ -165,17 +171,18 @@ def require_harmless(node: ContainerdNode, files: Files) -> None:
 
 
 def _of_ours(dump: Data) -> dict[str, Any]:
-    """The part of a dump from which a plan is made, as nested tables."""
+    """The part of a dump that a plan uses, as nested tables."""
     section = cri_section(dump)
     names = ("runtimes", "default_runtime_name", *LEGACY)
     paths: list[Path] = [(*section, "containerd", name) for name in names]
     paths += [(*section, "enable_cdi"), ("disabled_plugins",)]
     paths += [("plugins", name) for name in LINUX_PLUGIN]
-    found: dict[str, Any] = {"imports": len(dump.get("imports") or ())}  # staged: other names
+    # The names of imports differ, because the files are staged.
+    used: dict[str, Any] = {"imports": len(dump.get("imports") or ())}
     for path in paths:
-        table = found
+        table = used
         for part in path[:-1]:
             table = table.setdefault(part, {})
         if (value := get(dump, path)) is not None:
             table[path[-1]] = value
-    return found
+    return used

@@ -1,7 +1,7 @@
-"""Configuration files that another program writes again whenever it starts.
+"""Configuration files that another program (k3s, RKE2, k0s, MicroK8s) writes anew at each start.
 
 Invariant: pure. Such a file is never edited, because the edit would be lost with the next start of
-that program. It is recognised by its first lines or by its path.
+that program. The file is recognised by its first lines or by its path.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _LINES = 1024  # bytes at the beginning of a file, in which a header is looked f
 
 @dataclass(frozen=True)
 class Renderer:
-    """A program, and the file or directory from which it makes the configuration. `imports` means
-    that imports there are imports in the result too."""
+    """A program that writes a configuration file, and the file or directory (host path) from which
+    it makes that file. `imports`: does the program copy imports from the source to the file?"""
 
     program: str
     source: str
@@ -26,7 +26,7 @@ class Renderer:
 
 
 def renderer(file: ConfigFile) -> Renderer | None:
-    """The program that writes a file again at each start, None if there is none."""
+    """The program that writes this file anew at each start, None if there is none."""
     head = file.state.data[:_LINES] if file.state else b""
     # k3s and RKE2 render another template for containerd 2.x (docs.k3s.io, advanced).
     template = "config-v3.toml.tmpl" if (file.version or 0) >= 3 else "config.toml.tmpl"

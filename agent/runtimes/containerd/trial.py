@@ -1,7 +1,7 @@
-"""How containerd is started for a trial, and what its log says about a failure.
+"""The arguments of containerd's trial start, and the reason of a failure in its log.
 
-Invariant: what it is started with differs from the real start in its directories and its socket
-only. Observed on 1.6.20, 1.7.24 and 2.1.9: `--root`, `--state` and `--address` win over the files.
+Invariant: a trial start differs from the real start only in its directories and its socket.
+Observed on 1.6.20, 1.7.24 and 2.1.9: `--root`, `--state` and `--address` win over the files.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from agent.toml.document import Data
 if TYPE_CHECKING:
     from agent.runtimes.containerd.adapter import ContainerdNode
 
-# It makes the second at its start, whatever its options are; the third are NRI's sockets.
+# containerd makes /opt/containerd at each start, whatever its options are. /run/nri has the sockets
+# of NRI.
 _WRITABLE = ("/run/containerd", "/run/nri", "/opt/containerd", "/opt/nri/plugins")
 _CRI_PLUGINS = ("grpc.v1.cri", "cri.v1.")
 _PROXIES = "proxy_plugins"
-# Keys whose value is a socket, and those of a directory that has to be empty or is written to.
+# Keys whose value is a socket, and keys whose value is a directory that has to be empty or
+# writable.
 _SOCKETS = ("address", "socket_path")
 _DIRECTORIES = ("root_path", "plugin_path")
 _WRITTEN_KEYS = (*_SOCKETS, *_DIRECTORIES, "root", "state")
@@ -37,7 +39,8 @@ _WRITTEN_KEYS = (*_SOCKETS, *_DIRECTORIES, "root", "state")
 def launch(
     node: ContainerdNode, executable: str, desired: Desired, files: Mapping[str, bytes | None]
 ) -> Launch:
-    """The start of this containerd with `files` presented in the place of the real ones."""
+    """The trial start of this containerd. `files` are contents by host path (None: no such file),
+    and replace the real files."""
     needed = {executable, *files, *_read(node.files)}
     found = dict.fromkeys((*_WRITABLE, *_written(node)))
     writable = tuple(path for path in found if not any(is_below(one, path) for one in needed))
@@ -57,8 +60,8 @@ def launch(
 
 
 def _config(node: ContainerdNode, files: Mapping[str, bytes | None]) -> tuple[str, ...]:
-    """The arguments that name the root file. The usual one needs none, because containerd reads it
-    if it exists; a named file has to exist."""
+    """The arguments that name the root file. The usual root file needs no argument, because
+    containerd reads it if it exists; a file that an argument names has to exist."""
     root, running = node.root, node.runtime.process
     exists = (
         files[root.path.host] is not None if root.path.host in files else root.state is not None
@@ -68,7 +71,7 @@ def _config(node: ContainerdNode, files: Mapping[str, bytes | None]) -> tuple[st
 
 
 def _read(files: Files) -> Iterator[str]:
-    """Every path that the files name and that containerd does not write to, and their own."""
+    """The paths of the files, and every path in them to which containerd does not write."""
     for file in files:
         yield from (file.name, file.path.host)
         for key, value in _paths(file.data):
@@ -77,7 +80,7 @@ def _read(files: Files) -> Iterator[str]:
 
 
 def _written(node: ContainerdNode) -> Iterator[str]:
-    """Directories in which this containerd has sockets, or data that `--root` does not move."""
+    """The directories in which this containerd has sockets, or data that `--root` does not move."""
     yield os.path.dirname(node.runtime.socket.host)
     for file in node.files:
         without = {key: value for key, value in file.data.items() if key != _PROXIES}
@@ -96,8 +99,8 @@ def _paths(data: Data) -> Iterator[tuple[str, str]]:
 
 
 def reason(output: str) -> str:
-    """Why containerd does not serve the CRI: the error of the first CRI plugin that does not load,
-    else the last words of the output."""
+    """The reason in the output why containerd does not serve the CRI: the error of the first CRI
+    plugin that does not load, else the last words."""
     for line in output.splitlines():
         entry = command.entry(line)
         if entry is None:

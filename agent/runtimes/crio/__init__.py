@@ -1,1 +1,1 @@
-"""What is particular to CRI-O: its files, our drop-in or hook, and what proves them."""
+"""The parts that are particular to CRI-O: its files, our drop-in and hook, and their proof."""

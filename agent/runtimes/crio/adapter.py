@@ -1,8 +1,8 @@
 """The adapter of CRI-O.
 
 Invariant: reads only. The flags and the environment of the process behind the socket decide which
-files are read and which settings are fixed. An option of ours that contradicts them is refused
-if it would decide what is written, and is ignored elsewhere.
+files CRI-O reads and which settings are fixed. An option of ours that contradicts them is refused
+if it names a file that we write, and is ignored otherwise.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _STATE = "/run/runc"  # the state directory of a low-level runtime if no file na
 
 
 class Crio(RuntimeAdapter):
-    """The kind of runtime."""
+    """CRI-O as a kind of runtime."""
 
     kind = "crio"
     title = "CRI-O"
@@ -62,7 +62,7 @@ class Crio(RuntimeAdapter):
     starts_again = False
     lists_handlers = False
     shows_reloaded = True
-    restart_note = "it ends once the containers have ended that are being stopped"
+    restart_note = "CRI-O ends when all containers that are being stopped have ended"
     # Each container has its grace period. systemd's stop timeout (90 s by default) ends the wait.
     stop_seconds = 90
     cgroup_driver_since = (1, 28, 0)
@@ -76,14 +76,14 @@ class Crio(RuntimeAdapter):
 
         return replace(answer, dump=config_request.effective_config(socket, timeout))
 
-    def look(
+    def configured_runtime(
         self, settings: Settings, host: HostRoot, runtime: Runtime, overlay: Overlay | None = None
     ) -> CrioNode:
-        """The node of a CRI-O that was found. Raises Refused."""
+        """Load the files of a CRI-O, and find its executable. Raises Refused."""
         root, directory = places(settings, host, runtime.process)
         overrides = command_line.overrides(runtime.process)
         files = load.load(host, root, directory, overlay)
-        shown = _shown(runtime.answer)
+        shown = _shown_section(runtime.answer)
         later = merge.hooks_dirs(files, overrides)
         read = (shown or {}).get("hooks_dir")
         node = CrioNode(
@@ -106,27 +106,28 @@ class Crio(RuntimeAdapter):
         return node
 
     def evidence(self, answer: Answer) -> tuple[Evidence, ...]:
-        """The spec directories, because CRI-O has no switch for CDI. Status shows them from 1.33
-        on, and the effective configuration of every version that knows CDI does."""
-        shown = [("cri-status", merge.shown(answer.config, None))]
+        """The spec directories, because CRI-O has no switch for CDI. Status shows them since 1.33,
+        and the effective configuration in every version that knows CDI."""
+        shown = [("cri-status", merge.shown_section(answer.config, None))]
         if answer.dump is not None:
-            shown.append(("config-dump", merge.shown(None, answer.dump)))
+            shown.append(("config-dump", merge.shown_section(None, answer.dump)))
         listed = ((source, (data or {}).get("cdi_spec_dirs")) for source, data in shown)
         return tuple(
             Evidence(source, spec_dirs=tuple(map(str, dirs)) if isinstance(dirs, list) else None)
             for source, dirs in listed
         )
 
-    def shown(self, answer: Answer) -> tuple[str | None, Mapping[str, Data] | None]:
-        """As in Status or the effective configuration."""
-        section = _shown(answer) or {}
+    def shown_handlers(self, answer: Answer) -> tuple[str | None, Mapping[str, Data] | None]:
+        """The default runtime and the handlers in Status, else in the effective configuration."""
+        section = _shown_section(answer) or {}
         default = section.get("default_runtime")
         return default if isinstance(default, str) else None, section.get("runtimes")
 
     def table_problems(
         self, table: Data, running: Data, shown: Mapping[str, Data]
     ) -> Iterable[str]:
-        """CRI-O does not know a key that it shows in no handler. Such a key is not compared."""
+        """The differences between two tables of a handler. A key that CRI-O shows in no handler is
+        not compared, because this CRI-O does not know it."""
         known = merge.shown_keys(shown) | _ESSENTIAL
         for key, value in table.items():
             compared = key in known and key not in _REWRITTEN
@@ -134,15 +135,16 @@ class Crio(RuntimeAdapter):
                 yield f"{key} is not as wanted"
 
     def unproven(self, desired: Desired, answer: Answer) -> list[str]:
-        """Names do not prove anything, because CRI-O lists handlers that it has only reloaded."""
-        if self.shown(answer)[1] is None:
+        """As in the base class; but names alone prove nothing, because CRI-O also lists handlers
+        that it has only reloaded."""
+        if self.shown_handlers(answer)[1] is None:
             return ["it does not show its handlers"]
         return super().unproven(desired, answer)
 
     def watch_paths(
         self, settings: Settings, host: HostRoot, running: Process | None
     ) -> Iterator[str]:
-        """Root file, drop-ins and their directory of a CRI-O whose configuration cannot be read."""
+        """The root file, the drop-ins and their directory."""
         root, directory = places(settings, host, running)
         yield from filter(None, (root, directory))
         if directory:
@@ -151,8 +153,8 @@ class Crio(RuntimeAdapter):
                 yield os.path.join(directory, name)
 
     def pod_handler(self, info: Mapping[str, object]) -> str:
-        """The handler in the pod's annotations. CRI-O does not resolve the default: a pod without a
-        handler always belongs to the present default runtime."""
+        """The handler in the pod's annotations. CRI-O stores no handler for a pod that asks for
+        none; such a pod always belongs to the present default runtime."""
         found = get(info, ("runtimeSpec", "annotations", _HANDLER))
         return found if isinstance(found, str) else ""
 
@@ -164,9 +166,10 @@ ADAPTER = Crio()
 class CrioNode(ConfiguredRuntime):
     """A CRI-O with its configuration.
 
-    `directory` is the drop-in directory, empty if CRI-O reads none; then `drop_in` is the root
-    file. `hook` is the file of our OCI hook. The running process reads hooks from `hooks_read`, and
-    the next one from `hooks_later`. Files in `overlay` replace those on disk."""
+    `directory` is the host path of the drop-in directory, empty if CRI-O reads no drop-ins; then
+    `drop_in` is the root file. `hook` is the file of our OCI hook. The running process reads hooks
+    from the directories `hooks_read`, and reads them from `hooks_later` after its next start. Files
+    in `overlay` replace those on disk."""
 
     adapter = ADAPTER
 
@@ -179,16 +182,17 @@ class CrioNode(ConfiguredRuntime):
 
     @property
     def overrides(self) -> Overrides:
-        """The settings that the flags and the environment of the running process fix."""
+        """The settings that are fixed by flags or variables of the running process."""
         return self.rules.overrides
 
     @property
-    def shown(self) -> Data | None:
-        """The settings that the running CRI-O shows, None if it shows none."""
-        return _shown(self.runtime.answer)
+    def shown_section(self) -> Data | None:
+        """The section `crio.runtime` that the running CRI-O shows, None if it shows none."""
+        return _shown_section(self.runtime.answer)
 
     def setting_file(self, setting: Setting) -> str:
-        """The file that sets a flag or a variable of the running process, for messages."""
+        """The host path of the file that sets a flag or a variable of the running process, for a
+        message."""
         return command_line.setting_file(self.host, self.runtime.process, setting.source)
 
     def load(self, overlay: Overlay | None = None) -> Files:
@@ -199,7 +203,7 @@ class CrioNode(ConfiguredRuntime):
         return merge.effective(self.rules, files)
 
     def by_files(self, files: Files) -> Effective:
-        """The effective configuration without a flag or a variable that fixes the default."""
+        """The effective configuration if no flag or variable fixed the default runtime."""
         free = replace(self.overrides, default=None)
         return merge.effective(replace(self.rules, overrides=free), files)
 
@@ -220,46 +224,47 @@ class CrioNode(ConfiguredRuntime):
         return trial.launch(self, executable, desired, files)
 
     def restart_hazard(self, files: Files) -> RestartHazard | None:
-        """A default runtime without a handler."""
+        """The file or flag that sets a default runtime without a handler."""
         effective, fixed = self.effective(files), self.overrides.default
         if effective.default in effective.runtimes:
             return None
-        path, what = (config_file.owner(files, merge.DEFAULT) or self.root).path, "default_runtime"
+        path, key = (config_file.owner(files, merge.DEFAULT) or self.root).path, "default_runtime"
         if fixed:
-            place, what = self.setting_file(fixed), fixed.source
+            place, key = self.setting_file(fixed), fixed.source
             path = HostPath(self.host.agent_path(place), place) if place.startswith("/") else path
         why = (
-            f"makes {effective.default} the default runtime by {what}, and there would be no such "
+            f"makes {effective.default} the default runtime by {key}, and there would be no such "
             "handler"
         )
         return RestartHazard(path, why, "take that back first", ADAPTER.title)
 
     def cgroup_drivers(self) -> Mapping[str, str]:
-        """One for all handlers; systemd is the built-in one."""
+        """The cgroup driver of the section for all handlers; the built-in one is systemd."""
         effective = self.effective(self.files)
         driver = str(effective.section.get("cgroup_manager") or "systemd")
         return dict.fromkeys(effective.runtimes, driver)
 
-    def shows(self, file: ConfigFile) -> tuple[object, list[Data]]:
-        """The section `crio.runtime`."""
-        return self.shown or {}, [get(file.data, merge.RUNTIME) or {}]
+    def comparable_settings(self, file: ConfigFile) -> tuple[object, list[Data]]:
+        """The section `crio.runtime`, shown and in the file."""
+        return self.shown_section or {}, [get(file.data, merge.RUNTIME) or {}]
 
     def reload_keys(self, desired: Desired) -> tuple[Path, ...]:
-        """On SIGHUP CRI-O shows new handlers at once, and pods still get the old ones (observed on
-        1.37, read in 1.24 to 1.36)."""
+        """The handlers' programs and the default runtime: after SIGHUP, CRI-O shows new handlers at
+        once, but pods still get the old ones (observed on 1.37, read in 1.24 to 1.36)."""
         keys = [(*merge.RUNTIMES, name, "runtime_path") for name in desired.handlers]
         return (*keys, *([merge.DEFAULT] if desired.default is not None else []))
 
     def pod_states(self, effective: Effective, below: str | None) -> Mapping[str, object]:
-        """The state by which CRI-O finds the pods of each handler again (`pod_state`)."""
-        found = {name: pod_state(effective, name, below) for name in effective.runtimes}
-        return {**found, "": found.get(effective.default)}
+        """For each handler, the values by which CRI-O finds its pods again (`pod_state`)."""
+        states = {name: pod_state(effective, name, below) for name in effective.runtimes}
+        return {**states, "": states.get(effective.default)}
 
     def hook_programs(self, overlay: Overlay) -> Iterable[tuple[HostPath, str]]:
         return hook.programs(self, overlay)
 
     def watch_paths(self) -> Iterator[str]:
-        """Also the hook, and the directories with drop-ins, because any new name in them counts."""
+        """The usual paths, the hook, and the directories with drop-ins, because CRI-O reads every
+        new file in them."""
         yield from (*super().watch_paths(), self.hook.host)
         if self.directory:
             yield self.directory
@@ -267,22 +272,23 @@ class CrioNode(ConfiguredRuntime):
             yield from (os.path.dirname(n) for n in names if is_below(n, self.directory))
 
     def own_keys(self, data: Data, *, switch: bool) -> Iterable[Path]:
-        """CRI-O has no switch."""
+        """The paths of our keys. CRI-O has no CDI switch."""
         return own_keys(data, merge.RUNTIMES, merge.DEFAULT)
 
-    def finished(self, changes: tuple[Change, ...]) -> tuple[Change, ...]:
+    def adapted_revert(self, changes: tuple[Change, ...]) -> tuple[Change, ...]:
         """The changes with temporary files outside the drop-in directory (`edit.guarded`)."""
         return tuple(edit.guarded(self, item) for item in changes)
 
 
-def _shown(answer: Answer) -> Data | None:
-    return merge.shown(answer.config, answer.dump)
+def _shown_section(answer: Answer) -> Data | None:
+    return merge.shown_section(answer.config, answer.dump)
 
 
 def pod_state(effective: Effective, name: str, below: str | None) -> object:
-    """The state by which CRI-O finds a pod of a handler again: low-level program, its state
-    directory, and the type. If it changes, CRI-O shows the pod as ended although its processes
-    run (observed).
+    """The values by which CRI-O finds the pods of a handler again: the name of the low-level
+    program, its state directory, and the runtime type. If one of them changes, CRI-O shows the pods
+    as ended although their processes run (observed). `below` is the low-level runtime that
+    NVIDIA's runtime calls.
     """
     table = effective.runtimes[name]
     inherits = table.get("inherit_default_runtime")
@@ -294,11 +300,11 @@ def pod_state(effective: Effective, name: str, below: str | None) -> object:
 
 
 def places(settings: Settings, host: HostRoot, running: Process | None) -> tuple[str, str]:
-    """Host paths of the root file and of the drop-in directory that the process reads; empty if
-    it reads none.
+    """The host paths of the root file and of the drop-in directory that the process `running`
+    reads. Each is empty if the process reads none.
 
-    `--config` counts only if no process can be seen and the file exists, because gpu-operator
-    names a file that CRI-O never reads.
+    Our own --config counts only if the process cannot be seen and the file exists, because
+    gpu-operator names a file that CRI-O never reads.
     """
     if running is not None:
         overrides = command_line.overrides(running)
@@ -311,25 +317,25 @@ def places(settings: Settings, host: HostRoot, running: Process | None) -> tuple
 
 
 def drop_in(settings: Settings, host: HostRoot, directory: str, root: ConfigFile) -> HostPath:
-    """Our drop-in: that of the option, else 99-nvidia.conf. If CRI-O reads no drop-ins, it is
-    the root file. Raises Refused if CRI-O would not read the file of the option."""
+    """The file for our drop-in: that of the option, else 99-nvidia.conf. If CRI-O reads no
+    drop-ins, the root file. Raises Refused if CRI-O would not read the file of the option."""
     if not directory:
         return root.path
-    found = find.given_drop_in(settings, host)
-    if found is None:
+    given = find.given_drop_in(settings, host)
+    if given is None:
         return host.resolve(os.path.join(directory, _OURS))
     real = host.resolve(directory)
-    if found.host == real.host or not is_below(found.host, real.host):
+    if given.host == real.host or not is_below(given.host, real.host):
         raise Refused(
-            f"cannot use {found} as drop-in: the running CRI-O takes drop-ins from {directory}; "
-            "give a file in there, or leave --drop-in-config out"
+            f"cannot use {given} as drop-in: the running CRI-O takes drop-ins from {directory}; "
+            "give a file in that directory, or leave --drop-in-config out"
         )
-    return found
+    return given
 
 
 def hook_file(settings: Settings, host: HostRoot, read: tuple[str, ...]) -> HostPath:
-    """The file of our OCI hook. It is in the directory of the option. Without the option, it is in
-    the usual directory if CRI-O reads that, else in the last one that CRI-O reads."""
+    """The file of our OCI hook, in the directory of --hooks-dir. Without that option, it is in the
+    usual directory if CRI-O reads hooks there, else in the last directory in `read`."""
     name = host.name(settings.crio_hooks_dir)
     if settings.origins["crio_hooks_dir"] == "default" and read:
         usual = host.resolve(name).host

@@ -1,4 +1,4 @@
-"""The settings that the flags and the environment of a CRI-O process make.
+"""The settings that flags and environment variables give to a CRI-O process.
 
 A flag wins over a variable, and both win over every file (read in criocli.go, observed on 1.30 and
 1.37). If a flag is given twice, the last value counts; a list takes all values, and each may
@@ -24,7 +24,7 @@ from agent.host import files
 from agent.host.paths import HostRoot
 from agent.runtimes.crio.merge import Overrides, Setting
 
-# The flags that make each setting, in all forms. Two forms of one flag are never given together.
+# The flags for each setting, in all spellings. Two spellings of one flag are never given together.
 _FLAGS = {
     "config": ("config", "c"),
     "directory": ("config-dir", "d"),
@@ -44,8 +44,8 @@ _ENVIRONMENT = re.compile(r"(?m)^\s*EnvironmentFile\s*=\s*-?\s*(/\S+)")
 
 
 def overrides(process: Process | None) -> Overrides:
-    """The settings of a process. If it cannot be seen, there are none, and `environment` is
-    False."""
+    """The settings that flags and variables give to a process. If the process is None, because it
+    cannot be seen, there are no settings, and `environment` is false."""
     if process is None:
         return Overrides(environment=False)
     variables = environment(process)
@@ -58,10 +58,10 @@ def overrides(process: Process | None) -> Overrides:
 
 
 def parse(words: tuple[str, ...], variables: Mapping[str, str], directory: str = "") -> Overrides:
-    """The settings that a command line and environment variables make. `directory` is the working
-    directory of the process; without it, relative paths stay as they are."""
-    given = tuple(_given(words))
-    found: dict[str, Any] = {}
+    """The settings in a command line and environment variables. `directory` is the working
+    directory of the process; if it is empty, relative paths stay relative."""
+    given = tuple(_flags_with_values(words))
+    settings: dict[str, Any] = {}
     for name, flags in _FLAGS.items():
         values = [value for flag, value in given if flag in flags]
         source, variable = f"--{flags[0]}", f"CONTAINER_{flags[0].replace('-', '_').upper()}"
@@ -72,16 +72,16 @@ def parse(words: tuple[str, ...], variables: Mapping[str, str], directory: str =
         if name in _PATHS:
             values = [os.path.normpath(os.path.join(directory, v)) if v else "" for v in values]
         if values:
-            found[name] = Setting(tuple(values if name in _LISTS else values[-1:]), source)
-    return Overrides(**found)
+            settings[name] = Setting(tuple(values if name in _LISTS else values[-1:]), source)
+    return Overrides(**settings)
 
 
-def _given(words: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """The flags on a command line, each with its value.
+def _flags_with_values(words: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """The known flags on a command line, each with its value.
 
-    As Go's flag package reads them: one dash or two, the value behind `=` or as the next word. It
-    need not be known which other flags have a value, because every word on a daemon's command line
-    is a flag or its value.
+    Flags are read as by Go's flag package: one dash or two, the value after `=` or as the next
+    word. Every word on a daemon's command line is a flag or its value, so other flags can be
+    skipped without knowing which of them have a value.
     """
     rest = iter(words[1:])
     for word in rest:
@@ -95,8 +95,8 @@ def _given(words: tuple[str, ...]) -> Iterator[tuple[str, str]]:
 
 
 def setting_file(host: HostRoot, process: Process | None, source: str) -> str:
-    """The host path of the first file that sets a flag or a variable for the unit of CRI-O, else a
-    description of where it may be."""
+    """The host path of the first file that sets the flag or variable `source` for CRI-O's unit. If
+    no file is known, a description of the place, for a message."""
     unit = process.unit if process else None
     word = re.compile(rf"(?<![A-Za-z0-9_-]){re.escape(source)}(?![A-Za-z0-9_-])")
     texts = list(_unit_files(host, unit)) if unit else []
@@ -109,7 +109,7 @@ def setting_file(host: HostRoot, process: Process | None, source: str) -> str:
 
 
 def _unit_files(host: HostRoot, unit: str) -> Iterator[tuple[str, str]]:
-    """The unit file and its drop-ins, with their text."""
+    """The unit file and its drop-ins: host paths and texts."""
     for above in _UNITS:
         yield f"{above}/{unit}", _text(host, f"{above}/{unit}")
         with contextlib.suppress(OSError, Refused):

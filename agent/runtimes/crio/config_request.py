@@ -1,8 +1,8 @@
-"""CRI-O's effective configuration, by HTTP on the socket of its CRI.
+"""The request for CRI-O's effective configuration, by HTTP on the CRI socket.
 
-Invariant: reads only. The size of the answer and the time for all of it are limited. Any failure
-gives None, because there is other, weaker evidence. This module is loaded only if it is needed,
-because an HTTP client takes as long to load as the rest of the agent.
+Invariant: reads only. The size of the answer and the time for the whole request are limited. Any
+failure returns None, because there is other, weaker evidence. This module is loaded only if it is
+needed, because an HTTP client takes as long to load as the rest of the agent.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from agent.toml.document import Data
 
 
 class _Timed(socket.socket):
-    """A socket with one deadline for all its steps, because the timeout of http.client is one for
-    each read."""
+    """A socket with one deadline for the whole request, because the timeout of http.client is a
+    timeout for each read."""
 
     end = 0.0  # of the clock
     clock: Callable[[], float]
@@ -49,8 +49,8 @@ class _Timed(socket.socket):
 def effective_config(
     path: str, timeout: float = 10.0, clock: Callable[[], float] = time.monotonic
 ) -> Data | None:
-    """The whole effective configuration (`GET /config`), None if CRI-O does not give it. `path`
-    is an agent path, `timeout` is in seconds."""
+    """The whole effective configuration (`GET /config`), None if CRI-O does not return it. `path`
+    is the agent path of the CRI socket, `timeout` is in seconds. Never raises."""
     connection = http.client.HTTPConnection("localhost")
     connection.sock = sock = _Timed(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.end, sock.clock = clock() + timeout, clock

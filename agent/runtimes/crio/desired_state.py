@@ -1,7 +1,8 @@
-"""The desired state of a CRI-O, and its differences from files and from the running CRI-O.
+"""The desired state of a CRI-O, and its differences from the files.
 
-Invariant: pure. The same desired state is compared with the files (before a change) and with what
-the running CRI-O shows (as the proof). A missing value counts as the zero value, as in CRI-O.
+Invariant: pure. The same desired state is compared with the files (before a change) and with the
+settings that the running CRI-O shows (as the proof). A missing value counts as the zero value, as
+in CRI-O.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from agent.runtimes.desired_state import (
 from agent.toml.document import Data
 from agent.toolkit.programs import Binary
 
-_VM = "vm"  # kata and the like: no binary of ours would ever run there
-# Keys that belong to the low-level runtime itself, or are of no use to our handlers.
+_VM = "vm"  # the type of kata and similar runtimes, which would never run our binary
+# Keys that belong to the low-level runtime itself, or have no effect in our handlers.
 _OWN = frozenset({
     "runtime_path", "runtime_type", "runtime_config_path", "inherit_default_runtime",
 })  # fmt: skip
@@ -37,9 +38,10 @@ _OWN = frozenset({
 class PresentState:
     """The state of the node before the change.
 
-    `defaults` are the default runtimes in its files, that of the last file first. `builtin` is the
-    built-in one, None if it is not known to run. `handlers` are NVIDIA's handlers of the running
-    CRI-O, which pods may use. `root` is the state directory of handlers that name none."""
+    `defaults` are the default runtimes that the files name, that of the last file first. `builtin`
+    is the built-in default runtime, None if the running CRI-O does not show it. `handlers` are
+    NVIDIA's handlers of the running CRI-O, which pods may use. `root` is the state directory of
+    handlers that name none."""
 
     defaults: tuple[str, ...] = ()
     builtin: str | None = None
@@ -52,7 +54,7 @@ class PresentState:
 
 
 def derive_desired(effective: Effective, request: EditRequest, present: PresentState) -> Desired:
-    """The desired state that follows from a decision. `effective` is the effective configuration
+    """The desired state for the decision of a request. `effective` is the effective configuration
     without our own drop-in.
 
     Raises Refused if no handler can become the default runtime again.
@@ -65,9 +67,9 @@ def derive_desired(effective: Effective, request: EditRequest, present: PresentS
     }
     if decision.is_default and not decision.hook:
         default = request.settings.runtime_name
-    elif is_nvidia(effective, effective.default, request.names):
+    elif is_nvidia(effective, effective.default, request.own_names):
         earlier = _defaults(effective, request, present)
-        default = first_foreign(effective, request.names, earlier)
+        default = first_foreign(effective, request.own_names, earlier)
         if default is None:
             raise Refused(
                 f"cannot take {effective.default} back as default runtime: there is no handler "
@@ -80,35 +82,36 @@ def derive_desired(effective: Effective, request: EditRequest, present: PresentS
 
 
 def base(effective: Effective, request: EditRequest, present: PresentState) -> str | None:
-    """The handler from which ours inherit, None if there is only NVIDIA's. It is the default
-    runtime, or the earlier default if the present one is NVIDIA's. A handler for virtual
-    machines is never taken.
+    """The handler from which our handlers inherit, None if all handlers are NVIDIA's. It is the
+    default runtime, or the earlier default if the present default is NVIDIA's. A handler for
+    virtual machines is never the base.
 
-    A handler of ours that the running CRI-O has keeps its state directory and its low-level
-    runtime. Otherwise CRI-O takes running containers for ended (observed on 1.30 and 1.37).
+    If the running CRI-O has handlers of ours, a base with their state directory comes first,
+    because CRI-O takes running containers for ended if that directory or the low-level runtime
+    changes (observed on 1.30 and 1.37).
     """
     usable = [n for n, table in effective.runtimes.items() if table.get("runtime_type") != _VM]
     names = (effective.default, *_defaults(effective, request, present))
     roots = {present.root_of(table) for table in present.handlers.values()}
     same = [n for n in (*names, *usable) if n and present.root_of(effective.table(n)) in roots]
     order = (*(same if len(roots) == 1 else ()), *names)
-    return first_foreign(effective, request.names, tuple(n for n in order if n in usable))
+    return first_foreign(effective, request.own_names, tuple(n for n in order if n in usable))
 
 
 def _defaults(
     effective: Effective, request: EditRequest, present: PresentState
 ) -> tuple[str | None, ...]:
-    """Candidates for the default runtime instead of NVIDIA's, best first: those in the files, the
-    remembered one, those with the state directory of the present default (NVIDIA's installer copies
-    the earlier default), the built-in one, runc and crun."""
+    """The candidates for a default runtime other than NVIDIA's, the best first: those in the files,
+    the remembered one, those with the state directory of the present default (NVIDIA's installer
+    copies the earlier default), the built-in one, runc and crun."""
     current = present.handlers.get(effective.default)
     root = present.root_of(current) if current is not None else None
-    twins = (n for n, table in effective.runtimes.items() if present.root_of(table) == root)
-    return (*present.defaults, request.memory.default, *twins, present.builtin, "runc", "crun")
+    same_root = (n for n, table in effective.runtimes.items() if present.root_of(table) == root)
+    return (*present.defaults, request.memory.default, *same_root, present.builtin, "runc", "crun")
 
 
 def _handler(effective: Effective, inherited: str, binary: Binary, present: PresentState) -> Data:
-    """The table of a handler of ours: the settings of the base, with our binary, and with the
+    """The table of one of our handlers: the settings of the base (`inherited`), our binary, and the
     state directory of running pods of this handler."""
     current = effective.table(binary.handler)
     options = {key: value for key, value in effective.table(inherited).items() if key not in _OWN}

@@ -1,9 +1,10 @@
 """The edits that bring CRI-O's files to the desired state.
 
-Invariant: one drop-in and one hook are ours. A file of others is edited only if CRI-O reads it
-after ours and it overrides our keys, and only in these keys. The root file is edited also if
-CRI-O reads no drop-ins. The effect is computed on all files together, as CRI-O merges them. A
-setting that a flag or a variable of the process fixes is refused, because no file can change it.
+Invariant: one drop-in and one hook are ours. A file of others is edited only if CRI-O reads that
+file after our drop-in and it overrides our keys; then only these keys are edited. The root file is
+also edited if CRI-O reads no drop-ins. The effect is computed on all files together, as CRI-O
+merges them. A change of a setting that a flag or a variable of the process fixes is refused,
+because no file can change that setting.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 
 
 def edits(node: CrioNode, request: EditRequest) -> Edits:
-    """The changes that make the files right; none if they already are. Raises Refused."""
+    """The changes that bring the files to the desired state, none if they have it. Raises
+    Refused."""
     _refuse_fileless(node, native=bool(request.decision.native))
     future = dict(_left_behind(node, request))
     rest = _with_place(node, future)
@@ -62,14 +64,15 @@ def edits(node: CrioNode, request: EditRequest) -> Edits:
 
 
 def _refuse_fileless(node: CrioNode, *, native: bool) -> None:
-    """Raise Refused if no edit can help: CRI-O reads no files, or no directory of CDI specs."""
+    """Raise Refused if no edit can have an effect: CRI-O reads no files, or with `native` no CDI
+    specs."""
     overrides = node.overrides
     if not node.directory and not node.root.name and overrides.directory:
         raise Refused(
             "cannot configure CRI-O: it was started with an empty "
-            f"{overrides.directory.source} and no configuration file either, and reads nothing; "
+            f"{overrides.directory.source} and no configuration file either, so it reads no files; "
             "take one of the two settings out of "
-            f"{node.setting_file(overrides.directory)} and restart it"
+            f"{node.setting_file(overrides.directory)} and restart CRI-O"
         )
     if native and not merge.spec_dirs(node.files, overrides):
         owner = config_file.owner(node.files, merge.SPEC_DIRS)
@@ -83,8 +86,8 @@ def _refuse_fileless(node: CrioNode, *, native: bool) -> None:
 
 
 def _refuse_fixed(node: CrioNode, desired: Desired) -> None:
-    """Raise Refused if a flag or a variable of CRI-O fixes a setting that has to be changed,
-    because it wins over every file."""
+    """Raise Refused if a flag or a variable of CRI-O fixes a setting that has to change, because
+    flags and variables win over every file."""
     overrides = node.overrides
     fixed = overrides.default
     if fixed and desired.default is not None and fixed.value != desired.default:
@@ -104,20 +107,21 @@ def _refuse_fixed(node: CrioNode, desired: Desired) -> None:
 
 
 def _present_state(node: CrioNode, request: EditRequest, rest: Files) -> PresentState:
-    """The state of the node: its own default runtimes, and the handlers that pods may use."""
-    shown = node.shown
+    """The present state of the node. `rest` are the files without our own edits."""
+    shown = node.shown_section
     tables = get(shown, ("runtimes",)) if shown else node.effective(node.files).runtimes
     builtin = node.rules.default
     return PresentState(
         defaults=merge.explicit_defaults(tuple(_unedited(request, file) for file in rest)),
         builtin=builtin if builtin in (get(shown, ("runtimes",)) or {}) else None,
-        handlers={n: t for n, t in (tables or {}).items() if is_ours(n, t, request.names)},
+        handlers={n: t for n, t in (tables or {}).items() if is_ours(n, t, request.own_names)},
         root=node.rules.root,
     )
 
 
 def _unedited(request: EditRequest, file: ConfigFile) -> ConfigFile:
-    """A file of others with its content before our edit, if nobody edited it since."""
+    """A file of others with its content before our edit; the file itself if we did not edit it, or
+    if somebody edited it since."""
     known = request.memory.files.get(file.path.host)
     if known is None or known.digest is None or known.edited or file.state is None:
         return file
@@ -129,18 +133,18 @@ def _unedited(request: EditRequest, file: ConfigFile) -> ConfigFile:
 
 
 def _with_place(node: CrioNode, future: Mapping[str, FileState | None]) -> Files:
-    """The files as they will be. Our drop-in is at its place among them, even if it does not
-    exist."""
+    """The future files, with our drop-in at its place among them even if it does not exist."""
     drop_in = node.drop_in.host
-    found = node.load(future)
-    if any(file.path.host == drop_in for file in found):
-        return found
-    found = node.load({**future, drop_in: new_state()})
-    return tuple(replace(f, state=None) if f.path.host == drop_in else f for f in found)
+    loaded = node.load(future)
+    if any(file.path.host == drop_in for file in loaded):
+        return loaded
+    loaded = node.load({**future, drop_in: new_state()})
+    return tuple(replace(f, state=None) if f.path.host == drop_in else f for f in loaded)
 
 
 def _with_desired(file: ConfigFile, desired: Desired) -> ConfigFile:
-    """A file that is read after ours, with the desired values if it overrides them."""
+    """A file that CRI-O reads after our drop-in, with the desired values of the keys that it
+    overrides."""
     ops: list[Op] = []
     for name, table in desired.handlers.items():
         whole = (*merge.RUNTIMES, name)
@@ -161,7 +165,7 @@ def _with_desired(file: ConfigFile, desired: Desired) -> ConfigFile:
 
 
 def _changes(node: CrioNode, future: Mapping[str, FileState | None]) -> Iterator[Change]:
-    """The change of each file whose future content is another one."""
+    """The change of each file whose content will differ."""
     for name, after in sorted(future.items()):
         path = HostPath(node.host.agent_path(name), name)
         now = node.overlay[name] if name in node.overlay else files.read(path.agent, name)
@@ -170,8 +174,8 @@ def _changes(node: CrioNode, future: Mapping[str, FileState | None]) -> Iterator
 
 
 def guarded(node: CrioNode, change: Change) -> Change:
-    """The change, with a place for temporary files outside the drop-in directory if the file is
-    in it, because CRI-O reads every file in that directory and below."""
+    """The change. If its file is below the drop-in directory, temporary files are placed outside
+    that directory, because CRI-O reads every file below it."""
     directory = node.host.resolve(node.directory).host if node.directory else None
     if directory is None or not is_below(change.path.host, directory):
         return change
@@ -182,13 +186,13 @@ def guarded(node: CrioNode, change: Change) -> Change:
 def _with_removals(
     node: CrioNode, request: EditRequest, desired: Desired, after: Effective
 ) -> Desired:
-    """The desired state with all removals in it: a default that was ours, handlers, and keys of
-    handlers, with their zero values."""
-    shown_default, shown = node.adapter.shown(node.runtime.answer)
+    """The desired state with all removals: the default runtime if it was ours, absent handlers, and
+    removed keys of handlers, with their zero values."""
+    shown_default, shown = node.adapter.shown_handlers(node.runtime.answer)
     running, now = shown or {}, node.effective(node.files)
     if desired.default is None:
         defaults = ((now.default, now.runtimes), (shown_default, running))
-        if any(n and is_ours(n, t.get(n) or {}, request.names) for n, t in defaults):
+        if any(n and is_ours(n, t.get(n) or {}, request.own_names) for n, t in defaults):
             desired = replace(desired, default=after.default)
     handlers = {}
     for name, table in desired.handlers.items():
@@ -196,7 +200,7 @@ def _with_removals(
         cleared = {key: type(v)() for key, v in left.items() if v and key not in kept}
         handlers[name] = {**table, **cleared}
     known = {*now.runtimes, *running}
-    absent = tuple(n for n in request.names if n in known and n not in after.runtimes)
+    absent = tuple(n for n in request.own_names if n in known and n not in after.runtimes)
     return replace(desired, handlers=handlers, absent=tuple(dict.fromkeys(absent)))
 
 
@@ -204,8 +208,8 @@ def _drop_in(
     node: CrioNode, request: EditRequest, basis: Files, existing: ConfigFile, desired: Desired, *,
     fresh: bool,
 ) -> FileState | None:  # fmt: skip
-    """The future content of our drop-in, None if none is needed. One that others have edited too is
-    edited in place."""
+    """The future state of our drop-in, None if none is needed. A drop-in that others have edited
+    too is edited in place; with `fresh`, it is written anew."""
     state, name = existing.state, node.drop_in.host
     different = desired_state.differences(desired, node.by_files(basis))
     ops = operations(desired, different, merge.RUNTIMES, existing.data if not fresh else {})
@@ -216,7 +220,7 @@ def _drop_in(
         return with_text(state or fresh_state(node.files), HEADER + document.render(data))
     tables = (get(existing.data, merge.RUNTIMES) or {}) if request.decision.hook else {}
     for handler, table in tables.items():
-        if is_ours(handler, table, request.names):
+        if is_ours(handler, table, request.own_names):
             ops.append(Unset((*merge.RUNTIMES, handler)))
     text = document.edit(document.decoded(state.data, name), ops, name)
     empty = not document.without_empty(document.parse(document.encoded(text), name))
@@ -226,9 +230,9 @@ def _drop_in(
 
 
 def _check(node: CrioNode, request: EditRequest, after: Files, desired: Desired) -> None:
-    """Check that the files together have the desired state and no other change.
+    """Check that the future files together have the desired state, and that nothing else changes.
 
-    Raises Refused, which names the file that prevents it.
+    Raises Refused, which names the file that prevents this.
     """
     effective = node.effective(after)
     other = merge.effective(replace(node.rules, by_key=not node.rules.by_key), after)
@@ -236,7 +240,7 @@ def _check(node: CrioNode, request: EditRequest, after: Files, desired: Desired)
         desired, other
     ):
         path = next(iter(differences))
-        # Any key of a handler there can take all others away.
+        # With some decoders, any key of a handler in a later file removes all its other keys.
         owner = config_file.owner(after, path[: len(merge.RUNTIMES) + 1])
         raise Refused(
             f"cannot set {document.dotted(path)}: {owner.path if owner else node.root.path} is "
@@ -248,30 +252,30 @@ def _check(node: CrioNode, request: EditRequest, after: Files, desired: Desired)
             f"cannot edit {node.drop_in}: default_runtime is {effective.default}, and there would "
             "be no such handler; add it or correct the name"
         )
-    now, later = (_strip(node, request, found) for found in (node.files, after))
+    now, later = (_strip(node, request, loaded) for loaded in (node.files, after))
     difference = first_difference(now, later)
     if difference is not None:
         raise Refused(
-            f"cannot edit {node.drop_in}: {document.dotted(difference)} would change too; move "
-            "what is not NVIDIA's in there to a file of its own"
+            f"cannot edit {node.drop_in}: {document.dotted(difference)} would change too; move the "
+            "settings in it that are not NVIDIA's to another file"
         )
 
 
-def _strip(node: CrioNode, request: EditRequest, found: Files) -> Data:
-    """Settings without the keys that an edit of ours may change."""
-    whole = merge.merged(found, by_key=node.rules.by_key)
+def _strip(node: CrioNode, request: EditRequest, loaded: Files) -> Data:
+    """The merged settings of these files, without the keys that an edit of ours may change."""
+    whole = merge.merged(loaded, by_key=node.rules.by_key)
     ours = [
         name
         for name, table in (get(whole, merge.RUNTIMES) or {}).items()
-        if is_ours(name, table, request.names)
+        if is_ours(name, table, request.own_names)
     ]
     ops: list[Op] = [Unset((*merge.RUNTIMES, name)) for name in ours]
     return document.without_empty(document.apply(whole, [*ops, Unset(merge.DEFAULT)]))
 
 
 def _hook(node: CrioNode, request: EditRequest) -> Iterator[Change]:
-    """The change that writes our hook, if it is needed. Raises Refused if CRI-O would not
-    run it."""
+    """The change that writes our hook, if the hook is needed and not right. Raises Refused if CRI-O
+    would not run the hook."""
     if not _writes_hook(node, request):
         return
     path = node.hook
@@ -291,8 +295,8 @@ def _hook(node: CrioNode, request: EditRequest) -> Iterator[Change]:
 
 
 def _writes_hook(node: CrioNode, request: EditRequest) -> bool:
-    """Is our own hook needed? It is not if a hook of others runs NVIDIA's program for all
-    containers, as ours would."""
+    """Does the decision need our own hook? Not if a hook of others runs NVIDIA's program for all
+    containers already."""
     return request.decision.hook and not any(
         one.for_all and programs.runs(node.host, one.program) for one in hook.of_others(node)
     )
@@ -308,7 +312,7 @@ def _left_behind(node: CrioNode, request: EditRequest) -> Iterator[tuple[str, Fi
             continue
         now = files.read(node.host.agent_path(name), name)
         if now is None or now.digest != known.written or known.edited:
-            continue  # it is gone, or others have changed it: `warnings` names it
+            continue  # the file is gone, or others have changed it; then `warnings` names it
         if known.digest is None:
             yield name, None
         else:
@@ -317,7 +321,7 @@ def _left_behind(node: CrioNode, request: EditRequest) -> Iterator[tuple[str, Fi
 
 
 def warnings(node: CrioNode, request: EditRequest, planned: Edits) -> tuple[str, ...]:
-    """Warnings for a person."""
+    """The warnings about the planned edits."""
     found = list(_of_overrides(node))
     effective = node.effective(planned.files)
     if not request.decision.hook:
@@ -328,21 +332,21 @@ def warnings(node: CrioNode, request: EditRequest, planned: Edits) -> tuple[str,
     for other in hook.of_others(node):
         found.append(
             f"{other.path} is a hook of NVIDIA's too, which runs {other.program}: "
-            + ("it does what ours would do, so that ours is left out" if other.for_all
+            + ("it runs for all containers, so our hook is left out" if other.for_all
                else "containers for which it runs get their GPUs twice; remove it yourself")
         )  # fmt: skip
     for name, table in effective.runtimes.items():
-        if is_ours(name, table, request.names):
+        if is_ours(name, table, request.own_names):
             owner = config_file.owner(planned.files, (*merge.RUNTIMES, name))
             found.append(
-                f"handler {name} stays: {owner.path if owner else 'a file'} defines it; take "
-                "it out there, for the hook injects by itself"
+                f"handler {name} stays: {owner.path if owner else 'a file'} defines it; remove it "
+                "there, because the hook injects GPUs without a handler"
             )
     return tuple(found)
 
 
 def _of_overrides(node: CrioNode) -> Iterator[str]:
-    """A warning if flags or environment of CRI-O are not known."""
+    """A warning if the flags or the environment of CRI-O are not known."""
     running = node.runtime.process
     if running is None:
         yield "the flags and the environment of CRI-O are not known: its process cannot be seen"
@@ -358,31 +362,34 @@ def _of_base(node: CrioNode, request: EditRequest, planned: Edits) -> Iterator[s
     effective = node.effective(planned.files)
     default = effective.table(effective.default)
     if planned.base in (None, effective.default) or is_ours(
-        effective.default, default, request.names
+        effective.default, default, request.own_names
     ):
         return
     if default.get("runtime_type") != "vm":
         yield (
             f"the handlers stay on {planned.base} while the default runtime is "
-            f"{effective.default}: pods that use them would be lost; `revert` and `apply` move "
-            "them once there are none"
+            f"{effective.default}: their running pods would be lost; when no pod uses them, "
+            "`revert` and `apply` move them"
         )
 
 
 def _of_hooks(node: CrioNode, request: EditRequest, planned: Edits) -> Iterator[str]:
     """A warning for each hook that injects beside the handlers."""
-    going = {item.path.host for item in planned.changes if item.after is None}
+    removed = {item.path.host for item in planned.changes if item.after is None}
     of_nvidia = {found.path.host: found for found in hook.of_nvidia(node)}
     for name, found in sorted(of_nvidia.items()):
-        if name not in going:
+        if name not in removed:
             which = "all containers" if found.for_all else "some containers"
             yield (
                 f"{name} is an OCI hook for {which}, which contradicts row {request.decision.row}: "
                 f"{found.program} injects beside the handlers, by environment variable, or keeps "
-                "containers from starting; it is not as this agent wrote it, so remove it yourself"
+                "containers from starting; this agent did not write it, or somebody edited it, so "
+                "remove it yourself"
             )
     ours = node.hook
     read = [node.host.resolve(os.path.normpath(name)).host for name in node.hooks_read]
     here = os.path.dirname(ours.host) in read and os.path.lexists(ours.agent)
-    if here and ours.host not in (going | of_nvidia.keys()):
-        yield f"{ours} is not as this agent wrote it, and CRI-O reads it; remove it yourself"
+    if here and ours.host not in (removed | of_nvidia.keys()):
+        yield (
+            f"{ours} was edited after this agent wrote it, and CRI-O reads it; remove it yourself"
+        )

@@ -25,17 +25,18 @@ if TYPE_CHECKING:
 
 _BINARY = "nvidia-container-runtime-hook"
 _PROGRAMS = (_BINARY, "nvidia-container-toolkit")  # the second is an older name of the first
-_WORD = re.compile(r"[^\s'\"`;|&()<>=]+")  # of a line for a shell
-_ARGUMENTS = 100  # that are looked at
+_WORD = re.compile(r"[^\s'\"`;|&()<>=]+")  # a word of a shell's command line
+_ARGUMENTS = 100  # the highest number of arguments that are read
 _PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 
 
 def content(path: str | None) -> bytes:
-    """The hook's file, for its program's host path. Raises NoToolkit if there is none."""
+    """The content of our hook's file. `path` is the host path of the hook's program. Raises
+    NoToolkit if it is None."""
     if path is None:
         raise NoToolkit(
             f"cannot write the OCI hook: there is no {_BINARY} in the toolkit; install the whole "
-            "of it, or give --toolkit-source-root or --toolkit-install-dir"
+            "toolkit, or give --toolkit-source-root or --toolkit-install-dir"
         )
     directory = os.path.dirname(path)
     search = _PATH if directory in _PATH else (*_PATH, directory)
@@ -50,9 +51,9 @@ def content(path: str | None) -> bytes:
 
 @dataclass(frozen=True)
 class Hook:
-    """An OCI hook that CRI-O finds: its file, its program, and whether CRI-O runs it for every
-    container before the start. `called` are the paths and names in its arguments, because a shell
-    or env may run another program."""
+    """An OCI hook that CRI-O finds. `path` is its file, `program` the path of its program.
+    `for_all`: does CRI-O run it before the start of every container? `called` are the paths and
+    names in its arguments, because the program can be a shell or env that runs another program."""
 
     path: HostPath
     program: str
@@ -61,34 +62,36 @@ class Hook:
 
 
 def program(data: bytes) -> str | None:
-    """The program that a hook's file names, None if CRI-O ignores the file."""
-    found = _read(HostPath("", ""), data)
-    return found.program if found else None
+    """The program in the content of a hook's file, None if CRI-O ignores the file."""
+    hook = _read(HostPath("", ""), data)
+    return hook.program if hook else None
 
 
 def programs(node: CrioNode, overlay: Overlay) -> Iterator[tuple[HostPath, str]]:
-    """The files of all OCI hooks that CRI-O will find, each with a program that the hook runs or
-    names in its arguments. Files in `overlay` replace those on disk."""
-    for found in _hooks(node, overlay):
-        for name in (found.program, *found.called):
+    """The absolute paths of programs that OCI hooks run or name in their arguments, each with the
+    hook's file. Files in `overlay` replace those on disk."""
+    for hook in _hooks(node, overlay):
+        for name in (hook.program, *hook.called):
             if name.startswith("/"):
-                yield found.path, name
+                yield hook.path, name
 
 
 def of_nvidia(node: CrioNode) -> tuple[Hook, ...]:
-    """The hooks that CRI-O finds and that run NVIDIA's hook, whatever their files are called. Of
-    two files with one name that of the later directory counts (read in hooks.go)."""
-    by_name = {os.path.basename(found.path.host): found for found in _hooks(node, {})}
-    return tuple(found for found in by_name.values() if _is_nvidia(node.host, found))
+    """The hooks that CRI-O finds and that run NVIDIA's program, whatever the names of their files
+    are. Of two files with the same name, the one in the later directory counts (read in
+    hooks.go)."""
+    by_name = {os.path.basename(hook.path.host): hook for hook in _hooks(node, {})}
+    return tuple(hook for hook in by_name.values() if _is_nvidia(node.host, hook))
 
 
 def of_others(node: CrioNode) -> tuple[Hook, ...]:
-    """The hooks of `of_nvidia` without our own file."""
-    return tuple(found for found in of_nvidia(node) if found.path.host != node.hook.host)
+    """The hooks of `of_nvidia` without our own."""
+    return tuple(hook for hook in of_nvidia(node) if hook.path.host != node.hook.host)
 
 
 def hidden_by(node: CrioNode) -> HostPath | None:
-    """The file of our hook's name in a later directory, which CRI-O takes in its place."""
+    """The file that CRI-O takes in place of our hook, because it has the same name in a later
+    directory; None if there is none."""
     directories = [path.host for path in _directories(node)]
     here = os.path.dirname(node.hook.host)
     later = directories[directories.index(here) + 1 :] if here in directories else []
@@ -106,10 +109,10 @@ def _directories(node: CrioNode) -> Iterator[HostPath]:
 
 
 def require(node: CrioNode) -> None:
-    """Check that only root can write to the directories from which CRI-O reads hooks, because CRI-O
-    runs hooks as root. Raises Refused."""
-    looked = (os.path.dirname(node.hook.host), *node.hooks_read, *node.hooks_later)
-    for name in dict.fromkeys(os.path.normpath(name) for name in looked):
+    """Raise Refused if another user than root can write to a directory of hooks, because CRI-O runs
+    hooks as root."""
+    directories = (os.path.dirname(node.hook.host), *node.hooks_read, *node.hooks_later)
+    for name in dict.fromkeys(os.path.normpath(name) for name in directories):
         trust.require(node.host, name, f"use the hooks directory {name}")
 
 
@@ -119,20 +122,21 @@ def _hooks(node: CrioNode, overlay: Overlay) -> Iterator[Hook]:
             if path.host in overlay:
                 state = overlay[path.host]
                 data = state.data if state else b""
-            found = _read(path, data) if is_hook(path.host) else None
-            if found is not None:
-                yield found
+            hook = _read(path, data) if is_hook(path.host) else None
+            if hook is not None:
+                yield hook
 
 
 def _read(path: HostPath, data: bytes) -> Hook | None:
-    """A hook of version 1.0.0 or 0.1.0, None if CRI-O ignores the file. Version 0.1.0 needs no
-    version key and has the program as a string. The case of keys does not matter."""
+    """The hook in a file of version 1.0.0 or 0.1.0, None if CRI-O ignores the file. Version 0.1.0
+    needs no key `version`, and its `hook` is a string, the program. The case of keys does not
+    matter."""
     try:
         given = _lower(budget.json_value(data, budget.HOOK))
     except ValueError:
         return None
     hook, when = given.get("hook"), _lower(given.get("when"))
-    if isinstance(hook, str):  # there any condition is enough
+    if isinstance(hook, str):  # version 0.1.0: one condition that holds is enough
         commands = given.get("cmds") or given.get("cmd")
         stages = given.get("stages") or given.get("stage")
         return Hook(path, hook, _all(commands) and _early(stages), _called(given.get("arguments")))
@@ -145,7 +149,7 @@ def _read(path: HostPath, data: bytes) -> Hook | None:
 
 
 def _always(when: dict[str, Any]) -> bool:
-    """Do all conditions in `when` hold for every container (pkg/hooks/1.0.0)?"""
+    """Do all conditions in `when` hold for every container (CRI-O's pkg/hooks/1.0.0)?"""
     always, commands = when.get("always"), when.get("commands")
     if always is False or when.get("annotations") or when.get("hasbindmounts") is not None:
         return False
@@ -153,7 +157,7 @@ def _always(when: dict[str, Any]) -> bool:
 
 
 def _called(arguments: Any) -> tuple[str, ...]:
-    """The words in arguments, split as by a shell."""
+    """The words in a hook's arguments, split as by a shell."""
     texts = arguments[:_ARGUMENTS] if isinstance(arguments, list) else ()
     return tuple(word for text in texts if isinstance(text, str) for word in _WORD.findall(text))
 
@@ -170,21 +174,21 @@ def _early(stages: Any) -> bool:
     return isinstance(stages, list) and bool({"prestart", "createRuntime"} & {*map(str, stages)})
 
 
-def _is_nvidia(host: HostRoot, found: Hook) -> bool:
-    """Is this NVIDIA's hook, under a name of its own or a link's, or run by another program?
+def _is_nvidia(host: HostRoot, hook: Hook) -> bool:
+    """Does a hook run NVIDIA's program: directly, by a link, or as an argument of another program?
 
-    A hook names itself in its first argument too, whatever its file is called.
+    The first argument of a hook is the program's name, also if the program's file has another name.
     """
-    names = [found.program, *found.called]
-    for name in (found.program, *found.called):
+    names = [hook.program, *hook.called]
+    for name in (hook.program, *hook.called):
         with contextlib.suppress(Refused, ValueError):
             names += [host.resolve(name).host] if name.startswith("/") else []
     return any(os.path.basename(name).startswith(_PROGRAMS) for name in names)
 
 
 def warning(node: CrioNode) -> str | None:
-    """A warning if CRI-O reads the hook's directory only after its next start. Raises Refused
-    if it does not read it at all."""
+    """A warning if CRI-O reads hooks from our hook's directory only after its next start. Raises
+    Refused if it never reads that directory."""
     directory = os.path.dirname(node.hook.host)
     now, later = (
         [node.host.resolve(os.path.normpath(name)).host for name in names]

@@ -1,9 +1,8 @@
 """The configuration files that CRI-O loads, in its order.
 
-Invariant: files are read from disk. The root file comes first, then every file in the
-drop-in directory and in those below it, whatever its name, in the order of Go's filepath.Walk.
-Everything that would keep CRI-O from starting is refused here, and so is a file that others than
-root can change.
+Invariant: files are read from disk. The root file comes first, then every file below the drop-in
+directory, whatever its name is, in the order of Go's filepath.Walk. Files on which CRI-O would not
+start are refused here, and so is a file that another user than root can change.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from agent.runtimes.config_file import (
     Unparsed,
     check_shape,
     checked_file,
-    names,
+    directory_names,
     refuse_unread,
 )
 from agent.runtimes.crio.merge import SHAPE
@@ -32,13 +31,13 @@ DIRECTORY = "/etc/crio/crio.conf.d"
 
 
 def load(host: HostRoot, root: str, directory: str, overlay: Overlay | None = None) -> Files:
-    """The root file, there or not, and all drop-ins.
+    """The root file, which may be missing, and all drop-ins.
 
-    `root` and `directory` are names on the host, `overlay` maps host paths to states that they are
-    going to have. An empty `root` or `directory` is not read: the root file then stands there
-    without a name and as missing. A drop-in that we cannot parse is loaded as `unread`;
-    `preflight.require_harmless` asks CRI-O what it says. Raises Refused for any other file that
-    cannot be read, parsed or trusted.
+    `root` and `directory` are the host paths of the root file and of the drop-in directory. Files
+    in `overlay` replace those on disk. If `root` is empty, the result begins with a missing file
+    without a name; if `directory` is empty, there are no drop-ins. A drop-in that we cannot parse
+    is loaded as `unread`; `preflight.require_harmless` checks it later. Raises Refused for any
+    other file that cannot be read, parsed or trusted.
     """
     overlay = overlay or {}
     unread = ConfigFile("", HostPath(host.agent_path(ROOT), ROOT), None, {})
@@ -54,14 +53,15 @@ def load(host: HostRoot, root: str, directory: str, overlay: Overlay | None = No
             size += len(file.state.data)
         if len(loaded) > budget.CONFIG.values or size > budget.CONFIG.size:
             raise Refused(
-                f"cannot use {directory}: it has more than {budget.CONFIG.values} files, or more "
-                f"than {budget.CONFIG.size} bytes in them; remove what is not needed"
+                f"cannot use {directory}: it has more than {budget.CONFIG.values} files, or they "
+                f"have more than {budget.CONFIG.size} bytes; remove files that are not needed"
             )
     return tuple(loaded)
 
 
 def load_file(host: HostRoot, name: str, overlay: Overlay) -> ConfigFile:
-    """One file by its name on the host; missing is not an error here."""
+    """One file by its host path, parsed. A missing file has no data and is no error here. Raises
+    Refused."""
     file = checked_file(host, name, overlay)
     refuse_unread(file, BURNT_SUSHI, "CRI-O")
     check_shape(file, SHAPE)
@@ -69,23 +69,23 @@ def load_file(host: HostRoot, name: str, overlay: Overlay) -> ConfigFile:
 
 
 def _walk(host: HostRoot, directory: str, overlay: Overlay, depth: int = 0) -> list[str]:
-    """Names of all files below a directory. A link to a directory is not followed: CRI-O would
-    take it for a file and not start."""
+    """The host paths of all files below a directory. A link to a directory counts as a file, as for
+    CRI-O, which then does not start."""
     if depth > budget.NESTED.depth:
         raise Refused(
             f"cannot use {directory[:200]}: directories are nested more than "
-            f"{budget.NESTED.depth} levels deep; remove what is not needed"
+            f"{budget.NESTED.depth} levels deep; remove directories that are not needed"
         )
     path = host.resolve(directory)
-    found: list[str] = []
-    for entry in sorted(names(host, directory, overlay), key=os.fsencode):
+    names: list[str] = []
+    for entry in sorted(directory_names(host, directory, overlay), key=os.fsencode):
         below = os.path.join(directory, entry)
         inside = os.path.join(path.agent, entry), os.path.join(path.host, entry)
         if _is_directory(*inside, overlay):
-            found += _walk(host, below, overlay, depth + 1)
+            names += _walk(host, below, overlay, depth + 1)
         else:
-            found.append(below)
-    return found
+            names.append(below)
+    return names
 
 
 def _is_directory(agent: str, host: str, overlay: Overlay) -> bool:

@@ -1,11 +1,11 @@
-"""How a CRI-O merges its configuration files, and what it shows of its own settings.
+"""How a CRI-O merges its configuration files, and which of its settings it shows.
 
 Invariant: pure, and arguments are never changed. A key in a later file replaces the same key in an
-earlier file, arrays as a whole. A flag, or else a variable, replaces the values of all files
-(`Overrides`). Handlers that only an earlier file has are kept. Whether a handler that a later file
-names again keeps its other keys depends on the TOML decoder of the CRI-O build. The running CRI-O
-shows it (`Rules.by_key`), and an edit has to be right in both cases. A key of a handler that this
-CRI-O does not know has no effect.
+earlier file; arrays are replaced as a whole. A flag, or else a variable, replaces the values of all
+files (`Overrides`). A handler that only an earlier file defines is kept. If a later file defines
+the handler again, the TOML decoder of the CRI-O build decides whether its other keys are kept
+(`Rules.by_key`, seen in the settings that the running CRI-O shows). An edit has to be right in both
+cases. A key of a handler that this CRI-O does not know has no effect.
 """
 
 from __future__ import annotations
@@ -47,15 +47,16 @@ _IN_STATUS = {
 }  # fmt: skip
 # Keys of a handler by their names in Status, if these are more than another spelling.
 _IRREGULAR = {"ExecCPUAffinity": "exec_cpu_affinity"}
-# Keys that CRI-O fills in if a handler lacks them. A copy would become outdated.
+# Keys that CRI-O fills in if a handler lacks them. A copy in a file would become outdated.
 DERIVED = frozenset({
     "runtime_path", "monitor_path", "monitor_cgroup", "disallowed_annotations",
     "container_create_timeout", "inherit_default_runtime",
 })  # fmt: skip
-# Computed by CRI-O and in no file: 1.30 shows it in random order, without a name of its own.
+# A key that CRI-O computes and no file has. 1.30 shows its items in random order, under its Go
+# name.
 _COMPUTED = frozenset({"disallowed_annotations", "DisallowedAnnotations"})
-# The keys of a handler, with the first version of which every release knows them (read in the
-# sources of 1.23 to 1.37).
+# The keys of a handler, each with the first version from which on every release knows it (read in
+# the sources of 1.23 to 1.37).
 _KEYS: Mapping[str, Version] = {
     **dict.fromkeys((
         "runtime_config_path", "runtime_path", "runtime_type", "runtime_root",
@@ -76,8 +77,8 @@ _KEYS: Mapping[str, Version] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting from outside the files: its values (one, unless it is a list), and the flag or the
-    variable from which it comes."""
+    """A setting of a flag or an environment variable: its values (a single value unless it is a
+    list), and the name of that flag or variable (`source`)."""
 
     values: tuple[str, ...]
     source: str
@@ -90,9 +91,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class Overrides:
-    """The settings of a CRI-O process from its flags and its environment, each None if neither
-    makes it. They win over every file. `config` and `directory` are the files that it reads; with
-    an empty value it reads none. `environment` is False if the environment cannot be read."""
+    """The settings of a CRI-O process from its flags and its environment, which win over every
+    file. Each is None if neither a flag nor a variable sets it. `config` and `directory` are the
+    paths of the root file and of the drop-in directory; with an empty value CRI-O reads none.
+    `environment` is false if the environment cannot be read."""
 
     config: Setting | None = None
     directory: Setting | None = None
@@ -104,13 +106,14 @@ class Overrides:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """Flags by which another process has the same default and the same handlers."""
+        """The flags that give another process the same default runtime and handlers."""
         given = (("--default-runtime", self.default), ("--runtimes", self.runtimes))
         return tuple(f"{flag}={value}" for flag, one in given if one for value in one.values)
 
     @property
     def handlers(self) -> dict[str, Data]:
-        """The handlers that `--runtimes` defines, each in place of that of any file."""
+        """The tables of the handlers that `--runtimes` defines. Each replaces the table of every
+        file."""
         found: dict[str, Data] = {}
         for text in self.runtimes.values if self.runtimes else ():
             name, *fields = text.split(":")
@@ -123,7 +126,7 @@ class Overrides:
 
 _NO_OVERRIDES = Overrides()
 
-# What follows a handler's name in a value of `--runtimes` (criocli.go of 1.30 and 1.37).
+# The fields after the handler's name in a value of `--runtimes` (criocli.go of 1.30 and 1.37).
 _PRIVILEGED = "privileged_without_host_devices"
 _FIELDS = (
     "runtime_path", "runtime_root", "runtime_type", _PRIVILEGED, "runtime_config_path",
@@ -133,9 +136,9 @@ _FIELDS = (
 
 @dataclass(frozen=True)
 class Rules:
-    """The rules of one CRI-O. `default` is the built-in default runtime, and `handler` is its
-    built-in table. `by_key` means that a handler that a later file names again keeps its other
-    keys. `keys` are the known keys of a handler. `overrides` win over all files."""
+    """The rules of one CRI-O. `default` is the built-in default runtime, `handler` is its built-in
+    table. `by_key`: does a handler keep its other keys if a later file defines it again? `keys` are
+    the keys of a handler that this CRI-O knows. `overrides` win over all files."""
 
     default: str
     handler: Data
@@ -153,14 +156,14 @@ def rules(
     version: Version, files: Files = (), running: Data | None = None,
     overrides: Overrides = _NO_OVERRIDES,
 ) -> Rules:  # fmt: skip
-    """The rules of a version. `running` is what the daemon shows (see `shown`). It wins over the
-    tables of this module, which cover some versions only."""
+    """The rules of a version. `running` are the settings that the daemon shows (the result of
+    `shown_section`). They win over the tables of this module, which cover only some versions."""
     default = "crun" if version >= (1, 31, 0) else "runc"
     handler: Data = {
         "runtime_type": "oci",
         "runtime_root": f"/run/{default}",
-        # In a spelling that every version knows. CRI-O drops a handler with one that it does not
-        # know.
+        # Every version knows this spelling. CRI-O drops a handler with an annotation that it does
+        # not know.
         "allowed_annotations": [_TRACE, "io.kubernetes.cri-o.Devices"],
         "monitor_env": [_PATH],
     }
@@ -180,12 +183,12 @@ def rules(
 
 
 def shown_keys(tables: Mapping[str, Data]) -> frozenset[str]:
-    """The keys that the daemon shows in any of its handlers."""
+    """The keys that the daemon shows in at least one of its handlers."""
     return frozenset(key for table in tables.values() for key in table) - _COMPUTED
 
 
 def merged(files: Iterable[ConfigFile], *, by_key: bool) -> Data:
-    """All settings of the files together."""
+    """The merged settings of the files. `by_key` as in `Rules`."""
     whole: Data = {}
     for file in files:
         given = file.data
@@ -201,7 +204,7 @@ def effective(crio_rules: Rules, files: Files) -> Effective:
     section = get(merged(files, by_key=crio_rules.by_key), RUNTIME) or {}
     named = section.get("runtimes") or {}
     given = named.get(crio_rules.default)
-    # The built-in handler is there whatever files say of others.
+    # The built-in handler exists even if the files define others only.
     builtin = crio_rules.handler if given is None else given
     if crio_rules.by_key and given is not None:
         builtin = deep_merge(crio_rules.handler, given)
@@ -239,27 +242,27 @@ def explicit_defaults(files: Files) -> tuple[str, ...]:
     return tuple(name for name in found if isinstance(name, str) and name)
 
 
-def shown(config: Mapping[str, Any] | None, dump: Mapping[str, Any] | None) -> Data | None:
-    """The section `crio.runtime` that the running CRI-O shows, with the key names of the files. It
-    comes from Status (1.33 and later), else from the effective configuration. None if neither
-    has it."""
+def shown_section(config: Mapping[str, Any] | None, dump: Mapping[str, Any] | None) -> Data | None:
+    """The section `crio.runtime` that the running CRI-O shows, with keys as in the files. `config`
+    is the verbose Status, which has the section since 1.33; `dump` is the effective configuration.
+    None if neither has the section."""
     section, status = get(dump, RUNTIME), get(config, ("crio",))
     if isinstance(status, Mapping):
         section = {key: status[name] for key, name in _IN_STATUS.items() if name in status}
     if not isinstance(section, Mapping):
         return None
-    found, tables = dict(section), section.get("runtimes")
-    if "runtimes" in found:
-        found["runtimes"] = {
+    result, tables = dict(section), section.get("runtimes")
+    if "runtimes" in result:
+        result["runtimes"] = {
             name: {_toml_name(key): value for key, value in table.items()}
             for name, table in (tables.items() if isinstance(tables, Mapping) else ())
             if isinstance(table, Mapping)
         }
-    return found
+    return result
 
 
 def _toml_name(name: str) -> str:
-    """`RuntimePath` is `runtime_path` in a file."""
+    """The name in a file of a key of Status: `RuntimePath` is `runtime_path`."""
     if name in _IRREGULAR:
         return _IRREGULAR[name]
     return "".join(f"_{char.lower()}" if char.isupper() else char for char in name).lstrip("_")

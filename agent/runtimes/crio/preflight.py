@@ -1,9 +1,9 @@
 """The check of a candidate by CRI-O's own executable, before anything is changed.
 
 Invariant: nothing is written. The executable gets the flags of the running CRI-O that set handlers.
-The future files are handed over in memory, with all drop-ins merged into one. The executable reads
-the present files by itself. So a difference in any other key than ours shows that our model of its
-merging is wrong.
+It reads the present files from disk, and the future files from memory, where all drop-ins are
+merged into one. So a difference in a key that is not ours shows that our model of its merging is
+wrong.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from agent.runtimes.preflight import (
     UNKNOWN,
     Candidate,
     Preflight,
-    ask,
     compare,
+    dump_both,
     first_unread,
     memory_file,
     unread_refusal,
@@ -37,33 +37,34 @@ _AFTER_HANDLERS = frozenset({"hostnetwork_disable_selinux", "disable_hostport_ma
 
 
 def check(node: CrioNode, candidate: Candidate) -> Preflight:
-    """Compare what the executable shows of the files as they are and as they will be.
+    """Compare the executable's dumps of the present and of the future files.
 
-    Raises Refused if it rejects the candidate, or if more would change than our keys.
+    Raises Refused if the executable rejects the candidate, or if more than our keys would change.
     """
     executable = node.executable
     if executable is None:
         return Preflight(False, UNKNOWN)
     if late := _late(node, candidate):
-        raise unread_refusal(late, f"it is read after {node.drop_in} and can have the last word")
-    # The candidate is handed over without what we cannot parse; so are the files as they are.
-    before = _as_it_will_be if first_unread(node.files) else _as_it_is
-    asked = ask(
+        raise unread_refusal(late, f"it is read after {node.drop_in} and can override it")
+    # The future files are dumped without those that we cannot parse; then so are the present ones.
+    before = _dump_merged if first_unread(node.files) else _dump_on_disk
+    dumps = dump_both(
         executable,
         node.root.path,
         lambda: before(node, executable, node.files),
-        lambda: _as_it_will_be(node, executable, candidate.files),
+        lambda: _dump_merged(node, executable, candidate.files),
     )
-    if isinstance(asked, str):
-        return Preflight(False, asked)
-    tables, runtimes = (get(data, merge.RUNTIMES) or {} for data in asked)
+    if isinstance(dumps, str):
+        return Preflight(False, dumps)
+    tables, runtimes = (get(data, merge.RUNTIMES) or {} for data in dumps)
     missing = next((name for name in candidate.present if name not in runtimes), None)
     both = {*tables} & runtimes.keys() - {*candidate.ours}
-    return compare(executable, missing, *(_strip(data, both) for data in asked))
+    return compare(executable, missing, *(_strip(data, both) for data in dumps))
 
 
 def _late(node: CrioNode, candidate: Candidate) -> ConfigFile | None:
-    """A file that we cannot parse and that can win over what is new in our drop-in."""
+    """A file that we cannot parse and that can override new keys in our drop-in, None if there is
+    none."""
     names = [file.path.host for file in candidate.files]
     if not candidate.present or candidate.files == node.files or node.drop_in.host not in names:
         return None
@@ -71,18 +72,18 @@ def _late(node: CrioNode, candidate: Candidate) -> ConfigFile | None:
 
 
 def require_harmless(node: CrioNode) -> None:
-    """As `runtimes.preflight.require_harmless`."""
+    """As `runtimes.preflight.require_harmless`. Raises Refused."""
     preflight.require_harmless(
         node.files,
         node.executable,
-        lambda executable: _as_it_is(node, executable, node.files),
-        lambda executable: _as_it_will_be(node, executable, node.files),
-        _ours,
+        lambda executable: _dump_on_disk(node, executable, node.files),
+        lambda executable: _dump_merged(node, executable, node.files),
+        _used_keys,
     )
 
 
-def _ours(data: Data) -> Data:
-    """The part of CRI-O's view from which a plan is made."""
+def _used_keys(data: Data) -> Data:
+    """The part of a dump that a plan uses."""
     section = get(data, merge.RUNTIME) or {}
     keys = (merge.DEFAULT[-1], merge.SPEC_DIRS[-1], "hooks_dir")
     tables = {
@@ -92,14 +93,14 @@ def _ours(data: Data) -> Data:
     return {**{key: section[key] for key in keys if key in section}, "runtimes": tables}
 
 
-def _as_it_is(node: CrioNode, executable: str, files: Files) -> Dump:
-    """What CRI-O shows of these files, which are those on disk."""
+def _dump_on_disk(node: CrioNode, executable: str, files: Files) -> Dump:
+    """The executable's dump of the files on disk, which `files` are."""
     root = node.root.name if node.root.state is not None else None
     return _dump(node, (executable, root or os.devnull, node.directory), (), files)
 
 
-def _as_it_will_be(node: CrioNode, executable: str, files: Files) -> Dump:
-    """What CRI-O shows of these files, with all drop-ins merged into one."""
+def _dump_merged(node: CrioNode, executable: str, files: Files) -> Dump:
+    """The executable's dump of `files`, with all drop-ins merged into one by our own model."""
     root, others = files[0], merge.merged(files[1:], by_key=node.rules.by_key)
     texts = [root.state.data if root.state else b"", document.render(others).encode()]
     staged = [memory_file(text) for text in texts]
@@ -114,19 +115,21 @@ def _as_it_will_be(node: CrioNode, executable: str, files: Files) -> Dump:
 def _dump(
     node: CrioNode, names: tuple[str, str, str], descriptors: Sequence[int], files: Files
 ) -> Dump:
-    """`crio -c FILE -d DIRECTORY FLAGS config`: all settings that differ from the default. `names`
-    are those of the executable, the root file, which has to exist, and the directory."""
+    """The output of `crio -c FILE -d DIRECTORY FLAGS config`: all settings that differ from the
+    default. `names` are the host paths of the executable, of the root file, which has to exist, and
+    of the drop-in directory."""
     executable, root, directory = names
     words = [executable, "-c", root, "-d", directory, *node.overrides.flags, "config"]
     return command.dump(node.host, words, descriptors, [file.source for file in files])
 
 
 def _strip(data: Data, handlers: Set[str]) -> Data:
-    """What must not differ: all settings, and those handlers.
+    """The settings in a dump that must not differ: all but our keys, and of the handlers only those
+    in `handlers`.
 
-    What CRI-O shows is a template (template.go of 1.24 to 1.36). It leaves handlers out if they
-    are those that are built in, all or none; and settings of `crio.runtime` that it has after them
-    end up in the last one.
+    CRI-O prints its settings with a template (template.go of 1.24 to 1.36). The template leaves all
+    handlers out if they equal the built-in ones. It prints some keys of `crio.runtime` after the
+    handlers, where they belong to the table of the last handler.
     """
     section = get(data, merge.RUNTIME) or {}
     tables = get(data, merge.RUNTIMES) or {}

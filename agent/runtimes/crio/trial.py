@@ -1,8 +1,8 @@
-"""How CRI-O is started for a trial, and what its log says about a failure.
+"""The arguments of CRI-O's trial start, and the reason of a failure in its log.
 
-Invariant: what it is started with differs from the real start in its directories and its socket
-only; the flags and the environment of the running process count. Observed on 1.30 and 1.37: a flag
-that is given twice counts the second time, and with these flags nothing is written elsewhere.
+Invariant: a trial start has the flags and the environment of the running process, and differs from
+the real start only in its directories and its socket. Observed on 1.30 and 1.37: if a flag is given
+twice, the second value counts; with the flags in `_PLACES`, CRI-O writes to no other directory.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ _PLACES = (
 def launch(
     node: CrioNode, executable: str, desired: Desired, files: Mapping[str, bytes | None]
 ) -> Launch:
-    """The start of this CRI-O with `files` presented in the place of the real ones."""
+    """The trial start of this CRI-O. `files` are contents by host path (None: no such file), and
+    replace the real files."""
     needed = {executable, node.directory, *(file.path.host for file in node.files), *files}
     work = trial.work_directory(node.host, _WRITABLE, needed)
     places = {name: os.path.join(work, f"trial-{name}") for name in _PLACES}
@@ -41,7 +42,7 @@ def launch(
     for name, path in places.items():
         argv += [f"--{name}", path]
     if (parse_version(node.runtime.version) or (0, 0, 0)) >= (1, 25, 0):
-        # It would put the IRQ balance of the host back to what it was at boot.
+        # Without it, CRI-O would reset the IRQ balance of the host to its state at boot.
         argv += ["--irqbalance-config-restore-file", "disable"]
     view = View(work, _WRITABLE, (), files, tuple(sorted(set(_programs(desired, files)))))
     env = trial.environment(node.runtime.process)
@@ -50,8 +51,8 @@ def launch(
 
 
 def _flags(running: Process | None, executable: str) -> tuple[str, ...]:
-    """What the running process was started with; an interpreter, with options of its own, can come
-    before its name."""
+    """The flags of the running process. An interpreter with its options can come before the name of
+    the executable."""
     words = running.command if running else ()
     names = [
         number
@@ -62,8 +63,8 @@ def _flags(running: Process | None, executable: str) -> tuple[str, ...]:
 
 
 def _programs(desired: Desired, files: Mapping[str, bytes | None]) -> Iterator[str]:
-    """Programs that are installed with the change: CRI-O drops handlers whose program is missing,
-    and does not start with a hook whose program is."""
+    """The programs of handlers and hooks, which may be installed only with the change. CRI-O drops
+    a handler whose program is missing, and does not start with a hook whose program is missing."""
     for table in desired.handlers.values():
         path = table.get("runtime_path")
         if isinstance(path, str) and path.startswith("/"):
@@ -74,7 +75,8 @@ def _programs(desired: Desired, files: Mapping[str, bytes | None]) -> Iterator[s
 
 
 def reason(output: str) -> str:
-    """Why CRI-O ended: its last log entry of the level fatal, else its last line."""
+    """The reason in the output why CRI-O ended: its last log entry of level fatal, else its last
+    line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     entries = (entry for line in reversed(lines) if (entry := command.entry(line)))
     fatal = next((entry for entry in entries if entry.get("level") == "fatal"), None)

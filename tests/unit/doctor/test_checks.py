@@ -270,7 +270,7 @@ def healthy(directory: Path) -> Node:
         runtime=found,
         executable="",
         evidence=Evidence("cri-status", Switch.TRUE, DIRS),
-        asleep=None,
+        silent_runtime=None,
         refused="",
         configured=files,
         effective=EFFECTIVE,

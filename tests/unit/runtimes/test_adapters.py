@@ -73,7 +73,7 @@ def look(kind: str, host: HostRoot) -> ConfiguredRuntime:
     answer = Answer(item.cri_name, version, True, config, ())
     runtime = Runtime(Endpoint(kind, socket), None, answer)
     settings = resolve({}, {}, "toolkit-agent")
-    return registry.adapter(kind).look(settings, host, runtime)
+    return registry.adapter(kind).configured_runtime(settings, host, runtime)
 
 
 @pytest.fixture(params=STARTS)

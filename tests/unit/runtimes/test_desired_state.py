@@ -344,7 +344,7 @@ def test_default_that_is_shown_is_nvidias_by_what_it_calls(
     config = {"containerd": {"defaultRuntimeName": name, "runtimes": {name: table}}}
     shown = Answer("containerd", "2.1.9", True, config, ())
     assert registry.shows_nvidia(shown) is nvidia
-    assert registry.shown(shown) == (name, (name,))
+    assert registry.shown_handler_names(shown) == (name, (name,))
 
 
 @pytest.mark.parametrize("config", [None, {}, {"containerd": None}, {"containerd": {}}])

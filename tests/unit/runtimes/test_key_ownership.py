@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agent.host.files import FileState
-from agent.runtimes.key_ownership import HEADER, changed, is_ours_alone
+from agent.runtimes.key_ownership import HEADER, changed_keys, is_ours_alone
 from agent.state.store import Original
 
 
@@ -22,7 +22,7 @@ from agent.state.store import Original
 def test_only_values_are_remembered_as_changed(
     before: str, after: str, found: dict[str, object]
 ) -> None:
-    assert changed(before.encode(), after.encode(), "/etc/config.toml") == found
+    assert changed_keys(before.encode(), after.encode(), "/etc/config.toml") == found
 
 
 def test_empty_table_does_not_make_a_file_somebody_elses() -> None:

@@ -39,7 +39,7 @@ class MadeUp(RuntimeAdapter):
     title = "Made-up"
     low_level = ("runc",)
 
-    def look(
+    def configured_runtime(
         self, settings: Settings, host: HostRoot, runtime: Runtime, overlay: Overlay | None = None
     ) -> MadeUpNode:
         """Its one file."""
@@ -50,7 +50,7 @@ class MadeUp(RuntimeAdapter):
         """It always reads CDI specs."""
         return (Evidence("cri-status", Switch.TRUE, ("/etc/cdi",)),)
 
-    def shown(self, answer: Answer) -> tuple[str | None, Mapping[str, Data] | None]:
+    def shown_handlers(self, answer: Answer) -> tuple[str | None, Mapping[str, Data] | None]:
         """As in its file."""
         return get(answer.config, ("default",)), get(answer.config, ("handlers",))
 

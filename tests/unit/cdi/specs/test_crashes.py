@@ -54,7 +54,7 @@ def in_the_way(directory: Path, version: str, **section: object) -> RestartHazar
     path = HostPath("/c.toml", "/c.toml")
     data = {"version": number, "plugins": {name: settings}}
     file = ConfigFile("/c.toml", path, new_state(), data)
-    return deadly_specs.deadly(HostRoot("/"), generation(parsed), (file,))
+    return deadly_specs.first_deadly(HostRoot("/"), generation(parsed), (file,))
 
 
 @pytest.mark.parametrize(

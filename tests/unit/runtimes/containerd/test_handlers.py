@@ -344,7 +344,7 @@ def test_what_nobody_knows_is_neither_copied_nor_demanded() -> None:
         "runtime_type": TYPE, "base_runtime_spec": "/s",
         "options": {"BinaryName": RUNTIME, "SystemdCgroup": True, "shimcgroup": "/y"},
     }  # fmt: skip
-    told = handlers.left_out(settings, edit_request(ROW3, BINARIES), seen)
+    told = handlers.unknown_key_warnings(settings, edit_request(ROW3, BINARIES), seen)
     assert [text.partition(" of ")[0] for text in told] == [
         "typo", "cgroup_writable", "options.version", "options.TypeUrl",
     ]  # fmt: skip

@@ -308,7 +308,7 @@ def test_overlay_of_broken_text_is_refused_by_name(tree: Tree) -> None:
 def test_disabled_cri_is_refused(text: str, entry: str | None, tree: Tree) -> None:
     """Docker's package ships such a file."""
     tree.write("config.toml", text=text)
-    found = faults.disabled(LATEST, (config.load_file(tree.host, ROOT),))
+    found = faults.disabling_entry(LATEST, (config.load_file(tree.host, ROOT),))
     assert (found and found[1]) == entry
 
 

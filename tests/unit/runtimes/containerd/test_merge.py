@@ -330,12 +330,12 @@ def test_what_a_later_section_hides_is_said(number: str) -> None:
     first = f"[plugins.{V2}]\nsandbox_image = 'x'\nselinux_category_range = 0\n"
     root = file(version(2, first + handlers(V2, "runc").partition("\n")[2]))
     later = file(handlers(V2, "runc", extra="enable_selinux = true"), "/etc/containerd/a.toml")
-    (text,) = faults.hidden(generation(number), (root, later))
+    (text,) = faults.hidden_settings(generation(number), (root, later))
     assert text.startswith("/etc/containerd/a.toml hides sandbox_image of /etc/containerd/config")
     same = file(version(2, later.state.data.decode() if later.state else ""))
-    assert faults.hidden(generation(number), (same, later)) == ()
-    assert faults.hidden(generation(number), (root,)) == ()
-    assert faults.hidden(generation("2.1.9"), (root, later)) == ()
+    assert faults.hidden_settings(generation(number), (same, later)) == ()
+    assert faults.hidden_settings(generation(number), (root,)) == ()
+    assert faults.hidden_settings(generation("2.1.9"), (root, later)) == ()
 
 
 @pytest.mark.parametrize(
@@ -394,7 +394,7 @@ def test_fault_is_known(name: str) -> None:
     """What keeps a containerd from starting (run on 1.6.20, 1.7.24, 2.1.9; tables for 2.3.4)."""
     number, texts, words = FAULTS[name]
     files = tuple(file(text, f"/etc/containerd/{i}.toml") for i, text in enumerate(texts))
-    found = faults.fatal(generation(number), files)
+    found = faults.fatal_fault(generation(number), files)
     assert (found is None) == (words is None)
     assert words is None or words in (found or "")
 
@@ -404,9 +404,9 @@ def test_file_with_both_spellings_is_ambiguous(number: str) -> None:
     """Which of them containerd takes is chance, but for a version-less one on 2.3."""
     both = handlers(V1, "a") + handlers(V2, "b")
     gen, one = generation(number), file(version(1, both))
-    assert faults.ambiguous(gen, (one,)) is one
-    assert (faults.ambiguous(gen, (file(both),)) is None) == (number == "2.3.4")
-    assert faults.ambiguous(gen, (file(version(2, both)),)) is None
+    assert faults.ambiguous_file(gen, (one,)) is one
+    assert (faults.ambiguous_file(gen, (file(both),)) is None) == (number == "2.3.4")
+    assert faults.ambiguous_file(gen, (file(version(2, both)),)) is None
 
 
 @pytest.mark.parametrize(
@@ -440,7 +440,7 @@ def test_settings_that_this_containerd_ignores_are_found(
 ) -> None:
     """2.0 to 2.2 read files without a version by names of version 3 only."""
     files = (file(text),)
-    assert faults.ignored(generation(number), files) == (lost and (files[0], lost))
+    assert faults.ignored_section(generation(number), files) == (lost and (files[0], lost))
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from agent.runtimes.crio.merge import (
     hooks_dirs,
     merged,
     rules,
-    shown,
+    shown_section,
     spec_dirs,
 )
 from agent.runtimes.desired_state import Desired, Effective
@@ -116,7 +116,7 @@ def test_running_daemon_shows_whether_keys_are_kept() -> None:
 
 def test_built_in_handler_is_the_daemons_own_word() -> None:
     """What it fills in by itself is not copied: a copy would only go stale."""
-    found = rules((1, 37, 0), files(RUNC), shown(STATUS, None))
+    found = rules((1, 37, 0), files(RUNC), shown_section(STATUS, None))
     assert found.handler == {
         "runtime_type": "oci",
         "runtime_root": "/run/crun",
@@ -128,7 +128,7 @@ def test_built_in_handler_is_the_daemons_own_word() -> None:
 
 def test_status_and_http_give_the_same_configuration() -> None:
     """Status (1.33 and later) and `GET /config`, both captured."""
-    status, dump = shown(STATUS, None), shown(None, DUMP)
+    status, dump = shown_section(STATUS, None), shown_section(None, DUMP)
     assert status is not None
     assert dump is not None
     for key in ("default_runtime", "cdi_spec_dirs", "hooks_dir"):
@@ -136,7 +136,7 @@ def test_status_and_http_give_the_same_configuration() -> None:
     for name, table in dump["runtimes"].items():
         for key, value in table.items():
             assert status["runtimes"][name][key] == value
-    assert shown({"sandboxImage": "p"}, None) is None
+    assert shown_section({"sandboxImage": "p"}, None) is None
 
 
 @pytest.mark.parametrize(
