@@ -1,9 +1,9 @@
 """The fingerprint of a candidate, and whether the same candidate has failed before.
 
-Invariant: the fingerprint covers every known thing that the success of a change depends on: the
+Invariant: the fingerprint covers everything that is known to decide whether a change succeeds: the
 files, the runtime with its flags, its executable and its unit, the programs and files that the
-configuration names, and this agent. A failed candidate is tried again only after one of them has
-changed, after a day, or on request.
+configuration names, and the version of this agent. A failed candidate is tried again only after one
+of these has changed, after a day, or on request.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ _UNIT_DIRECTORIES = (
 def known_failure(
     host: HostRoot, store: Store, node: ConfiguredRuntime, edits: Edits, now: float
 ) -> CandidateFailed | None:
-    """The refusal to try this candidate again at the time `now` (seconds since the epoch), None
-    where it may be tried. Raises Refused."""
+    """The error that this candidate failed less than a day ago; None if it may be tried. `now` is
+    in seconds since the epoch. Raises Refused if the record of failures cannot be read."""
     failure = store.failures().get(fingerprint(host, node, edits))
     if failure is None or not 0 <= now - failure.at < _DAY:
         return None
     return CandidateFailed(
         f"cannot apply: the same change failed before ({failure.reason}) and nothing that it "
         "depends on has changed since; correct the cause. It is tried again when the "
-        "configuration, the unit, the executable or the agent is another one, after a day, or by "
+        "configuration, the unit, the executable or the agent has changed, after a day, or by "
         "`toolkit-agent apply --retry`"
     )
 
 
 def loaded_digest(runtime: Runtime, files: tuple[ConfigFile, ...]) -> str:
-    """A hash of what a runtime runs on: its version and its files."""
+    """A hash of a runtime's version and of its configuration files."""
     parts = [(file.name, file.state.digest if file.state else None) for file in files]
     return hashlib.sha256(json.dumps([runtime.version, parts]).encode()).hexdigest()
 
 
 def fingerprint(host: HostRoot, node: ConfiguredRuntime, edits: Edits) -> str:
-    """A hash of everything that the success of these edits depends on."""
+    """A hash of everything on which the success of these edits depends."""
     running = node.runtime.process
     changed = [
         (item.path.host, item.before and item.before.digest, item.after and item.after.digest)
@@ -74,7 +74,7 @@ def fingerprint(host: HostRoot, node: ConfiguredRuntime, edits: Edits) -> str:
 
 
 def _paths(data: Any) -> Iterator[str]:
-    """Every absolute path that a configuration names."""
+    """Every absolute path among the values of a configuration."""
     if isinstance(data, dict):
         for value in data.values():
             yield from _paths(value)
@@ -97,11 +97,11 @@ def _unit_files(host: HostRoot, unit: str | None) -> Iterator[str]:
 
 
 def _file_identity(host: HostRoot, path: str) -> tuple[int, ...] | None:
-    """Inode, size and time of a regular file, None for anything else. A directory does not count,
-    because it changes with its entries."""
+    """The inode, size and modification time of a regular file, None for anything else. A directory
+    does not count, because its time changes with its entries."""
     try:
-        found = os.stat(host.resolve(path).agent)
+        status = os.stat(host.resolve(path).agent)
     except (OSError, Refused):
         return None
-    regular = stat.S_ISREG(found.st_mode)
-    return (found.st_ino, found.st_size, found.st_mtime_ns) if regular else None
+    regular = stat.S_ISREG(status.st_mode)
+    return (status.st_ino, status.st_size, status.st_mtime_ns) if regular else None

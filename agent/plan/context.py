@@ -1,7 +1,7 @@
-"""What every operation on a node needs: settings, the host root, the state, and functions.
+"""The context of an operation on a node: settings, the host root, the state, and functions.
 
-Invariant: time, sleep, restarts and questions to the runtime come from here, so that a test can
-replace them.
+Invariant: time, sleep, restarts, the connection to systemd and trial starts are fields of the
+context, so that a test can replace them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ StartTrial: TypeAlias = "Callable[[HostRoot, Launch, Callable[[Answer], list[str
 
 
 def _start_once(host: HostRoot, launch: Launch, problems: Callable[[Answer], list[str]]) -> Result:
-    """`trial.start_once`. Its module is loaded only if a restart is due."""
+    """`trial.start_once`; the module is loaded only if a restart is due."""
     from agent.runtimes import trial
 
     return trial.start_once(host, launch, problems)
@@ -49,15 +49,16 @@ def _start_once(host: HostRoot, launch: Launch, problems: Callable[[Answer], lis
 
 @dataclass(frozen=True)
 class Context:
-    """Settings and functions of one run.
+    """The settings and functions of one run.
 
-    `lock_fd` is the descriptor of the lock that the parent process holds for this one. `refresh`
-    means that NVML is asked even if its answer is known. `retry` means that a candidate is tried
-    that has failed before. Before `restart_after` (a time of `clock`) no change that needs a
-    restart is made. `has_restart_budget` means that restarts are counted and limited. `barrier`
-    means that a convergence removed `toolkit-ready` and did not finish; the next successful one
-    writes it again.
-    `on_proposal` gets each proposal before anything is refused or written."""
+    `wall` returns seconds since the epoch, `clock` monotonic seconds, `uptime` seconds since boot.
+    `lock_fd`: the descriptor of the lock, if the parent process holds it for this process. `retry`:
+    try a candidate that has failed before. `restart_after`: before this time of `clock`, no change
+    is made that needs a restart. `has_restart_budget`: count and limit restarts. `on_proposal`: is
+    called with each proposal before anything is refused or written. `refresh`: ask NVML even if its
+    answer is known. `barrier`: an earlier convergence removed `toolkit-ready` and did not finish;
+    the next successful one writes that file again.
+    """
 
     settings: Settings
     host: HostRoot
@@ -85,9 +86,10 @@ class Context:
         return process.boot_id()
 
     def probe(self, endpoint: Endpoint) -> Probe:
-        """Questions to a runtime, each on a fresh connection."""
+        """The functions with which `proof.prove` asks this runtime. Each question uses a new
+        connection."""
         path, name = endpoint.socket.agent, endpoint.socket.host
-        # A process that is about to end may lose one answer. That proves nothing.
+        # Short, because a process that is about to end may never answer.
         patience = min(5.0, self.settings.proof_timeout / 4)
         return Probe(
             identity=lambda: self.identity(endpoint),
@@ -98,24 +100,26 @@ class Context:
         )
 
     def running(self, endpoint: Endpoint) -> Process | None:
-        """The process behind a socket. Raises Unreachable."""
+        """The process behind the socket, None if it cannot be seen. Raises Unreachable."""
         socket = endpoint.socket
         return process.find(socket.agent, socket.host, self.host, endpoint.kind)
 
     def identity(self, endpoint: Endpoint) -> Identity:
-        """The identity of the process behind a socket. Raises Unreachable."""
-        found = self.running(endpoint)
-        return found.identity if found else self.invocation(endpoint.unit)
+        """The identity of the process behind the socket; that of its unit if the process cannot be
+        seen. Raises Unreachable."""
+        running = self.running(endpoint)
+        return running.identity if running else self.invocation(endpoint.unit)
 
-    def invocation(self, unit: str | None) -> Identity:
-        """The identity that systemd gives the running unit, for a process that cannot be seen."""
-        found = self._unit(unit)
-        return (0, found.invocation) if found and found.invocation else None
+    def invocation(self, name: str | None) -> Identity:
+        """The identity of a running unit (systemd's InvocationID), None if it is not known."""
+        unit = self._unit(name)
+        return (0, unit.invocation) if unit and unit.invocation else None
 
     def given_up(self, endpoint: Endpoint) -> str | None:
-        """Why nothing will answer any more: systemd has given the unit up. None otherwise."""
-        found = self._unit(endpoint.unit)
-        return f"systemd has given up: {found}" if found and found.given_up else None
+        """The message that systemd has given up the runtime's unit, so that no process will answer;
+        None if it has not."""
+        unit = self._unit(endpoint.unit)
+        return f"systemd has given up: {unit}" if unit and unit.given_up else None
 
     def _unit(self, name: str | None) -> Unit | None:
         try:
@@ -125,10 +129,10 @@ class Context:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the node's lock. Half-written files of killed processes are removed first.
+        """Hold the node's lock, and remove the half-written files of killed processes.
 
-        Signals that would end this process wait, so that a change in progress is finished or undone
-        first. Raises Locked or Refused.
+        Signals that would end this process are blocked, so that a change in progress is finished or
+        undone first. Raises Locked or Refused.
         """
         with self.store.hold_lock(self.lock_fd), uninterrupted():
             self.store.sweep()
@@ -138,7 +142,7 @@ class Context:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Block the signals that would end this process until the block is over."""
+    """Block SIGTERM, SIGINT and SIGHUP inside the `with` statement."""
     ending = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
     old = signal.pthread_sigmask(signal.SIG_BLOCK, ending)
     try:
@@ -148,7 +152,8 @@ def uninterrupted() -> Iterator[None]:
 
 
 def open_host(settings: Settings) -> HostRoot:
-    """The host root, with the mounts of all paths in the options and in our defaults."""
+    """Open the host root, with the mounts of all paths in the options and in our defaults. Raises
+    UsageError or Refused."""
     sockets = (path for _, path in registry.sockets("auto"))
     paths = (*settings.option_paths, *sockets, *DEFAULT_DIRS, DRIVER_CONTAINER)
     host = open_host_root(settings.host_root, paths)
@@ -159,7 +164,8 @@ def open_host(settings: Settings) -> HostRoot:
 
 
 def open_context(settings: Settings, log: Log | None = None) -> Context:
-    """The context of a real run. Raises UsageError or Refused."""
+    """The context of a run that may write. Raises UsageError, and Refused if the state cannot be
+    written."""
     host = open_host(settings)
     state, refusal = _state_directory(settings, host)
     if refusal is not None:
@@ -168,14 +174,15 @@ def open_context(settings: Settings, log: Log | None = None) -> Context:
 
 
 def reading_context(settings: Settings, log: Log | None = None) -> Context:
-    """The context of a run that only reads: the state is where there is some, and nothing has to be
-    writable. Raises UsageError or Refused."""
+    """The context of a run that only reads. The state directory need not be writable, nor exist.
+    Raises UsageError or Refused."""
     host = open_host(settings)
     return _context(settings, host, _state_directory(settings, host)[0], log)
 
 
 def state_refusal(settings: Settings, host: HostRoot) -> Refused | None:
-    """Why no change can be made here: there is no place for the state. None if there is one."""
+    """The error that no directory can hold the state, so that no change can be made; None if there
+    is one."""
     return _state_directory(settings, host)[1]
 
 
@@ -192,11 +199,11 @@ def _context(settings: Settings, host: HostRoot, state: str, log: Log | None) ->
 
 
 def _state_directory(settings: Settings, host: HostRoot) -> tuple[str, Refused | None]:
-    """The state directory (host path, links as given), and why no change can be made with it. It is
-    on the host, because a container's own file system ends with the container.
+    """The state directory (host path, links not followed), and the error if it cannot be written.
+    It has to be on the host, because a container's own file system ends with the container.
 
-    Without --state-dir, a directory that has state already is taken. A pod that sees the host
-    read-only keeps its state beside the toolkit, and a person on the node has to find it there.
+    Without --state-dir, a directory that has state already is used. A pod that sees the host
+    read-only keeps its state beside the toolkit, and a command on the node has to find it there.
     """
     asked = host.name(settings.state_dir)
     beside = host.name(os.path.join(settings.toolkit_install_dir, ".toolkit-agent"))
@@ -207,7 +214,7 @@ def _state_directory(settings: Settings, host: HostRoot) -> tuple[str, Refused |
             for name, place in places.items()
             if host.is_host or (host.on_mount(place) and trees.is_writable(place.agent))
         ]
-    except Refused as error:  # the state itself is judged where it is read
+    except Refused as error:  # Store checks the files in it when it reads them
         return asked, error
     known = places if settings.origins["state_dir"] == "default" else (asked,)
     files = ("memory.json", "journal.json")
@@ -235,7 +242,7 @@ def _state_directory(settings: Settings, host: HostRoot) -> tuple[str, Refused |
 
 
 def best_effort(log: Log, *actions: Callable[[], None]) -> None:
-    """Do these actions. A refusal is logged and has no other effect."""
+    """Do these actions. A refusal of one is logged, and the next is done."""
     for action in actions:
         try:
             action()

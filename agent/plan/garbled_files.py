@@ -1,10 +1,10 @@
-"""Files that we made and that somebody garbled since. They are written again.
+"""The repair of files that we made and that somebody garbled.
 
-A runtime does not start on a drop-in that is not TOML, and no plan can be made beside it. Such a
-file has no settings of anybody else, so it becomes what we wrote last.
+A runtime does not start on a drop-in that is not TOML, and no plan can be made with such a file.
+The file has no settings of anybody else, so the repair writes the content of our last write.
 
-Invariant: only a file that the memory knows as made by us is written. A file that can be read and
-has settings in it is edited, not garbled. It stays as it is, and `plan` and `revert` judge it.
+Invariant: only a file that the memory knows as made by us is written. A file that can be parsed and
+has settings is edited, not garbled. It is left alone here; `plan` and `revert` handle it.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from agent.systemd.units import SystemdError
 from agent.toml import dialect, document
 from agent.toml.dialect import GO_TOML_2
 
-_PAUSE = 0.1  # seconds between two looks for the runtime
+_PAUSE = 0.1  # seconds between two questions to the runtime
 
 
 @dataclass(frozen=True)
 class Garbled:
-    """A file of ours that cannot be used any more, the reason in words, and its repair: the file as
-    we wrote it last, or its removal if that is not known. The repair's `before` is None if there is
-    no file, but a directory or a link."""
+    """A file of ours that no runtime can use. `fault` is the reason. `repair` restores the content
+    of our last write, or removes the file if that content is not known. The `before` of the repair
+    is None if a directory or a link is in place of the file."""
 
     fault: str
     repair: Change
 
 
 def find_garbled(settings: Settings, host: HostRoot, memory: Memory) -> tuple[Garbled, ...]:
-    """Every file that we made and that cannot be used any more."""
+    """Every file that we made and that no runtime can use. Reads only."""
     garbled = []
     for name, original in sorted(memory.files.items()):
         if original.digest is not None or original.written is None or is_hook(name):
@@ -60,7 +60,7 @@ def find_garbled(settings: Settings, host: HostRoot, memory: Memory) -> tuple[Ga
 def _fault(
     settings: Settings, host: HostRoot, path: HostPath, original: Original
 ) -> tuple[FileState | None, str | None]:
-    """The present file, and why it is not a configuration file of ours; None if it is one."""
+    """The present file, and the reason why no runtime can use it; None if one can."""
     now = None
     try:
         link = os.path.islink(path.agent)
@@ -84,23 +84,24 @@ def _fault(
 
 
 def repair(settings: Settings, host: HostRoot, log: Log, memory: Memory) -> tuple[str, ...]:
-    """Write every garbled file again. Returns their host paths. Raises Refused."""
-    found = find_garbled(settings, host, memory)
-    for item in found:
+    """Repair every garbled file, and return their host paths. Raises Refused."""
+    garbled = find_garbled(settings, host, memory)
+    for item in garbled:
         path = item.repair.path
         trust.require(host, os.path.dirname(path.host), f"write {path}", allow_sticky=True)
         try:
             _put(path.agent, item.repair.after)
         except OSError as error:
             raise Refused(
-                f"cannot rewrite {path}: {reason(error)}; somebody garbled it ({item.fault})"
+                f"cannot rewrite {path}: {reason(error)}; somebody garbled it ({item.fault}), so "
+                "repair or remove it"
             ) from error
         log.warning("garbled file is rewritten", path=path.host, why=item.fault)
-    return tuple(item.repair.path.host for item in found)
+    return tuple(item.repair.path.host for item in garbled)
 
 
 def _put(agent: str, state: FileState | None) -> None:
-    """Write the file as it was, in one step; None removes it. Raises OSError or Refused."""
+    """Replace the file at an agent path in one step; None removes it. Raises OSError or Refused."""
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISDIR(os.lstat(agent).st_mode):
             files.remove_empty_directory(agent)
@@ -115,9 +116,9 @@ def _put(agent: str, state: FileState | None) -> None:
 
 
 def revive(ctx: Context, error: Unreachable) -> None:
-    """Wait for a runtime that was down because of such a file. A unit that systemd has given up is
-    started once; other runtimes are started by whatever supervises them. Raises `error` if the
-    runtime stays down."""
+    """Wait until a runtime answers that was down because of a garbled file, for the proof timeout
+    at most. A unit that systemd has given up is started once; a runtime without a unit is started
+    by its own supervisor. Raises `error` if the runtime stays down."""
     if ctx.settings.restart_mode in ("auto", "systemd"):
         _start(ctx.settings.runtime, ctx.host, ctx.reach, ctx.log)
     end = ctx.clock() + ctx.settings.proof_timeout

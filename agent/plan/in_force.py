@@ -1,13 +1,13 @@
-"""Whether the running runtime has its present files in force.
+"""The check whether the running runtime has loaded its present files.
 
-Somebody can have changed files after the start of the runtime, and a restart activates them. That
-is no obstacle if a trial start shows that the runtime starts on them. Without a trial start
-nobody has seen it do so. CRI-O shows new handlers after a reload, although pods still get the old
-ones. What it shows is therefore no evidence if the file may be younger than the process.
+Somebody can have changed files after the start of the runtime, and a restart activates them. A
+trial start shows whether the runtime starts on such files. If no trial start is possible, a restart
+is refused. CRI-O shows new handlers after a reload, although pods still get the old ones, so its
+settings are no evidence while a file may be younger than the process.
 
-Invariant: reads only. A file is in force if it is older than the process, if we wrote it and proved
-it, or if the runtime shows every setting in it. A process that was proven before is believed, and
-so is one of which nothing is known.
+Invariant: reads only. A file is in force if it is older than the process, if we wrote and proved
+it, or if the runtime shows every setting in it. A process that was proven before counts as right,
+and so does a process whose start is not known.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _MISSING = object()
 def first_unloaded(
     memory: Memory, node: ConfiguredRuntime, wall: Callable[[], float]
 ) -> ConfigFile | None:
-    """The first file whose present content the running runtime has not loaded; None if there is
-    none, or if that is not known. `wall` gives the time (seconds since the epoch)."""
+    """The first file whose present content the running runtime has not loaded; None if there is no
+    such file, or if the process cannot be seen. `wall` returns seconds since the epoch."""
     running = node.runtime.process
     if running is None:
         return None
@@ -41,10 +41,11 @@ def first_unloaded(
 
 
 def refusal(file: ConfigFile, purpose: str, why_no_trial: str) -> Refused:
-    """The refusal of a restart that would activate this file without a trial start."""
+    """The error for a restart that would activate `file` without a trial start. `why_no_trial` is
+    the reason why none is possible, `purpose` is "apply" or "revert"."""
     return Refused(
         f"cannot {purpose}: {file.path} was changed after the runtime was started, and the running "
-        f"runtime does not show what it says; no trial start can be made ({why_no_trial}); restart "
+        f"runtime does not show its settings; no trial start can be made ({why_no_trial}); restart "
         "the runtime yourself first, nothing was changed"
     )
 
@@ -63,22 +64,22 @@ def _is_shown(node: ConfiguredRuntime, file: ConfigFile) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """The same data with keys that are equal however they are spelled."""
+    """The data with one spelling of all keys (`_key`)."""
     if not isinstance(value, Mapping):
         return value
     return {_key(key): _plain(item) for key, item in value.items()}
 
 
 def _key(name: str) -> str:
-    """`stream_idle_timeout` in a file is `streamIdleTimeout` in Status."""
+    """One spelling for `stream_idle_timeout` in a file and `streamIdleTimeout` in Status."""
     return name.replace("_", "").lower()
 
 
 def unproven_after_reload(
     node: ConfiguredRuntime, edits: Edits, memory: Memory, boot_id: str, wall: Callable[[], float]
 ) -> tuple[str, ...]:
-    """Why a restart is needed although the runtime shows all desired values. Empty if it is
-    not. `boot_id` and `wall` are those of Context."""
+    """The reasons for a restart although the runtime shows all desired values: it may only have
+    reloaded them. Empty if no restart is needed. `boot_id` and `wall` are those of Context."""
     running, keys = node.runtime.process, node.reload_keys(edits.desired)
     if not keys or running is None or memory.proven == (boot_id, *running.identity):
         return ()
@@ -88,7 +89,7 @@ def unproven_after_reload(
         if later is None or is_proven(memory, later):
             continue
         if now is None:
-            return (f"{title} shows what no file says, and may only have reloaded it",)
+            return (f"{title} shows a setting that no file has, and may only have reloaded it",)
         if process.changed_since_start(running, now.path.agent, wall):
             return (
                 f"{now.path} was changed after {title} was started: it may only have reloaded it",

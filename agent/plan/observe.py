@@ -1,7 +1,7 @@
-"""One observation of the node, from which a proposal is made.
+"""The observation of the node from which a proposal is made.
 
-Invariant: reads only. An observation is passed on, so that a decision and the edit that follows
-from it are about the same moment. It is made again only after a write of ours.
+Invariant: reads only. One observation is used for a whole proposal, so that a decision and its
+edits are based on the same moment. A new one is made only after a write of ours.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from agent.toolkit import install
 
 @dataclass(frozen=True)
 class Observation:
-    """What was seen.
+    """The state of the node at one moment.
 
-    `node` is None if the options forbid a change of the runtime's configuration. `toolkit` is
-    None if the node has none and needs none; then `toolkit_warning` says so. `repairs` are our
-    own garbled files; everything else was read as if they were repaired already."""
+    `memory`: what the agent remembers of the node. `toolkit`: None if the node has none and needs
+    none; then `toolkit_warning` is the reason. `node`: None if the options forbid a change of the
+    runtime's configuration. `evidence`: of CDI, the best source first. `repairs`: the repairs of
+    our garbled files; the other fields have the state after these repairs."""
 
     memory: Memory
     toolkit: install.Toolkit | None
@@ -38,7 +39,7 @@ class Observation:
 
 
 def observe(settings: Settings, host: HostRoot, memory: Memory) -> Observation:
-    """Observe the node. `memory` is what is remembered of it. Raises Unreachable or Refused."""
+    """Observe the node. Raises Unreachable or Refused."""
     toolkit, warning = None, None
     try:
         toolkit = install.find_toolkit(settings, host)

@@ -1,6 +1,6 @@
-"""What would prevent the writes of a change, found before the first of them.
+"""The obstacles to the writes of a change, found before the first write.
 
-Invariant: reads only. Every file and directory that a change needs is examined first. A refused
+Invariant: reads only. Every file and directory that a change writes is examined first. So a refused
 change leaves nothing behind: no toolkit, no spec and no state directory.
 """
 
@@ -28,7 +28,7 @@ _READ_ONLY = os.strerror(errno.EROFS).lower()
 # Flatcar's unit names a file in /usr, by this variable (NVIDIA/gpu-operator#673).
 _ELSEWHERE = (
     ", or have the runtime's unit load a file elsewhere (--config, CONTAINERD_CONFIG); with "
-    "--no-runtime-config nothing of it is changed"
+    "--no-runtime-config the agent changes no file of the runtime"
 )
 _STATE = ("journal.json", "memory.json", "failed.json")
 
@@ -39,27 +39,28 @@ class SpecUnwritable(Refused):
 
 @dataclass(frozen=True)
 class _Demand:
-    """A file that has to be writable. `what` is what cannot be done if it is not. `remedy` makes
-    the end of the refusal from the reason."""
+    """A file that has to be writable. `action` is the action that needs the file, for the message
+    of the error. `remedy` returns the end of that message for a reason."""
 
     need: Need
-    what: str
+    action: str
     remedy: Callable[[str], str] = lambda _: ""
     error: type[Refused] = Refused
 
     def refusal(self, why: str) -> AgentError:
-        """The refusal for this reason."""
-        return self.error(f"cannot {self.what}: {why}{self.remedy(why)}")
+        """The error that the file is not writable for this reason."""
+        return self.error(f"cannot {self.action}: {why}{self.remedy(why)}")
 
 
-def of_changes(
+def change_refusal(
     host: HostRoot, store: Store, publisher: Publisher, changes: tuple[Change, ...], *,
     transaction: bool, spec: own_specs.SpecProposal | None = None,
     toolkit: install.ToolkitProposal | None = None,
 ) -> AgentError | None:  # fmt: skip
-    """Why the proposed changes cannot be written, None if nothing is known to prevent them.
+    """The error of the first obstacle to these changes, to the status files, the spec and the
+    toolkit; None if none is known.
 
-    `transaction` means that files of the runtime change or that it restarts, which needs a journal.
+    `transaction` means that the runtime's files change or that it restarts, which needs a journal.
     """
     try:
         publisher.require()
@@ -87,13 +88,13 @@ def of_changes(
     return _first(host, demands) or _place_refusal(host, changes)
 
 
-def of_removal(host: HostRoot, paths: Iterable[HostPath]) -> AgentError | None:
-    """Why one of these files cannot be removed, None if all can."""
+def removal_refusal(host: HostRoot, paths: Iterable[HostPath]) -> AgentError | None:
+    """The error if one of these files cannot be removed, None if all can."""
     return _first(host, [_Demand(Need(path.agent), f"remove {path}") for path in paths])
 
 
-def of_toolkit_removal(settings: Settings, host: HostRoot) -> AgentError | None:
-    """Why the toolkit that we installed cannot be removed, None if it can."""
+def toolkit_removal_refusal(settings: Settings, host: HostRoot) -> AgentError | None:
+    """The error if the toolkit that we installed cannot be removed, None if it can."""
     if not install.installed_paths(settings, host):
         return None
     directory = programs.directory(settings, host)
@@ -103,6 +104,7 @@ def of_toolkit_removal(settings: Settings, host: HostRoot) -> AgentError | None:
 
 
 def _first(host: HostRoot, demands: list[_Demand]) -> AgentError | None:
+    """The error of the first demand that is not met, None if all are."""
     points = host.mount_points
     for demand in demands:
         try:
@@ -112,12 +114,12 @@ def _first(host: HostRoot, demands: list[_Demand]) -> AgentError | None:
     full = writable.first_without_space(demand.need for demand in demands)
     if full is None:
         return None
-    short = next(demand for demand in demands if demand.need is full)
-    return short.refusal(reason(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+    unmet = next(demand for demand in demands if demand.need is full)
+    return unmet.refusal(reason(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
 
 
 def _configuration(changes: tuple[Change, ...]) -> Iterator[_Demand]:
-    """The room for each file, and for the copy of its original beside it."""
+    """The space for each file, and for the copy of its original beside it."""
     for change in changes:
         states = (change.after, None if change.outside else change.before)
         need = Need(change.path.agent, tuple(len(state.data) for state in states if state))
@@ -141,20 +143,20 @@ def _state(store: Store, changes: tuple[Change, ...]) -> Iterator[_Demand]:
 
 
 def _toolkit(toolkit: install.ToolkitProposal | None) -> Iterator[_Demand]:
-    """The room for a new directory of the toolkit, which is built beside the old one."""
+    """The space for the toolkit's new directory, which is built beside the old one."""
     if toolkit is None or not toolkit.difference:
         return
     directory = toolkit.found.directory
-    what = f"install the toolkit in {directory}"
+    action = f"install the toolkit in {directory}"
     above = os.path.dirname(directory.agent)
-    yield _Demand(Need(os.path.join(above, "new"), install.new_file_sizes(toolkit)), what)
+    yield _Demand(Need(os.path.join(above, "new"), install.new_file_sizes(toolkit)), action)
     if os.path.lexists(directory.agent):
-        yield _Demand(Need(os.path.join(directory.agent, "new")), what)
+        yield _Demand(Need(os.path.join(directory.agent, "new")), action)
 
 
 def _place_refusal(host: HostRoot, changes: tuple[Change, ...]) -> AgentError | None:
-    """The refusal of a file that has to appear complete in a directory whose file system offers no
-    way to do that."""
+    """The error for a file that has to appear complete in its directory, if the file system offers
+    no way to do that."""
     for change in changes:
         if change.outside is None or change.after is None:
             continue

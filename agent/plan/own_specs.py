@@ -1,10 +1,10 @@
 """The CDI specs that the agent itself writes on the node.
 
-Invariant: a spec is derived from the driver, so no journal keeps an original of it. It is written
-in one step, and only if its bytes differ. The node needs one kind: that of the management spec,
-or nvidia.com/gpu on WSL2 and on a Tegra. The node is not ready without that spec. Any other spec
-that cannot be made is a warning. Modes of nvidia-container-runtime that inject devices without a
-spec need none.
+Invariant: a spec is derived from the driver, so no journal keeps its original. A spec is written in
+one step, and only if its bytes differ. The node needs one kind: that of the management spec, or
+nvidia.com/gpu on WSL2 and on a Tegra. Without a spec of this kind the node is not ready. Any other
+spec that cannot be made is a warning. In the modes of nvidia-container-runtime that inject devices
+without a spec, the node needs no kind.
 """
 
 from __future__ import annotations
@@ -43,13 +43,16 @@ from agent.status import Publisher
 
 @dataclass(frozen=True)
 class SpecProposal:
-    """The specs as they should be, and the changes that make them so.
+    """The desired specs, and the changes that lead to them.
 
-    `needed` is the kind without which the node is not ready, "" if there is none. `problem` is
-    why its spec cannot be made; then `changes` only remove specs of devices that are gone.
-    `directory` is where our specs go. `late` changes wait until the runtime is proven without
-    them. `judged_paths` are the agent paths whose owners, modes and links decide what may be in the
-    specs. `driver` is the driver that they describe.
+    `needed`: the kind without which the node is not ready, "" if it needs none.
+    `problem`: the error that the needed spec cannot be made; then `changes` only remove specs of
+    devices that are gone.
+    `directory`: the directory of our specs.
+    `gpus`: the GPUs, with the last answer of NVML.
+    `late`: are the changes made only after the proof of the runtime?
+    `judged_paths`: the agent paths whose owners, modes and links decide what may be in the specs.
+    `driver`: the driver that the specs describe.
     """
 
     specs: tuple[SpecStatus, ...]
@@ -64,23 +67,26 @@ class SpecProposal:
     driver: Driver | None = None
 
     def is_needed(self, name: str) -> bool:
-        """Is this the file name of the needed spec?"""
+        """Is `name` the file name of the needed spec?"""
         return bool(self.needed) and name == file_name(self.needed)
 
 
 def propose(
     settings: Settings, host: HostRoot, gpus: KnownGpus, spec_dirs: tuple[str, ...],
-    hook: str | None, reader: Reader, read: tuple[str, ...] = (), executable: str | None = None,
+    hook: str | None, reader: Reader, old_dirs: tuple[str, ...] = (), executable: str | None = None,
 ) -> SpecProposal | None:  # fmt: skip
-    """The specs for a runtime that reads `spec_dirs` as `reader` does, with hooks by the program at
-    the host path `hook`. None if no specs are asked for and none of ours is in the directories
-    that are `read`. `executable` is the agent path of the runtime's program; it is examined if
-    the provider of a kind depends on it.
+    """The proposal of specs for a runtime that reads the directories `spec_dirs` by the rules of
+    `reader`. None if the options want no specs and no old spec of ours has to be removed.
 
-    Never raises an AgentError, so that a plan for a node without a driver shows the rest as well.
+    `hook` is the host path of the program for hooks. `old_dirs` are further directories that may
+    have specs of ours. `executable` is the agent path of the runtime's program, which is examined
+    if its version does not show which specs it reads.
+
+    Never raises an AgentError: the error is the `problem` of the proposal, so that a plan for a
+    node without a driver shows the rest too.
     """
     if not settings.cdi_enabled or settings.cdi_output_dir is None:
-        return _removal(settings, host, (*spec_dirs, *read))
+        return _removal(settings, host, (*spec_dirs, *old_dirs))
     mode = generate.gpu_mode(settings, host, gpus.ask)
     needed = settings.cdi_kind if mode == "nvml" else gpu.KIND
     try:
@@ -97,7 +103,7 @@ def propose(
 
 
 def _removal(settings: Settings, host: HostRoot, spec_dirs: tuple[str, ...]) -> SpecProposal | None:
-    """The removal of the specs that we wrote under other options."""
+    """The removal of the specs that we wrote under other options, None if there are none."""
     changes = []
     for path in written_by_us(settings, host, spec_dirs):
         with contextlib.suppress(Refused):
@@ -109,7 +115,8 @@ def _proposal(
     settings: Settings, view: RuntimeView, gpus: KnownGpus, spec_dirs: tuple[str, ...],
     mode: str, needed: str, hook: str | None, executable: str | None,
 ) -> SpecProposal:  # fmt: skip
-    """The proposal, with the mode of nvidia.com/gpu that fits the machine. Raises AgentError."""
+    """The proposal. `mode` is the mode for nvidia.com/gpu on this machine; the others are as in
+    `propose`. Raises AgentError."""
     host, kinds, names = view.host, _kinds(settings), _names(settings)
     directory = _directory(settings, host, spec_dirs)
     _refuse_writable(host, (settings.cdi_output_dir, *spec_dirs))
@@ -124,7 +131,7 @@ def _proposal(
     own_place = view.number(directory.host) if fixed else len(view.dirs) - 1
     providers = _providers(view, kinds, others, own_place)
     if executable and any(one.doubt for found in providers.values() for one in found):
-        # The version of the runtime does not tell what it reads.
+        # The version of the runtime does not show which specs it reads.
         view = replace(view, reader=readers.with_executable(view.reader, executable))
         providers = _providers(view, kinds, others, own_place)
     # NVML is not asked if its answer would not be used.
@@ -141,52 +148,54 @@ def _proposal(
     }  # fmt: skip
     ownership = Ownership(host, directory, names, entries, providers, places)
     management = texts.get(settings.cdi_kind)
-    more = (
+    warnings = (
         *(text for kind in kinds for text in ownership.warnings(kind)),
         *crowded,
         *provider.unknown(view, texts.values()),
-        *(_overridden(settings, view, others, directory, management) if management else ()),
+        *(_override_warnings(settings, view, others, directory, management) if management else ()),
     )
-    return _decided(settings, ownership, desired, gpus, needed, more)
+    return _with_ownership(settings, ownership, desired, gpus, needed, warnings)
 
 
 def _providers(
     view: RuntimeView, kinds: Sequence[str], others: Sequence[tuple[HostPath, bytes]],
     own_place: int,
 ) -> dict[str, tuple[Provider, ...]]:  # fmt: skip
-    """The files of other writers by kind; `own_place` as in `provider.providers`."""
+    """The files of other writers that describe each kind; `own_place` as in
+    `provider.providers`."""
     return {kind: provider.providers(view, kind, others, own_place) for kind in kinds}
 
 
-def _decided(
+def _with_ownership(
     settings: Settings, ownership: Ownership, desired: Sequence[DesiredSpec], gpus: KnownGpus,
-    needed: str, more: Sequence[str],
+    needed: str, more_warnings: Sequence[str],
 ) -> SpecProposal:  # fmt: skip
-    """The proposal for these desired specs; `more` are further warnings."""
+    """The proposal for these desired specs: which of them are ours to write, and the changes."""
     by_kind = {spec.kind: spec for spec in desired}
     management = by_kind.pop(settings.cdi_kind, None)
     problem: AgentError | None = None
-    if management is None:  # one may be left from a driver that had one
-        found = [ownership.device_spec(settings.cdi_kind, None)]
+    if management is None:  # an earlier driver may have left a management spec
+        results = [ownership.device_spec(settings.cdi_kind, None)]
     else:
         problem = management.problem
         try:
-            found = [ownership.management(management)]
+            results = [ownership.management(management)]
         except AgentError as error:
             problem = error
-            found = [(SpecStatus(settings.cdi_kind, problem=error.message), None)]
-    found += (ownership.device_spec(kind, by_kind.get(kind)) for kind in _kinds(settings))
-    statuses = tuple(status for status, _ in found if status.writer or status.problem)
-    changes = [change for _, change in found if change is not None]
+            results = [(SpecStatus(settings.cdi_kind, problem=error.message), None)]
+    results += (ownership.device_spec(kind, by_kind.get(kind)) for kind in _kinds(settings))
+    statuses = tuple(status for status, _ in results if status.writer or status.problem)
+    changes = [change for _, change in results if change is not None]
     removals = (*ownership.leftovers(), *(change for change in changes if change.after is None))
     missing = by_kind[needed].problem if needed in by_kind else None
     problem = problem or ownership.blocked(gpu.KIND) or missing
-    said = problem.message if problem else None
+    error_text = problem.message if problem else None
+    warnings = (*_warnings(desired, statuses), *more_warnings)
     judged_paths = itertools.chain.from_iterable(spec.judged_paths for spec in desired)
     return SpecProposal(
         statuses,
         removals if problem else (*removals, *(one for one in changes if one.after is not None)),
-        tuple(text for text in (*_warnings(desired, statuses), *more) if text != said),
+        tuple(text for text in warnings if text != error_text),
         problem,
         ownership.directory,
         gpus,
@@ -199,8 +208,8 @@ def _wins(
     view: RuntimeView, others: Sequence[tuple[HostPath, bytes]], kind: str, place: HostPath,
     text: bytes,
 ) -> bool:  # fmt: skip
-    """Would the runtime take the devices of a kind from a spec of ours in this directory, beside
-    the files of other writers?"""
+    """Would the runtime take the devices of `kind` from our spec with this text in the directory
+    `place`, although the files of other writers (`others`) exist?"""
     path = place.child(file_name(kind))
     if any(entry == path for entry, _ in others):
         return False
@@ -208,12 +217,12 @@ def _wins(
     return provider.wins(view, rivals, path, text)
 
 
-def _overridden(
+def _override_warnings(
     settings: Settings, view: RuntimeView, others: Sequence[tuple[HostPath, bytes]],
     directory: HostPath, text: bytes,
 ) -> Iterator[str]:  # fmt: skip
-    """A warning for each file of another writer that has the management spec's device and wins over
-    our file, which has this text."""
+    """A warning for each file of another writer that defines the device of the management spec and
+    wins over our file. `text` is the content of our file."""
     kind, own_place = settings.cdi_kind, view.number(directory.host)
     rivals = [
         path
@@ -237,16 +246,16 @@ def _names(settings: Settings) -> tuple[str, ...]:
 
 
 def _warnings(desired: Sequence[DesiredSpec], statuses: Iterable[SpecStatus]) -> tuple[str, ...]:
-    """Warnings of specs, and problems. That a node has no GPU is no fault, so only the list of
-    specs shows it; that a GPU is lost is a fault."""
+    """The warnings and problems of specs. A device class that the node does not have is no fault,
+    so its problem is left out here and only in the list of specs. A lost GPU is a fault."""
     absent = {spec.problem.message for spec in desired if spec.problem and spec.is_absent}
     problems = (spec.problem for spec in statuses if spec.problem and spec.problem not in absent)
     return tuple(dict.fromkeys((*(text for spec in desired for text in spec.warnings), *problems)))
 
 
 def _directory(settings: Settings, host: HostRoot, spec_dirs: tuple[str, ...]) -> HostPath:
-    """The directory of our specs: that of the option, else the one that wins over all others. The
-    runtime reads it. Raises Refused."""
+    """The directory of our specs: that of --cdi-output-dir, else the one that wins over all others.
+    Raises Refused if the runtime does not read it."""
     assert settings.cdi_output_dir is not None
     asked = host.locate(settings.cdi_output_dir)
     read = [host.locate(path) for path in spec_dirs]
@@ -271,10 +280,11 @@ def write(
     settings: Settings, proposal: SpecProposal | None, publisher: Publisher,
     log: Log,
 ) -> tuple[str, ...]:  # fmt: skip
-    """Make the changes. Returns the host paths of the files that were written or removed.
+    """Make the changes of a proposal, and return the host paths of the files that were written or
+    removed.
 
-    Withdraws readiness and raises the proposal's problem, or Refused if the needed spec cannot
-    be written."""
+    Withdraws readiness and raises the proposal's problem, or Refused if the needed spec cannot be
+    written. If another spec cannot be written, a warning is logged."""
     if proposal is None:
         return ()
     if proposal.problem is not None:
@@ -285,10 +295,10 @@ def write(
     for change in proposal.changes:
         path = change.path
         try:
-            _make(change)
+            _write_change(change)
         except OSError as error:
-            what = "write" if change.after else "remove"
-            refused = Refused(f"cannot {what} {path}: {reason(error)}")
+            verb = "write" if change.after else "remove"
+            refused = Refused(f"cannot {verb} {path}: {reason(error)}")
             if change.after is None or not proposal.is_needed(path.name):
                 log.warning("spec not changed", error=refused.message)
                 continue
@@ -303,7 +313,7 @@ def write(
     return tuple(done)
 
 
-def _make(change: Change) -> None:
+def _write_change(change: Change) -> None:
     if change.after is None:
         files.remove(change.path.agent)
         return
@@ -314,19 +324,20 @@ def _make(change: Change) -> None:
 def directories(
     settings: Settings, host: HostRoot, spec_dirs: tuple[str, ...]
 ) -> tuple[HostPath, ...]:
-    """The directories of specs of a runtime that reads `spec_dirs`, and that of our specs."""
+    """The directories that can have specs: `spec_dirs`, which a runtime reads, and that of our
+    specs (--cdi-output-dir)."""
     asked = settings.cdi_output_dir
-    found = []
+    paths = []
     for name in (*spec_dirs, *((asked,) if asked else ())):
         with contextlib.suppress(AgentError):  # a path that leads nowhere has no specs
-            found.append(host.locate(name))
-    return tuple(dict.fromkeys(found))
+            paths.append(host.locate(name))
+    return tuple(dict.fromkeys(paths))
 
 
 def written_by_us(
     settings: Settings, host: HostRoot, spec_dirs: tuple[str, ...]
 ) -> tuple[HostPath, ...]:
-    """Every spec that we wrote."""
+    """Every spec of ours in the directories of `directories`."""
     names = _names(settings)
     return tuple(
         path
@@ -337,23 +348,24 @@ def written_by_us(
 
 
 def has_needed(settings: Settings, host: HostRoot, spec_dirs: tuple[str, ...], needed: str) -> bool:
-    """Is our spec of the `needed` kind in a directory that a runtime with `spec_dirs` reads?"""
+    """Is our spec of the kind `needed` in one of the directories of `directories`?"""
     places = directories(settings, host, spec_dirs)
     return any(_is_own_spec(place.child(file_name(needed))) for place in places)
 
 
 def _is_own_spec(path: HostPath) -> bool:
     try:
-        found = files.read(path.agent)
+        state = files.read(path.agent)
     except Refused:
         return False  # a link or a directory is no spec of ours
-    return found is not None and emit.is_ours(found.data)
+    return state is not None and emit.is_ours(state.data)
 
 
 def foreign_spec_with(
     settings: Settings, host: HostRoot, spec_dirs: tuple[str, ...], names: tuple[str, ...]
 ) -> HostPath | None:
-    """A spec of another writer that names a file in a directory (its host paths are `names`)."""
+    """A spec of another writer that names a file in a certain directory, None if there is none.
+    `names` are all host paths of that directory."""
     words = tuple(f"{name}/".encode() for name in names)
     for directory in directories(settings, host, spec_dirs):
         for path, data in spec_files.entries(host, directory):
@@ -363,14 +375,14 @@ def foreign_spec_with(
 
 
 def remove(settings: Settings, host: HostRoot, spec_dirs: tuple[str, ...]) -> tuple[str, ...]:
-    """Remove our specs from all directories. Specs of other writers stay. Returns the host paths of
-    the removed files. Raises Refused."""
+    """Remove our specs from all directories, and return their host paths. Specs of other writers
+    stay. Raises Refused."""
     for place in directories(settings, host, spec_dirs):
         files.sweep(place.agent, _names(settings))
-    gone = written_by_us(settings, host, spec_dirs)
-    for path in gone:
+    paths = written_by_us(settings, host, spec_dirs)
+    for path in paths:
         try:
             files.remove(path.agent)
         except OSError as error:
             raise Refused(f"cannot remove {path}: {reason(error)}") from error
-    return tuple(path.host for path in gone)
+    return tuple(path.host for path in paths)

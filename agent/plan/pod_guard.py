@@ -1,10 +1,10 @@
-"""Running pods that depend on what would change, found through the CRI.
+"""The running pods that a change would affect, found through the CRI.
 
-Invariant: reads only, and asks nothing if nothing that a pod may depend on would change. A pod
-keeps what it has until it is gone: its handler, its low-level runtime and state directory, the
-annotation prefix, and the default runtime that it was created under. A pod that is not ready does
-not count, because the kubelet starts no container in it again. Soon after a boot this is different:
-no pod is ready, and the kubelet creates the earlier pods again with their old annotations.
+Invariant: reads only, and asks nothing if no setting would change on which a pod can depend. A pod
+keeps these until it is gone: its handler, its low-level runtime and state directory, the annotation
+prefix, and the default runtime that it was created under. A pod that is not ready does not count,
+because the kubelet starts no container in it again. Pods of before a recent boot count although
+they are not ready, because the kubelet creates them again with their old annotations.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from agent.toolkit.config import ToolkitConfig, accepts_variables, read_config
 
 _SHOWN = 20  # names in a message; a node has up to some hundred pods
 _TIMEOUT = 20.0  # seconds for all questions together
-# Pods of gpu-operator 26.7 that ask for GPUs, by the start of their names, with the label of the
-# node that takes them away. The operator does not change one that somebody set to false.
+# Pods of gpu-operator 26.7 that ask for GPUs: the start of their names, and the node label that
+# removes them if it is false. The operator does not change a label that somebody set to false.
 _OPERANDS = {
     "gpu-feature-discovery": "gpu-feature-discovery",
     "nvidia-cuda-validator": "operator-validator",
@@ -42,16 +42,16 @@ _OPERANDS = {
     "nvidia-node-status-exporter": "node-status-exporter",
     "nvidia-operator-validator": "operator-validator",
 }
-_STARTING = 600.0  # seconds in which a kubelet has made the pods of before anew, after a boot
+_STARTING = 600.0  # seconds after a boot in which the kubelet creates the earlier pods again
 
 
 @dataclass(frozen=True)
 class GpuService:
-    """What a node does for pods that ask for GPUs.
+    """The ways in which a node gives GPUs to pods by NVIDIA's runtime.
 
-    `default` means that one of our handlers is the default runtime. `prefixes` are the annotation
-    prefixes that are answered, and `variables` means that environment variables are answered.
-    `known` means that the toolkit's config.toml says so; otherwise these are NVIDIA's defaults."""
+    `default`: is one of our handlers the default runtime? `prefixes`: the annotation prefixes that
+    NVIDIA's runtime answers. `variables`: does it answer environment variables? `known`: are these
+    the values of the toolkit's config.toml, not NVIDIA's defaults?"""
 
     default: bool = False
     prefixes: frozenset[str] = frozenset()
@@ -62,43 +62,44 @@ class GpuService:
 def gpu_service(
     node: ConfiguredRuntime, effective: Effective, config: ToolkitConfig | None
 ) -> GpuService:
-    """The service under these settings. `config` is the toolkit's config.toml, None if it is
-    missing or cannot be read."""
+    """The service of a node with this effective configuration. `config` is the toolkit's
+    config.toml, None if it is missing or cannot be read."""
     answers = config or ToolkitConfig(prefixes=(CDI_PREFIX, NVIDIA_PREFIX))
-    found = frozenset(p for p in answers.prefixes if node.passes_annotation(effective, p))
+    prefixes = frozenset(p for p in answers.prefixes if node.passes_annotation(effective, p))
     default = is_ours(effective.default, effective.table(effective.default))
-    return GpuService(default, found, answers.variables, config is not None)
+    return GpuService(default, prefixes, answers.variables, config is not None)
 
 
-def needs(
+def pod_needs(
     settings: Settings, host: HostRoot, node: ConfiguredRuntime, decision: Decision, booted: float
 ) -> PodNeeds | None:
-    """What the running pods would lose by a decision, None if they would lose nothing. `booted`
-    is that of `recent_boot`.
+    """The running pods that would lose their GPUs by a decision, and the settings that they need;
+    None if there are no such pods. `booted` is the result of `recent_boot`.
 
     Raises Unreachable. Raises Refused if an OCI hook would replace the handlers, because then
-    nothing can be kept.
+    nothing can be kept for the pods.
     """
     now = gpu_service(node, node.running(), _toolkit_config(settings, host))
-    if settings.accept_envvar is False:  # an order to answer them no more
+    if settings.accept_envvar is False:  # the options forbid it, so pods that need it do not count
         now = replace(now, variables=False)
     native = frozenset([CDI_PREFIX] if decision.native else [])
     answered = frozenset(decision.prefixes)
-    if node.adapter.lists_handlers:  # containerd passes only what it is told to
+    if node.adapter.lists_handlers:  # containerd passes only the annotations in its settings
         answered &= frozenset(decision.pass_prefixes)
     # An OCI hook answers variables, whatever the default runtime is.
     later = GpuService(
         decision.is_default or decision.hook, answered | native, accepts_variables(settings)
     )
-    found = _needs(node, now, later, native, booted)
-    if found is not None and decision.hook:
-        raise _refusal("apply", found.pods, f"annotations {', '.join(found.prefixes)}")
-    return found
+    needs = _needs(node, now, later, native, booted)
+    if needs is not None and decision.hook:
+        raise _refusal("apply", needs.pods, f"annotations {', '.join(needs.prefixes)}")
+    return needs
 
 
 def recent_boot(now: float, uptime: float) -> float:
-    """When the machine was started (seconds since the epoch, like `now`), if that was a moment ago;
-    0 otherwise. Older pods count although they are not ready. `uptime` is in seconds."""
+    """The time of the boot, if it was less than ten minutes ago; else 0. Pods that were created
+    before that time count although they are not ready. `now` and the result are in seconds since
+    the epoch, `uptime` is in seconds."""
     return now - uptime if uptime < _STARTING else 0.0
 
 
@@ -106,8 +107,9 @@ def _needs(
     node: ConfiguredRuntime, now: GpuService, later: GpuService, native: frozenset[str],
     booted: float = 0.0,
 ) -> PodNeeds | None:  # fmt: skip
-    """What pods would lose that ask for GPUs and run by our handlers, or by the default runtime
-    where that is ours."""
+    """The needs of pods that ask for GPUs and run by one of our handlers, or by the default runtime
+    if that is ours. `now` and `later` are the present and the future service. `native` are the
+    prefixes that the runtime itself will answer."""
     loses_default = now.default and not later.default
     prefixes = now.prefixes - (native if loses_default else later.prefixes)
     variables = now.variables and (loses_default or (now.known and not later.variables))
@@ -117,19 +119,19 @@ def _needs(
     pods: list[Sandbox] = []
     used: set[str] = set()
     by_variable = False
-    with _questions(node.runtime) as ask:
-        for pod, containers in _with_containers(node, ask, ours, booted):
+    with _questions(node.runtime) as questions:
+        for pod, containers in _pods_with_containers(node, questions, ours, booted):
             keys = {key for item in containers for key in item.annotations}
-            found = {p for p in prefixes if any(key.startswith(p) for key in keys)}
-            # No list shows variables. So each container is examined, until enough pods are found
+            lost = {p for p in prefixes if any(key.startswith(p) for key in keys)}
+            # No list shows variables. So each container is examined, until there are enough pods
             # for a message.
-            asks = variables and not found and len(pods) <= _SHOWN
+            asks = variables and not lost and len(pods) <= _SHOWN
             asks = asks and any(
-                client.asks_by_variable(ask.container_info(item.id)) for item in containers
+                client.asks_by_variable(questions.container_info(item.id)) for item in containers
             )
-            if (found or asks) and (pod := _with_handler(node, ask, pod)).handler in ours:
+            if (lost or asks) and (pod := _with_handler(node, questions, pod)).handler in ours:
                 pods.append(pod)
-                used |= found
+                used |= lost
                 by_variable |= asks
     if not pods:
         return None
@@ -141,16 +143,16 @@ def _needs(
     )
 
 
-def _with_containers(
-    node: ConfiguredRuntime, ask: PodQuestions, handlers: set[str], booted: float
+def _pods_with_containers(
+    node: ConfiguredRuntime, questions: PodQuestions, handlers: set[str], booted: float
 ) -> Iterator[tuple[Sandbox, tuple[Container, ...]]]:
-    """Pods that count, each with the newest container of each name, because a container that has
-    ended may start again. If the list shows handlers, only pods of `handlers` are taken."""
-    ready = {pod.id: pod for pod in ask.sandboxes() if pod.ready or 0 < pod.created < booted}
+    """The pods that count, each with the newest container of each name, because a container that
+    has ended may start again. If the runtime's list shows handlers, only pods of `handlers`."""
+    ready = {pod.id: pod for pod in questions.sandboxes() if pod.ready or 0 < pod.created < booted}
     if node.adapter.lists_handlers:
         ready = {key: pod for key, pod in ready.items() if pod.handler in handlers}
     newest: dict[str, dict[str, Container]] = {}
-    for item in ask.containers() if ready else ():
+    for item in questions.containers() if ready else ():
         known = newest.setdefault(item.sandbox, {})
         if item.name not in known or known[item.name].attempt < item.attempt:
             known[item.name] = item
@@ -158,115 +160,118 @@ def _with_containers(
         yield pod, tuple(newest.get(key, {}).values())
 
 
-def _with_handler(node: ConfiguredRuntime, ask: PodQuestions, pod: Sandbox) -> Sandbox:
+def _with_handler(node: ConfiguredRuntime, questions: PodQuestions, pod: Sandbox) -> Sandbox:
+    """The pod with its handler, for which some runtimes have to be asked."""
     if node.adapter.lists_handlers:
         return pod
-    return replace(pod, handler=node.adapter.pod_handler(ask.sandbox_info(pod.id)))
+    return replace(pod, handler=node.adapter.pod_handler(questions.sandbox_info(pod.id)))
 
 
 def _ready_pods(node: ConfiguredRuntime) -> list[Sandbox]:
     """The pods that are ready, with their handlers. Raises Unreachable."""
-    with _questions(node.runtime) as ask:
-        return [_with_handler(node, ask, pod) for pod in ask.sandboxes() if pod.ready]
+    with _questions(node.runtime) as questions:
+        return [_with_handler(node, questions, pod) for pod in questions.sandboxes() if pod.ready]
 
 
 def _our_handlers(running: Effective) -> set[str]:
-    """The handlers of ours; "" is one if the default runtime is ours."""
+    """The names of our handlers, and "" if the default runtime is ours."""
     ours = {name for name, table in running.runtimes.items() if is_ours(name, table)}
     return ours | ({""} if is_ours(running.default, running.table(running.default)) else set())
 
 
 def _handler_users(
-    host: HostRoot, node: ConfiguredRuntime, after: Effective, called: tuple[str, ...],
+    host: HostRoot, node: ConfiguredRuntime, after: Effective, low_levels: tuple[str, ...],
     config: ToolkitConfig | None,
 ) -> tuple[tuple[str, ...], str]:  # fmt: skip
-    """Pods of handlers whose state (see `ConfiguredRuntime.pod_states`) would change, and what
-    would become of these handlers, in words. `called` are the low-level runtimes that NVIDIA's
-    runtime will call, `config` is that of `gpu_service`. Raises Unreachable."""
-    below_later = low_level.first_existing(host, called)
+    """The pods of handlers whose state (`ConfiguredRuntime.pod_states`) would change, and a
+    description of these handlers. `after` is the future configuration. `low_levels` are the
+    low-level runtimes that NVIDIA's runtime will call. `config` as in `gpu_service`. Raises
+    Unreachable."""
+    below_later = low_level.first_existing(host, low_levels)
     below = low_level.first_existing(host, config.runtimes) if config else None
     now = node.pod_states(node.running(), below or below_later)
     later = node.pod_states(after, below_later or below)
     changed = {name for name, state in now.items() if name not in later or later[name] != state}
     users = [pod for pod in _ready_pods(node) if pod.handler in changed] if changed else []
-    what = []
+    handlers = []
     if any(pod.handler not in later for pod in users):
-        what.append("handlers that would go")
+        handlers.append("handlers that would go")
     if any(pod.handler in later for pod in users):
-        what.append("handlers of which the low-level runtime or its state would move")
-    return pod_names(users), ", ".join(what)
+        handlers.append("handlers of which the low-level runtime or its state would move")
+    return pod_names(users), ", ".join(handlers)
 
 
 def apply_refusal(
     settings: Settings, host: HostRoot, node: ConfiguredRuntime, after: Files,
-    called: tuple[str, ...],
+    low_levels: tuple[str, ...],
 ) -> Refused | None:  # fmt: skip
-    """The refusal of an apply that running pods would not survive, None if they would.
+    """The error for an apply that running pods would not survive, None if they would.
 
-    `after` are the files as they will be, and `called` are the low-level runtimes that NVIDIA's
-    runtime will call. Raises Unreachable."""
+    `after` are the future files, and `low_levels` are the low-level runtimes that NVIDIA's runtime
+    will call. Raises Unreachable."""
     config = _toolkit_config(settings, host)
-    used, what = _handler_users(host, node, node.effective(after), called, config)
-    return _refusal("apply", used, what) if used else None
+    users, handlers = _handler_users(host, node, node.effective(after), low_levels, config)
+    return _refusal("apply", users, handlers) if users else None
 
 
 def revert_refusal(
     settings: Settings, host: HostRoot, node: ConfiguredRuntime, after: Files
 ) -> Refused | None:
-    """The refusal of a revert that running pods would not survive, None if they would. `after`
-    are the files as they will be. Raises Unreachable."""
+    """The error for a revert that running pods would not survive, None if they would. `after` are
+    the future files. Raises Unreachable."""
     config, restored = _toolkit_config(settings, host), node.effective(after)
-    called = config.runtimes if config else ()
-    used, moved = _handler_users(host, node, restored, called, config)
+    low_levels = config.runtimes if config else ()
+    users, handlers = _handler_users(host, node, restored, low_levels, config)
     before, later = (gpu_service(node, item, config) for item in (node.running(), restored))
     lost = _needs(node, before, later, frozenset())
-    what = [moved] if used else []
+    used = [handlers] if users else []
     if lost is not None:
-        what += ["the default runtime that would go"] if lost.default else []
-        what += [f"annotations {prefix} that nothing would answer" for prefix in lost.prefixes]
-    users = tuple(dict.fromkeys((*used, *(lost.pods if lost else ()))))
-    return _refusal("revert", users, ", ".join(what)) if users else None
+        used += ["the default runtime that would go"] if lost.default else []
+        used += [f"annotations {prefix} that nothing would answer" for prefix in lost.prefixes]
+        users = tuple(dict.fromkeys((*users, *lost.pods)))
+    return _refusal("revert", users, ", ".join(used)) if users else None
 
 
-def low_level_kept(
-    settings: Settings, host: HostRoot, node: ConfiguredRuntime | None, called: tuple[str, ...]
+def kept_low_level(
+    settings: Settings, host: HostRoot, node: ConfiguredRuntime | None, low_levels: tuple[str, ...]
 ) -> tuple[tuple[str, ...], str | None]:
-    """The low-level runtimes that NVIDIA's runtime is to call, and a warning if running pods
-    keep the present one in place. Another one would not find these pods. Raises Unreachable."""
+    """The low-level runtimes for NVIDIA's runtime, and a warning or None. They are `low_levels`;
+    but if pods of our handlers run, the present one comes first, because no other low-level runtime
+    finds these pods. Raises Unreachable."""
     config = _toolkit_config(settings, host)
     now = low_level.first_existing(host, config.runtimes) if config and node else None
-    later = low_level.first_existing(host, called)
+    later = low_level.first_existing(host, low_levels)
     if node is None or not now or not later or os.path.basename(now) == os.path.basename(later):
-        return called, None
+        return low_levels, None
     ours = _our_handlers(node.running())
     used = pod_names(pod for pod in _ready_pods(node) if pod.handler in ours)
     if not used:
-        return called, None
-    return tuple(dict.fromkeys((now, *called))), (
-        f"kept for running pods: {now} below NVIDIA's runtime, where {later} would be called; it "
-        f"would not find them: {_shown_names(used)}"
+        return low_levels, None
+    return tuple(dict.fromkeys((now, *low_levels))), (
+        f"kept for running pods: NVIDIA's runtime calls {now}, because {later} would not find "
+        f"these pods: {_shown_names(used)}"
     )
 
 
 def toolkit_refusal(
     host: HostRoot, node: ConfiguredRuntime, directories: tuple[str, ...]
 ) -> Refused | None:
-    """The refusal to remove the programs in a directory (its host paths), None if no pod runs by
-    them. Raises Unreachable.
+    """The error if a pod runs by a program in a directory that is to be removed, None if no pod
+    does. `directories` are all host paths of that directory. Raises Unreachable.
 
     The present default runtime does not matter. containerd remembers for each pod the program that
     runs its containers. In CRI-O the program is that of the pod's handler, and the command line of
-    each container's monitor names the program of the time when it was started.
+    each container's monitor has the program with which the container was started.
     """
     running = node.running()
     used: list[Sandbox] = []
-    with _questions(node.runtime) as ask:
-        for pod in (pod for pod in ask.sandboxes() if pod.ready):
-            info = ask.sandbox_info(pod.id)
+    with _questions(node.runtime) as questions:
+        for pod in (pod for pod in questions.sandboxes() if pod.ready):
+            info = questions.sandbox_info(pod.id)
             if not node.adapter.lists_handlers:
                 pod = replace(pod, handler=node.adapter.pod_handler(info))
-            found = node.adapter.pod_programs(info, running, pod.handler)
-            if any(is_below(path, *directories) for path in found):
+            paths = node.adapter.pod_programs(info, running, pod.handler)
+            if any(is_below(path, *directories) for path in paths):
                 used.append(pod)
     users = pod_names(used)
     known = {(pod.namespace, pod.name) for pod in used}
@@ -277,8 +282,8 @@ def toolkit_refusal(
 def _monitors(
     host: HostRoot, directories: tuple[str, ...], known: set[tuple[str, str]]
 ) -> Iterator[str]:
-    """What the monitors with a program in these directories watch: pods that are not `known`, and
-    other containers."""
+    """The names of the pods and other containers whose monitor has a program in these directories
+    on its command line, without the pods in `known`."""
     for pid, line in process.command_lines(host):
         is_monitor = os.path.basename(line[0]).startswith("conmon")
         if not is_monitor or not any(is_below(word, *directories) for word in line[1:]):
@@ -290,22 +295,24 @@ def _monitors(
             yield "/".join(pod)
 
 
-def pod_names(found: Iterable[Sandbox]) -> tuple[str, ...]:
-    """Pods as people name them, each once."""
-    shown = {f"{pod.namespace}/{pod.name} ({pod.handler or 'default'})" for pod in found}
-    return tuple(sorted(shown))
-
-
-def _refusal(purpose: str, users: tuple[str, ...], what: str) -> Refused:
-    return Refused(
-        f"cannot {purpose}: pods use {what}: {_shown_names(users)}; their containers could not be "
-        "stopped, could not start again, or would have no GPU then; delete these pods first, and "
-        f"wait until their containers have ended{_of_operator(users)}"
+def pod_names(pods: Iterable[Sandbox]) -> tuple[str, ...]:
+    """The names of pods for a message, `NAMESPACE/NAME (HANDLER)`, sorted and each once."""
+    return tuple(
+        sorted({f"{pod.namespace}/{pod.name} ({pod.handler or 'default'})" for pod in pods})
     )
 
 
-def _of_operator(users: tuple[str, ...]) -> str:
-    """What to do about pods of gpu-operator, whose DaemonSets create them again; "" without any."""
+def _refusal(purpose: str, users: tuple[str, ...], used: str) -> Refused:
+    return Refused(
+        f"cannot {purpose}: pods use {used}: {_shown_names(users)}; their containers could not be "
+        "stopped, could not start again, or would have no GPU then; delete these pods first, and "
+        f"wait until their containers have ended{_operator_hint(users)}"
+    )
+
+
+def _operator_hint(users: tuple[str, ...]) -> str:
+    """The end of the message for pods of gpu-operator, whose DaemonSets create them again; "" if
+    none of the pods is gpu-operator's."""
     pods = [user.partition("/")[2] for user in users]
     labels = dict.fromkeys(
         f"nvidia.com/gpu.deploy.{label}=false"
@@ -314,10 +321,10 @@ def _of_operator(users: tuple[str, ...]) -> str:
     )
     if not labels and not any(user.startswith("gpu-operator/") for user in users):
         return ""
-    which = " ".join(labels) or "nvidia.com/gpu.deploy.operator-validator=false"
+    words = " ".join(labels) or "nvidia.com/gpu.deploy.operator-validator=false"
     return (
-        "; those of gpu-operator come back until its labels on the node say otherwise: "
-        f"`kubectl label node NODE --overwrite {which}`, and see deploy/README"
+        "; gpu-operator creates its pods again until labels on the node forbid it: "
+        f"`kubectl label node NODE --overwrite {words}`, and see deploy/README"
     )
 
 

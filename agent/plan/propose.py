@@ -1,7 +1,8 @@
-"""What would be done to make the node right: decide, plan, and find what prevents it.
+"""The proposal: the decision, all changes that bring the node to the desired state, and everything
+that forbids them.
 
-Invariant: reads only. The plan that is shown and the change that is made are the same proposal,
-made from one observation.
+Invariant: reads only. `plan` shows the same proposal that `apply` carries out, made from one
+observation.
 """
 
 from __future__ import annotations
@@ -38,16 +39,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a plan shows.
+    """The changes of one convergence, with the decision behind them and all checks of them.
 
-    `node` and `edits` are None if the options forbid a change of the runtime's configuration.
-    `unproven` lists what the running runtime lacks, and `restart` is the way to restart it; it is
-    None if no restart is due. `trial` is the verdict of the trial start before a restart.
-    `cdi_refused` means that the runtime does not start with native CDI on. `blocked` is the reason
-    for which `apply` refuses. `repairs` are our own files that somebody made unusable; they are
-    written first. `toolkit` is None if the node has none and needs none, `spec` if no CDI
-    specs are asked for. `nodes` are the device nodes to create. `moved_toolkits` are directories in
-    which we installed the toolkit under other options."""
+    `node`, `edits`: None if the options forbid a change of the runtime's configuration.
+    `unproven`: the differences between the desired state and the running runtime, in words.
+    `restart`: the way to restart the runtime, None if no restart is due.
+    `preflight`, `trial`: the result of the executable's check, and the verdict of the trial start;
+    None if they were not needed.
+    `blocked`: the error with which `apply` refuses.
+    `cdi_refused`: does the runtime fail to start with native CDI switched on?
+    `repairs`: the repairs of our garbled files, which are written first.
+    `toolkit`: None if the node has no toolkit and needs none. `spec`: None if the options want no
+    CDI specs.
+    `nodes`: the device nodes to create.
+    `moved_toolkits`: directories in which we installed the toolkit under other options."""
 
     runtime: Runtime
     node: ConfiguredRuntime | None
@@ -73,22 +78,23 @@ class Proposal:
 
     @property
     def changes(self) -> tuple[Change, ...]:
-        """Every file that would be written, without the toolkit's programs."""
+        """All changes of files, without the toolkit's programs."""
         specs = self.spec.changes if self.spec else ()
         config = (self.toolkit.config,) if self.toolkit and self.toolkit.config else ()
         return (*self.repairs, *specs, *self.config_changes, *config)
 
     @property
     def changed_node(self) -> ChangedNode | None:
-        """The runtime's files as they will be, None if the options forbid a change of them."""
+        """The node after the changes, None if the options forbid a change of the runtime's
+        configuration."""
         if self.node is None or self.edits is None:
             return None
         return ChangedNode(self.node, self.edits.changes, self.edits.files)
 
     @property
     def is_default(self) -> bool:
-        """Will a handler of ours be the default runtime? Without edits, because the options forbid
-        them, the runtime's own answer counts."""
+        """Will one of our handlers be the default runtime? If the options forbid edits, the
+        runtime's answer counts."""
         if self.edits is None:
             return registry.shows_nvidia(self.runtime.answer)
         return self.decision.is_default
@@ -100,11 +106,11 @@ class Proposal:
 
     @property
     def refusals(self) -> tuple[AgentError, ...]:
-        """Every reason for which an apply refuses. A driver may be found once its device nodes are
-        there."""
+        """All errors with which `apply` refuses. A problem of the specs does not count while device
+        nodes are to be created, because the driver may be found after that."""
         problem = self.spec.problem if self.spec and not self.nodes else None
-        found = (self.blocked, self.toolkit.problem if self.toolkit else None, problem)
-        return tuple(error for error in found if error is not None)
+        errors = (self.blocked, self.toolkit.problem if self.toolkit else None, problem)
+        return tuple(error for error in errors if error is not None)
 
     @property
     def nothing_to_do(self) -> bool:
@@ -120,15 +126,15 @@ class Proposal:
 
 
 def propose(ctx: Context, seen: Observation, *, may_enable: bool | None = None) -> Proposal:
-    """What would be done, without doing it. `may_enable` overrides the option that allows native
-    CDI to be switched on. Raises Unreachable or Refused."""
+    """Make the proposal for an observation. `may_enable` overrides --enable-cdi-in-runtime. Raises
+    Unreachable or Refused."""
     return _Proposer(ctx, seen).propose(may_enable)
 
 
 def preview(ctx: Context, obstacle: AgentError | None = None) -> Proposal:
-    """The proposal for a person. If no change can be planned, it has the decision and the
-    reason. `obstacle` is a reason of the caller's. Raises Unreachable, and Refused if the
-    runtime cannot even be asked."""
+    """The proposal for `plan`. If no change can be planned, it has the decision, and the error as
+    `blocked`. `obstacle` is an error that the caller knows already. Raises Unreachable, and Refused
+    if the runtime cannot be asked."""
     memory = Memory()
     try:
         memory = current_memory(ctx.store)
@@ -139,7 +145,7 @@ def preview(ctx: Context, obstacle: AgentError | None = None) -> Proposal:
 
 
 def _decision_only(ctx: Context, memory: Memory, refusal: AgentError) -> Proposal:
-    """The proposal that changes nothing because of a refusal."""
+    """The proposal without changes, with a refusal as `blocked`."""
     settings, host = ctx.settings, ctx.host
     runtime = find.find_runtime(settings, host)
     adapter = registry.adapter(runtime.kind)
@@ -167,17 +173,17 @@ class _Proposer:
         self._memory = seen.memory
 
     def propose(self, may_enable: bool | None) -> Proposal:
-        """What would be done; `may_enable` as in `propose`."""
+        """As the function `propose`."""
         settings, host, seen = self._settings, self._host, self._seen
-        begun = self._configuration(may_enable)
-        self._log(begun)
-        decision, blocked, changed = begun.decision, begun.blocked, begun.changed_node
+        draft = self._configuration(may_enable)
+        self._log(draft)
+        decision, blocked, changed = draft.decision, draft.blocked, draft.changed_node
         root = driver.root_of(host, settings)
         hook = install.cdi_hook(settings, host, seen.toolkit)
-        calls, kept = self._low_level(begun.edits)
-        warnings = [*begun.warnings, kept]
-        if changed is not None and begun.restart is not None:
-            pods = pod_guard.apply_refusal(settings, host, changed.node, changed.files, calls)
+        low_levels, kept_warning = self._low_level(draft.edits)
+        warnings = [*draft.warnings, kept_warning]
+        if changed is not None and draft.restart is not None:
+            pods = pod_guard.apply_refusal(settings, host, changed.node, changed.files, low_levels)
             blocked = blocked or pods
         warnings += [
             seen.toolkit_warning,
@@ -185,9 +191,9 @@ class _Proposer:
             _unpublishable("NVIDIA_DRIVER_ROOT", root.host_path if root else None, "--driver-root"),
         ]
         toolkit, moved_toolkits = None, tuple[MovedToolkit, ...]()
-        if seen.toolkit is not None:  # the future default runtime decides what is in it
-            future = replace(decision, is_default=begun.is_default)
-            toolkit = install.propose(settings, host, seen.toolkit, future, calls, root)
+        if seen.toolkit is not None:  # its config.toml depends on the future default runtime
+            future = replace(decision, is_default=draft.is_default)
+            toolkit = install.propose(settings, host, seen.toolkit, future, low_levels, root)
             warnings += toolkit.warnings
             if changed is not None:
                 moved_toolkits = toolkit_users.moved_toolkits(
@@ -198,20 +204,20 @@ class _Proposer:
         warnings += [*(spec.warnings if spec else ()), *refused]
         warnings += [item.warning for item in moved_toolkits]
         proposal = replace(
-            begun, warnings=tuple(filter(None, warnings)), blocked=blocked, toolkit=toolkit,
+            draft, warnings=tuple(filter(None, warnings)), blocked=blocked, toolkit=toolkit,
             spec=spec, nodes=nodes, moved_toolkits=moved_toolkits,
         )  # fmt: skip
         if proposal.nothing_to_do or proposal.refusals:
             return proposal
-        blocked = obstacles.of_changes(
+        blocked = obstacles.change_refusal(
             host, self._ctx.store, self._ctx.publisher, proposal.config_changes,
             transaction=not proposal.is_configured, spec=spec, toolkit=toolkit,
         )  # fmt: skip
         return replace(proposal, blocked=blocked) if blocked else proposal
 
-    def _log(self, begun: Proposal) -> None:
-        """Log what the decision is made from, and what it is."""
-        runtime, decision, restart = begun.runtime, begun.decision, begun.restart
+    def _log(self, draft: Proposal) -> None:
+        """Log the observation and the decision."""
+        runtime, decision, restart = draft.runtime, draft.decision, draft.restart
         self._ctx.log.debug(
             "runtime observed",
             runtime=runtime.answer.name,
@@ -219,21 +225,22 @@ class _Proposer:
             socket=runtime.socket.host,
             pid=runtime.process.pid if runtime.process else None,
             unit=runtime.endpoint.unit,
-            files=[file.path.host for file in begun.node.files] if begun.node else [],
+            files=[file.path.host for file in draft.node.files] if draft.node else [],
         )
         self._ctx.log.debug(
             "decided",
             row=decision.row,
             rule=decision.rule,
             evidence=list(decision.evidence),
-            changes=[change.path.host for change in begun.config_changes],
-            unproven=list(begun.unproven),
+            changes=[change.path.host for change in draft.config_changes],
+            unproven=list(draft.unproven),
             restart=restart.kind if restart else None,
         )
 
     def specs(self, decision: Decision, hook: str | None) -> own_specs.SpecProposal | None:
-        """The CDI specs. If the runtime does not read them, NVIDIA's runtime does, and it can
-        read all specs of ours. `hook` is the host path of NVIDIA's program for hooks."""
+        """The proposal of CDI specs. If the runtime does not inject devices itself, NVIDIA's
+        runtime reads the specs, and it can read all of ours. `hook` is the host path of NVIDIA's
+        program for hooks."""
         ctx, settings, host = self._ctx, self._settings, self._host
         runtime = self._seen.runtime
         program, reader = None, readers.UNKNOWN_READER
@@ -246,41 +253,42 @@ class _Proposer:
         )  # fmt: skip
 
     def _low_level(self, edits: Edits | None) -> tuple[tuple[str, ...], str | None]:
-        """The low-level runtimes that NVIDIA's runtime is to call, and a warning."""
+        """The low-level runtimes that NVIDIA's runtime will call, and a warning or None."""
         node = self._seen.node
         if self._seen.toolkit is None:
             return (), None
-        effective, base, called = None, self._memory.default, None
+        effective, base, current = None, self._memory.default, None
         if node is not None and edits is not None:
             effective = node.effective(edits.files)
-            # Of the files as they are: the default may become ours by these very edits.
+            # The default of the present files, because these edits may make ours the default.
             base = edits.base or base or node.effective(node.files).default
-            called = edits.low_level
-        calls = low_level.runtimes(
-            self._settings, self._host, self._seen.runtime.kind, effective, base, called
+            current = edits.low_level
+        low_levels = low_level.runtimes(
+            self._settings, self._host, self._seen.runtime.kind, effective, base, current
         )
-        return pod_guard.low_level_kept(self._settings, self._host, node, calls)
+        return pod_guard.kept_low_level(self._settings, self._host, node, low_levels)
 
     def _configuration(self, may_enable: bool | None) -> Proposal:
-        """The decision and the runtime's files. If native CDI cannot be switched on, row 5
-        holds."""
+        """The part of the proposal about the runtime: the decision, the edits, the restart and
+        their checks. If native CDI cannot be switched on, row 5 holds. `may_enable` as in
+        `propose`."""
         seen, memory, node = self._seen, self._memory, self._seen.node
         if node is None:
             decision = self.decision(may_enable=False)
             return Proposal(seen.runtime, None, decision, decision.warnings)
         allowed = self._settings.may_enable_cdi if may_enable is None else may_enable
         allowed = allowed and memory.cdi_refused != loaded_digest(seen.runtime, node.files)
-        begun = self._with_edits(node, allowed)
-        does_not_start = isinstance(begun.blocked, TrialFailed | CandidateFailed)
-        if not does_not_start or begun.decision.row != 4 or memory.enabled_cdi:
-            return begun
+        draft = self._with_edits(node, allowed)
+        does_not_start = isinstance(draft.blocked, TrialFailed | CandidateFailed)
+        if not does_not_start or draft.decision.row != 4 or memory.enabled_cdi:
+            return draft
         without = self._with_edits(node, False)
-        text = f"native CDI cannot be switched on: {begun.blocked}"
+        text = f"native CDI cannot be switched on: {draft.blocked}"
         return replace(without, cdi_refused=True, warnings=(*without.warnings, text))
 
     def _with_edits(self, node: ConfiguredRuntime, may_enable: bool) -> Proposal:
-        """The decision, the edits that follow from it, whether a restart is due, and the results of
-        all checks."""
+        """The decision, its edits, the restart if one is due, and the results of all checks.
+        `may_enable` allows row 4."""
         ctx, seen, memory, settings = self._ctx, self._seen, self._memory, self._settings
         assert seen.toolkit is not None
         decision = self._kept_decision(node, may_enable)
@@ -313,22 +321,22 @@ class _Proposer:
             if item.before is not None and item.before.links > 1
         )
         warnings = (*decision.warnings, *left_out, *notes, *hard_links)
-        begun = Proposal(
+        draft = Proposal(
             seen.runtime, node, decision, warnings + (restart.warnings if restart else ()), edits,
             unproven, restart, repairs=seen.repairs,
         )  # fmt: skip
-        return self._with_checks(begun, node, edits)
+        return self._with_checks(draft, node, edits)
 
     def _kept_decision(self, node: ConfiguredRuntime, may_enable: bool) -> Decision:
-        """The decision, with what running pods keep. Pods are looked at only if it would take
-        something away."""
+        """The decision, adapted to the needs of running pods. Pods are listed only if the decision
+        would take something from them."""
         decision = self.decision(may_enable=may_enable)
         booted = pod_guard.recent_boot(self._ctx.wall(), self._ctx.uptime())
-        needs = pod_guard.needs(self._settings, self._host, node, decision, booted)
+        needs = pod_guard.pod_needs(self._settings, self._host, node, decision, booted)
         return self.decision(may_enable=may_enable, needs=needs) if needs else decision
 
     def decision(self, *, may_enable: bool, needs: PodNeeds | None = None) -> Decision:
-        """The decision for this runtime under these settings. `needs` is what running pods keep."""
+        """The decision for this runtime under these settings. `needs` are those of running pods."""
         settings, runtime = self._settings, self._seen.runtime
         return decide(
             Question(
@@ -350,23 +358,22 @@ class _Proposer:
             )
         )
 
-    def _with_checks(self, begun: Proposal, node: ConfiguredRuntime, edits: Edits) -> Proposal:
-        """The proposal with the results of all checks: the runtime survives a restart, its
-        executable accepts the files, the candidate has not failed before, and a trial start
-        succeeds."""
-        ctx, host, warnings = self._ctx, self._host, [*begun.warnings]
+    def _with_checks(self, draft: Proposal, node: ConfiguredRuntime, edits: Edits) -> Proposal:
+        """The draft with the results of all checks: does the runtime survive a restart, does its
+        executable accept the files, has the candidate failed before, does a trial start succeed?"""
+        ctx, host, warnings = self._ctx, self._host, [*draft.warnings]
         hazard = node.restart_hazard(edits.files)
-        if hazard is not None and begun.restart is None:
+        if hazard is not None and draft.restart is None:
             warnings.append(hazard.later)
         checked = trial = None
-        if not begun.is_configured:
+        if not draft.is_configured:
             names = tuple(edits.desired.handlers)
             ours = (*names, *edits.desired.absent)
             checked = node.preflight(Candidate(edits.files, names, ours))
             if not checked.done:
                 warnings.append(f"not pre-flighted: {checked.note}")
-        blocked: AgentError | None = hazard if begun.restart else None
-        if begun.restart and blocked is None:
+        blocked: AgentError | None = hazard if draft.restart else None
+        if draft.restart and blocked is None:
             if not ctx.retry:
                 blocked = known_failure(host, ctx.store, node, edits, ctx.wall())
             if blocked is None:
@@ -378,12 +385,13 @@ class _Proposer:
                 note = trial.warning if trial.done else f"not tried: {trial.note}"
                 warnings += [note] if note and blocked is None else []
         return replace(
-            begun, preflight=checked, warnings=tuple(warnings), blocked=blocked, trial=trial
+            draft, preflight=checked, warnings=tuple(warnings), blocked=blocked, trial=trial
         )
 
 
 def _unpublishable(key: str, path: str | None, option: str) -> str | None:
-    """A warning where the status file leaves a path out because it cannot hold it."""
+    """A warning if the status file leaves this path out, because the path has a character that the
+    file cannot hold. `key` is its key, `option` sets the path."""
     if path is None or is_publishable(path):
         return None
     return (
@@ -396,10 +404,10 @@ def trial_verdict(
     start_trial: StartTrial, node: ConfiguredRuntime,
     changes: tuple[Change, ...], desired: Desired, purpose: str, unloaded: ConfigFile | None,
 ) -> Trial:  # fmt: skip
-    """The verdict of a trial start on the files after these changes. `unloaded` is a file of others
-    on which no runtime has run yet. If no trial start can be made, no restart may activate it.
-    """
-    from agent.runtimes import trial  # a restart takes longer than to load them
+    """The verdict of a trial start on the files after these changes. `unloaded` is a file that the
+    running runtime has not loaded, or None. With such a file, the verdict is a refusal if no trial
+    start is possible. `purpose` is "apply" or "revert"."""
+    from agent.runtimes import trial  # loaded only if a restart is due
 
     warn = unloaded is not None
     verdict = trial.judge(node, desired, changes, purpose, start_trial, warn=warn)
@@ -409,8 +417,8 @@ def trial_verdict(
 
 
 def start_failure(start_trial: StartTrial, node: ConfiguredRuntime) -> str:
-    """Why the runtime does not start on the present files; "" if it does, or if that is not
-    known."""
+    """The reason why the runtime does not start on its present files; "" if it starts, or if no
+    trial start is possible."""
     from agent.runtimes import trial  # needed only if something failed
 
     return trial.start_on_present(node, start_trial).failure

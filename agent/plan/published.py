@@ -1,4 +1,4 @@
-"""What is published of a proposal that was proven."""
+"""The lines of the status file for a proposal that was proven."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from agent.toolkit import install
 def lines(
     settings: Settings, host: HostRoot, proposal: Proposal, boot_id: str, now: float
 ) -> Lines:
-    """The lines of the status file. `now` is in seconds since the epoch."""
+    """The lines of the status file. `now` is in seconds since the epoch. Never raises for a missing
+    driver: its lines are then empty."""
     hook = install.cdi_hook(settings, host, proposal.toolkit.found if proposal.toolkit else None)
-    # The driver of the proposed specs; only if there are none it is searched.
-    found = proposal.spec.driver if proposal.spec else None
+    described = proposal.spec.driver if proposal.spec else None
     driver_root = dev_root = None
     with contextlib.suppress(AgentError):  # there may be no driver
-        found = found or driver.find(host, settings)
-        driver_root, dev_root = driver.published_roots(found)
+        # A search is needed only if no spec describes the driver.
+        driver_root, dev_root = driver.published_roots(described or driver.find(host, settings))
     return status.lines(
         proposal.decision,
         runtime=proposal.runtime.answer.name,

@@ -1,7 +1,7 @@
 """The users of a toolkit's directory, and toolkit directories that were left behind.
 
-Invariant: reads only. A directory of programs stays as long as a pod runs by one of them, or as
-long as a remaining file names one.
+Invariant: reads only. A directory of programs stays while a pod runs by one of the programs, or
+while a remaining file names one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ _PLUGIN = "k8s.device-plugin."
 
 @dataclass(frozen=True)
 class ChangedNode:
-    """A node after a change: the changes, and its whole configuration then."""
+    """A node after a change: the present node, the changes, and all its configuration files after
+    the changes."""
 
     node: ConfiguredRuntime
     changes: tuple[Change, ...]
@@ -39,16 +40,17 @@ def refusal(
     settings: Settings, host: HostRoot, changed: ChangedNode, names: tuple[str, ...],
     left: tuple[str, ...] = (),
 ) -> Refused | None:  # fmt: skip
-    """The refusal to remove a directory (`names` are its host paths), None if it can be removed.
-    `left` are programs that the removal leaves in place. Raises Refused or Unreachable."""
+    """The error if a toolkit's directory cannot be removed because it is in use, None if it can.
+    `names` are the host paths of the directory. `left` are programs in it that the removal leaves
+    in place. Raises Refused or Unreachable."""
     node = changed.node
     if used := pod_guard.toolkit_refusal(host, node, names):
         return used
     spec_dirs = find.spec_directories(node.runtime)
     if (spec := own_specs.foreign_spec_with(settings, host, spec_dirs, names)) is not None:
         of_plugin = (
-            " once no device plugin runs here: it is the plugin's, which writes it when it starts "
-            "and leaves it behind"
+            " when no device plugin runs here: the plugin writes the file when it starts, and "
+            "leaves it behind"
         )
         return Refused(
             f"cannot remove the toolkit: {spec} has hooks in {names[0]}, without which no "
@@ -72,15 +74,15 @@ def refusal(
             if is_removed(path):
                 return Refused(
                     f"cannot remove the toolkit: handler {handler} of the restored configuration "
-                    f"runs {path}; take it out, or leave the toolkit where it is"
+                    f"runs {path}; remove that handler, or leave the toolkit in place"
                 )
     return None
 
 
 @dataclass(frozen=True)
 class MovedToolkit:
-    """A directory in which we installed the toolkit under other options. `needed_by` is the reason
-    why it has to stay, None if it can be removed."""
+    """A directory in which we installed the toolkit under another --toolkit-install-dir.
+    `needed_by` is the reason why it has to stay, None if it can be removed."""
 
     directory: HostPath
     needed_by: str | None
@@ -92,26 +94,26 @@ class MovedToolkit:
             return f"the toolkit in {self.directory} is removed: nothing needs it any more"
         return (
             f"the toolkit in {self.directory} is left from another --toolkit-install-dir "
-            f"({self.needed_by}); it goes with an apply once nothing needs it"
+            f"({self.needed_by}); the first `apply` after nothing needs it removes it"
         )
 
 
 def moved_toolkits(
     settings: Settings, host: HostRoot, changed: ChangedNode, memory: Memory, current: HostPath
 ) -> tuple[MovedToolkit, ...]:
-    """Our toolkit directories other than the current one: those that are remembered, and those of
-    programs that handlers and hooks name now."""
-    found = {}
+    """Our toolkit directories other than `current`: those in the memory, and those of programs that
+    present handlers and hooks name."""
+    moved = {}
     for name in (*memory.moved, *_program_directories(changed.node)):
         try:
             path = host.resolve(name)
             if path.host != current.host and tree.read_list(path.agent) is not None:
-                found[path.host] = path
+                moved[path.host] = path
         except Refused:
             continue
     return tuple(
-        MovedToolkit(path, why_kept(settings, host, changed, name))
-        for name, path in sorted(found.items())
+        MovedToolkit(path, reason_to_keep(settings, host, changed, name))
+        for name, path in sorted(moved.items())
     )
 
 
@@ -122,8 +124,11 @@ def _program_directories(node: ConfiguredRuntime) -> Iterator[str]:
     return (os.path.dirname(path) for path in dict.fromkeys(programs) if path.startswith("/"))
 
 
-def why_kept(settings: Settings, host: HostRoot, changed: ChangedNode, name: str) -> str | None:
-    """Why a directory (its host path) stays, None if nothing needs it."""
+def reason_to_keep(
+    settings: Settings, host: HostRoot, changed: ChangedNode, name: str
+) -> str | None:
+    """The reason why the toolkit's directory at the host path `name` has to stay, None if nothing
+    needs it."""
     try:
         install.require_trusted(host, name, f"remove the toolkit in {name}")
         error: AgentError | None = refusal(settings, host, changed, (name,))

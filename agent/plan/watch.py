@@ -1,7 +1,8 @@
 """The watch list: every path whose change can make this node wrong.
 
-Invariant: reads only, never raises, and gives agent paths. A path too many costs a convergence that
-does nothing. With a missing path, a node stays wrong until the next interval.
+Invariant: reads only, never raises, and returns agent paths. A needless path can only cost a
+convergence that changes nothing. If a path is missing, a node can stay wrong until the next
+interval.
 
 An entry is a path; `PREFIX*DIRECTORY` for the names in a directory that start with the prefix;
 `!PREFIX*DIRECTORY` for all other files in it, with their content; or `=PATH` for a path of which
@@ -32,23 +33,23 @@ def watch_paths(
     settings: Settings, host: HostRoot, publisher: Publisher, node: ConfiguredRuntime | None,
     spec: own_specs.SpecProposal | None,
 ) -> tuple[str, ...]:  # fmt: skip
-    """The watch list. `node` is None if the configuration could not be read, `spec` is None
-    where no specs were proposed."""
-    found = [*(_of_node(host, node) if node is not None else _of_settings(settings, host))]
-    # Not their directory and the error file: others write there, and so do our own failures.
+    """The watch list: entries as in the docstring of this module. `node` is None if the
+    configuration could not be read, `spec` is None if no specs were proposed."""
+    found = [*(_node_paths(host, node) if node is not None else _settings_paths(settings, host))]
+    # The directory and the error file are not watched: others write there, and so do our failures.
     found += [publisher.path(name) for name in (status.READY, status.TWIN)]
     found += [*_programs(settings, host), *_cdi(settings, host, node)]
     found += [f"={path}" for path in (spec.judged_paths if spec else ())]
     return tuple(dict.fromkeys(found))
 
 
-def _of_node(host: HostRoot, node: ConfiguredRuntime) -> Iterator[str]:
+def _node_paths(host: HostRoot, node: ConfiguredRuntime) -> Iterator[str]:
     yield from _path(host, node.runtime.socket.host)
     for name in node.watch_paths():
         yield from _path(host, name)
 
 
-def _of_settings(settings: Settings, host: HostRoot) -> Iterator[str]:
+def _settings_paths(settings: Settings, host: HostRoot) -> Iterator[str]:
     """The sockets and files of a runtime that is down or cannot be used."""
     sockets = [*registry.sockets(settings.runtime)]
     for kind, path in [(sockets[0][0], settings.socket)] if settings.socket else sockets:
@@ -82,8 +83,8 @@ def _programs(settings: Settings, host: HostRoot) -> Iterator[str]:
 
 
 def _cdi(settings: Settings, host: HostRoot, node: ConfiguredRuntime | None) -> Iterator[str]:
-    """Driver, devices and specs: our specs, and those of others that make ours superfluous. Files
-    that start with `k8s.` are left out, because a DRA driver writes one for every pod."""
+    """The driver, the devices and all specs, because a spec of others can make ours superfluous.
+    Files that start with `k8s.` are left out, because a DRA driver writes one for every pod."""
     if not settings.cdi_enabled or settings.cdi_output_dir is None:
         # The toolkit's config.toml names the driver's root all the same.
         yield from driver.watch_paths(host, settings)

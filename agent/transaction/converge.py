@@ -244,7 +244,7 @@ class _Convergence:
             name = item.directory.host
             try:
                 # Asked again: a pod can have come since.
-                unneeded = changed is not None and not toolkit_users.why_kept(
+                unneeded = changed is not None and not toolkit_users.reason_to_keep(
                     ctx.settings, ctx.host, changed, name
                 )
                 if unneeded and install.remove_from(ctx.host, name):

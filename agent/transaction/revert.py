@@ -132,13 +132,13 @@ class _Revert:
             self._refuse_needed()
         request, _ = self._request
         specs = own_specs.written_by_us(settings, host, self._spec_dirs)
-        blocked = obstacles.of_removal(host, specs)
+        blocked = obstacles.removal_refusal(host, specs)
         if request is not None and blocked is None:
-            blocked = obstacles.of_changes(
+            blocked = obstacles.change_refusal(
                 host, ctx.store, ctx.publisher, request.changes, transaction=True
             )
         if self._toolkit and blocked is None:
-            blocked = obstacles.of_toolkit_removal(settings, host)
+            blocked = obstacles.toolkit_removal_refusal(settings, host)
         if blocked is not None:
             raise blocked
 

@@ -216,8 +216,8 @@ _UNDO = (
     ),
     Mutant(
         "dead-pods-count", "revert", "agent/plan/pod_guard.py",
-        "return [_with_handler(node, ask, pod) for pod in ask.sandboxes() if pod.ready]",
-        "return [_with_handler(node, ask, pod) for pod in ask.sandboxes()]",
+        "for pod in questions.sandboxes() if pod.ready]",
+        "for pod in questions.sandboxes()]",
         ("tests/cli/test_revert.py::test_revert_is_refused_while_pods_use_a_handler",),
     ),
     Mutant(
@@ -228,14 +228,14 @@ _UNDO = (
     ),
     Mutant(
         "handlers-of-crio-by-its-lists", "revert", "agent/plan/pod_guard.py",
-        "return replace(pod, handler=node.adapter.pod_handler(ask.sandbox_info(pod.id)))",
+        "return replace(pod, handler=node.adapter.pod_handler(questions.sandbox_info(pod.id)))",
         "return pod",
         ("tests/cli/test_crio.py::test_handlers_of_running_pods_stay",),
     ),
     Mutant(
         "default-kept-for-ever", "revert", "agent/plan/pod_guard.py",
-        "ready = {pod.id: pod for pod in ask.sandboxes() if pod.ready or 0 < pod.created < booted}",
-        "ready = {pod.id: pod for pod in ask.sandboxes()}",
+        "for pod in questions.sandboxes() if pod.ready or 0 < pod.created < booted}",
+        "for pod in questions.sandboxes()}",
         ("tests/cli/test_running_pods.py",),
     ),
     Mutant(
@@ -307,7 +307,7 @@ _SPECS = (
     ),
     Mutant(
         "deadly-spec-passed-over", "specs", "agent/plan/propose.py",
-        "blocked: AgentError | None = hazard if begun.restart else None",
+        "blocked: AgentError | None = hazard if draft.restart else None",
         "blocked: AgentError | None = None",
         ("tests/cli/test_foreign.py::test_deadly_spec_refuses_a_restart",),
     ),

@@ -165,7 +165,7 @@ def test_revert_is_refused_while_a_foreign_spec_names_a_hook(place: Path, suffix
         spec.write_text(json.dumps({**data, "devices": devices}))  # which is YAML too
         before = snapshot(node.toolkit)
         refuses(node, Refusal(3, str(spec)), commands=(REVERT, REVERT))
-        fails(node.agent(*REVERT.split()), 3, str(spec), "once no device plugin runs here")
+        fails(node.agent(*REVERT.split()), 3, str(spec), "when no device plugin runs here")
         assert touched(before, snapshot(node.toolkit)) == []
         spec.unlink()
         reverted(node)

@@ -108,7 +108,7 @@ def decision(**given: Any) -> Decision:
 def needs(ctx: Context, *args: Any, **given: Any) -> PodNeeds | None:
     """What running pods would lose by a native row."""
     booted = pod_guard.recent_boot(ctx.wall(), ctx.uptime())
-    return pod_guard.needs(ctx.settings, ctx.host, node(*args), decision(**given), booted)
+    return pod_guard.pod_needs(ctx.settings, ctx.host, node(*args), decision(**given), booted)
 
 
 def test_annotations_of_our_handlers_count(ctx: Context, answers: ToolkitConfig) -> None:
@@ -218,7 +218,7 @@ def test_low_level_program_of_running_pods_stays_first(
     crun, runc = str(programs / "crun"), str(programs / "runc")
     (config / "config.toml").write_text(f'[nvidia-container-runtime]\nruntimes = ["{crun}"]\n')
     answers.add("web", handler="runc")
-    kept = functools.partial(pod_guard.low_level_kept, ctx.settings, ctx.host)
+    kept = functools.partial(pod_guard.kept_low_level, ctx.settings, ctx.host)
     assert kept(node(), (crun, runc)) == ((crun, runc), None)
     assert answers.asked == []
     assert kept(node("runc"), (runc,)) == ((runc,), None)
@@ -241,8 +241,8 @@ def test_low_level_program_of_running_pods_stays_first(
     ],
 )
 def test_pods_of_the_operator_are_told_from_others(pod: str, label: str | None) -> None:
-    """Who deletes them is no further: their DaemonSets make them anew."""
+    """The message names the label that keeps the operator from creating them again."""
     text = pod_guard._refusal("revert", ("ml/a (nvidia)", f"{pod} (nvidia)"), "handlers").message
     assert pod in text
-    assert ("gpu-operator come back" in text) is (label is not None)
+    assert ("gpu-operator creates its pods again" in text) is (label is not None)
     assert label is None or label in text
