@@ -68,6 +68,10 @@ def _fault(
         now = files.read(real.agent, path.host)
         if now is None:
             return None, "it is a link that leads nowhere" if link else None
+        if why := trust.distrust(now):
+            return now, f"it {why}"
+        if now.digest == original.written:
+            return now, None
         data = document.parse(now.data, path.host)
         odd = dialect.first_rejected(document.decoded(now.data, path.host), GO_TOML_2)
         if odd is not None and key_ownership.is_ours_alone(original, now):
@@ -77,8 +81,6 @@ def _fault(
             check_shape(file, registry.adapter(kind).shape)
     except Refused as error:
         return now, error.message.partition(": ")[2] or error.message
-    if why := trust.distrust(now):
-        return now, f"it {why}"
     empty = not document.without_empty(data).keys() - {"version"}
     return now, "nothing is in it any more" if empty else None
 
