@@ -16,8 +16,8 @@ MARK = "# Written by toolkit-agent; changes are overwritten."
 
 
 def text(spec: Spec, form: str = "yaml", *, mark: bool = True) -> str:
-    """The file's content; `form` is yaml or json; `mark` adds the comment by which we know the file
-    as ours. Raises Refused for a spec that is not valid."""
+    """The content of a spec's file. `form` is yaml or json. `mark`: a YAML file begins with MARK,
+    by which `is_ours` recognizes it. Raises Refused for a spec that is not valid."""
     if problems := rules.problems(spec):
         raise Refused(
             f"cannot write a CDI spec for {spec.kind}: {'; '.join(problems)}; report this"
@@ -30,5 +30,5 @@ def text(spec: Spec, form: str = "yaml", *, mark: bool = True) -> str:
 
 
 def is_ours(data: bytes) -> bool:
-    """Has this file our mark?"""
+    """Does this content of a file have our mark?"""
     return MARK.encode() in data[:200]

@@ -13,8 +13,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DeviceNode:
-    """A device node. An empty `host_path` means `path`; numbers 0 mean that the runtime reads them
-    from the node."""
+    """A device node. Without a `host_path` the node has the same `path` on the host. Without a
+    `type`, or with `major` and `minor` 0, the runtime reads the missing values from the node."""
 
     path: str
     host_path: str = ""
@@ -29,7 +29,7 @@ class DeviceNode:
 
 @dataclass(frozen=True)
 class Mount:
-    """A bind mount from the host."""
+    """A mount of `host_path` on the host at `container_path`."""
 
     host_path: str
     container_path: str
@@ -39,8 +39,8 @@ class Mount:
 
 @dataclass(frozen=True)
 class Hook:
-    """An OCI hook: `path` on the host, `args` with the program's own name first; `timeout` in
-    seconds."""
+    """An OCI hook that runs `path` on the host. `args` begins with the program's own name;
+    `timeout` is in seconds."""
 
     hook_name: str
     path: str
@@ -51,7 +51,7 @@ class Hook:
 
 @dataclass(frozen=True)
 class ContainerEdits:
-    """Changes to a container."""
+    """The changes that a spec makes to a container (`containerEdits`)."""
 
     env: tuple[str, ...] = ()
     device_nodes: tuple[DeviceNode, ...] = ()
@@ -62,7 +62,7 @@ class ContainerEdits:
 
 @dataclass(frozen=True)
 class Device:
-    """A device, which containers request by its name."""
+    """A device that a container requests as `KIND=NAME`."""
 
     name: str
     container_edits: ContainerEdits
@@ -71,7 +71,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Spec:
-    """Devices of one kind (`vendor/class`), and the edits that a container gets with any of
+    """Devices of one kind (`vendor/class`). `container_edits` hold for a container with any of
     them."""
 
     kind: str
@@ -81,14 +81,14 @@ class Spec:
 
 
 def _data(value: Any) -> Any:
-    """A part of a spec as its file has it: fields under their names in CDI, without those that have
-    their default value. (A mode or an owner of 0 is a value; the default of these is None.)"""
+    """The plain data of a part of a spec, with CDI's field names. Fields with their default value
+    are left out. (A mode or an owner of 0 is kept, because the default of these is None.)"""
     if isinstance(value, tuple):
         return [_data(item) for item in value]
     if not is_dataclass(value):
         return value
-    found = ((field, getattr(value, field.name)) for field in fields(value))
-    return {_cdi_name(field.name): _data(item) for field, item in found if item != field.default}
+    pairs = ((field, getattr(value, field.name)) for field in fields(value))
+    return {_cdi_name(field.name): _data(item) for field, item in pairs if item != field.default}
 
 
 def _cdi_name(name: str) -> str:
@@ -97,7 +97,8 @@ def _cdi_name(name: str) -> str:
 
 
 def to_data(spec: Spec, version: str) -> dict[str, Any]:
-    """The content of the spec's file, with keys in the order of the Go structs."""
+    """The plain data of a spec's file, with `version` as its `cdiVersion`. Keys are in the order of
+    CDI's Go structs."""
     devices = [
         {
             "name": device.name,

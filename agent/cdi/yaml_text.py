@@ -19,7 +19,7 @@ _ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
 
 def lines(value: Mapping[str, Any] | list[Any] | tuple[Any, ...]) -> Iterator[str]:
-    """YAML lines of a mapping or a sequence that is not empty."""
+    """The YAML lines of a mapping or a sequence, which must not be empty."""
     if isinstance(value, Mapping):
         items = ((f"{_key(key)}:", item) for key, item in value.items())
     else:
@@ -48,13 +48,13 @@ def _scalar(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """JSON that is YAML as well: characters that YAML refuses are escaped."""
+    """JSON text as YAML: characters that YAML refuses are escaped."""
     return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _number(value: float) -> str:
-    """A float as text. YAML 1.1 requires a point in a number with an exponent, and writes infinity
-    and NaN in its own way."""
+    """The YAML of a float. YAML 1.1 requires a point in a number with an exponent, and has its own
+    words for infinity and NaN."""
     text = repr(value)
     if text.lstrip("-") in ("inf", "nan"):
         return text.replace("inf", ".inf").replace("nan", ".nan")

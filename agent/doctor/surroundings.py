@@ -172,7 +172,7 @@ def driver(settings: Settings, host: HostRoot) -> Driver:
     except AgentError as error:
         problem = error.message
     with contextlib.suppress(AgentError, OSError):
-        root = drivers.root_of(host, settings)
+        root = drivers.likely_root(host, settings)
         above = root.host_path if root and library else ""
         missing = tuple(map(str, device_nodes.missing(settings, host, root)))
     return Driver(

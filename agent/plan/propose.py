@@ -178,7 +178,7 @@ class _Proposer:
         draft = self._configuration(may_enable)
         self._log(draft)
         decision, blocked, changed = draft.decision, draft.blocked, draft.changed_node
-        root = driver.root_of(host, settings)
+        root = driver.likely_root(host, settings)
         hook = install.cdi_hook(settings, host, seen.toolkit)
         low_levels, kept_warning = self._low_level(draft.edits)
         warnings = [*draft.warnings, kept_warning]

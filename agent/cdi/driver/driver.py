@@ -45,13 +45,13 @@ _NODES = (
     ("/dev/nvidia-caps", "nvidia-cap*"),
     ("/dev/nvidia-caps-imex-channels", "channel*"),
 )
-# Nodes in /dev that start so are left to the specs of their device classes.
+# Prefixes of nodes in /dev that belong to other specs: those of the device classes.
 _OTHER_NODES = ("nvidia-nvlink", *(
     nodes.pattern.removesuffix("*")
     for device_class in DEVICE_CLASSES for nodes in device_class.nodes if nodes.directory == "/dev"
 ))  # fmt: skip
 
-_SEARCHED = (
+_SEARCHED_BY_DEFAULT = (
     f"searched there: /, /lib64, /usr/lib64, /lib and /usr/lib with {' or '.join(_MACHINES)} (and "
     "nvidia/current below), and what /etc/ld.so.cache lists"
 )
@@ -59,8 +59,7 @@ _SEARCHED = (
 
 @dataclass(frozen=True)
 class Node:
-    """A character device of the driver: its path `inside` the device root, its path on the host,
-    and its numbers, mode and group."""
+    """A character device of the driver. `inside` is its path in the device root."""
 
     inside: str
     host_path: str
@@ -71,17 +70,20 @@ class Node:
 
     @property
     def host_path_if_other(self) -> str:
-        """Its path on the host for a spec: "" if the container has it under the same path."""
+        """The value of `hostPath` in a spec: "" if it equals the path in the container."""
         return "" if self.host_path == self.inside else self.host_path
 
 
 @dataclass(frozen=True)
 class Driver:
-    """A driver on the node. Paths are inside `root`. `directories` hold libraries of its version.
-    `search` and `configs` are the directories that options give for libraries and configuration
-    files, () for the usual ones. `nodes` are its device nodes, each from the first of the device
-    roots `devs` that has it: the /dev of a driver container may lack nodes that were made later, or
-    on the host only (dra-driver-nvidia-gpu#787)."""
+    """A driver on the node. Paths are inside `root`.
+
+    `directories` have the libraries of its version. `search` and `configs` are the directories of
+    the options --library-search-path and --config-search-path; () means the usual directories.
+    `devs` are the device roots in the order of search. Each of `nodes` comes from the first device
+    root that has it: the /dev of a driver container may lack nodes that were made later, or on the
+    host only (dra-driver-nvidia-gpu#787).
+    """
 
     root: DriverRoot
     version: str
@@ -92,14 +94,16 @@ class Driver:
     configs: tuple[str, ...] = ()
 
     def libraries(self) -> tuple[str, ...]:
-        """Libraries of the driver's version, and the NVVM compiler, which has its own version."""
+        """Paths of the libraries of the driver's version, and of the NVVM compiler, which has its
+        own version."""
         places = (*self.directories, *(f"{path}/vdpau" for path in self.directories))
         versioned = self.root.real_files(places, f"*.so.{self.version}")
         nvvm = self.root.real_files(self.directories, "libnvidia-nvvm70.so.*")
         return tuple(dict.fromkeys((*versioned, *nvvm)))
 
     def find_libraries(self, pattern: str) -> tuple[str, ...]:
-        """Libraries by their names, of any version, wherever the loader would find them."""
+        """Paths of the libraries whose names match `pattern`, of any version, wherever the loader
+        would find them."""
         return libraries(self.root, pattern, self.search)
 
     def node(self, path: str) -> Node | None:
@@ -107,16 +111,19 @@ class Driver:
         return next(iter(nodes_at(self.devs, [os.path.split(path)])), None)
 
     def read_link(self, path: str) -> str | None:
-        """The target of a link in a device root, as it is written."""
+        """The target of the link at `path` in the first device root that has it; None if no root
+        has."""
         return next((found for dev in self.devs if (found := dev.read_link(path))), None)
 
-    def places(self, path: str) -> str:
-        """The directories of the host in which a device node is looked for, in words."""
+    def searched_directories(self, path: str) -> str:
+        """The host directories in which the device node `path` is searched, joined by "or" for a
+        message."""
         above = os.path.dirname(path)
         return " or ".join(dev.host_path.rstrip("/") + above for dev in self.devs)
 
     def program(self, name: str) -> str | None:
-        """The path of a program on the usual PATH, links in it as they are."""
+        """The path of an executable on the usual PATH; None if there is none. Links in the path are
+        kept."""
         for directory in _PROGRAM_DIRECTORIES:
             path = os.path.join(directory, name)
             if self.root.trusted_file(path, lambda mode: stat.S_ISREG(mode) and bool(mode & 0o111)):
@@ -125,57 +132,60 @@ class Driver:
 
 
 def host_root(host: HostRoot) -> DriverRoot:
-    """The host itself as a driver root."""
+    """A driver root for a driver that is installed on the host itself."""
     return DriverRoot(host.locate(HOST_DRIVER).agent, HOST_DRIVER, host)
 
 
 def roots(host: HostRoot, settings: Settings) -> tuple[DriverRoot, ...]:
-    """The driver roots to try: that of the options, else a driver container's and then the host."""
-    asked, seen = _asked_root(host, settings), settings.driver_root_ctr_path
-    names = (asked,) if asked else (DRIVER_CONTAINER, HOST_DRIVER)
-    return tuple(root for name in names if (root := _open(host, name, seen)))
+    """The driver roots to try, in order: the root of the options alone, or a driver container's,
+    then the host."""
+    option, ctr_path = _root_option(host, settings), settings.driver_root_ctr_path
+    names = (option,) if option else (DRIVER_CONTAINER, HOST_DRIVER)
+    return tuple(root for name in names if (root := _open(host, name, ctr_path)))
 
 
-def _asked_root(host: HostRoot, settings: Settings) -> str | None:
-    """The host path of the driver root that options give, by its path on the host or ours."""
-    seen = settings.driver_root_ctr_path
-    return settings.driver_root or (host.name(seen) if seen else None)
+def _root_option(host: HostRoot, settings: Settings) -> str | None:
+    """The host path of the driver root that options give; None without such an option."""
+    ctr_path = settings.driver_root_ctr_path
+    return settings.driver_root or (host.name(ctr_path) if ctr_path else None)
 
 
-def _open(host: HostRoot, name: str, seen: str | None) -> DriverRoot | None:
-    """The root at a host path; options may give the agent path `seen` too."""
+def _open(host: HostRoot, name: str, ctr_path: str | None) -> DriverRoot | None:
+    """The driver root at the host path `name`; None if there is no such directory. `ctr_path`: the
+    agent path of the same directory, which options may give."""
     try:
-        agent = seen if seen and os.path.isdir(seen) else host.locate(name).agent
+        agent = ctr_path if ctr_path and os.path.isdir(ctr_path) else host.locate(name).agent
     except Refused:
         return None
     return DriverRoot(agent, host.name(name), host) if os.path.isdir(agent) else None
 
 
-def asked_root(host: HostRoot, settings: Settings) -> DriverRoot:
-    """The driver root of the options, else the host, for machines without a driver container."""
-    found = roots(host, settings) if _asked_root(host, settings) else ()
+def root_option_or_host(host: HostRoot, settings: Settings) -> DriverRoot:
+    """The driver root of the options, else the host. Tegra and WSL2, which use it, have no driver
+    containers."""
+    found = roots(host, settings) if _root_option(host, settings) else ()
     return found[0] if found else host_root(host)
 
 
 def dev_roots(host: HostRoot, settings: Settings, root: DriverRoot) -> tuple[DriverRoot, ...]:
-    """The roots that may have device nodes: that of the options, else the driver root and then the
-    host.
+    """The roots to search for device nodes, in order: the root of the options alone, or the driver
+    root, then the host.
 
-    gpu-operator always gives --dev-root, namely the driver root if that has nvidiactl. Then
-    the host is searched for the other nodes, too.
+    gpu-operator always gives --dev-root: the driver root, if that has nvidiactl. An option that
+    names the driver root therefore counts as no option, and the host is searched, too.
     """
-    seen = settings.dev_root_ctr_path
-    asked = settings.dev_root or (host.name(seen) if seen else None)
-    found = _open(host, asked, seen) if asked else None
-    if asked and asked != root.host_path:
+    ctr_path = settings.dev_root_ctr_path
+    option = settings.dev_root or (host.name(ctr_path) if ctr_path else None)
+    found = _open(host, option, ctr_path) if option else None
+    if option and option != root.host_path:
         return (found,) if found else ()
     first = found or root
     return (first,) if first.host_path == HOST_DRIVER else (first, host_root(host))
 
 
 def find(host: HostRoot, settings: Settings) -> Driver:
-    """The driver. Raises NoDriver, which names what is missing and where it was looked for, or
-    DriverDistrusted."""
+    """The first driver that is found. Raises NoDriver, with what is missing and the searched
+    directories, or DriverDistrusted if another user than root can change a driver root."""
     tried = roots(host, settings)
     for root in tried:
         if root.distrust:
@@ -189,40 +199,42 @@ def find(host: HostRoot, settings: Settings) -> Driver:
             for other in tried[: tried.index(root)]:
                 if other.distrust:
                     root.left_out[other.host_path] = other.distrust
-            found = map(os.path.dirname, libraries(root, f"lib*.so.{version}", search))
+            directories = map(os.path.dirname, libraries(root, f"lib*.so.{version}", search))
             configs = _inside(root, settings.config_search_paths)
-            return Driver(root, version, tuple(dict.fromkeys(found)), nodes, devs, search, configs)
+            return Driver(
+                root, version, tuple(dict.fromkeys(directories)), nodes, devs, search, configs
+            )
         refuse_distrusted(devs)
         platform.refuse_other(host)
         raise NoDriver(
             f"cannot make a CDI spec: driver {version} is in {root.host_path}, but there are no "
-            f"NVIDIA device nodes; {left_out(devs, '/dev/') or 'load its kernel module'}"
+            f"NVIDIA device nodes; {first_left_out(devs, '/dev/') or 'load its kernel module'}"
         )
     refuse_distrusted(tried)
     platform.refuse_other(host)
-    asked = settings.library_search_paths
-    names = " or ".join(asked or (root.host_path for root in tried))
+    searched = settings.library_search_paths
+    names = " or ".join(searched or (root.host_path for root in tried))
     names = names or settings.driver_root or HOST_DRIVER
     raise NoDriver(
         f"cannot make a CDI spec: there is no NVIDIA driver (libcuda or libnvidia-ml) in {names}; "
-        + (left_out(tried) or "install one, or give --driver-root")
-        + ("" if asked else f"; {_SEARCHED}")
+        + (first_left_out(tried) or "install one, or give --driver-root")
+        + ("" if searched else f"; {_SEARCHED_BY_DEFAULT}")
     )
 
 
-def published_roots(found: Driver) -> tuple[str, str]:
+def published_roots(driver: Driver) -> tuple[str, str]:
     """Host paths of the driver root and of the root of its device nodes, for a device plugin.
 
-    NVIDIA's plugin (0.17 to 0.20) knows one root of device nodes. The root of the first node is
+    NVIDIA's plugin (0.17 to 0.20) supports one root of device nodes. The root of the first node is
     published; that is nvidiactl's root wherever all nodes are in one place.
     """
-    first = found.nodes[0]
-    dev = next(dev for dev in found.devs if is_below(first.host_path, dev.host_path))
-    return found.root.host_path, dev.host_path
+    first = driver.nodes[0]
+    dev = next(dev for dev in driver.devs if is_below(first.host_path, dev.host_path))
+    return driver.root.host_path, dev.host_path
 
 
 def refuse_distrusted(tried: Iterable[DriverRoot]) -> None:
-    """Raise DriverDistrusted if another user than root can change what is in a root."""
+    """Raise DriverDistrusted if another user than root can change one of these roots."""
     for root in tried:
         if root.distrust:
             raise DriverDistrusted(
@@ -231,22 +243,24 @@ def refuse_distrusted(tried: Iterable[DriverRoot]) -> None:
             )
 
 
-def left_out(tried: Iterable[DriverRoot], below: str = "") -> str:
-    """The first path that was found and left out, with the reason; "" if there is none."""
+def first_left_out(tried: Iterable[DriverRoot], below: str = "") -> str:
+    """The first path in these roots that was left out, with the reason; "" if there is none.
+    `below`: a path in the root, such as `/dev/`; other paths are not considered."""
     found = ((path, why) for root in tried for path, why in root.left_out.items()
              if path.startswith(root.host_path.rstrip("/") + below))  # fmt: skip
     return next((f"{path} does not count: {why}" for path, why in found), "")
 
 
-def root_of(host: HostRoot, settings: Settings) -> DriverRoot | None:
-    """The driver root with a driver, else the first one that is tried; None if there is none."""
+def likely_root(host: HostRoot, settings: Settings) -> DriverRoot | None:
+    """The first driver root that has a driver's libraries, else the first root of all; None if no
+    root exists."""
     tried, search = roots(host, settings), settings.library_search_paths
     found = (root for root in tried if _versions(root, _inside(root, search)))
     return next(found, tried[0] if tried else None)
 
 
 def _inside(root: DriverRoot, directories: Iterable[str]) -> tuple[str, ...]:
-    """Directories of the host by their paths in a root; NOWHERE for those outside the root."""
+    """Paths inside a root of directories of the host; NOWHERE for a directory outside the root."""
     above = root.host_path.rstrip("/")
     return tuple(path.removeprefix(above) if is_below(path, root.host_path) else NOWHERE
                  for path in directories)  # fmt: skip
@@ -254,9 +268,9 @@ def _inside(root: DriverRoot, directories: Iterable[str]) -> tuple[str, ...]:
 
 def watch_paths(host: HostRoot, settings: Settings) -> Iterator[str]:
     """Agent paths that change when the driver comes, goes or is exchanged. `PREFIX*DIRECTORY`
-    stands for names in a directory that start so, `=PATH` for a path of which only the owner
+    stands for all names with that prefix in a directory, `=PATH` for a path of which only the owner
     counts. A directory of libraries changes with its entries."""
-    name = _asked_root(host, settings) or DRIVER_CONTAINER
+    name = _root_option(host, settings) or DRIVER_CONTAINER
     yield settings.driver_root_ctr_path or host.agent_path(host.name(name))
     for root in roots(host, settings):
         yield from (f"={path}" for path in root.judged_paths)
@@ -274,8 +288,9 @@ def watch_paths(host: HostRoot, settings: Settings) -> Iterator[str]:
 
 
 def _version(host: HostRoot, root: DriverRoot, search: Sequence[str]) -> str | None:
-    """The driver's version. An upgrade may leave several; then the version of the loaded module
-    counts, because no other works with it. (NVIDIA's generator asks NVML for it.)"""
+    """The driver's version; None without a driver. An upgrade may leave libraries of several
+    versions. Then the version of the loaded kernel module counts, because only its libraries work
+    with it. (NVIDIA's generator asks NVML.)"""
     found = _versions(root, search)
     if len(found) > 1:
         from agent.cdi.driver import kernel  # few nodes need it here
@@ -295,8 +310,8 @@ def _versions(root: DriverRoot, search: Sequence[str]) -> tuple[str, ...]:
 
 
 def libraries(root: DriverRoot, pattern: str, search: Sequence[str] = ()) -> tuple[str, ...]:
-    """Libraries in the usual directories, else those in the loader's cache; with `search`, in those
-    directories only."""
+    """Paths of the libraries in a root whose names match `pattern`: in the directories of `search`,
+    else in the usual directories, else in the loader's cache."""
     if search:
         return root.real_files(search, pattern)
     found = root.real_files(_LIBRARY_DIRECTORIES, pattern)
@@ -318,7 +333,7 @@ def _cached(root: DriverRoot, pattern: str) -> tuple[str, ...]:
 
 
 def device_nodes(devs: Sequence[DriverRoot]) -> tuple[Node, ...]:
-    """The driver's character devices below device roots, without links."""
+    """The driver's character devices in device roots. Links do not count."""
     return tuple(
         node for node in nodes_at(devs, _NODES)
         if not node.inside.removeprefix("/dev/").startswith(_OTHER_NODES)
@@ -326,7 +341,8 @@ def device_nodes(devs: Sequence[DriverRoot]) -> tuple[Node, ...]:
 
 
 def nodes_at(devs: Sequence[DriverRoot], places: Iterable[tuple[str, str]]) -> tuple[Node, ...]:
-    """Character devices by (directory, pattern), each from the first root that has it."""
+    """The character devices at these (directory, pattern) pairs, each from the first root that has
+    it."""
     found: list[Node] = []
     for directory, pattern in places:
         nodes = {
@@ -337,14 +353,14 @@ def nodes_at(devs: Sequence[DriverRoot], places: Iterable[tuple[str, str]]) -> t
 
 
 def _nodes(dev: DriverRoot, directory: str, pattern: str) -> Iterator[Node]:
-    """The nodes of one root, without those that belong to another driver."""
-    found = dev.devices(directory, pattern)
-    above = dev.mount_source(directory) if found else ""
-    for name, seen in found:
+    """The nodes of one root. A node whose numbers belong to another driver is left out."""
+    devices = dev.devices(directory, pattern)
+    above = dev.mount_source(directory) if devices else ""
+    for name, status in devices:
         inside = os.path.join(directory, name)
-        major, minor = os.major(seen.st_rdev), os.minor(seen.st_rdev)
+        major, minor = os.major(status.st_rdev), os.minor(status.st_rdev)
         if why := dev.majors.mismatch(inside, major, minor):
             dev.leave_out(inside, why)
             continue
-        mode = stat.S_IMODE(seen.st_mode)
-        yield Node(inside, os.path.join(above, name), major, minor, mode, seen.st_gid)
+        mode = stat.S_IMODE(status.st_mode)
+        yield Node(inside, os.path.join(above, name), major, minor, mode, status.st_gid)

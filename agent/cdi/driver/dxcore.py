@@ -1,7 +1,7 @@
-"""The driver that Windows uses, which WSL2's own library libdxcore names.
+"""The driver that Windows uses on WSL2. Microsoft's library libdxcore names it.
 
 Invariant: the library is loaded in a child process only, with a deadline, and by the descriptor
-that was judged. The questions are those of NVIDIA's generator (internal/dxcore v1.20).
+that was judged. Its functions are called as in NVIDIA's generator (internal/dxcore v1.20).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CHILD = (
     "import sys; sys.path.append(sys.argv.pop(1)); from agent.cdi.driver.dxcore import main; main()"
 )
 _TIMEOUT = 30.0  # seconds
-_MOST = 64  # adapters; their paths together are less than a pipe holds
+_MOST = 64  # adapters; all their paths fit into a pipe
 _PATH = 260  # characters
 _COMPUTE = 1  # adapters without a display as well
 _DRIVER_VERSION, _REGISTRY, _STORE = 13, 48, 2
@@ -33,7 +33,7 @@ _WDDM = 2700  # the first version that WSL2 can use
 
 @dataclass(frozen=True)
 class Stores:
-    """Directories of the drivers in use, in the order of GPUs; `error` is why there is no
+    """The directories of the drivers in use, in the order of GPUs; `error` says why there is no
     answer."""
 
     paths: tuple[str, ...] = ()
@@ -41,7 +41,8 @@ class Stores:
 
 
 def ask(fd: int, timeout: float = _TIMEOUT) -> Stores:
-    """Ask the libdxcore behind a descriptor."""
+    """The answer of the libdxcore behind the descriptor `fd`; `timeout` is in seconds. Never raises
+    OSError."""
     words = [sys.executable, "-P", "-c", _CHILD, _ROOT, str(fd)]
     try:
         done = subprocess.run(
@@ -89,12 +90,13 @@ class _Query(ctypes.Structure):
                 ("size", ctypes.c_uint))  # fmt: skip
 
 
-# The structure without the text behind it, whose length is asked for first.
+# The size of _Registry without the text at its end. The first call gets the length of that text.
 _EMPTY = _Registry.output.offset + ctypes.sizeof(ctypes.c_ulonglong)
 
 
 def main() -> NoReturn:
-    """Argument: the number of the library's descriptor. The library's own cleanup is skipped."""
+    """The child process. Argument: the number of the library's descriptor. It ends without the
+    cleanup of the library, which may crash."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answer = os.dup(1)  # the library may print to standard output
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -113,7 +115,8 @@ def main() -> NoReturn:
 
 
 def _adapters(library: ctypes.CDLL) -> list[int]:
-    """Handles of adapters, from the newer function if it exists and works."""
+    """Handles of adapters, from D3DKMTEnumAdapters3 if it exists and works, else from its
+    predecessor."""
     for name, kind in (("D3DKMTEnumAdapters3", _Adapters3), ("D3DKMTEnumAdapters2", _Adapters2)):
         with contextlib.suppress(AttributeError):
             found = kind()
@@ -128,7 +131,7 @@ def _adapters(library: ctypes.CDLL) -> list[int]:
             found.adapters = listed
             if call(ctypes.byref(found)):
                 continue
-            return [one.handle for one in listed[: found.count]]
+            return [adapter.handle for adapter in listed[: found.count]]
     raise OSError("it lists no adapters")
 
 
@@ -136,9 +139,10 @@ def _query(
     library: ctypes.CDLL, adapter: int, kind: int, data: ctypes._SimpleCData[int] | _Registry,
     size: int | None = None,
 ) -> int:  # fmt: skip
-    """Ask for a property of an adapter; 0 is success."""
-    asked = _Query(adapter, kind, ctypes.addressof(data), size or ctypes.sizeof(data))
-    return int(library.D3DKMTQueryAdapterInfo(ctypes.byref(asked)))
+    """Call D3DKMTQueryAdapterInfo for a property of an adapter, and return its status; 0 is
+    success."""
+    query = _Query(adapter, kind, ctypes.addressof(data), size or ctypes.sizeof(data))
+    return int(library.D3DKMTQueryAdapterInfo(ctypes.byref(query)))
 
 
 def _store(library: ctypes.CDLL, adapter: int) -> str:

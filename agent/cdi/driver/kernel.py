@@ -1,7 +1,7 @@
-"""What the kernel says about GPUs, in the host's /proc and /sys.
+"""GPUs as the kernel lists them, in the host's /proc and /sys.
 
-Invariant: reads only, and through the host root, because a container's own /proc may be another
-one. Any text may come; an entry that does not describe a GPU is left out.
+Invariant: reads only, and through the host root, because the /proc of a container may differ. Files
+may have any content; an entry that does not describe a GPU is left out.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _LIMIT = 1 << 20  # bytes
 
 
 def gpus(host: HostRoot) -> Answer:
-    """GPUs of the driver's own list, for use if NVML does not answer. MIG devices are not in it,
-    because only NVML knows their names."""
+    """The GPUs in the driver's list in /proc, for use if NVML does not answer. MIG devices are not
+    in the list, because only NVML knows their names."""
     directory, capabilities = _driver(host, "nvidia/gpus"), _driver(host, _CAPABILITIES)
     infos = [_information(f"{directory}/{name}/information") for name in _names(directory)]
     if not infos:
         return Answer(error=f"{directory} lists no GPU")
     found, warnings = [], []
-    # NVML counts in the order of PCI addresses, and leaves out GPUs that were excluded at boot.
+    # NVML numbers GPUs by PCI address, and leaves out GPUs that were excluded at boot.
     usable = [info for info in infos if info.get("GPU Excluded", "No") != "Yes"]
     for index, info in enumerate(sorted(usable, key=lambda info: info.get("Bus Location", ""))):
         bus, minor = info.get("Bus Location", "").lower(), info.get("Device Minor", "")
@@ -52,25 +52,25 @@ def gpus(host: HostRoot) -> Answer:
 
 
 def drm_names(host: HostRoot, bus: str) -> tuple[str, ...]:
-    """The names in /dev/dri of the GPU at a PCI address."""
+    """The names in /dev/dri of the GPU at the PCI address `bus`."""
     return tuple(_names(host.agent_path(f"/sys/bus/pci/devices/{bus}/drm")))
 
 
 def mig_minors(host: HostRoot) -> Mapping[str, int]:
-    """Minor numbers of MIG capabilities by their names, as `gpu0/gi1/ci0/access`: from the kernel's
-    list of all possible ones, else from the capabilities that exist."""
+    """Minor numbers of MIG capabilities by name, such as `gpu0/gi1/ci0/access`. They come from the
+    kernel's list of all possible ones, else from the capabilities that exist."""
     text = _read(_driver(host, "nvidia-caps/mig-minors"))
     found = (_CAPABILITY.fullmatch(line.strip()) for line in text.splitlines())
     if listed := {match[1]: int(match[2]) for match in found if match}:
         return listed
-    shown = {}
+    existing = {}
     for directory, start in _capabilities(host):
         for name in _names(directory) if start != "gpu" else ():
             minor = _information(f"{directory}/{name}/access").get("DeviceFileMinor", "")
             if name.startswith(start) and minor.isascii() and minor.isdigit():
                 inside = os.path.relpath(f"{directory}/{name}", _driver(host, _CAPABILITIES))
-                shown[f"{inside.replace('/mig/', '/')}/access"] = int(minor)
-    return shown
+                existing[f"{inside.replace('/mig/', '/')}/access"] = int(minor)
+    return existing
 
 
 def version(host: HostRoot) -> str | None:
@@ -80,36 +80,36 @@ def version(host: HostRoot) -> str | None:
 
 
 def is_loaded(host: HostRoot) -> bool:
-    """Is the driver's kernel module loaded? Without it NVML must not be asked: it would load the
-    module, and make device nodes in whatever /dev it sees."""
+    """Is the driver's kernel module loaded? If not, NVML must not be asked: it would load the
+    module, and make device nodes in the /dev that it sees."""
     return os.path.isdir(_driver(host, "nvidia"))
 
 
 def trace(host: HostRoot) -> tuple[str, ...]:
-    """What the kernel shows of GPUs and of their instances. As long as it stays the same, NVML
-    lists no new GPU. (NVML may list one GPU less: one that fell off the bus stays in the kernel's
+    """A fingerprint of the GPUs and MIG instances that the kernel shows. While it stays the same,
+    NVML lists no new GPU. (NVML may list fewer: a GPU that fell off the bus stays in the kernel's
     list.)
 
-    UUIDs are not part of it, because the kernel knows one only after the GPU has been used. Times
-    are: they tell an instance from one of the same name that was there before it.
+    UUIDs are not part of it, because the kernel learns a UUID only when the GPU is used. Inodes and
+    times are part of it, because they distinguish an instance from an earlier one of the same name.
     """
     found = [_read(_driver(host, "nvidia/version"))]
     listed = _driver(host, "nvidia/gpus")
     for name in _names(listed):
         info = _information(f"{listed}/{name}/information")
         facts = (info.get("Device Minor"), info.get("GPU Excluded"), _is_gone(host, name))
-        found.append(f"{name} {facts} {_when(f'{listed}/{name}')}")
+        found.append(f"{name} {facts} {_identity(f'{listed}/{name}')}")
     for directory, start in _capabilities(host):
         names = (name for name in _names(directory) if name.startswith(start))
-        found += (f"{directory}/{name} {_when(f'{directory}/{name}')}" for name in names)
+        found += (f"{directory}/{name} {_identity(f'{directory}/{name}')}" for name in names)
     return (*found, *(f"{name} {minor}" for name, minor in mig_minors(host).items()))
 
 
 def watch_paths(host: HostRoot) -> Iterator[str]:
     """Agent paths that change when a module is loaded, a GPU comes or goes, or MIG devices are made
-    anew. For the latter, device nodes and the list of minor numbers (which has every possible
-    instance) may stay the same. An entry `PREFIX*DIRECTORY` stands for the names in a directory
-    that start so."""
+    anew. (New MIG devices may change neither the device nodes nor the list of minor numbers, which
+    has every possible instance.) `PREFIX*DIRECTORY` stands for all names with that prefix in a
+    directory."""
     yield _driver(host, "nvidia/version")
     for module in ("nvidia", "nvidia_uvm"):  # the second may be loaded later, with its own nodes
         yield host.agent_path(f"/sys/module/{module}")
@@ -119,7 +119,7 @@ def watch_paths(host: HostRoot) -> Iterator[str]:
 
 
 def _capabilities(host: HostRoot) -> Iterator[tuple[str, str]]:
-    """Directories with GPU and compute instances, and the prefix of the names that count there."""
+    """Directories of GPU and compute instances, each with the prefix of its relevant names."""
     top = _driver(host, _CAPABILITIES)
     yield top, "gpu"
     for gpu in _names(top):
@@ -129,8 +129,8 @@ def _capabilities(host: HostRoot) -> Iterator[tuple[str, str]]:
             yield from ((f"{above}/{name}", "ci") for name in _names(above) if name[:2] == "gi")
 
 
-def _when(path: str) -> str:
-    """Inode and time, which tell a directory from an earlier one of the same name."""
+def _identity(path: str) -> str:
+    """Inode and time of a directory, which differ from those of an earlier one of the same name."""
     try:
         found = os.lstat(path)
     except OSError:
@@ -139,7 +139,7 @@ def _when(path: str) -> str:
 
 
 def _driver(host: HostRoot, name: str) -> str:
-    """The agent path of a part of /proc/driver."""
+    """The agent path of `name` in /proc/driver."""
     below = host.agent_path("/proc/driver")
     return f"{below if os.path.isdir(below) else f'{host.proc}/driver'}/{name}"
 

@@ -1,13 +1,12 @@
-"""The last answer of NVML, kept for as long as the kernel shows the same GPUs.
+"""The last answer of NVML, which stays valid while the kernel shows the same GPUs.
 
-A question to NVML has effects: it wakes GPUs that nothing else uses (seconds each, without
-nvidia-persistenced), makes missing device nodes, and hangs if the driver hangs. So NVML is asked
-when the node is to be configured (`apply`, the start of `run`, its interval, SIGHUP). Otherwise,
-also by `plan` and `status`, only if the kernel shows other GPUs or MIG devices than at the last
-answer.
+Asking NVML has side effects: it wakes idle GPUs (seconds each, without nvidia-persistenced), makes
+missing device nodes, and hangs if the driver hangs. So NVML is always asked when the node is to be
+configured (`apply`, the start of `run`, its interval, SIGHUP). All other callers, such as `plan`
+and `status`, ask it only if the kernel shows other GPUs or MIG devices than at the last answer.
 
 Invariant: an answer is used again only in the same boot, for the same library and with the same
-list of the kernel. It stays in use if the library fails later.
+GPUs in the kernel's list. It stays in use if the library fails later.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ _NAME = "gpus.json"
 
 @dataclass(frozen=True)
 class _Known:
-    """The last good answer for a trace, and the failure since then; `crashed`: the library crashed
-    or hung, instead of returning an error."""
+    """The last good answer for a trace, and the error since then. `crashed`: the library crashed or
+    hung, and did not return an error."""
 
     trace: str
     answer: Answer | None = None
@@ -39,8 +38,8 @@ class _Known:
 
 
 class KnownGpus:
-    """NVML for one proposal, which asks it once at most. `refresh`: NVML is asked although the
-    kernel shows the same GPUs."""
+    """Answers of NVML for one proposal; NVML is asked once at most. `refresh`: NVML is asked
+    although the kernel shows the same GPUs."""
 
     def __init__(self, store: Store, host: HostRoot, boot_id: str, *, refresh: bool) -> None:
         self._store, self._host, self._boot_id, self._refresh = store, host, boot_id, refresh
@@ -48,10 +47,10 @@ class KnownGpus:
         self._asked = ""
 
     def ask(self, library: Library) -> Answer:
-        """As `nvml.ask`. Raises DriverFailed."""
+        """The new or the saved answer; like `nvml.ask` otherwise. Raises DriverFailed."""
         trace = self._trace(library)
         same = self._known if self._known and self._known.trace == trace else None
-        # An error takes little time, and its cause may be gone. A crash or a hang takes long.
+        # Ask again after an error, which is quick, but not after a crash or a hang, which is slow.
         stale = same is None or (bool(same.failure) and not same.crashed)
         if trace != self._asked and (stale or self._refresh):
             before = same.answer if same else None
@@ -66,7 +65,7 @@ class KnownGpus:
         return _answer(same)
 
     def keep(self) -> None:
-        """Save the answer, if it is new. Nothing depends on the saved answer."""
+        """Save a new answer. An OSError is ignored, because the saved answer only saves time."""
         if self._known is None or self._known == self._saved:
             return
         content = files.new_state(json.dumps(asdict(self._known)).encode(), 0o600)
@@ -76,7 +75,7 @@ class KnownGpus:
             return
 
     def _trace(self, library: Library) -> str:
-        """A hash of everything on which an answer depends."""
+        """A hash of everything that determines an answer."""
         found = os.fstat(library.fd)
         facts = [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns]
         parts = [self._boot_id, library.name, facts, kernel.trace(self._host)]

@@ -1,9 +1,9 @@
-"""What the dynamic loader reads: sonames of libraries, and the paths that a root's
-`etc/ld.so.cache` names, for layouts that no list of directories covers.
+"""The formats of the dynamic loader: the soname of a library, and the paths in a root's
+`etc/ld.so.cache`, which find libraries in directories that no list has.
 
-Invariant: any bytes may come; what cannot be read gives nothing, and only the parts that are needed
-are read. Formats: ELF gABI, chapter 5; glibc's `glibc-ld.so.cache1.1` (sysdeps/generic/dl-cache.h),
-alone or behind the old `ld.so-1.7.0` one.
+Invariant: files may have any content; bytes that cannot be parsed give an empty result, and only
+the necessary parts are read. Formats: ELF gABI, chapter 5; glibc's `glibc-ld.so.cache1.1`
+(sysdeps/generic/dl-cache.h), alone or behind the old `ld.so-1.7.0` format.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from agent.host import budget
 
 _ELF = b"\x7fELF\x02\x01"  # 64 bits, little endian
-_HEADER_OF_ELF = struct.Struct("<Q14xHH")  # of its program headers: offset, size of one, number
+_HEADER_OF_ELF = struct.Struct("<Q14xHH")  # program headers: offset, size of one, number
 _SEGMENT = struct.Struct("<I4xQQ8xQ")  # kind, offset, address, length in the file
 _DYNAMIC = struct.Struct("<QQ")
 _PT_LOAD, _PT_DYNAMIC = 1, 2
@@ -25,14 +25,14 @@ _FLAGS_TO_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
 _OLD_CACHE, _NEW_CACHE = b"ld.so-1.7.0\0", b"glibc-ld.so.cache1.1"
 _OLD_ENTRY, _HEADER, _ENTRY = 12, 48, struct.Struct("<iIIIQ")
-# ELF libraries of glibc 2 for x86-64, AArch64 and POWER; 32-bit ones are not for the driver.
+# 64-bit libraries of glibc 2 for x86-64, AArch64 and POWER; the driver needs no 32-bit ones.
 _FLAGS = frozenset((0x0303, 0x0A03, 0x0503))
-_LONGEST = 4096  # bytes of a path, as the kernel
+_LONGEST = 4096  # bytes of a path: PATH_MAX of Linux
 
 
 def soname(path: str) -> str | None:
-    """DT_SONAME of the file at an agent path, "" if it has none; None for what is no library of a
-    64-bit machine that NVIDIA has a driver for."""
+    """The DT_SONAME of the file at an agent path; "" if the file has none. None if the file is not
+    a 64-bit little-endian ELF file, or cannot be read."""
     try:
         with open(path, "rb", opener=lambda name, _: os.open(name, _FLAGS_TO_OPEN)) as file:
             return _soname(lambda size, at: os.pread(file.fileno(), size, at))
@@ -65,7 +65,7 @@ def _soname(read: Callable[[int, int], bytes]) -> str | None:
         found.setdefault(tag, value)
     if _DT_SONAME not in found or _DT_STRTAB not in found:
         return ""
-    strings = found[_DT_STRTAB]  # an address; where it is in the file, a segment says
+    strings = found[_DT_STRTAB]  # an address; its segment gives the offset in the file
     offsets = (at - start for start, at, size in loads if start <= strings < start + size)
     at = strings + next(offsets, 0) + found[_DT_SONAME]
     name, zero, _ = read(256, at).partition(b"\0")
@@ -73,10 +73,10 @@ def _soname(read: Callable[[int, int], bytes]) -> str | None:
 
 
 def cached_paths(data: bytes) -> tuple[str, ...]:
-    """Paths of 64-bit libraries in a loader's cache, in its order."""
+    """Paths of the 64-bit libraries in the content of a loader's cache, in its order."""
     try:
         start = 0
-        if data.startswith(_OLD_CACHE):  # the new format is behind the old one, aligned
+        if data.startswith(_OLD_CACHE):  # the new format follows the old one, aligned
             end = 16 + struct.unpack_from("<I", data, 12)[0] * _OLD_ENTRY
             start = -(-end // 8) * 8
         return _cache_entries(data[start:])
@@ -89,7 +89,7 @@ def _cache_entries(data: bytes) -> tuple[str, ...]:
         return ()
     count = min(struct.unpack_from("<I", data, 20)[0], budget.LD_CACHE.values)
     found: dict[str, None] = {}
-    left = len(data)  # each path has bytes of its own: entries that share them are no cache
+    left = len(data)  # in a real cache paths share no bytes, so their total is limited
     for index in range(count):
         flags, _, value, _, _ = _ENTRY.unpack_from(data, _HEADER + index * _ENTRY.size)
         end = data.find(b"\0", value, value + _LONGEST)

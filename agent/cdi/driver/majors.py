@@ -1,12 +1,13 @@
-"""Which driver of the kernel a device node belongs to.
+"""The kernel's driver behind a device node.
 
-A device node is a name for two numbers, and the process that makes the node chooses both:
-/dev/nvidia9 can be the memory of the machine.
+The process that makes a device node chooses its name and its two numbers freely: /dev/nvidia9 can
+be the memory of the machine.
 
-Invariant: reads only. A node whose numbers the kernel has given to another driver is never taken
+Invariant: reads only. A node whose numbers belong to another driver of the kernel is never taken
 for one of NVIDIA's. If the kernel does not list the driver (it is not loaded yet, or registers
-another name), a number counts under two conditions: no other driver has it, and the kernel gives
-such numbers to that driver or to any driver (Documentation/admin-guide/devices.txt).
+another name), a major number is accepted under two conditions: no other driver has it, and the
+kernel reserves it for that driver or assigns it dynamically
+(Documentation/admin-guide/devices.txt).
 """
 
 from __future__ import annotations
@@ -22,39 +23,42 @@ from agent.options.device_classes import DEVICE_CLASSES, ClassNodes
 
 _LIMIT = 1 << 16  # bytes
 _LINE = re.compile(r" *([0-9]{1,4}) +(\S+) *")  # the kernel has 12 bits for a major number
-# For drivers that have no major number of their own.
+# Major numbers that the kernel assigns dynamically.
 _DYNAMIC = frozenset((*range(234, 255), *range(384, 512)))
-_MISC = 10  # shared by many small drivers, which the minor number tells apart
+_MISC = 10  # shared by many small drivers; the minor number selects one
 
-# Nodes of the driver itself, how the names of their drivers start in /proc/devices, and a major
-# number that is always theirs. The NVIDIA driver called itself nvidia-frontend there before 550,
-# and has more names since.
+# Nodes of the driver itself: the prefix of the name in /proc/devices, and the reserved major
+# number. The NVIDIA driver was called nvidia-frontend there before 550, and has more names since.
 _DRIVER_NODES = (
     ClassNodes("/dev", "nvidia-uvm*", "nvidia-uvm"),
     ClassNodes("/dev/nvidia-caps", "*", "nvidia-caps"),
     ClassNodes("/dev", "nvidia*", "nvidia", 195),
     ClassNodes("/dev/dri", "*", "drm", 226),
 )
-_NODES = (*(nodes for one in DEVICE_CLASSES for nodes in one.nodes), *_DRIVER_NODES)
+_NODES = (
+    *(nodes for device_class in DEVICE_CLASSES for nodes in device_class.nodes),
+    *_DRIVER_NODES,
+)
 
 
 @dataclass(frozen=True)
 class Majors:
-    """Names of the drivers of character devices, by major number; of those that share a major
-    number (`misc`), by minor number."""
+    """Names of the drivers of character devices by major number; `misc` has those that share the
+    major number 10 by minor number."""
 
     names: Mapping[int, tuple[str, ...]]
     misc: Mapping[int, tuple[str, ...]]
 
-    def listed(self, start: str) -> str | None:
-        """The name of a driver in the kernel's list that starts so; None if there is none."""
-        every = (name for numbers in (self.names, self.misc) for names in numbers.values()
+    def listed(self, prefix: str) -> str | None:
+        """The first driver in the kernel's list whose name has the prefix; None if there is
+        none."""
+        drivers = (name for numbers in (self.names, self.misc) for names in numbers.values()
                  for name in names)  # fmt: skip
-        return next((name for name in every if name.startswith(start)), None)
+        return next((name for name in drivers if name.startswith(prefix)), None)
 
     def mismatch(self, node: str, major: int, minor: int) -> str | None:
-        """Why a node, by its path in a container, belongs to another driver than its name says;
-        None if it may belong to it."""
+        """Why the numbers of a node do not fit its path in a container; None if they may fit, or if
+        the path is not one of NVIDIA's."""
         own = next((nodes for nodes in _NODES if fnmatch.fnmatchcase(node, nodes.path)), None)
         if own is None:
             return None
@@ -72,12 +76,12 @@ class Majors:
 
 
 def read(host: HostRoot) -> Majors:
-    """The drivers that the kernel lists now."""
+    """The drivers in the host's /proc/devices and /proc/misc."""
     return parsed(_text(host, "devices"), _text(host, "misc"))
 
 
 def parsed(devices: str, misc: str = "") -> Majors:
-    """The drivers in the texts of /proc/devices and /proc/misc."""
+    """The drivers in the content of /proc/devices and /proc/misc."""
     return Majors(_listed(devices.partition("Block devices:")[0]), _listed(misc))
 
 
@@ -91,9 +95,10 @@ def _listed(text: str) -> dict[int, tuple[str, ...]]:
 
 
 def _text(host: HostRoot, name: str) -> str:
-    """A file of the host's /proc, else of our own, whose kernel is the same."""
-    shown = host.agent_path(f"/proc/{name}")
-    path = shown if os.path.exists(shown) else os.path.join(host.proc, name)
+    """The content of a file in the host's /proc, else in the agent's own /proc, which shows the
+    same kernel."""
+    on_host = host.agent_path(f"/proc/{name}")
+    path = on_host if os.path.exists(on_host) else os.path.join(host.proc, name)
     try:
         with open(path, encoding="ascii", errors="replace") as file:
             return file.read(_LIMIT)

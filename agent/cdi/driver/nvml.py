@@ -1,7 +1,7 @@
-"""The GPUs of a node, as NVML, the driver's own library, lists them.
+"""The GPUs of a node, as the driver's own library NVML lists them.
 
-Invariant: NVML is loaded in a child process only (`nvml_child`), with a deadline. Whatever it does
-there, the result is an answer, an error in words, or DriverFailed.
+Invariant: NVML is loaded in a child process only (`nvml_child`), with a deadline. Whatever the
+library does, the result is an answer, an error in words, or DriverFailed.
 """
 
 from __future__ import annotations
@@ -30,18 +30,19 @@ _CHILD = (
     "import sys; sys.path.append(sys.argv.pop(1)); "
     "from agent.cdi.driver.nvml_child import main; main()"
 )
-TIMEOUT = 60.0  # seconds; eight GPUs without nvidia-persistenced have taken twenty
+TIMEOUT = 60.0  # seconds; eight GPUs without nvidia-persistenced took twenty
 
 # Models that drive a display, and cannot compute.
 NO_GPUS = frozenset(("DGX Display", "NVIDIA DGX Display"))
-UNLOADABLE = "it cannot be loaded"  # the start of an error if the library cannot be used at all
-# Words in the names of GPUs that are part of a Tegra (go-nvlib, pkg/nvlib/info).
+UNLOADABLE = "it cannot be loaded"  # begins the error if the library cannot be used at all
+# Parts of the model names of a Tegra's integrated GPUs (go-nvlib, pkg/nvlib/info).
 _INTEGRATED = ("(nvgpu)", "NVIDIA Thor")
 
 
 @dataclass(frozen=True)
 class Mig:
-    """A MIG device: its index on its GPU, and its instances. `graphics`: it can render as well."""
+    """A MIG device. `index` counts the MIG devices of its GPU; `gpu_instance` and
+    `compute_instance` are the kernel's ids. `graphics`: it can render as well."""
 
     index: int
     uuid: str
@@ -52,8 +53,9 @@ class Mig:
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU; `uuid` is "" if it is unknown, `bus` is its PCI address, "" if it is not on a
-    PCI bus. With `mig` only its `instances` can be used. `model` is its name in NVML."""
+    """A GPU. `uuid` is "" if it is unknown; `minor` is the number in /dev/nvidiaN; `bus` is the PCI
+    address, "" if the GPU is not on a PCI bus. With `mig`, only its `instances` can be used.
+    `model` is its name in NVML."""
 
     index: int
     uuid: str
@@ -66,9 +68,9 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Answer:
-    """GPUs, and a warning for each GPU that cannot be used; `error` is why there is no answer.
-    `cuda` is the newest version of CUDA that the driver knows (13.1 is 13010), 0 if it does not
-    say."""
+    """The GPUs, and a warning for each GPU that cannot be used. `error` says why there is no
+    answer. `cuda` is the newest version of CUDA that the driver supports (13010 is 13.1), 0 if it
+    is unknown."""
 
     gpus: tuple[Gpu, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -78,7 +80,8 @@ class Answer:
 
 @dataclass(frozen=True)
 class Library:
-    """The driver's NVML: its agent path, for messages, and the descriptor of the file to load."""
+    """The driver's NVML: `name` is its agent path, for messages; `fd` is the descriptor of the file
+    to load."""
 
     name: str
     fd: int
@@ -89,14 +92,15 @@ AskNvml = Callable[[Library], Answer]
 
 
 def is_integrated_model(model: str) -> bool:
-    """Is a GPU with this name in NVML part of a Tegra?"""
+    """Does this model name belong to a GPU that is part of a Tegra?"""
     return any(word in model for word in _INTEGRATED)
 
 
 def ask(
     library: Library, timeout: float = TIMEOUT, clock: Callable[[], float] = time.monotonic
 ) -> Answer:
-    """The GPUs that NVML lists. Raises DriverFailed if it crashes or hangs."""
+    """The GPUs that NVML lists, from a child process that gets `timeout` seconds. Raises
+    DriverFailed if the library crashes or hangs, or if no child can be started."""
     reader, writer = os.pipe()
     try:
         child = subprocess.Popen(
@@ -126,7 +130,7 @@ def ask(
         )
     answer = _parsed(data)
     if answer is None and code is not None and code < 0:
-        names = {one.value: one.name for one in signal.Signals}
+        names = {known.value: known.name for known in signal.Signals}
         raise DriverFailed(
             f"cannot ask the NVIDIA driver: {library.name} crashed "
             f"({names.get(-code, f'signal {-code}')}); reinstall the driver, and look at the "
@@ -136,8 +140,9 @@ def ask(
 
 
 def ask_in(root: DriverRoot, path: str, how: AskNvml | None = None) -> Answer:
-    """Ask the NVML at a path of a driver root, by `ask` or in another way. The file that is asked
-    is the one that was judged. Raises DriverFailed."""
+    """As `ask` for the NVML at a path in a driver root, after a check that root alone can change
+    the file. The file that was checked is the one that is loaded. `how` replaces `ask`. Raises
+    DriverFailed."""
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(root.opened(path, os.O_RDONLY))
@@ -150,7 +155,7 @@ def ask_in(root: DriverRoot, path: str, how: AskNvml | None = None) -> Answer:
 
 
 def _read(reader: int, deadline: float, clock: Callable[[], float]) -> bytes | None:
-    """Everything up to the end of the pipe; None if the deadline passes first."""
+    """All data up to the end of the pipe; None if the deadline passes first."""
     parts: list[bytes] = []
     poll = select.poll()
     poll.register(reader, select.POLLIN)
@@ -165,8 +170,8 @@ def _read(reader: int, deadline: float, clock: Callable[[], float]) -> bytes | N
 
 
 def _end(child: subprocess.Popen[bytes]) -> int | None:
-    """The exit code of a child that has finished its work; None if even SIGKILL has to wait for
-    the driver."""
+    """The exit code of a child that has finished its work; None if the child does not even end by
+    SIGKILL, because it waits in the driver."""
     for limit in (1.0, 5.0):
         try:
             return child.wait(limit)
@@ -176,7 +181,7 @@ def _end(child: subprocess.Popen[bytes]) -> int | None:
 
 
 def _parsed(data: bytes) -> Answer | None:
-    """The answer that the child wrote; None if it is not complete."""
+    """The answer that the child wrote; None if the answer is not complete."""
     try:
         found = budget.json_value(data, budget.CHILD)
         if "error" in found:
@@ -188,7 +193,8 @@ def _parsed(data: bytes) -> Answer | None:
 
 
 def parsed(gpus: Sequence[dict[str, Any]], warnings: Sequence[str], cuda: int = 0) -> Answer:
-    """An answer from plain data. Raises KeyError or TypeError if the data is something else."""
+    """An answer from plain data: mappings with the fields of Gpu and Mig. Raises KeyError or
+    TypeError if the data has another shape."""
     return Answer(
         tuple(
             Gpu(**{**gpu, "instances": tuple(Mig(**part) for part in gpu["instances"])})

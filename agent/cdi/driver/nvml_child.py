@@ -1,7 +1,7 @@
-"""The child process that loads NVML, the driver's own library, and asks it for GPUs.
+"""The child process that loads the driver's library NVML and asks it for the GPUs.
 
 Invariant: the only module that imports pynvml; only this process imports the module. The process
-writes one JSON document to its pipe and nothing elsewhere, and ends by its deadline.
+writes nothing but one JSON document to its pipe, and ends by its deadline.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ _EMPTY = (pynvml.NVML_ERROR_NOT_FOUND, pynvml.NVML_ERROR_INVALID_ARGUMENT)
 
 
 def main() -> NoReturn:
-    """Arguments: the library's path, the numbers of its descriptor and of the pipe, seconds. The
-    library's own cleanup is skipped at the end, because it may hang or crash as well."""
+    """Arguments: the library's path, the descriptors of the library and of the pipe, and the
+    deadline in seconds. The process ends without the library's own cleanup, because that may hang
+    or crash."""
     library, fd, pipe, seconds = sys.argv[1], *map(int, sys.argv[2:4]), float(sys.argv[4])
     for number in (fd, pipe):
         os.set_inheritable(number, False)  # the driver starts nvidia-modprobe
@@ -53,7 +54,7 @@ def _asked(library: str, fd: int) -> dict[str, Any]:
     gpus: list[dict[str, Any]] = []
     lost: list[tuple[str, str]] = []
     try:
-        # The descriptor is of the file that was judged; by its name the loader may find another.
+        # The descriptor is that of the judged file; the path may lead to another file by now.
         pynvml.nvmlLib = ctypes.CDLL(path)
         pynvml.nvmlInit()
         for index in range(pynvml.nvmlDeviceGetCount()):
@@ -67,7 +68,7 @@ def _asked(library: str, fd: int) -> dict[str, Any]:
         return {"error": f"{UNLOADABLE} ({str(error).replace(path, library)})"}
     except pynvml.NVMLError as error:
         return {"error": str(error)}
-    cuda = 0  # the newest version that the driver knows; 0 if it does not say
+    cuda = 0
     with contextlib.suppress(pynvml.NVMLError):
         cuda = int(pynvml.nvmlSystemGetCudaDriverVersion())
     return {"gpus": gpus, "lost": lost, "cuda": cuda}
@@ -96,8 +97,8 @@ def _bus(handle: Any) -> str:
 
 
 def _value_or(ask: Callable[[], T], otherwise: T, integrated: bool) -> T:
-    """The value that NVML gives; `otherwise` for an integrated GPU, which is on no PCI bus and has
-    no number."""
+    """The value that NVML gives; `otherwise` for an integrated GPU, which has no PCI address and no
+    minor number."""
     try:
         return ask()
     except pynvml.NVMLError as error:
@@ -144,7 +145,7 @@ def _instances(index: int, gpu: Any, lost: list[tuple[str, str]]) -> list[dict[s
 
 
 def _has_graphics(gpu: Any, instance: int) -> bool:
-    """Has the profile of a GPU instance graphics? Older drivers have no such profile."""
+    """Has a GPU instance a profile with graphics? Older drivers have no such profile."""
     with contextlib.suppress(pynvml.NVMLError):
         handle = pynvml.nvmlDeviceGetGpuInstanceById(gpu, instance)
         profile = pynvml.nvmlGpuInstanceGetInfo(handle).profileId

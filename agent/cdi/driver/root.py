@@ -1,11 +1,12 @@
 """A driver root: files are looked up in it as by a process that is chrooted there.
 
-A file has three paths: `inside`, its path from the driver root (the container gets it under that),
-the agent path (the agent opens it) and the host path (the runtime opens it; specs have it).
+A file has three paths: `inside`, the path from the driver root, which is also its path in a
+container; the agent path, under which the agent opens it; and the host path, under which the
+runtime opens it and which specs contain.
 
 Invariant: a link never leads out of the driver root. Absolute links, such as Debian's alternatives,
 are followed inside it; NVIDIA's generator follows them on the host and misses those libraries.
-`trusted_file` gives only files whose whole path root alone can change, so that no other user can
+`trusted_file` returns only files whose whole path root alone can change, so that no other user can
 have another file mounted or loaded under that name.
 """
 
@@ -30,8 +31,8 @@ _LIST = os.O_RDONLY | os.O_DIRECTORY
 
 @dataclass(frozen=True)
 class RootFile:
-    """A file in a driver root: its path without links, its mode, and why another user than root
-    could exchange it."""
+    """A file in a driver root. `path` has no links; `distrust` says why another user than root
+    could exchange the file, None if nobody could."""
 
     path: str
     mode: int
@@ -39,11 +40,11 @@ class RootFile:
 
 
 class DriverRoot:
-    """`agent` is its agent path, `host_path` its path on the host.
+    """A directory tree with a driver. `agent` is its agent path.
 
-    `distrust` is why another user than root can change the whole root. Each path is looked up once
-    and remembered: `left_out` has the host paths that were not taken, with the reason;
-    `judged_paths` has the agent paths whose owners, modes and links decided about the others.
+    `distrust` says why another user than root can change the whole root. Each path is looked up
+    once and remembered: `left_out` has the host paths that were not accepted, with the reason;
+    `judged_paths` has the agent paths whose owners, modes and links decided about all paths.
     """
 
     def __init__(self, agent: str, host_path: str, host: HostRoot) -> None:
@@ -56,8 +57,8 @@ class DriverRoot:
         self.distrust = self._judge_root()
 
     def _judge_root(self) -> str | None:
-        """Why the root's path on the host is not trusted. If the host does not show the root
-        under that path, the files below the agent path are judged only."""
+        """Why the root's path on the host is not trusted; None if it is. If the host does not show
+        the root under that path, only the files below the agent path are judged."""
         try:
             with trust.open_path(self._host, self.host_path) as root:
                 self.judged_paths |= dict.fromkeys(map(self._host.agent_path, root.route))
@@ -70,25 +71,26 @@ class DriverRoot:
 
     @functools.cached_property
     def majors(self) -> majors.Majors:
-        """The drivers of the host's device nodes."""
+        """The kernel's drivers, with which device nodes are compared."""
         return majors.read(self._host)
 
     def leave_out(self, inside: str, why: str) -> None:
-        """Remember why a path is left out of specs."""
+        """Record in `left_out` why a path is left out of specs. The first reason stays."""
         self.left_out.setdefault(self._below(inside), why)
 
     @contextlib.contextmanager
     def opened(self, inside: str, flags: int = os.O_PATH) -> Iterator[OpenPath]:
-        """Open a path, and judge its whole path. Raises OSError or Refused."""
-        with trust.open_path(self._tree, inside, flags) as found:
-            self.judged_paths |= dict.fromkeys(map(self.agent_path, found.route))
-            yield found
+        """Open the file at `inside`, and judge every part of its path. Raises OSError or
+        Refused."""
+        with trust.open_path(self._tree, inside, flags) as file:
+            self.judged_paths |= dict.fromkeys(map(self.agent_path, file.route))
+            yield file
 
     def trusted_file(
         self, inside: str, fits: Callable[[int], bool] = lambda _: True
     ) -> RootFile | None:
-        """The file at a path, if its mode `fits` and root alone can exchange it; None otherwise.
-        Others may write to a device, a socket or a directory."""
+        """The file at `inside`, if `fits` accepts its mode and root alone can exchange it; None
+        otherwise. The content of a device, a socket or a directory may be writable by others."""
         if inside not in self._looks:
             self._looks[inside] = self._look(inside)
         file = self._looks[inside]
@@ -101,8 +103,8 @@ class DriverRoot:
 
     def _look(self, inside: str) -> RootFile | None:
         try:
-            with self.opened(inside) as found:
-                return RootFile(found.path.host, found.found.st_mode, self._why(found))
+            with self.opened(inside) as file:
+                return RootFile(file.path.host, file.found.st_mode, self._distrust_of(file))
         except (OSError, Refused):
             return None
 
@@ -111,19 +113,21 @@ class DriverRoot:
         return self._tree.agent_path(inside)
 
     def resolve(self, inside: str) -> str | None:
-        """The path with every link followed; None if it leads nowhere or outside."""
+        """The path inside the root with every link followed; None if it leads nowhere or
+        outside."""
         try:
             return self._tree.resolve(inside).host
         except Refused:
             return None
 
     def devices(self, directory: str, pattern: str) -> list[tuple[str, os.stat_result]]:
-        """Character devices in a directory whose names match, sorted, without links and without
-        those that another user than root can exchange. There can be thousands, so their directory
-        is judged once, and `judged_paths` does not have each of them."""
+        """(name, stat result) of the character devices in a directory whose names match `pattern`,
+        sorted. Links, and nodes that another user than root can exchange, are left out. There can
+        be thousands of nodes, so their directory is judged once, and `judged_paths` does not have
+        each node."""
         found = []
         with contextlib.suppress(OSError, Refused), self.opened(directory, _LIST) as above:
-            why = self._why(above)
+            why = self._distrust_of(above)
             if not why and not above.found.st_mode & stat.S_ISVTX:  # sticky: owners count
                 why = self._with_path(directory, trust.distrust(above.found))
             names = budget.some_names(above.fd, budget.DIRECTORY)[0]
@@ -137,24 +141,24 @@ class DriverRoot:
                     self.leave_out(path, "it is a link, which runtimes do not follow")
                 if not stat.S_ISCHR(item.st_mode):
                     continue
-                if wrong := why or self._with_path(path, trust.distrust_owner(item)):
-                    self.leave_out(path, wrong)
+                if reason := why or self._with_path(path, trust.distrust_owner(item)):
+                    self.leave_out(path, reason)
                 else:
                     found.append((name, item))
         return found
 
-    def _why(self, found: OpenPath) -> str | None:
-        """Why another user than root can change the path to an opened file."""
-        return self.distrust or (found.distrust and self._below(found.distrust))
+    def _distrust_of(self, file: OpenPath) -> str | None:
+        """Why another user than root can change the path to an opened file; None if nobody can."""
+        return self.distrust or (file.distrust and self._below(file.distrust))
 
     def _with_path(self, inside: str, why: str | None) -> str | None:
-        """A reason not to trust a file, after its host path."""
+        """A reason not to trust a file, with the file's host path before it."""
         return f"{self._below(inside)} {why}" if why else None
 
     def mount_source(self, inside: str) -> str:
-        """The host path of a path inside, for a spec: with links as they are if the host's own
-        links lead to the same file and are trusted, else without links. Without links, too, if
-        the host does not show the root under its own path."""
+        """The host path of a path inside, for a spec. Links in it are kept if the host's own links
+        lead to the same file and are trusted. Otherwise they are followed; so are they if the host
+        does not show the root under its own path."""
         if self.host_path == "/" and self._tree.root == self._host.root:
             return inside
         spelled = self._below(inside)
@@ -174,8 +178,8 @@ class DriverRoot:
         return self.host_path.rstrip("/") + inside
 
     def glob(self, directory: str, pattern: str) -> tuple[str, ...]:
-        """Paths in a directory whose names match, sorted. Each part of a `pattern` with slashes is
-        matched in its directory."""
+        """Paths in a directory whose names match, sorted. A `pattern` with slashes is matched part
+        by part, each in its directory."""
         part, _, rest = pattern.partition("/")
         real, found = self.resolve(directory), list[str]()
         try:
@@ -190,7 +194,8 @@ class DriverRoot:
         return tuple(found)
 
     def files(self, directories: Iterable[str], pattern: str) -> tuple[str, ...]:
-        """Paths in these directories that match and are no directories (sockets included)."""
+        """Paths in these directories that match `pattern`, without directories; sockets are
+        included."""
         return self._fitting(directories, pattern, lambda mode: not stat.S_ISDIR(mode))
 
     def directories(self, directories: Iterable[str], pattern: str) -> tuple[str, ...]:
@@ -204,16 +209,16 @@ class DriverRoot:
         return tuple(path for path in found if self.trusted_file(path, fits))
 
     def real_files(self, directories: Iterable[str], pattern: str) -> tuple[str, ...]:
-        """As `files`, with links followed, each file once, in the order in which they are found."""
+        """As `files`, with links followed, and each file once, in the order of the search."""
         found = (self.trusted_file(path) for path in self.files(directories, pattern))
         return tuple(dict.fromkeys(item.path for item in found if item))
 
     def is_link(self, inside: str) -> bool:
-        """Is a path itself a link? Links above it are followed."""
+        """Is the last part of a path a link? Links above it are followed."""
         return self.read_link(inside) is not None
 
     def read_link(self, inside: str) -> str | None:
-        """The target of a link, as it is written; None if the path is no link."""
+        """The target of a link, not resolved; None if the path is no link."""
         directory, name = os.path.split(inside)
         real = self.resolve(directory)
         try:

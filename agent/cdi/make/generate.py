@@ -268,7 +268,7 @@ class _Builder:
                 return _built(spec, (root, own, *devs))
             tried += devs
         start = f"cannot make a CDI spec for {one.kind}"
-        if distrusted := driver.left_out(tried):
+        if distrusted := driver.first_left_out(tried):
             raise NoDriver(f"{start}: {distrusted}")
         if why := device_class.missing_numbers(one, tried):
             raise DevicesLost(f"{start}: {why}")

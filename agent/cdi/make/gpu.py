@@ -138,7 +138,7 @@ def gpu_edits(
     for path in paths:
         node = driver.node(path)
         if node is None:
-            where = driver.places(path)
+            where = driver.searched_directories(path)
             return f"there is no device node {path} in {where}; run nvidia-modprobe"
         nodes.append(node)
     drm = kernel.drm.get(gpu.bus, ()) if part is None or part.graphics else ()

@@ -56,7 +56,7 @@ class CsvLists:
 def is_integrated_only(host: HostRoot, settings: Settings, ask: AskNvml | None) -> bool:
     """Is this a Tegra that mode csv is for? One with GPUs on the PCI bus only is a machine like any
     other. May raise DriverFailed."""
-    answer = _ask(driver.asked_root(host, settings), ask)
+    answer = _ask(driver.root_option_or_host(host, settings), ask)
     return UNLOADABLE in answer.error or any(is_integrated_model(g.model) for g in answer.gpus)
 
 
@@ -83,7 +83,7 @@ def build(
         )
     if settings.origins["csv_files"] == "default":
         missing = ()
-    root, own = driver.asked_root(host, settings), driver.host_root(host)
+    root, own = driver.root_option_or_host(host, settings), driver.host_root(host)
     driver.refuse_distrusted((root,))
     answer = _ask(root, ask)
     drm = {one.bus: kernel.drm_names(host, one.bus) for one in answer.gpus if one.bus}

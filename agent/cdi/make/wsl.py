@@ -40,7 +40,7 @@ def build(
 ) -> tuple[Spec, tuple[str, ...], tuple[DriverRoot, ...]]:
     """The spec, warnings, and the driver roots in which its files were looked for. Raises
     NoDriver."""
-    own, asked = driver.host_root(host), driver.asked_root(host, settings)
+    own, asked = driver.host_root(host), driver.root_option_or_host(host, settings)
     devs = driver.dev_roots(host, settings, asked)
     nodes = driver.nodes_at(devs, (os.path.split(DXG),))
     stores, warnings = _stores_in_use(host, own)

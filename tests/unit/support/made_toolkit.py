@@ -102,7 +102,7 @@ def packages(directory: str = "/usr/lib64") -> dict[str, str]:
 
 def driver_root(ctx: Context) -> DriverRoot | None:
     """Where the driver is, as a run finds it."""
-    return driver.root_of(ctx.host, ctx.settings)
+    return driver.likely_root(ctx.host, ctx.settings)
 
 
 def proposed(
