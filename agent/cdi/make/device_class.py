@@ -1,7 +1,7 @@
-"""Specs of the device classes that come with GPUs (`agent.options.device_classes`).
+"""Specs of the device classes other than GPUs (`agent.options.device_classes`).
 
-Invariant: pure in what was found; there is no spec if there are no devices. Entries are those of
-NVIDIA's generator (pkg/nvcdi v1.20, the modes of these names).
+Invariant: depends on the arguments only; there is no spec if there are no devices. Entries are
+those of NVIDIA's generator (pkg/nvcdi v1.20, the modes of these names).
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ _NUMBERS = 1 << 20  # IMEX channels at most
 
 
 def watch_paths(dev: DriverRoot) -> Iterator[str]:
-    """Agent paths of all nodes below a device root, as entries `PREFIX*DIRECTORY`. Of numbered
-    nodes there can be thousands, so their directory is watched: its time changes with its names."""
+    """Agent paths that change with the nodes of all classes below a device root. `PREFIX*DIRECTORY`
+    stands for all names with that prefix in a directory. There can be thousands of numbered nodes,
+    so only their directory is watched: its time changes with its names."""
     for device_class in DEVICE_CLASSES:
         for nodes in device_class.nodes:
             directory, prefix = dev.agent_path(nodes.directory), nodes.pattern.removesuffix("*")
@@ -36,8 +37,9 @@ def spec(
     device_class: DeviceClass, nodes: Sequence[Node], roots: Sequence[DriverRoot],
     choice: Choice = EVERYTHING,
 ) -> Spec | None:  # fmt: skip
-    """The spec of a class that has these nodes; None if no node is a device of it. Files are
-    looked for in `roots`, in this order. Raises NoDevices if a chosen number does not exist."""
+    """The spec of a class with these nodes; None if no node is a device of the class. Its other
+    files come from the first of `roots` that has them. Raises NoDevices if `choice` has a number
+    that does not exist."""
     devices: tuple[Device, ...] = ()
     if device_class.numbered:
         devices = _chosen(device_class, _numbered(device_class, nodes), choice.ids)
@@ -48,12 +50,12 @@ def spec(
     if not devices:
         return None
     common = ContainerEdits(env=(driver_files.VOID,))
-    return transform.finish(Spec(device_class.kind, devices, common), merged=choice.merged)
+    return transform.finish(Spec(device_class.kind, devices, common), with_all=choice.with_all)
 
 
 def missing_numbers(device_class: DeviceClass, devs: Sequence[DriverRoot]) -> str | None:
-    """Why there is no numbered node although the kernel driver that makes them is there; None
-    if the driver is not there either."""
+    """Why there is no numbered node although the kernel has its driver; None if the driver is
+    missing, too. For a class without numbers: None."""
     remedy = "make one (NVreg_CreateImexChannel0=1, or mknod) where containers need it"
     for nodes in device_class.nodes if device_class.numbered else ():
         for dev in devs:
@@ -84,7 +86,7 @@ def _chosen(
 
 
 def _mounts(path: str, roots: Sequence[DriverRoot]) -> list[Mount]:
-    """A file, or the directory of udev's data, from each root that has it."""
+    """The mount of a file, or of the directory of udev's data, from each root that has it."""
     is_directory = not os.path.splitext(path)[1]
     return [
         driver_files.mount(root, path)
@@ -94,13 +96,13 @@ def _mounts(path: str, roots: Sequence[DriverRoot]) -> list[Mount]:
 
 
 def _numbered(device_class: DeviceClass, nodes: Sequence[Node]) -> tuple[Device, ...]:
-    """A device for each node, by its number. Nodes come and go, with major numbers of their own, so
-    the runtime looks at the node itself."""
+    """A device for each node, with the node's number as its name. Nodes can be made again with
+    another major number, so the numbers are left out and the runtime reads them from the node."""
     prefix = device_class.nodes[0].path.removesuffix("*")
     devices = []
     for node in nodes:
         number = node.inside.removeprefix(prefix)
         if _NUMBERED.fullmatch(number) and int(number) < _NUMBERS:
-            plain = DeviceNode(node.inside, node.host_path_if_other)
-            devices.append(Device(number, ContainerEdits(device_nodes=(plain,))))
+            device_node = DeviceNode(node.inside, node.host_path_if_other)
+            devices.append(Device(number, ContainerEdits(device_nodes=(device_node,))))
     return tuple(devices)

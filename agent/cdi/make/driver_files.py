@@ -1,8 +1,9 @@
-"""What the specs of a driver have in common: its libraries, programs, firmware and sockets. The
-management spec is these files and every device node, as one device `all` for tools of the node.
+"""The parts that all specs of a driver share: libraries, programs, firmware and sockets. The
+management spec has these files and every device node, as one device `all` for tools of the node.
 
-Invariant: pure in what was found; NVML is not needed. Entries are those of NVIDIA's generator
-(pkg/nvcdi v1.20), in its order, because the order decides the arguments of hooks.
+Invariant: depends on the arguments and the files of the driver root only; NVML is not needed.
+Entries are those of NVIDIA's generator (pkg/nvcdi v1.20), in its order, because the order decides
+the arguments of hooks.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ _TEMPORARY, _MPS = "/tmp", "nvidia-mps"  # noqa: S108 - the driver's own place
 
 @dataclass(frozen=True)
 class BuildContext:
-    """What a spec depends on besides the driver: the hooks that may be made, the kernel's release,
-    its extra firmware directory ("" for none) and the machine's architecture."""
+    """The inputs of a spec besides the driver: the allowed hooks, the kernel's release, its extra
+    firmware directory ("" for none) and the machine's architecture (`uname -m`)."""
 
     hooks: Hooks
     kernel: str
@@ -42,15 +43,18 @@ class BuildContext:
 
 
 def management_spec(driver: Driver, context: BuildContext, kind: str = MANAGEMENT) -> Spec:
-    """The management spec of a driver."""
+    """The management spec of a driver, under `kind`."""
     common = transform.joined(file_edits(driver, context), ContainerEdits(env=(VOID,)))
-    hooks = ContainerEdits(hooks=context.hooks.folders(node.inside for node in driver.nodes))
+    hooks = ContainerEdits(
+        hooks=context.hooks.chmod_directories(node.inside for node in driver.nodes)
+    )
     device = Device(transform.ALL, transform.joined(node_edits(driver.nodes), hooks))
     return transform.finish(Spec(kind, (device,), common))
 
 
 def file_edits(driver: Driver, context: BuildContext) -> ContainerEdits:
-    """Libraries, programs, firmware and sockets, and the hooks that make libraries found."""
+    """Mounts of libraries, programs, firmware and sockets, and the hooks by which programs find the
+    libraries."""
     root, libraries = driver.root, driver.libraries()
     return ContainerEdits(
         env=(f"NVIDIA_CTK_LIBCUDA_DIR={':'.join(driver.directories)}",),
@@ -65,9 +69,9 @@ def file_edits(driver: Driver, context: BuildContext) -> ContainerEdits:
 
 
 def node_edits(nodes: Iterable[Node]) -> ContainerEdits:
-    """Device nodes, and the groups without which a container's user cannot open them."""
+    """Device nodes, and the groups that may open them if not everybody may."""
     unique = tuple({node.host_path: node for node in nodes}.values())
-    # A node that not everybody may open can be opened by its group only.
+    # If not everybody may open a node, a container's user needs the node's group.
     gids = {node.gid for node in unique if node.gid and node.mode & 0o006 != 0o006}
     return ContainerEdits(
         device_nodes=tuple(
@@ -89,22 +93,24 @@ def node_edits(nodes: Iterable[Node]) -> ContainerEdits:
 def mount(
     root: DriverRoot, inside: str, target: str = "", options: tuple[str, ...] = _MOUNT
 ) -> Mount:
-    """A mount of a file of the driver root; `target` is its path in the container, by default the
-    same as in the root."""
+    """A mount of the file `inside` a driver root at `target` in the container, by default at the
+    same path."""
     return Mount(root.mount_source(inside), target or inside, options)
 
 
 def remedy(path: str) -> str:
-    """What else helps if a host path can be changed by another user than root: some daemons of
-    NVIDIA make their directories anew, for the user that they run as."""
+    """An additional remedy, as the end of a sentence, if a user other than root can change the host
+    path; "" if there is none. nvidia-persistenced, for example, gives its directory to the user
+    that it runs as."""
     if path.endswith(_SOCKETS[0]):
         return ", or let nvidia-persistenced run as root (without --user)"
     return ""
 
 
 def watch_paths(root: DriverRoot) -> Iterator[str]:
-    """Agent paths of what comes and goes beside the libraries, with entries `PREFIX*DIRECTORY` and
-    `=PATH`. A spec that mounts a socket which is gone keeps containers from starting."""
+    """Agent paths of sockets and programs that come and go, with entries `PREFIX*DIRECTORY` and
+    `=PATH` as in `driver.watch_paths`. A container does not start if its spec mounts a socket that
+    is gone."""
     yield from (root.agent_path(f"{place}/{name}") for place in _RUN for name in _SOCKETS)
     yield f"={root.agent_path(f'{_TEMPORARY}/{_MPS}')}"
     yield f"nvidia-*{root.agent_path('/usr/bin')}"
@@ -118,7 +124,7 @@ def _sockets(root: DriverRoot) -> tuple[str, ...]:
 
 
 def _firmware(driver: Driver, context: BuildContext) -> tuple[str, ...]:
-    """The GSP firmware, wherever the kernel would look for it."""
+    """Paths of the GSP firmware, in all directories where the kernel would search."""
     places = (
         *((context.firmware,) if context.firmware.startswith("/") else ()),
         f"/lib/firmware/updates/{context.kernel}", "/lib/firmware/updates",

@@ -1,7 +1,7 @@
-"""Specs as text, for what the options say and what the node has.
+"""Makes the specs of a node as text, from the options and the node's devices.
 
-Invariant: the management spec needs no runtime, no NVML and none of the large libraries, so that
-the command is quick; modules that only other specs need are imported where these are made.
+Invariant: the management spec needs no runtime, no NVML and no large library, so that the command
+is quick. Modules that only other specs need are imported where these are made.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ _FIRMWARE = "/sys/module/firmware_class/parameters/path"
 
 @dataclass(frozen=True)
 class BuiltSpec:
-    """A spec, its warnings, the agent paths whose owners, modes and links decided what may be in
-    it, and the driver that it describes, if any."""
+    """A spec and its warnings. `judged_paths` are the agent paths whose owners, modes and links
+    decided what the spec may contain. `driver` is the driver that the spec describes; None for
+    other specs."""
 
     spec: Spec
     warnings: tuple[str, ...] = ()
@@ -48,8 +49,8 @@ class BuiltSpec:
 
 @dataclass(frozen=True)
 class DesiredSpec:
-    """A spec that a node is to have: its text, or the `problem` why there is none; otherwise as
-    `BuiltSpec`."""
+    """A spec that a node should have: its `text`, or the `problem` why it cannot be made. The other
+    fields are those of `BuiltSpec`."""
 
     kind: str
     text: str | None
@@ -60,13 +61,13 @@ class DesiredSpec:
 
     @property
     def is_absent(self) -> bool:
-        """Does the node have no devices of this kind? That is no fault."""
+        """Has the node no devices of this kind? Then a missing spec is no fault."""
         return isinstance(self.problem, NoDevices) and not isinstance(self.problem, DevicesLost)
 
 
 def watch_paths(settings: Settings, host: HostRoot) -> Iterator[str]:
-    """Agent paths that change when any of the specs would be another one; `PREFIX*DIRECTORY` stands
-    for names in a directory that start so."""
+    """Agent paths that change when one of the specs has to change, with entries as in
+    `driver.watch_paths`."""
     from agent.cdi.driver import kernel
 
     yield from kernel.watch_paths(host)
@@ -91,21 +92,22 @@ def desired_specs(
     gpu_mode: str, settings: Settings, host: HostRoot, hook: str | None,
     ask: AskNvml | None = None, without: Collection[str] = (), reader: Reader = UNKNOWN_READER,
 ) -> tuple[DesiredSpec, ...]:  # fmt: skip
-    """Every spec that this node should have, except for the kinds in `without`: the management spec
-    first (only with `gpu_mode` nvml), then that of GPUs, then those of the device classes that
-    exist. Hooks run the program at the host path `hook`. A spec has nothing for which `reader`
-    would refuse the whole file. Never raises an AgentError, so that one failed spec keeps no other
-    away."""
+    """Every spec that this node should have: the management spec first (only with `gpu_mode` nvml),
+    then the spec of GPUs, then those of the device classes that exist. Kinds of `without` are left
+    out. Hooks run the program at the host path `hook`; None means no hooks. `ask` replaces
+    `nvml.ask`. Fields for which `reader` would refuse the whole file are removed. An AgentError
+    becomes the problem of its spec, so that the other specs are still made."""
     from agent.cdi.make import gpu
 
     builder = _Builder(settings, host, _context(settings, host, hook), ask, EVERYTHING)
     modes = {settings.cdi_kind: "management"} if gpu_mode == "nvml" else {}
-    for kind, mode in ((gpu.KIND, gpu_mode), *((one.kind, one.mode) for one in DEVICE_CLASSES)):
+    classes = ((device_class.kind, device_class.mode) for device_class in DEVICE_CLASSES)
+    for kind, mode in ((gpu.KIND, gpu_mode), *classes):
         if kind not in without:
             modes.setdefault(kind, mode)
     found = ((mode, _desired(kind, builder, mode, reader)) for kind, mode in modes.items())
     always = ("management", gpu_mode)
-    return tuple(one for mode, one in found if mode in always or not one.is_absent)
+    return tuple(spec for mode, spec in found if mode in always or not spec.is_absent)
 
 
 def _desired(kind: str, builder: _Builder, mode: str, reader: Reader) -> DesiredSpec:
@@ -114,7 +116,7 @@ def _desired(kind: str, builder: _Builder, mode: str, reader: Reader) -> Desired
         spec, warnings = built.spec, built.warnings
         if not readers.can_read(reader, rules.minimum_version(spec)):
             # Groups are the newest feature that a spec of ours can have. NVIDIA's generator writes
-            # them (v1.19 and later), and such a runtime refuses the whole file.
+            # them since v1.19, although such a runtime refuses the whole file.
             spec = transform.without_groups(spec)
             if spec != built.spec:
                 text = (
@@ -132,8 +134,9 @@ def spec_text(
     mode: str, settings: Settings, host: HostRoot, form: str = "yaml", *, hook: str | None,
     choice: Choice = EVERYTHING, mark: bool = True,
 ) -> tuple[str, tuple[str, ...]]:  # fmt: skip
-    """The text of a mode's spec, and warnings. `mark` lets `apply` write the file anew. Raises
-    NoDriver, NoDevices or DriverFailed."""
+    """(text, warnings) of the spec for a mode of `cdi generate`. `form` is yaml or json; `hook` is
+    the host path of the program of hooks; `mark` marks the file as ours, so that `apply` may
+    replace it. Raises NoDriver, NoDevices or DriverFailed."""
     built = build(mode, settings, host, hook=hook, choice=choice)
     spec = choice.with_kind(built.spec)
     spec = spec if choice.groups else transform.without_groups(spec)
@@ -144,24 +147,24 @@ def build(
     mode: str, settings: Settings, host: HostRoot, *, hook: str | None = None,
     ask: AskNvml | None = None, choice: Choice = EVERYTHING,
 ) -> BuiltSpec:  # fmt: skip
-    """The spec of a mode of `cdi generate`. Raises NoDriver, NoDevices, or DriverFailed if NVML
-    crashes or hangs."""
+    """The spec for a mode of `cdi generate`; arguments as in `desired_specs`. Raises NoDriver,
+    NoDevices, or DriverFailed if NVML crashes or hangs."""
     mode = gpu_mode(settings, host, ask) if mode == "auto" else mode
     return _Builder(settings, host, _context(settings, host, hook), ask, choice).build(mode)
 
 
 def gpu_mode(settings: Settings, host: HostRoot, ask: AskNvml | None = None) -> str:
-    """The mode of nvidia.com/gpu that fits the machine: nvml, csv or wsl."""
+    """The mode for nvidia.com/gpu on this machine: nvml, csv or wsl. Never raises DriverFailed."""
     if platform.wsl(host):
-        # A GPU can be handed to Linux's own driver there.
+        # A GPU can be passed through to the Linux driver on WSL2.
         roots = driver.roots(host, settings)
         nodes = any(driver.device_nodes(driver.dev_roots(host, settings, root)) for root in roots)
         return "nvml" if nodes else "wsl"
     if platform.tegra(host):
         from agent.cdi.make import tegra
 
-        with contextlib.suppress(DriverFailed):  # the spec's own problem will name it
-            return "csv" if tegra.is_integrated_only(host, settings, ask) else "nvml"
+        with contextlib.suppress(DriverFailed):  # the spec's problem will name the failure
+            return "csv" if tegra.needs_csv_mode(host, settings, ask) else "nvml"
     return "nvml"
 
 
@@ -176,19 +179,19 @@ class _Builder:
     choice: Choice
 
     def build(self, mode: str) -> BuiltSpec:
-        """The spec of a mode other than auto. Raises NoDriver, NoDevices or DriverFailed."""
+        """The spec for a mode other than auto. Raises NoDriver, NoDevices or DriverFailed."""
         if mode == "management":
             return self._management()
         if mode in ("nvml", "gpu"):
             return self._gpus()
         if mode in ("csv", "wsl"):
             return self._platform(mode)
-        return self._device_class(next(one for one in DEVICE_CLASSES if one.mode == mode))
+        return self._device_class(next(item for item in DEVICE_CLASSES if item.mode == mode))
 
     def _management(self) -> BuiltSpec:
         found = driver.find(self.host, self.settings)
         spec = driver_files.management_spec(found, self.context, self.settings.cdi_kind)
-        warnings = (*self.context.hooks.warnings, *_other_nodes(found, self.host))
+        warnings = (*self.context.hooks.warnings, *_ignored_node_warnings(found, self.host))
         return self._of_driver(spec, found, warnings)
 
     def _of_driver(self, spec: Spec, found: Driver, warnings: tuple[str, ...]) -> BuiltSpec:
@@ -204,21 +207,22 @@ class _Builder:
         if EMPTY in self.choice.ids:
             empty = Device(EMPTY, ContainerEdits(env=("NVCT_EMPTY_DEVICE=",)))
             spec = Spec(gpu.KIND, (empty,), gpu.common_edits(found, self.context))
-            return self._of_driver(transform.finish(spec, merged=False), found, hook_warnings)
+            return self._of_driver(transform.finish(spec, with_all=False), found, hook_warnings)
         answer = self._answer(found)
         known = gpu.KernelGpus(
-            {one.bus: kernel.drm_names(self.host, one.bus) for one in answer.gpus},
-            kernel.mig_minors(self.host) if any(one.mig for one in answer.gpus) else {},
+            {item.bus: kernel.drm_names(self.host, item.bus) for item in answer.gpus},
+            kernel.mig_minors(self.host) if any(item.mig for item in answer.gpus) else {},
         )
         chosen = gpu.chosen(answer.gpus, self.choice.ids, answer.warnings)
         spec, missing = gpu.spec(
             found, self.context, chosen, known, self.settings.device_name_strategies,
-            merged=self.choice.merged, lost=answer.warnings,
+            with_all=self.choice.with_all, lost=answer.warnings,
         )  # fmt: skip
         return self._of_driver(spec, found, (*answer.warnings, *missing, *hook_warnings))
 
     def _answer(self, found: Driver) -> Answer:
-        """The GPUs from NVML, else from the kernel's list."""
+        """The GPUs from NVML, else from the kernel's list. Raises NoDevices if neither lists
+        them."""
         from agent.cdi.driver import kernel, nvml
 
         name = f"libnvidia-ml.so.{found.version}"
@@ -245,7 +249,7 @@ class _Builder:
         return nvml.Answer(listed.gpus, (warning, *listed.warnings))
 
     def _platform(self, mode: str) -> BuiltSpec:
-        """The spec `nvidia.com/gpu` of a Tegra (csv) or of WSL2 (wsl)."""
+        """The spec `nvidia.com/gpu` of a Tegra (mode csv) or of WSL2 (mode wsl)."""
         from agent.cdi.make import tegra, wsl
 
         node = self.host, self.settings, self.context
@@ -255,24 +259,25 @@ class _Builder:
         hooks = self.context.hooks
         return _built(spec, roots, (*warnings, *hooks.warnings), hooks.judged_paths)
 
-    def _device_class(self, one: DeviceClass) -> BuiltSpec:
-        """The spec of a device class. Raises NoDevices, or NoDriver if all of its nodes belong
-        to another driver or can be changed by another user than root."""
-        own = driver.host_root(self.host)
-        where = tuple((nodes.directory, nodes.pattern) for nodes in one.nodes)
+    def _device_class(self, definition: DeviceClass) -> BuiltSpec:
+        """The spec of a device class. Raises NoDevices if there is no device, DevicesLost if only
+        the kernel's driver is there, or NoDriver if another driver or another user has all
+        nodes."""
+        on_host = driver.host_root(self.host)
+        where = tuple((nodes.directory, nodes.pattern) for nodes in definition.nodes)
         tried: list[DriverRoot] = []
         for root in driver.roots(self.host, self.settings):
             devs = driver.dev_roots(self.host, self.settings, root)
             nodes = driver.nodes_at(devs, where)
-            if spec := device_class.spec(one, nodes, (root, own), self.choice):
-                return _built(spec, (root, own, *devs))
+            if spec := device_class.spec(definition, nodes, (root, on_host), self.choice):
+                return _built(spec, (root, on_host, *devs))
             tried += devs
-        start = f"cannot make a CDI spec for {one.kind}"
+        start = f"cannot make a CDI spec for {definition.kind}"
         if distrusted := driver.first_left_out(tried):
             raise NoDriver(f"{start}: {distrusted}")
-        if why := device_class.missing_numbers(one, tried):
+        if why := device_class.missing_numbers(definition, tried):
             raise DevicesLost(f"{start}: {why}")
-        names = ", ".join(nodes.path for nodes in one.nodes)
+        names = ", ".join(nodes.path for nodes in definition.nodes)
         raise NoDevices(f"{start}: there is no {names}; load its kernel module")
 
 
@@ -282,8 +287,8 @@ def _context(settings: Settings, host: HostRoot, hook: str | None) -> BuildConte
     return BuildContext(hooks, machine.release, _firmware(host), machine.machine)
 
 
-def _other_nodes(found: Driver, host: HostRoot) -> Iterator[str]:
-    """A warning about nodes that the host or the driver root has, and --dev-root has not."""
+def _ignored_node_warnings(found: Driver, host: HostRoot) -> Iterator[str]:
+    """A warning about device nodes of the host or of the driver root that --dev-root lacks."""
     has, searched = {node.inside for node in found.nodes}, [dev.host_path for dev in found.devs]
     for root in (driver.host_root(host), found.root):
         if root.host_path in searched:
@@ -292,7 +297,7 @@ def _other_nodes(found: Driver, host: HostRoot) -> Iterator[str]:
         more = [n.host_path for n in driver.device_nodes((root,)) if n.inside not in has]
         if more:
             yield (
-                f"CDI specs are without {_some(more)}: device nodes are taken from "
+                f"CDI specs are without {_abbreviated(more)}: device nodes are taken from "
                 f"{searched[0]} (--dev-root) only, which has none of these names; make them there, "
                 "or leave --dev-root out"
             )
@@ -302,19 +307,20 @@ def _built(
     spec: Spec, roots: Iterable[DriverRoot], warnings: tuple[str, ...] = (),
     judged_paths: tuple[str, ...] = (), found: Driver | None = None,
 ) -> BuiltSpec:  # fmt: skip
-    """A spec, with one more warning for each cause why paths of the roots were left out of it."""
+    """The spec with its warnings, and one more warning for each reason why paths in `roots` were
+    left out."""
     roots = tuple(dict.fromkeys(roots))
     causes: dict[str, list[str]] = {}
     for path, why in ((path, why) for root in roots for path, why in root.left_out.items()):
         causes.setdefault(why, []).append(path)
-    more = (f"CDI specs are without {_some(paths)}: {why}{driver_files.remedy(paths[0])}"
+    more = (f"CDI specs are without {_abbreviated(paths)}: {why}{driver_files.remedy(paths[0])}"
             for why, paths in causes.items())  # fmt: skip
     judged = (*judged_paths, *(path for root in roots for path in root.judged_paths))
     return BuiltSpec(spec, (*warnings, *more), tuple(dict.fromkeys(judged)), found)
 
 
-def _some(paths: Sequence[str]) -> str:
-    """The first of several paths by name, the others by their number."""
+def _abbreviated(paths: Sequence[str]) -> str:
+    """The first paths by name, and the number of the others."""
     named, more = paths[:_NAMED], len(paths) - _NAMED
     return ", ".join(named) + (f" and {more} more" if more > 0 else "")
 

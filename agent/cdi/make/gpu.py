@@ -1,8 +1,8 @@
 """The spec `nvidia.com/gpu`: every GPU and every MIG device under all of its names, and `all`.
 
-Invariant: pure in what was found. A device is in the spec only with every node that it cannot be
-used without; a device that is left out causes a warning. Entries and their order are those of
-NVIDIA's generator (pkg/nvcdi v1.20, mode nvml).
+Invariant: depends on the arguments only. A device is in the spec only with all nodes that it needs;
+there is a warning for each device that is left out. Entries and their order are those of NVIDIA's
+generator (pkg/nvcdi v1.20, mode nvml).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ CONTROL_NODES = (
 
 @dataclass(frozen=True)
 class KernelGpus:
-    """What the kernel says about GPUs: names of DRM nodes by PCI address, and the minor numbers of
-    MIG capabilities by their names (`gpu0/gi1/access`)."""
+    """GPUs as the kernel shows them: `drm` has the names of DRM nodes by PCI address,
+    `capabilities` the minor numbers of MIG capabilities by name (`gpu0/gi1/access`)."""
 
     drm: Mapping[str, tuple[str, ...]]
     capabilities: Mapping[str, int]
@@ -36,37 +36,38 @@ class KernelGpus:
 
 def spec(
     driver: Driver, context: BuildContext, gpus: Sequence[Gpu], kernel: KernelGpus,
-    strategies: Sequence[str], *, merged: bool = True, lost: Sequence[str] = (),
+    strategies: Sequence[str], *, with_all: bool = True, lost: Sequence[str] = (),
 ) -> tuple[Spec, tuple[str, ...]]:  # fmt: skip
-    """The spec, and a warning for each device that is not in it. `merged` adds a device `all`;
-    `lost` are NVML's warnings about other GPUs. Raises NoDevices if there is no GPU, DevicesLost
-    if none can be used."""
+    """The spec, and a warning for each device that is left out. `strategies` select the names
+    (`device_names`); `with_all` adds a device `all`; `lost` are NVML's warnings about other GPUs.
+    Raises NoDevices if there is no GPU, DevicesLost if no GPU can be used."""
     devices: list[Device] = []
-    missing: list[str] = []
+    warnings: list[str] = []
     for gpu in gpus:
-        for part in gpu.instances if gpu.mig else (None,):
-            title = f"MIG device {gpu.index}:{part.index}" if part else f"GPU {gpu.index}"
-            edits = gpu_edits(driver, context, kernel, gpu, part)
-            names = device_names(gpu, part, strategies)
+        for mig in gpu.instances if gpu.mig else (None,):
+            title = f"MIG device {gpu.index}:{mig.index}" if mig else f"GPU {gpu.index}"
+            edits = gpu_edits(driver, context, kernel, gpu, mig)
+            names = device_names(gpu, mig, strategies)
             if isinstance(edits, str):
-                missing.append(f"{title} is not in the CDI spec: {edits}")
+                warnings.append(f"{title} is not in the CDI spec: {edits}")
             elif not names:
-                missing.append(f"{title} is not in the CDI spec: it has no UUID")
+                warnings.append(f"{title} is not in the CDI spec: it has no UUID")
             else:
                 devices += (Device(name, edits) for name in names)
     if not devices:
-        start, reasons = f"cannot make a CDI spec for {KIND}", (*lost, *missing)
+        start, reasons = f"cannot make a CDI spec for {KIND}", (*lost, *warnings)
         if reasons:
             raise DevicesLost(f"{start}: {'; '.join(reasons)}")
         raise NoDevices(f"{start}: there is no GPU, nor a MIG device")
     found_spec = Spec(KIND, tuple(devices), common_edits(driver, context))
-    return transform.finish(found_spec, merged=merged), tuple(missing)
+    return transform.finish(found_spec, with_all=with_all), tuple(warnings)
 
 
 def chosen(gpus: Sequence[Gpu], ids: Sequence[str], lost: Sequence[str] = ()) -> tuple[Gpu, ...]:
-    """The GPUs and MIG devices with these indices (`0`, `0:1`) or UUIDs. A GPU that is split into
-    MIG devices can be chosen as a whole, as in NVIDIA's generator. Raises NoDevices for an id that
-    does not exist, DevicesLost if NVML's warnings (`lost`) say why it is missing."""
+    """The GPUs and MIG devices with these indices (`0`, `0:1`) or UUIDs; `all` selects every GPU. A
+    GPU that is split into MIG devices can be selected as a whole, as in NVIDIA's generator. Raises
+    DevicesLost for a missing id that NVML's warnings (`lost`) explain, NoDevices for any other
+    one."""
     if transform.ALL in ids:
         return tuple(gpus)
     found: dict[Gpu, None] = {}
@@ -85,17 +86,17 @@ def chosen(gpus: Sequence[Gpu], ids: Sequence[str], lost: Sequence[str] = ()) ->
 
 
 def _matching(gpus: Sequence[Gpu], device_id: str) -> Iterator[Gpu]:
-    """GPUs reduced to the device with this id."""
+    """Each GPU that has the id or a MIG device with the id, reduced to that device."""
     for gpu in gpus:
         if device_id in (str(gpu.index), gpu.uuid):
             yield replace(gpu, mig=False, instances=())
-        for part in gpu.instances:
-            if device_id in (f"{gpu.index}:{part.index}", part.uuid):
-                yield replace(gpu, instances=(part,))
+        for mig in gpu.instances:
+            if device_id in (f"{gpu.index}:{mig.index}", mig.uuid):
+                yield replace(gpu, instances=(mig,))
 
 
 def common_edits(driver: Driver, context: BuildContext) -> ContainerEdits:
-    """What a container gets with any GPU."""
+    """The edits of a container with any GPU."""
     hooks = context.hooks
     return transform.joined(
         driver_files.node_edits(node for path in CONTROL_NODES if (node := driver.node(path))),
@@ -111,25 +112,27 @@ def common_edits(driver: Driver, context: BuildContext) -> ContainerEdits:
     )
 
 
-def device_names(gpu: Gpu, part: Mig | None, strategies: Sequence[str]) -> tuple[str, ...]:
-    """The names of a GPU, or of a MIG device of it."""
-    number = f"{gpu.index}:{part.index}" if part else str(gpu.index)
+def device_names(gpu: Gpu, mig: Mig | None, strategies: Sequence[str]) -> tuple[str, ...]:
+    """The names of a GPU, or of its MIG device `mig`: one for each of `strategies` (index,
+    type-index, uuid), without empty ones."""
+    number = f"{gpu.index}:{mig.index}" if mig else str(gpu.index)
     names = {
         "index": number,
-        "type-index": ("mig" if part else "gpu") + number,
-        "uuid": (part or gpu).uuid,
+        "type-index": ("mig" if mig else "gpu") + number,
+        "uuid": (mig or gpu).uuid,
     }
     return tuple(dict.fromkeys(names[name] for name in strategies if names[name]))
 
 
 def gpu_edits(
-    driver: Driver, context: BuildContext, kernel: KernelGpus, gpu: Gpu, part: Mig | None = None
+    driver: Driver, context: BuildContext, kernel: KernelGpus, gpu: Gpu, mig: Mig | None = None
 ) -> ContainerEdits | str:
-    """The edits of a GPU, or of a MIG device of it; a string says why there are none."""
+    """The edits of a GPU, or of its MIG device `mig`. A string says why the device cannot be
+    used."""
     paths = [f"/dev/nvidia{gpu.minor}"]
-    if part:
-        above = f"gpu{gpu.minor}/gi{part.gpu_instance}"
-        for name in (f"{above}/access", f"{above}/ci{part.compute_instance}/access"):
+    if mig:
+        above = f"gpu{gpu.minor}/gi{mig.gpu_instance}"
+        for name in (f"{above}/access", f"{above}/ci{mig.compute_instance}/access"):
             number = kernel.capabilities.get(name)
             if number is None:
                 return f"the kernel does not list its capability {name}"
@@ -141,21 +144,23 @@ def gpu_edits(
             where = driver.searched_directories(path)
             return f"there is no device node {path} in {where}; run nvidia-modprobe"
         nodes.append(node)
-    drm = kernel.drm.get(gpu.bus, ()) if part is None or part.graphics else ()
-    shown = [node for name in drm if (node := driver.node(f"/dev/dri/{name}"))]
-    hooks, inside = context.hooks, [node.inside for node in (*nodes, *shown)]
-    links = tuple(_links_by_address(driver, gpu.bus, [node.inside for node in shown]))
+    drm = kernel.drm.get(gpu.bus, ()) if mig is None or mig.graphics else ()
+    drm_nodes = [node for name in drm if (node := driver.node(f"/dev/dri/{name}"))]
+    hooks, inside = context.hooks, [node.inside for node in (*nodes, *drm_nodes)]
+    links = tuple(_links_by_address(driver, gpu.bus, [node.inside for node in drm_nodes]))
     return transform.joined(
-        driver_files.node_edits((*nodes, *shown)),
-        ContainerEdits(hooks=(*hooks.symlinks(links), *hooks.folders(() if part else inside))),
+        driver_files.node_edits((*nodes, *drm_nodes)),
+        ContainerEdits(
+            hooks=(*hooks.symlinks(links), *hooks.chmod_directories(() if mig else inside))
+        ),
     )
 
 
 def _links_by_address(driver: Driver, bus: str, paths: Sequence[str]) -> Iterator[str]:
-    """Links by PCI address that lead to these nodes. They are named as in a container; NVIDIA's
-    generator puts the device root before them."""
-    for what in ("card", "render"):
-        link = f"/dev/dri/by-path/pci-{bus}-{what}"
+    """`TARGET::LINK` for the links by PCI address that lead to one of `paths`. Both are paths in a
+    container; NVIDIA's generator puts the device root before them."""
+    for kind in ("card", "render"):
+        link = f"/dev/dri/by-path/pci-{bus}-{kind}"
         target = driver.read_link(link)
         if target and os.path.normpath(os.path.join(os.path.dirname(link), target)) in paths:
             yield f"{target}::{link}"

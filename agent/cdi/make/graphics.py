@@ -1,8 +1,8 @@
 """Files of the driver for graphics: EGL, Vulkan, OpenCL and X.
 
-Invariant: pure in what was found. Which files, and under which names containers get them, is as in
-NVIDIA's generator (internal/discover/graphics.go, v1.20). XDG_DATA_DIRS is not looked at: it is
-that of our process, and says nothing about the driver root.
+Invariant: depends on the arguments and the files of the driver root only. The files and their names
+in a container are those of NVIDIA's generator (internal/discover/graphics.go, v1.20). XDG_DATA_DIRS
+is ignored: it belongs to the agent's process, and does not describe the driver root.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from agent.cdi.make import driver_files
 from agent.cdi.make.hooks import Hooks
 from agent.cdi.model import ContainerEdits, Mount
 
-# These have versions of their own.
+# Libraries whose versions differ from the driver's.
 _PLATFORMS = tuple(
     f"libnvidia-egl-{name}.so.*.*" for name in ("gbm", "wayland", "wayland2", "xcb", "xlib")
 )
 _CONFIG_DIRECTORIES = ("/etc", "/usr/local/share", "/usr/share")
-# Their paths in a container, in whichever of these directories they are on the host.
+# Paths in a container. On the host a file may be in any of _CONFIG_DIRECTORIES.
 _CONFIGS = (
     *(f"/usr/share/{name}" for name in (
         "glvnd/egl_vendor.d/10_nvidia.json",
@@ -47,14 +47,15 @@ _XORG_MODULES = (
 
 
 def edits(driver: Driver, hooks: Hooks, machine: str) -> ContainerEdits:
-    """All files for graphics that exist; a driver need not have any."""
+    """Mounts of all files for graphics that exist, and the hook for their links. `machine` is the
+    architecture (`uname -m`)."""
     version = driver.version
     allocator = driver.find_libraries(f"libnvidia-allocator.so.{version}")
     producer = driver.find_libraries(f"libnvidia-vulkan-producer.so.{version}")
     platforms = (path for pattern in _PLATFORMS for path in driver.find_libraries(pattern))
     server = _xorg(driver, f"libglxserver_nvidia.so.{version}")
     xconfig = driver.program("nvidia-xconfig")
-    # The allocator is mounted as a library of the driver; here only its link counts.
+    # The allocator is already mounted as a library of the driver. Only its link is added here.
     files = (*platforms, *producer, *_xorg(driver, "nvidia_drv.so"), *server)
     links = (
         *(f"../libnvidia-allocator.so.1::{os.path.dirname(path)}/gbm/nvidia-drm_gbm.so"
@@ -73,7 +74,7 @@ def edits(driver: Driver, hooks: Hooks, machine: str) -> ContainerEdits:
 
 
 def _xorg(driver: Driver, name: str) -> tuple[str, ...]:
-    """A module of the X server, in the first place that has it."""
+    """The path of a module of the X server in the first directory that has it; () if none has."""
     places = [
         place
         for directory in driver.directories
@@ -89,9 +90,9 @@ def _modules(directory: str) -> tuple[str, ...]:
 
 def _configs(driver: Driver, machine: str) -> tuple[Mount, ...]:
     directories = driver.configs or _CONFIG_DIRECTORIES
-    # (what to look for, if a container has it)
+    # (path below a configuration directory on the host, path in a container)
     configs = ((path.removeprefix("/usr/share/").removeprefix("/etc/"), path) for path in _CONFIGS)
-    # Some packages name the machine in it; some put them into the driver root itself (GKE).
+    # Some packages add the machine to the file name. GKE has the files in the driver root itself.
     names = (*_VULKAN, f"vulkan/icd.d/nvidia_icd.{machine}.json")
     targets = (
         *((directories, name, target) for name, target in configs),

@@ -1,7 +1,7 @@
-"""Hooks: calls of NVIDIA's program on the host, which finishes a container before it starts.
+"""Hooks: calls of NVIDIA's program on the host, which prepare a container before it starts.
 
-Invariant: there is no hook if the program is not on the host, because then no container would
-start, and none that is switched off. Names, arguments and their order are those of nvidia-cdi-hook
+Invariant: a disabled hook is not made. No hook is made if the program is not on the host, because
+then no container would start. Names, arguments and their order are those of nvidia-cdi-hook
 (v1.20); nvidia-ctk of an older toolkit has the same commands below `hook`.
 """
 
@@ -22,9 +22,9 @@ from agent.options.settings import Settings
 
 # Hooks that are made only if an option enables them.
 _OPTIONAL = ("chmod",)
-# Directories of device nodes that an old crun makes for root only (containers/crun#1047).
+# Directories of device nodes that an old crun creates for root only (containers/crun#1047).
 _CLOSED = ("/dev/dri", "/dev/nvidia-caps")
-# Links that follow from no soname: (library, target or None for the library itself, link).
+# Links that are not named by a soname: (library, target or None for the library itself, link).
 _LINKS = (
     ("libcuda.so.*.*", "libcuda.so.1", "libcuda.so"),
     ("libGLX_nvidia.so.*.*", None, "libGLX_indirect.so.0"),
@@ -34,10 +34,13 @@ _LINKS = (
 
 @dataclass(frozen=True)
 class Hooks:
-    """The hooks that may be made: `path` is the program on the host, None if there is none or if
-    another user than root can change it, as `distrust` says. `enabled` wins over `disabled`;
-    `ldconfig` is the program that makes the loader's cache, "" if the hook finds it by itself.
-    `judged_paths` are the agent paths whose owners, modes and links decided about the program."""
+    """The hooks that may be made. `path` is the program on the host; None if there is none, or if
+    another user than root can change it (`distrust` says how).
+
+    `enabled` wins over `disabled`. `ldconfig` is the program that writes the loader's cache; "" if
+    the hook searches it. `judged_paths` are the agent paths whose owners, modes and links decided
+    about the program.
+    """
 
     path: str | None
     disabled: tuple[str, ...] = ()
@@ -48,7 +51,7 @@ class Hooks:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """A warning if hooks are switched on and cannot be made."""
+        """A warning if hooks are enabled and cannot be made; else ()."""
         if self.path or ("all" in self.disabled and not self.enabled):
             return ()
         why = self.distrust or "there is no nvidia-cdi-hook on the host"
@@ -59,7 +62,7 @@ class Hooks:
         return (text,)
 
     def make(self, name: str, *args: str) -> tuple[Hook, ...]:
-        """The hook of this name; nothing if it is switched off or has no program."""
+        """The hook with this name and these arguments; () if it is disabled or has no program."""
         off = {*self.disabled, *_OPTIONAL}
         is_off = name not in self.enabled and (name in off or "all" in off)
         if self.path is None or is_off:
@@ -69,35 +72,36 @@ class Hooks:
         return (Hook("createContainer", self.path, words, ("NVIDIA_CTK_DEBUG=false",)),)
 
     def symlinks(self, links: Sequence[str]) -> tuple[Hook, ...]:
-        """The hook that makes links, given as `TARGET::LINK`."""
+        """The hook that creates these links, each given as `TARGET::LINK`; () without links."""
         words = (word for link in links for word in ("--link", link))
         return self.make("create-symlinks", *words) if links else ()
 
     def libraries(
         self, root: DriverRoot, version: str, libraries: Sequence[str]
     ) -> tuple[Hook, ...]:
-        """The hooks by which a container finds libraries, in the order in which they have to run:
-        links, then a newer compat library of the image, then the loader's cache."""
+        """The hooks by which a container finds libraries of the driver's `version`, in the order in
+        which they must run: links, then a newer compat library of the image, then the loader's
+        cache."""
         return (
             *self.library_links(root, libraries),
             *self.make("enable-cuda-compat", f"--host-driver-version={version}"),
-            *self.cache(libraries),
+            *self.ldcache(libraries),
         )
 
     def library_links(self, root: DriverRoot, libraries: Sequence[str]) -> tuple[Hook, ...]:
-        """The hook that makes the links by which programs find libraries."""
+        """The hook that creates the links by which programs find these libraries."""
         return self.symlinks(_links(root, libraries))
 
-    def cache(self, files: Iterable[str]) -> tuple[Hook, ...]:
-        """The hook that adds the directories of those files that are libraries to the loader's
-        cache."""
+    def ldcache(self, files: Iterable[str]) -> tuple[Hook, ...]:
+        """The hook that adds directories to the loader's cache: those of `files` that have
+        libraries."""
         found = dict.fromkeys(os.path.dirname(path) for path in files if _is_library(path))
         folders = (word for folder in found for word in ("--folder", folder))
         ldconfig = ("--ldconfig-path", self.ldconfig) if self.ldconfig else ()
         return self.make("update-ldcache", *ldconfig, *folders) if found else ()
 
-    def folders(self, nodes: Iterable[str]) -> tuple[Hook, ...]:
-        """The hook that makes the directories of these device nodes readable to everybody."""
+    def chmod_directories(self, nodes: Iterable[str]) -> tuple[Hook, ...]:
+        """The hook that makes the directories of these device nodes accessible to everybody."""
         found = dict.fromkeys(
             above for node in nodes if (above := os.path.dirname(node)) in _CLOSED
         )
@@ -106,8 +110,8 @@ class Hooks:
 
 
 def find_hooks(settings: Settings, host: HostRoot, path: str | None) -> Hooks:
-    """The hooks that options allow, by the program at a host path. If it is yet to be installed,
-    the nearest directory that exists is judged."""
+    """The hooks that options allow, with the program at the host path `path`. If that program is
+    yet to be installed, its nearest existing directory is judged."""
     why: str | None = None
     judged_paths: tuple[str, ...] = ()
     above = path
@@ -137,7 +141,8 @@ def _is_library(path: str) -> bool:
 
 
 def _links(root: DriverRoot, libraries: Sequence[str]) -> tuple[str, ...]:
-    """`TARGET::LINK` for every link that programs expect, because mounts bring files only."""
+    """`TARGET::LINK` for every link by which programs find the libraries. Mounts do not bring
+    links."""
     found: list[str] = []
     for path in libraries:
         directory, name = os.path.split(path)
@@ -152,7 +157,7 @@ def _links(root: DriverRoot, libraries: Sequence[str]) -> tuple[str, ...]:
 
 
 def _soname_links(root: DriverRoot, directory: str, name: str) -> list[str]:
-    """Links by soname and by plain name, if the driver root has them too."""
+    """The links named by the soname and by the plain name, as far as the driver root has them."""
     soname = loader.soname(root.agent_path(f"{directory}/{name}"))
     if soname is None:
         return []

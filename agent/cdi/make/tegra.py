@@ -1,9 +1,9 @@
-"""The spec `nvidia.com/gpu` of a Tegra: its files and devices are those that CSV files list.
+"""The spec `nvidia.com/gpu` of a Tegra: the files and devices that CSV files list.
 
-Invariant: pure in what was found, but for reading CSV files and asking NVML. A file that another
-user than root can change is not read, because every line of it is a path that containers get.
-Entries and their order are those of NVIDIA's generator (pkg/nvcdi v1.20, mode csv), because the
-order decides the arguments of hooks.
+Invariant: reads CSV files and files of the driver root, and asks NVML. A CSV file that another user
+than root can change is not read, because every line names a path that containers get. Entries and
+their order are those of NVIDIA's generator (pkg/nvcdi v1.20, mode csv), because the order decides
+the arguments of hooks.
 """
 
 from __future__ import annotations
@@ -41,29 +41,30 @@ _THOR = "0000:01:00."  # the PCI address of a Thor's integrated GPU
 
 @dataclass(frozen=True)
 class CsvLists:
-    """The paths that CSV files list, by type (dev, dir, lib, sym); warnings about files that were
-    not read; and the files that are missing, because no JetPack has all of the default ones."""
+    """The paths in CSV files by type (dev, dir, lib, sym), with warnings about unreadable files.
+    `missing` has the files that do not exist; no JetPack has all of the default ones."""
 
     paths: Mapping[str, tuple[str, ...]]
     warnings: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
 
-    def of(self, kind: str) -> tuple[str, ...]:
-        """The paths of a type."""
+    def of_type(self, kind: str) -> tuple[str, ...]:
+        """The paths of a type; () if there are none."""
         return self.paths.get(kind, ())
 
 
-def is_integrated_only(host: HostRoot, settings: Settings, ask: AskNvml | None) -> bool:
-    """Is this a Tegra that mode csv is for? One with GPUs on the PCI bus only is a machine like any
-    other. May raise DriverFailed."""
+def needs_csv_mode(host: HostRoot, settings: Settings, ask: AskNvml | None) -> bool:
+    """Is mode csv right for this Tegra? It is if NVML cannot be loaded, or lists an integrated GPU.
+    A Tegra with only GPUs on the PCI bus is like any other machine. May raise DriverFailed."""
     answer = _ask(driver.root_option_or_host(host, settings), ask)
     return UNLOADABLE in answer.error or any(is_integrated_model(g.model) for g in answer.gpus)
 
 
 def watch_paths(host: HostRoot, settings: Settings) -> Iterator[str]:
-    """Agent paths that change when the spec would be another one."""
+    """Agent paths that change when the spec has to change, with entries as in
+    `driver.watch_paths`."""
     lists = read(host, settings.csv_files)
-    above = {os.path.dirname(path) for kind in ("lib", "sym") for path in lists.of(kind)}
+    above = {os.path.dirname(path) for kind in ("lib", "sym") for path in lists.of_type(kind)}
     yield from map(host.agent_path, (*settings.csv_files, _RELEASE, *sorted(above)))
     yield from (f"{name}*{host.agent_path('/dev')}" for name in ("nvhost", "nvmap", "nvgpu"))
 
@@ -71,8 +72,7 @@ def watch_paths(host: HostRoot, settings: Settings) -> Iterator[str]:
 def build(
     host: HostRoot, settings: Settings, context: BuildContext, ask: AskNvml | None, choice: Choice
 ) -> tuple[Spec, tuple[str, ...], tuple[DriverRoot, ...]]:
-    """The spec, warnings, and the driver roots in which its files were looked for. Raises NoDriver,
-    NoDevices or DriverFailed."""
+    """(spec, warnings, searched driver roots). Raises NoDriver, NoDevices or DriverFailed."""
     lists = read(host, settings.csv_files)
     missing = tuple(f"there is no {name}" for name in lists.missing)
     if not lists.paths:
@@ -83,13 +83,13 @@ def build(
         )
     if settings.origins["csv_files"] == "default":
         missing = ()
-    root, own = driver.root_option_or_host(host, settings), driver.host_root(host)
+    root, on_host = driver.root_option_or_host(host, settings), driver.host_root(host)
     driver.refuse_distrusted((root,))
     answer = _ask(root, ask)
-    drm = {one.bus: kernel.drm_names(host, one.bus) for one in answer.gpus if one.bus}
+    drm = {item.bus: kernel.drm_names(host, item.bus) for item in answer.gpus if item.bus}
     devs = driver.dev_roots(host, settings, root)
     builder = _Builder(
-        root, own, devs, KernelGpus(drm, {}), context, lists, answer, settings, choice
+        root, on_host, devs, KernelGpus(drm, {}), context, lists, answer, settings, choice
     )  # fmt: skip
     found, warnings = builder.spec()
     unsure = answer.error and UNLOADABLE not in answer.error
@@ -99,17 +99,18 @@ def build(
     warnings = (
         *missing, *lists.warnings, *warnings, *answer.warnings, *((text,) if unsure else ()),
     )  # fmt: skip
-    return found, warnings, (root, own, *devs)
+    return found, warnings, (root, on_host, *devs)
 
 
 def _ask(root: DriverRoot, ask: AskNvml | None) -> Answer:
-    """NVML's answer; an error if there is no NVML."""
+    """The answer of the NVML in a driver root; an answer with an error if the root has no NVML."""
     library = next(iter(driver.libraries(root, _NVML)), None)
     return ask_in(root, library, ask) if library else Answer(error=f"{UNLOADABLE}: it is not there")
 
 
 def read(host: HostRoot, names: Iterable[str]) -> CsvLists:
-    """The paths in the CSV files at these host paths."""
+    """The paths in the CSV files with these host paths. A missing or unreadable file is no
+    error."""
     found: dict[str, tuple[str, ...]] = {}
     warnings, missing = [], []
     for name in names:
@@ -125,10 +126,10 @@ def read(host: HostRoot, names: Iterable[str]) -> CsvLists:
 
 
 def _text(host: HostRoot, name: str) -> str:
-    """The text of a file. Raises OSError, or Refused with nothing but the reason."""
+    """The text of a CSV file. Raises OSError, or Refused with only the reason as its message."""
     with trust.open_path(host, name, os.O_RDONLY) as file:
         if file.distrust:
-            raise Refused(f"not root alone decides what is in it: {file.distrust}")
+            raise Refused(f"another user than root can change it: {file.distrust}")
         if not stat.S_ISREG(file.found.st_mode):
             raise Refused("it is not a regular file")
         data = os.read(file.fd, budget.CSV.size + 1)
@@ -140,7 +141,8 @@ def _text(host: HostRoot, name: str) -> str:
 
 
 def _lines(text: str) -> Iterator[tuple[str, str]]:
-    """(type, path) of each line that has both; other lines are comments or empty."""
+    """(type, path) of each line that has both. Other lines are comments or empty, and are
+    ignored."""
     for line in text.split("\n"):
         kind, comma, path = (part.strip() for part in line.strip().partition(","))
         usable = path and path.isprintable() and "\ufffd" not in path
@@ -150,11 +152,11 @@ def _lines(text: str) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class _Builder:
-    """Makes the spec of a driver root; `own` is the host as a driver root, `devs` are the roots of
-    device nodes."""
+    """Makes the spec of a driver root. `on_host` is the host as a driver root; `devs` are the
+    device roots."""
 
     root: DriverRoot
-    own: DriverRoot
+    on_host: DriverRoot
     devs: tuple[DriverRoot, ...]
     kernel: KernelGpus
     context: BuildContext
@@ -165,21 +167,22 @@ class _Builder:
 
     def spec(self) -> tuple[Spec, tuple[str, ...]]:
         """The spec, and warnings. Raises NoDevices."""
-        devices, warnings = self._several_gpus() if self.choice.several else ((), ())
+        devices, warnings = self._several_gpus() if self.choice.several_gpus else ((), ())
         if not devices:
             devices = self._one_gpu()
         void = ContainerEdits(env=(driver_files.VOID,))
         found = Spec(gpu.KIND, devices, transform.joined(self._file_edits(), void))
-        return transform.finish(found, merged=self.choice.merged), warnings
+        return transform.finish(found, with_all=self.choice.with_all), warnings
 
     def _file_edits(self) -> ContainerEdits:
-        """Files, links and hooks. A mount has the target of a link; a hook makes the link anew."""
+        """Mounts and hooks for the listed files. A link is not mounted: its target is, and a hook
+        creates the link again."""
         root, hooks, search = self.root, self.context.hooks, self.settings.library_search_paths
-        names = self.lists.of("dir")
+        names = self.lists.of_type("dir")
         directories = [path for name in names for path in root.directories(*_place(name))]
-        libraries = _files(root, self.lists.of("lib"), search)
+        libraries = _files(root, self.lists.of_type("lib"), search)
         ignored = self.settings.csv_ignore_patterns
-        links = tuple(name for name in self.lists.of("sym") if not _is_ignored(name, ignored))
+        links = tuple(name for name in self.lists.of_type("sym") if not _is_ignored(name, ignored))
         inside = (*directories, *libraries, *_files(root, links, search))
         release = self._release()
         return ContainerEdits(
@@ -187,24 +190,25 @@ class _Builder:
                 *hooks.library_links(root, libraries),
                 *hooks.symlinks(_links(root, links)),
                 *self._compat(),
-                *hooks.cache((*inside, *(item.container_path for item in release))),
+                *hooks.ldcache((*inside, *(item.container_path for item in release))),
             ),
             mounts=(*(driver_files.mount(root, path) for path in inside), *release),
         )
 
     def _release(self) -> tuple[Mount, ...]:
-        """The file by which programs know a Tegra; it is the host's, whatever the driver root
-        is."""
-        found = self.own.files((os.path.dirname(_RELEASE),), os.path.basename(_RELEASE))
-        return tuple(driver_files.mount(self.own, path) for path in found)
+        """The mount of the file by which programs recognize a Tegra. It always comes from the
+        host."""
+        found = self.on_host.files((os.path.dirname(_RELEASE),), os.path.basename(_RELEASE))
+        return tuple(driver_files.mount(self.on_host, path) for path in found)
 
     def _compat(self) -> tuple[Hook, ...]:
-        """The hook for a newer CUDA of an image, if the driver says which CUDA it has itself."""
+        """The hook for an image with a newer CUDA; () if NVML does not tell the driver's CUDA
+        version."""
         cuda = self.answer.cuda
         if not cuda:
             return ()
         version = f"{cuda // 1000}.{cuda % 1000 // 10}"
-        orin = any("Orin (nvgpu)" in one.model for one in self.answer.gpus)
+        orin = any("Orin (nvgpu)" in nvml_gpu.model for nvml_gpu in self.answer.gpus)
         root = self.settings.csv_compat_container_root
         words = (f"--cuda-compat-container-root={root}",) if orin else ()
         return self.context.hooks.make(
@@ -212,7 +216,7 @@ class _Builder:
         )
 
     def _one_gpu(self) -> tuple[Device, ...]:
-        """Everything that is listed as one GPU, which NVML does not describe. Raises NoDevices."""
+        """All listed device nodes as one GPU, which NVML does not describe. Raises NoDevices."""
         start = f"cannot make a CDI spec for {gpu.KIND}"
         for device_id in self.choice.ids:
             if device_id not in (transform.ALL, ONLY_GPU):
@@ -223,7 +227,7 @@ class _Builder:
         names = gpu.device_names(Gpu(0, "", 0, ""), None, self.settings.device_name_strategies)
         if not names:
             raise NoDevices(f"{start}: its GPU has no UUID; give --device-name-strategy=index")
-        listed = self.lists.of("dev")
+        listed = self.lists.of_type("dev")
         nodes = self._nodes(listed)
         if not nodes:
             where = " or ".join(dev.host_path.rstrip("/") + "/dev" for dev in self.devs)
@@ -234,34 +238,34 @@ class _Builder:
         return tuple(Device(name, self._node_edits(nodes)) for name in names)
 
     def _several_gpus(self) -> tuple[tuple[Device, ...], tuple[str, ...]]:
-        """An integrated GPU and one on the PCI bus, and warnings; nothing if there is one GPU
-        only, or if their order is unknown."""
+        """An integrated GPU and one on the PCI bus as devices, and warnings; no devices if there is
+        only one GPU, or if the order of the GPUs is unknown."""
         if len(self.answer.gpus) < 2:
             return (), ()
         chosen = gpu.chosen(self.answer.gpus, self.choice.ids)
-        if any(one.index != (0 if _is_integrated(one) else 1) for one in chosen):
+        if any(nvml_gpu.index != (0 if _is_integrated(nvml_gpu) else 1) for nvml_gpu in chosen):
             return (), ("all GPUs are one device, because NVML lists them in an unknown order",)
         devices: list[Device] = []
         warnings = []
-        # By convention the second node is the other GPU's, and the third the display's.
-        own = (name for name in self.lists.of("dev") if name != "/dev/nvidia1")
-        integrated = self._node_edits(self._nodes((*own, "/dev/nvidia2")))
-        for one in chosen:
-            edits = integrated if _is_integrated(one) else self._discrete(one)
+        # By convention /dev/nvidia1 belongs to the other GPU, and /dev/nvidia2 to the display.
+        names = (name for name in self.lists.of_type("dev") if name != "/dev/nvidia1")
+        integrated = self._node_edits(self._nodes((*names, "/dev/nvidia2")))
+        for nvml_gpu in chosen:
+            edits = integrated if _is_integrated(nvml_gpu) else self._discrete(nvml_gpu)
             if isinstance(edits, str):
-                warnings.append(f"GPU {one.index} is not in the CDI spec: {edits}")
+                warnings.append(f"GPU {nvml_gpu.index} is not in the CDI spec: {edits}")
                 continue
-            names = gpu.device_names(one, None, self.settings.device_name_strategies)
-            devices += (Device(name, edits) for name in names)
+            device_names = gpu.device_names(nvml_gpu, None, self.settings.device_name_strategies)
+            devices += (Device(name, edits) for name in device_names)
         return tuple(devices), tuple(warnings)
 
-    def _discrete(self, one: Gpu) -> ContainerEdits | str:
+    def _discrete(self, nvml_gpu: Gpu) -> ContainerEdits | str:
         found = Driver(self.root, "", (), (), self.devs)
-        edits = gpu.gpu_edits(found, self.context, self.kernel, one)
+        edits = gpu.gpu_edits(found, self.context, self.kernel, nvml_gpu)
         if isinstance(edits, str):
             return edits
         listed = (
-            name for name in self.lists.of("dev")
+            name for name in self.lists.of_type("dev")
             if not _REGULAR.fullmatch(name) and name not in gpu.CONTROL_NODES
         )  # fmt: skip
         control = driver_files.node_edits(self._nodes(gpu.CONTROL_NODES))
@@ -273,7 +277,7 @@ class _Builder:
         )
 
     def _nodes(self, names: Iterable[str]) -> tuple[Node, ...]:
-        """Device nodes by their paths, or by their names in /dev."""
+        """The device nodes with these paths or names in /dev; both may be patterns."""
         places = [_split(f"{above}/{name}") for name in names for above in ("", "/dev")]
         plain = [place for place in places if "/" not in place[1]]
         deep = (
@@ -284,32 +288,33 @@ class _Builder:
         return driver.nodes_at(self.devs, (*plain, *dict.fromkeys(deep)))
 
 
-def _is_integrated(one: Gpu) -> bool:
-    """Is a GPU part of a Tegra? A rule of NVIDIA's generator (`isIntegratedGPU`)."""
-    return one.bus.startswith(_THOR) if one.bus else is_integrated_model(one.model)
+def _is_integrated(nvml_gpu: Gpu) -> bool:
+    """Is a GPU part of a Tegra? (The rule `isIntegratedGPU` of NVIDIA's generator.)"""
+    return nvml_gpu.bus.startswith(_THOR) if nvml_gpu.bus else is_integrated_model(nvml_gpu.model)
 
 
 def _split(path: str) -> tuple[str, str]:
-    """A directory without wildcards, and a pattern below it, of a path from the root."""
+    """(directory without wildcards, pattern below it) of a path from the root."""
     parts = os.path.normpath("/" + path.lstrip("/")).split("/")
     wild = next((at for at, part in enumerate(parts) if _WILD.search(part)), len(parts) - 1)
     return "/".join(parts[:wild]) or "/", "/".join(parts[wild:])
 
 
 def _place(path: str) -> tuple[tuple[str], str]:
-    """As `_split`, as arguments of a driver root's searches."""
+    """As `_split`, but with a tuple of directories, which the searches of DriverRoot expect."""
     directory, pattern = _split(path)
     return (directory,), pattern
 
 
 def _files(root: DriverRoot, names: Iterable[str], search: Sequence[str]) -> tuple[str, ...]:
-    """Files that match paths, links followed, each once; directories of `search` come first."""
+    """Paths of the files that match `names`, links followed, each once. Directories of `search`
+    come first."""
     places = (_place(f"{above}/{name}") for name in names for above in (*search, ""))
     return tuple(dict.fromkeys(path for place in places for path in root.real_files(*place)))
 
 
 def _links(root: DriverRoot, names: Iterable[str]) -> tuple[str, ...]:
-    """`TARGET::LINK` for every link of a chain of links."""
+    """`TARGET::LINK` for every link in the chains of links that begin at files with these names."""
     found: dict[str, None] = {}
     for name in names:
         for path in root.files(*_place(name)):
@@ -322,7 +327,8 @@ def _links(root: DriverRoot, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _is_ignored(name: str, patterns: Iterable[str]) -> bool:
-    """`**/` at the start of a pattern stands for any directory; other wildcards stop at /."""
+    """Does a path match a pattern? `**/` at the start of a pattern stands for any directory; other
+    wildcards do not match a slash."""
     for pattern in patterns:
         target = os.path.basename(name) if pattern.startswith("**/") else name
         globs, parts = pattern.removeprefix("**/").split("/"), target.split("/")

@@ -1,9 +1,9 @@
 """The last steps of making a spec: remove duplicates and edits that all devices share, sort, and
 add the device `all`.
 
-Invariant: pure; the order in which devices, nodes and mounts were found does not change the spec.
-The steps are those of NVIDIA's generator (pkg/nvcdi/spec and transform, v1.20). Hooks and
-environment keep their order, because it has a meaning.
+Invariant: depends on the arguments only, and not on the order of devices, nodes and mounts. The
+steps are those of NVIDIA's generator (pkg/nvcdi/spec and transform, v1.20). Hooks and environment
+keep their order, because it has a meaning.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ ALL = "all"
 T = TypeVar("T")
 
 
-def finish(spec: Spec, *, merged: bool = True) -> Spec:
-    """The spec as it is written; `merged` adds a device `all`, unless there is one."""
+def finish(spec: Spec, *, with_all: bool = True) -> Spec:
+    """The spec after all steps. `with_all` adds a device `all` with the edits of all devices,
+    unless one exists."""
     done = _mapped(_simplified(spec), _in_order)
     done = replace(done, devices=tuple(sorted(done.devices, key=lambda device: device.name)))
-    if not merged or not done.devices or any(device.name == ALL for device in done.devices):
+    if not with_all or not done.devices or any(device.name == ALL for device in done.devices):
         return done
-    every = joined(*(device.container_edits for device in done.devices))
-    return finish(replace(done, devices=(*done.devices, Device(ALL, every))), merged=False)
+    all_edits = joined(*(device.container_edits for device in done.devices))
+    return finish(replace(done, devices=(*done.devices, Device(ALL, all_edits))), with_all=False)
 
 
 def without_groups(spec: Spec) -> Spec:
-    """The spec without groups, for a runtime that refuses a file with groups."""
+    """The spec without `additionalGids`, for a runtime that refuses a file with them."""
     return _mapped(spec, lambda edits: replace(edits, additional_gids=()))
 
 
 def joined(*parts: ContainerEdits) -> ContainerEdits:
-    """Several edits as one, without duplicates."""
+    """Several edits as one: lists one after another, without duplicates."""
     return ContainerEdits(
         env=_once(part.env for part in parts),
         device_nodes=_once(part.device_nodes for part in parts),
@@ -57,8 +58,8 @@ def _mapped(spec: Spec, change: Callable[[ContainerEdits], ContainerEdits]) -> S
 
 
 def _simplified(spec: Spec) -> Spec:
-    """The spec without the edits of a device that the whole spec has too, unless the device would
-    have none left. Groups stay, as in NVIDIA's generator."""
+    """The spec without those edits of a device that the whole spec has too. A device that would
+    have no edits left keeps them. Groups stay, as in NVIDIA's generator."""
     common = joined(spec.container_edits)
     devices = []
     for device in spec.devices:
@@ -82,7 +83,8 @@ def _difference(items: tuple[T, ...], common: tuple[T, ...]) -> tuple[T, ...]:
 
 
 def _in_order(edits: ContainerEdits) -> ContainerEdits:
-    """Sorted by depth, so that no mount hides another one that lies below it."""
+    """The edits with device nodes and mounts sorted by depth, so that no mount hides another one
+    below it."""
     nodes = sorted(edits.device_nodes, key=lambda node: _depth(node.path))
     mounts = sorted(edits.mounts, key=lambda mount: _depth(mount.container_path))
     return replace(edits, device_nodes=tuple(nodes), mounts=tuple(mounts))

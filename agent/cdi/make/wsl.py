@@ -1,6 +1,6 @@
-"""The spec `nvidia.com/gpu` of WSL2, where Windows has the driver and gives its libraries.
+"""The spec `nvidia.com/gpu` of WSL2, where Windows has the driver and provides its libraries.
 
-Invariant: the one device is `all`, because /dev/dxg stands for every GPU. Entries and their order
+Invariant: the only device is `all`, because /dev/dxg stands for every GPU. Entries and their order
 are those of NVIDIA's generator (pkg/nvcdi v1.20, mode wsl).
 """
 
@@ -27,7 +27,7 @@ STORES = "/usr/lib/wsl/drivers"  # Windows keeps drivers of earlier versions the
 _DXCORE = "libdxcore.so"
 _CUDA = "libcuda.so.1.1"
 _PROGRAM, _LINK = "nvidia-smi", "/usr/bin/nvidia-smi"
-# The files of a driver's directory in every version; all other files come after these.
+# Files that every version of a driver has. Its other files are mounted after these.
 _KNOWN = (
     _CUDA, "libcuda_loader.so", "libnvidia-ptxjitcompiler.so.1", "libnvidia-ml.so.1",
     "libnvidia-ml_loader.so", "libnvdxgdmal.so.1", "nvcubins.bin", _PROGRAM,
@@ -38,19 +38,19 @@ _MORE = ("*.so*", "*.bin", "*.dll")
 def build(
     host: HostRoot, settings: Settings, context: BuildContext
 ) -> tuple[Spec, tuple[str, ...], tuple[DriverRoot, ...]]:
-    """The spec, warnings, and the driver roots in which its files were looked for. Raises
-    NoDriver."""
-    own, asked = driver.host_root(host), driver.root_option_or_host(host, settings)
-    devs = driver.dev_roots(host, settings, asked)
+    """(spec, warnings, searched driver roots). Raises NoDriver."""
+    on_host, root = driver.host_root(host), driver.root_option_or_host(host, settings)
+    devs = driver.dev_roots(host, settings, root)
     nodes = driver.nodes_at(devs, (os.path.split(DXG),))
-    stores, warnings = _stores_in_use(host, own)
-    return _spec(own, nodes, context, stores), warnings, (own, *devs)
+    stores, warnings = _stores_in_use(host, on_host)
+    return _spec(on_host, nodes, context, stores), warnings, (on_host, *devs)
 
 
 def _spec(
     root: DriverRoot, nodes: Sequence[Node], context: BuildContext, stores: Sequence[str]
 ) -> Spec:
-    """The spec of the first of these directories that has NVIDIA's driver."""
+    """The spec of the first of `stores` (directories of drivers) that has NVIDIA's driver. Raises
+    NoDriver."""
     store = next((path for path in stores if root.files((path,), _CUDA)), None)
     if store is None:
         where = ", ".join(stores) or "any driver that Windows uses"
@@ -78,22 +78,22 @@ def _edits(root: DriverRoot, context: BuildContext, store: str) -> ContainerEdit
     return ContainerEdits(
         hooks=(
             *context.hooks.symlinks((f"{program}::{_LINK}",) if program else ()),
-            *context.hooks.cache((*known, *core)),
+            *context.hooks.ldcache((*known, *core)),
         ),
         mounts=tuple(driver_files.mount(root, path) for path in (*core, *known, *more)),
     )
 
 
-def _stores_in_use(host: HostRoot, own: DriverRoot) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Directories of the drivers that Windows uses, and warnings. If Windows does not name them,
-    the only driver that exists is taken. Raises NoDriver if there are several."""
+def _stores_in_use(host: HostRoot, root: DriverRoot) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The directories of the drivers that Windows uses, and warnings. If Windows does not name
+    them, the only existing driver is taken. Raises NoDriver if there are several."""
     error = f"there is no {_DXCORE} in {LIBRARIES}"
-    for path in own.glob(LIBRARIES, _DXCORE):
+    for path in root.glob(LIBRARIES, _DXCORE):
         answer = _ask_dxcore(host, path)
         if not answer.error:
             return answer.paths, ()
         error = answer.error
-    stores = tuple(os.path.dirname(path) for path in own.files((STORES,), f"*/{_CUDA}"))
+    stores = tuple(os.path.dirname(path) for path in root.files((STORES,), f"*/{_CUDA}"))
     if len(stores) > 1:
         raise NoDriver(
             f"cannot make a CDI spec: {STORES} has {len(stores)} drivers, and {_DXCORE} does not "

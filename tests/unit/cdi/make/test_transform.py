@@ -71,7 +71,7 @@ def mounts(*paths: str) -> tuple[Mount, ...]:
 def test_duplicates_go(found: Edits, written: Edits) -> None:
     """In what all share, and in a device."""
     assert finish(Spec("a/b", (), found)).container_edits == written
-    done = finish(spec(Device("device0", found)), merged=False)
+    done = finish(spec(Device("device0", found)), with_all=False)
     assert done.devices == (Device("device0", written),)
 
 
@@ -79,17 +79,17 @@ def test_what_all_share_is_said_once() -> None:
     """And stays with a device that would bring nothing without it: that would not be valid."""
     both = spec(device("device0", env=("FOO=BAR",), device_nodes=nodes("/dev/gpu0")),
                 env=("FOO=BAR",))  # fmt: skip
-    assert finish(both, merged=False).devices == (
+    assert finish(both, with_all=False).devices == (
         device("device0", device_nodes=nodes("/dev/gpu0")),
     )
     only = spec(device("device0", env=("FOO=BAR",)), env=("FOO=BAR",))
-    assert finish(only, merged=False) == only
+    assert finish(only, with_all=False) == only
 
 
 def test_groups_alone_are_nothing() -> None:
     """A device whose only own thing is a group keeps the rest."""
     found = spec(device("d0", env=("FOO=BAR",), additional_gids=(44,)), env=("FOO=BAR",))
-    assert finish(found, merged=False) == found
+    assert finish(found, with_all=False) == found
 
 
 def test_devices_nodes_and_mounts_are_in_order() -> None:
@@ -101,7 +101,7 @@ def test_devices_nodes_and_mounts_are_in_order() -> None:
             device("device1", mounts=mounts("/lib/nvidia0/another", "/lib/nvidia0"),
                    env=("B=1", "A=1"), hooks=(CHMOD, again)),
         ),
-        merged=False,
+        with_all=False,
     )  # fmt: skip
     assert done.devices == (
         device("device1", mounts=mounts("/lib/nvidia0", "/lib/nvidia0/another"),
