@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from functools import partial
 
+from agent.cdi.specs import installed
 from agent.cdi.specs.provider import OURS
 from agent.decide import CDI_PREFIX, DEFAULT_DIRS, NVIDIA_PREFIX, Switch
 from agent.doctor.check import Check, Found, Severity
@@ -122,7 +123,7 @@ def _kind(finding: Finding) -> str:
     problem = finding.problem
     if problem.severity != "error":
         return "doubt"
-    if " too, and the runtime takes it from none" in problem.what:
+    if problem.what.endswith(installed.NOT_USED):
         return "conflict"
     if problem.what.startswith("hook binary"):
         return "hook"

@@ -151,7 +151,7 @@ def _proposal(
     warnings = (
         *(text for kind in kinds for text in ownership.warnings(kind)),
         *crowded,
-        *provider.unknown(view, texts.values()),
+        *provider.unknown_kind_warnings(view, texts.values()),
         *(_override_warnings(settings, view, others, directory, management) if management else ()),
     )
     return _with_ownership(settings, ownership, desired, gpus, needed, warnings)

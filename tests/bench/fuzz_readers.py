@@ -269,7 +269,7 @@ def _read_crio(data: bytes) -> None:
 
 def _read_spec(data: bytes) -> None:
     installed.examine("/etc/cdi/x.yaml", data, HOST)
-    crashes.crash(data)
+    crashes.crash_cause(data)
     crashes.has_kind(data, "nvidia.com/gpu")
     emit.is_ours(data)
     read.kinds.cache_clear()

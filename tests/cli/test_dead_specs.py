@@ -69,13 +69,14 @@ def test_spec_of_an_older_driver_provides_nothing(node: GpuHost) -> None:
     theirs = node.cdi_etc / "nvidia.yaml"
     theirs.write_text(spec(node, library=OLD))
     says = (
-        f"/etc/cdi/nvidia.yaml (nvidia-ctk) describes {KIND}, and no container gets a device of it:"
+        f"/etc/cdi/nvidia.yaml (nvidia-ctk) describes {KIND}, and no container gets a device "
+        "from it:"
     )
     plan = node.agent("plan")
     checks.done(plan, 1)
     assert says in plan.stdout
     assert OLD in plan.stdout
-    assert f"/run/cdi/{GPU} takes its place; write that file anew, or remove it" in plan.stdout
+    assert f"/run/cdi/{GPU} takes its place; generate that file again, or remove it" in plan.stdout
     [before] = [one for one in listed(node).values() if one["name"] == f"{KIND}=0"]
     assert (before["state"], OLD in before["why"]) == ("incomplete", True)
     apply = node.agent("apply")
@@ -110,7 +111,7 @@ def test_stale_spec_in_the_winning_directory_is_refused(node: GpuHost) -> None:
     says = f"cannot provide {KIND}: /run/cdi/nvidia.yaml (nvidia-cdi-refresh)"
     assert f"Refused:   {says}" in node.agent("plan").stdout
     for _ in range(2):
-        fails(node.agent("apply"), 3, says, OLD, "write that file anew, or remove it")
+        fails(node.agent("apply"), 3, says, OLD, "generate that file again, or remove it")
     assert node.ready() is None
     assert node.specs() == sorted([MANAGEMENT, "nvidia.yaml"])
     assert contents(snapshot(node.host / "etc")) == files
@@ -151,7 +152,7 @@ def test_spec_that_this_runtime_does_not_read_provides_nothing(
         apply = node.agent("apply")
         checks.done(apply)
         assert (GPU in node.specs()) == ours
-        assert ("no container gets a device of it" in apply.stdout) == ours
+        assert ("no container gets a device from it" in apply.stdout) == ours
 
 
 def test_spec_that_this_runtime_may_not_read_stays_with_a_warning(place: Path) -> None:
@@ -161,7 +162,7 @@ def test_spec_that_this_runtime_may_not_read_stays_with_a_warning(place: Path) -
             (directory / "nvidia.yaml").write_text(spec(node, "0.7.0", GROUPS))
         for command in ("plan", "apply", "status"):
             said = node.agent(command).stdout
-            assert f"/run/cdi/nvidia.yaml (nvidia-cdi-refresh) describes {KIND}, and it is" in said
+            assert f"/run/cdi/nvidia.yaml (nvidia-cdi-refresh) describes {KIND}, and the" in said
             assert "containerd 1.7.12 may read no more than 0.5.0" in said
         assert GPU not in node.specs()
 
@@ -292,12 +293,12 @@ def test_spec_over_the_budget_counts_as_unknown(node: GpuHost) -> None:
     text = f"cdiVersion: 0.5.0\nkind: {KIND}\ndevices:\n{devices}"
     theirs = node.cdi_etc / "nvidia.yaml"
     theirs.write_text(text)
-    says = f"(nvidia-ctk) describes {KIND}, and which devices is not known: it has more than"
+    says = f"(nvidia-ctk) describes {KIND}, and its devices are unknown: it has more than"
     for command in ("plan", "apply", "status"):
         assert f"/etc/cdi/nvidia.yaml {says}" in node.agent(command).stdout
     assert GPU in node.specs()
     theirs.rename(node.cdi / "nvidia.yaml")
-    assert "it is not sure that it is read: it has more than" in node.agent("apply").stdout
+    assert "the runtime may not read it: it has more than" in node.agent("apply").stdout
     assert GPU not in node.specs()
     assert node.ready() is not None
 

@@ -1,9 +1,9 @@
 """Every spec on a node: its content, its problems, and the file from which the runtime takes each
 device.
 
-Invariant: conflicts are decided as in the CDI library (pkg/cdi/cache.go): in order of file names, a
-later directory over an earlier one; two files of one directory with the same device cancel each
-other, also for later directories. Reads only.
+Invariant: conflicts are decided as in the CDI library (pkg/cdi/cache.go): files count in the order
+of their names, a later directory wins over an earlier one, and two files of one directory with the
+same device cancel each other, also for later directories. Reads only.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ from agent.cdi.specs.spec_files import Directory, contents
 from agent.host import budget
 from agent.host.paths import HostRoot
 
+NOT_USED = "and the runtime uses it from none of these files"  # ends the text of a conflict
+
 State = Literal["resolvable", "shadowed", "conflicting", "invalid", "incomplete", "unread"]
 
 
 @dataclass(frozen=True)
 class SpecFile:
-    """A file and its problems. `place` is the number of its directory; `spec` is the part of it
-    that could be read, which has so many `values`."""
+    """A spec file under the runtime's name for it. `place` is the index of its directory. `spec` is
+    the valid part of the content, and `values` the number of its values, for the budget."""
 
     name: str
     writer: str = ""
@@ -40,11 +42,11 @@ class SpecFile:
 
     @property
     def broken(self) -> Problem | None:
-        """The problem for which a runtime takes nothing from the file."""
+        """The problem for which a runtime ignores the whole file; None if there is none."""
         return next((p for p in self.problems if p.impact == "file"), None)
 
     def devices(self) -> Iterator[tuple[int, str]]:
-        """Number and qualified name of each device."""
+        """(index, qualified name `KIND=NAME`) of each device."""
         kind = self.spec.get("kind", "")
         for number, device in enumerate(self.spec.get("devices", ())):
             yield number, f"{kind}={device.get('name', '')}"
@@ -52,7 +54,8 @@ class SpecFile:
 
 @dataclass(frozen=True)
 class Device:
-    """A device of a file: whether a container can get it from that file; if not, why."""
+    """A device in a file. `name` is qualified; `why` is the reason for a `state` other than
+    resolvable."""
 
     name: str
     file: str
@@ -64,11 +67,12 @@ class Device:
 def specs(
     host: HostRoot, dirs: Sequence[Directory], reader: Reader = UNKNOWN_READER
 ) -> list[SpecFile]:
-    """Every file of these directories that a runtime takes for a spec."""
+    """Every file in these directories that a runtime treats as a spec, with its problems for
+    `reader`."""
     found = (
-        (os.path.join(directory.name, path.name), place, taken)
+        (os.path.join(directory.name, path.name), place, content)
         for place, directory in enumerate(dirs)
-        for path, taken in contents(host, directory.path)
+        for path, content in contents(host, directory.path)
     )
     return examine_all(found, host, reader)
 
@@ -78,17 +82,17 @@ def examine_all(
     host: HostRoot,
     reader: Reader = UNKNOWN_READER,
 ) -> list[SpecFile]:
-    """Files by name, number of their directory, and content or problem, as far as all of them fit
-    into memory together."""
+    """The specs of (name, index of the directory, content or problem). Files beyond the common
+    budget of values are not examined, and have a problem that says so."""
     examined = []
     left = budget.SPECS.values
     text = f"the files before it have more than {budget.SPECS.values} values"
-    full = Problem("nothing", "", f"it was not looked at: {text}", "remove what is not needed")
-    for name, place, taken in found:
-        taken = full if isinstance(taken, bytes) and left < 0 else taken
+    full = Problem("nothing", "", f"it was not looked at: {text}", "remove unused files")
+    for name, place, content in found:
+        content = full if isinstance(content, bytes) and left < 0 else content
         examined.append(
-            SpecFile(name, place=place, problems=(taken,)) if isinstance(taken, Problem)
-            else examine(name, taken, host, reader, place)
+            SpecFile(name, place=place, problems=(content,)) if isinstance(content, Problem)
+            else examine(name, content, host, reader, place)
         )  # fmt: skip
         left -= examined[-1].values
     return examined
@@ -97,7 +101,7 @@ def examine_all(
 def examine(
     name: str, data: bytes, host: HostRoot, reader: Reader = UNKNOWN_READER, place: int = 0
 ) -> SpecFile:
-    """The spec in the bytes of a file, and its problems. Never raises."""
+    """The spec in the content of a file, with its problems for `reader`. Never raises."""
     from agent.cdi.specs import read  # slow to load; not each node has a spec
 
     try:
@@ -107,7 +111,7 @@ def examine(
             raise read.TooLarge(f"it has more than {budget.SPEC_DEVICES} devices")
     except read.Broken as error:
         fault = Problem("file", "", error.text, "repair the file, or remove it")
-        if isinstance(error, read.TooLarge):  # it may be fine for a runtime
+        if isinstance(error, read.TooLarge):  # a runtime may read the file
             text = f"{error.text}, and was not looked at"
             fault = Problem("nothing", "", text, "make it smaller")
         return SpecFile(name, writer(name, data, ""), place, {}, (fault,))
@@ -123,12 +127,13 @@ def examine(
 
 
 def doubt(file: SpecFile) -> str:
-    """Why it is unknown whether the runtime reads a file; "" if it is known."""
+    """Why it is not known whether the runtime reads a file; "" if it is known."""
     return next((problem.what for problem in file.problems if problem.unsure), "")
 
 
 def writer(name: str, data: bytes, kind: str) -> str:
-    """The program that wrote a file, by the names that each program uses; else the vendor."""
+    """The program that wrote a file, recognized by the vendors and file names of known programs;
+    else the vendor."""
     vendor, _, _ = kind.partition("/")
     if emit.is_ours(data):
         return "toolkit-agent"
@@ -145,7 +150,7 @@ def writer(name: str, data: bytes, kind: str) -> str:
 
 
 def devices(found: Sequence[SpecFile], dirs: Sequence[Directory]) -> list[Device]:
-    """All devices of all files with their state, in the order of the files."""
+    """Every device of every file with its state, in the order of the files."""
     winners, conflicts = _resolve(found, dirs)
     listed = []
     for file in found:
@@ -162,7 +167,7 @@ def devices(found: Sequence[SpecFile], dirs: Sequence[Directory]) -> list[Device
                 if len(rivals) == len(conflicts[name]):
                     why = f"{' and '.join(rivals)} cancel each other, and this one too"
             else:
-                state, why = _complete(file, number)
+                state, why = _state_in(file, number)
                 if winners[name].name != file.name:
                     other = f"{winners[name].name} defines it too, and wins"
                     state = "shadowed" if state == "resolvable" else state
@@ -178,8 +183,8 @@ def _define(names: Sequence[str]) -> str:
 def _resolve(
     found: Sequence[SpecFile], dirs: Sequence[Directory]
 ) -> tuple[dict[str, SpecFile], dict[str, list[str]]]:
-    """The file from which each device is taken; and the devices with a conflict, with their
-    files."""
+    """The file that provides each device, and the names of the files of each device with a
+    conflict."""
     winners: dict[str, SpecFile] = {}
     conflicts: dict[str, list[str]] = {}
     for file in found:
@@ -194,17 +199,17 @@ def _resolve(
     return winners, conflicts
 
 
-def _complete(file: SpecFile, number: int) -> tuple[State, str]:
-    """The state of a device that is taken from this file."""
+def _state_in(file: SpecFile, number: int) -> tuple[State, str]:
+    """The state of a device if the runtime takes it from this file, and the reason."""
     for problem in file.problems:
-        mine = problem.where.startswith((f"devices[{number}].", "containerEdits"))
-        if problem.impact == "use" and mine:
+        is_of_device = problem.where.startswith((f"devices[{number}].", "containerEdits"))
+        if problem.impact == "use" and is_of_device:
             return "incomplete", f"{problem.where}: {problem.what}"
     return "resolvable", ""
 
 
 def conflicts(found: Sequence[SpecFile], dirs: Sequence[Directory]) -> list[tuple[str, Problem]]:
-    """Conflicts as problems of the files that have them."""
+    """(file name, problem) for each file whose device conflicts with a device of another file."""
     _, names = _resolve(found, dirs)
     problems = []
     for file in found:
@@ -212,7 +217,7 @@ def conflicts(found: Sequence[SpecFile], dirs: Sequence[Directory]) -> list[tupl
             others = [other for other in names.get(name, ()) if other != file.name]
             if file.broken or dirs[file.place].unread or not others:
                 continue
-            text = f"{_define(others)} {quoted(name)} too, and the runtime takes it from none"
+            text = f"{_define(others)} {quoted(name)} too, {NOT_USED}"
             problem = Problem("use", f"devices[{number}].name", text, "remove one of the files")
             problems.append((file.name, problem))
     return problems

@@ -1,7 +1,7 @@
-"""The files of the host that a spec needs: device nodes, sources of mounts, programs of hooks.
+"""The files on the host that a spec needs: device nodes, sources of mounts, programs of hooks.
 
 Invariant: files are looked up as by the runtime (a link is no device node), but no link is followed
-out of the host root, and nothing is opened.
+out of the host root, and no file is opened.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from agent.cdi.specs.scalar import quoted
 from agent.cdi.specs.shape import Problem, edits
-from agent.cdi.specs.spec_files import cause
+from agent.cdi.specs.spec_files import refusal_reason
 from agent.errors import Refused, reason
 from agent.host.paths import HostRoot
 
@@ -27,7 +27,8 @@ Data = Mapping[str, Any]
 
 
 class _Missing(Exception):
-    """A file is missing; `text` says why. `unseen`: it may exist, but only root can see it."""
+    """A file is missing; `text` says why, as a predicate. `unseen`: only root can see whether it
+    exists."""
 
     def __init__(self, text: str, cause: BaseException | None = None) -> None:
         super().__init__(text)
@@ -36,7 +37,8 @@ class _Missing(Exception):
 
 
 def check(spec: Data, host: HostRoot) -> Iterator[Problem]:
-    """Problems of files that a spec with valid paths names and that the host does not have."""
+    """Problems of the files that a spec names and the host lacks, or has with another type.
+    Relative paths are problems of `rules`, and are skipped here."""
     rules = (("deviceNodes", _node), ("mounts", _mount), ("hooks", _hook))
     for where, part in edits(spec):
         for field, rule in rules:
@@ -46,7 +48,8 @@ def check(spec: Data, host: HostRoot) -> Iterator[Problem]:
 
 
 def _node(node: Data, where: str, host: HostRoot) -> Iterator[Problem]:
-    """The runtime looks at the node if the spec lacks type or numbers (fillMissingInfo)."""
+    """The runtime reads the node on the host if the spec lacks its type or numbers
+    (fillMissingInfo)."""
     path, kind = node.get("hostPath") or node.get("path", ""), node.get("type", "")
     if not path or (kind and (node.get("major") or kind == "p")):
         return
@@ -61,7 +64,7 @@ def _node(node: Data, where: str, host: HostRoot) -> Iterator[Problem]:
         is_link = stat.S_ISLNK(found.st_mode)
         link = " but a link, which the runtime does not follow" if is_link else ""
         text = f"{quoted(path)} is no device node{link}: {_NOT_CREATED}"
-        yield Problem("use", where, text, "name the device node itself as hostPath")
+        yield Problem("use", where, text, "use the path of the device node itself as hostPath")
     elif kind not in ("", actual):
         text = f"{quoted(path)} is of type {actual}, not {kind}: {_NOT_CREATED}"
         yield Problem("use", f"{where}.type", text, f"write {actual}, or nothing")
@@ -79,7 +82,7 @@ def _mount(mount: Data, where: str, host: HostRoot) -> Iterator[Problem]:
 
 
 def _hook(hook: Data, where: str, host: HostRoot) -> Iterator[Problem]:
-    """Hooks run on the host, except for startContainer, whose program is in the container."""
+    """Hooks run on the host. Only startContainer runs a program of the container."""
     path = hook.get("path", "")
     if hook.get("hookName") == "startContainer" or not path.startswith("/"):
         return
@@ -90,19 +93,19 @@ def _hook(hook: Data, where: str, host: HostRoot) -> Iterator[Problem]:
         return
     if not (stat.S_ISREG(found.st_mode) and found.st_mode & 0o111):
         text = f"hook binary {quoted(path)} cannot be run: {_NOT_STARTED}"
-        yield Problem("use", f"{where}.path", text, "make it executable, or name another")
+        yield Problem("use", f"{where}.path", text, "make it executable, or name another program")
 
 
 def _problem(where: str, what: str, error: _Missing, so: str) -> Problem:
     if error.unseen:
         return Problem("nothing", where, f"{what} cannot be looked at: {error.text}", "run as root")
-    remedy = "put it there, or write the spec anew for what the host has"
+    remedy = "create it, or generate the spec again on this host"
     return Problem("use", where, f"{what} {error.text}: {so}", remedy)
 
 
 def _look_up(host: HostRoot, path: str, *, follow: bool = True) -> os.stat_result:
-    """The stat result of a path, links followed inside the host root, those at its end only with
-    `follow`. Raises _Missing."""
+    """The stat result of a path. Links are followed inside the host root, a link at the end only
+    with `follow`. Raises _Missing."""
     try:
         if follow:
             real = host.resolve(path).host
@@ -113,11 +116,11 @@ def _look_up(host: HostRoot, path: str, *, follow: bool = True) -> os.stat_resul
             raise _Missing("has a control character in its name")
         found = os.lstat(host.agent_path(real))
     except Refused as error:
-        raise _Missing(f"is not there ({cause(error)})", error.__cause__) from error
+        raise _Missing(f"is not there ({refusal_reason(error)})", error.__cause__) from error
     except (FileNotFoundError, ValueError) as error:  # ValueError: no path can have that name
         raise _Missing("is missing on the host") from error
     except OSError as error:
         raise _Missing(f"is not there ({reason(error)})", error) from error
     if path.endswith("/") and not stat.S_ISDIR(found.st_mode):
-        raise _Missing("is not there (it is not a directory, as the slash behind it says)")
+        raise _Missing("is not there (the path ends with a slash, but is not a directory)")
     return found

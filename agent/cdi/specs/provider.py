@@ -1,8 +1,9 @@
 """Spec files of other writers that describe a kind of ours: whether a container can get a device
-from them, and where a spec of ours wins over those that give none.
+from them, and where a spec of ours wins over files that provide none.
 
 Invariant: reads only. The state of a device is decided as by the runtime (`installed`), over all
-files of the kind together, because a stale file that can be read still takes part in conflicts.
+files of the kind together, because a readable file with an outdated device still takes part in
+conflicts.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from agent.host.paths import HostPath, HostRoot
 OURS = "toolkit-agent"
 _COPY = "a copy of ours"
 _NAMED = 3  # devices in a warning
-_DEAD = ("invalid", "incomplete", "conflicting")
+_UNUSABLE = ("invalid", "incomplete", "conflicting")
 
 
 @dataclass(frozen=True)
 class Provider:
-    """A spec file of another writer. `why` is why it gives no device, "" if it gives one. `doubt`
-    is why that is unknown. `lost` are the devices that it does not give, each with the reason.
-    `unread`: the content of the file is unknown because of `why`, and a file of ours wins over it
-    whatever it contains."""
+    """A spec file of another writer. `why` says why it provides no device, "" if it provides one.
+    `doubt` says why that is uncertain. `lost` has each device that it does not provide, with the
+    reason. `unread`: the content of the file is unknown because of `why`, and a file of ours wins
+    over it in any case."""
 
     file: str
     writer: str
@@ -37,49 +38,48 @@ class Provider:
     lost: Sequence[tuple[str, str]] = ()
     unread: bool = False
 
-    def dead(self, kind: str) -> str:
-        """Why it gives no device."""
+    def failure(self, kind: str) -> str:
+        """A sentence about a file that provides no device of the kind, with the reason."""
         if self.unread:
-            return f"{self} describes {kind}, and which devices is not known: {self.why}"
-        return f"{self} describes {kind}, and no container gets a device of it: {self.why}"
+            return f"{self} describes {kind}, and its devices are unknown: {self.why}"
+        return f"{self} describes {kind}, and no container gets a device from it: {self.why}"
 
     @property
-    def partly(self) -> str:
-        """The problem of a file that gives some of its devices and not others; "" if there is
-        none."""
+    def partial_failure(self) -> str:
+        """A sentence about a file that provides only some of its devices; "" if it provides all."""
         if not self.lost:
             return ""
         named = ", ".join(name for name, _ in self.lost[:_NAMED])
         more = f" and {len(self.lost) - _NAMED} more" if len(self.lost) > _NAMED else ""
-        return f"{self} describes {named}{more}, which no container gets of it: {self.lost[0][1]}"
+        return f"{self} describes {named}{more}, which no container gets from it: {self.lost[0][1]}"
 
     def __str__(self) -> str:
         return f"{self.file} ({self.writer})"
 
 
 def usable(found: Iterable[Provider]) -> Provider | None:
-    """The first file that gives a device."""
-    return next((one for one in found if not one.why), None)
+    """The first file that provides a device; None if none does."""
+    return next((provider for provider in found if not provider.why), None)
 
 
 @dataclass(frozen=True)
 class RuntimeView:
-    """What the runtime sees: the directories that it reads, in its order, and how it reads them."""
+    """The directories that the runtime reads, in its order, and how it reads them."""
 
     host: HostRoot
     dirs: Sequence[Directory]
     reader: Reader
 
     def file(self, path: HostPath, data: bytes) -> SpecFile:
-        """A file of one of the directories, present or to be written."""
+        """The examined file at `path`, which may not exist yet, with this content."""
         return installed.examine(path.host, data, self.host, self.reader, self.place(path))
 
     def place(self, path: HostPath) -> int:
-        """The number of the directory of a file."""
+        """The index of the directory of a file; 0 if the runtime does not read that directory."""
         return self.number(os.path.dirname(path.host))
 
     def number(self, above: str) -> int:
-        """The number of a directory (its host path)."""
+        """The index of a directory, given by its host path; 0 if the runtime does not read it."""
         hosts = [directory.path.host if directory.path else "" for directory in self.dirs]
         return hosts.index(above) if above in hosts else 0
 
@@ -87,47 +87,47 @@ class RuntimeView:
 def providers(
     view: RuntimeView, kind: str, entries: Sequence[tuple[HostPath, bytes]], own_place: int
 ) -> tuple[Provider, ...]:
-    """The providers of a kind among these files, in the order in which the runtime reads them.
-    `own_place` is the number of the directory where a file of ours can go. There it wins over every
-    file of an earlier directory, also over one whose content is unknown."""
+    """The files among `entries` that describe the kind, in the order in which the runtime reads
+    them. `own_place` is the index of the directory for a file of ours. Our file would win over
+    every file of an earlier directory, also over a file with unknown content."""
     files = _examined(view, [entry for entry in entries if crashes.has_kind(entry[1], kind)])
     files.sort(key=lambda file: file.place)
     devices = installed.devices(files, view.dirs)
     found = []
     for file in files:
-        mine = [device for device in devices if device.file == file.name]
-        usable = any(device.state == "resolvable" for device in mine)
+        listed = [device for device in devices if device.file == file.name]
+        usable = any(device.state == "resolvable" for device in listed)
         broken = file.broken.what if file.broken else "it has no devices"
         unread = _unread(file)  # the runtime may read it, so its devices count
         beaten = bool(unread) and file.place < own_place
-        why = "" if usable or unread else next((device.why for device in mine), broken)
+        why = "" if usable or unread else next((device.why for device in listed), broken)
         why = unread if beaten else why
         doubt = "" if why else unread or installed.doubt(file)
         writer = file.writer or installed.writer(file.name, b"", kind)
         writer = _COPY if writer == OURS else writer
-        lost = [(device.name, device.why) for device in mine if device.state in _DEAD]
-        if file.broken and not mine:
+        lost = [(device.name, device.why) for device in listed if device.state in _UNUSABLE]
+        if file.broken and not listed:
             lost = [(f"{kind} devices", file.broken.what)]
         found.append(Provider(file.name, writer, why, doubt, lost, beaten))
     return tuple(found)
 
 
-def unknown(view: RuntimeView, known: Collection[bytes] = ()) -> Iterator[str]:
-    """A warning about each file whose kind is unknown, because it may be one of ours. `known` are
-    contents that need no look."""
+def unknown_kind_warnings(view: RuntimeView, known: Collection[bytes] = ()) -> Iterator[str]:
+    """A warning about each file that may be NVIDIA's and whose kind cannot be read. `known` are
+    contents that need no check."""
     for directory in view.dirs:
-        for path, taken in spec_files.contents(view.host, directory.path):
-            if taken in known:
+        for path, content in spec_files.contents(view.host, directory.path):
+            if content in known:
                 continue
-            if isinstance(taken, bytes):
+            if isinstance(content, bytes):
                 from agent.cdi.specs import read  # slow to load; not each node has a spec
 
-                if not _may_be_nvidias(path.name, taken) or read.kinds(taken):
+                if not _may_be_nvidias(path.name, content) or read.kinds(content):
                     continue
-                file = view.file(path, taken)
+                file = view.file(path, content)
                 problem = file.broken or next(iter(file.problems), None)
             else:
-                problem = taken
+                problem = content
             if problem is not None and problem != spec_files.TOO_LARGE:
                 yield f"{path} gives the runtime no device: {problem.what}; {problem.remedy}"
 
@@ -137,7 +137,8 @@ def _may_be_nvidias(name: str, data: bytes) -> bool:
 
 
 def _unread(file: SpecFile) -> str:
-    """Why the content of a file that a runtime may read is unknown; "" if it is known."""
+    """Why the content of a file is unknown to the agent, while a runtime may read it; "" if it is
+    known."""
     return file.problems[0].what if file.problems and not (file.spec or file.broken) else ""
 
 
@@ -149,12 +150,12 @@ def _examined(view: RuntimeView, entries: Sequence[tuple[HostPath, bytes]]) -> l
 def wins(
     view: RuntimeView, entries: Sequence[tuple[HostPath, bytes]], path: HostPath, text: bytes
 ) -> bool:
-    """Would the runtime take every device of a spec at this path from that spec, beside these
-    files?"""
+    """Would the runtime take every device of a spec with content `text` at `path` from that file,
+    if the files of `entries` exist, too?"""
     ours = view.file(path, text)
     files = [ours, *_examined(view, entries)]
     if any(_unread(file) and file.place >= ours.place for file in files):
         return False
     files.sort(key=lambda file: file.place)
-    taken = [d for d in installed.devices(files, view.dirs) if d.file == ours.name]
-    return bool(taken) and all(device.state in ("resolvable", "incomplete") for device in taken)
+    own = [d for d in installed.devices(files, view.dirs) if d.file == ours.name]
+    return bool(own) and all(device.state in ("resolvable", "incomplete") for device in own)

@@ -1,10 +1,10 @@
 """Parses the bytes of a spec as runtimes do.
 
-Invariant: the result is that of Go's YAML 1.1 parser (yaml.v2, strict), for which JSON is YAML: the
-first document only; `1:0` is a string and `y` a boolean; a key that is both merged and set is an
-error. Any bytes give data or raise Broken, in bounded time and depth. The only module that imports
-yaml. Of PyYAML only the parser is used: its composer refuses a second anchor of the same name, and
-keeps all nodes with their positions in memory.
+Invariant: the result equals that of Go's YAML 1.1 parser (yaml.v2, strict), for which JSON is YAML:
+only the first document counts; `1:0` is a string and `y` a boolean; a key that is both merged and
+set is an error. Any bytes give data or raise Broken, in bounded time and depth. This is the only
+module that imports yaml. It uses only PyYAML's parser: its composer refuses a second anchor of the
+same name, and keeps all nodes with their positions in memory.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from agent.cdi.specs.shape import fold
 from agent.host import budget
 
 _LIMITS = budget.SPEC
-_EXPANDED = 4 * _LIMITS.values  # with aliases expanded, because each value is looked at
-# yaml.v2 refuses a document of which a larger part comes from aliases, unless they are few.
+_EXPANDED = 4 * _LIMITS.values  # aliases expanded, because each value is checked
+# yaml.v2 refuses a document with a larger part of its values from aliases, unless there are few.
 _FEW_ALIASED, _SMALL, _MOST_ALIASED = 100, 1000, 0.99
 _MERGE = "tag:yaml.org,2002:merge"
 _TAG = "tag:yaml.org,2002:"
@@ -44,7 +44,7 @@ class Broken(Exception):
 
 
 class TooLarge(Broken):
-    """The file exceeds our budget; a runtime may read it."""
+    """The file exceeds the agent's budget. A runtime may still read it."""
 
 
 Value: TypeAlias = "str | Plain | list[Any] | dict[str, Any]"
@@ -52,8 +52,8 @@ Value: TypeAlias = "str | Plain | list[Any] | dict[str, Any]"
 
 @dataclass(frozen=True)
 class Document:
-    """The first document, with the number of its values. `more`: further documents follow, which
-    runtimes do not read."""
+    """The first document of a file, and the number of its values. `more`: further documents follow,
+    which runtimes ignore."""
 
     data: Value
     more: bool = False
@@ -61,15 +61,15 @@ class Document:
 
 
 def document(data: bytes) -> Document:
-    """The data of a file. Raises Broken."""
+    """The first document in the content of a file. Raises Broken."""
     return _Builder(data).document()
 
 
 @lru_cache(maxsize=1024)  # called several times for each file
 def kinds(data: bytes) -> tuple[str, ...]:
-    """The kind of a spec: several if the key is there in several spellings, none if the file is no
-    spec or broken. Of a document that exceeds the budget, only the beginning counts.
-    """
+    """The kinds in the content of a spec: several if the key occurs in several spellings, none if
+    the file is no spec or cannot be parsed. Of a document that exceeds the budget, only the
+    beginning counts."""
     builder = _Builder(data)
     try:
         found = builder.document().data
@@ -84,8 +84,9 @@ def kinds(data: bytes) -> tuple[str, ...]:
 
 
 def _events(data: bytes) -> Iterator[Any]:
-    """The events of PyYAML's parser, without what Go's parser refuses. libyaml is preferred, from
-    which Go's parser was translated; the other one is slower and stricter."""
+    """The events of PyYAML's parser. Raises Broken for content that only Go's parser refuses.
+    libyaml is preferred, because Go's parser is a translation of it; PyYAML's own parser is slower
+    and stricter."""
     text = _text_of(data) if re.search(_SLASHES, data) else ""
     for event in yaml.parse(data, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         if isinstance(event, yaml.DocumentStartEvent) and event.version not in (None, (1, 1)):
@@ -99,24 +100,24 @@ def _events(data: bytes) -> Iterator[Any]:
 
 
 def _text_of(data: bytes) -> str:
-    """The characters of a file, as the positions of events count them."""
+    """The characters of a file, to which the positions of events refer."""
     wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
     return data.decode("utf-16" if wide else "utf-8-sig", "replace")
 
 
 class _Builder:
-    """Builds the first document from events. `top` is its outermost mapping as far as it is
+    """Builds the first document from events. `top` is its outermost mapping as far as it has been
     read."""
 
     def __init__(self, data: bytes) -> None:
         self.top: dict[str, Any] = {}
         self._events = _events(data)
         self._anchors: dict[str, tuple[Value, int] | None] = {}  # None while the value is read
-        # Values in the file, values with aliases expanded, and those that come from aliases.
+        # Counts: values in the file, values with aliases expanded, values that come from aliases.
         self._read = self._size = self._aliased = 0
 
     def document(self) -> Document:
-        """The first document, and whether more documents follow. Raises Broken."""
+        """The first document. Raises Broken."""
         try:
             next(self._events)  # the start of the stream
             if isinstance(next(self._events), yaml.StreamEndEvent):
@@ -130,7 +131,7 @@ class _Builder:
             raise Broken("it is neither YAML nor JSON") from error
         many = self._aliased > _FEW_ALIASED and self._size > _SMALL
         if many and self._aliased / self._size > _MOST_ALIASED:
-            raise Broken("its aliases stand for far more than is written")
+            raise Broken("nearly all of its values come from aliases")
         return Document(value, self._follows(), self._size)
 
     def _follows(self) -> bool:
@@ -140,7 +141,7 @@ class _Builder:
             return True
 
     def _value(self, event: Any, depth: int) -> Any:
-        """The value that begins with this event, in `depth` lists and mappings."""
+        """The value that begins with this event, inside `depth` lists and mappings."""
         self._read += 1
         if self._read > _LIMITS.values:
             raise TooLarge(budget.too_many(_LIMITS))
@@ -182,7 +183,7 @@ class _Builder:
         return value
 
     def _mapping(self, depth: int) -> dict[str, Any]:
-        """A mapping, in which each key comes once, merged keys included."""
+        """A mapping. Raises Broken if a key, merged keys included, occurs twice."""
         found: dict[str, Any] = {}
         if depth == 0:
             self.top = found
@@ -194,14 +195,14 @@ class _Builder:
                 continue
             for part in reversed(value) if isinstance(value, list) else [value]:
                 if not isinstance(part, dict):
-                    raise Broken("what << merges is no mapping")
+                    raise Broken("the value of << is not a mapping")
                 for name, item in part.items():
                     _set(found, name, item)
         return found
 
 
 def _problem(error: yaml.YAMLError) -> str:
-    """The parser's message without the content of the file, which may be secret."""
+    """The parser's message, masked, because it can quote secrets in the file."""
     from agent.toml.masking import masked  # rarely needed
 
     message = getattr(error, "problem", None) or getattr(error, "reason", None)
@@ -223,7 +224,7 @@ def _key(key: Any) -> str:
     if isinstance(key, Plain) and key.value is not None:
         return go_text(key.value)
     if not isinstance(key, str):
-        raise Broken("a list, a mapping or nothing is used as a key")
+        raise Broken("a key is a list, a mapping or null")
     return key
 
 
@@ -244,5 +245,5 @@ def _scalar(event: yaml.ScalarEvent) -> str | Plain:
     if name == "float" and type(value) is int:
         return Plain(float(value), text)
     if type(value) is not _TYPES[name]:
-        raise Broken(f"a value with the tag !!{name} is none")
+        raise Broken(f"a value with the tag !!{name} has another type")
     return found

@@ -1,11 +1,11 @@
 """The runtimes as readers of specs: the versions of CDI that each reads, and whether a spec can
 crash it.
 
-Invariant: the table has observed versions only. A version between two observed ones is like one of
-them, and nothing is known about a version before the first. Within containerd 1.7 the library grew,
-too: 1.7.13 went from CDI 0.5 to 0.6 (containerd #9685), and a distribution may link a newer one.
-There the executable of the runtime shows more, because it contains the names of all fields that it
-reads.
+Invariant: the table has observed versions only. A version between two observed ones behaves like
+one of them; nothing is known about versions before the first. Within containerd 1.7 the CDI library
+changed, too: 1.7.13 went from CDI 0.5 to 0.6 (containerd #9685), and a distribution may link a
+newer one. In that case the runtime's executable is the better evidence, because it contains the
+names of all fields that it reads.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from dataclasses import dataclass, replace
 
 from agent.cri.versions import Version, parse_version
 
-# All versions of CDI. A library refuses a whole file for a version that it does not know. Every
-# library knows the first two, but nothing that runs today writes them.
+# All versions of CDI. A library refuses a file with a version that it does not know. Every
+# library knows the first two, but no current program writes them.
 VERSIONS = (
     "0.1.0", "0.2.0", "0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.7.0", "0.8.0", "1.0.0", "1.1.0",
 )  # fmt: skip
 EARLIEST = "0.3.0"
 
-# From each version of a runtime on: the version of CDI that it reads for sure, and the highest one
-# that it may read (observed: containerd 1.7.24, 2.1.9 and 2.4.0-beta.0, CRI-O 1.37.0).
+# (version of the runtime, highest CDI version that it surely reads, highest that it may read).
+# An entry holds up to the next one. (Observed on containerd 1.7.24, 2.1.9 and 2.4.0-beta.0, and on
+# CRI-O 1.37.0.)
 _READ: Mapping[str, Sequence[tuple[Version, str, str | None]]] = {
     "containerd": (
         ((1, 7, 0), "0.5.0", "0.8.0"), ((1, 7, 13), "0.6.0", "0.8.0"),
@@ -47,9 +48,9 @@ _FIELDS = (("0.7.0", b"\x0eAdditionalGIDs"), ("1.1.0", b"\x11HostInterfaceName")
 class Reader:
     """A runtime as a reader of specs.
 
-    `newest` is the version of CDI that it reads for sure, `limit` the highest one that it may read;
-    None if that is unknown. `brittle`: does a vendor of one letter crash it; None if that is
-    unknown. `off` is why it reads no specs at all.
+    `newest` is the highest version of CDI that it surely reads, `limit` the highest that it may
+    read; None if unknown. `brittle`: does a vendor of one letter crash it? None if unknown. `off`
+    says why it reads no specs at all, "" if it does.
     """
 
     name: str = ""
@@ -63,7 +64,8 @@ UNKNOWN_READER = Reader()
 
 
 def reader_of(name: str, version: str, *, enabled: bool | None = None) -> Reader:
-    """The reader for a version of a runtime; `enabled` is False if its CDI is switched off."""
+    """The reader for a version of a runtime. `enabled` is False if CDI is disabled in its
+    configuration."""
     label = f"{name} {version}"
     parsed = parse_version(version)
     if parsed is None:
@@ -83,8 +85,8 @@ def reader_of(name: str, version: str, *, enabled: bool | None = None) -> Reader
 
 
 def with_executable(reader: Reader, executable: str) -> Reader:
-    """The reader with what its executable (an agent path) shows; unchanged if the file cannot be
-    read, or is no program of Go with CDI."""
+    """The reader, corrected by the fields that its executable (an agent path) contains; unchanged
+    if the file cannot be read, or is no Go program with CDI."""
     try:
         with (
             open(executable, "rb") as file,
@@ -93,7 +95,7 @@ def with_executable(reader: Reader, executable: str) -> Reader:
             if data.find(_FIRST_FIELD) < 0:
                 return reader
             has = [(version, data.find(field) >= 0) for version, field in _FIELDS]
-    except (OSError, ValueError):  # ValueError: it is empty
+    except (OSError, ValueError):  # ValueError: the file is empty
         return reader
     newest, limit = reader.newest, reader.limit
     for version, present in has:
@@ -108,7 +110,8 @@ def with_executable(reader: Reader, executable: str) -> Reader:
 
 
 def can_read(reader: Reader, version: str) -> bool:
-    """Does it read that version of CDI for sure, or is nothing known about it?"""
+    """Does the reader surely read that version of CDI? True also if nothing is known about the
+    reader."""
     most = reader.newest or reader.limit
     return most is None or version_index(version) <= version_index(most)
 

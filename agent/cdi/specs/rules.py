@@ -1,8 +1,8 @@
 """The rules of a valid spec, and the lowest version of CDI that has all features of a spec.
 
-Invariant: every known runtime reads a spec without problems, and its containers start as far as the
-spec decides that. Rules are those of CDI SPEC.md and its Go library (0.8 to 1.1), tried on
-containerd 1.7.24 and 2.1.9; the same rules hold for our specs and for others.
+Invariant: every known runtime reads a spec without problems, and its containers start as far as
+that depends on the spec. Rules are those of CDI SPEC.md and its Go library (0.8 to 1.1), tried on
+containerd 1.7.24 and 2.1.9. The same rules hold for specs of ours and of other writers.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ Data = Mapping[str, Any]
 
 
 def problems(spec: Spec) -> list[str]:
-    """The problems of a spec of ours, in words."""
+    """The problems of a spec of ours, as sentences."""
     data = to_data(spec, minimum_version(spec))
     return [f"{p.where}: {p.what}" if p.where else p.what for p in check(data)]
 
 
 def minimum_version(spec: Spec) -> str:
-    """The lowest version of CDI that has all features of a spec of ours. containerd 1.7 reads up to
-    0.8.0 only, and refuses a whole file for a higher version."""
-    return needed(to_data(spec, ""))[0]
+    """The lowest version of CDI that has all features of a spec of ours. containerd 1.7 reads at
+    most 0.8.0, and refuses a file with a higher version."""
+    return needed_version(to_data(spec, ""))[0]
 
 
 def check(spec: Data, reader: Reader = UNKNOWN_READER) -> Iterator[Problem]:
-    """The problems of a spec, for a runtime. Fields and types of the spec are those of `shape`."""
+    """The problems of a spec for a runtime. `spec` has the fields and types of `shape`."""
     yield from _version(spec, reader)
     yield from _kind(spec.get("kind", ""), reader)
     yield from _annotations(spec, "annotations")
@@ -83,9 +83,9 @@ def _refused(where: str, what: str, remedy: str) -> Problem:
     return Problem("file", where, what, remedy)
 
 
-def needed(spec: Data) -> tuple[str, str, str]:
-    """The lowest version that a spec can have, the feature that needs it, and the place of the
-    feature (specs-go/version.go)."""
+def needed_version(spec: Data) -> tuple[str, str, str]:
+    """(lowest version that the spec can have, feature that needs it, place of the feature); the
+    latter two are "" if no feature needs it (specs-go/version.go)."""
     uses = [(readers.EARLIEST, "", ""), *_uses(spec)]
     return max(uses, key=lambda use: VERSIONS.index(use[0]))
 
@@ -118,7 +118,7 @@ def _uses(spec: Data) -> Iterator[tuple[str, str, str]]:
 def _version(spec: Data, reader: Reader) -> Iterator[Problem]:
     given = spec.get("cdiVersion", "")
     number = readers.version_index(given)
-    lowest, what, where = needed(spec)
+    lowest, what, where = needed_version(spec)
     if number < 0:
         text = f"{quoted(given)} is no version of CDI" if given else "there is no version"
         yield _refused("cdiVersion", text, f"write {lowest}")
@@ -151,13 +151,13 @@ def _kind(kind: str, reader: Reader) -> Iterator[Problem]:
             yield Problem("file", "kind", text, "rename the kind, or remove the file at once")
 
 
-def _annotations(of: Data, where: str) -> Iterator[Problem]:
-    found = of.get("annotations", {})
-    for key in found:
+def _annotations(item: Data, where: str) -> Iterator[Problem]:
+    annotations = item.get("annotations", {})
+    for key in annotations:
         if not _ANNOTATION.fullmatch(key):
             yield Problem("nothing", where, f"{quoted(key)} is no name of an annotation",
                           "name it as Kubernetes does, as vendor.example/name")  # fmt: skip
-    if sum(len(key) + len(value) for key, value in found.items()) > _ANNOTATIONS:
+    if sum(len(key) + len(value) for key, value in annotations.items()) > _ANNOTATIONS:
         yield Problem("nothing", where, "they are larger than 256 KiB", "make them smaller")
 
 
@@ -182,7 +182,7 @@ def _edits(part: Data, where: str, reader: Reader) -> Iterator[Problem]:
 
 
 def _unknown(data: Data, fields: Sequence[str], where: str, reader: Reader) -> Iterator[Problem]:
-    """Fields that are too new for the runtime, or may be."""
+    """Problems of fields that are too new for the runtime, or may be."""
     if reader.limit is None or reader.newest == _NEWEST:
         return
     sure = reader.limit != _NEWEST
@@ -199,13 +199,13 @@ def _env(values: Sequence[str], where: str, what: str) -> Iterator[Problem]:
         name, equals, _ = text.partition("=")
         place = f"{where}[{number}]"
         if not equals or not name:
-            yield _refused(place, f"{what} {quoted(name)} is not NAME=value", "write it so")
+            yield _refused(place, f"{what} {quoted(name)} is not NAME=value", "write NAME=value")
         elif "\0" in text:
-            yield Problem("use", place, f"{what} {quoted(name)} is not NAME=value, for there is a "
-                          "zero byte in it", "take it out")  # fmt: skip
+            yield Problem("use", place, f"{what} {quoted(name)} is not NAME=value, because it "
+                          "contains a zero byte", "remove the zero byte")  # fmt: skip
         elif "\n" in text:
             yield Problem("nothing", place, f"{what} {quoted(name)} is not NAME=value in one line",
-                          "take the line break out")  # fmt: skip
+                          "remove the line break")  # fmt: skip
 
 
 def _node(node: Data, where: str) -> Iterator[Problem]:
@@ -224,8 +224,8 @@ def _node(node: Data, where: str) -> Iterator[Problem]:
                        "write some of the letters r, w and m")  # fmt: skip
     for key in ("major", "minor"):
         if node.get(key, 0) < 0:
-            yield Problem("use", f"{where}.{key}", f"{node[key]} stands for any number, and no "
-                          "node can be made of it", "write the number, or nothing")  # fmt: skip
+            yield Problem("use", f"{where}.{key}", f"{node[key]} stands for any number, so no "
+                          "node can be created", "write the number, or nothing")  # fmt: skip
 
 
 def _mount(mount: Data, where: str) -> Iterator[Problem]:

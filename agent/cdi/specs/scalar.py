@@ -25,14 +25,14 @@ _DATE = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt \t].*)?")
 
 @dataclass(frozen=True)
 class Plain:
-    """A boolean, a number or null, and its text in the file."""
+    """A boolean, a number or null; `text` is its spelling in the file."""
 
     value: bool | int | float | None
     text: str
 
 
 def plain_value(text: str) -> str | Plain:
-    """The value of a word without quotes."""
+    """The value of a word without quotes: a string, or a Plain."""
     if text in _WORDS:
         return Plain(_WORDS[text], text)
     if text[0] not in "+-.0123456789" or _DATE.fullmatch(text):
@@ -42,7 +42,7 @@ def plain_value(text: str) -> str | Plain:
         number = _number(digits)
         if -(1 << 63) <= number < 1 << 64:
             return Plain(number, text)
-    # A number that is too large is text for Go.
+    # Go reads a number that is too large as a string.
     if _FLOAT.fullmatch(digits) and math.isfinite(float(digits)):
         return Plain(float(digits), text)
     return text
@@ -64,7 +64,7 @@ def go_text(value: bool | int | float) -> str:
         return str(value)
     if not math.isfinite(value):
         return {"inf": "+Inf", "-inf": "-Inf"}.get(repr(value), "NaN")
-    # As few digits as tell this number from all others: 17 always do.
+    # The fewest digits that give this number again; 17 are always enough.
     places = next(places for places in range(17) if float(f"{value:.{places}e}") == value)
     text = f"{value:.{places}e}"
     exponent = int(text.partition("e")[2])
@@ -72,5 +72,5 @@ def go_text(value: bool | int | float) -> str:
 
 
 def quoted(text: str) -> str:
-    """A piece of a file for a message: in quotes, shortened, and in one line."""
+    """A part of a file for a message: in quotes, in one line, and shortened to 60 characters."""
     return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -1,6 +1,6 @@
 """The shape of a spec: its fields and their types.
 
-Invariant: the result has the fields and types of this table only, so that rules need not check them
+Invariant: the result has only the fields and types of this table, so that rules need not check them
 again. A value that does not fit is left out, and is a problem. Types are those of the structs of
 the CDI library (specs-go/config.go of 0.3 to 1.1). A value fits if Go's JSON reader accepts it:
 names of fields in any case, numbers for strings, null for a missing value.
@@ -25,9 +25,9 @@ _NO_SPEC = "this is no CDI spec: name another file, or move this one out of the 
 class Problem:
     """A problem of a spec: where it is, what it is, and what to do about it.
 
-    `impact`: "file" if a runtime takes nothing from the file, "use" if containers with that
-    part of it are not created or not started, "nothing" if it has no effect. `unsure`: the
-    version of the runtime does not show whether the problem has this impact.
+    `impact`: "file" if a runtime ignores the whole file; "use" if containers that request this part
+    of the file are not created or not started; "nothing" if the problem has no effect. `unsure`:
+    the impact depends on the exact build of the runtime, which is unknown.
     """
 
     impact: Impact
@@ -38,7 +38,7 @@ class Problem:
 
     @property
     def effect(self) -> str | None:
-        """The effect in a runtime; None if there is none."""
+        """The effect in a runtime as a clause; None if there is none."""
         effects = {"file": "the runtime takes nothing from the file",
                    "use": "containers with it are not created or not started"}  # fmt: skip
         return effects.get(self.impact)
@@ -49,7 +49,7 @@ class Problem:
 
 
 class Problems(list[Problem]):
-    """Problems of one file, a limited number of each kind."""
+    """The problems of one file, a limited number for each impact."""
 
     MOST = 5_000
 
@@ -59,8 +59,8 @@ class Problems(list[Problem]):
         self._parts: set[str] = set()
 
     def add(self, problem: Problem) -> None:
-        """Add a problem, unless there are very many of its kind. The first problem of each device
-        is always added, because it decides the state of the device."""
+        """Add a problem, unless MOST of its impact are there. The first problem of each device is
+        always added, because it decides the state of the device."""
         count = self._counts[problem.impact] = self._counts.get(problem.impact, 0) + 1
         part = f"{problem.impact} {problem.where.partition('.')[0]}"
         if count <= self.MOST or part not in self._parts:
@@ -79,7 +79,7 @@ class Number:
 
 @dataclass(frozen=True)
 class ListOf:
-    """A list. With `pointers`, Go accepts null as an item, and crashes on it."""
+    """A list. With `pointers`, Go accepts null as an item, but crashes when it uses the item."""
 
     item: Type
     pointers: bool = False
@@ -122,7 +122,7 @@ _SPEC: Mapping[str, Type] = {
 
 
 def fit_to_shape(value: Value) -> tuple[dict[str, Any], Problems]:
-    """The spec in a file's data, and what did not fit."""
+    """The part of a file's data that fits the table, and the problems of the other values."""
     shaper = _Shaper()
     if isinstance(value, Mapping):
         return shaper.struct(value, _SPEC, ""), shaper.problems
@@ -133,7 +133,7 @@ def fit_to_shape(value: Value) -> tuple[dict[str, Any], Problems]:
 
 
 def fold(name: str) -> str:
-    """The name of a field, as Go folds it for comparison."""
+    """The name of a field as Go folds it to compare names without case."""
     return name.replace("\u017f", "s").lower()
 
 
@@ -149,20 +149,21 @@ def _kind(value: Value) -> str:
 
 
 class _Shaper:
-    """Compares data with the table, and collects problems."""
+    """Reduces data to the table, and collects problems."""
 
     def __init__(self) -> None:
         self.problems = Problems()
 
-    def _wrong(self, where: str, value: Value, wanted: str) -> None:
-        """Add the problem that a value has another type."""
-        text = f"it is {_kind(value)}, not {wanted}"
+    def _wrong(self, where: str, value: Value, expected: str) -> None:
+        """Add the problem that a value has another type than `expected`."""
+        text = f"it is {_kind(value)}, not {expected}"
         self.problems.add(Problem("file", where, text, "correct it"))
 
     def struct(
         self, value: Mapping[str, Any], fields: Mapping[str, Type], at: str
     ) -> dict[str, Any]:
-        """A mapping reduced to the fields of the table whose values fit."""
+        """The fields of a mapping that are in the table and whose values fit. `at` is the mapping's
+        place, for problems."""
         names = {fold(name): name for name in fields}
         found: dict[str, Any] = {}
         for key in sorted(value):  # Go takes the last of several spellings
@@ -175,14 +176,14 @@ class _Shaper:
                 continue
             if name != key:
                 text = f"the field is called {name}"
-                self.problems.add(Problem("nothing", where, text, "spell it so"))
+                self.problems.add(Problem("nothing", where, text, f"spell it {name}"))
             if not _is_null(value[key]):
                 fitting = self._value(value[key], fields[name], where)
                 found |= {} if fitting is None else {name: fitting}
         return found
 
     def _value(self, value: Value, kind: Type, where: str) -> Any:
-        """The value, if it is of that type; None otherwise."""
+        """The value, if it has that type; else None, and a problem is added."""
         if isinstance(kind, ListOf):
             return self._list(value, kind, where)
         if isinstance(kind, Number):
@@ -210,8 +211,8 @@ class _Shaper:
         for number, item in enumerate(value):
             if _is_null(item):
                 found.append(None if kind.pointers else _zero(kind.item))
-            elif (taken := self._value(item, kind.item, f"{where}[{number}]")) is not None:
-                found.append(taken)
+            elif (fitting := self._value(item, kind.item, f"{where}[{number}]")) is not None:
+                found.append(fitting)
         return found
 
     def _number(self, value: Value, kind: Number, where: str) -> int | None:
@@ -254,7 +255,7 @@ def _zero(kind: Type) -> Any:
 
 
 def edits(spec: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every containerEdits of a spec, with its place."""
+    """(place, content) of every containerEdits of a spec."""
     yield "containerEdits", spec.get("containerEdits", {})
     for number, device in enumerate(spec.get("devices", ())):
         yield f"devices[{number}].containerEdits", device.get("containerEdits", {})

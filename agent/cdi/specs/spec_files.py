@@ -1,7 +1,8 @@
-"""The files that a runtime loads from directories of specs, and their content.
+"""The spec files that a runtime loads from its directories, and their content.
 
-Invariant: files are chosen as by the CDI library (pkg/cdi/spec-dirs.go): by their ending alone,
-with dot files and links to files, and without directories. Reads only, and within the budget.
+Invariant: files are selected as by the CDI library (pkg/cdi/spec-dirs.go): only the file name
+extension counts; dot files and links to files are included, subdirectories are not. Reads only, and
+within the budget.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ TOO_LARGE = Problem("nothing", "", f"{_LARGE}, and was not looked at", "make it 
 
 @dataclass(frozen=True)
 class Directory:
-    """A directory of specs under the name that the runtime has for it. `path` is None if it does
-    not exist; `unread` is why the runtime reads no file of it."""
+    """A spec directory. `name` is the runtime's name for it; `path` is None if the directory does
+    not exist; `unread` says why the runtime reads no file in it, "" if it does."""
 
     name: str
     path: HostPath | None
@@ -36,7 +37,7 @@ class Directory:
 
 
 def directories(host: HostRoot, names: Iterable[str], reader: Reader) -> tuple[Directory, ...]:
-    """The directories that a runtime reads, each once, in its order."""
+    """The directories with these names as the runtime reads them: each once, in its order."""
     found: dict[str, Directory] = {}
     for name in names:
         name = os.path.normpath(name)
@@ -51,14 +52,14 @@ def directories(host: HostRoot, names: Iterable[str], reader: Reader) -> tuple[D
         except AgentError:
             found[name] = Directory(name, None)
             continue
-        found.pop(path.host, None)  # the later of two names of one directory counts
+        found.pop(path.host, None)  # of two names for one directory the later one counts
         found[path.host] = Directory(name, path, unread)
     return tuple(found.values())
 
 
 def unreadable(dirs: Sequence[Directory]) -> Iterator[tuple[str, Problem]]:
-    """Directories that the runtime does not read although its configuration names them, and those
-    that the agent cannot read."""
+    """(directory, problem) for each directory that the runtime does not read although its
+    configuration names it, that the agent cannot read, or that has too many files."""
     for directory in dirs:
         if directory.path is None:
             continue
@@ -67,29 +68,30 @@ def unreadable(dirs: Sequence[Directory]) -> Iterator[tuple[str, Problem]]:
         try:
             if _names(directory.path)[1]:
                 text = f"it has more than {budget.SPEC_FILES} specs; not all were looked at"
-                yield directory.name, Problem("nothing", "", text, "remove what is not needed")
+                yield directory.name, Problem("nothing", "", text, "remove unused files")
         except FileNotFoundError:
             continue
         except OSError as error:
             text = f"the directory cannot be read: {reason(error)}"
-            yield directory.name, Problem("nothing", "", text, "look at it")
+            yield directory.name, Problem("nothing", "", text, "check the directory")
 
 
 def contents(
     host: HostRoot, directory: HostPath | None
 ) -> Iterator[tuple[HostPath, bytes | Problem]]:
-    """The specs in a directory: the bytes of each, or the problem of one that cannot be read."""
+    """(path, content) of each spec in a directory; for a file that cannot be read, its problem
+    instead of its content."""
     for path, found in _found(host, directory):
-        taken = found if isinstance(found, Problem) else content(*found)
-        if taken is not None:
-            yield path, taken
+        data = found if isinstance(found, Problem) else content(*found)
+        if data is not None:
+            yield path, data
 
 
 def entries(
     host: HostRoot, directory: HostPath, warnings: list[str] | None = None
 ) -> Iterator[tuple[HostPath, bytes]]:
-    """The specs in a directory that can be read, with their content. Warnings about those
-    that exceed the budget are added to `warnings`."""
+    """(path, content) of the specs in a directory that can be read. Warnings about files beyond the
+    budget are added to `warnings`."""
     warnings = [] if warnings is None else warnings
     left, crowded = budget.SPECS.size, False
     with contextlib.suppress(OSError):
@@ -97,30 +99,30 @@ def entries(
     if crowded:
         warnings.append(
             f"{directory} has more than {budget.SPEC_FILES} specs or {budget.DIRECTORY.values} "
-            "names, of which not all were looked at; remove what is not needed"
+            "names, of which not all were looked at; remove unused files"
         )
-    for path, taken in contents(host, directory):
-        if taken == TOO_LARGE or (isinstance(taken, bytes) and len(taken) > left):
+    for path, data in contents(host, directory):
+        if data == TOO_LARGE or (isinstance(data, bytes) and len(data) > left):
             warnings.append(
                 f"{path} was not looked at: it is larger than {LIMIT} bytes, or the files of "
                 f"{directory} than {budget.SPECS.size}; make it smaller, or remove it"
             )
-        elif isinstance(taken, bytes):
-            left -= len(taken)
-            yield path, taken
+        elif isinstance(data, bytes):
+            left -= len(data)
+            yield path, data
 
 
 def pipes(host: HostRoot, directory: HostPath) -> Iterator[HostPath]:
-    """Pipes that a runtime would read as specs, and wait for without end: containerd 1.7.24 and
-    2.1.9 do so at their start."""
+    """Named pipes that a runtime would read as specs. containerd 1.7.24 and 2.1.9 wait for such a
+    pipe without end when they start."""
     for path, found in _found(host, directory):
         if not isinstance(found, Problem) and stat.S_ISFIFO(found[1].st_mode):
             yield path
 
 
 def _names(directory: HostPath) -> tuple[list[str], bool]:
-    """The names of specs that are looked at, sorted, and whether there are more. Files with a name
-    of NVIDIA's are preferred, because all specs of our kinds have one. Raises OSError."""
+    """The sorted names of the specs within the budget, and whether there are more. Names with
+    `nvidia` are preferred, because all specs of our kinds have such a name. Raises OSError."""
     names, crowded = files.some_names(directory.agent, budget.DIRECTORY)
     found = [name for name in names if name.endswith(_ENDINGS)]
     found.sort(key=lambda name: ("nvidia" not in name, os.fsencode(name)))
@@ -131,8 +133,8 @@ def _names(directory: HostPath) -> tuple[list[str], bool]:
 def _found(
     host: HostRoot, directory: HostPath | None
 ) -> Iterator[tuple[HostPath, tuple[HostPath, os.stat_result] | Problem]]:
-    """The names that a runtime takes for specs, each with its path without links and what is there,
-    or why it cannot be looked at."""
+    """(path, (path without links, stat result)) of every file that a runtime treats as a spec, or
+    (path, problem) if it cannot be examined."""
     try:
         names = _names(directory)[0] if directory else []
     except OSError:
@@ -152,14 +154,15 @@ def _found(
             continue
         except OSError as error:
             text = f"it cannot be read: {reason(error)}"
-            yield path, Problem("nothing", "", text, "look at it")
+            yield path, Problem("nothing", "", text, "check the file")
         except Refused as error:
-            text = f"it is a link that cannot be followed: {cause(error)}"
+            text = f"it is a link that cannot be followed: {refusal_reason(error)}"
             yield path, Problem("file", "", text, "remove it")
 
 
 def content(path: HostPath, found: os.stat_result) -> bytes | Problem | None:
-    """The bytes of a file at a path without links; None if it is gone."""
+    """The bytes of a spec file whose path has no links, or its problem; None if the file is
+    gone."""
     if stat.S_ISFIFO(found.st_mode):
         text = "it is a pipe: a runtime that reads it waits for ever, at its start too"
         return Problem("file", "", text, "remove it")
@@ -170,10 +173,10 @@ def content(path: HostPath, found: os.stat_result) -> bytes | Problem | None:
     try:
         state = files.read(path.agent, path.host, LIMIT)
     except Refused as error:
-        return Problem("nothing", "", f"it cannot be read: {cause(error)}", "run as root")
+        return Problem("nothing", "", f"it cannot be read: {refusal_reason(error)}", "run as root")
     return None if state is None else state.data
 
 
-def cause(error: Refused) -> str:
-    """The reason in the message of a refusal, without what was tried and what to do."""
+def refusal_reason(error: Refused) -> str:
+    """The reason in the message of a refusal, between the failed action and the remedy."""
     return error.message.partition(": ")[2].partition(";")[0]

@@ -47,7 +47,7 @@ def _first_in_directory(
         why = "is a pipe, and containerd waits for what is in it"
         return RestartHazard(path, why, "remove it", "containerd")
     for path, data in spec_files.entries(host, directory) if gen.brittle_cdi else ():
-        if what := crashes.crash(data):
+        if what := crashes.crash_cause(data):
             is_kind = what.startswith("kind ")
             rule = "a vendor or class of one letter" if is_kind else "it"
             remedy = f"{'rename the kind' if is_kind else 'repair'} or remove the file"

@@ -436,7 +436,7 @@ CASES = [
          parts(evidence=Evidence("cri-status", Switch.TRUE, ()))),
     Case("spec-invalid", "fault", "no kind", problem("no kind")),
     Case("spec-conflict", "fault", "/b",
-         problem("/b defines x too, and the runtime takes it from none")),
+         problem("/b defines x too, and the runtime uses it from none of these files")),
     Case("spec-stale", "fault", "made for driver 535.1.2, and driver 550.54.15",
          problem("mount source '/libcuda.so.535.1.2' is missing on the host")),
     Case("spec-stale", "fault", "nvidia-modprobe",

@@ -110,7 +110,7 @@ def _proposed(found: Inventory, root: Path) -> None:
     there = [entry for one in found.directories if one.path
              for entry in spec_files.entries(host, one.path)]  # fmt: skip
     theirs = {one.file: one for one in provider.providers(readings, KIND, there, 1)}
-    unknown = list(provider.unknown(readings))
+    unknown = list(provider.unknown_kind_warnings(readings))
     for file in found.files:
         path = file.name.removeprefix("/var")
         mine = [device for device in found.devices if device.file == file.name]
