@@ -1,7 +1,7 @@
-"""A check and what it finds.
+"""A check of the node, and its symptoms.
 
-Invariant: a check only reads. A check that cannot see what it judges raises one of `UNSEEN`; it is
-not a check that found nothing.
+Invariant: a check only reads. If a check cannot see the part of the node that it judges, it raises
+one of `UNSEEN`; that differs from a check without symptoms.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ ORDER: Sequence[Severity] = ("fault", "warning", "info")
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a check found: a sentence, the evidence for it, and what to do if that is not what the
-    check says in general."""
+class Symptom:
+    """A symptom that a check sees: a sentence, and the evidence. `remedy` replaces the check's
+    remedy; "" keeps it."""
 
     severity: Severity
     text: str
@@ -29,17 +29,18 @@ class Found:
 
 @dataclass(frozen=True)
 class Check:
-    """An entry of a table. `id` never changes its meaning; `why` says what comes of such a finding,
-    and `remedy` what to do. `find` may raise one of `UNSEEN`."""
+    """An entry of a table of checks. `id` never changes its meaning. `title` says what should hold,
+    `why` the consequence if it does not, and `remedy` what to do. `find` gives the symptoms, and
+    may raise one of `UNSEEN`."""
 
     id: str
     title: str
     why: str
     remedy: str
-    find: Callable[[Node], Iterable[Found]]
+    find: Callable[[Node], Iterable[Symptom]]
 
 
 def split(message: str) -> tuple[str, str]:
-    """An error of ours as what is wrong and what to do: a semicolon stands between them."""
+    """The problem and the remedy in a message of ours, which are separated by a semicolon."""
     text, _, remedy = message.partition("; ")
     return text, remedy

@@ -1,4 +1,4 @@
-"""All checks, in the order of causes, and what they find together."""
+"""All checks in the order of causes, and their findings."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agent.doctor import cdi_checks, config_checks, handler_checks, node_checks, runtime_checks
-from agent.doctor.check import ORDER, Check, Found
+from agent.doctor.check import ORDER, Check, Symptom
 from agent.doctor.node import UNSEEN, Node
 
-# What comes first explains what comes later.
+# A symptom of an earlier check can be the cause of one of a later check.
 CHECKS: tuple[Check, ...] = (
     *config_checks.LOADING,
     *runtime_checks.CHECKS,
@@ -22,20 +22,20 @@ CHECKS: tuple[Check, ...] = (
 
 @dataclass(frozen=True)
 class Finding:
-    """A finding with everything that a person needs."""
+    """A check with a symptom that it saw."""
 
     check: Check
-    found: Found
+    symptom: Symptom
 
     @property
     def remedy(self) -> str:
-        """What to do."""
-        return self.found.remedy or self.check.remedy
+        return self.symptom.remedy or self.check.remedy
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All findings, the worst first, and the checks that did not look, each with the reason."""
+    """All findings, the worst first. `skipped` are the checks that could not see their part of the
+    node, each with the reason."""
 
     checks: tuple[Check, ...]
     findings: tuple[Finding, ...]
@@ -43,22 +43,22 @@ class Diagnosis:
 
     @property
     def faults(self) -> tuple[Finding, ...]:
-        """What keeps the node from working."""
-        return tuple(item for item in self.findings if item.found.severity == "fault")
+        """The findings that keep the node from working."""
+        return tuple(item for item in self.findings if item.symptom.severity == "fault")
 
 
 def diagnose(node: Node, checks: Sequence[Check] = CHECKS) -> Diagnosis:
-    """Make the checks. Findings of one severity stay in the order of the checks."""
+    """Run the checks. Findings of one severity stay in the order of the checks."""
     findings: list[Finding] = []
     skipped: list[tuple[Check, str]] = []
     for check in checks:
         try:
-            # Lazily, because what was found stays if a later part of the node is not seen.
-            findings.extend(Finding(check, found) for found in check.find(node))
+            # Symptoms are added one by one, so that those before an exception stay.
+            findings.extend(Finding(check, symptom) for symptom in check.find(node))
         except OSError as error:
             name = error.filename or "the node"
             skipped.append((check, f"cannot read {name}: {error.strerror or error}"))
         except UNSEEN as error:
             skipped.append((check, str(error)))
-    findings.sort(key=lambda item: ORDER.index(item.found.severity))
+    findings.sort(key=lambda item: ORDER.index(item.symptom.severity))
     return Diagnosis(tuple(checks), tuple(findings), tuple(skipped))

@@ -1,7 +1,7 @@
-"""One look at a node, for the checks.
+"""The node as the checks see it.
 
-Invariant: reads only. A part is looked at when the first check asks for it, and once. A part that
-cannot be seen raises one of `UNSEEN` in each check that asks for it, and no other check suffers.
+Invariant: reads only. Each part of the node is examined once, when the first check needs it. A part
+that cannot be seen raises one of `UNSEEN` in each check that needs it; other checks still run.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class NotSeen(Exception):
 UNSEEN = (NotSeen, AgentError, OSError)
 
 
-def seen(look: Callable[[], _Value]) -> _Value | None:
-    """What a look gives, None if it cannot see that."""
+def value_or_none(look: Callable[[], _Value]) -> _Value | None:
+    """The result of `look`; None if it raises one of `UNSEEN`."""
     try:
         return look()
     except UNSEEN:
@@ -48,7 +48,8 @@ def seen(look: Callable[[], _Value]) -> _Value | None:
 
 
 class Node:
-    """The node of a report. A test replaces a part by an attribute of its name."""
+    """The node that a report describes. Tests replace a part by setting the attribute of that
+    name."""
 
     def __init__(self, ctx: Context, report: Report) -> None:
         self.ctx, self.report = ctx, report
@@ -62,7 +63,7 @@ class Node:
 
     @cached_property
     def answering(self) -> Runtime | AgentError:
-        """The runtime that answers, or why none does."""
+        """The runtime that answers, or the error why none does."""
         proposal = self.report.proposal
         try:
             return proposal.runtime if proposal else find.find_runtime(self.settings, self.host)
@@ -71,7 +72,7 @@ class Node:
 
     @property
     def error(self) -> AgentError | None:
-        """Why no runtime answers."""
+        """Why no runtime answers; None if one does."""
         return self.answering if isinstance(self.answering, AgentError) else None
 
     @cached_property
@@ -83,24 +84,24 @@ class Node:
 
     @property
     def title(self) -> str:
-        """The name of the runtime that answers."""
+        """The display name of the runtime that answers. Raises NotSeen."""
         return registry.adapter(self.runtime.kind).title
 
     @cached_property
     def executable(self) -> str:
-        """Host path of the executable that a restart will run, "" if it is not known."""
+        """Host path of the executable that a restart will run; "" if it is unknown."""
         look = find.executable
-        return seen(lambda: look(self.settings, self.host, self.runtime.process)) or ""
+        return value_or_none(lambda: look(self.settings, self.host, self.runtime.process)) or ""
 
     @cached_property
     def evidence(self) -> Evidence:
-        """What the runtime shows of CDI."""
+        """The best evidence of CDI: the first source that the runtime shows."""
         found = registry.adapter(self.runtime.kind).evidence(self.runtime.answer)
         return next((item for item in found if item.seen), found[0])
 
     @property
     def native(self) -> bool | None:
-        """Does the runtime inject CDI devices itself? None if it does not say."""
+        """Does the runtime inject CDI devices itself? None if the evidence does not tell."""
         switch = self.evidence.switch
         if switch in (Switch.ABSENT, Switch.UNSEEN) and self.evidence.spec_dirs is not None:
             return True
@@ -108,14 +109,15 @@ class Node:
 
     @cached_property
     def silent_runtime(self) -> tuple[Runtime, str] | None:
-        """The runtime that would answer, and its executable (host path)."""
-        return seen(lambda: find.silent_runtime(self.settings, self.host))
+        """The runtime that does not answer but is installed, and its executable (host path); None
+        if there is none."""
+        return value_or_none(lambda: find.silent_runtime(self.settings, self.host))
 
     @cached_property
     def _files(self) -> tuple[ConfiguredRuntime | None, str]:
-        """The runtime with its files as they are, or why these cannot be used."""
+        """The runtime with its present files, or (None, reason) if the files cannot be used."""
         settings, runtime, proposal = self.settings, self.answering, self.report.proposal
-        if proposal and proposal.node and not proposal.repairs:  # otherwise it counts as repaired
+        if proposal and proposal.node and not proposal.repairs:  # its files must be the real ones
             return proposal.node, ""
         if isinstance(runtime, AgentError):
             if self.silent_runtime is None:
@@ -128,21 +130,21 @@ class Node:
             ), ""
         except AgentError as error:
             find_garbled = garbled_files.find_garbled
-            garbled = seen(lambda: find_garbled(settings, self.host, self.report.memory))
-            for item in garbled or ():  # a file of ours, which is no reason to refuse
+            garbled = value_or_none(lambda: find_garbled(settings, self.host, self.report.memory))
+            for item in garbled or ():  # `apply` repairs a file of ours
                 why = item.fault.partition(";")[0]
                 path = item.repair.path
-                return None, f"cannot use {path}: {why}; `toolkit-agent apply` writes it anew"
+                return None, f"cannot use {path}: {why}; `toolkit-agent apply` writes it again"
             return None, error.message
 
     @cached_property
     def refused(self) -> str:
-        """Why the files cannot be used."""
+        """Why the runtime's files cannot be used; "" if they can."""
         return self._files[1]
 
     @cached_property
     def configured(self) -> ConfiguredRuntime:
-        """The runtime with its files, also while it does not answer. Raises NotSeen."""
+        """The runtime with its files, even if it does not answer. Raises NotSeen."""
         found, refused = self._files
         if found is None:
             raise NotSeen(refused.partition(";")[0] or _NO_RUNTIME)
@@ -150,12 +152,12 @@ class Node:
 
     @cached_property
     def loaded(self) -> tuple[str, ...]:
-        """Host paths of the files that the runtime loads, in its order."""
+        """Host paths of the existing files that the runtime loads, in its order."""
         return tuple(f.path.host for f in self.configured.files if f.state is not None)
 
     @cached_property
     def effective(self) -> Effective:
-        """What the files make together."""
+        """The configuration that the runtime makes of its files."""
         return self.configured.effective(self.configured.files)
 
     @cached_property
@@ -169,30 +171,31 @@ class Node:
         return self.effective.default in self.nvidia_handlers
 
     def programs(self, handler: str) -> tuple[str, ...]:
-        """The programs that a handler names; else the one that the v1.linux shim runs for it."""
+        """The programs in a handler's settings; without any, the program that the v1.linux shim
+        runs."""
         table, linux = self.effective.table(handler), self.effective.linux_runtime
         named = tuple(programs_of(table))
         return (linux,) if not named and table.get("runtime_type") == LINUX and linux else named
 
     def passes(self, prefix: str) -> bool:
-        """Do handlers pass annotations with this prefix on?"""
+        """Do the handlers pass annotations with this prefix to NVIDIA's runtime?"""
         return self.configured.passes_annotation(self.effective, prefix)
 
     @cached_property
     def start_failure(self) -> str:
-        """Why the runtime does not start on its files; "" if it does, or if that is not known."""
+        """Why a trial start of the runtime fails; "" if it succeeds, or if no trial is possible."""
         trial = self.ctx.start_trial
-        return seen(lambda: propose.start_failure(trial, self.configured)) or ""
+        return value_or_none(lambda: propose.start_failure(trial, self.configured)) or ""
 
     @cached_property
     def dormant(self) -> str:
-        """Why the runtime, which runs, would not start on its files now."""
+        """Why the running runtime would not start again on its files; "" if it would."""
         return "" if self.error else self.start_failure
 
     @cached_property
     def unloaded(self) -> str:
-        """Host path of a file that was changed after the start of the runtime, and of which it does
-        not show all. If the runtime would not start now, every such file counts."""
+        """Host path of a file that was changed after the runtime started and is not fully in force;
+        "" if there is none. If the runtime would not start now, every changed file counts."""
         if self.error:
             return ""
         memory, wall = self.report.memory, self.ctx.wall
@@ -202,7 +205,7 @@ class Node:
         return found.path.host if found else ""
 
     def changed_files(self) -> Iterator[ConfigFile]:
-        """The files that were changed after the runtime was started."""
+        """The files that were changed after the runtime started."""
         running, wall = self.configured.runtime.process, self.ctx.wall
         for file in self.configured.files if running else ():
             if running and process.changed_since_start(running, file.path.agent, wall):
@@ -210,7 +213,7 @@ class Node:
 
     @cached_property
     def specs(self) -> Inventory:
-        """The CDI specs, as the runtime sees them."""
+        """The CDI specs as the runtime sees them."""
         runtime = None if self.error else self.runtime
         return reports.inventory(self.settings, self.host, runtime)
 
@@ -238,5 +241,5 @@ class Node:
 
     @cached_property
     def installers(self) -> dict[int, str]:
-        """Processes of other toolkits' installers, in words by their pid."""
+        """Running installers of other toolkits: a description by pid."""
         return surroundings.installers(self.host)

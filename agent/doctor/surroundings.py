@@ -1,7 +1,7 @@
-"""What is on the node besides the runtime: driver, kubelet, device plugin, other installers.
+"""The node around the runtime: driver, kubelet, device plugin, other installers.
 
-Invariant: reads only. Of the environment of foreign processes only the settings of the device
-plugin are kept, whose values are no secrets.
+Invariant: reads only. Of the environment of foreign processes only the device plugin's settings are
+kept, whose values are no secrets.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PCI = "/sys/bus/pci/devices"
 
 
 def text(host: HostRoot, name: str, limit: int = 1 << 16) -> str:
-    """The text of a small file of the host; "" if it cannot be read."""
+    """The first `limit` bytes of a file of the host, as text; "" if it cannot be read."""
     try:
         with open(host.resolve(name).agent, encoding="ascii", errors="replace") as file:
             return file.read(limit).strip()
@@ -37,7 +37,7 @@ def text(host: HostRoot, name: str, limit: int = 1 << 16) -> str:
 
 
 def names(path: str) -> list[str]:
-    """The names in a directory (agent path), none if it cannot be read."""
+    """The sorted names in a directory (agent path); [] if it cannot be read."""
     try:
         return sorted(files.names(path))
     except (OSError, ValueError):
@@ -46,8 +46,8 @@ def names(path: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Kubelet:
-    """The cgroup driver and the socket that a kubelet was given, "" if it was not; `source` is
-    where it was given the cgroup driver."""
+    """The kubelet's cgroup driver and CRI socket, "" if neither flag nor file sets them. `source`
+    is the place of the cgroup driver's setting, for messages."""
 
     cgroups: str = ""
     source: str = ""
@@ -55,22 +55,22 @@ class Kubelet:
 
 
 def kubelet(host: HostRoot) -> Kubelet:
-    """The kubelet, by its command line and its file."""
+    """The settings of the running kubelet, from its command line and its configuration file."""
     words = next(_kubelets(host), ())
     name = _flag(words, "config") or KUBELET_CONFIG
-    said = _kubelet_file(host, name)
+    config = _kubelet_file(host, name)
     flag = _flag(words, "cgroup-driver")
-    endpoint = _flag(words, "container-runtime-endpoint") or said.get("containerRuntimeEndpoint")
+    endpoint = _flag(words, "container-runtime-endpoint") or config.get("containerRuntimeEndpoint")
     return Kubelet(
-        flag or str(said.get("cgroupDriver") or ""),
+        flag or str(config.get("cgroupDriver") or ""),
         "the kubelet's command line" if flag else name,
         str(endpoint or "").removeprefix("unix://"),
     )
 
 
 def _kubelets(host: HostRoot) -> Iterator[Sequence[str]]:
-    """Command lines of services of the host that are a kubelet. Any user can name a process so, and
-    its words decide about advice."""
+    """Command lines of kubelets that are services of the host. Other processes of that name do not
+    count, because any user can start one and so change doctor's advice."""
     for pid, words in process.command_lines(host):
         if os.path.basename(words[0]) == "kubelet":
             found = process.inspect(pid, host.proc)
@@ -89,7 +89,7 @@ def _kubelet_file(host: HostRoot, name: str) -> dict[str, object]:
 
 
 def _flag(words: Sequence[str], name: str) -> str:
-    """The value of a flag on a command line; the last one counts."""
+    """The value of a flag on a command line, "" without it; the last one counts."""
     found = ""
     for word, after in zip(words[1:], (*words[2:], ""), strict=False):
         key, equals, value = word.partition("=")
@@ -100,8 +100,8 @@ def _flag(words: Sequence[str], name: str) -> str:
 
 @dataclass(frozen=True)
 class Plugin:
-    """A process of NVIDIA's device plugin, with those of its settings that have to fit the node.
-    `driver_root` is where the driver is on the host, as the plugin was told."""
+    """A process of NVIDIA's device plugin with the settings that must fit the node. `driver_root`
+    is its setting for the driver's root on the host."""
 
     pid: int
     strategy: tuple[str, ...] = ()
@@ -134,23 +134,25 @@ def _plugin(pid: int, words: Sequence[str], env: dict[str, str]) -> Plugin:
 
 
 def environment(host: HostRoot, pid: int) -> dict[str, str]:
-    """The environment of a process, empty if it cannot be read."""
+    """The environment of a process; {} if it cannot be read."""
     running = process.inspect(pid, host.proc)
     return (process.environment(running) if running else None) or {}
 
 
 def installers(host: HostRoot) -> dict[int, str]:
-    """Processes of other toolkits' installers, in words by their pid."""
+    """Running installers of other toolkits: a description by pid."""
     found = {pid: os.path.basename(words[0]) for pid, words in process.command_lines(host)}
     return {pid: f"{name} (process {pid})" for pid, name in found.items() if name in _INSTALLERS}
 
 
 @dataclass(frozen=True)
 class Driver:
-    """The number of `gpus` on the PCI bus, the version of the loaded `module`, the version of the
-    `library`, device nodes that are missing, and the `problem` if there is no driver. `other` is
-    the driver that holds the GPUs in its place, `platform` is WSL2 or Tegra, `root` the host path
-    below which the driver's files are."""
+    """The driver's state. `gpus` is the number of NVIDIA GPUs on the PCI bus; `module` and
+    `library` are versions, "" if missing; `missing_nodes` are host paths.
+
+    `problem` says why no driver is found. `other` names other drivers that hold GPUs. `platform` is
+    WSL2, Tegra or "". `root` is the host path of the driver root.
+    """
 
     gpus: int = 0
     module: str = ""
@@ -163,7 +165,7 @@ class Driver:
 
 
 def driver(settings: Settings, host: HostRoot) -> Driver:
-    """The driver, in the kernel and in files."""
+    """The driver's state, as the kernel and the files show it."""
     gpus = [*_gpus(host)]
     problem = library = above = ""
     missing: tuple[str, ...] = ()
@@ -188,7 +190,7 @@ def driver(settings: Settings, host: HostRoot) -> Driver:
 
 
 def _gpus(host: HostRoot) -> Iterator[str]:
-    """The driver that holds each NVIDIA GPU on the PCI bus, "" for none."""
+    """For each NVIDIA GPU on the PCI bus the driver that holds it; "" for none."""
     for base in (f"{_PCI}/{name}" for name in names(host.agent_path(_PCI))):
         is_display = text(host, f"{base}/class").startswith("0x03")
         if is_display and text(host, f"{base}/vendor") == "0x10de":

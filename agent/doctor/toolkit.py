@@ -1,4 +1,4 @@
-"""The config.toml of NVIDIA's toolkit that handlers of NVIDIA's read.
+"""The config.toml of NVIDIA's toolkit that NVIDIA's handlers read.
 
 Invariant: reads only.
 """
@@ -18,7 +18,8 @@ from agent.toolkit.config import HOSTS_CONFIG, ToolkitConfig, config_beside, con
 
 @dataclass(frozen=True)
 class Toolkit:
-    """The file at a host path, with its data; `broken` is why it cannot be read."""
+    """The file with the host path `path`, and its data. `broken` says why it cannot be parsed; ""
+    if it can."""
 
     path: str
     data: Data = field(default_factory=dict)
@@ -26,7 +27,7 @@ class Toolkit:
 
     @classmethod
     def read(cls, host: HostRoot, programs: Iterable[str]) -> Toolkit | None:
-        """The file that these programs (host paths) read, None if there is none."""
+        """The file that these programs (host paths) read; None if there is none. Raises Refused."""
         beside = (config_beside(path) for path in programs if path.startswith("/"))
         for path in (*beside, HOSTS_CONFIG):
             if found := files.read(host.resolve(path).agent, path):
@@ -40,11 +41,12 @@ class Toolkit:
 
     @property
     def config(self) -> ToolkitConfig:
-        """What NVIDIA's runtime takes from it; nothing if it is broken."""
+        """The settings that NVIDIA's runtime takes from the file; without prefixes if it is
+        broken."""
         if self.broken:
             return ToolkitConfig(prefixes=(), variables=False)
         return config_of(self.data)
 
     def text(self, key: Path, default: str = "") -> str:
-        """The text of a key, or the default for an empty one."""
+        """The value of a key as text; `default` if the key is missing or empty."""
         return str(get(self.data, key, "") or default)

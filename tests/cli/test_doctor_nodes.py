@@ -122,7 +122,7 @@ def test_cgroup_driver_of_the_kubelet(hosted: HostedNode) -> None:
     kubelet.parent.mkdir(parents=True)
     kubelet.write_text("kind: KubeletConfiguration\ncgroupDriver: systemd\n")
     said = head(hosted)
-    assert said.startswith("warning: the kubelet makes cgroups by systemd")
+    assert said.startswith("warning: the kubelet uses the cgroup driver systemd")
     assert "SystemdCgroup" in said
 
 

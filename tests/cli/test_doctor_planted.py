@@ -162,9 +162,9 @@ PLANTED = {
         _rewritten, ("no handler of NVIDIA's", "`toolkit-agent apply`"), "1.7.24"
     ),
     "barrier of others": Fault(_open_barrier, (f"{statusfile.READY}: it can be written",)),
-    "garbled drop-in": Fault(_garbled_drop_in, ("99-nvidia.toml", "apply` writes it anew")),
+    "garbled drop-in": Fault(_garbled_drop_in, ("99-nvidia.toml", "apply` writes it again")),
     "no TOML for NVIDIA's runtime": Fault(settings("[x\n"), ("config.toml", "repair")),
-    "unknown mode": Fault(settings(f'{_CALLS}mode = "cid"\n'), ("the mode cid", "make it auto")),
+    "unknown mode": Fault(settings(f'{_CALLS}mode = "cid"\n'), ("the mode cid", "set it to auto")),
     "csv without Tegra": Fault(settings(f'{_CALLS}mode = "csv"\n'), ("csv", "no Tegra")),
     "command line tool": Fault(
         settings(f'{_CALLS}mode = "legacy"\n[nvidia-container-cli]\npath = "/gone/cli"\n'),
@@ -188,7 +188,7 @@ PLANTED = {
         spec("nvidia.yaml", 0o644, "containerEdits: {}"), ("brings nothing",), options=_SPECS
     ),
     "slow runtime": Fault(
-        lambda node: node.script(silent=True), ("no answer in time", "restart it")
+        lambda node: node.script(silent=True), ("no answer in time", "restart the runtime")
     ),
 }  # fmt: skip
 

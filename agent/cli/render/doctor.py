@@ -27,9 +27,9 @@ def data(diagnosis: Diagnosis) -> dict[str, Any]:
         "findings": [
             {
                 "check": item.check.id,
-                "severity": item.found.severity,
-                "found": item.found.text,
-                "evidence": list(item.found.evidence),
+                "severity": item.symptom.severity,
+                "found": item.symptom.text,
+                "evidence": list(item.symptom.evidence),
                 "why": item.check.why,
                 "remedy": item.remedy,
             }
@@ -51,15 +51,15 @@ def data(diagnosis: Diagnosis) -> dict[str, Any]:
 def text(diagnosis: Diagnosis, screen: Screen) -> str:
     """A diagnosis for a person."""
     lines = [line for item in diagnosis.findings for line in _finding(item, screen)]
-    severities = {item.found.severity for item in diagnosis.findings}
+    severities = {item.symptom.severity for item in diagnosis.findings}
     if severities <= {"info"}:
         lines = [screen.paint("ok: no fault was found", "good"), "", *lines]
     return "\n".join([*lines, _summary(diagnosis), *_skipped(diagnosis)])
 
 
 def _finding(item: Finding, screen: Screen) -> Iterator[str]:
-    severity = item.found.severity
-    headline = _wrapped(f"{severity}: ", item.found.text)
+    severity = item.symptom.severity
+    headline = _wrapped(f"{severity}: ", item.symptom.text)
     if severity != "info":
         tone: Tone = "bad" if severity == "fault" else "warn"
         headline[0] = headline[0].replace(severity, screen.paint(severity, tone), 1)
@@ -69,10 +69,10 @@ def _finding(item: Finding, screen: Screen) -> Iterator[str]:
     else:
         yield from headline[_HEADLINE - 1 :]
     yield from _wrapped("  do: ", item.remedy)
-    if item.found.severity != "info":
+    if item.symptom.severity != "info":
         yield from _wrapped("  why: ", item.check.why)
-    whole = (item.found.text,) if len(headline) > _HEADLINE else ()
-    for evidence in (*whole, *item.found.evidence):
+    whole = (item.symptom.text,) if len(headline) > _HEADLINE else ()
+    for evidence in (*whole, *item.symptom.evidence):
         yield from _wrapped("  seen: ", evidence)
     yield ""
 
@@ -88,7 +88,7 @@ def _wrapped(label: str, words: str) -> list[str]:
 
 def _summary(diagnosis: Diagnosis) -> str:
     """How many findings there are of each severity."""
-    severities = [item.found.severity for item in diagnosis.findings]
+    severities = [item.symptom.severity for item in diagnosis.findings]
     counts = [(severities.count(name), name) for name in ORDER]
     words = [f"{number} {name}{'' if number == 1 or name == 'info' else 's'}"
              for number, name in counts]  # fmt: skip

@@ -349,7 +349,7 @@ CASES = [
     Case("spec-crash", "fault", "remove it", configured(restart_hazard=lambda _: HAZARD)),
     Case("runtime-start", "fault", "conmon", down("no"), parts(start_failure="no conmon")),
     Case("runtime-socket", "fault", "start the runtime", down("gone; is the runtime up?")),
-    Case("runtime-socket", "fault", "restart it", down("no answer in time")),
+    Case("runtime-socket", "fault", "restart the runtime", down("no answer in time")),
     Case("runtime-socket", "warning", "as root", down("permission denied; run as root"),
          parts(is_root=False)),
     Case("runtime-ready", "fault", "not ready", runtime(ready=False)),
@@ -402,7 +402,7 @@ CASES = [
     Case("config-import", "info", "conf.d/x.toml", plant("/etc/containerd/conf.d/x.toml")),
     Case("config-import", "warning", "/a.toml", plant("/etc/containerd/a.toml", "nvidia"),
          NO_NVIDIA),
-    Case("config-import", "fault", "apply` has it", NO_NVIDIA,
+    Case("config-import", "fault", "apply` makes the", NO_NVIDIA,
          lambda node: configured(files=(node.configured.root,))(node)),
     Case("handler-lost", "warning", "/a", LOST),
     Case("handler-lost", "fault", "/a", LOST, NO_NVIDIA),
@@ -481,7 +481,7 @@ CASES = [
     Case("agent-refuses", "info", "no toolkit", report(problem=NoToolkit("no toolkit"))),
     Case("status-stale", "fault", "old boot", report(not_published="cannot trust f: old boot")),
     Case("status-stale", "fault", "is not there", gone(f"/run/nvidia/validations/{READY}")),
-    Case("status-stale", "fault", "does not say",
+    Case("status-stale", "fault", "differs from",
          plant(f"/run/nvidia/validations/{READY}", "A=c\n")),
     Case("status-missing", "fault", "no decision", report(not_published=f"f: {NOT_PUBLISHED}")),
     Case("status-missing", "info", "never", report(published={})),
@@ -501,8 +501,8 @@ def test_check_finds_it(case: Case, node: Node, monkeypatch: pytest.MonkeyPatch)
     for change in case.changes:
         change(node)
     found = [item for item in diagnose(node).findings if item.check.id == case.check]
-    assert [item.found.severity for item in found] == [case.severity]
-    assert case.words in f"{found[0].found.text} {found[0].remedy}"
+    assert [item.symptom.severity for item in found] == [case.severity]
+    assert case.words in f"{found[0].symptom.text} {found[0].remedy}"
     assert found[0].remedy
 
 

@@ -50,7 +50,7 @@ def test_pod_without_its_device_is_a_fault(
 ) -> None:
     """And a pod that gets it once is none; twice is worth a warning."""
     found = diagnose(like(tmp_path, strategy, prefix, native, nvidia_default), CHECKS).findings
-    of = {item.check.id: item.found.severity for item in found}
+    of = {item.check.id: item.symptom.severity for item in found}
     number = times(strategy, prefix, native, nvidia_default)
     if number == 0:
         assert "fault" in (of.get("cdi-nobody"), of.get("cdi-off")), found
