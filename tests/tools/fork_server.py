@@ -3,9 +3,9 @@
 The tests start the program under test, and scripted runtimes, thousands of times; most of such a
 run is Python importing gRPC. A forked process is like an executed one in all that tests look at: it
 has the given command line (also in /proc), environment, directory, descriptors and mount namespace,
-default signals, and ends with an exit code or by a signal. It differs in two ways: its modules are
-already imported, and its parent is the server. Tests of imports or of the interpreter need the real
-executable.
+default signals, and ends with an exit code or by a signal. It differs in three ways: its modules
+are already imported, its parent is the server, and it waits for no disk. Tests of imports or of the
+interpreter need the real executable.
 
     python -m tests.tools.fork_server LISTENER LIFELINE
 
@@ -34,6 +34,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NoReturn, TextIO
+
+from tests.tools import disk
 
 _DOUBLES = ("runtime", "containerd", "crio", "systemd")
 _PACKAGES = ("agent", *(f"tests.doubles.{name}" for name in _DOUBLES))
@@ -258,6 +260,7 @@ def _import_all() -> None:
 def main() -> NoReturn:
     """Serve on the descriptors of the command line."""
     listener, lifeline = map(int, sys.argv[1:3])
+    disk.never_wait()
     _import_all()
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)

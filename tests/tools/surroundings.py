@@ -19,6 +19,7 @@ from collections.abc import Iterable, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 
+from tests.tools import disk
 from tests.tools.mounts import cover, mount_points, separate
 
 # What finds programs, packages and their certificates on this machine, and what pytest says to its
@@ -51,6 +52,7 @@ def settle(ignored: Iterable[int] = ()) -> list[int]:
     if not __debug__:
         raise RuntimeError("cannot test without assertions: unset PYTHONOPTIMIZE")
     os.umask(0o022)  # files that others can write are refused
+    disk.never_wait()
     _settle_environment(os.environ)
     _settle_directory()
     _hide()
