@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from unittest import mock
@@ -15,6 +15,7 @@ from agent.errors import Refused
 from agent.host import trees
 from agent.toolkit import place, tree
 from agent.toolkit.tree import Copy, Entry, Link, Text
+from tests.sampling import by_run, sample
 from tests.unit.support.faults import CODES, Faults, Killed, count
 
 CONFIG = ".config/nvidia-container-runtime/config.toml"
@@ -96,10 +97,9 @@ def contents(directory: Path) -> dict[str, str]:
     }
 
 
-@pytest.fixture
-def stride(request: pytest.FixtureRequest) -> int:
-    """Every how many calls one fails: all of them in a long run."""
-    return 1 if request.config.getoption("--long") else 17
+def some(number: int, every: int, name: str) -> list[int]:
+    """Of so many calls one in `every`, others for each commit."""
+    return sample(range(1, number + 1), number // every, f"place {name}")
 
 
 @pytest.fixture
@@ -192,22 +192,21 @@ def test_what_is_removed_leaves_nothing(spot: Place) -> None:
     assert spot.found() == {"mine": "644 mine"}
 
 
-class Watched(Faults):
-    """Looks at the directory at each call: it is one of those that may be."""
+def watched(spot: Place, action: Callable[[], object]) -> list[dict[str, str]]:
+    """How the directory looks before each call of an action, and afterwards."""
+    looks: list[dict[str, str]] = []
 
-    def watch(self, spot: Place, allowed: list[dict[str, str]]) -> None:
-        inner = self.decide
+    def decide(_number: int, _name: str, _args: tuple[object, ...]) -> None:
+        looks.append(spot.found())
 
-        def decide(number: int, name: str, args: tuple[object, ...]) -> BaseException | None:
-            assert spot.found() in allowed, (number, name, args)
-            return inner(number, name, args)
-
-        self.decide = decide
+    with Faults(decide).installed():
+        action()
+    return [*looks, spot.found()]
 
 
 @pytest.mark.parametrize("before", ["nothing", "release", "foreign"])
 def test_killed_anywhere_it_is_old_or_new(
-    before: str, stride: int, tmp_path_factory: pytest.TempPathFactory
+    before: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Looked at before every call, and whole after the next run, with nothing left over."""
 
@@ -220,32 +219,35 @@ def test_killed_anywhere_it_is_old_or_new(
         return made
 
     first = fresh()
-    number = count(lambda: first.put("two"))
+    old = first.found()
+    looks = watched(first, lambda: first.put("two"))
     goal, left = first.found(), first.strays()
-    assert number > 30
-    for at in range(1, number + 1, min(stride, 7)):
+    assert all(look in (old, goal) for look in looks)
+    assert len(looks) > 30
+    for at in some(len(looks) - 1, by_run(7, 1), before):
         made = fresh()
-        faults = Watched.killed(at)
-        assert isinstance(faults, Watched)
-        faults.watch(made, [made.found(), goal])
-        with faults.installed(), pytest.raises(Killed):
+        with Faults.killed(at).installed(), pytest.raises(Killed):
             made.put("two")
+        assert made.found() == looks[at - 1], at
         made.put("two")
         assert made.found() == goal, at
         assert made.strays() == left, at
         if before == "foreign":
             assert place.remove(str(made.live))
-            assert made.found() == fresh().found()
+            assert made.found() == old
 
 
 @pytest.mark.parametrize("code", CODES)
 def test_failing_anywhere_it_is_old_or_new(
-    code: int, stride: int, exchange: bool, tmp_path_factory: pytest.TempPathFactory
+    code: int,
+    exchange: bool,
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     first = Place(tmp_path_factory.mktemp("place"))
     first.put("one")
     number = count(lambda: first.put("two"))
-    for at in range(1, number + 1, stride):
+    for at in some(number, by_run(17, 3), request.node.name):
         made = Place(tmp_path_factory.mktemp("place"))
         made.put("one")
         with Faults.failing(at, code).installed(), suppress(OSError, Refused):
@@ -258,7 +260,7 @@ def test_failing_anywhere_it_is_old_or_new(
 
 
 def test_next_removal_finishes_a_killed_one(
-    exchange: bool, stride: int, tmp_path_factory: pytest.TempPathFactory
+    exchange: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """The next one goes on."""
     first = Place(tmp_path_factory.mktemp("place"))
@@ -266,7 +268,7 @@ def test_next_removal_finishes_a_killed_one(
     theirs = first.found()
     first.put("one")
     number = count(lambda: place.remove(str(first.live)))
-    for at in range(1, number + 1, 1 if exchange else min(stride, 3)):
+    for at in some(number, 1 if exchange else by_run(3, 1), "removal"):
         made = Place(tmp_path_factory.mktemp("place"))
         made.foreign()
         made.put("one")
