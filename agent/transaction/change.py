@@ -1,7 +1,8 @@
-"""Carry out one change: journal, write, restart, prove, commit; or undo it and prove that.
+"""Carry out one change: journal, write, restart, prove, commit; or undo the change, and prove the
+old state.
 
-Invariant: afterwards files and runtime agree, on the new state or on the old one. If neither can
-be reached, the journal stays, and RollbackFailed says what prevents it.
+Invariant: afterwards files and runtime agree, on the new state or on the old one. If neither state
+can be reached, the journal stays, and RollbackFailed names the cause.
 """
 
 from __future__ import annotations
@@ -40,23 +41,27 @@ from agent.state.store import (
 )
 from agent.status import READY, TWIN
 from agent.transaction import file_changes, host_timer, quiet_moment, restart_limits
-from agent.transaction.file_changes import Undone
+from agent.transaction.file_changes import UndoResult
 from agent.transaction.host_timer import Switch
 from agent.transaction.pod_proof import PodProof, PodsFail
 
 
 class NotAccepted(RolledBack):
-    """The runtime did not prove the change. Everything is as it was before."""
+    """The proof of a change failed. The change was undone, and the old state is proven."""
 
 
 @dataclass(frozen=True)
 class Request:
     """A change to carry out.
 
-    `node` is as it was when the change was planned; `overlaid`: it was read with other files
-    in the place of some on disk, so it is not compared with the disk. `restart` is None if the
-    running runtime is right already and only files are written. `memory` is remembered after
-    success, with the changed files added. `pods` is the part of the proof in which pods run.
+    `purpose`: "apply" or "revert".
+    `node`: the runtime with its files, as observed for the plan.
+    `restart`: None if the running runtime is right already and only files are written.
+    `desired`: the state to prove.
+    `memory`: is remembered after a success, with the changed files added.
+    `fingerprint`: that of the candidate, under which a failure is remembered.
+    `pods`: the part of the proof in which pods run, None without it.
+    `overlaid`: was `node` loaded with an overlay, so that its files differ from those on disk?
     """
 
     purpose: str
@@ -73,8 +78,9 @@ class Request:
 @dataclass(frozen=True)
 class Completed:
     """A completed change. `answer` is the last answer of the proof, None without a restart.
-    `pending` means that somebody else has to restart the runtime. `pods` says which pods ran in the
-    proof. `down` are units that the restart took along and that did not come back."""
+    `pending` means that somebody else has to restart the runtime. `pods` names the handlers under
+    which pods ran in the proof. `down` are units that systemd restarted with the runtime and that
+    do not run again."""
 
     answer: Answer | None = None
     pending: bool = False
@@ -88,8 +94,8 @@ class Completed:
 
 
 def carry_out(ctx: Context, request: Request) -> Completed:
-    """Make the change and prove it. Raises Refused if nothing was touched, RolledBack if the
-    change was undone, and RollbackFailed if the undo failed too."""
+    """Make a change and prove it. Raises Refused if nothing was changed, RolledBack if the change
+    was undone, and RollbackFailed if the undo failed too."""
     restart = request.restart
     if restart is not None and restart.restarted_units:
         ctx.log.info("units are restarted along", units=list(restart.restarted_units))
@@ -123,9 +129,9 @@ def _carry_out(ctx: Context, request: Request) -> Completed:
         if restart.kind == "none":
             change.advance(AWAITING)
             return Completed(pending=True)
-        # Once more: a pod can have come while files were written.
+        # A second time, because a pod can have come while files were written.
         quiet_moment.wait(ctx, runtime.socket, quiet_until, touched=True)
-        restart_limits.use(ctx)
+        restart_limits.count(ctx)
         change.advance("restarted")
     except Refused:
         change.undo_files(begun)
@@ -151,8 +157,7 @@ def _carry_out(ctx: Context, request: Request) -> Completed:
 
 
 def _refuse_changed(request: Request) -> None:
-    """Check that the runtime's files are still those that the plan was made from, and that no file
-    was added or removed. Raises Refused."""
+    """Raise Refused if a file of the runtime was changed, added or removed since the plan."""
     node = request.node
     if request.overlaid:
         return
@@ -168,16 +173,16 @@ def _refuse_changed(request: Request) -> None:
 
 
 def _states_of(node: ConfiguredRuntime) -> tuple[Desired, ...]:
-    """The states that prove that a runtime is as before a change. One of them has to hold.
+    """The states of which one has to hold to prove an undo.
 
-    In the first, it shows the same default runtime and the same handlers with our names as before.
-    In the second, it shows what its files say, because somebody may have changed them after its
-    start. Nothing else is compared, so that no detail makes an undo fail.
+    The first has the default runtime and the handlers with our names that the runtime shows now.
+    The second has those of its present files, because somebody may have changed the files after the
+    start of the runtime. Nothing else is compared, so that no detail makes an undo fail.
     """
     effective = node.effective(node.files)
     shown, computed = (
-        Desired({}, default, False, tuple(name for name in OUR_NAMES if name not in there))
-        for default, there in (
+        Desired({}, default, False, tuple(name for name in OUR_NAMES if name not in handlers))
+        for default, handlers in (
             registry.shown_handler_names(node.runtime.answer),
             (effective.default, tuple(effective.runtimes)),
         )
@@ -186,16 +191,16 @@ def _states_of(node: ConfiguredRuntime) -> tuple[Desired, ...]:
 
 
 def _roll_back(change: Transaction, request: Request, error: Exception) -> RolledBack:
-    """Undo a change after its restart. Returns the error that says so. Raises RollbackFailed."""
+    """Undo a change after its restart, and return the error to raise. Raises RollbackFailed."""
     why = str(error)
-    has_left = True
+    left_old_files = True
     try:
-        has_left = change.undo_and_prove(request.restart, node=request.node)
+        left_old_files = change.undo_and_prove(request.restart, node=request.node)
     finally:
-        if has_left:  # whatever the cause is, the same restart is not tried again
+        if left_old_files:  # the same restart is not tried again, even if the undo failed
             change.remember_failure(why)
     failed = f"cannot {request.purpose}: {why}; the old configuration is back"
-    if not has_left:  # no runtime has seen the candidate: nothing is known against it
+    if not left_old_files:  # no runtime ran on the candidate, so the candidate may be right
         return RolledBack(failed)
     if isinstance(error, Refused):
         return RolledBack(f"{failed} and proven")
@@ -205,8 +210,8 @@ def _roll_back(change: Transaction, request: Request, error: Exception) -> Rolle
 
 
 def _begin(ctx: Context, request: Request) -> Transaction:
-    """Do everything that can fail without harm: keep the originals, write the journal, reserve
-    space. Then withdraw readiness."""
+    """Take the steps that can fail without harm (keep the originals, write the journal, reserve
+    space), then withdraw readiness. Raises AgentError; then nothing is left of the change."""
     ctx.publisher.check_writable()
     saved = ctx.publisher.save()
     entries = file_changes.entries(ctx.store, request.changes, request.memory)
@@ -247,10 +252,10 @@ def _begin(ctx: Context, request: Request) -> Transaction:
 
 
 class Transaction:
-    """A change in progress: the steps that finish or undo it, by its `journal`.
+    """A change in progress, with the steps that finish or undo it. Its state is in `journal`.
 
-    The process that began it uses it, or a later one that finishes or undoes what is left
-    (`recovering`). `log` writes all lines under the id of the process that began it.
+    With `recovering`, this process finishes or undoes a change that an earlier process began. `log`
+    writes all lines under the id of the process that began the change.
     """
 
     def __init__(self, ctx: Context, journal: Journal, *, recovering: bool = False) -> None:
@@ -261,7 +266,6 @@ class Transaction:
         self.switch = Switch(ctx.host, ctx.store, ctx.reach, self.log, journal)
         kind, target = journal.restart or ("none", "")
         socket = HostPath(ctx.host.agent_path(journal.socket), journal.socket)
-        # Where the runtime of this change listens.
         self.endpoint = Endpoint(journal.kind, socket, target if kind == "systemd" else None)
 
     @property
@@ -271,26 +275,26 @@ class Transaction:
 
     @property
     def _old_process(self) -> Identity:
-        """The process that ran on the old files. After a reboot the numbers of a process say
-        nothing, and any process is another one."""
+        """The process that ran on the old files. None after a reboot, because then every process is
+        another one."""
         return self.journal.process if self.in_this_boot else None
 
     def advance(self, stage: str) -> None:
-        """Note the next stage, durably. Raises Refused."""
+        """Write the next stage into the journal on disk. Raises Refused."""
         self.journal = self.ctx.store.advance(self.journal, stage)
 
     def undo_files(self, begun: Collection[str] | None = None) -> None:
-        """Undo a change that no runtime has seen; `begun` is that of `file_changes.undo`. Raises
-        RollbackFailed as `_finish_undo` does."""
+        """Undo a change whose files no runtime has loaded. `begun` as in `file_changes.undo`.
+        Raises RollbackFailed as `_finish_undo`."""
         self._finish_undo(file_changes.undo(self.ctx.store, self.journal, begun))
 
-    def _finish_undo(self, undone: Undone) -> None:
+    def _finish_undo(self, undone: UndoResult) -> None:
         """End an undo. If a file could not be restored, the journal stays, and the next start
-        tries again.
+        repeats the undo.
 
-        Raises RollbackFailed if a file could not be restored, and if somebody changed a file
-        meanwhile, which was left alone. While recovering, the second case is only logged, because
-        the next steps work on the file as it is.
+        Raises RollbackFailed if a file could not be restored, or if it was left alone because
+        somebody changed it meanwhile. While recovering, the second case is only logged, because the
+        next steps use the file in its present state.
         """
         if not undone.failed:
             self._end_undo(undone.foreign)
@@ -299,14 +303,14 @@ class Transaction:
         elif undone.failed or undone.foreign:
             where = self.ctx.store.path("originals")
             raise RollbackFailed(
-                f"cannot undo the change of {undone}; the originals are in {where}"
+                f"cannot undo the change of {undone}; copy the originals back from {where}"
             )
 
     def _end_undo(self, foreign: tuple[str, ...]) -> None:
-        """Restore what was published and remembered of the old state, as far as the disk permits.
-        A commit may have replaced the memory."""
+        """Restore the status files and the memory of the old state, as far as the disk permits. A
+        commit may have replaced the memory. `foreign` are files that somebody else changed."""
         store, publisher, journal = self.ctx.store, self.ctx.publisher, self.journal
-        # What was ready before a reboot is not known to be so now.
+        # A status file of before a reboot says nothing about this boot.
         saved = {TWIN: decode(journal.twin), READY: decode(journal.barrier)}
         saved = saved if self.in_this_boot else {}
 
@@ -320,18 +324,19 @@ class Transaction:
             if memory != store.memory():
                 store.remember(memory)
             self.close()
-            if not foreign:  # the message names where the originals are
+            if not foreign:  # else the message refers to the originals
                 store.prune(store.memory())
 
-        # A journal that stays is undone once more, to no effect.
+        # If the journal stays, the next start repeats the undo, without effect.
         best_effort(self.log, lambda: publisher.restore(saved), end)
 
     def prove(self) -> Answer:
-        """The proof of the change after its restart. Raises NotProven."""
+        """Prove the change after its restart, and return the last answer. Raises NotProven."""
         return self._prove(self._old_process, Desired.from_json(dict(self.journal.wanted)))
 
     def _prove(self, old: Identity, *states: Desired, timeout: float | None = None) -> Answer:
-        """The proof that another process than `old` is as one of these states. Raises NotProven."""
+        """Prove that a process other than `old` has one of these states. `timeout` is in seconds,
+        None for --proof-timeout. Raises NotProven."""
 
         def problems(answer: Answer) -> list[str]:
             adapter = registry.adapter_of(answer)
@@ -347,32 +352,32 @@ class Transaction:
         """Restore the old files, restart the runtime on them, prove the old state, and restore
         readiness.
 
-        Returns whether the runtime had left its old files. `restart` is None if somebody else
-        restarts the runtime. `stopping` means that the old process runs and may have got its signal
-        to end. `restarted` means that the runtime may run on the old files already. `node` is that
-        of Request. Raises RollbackFailed if the runtime does not come back, and the journal
-        stays; and as `_finish_undo` does.
+        Returns true if the runtime was restarted after the change began. `restart` is None if
+        somebody else restarts the runtime. `stopping` means that the old process runs and may have
+        got its signal to end. `restarted` means that the runtime may run on the old files already.
+        `node` as in Request. Raises RollbackFailed if the runtime does not come back; then the
+        journal stays. Also raises it as `_finish_undo`.
         """
         undone = file_changes.undo(self.ctx.store, self.journal)
-        has_left = False
-        # Files that are half-way are no configuration to start a runtime on.
+        left_old_files = False
+        # A runtime must not start on files of which only some are restored.
         if restart is not None and restart.kind != "none" and not undone.failed:
             foreign, timeout = bool(undone.foreign), self.ctx.settings.proof_timeout
             try:
-                has_left = (
+                left_old_files = (
                     restarted and self.is_back(timeout, foreign=foreign)
                 ) or self._return_to_old_files(restart, foreign=foreign, stopping=stopping)
             except (RestartFailed, NotProven) as error:
                 raise self._stuck_error(undone, str(error), node) from error
         self._finish_undo(undone)
-        return has_left
+        return left_old_files
 
     def _stuck_error(
-        self, undone: Undone, error: str, node: ConfiguredRuntime | None
+        self, undone: UndoResult, error: str, node: ConfiguredRuntime | None
     ) -> RollbackFailed:
-        """The error for a runtime that did not come back. The journal notes it: the runtime is not
-        restarted again before a file or its executable has changed. Somebody may start it
-        meanwhile."""
+        """The error for a runtime that did not come back. The error is also written into the
+        journal, so that the runtime is not restarted again before a file or its executable has
+        changed. Somebody may start it meanwhile."""
         state = str(undone) or "its files are as before"
         if node and (why := start_failure(self.ctx.start_trial, node)):
             state = f"the original files do not load ({why}): repair them; {state}"
@@ -384,8 +389,8 @@ class Transaction:
         return RollbackFailed(text)
 
     def stuck_fingerprint(self) -> str:
-        """A hash of what a new try to start the runtime depends on: the changed files, the content
-        of their directories, and the executable."""
+        """A hash of everything that can make another start of the runtime succeed: the changed
+        files, the content of their directories, and the executable."""
         facts: list[object] = []
         for entry in self.journal.entries:
             facts.append(store.digest_of(entry.agent, entry.host))
@@ -395,13 +400,14 @@ class Transaction:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def _states_before(self, *, foreign: bool) -> tuple[Desired, ...]:
-        """The states of which one proves an undo. If somebody else has changed a file
-        (`foreign`), it may well keep what is ours in it, and any state does."""
+        """The states of which one proves an undo. If somebody else has changed a file (`foreign`),
+        any state proves it, because that file can still have our settings."""
         states = (Desired.from_json(dict(state)) for state in self.journal.before)
         return (() if foreign else tuple(states)) or (Desired({}),)
 
     def is_back(self, timeout: float, *, foreign: bool) -> bool:
-        """Does a process answer that is newer than the change and is as before it?"""
+        """Does a process answer that is newer than the change and has the old state? Waits for
+        `timeout` seconds at most."""
         try:
             self._prove(self._old_process, *self._states_before(foreign=foreign), timeout=timeout)
         except NotProven:
@@ -409,16 +415,16 @@ class Transaction:
         return True
 
     def _return_to_old_files(self, restart: Restart, *, foreign: bool, stopping: bool) -> bool:
-        """Restart the runtime on its old files, and prove that it is as before the change.
+        """Restart the runtime on its old files, and prove the old state.
 
-        Returns False if the runtime never left the old files; then it is not restarted. Raises
+        Returns false if the old process still runs; then the runtime is not restarted. Raises
         RestartFailed or NotProven.
         """
         try:
             running = self.ctx.running(self.endpoint)
             seen = running.identity if running else self.ctx.invocation(self.endpoint.unit)
         except Unreachable:
-            running, seen = None, None  # it died of the new configuration
+            running, seen = None, None  # the runtime is down
         if seen is not None and seen == self._old_process and not stopping:
             return False
         restart.act(running)
@@ -426,17 +432,17 @@ class Transaction:
         return True
 
     def remember_failure(self, why: str) -> None:
-        """Remember that the change failed, so that it is not tried again."""
+        """Remember that the change failed and why, so that it is not tried again."""
         failure = Failure(why, self.ctx.wall())
         best_effort(
             self.log, lambda: self.ctx.store.remember_failure(self.journal.fingerprint, failure)
         )
 
     def commit(self) -> None:
-        """Commit the change: remember it, then close the journal. Raises Refused."""
+        """Commit the change: write the memory, then close the journal. Raises Refused."""
         memory = memory_from_json(self.journal.memory, "the journal")
-        looks = (functools.partial(self._warn_if_changed, one) for one in self.journal.entries)
-        best_effort(self.log, *looks)
+        checks = (functools.partial(self._warn_if_changed, one) for one in self.journal.entries)
+        best_effort(self.log, *checks)
         self.ctx.store.remember(memory)
         self.close()
         best_effort(self.log, lambda: self.ctx.store.prune(memory))
@@ -446,10 +452,10 @@ class Transaction:
             self.log.warning("file changed since it was written", path=entry.host)
 
     def close(self) -> None:
-        """Remove what the change needed while it was in progress, then the journal."""
-        self.switch.disarm()  # first: what it would move is removed next
-        if left := file_changes.tidy(self.journal):
-            self.log.warning("not tidied", files=list(left))
+        """Remove the switch and the temporary files of the change, then the journal."""
+        self.switch.disarm()  # first, because it would move files that are removed next
+        if remains := file_changes.tidy(self.journal):
+            self.log.warning("not tidied", files=list(remains))
             if self.journal.stage != TIDYING:
                 self.advance(TIDYING)
         else:
@@ -458,7 +464,7 @@ class Transaction:
 
 def _file_identity(path: str) -> list[int] | None:
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return None
-    return [found.st_ino, found.st_mtime_ns]
+    return [status.st_ino, status.st_mtime_ns]

@@ -1,7 +1,7 @@
 """One convergence: propose, apply, verify, publish.
 
 Invariant: the order of steps is that of agent/README.md. Readiness is withdrawn before the first
-change and published after the proof; a node that is right already is not written to.
+change and published after the proof. On a node that has the desired state, nothing is written.
 """
 
 from __future__ import annotations
@@ -50,9 +50,12 @@ PENDING = "cannot publish yet: the configuration is written; restart the runtime
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a convergence ended. `pending` means that files are written and somebody else has to
-    restart the runtime. `down` are units that the restart took along and that did not come back.
-    `pods` says which pods ran in the proof."""
+    """The result of a convergence.
+
+    `changed`: the host paths of the files that were written or removed.
+    `pending`: files are written, and somebody else has to restart the runtime.
+    `recovered`: the outcome of an earlier, unfinished change (see `Recovered`), None without one.
+    `down`, `pods`: as in `Completed`."""
 
     proposal: Proposal
     changed: tuple[str, ...] = ()
@@ -64,18 +67,18 @@ class Outcome:
 
 
 def converge(ctx: Context) -> Outcome:
-    """Make the node right and publish the status, or leave the node as it was.
+    """Bring the node to the desired state and publish the decision, or leave the node as it was.
 
-    Raises AgentError. The failure is also published beside the status file.
+    Raises AgentError. The error is also published beside the status file.
     """
     try:
-        one = _Convergence(ctx)
-        # On a node without a state directory a refusal does not even create that.
-        first = None if os.path.lexists(ctx.store.directory) else one.propose(Memory())
+        convergence = _Convergence(ctx)
+        # On a node without a state directory, a refusal must not create one.
+        first = None if os.path.lexists(ctx.store.directory) else convergence.propose(Memory())
         if first:
-            one.refuse(first)
+            convergence.refuse(first)
         with ctx.locked():
-            return one.recover_and_converge(first)
+            return convergence.recover_and_converge(first)
     except Locked:
         raise  # the process that holds the lock publishes its own result
     except AgentError as error:
@@ -84,27 +87,29 @@ def converge(ctx: Context) -> Outcome:
 
 
 class _Convergence:
-    """The steps of one convergence. `barrier` means that `toolkit-ready` existed before the first
-    change of it, whoever owns that file."""
+    """The steps of one convergence. `_barrier` notes that `toolkit-ready` existed before we removed
+    it, so that it has to be written again."""
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
         self._barrier = ctx.barrier
 
     def propose(self, memory: Memory, *, may_enable: bool | None = None) -> Proposal:
-        """A proposal from a new observation. Raises Unreachable or Refused."""
+        """Make a proposal from a new observation. `may_enable` as in `propose.propose`. Raises
+        Unreachable or Refused."""
         seen = observe(self._ctx.settings, self._ctx.host, memory)
         return propose(self._ctx, seen, may_enable=may_enable)
 
     def refuse(self, proposal: Proposal) -> None:
-        """Raise the error that prevents a proposal, before anything is written."""
+        """Raise the first error that forbids a proposal, before anything is written. Withdraw
+        readiness if the devices are gone or the node lacks the spec that it needs."""
         ctx, spec = self._ctx, proposal.spec
         ctx.on_proposal(proposal)
         error = next(iter(proposal.refusals), None)
         if error is None:
             return
         if spec is not None and isinstance(error, NoDriver | NoDevices | DriverFailed):
-            # The devices are gone, and so are specs and readiness.
+            # The devices are gone, so specs of them are removed, and readiness is withdrawn.
             own_specs.write(ctx.settings, spec, ctx.publisher, ctx.log)
         if spec is not None and (
             error == spec.problem or isinstance(error, obstacles.SpecUnwritable)
@@ -116,7 +121,7 @@ class _Convergence:
 
     def recover_and_converge(self, first: Proposal | None) -> Outcome:
         """Finish or undo an earlier change, then converge. `first` is a proposal that was made
-        before the lock was taken."""
+        before the lock was taken, or None. Raises AgentError."""
         ctx = self._ctx
         recovered = recover.recover(ctx)
         memory = store.current_memory(ctx.store)
@@ -132,7 +137,7 @@ class _Convergence:
         if recovered.waiting:
             restart = proposal.restart
             if not proposal.config_changes and restart is not None and restart.kind == "none":
-                # The change is still the right one, and its restart is not ours to do.
+                # The written files are still right, and a person has to restart the runtime.
                 return self._publish(Outcome(proposal, self._install(proposal), pending=True))
             self.refuse(proposal)
             recovered = recover.give_up_waiting(ctx)
@@ -144,13 +149,14 @@ class _Convergence:
     def _converge(
         self, proposal: Proposal, memory: Memory, *, refused_cdi: bool = False
     ) -> Outcome:
-        """Converge by a proposal. `refused_cdi` means that native CDI could not be switched on."""
+        """Carry out a proposal and publish the decision. `refused_cdi` means that native CDI could
+        not be switched on. Raises AgentError."""
         ctx = self._ctx
         self.refuse(proposal)
         if proposal.restart is not None and proposal.restart.kind != "none":
             restart_limits.require(ctx, proposal.config_changes)
         nodes = device_nodes.create(proposal.nodes, ctx.log)
-        if nodes:  # they belong into the spec
+        if nodes:  # the spec has to describe the new device nodes
             proposal = self.propose(memory, may_enable=False if refused_cdi else None)
             self.refuse(proposal)
         written = (*nodes, *self._install(proposal))
@@ -179,8 +185,9 @@ class _Convergence:
         return self._publish(self._clean_up(request.memory, outcome))
 
     def _request(self, proposal: Proposal, memory: Memory, *, refused_cdi: bool) -> change.Request:
-        """The change of the runtime's files. Besides files, it is to be remembered what the default
-        runtime was, that we switched CDI on, and that it could not be switched on."""
+        """The request for the change of the runtime's files. After its success, the memory also has
+        the earlier default runtime, whether we switched CDI on, and whether that was not
+        possible."""
         ctx, node, edits = self._ctx, proposal.node, proposal.edits
         assert node is not None
         assert edits is not None
@@ -209,20 +216,20 @@ class _Convergence:
         )
 
     def _remember_proven(self, endpoint: Endpoint) -> None:
-        """Remember the process that was proven just now, so that it is believed from now on, where
-        the runtime also shows what it has only reloaded."""
-        ctx, found = self._ctx, None
+        """Remember the process that was proven just now, for a runtime that also shows settings
+        that it has only reloaded: the settings of this process are in force."""
+        ctx, identity = self._ctx, None
         if registry.adapter(endpoint.kind).shows_reloaded:
             with contextlib.suppress(Unreachable):
-                found = ctx.identity(endpoint)
-        if found is not None:
-            proven = (ctx.boot_id, *found)
+                identity = ctx.identity(endpoint)
+        if identity is not None:
+            proven = (ctx.boot_id, *identity)
             store = ctx.store
             best_effort(ctx.log, lambda: store.remember(replace(store.memory(), proven=proven)))
 
     def _install(self, proposal: Proposal) -> tuple[str, ...]:
-        """Write what a runtime needs at its start: the programs of the handlers, which it asks for
-        their features, and the specs. Returns the host paths of what was written."""
+        """Write the files that a runtime needs at its start: the programs of the handlers (it asks
+        them for their features) and the specs. Returns the host paths of the written files."""
         ctx = self._ctx
         spec = None if proposal.spec and proposal.spec.late else proposal.spec
         return (
@@ -231,37 +238,37 @@ class _Convergence:
         )
 
     def _clean_up(self, memory: Memory, outcome: Outcome) -> Outcome:
-        """Remove what nothing needs any more, after the runtime was proven without it: our specs
-        where none are asked for, and the toolkit in its old directories. `memory` is what is
-        remembered."""
+        """Remove files that nothing needs, after the runtime was proven without them: our specs if
+        the options want none, and the toolkit in its old directories. Returns the outcome with the
+        removed files."""
         ctx, proposal = self._ctx, outcome.proposal
         if outcome.pending:
             return outcome
         late = proposal.spec if proposal.spec and proposal.spec.late else None
-        gone = own_specs.write(ctx.settings, late, ctx.publisher, ctx.log)
-        left, changed = [], proposal.changed_node
+        removed = own_specs.write(ctx.settings, late, ctx.publisher, ctx.log)
+        kept, changed = [], proposal.changed_node
         for item in proposal.moved_toolkits:
             name = item.directory.host
             try:
-                # Asked again: a pod can have come since.
+                # The reason is computed again, because a pod can have come since the proposal.
                 unneeded = changed is not None and not toolkit_users.reason_to_keep(
                     ctx.settings, ctx.host, changed, name
                 )
                 if unneeded and install.remove_from(ctx.host, name):
                     ctx.log.info("toolkit removed", directory=name)
-                    gone = (*gone, name)
+                    removed = (*removed, name)
                     continue
             except Refused as error:
                 ctx.log.warning("toolkit not removed", error=error.message)
-            left.append(name)
-        if tuple(left) != memory.moved:
-            now = replace(ctx.store.memory(), moved=tuple(left))
+            kept.append(name)
+        if tuple(kept) != memory.moved:
+            now = replace(ctx.store.memory(), moved=tuple(kept))
             best_effort(ctx.log, lambda: ctx.store.remember(now))
-        return replace(outcome, changed=(*outcome.changed, *gone))
+        return replace(outcome, changed=(*outcome.changed, *removed))
 
     def _after_failure(self, proposal: Proposal, memory: Memory, error: AgentError) -> Outcome:
-        """Converge again without native CDI (row 5) if it could not be switched on.
-        Raises `error` in all other cases."""
+        """Converge again without native CDI (row 5), if the failed change was to switch it on
+        (row 4). Raises `error` in all other cases."""
         if proposal.decision.row != 4 or memory.enabled_cdi:
             raise error
         self._ctx.log.warning("native CDI could not be switched on", reason=error.message)
@@ -269,12 +276,13 @@ class _Convergence:
             second = self.propose(memory, may_enable=False)
             return self._converge(second, memory, refused_cdi=True)
         except Refused as other:
-            if isinstance(error, RolledBack):  # the runtime was restarted: that is no refusal
+            if isinstance(error, RolledBack):  # exit 5, not 3, because the runtime was restarted
                 raise RolledBack(f"{error.message}; then: {other.message}") from other
             raise
 
     def _publish(self, outcome: Outcome) -> Outcome:
-        """Publish the status for the device plugin, unless a restart is still needed."""
+        """Publish the decision for the device plugin; if a restart is pending, withdraw readiness
+        and publish that. Returns the outcome."""
         ctx = self._ctx
         if outcome.pending:
             ctx.publisher.withdraw()
@@ -288,9 +296,9 @@ class _Convergence:
 
 
 def publish_failure(publisher: Publisher, log: Log, error: AgentError) -> None:
-    """Publish a failure beside the status file. The status file itself is removed if no runtime
-    answers (row 9) and if the toolkit is missing. A failure of this function is only logged,
-    because it must not hide the first one."""
+    """Publish an error beside the status file. The status file itself is removed if no runtime
+    answers (row 9) or if the toolkit is missing. Never raises: a failure to publish is only logged,
+    because it must not hide `error`."""
     try:
         if isinstance(error, Unreachable | NoToolkit):
             publisher.withdraw()

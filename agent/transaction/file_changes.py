@@ -1,8 +1,8 @@
 """A change of files that can be undone at every moment.
 
 Invariant: at any instant each file has its old or its new content. The journal names the files. The
-original of each lies beside it, under a name that no reader loads, so that an undo is a rename. A
-file that somebody else changed in the meantime is left alone and reported.
+original of each file is beside the file, under a name that no runtime loads, so that an undo is a
+rename. A file that somebody else changed in the meantime is left alone and reported.
 
     prepare ─► write ─► (restart, proof) ─► commit
                  └──────────────┴─────────► undo
@@ -26,9 +26,11 @@ _NOT_OURS = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)
 
 
 def entries(store: Store, changes: tuple[Change, ...], memory: Memory) -> tuple[Entry, ...]:
-    """The journal entries of a change. The originals are durable in the store afterwards.
+    """The journal entries of a change. Also writes the originals to the store on disk. Raises
+    Refused.
 
-    With a file that is removed, the directories that were made for it are removed too.
+    An entry of a file that is removed has the number of directories that were made for the file, so
+    that they are removed too.
     """
     seen: set[str] = set()
     result = []
@@ -65,8 +67,8 @@ def entries(store: Store, changes: tuple[Change, ...], memory: Memory) -> tuple[
 
 
 def _text(change: Change, known: Original | None) -> str | None:
-    """The new text of a file that we made, None for any other file. It is kept because somebody may
-    garble the file, and then it has to be written again."""
+    """The new text of a file that we made, None for any other file. The journal keeps it for the
+    repair of a file that somebody garbles later."""
     made = known.digest is None if known else change.before is None
     name = change.path.host
     return document.decoded(change.after.data, name) if change.after and made else None
@@ -75,8 +77,8 @@ def _text(change: Change, known: Original | None) -> str | None:
 def reserve(changes: tuple[Change, ...], journal: Journal) -> None:
     """Put the originals beside their files, ready for a rename. Raises Refused.
 
-    If nothing may lie beside a file, its original lies in another directory. If that is not
-    writable, only the store has it.
+    If no other file may be in the file's directory (`outside`), the original is put there instead.
+    If `outside` is not writable, only the store has the original.
     """
     for change, entry in zip(changes, journal.entries, strict=True):
         if change.before is not None:
@@ -90,8 +92,8 @@ def reserve(changes: tuple[Change, ...], journal: Journal) -> None:
 
 
 def write(changes: tuple[Change, ...], journal: Journal, begun: set[str]) -> None:
-    """Make the change. `begun` collects the host paths of files whose write has begun, for `undo`.
-    Raises Refused if a file has changed since the plan, or cannot be written."""
+    """Write the files of a change. Adds the host path of each file to `begun` before its write, for
+    `undo`. Raises Refused if a file has changed since the plan, or cannot be written."""
     for change, entry in zip(changes, journal.entries, strict=True):
         if digest_of(entry.agent, entry.host) != entry.before:
             raise Refused(
@@ -109,7 +111,7 @@ def write(changes: tuple[Change, ...], journal: Journal, begun: set[str]) -> Non
 
 
 def _put(entry: Entry, state: FileState, *, fresh: bool) -> None:
-    """Write the file in one step. Raises OSError or Refused."""
+    """Write the file of an entry in one step. Raises OSError or Refused."""
     _discard(entry.new)
     new = os.path.basename(entry.new)
     if entry.outside is None:
@@ -123,26 +125,27 @@ def _cannot_write(entry: Entry, error: OSError) -> Refused:
 
 
 @dataclass(frozen=True)
-class Undone:
-    """What could not be undone. `foreign` are files that somebody else has changed; they stay as
-    they are (host paths). `failed` names the files that have to be tried again, with the cause."""
+class UndoResult:
+    """The result of an undo: the files that were not restored. `foreign` are the host paths of
+    files that somebody else has changed; they are left alone. `failed` has the host path and the
+    cause of each other file; their undo has to be repeated."""
 
     foreign: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """For a message."""
-        left = (
+        """The files with their causes, for a message."""
+        foreign = (
             f"{host}: somebody else changed it since; it was left alone" for host in self.foreign
         )
-        return "; ".join((*left, *self.failed))
+        return "; ".join((*foreign, *self.failed))
 
 
-def undo(store: Store, journal: Journal, begun: Collection[str] | None = None) -> Undone:
-    """Restore every file as far as possible. What fails is tried twice.
+def undo(store: Store, journal: Journal, begun: Collection[str] | None = None) -> UndoResult:
+    """Restore every file of a change as far as possible, in two attempts. Never raises.
 
-    `begun` are the files that may have been written (host paths), None if that is not known. Any
-    other file that is not as before was changed by somebody else, and is no failure.
+    `begun` are the host paths of the files that may have been written, None if that is not known.
+    Any other file that differs from its original was changed by somebody else, and is no failure.
     """
     foreign: list[str] = []
     failed: list[str] = []
@@ -157,16 +160,17 @@ def undo(store: Store, journal: Journal, begun: Collection[str] | None = None) -
                 failed.append(f"{entry.host}: {text}")
         if not failed:
             break
-    return Undone(tuple(foreign), tuple(failed))
+    return UndoResult(tuple(foreign), tuple(failed))
 
 
 def _discard(path: str) -> None:
-    if os.path.lexists(path):  # looked at first: unlink fails on a read-only disk
+    if os.path.lexists(path):  # because unlink of a missing file fails on a read-only disk
         files.discard(path)
 
 
 def _undo_one(store: Store, entry: Entry) -> bool:
-    """Restore one file. Returns False if somebody else has changed it."""
+    """Restore one file. Returns false if somebody else has changed it. Raises OSError or
+    Refused."""
     now = digest_of(entry.agent, entry.host)
     _discard(entry.new)
     if entry.unfinished != entry.new:
@@ -188,8 +192,8 @@ def _undo_one(store: Store, entry: Entry) -> bool:
 
 
 def _move_back(entry: Entry) -> bool:
-    """Move the original back from where it lies ready. Returns False if there is none, or if
-    it lies on another mount."""
+    """Move the original that `reserve` put ready over the file. Returns false if it does not exist,
+    or if it is on another mount."""
     if not os.path.lexists(entry.undo):
         return False
     try:
@@ -202,27 +206,28 @@ def _move_back(entry: Entry) -> bool:
 
 
 def tidy(journal: Journal) -> tuple[str, ...]:
-    """Remove the originals beside their files, and empty directories.
+    """Remove the originals beside their files, temporary files and empty directories.
 
-    Returns what could not be removed (agent paths); such remains have no effect.
+    Returns the agent paths that could not be removed. They have no effect on a runtime.
     """
-    left = []
+    remains = []
     for entry in journal.entries:
         for path in dict.fromkeys((entry.undo, entry.new, entry.unfinished)):
             try:
                 _discard(path)
             except OSError:
-                left.append(path)
+                remains.append(path)
         if entry.after is None:
             try:
                 files.remove_directories(entry.made_directories)
             except OSError:
-                left.extend(entry.made_directories)
-    return tuple(left)
+                remains.extend(entry.made_directories)
+    return tuple(remains)
 
 
 def remembered(memory: Memory, journal_entries: tuple[Entry, ...]) -> Memory:
-    """What to remember once these entries are in force. The first original of a file is kept."""
+    """The memory after a commit of these entries. The first original of a file is kept; a file that
+    has its original content again is forgotten."""
     known: dict[str, Original] = dict(memory.files)
     for entry in journal_entries:
         old = known.get(entry.host)
@@ -237,6 +242,5 @@ def remembered(memory: Memory, journal_entries: tuple[Entry, ...]) -> Memory:
             old, written=entry.after, edited=edited, made=old.made or entry.made,
             keys=key_ownership.merged_keys(old.keys, entry.keys), text=entry.text,
         )  # fmt: skip
-    # A file that has its original content again is forgotten.
-    left = {host: item for host, item in known.items() if item.written != item.digest}
-    return replace(memory, files=left)
+    changed = {host: item for host, item in known.items() if item.written != item.digest}
+    return replace(memory, files=changed)

@@ -1,12 +1,12 @@
-"""The timer on the host that undoes a change when this agent cannot.
+"""The timer on the host (the "switch") that undoes a change when this agent cannot.
 
 A runtime that does not start on its new files cannot start our container either. So a timer is set
-on the host before the restart. It puts the originals back and restarts the runtime, with nothing
-but the host's own programs. The code calls the timer the switch.
+on the host before the restart. It restores the originals and restarts the runtime, and needs only
+the host's own programs.
 
 Invariant: either the switch or this agent ends the change, never both. A file in the state
-directory, the guard, decides: the switch begins by renaming it and does nothing without it, and a
-commit begins by removing it. So the switch may fire late, twice, or for an old change.
+directory, the guard, decides: the switch first renames the guard, and does nothing without it; a
+commit first removes the guard. So the switch may fire late, twice, or for an old change.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from agent.runtimes.restart import Restart
 from agent.state.store import Entry, Journal, Store, parents
 from agent.systemd.units import Command, Systemd, SystemdError, Timer, Unit
 
-MARGIN = 20  # seconds beyond the proof; so long may the restart itself take
+MARGIN = 20  # seconds for the restart itself, in addition to the proof timeout
 FIRED = "the timer on the host has undone it meanwhile"
 
 _FOLDERS = ("/usr/bin", "/bin", "/usr/local/bin", "/run/current-system/sw/bin")
-# What neither systemd nor a program takes for anything but a part of a name.
+# Paths without a character that has a meaning for systemd or for a program's command line.
 _PLAIN = re.compile(r"/[A-Za-z0-9@_.+,:=/~-]+")
 
 
 class CannotArm(Exception):
-    """The switch cannot be set. The message says why."""
+    """The switch cannot be set. The message is the reason."""
 
 
 def choose(host: HostRoot, restart: Restart | None) -> str | None:
-    """The identifier of the switch of a change. None if it needs no switch, because outside a
-    container this agent survives a stop of the runtime."""
+    """A new identifier for the switch of a change. None if the change needs no switch: without a
+    restart by systemd, or outside a container, where this agent survives a stop of the runtime."""
     needed = restart is not None and restart.kind == "systemd" and not host.is_host
     return os.urandom(4).hex() if needed else None
 
 
 @dataclass(frozen=True)
 class Switch:
-    """The switch of the change that `journal` describes, which may have none. `reach` connects to
-    the host's systemd."""
+    """The switch of the change in `journal`. If that change has none, the methods do nothing.
+    `reach` connects to the host's systemd."""
 
     host: HostRoot
     store: Store
@@ -57,8 +57,8 @@ class Switch:
     journal: Journal
 
     def arm(self, proof_timeout: float) -> None:
-        """Set the timer on the host; the proof takes `proof_timeout` seconds at most. If that is
-        not possible, the cause is logged, and the change goes on."""
+        """Start the timer on the host. `proof_timeout` is in seconds. If the timer cannot be
+        started, the cause is logged, and the change goes on."""
         if self.journal.switch is None or self.journal.restart is None:
             return
         unit = self.journal.restart[1]
@@ -92,8 +92,8 @@ class Switch:
         return self.journal.switch is not None and os.path.lexists(self._fired)
 
     def disarm(self) -> None:
-        """Remove the switch, whatever it has done. Without its guard it is harmless, so a failure
-        to stop it is only logged."""
+        """Remove the switch, whether or not it has fired. Without its guard it has no effect, so a
+        failure to stop the timer is only logged."""
         if self.journal.switch is None or self.journal.restart is None:
             return
         try:
@@ -121,61 +121,70 @@ class Switch:
         return self.store.path(f"switch-{self.journal.switch}.fired")
 
     def timer(self, unit: str, proof_timeout: float) -> Timer:
-        """The timer of the switch. Raises CannotArm."""
+        """The timer of the switch, which restarts `unit`. Raises CannotArm."""
         delay = int(proof_timeout) + MARGIN + registry.adapter(self.journal.kind).stop_seconds
         text = f"Undo a change of {unit} by a toolkit-agent that is gone"
         return Timer(self._name, delay, self._commands(unit), text)
 
     def _commands(self, unit: str) -> tuple[Command, ...]:
-        """The commands that restore each file by itself and restart the runtime."""
+        """The commands that restore each file, independently of the others, and restart the
+        runtime. Raises CannotArm."""
         host, directory = self.host, self.store.directory
         move, remove, prune, systemctl = (
             _program(host, name) for name in ("mv", "rm", "rmdir", "systemctl")
         )
         state = _same_on_host(host, host.name(directory), directory)
         armed, fired = (
-            _plain(os.path.join(state, os.path.basename(path)))
+            _require_plain(os.path.join(state, os.path.basename(path)))
             for path in (self._guard, self._fired)
         )
         commands = [Command((move, "-T", armed, fired))]
         for entry in reversed(self.journal.entries):
             _same_on_host(host, os.path.dirname(entry.host), os.path.dirname(entry.agent))
             if entry.before is not None:
-                commands += _bring_back(host, entry, move, state)
+                commands += _restore_commands(host, entry, move, state)
                 continue
-            commands.append(Command((remove, "-f", _plain(entry.host)), may_fail=True))
+            commands.append(Command((remove, "-f", _require_plain(entry.host)), may_fail=True))
             made = parents(entry.host, entry.made)
-            commands += [Command((prune, _plain(folder)), may_fail=True) for folder in made]
+            commands += [Command((prune, _require_plain(folder)), may_fail=True) for folder in made]
         commands.append(Command((systemctl, "reset-failed", unit), may_fail=True))
         return (*commands, Command((systemctl, "restart", unit)))
 
 
-def _bring_back(host: HostRoot, entry: Entry, move: str, state: str) -> tuple[Command, ...]:
-    """The commands that move the original over the file in one step. If the original does not
-    lie ready yet, because this agent could not write there, a command puts it there first."""
+def _restore_commands(host: HostRoot, entry: Entry, move: str, state: str) -> tuple[Command, ...]:
+    """The commands that move the original over the file in one step. If the original is not beside
+    the file, because this agent could not write there, the first command copies it there."""
     waiting = os.path.join(entry.outside or os.path.dirname(entry.host),
                            os.path.basename(entry.undo))  # fmt: skip
-    back = Command((move, "-f", "-T", _plain(waiting), _plain(entry.host)), may_fail=True)
+    back = Command(
+        (move, "-f", "-T", _require_plain(waiting), _require_plain(entry.host)), may_fail=True
+    )
     if entry.outside is None or os.path.lexists(entry.undo):
         return (back,)
     saved = os.path.join(state, "originals", entry.before or "")
     owner = ("-o", str(entry.uid), "-g", str(entry.gid), "-m", f"{entry.mode:04o}")
-    words = (_program(host, "install"), "-T", *owner, _plain(saved), _plain(waiting))
+    words = (
+        _program(host, "install"),
+        "-T",
+        *owner,
+        _require_plain(saved),
+        _require_plain(waiting),
+    )
     return Command(words, may_fail=True), back
 
 
-def _plain(path: str) -> str:
+def _require_plain(path: str) -> str:
     if _PLAIN.fullmatch(path) is None:
         raise CannotArm(f"systemd could misread {path}")
     return path
 
 
 def _program(host: HostRoot, name: str) -> str:
-    """A program of the host, as the host calls it."""
+    """The host path of a program of the host. Raises CannotArm."""
     for folder in _FOLDERS:
         path = os.path.join(folder, name)
         try:
-            # systemd runs it by this path, which only root can change
+            # systemd runs this path as root, so nobody but root may be able to change it.
             found = trust.require(host, path, f"run {path}").agent
         except Refused:
             continue
@@ -192,4 +201,4 @@ def _same_on_host(host: HostRoot, path: str, agent: str) -> str:
             return path
     except OSError:
         pass
-    raise CannotArm(f"it is not sure what {agent} is called on the host")
+    raise CannotArm(f"the host path of {agent} is not known for certain")

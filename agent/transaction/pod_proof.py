@@ -1,7 +1,7 @@
 """The part of the proof of a restart in which pods run.
 
-Invariant: only a handler under which a pod ran before the change, or that did not exist then, can
-fail. What could not be tried is said, and undoes nothing.
+Invariant: the proof fails only for a handler under which a pod ran before the change, or that did
+not exist then. A pod that could not be tried is reported, and undoes nothing.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from agent.toml.dialect import Data
 if TYPE_CHECKING:
     from agent.verify.pods import PodRunner, Verdict
 
-# Together less than the 20 s after which the timer on the host would undo the change.
+# The sum is less than the 20 s after which the timer on the host would undo the change.
 _SECONDS_FOR_POD = 5.0
-_SECONDS = 8.0  # after which no further pod is run
+_SECONDS = 8.0  # no further pod is started after this time
 _TEXTS = {
     "ok": "ran under",
     "failed": "ran neither before the change nor now under",
@@ -32,12 +32,12 @@ _TEXTS = {
 
 
 class PodsFail(NotProven):
-    """The runtime is as wanted, and yet a pod does not run."""
+    """The runtime has the desired state, but a pod does not run."""
 
 
 class PodProof:
-    """Runs a pod under the default handler and each of ours before and after a change. `handlers`
-    are ours after it, with their tables."""
+    """Runs a pod under the default handler and each of ours, before and after a change. `handlers`
+    are the tables of our handlers after the change, by name."""
 
     def __init__(
         self, host: HostRoot, node: ConfiguredRuntime, handlers: Mapping[str, Data], log: Log,
@@ -52,7 +52,8 @@ class PodProof:
         self._failed_before: set[str] = set()
 
     def before(self) -> None:
-        """Run pods under the handlers that exist already. Call it while nothing is touched."""
+        """Run pods under the handlers that exist before the change. Must be called before the first
+        write."""
         from agent.verify.verify import pod_runner  # only a restart needs it
 
         words = (*self._handlers, *itertools.chain(*map(programs_of, self._handlers.values())))
@@ -60,25 +61,28 @@ class PodProof:
         if not isinstance(self._runner, str):
             shown = registry.shown_handler_names(self._node.runtime.answer)[1]
             present = (name for name in self._handlers if name in shown)
-            found = self._verdicts(self._runner, ("", *present))
-            self._failed_before = {n for n, verdict in found.items() if verdict.result == "failed"}
+            verdicts = self._verdicts(self._runner, ("", *present))
+            self._failed_before = {n for n, one in verdicts.items() if one.result == "failed"}
 
     def after(self) -> str:
-        """Run pods after the change. Returns which pods ran, in words. Raises PodsFail."""
+        """Run pods after the change, and return in words under which handlers they ran. Raises
+        PodsFail."""
         if isinstance(self._runner, str):
             return f"not tried: {self._runner}"
         verdicts = self._verdicts(self._runner, ("", *self._handlers))
         for name, verdict in verdicts.items():
-            # Where no pod ran under the default before, something else is wrong on this node.
+            # If no pod ran under the default handler before, the cause is not the change.
             if verdict.result == "failed" and not self._failed_before & {name, ""}:
-                raise PodsFail(f"no pod runs under {_named(name)}: {verdict.text}")
+                raise PodsFail(f"no pod runs under {_handler_title(name)}: {verdict.text}")
         parts = []
         for result, text in _TEXTS.items():
-            names = [_named(name) for name, found in verdicts.items() if found.result == result]
+            names = [
+                _handler_title(name) for name, found in verdicts.items() if found.result == result
+            ]
             parts += [f"{text} {', '.join(names)}"] if names else []
         for name, verdict in verdicts.items():
             if verdict.result != "ok":
-                self._log.warning("no pod ran", handler=_named(name), reason=verdict.text)
+                self._log.warning("no pod ran", handler=_handler_title(name), reason=verdict.text)
         return "; ".join(parts)
 
     def _verdicts(self, runner: PodRunner, handlers: Iterable[str]) -> dict[str, Verdict]:
@@ -94,5 +98,5 @@ class PodProof:
             runner.tidy()
 
 
-def _named(handler: str) -> str:
+def _handler_title(handler: str) -> str:
     return handler or "the default handler"

@@ -1,12 +1,12 @@
-"""Waiting for a quiet moment: a moment in which the runtime starts no pod.
+"""The wait for a quiet moment, in which the runtime starts no pod.
 
 A restart between CreateContainer and StartContainer leaves a container in CREATED for ever, and its
-pod hangs in creation (gpu-operator#991, containerd#10437). A sandbox or a container that is a
-second old belongs to a pod that is still being started, our own pod included. A container that dies
-because its runtime was restarted too early is restarted over and over (gpu-operator#456).
+pod hangs in creation (gpu-operator#991, containerd#10437). A sandbox or a container that is younger
+than `YOUNG` belongs to a pod that is still being started; that can be our own pod. A container that
+dies because its runtime was restarted too early is restarted again and again (gpu-operator#456).
 
-Invariant: reads only, and delays a restart by `LIMIT` at most. A runtime that does not answer
-starts no pod, so nothing waits for it. Restarts that undo a change do not wait.
+Invariant: reads only, and delays a restart by `LIMIT` at most. If the runtime does not answer, it
+starts no pod, so there is no wait. Restarts that undo a change do not wait.
 """
 
 from __future__ import annotations
@@ -29,42 +29,44 @@ _SHOWN = 5  # names in a log line
 
 
 def wait(ctx: Context, socket: HostPath, end: float, *, touched: bool) -> None:
-    """Wait until the runtime behind `socket` starts no pod, at most until `end` (by `ctx.clock`);
-    log a warning if it still does then.
+    """Wait until the runtime behind `socket` starts no pod, until `end` (a time of `ctx.clock`) at
+    most. At that time a warning is logged.
 
-    A signal that would end this process ends the wait. If files are written already (`touched`),
-    Refused is raised, and the caller undoes them.
+    A signal that would end this process ends the wait: with Refused if files are written already
+    (`touched`), so that the caller undoes them, else with SystemExit.
     """
     logged = False
     while (left := end - ctx.clock()) > 0:
-        found = _unfinished(socket, left, ctx.wall)
-        if not found:
+        unfinished = _unfinished(socket, left, ctx.wall)
+        if not unfinished:
             return
         if not logged:
-            ctx.log.info("waiting for a quiet moment", unfinished=found, seconds=round(left))
+            ctx.log.info("waiting for a quiet moment", unfinished=unfinished, seconds=round(left))
             logged = True
         if signal.sigpending() & _ENDING:
             if touched:
-                raise Refused("cannot restart the runtime: told to stop before it; try again")
+                raise Refused(
+                    "cannot restart the runtime: this agent was told to stop before the restart; "
+                    "try again"
+                )
             raise SystemExit(128 + signal.SIGTERM)  # the pending signal ends the process first
         ctx.sleep(min(_PAUSE, left))
         if ctx.clock() >= end:
-            ctx.log.warning("restart without a quiet moment", unfinished=found, waited=LIMIT)
+            ctx.log.warning("restart without a quiet moment", unfinished=unfinished, waited=LIMIT)
 
 
 def _unfinished(socket: HostPath, timeout: float, wall: Callable[[], float]) -> list[str]:
-    """The pods and containers that are being started, for a message; [] if the runtime does not
-    answer."""
+    """As `unfinished_starts`; empty if the runtime does not answer within `timeout` seconds."""
     try:
         with client.pod_questions(socket.agent, socket.host, min(5.0, timeout)) as questions:
-            return being_made(questions, wall())
+            return unfinished_starts(questions, wall())
     except Unreachable:
         return []
 
 
-def being_made(questions: PodQuestions, now: float) -> list[str]:
-    """The first pods and containers that are being started at `now` (seconds since the epoch, the
-    clock of the CRI's `created_at`), for a message. Raises Unreachable."""
+def unfinished_starts(questions: PodQuestions, now: float) -> list[str]:
+    """The names of the first pods and containers that are being started, for a message. `now` is in
+    seconds since the epoch, like the CRI's `created_at`. Raises Unreachable."""
     sandboxes = questions.sandboxes()
     names = {pod.id: f"{pod.namespace}/{pod.name}" for pod in sandboxes}
     dead = {pod.id for pod in sandboxes if not pod.ready}  # no container starts in them
@@ -80,5 +82,6 @@ def being_made(questions: PodQuestions, now: float) -> list[str]:
 
 
 def _is_young(created: float, now: float) -> bool:
-    """A time far in the future is from before the clock was set back, and does not count."""
+    """Is the time of creation close to `now`? A time far in the future was noted before the clock
+    was set back, and does not count."""
     return abs(now - created) < YOUNG

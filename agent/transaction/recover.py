@@ -1,6 +1,6 @@
-"""Finish or undo the change that an earlier run left unfinished.
+"""The end of a change that an earlier process left unfinished.
 
-Invariant: afterwards there is no journal, except one of a change for which somebody else has to
+Invariant: afterwards there is no journal, except that of a change for which somebody else has to
 restart the runtime. A change that the runtime proves is committed, and every other change is
 undone.
 """
@@ -21,108 +21,107 @@ from agent.state.store import AWAITING, TIDYING, Entry
 from agent.transaction import host_timer
 from agent.transaction.change import Transaction
 
-_PAUSE = 0.1  # seconds between two looks at a socket
-_COARSE = 0.05  # seconds; neither start times nor times of files are exact
-_PATIENCE = 3.0  # seconds for the answers of a runtime that may be well
-_DYING = 3.0  # seconds that a runtime which was told to end may still answer
+_PAUSE = 0.1  # seconds between two questions
+_COARSE = 0.05  # seconds; the error of start times and of file times
+_PATIENCE = 3.0  # seconds for the proof of a runtime that may be healthy
+_DYING = 3.0  # seconds for which a runtime that was told to end can still answer
 
 
 @dataclass(frozen=True)
 class Recovered:
-    """What became of an unfinished change. `outcome` is committed, undone or awaiting-restart, None
-    where there was none. `barrier` means that `toolkit-ready` existed before the change."""
+    """The result of a recovery. `outcome` is committed, undone or awaiting-restart; None if no
+    change was unfinished. `barrier` means that `toolkit-ready` existed before the change."""
 
     outcome: str | None = None
     barrier: bool = False
 
     @property
     def waiting(self) -> bool:
-        """Files are written, the restart is still to come."""
+        """Are files written, and has somebody else to restart the runtime?"""
         return self.outcome == AWAITING
 
 
 def recover(ctx: Context) -> Recovered:
-    """Deal with an unfinished change. Raises RollbackFailed if it can be neither finished nor
-    undone."""
+    """Finish or undo an unfinished change, if there is one. Raises RollbackFailed if neither is
+    possible."""
     journal = ctx.store.journal()
     if journal is None:
         return Recovered()
-    left = Transaction(ctx, journal, recovering=True)
+    change = Transaction(ctx, journal, recovering=True)
     if journal.stage == TIDYING:
-        best_effort(left.log, left.close)
+        best_effort(change.log, change.close)
         return Recovered()
-    left.log.info("unfinished change found", purpose=journal.purpose, stage=journal.stage)
-    barrier = journal.barrier is not None and left.in_this_boot
-    old_restart = restart.resume(*journal.restart, ctx.host) if journal.restart else None
-    if journal.stuck is not None:  # it could not be started again
+    change.log.info("unfinished change found", purpose=journal.purpose, stage=journal.stage)
+    barrier = journal.barrier is not None and change.in_this_boot
+    planned_restart = restart.resume(*journal.restart, ctx.host) if journal.restart else None
+    if journal.stuck is not None:  # an earlier undo could not start the runtime
         mark, text = journal.stuck
-        if mark == left.stuck_fingerprint() and not _is_healthy(left):
-            raise RollbackFailed(text)  # and nothing has changed since then
-    if left.switch.has_fired():
-        left.log.warning("the switch on the host has fired")
-        left.remember_failure(host_timer.FIRED)
-        _undo(left, old_restart, by_switch=True)
+        if mark == change.stuck_fingerprint() and not _is_healthy(change):
+            raise RollbackFailed(text)  # nothing has changed, so a new restart would fail too
+    if change.switch.has_fired():
+        change.log.warning("the switch on the host has fired")
+        change.remember_failure(host_timer.FIRED)
+        _undo(change, planned_restart, by_switch=True)
         return Recovered("undone", barrier)
-    if not _has_restarted(left):
+    if not _has_restarted(change):
         if journal.stage == AWAITING and store.is_written(journal):
             return Recovered(AWAITING, barrier)
-        stopping = journal.stage == "restarted"  # it is still there, and may be about to end
-        _undo(left, old_restart if stopping else None, stopping=stopping)
+        stopping = journal.stage == "restarted"  # the old process runs, but may be about to end
+        _undo(change, planned_restart if stopping else None, stopping=stopping)
         return Recovered("undone", barrier)
     if store.is_written(journal):
         try:
-            left.prove()
-            left.switch.claim()
+            change.prove()
+            change.switch.claim()
         except NotProven as error:
-            left.log.warning("change not proven", reason=str(error))
-            left.remember_failure(str(error))
+            change.log.warning("change not proven", reason=str(error))
+            change.remember_failure(str(error))
         else:
-            left.commit()
+            change.commit()
             return Recovered("committed", barrier)
-    _undo(left, old_restart)
+    _undo(change, planned_restart)
     return Recovered("undone", barrier)
 
 
 def _undo(
-    left: Transaction, old_restart: Restart | None, *,
+    change: Transaction, planned_restart: Restart | None, *,
     stopping: bool = False, by_switch: bool = False,
 ) -> None:  # fmt: skip
-    """Undo the change. A runtime that runs well on the restored files is not restarted.
+    """Undo the change. A runtime that already runs well on the restored files is not restarted.
+    `stopping` as in `undo_and_prove`; `by_switch`: the timer on the host has restarted the runtime.
 
     Raises RollbackFailed. A file that somebody else changed meanwhile is left alone and is no
-    failure, because the next steps work on it as it is.
+    failure, because the next steps use the file in its present state.
     """
-    if old_restart is None or (not stopping and _is_healthy(left)):
-        left.undo_files()
+    if planned_restart is None or (not stopping and _is_healthy(change)):
+        change.undo_files()
     else:
-        left.undo_and_prove(old_restart, stopping=stopping, restarted=by_switch)
+        change.undo_and_prove(planned_restart, stopping=stopping, restarted=by_switch)
 
 
-def _is_healthy(left: Transaction) -> bool:
-    """Does the runtime run already on the files as an undo would leave them?
-
-    This is so if somebody repaired a file or restarted the runtime after the change failed.
-    """
+def _is_healthy(change: Transaction) -> bool:
+    """Does the runtime already run on the files that an undo would restore? It does if somebody
+    repaired a file or restarted the runtime after the change failed."""
     try:
-        running = left.ctx.running(left.endpoint)
+        running = change.ctx.running(change.endpoint)
     except Unreachable:
         return False
     if running is None:
         return False
-    began = process.start_moment(running, left.ctx.wall)
+    began = process.start_moment(running, change.ctx.wall)
     foreign = False
-    for entry in left.journal.entries:
+    for entry in change.journal.entries:
         now = store.digest_of(entry.agent, entry.host)
         if now == entry.after and now != entry.before:
             return False  # the undo is still to come, and the runtime may be on the candidate
         foreign = foreign or now != entry.before
         if _change_time(entry) >= began - _COARSE:
             return False
-    return left.is_back(_PATIENCE, foreign=foreign)
+    return change.is_back(_PATIENCE, foreign=foreign)
 
 
 def _change_time(entry: Entry) -> float:
-    """The time of a file's last change, or of its removal (seconds since the epoch)."""
+    """The time of a file's last change or of its removal, in seconds since the epoch."""
     try:
         return os.lstat(entry.agent).st_ctime
     except OSError:
@@ -134,7 +133,7 @@ def _change_time(entry: Entry) -> float:
 
 
 def give_up_waiting(ctx: Context) -> Recovered:
-    """Undo a change for which nobody restarted the runtime, so that no runtime has seen it. Raises
+    """Undo a change that still waits for its restart; no runtime has loaded its files. Raises
     RollbackFailed."""
     journal = ctx.store.journal()
     if journal is None:
@@ -143,30 +142,30 @@ def give_up_waiting(ctx: Context) -> Recovered:
     return Recovered("undone", journal.barrier is not None)
 
 
-def _has_restarted(left: Transaction) -> bool:
-    """May the runtime have read the new files, because it is another process or down?
+def _has_restarted(change: Transaction) -> bool:
+    """Can the runtime have read the new files, because it is another process or down?
 
-    If a restart was under way, this waits for the new process, and for a while also for the end
-    of the old one, which answers until it has tidied up. A process that could not be seen before
-    and cannot be seen now is taken for the old one, because only this agent would have restarted
-    it.
+    If a restart was under way, this waits for the new process, and for `_DYING` seconds also for
+    the end of the old one, which answers until it has finished its work. A process that could not
+    be seen before and cannot be seen now is taken for the old one, because only this agent would
+    have restarted it.
     """
-    if not left.in_this_boot:
+    if not change.in_this_boot:
         return True
-    ctx, journal = left.ctx, left.journal
+    ctx, journal = change.ctx, change.journal
     if journal.restart is None:
         return False
     began = ctx.clock()
     end = began + ctx.settings.proof_timeout
     while True:
         try:
-            if ctx.identity(left.endpoint) != journal.process:
+            if ctx.identity(change.endpoint) != journal.process:
                 return True
             if journal.stage != "restarted" or ctx.clock() >= min(end, began + _DYING):
                 return False
         except Unreachable:
             if journal.stage == "prepared":
-                return False  # it went down by itself
-            if journal.stage == "written" or ctx.clock() >= end or ctx.given_up(left.endpoint):
+                return False  # the runtime went down without a restart by this agent
+            if journal.stage == "written" or ctx.clock() >= end or ctx.given_up(change.endpoint):
                 return True
         ctx.sleep(_PAUSE)

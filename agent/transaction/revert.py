@@ -1,7 +1,7 @@
 """Revert the node to its remembered original state.
 
-Invariant: a file that somebody edited since we wrote it is never overwritten, a file that somebody
-imports by name is never deleted, and a handler is never taken from under a running pod.
+Invariant: a file that somebody edited after our last write is never overwritten, a file that
+another file imports by name is never deleted, and a handler is never removed while pods use it.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from agent.transaction.converge import publish_failure
 
 @dataclass(frozen=True)
 class Reverted:
-    """The result of a revert. `changed` are the host paths that were changed, `removed` those that
-    do not exist any more. `pending` means that somebody still has to restart the runtime. `notes`
-    are what a person has to know besides."""
+    """The result of a revert. `changed` are the host paths that were changed, `removed` are those
+    of them that no longer exist. `restarted`: the runtime was restarted. `pending`: somebody still
+    has to restart it. `notes` are further texts for a person."""
 
     changed: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
@@ -46,13 +46,16 @@ class Reverted:
 
 
 def revert(ctx: Context, *, keep_edits: bool = False, toolkit: bool = False) -> Reverted:
-    """Undo everything that was ever applied, prove it, and withdraw readiness.
+    """Restore the original files, prove that state, and withdraw readiness.
 
-    With `toolkit`, the installed toolkit is removed too. With `keep_edits`, only our keys are taken
-    out of a file that somebody edited. Raises Refused, with nothing touched, if a file was
-    edited (without `keep_edits`), if a pod still uses a handler that would go, if anything
-    needs a program that would go, and if a file cannot be written. A `run` that holds the lock
-    is asked to stand aside, and does nothing more after a revert.
+    With `toolkit`, the installed toolkit is removed too. With `keep_edits`, only our keys are
+    removed from a file that somebody edited. A `run` that holds the lock is asked to release it,
+    and does nothing more after a completed revert.
+
+    Raises Refused, and changes nothing, if a file was edited (without `keep_edits`), if a pod uses
+    a handler that would be removed, if a pod or a file needs a program that would be removed, or if
+    a file cannot be written. Raises RolledBack or RollbackFailed after a failed restart, and Locked
+    if another command holds the lock.
     """
     try:
         with stand_aside.node_lock(ctx) as locked, locked.locked():
@@ -60,7 +63,7 @@ def revert(ctx: Context, *, keep_edits: bool = False, toolkit: bool = False) -> 
             memory = store.current_memory(locked.store)
             garbled_files.repair(locked.settings, locked.host, locked.log, memory)
             one = _Revert(locked, memory, keep_edits=keep_edits, toolkit=toolkit)
-            if waiting:  # no runtime has seen the last change, so that one is undone first
+            if waiting:  # no runtime has loaded the last change, so it is undone first
                 one.check()
                 recover.give_up_waiting(locked)
                 memory = locked.store.memory()
@@ -74,7 +77,7 @@ def revert(ctx: Context, *, keep_edits: bool = False, toolkit: bool = False) -> 
 
 
 class _Revert:
-    """The steps of one revert of what is remembered in `memory`; options as in `revert`."""
+    """The steps of one revert of the files in `memory`; options as in `revert`."""
 
     def __init__(self, ctx: Context, memory: Memory, *, keep_edits: bool, toolkit: bool) -> None:
         self._ctx = ctx
@@ -83,20 +86,20 @@ class _Revert:
         self._toolkit = toolkit
 
     def carry_out(self) -> Reverted:
-        """Revert, if nothing refuses it. Raises AgentError."""
+        """Check everything, then revert. Raises AgentError."""
         self.check()
-        ctx, (request, found) = self._ctx, self._request
-        notes = [*found]
+        ctx, (request, request_notes) = self._ctx, self._request
+        notes = [*request_notes]
         restarted = pending = False
         changed: list[str] = []
         restart = request.restart if request else None
         for note in (*notes, *(restart.warnings if restart else ())):
             ctx.log.warning("warning of the plan", text=note)
         if request is not None:
-            end = change.carry_out(ctx, request)
-            notes += map(down_message, end.down)
+            done = change.carry_out(ctx, request)
+            notes += map(down_message, done.down)
             changed += (item.path.host for item in request.changes)
-            restarted, pending = end.restarted, end.pending
+            restarted, pending = done.restarted, done.pending
         if self._memory.files or own_specs.written_by_us(ctx.settings, ctx.host, self._spec_dirs):
             ctx.publisher.withdraw()  # first, because the node is not ready whatever follows
         if not pending:
@@ -110,12 +113,12 @@ class _Revert:
         return Reverted(tuple(changed), removed, restarted, pending, tuple(notes))
 
     def _forget(self) -> None:
-        """Forget everything, and remove the directories that we made, if they are empty."""
+        """Empty the memory, and remove the directories that we made, if they are empty."""
         store = self._ctx.store
         for name, original in self._memory.files.items():
             if original.digest is None:
                 above = parents(self._ctx.host.agent_path(name), original.made)
-                with contextlib.suppress(OSError):  # an empty directory does no harm
+                with contextlib.suppress(OSError):  # an empty directory has no effect
                     files.remove_directories(above)
         store.remember(Memory())
         with contextlib.suppress(OSError):
@@ -125,11 +128,11 @@ class _Revert:
         store.prune(Memory())
 
     def check(self) -> None:
-        """Check everything that can refuse the revert. Nothing is written. Raises AgentError."""
+        """Raise the error of the first obstacle to the revert (AgentError). Writes nothing."""
         ctx = self._ctx
         settings, host = ctx.settings, ctx.host
         if self._toolkit:
-            self._refuse_needed()
+            self._refuse_used_toolkit()
         request, _ = self._request
         specs = own_specs.written_by_us(settings, host, self._spec_dirs)
         blocked = obstacles.removal_refusal(host, specs)
@@ -144,16 +147,15 @@ class _Revert:
 
     @functools.cached_property
     def _spec_dirs(self) -> tuple[str, ...]:
-        """The directories that may have specs of ours: those that the runtime reads, if it says so,
-        and the default ones."""
+        """As `find.spec_directories`; the default directories if no runtime answers."""
         try:
             return find.spec_directories(self._runtime)
         except (Refused, Unreachable):
             return DEFAULT_DIRS
 
-    def _refuse_needed(self) -> None:
-        """Raise Refused if a pod runs by the toolkit, or if a remaining file names a program
-        of it that would be removed."""
+    def _refuse_used_toolkit(self) -> None:
+        """Raise Refused if a pod runs by a program of the toolkit, or if a remaining file names a
+        program that would be removed."""
         settings, host, moved = self._ctx.settings, self._ctx.host, self._memory.moved
         install.require_removable(settings, host, moved)
         names = install.installed_paths(settings, host)
@@ -161,8 +163,8 @@ class _Revert:
             return
         after = self._planned_files if self._memory.files else ((), self._node.files)
         changed = toolkit_users.ChangedNode(self._node, *after)
-        left = install.paths_after_removal(settings, host, names) if names else ()
-        directories = [(names, left)] if names else []
+        remains = install.paths_after_removal(settings, host, names) if names else ()
+        directories = [(names, remains)] if names else []
         directories += [((name,), ()) for name in moved]
         for directory, remaining in directories:
             if error := toolkit_users.refusal(settings, host, changed, directory, remaining):
@@ -170,19 +172,19 @@ class _Revert:
 
     @functools.cached_property
     def _planned_files(self) -> tuple[tuple[Change, ...], Files]:
-        """The changes of a revert, and the files as they will be."""
+        """The changes of the runtime's files, and the files after the changes. Raises Refused."""
         host, node = self._ctx.host, self._node
         changes = original_files.changes(
             host, self._ctx.store, node, self._memory, keep_edits=self._keep_edits
         )
-        # The root file first: once it no longer imports them, the others can go.
+        # The root file comes first: the other files can be removed when it no longer imports them.
         changes = tuple(sorted(changes, key=lambda item: item.path.host != node.root.path.host))
         return changes, node.load({item.path.host: item.after for item in changes})
 
     @functools.cached_property
     def _request(self) -> tuple[change.Request | None, list[str]]:
-        """The change of files and runtime, None if none is needed; and notes. Raises AgentError
-        where it is not possible."""
+        """The request for the change of files and runtime, None if no change is needed; and notes.
+        Raises AgentError if the change is not possible."""
         if not self._memory.files:
             return None, []
         ctx, node, host = self._ctx, self._node, self._ctx.host
@@ -190,7 +192,7 @@ class _Revert:
         changes, after = self._planned_files
         effective, now = node.effective(after), node.effective(node.files)
         default, running = registry.shown_handler_names(answer)
-        # Those in the present files (a runc that we made included), and those of ours that run.
+        # The handlers in the present files (also a runc that we made), and our running ones.
         names = dict.fromkeys((*now.runtimes, *(name for name in running if name in OUR_NAMES)))
         removed = tuple(name for name in names if name not in effective.runtimes)
         if used := pod_guard.revert_refusal(ctx.settings, host, node, after):
@@ -202,7 +204,8 @@ class _Revert:
         if not changes and (is_root_gone or not node.adapter.unproven(running_as, answer)):
             return None, notes
         restart = None
-        # Without changes the runtime runs on older files. It reads changed OCI hooks at once.
+        # A restart is due if the runtime still runs on other files. It reads changed OCI hooks
+        # without a restart.
         is_due = not changes or any(not is_hook(item.path.host) for item in changes)
         if is_due and not is_root_gone:
             restart = ctx.choose_restart(
@@ -215,7 +218,7 @@ class _Revert:
         if not checked.done:
             notes.append(f"not pre-flighted: {checked.note}")
         if restart is not None:
-            notes += self._tried(changes, desired)
+            notes += self._trial_notes(changes, desired)
         return change.Request(
             purpose="revert",
             node=node,
@@ -228,16 +231,16 @@ class _Revert:
         ), notes  # fmt: skip
 
     def _removed_files(self) -> tuple[bool, list[str]]:
-        """Whether somebody removed the root file, and notes on all files that were removed.
+        """Did somebody remove the root file? With notes about all files that were removed.
 
-        Without the root file the runtime is not restarted, because a restart would lose the
-        settings in it, such as the socket and the place of the containers.
+        If the root file is missing, the runtime is not restarted, because it would lose the
+        settings of that file, such as the socket and the directory of the containers.
         """
-        gone = original_files.removed(self._ctx.host, self._memory)
+        removed = original_files.removed_files(self._ctx.host, self._memory)
         notes = [f"{name} was removed since it was written: nothing is restored there"
-                 for name in gone]  # fmt: skip
+                 for name in removed]  # fmt: skip
         root = self._node.root
-        is_root_gone = root.state is None and root.path.host in gone
+        is_root_gone = root.state is None and root.path.host in removed
         if is_root_gone:
             notes.append(
                 "the runtime is not restarted, because it would start without that file; it has "
@@ -245,8 +248,9 @@ class _Revert:
             )
         return is_root_gone, notes
 
-    def _tried(self, changes: tuple[Change, ...], desired: Desired) -> list[str]:
-        """Notes from a trial start. Raises Refused if the runtime would not start again."""
+    def _trial_notes(self, changes: tuple[Change, ...], desired: Desired) -> list[str]:
+        """The notes of a trial start on the files after `changes`. Raises Refused if the runtime
+        would not start again."""
         ctx = self._ctx
         unloaded = in_force.first_unloaded(self._memory, self._node, ctx.wall)
         trial = trial_verdict(ctx.start_trial, self._node, changes, desired, "revert", unloaded)
@@ -262,9 +266,9 @@ class _Revert:
 
     @functools.cached_property
     def _node(self) -> ConfiguredRuntime:
-        """The runtime with its files. A file that somebody removed, although another file imports
-        it by name, counts with its original content, because no runtime starts without it. Raises
-        Refused or Unreachable."""
+        """The runtime with its files. If they cannot be loaded because somebody removed a file that
+        another file imports by name, the original of that file takes its place. Raises Refused or
+        Unreachable."""
         settings, host, memory = self._ctx.settings, self._ctx.host, self._memory
         adapter = registry.adapter(self._runtime.kind)
         try:

@@ -1,14 +1,15 @@
-"""How a `revert` gets the lock that a `run` holds, and how that `run` does nothing afterwards.
+"""The protocol by which a `revert` gets the node's lock from a `run`, which then does nothing more.
 
 Files in the state directory:
 
-    aside           the request; the `revert` that made it holds a lock on it
+    aside           the request; the `revert` that wrote it holds a lock on it
     aside.answer    the `run` that saw the request (pid and start time)
     aside.reverted  the `run` that must do nothing more, because the revert is complete
 
-Invariant: if one of the two is killed, the other does not wait for ever. A request is over when the
-lock on its file is, which the kernel releases with the process. If no revert was completed,
-`run` goes on. The files of one `run` do not count for a later `run`, which is another process.
+Invariant: if one of the two processes is killed, the other does not wait for ever. A request ends
+when the lock on its file is released, which the kernel does at the end of the process. If the
+revert was not completed, `run` goes on. The files name one `run` process and do not count for a
+later one.
 """
 
 from __future__ import annotations
@@ -28,22 +29,24 @@ from agent.state.store import Store
 
 REQUEST = "aside"
 _ANSWER, _REVERTED = f"{REQUEST}.answer", f"{REQUEST}.reverted"
-_ANSWER_TIMEOUT = 5.0  # seconds; a `run` answers at any time
-_CHANGE_TIMEOUT = 30.0  # seconds, beyond the proof, in which a `run` ends a change in progress
+_ANSWER_TIMEOUT = 5.0  # seconds; a `run` answers also while it waits
+_CHANGE_TIMEOUT = 30.0  # seconds beyond the proof timeout in which a `run` ends its change
 
 
 @contextlib.contextmanager
 def node_lock(ctx: Context) -> Iterator[Context]:
-    """The context with the lock held. A `run` that holds the lock is asked to release it.
+    """Take the node's lock, and yield the context with it. A `run` that holds the lock is asked to
+    release it.
 
     If the body succeeds, that `run` does nothing more; otherwise it goes on. Raises Locked if
-    another command holds the lock, or if a change in progress takes too long; Refused.
+    another command holds the lock, or if a change in progress takes too long; Refused if the
+    request cannot be written.
     """
     with contextlib.ExitStack() as stack:
         try:
             fd = ctx.store.take_lock()
         except Locked:
-            # Left last, because `run` takes the lock again when the request ends.
+            # Entered first, so that it ends last: `run` takes the lock again when it ends.
             stack.enter_context(_request(ctx.store))
             fd = _wait(ctx)
         stack.callback(os.close, fd)
@@ -68,13 +71,16 @@ def _request(store: Store) -> Iterator[None]:
             for name in (answer, path):
                 files.discard(name)
     except OSError as error:
-        raise Refused(f"cannot ask with {path}: {reason(error)}") from error
+        raise Refused(
+            f"cannot ask `run` to release the lock by {path}: {reason(error)}; make it writable"
+        ) from error
     finally:
         os.close(fd)
 
 
 def _wait(ctx: Context) -> int:
-    """Wait for the lock and take it. Raises Locked."""
+    """Wait until `run` releases the lock, take it, and return its descriptor. Raises Locked after
+    the timeout."""
     since, answered = ctx.clock(), False
     while True:
         if not answered and os.path.lexists(ctx.store.path(_ANSWER)):
@@ -91,14 +97,15 @@ def _wait(ctx: Context) -> int:
 
 
 def clear(store: Store) -> None:
-    """Forget a completed revert, because a new `run` starts."""
+    """Remove the mark of a completed revert, because a new `run` starts."""
     with contextlib.suppress(OSError):
         files.discard(store.path(_REVERTED))
 
 
 def yield_to_revert(store: Store, log: Log, lock_fd: int, run: int) -> None:
-    """In a child of the `run` with the pid `run`: release the lock to a revert that asks for it,
-    and wait for its end. Raises StoodAside if the revert was completed; Refused."""
+    """If a revert asks for the node's lock (`lock_fd`), release it and wait for the end of the
+    revert. Called in a child of `run`, whose pid is `run`. Raises StoodAside if the revert was
+    completed; Refused."""
     path, ours = store.path(REQUEST), f"{run} {process.start_time(run)}"
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -109,8 +116,8 @@ def yield_to_revert(store: Store, log: Log, lock_fd: int, run: int) -> None:
             _release_until_end(store, log, fd, lock_fd)
         finally:
             os.close(fd)
-    found = store.read(_REVERTED)
-    if found is not None and found.data.decode("ascii", "replace").strip() == ours:
+    mark = store.read(_REVERTED)
+    if mark is not None and mark.data.decode("ascii", "replace").strip() == ours:
         with contextlib.suppress(OSError):
             fcntl.flock(lock_fd, fcntl.LOCK_UN)
         raise StoodAside(
@@ -120,14 +127,15 @@ def yield_to_revert(store: Store, log: Log, lock_fd: int, run: int) -> None:
 
 
 def _release_until_end(store: Store, log: Log, fd: int, lock_fd: int) -> None:
-    """Release the lock while a living `revert` holds the request's file."""
+    """Release the lock `lock_fd` while a living `revert` holds the lock of the request's file
+    `fd`."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         fcntl.flock(lock_fd, fcntl.LOCK_UN)
         log.info("standing aside for revert")
         fcntl.flock(fd, fcntl.LOCK_EX)
-    if lock.is_current(store.path(REQUEST), fd):  # it was killed
+    if lock.is_current(store.path(REQUEST), fd):  # the revert was killed and left its request
         with contextlib.suppress(OSError):
             for name in (_ANSWER, REQUEST):
                 files.discard(store.path(name))

@@ -246,7 +246,7 @@ _UNDO = (
     ),
     Mutant(
         "reboot-not-noticed", "recover", "agent/transaction/recover.py",
-        "    if not left.in_this_boot:\n        return True\n",
+        "    if not change.in_this_boot:\n        return True\n",
         "",
         ("tests/unit/transaction/test_change.py",),
     ),
@@ -301,7 +301,7 @@ _SPECS = (
     ),
     Mutant(
         "new-nodes-not-in-the-spec", "specs", "agent/transaction/converge.py",
-        "if nodes:  # they belong into the spec",
+        "if nodes:  # the spec has to describe the new device nodes",
         "if nodes and refused_cdi:",
         ("tests/cli/test_device_nodes.py::test_nodes_are_in_the_spec",),
     ),

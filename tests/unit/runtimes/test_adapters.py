@@ -19,7 +19,7 @@ from agent.runtimes.desired_state import is_ours
 from agent.state.store import Memory, Original, Store
 from agent.toml import document
 from agent.toolkit.programs import Binary
-from agent.transaction.original_files import inverse
+from agent.transaction.original_files import inverse_operations
 from tests.unit.support import made_up_runtime
 
 PROGRAM = "/usr/local/nvidia/toolkit/nvidia-container-runtime"
@@ -136,7 +136,9 @@ def test_own_keys_go_again(world: World) -> None:
     for file in node.files:
         if file.state is None:
             continue
-        ops = inverse(node, file.path.host, (file.data, {}), known, switch=True, drop_in_goes=True)
+        ops = inverse_operations(
+            node, file.path.host, (file.data, {}), known, switch=True, drop_in_goes=True
+        )
         text = document.decoded(file.state.data, file.path.host)
         data = document.encoded(document.edit(text, ops, file.path.host))
         overlay[file.path.host] = replace(file.state, data=data)

@@ -24,7 +24,7 @@ from agent.runtimes.containerd.generations import generation
 from agent.state.store import Original
 from agent.toml import document
 from agent.toml.document import Append, Data, Op, Path, Set, Unset
-from agent.transaction.original_files import inverse
+from agent.transaction.original_files import inverse_operations
 from tests.unit.support.toml_documents import CRI, NARROW, Document, operations, random_document
 
 random = st.randoms(use_true_random=False)
@@ -209,7 +209,7 @@ def undo(after: str, before: str) -> list[Op]:
     node = ContainerdNode(HostRoot("/"), runtime, (), None, drop_in, generation((2, 1, 0)))
     data = (document.parse(after.encode(), "f"), document.parse(before.encode(), "f"))
     known = Original(None, 0o644, 0, 0, "")
-    return inverse(node, "f", data, known, switch=True, drop_in_goes=True)
+    return inverse_operations(node, "f", data, known, switch=True, drop_in_goes=True)
 
 
 def own_lines(found: Document) -> set[str]:

@@ -13,7 +13,7 @@ from agent.runtimes.proof import Identity
 from agent.state.store import Entry, Journal, Memory, Original, is_written, memory_to_json
 from agent.transaction import file_changes
 from agent.transaction.change import NotAccepted
-from agent.transaction.file_changes import Undone
+from agent.transaction.file_changes import UndoResult
 from tests.unit.support.faults import Faults
 from tests.unit.support.made_node import OLD, Node
 
@@ -43,7 +43,7 @@ def test_undo_brings_back_bytes_mode_and_owner(node: Node) -> None:
         if lost:
             for entry in journal.entries:
                 files.discard(entry.undo)
-        assert file_changes.undo(store, journal) == Undone()
+        assert file_changes.undo(store, journal) == UndoResult()
         assert node.tree() == OLD
         assert node.modes() == {0o640}
         assert node.strays() == []
@@ -72,7 +72,7 @@ def test_undo_needs_no_room(node: Node) -> None:
     file_changes.reserve(changes, journal)
     file_changes.write(changes, journal, set())
     with Faults.full_disk().installed():
-        assert file_changes.undo(store, journal) == Undone()
+        assert file_changes.undo(store, journal) == UndoResult()
     assert node.tree() == OLD
 
 
@@ -82,8 +82,8 @@ def test_undo_twice_is_undo_once(node: Node) -> None:
     journal = journal_of(node, file_changes.entries(store, changes, Memory()))
     file_changes.reserve(changes, journal)
     file_changes.write(changes, journal, set())
-    assert file_changes.undo(store, journal) == Undone()
-    assert file_changes.undo(store, journal) == Undone()
+    assert file_changes.undo(store, journal) == UndoResult()
+    assert file_changes.undo(store, journal) == UndoResult()
     assert node.tree() == OLD
 
 
@@ -107,7 +107,7 @@ def test_directories_of_somebody_else_stay(node: Node) -> None:
     file_changes.reserve(changes, journal)
     file_changes.write(changes, journal, set())
     (node.etc / "conf.d/admin.toml").write_text("theirs")
-    assert file_changes.undo(store, journal) == Undone()
+    assert file_changes.undo(store, journal) == UndoResult()
     assert node.tree() == {**OLD, "conf.d/admin.toml": "theirs"}
 
 

@@ -33,7 +33,7 @@ class BudgetNode(Node):
         """`run` restarts the runtime at these times."""
         for self.uptime in times:
             restart_limits.require(self.run(), ())
-            restart_limits.use(self.run())
+            restart_limits.count(self.run())
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_restarts_of_another_boot_do_not_count(
 
 def test_apply_is_neither_counted_nor_refused(node: BudgetNode) -> None:
     for _ in range(restart_limits.LIMIT + 1):
-        restart_limits.use(node.context())
+        restart_limits.count(node.context())
     node.restart_at(100, 200, 300)
     restart_limits.require(node.context(), ())
 
