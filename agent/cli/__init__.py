@@ -1,7 +1,7 @@
 """The command line.
 
-Invariant: click is imported in this package only. Data goes to stdout, everything else to stderr;
-an error is one line that starts with "cannot", with the exit code of its class.
+Invariant: click is imported in this package only. Data goes to stdout, all other text to stderr. An
+error is one line that starts with "cannot", and the exit code is that of its class.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from agent.options.settings import Entry, Settings
     from agent.plan.context import Context
 
-_HELP = """Make this node's container runtime right for NVIDIA GPUs and CDI, and never break it.
+_HELP = """Configure this node's container runtime for NVIDIA GPUs and CDI, and prove the result.
 
-It asks the runtime itself whether it injects CDI devices, registers the nvidia handlers in its
-configuration, restarts it, proves the result and publishes the decision in `toolkit-ready`. What
-cannot be proven is undone.
+The agent asks the runtime whether it injects CDI devices, registers NVIDIA's handlers in its
+configuration, restarts it, proves the result, and publishes the decision in `toolkit-ready`. A
+change that cannot be proven is undone.
 """
 
 
@@ -55,7 +55,7 @@ def cli() -> None:
     """Group the commands."""
 
 
-@cli.command(cls=Command, short_help="Show what would be done, and why; change nothing.")
+@cli.command(cls=Command, short_help="Show what apply would do, and why; change nothing.")
 @click.option(
     "--diff", "diffs", type=click.Choice(["all", "config", "none"]), default="config",
     metavar="all|config|none", show_default=True,
@@ -63,9 +63,9 @@ def cli() -> None:
 )  # fmt: skip
 @output_option
 def plan(output: str, diffs: Diffs, **given: str | None) -> None:
-    """Show the decision, what apply would do, and the diff of the files. Writes nothing.
+    """Show the decision, the changes that apply would make, and their diffs. Writes nothing.
 
-    It also says why apply would refuse. The exit code is 1 if there is something to change, and
+    If apply would refuse, the reason is shown. The exit code is 1 if there is a change to make, or
     if apply would refuse.
     """
     _plan(output, given, diffs)
@@ -87,7 +87,7 @@ def _plan(output: str, given: dict[str, str | None], diffs: Diffs = "config") ->
         raise SystemExit(1)
 
 
-@cli.command(cls=Command, short_help="Make the node right, once.")
+@cli.command(cls=Command, short_help="Configure the node once.")
 @click.option("--dry-run", is_flag=True, help="Do what `plan` does, with its exit codes.")
 @click.option("--retry", is_flag=True, help="Try a change that failed before once more.")
 @wait_lock_option
@@ -95,7 +95,7 @@ def _plan(output: str, given: dict[str, str | None], diffs: Diffs = "config") ->
 def apply(
     output: str, *, dry_run: bool, retry: bool, wait_lock: float | None, **given: str | None
 ) -> None:
-    """Make the node right, once; on a node that is right it writes and restarts nothing."""
+    """Configure the node once. If it is configured as decided, nothing is written or restarted."""
     from dataclasses import replace
 
     from agent.cli.render import apply as render_apply
@@ -112,9 +112,9 @@ def apply(
     emit(output, outcome, render_apply.outcome_text, "Outcome", render_apply.outcome_data)
 
 
-@cli.command(cls=LongLived, short_help="Make the node right, and keep it right until stopped.")
+@cli.command(cls=LongLived, short_help="Configure the node, and keep it configured.")
 def run(**given: str | None) -> None:
-    """Make the node right, publish, and keep it right until stopped; SIGHUP: look now.
+    """Configure the node, publish the decision, and keep the node configured. SIGHUP: check now.
 
     Stopping it leaves the node as it is.
     """
@@ -133,10 +133,10 @@ def converge_child(
     *, lock_fd: int, watch_fd: int, logged_fd: int, since: float, refresh: bool, barrier: bool,
     entry: Entry, **given: str | None,
 ) -> None:  # fmt: skip
-    """Converge once as a child of `run`, which hands down the descriptors."""
+    """Converge once as a child of `run`, from which the descriptors are inherited."""
     from agent.daemon import child
 
-    ctx = _context(given, entry, warn=False)  # its parent has warned
+    ctx = _context(given, entry, warn=False)  # the parent has logged these warnings
     code = child.work(
         ctx, lock=lock_fd, pipe=watch_fd, logged=logged_fd, since=since, refresh=refresh,
         barrier=barrier,
@@ -144,7 +144,7 @@ def converge_child(
     raise SystemExit(code)
 
 
-@cli.command(cls=Command, short_help="Show what is wrong, and what is: runtime, CDI, files.")
+@cli.command(cls=Command, short_help="Show what is wrong, then the state of the node.")
 @click.option("-w", "--watch", "watching", is_flag=True, help="Show it again and again.")
 @click.option("--wait", "waiting", is_flag=True, help="Wait until the node is ready.")
 @timeout_option
@@ -168,22 +168,22 @@ def status(
     def look() -> Report:
         return report(reading_context(settings, log))
 
-    def show(found: Report) -> None:
+    def show(shown: Report) -> None:
         if watching:
             click.clear()  # on a terminal only
-        emit(output, found, render_status.text, "Status", render_status.data)
+        emit(output, shown, render_status.text, "Status", render_status.data)
         sys.stdout.flush()
 
     words = "waiting until the node is ready" if waiting else "looking at the node"
     with _progress(settings, words) as log:
         seconds = 0 if not waiting else math.inf if timeout is None else timeout
-        found = watch.until_ready(watch.reports(look, time.monotonic, time.sleep, seconds))
-    show(found)
+        first = watch.until_ready(watch.reports(look, time.monotonic, time.sleep, seconds))
+    show(first)
     if watching:
         with contextlib.suppress(KeyboardInterrupt):
             for later in watch.reports(look, time.monotonic, time.sleep):
                 show(later)
-    elif not found.ready:
+    elif not first.ready:
         raise SystemExit(1)
 
 
@@ -198,7 +198,7 @@ def status(
 def doctor(output: str, bundle: str | None, **given: str | None) -> None:
     """Say what is wrong with this node, why it matters and what to do, the worst first.
 
-    Works on nodes that other tools configured, too. It changes nothing. The exit code is 1 if
+    It also works on nodes that other tools configured, and changes nothing. The exit code is 1 if
     there is a fault.
     """
     from agent.cli import progress
@@ -211,15 +211,15 @@ def doctor(output: str, bundle: str | None, **given: str | None) -> None:
 
     settings = settings_of(given)
     ctx = reading_context(settings, _log(settings))
-    with progress.shown(Silent(), "looking at the node"):
-        seen = report(ctx)
-        found = diagnose(Node(ctx, seen))
+    with progress.showing(Silent(), "looking at the node"):
+        node_report = report(ctx)
+        diagnosis = diagnose(Node(ctx, node_report))
     if bundle:
         from agent.cli import bundle as archive
 
-        archive.write(bundle, ctx.settings, seen, found)
-    emit(output, found, render_doctor.text, "Doctor", render_doctor.data)
-    if found.faults:
+        archive.write(bundle, ctx.settings, node_report, diagnosis)
+    emit(output, diagnosis, render_doctor.text, "Doctor", render_doctor.data)
+    if diagnosis.faults:
         raise SystemExit(1)
 
 
@@ -229,7 +229,7 @@ def verify(output: str, **given: str | None) -> None:
     """Prove on the running runtime that pods run and that a CDI device reaches a container.
 
     It runs a pod of its own under the default handler and each of ours, from the sandbox image that
-    is on the node, and removes it. Exit: 0 proven, 1 a proof failed, 3 could not be tried.
+    is on the node, and removes it. Exit code: 0 proven, 1 a proof failed, 3 not tried.
     """
     from agent.cli import progress
     from agent.cli.render import verify as render_verify
@@ -238,14 +238,14 @@ def verify(output: str, **given: str | None) -> None:
     from agent.verify.verify import verify as prove
 
     settings = settings_of(given)
-    with progress.shown(Silent(), "running a pod under each handler"):
-        found = prove(settings, open_host(settings))
-    emit(output, found, render_verify.text, "Verification", render_verify.data)
-    raise SystemExit({"ok": 0, "failed": 1, "undecided": 3}[found.result])
+    with progress.showing(Silent(), "running a pod under each handler"):
+        verification = prove(settings, open_host(settings))
+    emit(output, verification, render_verify.text, "Verification", render_verify.data)
+    raise SystemExit({"ok": 0, "failed": 1, "undecided": 3}[verification.result])
 
 
-@cli.command(cls=Command, short_help="Put the original files back.")
-@click.option("--keep-edits", is_flag=True, help="Take our keys out of files edited since.")
+@cli.command(cls=Command, short_help="Restore the original files.")
+@click.option("--keep-edits", is_flag=True, help="Remove only our keys from files edited since.")
 @click.option("--toolkit", "and_toolkit", is_flag=True, help="Remove the installed toolkit too.")
 @wait_lock_option
 @output_option
@@ -253,7 +253,7 @@ def revert(
     output: str, *, keep_edits: bool, and_toolkit: bool, wait_lock: float | None,
     **given: str | None,
 ) -> None:  # fmt: skip
-    """Put the original files back, restart the runtime on them and prove it."""
+    """Restore the original files, restart the runtime on them, and prove the result."""
     from agent.cli.render import apply as render_apply
     from agent.plan.context import open_context
     from agent.transaction.revert import revert as undo
@@ -272,7 +272,7 @@ def revert(
 def wait(timeout: float | None, **given: str | None) -> None:
     """Block until the decision is published, then print its lines. For init containers.
 
-    The exit code is 1 if the time is over.
+    The exit code is 1 after the timeout.
     """
     import time
 
@@ -294,12 +294,12 @@ def wait(timeout: float | None, **given: str | None) -> None:
     click.echo("".join(f"{key}={value}\n" for key, value in values.items()), nl=False)
 
 
-@cli.command(cls=Command, short_help="Show every option, and where its value comes from.")
+@cli.command(cls=Command, short_help="Show every option, its value and the value's origin.")
 @output_option
 def config(output: str, **given: str | None) -> None:
-    """Show every option with its value and where that came from; `-`: found on the node.
+    """Show every option, its value (`-`: determined on the node) and the origin of the value.
 
-    It takes the options of all commands (`toolkit-agent run --help-all` shows them), and needs
+    It accepts the options of all commands (`toolkit-agent run --help-all` shows them), and needs
     neither a runtime nor root.
     """
     from agent.cli.render import config as render_config
@@ -318,7 +318,8 @@ cli.add_command(about.completion)
 def _context(
     given: dict[str, str | None], entry: Entry = "toolkit-agent", *, warn: bool = True
 ) -> Context:
-    """The context of a command that writes a log; `warn`: log the warnings of the options."""
+    """The context of a command that writes a log. With `warn`, the warnings of the options are
+    logged. Raises UsageError or Refused."""
     from agent.plan.context import open_context
 
     settings = settings_of(given, entry)
@@ -330,13 +331,13 @@ def _context(
 
 @contextlib.contextmanager
 def _progress(settings: Settings, words: str) -> Iterator[Log]:
-    """The log of a command that shows its result at the end; `words` are its first step."""
+    """The log of a command that shows its result at the end. `words` describe its first step."""
     from agent.cli import progress
 
     log = _log(settings)
     _warn_of_options(settings, log)
-    with progress.shown(log, words, debug=settings.debug) as shown:
-        yield shown
+    with progress.showing(log, words, debug=settings.debug) as progress_log:
+        yield progress_log
 
 
 def _warn_of_options(settings: Settings, log: Log) -> None:
@@ -345,20 +346,21 @@ def _warn_of_options(settings: Settings, log: Log) -> None:
 
 
 def _writing(ctx: Context) -> Context:
-    """The context of a command that changes the node. Raises Refused if this user cannot."""
+    """The same context, for a command that changes the node. Raises Refused if this user may not
+    change it."""
     from agent.host import trees
 
     if os.geteuid() != 0 and not trees.is_writable(ctx.store.directory):
         raise Refused(
             "cannot change this node: only root can read the runtime's process, write its "
             "configuration and restart it; run this as root, for instance with sudo (plan, status "
-            "and doctor need root only for what this user cannot read)"
+            "and doctor need root only for files that this user cannot read)"
         )
     return ctx
 
 
 def _log(settings: Settings) -> StderrLog:
-    """The log of a command. Options that were given are its first line, if everything is logged."""
+    """The log of a command. With --debug, its first line has the options that were given."""
     from agent.log import StderrLog
 
     log = StderrLog(debug=settings.debug)
@@ -370,16 +372,16 @@ def _log(settings: Settings) -> StderrLog:
 
 @click.command(cls=LongLived, context_settings={"help_option_names": ["-h", "--help"]})
 def toolkit(**given: str | None) -> None:
-    """Entry point for gpu-operator: run with upstream's names and defaults.
+    """Configure the node under gpu-operator: `run` with the options of NVIDIA's installer.
 
-    With --no-daemon it ends after the convergence. Stopping it leaves the node as it is.
+    With --no-daemon it ends after the first check. Stopping it leaves the node as it is.
     """
     _run_until_stopped(given, "nvidia-toolkit")
 
 
 def _run_until_stopped(given: dict[str, str | None], entry: Entry) -> None:
-    """Do the work of `run`. This process becomes the waiting supervisor, and the function returns
-    only with --no-daemon."""
+    """Run until a signal ends the process, which becomes the waiting supervisor. The function
+    returns only with --no-daemon. Raises AgentError."""
     from dataclasses import replace
 
     from agent.transaction.converge import converge, publish_failure
@@ -404,7 +406,7 @@ def _run_until_stopped(given: dict[str, str | None], entry: Entry) -> None:
 
 
 def _child_options(given: dict[str, str | None]) -> list[str]:
-    """The given options as words of a child's command line."""
+    """The options of the command line, as words of a child's command line."""
     from agent.options.table import OPTIONS
 
     values = ((option, given.get(option.name)) for option in OPTIONS)
@@ -412,7 +414,7 @@ def _child_options(given: dict[str, str | None]) -> list[str]:
 
 
 def _run(command: click.Command, name: str) -> int:
-    """Run a command and return its exit code. Each failure becomes one line on stderr."""
+    """Run a command and return its exit code. An error becomes one line on stderr."""
     if "_TOOLKIT_AGENT_COMPLETE" in os.environ:
         from agent.cli import completion  # noqa: F401 - click finds its classes
     try:
@@ -433,15 +435,15 @@ def _run(command: click.Command, name: str) -> int:
 
 
 def _print_error(text: str) -> None:
-    with contextlib.suppress(OSError):  # the exit code says it, too
+    with contextlib.suppress(OSError):  # the exit code shows the error too
         click.echo(redact_text(text), err=True)
 
 
 def main() -> NoReturn:
-    """`toolkit-agent`."""
+    """The program `toolkit-agent`."""
     run_and_end(lambda: _run(cli, "toolkit-agent"))
 
 
 def nvidia_toolkit() -> NoReturn:
-    """`nvidia-toolkit`."""
+    """The program `nvidia-toolkit`."""
     run_and_end(lambda: _run(toolkit, "nvidia-toolkit"))

@@ -1,6 +1,6 @@
 """The commands about the program itself: `version` and `completion`.
 
-Invariant: they look at nothing of the node.
+Invariant: neither command reads anything of the host root or asks a runtime.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def version(output: str, **_: str | None) -> None:
 
 
 def versions() -> Mapping[str, str]:
-    """The versions by name."""
+    """The versions by name, as in the document of kind Version."""
     from agent.cli.render.base import API
 
     kernel = os.uname()
@@ -45,15 +45,14 @@ def versions() -> Mapping[str, str]:
     }
 
 
-def _text(found: Mapping[str, str], _: Screen) -> str:
-    return "\n".join(f"{name + ':':<10} {value}" for name, value in found.items())
+def _text(by_name: Mapping[str, str], _: Screen) -> str:
+    return "\n".join(f"{name + ':':<10} {value}" for name, value in by_name.items())
 
 
 @click.command(cls=Command, short_help="Print a script that completes command lines in a shell.")
 @click.argument("shell", type=click.Choice(SHELLS), metavar="|".join(SHELLS))
 def completion(shell: str, **_: str | None) -> None:
-    """Print a script for a shell, which then completes commands, options, their values and the
-    names of files.
+    """Print a script with which a shell completes commands, options, their values and file names.
 
     \b
     bash  source <(toolkit-agent completion bash)

@@ -1,6 +1,6 @@
 """The parts that all commands share: options, output, settings.
 
-Invariant: every command takes every option of the table, and prints one document.
+Invariant: every command accepts every option of the table.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 _Command = TypeVar("_Command")
-# Keys of --color and --help-all among what click keeps for a command.
-_COLOR, _EVERY = "agent.color", "agent.every"
+# The keys under which click's context keeps --color and --help-all.
+_COLOR, _ALL_OPTIONS = "agent.color", "agent.every"
 
 _LOCK_POLL = 0.5  # seconds between two tries to take the lock
-_EVER = "for ever"  # a duration without an end
+_EVER = "for ever"  # the value of --wait-lock without a duration
 
 
 def flag(option: Option, *, concerned: bool = True) -> click.Option:
-    """A click option for an entry of the table. One that is not `concerned` is accepted, but it is
-    neither shown nor completed, and it has no flag of one letter."""
+    """The click option for an entry of the table. If the option does not concern the command
+    (`concerned` is false), it is accepted, but neither shown nor completed, and it has no flag of
+    one letter."""
     flags = [name for name in option.all_flags if concerned or name.startswith("--")]
     several = option.kind == "list"
     return click.Option(
@@ -51,14 +52,14 @@ def flag(option: Option, *, concerned: bool = True) -> click.Option:
 
 
 def _joined(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> str | None:
-    """The text of a list that was given at once or item by item."""
+    """The text of a list option that was given once or several times, None if it was not given."""
     return ",".join(given) if given else None
 
 
 def _complete(
     option: Option, ctx: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem] | list[str]:
-    """What a shell may put in the place of an incomplete value."""
+    """The completions of an incomplete value."""
     if option.kind in ("path", "file"):
         return complete_file(ctx, parameter, incomplete)
     choices = ("true", "false") if option.kind == "bool" else option.choices
@@ -66,14 +67,14 @@ def _complete(
 
 
 def complete_file(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Let the shell complete the name of a file."""
+    """The completion that makes the shell complete a file name."""
     from click.shell_completion import CompletionItem
 
     return [CompletionItem(incomplete, type="file")]
 
 
-class _Described(click.Command):
-    """A command whose help ends with the exit codes, if it is a program."""
+class _WithExitCodes(click.Command):
+    """A command. If it is a program's main command, its help ends with the exit codes."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the exit codes below the help of a program."""
@@ -83,17 +84,17 @@ class _Described(click.Command):
             write_exit_codes(formatter)
 
 
-class Group(_Described, click.Group):
-    """Commands in the order in which they were added. Without a command, it says which there are
-    and ends with exit code 2."""
+class Group(_WithExitCodes, click.Group):
+    """A group of commands, in the order in which they were added. Without a command, the group
+    lists its commands and ends with exit code 2."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - as in click
         """The names of the commands."""
         return list(self.commands)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the command line. Raises click's Exit without words."""
-        if args or ctx.resilient_parsing:  # to complete a command line
+        """Parse the command line. Raises click's Exit if the command line is empty."""
+        if args or ctx.resilient_parsing:  # a completion, which must print nothing
             return super().parse_args(ctx, args)
         formatter = ctx.make_formatter()
         self.format_usage(ctx, formatter)
@@ -106,53 +107,55 @@ class Group(_Described, click.Group):
 
 def _show_all(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
     if asked and not ctx.resilient_parsing:
-        ctx.meta[_EVERY] = True
+        ctx.meta[_ALL_OPTIONS] = True
         click.echo(ctx.get_help())
         ctx.exit()
 
 
-class Command(_Described):
+class Command(_WithExitCodes):
     """A command with every option of the table, before its own options. The options are made when
-    click asks for them, because those of all commands take as long as the rest of --help."""
+    click asks for them, because the options of all commands take as long as the rest of --help."""
 
-    _complete = False
-    _alone: Mapping[str, str]  # by the flag of a boolean: what it means without a value
+    _has_options = False
+    _without_value: Mapping[
+        str, str
+    ]  # by the flag of a boolean option: the word that it stands for
 
     def topics(self) -> Sequence[Topic]:
-        """The options that it accepts."""
+        """The options of the table that the command accepts, by topic."""
         from agent.options.table import TOPICS
 
         return TOPICS
 
-    def concern(self, ctx: click.Context) -> str:
-        """Its name in the table."""
+    def command_name(self, ctx: click.Context) -> str:
+        """The name of the command in the table of options."""
         return ctx.command_path.partition(" ")[2] or str(self.name)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Give click the options."""
-        if not self._complete:
-            self._complete = True
-            every = click.Option(
+        """The options of the command, for click."""
+        if not self._has_options:
+            self._has_options = True
+            help_all = click.Option(
                 ["--help-all"], is_flag=True, is_eager=True, expose_value=False,
                 callback=_show_all, help="Show all options and exit.",
             )  # fmt: skip
-            topics, command = self.topics(), self.concern(ctx)
+            topics, command = self.topics(), self.command_name(ctx)
             shown = {option.name for topic in topics for option in topic.of(command)}
             table = [option for topic in topics for option in topic.options]
-            made = [flag(option, concerned=option.name in shown) for option in table]
-            self._alone = {
+            flags = [flag(option, concerned=option.name in shown) for option in table]
+            self._without_value = {
                 name: f"{option.all_flags[0]}=true"
-                for option, one in zip(table, made, strict=True)
+                for option, one in zip(table, flags, strict=True)
                 for name in (one.opts if option.kind == "bool" else ())
             }
-            self.params = [*made, *self.params, every]
+            self.params = [*flags, *self.params, help_all]
         return super().get_params(ctx)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the command line. Raises click's UsageError."""
         self.get_params(ctx)
         try:
-            return super().parse_args(ctx, list(_with_values(args, self._alone)))
+            return super().parse_args(ctx, list(_with_values(args, self._without_value)))
         except click.UsageError as error:
             error.ctx = error.ctx or ctx
             raise
@@ -164,29 +167,35 @@ class Command(_Described):
         table = {option.name for topic in self.topics() for option in topic.options}
         own = [one for one in self.get_params(ctx) if one.name not in table]
         write_options(
-            ctx, formatter, self.topics(), self.concern(ctx), own, every=ctx.meta.get(_EVERY, False)
+            ctx,
+            formatter,
+            self.topics(),
+            self.command_name(ctx),
+            own,
+            every=ctx.meta.get(_ALL_OPTIONS, False),
         )
 
 
-def _with_values(words: Sequence[str], alone: Mapping[str, str]) -> Iterator[str]:
-    """The words of a command line as click understands them. A boolean option that stands alone
-    gets its value, because click would take the next word for it. `-o=json` becomes two words."""
+def _with_values(words: Sequence[str], without_value: Mapping[str, str]) -> Iterator[str]:
+    """The words of a command line, in the form that click understands. A boolean option without a
+    value gets one, because click would take the next word for it. `-o=json` becomes two words."""
     rest = iter(itertools.zip_longest(words, words[1:]))
     for word, after in rest:
         if word[:1] == "-" and word[1:2] != "-" and word[2:3] == "=":
             yield from (word[:2], word[3:])
         else:
-            yield alone[word] if word in alone and after not in TRUE | FALSE else word
+            is_alone = word in without_value and after not in TRUE | FALSE
+            yield without_value[word] if is_alone else word
         if word == "--":
             yield from (word for word, _ in rest)
 
 
 class LongLived(Command):
-    """A command that writes a log. Its errors are lines of the log unless stderr is a terminal. It
-    removes the ready file of a dead process before anything else can fail."""
+    """A command that writes a log. Its errors are lines of the log, unless stderr is a terminal.
+    The ready file of a dead process is removed first, before anything can fail."""
 
-    def concern(self, _: click.Context) -> str:
-        """Its name in the table."""
+    def command_name(self, _: click.Context) -> str:
+        """The name of the command in the table of options."""
         return "run"
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -205,15 +214,15 @@ class LongLived(Command):
 
 
 def _ready_file(args: list[str]) -> str | None:
-    """The ready file that the command line or the environment names, also if another word of the
-    command line is wrong."""
-    found = os.environ.get("AGENT_READY_FILE")
+    """The path of the ready file on the command line or in the environment, None without one. It is
+    also found if another word of the command line is wrong."""
+    path = os.environ.get("AGENT_READY_FILE")
     for word, after in itertools.zip_longest(args, args[1:]):
         if word == "--ready-file":
-            found = after
+            path = after
         elif word.startswith("--ready-file="):
-            found = word.partition("=")[2]
-    return found if found and found.startswith("/") else None
+            path = word.partition("=")[2]
+    return path if path and path.startswith("/") else None
 
 
 @contextlib.contextmanager
@@ -225,14 +234,14 @@ def _errors_in_log(ctx: click.Context) -> Iterator[None]:
             raise
         from agent.log import StderrLog, failed
 
-        found = error if isinstance(error, AgentError) else usage_error(error, ctx.command_path)
-        StderrLog().error("failed", **failed(found))
-        raise SystemExit(found.exit_code) from error
+        own = error if isinstance(error, AgentError) else usage_error(error, ctx.command_path)
+        StderrLog().error("failed", **failed(own))
+        raise SystemExit(own.exit_code) from error
 
 
 def usage_error(error: click.ClickException, name: str) -> AgentError:
-    """An error of click about a command line, as a UsageError. `name` is that of the program, for
-    an error that does not know its command."""
+    """An error of click about a command line, as a UsageError. `name` is the name of the program;
+    it is used for an error without a command."""
     text = " ".join(error.format_message().split())
     path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else name
     end = "" if text.endswith((".", "?", ")")) else "."
@@ -240,7 +249,8 @@ def usage_error(error: click.ClickException, name: str) -> AgentError:
 
 
 def output_option(command: _Command, forms: Sequence[str] = ()) -> _Command:
-    """Give a command the options about what it prints; `forms` are further choices of --output."""
+    """The command with the options --output and --color. `forms` are further choices of
+    --output."""
     choices = ["table", *forms, "json", "yaml"]
     output = click.option(
         "-o", "--output", type=click.Choice(choices), default="table",
@@ -259,7 +269,8 @@ def _remember_color(ctx: click.Context, _: click.Parameter, value: str) -> None:
 
 
 def settings_of(given: dict[str, str | None], entry: Entry = "toolkit-agent") -> Settings:
-    """The settings from the command line and the environment. Raises UsageError."""
+    """The settings of the command line (`given`: values by name) and the environment. Raises
+    UsageError."""
     from agent.options.settings import resolve
 
     return resolve(given, os.environ, entry)
@@ -269,9 +280,9 @@ def emit(
     output: str, result: _Result, text: Callable[[_Result, Screen], str], kind: str,
     data: Callable[[_Result], dict[str, Any]],
 ) -> None:  # fmt: skip
-    """Print a result in the form that `output` names: as a text, or as a document of a kind. If
-    standard output is no terminal, a line has 80 columns, or those that the variable COLUMNS
-    names."""
+    """Print a result in the form that `output` names: as the text that `text` makes, or as a
+    document of `kind` with the content that `data` makes. If standard output is no terminal, a line
+    has as many columns as the variable COLUMNS says, else 80."""
     from agent.cli.render.base import Screen, document
 
     if output in ("json", "yaml"):
@@ -285,7 +296,7 @@ def emit(
 
 
 def duration(_: click.Context, option: click.Parameter, text: str | None) -> float | None:
-    """The seconds of a text, written as the durations of the table. Raises UsageError."""
+    """The seconds of a duration such as `30s`, None without one. Raises UsageError."""
     from agent.options.settings import parse_duration
 
     if text is None or text == _EVER:
@@ -304,8 +315,9 @@ wait_lock_option = click.option(
 
 
 def with_lock(ctx: Context, seconds: float | None, work: Callable[[], _Result]) -> _Result:
-    """The result of work that takes the node's lock. While another process holds it, the work is
-    tried again for so many seconds. Raises what the work raises, after the time also Locked."""
+    """The result of `work`, which takes the node's lock. While another process holds the lock, the
+    work is tried again, for `seconds` at most (None: once). Raises the errors of the work, and
+    Locked only after that time."""
     end = ctx.clock() + (seconds or 0)
     waits = False
     while True:

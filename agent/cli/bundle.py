@@ -1,7 +1,7 @@
-"""The archive of `doctor --bundle`: what a bug report needs to know of a node.
+"""The archive of `doctor --bundle`: the facts about a node for a bug report.
 
-Invariant: it has what the commands print as JSON, with their redaction, and no content of a file.
-Root alone can read it, and no file is overwritten.
+Invariant: the archive has the redacted JSON documents of the commands, and no content of a file.
+Only its owner can read it, and no file is overwritten.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from agent.reports.node import Report
 
 
 def write(path: str, settings: Settings, report: Report, diagnosis: Diagnosis) -> None:
-    """Write the archive to a new file at this path. Raises Refused."""
+    """Write the archive to a new file at `path`. Raises Refused, also if the file exists."""
     texts = _documents(settings, report, diagnosis)
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
@@ -43,17 +43,19 @@ def write(path: str, settings: Settings, report: Report, diagnosis: Diagnosis) -
     except OSError as error:
         with suppress(OSError):
             os.unlink(path)
-        raise Refused(f"cannot write the bundle to {path}: {reason(error)}") from error
+        raise Refused(
+            f"cannot write the bundle to {path}: {reason(error)}; give a file on another disk"
+        ) from error
 
 
 def _documents(settings: Settings, report: Report, diagnosis: Diagnosis) -> Mapping[str, str]:
     """The texts of the archive by file name."""
-    found: dict[str, tuple[str, Mapping[str, Any]]] = {
+    documents: dict[str, tuple[str, Mapping[str, Any]]] = {
         "doctor.json": ("Doctor", render_doctor.data(diagnosis)),
         "status.json": ("Status", render_status.data(report)),
         "config.json": ("Config", render_config.data(settings)),
         "version.json": ("Version", versions()),
     }
     if report.proposal is not None:
-        found["plan.json"] = ("Plan", render_plan.data(report.proposal))
-    return {name: document(kind, body) + "\n" for name, (kind, body) in found.items()}
+        documents["plan.json"] = ("Plan", render_plan.data(report.proposal))
+    return {name: document(kind, body) + "\n" for name, (kind, body) in documents.items()}

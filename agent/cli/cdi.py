@@ -1,7 +1,7 @@
 """The commands about CDI specs.
 
-Invariant: they write nothing but the output file of `generate`. `list` and `validate` work without
-a runtime, and `generate` never asks one.
+Invariant: only `generate` writes a file, its output. `list` and `validate` work without a runtime,
+and `generate` never asks one.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def cdi() -> None:
 
 
 class Generate(Command):
-    """A command with options of its own in the table, and variables of its own."""
+    """The command `generate`, which has further options and variables in the tables."""
 
     def topics(self) -> Sequence[Topic]:
-        """Its own options, then those of all commands."""
+        """The options of `generate`, then those of all commands."""
         from dataclasses import replace
 
         from agent.options.cdi import GENERATE, GENERATE_ENV
@@ -49,28 +49,27 @@ class Generate(Command):
 
 @cdi.command(cls=Generate, short_help="Print a CDI spec, or write it to a file.")
 def generate(**given: str | None) -> None:
-    """Print a CDI spec, or write it to a file. Needs no runtime; nvidia.com/gpu loads the driver's
-    NVML. Options are those of `nvidia-ctk cdi generate`, with its environment."""
+    """Print a CDI spec, or write it to a file. Needs no runtime; for nvidia.com/gpu, the driver's
+    NVML is loaded. Options and variables are those of `nvidia-ctk cdi generate`."""
     from agent.cdi.driver.driver import DRIVER_CONTAINER
     from agent.cdi.make.generate import spec_text
     from agent.cdi.make.request import hook_program, request, with_environment, write_output
     from agent.host.paths import open_host_root
 
-    asked = request(given, os.environ)
+    wish = request(given, os.environ)
     settings = settings_of(with_environment(given, os.environ))
     host = open_host_root(settings.host_root, (*settings.option_paths, DRIVER_CONTAINER))
-    hook = hook_program(settings, host, asked.hook_path)
-    found, warnings = spec_text(
-        asked.mode, settings, host, asked.form, hook=hook, choice=asked.choice,
-        mark=not asked.output,
-    )  # fmt: skip
-    for warning in (*asked.warnings, *warnings):
+    hook = hook_program(settings, host, wish.hook_path)
+    text, warnings = spec_text(
+        wish.mode, settings, host, wish.form, hook=hook, choice=wish.choice, mark=not wish.output
+    )
+    for warning in (*wish.warnings, *warnings):
         click.echo(f"warning: {warning}", err=True)
-    if asked.output:
-        path = write_output(host, asked.output, asked.form, found)
+    if wish.output:
+        path = write_output(host, wish.output, wish.form, text)
         click.echo(f"written: {path}", err=True)
     else:
-        click.echo(found, nl=False)
+        click.echo(text, nl=False)
 
 
 @cdi.command(
@@ -84,19 +83,19 @@ def list_devices(output: str, **given: str | None) -> None:
     from agent.reports import specs
 
     settings = settings_of(given)
-    found = specs.inventory(settings, open_host(settings))
+    inventory = specs.inventory(settings, open_host(settings))
     texts = {"name": render_cdi.name_text, "wide": render_cdi.wide_text}
     text = texts.get(output, render_cdi.list_text)
-    emit(output, found, text, "CDIDevices", render_cdi.list_data)
+    emit(output, inventory, text, "CDIDevices", render_cdi.list_data)
 
 
-@cdi.command(cls=Command, short_help="Tell all that a runtime would choke on.")
+@cdi.command(cls=Command, short_help="Check CDI specs by the rules of the runtimes.")
 @click.argument("files", nargs=-1, metavar="[FILE]...", shell_complete=complete_file)
 @output_option
 def validate(files: tuple[str, ...], output: str, **given: str | None) -> None:
-    """Tell all that a runtime would choke on, in the specs on the node or in these files.
+    """Check the CDI specs on the node, or these files, by the rules of the runtimes.
 
-    `-` is standard input. The exit code is 1 if there is anything to tell.
+    `-` is standard input. The exit code is 1 if there is a finding.
     """
     from agent.cli.render import cdi as render_cdi
     from agent.plan.context import open_host
@@ -104,7 +103,7 @@ def validate(files: tuple[str, ...], output: str, **given: str | None) -> None:
 
     settings = settings_of(given)
     host = open_host(settings)
-    found = specs.of_files(settings, host, files) if files else specs.inventory(settings, host)
-    emit(output, found, render_cdi.findings_text, "CDIFindings", render_cdi.findings_data)
-    if found.findings:
+    inventory = specs.of_files(settings, host, files) if files else specs.inventory(settings, host)
+    emit(output, inventory, render_cdi.findings_text, "CDIFindings", render_cdi.findings_data)
+    if inventory.findings:
         raise SystemExit(1)

@@ -1,4 +1,4 @@
-"""Completion of command lines in shells, where click's does not know an `=`.
+"""Completion of command lines in shells. Unlike click's own, it completes `--option=value`.
 
 Invariant: this module is loaded only for a script or for a completion. No shell is started.
 """
@@ -21,28 +21,28 @@ PROGRAM = "toolkit-agent"
 
 
 class _Bash(BashComplete):
-    """bash makes three words of `--option=value`."""
+    """Completion in bash, which splits `--option=value` into three words."""
 
     def get_completion_args(self) -> tuple[list[str], str]:
-        """The words before the cursor, and the incomplete one."""
+        """The words before the cursor, and the incomplete word."""
         words, incomplete = super().get_completion_args()
         return [word for word in words if word != "="], incomplete
 
 
 class _Joined(ShellComplete):
-    """zsh and fish replace the whole of `--option=value`."""
+    """Completion in zsh and fish, which replace the whole word `--option=value`."""
 
     def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem]:
-        """What the incomplete word can become."""
-        found = super().get_completions(args, incomplete)
+        """The completions of the incomplete word."""
+        items = super().get_completions(args, incomplete)
         name, equals, _ = incomplete.partition("=")
         if equals and name.startswith("--"):
-            found = [
+            items = [
                 CompletionItem(f"{name}={one.value}", one.type, one.help)
-                for one in found
+                for one in items
                 if one.type == "plain"
             ]
-        return found
+        return items
 
 
 class _Zsh(_Joined, ZshComplete):
@@ -53,13 +53,13 @@ class _Fish(_Joined, FishComplete):
     pass
 
 
-for made in (_Bash, _Zsh, _Fish):
-    add_completion_class(made)
+for shell_class in (_Bash, _Zsh, _Fish):
+    add_completion_class(shell_class)
 
 
 def script(shell: str, program: click.Command) -> str:
-    """The script that a shell has to read."""
-    found = get_completion_class(shell)
-    assert found is not None
-    # Not the method of bash's class, which starts a bash to ask for its version.
-    return ShellComplete.source(found(program, {}, PROGRAM, VARIABLE))
+    """The script with which a shell (bash, zsh or fish) completes command lines of `program`."""
+    completion_class = get_completion_class(shell)
+    assert completion_class is not None
+    # The method of bash's class is not called, because it starts a bash to ask for its version.
+    return ShellComplete.source(completion_class(program, {}, PROGRAM, VARIABLE))

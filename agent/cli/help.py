@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from agent.options.option import Option, Topic
 
 _FIRST_COLUMN = 18  # leaves 56 columns, in which the longest name of a variable fits
-_FEW = 12  # so many options are shown without being asked for
+_FEW = 12  # a command with at most this number of options shows all of them
 _OWN = "Options"
 
 
@@ -26,8 +26,8 @@ def write_options(
     ctx: click.Context, formatter: click.HelpFormatter, topics: Sequence[Topic], command: str,
     own: Sequence[click.Parameter], *, every: bool,
 ) -> None:  # fmt: skip
-    """Write a command's own options, then those of the table that concern it, by topic. Only the
-    main ones are shown of many, unless `every` is true."""
+    """Write a command's own options, then those of the table that concern the command, by topic. If
+    there are many, only the main options are shown, unless `every` is true."""
     number = sum(len(topic.of(command)) for topic in topics)
     every = every or number <= _FEW
     records = (parameter.get_help_record(ctx) for parameter in own)
@@ -44,13 +44,13 @@ def write_options(
         formatter.write_paragraph()
         more = "" if every else f"{ctx.command_path} --help-all lists all {number} options. "
         formatter.write_text(
-            f"{more}$NAME: the variable that sets the same; the command line counts first, then "
-            "the first variable that is set. A LIST is separated by commas."
+            f"{more}$NAME: the variable for the same value; the command line wins, then the first "
+            "variable that is set. A LIST is separated by commas."
         )
 
 
 def _rows(option: Option, width: int, every: bool) -> Iterator[tuple[str, str]]:
-    """The rows of an option: its text, its variables, and with `every` its other names."""
+    """The rows of an option: its help text, its variables, and with `every` its other names."""
     long = [name for name in option.all_flags if name.startswith("--")]
     short = [name for name in option.all_flags if name not in long]
     default = option.unset or option.default
@@ -61,20 +61,20 @@ def _rows(option: Option, width: int, every: bool) -> Iterator[tuple[str, str]]:
     ]
     term = ", ".join([*short, long[0]]) + _value(option)
     for text in texts:
-        # click would break words at hyphens
+        # click would break words at hyphens.
         for line in textwrap.wrap(text, width - _FIRST_COLUMN - 4, break_on_hyphens=False):
             yield term, line
             term = ""
 
 
 def _value(option: Option) -> str:
-    """How the value of an option is written."""
+    """The form of an option's value, such as `|`-separated choices."""
     if option.kind == "bool":
         return "[=BOOL]"
     return " " + ("|".join(option.choices) if option.kind == "choice" else option.kind.upper())
 
 
 def write_exit_codes(formatter: click.HelpFormatter) -> None:
-    """Write what the exit codes mean."""
+    """Write the exit codes with their meanings."""
     with formatter.section("Exit codes"):
         formatter.write_dl([(str(code), text) for code, text in EXIT_CODES.items()])

@@ -1,8 +1,8 @@
-"""The step in progress, for a person at a terminal.
+"""The line at a terminal that shows the step in progress.
 
-Invariant: nothing of it is written if standard error is no terminal. It is one line that is
-rewritten, appears only if a step takes longer than a second, and is gone at the end. Its thread
-takes no signals: those that must not end a change in progress are blocked in all threads.
+Invariant: the line is not written if standard error is no terminal. It appears only if a step takes
+longer than a second, is overwritten by the next step, and is erased at the end. The thread that
+draws it takes no signals, so that the main thread alone decides when they may end a change.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any, TextIO
 from agent.cli.render.base import printable
 from agent.log import Log
 
-_PATIENCE = 1.0  # seconds
+_PATIENCE = 1.0  # seconds before a step is shown
 _PAUSE = 0.25  # seconds between two looks at the clock
 _ERASE = "\r\x1b[2K"
-_IN_RESULT = "warning of the plan"  # an event; a result has the warnings itself
-# What goes on after an event. An event that is not here begins no step that takes long.
+_IN_RESULT = "warning of the plan"  # the event of warnings that are also in the command's result
+# The step that begins with an event of the log. Other events begin no step that takes long.
 _AFTER = {
     "waiting for the lock": "waiting for another toolkit-agent that holds the lock",
     "waiting for a quiet moment": "waiting for pods that are being started",
@@ -37,9 +37,9 @@ _AFTER = {
 
 
 @contextlib.contextmanager
-def shown(log: Log, words: str, *, debug: bool = False) -> Iterator[Log]:
-    """A log for a command that shows its result at the end. At a terminal, the steps in the log
-    become the progress, which begins with `words`. With `debug`, the log is what it is."""
+def showing(log: Log, words: str, *, debug: bool = False) -> Iterator[Log]:
+    """The log for a command that shows its result at the end. At a terminal, events of the log are
+    shown as steps, and `words` describe the first step. With `debug`, it is `log` itself."""
     if debug or not sys.stderr.isatty():
         yield log
         return
@@ -48,8 +48,9 @@ def shown(log: Log, words: str, *, debug: bool = False) -> Iterator[Log]:
 
 
 class _Progress:
-    """Takes the events of a log. Warnings stay on the screen. Those of a plan are shown only if
-    the command fails, because they are in its result otherwise."""
+    """A log whose events are shown as steps. Warnings and errors go to the real log and stay on the
+    screen. Warnings of a plan are logged only if the command fails, because otherwise they are in
+    its result."""
 
     def __init__(self, log: Log, stream: TextIO, words: str) -> None:
         self._log, self._stream = log, stream
@@ -85,7 +86,7 @@ class _Progress:
                 self._words, self._since = words, time.monotonic()
 
     def warning(self, event: str, /, **data: Any) -> None:
-        """Show a warning that stays, or keep it."""
+        """Log a warning; keep it for the end if the command's result has it."""
         if event == _IN_RESULT:
             self._kept.append(str(data["text"]))
             return
@@ -94,7 +95,7 @@ class _Progress:
             self._log.warning(event, **data)
 
     def error(self, event: str, /, **data: Any) -> None:
-        """Show an error."""
+        """Log an error."""
         with self._lock:
             self._erase()
             self._log.error(event, **data)
@@ -108,7 +109,7 @@ class _Progress:
                     self._drawn = True
 
     def _columns(self) -> int:
-        """The width of the terminal, whatever COLUMNS says."""
+        """The width of the terminal. COLUMNS is ignored, because a longer line would wrap."""
         try:
             return os.get_terminal_size(self._stream.fileno()).columns or 80
         except (OSError, ValueError):
@@ -120,20 +121,20 @@ class _Progress:
             self._drawn = False
 
     def _write(self, text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):  # progress is not worth a failure
+        with contextlib.suppress(OSError, ValueError):  # a command must not fail for its progress
             self._stream.write(text)
             self._stream.flush()
 
 
 def step(event: str, data: Mapping[str, Any]) -> str | None:
-    """The step that begins with an event, None if none does."""
+    """The words for the step that begins with an event, None if no step begins."""
     words = _AFTER.get(event)
     waited = data.get("unfinished")
     return f"{words}: {', '.join(waited)}" if words and isinstance(waited, list) else words
 
 
 def line(words: str, seconds: float, width: int) -> str:
-    """The line of a step that has taken so many seconds, cut to fit the screen."""
+    """The line for a step (`words`) and its time so far, cut to fit `width` columns."""
     end = f" … {seconds:.0f} s"
     text = printable(words)
     room = width - len(end) - 1  # a full line would wrap

@@ -1,4 +1,4 @@
-"""The beginning and the end of the process that a command is.
+"""The beginning and the end of a command's process.
 
 Invariant: no command fails because of a standard stream. A closed stream becomes `/dev/null`. A
 stream that cannot be written (a full disk, a reader that has ended) changes only the exit code,
@@ -17,14 +17,14 @@ from typing import NoReturn
 from agent.errors import reason
 
 _BROKEN_PIPE = 141  # a shell's exit code for SIGPIPE
-_NO_OUTPUT = 1  # a program that reads the output must not take it for complete
+_NO_OUTPUT = 1  # so that a program that reads the output does not take it for complete
 
 
 def run_and_end(command: Callable[[], int]) -> NoReturn:
-    """Run a command and end the process with the exit code that it returns.
+    """Run a command, and end the process with the exit code that it returns.
 
-    Garbage is hardly collected and the interpreter not finalized, because both only cost time in a
-    process that ends soon.
+    The garbage collector runs rarely and the interpreter is not finalized, because both only cost
+    time in a process that ends soon.
     """
     gc.set_threshold(100_000)
     _open_streams()
@@ -34,7 +34,7 @@ def run_and_end(command: Callable[[], int]) -> NoReturn:
     except BrokenPipeError:
         code = _BROKEN_PIPE
     except OSError as error:
-        # Only the error of a stream has no file name; others are handled where they arise.
+        # Only an error of a standard stream has no file name. Any other one is a defect here.
         if error.filename is not None:
             raise
         code = _NO_OUTPUT
@@ -46,7 +46,7 @@ def run_and_end(command: Callable[[], int]) -> NoReturn:
 
 
 def _open_streams() -> None:
-    """Open closed streams as /dev/null, so that no file that is opened later gets their number."""
+    """Open each closed stream as /dev/null, so that no other file gets its number later."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
             with contextlib.suppress(OSError):

@@ -65,7 +65,7 @@ def runs(argv: list[str], env: dict[str, str]) -> str:
     steps = [word for word, _ in itertools.groupby(word for word in shown if word in STEPS)]
     assert steps[-len(STEPS) :] == list(STEPS)
     assert "\nTOOLKIT_NATIVE_CDI=true\n" in done.stdout
-    assert "Nothing to do: the node is right" in done.stdout
+    assert "Nothing to do: the node is configured as decided" in done.stdout
     assert "Nothing was touched, and containerd runs." in done.stdout
     assert done.stdout.count("\n") <= LINES
     return done.stdout

@@ -109,7 +109,7 @@ def test_apply_at_a_terminal_prints_no_log(place: Path) -> None:
         (node.toolkit / "nvidia-container-runtime.legacy").unlink()
         code, text = at_terminal(node, "apply", "--color=never")
         assert code == 0
-        assert text.startswith("Proven:    the runtime was restarted and answers as wanted\n")
+        assert text.startswith("Proven:    the runtime was restarted and answers as desired\n")
         assert "['" not in text
         assert "[info" not in text
         assert " ".join(text.split()).count("handler nvidia-legacy is left out") == 1
@@ -145,7 +145,7 @@ def test_watch_shows_a_change_and_ends_by_ctrl_c(place: Path) -> None:
         terminal = Terminal(node, "status --watch", "--color=never")
         terminal.read_until("Not ready:")
         checks.done(node.agent("apply"))
-        terminal.read_until("Ready:     the node is right")
+        terminal.read_until("Ready:     the node is configured as decided")
         time.sleep(0.1)
         terminal.process.send_signal(signal.SIGINT)
         terminal.read()
@@ -160,7 +160,7 @@ def test_wait_ends_when_the_node_is_ready(place: Path) -> None:
         assert result.stdout.startswith("Not ready:")
         waiting = Terminal(node, "status --wait", "--color=never")
         checks.done(node.agent("apply"))
-        assert "Ready:     the node is right" in waiting.read()
+        assert "Ready:     the node is configured as decided" in waiting.read()
         assert waiting.process.wait(30) == 0
 
 

@@ -1,6 +1,6 @@
-"""What `apply` and `revert` print at their end.
+"""The output of `apply` and `revert`.
 
-Invariant: pure functions of what was done.
+Invariant: pure functions of an `Outcome` or a `Reverted`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def outcome_data(outcome: Outcome) -> dict[str, Any]:
-    """The end of an apply for JSON."""
+    """The outcome of an apply for JSON."""
     return {
         "decision": decision_data(outcome.proposal.decision),
         "changed": list(outcome.changed),
@@ -30,7 +30,7 @@ def outcome_data(outcome: Outcome) -> dict[str, Any]:
 
 
 def outcome_text(outcome: Outcome, screen: Screen) -> str:
-    """The end of an apply for a person."""
+    """The outcome of an apply for a person."""
     label, words, tone = _end(outcome)
     lines = [*screen.entry(label, words, tone), "", *head(outcome.proposal, screen)]
     changed = dict.fromkeys(outcome.changed)
@@ -46,17 +46,17 @@ def outcome_text(outcome: Outcome, screen: Screen) -> str:
 
 
 def _end(outcome: Outcome) -> tuple[str, str, Tone]:
-    """The first line of a text: what was reached."""
+    """The first line of the text: its label, its words and its colour."""
     if outcome.pending:
         return "Pending:", "files are written; restart the runtime, then run apply again", "warn"
     if outcome.restarted and outcome.down:
-        words = "the runtime answers as wanted, but not all that ran is back"
+        words = "the runtime answers as desired, but other units do not run again"
         return "Restarted:", words, "warn"
     if outcome.restarted:
-        return "Proven:", "the runtime was restarted and answers as wanted", "good"
+        return "Proven:", "the runtime was restarted and answers as desired", "good"
     if outcome.changed:
         return "Done:", "files are written; no restart was needed", "good"
-    return "Nothing to do:", "the node is right", "good"
+    return "Nothing to do:", "the node is configured as decided", "good"
 
 
 def _down_messages(outcome: Outcome) -> list[str]:
@@ -64,7 +64,7 @@ def _down_messages(outcome: Outcome) -> list[str]:
 
 
 def reverted_data(done: Reverted) -> dict[str, Any]:
-    """The end of a revert for JSON."""
+    """The result of a revert for JSON."""
     return {
         "changed": list(done.changed),
         "removed": list(done.removed),
@@ -75,8 +75,8 @@ def reverted_data(done: Reverted) -> dict[str, Any]:
 
 
 def reverted_text(done: Reverted, screen: Screen) -> str:
-    """The end of a revert for a person."""
-    gone = set(done.removed)
+    """The result of a revert for a person."""
+    removed = set(done.removed)
     lines = []
     if done.pending:
         lines += screen.entry("Pending:", "files are restored; restart the runtime", "warn")
@@ -84,7 +84,7 @@ def reverted_text(done: Reverted, screen: Screen) -> str:
         words = "the runtime was restarted on its old configuration"
         lines += screen.entry("Proven:", words, "good")
     for path in done.changed:
-        lines += screen.entry("Removed:" if path in gone else "Restored:", path)
+        lines += screen.entry("Removed:" if path in removed else "Restored:", path)
     if not lines:
         words = "nothing was ever applied, or all is reverted"
         lines = screen.entry("Nothing to do:", words, "good")

@@ -1,8 +1,8 @@
-"""What all commands have in common in what they print on stdout.
+"""The common parts of the output of all commands: documents, texts and tables.
 
-Invariant: pure; the width of the screen and colours are parameters. One stable document per command
-(`apiVersion`, `kind`), the same in JSON and in YAML, and no secret in it: see `diffs`; URLs have no
-users and passwords.
+Invariant: pure; the width of the screen and colours are parameters. Each command prints one stable
+document (`apiVersion`, `kind`), with the same data in JSON and in YAML. A document has no secret:
+`diffs` hides values of files, and URLs have no users and passwords.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TONES: Mapping[Tone, str] = {"good": "32", "bad": "1;31", "warn": "33", "bold":
 
 
 def document(kind: str, body: Mapping[str, Any], form: str = "json") -> str:
-    """A document of the program's own schema; `form` is json or yaml, the data are the same."""
+    """The text of a redacted document with this `kind` and content. `form` is "json" or "yaml"."""
     data = {"apiVersion": API, "kind": kind, **redact(body)}
     if form == "yaml":
         return "\n".join(yaml_text.lines(data))
@@ -36,18 +36,19 @@ def document(kind: str, body: Mapping[str, Any], form: str = "json") -> str:
 
 @dataclass(frozen=True)
 class Screen:
-    """The place where a text is shown: the columns of a line, and whether it has colours."""
+    """The place where a text is shown: the columns of a line (`width`), and whether there are
+    colours."""
 
     width: int = 80
     color: bool = False
 
     def paint(self, text: str, tone: Tone) -> str:
-        """The text in a colour, if there are colours."""
+        """The text in the colour of a tone; the text itself if there are no colours."""
         return f"\x1b[{_TONES[tone]}m{text}\x1b[0m" if self.color else text
 
     def entry(self, label: str, words: str, tone: Tone | None = None) -> list[str]:
-        """A paragraph behind its label. Its lines begin in one column, and are as long as the
-        screen is wide; a longer word is not broken. Control characters are shown as escapes."""
+        """The lines of a paragraph after a label. All lines begin in the same column and fit the
+        screen, but a longer word is not broken. Control characters are shown as escapes."""
         indent = " " * max(LABEL, len(label) + 1)
         first, *more = textwrap.wrap(
             printable(words), max(self.width, 40), initial_indent=indent,
@@ -57,13 +58,14 @@ class Screen:
         return [f"{name}{first[len(label) :]}".rstrip(), *more]
 
     def table(self, rows: Sequence[tuple[str, ...]]) -> list[str]:
-        """Lines with aligned columns; the first row is the heading. If the table is wider than
-        the screen, a long cell goes on below itself, after a space or a comma."""
+        """The lines of a table with aligned columns; the first row is the heading. If the table is
+        wider than the screen, a long cell is broken after a space or a comma and continues in the
+        next line."""
         widths = self._widths([max(map(len, column)) for column in zip(*rows, strict=True)])
         return [line for row in rows for line in _row(row, widths, self.width)]
 
     def _widths(self, natural: list[int]) -> list[int]:
-        """The widths of the columns. What is too much is taken from the widest."""
+        """The widths of the columns. If they do not fit the screen, the widest become narrower."""
         widths, room = list(natural), self.width - 2 * (len(natural) - 1)
         while sum(widths) > room and max(widths) > _NARROW:
             widths[widths.index(max(widths))] -= 1
@@ -71,8 +73,8 @@ class Screen:
 
 
 def _row(row: tuple[str, ...], widths: list[int], width: int) -> Iterator[str]:
-    """The lines of a row. A part of a cell that does not fit beside the others is on a line of its
-    own, and begins further left if the line would be wider than the screen."""
+    """The lines of a row. A part of a cell that does not fit beside the others gets its own line.
+    It begins further left if that line would be wider than the screen."""
     cells = [_broken(cell, column) for cell, column in zip(row, widths, strict=True)]
     while any(cells):
         line, start = "", 0
@@ -98,8 +100,7 @@ def _broken(cell: str, width: int) -> list[str]:
 
 
 def printable(text: str) -> str:
-    """The text with escapes for its control characters, so that no name does anything to a
-    terminal."""
+    """The text with escapes for its control characters, so that no name can control a terminal."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode()
                    for char in text)  # fmt: skip
 

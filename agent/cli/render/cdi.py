@@ -1,7 +1,7 @@
-"""What a person or a program gets to see of CDI specs.
+"""The output of `cdi list` and `cdi validate`.
 
-Invariant: names and paths come from files of others: nothing of them reaches a terminal that is not
-a printable character.
+Invariant: names and paths come from files of others, so only their printable characters reach a
+terminal.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ def list_data(found: Inventory) -> dict[str, Any]:
 
 
 def _unread(file: SpecFile) -> str | None:
-    """Why nothing of a file is shown; None if something is."""
+    """The reason why no device of a file is listed, None if there is no such reason."""
     if file.broken:
         return file.broken.what
     return file.problems[0].what if file.problems and not file.spec else None
 
 
 def list_text(found: Inventory, screen: Screen) -> str:
-    """The same for a person: each file with its devices. Files from which nothing can be read are
-    there, too."""
+    """Every device for a person: each file with its devices. Files that cannot be read are listed
+    too."""
     lines: list[str] = []
     for file in found.files:
         writer = f" (by {file.writer})" if file.writer else ""
@@ -80,7 +80,7 @@ def _tone(device: Device) -> Tone:
 
 
 def wide_text(found: Inventory, screen: Screen) -> str:
-    """One line for each device, however wide the screen is."""
+    """One line for each device, without regard to the width of the screen."""
     rows = [("DEVICE", "RESOLVABLE", "WRITER", "FILE", "WHY")]
     for device in found.devices:
         yes = "yes" if device.state == "resolvable" else "no"
@@ -111,7 +111,7 @@ def _notes(found: Inventory, screen: Screen) -> list[str]:
 
 
 def findings_data(found: Inventory) -> dict[str, Any]:
-    """Everything that is wrong, for JSON."""
+    """All findings for JSON."""
     return {
         "runtime": found.reader.name or None,
         "files": [file.name for file in found.files],
@@ -131,7 +131,7 @@ def findings_data(found: Inventory) -> dict[str, Any]:
 
 
 def findings_text(found: Inventory, screen: Screen) -> str:
-    """The same for a person: a block of lines for each file."""
+    """All findings for a person: a block of lines for each file, then the numbers."""
     lines: list[str] = []
     file = None
     for finding in found.findings:

@@ -1,4 +1,4 @@
-"""What `config` prints.
+"""The output of `config`.
 
 Invariant: pure functions of the settings.
 """
@@ -15,8 +15,8 @@ from agent.options.table import OPTIONS
 
 
 def data(settings: Settings) -> dict[str, Any]:
-    """Every option that has an effect, with its value and where this came from. The value is None
-    if it is found on the node or left to the decision."""
+    """Every option that has an effect, with its value and the value's origin, for JSON. The value
+    is None if it is determined on the node or by the decision."""
     return {
         "options": [
             {
@@ -43,7 +43,7 @@ def _values(settings: Settings) -> Iterator[tuple[Option, Any]]:
 
 
 def text(settings: Settings, screen: Screen) -> str:
-    """The same for a person."""
+    """Every option that has an effect, for a person."""
     rows = [("OPTION", "VALUE", "ORIGIN")]
     for option, value in _values(settings):
         rows.append((option.all_flags[0], _setting(value), settings.origins[option.name]))
@@ -51,7 +51,7 @@ def text(settings: Settings, screen: Screen) -> str:
 
 
 def _setting(value: object) -> str:
-    """As it could be given."""
+    """A value as it is written on a command line."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list):

@@ -1,11 +1,11 @@
 """The diff of a configuration file, for a person.
 
-Any value of a file can be a secret, and so can a comment. No list of keys that hold secrets is
-complete: `headers`, `env`, a registry's name. So this module has the opposite list, the keys that
-our edits are about.
+Any value of a file can be a secret, and so can a comment. No list of keys with secrets would be
+complete: `headers`, `env`, a registry's name. So this module uses the opposite list, the keys that
+our edits set (`is_public`).
 
-Invariant: pure. The values of these keys are shown, and the lines of files that are ours as a
-whole; every other value and every comment is `…`. Keys are shown, without users and passwords in
+Invariant: pure. The values of these keys are shown, and all lines of files that are entirely ours.
+Every other value and every comment is shown as `…`. Keys are shown, without users and passwords in
 the names of hosts.
 """
 
@@ -26,14 +26,15 @@ from agent.toml.write import Path
 if TYPE_CHECKING:
     from agent.host.files import Change
 
-# What the files begin with that hold nothing but ours, and the comment above a drop-in of ours.
+# The first line of files that are entirely ours, and the comment above our drop-in.
 _OURS_ALONE = "# Written by toolkit-agent, which overwrites it.\n"
 _OUR_COMMENTS = "# Written by toolkit-agent", "# `toolkit-agent plan` shows what is in force"
 _WRITTEN_WHOLE = (".json", ".yaml")  # the OCI hook and CDI specs
 
 
 def diff(change: Change) -> str:
-    """Unified diff of one file; which lines differ is told by the files, not by what is shown."""
+    """The unified diff of one file, with hidden values. Lines are compared before values are
+    hidden, so a change of a hidden value is shown too."""
     before = _text(change.before.data) if change.before else ""
     after = _text(change.after.data) if change.after else ""
     ours = change.path.host.endswith(_WRITTEN_WHOLE) or after.startswith(_OURS_ALONE)
@@ -47,7 +48,8 @@ def diff(change: Change) -> str:
 def _unified(
     before: list[str], after: list[str], old: list[str], new: list[str], name: str, other: str
 ) -> Iterator[str]:
-    """The unified diff of `before` and `after` with the words of `old` and `new`."""
+    """The unified diff of the lines `before` and `after`, in which these lines are replaced by
+    `old` and `new`."""
     groups = list(difflib.SequenceMatcher(None, before, after).get_grouped_opcodes(3))
     if groups:
         yield from (f"--- {name}", f"+++ {other}")
@@ -63,7 +65,7 @@ def _unified(
 
 
 def _range(start: int, end: int) -> str:
-    """Lines in the head of a part of a unified diff, as POSIX has them."""
+    """A range of lines in the header of a hunk, in POSIX's form."""
     length = end - start
     begin = start + 1 if length else start
     return f"{begin}" if length == 1 else f"{begin},{length}"
@@ -81,7 +83,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _split(text: str) -> list[str]:
-    """Lines as TOML has them, without their ends."""
+    """The lines of a TOML text, without LF or CRLF at their ends."""
     lines = text.split("\n")
     if not lines[-1]:
         lines.pop()
@@ -93,7 +95,8 @@ def _printable(line: str) -> str:
 
 
 def _shown(text: str, public: Collection[str] = ()) -> list[str]:
-    """The lines of a file of which something may be somebody else's; those of `public` stay."""
+    """The lines of a file that may have values of others, with these values hidden. Lines in
+    `public` are shown unchanged."""
     lines = _split(text)
     shown = [line if line in public else _comment(line) for line in lines]
     try:
@@ -108,14 +111,14 @@ def _shown(text: str, public: Collection[str] = ()) -> list[str]:
 
 
 def _comment(line: str) -> str:
-    """A line outside of all statements."""
+    """A line outside all statements, with its comment hidden unless it is ours."""
     if not line.strip() or line.startswith(_OUR_COMMENTS):
         return line
     return f"{line[: len(line) - len(line.lstrip())]}# {HIDDEN}"
 
 
 def _statement(text: str, one: Statement) -> list[str]:
-    """What is shown of the lines of a statement."""
+    """The lines of a statement, with values hidden that are not public."""
     indent = text[one.start : one.code]
     rest = "  # " + HIDDEN if "#" in text[one.value.stop : one.end] else ""
     if one.kind != "key":
@@ -128,7 +131,7 @@ def _statement(text: str, one: Statement) -> list[str]:
 
 
 def _key(raw: Path) -> str:
-    """A key as it is written."""
+    """A key as the file writes it, without users and passwords."""
     return ".".join(_part(part) for part in raw)
 
 
@@ -140,15 +143,15 @@ def _part(part: str) -> str:
 
 
 def _value(text: str, value: slice, path: Path) -> str:
-    """A value of a key of ours, and the keys of an inline table; else nothing of it."""
-    said = text[value]
-    if said.startswith("{") and "\n" not in said:
+    """A value as it is shown: the value of a public key, the keys of an inline table, else `…`."""
+    raw = text[value]
+    if raw.startswith("{") and "\n" not in raw:
         entries = scan.entries(text, value)
         pairs = (_entry(text, entry, path) for entry in entries)
         return f"{{ {', '.join(pairs)} }}" if entries else "{}"
-    if not is_public(path) or "#" in said or '"""' in said or "'''" in said:
+    if not is_public(path) or "#" in raw or '"""' in raw or "'''" in raw:
         return HIDDEN
-    return redact_text(said)
+    return redact_text(raw)
 
 
 def _entry(text: str, entry: Entry, above: Path) -> str:

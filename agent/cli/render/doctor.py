@@ -1,4 +1,4 @@
-"""What `doctor` prints.
+"""The output of `doctor`.
 
 Invariant: pure functions of a diagnosis. The first lines name the worst finding and its remedy, and
 a line has 80 columns unless a single word is longer.
@@ -15,7 +15,7 @@ from agent.doctor.check import ORDER
 from agent.doctor.diagnosis import Diagnosis, Finding
 
 _COLUMNS = 80
-_HEADLINE = 2  # lines: the third is for the remedy
+_HEADLINE = 2  # lines, so that the remedy is in the third line
 
 
 def data(diagnosis: Diagnosis) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def _finding(item: Finding, screen: Screen) -> Iterator[str]:
 
 
 def _wrapped(label: str, words: str) -> list[str]:
-    """A paragraph behind its label, without the control characters that words of others have."""
+    """The lines of a paragraph after a label, without the control characters in words of others."""
     safe = "".join(char if char.isprintable() else " " for char in words)
     return textwrap.wrap(
         safe, _COLUMNS - 2, initial_indent=label, subsequent_indent=" " * 4,
@@ -87,7 +87,7 @@ def _wrapped(label: str, words: str) -> list[str]:
 
 
 def _summary(diagnosis: Diagnosis) -> str:
-    """How many findings there are of each severity."""
+    """The line with the number of findings of each severity."""
     severities = [item.symptom.severity for item in diagnosis.findings]
     counts = [(severities.count(name), name) for name in ORDER]
     words = [f"{number} {name}{'' if number == 1 or name == 'info' else 's'}"
@@ -96,7 +96,7 @@ def _summary(diagnosis: Diagnosis) -> str:
 
 
 def _skipped(diagnosis: Diagnosis) -> Iterator[str]:
-    """The checks that did not look, by reason."""
+    """The lines with the checks whose facts are missing, by reason."""
     for why in dict.fromkeys(why for _, why in diagnosis.skipped):
         names = [check.id for check, reason in diagnosis.skipped if reason == why]
         yield from textwrap.wrap(

@@ -1,4 +1,4 @@
-"""What `plan` prints, and what other commands print of a decision.
+"""The output of `plan`, and the parts of it that other commands print too.
 
 Invariant: pure functions of a proposal.
 """
@@ -80,11 +80,11 @@ def text(proposal: Proposal, screen: Screen, diffs: Diffs = "config") -> str:
 
 
 def _verdict(proposal: Proposal, screen: Screen) -> list[str]:
-    """The first line: is anything to be done, and can it be done?"""
+    """The first line: would `apply` change something, and would it refuse?"""
     if proposal.refusals:
         return screen.entry("Cannot apply:", "the reason is below the decision", "bad")
     if proposal.nothing_to_do:
-        return screen.entry("Nothing to do:", "the node is right", "good")
+        return screen.entry("Nothing to do:", "the node is configured as decided", "good")
     restart = proposal.restart
     specs = proposal.spec.changes if proposal.spec else ()
     files = len(configuration(proposal)) + len(specs)
@@ -93,8 +93,8 @@ def _verdict(proposal: Proposal, screen: Screen) -> list[str]:
         parts.insert(0, "the toolkit")
     parts += [counted(len(proposal.nodes), "device node")] if proposal.nodes else []
     if restart is not None:
-        whose = " (yours to do)" if restart.kind == "none" else ""
-        parts.append(f"a restart of {proposal.runtime.answer.name}{whose}")
+        note = " (yours to do)" if restart.kind == "none" else ""
+        parts.append(f"a restart of {proposal.runtime.answer.name}{note}")
     words = f"{', '.join(parts) or 'old files to remove'} (`toolkit-agent apply`)"
     return screen.entry("Changes:", words, "warn")
 
@@ -102,22 +102,22 @@ def _verdict(proposal: Proposal, screen: Screen) -> list[str]:
 def steps(proposal: Proposal, screen: Screen) -> list[str]:
     """One line for each thing that `apply` would do, in its order."""
     specs = proposal.spec.changes if proposal.spec else ()
-    found = [("make", f"device node {node}") for node in proposal.nodes]
-    found += _toolkit_steps(proposal.toolkit)
-    found += [(_action(change), _spec_words(change)) for change in specs]
-    found += [(_action(change), change.path.host) for change in configuration(proposal)]
+    entries = [("make", f"device node {node}") for node in proposal.nodes]
+    entries += _toolkit_steps(proposal.toolkit)
+    entries += [(_action(change), _spec_words(change)) for change in specs]
+    entries += [(_action(change), change.path.host) for change in configuration(proposal)]
     restart = proposal.restart
     if restart is not None:
         how = {"systemd": f"{restart.target}, by systemd", "signal": f"SIGTERM to {restart.target}",
                "none": "yours to do (--restart-mode=none)"}[restart.kind]  # fmt: skip
-        found.append(("restart", f"{how}, because {'; '.join(proposal.unproven)}"))
+        entries.append(("restart", f"{how}, because {'; '.join(proposal.unproven)}"))
         if restart.restarted_units:
-            found.append(("with it", f"{', '.join(restart.restarted_units)}, by systemd"))
-    return [line for verb, words in found for line in screen.entry(verb, words)]
+            entries.append(("with it", f"{', '.join(restart.restarted_units)}, by systemd"))
+    return [line for verb, words in entries for line in screen.entry(verb, words)]
 
 
 def configuration(proposal: Proposal) -> tuple[Change, ...]:
-    """The changes of the runtime's own configuration."""
+    """The changes of the runtime's configuration files, repairs first."""
     return (*proposal.repairs, *proposal.config_changes)
 
 
@@ -132,7 +132,7 @@ def _toolkit_steps(toolkit: ToolkitProposal | None) -> list[tuple[str, str]]:
 
 
 def _spec_words(change: Change) -> str:
-    """A CDI spec and the number of its devices."""
+    """The path of a CDI spec, with the number of its devices."""
     if change.after is None:
         return f"{change.path.host} (CDI spec)"
     from agent.cdi.specs import read
@@ -143,9 +143,9 @@ def _spec_words(change: Change) -> str:
 
 
 def _checks(proposal: Proposal, screen: Screen) -> list[str]:
-    """The checks that were made. A warning tells of those that could not be made."""
-    found = (("Checked:", proposal.preflight), ("Tried:", proposal.trial))
-    return [line for label, check in found if check is not None and check.done
+    """The lines of the checks that were made. Checks that were not possible are warnings."""
+    checks = (("Checked:", proposal.preflight), ("Tried:", proposal.trial))
+    return [line for label, check in checks if check is not None and check.done
             for line in screen.entry(label, check.note)]  # fmt: skip
 
 
@@ -156,7 +156,7 @@ def warnings_data(proposal: Proposal) -> list[str]:
 
 
 def warning_lines(proposal: Proposal, screen: Screen, *more: str) -> list[str]:
-    """The warnings, and `more` of them, each once."""
+    """The lines of the proposal's warnings and of `more`, each text once."""
     texts = dict.fromkeys((*proposal.warnings, *more))
     return [line for text in texts for line in screen.entry("Warning:", text, "warn")]
 
@@ -200,7 +200,7 @@ def decision_data(decision: Decision) -> dict[str, Any]:
 
 
 def head(proposal: Proposal, screen: Screen) -> list[str]:
-    """Runtime and decision for a person."""
+    """The lines with runtime, decision and evidence, for a person."""
     decision, runtime = proposal.decision, proposal.runtime
     used = [text for text in decision.evidence if text.endswith(" (used)")]
     seen = used or decision.evidence[2:]  # the first two repeat the options and the runtime
@@ -219,14 +219,15 @@ def head(proposal: Proposal, screen: Screen) -> list[str]:
 
 
 def spec_lines(proposal: Proposal, screen: Screen) -> list[str]:
-    """Kinds that are somebody else's, or nobody's for a reason that no warning tells."""
+    """The lines of the kinds that another writer provides, and of those that are missing for a
+    reason that is in no warning."""
     specs = proposal.spec.specs if proposal.spec else ()
-    found = [("Not ours:", f"{spec.kind} is in {spec.file}, by {spec.writer}") for spec in specs
-             if spec.is_foreign]  # fmt: skip
-    told = " ".join((*proposal.warnings, *(error.message for error in proposal.refusals)))
-    found += [("Skipped:", spec.problem) for spec in specs
-              if spec.problem and spec.problem not in told]  # fmt: skip
-    return [line for label, words in found for line in screen.entry(label, words)]
+    entries = [("Not ours:", f"{spec.kind} is in {spec.file}, by {spec.writer}") for spec in specs
+               if spec.is_foreign]  # fmt: skip
+    texts = " ".join((*proposal.warnings, *(error.message for error in proposal.refusals)))
+    entries += [("Skipped:", spec.problem) for spec in specs
+                if spec.problem and spec.problem not in texts]  # fmt: skip
+    return [line for label, words in entries for line in screen.entry(label, words)]
 
 
 def _toolkit_data(toolkit: ToolkitProposal | None) -> dict[str, Any] | None:
@@ -245,7 +246,7 @@ def _action(change: Change) -> str:
 
 
 def spec_data(spec: SpecStatus) -> dict[str, str | None]:
-    """Who has a kind of CDI devices, for JSON."""
+    """A kind of CDI devices with its file and its writer, for JSON."""
     return {
         "kind": spec.kind,
         "file": spec.file or None,

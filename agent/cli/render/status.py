@@ -1,6 +1,6 @@
-"""What `status` prints.
+"""The output of `status`.
 
-Invariant: pure functions of a report. The text has one screen if the node is right.
+Invariant: pure functions of a report. If the node is ready, the text fits on one screen.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def data(report: Report) -> dict[str, Any]:
 
 
 def text(report: Report, screen: Screen) -> str:
-    """A status report for a person: what is wrong, then what is."""
+    """A status report for a person: first the faults, then the state of the node."""
     lines = [*_verdict(report, screen), *_wrong(report, screen), ""]
     for label, words in _parts(report):
         lines += screen.entry(label, words)
@@ -70,9 +70,11 @@ def text(report: Report, screen: Screen) -> str:
 
 
 def _verdict(report: Report, screen: Screen) -> list[str]:
-    """The first line: is the node ready, and what is to be done?"""
+    """The first line: is the node ready, and what should the person do?"""
     if report.ready:
-        return screen.entry("Ready:", "the node is right, and its status is published", "good")
+        return screen.entry(
+            "Ready:", "the node is configured as decided, and the decision is published", "good"
+        )
     if report.problem is not None:
         words = "`toolkit-agent apply` would refuse" if report.proposal else "nothing can be asked"
     elif not (report.files or report.published):
@@ -82,12 +84,12 @@ def _verdict(report: Report, screen: Screen) -> list[str]:
     elif report.drift:
         words = "the node is not as decided; `toolkit-agent apply` does this:"
     else:
-        words = f"the node is right, but {report.not_published}; run `toolkit-agent apply`"
+        words = f"the node is configured, but {report.not_published}; run `toolkit-agent apply`"
     return screen.entry("Not ready:", words, "bad")
 
 
 def _wrong(report: Report, screen: Screen) -> list[str]:
-    """Everything that is wrong, the cause first."""
+    """The lines of all faults, the cause first."""
     refusals = report.proposal.refusals if report.proposal else ()
     causes = dict.fromkeys(error.message for error in refusals or filter(None, [report.problem]))
     lines = [line for cause in causes for line in screen.entry("Problem:", cause, "bad")]
@@ -95,20 +97,21 @@ def _wrong(report: Report, screen: Screen) -> list[str]:
         lines += steps(report.proposal, screen) if report.proposal else []
         if OUT_OF_DATE in report.drift:
             lines += screen.entry("publish", "the decision, because it is not the published one")
-    told = {_comparable(cause) for cause in causes}
+    shown = {_comparable(cause) for cause in causes}
     last = report.failed or report.error
-    if last and _comparable(last) not in told:
+    if last and _comparable(last) not in shown:
         lines += screen.entry("Last try:", last, "bad")
     return lines
 
 
 def _comparable(text: str) -> str:
-    """A reason as it is comparable with one from the file of the error, which has no spaces."""
+    """The form of a reason in which it can be compared with that in the error file, which has no
+    spaces."""
     return readable(text)[:400]
 
 
 def _parts(report: Report) -> Iterator[tuple[str, str]]:
-    """What is, in groups: labels and texts."""
+    """The state of the node, as labels and texts."""
     proposal = report.proposal
     if proposal is not None:
         answer, decision = proposal.runtime.answer, proposal.decision
@@ -139,7 +142,7 @@ def _parts(report: Report) -> Iterator[tuple[str, str]]:
 
 
 def _published(report: Report) -> str:
-    """The published decision."""
+    """The text about the published decision."""
     if not report.published:
         return f"not published: {report.not_published}"
     since = report.published.get("TOOLKIT_TIMESTAMP", "")

@@ -1,4 +1,4 @@
-"""What `verify` prints.
+"""The output of `verify`.
 
 Invariant: pure functions of a verification. One line for each proof, its reason below it.
 """

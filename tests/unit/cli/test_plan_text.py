@@ -48,7 +48,7 @@ def shown(proposal: Proposal, diffs: plan.Diffs = "config") -> list[str]:
 def test_decision_has_four_lines_below_the_verdict() -> None:
     """What a person looks for is on the first lines."""
     lines = shown(RIGHT)
-    assert lines[0] == "Nothing to do: the node is right"
+    assert lines[0] == "Nothing to do: the node is configured as decided"
     assert [line.split(":")[0] for line in lines[2:]] == ["Runtime", "Decision", "Seen", "So"]
     assert all(len(line) <= 80 for line in lines)
 

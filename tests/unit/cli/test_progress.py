@@ -54,7 +54,7 @@ def wait_for(terminal: Terminal, words: str) -> None:
 
 def test_step_is_rewritten_and_gone_at_the_end(terminal: Terminal) -> None:
     """An event of the log begins the next step."""
-    with progress.shown(Kept(), "looking at the node") as log:
+    with progress.showing(Kept(), "looking at the node") as log:
         wait_for(terminal, "looking at the node … 0 s")
         log.info("runtime restarted", kind="systemd")
         wait_for(terminal, "proving that the runtime works … 0 s")
@@ -66,7 +66,7 @@ def test_step_is_rewritten_and_gone_at_the_end(terminal: Terminal) -> None:
 def test_short_work_shows_nothing(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     """A flash is worse than nothing."""
     monkeypatch.setattr(progress, "_PATIENCE", 3600.0)
-    with progress.shown(Kept(), "looking at the node"):
+    with progress.showing(Kept(), "looking at the node"):
         time.sleep(0.03)
     assert terminal.getvalue() == ""
 
@@ -75,7 +75,7 @@ def test_log_of_a_program_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None
     """No terminal: the very log, and nothing beside it."""
     stream, log = io.StringIO(), Kept()
     monkeypatch.setattr(sys, "stderr", stream)
-    with progress.shown(log, "looking at the node") as found:
+    with progress.showing(log, "looking at the node") as found:
         assert found is log
     assert stream.getvalue() == ""
 
@@ -83,13 +83,13 @@ def test_log_of_a_program_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None
 def test_warning_of_a_plan_is_told_once(terminal: Terminal) -> None:
     """The result has it; where there is none, the log does."""
     log = Kept()
-    with progress.shown(log, "x") as shown:
+    with progress.showing(log, "x") as shown:
         shown.warning("warning of the plan", text="mind this")
         shown.warning("unit not running again", text="docker.service")
     assert log.lines == ["unit not running again docker.service"]
 
     def fail() -> None:
-        with progress.shown(log, "x") as shown:
+        with progress.showing(log, "x") as shown:
             shown.warning("warning of the plan", text="mind this")
             raise KeyError
 
@@ -100,7 +100,7 @@ def test_warning_of_a_plan_is_told_once(terminal: Terminal) -> None:
 
 def test_thread_takes_no_signal(terminal: Terminal) -> None:
     """A signal that the change in progress blocks would end the process by way of the thread."""
-    with progress.shown(Kept(), "x"):
+    with progress.showing(Kept(), "x"):
         (thread,) = [t for t in threading.enumerate() if t is not threading.main_thread()]
         text = Path(f"/proc/self/task/{thread.native_id}/status").read_text()
     blocked = int(next(x for x in text.splitlines() if x.startswith("SigBlk")).split()[1], 16)
