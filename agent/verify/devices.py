@@ -1,8 +1,8 @@
-"""The device with which a container is tried.
+"""The device with which `verify` tries a container.
 
-Invariant: it is a device of the node's own specs if there is one. Otherwise it is one of ours,
-which sets one variable. Its spec goes with it; a later run removes specs that an interrupted run
-left. `toolkit-agent verify` writes nothing else on the node.
+Invariant: a device of the node's own specs is preferred. If there is none, a probe spec with a
+device of ours is written, which sets one variable. That spec is removed after use; a later run
+removes the specs of interrupted runs. `toolkit-agent verify` writes nothing else on the node.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from agent.verify.pods import LEFT_OVER, Verdict
 _KIND = "toolkit-agent.probe/verify"
 _NAME = "toolkit-agent.probe-verify-"
 
-Device = tuple[str, Effects]  # its qualified name, and what it brings into a container
+Device = tuple[str, Effects]  # qualified name, effects in a container
 
 
 @contextmanager
-def device(host: HostRoot, kind: str, way: Injection) -> Iterator[Device | Verdict]:
-    """A device to try, or the verdict if there is none. It is a GPU, or of the `kind` that the
-    options ask for."""
-    if way.unusual:
-        yield Verdict("not tried", way.unusual)
+def device(host: HostRoot, kind: str, injection: Injection) -> Iterator[Device | Verdict]:
+    """A device to try, or the verdict if there is none: a GPU, else a device of `kind`, the kind of
+    the management spec, else a probe device."""
+    if injection.unavailable:
+        yield Verdict("not tried", injection.unavailable)
         return
-    found = _installed(host, (gpu.KIND, kind), way.spec_dirs)
-    if found is None and way.has_driver:
-        dirs = ", ".join(way.spec_dirs) or "no directory"
+    found = _installed(host, (gpu.KIND, kind), injection.spec_dirs)
+    if found is None and injection.has_driver:
+        dirs = ", ".join(injection.spec_dirs) or "no directory"
         found = Verdict("failed", f"no CDI spec has a GPU; the runtime reads {dirs}")
     if found is not None:
         yield found
         return
     try:
-        with _probe_device(host, way.spec_dirs) as made:
-            yield made
+        with _probe_device(host, injection.spec_dirs) as probe:
+            yield probe
     except Refused as error:
         yield Verdict("undecided", error.message)
 
@@ -55,18 +55,18 @@ def device(host: HostRoot, kind: str, way: Injection) -> Iterator[Device | Verdi
 def _installed(
     host: HostRoot, kinds: Sequence[str], names: Sequence[str]
 ) -> Device | Verdict | None:
-    """A device of the first of these kinds that has one; None if no file describes one. `names`
-    are the directories."""
+    """A device of the first of `kinds` that a spec in the directories `names` (host paths)
+    describes; the verdict "failed" if no container can get one; None if no spec describes one."""
     dirs = spec_files.directories(host, names, UNKNOWN_READER)
     specs = installed.specs(host, dirs)
     devices = installed.devices(specs, dirs)
     for kind in kinds:
-        listed = [one for one in devices if one.name.startswith(f"{kind}=")]
-        usable = [one for one in listed if one.state == "resolvable"]
-        if usable:  # one GPU before all of them
-            one = min(usable, key=lambda one: one.name.endswith("=all"))
-            spec = next(file.spec for file in specs if file.name == one.file)
-            return one.name, judge.effects(spec, one.name.removeprefix(f"{kind}="))
+        listed = [item for item in devices if item.name.startswith(f"{kind}=")]
+        usable = [item for item in listed if item.state == "resolvable"]
+        if usable:  # a single GPU is preferred to `all`
+            first = min(usable, key=lambda item: item.name.endswith("=all"))
+            spec = next(file.spec for file in specs if file.name == first.file)
+            return first.name, judge.effects(spec, first.name.removeprefix(f"{kind}="))
         if listed:
             text = f"no container can get {listed[0].name} of {listed[0].file}: {listed[0].why}"
             return Verdict("failed", text)
@@ -75,12 +75,13 @@ def _installed(
 
 @contextmanager
 def _probe_device(host: HostRoot, directories: Sequence[str]) -> Iterator[Device]:
-    """A device that the reader of these directories (host paths) finds.
+    """A device whose probe spec exists while the context is open.
 
-    Its spec goes into the last of these directories that exists, and is removed at the end. If none
-    exists, the last one is made. Raises Refused.
+    The spec is written into the last existing one of `directories` (host paths), which the runtime
+    or NVIDIA's runtime reads. If none exists, the last one is made, and removed at the end. Raises
+    Refused.
     """
-    # It begins with a letter, as CDI before 0.5.0 wants the name of a device.
+    # CDI before 0.5.0 requires that the name of a device begins with a letter.
     mark = f"p{os.urandom(6).hex()}"
     variable = f"TOOLKIT_AGENT_VERIFY={mark}"
     spec = {
@@ -100,13 +101,10 @@ def _probe_device(host: HostRoot, directories: Sequence[str]) -> Iterator[Device
         try:
             files.write(path, files.new_state(json.dumps(spec).encode()))
             for entry in files.names(directory.agent):
-                left = directory.child(entry).agent
+                old = directory.child(entry).agent
                 with contextlib.suppress(OSError):
-                    if (
-                        entry.startswith(_NAME)
-                        and os.lstat(left).st_mtime < time.time() - LEFT_OVER
-                    ):
-                        files.remove(left)
+                    if entry.startswith(_NAME) and os.lstat(old).st_mtime < time.time() - LEFT_OVER:
+                        files.remove(old)
             yield f"{_KIND}={mark}", Effects((variable,))
         finally:
             files.remove(path)

@@ -1,7 +1,7 @@
-"""How devices are to reach the containers of this node.
+"""How devices should reach the containers of this node.
 
-Invariant: reads only. What is published counts, because the device plugin follows it. If nothing
-is published, what the runtime shows counts.
+Invariant: reads only. The published decision counts, because the device plugin follows it. Without
+one, the evidence of the runtime counts.
 """
 
 from __future__ import annotations
@@ -16,44 +16,45 @@ from agent.runtimes.base import ConfiguredRuntime, Runtime
 
 @dataclass(frozen=True)
 class Injection:
-    """The way of devices into containers.
+    """How devices get into containers.
 
-    `native`: the runtime itself injects. `evident` is the decision by what the runtime shows now.
-    `prefixes` has the prefix of an annotation for each way to ask, "" for the CRI's field.
-    `spec_dirs` are where the specs are read. `handler` is the published name of ours, "" for none.
-    `default_injects`: is the default runtime meant to? `has_driver`: the decision was published
-    with a driver, so there are devices. `unusual` is why no container can get a device here; it
-    is "" if one can."""
+    `native`: the runtime itself injects. `current` is the decision that the runtime's present
+    evidence gives. `prefixes` are the ways to request a device: the prefix of an annotation, or ""
+    for the CRI's field. `spec_dirs` are the directories from which specs are read. `handler` is the
+    name of our published handler, "" for none. `default_injects`: should the default runtime
+    inject? `has_driver`: the decision was published with a driver, so there should be GPUs.
+    `unavailable` says why no container can get a CDI device here; "" if one can.
+    """
 
     native: bool
-    evident: Decision
+    current: Decision
     prefixes: tuple[str, ...]
     spec_dirs: tuple[str, ...]
     handler: str = ""
     default_injects: bool = True
     has_driver: bool = False
-    unusual: str = ""
+    unavailable: str = ""
 
     def why_not(self, handler: str) -> str:
-        """Why no device is tried under this handler ("": the default); "" if one is tried."""
-        if self.unusual or self.native:
-            return self.unusual
+        """Why no device is tried under this handler ("" means the default); "" if one is tried."""
+        if self.unavailable or self.native:
+            return self.unavailable
         if handler.endswith("legacy"):
-            return "GPUs come by environment variable in this handler"
+            return "this handler injects GPUs by environment variable"
         if not handler and not self.default_injects:
-            return "the default runtime is not to inject, by option"
+            return "an option keeps the default runtime from injecting"
         return ""
 
-    def explained(self, node: ConfiguredRuntime, handler: str) -> str:
-        """Why a device did not reach a container under this handler, as far as configuration shows
-        it; "" if it does not."""
+    def failure_cause(self, node: ConfiguredRuntime, handler: str) -> str:
+        """Why a device does not reach containers under this handler, if the configuration shows a
+        cause; else ""."""
         if self.native:
-            off = not self.evident.native
-            return f"the runtime injects no CDI devices ({self.evident.reason})" if off else ""
+            off = not self.current.native
+            return f"the runtime injects no CDI devices ({self.current.reason})" if off else ""
         answer, prefix = node.runtime.answer, next(iter(self.prefixes), "")
         if not handler and not registry.shows_nvidia(answer):
             return (
-                f"the runtime injects no CDI devices ({self.evident.reason}), and its default "
+                f"the runtime injects no CDI devices ({self.current.reason}), and its default "
                 "handler is not NVIDIA's"
             )
         if not node.passes_annotation(node.running(), prefix):
@@ -61,33 +62,35 @@ class Injection:
         return f"nvidia-container-runtime does not answer {prefix} (annotation-prefixes)"
 
 
-def of_node(runtime: Runtime, published: Mapping[str, str], *, writes_specs: bool) -> Injection:
-    """The injection on this node. `published` are the lines of the status file, none if nothing
-    valid is published. `writes_specs`: the options ask this agent for CDI specs."""
+def injection_of(
+    runtime: Runtime, published: Mapping[str, str], *, writes_specs: bool
+) -> Injection:
+    """The injection on this node. `published` has the lines of the status file, and is empty if no
+    valid one is published. `writes_specs`: this agent writes CDI specs."""
     answer, values = runtime.answer, published
     evidence = registry.adapter(runtime.kind).evidence(answer)
-    evident = decide(Question(True, answer.name, answer.version, evidence, may_enable=False))
+    current = decide(Question(True, answer.name, answer.version, evidence, may_enable=False))
     if not values:
-        prefix = "" if evident.cri_field else evident.annotation_prefix or ""
-        return Injection(bool(evident.native), evident, (prefix,), evident.spec_dirs)
+        prefix = "" if current.cri_field else current.annotation_prefix or ""
+        return Injection(bool(current.native), current, (prefix,), current.spec_dirs)
     native = values.get("TOOLKIT_NATIVE_CDI") == "true"
     strategy = values.get("DEVICE_LIST_STRATEGY", "").split(",")
     by_field = ("",) if native and "cdi-cri" in strategy else ()
     prefix = values.get("CDI_ANNOTATION_PREFIX", "")
     by_annotation = (prefix,) if prefix and (not native or "cdi-annotations" in strategy) else ()
-    mode, unusual = values.get("TOOLKIT_RUNTIME_MODE", ""), ""
+    mode, unavailable = values.get("TOOLKIT_RUNTIME_MODE", ""), ""
     if values.get("TOOLKIT_CDI_ENABLED") != "true":
-        unusual = "CDI is off by option; GPUs come by environment variable"
+        unavailable = "an option disables CDI; GPUs are injected by environment variable"
     elif not native and mode in MODES_WITHOUT_CDI:
-        unusual = f"nvidia-container-runtime reads no annotations in mode {mode}"
+        unavailable = f"nvidia-container-runtime reads no annotations in mode {mode}"
     published_dirs = tuple(filter(None, values.get("TOOLKIT_CDI_SPEC_DIRS", "").split(",")))
     return Injection(
         native,
-        evident,
+        current,
         (*by_field, *by_annotation),
-        evident.spec_dirs if native else published_dirs,
+        current.spec_dirs if native else published_dirs,
         values.get("TOOLKIT_RUNTIME_NAME", ""),
         default_injects=values.get("TOOLKIT_RUNTIME_IS_DEFAULT") == "true",
         has_driver="NVIDIA_DRIVER_ROOT" in values and writes_specs,
-        unusual=unusual,
+        unavailable=unavailable,
     )

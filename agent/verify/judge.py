@@ -1,7 +1,7 @@
-"""What a CDI device brings into a container, and whether it is there exactly once.
+"""The effects of a CDI device in a container, and whether each is there exactly once.
 
-Invariant: pure. A container that was only created is judged by its runtime spec; one that runs, by
-what its process has.
+Invariant: depends on the arguments only. A container that was only created is judged by its OCI
+runtime spec; a running one by its process.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 
 from agent.toml.document import get
 
-_MOST = 3  # parts that a message names
+_MOST = 3  # effects that a message names
 
 
 @dataclass(frozen=True)
 class Effects:
-    """What a container gets with a device: variables (NAME=VALUE), paths of device nodes, and where
-    something is mounted."""
+    """The effects of a device: variables (NAME=VALUE), paths of device nodes, and destinations of
+    mounts."""
 
     variables: tuple[str, ...] = ()
     nodes: tuple[str, ...] = ()
@@ -26,9 +26,9 @@ class Effects:
 
 
 def effects(spec: Mapping[str, Any], device: str) -> Effects:
-    """What a container gets with the device of this (unqualified) name of a CDI spec."""
+    """The effects of the device with this unqualified name in a CDI spec."""
     devices = (item for item in spec.get("devices", ()) if item.get("name") == device)
-    # A variable of the device replaces one of the whole spec.
+    # A variable of the device replaces one of the same name in the whole spec.
     edits = [part.get("containerEdits") or {} for part in (spec, next(devices, {}))]
     variables = {word.partition("=")[0]: word for edit in edits for word in edit.get("env", ())}
     return Effects(
@@ -38,9 +38,9 @@ def effects(spec: Mapping[str, Any], device: str) -> Effects:
     )
 
 
-def of_runtime_spec(spec: object) -> Effects:
-    """All that a container has by its runtime spec (the OCI's), each part as often as it is
-    there."""
+def effects_of_runtime_spec(spec: object) -> Effects:
+    """All variables, device nodes and mounts in a container's OCI runtime spec, duplicates
+    included."""
     return Effects(
         tuple(map(str, get(spec, ("process", "env")) or ())),
         tuple(str(node.get("path")) for node in get(spec, ("linux", "devices")) or ()),
@@ -49,22 +49,23 @@ def of_runtime_spec(spec: object) -> Effects:
 
 
 def problem(expected: Effects, found: Effects) -> str:
-    """What of a device is missing in a container or there more than once; "" if nothing is."""
+    """The effects of a device that a container lacks or has more than once, in words; "" if there
+    are none."""
     missing: list[str] = []
-    twice: list[str] = []
-    for what, wanted, there in (
+    repeated: list[str] = []
+    for kind, expected_items, found_items in (
         ("device node", expected.nodes, found.nodes),
         ("mount", expected.mounts, found.mounts),
         ("variable", expected.variables, found.variables),
     ):
-        for item in wanted:
-            name = item.partition("=")[0] if what == "variable" else item
-            count = there.count(item)
-            (missing if count == 0 else twice if count > 1 else []).append(f"{what} {name}")
+        for item in expected_items:
+            name = item.partition("=")[0] if kind == "variable" else item
+            count = found_items.count(item)
+            (missing if count == 0 else repeated if count > 1 else []).append(f"{kind} {name}")
     total = len(expected.nodes) + len(expected.mounts) + len(expected.variables)
     if missing and len(missing) == total:
         return "the container has nothing of the device"
-    texts = ((missing, "not in the container"), (twice, "more than once in the container"))
+    texts = ((missing, "not in the container"), (repeated, "more than once in the container"))
     return "; ".join(
         ", ".join(items[:_MOST])
         + (f" and {len(items) - _MOST} more" if len(items) > _MOST else "")

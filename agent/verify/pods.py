@@ -1,8 +1,8 @@
-"""Run a pod on the running runtime, look at it and remove it.
+"""Runs a pod on the running runtime, examines it and removes it.
 
-Invariant: a pod that was made is removed, whatever happens; those of interrupted runs are removed
-by a later one. A pod that somebody else removed meanwhile proves nothing: the kubelet does that
-with pods that it does not know, every two seconds.
+Invariant: every pod that was made is removed, also after an error; a later run removes the pods of
+interrupted runs. A pod that another program removed meanwhile proves nothing: the kubelet removes
+unknown pods every two seconds.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ if TYPE_CHECKING:
 
 Result = Literal["ok", "failed", "undecided", "not tried"]
 
-LEFT_OVER = 60.0  # seconds after which an object of ours is one of an interrupted run
-_TRIES = 4  # pods, until one is not removed by somebody else
-_STOPPING = 0.2  # seconds until a pod that is being stopped is listed as such
-_EXEC = 2.0  # seconds until the process of a container is the program of its image
-_SYSTEMD_PARENT = "system.slice"  # systemd makes no cgroup without a slice above it
+LEFT_OVER = 60.0  # seconds; older objects of ours are from interrupted runs
+_TRIES = 4  # pods; the kubelet may remove the first ones
+_STOPPING = 0.2  # seconds until a stopping pod is listed as not ready
+_EXEC = 2.0  # seconds until a container's process has executed the program of the image
+_SYSTEMD_PARENT = "system.slice"  # systemd requires a parent slice
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A result, and for each but "ok" its reason; `by_runtime`: in the runtime's own words."""
+    """A result; `text` is the reason for a result other than "ok". `by_runtime`: the text is the
+    runtime's."""
 
     result: Result
     text: str = ""
@@ -43,15 +44,16 @@ class Verdict:
 
 
 class _Gone(Exception):
-    """Somebody else has stopped or removed the pod."""
+    """Another program has stopped or removed the pod."""
 
 
 @dataclass(frozen=True)
-class Look:
-    """A container with a device. `expected` is what it gets with it. `start`: it is run, and judged
-    by its process; otherwise it is only created, and judged by its runtime spec."""
+class DeviceTrial:
+    """A container that requests a device. `expected` are the effects of the device. `start`: the
+    container is run and judged by its process; otherwise it is only created and judged by its
+    runtime spec."""
 
-    asked: DeviceRequest
+    request: DeviceRequest
     expected: Effects
     start: bool
 
@@ -60,9 +62,10 @@ class Look:
 class PodRunner:
     """Runs pods from an image that is on the node.
 
-    `drivers` says by what each handler makes cgroups; `default` is the default handler, from which
-    others inherit that. `open` opens calls to the runtime, and takes names that errors may show.
-    `proc` is the host's /proc. `made` are the uids of the pods that were made."""
+    `drivers` are the cgroup drivers of the handlers; a handler without one has that of the handler
+    `default`. `open` opens calls to the runtime; its arguments are names that error messages may
+    show. `proc` is the host's /proc. `made` are the uids of the pods that were made.
+    """
 
     image: str
     drivers: Mapping[str, str]
@@ -71,14 +74,14 @@ class PodRunner:
     open: Callable[..., AbstractContextManager[PodCalls]]
     made: set[str] = field(default_factory=set)
 
-    def prove(self, handler: str, looks: Sequence[Look] = ()) -> list[Verdict]:
-        """Does a pod run under this handler ("": the default), and if so, does a container in it
-        get each device? The verdict on the pod, then one for each look, if the pod ran."""
+    def prove(self, handler: str, trials: Sequence[DeviceTrial] = ()) -> list[Verdict]:
+        """Run a pod under the handler ("" means the default), and try each device in it. Gives the
+        verdict on the pod, and if the pod ran, one verdict for each trial."""
         failed = False
         for _ in range(_TRIES):
             try:
-                verdicts = self._in_pod(handler, looks)
-                # A failure counts if it is seen twice: the first pod may be about to be removed.
+                verdicts = self._in_pod(handler, trials)
+                # A failure must be seen twice, because the kubelet may be removing the first pod.
                 if failed or all(verdict.result != "failed" for verdict in verdicts):
                     return verdicts
                 failed = True
@@ -92,34 +95,39 @@ class PodRunner:
                 return [Verdict("undecided", "the runtime does not run pods for us")]
             except Unreachable as error:
                 return [Verdict("undecided", error.message)]
-        return [Verdict("undecided", "something removes each pod before it can be looked at")]
+        return [Verdict("undecided", "another program removes each pod before it can be examined")]
 
-    def _in_pod(self, handler: str, looks: Sequence[Look]) -> list[Verdict]:
-        """As `prove`. The pod is removed before this returns. Raises _Gone if somebody else did
-        that, Rejected if no pod runs, and Unreachable."""
+    def _in_pod(self, handler: str, trials: Sequence[DeviceTrial]) -> list[Verdict]:
+        """As `prove`, in one pod, which is removed before this returns. Raises _Gone if another
+        program removed the pod, Rejected if the pod does not run, and Unreachable."""
         driver = self.drivers.get(handler) or self.drivers.get(self.default)
         parent = _SYSTEMD_PARENT if driver == "systemd" else ""
         uid = os.urandom(16).hex()
         self.made.add(uid)
-        known = (look.asked.device for look in looks)
+        known = (trial.request.device for trial in trials)
         with self.open(*known) as calls:
             pod, config = calls.run(uid, handler, parent)
             try:
-                return [Verdict("ok"), *(self._look(calls, pod, config, look) for look in looks)]
+                return [
+                    Verdict("ok"),
+                    *(self._try_device(calls, pod, config, trial) for trial in trials),
+                ]
             finally:
                 _remove(calls, pod)
 
-    def _look(
-        self, calls: PodCalls, pod: str, config: api_pb2.PodSandboxConfig, look: Look
+    def _try_device(
+        self, calls: PodCalls, pod: str, config: api_pb2.PodSandboxConfig, trial: DeviceTrial
     ) -> Verdict:
         try:
-            container = calls.create(pod, config, self.image, look.asked)
-            if look.start:
+            container = calls.create(pod, config, self.image, trial.request)
+            if trial.start:
                 calls.start(container)
-                verdict = self._process_verdict(calls.container_info(container), look.expected)
+                verdict = self._process_verdict(calls.container_info(container), trial.expected)
             else:
-                found = judge.of_runtime_spec(calls.container_info(container).get("runtimeSpec"))
-                verdict = _verdict(judge.problem(look.expected, found))
+                found = judge.effects_of_runtime_spec(
+                    calls.container_info(container).get("runtimeSpec")
+                )
+                verdict = _verdict(judge.problem(trial.expected, found))
         except Rejected as error:
             verdict = Verdict("failed", error.words, by_runtime=True)
         if verdict.result != "ok":
@@ -129,14 +137,14 @@ class PodRunner:
         return verdict
 
     def _process_verdict(self, info: Mapping[str, object], expected: Effects) -> Verdict:
-        """The verdict on a running container. Until its process is the program of the image, it is
-        still the OCI runtime's."""
+        """The verdict on a running container. Its process is that of the OCI runtime at first, so
+        this waits until it has executed the image's program."""
         pid = info.get("pid")
         if not isinstance(pid, int) or pid <= 1:
-            return Verdict("undecided", "the runtime does not tell the pid of the container")
+            return Verdict("undecided", "the runtime does not show the container's pid")
         end = time.monotonic() + _EXEC
         while True:
-            found = _of_process(f"{self.proc}/{pid}", expected)
+            found = _process_effects(f"{self.proc}/{pid}", expected)
             if found is None:
                 return Verdict("undecided", f"process {pid} of the container cannot be seen")
             text, late = judge.problem(expected, found), time.monotonic() >= end
@@ -147,7 +155,7 @@ class PodRunner:
             time.sleep(0.02)
 
     def tidy(self) -> None:
-        """Remove every pod of ours that is left, of this run and of interrupted ones."""
+        """Remove all remaining pods of this run and of interrupted runs."""
         with contextlib.suppress(Unreachable), self.open() as calls:
             for pod in calls.pods():
                 if pod.uid in self.made or pod.created < time.time() - LEFT_OVER:
@@ -159,13 +167,13 @@ def _verdict(problem: str) -> Verdict:
 
 
 def _remove(calls: PodCalls, pod: str) -> None:
-    """Remove a pod. What cannot be removed now is tried again by `tidy`."""
+    """Remove a pod. After a failure `tidy` tries again."""
     with contextlib.suppress(Unreachable):
         calls.remove(pod)
 
 
 def _is_starting(process: str) -> bool:
-    """Is a process still the OCI runtime's, as `runc init`?"""
+    """Does a process still run the OCI runtime (`runc init`)?"""
     try:
         with open(f"{process}/cmdline", "rb") as file:
             return file.read(1 << 12).split(b"\0")[1:2] == [b"init"]
@@ -173,9 +181,9 @@ def _is_starting(process: str) -> bool:
         return True
 
 
-def _of_process(process: str, expected: Effects) -> Effects | None:
-    """What a process has, as far as it is looked for; None if it has ended, or may not be
-    read."""
+def _process_effects(process: str, expected: Effects) -> Effects | None:
+    """Variables and mounts of a process, and those of the expected device nodes that it has; None
+    if it has ended or cannot be read."""
     try:
         with open(f"{process}/environ", "rb") as file:
             words = os.fsdecode(file.read(1 << 20)).split("\0")

@@ -1,8 +1,8 @@
 """The proof that pods run on this node and that a CDI device reaches a container.
 
-Invariant: nothing is changed on the node but for pods and a probe spec of our own, which are gone
-at the end. What could not be judged is undecided, never a fault. Works on nodes that other tools
-configured, too.
+Invariant: the only changes on the node are pods and a probe spec of our own, which are removed at
+the end. A proof that could not be judged is undecided, never a fault. Works on nodes that other
+tools configured, too.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from agent.plan.context import uninterrupted
 from agent.runtimes import find, registry
 from agent.runtimes.base import ConfiguredRuntime
 from agent.runtimes.desired_state import programs_of
-from agent.verify import devices, injection
+from agent.verify import devices
 from agent.verify.devices import Device
-from agent.verify.injection import Injection
-from agent.verify.pods import Look, PodRunner, Result, Verdict
+from agent.verify.injection import Injection, injection_of
+from agent.verify.pods import DeviceTrial, PodRunner, Result, Verdict
 
 _SECONDS = 5.0  # for all calls about one pod
 _DEVICE = "device injected"
@@ -33,8 +33,9 @@ _DEVICE = "device injected"
 
 @dataclass(frozen=True)
 class Proof:
-    """One proof. `handler` is "" for the default; `what` is to be proven, with the CDI `device`
-    if there is one, how it is asked for, and where it is looked for."""
+    """One proof. `handler` is "" for the default. `what` is the statement to prove. `device` is the
+    CDI device, "" for none, with the way in which it was requested and the place where it was
+    looked for."""
 
     handler: str
     what: str
@@ -46,8 +47,8 @@ class Proof:
 
 @dataclass(frozen=True)
 class Verification:
-    """All proofs. `default` is the name of the default runtime; `image` is that of the pods, ""
-    if it is not known; `obstacle` is why no pod was tried."""
+    """All proofs on a runtime. `default` is the name of the default handler. `image` is the image
+    of the pods, "" if no pod was run; `obstacle` says why."""
 
     runtime: str
     default: str
@@ -57,15 +58,15 @@ class Verification:
 
     @property
     def result(self) -> Result:
-        """The worst of all results; a proof that does not apply does not count."""
+        """The worst result. A proof that was not tried does not count."""
         if self.obstacle:
             return "undecided"
         results = {proof.verdict.result for proof in self.proofs}
-        return next((one for one in ("failed", "undecided") if one in results), "ok")
+        return next((result for result in ("failed", "undecided") if result in results), "ok")
 
 
 def verify(settings: Settings, host: HostRoot) -> Verification:
-    """Prove it. Raises Unreachable if no runtime answers, Refused if its files cannot be
+    """Make all proofs. Raises Unreachable if no runtime answers, Refused if its files cannot be
     read."""
     runtime = find.find_runtime(settings, host)
     node = registry.adapter(runtime.kind).configured_runtime(settings, host, runtime)
@@ -78,11 +79,11 @@ def verify(settings: Settings, host: HostRoot) -> Verification:
     with contextlib.suppress(Refused):
         directory = trust.system_name(host, settings.status_dir)
         published = status.read_valid(host, directory, boot_id())
-    way = injection.of_node(runtime, published, writes_specs=settings.cdi_output_dir is not None)
-    with uninterrupted():  # so that nothing of it is left
+    injection = injection_of(runtime, published, writes_specs=settings.cdi_output_dir is not None)
+    with uninterrupted():  # so that pods and spec are removed
         try:
-            with devices.device(host, settings.cdi_kind, way) as found:
-                proofs = tuple(_proofs(node, runner, way, found))
+            with devices.device(host, settings.cdi_kind, injection) as found:
+                proofs = tuple(_proofs(node, runner, injection, found))
         finally:
             runner.tidy()
     return Verification(title, default, runner.image, proofs)
@@ -91,9 +92,9 @@ def verify(settings: Settings, host: HostRoot) -> Verification:
 def pod_runner(
     host: HostRoot, node: ConfiguredRuntime, words: Iterable[str] = (), seconds: float = _SECONDS
 ) -> PodRunner | str:
-    """What runs pods on this runtime, or why none can be run. Nothing is pulled. `words` are ours,
-    and may be shown if the runtime's errors repeat them, like the names of handlers and of their
-    programs. `seconds` is the limit for one pod."""
+    """A runner of pods on this runtime, or the reason why no pod can be run. No image is pulled.
+    `words` are names of ours that errors of the runtime may show, as well as names of handlers and
+    of their programs. `seconds` is the limit for all calls about one pod."""
     runtime, socket = node.runtime, node.runtime.socket
     image = node.sandbox_image()
     if image is None:
@@ -114,42 +115,50 @@ def pod_runner(
             if not calls.has_image(image):
                 return f"the sandbox image {image} is not on this node, and nothing is pulled"
     except Unreachable as error:
-        return f"the runtime does not say which images it has ({error.message})"
+        return f"the runtime does not list its images ({error.message})"
     return runner
 
 
 def _proofs(
-    node: ConfiguredRuntime, runner: PodRunner, way: Injection, found: Device | Verdict
+    node: ConfiguredRuntime, runner: PodRunner, injection: Injection, found: Device | Verdict
 ) -> Iterator[Proof]:
-    """The proofs under the default handler ("") and each of NVIDIA's: those that the runtime shows,
-    and the one that is published."""
+    """The proofs under the default handler ("") and under each handler of NVIDIA's that the runtime
+    shows or that is published."""
     answer = node.runtime.answer
     shown = (
         n for n in registry.shown_handler_names(answer)[1] if registry.is_shown_as_nvidia(answer, n)
     )
-    for handler in ("", *sorted({*shown, way.handler} - {""})):
-        looks: tuple[Look, ...] = ()
-        if isinstance(found, tuple) and not way.why_not(handler):
+    for handler in ("", *sorted({*shown, injection.handler} - {""})):
+        trials: tuple[DeviceTrial, ...] = ()
+        if isinstance(found, tuple) and not injection.why_not(handler):
             name, effects = found
-            requests = (DeviceRequest(name, prefix) for prefix in way.prefixes)
-            looks = tuple(Look(asked, effects, start=not way.native) for asked in requests)
-        pod, *verdicts = runner.prove(handler, looks)
+            requests = (DeviceRequest(name, prefix) for prefix in injection.prefixes)
+            trials = tuple(
+                DeviceTrial(request, effects, start=not injection.native) for request in requests
+            )
+        pod, *verdicts = runner.prove(handler, trials)
         yield Proof(handler, "pod runs", pod)
-        for look, verdict in zip(looks, verdicts, strict=False):
-            yield _device_proof(node, way, handler, look, verdict)
-        if isinstance(found, tuple) and not looks:
-            yield Proof(handler, _DEVICE, Verdict("not tried", way.why_not(handler)), found[0])
+        for trial, verdict in zip(trials, verdicts, strict=False):
+            yield _device_proof(node, injection, handler, trial, verdict)
+        if isinstance(found, tuple) and not trials:
+            yield Proof(
+                handler, _DEVICE, Verdict("not tried", injection.why_not(handler)), found[0]
+            )
     if isinstance(found, Verdict):
         yield Proof("", _DEVICE, found)
 
 
 def _device_proof(
-    node: ConfiguredRuntime, way: Injection, handler: str, look: Look, verdict: Verdict
+    node: ConfiguredRuntime,
+    injection: Injection,
+    handler: str,
+    trial: DeviceTrial,
+    verdict: Verdict,
 ) -> Proof:
     silent = verdict.result == "failed" and not verdict.by_runtime
-    if silent and (why := way.explained(node, handler)):
+    if silent and (why := injection.failure_cause(node, handler)):
         verdict = Verdict("failed", f"{verdict.text}: {why}")
-    prefix, seen_in = look.asked.prefix, "a running process" if look.start else "a runtime spec"
+    prefix, seen_in = trial.request.prefix, "a running process" if trial.start else "a runtime spec"
     asked_by = f"annotation {prefix}" if prefix else "CRI field"
     what = f"{_DEVICE} by {'annotation' if prefix else asked_by}"
-    return Proof(handler, what, verdict, look.asked.device, asked_by, seen_in)
+    return Proof(handler, what, verdict, trial.request.device, asked_by, seen_in)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agent.verify.judge import Effects, effects, of_runtime_spec, problem
+from agent.verify.judge import Effects, effects, effects_of_runtime_spec, problem
 
 SPEC: dict[str, Any] = {
     "containerEdits": {"env": ["A=1", "B=1"], "mounts": [{"containerPath": "/lib/x"}]},
@@ -47,12 +47,12 @@ def test_a_device_brings_its_own_edits_over_those_of_the_whole_spec() -> None:
 def test_each_part_has_to_be_there_once(
     env: list[str], devices: list[str], mounts: list[str], words: str
 ) -> None:
-    assert problem(EXPECTED, of_runtime_spec(runtime_spec(env, devices, mounts))) == words
+    assert problem(EXPECTED, effects_of_runtime_spec(runtime_spec(env, devices, mounts))) == words
 
 
 @pytest.mark.parametrize("spec", [None, {}, [], {"process": None, "linux": None}])
 def test_a_runtime_that_shows_no_spec_shows_nothing(spec: object) -> None:
-    assert of_runtime_spec(spec) == Effects()
+    assert effects_of_runtime_spec(spec) == Effects()
 
 
 def test_a_message_names_three_parts_at_most() -> None:
