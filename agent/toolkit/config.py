@@ -1,7 +1,7 @@
-"""config.toml of NVIDIA's container runtime: what it says, and what it is to say for a decision.
+"""config.toml of NVIDIA's container runtime: its content for a decision, and its present settings.
 
 Invariant: the file that we write has every key of NVIDIA's defaults (nvidia-container-toolkit 1.20,
-api/config/v1/config.go), so that it is complete by itself.
+api/config/v1/config.go), so that it depends on no default of the installed version.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CSV = "/etc/nvidia-container-runtime/host-files-for-container.d"
 
 
 def render(content: Mapping[str, Any]) -> bytes:
-    """The text of the file."""
+    """The file's text for its content as plain data."""
     return (_HEAD + write.render(content)).encode()
 
 
@@ -35,10 +35,10 @@ def data(
     settings: Settings, decision: Decision, runtimes: tuple[str, ...], programs: Mapping[str, str],
     driver_root: str, ldconfig: str, user: str = "",
 ) -> dict[str, Any]:  # fmt: skip
-    """The content of the file. All paths are the host's. `runtimes` are the low-level runtimes,
-    tried in this order; `programs` are the paths of nvidia-container-cli, nvidia-ctk and
-    nvidia-container-runtime-hook by name; `user` runs nvidia-container-cli, "" for root."""
-    # The runtime's own default without CDI; none with native CDI on CRI-O.
+    """The content of the file, with host paths only. `runtimes` are the low-level runtimes in the
+    order of use, `programs` the paths of NVIDIA's CLI, nvidia-ctk and the runtime's hook by name.
+    `user` (USER:GROUP, "" is root) runs nvidia-container-cli."""
+    # An empty list is right with native CDI on CRI-O only; without CDI, NVIDIA's default is used.
     prefixes = decision.prefixes if decision.native else decision.prefixes or ("cdi.k8s.io/",)
     features = settings.opt_in_features
     by_variable = accepts_variables(settings) or decision.variables
@@ -53,7 +53,7 @@ def data(
             "debug": settings.cli_debug,
             "environment": [],
             "ldcache": "",
-            "ldconfig": f"@{ldconfig}",  # the host's
+            "ldconfig": f"@{ldconfig}",  # @: a path on the host
             "load-kmods": True,
             "no-cgroups": False,
             "path": programs["nvidia-container-cli"],
@@ -84,16 +84,20 @@ def data(
 
 
 def accepts_variables(settings: Settings) -> bool:
-    """Do these options let an unprivileged container ask for GPUs by environment variable?"""
-    given = settings.accept_envvar
-    return not settings.cdi_enabled if given is None else given
+    """Do the options let an unprivileged container request GPUs by environment variable?"""
+    option = settings.accept_envvar
+    return not settings.cdi_enabled if option is None else option
 
 
 @dataclass(frozen=True)
 class ToolkitConfig:
-    """The settings of nvidia-container-runtime in config.toml: the low-level runtimes that it tries
-    in this order, the annotation prefixes that it answers, and whether an unprivileged container
-    may ask by environment variable (NVIDIA's defaults if a key is missing)."""
+    """The settings of nvidia-container-runtime in config.toml, with NVIDIA's default for a missing
+    key.
+
+    `runtimes` are the low-level runtimes in the order in which they are tried; () means runc, then
+    crun. `prefixes` are the annotation prefixes that are answered. `variables`: an unprivileged
+    container may request GPUs by environment variable.
+    """
 
     runtimes: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ("cdi.k8s.io/",)
@@ -101,19 +105,19 @@ class ToolkitConfig:
 
 
 def read_config(directory: str) -> ToolkitConfig | None:
-    """The settings in config.toml of a directory (an agent path), whether or not it is ours. None
-    if there is no file, or one that cannot be read."""
+    """The settings in the config.toml of a toolkit's directory (an agent path); None if there is no
+    such file or it cannot be read."""
     return read_config_file(os.path.join(directory, CONFIG))
 
 
 def config_beside(program: str) -> str:
-    """Host path of the config.toml beside a program, where NVIDIA's installer and this agent put
-    it. A program without one reads the host's own (HOSTS_CONFIG)."""
+    """Host path of the config.toml that belongs to a program (host path) of a toolkit. If that file
+    does not exist, the program reads HOSTS_CONFIG."""
     return os.path.join(os.path.dirname(program), CONFIG)
 
 
 def read_config_file(path: str) -> ToolkitConfig | None:
-    """As `read_config`, of a config.toml at an agent path."""
+    """As `read_config`, for the config.toml at an agent path."""
     try:
         found = files.read(path)
         data: Any = document.parse(found.data, path) if found else None

@@ -1,7 +1,8 @@
-"""The driver's control nodes in /dev, which nothing makes if nvidia-modprobe does not run.
+"""The driver's control nodes in /dev. They are missing if nothing runs nvidia-modprobe.
 
-Invariant: a node that is right is not touched. Major numbers are those that the kernel gave the
-loaded modules. A node that cannot be made is a warning, because the driver's own tools may make it.
+Invariant: a node with the right numbers is not touched. Major numbers are those that the kernel
+gave the loaded modules. If a node cannot be made there is only a warning, because the driver's own
+tools may make it.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from agent.options.settings import Settings
 
 _MODE = 0o666
 
-# Name, names of the module in /proc/devices, and minor number (nvidia-container-toolkit 1.20,
-# pkg/system/nvdevices). Before 550 the driver called itself nvidia-frontend there.
+# (name, names of the module in /proc/devices, minor number), as in nvidia-container-toolkit 1.20,
+# pkg/system/nvdevices. The module was called nvidia-frontend before 550.
 _NODES = (
     ("nvidiactl", ("nvidia", "nvidia-frontend"), 255),
     ("nvidia-modeset", ("nvidia", "nvidia-frontend"), 254),
@@ -34,7 +35,7 @@ _NODES = (
 
 @dataclass(frozen=True)
 class MissingNode:
-    """A node that does not exist, or has other numbers than the driver; both of its paths."""
+    """A node that does not exist or has wrong numbers. `agent` and `host` are its paths."""
 
     name: str
     major: int
@@ -56,12 +57,12 @@ class MissingNode:
         return stat.S_ISCHR(found.st_mode) and found.st_rdev == numbers
 
     def failure(self, why: str) -> str:
-        """The warning that the node cannot be made."""
+        """The warning that the node cannot be made because of `why`."""
         return f"cannot make the device node {self}: {why}"
 
 
 def control_nodes(kernel: Majors) -> Iterator[tuple[str, int, int]]:
-    """Name, major and minor number of each control node of the modules that the kernel lists."""
+    """(name, major number, minor number) of each control node whose module the kernel lists."""
     numbers = {name: major for major, names in kernel.names.items() for name in names}
     for name, modules, minor in _NODES:
         major = next((numbers[module] for module in modules if module in numbers), None)
@@ -70,30 +71,31 @@ def control_nodes(kernel: Majors) -> Iterator[tuple[str, int, int]]:
 
 
 def missing(settings: Settings, host: HostRoot, root: DriverRoot | None) -> tuple[MissingNode, ...]:
-    """The nodes that --create-device-nodes asks for and that a driver in `root` lacks. None are
-    asked for without CDI, as in NVIDIA's installer."""
-    asked = settings.create_device_nodes
-    if not settings.cdi_enabled or "control" not in asked or "none" in asked:
+    """The nodes of --create-device-nodes that a driver in `root` lacks. () without CDI, as in
+    NVIDIA's installer."""
+    option = settings.create_device_nodes
+    if not settings.cdi_enabled or "control" not in option or "none" in option:
         return ()
     needed = tuple(control_nodes(majors.read(host)))
     dev = _dev_root(settings, host, root) if root and needed else None
     directory = dev.resolve("/dev") if dev else None
     if dev is None or directory is None:
         return ()
-    above, shown = dev.agent_path(directory), dev.host_path.rstrip("/") + "/dev"
-    found = (MissingNode(*node, f"{above}/{node[0]}", f"{shown}/{node[0]}") for node in needed)
+    above, host_dir = dev.agent_path(directory), dev.host_path.rstrip("/") + "/dev"
+    found = (MissingNode(*node, f"{above}/{node[0]}", f"{host_dir}/{node[0]}") for node in needed)
     return tuple(item for item in found if not item.exists)
 
 
 def _dev_root(settings: Settings, host: HostRoot, root: DriverRoot) -> DriverRoot | None:
-    """The device root that has nodes of the driver already, else the first one that is searched."""
+    """The first device root that has nodes of the driver, else the first one; None if there is no
+    root."""
     searched = driver.dev_roots(host, settings, root)
     used = (dev for dev in searched if driver.device_nodes((dev,)))
     return next(used, searched[0] if searched else None)
 
 
 def possible(needed: Iterable[MissingNode]) -> tuple[tuple[MissingNode, ...], tuple[str, ...]]:
-    """The nodes that can be made, and a warning for each of the others."""
+    """The nodes that can be made, and a warning for each other node."""
     found = [(item, mknod.obstacle(item.agent)) for item in needed]
     return (
         tuple(item for item, why in found if why is None),
@@ -102,10 +104,10 @@ def possible(needed: Iterable[MissingNode]) -> tuple[tuple[MissingNode, ...], tu
 
 
 def create(needed: tuple[MissingNode, ...], log: Log) -> tuple[str, ...]:
-    """Make the nodes, as far as permissions allow. Gives host paths of the new nodes."""
+    """Make the nodes. Returns the host paths of the new ones; failures are logged."""
     made = []
     for above in {os.path.dirname(item.agent) for item in needed}:
-        files.sweep(above, [item.name for item in needed])  # left by a killed process
+        files.sweep(above, [item.name for item in needed])  # temporary files of a killed process
     for item in needed:
         try:
             mknod.make(item.agent, item.major, item.minor, _MODE)

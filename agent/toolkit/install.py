@@ -1,7 +1,8 @@
-"""The toolkit's directory on the host, for a decision.
+"""The toolkit's directory on the host for a decision.
 
-Invariant: like a spec, the directory is derived, so no journal keeps an original of it.
-`toolkit.place` replaces it in one step. It is complete before a runtime's configuration names it.
+Invariant: the directory is derived from its origin and the decision, so no journal keeps an
+original of it. `toolkit.place` replaces it in one step. It is complete before a runtime's
+configuration names it.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ _VOLATILE = ("tmpfs", "ramfs")
 
 @dataclass(frozen=True)
 class Toolkit:
-    """The directory of the toolkit, and the origin of its files. If the directory is not
-    `writable`, the toolkit is used as it is."""
+    """The toolkit's directory, and the origin of its files. If the directory is not `writable`, the
+    toolkit stays unchanged."""
 
     directory: HostPath
     origin: Origin
     writable: bool = True
 
     def path(self, name: str) -> str | None:
-        """Host path of a program after the install; None if there will be none."""
+        """Host path of a program after the installation; None if the toolkit does not have it."""
         if name not in self.origin.programs:
             return None
         is_wrapped = self.writable and name.startswith(programs.RUNTIME)
@@ -48,8 +49,8 @@ class Toolkit:
 
 @dataclass(frozen=True)
 class ToolkitProposal:
-    """The directory as it should be. `config` is the change of config.toml, None if it has the
-    right content; `problem` is why nothing can be installed."""
+    """The desired directory, and how it differs from the present one. `config` is the change of
+    config.toml, None if there is none. `problem` says why nothing can be installed."""
 
     found: Toolkit
     tree: Tree
@@ -60,7 +61,7 @@ class ToolkitProposal:
 
     @property
     def is_installed(self) -> bool:
-        """Is nothing to be written, and does nothing prevent it?"""
+        """Is the desired directory in place, and usable?"""
         return self.problem is None and not self.difference
 
 
@@ -72,7 +73,8 @@ def find_toolkit(settings: Settings, host: HostRoot) -> Toolkit:
 
 
 def binaries(settings: Settings, found: Toolkit) -> tuple[tuple[Binary, ...], tuple[str, ...]]:
-    """Handlers whose binary exists, and warnings for the others. Raises NoToolkit."""
+    """The handlers whose binary exists, and a warning for each other one. Raises NoToolkit if the
+    binary of the main handler is missing."""
     name = settings.runtime_name
     main = "nvidia" if name in ("nvidia-cdi", "nvidia-legacy") else name
     available, warnings = [], []
@@ -90,7 +92,8 @@ def binaries(settings: Settings, found: Toolkit) -> tuple[tuple[Binary, ...], tu
 
 
 def cdi_hook(settings: Settings, host: HostRoot, found: Toolkit | None) -> str | None:
-    """Host path of nvidia-cdi-hook after the install."""
+    """Host path of nvidia-cdi-hook after the installation; None if there is none. Raises
+    Refused."""
     own = found.path(programs.CDI_HOOK) if found else None
     return own or programs.find(settings, host, programs.CDI_HOOK)
 
@@ -99,20 +102,21 @@ def propose(
     settings: Settings, host: HostRoot, found: Toolkit, decision: Decision,
     runtimes: tuple[str, ...], root: DriverRoot | None,
 ) -> ToolkitProposal:  # fmt: skip
-    """The directory for a decision; `runtimes` are the low-level runtimes that the toolkit tries in
-    this order, `root` is the driver root."""
+    """The desired directory for a decision. `runtimes` are the low-level runtimes in the order in
+    which the toolkit tries them; `root` is the driver root. An AgentError becomes the proposal's
+    problem."""
     text = _config(settings, host, found, decision, runtimes, root)
     desired = tree.build(found.origin, found.directory.host, runtimes, text)
     unchanged = ToolkitProposal(found, desired, Difference())
     try:
-        _refuse(settings, host, found.directory, decision)
+        _require_usable(settings, host, found.directory, decision)
         difference = tree.difference(found.directory.agent, desired)
         warnings = _warnings(found, decision)
         if difference and not found.writable:
-            return replace(unchanged, warnings=(*warnings, _as_it_is(found, decision)))
+            return replace(unchanged, warnings=(*warnings, _unwritable_warning(found, decision)))
         path = found.directory.child(config.CONFIG)
         before = None
-        with contextlib.suppress(Refused):  # a link or a directory: it is replaced
+        with contextlib.suppress(Refused):  # a link or a directory is replaced
             before = files.read(path.agent, path.host)
         after = files.new_state(text)
         same = before is not None and before.data == after.data
@@ -122,31 +126,31 @@ def propose(
         return replace(unchanged, problem=error)
 
 
-def _as_it_is(found: Toolkit, decision: Decision) -> str:
-    """The warning that nothing can be written, and that the present toolkit is used. Raises Refused
-    if the toolkit is to be installed from packages."""
+def _unwritable_warning(found: Toolkit, decision: Decision) -> str:
+    """The warning that the present toolkit is used, because its directory cannot be written. Raises
+    Refused if the toolkit would have to be installed from packages."""
     if found.origin.kind == "packages":
         raise Refused(
             f"cannot install the toolkit in {found.directory}: it cannot be written; mount it "
             "writable, or give another directory with --toolkit-install-dir"
         )
     text = (
-        f"the toolkit in {found.origin.place} is used as it is, with a config.toml that is not "
-        f"ours: {found.directory} cannot be written"
+        f"the toolkit in {found.origin.place} is used as it is, with a foreign config.toml: "
+        f"{found.directory} cannot be written"
     )
     if decision.native or decision.annotation_prefix is None:
         return text
     return (
-        f"{text}; containers get devices only if that one has mode {decision.mode} and answers "
+        f"{text}; containers get devices only if that file has mode {decision.mode} and the prefix "
         f"{decision.annotation_prefix}"
     )
 
 
 def _warnings(found: Toolkit, decision: Decision) -> tuple[str, ...]:
-    """A warning about files that containers without CDI need."""
+    """A warning if files are missing that inject GPUs without CDI."""
     needed = (programs.RUNTIME_HOOK, programs.CLI)
     missing = [name for name in needed if name not in found.origin.programs]
-    if found.origin.kind == "packages":  # the host's own libraries may be anywhere
+    if found.origin.kind == "packages":  # libraries of the host may be in any directory
         missing += [name for name in origin.LIBRARIES if name not in found.origin.libraries]
     if decision.mode not in ("auto", "legacy", "hook") or not missing:
         return ()
@@ -155,24 +159,26 @@ def _warnings(found: Toolkit, decision: Decision) -> tuple[str, ...]:
 
 
 def require_trusted(host: HostRoot, name: str, purpose: str) -> None:
-    """Raise Refused if another user than root can write to a toolkit's directory (its host path)
-    or to the one above it, because a directory beside it takes its place."""
+    """Raise Refused if another user than root can write to a toolkit's directory (its host path) or
+    to its parent, in which the new directory is made."""
     path = trust.require(host, name, purpose)
     trust.require(host, os.path.dirname(path.host), purpose)
 
 
 def require_removable(settings: Settings, host: HostRoot, moved: Iterable[str]) -> None:
-    """As `require_trusted`, for the current directory and for those that were `moved` (host paths),
-    before any of them is tidied and removed."""
+    """As `require_trusted`, for the current directory and for the former ones (`moved`, host
+    paths), before any of them is removed."""
     name = programs.directory_name(settings, host)
     exists = os.path.isdir(os.path.dirname(programs.directory(settings, host).agent))
     for directory in (*((name,) if exists else ()), *moved):
         require_trusted(host, directory, f"remove the toolkit in {directory}")
 
 
-def _refuse(settings: Settings, host: HostRoot, directory: HostPath, decision: Decision) -> None:
-    """Raise Refused if a directory is unfit for programs that run as root and that the node may
-    depend on."""
+def _require_usable(
+    settings: Settings, host: HostRoot, directory: HostPath, decision: Decision
+) -> None:
+    """Raise Refused if a directory cannot hold programs that run as root, or loses them at a reboot
+    although every container needs them."""
     if not host.is_host and not host.on_mount(directory):
         raise Refused(
             f"cannot install the toolkit in {directory}: it is not on a mount of the host; mount "
@@ -184,21 +190,21 @@ def _refuse(settings: Settings, host: HostRoot, directory: HostPath, decision: D
     mount = host.mount(directory)
     if mount is not None and mount.point == directory.agent:
         raise Refused(
-            f"cannot install the toolkit in {directory}: it is a mount point, whose place no new "
-            "directory can take; mount the directory above it"
+            f"cannot install the toolkit in {directory}: it is a mount point, which no new "
+            "directory can replace; mount the directory above it"
         )
     if mount is None or not (decision.is_default or decision.hook):
         return
-    what = None
+    fault = None
     if mount.kind in _VOLATILE:
-        what = f"it is on {mount.kind}, and empty after a reboot"
+        fault = f"it is on {mount.kind}, and empty after a reboot"
     elif "noexec" in mount.options.split(","):
-        what = "no program can be run there (noexec)"
-    if what:
+        fault = "no program can be run there (noexec)"
+    if fault:
         # CRI-O does not even start with a hook whose program is missing.
         why = "its OCI hook is for all" if decision.hook else "nvidia is the default runtime"
         raise Refused(
-            f"cannot install the toolkit in {directory}: {what}, but every container of this node "
+            f"cannot install the toolkit in {directory}: {fault}, but every container of this node "
             f"would need it ({why}); give another directory with --toolkit-install-dir"
         )
 
@@ -219,7 +225,7 @@ def _config(
 
 
 def _is_suse(host: HostRoot) -> bool:
-    """Is the host a SUSE? Its device nodes belong to the group video."""
+    """Is the host a SUSE? Its device nodes belong to the group `video`."""
     try:
         found = files.read(host.resolve("/etc/os-release").agent)
     except Refused:
@@ -229,7 +235,8 @@ def _is_suse(host: HostRoot) -> bool:
 
 
 def new_file_sizes(proposal: ToolkitProposal) -> tuple[int, ...]:
-    """Sizes in bytes of the files that `write` makes; copies that stay are not made again."""
+    """Sizes in bytes of the files that `write` makes, for the check of free space. Unchanged files
+    are not made again."""
     made = []
     for name in proposal.difference.write:
         entry = proposal.tree.get(name)
@@ -242,9 +249,9 @@ def new_file_sizes(proposal: ToolkitProposal) -> tuple[int, ...]:
 
 
 def write(proposal: ToolkitProposal | None, log: Log) -> tuple[str, ...]:
-    """Install what is proposed; gives the directory's host path if that changed anything.
+    """Carry out a proposal. Returns the directory's host path if anything was changed.
 
-    Raises the proposal's problem, or Refused if the disk fails; then the directory is unchanged.
+    Raises the proposal's problem, or Refused after an OSError; then the directory is unchanged.
     """
     if proposal is None:
         return ()
@@ -257,7 +264,7 @@ def write(proposal: ToolkitProposal | None, log: Log) -> tuple[str, ...]:
             return ()
         place.put(directory.agent, proposal.tree)
     except OSError as error:
-        # The error has the whole path of a file that is read, and the name of one that is written.
+        # An error of reading has the path of the source, which is named, too.
         copies = (entry for entry in proposal.tree.values() if isinstance(entry, tree.Copy))
         is_read = error.filename in [entry.source for entry in copies]
         where = f"{error.filename}: " if is_read else ""
@@ -269,8 +276,8 @@ def write(proposal: ToolkitProposal | None, log: Log) -> tuple[str, ...]:
 
 
 def installed_paths(settings: Settings, host: HostRoot) -> tuple[str, ...]:
-    """Host paths of the toolkit's directory, without links and as the option gives it; none if
-    we did not install it. Raises Refused."""
+    """Host paths of the toolkit's directory, without links and as the option gives it; () if it was
+    not installed by us. Raises Refused."""
     directory = programs.directory(settings, host)
     if tree.read_list(directory.agent) is None:
         return ()
@@ -280,22 +287,22 @@ def installed_paths(settings: Settings, host: HostRoot) -> tuple[str, ...]:
 def paths_after_removal(
     settings: Settings, host: HostRoot, directories: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Host paths of the programs that `remove` leaves below these `directories`, which are those of
+    """Host paths of the files that `remove` would leave in these `directories`, the result of
     `installed_paths`. Raises Refused."""
     names = place.names_after_removal(programs.directory(settings, host).agent)
     return tuple(f"{above}/{name}" for above in directories for name in names)
 
 
 def remove(settings: Settings, host: HostRoot) -> tuple[str, ...]:
-    """Remove what we installed, and restore what was there before. Gives the directory's host path
-    if there was anything to remove. Raises Refused."""
+    """Remove the files that we installed, and restore the former directory. Returns the directory's
+    host path if anything was removed. Raises Refused."""
     directory = programs.directory(settings, host)
     return (directory.host,) if _remove(directory) else ()
 
 
 def remove_from(host: HostRoot, name: str) -> bool:
-    """As `remove`, for a directory (its host path) that is not the current one. Was there anything
-    to remove?"""
+    """As `remove`, for a directory (its host path) that is no longer the current one. Returns
+    whether anything was removed."""
     return _remove(host.resolve(name))
 
 

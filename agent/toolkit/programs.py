@@ -1,6 +1,7 @@
-"""The toolkit's programs, and their paths on the host.
+"""The toolkit's programs and their paths on the host.
 
-Invariant: reads only; a program is an executable regular file, and the host's own links lead to it.
+Invariant: reads only. A program is an executable regular file; links to it are followed on the
+host.
 """
 
 from __future__ import annotations
@@ -28,25 +29,26 @@ DIRECTORIES = (
 
 @dataclass(frozen=True)
 class Binary:
-    """A handler's name and its binary on the host."""
+    """A handler's name, and the host path of its binary."""
 
     handler: str
     path: str
 
 
 def directory(settings: Settings, host: HostRoot) -> HostPath:
-    """The directory of an installed toolkit, whether or not it exists. Raises Refused."""
+    """The directory of an installed toolkit, which may not exist yet. Raises Refused."""
     return host.locate(directory_name(settings, host))
 
 
 def directory_name(settings: Settings, host: HostRoot) -> str:
-    """The host path of that directory, with links as the option gives them."""
+    """The host path of `directory` as the option gives it, with links."""
     return os.path.join(host.name(settings.toolkit_install_dir), "toolkit")
 
 
 def find(settings: Settings, host: HostRoot, base: str) -> str | None:
-    """Host path of a toolkit binary: in the install directory, else in /usr/bin. Raises Refused
-    if another user than root can exchange it, because runtimes run it as root."""
+    """Host path of the toolkit's program `base`: in the install directory, else in /usr/bin; None
+    if it is in neither. Raises Refused if another user than root can exchange it, because runtimes
+    run it as root."""
     for above in (directory_name(settings, host), "/usr/bin"):
         candidate = os.path.join(above, base)
         if runs(host, candidate):
@@ -56,7 +58,8 @@ def find(settings: Settings, host: HostRoot, base: str) -> str | None:
 
 
 def runs(host: HostRoot, name: str) -> str | None:
-    """Agent path of the program at a host path, links followed; None if there is none."""
+    """Agent path of the program at a host path, links followed; None if there is no executable
+    file."""
     try:
         agent = host.resolve(name).agent
         found = os.stat(agent, follow_symlinks=False)
@@ -66,5 +69,5 @@ def runs(host: HostRoot, name: str) -> str | None:
 
 
 def is_nvidia(path: str) -> bool:
-    """Is this a name of NVIDIA's runtime? It must not call itself."""
+    """Is this the path or name of NVIDIA's runtime? That runtime must not call itself."""
     return os.path.basename(path).startswith(RUNTIME)

@@ -1,4 +1,4 @@
-"""The installed toolkit as data: the files that its directory should have, and those that it has.
+"""The installed toolkit as data: the desired files of its directory, and the present ones.
 
 Invariant: reads only. A list in the directory names the files that we put there; all other files
 stay.
@@ -26,7 +26,7 @@ LIST = ".toolkit-agent.json"
 _OLD_HOOK = "nvidia-container-toolkit"  # an older name of the hook, which some OCI hooks still use
 _PROGRAM, _TEXT = 0o755, 0o644
 
-# Files of NVIDIA's installer. It removes all of them before it installs, and so may we.
+# Files of NVIDIA's installer, which removes them before it installs. So they may be removed here.
 _INSTALLER_FILES = re.compile(r"(nvidia-|libnvidia-container(-go)?\.so).*|\.config")
 
 
@@ -59,8 +59,8 @@ Tree: TypeAlias = Mapping[str, Entry]  # by path below the directory
 
 @dataclass(frozen=True)
 class CopyRecord:
-    """A copy when it was made: SHA-256, size and time (ns) of the file, and the signature of its
-    source."""
+    """The state of a copy when it was made: SHA-256, size in bytes and modification time in ns;
+    `source` is the signature of its source."""
 
     digest: str
     size: int
@@ -70,7 +70,8 @@ class CopyRecord:
 
 @dataclass(frozen=True)
 class InstalledList:
-    """Our list: copies, our other files, and how many directories above we made."""
+    """The content of our list: copies, our other files, and the number of parent directories that
+    we made."""
 
     copies: Mapping[str, CopyRecord] = field(default_factory=dict)
     others: tuple[str, ...] = ()
@@ -93,12 +94,13 @@ class Difference:
 
 
 def build(origin: Origin, directory: str, runtimes: tuple[str, ...], config: bytes) -> Tree:
-    """The files for the toolkit's directory (a host path). `runtimes` are those that the wrappers
-    call without a driver."""
+    """The desired files of the toolkit's `directory` (a host path). `runtimes` are the low-level
+    runtimes that the wrappers run while no driver is loaded; `config` is the content of
+    config.toml."""
     tree: dict[str, Entry] = {}
     copied = origin.kind != "host"
     for name, source in origin.programs.items():
-        if name == programs.CDI_HOOK:  # it needs no wrapper, because it has no settings
+        if name == programs.CDI_HOOK:  # has no settings, so it needs no wrapper
             if copied:
                 tree[name] = Copy(source)
             continue
@@ -127,8 +129,8 @@ def build(origin: Origin, directory: str, runtimes: tuple[str, ...], config: byt
 
 
 def read_list(directory: str) -> InstalledList | None:
-    """Our list in a directory (an agent path); None if there is none. A list that cannot be
-    parsed names no files. Raises Refused."""
+    """Our list in a directory (an agent path); None if there is none. A damaged list counts as
+    empty. Raises Refused."""
     found = files.read(os.path.join(directory, LIST))
     if found is None:
         return None
@@ -147,31 +149,37 @@ def _listed(data: Any) -> InstalledList:
     return InstalledList(copies, tuple(map(str, data.get("others", ()))), int(data.get("made", 0)))
 
 
-def to_bytes(found: InstalledList) -> bytes:
-    """The content of a list's file."""
+def to_bytes(installed: InstalledList) -> bytes:
+    """The content of the list's file."""
     copies = {
         name: {"sha256": item.digest, "size": item.size, "time": item.time,
                "source": list(item.source)}
-        for name, item in sorted(found.copies.items())
+        for name, item in sorted(installed.copies.items())
     }  # fmt: skip
-    data = {"version": 1, "copies": copies, "others": sorted(found.others), "made": found.made}
+    data = {
+        "version": 1,
+        "copies": copies,
+        "others": sorted(installed.others),
+        "made": installed.made,
+    }
     return (json.dumps(data, indent=1) + "\n").encode()
 
 
 def difference(directory: str, tree: Tree) -> Difference:
-    """The files to write and to remove in a directory (an agent path). Raises Refused."""
-    known = read_list(directory)
-    kept = known or InstalledList()
+    """The files to write and to remove, so that a directory (an agent path) has the desired files.
+    Raises Refused."""
+    present = read_list(directory)
+    installed = present or InstalledList()
     write = tuple(
-        name for name, entry in tree.items() if not _is_right(directory, name, entry, kept)
+        name for name, entry in tree.items() if not _is_right(directory, name, entry, installed)
     )
-    remove = tuple(name for name in kept.names if name not in tree)
-    return Difference(write or (() if known else (LIST,)), remove)
+    remove = tuple(name for name in installed.names if name not in tree)
+    return Difference(write or (() if present else (LIST,)), remove)
 
 
-def _is_right(directory: str, name: str, entry: Entry, kept: InstalledList) -> bool:
+def _is_right(directory: str, name: str, entry: Entry, installed: InstalledList) -> bool:
     path = os.path.join(directory, name)
-    if not _are_ours(directory, os.path.dirname(name)):
+    if not _is_trusted(directory, os.path.dirname(name)):
         return False
     if isinstance(entry, Link):
         try:
@@ -180,11 +188,12 @@ def _is_right(directory: str, name: str, entry: Entry, kept: InstalledList) -> b
             return False
     if isinstance(entry, Text):
         return is_text(path, entry)
-    return unchanged(path, entry, kept.copies.get(name))
+    return is_unchanged(path, entry, installed.copies.get(name))
 
 
-def _are_ours(directory: str, below: str) -> bool:
-    """Can root alone change what is in a directory below, and in the directories above it?"""
+def _is_trusted(directory: str, below: str) -> bool:
+    """Can root alone change the content of the subdirectory `below`, and of the directories above
+    it?"""
     while below:
         try:
             found = os.lstat(os.path.join(directory, below))
@@ -197,43 +206,43 @@ def _are_ours(directory: str, below: str) -> bool:
 
 
 def is_text(path: str, entry: Text) -> bool:
-    """Has the file at this agent path the content, mode and owner of an entry?"""
+    """Has the file at an agent path the content, mode and owner of the entry?"""
     try:
         found = files.read(path)
     except Refused:
-        return False  # a link or a directory: it is replaced
+        return False  # a link or a directory
     if found is None or found.uid != os.geteuid():
         return False
     return (found.data, found.mode) == (entry.data, entry.mode)
 
 
-def unchanged(path: str, entry: Copy, kept: CopyRecord | None) -> bool:
-    """Is the file at this agent path still the copy of an entry? The source is read only if it
-    may have changed. Raises Refused."""
+def is_unchanged(path: str, entry: Copy, record: CopyRecord | None) -> bool:
+    """Is the file at an agent path still the copy of `record`, and equal to the entry's source? The
+    source is read only if its signature has changed. Raises Refused."""
     try:
-        here = os.stat(path, follow_symlinks=False)
+        copy = os.stat(path, follow_symlinks=False)
         source = os.stat(entry.source, follow_symlinks=False)
     except OSError:
         return False
-    if kept is None or not stat.S_ISREG(here.st_mode) or stat.S_IMODE(here.st_mode) != entry.mode:
+    if record is None or not stat.S_ISREG(copy.st_mode) or stat.S_IMODE(copy.st_mode) != entry.mode:
         return False
-    if (here.st_size, here.st_mtime_ns) != (kept.size, kept.time) or here.st_uid != os.geteuid():
+    present = copy.st_size, copy.st_mtime_ns
+    if present != (record.size, record.time) or copy.st_uid != os.geteuid():
         return False
-    if os.path.samestat(here, source) or signature(source) == kept.source:
+    if os.path.samestat(copy, source) or signature(source) == record.source:
         return True
-    return digest(entry.source) == kept.digest
+    return digest(entry.source) == record.digest
 
 
-def signature(found: os.stat_result) -> tuple[int, ...]:
-    """Values of which one at least changes with a file's content, because no program can set a
-    status change time."""
+def signature(status: os.stat_result) -> tuple[int, ...]:
+    """Values that change with a file's content: no program can set the status change time."""
     return (
-        found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns,
+        status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns,
     )  # fmt: skip
 
 
 def digest(path: str) -> str:
-    """SHA-256 of a file of any size. Raises Refused."""
+    """The SHA-256 of a file of any size, in hexadecimal. Raises Refused."""
     try:
         with files.open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -242,7 +251,7 @@ def digest(path: str) -> str:
 
 
 def is_foreign(name: str, ours: Collection[str]) -> bool:
-    """Does this name at the top of the directory belong neither to us nor to NVIDIA's installer?
-    `ours` are names of our files, at any depth."""
+    """Does a name at the top of the directory belong neither to us nor to NVIDIA's installer?
+    `ours` are the paths of our files below the directory."""
     tops = {item.partition("/")[0] for item in ours}
     return name != LIST and name not in tops and not _INSTALLER_FILES.fullmatch(name)

@@ -1,7 +1,7 @@
-"""The wrapper scripts of the toolkit's programs, which set their environment.
+"""The wrapper scripts of the toolkit's programs, which set the environment of these programs.
 
-Invariant: a script needs a POSIX shell and nothing else, and ends by executing the wrapped program
-with the same arguments.
+Invariant: a script needs only a POSIX shell, and ends by executing the wrapped program with the
+same arguments.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Sequence
 HEAD = b"#!/bin/sh\n# Written by toolkit-agent, which overwrites it.\n"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-# The module's directory in /sys is looked for first, because a shell reads /proc/modules byte by
-# byte (15 ms). A missing driver is reported where a container is created, and to the kernel's log,
-# because stderr of this program is the container's. Each Kubernetes node has that log, because the
-# kubelet reads it; writing to it needs no program and never blocks, and the kernel limits its rate.
+# /sys is checked first, because a shell reads /proc/modules byte by byte (15 ms). A missing driver
+# is reported when a container is created, in the kernel's log, because stderr of this program is
+# the container's. Each Kubernetes node has that log, because the kubelet reads it. Writing to it
+# needs no program and never blocks, and the kernel limits its rate.
 _FALL_BACK = """\
 driver_is_loaded() {{
     if [ -d /sys/module/nvidia ]; then
@@ -35,7 +35,7 @@ if ! driver_is_loaded 2>/dev/null; then
         if [ -f "$runtime" ] && [ -x "$runtime" ]; then
             case " $* " in
             *" create "* | *" run "*)
-                line="toolkit-agent: the NVIDIA driver is not loaded: $runtime goes on alone"
+                line="toolkit-agent: the NVIDIA driver is not loaded: $runtime runs without it"
                 if [ -w /dev/kmsg ]; then
                     echo "<4>$line" >>/dev/kmsg
                 fi 2>/dev/null
@@ -44,7 +44,7 @@ if ! driver_is_loaded 2>/dev/null; then
             exec "$runtime" "$@"
         fi
     done
-    echo "cannot start a container: neither the NVIDIA driver nor a runtime is there" >&2
+    echo "cannot start a container: there is neither the NVIDIA driver nor a low-level runtime" >&2
     exit 127
 fi
 """
@@ -54,11 +54,11 @@ def text(
     program: str, directory: str, *, config: str | None = None, libraries: bool = False,
     runtimes: Sequence[str] = (),
 ) -> bytes:  # fmt: skip
-    """The content of the script for a program; all paths are the host's.
+    """The content of the script for a program. All paths are host paths.
 
-    `config` is the toolkit's config.toml, None if the program does not read it. `libraries`: the
-    toolkit's `directory` is searched for libraries, too. `runtimes` are tried in this order while
-    the driver's module is not loaded; with none the driver does not matter.
+    `config` is the toolkit's config.toml; None if the program does not read it. `libraries`: the
+    loader also searches the toolkit's `directory`. `runtimes` are tried in this order while the
+    driver's module is not loaded; with () the script does not check the driver.
     """
     place = shlex.quote(directory)
     lines = [f'PATH="${{PATH:-{_PATH}}}"']

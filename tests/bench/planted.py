@@ -322,8 +322,8 @@ _TOOLKIT = (
     ),
     Mutant(
         "mode-of-a-copy-not-looked-at", "toolkit", "agent/toolkit/tree.py",
-        "not stat.S_ISREG(here.st_mode) or stat.S_IMODE(here.st_mode) != entry.mode:",
-        "not stat.S_ISREG(here.st_mode):",
+        "not stat.S_ISREG(copy.st_mode) or stat.S_IMODE(copy.st_mode) != entry.mode:",
+        "not stat.S_ISREG(copy.st_mode):",
         ("tests/unit/toolkit/test_place.py",),
     ),
     Mutant(

@@ -81,7 +81,7 @@ def test_read_only_toolkit_is_used_as_it_is(
         assert data["decision"]["row"] == row
         told = [text for text in data["warnings"] if "is used as it is" in text]
         assert len(told) == 1
-        assert ("answers nvidia.cdi.k8s.io/" in told[0]) == (row == 6)
+        assert ("the prefix nvidia.cdi.k8s.io/" in told[0]) == (row == 6)
         checks.done(node.agent("apply", *options, prefix=namespace.prefix))
         answer = node.answer()
         options_of = answer.runtimes["nvidia"]["options"]

@@ -272,7 +272,7 @@ def test_only_making_a_container_says_something(
     said = kernel.log.read_text()
     assert (said != "") == (says and KMSG.exists())
     assert not said or said == (
-        f"<4>toolkit-agent: the NVIDIA driver is not loaded: {runc} goes on alone\n"
+        f"<4>toolkit-agent: the NVIDIA driver is not loaded: {runc} runs without it\n"
     )
 
 
