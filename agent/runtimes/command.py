@@ -141,7 +141,7 @@ def dump(
         *_, last = done.error.strip().splitlines() or [""]
         message = (entry(last) or {}).get("msg", "")
         error = message or last_words(done.error) or f"exit code {done.code}"
-        error = masking.explained(error, sources, (executable,))
+        error = masking.masked_with_keys(error, sources, (executable,))
         return Dump(None, error, rejected=done.code not in range(125, 128))
     try:
         out = _excerpt(done.out, plugins) if plugins else done.out

@@ -68,7 +68,9 @@ class Launch:
         files masked."""
         from agent.toml import masking  # needed only if something failed
 
-        return masking.explained(self.reason(output), self.sources, (self.argv[0], self.socket))
+        return masking.masked_with_keys(
+            self.reason(output), self.sources, (self.argv[0], self.socket)
+        )
 
 
 @dataclass(frozen=True)

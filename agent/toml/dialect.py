@@ -1,8 +1,8 @@
-"""TOML in files of the host: what runtimes read although TOML 1.0 does not allow it.
+"""TOML in files of the host, including the deviations from TOML 1.0 that runtimes accept.
 
-Invariant: `encoded(decoded(data)) == data` for all bytes, so that an edit leaves every byte that it
-is not about. Values are those that the runtime reads. Everything that TOML 1.0 does not allow is an
-`Oddity`. `first_rejected` finds one that a runtime's reader does not accept.
+Invariant: `encoded(decoded(data)) == data` for all bytes, so that an edit preserves every byte
+outside the edited place. Values are those that the runtime reads. Every deviation is an `Oddity`.
+`first_rejected` finds one that a runtime's reader does not accept.
 
 Observed with `config dump` of containerd 1.6.20, 1.7.24 and 2.1.9 and with `crio config` of 1.37;
 the reader of CRI-O 1.30 (BurntSushi/toml 1.3.2) by its source.
@@ -28,23 +28,23 @@ _NOT_UTF8 = "line {line} is not UTF-8"
 _SAVE = "save it as UTF-8 with LF as line ends"
 _JOIN = "write the table on one line"
 
-# What TOML 1.0 does not allow: what it is, and what to do.
-_ODD: dict[Kind, tuple[str, str]] = {
+# Deviations from TOML 1.0: (description, remedy).
+_ODDITIES: dict[Kind, tuple[str, str]] = {
     "byte order mark": ("it begins with a byte order mark", "save it as UTF-8 without one"),
     "carriage return": ("line {line} ends with a carriage return alone", _SAVE),
     "encoding": (_NOT_UTF8, _SAVE),
     "encoding of a comment": (_NOT_UTF8, _SAVE),
-    "control character": ("line {line} has a control character in a comment", "take it out"),
+    "control character": ("line {line} has a control character in a comment", "remove it"),
     "line break": (_INLINE.format("line break"), _JOIN),
     "line break before a comma": (_INLINE.format("line break"), _JOIN),
-    "trailing comma": (_INLINE.format("trailing comma"), "take the comma out"),
+    "trailing comma": (_INLINE.format("trailing comma"), "remove the comma"),
     "escape": ("it uses TOML 1.1 (escape \\x or \\e, line {line})", "write \\u and four digits"),
     "escaped slash": ("line {line} has an escaped slash", "write the slash alone"),
 }
 
-# What readers take besides TOML 1.0: go-toml v1 (containerd 1.x), go-toml v2 (2.x), and
-# BurntSushi/toml (CRI-O; TOML 1.1 since its version 1.6). Within 2.x and CRI-O the version of the
-# reader is the builder's choice: there the runtime's own executable has the last word.
+# Deviations that readers accept: go-toml v1 (containerd 1.x), go-toml v2 (2.x), and BurntSushi/toml
+# (CRI-O; TOML 1.1 since its version 1.6). Builds of 2.x and CRI-O have different versions of their
+# reader, so there the runtime's own executable decides (`runtimes/preflight.py`).
 GO_TOML_1: frozenset[Kind] = frozenset({
     "byte order mark", "carriage return", "encoding", "encoding of a comment", "control character",
     "line break", "escaped slash",
@@ -55,9 +55,9 @@ GO_TOML_2: frozenset[Kind] = frozenset({
 BURNT_SUSHI: frozenset[Kind] = GO_TOML_2 | {"byte order mark"}
 
 BOM = "\ufeff"
-# A string that is not closed matches up to its end. Quantifiers are possessive, so that nothing is
-# matched twice or kept in memory for another try. No look-ahead is in a group with "*+": with one,
-# Python before 3.11.5 finds no match (cpython#106052).
+# An unclosed string matches up to its end. Quantifiers are possessive, which avoids backtracking
+# and its memory. A group with "*+" has no look-ahead, because Python before 3.11.5 then finds no
+# match (cpython#106052).
 STRING = (
     r'"""[^"\\]*+(?:"{0,2}+(?:\\.|[^"\\])[^"\\]*+)*+(?:"""{1,3}|"{0,2}\\?\Z)|'
     r"'''.*?(?:'''{1,3}|\Z)|"
@@ -66,8 +66,8 @@ STRING = (
 )
 TOKEN = re.compile(rf"(?:{STRING})|#[^\n]*|[][{{}},]|\s+|[^]\s\"'#[{{}},]+", re.DOTALL)
 
-# A byte that is not UTF-8 is U+DC80 to U+DCFF, as by "surrogateescape"; a control character in a
-# comment is U+DC00 to U+DC7F, which no bytes decode to.
+# In decoded text a byte that is not UTF-8 is U+DC80 to U+DCFF, as with "surrogateescape". A control
+# character in a comment is U+DC00 to U+DC7F, to which no bytes decode.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)")
 _KEPT = re.compile("[\udc00-\udc7f]")
 _BYTE = re.compile("[\udc80-\udcff]")
@@ -77,7 +77,7 @@ _ESCAPE = re.compile(r"\\(?:(e)|x([0-9a-fA-F]{2})|(/)|.)", re.DOTALL)
 _LOOKS_11 = re.compile(r",[ \t]*\}|\\[xe/]")
 _SHIFT = 0xDC00
 
-# A key with too many parts, wherever it stands; each run of them is looked at once.
+# A key with too many parts, in any place. Each sequence of parts is scanned once.
 _LONG_KEY = re.compile(
     r"(?<![A-Za-z0-9_.\-\"'])"
     r"(?:(?:[A-Za-z0-9_-]++|\"[^\"\\\n]*+(?:\\.[^\"\\\n]*+)*+\"|'[^'\n]*+')[ \t]*+\.[ \t]*+)"
@@ -89,24 +89,24 @@ _LONG_NUMBER = re.compile(r"[0-9A-Fa-f_]{16}")  # more than 64 bits, in base 2 t
 
 
 class NotText(ValueError):
-    """Bytes that no runtime reads; the message says what they are."""
+    """No runtime reads these bytes; the message says why."""
 
 
 @dataclass(frozen=True)
 class Oddity:
-    """Something that TOML 1.0 does not allow, and the line on which it begins."""
+    """A deviation from TOML 1.0, and the line on which it begins."""
 
     kind: Kind
     line: int
 
     @property
     def words(self) -> str:
-        """What it is and where, as a part of a sentence."""
-        return _ODD[self.kind][0].format(line=self.line)
+        """The deviation and its line, as a clause for a message."""
+        return _ODDITIES[self.kind][0].format(line=self.line)
 
     @property
     def readers(self) -> str:
-        """Which containerd reads it, in words."""
+        """A clause for a message: the versions of containerd that read it."""
         if self.kind not in GO_TOML_1:
             return "containerd 1.6 and 1.7 do not start on it"
         also = "" if self.kind in GO_TOML_2 else ", 2.x does not start on it"
@@ -114,12 +114,11 @@ class Oddity:
 
     @property
     def remedy(self) -> str:
-        """What to do."""
-        return _ODD[self.kind][1]
+        return _ODDITIES[self.kind][1]
 
 
 def decoded(data: bytes) -> str:
-    """Bytes as text that tomllib and the scanner work on. Raises NotText for what is none."""
+    """The text of a file's bytes, on which tomllib and the scanner work. Raises NotText."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:2]:
         raise NotText("it is UTF-16, which no runtime reads; save it as UTF-8")
     text = data.decode("utf-8", "surrogateescape")
@@ -129,7 +128,7 @@ def decoded(data: bytes) -> str:
 
 
 def _kept(part: str) -> str:
-    """A comment without control characters; a string stays as it is."""
+    """A comment with its control characters encoded; other parts unchanged."""
     if part[0] != "#":
         return part
     end = "\r" if part.endswith("\r") else ""  # of a line that ends with CR LF
@@ -137,14 +136,14 @@ def _kept(part: str) -> str:
 
 
 def encoded(text: str) -> bytes:
-    """The bytes of a decoded text."""
+    """The bytes of a text from `decoded`."""
     back = _KEPT.sub(lambda found: chr(ord(found[0]) - _SHIFT), text)
     return back.encode("utf-8", "surrogateescape")
 
 
 def loads(text: str) -> Data:
-    """The data of a decoded text. Raises tomllib.TOMLDecodeError, and OverBudget for a text that
-    would take too much memory or time."""
+    """The data of a text from `decoded`. Raises tomllib.TOMLDecodeError, and OverBudget for a text
+    that would take too much memory or time."""
     _refuse_much(text)
     text = _lines_ended(text.removeprefix(BOM))
     try:
@@ -160,7 +159,7 @@ def loads(text: str) -> Data:
 
 
 def _refuse_much(text: str) -> None:
-    """Raise OverBudget for a text with too many or too long parts, before it is parsed."""
+    """Raise OverBudget for a text with too many or too long tokens, before it is parsed."""
     if len(text) > budget.TOML.values:
         parts = sum(1 for _ in TOKEN.finditer(text)) + text.count(".") + text.count("\\")
         if parts > budget.TOML.values:
@@ -175,7 +174,7 @@ def _refuse_much(text: str) -> None:
 
 
 def _loads(text: str) -> Data:
-    """The data by the standard library. Raises TOMLDecodeError also for numbers that no runtime
+    """The data of a TOML 1.0 text. Raises TOMLDecodeError, also for numbers that no runtime
     accepts."""
     try:
         data = tomllib.loads(text)
@@ -200,18 +199,17 @@ def _fits(value: Any) -> bool:
 
 
 def _lines_ended(text: str) -> str:
-    """The text with a line feed for each carriage return that ends a line by itself."""
+    """The text with a line feed in place of each carriage return that ends a line alone."""
     return _LONE_CR.sub(lambda found: found[1] or "\n", text) if "\r" in text else text
 
 
 def first_rejected(text: str, reader: Collection[Kind]) -> Oddity | None:
-    """The first oddity that a reader does not accept, None if there is none."""
-    return next((one for one in oddities(text) if one.kind not in reader), None)
+    """The first deviation that a reader (a set of kinds) does not accept; None if there is none."""
+    return next((oddity for oddity in oddities(text) if oddity.kind not in reader), None)
 
 
 def oddities(text: str) -> tuple[Oddity, ...]:
-    """What a decoded text has that some runtime reads although TOML 1.0 does not allow it, the
-    first of each kind."""
+    """The deviations from TOML 1.0 in a text from `decoded`, the first of each kind."""
     found: list[tuple[Kind, int]] = [("byte order mark", 0)] if text.startswith(BOM) else []
     text = text.removeprefix(BOM)
     if _BYTE.search(text):
@@ -232,14 +230,14 @@ def oddities(text: str) -> tuple[Oddity, ...]:
 
 
 def _may_be_11(text: str) -> bool:
-    """Can a text have TOML 1.1? Few texts can, and a certain answer takes as long as parsing."""
+    """Can a text contain TOML 1.1? A quick test; only parsing gives a certain answer."""
     lines = text.split("\n") if "{" in text else ()
     return bool(_LOOKS_11.search(text)) or any(x.count("{") != x.count("}") for x in lines)
 
 
 def _plain(text: str) -> tuple[str, list[tuple[Kind, int]]]:
-    """The text with TOML 1.1 written as TOML 1.0, and what was replaced, with its place. A text
-    that is neither stays one that tomllib refuses."""
+    """The text with TOML 1.1 rewritten as TOML 1.0, and the kinds and offsets of the replaced
+    parts. A text that is neither is returned unchanged, or as one that tomllib refuses."""
     tokens = list(TOKEN.finditer(text)) if "{" in text or "\\" in text else []
     if sum(len(token[0]) for token in tokens) != len(text):
         return text, []
@@ -265,7 +263,8 @@ def _plain(text: str) -> tuple[str, list[tuple[Kind, int]]]:
 
 
 def _without_escapes(token: re.Match[str], odd: list[tuple[Kind, int]]) -> str:
-    """A string without the escapes that TOML 1.0 does not have."""
+    """A string token with TOML 1.1's escapes and escaped slashes rewritten; they are added to
+    `odd`."""
 
     def plain(found: re.Match[str]) -> str:
         letter, digits, slash = found.groups()
@@ -278,7 +277,8 @@ def _without_escapes(token: re.Match[str], odd: list[tuple[Kind, int]]) -> str:
 
 
 def _in_braces(token: re.Match[str], before: str, after: str, odd: list[tuple[Kind, int]]) -> str:
-    """A token of an inline table as TOML 1.0 allows it there."""
+    """A token of an inline table rewritten as TOML 1.0; deviations are added to `odd`. `before` and
+    `after` are the neighbouring tokens."""
     word = token[0]
     if word == "," and after == "}" and before not in ("{", ","):
         odd.append(("trailing comma", token.start()))

@@ -1,9 +1,9 @@
-"""Reading TOML files of the host, and surgical edits of them, behind a guard.
+"""Reads TOML files of the host, and edits them in place, behind a guard.
 
-Invariant: a file that no runtime can read is refused; the error names the file, and repeats none of
-its values. The text that `edit` returns parses, with the standard library, to exactly the data that
-was wanted, and has every comment of the given text, still above the same key or header. If no way
-of writing achieves that, the edit is refused.
+Invariant: a file that no runtime can read is refused; the error names the file and shows none of
+its values. The text that `edit` returns parses, with the standard library, to exactly the desired
+data, and has every comment of the original text, still above the same key or header. If no way of
+writing achieves that, the edit is refused.
 """
 
 from __future__ import annotations
@@ -24,21 +24,23 @@ __all__ = [
     "edit", "encoded", "get", "has_comments", "parse", "render", "scalar", "without_empty",
 ]  # fmt: skip
 
-_MOST_PARTS = 100  # edits of single keys that make one table into another; each reads the text
+_MOST_PARTS = 100  # single edits for one table; each reads the whole text
 
-# A carriage return that ends a line is none to the scanner, and a value with a byte that is not
-# UTF-8 cannot be written back as it is.
+# The scanner does not treat a lone carriage return as a line end, and a value with a byte that is
+# not UTF-8 cannot be written back unchanged.
 _EDITABLE = {*dialect.GO_TOML_1, *dialect.GO_TOML_2} - {"carriage return", "encoding"}
 
 
 def parse(data: bytes, name: str) -> Data:
-    """The data of a file's bytes. What a runtime accepts besides TOML 1.0 is no error here (see
-    `dialect.oddities`). Raises Refused naming the file and the place of the error."""
+    """The data in a file's bytes; `name` is the file's path, for errors. Deviations from TOML 1.0
+    that a runtime accepts are no error (see `dialect.oddities`). Raises Refused with the file and
+    the place of the error."""
     return _parsed(decoded(data, name), name)
 
 
 def decoded(data: bytes, name: str) -> str:
-    """A file's bytes as text to edit; `encoded` makes the same bytes of it. Raises Refused."""
+    """The editable text of a file's bytes, from which `encoded` makes the same bytes. Raises
+    Refused."""
     try:
         return dialect.decoded(data)
     except dialect.NotText as error:
@@ -51,40 +53,41 @@ def _parsed(text: str, name: str) -> Data:
     except tomllib.TOMLDecodeError as error:
         from agent.toml.masking import masked  # needed only if something failed
 
-        why = masked(str(error))  # it can repeat what stands there
+        why = masked(str(error))  # the message can contain values
         raise Refused(f"cannot read {name}: it is not valid TOML: {why}; repair it") from error
     except budget.OverBudget as error:
         raise Refused(f"cannot read {name}: {error}; make it smaller") from error
 
 
 def has_comments(text: str) -> bool:
-    """Is there any comment in a text?"""
+    """Has the text any comment?"""
     from agent.toml import scan
 
     return bool(scan.comments(text))
 
 
 def edit(text: str, ops: Iterable[Op], name: str) -> str:
-    """The text with the operations carried out, or the same text if they change nothing.
+    """The text after the operations; the same text if they change nothing. `name` is the file's
+    path, for errors.
 
-    `text` is what `decoded` gives; bytes that are no TOML 1.0 stay where they are. Raises Refused,
-    naming the file, if the result cannot be written faithfully.
+    `text` comes from `decoded`; deviations from TOML 1.0 stay in it. Raises Refused if no safe way
+    to write the result is found.
     """
     mark, text = text[: text.startswith(BOM)], text.removeprefix(BOM)
     crlf = "\r\n" in text and text.count("\r\n") == text.count("\n")
     text = text.replace("\r\n", "\n") if crlf else text
     current = _parsed(text, name)
     for op in ops:
-        wanted = apply(current, [op])
-        if not identical(wanted, current):
+        desired = apply(current, [op])
+        if not identical(desired, current):
             _refuse_unsafe(text, name)
-            text, current = _propose(text, op, current, wanted, name)
+            text, current = _propose(text, op, current, desired, name)
     return mark + (text.replace("\n", "\r\n") if crlf else text)
 
 
 def _refuse_unsafe(text: str, name: str) -> None:
-    """Raise Refused for a text with too many lines, and for one in which the places of keys are not
-    certain or a value cannot be written back as it is."""
+    """Raise Refused for a text with too many lines, with uncertain places of keys, or with a value
+    that cannot be written back unchanged."""
     if text.count("\n") > budget.TOML_LINES:
         raise Refused(
             f"cannot edit {name}: it has more than {budget.TOML_LINES} lines; make it smaller"
@@ -93,31 +96,31 @@ def _refuse_unsafe(text: str, name: str) -> None:
         raise Refused(f"cannot edit {name}: {odd.words} ({odd.readers}); {odd.remedy}")
 
 
-def _propose(text: str, op: Op, data: Data, wanted: Data, name: str) -> tuple[str, Data]:
-    """The first proposal that passes the guard, with its data."""
-    for _, proposal in _proposals(text, op, data, wanted):
-        found = _guarded(text, proposal, op, data, wanted)
+def _propose(text: str, op: Op, data: Data, desired: Data, name: str) -> tuple[str, Data]:
+    """The first proposed text that passes the guard, and its data. Raises Refused if none does."""
+    for _, proposal in _proposals(text, op, data, desired):
+        found = _guarded(text, proposal, op, data, desired)
         if found is not None:
             return proposal, found
-    odd = next((f"; {one.words}" for one in dialect.oddities(text) if "1.1" in one.words), "")
+    odd = next((f"; {o.words}" for o in dialect.oddities(text) if "1.1" in o.words), "")
     raise Refused(
         f"cannot edit {name}: no safe way to set {dotted(op.path)} in its spelling was found{odd}; "
         "write that table with plain [headers] and try again"
     )
 
 
-def _proposals(text: str, op: Op, data: Data, wanted: Data) -> Iterator[tuple[str, str]]:
-    """Proposed texts, each with the name of the way in which it was made."""
+def _proposals(text: str, op: Op, data: Data, desired: Data) -> Iterator[tuple[str, str]]:
+    """(name of the way of writing, proposed text) in the order of preference."""
     from agent.toml import place  # with tomlkit; needed only if a file changes
 
-    old, new = get(data, op.path), get(wanted, op.path)
+    old, new = get(data, op.path), get(desired, op.path)
     if isinstance(old, dict) and isinstance(new, dict):
         parts = list(_parts(op.path, old, new))
         if len(parts) <= _MOST_PARTS:
             with contextlib.suppress(Refused):
                 yield "part by part", edit(text, parts, "")
     else:
-        for way, write in place.ways(text, op.path, wanted):
+        for way, write in place.ways(text, op.path, desired):
             with contextlib.suppress(*place.ERRORS):
                 proposal = write()
                 if proposal is not None:
@@ -127,8 +130,9 @@ def _proposals(text: str, op: Op, data: Data, wanted: Data) -> Iterator[tuple[st
             yield "out and in", edit(text, [Unset(op.path), Set(op.path, new)], "")
 
 
-def _guarded(text: str, proposal: str, op: Op, data: Data, wanted: Data) -> Data | None:
-    """The data of a proposal, None if it is not what was wanted."""
+def _guarded(text: str, proposal: str, op: Op, data: Data, desired: Data) -> Data | None:
+    """The data of a proposed text; None if it is not the desired data, or if a comment is lost or
+    moved."""
     from agent.toml import scan
 
     try:
@@ -137,16 +141,16 @@ def _guarded(text: str, proposal: str, op: Op, data: Data, wanted: Data) -> Data
         moved = scan.comments_above(text, op.path) - scan.comments_above(proposal, op.path)
     except ValueError:
         return None
-    right = identical(found, wanted)
+    right = identical(found, desired)
     if isinstance(op, Unset):
-        right = identical(without_empty(found), without_empty(wanted))
+        right = identical(without_empty(found), without_empty(desired))
     if isinstance(op, Unset) or isinstance(get(data, op.path), dict):
         lost -= scan.comments_behind(text, op.path)
     return found if right and not lost and not moved else None
 
 
 def _parts(path: Path, old: Data, new: Data) -> Iterator[Op]:
-    """The single edits that make one table into another."""
+    """The edits of single keys that turn the table `old` into `new`."""
     for key, value in new.items():
         below = (*path, key)
         if isinstance(old.get(key), dict) and isinstance(value, dict):

@@ -1,9 +1,9 @@
-"""Messages of other programs, without the values of a configuration that they may repeat.
+"""Masks configuration values in the messages of other programs.
 
 A runtime that rejects a value repeats it ("Can't convert hunter2(string) to int"), and the value
-can be a password. No list of what is secret is ever complete. So this module has the opposite list:
-the words of the runtimes' messages (known_words.txt), the words of the keys in the files, and names
-of ours. Whatever is not in it is shown as `…`.
+can be a password. No list of secrets is ever complete. So this module has a list of harmless words:
+those of the runtimes' messages (known_words.txt), those of the keys in the files, and names of
+ours. Every other word is shown as `…`.
 
 Invariant: each word that `masked` returns is known before the text is read, except for small
 numbers of lines and columns. The keys of masked values are named instead.
@@ -26,12 +26,12 @@ from agent.toml.ops import get
 from agent.toml.scan import Statement
 from agent.toml.write import Path, dotted
 
-_MOST = 300  # characters of what is shown
-_MOST_READ = 10_000  # characters of what is looked at
+_MOST = 300  # characters of the result
+_MOST_READ = 10_000  # characters of the message
 _MOST_KEYS = 2
-_SHORTEST = 2  # characters of a value that is looked for
+_SHORTEST = 2  # characters; shorter values are not searched in the message
 
-# Numbers say where something is, how a program ended, or are no numbers at all.
+# Harmless numbers: positions, descriptors in /proc, exit codes.
 _PLACE = re.compile(
     r"""\(\d{1,5},[ ]\d{1,4}\) | \b(?:line|row|column)(?:[ ]|=)\d{1,5}\b
         | /proc/self/fd/\d{1,4}\b | \bexit[ ](?:status|code)[ ]\d{1,3}\b""",
@@ -48,7 +48,7 @@ _NOTHING = re.compile(r"(?!)")
 
 @dataclass(frozen=True)
 class Source:
-    """A configuration file that a program was given: its host path, decoded text, and data."""
+    """A configuration file that a program reads: its host path, decoded text, and data."""
 
     name: str
     text: str
@@ -57,9 +57,9 @@ class Source:
 
 @lru_cache(maxsize=1)
 def _known() -> frozenset[str]:
-    """In lower case, the words of the messages of containerd 1.6 to 2.4, CRI-O, Go's libraries,
-    gRPC, systemd and tomllib; names of runtimes, plugins and usual directories; types of Go; words
-    of usual keys; and the words of the kernel's errors."""
+    """Known words in lower case: the words of the messages of containerd 1.6 to 2.4, CRI-O, Go's
+    libraries, gRPC, systemd and tomllib; names of runtimes, plugins and usual directories; types of
+    Go; words of usual keys; and the words of the kernel's errors."""
     with open(os.path.join(os.path.dirname(__file__), "known_words.txt"), encoding="ascii") as file:
         listed = file.read()
     kernel = " ".join(os.strerror(number) for number in errno.errorcode)
@@ -67,16 +67,18 @@ def _known() -> frozenset[str]:
 
 
 def masked(text: str, names: Collection[str] = (), words: Collection[str] = ()) -> str:
-    """The text with `…` for each word that is not known.
+    """The text with `…` in place of each unknown word.
 
-    `names` are texts of ours that stay as they are, such as the path of an executable; `words` are
-    more known words, in lower case.
+    `names` are texts of ours that stay unchanged, such as the path of an executable. `words` are
+    additional known words, in lower case.
     """
     known = _known() | {*words}
-    kept = "|".join(re.escape(name) for name in sorted(filter(None, names), key=len, reverse=True))
-    own = re.compile(rf"(?<![^\s\"'`(\[=])(?:{kept})(?![^\s\"'`)\],:;.])") if kept else _NOTHING
-    shown = _AGAIN.sub(HIDDEN, "".join(_parts(text[:_MOST_READ], known, own)))
-    return shown if len(shown) <= _MOST else f"{shown[:_MOST]}{HIDDEN}"
+    own = _NOTHING
+    if longest_first := sorted(filter(None, names), key=len, reverse=True):
+        either = "|".join(map(re.escape, longest_first))
+        own = re.compile(rf"(?<![^\s\"'`(\[=])(?:{either})(?![^\s\"'`)\],:;.])")
+    result = _AGAIN.sub(HIDDEN, "".join(_parts(text[:_MOST_READ], known, own)))
+    return result if len(result) <= _MOST else f"{result[:_MOST]}{HIDDEN}"
 
 
 def _parts(text: str, known: Collection[str], own: re.Pattern[str]) -> Iterator[str]:
@@ -86,8 +88,8 @@ def _parts(text: str, known: Collection[str], own: re.Pattern[str]) -> Iterator[
             yield found[0]
         elif found := _QUOTED.match(text, at):
             inside = found[0].strip("\"'`")
-            shown = own.fullmatch(inside) or _is_known(inside, known)
-            yield found[0] if shown else f'"{HIDDEN}"'
+            is_harmless = own.fullmatch(inside) or _is_known(inside, known)
+            yield found[0] if is_harmless else f'"{HIDDEN}"'
         elif found := _TOKEN.match(text, at):
             plain = found[0].rstrip(".:!?")
             yield plain if _is_known(plain, known) else HIDDEN
@@ -98,7 +100,7 @@ def _parts(text: str, known: Collection[str], own: re.Pattern[str]) -> Iterator[
 
 
 def _is_known(token: str, known: Collection[str]) -> bool:
-    """Does a token consist of known words and of punctuation between them?"""
+    """Does a token consist only of known words and punctuation?"""
     return all(
         part in _PUNCTUATION
         or part.lower() in known
@@ -107,20 +109,20 @@ def _is_known(token: str, known: Collection[str]) -> bool:
     )
 
 
-def explained(text: str, sources: Iterable[Source], names: Collection[str] = ()) -> str:
-    """`masked`, with the words of the keys in the files that the program was given; the keys whose
-    values it repeats are named behind it."""
+def masked_with_keys(text: str, sources: Iterable[Source], names: Collection[str] = ()) -> str:
+    """As `masked`, with the words of the keys in `sources` as known words. The keys whose values
+    the text repeats are named after it, with file and line."""
     files = tuple(sources)
-    given = [(file, one) for file in files for one in _statements(file)]
-    words = {word for _, one in given for part in one.raw for word in _key_words(part)}
-    shown = masked(text, (*names, *(file.name for file in files)), words)
-    if HIDDEN not in shown:
-        return shown
+    pairs = [(file, item) for file in files for item in _statements(file)]
+    words = {word for _, item in pairs for part in item.raw for word in _key_words(part)}
+    result = masked(text, (*names, *(file.name for file in files)), words)
+    if HIDDEN not in result:
+        return result
     read = _PLACE.sub("", text[:_MOST_READ])
-    keys = dict.fromkeys(key for file, one in given for key in _repeated(read, file, one))
+    keys = dict.fromkeys(key for file, item in pairs for key in _repeated(read, file, item))
     if not keys or len(keys) > _MOST_KEYS:
-        return shown
-    return f"{shown} ({HIDDEN} is the value of {' or of '.join(keys)})"
+        return result
+    return f"{result} ({HIDDEN} is the value of {' or of '.join(keys)})"
 
 
 def _statements(file: Source) -> tuple[Statement, ...]:
@@ -131,26 +133,26 @@ def _statements(file: Source) -> tuple[Statement, ...]:
 
 
 def _key_words(part: str) -> list[str]:
-    """The words of a part of a key without quotes: one with quotes can hold names of hosts and
-    users."""
+    """The words of a part of a key. A quoted part has none, because it can be a name of a host or a
+    user."""
     return [] if part[0] in "\"'" else re.findall(r"[a-z]+\d*", part.lower())
 
 
-def _repeated(text: str, file: Source, one: Statement) -> Iterator[str]:
-    """The keys of a statement whose values stand in the text, with their line."""
-    if one.kind != "key":
+def _repeated(text: str, file: Source, statement: Statement) -> Iterator[str]:
+    """The keys of a statement whose values the text repeats, each with its line and file."""
+    if statement.kind != "key":
         return
-    for path, value in _values(get(file.data, one.path), one.path):
+    for path, value in _values(get(file.data, statement.path), statement.path):
         word = str(value)
         if len(word) < _SHORTEST or word not in text or _is_known(word, _known()):
             continue
         if re.search(rf"(?<![\w.@/-]){re.escape(word)}(?![\w@/-])", text):
-            line = file.text.count("\n", 0, one.code) + 1
+            line = file.text.count("\n", 0, statement.code) + 1
             yield f"{safe_path(path)}, line {line} of {file.name}"
 
 
 def _values(data: Any, path: Path) -> Iterator[tuple[Path, Any]]:
-    """The strings, numbers and dates in a value, with their paths."""
+    """(path, value) of the strings, numbers and dates in a value."""
     if isinstance(data, dict):
         for key, value in data.items():
             yield from _values(value, (*path, key))
@@ -162,12 +164,13 @@ def _values(data: Any, path: Path) -> Iterator[tuple[Path, Any]]:
 
 
 def safe_path(path: Path) -> str:
-    """A path of keys for messages, without users and passwords in the names of hosts."""
+    """A path of keys for messages, without users and passwords in URLs."""
     return dotted(tuple(safe_key(part) for part in path))
 
 
 def safe_key(key: str) -> str:
-    """A key without the user and the password that a URL in it can hold, `://` or none."""
+    """A key for messages. If it is a URL, with or without `://`, its user and password are
+    hidden."""
     text = redact_text(key)
     if text != key or "@" not in text or not re.search(r"[:/].*@", text):
         return text

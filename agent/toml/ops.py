@@ -1,7 +1,7 @@
 """Edits as data: operations that set or remove keys, and the data after them.
 
-Invariant: pure, and arguments are never changed. `agent.toml.document` carries the operations out
-on a text.
+Invariant: depends on the arguments only, which are never changed. `agent.toml.document` carries the
+operations out on a text.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from agent.toml.write import Path, dotted
 
 @dataclass(frozen=True)
 class Set:
-    """Give the key at `path` this value; a table replaces whatever was there."""
+    """Give the key at `path` this value, whatever it had before."""
 
     path: Path
     value: Any
@@ -26,15 +26,15 @@ class Set:
 
 @dataclass(frozen=True)
 class Unset:
-    """Remove the key at `path`; absent is fine. Whether a table that this leaves empty stays in the
-    text depends on its spelling; to every reader of these files it is the same."""
+    """Remove the key at `path`; a missing key is no error. A table that becomes empty may stay in
+    the text, depending on its spelling; no reader of these files treats it differently."""
 
     path: Path
 
 
 @dataclass(frozen=True)
 class Append:
-    """Add `value` to the list at `path` unless it is in it; an absent list is made."""
+    """Add `value` to the list at `path`, unless the list has it. A missing list is made."""
 
     path: Path
     value: Any
@@ -44,7 +44,7 @@ Op: TypeAlias = Set | Unset | Append
 
 
 def get(data: Any, path: Path, default: Any = None) -> Any:
-    """The value at a path, or the default if a step is missing or not a table."""
+    """The value at `path`; `default` if a part of the path is missing or is no table."""
     for part in path:
         if not isinstance(data, Mapping) or part not in data:
             return default
@@ -53,7 +53,7 @@ def get(data: Any, path: Path, default: Any = None) -> Any:
 
 
 def apply(data: Data, ops: Iterable[Op]) -> Data:
-    """The data after the operations. The argument is not changed.
+    """The data after the operations.
 
     Raises Refused if a part of a path is not a table, or if the value to extend is not a list.
     """
@@ -78,7 +78,8 @@ def apply(data: Data, ops: Iterable[Op]) -> Data:
 
 
 def deep_merge(below: Data, above: Mapping[str, Any]) -> Data:
-    """The merge of two tables, key by key. Any other value of `above` replaces that of `below`."""
+    """Two tables merged key by key. A value of `above` that is no table replaces that of
+    `below`."""
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)
@@ -102,16 +103,17 @@ def _unset(data: Any, path: Path) -> None:
             del data[path[0]]
 
 
-def identical(one: Any, other: Any) -> bool:
-    """Equal, and of equal types all the way down (True == 1 in Python, not in TOML)."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(identical(one[k], other[k]) for k in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(identical, one, other))
-    return type(one) is type(other) and bool(one == other)
+def identical(first: Any, second: Any) -> bool:
+    """Are the values equal, with equal types at every depth? (True == 1 in Python, but not in
+    TOML.)"""
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(identical(first[k], second[k]) for k in first)
+    if isinstance(first, list) and isinstance(second, list):
+        return len(first) == len(second) and all(map(identical, first, second))
+    return type(first) is type(second) and bool(first == second)
 
 
 def without_empty(data: Data) -> Data:
-    """The data without empty tables at any depth, which mean nothing to containerd."""
+    """The data without empty tables at any depth, which have no meaning for runtimes."""
     pruned = {k: without_empty(v) if isinstance(v, dict) else v for k, v in data.items()}
     return {key: value for key, value in pruned.items() if value != {}}

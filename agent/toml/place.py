@@ -1,17 +1,17 @@
-"""Where an edit goes in a TOML text: the statement that it is about, or where a new one belongs.
+"""The place of an edit in a TOML text: an existing statement, or the position for a new one.
 
-Invariant: every proposal differs from the text in the lines of the edited key alone, plus new ones
-in the style of their neighbours. Comments that would be lost move to lines of their own, except for
-those behind a removed value. `document.edit` checks whether a proposal has the desired meaning.
+Invariant: a proposed text differs from the original only in the lines of the edited key, and in new
+lines in the style of their neighbours. Comments that would be lost move to lines of their own,
+except for those behind a removed value. `document.edit` checks whether a proposed text has the
+desired data.
 
-A key goes where its table is: into the braces of an inline table, below a [header], beside dotted
-keys; else its table gets a header at the end of the file, where it cannot come between a comment
-and what the comment is about.
+A key is added where its table is: into the braces of an inline table, below a [header], or beside
+dotted keys. Otherwise its table gets a header at the end of the file, where it cannot separate a
+comment from its key.
 
-tomlkit writes keys and values. It gets the lines of one statement, never a file. With whole files
-it writes wrong data for one valid document in five (tables out of order, dotted keys beside
-headers), needs seconds for a thousand tables, and puts new keys below comments that are about
-something else.
+tomlkit writes keys and values. It gets the lines of one statement, never a whole file. With whole
+files it writes wrong data for one valid document in five (tables out of order, dotted keys beside
+headers), needs seconds for a thousand tables, and puts new keys below comments on other keys.
 """
 
 from __future__ import annotations
@@ -32,89 +32,92 @@ from agent.toml.ops import get
 from agent.toml.scan import Statement
 from agent.toml.write import Path, quote, scalar, tables
 
-# tomlkit raises what its lists and dictionaries raise, too.
+# Errors of tomlkit, and those of its lists and dictionaries.
 ERRORS = (
     TOMLKitError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
     RecursionError,
 )  # fmt: skip
 
-_MOST_TOKENS = 20_000  # with an inline table: each dotted key in one takes longer than the last
-_MOST_GONE = 100  # items that are taken out of a list one by one: each time tomlkit copies the list
+_MOST_TOKENS = 20_000  # with an inline table, whose dotted keys take quadratic time
+_MOST_REMOVED = 100  # items of a list, because tomlkit copies the list for each
 
-# The name of a way to write an edit, and the way itself. It returns None if it does not fit, and
-# may raise one of ERRORS.
+# (name, function) of a way to write an edit. The function returns the new text, or None if the way
+# does not fit, and may raise one of ERRORS.
 Way: TypeAlias = tuple[str, Callable[[], str | None]]
 
 
 @dataclass(frozen=True)
 class _Sheet:
-    """A text and the places of its statements."""
+    """A text and its statements."""
 
     text: str
     statements: tuple[Statement, ...]
 
-    def lines(self, one: Statement) -> str:
-        return self.text[one.start : one.end]
+    def lines(self, statement: Statement) -> str:
+        return self.text[statement.start : statement.end]
 
-    def indent(self, one: Statement) -> str:
-        return self.text[one.start : one.code]
+    def indent(self, statement: Statement) -> str:
+        return self.text[statement.start : statement.code]
 
     def owner(self, path: Path) -> Statement | None:
-        """The statement whose value is that of the key at `path`, or an inline table above it."""
-        for one in self.statements:
-            size = len(one.path)
-            if one.kind == "key" and one.path == path[:size]:
-                return one if size == len(path) or self.text[one.value.start] == "{" else None
+        """The statement that has the value of the key at `path`: its own, or that of an inline
+        table above it; None if there is none."""
+        for statement in self.statements:
+            size = len(statement.path)
+            if statement.kind == "key" and statement.path == path[:size]:
+                has_key = size == len(path) or self.text[statement.value.start] == "{"
+                return statement if has_key else None
         return None
 
     def last(self, path: Path) -> Statement | None:
-        """The last key of a table, below its header or dotted; without keys its header."""
+        """The last statement of a table: a key below its header or a dotted key, else its
+        header."""
         found, size = None, len(path)
-        for one in self.statements:
-            if one.path[:size] == path and len(one.base) <= size and one.kind != "array":
-                found = one
+        for statement in self.statements:
+            is_inside = statement.path[:size] == path and len(statement.base) <= size
+            if is_inside and statement.kind != "array":
+                found = statement
         return found
 
     def header_indent(self, path: Path) -> str:
-        """The indentation of a new header: that of headers with as many parts, else one step more
-        than that of headers with fewer parts, if those are indented."""
+        """The indentation for a new header: that of headers with as many parts; else one step more
+        than that of headers with fewer parts, if these are indented."""
         indents: dict[int, str] = {}
-        for one in self.statements:
-            if one.kind != "key":
-                indents.setdefault(len(one.path), self.indent(one))
+        for statement in self.statements:
+            if statement.kind != "key":
+                indents.setdefault(len(statement.path), self.indent(statement))
         above = max((size for size in indents if size < len(path)), default=None)
         outer = indents[above] if above else ""
         return indents.get(len(path), outer and outer + self.step)
 
     @cached_property
     def step(self) -> str:
-        """By how much the first key below a header is indented more than the header."""
+        """The additional indentation of the first key below a header."""
         header = ""
-        for one in self.statements:
-            indent = self.indent(one)
-            if one.kind == "key" and one.base:
+        for statement in self.statements:
+            indent = self.indent(statement)
+            if statement.kind == "key" and statement.base:
                 return indent.removeprefix(header)
             header = indent
         return ""
 
     def spelling(self, part: str) -> str:
-        """A part of a key as it is written first; containerd 1.x takes an escape in a key as it
-        stands (observed)."""
-        for one in self.statements:
-            for known, raw in zip(reversed(one.path), reversed(one.raw), strict=False):
+        """A part of a key in the spelling of the text. A spelling with escapes is not used, because
+        containerd 1.x reads an escape in a key literally (observed)."""
+        for statement in self.statements:
+            for known, raw in zip(reversed(statement.path), reversed(statement.raw), strict=False):
                 if known == part and "\\" not in raw:
                     return raw
         return quote(part)
 
 
-def ways(text: str, path: Path, wanted: Data) -> Iterator[Way]:
-    """Ways to give the key at `path` the value that it has in the wanted data, or to remove it if
-    these do not have it. New lines end with LF. To turn one table into another, call this for each
-    of its parts."""
+def ways(text: str, path: Path, desired: Data) -> Iterator[Way]:
+    """The ways to give the key at `path` the value that it has in the desired data, or to remove it
+    if they lack it. New lines end with LF. To change a table, call this for each key in it."""
     sheet = _Sheet(text, scan.statements(text))
-    value = get(wanted, path)
-    one = sheet.owner(path)
-    if one is None:
+    value = get(desired, path)
+    statement = sheet.owner(path)
+    if statement is None:
         if value is None:
             yield "lines out", lambda: _without_lines(sheet, path)
             return
@@ -123,36 +126,41 @@ def ways(text: str, path: Path, wanted: Data) -> Iterator[Way]:
         if isinstance(value, dict) or len(path) > 1:
             yield "tomlkit, below a new header", lambda: _at_end(sheet, path, value)
         return
-    old, size = sheet.lines(one), len(one.base)
+    old, size = sheet.lines(statement), len(statement.base)
     if value is None:
-        # Inline tables that this leaves empty: the first proposal removes them, as `apply` does,
-        # and the second one keeps them.
-        empty = next(n for n in range(len(path) + 1) if get(wanted, path[:n]) is None)
-        for end in [max(empty, len(one.path) + 1), len(path)]:
-            rest = path[size:end] if one.path != path else path[size : size + 1]
-            yield "tomlkit", partial(_changed, sheet, one, partial(_without, old, rest))
+        # The first proposal also removes inline tables that become empty, as `apply` does. The
+        # second one keeps them.
+        empty = next(n for n in range(len(path) + 1) if get(desired, path[:n]) is None)
+        for end in [max(empty, len(statement.path) + 1), len(path)]:
+            rest = path[size:end] if statement.path != path else path[size : size + 1]
+            yield "tomlkit", partial(_changed, sheet, statement, partial(_without, old, rest))
     else:
         for like, way in ((old, "tomlkit"), (_with_comma(old), "tomlkit after a comma")):
             new = partial(_with_value, like, path[size:], value)
-            yield way, partial(_changed, sheet, one, new)
-    anew = get(wanted, one.path)
-    if anew is not None:
-        lines = text[one.start : one.value.start] + scalar(anew) + text[one.value.stop : one.end]
-        yield "value anew", lambda: _changed(sheet, one, lambda: lines)
+            yield way, partial(_changed, sheet, statement, new)
+    rewritten = get(desired, statement.path)
+    if rewritten is not None:
+        lines = (
+            text[statement.start : statement.value.start]
+            + scalar(rewritten)
+            + text[statement.value.stop : statement.end]
+        )
+        yield "rewritten value", lambda: _changed(sheet, statement, lambda: lines)
 
 
 # New keys and tables
 
 
-def _after(sheet: _Sheet, one: Statement | None, path: Path, value: Any) -> str | None:
-    """A key on the line after a statement of its table; at the root after `version`, if there, and
-    without any key before the first table and the comment that is about it."""
+def _after(sheet: _Sheet, statement: Statement | None, path: Path, value: Any) -> str | None:
+    """The text with a key on the line after a statement of its table. A root key comes after
+    `version`, else after the last root key, else before the first table and its comment. None if
+    the table has no statement."""
     if len(path) == 1:
-        one = next((s for s in sheet.statements if s.path == ("version",)), one)
-    if one is not None:
-        like, step = (one.raw, "") if one.kind == "key" else ((), sheet.step)
-        line = _beside(like, path[len(one.base) :], value)
-        return _insert(sheet.text, one.end, sheet.indent(one) + step + line)
+        statement = next((s for s in sheet.statements if s.path == ("version",)), statement)
+    if statement is not None:
+        like, step = (statement.raw, "") if statement.kind == "key" else ((), sheet.step)
+        line = _beside(like, path[len(statement.base) :], value)
+        return _insert(sheet.text, statement.end, sheet.indent(statement) + step + line)
     if len(path) > 1:
         return None
     lines = sheet.text[: sheet.statements[0].start].split("\n")[:-1] if sheet.statements else []
@@ -163,7 +171,7 @@ def _after(sheet: _Sheet, one: Statement | None, path: Path, value: Any) -> str 
 
 
 def _at_end(sheet: _Sheet, path: Path, value: Any) -> str:
-    """A table, or the table of a key, at the end of the text, with headers of its own."""
+    """The text with a table, or with the table of a key, under new headers at its end."""
     table, path = (value, path) if isinstance(value, dict) else ({path[-1]: value}, path[:-1])
     blocks = []
     for inner, keys in tables(table, path):
@@ -182,48 +190,49 @@ def _insert(text: str, at: int, lines: str) -> str:
 
 
 def _beside(raw: Path, path: Path, value: Any) -> str:
-    """A new statement, written like one whose key has the parts `raw`."""
+    """The line of a new key, spelled like a neighbour whose key has the parts `raw`."""
     like = f"{'.'.join(raw)} = 0\n" if raw else ""
     return _with_value(like, path, value).removeprefix(like)
 
 
-# Statements that are there
+# Existing statements
 
 
-def _changed(sheet: _Sheet, one: Statement, change: Callable[[], str]) -> str:
-    """The text with other lines for a statement, and comments that these lack above them."""
-    old, new = sheet.lines(one), change()
-    kept = scan.comments(new) if new else scan.comments(sheet.text[one.value.stop : one.end])
-    above = _comment_lines(sheet, one, scan.comments(old) - kept)
-    return sheet.text[: one.start] + above + new + sheet.text[one.end :]
+def _changed(sheet: _Sheet, statement: Statement, change: Callable[[], str]) -> str:
+    """The text with new lines for a statement. Comments that the new lines lack are put above
+    them."""
+    old, new = sheet.lines(statement), change()
+    kept = scan.comments(new or sheet.text[statement.value.stop : statement.end])
+    above = _comment_lines(sheet, statement, scan.comments(old) - kept)
+    return sheet.text[: statement.start] + above + new + sheet.text[statement.end :]
 
 
-def _comment_lines(sheet: _Sheet, one: Statement, comments: Counter[str]) -> str:
-    """Comments, each on a line indented as the statement is."""
-    return "".join(f"{sheet.indent(one)}{comment}\n" for comment in comments.elements())
+def _comment_lines(sheet: _Sheet, statement: Statement, comments: Counter[str]) -> str:
+    """Comments, each on its own line with the statement's indentation."""
+    return "".join(f"{sheet.indent(statement)}{comment}\n" for comment in comments.elements())
 
 
 def _without_lines(sheet: _Sheet, path: Path) -> str:
-    """All statements of a key or a table taken out, and the empty lines above its headers; lines
-    with a comment of their own stay."""
+    """The text without the statements of a key or a table, and without the empty lines above its
+    headers. Comments on their own lines stay."""
     text, kept, at = sheet.text, "", 0
-    for one in sheet.statements:
-        if one.path[: len(path)] == path:
-            above = text[at : one.start]
-            if one.kind != "key":
+    for statement in sheet.statements:
+        if statement.path[: len(path)] == path:
+            above = text[at : statement.start]
+            if statement.kind != "key":
                 code = len(above.rstrip())
                 above = above[: above.index("\n", code) + 1] if code else ""
-            kept += above + _comment_lines(sheet, one, scan.comments(text[one.value]))
-            at = one.end
+            kept += above + _comment_lines(sheet, statement, scan.comments(text[statement.value]))
+            at = statement.end
     return kept + text[at:]
 
 
-# One statement, changed by tomlkit. `text` is its whole lines, and so is the result. `path` counts
-# from the table that the statement stands in. Each raises one of ERRORS if tomlkit cannot do it.
+# One statement, changed by tomlkit. The argument `text` and the result are the whole lines of the
+# statement. `path` is relative to the statement's table. Each function may raise one of ERRORS.
 
 
 def _with_value(text: str, path: Path, value: Any) -> str:
-    """The statement with another value: for its own key, or for one in its inline table."""
+    """The statement with another value for its key, or for a key in its inline table."""
     document, table, (key, *below) = _innermost(text, path)
     for part in reversed(below):
         value = {part: value}
@@ -234,9 +243,9 @@ def _with_value(text: str, path: Path, value: Any) -> str:
 
 
 def _without(text: str, path: Path) -> str:
-    """The statement without the key at `path`; an empty text if that is all of it."""
+    """The statement without the key at `path`; "" if nothing remains."""
     document, table, (key, *_) = _innermost(text, path)
-    if isinstance(table, InlineTable):  # of the spaces around it, those behind it remain
+    if isinstance(table, InlineTable):  # remove the spaces before the key, too
         body = table.value.body
         at = next((at for at, (other, _) in enumerate(body) if other == key), 0)
         if at and isinstance(body[at - 1][1], Whitespace) and body[at - 1][1].as_string() != ",":
@@ -246,8 +255,8 @@ def _without(text: str, path: Path) -> str:
 
 
 def _with_comma(text: str) -> str:
-    """The statement with a comma behind the last item of its list: tomlkit forgets that comma if
-    a comment follows the item."""
+    """The statement with a comma after the last item of its list. Without it, tomlkit forgets to
+    add one if a comment follows the item."""
     code = [t for t in TOKEN.finditer(text) if not (t[0][0] == "#" or t[0].isspace())]
     if len(code) < 2 or code[-1][0] != "]" or code[-2][0] in ("[", ","):
         return text
@@ -256,7 +265,8 @@ def _with_comma(text: str) -> str:
 
 
 def _innermost(text: str, path: Path) -> tuple[Any, Any, Path]:
-    """The parsed text, its innermost table on a path that has keys, and the rest of the path."""
+    """(parsed text, innermost non-empty table on the path, rest of the path). Raises ValueError for
+    a text that takes tomlkit too long."""
     if "{" in text and sum(1 for _ in TOKEN.finditer(text)) > _MOST_TOKENS:
         raise ValueError("too long for tomlkit")
     document = tomlkit.parse(text)
@@ -267,7 +277,8 @@ def _innermost(text: str, path: Path) -> tuple[Any, Any, Path]:
 
 
 def _put(table: Any, key: str, value: Any) -> None:
-    """Set a key; a new one in an inline table is spaced, or on a line, like the others there."""
+    """Set a key. A new key in an inline table gets the spaces or the line break of its
+    neighbours."""
     item = tomlkit.value(scalar(value))
     body = table.value.body if isinstance(table, InlineTable) and key not in table else ()
     spaces = [part.s if isinstance(part, Whitespace) else "" for _, part in body] or [""]
@@ -280,18 +291,19 @@ def _put(table: Any, key: str, value: Any) -> None:
 
 
 def _relist(old: Any, new: list[Any]) -> bool:
-    """Add items at the end of a list, or take some out; False if neither makes the new one."""
+    """Turn a list of tomlkit into `new` by adding items at its end or removing items. Returns False
+    if that is not possible."""
     items = old.unwrap()
     if new[: len(items)] != items:
-        gone, kept = [], 0
+        removed, kept = [], 0
         for number, item in enumerate(items):
             if kept < len(new) and item == new[kept]:
                 kept += 1
             else:
-                gone.append(number)
-        if kept < len(new) or len(gone) > _MOST_GONE:
+                removed.append(number)
+        if kept < len(new) or len(removed) > _MOST_REMOVED:
             return False
-        for number in reversed(gone):
+        for number in reversed(removed):
             del old[number]
     for item in new[len(old) :]:
         old.append(tomlkit.value(scalar(item)))

@@ -1,7 +1,7 @@
 """The places of headers, keys, values, entries and comments in a TOML text, as offsets.
 
-Invariant: only places are found here; `agent.toml.dialect` reads values, and its `loads` has to
-accept the text. If a place is not certain, `Unreadable` is raised.
+Invariant: only places are found here; `agent.toml.dialect` reads values, and its `loads` must
+accept the text. If a place is uncertain, `Unreadable` is raised.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _BARE = re.compile(r"[^,#\]}\r\n]+")
 
 
 class Unreadable(ValueError):
-    """The scanner does not understand the text."""
+    """The scanner cannot find the places in the text."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A key and its value, `text[value]`. `path` counts from the table that the entry stands in;
-    `raw` is how its parts are written."""
+    """A key and its value, `text[value]`. `path` is relative to the table of the entry; `raw` has
+    the spellings of its parts."""
 
     path: Path
     raw: Path
@@ -47,8 +47,9 @@ class Entry:
 class Statement:
     """One header, or one key with its value; `text[start:end]` are its whole lines.
 
-    `path` counts from the root, and so does `base`, the table whose block it stands in. `code` is
-    where the indentation ends. For a header `value` is empty and lies behind the closing bracket.
+    `path` and `base`, the table of the block that it is in, are relative to the root. `raw` has the
+    spellings of the key's parts. `code` is the offset after the indentation. A header has an empty
+    `value` after its closing bracket.
     """
 
     kind: Kind
@@ -61,9 +62,9 @@ class Statement:
     end: int
 
 
-@lru_cache(maxsize=2)  # a text before and after an edit, each looked at several times
+@lru_cache(maxsize=2)  # for the texts before and after an edit, each used several times
 def statements(text: str) -> tuple[Statement, ...]:
-    """All statements in their order."""
+    """All statements in the order of the text. Raises Unreadable."""
     found: list[Statement] = []
     base: Path = ()
     at = 0
@@ -89,12 +90,12 @@ def statements(text: str) -> tuple[Statement, ...]:
 
 
 def entries(text: str, value: slice) -> list[Entry]:
-    """The entries of an inline table."""
+    """The entries of the inline table `text[value]`. Raises Unreadable."""
     return [_entry(text, start) for start in _group(text, value.start)[0]]
 
 
 def name(raw: str) -> str:
-    """The key that a part of a written key means."""
+    """The key that a spelling of it means."""
     if raw[0] not in "\"'":
         return raw
     if "\\" not in raw or raw[0] == "'":
@@ -103,30 +104,30 @@ def name(raw: str) -> str:
 
 
 def comments(text: str) -> Counter[str]:
-    """Every comment, on a line of its own or behind something. `text` may be a part that begins and
-    ends outside of strings."""
+    """Every comment, on its own line or after code, with its count. `text` may be a part that
+    begins and ends outside of strings."""
     return Counter(part[0].rstrip() for part in PARTS.finditer(text) if part[0][0] == "#")
 
 
 def comments_behind(text: str, path: Path) -> Counter[str]:
-    """The comments on the last lines of a key, or of all keys and headers of a table."""
+    """The comments at the end of the last line of a key, or of each key and header of a table."""
     found: Counter[str] = Counter()
-    for one in statements(text):
-        if one.path[: len(path)] == path:
-            found += comments(text[one.value.stop : one.end])
+    for statement in statements(text):
+        if statement.path[: len(path)] == path:
+            found += comments(text[statement.value.stop : statement.end])
     return found
 
 
 def comments_above(text: str, but: Path) -> Counter[tuple[str, Path]]:
-    """The comments right above headers and keys, with the path of these; without those of a key
-    or table."""
+    """(comment, path of the header or key below it) of the comments right above headers and keys,
+    except for those of the key or table `but`."""
     found: Counter[tuple[str, Path]] = Counter()
     at = 0
-    for one in statements(text):
-        if "#" in text[at : one.start] and one.path[: len(but)] != but:
-            near = _BLANK_LINE.split(text[at : one.start])[-1]
-            found.update((comment, one.path) for comment in comments(near).elements())
-        at = one.end
+    for statement in statements(text):
+        if "#" in text[at : statement.start] and statement.path[: len(but)] != but:
+            near = _BLANK_LINE.split(text[at : statement.start])[-1]
+            found.update((comment, statement.path) for comment in comments(near).elements())
+        at = statement.end
     return found
 
 
@@ -159,7 +160,8 @@ def _token(text: str, at: int) -> re.Match[str]:
 
 
 def _group(text: str, at: int) -> tuple[list[int], int]:
-    """Where the items of the list or inline table that opens at `at` begin, and where it ends."""
+    """The offsets of the items in the list or inline table that opens at `at`, and the offset after
+    it."""
     starts: list[int] = []
     depth, at, between = 1, at + 1, True
     while True:

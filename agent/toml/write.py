@@ -1,6 +1,6 @@
 """Writes TOML: values, keys, headers, whole tables.
 
-Invariant: what is written here parses to exactly what it was made from.
+Invariant: the result parses to exactly the given data.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ Path: TypeAlias = tuple[str, ...]
 
 
 def render(table: Mapping[str, Any], path: Path = ()) -> str:
-    """A table as TOML text with plain headers, keys before sub-tables, in the order given."""
+    """A table as TOML text with plain headers, keys before sub-tables, in the given order. `path`
+    is the table's own path."""
     parts: list[str] = []
     for inner, keys in tables(table, path):
         lines = [f"[{dotted(inner)}]"] if inner else []
@@ -24,7 +25,8 @@ def render(table: Mapping[str, Any], path: Path = ()) -> str:
 
 
 def tables(table: Mapping[str, Any], path: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The tables in a table that need a header, and itself, each with the keys that are none."""
+    """(path, its keys other than tables) of a table and of each table in it, if it needs a
+    header."""
     keys = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
     found = [(path, keys)] if keys or len(table) == 0 else []
     for key, value in table.items():
@@ -34,17 +36,18 @@ def tables(table: Mapping[str, Any], path: Path) -> list[tuple[Path, dict[str, A
 
 
 def dotted(path: Path) -> str:
-    """A path as it is written in TOML, for messages."""
+    """A path in TOML's notation."""
     return ".".join(map(quote, path))
 
 
 def quote(key: str) -> str:
-    """A key, bare if TOML allows it."""
+    """A key in TOML's notation: bare if possible, else quoted."""
     return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else scalar(key)
 
 
 def scalar(value: Any) -> str:
-    """A value as TOML; tables become inline ones. JSON strings are basic strings of TOML."""
+    """A value as TOML on one line; a table becomes an inline table. JSON's strings are valid basic
+    strings of TOML."""
     match value:
         case bool():
             return "true" if value else "false"

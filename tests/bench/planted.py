@@ -72,8 +72,8 @@ _EDITS = (
     ),
     Mutant(
         "true-is-one", "edits", "agent/toml/ops.py",
-        "return type(one) is type(other) and bool(one == other)",
-        "return bool(one == other)",
+        "return type(first) is type(second) and bool(first == second)",
+        "return bool(first == second)",
         ("tests/unit/toml/test_document.py",),
     ),
     Mutant(

@@ -25,7 +25,7 @@ from agent.host.paths import HostRoot
 from agent.runtimes import command
 from agent.systemd.units import masked_message
 from agent.toml import document, write
-from agent.toml.masking import Source, explained, masked
+from agent.toml.masking import Source, masked, masked_with_keys
 from tests.security.planted import SEPARATORS, leaked, output, piece
 from tests.tools import forked, runtimes
 from tests.tools.runtimes import ROOT
@@ -130,8 +130,8 @@ def test_value_in_a_message_is_masked_in_every_spelling(message: str, seed: int)
     data = {"plugins": {_CRI: {"x": value}}, "a": value}
     source = Source("/etc/containerd/config.toml", write.render(data), data)
     for found in (
-        masked(text), explained(text, [source], ["/usr/bin/containerd"]), masked_message(text),
-        explained(text, [source, source]),
+        masked(text), masked_with_keys(text, [source], ["/usr/bin/containerd"]),
+        masked_message(text), masked_with_keys(text, [source, source]),
     ):  # fmt: skip
         assert leaked(pieces, found) == []
 
